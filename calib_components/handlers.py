@@ -1,0 +1,223 @@
+"""Ignite handlers: training that survives an interruption, and the files of an evaluation."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import ignite.distributed as idist
+import numpy as np
+import torch
+from ignite.engine import Engine, Events
+from monai.data.utils import set_rnd
+from monai.utils import set_determinism, string_list_all_gather
+
+from calib_components.figures import reliability_diagram
+from calib_components.metrics import CalibrationBins
+
+__all__ = ["EvaluationWriter", "TrainingCheckpoint"]
+
+
+class TrainingCheckpoint:
+    """Keep the best weights and what a bit-exact continuation needs.
+
+    After each epoch it writes ``model.pt`` (the network's state dict alone, when the evaluator has just found its best
+    key metric) and ``last.pt`` (network, optimizer, scheduler, AMP scaler, epoch and best metric so far). Each file is
+    replaced in one step, so a process killed at any moment leaves the previous one whole.
+
+    All randomness of an epoch (order, augmentation, dropout) is seeded from ``seed`` and the epoch's number. A run that
+    resumes therefore draws what the uninterrupted run would have drawn, and on CPU ends with the same bits.
+
+    Attach it after the handlers that validate and that step the scheduler.
+
+    Args:
+        ckpt_dir: folder of the two files.
+        network: network to train.
+        optimizer: its optimizer.
+        lr_scheduler: its learning-rate scheduler.
+        evaluator: the validation engine; its ``best_metric_epoch`` decides what is best.
+        seed: seed of the whole run.
+        resume: continue from ``last.pt``; without such a file the run starts from the beginning.
+    """
+
+    def __init__(
+        self,
+        ckpt_dir: str | os.PathLike,
+        network: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        lr_scheduler: torch.optim.lr_scheduler.LRScheduler,
+        evaluator: Engine,
+        seed: int,
+        resume: bool = False,
+    ) -> None:
+        self.best_path = Path(ckpt_dir) / "model.pt"
+        self.last_path = Path(ckpt_dir) / "last.pt"
+        self.stateful = {"network": network, "optimizer": optimizer, "lr_scheduler": lr_scheduler}
+        self.evaluator = evaluator
+        self.seed = seed
+        self.resume = resume
+
+    def attach(self, engine: Engine) -> None:
+        """
+        Args:
+            engine: the trainer.
+        """
+        if engine.scaler is not None:
+            self.stateful["scaler"] = engine.scaler
+        if self.resume:
+            engine.add_event_handler(Events.STARTED, self._load)
+        engine.add_event_handler(Events.EPOCH_STARTED, self._seed_epoch)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._save)
+
+    def _load(self, engine: Engine) -> None:
+        if not self.last_path.is_file():
+            logging.getLogger(__name__).info("No %s to resume from: starting from the beginning.", self.last_path)
+            return
+        checkpoint = torch.load(self.last_path, map_location=engine.state.device, weights_only=True)
+        for name, holder in self.stateful.items():
+            holder.load_state_dict(checkpoint[name])
+        engine.state.epoch = checkpoint["epoch"]
+        engine.state.iteration = checkpoint["epoch"] * engine.state.epoch_length
+        self.evaluator.state.best_metric = checkpoint["best_metric"]
+        self.evaluator.state.best_metric_epoch = checkpoint["best_metric_epoch"]
+        logging.getLogger(__name__).info("Resuming after epoch %d of %s.", checkpoint["epoch"], self.last_path)
+
+    def _seed_epoch(self, engine: Engine) -> None:
+        epoch_seed = np.random.SeedSequence((self.seed, engine.state.epoch)).generate_state(1).item()
+        set_determinism(epoch_seed)
+        # Workers seed their own copy of the dataset; without workers this one is used.
+        set_rnd(engine.data_loader.dataset, seed=epoch_seed)
+
+    def _save(self, engine: Engine) -> None:
+        if idist.get_rank() != 0:
+            return
+        best = self.evaluator.state
+        if best.best_metric_epoch == engine.state.epoch:
+            _save_atomically(self.stateful["network"].state_dict(), self.best_path)
+        state = {name: holder.state_dict() for name, holder in self.stateful.items()}
+        state["epoch"] = engine.state.epoch
+        state["best_metric"] = best.best_metric
+        state["best_metric_epoch"] = best.best_metric_epoch
+        _save_atomically(state, self.last_path)
+
+
+def _save_atomically(state: Mapping[str, Any], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".tmp")
+    torch.save(state, partial)
+    os.replace(partial, path)
+
+
+class EvaluationWriter:
+    """Write what an evaluation measured, per case and in summary.
+
+    ``cases.csv``: one row a case. ``summary.json``: mean, standard deviation over cases and number of cases of every
+    measure, the pooled calibration errors, and the structures found in only one of prediction and ground truth.
+    ``calibration.json``: the bins, per case and pooled. ``reliability.png`` and ``reliability_classes.png``: drawn from
+    the pooled bins.
+
+    Args:
+        output_dir: folder of the files.
+        metrics: name of a measure to the metric that the evaluator updates, with ``dsc``, ``hd95``, ``ece`` and
+            ``cece`` among them. Its ``aggregate("none")`` gives ``(cases,)`` or ``(cases, structures)``.
+        structures: names of the structures, in the order of the metrics' columns.
+        class_names: names of the classes, in the order of the network's channels.
+        batch_transform: gets the names of a batch's cases from ``engine.state.batch``.
+    """
+
+    def __init__(
+        self,
+        output_dir: str | os.PathLike,
+        metrics: Mapping[str, Any],
+        structures: Sequence[str],
+        class_names: Sequence[str],
+        batch_transform: Callable[[Any], Sequence[str]],
+    ) -> None:
+        self.output_dir = Path(output_dir)
+        self.metrics = metrics
+        self.structures = list(structures)
+        self.class_names = list(class_names)
+        self.batch_transform = batch_transform
+        self._cases: list[str] = []
+
+    def attach(self, engine: Engine) -> None:
+        """
+        Args:
+            engine: the evaluator that updates the metrics.
+        """
+        engine.add_event_handler(Events.EPOCH_STARTED, lambda: self._cases.clear())
+        engine.add_event_handler(
+            Events.ITERATION_COMPLETED, lambda engine: self._cases.extend(self.batch_transform(engine.state.batch))
+        )
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._write)
+
+    def _write(self) -> None:
+        # Every rank takes part in the gathering, one writes.
+        cases = string_list_all_gather(self._cases) if idist.get_world_size() > 1 else list(self._cases)
+        per_case = {name: metric.aggregate("none").double().cpu() for name, metric in self.metrics.items()}
+        bins = {kind: self.metrics[name].case_bins for kind, name in (("top_label", "ece"), ("classwise", "cece"))}
+        if idist.get_rank() != 0:
+            return
+        self.output_dir.mkdir(parents=True, exist_ok=True)
+        self._write_cases(cases, per_case)
+        self._write_summary(cases, per_case, bins)
+        pooled = {kind: case_bins.pooled() for kind, case_bins in bins.items()}
+        calibration = {
+            "class_names": self.class_names,
+            "cases": cases,
+            "per_case": {kind: case_bins.to_dict() for kind, case_bins in bins.items()},
+            "pooled": {kind: pooled_bins.to_dict() for kind, pooled_bins in pooled.items()},
+        }
+        (self.output_dir / "calibration.json").write_text(json.dumps(calibration) + "\n")
+        reliability_diagram(pooled["top_label"]).savefig(self.output_dir / "reliability.png")
+        reliability_diagram(pooled["classwise"], class_names=self.class_names).savefig(
+            self.output_dir / "reliability_classes.png"
+        )
+        logging.getLogger(__name__).info("Wrote the evaluation of %d cases to %s", len(cases), self.output_dir)
+
+    def _columns(self, per_case: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        columns = {}
+        for name, values in per_case.items():
+            if values.ndim == 1:
+                columns[name] = values
+            else:
+                columns.update(zip((f"{name}_{s}" for s in self.structures), values.unbind(1), strict=True))
+        return columns
+
+    def _write_cases(self, cases: Sequence[str], per_case: Mapping[str, torch.Tensor]) -> None:
+        columns = self._columns(per_case)
+        with open(self.output_dir / "cases.csv", "w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["case", *columns])
+            for case, *row in zip(cases, *(values.tolist() for values in columns.values()), strict=True):
+                writer.writerow([case, *("" if math.isnan(value) else value for value in row)])
+
+    def _write_summary(
+        self, cases: Sequence[str], per_case: Mapping[str, torch.Tensor], bins: Mapping[str, CalibrationBins]
+    ) -> None:
+        means = {name: values.nanmean(1) for name, values in per_case.items() if values.ndim == 2}
+        missed = (per_case["dsc"] == 0) & per_case["hd95"].isnan()
+        summary = {
+            "cases": len(cases),
+            **{name: _statistics(values) for name, values in {**means, **self._columns(per_case)}.items()},
+            "ece_pooled": bins["top_label"].pooled().expected_error().item(),
+            "cece_pooled": bins["classwise"].pooled().expected_error().item(),
+            "missed": [{"case": cases[i], "structure": self.structures[j]} for i, j in missed.nonzero().tolist()],
+        }
+        (self.output_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+
+
+def _statistics(values: torch.Tensor) -> dict[str, float | int | None]:
+    """Mean and standard deviation over the cases where the measure is defined, and how many those are."""
+    defined = values[~values.isnan()]
+    return {
+        "mean": defined.mean().item() if len(defined) > 0 else None,
+        "std": defined.std().item() if len(defined) > 1 else None,
+        "n": len(defined),
+    }

@@ -1,0 +1,39 @@
+"""Data that the tests share: a phantom data set, prepared at a small size, and a bundle trained on it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+IMAGE_SIZE = [64, 64]
+
+
+def run_script(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run a script of this repository as a user does."""
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)], cwd=ROOT, check=False, capture_output=True, text=True
+    )
+
+
+@pytest.fixture(scope="session")
+def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Phantom hearts of 10 patients in the challenge's layout."""
+    out = tmp_path_factory.mktemp("phantoms")
+    done = run_script("scripts/make_phantoms.py", out, "--patients", 10, "--seed", 1)
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+@pytest.fixture(scope="session")
+def prepared(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The phantoms prepared at 64 x 64: 6 patients to train on, 2 to validate, 2 to test."""
+    out = tmp_path_factory.mktemp("prepared")
+    done = run_script(
+        "scripts/prepare_data.py", "acdc", phantoms, out, "--image_size", "64,64", "--fractions", "0.6,0.2,0.2"
+    )
+    assert done.returncode == 0, done.stderr
+    return out

@@ -1,0 +1,260 @@
+"""The bundles as MONAI runs them, on phantoms prepared at a small size."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import monai
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.bundle import ConfigWorkflow, verify_net_in_out
+
+ROOT = Path(__file__).resolve().parents[1]
+SCHEMA = ROOT.parent / "shared" / "modelzoo" / "meta_schema_20240725.json"
+ACDC = ROOT / "bundles" / "acdc_mri_nacl_segmentation"
+BUNDLES = sorted(path for path in (ROOT / "bundles").iterdir() if path.name != "common")
+IMAGE_SIZE = [64, 64]
+
+
+def run_bundle(bundle: Path, *configs: str, **override: Any) -> None:
+    """Run a bundle in this process, on the CPU."""
+    monai.bundle.run(
+        config_file=[str(bundle / "configs" / name) for name in configs],
+        meta_file=str(bundle / "configs" / "metadata.json"),
+        bundle_root=str(bundle),
+        device="cpu",
+        num_workers=0,
+        **override,
+    )
+
+
+def command(*configs: str, **override: Any) -> list[str]:
+    """The same as a command line."""
+    files = [str(ACDC / "configs" / name) for name in configs]
+    options = {"config_file": files, "bundle_root": ACDC, "device": "cpu", **override}
+    return [sys.executable, "-m", "monai.bundle", "run", *(f"--{key}={value}" for key, value in options.items())]
+
+
+@pytest.fixture(scope="module")
+def trained(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Checkpoints of the ACDC bundle after two epochs."""
+    out = tmp_path_factory.mktemp("trained")
+    run_bundle(
+        ACDC, "train.yaml", dataset_dir=str(prepared), image_size=IMAGE_SIZE, max_epochs=2, ckpt_dir=str(out), output_dir=str(out)
+    )
+    return out
+
+
+@pytest.mark.parametrize("bundle", BUNDLES, ids=lambda path: path.name)
+class TestEveryBundle:
+    @pytest.mark.parametrize(("workflow", "config"), [("train", "train.yaml"), ("infer", "inference.yaml")])
+    def test_defines_the_properties_that_monai_expects(self, bundle: Path, workflow: str, config: str) -> None:
+        parsed = ConfigWorkflow(
+            config_file=str(bundle / "configs" / config),
+            meta_file=str(bundle / "configs" / "metadata.json"),
+            logging_file=str(bundle / "configs" / "logging.conf"),
+            workflow_type=workflow,
+        )
+        assert parsed.check_properties() == []
+
+    def test_network_takes_and_gives_what_metadata_says(self, bundle: Path) -> None:
+        verify_net_in_out(
+            net_id="network_def",
+            meta_file=str(bundle / "configs" / "metadata.json"),
+            config_file=str(bundle / "configs" / "inference.yaml"),
+            n=4,
+            any=32,
+            device="cpu",
+        )
+
+    @pytest.mark.skipif(not SCHEMA.is_file(), reason=f"the Model Zoo's schema is not at {SCHEMA}")
+    def test_metadata_follows_the_schema(self, bundle: Path) -> None:
+        metadata = json.loads((bundle / "configs" / "metadata.json").read_text())
+        jsonschema.validate(metadata, json.loads(SCHEMA.read_text()))
+        assert metadata["schema"].endswith(SCHEMA.name)
+        assert metadata["version"] in metadata["changelog"]
+
+    def test_has_the_files_of_a_bundle(self, bundle: Path) -> None:
+        for name in ("LICENSE", "docs/README.md", "docs/data_license.txt", "configs/logging.conf"):
+            assert (bundle / name).is_file(), name
+
+    def test_inference_needs_nothing_but_monai(self, bundle: Path) -> None:
+        assert "calib_components" not in (bundle / "configs" / "inference.yaml").read_text().split("The body")[1]
+
+
+def test_generated_files_are_in_step_with_their_source() -> None:
+    done = subprocess.run([sys.executable, ROOT / "scripts" / "sync_bundles.py", "--check"], check=False)
+    assert done.returncode == 0
+
+
+def test_training_lowers_the_loss_and_keeps_best_and_last(trained: Path) -> None:
+    best = torch.load(trained / "model.pt", weights_only=True)
+    last = torch.load(trained / "last.pt", weights_only=True)
+    assert best.keys() == last["network"].keys()
+    assert last["epoch"] == 2
+    assert 0 < last["best_metric"] <= 1
+    assert list(trained.glob("events.out.tfevents.*"))
+
+
+def test_evaluation_writes_cases_summary_bins_and_figures(prepared: Path, trained: Path, tmp_path: Path) -> None:
+    run_bundle(
+        ACDC,
+        "train.yaml",
+        "evaluate.yaml",
+        dataset_dir=str(prepared),
+        image_size=IMAGE_SIZE,
+        ckpt_dir=str(trained),
+        output_dir=str(tmp_path),
+    )
+    testing = json.loads((prepared / "datalist.json").read_text())["testing"]
+    with open(tmp_path / "cases.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["case"] for row in rows] == [item["case"] for item in testing]
+    assert list(rows[0]) == [
+        "case", "dsc_RV", "dsc_MYO", "dsc_LV", "hd95_RV", "hd95_MYO", "hd95_LV", "ece", "cece", "nll", "brier"
+    ]  # fmt: skip
+
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    ece = [float(row["ece"]) for row in rows]
+    assert summary["cases"] == len(rows) == 4
+    assert summary["ece"] == {"mean": pytest.approx(np.mean(ece)), "std": pytest.approx(np.std(ece, ddof=1)), "n": 4}
+    missed = {(item["case"], item["structure"]) for item in summary["missed"]}
+    assert missed == {
+        (row["case"], s) for row in rows for s in ("RV", "MYO", "LV") if row[f"dsc_{s}"] == "0.0" and row[f"hd95_{s}"] == ""
+    }
+
+    calibration = json.loads((tmp_path / "calibration.json").read_text())
+    foreground = sum(int((nib.load(prepared / i["label"]).get_fdata() > 0).sum()) for i in testing)
+    assert np.sum(calibration["pooled"]["top_label"]["count"]) == foreground
+    assert np.array(calibration["per_case"]["classwise"]["count"]).shape == (4, 4, 15)
+    for name in ("reliability.png", "reliability_classes.png"):
+        assert (tmp_path / name).stat().st_size > 10_000
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """Two images of different size, spacing and orientation."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for name, shape, affine in (
+        ("straight", (70, 61, 5), np.diag([1.5, 1.5, 10, 1])),
+        ("oblique", (50, 88, 3), [[0, -1.2, 0, 10], [1.2, 0, 0, -20], [0, 0, 8, 5], [0, 0, 0, 1]]),
+    ):
+        nib.save(nib.Nifti1Image(rng.integers(0, 1000, shape, dtype=np.int16), np.array(affine)), folder / f"{name}.nii.gz")
+    return folder
+
+
+def test_inference_writes_maps_on_the_grid_of_each_image(images: Path, trained: Path, tmp_path: Path) -> None:
+    run_bundle(
+        ACDC, "inference.yaml", dataset_dir=str(images), image_size=IMAGE_SIZE, ckpt_dir=str(trained), output_dir=str(tmp_path)
+    )
+    for name in ("straight", "oblique"):
+        source = nib.load(images / f"{name}.nii.gz")
+        maps = {kind: nib.load(tmp_path / f"{name}_{kind}.nii.gz") for kind in ("seg", "probability", "uncertainty")}
+        for image in maps.values():
+            assert image.shape[:3] == source.shape
+            np.testing.assert_allclose(image.affine, source.affine, atol=1e-5)
+        seg, probability, uncertainty = (image.get_fdata() for image in maps.values())
+        assert probability.shape == (*source.shape, 4)
+        np.testing.assert_allclose(probability.sum(-1), 1, atol=1e-5)
+        np.testing.assert_array_equal(seg, probability.argmax(-1))
+        entropy = -(probability * np.log(np.maximum(probability, 1e-30))).sum(-1) / np.log(4)
+        np.testing.assert_allclose(uncertainty, entropy, atol=1e-4)
+
+
+def test_inference_takes_one_file(images: Path, trained: Path, tmp_path: Path) -> None:
+    run_bundle(
+        ACDC,
+        "inference.yaml",
+        dataset_dir=str(images / "oblique.nii.gz"),
+        image_size=IMAGE_SIZE,
+        ckpt_dir=str(trained),
+        output_dir=str(tmp_path),
+    )
+    assert sorted(path.name for path in tmp_path.glob("*.nii.gz")) == [
+        f"oblique_{kind}.nii.gz" for kind in ("probability", "seg", "uncertainty")
+    ]
+
+
+def test_inference_on_an_empty_folder_says_so(trained: Path, tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError) as error:
+        run_bundle(ACDC, "inference.yaml", dataset_dir=str(tmp_path), ckpt_dir=str(trained), output_dir=str(tmp_path))
+    assert f"no .nii or .nii.gz file in dataset_dir: {tmp_path}" in str(error.value.__cause__)
+
+
+def test_another_image_size_than_the_prepared_one_is_an_error(prepared: Path, tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError) as error:
+        run_bundle(ACDC, "train.yaml", dataset_dir=str(prepared), ckpt_dir=str(tmp_path), output_dir=str(tmp_path))
+    assert "slices of 64 x 64, but image_size is [224, 224]" in str(error.value.__cause__)
+
+
+@pytest.mark.parametrize("loss", ["nacl", "ce_dice"])
+def test_loss_overlay_trains(loss: str, prepared: Path, tmp_path: Path) -> None:
+    run_bundle(
+        ACDC,
+        "train.yaml",
+        f"losses/{loss}.yaml",
+        dataset_dir=str(prepared),
+        image_size=IMAGE_SIZE,
+        max_epochs=1,
+        ckpt_dir=str(tmp_path),
+        output_dir=str(tmp_path),
+    )
+    assert (tmp_path / "model.pt").is_file()
+
+
+def test_tracking_with_mlflow(prepared: Path, tmp_path: Path) -> None:
+    run_bundle(
+        ACDC,
+        "train.yaml",
+        dataset_dir=str(prepared),
+        image_size=IMAGE_SIZE,
+        max_epochs=1,
+        ckpt_dir=str(tmp_path),
+        output_dir=str(tmp_path),
+        tracking="mlflow",
+    )
+    assert (tmp_path / "mlruns.db").stat().st_size > 0
+
+
+def test_killed_training_resumes_to_the_same_bits(prepared: Path, tmp_path: Path) -> None:
+    def train(folder: Path, **override: Any) -> list[str]:
+        return command(
+            "train.yaml",
+            dataset_dir=prepared,
+            image_size=IMAGE_SIZE,
+            max_epochs=4,
+            num_workers=1,
+            ckpt_dir=folder,
+            output_dir=folder,
+            **override,
+        )
+
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    subprocess.run(train(whole), check=True)
+
+    process = subprocess.Popen(train(killed), start_new_session=True)
+    while not (killed / "last.pt").is_file():
+        assert process.poll() is None
+        time.sleep(0.01)
+    time.sleep(0.3)  # into the second epoch
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert torch.load(killed / "last.pt", weights_only=True)["epoch"] < 4
+
+    subprocess.run(train(killed, resume=True), check=True)
+    for name in ("model.pt", "last.pt"):
+        expected, resumed = (torch.load(folder / name, weights_only=True) for folder in (whole, killed))
+        torch.testing.assert_close(resumed, expected, rtol=0, atol=0)
