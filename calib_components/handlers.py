@@ -18,8 +18,8 @@ from ignite.engine import Engine, Events
 from monai.data.utils import set_rnd
 from monai.utils import set_determinism, string_list_all_gather
 
-from calib_components.figures import reliability_diagram
-from calib_components.metrics import CalibrationBins
+from calib_components.figures import reliability_diagram, uncertainty_overlay
+from calib_components.metrics import CalibrationBins, LogitMagnitudeMetric
 
 __all__ = ["EvaluationWriter", "TrainingCheckpoint"]
 
@@ -118,9 +118,12 @@ class EvaluationWriter:
     """Write what an evaluation measured, per case and in summary.
 
     ``cases.csv``: one row a case. ``summary.json``: mean, standard deviation over cases and number of cases of every
-    measure, the pooled calibration errors, and the structures found in only one of prediction and ground truth.
+    measure, the pooled calibration errors, and the structures that only the ground truth has (``missed``) or only the
+    prediction (``spurious``).
     ``calibration.json``: the bins, per case and pooled. ``reliability.png`` and ``reliability_classes.png``: drawn from
-    the pooled bins.
+    the pooled bins. ``logits.json``: mean magnitude of the logits, by ground truth class and channel. ``cases/best.png``,
+    ``median.png`` and ``worst.png``: of the cases ordered by DSC, the slice with the most foreground, with the
+    uncertainty. Only that slice of every case is kept until then.
 
     Args:
         output_dir: folder of the files.
@@ -128,7 +131,10 @@ class EvaluationWriter:
             ``cece`` among them. Its ``aggregate("none")`` gives ``(cases,)`` or ``(cases, structures)``.
         structures: names of the structures, in the order of the metrics' columns.
         class_names: names of the classes, in the order of the network's channels.
+        logit_magnitude: the metric of the logits that the evaluator updates.
         batch_transform: gets the names of a batch's cases from ``engine.state.batch``.
+        output_transform: gets their images, probabilities and labels, lists of channel-first volumes, from
+            ``engine.state.output``.
     """
 
     def __init__(
@@ -137,34 +143,48 @@ class EvaluationWriter:
         metrics: Mapping[str, Any],
         structures: Sequence[str],
         class_names: Sequence[str],
+        logit_magnitude: LogitMagnitudeMetric,
         batch_transform: Callable[[Any], Sequence[str]],
+        output_transform: Callable[[Any], Sequence[Sequence[torch.Tensor]]],
     ) -> None:
         self.output_dir = Path(output_dir)
         self.metrics = metrics
         self.structures = list(structures)
         self.class_names = list(class_names)
+        self.logit_magnitude = logit_magnitude
         self.batch_transform = batch_transform
+        self.output_transform = output_transform
         self._cases: list[str] = []
+        self._slices: dict[str, dict[str, np.ndarray]] = {}
 
     def attach(self, engine: Engine) -> None:
         """
         Args:
             engine: the evaluator that updates the metrics.
         """
-        engine.add_event_handler(Events.EPOCH_STARTED, lambda: self._cases.clear())
-        engine.add_event_handler(
-            Events.ITERATION_COMPLETED, lambda engine: self._cases.extend(self.batch_transform(engine.state.batch))
-        )
+        engine.add_event_handler(Events.EPOCH_STARTED, self._reset)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._keep)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._write)
+
+    def _reset(self) -> None:
+        self._cases.clear()
+        self._slices.clear()
+
+    def _keep(self, engine: Engine) -> None:
+        cases = self.batch_transform(engine.state.batch)
+        self._cases.extend(cases)
+        for case, *volumes in zip(cases, *self.output_transform(engine.state.output), strict=True):
+            self._slices[case] = _largest_slice(*volumes)
 
     def _write(self) -> None:
         # Every rank takes part in the gathering, one writes.
         cases = string_list_all_gather(self._cases) if idist.get_world_size() > 1 else list(self._cases)
         per_case = {name: metric.aggregate("none").double().cpu() for name, metric in self.metrics.items()}
         bins = {kind: self.metrics[name].case_bins for kind, name in (("top_label", "ece"), ("classwise", "cece"))}
+        magnitudes = self.logit_magnitude.magnitudes
+        self._draw_cases(cases, per_case["dsc"].nanmean(1))
         if idist.get_rank() != 0:
             return
-        self.output_dir.mkdir(parents=True, exist_ok=True)
         self._write_cases(cases, per_case)
         self._write_summary(cases, per_case, bins)
         pooled = {kind: case_bins.pooled() for kind, case_bins in bins.items()}
@@ -179,7 +199,22 @@ class EvaluationWriter:
         reliability_diagram(pooled["classwise"], class_names=self.class_names).savefig(
             self.output_dir / "reliability_classes.png"
         )
+        rows = [[None if math.isnan(value) else value for value in row] for row in magnitudes.tolist()]
+        logits = {"class_names": self.class_names, "magnitudes": rows}
+        (self.output_dir / "logits.json").write_text(json.dumps(logits) + "\n")
         logging.getLogger(__name__).info("Wrote the evaluation of %d cases to %s", len(cases), self.output_dir)
+
+    def _draw_cases(self, cases: Sequence[str], dsc: torch.Tensor) -> None:
+        """Every rank draws those it has seen."""
+        folder = self.output_dir / "cases"
+        folder.mkdir(parents=True, exist_ok=True)
+        ordered = [i for i in dsc.argsort(stable=True).tolist() if not dsc[i].isnan()]
+        chosen = {"worst": ordered[:1], "median": ordered[len(ordered) // 2 :][:1], "best": ordered[-1:]}
+        for name, indices in chosen.items():
+            for i in indices:
+                if cases[i] in self._slices:
+                    title = f"{cases[i]}, DSC {dsc[i]:.3f}"
+                    uncertainty_overlay(**self._slices[cases[i]], title=title).savefig(folder / f"{name}.png")
 
     def _columns(self, per_case: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         columns = {}
@@ -202,15 +237,31 @@ class EvaluationWriter:
         self, cases: Sequence[str], per_case: Mapping[str, torch.Tensor], bins: Mapping[str, CalibrationBins]
     ) -> None:
         means = {name: values.nanmean(1) for name, values in per_case.items() if values.ndim == 2}
-        missed = (per_case["dsc"] == 0) & per_case["hd95"].isnan()
+        found_in_one = {
+            name: [{"case": cases[i], "structure": self.structures[j]} for i, j in where.nonzero().tolist()]
+            for name, where in (("missed", self.metrics["dsc"].missed), ("spurious", self.metrics["dsc"].spurious))
+        }
         summary = {
             "cases": len(cases),
             **{name: _statistics(values) for name, values in {**means, **self._columns(per_case)}.items()},
             "ece_pooled": bins["top_label"].pooled().expected_error().item(),
             "cece_pooled": bins["classwise"].pooled().expected_error().item(),
-            "missed": [{"case": cases[i], "structure": self.structures[j]} for i, j in missed.nonzero().tolist()],
+            **found_in_one,
         }
         (self.output_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+
+
+def _largest_slice(image: torch.Tensor, probabilities: torch.Tensor, label: torch.Tensor) -> dict[str, np.ndarray]:
+    """What `uncertainty_overlay` draws, from the slice along the last axis with the most foreground."""
+    index = int((label[0] > 0).flatten(0, -2).sum(0).argmax())
+    p = probabilities[..., index]
+    values = {
+        "image": image[0, ..., index],
+        "label": label[0, ..., index].byte(),
+        "prediction": p.argmax(0).byte(),
+        "uncertainty": torch.special.entr(p).sum(0) / math.log(len(p)),
+    }
+    return {name: value.cpu().numpy().copy() for name, value in values.items()}  # copies, so the volume can go
 
 
 def _statistics(values: torch.Tensor) -> dict[str, float | int | None]:

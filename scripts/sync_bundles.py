@@ -15,6 +15,8 @@ ROOT = Path(__file__).resolve().parents[1] / "bundles"
 COMMON = ROOT / "common"
 BUNDLES = {
     "acdc": "acdc_mri_nacl_segmentation",
+    "flare": "flare_ct_nacl_segmentation",
+    "brats": "brats_mri_nacl_segmentation",
 }
 OVERLAYS = ["evaluate.yaml", "logging.conf", *sorted(f"losses/{path.name}" for path in COMMON.glob("losses/*.yaml"))]
 

@@ -1,0 +1,2 @@
+from calib_components.losses.nacl import NACLLoss
+__all__ = ["NACLLoss"]

@@ -1,0 +1,135 @@
+"""What every loss does with its input and target: accept, check, and average over the voxels that count.
+
+Checks of values (finite logits, labels in range, probabilities that sum to one) must not make a GPU wait at each step.
+On the CPU a failed check raises `ValueError`. On CUDA, and in code compiled by `torch.compile`, it is a
+`torch._assert_async`: the device tests the condition itself and the error comes up at the next synchronisation, as for
+a label out of range in `torch.nn.functional.cross_entropy`; run the batch on the CPU to read what was wrong. One check
+is left out on CUDA: a failed assertion there ends the process, while a step whose float16 logits overflowed is
+`torch.amp.GradScaler`'s to skip. So NaN and infinite logits give a loss or a gradient that is not finite.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+SUM_TOLERANCE = 1e-2  # how far probabilities may be from a sum of one: bfloat16 rounds them that much
+
+
+class Target(NamedTuple):
+    """A checked target; one of `index` and `probabilities` is None.
+
+    Attributes:
+        index: class of each voxel, `(B, *S)` int64; ignored voxels hold 0.
+        probabilities: probability of each class, `(B, N, *S)`, in the data type of the logits.
+        counted: False at ignored voxels, `(B, *S)` bool; None where every voxel counts.
+    """
+
+    index: Tensor | None
+    probabilities: Tensor | None
+    counted: Tensor | None
+
+
+def prepare(input: Tensor, target: Tensor, ignore_index: int | None) -> tuple[Tensor, Target]:
+    """Checks the arguments of a loss and brings them to one form.
+
+    Args:
+        input: logits, `(B, N, *S)` with two or three spatial dimensions and N >= 2, any floating-point type.
+        target: class index, `(B, 1, *S)` or `(B, *S)`, any type that holds whole numbers; or probabilities,
+            `(B, N, *S)`. It is a constant: no gradient flows into it.
+        ignore_index: label of the voxels to leave out, or None.
+
+    Returns:
+        the logits, a plain tensor in float32 (float64 stays float64), and the target.
+
+    Raises:
+        TypeError: `input` or `target` has a data type that cannot be meant.
+        ValueError: the shapes do not match, or the values are not logits, class indices or probabilities.
+    """
+    logits = plain(input)
+    if not logits.is_floating_point():
+        raise TypeError(f"input: expected floating-point logits, got {logits.dtype}")
+    if logits.ndim not in (4, 5) or logits.shape[1] < 2:
+        raise ValueError(
+            "input: expected logits of shape (B, N, H, W) or (B, N, H, W, D) with N >= 2, "
+            f"got {tuple(logits.shape)}"
+        )
+    if logits.dtype in (torch.float16, torch.bfloat16):
+        logits = logits.float()
+    if not logits.is_cuda:
+        # A sum is finite only if all its terms are, and costs a fraction of looking at each.
+        _check(logits.detach().sum().isfinite(), "input: expected finite logits", logits)
+
+    batch, num_classes, *space = logits.shape
+    if target.shape == (batch, *space):
+        target = target.unsqueeze(1)
+    elif target.shape not in ((batch, 1, *space), (batch, num_classes, *space)):
+        raise ValueError(
+            f"target: expected shape {(batch, 1, *space)} or {(batch, *space)} (class index) or "
+            f"{(batch, num_classes, *space)} (probabilities), got {tuple(target.shape)}"
+        )
+    return logits, prepare_target(target, num_classes, ignore_index, logits.dtype)
+
+
+def prepare_target(target: Tensor, num_classes: int, ignore_index: int | None, dtype: torch.dtype) -> Target:
+    """Checks the values of a target: class index `(B, 1, *S)` or probabilities `(B, num_classes, *S)`."""
+    target = plain(target).detach()
+    if target.is_complex():
+        raise TypeError(f"target: expected class indices or probabilities, got {target.dtype}")
+
+    if target.shape[1] > 1:
+        if ignore_index is not None:
+            raise ValueError(f"ignore_index: expected None with probabilities as target, got {ignore_index}")
+        probabilities = target.to(dtype)
+        sums = probabilities.sum(1)
+        _check(probabilities.min() >= 0, "target: expected probabilities of at least 0", probabilities)
+        _check(
+            ((sums - 1).abs() <= SUM_TOLERANCE).all(),
+            "target: expected probabilities whose sum over the classes is 1",
+            sums,
+        )
+        return Target(None, probabilities, None)
+
+    index = target.squeeze(1).long()
+    if target.is_floating_point():
+        _check((index == target.squeeze(1)).all(), "target: expected whole numbers as class indices", target)
+    counted = None
+    expected = f"target: expected class indices from 0 to {num_classes - 1}"
+    if ignore_index is not None:
+        expected += f" or ignore_index {ignore_index}"
+        counted = index != ignore_index
+        index = index.where(counted, 0)
+    lowest, highest = index.aminmax()
+    _check((lowest >= 0) & (highest < num_classes), expected, index)
+    return Target(index, None, counted)
+
+
+def voxel_mean(values: Tensor, counted: Tensor | None) -> Tensor:
+    """Mean of `(B, *S)` over the voxels that count; 0, with a gradient of 0, where none does."""
+    if counted is None:
+        return values.mean()
+    return (values * counted).sum() / counted.sum().clamp(min=1)
+
+
+def nll(log_probabilities: Tensor, target: Target) -> Tensor:
+    """Cross-entropy: mean over the voxels that count of `-log s_y`, or of `-sum_k q_k log s_k` for probabilities."""
+    if target.index is not None:
+        log_likelihood = log_probabilities.gather(1, target.index.unsqueeze(1)).squeeze(1)
+    else:
+        log_likelihood = (log_probabilities * target.probabilities).sum(1)
+    return -voxel_mean(log_likelihood, target.counted)
+
+
+def plain(tensor: Tensor) -> Tensor:
+    """Takes off a tensor subclass, such as `monai.data.MetaTensor`, whose bookkeeping at each operation is slow."""
+    return tensor if type(tensor) is Tensor else tensor.as_subclass(Tensor)
+
+
+def _check(condition: Tensor, expected: str, values: Tensor) -> None:
+    """Raises, or on CUDA and in compiled code asserts without waiting: see the top of this file."""
+    if values.is_cuda or torch.compiler.is_compiling():
+        torch._assert_async(condition, expected)
+    elif not condition:
+        raise ValueError(f"{expected}, got values from {values.min().item()} to {values.max().item()}")

@@ -1,0 +1,115 @@
+"""Benchmarks: each command prints tables whose rows are ratios measured interleaved in one run.
+
+    python scripts/bench.py losses [--device cuda] [--rounds 15] [--threads 2]
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+from itertools import accumulate
+
+import fire
+import monai.losses
+import torch
+import torch.nn.functional as F
+from torch.profiler import ProfilerActivity, profile
+
+from calib_components.losses import (
+    EntropyPenaltyLoss,
+    FocalLoss,
+    LabelSmoothingLoss,
+    MbLSLoss,
+    NACLLoss,
+    SVLSLoss,
+)
+
+SHAPES = ((16, 4, 224, 224), (2, 5, 96, 96, 96))
+PRIORS = ("mean", "gaussian", "max", "min", "median", "mode")
+
+Step = Callable[[], object]
+
+
+def interleaved_seconds(steps: dict[str, Step], rounds: int, device: str) -> dict[str, list[float]]:
+    """Times every step once a round, for `rounds` rounds after one warm-up round.
+
+    Whatever slows the machine down for a while then slows every step of those rounds, so ratios within a round hold.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for step_round in range(rounds + 1):
+        for name, step in steps.items():
+            start = time.perf_counter()
+            step()
+            if device != "cpu":
+                torch.cuda.synchronize(device)
+            if step_round > 0:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def peak_memory_mib(step: Step, device: str) -> float:
+    """Returns how much tensor memory a step needs at its peak, on top of what was allocated before it, in MiB."""
+    if device != "cpu":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        step()
+        torch.cuda.synchronize(device)
+        return (torch.cuda.max_memory_allocated(device) - before) / 2**20
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        step()
+    changes = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    changes.sort(key=lambda event: event.start_ns())
+    return max(accumulate((event.nbytes() for event in changes), initial=0)) / 2**20
+
+
+def print_ratios(title: str, steps: dict[str, Step], rounds: int, device: str) -> None:
+    """Prints one row a step: its time over the time of the first step (median over rounds), and its peak memory."""
+    seconds = interleaved_seconds(steps, rounds, device)
+    baseline = seconds[next(iter(steps))]
+    width = max(map(len, steps))
+    print(f"\n{title} ({device}, {torch.get_num_threads()} threads, median of {rounds} rounds)")
+    print(f"{'':{width}}  {'ratio':>6}  {'ms':>8}  {'peak MiB':>8}")
+    for name, step in steps.items():
+        ratio = statistics.median(own / base for own, base in zip(seconds[name], baseline, strict=True))
+        milliseconds = 1e3 * statistics.median(seconds[name])
+        print(f"{name:{width}}  {ratio:6.2f}  {milliseconds:8.1f}  {peak_memory_mib(step, device):8.1f}", flush=True)
+
+
+def _forward_backward(loss: Callable, logits: torch.Tensor, target: torch.Tensor) -> None:
+    logits.grad = None
+    loss(logits, target).backward()
+
+
+def losses(device: str = "cpu", rounds: int = 15, threads: int = 2) -> None:
+    """Forward and backward of every loss over plain cross-entropy, 2D and 3D, next to MONAI's.
+
+    Args:
+        device: where to run, "cpu" or "cuda".
+        rounds: how many times each loss is timed.
+        threads: CPU threads for PyTorch.
+    """
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    for shape in SHAPES:
+        num_classes, dims = shape[1], len(shape) - 2
+        logits = torch.randn(shape, device=device, requires_grad=True)
+        index = torch.randint(num_classes, (shape[0], *shape[2:]), device=device)
+        run = partial(_forward_backward, logits=logits, target=index)
+        steps: dict[str, Step] = {"F.cross_entropy": partial(run, F.cross_entropy)}
+        for prior in PRIORS:
+            steps[f"NACLLoss {prior}"] = partial(run, NACLLoss(prior=prior))
+        steps["NACLLoss mean, softmax"] = partial(run, NACLLoss(constraint="softmax"))
+        for loss in (SVLSLoss(), MbLSLoss(), EntropyPenaltyLoss(), LabelSmoothingLoss(), FocalLoss()):
+            steps[type(loss).__name__] = partial(run, loss)
+        for prior in ("mean", "gaussian"):
+            monai_nacl = monai.losses.NACLLoss(num_classes, dims, kernel_ops=prior).to(device)
+            steps[f"monai NACLLoss {prior}"] = partial(run, monai_nacl)
+        dice_ce = monai.losses.DiceCELoss(to_onehot_y=True, softmax=True)
+        steps["monai DiceCELoss"] = partial(_forward_backward, dice_ce, logits, index.unsqueeze(1))
+        print_ratios(f"forward + backward, {'x'.join(map(str, shape))}", steps, rounds, device)
+
+
+if __name__ == "__main__":
+    fire.Fire({"losses": losses})

@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from calib_components.comparison import (
+    METRICS,
+    PUBLISHED,
+    RANKED,
+    case_ranks,
+    column_ranks,
+    holm,
+    mean_case_rank,
+    mean_with_interval,
+    paired_difference,
+    sum_rank,
+)
+
+NAN = np.nan
+TABLE1 = ["ce_dice", "focal", "entropy_penalty", "label_smoothing", "svls", "mbls", "nacl"]
+
+
+class TestRanks:
+    def test_table_1_of_the_paper_ranks_nacl_first(self) -> None:
+        means = [[value for dataset in PUBLISHED.values() for value in dataset[name]] for name in TABLE1]
+        higher_is_better = [METRICS[metric].higher_is_better for metric in RANKED] * len(PUBLISHED)
+        ranks = column_ranks(means, higher_is_better)
+        # By hand, CE+DSC: FLARE .846 is 5th, 5.54 4th, .058 7th, .034 3rd; ...
+        np.testing.assert_array_equal(ranks[0], [5, 4, 7, 3, 2, 4, 6, 4, 7, 2, 7, 7])
+        # ... NACL shares its .112 of ECE on BraTS with LS: places 2 and 3.
+        np.testing.assert_array_equal(ranks[-1], [1, 1, 1, 2, 1, 1, 1, 1, 1, 1, 2.5, 2])
+        totals = dict(zip(TABLE1, sum_rank(means, higher_is_better), strict=True))
+        assert totals["ce_dice"] == 58
+        assert totals["nacl"] == 15.5
+        assert min(totals, key=totals.__getitem__) == "nacl"
+        assert sum(totals.values()) == 12 * 28  # 1 + ... + 7 in each column
+
+    def test_ties_share_the_mean_rank_and_undefined_means_rank_last(self) -> None:
+        ranks = column_ranks([[0.9, 2.0], [0.9, NAN], [0.8, 1.0]], [True, False])
+        np.testing.assert_array_equal(ranks, [[1.5, 2], [1.5, 3], [3, 1]])
+
+    def test_mean_case_rank_by_hand(self) -> None:
+        values = [  # two cases of DSC and HD95
+            [[0.9, 2.0], [0.7, NAN]],
+            [[0.8, 2.0], [0.7, NAN]],
+            [[0.6, NAN], [0.8, NAN]],
+        ]
+        ranks = case_ranks(values, [True, False])
+        np.testing.assert_array_equal(ranks[0], [[1, 1.5], [2.5, NAN]])
+        np.testing.assert_array_equal(ranks[1], [[2, 1.5], [2.5, NAN]])
+        np.testing.assert_array_equal(ranks[2], [[3, 3], [1, NAN]])  # missed it: last
+        np.testing.assert_allclose(mean_case_rank(values, [True, False]), [5 / 3, 2, 7 / 3])
+
+
+class TestMeanWithInterval:
+    def test_covers_what_a_normal_interval_would(self) -> None:
+        values = np.random.default_rng(0).normal(size=400)
+        mean, low, high = mean_with_interval(values)
+        half = 1.96 * values.std() / 20
+        assert mean == pytest.approx(values.mean())
+        assert (low, high) == pytest.approx((mean - half, mean + half), abs=0.1 * half)
+
+    def test_copies_of_a_patient_add_no_certainty(self) -> None:
+        values = np.random.default_rng(0).normal(size=50)
+        patients = [f"p{i}" for i in range(50)]
+        assert mean_with_interval(np.tile(values, 4), patients * 4) == pytest.approx(
+            mean_with_interval(values, patients)
+        )
+        _, low, high = mean_with_interval(values, patients)
+        _, low_4, high_4 = mean_with_interval(np.tile(values, 4))
+        assert high_4 - low_4 == pytest.approx((high - low) / 2, rel=0.1)
+
+    def test_undefined_values_are_left_out(self) -> None:
+        assert mean_with_interval([1, NAN, 3, NAN]) == mean_with_interval([1, 3])
+        assert mean_with_interval([1, NAN, 3], ["a", "b", "b"]) == mean_with_interval([1, 3])
+        assert np.isnan(mean_with_interval([NAN, NAN])).all()
+
+    def test_of_equal_values_has_no_width(self) -> None:
+        assert mean_with_interval([0.5, 0.5, 0.5]) == (0.5, 0.5, 0.5)
+
+
+class TestPairedDifference:
+    def test_by_hand(self) -> None:
+        # Differences 1, 2, 3, -4, 5: the negative ranks sum to 4, and 7 of 32 sign patterns give a sum of at most 4.
+        difference = paired_difference([2, 4, 6, 1, 10], [1, 2, 3, 5, 5])
+        assert difference.mean == pytest.approx(7 / 5)
+        assert difference.low < 0 < difference.high
+        assert difference.p_value == pytest.approx(2 * 7 / 32)
+        assert difference.cases == 5
+
+    def test_leaves_out_cases_where_either_is_undefined(self) -> None:
+        difference = paired_difference([2, NAN, 3, 9], [1, 5, NAN, 8])
+        assert difference == (1, 1, 1, 0.5, 2)
+
+    def test_tests_the_means_of_patients(self) -> None:
+        # Means of the patients: 1, 2, 3. All of one sign: p = 2 / 2^3.
+        difference = paired_difference([0, 2, 2, 2, 3, 3], np.zeros(6), ["a", "a", "b", "b", "c", "c"])
+        assert difference.mean == 2
+        assert difference.p_value == pytest.approx(0.25)
+        assert difference.cases == 6
+
+    def test_nothing_differs(self) -> None:
+        assert paired_difference([1, 2, 3], [1, 2, 3]) == (0, 0, 0, 1, 3)
+
+    def test_nothing_to_compare(self) -> None:
+        difference = paired_difference([NAN, 1], [1, NAN])
+        assert np.isnan(difference[:4]).all()
+        assert difference.cases == 0
+
+
+class TestHolm:
+    def test_by_hand(self) -> None:
+        np.testing.assert_allclose(holm([0.01, 0.04, 0.03, 0.005]), [0.03, 0.06, 0.06, 0.02])
+
+    def test_is_at_most_1_and_skips_tests_that_were_not_made(self) -> None:
+        np.testing.assert_allclose(holm([0.6, NAN, 0.04, 0.7]), [1, NAN, 0.12, 1])
+        assert holm([]).shape == (0,)

@@ -1,0 +1,94 @@
+"""The phantom hearts: layout, anatomy, and the same files from the same seed."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from scripts.make_phantoms import GROUPS, LV, MYO, RV, make_phantoms
+from scripts.prepare_data import list_acdc, load_case
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("phantoms")
+    make_phantoms(str(out), patients=10, seed=3)
+    return out
+
+
+def volumes(folder: Path) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Image and label at end-diastole and end-systole."""
+    files = sorted(folder.glob("*_gt.nii.gz"))
+    return [
+        (np.asanyarray(nib.load(str(file).replace("_gt", "")).dataobj), np.asanyarray(nib.load(file).dataobj))
+        for file in files
+    ]
+
+
+def test_layout_is_that_of_acdc(root: Path) -> None:
+    cases = list_acdc(root)
+    assert len(cases) == 20
+    assert {case.group for case in cases} == set(GROUPS)
+    for case in cases:
+        data = load_case(case, in_channels=1, label_codes=[0, 1, 2, 3])
+        assert all(96 <= size <= 128 for size in data["image"].shape[1:3])
+        assert 6 <= data["image"].shape[3] <= 10
+        assert data["image"].pixdim.tolist() == [1.5, 1.5, 10.0]
+
+
+def test_anatomy(root: Path) -> None:
+    for folder in sorted((root / "training").iterdir()):
+        (image, diastole), (_, systole) = volumes(folder)
+        for label in (diastole, systole):
+            assert np.unique(label).tolist() == [0, RV, MYO, LV]
+            base, apex = (label[..., k] for k in (0, -1))
+            assert (base == LV).sum() > 1.5 * (apex == LV).sum() > 0
+        assert (diastole == LV).sum() > 1.1 * (systole == LV).sum()
+        middle = image[..., image.shape[2] // 2], diastole[..., image.shape[2] // 2]
+        blood, muscle = (np.median(middle[0][middle[1] == value]) for value in (LV, MYO))
+        assert blood > 1.5 * muscle
+
+
+def test_groups_differ_as_in_acdc(root: Path) -> None:
+    """Dilated: a large cavity that hardly contracts. Hypertrophic: a thick wall. RV: a large right ventricle."""
+    measures: dict[str, list[np.ndarray]] = {}
+    for folder in (root / "training").iterdir():
+        group = re.findall(r"Group: (\w+)", (folder / "Info.cfg").read_text())[0]
+        sizes = [np.array([(label[..., 1] == value).sum() for value in (RV, MYO, LV)]) for _, label in volumes(folder)]
+        measures.setdefault(group, []).append(np.array([*sizes[0], sizes[1][2] / sizes[0][2]]))
+    right, muscle, cavity, contraction = range(4)
+    mean = {group: np.mean(values, axis=0) for group, values in measures.items()}
+    assert mean["DCM"][cavity] == max(values[cavity] for values in mean.values())
+    assert mean["DCM"][contraction] == max(values[contraction] for values in mean.values())
+    assert mean["HCM"][muscle] == max(values[muscle] for values in mean.values())
+    assert mean["RV"][right] == max(values[right] for values in mean.values())
+
+
+def test_borders_are_ambiguous(root: Path) -> None:
+    """The brightest threshold for blood misses part of the labelled cavity's border, and crosses it elsewhere."""
+    image, label = volumes(root / "training" / "patient001")[0]
+    k = image.shape[2] // 2
+    cavity = label[..., k] == LV
+    blood, muscle = (np.median(image[..., k][label[..., k] == value]) for value in (LV, MYO))
+    bright = image[..., k] > (blood + muscle) / 2
+    near = np.isin(label[..., k], (LV, MYO))
+    dsc = 2 * (bright & near & cavity).sum() / ((bright & near).sum() + cavity.sum())
+    assert 0.7 < dsc < 0.99
+
+
+def test_seed(root: Path, tmp_path: Path) -> None:
+    make_phantoms(str(tmp_path / "same"), patients=2, seed=3)
+    make_phantoms(str(tmp_path / "other"), patients=2, seed=4)
+    for file in (tmp_path / "same").rglob("*.*"):
+        name = file.relative_to(tmp_path / "same")
+        if file.suffix == ".gz":
+            image = nib.load(file).get_fdata()
+            np.testing.assert_array_equal(image, nib.load(root / name).get_fdata())
+        else:
+            assert file.read_text() == (root / name).read_text()
+    first = Path("training/patient001/patient001_frame01.nii.gz")
+    assert nib.load(tmp_path / "other" / first).shape != nib.load(root / first).shape
