@@ -35,6 +35,7 @@ __all__ = [
     "Difference",
     "Estimate",
     "Method",
+    "Metric",
     "Results",
     "ResultsError",
     "case_ranks",
@@ -357,8 +358,8 @@ def read_results(folder: str | os.PathLike) -> Results:
         ResultsError: there is none, or cells cannot be compared since they differ in more than loss and seed.
     """
     plan_file = Path(folder) / "plan.json"
-    plan = json.loads(plan_file.read_text()) if plan_file.is_file() else {"methods": [], "seeds": []}
-    cells: dict[str, list[Cell]] = {name: [] for name in plan["methods"]}
+    plan = json.loads(plan_file.read_text()) if plan_file.is_file() else []
+    cells: dict[str, list[Cell]] = {planned["method"]: [] for planned in plan}
     for settings_file in sorted(Path(folder).glob("*/seed*/settings.json")):
         cell = Cell.read(settings_file.parent)
         cells.setdefault(cell.settings["method"], []).append(cell)
@@ -366,7 +367,7 @@ def read_results(folder: str | os.PathLike) -> Results:
     if not methods:
         raise ResultsError(f"{folder}: no finished cell in it; expected METHOD/seedN/settings.json")
     done = {(cell.settings["method"], cell.settings["seed"]) for method in methods for cell in method.cells}
-    missing = [f"{name}, seed {seed}" for name in plan["methods"] for seed in plan["seeds"] if (name, seed) not in done]
+    missing = [f"{p['method']}, seed {p['seed']}" for p in plan if (p["method"], p["seed"]) not in done]
     first = methods[0].cells[0]
     for method in methods:
         for cell in method.cells:

@@ -121,9 +121,9 @@ class EvaluationWriter:
     measure, the pooled calibration errors, and the structures that only the ground truth has (``missed``) or only the
     prediction (``spurious``).
     ``calibration.json``: the bins, per case and pooled. ``reliability.png`` and ``reliability_classes.png``: drawn from
-    the pooled bins. ``logits.json``: mean magnitude of the logits, by ground truth class and channel. ``cases/best.png``,
-    ``median.png`` and ``worst.png``: of the cases ordered by DSC, the slice with the most foreground, with the
-    uncertainty. Only that slice of every case is kept until then.
+    the pooled bins. ``logits.json``: mean magnitude of the logits, by ground truth class and channel.
+    ``cases/best.png``, ``median.png`` and ``worst.png``: of the cases ordered by DSC, the slice with the most
+    foreground and its uncertainty. No more than that slice is kept of a case until then.
 
     Args:
         output_dir: folder of the files.

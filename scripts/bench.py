@@ -1,6 +1,6 @@
 """Benchmarks: each command prints tables whose rows are ratios measured interleaved in one run.
 
-    python scripts/bench.py losses [--device cuda] [--rounds 15] [--threads 2]
+python scripts/bench.py losses [--device cuda] [--rounds 15] [--threads 2]
 """
 
 from __future__ import annotations
@@ -78,8 +78,7 @@ def print_ratios(title: str, steps: dict[str, Step], rounds: int, device: str) -
 
 
 def _forward_backward(loss: Callable, logits: torch.Tensor, target: torch.Tensor) -> None:
-    logits.grad = None
-    loss(logits, target).backward()
+    torch.autograd.grad(loss(logits, target), logits)
 
 
 def losses(device: str = "cpu", rounds: int = 15, threads: int = 2) -> None:

@@ -1,10 +1,10 @@
 """Train and evaluate a bundle with several losses under one protocol, and keep the results side by side.
 
-    python scripts/compare_losses.py bundles/acdc_mri_nacl_segmentation --dataset_dir data/acdc --out results/acdc/table1
+    python scripts/compare_losses.py bundles/acdc_mri_nacl_segmentation --dataset_dir DATA --out results/acdc/table1
 
-A *cell* is one loss setting and one seed: two plain runs of the bundle, one to train and one to evaluate. Their commands
-are printed and kept in `OUT/commands.sh`; each runs by hand as well. What a finished cell measured is in `OUT/NAME/seedN`
-(a folder that appears complete or not at all), what is large or unfinished in `OUT/work/NAME/seedN`.
+A *cell* is one loss setting and one seed: two plain runs of the bundle, one to train and one to evaluate. Their
+commands are printed and kept in `OUT/commands.sh`; each runs by hand as well. What a finished cell measured is in
+`OUT/NAME/seedN`, a folder that appears complete or not at all; what is large or unfinished is in `OUT/work/NAME/seedN`.
 
 The same command goes on after an interruption: finished cells are skipped and half-trained ones resume. A folder made
 with other settings is an error. `scripts/report.py OUT` makes tables and figures of what is there.
@@ -85,9 +85,10 @@ PRESETS = {
     ],
 }
 
-# Set for every cell, so not to be given; and what says where things are or how fast they go, not what is computed.
-RESERVED = ("bundle_root", "ckpt_dir", "dataset_dir", "device", "loss", "load_path", "output_dir", "resume", "seed")
-INDIFFERENT = (*(name for name in RESERVED if name not in ("loss", "seed")), "datalist", "num_workers", "_meta_")
+# Set by this script for every cell.
+RESERVED = ("bundle_root", "ckpt_dir", "device", "load_path", "output_dir", "resume", "seed")
+# Say where things are or how fast they go, not what is computed.
+INDIFFERENT = (*RESERVED[:-1], "dataset_dir", "datalist", "num_workers", "_meta_")
 
 
 class CompareError(ValueError):
@@ -103,7 +104,7 @@ class Cell:
     """One loss setting and one seed.
 
     Attributes:
-        name: for messages.
+        name: what messages call it.
         results: folder of the small files, there once the cell is finished.
         work: folder of checkpoints, logs and TensorBoard's files.
         train: command that trains; the same one resumes.
@@ -117,6 +118,11 @@ class Cell:
     train: list[str]
     evaluate: list[str]
     settings: dict[str, Any]
+
+    @property
+    def commands(self) -> list[str]:
+        """Both commands as one types them."""
+        return [_shown(self.train), _shown(self.evaluate)]
 
     @property
     def max_epochs(self) -> int:
@@ -156,47 +162,63 @@ def plan_cell(
     """Work out the commands of a cell and what it is made with; nothing is written.
 
     Raises:
-        CompareError: an id of `overrides` is not in the bundle's configuration.
+        CompareError: an id of `overrides` cannot be given, or there is no data.
     """
     configs = bundle / "configs"
     train_files = [configs / "train.yaml", configs / "losses" / f"{setting.loss}.yaml"]
     evaluate_files = [configs / "train.yaml", configs / "evaluate.yaml"]
     train, evaluate = _parser(train_files), _parser(evaluate_files)
     for name in overrides:
-        if name not in train and name not in evaluate:
-            known = [key for key in train.config if key != "_meta_"]
-            close = difflib.get_close_matches(name, known, 1)
-            hint = f"; did you mean {close[0]}?" if close else ""
-            raise CompareError(f"--{name}: no such id in {train_files[0]} or {evaluate_files[1].name}{hint}")
+        _check_override(name, train, evaluate)
+    for_training = {name: value for name, value in overrides.items() if name in train}
+    for_evaluation = {name: value for name, value in overrides.items() if name in evaluate}
     own = {**setting.overrides, "seed": seed}
-    for_training = {**{name: value for name, value in overrides.items() if name in train}, **own}
-    train.update(for_training)
-    evaluation = ConfigParser.load_config_file(evaluate_files[1])
-    evaluation.update({name: value for name, value in overrides.items() if name in evaluation or name not in train})
+    train.update({**for_training, **own})
+    evaluate.update(for_evaluation)
+
+    datalist = Path(overrides.get("datalist", dataset_dir / "datalist.json"))
+    if not datalist.is_file():
+        raise CompareError(f"{datalist}: no such file; prepare the data first, with scripts/prepare_data.py")
+    split = evaluate["split"]
+    cases = json.loads(datalist.read_text()).get(split)
+    if not cases:
+        raise CompareError(f"{datalist}: no cases in split {split!r}")
 
     name = f"{setting.name}/seed{seed}"
     places = {"bundle_root": bundle, "dataset_dir": dataset_dir, "ckpt_dir": work / name}
-    datalist = Path(overrides.get("datalist", dataset_dir / "datalist.json"))
-    listed = json.loads(datalist.read_text())
-    split = overrides.get("split", evaluation["split"])
     return Cell(
         name=f"{setting.name}, seed {seed}",
         results=out / name,
         work=work / name,
-        train=_command(train_files, {**places, "output_dir": work / name, "resume": True, **for_training}),
-        evaluate=_command(evaluate_files, {**places, "output_dir": work / name / "eval", **overrides}),
+        train=_command(train_files, {**places, "output_dir": work / name, "resume": True, **for_training, **own}),
+        evaluate=_command(evaluate_files, {**places, "output_dir": work / name / "eval", **for_evaluation}),
         settings={
             "method": setting.name,
             "label": setting.label,
             "seed": seed,
             "bundle": bundle.name,
             "datalist": hashlib.sha256(datalist.read_bytes()).hexdigest(),
-            "split": split,
-            "patients": {item["case"]: item.get("patient", item["case"]) for item in listed[split]},
-            "train": {key: value for key, value in train.config.items() if key not in INDIFFERENT},
-            "evaluate": {key: value for key, value in evaluation.items() if key not in INDIFFERENT},
+            "patients": {item["case"]: item.get("patient", item["case"]) for item in cases},
+            "train": _computed(train.get()),
+            "evaluate": _computed(evaluate.get()),
         },
     )
+
+
+def _check_override(name: str, train: ConfigParser, evaluate: ConfigParser) -> None:
+    first = name.partition("::")[0]
+    if first in RESERVED:
+        raise CompareError(f"--{name}: set by compare_losses for each cell")
+    if first == "loss":
+        raise CompareError(f"--{name}: losses are compared; write a file in configs/losses and name it in --losses")
+    if name not in train and name not in evaluate:
+        close = difflib.get_close_matches(name, [*train.get(), *evaluate.get()], 1)
+        hint = f"; did you mean --{close[0]}?" if close else ""
+        raise CompareError(f"--{name}: no such id in the bundle's train.yaml or evaluate.yaml{hint}")
+
+
+def _computed(config: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in config.items() if key not in INDIFFERENT}
 
 
 def _parser(files: Sequence[Path]) -> ConfigParser:
@@ -222,19 +244,33 @@ def _shown(command: Sequence[str]) -> str:
 
 def check_made_alike(cell: Cell) -> None:
     """Raise a CompareError when a folder of the cell was made with other settings."""
+    if cell.results.is_dir() and not (cell.results / "settings.json").is_file():
+        raise CompareError(f"{cell.results}: not a finished cell, since it lacks settings.json; delete it")
     for folder, parts in ((cell.results, ("train", "evaluate")), (cell.work, ("train",))):
         if (folder / "settings.json").is_file():
-            there = json.loads((folder / "settings.json").read_text())
-            here = json.loads(json.dumps(cell.settings))  # lists for tuples
+            there, here = json.loads((folder / "settings.json").read_text()), cell.settings
             differing = ["the data"] if there["datalist"] != here["datalist"] else []
             for part in parts:
                 keys = sorted(there[part].keys() | here[part].keys())
                 differing += [key for key in keys if there[part].get(key) != here[part].get(key)]
             if differing:
                 raise CompareError(
-                    f"{folder}: made with another setting of {', '.join(differing)}; "
+                    f"{folder}: made with other settings ({', '.join(dict.fromkeys(differing))}); "
                     "delete it to make it anew, or choose another --out"
                 )
+
+
+def write_plan(cells: Sequence[Cell], out: Path) -> None:
+    """Add the cells to `OUT/plan.json`, which tells the report what to expect, and their commands to `commands.sh`."""
+    plan_file = out / "plan.json"
+    planned = json.loads(plan_file.read_text()) if plan_file.is_file() else []
+    by_name = {(entry["method"], entry["seed"]): entry for entry in planned}
+    for cell in cells:
+        method, seed = cell.settings["method"], cell.settings["seed"]
+        by_name[method, seed] = {"method": method, "seed": seed, "commands": cell.commands}
+    _write_json(list(by_name.values()), plan_file)
+    lines = [f"# {e['method']}, seed {e['seed']}\n" + "\n".join(e["commands"]) + "\n" for e in by_name.values()]
+    (out / "commands.sh").write_text("\n".join(lines))
 
 
 # --- running ------------------------------------------------------------------------------------------------------
@@ -288,7 +324,11 @@ def run_cell(cell: Cell, device: str | None = None, call: Callable[..., int] = s
     """
     cell.work.mkdir(parents=True, exist_ok=True)
     with open(cell.work / "lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            tqdm.write(f"{cell.name}: an earlier process is still at it, waiting for that")
+            fcntl.flock(lock, fcntl.LOCK_EX)
         if cell.results.is_dir():
             return False
         _write_json(cell.settings, cell.work / "settings.json")
@@ -296,31 +336,34 @@ def run_cell(cell: Cell, device: str | None = None, call: Callable[..., int] = s
         for what, command in (("train", cell.train), ("evaluate", cell.evaluate)):
             command = [sys.executable, *command[1:], *([] if device is None else [f"--device={device}"])]
             log_file = cell.work / f"{what}.log"
-            with open(log_file, "a") as log:
+            with open(log_file, "a+") as log:
+                start = log.tell()
                 code = call(command, stdout=log, stderr=subprocess.STDOUT, pass_fds=[lock.fileno()])
+                log.seek(start)
+                output = log.read()
             if code != 0:
-                *_, reason = ["no output", *log_file.read_text(errors="replace").splitlines()]
-                raise CellError(f"{what} failed with exit code {code}, see {log_file}: {reason}")
-        _publish(cell)
+                errors = re.findall(r"^[\w.]*(?:Error|Exception): .*", output, re.MULTILINE)
+                reason = f": {errors[0]}" if errors else ""
+                raise CellError(f"{what} failed with exit code {code}{reason}; see {log_file}")
+        _publish(cell, device)
         return True
 
 
-def _publish(cell: Cell) -> None:
+def _publish(cell: Cell, device: str | None) -> None:
     """Make the results folder, all at once."""
     partial = cell.results.with_name(f".{cell.results.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     shutil.copytree(cell.work / "eval", partial)
     with open(partial / "history.csv", "w", newline="") as file:
         csv.writer(file).writerows(read_history(cell.work))
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
+    used = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     made_with = {
         "calib_components": calib_components.__version__,
         "monai": monai.__version__,
         "torch": torch.__version__,
-        "device": device,
+        "device": torch.cuda.get_device_name(used) if used.type == "cuda" else str(used),
     }
-    commands = [_shown(cell.train), _shown(cell.evaluate)]
-    _write_json({**cell.settings, "made_with": made_with, "commands": commands}, partial / "settings.json")
+    _write_json({**cell.settings, "made_with": made_with, "commands": cell.commands}, partial / "settings.json")
     partial.rename(cell.results)
 
 
@@ -343,7 +386,9 @@ def read_history(work: Path) -> list[list[Any]]:
         for tag in events.Tags()["scalars"]:
             before = events.FirstEventTimestamp()
             for event in events.Scalars(tag):
-                rows.setdefault(event.step, {}).update({"seconds": round(event.wall_time - before, 2), tag: event.value})
+                rows.setdefault(event.step, {}).update(
+                    {"seconds": round(event.wall_time - before, 2), tag: event.value}
+                )
                 before = event.wall_time
     columns = list(dict.fromkeys(name for row in rows.values() for name in row))
     return [["epoch", *columns], *([epoch, *(rows[epoch].get(c, "") for c in columns)] for epoch in sorted(rows))]
@@ -380,3 +425,135 @@ def run_cells(cells: Sequence[Cell], submit: Callable[[Cell], Any]) -> dict[str,
                         tqdm.write(f"{name}: {error}")
                         progress.update(cell.max_epochs - epochs[name])
     return failed
+
+
+def _submit_to_threads(cells: Sequence[Cell], workers: int, devices: Sequence[str | None]) -> dict[str, str]:
+    """Run cells side by side on this machine; when interrupted, end what runs."""
+    free: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+    for number in range(workers):
+        free.put(devices[number % len(devices)])
+    children = Children()
+
+    def run_on_free_device(cell: Cell) -> None:
+        device = free.get()
+        try:
+            run_cell(cell, device, children.call)
+        finally:
+            free.put(device)
+
+    pool = ThreadPoolExecutor(workers)
+    try:
+        return run_cells(cells, lambda cell: pool.submit(run_on_free_device, cell))
+    finally:
+        children.end()
+        pool.shutdown(cancel_futures=True)
+
+
+def _submit_to_slurm(cells: Sequence[Cell], folder: Path, parameters: dict[str, Any]) -> dict[str, str]:
+    """Run every cell as a job of its own; when interrupted, cancel them."""
+    try:
+        import submitit
+    except ImportError:
+        raise CompareError("executor slurm needs submitit: pip install 'calib-components[slurm]'") from None
+    executor = submitit.SlurmExecutor(folder=folder)
+    executor.update_parameters(**parameters)
+    jobs: list[Any] = []
+
+    def submit(cell: Cell) -> Any:
+        jobs.append(executor.submit(run_cell, cell))
+        return jobs[-1]
+
+    try:
+        return run_cells(cells, submit)
+    finally:
+        for job in jobs:
+            if not job.done():
+                job.cancel()
+
+
+# --- command line -------------------------------------------------------------------------------------------------
+
+
+def compare(
+    bundle: str,
+    dataset_dir: str,
+    out: str,
+    losses: str | Sequence[str] = "table1",
+    seeds: int | Sequence[int] = 0,
+    work: str | None = None,
+    workers: int | None = None,
+    devices: str | Sequence[str] | None = None,
+    executor: str = "local",
+    slurm: dict[str, Any] | None = None,
+    **overrides: Any,
+) -> None:
+    """Train and evaluate every loss with every seed.
+
+    Any id of the bundle's train.yaml and evaluate.yaml can be given as well, such as --max_epochs 10 or
+    --image_size [128,128]; it holds for every cell.
+
+    Args:
+        bundle: folder of the bundle.
+        dataset_dir: prepared data.
+        out: folder of the results, small enough to keep in git.
+        losses: presets (table1, table2, table3: those of the paper; tuning: the paper's grids, evaluated on the
+            validation split), settings of theirs, or files of the bundle's configs/losses; several with commas.
+        seeds: of the trainings, such as 0,1.
+        work: folder of checkpoints, logs and TensorBoard's files; default: OUT/work, which git ignores.
+        workers: cells that run side by side; default: one, or one for each of the devices. On CPU, set
+            OMP_NUM_THREADS to the cores that each may use.
+        devices: where to run, such as cuda:0,cuda:1; default: the bundle's choice.
+        executor: local, or slurm for a job each.
+        slurm: parameters of submitit for these jobs, such as "{time: 600, partition: gpu, gpus_per_node: 1}".
+    """
+    bundle_path, out_path = Path(str(bundle)), Path(str(out))
+    work_path = out_path / "work" if work is None else Path(str(work))
+    if not (bundle_path / "configs" / "train.yaml").is_file():
+        raise CompareError(f"{bundle}: no bundle, since it lacks configs/train.yaml")
+    if executor not in ("local", "slurm"):
+        raise CompareError(f"executor: expected local or slurm, got {executor!r}")
+    names = [losses] if isinstance(losses, str) else list(losses)
+    overrides = json.loads(json.dumps(overrides))  # lists for tuples, as YAML has them
+    if "tuning" in names:
+        overrides.setdefault("split", "validation")
+    cells = [
+        plan_cell(setting, seed, bundle_path, Path(str(dataset_dir)), out_path, work_path, overrides)
+        for seed in ([seeds] if isinstance(seeds, int) else seeds)
+        for setting in choose_settings(names, bundle_path)
+    ]
+    for cell in cells:
+        check_made_alike(cell)
+
+    work_path.mkdir(parents=True, exist_ok=True)
+    (work_path / ".gitignore").write_text("*\n")
+    write_plan(cells, out_path)
+    unfinished = []
+    for cell in cells:
+        if cell.results.is_dir():
+            print(f"{cell.name}: finished before, {cell.results}")
+        else:
+            unfinished.append(cell)
+            print("\n".join([f"{cell.name}:", *cell.commands]))
+    if executor == "slurm":
+        failed = _submit_to_slurm(unfinished, work_path / "slurm", slurm or {})
+    else:
+        places = [None] if devices is None else [devices] if isinstance(devices, str) else list(devices)
+        failed = _submit_to_threads(unfinished, workers or len(places), places)
+    print(f"{len(cells) - len(failed)} of {len(cells)} cells are finished, {len(failed)} failed")
+    for name, reason in failed.items():
+        print(f"{name}: {reason}")
+    sys.exit(1 if failed else 0)
+
+
+def main() -> None:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        fire.Fire(compare)
+    except CompareError as error:
+        sys.exit(f"compare_losses: {error}")
+    except KeyboardInterrupt:
+        sys.exit("compare_losses: interrupted; the same command goes on from here")
+
+
+if __name__ == "__main__":
+    main()

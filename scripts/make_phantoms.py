@@ -10,6 +10,7 @@ calibration means something. The five groups of ACDC differ in cavity, wall and 
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -47,7 +48,7 @@ GROUPS = {
 
 
 def make_phantoms(out: str, patients: int = 20, seed: int = 0) -> None:
-    """Write `out/training/patientNNN` with Info.cfg, two frames and their labels.
+    """Write `out/training/patientNNN` with Info.cfg, two frames and their labels; never over another data set.
 
     Args:
         out: folder to write to.
@@ -60,7 +61,10 @@ def make_phantoms(out: str, patients: int = 20, seed: int = 0) -> None:
         folder = Path(str(out)) / "training" / f"patient{number:03d}"
         folder.mkdir(parents=True, exist_ok=True)
         systole = int(rng.integers(7, 14))
-        (folder / "Info.cfg").write_text(f"ED: 1\nES: {systole}\nGroup: {group}\nNbFrame: 30\n")
+        info_file, info = folder / "Info.cfg", f"ED: 1\nES: {systole}\nGroup: {group}\nPhantom: seed {seed}\n"
+        if info_file.exists() and info_file.read_text() != info:
+            sys.exit(f"make_phantoms: {info_file}: is of another data set; choose another folder")
+        info_file.write_text(info)
         for frame, (image, label) in zip((1, systole), draw_patient(GROUPS[group], rng), strict=True):
             stem = f"patient{number:03d}_frame{frame:02d}"
             _save(image, folder / f"{stem}.nii.gz")

@@ -378,8 +378,8 @@ def _prepare_missing(
             pool = ProcessPoolExecutor(min(workers, len(missing)), context, _start_worker)
             stack.callback(pool.shutdown, cancel_futures=True)
             run = pool.map
-        progress = tqdm(run(attempt, missing), out.name, len(missing), unit="case", leave=False, disable=None)
-        for case, problem in zip(missing, progress, strict=True):
+        bar = tqdm(run(attempt, missing), out.name, len(missing), unit="case", leave=False, disable=None)
+        for case, problem in zip(missing, stack.enter_context(bar), strict=True):
             if problem and not skip_bad:
                 raise PrepareError(problem)
             if problem:

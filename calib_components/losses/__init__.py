@@ -1,2 +1,25 @@
-from calib_components.losses.nacl import NACLLoss
-__all__ = ["NACLLoss"]
+"""The losses of "Trust Your Neighbours" (NACL, MICCAI 2023): its own and those that it is compared with."""
+
+from calib_components.losses.entropy_penalty import EntropyPenaltyLoss, entropy_penalty_loss
+from calib_components.losses.focal import FocalLoss, focal_loss
+from calib_components.losses.label_smoothing import LabelSmoothingLoss, label_smoothing_loss
+from calib_components.losses.mbls import MbLSLoss, mbls_loss
+from calib_components.losses.nacl import NACLLoss, nacl_loss
+from calib_components.losses.priors import neighbor_prior
+from calib_components.losses.svls import SVLSLoss, svls_loss
+
+__all__ = [
+    "EntropyPenaltyLoss",
+    "FocalLoss",
+    "LabelSmoothingLoss",
+    "MbLSLoss",
+    "NACLLoss",
+    "SVLSLoss",
+    "entropy_penalty_loss",
+    "focal_loss",
+    "label_smoothing_loss",
+    "mbls_loss",
+    "nacl_loss",
+    "neighbor_prior",
+    "svls_loss",
+]

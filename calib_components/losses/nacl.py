@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from calib_components.losses.priors import check_prior, neighbor_votes
-from calib_components.losses.targets import nll, prepare
+from calib_components.losses.targets import cross_entropy, num_counted, prepare
 
 PENALTIES = ("l1", "l2")
 CONSTRAINTS = ("logits", "softmax")
@@ -29,13 +29,10 @@ def nacl_loss(
     """Function form of `NACLLoss`, which says what it computes and what the arguments mean."""
     _check_options(prior, kernel_size, sigma, penalty, constraint, padding)
     logits, checked = prepare(input, target, ignore_index)
-    votes, weight = neighbor_votes(
-        checked, logits.shape[1], prior, kernel_size, sigma, padding, logits.dtype
-    )
-    log_probabilities = F.log_softmax(logits, dim=1)
-    constrained = logits if constraint == "logits" else log_probabilities.exp()
+    votes, weight = neighbor_votes(checked, logits.shape[1], prior, kernel_size, sigma, padding, logits.dtype)
+    constrained = logits if constraint == "logits" else F.softmax(logits, dim=1)
     distance = _PriorDistance.apply(constrained, votes, weight, checked.counted, penalty)
-    return nll(log_probabilities, checked) + penalty_weight * distance
+    return cross_entropy(logits, checked) + penalty_weight * distance
 
 
 class _PriorDistance(torch.autograd.Function):
@@ -54,12 +51,12 @@ class _PriorDistance(torch.autograd.Function):
         for k in range(x.shape[1]):
             _subtract_prior(difference, x, votes, weight, counted, k)
             total += (difference.abs_() if penalty == "l1" else difference.square_()).sum()
-        return total / _num_terms(x, counted)
+        return total / (num_counted(x, counted) * x.shape[1])
 
     @staticmethod
     def backward(ctx, grad_output: Tensor):
         x, votes, weight, counted = ctx.saved_tensors
-        step = grad_output / _num_terms(x, counted)
+        step = grad_output / (num_counted(x, counted) * x.shape[1])
         grad = torch.empty_like(x)
         for k in range(x.shape[1]):
             difference = grad[:, k : k + 1]
@@ -73,10 +70,6 @@ def _subtract_prior(out: Tensor, x: Tensor, votes: Tensor, weight: Tensor, count
     out.copy_(votes[:, k : k + 1]).mul_(-weight).add_(x[:, k : k + 1])
     if counted is not None:
         out.masked_fill_(~counted.unsqueeze(1), 0)
-
-
-def _num_terms(x: Tensor, counted: Tensor | None) -> int | Tensor:
-    return x.numel() if counted is None else counted.sum().clamp(min=1) * x.shape[1]
 
 
 class NACLLoss(nn.Module):

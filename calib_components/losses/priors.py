@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,7 @@ from torch import Tensor
 from calib_components.losses.targets import Target, prepare_target
 
 PRIORS = ("mean", "gaussian", "max", "min", "median", "mode")
+SHARES = ("mean", "gaussian")  # the priors that are shares of the window, defined for probabilities too
 PADDINGS = ("replicate", "background")
 
 
@@ -40,8 +41,8 @@ def neighbor_prior(
     the border too. They are all 0 where the window holds no voxel that counts.
 
     Shape:
-        - target: `(B, 1, *S)` or `(B, *S)` class index, or `(B, N, *S)` probabilities (`mean` and `gaussian` only). Four
-          dimensions are read as `(B, 1, H, W)` or `(B, N, H, W)` if the second is 1 or N, else as `(B, H, W, D)`.
+        - target: `(B, 1, *S)` or `(B, *S)` class index, or `(B, N, *S)` probabilities (`mean` and `gaussian` only).
+          Four dimensions are `(B, 1, H, W)` or `(B, N, H, W)` if the second is 1 or N, and else `(B, H, W, D)`.
         - output: `(B, N, *S)`, float32 (float64 for float64 probabilities).
 
     Args:
@@ -50,8 +51,8 @@ def neighbor_prior(
         prior: "mean", "gaussian", "max", "min", "median" or "mode".
         kernel_size: side of the window (a square or a cube) in voxels, odd.
         sigma: of `gaussian`, in voxels.
-        padding: what lies beyond the image: "replicate" repeats the labels at the border; "background" is class 0, as in
-            the authors' code. `gaussian` always replicates, there too.
+        padding: what lies beyond the image: "replicate" repeats the labels at the border; "background" is class 0,
+            as in the authors' code. `gaussian` replicates with either, there too.
         ignore_index: label of the voxels to leave out, or None.
 
     Raises:
@@ -82,10 +83,10 @@ def check_prior(prior: str, kernel_size: int, sigma: float, padding: str) -> Non
     if padding not in PADDINGS:
         raise ValueError(f"padding: expected one of {PADDINGS}, got {padding!r}")
     smallest = 3 if prior == "gaussian" else 1  # the SVLS kernel is made of neighbours
-    if kernel_size < smallest or kernel_size % 2 == 0:
+    if not isinstance(kernel_size, int) or kernel_size < smallest or kernel_size % 2 == 0:
         raise ValueError(f"kernel_size: expected an odd number, at least {smallest}, got {kernel_size}")
-    if not 0 < sigma < math.inf:
-        raise ValueError(f"sigma: expected a positive number, got {sigma}")
+    if not 0.1 <= sigma < math.inf:
+        raise ValueError(f"sigma: expected at least 0.1 voxels, got {sigma}")
 
 
 def neighbor_votes(
@@ -98,49 +99,53 @@ def neighbor_votes(
     Returns:
         votes, `(B, N, *S)`, and weight, a scalar or `(B, 1, *S)`.
     """
-    if target.index is None and prior not in ("mean", "gaussian"):
+    if target.is_soft and prior not in SHARES:
         raise ValueError(f"target: the prior {prior!r} is defined for class indices only, got probabilities")
-    if prior == "gaussian":
+    weight = 1.0
+    if prior == "mean":
+        votes = _box_counts(target, num_classes, kernel_size, padding)
+        weight = kernel_size ** (2 - votes.ndim)
+    elif prior == "gaussian":
         votes = _svls_shares(target, num_classes, kernel_size, sigma, dtype)
     elif prior in ("max", "min"):
         votes = _one_hot(_extreme_class(target, num_classes, prior, kernel_size, padding), num_classes)
     else:
-        votes = _box_counts(target, num_classes, kernel_size, padding)
-        if prior != "mean":
-            votes = _one_hot(_mode(votes) if prior == "mode" else _median(votes), num_classes)
+        counts = _box_counts(target, num_classes, kernel_size, padding)
+        votes = _one_hot(_mode(counts) if prior == "mode" else _median(counts), num_classes)
 
-    if prior in ("mean", "gaussian") and target.counted is not None:
-        total = sum(votes.unbind(1)).unsqueeze(1).to(dtype)
+    if prior in SHARES and target.counted is not None:
+        total = _total(votes).unsqueeze(1).to(dtype)
         return votes, total.masked_fill_(total == 0, 1).reciprocal_()
-    weight = kernel_size ** (2 - votes.ndim) if prior == "mean" else 1.0
     return votes, torch.full((), weight, dtype=dtype, device=votes.device)
 
 
 def _box_counts(target: Target, num_classes: int, kernel_size: int, padding: str) -> Tensor:
     """How many voxels of the window each class has, `(B, N, *S)`; ignored voxels are not counted."""
     planes = _class_planes(target, num_classes, kernel_size // 2, padding)
-    if target.index is not None and kernel_size ** (planes[0].ndim - 1) > torch.iinfo(torch.uint8).max:
+    if not target.is_soft and kernel_size ** (planes[0].ndim - 1) > torch.iinfo(torch.uint8).max:
         planes = [plane.int() for plane in planes]
-    return torch.stack([_filter(plane, [1] * kernel_size) for plane in planes], 1)
+    return torch.stack([_combine(plane, kernel_size, torch.add) for plane in planes], 1)
 
 
 def _svls_shares(target: Target, num_classes: int, kernel_size: int, sigma: float, dtype: torch.dtype) -> Tensor:
-    """Each class filtered with the SVLS kernel: a Gaussian whose centre is replaced by the sum of all the others.
+    """Each class filtered with the SVLS kernel, `(B, N, *S)`.
 
-    The kernel is a sum of a separable Gaussian and the centre alone: after both normalisations the centre weighs 0.5
-    and the neighbours share the rest as the Gaussian has it.
+    The kernel is a Gaussian whose centre is replaced by the sum of all the others: the voxel itself weighs 0.5, and the
+    voxels around it share the other half. What is around is gathered axis by axis, since a Gaussian is separable.
     """
     radius = kernel_size // 2
-    taps = [math.exp(-(((i - radius) / sigma) ** 2) / 2) for i in range(kernel_size)]
-    taps = [tap / sum(taps) for tap in taps]
+    taps = {i: math.exp(-(((i - radius) / sigma) ** 2) / 2) for i in range(kernel_size) if i != radius}
     shares = []
     for plane in _class_planes(target, num_classes, radius, "replicate"):
         centre = plane.to(dtype)
-        blurred = _filter(centre, taps)
+        around, weight_around = torch.zeros_like(centre), 0.0
         for dim in range(1, plane.ndim):
-            centre = centre.narrow(dim, radius, centre.shape[dim] - 2 * radius)
-        centre_tap = taps[radius] ** (plane.ndim - 1)
-        shares.append(torch.add(centre, blurred - centre_tap * centre, alpha=1 / (1 - centre_tap)).div_(2))
+            line = _shifted(centre + around, dim, kernel_size)
+            centre, around = (_shifted(part, dim, kernel_size)[radius] for part in (centre, around))
+            for i, tap in taps.items():
+                around.add_(line[i], alpha=tap)
+            weight_around += sum(taps.values()) * (1 + weight_around)
+        shares.append(around.mul_(0.5 / weight_around).add_(centre, alpha=0.5))
     return torch.stack(shares, 1)
 
 
@@ -148,8 +153,8 @@ def _extreme_class(target: Target, num_classes: int, prior: str, kernel_size: in
     """Largest or smallest class index in the window; -1 or N where nothing counts."""
     padded = _pad(_class_map(target, num_classes), kernel_size // 2, padding)
     if prior == "max":
-        return _reduce(padded, kernel_size, torch.maximum)
-    return _reduce(padded.masked_fill(padded < 0, num_classes), kernel_size, torch.minimum)
+        return _combine(padded, kernel_size, torch.maximum)
+    return _combine(padded.masked_fill(padded < 0, num_classes), kernel_size, torch.minimum)
 
 
 def _mode(counts: Tensor) -> Tensor:
@@ -164,7 +169,7 @@ def _mode(counts: Tensor) -> Tensor:
 
 def _median(counts: Tensor) -> Tensor:
     """Class at which the counts so far reach half of all; N where nothing counts."""
-    total = sum(counts.unbind(1))
+    total = _total(counts)
     half = (total - total // 2).clamp_(min=1)
     so_far = torch.zeros_like(half)
     winner = torch.zeros_like(half, dtype=torch.int16)
@@ -174,6 +179,11 @@ def _median(counts: Tensor) -> Tensor:
     return winner
 
 
+def _total(votes: Tensor) -> Tensor:
+    """Sum over the classes, in the type of the votes."""
+    return functools.reduce(torch.add, votes.unbind(1))
+
+
 def _one_hot(winner: Tensor, num_classes: int) -> Tensor:
     """`(B, *S)` class index to `(B, N, *S)` uint8; all zero where it is not a class."""
     return torch.stack([winner == k for k in range(num_classes)], 1).view(torch.uint8)
@@ -181,16 +191,16 @@ def _one_hot(winner: Tensor, num_classes: int) -> Tensor:
 
 def _class_map(target: Target, num_classes: int) -> Tensor:
     """Class index of each voxel in the smallest type, -1 at ignored voxels."""
-    classes = target.index.to(torch.int8 if num_classes <= torch.iinfo(torch.int8).max else torch.int16)
+    classes = target.labels.to(torch.int8 if num_classes <= torch.iinfo(torch.int8).max else torch.int16)
     return classes if target.counted is None else classes.where(target.counted, -1)
 
 
 def _class_planes(target: Target, num_classes: int, radius: int, padding: str) -> list[Tensor]:
     """For each class, where it is: `(B, *S)`, padded; 0 and 1 in uint8, or probabilities."""
-    if target.index is not None:
+    if not target.is_soft:
         padded = _pad(_class_map(target, num_classes), radius, padding)
         return [(padded == k).view(torch.uint8) for k in range(num_classes)]
-    return [_pad(target.probabilities[:, k], radius, padding, outside=float(k == 0)) for k in range(num_classes)]
+    return [_pad(target.labels[:, k], radius, padding, outside=float(k == 0)) for k in range(num_classes)]
 
 
 def _pad(plane: Tensor, radius: int, padding: str, outside: float = 0) -> Tensor:
@@ -208,18 +218,8 @@ def _shifted(plane: Tensor, dim: int, size: int) -> list[Tensor]:
     return [plane.narrow(dim, i, plane.shape[dim] - size + 1) for i in range(size)]
 
 
-def _filter(plane: Tensor, taps: Sequence[float]) -> Tensor:
-    """Correlates each spatial dimension of `(B, *S)` with `taps`."""
+def _combine(plane: Tensor, size: int, operation: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """Sum, maximum or minimum of each window, dimension by dimension."""
     for dim in range(1, plane.ndim):
-        views = _shifted(plane, dim, len(taps))
-        plane = views[0] * taps[0]
-        for view, tap in zip(views[1:], taps[1:], strict=True):
-            plane.add_(view, alpha=tap)
-    return plane
-
-
-def _reduce(plane: Tensor, size: int, pick: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """Picks one value of each window, dimension by dimension."""
-    for dim in range(1, plane.ndim):
-        plane = functools.reduce(pick, _shifted(plane, dim, size))
+        plane = functools.reduce(operation, _shifted(plane, dim, size))
     return plane

@@ -13,23 +13,28 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 SUM_TOLERANCE = 1e-2  # how far probabilities may be from a sum of one: bfloat16 rounds them that much
 
 
 class Target(NamedTuple):
-    """A checked target; one of `index` and `probabilities` is None.
+    """A checked target.
 
     Attributes:
-        index: class of each voxel, `(B, *S)` int64; ignored voxels hold 0.
-        probabilities: probability of each class, `(B, N, *S)`, in the data type of the logits.
+        labels: class index of each voxel, `(B, *S)` int64, with 0 at ignored voxels; or the probability of each class,
+            `(B, N, *S)`, in the floating-point type of the logits.
         counted: False at ignored voxels, `(B, *S)` bool; None where every voxel counts.
     """
 
-    index: Tensor | None
-    probabilities: Tensor | None
-    counted: Tensor | None
+    labels: Tensor
+    counted: Tensor | None = None
+
+    @property
+    def is_soft(self) -> bool:
+        """Whether the labels are probabilities."""
+        return self.labels.is_floating_point()
 
 
 def prepare(input: Tensor, target: Tensor, ignore_index: int | None) -> tuple[Tensor, Target]:
@@ -53,8 +58,7 @@ def prepare(input: Tensor, target: Tensor, ignore_index: int | None) -> tuple[Te
         raise TypeError(f"input: expected floating-point logits, got {logits.dtype}")
     if logits.ndim not in (4, 5) or logits.shape[1] < 2:
         raise ValueError(
-            "input: expected logits of shape (B, N, H, W) or (B, N, H, W, D) with N >= 2, "
-            f"got {tuple(logits.shape)}"
+            f"input: expected logits of shape (B, N, H, W) or (B, N, H, W, D) with N >= 2, got {tuple(logits.shape)}"
         )
     if logits.dtype in (torch.float16, torch.bfloat16):
         logits = logits.float()
@@ -90,7 +94,7 @@ def prepare_target(target: Tensor, num_classes: int, ignore_index: int | None, d
             "target: expected probabilities whose sum over the classes is 1",
             sums,
         )
-        return Target(None, probabilities, None)
+        return Target(probabilities)
 
     index = target.squeeze(1).long()
     if target.is_floating_point():
@@ -103,23 +107,51 @@ def prepare_target(target: Tensor, num_classes: int, ignore_index: int | None, d
         index = index.where(counted, 0)
     lowest, highest = index.aminmax()
     _check((lowest >= 0) & (highest < num_classes), expected, index)
-    return Target(index, None, counted)
+    return Target(index, counted)
+
+
+def cross_entropy(logits: Tensor, target: Target) -> Tensor:
+    """Mean over the voxels that count of `-log s_y`, or of `-sum_k q_k log s_k` for probabilities `q`."""
+    return _CrossEntropy.apply(logits, target.labels, target.counted)
+
+
+class _CrossEntropy(torch.autograd.Function):
+    """As `F.cross_entropy`, with a backward pass that makes one tensor of the size of the logits instead of two."""
+
+    @staticmethod
+    def forward(ctx, logits: Tensor, labels: Tensor, counted: Tensor | None) -> Tensor:
+        ctx.save_for_backward(logits, labels, counted)
+        log_probabilities = F.log_softmax(logits, dim=1)
+        if labels.is_floating_point():
+            log_likelihood = log_probabilities.mul_(labels).sum(1)
+        else:
+            log_likelihood = log_probabilities.gather(1, labels.unsqueeze(1)).squeeze(1)
+        return -voxel_mean(log_likelihood, counted)
+
+    @staticmethod
+    def backward(ctx, grad_output: Tensor):
+        logits, labels, counted = ctx.saved_tensors
+        grad = F.softmax(logits, dim=1)
+        if labels.is_floating_point():
+            grad.mul_(labels.sum(1, keepdim=True)).sub_(labels)
+        else:
+            index = labels.unsqueeze(1)
+            grad.scatter_add_(1, index, grad.new_full((), -1).expand_as(index))
+        if counted is not None:
+            grad.masked_fill_(~counted.unsqueeze(1), 0)
+        return grad.mul_(grad_output / num_counted(logits, counted)), None, None
 
 
 def voxel_mean(values: Tensor, counted: Tensor | None) -> Tensor:
     """Mean of `(B, *S)` over the voxels that count; 0, with a gradient of 0, where none does."""
     if counted is None:
         return values.mean()
-    return (values * counted).sum() / counted.sum().clamp(min=1)
+    return values.masked_fill(~counted, 0).sum() / counted.sum().clamp(min=1)
 
 
-def nll(log_probabilities: Tensor, target: Target) -> Tensor:
-    """Cross-entropy: mean over the voxels that count of `-log s_y`, or of `-sum_k q_k log s_k` for probabilities."""
-    if target.index is not None:
-        log_likelihood = log_probabilities.gather(1, target.index.unsqueeze(1)).squeeze(1)
-    else:
-        log_likelihood = (log_probabilities * target.probabilities).sum(1)
-    return -voxel_mean(log_likelihood, target.counted)
+def num_counted(logits: Tensor, counted: Tensor | None) -> int | Tensor:
+    """How many voxels count, at least 1."""
+    return logits[:, 0].numel() if counted is None else counted.sum().clamp(min=1)
 
 
 def plain(tensor: Tensor) -> Tensor:

@@ -1,0 +1,381 @@
+"""Calibration bins and the errors read from them: goldens, cases worked by hand, properties, wrong input."""
+
+from __future__ import annotations
+
+import json
+from fractions import Fraction
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from monai.data import MetaTensor
+from torch.nn import functional as F
+
+from calib_components.metrics import (
+    CalibrationBins,
+    adaptive_calibration_error,
+    brier_score,
+    calibration,
+    calibration_bins,
+    negative_log_likelihood,
+)
+
+GOLDEN = Path(__file__).parents[2].parent / "shared" / "golden"
+
+
+def random_case(seed: int, shape: tuple[int, ...] = (1, 4, 9, 7, 5)) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    probabilities = torch.randn(shape, generator=generator).mul(2).softmax(1)
+    labels = torch.randint(shape[1], (shape[0], 1, *shape[2:]), generator=generator)
+    return probabilities, labels
+
+
+def golden(name: str) -> tuple[dict[str, np.ndarray], torch.Tensor, torch.Tensor]:
+    path = GOLDEN / f"{name}.npz"
+    if not path.is_file():
+        pytest.skip(f"golden values not found: {path}")
+    values = dict(np.load(path))
+    probabilities = torch.from_numpy(values["logits"]).softmax(1).movedim(1, 0)[None]
+    return values, probabilities, torch.from_numpy(values["labels"])[None, None]
+
+
+@pytest.mark.parametrize("name", ["metrics_k2", "metrics_k4"])
+@pytest.mark.parametrize("num_bins", [10, 15, 20])
+@pytest.mark.parametrize("voxels", ["foreground", "all"])
+def test_ece_and_cece_equal_the_authors(name: str, num_bins: int, voxels: str) -> None:
+    values, y_pred, y = golden(name)
+    for measure, classwise in (("ece", False), ("cece", True)):
+        bins = calibration_bins(y_pred, y, num_bins, foreground_only=voxels == "foreground", classwise=classwise)
+        expected = values[f"{measure}_{voxels}/bins{num_bins}"].item()
+        assert bins.expected_error().item() == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ["metrics_k2", "metrics_k4"])
+def test_adaptive_error_equals_the_authors(name: str) -> None:
+    values, y_pred, y = golden(name)
+    expected = values["aece_foreground/bins15"].item()
+    assert adaptive_calibration_error(y_pred, y).item() == pytest.approx(expected, abs=1e-6)
+
+
+# Two classes, six voxels, four bins of width 1/4; probability of class 1 and the label:
+#   voxel            0     1     2     3      4    5
+HAND_P1 = (0.000, 0.25, 0.50, 0.625, 1.0, 0.875)
+HAND_Y = (0, 1, 1, 1, 1, 0)
+#   predicted        0     0     0 (tie)  1   1    1
+#   top confidence   1.0   0.75  0.5  0.625  1.0  0.875
+#   correct          yes   no    no   yes    yes  no
+#   bin of the top   3     2     1    2      3    3
+
+
+def hand_case() -> tuple[torch.Tensor, torch.Tensor]:
+    p1 = torch.tensor(HAND_P1)
+    return torch.stack([1 - p1, p1])[None], torch.tensor(HAND_Y).view(1, 1, -1)
+
+
+def test_top_label_bins_by_hand() -> None:
+    bins = calibration_bins(*hand_case(), num_bins=4, foreground_only=False)
+    assert bins.count.tolist() == [[0, 1, 2, 3]]
+    assert bins.confidence.tolist() == [[0, 0.5, 1.375, 2.875]]
+    assert bins.accuracy.tolist() == [[0, 0, 1, 2]]
+    assert (bins.count.dtype, bins.confidence.dtype, bins.accuracy.dtype) == (torch.int64, torch.float64, torch.float64)
+    assert bins.expected_error().item() == pytest.approx((0.5 + 0.375 + 0.875) / 6)
+    assert bins.average_error().item() == pytest.approx((0.5 + 0.375 / 2 + 0.875 / 3) / 3)
+    assert bins.maximum_error().item() == pytest.approx(0.5)
+
+
+def test_classwise_bins_by_hand() -> None:
+    bins = calibration_bins(*hand_case(), num_bins=4, foreground_only=False, classwise=True)
+    assert bins.count.tolist() == [[[2, 2, 1, 1], [2, 1, 1, 2]]]
+    assert bins.confidence.tolist() == [[[0.125, 0.875, 0.75, 1.0], [0.25, 0.5, 0.625, 1.875]]]
+    assert bins.accuracy.tolist() == [[[1, 0, 0, 1], [1, 1, 1, 1]]]
+    class_errors = ((0.875 + 0.875 + 0.75 + 0) / 6, (0.75 + 0.5 + 0.375 + 0.875) / 6)
+    assert bins.expected_error().item() == pytest.approx(sum(class_errors) / 2)
+    assert bins.maximum_error().item() == pytest.approx((0.75 + 0.5) / 2)
+
+
+def test_foreground_and_ignored_voxels_by_hand() -> None:
+    y_pred, y = hand_case()
+    assert calibration_bins(y_pred, y, num_bins=4).count.tolist() == [[0, 1, 2, 1]]
+    y[..., 3] = 255
+    assert calibration_bins(y_pred, y, num_bins=4, ignore_index=255).count.tolist() == [[0, 1, 1, 1]]
+    assert calibration_bins(y_pred, hand_case()[1], num_bins=4, ignore_index=1).count.sum() == 0
+
+
+def test_nll_and_brier_by_hand() -> None:
+    y_pred, y = hand_case()
+    true_p = np.array([1.0, 0.25, 0.5, 0.625, 1.0, 0.125])
+    nll = negative_log_likelihood(y_pred, y, foreground_only=False)
+    assert nll.item() == pytest.approx(-np.log(true_p).mean())
+    assert brier_score(y_pred, y, foreground_only=False).item() == pytest.approx((2 * (1 - true_p) ** 2).mean())
+    assert brier_score(y_pred, y).item() == pytest.approx((2 * (1 - true_p[1:5]) ** 2).mean())
+    impossible = torch.tensor([1.0, 0.0]).view(1, 2, 1)
+    assert negative_log_likelihood(impossible, torch.ones(1, 1, 1)).item() == pytest.approx(87.336, abs=1e-3)
+
+
+def test_adaptive_error_by_hand() -> None:
+    # Ten voxels of class 1 with confidence 0.55, 0.60 ... 1.00; the first four are wrong: their label is class 2.
+    p1 = torch.linspace(0.55, 1.0, 10, dtype=torch.float64)
+    y_pred = torch.stack([torch.zeros_like(p1), p1, 1 - p1])[None]
+    y = torch.tensor([2] * 4 + [1] * 6).view(1, 1, -1)
+    # Two bins, (0.55, 0.80] and (0.80, 1.00]: the least confident voxel is in none.
+    gaps = (0.60 + 0.65 + 0.70 - 0.25 - 0.20, 0.15 + 0.10 + 0.05 + 0.0)
+    assert adaptive_calibration_error(y_pred, y, num_bins=2).item() == pytest.approx(sum(gaps) / 10)
+
+
+def test_adaptive_error_of_a_constant_prediction_is_its_gap() -> None:
+    y_pred = torch.tensor([0.1, 0.9]).view(1, 2, 1).repeat(1, 1, 1000)
+    y = (torch.arange(1000) % 4 > 0).long().view(1, 1, -1)
+    error = adaptive_calibration_error(y_pred, y, foreground_only=False)
+    assert error.item() == pytest.approx(0.15 * 999 / 1000, abs=1e-6)
+
+
+@pytest.mark.parametrize("num_bins", [1, 3, 10, 15, 20, 25, 49, 100])
+def test_float64_edges_belong_to_the_bin_below(num_bins: int) -> None:
+    for edges in (np.arange(num_bins + 1) / num_bins, np.linspace(0, 1, num_bins + 1)):
+        p = torch.from_numpy(edges)
+        y = torch.zeros(1, 1, num_bins + 1)
+        bins = calibration_bins(torch.stack([p, 1 - p])[None], y, num_bins, foreground_only=False, classwise=True)
+        assert bins.count[0, 0].tolist() == [2] + [1] * (num_bins - 1)
+
+
+@given(st.integers(1, 200), st.floats(0, 1, width=32), st.booleans())
+def test_bin_of_a_float32_is_exact(num_bins: int, p: float, near_an_edge: bool) -> None:
+    if near_an_edge:
+        p = float(np.float32(round(p * num_bins) / num_bins))
+    y_pred = torch.tensor([p, 1 - p], dtype=torch.float32).view(1, 2, 1)
+    bins = calibration_bins(y_pred, torch.zeros(1, 1, 1), num_bins, foreground_only=False, classwise=True)
+    exact = -(-Fraction(p) * num_bins // 1) - 1  # ceil(p * num_bins) - 1
+    assert bins.count[0, 0].argmax().item() == max(exact, 0)
+
+
+def brute_force(y_pred: torch.Tensor, y: torch.Tensor, num_bins: int) -> dict[str, float]:
+    """ECE, ACE, MCE and CECE of one case, straight from their definitions in float64."""
+
+    def gaps(confidence: np.ndarray, hit: np.ndarray) -> list[tuple[float, float]]:
+        edges = np.arange(num_bins + 1) / num_bins
+        found = []
+        for low, high in pairwise(edges):
+            inside = (confidence > low) & (confidence <= high) | ((confidence == 0) & (low == 0))
+            if inside.any():
+                found.append((inside.mean(), abs(confidence[inside].mean() - hit[inside].mean())))
+        return found
+
+    p, label = y_pred[0].flatten(1).double().numpy(), y.flatten().numpy()
+    top = gaps(p.max(0), p.argmax(0) == label)
+    return {
+        "ece": sum(share * gap for share, gap in top),
+        "ace": float(np.mean([gap for _, gap in top])),
+        "mce": max(gap for _, gap in top),
+        "cece": float(np.mean([sum(s * g for s, g in gaps(p_k, label == k)) for k, p_k in enumerate(p)])),
+    }
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10_000), st.integers(2, 6), st.integers(1, 30), st.sampled_from([1, 40, 10**6]))
+def test_equals_the_definition_for_any_chunk(seed: int, num_classes: int, num_bins: int, chunk: int) -> None:
+    y_pred, y = random_case(seed, (1, num_classes, 6, 11))
+    expected = brute_force(y_pred, y, num_bins)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(calibration, "CHUNK_VALUES", chunk)
+        top = calibration_bins(y_pred, y, num_bins, foreground_only=False)
+        classwise = calibration_bins(y_pred, y, num_bins, foreground_only=False, classwise=True)
+    assert top.expected_error().item() == pytest.approx(expected["ece"], abs=1e-12)
+    assert top.average_error().item() == pytest.approx(expected["ace"], abs=1e-12)
+    assert top.maximum_error().item() == pytest.approx(expected["mce"], abs=1e-12)
+    assert classwise.expected_error().item() == pytest.approx(expected["cece"], abs=1e-12)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 10_000), st.permutations(range(5)), st.booleans())
+def test_parts_of_a_volume_in_any_order_add_up_to_the_whole(seed: int, order: list[int], classwise: bool) -> None:
+    y_pred, y = random_case(seed, (2, 3, 10, 6))
+    whole = calibration_bins(y_pred, y, classwise=classwise)
+    parts = [calibration_bins(y_pred[:, :, i::5], y[:, :, i::5], classwise=classwise) for i in order]
+    merged = parts[0] + parts[1] + parts[2] + parts[3] + parts[4]
+    assert torch.equal(merged.count, whole.count)
+    assert torch.equal(merged.accuracy, whole.accuracy)
+    torch.testing.assert_close(merged.confidence, whole.confidence, rtol=1e-14, atol=0)
+    torch.testing.assert_close(merged.expected_error(), whole.expected_error(), rtol=0, atol=1e-14, equal_nan=True)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 10_000), st.permutations(range(4)))
+def test_permuting_classes_changes_no_error(seed: int, order: list[int]) -> None:
+    y_pred, y = random_case(seed)
+    renamed = torch.tensor(order).argsort()[y]
+    for classwise in (False, True):
+        before = calibration_bins(y_pred, y, foreground_only=False, classwise=classwise)
+        after = calibration_bins(y_pred[:, order], renamed, foreground_only=False, classwise=classwise)
+        torch.testing.assert_close(after.expected_error(), before.expected_error(), rtol=0, atol=1e-12)
+
+
+def test_pooled_bins_are_those_of_one_large_case() -> None:
+    y_pred, y = random_case(3, (3, 4, 8, 8))
+    as_one = (y_pred.movedim(0, 1).flatten(1, 2)[None], y.movedim(0, 1).flatten(1, 2)[None])
+    for classwise in (False, True):
+        pooled = calibration_bins(y_pred, y, classwise=classwise).pooled()
+        expected = calibration_bins(*as_one, classwise=classwise)
+        assert torch.equal(pooled.count, expected.count)
+        assert torch.equal(pooled.accuracy, expected.accuracy)
+        torch.testing.assert_close(pooled.confidence, expected.confidence, rtol=1e-14, atol=0)
+
+
+def test_json_keeps_every_bit() -> None:
+    bins = calibration_bins(*random_case(4), classwise=True)
+    read = CalibrationBins.from_dict(json.loads(json.dumps(bins.to_dict())))
+    for name in ("count", "confidence", "accuracy"):
+        assert torch.equal(getattr(read, name), getattr(bins, name))
+        assert getattr(read, name).dtype == getattr(bins, name).dtype
+
+
+def assert_same_bins(actual: CalibrationBins, expected: CalibrationBins) -> None:
+    assert torch.equal(actual.count, expected.count)
+    assert torch.equal(actual.accuracy, expected.accuracy)
+    torch.testing.assert_close(actual.confidence, expected.confidence, rtol=1e-14, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.int64, torch.float16, torch.float32])
+@pytest.mark.parametrize("one_hot", [False, True])
+def test_labels_of_any_type_as_index_or_one_hot(dtype: torch.dtype, one_hot: bool) -> None:
+    y_pred, y = random_case(5)
+    given_y = F.one_hot(y[:, 0], 4).movedim(-1, 1) if one_hot else y
+    assert_same_bins(calibration_bins(y_pred, given_y.to(dtype)), calibration_bins(y_pred, y))
+
+
+def test_boolean_one_hot_meta_tensor_and_memory_layout() -> None:
+    y_pred, y = random_case(6)
+    expected = calibration_bins(y_pred, y)
+    one_hot = F.one_hot(y[:, 0], 4).movedim(-1, 1).bool()
+    assert_same_bins(calibration_bins(y_pred.requires_grad_(), one_hot), expected)
+    tracked = calibration_bins(MetaTensor(y_pred.detach()), MetaTensor(y))
+    assert_same_bins(tracked, expected)
+    assert type(tracked.count) is torch.Tensor
+    strided = y_pred.detach().to(memory_format=torch.channels_last_3d)
+    assert_same_bins(calibration_bins(strided, y.transpose(2, 4).contiguous().transpose(2, 4)), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_floating_types_keep_their_own_values(dtype: torch.dtype) -> None:
+    y_pred, y = random_case(7)
+    rounded = y_pred.to(dtype)
+    assert_same_bins(calibration_bins(rounded, y), calibration_bins(rounded.double(), y))
+
+
+def test_case_without_foreground_is_nan() -> None:
+    y_pred, y = random_case(8, (2, 3, 5, 5))
+    y[1] = 0
+    bins = calibration_bins(y_pred, y)
+    values = (
+        bins.expected_error(),
+        bins.average_error(),
+        bins.maximum_error(),
+        calibration_bins(y_pred, y, classwise=True).expected_error(),
+        adaptive_calibration_error(y_pred, y),
+        negative_log_likelihood(y_pred, y),
+        brier_score(y_pred, y),
+    )
+    for value in values:
+        assert value.shape == (2,)
+        assert value.isnan().tolist() == [False, True]
+
+
+def test_ignored_voxels_are_not_looked_at() -> None:
+    y_pred, y = random_case(9)
+    y[..., 0] = -1
+    broken = y_pred.clone()
+    broken[..., 0] = torch.nan
+    assert_same_bins(calibration_bins(broken, y, ignore_index=-1), calibration_bins(y_pred, y, ignore_index=-1))
+    assert_same_bins(calibration_bins(y_pred, y, ignore_index=-1), calibration_bins(y_pred[..., 1:], y[..., 1:]))
+
+
+def spoil(tensor: torch.Tensor, value: float, count: int) -> torch.Tensor:
+    spoiled = tensor.clone()
+    spoiled.view(-1)[:count] = value
+    return spoiled
+
+
+P, Y = random_case(10, (2, 4, 5, 6))
+ONE_HOT = F.one_hot(Y[:, 0], 4).movedim(-1, 1)
+
+
+@pytest.mark.parametrize(
+    ("y_pred", "y", "message"),
+    [
+        (P[0], Y, r"y must have shape \(4, 1, 6\) .*got \(2, 1, 5, 6\)"),
+        (P[:, :1], Y, r"N >= 2 classes, got \(2, 1, 5, 6\)"),
+        (P[:, :, 0, 0], Y[:, :, 0, 0], r"y_pred must have shape \(B, N, \*S\)"),
+        (P, Y[:, 0], r"y must have shape \(2, 1, 5, 6\) \(class index\) or \(2, 4, 5, 6\).*got \(2, 5, 6\)"),
+        (P, Y[..., :5], r"got \(2, 1, 5, 5\)"),
+        (P, ONE_HOT[:, :3], r"got \(2, 3, 5, 6\)"),
+        (P, Y[:1], r"got \(1, 1, 5, 6\)"),
+        (spoil(P, torch.nan, 3), Y, "3 of its 240 values are NaN or infinite"),
+        (spoil(P, torch.inf, 2), Y, "2 of its 240 values are NaN or infinite"),
+        (spoil(P, -0.1, 4), Y, r"4 of its 240 values are outside \[0, 1\].*looks like logits; apply softmax"),
+        (spoil(P, 1.5, 5), Y, r"5 of its 240 values are outside \[0, 1\]"),
+        (P.log(), Y, r"outside \[0, 1\].*looks like logits; apply softmax"),
+        (P / 2, Y, "sum to 1 over classes, but in 60 of its 60 voxels.*looks like logits; apply softmax"),
+        (P, spoil(Y, 4, 7), "class indices 0 to 3, or be their one-hot, but 7 of its 60 voxels"),
+        (P, spoil(Y, -1, 2), "2 of its 60 voxels"),
+        (P, spoil(Y.float(), 1.5, 6), "6 of its 60 voxels"),
+        (P, spoil(Y.float(), torch.nan, 6), "6 of its 60 voxels"),
+        (P, torch.zeros_like(ONE_HOT), "60 of its 60 voxels"),
+        (P, ONE_HOT * 2, "60 of its 60 voxels"),
+        (P, ONE_HOT.float() * 0.8 + 0.05, "60 of its 60 voxels"),
+    ],
+)
+def test_wrong_values_get_one_error_with_their_count(y_pred: torch.Tensor, y: torch.Tensor, message: str) -> None:
+    for measure in (calibration_bins, adaptive_calibration_error, negative_log_likelihood, brier_score):
+        with pytest.raises(ValueError, match=message):
+            measure(y_pred, y)
+
+
+def test_errors_count_over_all_chunks_and_cases(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibration, "CHUNK_VALUES", 8)
+    spoiled = P.clone()
+    spoiled[:, 0, 0, ::2] = torch.nan
+    with pytest.raises(ValueError, match="6 of its 240 values are NaN"):
+        calibration_bins(spoiled, Y)
+
+
+def test_background_is_checked_too() -> None:
+    with pytest.raises(ValueError, match="NaN"):
+        calibration_bins(spoil(P, torch.nan, 1), torch.zeros_like(Y), foreground_only=True)
+
+
+def test_labels_beside_the_ignored_ones_are_checked() -> None:
+    with pytest.raises(ValueError, match=r"0 to 3 \(or ignore_index=255\).*but 2 of"):
+        calibration_bins(P, spoil(spoil(Y, 255, 5), 254, 2), ignore_index=255)
+
+
+def test_wrong_types_and_settings() -> None:
+    with pytest.raises(TypeError, match=r"y_pred must be a torch\.Tensor, got ndarray"):
+        calibration_bins(P.numpy(), Y)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"y must be a torch\.Tensor, got NoneType"):
+        calibration_bins(P, None)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"floating type, got torch\.int64"):
+        calibration_bins(ONE_HOT, Y)
+    with pytest.raises(ValueError, match="num_bins must be at least 1, got 0"):
+        calibration_bins(P, Y, num_bins=0)
+
+
+def test_rounding_is_no_error() -> None:
+    assert calibration_bins(P + 5e-6, Y).count.sum() == (Y > 0).sum()
+    one_too_much = torch.tensor([1.000001, 0.0]).view(1, 2, 1)
+    bins = calibration_bins(one_too_much, torch.zeros(1, 1, 1), foreground_only=False, classwise=True)
+    assert bins.count[0, :, [0, -1]].tolist() == [[0, 1], [1, 0]]
+
+
+def test_only_bins_that_fit_are_added() -> None:
+    top, classwise = calibration_bins(P, Y), calibration_bins(P, Y, classwise=True)
+    with pytest.raises(ValueError, match=r"same shape.*\(2, 15\) and \(2, 4, 15\)"):
+        top + classwise
+    with pytest.raises(ValueError, match=r"\(1, 15\)"):
+        top + top.pooled()
+    with pytest.raises(ValueError, match=r"one shape.*\(2, 15\), \(2, 15\) and \(2, 4, 15\)"):
+        CalibrationBins(top.count, top.confidence, classwise.accuracy)
+    with pytest.raises(ValueError, match=r"one shape.*got \(15,\)"):
+        CalibrationBins(top.count[0], top.confidence[0], top.accuracy[0])
