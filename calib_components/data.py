@@ -9,11 +9,11 @@ import os
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.transforms import MapTransform
+from nibabel import Nifti1Image
 
 __all__ = ["LoadSliced", "list_slices"]
 
@@ -32,9 +32,9 @@ def list_slices(cases: Sequence[Mapping[str, Any]], image_size: Sequence[int]) -
     Raises:
         ValueError: when a case was prepared at another size.
     """
-    slices = []
+    slices: list[dict[str, Any]] = []
     for case in cases:
-        rows, columns, depth = nib.load(case["image"]).shape[:3]
+        rows, columns, depth = Nifti1Image.from_filename(case["image"]).shape[:3]
         if (rows, columns) != tuple(image_size):
             raise ValueError(
                 f"{case['image']}: slices of {rows} x {columns}, but image_size is {list(image_size)}: "
@@ -54,7 +54,7 @@ def load_slice(path: str | os.PathLike, index: int) -> torch.Tensor:
     Returns:
         ``(1, H, W)`` or ``(C, H, W)``: uint8 where that is what is stored, float32 otherwise.
     """
-    values = np.asarray(nib.load(path).dataobj[:, :, index])
+    values = np.asarray(Nifti1Image.from_filename(path).dataobj[:, :, index])
     if values.dtype != np.uint8:
         values = values.astype(np.float32)
     channel_first = values[None] if values.ndim == 2 else np.moveaxis(values, -1, 0)

@@ -105,7 +105,8 @@ def rank_heat_map(ranks: ArrayLike, totals: ArrayLike, methods: Sequence[str], c
         (right, totals[order, None], (totals[order, None] - totals.min()) / span, columns[-1:]),
     ):
         axes.imshow(shade, cmap="Blues_r", vmin=-0.1, vmax=1.4, aspect="auto")
-        digits = 2 if (values * 2 % 1).any() else 1 if (values % 1).any() else 0
+        fractions = values[~np.isnan(values)] % 1
+        digits = 0 if (fractions == 0).all() else 1 if np.isin(fractions, (0, 0.5)).all() else 2
         for (row, column), value in np.ndenumerate(values):
             if not np.isnan(value):
                 color = "white" if shade[row, column] < 0.6 else "black"
@@ -163,8 +164,8 @@ def uncertainty_overlay(
         title: of the figure.
     """
     image, label, prediction, uncertainty = (np.asarray(x).T for x in (image, label, prediction, uncertainty))
-    height = 2.6 * image.shape[0] / image.shape[1]
-    figure = Figure(figsize=(8.6, height + 0.6), dpi=120, layout="constrained")
+    height = 1.95 * image.shape[0] / image.shape[1]
+    figure = Figure(figsize=(6.4, height + 0.55), dpi=150, layout="constrained")
     figure.suptitle(title, fontsize="medium")
     low, high = np.percentile(image, [0.5, 99.5])
     panels = figure.subplots(1, 3)

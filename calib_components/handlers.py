@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from ignite.engine import Engine, Events
 from monai.data.utils import set_rnd
+from monai.engines import Evaluator, Trainer
 from monai.utils import set_determinism, string_list_all_gather
 
 from calib_components.figures import reliability_diagram, uncertainty_overlay
@@ -52,18 +53,18 @@ class TrainingCheckpoint:
         network: torch.nn.Module,
         optimizer: torch.optim.Optimizer,
         lr_scheduler: torch.optim.lr_scheduler.LRScheduler,
-        evaluator: Engine,
+        evaluator: Evaluator,
         seed: int,
         resume: bool = False,
     ) -> None:
         self.best_path = Path(ckpt_dir) / "model.pt"
         self.last_path = Path(ckpt_dir) / "last.pt"
-        self.stateful = {"network": network, "optimizer": optimizer, "lr_scheduler": lr_scheduler}
+        self.stateful: dict[str, Any] = {"network": network, "optimizer": optimizer, "lr_scheduler": lr_scheduler}
         self.evaluator = evaluator
         self.seed = seed
         self.resume = resume
 
-    def attach(self, engine: Engine) -> None:
+    def attach(self, engine: Trainer) -> None:
         """
         Args:
             engine: the trainer.
@@ -75,7 +76,7 @@ class TrainingCheckpoint:
         engine.add_event_handler(Events.EPOCH_STARTED, self._seed_epoch)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._save)
 
-    def _load(self, engine: Engine) -> None:
+    def _load(self, engine: Trainer) -> None:
         if not self.last_path.is_file():
             logging.getLogger(__name__).info("No %s to resume from: starting from the beginning.", self.last_path)
             return
@@ -88,13 +89,13 @@ class TrainingCheckpoint:
         self.evaluator.state.best_metric_epoch = checkpoint["best_metric_epoch"]
         logging.getLogger(__name__).info("Resuming after epoch %d of %s.", checkpoint["epoch"], self.last_path)
 
-    def _seed_epoch(self, engine: Engine) -> None:
+    def _seed_epoch(self, engine: Trainer) -> None:
         epoch_seed = np.random.SeedSequence((self.seed, engine.state.epoch)).generate_state(1).item()
         set_determinism(epoch_seed)
         # Workers seed their own copy of the dataset; without workers this one is used.
-        set_rnd(engine.data_loader.dataset, seed=epoch_seed)
+        set_rnd(getattr(engine.data_loader, "dataset", None), seed=epoch_seed)
 
-    def _save(self, engine: Engine) -> None:
+    def _save(self, engine: Trainer) -> None:
         if idist.get_rank() != 0:
             return
         best = self.evaluator.state

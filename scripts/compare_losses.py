@@ -355,7 +355,7 @@ def _publish(cell: Cell, device: str | None) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     shutil.copytree(cell.work / "eval", partial)
     with open(partial / "history.csv", "w", newline="") as file:
-        csv.writer(file).writerows(read_history(cell.work))
+        csv.writer(file, lineterminator="\n").writerows(read_history(cell.work))
     used = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     made_with = {
         "calib_components": calib_components.__version__,
@@ -417,13 +417,13 @@ def run_cells(cells: Sequence[Cell], submit: Callable[[Cell], Any]) -> dict[str,
                 epochs[name] = cell.epoch
                 if future.done():
                     del running[name]
+                    progress.update(cell.max_epochs - epochs[name])
                     try:
                         future.result()
                         tqdm.write(f"{name}: finished, {cell.results}")
                     except Exception as error:
                         failed[name] = str(error)
                         tqdm.write(f"{name}: {error}")
-                        progress.update(cell.max_epochs - epochs[name])
     return failed
 
 
@@ -504,7 +504,8 @@ def compare(
             OMP_NUM_THREADS to the cores that each may use.
         devices: where to run, such as cuda:0,cuda:1; default: the bundle's choice.
         executor: local, or slurm for a job each.
-        slurm: parameters of submitit for these jobs, such as "{time: 600, partition: gpu, gpus_per_node: 1}".
+        slurm: parameters of submitit for these jobs, such as "{time: 600, partition: gpu, gpus_per_node: 1}"; time is
+            in minutes, and 5 where it is not given.
     """
     bundle_path, out_path = Path(str(bundle)), Path(str(out))
     work_path = out_path / "work" if work is None else Path(str(work))
@@ -512,7 +513,7 @@ def compare(
         raise CompareError(f"{bundle}: no bundle, since it lacks configs/train.yaml")
     if executor not in ("local", "slurm"):
         raise CompareError(f"executor: expected local or slurm, got {executor!r}")
-    names = [losses] if isinstance(losses, str) else list(losses)
+    names = losses.split(",") if isinstance(losses, str) else list(losses)
     overrides = json.loads(json.dumps(overrides))  # lists for tuples, as YAML has them
     if "tuning" in names:
         overrides.setdefault("split", "validation")

@@ -48,7 +48,6 @@ from tqdm import tqdm
 
 COMMON = Path(__file__).resolve().parents[1] / "bundles" / "common"
 SPLITS = ("training", "validation", "testing")
-BRATS_CHANNELS = ("flair", "t1", "t1ce", "t2")
 UNFINISHED = ".unfinished-"  # prefix of the folder of a case that is being written
 
 # The facts that decide what a prepared case holds: cases made with different ones must not mix.
@@ -107,12 +106,13 @@ def list_flare(src: Path) -> list[Case]:
 
 def list_brats(src: Path) -> list[Case]:
     """Cases of BraTS, by their files in whatever folders; the group is HGG or LGG where a folder says so."""
+    suffixes = load_facts("brats")["file_suffixes"]
     cases = {}
     for file in src.rglob("*.nii*"):
-        if match := re.fullmatch(rf"([^.].*)_({'|'.join(BRATS_CHANNELS)}|seg)\.nii(\.gz)?", file.name):
+        if match := re.fullmatch(rf"([^.].*)({'|'.join(suffixes)}|_seg)\.nii(\.gz)?", file.name):
             folder, name = file.parent, match[1]
             group = next((part for part in folder.relative_to(src).parts if part in ("HGG", "LGG")), "")
-            images = tuple(_nifti(folder, f"{name}_{channel}") for channel in BRATS_CHANNELS)
+            images = tuple(_nifti(folder, name + suffix) for suffix in suffixes)
             cases[folder, name] = Case(name, name, group, images, _nifti(folder, f"{name}_seg"))
     return list(cases.values())
 
@@ -290,7 +290,7 @@ def split_patients(groups: dict[str, str], fractions: Sequence[float], seed: int
 def load_facts(dataset: str) -> dict[str, Any]:
     """Facts of a data set as `bundles/common` states them, references unresolved."""
     config = ConfigParser.load_config_file(COMMON / f"{dataset}.yaml")
-    names = ("num_classes", "in_channels", "class_names", "label_codes", "structures", "image_size")
+    names = ("num_classes", "in_channels", "class_names", "label_codes", "structures", "file_suffixes", "image_size")
     return {name: config[name] for name in (*names, "volume_transforms")}
 
 
@@ -535,6 +535,7 @@ def generic(
         "class_names": ["background", *names],
         "label_codes": list(range(len(names) + 1)),
         "structures": {name: [index] for index, name in enumerate(names, start=1)},
+        "file_suffixes": [],
     }
     cases = _find(functools.partial(list_generic, patient=patient), src, "images/NAME.nii.gz and labels/NAME.nii.gz")
     prepare(cases, _choose(facts, image_size, src), Path(str(out)), fractions, seed, workers, skip_bad)

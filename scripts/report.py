@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 
 import fire
 import numpy as np
-import torch
 from matplotlib.figure import Figure
 
 from calib_components.comparison import (
@@ -46,23 +45,11 @@ SIGNIFICANT = 0.05
 
 
 class Field(NamedTuple):
-    """One field of a table: its text, what stands smaller below it, and whether it is "best" or "second"."""
+    """One field of a table: its text, what stands smaller below it, and whether it is "bold" or "underlined"."""
 
     text: str
     notes: Sequence[str] = ()
     mark: str = ""
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table to read, and its numbers as records of a CSV file."""
-
-    name: str
-    title: str
-    caption: str
-    header: Sequence[str]
-    rows: Sequence[Sequence[Field]]
-    records: Sequence[Mapping[str, Any]]
 
 
 class Picture(NamedTuple):
@@ -70,14 +57,26 @@ class Picture(NamedTuple):
 
     name: str
     title: str
-    caption: str
     png: bytes
 
 
-# --- tables -------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Section:
+    """A part of the report: a table and its numbers as records of the file `NAME.csv`, or figures, or both."""
+
+    name: str
+    title: str
+    caption: str
+    header: Sequence[str] = ()
+    rows: Sequence[Sequence[Field]] = ()
+    records: Sequence[Mapping[str, Any]] = ()
+    pictures: Sequence[Picture] = ()
 
 
-def means_table(results: Results) -> Table:
+# --- sections -----------------------------------------------------------------------------------------------------
+
+
+def means_section(results: Results) -> Section:
     """Mean of every measure with its interval, beside the published one."""
     rows, records = _estimates(results, list(METRICS))
     for row, method in zip(rows, results.methods, strict=True):
@@ -89,15 +88,15 @@ def means_table(results: Results) -> Table:
         "underlined. HD95 is in voxels; ECE, CECE, NLL and Brier score are over the foreground. The last column counts "
         "structures that only the ground truth or only the prediction has: they have DSC 0 and no HD95."
     )
-    return Table("means", "Means", caption, ["", *map(_heading, METRICS), "missed / made up"], rows, records)
+    return Section("means", "Means", caption, ["", *map(_heading, METRICS), "missed / made up"], rows, records)
 
 
-def structures_table(results: Results) -> Table:
+def structures_section(results: Results) -> Section:
     """Mean DSC and HD95 of every structure."""
     measures = [f"{metric}_{name}" for metric in ("dsc", "hd95") for name in results.first.structures]
     rows, records = _estimates(results, measures)
     caption = "Mean over the test cases where it is defined, and its 95 % interval."
-    return Table("structures", "Single structures", caption, ["", *map(_heading, measures)], rows, records)
+    return Section("structures", "Single structures", caption, ["", *map(_heading, measures)], rows, records)
 
 
 def _estimates(results: Results, measures: Sequence[str]) -> tuple[list[list[Field]], list[dict[str, Any]]]:
@@ -119,7 +118,7 @@ def _estimates(results: Results, measures: Sequence[str]) -> tuple[list[list[Fie
     return rows, records
 
 
-def differences_table(results: Results, reference: Method) -> Table:
+def differences_section(results: Results, reference: Method) -> Section:
     """Paired differences of every other method to the reference."""
     others = [method for method in results.methods if method is not reference]
     rows = [[Field(method.label)] for method in others]
@@ -131,19 +130,20 @@ def differences_table(results: Results, reference: Method) -> Table:
         for method, difference, p_value, row in zip(others, differences, adjusted, rows, strict=True):
             low, high = (f"{_number(end, measure, '+')}" for end in (difference.low, difference.high))
             notes = [f"[{low}, {high}]", "p < 0.001" if p_value < 0.001 else f"p = {p_value:.3f}"]
-            row.append(Field(_number(difference.mean, measure, "+"), notes, "best" if p_value < SIGNIFICANT else ""))
+            row.append(Field(_number(difference.mean, measure, "+"), notes, "bold" if p_value < SIGNIFICANT else ""))
             record = {"method": method.name, "measure": measure, **difference._asdict()}
             records.append({**record, "p_value_holm": float(p_value)})
     label = reference.label
     caption = (
         f"The method less {label} on the same cases: mean, 95 % interval, and p of a Wilcoxon signed-rank test on the "
-        f"patients' means after Holm's correction over the methods; bold where p < {SIGNIFICANT}. {label} is better where "
-        "DSC is negative and where the others are positive. A case with a structure missed or made up has no HD95 here."
+        f"patients' means after Holm's correction over the methods; bold where p < {SIGNIFICANT}. {label} is better "
+        "where DSC is negative and where the others are positive. A case with a structure missed or made up has no "
+        "HD95 here."
     )
-    return Table("differences", f"Differences to {label}", caption, ["", *map(_heading, METRICS)], rows, records)
+    return Section("differences", f"Differences to {label}", caption, ["", *map(_heading, METRICS)], rows, records)
 
 
-def ranks_table(results: Results) -> tuple[Table, list[Picture]]:
+def ranks_section(results: Results) -> Section:
     """Both rankings, and their heat maps."""
     better = [METRICS[measure].higher_is_better for measure in RANKED]
     means = [[np.nanmean(method.values(measure)) for measure in RANKED] for method in results.methods]
@@ -159,14 +159,18 @@ def ranks_table(results: Results) -> tuple[Table, list[Picture]]:
     by_column = rank_heat_map(column_ranks(means, better), sums, labels, [*names, "sum"])
     by_case = rank_heat_map(np.nanmean(case_ranks(values, better), axis=1), averages, labels, [*names, "mean"])
     pictures = [
-        Picture("sum_rank", "Sum-rank", "Ranks of the means, and their sum.", to_png(by_column)),
-        Picture("mean_case_rank", "Mean-case-rank", "Ranks on single cases, averaged over them.", to_png(by_case)),
+        Picture("sum_rank", "Ranks of the means", to_png(by_column)),
+        Picture("mean_case_rank", "Ranks on single cases, averaged over them", to_png(by_case)),
     ]
-    caption = "Over DSC, HD95, ECE and CECE; 1 is best. On a single case, HD95 is last where a structure is missed or made up."
-    return Table("ranks", "Ranks", caption, ["", "sum-rank ↓", "mean-case-rank ↓"], rows, records), pictures
+    caption = (
+        "Over DSC, HD95, ECE and CECE; ties share the mean rank. On a single case, HD95 is last where a structure is "
+        "missed or made up."
+    )
+    header = ["", "sum-rank ↓", "mean-case-rank ↓"]
+    return Section("ranks", "Ranks", caption, header, rows, records, pictures)
 
 
-def cells_table(results: Results) -> Table:
+def cells_section(results: Results) -> Section:
     """What was run."""
     rows, records = [], []
     for method in results.methods:
@@ -187,13 +191,13 @@ def cells_table(results: Results) -> Table:
             rows.append([Field(str(value)) for value in {**record, "method": method.label}.values()])
     train, split = results.first.settings["train"], results.first.settings["evaluate"]["split"]
     caption = (
-        f"Evaluated on split {split}: {len(results.first.cases)} cases of {len(set(results.patients))} patients, with the "
-        f"weights of the best epoch on the validation split. Images {' x '.join(map(str, train['image_size']))}, batches "
-        f"of {train['batch_size']}, {train['max_epochs']} epochs, learning rate {train['learning_rate']}, channels "
-        f"{', '.join(map(str, train['network_def']['channels']))}. settings.json of a cell has all of its configuration."
+        f"Evaluated on split {split}: {len(results.first.cases)} cases of {len(set(results.patients))} patients, with "
+        f"the weights of the best epoch on the validation split. Images {' x '.join(map(str, train['image_size']))}, "
+        f"batches of {train['batch_size']}, {train['max_epochs']} epochs, learning rate {train['learning_rate']}, "
+        f"channels {', '.join(map(str, train['network_def']['channels']))}. A cell's settings.json has everything."
     )
     header = ["", *(name.replace("_", " ") for name in records[0] if name != "method")]
-    return Table("cells", "What was run", caption, header, rows, records)
+    return Section("cells", "What was run", caption, header, rows, records)
 
 
 def _metric(measure: str) -> Metric:
@@ -206,56 +210,55 @@ def _heading(measure: str) -> str:
 
 
 def _number(value: float, measure: str, sign: str = "") -> str:
-    return f"{value:{sign}.{2 if measure.startswith(('hd95', 'rank')) else 3}f}"
+    digits = 2 if measure.startswith(("hd95", "rank")) else 3
+    return f"{round(value, digits) + 0.0:{sign}.{digits}f}"  # + 0.0: no -0.000
 
 
 def _marks(values: Sequence[float] | np.ndarray, measure: str) -> list[str]:
     """Which of the values are the best and the second best, as they are printed."""
     printed = [float(_number(value, measure)) for value in values]
     places = sorted({value for value in printed if not np.isnan(value)}, reverse=_metric(measure).higher_is_better)
-    marks = dict(zip(places, ("best", "second"), strict=False)) if len(places) > 1 else {}
+    marks = dict(zip(places, ("bold", "underlined"), strict=False)) if len(places) > 1 else {}
     return [marks.get(value, "") for value in printed]
 
 
-# --- figures ------------------------------------------------------------------------------------------------------
-
-
-def reliability_picture(results: Results) -> Picture:
-    """Reliability of the predicted class, a panel a method."""
-    pooled = []
+def reliability_section(results: Results) -> Section:
+    """Reliability diagrams of the predicted class."""
+    pictures = []
     for method in results.methods:
         saved = [cell.load("calibration.json")["pooled"]["top_label"] for cell in method.cells]
         first, *rest = (CalibrationBins.from_dict(fields) for fields in saved)
-        pooled.append(sum(rest, first))
-    # Drawn as if each method were a class: (1, methods, bins).
-    side_by_side = CalibrationBins(
-        *(torch.stack([getattr(bins, name) for bins in pooled], 1) for name in ("count", "confidence", "accuracy"))
-    )
-    figure = reliability_diagram(side_by_side, [method.label for method in results.methods])
-    caption = "Predicted class, all foreground voxels of all cases and seeds together."
-    return Picture("reliability", "Reliability", caption, to_png(figure))
+        figure = reliability_diagram(sum(rest, first))
+        pictures.append(Picture(f"reliability_{method.name}", method.label, to_png(figure)))
+    caption = "Of the predicted class; all foreground voxels of all cases and seeds together."
+    return Section("reliability", "Reliability diagrams", caption, pictures=pictures)
 
 
-def logits_picture(results: Results) -> Picture:
-    """Mean magnitude of the logits, a panel a method."""
+def logits_section(results: Results) -> Section:
+    """Mean magnitude of the logits."""
     tables = {
-        method.label: np.mean(
-            [np.array(cell.load("logits.json")["magnitudes"], float) for cell in method.cells], axis=0
-        )
+        method.label: np.mean([np.array(c.load("logits.json")["magnitudes"], float) for c in method.cells], axis=0)
         for method in results.methods
     }
     figure = logit_bars(tables, results.first.load("logits.json")["class_names"])
-    caption = "Mean magnitude of each logit over the voxels of each class."
-    return Picture("logits", "Size of the logits", caption, to_png(figure))
+    caption = "Mean magnitude of each logit, over the voxels of each class."
+    return Section(
+        "logits", "Size of the logits", caption, pictures=[Picture("logits", "Mean |logit|", to_png(figure))]
+    )
 
 
-def case_pictures(method: Method) -> list[Picture]:
-    """The best, the median and the worst case of a method's first seed."""
-    folder = method.cells[0].folder / "cases"
-    return [
-        Picture(f"{method.name}_{name}", f"{method.label}: {name} case", "", (folder / f"{name}.png").read_bytes())
-        for name in ("best", "median", "worst")
-    ]
+def cases_sections(results: Results) -> list[Section]:
+    """The best, the median and the worst case of each method's first seed."""
+    caption = "Of the cases ordered by DSC: the slice with the most foreground, and the entropy of its probabilities."
+    sections = []
+    for method in results.methods:
+        folder = method.cells[0].folder / "cases"
+        pictures = [
+            Picture(f"{method.name}_{name}", f"{name.capitalize()} case", (folder / f"{name}.png").read_bytes())
+            for name in ("best", "median", "worst")
+        ]
+        sections.append(Section(f"cases_{method.name}", f"Cases: {method.label}", caption, pictures=pictures))
+    return sections
 
 
 def to_png(figure: Figure) -> bytes:
@@ -277,69 +280,72 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: 0.35rem 0.9rem 0.35rem 0; text-align: left; vertical-align: top; white-space: nowrap; }
 thead th { border-bottom: 2px solid #222; } tbody tr { border-bottom: 1px solid #ddd; }
 td small { display: block; color: #666; font-size: 0.75rem; line-height: 1.3; }
-.best { font-weight: 700; } .second { text-decoration: underline; }
-img { max-width: 100%; height: auto; } figure { margin: 1rem 0; }
-.ranks img { max-height: 22rem; } summary { cursor: pointer; margin: 0.5rem 0; }
+.bold { font-weight: 700; } .underlined { text-decoration: underline; }
+img { max-width: 100%; height: auto; } figure { display: inline-block; margin: 1rem 1rem 0 0; }
+figcaption { font-weight: 600; font-size: 0.9rem; }
+summary { margin: 1rem 0 0; cursor: pointer; font-weight: 700; }
 """
 
 
-def to_html(
-    title: str, notice: str, tables: Sequence[Table], pictures: Sequence[Picture], cases: Sequence[Picture]
-) -> str:
-    """The page, figures and all."""
-    parts = [
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{html.escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<h1>{html.escape(title)}</h1>"
-    ]
+def to_html(title: str, notice: str, sections: Sequence[Section], folded: Sequence[Section]) -> str:
+    """The page, figures and all.
+
+    Args:
+        title: of the page.
+        notice: what stands out below it.
+        sections: parts to show.
+        folded: parts to show when clicked.
+    """
+    title = html.escape(title)
+    head = f'<head>\n<meta charset="utf-8">\n<title>{title}</title>\n<style>{STYLE}</style>\n</head>'
+    parts = [f'<!DOCTYPE html>\n<html lang="en">\n{head}\n<body>\n<h1>{title}</h1>']
     if notice:
         parts.append(f'<p class="notice">{html.escape(notice)}</p>')
-    parts += [_table_html(table) for table in tables]
-    parts += [f"<h2>{html.escape(picture.title)}</h2>\n{_picture_html(picture)}" for picture in pictures]
-    parts.append("<h2>Cases</h2>")
-    caption = "Of the cases ordered by DSC: the slice with the most foreground, and the entropy of its probabilities (0 to 1)."
-    parts.append(f'<p class="caption">{caption}</p>')
-    for picture in cases:
-        parts.append(f"<details><summary>{html.escape(picture.title)}</summary>\n{_picture_html(picture)}</details>")
+    parts += [f"<h2>{html.escape(section.title)}</h2>\n{_section_html(section)}" for section in sections]
+    for section in folded:
+        summary = f"<summary>{html.escape(section.title)}</summary>"
+        parts.append(f"<details>{summary}\n{_section_html(section)}\n</details>")
     return "\n".join([*parts, "</body>\n</html>\n"])
 
 
-def _table_html(table: Table) -> str:
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in table.header)
-    rows = []
-    for row in table.rows:
-        fields = []
-        for text, notes, mark in row:
-            value = f'<span class="{mark}">{html.escape(text)}</span>' if mark else html.escape(text)
-            fields.append(f"<td>{value}{''.join(f'<small>{html.escape(note)}</small>' for note in notes)}</td>")
-        rows.append(f"<tr>{''.join(fields)}</tr>")
-    return (
-        f'<h2>{html.escape(table.title)}</h2>\n<p class="caption">{html.escape(table.caption)}</p>\n<div class="wide">'
-        f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n" + "\n".join(rows) + "\n</tbody>\n</table></div>"
-    )
+def _section_html(section: Section) -> str:
+    parts = [f'<p class="caption">{html.escape(section.caption)}</p>']
+    if section.rows:
+        head = "".join(f"<th>{html.escape(name)}</th>" for name in section.header)
+        rows = [f"<tr>{''.join(_field_html(field) for field in row)}</tr>" for row in section.rows]
+        table = "\n".join([f"<thead><tr>{head}</tr></thead>", "<tbody>", *rows, "</tbody>"])
+        parts.append(f'<div class="wide"><table>\n{table}\n</table></div>')
+    for picture in section.pictures:
+        title = html.escape(picture.title)
+        data = base64.b64encode(picture.png).decode()
+        width = int.from_bytes(picture.png[16:20], "big") * 5 // 9  # so that it is sharp on fine screens
+        image = f'<img width="{width}" alt="{title}" src="data:image/png;base64,{data}">'
+        parts.append(f"<figure><figcaption>{title}</figcaption>\n{image}</figure>")
+    return "\n".join(parts)
 
 
-def _picture_html(picture: Picture) -> str:
-    caption = f'\n<figcaption class="caption">{html.escape(picture.caption)}</figcaption>' if picture.caption else ""
-    data = base64.b64encode(picture.png).decode()
-    return f'<figure><img alt="{html.escape(picture.title)}" src="data:image/png;base64,{data}">{caption}</figure>'
+def _field_html(field: Field) -> str:
+    text = html.escape(field.text)
+    value = f'<span class="{field.mark}">{text}</span>' if field.mark else text
+    return f"<td>{value}{''.join(f'<small>{html.escape(note)}</small>' for note in field.notes)}</td>"
 
 
-def to_markdown(title: str, notice: str, tables: Sequence[Table], pictures: Sequence[Picture]) -> str:
+def to_markdown(title: str, notice: str, sections: Sequence[Section]) -> str:
     """The tables, and links to the figures."""
     parts = [f"# {title}", *([f"> {notice}"] if notice else [])]
-    for table in tables:
-        lines = ["| " + " | ".join(table.header) + " |", "|" + "---|" * len(table.header)]
-        for row in table.rows:
-            fields = []
-            for text, notes, mark in row:
-                value = {"best": f"**{text}**", "second": f"<ins>{text}</ins>"}.get(mark, text)
-                fields.append("<br>".join([value, *notes]))
-            lines.append("| " + " | ".join(fields) + " |")
-        parts += [f"## {table.title}", table.caption, "\n".join(lines)]
-    for picture in pictures:
-        parts += [f"## {picture.title}", f"![{picture.title}]({picture.name}.png)", picture.caption]
+    for section in sections:
+        parts += [f"## {section.title}", section.caption]
+        if section.rows:
+            lines = [section.header, ["---"] * len(section.header)]
+            lines += [[_field_markdown(field) for field in row] for row in section.rows]
+            parts.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
+        parts += [f"![{picture.title}]({picture.name}.png)" for picture in section.pictures]
     return "\n\n".join(parts) + "\n"
+
+
+def _field_markdown(field: Field) -> str:
+    text = {"bold": f"**{field.text}**", "underlined": f"<ins>{field.text}</ins>"}.get(field.mark, field.text)
+    return "<br>".join([text, *field.notes])
 
 
 def report(results: str, out: str = "report", reference: str = "nacl") -> None:
@@ -357,29 +363,26 @@ def report(results: str, out: str = "report", reference: str = "nacl") -> None:
     base = next((method for method in found.methods if method.name == reference), None)
     if base is None:
         notices.append(f"There are no differences, since {reference} is not finished.")
-    ranks, pictures = ranks_table(found)
-    tables = [
-        means_table(found),
-        *([differences_table(found, base)] if base is not None and len(found.methods) > 1 else []),
-        ranks,
-        structures_table(found),
-        cells_table(found),
-    ]
-    pictures += [reliability_picture(found), logits_picture(found)]
-    cases = [picture for method in found.methods for picture in case_pictures(method)]
+    sections = [means_section(found)]
+    if base is not None and len(found.methods) > 1:
+        sections.append(differences_section(found, base))
+    sections += [ranks_section(found), reliability_section(found), logits_section(found)]
+    sections += [structures_section(found), cells_section(found)]
 
     folder = Path(str(out))
     folder.mkdir(parents=True, exist_ok=True)
     notice = " ".join(notices)
-    (folder / "index.html").write_text(to_html(title, notice, tables, pictures, cases), encoding="utf-8")
-    (folder / "report.md").write_text(to_markdown(title, notice, tables, pictures), encoding="utf-8")
-    for table in tables:
-        with open(folder / f"{table.name}.csv", "w", newline="") as file:
-            writer = csv.DictWriter(file, list(table.records[0]))
-            writer.writeheader()
-            writer.writerows(table.records)
-    for picture in pictures:
-        (folder / f"{picture.name}.png").write_bytes(picture.png)
+    page = to_html(title, notice, sections, cases_sections(found))
+    (folder / "index.html").write_text(page, encoding="utf-8")
+    (folder / "report.md").write_text(to_markdown(title, notice, sections), encoding="utf-8")
+    for section in sections:
+        if section.records:
+            with open(folder / f"{section.name}.csv", "w", newline="") as file:
+                writer = csv.DictWriter(file, list(section.records[0]), lineterminator="\n")
+                writer.writeheader()
+                writer.writerows(section.records)
+        for picture in section.pictures:
+            (folder / f"{picture.name}.png").write_bytes(picture.png)
     print(folder / "index.html")
     if notice:
         print(notice)

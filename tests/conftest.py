@@ -14,9 +14,7 @@ IMAGE_SIZE = [64, 64]
 
 def run_script(*arguments: object) -> subprocess.CompletedProcess[str]:
     """Run a script of this repository as a user does."""
-    return subprocess.run(
-        [sys.executable, *map(str, arguments)], cwd=ROOT, check=False, capture_output=True, text=True
-    )
+    return subprocess.run([sys.executable, *map(str, arguments)], cwd=ROOT, check=False, capture_output=True, text=True)
 
 
 @pytest.fixture(scope="session")

@@ -17,8 +17,8 @@ from tests.layouts import make_brats, make_flare
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = {
-    "prepare_data.py ": "prepare_data.py --image_size 32,32 --fractions 0.4,0.3,0.3 ",
-    "monai.bundle run ": "monai.bundle run --image_size [32,32] --max_epochs 1 --device cpu --num_workers 0 ",
+    r"prepare_data\.py \w+": "--image_size 32,32 --fractions 0.4,0.3,0.3",
+    r"monai\.bundle run": "--image_size [32,32] --max_epochs 1 --device cpu --num_workers 0",
 }
 
 
@@ -33,11 +33,16 @@ def run(script: str, folder: Path, places: dict[str, Path]) -> None:
     """Run a block of commands in a folder, with the places it speaks of and at a small size."""
     for name, place in places.items():
         script = re.sub(rf"(?<![\w/]){name}\b", str(place), script)
-    for command, small in SMALL.items():
-        script = script.replace(command, small)
+    for command, options in SMALL.items():
+        script = re.sub(command, lambda found, options=options: f"{found[0]} {options}", script)
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     done = subprocess.run(
-        ["bash", "-euc", script], cwd=folder, env={**os.environ, "PATH": path}, check=False, capture_output=True, text=True
+        ["bash", "-euc", script],
+        cwd=folder,
+        env={**os.environ, "PATH": path},
+        check=False,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, f"{script}\n{done.stdout}\n{done.stderr}"
 

@@ -116,7 +116,10 @@ def cross_entropy(logits: Tensor, target: Target) -> Tensor:
 
 
 class _CrossEntropy(torch.autograd.Function):
-    """As `F.cross_entropy`, with a backward pass that makes one tensor of the size of the logits instead of two."""
+    """As `F.cross_entropy`, with a backward pass that makes one tensor of the size of the logits instead of two.
+
+    That tensor is changed in place, so a second derivative raises an error.
+    """
 
     @staticmethod
     def forward(ctx, logits: Tensor, labels: Tensor, counted: Tensor | None) -> Tensor:

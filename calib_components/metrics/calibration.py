@@ -181,7 +181,7 @@ def adaptive_calibration_error(
     confidences: list[list[torch.Tensor]] = [[] for _ in y_pred]
     hits: list[list[torch.Tensor]] = [[] for _ in y_pred]
     for case, p, label in _counted_voxels(y_pred, y, foreground_only, ignore_index):
-        confidence, top = _top_label(p)
+        confidence, top = p.max(0)
         confidences[case].append(confidence)
         hits[case].append(top == label)
     errors = torch.full((len(y_pred),), torch.nan, dtype=torch.float64, device=y_pred.device)
@@ -272,41 +272,33 @@ def _calibration_bins(
     y_pred, y = _checked_tensors(y_pred, y)
     _check_num_bins(num_bins)
     batch, num_classes = y_pred.shape[:2]
-    bins = []
-    for classwise in kinds:
-        count = y_pred.new_zeros((batch, num_classes, num_bins) if classwise else (batch, num_bins), dtype=torch.int64)
-        bins.append(CalibrationBins(count, count.double(), count.double()))
+    shapes = [(batch, num_classes, num_bins) if classwise else (batch, num_bins) for classwise in kinds]
+    counts = [y_pred.new_zeros(shape, dtype=torch.int64) for shape in shapes]
+    totals = [(count.flatten(1), count.flatten(1).double(), count.flatten(1).double()) for count in counts]
     first_bin = torch.arange(0, num_classes * num_bins, num_bins, dtype=torch.int32, device=y_pred.device)[:, None]
     for case, p, label in _counted_voxels(y_pred, y, foreground_only, ignore_index):
-        for classwise, total in zip(kinds, bins, strict=True):
+        for classwise, (count, confidence, accuracy) in zip(kinds, totals, strict=True):
             if classwise:
-                values, index = p.flatten(), _bin_index(p, num_bins).add_(first_bin)
+                index = _bin_index(p, num_bins).add_(first_bin)
                 hits = index.gather(0, label[None]).flatten()
+                index, values = index.flatten(), p.flatten()
             else:
-                values, top = _top_label(p)
+                values, top = p.max(0)
                 index = _bin_index(values, num_bins)
                 hits = index[top == label]
-            index = index.flatten()
-            count, confidence, accuracy = (
-                field[case].view(-1) for field in (total.count, total.confidence, total.accuracy)
-            )
-            count += torch.bincount(index, minlength=len(count))
+            size = count.shape[1]
+            count[case] += torch.bincount(index, minlength=size)
             # Sum a chunk on its own first: one sum over millions of equal terms would drift, even in float64.
-            confidence += torch.zeros_like(confidence).index_add_(0, index, values)
-            accuracy += torch.bincount(hits, minlength=len(accuracy))
-    return bins
+            confidence[case] += values.new_zeros(size).index_add_(0, index, values)
+            accuracy[case] += torch.bincount(hits, minlength=size)
+    return [
+        CalibrationBins(*(field.view(shape) for field in total)) for shape, total in zip(shapes, totals, strict=True)
+    ]
 
 
 def _bin_index(p: torch.Tensor, num_bins: int) -> torch.Tensor:
-    # The edge i / num_bins, however rounded, scales to at most i and so stays in the bin below.
-    return (p * (num_bins * (1 - 1e-15))).ceil_().int().sub_(1).clamp_(0, num_bins - 1)
-
-
-def _top_label(p: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """`p.max(0)`, the first of equals, for probabilities `(N, voxels)`; several times faster on a CPU."""
-    confidence = p.amax(0)
-    rank = torch.arange(len(p), 0, -1, dtype=torch.int16, device=p.device)[:, None]
-    return confidence, len(p) - ((p == confidence) * rank).amax(0)
+    # The edge i / num_bins, however rounded, scales to less than i and so falls into the bin below.
+    return (p * (num_bins * (1 - 1e-15))).int().clamp_(max=num_bins - 1)
 
 
 def _counted_voxels(
@@ -355,8 +347,8 @@ def _select(keep: torch.Tensor, *values: torch.Tensor) -> list[torch.Tensor]:
 
 
 def _is_faultless(p: torch.Tensor, label: torch.Tensor) -> bool:
-    extremes = [*p.aminmax(), *p.sum(0).aminmax(), *label.aminmax()]
-    low, high, low_sum, high_sum, low_label, high_label = torch.stack([value.double() for value in extremes]).tolist()
+    extremes = (*p.aminmax(), *p.sum(0).aminmax(), *label.aminmax())
+    low, high, low_sum, high_sum, low_label, high_label = (value.item() for value in extremes)
     return (  # False where NaN
         -RANGE_TOLERANCE <= low <= high <= 1 + RANGE_TOLERANCE
         and 1 - SUM_TOLERANCE <= low_sum <= high_sum <= 1 + SUM_TOLERANCE

@@ -1,0 +1,245 @@
+"""Comparison of losses: real cells of the ACDC bundle on phantoms, and made-up ones for what can go wrong."""
+
+from __future__ import annotations
+
+import csv
+import fcntl
+import json
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from calib_components.comparison import PUBLISHED
+from scripts.compare_losses import (
+    PRESETS,
+    Cell,
+    CellError,
+    Children,
+    CompareError,
+    choose_settings,
+    compare,
+    run_cell,
+    run_cells,
+)
+from scripts.report import report
+
+ROOT = Path(__file__).resolve().parents[1]
+BUNDLE = ROOT / "bundles" / "acdc_mri_nacl_segmentation"
+
+
+def options(prepared: Path, out: Path, losses: str) -> dict[str, Any]:
+    return {
+        "bundle": str(BUNDLE),
+        "dataset_dir": str(prepared),
+        "out": str(out),
+        "losses": losses,
+        "devices": "cpu",
+        "max_epochs": 2,
+        "image_size": [64, 64],
+        "num_workers": 0,
+    }
+
+
+def command(prepared: Path, out: Path, losses: str, **further: Any) -> list[str]:
+    arguments = {**options(prepared, out, losses), **further}
+    return [sys.executable, "scripts/compare_losses.py", *(f"--{name}={value}" for name, value in arguments.items())]
+
+
+@pytest.fixture(scope="module")
+def compared(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two losses, side by side."""
+    out = tmp_path_factory.mktemp("compared")
+    done = subprocess.run(
+        command(prepared, out, "nacl_max,ce_dice", workers=2), cwd=ROOT, check=False, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2 of 2 cells are finished, 0 failed" in done.stdout
+    return out
+
+
+def test_keeps_small_files_as_results_and_the_rest_apart(compared: Path) -> None:
+    assert sorted(path.name for path in compared.iterdir()) == [
+        "ce_dice",
+        "commands.sh",
+        "nacl_max",
+        "plan.json",
+        "work",
+    ]
+    for method in ("ce_dice", "nacl_max"):
+        assert sorted(path.name for path in (compared / method / "seed0").iterdir()) == [
+            "calibration.json", "cases", "cases.csv", "history.csv", "logits.json", "reliability.png",
+            "reliability_classes.png", "settings.json", "summary.json",
+        ]  # fmt: skip
+        assert {"last.pt", "model.pt"} <= {path.name for path in (compared / "work" / method / "seed0").iterdir()}
+        history = (compared / method / "seed0" / "history.csv").read_text().splitlines()
+        assert [row.split(",")[0] for row in history] == ["epoch", "1", "2"]
+    assert (compared / "work" / ".gitignore").read_text() == "*\n"
+
+
+def test_commands_are_plain_runs_of_the_bundle(compared: Path) -> None:
+    lines = (compared / "commands.sh").read_text().splitlines()
+    assert lines[0] == "# nacl_max, seed 0"
+    train, evaluate = (shlex.split(line) for line in lines[1:3])
+    assert train[:4] == evaluate[:4] == ["python", "-m", "monai.bundle", "run"]
+    assert {"--loss::prior=max", "--seed=0", "--resume=True", "--max_epochs=2", "--image_size=[64, 64]"} <= set(train)
+    assert f"--config_file=['{BUNDLE}/configs/train.yaml','{BUNDLE}/configs/losses/nacl.yaml']" in train
+    assert f"--config_file=['{BUNDLE}/configs/train.yaml','{BUNDLE}/configs/evaluate.yaml']" in evaluate
+    log = (compared / "work" / "nacl_max" / "seed0" / "train.log").read_text()
+    assert "> loss::prior: 'max'" in log
+
+
+def test_report_has_the_means_of_the_evaluation(compared: Path, tmp_path: Path) -> None:
+    report(str(compared), str(tmp_path), reference="ce_dice")
+    assert "NACL max" in (tmp_path / "index.html").read_text()
+    with open(tmp_path / "means.csv", newline="") as file:
+        for row in csv.DictReader(file):
+            summary = json.loads((compared / row["method"] / "seed0" / "summary.json").read_text())
+            assert float(row["mean"]) == pytest.approx(summary[row["measure"]]["mean"], rel=1e-12)
+
+
+def test_finished_cells_are_skipped(compared: Path, prepared: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (compared / "ce_dice" / "seed0" / "settings.json").stat().st_mtime_ns
+    with pytest.raises(SystemExit) as done:
+        compare(**options(prepared, compared, "nacl_max,ce_dice"))
+    assert done.value.code == 0
+    assert "ce_dice, seed 0: finished before" in capsys.readouterr().out
+    assert (compared / "ce_dice" / "seed0" / "settings.json").stat().st_mtime_ns == before
+
+
+def test_cell_made_with_other_settings_is_an_error(compared: Path, prepared: Path) -> None:
+    for changed in ({"max_epochs": 3}, {"split": "validation"}):
+        with pytest.raises(CompareError, match=rf"ce_dice/seed0: made with other settings \({next(iter(changed))}\)"):
+            compare(**{**options(prepared, compared, "ce_dice"), **changed})
+
+
+def test_killed_comparison_goes_on_to_the_same_results(compared: Path, prepared: Path, tmp_path: Path) -> None:
+    again = command(prepared, tmp_path, "ce_dice")
+    work = tmp_path / "work" / "ce_dice" / "seed0"
+    killed = subprocess.Popen(again, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    while not (work / "last.pt").is_file():
+        assert killed.poll() is None
+        time.sleep(0.01)
+    killed.send_signal(signal.SIGTERM)
+    _, errors = killed.communicate()
+    assert killed.returncode == 1
+    assert "compare_losses: interrupted; the same command goes on from here" in errors
+    assert not (tmp_path / "ce_dice" / "seed0").exists()
+    assert torch.load(work / "last.pt", weights_only=True)["epoch"] == 1
+
+    subprocess.run(again, cwd=ROOT, check=True, capture_output=True)
+    assert "Resuming after epoch 1" in (work / "train.log").read_text()
+    for path in sorted((compared / "ce_dice" / "seed0").rglob("*.*")):
+        if path.name not in ("history.csv", "settings.json"):  # seconds and paths
+            assert (tmp_path / path.relative_to(compared)).read_bytes() == path.read_bytes(), path.name
+
+
+# --- arguments ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"max_epoch": 3}, r"--max_epoch: no such id .*; did you mean --max_epochs\?"),
+        ({"train::trainer::epochs": 3}, r"--train::trainer::epochs: no such id"),
+        ({"seed": 1}, r"--seed: set by compare_losses"),
+        ({"loss::prior": "max"}, r"--loss::prior: losses are compared"),
+        ({"losses": "nalc"}, r"losses: 'nalc' is none of table1, "),
+        ({"split": "holdout"}, r"no cases in split 'holdout'"),
+        ({"dataset_dir": "/nowhere"}, r"/nowhere/datalist.json: no such file"),
+        ({"bundle": "/nowhere"}, r"/nowhere: no bundle"),
+        ({"executor": "pbs"}, r"executor: expected local or slurm, got 'pbs'"),
+    ],
+)
+def test_wrong_argument_is_an_error_before_anything_runs(
+    wrong: dict[str, Any], message: str, prepared: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(CompareError, match=message):
+        compare(**{**options(prepared, tmp_path / "out", "table1"), **wrong})
+    assert not (tmp_path / "out").exists()
+
+
+def test_slurm_without_submitit_says_what_to_install(
+    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    with pytest.raises(CompareError, match=r"pip install 'calib-components\[slurm\]'"):
+        compare(**options(prepared, tmp_path, "nacl"), executor="slurm")
+
+
+def test_presets_are_the_papers_tables() -> None:
+    names = {preset: [setting.name for setting in choose_settings([preset], BUNDLE)] for preset in PRESETS}
+    assert {preset: len(found) for preset, found in names.items()} == {
+        "table1": 7, "table2": 4, "table3": 6, "tuning": 7 + 2 * 5
+    }  # fmt: skip
+    assert set(names["table1"]) == set(PUBLISHED["flare"]) == set(PUBLISHED["brats"])
+    assert {*names["table1"], *names["table2"], *names["table3"]} == set(PUBLISHED["acdc"])
+    for preset in PRESETS.values():
+        for setting in preset:
+            assert (BUNDLE / "configs" / "losses" / f"{setting.loss}.yaml").is_file()
+
+
+def test_a_file_of_the_bundle_is_a_loss_too(tmp_path: Path) -> None:
+    (tmp_path / "configs" / "losses").mkdir(parents=True)
+    (tmp_path / "configs" / "losses" / "mine.yaml").touch()
+    assert [setting.name for setting in choose_settings(["mine", "table2", "nacl"], tmp_path)] == [
+        "mine", "nacl", "nacl_softmax", "nacl_l2", "nacl_5x5"
+    ]  # fmt: skip
+
+
+# --- made-up cells ------------------------------------------------------------------------------------------------
+
+
+def made_up(folder: Path, name: str, train: str = "") -> Cell:
+    """A cell that trains with a line of Python and evaluates to one file."""
+    work = folder / "work" / name
+    evaluate = f"import pathlib; p = pathlib.Path({str(work / 'eval')!r}); p.mkdir(); (p / 'cases.csv').touch()"
+    settings = {"train": {"max_epochs": 1}}
+    return Cell(name, folder / name, work, ["python", "-c", train], ["python", "-c", evaluate], settings)
+
+
+def test_failed_cell_is_reported_and_the_rest_go_on(tmp_path: Path) -> None:
+    bad = made_up(tmp_path, "bad", "print('Epoch[1] Metrics'); raise ValueError('no good')")
+    good = made_up(tmp_path, "good")
+    with ThreadPoolExecutor(1) as pool:
+        failed = run_cells([bad, good], lambda cell: pool.submit(run_cell, cell))
+    log = tmp_path / "work" / "bad" / "train.log"
+    assert failed == {"bad": f"train failed with exit code 1: ValueError: no good; see {log}"}
+    assert not bad.results.exists()
+    assert sorted(path.name for path in good.results.iterdir()) == ["cases.csv", "history.csv", "settings.json"]
+    assert json.loads((good.results / "settings.json").read_text())["made_with"]["torch"] == torch.__version__
+
+
+def test_ending_children_ends_the_cells(tmp_path: Path) -> None:
+    children = Children()
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(run_cell, made_up(tmp_path, "first", "import time; time.sleep(60)"), None, children.call)
+        while not (tmp_path / "work" / "first" / "train.log").is_file():
+            time.sleep(0.01)
+        children.end()
+        later = pool.submit(run_cell, made_up(tmp_path, "later", "import time; time.sleep(60)"), None, children.call)
+        for future in (first, later):
+            with pytest.raises(CellError, match="train failed with exit code -15"):
+                future.result(timeout=30)
+
+
+def test_waits_for_a_process_that_is_still_at_the_cell(tmp_path: Path) -> None:
+    cell = made_up(tmp_path, "cell")
+    cell.work.mkdir(parents=True)
+    with open(cell.work / "lock", "w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        thread = threading.Thread(target=run_cell, args=(cell,))
+        thread.start()
+        thread.join(timeout=0.5)
+        assert thread.is_alive()
+        assert not cell.results.exists()
+    thread.join(timeout=30)
+    assert cell.results.is_dir()
