@@ -24,12 +24,14 @@ from calib_components.metrics import CalibrationBins, LogitMagnitudeMetric
 
 __all__ = ["EvaluationWriter", "TrainingCheckpoint"]
 
+NEVER = -1  # what MONAI's engines start with as the epoch of the best metric
+
 
 class TrainingCheckpoint:
     """Keep the best weights and what a bit-exact continuation needs.
 
     After each epoch it writes ``model.pt`` (the network's state dict alone, when the evaluator has just found its best
-    key metric) and ``last.pt`` (network, optimizer, scheduler, AMP scaler, epoch and best metric so far). Each file is
+    key metric, or has not been run as there are no cases to validate on) and ``last.pt`` (network, optimizer, scheduler, AMP scaler, epoch and best metric so far). Each file is
     replaced in one step, so a process killed at any moment leaves the previous one whole.
 
     All randomness of an epoch (order, augmentation, dropout) is seeded from ``seed`` and the epoch's number. A run that
@@ -39,7 +41,7 @@ class TrainingCheckpoint:
 
     Args:
         ckpt_dir: folder of the two files.
-        network: network to train.
+        network: network to train; the weights of one that is `DistributedDataParallel` are kept as of a plain one.
         optimizer: its optimizer.
         lr_scheduler: its learning-rate scheduler.
         evaluator: the validation engine; its ``best_metric_epoch`` decides what is best.
@@ -59,6 +61,8 @@ class TrainingCheckpoint:
     ) -> None:
         self.best_path = Path(ckpt_dir) / "model.pt"
         self.last_path = Path(ckpt_dir) / "last.pt"
+        if isinstance(network, torch.nn.parallel.DistributedDataParallel):
+            network = network.module
         self.stateful: dict[str, Any] = {"network": network, "optimizer": optimizer, "lr_scheduler": lr_scheduler}
         self.evaluator = evaluator
         self.seed = seed
@@ -99,7 +103,7 @@ class TrainingCheckpoint:
         if idist.get_rank() != 0:
             return
         best = self.evaluator.state
-        if best.best_metric_epoch == engine.state.epoch:
+        if best.best_metric_epoch in (engine.state.epoch, NEVER):
             _save_atomically(self.stateful["network"].state_dict(), self.best_path)
         state = {name: holder.state_dict() for name, holder in self.stateful.items()}
         state["epoch"] = engine.state.epoch

@@ -18,7 +18,15 @@ BUNDLES = {
     "flare": "flare_ct_nacl_segmentation",
     "brats": "brats_mri_nacl_segmentation",
 }
-OVERLAYS = ["evaluate.yaml", "logging.conf", *sorted(f"losses/{path.name}" for path in COMMON.glob("losses/*.yaml"))]
+OVERLAYS = [
+    "evaluate.yaml",
+    "inference_trt.yaml",
+    "inference_ts.yaml",
+    "logging.conf",
+    "multi_gpu_evaluate.yaml",
+    "multi_gpu_train.yaml",
+    *sorted(f"losses/{path.name}" for path in COMMON.glob("losses/*.yaml")),
+]
 
 
 def generated(dataset: str) -> dict[Path, str]:

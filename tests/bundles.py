@@ -26,26 +26,31 @@ def inference_config(bundle: Path) -> ConfigParser:
 
 
 def copy_with_weights(bundle: Path, folder: Path) -> Path:
-    """Copy a bundle, but for what running it has left there, and give the copy new weights."""
+    """Copy a bundle, but for what running it has left there; where it has no weights, the copy gets random ones."""
     copy = folder / bundle.name
     for name in ("configs", "docs"):
         shutil.copytree(bundle / name, copy / name)
     shutil.copy(bundle / "LICENSE", copy)
     (copy / "models").mkdir()
-    torch.manual_seed(0)
-    torch.save(inference_config(bundle).get_parsed_content("network_def").state_dict(), copy / "models" / "model.pt")
+    weights = Path("models", "model.pt")
+    if (bundle / weights).is_file():
+        shutil.copy(bundle / weights, copy / weights)
+    else:
+        torch.manual_seed(0)
+        torch.save(inference_config(bundle).get_parsed_content("network_def").state_dict(), copy / weights)
     return copy
 
 
-def make_prepared(bundle: Path, folder: Path) -> Path:
-    """Prepared cases of a bundle, two of each split: noise with a square of every class."""
+def make_prepared(bundle: Path, folder: Path, cases: int = 2) -> Path:
+    """Prepared cases of a bundle, so many of each split: noise with a square of every class."""
     facts = inference_config(bundle)
     rng = np.random.default_rng(0)
     datalist: dict[str, list[dict[str, Any]]] = {}
     for split in ("training", "validation", "testing"):
         datalist[split] = []
-        for case in (f"{split}0", f"{split}1"):
-            label = np.zeros((*SIZE, 3), np.uint8)
+        for index in range(cases):
+            case = f"{split}{index}"
+            label = np.zeros((*SIZE, 2 + index), np.uint8)
             for k in range(1, facts["num_classes"]):
                 label[6 * k : 6 * k + 6, 8:20] = k
             channels = (facts["in_channels"],) if facts["in_channels"] > 1 else ()

@@ -186,7 +186,7 @@ def _total(votes: Tensor) -> Tensor:
 
 def _one_hot(winner: Tensor, num_classes: int) -> Tensor:
     """`(B, *S)` class index to `(B, N, *S)` uint8; all zero where it is not a class."""
-    return torch.stack([winner == k for k in range(num_classes)], 1).view(torch.uint8)
+    return torch.stack([winner == k for k in range(num_classes)], 1).to(torch.uint8)
 
 
 def _class_map(target: Target, num_classes: int) -> Tensor:
@@ -199,7 +199,7 @@ def _class_planes(target: Target, num_classes: int, radius: int, padding: str) -
     """For each class, where it is: `(B, *S)`, padded; 0 and 1 in uint8, or probabilities."""
     if not target.is_soft:
         padded = _pad(_class_map(target, num_classes), radius, padding)
-        return [(padded == k).view(torch.uint8) for k in range(num_classes)]
+        return [(padded == k).to(torch.uint8) for k in range(num_classes)]
     return [_pad(target.labels[:, k], radius, padding, outside=float(k == 0)) for k in range(num_classes)]
 
 

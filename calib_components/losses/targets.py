@@ -10,7 +10,7 @@ is left out on CUDA: a failed assertion there ends the process, while a step who
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,8 @@ from torch import Tensor
 SUM_TOLERANCE = 1e-2  # how far probabilities may be from a sum of one: bfloat16 rounds them that much
 
 
-class Target(NamedTuple):
+@dataclass(frozen=True)
+class Target:
     """A checked target.
 
     Attributes:
@@ -50,10 +51,11 @@ def prepare(input: Tensor, target: Tensor, ignore_index: int | None) -> tuple[Te
         the logits, a plain tensor in float32 (float64 stays float64), and the target.
 
     Raises:
-        TypeError: `input` or `target` has a data type that cannot be meant.
+        TypeError: `input` or `target` is not a tensor of a suitable type.
         ValueError: the shapes do not match, or the values are not logits, class indices or probabilities.
     """
-    logits = plain(input)
+    logits = _plain(input, "input")
+    target = _plain(target, "target")
     if not logits.is_floating_point():
         raise TypeError(f"input: expected floating-point logits, got {logits.dtype}")
     if logits.ndim not in (4, 5) or logits.shape[1] < 2:
@@ -79,7 +81,7 @@ def prepare(input: Tensor, target: Tensor, ignore_index: int | None) -> tuple[Te
 
 def prepare_target(target: Tensor, num_classes: int, ignore_index: int | None, dtype: torch.dtype) -> Target:
     """Checks the values of a target: class index `(B, 1, *S)` or probabilities `(B, num_classes, *S)`."""
-    target = plain(target).detach()
+    target = _plain(target, "target").detach()
     if target.is_complex():
         raise TypeError(f"target: expected class indices or probabilities, got {target.dtype}")
 
@@ -157,8 +159,10 @@ def num_counted(logits: Tensor, counted: Tensor | None) -> int | Tensor:
     return logits[:, 0].numel() if counted is None else counted.sum().clamp(min=1)
 
 
-def plain(tensor: Tensor) -> Tensor:
+def _plain(tensor: Tensor, name: str) -> Tensor:
     """Takes off a tensor subclass, such as `monai.data.MetaTensor`, whose bookkeeping at each operation is slow."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name}: expected a torch.Tensor, got {type(tensor).__name__}")
     return tensor if type(tensor) is Tensor else tensor.as_subclass(Tensor)
 
 

@@ -181,7 +181,7 @@ def adaptive_calibration_error(
     confidences: list[list[torch.Tensor]] = [[] for _ in y_pred]
     hits: list[list[torch.Tensor]] = [[] for _ in y_pred]
     for case, p, label in _counted_voxels(y_pred, y, foreground_only, ignore_index):
-        confidence, top = p.max(0)
+        confidence, top = _top_label(p)
         confidences[case].append(confidence)
         hits[case].append(top == label)
     errors = torch.full((len(y_pred),), torch.nan, dtype=torch.float64, device=y_pred.device)
@@ -278,19 +278,18 @@ def _calibration_bins(
     first_bin = torch.arange(0, num_classes * num_bins, num_bins, dtype=torch.int32, device=y_pred.device)[:, None]
     for case, p, label in _counted_voxels(y_pred, y, foreground_only, ignore_index):
         for classwise, (count, confidence, accuracy) in zip(kinds, totals, strict=True):
+            size = count.shape[1]
             if classwise:
                 index = _bin_index(p, num_bins).add_(first_bin)
-                hits = index.gather(0, label[None]).flatten()
+                accuracy[case] += torch.bincount(index.gather(0, label[None])[0], minlength=size)
                 index, values = index.flatten(), p.flatten()
             else:
-                values, top = p.max(0)
+                values, top = _top_label(p)
                 index = _bin_index(values, num_bins)
-                hits = index[top == label]
-            size = count.shape[1]
+                accuracy[case].index_add_(0, index, (top == label).double())
             count[case] += torch.bincount(index, minlength=size)
             # Sum a chunk on its own first: one sum over millions of equal terms would drift, even in float64.
             confidence[case] += values.new_zeros(size).index_add_(0, index, values)
-            accuracy[case] += torch.bincount(hits, minlength=size)
     return [
         CalibrationBins(*(field.view(shape) for field in total)) for shape, total in zip(shapes, totals, strict=True)
     ]
@@ -299,6 +298,13 @@ def _calibration_bins(
 def _bin_index(p: torch.Tensor, num_bins: int) -> torch.Tensor:
     # The edge i / num_bins, however rounded, scales to less than i and so falls into the bin below.
     return (p * (num_bins * (1 - 1e-15))).int().clamp_(max=num_bins - 1)
+
+
+def _top_label(p: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """`p.max(0)`, the first of equals, for probabilities `(N, voxels)`; several times faster on a CPU."""
+    confidence = p.amax(0)
+    rank = torch.arange(len(p), 0, -1, dtype=torch.int16, device=p.device)[:, None]
+    return confidence, len(p) - ((p == confidence) * rank).amax(0)
 
 
 def _counted_voxels(

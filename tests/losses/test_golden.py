@@ -1,0 +1,59 @@
+"""Every golden value of the losses: value and gradient, computed by the authors' published code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import monai.losses
+import numpy as np
+import pytest
+import torch
+
+from calib_components.losses import (
+    EntropyPenaltyLoss,
+    FocalLoss,
+    LabelSmoothingLoss,
+    MbLSLoss,
+    NACLLoss,
+    SVLSLoss,
+)
+
+GOLDEN = Path(__file__).resolve().parents[2].parent / "shared" / "golden"
+pytestmark = pytest.mark.skipif(not GOLDEN.is_dir(), reason=f"golden values are not at {GOLDEN}")
+FILES = {"losses_k4.npz": "replicate", "losses_k4_border.npz": "background"}  # and the padding that NACL needs there
+
+
+def loss_of(name: str, padding: str) -> torch.nn.Module:
+    """The loss that a golden name speaks of."""
+    kind, *settings = name.split("_")
+    if kind == "nacl":
+        prior, size, penalty, constraint = settings
+        return NACLLoss(prior=prior, kernel_size=int(size[1:]), penalty=penalty, constraint=constraint, padding=padding)
+    if kind == "ce":
+        return monai.losses.DiceCELoss(to_onehot_y=True, softmax=True)
+    value = float(settings[0].lstrip("abcdefghijklmnopqrstuvwxyz"))
+    losses: dict[str, Any] = {
+        "focal": lambda: FocalLoss(gamma=value),
+        "ecp": lambda: EntropyPenaltyLoss(penalty_weight=value),
+        "ls": lambda: LabelSmoothingLoss(alpha=value),
+        "svls": lambda: SVLSLoss(sigma=value),
+        "mbls": lambda: MbLSLoss(margin=value),
+    }
+    return losses[kind]()
+
+
+def names(file: str) -> list[str]:
+    return [key.removeprefix("loss/") for key in np.load(GOLDEN / file) if key.startswith("loss/")]
+
+
+@pytest.mark.parametrize(
+    ("file", "name"), [(file, name) for file in FILES for name in (names(file) if GOLDEN.is_dir() else [])]
+)
+def test_value_and_gradient(file: str, name: str) -> None:
+    golden = np.load(GOLDEN / file)
+    logits = torch.tensor(golden["logits"], requires_grad=True)
+    loss = loss_of(name, FILES[file])(logits, torch.tensor(golden["labels"]).unsqueeze(1))
+    loss.backward()
+    assert loss.item() == pytest.approx(golden[f"loss/{name}"].item(), abs=1e-5)
+    np.testing.assert_allclose(logits.grad, golden[f"grad/{name}"], atol=1e-5, rtol=0)

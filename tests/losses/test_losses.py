@@ -1,0 +1,196 @@
+"""What holds for every loss: kinds of target, types, layouts, ignored voxels, gradients and errors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from monai.data import MetaTensor
+
+from calib_components.losses import (
+    EntropyPenaltyLoss,
+    FocalLoss,
+    LabelSmoothingLoss,
+    MbLSLoss,
+    NACLLoss,
+    SVLSLoss,
+)
+from calib_components.losses.priors import PRIORS
+
+LOSSES: dict[str, Callable[..., torch.nn.Module]] = {
+    **{f"nacl_{prior}": lambda prior=prior, **options: NACLLoss(prior=prior, **options) for prior in PRIORS},
+    "nacl_softmax_l2": lambda **options: NACLLoss(constraint="softmax", penalty="l2", **options),
+    "svls": SVLSLoss,
+    "mbls": lambda **options: MbLSLoss(margin=0.5, **options),
+    "ecp": EntropyPenaltyLoss,
+    "ls": LabelSmoothingLoss,
+    "focal": FocalLoss,
+}
+SOFT = ("nacl_mean", "nacl_gaussian", "nacl_softmax_l2", "svls", "mbls", "ecp", "ls")
+SHAPES = [(2, 4, 6, 5), (1, 3, 4, 5, 3)]
+every_loss = pytest.mark.parametrize("name", LOSSES)
+every_shape = pytest.mark.parametrize("shape", SHAPES, ids=["2d", "3d"])
+
+
+def example(shape: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits and class indices `(B, 1, *S)`; the last class is absent."""
+    generator = torch.Generator().manual_seed(0)
+    batch, classes, *space = shape
+    logits = 3 * torch.randn(shape, generator=generator)
+    return logits, torch.randint(classes - 1, (batch, 1, *space), generator=generator)
+
+
+@every_loss
+@every_shape
+def test_every_form_of_class_index_gives_the_same(name: str, shape: tuple[int, ...]) -> None:
+    logits, target = example(shape)
+    loss = LOSSES[name]()
+    expected = loss(logits, target)
+    assert expected.shape == ()
+    for form in (
+        target[:, 0],
+        target.to(torch.uint8),
+        target.double(),
+        target.half(),
+        MetaTensor(target),
+        target.transpose(-1, -2).contiguous().transpose(-1, -2),
+    ):
+        torch.testing.assert_close(loss(logits, form), expected)
+    layout = torch.channels_last if logits.ndim == 4 else torch.channels_last_3d
+    for form in (MetaTensor(logits), logits.to(memory_format=layout)):
+        given = loss(form, target)
+        torch.testing.assert_close(given, expected)
+        assert type(given) is torch.Tensor
+
+
+@pytest.mark.parametrize("name", SOFT)
+@every_shape
+def test_one_hot_probabilities_equal_class_indices(name: str, shape: tuple[int, ...]) -> None:
+    logits, target = example(shape)
+    one_hot = F.one_hot(target[:, 0], shape[1]).movedim(-1, 1).float()
+    torch.testing.assert_close(LOSSES[name]()(logits, one_hot), LOSSES[name]()(logits, target))
+
+
+@pytest.mark.parametrize("name", [name for name in LOSSES if name not in SOFT])
+def test_probabilities_are_refused_where_undefined(name: str) -> None:
+    logits, target = example(SHAPES[0])
+    with pytest.raises(ValueError, match="class ind"):
+        LOSSES[name]()(logits, F.one_hot(target[:, 0], 4).movedim(-1, 1).float())
+
+
+@every_loss
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_computed_in_float32(name: str, dtype: torch.dtype) -> None:
+    logits, target = example(SHAPES[0])
+    half = logits.to(dtype).requires_grad_()
+    loss = LOSSES[name]()(half, target)
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, LOSSES[name]()(half.detach().float(), target))
+    loss.backward()
+    assert half.grad.dtype == dtype
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.testing.assert_close(LOSSES[name]()(half, target), loss)
+
+
+@every_loss
+@every_shape
+def test_gradient(name: str, shape: tuple[int, ...]) -> None:
+    logits, target = example(shape)
+    target[0, 0, 0, 0] = 7
+    loss = LOSSES[name](ignore_index=7)
+    assert torch.autograd.gradcheck(lambda x: loss(x, target), logits.double().requires_grad_())
+
+
+@every_loss
+def test_ignored_voxels_have_no_say(name: str) -> None:
+    logits, target = example(SHAPES[0])
+    target[:, :, :, 3:] = 255
+    loss = LOSSES[name](ignore_index=255)
+    expected = loss(logits, target)
+    other = logits.clone()
+    other[..., 3:] = 50.0
+    torch.testing.assert_close(loss(other, target), expected)
+    other.requires_grad_()
+    loss(other, target).backward()
+    assert (other.grad[..., 3:] == 0).all()
+    if not name.startswith(("nacl", "svls")):  # those look at neighbours, so a cut is another border
+        torch.testing.assert_close(LOSSES[name]()(logits[..., :3], target[..., :3]), expected)
+
+
+@every_loss
+def test_nothing_but_ignored_voxels_is_zero(name: str) -> None:
+    logits, target = example(SHAPES[0])
+    logits.requires_grad_()
+    loss = LOSSES[name](ignore_index=0)(logits, torch.zeros_like(target))
+    loss.backward()
+    assert loss.item() == 0
+    assert (logits.grad == 0).all()
+
+
+@every_loss
+def test_compiled_equals_eager(name: str) -> None:
+    logits, target = example(SHAPES[0])
+    torch._dynamo.reset()
+    compiled = torch.compile(LOSSES[name](), backend="aot_eager")
+    torch.testing.assert_close(compiled(logits, target), LOSSES[name]()(logits, target))
+
+
+def test_values_by_hand() -> None:
+    """Two voxels side by side, two classes, logits (0, log 3): softmax (1/4, 3/4); labels 1 and 0."""
+    logits = torch.tensor([0.0, math.log(3)]).view(1, 2, 1, 1).expand(1, 2, 1, 2)
+    target = torch.tensor([1, 0]).view(1, 1, 1, 2)
+    ce = (-math.log(3 / 4) - math.log(1 / 4)) / 2
+    assert FocalLoss(gamma=2)(logits, target).item() == pytest.approx(
+        (-(1 / 16) * math.log(3 / 4) - (9 / 16) * math.log(1 / 4)) / 2
+    )
+    entropy = -(1 / 4 * math.log(1 / 4) + 3 / 4 * math.log(3 / 4))
+    assert EntropyPenaltyLoss(0.1)(logits, target).item() == pytest.approx(ce - 0.1 * entropy / 2)
+    assert LabelSmoothingLoss(0.2)(logits, target).item() == pytest.approx(0.8 * ce + 0.2 * ce)
+    assert MbLSLoss(margin=1.0)(logits, target).item() == pytest.approx(ce + 0.1 * (math.log(3) - 1) / 2)
+    # Replicated windows: two thirds of the voxel's own label, one third of its neighbour's.
+    distance = (1 / 3 + (math.log(3) - 2 / 3) + 2 / 3 + (math.log(3) - 1 / 3)) / 4
+    assert NACLLoss()(logits, target).item() == pytest.approx(ce + 0.1 * distance)
+
+
+LOGITS, TARGET = example(SHAPES[0])
+
+
+@every_loss
+@pytest.mark.parametrize(
+    ("input", "target", "error", "message"),
+    [
+        (LOGITS, TARGET[:, :, :4], ValueError, "target: expected shape .* got"),
+        (LOGITS[0], TARGET[0], ValueError, "input: expected logits of shape"),
+        (LOGITS.long(), TARGET, TypeError, "input: expected floating-point logits"),
+        (LOGITS, TARGET + 2, ValueError, "class indices from 0 to 3"),
+        (LOGITS, TARGET - 1, ValueError, "class indices from 0 to 3"),
+        (LOGITS, TARGET + 0.5, ValueError, "whole numbers"),
+        (LOGITS.masked_fill(LOGITS > 5, math.nan), TARGET, ValueError, "finite"),
+        (LOGITS.masked_fill(LOGITS > 5, math.inf), TARGET, ValueError, "finite"),
+    ],
+)
+def test_wrong_arguments(name: str, input: torch.Tensor, target: torch.Tensor, error: type, message: str) -> None:
+    with pytest.raises(error, match=message):
+        LOSSES[name]()(input, target)
+
+
+@pytest.mark.parametrize("name", SOFT)
+def test_targets_that_are_no_probabilities(name: str) -> None:
+    with pytest.raises(ValueError, match="sum over the classes is 1"):
+        LOSSES[name]()(LOGITS, torch.full_like(LOGITS, 0.5))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"penalty": "l3"}, "penalty: expected one of .* got 'l3'"),
+        ({"constraint": "probability"}, "constraint: expected one of .* got 'probability'"),
+        ({"kernel_size": 2}, "kernel_size: expected an odd number"),
+    ],
+)
+def test_wrong_options_of_nacl(options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        NACLLoss(**options)

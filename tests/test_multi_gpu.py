@@ -1,0 +1,80 @@
+"""Two processes, on the CPU: they evaluate as one does, and train weights that one process can use."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.bundles import BUNDLES, SIZE, copy_with_weights, inference_config, make_prepared
+
+CASES = 5  # not a multiple of two
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The ACDC bundle with weights and prepared cases."""
+    bundle = copy_with_weights(BUNDLES[0], tmp_path_factory.mktemp("bundle"))
+    make_prepared(bundle, bundle / "data", CASES)
+    return bundle
+
+
+def run(bundle: Path, *configs: str, processes: int, **options: Any) -> str:
+    """Run a bundle as the pages say, and give what it printed."""
+    files = [f"configs/{name}.yaml" for name in configs]
+    launcher = ["torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "-m"] if processes > 1 else []
+    options |= {"config_file": files, "image_size": list(SIZE), "num_workers": 0, "device": "cpu"}
+    arguments = [f"--{name}={value}" for name, value in options.items()]
+    done = subprocess.run(
+        [sys.executable, "-m", *launcher, "monai.bundle", "run", *arguments],
+        cwd=bundle,
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_evaluation_equals_that_of_one_process(bundle: Path) -> None:
+    run(bundle, "train", "evaluate", processes=1, output_dir="one")
+    printed = run(bundle, "train", "evaluate", "multi_gpu_evaluate", processes=2, output_dir="two")
+    assert printed.count("Wrote the evaluation of 5 cases") == 1
+
+    def rows(output_dir: str) -> dict[str, list[str]]:
+        with open(bundle / output_dir / "cases.csv") as file:
+            return {case: values for case, *values in csv.reader(file)}
+
+    assert len(rows("one")) == CASES + 1  # and the header
+    assert rows("two") == rows("one")
+
+    one, two = (json.loads((bundle / name / "summary.json").read_text()) for name in ("one", "two"))
+    assert one.keys() == two.keys()
+    for name, expected in one.items():
+        if name in ("missed", "spurious"):
+            assert sorted(map(str, two[name])) == sorted(map(str, expected))
+        else:
+            assert two[name] == pytest.approx(expected, rel=0, abs=1e-12)
+    one, two = (json.loads((bundle / name / "calibration.json").read_text())["pooled"] for name in ("one", "two"))
+    for kind, bins in one.items():
+        for field, values in bins.items():
+            np.testing.assert_allclose(two[kind][field], values, rtol=1e-12, atol=0)
+    for name in ("worst", "median", "best"):
+        assert (bundle / "two" / "cases" / f"{name}.png").is_file()
+
+
+def test_training_gives_weights_that_one_process_can_use(bundle: Path) -> None:
+    printed = run(bundle, "train", "multi_gpu_train", processes=2, max_epochs=1, ckpt_dir="run", output_dir="run")
+    assert printed.count("Epoch[1] Complete") == 2  # of training and of validation
+    assert len(list((bundle / "run").glob("events.out.tfevents.*"))) == 2
+
+    weights = torch.load(bundle / "run" / "model.pt", weights_only=True)
+    inference_config(bundle).get_parsed_content("network_def").load_state_dict(weights)
+    torch.testing.assert_close(torch.load(bundle / "run" / "last.pt", weights_only=True)["network"], weights)
