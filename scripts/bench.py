@@ -1,6 +1,7 @@
 """Benchmarks: each command prints tables whose rows are ratios measured interleaved in one run.
 
 python scripts/bench.py losses [--device cuda] [--rounds 15] [--threads 2]
+python scripts/bench.py metrics [--device cuda]
 python scripts/bench.py train [--device cuda]
 """
 
@@ -15,13 +16,16 @@ from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import fire
 import monai.losses
+import monai.metrics
 import torch
 import torch.nn.functional as F
 from monai.bundle import ConfigWorkflow
 from torch.profiler import ProfilerActivity, profile
+from torchmetrics.functional.classification import multiclass_calibration_error
 
 from calib_components.losses import (
     EntropyPenaltyLoss,
@@ -31,6 +35,7 @@ from calib_components.losses import (
     NACLLoss,
     SVLSLoss,
 )
+from calib_components.metrics import CalibrationMetric, CECEMetric, ECEMetric
 
 BUNDLE = Path(__file__).resolve().parents[1] / "bundles" / "acdc_mri_nacl_segmentation"
 SHAPES = ((16, 4, 224, 224), (2, 5, 96, 96, 96))
@@ -117,6 +122,44 @@ def losses(device: str = "cpu", rounds: int = 15, threads: int = 2) -> None:
         print_ratios(f"forward + backward, {'x'.join(map(str, shape))}", steps, rounds, device)
 
 
+def _measure(metric: Any, probabilities: torch.Tensor, target: torch.Tensor) -> None:
+    metric(probabilities, target)
+    metric.aggregate()
+    metric.reset()
+
+
+def metrics(device: str = "cpu", rounds: int = 5, threads: int = 2) -> None:
+    """Calibration errors of a batch over MONAI's calibration error, next to torchmetrics'.
+
+    MONAI's reads a classwise error from one-hot labels, torchmetrics' a top-label one.
+
+    Args:
+        device: where to run, "cpu" or "cuda".
+        rounds: how many times each metric is timed.
+        threads: CPU threads for PyTorch.
+    """
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    for shape in SHAPES:
+        num_classes = shape[1]
+        probabilities = (2 * torch.randn(shape, device=device)).softmax(1)
+        index = torch.randint(num_classes, (shape[0], 1, *shape[2:]), device=device)
+        one_hot = F.one_hot(index[:, 0], num_classes).movedim(-1, 1).float()
+        steps: dict[str, Step] = {
+            "monai CalibrationErrorMetric": partial(
+                _measure, monai.metrics.CalibrationErrorMetric(num_bins=15), probabilities, one_hot
+            ),
+            "ECE + CECE, all voxels": partial(_measure, CalibrationMetric(foreground_only=False), probabilities, index),
+            "ECE + CECE, foreground": partial(_measure, CalibrationMetric(), probabilities, index),
+            "ECEMetric, all voxels": partial(_measure, ECEMetric(foreground_only=False), probabilities, index),
+            "CECEMetric, all voxels": partial(_measure, CECEMetric(foreground_only=False), probabilities, index),
+            "torchmetrics calibration_error": partial(
+                multiclass_calibration_error, probabilities, index[:, 0], num_classes, n_bins=15
+            ),
+        }
+        print_ratios(f"one batch, {'x'.join(map(str, shape))}", steps, rounds, device)
+
+
 def train(device: str = "cpu", rounds: int = 5, threads: int = 2, slices: int = 256, size: int = 128) -> None:
     """An epoch through the ACDC bundle's workflow over one of a bare PyTorch loop, same network and in-memory tensors.
 
@@ -173,4 +216,4 @@ def train(device: str = "cpu", rounds: int = 5, threads: int = 2, slices: int = 
 
 
 if __name__ == "__main__":
-    fire.Fire({"losses": losses, "train": train})
+    fire.Fire({"losses": losses, "metrics": metrics, "train": train})

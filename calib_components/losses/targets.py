@@ -3,9 +3,10 @@
 Checks of values (finite logits, labels in range, probabilities that sum to one) must not make a GPU wait at each step.
 On the CPU a failed check raises `ValueError`. On CUDA, and in code compiled by `torch.compile`, it is a
 `torch._assert_async`: the device tests the condition itself and the error comes up at the next synchronisation, as for
-a label out of range in `torch.nn.functional.cross_entropy`; run the batch on the CPU to read what was wrong. One check
-is left out on CUDA: a failed assertion there ends the process, while a step whose float16 logits overflowed is
-`torch.amp.GradScaler`'s to skip. So NaN and infinite logits give a loss or a gradient that is not finite.
+a label out of range in `torch.nn.functional.cross_entropy`; run the batch on the CPU to read what was wrong. (Code that
+PyTorch 2.6 compiled with inductor leaves such assertions out.) One check is not made on CUDA: a failed assertion there
+ends the process, while a step whose float16 logits overflowed is `torch.amp.GradScaler`'s to skip. So NaN and infinite
+logits give a loss or a gradient that is not finite.
 """
 
 from __future__ import annotations

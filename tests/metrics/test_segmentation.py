@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from ignite.engine import Engine
+from monai.handlers import IgniteMetricHandler
+
+from calib_components.metrics import (
+    CECEMetric,
+    DiceMetric,
+    ECEMetric,
+    HD95Metric,
+    dice,
+    hausdorff_distance_95,
+    structure_masks,
+)
+
+GOLDEN = Path(__file__).resolve().parents[2].parent / "shared" / "golden"
+
+
+@pytest.mark.skipif(not GOLDEN.is_dir(), reason=f"golden values are not at {GOLDEN}")
+@pytest.mark.parametrize("name", ["metrics_k2.npz", "metrics_k4.npz"])
+def test_dice_and_hd95_equal_medpy(name: str) -> None:
+    golden = np.load(GOLDEN / name)
+    logits, labels = torch.tensor(golden["logits"]), torch.tensor(golden["labels"])
+    classes = logits.shape[1]
+    predicted = torch.nn.functional.one_hot(logits.argmax(1), classes).movedim(-1, 0)[None]
+    for prefix, metric in (
+        ("dsc", DiceMetric()),
+        ("hd95", HD95Metric()),
+        ("hd95_spacing_3_1.5_1.5", HD95Metric(spacing=(3, 1.5, 1.5))),
+    ):
+        metric(predicted, labels[None, None])
+        expected = [golden[f"{prefix}/class{k}"].item() for k in range(1, classes)]
+        np.testing.assert_allclose(metric.aggregate("none")[0], expected, atol=1e-4)
+
+
+def mask(*voxels: int) -> torch.Tensor:
+    """A structure in a row of ten voxels, `(1, 1, 1, 10)`."""
+    row = torch.zeros(1, 1, 1, 10, dtype=torch.bool)
+    row[..., list(voxels)] = True
+    return row
+
+
+def test_values_by_hand() -> None:
+    # 2 x 1 shared voxel / (2 + 3)
+    assert dice(mask(0, 1), mask(1, 2, 3)).item() == pytest.approx(0.4)
+    # From 0 and 9 to 0: 0 and 9; from 0 to them: 0. The 95th percentile of 0, 0, 9 lies at 1.9 of 2 steps: 0.9 x 9.
+    # The larger of the directed percentiles would be 0.95 x 9.
+    assert hausdorff_distance_95(mask(0, 9), mask(0)).item() == pytest.approx(8.1)
+    assert hausdorff_distance_95(mask(0, 9), mask(0), spacing=(1, 2)).item() == pytest.approx(16.2)
+
+
+def test_absent_structures() -> None:
+    empty = mask()
+    predicted = torch.cat([torch.cat([p, empty, p, empty], 1) for p in [mask(1)]])
+    true = torch.cat([mask(1), mask(1), empty, empty], 1)
+    dsc, hd95 = DiceMetric(include_background=True), HD95Metric(include_background=True)
+    for metric in (dsc, hd95):
+        metric(predicted, true)
+    assert dsc.missed.tolist() == hd95.missed.tolist() == [[False, True, False, False]]
+    assert dsc.spurious.tolist() == [[False, False, True, False]]
+    torch.testing.assert_close(
+        dsc.aggregate("none"), torch.tensor([[1, 0, 0, torch.nan]], dtype=torch.float64), equal_nan=True
+    )
+    torch.testing.assert_close(
+        hd95.aggregate("none"), torch.tensor([[0] + [torch.nan] * 3], dtype=torch.float64), equal_nan=True
+    )
+    assert dsc.aggregate().item() == pytest.approx(1 / 3)
+    assert hd95.aggregate().item() == 0
+
+
+def test_cases_of_different_size_and_reductions() -> None:
+    metric = DiceMetric(include_background=True)
+    metric([mask(1)[0], mask(1, 2)[0, ..., :5]], [mask(1)[0], mask(2)[0, ..., :5]])
+    assert metric.aggregate("none").tolist() == [[1.0], [pytest.approx(2 / 3)]]
+    assert metric.aggregate("mean_batch").tolist() == [pytest.approx(5 / 6)]
+    metric.reset()
+    with pytest.raises(ValueError, match="no case to aggregate"):
+        metric.aggregate()
+
+
+def test_structures_may_share_classes() -> None:
+    label = torch.tensor([[[0, 1, 2, 3]]])
+    masks = structure_masks(label, [[3], [1, 3], [1, 2, 3]])
+    assert masks.int().tolist() == [[[0, 0, 0, 1]], [[0, 1, 0, 1]], [[0, 1, 1, 1]]]
+
+
+def test_in_an_ignite_engine() -> None:
+    generator = torch.Generator().manual_seed(0)
+    batches = [
+        (torch.rand(2, 3, 6, 6, 2, generator=generator).softmax(1), torch.randint(3, (2, 1, 6, 6, 2), generator=generator))
+        for _ in range(3)
+    ]
+    engine = Engine(lambda _, batch: batch)
+    metrics = {"ece": ECEMetric(), "cece": CECEMetric()}
+    for name, metric in metrics.items():
+        IgniteMetricHandler(metric_fn=metric).attach(engine, name)
+    engine.run(batches)
+    for name, metric in metrics.items():
+        alone = type(metric)()
+        for batch in batches:
+            alone(*batch)
+        assert engine.state.metrics[name] == alone.aggregate().item()
+        torch.testing.assert_close(engine.state.metric_details[name], alone.aggregate("none"))
+
+
+@pytest.mark.parametrize(
+    ("y_pred", "y", "message"),
+    [
+        (torch.rand(1, 2, 4, 4), torch.zeros(1, 2, 4, 4), "y_pred must hold masks of 0 and 1"),
+        (torch.zeros(1, 2, 4, 4), torch.zeros(1, 2, 4, 5), "y must have shape"),
+        (torch.zeros(1, 2, 4, 4), torch.full((1, 1, 4, 4), 2), "y must hold class indices 0 to 1, but 16 of its voxels do not"),
+        (torch.zeros(4), torch.zeros(4), "y_pred must have shape"),
+    ],
+)
+def test_wrong_input(y_pred: torch.Tensor, y: torch.Tensor, message: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=message):
+        DiceMetric()(y_pred, y)
