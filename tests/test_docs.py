@@ -12,7 +12,11 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
+import yaml
+from monai.bundle import ConfigParser
 
+from calib_components.losses import NACLLoss
 from tests.layouts import make_brats, make_flare
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -27,6 +31,24 @@ def commands(page: Path, section: str) -> list[str]:
     text = re.search(rf"^## {re.escape(section)}\n(.*?)(?=^## |\Z)", page.read_text(), re.MULTILINE | re.DOTALL)
     assert text, f"{page} has no section {section}"
     return re.findall(r"^```bash\n(.*?)^```", text[1], re.MULTILINE | re.DOTALL)
+
+
+def snippets(language: str) -> list[str]:
+    """The blocks of the README in a language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+
+
+def test_one_line_of_a_config() -> None:
+    (config,) = snippets("yaml")
+    assert isinstance(ConfigParser(yaml.safe_load(config)).get_parsed_content("loss"), NACLLoss)
+
+
+def test_one_line_of_python() -> None:
+    names = {"logits": torch.randn(2, 4, 16, 16, requires_grad=True), "label": torch.randint(4, (2, 1, 16, 16))}
+    for code in snippets("python"):
+        exec(code, names)
+    names["loss"].backward()
+    assert names["ece"].aggregate("none").shape == (2,)
 
 
 def run(script: str, folder: Path, places: dict[str, Path]) -> None:

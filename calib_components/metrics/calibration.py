@@ -2,7 +2,7 @@
 
 The bins are computed once and everything else is a small reduction of them. Counts are int64 and sums float64, because
 float32 sums lose whole voxels from about one million voxels in a bin. Voxels are read in chunks, so the working memory
-stays at some MiB whatever the size of the volume (a case that is not contiguous in memory is copied once).
+does not grow with the volume: about 1 MiB on a CPU (a case that is not contiguous in memory is copied once).
 
 Which voxels count: with `foreground_only` those whose ground truth is not background (class 0), as in Murugesan et al.,
 "Trust Your Neighbours: Penalty-Based Constraints for Model Calibration", MICCAI 2023, and never an ignored one.
@@ -34,7 +34,10 @@ __all__ = [
     "negative_log_likelihood",
 ]
 
-CHUNK_VALUES = 2**18  # probabilities read at once: their float64 copies fit a CPU's cache
+# Probabilities read at once. On a CPU fewer than PyTorch splits over threads: a long row of short parallel operations
+# stalls whenever another process, such as a worker that loads data, holds one of the cores.
+CPU_CHUNK = 2**15 - 1
+GPU_CHUNK = 2**23
 RANGE_TOLERANCE = 1e-5
 SUM_TOLERANCE = 1e-2
 NOT_A_LABEL = torch.iinfo(torch.int64).min
@@ -281,15 +284,15 @@ def _calibration_bins(
             size = count.shape[1]
             if classwise:
                 index = _bin_index(p, num_bins).add_(first_bin)
-                accuracy[case] += torch.bincount(index.gather(0, label[None])[0], minlength=size)
+                accuracy[case].add_(torch.bincount(index.gather(0, label[None])[0], minlength=size))
                 index, values = index.flatten(), p.flatten()
             else:
                 values, top = _top_label(p)
                 index = _bin_index(values, num_bins)
                 accuracy[case].index_add_(0, index, (top == label).double())
-            count[case] += torch.bincount(index, minlength=size)
+            count[case].add_(torch.bincount(index, minlength=size))
             # Sum a chunk on its own first: one sum over millions of equal terms would drift, even in float64.
-            confidence[case] += values.new_zeros(size).index_add_(0, index, values)
+            confidence[case].add_(values.new_zeros(size).index_add_(0, index, values))
     return [
         CalibrationBins(*(field.view(shape) for field in total)) for shape, total in zip(shapes, totals, strict=True)
     ]
@@ -304,7 +307,7 @@ def _top_label(p: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """`p.max(0)`, the first of equals, for probabilities `(N, voxels)`; several times faster on a CPU."""
     confidence = p.amax(0)
     rank = torch.arange(len(p), 0, -1, dtype=torch.int16, device=p.device)[:, None]
-    return confidence, len(p) - ((p == confidence) * rank).amax(0)
+    return confidence, len(p) - ((p >= confidence) * rank).amax(0)
 
 
 def _counted_voxels(
@@ -318,7 +321,7 @@ def _counted_voxels(
         Case, its probabilities `(N, voxels)` in float64, its class indices `(voxels,)`.
     """
     num_classes = y_pred.shape[1]
-    step = max(1, CHUNK_VALUES // num_classes)
+    step = max(1, (CPU_CHUNK if y_pred.device.type == "cpu" else GPU_CHUNK) // num_classes)
     faults = torch.zeros(4, dtype=torch.int64)
     for case in range(len(y_pred)):
         case_p, case_y = y_pred[case].flatten(1), y[case].flatten(1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable
 
 import pytest
@@ -17,6 +18,8 @@ from calib_components.losses import (
     MbLSLoss,
     NACLLoss,
     SVLSLoss,
+    nacl_loss,
+    neighbor_prior,
 )
 from calib_components.losses.priors import PRIORS
 
@@ -60,7 +63,8 @@ def test_every_form_of_class_index_gives_the_same(name: str, shape: tuple[int, .
     ):
         torch.testing.assert_close(loss(logits, form), expected)
     layout = torch.channels_last if logits.ndim == 4 else torch.channels_last_3d
-    for form in (MetaTensor(logits), logits.to(memory_format=layout)):
+    strided = logits.transpose(-1, -2).contiguous().transpose(-1, -2)
+    for form in (MetaTensor(logits), logits.to(memory_format=layout), strided):
         given = loss(form, target)
         torch.testing.assert_close(given, expected)
         assert type(given) is torch.Tensor
@@ -130,12 +134,85 @@ def test_nothing_but_ignored_voxels_is_zero(name: str) -> None:
     assert (logits.grad == 0).all()
 
 
+def value_and_gradient(
+    loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], logits: torch.Tensor, target: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    logits = logits.detach().requires_grad_()
+    value = loss(logits, target)
+    return value.detach(), torch.autograd.grad(value, logits)[0]
+
+
 @every_loss
 def test_compiled_equals_eager(name: str) -> None:
     logits, target = example(SHAPES[0])
+    loss = LOSSES[name](ignore_index=1)
     torch._dynamo.reset()
-    compiled = torch.compile(LOSSES[name](), backend="aot_eager")
-    torch.testing.assert_close(compiled(logits, target), LOSSES[name]()(logits, target))
+    compiled = torch.compile(loss, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(value_and_gradient(compiled, logits, target), value_and_gradient(loss, logits, target))
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
+def test_compiled_with_inductor() -> None:
+    logits, target = example(SHAPES[1])
+    torch._dynamo.reset()
+    compiled = torch.compile(NACLLoss(), fullgraph=True)
+    torch.testing.assert_close(
+        value_and_gradient(compiled, logits, target), value_and_gradient(NACLLoss(), logits, target)
+    )
+
+
+@every_shape
+@pytest.mark.parametrize("penalty", ["l1", "l2"])
+@pytest.mark.parametrize("constraint", ["logits", "softmax"])
+@pytest.mark.parametrize("soft", [False, True])
+def test_nacl_is_its_definition(shape: tuple[int, ...], penalty: str, constraint: str, soft: bool) -> None:
+    logits, target = example(shape)
+    if soft:
+        target = torch.randn(shape, generator=torch.Generator().manual_seed(1)).softmax(1)
+
+    def definition(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        constrained = logits if constraint == "logits" else logits.softmax(1)
+        difference = neighbor_prior(target, shape[1]) - constrained
+        distance = difference.abs() if penalty == "l1" else difference.square()
+        return F.cross_entropy(logits, target if soft else target[:, 0]) + 0.1 * distance.mean()
+
+    loss = NACLLoss(penalty=penalty, constraint=constraint)
+    torch.testing.assert_close(value_and_gradient(loss, logits, target), value_and_gradient(definition, logits, target))
+
+
+@every_shape
+def test_losses_without_their_extra_term_are_cross_entropy(shape: tuple[int, ...]) -> None:
+    logits, target = example(shape)
+    expected = value_and_gradient(lambda x, y: F.cross_entropy(x, y[:, 0], ignore_index=1), logits, target)
+    for loss in (
+        NACLLoss(penalty_weight=0.0, ignore_index=1),
+        MbLSLoss(penalty_weight=0.0, ignore_index=1),
+        EntropyPenaltyLoss(penalty_weight=0.0, ignore_index=1),
+        LabelSmoothingLoss(alpha=0.0, ignore_index=1),
+        FocalLoss(gamma=0.0, ignore_index=1),
+    ):
+        torch.testing.assert_close(value_and_gradient(loss, logits, target), expected)
+
+
+def test_svls_of_a_constant_map_is_cross_entropy() -> None:
+    logits, target = example(SHAPES[0])
+    target = torch.full_like(target, 2)
+    torch.testing.assert_close(SVLSLoss()(logits, target), F.cross_entropy(logits, target[:, 0]))
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 3.0])
+def test_focal_gradient_is_finite_at_certainty(gamma: float) -> None:
+    logits = torch.tensor([200.0, -200.0]).view(1, 2, 1, 1).expand(1, 2, 1, 2)
+    value, grad = value_and_gradient(FocalLoss(gamma), logits, torch.tensor([[[[0, 1]]]]))
+    assert value.isfinite()
+    assert grad.isfinite().all()
+    assert (grad[..., 0] == 0).all()
+
+
+def test_a_negative_ignore_index_works_with_unsigned_labels() -> None:
+    logits, target = example(SHAPES[0])
+    expected = NACLLoss()(logits, target)
+    torch.testing.assert_close(NACLLoss(ignore_index=-100)(logits, target.to(torch.uint8)), expected)
 
 
 def test_values_by_hand() -> None:
@@ -164,12 +241,16 @@ LOGITS, TARGET = example(SHAPES[0])
     [
         (LOGITS, TARGET[:, :, :4], ValueError, "target: expected shape .* got"),
         (LOGITS[0], TARGET[0], ValueError, "input: expected logits of shape"),
+        (LOGITS[:, :1], TARGET, ValueError, "input: expected logits of shape .* with N >= 2"),
         (LOGITS.long(), TARGET, TypeError, "input: expected floating-point logits"),
+        (LOGITS, TARGET.numpy(), TypeError, "target: expected a torch.Tensor, got ndarray"),
+        (LOGITS, TARGET.cfloat(), TypeError, "target: expected class indices or probabilities"),
         (LOGITS, TARGET + 2, ValueError, "class indices from 0 to 3"),
         (LOGITS, TARGET - 1, ValueError, "class indices from 0 to 3"),
         (LOGITS, TARGET + 0.5, ValueError, "whole numbers"),
         (LOGITS.masked_fill(LOGITS > 5, math.nan), TARGET, ValueError, "finite"),
         (LOGITS.masked_fill(LOGITS > 5, math.inf), TARGET, ValueError, "finite"),
+        (LOGITS, TARGET.float().masked_fill(TARGET == 1, math.nan), ValueError, "whole numbers"),
     ],
 )
 def test_wrong_arguments(name: str, input: torch.Tensor, target: torch.Tensor, error: type, message: str) -> None:
@@ -181,6 +262,10 @@ def test_wrong_arguments(name: str, input: torch.Tensor, target: torch.Tensor, e
 def test_targets_that_are_no_probabilities(name: str) -> None:
     with pytest.raises(ValueError, match="sum over the classes is 1"):
         LOSSES[name]()(LOGITS, torch.full_like(LOGITS, 0.5))
+    with pytest.raises(ValueError, match="probabilities of at least 0, got values from -"):
+        LOSSES[name]()(LOGITS, LOGITS)
+    with pytest.raises(ValueError, match="ignore_index: expected None with probabilities as target, got 3"):
+        LOSSES[name](ignore_index=3)(LOGITS, LOGITS.softmax(1))
 
 
 @pytest.mark.parametrize(
@@ -194,3 +279,19 @@ def test_targets_that_are_no_probabilities(name: str) -> None:
 def test_wrong_options_of_nacl(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         NACLLoss(**options)
+    with pytest.raises(ValueError, match=message):
+        nacl_loss(LOGITS, TARGET, **options)
+
+
+@pytest.mark.parametrize(
+    ("loss", "option", "message"),
+    [
+        (SVLSLoss, {"kernel_size": 1}, "kernel_size: expected an odd number, at least 3, got 1"),
+        (SVLSLoss, {"sigma": 0.0}, "sigma: expected at least 0.1 voxels, got 0.0"),
+        (LabelSmoothingLoss, {"alpha": 1.5}, "alpha: expected a number from 0 to 1, got 1.5"),
+        (FocalLoss, {"gamma": -1.0}, "gamma: expected at least 0, got -1.0"),
+    ],
+)
+def test_wrong_options_of_the_others(loss: type[torch.nn.Module], option: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        loss(**option)

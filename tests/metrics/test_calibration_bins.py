@@ -180,7 +180,7 @@ def test_equals_the_definition_for_any_chunk(seed: int, num_classes: int, num_bi
     y_pred, y = random_case(seed, (1, num_classes, 6, 11))
     expected = brute_force(y_pred, y, num_bins)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(calibration, "CHUNK_VALUES", chunk)
+        patch.setattr(calibration, "CPU_CHUNK", chunk)
         top = calibration_bins(y_pred, y, num_bins, foreground_only=False)
         classwise = calibration_bins(y_pred, y, num_bins, foreground_only=False, classwise=True)
     assert top.expected_error().item() == pytest.approx(expected["ece"], abs=1e-12)
@@ -334,7 +334,7 @@ def test_wrong_values_get_one_error_with_their_count(y_pred: torch.Tensor, y: to
 
 
 def test_errors_count_over_all_chunks_and_cases(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calibration, "CHUNK_VALUES", 8)
+    monkeypatch.setattr(calibration, "CPU_CHUNK", 8)
     spoiled = P.clone()
     spoiled[:, 0, 0, ::2] = torch.nan
     with pytest.raises(ValueError, match="6 of its 240 values are NaN"):

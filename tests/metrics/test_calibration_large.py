@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 from monai import metrics as monai_metrics
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from calib_components.metrics import CalibrationBins, calibration_bins
+from calib_components.metrics import CalibrationBins, CalibrationMetric, NLLMetric, calibration, calibration_bins
 
 
 def brute_force_error(confidence: torch.Tensor, hit: torch.Tensor, num_bins: int = 15) -> float:
@@ -57,3 +59,29 @@ def test_forty_million_voxels_in_one_bin() -> None:
     assert error_of_second_class(p, hit) == pytest.approx(expected, abs=1e-9)
     theirs = monai_error(p, hit)
     assert theirs is None or abs(theirs - expected) > 0.05
+
+
+class LargestTensor(TorchDispatchMode):
+    """Records the bytes of the largest tensor that is made, views not counted."""
+
+    def __init__(self, *inputs: torch.Tensor) -> None:
+        super().__init__()
+        self.given = {tensor.untyped_storage().data_ptr() for tensor in inputs}
+        self.bytes = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        result = function(*args, **(kwargs or {}))
+        for value in tree_leaves(result):
+            if isinstance(value, torch.Tensor) and value.untyped_storage().data_ptr() not in self.given:
+                self.bytes = max(self.bytes, value.untyped_storage().nbytes())
+        return result
+
+
+@pytest.mark.parametrize("metric", [CalibrationMetric(), CalibrationMetric(foreground_only=False), NLLMetric()])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_memory_does_not_grow_with_the_volume(metric: CalibrationMetric | NLLMetric, dtype: torch.dtype) -> None:
+    y_pred = torch.full((1, 4, 96, 96, 96), 0.25, dtype=dtype)
+    y = torch.ones(1, 1, 96, 96, 96, dtype=torch.uint8)
+    with LargestTensor(y_pred, y) as largest:
+        metric(y_pred, y)
+    assert largest.bytes <= 8 * calibration.CPU_CHUNK  # a chunk of float64

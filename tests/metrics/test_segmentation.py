@@ -89,7 +89,7 @@ def test_structures_may_share_classes() -> None:
     assert masks.int().tolist() == [[[0, 0, 0, 1]], [[0, 1, 0, 1]], [[0, 1, 1, 1]]]
 
 
-def test_in_an_ignite_engine() -> None:
+def test_every_metric_in_an_ignite_engine() -> None:
     generator = torch.Generator().manual_seed(0)
     batches = [
         (torch.rand(2, 3, 6, 6, 2, generator=generator).softmax(1), torch.randint(3, (2, 1, 6, 6, 2), generator=generator))
