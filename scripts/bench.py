@@ -178,20 +178,17 @@ def train(device: str = "cpu", rounds: int = 5, threads: int = 2, slices: int = 
     images = torch.randn(slices, 1, size, size)
     labels = torch.randint(4, (slices, 1, size, size), dtype=torch.uint8)
     with TemporaryDirectory() as folder:
-        workflow = ConfigWorkflow(
-            config_file=str(BUNDLE / "configs" / "train.yaml"),
-            workflow_type="train",
-            device=device,
-            amp=False,
-            num_workers=0,
-            val_interval=10**6,
-            ckpt_dir=folder,
-            output_dir=folder,
-            **{
-                "train::dataset": [{"image": i, "label": y} for i, y in zip(images, labels, strict=True)],
-                "validate::dataset": [],
-            },
-        )
+        options: dict[str, Any] = {
+            "device": device,
+            "amp": False,
+            "num_workers": 0,
+            "val_interval": 10**6,
+            "ckpt_dir": folder,
+            "output_dir": folder,
+            "train::dataset": [{"image": i, "label": y} for i, y in zip(images, labels, strict=True)],
+            "validate::dataset": [],
+        }
+        workflow = ConfigWorkflow(str(BUNDLE / "configs" / "train.yaml"), workflow_type="train", **options)
         workflow.initialize()
         trainer = workflow.trainer
 

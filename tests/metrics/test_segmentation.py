@@ -56,7 +56,7 @@ def test_values_by_hand() -> None:
 
 def test_absent_structures() -> None:
     empty = mask()
-    predicted = torch.cat([torch.cat([p, empty, p, empty], 1) for p in [mask(1)]])
+    predicted = torch.cat([mask(1), empty, mask(1), empty], 1)
     true = torch.cat([mask(1), mask(1), empty, empty], 1)
     dsc, hd95 = DiceMetric(include_background=True), HD95Metric(include_background=True)
     for metric in (dsc, hd95):
@@ -92,7 +92,10 @@ def test_structures_may_share_classes() -> None:
 def test_every_metric_in_an_ignite_engine() -> None:
     generator = torch.Generator().manual_seed(0)
     batches = [
-        (torch.rand(2, 3, 6, 6, 2, generator=generator).softmax(1), torch.randint(3, (2, 1, 6, 6, 2), generator=generator))
+        (
+            torch.rand(2, 3, 6, 6, 2, generator=generator).softmax(1),
+            torch.randint(3, (2, 1, 6, 6, 2), generator=generator),
+        )
         for _ in range(3)
     ]
     engine = Engine(lambda _, batch: batch)
@@ -113,7 +116,11 @@ def test_every_metric_in_an_ignite_engine() -> None:
     [
         (torch.rand(1, 2, 4, 4), torch.zeros(1, 2, 4, 4), "y_pred must hold masks of 0 and 1"),
         (torch.zeros(1, 2, 4, 4), torch.zeros(1, 2, 4, 5), "y must have shape"),
-        (torch.zeros(1, 2, 4, 4), torch.full((1, 1, 4, 4), 2), "y must hold class indices 0 to 1, but 16 of its voxels do not"),
+        (
+            torch.zeros(1, 2, 4, 4),
+            torch.full((1, 1, 4, 4), 2),
+            "y must hold class indices 0 to 1, but 16 of its voxels",
+        ),
         (torch.zeros(4), torch.zeros(4), "y_pred must have shape"),
     ],
 )
