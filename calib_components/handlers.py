@@ -30,9 +30,9 @@ NEVER = -1  # what MONAI's engines start with as the epoch of the best metric
 class TrainingCheckpoint:
     """Keep the best weights and what a bit-exact continuation needs.
 
-    After each epoch it writes ``last.pt`` (network, optimizer, scheduler, AMP scaler, epoch and best metric so far) and,
+    After each epoch it writes ``last.pt`` (network, optimizer, scheduler, AMP scaler, epoch, best metric so far) and,
     when the evaluator has just found its best key metric or has nothing to validate on, ``model.pt`` (the network's
-    state dict alone). Each file is replaced in one step, so a process killed at any moment leaves the previous one whole.
+    state dict alone). Each file is replaced in one step, so a process killed at any moment leaves the old one whole.
 
     All randomness of an epoch (order, augmentation, dropout) is seeded from ``seed`` and the epoch's number. A run that
     resumes therefore draws what the uninterrupted run would have drawn, and on CPU ends with the same bits.
