@@ -5,17 +5,22 @@ A prepared case is a pair of uncompressed NIfTI files, so one slice is read from
 
 from __future__ import annotations
 
+import atexit
 import os
-from collections.abc import Hashable, Mapping, Sequence
+import shutil
+import tempfile
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from monai.config import KeysCollection
+from monai.data import Dataset
 from monai.transforms import MapTransform
 from nibabel import Nifti1Image
 
-__all__ = ["LoadSliced", "list_slices"]
+__all__ = ["CaseDataset", "LoadSliced", "SliceDataset", "list_slices"]
 
 
 def list_slices(cases: Sequence[Mapping[str, Any]], image_size: Sequence[int]) -> list[dict[str, Any]]:
@@ -74,3 +79,57 @@ class LoadSliced(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, torch.Tensor]:
         """Give ``{key: (C, H, W)}`` for each key, see :func:`load_slice`."""
         return {key: load_slice(data[key], data["slice"]) for key in self.key_iterator(data)}
+
+
+class CaseDataset(Dataset):
+    """Prepared cases, or cases as they come from a scanner, which are prepared first.
+
+    The latter is what MONAI Label trains on: it puts its own list of images and labels in place of `data`. They are
+    prepared into a temporary folder, which goes when the process ends.
+
+    Args:
+        data: items with the path of an ``image`` and a ``label``; a prepared one names its ``case`` as well.
+        prepare: what turns an item that is not prepared into channel-first volumes on the network's grid.
+        transform: applied to an item when it is asked for.
+    """
+
+    def __init__(
+        self,
+        data: Sequence[Mapping[str, Any]],
+        prepare: Callable[[Mapping[str, Any]], Mapping[str, Any]],
+        transform: Callable | None = None,
+    ) -> None:
+        super().__init__([item if "case" in item else _prepare(item, prepare) for item in data], transform)
+
+
+class SliceDataset(CaseDataset):
+    """The slices of such cases, see :func:`list_slices`.
+
+    Args:
+        data: as in `CaseDataset`.
+        prepare: as in `CaseDataset`.
+        image_size: expected number of rows and columns of a slice.
+        transform: applied to an item when it is asked for.
+    """
+
+    def __init__(
+        self,
+        data: Sequence[Mapping[str, Any]],
+        prepare: Callable[[Mapping[str, Any]], Mapping[str, Any]],
+        image_size: Sequence[int],
+        transform: Callable | None = None,
+    ) -> None:
+        super().__init__(data, prepare, transform)
+        self.data = list_slices(self.data, image_size)
+
+
+def _prepare(item: Mapping[str, Any], prepare: Callable[[Mapping[str, Any]], Mapping[str, Any]]) -> dict[str, Any]:
+    """Write a case in the form that :func:`load_slice` reads, and give its item."""
+    volumes = prepare(item)
+    folder = Path(tempfile.mkdtemp(prefix="case-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    for key, dtype in (("image", np.float32), ("label", np.uint8)):
+        volume = volumes[key].numpy().astype(dtype)
+        last = volume[0] if len(volume) == 1 else np.moveaxis(volume, 0, -1)
+        Nifti1Image(last, volumes[key].affine.numpy()).to_filename(folder / f"{key}.nii")
+    return {"case": str(folder), "image": str(folder / "image.nii"), "label": str(folder / "label.nii")}

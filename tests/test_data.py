@@ -6,8 +6,12 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from monai.bundle import ConfigParser
+from monai.transforms import LoadImaged
 
-from calib_components.data import LoadSliced, list_slices, load_slice
+from calib_components.data import CaseDataset, LoadSliced, SliceDataset, list_slices, load_slice
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def save(path: Path, values: np.ndarray, dtype: type) -> str:
@@ -63,3 +67,23 @@ def test_other_size_is_an_error_that_names_the_file(tmp_path: Path) -> None:
     case = {"image": save(tmp_path / "image.nii", np.zeros((4, 6, 2), np.float32), np.float32), "label": ""}
     with pytest.raises(ValueError, match=r"image.nii: slices of 4 x 6, but image_size is \[4, 4\]"):
         list_slices([case], [4, 4])
+
+
+def test_cases_from_the_scanner_are_prepared_as_prepare_data_does(phantoms: Path, prepared: Path) -> None:
+    config = ConfigParser(ConfigParser.load_config_file(ROOT / "bundles/acdc_mri_nacl_segmentation/configs/train.yaml"))
+    config["image_size"] = [64, 64]
+    prepare = config.get_parsed_content("prepare")
+    name = "patient001_frame01"
+    raw = phantoms / "training" / "patient001" / name
+    data = [
+        {"case": name, "image": str(prepared / name / "image.nii"), "label": str(prepared / name / "label.nii")},
+        {"image": f"{raw}.nii.gz", "label": f"{raw}_gt.nii.gz"},
+    ]
+    load = LoadImaged(keys=["image", "label"], ensure_channel_first=True)
+    expected, case = CaseDataset(data, prepare, load)
+    torch.testing.assert_close(case["image"], expected["image"], rtol=0, atol=1e-3)  # stored as int16 by prepare_data
+    torch.testing.assert_close(case["label"], expected["label"], rtol=0, atol=0)
+
+    slices = SliceDataset(data, prepare, [64, 64], LoadSliced(["image", "label"]))
+    assert len(slices) == 2 * case["image"].shape[-1]
+    assert slices[0]["image"].shape == (1, 64, 64)

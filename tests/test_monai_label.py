@@ -1,0 +1,175 @@
+"""A MONAI Label server with our bundles, asked over HTTP as a viewer does."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import monai
+import nibabel as nib
+import numpy as np
+import pytest
+import requests
+from monai.bundle import ConfigParser
+
+from tests.bundles import BUNDLES, ROOT, copy_with_weights
+from tests.layouts import save
+
+pytestmark = pytest.mark.slow
+SIZE = 64
+
+
+@contextmanager
+def server(bundle: Path, studies: Path, home: Path) -> Iterator[str]:
+    """Serve the bundle with scripts/monai_label; gives the server's address."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    log = home.with_suffix(".log")
+    with open(log, "w") as output:
+        process = subprocess.Popen(
+            [ROOT / "scripts" / "monai_label", bundle, studies, "--port", str(port)],
+            env={**os.environ, "MONAI_LABEL_HOME": str(home)},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    address = f"http://127.0.0.1:{port}"
+    try:
+        deadline = time.monotonic() + 1200  # the first time it installs MONAI Label
+        while not _answers(address):
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(1)
+        yield address
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait()
+
+
+def _answers(address: str) -> bool:
+    try:
+        return requests.get(f"{address}/info/", timeout=60).ok
+    except requests.ConnectionError:
+        return False
+
+
+def infer(address: str, model: str, image: str, folder: Path, **params: Any) -> np.ndarray:
+    """The map that the server answers with for an image."""
+    question = {"params": json.dumps({"device": "cpu", **params})}
+    answer = requests.post(f"{address}/infer/{model}?image={image}&output=image", data=question, timeout=600)
+    assert answer.ok, answer.text
+    path = folder / f"answer{len(list(folder.iterdir()))}.nii.gz"
+    path.write_bytes(answer.content)
+    return nib.load(path).get_fdata()
+
+
+def dice(one: np.ndarray, other: np.ndarray) -> float:
+    codes = np.unique(other[other > 0])
+    return float(
+        np.mean([2 * ((one == k) & (other == k)).sum() / ((one == k).sum() + (other == k).sum()) for k in codes])
+    )
+
+
+def make_hearts(studies: Path, labels: Path, phantoms: Path) -> None:
+    """Phantom hearts, two phases of three patients."""
+    for path in sorted(phantoms.glob("training/patient00[123]/*_gt.nii.gz")):
+        name = path.name.replace("_gt", "")
+        (studies / name).write_bytes((path.parent / name).read_bytes())
+        (labels / name).write_bytes(path.read_bytes())
+
+
+def make_brains(studies: Path, labels: Path, _: Path) -> None:
+    """Brains of four channels with spacing of their own, and a tumour that each channel sees in its own way."""
+    rng = np.random.default_rng(0)
+    grid = np.moveaxis(np.indices((48, 44, 12)), 0, -1)
+    for index in range(5):
+        centre = np.array([24, 22, 6]) + rng.uniform(-4, 4, 3) * [1, 1, 0.3]
+        distance = np.linalg.norm((grid - centre) * [1, 1, 2], axis=-1)
+        label = np.select([distance < 4, distance < 7, distance < 10], [1, 4, 2], 0).astype(np.uint8)
+        brain = (np.linalg.norm((grid - [24, 22, 6]) * [1, 1, 2.5], axis=-1) < 20)[..., None]
+        grey = np.array(
+            [[300, 300, 300, 300], [200, 700, 500, 300], [700, 300, 300, 800], [0] * 4, [400, 400, 900, 500]]
+        )
+        image = brain * (grey[label] + rng.normal(0, 30, (*label.shape, 4)).clip(-100, 100))
+        spacing = np.diag([2.0, 2.5, 6.0, 1.0])
+        save(studies / f"brain{index}.nii.gz", image.astype(np.int16), spacing)
+        save(labels / f"brain{index}.nii.gz", label * brain[..., 0], spacing)
+
+
+@pytest.mark.parametrize(("dataset", "make", "epochs"), [("acdc", make_hearts, 12), ("brats", make_brains, 8)])
+def test_infer_label_train_and_infer_again(
+    dataset: str, make: Callable[[Path, Path, Path], None], epochs: int, phantoms: Path, tmp_path: Path
+) -> None:
+    studies, labels, answers = (tmp_path / name for name in ("studies", "labels", "answers"))
+    for folder in (studies, labels, answers):
+        folder.mkdir()
+    make(studies, labels, phantoms)
+    *names, held_out = sorted(path.name.removesuffix(".nii.gz") for path in labels.iterdir())
+    truth = nib.load(labels / f"{held_out}.nii.gz").get_fdata()
+
+    bundle = copy_with_weights(next(path for path in BUNDLES if path.name.startswith(dataset)), tmp_path / "source")
+    for config in ("train.yaml", "inference.yaml"):
+        content = ConfigParser.load_config_file(bundle / "configs" / config)
+        ConfigParser.export_config_file(
+            content | {"image_size": [SIZE, SIZE]}, str(bundle / "configs" / config), "yaml"
+        )
+    facts = ConfigParser.load_config_file(bundle / "configs" / "inference.yaml")
+    model = bundle.name
+
+    with server(bundle, studies, tmp_path / "home") as address:
+        info = requests.get(f"{address}/info/", timeout=60).json()
+        names_and_codes = dict(zip(facts["class_names"][1:], facts["label_codes"][1:], strict=True))
+        assert info["models"][model]["labels"] == {name.lower(): code for name, code in names_and_codes.items()}
+        assert model in info["trainers"]
+
+        first = infer(address, model, held_out, answers)
+        uncertainty = infer(address, model, held_out, answers, show_uncertainty=True)
+        monai.bundle.run(
+            config_file=str(bundle / "configs" / "inference.yaml"),
+            bundle_root=str(bundle),
+            dataset_dir=str(studies / f"{held_out}.nii.gz"),
+            device="cpu",
+        )
+        own = {
+            kind: nib.load(bundle / "predictions" / f"{held_out}_{kind}.nii.gz").get_fdata()
+            for kind in ("seg", "uncertainty")
+        }
+        np.testing.assert_array_equal(first, own["seg"])
+        np.testing.assert_allclose(uncertainty, own["uncertainty"], rtol=0, atol=1e-5)
+
+        for name in names[1:]:
+            with open(labels / f"{name}.nii.gz", "rb") as label:
+                answer = requests.put(
+                    f"{address}/datastore/label?image={name}&tag=final",
+                    files={"label": (f"{name}.nii.gz", label)},
+                    data={"params": "{}"},
+                    timeout=60,
+                )
+            assert answer.ok, answer.text
+        question = {"device": "cpu", "max_epochs": epochs, "val_split": 0.2}
+        answer = requests.post(f"{address}/train/{model}?run_sync=true", json=question, timeout=600)
+        assert answer.ok, answer.text
+        assert dice(infer(address, model, held_out, answers), truth) > dice(first, truth)
+
+        busy = 429  # the server scores by itself as well, after each label and each training
+        while True:
+            answer = requests.post(f"{address}/scoring/uncertainty?run_sync=true", json={"device": "cpu"}, timeout=600)
+            if answer.status_code != busy:
+                break
+            time.sleep(0.5)
+        assert answer.ok, answer.text
+        unlabelled = {
+            name: infer(address, model, name, answers, show_uncertainty=True).mean() for name in (names[0], held_out)
+        }
+        picked = requests.post(f"{address}/activelearning/uncertainty", json={}, timeout=60).json()
+        assert picked["id"] == max(unlabelled, key=unlabelled.__getitem__)
+        assert picked["uncertainty"] == pytest.approx(max(unlabelled.values()), abs=1e-5)
