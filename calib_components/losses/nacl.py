@@ -38,38 +38,29 @@ def nacl_loss(
 class _PriorDistance(torch.autograd.Function):
     """Mean over voxels and classes of `|x - votes * weight|` (l1) or its square (l2).
 
-    Plain operations would make several float tensors of the size of `x` and keep one for the backward pass. This takes
-    one class at a time, keeps the votes (small integers, most often) and makes one such tensor: the gradient.
+    Between the passes it keeps the votes, most often small integers, where plain operations would keep a float tensor.
     """
 
     @staticmethod
     def forward(ctx, x: Tensor, votes: Tensor, weight: Tensor, counted: Tensor | None, penalty: str) -> Tensor:
         ctx.save_for_backward(x, votes, weight, counted)
         ctx.penalty = penalty
-        total = x.new_zeros(())
-        difference = torch.empty_like(x[:, :1])
-        for k in range(x.shape[1]):
-            _subtract_prior(difference, x, votes, weight, counted, k)
-            total += (difference.abs_() if penalty == "l1" else difference.square_()).sum()
+        difference = _subtract_prior(x, votes, weight, counted)
+        total = (difference.abs_() if penalty == "l1" else difference.square_()).sum()
         return total / (num_counted(x, counted) * x.shape[1])
 
     @staticmethod
     def backward(ctx, grad_output: Tensor):
         x, votes, weight, counted = ctx.saved_tensors
-        step = grad_output / (num_counted(x, counted) * x.shape[1])
-        grad = torch.empty_like(x)
-        for k in range(x.shape[1]):
-            difference = grad[:, k : k + 1]
-            _subtract_prior(difference, x, votes, weight, counted, k)
-            (difference.sign_() if ctx.penalty == "l1" else difference.mul_(2)).mul_(step)
-        return grad, None, None, None, None
+        difference = _subtract_prior(x, votes, weight, counted)
+        slope = difference.sign_() if ctx.penalty == "l1" else difference.mul_(2)
+        return slope.mul_(grad_output / (num_counted(x, counted) * x.shape[1])), None, None, None, None
 
 
-def _subtract_prior(out: Tensor, x: Tensor, votes: Tensor, weight: Tensor, counted: Tensor | None, k: int) -> None:
-    """Fills `out`, `(B, 1, *S)`, with class `k` of `x - votes * weight`, and 0 at ignored voxels."""
-    out.copy_(votes[:, k : k + 1]).mul_(-weight).add_(x[:, k : k + 1])
-    if counted is not None:
-        out.masked_fill_(~counted.unsqueeze(1), 0)
+def _subtract_prior(x: Tensor, votes: Tensor, weight: Tensor, counted: Tensor | None) -> Tensor:
+    """`x - votes * weight`, and 0 at ignored voxels, in a new tensor."""
+    difference = votes.to(x.dtype, copy=True).mul_(-weight).add_(x)
+    return difference if counted is None else difference.mul_(counted.unsqueeze(1))
 
 
 class NACLLoss(nn.Module):
