@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -35,6 +36,8 @@ def run(bundle: Path, *configs: str, processes: int, **options: Any) -> str:
     done = subprocess.run(
         [sys.executable, "-m", *launcher, "monai.bundle", "run", *arguments],
         cwd=bundle,
+        # As torchrun sets it: with more threads the network itself rounds differently.
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
         check=False,
         capture_output=True,
         text=True,
