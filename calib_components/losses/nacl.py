@@ -7,7 +7,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from calib_components.losses.priors import check_prior, neighbor_votes
-from calib_components.losses.targets import cross_entropy, num_counted, prepare
+from calib_components.losses.targets import (
+    cross_entropy,
+    cross_entropy_slope,
+    cross_entropy_value,
+    num_counted,
+    prepare,
+    voxel_mean,
+)
 
 PENALTIES = ("l1", "l2")
 CONSTRAINTS = ("logits", "softmax")
@@ -30,37 +37,59 @@ def nacl_loss(
     _check_options(prior, kernel_size, sigma, penalty, constraint, padding)
     logits, checked = prepare(input, target, ignore_index)
     votes, weight = neighbor_votes(checked, logits.shape[1], prior, kernel_size, sigma, padding, logits.dtype)
-    constrained = logits if constraint == "logits" else F.softmax(logits, dim=1)
-    distance = _PriorDistance.apply(constrained, votes, weight, checked.counted, penalty)
-    return cross_entropy(logits, checked) + penalty_weight * distance
+    if constraint == "logits":
+        return _LogitsNACL.apply(logits, checked.labels, checked.counted, votes, weight, penalty, penalty_weight)
+    difference = F.softmax(logits, dim=1) - votes * weight
+    distance = difference.abs() if penalty == "l1" else difference.square()
+    return cross_entropy(logits, checked) + penalty_weight * voxel_mean(distance.mean(1), checked.counted)
 
 
-class _PriorDistance(torch.autograd.Function):
-    """Mean over voxels and classes of `|x - votes * weight|` (l1) or its square (l2).
+class _LogitsNACL(torch.autograd.Function):
+    """Cross-entropy plus `penalty_weight` times the mean distance of the logits to the prior `votes * weight`.
 
-    Between the passes it keeps the votes, most often small integers, where plain operations would keep a float tensor.
+    Plain operations would make half a dozen float tensors of the size of the logits and keep some for the backward
+    pass. This takes one class at a time, keeps the votes (small integers, most often), and makes one such tensor in
+    each pass.
     """
 
     @staticmethod
-    def forward(ctx, x: Tensor, votes: Tensor, weight: Tensor, counted: Tensor | None, penalty: str) -> Tensor:
-        ctx.save_for_backward(x, votes, weight, counted)
-        ctx.penalty = penalty
-        difference = _subtract_prior(x, votes, weight, counted)
-        total = (difference.abs_() if penalty == "l1" else difference.square_()).sum()
-        return total / (num_counted(x, counted) * x.shape[1])
+    def forward(
+        ctx,
+        logits: Tensor,
+        labels: Tensor,
+        counted: Tensor | None,
+        votes: Tensor,
+        weight: Tensor,
+        penalty: str,
+        penalty_weight: float,
+    ) -> Tensor:
+        ctx.save_for_backward(logits, labels, counted, votes, weight)
+        ctx.penalty, ctx.penalty_weight = penalty, penalty_weight
+        total = logits.new_zeros(())
+        difference = torch.empty_like(logits[:, :1])
+        for k in range(logits.shape[1]):
+            _subtract_prior(difference, logits, counted, votes, weight, k)
+            total += (difference.abs_() if penalty == "l1" else difference.square_()).sum()
+        distance = total / (num_counted(logits, counted) * logits.shape[1])
+        return cross_entropy_value(logits, labels, counted) + penalty_weight * distance
 
     @staticmethod
     def backward(ctx, grad_output: Tensor):
-        x, votes, weight, counted = ctx.saved_tensors
-        difference = _subtract_prior(x, votes, weight, counted)
-        slope = difference.sign_() if ctx.penalty == "l1" else difference.mul_(2)
-        return slope.mul_(grad_output / (num_counted(x, counted) * x.shape[1])), None, None, None, None
+        logits, labels, counted, votes, weight = ctx.saved_tensors
+        grad = cross_entropy_slope(logits, labels, counted)
+        difference = torch.empty_like(logits[:, :1])
+        for k in range(logits.shape[1]):
+            _subtract_prior(difference, logits, counted, votes, weight, k)
+            slope = difference.sign_() if ctx.penalty == "l1" else difference.mul_(2)
+            grad[:, k : k + 1].add_(slope, alpha=ctx.penalty_weight / logits.shape[1])
+        return grad.mul_(grad_output / num_counted(logits, counted)), None, None, None, None, None, None
 
 
-def _subtract_prior(x: Tensor, votes: Tensor, weight: Tensor, counted: Tensor | None) -> Tensor:
-    """`x - votes * weight`, and 0 at ignored voxels, in a new tensor."""
-    difference = votes.to(x.dtype, copy=True).mul_(-weight).add_(x)
-    return difference if counted is None else difference.mul_(counted.unsqueeze(1))
+def _subtract_prior(out: Tensor, logits: Tensor, counted: Tensor | None, votes: Tensor, weight: Tensor, k: int) -> None:
+    """Fills `out`, `(B, 1, *S)`, with class `k` of `logits - votes * weight`, and 0 at ignored voxels."""
+    out.copy_(votes[:, k : k + 1]).mul_(-weight).add_(logits[:, k : k + 1])
+    if counted is not None:
+        out.mul_(counted.unsqueeze(1))
 
 
 class NACLLoss(nn.Module):

@@ -27,7 +27,8 @@ class Target:
     Attributes:
         labels: class index of each voxel, `(B, *S)` int64, with 0 at ignored voxels; or the probability of each class,
             `(B, N, *S)`, in the floating-point type of the logits.
-        counted: False at ignored voxels, `(B, *S)` bool; None where every voxel counts.
+        counted: 1 at voxels that count and 0 at ignored ones, `(B, *S)`, in the floating-point type of the logits; None
+            where every voxel counts.
     """
 
     labels: Tensor
@@ -106,8 +107,9 @@ def prepare_target(target: Tensor, num_classes: int, ignore_index: int | None, d
     expected = f"target: expected class indices from 0 to {num_classes - 1}"
     if ignore_index is not None:
         expected += f" or ignore_index {ignore_index}"
-        counted = index != ignore_index
-        index = index.where(counted, 0)
+        not_ignored = index.clone().ne_(ignore_index)
+        index = index * not_ignored
+        counted = not_ignored.to(dtype)
     lowest, highest = index.aminmax()
     _check((lowest >= 0) & (highest < num_classes), expected, index)
     return Target(index, counted)
@@ -127,32 +129,41 @@ class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, logits: Tensor, labels: Tensor, counted: Tensor | None) -> Tensor:
         ctx.save_for_backward(logits, labels, counted)
-        log_probabilities = F.log_softmax(logits, dim=1)
-        if labels.is_floating_point():
-            log_likelihood = log_probabilities.mul_(labels).sum(1)
-        else:
-            log_likelihood = log_probabilities.gather(1, labels.unsqueeze(1)).squeeze(1)
-        return -voxel_mean(log_likelihood, counted)
+        return cross_entropy_value(logits, labels, counted)
 
     @staticmethod
     def backward(ctx, grad_output: Tensor):
         logits, labels, counted = ctx.saved_tensors
-        grad = F.softmax(logits, dim=1)
-        if labels.is_floating_point():
-            grad.mul_(labels.sum(1, keepdim=True)).sub_(labels)
-        else:
-            index = labels.unsqueeze(1)
-            grad.scatter_add_(1, index, grad.new_full((), -1).expand_as(index))
-        if counted is not None:
-            grad.masked_fill_(~counted.unsqueeze(1), 0)
+        grad = cross_entropy_slope(logits, labels, counted)
         return grad.mul_(grad_output / num_counted(logits, counted)), None, None
+
+
+def cross_entropy_value(logits: Tensor, labels: Tensor, counted: Tensor | None) -> Tensor:
+    """Value of `cross_entropy`, for use in an autograd function; the arguments are the fields of `Target`."""
+    log_probabilities = F.log_softmax(logits, dim=1)
+    if labels.is_floating_point():
+        log_likelihood = log_probabilities.mul_(labels).sum(1)
+    else:
+        log_likelihood = log_probabilities.gather(1, labels.unsqueeze(1)).squeeze(1)
+    return -voxel_mean(log_likelihood, counted)
+
+
+def cross_entropy_slope(logits: Tensor, labels: Tensor, counted: Tensor | None) -> Tensor:
+    """Gradient of `cross_entropy`, times the number of voxels that count, in a new tensor."""
+    slope = F.softmax(logits, dim=1)
+    if labels.is_floating_point():
+        slope.mul_(labels.sum(1, keepdim=True)).sub_(labels)
+    else:
+        index = labels.unsqueeze(1)
+        slope.scatter_add_(1, index, slope.new_full((), -1).expand_as(index))
+    return slope if counted is None else slope.mul_(counted.unsqueeze(1))
 
 
 def voxel_mean(values: Tensor, counted: Tensor | None) -> Tensor:
     """Mean of `(B, *S)` over the voxels that count; 0, with a gradient of 0, where none does."""
     if counted is None:
         return values.mean()
-    return values.masked_fill(~counted, 0).sum() / counted.sum().clamp(min=1)
+    return (values * counted).sum() / counted.sum().clamp(min=1)
 
 
 def num_counted(logits: Tensor, counted: Tensor | None) -> int | Tensor:

@@ -72,10 +72,13 @@ def test_windows_of_more_than_255_voxels_and_larger_than_the_image(prior):
 
 
 @pytest.mark.parametrize("prior", PRIORS)
-def test_more_classes_than_an_int8_holds(prior):
-    labels = random_labels((1, 5, 5), 200, ignored_share=0.2)
-    result = neighbor_prior(torch.tensor(labels, dtype=torch.uint8), 200, prior, ignore_index=IGNORED)
-    expected = brute_force_prior(labels[0], 200, prior, 3, 2.0, "replicate", IGNORED)
+@pytest.mark.parametrize("num_classes", [127, 128, 200])
+def test_as_many_classes_as_an_int8_holds_and_more(prior, num_classes):
+    labels = random_labels((1, 5, 5), num_classes, ignored_share=0.2)
+    labels[0, :3, :3] = IGNORED
+    labels[0, 4, 4] = num_classes - 1
+    result = neighbor_prior(torch.tensor(labels, dtype=torch.uint8), num_classes, prior, ignore_index=IGNORED)
+    expected = brute_force_prior(labels[0], num_classes, prior, 3, 2.0, "replicate", IGNORED)
     np.testing.assert_allclose(result[0], expected, atol=1e-6)
 
 
@@ -114,6 +117,13 @@ def test_gaussian_of_extreme_width(sigma):
     side, corner = (1 / 8, 0.0) if sigma == 0.1 else (1 / 16, 1 / 16)
     expected = torch.tensor([[corner, side, corner], [side, 0.5, side], [corner, side, corner]])
     torch.testing.assert_close(share, expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("prior", ["mean", "max", "min", "median", "mode"])
+@pytest.mark.parametrize("padding", PADDINGS)
+def test_a_window_of_one_voxel_gives_the_one_hot(prior, padding):
+    one_hot = torch.nn.functional.one_hot(LABELS, 3).movedim(-1, 1).float()
+    assert torch.equal(neighbor_prior(LABELS, 3, prior, kernel_size=1, padding=padding), one_hot)
 
 
 def test_corner_by_hand_with_both_paddings():
