@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 
 import torch
@@ -82,8 +83,9 @@ class _StructureMetric(CaseMetric):
         super().__init__()
         self.include_background = include_background
 
+    @abstractmethod
     def score(self, y_pred: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        raise NotImplementedError
+        """Value of each case and structure, `(B, C)`, from boolean masks."""
 
     def measure(self, y_pred: torch.Tensor, y: torch.Tensor) -> list[torch.Tensor]:
         y_pred, y = _masks(y_pred, y)
