@@ -17,7 +17,7 @@ from __future__ import annotations
 import csv
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -40,9 +40,11 @@ __all__ = [
     "ResultsError",
     "case_ranks",
     "column_ranks",
+    "differing_settings",
     "holm",
     "mean_case_rank",
     "mean_with_interval",
+    "means_over_common_cases",
     "paired_difference",
     "read_results",
     "sum_rank",
@@ -236,6 +238,20 @@ def case_ranks(values: ArrayLike, higher_is_better: ArrayLike) -> Array:
     return ranks.reshape(values.shape)
 
 
+def means_over_common_cases(values: ArrayLike) -> Array:
+    """Mean of each metric over the cases for which every method has a value: what `sum_rank` can rank fairly.
+
+    Args:
+        values: `(methods, cases, metrics)`.
+
+    Returns:
+        `(methods, metrics)`; NaN where there is no such case.
+    """
+    values = np.asarray(values, float)
+    common = np.where(np.isnan(values).any(0), np.nan, values)
+    return _mean_of_defined(common.swapaxes(0, 1))
+
+
 def mean_case_rank(values: ArrayLike, higher_is_better: ArrayLike) -> Array:
     """Mean of a method's ranks over all cases and metrics, `(methods,)`. Arguments as in `case_ranks`."""
     return np.nanmean(case_ranks(values, higher_is_better), axis=(1, 2))
@@ -340,6 +356,11 @@ class Results:
         return self.methods[0].cells[0]
 
     @property
+    def split(self) -> str:
+        """What the cells were evaluated on: testing, validation or training."""
+        return self.first.settings["evaluate"]["split"]
+
+    @property
     def patients(self) -> list[str]:
         """The patient of each case."""
         patients = self.first.settings["patients"]
@@ -347,7 +368,9 @@ class Results:
 
     @property
     def published(self) -> dict[str, tuple[float, float, float, float]]:
-        """What the paper reports for this data set, by method."""
+        """What the paper reports for the test cases of this data set, by method; nothing for another split."""
+        if self.split != "testing":
+            return {}
         return PUBLISHED.get(self.first.settings["bundle"].partition("_")[0], {})
 
 
@@ -371,24 +394,23 @@ def read_results(folder: str | os.PathLike) -> Results:
     first = methods[0].cells[0]
     for method in methods:
         for cell in method.cells:
-            _check_same_protocol(cell, first)
+            differing = differing_settings(cell.settings, first.settings)
+            if cell.cases != first.cases:
+                differing.append("list of cases in cases.csv")
+            if differing:
+                raise ResultsError(f"{cell.folder}: not comparable with {first.folder}: {', '.join(differing)} differs")
     return Results(methods, missing)
 
 
-def _check_same_protocol(cell: Cell, first: Cell) -> None:
-    for key in ("bundle", "datalist", "evaluate"):
-        if cell.settings[key] != first.settings[key]:
-            raise ResultsError(f"{cell.folder}: not comparable with {first.folder}: {key} differs")
-    train, expected = ({**c.settings["train"], "loss": None, "seed": None} for c in (cell, first))
-    differing = sorted(key for key in train.keys() | expected.keys() if train.get(key) != expected.get(key))
-    if differing:
-        raise ResultsError(f"{cell.folder}: not comparable with {first.folder}: {', '.join(differing)} differs")
-    if cell.cases != first.cases:
-        raise ResultsError(f"{cell.folder}: not comparable with {first.folder}: cases.csv lists other cases")
+def differing_settings(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """Names of what keeps two cells from being compared: what differs in their settings but for loss and seed."""
+    differing = [key for key in ("bundle", "datalist", "evaluate") if one[key] != other[key]]
+    here, there = ({**settings["train"], "loss": None, "seed": None} for settings in (one, other))
+    return differing + sorted(key for key in here.keys() | there.keys() if here.get(key) != there.get(key))
 
 
-def _mean_of_defined(values: Sequence[Array]) -> Array:
+def _mean_of_defined(values: ArrayLike) -> Array:
     """Mean over the first axis without NaN; NaN where nothing is defined."""
-    stacked = np.array(values)
+    stacked = np.asarray(values, float)
     count = (~np.isnan(stacked)).sum(0)
     return np.where(count > 0, np.nansum(stacked, axis=0) / np.maximum(count, 1), np.nan)

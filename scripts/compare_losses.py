@@ -39,6 +39,7 @@ from monai.bundle import ConfigParser
 from tqdm import tqdm
 
 import calib_components
+from calib_components.comparison import differing_settings
 
 
 @dataclass(frozen=True)
@@ -260,6 +261,13 @@ def check_made_alike(cell: Cell) -> None:
                 )
 
 
+def check_comparable(cells: Sequence[Cell]) -> None:
+    """Raise a CompareError when cells differ in more than loss and seed; a file of `configs/losses` can do that."""
+    for cell in cells[1:]:
+        if differing := differing_settings(cell.settings, cells[0].settings):
+            raise CompareError(f"{cell.name}: not comparable with {cells[0].name}: {', '.join(differing)} differs")
+
+
 def write_plan(cells: Sequence[Cell], out: Path) -> None:
     """Add the cells to `OUT/plan.json`, which tells the report what to expect, and their commands to `commands.sh`."""
     plan_file = out / "plan.json"
@@ -321,6 +329,7 @@ def run_cell(cell: Cell, device: str | None = None, call: Callable[..., int] = s
 
     Raises:
         CellError: a run failed.
+        CompareError: the cell was begun with other settings.
     """
     cell.work.mkdir(parents=True, exist_ok=True)
     with open(cell.work / "lock", "w") as lock:
@@ -329,6 +338,7 @@ def run_cell(cell: Cell, device: str | None = None, call: Callable[..., int] = s
         except BlockingIOError:
             tqdm.write(f"{cell.name}: an earlier process is still at it, waiting for that")
             fcntl.flock(lock, fcntl.LOCK_EX)
+        check_made_alike(cell)  # again: another command may have begun it since this one planned it
         if cell.results.is_dir():
             return False
         _write_json(cell.settings, cell.work / "settings.json")
@@ -413,16 +423,20 @@ def run_cells(cells: Sequence[Cell], submit: Callable[[Cell], Any]) -> dict[str,
         while running:
             time.sleep(0.5)
             for name, (cell, future) in list(running.items()):
-                progress.update(cell.epoch - epochs[name])
-                epochs[name] = cell.epoch
+                epoch = cell.epoch
+                progress.update(epoch - epochs[name])
+                epochs[name] = epoch
                 if future.done():
                     del running[name]
-                    progress.update(cell.max_epochs - epochs[name])
+                    left = cell.max_epochs - epoch
                     try:
                         future.result()
+                        progress.update(left)
                         tqdm.write(f"{name}: finished, {cell.results}")
                     except Exception as error:
                         failed[name] = str(error)
+                        progress.total -= left
+                        progress.refresh()
                         tqdm.write(f"{name}: {error}")
     return failed
 
@@ -513,21 +527,34 @@ def compare(
         raise CompareError(f"{bundle}: no bundle, since it lacks configs/train.yaml")
     if executor not in ("local", "slurm"):
         raise CompareError(f"executor: expected local or slurm, got {executor!r}")
+    if executor == "slurm" and (workers is not None or devices is not None):
+        raise CompareError('--workers and --devices are for this machine; use --slurm "{gpus_per_node: 1}"')
+    if executor == "local" and slurm is not None:
+        raise CompareError("--slurm needs --executor slurm")
+    all_seeds = [seeds] if isinstance(seeds, int) else list(seeds)
+    if not all_seeds or not all(isinstance(seed, int) and seed >= 0 for seed in all_seeds):
+        raise CompareError(f"seeds: expected numbers such as 0,1,2, got {seeds!r}")
+    places = [None] if devices is None else devices.split(",") if isinstance(devices, str) else devices
+    if not isinstance(places, Sequence) or not all(isinstance(place, str | None) for place in places):
+        raise CompareError(f"devices: expected names such as cuda:0,cuda:1, got {devices!r}")
     names = losses.split(",") if isinstance(losses, str) else list(losses)
     overrides = json.loads(json.dumps(overrides))  # lists for tuples, as YAML has them
     if "tuning" in names:
         overrides.setdefault("split", "validation")
     cells = [
         plan_cell(setting, seed, bundle_path, Path(str(dataset_dir)), out_path, work_path, overrides)
-        for seed in ([seeds] if isinstance(seeds, int) else seeds)
+        for seed in all_seeds
         for setting in choose_settings(names, bundle_path)
     ]
+    check_comparable(cells)
     for cell in cells:
         check_made_alike(cell)
 
     work_path.mkdir(parents=True, exist_ok=True)
     (work_path / ".gitignore").write_text("*\n")
-    write_plan(cells, out_path)
+    with open(work_path / "plan.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        write_plan(cells, out_path)
     unfinished = []
     for cell in cells:
         if cell.results.is_dir():
@@ -538,7 +565,6 @@ def compare(
     if executor == "slurm":
         failed = _submit_to_slurm(unfinished, work_path / "slurm", slurm or {})
     else:
-        places = [None] if devices is None else [devices] if isinstance(devices, str) else list(devices)
         failed = _submit_to_threads(unfinished, workers or len(places), places)
     print(f"{len(cells) - len(failed)} of {len(cells)} cells are finished, {len(failed)} failed")
     for name, reason in failed.items():

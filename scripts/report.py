@@ -34,6 +34,7 @@ from calib_components.comparison import (
     holm,
     mean_case_rank,
     mean_with_interval,
+    means_over_common_cases,
     paired_difference,
     read_results,
     sum_rank,
@@ -84,9 +85,10 @@ def means_section(results: Results) -> Section:
         missed, spurious = (sum(len(summary[what]) for summary in summaries) for what in ("missed", "spurious"))
         row.append(Field(f"{missed} / {spurious}"))
     caption = (
-        "Mean over test cases; below it, its 95 % interval and what the paper reports. Best in bold, second best "
-        "underlined. HD95 is in voxels; ECE, CECE, NLL and Brier score are over the foreground. The last column counts "
-        "structures that only the ground truth or only the prediction has: they have DSC 0 and no HD95."
+        f"Mean over the cases of split {results.split}; below it, its 95 % interval and what the paper reports for its "
+        "test cases. Best in bold, second best underlined. HD95 is in voxels; ECE, CECE, NLL and Brier score are over "
+        "the foreground. The last column counts structures that only the ground truth or only the prediction has: they "
+        "have DSC 0 and no HD95."
     )
     return Section("means", "Means", caption, ["", *map(_heading, METRICS), "missed / made up"], rows, records)
 
@@ -95,7 +97,7 @@ def structures_section(results: Results) -> Section:
     """Mean DSC and HD95 of every structure."""
     measures = [f"{metric}_{name}" for metric in ("dsc", "hd95") for name in results.first.structures]
     rows, records = _estimates(results, measures)
-    caption = "Mean over the test cases where it is defined, and its 95 % interval."
+    caption = f"Mean over the cases of split {results.split} where it is defined, and its 95 % interval."
     return Section("structures", "Single structures", caption, ["", *map(_heading, measures)], rows, records)
 
 
@@ -146,8 +148,8 @@ def differences_section(results: Results, reference: Method) -> Section:
 def ranks_section(results: Results) -> Section:
     """Both rankings, and their heat maps."""
     better = [METRICS[measure].higher_is_better for measure in RANKED]
-    means = [[np.nanmean(method.values(measure)) for measure in RANKED] for method in results.methods]
     values = [np.stack([method.comparable(measure) for measure in RANKED], axis=1) for method in results.methods]
+    means = means_over_common_cases(values)
     sums, averages = sum_rank(means, better), mean_case_rank(values, better)
     rows, records = [], []
     marks = zip(_marks(sums, "rank"), _marks(averages, "rank"), strict=True)
@@ -163,8 +165,8 @@ def ranks_section(results: Results) -> Section:
         Picture("mean_case_rank", "Ranks on single cases, averaged over them", to_png(by_case)),
     ]
     caption = (
-        "Over DSC, HD95, ECE and CECE; ties share the mean rank. On a single case, HD95 is last where a structure is "
-        "missed or made up."
+        "Over DSC, HD95, ECE and CECE of this data set; ties share the mean rank. Means of HD95 are here over the "
+        "cases where no method misses or makes up a structure; on a single case, a method that does is last."
     )
     header = ["", "sum-rank ↓", "mean-case-rank ↓"]
     return Section("ranks", "Ranks", caption, header, rows, records, pictures)
@@ -177,24 +179,27 @@ def cells_section(results: Results) -> Section:
         for cell in method.cells:
             with open(cell.folder / "history.csv", newline="") as file:
                 history = list(csv.DictReader(file))
-            best = max((epoch for epoch in history if epoch["val_dsc"]), key=lambda epoch: float(epoch["val_dsc"]))
+            validated = [epoch for epoch in history if epoch.get("val_dsc")]  # none without a validation split
+            best = max(validated, key=lambda epoch: float(epoch["val_dsc"]), default=None)
             record = {
                 "method": method.name,
                 "seed": cell.settings["seed"],
                 "epochs": len(history),
-                "best_epoch": int(best["epoch"]),
-                "best_val_dsc": round(float(best["val_dsc"]), 4),
+                "best_epoch": best and int(best["epoch"]),
+                "best_val_dsc": best and round(float(best["val_dsc"]), 4),
                 "seconds_per_epoch": round(float(np.median([float(epoch["seconds"]) for epoch in history])), 1),
                 **cell.settings["made_with"],
             }
             records.append(record)
-            rows.append([Field(str(value)) for value in {**record, "method": method.label}.values()])
-    train, split = results.first.settings["train"], results.first.settings["evaluate"]["split"]
+            shown = {**record, "method": method.label}.values()
+            rows.append([Field("" if value is None else str(value)) for value in shown])
+    train = results.first.settings["train"]
     caption = (
-        f"Evaluated on split {split}: {len(results.first.cases)} cases of {len(set(results.patients))} patients, with "
-        f"the weights of the best epoch on the validation split. Images {' x '.join(map(str, train['image_size']))}, "
-        f"batches of {train['batch_size']}, {train['max_epochs']} epochs, learning rate {train['learning_rate']}, "
-        f"channels {', '.join(map(str, train['network_def']['channels']))}. A cell's settings.json has everything."
+        f"Evaluated on split {results.split}: {len(results.first.cases)} cases of {len(set(results.patients))} "
+        "patients, with the weights of the best epoch on the validation split. Slices prepared at "
+        f"{' x '.join(map(str, train['image_size']))}, batches of {train['batch_size']}, {train['max_epochs']} epochs, "
+        f"learning rate {train['learning_rate']}, channels {', '.join(map(str, train['network_def']['channels']))}. "
+        "A cell's settings.json has everything."
     )
     header = ["", *(name.replace("_", " ") for name in records[0] if name != "method")]
     return Section("cells", "What was run", caption, header, rows, records)
@@ -330,6 +335,15 @@ def _field_html(field: Field) -> str:
     return f"<td>{value}{''.join(f'<small>{html.escape(note)}</small>' for note in field.notes)}</td>"
 
 
+def to_csv(records: Sequence[Mapping[str, Any]]) -> bytes:
+    """A header and a line for each record."""
+    buffer = io.StringIO(newline="")
+    writer = csv.DictWriter(buffer, list(records[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(records)
+    return buffer.getvalue().encode()
+
+
 def to_markdown(title: str, notice: str, sections: Sequence[Section]) -> str:
     """The tables, and links to the figures."""
     parts = [f"# {title}", *([f"> {notice}"] if notice else [])]
@@ -369,20 +383,21 @@ def report(results: str, out: str = "report", reference: str = "nacl") -> None:
     sections += [ranks_section(found), reliability_section(found), logits_section(found)]
     sections += [structures_section(found), cells_section(found)]
 
+    notice = " ".join(notices)
+    files = {
+        "index.html": to_html(title, notice, sections, cases_sections(found)).encode(),
+        "report.md": to_markdown(title, notice, sections).encode(),
+        **{f"{section.name}.csv": to_csv(section.records) for section in sections if section.records},
+        **{f"{picture.name}.png": picture.png for section in sections for picture in section.pictures},
+    }
     folder = Path(str(out))
     folder.mkdir(parents=True, exist_ok=True)
-    notice = " ".join(notices)
-    page = to_html(title, notice, sections, cases_sections(found))
-    (folder / "index.html").write_text(page, encoding="utf-8")
-    (folder / "report.md").write_text(to_markdown(title, notice, sections), encoding="utf-8")
-    for section in sections:
-        if section.records:
-            with open(folder / f"{section.name}.csv", "w", newline="") as file:
-                writer = csv.DictWriter(file, list(section.records[0]), lineterminator="\n")
-                writer.writeheader()
-                writer.writerows(section.records)
-        for picture in section.pictures:
-            (folder / f"{picture.name}.png").write_bytes(picture.png)
+    if others := sorted(path.name for path in folder.iterdir() if path.name not in files):
+        raise ResultsError(
+            f"{folder}: holds {', '.join(others)}, not of this report; delete it or choose another --out"
+        )
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
     print(folder / "index.html")
     if notice:
         print(notice)

@@ -6,13 +6,16 @@ import csv
 import fcntl
 import json
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -157,6 +160,10 @@ def test_killed_comparison_goes_on_to_the_same_results(compared: Path, prepared:
         ({"dataset_dir": "/nowhere"}, r"/nowhere/datalist.json: no such file"),
         ({"bundle": "/nowhere"}, r"/nowhere: no bundle"),
         ({"executor": "pbs"}, r"executor: expected local or slurm, got 'pbs'"),
+        ({"seeds": "0-2"}, r"seeds: expected numbers such as 0,1,2, got '0-2'"),
+        ({"devices": 0}, r"devices: expected names such as cuda:0,cuda:1, got 0"),
+        ({"slurm": {"time": 60}}, r"--slurm needs --executor slurm"),
+        ({"executor": "slurm"}, r"--workers and --devices are for this machine"),  # devices is among the options
     ],
 )
 def test_wrong_argument_is_an_error_before_anything_runs(
@@ -172,7 +179,54 @@ def test_slurm_without_submitit_says_what_to_install(
 ) -> None:
     monkeypatch.setitem(sys.modules, "submitit", None)
     with pytest.raises(CompareError, match=r"pip install 'calib-components\[slurm\]'"):
-        compare(**options(prepared, tmp_path, "nacl"), executor="slurm")
+        compare(**{**options(prepared, tmp_path, "nacl"), "executor": "slurm", "devices": None})
+
+
+def test_slurm_gets_a_job_for_each_unfinished_cell(
+    compared: Path, prepared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Executor:
+        """Runs jobs here, in the place of Slurm."""
+
+        def __init__(self, folder: Path) -> None:
+            assert folder == compared / "work" / "slurm"
+
+        def update_parameters(self, **parameters: Any) -> None:
+            assert parameters == {"time": 60}
+
+        def submit(self, function: Callable[..., bool], cell: Cell) -> Future:
+            submitted.append(cell.name)
+            job: Future = Future()
+            job.set_result(False)
+            return job
+
+    submitted: list[str] = []
+    monkeypatch.setitem(sys.modules, "submitit", SimpleNamespace(SlurmExecutor=Executor))
+    of_slurm = {"executor": "slurm", "slurm": {"time": 60}, "devices": None, "out": str(compared)}
+    with pytest.raises(SystemExit) as done:
+        compare(**{**options(prepared, compared, "nacl_max,ce_dice,mbls"), **of_slurm})
+    assert done.value.code == 0
+    assert submitted == ["mbls, seed 0"]
+
+
+def test_devices_are_several_with_commas(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    used = []
+    monkeypatch.setattr("scripts.compare_losses.run_cell", lambda cell, device, call: used.append(device))
+    with pytest.raises(SystemExit):
+        compare(**{**options(prepared, tmp_path, "nacl,ce_dice"), "devices": "cuda:0,cuda:1"})
+    assert sorted(used) == ["cuda:0", "cuda:1"]
+
+
+def test_loss_file_that_changes_more_than_the_loss_is_an_error_before_anything_runs(
+    prepared: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(BUNDLE / "configs", tmp_path / "bundle" / "configs")
+    mine = tmp_path / "bundle" / "configs" / "losses" / "mine.yaml"
+    mine.write_text("loss:\n  _target_: torch.nn.CrossEntropyLoss\nlearning_rate: 0.01\n")
+    message = "mine, seed 0: not comparable with nacl, seed 0: learning_rate differs"
+    with pytest.raises(CompareError, match=message):
+        compare(**{**options(prepared, tmp_path / "out", "nacl,mine"), "bundle": str(tmp_path / "bundle")})
+    assert not (tmp_path / "out").exists()
 
 
 def test_presets_are_the_papers_tables() -> None:
@@ -202,7 +256,7 @@ def made_up(folder: Path, name: str, train: str = "") -> Cell:
     """A cell that trains with a line of Python and evaluates to one file."""
     work = folder / "work" / name
     evaluate = f"import pathlib; p = pathlib.Path({str(work / 'eval')!r}); p.mkdir(); (p / 'cases.csv').touch()"
-    settings = {"train": {"max_epochs": 1}}
+    settings = {"datalist": "", "train": {"max_epochs": 1}, "evaluate": {}}
     return Cell(name, folder / name, work, ["python", "-c", train], ["python", "-c", evaluate], settings)
 
 
@@ -216,6 +270,16 @@ def test_failed_cell_is_reported_and_the_rest_go_on(tmp_path: Path) -> None:
     assert not bad.results.exists()
     assert sorted(path.name for path in good.results.iterdir()) == ["cases.csv", "history.csv", "settings.json"]
     assert json.loads((good.results / "settings.json").read_text())["made_with"]["torch"] == torch.__version__
+
+
+def test_cell_that_another_command_began_with_other_settings_is_left_alone(tmp_path: Path) -> None:
+    cell = made_up(tmp_path, "cell")
+    other = {**cell.settings, "train": {"max_epochs": 2}}
+    cell.work.mkdir(parents=True)
+    (cell.work / "settings.json").write_text(json.dumps(other))
+    with pytest.raises(CompareError, match=r"work/cell: made with other settings \(max_epochs\)"):
+        run_cell(cell)
+    assert json.loads((cell.work / "settings.json").read_text()) == other
 
 
 def test_ending_children_ends_the_cells(tmp_path: Path) -> None:

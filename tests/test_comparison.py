@@ -12,6 +12,7 @@ from calib_components.comparison import (
     holm,
     mean_case_rank,
     mean_with_interval,
+    means_over_common_cases,
     paired_difference,
     sum_rank,
 )
@@ -38,6 +39,11 @@ class TestRanks:
     def test_ties_share_the_mean_rank_and_undefined_means_rank_last(self) -> None:
         ranks = column_ranks([[0.9, 2.0], [0.9, NAN], [0.8, 1.0]], [True, False])
         np.testing.assert_array_equal(ranks, [[1.5, 2], [1.5, 3], [3, 1]])
+
+    def test_means_over_common_cases_do_not_reward_a_miss(self) -> None:
+        hd95 = [[[2.0], [6.0], [4.0]], [[2.5], [NAN], [4.5]]]  # the second method misses the difficult case
+        np.testing.assert_array_equal(means_over_common_cases(hd95), [[3.0], [3.5]])
+        assert np.isnan(means_over_common_cases([[[NAN], [1.0]], [[1.0], [NAN]]])).all()
 
     def test_mean_case_rank_by_hand(self) -> None:
         values = [  # two cases of DSC and HD95

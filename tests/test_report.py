@@ -161,6 +161,29 @@ def test_without_the_reference_there_are_no_differences(results: Path, tmp_path:
     assert "There are no differences, since svls is not finished." in (tmp_path / "report" / "index.html").read_text()
 
 
+def test_another_split_has_no_published_numbers(results: Path, tmp_path: Path) -> None:
+    for file in results.glob("*/seed*/settings.json"):
+        file.write_text(json.dumps({**json.loads(file.read_text()), "evaluate": {"split": "validation"}}))
+    report(str(results), str(tmp_path / "report"))
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert "Mean over the cases of split validation" in page
+    assert "paper 0" not in page
+
+
+def test_training_without_validation_has_no_best_epoch(results: Path, tmp_path: Path) -> None:
+    for file in results.glob("*/seed*/history.csv"):
+        file.write_text("epoch,seconds\n1,2.5\n2,2.0\n")
+    report(str(results), str(tmp_path / "report"))
+    with open(tmp_path / "report" / "cells.csv", newline="") as file:
+        assert {(record["epochs"], record["best_epoch"]) for record in csv.DictReader(file)} == {("2", "")}
+
+
+def test_files_of_another_report_are_an_error(results: Path, tmp_path: Path) -> None:
+    report(str(results), str(tmp_path / "report"))
+    with pytest.raises(ResultsError, match=r"report: holds differences.csv, not of this report"):
+        report(str(results), str(tmp_path / "report"), reference="svls")
+
+
 def test_cells_of_another_protocol_are_an_error(results: Path) -> None:
     make_cell(results, "svls", 0, 0.1, max_epochs=3)
     with pytest.raises(ResultsError, match=r"svls/seed0: not comparable with .*ce_dice/seed0: max_epochs differs"):
