@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import monaibundle
@@ -23,12 +24,17 @@ class UncertaintyScoring(ScoringMethod):
         self.model = model
 
     def __call__(self, request: dict[str, Any], datastore: Datastore) -> dict[str, int]:
-        images = datastore.get_unlabeled_images()
+        images, failed = datastore.get_unlabeled_images(), 0
         for image in images:
             question = {"image": datastore.get_image_uri(image), "show_uncertainty": True, "skip_writer": "true"}
-            _, data = self.model({**request, **question})
-            datastore.update_image_info(image, {"uncertainty": float(data["pred"].mean())})
-        return {"executed": len(images)}
+            try:
+                _, data = self.model({**request, **question})
+            except Exception:  # a file that the model cannot take must not keep the others from their score
+                logging.getLogger(__name__).exception("%s: not scored", image)
+                failed += 1
+            else:
+                datastore.update_image_info(image, {"uncertainty": float(data["pred"].mean())})
+        return {"executed": len(images) - failed, "failed": failed}
 
 
 class MostUncertain(Strategy):

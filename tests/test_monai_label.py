@@ -105,7 +105,25 @@ def make_brains(studies: Path, labels: Path, _: Path) -> None:
         save(labels / f"brain{index}.nii.gz", label * brain[..., 0], spacing)
 
 
-@pytest.mark.parametrize(("dataset", "make", "epochs"), [("acdc", make_hearts, 12), ("brats", make_brains, 8)])
+def make_abdomens(studies: Path, labels: Path, _: Path) -> None:
+    """CT of a body in air, facing another way than the network's, with four organs."""
+    rng = np.random.default_rng(0)
+    grid = np.moveaxis(np.indices((56, 48, 10)), 0, -1)
+    places = np.array([[18, 20, 5], [28, 34, 5], [40, 20, 5], [29, 18, 5]])
+    for index in range(5):
+        body = np.linalg.norm((grid - [28, 24, 5]) * [1, 1.2, 0], axis=-1) < 25
+        distance = np.linalg.norm(grid[..., None, :] - (places + rng.uniform(-2, 2, (4, 3))), axis=-1)
+        label = np.where(distance.min(-1) < 6, distance.argmin(-1) + 1, 0).astype(np.uint8) * body
+        image = np.where(body, np.array([-20, 110, 200, 60, 20])[label] + rng.normal(0, 10, body.shape), -1000)
+        affine = np.diag([-1.5, -1.5, 5.0, 1.0])
+        save(studies / f"abdomen{index}.nii.gz", image.astype(np.int16), affine)
+        save(labels / f"abdomen{index}.nii.gz", label, affine)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "make", "epochs"),
+    [("acdc", make_hearts, 12), ("brats", make_brains, 8), ("flare", make_abdomens, 12)],
+)
 def test_infer_label_train_and_infer_again(
     dataset: str, make: Callable[[Path, Path, Path], None], epochs: int, phantoms: Path, tmp_path: Path
 ) -> None:
@@ -113,6 +131,7 @@ def test_infer_label_train_and_infer_again(
     for folder in (studies, labels, answers):
         folder.mkdir()
     make(studies, labels, phantoms)
+    (studies / "broken.nii.gz").write_bytes(b"not an image")  # must not keep the others from being scored
     *names, held_out = sorted(path.name.removesuffix(".nii.gz") for path in labels.iterdir())
     truth = nib.load(labels / f"{held_out}.nii.gz").get_fdata()
 
@@ -160,7 +179,7 @@ def test_infer_label_train_and_infer_again(
         assert answer.ok, answer.text
         assert dice(infer(address, model, held_out, answers), truth) > dice(first, truth)
 
-        busy = 429  # the server scores by itself as well, after each label and each training
+        busy = 429  # the server scores by itself as well, after the training
         while True:
             answer = requests.post(f"{address}/scoring/uncertainty?run_sync=true", json={"device": "cpu"}, timeout=600)
             if answer.status_code != busy:
