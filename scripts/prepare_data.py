@@ -536,6 +536,7 @@ def generic(
         "label_codes": list(range(len(names) + 1)),
         "structures": {name: [index] for index, name in enumerate(names, start=1)},
         "file_suffixes": [],
+        "crop_size": "@image_size",
     }
     cases = _find(functools.partial(list_generic, patient=patient), src, "images/NAME.nii.gz and labels/NAME.nii.gz")
     prepare(cases, _choose(facts, image_size, src), Path(str(out)), fractions, seed, workers, skip_bad)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -191,6 +192,39 @@ def test_inference_on_an_empty_folder_says_so(trained: Path, tmp_path: Path) -> 
     with pytest.raises(RuntimeError) as error:
         run_bundle(ACDC, "inference.yaml", dataset_dir=str(tmp_path), ckpt_dir=str(trained), output_dir=str(tmp_path))
     assert f"no .nii or .nii.gz file in dataset_dir: {tmp_path}" in str(error.value.__cause__)
+
+
+def test_images_of_the_same_name_are_an_error(images: Path, trained: Path, tmp_path: Path) -> None:
+    for patient in ("first", "second"):
+        shutil.copytree(images, tmp_path / "images" / patient)
+    with pytest.raises(RuntimeError) as error:
+        run_bundle(
+            ACDC,
+            "inference.yaml",
+            dataset_dir=str(tmp_path / "images"),
+            ckpt_dir=str(trained),
+            output_dir=str(tmp_path / "predictions"),
+        )
+    assert "same name, and their results would replace each other: oblique, straight" in str(error.value.__cause__)
+    assert not (tmp_path / "predictions").exists()
+
+
+def test_outside_the_crop_is_background_and_certain(images: Path, trained: Path, tmp_path: Path) -> None:
+    run_bundle(
+        ACDC,
+        "inference.yaml",
+        dataset_dir=str(images / "straight.nii.gz"),
+        image_size=IMAGE_SIZE,
+        crop_size=[32, 48],
+        ckpt_dir=str(trained),
+        output_dir=str(tmp_path),
+    )
+    maps = {kind: nib.load(tmp_path / f"straight_{kind}.nii.gz").get_fdata() for kind in ("seg", "uncertainty")}
+    inside = np.zeros((70, 61, 5), bool)
+    inside[16:54, 6:55] = True  # a half and three quarters of 70 x 61, and the voxel that interpolation adds
+    for values in maps.values():
+        assert (values[~inside] == 0).all()
+    assert (maps["uncertainty"][19:51, 9:52] > 0).all()
 
 
 def test_another_image_size_than_the_prepared_one_is_an_error(prepared: Path, tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     axes = {"image": {0: "batch"}, "pred": {0: "batch"}}
     onnx_export(
         filepath=str(bundle / "models" / "model.onnx"),
-        input_shape=[facts["batch_size"], facts["in_channels"], *facts["image_size"]],
+        input_shape=[facts["batch_size"], facts["in_channels"], *facts.get_parsed_content("crop_size")],
         converter_kwargs={"input_names": ["image"], "output_names": ["pred"], "dynamic_axes": axes},
         **files,
     )
