@@ -170,13 +170,14 @@ def uncertainty_overlay(
     low, high = np.percentile(image, [0.5, 99.5])
     panels = figure.subplots(1, 3)
     for axes, name in zip(panels, ("ground truth", "prediction", "uncertainty"), strict=True):
-        axes.imshow(image, cmap="gray", vmin=low, vmax=high)
+        axes.imshow(image, cmap="gray", vmin=low, vmax=high, interpolation="nearest")
         axes.set_title(name, fontsize="small")
         axes.set_axis_off()
     for axes, classes in zip(panels, (label, prediction), strict=False):
         for k in np.unique(classes[classes > 0]):
             axes.contour(classes == k, levels=[0.5], colors=[_class_color(k)], linewidths=1.2)
-    overlay = panels[2].imshow(uncertainty, cmap="inferno", vmin=0, vmax=1, alpha=np.clip(4 * uncertainty, 0, 0.9))
+    alpha = np.clip(4 * uncertainty, 0, 0.9)
+    overlay = panels[2].imshow(uncertainty, cmap="inferno", vmin=0, vmax=1, alpha=alpha, interpolation="nearest")
     figure.colorbar(overlay, ax=panels[2], fraction=0.046, pad=0.02, ticks=[0, 0.5, 1])
     return figure
 

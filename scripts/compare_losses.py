@@ -414,8 +414,9 @@ def run_cells(cells: Sequence[Cell], submit: Callable[[Cell], Any]) -> dict[str,
     failed = {}
     running = {cell.name: (cell, submit(cell)) for cell in cells}
     epochs = {cell.name: cell.epoch for cell in cells}
+    total = sum(cell.max_epochs for cell in cells)
     with tqdm(
-        total=sum(cell.max_epochs for cell in cells),
+        total=total,
         initial=sum(epochs.values()),
         unit="epoch",
         mininterval=1 if sys.stderr.isatty() else 60,
@@ -435,7 +436,8 @@ def run_cells(cells: Sequence[Cell], submit: Callable[[Cell], Any]) -> dict[str,
                         tqdm.write(f"{name}: finished, {cell.results}")
                     except Exception as error:
                         failed[name] = str(error)
-                        progress.total -= left
+                        total -= left
+                        progress.total = total
                         progress.refresh()
                         tqdm.write(f"{name}: {error}")
     return failed
