@@ -146,8 +146,8 @@ def logit_bars(magnitudes: Mapping[str, ArrayLike], class_names: Sequence[str]) 
     figure.supylabel("mean |logit|", fontsize="medium")
     figure.supxlabel("ground truth", fontsize="medium")
     handles = [Patch(color=_class_color(k)) for k in range(num_classes)]
-    labels = [f"logit of {name}" for name in class_names]
-    figure.legend(handles, labels, loc="outside upper center", ncols=num_classes, frameon=False, fontsize="small")
+    legend = {"title": "logit of", "ncols": min(num_classes, columns + 1), "frameon": False, "fontsize": "small"}
+    figure.legend(handles, class_names, loc="outside upper center", **legend)
     return figure
 
 

@@ -23,6 +23,18 @@ def test_logit_bars_are_the_table() -> None:
     assert [bar.get_height() for bar in bars] == list(range(9))  # by ground truth class, then logit
 
 
+@pytest.mark.parametrize("methods", range(1, 8))
+@pytest.mark.parametrize("names", [["background", "right ventricle", "myocardium", "left ventricle"], ["a", "b"]])
+def test_legend_of_logit_bars_lies_within_the_figure(methods: int, names: list[str]) -> None:
+    figure = logit_bars({f"method {i}": np.ones((len(names), len(names))) for i in range(methods)}, names)
+    figure.draw_without_rendering()
+    (legend,) = figure.legends
+    box = legend.get_window_extent()
+    assert 0 <= box.x0
+    assert box.x1 <= figure.bbox.width
+    assert all(box.y0 >= axes.title.get_window_extent().y1 for axes in figure.axes)
+
+
 @pytest.mark.parametrize("shape", [(20, 30), (31, 20)])
 def test_overlay_has_three_panels_of_the_slice(shape: tuple[int, int]) -> None:
     label = np.zeros(shape, np.uint8)
