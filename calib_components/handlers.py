@@ -47,6 +47,10 @@ class TrainingCheckpoint:
         evaluator: the validation engine; its ``best_metric_epoch`` decides what is best.
         seed: seed of the whole run.
         resume: continue from ``last.pt``; without such a file the run starts from the beginning.
+
+    Raises:
+        ValueError: at the start of a run that resumes one of another number of epochs, since the learning rate would
+            follow the schedule of that one.
     """
 
     def __init__(
@@ -73,20 +77,30 @@ class TrainingCheckpoint:
         Args:
             engine: the trainer.
         """
-        if engine.scaler is not None:
-            self.stateful["scaler"] = engine.scaler
+        # Before the handlers of a resumed run read it: MONAI makes the AMP scaler when the run starts.
+        engine.add_event_handler(Events.STARTED, self._take_scaler)
         if self.resume:
             engine.add_event_handler(Events.STARTED, self._load)
         engine.add_event_handler(Events.EPOCH_STARTED, self._seed_epoch)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._save)
+
+    def _take_scaler(self, engine: Trainer) -> None:
+        if engine.scaler is not None:
+            self.stateful["scaler"] = engine.scaler
 
     def _load(self, engine: Trainer) -> None:
         if not self.last_path.is_file():
             logging.getLogger(__name__).info("No %s to resume from: starting from the beginning.", self.last_path)
             return
         checkpoint = torch.load(self.last_path, map_location=engine.state.device, weights_only=True)
+        if checkpoint["max_epochs"] != engine.state.max_epochs:
+            raise ValueError(
+                f"{self.last_path}: of a run of {checkpoint['max_epochs']} epochs, whose learning rate would not fit "
+                f"one of {engine.state.max_epochs}: set max_epochs to {checkpoint['max_epochs']}, or start anew."
+            )
         for name, holder in self.stateful.items():
-            holder.load_state_dict(checkpoint[name])
+            if name in checkpoint:  # a run that began without AMP has no scaler
+                holder.load_state_dict(checkpoint[name])
         engine.state.epoch = checkpoint["epoch"]
         engine.state.iteration = checkpoint["epoch"] * engine.state.epoch_length
         self.evaluator.state.best_metric = checkpoint["best_metric"]
@@ -94,7 +108,7 @@ class TrainingCheckpoint:
         logging.getLogger(__name__).info("Resuming after epoch %d of %s.", checkpoint["epoch"], self.last_path)
 
     def _seed_epoch(self, engine: Trainer) -> None:
-        epoch_seed = np.random.SeedSequence((self.seed, engine.state.epoch)).generate_state(1).item()
+        epoch_seed = np.random.SeedSequence((self.seed, engine.state.epoch, idist.get_rank())).generate_state(1).item()
         set_determinism(epoch_seed)
         # Workers seed their own copy of the dataset; without workers this one is used.
         set_rnd(getattr(engine.data_loader, "dataset", None), seed=epoch_seed)
@@ -107,6 +121,7 @@ class TrainingCheckpoint:
             _save_atomically(self.stateful["network"].state_dict(), self.best_path)
         state = {name: holder.state_dict() for name, holder in self.stateful.items()}
         state["epoch"] = engine.state.epoch
+        state["max_epochs"] = engine.state.max_epochs
         state["best_metric"] = best.best_metric
         state["best_metric_epoch"] = best.best_metric_epoch
         _save_atomically(state, self.last_path)

@@ -22,6 +22,7 @@ from monai.bundle import ConfigWorkflow
 
 ROOT = Path(__file__).resolve().parents[1]
 ACDC = ROOT / "bundles" / "acdc_mri_nacl_segmentation"
+BRATS = ROOT / "bundles" / "brats_mri_nacl_segmentation"
 BUNDLES = sorted(path for path in (ROOT / "bundles").iterdir() if path.name != "common")
 IMAGE_SIZE = [64, 64]
 
@@ -188,24 +189,75 @@ def test_inference_takes_one_file(images: Path, trained: Path, tmp_path: Path) -
     ]
 
 
-def test_inference_on_an_empty_folder_says_so(trained: Path, tmp_path: Path) -> None:
+def infer(folder: Path, trained: Path, out: Path, bundle: Path = ACDC) -> None:
+    run_bundle(bundle, "inference.yaml", dataset_dir=str(folder), ckpt_dir=str(trained), output_dir=str(out))
+
+
+def save(path: Path, *shape: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(np.ones(shape, np.int16), np.eye(4)), path)
+
+
+def test_inference_without_images_says_so(trained: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "images"
+    with pytest.raises(SystemExit, match=f"^no such dataset_dir: {folder}$"):
+        infer(folder, trained, tmp_path)
+    folder.mkdir()
+    (folder / "slice.png").touch()
+    for place in (folder, folder / "slice.png"):
+        with pytest.raises(SystemExit, match=f"^no .nii or .nii.gz file in dataset_dir: {place}$"):
+            infer(place, trained, tmp_path)
+
+
+def test_a_cine_is_an_error_that_names_it(images: Path, trained: Path, tmp_path: Path) -> None:
+    save(images / "patient001_4d.nii.gz", 20, 20, 6, 5)
+    with pytest.raises(SystemExit) as error:
+        infer(images, trained, tmp_path / "predictions")
+    assert str(error.value) == f"expected 3D images with 1 channel(s), got: {images}/patient001_4d.nii.gz (20, 20, 6, 5)"
+    assert not (tmp_path / "predictions").exists()
+
+
+def test_channels_of_an_image_are_checked(trained: Path, tmp_path: Path) -> None:
+    for name, shape in {"a_flair": (20, 20, 6), "a_t1": (20, 20, 6), "b": (20, 20, 6, 4)}.items():
+        save(tmp_path / f"{name}.nii.gz", *shape)
+    with pytest.raises(SystemExit, match=f"^files of an image are missing: {tmp_path}/a_t1ce.nii.gz, {tmp_path}/a_t2.nii.gz$"):
+        infer(tmp_path, trained, tmp_path, BRATS)
+    save(tmp_path / "a_t1ce.nii.gz", 20, 20, 6, 4)
+    save(tmp_path / "a_t2.nii.gz", 20, 20, 6)
+    save(tmp_path / "c.nii.gz", 20, 20, 6)
+    with pytest.raises(SystemExit) as error:
+        infer(tmp_path, trained, tmp_path, BRATS)
+    assert str(error.value).endswith(f"got: {tmp_path}/a_t1ce.nii.gz (20, 20, 6, 4); {tmp_path}/c.nii.gz (20, 20, 6)")
+
+
+def test_labels_beside_the_images_are_not_replaced(trained: Path, tmp_path: Path) -> None:
+    save(tmp_path / "scan.nii.gz", 20, 20, 6)
+    save(tmp_path / "scan_seg.nii.gz", 20, 20, 6)
+    label = (tmp_path / "scan_seg.nii.gz").read_bytes()
+    for folder in (tmp_path, tmp_path / "scan.nii.gz"):
+        with pytest.raises(SystemExit, match=f"^output_dir holds images, .*: {tmp_path}$"):
+            infer(folder, trained, tmp_path)
+    assert (tmp_path / "scan_seg.nii.gz").read_bytes() == label
+
+
+def test_values_that_are_no_numbers_are_an_error(trained: Path, tmp_path: Path) -> None:
+    volume = np.ones((20, 20, 6), np.float32)
+    volume[0, 0, 0] = np.nan
+    nib.save(nib.Nifti1Image(volume, np.eye(4)), tmp_path / "scan.nii.gz")
     with pytest.raises(RuntimeError) as error:
-        run_bundle(ACDC, "inference.yaml", dataset_dir=str(tmp_path), ckpt_dir=str(trained), output_dir=str(tmp_path))
-    assert f"no .nii or .nii.gz file in dataset_dir: {tmp_path}" in str(error.value.__cause__)
+        infer(tmp_path, trained, tmp_path / "predictions")
+    first: BaseException = error.value
+    while first.__cause__ or first.__context__:
+        first = first.__cause__ or first.__context__  # type: ignore[assignment]
+    assert str(first) == f"NaN or infinite values in {tmp_path}/scan.nii.gz"
+    assert not list(tmp_path.glob("predictions/*"))
 
 
 def test_images_of_the_same_name_are_an_error(images: Path, trained: Path, tmp_path: Path) -> None:
     for patient in ("first", "second"):
         shutil.copytree(images, tmp_path / "images" / patient)
-    with pytest.raises(RuntimeError) as error:
-        run_bundle(
-            ACDC,
-            "inference.yaml",
-            dataset_dir=str(tmp_path / "images"),
-            ckpt_dir=str(trained),
-            output_dir=str(tmp_path / "predictions"),
-        )
-    assert "same name, and their results would replace each other: oblique, straight" in str(error.value.__cause__)
+    with pytest.raises(SystemExit, match="same name, and their results would replace each other: oblique, straight"):
+        infer(tmp_path / "images", trained, tmp_path / "predictions")
     assert not (tmp_path / "predictions").exists()
 
 

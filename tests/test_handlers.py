@@ -1,0 +1,68 @@
+"""The checkpoint of a training, with a network of one weight. Whole runs are in test_bundles.py."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from ignite.engine import Events
+from monai.engines import SupervisedTrainer
+
+from calib_components.handlers import TrainingCheckpoint
+
+
+def train(folder: Path, max_epochs: int = 4, stop_after: int | None = None, **options: Any) -> dict[str, Any]:
+    """Train, perhaps only for the first epochs, and give what last.pt holds."""
+    torch.manual_seed(0)
+    network = torch.nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(network.parameters(), 0.1)
+    trainer = SupervisedTrainer(
+        device=torch.device("cpu"),
+        max_epochs=max_epochs,
+        train_data_loader=[{"image": torch.ones(2, 1), "label": torch.zeros(2, 1)}] * 2,
+        network=network,
+        optimizer=optimizer,
+        loss_function=torch.nn.MSELoss(),
+        amp=options.pop("amp", False),
+    )
+    scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, [max_epochs // 2])
+    evaluator: Any = SimpleNamespace(state=SimpleNamespace(best_metric=-1, best_metric_epoch=-1))
+    TrainingCheckpoint(folder, network, optimizer, scheduler, evaluator, seed=0, **options).attach(trainer)
+    if stop_after:
+        trainer.add_event_handler(Events.EPOCH_COMPLETED(once=stop_after), trainer.terminate)
+    trainer.run()
+    return torch.load(folder / "last.pt", weights_only=True)
+
+
+def test_scaler_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scaler = torch.amp.GradScaler
+    monkeypatch.setattr(torch.cuda.amp, "GradScaler", lambda: scaler("cpu", init_scale=8.0, growth_interval=3))
+    whole = train(tmp_path / "whole", amp=True)
+    assert whole["scaler"]["scale"] == 32  # 8 steps: doubled after the third and the sixth
+    train(tmp_path / "parts", amp=True, stop_after=2)
+    assert train(tmp_path / "parts", amp=True, resume=True) == whole
+
+
+def test_a_run_without_amp_goes_on_with_it(tmp_path: Path) -> None:
+    assert "scaler" not in train(tmp_path, stop_after=1)
+    assert train(tmp_path, amp=True, resume=True)["epoch"] == 4
+
+
+def test_resuming_a_run_of_other_length_is_an_error(tmp_path: Path) -> None:
+    before = train(tmp_path, stop_after=1)
+    with pytest.raises(ValueError, match=r"last.pt: of a run of 4 epochs, .* one of 8: set max_epochs to 4, or start anew"):
+        train(tmp_path, max_epochs=8, resume=True)
+    assert torch.load(tmp_path / "last.pt", weights_only=True) == before
+
+
+def test_each_process_draws_its_own_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = []
+    for rank in (0, 1):
+        monkeypatch.setattr("ignite.distributed.get_rank", lambda rank=rank: rank)
+        checkpoint = TrainingCheckpoint(tmp_path, None, None, None, None, seed=0)  # type: ignore[arg-type]
+        checkpoint._seed_epoch(SimpleNamespace(state=SimpleNamespace(epoch=1), data_loader=None))  # type: ignore[arg-type]
+        drawn.append(torch.rand(1).item())
+    assert drawn[0] != drawn[1]
