@@ -6,6 +6,7 @@ A prepared case is a pair of uncompressed NIfTI files, so one slice is read from
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 import shutil
 import tempfile
@@ -15,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from monai.config import KeysCollection
 from monai.data import Dataset
 from monai.transforms import MapTransform
 from nibabel import Nifti1Image
@@ -73,9 +73,6 @@ class LoadSliced(MapTransform):
         keys: entries of the item that are paths.
     """
 
-    def __init__(self, keys: KeysCollection) -> None:
-        super().__init__(keys)
-
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, torch.Tensor]:
         """Give ``{key: (C, H, W)}`` for each key, see :func:`load_slice`."""
         return {key: load_slice(data[key], data["slice"]) for key in self.key_iterator(data)}
@@ -99,6 +96,9 @@ class CaseDataset(Dataset):
         prepare: Callable[[Mapping[str, Any]], Mapping[str, Any]],
         transform: Callable | None = None,
     ) -> None:
+        unprepared = sum("case" not in item for item in data)
+        if unprepared:
+            logging.getLogger(__name__).info("Preparing %d cases in %s.", unprepared, tempfile.gettempdir())
         super().__init__([item if "case" in item else _prepare(item, prepare) for item in data], transform)
 
 
@@ -126,6 +126,9 @@ class SliceDataset(CaseDataset):
 def _prepare(item: Mapping[str, Any], prepare: Callable[[Mapping[str, Any]], Mapping[str, Any]]) -> dict[str, Any]:
     """Write a case in the form that :func:`load_slice` reads, and give its item."""
     volumes = prepare(item)
+    for key in ("image", "label"):
+        if not torch.isfinite(volumes[key]).all():
+            raise ValueError(f"{item[key]}: has NaN or infinite values, or gets them when it is prepared")
     folder = Path(tempfile.mkdtemp(prefix="case-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     for key, dtype in (("image", np.float32), ("label", np.uint8)):

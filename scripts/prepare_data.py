@@ -47,6 +47,7 @@ from monai.transforms import Compose, LoadImage
 from tqdm import tqdm
 
 COMMON = Path(__file__).resolve().parents[1] / "bundles" / "common"
+DATASETS = ("acdc", "flare", "brats")
 SPLITS = ("training", "validation", "testing")
 UNFINISHED = ".unfinished-"  # prefix of the folder of a case that is being written
 
@@ -77,10 +78,10 @@ class Case:
 
 
 def list_acdc(src: Path) -> list[Case]:
-    """Cases of ACDC: two frames of every `patientNNN`; only of those in `training`, where there is such a folder."""
+    """Cases of ACDC: two frames of every `patientNNN` in `training` or, where there is no such folder, in `src`."""
     root = src / "training" if (src / "training").is_dir() else src
     cases = []
-    for folder in root.rglob("patient*"):
+    for folder in root.glob("patient*"):
         patient = folder.name
         if not re.fullmatch(r"patient\d+", patient) or not folder.is_dir():
             continue
@@ -305,6 +306,8 @@ def prepare(
 ) -> None:
     """Prepare the cases that `out` lacks, then write `out/datalist.json` for all of them.
 
+    Patients stay in the split that an earlier `datalist.json` had them in: a model may have been trained on it.
+
     Args:
         cases: what to prepare.
         facts: see `load_facts`.
@@ -315,7 +318,7 @@ def prepare(
         skip_bad: leave bad cases out and list them at the end; otherwise the first one, by name, is an error.
 
     Raises:
-        PrepareError: an argument or a case is not as it should be.
+        PrepareError: an argument or a case is not as it should be, or a patient would change its split.
     """
     if np.shape(fractions) != (3,) or min(fractions) < 0 or not math.isclose(sum(fractions), 1, abs_tol=1e-6):
         raise PrepareError(f"fractions: expected three numbers of at least 0 that sum to 1, got {fractions}")
@@ -366,8 +369,6 @@ def _prepare_missing(
 ) -> dict[str, str]:
     """Prepare what is missing; returns what is wrong with each bad case, or raises it."""
     missing = [case for case in cases if not (out / case.name).is_dir()]
-    if missing:
-        (out / "datalist.json").unlink(missing_ok=True)
     attempt = functools.partial(_attempt, facts=facts, out=out)
     problems = {}
     with ExitStack() as stack:
@@ -413,6 +414,7 @@ def _write_datalist(
     cases: Sequence[Case], facts: dict[str, Any], out: Path, fractions: Sequence[float], seed: int
 ) -> None:
     splits = split_patients({case.patient: case.group for case in cases}, fractions, seed)
+    _check_that_none_moves(splits, out)
     listed: dict[str, list[dict[str, str]]] = {split: [] for split in SPLITS}
     for case in cases:
         image, label = f"{case.name}/image.nii", f"{case.name}/label.nii"
@@ -434,6 +436,21 @@ def _write_datalist(
     counts = ", ".join(f"{split} {patients[split]} ({len(listed[split])} cases)" for split in SPLITS)
     size = sum(file.stat().st_size for case in cases for file in (out / case.name).iterdir()) / len(cases)
     print(f"{out}: patients for {counts}; {size / 1e6:.1f} MB a case")
+    if listed["training"] and not listed["validation"]:
+        print("No patient for validation: training will keep the weights of its last epoch. See --fractions.")
+
+
+def _check_that_none_moves(splits: dict[str, str], out: Path) -> None:
+    datalist = out / "datalist.json"
+    if datalist.is_file():
+        before = json.loads(datalist.read_text())
+        was = {item["patient"]: split for split in SPLITS for item in before[split]}
+        moved = sorted(patient for patient in was.keys() & splits.keys() if was[patient] != splits[patient])
+        if moved:
+            raise PrepareError(
+                f"{datalist}: {len(moved)} patients would change their split, such as {moved[0]} from {was[moved[0]]} "
+                f"to {splits[moved[0]]}; choose another folder or, to split anew, delete this file"
+            )
 
 
 # --- command line -------------------------------------------------------------------------------------------------
@@ -459,7 +476,7 @@ def acdc(
         workers: number of processes; default: one per core, at most 8.
         skip_bad: leave bad cases out and list them at the end.
     """
-    cases = _find(list_acdc, src, "patientNNN/Info.cfg")
+    cases = _find(list_acdc, src, "training/patientNNN/Info.cfg or patientNNN/Info.cfg")
     prepare(cases, _choose(load_facts("acdc"), image_size, src), Path(str(out)), fractions, seed, workers, skip_bad)
 
 
@@ -528,6 +545,8 @@ def generic(
         patient: regular expression for the start of a file's name that tells the patient, such as '[^_]+' where there
             are several files of one, so that they stay in one split; default: the whole name.
     """
+    if like not in DATASETS:
+        raise PrepareError(f"like: expected one of {', '.join(DATASETS)}, got {like}")
     names = [labels] if isinstance(labels, str) else [str(name) for name in labels]
     facts = load_facts(like) | {
         "num_classes": len(names) + 1,

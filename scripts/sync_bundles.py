@@ -43,23 +43,28 @@ def generated(dataset: str) -> dict[Path, str]:
 
 
 def sync(check: bool = False) -> None:
-    """Write the generated files.
+    """Write the generated files, and name those that have lost their source.
 
     Args:
-        check: write nothing, and exit with 1 when a file differs from what would be written.
+        check: write nothing, and exit with 1 when a file differs from what would be written or has lost its source.
     """
-    stale = []
-    for dataset in BUNDLES:
-        for path, text in generated(dataset).items():
+    found = []
+    for dataset, name in BUNDLES.items():
+        files = generated(dataset)
+        for path, text in files.items():
             if path.is_file() and path.read_text() == text:
                 continue
-            stale.append(path.relative_to(ROOT.parent))
+            found.append(
+                f"{path}: {'differs from bundles/common: run scripts/sync_bundles.py' if check else 'written'}"
+            )
             if not check:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text(text)
-    for path in stale:
-        print(f"{path}: {'differs from bundles/common: run scripts/sync_bundles.py' if check else 'written'}")
-    if check and stale:
+        others = {path for path in (ROOT / name / "configs").rglob("*") if path.is_file()} - files.keys()
+        found += [f"{p}: has no source in bundles/common: delete it" for p in others if p.name != "metadata.json"]
+    for line in sorted(found):
+        print(line)
+    if check and found:
         sys.exit(1)
 
 

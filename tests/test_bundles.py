@@ -20,6 +20,9 @@ import pytest
 import torch
 from monai.bundle import ConfigWorkflow
 
+from scripts import sync_bundles
+from scripts.sync_bundles import sync
+
 ROOT = Path(__file__).resolve().parents[1]
 ACDC = ROOT / "bundles" / "acdc_mri_nacl_segmentation"
 BRATS = ROOT / "bundles" / "brats_mri_nacl_segmentation"
@@ -85,11 +88,27 @@ class TestEveryBundle:
 
 
 def test_generated_files_are_in_step_with_their_source() -> None:
-    done = subprocess.run([sys.executable, ROOT / "scripts" / "sync_bundles.py", "--check"], check=False)
-    assert done.returncode == 0
+    sync(check=True)
 
 
-def test_training_lowers_the_loss_and_keeps_best_and_last(trained: Path) -> None:
+def test_generated_files_that_differ_or_have_lost_their_source_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(ROOT / "bundles", tmp_path / "bundles", ignore=shutil.ignore_patterns("models"))
+    monkeypatch.setattr(sync_bundles, "ROOT", tmp_path / "bundles")
+    configs = tmp_path / "bundles" / ACDC.name / "configs"
+    (configs / "train.yaml").write_text("changed")
+    (configs / "losses" / "old.yaml").touch()
+    with pytest.raises(SystemExit) as error:
+        sync(check=True)
+    assert error.value.code == 1
+    assert capsys.readouterr().out == (
+        f"{configs}/losses/old.yaml: has no source in bundles/common: delete it\n"
+        f"{configs}/train.yaml: differs from bundles/common: run scripts/sync_bundles.py\n"
+    )
+
+
+def test_training_keeps_best_and_last(trained: Path) -> None:
     best = torch.load(trained / "model.pt", weights_only=True)
     last = torch.load(trained / "last.pt", weights_only=True)
     assert best.keys() == last["network"].keys()
@@ -213,14 +232,16 @@ def test_a_cine_is_an_error_that_names_it(images: Path, trained: Path, tmp_path:
     save(images / "patient001_4d.nii.gz", 20, 20, 6, 5)
     with pytest.raises(SystemExit) as error:
         infer(images, trained, tmp_path / "predictions")
-    assert str(error.value) == f"expected 3D images with 1 channel(s), got: {images}/patient001_4d.nii.gz (20, 20, 6, 5)"
+    got = f"{images}/patient001_4d.nii.gz (20, 20, 6, 5)"
+    assert str(error.value) == f"expected 3D images with 1 channel(s), got: {got}"
     assert not (tmp_path / "predictions").exists()
 
 
 def test_channels_of_an_image_are_checked(trained: Path, tmp_path: Path) -> None:
     for name, shape in {"a_flair": (20, 20, 6), "a_t1": (20, 20, 6), "b": (20, 20, 6, 4)}.items():
         save(tmp_path / f"{name}.nii.gz", *shape)
-    with pytest.raises(SystemExit, match=f"^files of an image are missing: {tmp_path}/a_t1ce.nii.gz, {tmp_path}/a_t2.nii.gz$"):
+    missing = f"{tmp_path}/a_t1ce.nii.gz, {tmp_path}/a_t2.nii.gz"
+    with pytest.raises(SystemExit, match=f"^files of an image are missing: {missing}$"):
         infer(tmp_path, trained, tmp_path, BRATS)
     save(tmp_path / "a_t1ce.nii.gz", 20, 20, 6, 4)
     save(tmp_path / "a_t2.nii.gz", 20, 20, 6)

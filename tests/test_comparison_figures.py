@@ -30,7 +30,7 @@ def test_legend_of_logit_bars_lies_within_the_figure(methods: int, names: list[s
     figure.draw_without_rendering()
     (legend,) = figure.legends
     box = legend.get_window_extent()
-    assert 0 <= box.x0
+    assert box.x0 >= 0
     assert box.x1 <= figure.bbox.width
     assert all(box.y0 >= axes.title.get_window_extent().y1 for axes in figure.axes)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import shutil
@@ -82,7 +83,7 @@ def test_monai_loads_the_torchscript_file_with_its_metadata(exported: Path) -> N
         config_files=["inference.json"],
     )
     assert isinstance(network, torch.jit.ScriptModule)
-    assert metadata["version"] == "0.1.0"
+    assert metadata["version"] == json.loads((exported / "configs" / "metadata.json").read_text())["version"]
     assert b"network_def" in files["inference.json"]
 
 
@@ -91,8 +92,7 @@ def run(bundle: Path, *configs: str, **override: Any) -> None:
         config_file=[str(bundle / "configs" / name) for name in configs],
         bundle_root=str(bundle),
         image_size=list(SIZE),
-        device="cpu",
-        **override,
+        **{"device": "cpu", **override},
     )
 
 
@@ -124,7 +124,8 @@ def test_inference_needs_the_torchscript_file_alone(acdc: Path, tmp_path: Path) 
 
 def test_inference_with_tensorrt_where_it_is(acdc: Path, tmp_path: Path) -> None:
     # Without a GPU, MONAI warns and goes on with PyTorch.
-    run(acdc, "inference.yaml", "inference_trt.yaml", output_dir=str(tmp_path))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    run(acdc, "inference.yaml", "inference_trt.yaml", output_dir=str(tmp_path), device=device)
     assert_same_maps(tmp_path, acdc / "predictions")
 
 

@@ -53,7 +53,7 @@ def test_a_run_without_amp_goes_on_with_it(tmp_path: Path) -> None:
 
 def test_resuming_a_run_of_other_length_is_an_error(tmp_path: Path) -> None:
     before = train(tmp_path, stop_after=1)
-    with pytest.raises(ValueError, match=r"last.pt: of a run of 4 epochs, .* one of 8: set max_epochs to 4, or start anew"):
+    with pytest.raises(ValueError, match=r"last.pt: of a run of 4 epochs, .* one of 8: set max_epochs to 4, or"):
         train(tmp_path, max_epochs=8, resume=True)
     assert torch.load(tmp_path / "last.pt", weights_only=True) == before
 

@@ -250,6 +250,12 @@ class TestDatalist:
             patients[split] = {item["patient"] for item in items}
         assert not patients["training"] & patients["testing"]
 
+    def test_says_when_there_is_nothing_to_validate_on(
+        self, src: Path, out: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        run(src, out, fractions=(0.5, 0, 0.5))
+        assert "No patient for validation" in capsys.readouterr().out
+
     def test_workers_change_nothing(self, src: Path, out: Path, tmp_path: Path) -> None:
         run(src, out)
         run(src, tmp_path / "other", workers=2)
@@ -271,11 +277,27 @@ class TestAgain:
         kept = (out / "patient001_frame01" / "image.nii").stat().st_mtime_ns
         shutil.rmtree(out / "patient002_frame09")
         (out / ".unfinished-patient002_frame09").mkdir()  # as a killed run leaves it
-        run(src, out, fractions=(0, 0, 1))
+        run(src, out)
         assert (out / "patient001_frame01" / "image.nii").stat().st_mtime_ns == kept
         assert (out / "patient002_frame09" / "label.nii").is_file()
         assert not list(out.glob(".unfinished*"))
+
+    def test_no_patient_changes_its_split_unnoticed(self, src: Path, out: Path) -> None:
+        run(src, out, fractions=(1, 0, 0))
+        before = (out / "datalist.json").read_bytes()
+        message = "2 patients would change their split, such as patient001 from training to testing; choose another"
+        with pytest.raises(PrepareError, match=message):
+            run(src, out, fractions=(0, 0, 1))
+        assert (out / "datalist.json").read_bytes() == before
+        (out / "datalist.json").unlink()
+        run(src, out, fractions=(0, 0, 1))
         assert len(json.loads((out / "datalist.json").read_text())["testing"]) == 4
+
+    def test_a_new_patient_may_come(self, src: Path, out: Path) -> None:
+        run(src, out, fractions=(0, 0, 1))
+        make_acdc(src, patients=3)
+        run(src, out, fractions=(0, 0, 1))
+        assert len(json.loads((out / "datalist.json").read_text())["testing"]) == 6
 
     def test_other_settings_do_not_mix(self, src: Path, out: Path, tmp_path: Path) -> None:
         run(src, out)
@@ -416,6 +438,17 @@ class TestBadCases:
     def test_image_size(self, src: Path, out: Path, image_size: Any) -> None:
         with pytest.raises(PrepareError, match="image_size: expected"):
             prepare_data.acdc(str(src), str(out), image_size=image_size)
+
+    def test_like(self, src: Path, out: Path) -> None:
+        with pytest.raises(PrepareError, match="like: expected one of acdc, flare, brats, got flair"):
+            prepare_data.generic(str(src), str(out), "liver", like="flair")
+
+    def test_a_folder_above_training_and_testing(self, src: Path, out: Path, tmp_path: Path) -> None:
+        """ACDC's own test patients must not come into the split."""
+        (tmp_path / "download").mkdir()
+        src.rename(tmp_path / "download" / "database")
+        with pytest.raises(PrepareError, match=r"download: no cases in it; expected training/patientNNN/Info\.cfg"):
+            run(tmp_path / "download", out)
 
     def test_command_line(self, src: Path, out: Path) -> None:
         bad = src / "training" / "patient001" / IMAGE
