@@ -25,7 +25,7 @@ def reliability_diagram(bins: CalibrationBins, class_names: Sequence[str] | None
     """Accuracy in each bin over its confidence, and below it the share of voxels in the bin, all cases pooled.
 
     Blue and yellow end at the accuracy, blue and red at the mean confidence of the bin. Top-label bins make one panel,
-    classwise bins one for each class; the title gives the panel's ECE. Saved bins are drawn with
+    classwise bins one for each class; the title gives the ECE over all of the panel's voxels. Saved bins are drawn with
     `reliability_diagram(CalibrationBins.from_dict(saved))`.
 
     Args:
@@ -78,7 +78,7 @@ def _draw_panel(upper: Axes, lower: Axes, bins: CalibrationBins, title: str) -> 
     draw(over, bottom=accuracy, color="lightcoral", label="gap, overconfident")
     draw(under, bottom=confidence, color="gold", label="gap, underconfident")
     upper.plot([0, 1], [0, 1], color="black", linewidth=1, linestyle="--", label="perfect calibration")
-    upper.set(xlim=(0, 1), ylim=(0, 1), title=f"{title}\nECE {bins.expected_error().item():.4f}")
+    upper.set(xlim=(0, 1), ylim=(0, 1), title=f"{title}\npooled ECE {bins.expected_error().item():.4f}")
     upper.tick_params(labelbottom=False)
 
     lower.bar(filled * width, share, width=width, align="edge", color="tab:gray", edgecolor="white", linewidth=0.5)

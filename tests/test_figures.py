@@ -3,33 +3,93 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from matplotlib.axes import Axes
 
-from calib_components.figures import reliability_diagram
-from calib_components.metrics import CalibrationBins, calibration_bins
+from calib_components.figures import logit_bars, rank_heat_map, reliability_diagram, uncertainty_overlay
+from calib_components.metrics import CalibrationBins
+
+# Class 0: 10 voxels said 0.6 and 7 came true; 30 said 0.9 and 15 came true. Class 1: 10 voxels said 0.25, none true.
+BINS = CalibrationBins(
+    count=torch.tensor([[[0, 0, 10, 30], [0, 10, 0, 0]]]),
+    confidence=torch.tensor([[[0, 0, 6.0, 27], [0, 2.5, 0, 0]]], dtype=torch.float64),
+    accuracy=torch.tensor([[[0, 0, 7.0, 15], [0, 0, 0, 0]]], dtype=torch.float64),
+)
 
 
-def bins(classwise: bool) -> CalibrationBins:
-    generator = torch.Generator().manual_seed(0)
-    probabilities = (3 * torch.randn(2, 3, 20, 20, generator=generator)).softmax(1)
-    labels = torch.multinomial(probabilities.movedim(1, -1).reshape(-1, 3), 1, generator=generator)
-    return calibration_bins(probabilities, labels.view(2, 1, 20, 20), foreground_only=False, classwise=classwise)
+def bars(axes: Axes) -> list[tuple[float, float, float]]:
+    """Left end, bottom and height of every bar that can be seen."""
+    found = [(bar.get_x(), bar.get_y(), bar.get_height()) for bar in axes.patches]
+    return [tuple(round(value, 9) for value in bar) for bar in found if bar[2] > 1e-9]  # type: ignore[misc]
 
 
-@pytest.mark.parametrize("classwise", [False, True])
-def test_is_drawn_from_saved_bins(classwise: bool, tmp_path: Path) -> None:
-    saved = json.dumps(bins(classwise).to_dict())
-    figure = reliability_diagram(CalibrationBins.from_dict(json.loads(saved)))
-    panels = [axes for axes in figure.axes if "ECE" in axes.get_title()]
-    errors = bins(True).pooled() if classwise else bins(False).pooled()
-    assert len(panels) == (3 if classwise else 1)
-    if not classwise:
-        assert f"ECE {errors.expected_error().item():.4f}" in panels[0].get_title()
+def test_reliability_of_each_class(tmp_path: Path) -> None:
+    saved = json.dumps(BINS.to_dict())
+    figure = reliability_diagram(CalibrationBins.from_dict(json.loads(saved)), ["background", "heart"])
+    first, share_of_first, second, share_of_second = figure.axes
+    assert first.get_title() == "background\npooled ECE 0.3250"  # (10 x 0.1 + 30 x 0.4) / 40
+    assert second.get_title() == "heart\npooled ECE 0.2500"
+    accuracies, over, under = [(0.5, 0, 0.7), (0.75, 0, 0.5)], [(0.75, 0.5, 0.4)], [(0.5, 0.6, 0.1)]
+    assert bars(first) == accuracies + over + under
+    assert bars(second) == [(0.25, 0, 0.25)]  # all of it a gap
+    assert bars(share_of_first) == [(0.5, 0, 0.25), (0.75, 0, 0.75)]
+    assert bars(share_of_second) == [(0.25, 0, 1)]
+    labels = ["perfect calibration", "accuracy", "gap, overconfident", "gap, underconfident"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == labels
     figure.savefig(tmp_path / "figure.png")
     assert (tmp_path / "figure.png").stat().st_size > 10_000
 
 
+def test_reliability_of_the_predicted_class() -> None:
+    of_predicted = CalibrationBins(BINS.count[:, 0], BINS.confidence[:, 0], BINS.accuracy[:, 0])
+    figure = reliability_diagram(of_predicted)
+    assert [axes.get_title() for axes in figure.axes] == ["Predicted class\npooled ECE 0.3250", ""]
+
+
 def test_names_must_match_the_classes() -> None:
-    with pytest.raises(ValueError, match="class_names must name the 3 classes"):
-        reliability_diagram(bins(True), class_names=["background", "heart"])
+    with pytest.raises(ValueError, match="class_names must name the 2 classes"):
+        reliability_diagram(BINS, class_names=["background", "heart", "lung"])
+
+
+def test_heat_map_has_the_best_method_on_top() -> None:
+    figure = rank_heat_map([[2, 2.5], [1, 1], [3, np.nan]], [4.5, 2, 3], ["a", "b", "c"], ["DSC", "ECE", "sum"])
+    ranks, totals = figure.axes
+    assert [label.get_text() for label in ranks.get_yticklabels()] == ["b", "c", "a"]
+    assert [label.get_text() for axes in figure.axes for label in axes.get_xticklabels()] == ["DSC", "ECE", "sum"]
+    assert [text.get_text() for text in ranks.texts] == ["1.0", "1.0", "3.0", "2.0", "2.5"]
+    assert [text.get_text() for text in totals.texts] == ["2.0", "3.0", "4.5"]
+
+
+def test_logit_bars_are_the_table() -> None:
+    table = np.arange(9).reshape(3, 3)
+    figure = logit_bars({f"method {i}": table for i in range(5)}, ["background", "a", "b"])
+    assert [axes.get_title() for axes in figure.axes] == [f"method {i}" for i in range(5)]
+    bars = sorted(figure.axes[4].patches, key=lambda bar: bar.get_x())
+    assert [bar.get_height() for bar in bars] == list(range(9))  # by ground truth class, then logit
+
+
+@pytest.mark.parametrize("methods", range(1, 8))
+@pytest.mark.parametrize("names", [["background", "right ventricle", "myocardium", "left ventricle"], ["a", "b"]])
+def test_legend_of_logit_bars_lies_within_the_figure(methods: int, names: list[str]) -> None:
+    figure = logit_bars({f"method {i}": np.ones((len(names), len(names))) for i in range(methods)}, names)
+    figure.draw_without_rendering()
+    (legend,) = figure.legends
+    box = legend.get_window_extent()
+    assert box.x0 >= 0
+    assert box.x1 <= figure.bbox.width
+    assert all(box.y0 >= axes.title.get_window_extent().y1 for axes in figure.axes)
+
+
+@pytest.mark.parametrize("shape", [(20, 30), (31, 20)])
+def test_overlay_has_three_panels_of_the_slice(shape: tuple[int, int]) -> None:
+    label = np.zeros(shape, np.uint8)
+    prediction = label.copy()
+    prediction[5:9, 6:12] = 2
+    figure = uncertainty_overlay(np.random.default_rng(0).normal(size=shape), label, prediction, label / 1.0, "a case")
+    panels = figure.axes[:3]
+    assert [axes.get_title() for axes in panels] == ["ground truth", "prediction", "uncertainty"]
+    assert all(axes.images[0].get_array().shape == shape[::-1] for axes in panels)
+    assert [len(axes.collections) for axes in panels] == [0, 1, 0]  # contours: nothing in the ground truth
+    figure.draw_without_rendering()

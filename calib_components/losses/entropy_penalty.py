@@ -5,13 +5,14 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from calib_components.losses.targets import cross_entropy, prepare, voxel_mean
+from calib_components.losses.targets import check_weight, cross_entropy, prepare, voxel_mean
 
 
 def entropy_penalty_loss(
     input: Tensor, target: Tensor, *, penalty_weight: float = 0.1, ignore_index: int | None = None
 ) -> Tensor:
     """Function form of `EntropyPenaltyLoss`, which says what it computes and what the arguments mean."""
+    check_weight("penalty_weight", penalty_weight)
     logits, checked = prepare(input, target, ignore_index)
     log_probabilities = F.log_softmax(logits, dim=1)
     entropy = -(log_probabilities.exp() * log_probabilities).mean(1)
@@ -39,8 +40,8 @@ class EntropyPenaltyLoss(nn.Module):
             voxel is ignored.
 
     Raises:
-        TypeError: the input is not floating point.
-        ValueError: shapes that do not match, values that are not logits, labels or probabilities.
+        TypeError: the input is not floating point, or the target not a tensor of numbers.
+        ValueError: a negative weight, shapes that do not match, values that are not logits, labels or probabilities.
 
     Example:
         >>> loss = EntropyPenaltyLoss(penalty_weight=0.2)
@@ -51,6 +52,7 @@ class EntropyPenaltyLoss(nn.Module):
 
     def __init__(self, penalty_weight: float = 0.1, ignore_index: int | None = None) -> None:
         super().__init__()
+        check_weight("penalty_weight", penalty_weight)
         self.penalty_weight = penalty_weight
         self.ignore_index = ignore_index
 

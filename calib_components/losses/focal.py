@@ -39,7 +39,7 @@ class FocalLoss(nn.Module):
         ignore_index: label of voxels that do not count, or None. The loss is 0 where every voxel is ignored.
 
     Raises:
-        TypeError: the input is not floating point.
+        TypeError: the input is not floating point, or the target not a tensor of numbers.
         ValueError: a negative gamma, shapes that do not match, values that are not logits or labels.
 
     Example:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from calib_components.losses.targets import Target, cross_entropy, prepare
+from calib_components.losses.targets import prepare, voxel_mean
 
 
 def label_smoothing_loss(
@@ -14,12 +14,8 @@ def label_smoothing_loss(
     """Function form of `LabelSmoothingLoss`, which says what it computes and what the arguments mean."""
     _check_alpha(alpha)
     logits, checked = prepare(input, target, ignore_index)
-    uniform = alpha / logits.shape[1]
-    if checked.is_soft:
-        smooth = checked.labels * (1 - alpha) + uniform
-    else:
-        smooth = torch.full_like(logits, uniform).scatter_(1, checked.labels.unsqueeze(1), 1 - alpha + uniform)
-    return cross_entropy(logits, Target(smooth, checked.counted))
+    of_voxels = F.cross_entropy(logits, checked.labels, label_smoothing=alpha, reduction="none")
+    return voxel_mean(of_voxels, checked.counted)
 
 
 class LabelSmoothingLoss(nn.Module):
@@ -42,7 +38,7 @@ class LabelSmoothingLoss(nn.Module):
             voxel is ignored.
 
     Raises:
-        TypeError: the input is not floating point.
+        TypeError: the input is not floating point, or the target not a tensor of numbers.
         ValueError: alpha out of range, shapes that do not match, values that are not logits, labels or probabilities.
 
     Example:

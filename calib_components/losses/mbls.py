@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from calib_components.losses.targets import cross_entropy, prepare, voxel_mean
+from calib_components.losses.targets import check_weight, cross_entropy, prepare, voxel_mean
 
 
 def mbls_loss(
     input: Tensor, target: Tensor, *, margin: float = 5.0, penalty_weight: float = 0.1, ignore_index: int | None = None
 ) -> Tensor:
     """Function form of `MbLSLoss`, which says what it computes and what the arguments mean."""
+    check_weight("margin", margin)
+    check_weight("penalty_weight", penalty_weight)
     logits, checked = prepare(input, target, ignore_index)
     excess = (logits.max(1, keepdim=True).values - margin - logits).relu_()
     return cross_entropy(logits, checked) + penalty_weight * voxel_mean(excess.mean(1), checked.counted)
@@ -38,8 +40,9 @@ class MbLSLoss(nn.Module):
             voxel is ignored.
 
     Raises:
-        TypeError: the input is not floating point.
-        ValueError: shapes that do not match, values that are not logits, labels or probabilities.
+        TypeError: the input is not floating point, or the target not a tensor of numbers.
+        ValueError: a negative margin or weight, shapes that do not match, values that are not logits, labels or
+            probabilities.
 
     Example:
         >>> loss = MbLSLoss(margin=10.0)
@@ -50,6 +53,8 @@ class MbLSLoss(nn.Module):
 
     def __init__(self, margin: float = 5.0, penalty_weight: float = 0.1, ignore_index: int | None = None) -> None:
         super().__init__()
+        check_weight("margin", margin)
+        check_weight("penalty_weight", penalty_weight)
         self.margin = margin
         self.penalty_weight = penalty_weight
         self.ignore_index = ignore_index

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from calib_components.losses.priors import check_prior, neighbor_votes
 from calib_components.losses.targets import (
+    check_weight,
     cross_entropy,
     cross_entropy_slope,
     cross_entropy_value,
@@ -35,6 +36,7 @@ def nacl_loss(
 ) -> Tensor:
     """Function form of `NACLLoss`, which says what it computes and what the arguments mean."""
     _check_options(prior, kernel_size, sigma, penalty, constraint, padding)
+    check_weight("penalty_weight", penalty_weight)
     logits, checked = prepare(input, target, ignore_index)
     votes, weight = neighbor_votes(checked, logits.shape[1], prior, kernel_size, sigma, padding, logits.dtype)
     if constraint == "logits":
@@ -126,8 +128,9 @@ class NACLLoss(nn.Module):
             only. The loss is 0 where every voxel is ignored.
 
     Raises:
-        TypeError: the input is not floating point.
-        ValueError: an unknown option, shapes that do not match, values that are not logits, labels or probabilities.
+        TypeError: the input is not floating point, or the target not a tensor of numbers.
+        ValueError: an unknown option, a negative weight, shapes that do not match, values that are not logits, labels
+            or probabilities.
 
     Example:
         >>> loss = NACLLoss()
@@ -149,6 +152,7 @@ class NACLLoss(nn.Module):
     ) -> None:
         super().__init__()
         _check_options(prior, kernel_size, sigma, penalty, constraint, padding)
+        check_weight("penalty_weight", penalty_weight)
         self.prior = prior
         self.kernel_size = kernel_size
         self.sigma = sigma

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from calib_components.losses.targets import Target, prepare_target
+from calib_components.losses.targets import Target, plain, prepare_target
 
 PRIORS = ("mean", "gaussian", "max", "min", "median", "mode")
 SHARES = ("mean", "gaussian")  # the priors that are shares of the window, defined for probabilities too
@@ -57,6 +57,7 @@ def neighbor_prior(
         ignore_index: label of the voxels to leave out, or None.
 
     Raises:
+        TypeError: the target is not a tensor of a suitable type.
         ValueError: an option that is not one of the above, or a target that does not fit them.
 
     Example:
@@ -65,6 +66,7 @@ def neighbor_prior(
         tensor([0.4444, 0.5556])
     """
     check_prior(prior, kernel_size, sigma, padding)
+    target = plain(target, "target")
     if target.ndim == 3 or (target.ndim == 4 and target.shape[1] not in (1, num_classes)):
         target = target.unsqueeze(1)
     if target.ndim not in (4, 5) or target.shape[1] not in (1, num_classes):
@@ -85,7 +87,7 @@ def check_prior(prior: str, kernel_size: int, sigma: float, padding: str) -> Non
         raise ValueError(f"padding: expected one of {PADDINGS}, got {padding!r}")
     smallest = 3 if prior == "gaussian" else 1  # the SVLS kernel is made of neighbours
     if not isinstance(kernel_size, int) or kernel_size < smallest or kernel_size % 2 == 0:
-        raise ValueError(f"kernel_size: expected an odd number, at least {smallest}, got {kernel_size}")
+        raise ValueError(f"kernel_size: expected an odd number, at least {smallest}, got {kernel_size!r}")
     if not 0.1 <= sigma < math.inf:
         raise ValueError(f"sigma: expected at least 0.1 voxels, got {sigma}")
 

@@ -43,7 +43,7 @@ class SVLSLoss(nn.Module):
             voxel is ignored.
 
     Raises:
-        TypeError: the input is not floating point.
+        TypeError: the input is not floating point, or the target not a tensor of numbers.
         ValueError: an even kernel, shapes that do not match, values that are not logits, labels or probabilities.
 
     Example:

@@ -5,12 +5,13 @@ On the CPU a failed check raises `ValueError`. On CUDA, and in code compiled by 
 `torch._assert_async`: the device tests the condition itself and the error comes up at the next synchronisation, as for
 a label out of range in `torch.nn.functional.cross_entropy`; run the batch on the CPU to read what was wrong. (Code that
 PyTorch 2.6 compiled with inductor leaves such assertions out.) One check is not made on CUDA: a failed assertion there
-ends the process, while a step whose float16 logits overflowed is `torch.amp.GradScaler`'s to skip. So NaN and infinite
+ends the process, while a step whose float16 logits overflowed is `torch.amp.GradScaler`'s to skip. So NaN and +inf
 logits give a loss or a gradient that is not finite.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -56,8 +57,8 @@ def prepare(input: Tensor, target: Tensor, ignore_index: int | None) -> tuple[Te
         TypeError: `input` or `target` is not a tensor of a suitable type.
         ValueError: the shapes do not match, or the values are not logits, class indices or probabilities.
     """
-    logits = _plain(input, "input")
-    target = _plain(target, "target")
+    logits = plain(input, "input")
+    target = plain(target, "target")
     if not logits.is_floating_point():
         raise TypeError(f"input: expected floating-point logits, got {logits.dtype}")
     if logits.ndim not in (4, 5) or logits.shape[1] < 2:
@@ -83,7 +84,7 @@ def prepare(input: Tensor, target: Tensor, ignore_index: int | None) -> tuple[Te
 
 def prepare_target(target: Tensor, num_classes: int, ignore_index: int | None, dtype: torch.dtype) -> Target:
     """Checks the values of a target: class index `(B, 1, *S)` or probabilities `(B, num_classes, *S)`."""
-    target = _plain(target, "target").detach()
+    target = plain(target, "target").detach()
     if target.is_complex():
         raise TypeError(f"target: expected class indices or probabilities, got {target.dtype}")
 
@@ -171,7 +172,13 @@ def num_counted(logits: Tensor, counted: Tensor | None) -> int | Tensor:
     return logits[:, 0].numel() if counted is None else counted.sum().clamp(min=1)
 
 
-def _plain(tensor: Tensor, name: str) -> Tensor:
+def check_weight(name: str, weight: float) -> None:
+    """Raises `ValueError` unless a weight or margin is a finite number of at least 0."""
+    if not 0 <= weight < math.inf:
+        raise ValueError(f"{name}: expected a number of at least 0, got {weight!r}")
+
+
+def plain(tensor: Tensor, name: str) -> Tensor:
     """Takes off a tensor subclass, such as `monai.data.MetaTensor`, whose bookkeeping at each operation is slow."""
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name}: expected a torch.Tensor, got {type(tensor).__name__}")

@@ -420,6 +420,7 @@ class _BinnedMetric(CaseMetric):
 
     def __init__(self, num_bins: int = 15, foreground_only: bool = True, ignore_index: int | None = None) -> None:
         super().__init__()
+        _check_num_bins(num_bins)
         self.num_bins = num_bins
         self.foreground_only = foreground_only
         self.ignore_index = ignore_index
@@ -445,6 +446,9 @@ class _BinnedMetric(CaseMetric):
 class ECEMetric(_BinnedMetric):
     """Expected calibration error of the predicted class (top label).
 
+    `y_pred`: probabilities `(B, N, *S)`; `y`: class index `(B, 1, *S)` or its one-hot `(B, N, *S)`; anything else is a
+    `TypeError` or `ValueError`.
+
     `aggregate()` is the mean over cases, `aggregate("none")` the value of each; a case without any counted voxel is NaN
     and in no mean. `bins.expected_error()` is the error pooled over all voxels.
 
@@ -462,7 +466,7 @@ class ECEMetric(_BinnedMetric):
 class CECEMetric(_BinnedMetric):
     """Classwise expected calibration error: the mean of the ECE of all N classes, background included.
 
-    Arguments and results as in `ECEMetric`.
+    Arguments, inputs and results as in `ECEMetric`.
 
     Source: Kull et al., "Beyond temperature scaling", NeurIPS 2019.
     """
@@ -476,7 +480,7 @@ class CalibrationMetric(CaseMetric):
     `aggregate()` returns `{"ece": ..., "cece": ...}`, which Ignite keeps as two metrics. The members `ece` and `cece`
     are an `ECEMetric` and a `CECEMetric` that hold the cases, bins included.
 
-    Arguments as in `ECEMetric`.
+    Arguments and inputs as in `ECEMetric`.
     """
 
     def __init__(self, num_bins: int = 15, foreground_only: bool = True, ignore_index: int | None = None) -> None:
@@ -520,14 +524,20 @@ class _VoxelMeanMetric(CaseMetric):
 
 
 class NLLMetric(_VoxelMeanMetric):
-    """Negative log-likelihood of each case, see `negative_log_likelihood`; `aggregate()` is the mean over cases."""
+    """Negative log-likelihood of each case, see `negative_log_likelihood`; `aggregate()` is the mean over cases.
+
+    Inputs as in `ECEMetric`.
+    """
 
     def measure(self, y_pred: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         return negative_log_likelihood(y_pred, y, self.foreground_only, self.ignore_index)
 
 
 class BrierMetric(_VoxelMeanMetric):
-    """Brier score of each case, see `brier_score`; `aggregate()` is the mean over cases."""
+    """Brier score of each case, see `brier_score`; `aggregate()` is the mean over cases.
+
+    Inputs as in `ECEMetric`.
+    """
 
     def measure(self, y_pred: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         return brier_score(y_pred, y, self.foreground_only, self.ignore_index)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -26,6 +27,12 @@ class CaseMetric(CumulativeIterationMetric):
     `y_pred` and `y` are batches `(B, C, *S)` or lists of channel-first tensors `(C, *S)`, whose sizes may differ from
     case to case. Works as `metric_fn` of `monai.handlers.IgniteMetricHandler`; buffers are gathered over ranks.
     """
+
+    def __call__(self, y_pred: TensorOrList, y: TensorOrList | None = None, **kwargs: Any) -> Any:
+        for name, value in (("y_pred", y_pred), ("y", y)):
+            if not isinstance(value, (torch.Tensor, Sequence)):  # which the base class would drop or fail on
+                raise TypeError(f"{name} must be a torch.Tensor or a list of them, got {type(value).__name__}.")
+        return super().__call__(y_pred, y, **kwargs)
 
     @abstractmethod
     def measure(self, y_pred: torch.Tensor, y: torch.Tensor) -> torch.Tensor | list[torch.Tensor]:

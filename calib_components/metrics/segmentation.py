@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from monai.metrics.utils import get_mask_edges, get_surface_distance
 
@@ -18,10 +19,13 @@ def dice(y_pred: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 
     Args:
         y_pred: masks `(B, C, *S)` of 0 and 1, one-hot or overlapping regions.
-        y: masks likewise, or class index `(B, 1, *S)`.
+        y: masks likewise, or class index `(B, 1, *S)` where `y_pred` is one-hot.
 
     Returns:
         Float64 `(B, C)`: 0 for a structure in only one of the two, NaN in none.
+
+    Raises:
+        TypeError, ValueError: one of the two is not a tensor as above, or they do not match.
     """
     y_pred, y = _masks(y_pred, y)
     return 2 * _voxels(y_pred & y).double() / (_voxels(y_pred) + _voxels(y))
@@ -37,14 +41,18 @@ def hausdorff_distance_95(
 
     Args:
         y_pred: masks `(B, C, *S)` of 0 and 1, one-hot or overlapping regions.
-        y: masks likewise, or class index `(B, 1, *S)`.
+        y: masks likewise, or class index `(B, 1, *S)` where `y_pred` is one-hot.
         spacing: size of a voxel along each axis of `*S`, say in mm; None measures in voxels.
 
     Returns:
         Float64 `(B, C)`, in the unit of `spacing`; NaN unless the structure is in both.
+
+    Raises:
+        TypeError, ValueError: one of the two is not a tensor as above, they do not match, or spacing has not one value
+            an axis.
     """
     y_pred, y = _masks(y_pred, y)
-    if spacing is not None and len(spacing) != y.ndim - 2:
+    if spacing is not None and np.shape(spacing) != (y.ndim - 2,):
         raise ValueError(f"spacing must have one value for each of the {y.ndim - 2} spatial axes, got {spacing}.")
     result = torch.full(y.shape[:2], torch.nan, dtype=torch.float64, device=y.device)
     in_both = (_voxels(y_pred) > 0) & (_voxels(y) > 0)
@@ -67,8 +75,13 @@ def structure_masks(label: torch.Tensor, structures: Sequence[Sequence[int]]) ->
 
     Returns:
         Boolean masks, `(len(structures), *S)`.
+
+    Raises:
+        TypeError, ValueError: the label is not one class index map.
     """
     label = plain_tensor(label, "label")
+    if label.shape[:1] != (1,):
+        raise ValueError(f"label must be one map of class indices, (1, *S), got {tuple(label.shape)}.")
     return torch.cat([torch.isin(label, torch.tensor(classes).to(label)) for classes in structures])
 
 
@@ -122,7 +135,14 @@ def _masks(y_pred: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.T
         invalid = int((~masks.any(1)).sum())
         if invalid:
             raise ValueError(f"y must hold class indices 0 to {channels - 1}, but {invalid} of its voxels do not.")
-        return _binary(y_pred, "y_pred"), masks
+        y_pred = _binary(y_pred, "y_pred")
+        several_or_none = int((y_pred.sum(1) != 1).sum())
+        if several_or_none:
+            raise ValueError(
+                f"y_pred must be one-hot where y is a class index, but {several_or_none} of its voxels are in several "
+                "classes or none: for regions give masks for y as well, see structure_masks."
+            )
+        return y_pred, masks
     if y.shape == y_pred.shape:
         return _binary(y_pred, "y_pred"), _binary(y, "y")
     raise ValueError(
@@ -146,9 +166,9 @@ def _binary(masks: torch.Tensor, name: str) -> torch.Tensor:
 class DiceMetric(_StructureMetric):
     """Dice similarity coefficient of each case and structure.
 
-    `y_pred`: masks `(B, C, *S)`, one-hot or overlapping regions; `y`: masks likewise or class index `(B, 1, *S)`.
-    `aggregate()` averages over the structures of a case, then over cases; a structure in neither prediction nor ground
-    truth is NaN and in no mean. See also `missed` and `spurious`.
+    `y_pred`: masks `(B, C, *S)`, one-hot or overlapping regions; `y`: masks likewise or, for a one-hot `y_pred`, class
+    index `(B, 1, *S)`. `aggregate()` averages over the structures of a case, then over cases; a structure in neither
+    prediction nor ground truth is NaN and in no mean. See also `missed` and `spurious`.
 
     Args:
         include_background: False leaves channel 0 out; True for regions that have no background channel.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -194,6 +195,35 @@ def test_losses_without_their_extra_term_are_cross_entropy(shape: tuple[int, ...
         torch.testing.assert_close(value_and_gradient(loss, logits, target), expected)
 
 
+@every_shape
+@pytest.mark.parametrize("prior", PRIORS)
+@pytest.mark.parametrize("options", [{}, {"kernel_size": 5, "sigma": 1.0, "padding": "background"}])
+def test_nacl_keeps_logits_near_the_prior_it_is_told(
+    shape: tuple[int, ...], prior: str, options: dict[str, Any]
+) -> None:
+    logits, target = example(shape)
+    distance = (neighbor_prior(target, shape[1], prior, **options) - logits).abs().mean()
+    expected = F.cross_entropy(logits, target[:, 0]) + 0.1 * distance
+    torch.testing.assert_close(NACLLoss(prior, **options)(logits, target), expected)
+
+
+@every_shape
+@pytest.mark.parametrize("soft", [False, True])
+def test_label_smoothing_is_cross_entropy_with_a_smooth_target(shape: tuple[int, ...], soft: bool) -> None:
+    logits, target = example(shape)
+    sharp = torch.randn(shape).softmax(1) if soft else F.one_hot(target[:, 0], shape[1]).movedim(-1, 1).float()
+    expected = F.cross_entropy(logits, 0.7 * sharp + 0.3 / shape[1])
+    torch.testing.assert_close(LabelSmoothingLoss(0.3)(logits, sharp if soft else target), expected)
+
+
+@every_shape
+@pytest.mark.parametrize("options", [{}, {"kernel_size": 5, "sigma": 1.0}])
+def test_svls_is_cross_entropy_with_the_gaussian_prior(shape: tuple[int, ...], options: dict[str, Any]) -> None:
+    logits, target = example(shape)
+    expected = F.cross_entropy(logits, neighbor_prior(target, shape[1], "gaussian", **options))
+    torch.testing.assert_close(SVLSLoss(**options)(logits, target), expected)
+
+
 def test_svls_of_a_constant_map_is_cross_entropy() -> None:
     logits, target = example(SHAPES[0])
     target = torch.full_like(target, 2)
@@ -225,7 +255,8 @@ def test_values_by_hand() -> None:
     )
     entropy = -(1 / 4 * math.log(1 / 4) + 3 / 4 * math.log(3 / 4))
     assert EntropyPenaltyLoss(0.1)(logits, target).item() == pytest.approx(ce - 0.1 * entropy / 2)
-    assert LabelSmoothingLoss(0.2)(logits, target).item() == pytest.approx(0.8 * ce + 0.2 * ce)
+    ls_of_the_first = -0.8 * math.log(3 / 4) - 0.1 * math.log(3 / 4) - 0.1 * math.log(1 / 4)
+    assert LabelSmoothingLoss(0.2)(logits[..., :1], target[..., :1]).item() == pytest.approx(ls_of_the_first)
     assert MbLSLoss(margin=1.0)(logits, target).item() == pytest.approx(ce + 0.1 * (math.log(3) - 1) / 2)
     # Replicated windows: two thirds of the voxel's own label, one third of its neighbour's.
     distance = (1 / 3 + (math.log(3) - 2 / 3) + 2 / 3 + (math.log(3) - 1 / 3)) / 4
@@ -274,6 +305,7 @@ def test_targets_that_are_no_probabilities(name: str) -> None:
         ({"penalty": "l3"}, "penalty: expected one of .* got 'l3'"),
         ({"constraint": "probability"}, "constraint: expected one of .* got 'probability'"),
         ({"kernel_size": 2}, "kernel_size: expected an odd number"),
+        ({"penalty_weight": -0.1}, "penalty_weight: expected a number of at least 0, got -0.1"),
     ],
 )
 def test_wrong_options_of_nacl(options: dict, message: str) -> None:
@@ -290,8 +322,19 @@ def test_wrong_options_of_nacl(options: dict, message: str) -> None:
         (SVLSLoss, {"sigma": 0.0}, "sigma: expected at least 0.1 voxels, got 0.0"),
         (LabelSmoothingLoss, {"alpha": 1.5}, "alpha: expected a number from 0 to 1, got 1.5"),
         (FocalLoss, {"gamma": -1.0}, "gamma: expected at least 0, got -1.0"),
+        (MbLSLoss, {"margin": -1.0}, "margin: expected a number of at least 0, got -1.0"),
+        (MbLSLoss, {"penalty_weight": math.nan}, "penalty_weight: expected a number of at least 0, got nan"),
+        (EntropyPenaltyLoss, {"penalty_weight": -1}, "penalty_weight: expected a number of at least 0, got -1"),
     ],
 )
 def test_wrong_options_of_the_others(loss: type[torch.nn.Module], option: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         loss(**option)
+
+
+def test_compiled_rejects_a_label_out_of_range() -> None:
+    logits, target = example(SHAPES[0])
+    torch._dynamo.reset()
+    compiled = torch.compile(NACLLoss(), backend="aot_eager", fullgraph=True)
+    with pytest.raises(RuntimeError, match="target: expected class indices from 0 to 3"):
+        compiled(logits, target + 2)

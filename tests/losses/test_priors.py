@@ -242,3 +242,8 @@ def test_wrong_arguments(options, message):
     arguments = {"target": torch.zeros(1, 5, 5, dtype=torch.long), "num_classes": 3} | options
     with pytest.raises(ValueError, match=message):
         neighbor_prior(**arguments)
+
+
+def test_target_must_be_a_tensor() -> None:
+    with pytest.raises(TypeError, match=r"target: expected a torch\.Tensor, got ndarray"):
+        neighbor_prior(torch.zeros(1, 5, 5).numpy(), 3)  # type: ignore[arg-type]

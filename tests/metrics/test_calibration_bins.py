@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from calib_components.metrics import (
     CalibrationBins,
+    ECEMetric,
     adaptive_calibration_error,
     brier_score,
     calibration,
@@ -142,6 +143,7 @@ def test_float64_edges_belong_to_the_bin_below(num_bins: int) -> None:
         assert bins.count[0, 0].tolist() == [2] + [1] * (num_bins - 1)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 200), st.floats(0, 1, width=32), st.booleans())
 def test_bin_of_a_float32_is_exact(num_bins: int, p: float, near_an_edge: bool) -> None:
     if near_an_edge:
@@ -360,6 +362,8 @@ def test_wrong_types_and_settings() -> None:
         calibration_bins(ONE_HOT, Y)
     with pytest.raises(ValueError, match="num_bins must be at least 1, got 0"):
         calibration_bins(P, Y, num_bins=0)
+    with pytest.raises(ValueError, match="num_bins must be at least 1, got 0"):
+        ECEMetric(num_bins=0)
 
 
 def test_rounding_is_no_error() -> None:

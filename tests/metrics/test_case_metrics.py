@@ -42,6 +42,14 @@ def assert_equal(actual: torch.Tensor, expected: torch.Tensor) -> None:
 
 
 @pytest.mark.parametrize("metric_type", METRICS)
+def test_only_tensors_and_lists_of_them(metric_type: type) -> None:
+    y_pred, y = cases(metric_type)
+    for name, arguments in {"y_pred": (y_pred.numpy(), y), "y": (y_pred, y.numpy())}.items():
+        with pytest.raises(TypeError, match=f"^{name} must be a torch.Tensor or a list of them, got ndarray"):
+            metric_type()(*arguments)
+
+
+@pytest.mark.parametrize("metric_type", METRICS)
 def test_batches_and_lists_of_cases_give_the_same(metric_type: type) -> None:
     y_pred, y = cases(metric_type)
     whole, one_by_one, lists = metric_type(), metric_type(), metric_type()
@@ -136,7 +144,7 @@ def test_errors() -> None:
         metric.aggregate()
     with pytest.raises(ValueError, match="same number of cases, got 4 and 3"):
         metric(list(y_pred), list(y[:3]))
-    with pytest.raises(TypeError, match=r"y must be a torch\.Tensor, got NoneType"):
+    with pytest.raises(TypeError, match="y must be a torch.Tensor or a list of them, got NoneType"):
         metric(y_pred)
     metric(y_pred, y)
     with pytest.raises(ValueError, match='reduction must be "mean", "mean_batch" or "none", got \'sum\''):

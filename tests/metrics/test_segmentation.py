@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -89,6 +90,11 @@ def test_structures_may_share_classes() -> None:
             torch.full((1, 1, 4, 4), 2),
             "y must hold class indices 0 to 1, but 16 of its voxels",
         ),
+        (
+            structure_masks(torch.tensor([[[0, 1, 2, 2]]]), [[1], [2], [1, 2]])[None],  # no channel of the background
+            torch.tensor([[[[0, 1, 2, 2]]]]),
+            "y_pred must be one-hot where y is a class index, but 4 of its voxels are in several classes or none",
+        ),
         (torch.zeros(4), torch.zeros(4), "y_pred must have shape"),
         (torch.zeros(1, 1, 4), torch.zeros(1, 1, 4), "none is left with include_background=False"),
     ],
@@ -99,8 +105,16 @@ def test_wrong_input(y_pred: torch.Tensor, y: torch.Tensor, message: str) -> Non
 
 
 def test_spacing_must_fit_the_axes() -> None:
-    with pytest.raises(ValueError, match=r"one value for each of the 2 spatial axes, got \(1, 2, 3\)"):
-        HD95Metric(include_background=True, spacing=(1, 2, 3))(mask(1), mask(1))
+    for spacing in ((1, 2, 3), 1.5):
+        message = f"one value for each of the 2 spatial axes, got {spacing}"
+        with pytest.raises(ValueError, match=re.escape(message)):
+            HD95Metric(include_background=True, spacing=spacing)(mask(1), mask(1))
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 4, 4), (4, 4), ()])
+def test_structures_come_from_one_map(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"label must be one map of class indices, \(1, \*S\), got"):
+        structure_masks(torch.zeros(shape), [[1]])
 
 
 def test_surfaces_reach_the_border_of_the_image() -> None:
