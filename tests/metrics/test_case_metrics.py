@@ -144,7 +144,7 @@ def test_errors() -> None:
         metric.aggregate()
     with pytest.raises(ValueError, match="same number of cases, got 4 and 3"):
         metric(list(y_pred), list(y[:3]))
-    with pytest.raises(TypeError, match="y must be a torch.Tensor or a list of them, got NoneType"):
+    with pytest.raises(TypeError, match=r"y must be a torch\.Tensor or a list of them, got NoneType"):
         metric(y_pred)
     metric(y_pred, y)
     with pytest.raises(ValueError, match='reduction must be "mean", "mean_batch" or "none", got \'sum\''):
