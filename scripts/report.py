@@ -194,11 +194,13 @@ def cells_section(results: Results) -> Section:
             shown = {**record, "method": method.label}.values()
             rows.append([Field("" if value is None else str(value)) for value in shown])
     train = results.first.settings["train"]
+    size, channels = " x ".join(map(str, train["image_size"])), ", ".join(map(str, train["network_def"]["channels"]))
+    crop = "" if train["crop_size"] == "@image_size" else f", seen and scored at crop_size {train['crop_size']}"
     caption = (
         f"Evaluated on split {results.split}: {len(results.first.cases)} cases of {len(set(results.patients))} "
-        "patients, with the weights of the best epoch on the validation split. Slices prepared at "
-        f"{' x '.join(map(str, train['image_size']))}, batches of {train['batch_size']}, {train['max_epochs']} epochs, "
-        f"learning rate {train['learning_rate']}, channels {', '.join(map(str, train['network_def']['channels']))}. "
+        "patients, with the weights of the best epoch on the validation split; val_interval "
+        f"{train['val_interval']}, slices prepared at {size}{crop}, batches of {train['batch_size']}, "
+        f"{train['max_epochs']} epochs, learning rate {train['learning_rate']}, channels {channels}. "
         "A cell's settings.json has everything."
     )
     header = ["", *(name.replace("_", " ") for name in records[0] if name != "method")]
@@ -235,7 +237,10 @@ def reliability_section(results: Results) -> Section:
         first, *rest = (CalibrationBins.from_dict(fields) for fields in saved)
         figure = reliability_diagram(sum(rest, first))
         pictures.append(Picture(f"reliability_{method.name}", method.label, to_png(figure)))
-    caption = "Of the predicted class; all foreground voxels of all cases and seeds together."
+    caption = (
+        "Of the predicted class, over all foreground voxels of all cases and seeds together: so is the ECE above each, "
+        "while tables hold means over cases."
+    )
     return Section("reliability", "Reliability diagrams", caption, pictures=pictures)
 
 
@@ -374,6 +379,10 @@ def report(results: str, out: str = "report", reference: str = "nacl") -> None:
     bundle = found.first.settings["bundle"]
     title = f"Losses compared: {bundle.partition('_')[0].upper()}"
     notices = [f"Not finished yet: {'; '.join(found.missing)}."] if found.missing else []
+    seeds = {method.label: ", ".join(str(c.settings["seed"]) for c in method.cells) for method in found.methods}
+    if len(set(seeds.values())) > 1:
+        told = "; ".join(f"{label} {numbers}" for label, numbers in seeds.items())
+        notices.append(f"Not all losses have the same seeds, so differences and ranks are not quite fair: {told}.")
     base = next((method for method in found.methods if method.name == reference), None)
     if base is None:
         notices.append(f"There are no differences, since {reference} is not finished.")

@@ -36,6 +36,8 @@ def make_cell(folder: Path, method: str, seed: int, ece: float, **train: Any) ->
         "patients": {case: case.partition("_")[0] for case in cases},
         "train": {
             "image_size": [64, 64],
+            "crop_size": "$[48, 48]",
+            "val_interval": 4,
             "batch_size": 16,
             "max_epochs": 2,
             "learning_rate": 0.001,
@@ -153,6 +155,8 @@ def test_page_and_markdown_mark_the_best_and_name_what_is_missing(results: Path,
     assert f"**{best}**" in markdown
     for text in (page, markdown):
         assert "Not finished yet: svls, seed 0." in text
+        assert "differences and ranks are not quite fair: CE+DSC 0, 1; NACL 0." in text
+        assert "val_interval 4, slices prepared at 64 x 64, seen and scored at crop_size $[48, 48]" in text
 
 
 def test_without_the_reference_there_are_no_differences(results: Path, tmp_path: Path) -> None:
