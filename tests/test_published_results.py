@@ -10,12 +10,19 @@ from pathlib import Path
 
 import pytest
 
+from calib_components.comparison import read_results
 from scripts.compare_losses import TABLE1
 from scripts.report import report
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results/acdc/table1"
 METADATA = json.loads((ROOT / "bundles/acdc_mri_nacl_segmentation/configs/metadata.json").read_text())
+
+
+def test_table_is_complete() -> None:
+    results = read_results(RESULTS)
+    assert not results.missing
+    assert [method.name for method in results.methods] == [setting.name for setting in TABLE1]
 
 
 def test_report_is_rebuilt_byte_for_byte(tmp_path: Path) -> None:
