@@ -146,8 +146,15 @@ def logit_bars(magnitudes: Mapping[str, ArrayLike], class_names: Sequence[str]) 
     figure.supylabel("mean |logit|", fontsize="medium")
     figure.supxlabel("ground truth", fontsize="medium")
     handles = [Patch(color=_class_color(k)) for k in range(num_classes)]
-    legend = {"title": "logit of", "ncols": min(num_classes, columns + 1), "frameon": False, "fontsize": "small"}
-    figure.legend(handles, class_names, loc="outside upper center", **legend)
+    figure.legend(
+        handles,
+        class_names,
+        title="logit of",
+        loc="outside upper center",
+        ncols=min(num_classes, columns + 1),
+        frameon=False,
+        fontsize="small",
+    )
     return figure
 
 

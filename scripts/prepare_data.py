@@ -306,7 +306,7 @@ def prepare(
 ) -> None:
     """Prepare the cases that `out` lacks, then write `out/datalist.json` for all of them.
 
-    Patients stay in the split that an earlier `datalist.json` had them in: a model may have been trained on it.
+    No patient may change the split that an earlier `datalist.json` had it in: a model may have been trained on that.
 
     Args:
         cases: what to prepare.

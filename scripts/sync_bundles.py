@@ -54,9 +54,8 @@ def sync(check: bool = False) -> None:
         for path, text in files.items():
             if path.is_file() and path.read_text() == text:
                 continue
-            found.append(
-                f"{path}: {'differs from bundles/common: run scripts/sync_bundles.py' if check else 'written'}"
-            )
+            state = "differs from bundles/common: run scripts/sync_bundles.py" if check else "written"
+            found.append(f"{path}: {state}")
             if not check:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text(text)
