@@ -30,7 +30,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import fire
 import monai
@@ -88,7 +88,8 @@ PRESETS = {
 
 # Set by this script for every cell.
 RESERVED = ("bundle_root", "ckpt_dir", "device", "load_path", "output_dir", "resume", "seed")
-# Say where things are or how fast they go, not what is computed.
+# Say where things are or what runs them, not what is to be computed: random draws depend on the number of workers, and
+# rounding on the device, as both do on a seed.
 INDIFFERENT = (*RESERVED[:-1], "dataset_dir", "datalist", "num_workers", "_meta_")
 
 
@@ -197,9 +198,10 @@ def plan_cell(
             "method": setting.name,
             "label": setting.label,
             "seed": seed,
-            "bundle": bundle.name,
+            "bundle": bundle.resolve().name,
             "datalist": hashlib.sha256(datalist.read_bytes()).hexdigest(),
             "patients": {item["case"]: item.get("patient", item["case"]) for item in cases},
+            "crop_size": list(train.get_parsed_content("crop_size")),
             "train": _computed(train.get()),
             "evaluate": _computed(evaluate.get()),
         },
@@ -277,7 +279,8 @@ def write_plan(cells: Sequence[Cell], out: Path) -> None:
         method, seed = cell.settings["method"], cell.settings["seed"]
         by_name[method, seed] = {"method": method, "seed": seed, "commands": cell.commands}
     _write_json(list(by_name.values()), plan_file)
-    lines = [f"# {e['method']}, seed {e['seed']}\n" + "\n".join(e["commands"]) + "\n" for e in by_name.values()]
+    lines = ["# For the folder that compare_losses.py was started in; a GPU is chosen by adding --device=cuda:1.\n"]
+    lines += [f"# {e['method']}, seed {e['seed']}\n" + "\n".join(e["commands"]) + "\n" for e in by_name.values()]
     (out / "commands.sh").write_text("\n".join(lines))
 
 
@@ -289,13 +292,13 @@ class Children:
 
     def __init__(self) -> None:
         self._running: set[subprocess.Popen] = set()
-        self._ending = False
+        self.ending = False
 
     def call(self, command: Sequence[str], **options: Any) -> int:
         """As `subprocess.call`."""
         process = subprocess.Popen(command, start_new_session=True, **options)
         self._running.add(process)
-        if self._ending:  # end() may have looked before this one was there
+        if self.ending:  # end() may have looked before this one was there
             self._kill(process)
         code = process.wait()
         self._running.discard(process)
@@ -303,7 +306,7 @@ class Children:
 
     def end(self) -> None:
         """End all that run now, and all that are started later."""
-        self._ending = True
+        self.ending = True
         for process in list(self._running):
             self._kill(process)
 
@@ -313,7 +316,7 @@ class Children:
             os.killpg(process.pid, signal.SIGTERM)
 
 
-def run_cell(cell: Cell, device: str | None = None, call: Callable[..., int] = subprocess.call) -> bool:
+def run_cell(cell: Cell, device: str | None = None, children: Children | None = None) -> bool:
     """Train, evaluate, and put what was measured into the results folder.
 
     A lock, which the runs inherit, keeps a second process away from a cell: also when the first one was killed and its
@@ -322,22 +325,24 @@ def run_cell(cell: Cell, device: str | None = None, call: Callable[..., int] = s
     Args:
         cell: what to run.
         device: for both runs; None leaves it to the bundle.
-        call: what runs a command.
+        children: what starts both runs and can end them.
 
     Returns:
         False when it was finished already.
 
     Raises:
-        CellError: a run failed.
+        CellError: a run failed, or all were ended while it waited.
         CompareError: the cell was begun with other settings.
     """
+    children = children or Children()
     cell.work.mkdir(parents=True, exist_ok=True)
     with open(cell.work / "lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not _try_lock(lock):
             tqdm.write(f"{cell.name}: an earlier process is still at it, waiting for that")
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            while not _try_lock(lock):
+                if children.ending:
+                    raise CellError("ended while waiting for an earlier process")
+                time.sleep(0.5)
         check_made_alike(cell)  # again: another command may have begun it since this one planned it
         if cell.results.is_dir():
             return False
@@ -348,7 +353,7 @@ def run_cell(cell: Cell, device: str | None = None, call: Callable[..., int] = s
             log_file = cell.work / f"{what}.log"
             with open(log_file, "a+") as log:
                 start = log.tell()
-                code = call(command, stdout=log, stderr=subprocess.STDOUT, pass_fds=[lock.fileno()])
+                code = children.call(command, stdout=log, stderr=subprocess.STDOUT, pass_fds=[lock.fileno()])
                 log.seek(start)
                 output = log.read()
             if code != 0:
@@ -357,6 +362,14 @@ def run_cell(cell: Cell, device: str | None = None, call: Callable[..., int] = s
                 raise CellError(f"{what} failed with exit code {code}{reason}; see {log_file}")
         _publish(cell, device)
         return True
+
+
+def _try_lock(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _publish(cell: Cell, device: str | None) -> None:
@@ -435,12 +448,18 @@ def run_cells(cells: Sequence[Cell], submit: Callable[[Cell], Any]) -> dict[str,
                         progress.update(left)
                         tqdm.write(f"{name}: finished, {cell.results}")
                     except Exception as error:
-                        failed[name] = str(error)
+                        failed[name] = _reason(error)
                         total -= left
                         progress.total = total
                         progress.refresh()
-                        tqdm.write(f"{name}: {error}")
+                        tqdm.write(f"{name}: {failed[name]}")
     return failed
+
+
+def _reason(error: Exception) -> str:
+    """What `run_cell` said, also where submitit wraps it into the traceback of a job."""
+    said = re.findall(r"^[\w.]*(?:CellError|CompareError): (.*)", str(error), re.MULTILINE)
+    return said[-1] if said else str(error)
 
 
 def _submit_to_threads(cells: Sequence[Cell], workers: int, devices: Sequence[str | None]) -> dict[str, str]:
@@ -453,7 +472,7 @@ def _submit_to_threads(cells: Sequence[Cell], workers: int, devices: Sequence[st
     def run_on_free_device(cell: Cell) -> None:
         device = free.get()
         try:
-            run_cell(cell, device, children.call)
+            run_cell(cell, device, children)
         finally:
             free.put(device)
 
@@ -471,8 +490,11 @@ def _submit_to_slurm(cells: Sequence[Cell], folder: Path, parameters: dict[str, 
         import submitit
     except ImportError:
         raise CompareError("executor slurm needs submitit: pip install 'calib-components[slurm]'") from None
-    executor = submitit.SlurmExecutor(folder=folder)
-    executor.update_parameters(**parameters)
+    try:
+        executor = submitit.SlurmExecutor(folder=folder)
+        executor.update_parameters(**parameters)
+    except (RuntimeError, TypeError, ValueError) as error:  # no Slurm here, or no such parameter
+        raise CompareError(f"executor slurm: {error}") from None
     jobs: list[Any] = []
 
     def submit(cell: Cell) -> Any:
@@ -525,6 +547,8 @@ def compare(
     """
     bundle_path, out_path = Path(str(bundle)), Path(str(out))
     work_path = out_path / "work" if work is None else Path(str(work))
+    if work_path.resolve() == out_path.resolve():
+        raise CompareError(f"--work and --out are the same folder, {out}")
     if not (bundle_path / "configs" / "train.yaml").is_file():
         raise CompareError(f"{bundle}: no bundle, since it lacks configs/train.yaml")
     if executor not in ("local", "slurm"):
@@ -533,13 +557,17 @@ def compare(
         raise CompareError('--workers and --devices are for this machine; use --slurm "{gpus_per_node: 1}"')
     if executor == "local" and slurm is not None:
         raise CompareError("--slurm needs --executor slurm")
-    all_seeds = [seeds] if isinstance(seeds, int) else list(seeds)
+    all_seeds = list(dict.fromkeys(seeds)) if isinstance(seeds, Sequence) else [seeds]
     if not all_seeds or not all(isinstance(seed, int) and seed >= 0 for seed in all_seeds):
         raise CompareError(f"seeds: expected numbers such as 0,1,2, got {seeds!r}")
     places = [None] if devices is None else devices.split(",") if isinstance(devices, str) else devices
     if not isinstance(places, Sequence) or not all(isinstance(place, str | None) for place in places):
         raise CompareError(f"devices: expected names such as cuda:0,cuda:1, got {devices!r}")
-    names = losses.split(",") if isinstance(losses, str) else list(losses)
+    if workers is not None and (not isinstance(workers, int) or workers < 1):
+        raise CompareError(f"workers: expected a number of at least 1, got {workers!r}")
+    names = losses.split(",") if isinstance(losses, str) else losses
+    if not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
+        raise CompareError(f"losses: expected names such as table1 or nacl,ce_dice, got {losses!r}")
     overrides = json.loads(json.dumps(overrides))  # lists for tuples, as YAML has them
     if "tuning" in names:
         overrides.setdefault("split", "validation")

@@ -13,13 +13,16 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import submitit
 import torch
+from torch.utils.tensorboard import SummaryWriter
 
 from calib_components.comparison import PUBLISHED
 from scripts.compare_losses import (
@@ -30,6 +33,8 @@ from scripts.compare_losses import (
     CompareError,
     choose_settings,
     compare,
+    plan_cell,
+    read_history,
     run_cell,
     run_cells,
 )
@@ -90,8 +95,8 @@ def test_keeps_small_files_as_results_and_the_rest_apart(compared: Path) -> None
 
 def test_commands_are_plain_runs_of_the_bundle(compared: Path) -> None:
     lines = (compared / "commands.sh").read_text().splitlines()
-    assert lines[0] == "# nacl_max, seed 0"
-    train, evaluate = (shlex.split(line) for line in lines[1:3])
+    assert lines[2] == "# nacl_max, seed 0"
+    train, evaluate = (shlex.split(line) for line in lines[3:5])
     assert train[:4] == evaluate[:4] == ["python", "-m", "monai.bundle", "run"]
     assert {"--loss::prior=max", "--seed=0", "--resume=True", "--max_epochs=2", "--image_size=[64, 64]"} <= set(train)
     assert f"--config_file=['{BUNDLE}/configs/train.yaml','{BUNDLE}/configs/losses/nacl.yaml']" in train
@@ -140,9 +145,12 @@ def test_killed_comparison_goes_on_to_the_same_results(compared: Path, prepared:
 
     subprocess.run(again, cwd=ROOT, check=True, capture_output=True)
     assert "Resuming after epoch 1" in (work / "train.log").read_text()
-    for path in sorted((compared / "ce_dice" / "seed0").rglob("*.*")):
-        if path.name not in ("history.csv", "settings.json"):  # seconds and paths
-            assert (tmp_path / path.relative_to(compared)).read_bytes() == path.read_bytes(), path.name
+    whole, resumed = (folder / "ce_dice" / "seed0" for folder in (compared, tmp_path))
+    for path in sorted(whole.rglob("*.*")):
+        if path.name not in ("history.csv", "settings.json"):  # paths
+            assert (resumed / path.relative_to(whole)).read_bytes() == path.read_bytes(), path.name
+    of_whole, of_resumed = (list(csv.DictReader((folder / "history.csv").open())) for folder in (whole, resumed))
+    assert [{**epoch, "seconds": ""} for epoch in of_resumed] == [{**epoch, "seconds": ""} for epoch in of_whole]
 
 
 # --- arguments ----------------------------------------------------------------------------------------------------
@@ -161,6 +169,10 @@ def test_killed_comparison_goes_on_to_the_same_results(compared: Path, prepared:
         ({"bundle": "/nowhere"}, r"/nowhere: no bundle"),
         ({"executor": "pbs"}, r"executor: expected local or slurm, got 'pbs'"),
         ({"seeds": "0-2"}, r"seeds: expected numbers such as 0,1,2, got '0-2'"),
+        ({"seeds": 0.5}, r"seeds: expected numbers such as 0,1,2, got 0.5"),
+        ({"losses": 5}, r"losses: expected names such as table1 or nacl,ce_dice, got 5"),
+        ({"workers": -1}, r"workers: expected a number of at least 1, got -1"),
+        ({"workers": 0}, r"workers: expected a number of at least 1, got 0"),
         ({"devices": 0}, r"devices: expected names such as cuda:0,cuda:1, got 0"),
         ({"slurm": {"time": 60}}, r"--slurm needs --executor slurm"),
         ({"executor": "slurm"}, r"--workers and --devices are for this machine"),  # devices is among the options
@@ -179,6 +191,30 @@ def test_slurm_without_submitit_says_what_to_install(
 ) -> None:
     monkeypatch.setitem(sys.modules, "submitit", None)
     with pytest.raises(CompareError, match=r"pip install 'calib-components\[slurm\]'"):
+        compare(**{**options(prepared, tmp_path, "nacl"), "executor": "slurm", "devices": None})
+
+
+def test_work_in_the_folder_of_the_results_is_an_error(prepared: Path, tmp_path: Path) -> None:
+    with pytest.raises(CompareError, match="--work and --out are the same folder"):
+        compare(**{**options(prepared, tmp_path / "out", "nacl"), "work": str(tmp_path / "work" / ".." / "out")})
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_seed_given_twice_is_one_cell(compared: Path, prepared: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as done:
+        compare(**{**options(prepared, compared, "ce_dice"), "seeds": [0, 0]})
+    assert done.value.code == 0
+    assert "1 of 1 cells are finished, 0 failed" in capsys.readouterr().out
+
+
+def test_from_the_bundles_own_folder_it_has_its_name(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(BUNDLE)
+    places = (prepared, Path("out"), Path("work"))
+    assert plan_cell(PRESETS["table1"][0], 0, Path(), *places, {}).settings["bundle"] == BUNDLE.name
+
+
+def test_without_slurm_says_so(prepared: Path, tmp_path: Path) -> None:
+    with pytest.raises(CompareError, match='executor slurm: Could not detect "srun"'):
         compare(**{**options(prepared, tmp_path, "nacl"), "executor": "slurm", "devices": None})
 
 
@@ -209,9 +245,19 @@ def test_slurm_gets_a_job_for_each_unfinished_cell(
     assert submitted == ["mbls, seed 0"]
 
 
+def test_job_that_fails_is_reported_in_one_line(tmp_path: Path) -> None:
+    """In jobs that submitit really starts, here without Slurm."""
+    executor = submitit.LocalExecutor(folder=tmp_path / "jobs")
+    bad, good = made_up(tmp_path, "bad", "raise ValueError('no good')"), made_up(tmp_path, "good")
+    failed = run_cells([bad, good], lambda cell: executor.submit(run_cell, cell))
+    log = tmp_path / "work" / "bad" / "train.log"
+    assert failed == {"bad": f"train failed with exit code 1: ValueError: no good; see {log}"}
+    assert good.results.is_dir()
+
+
 def test_devices_are_several_with_commas(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     used = []
-    monkeypatch.setattr("scripts.compare_losses.run_cell", lambda cell, device, call: used.append(device))
+    monkeypatch.setattr("scripts.compare_losses.run_cell", lambda cell, device, children: used.append(device))
     with pytest.raises(SystemExit):
         compare(**{**options(prepared, tmp_path, "nacl,ce_dice"), "devices": "cuda:0,cuda:1"})
     assert sorted(used) == ["cuda:0", "cuda:1"]
@@ -285,11 +331,11 @@ def test_cell_that_another_command_began_with_other_settings_is_left_alone(tmp_p
 def test_ending_children_ends_the_cells(tmp_path: Path) -> None:
     children = Children()
     with ThreadPoolExecutor(1) as pool:
-        first = pool.submit(run_cell, made_up(tmp_path, "first", "import time; time.sleep(60)"), None, children.call)
+        first = pool.submit(run_cell, made_up(tmp_path, "first", "import time; time.sleep(60)"), None, children)
         while not (tmp_path / "work" / "first" / "train.log").is_file():
             time.sleep(0.01)
         children.end()
-        later = pool.submit(run_cell, made_up(tmp_path, "later", "import time; time.sleep(60)"), None, children.call)
+        later = pool.submit(run_cell, made_up(tmp_path, "later", "import time; time.sleep(60)"), None, children)
         for future in (first, later):
             with pytest.raises(CellError, match="train failed with exit code -15"):
                 future.result(timeout=30)
@@ -307,3 +353,42 @@ def test_waits_for_a_process_that_is_still_at_the_cell(tmp_path: Path) -> None:
         assert not cell.results.exists()
     thread.join(timeout=30)
     assert cell.results.is_dir()
+
+
+def test_ending_children_ends_the_wait(tmp_path: Path) -> None:
+    cell, children = made_up(tmp_path, "cell"), Children()
+    cell.work.mkdir(parents=True)
+    with open(cell.work / "lock", "w") as held, ThreadPoolExecutor(1) as pool:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        waiting = pool.submit(run_cell, cell, None, children)
+        children.end()
+        with pytest.raises(CellError, match="ended while waiting for an earlier process"):
+            waiting.result(timeout=30)
+    assert not cell.results.exists()
+
+
+def test_training_whose_parent_was_killed_is_waited_for(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    write = f"open({str(log)!r}, 'a').write"
+    cell = made_up(tmp_path, "cell", f"import time; {write}('begun '); time.sleep(2); {write}('done ')")
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        pool.submit(run_cell, cell)
+        while not log.is_file():
+            time.sleep(0.01)
+        (parent,) = pool._processes.values()
+        parent.kill()
+    run_cell(cell)
+    assert log.read_text() == "begun done begun done "
+    assert cell.results.is_dir()
+
+
+def test_history_has_the_latest_word_on_every_epoch(tmp_path: Path) -> None:
+    for stamp, value, epochs in ((1, 0.25, (1, 2)), (2, 0.5, (2, 3))):  # resumed after epoch 1
+        with SummaryWriter(tmp_path / str(stamp)) as writer:
+            for epoch in epochs:
+                writer.add_scalar("train_loss", value, epoch)
+        (file,) = (tmp_path / str(stamp)).iterdir()
+        file.rename(tmp_path / f"events.out.tfevents.{stamp}.host")
+    header, *rows = read_history(tmp_path)
+    assert header == ["epoch", "seconds", "train_loss"]
+    assert [(epoch, value) for epoch, _, value in rows] == [(1, 0.25), (2, 0.5), (3, 0.5)]
