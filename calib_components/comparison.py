@@ -3,13 +3,15 @@
 What is compared is a *method*, one setting of one loss. It is trained with one or more seeds; each of these *cells* is
 a folder that `scripts/compare_losses.py` wrote. A method's value on a case is the mean over its seeds.
 
-Undefined values are NaN. A structure that only the ground truth or only the prediction has (missed or made up) has DSC
+Undefined values are NaN. A structure that only the ground truth or only the prediction has (missed or spurious) has DSC
 0 and no HD95, and one that neither has, no value at all:
 
-- Means leave it out: a case's value is the mean over the structures that have one. How many were missed or made up is
+- Means leave it out: a case's value is the mean over the structures that have one. How many were missed or spurious is
   reported beside the means.
-- Differences and ranks must not reward missing a difficult structure. There a case with a structure missed or made up
+- Differences and ranks must not reward missing a difficult structure. There a case with a structure missed or spurious
   has no HD95 at all: it gives no difference, and it ranks last.
+
+Intervals are over patients: they say how far another choice of test patients could move a number, not another training.
 """
 
 from __future__ import annotations
@@ -43,11 +45,14 @@ __all__ = [
     "differing_settings",
     "holm",
     "mean_case_rank",
+    "mean_case_rank_with_interval",
+    "mean_of_defined",
     "mean_with_interval",
     "means_over_common_cases",
     "paired_difference",
     "read_results",
     "sum_rank",
+    "sum_rank_with_interval",
 ]
 
 Array = NDArray[np.float64]
@@ -116,8 +121,15 @@ PUBLISHED: dict[str, dict[str, tuple[float, float, float, float]]] = {
 # --- means and differences ----------------------------------------------------------------------------------------
 
 
+def mean_of_defined(values: ArrayLike) -> Array:
+    """Mean over the first axis without NaN; NaN where nothing is defined."""
+    stacked = np.asarray(values, float)
+    count = (~np.isnan(stacked)).sum(0)
+    return np.where(count > 0, np.nansum(stacked, axis=0) / np.maximum(count, 1), np.nan)
+
+
 class Estimate(NamedTuple):
-    """A mean over cases and its 95 % interval."""
+    """A mean over cases, or what is computed of such means, and its 95 % interval."""
 
     mean: float
     low: float
@@ -144,14 +156,29 @@ def mean_with_interval(values: ArrayLike, groups: Sequence[str] | None = None, s
         values: `(cases,)`; undefined ones (NaN) are left out.
         groups: what each case belongs to, such as its patient; None: every case is a group of its own.
         seed: of the resampling.
+
+    Returns:
+        NaN for what cannot be told: the mean without any defined value, the interval from fewer than two groups.
     """
     sums, counts = _group_sums(np.asarray(values, float), groups)
     if len(sums) == 0:
         return Estimate(np.nan, np.nan, np.nan)
-    drawn = np.random.default_rng(seed).integers(len(sums), size=(RESAMPLES, len(sums)))
-    means = sums[drawn].sum(1) / counts[drawn].sum(1)
-    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Estimate(float(sums.sum() / counts.sum()), float(low), float(high))
+    mean = float(sums.sum() / counts.sum())
+    drawn = _draw_groups(len(sums), seed)
+    return Estimate(mean, *_percentiles(sums[drawn].sum(1) / counts[drawn].sum(1), len(sums)))
+
+
+def _draw_groups(number: int, seed: int) -> NDArray[np.int64]:
+    """`(resamples, number)`: which groups each resample holds."""
+    return np.random.default_rng(seed).integers(number, size=(RESAMPLES, number))
+
+
+def _percentiles(resampled: Array, groups: int) -> tuple[float, float]:
+    """Ends of the interval that holds 95 % of what was resampled from so many groups."""
+    if groups < 2:
+        return np.nan, np.nan
+    low, high = np.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)
 
 
 def paired_difference(
@@ -220,6 +247,39 @@ def sum_rank(means: ArrayLike, higher_is_better: ArrayLike) -> Array:
     return column_ranks(means, higher_is_better).sum(1)
 
 
+def sum_rank_with_interval(
+    values: ArrayLike, higher_is_better: ArrayLike, groups: Sequence[str], seed: int = 0
+) -> list[Estimate]:
+    """`sum_rank` of the means over common cases, and its 95 % percentile bootstrap interval.
+
+    Args:
+        values: `(methods, cases, metrics)`, see `means_over_common_cases`.
+        higher_is_better: of each metric.
+        groups: what each case belongs to, as in `mean_with_interval`.
+        seed: of the resampling.
+
+    Returns:
+        One estimate for each method.
+    """
+    values = np.asarray(values, float)
+    names, index = np.unique(np.asarray(groups), return_inverse=True)
+    by_group = index[:, None] == np.arange(len(names))  # (cases, groups)
+    common = ~np.isnan(values).any(0)  # (cases, metrics)
+    sums = np.einsum("cg,mck->gmk", by_group, np.where(common, values, 0))
+    counts = by_group.T.astype(float) @ common  # (groups, metrics)
+    drawn = _draw_groups(len(names), seed)
+    shares = np.stack([np.bincount(row, minlength=len(names)) for row in drawn]).astype(float)
+    with np.errstate(invalid="ignore"):  # 0 / 0 is NaN, which ranks last: for every method alike
+        means = np.einsum("rg,gmk->mrk", shares, sums) / (shares @ counts)
+    columns = means.reshape(len(values), -1)
+    ranks = column_ranks(columns, np.tile(higher_is_better, len(drawn))).reshape(means.shape).sum(2)
+    totals = sum_rank(means_over_common_cases(values), higher_is_better)
+    return [
+        Estimate(float(total), *_percentiles(resampled, len(names)))
+        for total, resampled in zip(totals, ranks, strict=True)
+    ]
+
+
 def case_ranks(values: ArrayLike, higher_is_better: ArrayLike) -> Array:
     """Rank the methods on every case and metric.
 
@@ -249,12 +309,22 @@ def means_over_common_cases(values: ArrayLike) -> Array:
     """
     values = np.asarray(values, float)
     common = np.where(np.isnan(values).any(0), np.nan, values)
-    return _mean_of_defined(common.swapaxes(0, 1))
+    return mean_of_defined(common.swapaxes(0, 1))
 
 
 def mean_case_rank(values: ArrayLike, higher_is_better: ArrayLike) -> Array:
     """Mean of a method's ranks over all cases and metrics, `(methods,)`. Arguments as in `case_ranks`."""
-    return np.nanmean(case_ranks(values, higher_is_better), axis=(1, 2))
+    ranks = case_ranks(values, higher_is_better)
+    return mean_of_defined(ranks.reshape(len(ranks), -1).T)
+
+
+def mean_case_rank_with_interval(
+    values: ArrayLike, higher_is_better: ArrayLike, groups: Sequence[str], seed: int = 0
+) -> list[Estimate]:
+    """`mean_case_rank` and its 95 % percentile bootstrap interval. Arguments as in `sum_rank_with_interval`."""
+    ranks = case_ranks(values, higher_is_better)
+    repeated = [group for group in groups for _ in range(ranks.shape[2])]  # a case has a rank for each metric
+    return [mean_with_interval(of_method.flatten(), repeated, seed) for of_method in ranks]
 
 
 # --- reading what compare_losses.py wrote -------------------------------------------------------------------------
@@ -282,12 +352,15 @@ class Cell:
 
     @classmethod
     def read(cls, folder: Path) -> Cell:
-        settings = json.loads((folder / "settings.json").read_text())
-        with open(folder / "cases.csv", newline="") as file:
-            header, *rows = csv.reader(file)
-        cases, *columns = zip(*rows, strict=True)
-        numbers = [np.array([float(cell) if cell else np.nan for cell in column]) for column in columns]
-        return cls(folder, settings, list(cases), dict(zip(header[1:], numbers, strict=True)))
+        settings = _load(folder / "settings.json")
+        try:
+            with open(folder / "cases.csv", newline="") as file:
+                header, *rows = csv.reader(file)
+            cases, *columns = zip(*rows, strict=True)
+            numbers = [np.array([float(cell) if cell else np.nan for cell in column]) for column in columns]
+            return cls(folder, settings, list(cases), dict(zip(header[1:], numbers, strict=True)))
+        except (OSError, ValueError) as error:
+            raise ResultsError(f"{folder / 'cases.csv'}: not a table of cases: {error}") from None
 
     @property
     def structures(self) -> list[str]:
@@ -298,18 +371,18 @@ class Cell:
         """`(cases,)` of a column, or of `dsc` or `hd95` as the mean over the structures that have one."""
         if measure in self.columns:
             return self.columns[measure]
-        return _mean_of_defined([self.columns[f"{measure}_{name}"] for name in self.structures])
+        return mean_of_defined([self.columns[f"{measure}_{name}"] for name in self.structures])
 
     @property
     def complete(self) -> NDArray[np.bool_]:
-        """`(cases,)`: whether no structure is missed or made up."""
+        """`(cases,)`: whether no structure is missed or spurious."""
         scored = np.array([~np.isnan(self.columns[f"dsc_{name}"]) for name in self.structures])
         measured = np.array([~np.isnan(self.columns[f"hd95_{name}"]) for name in self.structures])
         return (scored == measured).all(0)
 
     def load(self, name: str) -> Any:
         """Content of one of its JSON files."""
-        return json.loads((self.folder / name).read_text())
+        return _load(self.folder / name)
 
 
 @dataclass(frozen=True, eq=False)
@@ -328,10 +401,10 @@ class Method:
 
     def values(self, measure: str) -> Array:
         """`(cases,)` of a column or measure, the mean over seeds: what means are taken of."""
-        return _mean_of_defined([cell.values(measure) for cell in self.cells])
+        return mean_of_defined([cell.values(measure) for cell in self.cells])
 
     def comparable(self, measure: str) -> Array:
-        """As `values`, but without HD95 where a structure is missed or made up: for differences and ranks."""
+        """As `values`, but without HD95 where a structure is missed or spurious: for differences and ranks."""
         values = self.values(measure)
         if not measure.startswith("hd95"):
             return values
@@ -381,7 +454,7 @@ def read_results(folder: str | os.PathLike) -> Results:
         ResultsError: there is none, or cells cannot be compared since they differ in more than loss and seed.
     """
     plan_file = Path(folder) / "plan.json"
-    plan = json.loads(plan_file.read_text()) if plan_file.is_file() else []
+    plan = _load(plan_file) if plan_file.is_file() else []
     cells: dict[str, list[Cell]] = {planned["method"]: [] for planned in plan}
     for settings_file in sorted(Path(folder).glob("*/seed*/settings.json")):
         cell = Cell.read(settings_file.parent)
@@ -402,15 +475,15 @@ def read_results(folder: str | os.PathLike) -> Results:
     return Results(methods, missing)
 
 
+def _load(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise ResultsError(f"{file}: cannot be read: {error}") from None
+
+
 def differing_settings(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     """Names of what keeps two cells from being compared: what differs in their settings but for loss and seed."""
     differing = [key for key in ("bundle", "datalist", "evaluate") if one[key] != other[key]]
     here, there = ({**settings["train"], "loss": None, "seed": None} for settings in (one, other))
     return differing + sorted(key for key in here.keys() | there.keys() if here.get(key) != there.get(key))
-
-
-def _mean_of_defined(values: ArrayLike) -> Array:
-    """Mean over the first axis without NaN; NaN where nothing is defined."""
-    stacked = np.asarray(values, float)
-    count = (~np.isnan(stacked)).sum(0)
-    return np.where(count > 0, np.nansum(stacked, axis=0) / np.maximum(count, 1), np.nan)

@@ -24,8 +24,9 @@ SMALLEST_SHARE = 1e-5  # where the axis of shares begins
 def reliability_diagram(bins: CalibrationBins, class_names: Sequence[str] | None = None) -> Figure:
     """Accuracy in each bin over its confidence, and below it the share of voxels in the bin, all cases pooled.
 
-    Blue and yellow end at the accuracy, blue and red at the mean confidence of the bin. Top-label bins make one panel,
-    classwise bins one for each class; the title gives the ECE over all of the panel's voxels. Saved bins are drawn with
+    Blue and yellow end at the accuracy, blue and red at the mean confidence of the bin. Bins with less than 0.001 % of
+    the voxels, whose accuracy is that of a few voxels, are not drawn. Top-label bins make one panel, classwise bins one
+    for each class; the title gives the ECE over all of the panel's voxels. Saved bins are drawn with
     `reliability_diagram(CalibrationBins.from_dict(saved))`.
 
     Args:
@@ -68,11 +69,11 @@ def _draw_panel(upper: Axes, lower: Axes, bins: CalibrationBins, title: str) -> 
     count, confidence, accuracy = (
         np.asarray(field[0].cpu(), dtype=float) for field in (bins.count, bins.confidence, bins.accuracy)
     )
-    filled = np.flatnonzero(count)
-    share = count[filled] / count.sum()
-    confidence, accuracy = confidence[filled] / count[filled], accuracy[filled] / count[filled]
+    shown = np.flatnonzero(count > SMALLEST_SHARE * count.sum())
+    share = count[shown] / count.sum()
+    confidence, accuracy = confidence[shown] / count[shown], accuracy[shown] / count[shown]
     width = 1 / len(count)
-    draw = partial(upper.bar, filled * width, width=width, align="edge", edgecolor="white", linewidth=0.5)
+    draw = partial(upper.bar, shown * width, width=width, align="edge", edgecolor="white", linewidth=0.5)
     over, under = np.maximum(confidence - accuracy, 0), np.maximum(accuracy - confidence, 0)
     draw(accuracy, color="tab:blue", label="accuracy")
     draw(over, bottom=accuracy, color="lightcoral", label="gap, overconfident")
@@ -81,7 +82,7 @@ def _draw_panel(upper: Axes, lower: Axes, bins: CalibrationBins, title: str) -> 
     upper.set(xlim=(0, 1), ylim=(0, 1), title=f"{title}\npooled ECE {bins.expected_error().item():.4f}")
     upper.tick_params(labelbottom=False)
 
-    lower.bar(filled * width, share, width=width, align="edge", color="tab:gray", edgecolor="white", linewidth=0.5)
+    lower.bar(shown * width, share, width=width, align="edge", color="tab:gray", edgecolor="white", linewidth=0.5)
     lower.set(xlim=(0, 1), yscale="log", ylim=(SMALLEST_SHARE, 1), xlabel="Confidence")
     lower.set_yticks([1e-4, 1e-2, 1], labels=["0.01 %", "1 %", "100 %"])
 
@@ -159,7 +160,12 @@ def logit_bars(magnitudes: Mapping[str, ArrayLike], class_names: Sequence[str]) 
 
 
 def uncertainty_overlay(
-    image: ArrayLike, label: ArrayLike, prediction: ArrayLike, uncertainty: ArrayLike, title: str = ""
+    image: ArrayLike,
+    label: ArrayLike,
+    prediction: ArrayLike,
+    uncertainty: ArrayLike,
+    class_names: Sequence[str],
+    title: str = "",
 ) -> Figure:
     """One slice three times: contours of the ground truth, contours of the prediction, and the uncertainty.
 
@@ -168,11 +174,12 @@ def uncertainty_overlay(
         label: class index of the ground truth `(H, W)`; 0 is background.
         prediction: predicted class index `(H, W)`.
         uncertainty: 0 (certain) to 1 `(H, W)`.
+        class_names: of the background and the other classes.
         title: of the figure.
     """
     image, label, prediction, uncertainty = (np.asarray(x).T for x in (image, label, prediction, uncertainty))
     height = 1.95 * image.shape[0] / image.shape[1]
-    figure = Figure(figsize=(6.4, height + 0.55), dpi=150, layout="constrained")
+    figure = Figure(figsize=(6.4, height + 0.85), dpi=150, layout="constrained")
     figure.suptitle(title, fontsize="medium")
     low, high = np.percentile(image, [0.5, 99.5])
     panels = figure.subplots(1, 3)
@@ -186,6 +193,8 @@ def uncertainty_overlay(
     alpha = np.clip(4 * uncertainty, 0, 0.9)
     overlay = panels[2].imshow(uncertainty, cmap="inferno", vmin=0, vmax=1, alpha=alpha, interpolation="nearest")
     figure.colorbar(overlay, ax=panels[2], fraction=0.046, pad=0.02, ticks=[0, 0.5, 1])
+    handles = [Patch(color=_class_color(k), label=name) for k, name in enumerate(class_names) if k > 0]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize="small")
     return figure
 
 

@@ -233,8 +233,9 @@ class EvaluationWriter:
         for name, indices in chosen.items():
             for i in indices:
                 if cases[i] in self._slices:
-                    title = f"{cases[i]}, DSC {dsc[i]:.3f}"
-                    uncertainty_overlay(**self._slices[cases[i]], title=title).savefig(folder / f"{name}.png")
+                    title = f"{cases[i]}, DSC of the volume {dsc[i]:.3f}"
+                    figure = uncertainty_overlay(**self._slices[cases[i]], class_names=self.class_names, title=title)
+                    figure.savefig(folder / f"{name}.png")
 
     def _columns(self, per_case: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         columns = {}

@@ -25,6 +25,8 @@ from matplotlib.figure import Figure
 from calib_components.comparison import (
     METRICS,
     RANKED,
+    Difference,
+    Estimate,
     Method,
     Metric,
     Results,
@@ -32,17 +34,19 @@ from calib_components.comparison import (
     case_ranks,
     column_ranks,
     holm,
-    mean_case_rank,
+    mean_case_rank_with_interval,
+    mean_of_defined,
     mean_with_interval,
     means_over_common_cases,
     paired_difference,
     read_results,
-    sum_rank,
+    sum_rank_with_interval,
 )
 from calib_components.figures import logit_bars, rank_heat_map, reliability_diagram
 from calib_components.metrics import CalibrationBins
 
 SIGNIFICANT = 0.05
+MEAN, DIFFERENCE = "", "+"  # how a number is printed, see _number
 
 
 class Field(NamedTuple):
@@ -86,11 +90,13 @@ def means_section(results: Results) -> Section:
         row.append(Field(f"{missed} / {spurious}"))
     caption = (
         f"Mean over the cases of split {results.split}; below it, its 95 % interval and what the paper reports for its "
-        "test cases. Best in bold, second best underlined. HD95 is in voxels; ECE, CECE, NLL and Brier score are over "
-        "the foreground. The last column counts structures that only the ground truth or only the prediction has: they "
-        "have DSC 0 and no HD95."
+        "test cases. Best in bold, second best underlined. HD95 is in voxels of the prepared grid, however thick its "
+        "slices are; ECE, CECE, NLL and Brier score are over the foreground. The last column counts structures that "
+        "only the ground truth (missed) or only the prediction has (spurious): they have DSC 0 and no HD95. All "
+        "intervals on this page are over patients: they tell what other test patients could change, not what "
+        "another training could."
     )
-    return Section("means", "Means", caption, ["", *map(_heading, METRICS), "missed / made up"], rows, records)
+    return Section("means", "Means", caption, ["", *map(_heading, METRICS), "missed / spurious"], rows, records)
 
 
 def structures_section(results: Results) -> Section:
@@ -110,7 +116,7 @@ def _estimates(results: Results, measures: Sequence[str]) -> tuple[list[list[Fie
         marks = _marks([estimate.mean for estimate in estimates], measure)
         for method, of_method, estimate, mark, row in zip(results.methods, values, estimates, marks, rows, strict=True):
             published = dict(zip(RANKED, results.published.get(method.name, ()), strict=False)).get(measure)
-            notes = [f"[{_number(estimate.low, measure)}, {_number(estimate.high, measure)}]"]
+            notes = _interval(estimate, measure)
             if published is not None:
                 notes.append(f"paper {_number(published, measure)}")
             row.append(Field(_number(estimate.mean, measure), notes, mark))
@@ -130,17 +136,18 @@ def differences_section(results: Results, reference: Method) -> Section:
         differences = [paired_difference(method.comparable(measure), base, results.patients) for method in others]
         adjusted = holm([difference.p_value for difference in differences])
         for method, difference, p_value, row in zip(others, differences, adjusted, rows, strict=True):
-            low, high = (f"{_number(end, measure, '+')}" for end in (difference.low, difference.high))
-            notes = [f"[{low}, {high}]", "p < 0.001" if p_value < 0.001 else f"p = {p_value:.3f}"]
-            row.append(Field(_number(difference.mean, measure, "+"), notes, "bold" if p_value < SIGNIFICANT else ""))
+            p_shown = "p < 0.001" if p_value < 0.001 else f"p = {_number(p_value, 'p_value')}"
+            notes = [*_interval(difference, measure, DIFFERENCE), p_shown]
+            mark = "bold" if p_value < SIGNIFICANT else ""
+            row.append(Field(_number(difference.mean, measure, DIFFERENCE), notes, mark))
             record = {"method": method.name, "measure": measure, **difference._asdict()}
             records.append({**record, "p_value_holm": float(p_value)})
     label = reference.label
     caption = (
         f"The method less {label} on the same cases: mean, 95 % interval, and p of a Wilcoxon signed-rank test on the "
-        f"patients' means after Holm's correction over the methods; bold where p < {SIGNIFICANT}. {label} is better "
-        "where DSC is negative and where the others are positive. A case with a structure missed or made up has no "
-        "HD95 here."
+        f"patients' means after Holm's correction over the methods; bold where p < {SIGNIFICANT}. The intervals are "
+        f"not corrected for there being several. {label} is better where DSC is negative and where the others are "
+        "positive. A case with a structure missed or spurious has no HD95 here."
     )
     return Section("differences", f"Differences to {label}", caption, ["", *map(_heading, METRICS)], rows, records)
 
@@ -149,24 +156,30 @@ def ranks_section(results: Results) -> Section:
     """Both rankings, and their heat maps."""
     better = [METRICS[measure].higher_is_better for measure in RANKED]
     values = [np.stack([method.comparable(measure) for measure in RANKED], axis=1) for method in results.methods]
-    means = means_over_common_cases(values)
-    sums, averages = sum_rank(means, better), mean_case_rank(values, better)
-    rows, records = [], []
-    marks = zip(_marks(sums, "rank"), _marks(averages, "rank"), strict=True)
-    for method, total, average, (first, second) in zip(results.methods, sums, averages, marks, strict=True):
-        rows.append([Field(method.label), Field(f"{total:g}", (), first), Field(_number(average, "rank"), (), second)])
-        records.append({"method": method.name, "sum_rank": float(total), "mean_case_rank": float(average)})
+    of_means, of_cases = column_ranks(means_over_common_cases(values), better), case_ranks(values, better)
+    sums = sum_rank_with_interval(values, better, results.patients)
+    averages = mean_case_rank_with_interval(values, better, results.patients)
+    rows = [[Field(method.label)] for method in results.methods]
+    records: list[dict[str, Any]] = [{"method": method.name} for method in results.methods]
+    for name, estimates in (("sum_rank", sums), ("mean_case_rank", averages)):
+        marks = _marks([estimate.mean for estimate in estimates], name)
+        for row, record, estimate, mark in zip(rows, records, estimates, marks, strict=True):
+            row.append(Field(_number(estimate.mean, name), _interval(estimate, name), mark))
+            record.update(zip((name, f"{name}_low", f"{name}_high"), estimate, strict=True))
     labels = [method.label for method in results.methods]
     names = [METRICS[measure].label for measure in RANKED]
-    by_column = rank_heat_map(column_ranks(means, better), sums, labels, [*names, "sum"])
-    by_case = rank_heat_map(np.nanmean(case_ranks(values, better), axis=1), averages, labels, [*names, "mean"])
+    totals = {name: [record[name] for record in records] for name in ("sum_rank", "mean_case_rank")}
+    by_column = rank_heat_map(of_means, totals["sum_rank"], labels, [*names, "sum"])
+    of_metrics = mean_of_defined(of_cases.swapaxes(0, 1))
+    by_case = rank_heat_map(of_metrics, totals["mean_case_rank"], labels, [*names, "mean"])
     pictures = [
         Picture("sum_rank", "Ranks of the means", to_png(by_column)),
         Picture("mean_case_rank", "Ranks on single cases, averaged over them", to_png(by_case)),
     ]
     caption = (
-        "Over DSC, HD95, ECE and CECE of this data set; ties share the mean rank. Means of HD95 are here over the "
-        "cases where no method misses or makes up a structure; on a single case, a method that does is last."
+        "Over DSC, HD95, ECE and CECE of this data set, and their 95 % intervals; ties share the mean rank. Means of "
+        "HD95 are here over the cases where no method misses a structure or has a spurious one; on a single case, a "
+        "method that does is last."
     )
     header = ["", "sum-rank ↓", "mean-case-rank ↓"]
     return Section("ranks", "Ranks", caption, header, rows, records, pictures)
@@ -179,8 +192,8 @@ def cells_section(results: Results) -> Section:
         for cell in method.cells:
             with open(cell.folder / "history.csv", newline="") as file:
                 history = list(csv.DictReader(file))
-            validated = [epoch for epoch in history if epoch.get("val_dsc")]  # none without a validation split
-            best = max(validated, key=lambda epoch: float(epoch["val_dsc"]), default=None)
+            scored = [epoch for epoch in history if epoch.get("val_dsc")]  # none without a validation split
+            best = max(scored, key=lambda epoch: float(epoch["val_dsc"]), default=None)
             record = {
                 "method": method.name,
                 "seed": cell.settings["seed"],
@@ -191,19 +204,20 @@ def cells_section(results: Results) -> Section:
                 **cell.settings["made_with"],
             }
             records.append(record)
-            shown = {**record, "method": method.label}.values()
-            rows.append([Field("" if value is None else str(value)) for value in shown])
+            rows.append([Field("" if value is None else str(value)) for value in (method.label, *record.values())])
     train = results.first.settings["train"]
     size, channels = " x ".join(map(str, train["image_size"])), ", ".join(map(str, train["network_def"]["channels"]))
-    crop = "" if train["crop_size"] == "@image_size" else f", seen and scored at crop_size {train['crop_size']}"
+    crop = " x ".join(map(str, results.first.settings["crop_size"]))
+    seen = "" if crop == size else f", of which the central {crop} are seen and scored"
+    validated = any(record["best_epoch"] for record in records)
+    epoch = f"best epoch on the validation split, val_interval {train['val_interval']}" if validated else "last epoch"
     caption = (
         f"Evaluated on split {results.split}: {len(results.first.cases)} cases of {len(set(results.patients))} "
-        "patients, with the weights of the best epoch on the validation split; val_interval "
-        f"{train['val_interval']}, slices prepared at {size}{crop}, batches of {train['batch_size']}, "
-        f"{train['max_epochs']} epochs, learning rate {train['learning_rate']}, channels {channels}. "
-        "A cell's settings.json has everything."
+        f"patients, with the weights of the {epoch}; slices prepared at {size}{seen}, batches of "
+        f"{train['batch_size']}, {train['max_epochs']} epochs, learning rate {train['learning_rate']}, channels "
+        f"{channels}. A cell's settings.json has everything."
     )
-    header = ["", *(name.replace("_", " ") for name in records[0] if name != "method")]
+    header = ["", *(name.replace("_", " ") for name in records[0])]
     return Section("cells", "What was run", caption, header, rows, records)
 
 
@@ -216,14 +230,25 @@ def _heading(measure: str) -> str:
     return f"{metric.label} {measure.partition('_')[2]}".strip() + (" ↑" if metric.higher_is_better else " ↓")
 
 
-def _number(value: float, measure: str, sign: str = "") -> str:
-    digits = 2 if measure.startswith(("hd95", "rank")) else 3
-    return f"{round(value, digits) + 0.0:{sign}.{digits}f}"  # + 0.0: no -0.000
+def _number(value: float, measure: str, style: str = MEAN) -> str:
+    """With as many digits as it deserves; differences have their sign, and a digit more to tell them from 0."""
+    if np.isnan(value):
+        return "n/a"
+    if measure == "sum_rank":
+        return f"{value:g}"
+    digits = (2 if measure.startswith(("hd95", "mean_case_rank")) else 3) + (style == DIFFERENCE)
+    return f"{round(value, digits) + 0.0:{style}.{digits}f}"  # + 0.0: no -0.000
+
+
+def _interval(estimate: Estimate | Difference, measure: str, style: str = MEAN) -> list[str]:
+    if np.isnan(estimate.low):
+        return []
+    return [f"[{_number(estimate.low, measure, style)}, {_number(estimate.high, measure, style)}]"]
 
 
 def _marks(values: Sequence[float] | np.ndarray, measure: str) -> list[str]:
     """Which of the values are the best and the second best, as they are printed."""
-    printed = [float(_number(value, measure)) for value in values]
+    printed = [value if np.isnan(value) else float(_number(value, measure)) for value in values]
     places = sorted({value for value in printed if not np.isnan(value)}, reverse=_metric(measure).higher_is_better)
     marks = dict(zip(places, ("bold", "underlined"), strict=False)) if len(places) > 1 else {}
     return [marks.get(value, "") for value in printed]
@@ -238,8 +263,8 @@ def reliability_section(results: Results) -> Section:
         figure = reliability_diagram(sum(rest, first))
         pictures.append(Picture(f"reliability_{method.name}", method.label, to_png(figure)))
     caption = (
-        "Of the predicted class, over all foreground voxels of all cases and seeds together: so is the ECE above each, "
-        "while tables hold means over cases."
+        "Of the predicted class, over all foreground voxels of all cases and seeds together. The pooled ECE above each "
+        "is of all these voxels, too; the tables hold means over cases."
     )
     return Section("reliability", "Reliability diagrams", caption, pictures=pictures)
 
@@ -259,7 +284,10 @@ def logits_section(results: Results) -> Section:
 
 def cases_sections(results: Results) -> list[Section]:
     """The best, the median and the worst case of each method's first seed."""
-    caption = "Of the cases ordered by DSC: the slice with the most foreground, and the entropy of its probabilities."
+    caption = (
+        "Of the cases ordered by the DSC of the volume: the slice with the most foreground, and the entropy of its "
+        "probabilities. Contours have the colours of the classes in the figure of the logits."
+    )
     sections = []
     for method in results.methods:
         folder = method.cells[0].folder / "cases"
@@ -288,7 +316,7 @@ h1, h2 { line-height: 1.2; } h2 { margin-top: 2.5rem; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: 0.35rem 0.9rem 0.35rem 0; text-align: left; vertical-align: top; white-space: nowrap; }
-thead th { border-bottom: 2px solid #222; } tbody tr { border-bottom: 1px solid #ddd; }
+thead th { border-bottom: 2px solid #222; vertical-align: bottom; white-space: normal; } tbody tr { border-bottom: 1px solid #ddd; }
 td small { display: block; color: #666; font-size: 0.75rem; line-height: 1.3; }
 .bold { font-weight: 700; } .underlined { text-decoration: underline; }
 img { max-width: 100%; height: auto; } figure { display: inline-block; margin: 1rem 1rem 0 0; }
@@ -375,6 +403,10 @@ def report(results: str, out: str = "report", reference: str = "nacl") -> None:
         out: folder to write to.
         reference: method that the others are compared with.
     """
+    folder = Path(str(out))
+    source = Path(str(results)).resolve()
+    if folder.resolve() in (source, *source.parents):
+        raise ResultsError(f"--out {folder}: holds the results themselves; choose a folder of its own for the report")
     found = read_results(str(results))
     bundle = found.first.settings["bundle"]
     title = f"Losses compared: {bundle.partition('_')[0].upper()}"
@@ -399,11 +431,10 @@ def report(results: str, out: str = "report", reference: str = "nacl") -> None:
         **{f"{section.name}.csv": to_csv(section.records) for section in sections if section.records},
         **{f"{picture.name}.png": picture.png for section in sections for picture in section.pictures},
     }
-    folder = Path(str(out))
     folder.mkdir(parents=True, exist_ok=True)
     if others := sorted(path.name for path in folder.iterdir() if path.name not in files):
         raise ResultsError(
-            f"{folder}: holds {', '.join(others)}, not of this report; delete it or choose another --out"
+            f"{folder}: holds {', '.join(others)}, not of this report; move or delete them, or choose another --out"
         )
     for name, content in files.items():
         (folder / name).write_bytes(content)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from calib_components import comparison
 from calib_components.comparison import (
     METRICS,
     PUBLISHED,
@@ -11,10 +12,12 @@ from calib_components.comparison import (
     column_ranks,
     holm,
     mean_case_rank,
+    mean_case_rank_with_interval,
     mean_with_interval,
     means_over_common_cases,
     paired_difference,
     sum_rank,
+    sum_rank_with_interval,
 )
 
 NAN = np.nan
@@ -56,6 +59,35 @@ class TestRanks:
         np.testing.assert_array_equal(ranks[1], [[2, 1.5], [2.5, NAN]])
         np.testing.assert_array_equal(ranks[2], [[3, 3], [1, NAN]])  # missed it: last
         np.testing.assert_allclose(mean_case_rank(values, [True, False]), [5 / 3, 2, 7 / 3])
+        estimates = mean_case_rank_with_interval(values, [True, False], ["a", "b"])
+        assert [estimate.mean for estimate in estimates] == pytest.approx([5 / 3, 2, 7 / 3])
+        # Of the four draws of two patients, a quarter has the first alone: ranks 1 and 1.5; a quarter the second: 2.5.
+        assert estimates[0][1:] == pytest.approx((1.25, 2.5))
+
+    def test_interval_of_the_sum_rank_by_hand(self) -> None:
+        # Of patients a and b the first method is better on a, by more, and the second on b: drawn b alone, it wins.
+        values = [[[0.9], [0.9], [0.7]], [[0.6], [0.6], [0.8]]]
+        first, second = sum_rank_with_interval(values, [True], ["a", "a", "b"])
+        assert first == (1, 1, 2)
+        assert second == (2, 1, 2)
+
+    def test_interval_of_the_sum_rank_is_that_of_every_draw(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(comparison, "RESAMPLES", 200)
+        values = np.random.default_rng(0).normal(size=(3, 40, 2))
+        values[1, :5, 1] = NAN
+        groups = np.array([f"p{i // 2}" for i in range(40)])
+        patients, better = np.unique(groups), [True, False]
+        draws = np.random.default_rng(3).integers(20, size=(200, 20))
+        drawn = [np.concatenate([np.flatnonzero(groups == patients[i]) for i in draw]) for draw in draws]
+        sums = [sum_rank(means_over_common_cases(values[:, cases]), better) for cases in drawn]
+        estimates = sum_rank_with_interval(values, better, groups.tolist(), seed=3)
+        expected = [sum_rank(means_over_common_cases(values), better), *np.quantile(sums, [0.025, 0.975], axis=0)]
+        np.testing.assert_allclose(np.transpose(estimates), expected)
+
+    def test_one_patient_gives_no_interval(self) -> None:
+        (first, _) = sum_rank_with_interval([[[0.9]], [[0.6]]], [True], ["a"])
+        assert first.mean == 1
+        assert np.isnan(first[1:]).all()
 
 
 class TestMeanWithInterval:
@@ -80,6 +112,11 @@ class TestMeanWithInterval:
         assert mean_with_interval([1, NAN, 3, NAN]) == mean_with_interval([1, 3])
         assert mean_with_interval([1, NAN, 3], ["a", "b", "b"]) == mean_with_interval([1, 3])
         assert np.isnan(mean_with_interval([NAN, NAN])).all()
+
+    def test_one_patient_gives_no_interval(self) -> None:
+        mean, *interval = mean_with_interval([0.5, 0.7], ["a", "a"])
+        assert mean == pytest.approx(0.6)
+        assert np.isnan(interval).all()
 
     def test_of_equal_values_has_no_width(self) -> None:
         assert mean_with_interval([0.5, 0.5, 0.5]) == (0.5, 0.5, 0.5)

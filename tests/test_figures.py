@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgba
 
 from calib_components.figures import logit_bars, rank_heat_map, reliability_diagram, uncertainty_overlay
 from calib_components.metrics import CalibrationBins
@@ -48,6 +49,15 @@ def test_reliability_of_the_predicted_class() -> None:
     assert [axes.get_title() for axes in figure.axes] == ["Predicted class\npooled ECE 0.3250", ""]
 
 
+def test_bins_of_a_few_voxels_are_not_drawn_but_counted() -> None:
+    count = torch.tensor([[1, 0, 999_999]])
+    figure = reliability_diagram(CalibrationBins(count, count * 0.25, count * 1.0))
+    upper, lower = figure.axes
+    assert bars(upper) == [(0.666666667, 0, 1.0), (0.666666667, 0.25, 0.75)]
+    assert bars(lower) == [(0.666666667, 0, 0.999999)]
+    assert upper.get_title() == "Predicted class\npooled ECE 0.7500"
+
+
 def test_names_must_match_the_classes() -> None:
     with pytest.raises(ValueError, match="class_names must name the 2 classes"):
         reliability_diagram(BINS, class_names=["background", "heart", "lung"])
@@ -87,9 +97,14 @@ def test_overlay_has_three_panels_of_the_slice(shape: tuple[int, int]) -> None:
     label = np.zeros(shape, np.uint8)
     prediction = label.copy()
     prediction[5:9, 6:12] = 2
-    figure = uncertainty_overlay(np.random.default_rng(0).normal(size=shape), label, prediction, label / 1.0, "a case")
+    image, names = np.random.default_rng(0).normal(size=shape), ["background", "first", "second"]
+    figure = uncertainty_overlay(image, label, prediction, label / 1.0, names, "a case")
     panels = figure.axes[:3]
     assert [axes.get_title() for axes in panels] == ["ground truth", "prediction", "uncertainty"]
     assert all(axes.images[0].get_array().shape == shape[::-1] for axes in panels)
     assert [len(axes.collections) for axes in panels] == [0, 1, 0]  # contours: nothing in the ground truth
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["first", "second"]
+    assert to_rgba(panels[1].collections[0].get_edgecolor()[0]) == legend.get_patches()[1].get_facecolor()
     figure.draw_without_rendering()
+    assert legend.get_window_extent().y1 <= min(axes.get_window_extent().y0 for axes in panels)

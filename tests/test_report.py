@@ -34,9 +34,9 @@ def make_cell(folder: Path, method: str, seed: int, ece: float, **train: Any) ->
         "bundle": "acdc_mri_nacl_segmentation",
         "datalist": "0" * 64,
         "patients": {case: case.partition("_")[0] for case in cases},
+        "crop_size": [48, 48],
         "train": {
             "image_size": [64, 64],
-            "crop_size": "$[48, 48]",
             "val_interval": 4,
             "batch_size": 16,
             "max_epochs": 2,
@@ -156,7 +156,7 @@ def test_page_and_markdown_mark_the_best_and_name_what_is_missing(results: Path,
     for text in (page, markdown):
         assert "Not finished yet: svls, seed 0." in text
         assert "differences and ranks are not quite fair: CE+DSC 0, 1; NACL 0." in text
-        assert "val_interval 4, slices prepared at 64 x 64, seen and scored at crop_size $[48, 48]" in text
+        assert "val_interval 4; slices prepared at 64 x 64, of which the central 48 x 48 are seen and scored" in text
 
 
 def test_without_the_reference_there_are_no_differences(results: Path, tmp_path: Path) -> None:
@@ -180,6 +180,42 @@ def test_training_without_validation_has_no_best_epoch(results: Path, tmp_path: 
     report(str(results), str(tmp_path / "report"))
     with open(tmp_path / "report" / "cells.csv", newline="") as file:
         assert {(record["epochs"], record["best_epoch"]) for record in csv.DictReader(file)} == {("2", "")}
+
+
+def test_one_case_has_no_intervals(results: Path, tmp_path: Path) -> None:
+    for file in results.glob("*/seed*/cases.csv"):
+        header, first, *_ = file.read_text().splitlines()  # where RV is missed: no HD95 to compare
+        file.write_text(f"{header}\n{first}\n")
+    report(str(results), str(tmp_path / "report"))
+    text = (tmp_path / "report" / "report.md").read_text()
+    assert "nan" not in text.lower()
+    assert "| CE+DSC | 0." in text
+    assert "<br>[" not in text
+    assert records(tmp_path / "report" / "means.csv")["nacl", "ece"]["low"] == "nan"
+
+
+@pytest.mark.parametrize("out", ["results", ".", "results/../results"])
+def test_report_in_place_of_the_results_is_an_error(results: Path, tmp_path: Path, out: str) -> None:
+    with pytest.raises(ResultsError, match="holds the results themselves"):
+        report(str(results), str(tmp_path / out))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("cases.csv", "", "nacl/seed0/cases.csv: not a table of cases"),
+        ("cases.csv", "case,dsc_RV\na,good\n", "nacl/seed0/cases.csv: not a table of cases: .*'good'"),
+        ("settings.json", "{", "nacl/seed0/settings.json: cannot be read"),
+        ("logits.json", None, "nacl/seed0/logits.json: cannot be read"),
+    ],
+)
+def test_broken_file_is_an_error_that_names_it(
+    results: Path, tmp_path: Path, name: str, content: str | None, message: str
+) -> None:
+    file = results / "nacl" / "seed0" / name
+    file.unlink() if content is None else file.write_text(content)
+    with pytest.raises(ResultsError, match=message):
+        report(str(results), str(tmp_path / "report"))
 
 
 def test_files_of_another_report_are_an_error(results: Path, tmp_path: Path) -> None:
