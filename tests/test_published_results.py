@@ -13,10 +13,14 @@ import pytest
 from calib_components.comparison import read_results
 from scripts.compare_losses import TABLE1
 from scripts.report import report
+from tests.conftest import run_script
 
 ROOT = Path(__file__).resolve().parents[1]
+ACDC = ROOT.parent / "shared/data/acdc"
 RESULTS = ROOT / "results/acdc/table1"
-METADATA = json.loads((ROOT / "bundles/acdc_mri_nacl_segmentation/configs/metadata.json").read_text())
+CELL = RESULTS / "nacl/seed0"
+BUNDLE = ROOT / "bundles/acdc_mri_nacl_segmentation"
+METADATA = json.loads((BUNDLE / "configs/metadata.json").read_text())
 
 
 def test_table_is_complete() -> None:
@@ -48,3 +52,36 @@ def test_readme_tells_the_means() -> None:
     for label, *told in rows:
         measured = [means[labels[label], measure] for measure in ("dsc", "hd95", "ece", "cece")]
         assert told == [f"{value:.{digits}f}" for value, digits in zip(measured, (3, 2, 3, 3), strict=True)]
+
+
+def test_bundle_tells_what_its_weights_reach() -> None:
+    summary = json.loads((CELL / "summary.json").read_text())
+    assert METADATA["eval_metrics"] == {
+        "mean_dice": round(summary["dsc"]["mean"], 3),
+        "mean_hd95_voxels": round(summary["hd95"]["mean"], 2),
+        "mean_ece": round(summary["ece"]["mean"], 3),
+        "mean_cece": round(summary["cece"]["mean"], 3),
+    }
+    page = (BUNDLE / "docs/README.md").read_text()
+    for measure, digits in (("dsc", 3), ("hd95", 2)):
+        means = (summary[name]["mean"] for name in (measure, *(f"{measure}_{s}" for s in ("RV", "MYO", "LV"))))
+        assert f"| {measure.upper()} | {' | '.join(f'{mean:.{digits}f}' for mean in means)} |" in page
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not ACDC.is_dir(), reason="needs ../shared/data/acdc")
+def test_weights_are_those_of_the_table(tmp_path: Path) -> None:
+    """They give the table's numbers on the same test patients, prepared anew."""
+    data, evaluation = tmp_path / "acdc", tmp_path / "eval"
+    done = run_script("scripts/prepare_data.py", "acdc", ACDC, data)
+    assert done.returncode == 0, done.stderr
+    config_file = f"['{BUNDLE}/configs/train.yaml','{BUNDLE}/configs/evaluate.yaml']"
+    places = {"bundle_root": BUNDLE, "dataset_dir": data, "output_dir": evaluation}
+    options = {"config_file": config_file, **places, "device": "cpu", "num_workers": 0}
+    run_script("-m", "monai.bundle", "run", *(f"--{name}={value}" for name, value in options.items()))
+    measured, told = (list(csv.DictReader(file.open())) for file in (evaluation / "cases.csv", CELL / "cases.csv"))
+    assert [row["case"] for row in measured] == [row["case"] for row in told]
+    continuous = [name for name in told[0] if name != "case" and not name.startswith("hd95")]  # in rounding errors
+    for here, there in zip(measured, told, strict=True):
+        expected = {name: float(there[name]) for name in continuous}
+        assert {name: float(here[name]) for name in continuous} == pytest.approx(expected, rel=1e-3, abs=1e-3)
