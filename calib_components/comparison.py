@@ -19,7 +19,8 @@ from __future__ import annotations
 import csv
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -57,6 +58,7 @@ __all__ = [
 
 Array = NDArray[np.float64]
 
+SETTINGS = ("method", "label", "seed", "bundle", "datalist", "patients", "crop_size", "train", "evaluate", "made_with")
 RESAMPLES = 10_000
 LEVEL = 0.95
 
@@ -353,14 +355,13 @@ class Cell:
     @classmethod
     def read(cls, folder: Path) -> Cell:
         settings = _load(folder / "settings.json")
-        try:
-            with open(folder / "cases.csv", newline="") as file:
-                header, *rows = csv.reader(file)
+        if lacking := [name for name in SETTINGS if name not in settings]:
+            raise ResultsError(f"{folder / 'settings.json'}: lacks {', '.join(lacking)}")
+        with _reading(folder / "cases.csv") as file:
+            header, *rows = csv.reader(file.read_text().splitlines())
             cases, *columns = zip(*rows, strict=True)
             numbers = [np.array([float(cell) if cell else np.nan for cell in column]) for column in columns]
             return cls(folder, settings, list(cases), dict(zip(header[1:], numbers, strict=True)))
-        except (OSError, ValueError) as error:
-            raise ResultsError(f"{folder / 'cases.csv'}: not a table of cases: {error}") from None
 
     @property
     def structures(self) -> list[str]:
@@ -383,6 +384,19 @@ class Cell:
     def load(self, name: str) -> Any:
         """Content of one of its JSON files."""
         return _load(self.folder / name)
+
+    @property
+    def history(self) -> list[dict[str, str]]:
+        """Rows of `history.csv`, one an epoch."""
+        with _reading(self.folder / "history.csv") as file:
+            if rows := list(csv.DictReader(file.read_text().splitlines())):
+                return rows
+            raise ValueError("no epoch in it")
+
+    def picture(self, name: str) -> bytes:
+        """The case picture `name`: best, median or worst."""
+        with _reading(self.folder / "cases" / f"{name}.png") as file:
+            return file.read_bytes()
 
 
 @dataclass(frozen=True, eq=False)
@@ -475,11 +489,17 @@ def read_results(folder: str | os.PathLike) -> Results:
     return Results(methods, missing)
 
 
-def _load(file: Path) -> Any:
+@contextmanager
+def _reading(file: Path) -> Iterator[Path]:
     try:
-        return json.loads(file.read_text())
+        yield file
     except (OSError, ValueError) as error:
         raise ResultsError(f"{file}: cannot be read: {error}") from None
+
+
+def _load(file: Path) -> Any:
+    with _reading(file):
+        return json.loads(file.read_text())
 
 
 def differing_settings(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:

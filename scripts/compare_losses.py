@@ -201,11 +201,21 @@ def plan_cell(
             "bundle": bundle.resolve().name,
             "datalist": hashlib.sha256(datalist.read_bytes()).hexdigest(),
             "patients": {item["case"]: item.get("patient", item["case"]) for item in cases},
-            "crop_size": list(train.get_parsed_content("crop_size")),
+            "crop_size": _crop_size(train),
             "train": _computed(train.get()),
             "evaluate": _computed(evaluate.get()),
         },
     )
+
+
+def _crop_size(train: ConfigParser) -> list[int]:
+    try:
+        return [int(size) for size in train.get_parsed_content("crop_size")]
+    except (RuntimeError, TypeError, ValueError):
+        raise CompareError(
+            f"--image_size, --crop_size: expected two numbers such as [144,144], got {train['image_size']} and "
+            f"{train['crop_size']}"
+        ) from None
 
 
 def _check_override(name: str, train: ConfigParser, evaluate: ConfigParser) -> None:
@@ -457,9 +467,10 @@ def run_cells(cells: Sequence[Cell], submit: Callable[[Cell], Any]) -> dict[str,
 
 
 def _reason(error: Exception) -> str:
-    """What `run_cell` said, also where submitit wraps it into the traceback of a job."""
-    said = re.findall(r"^[\w.]*(?:CellError|CompareError): (.*)", str(error), re.MULTILINE)
-    return said[-1] if said else str(error)
+    """What was raised, in one line, also where submitit gives the traceback of a job."""
+    lines = str(error).splitlines() or [repr(error)]
+    raised = [line for line in lines if re.match(r"[\w.]*(?:Error|Exception): ", line)]
+    return re.sub(r"^[\w.]*(?:CellError|CompareError): ", "", raised[-1] if raised else lines[0])
 
 
 def _submit_to_threads(cells: Sequence[Cell], workers: int, devices: Sequence[str | None]) -> dict[str, str]:
@@ -484,8 +495,8 @@ def _submit_to_threads(cells: Sequence[Cell], workers: int, devices: Sequence[st
         pool.shutdown(cancel_futures=True)
 
 
-def _submit_to_slurm(cells: Sequence[Cell], folder: Path, parameters: dict[str, Any]) -> dict[str, str]:
-    """Run every cell as a job of its own; when interrupted, cancel them."""
+def _slurm_executor(folder: Path, parameters: dict[str, Any]) -> Any:
+    """Raise a CompareError where there is no Slurm, or no such parameter."""
     try:
         import submitit
     except ImportError:
@@ -493,8 +504,13 @@ def _submit_to_slurm(cells: Sequence[Cell], folder: Path, parameters: dict[str, 
     try:
         executor = submitit.SlurmExecutor(folder=folder)
         executor.update_parameters(**parameters)
-    except (RuntimeError, TypeError, ValueError) as error:  # no Slurm here, or no such parameter
+    except (RuntimeError, TypeError, ValueError) as error:
         raise CompareError(f"executor slurm: {error}") from None
+    return executor
+
+
+def _submit_to_slurm(cells: Sequence[Cell], executor: Any) -> dict[str, str]:
+    """Run every cell as a job of its own; when interrupted, cancel them."""
     jobs: list[Any] = []
 
     def submit(cell: Cell) -> Any:
@@ -557,30 +573,30 @@ def compare(
         raise CompareError('--workers and --devices are for this machine; use --slurm "{gpus_per_node: 1}"')
     if executor == "local" and slurm is not None:
         raise CompareError("--slurm needs --executor slurm")
-    all_seeds = list(dict.fromkeys(seeds)) if isinstance(seeds, Sequence) else [seeds]
-    if not all_seeds or not all(isinstance(seed, int) and seed >= 0 for seed in all_seeds):
+    all_seeds, names, places = _listed(seeds), _listed(losses), _listed(devices)
+    if not all_seeds or not all(type(seed) is int and seed >= 0 for seed in all_seeds):
         raise CompareError(f"seeds: expected numbers such as 0,1,2, got {seeds!r}")
-    places = [None] if devices is None else devices.split(",") if isinstance(devices, str) else devices
-    if not isinstance(places, Sequence) or not all(isinstance(place, str | None) for place in places):
-        raise CompareError(f"devices: expected names such as cuda:0,cuda:1, got {devices!r}")
-    if workers is not None and (not isinstance(workers, int) or workers < 1):
-        raise CompareError(f"workers: expected a number of at least 1, got {workers!r}")
-    names = losses.split(",") if isinstance(losses, str) else losses
-    if not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
+    if not names or not all(isinstance(name, str) for name in names):
         raise CompareError(f"losses: expected names such as table1 or nacl,ce_dice, got {losses!r}")
+    if not places or not all(isinstance(place, str | None) for place in places):
+        raise CompareError(f"devices: expected names such as cuda:0,cuda:1, got {devices!r}")
+    if workers is not None and (type(workers) is not int or workers < 1):
+        raise CompareError(f"workers: expected a number of at least 1, got {workers!r}")
     overrides = json.loads(json.dumps(overrides))  # lists for tuples, as YAML has them
     if "tuning" in names:
         overrides.setdefault("split", "validation")
     cells = [
         plan_cell(setting, seed, bundle_path, Path(str(dataset_dir)), out_path, work_path, overrides)
-        for seed in all_seeds
+        for seed in dict.fromkeys(all_seeds)
         for setting in choose_settings(names, bundle_path)
     ]
     check_comparable(cells)
     for cell in cells:
         check_made_alike(cell)
+    slurm_executor = _slurm_executor(work_path / "slurm", slurm or {}) if executor == "slurm" else None
 
-    work_path.mkdir(parents=True, exist_ok=True)
+    for folder in (out_path, work_path):
+        folder.mkdir(parents=True, exist_ok=True)
     (work_path / ".gitignore").write_text("*\n")
     with open(work_path / "plan.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -592,14 +608,19 @@ def compare(
         else:
             unfinished.append(cell)
             print("\n".join([f"{cell.name}:", *cell.commands]))
-    if executor == "slurm":
-        failed = _submit_to_slurm(unfinished, work_path / "slurm", slurm or {})
+    if slurm_executor is not None:
+        failed = _submit_to_slurm(unfinished, slurm_executor)
     else:
         failed = _submit_to_threads(unfinished, workers or len(places), places)
     print(f"{len(cells) - len(failed)} of {len(cells)} cells are finished, {len(failed)} failed")
     for name, reason in failed.items():
         print(f"{name}: {reason}")
     sys.exit(1 if failed else 0)
+
+
+def _listed(value: Any) -> list[Any]:
+    """What is given several times with commas, or as a list, as a list."""
+    return value.split(",") if isinstance(value, str) else list(value) if isinstance(value, list | tuple) else [value]
 
 
 def main() -> None:

@@ -190,8 +190,7 @@ def cells_section(results: Results) -> Section:
     rows, records = [], []
     for method in results.methods:
         for cell in method.cells:
-            with open(cell.folder / "history.csv", newline="") as file:
-                history = list(csv.DictReader(file))
+            history = cell.history
             scored = [epoch for epoch in history if epoch.get("val_dsc")]  # none without a validation split
             best = max(scored, key=lambda epoch: float(epoch["val_dsc"]), default=None)
             record = {
@@ -290,9 +289,8 @@ def cases_sections(results: Results) -> list[Section]:
     )
     sections = []
     for method in results.methods:
-        folder = method.cells[0].folder / "cases"
         pictures = [
-            Picture(f"{method.name}_{name}", f"{name.capitalize()} case", (folder / f"{name}.png").read_bytes())
+            Picture(f"{method.name}_{name}", f"{name.capitalize()} case", method.cells[0].picture(name))
             for name in ("best", "median", "worst")
         ]
         sections.append(Section(f"cases_{method.name}", f"Cases: {method.label}", caption, pictures=pictures))
@@ -316,7 +314,8 @@ h1, h2 { line-height: 1.2; } h2 { margin-top: 2.5rem; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: 0.35rem 0.9rem 0.35rem 0; text-align: left; vertical-align: top; white-space: nowrap; }
-thead th { border-bottom: 2px solid #222; vertical-align: bottom; white-space: normal; } tbody tr { border-bottom: 1px solid #ddd; }
+thead th { border-bottom: 2px solid #222; vertical-align: bottom; white-space: normal; }
+tbody tr { border-bottom: 1px solid #ddd; }
 td small { display: block; color: #666; font-size: 0.75rem; line-height: 1.3; }
 .bold { font-weight: 700; } .underlined { text-decoration: underline; }
 img { max-width: 100%; height: auto; } figure { display: inline-block; margin: 1rem 1rem 0 0; }
@@ -431,7 +430,10 @@ def report(results: str, out: str = "report", reference: str = "nacl") -> None:
         **{f"{section.name}.csv": to_csv(section.records) for section in sections if section.records},
         **{f"{picture.name}.png": picture.png for section in sections for picture in section.pictures},
     }
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise ResultsError(f"--out {folder}: a file; choose a folder") from None
     if others := sorted(path.name for path in folder.iterdir() if path.name not in files):
         raise ResultsError(
             f"{folder}: holds {', '.join(others)}, not of this report; move or delete them, or choose another --out"

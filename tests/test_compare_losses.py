@@ -170,7 +170,13 @@ def test_killed_comparison_goes_on_to_the_same_results(compared: Path, prepared:
         ({"executor": "pbs"}, r"executor: expected local or slurm, got 'pbs'"),
         ({"seeds": "0-2"}, r"seeds: expected numbers such as 0,1,2, got '0-2'"),
         ({"seeds": 0.5}, r"seeds: expected numbers such as 0,1,2, got 0.5"),
+        ({"seeds": True}, r"seeds: expected numbers such as 0,1,2, got True"),
+        ({"seeds": [[0, 1]]}, r"seeds: expected numbers such as 0,1,2, got \[\[0, 1\]\]"),
         ({"losses": 5}, r"losses: expected names such as table1 or nacl,ce_dice, got 5"),
+        ({"losses": []}, r"losses: expected names such as table1 or nacl,ce_dice, got \[\]"),
+        ({"devices": []}, r"devices: expected names such as cuda:0,cuda:1, got \[\]"),
+        ({"crop_size": 144}, r"--image_size, --crop_size: expected two numbers such as \[144,144\], got .* and 144"),
+        ({"image_size": 64}, r"--image_size, --crop_size: expected two numbers such as \[144,144\], got 64"),
         ({"workers": -1}, r"workers: expected a number of at least 1, got -1"),
         ({"workers": 0}, r"workers: expected a number of at least 1, got 0"),
         ({"devices": 0}, r"devices: expected names such as cuda:0,cuda:1, got 0"),
@@ -213,9 +219,30 @@ def test_from_the_bundles_own_folder_it_has_its_name(prepared: Path, monkeypatch
     assert plan_cell(PRESETS["table1"][0], 0, Path(), *places, {}).settings["bundle"] == BUNDLE.name
 
 
-def test_without_slurm_says_so(prepared: Path, tmp_path: Path) -> None:
+def test_without_slurm_says_so(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
     with pytest.raises(CompareError, match='executor slurm: Could not detect "srun"'):
-        compare(**{**options(prepared, tmp_path, "nacl"), "executor": "slurm", "devices": None})
+        compare(**{**options(prepared, tmp_path / "out", "nacl"), "executor": "slurm", "devices": None})
+    assert not (tmp_path / "out").exists()
+
+
+def test_wrong_parameter_of_slurm_is_an_error(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    srun = tmp_path / "bin" / "srun"
+    srun.parent.mkdir()
+    srun.touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(srun.parent))
+    of_slurm = {"executor": "slurm", "devices": None, "slurm": {"hours": 3}}
+    with pytest.raises(CompareError, match=r"executor slurm: .*hours"):
+        compare(**{**options(prepared, tmp_path / "out", "nacl"), **of_slurm})
+    assert not (tmp_path / "out").exists()
+
+
+def test_work_may_lie_elsewhere(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("scripts.compare_losses.run_cell", lambda cell, device, children: None)
+    with pytest.raises(SystemExit) as done:
+        compare(**{**options(prepared, tmp_path / "out", "nacl"), "work": str(tmp_path / "work")})
+    assert done.value.code == 0
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["commands.sh", "plan.json"]
 
 
 def test_slurm_gets_a_job_for_each_unfinished_cell(
@@ -249,9 +276,14 @@ def test_job_that_fails_is_reported_in_one_line(tmp_path: Path) -> None:
     """In jobs that submitit really starts, here without Slurm."""
     executor = submitit.LocalExecutor(folder=tmp_path / "jobs")
     bad, good = made_up(tmp_path, "bad", "raise ValueError('no good')"), made_up(tmp_path, "good")
-    failed = run_cells([bad, good], lambda cell: executor.submit(run_cell, cell))
+    worse = made_up(tmp_path, "worse")
+    worse.work.parent.mkdir()
+    worse.work.touch()  # a file where its folder should be
+    failed = run_cells([bad, worse, good], lambda cell: executor.submit(run_cell, cell))
     log = tmp_path / "work" / "bad" / "train.log"
-    assert failed == {"bad": f"train failed with exit code 1: ValueError: no good; see {log}"}
+    assert failed.keys() == {"bad", "worse"}
+    assert failed["bad"] == f"train failed with exit code 1: ValueError: no good; see {log}"
+    assert failed["worse"] == f"FileExistsError: [Errno 17] File exists: '{worse.work}'"
     assert good.results.is_dir()
 
 

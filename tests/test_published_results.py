@@ -78,7 +78,8 @@ def test_weights_are_those_of_the_table(tmp_path: Path) -> None:
     config_file = f"['{BUNDLE}/configs/train.yaml','{BUNDLE}/configs/evaluate.yaml']"
     places = {"bundle_root": BUNDLE, "dataset_dir": data, "output_dir": evaluation}
     options = {"config_file": config_file, **places, "device": "cpu", "num_workers": 0}
-    run_script("-m", "monai.bundle", "run", *(f"--{name}={value}" for name, value in options.items()))
+    done = run_script("-m", "monai.bundle", "run", *(f"--{name}={value}" for name, value in options.items()))
+    assert done.returncode == 0, done.stderr
     measured, told = (list(csv.DictReader(file.open())) for file in (evaluation / "cases.csv", CELL / "cases.csv"))
     assert [row["case"] for row in measured] == [row["case"] for row in told]
     continuous = [name for name in told[0] if name != "case" and not name.startswith("hd95")]  # in rounding errors

@@ -180,6 +180,14 @@ def test_training_without_validation_has_no_best_epoch(results: Path, tmp_path: 
     report(str(results), str(tmp_path / "report"))
     with open(tmp_path / "report" / "cells.csv", newline="") as file:
         assert {(record["epochs"], record["best_epoch"]) for record in csv.DictReader(file)} == {("2", "")}
+    assert "with the weights of the last epoch; slices" in (tmp_path / "report" / "report.md").read_text()
+
+
+def test_whole_slices_are_not_called_central(results: Path, tmp_path: Path) -> None:
+    for file in results.glob("*/seed*/settings.json"):
+        file.write_text(json.dumps({**json.loads(file.read_text()), "crop_size": [64, 64]}))
+    report(str(results), str(tmp_path / "report"))
+    assert "slices prepared at 64 x 64, batches of 16" in (tmp_path / "report" / "report.md").read_text()
 
 
 def test_one_case_has_no_intervals(results: Path, tmp_path: Path) -> None:
@@ -203,10 +211,14 @@ def test_report_in_place_of_the_results_is_an_error(results: Path, tmp_path: Pat
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("cases.csv", "", "nacl/seed0/cases.csv: not a table of cases"),
-        ("cases.csv", "case,dsc_RV\na,good\n", "nacl/seed0/cases.csv: not a table of cases: .*'good'"),
+        ("cases.csv", "", "nacl/seed0/cases.csv: cannot be read"),
+        ("cases.csv", "case,dsc_RV\na,good\n", "nacl/seed0/cases.csv: cannot be read: .*'good'"),
         ("settings.json", "{", "nacl/seed0/settings.json: cannot be read"),
+        ("settings.json", '{"method": "nacl"}', "nacl/seed0/settings.json: lacks label, seed, bundle, .*crop_size"),
         ("logits.json", None, "nacl/seed0/logits.json: cannot be read"),
+        ("history.csv", None, "nacl/seed0/history.csv: cannot be read"),
+        ("history.csv", "epoch,seconds\n", "nacl/seed0/history.csv: cannot be read: no epoch in it"),
+        ("cases/worst.png", None, "nacl/seed0/cases/worst.png: cannot be read"),
     ],
 )
 def test_broken_file_is_an_error_that_names_it(
@@ -222,6 +234,12 @@ def test_files_of_another_report_are_an_error(results: Path, tmp_path: Path) -> 
     report(str(results), str(tmp_path / "report"))
     with pytest.raises(ResultsError, match=r"report: holds differences.csv, not of this report"):
         report(str(results), str(tmp_path / "report"), reference="svls")
+
+
+def test_report_in_place_of_a_file_is_an_error(results: Path, tmp_path: Path) -> None:
+    (tmp_path / "report").touch()
+    with pytest.raises(ResultsError, match="report: a file; choose a folder"):
+        report(str(results), str(tmp_path / "report"))
 
 
 def test_cells_of_another_protocol_are_an_error(results: Path) -> None:
