@@ -37,7 +37,8 @@ class TrainingCheckpoint:
     All randomness of an epoch (order, augmentation, dropout) is seeded from ``seed`` and the epoch's number. A run that
     resumes therefore draws what the uninterrupted run would have drawn, and on CPU ends with the same bits.
 
-    Attach it after the handlers that validate and that step the scheduler.
+    Wherever it is attached, it writes after all other handlers of the epoch's end, so that an epoch that counts as done
+    is validated and logged.
 
     Args:
         ckpt_dir: folder of the two files.
@@ -81,8 +82,8 @@ class TrainingCheckpoint:
         engine.add_event_handler(Events.STARTED, self._take_scaler)
         if self.resume:
             engine.add_event_handler(Events.STARTED, self._load)
+        engine.add_event_handler(Events.STARTED, self._attach_save)
         engine.add_event_handler(Events.EPOCH_STARTED, self._seed_epoch)
-        engine.add_event_handler(Events.EPOCH_COMPLETED, self._save)
 
     def _take_scaler(self, engine: Trainer) -> None:
         if engine.scaler is not None:
@@ -106,6 +107,11 @@ class TrainingCheckpoint:
         self.evaluator.state.best_metric = checkpoint["best_metric"]
         self.evaluator.state.best_metric_epoch = checkpoint["best_metric_epoch"]
         logging.getLogger(__name__).info("Resuming after epoch %d of %s.", checkpoint["epoch"], self.last_path)
+
+    def _attach_save(self, engine: Trainer) -> None:
+        # Handlers run in the order of attachment; at the start of a run all others are there.
+        if not engine.has_event_handler(self._save, Events.EPOCH_COMPLETED):
+            engine.add_event_handler(Events.EPOCH_COMPLETED, self._save)
 
     def _seed_epoch(self, engine: Trainer) -> None:
         epoch_seed = np.random.SeedSequence((self.seed, engine.state.epoch, idist.get_rank())).generate_state(1).item()

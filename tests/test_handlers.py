@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +15,13 @@ from monai.engines import SupervisedTrainer
 from calib_components.handlers import TrainingCheckpoint
 
 
-def train(folder: Path, max_epochs: int = 4, stop_after: int | None = None, **options: Any) -> dict[str, Any]:
+def train(
+    folder: Path,
+    max_epochs: int = 4,
+    stop_after: int | None = None,
+    stop: Callable[[Any], None] = SupervisedTrainer.terminate,
+    **options: Any,
+) -> dict[str, Any]:
     """Train, perhaps only for the first epochs, and give what last.pt holds."""
     torch.manual_seed(0)
     network = torch.nn.Linear(1, 1)
@@ -32,7 +39,7 @@ def train(folder: Path, max_epochs: int = 4, stop_after: int | None = None, **op
     evaluator: Any = SimpleNamespace(state=SimpleNamespace(best_metric=-1, best_metric_epoch=-1))
     TrainingCheckpoint(folder, network, optimizer, scheduler, evaluator, seed=0, **options).attach(trainer)
     if stop_after:
-        trainer.add_event_handler(Events.EPOCH_COMPLETED(once=stop_after), trainer.terminate)
+        trainer.add_event_handler(Events.EPOCH_COMPLETED(once=stop_after), stop)
     trainer.run()
     return torch.load(folder / "last.pt", weights_only=True)
 
@@ -56,6 +63,17 @@ def test_resuming_a_run_of_other_length_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"last.pt: of a run of 4 epochs, .* one of 8: set max_epochs to 4, or"):
         train(tmp_path, max_epochs=8, resume=True)
     assert torch.load(tmp_path / "last.pt", weights_only=True) == before
+
+
+def test_epoch_is_saved_after_all_other_handlers_even_those_attached_later(tmp_path: Path) -> None:
+    train(tmp_path, stop_after=1)
+
+    def die(engine: Any) -> None:
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        train(tmp_path, resume=True, stop_after=2, stop=die)
+    assert torch.load(tmp_path / "last.pt", weights_only=True)["epoch"] == 1
 
 
 def test_each_process_draws_its_own_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
