@@ -34,6 +34,7 @@ __all__ = [
     "METRICS",
     "PUBLISHED",
     "RANKED",
+    "STRUCTURES",
     "Cell",
     "Difference",
     "Estimate",
@@ -80,6 +81,12 @@ METRICS = {
 }
 RANKED = ("dsc", "hd95", "ece", "cece")  # those of the paper
 
+# What the paper segments in each data set.
+STRUCTURES = {
+    "flare": ["liver", "kidneys", "spleen", "pancreas"],
+    "acdc": ["RV", "MYO", "LV"],
+    "brats": ["ET", "TC", "WT"],
+}
 # Murugesan et al., "Trust Your Neighbours", MICCAI 2023, Tables 1 to 3: data set -> method -> DSC, HD95, ECE, CECE.
 PUBLISHED: dict[str, dict[str, tuple[float, float, float, float]]] = {
     "flare": {
@@ -454,11 +461,14 @@ class Results:
         return [patients[case] for case in self.first.cases]
 
     @property
+    def dataset(self) -> str | None:
+        """The data set of the paper, by the structures that were segmented; None for another one."""
+        return next((name for name, structures in STRUCTURES.items() if structures == self.first.structures), None)
+
+    @property
     def published(self) -> dict[str, tuple[float, float, float, float]]:
         """What the paper reports for the test cases of this data set, by method; nothing for another split."""
-        if self.split != "testing":
-            return {}
-        return PUBLISHED.get(self.first.settings["bundle"].partition("_")[0], {})
+        return PUBLISHED[self.dataset] if self.dataset is not None and self.split == "testing" else {}
 
 
 def read_results(folder: str | os.PathLike) -> Results:

@@ -8,6 +8,8 @@ commands are printed and kept in `OUT/commands.sh`; each runs by hand as well. W
 
 The same command goes on after an interruption: finished cells are skipped and half-trained ones resume. A folder made
 with other settings is an error. `scripts/report.py OUT` makes tables and figures of what is there.
+
+What `DATA/facts.yaml` says of the data holds for every cell: your own images can have classes of their own.
 """
 
 from __future__ import annotations
@@ -90,7 +92,7 @@ PRESETS = {
 RESERVED = ("bundle_root", "ckpt_dir", "device", "load_path", "output_dir", "resume", "seed")
 # Say where things are or what runs them, not what is to be computed: random draws depend on the number of workers, and
 # rounding on the device, as both do on a seed.
-INDIFFERENT = (*RESERVED[:-1], "dataset_dir", "datalist", "num_workers", "_meta_")
+INDIFFERENT = (*RESERVED[:-1], "dataset_dir", "datalist", "source", "num_workers", "_meta_")
 
 
 class CompareError(ValueError):
@@ -166,9 +168,10 @@ def plan_cell(
     Raises:
         CompareError: an id of `overrides` cannot be given, or there is no data.
     """
-    configs = bundle / "configs"
-    train_files = [configs / "train.yaml", configs / "losses" / f"{setting.loss}.yaml"]
-    evaluate_files = [configs / "train.yaml", configs / "evaluate.yaml"]
+    configs, facts = bundle / "configs", dataset_dir / "facts.yaml"
+    base = [configs / "train.yaml", *([facts] if facts.is_file() else [])]
+    train_files = [*base, configs / "losses" / f"{setting.loss}.yaml"]
+    evaluate_files = [*base, configs / "evaluate.yaml"]
     train, evaluate = _parser(train_files), _parser(evaluate_files)
     for name in overrides:
         _check_override(name, train, evaluate)
@@ -177,6 +180,8 @@ def plan_cell(
     own = {**setting.overrides, "seed": seed}
     train.update({**for_training, **own})
     evaluate.update(for_evaluation)
+    if type(train["max_epochs"]) is not int or train["max_epochs"] < 1:
+        raise CompareError(f"--max_epochs: expected a number of at least 1, got {train['max_epochs']!r}")
 
     datalist = Path(overrides.get("datalist", dataset_dir / "datalist.json"))
     if not datalist.is_file():
@@ -548,7 +553,7 @@ def compare(
 
     Args:
         bundle: folder of the bundle.
-        dataset_dir: prepared data.
+        dataset_dir: prepared data, the bundle's or your own; its facts.yaml goes before the bundle's configuration.
         out: folder of the results, small enough to keep in git.
         losses: presets (table1, table2, table3: those of the paper; tuning: the paper's grids, evaluated on the
             validation split), settings of theirs, or files of the bundle's configs/losses; several with commas.

@@ -88,13 +88,13 @@ def means_section(results: Results) -> Section:
         summaries = [cell.load("summary.json") for cell in method.cells]
         missed, spurious = (sum(len(summary[what]) for summary in summaries) for what in ("missed", "spurious"))
         row.append(Field(f"{missed} / {spurious}"))
+    told = " and what the paper reports for its test cases" if results.published else ""
     caption = (
-        f"Mean over the cases of split {results.split}; below it, its 95 % interval and what the paper reports for its "
-        "test cases. Best in bold, second best underlined. HD95 is in voxels of the prepared grid, however thick its "
-        "slices are; ECE, CECE, NLL and Brier score are over the foreground. The last column counts structures that "
-        "only the ground truth (missed) or only the prediction has (spurious): they have DSC 0 and no HD95. All "
-        "intervals on this page are over patients: they tell what other test patients could change, not what "
-        "another training could."
+        f"Mean over the cases of split {results.split}; below it, its 95 % interval{told}. Best in bold, second best "
+        "underlined. HD95 is in voxels of the prepared grid, however thick its slices are; ECE, CECE, NLL and Brier "
+        "score are over the foreground. The last column counts structures that only the ground truth (missed) or only "
+        "the prediction has (spurious): they have DSC 0 and no HD95. All intervals on this page are over patients: "
+        "they tell what other test patients could change, not what another training could."
     )
     return Section("means", "Means", caption, ["", *map(_heading, METRICS), "missed / spurious"], rows, records)
 
@@ -394,7 +394,7 @@ def _field_markdown(field: Field) -> str:
     return "<br>".join([text, *field.notes])
 
 
-def report(results: str, out: str = "report", reference: str = "nacl") -> None:
+def report(results: str, out: str = "report", reference: str = "nacl", **unknown: Any) -> None:
     """Write `index.html`, `report.md`, a CSV file for each table and a PNG file for each figure.
 
     Args:
@@ -402,13 +402,14 @@ def report(results: str, out: str = "report", reference: str = "nacl") -> None:
         out: folder to write to.
         reference: method that the others are compared with.
     """
+    if unknown:
+        raise ResultsError(f"--{next(iter(unknown))}: no such option; there are --results, --out and --reference")
     folder = Path(str(out))
     source = Path(str(results)).resolve()
     if folder.resolve() in (source, *source.parents):
         raise ResultsError(f"--out {folder}: holds the results themselves; choose a folder of its own for the report")
     found = read_results(str(results))
-    bundle = found.first.settings["bundle"]
-    title = f"Losses compared: {bundle.partition('_')[0].upper()}"
+    title = f"Losses compared: {found.dataset.upper() if found.dataset else ', '.join(found.first.structures)}"
     notices = [f"Not finished yet: {'; '.join(found.missing)}."] if found.missing else []
     seeds = {method.label: ", ".join(str(c.settings["seed"]) for c in method.cells) for method in found.methods}
     if len(set(seeds.values())) > 1:

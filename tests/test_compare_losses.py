@@ -93,14 +93,15 @@ def test_keeps_small_files_as_results_and_the_rest_apart(compared: Path) -> None
     assert (compared / "work" / ".gitignore").read_text() == "*\n"
 
 
-def test_commands_are_plain_runs_of_the_bundle(compared: Path) -> None:
+def test_commands_are_plain_runs_of_the_bundle(compared: Path, prepared: Path) -> None:
     lines = (compared / "commands.sh").read_text().splitlines()
     assert lines[2] == "# nacl_max, seed 0"
     train, evaluate = (shlex.split(line) for line in lines[3:5])
     assert train[:4] == evaluate[:4] == ["python", "-m", "monai.bundle", "run"]
     assert {"--loss::prior=max", "--seed=0", "--resume=True", "--max_epochs=2", "--image_size=[64, 64]"} <= set(train)
-    assert f"--config_file=['{BUNDLE}/configs/train.yaml','{BUNDLE}/configs/losses/nacl.yaml']" in train
-    assert f"--config_file=['{BUNDLE}/configs/train.yaml','{BUNDLE}/configs/evaluate.yaml']" in evaluate
+    base = f"'{BUNDLE}/configs/train.yaml','{prepared}/facts.yaml'"
+    assert f"--config_file=[{base},'{BUNDLE}/configs/losses/nacl.yaml']" in train
+    assert f"--config_file=[{base},'{BUNDLE}/configs/evaluate.yaml']" in evaluate
     log = (compared / "work" / "nacl_max" / "seed0" / "train.log").read_text()
     assert "> loss::prior: 'max'" in log
 
@@ -176,6 +177,8 @@ def test_killed_comparison_goes_on_to_the_same_results(compared: Path, prepared:
         ({"losses": []}, r"losses: expected names such as table1 or nacl,ce_dice, got \[\]"),
         ({"devices": []}, r"devices: expected names such as cuda:0,cuda:1, got \[\]"),
         ({"crop_size": 144}, r"--image_size, --crop_size: expected two numbers such as \[144,144\], got .* and 144"),
+        ({"max_epochs": "zero"}, r"--max_epochs: expected a number of at least 1, got 'zero'"),
+        ({"max_epochs": 0}, r"--max_epochs: expected a number of at least 1, got 0"),
         ({"image_size": 64}, r"--image_size, --crop_size: expected two numbers such as \[144,144\], got 64"),
         ({"workers": -1}, r"workers: expected a number of at least 1, got -1"),
         ({"workers": 0}, r"workers: expected a number of at least 1, got 0"),

@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+import yaml
 
 from calib_components import comparison
 from calib_components.comparison import (
     METRICS,
     PUBLISHED,
     RANKED,
+    STRUCTURES,
     case_ranks,
     column_ranks,
     holm,
@@ -20,8 +24,16 @@ from calib_components.comparison import (
     sum_rank_with_interval,
 )
 
+ROOT = Path(__file__).resolve().parents[1]
 NAN = np.nan
 TABLE1 = ["ce_dice", "focal", "entropy_penalty", "label_smoothing", "svls", "mbls", "nacl"]
+
+
+def test_bundles_segment_what_the_paper_does() -> None:
+    for name, structures in STRUCTURES.items():
+        facts = yaml.safe_load((ROOT / "bundles" / "common" / f"{name}.yaml").read_text())
+        assert list(facts["structures"]) == structures
+    assert STRUCTURES.keys() == PUBLISHED.keys()
 
 
 class TestRanks:

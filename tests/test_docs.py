@@ -22,6 +22,7 @@ from tests.layouts import make_brats, make_flare
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = {
     r"prepare_data\.py \w+": "--image_size 32,32 --fractions 0.4,0.3,0.3",
+    r"compare_losses\.py": "--max_epochs 1 --devices cpu --num_workers 0",
     r"monai\.bundle run": "--image_size [32,32] --max_epochs 1 --device cpu --num_workers 0",
 }
 
@@ -97,7 +98,7 @@ def places(tmp_path: Path, phantoms: Path) -> dict[str, Path]:
         "FLARE": downloads / "flare",
         "BRATS": downloads / "brats",
         "MINE": downloads / "mine",
-        "NEW": downloads / "mine" / "images",
+        "../NEW": downloads / "mine" / "images",
     }
 
 
@@ -126,11 +127,14 @@ def test_page_of_bundle(bundle: str, images: str, expected: str, repository: Pat
 
 
 def test_own_data(repository: Path, places: dict[str, Path]) -> None:
-    (script,) = commands(ROOT / "README.md", "I have my own images and labels")
-    run(script, repository, places)
+    for script in commands(ROOT / "README.md", "I have my own images and labels"):
+        run(script, repository, places)
     assert (repository / "own" / "eval" / "summary.json").is_file()
     seg = nib.load(repository / "own" / "predictions" / "scan0_seg.nii.gz")
     assert set(np.unique(seg.get_fdata())) <= {0, 1, 2}
+    page = (repository / "runs" / "own" / "report" / "report.md").read_text()
+    assert page.startswith("# Losses compared: liver, tumour\n")
+    assert "paper" not in page
 
 
 def test_training_on_acdc(repository: Path, places: dict[str, Path]) -> None:

@@ -450,6 +450,13 @@ class TestBadCases:
         with pytest.raises(PrepareError, match=r"download: no cases in it; expected training/patientNNN/Info\.cfg"):
             run(tmp_path / "download", out)
 
+    @pytest.mark.parametrize("dataset", ["acdc", "flare", "brats", "generic"])
+    def test_misspelt_option(self, src: Path, out: Path, dataset: str) -> None:
+        options = {"labels": "tumour"} if dataset == "generic" else {}
+        with pytest.raises(PrepareError, match="--imagesize: no such option"):
+            getattr(prepare_data, dataset)(str(src), str(out), imagesize=SIZE, **options)
+        assert not out.exists()
+
     def test_command_line(self, src: Path, out: Path) -> None:
         bad = src / "training" / "patient001" / IMAGE
         truncate(bad)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shutil
 from importlib.metadata import version
 from pathlib import Path
 
@@ -71,10 +72,13 @@ def test_bundle_tells_what_its_weights_reach() -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(not ACDC.is_dir(), reason="needs ../shared/data/acdc")
 def test_weights_are_those_of_the_table(tmp_path: Path) -> None:
-    """They give the table's numbers on the same test patients, prepared anew."""
+    """They give the table's numbers on the same test patients, prepared anew; and the table can be continued."""
     data, evaluation = tmp_path / "acdc", tmp_path / "eval"
     done = run_script("scripts/prepare_data.py", "acdc", ACDC, data)
     assert done.returncode == 0, done.stderr
+    table = shutil.copytree(RESULTS, tmp_path / "table1")
+    done = run_script("scripts/compare_losses.py", BUNDLE, data, table, "--val_interval=4")
+    assert done.stdout.count("finished before") == len(TABLE1), done.stdout + done.stderr
     config_file = f"['{BUNDLE}/configs/train.yaml','{BUNDLE}/configs/evaluate.yaml']"
     places = {"bundle_root": BUNDLE, "dataset_dir": data, "output_dir": evaluation}
     options = {"config_file": config_file, **places, "device": "cpu", "num_workers": 0}

@@ -174,6 +174,21 @@ def test_another_split_has_no_published_numbers(results: Path, tmp_path: Path) -
     assert "paper 0" not in page
 
 
+def test_structures_of_ones_own_have_no_published_numbers(results: Path, tmp_path: Path) -> None:
+    for file in results.glob("*/seed*/cases.csv"):
+        file.write_text(file.read_text().replace("_LV", "_aorta"))
+    report(str(results), str(tmp_path / "report"))
+    page = (tmp_path / "report" / "report.md").read_text()
+    assert page.startswith("# Losses compared: RV, MYO, aorta\n")
+    assert "paper" not in page
+
+
+def test_misspelt_option_is_an_error(results: Path, tmp_path: Path) -> None:
+    with pytest.raises(ResultsError, match="--metric: no such option"):
+        report(str(results), str(tmp_path / "report"), metric="ece")
+    assert not (tmp_path / "report").exists()
+
+
 def test_training_without_validation_has_no_best_epoch(results: Path, tmp_path: Path) -> None:
     for file in results.glob("*/seed*/history.csv"):
         file.write_text("epoch,seconds\n1,2.5\n2,2.0\n")
