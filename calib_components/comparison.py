@@ -462,7 +462,7 @@ class Results:
 
     @property
     def dataset(self) -> str | None:
-        """The data set of the paper, by the structures that were segmented; None for another one."""
+        """The data set of the paper, by the structures: other images with the same ones count as it; or None."""
         return next((name for name, structures in STRUCTURES.items() if structures == self.first.structures), None)
 
     @property

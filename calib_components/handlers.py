@@ -110,8 +110,9 @@ class TrainingCheckpoint:
 
     def _attach_save(self, engine: Trainer) -> None:
         # Handlers run in the order of attachment; at the start of a run all others are there.
-        if not engine.has_event_handler(self._save, Events.EPOCH_COMPLETED):
-            engine.add_event_handler(Events.EPOCH_COMPLETED, self._save)
+        if engine.has_event_handler(self._save, Events.EPOCH_COMPLETED):
+            engine.remove_event_handler(self._save, Events.EPOCH_COMPLETED)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._save)
 
     def _seed_epoch(self, engine: Trainer) -> None:
         epoch_seed = np.random.SeedSequence((self.seed, engine.state.epoch, idist.get_rank())).generate_state(1).item()

@@ -37,6 +37,7 @@ from typing import IO, Any
 import fire
 import monai
 import torch
+import yaml
 from monai.bundle import ConfigParser
 from tqdm import tqdm
 
@@ -240,13 +241,20 @@ def _computed(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _parser(files: Sequence[Path]) -> ConfigParser:
+    for file in files:
+        try:
+            content = ConfigParser.load_config_file(file)
+        except yaml.YAMLError as error:
+            raise CompareError(f"{file}: cannot be read: {' '.join(str(error).split())}") from None
+        if not isinstance(content, dict):
+            raise CompareError(f"{file}: expected ids and their values, such as num_classes: 3, got {content!r:.50}")
     parser = ConfigParser()
     parser.read_config([str(file) for file in files])
     return parser
 
 
 def _command(files: Sequence[Path], options: dict[str, Any]) -> list[str]:
-    config_file = "[" + ",".join(f"'{file}'" for file in files) + "]"
+    config_file = "[" + ",".join(repr(str(file)) for file in files) + "]"
     pairs = {"config_file": config_file, **options}
     return ["python", "-m", "monai.bundle", "run", *(f"--{name}={value}" for name, value in pairs.items())]
 
@@ -553,7 +561,7 @@ def compare(
 
     Args:
         bundle: folder of the bundle.
-        dataset_dir: prepared data, the bundle's or your own; its facts.yaml goes before the bundle's configuration.
+        dataset_dir: prepared data, the bundle's or your own; its facts.yaml is read after the bundle's train.yaml.
         out: folder of the results, small enough to keep in git.
         losses: presets (table1, table2, table3: those of the paper; tuning: the paper's grids, evaluated on the
             validation split), settings of theirs, or files of the bundle's configs/losses; several with commas.

@@ -291,8 +291,8 @@ def split_patients(groups: dict[str, str], fractions: Sequence[float], seed: int
 def load_facts(dataset: str) -> dict[str, Any]:
     """Facts of a data set as `bundles/common` states them, references unresolved."""
     config = ConfigParser.load_config_file(COMMON / f"{dataset}.yaml")
-    names = ("num_classes", "in_channels", "class_names", "label_codes", "structures", "file_suffixes", "image_size")
-    return {name: config[name] for name in (*names, "volume_transforms")}
+    names = ("num_classes", "in_channels", "class_names", "label_codes", "structures", "file_suffixes")
+    return {name: config[name] for name in (*names, "image_size", "crop_size", "volume_transforms")}
 
 
 def prepare(
@@ -464,7 +464,6 @@ def acdc(
     seed: int = 0,
     workers: int | None = None,
     skip_bad: bool = False,
-    **unknown: Any,
 ) -> None:
     """Prepare ACDC 2017 (cardiac cine MR), stratified by Group.
 
@@ -477,7 +476,6 @@ def acdc(
         workers: number of processes; default: one per core, at most 8.
         skip_bad: leave bad cases out and list them at the end.
     """
-    _refuse(unknown)
     cases = _find(list_acdc, src, "training/patientNNN/Info.cfg or patientNNN/Info.cfg")
     prepare(cases, _choose(load_facts("acdc"), image_size, src), Path(str(out)), fractions, seed, workers, skip_bad)
 
@@ -490,7 +488,6 @@ def flare(
     seed: int = 0,
     workers: int | None = None,
     skip_bad: bool = False,
-    **unknown: Any,
 ) -> None:
     """Prepare FLARE 2021 (abdominal CT). Options as for `acdc`.
 
@@ -498,7 +495,6 @@ def flare(
         src: the folder that holds `TrainingImg` and `TrainingMask`.
         out: folder of the prepared cases.
     """
-    _refuse(unknown)
     cases = _find(list_flare, src, "TrainingImg/NAME_0000.nii.gz")
     prepare(cases, _choose(load_facts("flare"), image_size, src), Path(str(out)), fractions, seed, workers, skip_bad)
 
@@ -511,7 +507,6 @@ def brats(
     seed: int = 0,
     workers: int | None = None,
     skip_bad: bool = False,
-    **unknown: Any,
 ) -> None:
     """Prepare BraTS 2019 to 2021 (brain MR: FLAIR, T1, T1ce, T2), stratified by grade. Options as for `acdc`.
 
@@ -519,7 +514,6 @@ def brats(
         src: a folder with the cases at any depth.
         out: folder of the prepared cases.
     """
-    _refuse(unknown)
     cases = _find(list_brats, src, "NAME_flair.nii.gz at any depth")
     prepare(cases, _choose(load_facts("brats"), image_size, src), Path(str(out)), fractions, seed, workers, skip_bad)
 
@@ -536,7 +530,6 @@ def generic(
     seed: int = 0,
     workers: int | None = None,
     skip_bad: bool = False,
-    **unknown: Any,
 ) -> None:
     """Prepare your own images and labels. Further options as for `acdc`.
 
@@ -552,7 +545,6 @@ def generic(
         patient: regular expression for the start of a file's name that tells the patient, such as '[^_]+' where there
             are several files of one, so that they stay in one split; default: the whole name.
     """
-    _refuse(unknown)
     if like not in DATASETS:
         raise PrepareError(f"like: expected one of {', '.join(DATASETS)}, got {like}")
     names = [labels] if isinstance(labels, str) else [str(name) for name in labels]
@@ -567,12 +559,6 @@ def generic(
     }
     cases = _find(functools.partial(list_generic, patient=patient), src, "images/NAME.nii.gz and labels/NAME.nii.gz")
     prepare(cases, _choose(facts, image_size, src), Path(str(out)), fractions, seed, workers, skip_bad)
-
-
-def _refuse(unknown: dict[str, Any]) -> None:
-    """Fire on its own would do all the work before it tells of a misspelt option."""
-    if unknown:
-        raise PrepareError(f"--{next(iter(unknown))}: no such option; --help tells them")
 
 
 def _find(list_cases: Callable[[Path], list[Case]], src: str, layout: str) -> list[Case]:
@@ -592,8 +578,12 @@ def _choose(facts: dict[str, Any], image_size: Sequence[int] | None, src: str) -
 
 
 def main() -> None:
+    commands: dict[str, Callable[..., None]] = {"acdc": acdc, "flare": flare, "brats": brats, "generic": generic}
+    # Fire tells of a misspelt option after the command is done: so one that does nothing takes the arguments first.
+    idle = {name: functools.wraps(command)(lambda *_, **__: None) for name, command in commands.items()}
     try:
-        fire.Fire({"acdc": acdc, "flare": flare, "brats": brats, "generic": generic})
+        if fire.Fire(idle) is None:
+            fire.Fire(commands)
     except (PrepareError, OSError) as error:
         sys.exit(f"prepare_data: {error}")
     except BrokenProcessPool:

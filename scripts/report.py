@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import csv
+import functools
 import html
 import io
 import sys
@@ -394,7 +395,7 @@ def _field_markdown(field: Field) -> str:
     return "<br>".join([text, *field.notes])
 
 
-def report(results: str, out: str = "report", reference: str = "nacl", **unknown: Any) -> None:
+def report(results: str, out: str = "report", reference: str = "nacl") -> None:
     """Write `index.html`, `report.md`, a CSV file for each table and a PNG file for each figure.
 
     Args:
@@ -402,8 +403,6 @@ def report(results: str, out: str = "report", reference: str = "nacl", **unknown
         out: folder to write to.
         reference: method that the others are compared with.
     """
-    if unknown:
-        raise ResultsError(f"--{next(iter(unknown))}: no such option; there are --results, --out and --reference")
     folder = Path(str(out))
     source = Path(str(results)).resolve()
     if folder.resolve() in (source, *source.parents):
@@ -448,6 +447,8 @@ def report(results: str, out: str = "report", reference: str = "nacl", **unknown
 
 def main() -> None:
     try:
+        # Fire tells of a misspelt option after the command is done: so one that does nothing takes the arguments first.
+        fire.Fire(functools.wraps(report)(lambda *_, **__: None))
         fire.Fire(report)
     except ResultsError as error:
         sys.exit(f"report: {error}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import csv
 import fcntl
 import json
@@ -22,6 +23,7 @@ from typing import Any
 import pytest
 import submitit
 import torch
+import yaml
 from torch.utils.tensorboard import SummaryWriter
 
 from calib_components.comparison import PUBLISHED
@@ -38,6 +40,7 @@ from scripts.compare_losses import (
     run_cell,
     run_cells,
 )
+from scripts.prepare_data import load_facts
 from scripts.report import report
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -113,6 +116,36 @@ def test_report_has_the_means_of_the_evaluation(compared: Path, tmp_path: Path) 
         for row in csv.DictReader(file):
             summary = json.loads((compared / row["method"] / "seed0" / "summary.json").read_text())
             assert float(row["mean"]) == pytest.approx(summary[row["measure"]]["mean"], rel=1e-12)
+
+
+def test_facts_of_the_data_go_before_those_of_the_bundle(tmp_path: Path) -> None:
+    data = tmp_path / "Bob's data"
+    data.mkdir()
+    (data / "datalist.json").write_text('{"testing": [{"case": "a"}]}')
+    (data / "facts.yaml").write_text(yaml.safe_dump(load_facts("flare"), sort_keys=False))
+    cell = plan_cell(PRESETS["table1"][0], 0, BUNDLE, data, tmp_path, tmp_path, {})
+    assert cell.settings["crop_size"] == [192, 192]
+    assert list(cell.settings["evaluate"]["structures"]) == ["liver", "kidneys", "spleen", "pancreas"]
+    config_file = shlex.split(cell.commands[1])[4].removeprefix("--config_file=")
+    assert ast.literal_eval(config_file) == [
+        f"{BUNDLE}/configs/train.yaml",
+        f"{data}/facts.yaml",
+        f"{BUNDLE}/configs/evaluate.yaml",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "expected ids and their values, .* got None"),
+        ("- 3\n", r"expected ids and their values, .* got \[3\]"),
+        ("a: [", "cannot be read: .*expected the node content"),
+    ],
+)
+def test_broken_facts_are_an_error(content: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "facts.yaml").write_text(content)
+    with pytest.raises(CompareError, match=f"facts.yaml: {message}"):
+        plan_cell(PRESETS["table1"][0], 0, BUNDLE, tmp_path, tmp_path, tmp_path, {})
 
 
 def test_finished_cells_are_skipped(compared: Path, prepared: Path, capsys: pytest.CaptureFixture[str]) -> None:

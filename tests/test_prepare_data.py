@@ -450,13 +450,6 @@ class TestBadCases:
         with pytest.raises(PrepareError, match=r"download: no cases in it; expected training/patientNNN/Info\.cfg"):
             run(tmp_path / "download", out)
 
-    @pytest.mark.parametrize("dataset", ["acdc", "flare", "brats", "generic"])
-    def test_misspelt_option(self, src: Path, out: Path, dataset: str) -> None:
-        options = {"labels": "tumour"} if dataset == "generic" else {}
-        with pytest.raises(PrepareError, match="--imagesize: no such option"):
-            getattr(prepare_data, dataset)(str(src), str(out), imagesize=SIZE, **options)
-        assert not out.exists()
-
     def test_command_line(self, src: Path, out: Path) -> None:
         bad = src / "training" / "patient001" / IMAGE
         truncate(bad)
@@ -466,6 +459,11 @@ class TestBadCases:
         assert failed.stderr.startswith(f"prepare_data: {bad}: cannot be read: ")
         assert failed.stderr.count("\n") == 1
         assert not (out / "datalist.json").exists()
+
+        misspelt = run_script(*arguments, "--skip-bat")
+        assert misspelt.returncode == 2
+        assert misspelt.stderr.startswith("ERROR: Could not consume arg: --skip-bat\n")
+        assert str(bad) not in misspelt.stderr  # nothing was begun
 
         skipped = run_script(*arguments, "--skip-bad")
         assert skipped.returncode == 0

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from calib_components.comparison import ResultsError, read_results
 from scripts.report import report
+from tests.conftest import run_script
 
 STRUCTURES = ("RV", "MYO", "LV")
 CLASSES = ["background", "right ventricle", "myocardium", "left ventricle"]
@@ -183,10 +184,13 @@ def test_structures_of_ones_own_have_no_published_numbers(results: Path, tmp_pat
     assert "paper" not in page
 
 
-def test_misspelt_option_is_an_error(results: Path, tmp_path: Path) -> None:
-    with pytest.raises(ResultsError, match="--metric: no such option"):
-        report(str(results), str(tmp_path / "report"), metric="ece")
+def test_misspelt_option_is_an_error_before_anything_is_written(results: Path, tmp_path: Path) -> None:
+    arguments = ("scripts/report.py", results, "-o", tmp_path / "report")
+    done = run_script(*arguments, "--referense", "svls")
+    assert done.returncode == 2
+    assert done.stderr.startswith("ERROR: Could not consume arg: --referense\n")
     assert not (tmp_path / "report").exists()
+    assert run_script(*arguments).returncode == 0
 
 
 def test_training_without_validation_has_no_best_epoch(results: Path, tmp_path: Path) -> None:
