@@ -1,20 +1,12 @@
-"""Data that the tests share: a phantom data set, prepared at a small size, and a bundle trained on it."""
+"""Data that the tests share: a phantom data set, prepared at a small size."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
-IMAGE_SIZE = [64, 64]
-
-
-def run_script(*arguments: object) -> subprocess.CompletedProcess[str]:
-    """Run a script of this repository as a user does."""
-    return subprocess.run([sys.executable, *map(str, arguments)], cwd=ROOT, check=False, capture_output=True, text=True)
+from tests.helpers import run_script
 
 
 @pytest.fixture(scope="session")

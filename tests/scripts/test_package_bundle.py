@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from scripts.package_bundle import PackageError, package_bundle
-from tests.bundles import BUNDLES, SIZE, copy_with_weights, inference_config, make_images, make_prepared
+from tests.helpers import BUNDLES, SIZE, copy_with_weights, inference_config, make_images, make_prepared
 
 ACDC = next(path for path in BUNDLES if path.name.startswith("acdc"))
 

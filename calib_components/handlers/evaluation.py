@@ -1,4 +1,4 @@
-"""Ignite handlers: training that survives an interruption, and the files of an evaluation."""
+"""The files of an evaluation: written by an Ignite handler, and read again."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import json
 import logging
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,130 +16,72 @@ import ignite.distributed as idist
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
-from monai.data.utils import set_rnd
-from monai.engines import Evaluator, Trainer
-from monai.utils import set_determinism, string_list_all_gather
+from monai.utils import string_list_all_gather
+from numpy.typing import NDArray
 
-from calib_components.figures import reliability_diagram, uncertainty_overlay
+from calib_components.errors import InputError
 from calib_components.metrics import CalibrationBins, LogitMagnitudeMetric
 
-__all__ = ["EvaluationWriter", "TrainingCheckpoint"]
-
-NEVER = -1  # what MONAI's engines start with as the epoch of the best metric
+__all__ = ["EvaluationWriter", "read_calibration", "read_cases", "read_logits", "read_summary"]
 
 
-class TrainingCheckpoint:
-    """Keep the best weights and what a bit-exact continuation needs.
-
-    After each epoch it writes ``last.pt`` (network, optimizer, scheduler, AMP scaler, epoch, best metric so far) and,
-    when the evaluator has just found its best key metric or has nothing to validate on, ``model.pt`` (the network's
-    state dict alone). Each file is replaced in one step, so a process killed at any moment leaves the old one whole.
-
-    All randomness of an epoch (order, augmentation, dropout) is seeded from ``seed`` and the epoch's number. A run that
-    resumes therefore draws what the uninterrupted run would have drawn, and on CPU ends with the same bits.
-
-    Wherever it is attached, it writes after all other handlers of the epoch's end, so that an epoch that counts as done
-    is validated and logged.
+def read_cases(folder: str | os.PathLike) -> tuple[list[str], dict[str, NDArray[np.float64]]]:
+    """Read `cases.csv`.
 
     Args:
-        ckpt_dir: folder of the two files.
-        network: network to train; the weights of one that is `DistributedDataParallel` are kept as of a plain one.
-        optimizer: its optimizer.
-        lr_scheduler: its learning-rate scheduler.
-        evaluator: the validation engine; its ``best_metric_epoch`` decides what is best.
-        seed: seed of the whole run.
-        resume: continue from ``last.pt``; without such a file the run starts from the beginning.
+        folder: where an evaluation was written.
+
+    Returns:
+        The names of the cases, and the values `(cases,)` of each column by its name; NaN where a measure is undefined.
 
     Raises:
-        ValueError: at the start of a run that resumes one of another number of epochs, since the learning rate would
-            follow the schedule of that one.
+        InputError: the file is missing or broken.
     """
-
-    def __init__(
-        self,
-        ckpt_dir: str | os.PathLike,
-        network: torch.nn.Module,
-        optimizer: torch.optim.Optimizer,
-        lr_scheduler: torch.optim.lr_scheduler.LRScheduler,
-        evaluator: Evaluator,
-        seed: int,
-        resume: bool = False,
-    ) -> None:
-        self.best_path = Path(ckpt_dir) / "model.pt"
-        self.last_path = Path(ckpt_dir) / "last.pt"
-        if isinstance(network, torch.nn.parallel.DistributedDataParallel):
-            network = network.module
-        self.stateful: dict[str, Any] = {"network": network, "optimizer": optimizer, "lr_scheduler": lr_scheduler}
-        self.evaluator = evaluator
-        self.seed = seed
-        self.resume = resume
-
-    def attach(self, engine: Trainer) -> None:
-        """
-        Args:
-            engine: the trainer.
-        """
-        # Before the handlers of a resumed run read it: MONAI makes the AMP scaler when the run starts.
-        engine.add_event_handler(Events.STARTED, self._take_scaler)
-        if self.resume:
-            engine.add_event_handler(Events.STARTED, self._load)
-        engine.add_event_handler(Events.STARTED, self._attach_save)
-        engine.add_event_handler(Events.EPOCH_STARTED, self._seed_epoch)
-
-    def _take_scaler(self, engine: Trainer) -> None:
-        if engine.scaler is not None:
-            self.stateful["scaler"] = engine.scaler
-
-    def _load(self, engine: Trainer) -> None:
-        if not self.last_path.is_file():
-            logging.getLogger(__name__).info("No %s to resume from: starting from the beginning.", self.last_path)
-            return
-        checkpoint = torch.load(self.last_path, map_location=engine.state.device, weights_only=True)
-        if checkpoint["max_epochs"] != engine.state.max_epochs:
-            raise ValueError(
-                f"{self.last_path}: of a run of {checkpoint['max_epochs']} epochs, whose learning rate would not fit "
-                f"one of {engine.state.max_epochs}: set max_epochs to {checkpoint['max_epochs']}, or start anew."
-            )
-        for name, holder in self.stateful.items():
-            if name in checkpoint:  # a run that began without AMP has no scaler
-                holder.load_state_dict(checkpoint[name])
-        engine.state.epoch = checkpoint["epoch"]
-        engine.state.iteration = checkpoint["epoch"] * engine.state.epoch_length
-        self.evaluator.state.best_metric = checkpoint["best_metric"]
-        self.evaluator.state.best_metric_epoch = checkpoint["best_metric_epoch"]
-        logging.getLogger(__name__).info("Resuming after epoch %d of %s.", checkpoint["epoch"], self.last_path)
-
-    def _attach_save(self, engine: Trainer) -> None:
-        # Handlers run in the order of attachment; at the start of a run all others are there.
-        if engine.has_event_handler(self._save, Events.EPOCH_COMPLETED):
-            engine.remove_event_handler(self._save, Events.EPOCH_COMPLETED)
-        engine.add_event_handler(Events.EPOCH_COMPLETED, self._save)
-
-    def _seed_epoch(self, engine: Trainer) -> None:
-        epoch_seed = np.random.SeedSequence((self.seed, engine.state.epoch, idist.get_rank())).generate_state(1).item()
-        set_determinism(epoch_seed)
-        # Workers seed their own copy of the dataset; without workers this one is used.
-        set_rnd(getattr(engine.data_loader, "dataset", None), seed=epoch_seed)
-
-    def _save(self, engine: Trainer) -> None:
-        if idist.get_rank() != 0:
-            return
-        best = self.evaluator.state
-        if best.best_metric_epoch in (engine.state.epoch, NEVER):
-            _save_atomically(self.stateful["network"].state_dict(), self.best_path)
-        state = {name: holder.state_dict() for name, holder in self.stateful.items()}
-        state["epoch"] = engine.state.epoch
-        state["max_epochs"] = engine.state.max_epochs
-        state["best_metric"] = best.best_metric
-        state["best_metric_epoch"] = best.best_metric_epoch
-        _save_atomically(state, self.last_path)
+    with _reading(Path(folder) / "cases.csv") as file:
+        header, *rows = csv.reader(file.read_text().splitlines())
+        cases, *columns = zip(*rows, strict=True)
+        values = [np.array([float(cell) if cell else np.nan for cell in column]) for column in columns]
+        return list(cases), dict(zip(header[1:], values, strict=True))
 
 
-def _save_atomically(state: Mapping[str, Any], path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".tmp")
-    torch.save(state, partial)
-    os.replace(partial, path)
+def read_summary(folder: str | os.PathLike) -> dict[str, Any]:
+    """Read `summary.json`. Arguments and errors as in `read_cases`."""
+    return _read_json(Path(folder) / "summary.json")
+
+
+def read_calibration(folder: str | os.PathLike) -> dict[str, CalibrationBins]:
+    """Read the bins pooled over cases from `calibration.json`. Arguments and errors as in `read_cases`.
+
+    Returns:
+        Bins of the predicted class, `top_label`, and of each class, `classwise`.
+    """
+    file = Path(folder) / "calibration.json"
+    pooled = _read_json(file)["pooled"]
+    with _reading(file):
+        return {kind: CalibrationBins.from_dict(fields) for kind, fields in pooled.items()}
+
+
+def read_logits(folder: str | os.PathLike) -> tuple[list[str], NDArray[np.float64]]:
+    """Read `logits.json`. Arguments and errors as in `read_cases`.
+
+    Returns:
+        The names of the N classes, and the mean magnitudes `(N, N)`, by ground-truth class and channel.
+    """
+    content = _read_json(Path(folder) / "logits.json")
+    return content["class_names"], np.array(content["magnitudes"], float)
+
+
+def _read_json(file: Path) -> Any:
+    with _reading(file):
+        return json.loads(file.read_text())
+
+
+@contextmanager
+def _reading(file: Path) -> Iterator[Path]:
+    try:
+        yield file
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file}: cannot be read: {error}") from None
 
 
 class EvaluationWriter:
@@ -204,6 +147,8 @@ class EvaluationWriter:
             self._slices[case] = _largest_slice(*volumes)
 
     def _write(self) -> None:
+        from calib_components.figures import reliability_diagram
+
         # Every rank takes part in the gathering, one writes.
         cases = string_list_all_gather(self._cases) if idist.get_world_size() > 1 else list(self._cases)
         per_case = {name: metric.aggregate("none").double().cpu() for name, metric in self.metrics.items()}
@@ -233,6 +178,8 @@ class EvaluationWriter:
 
     def _draw_cases(self, cases: Sequence[str], dsc: torch.Tensor) -> None:
         """Every rank draws those it has seen."""
+        from calib_components.figures import uncertainty_overlay
+
         folder = self.output_dir / "cases"
         folder.mkdir(parents=True, exist_ok=True)
         ordered = [i for i in dsc.argsort(stable=True).tolist() if not dsc[i].isnan()]

@@ -22,8 +22,8 @@ from monai.bundle import ConfigWorkflow
 
 from scripts import sync_bundles
 from scripts.sync_bundles import sync
+from tests.helpers import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 ACDC = ROOT / "bundles" / "acdc_mri_nacl_segmentation"
 BRATS = ROOT / "bundles" / "brats_mri_nacl_segmentation"
 BUNDLES = sorted(path for path in (ROOT / "bundles").iterdir() if path.name != "common")

@@ -11,7 +11,7 @@ import torch
 from monai.bundle import ckpt_export, create_workflow, verify_metadata, verify_net_in_out
 
 from scripts.package_bundle import package_bundle
-from tests.bundles import BUNDLES, ROOT, copy_with_weights
+from tests.helpers import BUNDLES, ROOT, copy_with_weights
 
 SCHEMA = ROOT.parent / "shared" / "modelzoo" / "meta_schema_20240725.json"
 LARGE = 25_000_000  # bytes: larger files are not taken, but linked from large_files.yml

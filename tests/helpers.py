@@ -1,21 +1,74 @@
-"""A bundle as somebody else has it: with weights, and with small data of its own kind."""
+"""What several tests share: places, scripts run as a user runs them, small data sets, and bundles with weights."""
 
 from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import torch
 from monai.bundle import ConfigParser
 
-from tests.layouts import save
-
 ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared"
 BUNDLES = sorted(path for path in (ROOT / "bundles").iterdir() if path.name != "common")
-SIZE = (32, 32)
+ACDC = ROOT / "bundles" / "acdc_mri_nacl_segmentation"
+BRATS = ROOT / "bundles" / "brats_mri_nacl_segmentation"
+IMAGE_SIZE = [64, 64]  # of the phantoms that the fixture `prepared` prepares
+SIZE = (32, 32)  # of what make_prepared makes
+SPACING = np.diag([1.5, 1.25, 10.0, 1.0])
+
+
+def save(path: Path, array: np.ndarray, affine: np.ndarray = SPACING) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(array, affine), path)
+
+
+def blocks(shape: tuple[int, int, int], codes: list[int]) -> np.ndarray:
+    """A label with a block of every code."""
+    label = np.zeros(shape, np.uint8)
+    for i, code in enumerate(codes):
+        label[2 + 3 * i : 5 + 3 * i, 4:12, 1:-1] = code
+    return label
+
+
+def make_acdc(root: Path, patients: int = 2, shape: tuple[int, int, int] = (18, 16, 4)) -> Path:
+    """ACDC's layout; the groups take turns."""
+    rng = np.random.default_rng(0)
+    for i in range(1, patients + 1):
+        folder = root / "training" / f"patient{i:03d}"
+        for frame in (1, 9):
+            image = rng.integers(0, 500, shape).astype(np.int16)
+            save(folder / f"patient{i:03d}_frame{frame:02d}.nii.gz", image)
+            save(folder / f"patient{i:03d}_frame{frame:02d}_gt.nii.gz", blocks(shape, [1, 2, 3]))
+        (folder / "Info.cfg").write_text(f"ED: 1\nES: 9\nGroup: {['DCM', 'NOR'][i % 2]}\nHeight: 180.0\n")
+    return root
+
+
+def make_brats(folder: Path, name: str, ending: str = "nii.gz") -> None:
+    """One case of BraTS: noise in a brain that touches no side of the volume."""
+    rng = np.random.default_rng(0)
+    shape = (22, 24, 9)
+    brain = np.zeros(shape, np.int16)
+    brain[1:-3, 2:-2, 1:-1] = 1
+    for channel in ("flair", "t1", "t1ce", "t2"):
+        save(folder / f"{name}_{channel}.{ending}", brain * rng.integers(50, 900, shape).astype(np.int16), np.eye(4))
+    save(folder / f"{name}_seg.{ending}", blocks(shape, [1, 2, 4]), np.eye(4))
+
+
+def make_flare(root: Path, name: str, body: np.ndarray, label: np.ndarray, affine: np.ndarray) -> None:
+    save(root / "TrainingImg" / f"{name}_0000.nii.gz", body, affine)
+    save(root / "TrainingMask" / f"{name}.nii.gz", label, affine)
+
+
+def run_script(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run a script of this repository as a user does."""
+    return subprocess.run([sys.executable, *map(str, arguments)], cwd=ROOT, check=False, capture_output=True, text=True)
 
 
 def inference_config(bundle: Path) -> ConfigParser:

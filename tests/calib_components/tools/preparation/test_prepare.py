@@ -29,10 +29,9 @@ from monai.transforms import Compose, Invertd, LoadImaged
 
 from scripts import prepare_data
 from scripts.prepare_data import PrepareError, split_patients
-from tests.layouts import blocks, make_acdc, make_brats, make_flare, save
+from tests.helpers import ROOT, SHARED, blocks, make_acdc, make_brats, make_flare, save
 
-ROOT = Path(__file__).resolve().parents[1]
-SHARED = ROOT.parent / "shared" / "data"
+SHARED = SHARED / "data"
 SIZE = (16, 20)
 
 

@@ -10,8 +10,7 @@ from monai.bundle import ConfigParser
 from monai.transforms import LoadImaged
 
 from calib_components.data import CaseDataset, LoadSliced, SliceDataset, list_slices, load_slice
-
-ROOT = Path(__file__).resolve().parents[1]
+from tests.helpers import ROOT
 
 
 def save(path: Path, values: np.ndarray, dtype: type) -> str:

@@ -17,9 +17,8 @@ import yaml
 from monai.bundle import ConfigParser
 
 from calib_components.losses import NACLLoss
-from tests.layouts import make_brats, make_flare
+from tests.helpers import ROOT, make_brats, make_flare
 
-ROOT = Path(__file__).resolve().parents[1]
 SMALL = {
     r"prepare_data\.py \w+": "--image_size 32,32 --fractions 0.4,0.3,0.3",
     r"compare_losses\.py": "--max_epochs 1 --devices cpu --num_workers 0",

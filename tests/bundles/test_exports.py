@@ -18,7 +18,7 @@ import pytest
 import torch
 from monai.bundle import ckpt_export, onnx_export
 
-from tests.bundles import BUNDLES, ROOT, SIZE, copy_with_weights, inference_config, make_images, make_prepared
+from tests.helpers import BUNDLES, SHARED, SIZE, copy_with_weights, inference_config, make_images, make_prepared
 
 ACDC = next(path for path in BUNDLES if path.name.startswith("acdc"))
 REAL = {  # used where the data are at hand
@@ -52,7 +52,7 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 
 def slices(bundle: Path, folder: Path) -> torch.Tensor:
     """Slices `(B, C, H, W)` from the middle of a case, as inference gives them to the network."""
-    real = ROOT.parent / "shared" / "data" / REAL[bundle.name.split("_")[0]]
+    real = SHARED / "data" / REAL[bundle.name.split("_")[0]]
     config = inference_config(bundle)
     config["dataset_dir"] = str(real if real.exists() else make_images(bundle, folder))
     image = config.get_parsed_content("dataset")[0]["image"].as_tensor().movedim(-1, 0)

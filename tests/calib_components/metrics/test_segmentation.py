@@ -1,15 +1,15 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from calib_components.metrics import DiceMetric, HD95Metric, dice, hausdorff_distance_95, structure_masks
+from tests.helpers import SHARED
 
-GOLDEN = Path(__file__).resolve().parents[2].parent / "shared" / "golden"
+GOLDEN = SHARED / "golden"
 
 
 @pytest.mark.skipif(not GOLDEN.is_dir(), reason=f"golden values are not at {GOLDEN}")

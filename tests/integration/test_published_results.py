@@ -14,10 +14,9 @@ import pytest
 from calib_components.comparison import read_results
 from scripts.compare_losses import TABLE1
 from scripts.report import report
-from tests.conftest import run_script
+from tests.helpers import ROOT, SHARED, run_script
 
-ROOT = Path(__file__).resolve().parents[1]
-ACDC = ROOT.parent / "shared/data/acdc"
+ACDC = SHARED / "data" / "acdc"
 RESULTS = ROOT / "results/acdc/table1"
 CELL = RESULTS / "nacl/seed0"
 BUNDLE = ROOT / "bundles/acdc_mri_nacl_segmentation"

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from calib_components.comparison import ResultsError, read_results
 from scripts.report import report
-from tests.conftest import run_script
+from tests.helpers import run_script
 
 STRUCTURES = ("RV", "MYO", "LV")
 CLASSES = ["background", "right ventricle", "myocardium", "left ventricle"]

@@ -20,8 +20,7 @@ import pytest
 import requests
 from monai.bundle import ConfigParser
 
-from tests.bundles import BUNDLES, ROOT, copy_with_weights
-from tests.layouts import save
+from tests.helpers import BUNDLES, ROOT, copy_with_weights, save
 
 pytestmark = pytest.mark.slow
 SIZE = 64

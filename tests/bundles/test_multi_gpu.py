@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.bundles import BUNDLES, SIZE, copy_with_weights, inference_config, make_prepared
+from tests.helpers import BUNDLES, SIZE, copy_with_weights, inference_config, make_prepared
 
 CASES = 5  # not a multiple of two
 

@@ -42,8 +42,8 @@ from scripts.compare_losses import (
 )
 from scripts.prepare_data import load_facts
 from scripts.report import report
+from tests.helpers import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 BUNDLE = ROOT / "bundles" / "acdc_mri_nacl_segmentation"
 
 

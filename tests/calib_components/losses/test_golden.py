@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import monai.losses
@@ -18,8 +17,9 @@ from calib_components.losses import (
     NACLLoss,
     SVLSLoss,
 )
+from tests.helpers import SHARED
 
-GOLDEN = Path(__file__).resolve().parents[2].parent / "shared" / "golden"
+GOLDEN = SHARED / "golden"
 pytestmark = pytest.mark.skipif(not GOLDEN.is_dir(), reason=f"golden values are not at {GOLDEN}")
 # With the paddings that give NACL's values: any where nothing but background touches the border.
 FILES = [

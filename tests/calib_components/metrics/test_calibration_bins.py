@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from fractions import Fraction
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,8 +23,9 @@ from calib_components.metrics import (
     calibration_bins,
     negative_log_likelihood,
 )
+from tests.helpers import SHARED
 
-GOLDEN = Path(__file__).parents[2].parent / "shared" / "golden"
+GOLDEN = SHARED / "golden"
 
 
 def random_case(seed: int, shape: tuple[int, ...] = (1, 4, 9, 7, 5)) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,0 +1,1 @@
+"""What people run: preparation of data, the comparison of losses and its report. Needs the extra `bundles`."""
