@@ -1,6 +1,8 @@
-"""Slices of prepared volumes as items of a MONAI dataset.
+"""Prepared cases: how they are stored, and their slices as items of a MONAI dataset.
 
-A prepared case is a pair of uncompressed NIfTI files, so one slice is read from disk without its volume.
+A prepared case is a folder with two uncompressed NIfTI files on the network's grid: `image.nii`, int16 with a scale
+factor, `(H, W, D)` or `(H, W, D, C)`, and `label.nii`, uint8 class indices, `(H, W, D)`. A slice along the third axis
+is read without reading the rest of the volume.
 """
 
 from __future__ import annotations
@@ -19,31 +21,64 @@ import torch
 from monai.data import Dataset
 from monai.transforms import MapTransform
 from nibabel import Nifti1Image
+from numpy.typing import ArrayLike
 
-__all__ = ["CaseDataset", "LoadSliced", "SliceDataset", "list_slices"]
+from calib_components.errors import InputError
+
+__all__ = ["CaseDataset", "LoadSliced", "SliceDataset", "list_slices", "load_slice", "write_case"]
+
+IMAGE, LABEL = "image.nii", "label.nii"
+UNFINISHED = ".unfinished-"  # prefix of the folder of a case while it is being written
+
+
+def write_case(folder: str | os.PathLike, image: torch.Tensor, label: torch.Tensor, affine: ArrayLike) -> None:
+    """Write a prepared case: a folder that appears complete or not at all.
+
+    Args:
+        folder: Folder to create; its parent exists.
+        image: `(C, H, W, D)`, floating point; stored as int16 with one scale factor for all channels.
+        label: Class indices, `(1, H, W, D)`.
+        affine: `(4, 4)`, from voxel indices to millimetres, of image and label.
+
+    Raises:
+        OSError: The folder exists or cannot be written.
+    """
+    folder = Path(folder)
+    unfinished = folder.with_name(f"{UNFINISHED}{folder.name}")
+    try:
+        unfinished.mkdir()
+        for name, volume, dtype in ((IMAGE, image, np.int16), (LABEL, label.to(torch.uint8), np.uint8)):
+            channel_last = volume[0].numpy() if len(volume) == 1 else volume.movedim(0, -1).numpy()
+            nifti = Nifti1Image(channel_last, np.asarray(affine))
+            nifti.header.set_xyzt_units("mm")
+            nifti.set_data_dtype(dtype)
+            nifti.to_filename(unfinished / name)
+        unfinished.rename(folder)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def list_slices(cases: Sequence[Mapping[str, Any]], image_size: Sequence[int]) -> list[dict[str, Any]]:
     """List every slice of the prepared cases; only the headers are read.
 
     Args:
-        cases: items with the path of an ``image`` and a ``label``, as
-            :func:`monai.data.load_decathlon_datalist` gives them from a prepared ``datalist.json``.
-        image_size: expected number of rows and columns of a slice.
+        cases: Items with the path of an `image` and a `label`, such as
+            :func:`monai.data.load_decathlon_datalist` reads from a prepared `datalist.json`.
+        image_size: Expected number of rows and columns of a slice.
 
     Returns:
-        One item for each slice along the third axis: the case's item and the index ``slice``.
+        One item for each slice along the third axis: the case's item and the index `slice`.
 
     Raises:
-        ValueError: when a case was prepared at another size.
+        InputError: A case was prepared at another size.
     """
     slices: list[dict[str, Any]] = []
     for case in cases:
         rows, columns, depth = Nifti1Image.from_filename(case["image"]).shape[:3]
         if (rows, columns) != tuple(image_size):
-            raise ValueError(
-                f"{case['image']}: slices of {rows} x {columns}, but image_size is {list(image_size)}: "
-                "prepare the data again or set image_size to what they were prepared at."
+            raise InputError(
+                f"{case['image']}: expected slices of the image_size {list(image_size)}, got {[rows, columns]}; "
+                "prepare the data again, or set image_size to the size they were prepared at"
             )
         slices.extend({**case, "slice": index} for index in range(depth))
     return slices
@@ -53,11 +88,11 @@ def load_slice(path: str | os.PathLike, index: int) -> torch.Tensor:
     """Read one slice along the third axis of a NIfTI file.
 
     Args:
-        path: an uncompressed file of shape ``(H, W, D)`` or ``(H, W, D, C)``.
-        index: position along the third axis.
+        path: Uncompressed file of shape `(H, W, D)` or `(H, W, D, C)`.
+        index: Position along the third axis.
 
     Returns:
-        ``(1, H, W)`` or ``(C, H, W)``: uint8 where that is what is stored, float32 otherwise.
+        `(1, H, W)` or `(C, H, W)`: uint8 if stored as such, otherwise float32.
     """
     values = np.asarray(Nifti1Image.from_filename(path).dataobj[:, :, index])
     if values.dtype != np.uint8:
@@ -67,27 +102,30 @@ def load_slice(path: str | os.PathLike, index: int) -> torch.Tensor:
 
 
 class LoadSliced(MapTransform):
-    """Replace the paths in an item of :func:`list_slices` by the slice they hold.
+    """Replace the paths in an item of :func:`list_slices` by the slices that they hold.
 
     Args:
-        keys: entries of the item that are paths.
+        keys: Entries of the item that are paths.
     """
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, torch.Tensor]:
-        """Give ``{key: (C, H, W)}`` for each key, see :func:`load_slice`."""
+        """Return `{key: (C, H, W)}` for each key, see :func:`load_slice`."""
         return {key: load_slice(data[key], data["slice"]) for key in self.key_iterator(data)}
 
 
 class CaseDataset(Dataset):
-    """Prepared cases, or cases as they come from a scanner, which are prepared first.
+    """Prepared cases, or raw cases (as they come from the scanner), which are prepared first.
 
-    The latter is what MONAI Label trains on: it puts its own list of images and labels in place of `data`. They are
-    prepared into a temporary folder, which goes when the process ends.
+    MONAI Label trains on the latter: it replaces `data` with its own list of images and labels. They are prepared into
+    a temporary folder, which is removed when the process ends.
 
     Args:
-        data: items with the path of an ``image`` and a ``label``; a prepared one names its ``case`` as well.
-        prepare: what turns an item that is not prepared into channel-first volumes on the network's grid.
-        transform: applied to an item when it is asked for.
+        data: Items with the path of an `image` and a `label`; a prepared one also has the name of its `case`.
+        prepare: Turns a raw item into channel-first volumes on the network's grid, the label into class indices.
+        transform: Applied to an item when it is requested.
+
+    Raises:
+        InputError: A raw case has values that are NaN or infinite.
     """
 
     def __init__(
@@ -96,20 +134,27 @@ class CaseDataset(Dataset):
         prepare: Callable[[Mapping[str, Any]], Mapping[str, Any]],
         transform: Callable | None = None,
     ) -> None:
-        unprepared = sum("case" not in item for item in data)
-        if unprepared:
-            logging.getLogger(__name__).info("Preparing %d cases in %s.", unprepared, tempfile.gettempdir())
-        super().__init__([item if "case" in item else _prepare(item, prepare) for item in data], transform)
+        items = list(data)
+        if raw := [index for index, item in enumerate(items) if "case" not in item]:
+            folder = Path(tempfile.mkdtemp(prefix="cases-"))
+            atexit.register(shutil.rmtree, folder, ignore_errors=True)
+            logging.getLogger(__name__).info("Preparing %d cases in %s.", len(raw), folder)
+            for index in raw:
+                items[index] = _write_raw(items[index], prepare(items[index]), folder / str(index))
+        super().__init__(items, transform)
 
 
 class SliceDataset(CaseDataset):
     """The slices of such cases, see :func:`list_slices`.
 
     Args:
-        data: as in `CaseDataset`.
-        prepare: as in `CaseDataset`.
-        image_size: expected number of rows and columns of a slice.
-        transform: applied to an item when it is asked for.
+        data: As in `CaseDataset`.
+        prepare: As in `CaseDataset`.
+        image_size: Expected number of rows and columns of a slice.
+        transform: Applied to an item when it is requested.
+
+    Raises:
+        InputError: See `CaseDataset` and :func:`list_slices`.
     """
 
     def __init__(
@@ -123,16 +168,12 @@ class SliceDataset(CaseDataset):
         self.data = list_slices(self.data, image_size)
 
 
-def _prepare(item: Mapping[str, Any], prepare: Callable[[Mapping[str, Any]], Mapping[str, Any]]) -> dict[str, Any]:
-    """Write a case in the form that :func:`load_slice` reads, and give its item."""
-    volumes = prepare(item)
+def _write_raw(item: Mapping[str, Any], volumes: Mapping[str, Any], folder: Path) -> dict[str, str]:
+    """Write the prepared volumes of a raw item, and return the item of the prepared case."""
     for key in ("image", "label"):
-        if not torch.isfinite(volumes[key]).all():
-            raise ValueError(f"{item[key]}: has NaN or infinite values, or gets them when it is prepared")
-    folder = Path(tempfile.mkdtemp(prefix="case-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    for key, dtype in (("image", np.float32), ("label", np.uint8)):
-        volume = volumes[key].numpy().astype(dtype)
-        last = volume[0] if len(volume) == 1 else np.moveaxis(volume, 0, -1)
-        Nifti1Image(last, volumes[key].affine.numpy()).to_filename(folder / f"{key}.nii")
-    return {"case": str(folder), "image": str(folder / "image.nii"), "label": str(folder / "label.nii")}
+        if invalid := int((~torch.isfinite(volumes[key])).sum()):
+            raise InputError(
+                f"{item[key]}: expected finite values after preparation, got {invalid} that are NaN or infinite"
+            )
+    write_case(folder, volumes["image"], volumes["label"], volumes["image"].affine)
+    return {"case": str(folder), "image": str(folder / IMAGE), "label": str(folder / LABEL)}

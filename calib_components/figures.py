@@ -1,4 +1,4 @@
-"""Figures, drawn from saved results without running a network."""
+"""Figures, drawn from saved results without running a network. Requires matplotlib, unlike losses and metrics."""
 
 from __future__ import annotations
 
@@ -22,32 +22,43 @@ SMALLEST_SHARE = 1e-5  # where the axis of shares begins
 
 
 def reliability_diagram(bins: CalibrationBins, class_names: Sequence[str] | None = None) -> Figure:
-    """Accuracy in each bin over its confidence, and below it the share of voxels in the bin, all cases pooled.
+    """Draws accuracy over confidence, and below it the fraction of voxels in each bin, with all cases pooled.
 
-    Blue and yellow end at the accuracy, blue and red at the mean confidence of the bin. Bins with less than 0.001 % of
-    the voxels, whose accuracy is that of a few voxels, are not drawn. Top-label bins make one panel, classwise bins one
-    for each class; the title gives the ECE over all of the panel's voxels. Saved bins are drawn with
-    `reliability_diagram(CalibrationBins.from_dict(saved))`.
+    Blue plus yellow reaches the mean accuracy of a bin, blue plus red its mean confidence. Bins with less than 0.001 %
+    of the voxels are not drawn, because their accuracy is that of a few voxels. Top-label bins give one panel,
+    classwise bins one panel per class. The title shows the ECE of all voxels in the panel.
 
     Args:
-        bins: top-label `(B, bins)` or classwise `(B, N, bins)`.
-        class_names: N names, for classwise bins only; their indices if None.
+        bins: Top-label bins `(B, bins)` or classwise bins `(B, N, bins)`, such as the `bins` of a metric.
+        class_names: Names of the N classes, for classwise bins only; None uses their indices.
 
     Returns:
-        A figure that belongs to no window; save it with `figure.savefig(path)`.
+        A figure without a window; save it with `figure.savefig(path)`.
 
     Raises:
-        ValueError: if the number of names is not that of the classes.
+        ValueError: The number of names is not the number of classes.
+
+    Examples:
+        >>> import torch
+        >>> from calib_components.figures import reliability_diagram
+        >>> from calib_components.metrics import CalibrationBins, ECEMetric
+        >>> metric = ECEMetric()
+        >>> _ = metric(torch.rand(1, 4, 32, 32, 8).softmax(1), torch.randint(4, (1, 1, 32, 32, 8)))
+        >>> reliability_diagram(metric.bins).savefig("reliability.png")  # doctest: +SKIP
+
+        Saved bins are drawn in the same way:
+
+        >>> saved = metric.bins.to_dict()
+        >>> figure = reliability_diagram(CalibrationBins.from_dict(saved))
     """
     pooled = bins.pooled()
     if pooled.count.ndim == 2:
         panels, titles = [pooled], ["Predicted class"]
     else:
-        fields = (pooled.count, pooled.confidence, pooled.accuracy)
-        panels = [CalibrationBins(*of_class) for of_class in zip(*(field.unbind(1) for field in fields), strict=True)]
+        panels = pooled.per_class()
         titles = [f"Class {k}" for k in range(len(panels))] if class_names is None else list(class_names)
     if len(titles) != len(panels):
-        raise ValueError(f"class_names must name the {len(panels)} classes of the bins, got {titles}.")
+        raise ValueError(f"class_names: expected {len(panels)} names, one per class of the bins, got {titles}")
 
     columns = min(len(panels), MAX_COLUMNS)
     rows = math.ceil(len(panels) / columns)
@@ -70,8 +81,7 @@ def _draw_panel(upper: Axes, lower: Axes, bins: CalibrationBins, title: str) -> 
         np.asarray(field[0].cpu(), dtype=float) for field in (bins.count, bins.confidence, bins.accuracy)
     )
     shown = np.flatnonzero(count > SMALLEST_SHARE * count.sum())
-    share = count[shown] / count.sum()
-    confidence, accuracy = confidence[shown] / count[shown], accuracy[shown] / count[shown]
+    share, confidence, accuracy = count[shown] / count.sum(), confidence[shown], accuracy[shown]
     width = 1 / len(count)
     draw = partial(upper.bar, shown * width, width=width, align="edge", edgecolor="white", linewidth=0.5)
     over, under = np.maximum(confidence - accuracy, 0), np.maximum(accuracy - confidence, 0)
@@ -88,13 +98,20 @@ def _draw_panel(upper: Axes, lower: Axes, bins: CalibrationBins, title: str) -> 
 
 
 def rank_heat_map(ranks: ArrayLike, totals: ArrayLike, methods: Sequence[str], columns: Sequence[str]) -> Figure:
-    """Ranks of methods in every column beside their total, the best method on top.
+    """Draws the rank of each method in each column, next to the method's total, with the best method on top.
 
     Args:
-        ranks: `(methods, columns)`, 1 is best; NaN leaves a field empty.
-        totals: `(methods,)`, such as the sum or the mean of the ranks; the smallest is best.
-        methods: their names.
-        columns: names of the columns, and one more for the totals.
+        ranks: Ranks `(methods, columns)`; 1 is best, NaN leaves a cell empty.
+        totals: One number per method, such as the sum or the mean of its ranks; the smallest is best.
+        methods: Names of the methods.
+        columns: Names of the columns, and one more for the totals.
+
+    Returns:
+        A figure without a window.
+
+    Examples:
+        >>> from calib_components.figures import rank_heat_map
+        >>> figure = rank_heat_map([[1, 2], [2, 1.5]], [3, 3.5], ["NACL", "SVLS"], ["DSC", "ECE", "sum"])
     """
     ranks, totals = np.asarray(ranks, float), np.asarray(totals, float)
     order = np.argsort(totals, kind="stable")
@@ -122,11 +139,19 @@ def rank_heat_map(ranks: ArrayLike, totals: ArrayLike, methods: Sequence[str], c
 
 
 def logit_bars(magnitudes: Mapping[str, ArrayLike], class_names: Sequence[str]) -> Figure:
-    """Mean magnitude of the logits: a panel for each method, a group of bars for each ground truth class.
+    """Draws the mean magnitude of the logits: one panel per method, with one group of bars per ground-truth class.
 
     Args:
-        magnitudes: name of a method to its `(N, N)` table, ground truth class first, then channel.
-        class_names: N names.
+        magnitudes: Table `(N, N)` of each method, by ground-truth class and channel, as
+            `calib_components.metrics.LogitMagnitudeMetric.magnitudes`.
+        class_names: Names of the N classes.
+
+    Returns:
+        A figure without a window.
+
+    Examples:
+        >>> from calib_components.figures import logit_bars
+        >>> figure = logit_bars({"NACL": [[2.1, 0.3], [0.4, 1.9]]}, ["background", "heart"])
     """
     tables = {name: np.asarray(table, float) for name, table in magnitudes.items()}
     num_classes = len(class_names)
@@ -167,15 +192,26 @@ def uncertainty_overlay(
     class_names: Sequence[str],
     title: str = "",
 ) -> Figure:
-    """One slice three times: contours of the ground truth, contours of the prediction, and the uncertainty.
+    """Draws one slice three times: with contours of the ground truth, contours of the prediction, and the uncertainty.
 
     Args:
-        image: grey values `(H, W)`; the first axis runs to the right, the second down.
-        label: class index of the ground truth `(H, W)`; 0 is background.
-        prediction: predicted class index `(H, W)`.
-        uncertainty: 0 (certain) to 1 `(H, W)`.
-        class_names: of the background and the other classes.
-        title: of the figure.
+        image: Grey values `(H, W)`; the first axis points right, the second down.
+        label: Class index of the ground truth, `(H, W)`; 0 is background.
+        prediction: Predicted class index, `(H, W)`.
+        uncertainty: Uncertainty from 0 (certain) to 1, `(H, W)`.
+        class_names: Names of the classes, background first.
+        title: Title of the figure.
+
+    Returns:
+        A figure without a window.
+
+    Examples:
+        >>> import numpy as np
+        >>> from calib_components.figures import uncertainty_overlay
+        >>> label = np.zeros((32, 32), int)
+        >>> label[8:16, 8:16] = 1
+        >>> image = np.random.default_rng(0).normal(label)
+        >>> figure = uncertainty_overlay(image, label, label, label / 2, ["background", "heart"])
     """
     image, label, prediction, uncertainty = (np.asarray(x).T for x in (image, label, prediction, uncertainty))
     height = 1.95 * image.shape[0] / image.shape[1]
@@ -199,5 +235,5 @@ def uncertainty_overlay(
 
 
 def _class_color(k: int) -> str:
-    """Gray for the background, then colours that stay apart for the colour-blind (Okabe and Ito)."""
+    """Grey for the background, then a palette suited to colour-blind readers (Okabe and Ito)."""
     return ("#999999", "#e69f00", "#56b4e9", "#cc79a7", "#009e73", "#f0e442", "#d55e00", "#0072b2")[k % 8]

@@ -1,6 +1,6 @@
-"""MONAI Label's app for bundles, which can ask for the image that the model is least sure of.
+"""MONAI Label's app for bundles, extended by active learning: it can pick the most uncertain image.
 
-`scripts/monai_label` puts this file in place of the app's own `main.py`, and calls that one `monaibundle.py`.
+`scripts/monai_label` renames the app's own `main.py` to `monaibundle.py` and puts this file in its place.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from monailabel.interfaces.tasks.strategy import Strategy
 
 
 class UncertaintyScoring(ScoringMethod):
-    """Keeps, with each image that has no label yet, the mean of its uncertainty map."""
+    """Scores each image without a label by the mean of its uncertainty map."""
 
     def __init__(self, model: InferTask) -> None:
-        super().__init__("Mean uncertainty of the images without a label")
+        super().__init__("Mean uncertainty of images without a label")
         self.model = model
 
     def __call__(self, request: dict[str, Any], datastore: Datastore) -> dict[str, int]:
         images, failed = datastore.get_unlabeled_images(), 0
         for image in images:
-            question = {"image": datastore.get_image_uri(image), "show_uncertainty": True, "skip_writer": "true"}
+            request_map = {"image": datastore.get_image_uri(image), "show_uncertainty": True, "skip_writer": "true"}
             try:
-                _, data = self.model({**request, **question})
-            except Exception:  # a file that the model cannot take must not keep the others from their score
+                _, data = self.model({**request, **request_map})
+            except Exception:  # one unsuitable file must not keep the others from being scored
                 logging.getLogger(__name__).exception("%s: not scored", image)
                 failed += 1
             else:
@@ -38,10 +38,10 @@ class UncertaintyScoring(ScoringMethod):
 
 
 class MostUncertain(Strategy):
-    """Picks, of the images without a label, the one with the highest score; one without a score comes last."""
+    """Picks the image without a label that has the highest score; images without a score come last."""
 
     def __init__(self) -> None:
-        super().__init__("The image that the model is least sure of")
+        super().__init__("The most uncertain image")
 
     def __call__(self, request: dict[str, Any], datastore: Datastore) -> dict[str, Any] | None:
         images = datastore.get_unlabeled_images(request.get("label_tag"), request.get("labels"))
@@ -52,8 +52,8 @@ class MostUncertain(Strategy):
         return {"id": image, "uncertainty": scores[image]}
 
 
-class BundleApp(monaibundle.MyApp, MONAILabelApp):  # the server looks for a direct subclass of the latter
-    """MONAI Label's app for bundles, with the scoring method and the strategy `uncertainty`."""
+class BundleApp(monaibundle.MyApp, MONAILabelApp):  # the server looks for a direct subclass of MONAILabelApp
+    """MONAI Label's app for bundles, with a scoring method and a strategy called `uncertainty`."""
 
     def init_strategies(self) -> dict[str, Strategy]:
         return {**super().init_strategies(), "uncertainty": MostUncertain()}

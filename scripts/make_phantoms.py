@@ -1,11 +1,11 @@
-"""Make a small data set of short-axis hearts in the layout of ACDC, for trying things out without any download.
+"""Make a small data set of short-axis hearts in the layout of ACDC, to try things out without a download.
 
     python scripts/make_phantoms.py OUT --patients 20 --seed 0
 
 Each patient has a left ventricle (bright disc), its myocardium (dark ring) and a right ventricle (bright crescent) at
-end-diastole and end-systole, in a chest with other bright structures, noise and a bias field. The label's borders
-wander about a millimetre from those of the image, as two readers' would: no network can be certain there, and
-calibration means something. The five groups of ACDC differ in cavity, wall and contraction, as in a cartoon.
+end-diastole and end-systole, in a chest with other bright structures, noise and a bias field. The borders of the label
+deviate from those of the image by about a millimetre, like those of two readers: no network can be certain there, so
+calibration can be measured. The five groups of ACDC differ, exaggeratedly, in cavity, wall and contraction.
 """
 
 from __future__ import annotations
@@ -14,12 +14,16 @@ import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import fire
 import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for a clone that is not installed
+
+from calib_components.errors import InputError
+from calib_components.tools import command_line
 
 Array = NDArray[np.float64]
 
@@ -29,13 +33,21 @@ RV, MYO, LV = 1, 2, 3  # label values of ACDC
 
 @dataclass(frozen=True)
 class Heart:
-    """Size of a heart at its base, in mm."""
+    """Size of a heart at its base.
 
-    cavity: float  # radius of the left ventricle's cavity
-    wall: float  # thickness of the myocardium
-    right: float  # radius of the right ventricle
-    contraction: float  # radius of the cavities at end-systole over that at end-diastole
-    scar: float = 0.0  # share of its thickness that the wall lacks in one sector
+    Attributes:
+        cavity: Radius of the left ventricle's cavity, in mm.
+        wall: Thickness of the myocardium, in mm.
+        right: Radius of the right ventricle, in mm.
+        contraction: Radius of the cavities at end-systole, relative to end-diastole.
+        scar: Share of its thickness that the wall lacks in one sector.
+    """
+
+    cavity: float
+    wall: float
+    right: float
+    contraction: float
+    scar: float = 0.0
 
 
 GROUPS = {
@@ -47,23 +59,26 @@ GROUPS = {
 }
 
 
-def make_phantoms(out: str, patients: int = 20, seed: int = 0) -> None:
+def make_phantoms(out: Path, patients: int = 20, seed: int = 0) -> None:
     """Write `out/training/patientNNN` with Info.cfg, two frames and their labels; never over another data set.
 
     Args:
-        out: folder to write to.
-        patients: how many; the five groups take turns.
-        seed: the same seed gives the same files.
+        out: Folder to write to.
+        patients: Number of patients; the five groups take turns.
+        seed: The same seed gives the same files.
+
+    Raises:
+        InputError: The folder holds another data set.
     """
     for number in tqdm(range(1, patients + 1), unit="patient", leave=False, disable=None):
         rng = np.random.default_rng([seed, number])
         group = list(GROUPS)[number % len(GROUPS)]
-        folder = Path(str(out)) / "training" / f"patient{number:03d}"
+        folder = out / "training" / f"patient{number:03d}"
         folder.mkdir(parents=True, exist_ok=True)
         systole = int(rng.integers(7, 14))
         info_file, info = folder / "Info.cfg", f"ED: 1\nES: {systole}\nGroup: {group}\nPhantom: seed {seed}\n"
         if info_file.exists() and info_file.read_text() != info:
-            sys.exit(f"make_phantoms: {info_file}: is of another data set; choose another folder")
+            raise InputError(f"{info_file}: expected phantoms of seed {seed}, got other data; choose another folder")
         info_file.write_text(info)
         for frame, (image, label) in zip((1, systole), draw_patient(GROUPS[group], rng), strict=True):
             stem = f"patient{number:03d}_frame{frame:02d}"
@@ -72,10 +87,10 @@ def make_phantoms(out: str, patients: int = 20, seed: int = 0) -> None:
 
 
 def draw_patient(heart: Heart, rng: np.random.Generator) -> list[tuple[NDArray[np.int16], NDArray[np.uint8]]]:
-    """Image and label, (H, W, D), at end-diastole and at end-systole; slices run from base to apex."""
+    """Draw image and label, `(H, W, D)`, at end-diastole and at end-systole; slices run from base to apex."""
     size = rng.uniform(0.9, 1.1)
     heart = replace(heart, cavity=heart.cavity * size, wall=heart.wall * size, right=heart.right * size)
-    area = (heart.cavity + heart.wall) ** 2 - heart.cavity**2  # of the wall, which keeps its volume
+    area = (heart.cavity + heart.wall) ** 2 - heart.cavity**2  # of the wall, whose volume is constant
     small = heart.contraction * heart.cavity
     systole = replace(heart, cavity=small, wall=np.sqrt(small**2 + area) - small, right=heart.contraction * heart.right)
 
@@ -104,11 +119,11 @@ def _draw_slice(
     chest: np.random.Generator,
     rng: np.random.Generator,
 ) -> tuple[Array, NDArray[np.uint8]]:
-    """Noise-free image in [0, 1] and label, (H, W), of the slice at `depth`: 0 at the base, 1 at the apex."""
+    """Draw the noise-free image in [0, 1] and the label, `(H, W)`, at `depth`: 0 at the base, 1 at the apex."""
     x, y = (np.indices(shape) - center[:, None, None]) * PIXEL
     image = _draw_chest(x, y, septum, chest)
 
-    # Signed distance to each contour, about: positive inside, in mm.
+    # Approximate signed distance to each contour, in mm, positive inside.
     taper = np.sqrt(1 - (0.88 * depth) ** 2)
     radius, angle = np.hypot(x, y), np.arctan2(y, x)
     thinned = 1 - heart.scar * np.exp(-(((angle - septum + np.pi) % (2 * np.pi) - np.pi - 1.8) ** 2))
@@ -138,7 +153,7 @@ def _draw_slice(
 
 
 def _draw_chest(x: Array, y: Array, septum: float, rng: np.random.Generator) -> Array:
-    """What surrounds the heart: dark lung, grey liver below, bright fat, a bright aorta and stomach."""
+    """Draw what surrounds the heart: dark lung, grey liver below, bright fat, a bright aorta and stomach."""
     image = np.full(x.shape, 0.1)
     texture = gaussian_filter(rng.normal(0, 1, x.shape), 2.5)
     liver = y - 45 + 12 * np.sin(x / 30 + rng.uniform(0, 1))
@@ -155,7 +170,7 @@ def _draw_chest(x: Array, y: Array, septum: float, rng: np.random.Generator) -> 
 
 
 def _wander(angle: Array, rng: np.random.Generator, size: float) -> Array:
-    """A smooth random function around the circle, of standard deviation `size`."""
+    """Draw a smooth random function on the circle, of standard deviation `size`."""
     orders = np.arange(5)
     amplitude = rng.normal(0, 1, 5) * size * np.sqrt(2 / 5)
     phase = rng.uniform(0, 2 * np.pi, 5)
@@ -163,7 +178,7 @@ def _wander(angle: Array, rng: np.random.Generator, size: float) -> Array:
 
 
 def _acquire(image: Array, rng: np.random.Generator) -> NDArray[np.int16]:
-    """What the scanner makes of it: a bias field, noise (Rician) and an arbitrary grey scale."""
+    """Apply what a scanner adds: a bias field, Rician noise and an arbitrary grey scale."""
     x, y, _ = np.indices(image.shape) / np.reshape(image.shape, (3, 1, 1, 1)) - 0.5
     a, b, c = rng.normal(0, 0.35, 3)
     image = image * np.exp(a * x + b * y + c * x * y)
@@ -176,4 +191,4 @@ def _save(volume: NDArray[np.generic], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    fire.Fire(make_phantoms)
+    command_line.run("make_phantoms", make_phantoms)

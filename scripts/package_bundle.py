@@ -1,10 +1,10 @@
-"""Pack a bundle into one zip that stands alone: for the Model Zoo, or for a colleague who has stock MONAI only.
+"""Pack a bundle into one zip that is complete by itself: for the Model Zoo, or for anyone who has stock MONAI only.
 
     python scripts/package_bundle.py bundles/acdc_mri_nacl_segmentation --out dist
 
-writes `dist/acdc_mri_nacl_segmentation_v0.1.0.zip`. In it is one folder, named as the bundle: configs, docs, LICENSE,
-the weights if there are any, and the source of `calib_components`, which MONAI finds there. The same files give the
-same bytes, on any machine and day.
+writes `dist/acdc_mri_nacl_segmentation_v0.1.0.zip`, which holds one folder, named as the bundle: configs, docs,
+LICENSE, the weights if there are any, `scripts/prepare_data.py`, and the parts of `calib_components` that a bundle
+uses, which MONAI finds there. The same files give the same bytes, on any machine and day.
 """
 
 from __future__ import annotations
@@ -16,39 +16,52 @@ from collections.abc import Iterator
 from pathlib import Path
 from zipfile import ZipFile, ZipInfo
 
-import fire
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for a clone that is not installed
+
+from calib_components.errors import InputError
+from calib_components.tools import command_line
 
 ROOT = Path(__file__).resolve().parents[1]
 REQUIRED = ("LICENSE", "configs", "docs")
 WEIGHTS = "models/model.pt"
-
-
-class PackageError(ValueError):
-    """The bundle cannot be packed; the message is one line that names the file and the reason."""
+# Of the tools, those that prepare data. The others compare and report on several bundles' runs.
+TOOLS = ("__init__.py", "command_line.py", "preparation")
+SUFFIXES = (".py", ".typed", ".yaml")
 
 
 def contents(bundle: Path) -> dict[str, Path]:
     """List the files of a bundle's package, by their path in the bundle.
 
     Args:
-        bundle: folder of the bundle, as an absolute path without symbolic links.
+        bundle: Folder of the bundle, as an absolute path without symbolic links.
+
+    Returns:
+        The file to pack for each path, sorted.
 
     Raises:
-        PackageError: when a part is missing or behind a symbolic link, which may lead out of the bundle.
+        InputError: A part is missing or behind a symbolic link, which may lead out of the bundle.
     """
     for name in REQUIRED:
         if not (bundle / name).exists():
-            raise PackageError(f"{bundle / name}: no such file or folder; every bundle has one")
+            raise InputError(f"{bundle / name}: expected a file or folder, as in every bundle, got none")
     files = {str(path.relative_to(bundle)): path for name in (*REQUIRED, WEIGHTS) for path in _files(bundle / name)}
-    files.update(
-        {str(path.relative_to(ROOT)): path for path in _files(ROOT / "calib_components") if path.suffix == ".py"}
-    )
+    files.update({str(path.relative_to(ROOT)): path for path in (*_components(), ROOT / "scripts" / "prepare_data.py")})
     return dict(sorted(files.items()))
+
+
+def _components() -> Iterator[Path]:
+    """The files of `calib_components` that a bundle uses."""
+    package = ROOT / "calib_components"
+    for child in package.iterdir():
+        if child.name not in ("tools", "__main__.py"):
+            yield from (path for path in _files(child) if path.suffix in SUFFIXES)
+    for name in TOOLS:
+        yield from (path for path in _files(package / "tools" / name) if path.suffix in SUFFIXES)
 
 
 def _files(path: Path) -> Iterator[Path]:
     if path.resolve() != path:
-        raise PackageError(f"{path}: a symbolic link may lead out of the bundle; put what it leads to in its place")
+        raise InputError(f"{path}: expected a file or folder of the bundle itself, got a symbolic link")
     if path.is_dir():
         for child in path.iterdir():
             yield from _files(child)
@@ -56,37 +69,37 @@ def _files(path: Path) -> Iterator[Path]:
         yield path
 
 
-def package_bundle(bundle: str, out: str = "dist") -> None:
-    """Pack a bundle into one zip that stands alone.
+def package_bundle(bundle: Path, out: Path = Path("dist")) -> None:
+    """Pack a bundle into one zip that is complete by itself.
 
     Args:
-        bundle: folder of the bundle.
-        out: folder to write `<name>_v<version>.zip` to, with the version from the bundle's metadata.
+        bundle: Folder of the bundle.
+        out: Folder to write `<name>_v<version>.zip` to, with the version from the bundle's metadata.
+
+    Raises:
+        InputError: The bundle is incomplete, holds symbolic links or has no valid version.
     """
-    root = Path(bundle).resolve()
+    root = bundle.resolve()
     files = contents(root)
-    version = json.loads((root / "configs" / "metadata.json").read_text())["version"]
+    metadata = root / "configs" / "metadata.json"
+    try:
+        version = str(json.loads(metadata.read_text())["version"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{metadata}: expected JSON with a version, got {error!r}") from error
     if not re.fullmatch(r"\w+(\.\w+)*", version):
-        raise PackageError(f"{root / 'configs' / 'metadata.json'}: version {version!r} is not of the form 1.2.3")
-    archive = Path(out) / f"{root.name}_v{version}.zip"
+        raise InputError(f"{metadata}: expected a version of the form 1.2.3, got {version!r}")
+    archive = out / f"{root.name}_v{version}.zip"
     archive.parent.mkdir(parents=True, exist_ok=True)
     with ZipFile(archive, "w") as package:
         for name, path in files.items():
-            member = ZipInfo(f"{root.name}/{name}")  # dated 1980-01-01, and stored: what deflating gives varies
-            member.create_system = 3  # Unix, so that the mode counts
+            member = ZipInfo(f"{root.name}/{name}")  # dated 1980-01-01, and stored: deflated bytes vary by machine
+            member.create_system = 3  # Unix, so that the mode is read
             member.external_attr = 0o100644 << 16
             package.writestr(member, path.read_bytes())
     print(f"{archive}: {len(files)} files, {archive.stat().st_size / 1e6:.1f} MB")
     if WEIGHTS not in files:
-        print(f"No weights in it: the bundle has no {WEIGHTS}.")
-
-
-def main() -> None:
-    try:
-        fire.Fire(package_bundle)
-    except (PackageError, OSError) as error:
-        sys.exit(f"package_bundle: {error}")
+        print(f"It holds no weights: the bundle has no {WEIGHTS}.")
 
 
 if __name__ == "__main__":
-    main()
+    command_line.run("package_bundle", package_bundle)

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import monai
 import nibabel as nib
 import numpy as np
 import torch
@@ -120,3 +121,15 @@ def make_images(bundle: Path, folder: Path) -> Path:
     for suffix in inference_config(bundle)["file_suffixes"] or [""]:
         save(folder / f"scan{suffix}.nii.gz", rng.integers(-200, 900, (30, 41, 4)).astype(np.int16))
     return folder
+
+
+def run_bundle(bundle: Path, *configs: str, **override: Any) -> None:
+    """Run a bundle in this process, on the CPU."""
+    monai.bundle.run(
+        config_file=[str(bundle / "configs" / name) for name in configs],
+        meta_file=str(bundle / "configs" / "metadata.json"),
+        bundle_root=str(bundle),
+        device="cpu",
+        num_workers=0,
+        **override,
+    )

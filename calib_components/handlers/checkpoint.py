@@ -1,4 +1,4 @@
-"""Training that survives an interruption."""
+"""Checkpoints from which training continues as if it had not been interrupted."""
 
 from __future__ import annotations
 
@@ -16,36 +16,39 @@ from monai.data.utils import set_rnd
 from monai.engines import Evaluator, Trainer
 from monai.utils import set_determinism
 
+from calib_components.errors import InputError
+
 __all__ = ["TrainingCheckpoint"]
 
-NEVER = -1  # what MONAI's engines start with as the epoch of the best metric
+NEVER = -1  # the epoch of the best metric that MONAI's engines start with
 
 
 class TrainingCheckpoint:
-    """Keep the best weights and what a bit-exact continuation needs.
+    """Save the best weights, and all that a bit-exact continuation needs.
 
-    After each epoch it writes ``last.pt`` (network, optimizer, scheduler, AMP scaler, epoch, best metric so far) and,
-    when the evaluator has just found its best key metric or has nothing to validate on, ``model.pt`` (the network's
-    state dict alone). Each file is replaced in one step, so a process killed at any moment leaves the old one whole.
+    After each epoch it writes `last.pt` (network, optimizer, scheduler, AMP scaler, epoch, best metric so far) and, if
+    the evaluator has just reached its best key metric or has nothing to validate on, `model.pt` (the state dict of the
+    network alone). Each file is replaced in one step, so a process that is killed leaves the previous one intact.
 
-    All randomness of an epoch (order, augmentation, dropout) is seeded from ``seed`` and the epoch's number. A run that
-    resumes therefore draws what the uninterrupted run would have drawn, and on CPU ends with the same bits.
+    All randomness of an epoch (order, augmentation, dropout) is seeded with `seed` and the number of the epoch. A
+    resumed run therefore draws the same numbers as an uninterrupted one, and on a CPU ends with the same bits.
 
-    Wherever it is attached, it writes after all other handlers of the epoch's end, so that an epoch that counts as done
-    is validated and logged.
+    It saves after all other handlers of the end of an epoch, whenever those were attached, so that a saved epoch has
+    been validated and logged.
 
     Args:
-        ckpt_dir: folder of the two files.
-        network: network to train; the weights of one that is `DistributedDataParallel` are kept as of a plain one.
-        optimizer: its optimizer.
-        lr_scheduler: its learning-rate scheduler.
-        evaluator: the validation engine; its ``best_metric_epoch`` decides what is best.
-        seed: seed of the whole run.
-        resume: continue from ``last.pt``; without such a file the run starts from the beginning.
+        ckpt_dir: Folder of the two files.
+        network: Network to train. The weights of a `DistributedDataParallel` network are saved as those of the network
+            inside it.
+        optimizer: Its optimizer.
+        lr_scheduler: Its learning-rate scheduler.
+        evaluator: The validation engine, whose `best_metric_epoch` says when the metric was best.
+        seed: Seed of the whole run.
+        resume: Continue from `last.pt`. Without that file, start from the beginning.
 
     Raises:
-        ValueError: at the start of a run that resumes one of another number of epochs, since the learning rate would
-            follow the schedule of that one.
+        InputError: At the start of a run that resumes one with another number of epochs, whose learning-rate schedule
+            does not fit.
     """
 
     def __init__(
@@ -70,9 +73,9 @@ class TrainingCheckpoint:
     def attach(self, engine: Trainer) -> None:
         """
         Args:
-            engine: the trainer.
+            engine: The trainer.
         """
-        # Before the handlers of a resumed run read it: MONAI makes the AMP scaler when the run starts.
+        # MONAI creates the AMP scaler when the run starts; take it before a resumed run loads its state.
         engine.add_event_handler(Events.STARTED, self._take_scaler)
         if self.resume:
             engine.add_event_handler(Events.STARTED, self._load)
@@ -89,12 +92,13 @@ class TrainingCheckpoint:
             return
         checkpoint = torch.load(self.last_path, map_location=engine.state.device, weights_only=True)
         if checkpoint["max_epochs"] != engine.state.max_epochs:
-            raise ValueError(
-                f"{self.last_path}: of a run of {checkpoint['max_epochs']} epochs, whose learning rate would not fit "
-                f"one of {engine.state.max_epochs}: set max_epochs to {checkpoint['max_epochs']}, or start anew."
+            raise InputError(
+                f"{self.last_path}: expected a checkpoint of a run of {engine.state.max_epochs} epochs, got one of "
+                f"{checkpoint['max_epochs']}, whose learning rate does not fit: set max_epochs to "
+                f"{checkpoint['max_epochs']}, or start from the beginning"
             )
         for name, holder in self.stateful.items():
-            if name in checkpoint:  # a run that began without AMP has no scaler
+            if name in checkpoint:  # a run that started without AMP has no scaler
                 holder.load_state_dict(checkpoint[name])
         engine.state.epoch = checkpoint["epoch"]
         engine.state.iteration = checkpoint["epoch"] * engine.state.epoch_length
@@ -103,7 +107,7 @@ class TrainingCheckpoint:
         logging.getLogger(__name__).info("Resuming after epoch %d of %s.", checkpoint["epoch"], self.last_path)
 
     def _attach_save(self, engine: Trainer) -> None:
-        # Handlers run in the order of attachment; at the start of a run all others are there.
+        # Handlers run in the order in which they were attached; when a run starts, all others have been.
         if engine.has_event_handler(self._save, Events.EPOCH_COMPLETED):
             engine.remove_event_handler(self._save, Events.EPOCH_COMPLETED)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._save)
@@ -111,7 +115,7 @@ class TrainingCheckpoint:
     def _seed_epoch(self, engine: Trainer) -> None:
         epoch_seed = np.random.SeedSequence((self.seed, engine.state.epoch, idist.get_rank())).generate_state(1).item()
         set_determinism(epoch_seed)
-        # Workers seed their own copy of the dataset; without workers this one is used.
+        # Workers seed their own copies of the dataset; without workers, this one is used.
         set_rnd(getattr(engine.data_loader, "dataset", None), seed=epoch_seed)
 
     def _save(self, engine: Trainer) -> None:

@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import os
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,13 +17,26 @@ import ignite.distributed as idist
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
+from monai.handlers import IgniteMetricHandler
 from monai.utils import string_list_all_gather
 from numpy.typing import NDArray
 
 from calib_components.errors import InputError
-from calib_components.metrics import CalibrationBins, LogitMagnitudeMetric
+from calib_components.inference import normalized_entropy
+from calib_components.metrics import CalibrationBins
 
 __all__ = ["EvaluationWriter", "read_calibration", "read_cases", "read_logits", "read_summary"]
+
+FILES = (  # all that an evaluation writes; the summary comes last, so where it is, the rest belongs to it
+    "cases.csv",
+    "calibration.json",
+    "logits.json",
+    "reliability.png",
+    "reliability_classes.png",
+    "cases",
+    "summary.json",
+)
+UNFINISHED = ".unfinished-evaluation"  # folder inside the output folder
 
 
 def read_cases(folder: str | os.PathLike) -> tuple[list[str], dict[str, NDArray[np.float64]]]:
@@ -46,7 +60,8 @@ def read_cases(folder: str | os.PathLike) -> tuple[list[str], dict[str, NDArray[
 
 def read_summary(folder: str | os.PathLike) -> dict[str, Any]:
     """Read `summary.json`. Arguments and errors as in `read_cases`."""
-    return _read_json(Path(folder) / "summary.json")
+    with _reading(Path(folder) / "summary.json") as file:
+        return json.loads(file.read_text())
 
 
 def read_calibration(folder: str | os.PathLike) -> dict[str, CalibrationBins]:
@@ -55,9 +70,8 @@ def read_calibration(folder: str | os.PathLike) -> dict[str, CalibrationBins]:
     Returns:
         Bins of the predicted class, `top_label`, and of each class, `classwise`.
     """
-    file = Path(folder) / "calibration.json"
-    pooled = _read_json(file)["pooled"]
-    with _reading(file):
+    with _reading(Path(folder) / "calibration.json") as file:
+        pooled = json.loads(file.read_text())["pooled"]
         return {kind: CalibrationBins.from_dict(fields) for kind, fields in pooled.items()}
 
 
@@ -67,19 +81,17 @@ def read_logits(folder: str | os.PathLike) -> tuple[list[str], NDArray[np.float6
     Returns:
         The names of the N classes, and the mean magnitudes `(N, N)`, by ground-truth class and channel.
     """
-    content = _read_json(Path(folder) / "logits.json")
-    return content["class_names"], np.array(content["magnitudes"], float)
-
-
-def _read_json(file: Path) -> Any:
-    with _reading(file):
-        return json.loads(file.read_text())
+    with _reading(Path(folder) / "logits.json") as file:
+        content = json.loads(file.read_text())
+        return content["class_names"], np.array(content["magnitudes"], float)
 
 
 @contextmanager
 def _reading(file: Path) -> Iterator[Path]:
     try:
         yield file
+    except KeyError as error:
+        raise InputError(f"{file}: cannot be read: lacks {error}") from None
     except (OSError, ValueError) as error:
         raise InputError(f"{file}: cannot be read: {error}") from None
 
@@ -87,41 +99,43 @@ def _reading(file: Path) -> Iterator[Path]:
 class EvaluationWriter:
     """Write what an evaluation measured, per case and in summary.
 
-    ``cases.csv``: one row a case. ``summary.json``: mean, standard deviation over cases and number of cases of every
-    measure, the pooled calibration errors, and the structures that only the ground truth has (``missed``) or only the
-    prediction (``spurious``).
-    ``calibration.json``: the bins, per case and pooled. ``reliability.png`` and ``reliability_classes.png``: drawn from
-    the pooled bins. ``logits.json``: mean magnitude of the logits, by ground truth class and channel.
-    ``cases/best.png``, ``median.png`` and ``worst.png``: of the cases ordered by DSC, the slice with the most
-    foreground and its uncertainty. No more than that slice is kept of a case until then.
+    - `cases.csv`: One row a case.
+    - `summary.json`: Mean, standard deviation over cases and number of cases of every measure, the pooled calibration
+      errors, and the structures that only the ground truth has (`missed`) or only the prediction (`spurious`).
+    - `calibration.json`: The bins, per case and pooled.
+    - `logits.json`: Mean magnitude of the logits, by ground-truth class and channel.
+    - `reliability.png` and `reliability_classes.png`: Drawn from the pooled bins.
+    - `cases/best.png`, `median.png` and `worst.png`: Of the cases ordered by DSC, the slice with the most foreground
+      and its uncertainty. Of every case only that slice is kept until then.
+
+    The files are written to a hidden folder, tables before figures, and replace those of an earlier evaluation once all
+    are there; other files in the output folder stay.
 
     Args:
-        output_dir: folder of the files.
-        metrics: name of a measure to the metric that the evaluator updates, with ``dsc``, ``hd95``, ``ece`` and
-            ``cece`` among them. Its ``aggregate("none")`` gives ``(cases,)`` or ``(cases, structures)``.
-        structures: names of the structures, in the order of the metrics' columns.
-        class_names: names of the classes, in the order of the network's channels.
-        logit_magnitude: the metric of the logits that the evaluator updates.
-        batch_transform: gets the names of a batch's cases from ``engine.state.batch``.
-        output_transform: gets their images, probabilities and labels, lists of channel-first volumes, from
-            ``engine.state.output``.
+        output_dir: Folder of the files.
+        metrics: The handlers that update the metrics, by name: `dsc` with a `DSCMetric`, `ece` with a
+            `CalibrationMetric` (for ECE and CECE), `logits` with a `LogitMagnitudeMetric`, and any whose
+            `aggregate("none")` gives `(cases,)` or `(cases, structures)`.
+        structures: Names of the structures, in the order of the metrics' columns.
+        class_names: Names of the classes, in the order of the network's channels.
+        batch_transform: Gets the names of a batch's cases, or their folders, from `engine.state.batch`.
+        output_transform: Gets their images, probabilities and labels, lists of channel-first volumes, from
+            `engine.state.output`.
     """
 
     def __init__(
         self,
         output_dir: str | os.PathLike,
-        metrics: Mapping[str, Any],
+        metrics: Mapping[str, IgniteMetricHandler],
         structures: Sequence[str],
         class_names: Sequence[str],
-        logit_magnitude: LogitMagnitudeMetric,
         batch_transform: Callable[[Any], Sequence[str]],
         output_transform: Callable[[Any], Sequence[Sequence[torch.Tensor]]],
     ) -> None:
         self.output_dir = Path(output_dir)
-        self.metrics = metrics
+        self.metrics: dict[str, Any] = {name: handler.metric_fn for name, handler in metrics.items()}
         self.structures = list(structures)
         self.class_names = list(class_names)
-        self.logit_magnitude = logit_magnitude
         self.batch_transform = batch_transform
         self.output_transform = output_transform
         self._cases: list[str] = []
@@ -130,7 +144,7 @@ class EvaluationWriter:
     def attach(self, engine: Engine) -> None:
         """
         Args:
-            engine: the evaluator that updates the metrics.
+            engine: The evaluator that updates the metrics.
         """
         engine.add_event_handler(Events.EPOCH_STARTED, self._reset)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._keep)
@@ -141,47 +155,83 @@ class EvaluationWriter:
         self._slices.clear()
 
     def _keep(self, engine: Engine) -> None:
-        cases = self.batch_transform(engine.state.batch)
+        cases = [Path(case).name for case in self.batch_transform(engine.state.batch)]
         self._cases.extend(cases)
         for case, *volumes in zip(cases, *self.output_transform(engine.state.output), strict=True):
             self._slices[case] = _largest_slice(*volumes)
 
     def _write(self) -> None:
-        from calib_components.figures import reliability_diagram
-
-        # Every rank takes part in the gathering, one writes.
+        # Every rank takes part in gathering and draws the cases that it has seen; the first writes the rest.
         cases = string_list_all_gather(self._cases) if idist.get_world_size() > 1 else list(self._cases)
-        per_case = {name: metric.aggregate("none").double().cpu() for name, metric in self.metrics.items()}
-        bins = {kind: self.metrics[name].case_bins for kind, name in (("top_label", "ece"), ("classwise", "cece"))}
-        magnitudes = self.logit_magnitude.magnitudes
-        self._draw_cases(cases, per_case["dsc"].nanmean(1))
-        if idist.get_rank() != 0:
-            return
-        self._write_cases(cases, per_case)
-        self._write_summary(cases, per_case, bins)
-        pooled = {kind: case_bins.pooled() for kind, case_bins in bins.items()}
-        calibration = {
-            "class_names": self.class_names,
-            "cases": cases,
-            "per_case": {kind: case_bins.to_dict() for kind, case_bins in bins.items()},
-            "pooled": {kind: pooled_bins.to_dict() for kind, pooled_bins in pooled.items()},
-        }
-        (self.output_dir / "calibration.json").write_text(json.dumps(calibration) + "\n")
-        reliability_diagram(pooled["top_label"]).savefig(self.output_dir / "reliability.png")
-        reliability_diagram(pooled["classwise"], class_names=self.class_names).savefig(
-            self.output_dir / "reliability_classes.png"
-        )
-        rows = [[None if math.isnan(value) else value for value in row] for row in magnitudes.tolist()]
-        logits = {"class_names": self.class_names, "magnitudes": rows}
-        (self.output_dir / "logits.json").write_text(json.dumps(logits) + "\n")
+        values = self._values()
+        bins = {"top_label": self.metrics["ece"].case_bins, "classwise": self.metrics["ece"].cece.case_bins}
+        magnitudes = self.metrics["logits"].magnitudes
+        first = idist.get_rank() == 0
+        unfinished = self.output_dir / UNFINISHED
+        try:
+            if first:
+                shutil.rmtree(unfinished, ignore_errors=True)
+                (unfinished / "cases").mkdir(parents=True)
+                _write_cases(unfinished, cases, self._columns(values))
+                self._write_summary(unfinished, cases, values, bins)
+                _write_calibration(unfinished, self.class_names, cases, bins)
+                _write_logits(unfinished, self.class_names, magnitudes)
+            idist.barrier()
+            self._draw_cases(unfinished / "cases", cases, values["dsc"].nanmean(1))
+            if first:
+                _draw_reliability(unfinished, self.class_names, bins)
+            idist.barrier()
+            if first:
+                _replace_files(unfinished, self.output_dir)
+        finally:
+            if first:
+                shutil.rmtree(unfinished, ignore_errors=True)
         logging.getLogger(__name__).info("Wrote the evaluation of %d cases to %s", len(cases), self.output_dir)
 
-    def _draw_cases(self, cases: Sequence[str], dsc: torch.Tensor) -> None:
-        """Every rank draws those it has seen."""
-        from calib_components.figures import uncertainty_overlay
+    def _values(self) -> dict[str, torch.Tensor]:
+        """Values of each measure, `(cases,)` or `(cases, structures)`."""
+        values = {}
+        for name, metric in self.metrics.items():
+            if name != "logits":
+                values[name] = metric.aggregate("none").double().cpu()
+            if name == "ece":
+                values["cece"] = metric.cece.aggregate("none").double().cpu()
+        return values
 
-        folder = self.output_dir / "cases"
-        folder.mkdir(parents=True, exist_ok=True)
+    def _columns(self, values: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The same with a column for each structure, `(cases,)`."""
+        columns = {}
+        for name, of_cases in values.items():
+            if of_cases.ndim == 1:
+                columns[name] = of_cases
+            else:
+                columns.update(zip((f"{name}_{s}" for s in self.structures), of_cases.unbind(1), strict=True))
+        return columns
+
+    def _write_summary(
+        self,
+        folder: Path,
+        cases: Sequence[str],
+        values: Mapping[str, torch.Tensor],
+        bins: Mapping[str, CalibrationBins],
+    ) -> None:
+        means = {name: of_cases.nanmean(1) for name, of_cases in values.items() if of_cases.ndim == 2}
+        found_in_one = {
+            name: [{"case": cases[i], "structure": self.structures[j]} for i, j in where.nonzero().tolist()]
+            for name, where in (("missed", self.metrics["dsc"].missed), ("spurious", self.metrics["dsc"].spurious))
+        }
+        summary = {
+            "cases": len(cases),
+            **{name: _statistics(of_cases) for name, of_cases in {**means, **self._columns(values)}.items()},
+            "ece_pooled": bins["top_label"].pooled().expected_error().item(),
+            "cece_pooled": bins["classwise"].pooled().expected_error().item(),
+            **found_in_one,
+        }
+        (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+
+    def _draw_cases(self, folder: Path, cases: Sequence[str], dsc: torch.Tensor) -> None:
+        from calib_components.figures import uncertainty_overlay  # training must not need matplotlib
+
         ordered = [i for i in dsc.argsort(stable=True).tolist() if not dsc[i].isnan()]
         chosen = {"worst": ordered[:1], "median": ordered[len(ordered) // 2 :][:1], "best": ordered[-1:]}
         for name, indices in chosen.items():
@@ -191,39 +241,49 @@ class EvaluationWriter:
                     figure = uncertainty_overlay(**self._slices[cases[i]], class_names=self.class_names, title=title)
                     figure.savefig(folder / f"{name}.png")
 
-    def _columns(self, per_case: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        columns = {}
-        for name, values in per_case.items():
-            if values.ndim == 1:
-                columns[name] = values
-            else:
-                columns.update(zip((f"{name}_{s}" for s in self.structures), values.unbind(1), strict=True))
-        return columns
 
-    def _write_cases(self, cases: Sequence[str], per_case: Mapping[str, torch.Tensor]) -> None:
-        columns = self._columns(per_case)
-        with open(self.output_dir / "cases.csv", "w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(["case", *columns])
-            for case, *row in zip(cases, *(values.tolist() for values in columns.values()), strict=True):
-                writer.writerow([case, *("" if math.isnan(value) else value for value in row)])
+def _write_cases(folder: Path, cases: Sequence[str], columns: Mapping[str, torch.Tensor]) -> None:
+    with open(folder / "cases.csv", "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["case", *columns])
+        for case, *row in zip(cases, *(values.tolist() for values in columns.values()), strict=True):
+            writer.writerow([case, *("" if math.isnan(value) else value for value in row)])
 
-    def _write_summary(
-        self, cases: Sequence[str], per_case: Mapping[str, torch.Tensor], bins: Mapping[str, CalibrationBins]
-    ) -> None:
-        means = {name: values.nanmean(1) for name, values in per_case.items() if values.ndim == 2}
-        found_in_one = {
-            name: [{"case": cases[i], "structure": self.structures[j]} for i, j in where.nonzero().tolist()]
-            for name, where in (("missed", self.metrics["dsc"].missed), ("spurious", self.metrics["dsc"].spurious))
-        }
-        summary = {
-            "cases": len(cases),
-            **{name: _statistics(values) for name, values in {**means, **self._columns(per_case)}.items()},
-            "ece_pooled": bins["top_label"].pooled().expected_error().item(),
-            "cece_pooled": bins["classwise"].pooled().expected_error().item(),
-            **found_in_one,
-        }
-        (self.output_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+
+def _write_calibration(
+    folder: Path, class_names: Sequence[str], cases: Sequence[str], bins: Mapping[str, CalibrationBins]
+) -> None:
+    calibration = {
+        "class_names": class_names,
+        "cases": cases,
+        "per_case": {kind: case_bins.to_dict() for kind, case_bins in bins.items()},
+        "pooled": {kind: case_bins.pooled().to_dict() for kind, case_bins in bins.items()},
+    }
+    (folder / "calibration.json").write_text(json.dumps(calibration) + "\n")
+
+
+def _write_logits(folder: Path, class_names: Sequence[str], magnitudes: torch.Tensor) -> None:
+    rows = [[None if math.isnan(value) else value for value in row] for row in magnitudes.tolist()]
+    (folder / "logits.json").write_text(json.dumps({"class_names": class_names, "magnitudes": rows}) + "\n")
+
+
+def _draw_reliability(folder: Path, class_names: Sequence[str], bins: Mapping[str, CalibrationBins]) -> None:
+    from calib_components.figures import reliability_diagram  # training must not need matplotlib
+
+    reliability_diagram(bins["top_label"]).savefig(folder / "reliability.png")
+    reliability_diagram(bins["classwise"], class_names=class_names).savefig(folder / "reliability_classes.png")
+
+
+def _replace_files(source: Path, target: Path) -> None:
+    """Put an evaluation in the place of an earlier one.
+
+    The old summary goes first and the new one comes last: a process killed in between leaves no summary.
+    """
+    (target / FILES[-1]).unlink(missing_ok=True)
+    for name in FILES:
+        if (target / name).is_dir():
+            shutil.rmtree(target / name)
+        (source / name).replace(target / name)
 
 
 def _largest_slice(image: torch.Tensor, probabilities: torch.Tensor, label: torch.Tensor) -> dict[str, np.ndarray]:
@@ -234,7 +294,7 @@ def _largest_slice(image: torch.Tensor, probabilities: torch.Tensor, label: torc
         "image": image[0, ..., index],
         "label": label[0, ..., index].byte(),
         "prediction": p.argmax(0).byte(),
-        "uncertainty": torch.special.entr(p).sum(0) / math.log(len(p)),
+        "uncertainty": normalized_entropy(p)[0],
     }
     return {name: value.cpu().numpy().copy() for name, value in values.items()}  # copies, so the volume can go
 

@@ -1,4 +1,4 @@
-"""The losses of "Trust Your Neighbours" (NACL, MICCAI 2023): its own and those that it is compared with."""
+"""NACL ("Trust Your Neighbours", MICCAI 2023) and the calibration losses that the paper compares it with."""
 
 from calib_components.losses.entropy_penalty import EntropyPenaltyLoss, entropy_penalty_loss
 from calib_components.losses.focal import FocalLoss, focal_loss

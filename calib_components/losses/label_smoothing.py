@@ -5,50 +5,61 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from calib_components.losses.targets import prepare, voxel_mean
+from calib_components.losses import defaults
+from calib_components.losses.inputs import check_inputs, voxel_mean
 
 
 def label_smoothing_loss(
-    input: Tensor, target: Tensor, *, alpha: float = 0.1, ignore_index: int | None = None
+    input: Tensor, target: Tensor, *, alpha: float = defaults.ALPHA, ignore_index: int | None = None
 ) -> Tensor:
-    """Function form of `LabelSmoothingLoss`, which says what it computes and what the arguments mean."""
+    """Functional form of `LabelSmoothingLoss`, which documents formula, shapes, options and errors."""
     _check_alpha(alpha)
-    logits, checked = prepare(input, target, ignore_index)
-    of_voxels = F.cross_entropy(logits, checked.labels, label_smoothing=alpha, reduction="none")
-    return voxel_mean(of_voxels, checked.counted)
+    logits, checked = check_inputs(input, target, ignore_index)
+    voxel_losses = F.cross_entropy(logits, checked.labels, label_smoothing=alpha, reduction="none")
+    return voxel_mean(voxel_losses, checked.mask)
 
 
 class LabelSmoothingLoss(nn.Module):
-    """Label smoothing (LS): cross-entropy with a target that gives each class a share of `alpha`.
+    """Label smoothing (LS): cross-entropy with a target that spreads `alpha` evenly over all classes.
 
-    The loss is the mean over voxels of `(1 - alpha) * -log s_y + alpha * mean_k(-log s_k)`, with `s = softmax(input)`.
+    ```python
+    loss = F.cross_entropy(input, target, label_smoothing=alpha)
+    ```
 
-    Szegedy et al., "Rethinking the Inception Architecture for Computer Vision", CVPR 2016,
-    https://arxiv.org/abs/1512.00567
+    At each voxel this is `(1 - alpha) * -log s_y + alpha * mean_k(-log s_k)`, with `s = softmax(input)` and the voxel's
+    class `y`.
+
+    Source: Szegedy et al., "Rethinking the Inception Architecture for Computer Vision", CVPR 2016, section 7,
+    <https://arxiv.org/abs/1512.00567>
+
+    Departures from the paper: none; as there, the smoothing distribution is uniform over the classes.
 
     Shape:
-        - input: logits, `(B, N, H, W)` or `(B, N, H, W, D)`; float16 and bfloat16 are computed in float32.
-        - target: class index, `(B, 1, *S)` or `(B, *S)`, of any type that holds whole numbers; or probabilities,
+        - input: Logits, `(B, N, H, W)` or `(B, N, H, W, D)`. Float16 and bfloat16 are computed in float32.
+        - target: Class indices, `(B, 1, *S)` or `(B, *S)`, of any type that holds whole numbers; or probabilities,
           `(B, N, *S)`.
-        - output: a scalar.
+        - output: A scalar.
 
     Args:
-        alpha: how much of the label is spread evenly over all classes, from 0 to 1.
-        ignore_index: label of voxels that do not count, or None. For class indices only. The loss is 0 where every
-            voxel is ignored.
+        alpha: Amount of smoothing, from 0 to 1. Default: `0.1`.
+        ignore_index: Label of voxels that do not count; for class indices only. If every voxel is ignored, the loss is
+            0. Default: `None`.
 
     Raises:
-        TypeError: the input is not floating point, or the target not a tensor of numbers.
-        ValueError: alpha out of range, shapes that do not match, values that are not logits, labels or probabilities.
+        TypeError: The input is not floating point, or the target is not a tensor of numbers.
+        ValueError: Alpha is out of range, the shapes do not match, or the values are not logits, class indices or
+            probabilities.
 
-    Example:
+    Examples:
+        >>> import torch
+        >>> from calib_components.losses import LabelSmoothingLoss
         >>> loss = LabelSmoothingLoss(alpha=0.2)
         >>> logits = torch.randn(2, 4, 64, 64, requires_grad=True)
         >>> labels = torch.randint(4, (2, 1, 64, 64))
         >>> loss(logits, labels).backward()
     """
 
-    def __init__(self, alpha: float = 0.1, ignore_index: int | None = None) -> None:
+    def __init__(self, alpha: float = defaults.ALPHA, ignore_index: int | None = None) -> None:
         super().__init__()
         _check_alpha(alpha)
         self.alpha = alpha
@@ -60,4 +71,4 @@ class LabelSmoothingLoss(nn.Module):
 
 def _check_alpha(alpha: float) -> None:
     if not 0 <= alpha <= 1:
-        raise ValueError(f"alpha: expected a number from 0 to 1, got {alpha}")
+        raise ValueError(f"alpha: expected a number from 0 to 1, got {alpha!r}")

@@ -1,8 +1,8 @@
-"""What the labels around a voxel say about its class: the priors of NACL, and the soft labels of SVLS.
+"""Priors of the classes at a voxel from the labels around it, as used by NACL and for the soft labels of SVLS.
 
-Priors depend on the labels alone, so classes are counted in small integers, one axis at a time; only the results that
-are fractions by nature become floating point. Comparisons are made in place (`eq_`) to stay in the small type: on a CPU
-that is several times faster than by way of bool.
+Priors depend on the labels only, so classes are counted in small integer types, one axis at a time; only results that
+are fractions become floating point. Comparisons are made in place (`eq_`) to stay in the small type, which on a CPU is
+several times faster than going through bool.
 """
 
 from __future__ import annotations
@@ -15,52 +15,62 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from calib_components.losses.targets import Target, plain, prepare_target
+from calib_components.losses import defaults
+from calib_components.losses.inputs import Target, check_target, plain
 
 PRIORS = ("mean", "gaussian", "max", "min", "median", "mode")
-SHARES = ("mean", "gaussian")  # the priors that are shares of the window, defined for probabilities too
+PROPORTIONS = ("mean", "gaussian")  # the priors that are proportions of classes; also defined for probabilities
 PADDINGS = ("replicate", "background")
 
 
 def neighbor_prior(
     target: Tensor,
     num_classes: int,
-    prior: str = "mean",
-    kernel_size: int = 3,
-    sigma: float = 2.0,
-    padding: str = "replicate",
+    prior: str = defaults.PRIOR,
+    kernel_size: int = defaults.KERNEL_SIZE,
+    sigma: float = defaults.SIGMA,
+    padding: str = defaults.PADDING,
     ignore_index: int | None = None,
 ) -> Tensor:
-    """Prior of each class at each voxel, from the labels in the window around it, the voxel itself included.
+    """Prior of each class at each voxel, from the labels in the window around the voxel, itself included.
 
-    `mean` is the share of the window that has the class; `gaussian` weighs the window with the SVLS kernel (see
+    `mean` is the proportion of the window with each class; `gaussian` weights the window with the SVLS kernel (see
     `SVLSLoss`). `max`, `min`, `median` and `mode` are one-hot: the largest, smallest, median and most frequent **class
-    index** in the window, so they depend on how the classes are numbered. A tie of `mode` goes to the smallest index,
-    and the median of an even number of voxels is the lower one, as in `torch.mode` and `torch.median`.
+    index** in the window, so they depend on how the classes are numbered. Ties of `mode` go to the smallest index, and
+    the median of an even number of voxels is the lower one, as in `torch.mode` and `torch.median`.
 
-    An ignored voxel is in no window: shares are of the voxels that count, and sum to 1 next to ignored voxels and at
-    the border too. They are all 0 where the window holds no voxel that counts.
+    Ignored voxels are in no window: proportions are taken over the voxels that count, and sum to 1 at the border and
+    next to ignored voxels too. If the window holds no voxel that counts, the prior is 0 for every class.
+
+    Source: Murugesan et al., "Trust Your Neighbours: Penalty-Based Constraints for Model Calibration", MICCAI 2023,
+    Tables 2 and 3, <https://arxiv.org/abs/2303.06268>
 
     Shape:
-        - target: `(B, 1, *S)` or `(B, *S)` class index, or `(B, N, *S)` probabilities (`mean` and `gaussian` only).
-          Four dimensions are `(B, 1, H, W)` or `(B, N, H, W)` if the second is 1 or N, and else `(B, H, W, D)`.
+        - target: Class indices, `(B, 1, *S)` or `(B, *S)`; or probabilities, `(B, N, *S)`, with `mean` and `gaussian`.
+          Four dimensions are read as `(B, 1, H, W)` or `(B, N, H, W)` if the second is 1 or N, otherwise as
+          `(B, H, W, D)`.
         - output: `(B, N, *S)`, float32 (float64 for float64 probabilities).
 
     Args:
-        target: labels.
-        num_classes: N.
-        prior: "mean", "gaussian", "max", "min", "median" or "mode".
-        kernel_size: side of the window (a square or a cube) in voxels, odd.
-        sigma: of `gaussian`, in voxels.
-        padding: what lies beyond the image: "replicate" repeats the labels at the border; "background" is class 0,
-            as in the authors' code. `gaussian` replicates with either, there too.
-        ignore_index: label of the voxels to leave out, or None.
+        target: Labels.
+        num_classes: Number of classes N.
+        prior: `"mean"`, `"gaussian"`, `"max"`, `"min"`, `"median"` or `"mode"`. Default: `"mean"`.
+        kernel_size: Side length of the window (square or cube) in voxels, odd. Default: `3`.
+        sigma: Standard deviation of `gaussian` in voxels. Default: `2.0`.
+        padding: Labels beyond the image: `"replicate"` repeats the labels at the border, `"background"` takes class 0,
+            as in the authors' code. `gaussian` always replicates, as it does there. Default: `"replicate"`.
+        ignore_index: Label of the voxels to leave out; for class indices only. Default: `None`.
+
+    Returns:
+        The prior, which sums to 1 over the classes wherever the window holds a voxel that counts.
 
     Raises:
-        TypeError: the target is not a tensor of a suitable type.
-        ValueError: an option that is not one of the above, or a target that does not fit them.
+        TypeError: The target is not a tensor of a suitable type.
+        ValueError: An option has an unknown value, or the target does not match the options.
 
-    Example:
+    Examples:
+        >>> import torch
+        >>> from calib_components.losses import neighbor_prior
         >>> labels = torch.tensor([[[0, 0, 1], [0, 1, 1], [0, 1, 1]]])
         >>> neighbor_prior(labels, num_classes=2)[0, :, 1, 1]  # 4 and 5 of the 9 voxels
         tensor([0.4444, 0.5556])
@@ -71,43 +81,54 @@ def neighbor_prior(
         target = target.unsqueeze(1)
     if target.ndim not in (4, 5) or target.shape[1] not in (1, num_classes):
         raise ValueError(
-            f"target: expected (B, 1, *S), (B, *S) or (B, {num_classes}, *S) in 2D or 3D, got {tuple(target.shape)}"
+            f"target: expected shape (B, 1, *S), (B, *S) or (B, {num_classes}, *S) in 2D or 3D, "
+            f"got {tuple(target.shape)}"
         )
     dtype = torch.float64 if target.dtype == torch.float64 else torch.float32
-    checked = prepare_target(target, num_classes, ignore_index, dtype)
+    checked = check_target(target, num_classes, ignore_index, dtype)
     votes, weight = neighbor_votes(checked, num_classes, prior, kernel_size, sigma, padding, dtype)
     return votes.to(dtype).mul_(weight)
 
 
 def check_prior(prior: str, kernel_size: int, sigma: float, padding: str) -> None:
-    """Raises `ValueError` for options that `neighbor_prior` does not have."""
+    """Raises `ValueError` for options that `neighbor_prior` does not accept."""
     if prior not in PRIORS:
         raise ValueError(f"prior: expected one of {PRIORS}, got {prior!r}")
     if padding not in PADDINGS:
         raise ValueError(f"padding: expected one of {PADDINGS}, got {padding!r}")
-    smallest = 3 if prior == "gaussian" else 1  # the SVLS kernel is made of neighbours
+    smallest = 3 if prior == "gaussian" else 1  # the weights of the SVLS kernel come from neighbours
     if not isinstance(kernel_size, int) or kernel_size < smallest or kernel_size % 2 == 0:
-        raise ValueError(f"kernel_size: expected an odd number, at least {smallest}, got {kernel_size!r}")
+        raise ValueError(f"kernel_size: expected an odd number of at least {smallest}, got {kernel_size!r}")
     if not 0.1 <= sigma < math.inf:
-        raise ValueError(f"sigma: expected at least 0.1 voxels, got {sigma}")
+        raise ValueError(f"sigma: expected a number of at least 0.1, got {sigma!r}")
 
 
 def neighbor_votes(
     target: Target, num_classes: int, prior: str, kernel_size: int, sigma: float, padding: str, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """The prior as `votes * weight`, where the votes are small integers if whole numbers can say it.
+    """The prior as `votes * weight`, with the votes in a small integer type where they are whole numbers.
 
-    Takes the arguments of `neighbor_prior` once checked, and the floating-point type of what is fractional.
+    Args:
+        target: Checked target.
+        num_classes: Number of classes N.
+        prior: As for `neighbor_prior`; so are the other options, all of them checked already.
+        kernel_size: See `prior`.
+        sigma: See `prior`.
+        padding: See `prior`.
+        dtype: Floating-point type of the weight, and of votes that are fractions.
 
     Returns:
-        votes, `(B, N, *S)`, and weight, a scalar or `(B, 1, *S)`.
+        Votes, `(B, N, *S)`, and weight, a scalar or `(B, 1, *S)`.
+
+    Raises:
+        ValueError: The target holds probabilities, for which the prior is not defined.
     """
-    if target.is_soft and prior not in SHARES:
-        raise ValueError(f"target: the prior {prior!r} is defined for class indices only, got probabilities")
+    if target.is_soft and prior not in PROPORTIONS:
+        raise ValueError(f"target: expected class indices with the prior {prior!r}, got probabilities")
     radius = kernel_size // 2
     weight = 1.0
     if prior == "gaussian":
-        votes = _svls_shares(_class_maps(target, num_classes, radius, "replicate"), kernel_size, sigma, dtype)
+        votes = _svls_filter(_class_maps(target, num_classes, radius, "replicate"), kernel_size, sigma, dtype)
     elif prior in ("max", "min"):
         votes = _one_hot(_extreme_class(target, num_classes, prior, kernel_size, padding), num_classes)
     else:
@@ -117,30 +138,30 @@ def neighbor_votes(
         else:
             votes = _median_votes(votes) if prior == "median" else _mode_votes(votes)
 
-    if prior in SHARES and target.counted is not None:
+    if prior in PROPORTIONS and target.mask is not None:
         total = functools.reduce(torch.add, votes.split(1, dim=1)).to(dtype)
         return votes, total.masked_fill_(total == 0, 1).reciprocal_()
     return votes, torch.full((), weight, dtype=dtype, device=votes.device)
 
 
 def _counts(maps: Tensor, kernel_size: int) -> Tensor:
-    """How many voxels of the window each class has, from padded maps of the classes."""
+    """Number of voxels of each class in the window, from padded maps of the classes."""
     window = kernel_size ** (maps.ndim - 2)
     if not maps.is_floating_point() and window > torch.iinfo(maps.dtype).max:
         maps = maps.int()
     return _combine(maps, kernel_size, torch.add)
 
 
-def _svls_shares(maps: Tensor, kernel_size: int, sigma: float, dtype: torch.dtype) -> Tensor:
-    """Padded maps of the classes filtered with the SVLS kernel.
+def _svls_filter(maps: Tensor, kernel_size: int, sigma: float, dtype: torch.dtype) -> Tensor:
+    """Filters padded maps of the classes with the SVLS kernel.
 
-    The kernel is a Gaussian whose centre is replaced by the sum of all the others: the voxel itself weighs 0.5, and the
-    voxels around it share the other half. What is around is gathered axis by axis, since a Gaussian is separable; and
-    class by class, to need one float tensor of the size of the maps and not several.
+    The kernel is a Gaussian whose centre is replaced by the sum of all its other weights: the voxel itself weighs 0.5,
+    and the voxels around it share the other half. The sum over the voxels around is computed axis by axis, since a
+    Gaussian is separable, and class by class, so that only one float tensor of the size of the maps is needed.
     """
     radius = kernel_size // 2
     taps = {i: math.exp(-(((i - radius) / sigma) ** 2) / 2) for i in range(kernel_size) if i != radius}
-    shares = []
+    filtered = []
     for centre in maps.split(1, dim=1):
         centre = centre.to(dtype)
         around, weight_around = torch.zeros_like(centre), 0.0
@@ -150,20 +171,20 @@ def _svls_shares(maps: Tensor, kernel_size: int, sigma: float, dtype: torch.dtyp
             for i, tap in taps.items():
                 around.add_(line[i], alpha=tap)
             weight_around += sum(taps.values()) * (1 + weight_around)
-        shares.append(around.mul_(0.5 / weight_around).add_(centre, alpha=0.5))
-    return torch.cat(shares, 1)
+        filtered.append(around.mul_(0.5 / weight_around).add_(centre, alpha=0.5))
+    return torch.cat(filtered, 1)
 
 
 def _extreme_class(target: Target, num_classes: int, prior: str, kernel_size: int, padding: str) -> Tensor:
-    """Largest or smallest class index in the window, `(B, 1, *S)`; -1 or N where nothing counts."""
-    padded = _pad(_class_index(target, num_classes), kernel_size // 2, padding)
+    """Largest or smallest class index in the window, `(B, 1, *S)`; -1 or N where no voxel counts."""
+    padded = _pad(_compact_labels(target, num_classes), kernel_size // 2, padding)
     if prior == "max":
         return _combine(padded, kernel_size, torch.maximum)
     return _combine(padded.masked_fill(padded < 0, num_classes), kernel_size, torch.minimum)
 
 
 def _mode_votes(counts: Tensor) -> Tensor:
-    """One-hot of the class with the largest count, the first of equals; all zero where nothing counts."""
+    """One-hot of the class with the largest count, the first of several; all zero where no voxel counts."""
     num_classes = counts.shape[1]
     largest = counts.amax(1, keepdim=True).clamp_(min=1)
     first = counts.eq_(largest).mul_(num_classes - _classes(counts, num_classes)).amax(1, keepdim=True)
@@ -171,46 +192,46 @@ def _mode_votes(counts: Tensor) -> Tensor:
 
 
 def _median_votes(counts: Tensor) -> Tensor:
-    """One-hot of the class at which the counts so far reach half of all; all zero where nothing counts."""
-    so_far = counts
+    """One-hot of the class at which the cumulative count reaches half of the total; all zero where no voxel counts."""
+    cumulative = counts
     for k in range(1, counts.shape[1]):
-        so_far[:, k].add_(so_far[:, k - 1])
-    total = so_far[:, -1:]
-    before = so_far.lt_((total - total // 2).clamp_(min=1))
+        cumulative[:, k].add_(cumulative[:, k - 1])
+    total = cumulative[:, -1:]
+    before = cumulative.lt_((total - total // 2).clamp_(min=1))
     votes = before.neg()
     votes[:, 0].add_(1)
     votes[:, 1:].add_(before[:, :-1])
     return votes
 
 
-def _one_hot(index: Tensor, num_classes: int) -> Tensor:
-    """Class index `(B, 1, *S)` to `(B, N, *S)`, in its type; all zero where it is not a class."""
-    return index.repeat(1, num_classes, *[1] * (index.ndim - 2)).eq_(_classes(index, num_classes))
+def _one_hot(labels: Tensor, num_classes: int) -> Tensor:
+    """One-hot `(B, N, *S)` of class indices `(B, 1, *S)`, in their type; all zero where the index is not a class."""
+    return labels.repeat(1, num_classes, *[1] * (labels.ndim - 2)).eq_(_classes(labels, num_classes))
 
 
 def _classes(like: Tensor, num_classes: int) -> Tensor:
-    """The class indices along the second dimension, in the type of another tensor."""
+    """All class indices along the second dimension, in the type of the tensor `like`."""
     return torch.arange(num_classes, dtype=like.dtype, device=like.device).view(-1, *[1] * (like.ndim - 2))
 
 
-def _class_index(target: Target, num_classes: int) -> Tensor:
-    """Class index `(B, 1, *S)` in the smallest type that holds -1 to N, with -1 at ignored voxels."""
-    index = target.labels.to(torch.int8 if num_classes <= torch.iinfo(torch.int8).max else torch.int16)
-    if target.counted is not None:
-        index = (index + 1).mul_(target.counted.to(index.dtype)).sub_(1)
-    return index.unsqueeze(1)
+def _compact_labels(target: Target, num_classes: int) -> Tensor:
+    """Class indices `(B, 1, *S)` in the smallest type that holds -1 to N, with -1 at ignored voxels."""
+    labels = target.labels.to(torch.int8 if num_classes <= torch.iinfo(torch.int8).max else torch.int16)
+    if target.mask is not None:
+        labels = (labels + 1).mul_(target.mask.to(labels.dtype)).sub_(1)
+    return labels.unsqueeze(1)
 
 
 def _class_maps(target: Target, num_classes: int, radius: int, padding: str) -> Tensor:
-    """Where each class is, `(B, N, *S)`, padded: 0 and 1 in a small integer type, or probabilities."""
+    """Padded map of each class, `(B, N, *S)`: 0 and 1 in a small integer type, or probabilities."""
     if not target.is_soft:
-        return _one_hot(_pad(_class_index(target, num_classes), radius, padding), num_classes)
+        return _one_hot(_pad(_compact_labels(target, num_classes), radius, padding), num_classes)
     background, objects = target.labels[:, :1], target.labels[:, 1:]
     return torch.cat([_pad(background, radius, padding, outside=1.0), _pad(objects, radius, padding)], 1)
 
 
 def _pad(tensor: Tensor, radius: int, padding: str, outside: float = 0) -> Tensor:
-    """Pads the spatial dimensions of `(B, C, *S)` with what is at the border, or with `outside` for "background"."""
+    """Pads the spatial dimensions of `(B, C, *S)` with the values at the border, or with `outside` for "background"."""
     if padding == "background":
         return F.pad(tensor, [radius] * 2 * (tensor.ndim - 2), value=outside)
     for dim in range(2, tensor.ndim):
@@ -220,7 +241,7 @@ def _pad(tensor: Tensor, radius: int, padding: str, outside: float = 0) -> Tenso
 
 
 def _shifted(tensor: Tensor, dim: int, size: int) -> list[Tensor]:
-    """The `size` views of a padded tensor that lie under the places of a window moving along `dim`."""
+    """The `size` shifted views of a padded tensor that a sliding window along `dim` combines."""
     return [tensor.narrow(dim, i, tensor.shape[dim] - size + 1) for i in range(size)]
 
 

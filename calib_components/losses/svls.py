@@ -4,56 +4,78 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from calib_components.losses import defaults
+from calib_components.losses.cross_entropy import cross_entropy
+from calib_components.losses.inputs import Target, check_inputs
 from calib_components.losses.priors import check_prior, neighbor_votes
-from calib_components.losses.targets import Target, cross_entropy, prepare
 
 
 def svls_loss(
-    input: Tensor, target: Tensor, *, kernel_size: int = 3, sigma: float = 2.0, ignore_index: int | None = None
+    input: Tensor,
+    target: Tensor,
+    *,
+    kernel_size: int = defaults.KERNEL_SIZE,
+    sigma: float = defaults.SIGMA,
+    ignore_index: int | None = None,
 ) -> Tensor:
-    """Function form of `SVLSLoss`, which says what it computes and what the arguments mean."""
+    """Functional form of `SVLSLoss`, which documents formula, shapes, options and errors."""
     check_prior("gaussian", kernel_size, sigma, "replicate")
-    logits, checked = prepare(input, target, ignore_index)
-    shares, weight = neighbor_votes(checked, logits.shape[1], "gaussian", kernel_size, sigma, "replicate", logits.dtype)
-    return cross_entropy(logits, Target(shares.mul_(weight), checked.counted))
+    logits, checked = check_inputs(input, target, ignore_index)
+    votes, weight = neighbor_votes(checked, logits.shape[1], "gaussian", kernel_size, sigma, "replicate", logits.dtype)
+    return cross_entropy(logits, Target(votes.mul_(weight), checked.mask))
 
 
 class SVLSLoss(nn.Module):
     """Spatially varying label smoothing (SVLS): cross-entropy with labels that are soft at the borders of objects.
 
-    The loss is the mean over voxels of `-sum_k t_k log s_k`, with `s = softmax(input)` and `t` the one-hot target
-    filtered with the SVLS kernel: a Gaussian whose centre is replaced by the sum of all its other weights, normalised,
-    so that the voxel itself weighs 0.5. Beyond the image the labels at the border are repeated.
+    ```python
+    soft_labels = neighbor_prior(target, num_classes, "gaussian", kernel_size, sigma)
+    loss = F.cross_entropy(input, soft_labels)
+    ```
 
-    An ignored voxel adds nothing to `t`: the kernel is normalised over the voxels that count.
+    The soft labels are the one-hot labels filtered with the SVLS kernel: a Gaussian whose centre is replaced by the sum
+    of all its other weights, normalised, so that the centre weighs 0.5. Beyond the image the labels at the border are
+    repeated.
 
-    Islam and Glocker, "Spatially Varying Label Smoothing: Capturing Uncertainty from Expert Annotations", IPMI 2021,
-    https://arxiv.org/abs/2104.05788
+    Source: Islam and Glocker, "Spatially Varying Label Smoothing: Capturing Uncertainty from Expert Annotations", IPMI
+    2021, <https://arxiv.org/abs/2104.05788>
+
+    Departures from the paper: ignored voxels contribute nothing to the soft labels, since the kernel is normalised over
+    the voxels that count. The default `sigma` is that of the NACL paper. The authors' code locates the centre of every
+    kernel as if its size were 3; here it is the kernel's own centre.
 
     Shape:
-        - input: logits, `(B, N, H, W)` or `(B, N, H, W, D)`; float16 and bfloat16 are computed in float32.
-        - target: class index, `(B, 1, *S)` or `(B, *S)`, of any type that holds whole numbers; or probabilities,
+        - input: Logits, `(B, N, H, W)` or `(B, N, H, W, D)`. Float16 and bfloat16 are computed in float32.
+        - target: Class indices, `(B, 1, *S)` or `(B, *S)`, of any type that holds whole numbers; or probabilities,
           `(B, N, *S)`.
-        - output: a scalar.
+        - output: A scalar.
 
     Args:
-        kernel_size: side of the kernel (square or cube) in voxels, odd and at least 3.
-        sigma: standard deviation of the Gaussian, in voxels.
-        ignore_index: label of voxels that do not count, or None. For class indices only. The loss is 0 where every
-            voxel is ignored.
+        kernel_size: Side length of the kernel (square or cube) in voxels, odd and at least 3. Default: `3`.
+        sigma: Standard deviation of the Gaussian in voxels. Default: `2.0`.
+        ignore_index: Label of voxels that do not count; for class indices only. If every voxel is ignored, the loss is
+            0. Default: `None`.
 
     Raises:
-        TypeError: the input is not floating point, or the target not a tensor of numbers.
-        ValueError: an even kernel, shapes that do not match, values that are not logits, labels or probabilities.
+        TypeError: The input is not floating point, or the target is not a tensor of numbers.
+        ValueError: The kernel size is even or the sigma too small, the shapes do not match, or the values are not
+            logits, class indices or probabilities.
 
-    Example:
+    Examples:
+        >>> import torch
+        >>> from calib_components.losses import SVLSLoss
         >>> loss = SVLSLoss(sigma=1.0)
         >>> logits = torch.randn(2, 4, 64, 64, requires_grad=True)
         >>> labels = torch.randint(4, (2, 1, 64, 64))
         >>> loss(logits, labels).backward()
     """
 
-    def __init__(self, kernel_size: int = 3, sigma: float = 2.0, ignore_index: int | None = None) -> None:
+    def __init__(
+        self,
+        kernel_size: int = defaults.KERNEL_SIZE,
+        sigma: float = defaults.SIGMA,
+        ignore_index: int | None = None,
+    ) -> None:
         super().__init__()
         check_prior("gaussian", kernel_size, sigma, "replicate")
         self.kernel_size = kernel_size

@@ -1,20 +1,11 @@
 """Calibration and segmentation metrics with the conventions of MONAI."""
 
-from calib_components.metrics.calibration import (
-    BrierMetric,
-    CalibrationBins,
-    CalibrationMetric,
-    CECEMetric,
-    ECEMetric,
-    NLLMetric,
-    adaptive_calibration_error,
-    brier_score,
-    calibration_bins,
-    negative_log_likelihood,
-)
+from calib_components.metrics.bins import CalibrationBins, calibration_bins
+from calib_components.metrics.calibration import CalibrationMetric, CECEMetric, ECEMetric, adaptive_calibration_error
 from calib_components.metrics.logits import LogitMagnitudeMetric
+from calib_components.metrics.scoring_rules import BrierMetric, NLLMetric, brier_score, negative_log_likelihood
 from calib_components.metrics.segmentation import (
-    DiceMetric,
+    DSCMetric,
     HD95Metric,
     dice,
     hausdorff_distance_95,
@@ -26,7 +17,7 @@ __all__ = [
     "CECEMetric",
     "CalibrationBins",
     "CalibrationMetric",
-    "DiceMetric",
+    "DSCMetric",
     "ECEMetric",
     "HD95Metric",
     "LogitMagnitudeMetric",

@@ -1,164 +1,17 @@
-"""Calibration of class probabilities: reliability bins, the errors read from them, NLL and Brier score.
+"""Calibration errors of class probabilities: ECE, CECE and adaptive ECE.
 
-The bins are computed once and everything else is a small reduction of them. Counts are int64 and sums float64, because
-float32 sums lose whole voxels from about one million voxels in a bin. Voxels are read in chunks, so the working memory
-does not grow with the volume: about 1 MiB on a CPU (a case that is not contiguous in memory is copied once).
-
-Which voxels count: with `foreground_only` those whose ground truth is not background (class 0), as in Murugesan et al.,
-"Trust Your Neighbours: Penalty-Based Constraints for Model Calibration", MICCAI 2023, and never an ignored one.
-
-Checks: all voxels but ignored ones must hold probabilities, in [0, 1] up to 1e-5 and summing to 1 up to 1e-2 (room for
-rounding in half precision), and a valid label. On a GPU, checking and selecting voxels waits for the device in every
-chunk; metrics run once a case in evaluation, where that is cheap.
+`calib_components.metrics.voxels` describes which voxels are used and how they are checked.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-
 import torch
 
-from calib_components.metrics.case_metric import CaseMetric, plain_tensor
+from calib_components.metrics.bins import CalibrationBins, bin_voxels, calibration_bins, check_num_bins
+from calib_components.metrics.case_metric import CaseMetric
+from calib_components.metrics.voxels import check_tensors, read_voxels, top_label
 
-__all__ = [
-    "BrierMetric",
-    "CECEMetric",
-    "CalibrationBins",
-    "CalibrationMetric",
-    "ECEMetric",
-    "NLLMetric",
-    "adaptive_calibration_error",
-    "brier_score",
-    "calibration_bins",
-    "negative_log_likelihood",
-]
-
-# Probabilities read at once. On a CPU fewer than PyTorch splits over threads: a long row of short parallel operations
-# stalls whenever another process, such as a worker that loads data, holds one of the cores.
-CPU_CHUNK = 2**15 - 1
-GPU_CHUNK = 2**23
-RANGE_TOLERANCE = 1e-5
-SUM_TOLERANCE = 1e-2
-NOT_A_LABEL = torch.iinfo(torch.int64).min
-
-
-@dataclass(frozen=True, eq=False)
-class CalibrationBins:
-    """Reliability bins of one or more cases: all that calibration errors and reliability diagrams need.
-
-    Bin `i` of `num_bins` holds the probabilities in `(i / num_bins, (i + 1) / num_bins]`; exactly 0 is in the first.
-
-    Shape: every field `(B, num_bins)` for the top label, or `(B, N, num_bins)` for each class; `B` cases, `N` classes.
-
-    Attributes:
-        count: int64, probabilities in the bin.
-        confidence: float64, their sum.
-        accuracy: float64, how many of them came true.
-    """
-
-    count: torch.Tensor
-    confidence: torch.Tensor
-    accuracy: torch.Tensor
-
-    def __post_init__(self) -> None:
-        shapes = [tuple(field.shape) for field in (self.count, self.confidence, self.accuracy)]
-        if len(set(shapes)) > 1 or len(shapes[0]) not in (2, 3):
-            raise ValueError(
-                "count, confidence and accuracy must have one shape, (B, bins) or (B, N, bins), got "
-                f"{shapes[0]}, {shapes[1]} and {shapes[2]}."
-            )
-
-    def __add__(self, other: CalibrationBins) -> CalibrationBins:
-        """Merges case by case: the bins of two parts of the same cases give the bins of the whole."""
-        if self.count.shape != other.count.shape:
-            raise ValueError(
-                f"only bins of the same shape can be added, got {tuple(self.count.shape)} and "
-                f"{tuple(other.count.shape)}; pool cases first with pooled()."
-            )
-        return CalibrationBins(
-            self.count + other.count, self.confidence + other.confidence, self.accuracy + other.accuracy
-        )
-
-    def pooled(self) -> CalibrationBins:
-        """Sums over cases: bins as if all voxels were one case, `B = 1`."""
-        return CalibrationBins(
-            self.count.sum(0, keepdim=True), self.confidence.sum(0, keepdim=True), self.accuracy.sum(0, keepdim=True)
-        )
-
-    def expected_error(self) -> torch.Tensor:
-        """ECE of each case, or CECE: `sum_bins count / total * |mean confidence - accuracy|`, mean over classes.
-
-        Returns:
-            Float64 `(B,)`; NaN for a case without any counted voxel. The same holds for the other two errors.
-        """
-        return _mean_over_classes((self.confidence - self.accuracy).abs().sum(-1) / self.count.sum(-1))
-
-    def average_error(self) -> torch.Tensor:
-        """ACE of each case `(B,)`: the unweighted mean gap of the bins that are not empty; mean over classes."""
-        return _mean_over_classes(self._gaps().nanmean(-1))
-
-    def maximum_error(self) -> torch.Tensor:
-        """MCE of each case `(B,)`: the largest gap of a bin; mean over classes."""
-        gaps = self._gaps()
-        return _mean_over_classes(torch.where(gaps.isnan().all(-1), torch.nan, gaps.nan_to_num().amax(-1)))
-
-    def _gaps(self) -> torch.Tensor:
-        """`|mean confidence - accuracy|` of each bin; NaN where it is empty."""
-        return (self.confidence - self.accuracy).abs() / self.count
-
-    def to_dict(self) -> dict[str, list]:
-        """The three fields as nested lists, exact through JSON."""
-        return {name: field.tolist() for name, field in vars(self).items()}
-
-    @classmethod
-    def from_dict(cls, fields: Mapping[str, list]) -> CalibrationBins:
-        """Inverse of `to_dict`."""
-        return cls(
-            torch.tensor(fields["count"], dtype=torch.int64),
-            torch.tensor(fields["confidence"], dtype=torch.float64),
-            torch.tensor(fields["accuracy"], dtype=torch.float64),
-        )
-
-
-def _mean_over_classes(errors: torch.Tensor) -> torch.Tensor:
-    return errors.mean(1) if errors.ndim == 2 else errors
-
-
-def calibration_bins(
-    y_pred: torch.Tensor,
-    y: torch.Tensor,
-    num_bins: int = 15,
-    foreground_only: bool = True,
-    ignore_index: int | None = None,
-    classwise: bool = False,
-) -> CalibrationBins:
-    """Sorts predicted probabilities into equal bins.
-
-    A probability is compared with the bins' edges `i / num_bins` in float64, whatever its own type; one within 1e-15 of
-    an edge counts as on it.
-
-    Shape:
-        y_pred: `(B, N, *S)`, N >= 2 classes, any number of spatial axes.
-        y: `(B, 1, *S)` class index or `(B, N, *S)` one-hot.
-
-    Args:
-        y_pred: probabilities of any floating type.
-        y: ground truth; indices of any type that hold whole numbers.
-        num_bins: number of bins.
-        foreground_only: count only voxels whose ground truth is not class 0.
-        ignore_index: ground truth value of voxels that are left out unseen.
-        classwise: False sorts the highest probability of each voxel, true where its class is the ground truth (as ECE
-            needs); True sorts every class's probability, true where that class is the ground truth (CECE).
-
-    Returns:
-        Bins of each case, on the device of `y_pred`.
-
-    Raises:
-        TypeError: if an input is not a tensor, or `y_pred` not of floating type.
-        ValueError: if shapes do not match, `y_pred` does not hold probabilities, or `y` holds an invalid label.
-    """
-    return _calibration_bins(y_pred, y, num_bins, foreground_only, ignore_index, kinds=(classwise,))[0]
+__all__ = ["CECEMetric", "CalibrationMetric", "ECEMetric", "adaptive_calibration_error"]
 
 
 def adaptive_calibration_error(
@@ -168,35 +21,59 @@ def adaptive_calibration_error(
     foreground_only: bool = True,
     ignore_index: int | None = None,
 ) -> torch.Tensor:
-    """Adaptive ECE of each case: as top-label ECE, in bins that hold equally many voxels.
+    """Adaptive ECE of each case: like top-label ECE, but with bins that hold equally many voxels.
 
-    Edges are interpolated between the sorted confidences and bins are `(lo, hi]`, as in the code published with the
-    paper. So the least confident voxel is in no bin; of several equally confident ones, one is left out on average.
-    Memory grows with the voxels that count, since they are sorted.
+    Bin edges are interpolated between the sorted confidences, and bins are `(lo, hi]`, as in the code published with
+    Murugesan et al., MICCAI 2023. So the least confident voxel is in no bin; if several are equally confident, one of
+    them is left out on average. Memory grows with the number of voxels used, because they are sorted.
 
-    Args: see `calibration_bins`.
+    Shape:
+        - y_pred: `(B, N, *S)`, with N >= 2 classes and any number of spatial dimensions.
+        - y: `(B, 1, *S)` class index, or `(B, N, *S)` one-hot.
+        - output: `(B,)`.
+
+    Args:
+        y_pred: Probabilities of any floating-point type.
+        y: Ground truth, of any type that holds whole numbers.
+        num_bins: Number of bins.
+        foreground_only: Whether to use only voxels whose ground truth is not class 0.
+        ignore_index: Ground-truth value of voxels to leave out.
 
     Returns:
-        Float64 `(B,)`; NaN for a case without any counted voxel.
+        Float64; NaN for a case without voxels.
+
+    Raises:
+        TypeError: An input is not a tensor, or `y_pred` is not of a floating-point type.
+        ValueError: Shapes do not match, `y_pred` does not hold probabilities, or `y` holds invalid labels.
+
+    Source: Mukhoti et al., "Calibrating Deep Neural Networks using Focal Loss", NeurIPS 2020 (AdaECE).
+
+    Examples:
+        >>> import torch
+        >>> from calib_components.metrics import adaptive_calibration_error
+        >>> p = torch.tensor([0.4, 0.5, 0.6, 0.7, 0.8, 0.9])  # of class 1
+        >>> y_pred, y = torch.stack([1 - p, p]).unsqueeze(0), torch.tensor([[[0, 0, 1, 1, 1, 1]]])
+        >>> adaptive_calibration_error(y_pred, y, num_bins=2)
+        tensor([0.1500], dtype=torch.float64)
     """
-    y_pred, y = _checked_tensors(y_pred, y)
-    _check_num_bins(num_bins)
+    y_pred, y = check_tensors(y_pred, y)
+    check_num_bins(num_bins)
     confidences: list[list[torch.Tensor]] = [[] for _ in y_pred]
-    hits: list[list[torch.Tensor]] = [[] for _ in y_pred]
-    for case, p, label in _counted_voxels(y_pred, y, foreground_only, ignore_index):
-        confidence, top = _top_label(p)
+    correct: list[list[torch.Tensor]] = [[] for _ in y_pred]
+    for case, p, label in read_voxels(y_pred, y, foreground_only, ignore_index):
+        confidence, predicted = top_label(p)
         confidences[case].append(confidence)
-        hits[case].append(top == label)
+        correct[case].append(predicted == label)
     errors = torch.full((len(y_pred),), torch.nan, dtype=torch.float64, device=y_pred.device)
     for case in range(len(y_pred)):
         if confidences[case]:
-            errors[case] = _equal_count_error(torch.cat(confidences[case]), torch.cat(hits[case]), num_bins)
+            errors[case] = _equal_count_error(torch.cat(confidences[case]), torch.cat(correct[case]), num_bins)
     return errors
 
 
-def _equal_count_error(confidence: torch.Tensor, hit: torch.Tensor, num_bins: int) -> torch.Tensor:
+def _equal_count_error(confidence: torch.Tensor, correct: torch.Tensor, num_bins: int) -> torch.Tensor:
     confidence, order = confidence.sort()
-    excess = confidence - hit[order].double()  # how far confidence exceeds correctness
+    excess = confidence - correct[order].double()
     position = torch.arange(num_bins, dtype=torch.float64, device=confidence.device) * len(confidence) / num_bins
     below = position.long()
     above = (below + 1).clamp_max(len(confidence) - 1)
@@ -207,227 +84,19 @@ def _equal_count_error(confidence: torch.Tensor, hit: torch.Tensor, num_bins: in
     return sums.abs().sum() / len(confidence)
 
 
-def negative_log_likelihood(
-    y_pred: torch.Tensor, y: torch.Tensor, foreground_only: bool = True, ignore_index: int | None = None
-) -> torch.Tensor:
-    """Mean over voxels of `-log` of the probability given to the true class, in nats, for each case.
-
-    Probabilities that have underflowed to 0 count as the smallest normal float32 (87.3 nats), so that one voxel does
-    not make the mean infinite.
-
-    Args: see `calibration_bins`.
-
-    Returns:
-        Float64 `(B,)`; NaN for a case without any counted voxel.
-    """
-    smallest = torch.finfo(torch.float32).tiny
-
-    def score(p: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-        return -p.gather(0, label[None]).clamp_min(smallest).log()
-
-    return _mean_over_voxels(score, y_pred, y, foreground_only, ignore_index)
-
-
-def brier_score(
-    y_pred: torch.Tensor, y: torch.Tensor, foreground_only: bool = True, ignore_index: int | None = None
-) -> torch.Tensor:
-    """Mean over voxels of `sum_k (s_k - q_k)^2`, `q` the one-hot ground truth, for each case: 0 is best, 2 worst.
-
-    Source: Brier, "Verification of forecasts expressed in terms of probability", 1950.
-
-    Args: see `calibration_bins`.
-
-    Returns:
-        Float64 `(B,)`; NaN for a case without any counted voxel.
-    """
-
-    def score(p: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-        return p.square().sum(0) - 2 * p.gather(0, label[None])[0] + 1
-
-    return _mean_over_voxels(score, y_pred, y, foreground_only, ignore_index)
-
-
-def _mean_over_voxels(
-    score: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
-    y_pred: torch.Tensor,
-    y: torch.Tensor,
-    foreground_only: bool,
-    ignore_index: int | None,
-) -> torch.Tensor:
-    y_pred, y = _checked_tensors(y_pred, y)
-    total = torch.zeros(len(y_pred), dtype=torch.float64, device=y_pred.device)
-    count = torch.zeros_like(total)
-    for case, p, label in _counted_voxels(y_pred, y, foreground_only, ignore_index):
-        total[case] += score(p, label).sum()
-        count[case] += len(label)
-    return total / count
-
-
-def _calibration_bins(
-    y_pred: torch.Tensor,
-    y: torch.Tensor,
-    num_bins: int,
-    foreground_only: bool,
-    ignore_index: int | None,
-    kinds: Sequence[bool],
-) -> list[CalibrationBins]:
-    """Bins of every kind (classwise or not) from one pass over the voxels."""
-    y_pred, y = _checked_tensors(y_pred, y)
-    _check_num_bins(num_bins)
-    batch, num_classes = y_pred.shape[:2]
-    shapes = [(batch, num_classes, num_bins) if classwise else (batch, num_bins) for classwise in kinds]
-    counts = [y_pred.new_zeros(shape, dtype=torch.int64) for shape in shapes]
-    totals = [(count.flatten(1), count.flatten(1).double(), count.flatten(1).double()) for count in counts]
-    first_bin = torch.arange(0, num_classes * num_bins, num_bins, dtype=torch.int32, device=y_pred.device)[:, None]
-    for case, p, label in _counted_voxels(y_pred, y, foreground_only, ignore_index):
-        for classwise, (count, confidence, accuracy) in zip(kinds, totals, strict=True):
-            size = count.shape[1]
-            if classwise:
-                index = _bin_index(p, num_bins).add_(first_bin)
-                accuracy[case].add_(torch.bincount(index.gather(0, label[None])[0], minlength=size))
-                index, values = index.flatten(), p.flatten()
-            else:
-                values, top = _top_label(p)
-                index = _bin_index(values, num_bins)
-                accuracy[case].index_add_(0, index, (top == label).double())
-            count[case].add_(torch.bincount(index, minlength=size))
-            # Sum a chunk on its own first: one sum over millions of equal terms would drift, even in float64.
-            confidence[case].add_(values.new_zeros(size).index_add_(0, index, values))
-    return [
-        CalibrationBins(*(field.view(shape) for field in total)) for shape, total in zip(shapes, totals, strict=True)
-    ]
-
-
-def _bin_index(p: torch.Tensor, num_bins: int) -> torch.Tensor:
-    # The edge i / num_bins, however rounded, scales to less than i and so falls into the bin below.
-    return (p * (num_bins * (1 - 1e-15))).int().clamp_(max=num_bins - 1)
-
-
-def _top_label(p: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """`p.max(0)`, the first of equals, for probabilities `(N, voxels)`; several times faster on a CPU."""
-    confidence = p.amax(0)
-    rank = torch.arange(len(p), 0, -1, dtype=torch.int16, device=p.device)[:, None]
-    return confidence, len(p) - ((p >= confidence) * rank).amax(0)
-
-
-def _counted_voxels(
-    y_pred: torch.Tensor, y: torch.Tensor, foreground_only: bool, ignore_index: int | None
-) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
-    """Yields the voxels that count, chunk by chunk, and checks all that are not ignored.
-
-    A faulty chunk is not yielded; one error sums up the faults of all chunks in the end.
-
-    Yields:
-        Case, its probabilities `(N, voxels)` in float64, its class indices `(voxels,)`.
-    """
-    num_classes = y_pred.shape[1]
-    step = max(1, (CPU_CHUNK if y_pred.device.type == "cpu" else GPU_CHUNK) // num_classes)
-    faults = torch.zeros(4, dtype=torch.int64)
-    for case in range(len(y_pred)):
-        case_p, case_y = y_pred[case].flatten(1), y[case].flatten(1)
-        for start in range(0, case_p.shape[1], step):
-            p = case_p[:, start : start + step].double()
-            label = _class_index(case_y[:, start : start + step])
-            if ignore_index is not None:
-                p, label = _select(label != ignore_index, p, label)
-            if len(label) > 0 and not _is_faultless(p, label):
-                faults += _count_faults(p, label)
-                continue
-            if foreground_only:
-                p, label = _select(label != 0, p, label)
-            if len(label) > 0:
-                yield case, p, label
-    if faults.any():
-        raise ValueError(_describe_faults(faults.tolist(), y_pred, ignore_index))
-
-
-def _class_index(y: torch.Tensor) -> torch.Tensor:
-    """Class index of each voxel, or `NOT_A_LABEL`, from a class index `(1, voxels)` or one-hot `(N, voxels)`."""
-    if len(y) > 1:
-        largest, label = y.max(0)
-        return label.masked_fill_((largest != 1) | ((y != 0).sum(0) != 1), NOT_A_LABEL)
-    label = y[0].long()
-    return label.masked_fill_(label != y[0], NOT_A_LABEL) if y.is_floating_point() else label
-
-
-def _select(keep: torch.Tensor, *values: torch.Tensor) -> list[torch.Tensor]:
-    index = keep.nonzero().squeeze(1)
-    return [value.index_select(-1, index) for value in values]
-
-
-def _is_faultless(p: torch.Tensor, label: torch.Tensor) -> bool:
-    extremes = (*p.aminmax(), *p.sum(0).aminmax(), *label.aminmax())
-    low, high, low_sum, high_sum, low_label, high_label = (value.item() for value in extremes)
-    return (  # False where NaN
-        -RANGE_TOLERANCE <= low <= high <= 1 + RANGE_TOLERANCE
-        and 1 - SUM_TOLERANCE <= low_sum <= high_sum <= 1 + SUM_TOLERANCE
-        and 0 <= low_label <= high_label < len(p)
-    )
-
-
-def _count_faults(p: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-    """Values not finite, values outside [0, 1], voxels that do not sum to 1, voxels without a valid label."""
-    finite = p.isfinite()
-    outside = finite & ((p < -RANGE_TOLERANCE) | (p > 1 + RANGE_TOLERANCE))
-    off_sum = (p.sum(0) - 1).abs() > SUM_TOLERANCE
-    return torch.stack([(~finite).sum(), outside.sum(), off_sum.sum(), ((label < 0) | (label >= len(p))).sum()]).cpu()
-
-
-def _describe_faults(faults: list[int], y_pred: torch.Tensor, ignore_index: int | None) -> str:
-    not_finite, outside, off_sum, invalid = faults
-    values, num_classes = y_pred.numel(), y_pred.shape[1]
-    if not_finite:
-        return f"y_pred must hold probabilities, but {not_finite} of its {values} values are NaN or infinite."
-    if outside:
-        return (
-            f"y_pred must hold probabilities, but {outside} of its {values} values are outside [0, 1]: "
-            "y_pred looks like logits; apply softmax."
-        )
-    if off_sum:
-        return (
-            f"y_pred must hold probabilities that sum to 1 over classes, but in {off_sum} of its "
-            f"{values // num_classes} voxels they do not: y_pred looks like logits; apply softmax."
-        )
-    ignored = "" if ignore_index is None else f" (or ignore_index={ignore_index})"
-    return (
-        f"y must hold class indices 0 to {num_classes - 1}{ignored}, or be their one-hot, but {invalid} of its "
-        f"{values // num_classes} voxels do not."
-    )
-
-
-def _checked_tensors(y_pred: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    y_pred, y = plain_tensor(y_pred, "y_pred"), plain_tensor(y, "y")
-    if not y_pred.is_floating_point():
-        raise TypeError(f"y_pred must hold probabilities of a floating type, got {y_pred.dtype}.")
-    if y_pred.ndim < 3 or y_pred.shape[1] < 2:
-        raise ValueError(f"y_pred must have shape (B, N, *S) with N >= 2 classes, got {tuple(y_pred.shape)}.")
-    batch, num_classes, *spatial = y_pred.shape
-    if y.shape not in ((batch, 1, *spatial), (batch, num_classes, *spatial)):
-        raise ValueError(
-            f"y must have shape {(batch, 1, *spatial)} (class index) or {tuple(y_pred.shape)} (one-hot) to match "
-            f"y_pred, got {tuple(y.shape)}."
-        )
-    return y_pred, y
-
-
-def _check_num_bins(num_bins: int) -> None:
-    if num_bins < 1:
-        raise ValueError(f"num_bins must be at least 1, got {num_bins}.")
-
-
 class _BinnedMetric(CaseMetric):
     classwise: bool
 
     def __init__(self, num_bins: int = 15, foreground_only: bool = True, ignore_index: int | None = None) -> None:
         super().__init__()
-        _check_num_bins(num_bins)
+        check_num_bins(num_bins)
         self.num_bins = num_bins
         self.foreground_only = foreground_only
         self.ignore_index = ignore_index
 
     def measure(self, y_pred: torch.Tensor, y: torch.Tensor) -> list[torch.Tensor]:
         bins = calibration_bins(y_pred, y, self.num_bins, self.foreground_only, self.ignore_index, self.classwise)
-        return [bins.count, bins.confidence, bins.accuracy]
+        return [bins.count, bins.confidence_sum, bins.num_correct]
 
     @property
     def case_bins(self) -> CalibrationBins:
@@ -436,7 +105,7 @@ class _BinnedMetric(CaseMetric):
 
     @property
     def bins(self) -> CalibrationBins:
-        """Bins of all voxels of all cases together."""
+        """Bins of all voxels of all cases together, `B = 1`."""
         return self.case_bins.pooled()
 
     def case_values(self) -> torch.Tensor:
@@ -444,100 +113,143 @@ class _BinnedMetric(CaseMetric):
 
 
 class ECEMetric(_BinnedMetric):
-    """Expected calibration error of the predicted class (top label).
+    """Expected calibration error (ECE) of the predicted class, the top label.
 
-    `y_pred`: probabilities `(B, N, *S)`; `y`: class index `(B, 1, *S)` or its one-hot `(B, N, *S)`; anything else is a
-    `TypeError` or `ValueError`.
+    `sum_bins count / total * |mean confidence - accuracy|`, where the confidence of a voxel is its highest probability.
 
-    `aggregate()` is the mean over cases, `aggregate("none")` the value of each; a case without any counted voxel is NaN
-    and in no mean. `bins.expected_error()` is the error pooled over all voxels.
+    `aggregate()` is the mean over cases and `aggregate("none")` the value of each case. A case without voxels is NaN
+    and left out of the mean. `bins.expected_error()` is the error of all voxels pooled.
+
+    Shape:
+        - y_pred: `(B, N, *S)`, with N >= 2 classes, or a list of `(N, *S)`.
+        - y: `(B, 1, *S)` class index or `(B, N, *S)` one-hot, or a list of these without `B`.
 
     Args:
-        num_bins: number of equal bins on (0, 1].
-        foreground_only: count only voxels whose ground truth is not class 0.
-        ignore_index: ground truth value of voxels that are left out.
+        num_bins: Number of bins of equal width on (0, 1].
+        foreground_only: Whether to use only voxels whose ground truth is not class 0.
+        ignore_index: Ground-truth value of voxels to leave out.
+
+    Raises:
+        ValueError: `num_bins` is less than 1. Calls raise the errors of `calibration_bins`.
 
     Source: Guo et al., "On calibration of modern neural networks", ICML 2017.
+
+    Examples:
+        >>> import torch
+        >>> from calib_components.metrics import ECEMetric
+        >>> y_pred = torch.tensor([[[0.1, 0.3, 0.4], [0.9, 0.7, 0.6]]])  # one case, two classes, three voxels
+        >>> y = torch.tensor([[[1, 1, 0]]])
+        >>> metric = ECEMetric()
+        >>> _ = metric(y_pred, y)
+        >>> metric.aggregate()  # of the two foreground voxels: (|0.9 - 1| + |0.7 - 1|) / 2
+        tensor(0.2000, dtype=torch.float64)
     """
 
     classwise = False
 
 
 class CECEMetric(_BinnedMetric):
-    """Classwise expected calibration error: the mean of the ECE of all N classes, background included.
+    """Classwise expected calibration error (CECE): the mean over all N classes, background included, of their ECE.
 
-    Arguments, inputs and results as in `ECEMetric`.
+    The ECE of class `k` bins the probability of `k` at every voxel, which is correct where the ground truth is `k`.
 
-    Source: Kull et al., "Beyond temperature scaling", NeurIPS 2019.
+    `aggregate()` is the mean over cases, `aggregate("none")` the value of each case, and `aggregate("mean_batch")` the
+    mean over cases of each class, `(N,)`. A case without voxels is NaN and left out of the means.
+    `bins.expected_error()` is the error of all voxels pooled.
+
+    Shape:
+        - y_pred: `(B, N, *S)`, with N >= 2 classes, or a list of `(N, *S)`.
+        - y: `(B, 1, *S)` class index or `(B, N, *S)` one-hot, or a list of these without `B`.
+
+    Args:
+        num_bins: Number of bins of equal width on (0, 1].
+        foreground_only: Whether to use only voxels whose ground truth is not class 0.
+        ignore_index: Ground-truth value of voxels to leave out.
+
+    Raises:
+        ValueError: `num_bins` is less than 1. Calls raise the errors of `calibration_bins`.
+
+    Source: Kull et al., "Beyond temperature scaling: Obtaining well-calibrated multi-class probabilities with Dirichlet
+    calibration", NeurIPS 2019.
+
+    Examples:
+        >>> import torch
+        >>> from calib_components.metrics import CECEMetric
+        >>> y_pred = torch.tensor([[[0.2, 0.4], [0.7, 0.6], [0.1, 0.0]]])  # one case, three classes, two voxels
+        >>> y = torch.tensor([[[1, 1]]])
+        >>> metric = CECEMetric()
+        >>> _ = metric(y_pred, y)
+        >>> metric.aggregate("mean_batch")
+        tensor([0.3000, 0.3500, 0.0500], dtype=torch.float64)
+        >>> metric.aggregate()
+        tensor(0.2333, dtype=torch.float64)
     """
 
     classwise = True
 
+    def aggregate(self, reduction: str = "mean") -> torch.Tensor:
+        """Reduces the values as `CaseMetric.aggregate` does; "mean_batch" returns the mean of each class, `(N,)`."""
+        if reduction == "mean_batch":
+            errors = [bins.expected_error() for bins in self.case_bins.per_class()]
+            return torch.stack(errors).nanmean(1)
+        return super().aggregate(reduction)
 
-class CalibrationMetric(CaseMetric):
+
+class CalibrationMetric(ECEMetric):
     """ECE and CECE from one pass over the voxels.
 
-    `aggregate()` returns `{"ece": ..., "cece": ...}`, which Ignite keeps as two metrics. The members `ece` and `cece`
-    are an `ECEMetric` and a `CECEMetric` that hold the cases, bins included.
+    The metric itself is an `ECEMetric`: `aggregate()` is the ECE and `bins` are the top-label bins. Its attribute
+    `cece` is a `CECEMetric` that is updated and reset with it: `cece.aggregate()` is the CECE and `cece.bins` are the
+    classwise bins. Across several processes, `aggregate()` gathers the cases of both.
 
-    Arguments and inputs as in `ECEMetric`.
+    Through `monai.handlers.IgniteMetricHandler`, the ECE appears under the name of the handler; read the CECE from
+    `cece` after the epoch. To have both in `engine.state.metrics`, attach an `ECEMetric` and a `CECEMetric` instead.
+
+    Shape:
+        - y_pred: `(B, N, *S)`, with N >= 2 classes, or a list of `(N, *S)`.
+        - y: `(B, 1, *S)` class index or `(B, N, *S)` one-hot, or a list of these without `B`.
+
+    Args:
+        num_bins: Number of bins of equal width on (0, 1].
+        foreground_only: Whether to use only voxels whose ground truth is not class 0.
+        ignore_index: Ground-truth value of voxels to leave out.
+
+    Raises:
+        ValueError: `num_bins` is less than 1. Calls raise the errors of `calibration_bins`.
+
+    Attributes:
+        cece: The classwise metric, a `CECEMetric`.
+
+    Examples:
+        >>> import torch
+        >>> from calib_components.metrics import CalibrationMetric
+        >>> y_pred = torch.tensor([[[0.2, 0.4], [0.7, 0.6], [0.1, 0.0]]])  # one case, three classes, two voxels
+        >>> y = torch.tensor([[[1, 1]]])
+        >>> metric = CalibrationMetric()
+        >>> _ = metric(y_pred, y)
+        >>> metric.aggregate()
+        tensor(0.3500, dtype=torch.float64)
+        >>> metric.cece.aggregate()
+        tensor(0.2333, dtype=torch.float64)
     """
 
     def __init__(self, num_bins: int = 15, foreground_only: bool = True, ignore_index: int | None = None) -> None:
-        self.ece = ECEMetric(num_bins, foreground_only, ignore_index)
         self.cece = CECEMetric(num_bins, foreground_only, ignore_index)
-        super().__init__()
+        super().__init__(num_bins, foreground_only, ignore_index)
 
     def measure(self, y_pred: torch.Tensor, y: torch.Tensor) -> list[torch.Tensor]:
-        ece = self.ece
-        both = _calibration_bins(y_pred, y, ece.num_bins, ece.foreground_only, ece.ignore_index, kinds=(False, True))
-        return [field for bins in both for field in (bins.count, bins.confidence, bins.accuracy)]
+        both = bin_voxels(y_pred, y, self.num_bins, self.foreground_only, self.ignore_index, classwise=(False, True))
+        return [field for bins in both for field in (bins.count, bins.confidence_sum, bins.num_correct)]
 
     def extend(self, *data: torch.Tensor) -> None:
-        self.ece.extend(*data[:3])
+        super().extend(*data[:3])
         self.cece.extend(*data[3:])
 
-    def __len__(self) -> int:
-        return len(self.ece)
-
     def reset(self) -> None:
-        self.ece.reset()
+        super().reset()
         self.cece.reset()
 
-    def case_values(self) -> torch.Tensor:
-        """ECE and CECE of each case, `(cases, 2)`."""
-        return torch.stack([self.ece.case_values(), self.cece.case_values()], dim=1)
-
-    def aggregate(self, reduction: str = "mean") -> dict[str, torch.Tensor]:  # type: ignore[override]
-        """ECE and CECE, each reduced as in `ECEMetric`."""
-        return {"ece": self.ece.aggregate(reduction), "cece": self.cece.aggregate(reduction)}
-
-
-class _VoxelMeanMetric(CaseMetric):
-    def __init__(self, foreground_only: bool = True, ignore_index: int | None = None) -> None:
-        super().__init__()
-        self.foreground_only = foreground_only
-        self.ignore_index = ignore_index
-
-    def case_values(self) -> torch.Tensor:
-        return self.gathered()
-
-
-class NLLMetric(_VoxelMeanMetric):
-    """Negative log-likelihood of each case, see `negative_log_likelihood`; `aggregate()` is the mean over cases.
-
-    Inputs as in `ECEMetric`.
-    """
-
-    def measure(self, y_pred: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        return negative_log_likelihood(y_pred, y, self.foreground_only, self.ignore_index)
-
-
-class BrierMetric(_VoxelMeanMetric):
-    """Brier score of each case, see `brier_score`; `aggregate()` is the mean over cases.
-
-    Inputs as in `ECEMetric`.
-    """
-
-    def measure(self, y_pred: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        return brier_score(y_pred, y, self.foreground_only, self.ignore_index)
+    def gathered(self) -> list[torch.Tensor]:
+        own = super().gathered()
+        self.cece.gathered()  # all processes gather together; afterwards a single one may read `cece`
+        return own

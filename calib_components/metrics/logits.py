@@ -1,4 +1,4 @@
-"""How large logits are (Fig. 2 of the paper)."""
+"""Magnitude of logits."""
 
 from __future__ import annotations
 
@@ -12,29 +12,39 @@ __all__ = ["LogitMagnitudeMetric", "logit_magnitude_sums"]
 def logit_magnitude_sums(
     logits: torch.Tensor, y: torch.Tensor, ignore_index: int | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sums `|l|` of every channel over the voxels of each ground truth class.
+    """Sums `|l|` of every channel over the voxels of each ground-truth class.
 
     Shape:
-        logits: `(B, N, *S)`.
-        y: class index `(B, 1, *S)`.
+        - logits: `(B, N, *S)`.
+        - y: class index, `(B, 1, *S)`.
+        - output: `(B, N, N)` and `(B, N)`.
 
     Args:
-        logits: network output before softmax.
-        y: ground truth; of any type that holds whole numbers.
-        ignore_index: ground truth value of voxels that are left out.
+        logits: Output of a network before softmax.
+        y: Ground truth, of any type that holds whole numbers.
+        ignore_index: Ground-truth value of voxels to leave out.
 
     Returns:
-        `(B, N, N)` float64 sums, ground truth class first, and the `(B, N)` int64 numbers of voxels.
+        The float64 sums by ground-truth class and channel, and the int64 numbers of voxels of each class.
 
     Raises:
-        ValueError: if shapes do not match or `y` holds an invalid label.
+        TypeError: An input is not a tensor.
+        ValueError: Shapes do not match, or `y` holds invalid labels.
+
+    Examples:
+        >>> import torch
+        >>> from calib_components.metrics.logits import logit_magnitude_sums
+        >>> logits = torch.tensor([[[1.0, -2.0, 3.0], [0.0, 4.0, -6.0]]])  # one case, two classes, three voxels
+        >>> sums, count = logit_magnitude_sums(logits, torch.tensor([[[0, 1, 1]]]))
+        >>> sums.tolist(), count.tolist()
+        ([[[1.0, 0.0], [5.0, 10.0]]], [[1, 2]])
     """
     logits, y = plain_tensor(logits, "logits"), plain_tensor(y, "y")
     batch, num_classes, *spatial = logits.shape
     if y.shape != (batch, 1, *spatial):
         raise ValueError(
-            f"y must have shape {(batch, 1, *spatial)} (class index) to match logits of shape {tuple(logits.shape)}, "
-            f"got {tuple(y.shape)}."
+            f"y: expected shape {(batch, 1, *spatial)} (class index) to match logits of shape {tuple(logits.shape)}, "
+            f"got {tuple(y.shape)}"
         )
     sums = logits.new_zeros((batch, num_classes, num_classes), dtype=torch.float64)
     count = logits.new_zeros((batch, num_classes), dtype=torch.int64)
@@ -45,25 +55,39 @@ def logit_magnitude_sums(
                 sums[case, k] = magnitudes.sum(1, dtype=torch.float64)
                 count[case, k] = magnitudes.shape[1]
     expected = y.numel() if ignore_index is None else int((y != ignore_index).sum())
-    if int(count.sum()) != expected:
+    invalid = expected - int(count.sum())
+    if invalid:
         raise ValueError(
-            f"y must hold class indices 0 to {num_classes - 1}, but {expected - int(count.sum())} of its voxels do not."
+            f"y: expected class indices from 0 to {num_classes - 1}, got other values in {invalid} of {y.numel()} "
+            "voxels"
         )
     return sums, count
 
 
 class LogitMagnitudeMetric(CaseMetric):
-    """Mean magnitude `|l|` of the logits, for each ground truth class and channel.
+    """Mean magnitude `|l|` of the logits, by ground-truth class and channel.
 
-    `y_pred`: logits `(B, N, *S)`; `y`: class index `(B, 1, *S)`. `magnitudes` is the table over all voxels of all
-    cases; `aggregate("none")` the table of each case, `(cases, N, N)`, and `aggregate()` its mean over all entries and
-    cases. A class without any voxel is NaN.
+    `magnitudes` is the table over all voxels of all cases. `aggregate("none")` is the table of each case,
+    `(cases, N, N)`, `aggregate("mean_batch")` its mean over cases, and `aggregate()` the mean over its entries and
+    cases. The row of a class without voxels is NaN.
+
+    Shape:
+        - y_pred: logits, `(B, N, *S)` or a list of `(N, *S)`.
+        - y: class index, `(B, 1, *S)` or a list of `(1, *S)`.
 
     Args:
-        ignore_index: ground truth value of voxels that are left out.
+        ignore_index: Ground-truth value of voxels to leave out.
 
-    Source: Fig. 2 of Murugesan et al., "Trust Your Neighbours: Penalty-Based Constraints for Model Calibration",
-    MICCAI 2023.
+    Source: Murugesan et al., "Trust Your Neighbours: Penalty-Based Constraints for Model Calibration", MICCAI 2023,
+    Fig. 2.
+
+    Examples:
+        >>> import torch
+        >>> from calib_components.metrics import LogitMagnitudeMetric
+        >>> metric = LogitMagnitudeMetric()
+        >>> _ = metric(torch.tensor([[[1.0, -2.0, 3.0], [0.0, 4.0, -6.0]]]), torch.tensor([[[0, 1, 1]]]))
+        >>> metric.magnitudes.tolist()
+        [[1.0, 0.0], [2.5, 5.0]]
     """
 
     def __init__(self, ignore_index: int | None = None) -> None:
@@ -77,8 +101,12 @@ class LogitMagnitudeMetric(CaseMetric):
         sums, count = self.gathered()
         return sums / count.unsqueeze(-1)
 
+    def get_buffer(self) -> torch.Tensor:
+        """Returns the table of each case row by row, `(cases, N * N)`: handlers write one column per entry."""
+        return self.case_values().flatten(1)
+
     @property
     def magnitudes(self) -> torch.Tensor:
-        """Float64 `(N, N)`: mean `|l|` over all voxels of all cases, ground truth class first."""
+        """Mean `|l|` over all voxels of all cases, by ground-truth class and channel: float64 `(N, N)`."""
         sums, count = self.gathered()
         return sums.sum(0) / count.sum(0).unsqueeze(-1)

@@ -1,4 +1,4 @@
-"""Overlap (DSC) and surface distance (HD95) of hard segmentations, for each case and structure."""
+"""Overlap (DSC) and surface distance (HD95) of segmentations, for each case and structure."""
 
 from __future__ import annotations
 
@@ -11,21 +11,35 @@ from monai.metrics.utils import get_mask_edges, get_surface_distance
 
 from calib_components.metrics.case_metric import CaseMetric, plain_tensor
 
-__all__ = ["DiceMetric", "HD95Metric", "dice", "hausdorff_distance_95", "structure_masks"]
+__all__ = ["DSCMetric", "HD95Metric", "dice", "hausdorff_distance_95", "structure_masks"]
 
 
 def dice(y_pred: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """Dice similarity coefficient `2 |A & B| / (|A| + |B|)`.
+    """Dice similarity coefficient (DSC), `2 |A & B| / (|A| + |B|)`, of each case and structure.
+
+    Shape:
+        - y_pred: `(B, C, *S)`, with any number of spatial dimensions.
+        - y: `(B, C, *S)`, or `(B, 1, *S)` class index if `y_pred` is one-hot.
+        - output: `(B, C)`.
 
     Args:
-        y_pred: masks `(B, C, *S)` of 0 and 1, one-hot or overlapping regions.
-        y: masks likewise, or class index `(B, 1, *S)` where `y_pred` is one-hot.
+        y_pred: Masks of 0 and 1, one-hot or overlapping.
+        y: Masks of 0 and 1, or class index.
 
     Returns:
-        Float64 `(B, C)`: 0 for a structure in only one of the two, NaN in none.
+        Float64; 0 for a structure in only one of the two, NaN for a structure in neither.
 
     Raises:
-        TypeError, ValueError: one of the two is not a tensor as above, or they do not match.
+        TypeError: An input is not a tensor.
+        ValueError: Shapes do not match, or values are not masks or class indices.
+
+    Source: Dice, "Measures of the amount of ecologic association between species", Ecology 26, 1945.
+
+    Examples:
+        >>> import torch
+        >>> from calib_components.metrics import dice
+        >>> dice(torch.tensor([[[1, 1, 0, 0, 0]]]), torch.tensor([[[0, 1, 1, 1, 0]]]))  # 2 * 1 / (2 + 3)
+        tensor([[0.4000]], dtype=torch.float64)
     """
     y_pred, y = _masks(y_pred, y)
     return 2 * _voxels(y_pred & y).double() / (_voxels(y_pred) + _voxels(y))
@@ -34,26 +48,42 @@ def dice(y_pred: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 def hausdorff_distance_95(
     y_pred: torch.Tensor, y: torch.Tensor, spacing: Sequence[float] | None = None
 ) -> torch.Tensor:
-    """95th percentile of the distances between two surfaces, those of both directions pooled (as medpy's `hd95`).
+    """95th percentile of the Hausdorff distance (HD95) of each case and structure.
 
-    A surface is the voxels of a structure that have a face neighbour outside it; beyond the image is outside. Pooling
-    is not the larger of two directed percentiles, which MONAI's `HausdorffDistanceMetric(percentile=95)` takes.
+    The percentile is taken over the distances from each surface to the other, pooled over both directions, as in
+    medpy's `hd95`. MONAI's `HausdorffDistanceMetric(percentile=95)` is another number: the larger of the two directed
+    percentiles. The surface consists of the voxels of the structure that have a face neighbour outside it; everything
+    beyond the image is outside.
+
+    Shape:
+        - y_pred: `(B, C, *S)`, with two or three spatial dimensions.
+        - y: `(B, C, *S)`, or `(B, 1, *S)` class index if `y_pred` is one-hot.
+        - output: `(B, C)`.
 
     Args:
-        y_pred: masks `(B, C, *S)` of 0 and 1, one-hot or overlapping regions.
-        y: masks likewise, or class index `(B, 1, *S)` where `y_pred` is one-hot.
-        spacing: size of a voxel along each axis of `*S`, say in mm; None measures in voxels.
+        y_pred: Masks of 0 and 1, one-hot or overlapping.
+        y: Masks of 0 and 1, or class index.
+        spacing: Size of a voxel along each axis of `*S`, such as in mm; None measures in voxels.
 
     Returns:
-        Float64 `(B, C)`, in the unit of `spacing`; NaN unless the structure is in both.
+        Float64, in the unit of `spacing`; NaN unless the structure is in both.
 
     Raises:
-        TypeError, ValueError: one of the two is not a tensor as above, they do not match, or spacing has not one value
-            an axis.
+        TypeError: An input is not a tensor.
+        ValueError: Shapes do not match, values are not masks or class indices, or `spacing` does not have one value per
+            axis.
+
+    Examples:
+        >>> import torch
+        >>> from calib_components.metrics import hausdorff_distance_95
+        >>> y_pred, y = torch.zeros(1, 1, 1, 10), torch.zeros(1, 1, 1, 10)
+        >>> y_pred[..., [0, 9]], y[..., 0] = 1, 1
+        >>> hausdorff_distance_95(y_pred, y)  # the 95th percentile of 0, 9 and 0
+        tensor([[8.1000]], dtype=torch.float64)
     """
     y_pred, y = _masks(y_pred, y)
     if spacing is not None and np.shape(spacing) != (y.ndim - 2,):
-        raise ValueError(f"spacing must have one value for each of the {y.ndim - 2} spatial axes, got {spacing}.")
+        raise ValueError(f"spacing: expected one value for each of the {y.ndim - 2} spatial axes, got {spacing}")
     result = torch.full(y.shape[:2], torch.nan, dtype=torch.float64, device=y.device)
     in_both = (_voxels(y_pred) > 0) & (_voxels(y) > 0)
     for case, structure in in_both.nonzero().tolist():
@@ -67,21 +97,34 @@ def hausdorff_distance_95(
 
 
 def structure_masks(label: torch.Tensor, structures: Sequence[Sequence[int]]) -> torch.Tensor:
-    """Masks of structures, each the union of some classes.
+    """Masks of structures, each the union of one or more classes.
+
+    Shape:
+        - label: `(1, *S)`.
+        - output: `(len(structures), *S)`.
 
     Args:
-        label: class index, `(1, *S)`.
-        structures: class indices of each structure; they may share classes, as the regions of BraTS do.
+        label: Class index.
+        structures: Class indices of each structure. Structures may overlap, as the regions of BraTS do.
 
     Returns:
-        Boolean masks, `(len(structures), *S)`.
+        Boolean masks.
 
     Raises:
-        TypeError, ValueError: the label is not one class index map.
+        TypeError: `label` is not a tensor.
+        ValueError: `label` does not have exactly one channel.
+
+    Examples:
+        >>> import torch
+        >>> from calib_components.metrics import structure_masks
+        >>> structure_masks(torch.tensor([[0, 1, 2, 3]]), [[3], [1, 3], [1, 2, 3]]).int()
+        tensor([[0, 0, 0, 1],
+                [0, 1, 0, 1],
+                [0, 1, 1, 1]], dtype=torch.int32)
     """
     label = plain_tensor(label, "label")
     if label.shape[:1] != (1,):
-        raise ValueError(f"label must be one map of class indices, (1, *S), got {tuple(label.shape)}.")
+        raise ValueError(f"label: expected one map of class indices, (1, *S), got shape {tuple(label.shape)}")
     return torch.cat([torch.isin(label, torch.tensor(classes).to(label)) for classes in structures])
 
 
@@ -90,7 +133,7 @@ def _voxels(mask: torch.Tensor) -> torch.Tensor:
 
 
 class _StructureMetric(CaseMetric):
-    """Values of each case and structure, with the voxels of the structure in prediction and ground truth."""
+    """Stores the value of each case and structure, and the structure's voxels in prediction and ground truth."""
 
     def __init__(self, include_background: bool = False) -> None:
         super().__init__()
@@ -98,13 +141,13 @@ class _StructureMetric(CaseMetric):
 
     @abstractmethod
     def score(self, y_pred: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """Value of each case and structure, `(B, C)`, from boolean masks."""
+        """Computes the value of each case and structure, `(B, C)`, from boolean masks."""
 
     def measure(self, y_pred: torch.Tensor, y: torch.Tensor) -> list[torch.Tensor]:
         y_pred, y = _masks(y_pred, y)
         if not self.include_background:
             if y_pred.shape[1] == 1:
-                raise ValueError("y_pred has one channel, so none is left with include_background=False.")
+                raise ValueError("y_pred: expected at least 2 channels with include_background=False, got 1")
             y_pred, y = y_pred[:, 1:], y[:, 1:]
         return [self.score(y_pred, y), _voxels(y_pred), _voxels(y)]
 
@@ -113,41 +156,44 @@ class _StructureMetric(CaseMetric):
 
     @property
     def missed(self) -> torch.Tensor:
-        """Which structures of the ground truth have no voxel in the prediction: bool `(cases, structures)`."""
+        """Whether a structure of the ground truth is absent from the prediction: bool `(cases, structures)`."""
         _, predicted, true = self.gathered()
         return (true > 0) & (predicted == 0)
 
     @property
     def spurious(self) -> torch.Tensor:
-        """Which structures of the prediction have no voxel in the ground truth: bool `(cases, structures)`."""
+        """Whether a structure of the prediction is absent from the ground truth: bool `(cases, structures)`."""
         _, predicted, true = self.gathered()
         return (true == 0) & (predicted > 0)
 
 
 def _masks(y_pred: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Both as boolean masks `(B, C, *S)`, checked."""
+    """Checks both and returns them as boolean masks `(B, C, *S)`."""
     y_pred, y = plain_tensor(y_pred, "y_pred"), plain_tensor(y, "y")
     if y_pred.ndim < 3:
-        raise ValueError(f"y_pred must have shape (B, C, *S), got {tuple(y_pred.shape)}.")
+        raise ValueError(f"y_pred: expected shape (B, C, *S), got {tuple(y_pred.shape)}")
     batch, channels, *spatial = y_pred.shape
     if y.shape == (batch, 1, *spatial) and channels > 1:
         masks = y == torch.arange(channels, device=y.device).view(-1, *[1] * len(spatial))
         invalid = int((~masks.any(1)).sum())
         if invalid:
-            raise ValueError(f"y must hold class indices 0 to {channels - 1}, but {invalid} of its voxels do not.")
-        y_pred = _binary(y_pred, "y_pred")
-        several_or_none = int((y_pred.sum(1) != 1).sum())
-        if several_or_none:
             raise ValueError(
-                f"y_pred must be one-hot where y is a class index, but {several_or_none} of its voxels are in several "
-                "classes or none: for regions give masks for y as well, see structure_masks."
+                f"y: expected class indices from 0 to {channels - 1}, got other values in {invalid} of {y.numel()} "
+                "voxels"
+            )
+        y_pred = _binary(y_pred, "y_pred")
+        not_one_hot = int((y_pred.sum(1) != 1).sum())
+        if not_one_hot:
+            raise ValueError(
+                f"y_pred: expected one-hot masks because y is a class index, got {not_one_hot} of {y.numel()} voxels "
+                "in several classes or none: for overlapping regions, give y as masks too (see structure_masks)"
             )
         return y_pred, masks
     if y.shape == y_pred.shape:
         return _binary(y_pred, "y_pred"), _binary(y, "y")
     raise ValueError(
-        f"y must have shape {(batch, 1, *spatial)} (class index) or {tuple(y_pred.shape)} (masks) to match y_pred, "
-        f"got {tuple(y.shape)}."
+        f"y: expected shape {(batch, 1, *spatial)} (class index) or {tuple(y_pred.shape)} (masks) to match y_pred, "
+        f"got {tuple(y.shape)}"
     )
 
 
@@ -157,21 +203,35 @@ def _binary(masks: torch.Tensor, name: str) -> torch.Tensor:
     invalid = int(((masks != 0) & (masks != 1)).sum())
     if invalid:
         raise ValueError(
-            f"{name} must hold masks of 0 and 1, but {invalid} of its {masks.numel()} values are neither: "
-            "give the one-hot of the predicted class."
+            f"{name}: expected masks of 0 and 1, got other values in {invalid} of {masks.numel()} elements: "
+            "give the one-hot encoding of the predicted class"
         )
     return masks != 0
 
 
-class DiceMetric(_StructureMetric):
-    """Dice similarity coefficient of each case and structure.
+class DSCMetric(_StructureMetric):
+    """Dice similarity coefficient (DSC) of each case and structure, see `dice`.
 
-    `y_pred`: masks `(B, C, *S)`, one-hot or overlapping regions; `y`: masks likewise or, for a one-hot `y_pred`, class
-    index `(B, 1, *S)`. `aggregate()` averages over the structures of a case, then over cases; a structure in neither
-    prediction nor ground truth is NaN and in no mean. See also `missed` and `spurious`.
+    `aggregate()` averages over the structures of each case, then over cases; `aggregate("mean_batch")` returns the mean
+    of each structure and `aggregate("none")` all values, `(cases, structures)`. A structure in neither prediction nor
+    ground truth is NaN and left out of the means. See also `missed` and `spurious`.
+
+    `monai.metrics.DiceMetric` differs: it has other arguments and includes the background by default.
+
+    Shape:
+        - y_pred: `(B, C, *S)` or a list of `(C, *S)`: masks, one-hot or overlapping.
+        - y: the same, or `(B, 1, *S)` class index if `y_pred` is one-hot.
 
     Args:
-        include_background: False leaves channel 0 out; True for regions that have no background channel.
+        include_background: False leaves out channel 0. Set it to True if no channel is background.
+
+    Examples:
+        >>> import torch
+        >>> from calib_components.metrics import DSCMetric
+        >>> metric = DSCMetric()
+        >>> _ = metric(torch.tensor([[[1, 0, 0], [0, 1, 1]]]), torch.tensor([[[0, 0, 1]]]))
+        >>> metric.aggregate()  # 2 * 1 / (2 + 1)
+        tensor(0.6667, dtype=torch.float64)
     """
 
     def score(self, y_pred: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -179,13 +239,29 @@ class DiceMetric(_StructureMetric):
 
 
 class HD95Metric(_StructureMetric):
-    """95th percentile of the pooled surface distances of each case and structure, see `hausdorff_distance_95`.
+    """95th percentile of the Hausdorff distance (HD95) of each case and structure, see `hausdorff_distance_95`.
 
-    Inputs and results as in `DiceMetric`; a structure in only one of prediction and ground truth is NaN too.
+    `aggregate()` averages over the structures of each case, then over cases; `aggregate("mean_batch")` returns the mean
+    of each structure and `aggregate("none")` all values, `(cases, structures)`. A structure that is not in both
+    prediction and ground truth is NaN and left out of the means. See also `missed` and `spurious`.
+
+    Shape:
+        - y_pred: `(B, C, *S)` or a list of `(C, *S)`: masks, one-hot or overlapping.
+        - y: the same, or `(B, 1, *S)` class index if `y_pred` is one-hot.
 
     Args:
-        include_background: False leaves channel 0 out; True for regions that have no background channel.
-        spacing: size of a voxel along each spatial axis; None measures in voxels.
+        include_background: False leaves out channel 0. Set it to True if no channel is background.
+        spacing: Size of a voxel along each spatial axis, such as in mm; None measures in voxels.
+
+    Examples:
+        >>> import torch
+        >>> from calib_components.metrics import HD95Metric
+        >>> y_pred, y = torch.zeros(1, 1, 4, 4), torch.zeros(1, 1, 4, 4)
+        >>> y_pred[..., 0, 0], y[..., 0, 3] = 1, 1
+        >>> metric = HD95Metric(include_background=True, spacing=(1.5, 1.5))
+        >>> _ = metric(y_pred, y)
+        >>> metric.aggregate()
+        tensor(4.5000, dtype=torch.float64)
     """
 
     def __init__(self, include_background: bool = False, spacing: Sequence[float] | None = None) -> None:

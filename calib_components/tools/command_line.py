@@ -1,4 +1,4 @@
-"""What all command lines share: values as they were typed, no work before every option is known, errors in one line."""
+"""What all command lines share: values as typed, no work before every option is known, errors in one line."""
 
 from __future__ import annotations
 
@@ -17,8 +17,18 @@ from fire import decorators
 from calib_components.errors import InputError
 
 Command = Callable[..., None]
+Commands = Command | Mapping[str, "Commands"]
 
 decorators.FIRE_METADATA = "_fire_metadata"  # a private name, or Fire's help lists it as a group of commands
+
+
+def _number(text: str) -> float:
+    """The number as typed: an int stays one, so that files that record it do not show 1.0 for 1."""
+    try:
+        return int(text)
+    except ValueError:
+        return float(text)
+
 
 # How the text of an option is read, by the annotation of the parameter. Without this, Fire reads any text as a Python
 # literal if it can: the folder 2024_11_25 would become 20241125, and 1e3 would become 1000.0.
@@ -26,33 +36,48 @@ READERS: dict[Any, tuple[str, Callable[[str], Any]]] = {
     str: ("text", str),
     Path: ("a path", Path),
     int: ("a whole number", int),
-    float: ("a number", float),
+    float: ("a number", _number),
     bool: ("true or false", lambda text: {"true": True, "false": False}[text.lower()]),
 }
 
 
-def run(name: str, commands: Command | Mapping[str, Command]) -> None:
-    """Run one command, or one of several, with the options of the process.
+def run(name: str, commands: Commands) -> None:
+    """Run one command, or one of several, with the arguments of the process.
 
-    Interrupts and what is not as it should be end the process with one line on standard error.
+    Interrupts and errors in arguments or files end the process with one line on standard error.
 
     Args:
-        name: what messages call the command line.
-        commands: the command, or each by its name. Options are read by the annotations of its parameters.
+        name: Name of the command line in messages.
+        commands: The command; or several by their names, of which some may again be several. Options are read by the
+            annotations of their parameters.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        # Fire reports a misspelt option only after the command has run: so let it parse once for a command that does
-        # nothing. It returns None, where a request for help returns the commands themselves.
-        if fire.Fire(_each(_idle, commands), name=name) is None:
-            fire.Fire(_each(_typed, commands), name=name)
+        # Fire reports a misspelt option only after the command has run, so it first parses the arguments for a command
+        # that does nothing. That returns None, whereas a group without the name of a command returns the group.
+        arguments = _with_help_last(sys.argv[1:], commands)
+        if fire.Fire(_each(_idle, commands), arguments, name) is None:
+            fire.Fire(_each(_typed, commands), arguments, name)
     except (InputError, OSError) as error:
         sys.exit(f"{name}: {error}")
     except KeyboardInterrupt:
         sys.exit(f"{name}: interrupted; the same command continues from here")
 
 
-def _each(change: Callable[[Command], Command], commands: Command | Mapping[str, Command]) -> Any:
+def _with_help_last(arguments: list[str], commands: Commands) -> list[str]:
+    """Ask for help in the form that Fire does not take for an option of a command that accepts any."""
+    if "--help" not in arguments:
+        return arguments
+    path = []
+    for argument in arguments:
+        if not isinstance(commands, Mapping) or argument not in commands:
+            break
+        path.append(argument)
+        commands = commands[argument]
+    return [*path, "--", "--help"]
+
+
+def _each(change: Callable[[Command], Command], commands: Commands) -> Any:
     if isinstance(commands, Mapping):
         return {name: _each(change, command) for name, command in commands.items()}
     return change(commands)
@@ -63,7 +88,7 @@ def _idle(command: Command) -> Command:
 
 
 def _typed(function: Command, like: Command | None = None) -> Command:
-    """The command with a reader for each parameter whose annotation says how to read it."""
+    """Return the function with a reader for each parameter of the command whose annotation has one."""
     command = like or function
     wrapped = functools.wraps(command)(lambda *args, **options: function(*args, **options))
     hints = get_type_hints(command)
@@ -84,9 +109,16 @@ def _reader(name: str, annotation: Any) -> Callable[[str], Any] | None:
 
     def read(text: str) -> Any:
         try:
-            return [read_one(part.strip()) for part in text.strip("[]()").split(",")] if several else read_one(text)
+            return [read_one(part) for part in _parts(text)] if several else read_one(text)
         except (KeyError, ValueError):
-            expected = f"{described}, or several with commas" if several else described
+            expected = f"{described}, or several separated by commas" if several else described
             raise InputError(f"--{name}: expected {expected}, got {text!r}") from None
 
     return read
+
+
+def _parts(text: str) -> list[str]:
+    """Split `a,b`, and also `[a,b]` and `['a','b']`, as lists are written elsewhere."""
+    if (text[:1], text[-1:]) in (("[", "]"), ("(", ")")):
+        return [part.strip().strip("'\"") for part in text[1:-1].split(",")]
+    return [part.strip() for part in text.split(",")]

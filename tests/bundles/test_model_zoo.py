@@ -11,9 +11,9 @@ import torch
 from monai.bundle import ckpt_export, create_workflow, verify_metadata, verify_net_in_out
 
 from scripts.package_bundle import package_bundle
-from tests.helpers import BUNDLES, ROOT, copy_with_weights
+from tests.helpers import BUNDLES, SHARED, copy_with_weights
 
-SCHEMA = ROOT.parent / "shared" / "modelzoo" / "meta_schema_20240725.json"
+SCHEMA = SHARED / "modelzoo" / "meta_schema_20240725.json"
 LARGE = 25_000_000  # bytes: larger files are not taken, but linked from large_files.yml
 
 
@@ -21,7 +21,7 @@ LARGE = 25_000_000  # bytes: larger files are not taken, but linked from large_f
 def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A package of each bundle, with weights, as it lies in the Zoo's folder `models`."""
     folder = tmp_path_factory.mktemp("zoo")
-    package_bundle(str(copy_with_weights(request.param, folder / "source")), str(folder))
+    package_bundle(copy_with_weights(request.param, folder / "source"), folder)
     (archive,) = folder.glob("*.zip")
     shutil.unpack_archive(archive, folder / "models")
     return folder / "models" / request.param.name

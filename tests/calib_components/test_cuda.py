@@ -1,4 +1,4 @@
-"""What runs on the CPU everywhere else, on a GPU: same values, same gradients, and errors that reach the user."""
+"""On a GPU: same values and gradients as on the CPU, and errors that reach the user."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from calib_components.losses import EntropyPenaltyLoss, FocalLoss, LabelSmoothingLoss, MbLSLoss, NACLLoss, SVLSLoss
 from calib_components.losses.priors import PRIORS
-from calib_components.metrics import BrierMetric, CECEMetric, DiceMetric, ECEMetric, HD95Metric, NLLMetric
+from calib_components.metrics import BrierMetric, CECEMetric, DSCMetric, ECEMetric, HD95Metric, NLLMetric
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 
@@ -33,7 +33,7 @@ def example() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize("loss", LOSSES, ids=repr)
-def test_losses_are_those_of_the_cpu(loss: torch.nn.Module) -> None:
+def test_losses_equal_those_on_the_cpu(loss: torch.nn.Module) -> None:
     logits, target = example()
     results = []
     for device in ("cpu", "cuda"):
@@ -57,8 +57,8 @@ def test_nacl_compiled() -> None:
     torch.testing.assert_close(torch.compile(NACLLoss(), fullgraph=True)(logits, target), NACLLoss()(logits, target))
 
 
-def test_a_label_out_of_range_is_an_error() -> None:
-    """In a process of its own: a failed assertion on the device ends the use of it."""
+def test_label_out_of_range_is_an_error() -> None:
+    """In a separate process, since a failed assertion makes the device unusable for the process."""
     code = (
         "import torch; from calib_components.losses import NACLLoss;"
         "NACLLoss()(torch.zeros(1, 2, 4, 4).cuda(), torch.full((1, 1, 4, 4), 2).cuda()); torch.cuda.synchronize()"
@@ -66,11 +66,11 @@ def test_a_label_out_of_range_is_an_error() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False, capture_output=True).returncode != 0
 
 
-@pytest.mark.parametrize("metric_type", [ECEMetric, CECEMetric, NLLMetric, BrierMetric, DiceMetric, HD95Metric])
+@pytest.mark.parametrize("metric_type", [ECEMetric, CECEMetric, NLLMetric, BrierMetric, DSCMetric, HD95Metric])
 def test_metrics_are_those_of_the_cpu(metric_type: type) -> None:
     logits, y = example()
     y_pred = logits.softmax(1)
-    if metric_type in (DiceMetric, HD95Metric):
+    if metric_type in (DSCMetric, HD95Metric):
         y_pred = F.one_hot(y_pred.argmax(1), 4).movedim(-1, 1)
     values = []
     for device in ("cpu", "cuda"):

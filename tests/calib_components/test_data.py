@@ -9,7 +9,8 @@ import torch
 from monai.bundle import ConfigParser
 from monai.transforms import LoadImaged
 
-from calib_components.data import CaseDataset, LoadSliced, SliceDataset, list_slices, load_slice
+from calib_components.data import CaseDataset, LoadSliced, SliceDataset, list_slices, load_slice, write_case
+from calib_components.errors import InputError
 from tests.helpers import ROOT
 
 
@@ -18,6 +19,37 @@ def save(path: Path, values: np.ndarray, dtype: type) -> str:
     image.set_data_dtype(dtype)
     nib.save(image, path)
     return str(path)
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_written_case_is_read_back(channels: int, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    image = torch.from_numpy(rng.normal(size=(channels, 7, 5, 3)).astype(np.float32))
+    label = torch.from_numpy(rng.integers(0, 4, (1, 7, 5, 3)).astype(np.float32))
+    affine = np.diag([1.5, 2.0, 8.0, 1.0])
+    write_case(tmp_path / "case", image, label, affine)
+    assert [path.name for path in tmp_path.iterdir()] == ["case"]
+    files = {name: nib.load(tmp_path / "case" / f"{name}.nii") for name in ("image", "label")}
+    assert files["image"].shape == ((7, 5, 3) if channels == 1 else (7, 5, 3, 2))
+    assert (files["image"].get_data_dtype(), files["label"].get_data_dtype()) == (np.int16, np.uint8)
+    for file in files.values():
+        np.testing.assert_array_equal(file.affine, affine)
+        assert file.header.get_xyzt_units()[0] == "mm"
+    for index in range(3):
+        read = {name: load_slice(tmp_path / "case" / f"{name}.nii", index) for name in files}
+        torch.testing.assert_close(read["image"], image[..., index], rtol=0, atol=1e-3)
+        torch.testing.assert_close(read["label"], label[..., index].to(torch.uint8), rtol=0, atol=0)
+
+
+def test_case_is_written_completely_or_not_at_all(tmp_path: Path) -> None:
+    image = torch.zeros(1, 4, 4, 2)
+    with pytest.raises(ValueError, match="Affine"):
+        write_case(tmp_path / "case", image, image, np.eye(3))
+    assert list(tmp_path.iterdir()) == []
+    write_case(tmp_path / "case", image, image, np.eye(4))
+    with pytest.raises(OSError, match="case"):
+        write_case(tmp_path / "case", image, image, np.eye(4))
+    assert [path.name for path in tmp_path.iterdir()] == ["case"]
 
 
 def test_slice_of_scaled_volume_equals_the_volume(tmp_path: Path) -> None:
@@ -64,11 +96,19 @@ def test_every_slice_of_every_case_is_listed_and_loaded(tmp_path: Path) -> None:
 
 def test_other_size_is_an_error_that_names_the_file(tmp_path: Path) -> None:
     case = {"image": save(tmp_path / "image.nii", np.zeros((4, 6, 2), np.float32), np.float32), "label": ""}
-    with pytest.raises(ValueError, match=r"image.nii: slices of 4 x 6, but image_size is \[4, 4\]"):
+    with pytest.raises(InputError, match=r"image.nii: expected slices of the image_size \[4, 4\], got \[4, 6\]"):
         list_slices([case], [4, 4])
 
 
-def test_cases_from_the_scanner_are_prepared_as_prepare_data_does(phantoms: Path, prepared: Path) -> None:
+def test_raw_case_that_is_not_finite_is_an_error_that_names_the_file(tmp_path: Path) -> None:
+    def prepare(_: object) -> dict[str, torch.Tensor]:
+        return {"image": torch.full((1, 4, 4, 2), torch.nan), "label": torch.zeros(1, 4, 4, 2)}
+
+    with pytest.raises(InputError, match=r"scan\.nii: expected finite values after preparation, got 32 that are"):
+        CaseDataset([{"image": "scan.nii", "label": "scan_gt.nii"}], prepare)
+
+
+def test_raw_cases_are_prepared_as_prepare_data_does(phantoms: Path, prepared: Path) -> None:
     config = ConfigParser(ConfigParser.load_config_file(ROOT / "bundles/acdc_mri_nacl_segmentation/configs/train.yaml"))
     config["image_size"] = [64, 64]
     prepare = config.get_parsed_content("prepare")
@@ -80,8 +120,11 @@ def test_cases_from_the_scanner_are_prepared_as_prepare_data_does(phantoms: Path
     ]
     load = LoadImaged(keys=["image", "label"], ensure_channel_first=True)
     expected, case = CaseDataset(data, prepare, load)
-    torch.testing.assert_close(case["image"], expected["image"], rtol=0, atol=1e-3)  # stored as int16 by prepare_data
+    torch.testing.assert_close(case["image"], expected["image"], rtol=0, atol=0)
     torch.testing.assert_close(case["label"], expected["label"], rtol=0, atol=0)
+
+    for key in ("image", "label"):
+        assert Path(case[key].meta["filename_or_obj"]).read_bytes() == Path(data[0][key]).read_bytes()
 
     slices = SliceDataset(data, prepare, [64, 64], LoadSliced(["image", "label"]))
     assert len(slices) == 2 * case["image"].shape[-1]

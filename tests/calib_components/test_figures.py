@@ -10,18 +10,18 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgba
 
 from calib_components.figures import logit_bars, rank_heat_map, reliability_diagram, uncertainty_overlay
-from calib_components.metrics import CalibrationBins
+from calib_components.metrics import CalibrationBins, CalibrationMetric, CECEMetric, ECEMetric
 
-# Class 0: 10 voxels said 0.6 and 7 came true; 30 said 0.9 and 15 came true. Class 1: 10 voxels said 0.25, none true.
+# Class 0: 10 voxels at 0.6, 7 of them correct; 30 at 0.9, 15 of them correct. Class 1: 10 voxels at 0.25, none correct.
 BINS = CalibrationBins(
     count=torch.tensor([[[0, 0, 10, 30], [0, 10, 0, 0]]]),
-    confidence=torch.tensor([[[0, 0, 6.0, 27], [0, 2.5, 0, 0]]], dtype=torch.float64),
-    accuracy=torch.tensor([[[0, 0, 7.0, 15], [0, 0, 0, 0]]], dtype=torch.float64),
+    confidence_sum=torch.tensor([[[0, 0, 6.0, 27], [0, 2.5, 0, 0]]], dtype=torch.float64),
+    num_correct=torch.tensor([[[0, 0, 7.0, 15], [0, 0, 0, 0]]], dtype=torch.float64),
 )
 
 
 def bars(axes: Axes) -> list[tuple[float, float, float]]:
-    """Left end, bottom and height of every bar that can be seen."""
+    """Left edge, bottom and height of every visible bar."""
     found = [(bar.get_x(), bar.get_y(), bar.get_height()) for bar in axes.patches]
     return [tuple(round(value, 9) for value in bar) for bar in found if bar[2] > 1e-9]  # type: ignore[misc]
 
@@ -44,12 +44,27 @@ def test_reliability_of_each_class(tmp_path: Path) -> None:
 
 
 def test_reliability_of_the_predicted_class() -> None:
-    of_predicted = CalibrationBins(BINS.count[:, 0], BINS.confidence[:, 0], BINS.accuracy[:, 0])
-    figure = reliability_diagram(of_predicted)
+    figure = reliability_diagram(BINS.per_class()[0])
     assert [axes.get_title() for axes in figure.axes] == ["Predicted class\npooled ECE 0.3250", ""]
 
 
-def test_bins_of_a_few_voxels_are_not_drawn_but_counted() -> None:
+@pytest.mark.parametrize(
+    ("metric_type", "panels"),
+    [(ECEMetric, ["Predicted class"]), (CalibrationMetric, ["Predicted class"]), (CECEMetric, ["Class 0", "Class 1"])],
+)
+def test_reliability_of_a_metric(metric_type: type[ECEMetric | CECEMetric], panels: list[str], tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    metric = metric_type()
+    metric(torch.rand(2, 2, 20, 20, generator=generator).softmax(1), torch.randint(2, (2, 1, 20, 20)))
+    reliability_diagram(metric.bins).savefig(tmp_path / "reliability.png")
+    saved = json.loads(json.dumps(metric.bins.to_dict()))
+    reliability_diagram(CalibrationBins.from_dict(saved)).savefig(tmp_path / "saved.png")
+    assert (tmp_path / "reliability.png").read_bytes() == (tmp_path / "saved.png").read_bytes()
+    titles = [axes.get_title().split("\n")[0] for axes in reliability_diagram(metric.bins).axes]
+    assert [title for title in titles if title] == panels
+
+
+def test_bins_with_few_voxels_are_not_drawn_but_counted() -> None:
     count = torch.tensor([[1, 0, 999_999]])
     figure = reliability_diagram(CalibrationBins(count, count * 0.25, count * 1.0))
     upper, lower = figure.axes
@@ -58,8 +73,11 @@ def test_bins_of_a_few_voxels_are_not_drawn_but_counted() -> None:
     assert upper.get_title() == "Predicted class\npooled ECE 0.7500"
 
 
-def test_names_must_match_the_classes() -> None:
-    with pytest.raises(ValueError, match="class_names must name the 2 classes"):
+def test_wrong_number_of_class_names() -> None:
+    with pytest.raises(
+        ValueError,
+        match=r"^class_names: expected 2 names, one per class of the bins, got \['background', 'heart', 'lung'\]$",
+    ):
         reliability_diagram(BINS, class_names=["background", "heart", "lung"])
 
 
@@ -82,7 +100,7 @@ def test_logit_bars_are_the_table() -> None:
 
 @pytest.mark.parametrize("methods", range(1, 8))
 @pytest.mark.parametrize("names", [["background", "right ventricle", "myocardium", "left ventricle"], ["a", "b"]])
-def test_legend_of_logit_bars_lies_within_the_figure(methods: int, names: list[str]) -> None:
+def test_legend_of_logit_bars_is_within_the_figure(methods: int, names: list[str]) -> None:
     figure = logit_bars({f"method {i}": np.ones((len(names), len(names))) for i in range(methods)}, names)
     figure.draw_without_rendering()
     (legend,) = figure.legends

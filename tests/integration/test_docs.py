@@ -1,4 +1,9 @@
-"""The commands of the README and of the bundles' pages run as they are written, on small data and for one epoch."""
+"""What README, the pages in `docs` and the bundles' pages show runs as it is written, at small sizes.
+
+Bash blocks of a page run one after another in one shell, as a reader pastes them. Python blocks of a page share one
+session, and the comment after a `print` is its output. YAML blocks are MONAI configs, separated by comments. Blocks
+marked `sh` need an account, a network or a server, and do not run here.
+"""
 
 from __future__ import annotations
 
@@ -16,70 +21,56 @@ import torch
 import yaml
 from monai.bundle import ConfigParser
 
-from calib_components.losses import NACLLoss
-from tests.helpers import ROOT, make_brats, make_flare
+from tests.helpers import ACDC, ROOT, make_brats, make_flare
 
-SMALL = {
+README = ROOT / "README.md"
+PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
+SMALL = {  # options that are added after a command
     r"prepare_data\.py \w+": "--image_size 32,32 --fractions 0.4,0.3,0.3",
     r"compare_losses\.py": "--max_epochs 1 --devices cpu --num_workers 0",
     r"monai\.bundle run": "--image_size [32,32] --max_epochs 1 --device cpu --num_workers 0",
 }
+SET_UP = re.compile(r"^python3 -m venv .*$", re.MULTILINE)  # the tests run in an environment that is set up
 
 
-def commands(page: Path, section: str) -> list[str]:
-    """The bash blocks of one section of a page."""
-    text = re.search(rf"^## {re.escape(section)}\n(.*?)(?=^## |\Z)", page.read_text(), re.MULTILINE | re.DOTALL)
-    assert text, f"{page} has no section {section}"
-    return re.findall(r"^```bash\n(.*?)^```", text[1], re.MULTILINE | re.DOTALL)
+def blocks(page: Path, language: str, sections: list[str] | None = None) -> list[str]:
+    """The code blocks of a page, or of some of its sections, in a language."""
+    text = page.read_text()
+    if sections is not None:
+        of_section = dict(re.findall(r"^## ([^\n]+)\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL))
+        text = "".join(of_section[section] for section in sections)
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
 
 
-def snippets(language: str) -> list[str]:
-    """The blocks of the README in a language."""
-    return re.findall(rf"^```{language}\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
-
-
-def test_one_line_of_a_config() -> None:
-    (config,) = snippets("yaml")
-    assert isinstance(ConfigParser(yaml.safe_load(config)).get_parsed_content("loss"), NACLLoss)
-
-
-def test_one_line_of_python() -> None:
-    names = {"logits": torch.randn(2, 4, 16, 16, requires_grad=True), "label": torch.randint(4, (2, 1, 16, 16))}
-    for code in snippets("python"):
-        exec(code, names)
-    names["loss"].backward()
-    assert names["ece"].aggregate("none").shape == (2,)
-
-
-def run(script: str, folder: Path, places: dict[str, Path]) -> None:
-    """Run a block of commands in a folder, with the places it speaks of and at a small size."""
+def run(scripts: list[str], folder: Path, places: dict[str, Path]) -> None:
+    """Run blocks of commands in one shell, with the reader's folders, and at a small size."""
+    script = SET_UP.sub("", "".join(scripts))
     for name, place in places.items():
         script = re.sub(rf"(?<![\w/]){name}\b", str(place), script)
     for command, options in SMALL.items():
         script = re.sub(command, lambda found, options=options: f"{found[0]} {options}", script)
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    environment = {"OMP_NUM_THREADS": "1", **os.environ, "PATH": path}
     done = subprocess.run(
-        ["bash", "-euc", script],
-        cwd=folder,
-        env={**os.environ, "PATH": path},
-        check=False,
-        capture_output=True,
-        text=True,
+        ["bash", "-euxc", script], cwd=folder, env=environment, check=False, capture_output=True, text=True
     )
-    assert done.returncode == 0, f"{script}\n{done.stdout}\n{done.stderr}"
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
 
 
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
-    """A copy of what the commands use, so that they may write into it."""
+    """A copy of what the commands use, for them to write into, with an environment that is ready."""
     for name in ("bundles", "scripts"):
-        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("*.pt", "__pycache__"))
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    for name in ("bin/activate", "ready-bundles"):
+        (tmp_path / ".venv" / name).touch()
     return tmp_path
 
 
 @pytest.fixture
 def places(tmp_path: Path, phantoms: Path) -> dict[str, Path]:
-    """What the pages call the user's folders."""
+    """The reader's folders, by the names that the pages give them."""
     downloads = tmp_path / "downloads"
     rng = np.random.default_rng(0)
     for index in range(5):
@@ -97,37 +88,30 @@ def places(tmp_path: Path, phantoms: Path) -> dict[str, Path]:
         "FLARE": downloads / "flare",
         "BRATS": downloads / "brats",
         "MINE": downloads / "mine",
-        "../NEW": downloads / "mine" / "images",
+        "NEW": downloads / "mine" / "images",
     }
 
 
-@pytest.mark.parametrize(
-    ("bundle", "images", "expected"),
-    [
-        ("acdc_mri_nacl_segmentation", "ACDC/training/patient001", "patient001_frame01"),
-        ("flare_ct_nacl_segmentation", "FLARE/TrainingImg", "train_003_0000"),
-        ("brats_mri_nacl_segmentation", "BRATS", "BraTS19_3"),
-    ],
-)
-def test_page_of_bundle(bundle: str, images: str, expected: str, repository: Path, places: dict[str, Path]) -> None:
-    folder = repository / "bundles" / bundle
-    name, *below = images.split("/")
-    places["IMAGES"] = places[name].joinpath(*below)
-    sections = ["Data", "Train", "Evaluate", "Inference"]
-    if bundle.startswith("acdc"):  # once is enough: these commands differ in the size of slices only
-        sections += ["Several GPUs", "Export"]
-    for section in sections:
-        for script in commands(folder / "docs" / "README.md", section):
-            run(script, folder, places)
-    assert (folder / "models" / "model.pt").is_file()
-    assert (folder / "eval" / "summary.json").is_file()
-    for kind in ("seg", "probability", "uncertainty"):
-        assert (folder / "predictions" / f"{expected}_{kind}.nii.gz").is_file()
+def test_readme_is_short() -> None:
+    assert len(README.read_text().splitlines()) <= 120
 
 
-def test_own_data(repository: Path, places: dict[str, Path]) -> None:
-    for script in commands(ROOT / "README.md", "I have my own images and labels"):
-        run(script, repository, places)
+def test_commands_of_the_readme(repository: Path, places: dict[str, Path]) -> None:
+    demo = repository / "scripts" / "demo"
+    for long, short in (("--patients 30", "--patients 8"), ("96,96", "32,32"), ("--max_epochs 15", "--max_epochs 1")):
+        assert long in demo.read_text()
+        demo.write_text(demo.read_text().replace(long, short))
+    places["IMAGES"] = places["ACDC"] / "training" / "patient001"
+    run(blocks(README, "bash"), repository, places)
+    for loss in ("nacl", "ce_dice"):
+        assert (repository / "demo" / loss / "summary.json").is_file()
+    assert (repository / "predictions" / "patient001_frame01_uncertainty.nii.gz").is_file()
+    assert (repository / "own" / "models" / "model.pt").is_file()
+
+
+def test_commands_for_own_data(repository: Path, places: dict[str, Path]) -> None:
+    scripts = [script.replace("nacl,ce_dice", "nacl") for script in blocks(ROOT / "docs/own_data.md", "bash")]
+    run(scripts, repository, places)
     assert (repository / "own" / "eval" / "summary.json").is_file()
     seg = nib.load(repository / "own" / "predictions" / "scan0_seg.nii.gz")
     assert set(np.unique(seg.get_fdata())) <= {0, 1, 2}
@@ -136,7 +120,101 @@ def test_own_data(repository: Path, places: dict[str, Path]) -> None:
     assert "paper" not in page
 
 
-def test_training_on_acdc(repository: Path, places: dict[str, Path]) -> None:
-    (script,) = commands(ROOT / "README.md", "I want to train on ACDC")
-    run(script.replace('pip install -e ".[bundles]"', ""), repository, places)
-    assert (repository / "bundles" / "acdc_mri_nacl_segmentation" / "eval" / "summary.json").is_file()
+@pytest.mark.slow  # the page on own data has these commands, too
+def test_commands_of_the_comparison(repository: Path, prepared: Path) -> None:
+    one_loss = "--losses nacl --image_size [64,64] --out runs/table1\n"
+    scripts = [
+        script.replace("--out runs/table1\n", one_loss) for script in blocks(ROOT / "docs/comparison.md", "bash")
+    ]
+    run(scripts, repository, {"PREPARED": prepared})
+    assert (repository / "runs" / "table1" / "report" / "index.html").is_file()
+
+
+def test_commands_of_packaging(repository: Path) -> None:
+    shutil.copytree(ROOT / "calib_components", repository / "calib_components")
+    run(blocks(ROOT / "docs/packaging.md", "bash"), repository, {})
+    version = re.search(r"dist/\w+_v[\d.]+\.zip", (ROOT / "docs/packaging.md").read_text())
+    assert version
+    assert (repository / version[0]).is_file()
+
+
+@pytest.mark.parametrize(
+    ("bundle", "images", "expected"),
+    [
+        ("acdc_mri_nacl_segmentation", "ACDC/training/patient001", "patient001_frame01"),
+        # The same commands but for names and sizes.
+        pytest.param("flare_ct_nacl_segmentation", "FLARE/TrainingImg", "train_003_0000", marks=pytest.mark.slow),
+        pytest.param("brats_mri_nacl_segmentation", "BRATS", "BraTS19_3", marks=pytest.mark.slow),
+    ],
+)
+def test_commands_of_a_bundle(
+    bundle: str, images: str, expected: str, repository: Path, places: dict[str, Path]
+) -> None:
+    folder = repository / "bundles" / bundle
+    (folder / "models" / "model.pt").unlink()
+    name, *below = images.split("/")
+    places["IMAGES"] = places[name].joinpath(*below)
+    run(blocks(folder / "docs" / "README.md", "bash", ["Data", "Train", "Evaluate", "Inference"]), folder, places)
+    assert (folder / "models" / "model.pt").is_file()
+    assert (folder / "eval" / "summary.json").is_file()
+    for kind in ("seg", "probability", "uncertainty"):
+        assert (folder / "predictions" / f"{expected}_{kind}.nii.gz").is_file()
+
+
+@pytest.mark.slow  # test_multi_gpu.py and test_exports.py check what comes out
+def test_commands_for_several_gpus_and_export(repository: Path, places: dict[str, Path]) -> None:
+    folder = repository / "bundles" / ACDC.name
+    places["IMAGES"] = places["ACDC"] / "training" / "patient001"
+    run(blocks(folder / "docs" / "README.md", "bash", ["Data", "Several GPUs", "Export"]), folder, places)
+    assert (folder / "eval" / "summary.json").is_file()
+    for name in ("model.ts", "model.onnx"):
+        assert (folder / "models" / name).is_file()
+
+
+@pytest.mark.parametrize("page", sorted(ROOT.glob("bundles/*/docs/README.md")), ids=lambda page: page.parts[-3])
+def test_command_that_prepares_data_is_given_for_the_package_too(page: Path) -> None:
+    (command,) = blocks(page, "bash", ["Data"])
+    assert command.startswith("python ../../scripts/")
+    assert f"`{command.strip().replace('../../', '')}`" in page.read_text()
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.stem)
+def test_python(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.chdir(tmp_path)
+    code = "\n".join(blocks(page, "python"))
+    exec(code, {})
+    expected = re.findall(r"^print\(.*\)  # (.*)$", code, re.MULTILINE)
+    assert capsys.readouterr().out.splitlines() == expected
+    assert [path.name for path in tmp_path.iterdir()] == re.findall(r'savefig\("(.*)"\)', code)
+
+
+def configs(page: Path) -> list[dict]:
+    """The configs in the YAML blocks of a page."""
+    parts = [part for block in blocks(page, "yaml") for part in re.split(r"^#.*\n", block, flags=re.MULTILINE)]
+    return [yaml.safe_load(part) for part in parts if part]
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "yaml")], ids=lambda page: page.stem)
+def test_yaml(page: Path) -> None:
+    for config in configs(page):
+        parser = ConfigParser(config)
+        if "loss" in config:
+            logits = torch.randn(2, 4, 16, 16, requires_grad=True)
+            parser.get_parsed_content("loss")(logits, torch.randint(4, (2, 1, 16, 16))).backward()
+            assert logits.grad is not None
+        else:
+            parser.parse()
+
+
+def test_arguments_of_another_loss_must_go() -> None:
+    """What the README warns of: a changed `_target_` alone is an error."""
+    before, after, _ = configs(README)
+    with pytest.raises(RuntimeError, match="Failed to instantiate component"):
+        ConfigParser({"loss": {**before["loss"], **after["loss"]}}).get_parsed_content("loss")
+
+
+def test_results_have_the_table_of_the_readme() -> None:
+    rows = [re.findall(r"^\| \w+.* \|$", page.read_text(), re.MULTILINE) for page in (README, ROOT / "docs/results.md")]
+    table = [row for row in rows[0] if re.search(r"\| \d\.\d+ \|", row)]
+    assert len(table) == 7
+    assert set(table) <= set(rows[1])

@@ -1,4 +1,4 @@
-"""The phantom hearts: layout, anatomy, and the same files from the same seed."""
+"""The phantom hearts: their layout, their anatomy, and the same files for the same seed."""
 
 from __future__ import annotations
 
@@ -9,14 +9,17 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from calib_components.errors import InputError
+from calib_components.tools.preparation.acdc import find_cases
+from calib_components.tools.preparation.case import load_case
+from calib_components.tools.preparation.facts import Facts
 from scripts.make_phantoms import GROUPS, LV, MYO, RV, make_phantoms
-from scripts.prepare_data import list_acdc, load_case
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("phantoms")
-    make_phantoms(str(out), patients=10, seed=3)
+    make_phantoms(out, patients=10, seed=3)
     return out
 
 
@@ -30,11 +33,11 @@ def volumes(folder: Path) -> list[tuple[np.ndarray, np.ndarray]]:
 
 
 def test_layout_is_that_of_acdc(root: Path) -> None:
-    cases = list_acdc(root)
+    cases = find_cases(root)
     assert len(cases) == 20
     assert {case.group for case in cases} == set(GROUPS)
     for case in cases:
-        data = load_case(case, in_channels=1, label_codes=[0, 1, 2, 3])
+        data = load_case(case, Facts.of_dataset("acdc"))
         assert all(96 <= size <= 128 for size in data["image"].shape[1:3])
         assert 6 <= data["image"].shape[3] <= 10
         assert data["image"].pixdim.tolist() == [1.5, 1.5, 10.0]
@@ -69,7 +72,7 @@ def test_groups_differ_as_in_acdc(root: Path) -> None:
 
 
 def test_borders_are_ambiguous(root: Path) -> None:
-    """The best guess from the image, blood brighter than half way to muscle, is near the labelled cavity, not it."""
+    """A threshold between blood and muscle finds about the labelled cavity, but not exactly."""
     image, label = volumes(root / "training" / "patient001")[0]
     k = image.shape[2] // 2
     cavity = label[..., k] == LV
@@ -81,8 +84,8 @@ def test_borders_are_ambiguous(root: Path) -> None:
 
 
 def test_seed(root: Path, tmp_path: Path) -> None:
-    make_phantoms(str(tmp_path / "same"), patients=2, seed=3)
-    make_phantoms(str(tmp_path / "other"), patients=2, seed=4)
+    make_phantoms(tmp_path / "same", patients=2, seed=3)
+    make_phantoms(tmp_path / "other", patients=2, seed=4)
     for file in (tmp_path / "same").rglob("*.*"):
         name = file.relative_to(tmp_path / "same")
         if file.suffix == ".gz":
@@ -90,7 +93,7 @@ def test_seed(root: Path, tmp_path: Path) -> None:
             np.testing.assert_array_equal(image, nib.load(root / name).get_fdata())
         else:
             assert file.read_text() == (root / name).read_text()
-    with pytest.raises(SystemExit, match="another data set"):
-        make_phantoms(str(tmp_path / "same"), patients=2, seed=4)
+    with pytest.raises(InputError, match=r"Info\.cfg: expected phantoms of seed 4, got other data"):
+        make_phantoms(tmp_path / "same", patients=2, seed=4)
     first = Path("training/patient001/patient001_frame01.nii.gz")
     assert nib.load(tmp_path / "other" / first).shape != nib.load(root / first).shape

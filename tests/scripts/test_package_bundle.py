@@ -1,12 +1,12 @@
-"""Packages stand alone: they run where only stock MONAI is, hold nothing else, and are the same bytes every time."""
+"""Packages are complete: they run where only stock MONAI is installed, from data to predictions. They hold nothing
+else, and are the same bytes every time."""
 
 from __future__ import annotations
 
-import json
 import os
+import re
 import shutil
 import subprocess
-import sys
 import sysconfig
 import venv
 import zipfile
@@ -15,18 +15,30 @@ from typing import Any
 
 import monai
 import nibabel as nib
+import numpy as np
 import pytest
 import torch
 
-from scripts.package_bundle import PackageError, package_bundle
-from tests.helpers import BUNDLES, SIZE, copy_with_weights, inference_config, make_images, make_prepared
-
-ACDC = next(path for path in BUNDLES if path.name.startswith("acdc"))
+from calib_components.errors import InputError
+from scripts.package_bundle import package_bundle
+from tests.helpers import (
+    ACDC,
+    BUNDLES,
+    SIZE,
+    blocks,
+    copy_with_weights,
+    inference_config,
+    make_acdc,
+    make_brats,
+    make_flare,
+    make_images,
+    run_script,
+)
 
 
 @pytest.fixture(scope="module")
 def stock_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Python that has what this one has but for `calib_components`: its editable install is not followed."""
+    """A Python that has all that this one has except `calib_components`, whose editable install is not followed."""
     folder = tmp_path_factory.mktemp("stock")
     venv.create(folder, symlinks=True)
     (site_packages,) = folder.glob("lib/python*/site-packages")
@@ -38,7 +50,7 @@ def stock_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def pack(bundle: Path, out: Path) -> Path:
-    package_bundle(str(bundle), str(out))
+    package_bundle(bundle, out)
     (archive,) = out.glob(f"{bundle.name}_v*.zip")
     return archive
 
@@ -50,41 +62,63 @@ def unpack(archive: Path, folder: Path) -> Path:
     return folder / name
 
 
+def make_download(dataset: str, folder: Path) -> Path:
+    """Three small patients in the layout of a data set."""
+    if dataset == "acdc":
+        return make_acdc(folder, patients=3, shape=(30, 41, 4))
+    for name in "abc":
+        if dataset == "brats":
+            make_brats(folder, name)
+        else:
+            body = np.random.default_rng(0).integers(-200, 300, (30, 41, 4)).astype(np.int16)
+            make_flare(folder, name, body, blocks(body.shape, [1, 2, 3, 4]), np.diag([2.0, 2.0, 5.0, 1.0]))
+    return folder
+
+
 @pytest.mark.parametrize("bundle", BUNDLES, ids=lambda path: path.name)
-def test_runs_where_only_stock_monai_is(bundle: Path, stock_python: Path, tmp_path: Path) -> None:
+def test_prepares_trains_evaluates_and_infers_with_stock_monai_only(
+    bundle: Path, stock_python: Path, tmp_path: Path
+) -> None:
     archive = pack(copy_with_weights(bundle, tmp_path / "source"), tmp_path / "dist")
     unpacked = unpack(archive, tmp_path / "unpacked")
-    elsewhere = tmp_path / "elsewhere"
-    elsewhere.mkdir()
+    dataset = bundle.name.split("_")[0]
+    make_download(dataset, tmp_path / "download")
+    empty = tmp_path / "empty"
+    empty.mkdir()
 
-    def run(*configs: str, dataset_dir: Path, **options: Any) -> None:
-        files = [str(unpacked / "configs" / name) for name in configs]
-        options |= {"config_file": files, "bundle_root": unpacked, "dataset_dir": dataset_dir}
-        options |= {"image_size": list(SIZE), "device": "cpu", "num_workers": 0}
+    def run(*arguments: object) -> None:
         done = subprocess.run(
-            [stock_python, "-m", "monai.bundle", "run", *(f"--{key}={value}" for key, value in options.items())],
+            [stock_python, *map(str, arguments)],
             check=False,
-            cwd=elsewhere,
+            cwd=empty,
             env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
             capture_output=True,
             text=True,
         )
         assert done.returncode == 0, done.stdout + done.stderr
 
-    prepared = make_prepared(bundle, tmp_path / "prepared")
+    def run_bundle(*configs: str, **options: Any) -> None:
+        files = [str(unpacked / "configs" / name) for name in configs]
+        options |= {"config_file": files, "bundle_root": unpacked, "image_size": list(SIZE)}
+        options |= {"device": "cpu", "num_workers": 0}
+        run("-m", "monai.bundle", "run", *(f"--{key}={value}" for key, value in options.items()))
+
+    size, fractions = ",".join(map(str, SIZE)), "0.34,0.33,0.33"
+    script, source = unpacked / "scripts" / "prepare_data.py", tmp_path / "download"
+    run(script, dataset, source, unpacked / "data", "--image_size", size, "--fractions", fractions)
     before = torch.load(unpacked / "models" / "model.pt", weights_only=True)
-    run("train.yaml", dataset_dir=prepared, max_epochs=1)
+    run_bundle("train.yaml", max_epochs=1)
     after = torch.load(unpacked / "models" / "model.pt", weights_only=True)
     assert any(not torch.equal(before[name], after[name]) for name in before)
-    run("train.yaml", "evaluate.yaml", dataset_dir=prepared)
+    run_bundle("train.yaml", "evaluate.yaml")
     assert (unpacked / "eval" / "summary.json").is_file()
-    run("inference.yaml", dataset_dir=make_images(bundle, tmp_path / "images"))
+    run_bundle("inference.yaml", dataset_dir=make_images(bundle, tmp_path / "images"))
     for kind in ("seg", "probability", "uncertainty"):
         assert nib.load(unpacked / "predictions" / f"scan_{kind}.nii.gz").shape[:3] == (30, 41, 4)
-    assert list(elsewhere.iterdir()) == []
+    assert list(empty.iterdir()) == []
 
 
-def test_holds_the_bundle_and_the_components_and_nothing_else(tmp_path: Path) -> None:
+def test_holds_the_bundle_what_it_uses_and_nothing_else(tmp_path: Path) -> None:
     bundle = copy_with_weights(ACDC, tmp_path)
     for left_by_a_run in ("models/last.pt", "eval/cases.csv", "predictions/scan_seg.nii.gz", "data/datalist.json"):
         (bundle / left_by_a_run).parent.mkdir(exist_ok=True)
@@ -93,9 +127,15 @@ def test_holds_the_bundle_and_the_components_and_nothing_else(tmp_path: Path) ->
         names = package.namelist()
     assert names == sorted(names)
     inside = [name.removeprefix(f"{ACDC.name}/") for name in names]
-    assert {name.split("/")[0] for name in inside} == {"LICENSE", "calib_components", "configs", "docs", "models"}
+    folders = {"LICENSE", "calib_components", "configs", "docs", "models", "scripts"}
+    assert {name.split("/")[0] for name in inside} == folders
     assert {"configs/train.yaml", "configs/losses/nacl.yaml", "docs/README.md", "models/model.pt"} <= set(inside)
-    assert "calib_components/losses/nacl.py" in inside
+    assert {"calib_components/losses/nacl.py", "calib_components/py.typed"} <= set(inside)
+    assert [name for name in inside if name.startswith("scripts/")] == ["scripts/prepare_data.py"]
+    tools = {name.removeprefix("calib_components/tools/") for name in inside if "/tools/" in name}
+    assert {"__init__.py", "command_line.py", "preparation/acdc.py", "preparation/acdc.yaml"} <= tools
+    assert {name.split("/")[0] for name in tools} == {"__init__.py", "command_line.py", "preparation"}
+    assert not any(name.endswith("__main__.py") for name in inside)
     assert not any("last.pt" in name or "__pycache__" in name for name in inside)
 
 
@@ -116,17 +156,25 @@ def test_a_link_out_of_the_bundle_is_refused(name: str, tmp_path: Path) -> None:
     if (bundle / name).exists():
         (bundle / name).rename(outside)
     (bundle / name).symlink_to(outside)
-    with pytest.raises(PackageError, match="symbolic link"):
-        package_bundle(str(bundle), str(tmp_path / "dist"))
+    with pytest.raises(InputError, match="expected a file or folder of the bundle itself, got a symbolic link"):
+        package_bundle(bundle, tmp_path / "dist")
     assert not (tmp_path / "dist").exists()
 
 
-def test_a_version_that_leaves_the_folder_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"version": "/../../0.1.0"}', "expected a version of the form 1.2.3, got '/../../0.1.0'"),
+        ("{}", "expected JSON with a version, got KeyError"),
+        ("{", "expected JSON with a version, got JSONDecodeError"),
+    ],
+)
+def test_a_version_that_is_missing_or_leaves_the_folder_is_refused(text: str, message: str, tmp_path: Path) -> None:
     bundle = copy_with_weights(ACDC, tmp_path)
-    metadata = bundle / "configs" / "metadata.json"
-    metadata.write_text(json.dumps({**json.loads(metadata.read_text()), "version": "/../../0.1.0"}))
-    with pytest.raises(PackageError, match="is not of the form"):
-        package_bundle(str(bundle), str(tmp_path / "dist"))
+    (bundle / "configs" / "metadata.json").write_text(text)
+    with pytest.raises(InputError, match=f"metadata.json: {re.escape(message)}"):
+        package_bundle(bundle, tmp_path / "dist")
+    assert not (tmp_path / "dist").exists()
 
 
 def test_an_archive_that_leaves_the_folder_is_not_unpacked(tmp_path: Path) -> None:
@@ -139,11 +187,10 @@ def test_an_archive_that_leaves_the_folder_is_not_unpacked(tmp_path: Path) -> No
 
 
 def test_a_folder_that_is_no_bundle_is_one_line_of_error(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "scripts/package_bundle.py", tmp_path], check=False, capture_output=True, text=True
-    )
+    done = run_script("scripts/package_bundle.py", tmp_path)
     assert done.returncode == 1
-    assert done.stderr == f"package_bundle: {tmp_path}/LICENSE: no such file or folder; every bundle has one\n"
+    expected = f"{tmp_path}/LICENSE: expected a file or folder, as in every bundle, got none"
+    assert done.stderr == f"package_bundle: {expected}\n"
 
 
 def test_monai_loads_the_network_from_a_local_folder(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-# For the folder that compare_losses.py was started in; a GPU is chosen by adding --device=cuda:1.
+# Run these in the folder in which compare_losses was started. To choose a GPU, add --device=cuda:1.
 
 # ce_dice, seed 0
 python -m monai.bundle run "--config_file=['bundles/acdc_mri_nacl_segmentation/configs/train.yaml','bundles/acdc_mri_nacl_segmentation/configs/losses/ce_dice.yaml']" --bundle_root=bundles/acdc_mri_nacl_segmentation --dataset_dir=/tmp/acdc --ckpt_dir=results/acdc/table1/work/ce_dice/seed0 --output_dir=results/acdc/table1/work/ce_dice/seed0 --resume=True --val_interval=4 --num_workers=1 --seed=0

@@ -1,4 +1,4 @@
-"""The checkpoint of a training, with a network of one weight. Whole runs are in test_bundles.py."""
+"""The checkpoint of a training, with a network of one weight. Whole runs are in tests/bundles."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 from ignite.engine import Events
 from monai.engines import SupervisedTrainer
 
+from calib_components.errors import InputError
 from calib_components.handlers import TrainingCheckpoint
 
 
@@ -60,7 +61,7 @@ def test_a_run_without_amp_goes_on_with_it(tmp_path: Path) -> None:
 
 def test_resuming_a_run_of_other_length_is_an_error(tmp_path: Path) -> None:
     before = train(tmp_path, stop_after=1)
-    with pytest.raises(ValueError, match=r"last.pt: of a run of 4 epochs, .* one of 8: set max_epochs to 4, or"):
+    with pytest.raises(InputError, match=r"last.pt: expected .* of 8 epochs, got one of 4, .* set max_epochs to 4, or"):
         train(tmp_path, max_epochs=8, resume=True)
     assert torch.load(tmp_path / "last.pt", weights_only=True) == before
 

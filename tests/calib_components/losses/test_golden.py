@@ -1,4 +1,4 @@
-"""Every golden value of the losses: value and gradient, computed by the authors' published code."""
+"""Values and gradients of the losses against golden files made with the authors' published code."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from calib_components.losses import (
 from tests.helpers import SHARED
 
 GOLDEN = SHARED / "golden"
-pytestmark = pytest.mark.skipif(not GOLDEN.is_dir(), reason=f"golden values are not at {GOLDEN}")
-# With the paddings that give NACL's values: any where nothing but background touches the border.
+pytestmark = pytest.mark.skipif(not GOLDEN.is_dir(), reason=f"no golden files in {GOLDEN}")
+# With the padding that NACL needs to give these values: any, if only background touches the border.
 FILES = [
     ("losses_k4.npz", "replicate"),
     ("losses_k4.npz", "background"),
@@ -30,7 +30,7 @@ FILES = [
 
 
 def loss_of(name: str, padding: str) -> torch.nn.Module:
-    """The loss that a golden name speaks of."""
+    """The loss that an entry of a golden file was made with."""
     kind, *settings = name.split("_")
     if kind == "nacl":
         prior, size, penalty, constraint = settings

@@ -1,4 +1,4 @@
-"""What holds for every loss: kinds of target, types, layouts, ignored voxels, gradients and errors."""
+"""Properties of every loss: forms of target, types, layouts, ignored voxels, gradients and errors."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def example(shape: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
 
 @every_loss
 @every_shape
-def test_every_form_of_class_index_gives_the_same(name: str, shape: tuple[int, ...]) -> None:
+def test_all_forms_of_class_indices_are_equivalent(name: str, shape: tuple[int, ...]) -> None:
     logits, target = example(shape)
     loss = LOSSES[name]()
     expected = loss(logits, target)
@@ -80,9 +80,9 @@ def test_one_hot_probabilities_equal_class_indices(name: str, shape: tuple[int, 
 
 
 @pytest.mark.parametrize("name", [name for name in LOSSES if name not in SOFT])
-def test_probabilities_are_refused_where_undefined(name: str) -> None:
+def test_probabilities_are_an_error_where_undefined(name: str) -> None:
     logits, target = example(SHAPES[0])
-    with pytest.raises(ValueError, match="class ind"):
+    with pytest.raises(ValueError, match=r"target: expected class indices .* got probabilities"):
         LOSSES[name]()(logits, F.one_hot(target[:, 0], 4).movedim(-1, 1).float())
 
 
@@ -110,7 +110,7 @@ def test_gradient(name: str, shape: tuple[int, ...]) -> None:
 
 
 @every_loss
-def test_ignored_voxels_have_no_say(name: str) -> None:
+def test_ignored_voxels_affect_neither_value_nor_gradient(name: str) -> None:
     logits, target = example(SHAPES[0])
     target[:, :, :, 3:] = 255
     loss = LOSSES[name](ignore_index=255)
@@ -121,12 +121,12 @@ def test_ignored_voxels_have_no_say(name: str) -> None:
     other.requires_grad_()
     loss(other, target).backward()
     assert (other.grad[..., 3:] == 0).all()
-    if not name.startswith(("nacl", "svls")):  # those look at neighbours, so a cut is another border
+    if not name.startswith(("nacl", "svls")):  # these depend on neighbours, and cropping moves the border
         torch.testing.assert_close(LOSSES[name]()(logits[..., :3], target[..., :3]), expected)
 
 
 @every_loss
-def test_nothing_but_ignored_voxels_is_zero(name: str) -> None:
+def test_loss_is_zero_if_every_voxel_is_ignored(name: str) -> None:
     logits, target = example(SHAPES[0])
     logits.requires_grad_()
     loss = LOSSES[name](ignore_index=0)(logits, torch.zeros_like(target))
@@ -166,7 +166,9 @@ def test_compiled_with_inductor() -> None:
 @pytest.mark.parametrize("penalty", ["l1", "l2"])
 @pytest.mark.parametrize("constraint", ["logits", "softmax"])
 @pytest.mark.parametrize("soft", [False, True])
-def test_nacl_is_its_definition(shape: tuple[int, ...], penalty: str, constraint: str, soft: bool) -> None:
+def test_nacl_with_every_penalty_and_constraint(
+    shape: tuple[int, ...], penalty: str, constraint: str, soft: bool
+) -> None:
     logits, target = example(shape)
     if soft:
         target = torch.randn(shape, generator=torch.Generator().manual_seed(1)).softmax(1)
@@ -182,7 +184,7 @@ def test_nacl_is_its_definition(shape: tuple[int, ...], penalty: str, constraint
 
 
 @every_shape
-def test_losses_without_their_extra_term_are_cross_entropy(shape: tuple[int, ...]) -> None:
+def test_losses_without_their_extra_term_equal_cross_entropy(shape: tuple[int, ...]) -> None:
     logits, target = example(shape)
     expected = value_and_gradient(lambda x, y: F.cross_entropy(x, y[:, 0], ignore_index=1), logits, target)
     for loss in (
@@ -198,9 +200,7 @@ def test_losses_without_their_extra_term_are_cross_entropy(shape: tuple[int, ...
 @every_shape
 @pytest.mark.parametrize("prior", PRIORS)
 @pytest.mark.parametrize("options", [{}, {"kernel_size": 5, "sigma": 1.0, "padding": "background"}])
-def test_nacl_keeps_logits_near_the_prior_it_is_told(
-    shape: tuple[int, ...], prior: str, options: dict[str, Any]
-) -> None:
+def test_nacl_with_every_prior(shape: tuple[int, ...], prior: str, options: dict[str, Any]) -> None:
     logits, target = example(shape)
     distance = (neighbor_prior(target, shape[1], prior, **options) - logits).abs().mean()
     expected = F.cross_entropy(logits, target[:, 0]) + 0.1 * distance
@@ -209,29 +209,29 @@ def test_nacl_keeps_logits_near_the_prior_it_is_told(
 
 @every_shape
 @pytest.mark.parametrize("soft", [False, True])
-def test_label_smoothing_is_cross_entropy_with_a_smooth_target(shape: tuple[int, ...], soft: bool) -> None:
+def test_label_smoothing_equals_cross_entropy_with_a_smoothed_target(shape: tuple[int, ...], soft: bool) -> None:
     logits, target = example(shape)
-    sharp = torch.randn(shape).softmax(1) if soft else F.one_hot(target[:, 0], shape[1]).movedim(-1, 1).float()
-    expected = F.cross_entropy(logits, 0.7 * sharp + 0.3 / shape[1])
-    torch.testing.assert_close(LabelSmoothingLoss(0.3)(logits, sharp if soft else target), expected)
+    hard = torch.randn(shape).softmax(1) if soft else F.one_hot(target[:, 0], shape[1]).movedim(-1, 1).float()
+    expected = F.cross_entropy(logits, 0.7 * hard + 0.3 / shape[1])
+    torch.testing.assert_close(LabelSmoothingLoss(0.3)(logits, hard if soft else target), expected)
 
 
 @every_shape
 @pytest.mark.parametrize("options", [{}, {"kernel_size": 5, "sigma": 1.0}])
-def test_svls_is_cross_entropy_with_the_gaussian_prior(shape: tuple[int, ...], options: dict[str, Any]) -> None:
+def test_svls_equals_cross_entropy_with_the_gaussian_prior(shape: tuple[int, ...], options: dict[str, Any]) -> None:
     logits, target = example(shape)
     expected = F.cross_entropy(logits, neighbor_prior(target, shape[1], "gaussian", **options))
     torch.testing.assert_close(SVLSLoss(**options)(logits, target), expected)
 
 
-def test_svls_of_a_constant_map_is_cross_entropy() -> None:
+def test_svls_of_a_constant_label_map_equals_cross_entropy() -> None:
     logits, target = example(SHAPES[0])
     target = torch.full_like(target, 2)
     torch.testing.assert_close(SVLSLoss()(logits, target), F.cross_entropy(logits, target[:, 0]))
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 3.0])
-def test_focal_gradient_is_finite_at_certainty(gamma: float) -> None:
+def test_focal_gradient_is_finite_at_probability_one(gamma: float) -> None:
     logits = torch.tensor([200.0, -200.0]).view(1, 2, 1, 1).expand(1, 2, 1, 2)
     value, grad = value_and_gradient(FocalLoss(gamma), logits, torch.tensor([[[[0, 1]]]]))
     assert value.isfinite()
@@ -255,10 +255,10 @@ def test_values_by_hand() -> None:
     )
     entropy = -(1 / 4 * math.log(1 / 4) + 3 / 4 * math.log(3 / 4))
     assert EntropyPenaltyLoss(0.1)(logits, target).item() == pytest.approx(ce - 0.1 * entropy / 2)
-    ls_of_the_first = -0.8 * math.log(3 / 4) - 0.1 * math.log(3 / 4) - 0.1 * math.log(1 / 4)
-    assert LabelSmoothingLoss(0.2)(logits[..., :1], target[..., :1]).item() == pytest.approx(ls_of_the_first)
+    ls_first_voxel = -0.8 * math.log(3 / 4) - 0.1 * math.log(3 / 4) - 0.1 * math.log(1 / 4)
+    assert LabelSmoothingLoss(0.2)(logits[..., :1], target[..., :1]).item() == pytest.approx(ls_first_voxel)
     assert MbLSLoss(margin=1.0)(logits, target).item() == pytest.approx(ce + 0.1 * (math.log(3) - 1) / 2)
-    # Replicated windows: two thirds of the voxel's own label, one third of its neighbour's.
+    # Window with replicated border: two thirds the voxel's own label, one third its neighbour's.
     distance = (1 / 3 + (math.log(3) - 2 / 3) + 2 / 3 + (math.log(3) - 1 / 3)) / 4
     assert NACLLoss()(logits, target).item() == pytest.approx(ce + 0.1 * distance)
 
@@ -284,13 +284,13 @@ LOGITS, TARGET = example(SHAPES[0])
         (LOGITS, TARGET.float().masked_fill(TARGET == 1, math.nan), ValueError, "whole numbers"),
     ],
 )
-def test_wrong_arguments(name: str, input: torch.Tensor, target: torch.Tensor, error: type, message: str) -> None:
+def test_invalid_arguments(name: str, input: torch.Tensor, target: torch.Tensor, error: type, message: str) -> None:
     with pytest.raises(error, match=message):
         LOSSES[name]()(input, target)
 
 
 @pytest.mark.parametrize("name", SOFT)
-def test_targets_that_are_no_probabilities(name: str) -> None:
+def test_invalid_probabilities(name: str) -> None:
     with pytest.raises(ValueError, match="sum over the classes is 1"):
         LOSSES[name]()(LOGITS, torch.full_like(LOGITS, 0.5))
     with pytest.raises(ValueError, match="probabilities of at least 0, got values from -"):
@@ -308,7 +308,7 @@ def test_targets_that_are_no_probabilities(name: str) -> None:
         ({"penalty_weight": -0.1}, "penalty_weight: expected a number of at least 0, got -0.1"),
     ],
 )
-def test_wrong_options_of_nacl(options: dict, message: str) -> None:
+def test_invalid_options_of_nacl(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         NACLLoss(**options)
     with pytest.raises(ValueError, match=message):
@@ -318,21 +318,21 @@ def test_wrong_options_of_nacl(options: dict, message: str) -> None:
 @pytest.mark.parametrize(
     ("loss", "option", "message"),
     [
-        (SVLSLoss, {"kernel_size": 1}, "kernel_size: expected an odd number, at least 3, got 1"),
-        (SVLSLoss, {"sigma": 0.0}, "sigma: expected at least 0.1 voxels, got 0.0"),
+        (SVLSLoss, {"kernel_size": 1}, "kernel_size: expected an odd number of at least 3, got 1"),
+        (SVLSLoss, {"sigma": 0.0}, "sigma: expected a number of at least 0.1, got 0.0"),
         (LabelSmoothingLoss, {"alpha": 1.5}, "alpha: expected a number from 0 to 1, got 1.5"),
-        (FocalLoss, {"gamma": -1.0}, "gamma: expected at least 0, got -1.0"),
+        (FocalLoss, {"gamma": -1.0}, "gamma: expected a number of at least 0, got -1.0"),
         (MbLSLoss, {"margin": -1.0}, "margin: expected a number of at least 0, got -1.0"),
         (MbLSLoss, {"penalty_weight": math.nan}, "penalty_weight: expected a number of at least 0, got nan"),
         (EntropyPenaltyLoss, {"penalty_weight": -1}, "penalty_weight: expected a number of at least 0, got -1"),
     ],
 )
-def test_wrong_options_of_the_others(loss: type[torch.nn.Module], option: dict, message: str) -> None:
+def test_invalid_options_of_other_losses(loss: type[torch.nn.Module], option: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         loss(**option)
 
 
-def test_compiled_rejects_a_label_out_of_range() -> None:
+def test_label_out_of_range_is_an_error_in_compiled_code() -> None:
     logits, target = example(SHAPES[0])
     torch._dynamo.reset()
     compiled = torch.compile(NACLLoss(), backend="aot_eager", fullgraph=True)

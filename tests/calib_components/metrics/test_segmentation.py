@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from calib_components.metrics import DiceMetric, HD95Metric, dice, hausdorff_distance_95, structure_masks
+from calib_components.metrics import DSCMetric, HD95Metric, dice, hausdorff_distance_95, structure_masks
 from tests.helpers import SHARED
 
 GOLDEN = SHARED / "golden"
@@ -20,7 +20,7 @@ def test_dice_and_hd95_equal_medpy(name: str) -> None:
     classes = logits.shape[1]
     predicted = torch.nn.functional.one_hot(logits.argmax(1), classes).movedim(-1, 0)[None]
     for prefix, metric in (
-        ("dsc", DiceMetric()),
+        ("dsc", DSCMetric()),
         ("hd95", HD95Metric()),
         ("hd95_spacing_3_1.5_1.5", HD95Metric(spacing=(3, 1.5, 1.5))),
     ):
@@ -49,7 +49,7 @@ def test_absent_structures() -> None:
     empty = mask()
     predicted = torch.cat([mask(1), empty, mask(1), empty], 1)
     true = torch.cat([mask(1), mask(1), empty, empty], 1)
-    dsc, hd95 = DiceMetric(include_background=True), HD95Metric(include_background=True)
+    dsc, hd95 = DSCMetric(include_background=True), HD95Metric(include_background=True)
     for metric in (dsc, hd95):
         metric(predicted, true)
     assert dsc.missed.tolist() == hd95.missed.tolist() == [[False, True, False, False]]
@@ -65,12 +65,12 @@ def test_absent_structures() -> None:
 
 
 def test_cases_of_different_size_and_reductions() -> None:
-    metric = DiceMetric(include_background=True)
+    metric = DSCMetric(include_background=True)
     metric([mask(1)[0], mask(1, 2)[0, ..., :5]], [mask(1)[0], mask(2)[0, ..., :5]])
     assert metric.aggregate("none").tolist() == [[1.0], [pytest.approx(2 / 3)]]
     assert metric.aggregate("mean_batch").tolist() == [pytest.approx(5 / 6)]
     metric.reset()
-    with pytest.raises(ValueError, match="no case to aggregate"):
+    with pytest.raises(ValueError, match="expected at least one case to aggregate, got none"):
         metric.aggregate()
 
 
@@ -83,37 +83,45 @@ def test_structures_may_share_classes() -> None:
 @pytest.mark.parametrize(
     ("y_pred", "y", "message"),
     [
-        (torch.rand(1, 2, 4, 4), torch.zeros(1, 2, 4, 4), "y_pred must hold masks of 0 and 1"),
-        (torch.zeros(1, 2, 4, 4), torch.zeros(1, 2, 4, 5), "y must have shape"),
+        (
+            torch.rand(1, 2, 4, 4),
+            torch.zeros(1, 2, 4, 4),
+            r"^y_pred: expected masks of 0 and 1, got other values in 32 of 32 elements: give the one-hot",
+        ),
+        (torch.zeros(1, 2, 4, 4), torch.zeros(1, 2, 4, 5), r"^y: expected shape \(1, 1, 4, 4\) .* got \(1, 2, 4, 5\)$"),
         (
             torch.zeros(1, 2, 4, 4),
             torch.full((1, 1, 4, 4), 2),
-            "y must hold class indices 0 to 1, but 16 of its voxels",
+            r"^y: expected class indices from 0 to 1, got other values in 16 of 16 voxels$",
         ),
         (
             structure_masks(torch.tensor([[[0, 1, 2, 2]]]), [[1], [2], [1, 2]])[None],  # no channel of the background
             torch.tensor([[[[0, 1, 2, 2]]]]),
-            "y_pred must be one-hot where y is a class index, but 4 of its voxels are in several classes or none",
+            "^y_pred: expected one-hot masks because y is a class index, got 4 of 4 voxels in several classes or none",
         ),
-        (torch.zeros(4), torch.zeros(4), "y_pred must have shape"),
-        (torch.zeros(1, 1, 4), torch.zeros(1, 1, 4), "none is left with include_background=False"),
+        (torch.zeros(4), torch.zeros(4), r"^y_pred: expected shape \(B, C, \*S\), got \(4,\)$"),
+        (
+            torch.zeros(1, 1, 4),
+            torch.zeros(1, 1, 4),
+            "^y_pred: expected at least 2 channels with include_background=False, got 1$",
+        ),
     ],
 )
 def test_wrong_input(y_pred: torch.Tensor, y: torch.Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        DiceMetric()(y_pred, y)
+        DSCMetric()(y_pred, y)
 
 
-def test_spacing_must_fit_the_axes() -> None:
+def test_spacing_has_one_value_per_axis() -> None:
     for spacing in ((1, 2, 3), 1.5):
-        message = f"one value for each of the 2 spatial axes, got {spacing}"
+        message = f"spacing: expected one value for each of the 2 spatial axes, got {spacing}"
         with pytest.raises(ValueError, match=re.escape(message)):
             HD95Metric(include_background=True, spacing=spacing)(mask(1), mask(1))
 
 
 @pytest.mark.parametrize("shape", [(2, 1, 4, 4), (4, 4), ()])
-def test_structures_come_from_one_map(shape: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match=r"label must be one map of class indices, \(1, \*S\), got"):
+def test_structures_need_one_map(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"^label: expected one map of class indices, \(1, \*S\), got shape"):
         structure_masks(torch.zeros(shape), [[1]])
 
 

@@ -1,95 +1,23 @@
-"""The report of a results folder that is made here."""
+"""The report of a results folder."""
 
 from __future__ import annotations
 
 import csv
-import json
 import re
+import shutil
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from matplotlib.figure import Figure
 
-from calib_components.comparison import ResultsError, read_results
-from scripts.report import report
+from calib_components.errors import InputError
+from calib_components.tools.comparison import report
+from calib_components.tools.comparison.results import read_settings, write_settings
 from tests.helpers import run_script
 
 STRUCTURES = ("RV", "MYO", "LV")
-CLASSES = ["background", "right ventricle", "myocardium", "left ventricle"]
-METHODS = {"ce_dice": "CE+DSC", "svls": "SVLS", "nacl": "NACL"}
 PATIENTS = 6
-
-
-def make_cell(folder: Path, method: str, seed: int, ece: float, **train: Any) -> None:
-    """A cell as compare_losses.py writes it: two cases a patient, random DSC and HD95, and an ECE about `ece`."""
-    rng = np.random.default_rng([seed, *method.encode()])
-    cell = folder / method / f"seed{seed}"
-    (cell / "cases").mkdir(parents=True)
-    cases = [f"patient{i:03d}_frame{j:02d}" for i in range(PATIENTS) for j in (1, 12)]
-    settings = {
-        "method": method,
-        "label": METHODS[method],
-        "seed": seed,
-        "bundle": "acdc_mri_nacl_segmentation",
-        "datalist": "0" * 64,
-        "patients": {case: case.partition("_")[0] for case in cases},
-        "crop_size": [48, 48],
-        "train": {
-            "image_size": [64, 64],
-            "val_interval": 4,
-            "batch_size": 16,
-            "max_epochs": 2,
-            "learning_rate": 0.001,
-            "network_def": {"channels": [16, 32]},
-            "loss": {"_target_": method},
-            "seed": seed,
-            **train,
-        },
-        "evaluate": {"split": "testing"},
-        "made_with": {"torch": "2.13.0", "device": "cpu"},
-    }
-    (cell / "settings.json").write_text(json.dumps(settings))
-    columns = {
-        **{f"dsc_{s}": rng.uniform(0.7, 0.9, len(cases)) for s in STRUCTURES},
-        **{f"hd95_{s}": rng.uniform(1, 5, len(cases)) for s in STRUCTURES},
-        "ece": ece + rng.uniform(-0.01, 0.01, len(cases)),
-        **{name: rng.uniform(0.1, 0.2, len(cases)) for name in ("cece", "nll", "brier")},
-    }
-    columns["dsc_RV"][0], columns["hd95_RV"][0] = 0, np.nan  # missed
-    with open(cell / "cases.csv", "w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["case", *columns])
-        for case, *row in zip(cases, *columns.values(), strict=True):
-            writer.writerow([case, *("" if np.isnan(value) else value for value in row)])
-    (cell / "summary.json").write_text(json.dumps({"missed": [{"case": cases[0], "structure": "RV"}], "spurious": []}))
-    count = rng.integers(1000, 9000, 15)
-    middle = (np.arange(15) + 0.5) / 15
-    bins = {
-        "count": [count.tolist()],
-        "confidence": [(count * middle).tolist()],
-        "accuracy": [(count * middle**2).tolist()],
-    }
-    (cell / "calibration.json").write_text(json.dumps({"pooled": {"top_label": bins}}))
-    logits = {"class_names": CLASSES, "magnitudes": rng.uniform(0, 9, (4, 4)).tolist()}
-    (cell / "logits.json").write_text(json.dumps(logits))
-    (cell / "history.csv").write_text("epoch,seconds,val_dsc\n1,2.5,0.7\n2,2.0,0.8\n")
-    for name in ("best", "median", "worst"):
-        figure = Figure(figsize=(3, 1))
-        figure.suptitle(f"{method} {name}")
-        figure.savefig(cell / "cases" / f"{name}.png")
-
-
-@pytest.fixture
-def results(tmp_path: Path) -> Path:
-    """CE+DSC with two seeds, NACL with one; SVLS is planned but not finished."""
-    folder = tmp_path / "results"
-    for method, seed, ece in (("nacl", 0, 0.05), ("ce_dice", 0, 0.13), ("ce_dice", 1, 0.15)):
-        make_cell(folder, method, seed, ece)
-    plan = [{"method": method, "seed": 0} for method in METHODS] + [{"method": "ce_dice", "seed": 1}]
-    (folder / "plan.json").write_text(json.dumps(plan))
-    return folder
 
 
 def records(path: Path) -> dict[tuple[str, str], dict[str, str]]:
@@ -99,7 +27,7 @@ def records(path: Path) -> dict[tuple[str, str], dict[str, str]]:
 
 def test_is_the_same_byte_for_byte(results: Path, tmp_path: Path) -> None:
     for name in ("once", "twice"):
-        report(str(results), str(tmp_path / name))
+        report(results, tmp_path / name)
     once = sorted((tmp_path / "once").iterdir())
     assert [path.name for path in once] == [
         "cells.csv", "differences.csv", "index.html", "logits.png", "mean_case_rank.png", "means.csv", "ranks.csv",
@@ -110,7 +38,7 @@ def test_is_the_same_byte_for_byte(results: Path, tmp_path: Path) -> None:
 
 
 def test_page_loads_nothing(results: Path, tmp_path: Path) -> None:
-    report(str(results), str(tmp_path / "report"))
+    report(results, tmp_path / "report")
     page = (tmp_path / "report" / "index.html").read_text()
     sources = re.findall(r'(?:src|href|srcset|data|action)\s*=\s*"([^"]{0,22})', page)
     assert len(sources) == 2 + 2 + 1 + 2 * 3  # ranks, reliability, logits, cases
@@ -120,7 +48,7 @@ def test_page_loads_nothing(results: Path, tmp_path: Path) -> None:
 
 
 def test_numbers_are_those_of_the_cases(results: Path, tmp_path: Path) -> None:
-    report(str(results), str(tmp_path / "report"))
+    report(results, tmp_path / "report")
     by_seed = [
         np.genfromtxt(
             results / "ce_dice" / f"seed{seed}" / "cases.csv", delimiter=",", names=True, usecols=range(1, 11)
@@ -145,7 +73,7 @@ def test_numbers_are_those_of_the_cases(results: Path, tmp_path: Path) -> None:
 
 
 def test_page_and_markdown_mark_the_best_and_name_what_is_missing(results: Path, tmp_path: Path) -> None:
-    report(str(results), str(tmp_path / "report"))
+    report(results, tmp_path / "report")
     means = records(tmp_path / "report" / "means.csv")
     best, second = (f"{float(means[method, 'ece']['mean']):.3f}" for method in ("nacl", "ce_dice"))
     page = (tmp_path / "report" / "index.html").read_text()
@@ -156,29 +84,30 @@ def test_page_and_markdown_mark_the_best_and_name_what_is_missing(results: Path,
     assert f"**{best}**" in markdown
     for text in (page, markdown):
         assert "Not finished yet: svls, seed 0." in text
-        assert "differences and ranks are not quite fair: CE+DSC 0, 1; NACL 0." in text
-        assert "val_interval 4; slices prepared at 64 x 64, of which the central 48 x 48 are seen and scored" in text
+        assert "differences and ranks are not entirely fair: CE+DSC 0, 1; NACL 0." in text
+        assert "of the best epoch on the validation split (validated every 4 epochs). Slices of 64 x 64" in text
+        assert "64 x 64 pixels, of which the central 48 x 48 are segmented and scored; batch size 16" in text
 
 
 def test_without_the_reference_there_are_no_differences(results: Path, tmp_path: Path) -> None:
-    report(str(results), str(tmp_path / "report"), reference="svls")
+    report(results, tmp_path / "report", reference="svls")
     assert not (tmp_path / "report" / "differences.csv").exists()
     assert "There are no differences, since svls is not finished." in (tmp_path / "report" / "index.html").read_text()
 
 
 def test_another_split_has_no_published_numbers(results: Path, tmp_path: Path) -> None:
-    for file in results.glob("*/seed*/settings.json"):
-        file.write_text(json.dumps({**json.loads(file.read_text()), "evaluate": {"split": "validation"}}))
-    report(str(results), str(tmp_path / "report"))
+    for cell in results.glob("*/seed*"):
+        write_settings(replace(read_settings(cell), evaluation={"split": "validation"}), cell)
+    report(results, tmp_path / "report")
     page = (tmp_path / "report" / "index.html").read_text()
-    assert "Mean over the cases of split validation" in page
+    assert "Mean over the cases of the validation split" in page
     assert "paper 0" not in page
 
 
 def test_structures_of_ones_own_have_no_published_numbers(results: Path, tmp_path: Path) -> None:
     for file in results.glob("*/seed*/cases.csv"):
         file.write_text(file.read_text().replace("_LV", "_aorta"))
-    report(str(results), str(tmp_path / "report"))
+    report(results, tmp_path / "report")
     page = (tmp_path / "report" / "report.md").read_text()
     assert page.startswith("# Losses compared: RV, MYO, aorta\n")
     assert "paper" not in page
@@ -196,24 +125,45 @@ def test_misspelt_option_is_an_error_before_anything_is_written(results: Path, t
 def test_training_without_validation_has_no_best_epoch(results: Path, tmp_path: Path) -> None:
     for file in results.glob("*/seed*/history.csv"):
         file.write_text("epoch,seconds\n1,2.5\n2,2.0\n")
-    report(str(results), str(tmp_path / "report"))
+    report(results, tmp_path / "report")
     with open(tmp_path / "report" / "cells.csv", newline="") as file:
         assert {(record["epochs"], record["best_epoch"]) for record in csv.DictReader(file)} == {("2", "")}
-    assert "with the weights of the last epoch; slices" in (tmp_path / "report" / "report.md").read_text()
+    assert "with the weights of the last epoch. Slices" in (tmp_path / "report" / "report.md").read_text()
 
 
 def test_whole_slices_are_not_called_central(results: Path, tmp_path: Path) -> None:
-    for file in results.glob("*/seed*/settings.json"):
-        file.write_text(json.dumps({**json.loads(file.read_text()), "crop_size": [64, 64]}))
-    report(str(results), str(tmp_path / "report"))
-    assert "slices prepared at 64 x 64, batches of 16" in (tmp_path / "report" / "report.md").read_text()
+    for cell in results.glob("*/seed*"):
+        settings = read_settings(cell)
+        write_settings(replace(settings, training={**settings.training, "crop_size": [64, 64]}), cell)
+    report(results, tmp_path / "report")
+    assert "Slices of 64 x 64 pixels; batch size 16" in (tmp_path / "report" / "report.md").read_text()
+
+
+def test_network_without_channels_has_none_in_the_report(results: Path, tmp_path: Path) -> None:
+    report(results, tmp_path / "report")
+    assert "learning rate 0.001, channels 16, 32. settings.json" in (tmp_path / "report" / "report.md").read_text()
+    for cell in results.glob("*/seed*"):
+        settings = read_settings(cell)
+        write_settings(replace(settings, training={**settings.training, "network_def": {"_target_": "UNETR"}}), cell)
+    report(results, tmp_path / "report")
+    assert "learning rate 0.001. settings.json" in (tmp_path / "report" / "report.md").read_text()
+
+
+def test_pictures_of_cases_are_shown_where_they_were_kept(results: Path, tmp_path: Path) -> None:
+    shutil.rmtree(results / "ce_dice" / "seed0" / "cases")
+    (results / "nacl" / "seed0" / "cases" / "worst.png").unlink()
+    report(results, tmp_path / "report")
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert "Cases: CE+DSC" not in page
+    assert "Cases: NACL" in page
+    assert re.findall(r"(\w+) case</figcaption>", page) == ["Best", "Median"]
 
 
 def test_one_case_has_no_intervals(results: Path, tmp_path: Path) -> None:
     for file in results.glob("*/seed*/cases.csv"):
         header, first, *_ = file.read_text().splitlines()  # where RV is missed: no HD95 to compare
         file.write_text(f"{header}\n{first}\n")
-    report(str(results), str(tmp_path / "report"))
+    report(results, tmp_path / "report")
     text = (tmp_path / "report" / "report.md").read_text()
     assert "nan" not in text.lower()
     assert "| CE+DSC | 0." in text
@@ -223,8 +173,8 @@ def test_one_case_has_no_intervals(results: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("out", ["results", ".", "results/../results"])
 def test_report_in_place_of_the_results_is_an_error(results: Path, tmp_path: Path, out: str) -> None:
-    with pytest.raises(ResultsError, match="holds the results themselves"):
-        report(str(results), str(tmp_path / out))
+    with pytest.raises(InputError, match=r"--out: expected a folder of its own for the report, got .*"):
+        report(results, tmp_path / out)
 
 
 @pytest.mark.parametrize(
@@ -233,11 +183,12 @@ def test_report_in_place_of_the_results_is_an_error(results: Path, tmp_path: Pat
         ("cases.csv", "", "nacl/seed0/cases.csv: cannot be read"),
         ("cases.csv", "case,dsc_RV\na,good\n", "nacl/seed0/cases.csv: cannot be read: .*'good'"),
         ("settings.json", "{", "nacl/seed0/settings.json: cannot be read"),
-        ("settings.json", '{"method": "nacl"}', "nacl/seed0/settings.json: lacks label, seed, bundle, .*crop_size"),
+        ("settings.json", '{"method": "nacl"}', "nacl/seed0/settings.json: expected .*, got no label, seed, bundle"),
+        ("calibration.json", "{}", "nacl/seed0/calibration.json: cannot be read"),
+        ("summary.json", None, "nacl/seed0/summary.json: cannot be read"),
         ("logits.json", None, "nacl/seed0/logits.json: cannot be read"),
         ("history.csv", None, "nacl/seed0/history.csv: cannot be read"),
         ("history.csv", "epoch,seconds\n", "nacl/seed0/history.csv: cannot be read: no epoch in it"),
-        ("cases/worst.png", None, "nacl/seed0/cases/worst.png: cannot be read"),
     ],
 )
 def test_broken_file_is_an_error_that_names_it(
@@ -245,28 +196,17 @@ def test_broken_file_is_an_error_that_names_it(
 ) -> None:
     file = results / "nacl" / "seed0" / name
     file.unlink() if content is None else file.write_text(content)
-    with pytest.raises(ResultsError, match=message):
-        report(str(results), str(tmp_path / "report"))
+    with pytest.raises(InputError, match=message):
+        report(results, tmp_path / "report")
 
 
 def test_files_of_another_report_are_an_error(results: Path, tmp_path: Path) -> None:
-    report(str(results), str(tmp_path / "report"))
-    with pytest.raises(ResultsError, match=r"report: holds differences.csv, not of this report"):
-        report(str(results), str(tmp_path / "report"), reference="svls")
+    report(results, tmp_path / "report")
+    with pytest.raises(InputError, match=r"report: expected only files of this report, got differences.csv; move"):
+        report(results, tmp_path / "report", reference="svls")
 
 
 def test_report_in_place_of_a_file_is_an_error(results: Path, tmp_path: Path) -> None:
     (tmp_path / "report").touch()
-    with pytest.raises(ResultsError, match="report: a file; choose a folder"):
-        report(str(results), str(tmp_path / "report"))
-
-
-def test_cells_of_another_protocol_are_an_error(results: Path) -> None:
-    make_cell(results, "svls", 0, 0.1, max_epochs=3)
-    with pytest.raises(ResultsError, match=r"svls/seed0: not comparable with .*ce_dice/seed0: max_epochs differs"):
-        read_results(results)
-
-
-def test_no_cell_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ResultsError, match="no finished cell"):
-        read_results(tmp_path)
+    with pytest.raises(InputError, match=r"--out: expected a folder, got the file .*report"):
+        report(results, tmp_path / "report")

@@ -2,14 +2,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import yaml
 
-from calib_components import comparison
-from calib_components.comparison import (
-    METRICS,
-    PUBLISHED,
-    RANKED,
-    STRUCTURES,
+from calib_components.tools.comparison import statistics
+from calib_components.tools.comparison.statistics import (
     case_ranks,
     column_ranks,
     holm,
@@ -21,34 +16,11 @@ from calib_components.comparison import (
     sum_rank,
     sum_rank_with_interval,
 )
-from tests.helpers import ROOT
 
 NAN = np.nan
-TABLE1 = ["ce_dice", "focal", "entropy_penalty", "label_smoothing", "svls", "mbls", "nacl"]
-
-
-def test_bundles_segment_what_the_paper_does() -> None:
-    for name, structures in STRUCTURES.items():
-        facts = yaml.safe_load((ROOT / "bundles" / "common" / f"{name}.yaml").read_text())
-        assert list(facts["structures"]) == structures
-    assert STRUCTURES.keys() == PUBLISHED.keys()
 
 
 class TestRanks:
-    def test_table_1_of_the_paper_ranks_nacl_first(self) -> None:
-        means = [[value for dataset in PUBLISHED.values() for value in dataset[name]] for name in TABLE1]
-        higher_is_better = [METRICS[metric].higher_is_better for metric in RANKED] * len(PUBLISHED)
-        ranks = column_ranks(means, higher_is_better)
-        # By hand, CE+DSC: FLARE .846 is 5th, 5.54 4th, .058 7th, .034 3rd; ...
-        np.testing.assert_array_equal(ranks[0], [5, 4, 7, 3, 2, 4, 6, 4, 7, 2, 7, 7])
-        # ... NACL shares its .112 of ECE on BraTS with LS: places 2 and 3.
-        np.testing.assert_array_equal(ranks[-1], [1, 1, 1, 2, 1, 1, 1, 1, 1, 1, 2.5, 2])
-        totals = dict(zip(TABLE1, sum_rank(means, higher_is_better), strict=True))
-        assert totals["ce_dice"] == 58
-        assert totals["nacl"] == 15.5
-        assert min(totals, key=totals.__getitem__) == "nacl"
-        assert sum(totals.values()) == 12 * 28  # 1 + ... + 7 in each column
-
     def test_ties_share_the_mean_rank_and_undefined_means_rank_last(self) -> None:
         ranks = column_ranks([[0.9, 2.0], [0.9, NAN], [0.8, 1.0]], [True, False])
         np.testing.assert_array_equal(ranks, [[1.5, 2], [1.5, 3], [3, 1]])
@@ -82,7 +54,7 @@ class TestRanks:
         assert second == (2, 1, 2)
 
     def test_interval_of_the_sum_rank_is_that_of_every_draw(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(comparison, "RESAMPLES", 200)
+        monkeypatch.setattr(statistics, "RESAMPLES", 200)
         values = np.random.default_rng(0).normal(size=(3, 40, 2))
         values[1, :5, 1] = NAN
         groups = np.array([f"p{i // 2}" for i in range(40)])

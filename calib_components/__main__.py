@@ -1,0 +1,21 @@
+"""The commands of the package: `python -m calib_components COMMAND ...`, installed as `calib-components`."""
+
+from __future__ import annotations
+
+import sys
+
+
+def main() -> None:
+    """Run a command with the arguments of the process."""
+    try:
+        from calib_components.tools import command_line
+        from calib_components.tools.comparison import compare_losses, report
+        from calib_components.tools.preparation import COMMANDS
+    except ModuleNotFoundError as error:
+        hint = 'install the extra: pip install "calib-components[bundles]"'
+        sys.exit(f"calib-components: expected the module {error.name}, got none; {hint}")
+    command_line.run("calib-components", {"prepare_data": COMMANDS, "compare_losses": compare_losses, "report": report})
+
+
+if __name__ == "__main__":
+    main()

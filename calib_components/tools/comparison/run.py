@@ -1,0 +1,300 @@
+"""Run a comparison: cells side by side on this machine or as Slurm jobs, with what is finished kept."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import queue
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import monai
+import torch
+from tqdm import tqdm
+
+import calib_components
+from calib_components.errors import InputError
+from calib_components.tools.comparison.plan import PlannedCell, check_comparable, check_unchanged, plan_cell
+from calib_components.tools.comparison.processes import ProcessGroup, try_lock
+from calib_components.tools.comparison.results import add_to_plan, collect_history, write_history, write_settings
+from calib_components.tools.comparison.settings import choose_settings
+
+__all__ = ["CellError", "compare_losses", "run_cell", "run_cells"]
+
+
+class CellError(RuntimeError):
+    """A cell failed; the message names the log."""
+
+
+def run_cell(cell: PlannedCell, device: str | None = None, processes: ProcessGroup | None = None) -> bool:
+    """Train and evaluate a cell, and move what was measured into the results folder.
+
+    A lock, which the runs inherit, keeps a second process away from a cell, even if the first one was killed while its
+    training continues. The second process then waits.
+
+    Args:
+        cell: The cell.
+        device: Device of both runs; None for the bundle's choice.
+        processes: Group that starts both runs and can end them.
+
+    Returns:
+        False if the cell was finished already.
+
+    Raises:
+        CellError: A run failed, or the group was ended while this one waited.
+        InputError: The cell was started with other settings.
+    """
+    processes = processes or ProcessGroup()
+    cell.work.mkdir(parents=True, exist_ok=True)
+    with open(cell.work / "lock", "w") as lock:
+        if not try_lock(lock):
+            tqdm.write(f"{cell.name}: waiting for an earlier process that still runs it")
+            while not try_lock(lock):
+                if processes.ending:
+                    raise CellError("ended while waiting for an earlier process")
+                time.sleep(0.5)
+        check_unchanged(cell)  # again: another command may have started the cell since this one planned it
+        if cell.results.is_dir():
+            return False
+        write_settings(cell.settings, cell.work)
+        shutil.rmtree(cell.work / "eval", ignore_errors=True)
+        for what, command in (("train", cell.train), ("evaluate", cell.evaluate)):
+            command = [sys.executable, *command[1:], *([] if device is None else [f"--device={device}"])]
+            log_file = cell.work / f"{what}.log"
+            with open(log_file, "a+") as log:
+                start = log.tell()
+                code = processes.call(command, stdout=log, stderr=subprocess.STDOUT, pass_fds=[lock.fileno()])
+                log.seek(start)
+                output = log.read()
+            if code != 0:
+                errors = re.findall(r"^[\w.]*(?:Error|Exception): .*", output, re.MULTILINE)
+                reason = f": {errors[0]}" if errors else ""
+                raise CellError(f"{what} failed with exit code {code}{reason}; see {log_file}")
+        _publish(cell, device)
+        return True
+
+
+def _publish(cell: PlannedCell, device: str | None) -> None:
+    """Create the results folder in one step."""
+    partial = cell.results.with_name(f".{cell.results.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(cell.work / "eval", partial)
+    write_history(collect_history(cell.work), partial)
+    used = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    made_with = {
+        "calib_components": calib_components.__version__,
+        "monai": monai.__version__,
+        "torch": torch.__version__,
+        "device": torch.cuda.get_device_name(used) if used.type == "cuda" else str(used),
+    }
+    write_settings(replace(cell.settings, made_with=made_with), partial)
+    partial.rename(cell.results)
+
+
+def run_cells(cells: Sequence[PlannedCell], submit: Callable[[PlannedCell], Any]) -> dict[str, str]:
+    """Run cells and show their progress.
+
+    Args:
+        cells: The cells.
+        submit: Starts `run_cell` and returns its future, with `done()` and `result()`.
+
+    Returns:
+        The reason for each cell that failed, by its name.
+    """
+    failed = {}
+    running = {cell.name: (cell, submit(cell)) for cell in cells}
+    epochs = {cell.name: cell.epoch for cell in cells}
+    total = sum(cell.max_epochs for cell in cells)
+    interval = 1 if sys.stderr.isatty() else 60
+    with tqdm(total=total, initial=sum(epochs.values()), unit="epoch", mininterval=interval) as progress:
+        while running:
+            time.sleep(0.5)
+            for name, (cell, future) in list(running.items()):
+                epoch = cell.epoch
+                progress.update(epoch - epochs[name])
+                epochs[name] = epoch
+                if future.done():
+                    del running[name]
+                    left = cell.max_epochs - epoch
+                    try:
+                        future.result()
+                        progress.update(left)
+                        tqdm.write(f"{name}: finished, {cell.results}")
+                    except Exception as error:
+                        failed[name] = _reason(error)
+                        total -= left
+                        progress.total = total
+                        progress.refresh()
+                        tqdm.write(f"{name}: {failed[name]}")
+    return failed
+
+
+def _reason(error: Exception) -> str:
+    """Return what was raised in one line, also where submitit gives the traceback of a job."""
+    lines = str(error).splitlines() or [repr(error)]
+    raised = [line for line in lines if re.match(r"[\w.]*(?:Error|Exception): ", line)]
+    return re.sub(r"^[\w.]*(?:CellError|InputError): ", "", raised[-1] if raised else lines[0])
+
+
+def _run_here(cells: Sequence[PlannedCell], workers: int, devices: Sequence[str | None]) -> dict[str, str]:
+    """Run cells side by side on this machine; end them on an interrupt."""
+    free: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+    for number in range(workers):
+        free.put(devices[number % len(devices)])
+    processes = ProcessGroup()
+
+    def run_on_free_device(cell: PlannedCell) -> None:
+        device = free.get()
+        try:
+            run_cell(cell, device, processes)
+        finally:
+            free.put(device)
+
+    pool = ThreadPoolExecutor(workers)
+    try:
+        return run_cells(cells, lambda cell: pool.submit(run_on_free_device, cell))
+    finally:
+        processes.end()
+        pool.shutdown(cancel_futures=True)
+
+
+def _slurm_executor(folder: Path, parameters: dict[str, Any]) -> Any:
+    try:
+        import submitit
+    except ImportError:
+        raise InputError(
+            "--executor: expected submitit to be installed for slurm, got no such module; "
+            "pip install 'calib-components[slurm]'"
+        ) from None
+    try:
+        executor = submitit.SlurmExecutor(folder=folder)
+        executor.update_parameters(**parameters)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise InputError(f"--executor slurm: {error}") from None
+    return executor
+
+
+def _run_on_slurm(cells: Sequence[PlannedCell], executor: Any) -> dict[str, str]:
+    """Run each cell as a job; cancel the jobs on an interrupt."""
+    jobs: list[Any] = []
+
+    def submit(cell: PlannedCell) -> Any:
+        jobs.append(executor.submit(run_cell, cell))
+        return jobs[-1]
+
+    try:
+        return run_cells(cells, submit)
+    finally:
+        for job in jobs:
+            if not job.done():
+                job.cancel()
+
+
+def compare_losses(
+    bundle: Path,
+    dataset_dir: Path,
+    out: Path,
+    losses: Sequence[str] = ("table1",),
+    seeds: Sequence[int] = (0,),
+    work: Path | None = None,
+    workers: int | None = None,
+    devices: Sequence[str] | None = None,
+    executor: str = "local",
+    slurm: dict[str, Any] | None = None,
+    **overrides: Any,
+) -> None:
+    """Train and evaluate every loss with every seed under one protocol.
+
+    Any id of the bundle's train.yaml and evaluate.yaml is an option as well, such as --max_epochs 10 or
+    --image_size [128,128]; it applies to every cell.
+
+    Args:
+        bundle: Folder of the bundle.
+        dataset_dir: Prepared data, the bundle's or your own; its facts.yaml is read after the bundle's train.yaml.
+        out: Folder for the results, which are small enough to keep in git.
+        losses: Presets (table1, table2, table3: those of the paper; tuning: the paper's grids, evaluated on the
+            validation split), settings in them, or files in the bundle's configs/losses; separated by commas.
+        seeds: Seeds of the trainings, such as 0,1.
+        work: Folder for checkpoints, logs and TensorBoard's files; default: OUT/work, which git ignores.
+        workers: Number of cells that run side by side; default: one, or one for each of the devices. On the CPU, set
+            OMP_NUM_THREADS to the number of cores for each.
+        devices: Devices to run on, such as cuda:0,cuda:1; default: the bundle's choice.
+        executor: local, or slurm for one job per cell.
+        slurm: Parameters of submitit for these jobs, such as "{time: 600, partition: gpu, gpus_per_node: 1}"; time is
+            in minutes, by default 5.
+
+    Raises:
+        InputError: An argument, a folder or a file is not as expected; nothing was run.
+        SystemExit: A cell failed.
+    """
+    work = out / "work" if work is None else work
+    if work.resolve() == out.resolve():
+        raise InputError(f"--work: expected another folder than --out, got {work}")
+    if not (bundle / "configs" / "train.yaml").is_file():
+        raise InputError(f"--bundle: expected a folder with configs/train.yaml, got {bundle}")
+    if executor not in ("local", "slurm"):
+        raise InputError(f"--executor: expected local or slurm, got {executor!r}")
+    if executor == "slurm" and (workers is not None or devices is not None):
+        raise InputError('--workers, --devices: expected --executor local, got slurm; use --slurm "{gpus_per_node: 1}"')
+    if executor == "local" and slurm is not None:
+        raise InputError("--slurm: expected --executor slurm, got local")
+    if not losses or not all(losses):
+        raise InputError(f"--losses: expected names such as table1 or nacl,ce_dice, got {losses!r}")
+    if not seeds or any(seed < 0 for seed in seeds):
+        raise InputError(f"--seeds: expected numbers of at least 0, such as 0,1,2, got {seeds!r}")
+    if devices is not None and not (devices and all(map(_is_device, devices))):
+        raise InputError(f"--devices: expected names such as cuda:0,cuda:1, got {devices!r}")
+    if workers is not None and workers < 1:
+        raise InputError(f"--workers: expected a number of at least 1, got {workers}")
+    overrides = json.loads(json.dumps(overrides))  # lists instead of tuples, as in YAML
+    if "tuning" in losses:
+        overrides.setdefault("split", "validation")
+    cells = [
+        plan_cell(setting, seed, bundle, dataset_dir, out, work, overrides)
+        for seed in dict.fromkeys(seeds)
+        for setting in choose_settings(losses, bundle)
+    ]
+    check_comparable(cells)
+    for cell in cells:
+        check_unchanged(cell)
+    slurm_executor = _slurm_executor(work / "slurm", slurm or {}) if executor == "slurm" else None
+
+    for folder in (out, work):
+        folder.mkdir(parents=True, exist_ok=True)
+    (work / ".gitignore").write_text("*\n")
+    with open(work / "plan.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        add_to_plan([cell.settings for cell in cells], out)
+    unfinished = []
+    for cell in cells:
+        if cell.results.is_dir():
+            print(f"{cell.name}: finished before, {cell.results}")
+        else:
+            unfinished.append(cell)
+            print("\n".join([f"{cell.name}:", *cell.settings.commands]))
+    if slurm_executor is not None:
+        failed = _run_on_slurm(unfinished, slurm_executor)
+    else:
+        on: Sequence[str | None] = devices or [None]
+        failed = _run_here(unfinished, workers or len(on), on)
+    print(f"{len(cells) - len(failed)} of {len(cells)} cells are finished, {len(failed)} failed")
+    for name, reason in failed.items():
+        print(f"{name}: {reason}")
+    if failed:
+        sys.exit(1)
+
+
+def _is_device(name: str) -> bool:
+    try:
+        torch.device(name)
+    except RuntimeError:
+        return False
+    return True

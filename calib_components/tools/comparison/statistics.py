@@ -1,0 +1,249 @@
+"""Means with intervals, paired differences and ranks of methods over cases.
+
+A structure that only the ground truth contains (missed) or only the prediction (spurious) has DSC 0 and no HD95; a
+structure that neither contains has no value at all. Undefined values are NaN:
+
+- Means leave them out: the value of a case is the mean over the structures that have one. How many structures were
+  missed or spurious is reported beside the means.
+- Differences and ranks must not reward missing a difficult structure. For these, a case with a missed or spurious
+  structure has no HD95 at all: it contributes no difference, and it ranks last.
+
+Intervals are over patients: they show how far a number could move with other test patients, not with another training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.stats import rankdata, wilcoxon
+
+__all__ = [
+    "Array",
+    "Difference",
+    "Estimate",
+    "case_ranks",
+    "column_ranks",
+    "holm",
+    "mean_case_rank",
+    "mean_case_rank_with_interval",
+    "mean_of_defined",
+    "mean_with_interval",
+    "means_over_common_cases",
+    "paired_difference",
+    "sum_rank",
+    "sum_rank_with_interval",
+]
+
+Array = NDArray[np.float64]
+
+RESAMPLES = 10_000
+LEVEL = 0.95
+
+
+def mean_of_defined(values: ArrayLike) -> Array:
+    """Return the mean over the first axis without NaN; NaN where no value is defined."""
+    stacked = np.asarray(values, float)
+    count = (~np.isnan(stacked)).sum(0)
+    return np.where(count > 0, np.nansum(stacked, axis=0) / np.maximum(count, 1), np.nan)
+
+
+class Estimate(NamedTuple):
+    """A mean over cases, or a statistic of such means, with its 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+class Difference(NamedTuple):
+    """Mean difference to a reference on the same cases, its 95 % interval, and the p-value of Wilcoxon's test."""
+
+    mean: float
+    low: float
+    high: float
+    p_value: float
+    cases: int
+
+
+def mean_with_interval(values: ArrayLike, groups: Sequence[str] | None = None, seed: int = 0) -> Estimate:
+    """Return the mean over cases and its 95 % percentile bootstrap interval.
+
+    Cases of one patient are not independent, so whole groups are resampled: as many as there are, with replacement,
+    10 000 times.
+
+    Args:
+        values: `(cases,)`; undefined values (NaN) are left out.
+        groups: The group of each case, such as its patient; None for every case in a group of its own.
+        seed: Seed of the resampling.
+
+    Returns:
+        The estimate. The mean is NaN without any defined value, the interval with fewer than two groups.
+    """
+    sums, counts = _group_sums(np.asarray(values, float), groups)
+    if len(sums) == 0:
+        return Estimate(np.nan, np.nan, np.nan)
+    mean = float(sums.sum() / counts.sum())
+    drawn = _draw_groups(len(sums), seed)
+    return Estimate(mean, *_percentiles(sums[drawn].sum(1) / counts[drawn].sum(1), len(sums)))
+
+
+def _draw_groups(number: int, seed: int) -> NDArray[np.int64]:
+    """Return the groups in each resample, `(resamples, number)`."""
+    return np.random.default_rng(seed).integers(number, size=(RESAMPLES, number))
+
+
+def _percentiles(resampled: Array, groups: int) -> tuple[float, float]:
+    """Return the ends of the interval that holds 95 % of the values; NaN with fewer than two groups."""
+    if groups < 2:
+        return np.nan, np.nan
+    low, high = np.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)
+
+
+def paired_difference(
+    values: ArrayLike, reference: ArrayLike, groups: Sequence[str] | None = None, seed: int = 0
+) -> Difference:
+    """Compare two methods on the same cases.
+
+    Args:
+        values: `(cases,)`. A case where either method is undefined (NaN) is left out.
+        reference: `(cases,)`, of the method to compare with.
+        groups: The group of each case, as in `mean_with_interval`. The test is made on the means of the groups.
+        seed: Seed of the resampling.
+
+    Returns:
+        The mean of `values - reference` and its interval; the p-value of the two-sided Wilcoxon signed-rank test, 1
+        if nothing differs and NaN if no case is left; and the number of cases compared.
+    """
+    differences = np.asarray(values, float) - np.asarray(reference, float)
+    sums, counts = _group_sums(differences, groups)
+    changed = sums[sums != 0] / counts[sums != 0]
+    p_value = wilcoxon(changed).pvalue if len(changed) > 0 else 1.0 if len(sums) > 0 else np.nan
+    return Difference(*mean_with_interval(differences, groups, seed), float(p_value), int(counts.sum()))
+
+
+def _group_sums(values: Array, groups: Sequence[str] | None) -> tuple[Array, Array]:
+    """Return the sum and the number of defined values of each group that has any."""
+    defined = ~np.isnan(values)
+    labels = np.arange(len(values)) if groups is None else np.asarray(groups)
+    _, index = np.unique(labels[defined], return_inverse=True)
+    return np.bincount(index, weights=values[defined]).astype(float), np.bincount(index).astype(float)
+
+
+def holm(p_values: ArrayLike) -> Array:
+    """Return Holm's step-down adjusted p-values of tests that are made together.
+
+    Args:
+        p_values: `(tests,)`; NaN for a test that was not made, which stays NaN and does not count as a test.
+
+    Returns:
+        `(tests,)`, in the same order.
+    """
+    p_values = np.asarray(p_values, float)
+    adjusted = np.full(len(p_values), np.nan)
+    order = np.argsort(p_values)[: np.count_nonzero(~np.isnan(p_values))]  # NaN sorts last
+    stepped = p_values[order] * np.arange(len(order), 0, -1)
+    adjusted[order] = np.minimum(np.maximum.accumulate(stepped), 1)
+    return adjusted
+
+
+def column_ranks(means: ArrayLike, higher_is_better: ArrayLike) -> Array:
+    """Rank the methods in each column of a table of means.
+
+    Args:
+        means: `(methods, columns)`, one column for each data set and metric; NaN ranks last.
+        higher_is_better: `(columns,)`.
+
+    Returns:
+        `(methods, columns)`: 1 is best, ties share the mean rank.
+    """
+    costs = np.where(higher_is_better, -1, 1) * np.asarray(means, float)
+    return rankdata(np.where(np.isnan(costs), np.inf, costs), axis=0)
+
+
+def sum_rank(means: ArrayLike, higher_is_better: ArrayLike) -> Array:
+    """Return the sum of each method's ranks over the columns, `(methods,)`. Arguments as in `column_ranks`."""
+    return column_ranks(means, higher_is_better).sum(1)
+
+
+def sum_rank_with_interval(
+    values: ArrayLike, higher_is_better: ArrayLike, groups: Sequence[str], seed: int = 0
+) -> list[Estimate]:
+    """Return the `sum_rank` of the means over common cases and its 95 % percentile bootstrap interval.
+
+    Args:
+        values: `(methods, cases, metrics)`, as in `means_over_common_cases`.
+        higher_is_better: `(metrics,)`.
+        groups: The group of each case, as in `mean_with_interval`.
+        seed: Seed of the resampling.
+
+    Returns:
+        One estimate per method.
+    """
+    values = np.asarray(values, float)
+    names, index = np.unique(np.asarray(groups), return_inverse=True)
+    by_group = index[:, None] == np.arange(len(names))  # (cases, groups)
+    common = ~np.isnan(values).any(0)  # (cases, metrics)
+    sums = np.einsum("cg,mck->gmk", by_group, np.where(common, values, 0))
+    counts = by_group.T.astype(float) @ common  # (groups, metrics)
+    drawn = _draw_groups(len(names), seed)
+    weights = np.stack([np.bincount(row, minlength=len(names)) for row in drawn]).astype(float)
+    with np.errstate(invalid="ignore"):  # 0 / 0 is NaN, which ranks all methods alike
+        means = np.einsum("rg,gmk->mrk", weights, sums) / (weights @ counts)
+    columns = means.reshape(len(values), -1)
+    ranks = column_ranks(columns, np.tile(higher_is_better, len(drawn))).reshape(means.shape).sum(2)
+    totals = sum_rank(means_over_common_cases(values), higher_is_better)
+    return [
+        Estimate(float(total), *_percentiles(resampled, len(names)))
+        for total, resampled in zip(totals, ranks, strict=True)
+    ]
+
+
+def case_ranks(values: ArrayLike, higher_is_better: ArrayLike) -> Array:
+    """Rank the methods on each case and metric.
+
+    Args:
+        values: `(methods, cases, metrics)`. An undefined value (NaN) ranks last.
+        higher_is_better: `(metrics,)`.
+
+    Returns:
+        `(methods, cases, metrics)`: 1 is best, ties share the mean rank; NaN where no method has a value.
+    """
+    values = np.asarray(values, float)
+    methods, cases, metrics = values.shape
+    columns = values.reshape(methods, cases * metrics)
+    ranks = column_ranks(columns, np.tile(higher_is_better, cases))
+    ranks[:, np.isnan(columns).all(0)] = np.nan
+    return ranks.reshape(values.shape)
+
+
+def means_over_common_cases(values: ArrayLike) -> Array:
+    """Return the mean of each metric over the cases where every method has a value: means that can be ranked fairly.
+
+    Args:
+        values: `(methods, cases, metrics)`.
+
+    Returns:
+        `(methods, metrics)`; NaN where there is no such case.
+    """
+    values = np.asarray(values, float)
+    common = np.where(np.isnan(values).any(0), np.nan, values)
+    return mean_of_defined(common.swapaxes(0, 1))
+
+
+def mean_case_rank(values: ArrayLike, higher_is_better: ArrayLike) -> Array:
+    """Return the mean of each method's ranks over all cases and metrics, `(methods,)`. Arguments as in `case_ranks`."""
+    ranks = case_ranks(values, higher_is_better)
+    return mean_of_defined(ranks.reshape(len(ranks), -1).T)
+
+
+def mean_case_rank_with_interval(
+    values: ArrayLike, higher_is_better: ArrayLike, groups: Sequence[str], seed: int = 0
+) -> list[Estimate]:
+    """Return `mean_case_rank` and its 95 % percentile bootstrap interval. Arguments as in `sum_rank_with_interval`."""
+    ranks = case_ranks(values, higher_is_better)
+    repeated = [group for group in groups for _ in range(ranks.shape[2])]  # a case has one rank per metric
+    return [mean_with_interval(of_method.flatten(), repeated, seed) for of_method in ranks]

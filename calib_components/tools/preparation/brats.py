@@ -1,0 +1,32 @@
+"""BraTS 2019 to 2021: `NAME_{flair,t1,t1ce,t2,seg}.nii.gz` at any depth."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from calib_components.tools.preparation.case import Case, nifti_file
+from calib_components.tools.preparation.command import dataset_command
+from calib_components.tools.preparation.facts import Facts
+
+
+def find_cases(src: Path) -> list[Case]:
+    """Find the cases by their files; the group is HGG or LGG if a folder is called so."""
+    suffixes = Facts.of_dataset("brats").file_suffixes
+    cases = {}
+    for file in src.rglob("*.nii*"):
+        if match := re.fullmatch(rf"([^.].*)({'|'.join(suffixes)}|_seg)\.nii(\.gz)?", file.name):
+            folder, name = file.parent, match[1]
+            group = next((part for part in folder.relative_to(src).parts if part in ("HGG", "LGG")), "")
+            images = tuple(nifti_file(folder, name + suffix) for suffix in suffixes)
+            cases[folder, name] = Case(name, name, group, images, nifti_file(folder, f"{name}_seg"))
+    return list(cases.values())
+
+
+prepare_brats = dataset_command(
+    "brats",
+    find_cases,
+    layout="NAME_flair.nii.gz at any depth",
+    summary="Prepare BraTS 2019 to 2021 (brain MR: FLAIR, T1, T1ce, T2), stratified by grade.",
+    src="Folder with the cases at any depth.",
+)

@@ -1,0 +1,75 @@
+"""The command that prepares a data set: the same options for each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from calib_components.errors import InputError
+from calib_components.tools.command_line import Command
+from calib_components.tools.preparation.case import Case
+from calib_components.tools.preparation.facts import Facts
+from calib_components.tools.preparation.prepare import prepare_cases
+
+HELP = """{summary}
+
+    Args:
+        src: {src}
+        out: Folder of the prepared cases.
+        image_size: In-plane size of the slices, such as 128,128. Default: the size that the bundle uses.
+        fractions: Shares of the patients for training, validation and testing; 0,0,1 makes an external test set.
+        seed: Seed of the split.
+        workers: Number of processes. Default: one per core, at most 8.
+        skip_bad: Leave bad cases out and list them at the end.
+
+    Raises:
+        InputError: An argument, the source or a case is not as expected.
+    """
+
+
+def dataset_command(
+    name: str, find_cases: Callable[[Path], list[Case]], *, layout: str, summary: str, src: str
+) -> Command:
+    """Create the command that prepares a data set with a bundle of its own.
+
+    Args:
+        name: Name of the data set and of the command.
+        find_cases: Finds the cases in a folder.
+        layout: Files that the folder is expected to hold, for messages.
+        summary: First line of the command's help.
+        src: Help for the folder to prepare.
+
+    Returns:
+        The command.
+    """
+
+    def command(
+        src: Path,
+        out: Path,
+        image_size: Sequence[int] | None = None,
+        fractions: Sequence[float] = (0.7, 0.1, 0.2),
+        seed: int = 0,
+        workers: int | None = None,
+        skip_bad: bool = False,
+    ) -> None:
+        facts = Facts.of_dataset(name).for_source(src, image_size)
+        cases = require_cases(find_cases, src, layout)
+        prepare_cases(cases, facts, out, fractions, seed, workers, skip_bad)
+
+    command.__name__ = command.__qualname__ = f"prepare_{name}"
+    command.__doc__ = HELP.format(summary=summary, src=src)
+    return command
+
+
+def require_cases(find_cases: Callable[[Path], list[Case]], src: Path, layout: str) -> list[Case]:
+    """Find the cases in a folder, of which there must be at least one.
+
+    Raises:
+        InputError: There is no folder or no case in it.
+    """
+    if not src.is_dir():
+        raise InputError(f"{src}: expected a folder, got no such folder")
+    cases = find_cases(src)
+    if not cases:
+        raise InputError(f"{src}: expected {layout}, got no cases")
+    return cases

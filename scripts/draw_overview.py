@@ -1,0 +1,120 @@
+"""Draw docs/overview.png, the picture on top of the README.
+
+    python scripts/draw_overview.py
+
+Left: a slice of a phantom (scripts/make_phantoms.py), segmented with the weights of the ACDC bundle. Right: reliability
+diagrams of two networks of the comparison on ACDC, from results/acdc/table1.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from functools import partial
+from pathlib import Path
+
+import monai.bundle
+import nibabel as nib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure, SubFigure
+from matplotlib.patches import Patch
+from numpy.typing import NDArray
+
+from calib_components.handlers.evaluation import read_calibration
+from calib_components.metrics import CalibrationBins
+from calib_components.tools.command_line import run
+
+ROOT = Path(__file__).resolve().parents[1]
+BUNDLE = ROOT / "bundles" / "acdc_mri_nacl_segmentation"
+RESULTS = ROOT / "results" / "acdc" / "table1"
+CASE, SLICE = "patient004_frame01", 2  # the network was never trained on phantoms, and this is one that it knows well
+HALF = 38  # pixels from the centre of the heart to the edge of the picture
+STRUCTURES = {"right ventricle": "#e69f00", "myocardium": "#56b4e9", "left ventricle": "#cc79a7"}
+ACCURACY, OVER, UNDER = "tab:blue", "lightcoral", "gold"  # as in calib_components.figures
+SURE = 13  # the bin of the reliability diagrams that is spelt out: 0.87 to 0.93
+
+
+def draw_overview(out: Path = ROOT / "docs" / "overview.png", weights: Path = BUNDLE / "models" / "model.pt") -> None:
+    """Draw the picture.
+
+    Args:
+        out: The file to write.
+        weights: Weights of the ACDC bundle that segment the phantom.
+    """
+    figure = Figure(figsize=(10, 2.95), dpi=150, facecolor="white")
+    grid = figure.add_gridspec(1, 2, width_ratios=[1.36, 1])
+    left, right = figure.add_subfigure(grid[0]), figure.add_subfigure(grid[1])
+    left.suptitle("A phantom heart, segmented with the ACDC bundle", fontsize=11, y=0.98)
+    panels = left.subplots(1, 3, gridspec_kw={"left": 0.01, "right": 0.97, "bottom": 0.13, "top": 0.8, "wspace": 0.04})
+    draw_slice(panels, *segmented_slice(weights))
+    add_legend(left, STRUCTURES)
+    right.suptitle("Reliability on 16 test patients of ACDC", fontsize=11, y=0.98)
+    panels = right.subplots(1, 2, gridspec_kw={"left": 0.1, "right": 0.98, "bottom": 0.22, "top": 0.78, "wspace": 0.18})
+    for axes, (title, loss) in zip(panels, {"CE + Dice": "ce_dice", "NACL": "nacl"}.items(), strict=True):
+        draw_reliability(axes, read_calibration(RESULTS / loss / "seed0")["top_label"], title)
+    panels[0].set_ylabel("accuracy", fontsize=9, labelpad=2)
+    panels[1].tick_params(labelleft=False)
+    add_legend(right, {"accuracy": ACCURACY, "overconfident": OVER, "underconfident": UNDER})
+    figure.savefig(out)
+
+
+def add_legend(figure: SubFigure, colors: dict[str, str]) -> None:
+    handles = [Patch(color=color, label=name) for name, color in colors.items()]
+    figure.legend(handles=handles, loc="lower center", ncols=3, frameon=False, fontsize=9, handlelength=1.2)
+
+
+def segmented_slice(weights: Path) -> list[NDArray]:
+    """Draw a phantom, segment it, and give image, ground truth, prediction and uncertainty of a slice."""
+    with tempfile.TemporaryDirectory() as folder:
+        images, maps = Path(folder, "phantoms"), Path(folder, "maps")
+        subprocess.run([sys.executable, ROOT / "scripts" / "make_phantoms.py", images, "--patients", "4"], check=True)
+        case = images / "training" / CASE.partition("_")[0]
+        places = {"dataset_dir": str(case), "output_dir": str(maps), "load_path": str(weights)}
+        config_file = str(BUNDLE / "configs" / "inference.yaml")
+        monai.bundle.run(config_file=config_file, bundle_root=str(BUNDLE), device="cpu", **places)
+        files = [case / CASE, case / f"{CASE}_gt", maps / f"{CASE}_seg", maps / f"{CASE}_uncertainty"]
+        volumes = [nib.Nifti1Image.from_filename(f"{file}.nii.gz").get_fdata()[..., SLICE] for file in files]
+    x, y = np.argwhere(volumes[1] > 0).mean(0).astype(int)
+    return [volume[x - HALF : x + HALF, y - HALF : y + HALF].T for volume in volumes]
+
+
+def draw_slice(panels: NDArray, image: NDArray, label: NDArray, prediction: NDArray, uncertainty: NDArray) -> None:
+    for axes, title in zip(panels, ("ground truth", "prediction", "uncertainty"), strict=True):
+        axes.imshow(image, cmap="gray", interpolation="bicubic")
+        axes.set_title(title, fontsize=9)
+        axes.set_axis_off()
+    for axes, classes in zip(panels, (label, prediction), strict=False):
+        for k, color in enumerate(STRUCTURES.values(), start=1):
+            axes.contourf(classes == k, levels=[0.5, 1], colors=[color], alpha=0.35)
+            axes.contour(classes == k, levels=[0.5], colors=[color], linewidths=1.6)
+    panels[2].imshow(uncertainty, cmap="inferno", vmin=0, vmax=1, interpolation="bicubic")
+
+
+def draw_reliability(axes: Axes, bins: CalibrationBins, title: str) -> None:
+    count, confidence, accuracy = (field[0].numpy() for field in (bins.count, bins.confidence, bins.accuracy))
+    shown = np.flatnonzero(count > 1e-4 * count.sum())
+    width = 1 / len(count)
+    low = np.minimum(accuracy, confidence)
+    gap = np.where(accuracy < confidence, OVER, UNDER)
+    bar = partial(axes.bar, shown * width, width=width, align="edge", edgecolor="white", linewidth=0.6)
+    bar(low[shown], color=ACCURACY)
+    bar(abs(accuracy - confidence)[shown], bottom=low[shown], color=gap[shown])
+    axes.plot([0, 1], [0, 1], color="black", linewidth=1, linestyle="--")
+    axes.set(xlim=(0, 1), ylim=(0, 1), xticks=[0, 0.5, 1], yticks=[0, 0.5, 1], aspect="equal")
+    axes.set_title(f"{title}, ECE {bins.expected_error().item():.3f}", fontsize=9)
+    axes.set_xlabel("confidence", fontsize=9, labelpad=1)
+    axes.tick_params(labelsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.annotate(
+        f"{confidence[SURE]:.0%} confident,\n{accuracy[SURE]:.0%} correct",
+        ((SURE + 0.5) * width, accuracy[SURE]),
+        (0.04, 0.82),
+        fontsize=8,
+        arrowprops={"arrowstyle": "-", "color": "0.3", "linewidth": 0.8},
+    )
+
+
+if __name__ == "__main__":
+    run("draw_overview", draw_overview)

@@ -1,0 +1,143 @@
+"""Training and evaluation of the ACDC bundle on phantoms."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from tests.helpers import ACDC, IMAGE_SIZE, run_bundle
+
+
+def command(*configs: str, **override: Any) -> list[str]:
+    """The same as a command line."""
+    files = [str(ACDC / "configs" / name) for name in configs]
+    options = {"config_file": files, "bundle_root": ACDC, "device": "cpu", **override}
+    return [sys.executable, "-m", "monai.bundle", "run", *(f"--{key}={value}" for key, value in options.items())]
+
+
+def test_training_keeps_best_and_last(trained: Path) -> None:
+    best = torch.load(trained / "model.pt", weights_only=True)
+    last = torch.load(trained / "last.pt", weights_only=True)
+    assert best.keys() == last["network"].keys()
+    assert last["epoch"] == 2
+    assert 0 < last["best_metric"] <= 1
+    assert list(trained.glob("events.out.tfevents.*"))
+
+
+def test_evaluation_writes_cases_summary_bins_and_figures(prepared: Path, trained: Path, tmp_path: Path) -> None:
+    run_bundle(
+        ACDC,
+        "train.yaml",
+        "evaluate.yaml",
+        dataset_dir=str(prepared),
+        image_size=IMAGE_SIZE,
+        ckpt_dir=str(trained),
+        output_dir=str(tmp_path),
+    )
+    testing = json.loads((prepared / "datalist.json").read_text())["testing"]
+    with open(tmp_path / "cases.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["case"] for row in rows] == [item["case"] for item in testing]
+    assert list(rows[0]) == [
+        "case", "dsc_RV", "dsc_MYO", "dsc_LV", "hd95_RV", "hd95_MYO", "hd95_LV", "ece", "cece", "nll", "brier"
+    ]  # fmt: skip
+
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    ece = [float(row["ece"]) for row in rows]
+    assert summary["cases"] == len(rows) == 4
+    assert summary["ece"] == {"mean": pytest.approx(np.mean(ece)), "std": pytest.approx(np.std(ece, ddof=1)), "n": 4}
+    in_one_only = {(item["case"], item["structure"]) for item in summary["missed"] + summary["spurious"]}
+    assert in_one_only == {
+        (row["case"], structure)
+        for row in rows
+        for structure in ("RV", "MYO", "LV")
+        if row[f"dsc_{structure}"] == "0.0" and row[f"hd95_{structure}"] == ""
+    }
+
+    calibration = json.loads((tmp_path / "calibration.json").read_text())
+    foreground = sum(int((nib.load(prepared / i["label"]).get_fdata() > 0).sum()) for i in testing)
+    assert np.sum(calibration["pooled"]["top_label"]["count"]) == foreground
+    assert np.array(calibration["per_case"]["classwise"]["count"]).shape == (4, 4, 15)
+    for name in ("reliability.png", "reliability_classes.png"):
+        assert (tmp_path / name).stat().st_size > 10_000
+
+
+def test_another_image_size_than_the_prepared_one_is_an_error(prepared: Path, tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError) as error:
+        run_bundle(ACDC, "train.yaml", dataset_dir=str(prepared), ckpt_dir=str(tmp_path), output_dir=str(tmp_path))
+    assert "expected slices of the image_size [224, 224], got [64, 64]" in str(error.value.__cause__)
+
+
+@pytest.mark.parametrize("loss", ["nacl", "ce_dice"])
+def test_loss_overlay_trains(loss: str, prepared: Path, tmp_path: Path) -> None:
+    run_bundle(
+        ACDC,
+        "train.yaml",
+        f"losses/{loss}.yaml",
+        dataset_dir=str(prepared),
+        image_size=IMAGE_SIZE,
+        max_epochs=1,
+        ckpt_dir=str(tmp_path),
+        output_dir=str(tmp_path),
+    )
+    assert (tmp_path / "model.pt").is_file()
+
+
+def test_tracking_with_mlflow(prepared: Path, tmp_path: Path) -> None:
+    run_bundle(
+        ACDC,
+        "train.yaml",
+        dataset_dir=str(prepared),
+        image_size=IMAGE_SIZE,
+        max_epochs=1,
+        ckpt_dir=str(tmp_path),
+        output_dir=str(tmp_path),
+        tracking="mlflow",
+    )
+    assert (tmp_path / "mlruns.db").stat().st_size > 0
+
+
+def test_killed_training_resumes_to_the_same_bits(prepared: Path, tmp_path: Path) -> None:
+    def train(folder: Path, **override: Any) -> list[str]:
+        return command(
+            "train.yaml",
+            dataset_dir=prepared,
+            image_size=IMAGE_SIZE,
+            max_epochs=4,
+            num_workers=1,
+            ckpt_dir=folder,
+            output_dir=folder,
+            **override,
+        )
+
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    subprocess.run(train(whole), check=True)
+
+    process = subprocess.Popen(train(killed), start_new_session=True)
+    while not (killed / "last.pt").is_file():
+        assert process.poll() is None
+        time.sleep(0.01)
+    time.sleep(0.3)  # into the second epoch
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert torch.load(killed / "last.pt", weights_only=True)["epoch"] < 4
+
+    subprocess.run(train(killed, resume=True), check=True)
+    expected, resumed = (torch.load(folder / "last.pt", weights_only=True) for folder in (whole, killed))
+    assert resumed["best_metric"] == expected["best_metric"]
+    for part in ("network", "optimizer"):
+        torch.testing.assert_close(resumed[part], expected[part], rtol=0, atol=0)
+    expected, resumed = (torch.load(folder / "model.pt", weights_only=True) for folder in (whole, killed))
+    torch.testing.assert_close(resumed, expected, rtol=0, atol=0)

@@ -1,0 +1,287 @@
+"""Calibration bins and the errors computed from them: golden values, cases worked by hand, properties, wrong bins."""
+
+from __future__ import annotations
+
+import json
+import math
+from fractions import Fraction
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from monai.data import MetaTensor
+from torch.nn import functional as F
+
+from calib_components.metrics import CalibrationBins, calibration_bins, voxels
+from tests.helpers import SHARED
+
+GOLDEN = SHARED / "golden"
+
+
+def random_case(seed: int, shape: tuple[int, ...] = (1, 4, 9, 7, 5)) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    probabilities = torch.randn(shape, generator=generator).mul(2).softmax(1)
+    labels = torch.randint(shape[1], (shape[0], 1, *shape[2:]), generator=generator)
+    return probabilities, labels
+
+
+def golden(name: str) -> tuple[dict[str, np.ndarray], torch.Tensor, torch.Tensor]:
+    path = GOLDEN / f"{name}.npz"
+    if not path.is_file():
+        pytest.skip(f"golden values not found: {path}")
+    values = dict(np.load(path))
+    probabilities = torch.from_numpy(values["logits"]).softmax(1).movedim(1, 0)[None]
+    return values, probabilities, torch.from_numpy(values["labels"])[None, None]
+
+
+@pytest.mark.parametrize("name", ["metrics_k2", "metrics_k4"])
+@pytest.mark.parametrize("num_bins", [10, 15, 20])
+@pytest.mark.parametrize("voxels", ["foreground", "all"])
+def test_ece_and_cece_equal_the_authors(name: str, num_bins: int, voxels: str) -> None:
+    values, y_pred, y = golden(name)
+    for measure, classwise in (("ece", False), ("cece", True)):
+        bins = calibration_bins(y_pred, y, num_bins, foreground_only=voxels == "foreground", classwise=classwise)
+        expected = values[f"{measure}_{voxels}/bins{num_bins}"].item()
+        assert bins.expected_error().item() == pytest.approx(expected, abs=1e-6)
+
+
+# Two classes, six voxels, four bins of width 1/4; probability of class 1 and the label:
+#   voxel            0     1     2     3      4    5
+HAND_P1 = (0.000, 0.25, 0.50, 0.625, 1.0, 0.875)
+HAND_Y = (0, 1, 1, 1, 1, 0)
+#   predicted        0     0     0 (tie)  1   1    1
+#   top confidence   1.0   0.75  0.5  0.625  1.0  0.875
+#   correct          yes   no    no   yes    yes  no
+#   bin of the top   3     2     1    2      3    3
+
+
+def hand_case() -> tuple[torch.Tensor, torch.Tensor]:
+    p1 = torch.tensor(HAND_P1)
+    return torch.stack([1 - p1, p1])[None], torch.tensor(HAND_Y).view(1, 1, -1)
+
+
+def test_top_label_bins_by_hand() -> None:
+    bins = calibration_bins(*hand_case(), num_bins=4, foreground_only=False)
+    assert bins.count.tolist() == [[0, 1, 2, 3]]
+    assert bins.confidence_sum.tolist() == [[0, 0.5, 1.375, 2.875]]
+    assert bins.num_correct.tolist() == [[0, 0, 1, 2]]
+    assert [field.dtype for field in vars(bins).values()] == [torch.int64, torch.float64, torch.float64]
+    assert str(bins.confidence.tolist()) == str([[math.nan, 0.5, 1.375 / 2, 2.875 / 3]])
+    assert str(bins.accuracy.tolist()) == str([[math.nan, 0.0, 0.5, 2 / 3]])
+    assert bins.expected_error().item() == pytest.approx((0.5 + 0.375 + 0.875) / 6)
+    assert bins.average_error().item() == pytest.approx((0.5 + 0.375 / 2 + 0.875 / 3) / 3)
+    assert bins.maximum_error().item() == pytest.approx(0.5)
+
+
+def test_classwise_bins_by_hand() -> None:
+    bins = calibration_bins(*hand_case(), num_bins=4, foreground_only=False, classwise=True)
+    assert bins.count.tolist() == [[[2, 2, 1, 1], [2, 1, 1, 2]]]
+    assert bins.confidence_sum.tolist() == [[[0.125, 0.875, 0.75, 1.0], [0.25, 0.5, 0.625, 1.875]]]
+    assert bins.num_correct.tolist() == [[[1, 0, 0, 1], [1, 1, 1, 1]]]
+    class_errors = ((0.875 + 0.875 + 0.75 + 0) / 6, (0.75 + 0.5 + 0.375 + 0.875) / 6)
+    assert bins.expected_error().item() == pytest.approx(sum(class_errors) / 2)
+    assert bins.maximum_error().item() == pytest.approx((0.75 + 0.5) / 2)
+    assert [of_class.expected_error().item() for of_class in bins.per_class()] == pytest.approx(class_errors)
+
+
+def test_foreground_and_ignored_voxels_by_hand() -> None:
+    y_pred, y = hand_case()
+    assert calibration_bins(y_pred, y, num_bins=4).count.tolist() == [[0, 1, 2, 1]]
+    y[..., 3] = 255
+    assert calibration_bins(y_pred, y, num_bins=4, ignore_index=255).count.tolist() == [[0, 1, 1, 1]]
+    assert calibration_bins(y_pred, hand_case()[1], num_bins=4, ignore_index=1).count.sum() == 0
+
+
+@pytest.mark.parametrize("num_bins", [1, 3, 10, 15, 20, 25, 49, 100])
+def test_float64_edges_belong_to_the_lower_bin(num_bins: int) -> None:
+    for edges in (np.arange(num_bins + 1) / num_bins, np.linspace(0, 1, num_bins + 1)):
+        p = torch.from_numpy(edges)
+        y = torch.zeros(1, 1, num_bins + 1)
+        bins = calibration_bins(torch.stack([p, 1 - p])[None], y, num_bins, foreground_only=False, classwise=True)
+        assert bins.count[0, 0].tolist() == [2] + [1] * (num_bins - 1)
+
+
+@settings(deadline=None)
+@given(st.integers(1, 200), st.floats(0, 1, width=32), st.booleans())
+def test_bin_of_a_float32_is_exact(num_bins: int, p: float, near_an_edge: bool) -> None:
+    if near_an_edge:
+        p = float(np.float32(round(p * num_bins) / num_bins))
+    y_pred = torch.tensor([p, 1 - p], dtype=torch.float32).view(1, 2, 1)
+    bins = calibration_bins(y_pred, torch.zeros(1, 1, 1), num_bins, foreground_only=False, classwise=True)
+    exact = -(-Fraction(p) * num_bins // 1) - 1  # ceil(p * num_bins) - 1
+    assert bins.count[0, 0].argmax().item() == max(exact, 0)
+
+
+def brute_force(y_pred: torch.Tensor, y: torch.Tensor, num_bins: int) -> dict[str, float]:
+    """ECE, ACE, MCE and CECE of one case by their definitions, in float64."""
+
+    def gaps(confidence: np.ndarray, hit: np.ndarray) -> list[tuple[float, float]]:
+        edges = np.arange(num_bins + 1) / num_bins
+        found = []
+        for low, high in pairwise(edges):
+            inside = (confidence > low) & (confidence <= high) | ((confidence == 0) & (low == 0))
+            if inside.any():
+                found.append((inside.mean(), abs(confidence[inside].mean() - hit[inside].mean())))
+        return found
+
+    p, label = y_pred[0].flatten(1).double().numpy(), y.flatten().numpy()
+    top = gaps(p.max(0), p.argmax(0) == label)
+    return {
+        "ece": sum(share * gap for share, gap in top),
+        "ace": float(np.mean([gap for _, gap in top])),
+        "mce": max(gap for _, gap in top),
+        "cece": float(np.mean([sum(s * g for s, g in gaps(p_k, label == k)) for k, p_k in enumerate(p)])),
+    }
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10_000), st.integers(2, 6), st.integers(1, 30), st.sampled_from([1, 40, 10**6]))
+def test_equals_the_definition_for_any_chunk(seed: int, num_classes: int, num_bins: int, chunk: int) -> None:
+    y_pred, y = random_case(seed, (1, num_classes, 6, 11))
+    expected = brute_force(y_pred, y, num_bins)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(voxels, "CPU_CHUNK", chunk)
+        top = calibration_bins(y_pred, y, num_bins, foreground_only=False)
+        classwise = calibration_bins(y_pred, y, num_bins, foreground_only=False, classwise=True)
+    assert top.expected_error().item() == pytest.approx(expected["ece"], abs=1e-12)
+    assert top.average_error().item() == pytest.approx(expected["ace"], abs=1e-12)
+    assert top.maximum_error().item() == pytest.approx(expected["mce"], abs=1e-12)
+    assert classwise.expected_error().item() == pytest.approx(expected["cece"], abs=1e-12)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 10_000), st.permutations(range(5)), st.booleans())
+def test_parts_of_a_volume_in_any_order_add_up_to_the_whole(seed: int, order: list[int], classwise: bool) -> None:
+    y_pred, y = random_case(seed, (2, 3, 10, 6))
+    whole = calibration_bins(y_pred, y, classwise=classwise)
+    parts = [calibration_bins(y_pred[:, :, i::5], y[:, :, i::5], classwise=classwise) for i in order]
+    merged = parts[0] + parts[1] + parts[2] + parts[3] + parts[4]
+    assert torch.equal(merged.count, whole.count)
+    assert torch.equal(merged.num_correct, whole.num_correct)
+    torch.testing.assert_close(merged.confidence_sum, whole.confidence_sum, rtol=1e-14, atol=0)
+    torch.testing.assert_close(merged.expected_error(), whole.expected_error(), rtol=0, atol=1e-14, equal_nan=True)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 10_000), st.permutations(range(4)))
+def test_errors_do_not_depend_on_the_order_of_classes(seed: int, order: list[int]) -> None:
+    y_pred, y = random_case(seed)
+    renamed = torch.tensor(order).argsort()[y]
+    for classwise in (False, True):
+        before = calibration_bins(y_pred, y, foreground_only=False, classwise=classwise)
+        after = calibration_bins(y_pred[:, order], renamed, foreground_only=False, classwise=classwise)
+        torch.testing.assert_close(after.expected_error(), before.expected_error(), rtol=0, atol=1e-12)
+
+
+def test_pooled_bins_are_those_of_one_large_case() -> None:
+    y_pred, y = random_case(3, (3, 4, 8, 8))
+    as_one = (y_pred.movedim(0, 1).flatten(1, 2)[None], y.movedim(0, 1).flatten(1, 2)[None])
+    for classwise in (False, True):
+        pooled = calibration_bins(y_pred, y, classwise=classwise).pooled()
+        expected = calibration_bins(*as_one, classwise=classwise)
+        assert torch.equal(pooled.count, expected.count)
+        assert torch.equal(pooled.num_correct, expected.num_correct)
+        torch.testing.assert_close(pooled.confidence_sum, expected.confidence_sum, rtol=1e-14, atol=0)
+
+
+def test_json_is_exact() -> None:
+    bins = calibration_bins(*random_case(4), classwise=True)
+    read = CalibrationBins.from_dict(json.loads(json.dumps(bins.to_dict())))
+    assert list(vars(read)) == ["count", "confidence_sum", "num_correct"]
+    for name, field in vars(read).items():
+        assert torch.equal(field, getattr(bins, name))
+        assert field.dtype == getattr(bins, name).dtype
+
+
+def test_the_earlier_form_is_still_read() -> None:
+    bins = calibration_bins(*random_case(4))
+    fields = bins.to_dict()
+    earlier = {"count": fields["count"], "confidence": fields["confidence_sum"], "accuracy": fields["num_correct"]}
+    assert CalibrationBins.from_dict(earlier).to_dict() == fields
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"count": [[1]]}, r"got count \(missing: confidence_sum, num_correct\)$"),
+        ({"count": [[1]], "confidence": [[1.0]]}, r"got count, confidence \(missing: confidence_sum, num_correct\)$"),
+        ({"count": [[1]], "confidence_sum": [[1.0]], "accuracy": [[1.0]]}, r"\(missing: num_correct\)$"),
+        ({}, r"^fields: expected count, confidence_sum, num_correct, got none"),
+        ([[1]], r"^fields: expected a dictionary of nested lists, got list$"),
+        ({"count": [[1]], "confidence_sum": [["a"]], "num_correct": [[1.0]]}, r"^confidence_sum: expected .* numbers"),
+        ({"count": [[1], [1, 2]], "confidence_sum": [[1.0]], "num_correct": [[1.0]]}, r"^count: expected nested lists"),
+        ({"count": [[1]], "confidence_sum": [[1.0, 2.0]], "num_correct": [[1.0]]}, r"expected one shape.*\(1, 2\)"),
+    ],
+)
+def test_other_saved_fields_are_an_error(fields: dict[str, list], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        CalibrationBins.from_dict(fields)
+
+
+def assert_same_bins(actual: CalibrationBins, expected: CalibrationBins) -> None:
+    assert torch.equal(actual.count, expected.count)
+    assert torch.equal(actual.num_correct, expected.num_correct)
+    torch.testing.assert_close(actual.confidence_sum, expected.confidence_sum, rtol=1e-14, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.int64, torch.float16, torch.float32])
+@pytest.mark.parametrize("one_hot", [False, True])
+def test_labels_of_any_type_as_index_or_one_hot(dtype: torch.dtype, one_hot: bool) -> None:
+    y_pred, y = random_case(5)
+    given_y = F.one_hot(y[:, 0], 4).movedim(-1, 1) if one_hot else y
+    assert_same_bins(calibration_bins(y_pred, given_y.to(dtype)), calibration_bins(y_pred, y))
+
+
+def test_boolean_one_hot_meta_tensor_and_memory_layout() -> None:
+    y_pred, y = random_case(6)
+    expected = calibration_bins(y_pred, y)
+    one_hot = F.one_hot(y[:, 0], 4).movedim(-1, 1).bool()
+    assert_same_bins(calibration_bins(y_pred.requires_grad_(), one_hot), expected)
+    tracked = calibration_bins(MetaTensor(y_pred.detach()), MetaTensor(y))
+    assert_same_bins(tracked, expected)
+    assert type(tracked.count) is torch.Tensor
+    strided = y_pred.detach().to(memory_format=torch.channels_last_3d)
+    assert_same_bins(calibration_bins(strided, y.transpose(2, 4).contiguous().transpose(2, 4)), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_probabilities_of_other_types_are_not_rounded(dtype: torch.dtype) -> None:
+    y_pred, y = random_case(7)
+    rounded = y_pred.to(dtype)
+    assert_same_bins(calibration_bins(rounded, y), calibration_bins(rounded.double(), y))
+
+
+def test_case_without_foreground_is_nan() -> None:
+    y_pred, y = random_case(8, (2, 3, 5, 5))
+    y[1] = 0
+    for classwise in (False, True):
+        bins = calibration_bins(y_pred, y, classwise=classwise)
+        for value in (bins.expected_error(), bins.average_error(), bins.maximum_error()):
+            assert value.shape == (2,)
+            assert value.isnan().tolist() == [False, True]
+
+
+def test_rounding_errors_are_accepted() -> None:
+    y_pred, y = random_case(10, (2, 4, 5, 6))
+    assert calibration_bins(y_pred + 5e-6, y).count.sum() == (y > 0).sum()
+    one_too_much = torch.tensor([1.000001, 0.0]).view(1, 2, 1)
+    bins = calibration_bins(one_too_much, torch.zeros(1, 1, 1), foreground_only=False, classwise=True)
+    assert bins.count[0, :, [0, -1]].tolist() == [[0, 1], [1, 0]]
+
+
+def test_only_bins_of_the_same_shape_are_added() -> None:
+    y_pred, y = random_case(10, (2, 4, 5, 6))
+    top, classwise = calibration_bins(y_pred, y), calibration_bins(y_pred, y, classwise=True)
+    with pytest.raises(ValueError, match=r"^other: expected bins of the same shape, \(2, 15\), got \(2, 4, 15\)"):
+        top + classwise
+    with pytest.raises(ValueError, match=r"got \(1, 15\): pool the cases first with pooled\(\)"):
+        top + top.pooled()
+    with pytest.raises(ValueError, match=r"expected one shape.*\(2, 15\), \(2, 15\) and \(2, 4, 15\)"):
+        CalibrationBins(top.count, top.confidence_sum, classwise.num_correct)
+    with pytest.raises(ValueError, match=r"expected one shape.*got \(15,\)"):
+        CalibrationBins(top.count[0], top.confidence_sum[0], top.num_correct[0])
+    with pytest.raises(ValueError, match=r"^per_class: expected classwise bins \(B, N, bins\), got shape \(2, 15\)"):
+        top.per_class()

@@ -1,0 +1,180 @@
+"""What all metrics share: batches or lists of cases, reductions, reset, MONAI's handlers, errors."""
+
+from __future__ import annotations
+
+import csv
+import logging
+import math
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import ignite.metrics
+import pytest
+import torch
+from ignite.engine import Engine
+from monai.data import MetaTensor
+from monai.handlers import IgniteMetricHandler, MetricsSaver, StatsHandler
+from torch.nn import functional as F
+
+from calib_components import metrics
+from calib_components.metrics import (
+    BrierMetric,
+    CalibrationMetric,
+    CECEMetric,
+    DSCMetric,
+    ECEMetric,
+    HD95Metric,
+    LogitMagnitudeMetric,
+    NLLMetric,
+    brier_score,
+    calibration_bins,
+    negative_log_likelihood,
+)
+
+ALL_METRICS = [getattr(metrics, name) for name in metrics.__all__ if name.endswith("Metric")]
+CASES = 4
+
+
+def cases(metric_type: type) -> tuple[torch.Tensor, torch.Tensor]:
+    """Four cases of three classes; the last one has no foreground."""
+    generator = torch.Generator().manual_seed(0)
+    y_pred = (2 * torch.randn(CASES, 3, 8, 7, 6, generator=generator)).softmax(1)
+    y = torch.randint(3, (CASES, 1, 8, 7, 6), generator=generator)
+    y[-1] = 0
+    if metric_type in (DSCMetric, HD95Metric):
+        y_pred = F.one_hot(y_pred.argmax(1), 3).movedim(-1, 1)
+    return y_pred, y
+
+
+def assert_equal(actual: torch.Tensor, expected: torch.Tensor) -> None:
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-14, equal_nan=True)
+
+
+@pytest.mark.parametrize("metric_type", ALL_METRICS)
+def test_only_tensors_and_lists_of_them(metric_type: type) -> None:
+    y_pred, y = cases(metric_type)
+    for name, arguments in {"y_pred": (y_pred.numpy(), y), "y": (y_pred, y.numpy())}.items():
+        with pytest.raises(TypeError, match=rf"^{name}: expected a torch\.Tensor or a list of them, got ndarray$"):
+            metric_type()(*arguments)
+
+
+@pytest.mark.parametrize("metric_type", ALL_METRICS)
+def test_batches_and_lists_of_cases_give_the_same(metric_type: type) -> None:
+    y_pred, y = cases(metric_type)
+    whole, one_by_one, lists = metric_type(), metric_type(), metric_type()
+    whole(y_pred, y)
+    for case in range(CASES):
+        one_by_one(MetaTensor(y_pred[case : case + 1]), MetaTensor(y[case : case + 1]))
+    lists(list(y_pred), list(y))
+    for metric in (one_by_one, lists):
+        assert_equal(metric.aggregate("none"), whole.aggregate("none"))
+        assert len(metric) == CASES
+        assert type(metric.aggregate()) is torch.Tensor
+    values = whole.aggregate("none")
+    assert values.dtype == torch.float64
+    assert len(values) == CASES
+    assert_equal(whole.aggregate(), values.reshape(CASES, -1).nanmean(1).nanmean())
+    if metric_type is not CECEMetric:  # which has a test of its own
+        assert_equal(whole.aggregate("mean_batch"), values.nanmean(0))
+
+
+def test_values_are_those_of_the_functions() -> None:
+    y_pred, y = cases(ECEMetric)
+    for metric, values in (
+        (ECEMetric(10, ignore_index=1), calibration_bins(y_pred, y, 10, ignore_index=1).expected_error()),
+        (CECEMetric(foreground_only=False), calibration_bins(y_pred, y, 15, False, classwise=True).expected_error()),
+        (NLLMetric(ignore_index=2), negative_log_likelihood(y_pred, y, ignore_index=2)),
+        (BrierMetric(foreground_only=False), brier_score(y_pred, y, foreground_only=False)),
+    ):
+        metric(y_pred, y)
+        assert_equal(metric.aggregate("none"), values)
+
+
+@pytest.mark.parametrize("metric_type", ALL_METRICS)
+def test_in_an_ignite_engine(metric_type: type) -> None:
+    y_pred, y = cases(metric_type)
+    metric = metric_type()
+    engine = Engine(lambda _, batch: batch)
+    IgniteMetricHandler(metric_fn=metric).attach(engine, "value")
+    engine.run([(y_pred[:2], y[:2]), (list(y_pred[2:]), list(y[2:]))], max_epochs=2)
+    alone = metric_type()
+    alone(y_pred, y)
+    assert_equal(engine.state.metric_details["value"], alone.get_buffer())
+    assert list(engine.state.metrics) == ["value"]
+    assert type(engine.state.metrics["value"]) is float
+    assert engine.state.metrics["value"] == pytest.approx(alone.aggregate().item(), abs=1e-14)
+
+
+COLUMNS = {DSCMetric: 2, HD95Metric: 2, LogitMagnitudeMetric: 9}  # all others have one
+
+
+@pytest.mark.parametrize("metric_type", ALL_METRICS)
+def test_handlers_of_monai_write_numbers(metric_type: type, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    y_pred, y = cases(metric_type)
+    y[-1] = y[0]  # for an undefined case, MONAI's summary itself warns of the mean of nothing
+    engine = Engine(lambda _, batch: batch)
+    for name in ("ece", "cece", "dsc"):
+        ignite.metrics.Average(output_transform=lambda _: 0.5).attach(engine, name)  # somebody else's
+    metric = metric_type()
+    IgniteMetricHandler(metric_fn=metric, output_transform=lambda output: output["pair"]).attach(engine, "value")
+    caplog.set_level(logging.INFO, engine.logger.name)
+    StatsHandler(iteration_log=False, name=None).attach(engine)
+    MetricsSaver(str(tmp_path), "*", "*", batch_transform=lambda batch: batch["images"], summary_ops="*").attach(engine)
+    images = [{"filename_or_obj": f"case{i}"} for i in range(CASES)]
+    batches = [
+        {"pair": (y_pred[:2], y[:2]), "images": images[:2]},
+        {"pair": (list(y_pred[2:]), list(y[2:])), "images": images[2:]},
+    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        engine.run(batches)
+
+    value, details = metric.aggregate().item(), metric.get_buffer()
+    assert engine.state.metrics == {"ece": 0.5, "cece": 0.5, "dsc": 0.5, "value": value}
+    assert all(type(number) is float for number in engine.state.metrics.values())
+    assert f"value: {value:.4f}" in caplog.text
+    assert "tensor" not in caplog.text
+
+    def rows(name: str) -> list[list[str]]:
+        with open(tmp_path / name, newline="") as file:
+            return list(csv.reader(file))
+
+    assert {name: float(number) for name, number in rows("metrics.csv")} == engine.state.metrics
+    header, *raw = rows("value_raw.csv")
+    assert header == ["filename", *(f"class{k}" for k in range(COLUMNS.get(metric_type, 1))), "mean"]
+    assert [row[0] for row in raw] == ["case0", "case1", "case2", "case3"]
+    written = torch.tensor([[float(cell) for cell in row[1:-1]] for row in raw], dtype=torch.float64)
+    torch.testing.assert_close(written, details.reshape(CASES, -1), rtol=0, atol=6e-5, equal_nan=True)
+    _, *summary = rows("value_summary.csv")
+    assert len(summary) == len(header) - 1
+    assert all(math.isfinite(float(cell)) for row in summary for cell in row[1:])
+
+
+def test_metrics_do_not_need_matplotlib() -> None:
+    code = "import sys; sys.modules['matplotlib'] = None; import calib_components.metrics"
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("metric_type", ALL_METRICS)
+def test_without_a_case_there_is_nothing_to_aggregate(metric_type: type) -> None:
+    with pytest.raises(ValueError, match=f"^{metric_type.__name__}: expected at least one case .*got none$"):
+        metric_type().aggregate()
+
+
+def test_errors() -> None:
+    y_pred, y = cases(ECEMetric)
+    metric = ECEMetric()
+    with pytest.raises(ValueError, match=r"^y: expected as many cases as y_pred, 4, got 3$"):
+        metric(list(y_pred), list(y[:3]))
+    with pytest.raises(TypeError, match=r"^y: expected a torch\.Tensor or a list of them, got NoneType$"):
+        metric(y_pred)
+    metric(y_pred, y)
+    with pytest.raises(ValueError, match=r'^reduction: expected "mean", "mean_batch" or "none", got \'sum\'$'):
+        metric.aggregate("sum")
+    for metric in (CECEMetric(), CalibrationMetric()):
+        metric(y_pred, y)
+        with pytest.raises(ValueError, match=r"^reduction: expected .*got 'sum'$"):
+            metric.aggregate("sum")

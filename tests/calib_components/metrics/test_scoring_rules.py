@@ -1,0 +1,32 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from calib_components.metrics import brier_score, negative_log_likelihood
+
+P1 = torch.tensor([0.000, 0.25, 0.50, 0.625, 1.0, 0.875])  # probability of class 1 of two
+Y_PRED = torch.stack([1 - P1, P1])[None]
+Y = torch.tensor([0, 1, 1, 1, 1, 0]).view(1, 1, -1)
+TRUE_P = np.array([1.0, 0.25, 0.5, 0.625, 1.0, 0.125])
+
+
+def test_values_by_hand() -> None:
+    nll = negative_log_likelihood(Y_PRED, Y, foreground_only=False)
+    assert nll.item() == pytest.approx(-np.log(TRUE_P).mean())
+    assert negative_log_likelihood(Y_PRED, Y).item() == pytest.approx(-np.log(TRUE_P[1:5]).mean())
+    assert brier_score(Y_PRED, Y, foreground_only=False).item() == pytest.approx((2 * (1 - TRUE_P) ** 2).mean())
+    assert brier_score(Y_PRED, Y).item() == pytest.approx((2 * (1 - TRUE_P[1:5]) ** 2).mean())
+
+
+def test_a_probability_of_zero_has_a_finite_nll() -> None:
+    impossible = torch.tensor([1.0, 0.0]).view(1, 2, 1)
+    assert negative_log_likelihood(impossible, torch.ones(1, 1, 1)).item() == pytest.approx(87.336, abs=1e-3)
+
+
+def test_case_without_foreground_is_nan() -> None:
+    y_pred, y = Y_PRED.repeat(2, 1, 1), torch.cat([Y, torch.zeros_like(Y)])
+    for score in (negative_log_likelihood(y_pred, y), brier_score(y_pred, y)):
+        assert score.shape == (2,)
+        assert score.isnan().tolist() == [False, True]

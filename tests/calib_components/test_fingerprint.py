@@ -1,0 +1,179 @@
+"""The settings that make two runs comparable: which changes of a bundle reach the fingerprint, and which do not."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from monai.bundle import ConfigParser
+
+from calib_components.errors import InputError
+from calib_components.fingerprint import EVALUATION, TRAINING, fingerprint
+from tests.helpers import ACDC, BUNDLES
+
+
+def parse(*files: str, bundle: Path = ACDC) -> ConfigParser:
+    parser = ConfigParser()
+    parser.read_config([str(bundle / "configs" / file) for file in files])
+    return parser
+
+
+def changed(parser: ConfigParser, name: str, value: Any) -> dict[str, Any]:
+    other = ConfigParser(copy.deepcopy(parser.get()))
+    other.set(value, name)
+    return other.get()
+
+
+@pytest.mark.parametrize("bundle", BUNDLES, ids=lambda bundle: bundle.name)
+def test_is_plain_data_with_all_references_resolved(bundle: Path) -> None:
+    training = fingerprint(parse("train.yaml", bundle=bundle).get())
+    assert training.keys() == TRAINING.keys()
+    assert json.loads(json.dumps(training)) == training
+    assert "@" not in json.dumps(training)
+    assert json.dumps(training).count("$") == 1  # $torch.float32, which is no plain data
+    assert training["optimizer"] == {"_target_": "torch.optim.Adam", "lr": 0.001}
+    assert training["lr_scheduler"] == {"_target_": "torch.optim.lr_scheduler.MultiStepLR", "milestones": [50]}
+    assert training["volume_transforms"][-1]["_target_"] in ("NormalizeIntensityd", "Resized")
+
+
+def test_of_an_evaluation_has_its_split_and_no_training() -> None:
+    evaluation = fingerprint(parse("train.yaml", "evaluate.yaml").get(), EVALUATION)
+    assert evaluation.keys() == EVALUATION.keys()
+    assert evaluation["split"] == "testing"
+    assert evaluation["validate::inferer"]["roi_size"] == [144, 144]
+    assert "loss" not in evaluation
+
+
+def test_leaves_the_configuration_alone() -> None:
+    config = parse("train.yaml").get()
+    before = copy.deepcopy(config)
+    fingerprint(config)
+    assert config == before
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("seed", 1),
+        ("max_epochs", 99),
+        ("batch_size", 8),
+        ("learning_rate", 0.01),
+        ("val_interval", 2),
+        ("amp", False),
+        ("num_classes", 5),
+        ("in_channels", 2),
+        ("label_codes", [0, 85, 170, 255]),
+        ("structures", {"LV": [3]}),
+        ("image_size", [192, 192]),
+        ("crop_size", [128, 128]),
+        ("volume_transforms::1::upper", 99.0),
+        ("network_def::num_res_units", 3),
+        ("loss", {"_target_": "calib_components.losses.FocalLoss"}),
+        ("loss::prior", "max"),
+        ("optimizer::_target_", "torch.optim.SGD"),
+        ("optimizer::weight_decay", 0.1),
+        ("lr_scheduler::milestones", [10]),
+        ("lr_scheduler::_disabled_", True),
+        ("train::preprocessing::transforms::1::prob", 0.5),
+        ("train::preprocessing::transforms::1::_disabled_", "$@rank == 0"),
+        ("train::dataloader::shuffle", False),
+        ("train::dataloader::sampler", {"_target_": "DistributedSampler", "dataset": "@train::dataset"}),
+        ("train::inferer::_target_", "PatchInferer"),
+        ("train::trainer::epoch_length", 10),
+        ("validate::preprocessing::transforms::1::roi_size", [64, 64, -1]),
+        ("validate::inferer::mode", "gaussian"),
+        ("validate::postprocessing::transforms::1::softmax", False),
+        ("validate::postprocessing::transforms::2", {"_target_": "KeepLargestConnectedComponentd", "keys": "pred"}),
+    ],
+)
+def test_shows_each_setting_that_matters(name: str, value: Any) -> None:
+    parser = parse("train.yaml")
+    first = name if name in TRAINING else "::".join(name.split("::")[:2])
+    first = first if first in TRAINING else name.partition("::")[0]
+    before, after = fingerprint(parser.get()), fingerprint(changed(parser, name, value))
+    assert before[first] != after[first]
+
+
+def test_shows_the_split_of_an_evaluation() -> None:
+    parser = parse("train.yaml", "evaluate.yaml")
+    assert fingerprint(changed(parser, "split", "validation"), EVALUATION) != fingerprint(parser.get(), EVALUATION)
+
+
+def reword_expressions(parser: ConfigParser) -> None:
+    parser["crop_size"] = "$[min(144, side) for side in @image_size]"
+    parser["optimizer"]["lr"] = "$float(@learning_rate)"
+    parser["lr_scheduler"]["milestones"] = [50]
+    parser["amp"] = "$str(@device).startswith('cuda')"
+
+
+def rename_helpers(parser: ConfigParser) -> None:
+    parser["side"] = 144
+    parser["crop_size"] = ["@side", "$@side"]
+    parser["augmentation"] = parser["train"]["preprocessing"]
+    parser["train"]["preprocessing"] = "@augmentation"
+    parser["resize"] = parser["volume_transforms"][0]
+    parser["volume_transforms"][0] = "@resize"
+    parser["model"] = parser["network_def"]
+    parser["network_def"] = "@model"
+
+
+def change_handlers_and_metrics(parser: ConfigParser) -> None:
+    parser["train"]["handlers"].append({"_target_": "GarbageCollector"})
+    parser["validate"]["handlers"] = []
+    parser["validate"]["key_metric"] = {"dice": {"_target_": "MeanDice"}}
+    parser["validate"]["additional_metrics"] = {}
+    parser["train"]["trainer"]["metric_cmp_fn"] = "$lambda current, best: current < best"
+    parser["validate"]["postprocessing"]["transforms"][-1]["func"] = "$lambda x: x"
+
+
+def move_it(parser: ConfigParser) -> None:
+    for name in ("bundle_root", "ckpt_dir", "dataset_dir", "datalist", "output_dir"):
+        parser[name] = "/elsewhere"
+    parser["device"] = "cuda:1"
+    parser["num_workers"] = 7
+    parser["resume"] = True
+    parser["class_names"] = ["a", "b", "c", "d"]
+
+
+def write_it_at_greater_length(parser: ConfigParser) -> None:
+    parser["network_def"].update({"_target_": "monai.networks.nets.UNet", "_desc_": "2D", "_disabled_": False})
+    off = {"_target_": "RandFlipd", "keys": "image", "_disabled_": "$@rank == 0"}
+    parser["train"]["preprocessing"]["transforms"].append(off)
+    parser["train"]["dataloader"]["persistent_workers"] = "$@num_workers > 0"
+
+
+@pytest.mark.parametrize(
+    "change", [reword_expressions, rename_helpers, change_handlers_and_metrics, move_it, write_it_at_greater_length]
+)
+def test_does_not_show_what_leaves_the_numbers_alone(change: Callable[[ConfigParser], None]) -> None:
+    parser = parse("train.yaml")
+    before, evaluation_before = fingerprint(parser.get()), fingerprint(parser.get(), EVALUATION)
+    change(parser)
+    assert fingerprint(parser.get()) == before
+    assert fingerprint(parser.get(), EVALUATION) == evaluation_before
+
+
+def test_expression_without_a_plain_value_is_shown_with_what_it_refers_to() -> None:
+    config = {
+        "batch_size": 3,
+        "loss": {"_target_": "Loss", "weight": "$torch.ones(@batch_size)", "dtype": "$torch.half"},
+    }
+    assert fingerprint(config)["loss"] == {
+        "_target_": "Loss",
+        "weight": {"$torch.ones(@batch_size)": {"batch_size": 3}},
+        "dtype": "$torch.half",
+    }
+
+
+def test_broken_expressions_are_shown_as_they_are() -> None:
+    config = {"image_size": "$[1,", "crop_size": "$@nothing[0]", "loss": {"_target_": "Loss", "at": "user@host"}}
+    assert fingerprint(config) == config
+
+
+def test_references_that_form_a_circle_are_an_error() -> None:
+    with pytest.raises(InputError, match="image_size: expected a value, got references that form a circle"):
+        fingerprint({"image_size": "@crop_size", "crop_size": "$list(@image_size)"})

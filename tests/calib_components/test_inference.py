@@ -1,0 +1,220 @@
+"""Images that inference finds, checks and names, and the maps that it makes of probabilities; no network is needed."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.data import MetaTensor
+from monai.transforms import LoadImage, SaveImage
+
+from calib_components.errors import InputError
+from calib_components.inference import (
+    Image,
+    ImageFolder,
+    PredictionMapsd,
+    check_finite,
+    check_images,
+    fill_background,
+    find_images,
+    label_map,
+    normalized_entropy,
+    result_name,
+    structure_probabilities,
+)
+
+MODALITIES = ("_flair", "_t1", "_t1ce", "_t2")
+
+
+def touch(folder: Path, *names: str) -> Path:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    return folder
+
+
+def save(path: Path, *shape: int) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(np.ones(shape, np.int16), np.eye(4)), path)
+    return path
+
+
+class TestFindImages:
+    def test_only_nifti_files_count_in_any_case(self, tmp_path: Path) -> None:
+        touch(tmp_path, "b.nii", "a.nii.gz", "sub/C.NII.GZ", "d.Nii", "e.f.nii.gz", "two words.nii")
+        (tmp_path / "folder.nii").mkdir()
+        touch(
+            tmp_path, "._a.nii.gz", ".hidden.nii", ".nii", "a.nii.gz.part", "a.nii.bak", "notes.txt", "nii", "x.niigz"
+        )
+        assert {image.name for image in find_images(tmp_path)} == {"a", "b", "C", "d", "e.f", "two words"}
+
+    def test_labels_and_own_maps_are_left_out(self, tmp_path: Path) -> None:
+        touch(tmp_path, *(f"a{kind}.nii.gz" for kind in ("", "_gt", "_seg", "_probability", "_uncertainty")))
+        assert find_images(tmp_path) == [Image("a", (tmp_path / "a.nii.gz",))]
+
+    def test_one_file(self, tmp_path: Path) -> None:
+        touch(tmp_path, "a.nii.gz", "b.nii.gz", "c.png")
+        assert find_images(tmp_path / "b.nii.gz") == [Image("b", (tmp_path / "b.nii.gz",))]
+        assert find_images(tmp_path / "c.png") == []
+        assert find_images(tmp_path / "missing") == []
+
+    def test_files_of_one_image_in_the_order_of_its_channels(self, tmp_path: Path) -> None:
+        touch(tmp_path, *(f"{folder}/x{s}.nii.gz" for folder in "pq" for s in reversed(MODALITIES)), "p/whole.nii")
+        touch(tmp_path, "p/x_seg.nii.gz")
+        whole, *split = find_images(tmp_path, MODALITIES)
+        assert whole == Image("whole", (tmp_path / "p/whole.nii",))
+        assert split == [Image("x", tuple(tmp_path / f"{f}/x{s}.nii.gz" for s in MODALITIES)) for f in "pq"]
+
+    def test_endings_may_differ_within_an_image(self, tmp_path: Path) -> None:
+        touch(tmp_path, "x_flair.nii", "x_t1.nii.gz", "x_t2.nii.gz")
+        (image,) = find_images(tmp_path, MODALITIES)
+        assert [file.name for file in image.files] == ["x_flair.nii", "x_t1.nii.gz", "x_t1ce.nii", "x_t2.nii.gz"]
+
+    def test_one_file_of_several_finds_the_others(self, tmp_path: Path) -> None:
+        touch(tmp_path, *(f"x{s}.nii.gz" for s in MODALITIES), "y_t1.nii.gz")
+        assert [image.name for image in find_images(tmp_path / "x_t1.nii.gz", MODALITIES)] == ["x"]
+
+
+class TestCheckImages:
+    def test_suitable_images_pass(self, tmp_path: Path) -> None:
+        images = [
+            Image("a", (save(tmp_path / "in/a.nii", 4, 4, 3),)),
+            Image("b", (save(tmp_path / "in/b.nii", 5, 4, 1, 1),)),
+        ]
+        check_images(images, 1, tmp_path / "out")
+        four = Image("c", (save(tmp_path / "in/c.nii.gz", 4, 4, 3, 4),))
+        split = Image("d", tuple(save(tmp_path / f"in/d{s}.nii.gz", 4, 4, 3) for s in MODALITIES))
+        check_images([four, split], 4, tmp_path / "out")
+
+    @pytest.mark.parametrize("shape", [(4, 4), (4, 4, 3, 2), (4, 4, 3, 5), (4, 4, 3, 1, 2)])
+    def test_other_shapes(self, shape: tuple[int, ...], tmp_path: Path) -> None:
+        file = save(tmp_path / "a.nii", *shape)
+        with pytest.raises(InputError) as error:
+            check_images([Image("a", (file,))], 1, tmp_path / "out")
+        assert str(error.value) == f"{file}: expected a 3D image with 1 channel(s), got shape {shape}"
+
+    def test_each_file_of_several_is_one_channel(self, tmp_path: Path) -> None:
+        files = tuple(save(tmp_path / f"a{s}.nii", 4, 4, 3, 4) for s in MODALITIES)
+        with pytest.raises(InputError, match=r"a_flair.nii: expected a 3D image with 1 channel\(s\), got .*4, 4, 3, 4"):
+            check_images([Image("a", files)], 4, tmp_path / "out")
+
+    def test_missing_file_of_several(self, tmp_path: Path) -> None:
+        files = tuple(tmp_path / f"a{s}.nii" for s in MODALITIES)
+        for file in files[:2]:
+            save(file, 4, 4, 3)
+        with pytest.raises(InputError, match=f"^{files[2]}: expected a file for each channel of a, got none$"):
+            check_images([Image("a", files)], 4, tmp_path / "out")
+
+    def test_same_name_twice(self, tmp_path: Path) -> None:
+        images = [Image("a", (save(tmp_path / name, 4, 4, 3),)) for name in ("p/a.nii", "q/a.nii", "p/a.nii.gz")]
+        with pytest.raises(InputError, match=r"dataset_dir: expected a name of its own .* several called a, whose"):
+            check_images(images, 1, tmp_path / "out")
+
+    def test_folder_of_images_as_output(self, tmp_path: Path) -> None:
+        images = [Image("a", (save(tmp_path / "in/a.nii", 4, 4, 3),))]
+        with pytest.raises(InputError, match=r"^output_dir: expected a folder without images"):
+            check_images(images, 1, tmp_path / "out" / ".." / "in")
+
+    def test_file_that_is_no_nifti(self, tmp_path: Path) -> None:
+        (tmp_path / "a.nii.gz").write_bytes(b"not an image")
+        with pytest.raises(InputError, match=r"a.nii.gz: cannot be read: ") as error:
+            check_images([Image("a", (tmp_path / "a.nii.gz",))], 1, tmp_path / "out")
+        assert "\n" not in str(error.value)
+
+
+class TestImageFolder:
+    def test_touches_nothing_before_it_is_asked(self, tmp_path: Path) -> None:
+        folder = ImageFolder(tmp_path / "later", 1, [], tmp_path / "out")
+        assert folder.items() == []
+        file = save(tmp_path / "later" / "a.nii.gz", 4, 4, 3)
+        assert folder.items() == [{"image": [str(file)]}]
+        folder.check()
+
+    @pytest.mark.parametrize(
+        ("make", "message"),
+        [
+            (lambda path: None, "dataset_dir: expected a NIfTI file or a folder, got {path}, which is neither"),
+            (lambda path: path.mkdir(), "dataset_dir: expected .nii or .nii.gz images, got none in {path}"),
+            (lambda path: path.touch(), "dataset_dir: expected .nii or .nii.gz images, got none in {path}"),
+            (
+                lambda path: save(path / "a.nii", 4, 4, 3, 7),
+                "{path}/a.nii: expected a 3D image with 1 channel(s), got shape (4, 4, 3, 7)",
+            ),
+        ],
+    )
+    def test_ends_the_process_with_one_line(self, make: object, message: str, tmp_path: Path) -> None:
+        path = tmp_path / "images"
+        make(path)  # type: ignore[operator]
+        with pytest.raises(SystemExit) as error:
+            ImageFolder(path, 1, [], tmp_path / "out").check()
+        assert error.value.code == message.format(path=path)
+
+
+@pytest.mark.parametrize("name", ["a.nii.gz", "a_t1.nii.gz", "A.NII.GZ", "x.y.nii", "two words.nii.gz"])
+def test_results_are_named_after_the_image(name: str, tmp_path: Path) -> None:
+    save(tmp_path / name, 4, 4, 3)
+    image = LoadImage(ensure_channel_first=True)(tmp_path / name)
+    subject = result_name(image.meta, file_suffixes=MODALITIES)["subject"]
+    (found,) = find_images(tmp_path / name, MODALITIES)
+    assert subject == f"{found.name}.nii"
+    writer = SaveImage(
+        tmp_path / "out", "seg", separate_folder=False, print_log=False, output_name_formatter=result_name
+    )
+    writer(image)
+    assert (tmp_path / "out" / f"{result_name(image.meta)['subject'].removesuffix('.nii')}_seg.nii.gz").is_file()
+
+
+def test_values_that_are_not_finite_name_the_file() -> None:
+    image = MetaTensor(torch.ones(1, 4, 4, 3), meta={"filename_or_obj": "scan.nii.gz"})
+    assert check_finite(image) is image
+    image[0, 0, 0, :2] = torch.tensor([math.nan, math.inf])
+    with pytest.raises(InputError, match=r"^scan.nii.gz: expected finite values, got 2 that are NaN or infinite$"):
+        check_finite(image)
+    with pytest.raises(InputError, match=r"^image: expected finite"):
+        check_finite(torch.tensor(math.nan))
+
+
+# Three classes, four voxels; the last one was padded with zeros when it was brought to the image's own grid.
+PROBABILITIES = torch.tensor([[0.5, 0.2, 0.0, 0.0], [0.25, 0.2, 1.0, 0.0], [0.25, 0.6, 0.0, 0.0]])
+
+
+def test_background_is_what_the_structures_leave() -> None:
+    filled = fill_background(PROBABILITIES)
+    torch.testing.assert_close(filled, torch.tensor([[0.5, 0.2, 0, 1], [0.25, 0.2, 1, 0], [0.25, 0.6, 0, 0]]))
+    assert fill_background(torch.tensor([[0.0], [0.7], [0.30001]])).min() >= 0
+
+
+def test_structures_may_share_classes() -> None:
+    maps = structure_probabilities(PROBABILITIES, [[2], [1, 2]])
+    torch.testing.assert_close(maps, torch.tensor([[0.5, 0.2, 0, 0], [0.25, 0.6, 0, 0], [0.5, 0.8, 1, 0]]))
+
+
+def test_entropy_is_0_for_certainty_and_1_for_ignorance() -> None:
+    p = torch.tensor([[1.0, 1 / 3, 0.5], [0.0, 1 / 3, 0.5], [0.0, 1 / 3, 0.0]])
+    torch.testing.assert_close(normalized_entropy(p), torch.tensor([[0, 1, math.log(2) / math.log(3)]]))
+
+
+def test_label_map_has_the_codes_of_the_data_set() -> None:
+    labels = label_map(fill_background(PROBABILITIES), [0, 1, 4])
+    assert labels.dtype == torch.uint8
+    assert labels.tolist() == [[0, 4, 1, 0]]
+
+
+@pytest.mark.parametrize("show_uncertainty", [False, True])
+def test_prediction_maps(show_uncertainty: bool) -> None:
+    affine = torch.diag(torch.tensor([2.0, 2, 5, 1], dtype=torch.float64))
+    pred = MetaTensor(PROBABILITIES.view(3, 2, 2, 1), affine=affine)
+    maps = PredictionMapsd("pred", {"core": [2], "whole": [1, 2]}, [0, 1, 4], show_uncertainty)({"pred": pred, "id": 7})
+    filled = fill_background(pred)
+    assert maps.keys() == {"pred", "id", "probability", "uncertainty"}
+    torch.testing.assert_close(maps["probability"], structure_probabilities(filled, [[2], [1, 2]]))
+    torch.testing.assert_close(maps["uncertainty"], normalized_entropy(filled))
+    expected = normalized_entropy(filled) if show_uncertainty else label_map(filled, [0, 1, 4])
+    torch.testing.assert_close(maps["pred"], expected)
+    for name in ("pred", "probability", "uncertainty"):
+        torch.testing.assert_close(maps[name].affine, affine)
+    assert torch.equal(pred, PROBABILITIES.view(3, 2, 2, 1))  # the input is left as it was

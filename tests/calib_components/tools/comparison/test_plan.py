@@ -1,0 +1,207 @@
+"""Planned cells: commands, what is recorded of the settings, and checks."""
+
+from __future__ import annotations
+
+import ast
+import json
+import shlex
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from calib_components.errors import InputError
+from calib_components.tools.comparison.plan import PlannedCell, check_comparable, check_unchanged, plan_cell
+from calib_components.tools.comparison.results import write_settings
+from calib_components.tools.comparison.settings import PRESETS, Setting
+from tests.helpers import ACDC, ROOT
+
+NACL_MAX = next(setting for setting in PRESETS["table3"] if setting.name == "nacl_max")
+
+
+def plan(data: Path, setting: Setting = NACL_MAX, bundle: Path = ACDC, **overrides: Any) -> PlannedCell:
+    out = data.parent / "out"
+    return plan_cell(setting, 0, bundle, data, out, out / "work", overrides)
+
+
+def test_commands_are_plain_runs_of_the_bundle(data: Path) -> None:
+    cell = plan(data, max_epochs=2, image_size=[64, 64], split="validation")
+    train, evaluate = (shlex.split(command) for command in cell.settings.commands)
+    assert [train, evaluate] == [cell.train, cell.evaluate]
+    assert train[:4] == evaluate[:4] == ["python", "-m", "monai.bundle", "run"]
+    assert {"--loss::prior=max", "--seed=0", "--resume=True", "--max_epochs=2", "--image_size=[64, 64]"} <= set(train)
+    assert "--split=validation" in evaluate
+    assert "--split=validation" not in train  # no such id there
+    assert f"--config_file=['{ACDC}/configs/train.yaml','{ACDC}/configs/losses/nacl.yaml']" in train
+    assert f"--config_file=['{ACDC}/configs/train.yaml','{ACDC}/configs/evaluate.yaml']" in evaluate
+
+
+def test_settings_are_the_fingerprints_after_overrides(data: Path) -> None:
+    settings = plan(data, max_epochs=2, image_size=[64, 64], num_workers=0).settings
+    assert settings.training["max_epochs"] == 2
+    assert settings.training["lr_scheduler"]["milestones"] == [1]
+    assert settings.training["crop_size"] == settings.evaluation["crop_size"] == [64, 64]
+    assert settings.training["loss"] == {"_target_": "calib_components.losses.NACLLoss", "prior": "max"}
+    assert settings.patients == {"a_1": "a"}
+    assert settings.overrides == {}
+
+
+def test_overrides_that_the_fingerprints_do_not_show_are_recorded(data: Path) -> None:
+    inert = {"num_workers": 0, "train::dataloader::num_workers": 1, "class_names": list("abcd")}
+    shown = {"val_interval": 1, "learning_rate": 0.001, "split": "testing", "validate::inferer::sw_batch_size": 4}
+    hidden = {"train::handlers": [], "validate::key_metric": {}, "rank": 1}
+    cell = plan(data, **inert, **shown, **hidden)
+    assert cell.settings.overrides == hidden
+    with pytest.raises(InputError, match=r"not comparable with .*: train::handlers, .* differs"):
+        check_comparable([plan(data, **shown), cell])
+
+
+def test_facts_of_the_data_replace_those_of_the_bundle(tmp_path: Path) -> None:
+    data = tmp_path / "Bob's data"
+    data.mkdir()
+    (data / "datalist.json").write_text('{"testing": [{"case": "a"}]}')
+    shutil.copy(ROOT / "bundles" / "common" / "flare.yaml", data / "facts.yaml")
+    cell = plan(data)
+    assert cell.settings.training["crop_size"] == [192, 192]
+    assert list(cell.settings.evaluation["structures"]) == ["liver", "kidneys", "spleen", "pancreas"]
+    assert cell.settings.patients == {"a": "a"}
+    config_file = shlex.split(cell.settings.commands[1])[4].removeprefix("--config_file=")
+    assert ast.literal_eval(config_file) == [
+        f"{ACDC}/configs/train.yaml",
+        f"{data}/facts.yaml",
+        f"{ACDC}/configs/evaluate.yaml",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "expected ids and their values, .* got None"),
+        ("- 3\n", r"expected ids and their values, .* got \[3\]"),
+        ("a: [", "cannot be read: .*expected the node content"),
+    ],
+)
+def test_broken_facts_are_an_error(content: str, message: str, data: Path) -> None:
+    (data / "facts.yaml").write_text(content)
+    with pytest.raises(InputError, match=f"facts.yaml: {message}"):
+        plan(data)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"max_epoch": 3}, r"--max_epoch: expected an id of .*, got no such id; did you mean --max_epochs\?"),
+        ({"train::trainer::epochs": 3}, r"--train::trainer::epochs: expected an id of .*, got no such id"),
+        ({"seed": 1}, r"--seed: expected an option of the comparison, got one that it sets for each cell"),
+        ({"loss::prior": "max"}, r"--loss::prior: expected losses as files in configs/losses"),
+        ({"split": "holdout"}, r"got no cases in split 'holdout'"),
+        ({"datalist": "/nowhere.json"}, r"/nowhere.json: expected the list of prepared cases, got no such file"),
+        ({"crop_size": 144}, r"--image_size, --crop_size: expected two numbers each, .* got .* and 144"),
+        ({"crop_size": [144, 144, 9]}, r"--image_size, --crop_size: expected two numbers each"),
+        ({"crop_size": "@crop_size"}, r"crop_size: expected a value, got references that form a circle"),
+        ({"image_size": 64}, r"--image_size, --crop_size: expected two numbers each, such as \[144,144\], got 64"),
+        ({"max_epochs": "zero"}, r"--max_epochs: expected a whole number of at least 1, got 'zero'"),
+        ({"max_epochs": 0}, r"--max_epochs: expected a whole number of at least 1, got 0"),
+    ],
+)
+def test_wrong_override_is_an_error(overrides: dict[str, Any], message: str, data: Path) -> None:
+    with pytest.raises(InputError, match=message):
+        plan(data, **overrides)
+
+
+def test_broken_list_of_cases_is_an_error(data: Path) -> None:
+    (data / "datalist.json").write_text("{")
+    with pytest.raises(InputError, match=r"datalist.json: cannot be read"):
+        plan(data)
+
+
+def test_from_the_bundles_own_folder_it_has_its_name(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ACDC)
+    assert plan(data, bundle=Path()).settings.bundle == ACDC.name
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"max_epochs": 3}, r"\(max_epochs\)"),
+        ({"learning_rate": 0.01, "val_interval": 2}, r"\(learning_rate, val_interval\)"),
+        ({"optimizer::_target_": "torch.optim.SGD"}, r"\(optimizer\)"),
+        ({"rank": 1}, r"\(rank\)"),
+    ],
+)
+@pytest.mark.parametrize("folder", ["results", "work"])
+def test_cell_made_with_other_settings_is_an_error(
+    data: Path, change: dict[str, Any], message: str, folder: str
+) -> None:
+    made, planned = plan(data), plan(data, **change)
+    getattr(made, folder).mkdir(parents=True)
+    write_settings(made.settings, getattr(made, folder))
+    check_unchanged(made)
+    with pytest.raises(InputError, match=rf"nacl_max/seed0: made with other settings {message}; delete it"):
+        check_unchanged(planned)
+
+
+def test_another_evaluation_invalidates_results_but_not_a_training(data: Path) -> None:
+    made, planned = plan(data), plan(data, split="validation")
+    for folder in (made.results, made.work):
+        folder.mkdir(parents=True)
+        write_settings(made.settings, folder)
+    with pytest.raises(InputError, match=r"out/nacl_max/seed0: made with other settings \(split\)"):
+        check_unchanged(planned)
+    shutil.rmtree(made.results)
+    check_unchanged(planned)
+
+
+def test_other_data_invalidate_a_cell(data: Path) -> None:
+    made = plan(data)
+    made.work.mkdir(parents=True)
+    write_settings(made.settings, made.work)
+    listed = json.loads((data / "datalist.json").read_text())
+    (data / "datalist.json").write_text(json.dumps({**listed, "training": []}))
+    with pytest.raises(InputError, match=r"made with other settings \(the data\)"):
+        check_unchanged(plan(data))
+
+
+def test_results_without_settings_are_an_error(data: Path) -> None:
+    cell = plan(data)
+    cell.results.mkdir(parents=True)
+    with pytest.raises(InputError, match=r"expected a finished cell, got a folder without settings.json; delete it"):
+        check_unchanged(cell)
+
+
+def test_rewording_the_bundle_invalidates_nothing(data: Path, tmp_path: Path) -> None:
+    made = plan(data)
+    for folder in (made.results, made.work):
+        folder.mkdir(parents=True)
+        write_settings(made.settings, folder)
+    bundle = tmp_path / ACDC.name
+    shutil.copytree(ACDC / "configs", bundle / "configs")
+    train = bundle / "configs" / "train.yaml"
+    config = yaml.safe_load(train.read_text())
+    config["side"] = config.pop("image_size")
+    config["image_size"] = "$list(@side)"
+    config["train"]["handlers"].append({"_target_": "GarbageCollector"})
+    config["validate"]["additional_metrics"] = {}
+    train.write_text("# Reworded.\n" + yaml.safe_dump(config, sort_keys=False))
+    planned = plan(data, bundle=bundle, num_workers=0)
+    check_unchanged(planned)
+    check_comparable([made, planned])
+
+
+def test_cells_that_differ_in_loss_and_seed_alone_are_comparable(data: Path) -> None:
+    first, second = plan(data, PRESETS["table1"][0]), plan(data, PRESETS["table1"][1])
+    other_seed = replace(second.settings, seed=1, training={**second.settings.training, "seed": 1})
+    check_comparable([first, second, replace(second, settings=other_seed)])
+
+
+def test_loss_file_that_changes_more_than_the_loss_is_not_comparable(data: Path, tmp_path: Path) -> None:
+    bundle = tmp_path / ACDC.name
+    shutil.copytree(ACDC / "configs", bundle / "configs")
+    mine = bundle / "configs" / "losses" / "mine.yaml"
+    mine.write_text("loss:\n  _target_: torch.nn.CrossEntropyLoss\nlearning_rate: 0.01\n")
+    cells = [plan(data, setting, bundle) for setting in (NACL_MAX, Setting("mine", "mine", "mine"))]
+    with pytest.raises(InputError, match="mine, seed 0: not comparable with nacl_max, seed 0: learning_rate differs"):
+        check_comparable(cells)

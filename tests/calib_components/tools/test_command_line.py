@@ -1,0 +1,206 @@
+"""Options as typed, errors in one line, and no work before every option is known."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from calib_components.errors import InputError
+from calib_components.tools import command_line
+from tests.helpers import ROOT
+
+calls: list[dict[str, Any]] = []
+
+
+def work(
+    folder: Path,
+    labels: Sequence[str] = (),
+    sizes: Sequence[int] | None = None,
+    rates: Sequence[float] = (),
+    name: str = "none",
+    seed: int = 0,
+    rate: float = 0.5,
+    fast: bool = False,
+    limit: int | None = None,
+) -> None:
+    """Do the work.
+
+    Args:
+        folder: Folder to work in.
+        labels: Names of the labels.
+        sizes: Sizes.
+        rates: Rates.
+        name: Name.
+        seed: Seed.
+        rate: Rate.
+        fast: Take the fast way.
+        limit: Limit.
+    """
+    calls.append(dict(locals()))
+
+
+def accept(folder: Path, **options: Any) -> None:
+    """Accept any option."""
+    calls.append({"folder": folder, **options})
+
+
+def fail(kind: str) -> None:
+    """Fail."""
+    if kind == "input":
+        raise InputError("data/facts.yaml: expected facts, got nothing")
+    if kind == "interrupt":
+        raise KeyboardInterrupt
+    if kind == "terminate":
+        os.kill(os.getpid(), signal.SIGTERM)
+    raise FileNotFoundError(2, "No such file or directory", "data")
+
+
+@pytest.fixture(autouse=True)
+def restored(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """No calls before a test, and the handler of SIGTERM as before after it."""
+    calls.clear()
+    handler = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, handler)
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
+    monkeypatch.setattr(sys, "argv", ["tool", *map(str, arguments)])
+    command_line.run("tool", {"work": work, "group": {"accept": accept, "fail": fail}})
+
+
+@pytest.mark.parametrize("folder", ["2024_11_25", "1e3", "None", "[a]", "True", "a,b", "~", "'quoted'", "x y"])
+def test_folders_are_taken_as_typed(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(monkeypatch, "work", folder, "--name", folder)
+    (call,) = calls
+    assert call["folder"] == Path(folder)
+    assert call["name"] == folder
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("--labels=left kidney,GTV+,2nd", ["left kidney", "GTV+", "2nd"]),
+        ("--labels=liver", ["liver"]),
+        ("--labels=1, 2", ["1", "2"]),
+        ("--labels=['left kidney', 'GTV+']", ["left kidney", "GTV+"]),
+        ("--labels=liver,tumour (GTV)", ["liver", "tumour (GTV)"]),
+        ("--sizes=16,20", [16, 20]),
+        ("--sizes=[16, 20]", [16, 20]),
+        ("--sizes=(16,20)", [16, 20]),
+        ("--rates=0,0.5,1e-3", [0, 0.5, 0.001]),
+        ("--seed=7", 7),
+        ("--rate=1", 1),
+        ("--rate=1e-3", 0.001),
+        ("--fast", True),
+        ("--fast=False", False),
+        ("--limit=3", 3),
+        ("--name=1e3", "1e3"),
+    ],
+)
+def test_options_are_read_by_their_type(option: str, value: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(monkeypatch, "work", "folder", option)
+    (call,) = calls
+    assert call[option.removeprefix("--").partition("=")[0]] == value
+
+
+def test_whole_numbers_stay_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    run(monkeypatch, "work", "folder", "--rates=0,0,1", "--rate=2")
+    assert str(calls[0]["rates"]) == "[0, 0, 1]"
+    assert str(calls[0]["rate"]) == "2"
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--seed=1.5", "--seed: expected a whole number, got '1.5'"),
+        ("--limit=none", "--limit: expected a whole number, got 'none'"),
+        ("--rate=fast", "--rate: expected a number, got 'fast'"),
+        ("--fast=perhaps", "--fast: expected true or false, got 'perhaps'"),
+        ("--sizes=16,x", "--sizes: expected a whole number, or several separated by commas, got '16,x'"),
+        ("--rates=", "--rates: expected a number, or several separated by commas, got ''"),
+    ],
+)
+def test_wrong_type_is_an_error_of_one_line(option: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SystemExit) as caught:
+        run(monkeypatch, "work", "folder", option)
+    assert caught.value.code == f"tool: {message}"
+    assert calls == []
+
+
+@pytest.mark.parametrize("arguments", [("--sed=1",), ("extra", "--nothing"), ("--labels=a", "--lables=b")])
+def test_misspelt_option_is_refused_before_any_work(
+    arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        run(monkeypatch, "work", "folder", *arguments)
+    assert caught.value.code == 2
+    assert calls == []
+
+
+def test_help_lists_the_options(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("PAGER", "cat")
+    with pytest.raises(SystemExit) as caught:
+        run(monkeypatch, "work", "--help")
+    assert caught.value.code == 0
+    shown = capsys.readouterr()
+    text = shown.out + shown.err
+    for part in ("tool work FOLDER <flags>", "--labels=LABELS", "--seed=SEED", "Take the fast way.", "Default: 0.5"):
+        assert part in text
+    assert "FIRE" not in text
+    assert calls == []
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("folder", "--rate=1", "--help")])
+def test_help_of_a_command_that_accepts_any_option(
+    arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PAGER", "cat")
+    with pytest.raises(SystemExit) as caught:
+        run(monkeypatch, "group", "accept", *arguments)
+    assert caught.value.code == 0
+    shown = capsys.readouterr()
+    assert "tool group accept FOLDER <flags>" in shown.out + shown.err
+    assert calls == []
+
+
+def test_group_lists_its_commands(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    run(monkeypatch)
+    shown = capsys.readouterr().out
+    assert all(text in shown for text in ("work", "Do the work.", "group"))
+    run(monkeypatch, "group")
+    assert "fail" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("input", "data/facts.yaml: expected facts, got nothing"),
+        ("file", "[Errno 2] No such file or directory: 'data'"),
+        ("interrupt", "interrupted; the same command continues from here"),
+        ("terminate", "interrupted; the same command continues from here"),
+    ],
+)
+def test_errors_and_interrupts_end_in_one_line(kind: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SystemExit) as caught:
+        run(monkeypatch, "group", "fail", kind)
+    assert caught.value.code == f"tool: {message}"
+
+
+def test_phantoms_in_a_folder_called_like_a_number(tmp_path: Path) -> None:
+    command = [sys.executable, ROOT / "scripts" / "make_phantoms.py", "2024_11_25", "--patients", "1"]
+    misspelt = subprocess.run([*command, "--sede", "1"], cwd=tmp_path, check=False, capture_output=True, text=True)
+    assert misspelt.returncode == 2
+    assert list(tmp_path.iterdir()) == []
+    for seed, code, message in (("0", 0, ""), ("x", 1, "make_phantoms: --seed: expected a whole number, got 'x'\n")):
+        done = subprocess.run([*command, "--seed", seed], cwd=tmp_path, check=False, capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (code, message)
+    assert [path.name for path in tmp_path.iterdir()] == ["2024_11_25"]
+    assert (tmp_path / "2024_11_25" / "training" / "patient001" / "Info.cfg").is_file()

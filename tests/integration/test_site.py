@@ -1,0 +1,60 @@
+"""The documentation site builds without warnings, and no page has a dead link."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.helpers import ROOT
+
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted(ROOT.glob("bundles/*/docs/README.md")),
+]
+
+
+def test_site_builds_without_warnings(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", tmp_path],
+        cwd=ROOT,
+        env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    for page in ROOT.joinpath("docs").rglob("*.md"):
+        name = page.relative_to(ROOT / "docs").with_suffix("")
+        html = (tmp_path / ("index.html" if name.name == "index" else f"{name}/index.html")).read_text()
+        assert not re.search(r":(?:func|class|meth|mod):", html), (
+            f"{page}: Sphinx markup, which the site does not render"
+        )
+        assert not re.search(r'<(?:link|script)[^>]*(?:href|src)="(?:https?:)?//', html), (
+            f"{page}: fetches from elsewhere"
+        )
+    assert "NACLLoss" in (tmp_path / "api" / "losses" / "index.html").read_text()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_no_dead_links(page: Path) -> None:
+    dead = []
+    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if link.startswith(("http://", "https://")):
+            continue
+        path, _, anchor = link.partition("#")
+        target = page.parent / path if path else page
+        if not target.exists() or (anchor and anchor not in anchors(target)):
+            dead.append(link)
+    assert dead == []
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors that a page's headings have on GitHub and on the site."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
