@@ -23,7 +23,7 @@ from monai.transforms import MapTransform
 from monai.utils import convert_to_dst_type
 from nibabel.spatialimages import SpatialImage
 
-from calib_components.errors import InputError
+from calib_components.errors import InputError, reading
 
 __all__ = [
     "Image",
@@ -121,10 +121,8 @@ def check_images(images: Sequence[Image], in_channels: int, output_dir: str | os
     for image in images:
         channels = in_channels if len(image.files) == 1 else 1
         for file in image.files:
-            try:
+            with reading(file, "a readable NIfTI file"):
                 shape = cast(SpatialImage, nibabel.load(file)).shape
-            except Exception as error:  # nibabel, gzip and zlib each raise their own
-                raise InputError(f"{file}: cannot be read: {' '.join(str(error).split())}") from error
             if len(shape) not in (3, 4) or (*shape, 1)[3] != channels:
                 raise InputError(f"{file}: expected a 3D image with {channels} channel(s), got shape {shape}")
     folders = {file.resolve().parent for image in images for file in image.files}

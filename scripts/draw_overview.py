@@ -29,26 +29,25 @@ from calib_components.tools.command_line import run
 ROOT = Path(__file__).resolve().parents[1]
 BUNDLE = ROOT / "bundles" / "acdc_mri_nacl_segmentation"
 RESULTS = ROOT / "results" / "acdc" / "table1"
-CASE, SLICE = "patient004_frame01", 2  # the network was never trained on phantoms, and this is one that it knows well
+CASE, SLICE = "patient004_frame01", 2  # one that suits a network which was not trained on phantoms
 HALF = 38  # pixels from the centre of the heart to the edge of the picture
 STRUCTURES = {"right ventricle": "#e69f00", "myocardium": "#56b4e9", "left ventricle": "#cc79a7"}
 ACCURACY, OVER, UNDER = "tab:blue", "lightcoral", "gold"  # as in calib_components.figures
-SURE = 13  # the bin of the reliability diagrams that is spelt out: 0.87 to 0.93
+BIN = 13  # the annotated bin of the reliability diagrams, 0.87 to 0.93
 
 
-def draw_overview(out: Path = ROOT / "docs" / "overview.png", weights: Path = BUNDLE / "models" / "model.pt") -> None:
+def draw_overview(out: Path = ROOT / "docs" / "overview.png") -> None:
     """Draw the picture.
 
     Args:
         out: The file to write.
-        weights: Weights of the ACDC bundle that segment the phantom.
     """
     figure = Figure(figsize=(10, 2.95), dpi=150, facecolor="white")
     grid = figure.add_gridspec(1, 2, width_ratios=[1.36, 1])
     left, right = figure.add_subfigure(grid[0]), figure.add_subfigure(grid[1])
     left.suptitle("A phantom heart, segmented with the ACDC bundle", fontsize=11, y=0.98)
     panels = left.subplots(1, 3, gridspec_kw={"left": 0.01, "right": 0.97, "bottom": 0.13, "top": 0.8, "wspace": 0.04})
-    draw_slice(panels, *segmented_slice(weights))
+    draw_slice(panels, *segmented_slice())
     add_legend(left, STRUCTURES)
     right.suptitle("Reliability on 16 test patients of ACDC", fontsize=11, y=0.98)
     panels = right.subplots(1, 2, gridspec_kw={"left": 0.1, "right": 0.98, "bottom": 0.22, "top": 0.78, "wspace": 0.18})
@@ -65,13 +64,13 @@ def add_legend(figure: SubFigure, colors: dict[str, str]) -> None:
     figure.legend(handles=handles, loc="lower center", ncols=3, frameon=False, fontsize=9, handlelength=1.2)
 
 
-def segmented_slice(weights: Path) -> list[NDArray]:
+def segmented_slice() -> list[NDArray]:
     """Draw a phantom, segment it, and give image, ground truth, prediction and uncertainty of a slice."""
     with tempfile.TemporaryDirectory() as folder:
         images, maps = Path(folder, "phantoms"), Path(folder, "maps")
         subprocess.run([sys.executable, ROOT / "scripts" / "make_phantoms.py", images, "--patients", "4"], check=True)
         case = images / "training" / CASE.partition("_")[0]
-        places = {"dataset_dir": str(case), "output_dir": str(maps), "load_path": str(weights)}
+        places = {"dataset_dir": str(case), "output_dir": str(maps)}
         config_file = str(BUNDLE / "configs" / "inference.yaml")
         monai.bundle.run(config_file=config_file, bundle_root=str(BUNDLE), device="cpu", **places)
         files = [case / CASE, case / f"{CASE}_gt", maps / f"{CASE}_seg", maps / f"{CASE}_uncertainty"]
@@ -108,8 +107,8 @@ def draw_reliability(axes: Axes, bins: CalibrationBins, title: str) -> None:
     axes.tick_params(labelsize=8)
     axes.spines[["top", "right"]].set_visible(False)
     axes.annotate(
-        f"{confidence[SURE]:.0%} confident,\n{accuracy[SURE]:.0%} correct",
-        ((SURE + 0.5) * width, accuracy[SURE]),
+        f"{confidence[BIN]:.0%} confident,\n{accuracy[BIN]:.0%} correct",
+        ((BIN + 0.5) * width, accuracy[BIN]),
         (0.04, 0.82),
         fontsize=8,
         arrowprops={"arrowstyle": "-", "color": "0.3", "linewidth": 0.8},

@@ -18,7 +18,7 @@ from zipfile import ZipFile, ZipInfo
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for a clone that is not installed
 
-from calib_components.errors import InputError
+from calib_components.errors import InputError, reading
 from calib_components.tools import command_line
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -82,10 +82,8 @@ def package_bundle(bundle: Path, out: Path = Path("dist")) -> None:
     root = bundle.resolve()
     files = contents(root)
     metadata = root / "configs" / "metadata.json"
-    try:
+    with reading(metadata, "JSON with a version"):
         version = str(json.loads(metadata.read_text())["version"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{metadata}: expected JSON with a version, got {error!r}") from error
     if not re.fullmatch(r"\w+(\.\w+)*", version):
         raise InputError(f"{metadata}: expected a version of the form 1.2.3, got {version!r}")
     archive = out / f"{root.name}_v{version}.zip"

@@ -8,8 +8,7 @@ import logging
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from monai.handlers import IgniteMetricHandler
 from monai.utils import string_list_all_gather
 from numpy.typing import NDArray
 
-from calib_components.errors import InputError
+from calib_components.errors import reading
 from calib_components.inference import normalized_entropy
 from calib_components.metrics import CalibrationBins
 
@@ -51,7 +50,7 @@ def read_cases(folder: str | os.PathLike) -> tuple[list[str], dict[str, NDArray[
     Raises:
         InputError: the file is missing or broken.
     """
-    with _reading(Path(folder) / "cases.csv") as file:
+    with reading(Path(folder) / "cases.csv") as file:
         header, *rows = csv.reader(file.read_text().splitlines())
         cases, *columns = zip(*rows, strict=True)
         values = [np.array([float(cell) if cell else np.nan for cell in column]) for column in columns]
@@ -60,7 +59,7 @@ def read_cases(folder: str | os.PathLike) -> tuple[list[str], dict[str, NDArray[
 
 def read_summary(folder: str | os.PathLike) -> dict[str, Any]:
     """Read `summary.json`. Arguments and errors as in `read_cases`."""
-    with _reading(Path(folder) / "summary.json") as file:
+    with reading(Path(folder) / "summary.json") as file:
         return json.loads(file.read_text())
 
 
@@ -70,7 +69,7 @@ def read_calibration(folder: str | os.PathLike) -> dict[str, CalibrationBins]:
     Returns:
         Bins of the predicted class, `top_label`, and of each class, `classwise`.
     """
-    with _reading(Path(folder) / "calibration.json") as file:
+    with reading(Path(folder) / "calibration.json") as file:
         pooled = json.loads(file.read_text())["pooled"]
         return {kind: CalibrationBins.from_dict(fields) for kind, fields in pooled.items()}
 
@@ -81,19 +80,9 @@ def read_logits(folder: str | os.PathLike) -> tuple[list[str], NDArray[np.float6
     Returns:
         The names of the N classes, and the mean magnitudes `(N, N)`, by ground-truth class and channel.
     """
-    with _reading(Path(folder) / "logits.json") as file:
+    with reading(Path(folder) / "logits.json") as file:
         content = json.loads(file.read_text())
         return content["class_names"], np.array(content["magnitudes"], float)
-
-
-@contextmanager
-def _reading(file: Path) -> Iterator[Path]:
-    try:
-        yield file
-    except KeyError as error:
-        raise InputError(f"{file}: cannot be read: lacks {error}") from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file}: cannot be read: {error}") from None
 
 
 class EvaluationWriter:

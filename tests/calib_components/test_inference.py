@@ -121,7 +121,7 @@ class TestCheckImages:
 
     def test_file_that_is_no_nifti(self, tmp_path: Path) -> None:
         (tmp_path / "a.nii.gz").write_bytes(b"not an image")
-        with pytest.raises(InputError, match=r"a.nii.gz: cannot be read: ") as error:
+        with pytest.raises(InputError, match=r"a.nii.gz: expected a readable NIfTI file, got ") as error:
             check_images([Image("a", (tmp_path / "a.nii.gz",))], 1, tmp_path / "out")
         assert "\n" not in str(error.value)
 

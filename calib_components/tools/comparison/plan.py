@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from monai.bundle import ConfigParser
 
-from calib_components.errors import InputError
+from calib_components.errors import InputError, reading
 from calib_components.fingerprint import EVALUATION, TRAINING, fingerprint
 from calib_components.tools.comparison.results import CellSettings, read_json, read_settings
 from calib_components.tools.comparison.settings import Setting
@@ -155,10 +154,8 @@ def _check_override(name: str, train: ConfigParser, evaluate: ConfigParser) -> N
 
 def _parser(files: Sequence[Path]) -> ConfigParser:
     for file in files:
-        try:
+        with reading(file):
             content = ConfigParser.load_config_file(file)
-        except yaml.YAMLError as error:
-            raise InputError(f"{file}: cannot be read: {' '.join(str(error).split())}") from None
         if not isinstance(content, dict):
             raise InputError(f"{file}: expected ids and their values, such as num_classes: 3, got {content!r:.50}")
     parser = ConfigParser()

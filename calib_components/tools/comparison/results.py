@@ -9,8 +9,7 @@ from __future__ import annotations
 import csv
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from calib_components.errors import InputError
+from calib_components.errors import InputError, reading
 from calib_components.fingerprint import EVALUATION, TRAINING, fingerprint
 from calib_components.handlers.evaluation import read_cases
 from calib_components.tools.comparison.published import PUBLISHED, STRUCTURES
@@ -128,7 +127,7 @@ def read_settings(folder: Path) -> CellSettings:
     file = folder / "settings.json"
     content = read_json(file)
     if "train" in content:  # version 0.1.0
-        with _reading(file):
+        with reading(file):
             content["training"] = fingerprint({**content["train"], "crop_size": content["crop_size"]}, TRAINING)
             content["evaluation"] = fingerprint(content["evaluate"], EVALUATION)
         content = {"overrides": {}, "commands": [], "made_with": {}, **content}
@@ -214,7 +213,7 @@ class FinishedCell:
     @property
     def history(self) -> list[dict[str, str]]:
         """Rows of `history.csv`, one per epoch."""
-        with _reading(self.folder / "history.csv") as file:
+        with reading(self.folder / "history.csv") as file:
             if rows := list(csv.DictReader(file.read_text().splitlines())):
                 return rows
             raise ValueError("no epoch in it")
@@ -340,7 +339,7 @@ def read_json(file: Path) -> Any:
     Raises:
         InputError: It is missing or broken.
     """
-    with _reading(file):
+    with reading(file):
         return json.loads(file.read_text())
 
 
@@ -348,13 +347,3 @@ def _replace_text(file: Path, text: str) -> None:
     partial = file.with_suffix(".partial")
     partial.write_text(text)
     partial.replace(file)
-
-
-@contextmanager
-def _reading(file: Path) -> Iterator[Path]:
-    try:
-        yield file
-    except KeyError as error:
-        raise InputError(f"{file}: cannot be read: lacks {error}") from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file}: cannot be read: {error}") from None

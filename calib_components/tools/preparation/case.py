@@ -11,7 +11,7 @@ from monai.data import MetaTensor, NibabelReader
 from monai.transforms import LoadImage, MapLabelValue
 
 from calib_components.data import write_case
-from calib_components.errors import InputError
+from calib_components.errors import InputError, reading
 from calib_components.tools.preparation.facts import Facts
 
 
@@ -96,10 +96,8 @@ def load_case(case: Case, facts: Facts) -> dict[str, MetaTensor]:
 def _load_volume(path: Path) -> MetaTensor:
     if not path.is_file():
         raise InputError(f"{path}: expected a NIfTI file, got no such file")
-    try:
+    with reading(path, "a readable NIfTI file"):
         volume = LoadImage(ensure_channel_first=True)(path, reader=NibabelReader())
-    except Exception as error:  # nibabel, gzip and zlib each raise their own
-        raise InputError(f"{path}: expected a readable NIfTI file, got {_one_line(error)}") from error
     if volume.ndim != 4 or volume.numel() == 0:
         raise InputError(f"{path}: expected a 3D volume, got shape {tuple(volume.shape[1:])}")
     if not abs(torch.linalg.det(volume.affine)) > 0:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from calib_components.data import IMAGE, LABEL
-from calib_components.errors import InputError
+from calib_components.errors import InputError, reading
 from calib_components.tools.preparation.case import Case
 from calib_components.tools.preparation.facts import Facts, write_text
 
@@ -99,11 +99,9 @@ def _check_unchanged(splits: Mapping[str, str], datalist: Path) -> None:
     """A model may have been trained on the present split, so no patient may silently move to another."""
     if not datalist.is_file():
         return
-    try:
+    with reading(datalist, "a list of prepared cases"):
         present = json.loads(datalist.read_text())
         before = {item["patient"]: split for split in SPLITS for item in present[split]}
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{datalist}: expected a list of prepared cases, got a file without one: {error!r}") from error
     moved = sorted(patient for patient in before.keys() & splits.keys() if before[patient] != splits[patient])
     if moved:
         first = moved[0]

@@ -180,7 +180,7 @@ def test_what_a_killed_evaluation_left_is_cleared(tmp_path: Path) -> None:
 def test_broken_file_is_named(read: Any, name: str, content: str | None, tmp_path: Path) -> None:
     if content is not None:
         (tmp_path / name).write_text(content)
-    with pytest.raises(InputError, match=rf"^{tmp_path}/{name}: cannot be read: .") as error:
+    with pytest.raises(InputError, match=rf"^{tmp_path}/{name}: expected a readable file, got .") as error:
         read(tmp_path)
     assert "\n" not in str(error.value)
 

@@ -81,7 +81,7 @@ def test_facts_of_the_data_replace_those_of_the_bundle(tmp_path: Path) -> None:
     [
         ("", "expected ids and their values, .* got None"),
         ("- 3\n", r"expected ids and their values, .* got \[3\]"),
-        ("a: [", "cannot be read: .*expected the node content"),
+        ("a: [", "expected a readable file, got .*expected the node content"),
     ],
 )
 def test_broken_facts_are_an_error(content: str, message: str, data: Path) -> None:
@@ -114,7 +114,7 @@ def test_wrong_override_is_an_error(overrides: dict[str, Any], message: str, dat
 
 def test_broken_list_of_cases_is_an_error(data: Path) -> None:
     (data / "datalist.json").write_text("{")
-    with pytest.raises(InputError, match=r"datalist.json: cannot be read"):
+    with pytest.raises(InputError, match=r"datalist.json: expected a readable file, got"):
         plan(data)
 
 

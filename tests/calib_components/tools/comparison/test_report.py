@@ -180,15 +180,15 @@ def test_report_in_place_of_the_results_is_an_error(results: Path, tmp_path: Pat
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("cases.csv", "", "nacl/seed0/cases.csv: cannot be read"),
-        ("cases.csv", "case,dsc_RV\na,good\n", "nacl/seed0/cases.csv: cannot be read: .*'good'"),
-        ("settings.json", "{", "nacl/seed0/settings.json: cannot be read"),
+        ("cases.csv", "", "nacl/seed0/cases.csv: expected a readable file, got"),
+        ("cases.csv", "case,dsc_RV\na,good\n", "nacl/seed0/cases.csv: expected a readable file, got .*'good'"),
+        ("settings.json", "{", "nacl/seed0/settings.json: expected a readable file, got"),
         ("settings.json", '{"method": "nacl"}', "nacl/seed0/settings.json: expected .*, got no label, seed, bundle"),
-        ("calibration.json", "{}", "nacl/seed0/calibration.json: cannot be read"),
-        ("summary.json", None, "nacl/seed0/summary.json: cannot be read"),
-        ("logits.json", None, "nacl/seed0/logits.json: cannot be read"),
-        ("history.csv", None, "nacl/seed0/history.csv: cannot be read"),
-        ("history.csv", "epoch,seconds\n", "nacl/seed0/history.csv: cannot be read: no epoch in it"),
+        ("calibration.json", "{}", "nacl/seed0/calibration.json: expected a readable file, got"),
+        ("summary.json", None, "nacl/seed0/summary.json: expected a readable file, got"),
+        ("logits.json", None, "nacl/seed0/logits.json: expected a readable file, got"),
+        ("history.csv", None, "nacl/seed0/history.csv: expected a readable file, got"),
+        ("history.csv", "epoch,seconds\n", "nacl/seed0/history.csv: expected a readable file, got no epoch in it"),
     ],
 )
 def test_broken_file_is_an_error_that_names_it(

@@ -53,14 +53,14 @@ def test_settings_of_version_0_1_0_are_read_as_fingerprints(data: Path, tmp_path
     assert read_settings(tmp_path).changes(planned, evaluated=True) == []
     del old["crop_size"]
     (tmp_path / "settings.json").write_text(json.dumps(old))
-    with pytest.raises(InputError, match=r"settings.json: cannot be read: lacks 'crop_size'"):
+    with pytest.raises(InputError, match=r"settings.json: expected a readable file, got one that lacks 'crop_size'"):
         read_settings(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", r"settings.json: cannot be read"),
+        ("{", r"settings.json: expected a readable file, got"),
         ('{"method": "nacl"}', r"settings.json: expected method, label, .*, got no label, seed, bundle, .*training"),
     ],
 )
