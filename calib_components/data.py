@@ -44,9 +44,11 @@ def write_case(folder: str | os.PathLike, image: torch.Tensor, label: torch.Tens
         OSError: The folder exists or cannot be written.
     """
     folder = Path(folder)
+    if folder.exists():
+        raise FileExistsError(f"{folder}: expected no such folder yet, got one")
     unfinished = folder.with_name(f"{UNFINISHED}{folder.name}")
+    unfinished.mkdir()
     try:
-        unfinished.mkdir()
         for name, volume, dtype in ((IMAGE, image, np.int16), (LABEL, label.to(torch.uint8), np.uint8)):
             channel_last = volume[0].numpy() if len(volume) == 1 else volume.movedim(0, -1).numpy()
             nifti = Nifti1Image(channel_last, np.asarray(affine))

@@ -1,4 +1,4 @@
-"""The error for whatever a user gave that is not as it should be."""
+"""The error for unsuitable files, folders and arguments."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["InputError", "reading"]
 
 
 class InputError(ValueError):
-    """A file, folder or argument is not as it should be.
+    """A file, folder or argument is unsuitable.
 
     The message is one line, `name: expected ..., got ...`, that names the file or argument; command lines print it
     without a traceback.

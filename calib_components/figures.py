@@ -22,7 +22,7 @@ SMALLEST_SHARE = 1e-5  # where the axis of shares begins
 
 
 def reliability_diagram(bins: CalibrationBins, class_names: Sequence[str] | None = None) -> Figure:
-    """Draws accuracy over confidence, and below it the fraction of voxels in each bin, with all cases pooled.
+    """Draw accuracy over confidence, and below it the fraction of voxels in each bin, with all cases pooled.
 
     Blue plus yellow reaches the mean accuracy of a bin, blue plus red its mean confidence. Bins with less than 0.001 %
     of the voxels are not drawn, because their accuracy is that of a few voxels. Top-label bins give one panel,
@@ -98,7 +98,7 @@ def _draw_panel(upper: Axes, lower: Axes, bins: CalibrationBins, title: str) -> 
 
 
 def rank_heat_map(ranks: ArrayLike, totals: ArrayLike, methods: Sequence[str], columns: Sequence[str]) -> Figure:
-    """Draws the rank of each method in each column, next to the method's total, with the best method on top.
+    """Draw the rank of each method in each column, next to the method's total, with the best method on top.
 
     Args:
         ranks: Ranks `(methods, columns)`; 1 is best, NaN leaves a cell empty.
@@ -139,7 +139,7 @@ def rank_heat_map(ranks: ArrayLike, totals: ArrayLike, methods: Sequence[str], c
 
 
 def logit_bars(magnitudes: Mapping[str, ArrayLike], class_names: Sequence[str]) -> Figure:
-    """Draws the mean magnitude of the logits: one panel per method, with one group of bars per ground-truth class.
+    """Draw the mean magnitude of the logits: one panel per method, with one group of bars per ground-truth class.
 
     Args:
         magnitudes: Table `(N, N)` of each method, by ground-truth class and channel, as
@@ -192,7 +192,7 @@ def uncertainty_overlay(
     class_names: Sequence[str],
     title: str = "",
 ) -> Figure:
-    """Draws one slice three times: with contours of the ground truth, contours of the prediction, and the uncertainty.
+    """Draw one slice three times: with contours of the ground truth, contours of the prediction, and the uncertainty.
 
     Args:
         image: Grey values `(H, W)`; the first axis points right, the second down.

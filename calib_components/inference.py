@@ -1,4 +1,4 @@
-"""Inference on a folder of images: which images there are, what is wrong with them, and the maps that come out.
+"""Inference on a folder of images: finding and checking them, and the maps that are made of the predictions.
 
 One image is one NIfTI file or, where a data set keeps each modality in a file of its own, several whose names differ in
 a suffix (`NAME_flair.nii.gz`, `NAME_t1.nii.gz`, ...). Results are named after the image: `NAME_seg.nii.gz`.
@@ -39,7 +39,7 @@ __all__ = [
     "structure_probabilities",
 ]
 
-NIFTI = re.compile(r"([^.].*)(\.nii(?:\.gz)?)", re.IGNORECASE)  # but no dot files, which macOS leaves beside real ones
+NIFTI = re.compile(r"(.+)(\.nii(?:\.gz)?)", re.IGNORECASE)
 NOT_IMAGES = ("_gt", "_seg", "_probability", "_uncertainty")  # labels, and what inference writes itself
 
 
@@ -59,8 +59,8 @@ class Image:
 def find_images(path: str | os.PathLike, file_suffixes: Sequence[str] = ()) -> list[Image]:
     """Find the images in a folder and its subfolders, sorted by file.
 
-    Files that end in `.nii` or `.nii.gz`, in any case, are images. Dot files are not, nor are labels (`*_gt`, `*_seg`)
-    and maps that inference writes (`*_seg`, `*_probability`, `*_uncertainty`).
+    Files that end in `.nii` or `.nii.gz`, in any case, are images. Hidden files and folders are skipped, as are labels
+    (`*_gt`, `*_seg`) and maps that inference writes (`*_seg`, `*_probability`, `*_uncertainty`).
 
     Args:
         path: One NIfTI file, or a folder.
@@ -71,23 +71,24 @@ def find_images(path: str | os.PathLike, file_suffixes: Sequence[str] = ()) -> l
         The images; an image may lack files, see `check_images`. Empty if the path does not exist.
     """
     path = Path(path)
-    files = [path] if path.is_file() else [file for file in sorted(path.rglob("*")) if file.is_file()]
-    images: dict[Path, Image] = {}
-    for file in files:
-        if not (match := NIFTI.fullmatch(file.name)):
+    images: dict[tuple[Path, ...], Image] = {}
+    for file in [path] if path.is_file() else sorted(path.rglob("*")):
+        hidden = any(part.startswith(".") for part in file.relative_to(path).parts)
+        if hidden or not file.is_file() or not (match := NIFTI.fullmatch(file.name)):
             continue
         stem, ending = match[1], match[2]
         name = _without_suffix(stem, file_suffixes)
         if name != stem:
             parts = tuple(_sibling(file, name + suffix, ending) for suffix in file_suffixes)
-            images.setdefault(file.with_name(name), Image(name, parts))
-        elif not stem.endswith(NOT_IMAGES):
-            images[file] = Image(name, (file,))
+            images.setdefault(tuple(part for part in parts if part.is_file()), Image(name, parts))
+        elif not stem.lower().endswith(NOT_IMAGES):
+            images[file,] = Image(name, (file,))
     return list(images.values())
 
 
 def _without_suffix(stem: str, file_suffixes: Sequence[str]) -> str:
-    return next((stem.removesuffix(suffix) for suffix in file_suffixes if stem.endswith(suffix)), stem)
+    longest_first = sorted(file_suffixes, key=len, reverse=True)
+    return next((stem[: -len(suffix)] for suffix in longest_first if stem.endswith(suffix) and stem != suffix), stem)
 
 
 def _sibling(file: Path, stem: str, ending: str) -> Path:
@@ -198,9 +199,9 @@ def check_finite(image: torch.Tensor) -> torch.Tensor:
 
 
 def fill_background(probabilities: torch.Tensor) -> torch.Tensor:
-    """Give to the background, class 0, whatever the other classes of `(N, *S)` leave of 1.
+    """Set the probability of the background, class 0 of `(N, *S)`, to 1 minus the sum of the other classes.
 
-    Where resampling to the image's own grid pads with zeros, because the network did not see the voxel, that is all.
+    Resampling to the image's own grid pads with zeros where the network did not see a voxel: there, background gets 1.
     """
     structures = probabilities[1:]
     return torch.cat([1 - structures.sum(0, keepdim=True), structures]).clamp(0, 1)

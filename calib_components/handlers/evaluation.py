@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from calib_components.errors import reading
 from calib_components.inference import normalized_entropy
-from calib_components.metrics import CalibrationBins
+from calib_components.metrics import CalibrationBins, CalibrationMetric, DSCMetric, LogitMagnitudeMetric
 
 __all__ = ["EvaluationWriter", "read_calibration", "read_cases", "read_logits", "read_summary"]
 
@@ -42,13 +42,13 @@ def read_cases(folder: str | os.PathLike) -> tuple[list[str], dict[str, NDArray[
     """Read `cases.csv`.
 
     Args:
-        folder: where an evaluation was written.
+        folder: Where an evaluation was written.
 
     Returns:
         The names of the cases, and the values `(cases,)` of each column by its name; NaN where a measure is undefined.
 
     Raises:
-        InputError: the file is missing or broken.
+        InputError: The file is missing or broken.
     """
     with reading(Path(folder) / "cases.csv") as file:
         header, *rows = csv.reader(file.read_text().splitlines())
@@ -98,18 +98,21 @@ class EvaluationWriter:
       and its uncertainty. Of every case only that slice is kept until then.
 
     The files are written to a hidden folder, tables before figures, and replace those of an earlier evaluation once all
-    are there; other files in the output folder stay.
+    are there; other files in the output folder stay. The mean CECE is added to `engine.state.metrics`.
 
     Args:
         output_dir: Folder of the files.
         metrics: The handlers that update the metrics, by name: `dsc` with a `DSCMetric`, `ece` with a
             `CalibrationMetric` (for ECE and CECE), `logits` with a `LogitMagnitudeMetric`, and any whose
-            `aggregate("none")` gives `(cases,)` or `(cases, structures)`.
+            `aggregate("none")` returns `(cases,)` or `(cases, structures)`.
         structures: Names of the structures, in the order of the metrics' columns.
         class_names: Names of the classes, in the order of the network's channels.
         batch_transform: Gets the names of a batch's cases, or their folders, from `engine.state.batch`.
         output_transform: Gets their images, probabilities and labels, lists of channel-first volumes, from
             `engine.state.output`.
+
+    Raises:
+        ValueError: One of the three metrics named above is missing.
     """
 
     def __init__(
@@ -123,6 +126,10 @@ class EvaluationWriter:
     ) -> None:
         self.output_dir = Path(output_dir)
         self.metrics: dict[str, Any] = {name: handler.metric_fn for name, handler in metrics.items()}
+        for name, kind in (("dsc", DSCMetric), ("ece", CalibrationMetric), ("logits", LogitMagnitudeMetric)):
+            if not isinstance(self.metrics.get(name), kind):
+                got = type(self.metrics[name]).__name__ if name in self.metrics else "none"
+                raise ValueError(f"metrics: expected a handler of a {kind.__name__} called {name!r}, got {got}")
         self.structures = list(structures)
         self.class_names = list(class_names)
         self.batch_transform = batch_transform
@@ -149,12 +156,13 @@ class EvaluationWriter:
         for case, *volumes in zip(cases, *self.output_transform(engine.state.output), strict=True):
             self._slices[case] = _largest_slice(*volumes)
 
-    def _write(self) -> None:
+    def _write(self, engine: Engine) -> None:
         # Every rank takes part in gathering and draws the cases that it has seen; the first writes the rest.
         cases = string_list_all_gather(self._cases) if idist.get_world_size() > 1 else list(self._cases)
         values = self._values()
         bins = {"top_label": self.metrics["ece"].case_bins, "classwise": self.metrics["ece"].cece.case_bins}
         magnitudes = self.metrics["logits"].magnitudes
+        engine.state.metrics["cece"] = self.metrics["ece"].cece.aggregate().item()  # beside those of the handlers
         first = idist.get_rank() == 0
         unfinished = self.output_dir / UNFINISHED
         try:

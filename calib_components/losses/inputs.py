@@ -43,7 +43,7 @@ class Target:
 
 
 def check_inputs(input: Tensor, target: Tensor, ignore_index: int | None) -> tuple[Tensor, Target]:
-    """Checks the tensors given to a loss and converts them to one form.
+    """Check the tensors given to a loss and convert them to one form.
 
     Args:
         input: Logits, `(B, N, *S)`, with two or three spatial dimensions, N >= 2 and any floating-point type.
@@ -84,7 +84,7 @@ def check_inputs(input: Tensor, target: Tensor, ignore_index: int | None) -> tup
 
 
 def check_target(target: Tensor, num_classes: int, ignore_index: int | None, dtype: torch.dtype) -> Target:
-    """Checks the values of a target: class indices `(B, 1, *S)` or probabilities `(B, num_classes, *S)`."""
+    """Check the values of a target: class indices `(B, 1, *S)` or probabilities `(B, num_classes, *S)`."""
     target = plain(target, "target").detach()
     if target.is_complex():
         raise TypeError(f"target: expected class indices or probabilities, got {target.dtype}")
@@ -118,13 +118,13 @@ def check_target(target: Tensor, num_classes: int, ignore_index: int | None, dty
 
 
 def check_non_negative(name: str, value: float) -> None:
-    """Raises `ValueError` unless an option is a finite number of at least 0."""
+    """Raise `ValueError` unless an option is a finite number of at least 0."""
     if not 0 <= value < math.inf:
         raise ValueError(f"{name}: expected a number of at least 0, got {value!r}")
 
 
 def plain(tensor: Tensor, name: str) -> Tensor:
-    """Returns a plain tensor, without the slow bookkeeping of subclasses such as `monai.data.MetaTensor`."""
+    """Return a plain tensor, without the slow bookkeeping of subclasses such as `monai.data.MetaTensor`."""
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name}: expected a torch.Tensor, got {type(tensor).__name__}")
     return tensor if type(tensor) is Tensor else tensor.as_subclass(Tensor)
@@ -143,7 +143,7 @@ def num_valid(logits: Tensor, mask: Tensor | None) -> int | Tensor:
 
 
 def _check(condition: Tensor, expected: str, values: Tensor) -> None:
-    """Raises an error, or on CUDA and in compiled code asserts without waiting; see the module's docstring."""
+    """Raise an error, or on CUDA and in compiled code assert without waiting; see the module's docstring."""
     if values.is_cuda or torch.compiler.is_compiling():
         torch._assert_async(condition, expected)
     elif not condition:

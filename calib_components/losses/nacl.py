@@ -81,7 +81,7 @@ class _LogitsNACL(torch.autograd.Function):
 
 
 def _subtract_prior(out: Tensor, logits: Tensor, mask: Tensor | None, votes: Tensor, weight: Tensor, k: int) -> None:
-    """Fills `out`, `(B, 1, *S)`, with class `k` of `logits - votes * weight`, and with 0 at ignored voxels."""
+    """Fill `out`, `(B, 1, *S)`, with class `k` of `logits - votes * weight`, and with 0 at ignored voxels."""
     out.copy_(votes[:, k : k + 1]).mul_(-weight).add_(logits[:, k : k + 1])
     if mask is not None:
         out.mul_(mask.unsqueeze(1))

@@ -91,7 +91,7 @@ def neighbor_prior(
 
 
 def check_prior(prior: str, kernel_size: int, sigma: float, padding: str) -> None:
-    """Raises `ValueError` for options that `neighbor_prior` does not accept."""
+    """Raise `ValueError` for options that `neighbor_prior` does not accept."""
     if prior not in PRIORS:
         raise ValueError(f"prior: expected one of {PRIORS}, got {prior!r}")
     if padding not in PADDINGS:
@@ -153,7 +153,7 @@ def _counts(maps: Tensor, kernel_size: int) -> Tensor:
 
 
 def _svls_filter(maps: Tensor, kernel_size: int, sigma: float, dtype: torch.dtype) -> Tensor:
-    """Filters padded maps of the classes with the SVLS kernel.
+    """Filter padded maps of the classes with the SVLS kernel.
 
     The kernel is a Gaussian whose centre is replaced by the sum of all its other weights: the voxel itself weighs 0.5,
     and the voxels around it share the other half. The sum over the voxels around is computed axis by axis, since a
@@ -231,7 +231,7 @@ def _class_maps(target: Target, num_classes: int, radius: int, padding: str) -> 
 
 
 def _pad(tensor: Tensor, radius: int, padding: str, outside: float = 0) -> Tensor:
-    """Pads the spatial dimensions of `(B, C, *S)` with the values at the border, or with `outside` for "background"."""
+    """Pad the spatial dimensions of `(B, C, *S)` with the values at the border, or with `outside` for "background"."""
     if padding == "background":
         return F.pad(tensor, [radius] * 2 * (tensor.ndim - 2), value=outside)
     for dim in range(2, tensor.ndim):

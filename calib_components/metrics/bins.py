@@ -68,7 +68,7 @@ class CalibrationBins:
         return self.num_correct / self.count
 
     def __add__(self, other: CalibrationBins) -> CalibrationBins:
-        """Merges case by case: the bins of two parts of the same cases give the bins of the whole."""
+        """Merge case by case: the bins of two parts of the same cases give the bins of the whole."""
         if self.count.shape != other.count.shape:
             raise ValueError(
                 f"other: expected bins of the same shape, {tuple(self.count.shape)}, got {tuple(other.count.shape)}: "
@@ -81,11 +81,11 @@ class CalibrationBins:
         )
 
     def pooled(self) -> CalibrationBins:
-        """Sums over cases, as if all voxels belonged to one case, `B = 1`."""
+        """Sum over cases, as if all voxels belonged to one case, `B = 1`."""
         return CalibrationBins(*(field.sum(0, keepdim=True) for field in vars(self).values()))
 
     def per_class(self) -> list[CalibrationBins]:
-        """Splits classwise bins `(B, N, num_bins)` into the bins `(B, num_bins)` of each class.
+        """Split classwise bins `(B, N, num_bins)` into the bins `(B, num_bins)` of each class.
 
         Raises:
             ValueError: These are top-label bins.
@@ -125,7 +125,7 @@ class CalibrationBins:
         return (self.confidence_sum - self.num_correct).abs() / self.count
 
     def to_dict(self) -> dict[str, list]:
-        """Returns the three fields as nested lists, which JSON stores exactly."""
+        """Return the three fields as nested lists, which JSON stores exactly."""
         return {name: field.tolist() for name, field in vars(self).items()}
 
     @classmethod
@@ -165,9 +165,13 @@ class CalibrationBins:
 
 def _tensor(name: str, values: list, dtype: torch.dtype) -> torch.Tensor:
     try:
-        return torch.tensor(values, dtype=dtype)
+        tensor = torch.tensor(values, dtype=torch.float64 if dtype.is_floating_point else None)
+        converted = tensor.to(dtype)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{name}: expected nested lists of numbers, got {error}") from None
+    if not dtype.is_floating_point and not torch.equal(converted, tensor):
+        raise ValueError(f"{name}: expected whole numbers, got fractions")
+    return converted
 
 
 def _mean_over_classes(errors: torch.Tensor) -> torch.Tensor:
@@ -182,7 +186,7 @@ def calibration_bins(
     ignore_index: int | None = None,
     classwise: bool = False,
 ) -> CalibrationBins:
-    """Sorts predicted probabilities into bins of equal width.
+    """Sort predicted probabilities into bins of equal width.
 
     Probabilities of any type are compared with the bin edges `i / num_bins` in float64; a probability within 1e-15 of
     an edge counts as equal to it.
@@ -231,7 +235,7 @@ def bin_voxels(
     ignore_index: int | None,
     classwise: Sequence[bool],
 ) -> list[CalibrationBins]:
-    """Computes several sets of bins, each classwise or not, in one pass; other arguments as in `calibration_bins`."""
+    """Compute several sets of bins, each classwise or not, in one pass; other arguments as in `calibration_bins`."""
     y_pred, y = check_tensors(y_pred, y)
     check_num_bins(num_bins)
     batch, num_classes = y_pred.shape[:2]
@@ -266,6 +270,6 @@ def _bin_index(p: torch.Tensor, num_bins: int) -> torch.Tensor:
 
 
 def check_num_bins(num_bins: int) -> None:
-    """Raises `ValueError` for less than one bin."""
+    """Raise `ValueError` for less than one bin."""
     if num_bins < 1:
         raise ValueError(f"num_bins: expected at least 1, got {num_bins}")

@@ -188,7 +188,7 @@ class CECEMetric(_BinnedMetric):
     classwise = True
 
     def aggregate(self, reduction: str = "mean") -> torch.Tensor:
-        """Reduces the values as `CaseMetric.aggregate` does; "mean_batch" returns the mean of each class, `(N,)`."""
+        """Reduce the values as `CaseMetric.aggregate` does; "mean_batch" returns the mean of each class, `(N,)`."""
         if reduction == "mean_batch":
             errors = [bins.expected_error() for bins in self.case_bins.per_class()]
             return torch.stack(errors).nanmean(1)

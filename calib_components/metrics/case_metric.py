@@ -15,7 +15,7 @@ __all__ = ["CaseMetric", "plain_tensor"]
 
 
 def plain_tensor(value: Any, name: str) -> torch.Tensor:
-    """Returns `value` detached and without MONAI's metadata, or raises a `TypeError` that names the argument."""
+    """Return `value` detached and without MONAI's metadata, or raise a `TypeError` that names the argument."""
     if not isinstance(value, torch.Tensor):
         raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
     return value.as_tensor().detach() if isinstance(value, MetaTensor) else value.detach()
@@ -40,14 +40,14 @@ class CaseMetric(CumulativeIterationMetric):
 
     @abstractmethod
     def measure(self, y_pred: torch.Tensor, y: torch.Tensor) -> torch.Tensor | list[torch.Tensor]:
-        """Computes what is stored of a batch: one or more tensors whose first dimension is the cases."""
+        """Compute what is stored of a batch: one or more tensors whose first dimension is the cases."""
 
     @abstractmethod
     def case_values(self) -> torch.Tensor:
-        """Returns the value of each case, float64 `(cases,)` or `(cases, classes)`; NaN where it is undefined."""
+        """Return the value of each case, float64 `(cases,)` or `(cases, classes)`; NaN where it is undefined."""
 
     def gathered(self) -> Any:
-        """Returns what `measure` computed, concatenated over cases and processes: a tensor or a list of tensors.
+        """Return what `measure` computed, concatenated over cases and processes: a tensor or a list of tensors.
 
         Raises:
             ValueError: No case has been added.
@@ -58,11 +58,11 @@ class CaseMetric(CumulativeIterationMetric):
         return buffer
 
     def get_buffer(self) -> torch.Tensor:
-        """Returns the values of the cases, which `IgniteMetricHandler` stores as the details of the metric."""
+        """Return the values of the cases, which `IgniteMetricHandler` stores as the details of the metric."""
         return self.case_values()
 
     def aggregate(self, reduction: str = "mean") -> torch.Tensor:
-        """Reduces the values of the cases; undefined (NaN) values are left out of every mean.
+        """Reduce the values of the cases; undefined (NaN) values are left out of every mean.
 
         Args:
             reduction: "mean" averages over the classes of each case, then over cases. "mean_batch" averages over cases

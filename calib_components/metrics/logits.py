@@ -12,7 +12,7 @@ __all__ = ["LogitMagnitudeMetric", "logit_magnitude_sums"]
 def logit_magnitude_sums(
     logits: torch.Tensor, y: torch.Tensor, ignore_index: int | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sums `|l|` of every channel over the voxels of each ground-truth class.
+    """Sum `|l|` of every channel over the voxels of each ground-truth class.
 
     Shape:
         - logits: `(B, N, *S)`.
@@ -102,7 +102,7 @@ class LogitMagnitudeMetric(CaseMetric):
         return sums / count.unsqueeze(-1)
 
     def get_buffer(self) -> torch.Tensor:
-        """Returns the table of each case row by row, `(cases, N * N)`: handlers write one column per entry."""
+        """Return the table of each case row by row, `(cases, N * N)`: handlers write one column per entry."""
         return self.case_values().flatten(1)
 
     @property

@@ -141,7 +141,7 @@ class _StructureMetric(CaseMetric):
 
     @abstractmethod
     def score(self, y_pred: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """Computes the value of each case and structure, `(B, C)`, from boolean masks."""
+        """Compute the value of each case and structure, `(B, C)`, from boolean masks."""
 
     def measure(self, y_pred: torch.Tensor, y: torch.Tensor) -> list[torch.Tensor]:
         y_pred, y = _masks(y_pred, y)
@@ -168,7 +168,7 @@ class _StructureMetric(CaseMetric):
 
 
 def _masks(y_pred: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Checks both and returns them as boolean masks `(B, C, *S)`."""
+    """Check both and return them as boolean masks `(B, C, *S)`."""
     y_pred, y = plain_tensor(y_pred, "y_pred"), plain_tensor(y, "y")
     if y_pred.ndim < 3:
         raise ValueError(f"y_pred: expected shape (B, C, *S), got {tuple(y_pred.shape)}")

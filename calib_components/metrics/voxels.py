@@ -32,7 +32,7 @@ INVALID_LABEL = torch.iinfo(torch.int64).min
 
 
 def check_tensors(y_pred: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Checks types and shapes of probabilities `(B, N, *S)` and their ground truth, and returns both as plain tensors.
+    """Check types and shapes of probabilities `(B, N, *S)` and their ground truth, and return both as plain tensors.
 
     Args:
         y_pred: Probabilities, `(B, N, *S)`.
@@ -62,7 +62,7 @@ def check_tensors(y_pred: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, 
 def read_voxels(
     y_pred: torch.Tensor, y: torch.Tensor, foreground_only: bool, ignore_index: int | None
 ) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
-    """Yields the voxels that enter a metric, chunk by chunk. This is the one place that selects voxels.
+    """Yield the voxels that enter a metric, chunk by chunk. This is the one place that selects voxels.
 
     Chunks with invalid values are not yielded. After the last chunk, one error reports the invalid values of all.
 
@@ -100,7 +100,7 @@ def read_voxels(
 
 
 def top_label(p: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns `p.max(0)`, the first of equal values, for probabilities `(N, voxels)`; several times faster on a CPU."""
+    """Return `p.max(0)`, the first of equal values, for probabilities `(N, voxels)`; several times faster on a CPU."""
     confidence = p.amax(0)
     rank = torch.arange(len(p), 0, -1, dtype=torch.int16, device=p.device)[:, None]
     return confidence, len(p) - ((p >= confidence) * rank).amax(0)

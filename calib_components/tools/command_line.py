@@ -61,12 +61,12 @@ def run(name: str, commands: Commands) -> None:
     except (InputError, OSError) as error:
         sys.exit(f"{name}: {error}")
     except KeyboardInterrupt:
-        sys.exit(f"{name}: interrupted; the same command continues from here")
+        sys.exit(f"{name}: interrupted; run the same command again to continue")
 
 
 def _with_help_last(arguments: list[str], commands: Commands) -> list[str]:
     """Ask for help in the form that Fire does not take for an option of a command that accepts any."""
-    if "--help" not in arguments:
+    if not {"--help", "-h"} & set(arguments):
         return arguments
     path = []
     for argument in arguments:

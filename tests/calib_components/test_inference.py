@@ -53,7 +53,7 @@ class TestFindImages:
         assert {image.name for image in find_images(tmp_path)} == {"a", "b", "C", "d", "e.f", "two words"}
 
     def test_labels_and_own_maps_are_left_out(self, tmp_path: Path) -> None:
-        touch(tmp_path, *(f"a{kind}.nii.gz" for kind in ("", "_gt", "_seg", "_probability", "_uncertainty")))
+        touch(tmp_path, *(f"a{kind}.nii.gz" for kind in ("", "_gt", "_seg", "_SEG", "_probability", "_uncertainty")))
         assert find_images(tmp_path) == [Image("a", (tmp_path / "a.nii.gz",))]
 
     def test_one_file(self, tmp_path: Path) -> None:
@@ -73,6 +73,27 @@ class TestFindImages:
         touch(tmp_path, "x_flair.nii", "x_t1.nii.gz", "x_t2.nii.gz")
         (image,) = find_images(tmp_path, MODALITIES)
         assert [file.name for file in image.files] == ["x_flair.nii", "x_t1.nii.gz", "x_t1ce.nii", "x_t2.nii.gz"]
+
+    def test_hidden_folders_are_skipped_below_the_given_one(self, tmp_path: Path) -> None:
+        touch(tmp_path, ".studies/a.nii.gz", ".studies/.trash/b.nii.gz", ".studies/sub/c.nii.gz")
+        assert [image.name for image in find_images(tmp_path / ".studies")] == ["a", "c"]
+
+    def test_both_endings_of_one_image_are_two_images_of_one_name(self, tmp_path: Path) -> None:
+        for ending in ("nii", "nii.gz"):
+            for suffix in MODALITIES:
+                save(tmp_path / f"x{suffix}.{ending}", 4, 4, 3)
+        images = find_images(tmp_path, MODALITIES)
+        assert [image.name for image in images] == ["x", "x"]
+        with pytest.raises(InputError, match=r"^dataset_dir: expected a name of its own .* several called x, whose"):
+            check_images(images, 4, tmp_path / "out")
+
+    def test_longest_suffix_counts_and_a_name_is_never_empty(self, tmp_path: Path) -> None:
+        touch(tmp_path, "x_t1.nii", "x_ce_t1.nii", "_t1.nii")
+        images = find_images(tmp_path, ("_t1", "_ce_t1"))
+        assert [(image.name, [file.name for file in image.files]) for image in images] == [
+            ("_t1", ["_t1.nii"]),
+            ("x", ["x_t1.nii", "x_ce_t1.nii"]),
+        ]
 
     def test_one_file_of_several_finds_the_others(self, tmp_path: Path) -> None:
         touch(tmp_path, *(f"x{s}.nii.gz" for s in MODALITIES), "y_t1.nii.gz")
@@ -152,6 +173,13 @@ class TestImageFolder:
         with pytest.raises(SystemExit) as error:
             ImageFolder(path, 1, [], tmp_path / "out").check()
         assert error.value.code == message.format(path=path)
+
+    @pytest.mark.parametrize("dataset_dir", [".", "a.nii.gz"])
+    def test_folder_of_the_images_is_no_place_for_results(self, dataset_dir: str, tmp_path: Path) -> None:
+        save(tmp_path / "a.nii.gz", 4, 4, 3)
+        with pytest.raises(SystemExit) as error:
+            ImageFolder(tmp_path / dataset_dir, 1, [], tmp_path).check()
+        assert str(error.value.code).startswith("output_dir: expected a folder without images")
 
 
 @pytest.mark.parametrize("name", ["a.nii.gz", "a_t1.nii.gz", "A.NII.GZ", "x.y.nii", "two words.nii.gz"])

@@ -113,7 +113,7 @@ def test_killed_comparison_continues_to_the_same_results(compared: Path, prepare
     killed.send_signal(signal.SIGTERM)
     _, errors = killed.communicate()
     assert killed.returncode == 1
-    assert "compare_losses: interrupted; the same command continues from here" in errors
+    assert "compare_losses: interrupted; run the same command again to continue" in errors
     assert not (tmp_path / "ce_dice" / "seed0").exists()
     assert torch.load(work / "last.pt", weights_only=True)["epoch"] == 1
 

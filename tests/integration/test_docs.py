@@ -1,8 +1,8 @@
 """What README, the pages in `docs` and the bundles' pages show runs as it is written, at small sizes.
 
 Bash blocks of a page run one after another in one shell, as a reader pastes them. Python blocks of a page share one
-session, and the comment after a `print` is its output. YAML blocks are MONAI configs, separated by comments. Blocks
-marked `sh` need an account, a network or a server, and do not run here.
+session, and print the text blocks or, at the end of a line, the comments after them. YAML blocks are MONAI configs,
+separated by comments. Blocks marked `sh` need an account, a network or a server, and do not run here.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import torch
 import yaml
 from monai.bundle import ConfigParser
 
-from tests.helpers import ACDC, ROOT, make_brats, make_flare
+from tests.helpers import ACDC, ROOT, make_brats, make_flare, run_script
 
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
@@ -96,6 +96,14 @@ def test_readme_is_short() -> None:
     assert len(README.read_text().splitlines()) <= 120
 
 
+@pytest.mark.slow
+def test_picture_of_the_readme(tmp_path: Path) -> None:
+    done = run_script("scripts/draw_overview.py", "--out", tmp_path / "overview.png")
+    assert done.returncode == 0, done.stderr
+    for picture in (tmp_path / "overview.png", ROOT / "docs" / "overview.png"):
+        assert 50_000 < picture.stat().st_size < 300_000
+
+
 def test_commands_of_the_readme(repository: Path, places: dict[str, Path]) -> None:
     demo = repository / "scripts" / "demo"
     for long, short in (("--patients 30", "--patients 8"), ("96,96", "32,32"), ("--max_epochs 15", "--max_epochs 1")):
@@ -110,17 +118,23 @@ def test_commands_of_the_readme(repository: Path, places: dict[str, Path]) -> No
 
 
 def test_commands_for_own_data(repository: Path, places: dict[str, Path]) -> None:
-    scripts = [script.replace("nacl,ce_dice", "nacl") for script in blocks(ROOT / "docs/own_data.md", "bash")]
-    run(scripts, repository, places)
+    prepare, use, _ = blocks(ROOT / "docs/own_data.md", "bash")
+    run([prepare, use], repository, places)
     assert (repository / "own" / "eval" / "summary.json").is_file()
     seg = nib.load(repository / "own" / "predictions" / "scan0_seg.nii.gz")
     assert set(np.unique(seg.get_fdata())) <= {0, 1, 2}
+
+
+@pytest.mark.slow
+def test_commands_that_compare_on_own_data(repository: Path, places: dict[str, Path]) -> None:
+    prepare, _, compare = blocks(ROOT / "docs/own_data.md", "bash")
+    run([prepare, compare], repository, places)
     page = (repository / "runs" / "own" / "report" / "report.md").read_text()
     assert page.startswith("# Losses compared: liver, tumour\n")
     assert "paper" not in page
 
 
-@pytest.mark.slow  # the page on own data has these commands, too
+@pytest.mark.slow
 def test_commands_of_the_comparison(repository: Path, prepared: Path) -> None:
     one_loss = "--losses nacl --image_size [64,64] --out runs/table1\n"
     scripts = [
@@ -142,7 +156,7 @@ def test_commands_of_packaging(repository: Path) -> None:
     ("bundle", "images", "expected"),
     [
         ("acdc_mri_nacl_segmentation", "ACDC/training/patient001", "patient001_frame01"),
-        # The same commands but for names and sizes.
+        # The same commands, except for names and sizes.
         pytest.param("flare_ct_nacl_segmentation", "FLARE/TrainingImg", "train_003_0000", marks=pytest.mark.slow),
         pytest.param("brats_mri_nacl_segmentation", "BRATS", "BraTS19_3", marks=pytest.mark.slow),
     ],
@@ -183,7 +197,7 @@ def test_python(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cap
     monkeypatch.chdir(tmp_path)
     code = "\n".join(blocks(page, "python"))
     exec(code, {})
-    expected = re.findall(r"^print\(.*\)  # (.*)$", code, re.MULTILINE)
+    expected = re.findall(r"^print\(.*\)  # (.*)$", code, re.MULTILINE) or "".join(blocks(page, "text")).splitlines()
     assert capsys.readouterr().out.splitlines() == expected
     assert [path.name for path in tmp_path.iterdir()] == re.findall(r'savefig\("(.*)"\)', code)
 

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-import pytest
 import yaml
 
 from tests.helpers import ROOT, blocks, make_acdc, run_script, save
@@ -23,7 +22,7 @@ def test_bad_case_and_misspelt_option(tmp_path: Path) -> None:
     src, out = make_acdc(tmp_path / "src"), tmp_path / "out"
     bad = src / "training" / "patient001" / "patient001_frame09.nii.gz"
     bad.write_bytes(bad.read_bytes()[: bad.stat().st_size // 2])
-    arguments = (SCRIPT, "acdc", src, out, "--image-size", "16,20", "--fractions", "0,0,1")
+    arguments = (SCRIPT, "acdc", src, out, "--image-size", "16,20", "--fractions", "0,0,1", "--workers", 1)
     failed = run_script(*arguments)
     assert failed.returncode == 1
     assert failed.stderr.startswith(f"prepare_data: {bad}: expected a readable NIfTI file, got ")
@@ -41,12 +40,11 @@ def test_bad_case_and_misspelt_option(tmp_path: Path) -> None:
     assert "testing 2 (3 cases)" in skipped.stdout
 
 
-@pytest.mark.parametrize("labels", ["left kidney,GTV+,2nd", "['left kidney', 'GTV+', '2nd']"])
-def test_names_of_labels_and_folders_are_taken_as_typed(labels: str, tmp_path: Path) -> None:
+def test_names_of_labels_and_folders_are_taken_as_typed(tmp_path: Path) -> None:
     src, out = tmp_path / "1e3", tmp_path / "2024_11_25"
     save(src / "images" / "a.nii", np.arange(18 * 16 * 4).reshape(18, 16, 4).astype(np.int16))
     save(src / "labels" / "a.nii", blocks((18, 16, 4), [1, 2, 3]))
-    options = ("--labels", labels, "--image_size", "[16,20]", "--fractions", "0,0,1")
+    options = ("--labels", "left kidney,GTV+,2nd", "--image_size", "[16,20]", "--fractions", "0,0,1")
     command = [sys.executable, ROOT / SCRIPT, "generic", "1e3", "2024_11_25", *options]
     done = subprocess.run(command, cwd=tmp_path, check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

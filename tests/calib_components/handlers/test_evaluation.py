@@ -20,6 +20,7 @@ from calib_components.handlers.evaluation import FILES, read_calibration, read_c
 from calib_components.metrics import (
     CalibrationMetric,
     DSCMetric,
+    ECEMetric,
     HD95Metric,
     LogitMagnitudeMetric,
     NLLMetric,
@@ -50,7 +51,7 @@ def example(case: int) -> dict[str, Any]:
     }
 
 
-def evaluate(folder: Path, cases: int = CASES) -> None:
+def evaluate(folder: Path, cases: int = CASES) -> Engine:
     engine = Engine(lambda engine, batch: batch)
     masks = from_engine(["pred_masks", "label_masks"])
     metrics = {
@@ -72,6 +73,7 @@ def evaluate(folder: Path, cases: int = CASES) -> None:
     )
     writer.attach(engine)
     engine.run([[example(case)] for case in range(cases)])
+    return engine
 
 
 @pytest.fixture(scope="module")
@@ -155,6 +157,35 @@ def test_failure_leaves_the_earlier_evaluation_as_it_was(tmp_path: Path, monkeyp
         evaluate(tmp_path, cases=2)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*.*") if path.is_file()} == before
     assert not (tmp_path / ".unfinished-evaluation").exists()
+
+
+def test_replacement_that_fails_halfway_leaves_no_summary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    evaluate(tmp_path)
+    replace = Path.replace
+
+    def fail(source: Path, target: Path) -> Path:
+        if source.name == "logits.json":
+            raise OSError("disk is gone")
+        return replace(source, target)
+
+    monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises(OSError, match="disk is gone"):
+        evaluate(tmp_path, cases=2)
+    assert not (tmp_path / "summary.json").exists()
+
+
+def test_cece_is_among_the_metrics_of_the_engine(tmp_path: Path) -> None:
+    metrics = evaluate(tmp_path).state.metrics
+    summary = read_summary(tmp_path)
+    for name in ("ece", "cece", "nll", "dsc"):
+        assert isinstance(metrics[name], float)
+        assert metrics[name] == pytest.approx(summary[name]["mean"])
+
+
+def test_metrics_that_it_needs_are_checked_at_once(tmp_path: Path) -> None:
+    handlers = {"dsc": IgniteMetricHandler(DSCMetric()), "ece": IgniteMetricHandler(ECEMetric())}
+    with pytest.raises(ValueError, match="metrics: expected a handler of a CalibrationMetric called 'ece', got ECEMet"):
+        EvaluationWriter(tmp_path, handlers, [], [], from_engine("case"), from_engine("image"))
 
 
 def test_what_a_killed_evaluation_left_is_cleared(tmp_path: Path) -> None:

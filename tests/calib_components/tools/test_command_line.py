@@ -184,8 +184,8 @@ def test_group_lists_its_commands(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     [
         ("input", "data/facts.yaml: expected facts, got nothing"),
         ("file", "[Errno 2] No such file or directory: 'data'"),
-        ("interrupt", "interrupted; the same command continues from here"),
-        ("terminate", "interrupted; the same command continues from here"),
+        ("interrupt", "interrupted; run the same command again to continue"),
+        ("terminate", "interrupted; run the same command again to continue"),
     ],
 )
 def test_errors_and_interrupts_end_in_one_line(kind: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
