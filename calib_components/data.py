@@ -65,7 +65,7 @@ def list_slices(cases: Sequence[Mapping[str, Any]], image_size: Sequence[int]) -
 
     Args:
         cases: Items with the path of an `image` and a `label`, such as
-            :func:`monai.data.load_decathlon_datalist` reads from a prepared `datalist.json`.
+            `monai.data.load_decathlon_datalist` reads from a prepared `datalist.json`.
         image_size: Expected number of rows and columns of a slice.
 
     Returns:
@@ -104,14 +104,14 @@ def load_slice(path: str | os.PathLike, index: int) -> torch.Tensor:
 
 
 class LoadSliced(MapTransform):
-    """Replace the paths in an item of :func:`list_slices` by the slices that they hold.
+    """Replace the paths in an item of `list_slices` by the slices that they hold.
 
     Args:
         keys: Entries of the item that are paths.
     """
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, torch.Tensor]:
-        """Return `{key: (C, H, W)}` for each key, see :func:`load_slice`."""
+        """Return `{key: (C, H, W)}` for each key, see `load_slice`."""
         return {key: load_slice(data[key], data["slice"]) for key in self.key_iterator(data)}
 
 
@@ -147,7 +147,7 @@ class CaseDataset(Dataset):
 
 
 class SliceDataset(CaseDataset):
-    """The slices of such cases, see :func:`list_slices`.
+    """The slices of such cases, see `list_slices`.
 
     Args:
         data: As in `CaseDataset`.
@@ -156,7 +156,7 @@ class SliceDataset(CaseDataset):
         transform: Applied to an item when it is requested.
 
     Raises:
-        InputError: See `CaseDataset` and :func:`list_slices`.
+        InputError: See `CaseDataset` and `list_slices`.
     """
 
     def __init__(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,12 +30,14 @@ SIZE = 64
 
 @contextmanager
 def server(bundle: Path, studies: Path, home: Path) -> Iterator[str]:
-    """Serve the bundle with scripts/monai_label; gives the server's address."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    """Serve the bundle with scripts/monai_label and yield the address of the server."""
     log = home.with_suffix(".log")
-    with open(log, "w") as output:
+    # One start at a time: the first one installs MONAI Label, and tests may run in several processes.
+    with open(Path(tempfile.gettempdir()) / "calib_components-monai_label.lock", "w") as lock, open(log, "w") as output:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
         process = subprocess.Popen(
             [ROOT / "scripts" / "monai_label", bundle, studies, "--port", str(port)],
             env={**os.environ, "MONAI_LABEL_HOME": str(home)},
@@ -41,13 +45,17 @@ def server(bundle: Path, studies: Path, home: Path) -> Iterator[str]:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    address = f"http://127.0.0.1:{port}"
+        address = f"http://127.0.0.1:{port}"
+        deadline = time.monotonic() + 1200
+        try:
+            while not _answers(address):
+                assert process.poll() is None, log.read_text()
+                assert time.monotonic() < deadline, log.read_text()
+                time.sleep(1)
+        except BaseException:
+            os.killpg(process.pid, signal.SIGTERM)
+            raise
     try:
-        deadline = time.monotonic() + 1200  # the first time it installs MONAI Label
-        while not _answers(address):
-            assert process.poll() is None, log.read_text()
-            assert time.monotonic() < deadline, log.read_text()
-            time.sleep(1)
         yield address
     finally:
         os.killpg(process.pid, signal.SIGTERM)
