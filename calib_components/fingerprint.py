@@ -1,8 +1,11 @@
 """Fingerprint of a run: the settings of a bundle that reach its numbers, as plain data.
 
-Two runs are comparable, and a finished run is still valid, if their fingerprints are equal. Comments, handlers, paths,
-the device, the number of workers and the names of helper ids are not part of it: random draws depend on the number of
-workers, and rounding on the device, but only as they do on a seed.
+Two runs are comparable, and a finished run is still valid, if their fingerprints are equal. The fingerprint has every
+setting of the listed ids except comments, the device, the number of workers, places (`PLACES`) and the names of helper
+ids. Random draws depend on the number of workers, and rounding on the device, but only as they do on a seed.
+
+Not covered: handlers, `initialize` and `run`, which are taken to be those of the bundle, and the content of files and
+the code of classes and functions, of which the names are shown.
 """
 
 from __future__ import annotations
@@ -10,7 +13,8 @@ from __future__ import annotations
 import copy
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from monai.bundle import ConfigExpression, ConfigParser, ReferenceResolver
@@ -19,23 +23,10 @@ from calib_components.errors import InputError
 
 __all__ = ["EVALUATION", "TRAINING", "fingerprint"]
 
-INERT = ("_desc_", "_disabled_", "_requires_")
-LOADING = ("dataset", "num_workers", "pin_memory", "persistent_workers", "prefetch_factor", "multiprocessing_context")
-PASSED_ON = (  # to the trainer: in the fingerprint by their own ids, or of no influence on the weights
-    "device",
-    "train_data_loader",
-    "network",
-    "optimizer",
-    "loss_function",
-    "inferer",
-    "amp",
-    "train_handlers",
-    "key_train_metric",
-    "additional_metrics",
-    "metric_cmp_fn",
-)
-# Ids of a bundle, each with the arguments of its components that are left out. Metrics are left out as a whole: they
-# observe. Of the postprocessing, so are functions, which convert predictions to what the metrics expect.
+INERT = ("_desc_", "_requires_")
+LOADING = ("num_workers", "pin_memory", "persistent_workers", "prefetch_factor", "multiprocessing_context")
+PLACES = ("bundle_root", "ckpt_dir", "datalist", "dataset_dir", "load_path", "output_dir")
+# Ids of a bundle, each with the arguments of its components that are left out.
 DATA_AND_NETWORK: Mapping[str, tuple[str, ...]] = {
     "num_classes": (),
     "in_channels": (),
@@ -45,34 +36,48 @@ DATA_AND_NETWORK: Mapping[str, tuple[str, ...]] = {
     "crop_size": (),
     "amp": (),
     "volume_transforms": (),
+    "prepare": (),
     "network_def": (),
+    "network": (),
     "validate::preprocessing": (),
+    "validate::dataset": (),
+    "validate::dataloader": LOADING,
     "validate::inferer": (),
-    "validate::postprocessing": ("func",),
+    "validate::postprocessing": (),
+    "validate::key_metric": (),
 }
 TRAINING: Mapping[str, tuple[str, ...]] = {
     "seed": (),
     "max_epochs": (),
     "batch_size": (),
     "learning_rate": (),
-    "val_interval": (),  # validation selects the weights that are kept
+    "val_interval": (),  # validation selects the weights that are kept, by its key metric; other metrics observe
     **DATA_AND_NETWORK,
+    "validate::evaluator": ("device", "val_handlers", "additional_metrics"),
     "loss": (),
-    "optimizer": ("params",),
-    "lr_scheduler": ("optimizer",),
+    "optimizer": (),
+    "lr_scheduler": (),
     "train::preprocessing": (),
+    "train::dataset": (),
     "train::dataloader": LOADING,
     "train::inferer": (),
-    "train::trainer": PASSED_ON,
+    "train::trainer": ("device", "train_handlers", "key_train_metric", "additional_metrics", "metric_cmp_fn"),
 }
-EVALUATION: Mapping[str, tuple[str, ...]] = {"split": (), **DATA_AND_NETWORK}
+EVALUATION: Mapping[str, tuple[str, ...]] = {
+    "split": (),
+    **DATA_AND_NETWORK,
+    "validate::additional_metrics": (),
+    "validate::evaluator": ("device", "val_handlers"),
+}
 
 
 def fingerprint(config: Mapping[str, Any], ids: Mapping[str, tuple[str, ...]] = TRAINING) -> dict[str, Any]:
     """Return the settings of a run that reach its numbers.
 
-    References and `$` expressions are replaced by their values. An expression that needs a component to be built, or
-    whose value is not plain data, stays as text, together with the values of what it refers to.
+    References and `$` expressions are replaced by their values, with two exceptions. A reference to a component that
+    the fingerprint has under its own id stays a reference, such as `network: "@network"` of a trainer. An expression
+    that needs a component to be built, or a place, or whose value is not plain data, stays as text, together with the
+    values of what it refers to.
 
     Args:
         config: Configuration of a bundle after overrides, as `ConfigParser.get()` returns it. It is not changed.
@@ -95,50 +100,74 @@ def fingerprint(config: Mapping[str, Any], ids: Mapping[str, tuple[str, ...]] = 
     parser["device"] = "cpu"
     settings: dict[str, Any] = {}
     for name, left_out in ids.items():
+        resolver = _Resolver(parser, ids, left_out)
         try:
             if name == "amp" and name in parser:  # its default depends on the device
                 settings[name] = {}
                 for device in ("cuda", "cpu"):  # ends with that of all other settings
                     parser["device"] = device
-                    settings[name][device] = _resolve(parser, parser[name], left_out)
+                    settings[name][device] = resolver.resolve(parser[name])
             elif name in parser:
-                settings[name] = _resolve(parser, parser[name], left_out)
+                settings[name] = resolver.resolve(parser[name])
         except RecursionError:
             raise InputError(f"{name}: expected a value, got references that form a circle") from None
     return json.loads(json.dumps(settings, default=str))
 
 
-def _resolve(parser: ConfigParser, value: Any, left_out: tuple[str, ...]) -> Any:
-    """Return a part of the configuration as plain data; as in MONAI, a disabled component is None."""
-    if isinstance(value, Mapping):
-        if _is_disabled(parser, value):
-            return None
-        parts = {key: part for key, part in value.items() if key not in INERT and not _is_disabled(parser, part)}
-        if "_target_" in value:
-            parts = {key: part for key, part in parts.items() if key not in left_out}
-            parts["_target_"] = re.sub(r"^monai\.(\w+\.)*", "", str(value["_target_"]))  # MONAI's names are short forms
-        return {key: _resolve(parser, part, left_out) for key, part in parts.items()}
-    if isinstance(value, list | tuple):
-        return [_resolve(parser, part, left_out) for part in value if not _is_disabled(parser, part)]
-    if not isinstance(value, str):
-        return value
-    ids = ReferenceResolver.match_refs_pattern(value)
-    referred = {name: _resolve(parser, parser[name], left_out) for name in ids if name in parser}
-    if ConfigExpression.is_expression(value):
-        return _evaluate(parser, value, referred)
-    return referred.get(value.removeprefix(ReferenceResolver.ref), value) if ids else value
+@dataclass(frozen=True)
+class _Resolver:
+    """Turns parts of a configuration into plain data.
 
+    Attributes:
+        parser: The configuration.
+        ids: Ids that the fingerprint has.
+        left_out: Arguments of components that are left out.
+    """
 
-def _is_disabled(parser: ConfigParser, value: Any) -> bool:
-    disabled = _resolve(parser, value.get("_disabled_"), ()) if isinstance(value, Mapping) else None
-    return disabled.strip().lower() == "true" if isinstance(disabled, str) else bool(disabled)
+    parser: ConfigParser
+    ids: Container[str]
+    left_out: tuple[str, ...] = ()
 
+    def resolve(self, value: Any) -> Any:
+        """Return a part of the configuration as plain data; as in MONAI, a disabled component is None."""
+        if isinstance(value, Mapping):
+            if self._is_disabled(value):
+                return None
+            left_out = (*INERT, *(self.left_out if "_target_" in value else ()))
+            parts = {key: part for key, part in value.items() if key not in left_out and not self._is_disabled(part)}
+            parts = {key: self.resolve(part) for key, part in parts.items()}
+            if parts.get("_disabled_") is False:
+                del parts["_disabled_"]
+            if "_target_" in parts:
+                parts["_target_"] = re.sub(r"^monai\.(\w+\.)*", "", str(parts["_target_"]))  # MONAI allows short names
+            return parts
+        if isinstance(value, list | tuple):
+            return [self.resolve(part) for part in value if not self._is_disabled(part)]
+        if not isinstance(value, str):
+            return value
+        names = ReferenceResolver.match_refs_pattern(value)
+        within = replace(self, left_out=())
+        referred = {name: within.resolve(self.parser[name]) for name in names if name in self.parser}
+        if ConfigExpression.is_expression(value):
+            return self._evaluate(value, {name: part for name, part in referred.items() if name not in PLACES})
+        name = value.removeprefix(ReferenceResolver.ref)
+        return value if name in PLACES or self._has(name, referred) else referred.get(name, value)
 
-def _evaluate(parser: ConfigParser, expression: str, referred: Mapping[str, Any]) -> Any:
-    """Evaluate an expression with the settings of components in place of the components."""
-    try:
-        ready = ReferenceResolver.update_refs_pattern(expression, dict(referred))
-        value = ConfigExpression(ready, globals=parser.globals).evaluate({ReferenceResolver._vars: referred})
-        return json.loads(json.dumps(value))
-    except (KeyError, RuntimeError, SyntaxError, TypeError, ValueError):
-        return {expression: referred} if referred else expression
+    def _has(self, name: str, referred: Mapping[str, Any]) -> bool:
+        """Whether the fingerprint has the id, and its value is not plain data; that of `amp` depends on the device."""
+        built = re.search(r'"(_target_"|\$)', json.dumps(referred.get(name), default=str))
+        return name in self.ids and (name == "amp" or built is not None)
+
+    def _is_disabled(self, value: Any) -> bool:
+        disabled = self.resolve(value.get("_disabled_")) if isinstance(value, Mapping) else None
+        return str(disabled).strip().lower() == "true"
+
+    def _evaluate(self, expression: str, referred: Mapping[str, Any]) -> Any:
+        """Evaluate an expression with the settings of components in place of the components."""
+        try:
+            ready = ReferenceResolver.update_refs_pattern(expression, dict(referred))
+            value = ConfigExpression(ready, globals=self.parser.globals).evaluate({ReferenceResolver._vars: referred})
+            return json.loads(json.dumps(value))
+        except (KeyError, RuntimeError, SyntaxError, TypeError, ValueError):
+            shown = {name: v for name, v in referred.items() if name != "device" and not self._has(name, referred)}
+            return {expression: shown} if shown else expression

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,14 +30,25 @@ def changed(parser: ConfigParser, name: str, value: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("bundle", BUNDLES, ids=lambda bundle: bundle.name)
-def test_is_plain_data_with_all_references_resolved(bundle: Path) -> None:
+def test_is_plain_data_with_references_to_its_own_ids_alone(bundle: Path) -> None:
     training = fingerprint(parse("train.yaml", bundle=bundle).get())
     assert training.keys() == TRAINING.keys()
     assert json.loads(json.dumps(training)) == training
-    assert "@" not in json.dumps(training)
-    assert json.dumps(training).count("$") == 1  # $torch.float32, which is no plain data
-    assert training["optimizer"] == {"_target_": "torch.optim.Adam", "lr": 0.001}
-    assert training["lr_scheduler"] == {"_target_": "torch.optim.lr_scheduler.MultiStepLR", "milestones": [50]}
+    references = set(re.findall(r'"@([^"]+)"', json.dumps(training)))
+    assert references <= training.keys()
+    assert {"network", "optimizer", "loss", "train::dataset", "train::dataloader", "amp"} <= references
+    assert training["train::trainer"]["network"] == "@network"
+    assert training["network"] == "$@network_def.to(@device)"
+    assert training["optimizer"] == {
+        "_target_": "torch.optim.Adam",
+        "params": "$@network.parameters()",
+        "lr": 0.001,
+    }
+    assert training["lr_scheduler"] == {
+        "_target_": "torch.optim.lr_scheduler.MultiStepLR",
+        "optimizer": "@optimizer",
+        "milestones": [50],
+    }
     assert training["volume_transforms"][-1]["_target_"] in ("NormalizeIntensityd", "Resized")
 
 
@@ -80,10 +92,34 @@ def test_leaves_the_configuration_alone() -> None:
         ("lr_scheduler::_disabled_", True),
         ("train::preprocessing::transforms::1::prob", 0.5),
         ("train::preprocessing::transforms::1::_disabled_", "$@rank == 0"),
+        ("train::preprocessing::transforms::1::_disabled_", "$@network.training"),
         ("train::dataloader::shuffle", False),
         ("train::dataloader::sampler", {"_target_": "DistributedSampler", "dataset": "@train::dataset"}),
         ("train::inferer::_target_", "PatchInferer"),
+        ("train::dataset::transform", "@validate::preprocessing"),
+        ("train::dataset::data", "$monai.data.load_decathlon_datalist(@datalist, True, 'validation', @dataset_dir)"),
         ("train::trainer::epoch_length", 10),
+        ("train::trainer::amp", False),
+        ("train::trainer::inferer", "@validate::inferer"),
+        ("train::trainer::loss_function", {"_target_": "torch.nn.CrossEntropyLoss"}),
+        ("train::trainer::network", "$@network_def.half()"),
+        ("train::trainer::optimizer", "$torch.optim.SGD(@network.parameters(), 0.1)"),
+        ("train::trainer::train_data_loader", "@validate::dataloader"),
+        ("network", "$@network_def.to(@device).half()"),
+        ("optimizer::params", "$@network_def.model[0].parameters()"),
+        ("prepare::transforms::1::target_labels", [0, 0, 1, 2]),
+        ("validate::dataset::data", "$monai.data.load_decathlon_datalist(@datalist, True, 'testing', @dataset_dir)"),
+        ("validate::evaluator::network", "$@network_def.half()"),
+        ("validate::evaluator::postprocessing", {"_target_": "Compose"}),
+        ("validate::evaluator::metric_cmp_fn", "$lambda current, best: current < best"),
+        ("validate::key_metric", {"dice": {"_target_": "MeanDice"}}),
+        ("validate::key_metric::val_dsc::metric_fn::_target_", "calib_components.metrics.HD95Metric"),
+        ("validate::key_metric::val_dsc::output_transform", "$monai.handlers.from_engine(['pred', 'label'])"),
+        ("validate::postprocessing::transforms::4::func", "$lambda x: x"),
+        (
+            "validate::postprocessing::transforms::0",
+            {"_target_": "Lambdad", "keys": "pred", "func": "$lambda x: x / 2"},
+        ),
         ("validate::preprocessing::transforms::1::roi_size", [64, 64, -1]),
         ("validate::inferer::mode", "gaussian"),
         ("validate::postprocessing::transforms::1::softmax", False),
@@ -98,9 +134,29 @@ def test_shows_each_setting_that_matters(name: str, value: Any) -> None:
     assert before[first] != after[first]
 
 
-def test_shows_the_split_of_an_evaluation() -> None:
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("split", "validation"),
+        ("network", "$@network_def.half()"),
+        ("validate::dataset::data", "$monai.data.load_decathlon_datalist(@datalist, True, 'training', @dataset_dir)"),
+        ("validate::key_metric::dsc::metric_fn::include_background", False),
+        ("validate::additional_metrics", {}),
+        ("validate::additional_metrics::ece::metric_fn::num_bins", 10),
+        ("validate::additional_metrics::ece::metric_fn::foreground_only", False),
+        ("validate::additional_metrics::hd95::metric_fn::spacing", [1.0, 1.0, 10.0]),
+        ("validate::additional_metrics::ece::output_transform", "$monai.handlers.from_engine(['logits', 'label'])"),
+        (
+            "validate::postprocessing::transforms::0",
+            {"_target_": "Lambdad", "keys": "pred", "func": "$lambda x: x / 2"},
+        ),
+        ("validate::evaluator::network", "$@network_def.half()"),
+        ("validate::evaluator::postprocessing", "@validate::postprocessing"),
+    ],
+)
+def test_of_an_evaluation_shows_each_setting_that_matters(name: str, value: Any) -> None:
     parser = parse("train.yaml", "evaluate.yaml")
-    assert fingerprint(changed(parser, "split", "validation"), EVALUATION) != fingerprint(parser.get(), EVALUATION)
+    assert fingerprint(changed(parser, name, value), EVALUATION) != fingerprint(parser.get(), EVALUATION)
 
 
 def reword_expressions(parser: ConfigParser) -> None:
@@ -121,13 +177,11 @@ def rename_helpers(parser: ConfigParser) -> None:
     parser["network_def"] = "@model"
 
 
-def change_handlers_and_metrics(parser: ConfigParser) -> None:
+def change_handlers_and_metrics_that_observe(parser: ConfigParser) -> None:
     parser["train"]["handlers"].append({"_target_": "GarbageCollector"})
     parser["validate"]["handlers"] = []
-    parser["validate"]["key_metric"] = {"dice": {"_target_": "MeanDice"}}
-    parser["validate"]["additional_metrics"] = {}
+    parser["train"]["key_metric"] = {}
     parser["train"]["trainer"]["metric_cmp_fn"] = "$lambda current, best: current < best"
-    parser["validate"]["postprocessing"]["transforms"][-1]["func"] = "$lambda x: x"
 
 
 def move_it(parser: ConfigParser) -> None:
@@ -147,7 +201,8 @@ def write_it_at_greater_length(parser: ConfigParser) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [reword_expressions, rename_helpers, change_handlers_and_metrics, move_it, write_it_at_greater_length]
+    "change",
+    [reword_expressions, rename_helpers, change_handlers_and_metrics_that_observe, move_it, write_it_at_greater_length],
 )
 def test_does_not_show_what_leaves_the_numbers_alone(change: Callable[[ConfigParser], None]) -> None:
     parser = parse("train.yaml")
@@ -155,6 +210,38 @@ def test_does_not_show_what_leaves_the_numbers_alone(change: Callable[[ConfigPar
     change(parser)
     assert fingerprint(parser.get()) == before
     assert fingerprint(parser.get(), EVALUATION) == evaluation_before
+
+
+def test_additional_metrics_of_a_training_are_not_shown() -> None:
+    parser = parse("train.yaml")
+    before = fingerprint(parser.get())
+    assert fingerprint(changed(parser, "validate::additional_metrics", {})) == before
+
+
+@pytest.mark.parametrize(
+    ("disabled", "shown"),
+    [
+        (True, None),
+        (" TRUE ", None),
+        ("$@rank == 0", None),
+        (False, {"_target_": "Loss"}),
+        ("$@rank > 0", {"_target_": "Loss"}),
+        ("$@optimizer is None and 1", {"_target_": "Loss"}),
+        ("$@loss_module.off", {"_target_": "Loss", "_disabled_": "$@loss_module.off"}),
+        (
+            "$@network_def.off",
+            {"_target_": "Loss", "_disabled_": {"$@network_def.off": {"network_def": {"_target_": "UNet"}}}},
+        ),
+    ],
+)
+def test_only_true_disables(disabled: Any, shown: Any) -> None:
+    config = {
+        "rank": 0,
+        "network_def": {"_target_": "UNet"},
+        "optimizer": {"_target_": "SGD"},
+        "loss": {"_target_": "Loss", "_disabled_": disabled},
+    }
+    assert fingerprint(config, {"loss": ()}) == {"loss": shown}
 
 
 def test_expression_without_a_plain_value_is_shown_with_what_it_refers_to() -> None:

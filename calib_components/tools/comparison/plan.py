@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fire.parser import DefaultParseValue
 from monai.bundle import ConfigParser
 
 from calib_components.errors import InputError, reading
@@ -165,8 +166,14 @@ def _parser(files: Sequence[Path]) -> ConfigParser:
 
 def _command(files: Sequence[Path], options: Mapping[str, Any]) -> list[str]:
     config_file = "[" + ",".join(repr(str(file)) for file in files) + "]"
-    pairs = {"config_file": config_file, **options}
-    return ["python", "-m", "monai.bundle", "run", *(f"--{name}={value}" for name, value in pairs.items())]
+    typed = [f"--{name}={_typed(value)}" for name, value in options.items()]
+    return ["python", "-m", "monai.bundle", "run", f"--config_file={config_file}", *typed]
+
+
+def _typed(value: Any) -> str:
+    """Return a value as it is typed for Fire: text that Fire would read as something else, such as a number, quoted."""
+    text = str(value)
+    return repr(text) if isinstance(value, str | Path) and DefaultParseValue(text) != text else text
 
 
 def _shown(command: Sequence[str]) -> str:

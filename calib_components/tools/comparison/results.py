@@ -38,6 +38,8 @@ __all__ = [
     "write_settings",
 ]
 
+METRICS = "calib_components.metrics"
+
 
 @dataclass(frozen=True)
 class CellSettings:
@@ -128,13 +130,26 @@ def read_settings(folder: Path) -> CellSettings:
     content = read_json(file)
     if "train" in content:  # version 0.1.0
         with reading(file):
-            content["training"] = fingerprint({**content["train"], "crop_size": content["crop_size"]}, TRAINING)
-            content["evaluation"] = fingerprint(content["evaluate"], EVALUATION)
+            train = _with_names_of_today({**content["train"], "crop_size": content["crop_size"]})
+            content["training"] = fingerprint(train, TRAINING)
+            content["evaluation"] = fingerprint(_with_names_of_today(content["evaluate"]), EVALUATION)
         content = {"overrides": {}, "commands": [], "made_with": {}, **content}
     names = [field.name for field in fields(CellSettings)]
     if lacking := [name for name in names if name not in content]:
         raise InputError(f"{file}: expected {', '.join(names)}, got no {', '.join(lacking)}")
     return CellSettings(**{name: content[name] for name in names})
+
+
+def _with_names_of_today(config: dict[str, Any]) -> dict[str, Any]:
+    """Rename the metrics in a configuration of version 0.1.0; they compute the same as today's."""
+    config = json.loads(json.dumps(config).replace(f"{METRICS}.DiceMetric", f"{METRICS}.DSCMetric"))
+    validate = config["validate"]
+    metrics = validate["additional_metrics"]
+    if "cece" in metrics:  # an evaluation: CalibrationMetric computes ECE and CECE
+        del metrics["cece"]
+        validate["metrics"]["ece"]["_target_"] = f"{METRICS}.CalibrationMetric"
+        metrics["logits"] = metrics.pop("logit_magnitude")
+    return config
 
 
 def collect_history(work: Path) -> list[list[Any]]:

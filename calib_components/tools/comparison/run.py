@@ -209,6 +209,7 @@ def compare_losses(
     devices: Sequence[str] | None = None,
     executor: str = "local",
     slurm: dict[str, Any] | None = None,
+    datalist: Path | None = None,
     **overrides: Any,
 ) -> None:
     """Train and evaluate every loss with every seed under one protocol.
@@ -230,6 +231,7 @@ def compare_losses(
         executor: local, or slurm for one job per cell.
         slurm: Parameters of submitit for these jobs, such as "{time: 600, partition: gpu, gpus_per_node: 1}"; time is
             in minutes, by default 5.
+        datalist: List of the prepared cases; default: datalist.json in dataset_dir.
 
     Raises:
         InputError: An argument, a folder or a file is not as expected; nothing was run.
@@ -255,6 +257,8 @@ def compare_losses(
     if workers is not None and workers < 1:
         raise InputError(f"--workers: expected a number of at least 1, got {workers}")
     overrides = json.loads(json.dumps(overrides))  # lists instead of tuples, as in YAML
+    if datalist is not None:
+        overrides["datalist"] = str(datalist)
     if "tuning" in losses:
         overrides.setdefault("split", "validation")
     cells = [

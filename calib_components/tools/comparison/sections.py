@@ -206,7 +206,7 @@ def cells_section(results: Results) -> Section:
         f"patients, with the weights {weights}. Slices of {size} pixels{central}; batch size "
         f"{training['batch_size']}, {training['max_epochs']} epochs, learning rate {training['learning_rate']}"
         + (f", channels {', '.join(map(str, channels))}" if channels else "")
-        + ". settings.json of each cell has all settings."
+        + ". settings.json of each cell has the settings that reach its numbers."
     )
     header = ["", *(name.replace("_", " ") for name in records[0])]
     return Section("cells", "What was run", caption, header, rows, records)

@@ -52,11 +52,16 @@ def test_settings_are_the_fingerprints_after_overrides(data: Path) -> None:
 def test_overrides_that_the_fingerprints_do_not_show_are_recorded(data: Path) -> None:
     inert = {"num_workers": 0, "train::dataloader::num_workers": 1, "class_names": list("abcd")}
     shown = {"val_interval": 1, "learning_rate": 0.001, "split": "testing", "validate::inferer::sw_batch_size": 4}
-    hidden = {"train::handlers": [], "validate::key_metric": {}, "rank": 1}
+    hidden = {"train::handlers": [], "validate::handlers": [], "rank": 1}
     cell = plan(data, **inert, **shown, **hidden)
     assert cell.settings.overrides == hidden
     with pytest.raises(InputError, match=r"not comparable with .*: train::handlers, .* differs"):
         check_comparable([plan(data, **shown), cell])
+
+
+def test_text_that_fire_would_read_as_something_else_is_quoted(data: Path) -> None:
+    command = plan(data, split="testing", class_names="2024_11_25", batch_size=8).evaluate
+    assert {"--split=testing", "--class_names='2024_11_25'", "--batch_size=8"} <= set(command)
 
 
 def test_facts_of_the_data_replace_those_of_the_bundle(tmp_path: Path) -> None:
@@ -184,7 +189,7 @@ def test_rewording_the_bundle_invalidates_nothing(data: Path, tmp_path: Path) ->
     config["side"] = config.pop("image_size")
     config["image_size"] = "$list(@side)"
     config["train"]["handlers"].append({"_target_": "GarbageCollector"})
-    config["validate"]["additional_metrics"] = {}
+    config["validate"]["additional_metrics"] = {}  # of a training, where they only observe
     train.write_text("# Reworded.\n" + yaml.safe_dump(config, sort_keys=False))
     planned = plan(data, bundle=bundle, num_workers=0)
     check_unchanged(planned)
@@ -197,11 +202,24 @@ def test_cells_that_differ_in_loss_and_seed_alone_are_comparable(data: Path) -> 
     check_comparable([first, second, replace(second, settings=other_seed)])
 
 
-def test_loss_file_that_changes_more_than_the_loss_is_not_comparable(data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"learning_rate": 0.01}, "learning_rate"),
+        ({"network": "$@network_def.to(@device).half()"}, "network"),
+        ({"validate::key_metric::val_dsc::metric_fn::include_background": False}, "validate::key_metric"),
+        ({"train::dataset::transform": "@validate::preprocessing"}, "train::dataset"),
+        ({"train::trainer::optimizer": "$torch.optim.SGD(@network.parameters(), 0.1)"}, "train::trainer"),
+        ({"train::trainer::amp": False}, "train::trainer"),
+    ],
+)
+def test_loss_file_that_changes_more_than_the_loss_is_not_comparable(
+    data: Path, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
     bundle = tmp_path / ACDC.name
     shutil.copytree(ACDC / "configs", bundle / "configs")
     mine = bundle / "configs" / "losses" / "mine.yaml"
-    mine.write_text("loss:\n  _target_: torch.nn.CrossEntropyLoss\nlearning_rate: 0.01\n")
+    mine.write_text(yaml.safe_dump({"loss": {"_target_": "torch.nn.CrossEntropyLoss"}, **changes}))
     cells = [plan(data, setting, bundle) for setting in (NACL_MAX, Setting("mine", "mine", "mine"))]
-    with pytest.raises(InputError, match="mine, seed 0: not comparable with nacl_max, seed 0: learning_rate differs"):
+    with pytest.raises(InputError, match=f"mine, seed 0: not comparable with nacl_max, seed 0: {message} differs"):
         check_comparable(cells)

@@ -46,6 +46,15 @@ def test_settings_of_version_0_1_0_are_read_as_fingerprints(data: Path, tmp_path
         config = {key: value for key, value in parser.get().items() if key not in (*places, "num_workers", "_meta_")}
         configs[part] = config
     configs["train"]["seed"] = 3
+    dsc, metrics = (configs["evaluate"]["validate"][name] for name in ("key_metric", "additional_metrics"))
+    configs["train"]["validate"]["key_metric"]["val_dsc"]["metric_fn"]["_target_"] = (
+        "calib_components.metrics.DiceMetric"
+    )
+    dsc["dsc"]["metric_fn"]["_target_"] = "calib_components.metrics.DiceMetric"
+    metrics["cece"] = {**metrics["ece"], "metric_fn": {"_target_": "calib_components.metrics.CECEMetric"}}
+    configs["evaluate"]["validate"]["metrics"] = {"ece": {"_target_": "calib_components.metrics.ECEMetric"}}
+    metrics["ece"]["metric_fn"] = "@validate::metrics::ece"
+    metrics["logit_magnitude"] = metrics.pop("logits")
     kept = ("method", "label", "seed", "bundle", "datalist", "patients")
     old = {**{name: getattr(planned, name) for name in kept}, "crop_size": [144, 144], **configs}
     (tmp_path / "settings.json").write_text(json.dumps(old))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import shlex
 import shutil
 import sys
 import threading
@@ -16,6 +17,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import fire
 import pytest
 import submitit
 import torch
@@ -121,9 +123,25 @@ class TestArguments:
     ) -> None:
         monkeypatch.setattr(RUN_CELL, lambda cell, device, processes: None)
         monkeypatch.chdir(tmp_path)
-        run_command(monkeypatch, ACDC, "--dataset_dir", data, "--out", "2024_11_25", "--losses", "nacl,ce_dice")
-        plan = json.loads((tmp_path / "2024_11_25" / "plan.json").read_text())
+        data.rename("2024_11_25")
+        shutil.copy("2024_11_25/datalist.json", "20241125")
+        options = {"dataset_dir": "2024_11_25", "datalist": "20241125", "out": "1e3", "losses": "nacl,ce_dice"}
+        run_command(monkeypatch, ACDC, *(f"--{name}={value}" for name, value in options.items()))
+        plan = json.loads((tmp_path / "1e3" / "plan.json").read_text())
         assert [(entry["method"], entry["seed"]) for entry in plan] == [("nacl", 0), ("ce_dice", 0)]
+
+        read: list[dict[str, Any]] = []
+        for command in plan[0]["commands"]:  # as a shell and MONAI's command line read them
+            fire.Fire(lambda **options: read.append(options), shlex.split(command)[4:])
+        train, evaluate = read
+        for name, text in (
+            ("dataset_dir", "2024_11_25"),
+            ("datalist", "20241125"),
+            ("ckpt_dir", "1e3/work/nacl/seed0"),
+        ):
+            assert train[name] == evaluate[name] == text
+        assert train["config_file"] == [f"{ACDC}/configs/train.yaml", f"{ACDC}/configs/losses/nacl.yaml"]
+        assert (train["seed"], train["resume"]) == (0, True)
 
     def test_slurm_without_submitit_says_what_to_install(
         self, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
