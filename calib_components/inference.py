@@ -126,7 +126,8 @@ def check_images(images: Sequence[Image], in_channels: int, output_dir: str | os
                 shape = cast(SpatialImage, nibabel.load(file)).shape
             if len(shape) not in (3, 4) or (*shape, 1)[3] != channels:
                 raise InputError(f"{file}: expected a 3D image with {channels} channel(s), got shape {shape}")
-    folders = {file.resolve().parent for image in images for file in image.files}
+    files = [file for image in images for file in image.files]
+    folders = {folder.resolve() for file in files for folder in (file.parent, file.resolve().parent)}  # of links too
     if Path(output_dir).resolve() in folders:
         raise InputError(
             f"output_dir: expected a folder without images, whose labels the results could replace, got {output_dir}"
@@ -146,14 +147,16 @@ class ImageFolder:
     def __init__(
         self, path: str | os.PathLike, in_channels: int, file_suffixes: Sequence[str], output_dir: str | os.PathLike
     ) -> None:
-        self.path = Path(path)
+        self.path = path
         self.in_channels = in_channels
         self.file_suffixes = file_suffixes
         self.output_dir = output_dir
 
     def items(self) -> list[dict[str, list[str]]]:
         """Items of a MONAI dataset: the files of each image, whose channels are loaded in this order."""
-        return [{"image": [str(file) for file in image.files]} for image in find_images(self.path, self.file_suffixes)]
+        return [
+            {"image": [str(file) for file in image.files]} for image in find_images(str(self.path), self.file_suffixes)
+        ]
 
     def check(self) -> None:
         """End the process with one line on standard error if there is no image or an unsuitable one.
@@ -161,7 +164,10 @@ class ImageFolder:
         MONAI wraps any other exception in pages of tracebacks.
         """
         try:
-            if not self.path.exists():
+            for name, place in (("dataset_dir", self.path), ("output_dir", self.output_dir)):
+                if not isinstance(place, str | os.PathLike):  # MONAI reads 2024_11_25 as a number
+                    raise InputError(f"{name}: expected a path, got {place!r}; write ./NAME if it reads as a number")
+            if not Path(self.path).exists():
                 raise InputError(f"dataset_dir: expected a NIfTI file or a folder, got {self.path}, which is neither")
             if not (images := find_images(self.path, self.file_suffixes)):
                 raise InputError(f"dataset_dir: expected .nii or .nii.gz images, got none in {self.path}")

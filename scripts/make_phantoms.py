@@ -70,16 +70,19 @@ def make_phantoms(out: Path, patients: int = 20, seed: int = 0) -> None:
     Raises:
         InputError: The folder holds another data set.
     """
+    for other in sorted((out / "training").glob("patient*")):
+        info_file = other / "Info.cfg"
+        ours = info_file.is_file() and info_file.read_text().endswith(f"\nPhantom: seed {seed}\n")
+        if not ours and any(other.iterdir()):
+            raise InputError(f"{other}: expected phantoms of seed {seed}, got other data; choose another folder")
     for number in tqdm(range(1, patients + 1), unit="patient", leave=False, disable=None):
         rng = np.random.default_rng([seed, number])
         group = list(GROUPS)[number % len(GROUPS)]
         folder = out / "training" / f"patient{number:03d}"
         folder.mkdir(parents=True, exist_ok=True)
         systole = int(rng.integers(7, 14))
-        info_file, info = folder / "Info.cfg", f"ED: 1\nES: {systole}\nGroup: {group}\nPhantom: seed {seed}\n"
-        if info_file.exists() and info_file.read_text() != info:
-            raise InputError(f"{info_file}: expected phantoms of seed {seed}, got other data; choose another folder")
-        info_file.write_text(info)
+        info = f"ED: 1\nES: {systole}\nGroup: {group}\nPhantom: seed {seed}\n"
+        (folder / "Info.cfg").write_text(info)
         for frame, (image, label) in zip((1, systole), draw_patient(GROUPS[group], rng), strict=True):
             stem = f"patient{number:03d}_frame{frame:02d}"
             _save(image, folder / f"{stem}.nii.gz")

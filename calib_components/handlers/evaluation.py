@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import logging
 import math
@@ -20,7 +21,7 @@ from monai.handlers import IgniteMetricHandler
 from monai.utils import string_list_all_gather
 from numpy.typing import NDArray
 
-from calib_components.errors import reading
+from calib_components.errors import InputError, reading
 from calib_components.inference import normalized_entropy
 from calib_components.metrics import CalibrationBins, CalibrationMetric, DSCMetric, LogitMagnitudeMetric
 
@@ -32,7 +33,9 @@ FILES = (  # all that an evaluation writes; the summary comes last, so where it 
     "logits.json",
     "reliability.png",
     "reliability_classes.png",
-    "cases",
+    "cases/best.png",
+    "cases/median.png",
+    "cases/worst.png",
     "summary.json",
 )
 UNFINISHED = ".unfinished-evaluation"  # folder inside the output folder
@@ -51,7 +54,7 @@ def read_cases(folder: str | os.PathLike) -> tuple[list[str], dict[str, NDArray[
         InputError: The file is missing or broken.
     """
     with reading(Path(folder) / "cases.csv") as file:
-        header, *rows = csv.reader(file.read_text().splitlines())
+        header, *rows = csv.reader(io.StringIO(file.read_text(), newline=""))
         cases, *columns = zip(*rows, strict=True)
         values = [np.array([float(cell) if cell else np.nan for cell in column]) for column in columns]
         return list(cases), dict(zip(header[1:], values, strict=True))
@@ -147,6 +150,9 @@ class EvaluationWriter:
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._write)
 
     def _reset(self) -> None:
+        for name in FILES:
+            if (self.output_dir / name).is_dir():  # which cannot be replaced: say so before the work
+                raise InputError(f"{self.output_dir / name}: expected a file of an evaluation or nothing, got a folder")
         self._cases.clear()
         self._slices.clear()
 
@@ -277,10 +283,12 @@ def _replace_files(source: Path, target: Path) -> None:
     The old summary goes first and the new one comes last: a process killed in between leaves no summary.
     """
     (target / FILES[-1]).unlink(missing_ok=True)
+    (target / "cases").mkdir(exist_ok=True)
     for name in FILES:
-        if (target / name).is_dir():
-            shutil.rmtree(target / name)
-        (source / name).replace(target / name)
+        if (source / name).is_file():
+            (source / name).replace(target / name)
+        else:  # a picture, if no case has a DSC
+            (target / name).unlink(missing_ok=True)
 
 
 def _largest_slice(image: torch.Tensor, probabilities: torch.Tensor, label: torch.Tensor) -> dict[str, np.ndarray]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from calib_components.metrics.voxels import check_tensors, read_voxels, top_label
+from calib_components.metrics.voxels import RANGE_TOLERANCE, check_tensors, read_voxels, top_label
 
 __all__ = ["CalibrationBins", "bin_voxels", "calibration_bins", "check_num_bins"]
 
@@ -156,11 +156,16 @@ class CalibrationBins:
                 f"fields: expected {', '.join(names)}, got {', '.join(map(str, fields)) or 'none'} "
                 f"(missing: {', '.join(missing)})"
             )
-        return cls(
+        bins = cls(
             _tensor("count", fields["count"], torch.int64),
             _tensor("confidence_sum", fields["confidence_sum"], torch.float64),
             _tensor("num_correct", fields["num_correct"], torch.float64),
         )
+        for name, sums in (("confidence_sum", bins.confidence_sum), ("num_correct", bins.num_correct)):
+            tolerance = RANGE_TOLERANCE * bins.count.abs()
+            if not ((sums >= -tolerance) & (sums <= bins.count + tolerance)).all():  # False where NaN
+                raise ValueError(f"{name}: expected sums between 0 and the count of each bin, got others")
+        return bins
 
 
 def _tensor(name: str, values: list, dtype: torch.dtype) -> torch.Tensor:

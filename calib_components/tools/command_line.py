@@ -30,11 +30,17 @@ def _number(text: str) -> float:
         return float(text)
 
 
+def _path(text: str) -> Path:
+    if not text:  # such as an unset variable of a shell, which Path would take for the current folder
+        raise ValueError
+    return Path(text)
+
+
 # How the text of an option is read, by the annotation of the parameter. Without this, Fire reads any text as a Python
 # literal if it can: the folder 2024_11_25 would become 20241125, and 1e3 would become 1000.0.
 READERS: dict[Any, tuple[str, Callable[[str], Any]]] = {
     str: ("text", str),
-    Path: ("a path", Path),
+    Path: ("a path", _path),
     int: ("a whole number", int),
     float: ("a number", _number),
     bool: ("true or false", lambda text: {"true": True, "false": False}[text.lower()]),
@@ -56,6 +62,7 @@ def run(name: str, commands: Commands) -> None:
         # Fire reports a misspelt option only after the command has run, so it first parses the arguments for a command
         # that does nothing. That returns None, whereas a group without the name of a command returns the group.
         arguments = _with_help_last(sys.argv[1:], commands)
+        _check_that_options_have_values(arguments, commands)
         if fire.Fire(_each(_idle, commands), arguments, name) is None:
             fire.Fire(_each(_typed, commands), arguments, name)
     except (InputError, OSError) as error:
@@ -75,6 +82,19 @@ def _with_help_last(arguments: list[str], commands: Commands) -> list[str]:
         path.append(argument)
         commands = commands[argument]
     return [*path, "--", "--help"]
+
+
+def _check_that_options_have_values(arguments: list[str], commands: Commands) -> None:
+    """Fire takes an option without a value for the text "True", which would become the name of a folder."""
+    while isinstance(commands, Mapping):
+        if not arguments or arguments[0] not in commands:
+            return
+        commands, arguments = commands[arguments[0]], arguments[1:]
+    hints = get_type_hints(commands)
+    for option, following in zip(arguments, [*arguments[1:], "--"], strict=True):
+        name = option[2:].replace("-", "_")
+        if option.startswith("--") and hints.get(name, bool) is not bool and following[:2] == "--":
+            raise InputError(f"{option}: expected a value, got none")
 
 
 def _each(change: Callable[[Command], Command], commands: Commands) -> Any:

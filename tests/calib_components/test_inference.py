@@ -140,6 +140,13 @@ class TestCheckImages:
         with pytest.raises(InputError, match=r"^output_dir: expected a folder without images"):
             check_images(images, 1, tmp_path / "out" / ".." / "in")
 
+    def test_folder_of_links_as_output(self, tmp_path: Path) -> None:
+        (tmp_path / "links").mkdir()
+        (tmp_path / "links" / "a.nii").symlink_to(save(tmp_path / "store/a.nii", 4, 4, 3))
+        for output_dir in ("links", "store"):
+            with pytest.raises(InputError, match=r"^output_dir: expected a folder without images"):
+                check_images([Image("a", (tmp_path / "links/a.nii",))], 1, tmp_path / output_dir)
+
     def test_file_that_is_no_nifti(self, tmp_path: Path) -> None:
         (tmp_path / "a.nii.gz").write_bytes(b"not an image")
         with pytest.raises(InputError, match=r"a.nii.gz: expected a readable NIfTI file, got ") as error:
@@ -173,6 +180,15 @@ class TestImageFolder:
         with pytest.raises(SystemExit) as error:
             ImageFolder(path, 1, [], tmp_path / "out").check()
         assert error.value.code == message.format(path=path)
+
+    @pytest.mark.parametrize(("name", "value"), [("dataset_dir", 20241125), ("output_dir", [1])])
+    def test_number_that_monai_made_of_a_name(self, name: str, value: object, tmp_path: Path) -> None:
+        places = {"path": tmp_path, "output_dir": tmp_path / "out", {"dataset_dir": "path"}.get(name, name): value}
+        folder = ImageFolder(in_channels=1, file_suffixes=[], **places)  # type: ignore[arg-type]
+        assert folder.items() == []
+        with pytest.raises(SystemExit) as error:
+            folder.check()
+        assert error.value.code == f"{name}: expected a path, got {value!r}; write ./NAME if it reads as a number"
 
     @pytest.mark.parametrize("dataset_dir", [".", "a.nii.gz"])
     def test_folder_of_the_images_is_no_place_for_results(self, dataset_dir: str, tmp_path: Path) -> None:

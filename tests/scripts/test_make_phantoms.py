@@ -93,7 +93,16 @@ def test_seed(root: Path, tmp_path: Path) -> None:
             np.testing.assert_array_equal(image, nib.load(root / name).get_fdata())
         else:
             assert file.read_text() == (root / name).read_text()
-    with pytest.raises(InputError, match=r"Info\.cfg: expected phantoms of seed 4, got other data"):
+    with pytest.raises(InputError, match=r"patient001: expected phantoms of seed 4, got other data"):
         make_phantoms(tmp_path / "same", patients=2, seed=4)
     first = Path("training/patient001/patient001_frame01.nii.gz")
     assert nib.load(tmp_path / "other" / first).shape != nib.load(root / first).shape
+
+
+def test_other_data_stay_as_they_are(tmp_path: Path) -> None:
+    scan = tmp_path / "training" / "patient003" / "patient003_frame01.nii.gz"
+    scan.parent.mkdir(parents=True)
+    scan.write_text("a real heart")  # even without Info.cfg
+    with pytest.raises(InputError, match=r"patient003: expected phantoms of seed 0, got other data; choose another"):
+        make_phantoms(tmp_path, patients=4)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [scan]

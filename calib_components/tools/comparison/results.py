@@ -320,7 +320,11 @@ def read_results(folder: str | os.PathLike) -> Results:
         raise InputError(f"{folder}: expected METHOD/seedN/settings.json, got no finished cell")
     first = methods[0].cells[0]
     finished = [cell for method in methods for cell in method.cells]
+    folders: dict[tuple[str, int], Path] = {}
     for cell in finished:
+        other = folders.setdefault((cell.settings.method, cell.settings.seed), cell.folder)
+        if other != cell.folder:
+            raise InputError(f"{cell.folder}: expected each method and seed once, got them in {other} too")
         differing = cell.settings.differences(first.settings)
         differing += ["list of cases in cases.csv"] if cell.cases != first.cases else []
         differing += ["columns of cases.csv"] if cell.columns.keys() != first.columns.keys() else []

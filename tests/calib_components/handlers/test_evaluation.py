@@ -16,7 +16,14 @@ from monai.handlers import IgniteMetricHandler, from_engine
 from calib_components import figures
 from calib_components.errors import InputError
 from calib_components.handlers import EvaluationWriter
-from calib_components.handlers.evaluation import FILES, read_calibration, read_cases, read_logits, read_summary
+from calib_components.handlers.evaluation import (
+    FILES,
+    _replace_files,
+    read_calibration,
+    read_cases,
+    read_logits,
+    read_summary,
+)
 from calib_components.metrics import (
     CalibrationMetric,
     DSCMetric,
@@ -49,6 +56,10 @@ def example(case: int) -> dict[str, Any]:
         "pred": pred,
         **{name: structure_masks(mask, STRUCTURES) for name, mask in masks.items()},
     }
+
+
+def files(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
 
 
 def evaluate(folder: Path, cases: int = CASES) -> Engine:
@@ -84,8 +95,7 @@ def evaluation(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_writes_its_files_and_nothing_else(evaluation: Path) -> None:
-    assert {path.name for path in evaluation.iterdir()} == set(FILES)
-    assert sorted(path.name for path in (evaluation / "cases").iterdir()) == ["best.png", "median.png", "worst.png"]
+    assert files(evaluation) == set(FILES)
 
 
 def test_cases_are_read_as_they_were_measured(evaluation: Path) -> None:
@@ -137,11 +147,34 @@ def test_pooled_bins_and_logits(evaluation: Path) -> None:
 def test_next_evaluation_replaces_all_files_and_leaves_others(tmp_path: Path) -> None:
     evaluate(tmp_path)
     (tmp_path / "model.pt").write_text("weights")
-    (tmp_path / "cases" / "old.png").touch()
+    (tmp_path / "cases" / "scan.nii.gz").touch()
     evaluate(tmp_path, cases=2)
     assert read_summary(tmp_path)["cases"] == 2
-    assert {path.name for path in tmp_path.iterdir()} == {*FILES, "model.pt"}
-    assert not (tmp_path / "cases" / "old.png").exists()
+    assert files(tmp_path) == {*FILES, "model.pt", "cases/scan.nii.gz"}
+
+
+def test_pictures_of_an_earlier_evaluation_go_if_there_are_none_now(tmp_path: Path) -> None:
+    evaluate(tmp_path)
+    (tmp_path / "new" / "cases").mkdir(parents=True)
+    for name in FILES:
+        if not name.startswith("cases"):
+            (tmp_path / "new" / name).write_text("new")
+    _replace_files(tmp_path / "new", tmp_path)
+    assert list((tmp_path / "cases").iterdir()) == []
+    assert (tmp_path / "summary.json").read_text() == "new"
+
+
+def test_folder_in_the_place_of_a_file_is_named_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "cases.csv" / "data").mkdir(parents=True)
+    with pytest.raises(InputError, match=r"cases.csv: expected a file of an evaluation or nothing, got a folder"):
+        evaluate(tmp_path)
+    assert (tmp_path / "cases.csv" / "data").is_dir()
+
+
+def test_names_of_cases_may_hold_any_character(tmp_path: Path) -> None:
+    name = 'a,b \u2028 "c"'
+    (tmp_path / "cases.csv").write_text('case,ece\n"a,b \u2028 ""c""",0.5\n')
+    assert read_cases(tmp_path)[0] == [name]
 
 
 def test_failure_leaves_the_earlier_evaluation_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,7 +225,7 @@ def test_what_a_killed_evaluation_left_is_cleared(tmp_path: Path) -> None:
     (tmp_path / ".unfinished-evaluation" / "cases").mkdir(parents=True)
     (tmp_path / ".unfinished-evaluation" / "other.csv").touch()
     evaluate(tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == set(FILES)
+    assert files(tmp_path) == set(FILES)
 
 
 @pytest.mark.parametrize(

@@ -214,6 +214,11 @@ def test_the_earlier_form_is_still_read() -> None:
         ({"count": [[1]], "confidence_sum": [["a"]], "num_correct": [[1.0]]}, r"^confidence_sum: expected .* numbers"),
         ({"count": [[1], [1, 2]], "confidence_sum": [[1.0]], "num_correct": [[1.0]]}, r"^count: expected nested lists"),
         ({"count": [[1]], "confidence_sum": [[1.0, 2.0]], "num_correct": [[1.0]]}, r"expected one shape.*\(1, 2\)"),
+        ({"count": [[1.9]], "confidence_sum": [[1.0]], "num_correct": [[1.0]]}, r"^count: expected whole numbers"),
+        ({"count": [[-1]], "confidence_sum": [[0.0]], "num_correct": [[0.0]]}, r"^confidence_sum: expected sums"),
+        ({"count": [[1]], "confidence_sum": [[1.1]], "num_correct": [[1.0]]}, r"^confidence_sum: expected sums"),
+        ({"count": [[1]], "confidence_sum": [[1.0]], "num_correct": [[3.0]]}, r"^num_correct: expected sums between 0"),
+        ({"count": [[1]], "confidence_sum": [[np.nan]], "num_correct": [[1.0]]}, r"^confidence_sum: expected sums"),
     ],
 )
 def test_other_saved_fields_are_an_error(fields: dict[str, list], message: str) -> None:

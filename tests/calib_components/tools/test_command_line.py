@@ -111,6 +111,20 @@ def test_options_are_read_by_their_type(option: str, value: Any, monkeypatch: py
     assert call[option.removeprefix("--").partition("=")[0]] == value
 
 
+@pytest.mark.parametrize("arguments", [["--name"], ["--name", "--fast"], ["--limit", "--seed=1"], ["--labels"]])
+def test_option_without_a_value_is_an_error(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SystemExit) as caught:
+        run(monkeypatch, "work", "folder", *arguments)
+    assert caught.value.code == f"tool: {arguments[0]}: expected a value, got none"
+    assert calls == []
+
+
+def test_empty_path_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SystemExit) as caught:
+        run(monkeypatch, "work", "")
+    assert caught.value.code == "tool: --folder: expected a path, got ''"
+
+
 def test_whole_numbers_stay_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     run(monkeypatch, "work", "folder", "--rates=0,0,1", "--rate=2")
     assert str(calls[0]["rates"]) == "[0, 0, 1]"

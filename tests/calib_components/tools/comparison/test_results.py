@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -126,6 +127,14 @@ def test_results_are_in_the_order_of_the_plan(results: Path) -> None:
     assert found.dataset == "acdc"
     assert found.split == "testing"
     assert found.patients[:3] == ["patient000", "patient000", "patient001"]
+
+
+def test_copy_of_a_cell_is_an_error(results: Path) -> None:
+    shutil.copytree(results / "nacl", results / "nacl_old")
+    with pytest.raises(
+        InputError, match=r"nacl_old/seed0: expected each method and seed once, got them in .*nacl/seed0"
+    ):
+        read_results(results)
 
 
 def test_cells_of_another_protocol_are_an_error(results: Path, make_cell: Callable[..., None]) -> None:
