@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import itertools
 import signal
 import sys
 import types
@@ -91,7 +92,7 @@ def _check_that_options_have_values(arguments: list[str], commands: Commands) ->
             return
         commands, arguments = commands[arguments[0]], arguments[1:]
     hints = get_type_hints(commands)
-    for option, following in zip(arguments, [*arguments[1:], "--"], strict=True):
+    for option, following in itertools.pairwise([*arguments, "--"]):
         name = option[2:].replace("-", "_")
         if option.startswith("--") and hints.get(name, bool) is not bool and following[:2] == "--":
             raise InputError(f"{option}: expected a value, got none")

@@ -119,6 +119,12 @@ def test_option_without_a_value_is_an_error(arguments: list[str], monkeypatch: p
     assert calls == []
 
 
+def test_a_command_without_required_arguments_runs_without_any(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["tool"])
+    command_line.run("tool", lambda: calls.append({}))
+    assert calls == [{}]
+
+
 def test_empty_path_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SystemExit) as caught:
         run(monkeypatch, "work", "")
