@@ -1,37 +1,59 @@
 """Prepared cases: how they are stored, and their slices as items of a MONAI dataset.
 
 A prepared case is a folder with two uncompressed NIfTI files on the network's grid: `image.nii`, int16 with a scale
-factor, `(H, W, D)` or `(H, W, D, C)`, and `label.nii`, uint8 class indices, `(H, W, D)`. A slice along the third axis
-is read without reading the rest of the volume.
+factor, `(H, W, D)` or `(H, W, D, C)`, and `label.nii`, uint8 class indices, `(H, W, D)`; `source.json` records what
+they were made from. A slice along the third axis is read without reading the rest of the volume.
 """
 
 from __future__ import annotations
 
 import atexit
+import json
 import logging
+import math
 import os
 import shutil
 import tempfile
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
+from monai.config import KeysCollection
 from monai.data import Dataset
 from monai.transforms import MapTransform
 from nibabel import Nifti1Image
+from nibabel.spatialimages import SpatialImage
 from numpy.typing import ArrayLike
 
-from calib_components.errors import InputError
+from calib_components.errors import InputError, reading
+from calib_components.transforms import open_nifti
 
-__all__ = ["CaseDataset", "LoadSliced", "SliceDataset", "list_slices", "load_slice", "write_case"]
+__all__ = [
+    "CaseDataset",
+    "LoadSliced",
+    "SliceDataset",
+    "check_labels",
+    "check_whole",
+    "list_slices",
+    "load_slice",
+    "read_datalist",
+    "write_case",
+]
 
-IMAGE, LABEL = "image.nii", "label.nii"
+IMAGE, LABEL, SOURCE = "image.nii", "label.nii", "source.json"
 UNFINISHED = ".unfinished-"  # prefix of the folder of a case while it is being written
 
 
-def write_case(folder: str | os.PathLike, image: torch.Tensor, label: torch.Tensor, affine: ArrayLike) -> None:
+def write_case(
+    folder: str | os.PathLike,
+    image: torch.Tensor,
+    label: torch.Tensor,
+    affine: ArrayLike,
+    source: Mapping[str, Any] | None = None,
+    replace: bool = False,
+) -> None:
     """Write a prepared case: a folder that appears complete or not at all.
 
     Args:
@@ -39,25 +61,154 @@ def write_case(folder: str | os.PathLike, image: torch.Tensor, label: torch.Tens
         image: `(C, H, W, D)`, floating point; stored as int16 with one scale factor for all channels.
         label: Class indices, `(1, H, W, D)`.
         affine: `(4, 4)`, from voxel indices to millimetres, of image and label.
+        source: What the case was made from, written to `source.json`.
+        replace: Whether to replace a prepared case that is there.
 
     Raises:
-        OSError: The folder exists or cannot be written.
+        OSError: The folder exists.
+        InputError: It holds something else than a prepared case, or cannot be written, as on a full disk.
     """
     folder = Path(folder)
-    if folder.exists():
+    if folder.exists() and not replace:
         raise FileExistsError(f"{folder}: expected no such folder yet, got one")
-    unfinished = folder.with_name(f"{UNFINISHED}{folder.name}")
-    unfinished.mkdir()
+    if folder.exists() and not (folder.is_dir() and {file.name for file in folder.iterdir()} <= {IMAGE, LABEL, SOURCE}):
+        raise InputError(f"{folder}: expected a prepared case or nothing, got other files; choose another folder")
+    unfinished, old = (folder.with_name(f"{UNFINISHED}{state}{folder.name}") for state in ("", "old-"))
     try:
+        unfinished.mkdir()
         for name, volume, dtype in ((IMAGE, image, np.int16), (LABEL, label.to(torch.uint8), np.uint8)):
             channel_last = volume[0].numpy() if len(volume) == 1 else volume.movedim(0, -1).numpy()
             nifti = Nifti1Image(channel_last, np.asarray(affine))
             nifti.header.set_xyzt_units("mm")
             nifti.set_data_dtype(dtype)
             nifti.to_filename(unfinished / name)
+        if source is not None:
+            (unfinished / SOURCE).write_text(json.dumps(source, indent=1))
+        if folder.exists():
+            folder.rename(old)
         unfinished.rename(folder)
+    except OSError as error:
+        raise InputError(f"{folder}: expected a folder that can be written, got {error.strerror or error}") from error
     finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        for leftover in (unfinished, old):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def check_whole(file: str | os.PathLike) -> SpatialImage:
+    """Check that a file of a prepared case is there and whole, by its header and its size alone.
+
+    Args:
+        file: Uncompressed NIfTI file.
+
+    Returns:
+        The volume, whose values have not been read.
+
+    Raises:
+        InputError: The file is missing, is no NIfTI file of a volume, or has not the size that its header demands; see
+            also `open_nifti`.
+    """
+    if not Path(file).is_file():
+        raise InputError(f"{file}: expected a prepared volume, got no such file; prepare the data again")
+    image = open_nifti(Path(file))
+    demanded = cast(Any, image.dataobj).offset + math.prod(image.shape) * image.get_data_dtype().itemsize
+    if (size := Path(file).stat().st_size) != demanded:
+        raise InputError(
+            f"{file}: expected {demanded} bytes, as its header demands, got {size}; prepare the data again"
+        )
+    if len(image.shape) < 3 or not all(image.shape):
+        raise InputError(f"{file}: expected a volume, got shape {image.shape}; prepare the data again")
+    return image
+
+
+def check_labels(label: torch.Tensor, num_classes: int, file: str | os.PathLike) -> None:
+    """Check that a label holds the class indices of a network and no others.
+
+    Args:
+        label: Class indices, of any shape.
+        num_classes: Number of classes of the network.
+        file: The file that the label is from, for messages.
+
+    Raises:
+        InputError: A value is not a whole number from 0 to `num_classes - 1`.
+    """
+    valid = (label >= 0) & (label < num_classes) & (label % 1 == 0)  # not where NaN
+    if not valid.all():
+        wrong = label[~valid][0].item()
+        raise InputError(
+            f"{file}: expected class indices from 0 to {num_classes - 1}, those of the network, got {wrong:g}"
+        )
+
+
+def read_datalist(
+    file: str | os.PathLike,
+    split: str,
+    folder: str | os.PathLike,
+    image_size: Sequence[int],
+    in_channels: int,
+    may_be_empty: bool = False,
+) -> list[dict[str, Any]]:
+    """Read the prepared cases of a split, and check by their headers that they are there, whole, and of one size.
+
+    Args:
+        file: `datalist.json`, as `prepare_data` writes it.
+        split: `training`, `validation` or `testing`.
+        folder: Folder that the paths in the file are relative to.
+        image_size: Expected number of rows and columns of a slice.
+        in_channels: Expected number of channels of an image.
+        may_be_empty: Whether the split may have no cases.
+
+    Returns:
+        An item for each case: its name `case`, the absolute paths `image` and `label`, and what else the file states.
+
+    Raises:
+        InputError: The file is missing or malformed, the split has no cases or one of them twice, or a volume is
+            missing, truncated, or of another size.
+    """
+    file, folder = Path(str(file)), Path(str(folder))  # MONAI reads the folder 2024 as a number
+    if not file.exists():
+        raise InputError(f"{file}: expected a list of prepared cases, got no such file; run prepare_data first")
+    with reading(file, "a list of prepared cases"):
+        content = json.loads(file.read_text())
+    listed = content.get(split) if isinstance(content, dict) else None
+    if not isinstance(listed, list):
+        raise InputError(f"{file}: expected a list of prepared cases for {split}, got none; run prepare_data again")
+    if not listed and not may_be_empty:
+        raise InputError(
+            f"{file}: expected at least one case for {split}, got none; prepare the data again with other --fractions"
+        )
+    items: dict[str, dict[str, Any]] = {}
+    for number, item in enumerate(listed, 1):
+        for key in ("case", "image", "label"):
+            value = item.get(key) if isinstance(item, dict) else None
+            if not (isinstance(value, str) and value.strip() and value.isprintable()):
+                raise InputError(f"{file}: expected {key} of {split} case {number} to be text, got {value!r:.60}")
+        if item["case"] in items:
+            raise InputError(f"{file}: expected every case once, got {item['case']} twice for {split}")
+        item = {**item, "image": str(folder / item["image"]), "label": str(folder / item["label"])}
+        _check_case(item, image_size, in_channels)
+        items[item["case"]] = item
+    return list(items.values())
+
+
+def _check_case(item: Mapping[str, Any], image_size: Sequence[int], in_channels: int) -> None:
+    image, label = (check_whole(item[key]).shape for key in ("image", "label"))
+    _check_size(item["image"], image, image_size)
+    if (image[3:] or (1,)) != (in_channels,):
+        raise InputError(
+            f"{item['image']}: expected {in_channels} channel(s), got shape {image}; prepare the data again"
+        )
+    if label != image[:3]:
+        raise InputError(
+            f"{item['label']}: expected shape {image[:3]} as its image, got {label}; prepare the data again"
+        )
+
+
+def _check_size(file: str, shape: Sequence[int], image_size: Sequence[int]) -> None:
+    if tuple(shape[:2]) != tuple(image_size):
+        raise InputError(
+            f"{file}: expected slices of the image_size {list(image_size)}, got {list(shape[:2])}; "
+            "prepare the data again, or set image_size to the size they were prepared at"
+        )
 
 
 def list_slices(cases: Sequence[Mapping[str, Any]], image_size: Sequence[int]) -> list[dict[str, Any]]:
@@ -65,24 +216,20 @@ def list_slices(cases: Sequence[Mapping[str, Any]], image_size: Sequence[int]) -
 
     Args:
         cases: Items with the path of an `image` and a `label`, such as
-            `monai.data.load_decathlon_datalist` reads from a prepared `datalist.json`.
+            `read_datalist` returns.
         image_size: Expected number of rows and columns of a slice.
 
     Returns:
         One item for each slice along the third axis: the case's item and the index `slice`.
 
     Raises:
-        InputError: A case was prepared at another size.
+        InputError: A case was prepared at another size, or its image is missing or truncated.
     """
     slices: list[dict[str, Any]] = []
     for case in cases:
-        rows, columns, depth = Nifti1Image.from_filename(case["image"]).shape[:3]
-        if (rows, columns) != tuple(image_size):
-            raise InputError(
-                f"{case['image']}: expected slices of the image_size {list(image_size)}, got {[rows, columns]}; "
-                "prepare the data again, or set image_size to the size they were prepared at"
-            )
-        slices.extend({**case, "slice": index} for index in range(depth))
+        shape = check_whole(case["image"]).shape
+        _check_size(case["image"], shape, image_size)
+        slices.extend({**case, "slice": index} for index in range(shape[2]))
     return slices
 
 
@@ -95,8 +242,12 @@ def load_slice(path: str | os.PathLike, index: int) -> torch.Tensor:
 
     Returns:
         `(1, H, W)` or `(C, H, W)`: uint8 if stored as such, otherwise float32.
+
+    Raises:
+        InputError: The file has vanished or is truncated, or has no such slice.
     """
-    values = np.asarray(Nifti1Image.from_filename(path).dataobj[:, :, index])
+    with reading(path, "a whole prepared volume"):
+        values = np.asarray(Nifti1Image.from_filename(path).dataobj[:, :, index])
     if values.dtype != np.uint8:
         values = values.astype(np.float32)
     channel_first = values[None] if values.ndim == 2 else np.moveaxis(values, -1, 0)
@@ -108,11 +259,23 @@ class LoadSliced(MapTransform):
 
     Args:
         keys: Entries of the item that are paths.
+        num_classes: Number of classes of the network; None to leave the entry `label` unchecked.
     """
 
+    def __init__(self, keys: KeysCollection, num_classes: int | None = None) -> None:
+        super().__init__(keys)
+        self.num_classes = num_classes
+
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, torch.Tensor]:
-        """Return `{key: (C, H, W)}` for each key, see `load_slice`."""
-        return {key: load_slice(data[key], data["slice"]) for key in self.key_iterator(data)}
+        """Return `{key: (C, H, W)}` for each key, see `load_slice`.
+
+        Raises:
+            InputError: A file cannot be read, or the label has a class index beyond the network's.
+        """
+        slices = {key: load_slice(data[key], data["slice"]) for key in self.key_iterator(data)}
+        if self.num_classes is not None:
+            check_labels(slices["label"], self.num_classes, data["label"])
+        return slices
 
 
 class CaseDataset(Dataset):

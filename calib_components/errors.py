@@ -1,13 +1,19 @@
-"""The error for unsuitable files, folders and arguments."""
+"""The error for unsuitable files, folders and arguments, and files that are written completely or not at all."""
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["InputError", "reading"]
+__all__ = ["InputError", "error_line", "make_folder", "printable", "reading", "writing"]
+
+# As shown in a traceback, which is all that a DataLoader's worker passes on.
+SHOWN = re.compile(r"^(?:[\w.]+\.)?InputError: (.*)$", re.MULTILINE)
+DISK = (errno.EACCES, errno.EDQUOT, errno.ENOSPC, errno.EPERM, errno.EROFS)
 
 
 class InputError(ValueError):
@@ -16,6 +22,39 @@ class InputError(ValueError):
     The message is one line, `name: expected ..., got ...`, that names the file or argument; command lines print it
     without a traceback.
     """
+
+
+def printable(text: object) -> str:
+    """Return a text as one line: characters that a terminal does not show, such as line breaks, are escaped.
+
+    Examples:
+        >>> printable("two\\nlines")
+        'two\\\\nlines'
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+
+
+def error_line(error: BaseException | None) -> str | None:
+    """Return the one line that tells a user what is wrong, however often the error was wrapped on its way.
+
+    Args:
+        error: An exception that was raised.
+
+    Returns:
+        The message of the first `InputError` among its causes, also of one in a worker of a `DataLoader`; the place and
+        the reason if a disk is full or does not allow writing; otherwise None.
+    """
+    line, seen = None, set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        if shown := SHOWN.findall(str(error)):
+            line = printable(shown[0])
+        elif isinstance(error, InputError):
+            line = printable(error)
+        elif line is None and isinstance(error, OSError) and error.errno in DISK:
+            line = printable(f"{error.filename or 'disk'}: expected to be written, got {error.strerror}")
+        error = error.__cause__ or error.__context__
+    return line
 
 
 @contextmanager
@@ -37,9 +76,53 @@ def reading(file: str | os.PathLike, expected: str = "a readable file") -> Itera
     except InputError:
         raise
     except Exception as error:  # JSON, YAML, gzip, zlib and nibabel each raise their own
-        reason = (
-            f"one that lacks {error}" if isinstance(error, KeyError) else getattr(error, "strerror", None) or str(error)
-        )
-        raise InputError(
-            f"{file}: expected {expected}, got {' '.join(reason.split()) or type(error).__name__}"
-        ) from error
+        raise InputError(f"{file}: expected {expected}, got {_reason(error)}") from error
+
+
+@contextmanager
+def writing(file: str | os.PathLike) -> Iterator[Path]:
+    """Write a file completely or not at all, also on a full disk: a file that is there stays until the new one is.
+
+    Args:
+        file: The file, in a folder that exists. The context gives the path of a hidden file beside it, which takes its
+            place at the end.
+
+    Raises:
+        InputError: It cannot be written; nothing is left of the hidden file.
+
+    Examples:
+        >>> import tempfile
+        >>> target = Path(tempfile.mkdtemp()) / "numbers.csv"
+        >>> with writing(target) as file:
+        ...     _ = file.write_text("1,2")
+        >>> target.read_text()
+        '1,2'
+    """
+    target = Path(file)
+    unfinished = target.with_name(f".unfinished-{target.name}")
+    try:
+        yield unfinished
+        unfinished.replace(target)
+    except (OSError, RuntimeError) as error:  # torch.save raises a RuntimeError
+        raise InputError(f"{target}: expected a file that can be written, got {_reason(error)}") from error
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def make_folder(folder: str | os.PathLike) -> None:
+    """Make a folder, and those that it is in, unless it is there.
+
+    Raises:
+        InputError: It cannot be made, such as where a file is in its place.
+    """
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder}: expected a folder that can be made, got {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, KeyError):
+        return f"one that lacks {error}"
+    reason = getattr(error, "strerror", None) or str(error)
+    return " ".join(reason.split()) or type(error).__name__

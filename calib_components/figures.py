@@ -13,11 +13,17 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from numpy.typing import ArrayLike
 
+from calib_components.errors import printable
 from calib_components.metrics import CalibrationBins
 
 __all__ = ["logit_bars", "rank_heat_map", "reliability_diagram", "uncertainty_overlay"]
 
 MAX_COLUMNS = 5
+TITLE, NAME, TICK = (
+    75,
+    40,
+    10,
+)  # characters that fit into a line: of a figure's title, in a legend, below a group of bars
 SMALLEST_SHARE = 1e-5  # where the axis of shares begins
 
 
@@ -67,7 +73,7 @@ def reliability_diagram(bins: CalibrationBins, class_names: Sequence[str] | None
     for number, (panel, title) in enumerate(zip(panels, titles, strict=True)):
         row, column = divmod(number, columns)
         upper, lower = figure.add_subplot(grid[2 * row, column]), figure.add_subplot(grid[2 * row + 1, column])
-        _draw_panel(upper, lower, panel, title)
+        _draw_panel(upper, lower, panel, _literal(title, 26, 3))
         if column == 0:
             upper.set_ylabel("Accuracy" if pooled.count.ndim == 2 else "Frequency of the class")
             lower.set_ylabel("Voxels")
@@ -129,12 +135,12 @@ def rank_heat_map(ranks: ArrayLike, totals: ArrayLike, methods: Sequence[str], c
             if not np.isnan(value):
                 color = "white" if shade[row, column] < 0.6 else "black"
                 axes.text(column, row, f"{value:.{digits}f}", ha="center", va="center", color=color)
-        axes.set_xticks(range(len(names)), names)
+        axes.set_xticks(range(len(names)), [_literal(name, NAME) for name in names])
         axes.xaxis.tick_top()
         axes.set_yticks([])
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
-    left.set_yticks(range(len(methods)), [methods[i] for i in order])
+    left.set_yticks(range(len(methods)), [_literal(methods[i], NAME) for i in order])
     return figure
 
 
@@ -164,8 +170,8 @@ def logit_bars(magnitudes: Mapping[str, ArrayLike], class_names: Sequence[str]) 
         for channel in range(num_classes):
             offset = (channel - (num_classes - 1) / 2) * width
             axes.bar(np.arange(num_classes) + offset, table[:, channel], width, color=_class_color(channel))
-        axes.set_title(name, fontsize="medium")
-        axes.set_xticks(range(num_classes), [textwrap.fill(name, 10) for name in class_names], fontsize="x-small")
+        axes.set_title(_literal(name, NAME), fontsize="medium")
+        axes.set_xticks(range(num_classes), [_literal(name, TICK, 4) for name in class_names], fontsize="x-small")
         axes.spines[["top", "right"]].set_visible(False)
     for axes in panels[len(tables) :]:
         axes.remove()
@@ -174,7 +180,7 @@ def logit_bars(magnitudes: Mapping[str, ArrayLike], class_names: Sequence[str]) 
     handles = [Patch(color=_class_color(k)) for k in range(num_classes)]
     figure.legend(
         handles,
-        class_names,
+        [_literal(name, NAME) for name in class_names],
         title="logit of",
         loc="outside upper center",
         ncols=min(num_classes, columns + 1),
@@ -199,11 +205,14 @@ def uncertainty_overlay(
         label: Class index of the ground truth, `(H, W)`; 0 is background.
         prediction: Predicted class index, `(H, W)`.
         uncertainty: Uncertainty from 0 (certain) to 1, `(H, W)`.
-        class_names: Names of the classes, background first.
-        title: Title of the figure.
+        class_names: Names of the classes, background first. The legend shows those that are in the slice.
+        title: Title of the figure, of one or more lines.
 
     Returns:
         A figure without a window.
+
+    Raises:
+        ValueError: A class in the slice has no name.
 
     Examples:
         >>> import numpy as np
@@ -214,9 +223,15 @@ def uncertainty_overlay(
         >>> figure = uncertainty_overlay(image, label, label, label / 2, ["background", "heart"])
     """
     image, label, prediction, uncertainty = (np.asarray(x).T for x in (image, label, prediction, uncertainty))
-    height = 1.95 * image.shape[0] / image.shape[1]
-    figure = Figure(figsize=(6.4, height + 0.85), dpi=150, layout="constrained")
-    figure.suptitle(title, fontsize="medium")
+    drawn = np.union1d(label[label > 0], prediction[prediction > 0])
+    if drawn.size and drawn[-1] >= len(class_names):
+        raise ValueError(f"class_names: expected a name for each class, got {len(class_names)} for class {drawn[-1]}")
+    names = [_literal(class_names[k], NAME) for k in drawn]
+    columns = max(1, min(4, TITLE // (max(map(len, names), default=0) + 6)))
+    lines = title.count("\n") + 1 + math.ceil(len(names) / columns)
+    figure = Figure(figsize=(6.4, 1.95 * image.shape[0] / image.shape[1] + 0.45 + 0.2 * lines), dpi=150)
+    figure.set_layout_engine("constrained")
+    figure.suptitle("\n".join(_literal(line, TITLE) for line in title.split("\n")), fontsize="medium")
     low, high = np.percentile(image, [0.5, 99.5])
     panels = figure.subplots(1, 3)
     for axes, name in zip(panels, ("ground truth", "prediction", "uncertainty"), strict=True):
@@ -229,9 +244,18 @@ def uncertainty_overlay(
     alpha = np.clip(4 * uncertainty, 0, 0.9)
     overlay = panels[2].imshow(uncertainty, cmap="inferno", vmin=0, vmax=1, alpha=alpha, interpolation="nearest")
     figure.colorbar(overlay, ax=panels[2], fraction=0.046, pad=0.02, ticks=[0, 0.5, 1])
-    handles = [Patch(color=_class_color(k), label=name) for k, name in enumerate(class_names) if k > 0]
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize="small")
+    handles = [Patch(color=_class_color(k), label=name) for k, name in zip(drawn, names, strict=True)]
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize="small")
     return figure
+
+
+def _literal(text: str, width: int, lines: int = 1) -> str:
+    """A user's text as matplotlib draws it literally, in so many lines of that width; the rest is cut off."""
+    wrapped = textwrap.wrap(printable(text), width)
+    if len(wrapped) > lines:
+        wrapped[lines - 1 :] = [f"{' '.join(wrapped[lines - 1 :])[: width - 3]}..."]
+    literal = "\n".join(wrapped).replace("$", r"\$")  # no mathematics
+    return f" {literal}" if literal.startswith("_") else literal  # which would keep a name out of a legend
 
 
 def _class_color(k: int) -> str:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import copy
 import json
 import re
+import textwrap
 from collections.abc import Container, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,11 +22,11 @@ from monai.bundle import ConfigExpression, ConfigParser, ReferenceResolver
 
 from calib_components.errors import InputError
 
-__all__ = ["EVALUATION", "TRAINING", "fingerprint"]
+__all__ = ["EVALUATION", "TRAINING", "changes", "differing", "fingerprint"]
 
 INERT = ("_desc_", "_requires_")
 LOADING = ("num_workers", "pin_memory", "persistent_workers", "prefetch_factor", "multiprocessing_context")
-PLACES = ("bundle_root", "ckpt_dir", "datalist", "dataset_dir", "load_path", "output_dir")
+PLACES = ("bundle_root", "ckpt_dir", "datalist", "dataset_dir", "load_path", "output_dir", "facts_file")
 # Ids of a bundle, each with the arguments of its components that are left out.
 DATA_AND_NETWORK: Mapping[str, tuple[str, ...]] = {
     "num_classes": (),
@@ -98,6 +99,8 @@ def fingerprint(config: Mapping[str, Any], ids: Mapping[str, tuple[str, ...]] = 
     parser = ConfigParser(copy.deepcopy(dict(config)))
     parser.get_parsed_content("imports", default=None)  # parses, and imports the modules that expressions use
     parser["device"] = "cpu"
+    if "facts" in parser:  # what is read from a file, not which
+        parser["facts"] = parser.get_parsed_content("facts")
     settings: dict[str, Any] = {}
     for name, left_out in ids.items():
         resolver = _Resolver(parser, ids, left_out)
@@ -112,6 +115,30 @@ def fingerprint(config: Mapping[str, Any], ids: Mapping[str, tuple[str, ...]] = 
         except RecursionError:
             raise InputError(f"{name}: expected a value, got references that form a circle") from None
     return json.loads(json.dumps(settings, default=str))
+
+
+def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """Return the settings that differ; if some are plain values, those alone, since others are derived from them."""
+    names = [name for name in {**one, **other} if one.get(name) != other.get(name)]
+    plain = [name for name in names if "_target_" not in json.dumps([one.get(name), other.get(name)])]
+    return plain or names
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Describe what differs between two runs, such as `learning_rate (0.001, now 0.01)`."""
+    described = []
+    for name in differing(before, now):
+        old, new = _first_difference(before.get(name), now.get(name))
+        described.append(f"{name} ({textwrap.shorten(old, 80)}, now {textwrap.shorten(new, 80)})")
+    return described
+
+
+def _first_difference(one: Any, other: Any) -> tuple[str, str]:
+    """Return the innermost values that differ, as text."""
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        name = next(key for key in {**one, **other} if one.get(key) != other.get(key))
+        return _first_difference(one.get(name), other.get(name))
+    return json.dumps(one), json.dumps(other)
 
 
 @dataclass(frozen=True)

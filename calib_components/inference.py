@@ -8,28 +8,28 @@ from __future__ import annotations
 
 import os
 import re
-import sys
-from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
+import tempfile
+from collections import defaultdict
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import nibabel
+import numpy as np
 import torch
 from monai.config import KeysCollection
-from monai.data import MetaTensor
-from monai.transforms import MapTransform
+from monai.transforms import MapTransform, SaveImaged
 from monai.utils import convert_to_dst_type
-from nibabel.spatialimages import SpatialImage
+from nibabel import Nifti1Image
 
-from calib_components.errors import InputError, reading
+from calib_components.errors import InputError, make_folder, writing
+from calib_components.transforms import check_same_grid, open_nifti
 
 __all__ = [
     "Image",
     "ImageFolder",
     "PredictionMapsd",
-    "check_finite",
+    "SaveMapd",
     "check_images",
     "fill_background",
     "find_images",
@@ -39,8 +39,10 @@ __all__ = [
     "structure_probabilities",
 ]
 
-NIFTI = re.compile(r"(.+)(\.nii(?:\.gz)?)", re.IGNORECASE)
+NIFTI = re.compile(r"(.+)(\.nii(?:\.gz)?)", re.IGNORECASE | re.DOTALL)
 NOT_IMAGES = ("_gt", "_seg", "_probability", "_uncertainty")  # labels, and what inference writes itself
+SMALLEST_SLICE = 4  # pixels along a side
+LONGEST_NAME = 255  # bytes, on nearly all file systems
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,8 @@ def find_images(path: str | os.PathLike, file_suffixes: Sequence[str] = ()) -> l
     """Find the images in a folder and its subfolders, sorted by file.
 
     Files that end in `.nii` or `.nii.gz`, in any case, are images. Hidden files and folders are skipped, as are labels
-    (`*_gt`, `*_seg`) and maps that inference writes (`*_seg`, `*_probability`, `*_uncertainty`).
+    (`*_gt`, `*_seg`) and maps that inference writes (`*_seg`, `*_probability`, `*_uncertainty`). Links to folders are
+    followed; a broken link counts as a file.
 
     Args:
         path: One NIfTI file, or a folder.
@@ -69,12 +72,14 @@ def find_images(path: str | os.PathLike, file_suffixes: Sequence[str] = ()) -> l
 
     Returns:
         The images; an image may lack files, see `check_images`. Empty if the path does not exist.
+
+    Raises:
+        InputError: A folder cannot be read.
     """
     path = Path(path)
     images: dict[tuple[Path, ...], Image] = {}
-    for file in [path] if path.is_file() else sorted(path.rglob("*")):
-        hidden = any(part.startswith(".") for part in file.relative_to(path).parts)
-        if hidden or not file.is_file() or not (match := NIFTI.fullmatch(file.name)):
+    for file in [path] if path.is_file() else sorted(_walk(path)):
+        if not (file.is_file() or _is_broken_link(file)) or not (match := NIFTI.fullmatch(file.name)):
             continue
         stem, ending = match[1], match[2]
         name = _without_suffix(stem, file_suffixes)
@@ -84,6 +89,27 @@ def find_images(path: str | os.PathLike, file_suffixes: Sequence[str] = ()) -> l
         elif not stem.lower().endswith(NOT_IMAGES):
             images[file,] = Image(name, (file,))
     return list(images.values())
+
+
+def _walk(path: Path) -> Iterator[Path]:
+    """Files in a folder and its subfolders, except hidden ones; each folder once, also if links lead to it again."""
+
+    def refuse(error: OSError) -> None:
+        raise InputError(f"{error.filename}: expected a folder that can be read, got {error.strerror}")
+
+    seen = set()
+    for folder, subfolders, names in os.walk(path, onerror=refuse if path.is_dir() else None, followlinks=True):
+        seen.add(os.path.realpath(folder))
+        subfolders[:] = [
+            name
+            for name in sorted(subfolders)
+            if not name.startswith(".") and os.path.realpath(os.path.join(folder, name)) not in seen
+        ]
+        yield from (Path(folder, name) for name in names if not name.startswith("."))
+
+
+def _is_broken_link(file: Path) -> bool:
+    return file.is_symlink() and not file.exists()
 
 
 def _without_suffix(stem: str, file_suffixes: Sequence[str]) -> str:
@@ -106,32 +132,73 @@ def check_images(images: Sequence[Image], in_channels: int, output_dir: str | os
         output_dir: Folder that the results go to.
 
     Raises:
-        InputError: A file is missing, cannot be read or has another shape; two images have one name; or the results
+        InputError: A file is missing, cannot be read, is not that of an image (see `open_nifti`), or has another shape
+            or grid; two images have one name, or a name that is no line of text; or the results cannot be written, or
             would go to a folder of images, whose labels they could replace.
     """
+    _check_names(images)
     for image in images:
-        for file in image.files:
-            if not file.is_file():
-                raise InputError(f"{file}: expected a file for each channel of {image.name}, got none")
-    names = Counter(image.name for image in images)
-    if repeated := sorted(name for name, count in names.items() if count > 1):
-        raise InputError(
-            f"dataset_dir: expected a name of its own for each image, got several called {', '.join(repeated)}, whose "
-            "results would replace each other"
-        )
+        _check_headers(image, in_channels)
+    _check_output(images, Path(output_dir))
+
+
+def _check_names(images: Sequence[Image]) -> None:
+    files: dict[str, list[Path]] = defaultdict(list)
     for image in images:
-        channels = in_channels if len(image.files) == 1 else 1
-        for file in image.files:
-            with reading(file, "a readable NIfTI file"):
-                shape = cast(SpatialImage, nibabel.load(file)).shape
-            if len(shape) not in (3, 4) or (*shape, 1)[3] != channels:
-                raise InputError(f"{file}: expected a 3D image with {channels} channel(s), got shape {shape}")
+        files[image.name].append(image.files[0])
+        if not image.name.isprintable():
+            raise InputError(f"{image.files[0]}: expected a name that is one line of text, got {image.name!r}")
+        if len(os.fsencode(f".unfinished-{image.name}_probability.nii.gz")) > LONGEST_NAME:
+            raise InputError(
+                f"{image.files[0]}: expected a shorter name, got one that leaves no room for `_probability`"
+            )
+    for name, several in files.items():
+        if len(several) > 1:
+            raise InputError(
+                f"dataset_dir: expected a name of its own for each image, got several called {name}, whose results "
+                f"would replace each other: {', '.join(map(str, several))}"
+            )
+
+
+def _check_headers(image: Image, in_channels: int) -> None:
+    channels = in_channels if len(image.files) == 1 else 1
+    grids = []
+    for file in image.files:
+        if _is_broken_link(file):
+            raise InputError(f"{file}: expected an image, got a link to {os.readlink(file)}, which does not exist")
+        if not file.is_file():
+            raise InputError(f"{file}: expected a file for each channel of {image.name}, got none")
+        nifti = open_nifti(file)
+        shape = nifti.shape
+        if len(shape) not in (3, 4) or (*shape, 1)[3] != channels:
+            raise InputError(f"{file}: expected a 3D image with {channels} channel(s), got shape {shape}")
+        if min(shape) < 1 or sorted(shape[:3])[1] < SMALLEST_SLICE:
+            raise InputError(
+                f"{file}: expected slices of at least {SMALLEST_SLICE} x {SMALLEST_SLICE} pixels, got shape {shape}"
+            )
+        grids.append((nifti.affine, shape))
+    for file, (affine, shape) in zip(image.files, grids, strict=True):
+        if shape != grids[0][1]:
+            raise InputError(f"{file}: expected the shape of {image.files[0]}, {grids[0][1]}, got {shape}")
+        check_same_grid(affine, grids[0][0], shape, file)
+
+
+def _check_output(images: Sequence[Image], output_dir: Path) -> None:
     files = [file for image in images for file in image.files]
     folders = {folder.resolve() for file in files for folder in (file.parent, file.resolve().parent)}  # of links too
-    if Path(output_dir).resolve() in folders:
+    if output_dir.resolve() in folders:
         raise InputError(
             f"output_dir: expected a folder without images, whose labels the results could replace, got {output_dir}"
         )
+    existing = next(folder for folder in (output_dir, *output_dir.absolute().parents) if os.path.lexists(folder))
+    if not existing.is_dir():
+        raise InputError(f"output_dir: expected a folder, got {output_dir}, but {existing} is none")
+    try:
+        tempfile.TemporaryFile(dir=existing).close()
+    except OSError as error:
+        raise InputError(
+            f"output_dir: expected a folder that can be written, got {output_dir}: {error.strerror}"
+        ) from error
 
 
 class ImageFolder:
@@ -153,55 +220,42 @@ class ImageFolder:
         self.output_dir = output_dir
 
     def items(self) -> list[dict[str, list[str]]]:
-        """Items of a MONAI dataset: the files of each image, whose channels are loaded in this order."""
-        return [
-            {"image": [str(file) for file in image.files]} for image in find_images(str(self.path), self.file_suffixes)
-        ]
+        """Items of a MONAI dataset: the files of each image, whose channels are loaded in this order.
 
-    def check(self) -> None:
-        """End the process with one line on standard error if there is no image or an unsuitable one.
-
-        MONAI wraps any other exception in pages of tracebacks.
+        Nothing is listed if the path is unsuitable; `check` says so.
         """
         try:
-            for name, place in (("dataset_dir", self.path), ("output_dir", self.output_dir)):
-                if not isinstance(place, str | os.PathLike):  # MONAI reads 2024_11_25 as a number
-                    raise InputError(f"{name}: expected a path, got {place!r}; write ./NAME if it reads as a number")
-            if not Path(self.path).exists():
-                raise InputError(f"dataset_dir: expected a NIfTI file or a folder, got {self.path}, which is neither")
-            if not (images := find_images(self.path, self.file_suffixes)):
-                raise InputError(f"dataset_dir: expected .nii or .nii.gz images, got none in {self.path}")
-            check_images(images, self.in_channels, self.output_dir)
-        except InputError as error:
-            sys.exit(str(error))
+            images = find_images(str(self.path), self.file_suffixes)
+        except InputError:
+            return []
+        return [{"image": [str(file) for file in image.files]} for image in images]
+
+    def check(self) -> None:
+        """Check that there are images, all suitable.
+
+        Raises:
+            InputError: There is no image, or an unsuitable one, see `check_images`.
+        """
+        for name, place in (("dataset_dir", self.path), ("output_dir", self.output_dir)):
+            if not isinstance(place, str | os.PathLike) or not str(place):  # MONAI reads 2024_11_25 as a number
+                raise InputError(f"{name}: expected a path, got {place!r}; write ./NAME if it reads as a number")
+        if not Path(self.path).exists():
+            raise InputError(f"dataset_dir: expected a NIfTI file or a folder, got {self.path}, which is neither")
+        if not (images := find_images(self.path, self.file_suffixes)):
+            raise InputError(f"dataset_dir: expected .nii or .nii.gz images, got none in {self.path}")
+        check_images(images, self.in_channels, self.output_dir)
 
 
-def result_name(meta: Mapping[str, Any], _: Any = None, *, file_suffixes: Sequence[str] = ()) -> dict[str, str]:
-    """Name the results of an image after it, for `monai.transforms.SaveImage(output_name_formatter=...)`.
+def result_name(file: str | os.PathLike, file_suffixes: Sequence[str] = ()) -> str:
+    """Return the name of the image that a file is of, which its results get.
 
     Args:
-        meta: Metadata of the image, with the path that it was loaded from.
+        file: The file, or one of several.
         file_suffixes: Suffixes of the files of one image, which the name goes without.
-
-    Returns:
-        The argument `subject` of MONAI's folder layout.
     """
-    file = Path(meta["filename_or_obj"])
-    match = NIFTI.fullmatch(file.name)
-    stem = match[1] if match else file.name
-    return {"subject": f"{_without_suffix(stem, file_suffixes)}.nii"}
-
-
-def check_finite(image: torch.Tensor) -> torch.Tensor:
-    """Return the image, or raise an `InputError` that names its file if a value is NaN or infinite.
-
-    One such value would spread over the whole image in normalisation.
-    """
-    invalid = int((~torch.isfinite(image)).sum())
-    if invalid:
-        name = image.meta["filename_or_obj"] if isinstance(image, MetaTensor) else "image"
-        raise InputError(f"{name}: expected finite values, got {invalid} that are NaN or infinite")
-    return image
+    name = Path(file).name
+    match = NIFTI.fullmatch(name)
+    return _without_suffix(match[1] if match else name, file_suffixes)
 
 
 def fill_background(probabilities: torch.Tensor) -> torch.Tensor:
@@ -244,11 +298,12 @@ def label_map(probabilities: torch.Tensor, label_codes: Sequence[int]) -> torch.
         label_codes: Value of each of the N classes.
 
     Returns:
-        `(1, *S)` uint8.
+        `(1, *S)` uint8, or int32 if a value needs it.
     """
-    codes = torch.tensor(label_codes, dtype=torch.uint8, device=probabilities.device)
+    dtype = torch.uint8 if min(label_codes) >= 0 and max(label_codes) <= 255 else torch.int32
+    codes = torch.tensor(label_codes, dtype=dtype, device=probabilities.device)
     classes = probabilities.argmax(0, keepdim=True)
-    return convert_to_dst_type(codes[torch.as_tensor(classes).long()], probabilities, dtype=torch.uint8)[0]
+    return convert_to_dst_type(codes[torch.as_tensor(classes).long()], probabilities, dtype=dtype)[0]
 
 
 class PredictionMapsd(MapTransform):
@@ -262,6 +317,9 @@ class PredictionMapsd(MapTransform):
         structures: Name of each structure and its class indices.
         label_codes: Value of each class in the label map.
         show_uncertainty: Let the key itself become the uncertainty instead, for MONAI Label, which shows one map only.
+
+    Raises:
+        InputError: Structures or codes are not those of the network's classes.
     """
 
     def __init__(
@@ -272,6 +330,8 @@ class PredictionMapsd(MapTransform):
         show_uncertainty: bool = False,
     ) -> None:
         super().__init__(keys)
+        if not isinstance(show_uncertainty, bool):
+            raise InputError(f"show_uncertainty: expected true or false, got {show_uncertainty!r}")
         self.structures = list(structures.values())
         self.label_codes = label_codes
         self.show_uncertainty = show_uncertainty
@@ -280,7 +340,59 @@ class PredictionMapsd(MapTransform):
         item = dict(data)
         for key in self.key_iterator(item):
             probabilities = fill_background(item[key])
+            self._check_classes(len(probabilities))
             item["probability"] = structure_probabilities(probabilities, self.structures)
             item["uncertainty"] = normalized_entropy(probabilities)
             item[key] = item["uncertainty"] if self.show_uncertainty else label_map(probabilities, self.label_codes)
         return item
+
+    def _check_classes(self, num_classes: int) -> None:
+        indices = [index for classes in self.structures for index in classes]
+        if not all(0 <= index < num_classes for index in indices):
+            raise InputError(f"structures: expected class indices from 0 to {num_classes - 1}, got {self.structures}")
+        if len(self.label_codes) != num_classes:
+            raise InputError(f"label_codes: expected {num_classes}, one for each class, got {self.label_codes}")
+
+
+class SaveMapd(SaveImaged):  # MONAI Label leaves out what is a SaveImaged
+    """Save a map as `NAME_postfix.nii.gz`, named after the image; the file appears completely or not at all.
+
+    Args:
+        keys: The map, `(C, H, W, D)`; floating point is saved as float32, anything else as it is.
+        output_dir: Folder that the file goes to; created if it does not exist.
+        output_postfix: What the map is.
+        file_suffixes: Suffixes of the files of one image, see `find_images`.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        output_dir: str | os.PathLike,
+        output_postfix: str,
+        file_suffixes: Sequence[str] = (),
+    ) -> None:
+        MapTransform.__init__(self, keys)
+        self.output_dir = output_dir
+        self.output_postfix = output_postfix
+        self.file_suffixes = file_suffixes
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Return the item as it is.
+
+        Raises:
+            InputError: The file cannot be written.
+        """
+        folder = Path(self.output_dir)
+        make_folder(folder)
+        for key in self.key_iterator(dict(data)):
+            volume = data[key]
+            name = result_name(volume.meta["filename_or_obj"], self.file_suffixes)
+            values = volume.as_tensor().cpu()
+            values = values.float() if values.is_floating_point() else values
+            affine = np.asarray(volume.affine)
+            nifti = Nifti1Image((values[0] if len(values) == 1 else values.movedim(0, -1)).numpy(), affine)
+            nifti.set_sform(affine, code=1)
+            nifti.set_qform(affine, code=1)
+            with writing(folder / f"{name}_{self.output_postfix}.nii.gz") as unfinished:
+                nifti.to_filename(unfinished)
+        return dict(data)

@@ -22,6 +22,7 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
+from calib_components.errors import writing
 from calib_components.handlers.evaluation import read_calibration
 from calib_components.metrics import CalibrationBins
 from calib_components.tools.command_line import run
@@ -40,7 +41,7 @@ def draw_overview(out: Path = ROOT / "docs" / "overview.png") -> None:
     """Draw the picture.
 
     Args:
-        out: The file to write.
+        out: The PNG file to write.
     """
     figure = Figure(figsize=(10, 2.95), dpi=150, facecolor="white")
     grid = figure.add_gridspec(1, 2, width_ratios=[1.36, 1])
@@ -56,7 +57,8 @@ def draw_overview(out: Path = ROOT / "docs" / "overview.png") -> None:
     panels[0].set_ylabel("accuracy", fontsize=9, labelpad=2)
     panels[1].tick_params(labelleft=False)
     add_legend(right, {"accuracy": ACCURACY, "overconfident": OVER, "underconfident": UNDER})
-    figure.savefig(out)
+    with writing(out) as unfinished:
+        figure.savefig(unfinished, format="png")
 
 
 def add_legend(figure: SubFigure, colors: dict[str, str]) -> None:
@@ -71,8 +73,8 @@ def segmented_slice() -> list[NDArray]:
         subprocess.run([sys.executable, ROOT / "scripts" / "make_phantoms.py", images, "--patients", "4"], check=True)
         case = images / "training" / CASE.partition("_")[0]
         places = {"dataset_dir": str(case), "output_dir": str(maps)}
-        config_file = str(BUNDLE / "configs" / "inference.yaml")
-        monai.bundle.run(config_file=config_file, bundle_root=str(BUNDLE), device="cpu", **places)
+        config = f"{BUNDLE}/configs/inference.yaml"
+        monai.bundle.run(config_file=config, bundle_root=str(BUNDLE), device="cpu", **places)
         files = [case / CASE, case / f"{CASE}_gt", maps / f"{CASE}_seg", maps / f"{CASE}_uncertainty"]
         volumes = [nib.Nifti1Image.from_filename(f"{file}.nii.gz").get_fdata()[..., SLICE] for file in files]
     x, y = np.argwhere(volumes[1] > 0).mean(0).astype(int)
@@ -94,8 +96,7 @@ def draw_slice(panels: NDArray, image: NDArray, label: NDArray, prediction: NDAr
 def draw_reliability(axes: Axes, bins: CalibrationBins, title: str) -> None:
     count, confidence, accuracy = (field[0].numpy() for field in (bins.count, bins.confidence, bins.accuracy))
     shown = np.flatnonzero(count > 1e-4 * count.sum())
-    width = 1 / len(count)
-    low = np.minimum(accuracy, confidence)
+    width, low = 1 / len(count), np.minimum(accuracy, confidence)
     gap = np.where(accuracy < confidence, OVER, UNDER)
     bar = partial(axes.bar, shown * width, width=width, align="edge", edgecolor="white", linewidth=0.6)
     bar(low[shown], color=ACCURACY)

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for a clone that is not installed
 
-from calib_components.errors import InputError
+from calib_components.errors import InputError, writing
 from calib_components.tools import command_line
 
 Array = NDArray[np.float64]
@@ -68,12 +68,15 @@ def make_phantoms(out: Path, patients: int = 20, seed: int = 0) -> None:
         seed: The same seed gives the same files.
 
     Raises:
-        InputError: The folder holds another data set.
+        InputError: The folder holds another data set or cannot be written, or a number is not as expected.
     """
+    if patients < 1:
+        raise InputError(f"patients: expected a whole number of at least 1, got {patients}")
+    if seed < 0:
+        raise InputError(f"seed: expected a whole number of at least 0, got {seed}")
     for other in sorted((out / "training").glob("patient*")):
-        info_file = other / "Info.cfg"
-        ours = info_file.is_file() and info_file.read_text().endswith(f"\nPhantom: seed {seed}\n")
-        if not ours and any(other.iterdir()):
+        ours = (other / "Info.cfg").is_file() and _is_phantom(other / "Info.cfg", seed)
+        if not ours and not (other.is_dir() and not any(other.iterdir())):
             raise InputError(f"{other}: expected phantoms of seed {seed}, got other data; choose another folder")
     for number in tqdm(range(1, patients + 1), unit="patient", leave=False, disable=None):
         rng = np.random.default_rng([seed, number])
@@ -87,6 +90,10 @@ def make_phantoms(out: Path, patients: int = 20, seed: int = 0) -> None:
             stem = f"patient{number:03d}_frame{frame:02d}"
             _save(image, folder / f"{stem}.nii.gz")
             _save(label, folder / f"{stem}_gt.nii.gz")
+
+
+def _is_phantom(info_file: Path, seed: int) -> bool:
+    return info_file.read_bytes().endswith(f"\nPhantom: seed {seed}\n".encode())
 
 
 def draw_patient(heart: Heart, rng: np.random.Generator) -> list[tuple[NDArray[np.int16], NDArray[np.uint8]]]:
@@ -190,7 +197,8 @@ def _acquire(image: Array, rng: np.random.Generator) -> NDArray[np.int16]:
 
 
 def _save(volume: NDArray[np.generic], path: Path) -> None:
-    nib.Nifti1Image(volume, np.diag([PIXEL, PIXEL, SLICE, 1.0])).to_filename(path)
+    with writing(path) as file:
+        nib.Nifti1Image(volume, np.diag([PIXEL, PIXEL, SLICE, 1.0])).to_filename(file)
 
 
 if __name__ == "__main__":

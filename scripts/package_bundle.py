@@ -4,7 +4,7 @@
 
 writes `dist/acdc_mri_nacl_segmentation_v0.1.0.zip`, which holds one folder, named as the bundle: configs, docs,
 LICENSE, the weights if there are any, `scripts/prepare_data.py`, and the parts of `calib_components` that a bundle
-uses, which MONAI finds there. The same files give the same bytes, on any machine and day.
+uses, which MONAI finds there. The same files give the same bytes, on any machine and day. Hidden files are left out.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ from zipfile import ZipFile, ZipInfo
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for a clone that is not installed
 
-from calib_components.errors import InputError, reading
+from calib_components.errors import InputError, make_folder, reading, writing
 from calib_components.tools import command_line
 
 ROOT = Path(__file__).resolve().parents[1]
 REQUIRED = ("LICENSE", "configs", "docs")
+METADATA = "configs/metadata.json"
 WEIGHTS = "models/model.pt"
 # Of the tools, those that prepare data. The others compare and report on several bundles' runs.
 TOOLS = ("__init__.py", "command_line.py", "preparation")
@@ -41,10 +42,17 @@ def contents(bundle: Path) -> dict[str, Path]:
     Raises:
         InputError: A part is missing or behind a symbolic link, which may lead out of the bundle.
     """
-    for name in REQUIRED:
+    for name in (*REQUIRED, METADATA):
         if not (bundle / name).exists():
             raise InputError(f"{bundle / name}: expected a file or folder, as in every bundle, got none")
+    for name in ("LICENSE", METADATA, WEIGHTS):
+        if (bundle / name).is_dir():
+            raise InputError(f"{bundle / name}: expected a file, got a folder")
     files = {str(path.relative_to(bundle)): path for name in (*REQUIRED, WEIGHTS) for path in _files(bundle / name)}
+    if WEIGHTS in files:
+        with reading(files[WEIGHTS], "weights as torch.save writes them"), ZipFile(files[WEIGHTS]) as weights:
+            if not any(name.endswith("/data.pkl") for name in weights.namelist()):
+                raise ValueError("another zip file")
     files.update({str(path.relative_to(ROOT)): path for path in (*_components(), ROOT / "scripts" / "prepare_data.py")})
     return dict(sorted(files.items()))
 
@@ -60,13 +68,17 @@ def _components() -> Iterator[Path]:
 
 
 def _files(path: Path) -> Iterator[Path]:
+    """The file, or the files in the folder and below, without hidden ones and those that Python has compiled."""
     if path.resolve() != path:
         raise InputError(f"{path}: expected a file or folder of the bundle itself, got a symbolic link")
     if path.is_dir():
         for child in path.iterdir():
-            yield from _files(child)
-    elif path.is_file():
+            if not child.name.startswith(".") and child.name != "__pycache__":
+                yield from _files(child)
+    elif path.is_file() and path.name.isprintable():
         yield path
+    elif path.exists():
+        raise InputError(f"{path}: expected a file with a name of one line, got another")
 
 
 def package_bundle(bundle: Path, out: Path = Path("dist")) -> None:
@@ -77,23 +89,26 @@ def package_bundle(bundle: Path, out: Path = Path("dist")) -> None:
         out: Folder to write `<name>_v<version>.zip` to, with the version from the bundle's metadata.
 
     Raises:
-        InputError: The bundle is incomplete, holds symbolic links or has no valid version.
+        InputError: The bundle is incomplete or unsuitable, or the zip cannot be written; an earlier one stays.
     """
     root = bundle.resolve()
-    files = contents(root)
-    metadata = root / "configs" / "metadata.json"
+    files, metadata = contents(root), root / METADATA
     with reading(metadata, "JSON with a version"):
-        version = str(json.loads(metadata.read_text())["version"])
-    if not re.fullmatch(r"\w+(\.\w+)*", version):
-        raise InputError(f"{metadata}: expected a version of the form 1.2.3, got {version!r}")
+        version = json.loads(metadata.read_text(encoding="utf-8"))["version"]
+    if not isinstance(version, str) or not re.fullmatch(r"[0-9]+(\.[0-9A-Za-z]+)*", version):
+        raise InputError(f"{metadata}: expected a version of the form 1.2.3, got {version!r:.60}")
+    if packed := [name for name in ("configs", "docs", "models") if (root / name) in (out.resolve() / "_").parents]:
+        raise InputError(f"--out: expected a folder that is not packed itself, got {out}, in the bundle's {packed[0]}")
     archive = out / f"{root.name}_v{version}.zip"
-    archive.parent.mkdir(parents=True, exist_ok=True)
-    with ZipFile(archive, "w") as package:
+    make_folder(out)
+    with writing(archive) as unfinished, ZipFile(unfinished, "w") as package:
         for name, path in files.items():
             member = ZipInfo(f"{root.name}/{name}")  # dated 1980-01-01, and stored: deflated bytes vary by machine
             member.create_system = 3  # Unix, so that the mode is read
             member.external_attr = 0o100644 << 16
-            package.writestr(member, path.read_bytes())
+            with reading(path):
+                content = path.read_bytes()
+            package.writestr(member, content)
     print(f"{archive}: {len(files)} files, {archive.stat().st_size / 1e6:.1f} MB")
     if WEIGHTS not in files:
         print(f"It holds no weights: the bundle has no {WEIGHTS}.")

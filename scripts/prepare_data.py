@@ -7,9 +7,10 @@
 
 A prepared case is a folder `OUT/NAME` with two uncompressed NIfTI files on the network's grid: `image.nii`, int16 with
 a scale factor, (H, W, D) or (H, W, D, C), and `label.nii`, uint8 class indices, (H, W, D). `OUT/facts.yaml` records
-what the cases were prepared with, and `OUT/datalist.json`, written last, lists the cases of each split.
+what the cases were prepared with, and `OUT/datalist.json` lists the cases of each split. With `--folds K`,
+`OUT/datalist_fold0.json` and so on list the folds of a cross-validation.
 
-The same command continues an interrupted run: cases that are there are kept.
+The same command continues an interrupted run: cases are kept that are whole and whose source files have not changed.
 """
 
 from __future__ import annotations

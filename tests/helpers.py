@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
+from contextlib import redirect_stderr
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import monai
 import nibabel as nib
 import numpy as np
 import torch
 from monai.bundle import ConfigParser
+
+from calib_components.facts import write_facts
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
@@ -76,6 +82,7 @@ def inference_config(bundle: Path) -> ConfigParser:
     """The parsed inference.yaml, on the CPU."""
     config = ConfigParser(ConfigParser.load_config_file(bundle / "configs" / "inference.yaml"))
     config["device"] = "cpu"
+    config["bundle_root"] = str(bundle)
     return config
 
 
@@ -96,8 +103,8 @@ def copy_with_weights(bundle: Path, folder: Path) -> Path:
 
 
 def make_prepared(bundle: Path, folder: Path, cases: int = 2) -> Path:
-    """Prepared cases of a bundle, so many of each split: noise with a square of every class."""
-    facts = inference_config(bundle)
+    """Prepared cases of a bundle at 32 x 32, so many of each split: noise with a square of every class."""
+    facts = inference_config(bundle).get_parsed_content("facts")
     rng = np.random.default_rng(0)
     datalist: dict[str, list[dict[str, Any]]] = {}
     for split in ("training", "validation", "testing"):
@@ -105,20 +112,32 @@ def make_prepared(bundle: Path, folder: Path, cases: int = 2) -> Path:
         for index in range(cases):
             case = f"{split}{index}"
             label = np.zeros((*SIZE, 2 + index), np.uint8)
-            for k in range(1, facts["num_classes"]):
+            for k in range(1, facts.num_classes):
                 label[6 * k : 6 * k + 6, 8:20] = k
-            channels = (facts["in_channels"],) if facts["in_channels"] > 1 else ()
+            channels = (facts.in_channels,) if facts.in_channels > 1 else ()
             save(folder / case / "image.nii", rng.normal(size=(*label.shape, *channels)).astype(np.float32))
             save(folder / case / "label.nii", label)
             datalist[split].append({"case": case, "image": f"{case}/image.nii", "label": f"{case}/label.nii"})
+    write_facts(replace(facts, image_size=list(SIZE), crop_size=list(SIZE)), folder)
     (folder / "datalist.json").write_text(json.dumps(datalist))
+    return folder
+
+
+def make_weights(bundle: Path, folder: Path, size: Sequence[int] = SIZE) -> Path:
+    """Random weights of a bundle, and facts of slices of that size, all of which the network sees."""
+    config = inference_config(bundle)
+    torch.manual_seed(0)
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save(config.get_parsed_content("network_def").state_dict(), folder / "model.pt")
+    facts = config.get_parsed_content("facts")
+    write_facts(replace(facts, image_size=list(size), crop_size=list(size), pixel_size=[1.2, 2.0]), folder)
     return folder
 
 
 def make_images(bundle: Path, folder: Path) -> Path:
     """One image of a bundle, `scan`, as it comes from a scanner: its own size and spacing."""
     rng = np.random.default_rng(1)
-    for suffix in inference_config(bundle)["file_suffixes"] or [""]:
+    for suffix in inference_config(bundle).get_parsed_content("facts").file_suffixes or [""]:
         save(folder / f"scan{suffix}.nii.gz", rng.integers(-200, 900, (30, 41, 4)).astype(np.int16))
     return folder
 
@@ -129,7 +148,29 @@ def run_bundle(bundle: Path, *configs: str, **override: Any) -> None:
         config_file=[str(bundle / "configs" / name) for name in configs],
         meta_file=str(bundle / "configs" / "metadata.json"),
         bundle_root=str(bundle),
-        device="cpu",
-        num_workers=0,
-        **override,
+        **{"device": "cpu", "num_workers": 0, **override},
     )
+
+
+class Ended(NamedTuple):
+    """How a command ended: its exit code, and what it printed on standard error at its end."""
+
+    code: int
+    err: str
+
+
+def run_bundle_as_typed(bundle: Path, *configs: str, **override: Any) -> Ended:
+    """Run a bundle in this process, and end as a process of its own would."""
+    with redirect_stderr(io.StringIO()) as err:
+        try:
+            run_bundle(bundle, *configs, **override)
+        except SystemExit as error:
+            return Ended(1 if isinstance(error.code, str) else int(error.code or 0), str(error.code or ""))
+        except Exception as error:
+            err.truncate(0)
+            err.seek(0)
+            sys.excepthook(type(error), error, error.__traceback__)
+            return Ended(1, err.getvalue())
+        finally:
+            sys.excepthook = sys.__excepthook__
+    return Ended(0, "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 from collections.abc import Mapping
@@ -16,7 +17,10 @@ from monai.data.utils import set_rnd
 from monai.engines import Evaluator, Trainer
 from monai.utils import set_determinism
 
-from calib_components.errors import InputError
+from calib_components.bundle import running_config
+from calib_components.errors import InputError, reading, writing
+from calib_components.facts import Facts, write_facts
+from calib_components.fingerprint import changes, fingerprint
 
 __all__ = ["TrainingCheckpoint"]
 
@@ -28,7 +32,11 @@ class TrainingCheckpoint:
 
     After each epoch it writes `last.pt` (network, optimizer, scheduler, AMP scaler, epoch, best metric so far) and, if
     the evaluator has just reached its best key metric or has nothing to validate on, `model.pt` (the state dict of the
-    network alone). Each file is replaced in one step, so a process that is killed leaves the previous one intact.
+    network alone), with `facts.yaml` beside it, from which inference learns what the weights were trained on. Each file
+    is replaced in one step, so a process that is killed, or a full disk, leaves the previous one intact.
+
+    `last.pt` also has the fingerprint of the run, see `calib_components.fingerprint`: a run with other settings, other
+    data or another number of processes cannot resume from it.
 
     All randomness of an epoch (order, augmentation, dropout) is seeded with `seed` and the number of the epoch. A
     resumed run therefore draws the same numbers as an uninterrupted one, and on a CPU ends with the same bits.
@@ -45,10 +53,11 @@ class TrainingCheckpoint:
         evaluator: The validation engine, whose `best_metric_epoch` says when the metric was best.
         seed: Seed of the whole run.
         resume: Continue from `last.pt`. Without that file, start from the beginning.
+        facts: Facts of the data set; None to write none.
+        datalist: List of the prepared cases, whose content is a part of the fingerprint; it need not exist.
 
     Raises:
-        InputError: At the start of a run that resumes one with another number of epochs, whose learning-rate schedule
-            does not fit.
+        InputError: At the start of a run that resumes another one, or if a file cannot be written.
     """
 
     def __init__(
@@ -60,6 +69,8 @@ class TrainingCheckpoint:
         evaluator: Evaluator,
         seed: int,
         resume: bool = False,
+        facts: Facts | None = None,
+        datalist: str | os.PathLike = "",
     ) -> None:
         self.best_path = Path(ckpt_dir) / "model.pt"
         self.last_path = Path(ckpt_dir) / "last.pt"
@@ -69,6 +80,8 @@ class TrainingCheckpoint:
         self.evaluator = evaluator
         self.seed = seed
         self.resume = resume
+        self.facts = facts
+        self.settings = _settings(Path(datalist))
 
     def attach(self, engine: Trainer) -> None:
         """
@@ -90,12 +103,13 @@ class TrainingCheckpoint:
         if not self.last_path.is_file():
             logging.getLogger(__name__).info("No %s to resume from: starting from the beginning.", self.last_path)
             return
-        checkpoint = torch.load(self.last_path, map_location=engine.state.device, weights_only=True)
-        if checkpoint["max_epochs"] != engine.state.max_epochs:
+        with reading(self.last_path, "a checkpoint of a training"):
+            checkpoint = torch.load(self.last_path, map_location=engine.state.device, weights_only=True)
+            before = checkpoint["settings"]
+        if differing := changes(before, self.settings):
             raise InputError(
-                f"{self.last_path}: expected a checkpoint of a run of {engine.state.max_epochs} epochs, got one of "
-                f"{checkpoint['max_epochs']}, whose learning rate does not fit: set max_epochs to "
-                f"{checkpoint['max_epochs']}, or start from the beginning"
+                f"{self.last_path}: expected a checkpoint of a run with the same settings, got one with other "
+                f"{', '.join(differing)}; set them back, or start from the beginning with resume false"
             )
         for name, holder in self.stateful.items():
             if name in checkpoint:  # a run that started without AMP has no scaler
@@ -121,19 +135,31 @@ class TrainingCheckpoint:
     def _save(self, engine: Trainer) -> None:
         if idist.get_rank() != 0:
             return
+        self.best_path.parent.mkdir(parents=True, exist_ok=True)
         best = self.evaluator.state
         if best.best_metric_epoch in (engine.state.epoch, NEVER):
-            _save_atomically(self.stateful["network"].state_dict(), self.best_path)
+            if self.facts is not None:
+                write_facts(self.facts, self.best_path.parent)
+            _save(self.stateful["network"].state_dict(), self.best_path)
         state = {name: holder.state_dict() for name, holder in self.stateful.items()}
         state["epoch"] = engine.state.epoch
-        state["max_epochs"] = engine.state.max_epochs
+        state["settings"] = self.settings
         state["best_metric"] = best.best_metric
         state["best_metric_epoch"] = best.best_metric_epoch
-        _save_atomically(state, self.last_path)
+        _save(state, self.last_path)
 
 
-def _save_atomically(state: Mapping[str, Any], path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".tmp")
-    torch.save(state, partial)
-    os.replace(partial, path)
+def _settings(datalist: Path) -> dict[str, Any]:
+    """All that decides the numbers of the run that is being configured, as plain data."""
+    config = running_config()
+    content = datalist.read_bytes() if datalist.is_file() else b""
+    return {
+        **(fingerprint(config.get()) if config is not None else {}),
+        "datalist": hashlib.sha256(content).hexdigest(),
+        "processes": idist.get_world_size(),
+    }
+
+
+def _save(state: Mapping[str, Any], path: Path) -> None:
+    with writing(path) as file:
+        torch.save(state, file)

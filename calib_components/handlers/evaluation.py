@@ -1,15 +1,13 @@
-"""The files of an evaluation: written by an Ignite handler, and read again."""
+"""An Ignite handler that writes the files of an evaluation."""
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import logging
-import math
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,75 +15,65 @@ import ignite.distributed as idist
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
+from monai.data import MetaTensor
 from monai.handlers import IgniteMetricHandler
 from monai.utils import string_list_all_gather
-from numpy.typing import NDArray
 
-from calib_components.errors import InputError, reading
-from calib_components.inference import normalized_entropy
-from calib_components.metrics import CalibrationBins, CalibrationMetric, DSCMetric, LogitMagnitudeMetric
-
-__all__ = ["EvaluationWriter", "read_calibration", "read_cases", "read_logits", "read_summary"]
-
-FILES = (  # all that an evaluation writes; the summary comes last, so where it is, the rest belongs to it
-    "cases.csv",
-    "calibration.json",
-    "logits.json",
-    "reliability.png",
-    "reliability_classes.png",
-    "cases/best.png",
-    "cases/median.png",
-    "cases/worst.png",
-    "summary.json",
+from calib_components.data import check_labels
+from calib_components.errors import InputError, printable
+from calib_components.handlers.evaluation_files import (
+    FILES,
+    number,
+    read_calibration,
+    read_cases,
+    read_logits,
+    read_summary,
+    replace_files,
+    write_calibration,
+    write_cases,
+    write_logits,
+    writing_in,
 )
+from calib_components.inference import normalized_entropy
+from calib_components.metrics import (
+    CalibrationBins,
+    CalibrationMetric,
+    DSCMetric,
+    LogitMagnitudeMetric,
+    dice,
+    structure_masks,
+)
+
+__all__ = ["EvaluationWriter", "check_case", "read_calibration", "read_cases", "read_logits", "read_summary"]
+
 UNFINISHED = ".unfinished-evaluation"  # folder inside the output folder
 
 
-def read_cases(folder: str | os.PathLike) -> tuple[list[str], dict[str, NDArray[np.float64]]]:
-    """Read `cases.csv`.
+def check_case(item: Mapping[Hashable, Any]) -> Mapping[Hashable, Any]:
+    """Check a case and the network's output before they are measured; a bundle's postprocessing starts with it.
 
     Args:
-        folder: Where an evaluation was written.
+        item: The name of the `case`, its `image` `(C, *S)` and `label` `(1, *S)`, and the logits `pred` `(N, *S)`.
 
     Returns:
-        The names of the cases, and the values `(cases,)` of each column by its name; NaN where a measure is undefined.
+        The item.
 
     Raises:
-        InputError: The file is missing or broken.
+        InputError: The image or the logits are not finite, or the label holds other values than the indices of the N
+            classes.
     """
-    with reading(Path(folder) / "cases.csv") as file:
-        header, *rows = csv.reader(io.StringIO(file.read_text(), newline=""))
-        cases, *columns = zip(*rows, strict=True)
-        values = [np.array([float(cell) if cell else np.nan for cell in column]) for column in columns]
-        return list(cases), dict(zip(header[1:], values, strict=True))
+    if not item["image"].isfinite().all():
+        raise InputError(f"{_file(item, 'image')}: expected finite values, got some that are NaN or infinite")
+    check_labels(item["label"], len(item["pred"]), _file(item, "label"))
+    if not item["pred"].isfinite().all():
+        raise InputError(f"{item['case']}: expected finite logits, got some that are NaN or infinite; try --amp false")
+    return item
 
 
-def read_summary(folder: str | os.PathLike) -> dict[str, Any]:
-    """Read `summary.json`. Arguments and errors as in `read_cases`."""
-    with reading(Path(folder) / "summary.json") as file:
-        return json.loads(file.read_text())
-
-
-def read_calibration(folder: str | os.PathLike) -> dict[str, CalibrationBins]:
-    """Read the bins pooled over cases from `calibration.json`. Arguments and errors as in `read_cases`.
-
-    Returns:
-        Bins of the predicted class, `top_label`, and of each class, `classwise`.
-    """
-    with reading(Path(folder) / "calibration.json") as file:
-        pooled = json.loads(file.read_text())["pooled"]
-        return {kind: CalibrationBins.from_dict(fields) for kind, fields in pooled.items()}
-
-
-def read_logits(folder: str | os.PathLike) -> tuple[list[str], NDArray[np.float64]]:
-    """Read `logits.json`. Arguments and errors as in `read_cases`.
-
-    Returns:
-        The names of the N classes, and the mean magnitudes `(N, N)`, by ground-truth class and channel.
-    """
-    with reading(Path(folder) / "logits.json") as file:
-        content = json.loads(file.read_text())
-        return content["class_names"], np.array(content["magnitudes"], float)
+def _file(item: Mapping[Hashable, Any], key: str) -> str:
+    """The file of a volume, as far as it is known; otherwise the name of the case."""
+    known = isinstance(item[key], MetaTensor) and "filename_or_obj" in item[key].meta
+    return item[key].meta["filename_or_obj"] if known else item["case"]
 
 
 class EvaluationWriter:
@@ -98,7 +86,8 @@ class EvaluationWriter:
     - `logits.json`: Mean magnitude of the logits, by ground-truth class and channel.
     - `reliability.png` and `reliability_classes.png`: Drawn from the pooled bins.
     - `cases/best.png`, `median.png` and `worst.png`: Of the cases ordered by DSC, the slice with the most foreground
-      and its uncertainty. Of every case only that slice is kept until then.
+      and its uncertainty. Of every case only that slice is kept until then. One case has only the best, two have no
+      median.
 
     The files are written to a hidden folder, tables before figures, and replace those of an earlier evaluation once all
     are there; other files in the output folder stay. The mean CECE is added to `engine.state.metrics`.
@@ -108,7 +97,7 @@ class EvaluationWriter:
         metrics: The handlers that update the metrics, by name: `dsc` with a `DSCMetric`, `ece` with a
             `CalibrationMetric` (for ECE and CECE), `logits` with a `LogitMagnitudeMetric`, and any whose
             `aggregate("none")` returns `(cases,)` or `(cases, structures)`.
-        structures: Names of the structures, in the order of the metrics' columns.
+        structures: Names of the structures and their class indices, in the order of the metrics' columns.
         class_names: Names of the classes, in the order of the network's channels.
         batch_transform: Gets the names of a batch's cases, or their folders, from `engine.state.batch`.
         output_transform: Gets their images, probabilities and labels, lists of channel-first volumes, from
@@ -116,13 +105,15 @@ class EvaluationWriter:
 
     Raises:
         ValueError: One of the three metrics named above is missing.
+        InputError: During the evaluation, if its files cannot be written, a case comes twice, or the network has
+            another number of channels than there are names.
     """
 
     def __init__(
         self,
         output_dir: str | os.PathLike,
         metrics: Mapping[str, IgniteMetricHandler],
-        structures: Sequence[str],
+        structures: Mapping[str, Sequence[int]],
         class_names: Sequence[str],
         batch_transform: Callable[[Any], Sequence[str]],
         output_transform: Callable[[Any], Sequence[Sequence[torch.Tensor]]],
@@ -133,7 +124,7 @@ class EvaluationWriter:
             if not isinstance(self.metrics.get(name), kind):
                 got = type(self.metrics[name]).__name__ if name in self.metrics else "none"
                 raise ValueError(f"metrics: expected a handler of a {kind.__name__} called {name!r}, got {got}")
-        self.structures = list(structures)
+        self.structures = dict(structures)
         self.class_names = list(class_names)
         self.batch_transform = batch_transform
         self.output_transform = output_transform
@@ -150,21 +141,41 @@ class EvaluationWriter:
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._write)
 
     def _reset(self) -> None:
+        # What would keep the files from being written is said before the work.
         for name in FILES:
-            if (self.output_dir / name).is_dir():  # which cannot be replaced: say so before the work
+            if (self.output_dir / name).is_dir():
                 raise InputError(f"{self.output_dir / name}: expected a file of an evaluation or nothing, got a folder")
+        if (self.output_dir / "cases").is_file():
+            raise InputError(f"{self.output_dir / 'cases'}: expected a folder of pictures or nothing, got a file")
+        if idist.get_rank() == 0:
+            with writing_in(self.output_dir):
+                self._clear().mkdir(parents=True)
+                self._clear()
         self._cases.clear()
         self._slices.clear()
+
+    def _clear(self) -> Path:
+        """Remove what an evaluation that did not finish has left."""
+        unfinished = self.output_dir / UNFINISHED
+        shutil.rmtree(unfinished, ignore_errors=True)
+        return unfinished
 
     def _keep(self, engine: Engine) -> None:
         cases = [Path(case).name for case in self.batch_transform(engine.state.batch)]
         self._cases.extend(cases)
-        for case, *volumes in zip(cases, *self.output_transform(engine.state.output), strict=True):
-            self._slices[case] = _largest_slice(*volumes)
+        _check_once(self._cases)
+        for case, image, probabilities, label in zip(cases, *self.output_transform(engine.state.output), strict=True):
+            if len(probabilities) != len(self.class_names):
+                raise InputError(
+                    f"class_names: expected {len(probabilities)} names, one per channel of the network, got "
+                    f"{', '.join(self.class_names)}"
+                )
+            self._slices[case] = _largest_slice(image, probabilities, label)
 
     def _write(self, engine: Engine) -> None:
         # Every rank takes part in gathering and draws the cases that it has seen; the first writes the rest.
         cases = string_list_all_gather(self._cases) if idist.get_world_size() > 1 else list(self._cases)
+        _check_once(cases)
         values = self._values()
         bins = {"top_label": self.metrics["ece"].case_bins, "classwise": self.metrics["ece"].cece.case_bins}
         magnitudes = self.metrics["logits"].magnitudes
@@ -172,23 +183,23 @@ class EvaluationWriter:
         first = idist.get_rank() == 0
         unfinished = self.output_dir / UNFINISHED
         try:
-            if first:
-                shutil.rmtree(unfinished, ignore_errors=True)
-                (unfinished / "cases").mkdir(parents=True)
-                _write_cases(unfinished, cases, self._columns(values))
-                self._write_summary(unfinished, cases, values, bins)
-                _write_calibration(unfinished, self.class_names, cases, bins)
-                _write_logits(unfinished, self.class_names, magnitudes)
-            idist.barrier()
-            self._draw_cases(unfinished / "cases", cases, values["dsc"].nanmean(1))
-            if first:
-                _draw_reliability(unfinished, self.class_names, bins)
-            idist.barrier()
-            if first:
-                _replace_files(unfinished, self.output_dir)
+            with writing_in(self.output_dir):
+                if first:
+                    (self._clear() / "cases").mkdir(parents=True)
+                    write_cases(unfinished, cases, self._columns(values))
+                    self._write_summary(unfinished, cases, values, bins)
+                    write_calibration(unfinished, self.class_names, cases, bins)
+                    write_logits(unfinished, self.class_names, magnitudes)
+                idist.barrier()
+                self._draw_cases(unfinished / "cases", cases, values["dsc"].nanmean(1))
+                if first:
+                    _draw_reliability(unfinished, self.class_names, bins)
+                idist.barrier()
+                if first:
+                    replace_files(unfinished, self.output_dir)
         finally:
             if first:
-                shutil.rmtree(unfinished, ignore_errors=True)
+                self._clear()
         logging.getLogger(__name__).info("Wrote the evaluation of %d cases to %s", len(cases), self.output_dir)
 
     def _values(self) -> dict[str, torch.Tensor]:
@@ -219,15 +230,16 @@ class EvaluationWriter:
         bins: Mapping[str, CalibrationBins],
     ) -> None:
         means = {name: of_cases.nanmean(1) for name, of_cases in values.items() if of_cases.ndim == 2}
+        structures = list(self.structures)
         found_in_one = {
-            name: [{"case": cases[i], "structure": self.structures[j]} for i, j in where.nonzero().tolist()]
+            name: [{"case": cases[i], "structure": structures[j]} for i, j in where.nonzero().tolist()]
             for name, where in (("missed", self.metrics["dsc"].missed), ("spurious", self.metrics["dsc"].spurious))
         }
         summary = {
             "cases": len(cases),
             **{name: _statistics(of_cases) for name, of_cases in {**means, **self._columns(values)}.items()},
-            "ece_pooled": bins["top_label"].pooled().expected_error().item(),
-            "cece_pooled": bins["classwise"].pooled().expected_error().item(),
+            "ece_pooled": number(bins["top_label"].pooled().expected_error().item()),
+            "cece_pooled": number(bins["classwise"].pooled().expected_error().item()),
             **found_in_one,
         }
         (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
@@ -236,38 +248,26 @@ class EvaluationWriter:
         from calib_components.figures import uncertainty_overlay  # training must not need matplotlib
 
         ordered = [i for i in dsc.argsort(stable=True).tolist() if not dsc[i].isnan()]
-        chosen = {"worst": ordered[:1], "median": ordered[len(ordered) // 2 :][:1], "best": ordered[-1:]}
-        for name, indices in chosen.items():
-            for i in indices:
-                if cases[i] in self._slices:
-                    title = f"{cases[i]}, DSC of the volume {dsc[i]:.3f}"
-                    figure = uncertainty_overlay(**self._slices[cases[i]], class_names=self.class_names, title=title)
-                    figure.savefig(folder / f"{name}.png")
+        # Two cases have no median, and one is the best alone: later names win.
+        names = {len(ordered) // 2: "median", 0: "worst", len(ordered) - 1: "best"}
+        for place, i in enumerate(ordered):
+            if place in names and cases[i] in self._slices:
+                drawn = self._slices[cases[i]]
+                title = f"{printable(cases[i])}\n{self._scores(drawn, dsc[i].item())}"
+                figure = uncertainty_overlay(**drawn, class_names=self.class_names, title=title)
+                figure.savefig(folder / f"{names[place]}.png")
 
-
-def _write_cases(folder: Path, cases: Sequence[str], columns: Mapping[str, torch.Tensor]) -> None:
-    with open(folder / "cases.csv", "w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["case", *columns])
-        for case, *row in zip(cases, *(values.tolist() for values in columns.values()), strict=True):
-            writer.writerow([case, *("" if math.isnan(value) else value for value in row)])
-
-
-def _write_calibration(
-    folder: Path, class_names: Sequence[str], cases: Sequence[str], bins: Mapping[str, CalibrationBins]
-) -> None:
-    calibration = {
-        "class_names": class_names,
-        "cases": cases,
-        "per_case": {kind: case_bins.to_dict() for kind, case_bins in bins.items()},
-        "pooled": {kind: case_bins.pooled().to_dict() for kind, case_bins in bins.items()},
-    }
-    (folder / "calibration.json").write_text(json.dumps(calibration) + "\n")
-
-
-def _write_logits(folder: Path, class_names: Sequence[str], magnitudes: torch.Tensor) -> None:
-    rows = [[None if math.isnan(value) else value for value in row] for row in magnitudes.tolist()]
-    (folder / "logits.json").write_text(json.dumps({"class_names": class_names, "magnitudes": rows}) + "\n")
+    def _scores(self, drawn: Mapping[str, np.ndarray], dsc: float) -> str:
+        """DSC of a volume and of its slice that is drawn, and the structures that are missed in the slice."""
+        classes = list(self.structures.values())
+        prediction, label = (
+            structure_masks(torch.from_numpy(drawn[name])[None], classes)[None] for name in ("prediction", "label")
+        )
+        of_slice = dice(prediction, label)[0].nanmean()
+        scores = f"DSC {dsc:.3f} of the volume, {of_slice:.3f} of this slice"
+        in_label, in_prediction = label[0].flatten(1).any(1), prediction[0].flatten(1).any(1)
+        missed = [name for name, of in zip(self.structures, in_label & ~in_prediction, strict=True) if of]
+        return f"{scores}\nmissed in this slice: {', '.join(missed)}" if missed else scores
 
 
 def _draw_reliability(folder: Path, class_names: Sequence[str], bins: Mapping[str, CalibrationBins]) -> None:
@@ -277,28 +277,21 @@ def _draw_reliability(folder: Path, class_names: Sequence[str], bins: Mapping[st
     reliability_diagram(bins["classwise"], class_names=class_names).savefig(folder / "reliability_classes.png")
 
 
-def _replace_files(source: Path, target: Path) -> None:
-    """Put an evaluation in the place of an earlier one.
-
-    The old summary goes first and the new one comes last: a process killed in between leaves no summary.
-    """
-    (target / FILES[-1]).unlink(missing_ok=True)
-    (target / "cases").mkdir(exist_ok=True)
-    for name in FILES:
-        if (source / name).is_file():
-            (source / name).replace(target / name)
-        else:  # a picture, if no case has a DSC
-            (target / name).unlink(missing_ok=True)
+def _check_once(cases: Sequence[str]) -> None:
+    for case, count in Counter(cases).items():
+        if count > 1:
+            raise InputError(f"{case}: expected each case once in an evaluation, got it {count} times")
 
 
 def _largest_slice(image: torch.Tensor, probabilities: torch.Tensor, label: torch.Tensor) -> dict[str, np.ndarray]:
     """What `uncertainty_overlay` draws, from the slice along the last axis with the most foreground."""
-    index = int((label[0] > 0).flatten(0, -2).sum(0).argmax())
+    foreground = label[0] > 0 if (label > 0).any() else probabilities.argmax(0) > 0
+    index = int(foreground.flatten(0, -2).sum(0).argmax())
     p = probabilities[..., index]
     values = {
         "image": image[0, ..., index],
-        "label": label[0, ..., index].byte(),
-        "prediction": p.argmax(0).byte(),
+        "label": label[0, ..., index].int(),
+        "prediction": p.argmax(0).int(),
         "uncertainty": normalized_entropy(p)[0],
     }
     return {name: value.cpu().numpy().copy() for name, value in values.items()}  # copies, so the volume can go

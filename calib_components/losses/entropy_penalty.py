@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from calib_components.arguments import check_ignore_index, check_number
 from calib_components.losses import defaults
+from calib_components.losses.base import CalibrationLoss
 from calib_components.losses.cross_entropy import cross_entropy
-from calib_components.losses.inputs import check_inputs, check_non_negative, voxel_mean
+from calib_components.losses.inputs import check_inputs, voxel_mean
 
 
 def entropy_penalty_loss(
@@ -18,14 +20,14 @@ def entropy_penalty_loss(
     ignore_index: int | None = None,
 ) -> Tensor:
     """Functional form of `EntropyPenaltyLoss`, which documents formula, shapes, options and errors."""
-    check_non_negative("penalty_weight", penalty_weight)
+    check_number("penalty_weight", penalty_weight, 0)
     logits, checked = check_inputs(input, target, ignore_index)
     log_probabilities = F.log_softmax(logits, dim=1)
     entropy = -(log_probabilities.exp() * log_probabilities).mean(1)
     return cross_entropy(logits, checked) - penalty_weight * voxel_mean(entropy, checked.mask)
 
 
-class EntropyPenaltyLoss(nn.Module):
+class EntropyPenaltyLoss(CalibrationLoss):
     """Entropy penalty (ECP, explicit confidence penalty): cross-entropy minus the entropy of the prediction.
 
     ```python
@@ -69,7 +71,8 @@ class EntropyPenaltyLoss(nn.Module):
 
     def __init__(self, penalty_weight: float = defaults.PENALTY_WEIGHT, ignore_index: int | None = None) -> None:
         super().__init__()
-        check_non_negative("penalty_weight", penalty_weight)
+        check_ignore_index(ignore_index)
+        check_number("penalty_weight", penalty_weight, 0)
         self.penalty_weight = penalty_weight
         self.ignore_index = ignore_index
 

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from calib_components.arguments import check_ignore_index, check_number
 from calib_components.losses import defaults
-from calib_components.losses.inputs import check_inputs, check_non_negative, voxel_mean
+from calib_components.losses.base import CalibrationLoss
+from calib_components.losses.inputs import check_inputs, voxel_mean
 
 
 def focal_loss(
     input: Tensor, target: Tensor, *, gamma: float = defaults.GAMMA, ignore_index: int | None = None
 ) -> Tensor:
     """Functional form of `FocalLoss`, which documents formula, shapes, options and errors."""
-    check_non_negative("gamma", gamma)
+    check_number("gamma", gamma, 0)
     logits, checked = check_inputs(input, target, ignore_index)
     if checked.is_soft:
         raise ValueError("target: expected class indices for the focal loss, got probabilities")
@@ -24,7 +26,7 @@ def focal_loss(
     return voxel_mean(one_minus_s**gamma * -log_likelihood, checked.mask)
 
 
-class FocalLoss(nn.Module):
+class FocalLoss(CalibrationLoss):
     """Focal loss (FL): cross-entropy that gives less weight to voxels whose class is predicted with confidence.
 
     ```python
@@ -66,7 +68,8 @@ class FocalLoss(nn.Module):
 
     def __init__(self, gamma: float = defaults.GAMMA, ignore_index: int | None = None) -> None:
         super().__init__()
-        check_non_negative("gamma", gamma)
+        check_ignore_index(ignore_index)
+        check_number("gamma", gamma, 0)
         self.gamma = gamma
         self.ignore_index = ignore_index
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from calib_components.arguments import check_ignore_index, check_number
 from calib_components.losses import defaults
+from calib_components.losses.base import CalibrationLoss
 from calib_components.losses.inputs import check_inputs, voxel_mean
 
 
@@ -13,13 +15,13 @@ def label_smoothing_loss(
     input: Tensor, target: Tensor, *, alpha: float = defaults.ALPHA, ignore_index: int | None = None
 ) -> Tensor:
     """Functional form of `LabelSmoothingLoss`, which documents formula, shapes, options and errors."""
-    _check_alpha(alpha)
+    check_number("alpha", alpha, 0, 1)
     logits, checked = check_inputs(input, target, ignore_index)
     voxel_losses = F.cross_entropy(logits, checked.labels, label_smoothing=alpha, reduction="none")
     return voxel_mean(voxel_losses, checked.mask)
 
 
-class LabelSmoothingLoss(nn.Module):
+class LabelSmoothingLoss(CalibrationLoss):
     """Label smoothing (LS): cross-entropy with a target that spreads `alpha` evenly over all classes.
 
     ```python
@@ -61,7 +63,8 @@ class LabelSmoothingLoss(nn.Module):
 
     def __init__(self, alpha: float = defaults.ALPHA, ignore_index: int | None = None) -> None:
         super().__init__()
-        _check_alpha(alpha)
+        check_ignore_index(ignore_index)
+        check_number("alpha", alpha, 0, 1)
         self.alpha = alpha
         self.ignore_index = ignore_index
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 
+from calib_components.arguments import check_ignore_index, check_number
 from calib_components.losses import defaults
+from calib_components.losses.base import CalibrationLoss
 from calib_components.losses.cross_entropy import cross_entropy
-from calib_components.losses.inputs import check_inputs, check_non_negative, voxel_mean
+from calib_components.losses.inputs import check_inputs, voxel_mean
 
 
 def mbls_loss(
@@ -18,14 +20,14 @@ def mbls_loss(
     ignore_index: int | None = None,
 ) -> Tensor:
     """Functional form of `MbLSLoss`, which documents formula, shapes, options and errors."""
-    check_non_negative("margin", margin)
-    check_non_negative("penalty_weight", penalty_weight)
+    check_number("margin", margin, 0)
+    check_number("penalty_weight", penalty_weight, 0)
     logits, checked = check_inputs(input, target, ignore_index)
     excess = (logits.max(1, keepdim=True).values - margin - logits).relu_()
     return cross_entropy(logits, checked) + penalty_weight * voxel_mean(excess.mean(1), checked.mask)
 
 
-class MbLSLoss(nn.Module):
+class MbLSLoss(CalibrationLoss):
     """Margin-based label smoothing (MbLS): cross-entropy plus a penalty on logits far below the largest.
 
     ```python
@@ -74,8 +76,9 @@ class MbLSLoss(nn.Module):
         ignore_index: int | None = None,
     ) -> None:
         super().__init__()
-        check_non_negative("margin", margin)
-        check_non_negative("penalty_weight", penalty_weight)
+        check_ignore_index(ignore_index)
+        check_number("margin", margin, 0)
+        check_number("penalty_weight", penalty_weight, 0)
         self.margin = margin
         self.penalty_weight = penalty_weight
         self.ignore_index = ignore_index

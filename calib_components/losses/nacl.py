@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from calib_components.arguments import check_choice, check_ignore_index, check_number
 from calib_components.losses import defaults
+from calib_components.losses.base import CalibrationLoss
 from calib_components.losses.cross_entropy import cross_entropy, cross_entropy_gradient, cross_entropy_value
-from calib_components.losses.inputs import check_inputs, check_non_negative, num_valid, voxel_mean
+from calib_components.losses.inputs import check_inputs, num_valid, voxel_mean
 from calib_components.losses.priors import check_prior, neighbor_votes
 
 PENALTIES = ("l1", "l2")
@@ -87,7 +89,7 @@ def _subtract_prior(out: Tensor, logits: Tensor, mask: Tensor | None, votes: Ten
         out.mul_(mask.unsqueeze(1))
 
 
-class NACLLoss(nn.Module):
+class NACLLoss(CalibrationLoss):
     """Neighbor-aware calibration loss (NACL): cross-entropy plus a penalty that keeps the logits near a prior.
 
     ```python
@@ -155,6 +157,7 @@ class NACLLoss(nn.Module):
         ignore_index: int | None = None,
     ) -> None:
         super().__init__()
+        check_ignore_index(ignore_index)
         _check_options(prior, kernel_size, sigma, penalty, constraint, penalty_weight, padding)
         self.prior = prior
         self.kernel_size = kernel_size
@@ -184,8 +187,6 @@ def _check_options(
     prior: str, kernel_size: int, sigma: float, penalty: str, constraint: str, penalty_weight: float, padding: str
 ) -> None:
     check_prior(prior, kernel_size, sigma, padding)
-    if penalty not in PENALTIES:
-        raise ValueError(f"penalty: expected one of {PENALTIES}, got {penalty!r}")
-    if constraint not in CONSTRAINTS:
-        raise ValueError(f"constraint: expected one of {CONSTRAINTS}, got {constraint!r}")
-    check_non_negative("penalty_weight", penalty_weight)
+    check_choice("penalty", penalty, PENALTIES)
+    check_choice("constraint", constraint, CONSTRAINTS)
+    check_number("penalty_weight", penalty_weight, 0)

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from calib_components.arguments import check_choice, check_ignore_index, check_number, check_whole
 from calib_components.losses import defaults
 from calib_components.losses.inputs import Target, check_target, plain
 
@@ -76,6 +77,8 @@ def neighbor_prior(
         tensor([0.4444, 0.5556])
     """
     check_prior(prior, kernel_size, sigma, padding)
+    check_whole("num_classes", num_classes, 2)
+    check_ignore_index(ignore_index)
     target = plain(target, "target")
     if target.ndim == 3 or (target.ndim == 4 and target.shape[1] not in (1, num_classes)):
         target = target.unsqueeze(1)
@@ -84,6 +87,8 @@ def neighbor_prior(
             f"target: expected shape (B, 1, *S), (B, *S) or (B, {num_classes}, *S) in 2D or 3D, "
             f"got {tuple(target.shape)}"
         )
+    if target.numel() == 0:
+        raise ValueError(f"target: expected at least one voxel, got shape {tuple(target.shape)}")
     dtype = torch.float64 if target.dtype == torch.float64 else torch.float32
     checked = check_target(target, num_classes, ignore_index, dtype)
     votes, weight = neighbor_votes(checked, num_classes, prior, kernel_size, sigma, padding, dtype)
@@ -92,15 +97,12 @@ def neighbor_prior(
 
 def check_prior(prior: str, kernel_size: int, sigma: float, padding: str) -> None:
     """Raise `ValueError` for options that `neighbor_prior` does not accept."""
-    if prior not in PRIORS:
-        raise ValueError(f"prior: expected one of {PRIORS}, got {prior!r}")
-    if padding not in PADDINGS:
-        raise ValueError(f"padding: expected one of {PADDINGS}, got {padding!r}")
+    check_choice("prior", prior, PRIORS)
+    check_choice("padding", padding, PADDINGS)
     smallest = 3 if prior == "gaussian" else 1  # the weights of the SVLS kernel come from neighbours
-    if not isinstance(kernel_size, int) or kernel_size < smallest or kernel_size % 2 == 0:
+    if not isinstance(kernel_size, int) or kernel_size is True or kernel_size < smallest or kernel_size % 2 == 0:
         raise ValueError(f"kernel_size: expected an odd number of at least {smallest}, got {kernel_size!r}")
-    if not 0.1 <= sigma < math.inf:
-        raise ValueError(f"sigma: expected a number of at least 0.1, got {sigma!r}")
+    check_number("sigma", sigma, 0.1)
 
 
 def neighbor_votes(
@@ -216,7 +218,8 @@ def _classes(like: Tensor, num_classes: int) -> Tensor:
 
 def _compact_labels(target: Target, num_classes: int) -> Tensor:
     """Class indices `(B, 1, *S)` in the smallest type that holds -1 to N, with -1 at ignored voxels."""
-    labels = target.labels.to(torch.int8 if num_classes <= torch.iinfo(torch.int8).max else torch.int16)
+    dtype = next(each for each in (torch.int8, torch.int16, torch.int32) if num_classes <= torch.iinfo(each).max)
+    labels = target.labels.to(dtype)
     if target.mask is not None:
         labels = (labels + 1).mul_(target.mask.to(labels.dtype)).sub_(1)
     return labels.unsqueeze(1)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 
+from calib_components.arguments import check_ignore_index
 from calib_components.losses import defaults
+from calib_components.losses.base import CalibrationLoss
 from calib_components.losses.cross_entropy import cross_entropy
 from calib_components.losses.inputs import Target, check_inputs
 from calib_components.losses.priors import check_prior, neighbor_votes
@@ -25,7 +27,7 @@ def svls_loss(
     return cross_entropy(logits, Target(votes.mul_(weight), checked.mask))
 
 
-class SVLSLoss(nn.Module):
+class SVLSLoss(CalibrationLoss):
     """Spatially varying label smoothing (SVLS): cross-entropy with labels that are soft at the borders of objects.
 
     ```python
@@ -77,6 +79,7 @@ class SVLSLoss(nn.Module):
         ignore_index: int | None = None,
     ) -> None:
         super().__init__()
+        check_ignore_index(ignore_index)
         check_prior("gaussian", kernel_size, sigma, "replicate")
         self.kernel_size = kernel_size
         self.sigma = sigma

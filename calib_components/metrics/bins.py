@@ -11,9 +11,14 @@ from dataclasses import dataclass
 
 import torch
 
+from calib_components.arguments import check_flag, check_whole
+from calib_components.metrics.case_metric import plain_tensor
 from calib_components.metrics.voxels import RANGE_TOLERANCE, check_tensors, read_voxels, top_label
 
 __all__ = ["CalibrationBins", "bin_voxels", "calibration_bins", "check_num_bins"]
+
+
+LARGEST_NUM_BINS = 10_000  # so that numbers of bins fit into int32 for any number of classes that fits into memory
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +55,8 @@ class CalibrationBins:
     num_correct: torch.Tensor
 
     def __post_init__(self) -> None:
+        for name, field in vars(self).items():
+            plain_tensor(field, name)
         shapes = [tuple(field.shape) for field in vars(self).values()]
         if len(set(shapes)) > 1 or len(shapes[0]) not in (2, 3):
             raise ValueError(
@@ -216,7 +223,8 @@ def calibration_bins(
 
     Raises:
         TypeError: An input is not a tensor, or `y_pred` is not of a floating-point type.
-        ValueError: Shapes do not match, `y_pred` does not hold probabilities, or `y` holds invalid labels.
+        ValueError: Shapes do not match or hold no voxel, `y_pred` does not hold probabilities, `y` holds invalid
+            labels, or an option has an unsuitable value.
 
     Examples:
         >>> import torch
@@ -229,6 +237,7 @@ def calibration_bins(
         >>> round(bins.expected_error().item(), 4)  # |(0.9 + 0.7 + 0.6) / 3 - 2 / 3|
         0.0667
     """
+    check_flag("classwise", classwise)
     return bin_voxels(y_pred, y, num_bins, foreground_only, ignore_index, classwise=(classwise,))[0]
 
 
@@ -275,6 +284,5 @@ def _bin_index(p: torch.Tensor, num_bins: int) -> torch.Tensor:
 
 
 def check_num_bins(num_bins: int) -> None:
-    """Raise `ValueError` for less than one bin."""
-    if num_bins < 1:
-        raise ValueError(f"num_bins: expected at least 1, got {num_bins}")
+    """Raise `ValueError` unless a number of bins is a whole number from 1 to 10,000."""
+    check_whole("num_bins", num_bins, 1, LARGEST_NUM_BINS)

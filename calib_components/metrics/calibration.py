@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 
+from calib_components.arguments import check_flag, check_ignore_index
 from calib_components.metrics.bins import CalibrationBins, bin_voxels, calibration_bins, check_num_bins
 from calib_components.metrics.case_metric import CaseMetric
 from calib_components.metrics.voxels import check_tensors, read_voxels, top_label
@@ -44,7 +45,8 @@ def adaptive_calibration_error(
 
     Raises:
         TypeError: An input is not a tensor, or `y_pred` is not of a floating-point type.
-        ValueError: Shapes do not match, `y_pred` does not hold probabilities, or `y` holds invalid labels.
+        ValueError: Shapes do not match or hold no voxel, `y_pred` does not hold probabilities, `y` holds invalid
+            labels, or an option has an unsuitable value.
 
     Source: Mukhoti et al., "Calibrating Deep Neural Networks using Focal Loss", NeurIPS 2020 (AdaECE).
 
@@ -90,6 +92,8 @@ class _BinnedMetric(CaseMetric):
     def __init__(self, num_bins: int = 15, foreground_only: bool = True, ignore_index: int | None = None) -> None:
         super().__init__()
         check_num_bins(num_bins)
+        check_flag("foreground_only", foreground_only)
+        check_ignore_index(ignore_index)
         self.num_bins = num_bins
         self.foreground_only = foreground_only
         self.ignore_index = ignore_index
@@ -130,7 +134,8 @@ class ECEMetric(_BinnedMetric):
         ignore_index: Ground-truth value of voxels to leave out.
 
     Raises:
-        ValueError: `num_bins` is less than 1. Calls raise the errors of `calibration_bins`.
+        TypeError: An option is not one of these.
+        ValueError: An option has an unsuitable value. Calls raise the errors of `calibration_bins`.
 
     Source: Guo et al., "On calibration of modern neural networks", ICML 2017.
 
@@ -167,7 +172,8 @@ class CECEMetric(_BinnedMetric):
         ignore_index: Ground-truth value of voxels to leave out.
 
     Raises:
-        ValueError: `num_bins` is less than 1. Calls raise the errors of `calibration_bins`.
+        TypeError: An option is not one of these.
+        ValueError: An option has an unsuitable value. Calls raise the errors of `calibration_bins`.
 
     Source: Kull et al., "Beyond temperature scaling: Obtaining well-calibrated multi-class probabilities with Dirichlet
     calibration", NeurIPS 2019.
@@ -215,7 +221,8 @@ class CalibrationMetric(ECEMetric):
         ignore_index: Ground-truth value of voxels to leave out.
 
     Raises:
-        ValueError: `num_bins` is less than 1. Calls raise the errors of `calibration_bins`.
+        TypeError: An option is not one of these.
+        ValueError: An option has an unsuitable value. Calls raise the errors of `calibration_bins`.
 
     Attributes:
         cece: The classwise metric, a `CECEMetric`.

@@ -11,7 +11,27 @@ from monai.config import TensorOrList
 from monai.data import MetaTensor
 from monai.metrics import CumulativeIterationMetric
 
+from calib_components.arguments import check_known
+
 __all__ = ["CaseMetric", "plain_tensor"]
+
+
+# What to do instead of giving an option of MONAI's metrics.
+HINTS = {
+    "reduction": "give it to aggregate()",
+    "metric_reduction": "give it to aggregate()",
+    "calibration_reduction": "bins.average_error() and bins.maximum_error() are the other two",
+    "include_background": "foreground_only=True leaves out the voxels of class 0",
+    "get_not_nans": 'values that are NaN are left out of every mean; aggregate("none") has them',
+    "num_classes": "the number of classes is read from y_pred",
+    "n_bins": "the option is called num_bins",
+    "softmax": "give probabilities, the output of softmax",
+    "sigmoid": "give probabilities, the output of softmax",
+    "to_onehot_y": "class indices and one-hot are both accepted",
+    "percentile": "it is always the 95th",
+    "directed": "distances in both directions are always pooled",
+    "distance_metric": "it is always the Euclidean distance",
+}
 
 
 def plain_tensor(value: Any, name: str) -> torch.Tensor:
@@ -32,10 +52,16 @@ class CaseMetric(CumulativeIterationMetric):
           cases.
     """
 
+    def __new__(cls, *_: Any, **options: Any) -> Any:
+        check_known(cls, options, HINTS)
+        return super().__new__(cls)
+
     def __call__(self, y_pred: TensorOrList, y: TensorOrList | None = None, **kwargs: Any) -> Any:
         for name, value in (("y_pred", y_pred), ("y", y)):
             if not isinstance(value, (torch.Tensor, Sequence)):  # the base class would fail on it or ignore it
                 raise TypeError(f"{name}: expected a torch.Tensor or a list of them, got {type(value).__name__}")
+            if len(value) == 0:
+                raise ValueError(f"{name}: expected at least one case, got none")
         return super().__call__(y_pred, y, **kwargs)
 
     @abstractmethod
@@ -83,10 +109,22 @@ class CaseMetric(CumulativeIterationMetric):
             return values.reshape(len(values), -1).nanmean(1).nanmean()
         raise ValueError(f'reduction: expected "mean", "mean_batch" or "none", got {reduction!r}')
 
+    def reset(self) -> None:
+        """Remove all cases."""
+        super().reset()
+        self._channels: int | None = None
+
     def _compute_tensor(self, y_pred: torch.Tensor, y: torch.Tensor | None = None, **kwargs: Any) -> TensorOrList:
-        return self.measure(plain_tensor(y_pred, "y_pred"), plain_tensor(y, "y"), **kwargs)
+        measured = self.measure(plain_tensor(y_pred, "y_pred"), plain_tensor(y, "y"), **kwargs)
+        if self._channels not in (None, y_pred.shape[1]):
+            raise ValueError(f"y_pred: expected {self._channels} channels, as before, got {y_pred.shape[1]}")
+        self._channels = y_pred.shape[1]
+        return measured
 
     def _compute_list(self, y_pred: TensorOrList, y: TensorOrList | None = None, **kwargs: Any) -> Any:
+        for name, value in (("y_pred", y_pred), ("y", y)):
+            for case in value or ():
+                plain_tensor(case, name)
         if y is not None and len(y_pred) != len(y):
             raise ValueError(f"y: expected as many cases as y_pred, {len(y_pred)}, got {len(y)}")
         return super()._compute_list(y_pred, y, **kwargs)

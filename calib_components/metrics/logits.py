@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from calib_components.arguments import check_ignore_index
 from calib_components.metrics.case_metric import CaseMetric, plain_tensor
+from calib_components.metrics.voxels import decode_labels
 
 __all__ = ["LogitMagnitudeMetric", "logit_magnitude_sums"]
 
@@ -28,8 +30,9 @@ def logit_magnitude_sums(
         The float64 sums by ground-truth class and channel, and the int64 numbers of voxels of each class.
 
     Raises:
-        TypeError: An input is not a tensor.
-        ValueError: Shapes do not match, or `y` holds invalid labels.
+        TypeError: An input is not a tensor, or `logits` is not of a floating-point type.
+        ValueError: Shapes do not match, some logits are NaN or infinite, `y` holds invalid labels, or `ignore_index` is
+            not an `int`.
 
     Examples:
         >>> import torch
@@ -40,6 +43,13 @@ def logit_magnitude_sums(
         ([[[1.0, 0.0], [5.0, 10.0]]], [[1, 2]])
     """
     logits, y = plain_tensor(logits, "logits"), plain_tensor(y, "y")
+    check_ignore_index(ignore_index)
+    if not logits.is_floating_point():
+        raise TypeError(f"logits: expected a floating-point type, got {logits.dtype}")
+    if y.is_complex():
+        raise TypeError(f"y: expected class indices, got {y.dtype}")
+    if logits.ndim < 3 or logits.numel() == 0:
+        raise ValueError(f"logits: expected shape (B, N, *S) with at least one voxel, got {tuple(logits.shape)}")
     batch, num_classes, *spatial = logits.shape
     if y.shape != (batch, 1, *spatial):
         raise ValueError(
@@ -48,19 +58,24 @@ def logit_magnitude_sums(
         )
     sums = logits.new_zeros((batch, num_classes, num_classes), dtype=torch.float64)
     count = logits.new_zeros((batch, num_classes), dtype=torch.int64)
+    expected = y.numel()
     for case in range(batch):
+        case_logits, label = logits[case].flatten(1), decode_labels(y[case].flatten(1))
+        if ignore_index is not None:
+            expected -= int((label == ignore_index).sum())
         for k in range(num_classes):
             if k != ignore_index:
-                magnitudes = logits[case][:, y[case, 0] == k].abs()
+                magnitudes = case_logits[:, label == k].abs()
                 sums[case, k] = magnitudes.sum(1, dtype=torch.float64)
                 count[case, k] = magnitudes.shape[1]
-    expected = y.numel() if ignore_index is None else int((y != ignore_index).sum())
     invalid = expected - int(count.sum())
     if invalid:
         raise ValueError(
             f"y: expected class indices from 0 to {num_classes - 1}, got other values in {invalid} of {y.numel()} "
             "voxels"
         )
+    if not sums.isfinite().all():
+        raise ValueError("logits: expected finite values, got NaN or infinite ones")
     return sums, count
 
 
@@ -78,6 +93,10 @@ class LogitMagnitudeMetric(CaseMetric):
     Args:
         ignore_index: Ground-truth value of voxels to leave out.
 
+    Raises:
+        TypeError: An option is not one of these.
+        ValueError: `ignore_index` is not an `int`. Calls raise the errors of `logit_magnitude_sums`.
+
     Source: Murugesan et al., "Trust Your Neighbours: Penalty-Based Constraints for Model Calibration", MICCAI 2023,
     Fig. 2.
 
@@ -92,6 +111,7 @@ class LogitMagnitudeMetric(CaseMetric):
 
     def __init__(self, ignore_index: int | None = None) -> None:
         super().__init__()
+        check_ignore_index(ignore_index)
         self.ignore_index = ignore_index
 
     def measure(self, y_pred: torch.Tensor, y: torch.Tensor) -> list[torch.Tensor]:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import torch
 
+from calib_components.arguments import check_flag, check_ignore_index
 from calib_components.metrics.case_metric import CaseMetric
 from calib_components.metrics.voxels import check_tensors, read_voxels
 
@@ -39,7 +40,8 @@ def negative_log_likelihood(
 
     Raises:
         TypeError: An input is not a tensor, or `y_pred` is not of a floating-point type.
-        ValueError: Shapes do not match, `y_pred` does not hold probabilities, or `y` holds invalid labels.
+        ValueError: Shapes do not match or hold no voxel, `y_pred` does not hold probabilities, `y` holds invalid
+            labels, or an option has an unsuitable value.
 
     Examples:
         >>> import torch
@@ -80,7 +82,8 @@ def brier_score(
 
     Raises:
         TypeError: An input is not a tensor, or `y_pred` is not of a floating-point type.
-        ValueError: Shapes do not match, `y_pred` does not hold probabilities, or `y` holds invalid labels.
+        ValueError: Shapes do not match or hold no voxel, `y_pred` does not hold probabilities, `y` holds invalid
+            labels, or an option has an unsuitable value.
 
     Source: Brier, "Verification of forecasts expressed in terms of probability", Monthly Weather Review 78, 1950.
 
@@ -118,6 +121,8 @@ def _mean_over_voxels(
 class _VoxelMeanMetric(CaseMetric):
     def __init__(self, foreground_only: bool = True, ignore_index: int | None = None) -> None:
         super().__init__()
+        check_flag("foreground_only", foreground_only)
+        check_ignore_index(ignore_index)
         self.foreground_only = foreground_only
         self.ignore_index = ignore_index
 
@@ -138,6 +143,10 @@ class NLLMetric(_VoxelMeanMetric):
     Args:
         foreground_only: Whether to use only voxels whose ground truth is not class 0.
         ignore_index: Ground-truth value of voxels to leave out.
+
+    Raises:
+        TypeError: An option is not one of these.
+        ValueError: An option has an unsuitable value. Calls raise the errors of `negative_log_likelihood`.
 
     Examples:
         >>> import torch
@@ -165,6 +174,10 @@ class BrierMetric(_VoxelMeanMetric):
     Args:
         foreground_only: Whether to use only voxels whose ground truth is not class 0.
         ignore_index: Ground-truth value of voxels to leave out.
+
+    Raises:
+        TypeError: An option is not one of these.
+        ValueError: An option has an unsuitable value. Calls raise the errors of `brier_score`.
 
     Examples:
         >>> import torch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from abc import abstractmethod
 from collections.abc import Sequence
 
@@ -9,6 +10,7 @@ import numpy as np
 import torch
 from monai.metrics.utils import get_mask_edges, get_surface_distance
 
+from calib_components.arguments import check_flag, check_whole
 from calib_components.metrics.case_metric import CaseMetric, plain_tensor
 
 __all__ = ["DSCMetric", "HD95Metric", "dice", "hausdorff_distance_95", "structure_masks"]
@@ -31,7 +33,7 @@ def dice(y_pred: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 
     Raises:
         TypeError: An input is not a tensor.
-        ValueError: Shapes do not match, or values are not masks or class indices.
+        ValueError: Shapes do not match or hold no voxel, or values are not masks or class indices.
 
     Source: Dice, "Measures of the amount of ecologic association between species", Ecology 26, 1945.
 
@@ -70,8 +72,8 @@ def hausdorff_distance_95(
 
     Raises:
         TypeError: An input is not a tensor.
-        ValueError: Shapes do not match, values are not masks or class indices, or `spacing` does not have one value per
-            axis.
+        ValueError: Shapes do not match or hold no voxel, values are not masks or class indices, or `spacing` does not
+            have one positive value per axis.
 
     Examples:
         >>> import torch
@@ -84,6 +86,10 @@ def hausdorff_distance_95(
     y_pred, y = _masks(y_pred, y)
     if spacing is not None and np.shape(spacing) != (y.ndim - 2,):
         raise ValueError(f"spacing: expected one value for each of the {y.ndim - 2} spatial axes, got {spacing}")
+    if spacing is not None and not all(isinstance(size, numbers.Real) and 0 < size < np.inf for size in spacing):
+        raise ValueError(f"spacing: expected positive numbers, got {spacing}")
+    if y.ndim not in (4, 5):
+        raise ValueError(f"y_pred: expected two or three spatial dimensions, got shape {tuple(y_pred.shape)}")
     result = torch.full(y.shape[:2], torch.nan, dtype=torch.float64, device=y.device)
     in_both = (_voxels(y_pred) > 0) & (_voxels(y) > 0)
     for case, structure in in_both.nonzero().tolist():
@@ -112,7 +118,7 @@ def structure_masks(label: torch.Tensor, structures: Sequence[Sequence[int]]) ->
 
     Raises:
         TypeError: `label` is not a tensor.
-        ValueError: `label` does not have exactly one channel.
+        ValueError: `label` does not have exactly one channel, or a structure is not a list of class indices.
 
     Examples:
         >>> import torch
@@ -125,6 +131,13 @@ def structure_masks(label: torch.Tensor, structures: Sequence[Sequence[int]]) ->
     label = plain_tensor(label, "label")
     if label.shape[:1] != (1,):
         raise ValueError(f"label: expected one map of class indices, (1, *S), got shape {tuple(label.shape)}")
+    for classes in structures:
+        if not isinstance(classes, Sequence) or isinstance(classes, str):
+            raise ValueError(f"structures: expected a list of class indices for each structure, got {classes!r}")
+        for k in classes:
+            check_whole("structures", k, 0)
+    if not label.is_floating_point():
+        label = label.long()  # in uint8, class 300 would be 44
     return torch.cat([torch.isin(label, torch.tensor(classes).to(label)) for classes in structures])
 
 
@@ -137,6 +150,7 @@ class _StructureMetric(CaseMetric):
 
     def __init__(self, include_background: bool = False) -> None:
         super().__init__()
+        check_flag("include_background", include_background)
         self.include_background = include_background
 
     @abstractmethod
@@ -172,6 +186,8 @@ def _masks(y_pred: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.T
     y_pred, y = plain_tensor(y_pred, "y_pred"), plain_tensor(y, "y")
     if y_pred.ndim < 3:
         raise ValueError(f"y_pred: expected shape (B, C, *S), got {tuple(y_pred.shape)}")
+    if y_pred.numel() == 0:
+        raise ValueError(f"y_pred: expected at least one voxel, got shape {tuple(y_pred.shape)}")
     batch, channels, *spatial = y_pred.shape
     if y.shape == (batch, 1, *spatial) and channels > 1:
         masks = y == torch.arange(channels, device=y.device).view(-1, *[1] * len(spatial))
@@ -225,6 +241,10 @@ class DSCMetric(_StructureMetric):
     Args:
         include_background: False leaves out channel 0. Set it to True if no channel is background.
 
+    Raises:
+        TypeError: An option is not one of these.
+        ValueError: `include_background` is neither True nor False. Calls raise the errors of `dice`.
+
     Examples:
         >>> import torch
         >>> from calib_components.metrics import DSCMetric
@@ -252,6 +272,10 @@ class HD95Metric(_StructureMetric):
     Args:
         include_background: False leaves out channel 0. Set it to True if no channel is background.
         spacing: Size of a voxel along each spatial axis, such as in mm; None measures in voxels.
+
+    Raises:
+        TypeError: An option is not one of these.
+        ValueError: `include_background` is neither True nor False. Calls raise the errors of `hausdorff_distance_95`.
 
     Examples:
         >>> import torch

@@ -18,9 +18,10 @@ from collections.abc import Iterator
 
 import torch
 
+from calib_components.arguments import check_flag, check_ignore_index, warn_once
 from calib_components.metrics.case_metric import plain_tensor
 
-__all__ = ["check_tensors", "read_voxels", "top_label"]
+__all__ = ["check_tensors", "decode_labels", "read_voxels", "top_label"]
 
 # Probabilities per chunk. On a CPU fewer than the size from which PyTorch uses several threads: a long series of short
 # parallel operations stalls whenever another process, such as a data loader's worker, occupies one of the cores.
@@ -48,13 +49,27 @@ def check_tensors(y_pred: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, 
     y_pred, y = plain_tensor(y_pred, "y_pred"), plain_tensor(y, "y")
     if not y_pred.is_floating_point():
         raise TypeError(f"y_pred: expected probabilities of a floating-point type, got {y_pred.dtype}")
+    if y.is_complex():
+        raise TypeError(f"y: expected class indices or their one-hot encoding, got {y.dtype}")
     if y_pred.ndim < 3 or y_pred.shape[1] < 2:
-        raise ValueError(f"y_pred: expected shape (B, N, *S) with N >= 2 classes, got {tuple(y_pred.shape)}")
+        one_channel = y_pred.ndim > 2 and y_pred.shape[1] == 1
+        remedy = "; for the one channel of a sigmoid, p, give torch.cat([1 - p, p], 1)"
+        raise ValueError(
+            f"y_pred: expected shape (B, N, *S) with N >= 2 classes, got {tuple(y_pred.shape)}"
+            f"{remedy if one_channel else ''}"
+        )
+    if y_pred.numel() == 0:
+        raise ValueError(f"y_pred: expected at least one voxel, got shape {tuple(y_pred.shape)}")
     batch, num_classes, *spatial = y_pred.shape
     if y.shape not in ((batch, 1, *spatial), (batch, num_classes, *spatial)):
+        remedy = ""
+        if y.shape == (batch, *spatial):
+            remedy = "; add the channel: y.unsqueeze(1)"
+        elif y.shape[2:] == y_pred.shape[1:-1]:
+            remedy = "; the classes are the second dimension of y_pred: y_pred.movedim(-1, 1)"
         raise ValueError(
             f"y: expected shape {(batch, 1, *spatial)} (class index) or {tuple(y_pred.shape)} (one-hot) to match "
-            f"y_pred, got {tuple(y.shape)}"
+            f"y_pred, got {tuple(y.shape)}{remedy}"
         )
     return y_pred, y
 
@@ -64,7 +79,8 @@ def read_voxels(
 ) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
     """Yield the voxels that enter a metric, chunk by chunk. This is the one place that selects voxels.
 
-    Chunks with invalid values are not yielded. After the last chunk, one error reports the invalid values of all.
+    Chunks with invalid values are not yielded. After the last chunk, one error reports the invalid values of all. If
+    every probability is 0 or 1, there is a warning, once per process.
 
     Args:
         y_pred: Probabilities from `check_tensors`.
@@ -76,39 +92,51 @@ def read_voxels(
         Index of the case, its probabilities `(N, voxels)` in float64, and its class indices `(voxels,)`.
 
     Raises:
-        ValueError: Some values are not probabilities or not labels.
+        ValueError: Some values are not probabilities or not labels, `foreground_only` is neither True nor False, or
+            `ignore_index` is not an `int`.
     """
+    check_flag("foreground_only", foreground_only)
+    check_ignore_index(ignore_index)
     num_classes = y_pred.shape[1]
     step = max(1, (CPU_CHUNK if y_pred.device.type == "cpu" else GPU_CHUNK) // num_classes)
     invalid = torch.zeros(4, dtype=torch.int64)
+    any_voxel, only_0_and_1 = False, True
     for case in range(len(y_pred)):
         case_p, case_y = y_pred[case].flatten(1), y[case].flatten(1)
         for start in range(0, case_p.shape[1], step):
             p = case_p[:, start : start + step].double()
-            label = _decode_labels(case_y[:, start : start + step])
+            label = decode_labels(case_y[:, start : start + step])
             if ignore_index is not None:
                 p, label = _select(label != ignore_index, p, label)
             if len(label) > 0 and not _all_valid(p, label):
                 invalid += _count_invalid(p, label)
                 continue
+            any_voxel |= len(label) > 0
+            only_0_and_1 = only_0_and_1 and bool(((p == 0) | (p == 1)).all())
             if foreground_only:
                 p, label = _select(label != 0, p, label)
             if len(label) > 0:
                 yield case, p, label
     if invalid.any():
         raise ValueError(_describe_invalid(invalid.tolist(), y_pred, ignore_index))
+    if any_voxel and only_0_and_1:
+        warn_once(
+            "y_pred: expected probabilities, got only 0 and 1, as in a one-hot segmentation, which says nothing of "
+            "calibration; give the output of softmax"
+        )
 
 
 def top_label(p: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return `p.max(0)`, the first of equal values, for probabilities `(N, voxels)`; several times faster on a CPU."""
     confidence = p.amax(0)
-    rank = torch.arange(len(p), 0, -1, dtype=torch.int16, device=p.device)[:, None]
+    rank = torch.arange(len(p), 0, -1, dtype=torch.int32, device=p.device)[:, None]
     return confidence, len(p) - ((p >= confidence) * rank).amax(0)
 
 
-def _decode_labels(y: torch.Tensor) -> torch.Tensor:
+def decode_labels(y: torch.Tensor) -> torch.Tensor:
     """Class index of each voxel, or `INVALID_LABEL`, from class indices `(1, voxels)` or one-hot `(N, voxels)`."""
     if len(y) > 1:
+        y = y if y.is_floating_point() else y.long()  # PyTorch lacks the maximum of some unsigned types
         largest, label = y.max(0)
         return label.masked_fill_((largest != 1) | ((y != 0).sum(0) != 1), INVALID_LABEL)
     label = y[0].long()
@@ -142,15 +170,16 @@ def _describe_invalid(invalid: list[int], y_pred: torch.Tensor, ignore_index: in
     not_finite, outside, wrong_sum, invalid_labels = invalid
     values, num_classes = y_pred.numel(), y_pred.shape[1]
     voxels = values // num_classes
-    hint = "y_pred looks like logits; apply softmax"
+    remedy = "y_pred looks like logits; apply softmax"
     if not_finite:
         return f"y_pred: expected probabilities, got {not_finite} of {values} values that are NaN or infinite"
     if outside:
-        return f"y_pred: expected probabilities, got {outside} of {values} values outside [0, 1]: {hint}"
+        return f"y_pred: expected probabilities, got {outside} of {values} values outside [0, 1]: {remedy}"
     if wrong_sum:
         return (
             "y_pred: expected probabilities that sum to 1 over the classes, got another sum in "
-            f"{wrong_sum} of {voxels} voxels: {hint}"
+            f"{wrong_sum} of {voxels} voxels; apply softmax to the logits, not sigmoid; for the sigmoid of one class, "
+            "p, give torch.cat([1 - p, p], 1)"
         )
     ignored = "" if ignore_index is None else f" (or ignore_index={ignore_index})"
     return (

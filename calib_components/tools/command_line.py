@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import functools
+import difflib
 import inspect
-import itertools
+import math
+import re
 import signal
 import sys
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import fire
-from fire import decorators
+from fire.parser import DefaultParseValue
 
-from calib_components.errors import InputError
+from calib_components.errors import InputError, printable
 
 Command = Callable[..., None]
 Commands = Command | Mapping[str, "Commands"]
-
-decorators.FIRE_METADATA = "_fire_metadata"  # a private name, or Fire's help lists it as a group of commands
 
 
 def _number(text: str) -> float:
@@ -28,7 +27,9 @@ def _number(text: str) -> float:
     try:
         return int(text)
     except ValueError:
-        return float(text)
+        if math.isfinite(number := float(text)):
+            return number
+        raise
 
 
 def _path(text: str) -> Path:
@@ -37,8 +38,8 @@ def _path(text: str) -> Path:
     return Path(text)
 
 
-# How the text of an option is read, by the annotation of the parameter. Without this, Fire reads any text as a Python
-# literal if it can: the folder 2024_11_25 would become 20241125, and 1e3 would become 1000.0.
+# How the text of an option is read, by the annotation of the parameter. Fire would read any text as a Python literal
+# if it can: the folder 2024_11_25 would become 20241125, and 1e3 would become 1000.0.
 READERS: dict[Any, tuple[str, Callable[[str], Any]]] = {
     str: ("text", str),
     Path: ("a path", _path),
@@ -51,7 +52,7 @@ READERS: dict[Any, tuple[str, Callable[[str], Any]]] = {
 def run(name: str, commands: Commands) -> None:
     """Run one command, or one of several, with the arguments of the process.
 
-    Interrupts and errors in arguments or files end the process with one line on standard error.
+    Interrupts and errors in arguments or files end the process with one line on standard error and exit code 1.
 
     Args:
         name: Name of the command line in messages.
@@ -60,80 +61,113 @@ def run(name: str, commands: Commands) -> None:
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        # Fire reports a misspelt option only after the command has run, so it first parses the arguments for a command
-        # that does nothing. That returns None, whereas a group without the name of a command returns the group.
-        arguments = _with_help_last(sys.argv[1:], commands)
-        _check_that_options_have_values(arguments, commands)
-        if fire.Fire(_each(_idle, commands), arguments, name) is None:
-            fire.Fire(_each(_typed, commands), arguments, name)
-    except (InputError, OSError) as error:
-        sys.exit(f"{name}: {error}")
+        path, command, arguments = _choose(commands, sys.argv[1:])
+        if {"--help", "-h"} & set(arguments):
+            fire.Fire(commands, [*path, "--", "--help"], name)
+        elif isinstance(command, Mapping):
+            fire.Fire(commands, path, name)  # lists the commands
+        else:
+            command(**_read_options(" ".join([name, *path]), command, arguments))
+    except InputError as error:
+        sys.exit(f"{name}: {printable(error)}")
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        reason = error.strerror or error
+        sys.exit(f"{name}: {printable(f'{where}expected a file or folder that can be read and written, got {reason}')}")
     except KeyboardInterrupt:
         sys.exit(f"{name}: interrupted; run the same command again to continue")
 
 
-def _with_help_last(arguments: list[str], commands: Commands) -> list[str]:
-    """Ask for help in the form that Fire does not take for an option of a command that accepts any."""
-    if not {"--help", "-h"} & set(arguments):
-        return arguments
-    path = []
-    for argument in arguments:
-        if not isinstance(commands, Mapping) or argument not in commands:
-            break
-        path.append(argument)
-        commands = commands[argument]
-    return [*path, "--", "--help"]
+def nearest(name: str, known: Iterable[str], dashes: str = "") -> str:
+    """Return a hint at the known name that is most like a misspelt one; nothing if none is."""
+    close = difflib.get_close_matches(name, list(known), 1)
+    return f"; did you mean {dashes}{close[0]}?" if close else ""
 
 
-def _check_that_options_have_values(arguments: list[str], commands: Commands) -> None:
-    """Fire takes an option without a value for the text "True", which would become the name of a folder."""
-    while isinstance(commands, Mapping):
-        if not arguments or arguments[0] not in commands:
-            return
-        commands, arguments = commands[arguments[0]], arguments[1:]
-    hints = get_type_hints(commands)
-    for option, following in itertools.pairwise([*arguments, "--"]):
-        name = option[2:].replace("-", "_")
-        if option.startswith("--") and hints.get(name, bool) is not bool and following[:2] == "--":
-            raise InputError(f"{option}: expected a value, got none")
+def _choose(commands: Commands, arguments: list[str]) -> tuple[list[str], Commands, list[str]]:
+    """Return the names of the chosen command and of the groups it is in, the command, and the rest of the arguments."""
+    path: list[str] = []
+    while isinstance(commands, Mapping) and arguments and arguments[0] not in ("--help", "-h"):
+        name = arguments[0].replace("-", "_")
+        if name not in commands:
+            raise InputError(
+                f"{arguments[0]}: expected a command, {', '.join(commands)}, got no such command"
+                f"{nearest(name, commands)}"
+            )
+        path, commands, arguments = [*path, name], commands[name], arguments[1:]
+    return path, commands, arguments
 
 
-def _each(change: Callable[[Command], Command], commands: Commands) -> Any:
-    if isinstance(commands, Mapping):
-        return {name: _each(change, command) for name, command in commands.items()}
-    return change(commands)
+def _read_options(name: str, command: Command, arguments: Sequence[str]) -> dict[str, Any]:
+    """Read the arguments of a command: values in the order of its parameters, `--option value` and `--option=value`."""
+    parameters = inspect.signature(command).parameters
+    names = [parameter.name for parameter in parameters.values() if parameter.kind is not parameter.VAR_KEYWORD]
+    accepts_any, hints = len(names) < len(parameters), get_type_hints(command)
+    texts: dict[str, str] = {}
+    values = []
+    rest = list(arguments)
+    while rest:
+        argument = rest.pop(0)
+        if not _is_option(argument):
+            values.append(argument)
+            continue
+        shown, has_value, text = argument.partition("=")
+        option = _option(shown, names, accepts_any)
+        if option in texts:
+            raise InputError(f"{shown}: expected once, got twice")
+        if not has_value and rest and not _is_option(rest[0]):
+            text = rest.pop(0)
+        elif not has_value:
+            if hints.get(option, bool) is not bool:
+                raise InputError(f"{shown}: expected a value, got none")
+            text = "True"
+        texts[option] = text
+    missing = [option for option in names if option not in texts]
+    if len(values) > len(missing):
+        raise InputError(
+            f"{values[len(missing)]}: expected at most {len(names)} values, {', '.join(names)}, got one more"
+        )
+    texts.update(zip(missing, values, strict=False))
+    for option in missing[len(values) :]:
+        if parameters[option].default is inspect.Parameter.empty:
+            raise InputError(f"--{option}: expected a value, got none; see {name} --help")
+    return {option: _reader(option, hints.get(option))(text) for option, text in texts.items()}
 
 
-def _idle(command: Command) -> Command:
-    return functools.wraps(command)(_typed(lambda *_, **__: None, command))
+def _is_option(argument: str) -> bool:
+    return re.match("--?[a-zA-Z]|--", argument) is not None
 
 
-def _typed(function: Command, like: Command | None = None) -> Command:
-    """Return the function with a reader for each parameter of the command whose annotation has one."""
-    command = like or function
-    wrapped = functools.wraps(command)(lambda *args, **options: function(*args, **options))
-    hints = get_type_hints(command)
-    for parameter in inspect.signature(command).parameters.values():
-        if parameter.kind is not parameter.VAR_KEYWORD and (read := _reader(parameter.name, hints[parameter.name])):
-            wrapped = decorators.SetParseFn(read, parameter.name)(wrapped)
-    return wrapped
+def _option(shown: str, names: Sequence[str], accepts_any: bool) -> str:
+    """Return the name of an option from how it was typed; `-o` is short for the only one that starts with o."""
+    option = shown.lstrip("-").replace("-", "_")
+    if option in names:
+        return option
+    if re.fullmatch("-[a-zA-Z]", shown):
+        short = [name for name in names if name.startswith(option)]
+        if len(short) == 1:
+            return short[0]
+        if short:
+            raise InputError(f"{shown}: expected one option, got one that may be --{' or --'.join(short)}")
+    if accepts_any and option:
+        return option
+    raise InputError(f"{shown}: expected an option, got no such option{nearest(option, names, '--')}")
 
 
-def _reader(name: str, annotation: Any) -> Callable[[str], Any] | None:
+def _reader(name: str, annotation: Any) -> Callable[[str], Any]:
+    """Return what reads the text of an option; a text of no such type is read as a Python literal if it can be."""
     if get_origin(annotation) in (Union, types.UnionType):
         annotation = next(argument for argument in get_args(annotation) if argument is not type(None))
     several = get_origin(annotation) is Sequence
     kind = get_args(annotation)[0] if several else annotation
-    if kind not in READERS:
-        return None
-    described, read_one = READERS[kind]
+    described, read_one = READERS.get(kind, ("a value", DefaultParseValue))
 
     def read(text: str) -> Any:
         try:
             return [read_one(part) for part in _parts(text)] if several else read_one(text)
-        except (KeyError, ValueError):
+        except (KeyError, ValueError, RecursionError, MemoryError):  # the last two from nested brackets
             expected = f"{described}, or several separated by commas" if several else described
-            raise InputError(f"--{name}: expected {expected}, got {text!r}") from None
+            raise InputError(f"--{name}: expected {expected}, got {text!r:.60}") from None
 
     return read
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers import ACDC, IMAGE_SIZE, run_bundle
+from tests.helpers import ACDC, run_bundle
 
 
 @pytest.fixture(scope="session")
@@ -17,7 +17,6 @@ def trained(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         ACDC,
         "train.yaml",
         dataset_dir=str(prepared),
-        image_size=IMAGE_SIZE,
         max_epochs=2,
         ckpt_dir=str(out),
         output_dir=str(out),

@@ -15,7 +15,7 @@ from monai.bundle import ConfigWorkflow
 
 from scripts import sync_bundles
 from scripts.sync_bundles import sync
-from tests.helpers import ACDC, BUNDLES, IMAGE_SIZE, ROOT
+from tests.helpers import ACDC, BUNDLES, ROOT, make_prepared
 
 COMMON = ROOT / "bundles" / "common"
 # Logic belongs in Python. What is left in an expression is a call or a look-up, and the choice of a device.
@@ -69,16 +69,13 @@ def test_logic_in_an_expression_is_found(expression: str, fault: str | None) -> 
 
 @pytest.mark.parametrize("bundle", BUNDLES, ids=lambda path: path.name)
 @pytest.mark.parametrize(("workflow", "config"), [("train", "train.yaml"), ("infer", "inference.yaml")])
-def test_defines_the_properties_that_monai_expects(
-    bundle: Path, workflow: str, config: str, prepared: Path, tmp_path: Path
-) -> None:
+def test_defines_the_properties_that_monai_expects(bundle: Path, workflow: str, config: str, tmp_path: Path) -> None:
     parsed = ConfigWorkflow(
         config_file=str(bundle / "configs" / config),
         meta_file=str(bundle / "configs" / "metadata.json"),
         logging_file=str(bundle / "configs" / "logging.conf"),
         workflow_type=workflow,
-        dataset_dir=str(prepared),
-        image_size=IMAGE_SIZE,
+        dataset_dir=str(make_prepared(bundle, tmp_path / "data")),
         output_dir=str(tmp_path),
     )
     parsed.initialize()

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 import pytest
 
-from tests.helpers import ACDC, BRATS, IMAGE_SIZE, run_bundle
+from tests.helpers import ACDC, BRATS, SIZE, make_weights, run_bundle, run_bundle_as_typed, save
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random weights, for slices of 64 x 64."""
+    return make_weights(ACDC, tmp_path_factory.mktemp("weights"))
 
 
 @pytest.fixture
@@ -27,13 +34,12 @@ def images(tmp_path: Path) -> Path:
     return folder
 
 
-def test_inference_writes_maps_on_the_grid_of_each_image(images: Path, trained: Path, tmp_path: Path) -> None:
+def test_inference_writes_maps_on_the_grid_of_each_image(images: Path, weights: Path, tmp_path: Path) -> None:
     run_bundle(
         ACDC,
         "inference.yaml",
         dataset_dir=str(images),
-        image_size=IMAGE_SIZE,
-        ckpt_dir=str(trained),
+        ckpt_dir=str(weights),
         output_dir=str(tmp_path),
     )
     for name in ("straight", "oblique"):
@@ -50,13 +56,12 @@ def test_inference_writes_maps_on_the_grid_of_each_image(images: Path, trained: 
         np.testing.assert_allclose(uncertainty, entropy, atol=1e-4)
 
 
-def test_inference_takes_one_file(images: Path, trained: Path, tmp_path: Path) -> None:
+def test_inference_takes_one_file(images: Path, weights: Path, tmp_path: Path) -> None:
     run_bundle(
         ACDC,
         "inference.yaml",
         dataset_dir=str(images / "oblique.nii.gz"),
-        image_size=IMAGE_SIZE,
-        ckpt_dir=str(trained),
+        ckpt_dir=str(weights),
         output_dir=str(tmp_path),
     )
     assert sorted(path.name for path in tmp_path.glob("*.nii.gz")) == [
@@ -64,31 +69,45 @@ def test_inference_takes_one_file(images: Path, trained: Path, tmp_path: Path) -
     ]
 
 
-def infer(folder: Path, trained: Path, out: Path, bundle: Path = ACDC) -> None:
-    run_bundle(bundle, "inference.yaml", dataset_dir=str(folder), ckpt_dir=str(trained), output_dir=str(out))
-
-
 def test_unsuitable_image_ends_the_run_with_one_line_before_anything_is_written(
-    images: Path, trained: Path, tmp_path: Path
+    images: Path, weights: Path, tmp_path: Path
 ) -> None:
     cine = images / "patient001_4d.nii.gz"
-    nib.save(nib.Nifti1Image(np.ones((20, 20, 6, 5), np.int16), np.eye(4)), cine)
-    with pytest.raises(SystemExit) as error:
-        infer(images, trained, tmp_path / "predictions")
-    assert error.value.code == f"{cine}: expected a 3D image with 1 channel(s), got shape (20, 20, 6, 5)"
-    assert not (tmp_path / "predictions").exists()
+    save(cine, np.ones((20, 20, 6, 5), np.int16))
+    out = tmp_path / "predictions"
+    ended = run_bundle_as_typed(
+        ACDC, "inference.yaml", dataset_dir=str(images), ckpt_dir=str(weights), output_dir=str(out)
+    )
+    assert ended == (1, f"{cine}: expected a 3D image with 1 channel(s), got shape (20, 20, 6, 5)\n")
+    assert not out.exists()
 
 
-def test_missing_channel_is_named(trained: Path, tmp_path: Path) -> None:
+def test_missing_channel_is_named(tmp_path: Path) -> None:
     for name in ("a_flair", "a_t1", "a_t2"):
-        nib.save(nib.Nifti1Image(np.ones((20, 20, 6), np.int16), np.eye(4)), tmp_path / f"{name}.nii.gz")
-    with pytest.raises(
-        SystemExit, match=f"^{tmp_path}/a_t1ce.nii.gz: expected a file for each channel of a, got none$"
-    ):
-        infer(tmp_path, trained, tmp_path / "predictions", BRATS)
+        save(tmp_path / f"{name}.nii.gz", np.ones((20, 20, 6), np.int16))
+    ended = run_bundle_as_typed(BRATS, "inference.yaml", dataset_dir=str(tmp_path), output_dir=str(tmp_path / "out"))
+    assert ended == (1, f"{tmp_path}/a_t1ce.nii.gz: expected a file for each channel of a, got none\n")
 
 
-def test_other_files_beside_images_change_nothing(images: Path, trained: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_image_with_a_value_that_is_not_finite_is_named(num_workers: int, weights: Path, tmp_path: Path) -> None:
+    volume = np.ones((20, 20, 6), np.float32)
+    volume[0, 0, 0] = np.nan
+    save(tmp_path / "scan.nii.gz", volume)
+    out = tmp_path / "predictions"
+    ended = run_bundle_as_typed(
+        ACDC,
+        "inference.yaml",
+        dataset_dir=str(tmp_path),
+        ckpt_dir=str(weights),
+        output_dir=str(out),
+        num_workers=num_workers,
+    )
+    assert ended == (1, f"{tmp_path}/scan.nii.gz: expected finite values, got 1 that are NaN or infinite\n")
+    assert not list(out.glob("*"))
+
+
+def test_other_files_beside_images_change_nothing(images: Path, weights: Path, tmp_path: Path) -> None:
     for name in ("._straight.nii.gz", "straight.nii.gz.part", "straight_seg.nii.gz", "notes.txt"):
         (images / name).write_bytes(b"not an image")
     (images / "folder.nii.gz").mkdir()
@@ -97,8 +116,7 @@ def test_other_files_beside_images_change_nothing(images: Path, trained: Path, t
         ACDC,
         "inference.yaml",
         dataset_dir=str(images),
-        image_size=IMAGE_SIZE,
-        ckpt_dir=str(trained),
+        ckpt_dir=str(weights),
         output_dir=str(tmp_path / "predictions"),
     )
     assert sorted(path.name for path in (tmp_path / "predictions").iterdir()) == [
@@ -106,27 +124,13 @@ def test_other_files_beside_images_change_nothing(images: Path, trained: Path, t
     ]
 
 
-def test_image_with_a_value_that_is_not_finite_is_named(trained: Path, tmp_path: Path) -> None:
-    volume = np.ones((20, 20, 6), np.float32)
-    volume[0, 0, 0] = np.nan
-    nib.save(nib.Nifti1Image(volume, np.eye(4)), tmp_path / "scan.nii.gz")
-    with pytest.raises(RuntimeError) as error:
-        infer(tmp_path, trained, tmp_path / "predictions")
-    first: BaseException = error.value
-    while first.__cause__ or first.__context__:
-        first = first.__cause__ or first.__context__  # type: ignore[assignment]
-    assert str(first) == f"{tmp_path}/scan.nii.gz: expected finite values, got 1 that are NaN or infinite"
-    assert not list(tmp_path.glob("predictions/*"))
-
-
-def test_outside_the_crop_is_background_and_certain(images: Path, trained: Path, tmp_path: Path) -> None:
+def test_outside_the_crop_is_background_and_certain(images: Path, weights: Path, tmp_path: Path) -> None:
     run_bundle(
         ACDC,
         "inference.yaml",
         dataset_dir=str(images / "straight.nii.gz"),
-        image_size=IMAGE_SIZE,
         crop_size=[32, 48],
-        ckpt_dir=str(trained),
+        ckpt_dir=str(weights),
         output_dir=str(tmp_path),
     )
     maps = {kind: nib.load(tmp_path / f"straight_{kind}.nii.gz").get_fdata() for kind in ("seg", "uncertainty")}
@@ -135,3 +139,35 @@ def test_outside_the_crop_is_background_and_certain(images: Path, trained: Path,
     for values in maps.values():
         assert (values[~inside] == 0).all()
     assert (maps["uncertainty"][19:51, 9:52] > 0).all()
+
+
+def infer(array: np.ndarray, affine: np.ndarray, weights: Path, folder: Path, **override: Any) -> np.ndarray:
+    """The probabilities for an image, without its channels' last axis."""
+    save(folder / "scan.nii.gz", array, affine)
+    run_bundle(
+        ACDC,
+        "inference.yaml",
+        dataset_dir=str(folder / "scan.nii.gz"),
+        ckpt_dir=str(weights),
+        output_dir=str(folder / "out"),
+        **override,
+    )
+    return nib.load(folder / "out" / "scan_probability.nii.gz").get_fdata()
+
+
+def test_the_axis_of_the_slices_in_the_file_changes_nothing(weights: Path, tmp_path: Path) -> None:
+    array = np.random.default_rng(0).integers(0, 1000, (40, 50, 4), dtype=np.int16)
+    affine = np.diag([1.5, 1.5, 8, 1])
+    expected = infer(array, affine, weights, tmp_path / "2")
+    for axis, order in ((0, [2, 0, 1]), (1, [0, 2, 1])):
+        found = infer(array.transpose(order), affine[:, [*order, 3]], weights, tmp_path / str(axis))
+        np.testing.assert_array_equal(np.moveaxis(found, axis, 2), expected)
+
+
+def test_averaged_over_orientations_the_turn_of_the_slices_changes_nothing(tmp_path: Path) -> None:
+    weights = make_weights(ACDC, tmp_path / "weights")
+    array = np.random.default_rng(0).integers(0, 1000, (*SIZE, 2), dtype=np.int16)
+    affine = np.diag([1.5, 1.5, 8, 1])
+    expected = infer(array, affine, weights, tmp_path / "stored", tta=True)
+    found = infer(np.rot90(array).copy(), affine, weights, tmp_path / "turned", tta=True)
+    np.testing.assert_allclose(found, np.rot90(expected), atol=1e-5)

@@ -1,6 +1,11 @@
 from __future__ import annotations
 
+import errno
+import json
+import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -9,7 +14,16 @@ import torch
 from monai.bundle import ConfigParser
 from monai.transforms import LoadImaged
 
-from calib_components.data import CaseDataset, LoadSliced, SliceDataset, list_slices, load_slice, write_case
+from calib_components.data import (
+    CaseDataset,
+    LoadSliced,
+    SliceDataset,
+    check_labels,
+    list_slices,
+    load_slice,
+    read_datalist,
+    write_case,
+)
 from calib_components.errors import InputError
 from tests.helpers import ROOT
 
@@ -50,6 +64,30 @@ def test_case_is_written_completely_or_not_at_all(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="case"):
         write_case(tmp_path / "case", image, image, np.eye(4))
     assert [path.name for path in tmp_path.iterdir()] == ["case"]
+
+
+def test_case_may_be_replaced(tmp_path: Path) -> None:
+    image = torch.zeros(1, 4, 4, 2)
+    write_case(tmp_path / "case", image, image, np.eye(4))
+    write_case(tmp_path / "case", image[..., :1], image[..., :1], np.eye(4), {"files": []}, replace=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["case"]
+    assert nib.load(tmp_path / "case" / "label.nii").shape == (4, 4, 1)
+    assert json.loads((tmp_path / "case" / "source.json").read_text()) == {"files": []}
+
+
+def test_full_disk_leaves_the_present_case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    image = torch.zeros(1, 4, 4, 2)
+    write_case(tmp_path / "case", image, image, np.eye(4))
+    before = {path.name: path.read_bytes() for path in (tmp_path / "case").iterdir()}
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_text", fail)
+    with pytest.raises(InputError, match="case: expected a folder that can be written, got No space left on device"):
+        write_case(tmp_path / "case", image + 1, image, np.eye(4), {"files": []}, replace=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["case"]
+    assert {path.name: path.read_bytes() for path in (tmp_path / "case").iterdir()} == before
 
 
 def test_slice_of_scaled_volume_equals_the_volume(tmp_path: Path) -> None:
@@ -98,6 +136,132 @@ def test_other_size_is_an_error_that_names_the_file(tmp_path: Path) -> None:
     case = {"image": save(tmp_path / "image.nii", np.zeros((4, 6, 2), np.float32), np.float32), "label": ""}
     with pytest.raises(InputError, match=r"image.nii: expected slices of the image_size \[4, 4\], got \[4, 6\]"):
         list_slices([case], [4, 4])
+
+
+def test_missing_slice_is_an_error_that_names_the_file(tmp_path: Path) -> None:
+    path = save(tmp_path / "image.nii", np.zeros((4, 4, 2), np.float32), np.float32)
+    with pytest.raises(InputError, match=r"image\.nii: expected a whole prepared volume, got"):
+        load_slice(path, 2)
+    Path(path).write_bytes(Path(path).read_bytes()[:-4])
+    with pytest.raises(InputError, match=r"image\.nii: expected a whole prepared volume, got"):
+        load_slice(path, 1)
+    Path(path).unlink()
+    with pytest.raises(InputError, match=r"image\.nii: expected a whole prepared volume, got"):
+        load_slice(path, 0)
+
+
+def test_labels_of_another_network_are_an_error_that_names_the_file() -> None:
+    check_labels(torch.tensor([0, 3]), 4, "label.nii")
+    for wrong in (torch.tensor([0, 4]), torch.tensor([-1.0]), torch.tensor([1, torch.nan])):
+        with pytest.raises(
+            InputError, match=r"label\.nii: expected class indices from 0 to 3, those of the network, got"
+        ):
+            check_labels(wrong, 4, "label.nii")
+
+
+@pytest.fixture
+def listed(tmp_path: Path) -> Path:
+    """A folder with two cases, and a datalist that has both for training."""
+    for name in ("a", "b"):
+        image = torch.arange(32.0).reshape(1, 4, 4, 2)
+        write_case(tmp_path / name, image, image > 5, np.eye(4))
+    items = [{"case": name, "image": f"{name}/image.nii", "label": f"{name}/label.nii"} for name in ("a", "b")]
+    (tmp_path / "datalist.json").write_text(json.dumps({"training": items, "validation": [], "note": 1}))
+    return tmp_path
+
+
+def read(folder: Path, split: str = "training", **options: Any) -> list[dict[str, Any]]:
+    given = {"image_size": [4, 4], "in_channels": 1, **options}
+    return read_datalist(folder / "datalist.json", split, folder, **given)
+
+
+class TestReadDatalist:
+    def test_paths_are_absolute(self, listed: Path) -> None:
+        first, second = read(listed)
+        assert first == {"case": "a", "image": str(listed / "a/image.nii"), "label": str(listed / "a/label.nii")}
+        assert second["case"] == "b"
+        assert read(listed, "validation", may_be_empty=True) == []
+
+    def test_folders_that_look_like_numbers(self, listed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """MONAI passes the folder 2024 as a number."""
+        listed.rename(listed.with_name("2024"))
+        monkeypatch.chdir(listed.parent)
+        assert len(read_datalist("2024/datalist.json", "training", 2024, [4, 4], 1)) == 2  # type: ignore[arg-type]
+
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            (None, "expected a list of prepared cases, got no such file; run prepare_data first"),
+            ("", "expected a list of prepared cases, got Expecting value"),
+            ("[]", "expected a list of prepared cases for training, got none"),
+            ("{}", "expected a list of prepared cases for training, got none"),
+            ('{"training": {}}', "expected a list of prepared cases for training, got none"),
+            ('{"training": []}', "expected at least one case for training, got none"),
+            ('{"training": ["a"]}', "expected case of training case 1 to be text, got None"),
+            ('{"training": [{"case": "a", "image": 3}]}', "expected image of training case 1 to be text, got 3"),
+            ('{"training": [{"case": "a", "image": "a/image.nii"}]}', "expected label of training case 1 to be text"),
+            ('{"training": [{"case": "a\\n", "image": "a/image.nii"}]}', "expected case of training case 1 to be text"),
+            ('{"training": [{"case": " ", "image": "a/image.nii"}]}', "expected case of training case 1 to be text"),
+        ],
+    )
+    def test_broken_list_is_an_error_of_one_line(self, content: str | None, message: str, listed: Path) -> None:
+        file = listed / "datalist.json"
+        file.unlink() if content is None else file.write_text(content)
+        with pytest.raises(InputError) as caught:
+            read(listed)
+        assert str(caught.value).startswith(f"{file}: {message}")
+        assert "\n" not in str(caught.value)
+
+    def test_case_twice(self, listed: Path) -> None:
+        content = json.loads((listed / "datalist.json").read_text())
+        (listed / "datalist.json").write_text(json.dumps({"training": content["training"] + content["training"][:1]}))
+        with pytest.raises(InputError, match=r"datalist\.json: expected every case once, got a twice for training"):
+            read(listed)
+
+    @pytest.mark.parametrize(
+        ("name", "spoil", "message"),
+        [
+            ("image.nii", Path.unlink, "expected a prepared volume, got no such file; prepare the data again"),
+            ("label.nii", Path.unlink, "expected a prepared volume, got no such file; prepare the data again"),
+            (
+                "image.nii",
+                lambda file: file.write_bytes(file.read_bytes()[:-1]),
+                "expected 416 bytes, as its header dem",
+            ),
+            ("label.nii", lambda file: file.write_bytes(file.read_bytes() + b"0"), "expected 384 bytes, as its header"),
+            ("label.nii", lambda file: file.write_bytes(b""), "expected a readable NIfTI file, got"),
+            ("label.nii", lambda file: file.write_bytes(b"text" * 99), "expected a readable NIfTI file, got"),
+            (
+                "image.nii",
+                lambda file: save(file, np.zeros((4, 4, 2, 3), "f4"), np.int16),
+                "expected 1 channel(s), got",
+            ),
+            ("label.nii", lambda file: save(file, np.zeros((4, 4, 3), "u1"), np.uint8), "expected shape (4, 4, 2) as"),
+            (
+                "image.nii",
+                lambda file: save(file, np.zeros((4, 4), "f4"), np.int16),
+                "expected a volume, got shape (4, 4)",
+            ),
+        ],
+    )
+    def test_volume_that_is_not_whole(
+        self, name: str, spoil: Callable[[Path], object], message: str, listed: Path
+    ) -> None:
+        spoil(listed / "b" / name)
+        with pytest.raises(InputError) as caught:
+            read(listed)
+        assert str(caught.value).startswith(f"{listed / 'b' / name}: {message}")
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"image_size": [16, 32]}, r"a/image\.nii: expected slices of the image_size \[16, 32\], got \[4, 4\]"),
+            ({"in_channels": 4}, r"a/image\.nii: expected 4 channel\(s\), got shape \(4, 4, 2\)"),
+        ],
+    )
+    def test_other_facts(self, options: dict[str, Any], message: str, listed: Path) -> None:
+        with pytest.raises(InputError, match=message):
+            read(listed, **options)
 
 
 def test_raw_case_that_is_not_finite_is_an_error_that_names_the_file(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgba
+from matplotlib.text import Text
 
 from calib_components.figures import logit_bars, rank_heat_map, reliability_diagram, uncertainty_overlay
 from calib_components.metrics import CalibrationBins, CalibrationMetric, CECEMetric, ECEMetric
@@ -122,7 +123,63 @@ def test_overlay_has_three_panels_of_the_slice(shape: tuple[int, int]) -> None:
     assert all(axes.images[0].get_array().shape == shape[::-1] for axes in panels)
     assert [len(axes.collections) for axes in panels] == [0, 1, 0]  # contours: nothing in the ground truth
     (legend,) = figure.legends
-    assert [text.get_text() for text in legend.get_texts()] == ["first", "second"]
-    assert to_rgba(panels[1].collections[0].get_edgecolor()[0]) == legend.get_patches()[1].get_facecolor()
+    assert [text.get_text() for text in legend.get_texts()] == ["second"]  # what is in the slice
+    assert to_rgba(panels[1].collections[0].get_edgecolor()[0]) == legend.get_patches()[0].get_facecolor()
     figure.draw_without_rendering()
     assert legend.get_window_extent().y1 <= min(axes.get_window_extent().y0 for axes in panels)
+
+
+HOSTILE = ["$x_1$", "x$_$y", "_first", "a^b\\alpha", "line\nbreak", "long " * 50, "long" * 50, r"\$", "%d{}", ""]
+DRAWN = [  # as matplotlib keeps them: \\$ is a dollar sign
+    r"\$x_1\$", r"x\$_\$y", " _first", r"a^b\alpha", r"line\nbreak", f"{'long ' * 7}lo...", f"{'long' * 9}l...",
+    r"\\$", "%d{}", "",
+]  # fmt: skip
+
+
+def test_names_and_title_are_drawn_literally(tmp_path: Path) -> None:
+    label = np.arange(11).repeat(9).reshape(9, 11) % 11
+    figure = uncertainty_overlay(label, label, label, label / 11, ["background", *HOSTILE], "a$_$b\nx$y$\n_c")
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == DRAWN
+    assert figure.get_suptitle() == "a\\$_\\$b\nx\\$y\\$\n _c"
+    figure.savefig(tmp_path / "figure.png")
+    for text in figure.findobj(Text):
+        assert not text._preprocess_math(text.get_text())[1]
+
+
+def test_hostile_names_in_the_other_figures(tmp_path: Path) -> None:
+    table = np.ones((len(HOSTILE), len(HOSTILE)))
+    empty = torch.zeros(1, 3, 2, dtype=torch.float64)
+    drawn = {
+        "logits": logit_bars(dict.fromkeys(HOSTILE[:2], table), HOSTILE),
+        "ranks": rank_heat_map([[1, 2]], [3], [HOSTILE[0]], [*HOSTILE[1:3], "sum"]),
+        "reliability": reliability_diagram(CalibrationBins(empty.long(), empty, empty), HOSTILE[:3]),
+    }
+    assert [text.get_text() for text in drawn["logits"].legends[0].get_texts()] == DRAWN
+    assert [axes.get_title() for axes in drawn["logits"].axes] == DRAWN[:2]
+    assert drawn["ranks"].axes[0].get_yticklabels()[0].get_text() == DRAWN[0]
+    assert [label.get_text() for label in drawn["ranks"].axes[0].get_xticklabels()] == DRAWN[1:3]
+    assert drawn["reliability"].axes[0].get_title() == f"{DRAWN[0]}\npooled ECE nan"
+    for name, figure in drawn.items():
+        figure.savefig(tmp_path / f"{name}.png")
+        assert not any(text._preprocess_math(text.get_text())[1] for text in figure.findobj(Text))
+
+
+def test_overlay_of_hundreds_of_classes() -> None:
+    label = 10 * np.arange(40).reshape(5, 8)
+    figure = uncertainty_overlay(label, label, label, label / 400, [f"class {k}" for k in range(400)])
+    texts = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert texts == [f"class {k}" for k in range(10, 400, 10)]
+    figure.draw_without_rendering()
+    assert figure.legends[0].get_window_extent().y0 >= 0
+
+
+def test_overlay_of_background_alone() -> None:
+    label = np.zeros((8, 8), np.uint8)
+    figure = uncertainty_overlay(label, label, label, label / 1.0, ["background", "heart"])
+    assert figure.legends[0].get_texts() == []
+
+
+def test_class_without_a_name() -> None:
+    label = np.full((8, 8), 2)
+    with pytest.raises(ValueError, match=r"^class_names: expected a name for each class, got 2 for class 2$"):
+        uncertainty_overlay(label, label, label, label / 2, ["background", "heart"])

@@ -13,7 +13,7 @@ import pytest
 from monai.bundle import ConfigParser
 
 from calib_components.errors import InputError
-from calib_components.fingerprint import EVALUATION, TRAINING, fingerprint
+from calib_components.fingerprint import EVALUATION, PLACES, TRAINING, changes, differing, fingerprint
 from tests.helpers import ACDC, BUNDLES
 
 
@@ -35,7 +35,7 @@ def test_is_plain_data_with_references_to_its_own_ids_alone(bundle: Path) -> Non
     assert training.keys() == TRAINING.keys()
     assert json.loads(json.dumps(training)) == training
     references = set(re.findall(r'"@([^"]+)"', json.dumps(training)))
-    assert references <= training.keys()
+    assert references <= {*training, *PLACES}
     assert {"network", "optimizer", "loss", "train::dataset", "train::dataloader", "amp"} <= references
     assert training["train::trainer"]["network"] == "@network"
     assert training["network"] == "$@network_def.to(@device)"
@@ -82,7 +82,7 @@ def test_leaves_the_configuration_alone() -> None:
         ("structures", {"LV": [3]}),
         ("image_size", [192, 192]),
         ("crop_size", [128, 128]),
-        ("volume_transforms::1::upper", 99.0),
+        ("volume_transforms::2::upper", 99.0),
         ("network_def::num_res_units", 3),
         ("loss", {"_target_": "calib_components.losses.FocalLoss"}),
         ("loss::prior", "max"),
@@ -90,9 +90,9 @@ def test_leaves_the_configuration_alone() -> None:
         ("optimizer::weight_decay", 0.1),
         ("lr_scheduler::milestones", [10]),
         ("lr_scheduler::_disabled_", True),
-        ("train::preprocessing::transforms::1::prob", 0.5),
-        ("train::preprocessing::transforms::1::_disabled_", "$@rank == 0"),
-        ("train::preprocessing::transforms::1::_disabled_", "$@network.training"),
+        ("train::preprocessing::transforms::3::prob", 0.5),
+        ("train::preprocessing::transforms::3::_disabled_", "$@rank == 0"),
+        ("train::preprocessing::transforms::3::_disabled_", "$@network.training"),
         ("train::dataloader::shuffle", False),
         ("train::dataloader::sampler", {"_target_": "DistributedSampler", "dataset": "@train::dataset"}),
         ("train::inferer::_target_", "PatchInferer"),
@@ -115,14 +115,14 @@ def test_leaves_the_configuration_alone() -> None:
         ("validate::key_metric", {"dice": {"_target_": "MeanDice"}}),
         ("validate::key_metric::val_dsc::metric_fn::_target_", "calib_components.metrics.HD95Metric"),
         ("validate::key_metric::val_dsc::output_transform", "$monai.handlers.from_engine(['pred', 'label'])"),
-        ("validate::postprocessing::transforms::4::func", "$lambda x: x"),
+        ("validate::postprocessing::transforms::5::func", "$lambda x: x"),
         (
             "validate::postprocessing::transforms::0",
             {"_target_": "Lambdad", "keys": "pred", "func": "$lambda x: x / 2"},
         ),
         ("validate::preprocessing::transforms::1::roi_size", [64, 64, -1]),
         ("validate::inferer::mode", "gaussian"),
-        ("validate::postprocessing::transforms::1::softmax", False),
+        ("validate::postprocessing::transforms::2::softmax", False),
         ("validate::postprocessing::transforms::2", {"_target_": "KeepLargestConnectedComponentd", "keys": "pred"}),
     ],
 )
@@ -264,3 +264,18 @@ def test_broken_expressions_are_shown_as_they_are() -> None:
 def test_references_that_form_a_circle_are_an_error() -> None:
     with pytest.raises(InputError, match="image_size: expected a value, got references that form a circle"):
         fingerprint({"image_size": "@crop_size", "crop_size": "$list(@image_size)"})
+
+
+def test_plain_settings_stand_for_those_that_follow_from_them() -> None:
+    one = {"learning_rate": 0.1, "optimizer": {"_target_": "SGD", "lr": 0.1}, "seed": 0}
+    other = {"learning_rate": 0.2, "optimizer": {"_target_": "SGD", "lr": 0.2}, "seed": 0}
+    assert differing(one, other) == ["learning_rate"]
+    assert differing({"loss": {"_target_": "A"}}, {"loss": {"_target_": "B"}}) == ["loss"]
+    assert differing(one, one) == []
+
+
+def test_changes_give_both_values() -> None:
+    before = {"seed": 0, "loss": {"_target_": "Loss", "margin": 5.0, "weight": [1, 2]}}
+    assert changes(before, {**before, "seed": 1}) == ["seed (0, now 1)"]
+    assert changes(before, {"seed": 0, "loss": {**before["loss"], "margin": 3.0}}) == ["loss (5.0, now 3.0)"]
+    assert changes({}, {"datalist": "abc"}) == ['datalist (null, now "abc")']

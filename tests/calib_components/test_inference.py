@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import resource
 from pathlib import Path
 
 import nibabel as nib
@@ -10,14 +11,13 @@ import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
-from monai.transforms import LoadImage, SaveImage
 
 from calib_components.errors import InputError
 from calib_components.inference import (
     Image,
     ImageFolder,
     PredictionMapsd,
-    check_finite,
+    SaveMapd,
     check_images,
     fill_background,
     find_images,
@@ -37,9 +37,9 @@ def touch(folder: Path, *names: str) -> Path:
     return folder
 
 
-def save(path: Path, *shape: int) -> Path:
+def save(path: Path, *shape: int, affine: np.ndarray | None = None) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    nib.save(nib.Nifti1Image(np.ones(shape, np.int16), np.eye(4)), path)
+    nib.save(nib.Nifti1Image(np.ones(shape, np.int16), np.eye(4) if affine is None else affine), path)
     return path
 
 
@@ -87,6 +87,30 @@ class TestFindImages:
         with pytest.raises(InputError, match=r"^dataset_dir: expected a name of its own .* several called x, whose"):
             check_images(images, 4, tmp_path / "out")
 
+    def test_links_to_folders_are_followed_once(self, tmp_path: Path) -> None:
+        touch(tmp_path, "store/sub/a.nii", "in/b.nii")
+        (tmp_path / "in" / "link").symlink_to(tmp_path / "store")
+        (tmp_path / "store" / "sub" / "loop").symlink_to(tmp_path / "store")
+        assert [image.files for image in find_images(tmp_path / "in")] == [
+            (tmp_path / "in/b.nii",),
+            (tmp_path / "in/link/sub/a.nii",),
+        ]
+
+    def test_broken_links_and_names_of_several_lines_are_not_skipped(self, tmp_path: Path) -> None:
+        (tmp_path / "a.nii.gz").symlink_to(tmp_path / "gone.nii.gz")
+        touch(tmp_path, "b\nc.nii")
+        assert [image.name for image in find_images(tmp_path)] == ["a", "b\nc"]
+
+    def test_folder_that_cannot_be_read(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def scandir(path: str) -> None:  # root may read everything
+            raise PermissionError(13, "Permission denied", path)
+
+        monkeypatch.setattr("os.scandir", scandir)
+        with pytest.raises(
+            InputError, match=f"^{tmp_path}: expected a folder that can be read, got Permission denied$"
+        ):
+            find_images(tmp_path)
+
     def test_longest_suffix_counts_and_a_name_is_never_empty(self, tmp_path: Path) -> None:
         touch(tmp_path, "x_t1.nii", "x_ce_t1.nii", "_t1.nii")
         images = find_images(tmp_path, ("_t1", "_ce_t1"))
@@ -101,6 +125,22 @@ class TestFindImages:
 
 
 class TestCheckImages:
+    def test_files_of_one_image_on_different_grids(self, tmp_path: Path) -> None:
+        affine = np.diag([2.0, 2, 5, 1])
+        rounded, shifted = affine + 1e-3, affine.copy()
+        shifted[0, 3] = 3
+        for name, other, fits in (("rounded", rounded, True), ("shifted", shifted, False)):
+            files = (
+                save(tmp_path / f"{name}_t1.nii", 4, 4, 3, affine=affine),
+                save(tmp_path / f"{name}_t2.nii", 4, 4, 3, affine=other),
+            )
+            if fits:
+                check_images([Image(name, files)], 2, tmp_path / "out")
+            else:
+                message = f"^{files[1]}: expected the grid of the image that it belongs to, got one up to 3 mm off$"
+                with pytest.raises(InputError, match=message):
+                    check_images([Image(name, files)], 2, tmp_path / "out")
+
     def test_suitable_images_pass(self, tmp_path: Path) -> None:
         images = [
             Image("a", (save(tmp_path / "in/a.nii", 4, 4, 3),)),
@@ -147,6 +187,53 @@ class TestCheckImages:
             with pytest.raises(InputError, match=r"^output_dir: expected a folder without images"):
                 check_images([Image("a", (tmp_path / "links/a.nii",))], 1, tmp_path / output_dir)
 
+    def test_nothing_is_read_but_headers(self, tmp_path: Path) -> None:
+        file = save(tmp_path / "in/a.nii.gz", 40, 40, 30)
+        file.write_bytes(file.read_bytes()[:200])  # enough for the header
+        check_images([Image("a", (file,))], 1, tmp_path / "out")
+
+    @pytest.mark.parametrize("shape", [(1, 1, 1), (1, 1, 50), (3, 3, 3), (1, 50, 1), (50, 3, 2)])
+    def test_slices_of_almost_no_pixels(self, shape: tuple[int, ...], tmp_path: Path) -> None:
+        file = save(tmp_path / "a.nii", *shape)
+        with pytest.raises(InputError) as error:
+            check_images([Image("a", (file,))], 1, tmp_path / "out")
+        assert str(error.value) == f"{file}: expected slices of at least 4 x 4 pixels, got shape {shape}"
+
+    def test_name_of_several_lines(self, tmp_path: Path) -> None:
+        file = save(tmp_path / "a\nb.nii", 4, 4, 3)
+        with pytest.raises(InputError, match=r"expected a name that is one line of text, got 'a\\nb'$"):
+            check_images([Image("a\nb", (file,))], 1, tmp_path / "out")
+
+    def test_name_too_long_for_its_results(self, tmp_path: Path) -> None:
+        for length, fits in ((224, True), (225, False)):  # .unfinished-NAME_probability.nii.gz has 255 bytes
+            image = Image("ä" + "a" * (length - 2), (save(tmp_path / f"{length}.nii", 4, 4, 3),))
+            if fits:
+                check_images([image], 1, tmp_path / "out")
+            else:
+                with pytest.raises(InputError, match=r"225.nii: expected a shorter name"):
+                    check_images([image], 1, tmp_path / "out")
+
+    def test_broken_link(self, tmp_path: Path) -> None:
+        (tmp_path / "a.nii").symlink_to("gone.nii")
+        with pytest.raises(
+            InputError, match=r"a.nii: expected an image, got a link to gone.nii, which does not exist$"
+        ):
+            check_images([Image("a", (tmp_path / "a.nii",))], 1, tmp_path / "out")
+
+    @pytest.mark.parametrize("out", ["file", "file/out", "link"])
+    def test_output_that_cannot_be_a_folder(self, out: str, tmp_path: Path) -> None:
+        image = Image("a", (save(tmp_path / "in/a.nii", 4, 4, 3),))
+        (tmp_path / "file").touch()
+        (tmp_path / "link").symlink_to("gone")
+        with pytest.raises(InputError, match=f"^output_dir: expected a folder, got {tmp_path / out}, but .* is none$"):
+            check_images([image], 1, tmp_path / out)
+
+    def test_output_that_cannot_be_written(self, tmp_path: Path) -> None:
+        image = Image("a", (save(tmp_path / "in/a.nii", 4, 4, 3),))
+        message = r"^output_dir: expected a folder that can be written, got /proc/x/y: .+"  # root may write elsewhere
+        with pytest.raises(InputError, match=message):
+            check_images([image], 1, "/proc/x/y")
+
     def test_file_that_is_no_nifti(self, tmp_path: Path) -> None:
         (tmp_path / "a.nii.gz").write_bytes(b"not an image")
         with pytest.raises(InputError, match=r"a.nii.gz: expected a readable NIfTI file, got ") as error:
@@ -174,52 +261,89 @@ class TestImageFolder:
             ),
         ],
     )
-    def test_ends_the_process_with_one_line(self, make: object, message: str, tmp_path: Path) -> None:
+    def test_what_is_wrong_is_named(self, make: object, message: str, tmp_path: Path) -> None:
         path = tmp_path / "images"
         make(path)  # type: ignore[operator]
-        with pytest.raises(SystemExit) as error:
+        with pytest.raises(InputError) as error:
             ImageFolder(path, 1, [], tmp_path / "out").check()
-        assert error.value.code == message.format(path=path)
+        assert str(error.value) == message.format(path=path)
 
-    @pytest.mark.parametrize(("name", "value"), [("dataset_dir", 20241125), ("output_dir", [1])])
+    @pytest.mark.parametrize(
+        ("name", "value"), [("dataset_dir", 20241125), ("output_dir", [1]), ("dataset_dir", ""), ("output_dir", None)]
+    )
     def test_number_that_monai_made_of_a_name(self, name: str, value: object, tmp_path: Path) -> None:
         places = {"path": tmp_path, "output_dir": tmp_path / "out", {"dataset_dir": "path"}.get(name, name): value}
         folder = ImageFolder(in_channels=1, file_suffixes=[], **places)  # type: ignore[arg-type]
         assert folder.items() == []
-        with pytest.raises(SystemExit) as error:
+        with pytest.raises(InputError) as error:
             folder.check()
-        assert error.value.code == f"{name}: expected a path, got {value!r}; write ./NAME if it reads as a number"
+        assert str(error.value) == f"{name}: expected a path, got {value!r}; write ./NAME if it reads as a number"
 
     @pytest.mark.parametrize("dataset_dir", [".", "a.nii.gz"])
     def test_folder_of_the_images_is_no_place_for_results(self, dataset_dir: str, tmp_path: Path) -> None:
         save(tmp_path / "a.nii.gz", 4, 4, 3)
-        with pytest.raises(SystemExit) as error:
+        with pytest.raises(InputError, match=r"^output_dir: expected a folder without images"):
             ImageFolder(tmp_path / dataset_dir, 1, [], tmp_path).check()
-        assert str(error.value.code).startswith("output_dir: expected a folder without images")
 
 
-@pytest.mark.parametrize("name", ["a.nii.gz", "a_t1.nii.gz", "A.NII.GZ", "x.y.nii", "two words.nii.gz"])
+@pytest.mark.parametrize("name", ["a.nii.gz", "a_t1.nii.gz", "A.NII.GZ", "x.y.nii", "two words.nii.gz", "x$_$y.nii"])
 def test_results_are_named_after_the_image(name: str, tmp_path: Path) -> None:
     save(tmp_path / name, 4, 4, 3)
-    image = LoadImage(ensure_channel_first=True)(tmp_path / name)
-    subject = result_name(image.meta, file_suffixes=MODALITIES)["subject"]
     (found,) = find_images(tmp_path / name, MODALITIES)
-    assert subject == f"{found.name}.nii"
-    writer = SaveImage(
-        tmp_path / "out", "seg", separate_folder=False, print_log=False, output_name_formatter=result_name
+    assert result_name(tmp_path / name, MODALITIES) == found.name
+
+
+def make_map(*shape: int, dtype: torch.dtype = torch.float64) -> MetaTensor:
+    affine = torch.diag(torch.tensor([2.0, 2, 5, 1], dtype=torch.float64))
+    meta = {"filename_or_obj": "in/scan_t1.nii.gz"}
+    return MetaTensor(torch.arange(math.prod(shape)).view(shape).to(dtype), affine=affine, meta=meta)
+
+
+class TestSaveMapd:
+    @pytest.mark.parametrize(
+        ("volume", "shape", "stored"),
+        [
+            (make_map(1, 4, 3, 2), (4, 3, 2), np.float32),
+            (make_map(1, 4, 3, 1), (4, 3, 1), np.float32),  # one slice stays a volume, as the image is
+            (make_map(3, 4, 3, 2), (4, 3, 2, 3), np.float32),
+            (make_map(1, 4, 3, 2, dtype=torch.uint8), (4, 3, 2), np.uint8),
+            (make_map(1, 10, 10, 5, dtype=torch.int32), (10, 10, 5), np.int32),
+        ],
+        ids=["volume", "slice", "channels", "labels", "large labels"],
     )
-    writer(image)
-    assert (tmp_path / "out" / f"{result_name(image.meta)['subject'].removesuffix('.nii')}_seg.nii.gz").is_file()
+    def test_values_affine_and_type(
+        self, volume: MetaTensor, shape: tuple[int, ...], stored: type, tmp_path: Path
+    ) -> None:
+        item = SaveMapd("pred", tmp_path / "new" / "out", "seg", MODALITIES)({"pred": volume, "id": 3})
+        assert item["pred"] is volume
+        (file,) = (tmp_path / "new" / "out").iterdir()
+        assert file.name == "scan_seg.nii.gz"
+        saved = nib.Nifti1Image.from_filename(file)
+        assert saved.shape == shape
+        assert saved.get_data_dtype() == stored
+        np.testing.assert_array_equal(saved.get_fdata(), volume.movedim(0, -1).numpy().reshape(shape))
+        np.testing.assert_array_equal(saved.affine, np.diag([2, 2, 5, 1]))
 
+    def test_full_disk_leaves_what_was_there(self, tmp_path: Path) -> None:
+        file = save(tmp_path / "scan_t1_seg.nii.gz", 4, 4, 3)
+        before, (soft, hard) = file.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+        noise = make_map(1, 40, 40, 40)
+        noise[:] = torch.rand(1, 40, 40, 40)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+        try:
+            with pytest.raises(InputError, match=f"^{file}: expected a file that can be written, got File too large$"):
+                SaveMapd("pred", tmp_path, "seg")({"pred": noise})
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert list(tmp_path.iterdir()) == [file]
+        assert file.read_bytes() == before
 
-def test_values_that_are_not_finite_name_the_file() -> None:
-    image = MetaTensor(torch.ones(1, 4, 4, 3), meta={"filename_or_obj": "scan.nii.gz"})
-    assert check_finite(image) is image
-    image[0, 0, 0, :2] = torch.tensor([math.nan, math.inf])
-    with pytest.raises(InputError, match=r"^scan.nii.gz: expected finite values, got 2 that are NaN or infinite$"):
-        check_finite(image)
-    with pytest.raises(InputError, match=r"^image: expected finite"):
-        check_finite(torch.tensor(math.nan))
+    def test_folder_that_cannot_be_made(self, tmp_path: Path) -> None:
+        (tmp_path / "file").touch()
+        with pytest.raises(
+            InputError, match=f"^{tmp_path}/file/out: expected a folder that can be made, got Not a dir"
+        ):
+            SaveMapd("pred", tmp_path / "file" / "out", "seg")({"pred": make_map(1, 4, 3, 2)})
 
 
 # Three classes, four voxels; the last one was padded with zeros when it was brought to the image's own grid.
@@ -248,6 +372,13 @@ def test_label_map_has_the_codes_of_the_data_set() -> None:
     assert labels.tolist() == [[0, 4, 1, 0]]
 
 
+def test_label_map_of_many_classes_and_large_codes() -> None:
+    probabilities = torch.eye(300)
+    assert label_map(probabilities, list(range(300))).tolist() == [list(range(300))]
+    assert label_map(probabilities[:2], [0, -1]).tolist() == [[0, -1] + [0] * 298]
+    assert label_map(probabilities[:2], [0, 255]).dtype == torch.uint8
+
+
 @pytest.mark.parametrize("show_uncertainty", [False, True])
 def test_prediction_maps(show_uncertainty: bool) -> None:
     affine = torch.diag(torch.tensor([2.0, 2, 5, 1], dtype=torch.float64))
@@ -262,3 +393,25 @@ def test_prediction_maps(show_uncertainty: bool) -> None:
     for name in ("pred", "probability", "uncertainty"):
         torch.testing.assert_close(maps[name].affine, affine)
     assert torch.equal(pred, PROBABILITIES.view(3, 2, 2, 1))  # the input is left as it was
+
+
+@pytest.mark.parametrize(
+    ("structures", "codes", "message"),
+    [
+        ({"a": [3]}, [0, 1, 4], "structures: expected class indices from 0 to 2, got [[3]]"),
+        ({"a": [1], "b": [1, -1]}, [0, 1, 4], "structures: expected class indices from 0 to 2, got [[1], [1, -1]]"),
+        ({"a": [1]}, [0, 1], "label_codes: expected 3, one for each class, got [0, 1]"),
+        ({"a": [1]}, [0, 1, 2, 3], "label_codes: expected 3, one for each class, got [0, 1, 2, 3]"),
+    ],
+)
+def test_structures_and_codes_of_other_classes(
+    structures: dict[str, list[int]], codes: list[int], message: str
+) -> None:
+    with pytest.raises(InputError) as error:
+        PredictionMapsd("pred", structures, codes)({"pred": MetaTensor(PROBABILITIES.view(3, 2, 2, 1))})
+    assert str(error.value) == message
+
+
+def test_show_uncertainty_is_true_or_false() -> None:
+    with pytest.raises(InputError, match=r"^show_uncertainty: expected true or false, got 'maybe'$"):
+        PredictionMapsd("pred", {"a": [1]}, [0, 1], "maybe")  # type: ignore[arg-type]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
+import os
+import random
 import shlex
 import signal
 import subprocess
@@ -16,6 +19,7 @@ import pytest
 import torch
 
 from calib_components.tools.comparison import report
+from calib_components.tools.comparison.results import read_results
 from tests.helpers import ACDC, ROOT
 
 
@@ -27,7 +31,6 @@ def command(prepared: Path, out: Path, losses: str, **further: Any) -> list[str]
         "losses": losses,
         "devices": "cpu",
         "max_epochs": 2,
-        "image_size": [64, 64],
         "num_workers": 0,
         **further,
     }
@@ -72,10 +75,10 @@ def test_commands_are_plain_runs_of_the_bundle(compared: Path, prepared: Path) -
     assert lines[2] == "# nacl_max, seed 0"
     train, evaluate = (shlex.split(line) for line in lines[3:5])
     assert train[:4] == evaluate[:4] == ["python", "-m", "monai.bundle", "run"]
-    assert {"--loss::prior=max", "--seed=0", "--resume=True", "--max_epochs=2", "--image_size=[64, 64]"} <= set(train)
-    base = f"'{ACDC}/configs/train.yaml','{prepared}/facts.yaml'"
-    assert f"--config_file=[{base},'{ACDC}/configs/losses/nacl.yaml']" in train
-    assert f"--config_file=[{base},'{ACDC}/configs/evaluate.yaml']" in evaluate
+    assert {"--loss::prior=max", "--seed=0", "--resume=True", "--max_epochs=2"} <= set(train)
+    assert f"--config_file=['{ACDC}/configs/train.yaml','{ACDC}/configs/losses/nacl.yaml']" in train
+    assert f"--config_file=['{ACDC}/configs/train.yaml','{ACDC}/configs/evaluate.yaml']" in evaluate
+    assert f"--dataset_dir={prepared}" in train  # whose facts.yaml the bundle reads
     log = (compared / "work" / "nacl_max" / "seed0" / "train.log").read_text()
     assert "> loss::prior: 'max'" in log
 
@@ -119,9 +122,75 @@ def test_killed_comparison_continues_to_the_same_results(compared: Path, prepare
 
     subprocess.run(again, cwd=ROOT, check=True, capture_output=True)
     assert "Resuming after epoch 1" in (work / "train.log").read_text()
-    whole, resumed = (folder / "ce_dice" / "seed0" for folder in (compared, tmp_path))
-    for path in sorted(whole.rglob("*.*")):
-        if path.name not in ("history.csv", "settings.json"):  # times and paths
-            assert (resumed / path.relative_to(whole)).read_bytes() == path.read_bytes(), path.name
-    of_whole, of_resumed = (list(csv.DictReader((folder / "history.csv").open())) for folder in (whole, resumed))
-    assert [{**epoch, "seconds": ""} for epoch in of_resumed] == [{**epoch, "seconds": ""} for epoch in of_whole]
+    check_same_results(compared, tmp_path)
+
+
+def check_same_results(whole: Path, resumed: Path) -> None:
+    """Check that a resumed comparison has the files of an undisturbed one, and nothing besides."""
+    one, other = (folder / "ce_dice" / "seed0" for folder in (whole, resumed))
+    files = sorted(path.relative_to(one) for path in one.rglob("*"))
+    assert sorted(path.relative_to(other) for path in other.rglob("*")) == files
+    for file in files:
+        if (one / file).is_file() and file.name not in ("history.csv", "settings.json"):  # times and paths
+            assert (other / file).read_bytes() == (one / file).read_bytes(), file.name
+    with open(one / "history.csv") as of_one, open(other / "history.csv") as of_other:
+        epochs, again = list(csv.DictReader(of_one)), list(csv.DictReader(of_other))
+    assert [{**epoch, "seconds": ""} for epoch in again] == [{**epoch, "seconds": ""} for epoch in epochs]
+    weights, same = (
+        torch.load(folder / "work" / "ce_dice" / "seed0" / "model.pt", weights_only=True) for folder in (whole, resumed)
+    )
+    torch.testing.assert_close(weights, same, rtol=0, atol=0)
+    assert [path for path in resumed.rglob(".*") if path.name != ".gitignore"] == []
+
+
+@pytest.mark.slow
+def test_comparison_killed_at_five_moments_ends_with_the_same_results(
+    compared: Path, prepared: Path, tmp_path: Path
+) -> None:
+    """SIGKILL, which no process can handle, to the command alone or to its runs too, shortly after a file appears."""
+    rng = random.Random(12)
+    work = tmp_path / "work" / "ce_dice" / "seed0"
+    for appears, runs_too in (
+        (tmp_path / "plan.json", False),
+        (work / "train.log", True),
+        (work / "last.pt", True),
+        (work / "eval" / ".unfinished-evaluation", True),
+        (tmp_path / "ce_dice" / ".seed0.partial", False),
+    ):
+        killed = subprocess.Popen(command(prepared, tmp_path, "ce_dice"), cwd=ROOT, stdout=subprocess.DEVNULL)
+        while not appears.exists() and killed.poll() is None:
+            time.sleep(0.001)
+        time.sleep(rng.uniform(0, 0.02))
+        killed.kill()
+        killed.wait()
+        for process in running(tmp_path) if runs_too else ():
+            os.kill(process, signal.SIGKILL)
+    done = run(command(prepared, tmp_path, "ce_dice"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    check_same_results(compared, tmp_path)
+
+
+def running(folder: Path) -> list[int]:
+    """The processes that were started with this folder among their arguments."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # ended meanwhile
+            if str(folder).encode() in (process / "cmdline").read_bytes():
+                found.append(int(process.name))
+    return found
+
+
+@pytest.mark.slow
+def test_cross_validation_tests_every_patient_once(phantoms: Path, tmp_path: Path) -> None:
+    data, out = tmp_path / "data", tmp_path / "out"
+    options = ("--image_size", "64,64", "--fractions", "0.6,0.2,0.2", "--folds", 2)
+    done = run([sys.executable, "scripts/prepare_data.py", "acdc", str(phantoms), str(data), *map(str, options)])
+    assert done.returncode == 0, done.stderr
+    done = run(command(data, out, "ce_dice", max_epochs=1, folds=2))
+    assert done.returncode == 0, done.stdout + done.stderr
+    results = read_results(out)
+    assert [cell.settings.fold for cell in results.methods[0].cells] == [0, 1]
+    assert len(set(results.patients)) == 10
+    assert len(results.first.cases) == len(set(results.first.cases)) == 20
+    report(out, tmp_path / "report")
+    assert "20 cases of 10 patients, each by the network of 2" in (tmp_path / "report" / "report.md").read_text()

@@ -12,8 +12,9 @@ import pytest
 from calib_components.errors import InputError
 from calib_components.tools.preparation.acdc import find_cases
 from calib_components.tools.preparation.case import load_case
-from calib_components.tools.preparation.facts import Facts
+from calib_components.tools.preparation.facts import facts_of_dataset
 from scripts.make_phantoms import GROUPS, LV, MYO, RV, make_phantoms
+from tests.bad_input.harness import run_as_typed
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +38,7 @@ def test_layout_is_that_of_acdc(root: Path) -> None:
     assert len(cases) == 20
     assert {case.group for case in cases} == set(GROUPS)
     for case in cases:
-        data = load_case(case, Facts.of_dataset("acdc"))
+        data = load_case(case, facts_of_dataset("acdc", root))
         assert all(96 <= size <= 128 for size in data["image"].shape[1:3])
         assert 6 <= data["image"].shape[3] <= 10
         assert data["image"].pixdim.tolist() == [1.5, 1.5, 10.0]
@@ -106,3 +107,24 @@ def test_other_data_stay_as_they_are(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"patient003: expected phantoms of seed 0, got other data; choose another"):
         make_phantoms(tmp_path, patients=4)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [scan]
+
+
+@pytest.mark.parametrize(
+    ("typed", "line"),
+    [
+        ("out --patients 0", "patients: expected a whole number of at least 1, got 0"),
+        ("out --seed=-1", "seed: expected a whole number of at least 0, got -1"),
+        ("out --patients many", "--patients: expected a whole number, got 'many'"),
+        (
+            "file",
+            "file/training/patient001: expected a file or folder that can be read and written, got Not a directory",
+        ),
+        ("", "--out: expected a value, got none; see make_phantoms --help"),
+    ],
+)
+def test_bad_arguments(typed: str, line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    done = run_as_typed("make_phantoms", make_phantoms, typed.split())
+    assert (done.code, done.err) == (1, f"make_phantoms: {line}\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

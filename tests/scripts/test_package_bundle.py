@@ -3,6 +3,7 @@ else, and are the same bytes every time."""
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
@@ -175,6 +176,32 @@ def test_a_version_that_is_missing_or_leaves_the_folder_is_refused(text: str, me
     with pytest.raises(InputError, match=f"metadata.json: {re.escape(message)}"):
         package_bundle(bundle, tmp_path / "dist")
     assert not (tmp_path / "dist").exists()
+
+
+def test_hidden_and_compiled_files_are_left_out(tmp_path: Path) -> None:
+    bundle = copy_with_weights(ACDC, tmp_path)
+    for name in (".env", "docs/.DS_Store", "docs/.git/config", "configs/.train.yaml.swp", "docs/__pycache__/a.pyc"):
+        (bundle / name).parent.mkdir(exist_ok=True)
+        (bundle / name).write_text("SECRET=1")
+    with zipfile.ZipFile(pack(bundle, tmp_path / "dist")) as package:
+        names = package.namelist()
+    assert not [name for name in names if "/." in name or "pyc" in name]
+
+
+def test_full_disk_leaves_the_earlier_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = copy_with_weights(ACDC, tmp_path)
+    before = pack(bundle, tmp_path / "dist").read_bytes()
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(zipfile.ZipFile, "writestr", fail)
+    with pytest.raises(
+        InputError, match=r"_v[\w.]+zip: expected a file that can be written, got No space left on device"
+    ):
+        package_bundle(bundle, tmp_path / "dist")
+    (archive,) = (tmp_path / "dist").iterdir()
+    assert archive.read_bytes() == before
 
 
 def test_an_archive_that_leaves_the_folder_is_not_unpacked(tmp_path: Path) -> None:

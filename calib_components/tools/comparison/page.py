@@ -6,9 +6,11 @@ import base64
 import csv
 import html
 import io
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 from matplotlib.figure import Figure
 
@@ -60,22 +62,32 @@ def to_csv(records: Sequence[Mapping[str, Any]]) -> bytes:
     return buffer.getvalue().encode()
 
 
+def _escaped(text: str) -> str:
+    """Return text as Markdown that shows it: a name from a file is neither HTML nor a link."""
+    return re.sub("<(?=[a-zA-Z/!?])", "&lt;", text).replace("](", r"]\(")
+
+
+def _escaped_in_table(text: str) -> str:
+    return _escaped(text).replace("|", r"\|")
+
+
 def to_markdown(title: str, notice: str, sections: Sequence[Section]) -> str:
     """Return the tables, with links to the figures."""
-    parts = [f"# {title}", *([f"> {notice}"] if notice else [])]
+    parts = [f"# {_escaped(title)}", *([f"> {_escaped(notice)}"] if notice else [])]
     for section in sections:
-        parts += [f"## {section.title}", section.caption]
+        parts += [f"## {_escaped(section.title)}", _escaped(section.caption)]
         if section.rows:
-            lines = [section.header, ["---"] * len(section.header)]
+            lines = [[_escaped_in_table(name) for name in section.header], ["---"] * len(section.header)]
             lines += [[_cell_markdown(cell) for cell in row] for row in section.rows]
             parts.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
-        parts += [f"![{picture.title}]({picture.name}.png)" for picture in section.pictures]
+        parts += [f"![{_escaped(picture.title)}]({quote(picture.name)}.png)" for picture in section.pictures]
     return "\n\n".join(parts) + "\n"
 
 
 def _cell_markdown(cell: TableCell) -> str:
-    text = {"bold": f"**{cell.text}**", "underlined": f"<ins>{cell.text}</ins>"}.get(cell.mark, cell.text)
-    return "<br>".join([text, *cell.notes])
+    text = _escaped_in_table(cell.text)
+    text = {"bold": f"**{text}**", "underlined": f"<ins>{text}</ins>"}.get(cell.mark, text)
+    return "<br>".join([text, *map(_escaped_in_table, cell.notes)])
 
 
 STYLE = """

@@ -3,33 +3,34 @@
 from __future__ import annotations
 
 import copy
-import difflib
 import hashlib
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from fire.parser import DefaultParseValue
 from monai.bundle import ConfigParser
 
-from calib_components.errors import InputError, reading
+from calib_components.bundle import check_values
+from calib_components.errors import InputError, error_line, reading
 from calib_components.fingerprint import EVALUATION, TRAINING, fingerprint
-from calib_components.tools.comparison.results import CellSettings, read_json, read_settings
+from calib_components.tools.command_line import nearest
+from calib_components.tools.comparison.cell_settings import CellSettings, is_name, read_json, read_settings
 from calib_components.tools.comparison.settings import Setting
 
-__all__ = ["PlannedCell", "check_comparable", "check_unchanged", "plan_cell"]
+__all__ = ["PlannedCell", "check_comparable", "check_unchanged", "find_folds", "plan_cell"]
 
 SET_PER_CELL = ("bundle_root", "ckpt_dir", "device", "load_path", "output_dir", "resume", "seed")
 # Further options that have no effect on numbers: places, names for display, and who does the work.
-WITHOUT_EFFECT = ("dataset_dir", "datalist", "num_workers", "class_names", "file_suffixes")
+WITHOUT_EFFECT = ("dataset_dir", "datalist", "facts_file", "num_workers", "class_names", "file_suffixes")
 
 
 @dataclass(frozen=True)
 class PlannedCell:
-    """A cell to run: one setting and one seed.
+    """A cell to run: one setting, one seed and, with cross-validation, one fold.
 
     Attributes:
         name: Name in messages.
@@ -60,8 +61,31 @@ class PlannedCell:
         return int(epochs[-1]) if epochs else 0
 
 
+def find_folds(folds: int, dataset_dir: Path) -> None:
+    """Check that prepared data have exactly so many folds: `datalist_fold0.json` and so on.
+
+    Raises:
+        InputError: They have none, or another number.
+    """
+    found = {file.name for file in dataset_dir.glob("datalist_fold*.json")}
+    if found != {f"datalist_fold{fold}.json" for fold in range(folds)}:
+        got = ", ".join(sorted(found)) or "none"
+        raise InputError(
+            f"--folds: expected datalist_fold0.json to datalist_fold{folds - 1}.json in {dataset_dir}, got {got}; "
+            f"prepare_data --folds {folds} writes them"
+        )
+
+
 def plan_cell(
-    setting: Setting, seed: int, bundle: Path, dataset_dir: Path, out: Path, work: Path, overrides: Mapping[str, Any]
+    setting: Setting,
+    seed: int,
+    bundle: Path,
+    dataset_dir: Path,
+    out: Path,
+    work: Path,
+    overrides: Mapping[str, Any],
+    fold: int | None = None,
+    folds: int | None = None,
 ) -> PlannedCell:
     """Work out the commands of a cell and what it is made with; nothing is written.
 
@@ -69,51 +93,39 @@ def plan_cell(
         setting: How to train.
         seed: Seed of the training.
         bundle: Folder of the bundle.
-        dataset_dir: Folder of the prepared data; its `facts.yaml`, if any, is read after the bundle's `train.yaml`.
+        dataset_dir: Folder of the prepared data.
         out: Folder of the results of all cells.
         work: Folder of the work of all cells.
         overrides: Ids of `train.yaml` and `evaluate.yaml` and their values.
+        fold: Number of the fold to evaluate, from 0; None without cross-validation.
+        folds: Number of folds.
 
     Raises:
-        InputError: An override is unknown or wrong, or there is no data.
+        InputError: An override is unknown or wrong, or there are no data.
     """
-    configs, facts = bundle / "configs", dataset_dir / "facts.yaml"
-    base = [configs / "train.yaml", *([facts] if facts.is_file() else [])]
-    train_files = [*base, configs / "losses" / f"{setting.loss}.yaml"]
-    evaluate_files = [*base, configs / "evaluate.yaml"]
+    configs = bundle / "configs"
+    train_files = [configs / "train.yaml", configs / "losses" / f"{setting.loss}.yaml"]
+    evaluate_files = [configs / "train.yaml", configs / "evaluate.yaml"]
     train, evaluate = _parser(train_files), _parser(evaluate_files)
     for name in overrides:
         _check_override(name, train, evaluate)
+    if fold is not None:
+        overrides = {**overrides, "datalist": str(dataset_dir / f"datalist_fold{fold}.json")}
     for_training = {name: value for name, value in overrides.items() if name in train}
     for_evaluation = {name: value for name, value in overrides.items() if name in evaluate}
     own = {**setting.overrides, "seed": seed}
-    train.update({**for_training, **own})
-    evaluate.update(for_evaluation)
-    if type(max_epochs := train.get("max_epochs")) is not int or max_epochs < 1:
-        raise InputError(f"--max_epochs: expected a whole number of at least 1, got {max_epochs!r}")
-    training, evaluation = fingerprint(train.get(), TRAINING), fingerprint(evaluate.get(), EVALUATION)
-    if not _is_size(training.get("crop_size")):
-        got = f"{train.get('image_size')} and {train.get('crop_size')}"
-        raise InputError(f"--image_size, --crop_size: expected two numbers each, such as [144,144], got {got}")
-
+    places = {"bundle_root": str(bundle), "dataset_dir": str(dataset_dir)}
+    train.update({**places, **for_training, **own})
+    evaluate.update({**places, **for_evaluation})
+    training, evaluation = _settings(train, TRAINING, configs), _settings(evaluate, EVALUATION, configs)
     datalist = Path(str(overrides.get("datalist", dataset_dir / "datalist.json")))
-    if not datalist.is_file():
-        raise InputError(f"{datalist}: expected the list of prepared cases, got no such file; run prepare_data first")
-    splits, split = read_json(datalist), evaluation.get("split")
-    if not splits.get(split):
-        raise InputError(f"{datalist}: expected cases to evaluate, got no cases in split {split!r}")
-
-    name = f"{setting.name}/seed{seed}"
-    places = {"bundle_root": bundle, "dataset_dir": dataset_dir, "ckpt_dir": work / name}
-    to_train = _command(train_files, {**places, "output_dir": work / name, "resume": True, **for_training, **own})
-    to_evaluate = _command(evaluate_files, {**places, "output_dir": work / name / "eval", **for_evaluation})
     settings = CellSettings(
         method=setting.name,
         label=setting.label,
         seed=seed,
         bundle=bundle.resolve().name,
+        patients=_read_patients(datalist, evaluation.get("split")),
         datalist=hashlib.sha256(datalist.read_bytes()).hexdigest(),
-        patients={item["case"]: item.get("patient", item["case"]) for item in splits[split]},
         training=training,
         evaluation=evaluation,
         overrides={
@@ -122,14 +134,51 @@ def plan_cell(
             if name.rpartition("::")[2] not in WITHOUT_EFFECT
             and not (_shows(name, train, TRAINING) or _shows(name, evaluate, EVALUATION))
         },
-        commands=[_shown(to_train), _shown(to_evaluate)],
+        commands=[],
         made_with={},
+        fold=fold,
+        folds=folds,
     )
-    return PlannedCell(f"{setting.name}, seed {seed}", out / name, work / name, to_train, to_evaluate, settings)
+    here = work / settings.folder
+    to_train = _command(
+        train_files, {**places, "ckpt_dir": here, "output_dir": here, "resume": True, **for_training, **own}
+    )
+    to_evaluate = _command(evaluate_files, {**places, "ckpt_dir": here, "output_dir": here / "eval", **for_evaluation})
+    settings = replace(settings, commands=[_shown(to_train), _shown(to_evaluate)])
+    return PlannedCell(settings.name, out / settings.folder, here, to_train, to_evaluate, settings)
 
 
-def _is_size(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 2 and all(type(size) is int for size in value)
+def _settings(parser: ConfigParser, ids: Mapping[str, tuple[str, ...]], configs: Path) -> dict[str, Any]:
+    """Return the fingerprint of a run, and check the values of its options."""
+    try:
+        settings = fingerprint(parser.get(), ids)
+        check_values(parser)
+        return settings
+    except InputError:
+        raise
+    except Exception as error:  # MONAI wraps what goes wrong
+        reason = error_line(error) or f"{configs}: expected settings that can be worked out, got {error}"
+        raise InputError(reason) from error
+
+
+def _read_patients(datalist: Path, split: Any) -> dict[str, str]:
+    """Return the patient of each case that is evaluated, none of whom is trained on."""
+    if not datalist.is_file():
+        raise InputError(f"{datalist}: expected the list of prepared cases, got no such file; run prepare_data first")
+    splits = read_json(datalist)
+    for name in ("training", split):
+        cases = splits.get(name) if isinstance(splits, dict) else None
+        if not isinstance(cases, list) or not cases:
+            raise InputError(f"{datalist}: expected cases for {name}, got none")
+        for item in cases:
+            if not isinstance(item, dict) or not (is_name(item.get("case")) and is_name(item.get("patient"))):
+                raise InputError(f"{datalist}: expected a case and its patient for {name}, got {item!r:.60}")
+    patients = {item["case"]: item["patient"] for item in splits[split]}
+    if len(patients) < len(splits[split]):
+        raise InputError(f"{datalist}: expected every case for {split} once, got one of them twice")
+    if split != "training" and (both := {item["patient"] for item in splits["training"]} & {*patients.values()}):
+        raise InputError(f"{datalist}: expected other patients for {split} than for training, got {min(both)} for both")
+    return patients
 
 
 def _shows(name: str, parser: ConfigParser, ids: Mapping[str, tuple[str, ...]]) -> bool:
@@ -148,8 +197,7 @@ def _check_override(name: str, train: ConfigParser, evaluate: ConfigParser) -> N
     if first == "loss":
         raise InputError(f"--{name}: expected losses as files in configs/losses that --losses names, got a single loss")
     if name not in train and name not in evaluate:
-        close = difflib.get_close_matches(name, [*train.get(), *evaluate.get()], 1)
-        hint = f"; did you mean --{close[0]}?" if close else ""
+        hint = nearest(name, [*train.get(), *evaluate.get()], "--")
         raise InputError(f"--{name}: expected an id of the bundle's train.yaml or evaluate.yaml, got no such id{hint}")
 
 
@@ -160,7 +208,8 @@ def _parser(files: Sequence[Path]) -> ConfigParser:
         if not isinstance(content, dict):
             raise InputError(f"{file}: expected ids and their values, such as num_classes: 3, got {content!r:.50}")
     parser = ConfigParser()
-    parser.read_config([str(file) for file in files])
+    with reading(files[-1], f"ids that can be joined with those of {files[0].name}"):
+        parser.read_config([str(file) for file in files])
     return parser
 
 
@@ -203,12 +252,20 @@ def check_unchanged(cell: PlannedCell) -> None:
                 )
 
 
-def check_comparable(cells: Sequence[PlannedCell]) -> None:
-    """Check that cells differ in loss and seed alone: a file in `configs/losses` can change more than the loss.
+def check_comparable(cells: Sequence[PlannedCell], out: Path) -> None:
+    """Check that cells differ in loss, seed and fold alone: a file in `configs/losses` can change more than the loss.
+
+    Args:
+        cells: Planned cells.
+        out: Folder of the results, whose finished cells they will be compared with.
 
     Raises:
         InputError: They differ in more.
     """
-    for cell in cells[1:]:
-        if differences := cell.settings.differences(cells[0].settings):
-            raise InputError(f"{cell.name}: not comparable with {cells[0].name}: {', '.join(differences)} differs")
+    planned = {cell.results for cell in cells}
+    finished = [file.parent for file in sorted(out.glob("*/seed*/settings.json")) if file.parent not in planned]
+    others = [(str(folder), read_settings(folder)) for folder in finished]
+    for cell in cells:
+        for name, other in ((cells[0].name, cells[0].settings), *others):
+            if differences := cell.settings.differences(other):
+                raise InputError(f"{cell.name}: not comparable with {name}: {', '.join(differences)} differs")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
-from calib_components.errors import InputError
+from calib_components.errors import InputError, make_folder, reading
+from calib_components.tools.command_line import nearest
 from calib_components.tools.comparison.page import to_csv, to_html, to_markdown
 from calib_components.tools.comparison.results import Results, read_results
 from calib_components.tools.comparison.sections import (
@@ -17,67 +20,124 @@ from calib_components.tools.comparison.sections import (
     reliability_section,
     structures_section,
 )
+from calib_components.tools.comparison.statistics import FEWEST_PATIENTS
 
 __all__ = ["report"]
 
+PAGE = "index.html"
+TITLE = "Losses compared: "  # also tells a page of ours from another's
+REFERENCE = "nacl"
 
-def report(results: Path, out: Path = Path("report"), reference: str = "nacl") -> None:
+
+def report(results: Path, out: Path = Path("report"), reference: str | None = None) -> None:
     """Write tables and figures of a comparison.
 
     `index.html` is one page that holds all its figures and needs no network. `report.md` and the CSV files hold the
     same tables, and the PNG files the figures. Cells that are not finished are named and left out. The same results
-    give the same bytes.
+    give the same bytes. All files are written or none; those of an earlier report are replaced.
 
     Args:
         results: Folder that compare_losses wrote.
         out: Folder for the report.
-        reference: Method that the others are compared with.
+        reference: Method that the others are compared with; default: nacl.
 
     Raises:
-        InputError: A file of the results is missing or broken, or the folder holds other files.
+        InputError: A file of the results is missing or broken, the reference is unknown, or the folder holds other
+            files or cannot be written.
     """
-    source = results.resolve()
-    if out.resolve() in (source, *source.parents):
-        raise InputError(f"--out: expected a folder of its own for the report, got {out}, which holds the results")
     found = read_results(results)
-    title = f"Losses compared: {found.dataset.upper() if found.dataset else ', '.join(found.first.structures)}"
-    base = next((method for method in found.methods if method.name == reference), None)
+    _check_folder(out, results, found)
+    if reference is not None and reference not in found.planned:
+        raise InputError(
+            f"--reference: expected a method, {', '.join(found.planned)}, got {reference!r}"
+            f"{nearest(reference, found.planned)}"
+        )
+    title = TITLE + (found.dataset.upper() if found.dataset else ", ".join(found.first.structures))
+    base = next((method for method in found.methods if method.name == (reference or REFERENCE)), None)
     sections = [means_section(found)]
     if base is not None and len(found.methods) > 1:
         sections.append(differences_section(found, base))
     sections += [ranks_section(found), reliability_section(found), logits_section(found)]
     sections += [structures_section(found), cells_section(found)]
 
-    notice = " ".join(_notices(found, None if base else reference))
+    notice = " ".join(_notices(found, None if base else reference or REFERENCE))
     files = {
-        "index.html": to_html(title, notice, sections, cases_sections(found)).encode(),
         "report.md": to_markdown(title, notice, sections).encode(),
         **{f"{section.name}.csv": to_csv(section.records) for section in sections if section.records},
         **{f"{picture.name}.png": picture.png for section in sections for picture in section.pictures},
+        PAGE: to_html(title, notice, sections, cases_sections(found)).encode(),
     }
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except FileExistsError:
-        raise InputError(f"--out: expected a folder, got the file {out}") from None
-    if others := sorted(path.name for path in out.iterdir() if path.name not in files):
-        raise InputError(
-            f"{out}: expected only files of this report, got {', '.join(others)}; move or delete them, or choose "
-            "another --out"
-        )
-    for name, content in files.items():
-        (out / name).write_bytes(content)
-    print(out / "index.html")
+    _write_files(files, out)
+    print(out / PAGE)
     if notice:
         print(notice)
 
 
+def _check_folder(out: Path, results: Path, found: Results) -> None:
+    """Check that the folder of the report is neither that of the results nor in it where cells are or will be."""
+    source, target = results.resolve(), out.resolve()
+    if target in (source, *source.parents):
+        raise InputError(f"--out: expected a folder of its own for the report, got {out}, which holds the results")
+    if source in target.parents and (name := target.relative_to(source).parts[0]) in (*found.planned, "work"):
+        raise InputError(f"--out: expected a folder of its own for the report, got {out}, which is in {results / name}")
+
+
+def _write_files(files: Mapping[str, bytes], out: Path) -> None:
+    """Write all files or none: in a hidden folder, which becomes the report, or whose files replace those of one."""
+    target = out.resolve()
+    unfinished = target.with_name(f".unfinished-{target.name}")
+    is_new = not target.exists()
+    if not is_new:
+        _check_own(files, out)
+    make_folder(target.parent)
+    try:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir()
+        for name, content in files.items():
+            (unfinished / name).write_bytes(content)
+        if is_new:
+            unfinished.rename(target)
+        else:
+            for name in files:  # the page last
+                (unfinished / name).replace(target / name)
+    except OSError as error:
+        raise InputError(f"{out}: expected a folder that can be written, got {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _check_own(files: Mapping[str, bytes], out: Path) -> None:
+    """Check that a folder is empty, or holds only files of an earlier report that would be replaced."""
+    if not out.is_dir():
+        raise InputError(f"--out: expected a folder, got the file {out}")
+    present = sorted(out.iterdir())
+    others = [path.name for path in present if path.name not in files or not path.is_file()]
+    if present and not others:
+        with reading(out / PAGE, "the page of an earlier report") as page:
+            others = [] if f"<title>{TITLE}" in page.read_text(encoding="utf-8")[:1000] else [PAGE]
+    if others:
+        raise InputError(
+            f"{out}: expected only files of this report, got {', '.join(others)}; move or delete them, or choose "
+            "another --out"
+        )
+
+
 def _notices(results: Results, missing_reference: str | None) -> list[str]:
     """Return what a reader should know before the numbers."""
-    notices = [f"Not finished yet: {'; '.join(results.missing)}."] if results.missing else []
-    seeds = {method.label: ", ".join(str(cell.settings.seed) for cell in method.cells) for method in results.methods}
+    notices = []
+    if (patients := len(set(results.patients))) < FEWEST_PATIENTS:
+        counted = "1 patient" if patients == 1 else f"{patients} patients"
+        notices.append(
+            f"{counted}: too few to tell which loss is better. Intervals, tests and marks of the best need at least "
+            f"{FEWEST_PATIENTS}; cross-validation (compare_losses --folds) tests every patient."
+        )
+    if results.missing:
+        notices.append(f"Not finished yet: {'; '.join(results.missing)}.")
+    seeds = {method.label: ", ".join(str(run.settings.seed) for run in method.runs) for method in results.methods}
     if len(set(seeds.values())) > 1:
         listed = "; ".join(f"{label} {numbers}" for label, numbers in seeds.items())
         notices.append(f"Losses have different seeds, so differences and ranks are not entirely fair: {listed}.")
     if missing_reference:
-        notices.append(f"There are no differences, since {missing_reference} is not finished.")
+        why = "not finished" if missing_reference in results.planned else "not among the methods; choose --reference"
+        notices.append(f"There are no differences, since {missing_reference} is {why}.")
     return notices

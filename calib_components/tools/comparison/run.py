@@ -21,10 +21,18 @@ import torch
 from tqdm import tqdm
 
 import calib_components
-from calib_components.errors import InputError
-from calib_components.tools.comparison.plan import PlannedCell, check_comparable, check_unchanged, plan_cell
+from calib_components.errors import InputError, make_folder, writing
+from calib_components.tools.comparison.cell_settings import write_settings
+from calib_components.tools.comparison.cells import collect_history, write_history
+from calib_components.tools.comparison.plan import (
+    PlannedCell,
+    check_comparable,
+    check_unchanged,
+    find_folds,
+    plan_cell,
+)
 from calib_components.tools.comparison.processes import ProcessGroup, try_lock
-from calib_components.tools.comparison.results import add_to_plan, collect_history, write_history, write_settings
+from calib_components.tools.comparison.results import add_to_plan, read_plan
 from calib_components.tools.comparison.settings import choose_settings
 
 __all__ = ["CellError", "compare_losses", "run_cell", "run_cells"]
@@ -53,7 +61,7 @@ def run_cell(cell: PlannedCell, device: str | None = None, processes: ProcessGro
         InputError: The cell was started with other settings.
     """
     processes = processes or ProcessGroup()
-    cell.work.mkdir(parents=True, exist_ok=True)
+    make_folder(cell.work)
     with open(cell.work / "lock", "w") as lock:
         if not try_lock(lock):
             tqdm.write(f"{cell.name}: waiting for an earlier process that still runs it")
@@ -75,19 +83,23 @@ def run_cell(cell: PlannedCell, device: str | None = None, processes: ProcessGro
                 log.seek(start)
                 output = log.read()
             if code != 0:
-                errors = re.findall(r"^[\w.]*(?:Error|Exception): .*", output, re.MULTILINE)
-                reason = f": {errors[0]}" if errors else ""
-                raise CellError(f"{what} failed with exit code {code}{reason}; see {log_file}")
+                raise CellError(f"{what} failed with exit code {code}{_reason_in_log(output)}; see {log_file}")
         _publish(cell, device)
         return True
+
+
+def _reason_in_log(output: str) -> str:
+    """Return the line of a log that says why a run failed: its last one, unless that belongs to a traceback."""
+    lines = [line for line in output.splitlines() if line.strip()]
+    raised = [line for line in lines if re.match(r"[\w.]*(?:Error|Exception): ", line)]
+    if lines and re.match(r"\S.*: expected .*, got ", lines[-1]) and lines[-1] not in raised:
+        return f": {lines[-1]}"
+    return f": {raised[0]}" if raised else ""
 
 
 def _publish(cell: PlannedCell, device: str | None) -> None:
     """Create the results folder in one step."""
     partial = cell.results.with_name(f".{cell.results.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    shutil.copytree(cell.work / "eval", partial)
-    write_history(collect_history(cell.work), partial)
     used = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     made_with = {
         "calib_components": calib_components.__version__,
@@ -95,8 +107,21 @@ def _publish(cell: PlannedCell, device: str | None) -> None:
         "torch": torch.__version__,
         "device": torch.cuda.get_device_name(used) if used.type == "cuda" else str(used),
     }
-    write_settings(replace(cell.settings, made_with=made_with), partial)
-    partial.rename(cell.results)
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.copytree(cell.work / "eval", partial)
+        write_history(collect_history(cell.work), partial)
+        write_settings(replace(cell.settings, made_with=made_with), partial)
+        partial.rename(cell.results)
+    except OSError as error:
+        raise InputError(f"{cell.results}: expected a folder that can be written, got {_why(error)}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _why(error: OSError) -> str:
+    """Return why a folder could not be copied: `copytree` raises one error for all its files."""
+    return error.args[0][0][2] if isinstance(error, shutil.Error) else error.strerror or str(error)
 
 
 def run_cells(cells: Sequence[PlannedCell], submit: Callable[[PlannedCell], Any]) -> dict[str, str]:
@@ -210,16 +235,17 @@ def compare_losses(
     executor: str = "local",
     slurm: dict[str, Any] | None = None,
     datalist: Path | None = None,
+    folds: int | None = None,
     **overrides: Any,
 ) -> None:
     """Train and evaluate every loss with every seed under one protocol.
 
     Any id of the bundle's train.yaml and evaluate.yaml is an option as well, such as --max_epochs 10 or
-    --image_size [128,128]; it applies to every cell.
+    --batch_size 8; it applies to every cell.
 
     Args:
         bundle: Folder of the bundle.
-        dataset_dir: Prepared data, the bundle's or your own; its facts.yaml is read after the bundle's train.yaml.
+        dataset_dir: Prepared data, the bundle's or your own.
         out: Folder for the results, which are small enough to keep in git.
         losses: Presets (table1, table2, table3: those of the paper; tuning: the paper's grids, evaluated on the
             validation split), settings in them, or files in the bundle's configs/losses; separated by commas.
@@ -232,16 +258,15 @@ def compare_losses(
         slurm: Parameters of submitit for these jobs, such as "{time: 600, partition: gpu, gpus_per_node: 1}"; time is
             in minutes, by default 5.
         datalist: List of the prepared cases; default: datalist.json in dataset_dir.
+        folds: Number of folds of a cross-validation, which prepare_data --folds prepared: every loss and seed is
+            trained and evaluated once for each, and every patient tested once.
 
     Raises:
         InputError: An argument, a folder or a file is not as expected; nothing was run.
         SystemExit: A cell failed.
     """
     work = out / "work" if work is None else work
-    if work.resolve() == out.resolve():
-        raise InputError(f"--work: expected another folder than --out, got {work}")
-    if not (bundle / "configs" / "train.yaml").is_file():
-        raise InputError(f"--bundle: expected a folder with configs/train.yaml, got {bundle}")
+    _check_places(bundle, dataset_dir, out, work, datalist)
     if executor not in ("local", "slurm"):
         raise InputError(f"--executor: expected local or slurm, got {executor!r}")
     if executor == "slurm" and (workers is not None or devices is not None):
@@ -256,24 +281,31 @@ def compare_losses(
         raise InputError(f"--devices: expected names such as cuda:0,cuda:1, got {devices!r}")
     if workers is not None and workers < 1:
         raise InputError(f"--workers: expected a number of at least 1, got {workers}")
+    if folds is not None and (folds < 2 or datalist is not None):
+        raise InputError(f"--folds: expected a number of at least 2, and no --datalist, got {folds} and {datalist}")
     overrides = json.loads(json.dumps(overrides))  # lists instead of tuples, as in YAML
     if datalist is not None:
         overrides["datalist"] = str(datalist)
     if "tuning" in losses:
         overrides.setdefault("split", "validation")
+    if folds is not None:
+        find_folds(folds, dataset_dir)
     cells = [
-        plan_cell(setting, seed, bundle, dataset_dir, out, work, overrides)
+        plan_cell(setting, seed, bundle, dataset_dir, out, work, overrides, fold, folds)
         for seed in dict.fromkeys(seeds)
         for setting in choose_settings(losses, bundle)
+        for fold in ([None] if folds is None else range(folds))
     ]
-    check_comparable(cells)
+    check_comparable(cells, out)
+    read_plan(out)
     for cell in cells:
         check_unchanged(cell)
     slurm_executor = _slurm_executor(work / "slurm", slurm or {}) if executor == "slurm" else None
 
     for folder in (out, work):
-        folder.mkdir(parents=True, exist_ok=True)
-    (work / ".gitignore").write_text("*\n")
+        make_folder(folder)
+    with writing(work / ".gitignore") as file:
+        file.write_text("*\n")
     with open(work / "plan.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         add_to_plan([cell.settings for cell in cells], out)
@@ -294,6 +326,20 @@ def compare_losses(
         print(f"{name}: {reason}")
     if failed:
         sys.exit(1)
+
+
+def _check_places(bundle: Path, dataset_dir: Path, out: Path, work: Path, datalist: Path | None) -> None:
+    places = {"bundle": bundle, "dataset_dir": dataset_dir, "out": out, "work": work, "datalist": datalist or Path()}
+    for name, path in places.items():
+        if str(path)[0] in "$@%" or not str(path).isprintable():
+            raise InputError(f"--{name}: expected a path that does not start with $, @ or %, got {path}; write ./NAME")
+    for name, folder in (("out", out), ("work", work)):
+        if files := [path for path in (folder, *folder.parents) if path.is_file()]:
+            raise InputError(f"--{name}: expected a folder, got the file {files[0]}")
+    if work.resolve() == out.resolve():
+        raise InputError(f"--work: expected another folder than --out, got {work}")
+    if not (bundle / "configs" / "train.yaml").is_file():
+        raise InputError(f"--bundle: expected a folder with configs/train.yaml, got {bundle}")
 
 
 def _is_device(name: str) -> bool:

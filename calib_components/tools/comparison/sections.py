@@ -8,12 +8,10 @@ from typing import Any
 import numpy as np
 
 from calib_components.figures import logit_bars, rank_heat_map, reliability_diagram
-from calib_components.handlers.evaluation import read_calibration, read_logits, read_summary
 from calib_components.tools.comparison.page import Picture, Section, TableCell, to_png
 from calib_components.tools.comparison.published import METRICS, RANKED, Metric
 from calib_components.tools.comparison.results import Method, Results
 from calib_components.tools.comparison.statistics import (
-    Array,
     Difference,
     Estimate,
     case_ranks,
@@ -40,14 +38,14 @@ __all__ = [
 
 SIGNIFICANT = 0.05
 MEAN, DIFFERENCE = "", "+"  # styles of a number, see _number
+NONE = "n/a"  # in place of a number
 
 
 def means_section(results: Results) -> Section:
     """Return the mean of every measure with its interval, beside the published mean."""
     rows, records = _estimates(results, list(METRICS))
     for row, method in zip(rows, results.methods, strict=True):
-        summaries = [read_summary(cell.folder) for cell in method.cells]
-        missed, spurious = (sum(len(summary[what]) for summary in summaries) for what in ("missed", "spurious"))
+        missed, spurious = (sum(getattr(cell, what) for cell in method.cells) for what in ("missed", "spurious"))
         row.append(TableCell(f"{missed} / {spurious}"))
     below = "Below each mean: its 95 % interval"
     below += " and the mean that the paper reports for its own test cases. " if results.published else ". "
@@ -75,7 +73,7 @@ def _estimates(results: Results, measures: Sequence[str]) -> tuple[list[list[Tab
     for measure in measures:
         values = [method.values(measure) for method in results.methods]
         estimates = [mean_with_interval(of_method, results.patients) for of_method in values]
-        marks = _marks([estimate.mean for estimate in estimates], measure)
+        marks = _marks(estimates, measure)
         for method, of_method, estimate, mark, row in zip(results.methods, values, estimates, marks, rows, strict=True):
             published = dict(zip(RANKED, results.published.get(method.name, ()), strict=False)).get(measure)
             notes = _interval(estimate, measure)
@@ -84,7 +82,7 @@ def _estimates(results: Results, measures: Sequence[str]) -> tuple[list[list[Tab
             row.append(TableCell(_number(estimate.mean, measure), notes, mark))
             cases = int(np.count_nonzero(~np.isnan(of_method)))
             record = {"method": method.name, "measure": measure, **estimate._asdict(), "cases": cases}
-            records.append({**record, "seeds": len(method.cells), "published": published})
+            records.append({**record, "seeds": len(method.runs), "published": published})
     return rows, records
 
 
@@ -98,8 +96,9 @@ def differences_section(results: Results, reference: Method) -> Section:
         differences = [paired_difference(method.comparable(measure), base, results.patients) for method in others]
         adjusted = holm([difference.p_value for difference in differences])
         for method, difference, p_value, row in zip(others, differences, adjusted, rows, strict=True):
-            p_shown = "p < 0.001" if p_value < 0.001 else f"p = {_number(p_value, 'p_value')}"
-            notes = [*_interval(difference, measure, DIFFERENCE), p_shown]
+            notes = _interval(difference, measure, DIFFERENCE)
+            if not np.isnan(p_value):
+                notes.append("p < 0.001" if p_value < 0.001 else f"p = {_number(p_value, 'p_value')}")
             mark = "bold" if p_value < SIGNIFICANT else ""
             row.append(TableCell(_number(difference.mean, measure, DIFFERENCE), notes, mark))
             record = {"method": method.name, "measure": measure, **difference._asdict()}
@@ -124,7 +123,7 @@ def ranks_section(results: Results) -> Section:
     rows = [[TableCell(method.label)] for method in results.methods]
     records: list[dict[str, Any]] = [{"method": method.name} for method in results.methods]
     for name, estimates in (("sum_rank", sums), ("mean_case_rank", averages)):
-        marks = _marks([estimate.mean for estimate in estimates], name)
+        marks = _marks(estimates, name)
         for row, record, estimate, mark in zip(rows, records, estimates, marks, strict=True):
             row.append(TableCell(_number(estimate.mean, name), _interval(estimate, name), mark))
             record.update(zip((name, f"{name}_low", f"{name}_high"), estimate, strict=True))
@@ -152,7 +151,7 @@ def reliability_section(results: Results) -> Section:
     """Return reliability diagrams of the predicted class."""
     pictures = []
     for method in results.methods:
-        first, *rest = (read_calibration(cell.folder)["top_label"] for cell in method.cells)
+        first, *rest = (cell.bins for cell in method.cells)
         figure = reliability_diagram(sum(rest, first))
         pictures.append(Picture(f"reliability_{method.name}", method.label, to_png(figure)))
     caption = (
@@ -164,11 +163,8 @@ def reliability_section(results: Results) -> Section:
 
 def logits_section(results: Results) -> Section:
     """Return the mean magnitude of the logits."""
-    tables = {}
-    for method in results.methods:
-        tables[method.label] = np.mean([read_logits(cell.folder)[1] for cell in method.cells], axis=0)
-    class_names, _ = read_logits(results.first.folder)
-    figure = logit_bars(tables, class_names)
+    tables = {method.label: mean_of_defined([cell.magnitudes for cell in method.cells]) for method in results.methods}
+    figure = logit_bars(tables, results.first.cells[0].class_names)
     caption = "Mean magnitude of each logit over the voxels of each ground-truth class."
     return Section(
         "logits", "Magnitude of the logits", caption, pictures=[Picture("logits", "Mean |logit|", to_png(figure))]
@@ -177,35 +173,38 @@ def logits_section(results: Results) -> Section:
 
 def cells_section(results: Results) -> Section:
     """Return what was run."""
+    cells = [(method, cell) for method in results.methods for cell in method.cells]
+    versions = list(dict.fromkeys(name for _, cell in cells for name in cell.settings.made_with))
     rows, records = [], []
-    for method in results.methods:
-        for cell in method.cells:
-            history = cell.history
-            scored = [epoch for epoch in history if epoch.get("val_dsc")]  # none without a validation split
-            best = max(scored, key=lambda epoch: float(epoch["val_dsc"]), default=None)
-            record = {
-                "method": method.name,
-                "seed": cell.settings.seed,
-                "epochs": len(history),
-                "best_epoch": best and int(best["epoch"]),
-                "best_val_dsc": best and round(float(best["val_dsc"]), 4),
-                "seconds_per_epoch": round(float(np.median([float(epoch["seconds"]) for epoch in history])), 1),
-                **cell.settings.made_with,
-            }
-            records.append(record)
-            rows.append([TableCell("" if value is None else str(value)) for value in (method.label, *record.values())])
+    for method, cell in cells:
+        history = cell.history
+        scored = [epoch for epoch in history if "val_dsc" in epoch]  # none without a validation split
+        best = max(scored, key=lambda epoch: epoch["val_dsc"], default=None)
+        record = {
+            "method": method.name,
+            "seed": cell.settings.seed,
+            **({} if cell.settings.fold is None else {"fold": cell.settings.fold}),
+            "epochs": len(history),
+            "best_epoch": best and int(best["epoch"]),
+            "best_val_dsc": best and round(best["val_dsc"], 4),
+            "seconds_per_epoch": round(float(np.median([epoch["seconds"] for epoch in history])), 1),
+            **{name: cell.settings.made_with.get(name) for name in versions},
+        }
+        records.append(record)
+        rows.append([TableCell("" if value is None else str(value)) for value in (method.label, *record.values())])
     validated = any(record["best_epoch"] for record in records)
-    training = results.first.settings.training
+    training, folds = results.first.settings.training, results.first.settings.folds
     every = f" (validated every {training['val_interval']} epochs)" if training["val_interval"] > 1 else ""
     weights = f"of the best epoch on the validation split{every}" if validated else "of the last epoch"
     size, crop = (" x ".join(map(str, training[name])) for name in ("image_size", "crop_size"))
     central = "" if crop == size else f", of which the central {crop} are segmented and scored"
     channels = training["network_def"].get("channels")
+    crossed = f", each by the network of {folds} that was not trained on it" if folds else ""
     caption = (
         f"Evaluated on the {results.split} split, {len(results.first.cases)} cases of {len(set(results.patients))} "
-        f"patients, with the weights {weights}. Slices of {size} pixels{central}; batch size "
+        f"patients{crossed}, with the weights {weights}. Slices of {size} pixels{central}; batch size "
         f"{training['batch_size']}, {training['max_epochs']} epochs, learning rate {training['learning_rate']}"
-        + (f", channels {', '.join(map(str, channels))}" if channels else "")
+        + (f", channels {', '.join(map(str, channels))}" if isinstance(channels, list) else "")
         + ". settings.json of each cell has the settings that reach its numbers."
     )
     header = ["", *(name.replace("_", " ") for name in records[0])]
@@ -213,7 +212,7 @@ def cells_section(results: Results) -> Section:
 
 
 def cases_sections(results: Results) -> list[Section]:
-    """Return the best, median and worst case of each method's first seed, for methods whose pictures were kept."""
+    """Return the best, median and worst case of each method's first cell, for methods whose pictures were kept."""
     caption = (
         "The best, median and worst case by the DSC of the volume: the slice with the most foreground, and the "
         "entropy of its probabilities. Contours have the colours of the classes in the figure of the logits."
@@ -243,7 +242,7 @@ def _heading(measure: str) -> str:
 def _number(value: float, measure: str, style: str = MEAN) -> str:
     """Return a number with the digits of its measure; a difference with its sign and one more digit."""
     if np.isnan(value):
-        return "n/a"
+        return NONE
     if measure == "sum_rank":
         return f"{value:g}"
     digits = (2 if measure.startswith(("hd95", "mean_case_rank")) else 3) + (style == DIFFERENCE)
@@ -256,9 +255,12 @@ def _interval(estimate: Estimate | Difference, measure: str, style: str = MEAN) 
     return [f"[{_number(estimate.low, measure, style)}, {_number(estimate.high, measure, style)}]"]
 
 
-def _marks(values: Sequence[float] | Array, measure: str) -> list[str]:
-    """Return which of the values, as they are printed, are the best and the second best."""
-    printed = [value if np.isnan(value) else float(_number(value, measure)) for value in values]
-    places = sorted({value for value in printed if not np.isnan(value)}, reverse=_metric(measure).higher_is_better)
+def _marks(estimates: Sequence[Estimate], measure: str) -> list[str]:
+    """Return which of the means, as they are printed, are the best and the second best; none without intervals."""
+    defined = [estimate for estimate in estimates if not np.isnan(estimate.mean)]
+    if any(np.isnan(estimate.low) for estimate in defined):
+        return [""] * len(estimates)
+    printed = [_number(estimate.mean, measure) for estimate in estimates]
+    places = sorted({float(text) for text in printed if text != NONE}, reverse=_metric(measure).higher_is_better)
     marks = dict(zip(places, ("bold", "underlined"), strict=False)) if len(places) > 1 else {}
-    return [marks.get(value, "") for value in printed]
+    return ["" if text == NONE else marks.get(float(text), "") for text in printed]

@@ -9,6 +9,7 @@ structure that neither contains has no value at all. Undefined values are NaN:
   structure has no HD95 at all: it contributes no difference, and it ranks last.
 
 Intervals are over patients: they show how far a number could move with other test patients, not with another training.
+Fewer than six patients (`FEWEST_PATIENTS`) have neither an interval nor a test, whatever the number of their cases.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.stats import rankdata, wilcoxon
 
 __all__ = [
+    "FEWEST_PATIENTS",
     "Array",
     "Difference",
     "Estimate",
@@ -41,6 +43,8 @@ Array = NDArray[np.float64]
 
 RESAMPLES = 10_000
 LEVEL = 0.95
+# With five pairs, the two-sided Wilcoxon signed-rank test cannot go below p = 2 / 2^5 = 0.0625; with six, 0.03125.
+FEWEST_PATIENTS = 6
 
 
 def mean_of_defined(values: ArrayLike) -> Array:
@@ -80,7 +84,8 @@ def mean_with_interval(values: ArrayLike, groups: Sequence[str] | None = None, s
         seed: Seed of the resampling.
 
     Returns:
-        The estimate. The mean is NaN without any defined value, the interval with fewer than two groups.
+        The estimate. The mean is NaN without any defined value, the interval with fewer than `FEWEST_PATIENTS` groups
+        that have one.
     """
     sums, counts = _group_sums(np.asarray(values, float), groups)
     if len(sums) == 0:
@@ -96,8 +101,8 @@ def _draw_groups(number: int, seed: int) -> NDArray[np.int64]:
 
 
 def _percentiles(resampled: Array, groups: int) -> tuple[float, float]:
-    """Return the ends of the interval that holds 95 % of the values; NaN with fewer than two groups."""
-    if groups < 2:
+    """Return the ends of the interval that holds 95 % of the values; NaN with fewer than `FEWEST_PATIENTS` groups."""
+    if groups < FEWEST_PATIENTS:
         return np.nan, np.nan
     low, high = np.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
@@ -116,12 +121,14 @@ def paired_difference(
 
     Returns:
         The mean of `values - reference` and its interval; the p-value of the two-sided Wilcoxon signed-rank test, 1
-        if nothing differs and NaN if no case is left; and the number of cases compared.
+        if nothing differs and NaN with fewer than `FEWEST_PATIENTS` groups; and the number of cases compared.
     """
     differences = np.asarray(values, float) - np.asarray(reference, float)
     sums, counts = _group_sums(differences, groups)
     changed = sums[sums != 0] / counts[sums != 0]
-    p_value = wilcoxon(changed).pvalue if len(changed) > 0 else 1.0 if len(sums) > 0 else np.nan
+    p_value = np.nan
+    if len(sums) >= FEWEST_PATIENTS:
+        p_value = wilcoxon(changed).pvalue if len(changed) > 0 else 1.0
     return Difference(*mean_with_interval(differences, groups, seed), float(p_value), int(counts.sum()))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from calib_components.tools.preparation.case import Case, nifti_file
+from calib_components.tools.preparation.case import Case, list_folder, nifti_file
 from calib_components.tools.preparation.command import dataset_command
 
 
@@ -16,9 +16,9 @@ def find_cases(src: Path) -> list[Case]:
     """
     root = src / "training" if (src / "training").is_dir() else src
     cases = []
-    for folder in root.glob("patient*"):
+    for folder in list_folder(root):
         patient = folder.name
-        if not re.fullmatch(r"patient\d+", patient) or not folder.is_dir():
+        if not re.fullmatch(r"patient\d+", patient) or folder.is_file():
             continue
         info_file = folder / "Info.cfg"
         try:

@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
-from calib_components.tools.preparation.case import Case, nifti_file
+from calib_components.errors import InputError
+from calib_components.tools.preparation.case import NIFTI, Case, nifti_file
 from calib_components.tools.preparation.command import dataset_command
-from calib_components.tools.preparation.facts import Facts
+from calib_components.tools.preparation.facts import facts_of_dataset
 
 
 def find_cases(src: Path) -> list[Case]:
     """Find the cases by their files; the group is HGG or LGG if a folder is called so."""
-    suffixes = Facts.of_dataset("brats").file_suffixes
+    suffixes = facts_of_dataset("brats", src).file_suffixes
+    file_name = re.compile(rf"([^.].*)({'|'.join(suffixes)}|_seg){NIFTI}", re.IGNORECASE | re.DOTALL)
     cases = {}
-    for file in src.rglob("*.nii*"):
-        if match := re.fullmatch(rf"([^.].*)({'|'.join(suffixes)}|_seg)\.nii(\.gz)?", file.name):
-            folder, name = file.parent, match[1]
-            group = next((part for part in folder.relative_to(src).parts if part in ("HGG", "LGG")), "")
+    for path, _, names in os.walk(src, onerror=_refuse):
+        folder = Path(path)
+        group = next((part for part in folder.relative_to(src).parts if part in ("HGG", "LGG")), "")
+        for match in filter(None, map(file_name.fullmatch, names)):
+            name = match[1]
             images = tuple(nifti_file(folder, name + suffix) for suffix in suffixes)
             cases[folder, name] = Case(name, name, group, images, nifti_file(folder, f"{name}_seg"))
     return list(cases.values())
+
+
+def _refuse(error: OSError) -> None:
+    raise InputError(f"{error.filename}: expected a readable folder, got {error.strerror}")
 
 
 prepare_brats = dataset_command(

@@ -8,7 +8,7 @@ from pathlib import Path
 from calib_components.errors import InputError
 from calib_components.tools.command_line import Command
 from calib_components.tools.preparation.case import Case
-from calib_components.tools.preparation.facts import Facts
+from calib_components.tools.preparation.facts import facts_of_dataset
 from calib_components.tools.preparation.prepare import prepare_cases
 
 HELP = """{summary}
@@ -16,11 +16,15 @@ HELP = """{summary}
     Args:
         src: {src}
         out: Folder of the prepared cases.
-        image_size: In-plane size of the slices, such as 128,128. Default: the size that the bundle uses.
+        image_size: In-plane size of the slices, such as 128,128, multiples of 16. Default: that of the bundle.
+        slice_axis: Axis of the files along which the slices lie, 0, 1 or 2 (acdc only). Default: that of the largest
+            spacing; if equal, the shortest.
         fractions: Shares of the patients for training, validation and testing; 0,0,1 makes an external test set.
+        folds: Number of folds for cross-validation by patient: datalist_fold0.json and so on are written as well.
         seed: Seed of the split.
         workers: Number of processes. Default: one per core, at most 8.
         skip_bad: Leave bad cases out and list them at the end.
+        ignore_headers: Take label voxels for those of the image, whatever the headers state, if the shapes agree.
 
     Raises:
         InputError: An argument, the source or a case is not as expected.
@@ -46,15 +50,29 @@ def dataset_command(
     def command(
         src: Path,
         out: Path,
+        *,
         image_size: Sequence[int] | None = None,
+        slice_axis: int | None = None,
         fractions: Sequence[float] = (0.7, 0.1, 0.2),
+        folds: int | None = None,
         seed: int = 0,
         workers: int | None = None,
         skip_bad: bool = False,
+        ignore_headers: bool = False,
     ) -> None:
-        facts = Facts.of_dataset(name).for_source(src, image_size)
+        facts = facts_of_dataset(name, src, image_size, slice_axis)
         cases = require_cases(find_cases, src, layout)
-        prepare_cases(cases, facts, out, fractions, seed, workers, skip_bad)
+        prepare_cases(
+            cases,
+            facts,
+            out,
+            fractions=fractions,
+            seed=seed,
+            folds=folds,
+            workers=workers,
+            skip_bad=skip_bad,
+            ignore_headers=ignore_headers,
+        )
 
     command.__name__ = command.__qualname__ = f"prepare_{name}"
     command.__doc__ = HELP.format(summary=summary, src=src)

@@ -1,104 +1,69 @@
-"""The facts of a data set, and the file `facts.yaml` that records them beside prepared cases."""
+"""The facts of the data sets that have a bundle, and the transforms that bring their volumes to the network's grid."""
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
 from monai.bundle import ConfigParser
 from monai.transforms import Compose
 
 from calib_components.errors import InputError
+from calib_components.facts import Facts
 
-FACTS = "facts.yaml"
-
-# The facts that decide what a prepared case holds: cases prepared with different ones must not mix.
-RECIPE = ("source", "in_channels", "label_codes", "image_size", "volume_transforms")
+MULTIPLE = 16  # what the network's four halvings divide a slice by
 
 
-@dataclass(frozen=True)
-class Facts:
-    """What a data set is, and how its volumes are brought to the network's grid, as in `bundles/common`.
+def facts_of_dataset(
+    name: str, source: Path, image_size: Sequence[int] | None = None, slice_axis: int | None = None
+) -> Facts:
+    """Return the facts of a data set that has a bundle, for the cases in a folder.
 
-    Values are kept as they are written: expressions and references of MONAI's configurations are not resolved.
+    Args:
+        name: `acdc`, `flare` or `brats`.
+        source: Folder of the cases.
+        image_size: In-plane size to prepare them at, in pixels; None for that of the bundle.
+        slice_axis: Axis along which the slices lie in the files, 0 to 2; None to find it by the spacing.
 
-    Attributes:
-        num_classes: Number of classes, with the background.
-        in_channels: Number of channels of an image.
-        class_names: Name of each class.
-        label_codes: Value of each class in the data set's own label files.
-        structures: Class indices of each structure that is scored, by its name.
-        file_suffixes: Suffixes of the files of one image, in the order of its channels; empty if it is a single file.
-        image_size: In-plane size of every slice.
-        crop_size: Size of the centre that the network sees.
-        volume_transforms: Transforms from a loaded, channel-first volume to the network's grid and intensities.
-        source: Folder that the prepared cases were made from.
+    Raises:
+        InputError: The size is not two multiples of 16, or there is no such axis.
     """
-
-    num_classes: int
-    in_channels: int
-    class_names: list[str]
-    label_codes: list[int]
-    structures: dict[str, list[int]]
-    file_suffixes: list[str]
-    image_size: list[int]
-    crop_size: str | list[int]
-    volume_transforms: list[dict[str, Any]]
-    source: str = ""
-
-    @classmethod
-    def of_dataset(cls, name: str) -> Facts:
-        """Read the facts of one of the data sets that have a bundle: `acdc`, `flare` or `brats`."""
-        return cls._parse(f"{name}.yaml", resources.files(__package__).joinpath(f"{name}.yaml").read_text())
-
-    @classmethod
-    def read(cls, folder: Path) -> Facts:
-        """Read `facts.yaml` in a folder of prepared cases.
-
-        Raises:
-            InputError: The file is not YAML or lacks a fact.
-            OSError: The file cannot be read.
-        """
-        return cls._parse(str(folder / FACTS), (folder / FACTS).read_text())
-
-    @classmethod
-    def _parse(cls, name: str, text: str) -> Facts:
-        try:
-            content = yaml.safe_load(text)
-            return cls(**{field.name: content[field.name] for field in fields(cls) if field.name in content})
-        except (TypeError, yaml.YAMLError) as error:
-            reason = textwrap.shorten(str(error), 200)
-            raise InputError(f"{name}: expected the facts of a data set, got a file without them: {reason}") from error
-
-    def write(self, folder: Path) -> None:
-        """Write `facts.yaml` into a folder of prepared cases."""
-        write_text(folder / FACTS, yaml.safe_dump(asdict(self), sort_keys=False))
-
-    def for_source(self, source: Path, image_size: Sequence[int] | None = None) -> Facts:
-        """Return these facts for the cases in a folder, prepared at another in-plane size if one is given.
-
-        Raises:
-            InputError: The size is not two positive numbers.
-        """
-        size = self.image_size if image_size is None else image_size
-        if np.shape(size) != (2,) or min(size) < 1:
-            raise InputError(f"image_size: expected two positive numbers, got {size}")
-        return replace(self, image_size=list(size), source=str(source.resolve()))
-
-    def transforms(self) -> Compose:
-        """Build `volume_transforms`."""
-        return Compose(ConfigParser(asdict(self)).get_parsed_content("volume_transforms"))
+    content = {key: value for key, value in _config(name)["facts"].items() if key not in ("_target_", "file")}
+    size = content["image_size"] if image_size is None else image_size
+    if not isinstance(size, list | tuple) or len(size) != 2 or any(not _is_size(side) for side in size):
+        raise InputError(
+            f"image_size: expected two whole numbers, multiples of {MULTIPLE}, such as 192,192, got {size}"
+        )
+    if slice_axis not in (None, 0, 1, 2):
+        raise InputError(f"slice_axis: expected 0, 1 or 2, got {slice_axis}")
+    if slice_axis is not None and "@slice_axis" not in str(_config(name)["volume_transforms"]):
+        raise InputError(f"slice_axis: expected none for data like {name}, whose slices are axial, got {slice_axis}")
+    content["crop_size"] = [min(sides) for sides in zip(size, content["crop_size"], strict=True)]
+    content |= {"image_size": list(size), "slice_axis": slice_axis, "source": str(source.resolve())}
+    return Facts.parse(content, f"{name}.yaml")
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file completely or not at all, and leave it untouched if it holds the text already."""
-    if not path.is_file() or path.read_text() != text:
-        unfinished = path.with_name(f".{path.name}")
-        unfinished.write_text(text)
-        unfinished.replace(path)
+def volume_transforms(facts: Facts) -> Compose:
+    """Build the transforms from loaded, channel-first volumes to the network's grid and intensities.
+
+    The transforms are the package's own; of the facts, only `image_size` and `slice_axis` enter, as values.
+    """
+    config = ConfigParser(
+        {
+            "image_size": list(facts.image_size),
+            "slice_axis": facts.slice_axis,
+            "volume_transforms": _config(facts.dataset)["volume_transforms"],
+        }
+    )
+    return Compose(config.get_parsed_content("volume_transforms"))
+
+
+def _config(name: str) -> dict[str, Any]:
+    return yaml.safe_load(resources.files(__package__).joinpath(f"{name}.yaml").read_text())
+
+
+def _is_size(side: object) -> bool:
+    return type(side) is int and side > 0 and side % MULTIPLE == 0

@@ -13,32 +13,40 @@ import signal
 import sys
 import textwrap
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from tqdm import tqdm
 
-from calib_components.data import IMAGE, UNFINISHED
-from calib_components.errors import InputError
-from calib_components.tools.preparation.case import Case, prepare_case
-from calib_components.tools.preparation.facts import FACTS, RECIPE, Facts
-from calib_components.tools.preparation.split import write_datalist
+from calib_components.data import IMAGE, UNFINISHED, check_whole, write_case
+from calib_components.errors import InputError, reading
+from calib_components.facts import FACTS, Facts, write_facts
+from calib_components.tools.preparation.case import Case, read_done, transform_case
+from calib_components.tools.preparation.split import FOLD, check_folds, write_datalists
+
+# The facts that decide what a prepared case holds: cases prepared with different ones must not mix.
+RECIPE = ("dataset", "source", "in_channels", "label_codes", "image_size", "slice_axis")
 
 
 def prepare_cases(
     cases: Sequence[Case],
     facts: Facts,
     out: Path,
+    *,
     fractions: Sequence[float],
     seed: int,
-    workers: int | None,
-    skip_bad: bool,
+    folds: int | None = None,
+    workers: int | None = None,
+    skip_bad: bool = False,
+    ignore_headers: bool = False,
 ) -> None:
     """Prepare the cases that `out` lacks, then write `out/datalist.json` for all of them.
 
@@ -48,57 +56,103 @@ def prepare_cases(
         out: Folder of the prepared cases; created if missing.
         fractions: Shares of the patients for training, validation and testing; they sum to 1.
         seed: Seed of the split.
+        folds: Number of folds of a cross-validation to list as well.
         workers: Number of processes, and so of cases in memory; None for one per core, at most 8.
         skip_bad: Leave bad cases out and list them at the end; otherwise the first one, by name, is an error.
+        ignore_headers: See `load_case`.
 
     Raises:
-        InputError: An argument or a case is not as expected, `out` holds cases that were prepared differently, or a
-            patient would change the split that it has in the present `datalist.json`.
+        InputError: An argument or a case is not as expected, `out` holds cases that were prepared differently or cannot
+            be written, or a patient would change the split that it has in the present lists.
         ChildProcessError: A worker process was killed.
     """
-    if np.shape(fractions) != (3,) or min(fractions) < 0 or not math.isclose(sum(fractions), 1, abs_tol=1e-6):
-        raise InputError(f"fractions: expected three numbers of at least 0 that sum to 1, got {fractions}")
     cases = sorted(cases, key=lambda case: case.name)
+    _check_arguments(cases, fractions, seed, folds, workers)
+    _check_folders(Path(facts.source), out)
+    with ExitStack() as stack:
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            lock = stack.enter_context(open(out / ".lock", "w"))
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"{out}: expected no other run that prepares it, got one") from None
+        except OSError as error:
+            raise InputError(f"{out}: expected a folder that can be written, got {error.strerror}") from error
+        for unfinished in out.glob(f"{UNFINISHED}*"):
+            is_folder = unfinished.is_dir() and not unfinished.is_symlink()
+            shutil.rmtree(unfinished) if is_folder else unfinished.unlink()
+        prepared = {file.parent.name for file in out.glob(f"*/{IMAGE}")}
+        facts = replace(facts, pixel_size=_check_recipe(facts, out).pixel_size if prepared else None)
+        write_facts(facts, out)
+        print("classes:", ", ".join(f"{index} {name}" for index, name in enumerate(facts.class_names)))
+
+        sources: dict[str, Any] = {case.name: read_done(case, facts, out, ignore_headers) for case in cases}
+        missing = [case for case in cases if sources[case.name] is None]
+        kept = len(cases) - len(missing)
+        attempt = functools.partial(_attempt, facts=facts, out=out, ignore_headers=ignore_headers)
+        made, problems = _prepare(missing, attempt, workers or min(os.cpu_count() or 1, 8), out.name, skip_bad)
+        for problem in problems.values():
+            print(f"skipped: {problem}", file=sys.stderr)
+        sources |= made
+        done = [case for case in cases if case.name not in problems]
+        if not done:
+            raise InputError(f"{out}: expected at least one good case, got none")
+        again = len(prepared & made.keys())
+        print(f"{out}: {kept} case(s) kept, {len(made)} made" + (f", of these {again} anew" if again else ""))
+        _print_notes({case.name: sources[case.name] for case in done}, facts)
+        if gone := sorted(prepared - {case.name for case in cases}):
+            print(f"{out}: {_such_as(gone, 'prepared case')} not in the data set any more, and not listed")
+        training = write_datalists(done, facts, out, fractions, seed, folds)
+        if not folds and (stale := sorted(out.glob(FOLD.format("*")))):
+            print(f"{stale[0]}: kept as it is, and {len(stale) - 1} more; give --folds to list the folds again")
+        write_facts(replace(facts, pixel_size=_pixel_size(out, training or [case.name for case in done])), out)
+
+
+def _check_arguments(
+    cases: Sequence[Case], fractions: Sequence[float], seed: int, folds: int | None, workers: int | None
+) -> None:
+    if np.shape(fractions) != (3,) or not min(fractions) >= 0 or not math.isclose(sum(fractions), 1, abs_tol=1e-6):
+        raise InputError(f"fractions: expected three numbers of at least 0 that sum to 1, got {fractions}")
+    if seed < 0:
+        raise InputError(f"seed: expected a whole number of at least 0, got {seed}")
+    if workers is not None and workers < 1:
+        raise InputError(f"workers: expected a whole number of at least 1, got {workers}")
+    check_folds(folds, len({case.patient for case in cases}))
     for first, second in itertools.pairwise(cases):
         if first.name == second.name:
             raise InputError(f"{second.label}: expected one case {second.name}, got a second besides {first.label}")
 
-    out.mkdir(parents=True, exist_ok=True)
-    with open(out / ".lock", "w") as lock:
+
+def _check_folders(source: Path, out: Path) -> None:
+    """Refuse to write among the files of a data set, whose folders might be taken for prepared ones."""
+    out = out.resolve()
+    if out == source or out in source.parents or source in out.parents:
+        raise InputError(f"{out}: expected a folder apart from the data set's, got one that holds or is in {source}")
+
+
+def _check_recipe(facts: Facts, out: Path) -> Facts:
+    """Return the facts that the present cases were prepared with, which must be the same."""
+    file = out / FACTS
+    with reading(file, "the facts of the cases there"):
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"{out}: expected no other run that prepares it, got one") from None
-        for unfinished in out.glob(f"{UNFINISHED}*"):
-            shutil.rmtree(unfinished)
-        if any(out.glob(f"*/{IMAGE}")):
-            _check_recipe(facts, out)
-        facts.write(out)
-        problems = _prepare_missing(cases, facts, out, workers or min(os.cpu_count() or 1, 8), skip_bad)
-        done = [case for case in cases if case.name not in problems]
-        for problem in problems.values():
-            print(f"skipped: {problem}", file=sys.stderr)
-        if not done:
-            raise InputError(f"{out}: expected at least one good case, got none")
-        write_datalist(done, facts, out, fractions, seed)
-
-
-def _check_recipe(facts: Facts, out: Path) -> None:
-    present = Facts.read(out)
+            present = Facts.parse(yaml.safe_load(file.read_text()), str(file))
+        except InputError as error:
+            raise InputError(f"{error} in another folder") from error
     for name in RECIPE:
         if getattr(present, name) != getattr(facts, name):
             old, new = (textwrap.shorten(str(getattr(either, name)), 100) for either in (present, facts))
             raise InputError(
-                f"{out / FACTS}: expected {name} {new}, got {old}, which the cases there were prepared with; choose "
-                "another folder"
+                f"{file}: expected {name} {new}, got {old}, which the cases there were prepared with; choose another "
+                "folder"
             )
+    return present
 
 
-def _prepare_missing(cases: Sequence[Case], facts: Facts, out: Path, workers: int, skip_bad: bool) -> dict[str, str]:
-    """Prepare what is missing; return what is wrong with each bad case, or raise it."""
-    missing = [case for case in cases if not (out / case.name).is_dir()]
-    attempt = functools.partial(_attempt, facts=facts, out=out)
-    problems = {}
+def _prepare(
+    missing: Sequence[Case], attempt: Callable[[Case], Any], workers: int, name: str, skip_bad: bool
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Prepare what is missing; return what is recorded of each good case, and what is wrong with each bad one."""
+    made, problems = {}, {}
     with ExitStack() as stack:
         run: Callable[..., Any] = map
         if min(workers, len(missing)) > 1:
@@ -108,24 +162,49 @@ def _prepare_missing(cases: Sequence[Case], facts: Facts, out: Path, workers: in
             stack.callback(pool.shutdown, cancel_futures=True)
             run = pool.map
         try:
-            bar = tqdm(run(attempt, missing), out.name, len(missing), unit="case", leave=False, disable=None)
-            for case, problem in zip(missing, stack.enter_context(bar), strict=True):
+            bar = tqdm(run(attempt, missing), name, len(missing), unit="case", leave=False, disable=None)
+            for case, (source, problem) in zip(missing, stack.enter_context(bar), strict=True):
                 if problem and not skip_bad:
                     raise InputError(problem)
                 if problem:
                     problems[case.name] = problem
+                else:
+                    made[case.name] = source
         except BrokenProcessPool:
             reason = "a worker process died, perhaps for lack of memory; try fewer --workers"
             raise ChildProcessError(reason) from None
-    return problems
+    return made, problems
 
 
-def _attempt(case: Case, facts: Facts, out: Path) -> str:
+def _attempt(case: Case, facts: Facts, out: Path, ignore_headers: bool) -> tuple[dict[str, Any], str]:
+    """Prepare a case; return what is recorded of it, and what is wrong with it. An error is one of writing."""
     try:
-        prepare_case(case, facts, out)
+        data = transform_case(case, facts, ignore_headers)
     except InputError as error:
-        return str(error)
-    return ""
+        return {}, str(error)
+    write_case(out / case.name, data["image"], data["label"], data["image"].affine, data["source"], replace=True)
+    return data["source"], ""
+
+
+def _print_notes(sources: Mapping[str, Mapping[str, Any]], facts: Facts) -> None:
+    """Say what was found in the prepared cases that need not be wrong but may be."""
+    if turned := [file for source in sources.values() for file in source["turned"]]:
+        print(f"{_such_as(turned, 'file')} turned onto the voxels of the image, as the headers state")
+    if empty := [name for name, source in sources.items() if source["classes"] == [0]]:
+        print(f"{_such_as(empty, 'case')} without any structure in the label")
+    seen = {index for source in sources.values() for index in source["classes"]}
+    if unseen := [name for index, name in enumerate(facts.class_names) if index not in seen]:
+        print(f"in no label of any case: {', '.join(unseen)}")
+
+
+def _such_as(names: Sequence[str], kind: str) -> str:
+    return f"{len(names)} {kind}(s), such as {names[0]},"
+
+
+def _pixel_size(out: Path, names: Sequence[str]) -> list[float]:
+    """The smallest and largest side of a pixel in these cases, in millimetres."""
+    sides = [float(side) for name in names for side in check_whole(out / name / IMAGE).header.get_zooms()[:2]]
+    return [round(min(sides), 4), round(max(sides), 4)]
 
 
 def _start_worker() -> None:

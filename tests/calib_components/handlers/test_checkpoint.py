@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +15,7 @@ from ignite.engine import Events
 from monai.engines import SupervisedTrainer
 
 from calib_components.errors import InputError
+from calib_components.facts import Facts, read_facts
 from calib_components.handlers import TrainingCheckpoint
 
 
@@ -59,11 +62,52 @@ def test_a_run_without_amp_goes_on_with_it(tmp_path: Path) -> None:
     assert train(tmp_path, amp=True, resume=True)["epoch"] == 4
 
 
-def test_resuming_a_run_of_other_length_is_an_error(tmp_path: Path) -> None:
-    before = train(tmp_path, stop_after=1)
-    with pytest.raises(InputError, match=r"last.pt: expected .* of 8 epochs, got one of 4, .* set max_epochs to 4, or"):
-        train(tmp_path, max_epochs=8, resume=True)
+def test_resuming_with_other_data_is_an_error(tmp_path: Path) -> None:
+    datalist = tmp_path / "datalist.json"
+    datalist.write_text("{}")
+    before = train(tmp_path, stop_after=1, datalist=datalist)
+    datalist.write_text('{"training": []}')
+    with pytest.raises(InputError, match=r"last.pt: expected .* the same settings, got .* other datalist \(.*now"):
+        train(tmp_path, resume=True, datalist=datalist)
     assert torch.load(tmp_path / "last.pt", weights_only=True) == before
+
+
+@pytest.mark.parametrize(
+    ("damage", "got"),
+    [
+        (lambda file: file.write_bytes(b""), "got "),
+        (lambda file: file.write_bytes(file.read_bytes()[:300]), "got "),
+        (lambda file: torch.save({"network": {}}, file), "got one that lacks 'settings'"),
+        (lambda file: torch.save(SimpleNamespace(), file), "got Weights only load failed"),
+    ],
+    ids=["empty", "truncated", "other", "pickled code"],
+)
+def test_a_broken_checkpoint_is_named(tmp_path: Path, damage: Callable[[Path], Any], got: str) -> None:
+    train(tmp_path, stop_after=1)
+    damage(tmp_path / "last.pt")
+    with pytest.raises(InputError, match=rf"last.pt: expected a checkpoint of a training, {got}"):
+        train(tmp_path, resume=True)
+
+
+def test_a_full_disk_leaves_the_files_of_the_epoch_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = train(tmp_path, stop_after=1)
+
+    def fill(state: Any, file: Path) -> None:
+        file.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", fill)
+        with pytest.raises(InputError, match=r"model.pt: expected a file that can be written, got No space left"):
+            train(tmp_path, resume=True)
+    assert torch.load(tmp_path / "last.pt", weights_only=True) == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["last.pt", "model.pt"]
+
+
+def test_facts_are_beside_the_weights(tmp_path: Path) -> None:
+    facts = Facts("acdc", 2, 1, ["background", "heart"], [0, 1], {"heart": [1]}, [], [16, 16], [16, 16])
+    train(tmp_path, stop_after=1, facts=facts)
+    assert read_facts(tmp_path / "model.pt", **{**asdict(facts), "in_channels": 2}) == facts
 
 
 def test_epoch_is_saved_after_all_other_handlers_even_those_attached_later(tmp_path: Path) -> None:

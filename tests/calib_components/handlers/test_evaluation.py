@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +13,15 @@ import numpy as np
 import pytest
 import torch
 from ignite.engine import Engine
+from matplotlib.figure import Figure
+from monai.data import MetaTensor
 from monai.handlers import IgniteMetricHandler, from_engine
 
 from calib_components import figures
-from calib_components.errors import InputError
-from calib_components.handlers import EvaluationWriter
-from calib_components.handlers.evaluation import (
-    FILES,
-    _replace_files,
-    read_calibration,
-    read_cases,
-    read_logits,
-    read_summary,
-)
+from calib_components.errors import InputError, printable
+from calib_components.handlers import EvaluationWriter, check_case
+from calib_components.handlers.evaluation import read_calibration, read_cases, read_logits, read_summary
+from calib_components.handlers.evaluation_files import FILES, replace_files
 from calib_components.metrics import (
     CalibrationMetric,
     DSCMetric,
@@ -35,7 +33,7 @@ from calib_components.metrics import (
     structure_masks,
 )
 
-STRUCTURES = [[1], [1, 2]]
+STRUCTURES = {"core": [1], "whole": [1, 2]}
 CASES = 3
 
 
@@ -54,7 +52,7 @@ def example(case: int) -> dict[str, Any]:
         "label": label,
         "logits": logits,
         "pred": pred,
-        **{name: structure_masks(mask, STRUCTURES) for name, mask in masks.items()},
+        **{name: structure_masks(mask, [*STRUCTURES.values()]) for name, mask in masks.items()},
     }
 
 
@@ -62,7 +60,11 @@ def files(folder: Path) -> set[str]:
     return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
 
 
-def evaluate(folder: Path, cases: int = CASES) -> Engine:
+def evaluate(folder: Path, cases: int = CASES, **changed: Any) -> Engine:
+    return run(folder, [{**example(case), **changed} for case in range(cases)])
+
+
+def run(folder: Path, items: Iterable[dict[str, Any]]) -> Engine:
     engine = Engine(lambda engine, batch: batch)
     masks = from_engine(["pred_masks", "label_masks"])
     metrics = {
@@ -77,13 +79,13 @@ def evaluate(folder: Path, cases: int = CASES) -> Engine:
     writer = EvaluationWriter(
         folder,
         metrics,
-        ["core", "whole"],
+        STRUCTURES,
         ["air", "core", "rim"],
         from_engine("case"),
         from_engine(["image", "pred", "label"]),
     )
     writer.attach(engine)
-    engine.run([[example(case)] for case in range(cases)])
+    engine.run([[item] for item in items])
     return engine
 
 
@@ -150,7 +152,7 @@ def test_next_evaluation_replaces_all_files_and_leaves_others(tmp_path: Path) ->
     (tmp_path / "cases" / "scan.nii.gz").touch()
     evaluate(tmp_path, cases=2)
     assert read_summary(tmp_path)["cases"] == 2
-    assert files(tmp_path) == {*FILES, "model.pt", "cases/scan.nii.gz"}
+    assert files(tmp_path) == {*FILES, "model.pt", "cases/scan.nii.gz"} - {"cases/median.png"}  # none of two cases
 
 
 def test_pictures_of_an_earlier_evaluation_go_if_there_are_none_now(tmp_path: Path) -> None:
@@ -159,7 +161,7 @@ def test_pictures_of_an_earlier_evaluation_go_if_there_are_none_now(tmp_path: Pa
     for name in FILES:
         if not name.startswith("cases"):
             (tmp_path / "new" / name).write_text("new")
-    _replace_files(tmp_path / "new", tmp_path)
+    replace_files(tmp_path / "new", tmp_path)
     assert list((tmp_path / "cases").iterdir()) == []
     assert (tmp_path / "summary.json").read_text() == "new"
 
@@ -177,16 +179,49 @@ def test_names_of_cases_may_hold_any_character(tmp_path: Path) -> None:
     assert read_cases(tmp_path)[0] == [name]
 
 
+@pytest.fixture
+def titles(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Titles of the pictures of cases; to save time, reliability diagrams are left empty."""
+    seen: list[str] = []
+    draw = figures.uncertainty_overlay
+
+    def overlay(*args: Any, title: str, **options: Any) -> Figure:
+        seen.append(title)
+        return draw(*args, title=title, **options)
+
+    monkeypatch.setattr(figures, "uncertainty_overlay", overlay)
+    monkeypatch.setattr(figures, "reliability_diagram", lambda *_, **__: Figure())
+    return seen
+
+
+@pytest.mark.filterwarnings("ignore:Glyph")
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["x$_$y", "_", "a\\b^"],
+        ["a\r\n\tb\0", "not UTF-8 \udcff", "%s{}"],
+        ["\u5fc3", "long" * 60, "=1+1"],
+        ["$", " ", "..."],
+    ],
+)
+def test_no_name_loses_the_evaluation(names: list[str], tmp_path: Path, titles: list[str]) -> None:
+    run(tmp_path, [{**example(i), "case": name} for i, name in enumerate(names)])
+    assert read_cases(tmp_path)[0] == names
+    assert files(tmp_path) == set(FILES)
+    assert {title.split("\n")[0] for title in titles} == {printable(name) for name in names}
+
+
 def test_failure_leaves_the_earlier_evaluation_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     evaluate(tmp_path)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*.*") if path.is_file()}
 
     def fail(*_: Any, **__: Any) -> None:
         assert (tmp_path / ".unfinished-evaluation" / "summary.json").is_file()  # tables come before figures
-        raise OSError("no space left on device")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(figures, "reliability_diagram", fail)
-    with pytest.raises(OSError, match="no space left"):
+    message = f"{tmp_path}: expected a folder that an evaluation can be written to, got No space left on device"
+    with pytest.raises(InputError, match=f"^{message}$"):
         evaluate(tmp_path, cases=2)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*.*") if path.is_file()} == before
     assert not (tmp_path / ".unfinished-evaluation").exists()
@@ -202,9 +237,10 @@ def test_replacement_that_fails_halfway_leaves_no_summary(tmp_path: Path, monkey
         return replace(source, target)
 
     monkeypatch.setattr(Path, "replace", fail)
-    with pytest.raises(OSError, match="disk is gone"):
+    with pytest.raises(InputError, match="disk is gone"):
         evaluate(tmp_path, cases=2)
-    assert not (tmp_path / "summary.json").exists()
+    assert files(tmp_path) == {"cases.csv", "calibration.json"}  # of the new evaluation: no summary, nothing old
+    assert read_cases(tmp_path)[0] == ["case0", "case1"]
 
 
 def test_cece_is_among_the_metrics_of_the_engine(tmp_path: Path) -> None:
@@ -218,7 +254,7 @@ def test_cece_is_among_the_metrics_of_the_engine(tmp_path: Path) -> None:
 def test_metrics_that_it_needs_are_checked_at_once(tmp_path: Path) -> None:
     handlers = {"dsc": IgniteMetricHandler(DSCMetric()), "ece": IgniteMetricHandler(ECEMetric())}
     with pytest.raises(ValueError, match="metrics: expected a handler of a CalibrationMetric called 'ece', got ECEMet"):
-        EvaluationWriter(tmp_path, handlers, [], [], from_engine("case"), from_engine("image"))
+        EvaluationWriter(tmp_path, handlers, {}, [], from_engine("case"), from_engine("image"))
 
 
 def test_what_a_killed_evaluation_left_is_cleared(tmp_path: Path) -> None:
@@ -229,22 +265,43 @@ def test_what_a_killed_evaluation_left_is_cleared(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("read", "name", "content"),
+    ("read", "name", "content", "message"),
     [
-        (read_cases, "cases.csv", ""),
-        (read_cases, "cases.csv", "case,dsc_core\na,good\n"),
-        (read_cases, "cases.csv", None),
-        (read_summary, "summary.json", "{"),
-        (read_calibration, "calibration.json", '{"pooled": {"top_label": {"count": [[1]]}}}'),
-        (read_calibration, "calibration.json", "{}"),
-        (read_logits, "logits.json", '{"class_names": []}'),
-        (read_logits, "logits.json", None),
+        (read_cases, "cases.csv", "", "the cases of an evaluation, got a table without cases"),
+        (read_cases, "cases.csv", "case,dsc_core\n", "got a table without cases"),
+        (read_cases, "cases.csv", "name,dsc_core\na,1\n", "got a table without cases"),
+        (read_cases, "cases.csv", "case,dsc_core\na,good\n", "got could not convert string to float: 'good'"),
+        (read_cases, "cases.csv", "case,dsc_core\na,1\nb,1,2\n", "got 3 cells of case 2 in 2 columns"),
+        (read_cases, "cases.csv", "case,dsc_core\na,1\nb\n", "got 1 cells of case 2 in 2 columns"),
+        (read_cases, "cases.csv", "case,ece\na,1\na,1\n", "got a 2 times"),
+        (read_cases, "cases.csv", "case,ece,ece\na,1,2\n", "got ece 2 times"),
+        (read_cases, "cases.csv", "case,ece\na,inf\n", "got infinite values"),
+        (read_cases, "cases.csv", 'case,ece\n"a,1\n', "got unexpected end of data"),
+        (read_cases, "cases.csv", "\x89PNG\r\n\x1a\n\0", "got "),
+        (read_cases, "cases.csv", None, "got No such file or directory"),
+        (read_summary, "summary.json", "{", "the summary of an evaluation, got Expecting property name"),
+        (read_summary, "summary.json", "[]", "got "),
+        (read_summary, "summary.json", "{}", "got one that lacks 'missed'"),
+        (read_summary, "summary.json", '{"missed": 1, "spurious": []}', "got no list of missed or of spurious"),
+        (read_calibration, "calibration.json", '{"pooled": {"top_label": {"count": [[1]]}}}', "the bins of an evaluat"),
+        (read_calibration, "calibration.json", '{"pooled": {}}', "got one that lacks 'top_label'"),
+        (read_calibration, "calibration.json", "{}", "got one that lacks 'pooled'"),
+        (read_calibration, "calibration.json", "[" * 100_000, "got "),
+        (read_logits, "logits.json", '{"class_names": []}', "the logits of an evaluation, got one that lacks 'magnit"),
+        (
+            read_logits,
+            "logits.json",
+            '{"class_names": ["a"], "magnitudes": [[1, 2]]}',
+            r"got magnitudes of shape \(1, 2",
+        ),
+        (read_logits, "logits.json", '{"class_names": ["a"], "magnitudes": [["b"]]}', "got could not convert string"),
+        (read_logits, "logits.json", None, "got No such file or directory"),
     ],
 )
-def test_broken_file_is_named(read: Any, name: str, content: str | None, tmp_path: Path) -> None:
+def test_broken_file_is_named(read: Any, name: str, content: str | None, message: str, tmp_path: Path) -> None:
     if content is not None:
         (tmp_path / name).write_text(content)
-    with pytest.raises(InputError, match=rf"^{tmp_path}/{name}: expected a readable file, got .") as error:
+    with pytest.raises(InputError, match=rf"^{tmp_path}/{name}: expected .*{message}") as error:
         read(tmp_path)
     assert "\n" not in str(error.value)
 
@@ -258,3 +315,158 @@ def test_bins_of_version_0_1_are_read(evaluation: Path, tmp_path: Path) -> None:
     (tmp_path / "calibration.json").write_text(json.dumps(content))
     for kind, bins in read_calibration(tmp_path).items():
         assert bins.to_dict() == read_calibration(evaluation)[kind].to_dict()
+
+
+def test_measures_without_a_value_are_null_in_json(tmp_path: Path) -> None:
+    def refuse(constant: str) -> None:
+        raise ValueError(constant)
+
+    evaluate(tmp_path, cases=1, label=torch.zeros(1, 8, 7, 4), label_masks=torch.zeros(2, 8, 7, 4).bool())
+    for name in ("summary.json", "calibration.json", "logits.json"):
+        json.loads((tmp_path / name).read_text(), parse_constant=refuse)  # of NaN, which only Python reads
+    summary = read_summary(tmp_path)
+    assert summary["ece_pooled"] is None  # over the foreground, which there is none of
+    assert summary["dsc"] == {"mean": 0, "std": None, "n": 1}
+
+
+@pytest.mark.parametrize(("cases", "names"), [(1, ["best"]), (2, ["best", "worst"]), (3, ["best", "median", "worst"])])
+def test_no_picture_is_there_twice(cases: int, names: list[str], tmp_path: Path, titles: list[str]) -> None:
+    evaluate(tmp_path, cases)
+    assert sorted(path.stem for path in (tmp_path / "cases").iterdir()) == names
+    assert len({title.splitlines()[0] for title in titles}) == len(titles) == cases
+    _, columns = read_cases(tmp_path)
+    dsc = (columns["dsc_core"] + columns["dsc_whole"]) / 2
+    assert [float(title.split()[2]) for title in titles] == [round(value, 3) for value in sorted(dsc)]
+
+
+def certain(classes: torch.Tensor, num_classes: int = 3) -> torch.Tensor:
+    """Logits `(N, *S)` of a network that is right about classes `(1, *S)`."""
+    return 9.0 * torch.nn.functional.one_hot(classes[0].long(), num_classes).movedim(-1, 0)
+
+
+def predicted(label: torch.Tensor, found: torch.Tensor) -> dict[str, Any]:
+    """A case of this label of which the network is certain of the classes found."""
+    logits = certain(found)
+    masks = {"label_masks": label, "pred_masks": found}
+    return {
+        **example(0),
+        "label": label,
+        "logits": logits,
+        "pred": logits.softmax(0),
+        **{name: structure_masks(mask, [*STRUCTURES.values()]) for name, mask in masks.items()},
+    }
+
+
+def test_title_has_the_scores_of_the_slice_that_is_drawn(tmp_path: Path, titles: list[str]) -> None:
+    label = torch.zeros(1, 8, 8, 2, dtype=torch.uint8)
+    label[0, :4, :4, 0] = 1  # most foreground, of which half is found
+    label[0, 0, :2, 1] = 1
+    label[0, 7, 7, 1] = 2
+    found = label.clone()
+    found[0, :2, :, 0] = 0
+    run(tmp_path, [predicted(label, found)])
+    # Core: 2 * 10 / (18 + 10) in the volume and 2 * 8 / (16 + 8) in the slice. Whole: 2 * 11 / (19 + 11) and the same.
+    assert titles == ["case0\nDSC 0.724 of the volume, 0.667 of this slice"]
+
+
+def test_title_names_the_structures_missed_in_the_slice(tmp_path: Path, titles: list[str]) -> None:
+    label = torch.zeros(1, 8, 8, 2, dtype=torch.uint8)
+    label[0, :4, :4, 0], label[0, 5, 5, 0], label[0, 5, 5, 1] = 2, 1, 1
+    found = label.clone()
+    found[0, 5, 5, 0] = 0  # core is found in the other slice alone
+    run(tmp_path, [predicted(label, found)])
+    scores, missed = titles[0].splitlines()[1:]
+    assert scores == "DSC 0.819 of the volume, 0.485 of this slice"  # (2/3 + 34/35) / 2 and (0 + 32/33) / 2
+    assert missed == "missed in this slice: core"
+
+
+def test_case_without_foreground_shows_what_was_predicted_in_it(tmp_path: Path, titles: list[str]) -> None:
+    label = torch.zeros(1, 8, 8, 3, dtype=torch.uint8)
+    found = label.clone()
+    found[0, 2:4, 2:4, 2] = 1
+    run(tmp_path, [predicted(label, found)])
+    assert titles == ["case0\nDSC 0.000 of the volume, 0.000 of this slice"]
+
+
+def test_case_that_comes_twice_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"^case1: expected each case once in an evaluation, got it 2 times$"):
+        run(tmp_path, [example(0), example(1), {**example(2), "case": "/other/case1"}])
+    assert files(tmp_path) == set()
+
+
+def test_as_many_names_as_channels(tmp_path: Path) -> None:
+    four = torch.rand(4, 8, 7, 4).softmax(0)
+    with pytest.raises(
+        InputError, match=r"^class_names: expected 4 names, one per channel of the network, got air, co"
+    ):
+        evaluate(tmp_path, cases=1, logits=four, pred=four)
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ("file", "file/eval: expected a folder that an evaluation can be written to, got Not a directory"),
+        ("cases", "cases/eval/cases: expected a folder of pictures or nothing, got a file"),
+        ("hidden", "hidden/eval: expected a folder that an evaluation can be written to, got File exists"),
+    ],
+)
+def test_place_that_cannot_be_written_is_named_before_the_work(place: str, message: str, tmp_path: Path) -> None:
+    blocked = {"file": "file", "cases": "cases/eval/cases", "hidden": "hidden/eval/.unfinished-evaluation"}[place]
+    (tmp_path / blocked).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / blocked).write_text("mine")
+    started = []
+
+    def items() -> Any:
+        started.append(True)
+        yield example(0)
+
+    with pytest.raises(InputError, match=f"^{tmp_path}/{message}$"):
+        run(tmp_path / place / "eval", items())
+    assert files(tmp_path) == {blocked}
+
+
+def test_pictures_of_more_than_255_classes_show_the_right_one() -> None:
+    from calib_components.handlers.evaluation import _largest_slice
+
+    label = torch.full((1, 2, 2, 1), 300)
+    drawn = _largest_slice(torch.zeros(1, 2, 2, 1), certain(label, 301).softmax(0), label)
+    assert np.unique(drawn["label"]).tolist() == np.unique(drawn["prediction"]).tolist() == [300]
+
+
+LABEL = torch.tensor([[[0.0, 1], [2, 2]]])
+LOGITS = torch.zeros(3, 2, 2)
+
+
+def test_checked_case_is_the_same_item() -> None:
+    item = {"case": "a", "image": LABEL, "label": LABEL, "pred": LOGITS}
+    assert check_case(item) is item
+
+
+@pytest.mark.parametrize(
+    ("label", "logits", "message"),
+    [
+        (LABEL + 1, LOGITS, "patient1: expected class indices from 0 to 2, those of the network, got 3"),
+        (LABEL.byte() + 253, LOGITS, "patient1: expected class indices from 0 to 2, those of the network, got 253"),
+        (LABEL - 1, LOGITS, "patient1: expected class indices from 0 to 2, those of the network, got -1"),
+        (LABEL / 2, LOGITS, r"patient1: expected class indices from 0 to 2, those of the network, got 0\.5"),
+        (LABEL * torch.nan, LOGITS, "patient1: expected class indices from 0 to 2, those of the network, got nan"),
+        (
+            MetaTensor(LABEL + 9, meta={"filename_or_obj": "data/patient1/label.nii"}),
+            LOGITS,
+            "data/patient1/label.nii: expected class indices from 0 to 2, those of the network, got 9",
+        ),
+        (LABEL, LOGITS * torch.nan, "patient1: expected finite logits, got some that are NaN or infinite; try --amp f"),
+        (LABEL, LOGITS + torch.inf, "patient1: expected finite logits, got some that are NaN or infinite; try --amp f"),
+    ],
+)
+def test_case_that_cannot_be_measured_is_named(label: torch.Tensor, logits: torch.Tensor, message: str) -> None:
+    with pytest.raises(InputError, match=f"^{message}"):
+        check_case({"case": "patient1", "image": LABEL, "label": label, "pred": logits})
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_image_that_cannot_be_measured_is_named(value: float) -> None:
+    image = MetaTensor(LABEL + value, meta={"filename_or_obj": "data/image.nii"})
+    message = "data/image.nii: expected finite values, got some that are NaN or infinite"
+    with pytest.raises(InputError, match=f"^{message}$"):
+        check_case({"case": "patient1", "image": image, "label": LABEL, "pred": LOGITS * value})

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -336,5 +338,25 @@ def test_label_out_of_range_is_an_error_in_compiled_code() -> None:
     logits, target = example(SHAPES[0])
     torch._dynamo.reset()
     compiled = torch.compile(NACLLoss(), backend="aot_eager", fullgraph=True)
-    with pytest.raises(RuntimeError, match="target: expected class indices from 0 to 3"):
+    with pytest.raises(ValueError, match="target: expected class indices from 0 to 3, got values from 2 to 4"):
         compiled(logits, target + 2)
+    with pytest.raises(ValueError, match=r"input: expected finite logits .*, got values from nan to nan"):
+        compiled(logits * math.nan, target)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
+def test_label_out_of_range_does_not_end_the_process_with_inductor() -> None:
+    """In a process of its own with two threads: an assertion in a parallel loop of the compiled code would abort it."""
+    code = """
+import torch
+from calib_components.losses import NACLLoss
+torch.set_num_threads(2)
+logits, labels = torch.randn(4, 4, 128, 128, requires_grad=True), torch.full((4, 1, 128, 128), 4)
+try:
+    torch.compile(NACLLoss(), fullgraph=True)(logits, labels)
+except ValueError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "target: expected class indices from 0 to 3, got values from 4 to 4\n"

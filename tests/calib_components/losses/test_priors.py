@@ -212,6 +212,19 @@ def test_reversing_the_classes_swaps_max_and_min(drawn):
 
 
 @pytest.mark.parametrize("prior", PRIORS)
+@pytest.mark.parametrize("num_classes", [127, 128, 300, 32_768, 40_000])
+def test_classes_beyond_the_range_of_small_integers(prior, num_classes):
+    labels = torch.tensor([[[0, num_classes - 1, num_classes - 1]]])  # one row, so that each column counts three times
+    result = neighbor_prior(labels, num_classes, prior)[0, :, 0, 1]
+    largest = {"mean": 2 / 3, "min": 0}.get(prior, 1)
+    if prior != "gaussian":
+        assert result[-1] == pytest.approx(largest)
+        assert result[0] == pytest.approx(1 - largest)
+    assert result[[0, -1]].sum() == pytest.approx(1)
+    assert not result[1:-1].any()
+
+
+@pytest.mark.parametrize("prior", PRIORS)
 def test_constant_map_gives_its_one_hot(prior):
     result = neighbor_prior(torch.full((1, 3, 4, 3), 2), 4, prior)
     expected = torch.zeros(1, 4, 3, 4, 3)

@@ -19,6 +19,7 @@ from calib_components.metrics import CalibrationBins, calibration_bins, voxels
 from tests.helpers import SHARED
 
 GOLDEN = SHARED / "golden"
+only_0_and_1 = pytest.mark.filterwarnings("ignore:y_pred. expected probabilities, got only 0 and 1")
 
 
 def random_case(seed: int, shape: tuple[int, ...] = (1, 4, 9, 7, 5)) -> tuple[torch.Tensor, torch.Tensor]:
@@ -95,6 +96,7 @@ def test_foreground_and_ignored_voxels_by_hand() -> None:
     assert calibration_bins(y_pred, hand_case()[1], num_bins=4, ignore_index=1).count.sum() == 0
 
 
+@only_0_and_1
 @pytest.mark.parametrize("num_bins", [1, 3, 10, 15, 20, 25, 49, 100])
 def test_float64_edges_belong_to_the_lower_bin(num_bins: int) -> None:
     for edges in (np.arange(num_bins + 1) / num_bins, np.linspace(0, 1, num_bins + 1)):
@@ -104,6 +106,7 @@ def test_float64_edges_belong_to_the_lower_bin(num_bins: int) -> None:
         assert bins.count[0, 0].tolist() == [2] + [1] * (num_bins - 1)
 
 
+@only_0_and_1
 @settings(deadline=None)
 @given(st.integers(1, 200), st.floats(0, 1, width=32), st.booleans())
 def test_bin_of_a_float32_is_exact(num_bins: int, p: float, near_an_edge: bool) -> None:

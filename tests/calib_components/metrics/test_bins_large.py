@@ -79,9 +79,13 @@ class LargestTensor(TorchDispatchMode):
 
 @pytest.mark.parametrize("metric", [CalibrationMetric(), CalibrationMetric(foreground_only=False), NLLMetric()])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_memory_does_not_grow_with_the_volume(metric: CalibrationMetric | NLLMetric, dtype: torch.dtype) -> None:
-    y_pred = torch.full((1, 4, 96, 96, 96), 0.25, dtype=dtype)
-    y = torch.ones(1, 1, 96, 96, 96, dtype=torch.uint8)
+@pytest.mark.parametrize(("classes", "size"), [(4, 96), (105, 32)])
+def test_memory_does_not_grow_with_the_volume(
+    metric: CalibrationMetric | NLLMetric, dtype: torch.dtype, classes: int, size: int
+) -> None:
+    metric.reset()
+    y_pred = torch.full((1, classes, size, size, size), 1 / classes, dtype=dtype)
+    y = torch.ones(1, 1, size, size, size, dtype=torch.uint8)
     with LargestTensor(y_pred, y) as largest:
         metric(y_pred, y)
     assert largest.bytes <= 8 * voxels.CPU_CHUNK  # a chunk of float64

@@ -20,6 +20,7 @@ def test_values_by_hand() -> None:
     assert brier_score(Y_PRED, Y).item() == pytest.approx((2 * (1 - TRUE_P[1:5]) ** 2).mean())
 
 
+@pytest.mark.filterwarnings("ignore:y_pred. expected probabilities, got only 0 and 1")
 def test_a_probability_of_zero_has_a_finite_nll() -> None:
     impossible = torch.tensor([1.0, 0.0]).view(1, 2, 1)
     assert negative_log_likelihood(impossible, torch.ones(1, 1, 1)).item() == pytest.approx(87.336, abs=1e-3)

@@ -143,6 +143,8 @@ def test_whole_numbers_stay_whole(monkeypatch: pytest.MonkeyPatch) -> None:
         ("--seed=1.5", "--seed: expected a whole number, got '1.5'"),
         ("--limit=none", "--limit: expected a whole number, got 'none'"),
         ("--rate=fast", "--rate: expected a number, got 'fast'"),
+        ("--rate=nan", "--rate: expected a number, got 'nan'"),
+        ("--rates=0,-inf", "--rates: expected a number, or several separated by commas, got '0,-inf'"),
         ("--fast=perhaps", "--fast: expected true or false, got 'perhaps'"),
         ("--sizes=16,x", "--sizes: expected a whole number, or several separated by commas, got '16,x'"),
         ("--rates=", "--rates: expected a number, or several separated by commas, got ''"),
@@ -155,14 +157,55 @@ def test_wrong_type_is_an_error_of_one_line(option: str, message: str, monkeypat
     assert calls == []
 
 
-@pytest.mark.parametrize("arguments", [("--sed=1",), ("extra", "--nothing"), ("--labels=a", "--lables=b")])
-def test_misspelt_option_is_refused_before_any_work(
-    arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("work folder --sed=1", "--sed: expected an option, got no such option; did you mean --seed?"),
+        ("work folder -sed 1", "-sed: expected an option, got no such option; did you mean --seed?"),
+        ("work folder extra --nothing", "--nothing: expected an option, got no such option"),
+        (
+            "work folder --labels=a --lables=b",
+            "--lables: expected an option, got no such option; did you mean --labels?",
+        ),
+        ("work folder --=a", "--: expected an option, got no such option"),
+        ("work folder --", "--: expected an option, got no such option"),
+        ("work folder -x 1", "-x: expected an option, got no such option"),
+        ("work folder -l 1", "-l: expected one option, got one that may be --labels or --limit"),
+        ("work folder --name a --name b", "--name: expected once, got twice"),
+        ("work folder --name a -n b", "-n: expected once, got twice"),
+        ("work", "--folder: expected a value, got none; see tool work --help"),
+        ("work --seed 1", "--folder: expected a value, got none; see tool work --help"),
+        ("work a b 1 0.5 n 1 0.5 true 3 more", "more: expected at most 9 values, folder, labels, sizes, rates, name, "),
+        ("wrok folder", "wrok: expected a command, work, group, got no such command; did you mean work?"),
+        ("group accpt folder", "accpt: expected a command, accept, fail, got no such command; did you mean accept?"),
+        ("--folder x", "--folder: expected a command, work, group, got no such command"),
+        ("group accept folder --=1", "--: expected an option, got no such option"),
+        ("group accept", "--folder: expected a value, got none; see tool group accept --help"),
+        ("group accept folder --x=" + 100_000 * "-" + "1", "--x: expected a value, got '-----"),
+    ],
+)
+def test_mistyped_arguments_are_one_line_before_any_work(
+    arguments: str, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as caught:
-        run(monkeypatch, "work", "folder", *arguments)
-    assert caught.value.code == 2
+        run(monkeypatch, *arguments.split())
+    assert str(caught.value.code).startswith(f"tool: {message}")
+    assert "\n" not in str(caught.value.code)
+    assert capsys.readouterr() == ("", "")
     assert calls == []
+
+
+@pytest.mark.parametrize(
+    "arguments", ["work a -n b", "work --name=b --folder=a", "work -folder a -name=b", "work a --name b"]
+)
+def test_ways_to_write_an_option(arguments: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(monkeypatch, *arguments.split())
+    assert (calls[0]["folder"], calls[0]["name"]) == (Path("a"), "b")
+
+
+def test_options_of_any_name_are_read_as_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    run(monkeypatch, "group", "accept", "1e3", "--a::b=[1,2]", "--c-d", "x", "--e", "-3", "--f")
+    assert calls == [{"folder": Path("1e3"), "a::b": [1, 2], "c_d": "x", "e": -3, "f": True}]
 
 
 def test_help_lists_the_options(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -203,7 +246,7 @@ def test_group_lists_its_commands(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     ("kind", "message"),
     [
         ("input", "data/facts.yaml: expected facts, got nothing"),
-        ("file", "[Errno 2] No such file or directory: 'data'"),
+        ("file", "data: expected a file or folder that can be read and written, got No such file or directory"),
         ("interrupt", "interrupted; run the same command again to continue"),
         ("terminate", "interrupted; run the same command again to continue"),
     ],
@@ -217,7 +260,8 @@ def test_errors_and_interrupts_end_in_one_line(kind: str, message: str, monkeypa
 def test_phantoms_in_a_folder_called_like_a_number(tmp_path: Path) -> None:
     command = [sys.executable, ROOT / "scripts" / "make_phantoms.py", "2024_11_25", "--patients", "1"]
     misspelt = subprocess.run([*command, "--sede", "1"], cwd=tmp_path, check=False, capture_output=True, text=True)
-    assert misspelt.returncode == 2
+    assert misspelt.returncode == 1
+    assert misspelt.stderr == "make_phantoms: --sede: expected an option, got no such option; did you mean --seed?\n"
     assert list(tmp_path.iterdir()) == []
     for seed, code, message in (("0", 0, ""), ("x", 1, "make_phantoms: --seed: expected a whole number, got 'x'\n")):
         done = subprocess.run([*command, "--seed", seed], cwd=tmp_path, check=False, capture_output=True, text=True)

@@ -1,101 +1,19 @@
-"""Results folders that are made up here, and the little of prepared data that planning needs."""
+"""Results folders and prepared data that are made up."""
 
 from __future__ import annotations
 
-import csv
 import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
-from matplotlib.figure import Figure
 
-from calib_components.tools.comparison.results import CellSettings, write_settings
-
-STRUCTURES = ("RV", "MYO", "LV")
-CLASSES = ["background", "right ventricle", "myocardium", "left ventricle"]
-METHODS = {"ce_dice": "CE+DSC", "svls": "SVLS", "nacl": "NACL"}
-PATIENTS = 6
-
-
-def make_finished_cell(folder: Path, method: str, seed: int, ece: float, **training: Any) -> None:
-    """A cell as compare_losses writes it: two cases per patient, random DSC and HD95, and an ECE near `ece`."""
-    rng = np.random.default_rng([seed, *method.encode()])
-    cell = folder / method / f"seed{seed}"
-    (cell / "cases").mkdir(parents=True)
-    cases = [f"patient{i:03d}_frame{j:02d}" for i in range(PATIENTS) for j in (1, 12)]
-    settings = CellSettings(
-        method=method,
-        label=METHODS[method],
-        seed=seed,
-        bundle="acdc_mri_nacl_segmentation",
-        datalist="0" * 64,
-        patients={case: case.partition("_")[0] for case in cases},
-        training={
-            "seed": seed,
-            "max_epochs": 2,
-            "batch_size": 16,
-            "learning_rate": 0.001,
-            "val_interval": 4,
-            "image_size": [64, 64],
-            "crop_size": [48, 48],
-            "network_def": {"channels": [16, 32]},
-            "loss": {"_target_": method},
-            **training,
-        },
-        evaluation={"split": "testing"},
-        overrides={},
-        commands=[],
-        made_with={"torch": "2.13.0", "device": "cpu"},
-    )
-    write_settings(settings, cell)
-    columns = {
-        **{f"dsc_{s}": rng.uniform(0.7, 0.9, len(cases)) for s in STRUCTURES},
-        **{f"hd95_{s}": rng.uniform(1, 5, len(cases)) for s in STRUCTURES},
-        "ece": ece + rng.uniform(-0.01, 0.01, len(cases)),
-        **{name: rng.uniform(0.1, 0.2, len(cases)) for name in ("cece", "nll", "brier")},
-    }
-    columns["dsc_RV"][0], columns["hd95_RV"][0] = 0, np.nan  # missed
-    with open(cell / "cases.csv", "w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["case", *columns])
-        for case, *row in zip(cases, *columns.values(), strict=True):
-            writer.writerow([case, *("" if np.isnan(value) else value for value in row)])
-    (cell / "summary.json").write_text(json.dumps({"missed": [{"case": cases[0], "structure": "RV"}], "spurious": []}))
-    count = rng.integers(1000, 9000, 15)
-    middle = (np.arange(15) + 0.5) / 15
-    bins = {
-        "count": [count.tolist()],
-        "confidence_sum": [(count * middle).tolist()],
-        "num_correct": [(count * middle**2).tolist()],
-    }
-    (cell / "calibration.json").write_text(json.dumps({"pooled": {"top_label": bins}}))
-    logits = {"class_names": CLASSES, "magnitudes": rng.uniform(0, 9, (4, 4)).tolist()}
-    (cell / "logits.json").write_text(json.dumps(logits))
-    (cell / "history.csv").write_text("epoch,seconds,val_dsc\n1,2.5,0.7\n2,2.0,0.8\n")
-    for name in ("best", "median", "worst"):
-        figure = Figure(figsize=(3, 1))
-        figure.suptitle(f"{method} {name}")
-        figure.savefig(cell / "cases" / f"{name}.png")
-
-
-@pytest.fixture
-def make_cell() -> Callable[..., None]:
-    return make_finished_cell
+from tests.calib_components.tools.comparison.made_up import make_datalist, make_results
 
 
 @pytest.fixture
 def results(tmp_path: Path) -> Path:
     """CE+DSC with two seeds, NACL with one; SVLS is planned but not finished."""
-    folder = tmp_path / "results"
-    for method, seed, ece in (("nacl", 0, 0.05), ("ce_dice", 0, 0.13), ("ce_dice", 1, 0.15)):
-        make_finished_cell(folder, method, seed, ece)
-    plan = [{"method": method, "seed": 0, "commands": []} for method in METHODS]
-    plan.append({"method": "ce_dice", "seed": 1, "commands": []})
-    (folder / "plan.json").write_text(json.dumps(plan))
-    return folder
+    return make_results(tmp_path / "results")
 
 
 @pytest.fixture
@@ -103,6 +21,5 @@ def data(tmp_path: Path) -> Path:
     """A folder of prepared data, of which planning reads the list of cases."""
     folder = tmp_path / "data"
     folder.mkdir()
-    case = {"case": "a_1", "patient": "a"}
-    (folder / "datalist.json").write_text(json.dumps({"training": [case], "validation": [case], "testing": [case]}))
+    (folder / "datalist.json").write_text(json.dumps(make_datalist("a", "b", "c")))
     return folder

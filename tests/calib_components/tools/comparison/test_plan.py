@@ -14,10 +14,18 @@ import pytest
 import yaml
 
 from calib_components.errors import InputError
-from calib_components.tools.comparison.plan import PlannedCell, check_comparable, check_unchanged, plan_cell
-from calib_components.tools.comparison.results import write_settings
+from calib_components.facts import read_facts, write_facts
+from calib_components.tools.comparison.cell_settings import write_settings
+from calib_components.tools.comparison.plan import (
+    PlannedCell,
+    check_comparable,
+    check_unchanged,
+    find_folds,
+    plan_cell,
+)
 from calib_components.tools.comparison.settings import PRESETS, Setting
-from tests.helpers import ACDC, ROOT
+from tests.calib_components.tools.comparison.made_up import make_datalist
+from tests.helpers import ACDC
 
 NACL_MAX = next(setting for setting in PRESETS["table3"] if setting.name == "nacl_max")
 
@@ -40,13 +48,14 @@ def test_commands_are_plain_runs_of_the_bundle(data: Path) -> None:
 
 
 def test_settings_are_the_fingerprints_after_overrides(data: Path) -> None:
-    settings = plan(data, max_epochs=2, image_size=[64, 64], num_workers=0).settings
+    settings = plan(data, max_epochs=2, image_size=[64, 64], crop_size=[64, 64], num_workers=0).settings
     assert settings.training["max_epochs"] == 2
     assert settings.training["lr_scheduler"]["milestones"] == [1]
     assert settings.training["crop_size"] == settings.evaluation["crop_size"] == [64, 64]
     assert settings.training["loss"] == {"_target_": "calib_components.losses.NACLLoss", "prior": "max"}
-    assert settings.patients == {"a_1": "a"}
+    assert settings.patients == {"c_1": "c"}
     assert settings.overrides == {}
+    assert (settings.fold, settings.folds) == (None, None)
 
 
 def test_overrides_that_the_fingerprints_do_not_show_are_recorded(data: Path) -> None:
@@ -56,7 +65,7 @@ def test_overrides_that_the_fingerprints_do_not_show_are_recorded(data: Path) ->
     cell = plan(data, **inert, **shown, **hidden)
     assert cell.settings.overrides == hidden
     with pytest.raises(InputError, match=r"not comparable with .*: train::handlers, .* differs"):
-        check_comparable([plan(data, **shown), cell])
+        check_comparable([plan(data, **shown), cell], data.parent / "out")
 
 
 def test_text_that_fire_would_read_as_something_else_is_quoted(data: Path) -> None:
@@ -64,29 +73,29 @@ def test_text_that_fire_would_read_as_something_else_is_quoted(data: Path) -> No
     assert {"--split=testing", "--class_names='2024_11_25'", "--batch_size=8"} <= set(command)
 
 
-def test_facts_of_the_data_replace_those_of_the_bundle(tmp_path: Path) -> None:
-    data = tmp_path / "Bob's data"
-    data.mkdir()
-    (data / "datalist.json").write_text('{"testing": [{"case": "a"}]}')
-    shutil.copy(ROOT / "bundles" / "common" / "flare.yaml", data / "facts.yaml")
+def test_facts_of_the_data_replace_those_of_the_bundle(tmp_path: Path, data: Path) -> None:
+    data = data.rename(tmp_path / "Bob's data")
+    facts = read_facts("absent", **own_facts())
+    write_facts(replace(facts, crop_size=[96, 96], structures={"heart": [1, 2, 3]}), data)
     cell = plan(data)
-    assert cell.settings.training["crop_size"] == [192, 192]
-    assert list(cell.settings.evaluation["structures"]) == ["liver", "kidneys", "spleen", "pancreas"]
-    assert cell.settings.patients == {"a": "a"}
+    assert cell.settings.training["crop_size"] == [96, 96]
+    assert cell.settings.evaluation["structures"] == {"heart": [1, 2, 3]}
     config_file = shlex.split(cell.settings.commands[1])[4].removeprefix("--config_file=")
-    assert ast.literal_eval(config_file) == [
-        f"{ACDC}/configs/train.yaml",
-        f"{data}/facts.yaml",
-        f"{ACDC}/configs/evaluate.yaml",
-    ]
+    assert ast.literal_eval(config_file) == [f"{ACDC}/configs/train.yaml", f"{ACDC}/configs/evaluate.yaml"]
+
+
+def own_facts() -> dict[str, Any]:
+    config = yaml.safe_load((ACDC / "configs" / "train.yaml").read_text())["facts"]
+    return {name: value for name, value in config.items() if name not in ("_target_", "file")}
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("", "expected ids and their values, .* got None"),
-        ("- 3\n", r"expected ids and their values, .* got \[3\]"),
-        ("a: [", "expected a readable file, got .*expected the node content"),
+        ("", "expected the facts of a data set, got None"),
+        ("- 3\n", r"expected the facts of a data set, got \[3\]"),
+        ("a: [", "expected the facts of a data set, got .*expected the node content"),
+        ("crop_size: $__import__('os')._exit(3)\n", "expected the facts of a data set, got none called dataset"),
     ],
 )
 def test_broken_facts_are_an_error(content: str, message: str, data: Path) -> None:
@@ -102,14 +111,14 @@ def test_broken_facts_are_an_error(content: str, message: str, data: Path) -> No
         ({"train::trainer::epochs": 3}, r"--train::trainer::epochs: expected an id of .*, got no such id"),
         ({"seed": 1}, r"--seed: expected an option of the comparison, got one that it sets for each cell"),
         ({"loss::prior": "max"}, r"--loss::prior: expected losses as files in configs/losses"),
-        ({"split": "holdout"}, r"got no cases in split 'holdout'"),
+        ({"split": "holdout"}, r"split: expected training, validation or testing, got 'holdout'"),
         ({"datalist": "/nowhere.json"}, r"/nowhere.json: expected the list of prepared cases, got no such file"),
-        ({"crop_size": 144}, r"--image_size, --crop_size: expected two numbers each, .* got .* and 144"),
-        ({"crop_size": [144, 144, 9]}, r"--image_size, --crop_size: expected two numbers each"),
+        ({"crop_size": 144}, r"crop_size: expected two positive whole numbers, .* got 144"),
+        ({"crop_size": [144, 144, 9]}, r"crop_size: expected two positive whole numbers"),
         ({"crop_size": "@crop_size"}, r"crop_size: expected a value, got references that form a circle"),
-        ({"image_size": 64}, r"--image_size, --crop_size: expected two numbers each, such as \[144,144\], got 64"),
-        ({"max_epochs": "zero"}, r"--max_epochs: expected a whole number of at least 1, got 'zero'"),
-        ({"max_epochs": 0}, r"--max_epochs: expected a whole number of at least 1, got 0"),
+        ({"image_size": 64}, r"image_size: expected two multiples of 16, .* got 64"),
+        ({"max_epochs": "zero"}, r"max_epochs: expected a whole number of at least 1, got 'zero'"),
+        ({"max_epochs": 0}, r"max_epochs: expected a whole number of at least 1, got 0"),
     ],
 )
 def test_wrong_override_is_an_error(overrides: dict[str, Any], message: str, data: Path) -> None:
@@ -117,9 +126,19 @@ def test_wrong_override_is_an_error(overrides: dict[str, Any], message: str, dat
         plan(data, **overrides)
 
 
-def test_broken_list_of_cases_is_an_error(data: Path) -> None:
-    (data / "datalist.json").write_text("{")
-    with pytest.raises(InputError, match=r"datalist.json: expected a readable file, got"):
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "expected a JSON file, got Expecting property name"),
+        ("[]", "expected cases for training, got none"),
+        ('{"training": [{"case": "a"}]}', "expected a case and its patient for training, got {'case': 'a'}"),
+        (json.dumps(make_datalist("a", "b", "a")), "expected other patients for testing than for training, got a"),
+        (json.dumps({**(d := make_datalist("a", "b", "c")), "testing": d["testing"] * 2}), "expected every case for testing once, got one of them"),
+    ],
+)
+def test_broken_list_of_cases_is_an_error(content: str, message: str, data: Path) -> None:
+    (data / "datalist.json").write_text(content)
+    with pytest.raises(InputError, match=f"datalist.json: {message}"):
         plan(data)
 
 
@@ -165,7 +184,7 @@ def test_other_data_invalidate_a_cell(data: Path) -> None:
     made.work.mkdir(parents=True)
     write_settings(made.settings, made.work)
     listed = json.loads((data / "datalist.json").read_text())
-    (data / "datalist.json").write_text(json.dumps({**listed, "training": []}))
+    (data / "datalist.json").write_text(json.dumps({**listed, "validation": []}))
     with pytest.raises(InputError, match=r"made with other settings \(the data\)"):
         check_unchanged(plan(data))
 
@@ -193,13 +212,13 @@ def test_rewording_the_bundle_invalidates_nothing(data: Path, tmp_path: Path) ->
     train.write_text("# Reworded.\n" + yaml.safe_dump(config, sort_keys=False))
     planned = plan(data, bundle=bundle, num_workers=0)
     check_unchanged(planned)
-    check_comparable([made, planned])
+    check_comparable([made, planned], data.parent / "out")
 
 
 def test_cells_that_differ_in_loss_and_seed_alone_are_comparable(data: Path) -> None:
     first, second = plan(data, PRESETS["table1"][0]), plan(data, PRESETS["table1"][1])
     other_seed = replace(second.settings, seed=1, training={**second.settings.training, "seed": 1})
-    check_comparable([first, second, replace(second, settings=other_seed)])
+    check_comparable([first, second, replace(second, settings=other_seed)], data.parent / "out")
 
 
 @pytest.mark.parametrize(
@@ -222,4 +241,51 @@ def test_loss_file_that_changes_more_than_the_loss_is_not_comparable(
     mine.write_text(yaml.safe_dump({"loss": {"_target_": "torch.nn.CrossEntropyLoss"}, **changes}))
     cells = [plan(data, setting, bundle) for setting in (NACL_MAX, Setting("mine", "mine", "mine"))]
     with pytest.raises(InputError, match=f"mine, seed 0: not comparable with nacl_max, seed 0: {message} differs"):
-        check_comparable(cells)
+        check_comparable(cells, data.parent / "out")
+
+
+def test_finished_cells_that_are_not_planned_are_compared_too(data: Path) -> None:
+    made = plan(data, PRESETS["table1"][0], learning_rate=0.01)
+    made.results.mkdir(parents=True)
+    write_settings(made.settings, made.results)
+    check_comparable([made], data.parent / "out")
+    with pytest.raises(InputError, match=r"nacl_max, seed 0: not comparable with .*ce_dice/seed0: learning_rate diff"):
+        check_comparable([plan(data)], data.parent / "out")
+
+
+class TestFolds:
+    @pytest.fixture
+    def folds(self, data: Path) -> Path:
+        """Prepared data of two folds."""
+        for fold, testing in enumerate("xy"):
+            (data / f"datalist_fold{fold}.json").write_text(json.dumps(make_datalist("a", "b", testing)))
+        return data
+
+    def plan(self, data: Path, setting: Setting, fold: int) -> PlannedCell:
+        out = data.parent / "out"
+        return plan_cell(setting, 0, ACDC, data, out, out / "work", {}, fold, 2)
+
+    def test_each_fold_is_a_cell_of_its_own(self, folds: Path) -> None:
+        find_folds(2, folds)
+        cell = self.plan(folds, NACL_MAX, 1)
+        assert cell.name == "nacl_max, seed 0, fold 1"
+        assert cell.results == folds.parent / "out" / "nacl_max" / "seed0_fold1"
+        assert cell.settings.patients == {"y_1": "y"}
+        assert (cell.settings.fold, cell.settings.folds) == (1, 2)
+        assert cell.settings.overrides == {}
+        for command in (cell.train, cell.evaluate):
+            assert f"--datalist={folds}/datalist_fold1.json" in command
+
+    def test_folds_and_losses_are_comparable_but_not_with_cells_of_one_split(self, folds: Path) -> None:
+        other = PRESETS["table1"][0]
+        cells = [self.plan(folds, setting, fold) for setting in (NACL_MAX, other) for fold in (0, 1)]
+        check_comparable(cells, folds.parent / "out")
+        with pytest.raises(
+            InputError, match=r"ce_dice, seed 0: not comparable with nacl_max.*: folds differs"
+        ):
+            check_comparable([cells[0], plan(folds, other)], folds.parent / "out")
+
+    @pytest.mark.parametrize("folds_given", [1, 3])
+    def test_another_number_of_folds_is_an_error(self, folds: Path, folds_given: int) -> None:
+        with pytest.raises(InputError, match=r"--folds: expected datalist_fold0.json to .*, got datalist_fold0.json, "):
+            find_folds(folds_given, folds)

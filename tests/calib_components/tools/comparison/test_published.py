@@ -14,7 +14,7 @@ METHODS = [setting.name for setting in TABLE1]
 def test_bundles_segment_what_the_paper_does() -> None:
     for name, structures in STRUCTURES.items():
         facts = yaml.safe_load((ROOT / "bundles" / "common" / f"{name}.yaml").read_text())
-        assert list(facts["structures"]) == structures
+        assert list(facts["facts"]["structures"]) == structures
     assert STRUCTURES.keys() == PUBLISHED.keys()
 
 

@@ -4,27 +4,17 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from monai.bundle import ConfigParser
 from torch.utils.tensorboard import SummaryWriter
 
 from calib_components.errors import InputError
-from calib_components.tools.comparison.plan import plan_cell
-from calib_components.tools.comparison.results import (
-    FinishedCell,
-    add_to_plan,
-    collect_history,
-    read_results,
-    read_settings,
-    write_history,
-    write_settings,
-)
-from calib_components.tools.comparison.settings import PRESETS
-from tests.helpers import ACDC
+from calib_components.tools.comparison.cell_settings import read_settings, write_settings
+from calib_components.tools.comparison.cells import collect_history, read_cell, write_history
+from calib_components.tools.comparison.results import add_to_plan, read_results
+from tests.calib_components.tools.comparison.made_up import make_finished_cell
 
 
 def test_settings_are_read_as_they_were_written(results: Path, tmp_path: Path) -> None:
@@ -36,41 +26,22 @@ def test_settings_are_read_as_they_were_written(results: Path, tmp_path: Path) -
     assert [path.name for path in tmp_path.glob("settings*")] == ["settings.json"]
 
 
-def test_settings_of_version_0_1_0_are_read_as_fingerprints(data: Path, tmp_path: Path) -> None:
-    """That version kept both configurations, without paths, and the resolved crop size."""
-    planned = plan_cell(PRESETS["table1"][-1], 3, ACDC, data, tmp_path, tmp_path, {}).settings
-    configs = {}
-    for part, files in (("train", ["losses/nacl.yaml"]), ("evaluate", ["evaluate.yaml"])):
-        parser = ConfigParser()
-        parser.read_config([str(ACDC / "configs" / file) for file in ["train.yaml", *files]])
-        places = ("bundle_root", "ckpt_dir", "device", "load_path", "output_dir", "resume", "dataset_dir", "datalist")
-        config = {key: value for key, value in parser.get().items() if key not in (*places, "num_workers", "_meta_")}
-        configs[part] = config
-    configs["train"]["seed"] = 3
-    dsc, metrics = (configs["evaluate"]["validate"][name] for name in ("key_metric", "additional_metrics"))
-    configs["train"]["validate"]["key_metric"]["val_dsc"]["metric_fn"]["_target_"] = (
-        "calib_components.metrics.DiceMetric"
-    )
-    dsc["dsc"]["metric_fn"]["_target_"] = "calib_components.metrics.DiceMetric"
-    metrics["cece"] = {**metrics["ece"], "metric_fn": {"_target_": "calib_components.metrics.CECEMetric"}}
-    configs["evaluate"]["validate"]["metrics"] = {"ece": {"_target_": "calib_components.metrics.ECEMetric"}}
-    metrics["ece"]["metric_fn"] = "@validate::metrics::ece"
-    metrics["logit_magnitude"] = metrics.pop("logits")
-    kept = ("method", "label", "seed", "bundle", "datalist", "patients")
-    old = {**{name: getattr(planned, name) for name in kept}, "crop_size": [144, 144], **configs}
-    (tmp_path / "settings.json").write_text(json.dumps(old))
-    assert read_settings(tmp_path) == replace(planned, commands=[])
-    assert read_settings(tmp_path).changes(planned, evaluated=True) == []
-    del old["crop_size"]
-    (tmp_path / "settings.json").write_text(json.dumps(old))
-    with pytest.raises(InputError, match=r"settings.json: expected a readable file, got one that lacks 'crop_size'"):
+def test_settings_of_version_0_1_0_are_refused_and_nothing_in_them_is_evaluated(tmp_path: Path) -> None:
+    """That version kept whole configurations."""
+    canary = tmp_path / "canary"
+    config = {"imports": [f"$open({str(canary)!r}, 'w')"], "image_size": f"$open({str(canary)!r}, 'w')"}
+    (tmp_path / "settings.json").write_text(json.dumps({"train": config, "evaluate": config}))
+    with pytest.raises(InputError, match=r"settings.json: expected the settings of a cell, got those of version 0.1.0"):
         read_settings(tmp_path)
+    assert not canary.exists()
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", r"settings.json: expected a readable file, got"),
+        ("{", r"settings.json: expected a JSON file, got"),
+        ("[]", r"settings.json: expected method, label, .*, got \[\]"),
+        ('{"seed": NaN}', r"settings.json: expected a JSON file, got the number NaN"),
         ('{"method": "nacl"}', r"settings.json: expected method, label, .*, got no label, seed, bundle, .*training"),
     ],
 )
@@ -101,8 +72,12 @@ def test_history_has_the_latest_value_of_every_epoch(tmp_path: Path) -> None:
 
 def test_history_is_read_as_it_was_written(results: Path) -> None:
     folder = results / "nacl" / "seed0"
-    write_history([["epoch", "val_dsc"], [1, ""], [2, 0.5]], folder)
-    assert FinishedCell.read(folder).history == [{"epoch": "1", "val_dsc": ""}, {"epoch": "2", "val_dsc": "0.5"}]
+    write_history([["epoch", "seconds", "val_dsc"], [1, 2.5, ""], [2, 2, 0.5], [3, 2, "nan"]], folder)
+    assert read_cell(folder).history == [
+        {"epoch": 1, "seconds": 2.5},
+        {"epoch": 2, "seconds": 2, "val_dsc": 0.5},
+        {"epoch": 3, "seconds": 2},
+    ]
 
 
 def test_plan_grows_and_lists_the_commands(results: Path) -> None:
@@ -120,7 +95,7 @@ def test_plan_grows_and_lists_the_commands(results: Path) -> None:
 
 def test_results_are_in_the_order_of_the_plan(results: Path) -> None:
     found = read_results(results)
-    assert [(method.name, [c.settings.seed for c in method.cells]) for method in found.methods] == [
+    assert [(method.name, [run.settings.seed for run in method.runs]) for method in found.methods] == [
         ("ce_dice", [0, 1]), ("nacl", [0])
     ]  # fmt: skip
     assert found.missing == ["svls, seed 0"]
@@ -131,14 +106,12 @@ def test_results_are_in_the_order_of_the_plan(results: Path) -> None:
 
 def test_copy_of_a_cell_is_an_error(results: Path) -> None:
     shutil.copytree(results / "nacl", results / "nacl_old")
-    with pytest.raises(
-        InputError, match=r"nacl_old/seed0: expected each method and seed once, got them in .*nacl/seed0"
-    ):
+    with pytest.raises(InputError, match=r"settings of nacl_old/seed0, got those of nacl/seed0"):
         read_results(results)
 
 
-def test_cells_of_another_protocol_are_an_error(results: Path, make_cell: Callable[..., None]) -> None:
-    make_cell(results, "svls", 0, 0.1, max_epochs=3)
+def test_cells_of_another_protocol_are_an_error(results: Path) -> None:
+    make_finished_cell(results, "svls", 0, 0.1, max_epochs=3)
     with pytest.raises(InputError, match=r"svls/seed0: not comparable with .*ce_dice/seed0: max_epochs differs"):
         read_results(results)
 
@@ -162,7 +135,11 @@ def test_cells_that_are_not_comparable_are_an_error(results: Path, change: dict,
 def test_cells_with_other_cases_or_columns_are_an_error(results: Path) -> None:
     file = results / "nacl" / "seed0" / "cases.csv"
     whole = file.read_text()
-    file.write_text("\n".join(whole.splitlines()[:-1]))
+    header, first, second, *rest = whole.splitlines()
+    file.write_text("\n".join([header, first, second, *rest[:-1], ""]))
+    with pytest.raises(InputError, match=r"cases.csv: expected the cases of settings.json, got patient005_frame12 not"):
+        read_results(results)
+    file.write_text("\n".join([header, second, first, *rest, ""]))
     with pytest.raises(InputError, match=r"nacl/seed0: not comparable .*: list of cases in cases.csv differs"):
         read_results(results)
     file.write_text(whole.replace("dsc_RV", "dsc_aorta").replace("hd95_RV", "hd95_aorta"))
@@ -173,3 +150,55 @@ def test_cells_with_other_cases_or_columns_are_an_error(results: Path) -> None:
 def test_no_cell_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="got no finished cell"):
         read_results(tmp_path)
+
+
+class TestFolds:
+    @pytest.fixture
+    def folds(self, tmp_path: Path) -> Path:
+        """CE+DSC and NACL, each on two folds of three patients."""
+        for method in ("ce_dice", "nacl"):
+            for fold in (0, 1):
+                make_finished_cell(tmp_path, method, 0, 0.1, fold=fold)
+        return tmp_path
+
+    def test_cases_are_joined(self, folds: Path) -> None:
+        results = read_results(folds)
+        assert [method.name for method in results.methods] == ["ce_dice", "nacl"]
+        assert results.missing == []
+        assert results.first.cases == [f"patient{i:03d}_frame{j:02d}" for i in range(6) for j in (1, 12)]
+        assert len(set(results.patients)) == 6
+        (run,) = results.methods[0].runs
+        assert run.columns["ece"].tolist() == [*run.cells[0].columns["ece"], *run.cells[1].columns["ece"]]
+        assert results.methods[0].values("dsc").shape == (12,)
+
+    def test_run_that_lacks_a_fold_is_not_finished(self, folds: Path) -> None:
+        shutil.rmtree(folds / "nacl" / "seed0_fold1")
+        results = read_results(folds)
+        assert [method.name for method in results.methods] == ["ce_dice"]
+        assert results.missing == ["nacl, seed 0, fold 1"]
+        assert results.planned == ["ce_dice", "nacl"]
+        shutil.rmtree(folds / "ce_dice" / "seed0_fold0")
+        with pytest.raises(InputError, match="got no finished cell, or none of all folds"):
+            read_results(folds)
+
+    def test_patient_in_two_folds_is_an_error(self, folds: Path) -> None:
+        for method in ("ce_dice", "nacl"):
+            settings = read_settings(folds / method / "seed0_fold1")
+            patients = dict.fromkeys(settings.patients, "patient000")
+            write_settings(replace(settings, patients=patients), folds / method / "seed0_fold1")
+        with pytest.raises(
+            InputError, match=r"seed0_fold1: expected every patient in one fold, got patient000 in fold 0"
+        ):
+            read_results(folds)
+
+    def test_cells_of_one_split_are_not_comparable(self, folds: Path) -> None:
+        make_finished_cell(folds, "svls", 0, 0.1)
+        with pytest.raises(InputError, match=r"svls/seed0: not comparable with .*ce_dice/seed0_fold0: folds"):
+            read_results(folds)
+
+    def test_plan_names_the_fold(self, folds: Path) -> None:
+        add_to_plan([replace(read_settings(folds / "nacl" / "seed0_fold1"), commands=["train it"])], folds)
+        assert json.loads((folds / "plan.json").read_text()) == [
+            {"method": "nacl", "seed": 0, "fold": 1, "commands": ["train it"]}
+        ]
+        assert (folds / "commands.sh").read_text().endswith("\n# nacl, seed 0, fold 1\ntrain it\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import shlex
@@ -25,11 +26,12 @@ import torch
 from calib_components.errors import InputError
 from calib_components.tools import command_line
 from calib_components.tools.comparison import compare_losses
+from calib_components.tools.comparison.cell_settings import CellSettings, read_settings, write_settings
 from calib_components.tools.comparison.plan import PlannedCell, plan_cell
 from calib_components.tools.comparison.processes import ProcessGroup
-from calib_components.tools.comparison.results import CellSettings, read_settings, write_settings
 from calib_components.tools.comparison.run import CellError, run_cell, run_cells
 from calib_components.tools.comparison.settings import choose_settings
+from tests.calib_components.tools.comparison.made_up import make_datalist
 from tests.helpers import ACDC
 
 RUN_CELL = "calib_components.tools.comparison.run.run_cell"
@@ -70,7 +72,7 @@ class TestArguments:
             ({"max_epoch": 3}, r"--max_epoch: expected an id .*; did you mean --max_epochs\?"),
             ({"seed": 1}, r"--seed: expected an option of the comparison"),
             ({"losses": ["nalc"]}, r"--losses: expected names among table1, .*, got 'nalc'"),
-            ({"split": "holdout"}, r"no cases in split 'holdout'"),
+            ({"split": "holdout"}, r"split: expected training, validation or testing, got 'holdout'"),
             ({"dataset_dir": Path("/nowhere")}, r"/nowhere/datalist.json: expected the list of prepared cases"),
             ({"bundle": Path("/nowhere")}, r"--bundle: expected a folder with configs/train.yaml, got /nowhere"),
             ({"executor": "pbs"}, r"--executor: expected local or slurm, got 'pbs'"),
@@ -82,6 +84,10 @@ class TestArguments:
             ({"workers": -1}, r"--workers: expected a number of at least 1, got -1"),
             ({"workers": 0}, r"--workers: expected a number of at least 1, got 0"),
             ({"slurm": {"time": 60}}, r"--slurm: expected --executor slurm, got local"),
+            ({"folds": 1}, r"--folds: expected a number of at least 2, and no --datalist, got 1 and None"),
+            ({"folds": 2, "datalist": Path("x")}, r"--folds: expected a number of at least 2, and no --datalist"),
+            ({"folds": 2}, r"--folds: expected datalist_fold0.json to datalist_fold1.json in .*, got none; prepare"),
+            ({"out": Path("$out")}, r"--out: expected a path that does not start with \$, @ or %, got \$out; write ./"),
             ({"executor": "slurm"}, r"--workers, --devices: expected --executor local, got slurm"),
         ],
     )
@@ -99,7 +105,7 @@ class TestArguments:
                 "--max_epoch=3",
                 "--max_epoch: expected an id of the bundle's train.yaml or evaluate.yaml, got no such id",
             ),
-            ("--max_epochs=zero", "--max_epochs: expected a whole number of at least 1, got 'zero'"),
+            ("--max_epochs=zero", "max_epochs: expected a whole number of at least 1, got 'zero'"),
             ("--seeds=0-2", "--seeds: expected a whole number, or several separated by commas, got '0-2'"),
             ("--seeds=0.5", "--seeds: expected a whole number, or several separated by commas, got '0.5'"),
             ("--seeds=True", "--seeds: expected a whole number, or several separated by commas, got 'True'"),
@@ -225,6 +231,18 @@ class TestComparison:
         compare_losses(**options(data, tmp_path / "out", "tuning"))
         assert splits == ["validation"] * 17
 
+    def test_every_fold_is_run(self, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        for fold, testing in enumerate("xy"):
+            (data / f"datalist_fold{fold}.json").write_text(json.dumps(make_datalist("a", "b", testing)))
+        run: list[str] = []
+        monkeypatch.setattr(RUN_CELL, lambda cell, device, processes: run.append(cell.name))
+        compare_losses(**options(data, tmp_path / "out", "nacl", "ce_dice"), folds=2)
+        assert run == [f"{loss}, seed 0, fold {fold}" for loss in ("nacl", "ce_dice") for fold in (0, 1)]
+        plan = json.loads((tmp_path / "out" / "plan.json").read_text())
+        assert [(entry["method"], entry["fold"]) for entry in plan] == [
+            ("nacl", 0), ("nacl", 1), ("ce_dice", 0), ("ce_dice", 1)
+        ]  # fmt: skip
+
     def test_work_may_lie_elsewhere(self, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(RUN_CELL, lambda cell, device, processes: None)
         compare_losses(**options(data, tmp_path / "out", "nacl"), work=tmp_path / "work")
@@ -287,8 +305,25 @@ class TestMadeUpCells:
         log = tmp_path / "work" / "bad" / "train.log"
         assert failed.keys() == {"bad", "worse"}
         assert failed["bad"] == f"train failed with exit code 1: ValueError: no good; see {log}"
-        assert failed["worse"] == f"FileExistsError: [Errno 17] File exists: '{worse.work}'"
+        assert failed["worse"] == f"{worse.work}: expected a folder that can be made, got File exists"
         assert good.results.is_dir()
+
+    def test_the_one_line_of_a_run_is_the_reason(self, tmp_path: Path) -> None:
+        line = "data/datalist.json: expected a list of prepared cases, got no such file; run prepare_data first"
+        cell = made_up(tmp_path, "cell", f"import sys; print('ValueError: seen before'); sys.exit({line!r})")
+        with pytest.raises(CellError) as caught:
+            run_cell(cell)
+        assert str(caught.value) == f"train failed with exit code 1: {line}; see {cell.work / 'train.log'}"
+
+    def test_full_disk_leaves_no_results(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def fail(*_: object) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        cell = made_up(tmp_path, "cell")
+        monkeypatch.setattr("calib_components.tools.comparison.run.write_history", fail)
+        with pytest.raises(InputError, match="cell: expected a folder that can be written, got No space left on dev"):
+            run_cell(cell)
+        assert [path.name for path in tmp_path.iterdir()] == ["work"]
 
     def test_failed_cell_is_reported_and_the_rest_go_on(self, tmp_path: Path) -> None:
         bad = made_up(tmp_path, "bad", "print('Epoch[1] Metrics'); raise ValueError('no good')")

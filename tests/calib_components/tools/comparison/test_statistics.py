@@ -20,6 +20,12 @@ from calib_components.tools.comparison.statistics import (
 NAN = np.nan
 
 
+@pytest.fixture
+def two_patients_suffice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For examples small enough to work out by hand."""
+    monkeypatch.setattr(statistics, "FEWEST_PATIENTS", 2)
+
+
 class TestRanks:
     def test_ties_share_the_mean_rank_and_undefined_means_rank_last(self) -> None:
         ranks = column_ranks([[0.9, 2.0], [0.9, NAN], [0.8, 1.0]], [True, False])
@@ -30,6 +36,7 @@ class TestRanks:
         np.testing.assert_array_equal(means_over_common_cases(hd95), [[3.0], [3.5]])
         assert np.isnan(means_over_common_cases([[[NAN], [1.0]], [[1.0], [NAN]]])).all()
 
+    @pytest.mark.usefixtures("two_patients_suffice")
     def test_mean_case_rank_by_hand(self) -> None:
         values = [  # two cases of DSC and HD95
             [[0.9, 2.0], [0.7, NAN]],
@@ -46,6 +53,7 @@ class TestRanks:
         # Of the four draws of two patients, a quarter has the first alone: ranks 1 and 1.5; a quarter the second: 2.5.
         assert estimates[0][1:] == pytest.approx((1.25, 2.5))
 
+    @pytest.mark.usefixtures("two_patients_suffice")
     def test_interval_of_the_sum_rank_by_hand(self) -> None:
         # Of patients a and b the first method is better on a, by more, and the second on b: drawn b alone, it wins.
         values = [[[0.9], [0.9], [0.7]], [[0.6], [0.6], [0.8]]]
@@ -90,6 +98,7 @@ class TestMeanWithInterval:
         _, low_4, high_4 = mean_with_interval(np.tile(values, 4))
         assert high_4 - low_4 == pytest.approx((high - low) / 2, rel=0.1)
 
+    @pytest.mark.usefixtures("two_patients_suffice")
     def test_undefined_values_are_left_out(self) -> None:
         assert mean_with_interval([1, NAN, 3, NAN]) == mean_with_interval([1, 3])
         assert mean_with_interval([1, NAN, 3], ["a", "b", "b"]) == mean_with_interval([1, 3])
@@ -100,11 +109,13 @@ class TestMeanWithInterval:
         assert mean == pytest.approx(0.6)
         assert np.isnan(interval).all()
 
+    @pytest.mark.usefixtures("two_patients_suffice")
     def test_of_equal_values_has_no_width(self) -> None:
         assert mean_with_interval([0.5, 0.5, 0.5]) == (0.5, 0.5, 0.5)
 
 
 class TestPairedDifference:
+    @pytest.mark.usefixtures("two_patients_suffice")
     def test_by_hand(self) -> None:
         # Differences 1, 2, 3, -4, 5: the negative ranks sum to 4, and 7 of 32 sign patterns give a sum of at most 4.
         difference = paired_difference([2, 4, 6, 1, 10], [1, 2, 3, 5, 5])
@@ -113,10 +124,12 @@ class TestPairedDifference:
         assert difference.p_value == pytest.approx(2 * 7 / 32)
         assert difference.cases == 5
 
+    @pytest.mark.usefixtures("two_patients_suffice")
     def test_leaves_out_cases_where_either_is_undefined(self) -> None:
         difference = paired_difference([2, NAN, 3, 9], [1, 5, NAN, 8])
         assert difference == (1, 1, 1, 0.5, 2)
 
+    @pytest.mark.usefixtures("two_patients_suffice")
     def test_tests_the_means_of_patients(self) -> None:
         # Means of the patients: 1, 2, 3. All of one sign: p = 2 / 2^3.
         difference = paired_difference([0, 2, 2, 2, 3, 3], np.zeros(6), ["a", "a", "b", "b", "c", "c"])
@@ -124,6 +137,7 @@ class TestPairedDifference:
         assert difference.p_value == pytest.approx(0.25)
         assert difference.cases == 6
 
+    @pytest.mark.usefixtures("two_patients_suffice")
     def test_nothing_differs(self) -> None:
         assert paired_difference([1, 2, 3], [1, 2, 3]) == (0, 0, 0, 1, 3)
 
@@ -140,3 +154,29 @@ class TestHolm:
     def test_is_at_most_1_and_skips_tests_that_were_not_made(self) -> None:
         np.testing.assert_allclose(holm([0.6, NAN, 0.04, 0.7]), [1, NAN, 0.12, 1])
         assert holm([]).shape == (0,)
+
+
+class TestFewPatients:
+    """Five patients have no interval and no test, however many cases they have; six have."""
+
+    @pytest.mark.parametrize(("patients", "enough"), [(5, False), (6, True)])
+    def test_six_patients_are_needed(self, patients: int, enough: bool) -> None:
+        groups = [f"p{i // 3}" for i in range(3 * patients)]
+        values = np.random.default_rng(0).uniform(size=(2, 3 * patients, 1))
+        difference = paired_difference(1 + values[0, :, 0], values[1, :, 0], groups)
+        if enough:
+            assert difference.p_value == pytest.approx(2 / 2**6)
+        for number in (
+            difference.low,
+            difference.p_value,
+            mean_with_interval(values[0, :, 0], groups).high,
+            sum_rank_with_interval(values, [True], groups)[0].low,
+            mean_case_rank_with_interval(values, [True], groups)[1].low,
+        ):
+            assert np.isnan(number) != enough
+
+    def test_patients_without_a_value_do_not_count(self) -> None:
+        values = [0.1, 0.2, 0.3, 0.4, 0.5, NAN]
+        assert np.isnan(mean_with_interval(values)[1:]).all()
+        assert np.isnan(paired_difference(values, np.zeros(6)).p_value)
+        assert paired_difference(values, np.zeros(6)).mean == pytest.approx(0.3)

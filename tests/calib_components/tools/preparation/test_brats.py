@@ -27,9 +27,9 @@ def test_cases_are_found_at_any_depth(tmp_path: Path) -> None:
 
 def test_one_slice_equals_that_of_the_volume(out: Path, tmp_path: Path) -> None:
     make_brats(tmp_path / "src", "A")
-    prepare_brats(tmp_path / "src", out, image_size=(16, 20))
+    prepare_brats(tmp_path / "src", out, image_size=(16, 32))
     image = nib.load(out / "A" / "image.nii")
-    assert image.shape == (16, 20, 128, 4)
+    assert image.shape == (16, 32, 128, 4)
     np.testing.assert_array_equal(image.dataobj[:, :, 40], image.get_fdata()[:, :, 40])
 
 

@@ -11,15 +11,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
+import numpy as np
 import pytest
 
 from calib_components.errors import InputError
 from calib_components.tools.preparation import COMMANDS
 from calib_components.tools.preparation.acdc import find_cases
 from calib_components.tools.preparation.case import Case
-from calib_components.tools.preparation.facts import Facts
+from calib_components.tools.preparation.facts import facts_of_dataset
 from calib_components.tools.preparation.prepare import prepare_cases
-from tests.helpers import make_acdc
+from tests.helpers import make_acdc, save
 
 Prepare = Callable[..., None]
 
@@ -41,9 +43,78 @@ class TestAgain:
         assert (out / "patient002_frame09" / "label.nii").is_file()
         assert not list(out.glob(".unfinished*"))
 
+    @pytest.mark.parametrize(
+        "spoil",
+        [
+            lambda case: (case / "label.nii").unlink(),
+            lambda case: (case / "image.nii").write_bytes((case / "image.nii").read_bytes()[:-1]),
+            lambda case: (case / "label.nii").write_bytes((case / "label.nii").read_bytes() + b"0"),
+            lambda case: (case / "image.nii").write_bytes(b""),
+            lambda case: (case / "source.json").unlink(),
+            lambda case: (case / "source.json").write_text("[]"),
+            lambda case: (case / "source.json").write_text("{"),
+            lambda case: (case / "source.json").write_text("{}"),
+        ],
+        ids=["no label", "cut", "longer", "empty", "no source", "list as source", "broken source", "empty source"],
+    )
+    def test_what_is_not_whole_is_made_anew(
+        self, spoil: Callable[[Path], object], out: Path, prepare: Prepare, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        prepare()
+        before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+        spoil(out / "patient001_frame09")
+        capsys.readouterr()
+        prepare()
+        assert f"{out}: 3 case(s) kept, 1 made, of these 1 anew\n" in capsys.readouterr().out
+        assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+    @pytest.mark.parametrize("name", ["patient001_frame09.nii.gz", "patient001_frame09_gt.nii.gz"])
+    def test_what_has_another_source_is_made_anew(
+        self, name: str, src: Path, out: Path, prepare: Prepare, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        prepare()
+        file = src / "training" / "patient001" / name
+        image = nib.load(file)
+        save(file, np.asanyarray(image.dataobj)[::-1], image.affine)
+        capsys.readouterr()
+        prepare()
+        assert f"{out}: 3 case(s) kept, 1 made, of these 1 anew\n" in capsys.readouterr().out
+        prepare(out=out.with_name("fresh"))
+        for file in out.rglob("*.nii"):
+            assert file.read_bytes() == (out.with_name("fresh") / file.relative_to(out)).read_bytes()
+        os.utime(src / "training" / "patient002" / "patient002_frame01.nii.gz")
+        capsys.readouterr()
+        prepare()
+        assert f"{out}: 3 case(s) kept, 1 made, of these 1 anew\n" in capsys.readouterr().out
+
+    def test_headers_that_counted_do_not_count_the_next_time(
+        self, out: Path, prepare: Prepare, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        prepare()
+        prepare(ignore_headers=True)
+        assert f"{out}: 0 case(s) kept, 4 made, of these 4 anew\n" in capsys.readouterr().out
+
+    def test_bad_case_does_not_take_the_place_of_a_good_one(self, src: Path, out: Path, prepare: Prepare) -> None:
+        prepare()
+        before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+        (src / "training" / "patient001" / "patient001_frame01.nii.gz").write_bytes(b"")
+        with pytest.raises(InputError, match="patient001_frame01"):
+            prepare()
+        assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+    def test_cases_that_the_source_lost_are_named(
+        self, src: Path, out: Path, prepare: Prepare, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        prepare()
+        shutil.rmtree(src / "training" / "patient002")
+        prepare(fractions=(0.7, 0.1, 0.2))
+        said = capsys.readouterr().out
+        assert "2 prepared case(s), such as patient002_frame01, not in the data set any more, and not listed" in said
+        assert "patient002" not in (out / "datalist.json").read_text()
+
     def test_other_settings_do_not_mix(self, out: Path, tmp_path: Path, prepare: Prepare) -> None:
         prepare()
-        message = r"facts\.yaml: expected image_size \[32, 32\], got \[16, 20\], .*; choose another folder"
+        message = r"facts\.yaml: expected image_size \[32, 32\], got \[16, 32\], .*; choose another folder"
         with pytest.raises(InputError, match=message):
             prepare(image_size=(32, 32))
         with pytest.raises(InputError, match=r"facts\.yaml: expected source .*other, got .*src"):
@@ -55,6 +126,31 @@ class TestAgain:
             fcntl.flock(lock, fcntl.LOCK_EX)
             with pytest.raises(InputError, match="out: expected no other run that prepares it, got one"):
                 prepare()
+
+
+class TestNotes:
+    def test_classes_and_what_is_odd(
+        self, src: Path, out: Path, prepare: Prepare, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """One label is stored with another axis first, one is empty, and none has class 2."""
+        for file in src.rglob("*_gt.nii.gz"):
+            label = np.asanyarray(nib.load(file).dataobj)
+            save(file, np.where(label == 2, 0, label) * ("patient002_frame09" not in file.name))
+        file = src / "training" / "patient001" / "patient001_frame01_gt.nii.gz"
+        nib.load(file).as_reoriented(np.array([[1, -1], [0, 1], [2, 1]])).to_filename(file)
+        prepare(out=out)
+        said = capsys.readouterr().out.splitlines()
+        assert said[0] == "classes: 0 background, 1 right ventricle, 2 myocardium, 3 left ventricle"
+        assert said[2:5] == [
+            f"1 file(s), such as {file.name}, turned onto the voxels of the image, as the headers state",
+            "1 case(s), such as patient002_frame09, without any structure in the label",
+            "in no label of any case: myocardium",
+        ]
+        prepare(out=out)  # what was found is remembered
+        assert capsys.readouterr().out.splitlines()[2:5] == said[2:5]
+        label = np.asanyarray(nib.load(out / "patient001_frame01" / "label.nii").dataobj)
+        other = np.asanyarray(nib.load(out / "patient001_frame09" / "label.nii").dataobj)
+        np.testing.assert_array_equal(label, other)
 
 
 class TestWorkers:
@@ -71,9 +167,9 @@ class TestWorkers:
     def test_killed_worker_is_an_error_of_one_line(self, src: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         # A reference to a function of the standard library is found in the worker, which cannot import this file.
         monkeypatch.setattr("calib_components.tools.preparation.prepare._start_worker", functools.partial(os._exit, 1))
-        facts = Facts.of_dataset("acdc").for_source(src, (16, 20))
+        facts = facts_of_dataset("acdc", src, (16, 32))
         with pytest.raises(ChildProcessError, match=r"a worker process died, .*; try fewer --workers"):
-            prepare_cases(find_cases(src), facts, out, (0, 0, 1), seed=0, workers=2, skip_bad=False)
+            prepare_cases(find_cases(src), facts, out, fractions=(0, 0, 1), seed=0, workers=2)
         assert not (out / "datalist.json").exists()
 
 
@@ -99,14 +195,38 @@ class TestRefused:
             prepare(fractions=fractions)
         assert not out.exists()
 
-    @pytest.mark.parametrize("image_size", [128, (128,), (0, 128)])
+    @pytest.mark.parametrize("image_size", [128, (128,), (0, 128), (120, 128), (-16, 16), (16.0, 16)])
     def test_image_size_that_is_none(self, out: Path, prepare: Prepare, image_size: Any) -> None:
-        with pytest.raises(InputError, match="image_size: expected two positive numbers, got"):
+        with pytest.raises(InputError, match=r"image_size: expected two whole numbers, multiples of 16, .* got"):
             prepare(image_size=image_size)
         assert not out.exists()
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"workers": 0}, "workers: expected a whole number of at least 1, got 0"),
+            ({"seed": -1}, "seed: expected a whole number of at least 0, got -1"),
+            ({"folds": 1}, "folds: expected 2 to 2, the number of patients, got 1"),
+            ({"folds": 3}, "folds: expected 2 to 2, the number of patients, got 3"),
+            ({"slice_axis": 3}, "slice_axis: expected 0, 1 or 2, got 3"),
+        ],
+        ids=str,
+    )
+    def test_numbers_without_sense(self, options: dict[str, int], message: str, out: Path, prepare: Prepare) -> None:
+        with pytest.raises(InputError, match=message):
+            prepare(**options)
+        assert not out.exists()
+
+    @pytest.mark.parametrize("where", ["src", "src/training/out", ".", "link", "link/out"])
+    def test_folder_of_the_data_set(self, where: str, src: Path, tmp_path: Path, prepare: Prepare) -> None:
+        (tmp_path / "link").symlink_to(src)
+        before = sorted(tmp_path.rglob("*"))
+        with pytest.raises(InputError, match="expected a folder apart from the data set's, got one that holds or is"):
+            prepare(out=tmp_path / where)
+        assert sorted(tmp_path.rglob("*")) == before
 
     def test_two_cases_of_one_name(self, out: Path) -> None:
         cases = [Case("a", "a", label=Path("one")), Case("a", "a", label=Path("two"))]
         with pytest.raises(InputError, match="two: expected one case a, got a second besides one"):
-            prepare_cases(cases, Facts.of_dataset("acdc"), out, (0, 0, 1), seed=0, workers=1, skip_bad=False)
+            prepare_cases(cases, facts_of_dataset("acdc", Path("src")), out, fractions=(0, 0, 1), seed=0)
         assert not out.exists()

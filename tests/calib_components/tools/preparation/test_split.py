@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from monai.data import load_decathlon_datalist
 
 from calib_components.errors import InputError
-from calib_components.tools.preparation.split import SPLITS, split_patients
+from calib_components.tools.preparation.split import SPLITS, split_folds, split_patients
 from tests.helpers import make_acdc
 
 Prepare = Callable[..., None]
@@ -49,12 +49,55 @@ class TestSplitPatients:
         assert set(split_patients(groups, (0.5, 0, 0.5), 0).values()) == {"training", "testing"}
 
 
+class TestFolds:
+    @given(groups=TestSplitPatients.groups.filter(lambda groups: len(groups) > 1), data=st.data())
+    def test_each_patient_is_tested_once(self, groups: dict[str, str], data: st.DataObject) -> None:
+        folds = data.draw(st.integers(2, len(groups)))
+        found = split_folds(groups, folds, seed=0)
+        assert len(found) == folds
+        tested = [patient for split in found for patient in split if split[patient] == "testing"]
+        assert sorted(tested) == sorted(groups)
+        for split in found:
+            sizes = Counter(split.values())
+            assert split.keys() == groups.keys()
+            assert abs(sizes["testing"] - len(groups) / folds) < 1
+            assert (sizes["validation"] > 0) == (folds > 2)
+            assert sizes["training"] > 0 or folds == len(groups) == 2
+
+    def test_nine_patients_in_three_folds_by_hand(self) -> None:
+        """Each fold validates on what the next one tests."""
+        first, second, third = split_folds(dict.fromkeys("abcdefghi", ""), 3, seed=0)
+        parts = [{p for p in fold if fold[p] == "testing"} for fold in (first, second, third)]
+        assert [len(part) for part in parts] == [3, 3, 3]
+        assert {p for p in first if first[p] == "validation"} == parts[1]
+        assert {p for p in third if third[p] == "validation"} == parts[0]
+        assert {p for p in second if second[p] == "training"} == parts[0]
+
+    def test_files(self, tmp_path: Path, out: Path, prepare: Prepare, capsys: pytest.CaptureFixture[str]) -> None:
+        prepare(make_acdc(tmp_path / "src", patients=5), folds=5)
+        assert "5 folds, datalist_fold0.json to datalist_fold4.json" in capsys.readouterr().out
+        tested = []
+        for fold in range(5):
+            datalist = json.loads((out / f"datalist_fold{fold}.json").read_text())
+            assert (datalist["folds"], datalist["seed"], datalist["numTest"]) == (5, 0, 2)
+            assert [len(datalist[split]) for split in SPLITS] == [6, 2, 2]
+            tested += [item["case"] for item in datalist["testing"]]
+        assert sorted(tested) == sorted(path.name for path in out.glob("patient*"))
+        before = {file: file.read_bytes() for file in out.glob("datalist*")}
+        for options in ({"folds": 4}, {"folds": 5, "seed": 1}):
+            with pytest.raises(InputError, match=r"datalist(_fold\d)?\.json: expected .*; choose another folder or"):
+                prepare(**options)
+        prepare()  # leaves the folds as they are
+        assert "datalist_fold0.json: kept as it is, and 4 more" in capsys.readouterr().out
+        assert {file: file.read_bytes() for file in out.glob("datalist*")} == before
+
+
 class TestDatalist:
     def test_monai_reads_it(self, tmp_path: Path, out: Path, prepare: Prepare) -> None:
         prepare(make_acdc(tmp_path / "src", patients=10))
         datalist = json.loads((out / "datalist.json").read_text())
         assert datalist["labels"]["3"] == "left ventricle"
-        assert datalist["image_size"] == [16, 20]
+        assert datalist["image_size"] == [16, 32]
         patients = {}
         for split, size in (("training", 14), ("validation", 2), ("testing", 4)):
             items = load_decathlon_datalist(out / "datalist.json", True, split, base_dir=out)

@@ -1,0 +1,68 @@
+"""Checks of arguments, shared by losses and metrics: errors of the form `name: expected ..., got ...`."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+import warnings
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+
+def check_number(name: str, value: Any, lowest: float, highest: float = math.inf) -> None:
+    """Raise `ValueError` unless an argument is a finite number from `lowest` to `highest`."""
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not (is_number and lowest <= value <= highest and value < math.inf):
+        bounds = f"of at least {lowest}" if highest == math.inf else f"from {lowest} to {highest}"
+        raise ValueError(f"{name}: expected a number {bounds}, got {value!r}")
+
+
+def check_whole(name: str, value: Any, lowest: int, highest: float = math.inf) -> None:
+    """Raise `ValueError` unless an argument is an `int` from `lowest` to `highest`."""
+    if not isinstance(value, int) or isinstance(value, bool) or not lowest <= value <= highest:
+        bounds = f"of at least {lowest}" if highest == math.inf else f"from {lowest} to {highest}"
+        raise ValueError(f"{name}: expected a whole number {bounds}, got {value!r}")
+
+
+def check_flag(name: str, value: Any) -> None:
+    """Raise `ValueError` unless an argument is True or False."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{name}: expected True or False, got {value!r}")
+
+
+def check_choice(name: str, value: Any, choices: Iterable[str]) -> None:
+    """Raise `ValueError` unless an argument is one of several texts."""
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+def check_ignore_index(value: Any) -> None:
+    """Raise `ValueError` unless `ignore_index` is an `int` or None."""
+    if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
+        raise ValueError(f"ignore_index: expected a whole number or None, got {value!r}")
+
+
+def check_known(owner: type, options: Iterable[str], hints: Mapping[str, str]) -> None:
+    """Raise `TypeError` for an option that a class does not have.
+
+    Args:
+        owner: The class; its `__init__` has the options.
+        options: Names of the options given.
+        hints: What to do instead, for options of similar classes elsewhere, such as MONAI's.
+    """
+    parameters = inspect.signature(owner.__init__).parameters.values()  # type: ignore[misc]
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return
+    known = [parameter.name for parameter in parameters][1:]
+    for name in options:
+        if name not in known:
+            hint = f"; {hints[name]}" if name in hints else ""
+            expected = f"an option of {owner.__name__} ({', '.join(known) or 'none'})"
+            raise TypeError(f"{name}: expected {expected}, got another{hint}")
+
+
+@functools.cache
+def warn_once(message: str) -> None:
+    """Warn of unusual input, once per process."""
+    warnings.warn(message, stacklevel=2)

@@ -1,0 +1,281 @@
+"""The run of a bundle: checks of its options before any work, and one line instead of a traceback for users' mistakes.
+
+MONAI accepts a misspelt option silently, and wraps every exception of a component in pages of tracebacks.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from pydoc import locate
+from types import TracebackType
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+from monai.bundle import (
+    ComponentLocator,
+    ConfigComponent,
+    ConfigExpression,
+    ConfigParser,
+    ConfigWorkflow,
+    ReferenceResolver,
+)
+
+from calib_components.errors import InputError, error_line
+from calib_components.facts import Facts
+
+__all__ = ["OneLineErrors", "check_ids", "check_values", "running_config", "start_run"]
+
+ENTRIES = ("_meta_", "finalize", "imports", "initialize", "run", "save_execute_config")  # that MONAI looks up
+GROUPS = ("train", "validate")
+
+
+def _is_count(least: int) -> Callable[[Any], bool]:
+    return lambda value: type(value) is int and value >= least
+
+
+def _is_rate(value: Any) -> bool:
+    return type(value) in (int, float) and 0 < value < float("inf")
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, list | tuple) and len(value) == 2 and all(type(v) is int and v > 0 for v in value)
+
+
+def _is_multiple_of_16(value: Any) -> bool:
+    return _is_size(value) and all(v % 16 == 0 for v in value)
+
+
+def _is_bool(value: Any) -> bool:
+    return type(value) is bool
+
+
+def _is_path(value: Any) -> bool:
+    return isinstance(value, str | Path) and str(value) != ""
+
+
+PATH = ("a path; write ./NAME if it reads as a number", _is_path)
+# Options of which a wrong value would be understood as another or fail late, with what is expected.
+OPTIONS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    **dict.fromkeys(("bundle_root", "ckpt_dir", "dataset_dir", "datalist", "load_path", "output_dir"), PATH),
+    **dict.fromkeys(("batch_size", "max_epochs", "val_interval"), ("a whole number of at least 1", _is_count(1))),
+    "num_classes": ("a whole number of at least 2", _is_count(2)),
+    "num_workers": ("a whole number of at least 0", _is_count(0)),
+    "seed": ("a whole number from 0 to 4294967295", lambda value: _is_count(0)(value) and value < 2**32),
+    "learning_rate": ("a number above 0", _is_rate),
+    "image_size": ("two multiples of 16, such as [128,128]", _is_multiple_of_16),
+    "crop_size": ("two multiples of 16, such as [128,128]", _is_multiple_of_16),
+    **dict.fromkeys(("amp", "resume", "any_orientation", "tta"), ("true or false", _is_bool)),
+    "split": ("training, validation or testing", lambda value: value in ("training", "validation", "testing")),
+}
+
+
+def start_run(folders: Sequence[str] = ()) -> None:
+    """Check the options of a run before any work; from then on, a user's mistake ends the process with one line.
+
+    A bundle names it as the first item of `run`. In a process that runs no configuration of MONAI, it does nothing.
+
+    Args:
+        folders: Ids of the folders that the run writes to.
+
+    Raises:
+        InputError: An id is misspelt or has an unsuitable value, or a folder cannot be written to.
+    """
+    _show_errors_in_one_line()
+    workflow = _running_workflow()
+    if workflow is None:
+        return
+    config = workflow.parser
+    check_ids(config, workflow.config_root_path)
+    check_values(config)
+    for name in folders:
+        _check_writable(name, config.get_parsed_content(name))
+
+
+def running_config() -> ConfigParser | None:
+    """The configuration that is being run, None if none is."""
+    workflow = _running_workflow()
+    return None if workflow is None else workflow.parser
+
+
+def _running_workflow() -> ConfigWorkflow | None:
+    """MONAI does not hand the configuration to the components, so it is taken from the workflow among the callers."""
+    frame = inspect.currentframe()
+    while frame is not None:
+        if isinstance(workflow := frame.f_locals.get("self"), ConfigWorkflow):
+            return workflow
+        frame = frame.f_back
+    return None
+
+
+def check_ids(config: ConfigParser, folder: str | os.PathLike) -> None:
+    """Check that every id of a configuration has an effect, which a misspelt one has not.
+
+    An id has an effect if another one refers to it or to a part of it, or if it is an argument of a component. Those of
+    the bundle itself need not: others may have been overridden.
+
+    Args:
+        config: Configuration after overrides.
+        folder: Folder of the bundle's configuration files.
+
+    Raises:
+        InputError: An id has no effect; the message names the nearest one that has.
+    """
+    content = config.get()
+    used = set(ENTRIES)
+    for name in _references(content):
+        used |= {name, *_parents(name)}
+    for name in _names(content):
+        if name not in used:
+            known = _names_of_files(folder)
+            if name not in known:
+                _refuse(name, sorted({*used, *known}))
+    for name, value in content.items():
+        _check_components(name, value, config.locator)
+
+
+def _names(content: Mapping[str, Any]) -> Iterator[str]:
+    """The ids at the top of a configuration and in its groups `train` and `validate`."""
+    for name, value in content.items():
+        yield name
+        if name in GROUPS and isinstance(value, Mapping):
+            yield from (f"{name}::{part}" for part in value)
+
+
+def _names_of_files(folder: str | os.PathLike) -> set[str]:
+    known: set[str] = set()
+    for file in Path(folder).glob("*.yaml"):
+        names = {name.lstrip("+") for name in _names(ConfigParser.load_config_file(file))}
+        known |= {name for full in names for name in (full, *_parents(full))}
+    return known
+
+
+def check_values(config: ConfigParser) -> None:
+    """Check the values of well-known options, as far as a configuration has them.
+
+    Raises:
+        InputError: A value is not suitable.
+    """
+    if "device" in config:  # first, since others depend on it
+        _check_device(config.get_parsed_content("device"))
+    for name, (expected, is_right) in OPTIONS.items():
+        if name in config:
+            value = config.get_parsed_content(name)
+            if not is_right(value):
+                raise InputError(f"{name}: expected {expected}, got {value!r}")
+    if "facts" in config:  # options such as --num_classes may not fit the other facts
+        ids = [field.name for field in fields(Facts) if field.name in config and field.name != "dataset"]  # MONAI's id
+        facts = {
+            **asdict(config.get_parsed_content("facts")),
+            **{name: config.get_parsed_content(name) for name in ids},
+        }
+        Facts.parse(facts, "options")
+
+
+def _check_device(device: Any) -> None:
+    try:
+        torch.empty(0, device=torch.device(device))
+    except (AssertionError, RuntimeError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"device: expected one that PyTorch finds, got {device!r}: {reason}") from None
+
+
+def _references(value: Any) -> Iterator[str]:
+    """All ids that expressions and references in a configuration name."""
+    if isinstance(value, Mapping):
+        for part in value.values():
+            yield from _references(part)
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from _references(part)
+    elif isinstance(value, str) and (ConfigExpression.is_expression(value) or value.startswith(ReferenceResolver.ref)):
+        yield from ReferenceResolver.match_refs_pattern(value)
+
+
+def _parents(name: str) -> Iterator[str]:
+    while ReferenceResolver.sep in name:
+        name = name.rpartition(ReferenceResolver.sep)[0]
+        yield name
+
+
+def _check_components(name: str, value: Any, locator: ComponentLocator) -> None:
+    """Check that the components in a part of a configuration exist and have arguments of the names given."""
+    if isinstance(value, Mapping):
+        if ConfigComponent.is_instantiable(value):
+            _check_component(name, value, locator)
+        for key, part in value.items():
+            _check_components(f"{name}::{key}", part, locator)
+    elif isinstance(value, list | tuple):
+        for index, part in enumerate(value):
+            _check_components(f"{name}::{index}", part, locator)
+
+
+def _check_component(name: str, config: Mapping[str, Any], locator: ComponentLocator) -> None:
+    component = ConfigComponent(dict(config), locator=locator)
+    target = component.resolve_module_name()
+    if not isinstance(target, str) or target.startswith((ReferenceResolver.ref, "$")):
+        return
+    if (function := locate(target)) is None:
+        raise InputError(f"{name}: expected a class or function that Python finds, got {config['_target_']}")
+    try:
+        parameters = inspect.signature(function).parameters  # type: ignore[arg-type]
+    except (TypeError, ValueError):  # it has none that Python shows
+        return
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return
+    for key in component.resolve_args():
+        if key not in parameters:
+            _refuse(f"{name}::{key}", [f"{name}::{parameter}" for parameter in parameters])
+
+
+def _refuse(name: str, others: Iterable[str]) -> None:
+    close = difflib.get_close_matches(name, list(others), 1)
+    hint = f"; did you mean {close[0]}?" if close else ""
+    raise InputError(f"{name}: expected an id that the configuration uses, got one without effect{hint}")
+
+
+def _check_writable(name: str, folder: Any) -> None:
+    there = next(path for path in (Path(folder).absolute(), *Path(folder).absolute().parents) if path.exists())
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise InputError(f"{name}: expected a folder that can be written, got {folder}: {error.strerror}") from None
+
+
+def _show_errors_in_one_line() -> None:
+    def show(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+        line = error_line(error)
+        if line is None:
+            sys.__excepthook__(kind, error, traceback)
+        else:
+            print(line, file=sys.stderr)
+
+    sys.excepthook = show
+
+
+class OneLineErrors:
+    """First handler of an engine: a user's mistake leaves it as an `InputError` and without pages of log messages.
+
+    Other handlers of exceptions are not called: MONAI's and Ignite's show the same traceback again.
+    """
+
+    def attach(self, engine: Engine) -> None:
+        """
+        Args:
+            engine: Any engine.
+        """
+        # Ignite logs an exception, with the traceback of a DataLoader's worker, while it handles it.
+        engine.logger.addFilter(lambda _: error_line(sys.exc_info()[1]) is None)
+        engine.add_event_handler(Events.EXCEPTION_RAISED, self._raise)
+
+    def _raise(self, engine: Engine, error: BaseException) -> None:
+        line = error_line(error)
+        raise error if line in (None, str(error)) else InputError(str(line)) from error

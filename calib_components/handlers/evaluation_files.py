@@ -1,0 +1,170 @@
+"""The files of an evaluation, written and read."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from calib_components.errors import InputError, reading
+from calib_components.metrics import CalibrationBins
+
+__all__ = [
+    "FILES",
+    "number",
+    "read_calibration",
+    "read_cases",
+    "read_logits",
+    "read_summary",
+    "replace_files",
+    "write_calibration",
+    "write_cases",
+    "write_logits",
+    "writing_in",
+]
+
+FILES = (  # all that an evaluation writes; the summary comes last, so where it is, the rest belongs to it
+    "cases.csv",
+    "calibration.json",
+    "logits.json",
+    "reliability.png",
+    "reliability_classes.png",
+    "cases/best.png",
+    "cases/median.png",
+    "cases/worst.png",
+    "summary.json",
+)
+
+
+def read_cases(folder: str | os.PathLike) -> tuple[list[str], dict[str, NDArray[np.float64]]]:
+    """Read `cases.csv`.
+
+    Args:
+        folder: Where an evaluation was written.
+
+    Returns:
+        The names of the cases, and the values `(cases,)` of each column by its name; NaN where a measure is undefined.
+
+    Raises:
+        InputError: The file is missing or broken.
+    """
+    with reading(Path(folder) / "cases.csv", "the cases of an evaluation") as file:
+        # Any name comes back as it was written: file names may hold bytes that are not UTF-8, and line breaks.
+        text = file.read_bytes().decode("utf-8", "surrogateescape")
+        table = list(csv.reader(io.StringIO(text, newline=""), strict=True))
+        if len(table) < 2 or table[0][:1] != ["case"]:
+            raise ValueError("a table without cases")
+        header, *rows = table
+        for index, row in enumerate(rows, start=1):
+            if len(row) != len(header):
+                raise ValueError(f"{len(row)} cells of case {index} in {len(header)} columns")
+        cases = [row[0] for row in rows]
+        for name, count in Counter([*header, *cases]).items():
+            if count > 1:
+                raise ValueError(f"{name} {count} times")
+        values = np.array([[float(cell) if cell else np.nan for cell in row[1:]] for row in rows])
+        if np.isinf(values).any():
+            raise ValueError("infinite values")
+        return cases, dict(zip(header[1:], values.T, strict=True))
+
+
+def read_summary(folder: str | os.PathLike) -> dict[str, Any]:
+    """Read `summary.json`. Arguments and errors as in `read_cases`."""
+    with reading(Path(folder) / "summary.json", "the summary of an evaluation") as file:
+        summary = json.loads(file.read_bytes())
+        if not all(isinstance(summary[name], list) for name in ("missed", "spurious")):
+            raise TypeError("no list of missed or of spurious structures")
+        return summary
+
+
+def read_calibration(folder: str | os.PathLike) -> dict[str, CalibrationBins]:
+    """Read the bins pooled over cases from `calibration.json`. Arguments and errors as in `read_cases`.
+
+    Returns:
+        Bins of the predicted class, `top_label`, and of each class, `classwise`.
+    """
+    with reading(Path(folder) / "calibration.json", "the bins of an evaluation") as file:
+        pooled = json.loads(file.read_bytes())["pooled"]
+        return {kind: CalibrationBins.from_dict(pooled[kind]) for kind in ("top_label", "classwise")}
+
+
+def read_logits(folder: str | os.PathLike) -> tuple[list[str], NDArray[np.float64]]:
+    """Read `logits.json`. Arguments and errors as in `read_cases`.
+
+    Returns:
+        The names of the N classes, and the mean magnitudes `(N, N)`, by ground-truth class and channel.
+    """
+    with reading(Path(folder) / "logits.json", "the logits of an evaluation") as file:
+        content = json.loads(file.read_bytes())
+        names, magnitudes = list(content["class_names"]), np.array(content["magnitudes"], float)
+        if magnitudes.shape != (len(names), len(names)):
+            raise ValueError(f"magnitudes of shape {magnitudes.shape} of {len(names)} classes")
+        return names, magnitudes
+
+
+def write_cases(folder: Path, cases: Sequence[str], columns: Mapping[str, torch.Tensor]) -> None:
+    """Write `cases.csv`: the name of each case, and its value `(cases,)` in each column."""
+    with open(folder / "cases.csv", "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        writer = csv.writer(file)
+        writer.writerow(["case", *columns])
+        for case, *row in zip(cases, *(values.tolist() for values in columns.values()), strict=True):
+            writer.writerow([case, *map(number, row)])  # an empty cell for None
+
+
+def write_calibration(
+    folder: Path, class_names: Sequence[str], cases: Sequence[str], bins: Mapping[str, CalibrationBins]
+) -> None:
+    """Write `calibration.json`: the bins of each case and pooled, by the kinds that `read_calibration` returns."""
+    calibration = {
+        "class_names": class_names,
+        "cases": cases,
+        "per_case": {kind: case_bins.to_dict() for kind, case_bins in bins.items()},
+        "pooled": {kind: case_bins.pooled().to_dict() for kind, case_bins in bins.items()},
+    }
+    (folder / "calibration.json").write_text(json.dumps(calibration) + "\n")
+
+
+def write_logits(folder: Path, class_names: Sequence[str], magnitudes: torch.Tensor) -> None:
+    """Write `logits.json`, see `read_logits`."""
+    rows = [[number(value) for value in row] for row in magnitudes.tolist()]
+    (folder / "logits.json").write_text(json.dumps({"class_names": class_names, "magnitudes": rows}) + "\n")
+
+
+@contextmanager
+def writing_in(folder: Path) -> Iterator[None]:
+    """Turn a full disk, or whatever else keeps files from being written, into one line that names the folder."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or error
+        raise InputError(f"{folder}: expected a folder that an evaluation can be written to, got {reason}") from error
+
+
+def replace_files(source: Path, target: Path) -> None:
+    """Move the files of an evaluation to the place of an earlier one.
+
+    The old ones go first, the new summary comes last: a process killed in between leaves no summary, and files of one
+    evaluation only.
+    """
+    for name in reversed(FILES):
+        (target / name).unlink(missing_ok=True)
+    (target / "cases").mkdir(exist_ok=True)
+    for name in FILES:
+        if (source / name).is_file():  # not all pictures are there if few cases have a DSC
+            (source / name).replace(target / name)
+
+
+def number(value: float) -> float | None:
+    """Return the number, or None, which JSON and CSV can hold, if it is NaN."""
+    return None if math.isnan(value) else value

@@ -1,0 +1,137 @@
+"""Trained weights: checked against the network before they go into it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+
+from calib_components.errors import InputError, reading
+
+__all__ = ["WeightsLoader", "load_torchscript", "load_weights"]
+
+
+def load_weights(network: torch.nn.Module, file: str | os.PathLike) -> None:
+    """Load trained weights into a network; no code in the file is run.
+
+    Args:
+        network: The network. It stays as it is if the weights do not fit.
+        file: State dict of such a network, or a dictionary that holds one as `model`, as MONAI's `CheckpointSaver`
+            writes it.
+
+    Raises:
+        InputError: The file is missing or not of this kind, holds values that are NaN or infinite, or is that of
+            another network.
+
+    Examples:
+        >>> import tempfile
+        >>> import torch
+        >>> from calib_components.handlers.weights import load_weights
+        >>> file = tempfile.mkdtemp() + "/model.pt"
+        >>> torch.save(torch.nn.Conv2d(1, 3, 1).state_dict(), file)
+        >>> load_weights(torch.nn.Conv2d(1, 3, 1), file)
+    """
+    if not isinstance(file, str | os.PathLike):  # MONAI reads the name 2024_11_25 as a number
+        raise InputError(f"load_path: expected the path of weights, got {file!r}; write ./NAME if it reads as a number")
+    if not Path(file).exists():
+        raise InputError(f"{file}: expected trained weights, got no such file; train first, or set --load_path")
+    with reading(file, "trained weights"):
+        weights = _state_dict(file)
+        _compare(weights, network.state_dict())
+        for name, values in weights.items():
+            if not values.isfinite().all():
+                raise ValueError(f"values that are NaN or infinite in {name}")
+        network.load_state_dict(weights)
+
+
+class WeightsLoader:
+    """Load trained weights into the network when an engine starts, see `load_weights`.
+
+    Args:
+        load_path: File of the weights.
+        network: The network.
+
+    Raises:
+        InputError: When the engine starts, see `load_weights`.
+    """
+
+    def __init__(self, load_path: str | os.PathLike, network: torch.nn.Module) -> None:
+        self.load_path = load_path
+        self.network = network
+
+    def attach(self, engine: Engine) -> None:
+        """
+        Args:
+            engine: The engine that runs the network.
+        """
+        engine.add_event_handler(Events.STARTED, self)
+
+    def __call__(self, _: Engine) -> None:
+        load_weights(self.network, self.load_path)
+        logging.getLogger(__name__).info("Loaded the weights in %s", self.load_path)
+
+
+def _state_dict(file: str | os.PathLike) -> dict[str, torch.Tensor]:
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:  # its message fills a page
+        code = re.search(r"GLOBAL (\S+)", str(error))
+        raise ValueError(f"pickled code ({code[1]}), which is not run" if code else "another kind of file") from error
+    except (EOFError, RuntimeError) as error:
+        kind = "a TorchScript file; add configs/inference_ts.yaml" if "TorchScript" in str(error) else "a broken file"
+        raise ValueError(kind) from error
+    if isinstance(content, Mapping) and "optimizer" in content:
+        raise ValueError("the state of a training; use model.pt beside it")
+    if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
+        content = content["model"]
+    if not isinstance(content, Mapping):
+        raise ValueError(f"a {type(content).__name__}")
+    return dict(content)
+
+
+def _compare(weights: Mapping[str, Any], expected: Mapping[str, torch.Tensor]) -> None:
+    """Check names, shapes and types against the network's own weights."""
+    for name in [*expected, *weights]:
+        if name not in weights or name not in expected:
+            raise ValueError(f"those of another network, {'without' if name in expected else 'with'} {name}")
+        if not isinstance(weights[name], torch.Tensor):
+            raise ValueError(f"{name} of type {type(weights[name]).__name__}")
+        if weights[name].is_floating_point() != expected[name].is_floating_point():
+            raise ValueError(f"{name} of type {weights[name].dtype}, not {expected[name].dtype}")
+    for name in expected:
+        got, own = tuple(weights[name].shape), tuple(expected[name].shape)
+        if got == own:
+            continue
+        network, other = _ends(expected), _ends(weights)
+        kind = "" if network == other else f" of {_described(other)}, not of {_described(network)}"
+        raise ValueError(f"those of another network{kind}: {name} has shape {got}, not {own}")
+
+
+def _ends(weights: Mapping[str, torch.Tensor]) -> tuple[int, int]:
+    """Number of channels that the first layer takes, and of classes that the last one gives."""
+    first = next(values for values in weights.values() if values.ndim > 1)
+    last = [values for values in weights.values() if values.ndim > 0][-1]
+    return first.shape[1], last.shape[0]
+
+
+def _described(ends: tuple[int, int]) -> str:
+    return f"{ends[0]} channel(s) and {ends[1]} classes"
+
+
+def load_torchscript(file: str | os.PathLike, device: torch.device | str) -> torch.jit.ScriptModule:
+    """Load a network with its weights from the file that MONAI's `ckpt_export` writes.
+
+    Raises:
+        InputError: There is no such file, or another one.
+    """
+    if not Path(file).is_file():
+        raise InputError(f"{file}: expected a TorchScript file, got none; write one with monai.bundle ckpt_export")
+    with reading(file, "a TorchScript file, as monai.bundle ckpt_export writes it"):
+        return torch.jit.load(file, map_location=device)

@@ -1,0 +1,34 @@
+"""Base of the losses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from calib_components.arguments import check_known
+
+# What to do instead of giving an option of MONAI's losses.
+HINTS = {
+    "reduction": "the loss is always the mean over the voxels that count",
+    "to_onehot_y": "class indices are accepted as they are, and so is one-hot where the loss is defined for it",
+    "softmax": "give logits, the loss applies softmax itself",
+    "use_softmax": "give logits, the loss applies softmax itself",
+    "sigmoid": "give logits of N >= 2 classes, the loss applies softmax itself",
+    "other_act": "give logits, the loss applies softmax itself",
+    "include_background": "every class counts; ignore_index leaves out voxels",
+    "weight": "classes are not weighted",
+    "classes": "the number of classes is read from the logits",
+    "num_classes": "the number of classes is read from the logits",
+    "dim": "2D or 3D is read from the logits",
+    "kernel_ops": "the option is called prior",
+    "distance_type": "the option is called penalty",
+}
+
+
+class CalibrationLoss(nn.Module):
+    """Base of the losses: says what to do instead of giving options that only MONAI's losses have."""
+
+    def __new__(cls, *_: Any, **options: Any) -> Any:
+        check_known(cls, options, HINTS)
+        return super().__new__(cls)

@@ -1,0 +1,191 @@
+"""The files of a finished cell, read and checked; and its history, which is collected from TensorBoard's files."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from calib_components.errors import InputError, reading, writing
+from calib_components.handlers.evaluation import read_calibration, read_cases, read_logits, read_summary
+from calib_components.metrics import CalibrationBins
+from calib_components.tools.comparison.cell_settings import (
+    CellSettings,
+    check_values,
+    is_name,
+    is_texts,
+    is_whole,
+    read_settings,
+)
+from calib_components.tools.comparison.published import METRICS
+from calib_components.tools.comparison.statistics import Array
+
+__all__ = ["FinishedCell", "collect_history", "read_cell", "write_history"]
+
+PNG = b"\x89PNG\r\n\x1a\n"
+HIGHEST = {"dsc": 1, "hd95": math.inf, "ece": 1, "cece": 1, "nll": math.inf, "brier": 2}  # the lowest is 0
+TOLERANCE = 1e-6
+
+
+def collect_history(work: Path) -> list[list[Any]]:
+    """Collect the history of a training from TensorBoard's files: a header, and a row for each epoch.
+
+    The columns are the epoch, its seconds, and what was validated. A resumed training has several files; for an epoch
+    in more than one of them, the latest counts.
+    """
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    rows: dict[int, dict[str, Any]] = {}
+    for path in sorted(work.glob("events.out.tfevents.*")):
+        events = EventAccumulator(str(path)).Reload()
+        for tag in events.Tags()["scalars"]:
+            before = events.FirstEventTimestamp()
+            for event in events.Scalars(tag):
+                seconds = round(event.wall_time - before, 2)
+                rows.setdefault(event.step, {}).update({"seconds": seconds, tag: event.value})
+                before = event.wall_time
+    columns = list(dict.fromkeys(name for row in rows.values() for name in row))
+    return [["epoch", *columns], *([epoch, *(rows[epoch].get(c, "") for c in columns)] for epoch in sorted(rows))]
+
+
+def write_history(rows: Sequence[Sequence[Any]], folder: Path) -> None:
+    """Write `history.csv` from the rows of `collect_history`.
+
+    Raises:
+        InputError: It cannot be written.
+    """
+    with writing(folder / "history.csv") as unfinished, open(unfinished, "w", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows(rows)
+
+
+@dataclass(frozen=True, eq=False)
+class FinishedCell:
+    """A cell that was trained and evaluated.
+
+    Attributes:
+        folder: Folder that it was read from.
+        settings: Its `settings.json`.
+        cases: Names of the cases.
+        columns: `(cases,)` for each column of `cases.csv`, NaN where a measure is undefined.
+        missed: Number of structures that only the ground truth has.
+        spurious: Number of structures that only the prediction has.
+        bins: Bins of the predicted class, pooled over cases, `(1, bins)`.
+        class_names: Names of the N classes.
+        magnitudes: Mean magnitude of the logits, `(N, N)`, by ground-truth class and channel; NaN where undefined.
+        history: The number (`epoch`), the `seconds` and, where it was validated, the `val_dsc` of each epoch.
+    """
+
+    folder: Path
+    settings: CellSettings
+    cases: list[str]
+    columns: dict[str, Array]
+    missed: int
+    spurious: int
+    bins: CalibrationBins
+    class_names: list[str]
+    magnitudes: Array
+    history: list[dict[str, float]]
+
+    def picture(self, name: str) -> bytes | None:
+        """Return the picture of the case `name` (best, median or worst); None where it was not kept.
+
+        Raises:
+            InputError: The file is no picture.
+        """
+        if not (self.folder / "cases" / f"{name}.png").exists():
+            return None
+        with reading(self.folder / "cases" / f"{name}.png", "a PNG file") as file:
+            content = file.read_bytes()
+            if not content.startswith(PNG) or len(content) < 24:
+                raise ValueError(f"{len(content)} bytes of something else")
+            return content
+
+
+def read_cell(folder: Path) -> FinishedCell:
+    """Read a cell.
+
+    Raises:
+        InputError: A file is missing or broken, or one does not belong to the others.
+    """
+    settings, file = read_settings(folder), folder / "settings.json"
+    if not settings.made_with:
+        raise InputError(f"{file}: expected versions and device in made_with, got none")
+    if (here := "/".join(folder.parts[-2:])) != settings.folder:
+        raise InputError(f"{file}: expected the settings of {here}, got those of {settings.folder}")
+    check_values(settings.training, list(REPORTED), REPORTED, f"{file}: training")
+    check_values(settings.evaluation, ["split"], {"split": ("a name of one line", is_name)}, f"{file}: evaluation")
+    for name in ("cases.csv", "history.csv"):
+        with reading(folder / name, "a table") as table:
+            if not table.read_bytes().endswith(b"\n"):  # a number that is cut off is a number, too
+                raise ValueError("one without the end of its last line")
+    cases, columns = read_cases(folder)
+    _check_cases(cases, columns, settings, folder / "cases.csv")
+    summary = read_summary(folder)
+    bins = read_calibration(folder)["top_label"]
+    if bins.count.ndim != 2 or bins.count.sum() < 1:
+        raise InputError(f"{folder / 'calibration.json'}: expected bins of voxels in top_label, got none")
+    names, magnitudes = read_logits(folder)
+    if not is_texts(names) or _outside(magnitudes, math.inf):
+        raise InputError(
+            f"{folder / 'logits.json'}: expected names and magnitudes of at least 0, got {names!r:.60} and "
+            f"{magnitudes.tolist()!r:.60}"
+        )
+    missed, spurious = len(summary["missed"]), len(summary["spurious"])
+    history = _read_history(folder)
+    return FinishedCell(folder, settings, cases, columns, missed, spurious, bins, names, magnitudes, history)
+
+
+def _read_history(folder: Path) -> list[dict[str, float]]:
+    with reading(folder / "history.csv", "a row for each epoch") as file:
+        rows = list(csv.DictReader(file.read_text(encoding="utf-8").splitlines()))
+        names = [name for name in ("epoch", "seconds", "val_dsc") if rows and name in rows[0]]
+        history = [{name: float(row[name]) for name in names if row[name] != ""} for row in rows]
+        if not rows:
+            raise ValueError("no epoch in it")
+        for row in history:
+            if not (row["epoch"].is_integer() and 0 <= row["seconds"] < math.inf):
+                raise ValueError(f"the epoch {row['epoch']} of {row['seconds']} seconds")
+        return [{name: value for name, value in row.items() if not math.isnan(value)} for row in history]
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(map(is_whole, value))
+
+
+REPORTED = {  # settings of the training that the report shows
+    "max_epochs": ("a whole number", is_whole),
+    "batch_size": ("a whole number", is_whole),
+    "learning_rate": ("a number", lambda value: type(value) in (int, float)),
+    "val_interval": ("a whole number", is_whole),
+    "image_size": ("two whole numbers", _is_size),
+    "crop_size": ("two whole numbers", _is_size),
+    "network_def": ("a component and its arguments", lambda value: isinstance(value, dict)),
+}
+
+
+def _check_cases(cases: list[str], columns: dict[str, Array], settings: CellSettings, file: Path) -> None:
+    if wrong := sorted({*cases} ^ {*settings.patients}):
+        there = "in" if wrong[0] in cases else "not in"
+        raise InputError(f"{file}: expected the cases of settings.json, got {wrong[0]} {there} cases.csv alone")
+    structures = [name.removeprefix("dsc_") for name in columns if name.startswith("dsc_")]
+    required = [*(f"{metric}_{name}" for metric in ("dsc", "hd95") for name in structures or ["STRUCTURE"])]
+    required += [name for name in METRICS if name not in ("dsc", "hd95")]
+    if lacking := [name for name in required if name not in columns]:
+        raise InputError(f"{file}: expected the columns {', '.join(required)}, got no {', '.join(lacking)}")
+    for name in required:
+        highest = HIGHEST[name.partition("_")[0]]
+        if outside := _outside(columns[name], highest):
+            upper = "" if highest == math.inf else f" and at most {highest}"
+            raise InputError(f"{file}: expected {name} to be at least 0{upper}, got {outside[0]}")
+
+
+def _outside(values: NDArray[np.float64], highest: float) -> list[float]:
+    """Return the values that are defined but not finite, below 0 or above `highest`."""
+    inside = np.isnan(values) | ((values >= -TOLERANCE) & (values <= highest + TOLERANCE) & np.isfinite(values))
+    return values[~inside].tolist()

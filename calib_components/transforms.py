@@ -1,0 +1,307 @@
+"""Transforms of volumes: reading them with checks, and bringing their slices to one position in the array."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import nibabel
+import numpy as np
+import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor, NibabelReader
+from monai.data.utils import affine_to_spacing
+from monai.transforms import Compose, InvertibleTransform, LoadImaged, MapTransform
+from nibabel.spatialimages import SpatialImage
+
+from calib_components.errors import InputError, reading
+
+__all__ = [
+    "CheckVolumed",
+    "LoadVolumed",
+    "NamedCompose",
+    "SlicesLastd",
+    "check_contrast",
+    "check_finite",
+    "check_same_grid",
+    "file_name",
+    "open_nifti",
+    "slice_axis",
+]
+
+PIXEL_SIZE_FACTOR = 3  # how far off the trained pixel sizes an image may be before there is a warning
+SAME_SPACING = 1e-3  # relative difference of spacings that are one number, rounded
+GZIP_RATIO = 1032  # gzip makes nothing smaller by more
+LEAST_CONTRAST = 1e-3  # of the range of a channel, that all but the brightest and darkest 0.1 % of its voxels span
+
+
+def slice_axis(spacing: Sequence[float], shape: Sequence[int]) -> int:
+    """Find the axis along which the slices of a volume lie.
+
+    Args:
+        spacing: Distance of the voxels along each axis, in any unit.
+        shape: Number of voxels along each axis.
+
+    Returns:
+        The axis of the largest spacing; of several, the one with the fewest voxels; of several of those, the last. The
+        only axis with a single voxel comes before all of them: such a volume is one slice, whatever its header says.
+
+    Examples:
+        >>> slice_axis([1.5, 10.0, 1.5], [224, 9, 256])
+        1
+        >>> slice_axis([1.0, 1.0, 1.0], [240, 155, 240])
+        1
+    """
+    single = [axis for axis, length in enumerate(shape) if length == 1]
+    if len(single) == 1:
+        return single[0]
+    widest = [axis for axis, size in enumerate(spacing) if size >= max(spacing) * (1 - SAME_SPACING)]
+    return min(widest, key=lambda axis: (shape[axis], -axis))
+
+
+class SlicesLastd(MapTransform, InvertibleTransform):
+    """Move the axis along which the slices of a volume lie to the last position.
+
+    The other two axes keep their order, and nothing is flipped, so that a volume gives the same array wherever its
+    file has the slices. The affine of a `MetaTensor` follows; without one, the spacing counts as equal.
+
+    Args:
+        keys: Volumes `(C, H, W, D)` on one grid. The first one decides on the axis.
+        slice_axis: The axis, 0 to 2; None to find it with `slice_axis`.
+        allow_missing_keys: Skip keys that the item lacks.
+
+    Raises:
+        InputError: `slice_axis` is not an axis.
+    """
+
+    def __init__(self, keys: KeysCollection, slice_axis: int | None = None, allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, allow_missing_keys)
+        if slice_axis not in (None, 0, 1, 2) or isinstance(slice_axis, bool):
+            raise InputError(f"slice_axis: expected 0, 1, 2 or None, got {slice_axis!r}")
+        self.slice_axis = slice_axis
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Return the item with each volume as `(C, H, W, D)`, contiguous in memory, D counting the slices."""
+        item = dict(data)
+        axis = self.slice_axis
+        for key in self.key_iterator(item):
+            volume = item[key]
+            if axis is None:
+                affine = volume.affine if isinstance(volume, MetaTensor) else torch.eye(4)
+                axis = slice_axis(affine_to_spacing(affine, dtype=float).tolist(), volume.shape[1:])
+            order = [other for other in range(3) if other != axis] + [axis]
+            item[key] = _permute(volume, order)
+            self.push_transform(item[key], orig_size=volume.shape[1:], extra_info={"axis": axis})
+        return item
+
+    def inverse(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Return the item with the axes of each volume where they were."""
+        item = dict(data)
+        for key in self.key_iterator(item):
+            axis = int(self.pop_transform(item[key])["extra_info"]["axis"])
+            order = [0, 1]
+            order.insert(axis, 2)
+            item[key] = _permute(item[key], order)
+        return item
+
+
+def _permute(volume: torch.Tensor, order: Sequence[int]) -> torch.Tensor:
+    """The axes of `(C, H, W, D)` in another order, and the columns of the affine with them."""
+    moved = volume.permute(0, *(axis + 1 for axis in order)).contiguous()
+    if isinstance(moved, MetaTensor):
+        moved.affine = moved.affine[:, [*order, 3]]
+    return moved
+
+
+def open_nifti(file: str | Path) -> SpatialImage:
+    """Open a NIfTI file and check what its header says; the voxels are not read.
+
+    Args:
+        file: The file.
+
+    Raises:
+        InputError: It is no NIfTI file, it is shorter than its header demands, its values are not real numbers, or its
+            affine is not finite or cannot be inverted.
+    """
+    with reading(file, "a readable NIfTI file"):
+        image = cast(SpatialImage, nibabel.load(file))
+        dtype, affine, proxy = image.get_data_dtype(), image.affine, cast(Any, image.dataobj)
+        size = Path(file).stat().st_size
+    if dtype.kind not in "iuf":
+        raise InputError(f"{file}: expected one real number per voxel, got {dtype}")
+    if not np.isfinite(affine).all():
+        raise InputError(f"{file}: expected an affine of finite numbers, got {affine[:3].round(3).tolist()}")
+    if (lengths := np.linalg.norm(affine[:3, :3], axis=0)).min() == 0 or (
+        abs(np.linalg.det(affine[:3, :3] / lengths)) < 1e-3
+    ):
+        raise InputError(
+            f"{file}: expected an affine whose three axes differ in direction, got {affine[:3].round(3).tolist()}"
+        )
+    demanded = proxy.offset + dtype.itemsize * int(np.prod(image.shape, dtype=np.int64))
+    if size * (1 if Path(file).suffix.lower() == ".nii" else GZIP_RATIO) < demanded:
+        raise InputError(f"{file}: expected {demanded} bytes, as its header demands, got {size}; it is truncated")
+    return image
+
+
+def check_same_grid(affine: np.ndarray, other: np.ndarray, shape: Sequence[int], file: str | Path) -> None:
+    """Check that two volumes of one shape have their voxels at the same places.
+
+    Args:
+        affine: Of the volume in question, `(4, 4)`.
+        other: Of the volume that it belongs to.
+        shape: Number of voxels along each axis.
+        file: The volume in question, for messages.
+
+    Raises:
+        InputError: A corner is off by more than a tenth of the smallest side of a voxel.
+    """
+    corners = np.array(list(np.ndindex(2, 2, 2))) * (np.array(shape[:3]) - 1)
+    difference = affine - other
+    off = np.linalg.norm(corners @ difference[:3, :3].T + difference[:3, 3], axis=1).max()
+    if off > 0.1 * np.linalg.norm(other[:3, :3], axis=0).min():
+        raise InputError(f"{file}: expected the grid of the image that it belongs to, got one up to {off:.3g} mm off")
+
+
+class NiftiReader(NibabelReader):
+    """MONAI's reader of NIfTI files, with `open_nifti` and with errors that name the file."""
+
+    def read(self, data: Any, **kwargs: Any) -> Any:
+        for file in [data] if isinstance(data, str | Path) else data:
+            open_nifti(file)
+        return super().read(data, **kwargs)
+
+    def _get_array_data(self, img: Any, filename: Any) -> Any:
+        with reading(filename, "a complete NIfTI file"):
+            return super()._get_array_data(img, filename)
+
+
+class LoadVolumed(LoadImaged):
+    """Load the NIfTI files of images as `(C, H, W, D)`, float32; those of several channels are stacked in their order.
+
+    Args:
+        keys: Entries of the item that are a path, or the paths of all channels. A label, which may well have one value
+            everywhere, is not for this loader.
+        allow_missing_keys: Skip keys that the item lacks.
+    """
+
+    def __init__(self, keys: KeysCollection, allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, ensure_channel_first=True, allow_missing_keys=allow_missing_keys)
+        self.register(NiftiReader())  # the last one comes first
+
+    def __call__(self, data: Mapping[Hashable, Any], reader: Any = None) -> dict[Hashable, Any]:
+        """Return the item with volumes in place of the paths.
+
+        Raises:
+            InputError: A file cannot be read, see `open_nifti`; its values are not finite in float32; there is nothing
+                to see, see `check_contrast`; or the files of one image differ in shape.
+        """
+        for key in self.key_iterator(dict(data)):
+            files = [data[key]] if isinstance(data[key], str | Path) else data[key]
+            shapes = [open_nifti(file).shape for file in files]
+            for file, shape in zip(files, shapes, strict=True):
+                if shape != shapes[0]:
+                    raise InputError(f"{file}: expected the shape of {files[0]}, {shapes[0]}, got {shape}")
+        item = super().__call__(data, reader)
+        for key in self.key_iterator(item):
+            files = [data[key]] if isinstance(data[key], str | Path) else data[key]
+            for index, channel in enumerate(item[key].as_tensor()):
+                file = str(files[index if len(files) > 1 else 0])
+                check_contrast(check_finite(MetaTensor(channel[None], meta={"filename_or_obj": file})))
+        return item
+
+
+def file_name(image: Any) -> str:
+    """Return the file that an image was loaded from, for messages; `image` if it is not known."""
+    return str(image.meta.get("filename_or_obj", "image")) if isinstance(image, MetaTensor) else "image"
+
+
+def check_finite(image: torch.Tensor) -> torch.Tensor:
+    """Return the image, or raise an `InputError` that names its file if a value is NaN or infinite.
+
+    One such value would spread over the whole image in normalisation.
+    """
+    invalid = int((~torch.isfinite(image)).sum())
+    if invalid:
+        raise InputError(f"{file_name(image)}: expected finite values, got {invalid} that are NaN or infinite")
+    return image
+
+
+def check_contrast(image: torch.Tensor) -> torch.Tensor:
+    """Return the image `(C, *S)`, or raise an `InputError` that names its file if there is nothing to see in a channel.
+
+    That is so if all voxels have one value, as in air, or if a few voxels are so far off that the others, compared with
+    them, have one value.
+    """
+    for index, channel in enumerate(image):
+        where = f" in channel {index}" if len(image) > 1 else ""
+        expected = f"{file_name(image)}: expected an image with contrast{where}"
+        if channel.numel() == 0:
+            raise InputError(f"{expected}, got no voxel")
+        values = channel.detach().cpu().numpy()
+        darkest, dark, bright, brightest = np.percentile(values, [0, 0.1, 99.9, 100]).tolist()
+        if darkest == brightest:
+            raise InputError(f"{expected}, got {darkest:g} everywhere")
+        if bright - dark < LEAST_CONTRAST * (brightest - darkest):
+            raise InputError(
+                f"{expected}, got a few voxels between {darkest:.3g} and {brightest:.3g}, beside which the others are "
+                "all the same"
+            )
+    return image
+
+
+class CheckVolumed(MapTransform):
+    """Check a preprocessed volume, and warn if its pixels are unlike those that the network was trained on.
+
+    Args:
+        keys: Volumes `(C, H, W, D)` on the network's grid.
+        pixel_size: Smallest and largest in-plane size of a pixel of the training images on this grid, in millimetres;
+            None if it is not known.
+    """
+
+    def __init__(self, keys: KeysCollection, pixel_size: Sequence[float] | None = None) -> None:
+        super().__init__(keys)
+        self.pixel_size = pixel_size
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Return the item as it is.
+
+        Raises:
+            InputError: A value is not finite, or there is nothing to see in a channel, see `check_contrast`.
+        """
+        for key in self.key_iterator(dict(data)):
+            image = check_contrast(check_finite(data[key]))
+            if self.pixel_size is not None and isinstance(image, MetaTensor):
+                smallest, largest = self.pixel_size
+                sizes = affine_to_spacing(image.affine, dtype=np.float64)[:2]
+                if sizes.min() * PIXEL_SIZE_FACTOR < smallest or sizes.max() > largest * PIXEL_SIZE_FACTOR:
+                    logging.getLogger(__name__).warning(
+                        "%s: expected pixels of %.3g to %.3g mm on the network's grid, as it was trained on, got "
+                        "%.3g x %.3g mm; do not rely on its result",
+                        file_name(image), smallest, largest, *sizes,
+                    )  # fmt: skip
+        return dict(data)
+
+
+class NamedCompose(Compose):
+    """MONAI's `Compose` for an item with an `image`, whose file is named if a transform fails."""
+
+    def __call__(self, input_: Any, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+        """Return the transformed item.
+
+        Raises:
+            InputError: A transform failed.
+        """
+        try:
+            return super().__call__(input_, *args, **kwargs)
+        except Exception as error:
+            cause: BaseException = error
+            while cause.__cause__ is not None:  # MONAI wraps it once for each transform around it
+                cause = cause.__cause__
+            if isinstance(cause, InputError):
+                raise cause from error
+            name = file_name(input_.get("image"))
+            raise InputError(
+                f"{name}: expected an image that can be preprocessed, got {' '.join(str(cause).split())}"
+            ) from error

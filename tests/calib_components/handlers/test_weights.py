@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ignite.engine import Engine
+
+from calib_components.errors import InputError
+from calib_components.handlers import WeightsLoader, load_torchscript, load_weights
+
+
+def network(channels: int = 1, classes: int = 2, dimensions: int = 2) -> torch.nn.Module:
+    conv = torch.nn.Conv2d if dimensions == 2 else torch.nn.Conv3d
+    return torch.nn.Sequential(conv(channels, 3, 3), torch.nn.PReLU(), conv(3, classes, 1))
+
+
+@pytest.mark.parametrize("wrap", [lambda weights: weights, lambda weights: {"model": weights}])
+def test_weights_are_in_the_network_when_the_engine_starts(wrap: Callable[[Any], Any], tmp_path: Path) -> None:
+    trained, other = network(), network()
+    torch.save(wrap(trained.state_dict()), tmp_path / "model.pt")
+    engine = Engine(lambda *_: None)
+    WeightsLoader(tmp_path / "model.pt", other).attach(engine)
+    assert not torch.equal(other[0].weight, trained[0].weight)
+    engine.run([0])
+    torch.testing.assert_close(other.state_dict(), trained.state_dict(), rtol=0, atol=0)
+
+
+class Code:
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return os.mkdir, ("made-by-weights",)
+
+
+def changed(**values: Any) -> dict[str, Any]:
+    """The weights of the network with some replaced."""
+    return {**network().state_dict(), **values}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "trained weights, got a broken file"),
+        (b"garbage", "trained weights, got another kind of file"),
+        ({"0.weight": Code()}, r"trained weights, got pickled code \(posix.mkdir\), which is not run"),
+        ({"network": {}, "optimizer": {}}, "got the state of a training; use model.pt beside it"),
+        ([1, 2], "trained weights, got a list"),
+        ({}, "got those of another network, without 0.weight"),
+        (changed(extra=torch.ones(1)), "got those of another network, with extra"),
+        (changed(**{"0.bias": 1}), "got 0.bias of type int"),
+        (changed(**{"0.bias": torch.ones(3).int()}), "got 0.bias of type torch.int32, not torch.float32"),
+        (changed(**{"0.bias": torch.ones(4)}), r"got those of another network: 0.bias has shape \(4,\), not \(3,\)"),
+        (changed(**{"1.weight": torch.tensor([torch.nan])}), "got values that are NaN or infinite in 1.weight"),
+        (changed(**{"1.weight": torch.tensor([torch.inf])}), "got values that are NaN or infinite in 1.weight"),
+        (
+            network(classes=5).state_dict(),
+            r"network of 1 channel\(s\) and 5 classes, not of 1 channel\(s\) and 2 classes: 2.weight has shape \(5, ",
+        ),
+        (
+            network(channels=4).state_dict(),
+            r"network of 4 channel\(s\) and 2 classes, not of 1 channel\(s\) and 2 classes: 0.weight has shape \(3, ",
+        ),
+        (network(dimensions=3).state_dict(), r"another network: 0.weight has shape \(3, 1, 3, 3, 3\), not \(3, 1, 3, "),
+    ],
+)
+def test_weights_that_do_not_fit_are_named(
+    content: Any, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "model.pt"
+    if isinstance(content, bytes):
+        file.write_bytes(content)
+    else:
+        torch.save(content, file)
+    own = network()
+    before = {name: values.clone() for name, values in own.state_dict().items()}
+    with pytest.raises(InputError, match=rf"^{re.escape(str(file))}: expected .*{message}") as error:
+        load_weights(own, file)
+    assert "\n" not in str(error.value)
+    torch.testing.assert_close(own.state_dict(), before, rtol=0, atol=0)
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_truncated_file(tmp_path: Path) -> None:
+    file = tmp_path / "model.pt"
+    torch.save(network().state_dict(), file)
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(InputError, match=r"model.pt: expected trained weights, got a broken file$"):
+        load_weights(network(), file)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+def test_torchscript_file(tmp_path: Path) -> None:
+    file = tmp_path / "model.pt"
+    torch.jit.script(network()).save(file)
+    with pytest.raises(InputError, match=r"model.pt: expected trained weights, got a TorchScript file; add conf"):
+        load_weights(network(), file)
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        ("absent/model.pt", "absent/model.pt: expected trained weights, got no such file; train first, or set"),
+        (".", r"\.: expected trained weights, got Is a directory"),
+        (20241125, "load_path: expected the path of weights, got 20241125; write ./NAME"),
+    ],
+)
+def test_no_file(file: Any, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=rf"^{message}"):
+        load_weights(network(), file)
+
+
+class TestLoadTorchscript:
+    def test_network_with_its_weights(self, tmp_path: Path) -> None:
+        network = torch.nn.Conv2d(1, 2, 1)
+        torch.jit.script(network).save(tmp_path / "model.ts")
+        image = torch.rand(1, 1, 3, 3)
+        assert torch.equal(load_torchscript(tmp_path / "model.ts", "cpu")(image), network(image))
+
+    def test_missing(self, tmp_path: Path) -> None:
+        with pytest.raises(InputError, match=r"model.ts: expected a TorchScript file, got none; write one with "):
+            load_torchscript(tmp_path / "model.ts", "cpu")
+
+    @pytest.mark.parametrize("content", [b"", b"garbage", "weights"])
+    def test_another_file(self, content: bytes | str, tmp_path: Path) -> None:
+        file = tmp_path / "model.ts"
+        if isinstance(content, bytes):
+            file.write_bytes(content)
+        else:
+            torch.save({"weight": torch.ones(1)}, file)
+        with pytest.raises(InputError, match=f"^{file}: expected a TorchScript file, as .* writes it, got .+") as error:
+            load_torchscript(file, "cpu")
+        assert "\n" not in str(error.value)

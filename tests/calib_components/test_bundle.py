@@ -1,0 +1,181 @@
+"""What is checked when a bundle's run starts, and how its errors are shown."""
+
+from __future__ import annotations
+
+import copy
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ignite.engine import Engine, Events
+from monai.bundle import ConfigParser, ConfigWorkflow
+
+from calib_components.bundle import OneLineErrors, check_ids, check_values, running_config, start_run
+from calib_components.errors import InputError, error_line
+from tests.helpers import BUNDLES
+
+CONFIG = {
+    "seed": 0,
+    "learning_rate": 0.1,
+    "loss": {"_target_": "calib_components.losses.MbLSLoss", "margin": 5.0},
+    "optimizer": {"_target_": "torch.optim.SGD", "params": "$[torch.zeros(1)]", "lr": "@learning_rate"},
+    "train": {"scheduler": "@optimizer", "trainer": ["@loss", "@train::scheduler"]},
+    "run": ["$print(@seed)", "$@train::trainer"],
+}
+
+
+def parser(**overrides: Any) -> ConfigParser:
+    config = ConfigParser(copy.deepcopy(CONFIG))
+    config.update(overrides)
+    return config
+
+
+@pytest.mark.parametrize("bundle", BUNDLES, ids=lambda bundle: bundle.name)
+@pytest.mark.parametrize(
+    "files",
+    [
+        ("train.yaml",),
+        ("train.yaml", "losses/svls.yaml"),
+        ("train.yaml", "multi_gpu_train.yaml"),
+        ("train.yaml", "evaluate.yaml"),
+        ("train.yaml", "evaluate.yaml", "multi_gpu_evaluate.yaml"),
+        ("inference.yaml",),
+        ("inference.yaml", "inference_ts.yaml"),
+        ("inference.yaml", "inference_trt.yaml"),
+    ],
+    ids=lambda files: "+".join(files),
+)
+def test_the_ids_of_every_bundle_have_an_effect(bundle: Path, files: tuple[str, ...]) -> None:
+    config = ConfigParser()
+    config.read_config([str(bundle / "configs" / file) for file in files])
+    config.read_meta(str(bundle / "configs" / "metadata.json"))
+    check_ids(config, bundle / "configs")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"learning_rat": 1}, "learning_rat: expected an id .*, got one without effect; did you mean learning_rate?"),
+        ({"sed": 1}, "sed: expected .* did you mean seed?"),
+        ({"zzz": 1}, "zzz: expected an id that the configuration uses, got one without effect$"),
+        ({"loss::margn": 1.0}, "loss::margn: .* did you mean loss::margin?"),
+        ({"train::schedular": 1}, "train::schedular: .* did you mean train::scheduler?"),
+        ({"loss": {"_target_": "calib_components.losses.NACL"}}, "loss: expected a class or function .*, got calib"),
+        ({"loss": {"_target_": "NoSuchLoss"}}, "loss: expected a class or function that Python finds, got NoSuchLoss"),
+    ],
+)  # fmt: skip
+def test_ids_without_effect(overrides: dict[str, Any], message: str, tmp_path: Path) -> None:
+    check_ids(parser(), tmp_path)
+    with pytest.raises(InputError, match="^" + re.sub(r"\?$", r"\?", message)):
+        check_ids(parser(**overrides), tmp_path)
+
+
+def test_ids_of_the_bundle_need_no_effect(tmp_path: Path) -> None:
+    config = parser(**{"optimizer::lr": 0.2, "train::schedule": 1})  # nothing refers to learning_rate any more
+    with pytest.raises(InputError, match=r"^learning_rate: expected"):
+        check_ids(config, tmp_path)
+    (tmp_path / "train.yaml").write_text("learning_rate: 0.1\ntrain::schedule::step: 3\n")
+    check_ids(config, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("seed", -1, "a whole number from 0 to 4294967295"),
+        ("seed", 2**32, "a whole number from 0"),
+        ("seed", True, "a whole number from 0"),
+        ("max_epochs", 0, "a whole number of at least 1"),
+        ("max_epochs", 1.5, "a whole number of at least 1"),
+        ("batch_size", "16", "a whole number of at least 1"),
+        ("num_workers", -1, "a whole number of at least 0"),
+        ("learning_rate", 0, "a number above 0"),
+        ("learning_rate", float("nan"), "a number above 0"),
+        ("learning_rate", "1e-3x", "a number above 0"),
+        ("image_size", [128], "two multiples of 16"),
+        ("image_size", [120, 128], "two multiples of 16"),
+        ("image_size", 128, "two multiples of 16"),
+        ("crop_size", [0, 3], "two positive whole numbers"),
+        ("resume", "yes", "true or false"),
+        ("dataset_dir", 20241125, "a path; write ./NAME if it reads as a number"),
+        ("output_dir", "", "a path"),
+        ("split", "test", "training, validation or testing"),
+        ("device", "gpu", "one that PyTorch finds"),
+        ("device", "cuda:99", "one that PyTorch finds"),
+        ("device", 3.5, "one that PyTorch finds"),
+    ],
+)
+def test_values_of_options(name: str, value: Any, expected: str) -> None:
+    with pytest.raises(InputError, match=f"^{name}: expected {re.escape(expected)}.*, got {re.escape(repr(value))}"):
+        check_values(ConfigParser({name: value}))
+
+
+def test_without_a_configuration_there_is_nothing_to_check() -> None:
+    assert running_config() is None
+    start_run(["ckpt_dir"])
+
+
+@pytest.fixture
+def hook() -> Iterator[None]:
+    yield
+    sys.excepthook = sys.__excepthook__
+
+
+def run(tmp_path: Path, text: str) -> str | None:
+    """Run a configuration, and return the one line that is left of its exception."""
+    (tmp_path / "config.yaml").write_text(text)
+    workflow = ConfigWorkflow(str(tmp_path / "config.yaml"), workflow_type=None, logging_file=False)
+    workflow.initialize()
+    with pytest.raises(RuntimeError) as error:
+        workflow.run()
+    return error_line(error.value)
+
+
+@pytest.mark.usefixtures("hook")
+def test_start_run_checks_the_configuration_that_it_is_in(tmp_path: Path) -> None:
+    text = "seed: x\nrun:\n- _target_: calib_components.bundle.start_run\n- $print(@seed)\n"
+    assert run(tmp_path, text) == "seed: expected a whole number from 0 to 4294967295, got 'x'"
+
+
+@pytest.mark.usefixtures("hook")
+def test_folders_are_checked_and_not_created(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    text = (
+        "out: {}\nthere: {}\nrun:\n- _target_: calib_components.bundle.start_run\n  folders: [out, there]\n"
+        "- $print(@out, @there)\n"
+    ).format(tmp_path / "new" / "deep", tmp_path / "file" / "deep")
+    line = run(tmp_path, text)
+    assert line == f"there: expected a folder that can be written, got {tmp_path}/file/deep: Not a directory"
+    assert not (tmp_path / "new").exists()
+
+
+class Broken(torch.utils.data.Dataset):
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> int:
+        raise InputError(f"case{index}.nii: expected a whole file, got half")
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_mistake_in_a_worker_leaves_the_engine_as_one_line(
+    num_workers: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = Engine(lambda *_: None)
+    OneLineErrors().attach(engine)
+    loader = torch.utils.data.DataLoader(Broken(), num_workers=num_workers)
+    with pytest.raises(InputError) as error:
+        engine.run(loader)
+    assert str(error.value) == error_line(error.value) == "case0.nii: expected a whole file, got half"
+    assert caplog.text == ""
+
+
+def test_other_errors_leave_the_engine_as_they_are() -> None:
+    engine = Engine(lambda *_: 1 / 0)
+    OneLineErrors().attach(engine)
+    engine.add_event_handler(Events.EXCEPTION_RAISED, lambda *_: pytest.fail("called"))
+    with pytest.raises(ZeroDivisionError):
+        engine.run([1])

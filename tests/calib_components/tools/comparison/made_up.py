@@ -1,0 +1,104 @@
+"""Results folders that are made up here, and the little of prepared data that planning needs."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from calib_components.tools.comparison.cell_settings import CellSettings, write_settings
+
+STRUCTURES = ("RV", "MYO", "LV")
+CLASSES = ["background", "right ventricle", "myocardium", "left ventricle"]
+METHODS = {"ce_dice": "CE+DSC", "svls": "SVLS", "nacl": "NACL"}
+PATIENTS = 6
+
+
+def make_finished_cell(
+    folder: Path, method: str, seed: int, ece: float, fold: int | None = None, **training: Any
+) -> None:
+    """A cell as compare_losses writes it: two cases per patient, random DSC and HD95, and an ECE near `ece`.
+
+    With a fold, of two, it has half of the patients.
+    """
+    rng = np.random.default_rng([seed, *method.encode()])
+    cell = folder / method / (f"seed{seed}" if fold is None else f"seed{seed}_fold{fold}")
+    (cell / "cases").mkdir(parents=True)
+    patients = range(PATIENTS) if fold is None else range(fold * PATIENTS // 2, (fold + 1) * PATIENTS // 2)
+    cases = [f"patient{i:03d}_frame{j:02d}" for i in patients for j in (1, 12)]
+    settings = CellSettings(
+        method=method,
+        label=METHODS[method],
+        seed=seed,
+        bundle="acdc_mri_nacl_segmentation",
+        datalist=str(fold) * 64,
+        patients={case: case.partition("_")[0] for case in cases},
+        training={
+            "seed": seed,
+            "max_epochs": 2,
+            "batch_size": 16,
+            "learning_rate": 0.001,
+            "val_interval": 4,
+            "image_size": [64, 64],
+            "crop_size": [48, 48],
+            "network_def": {"channels": [16, 32]},
+            "loss": {"_target_": method},
+            **training,
+        },
+        evaluation={"split": "testing"},
+        overrides={},
+        commands=[],
+        made_with={"torch": "2.13.0", "device": "cpu"},
+        fold=fold,
+        folds=None if fold is None else 2,
+    )
+    write_settings(settings, cell)
+    columns = {
+        **{f"dsc_{s}": rng.uniform(0.7, 0.9, len(cases)) for s in STRUCTURES},
+        **{f"hd95_{s}": rng.uniform(1, 5, len(cases)) for s in STRUCTURES},
+        "ece": ece + rng.uniform(-0.01, 0.01, len(cases)),
+        **{name: rng.uniform(0.1, 0.2, len(cases)) for name in ("cece", "nll", "brier")},
+    }
+    columns["dsc_RV"][0], columns["hd95_RV"][0] = 0, np.nan  # missed
+    with open(cell / "cases.csv", "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["case", *columns])
+        for case, *row in zip(cases, *columns.values(), strict=True):
+            writer.writerow([case, *("" if np.isnan(value) else value for value in row)])
+    (cell / "summary.json").write_text(json.dumps({"missed": [{"case": cases[0], "structure": "RV"}], "spurious": []}))
+    count = rng.integers(1000, 9000, 15)
+    middle = (np.arange(15) + 0.5) / 15
+    bins = {
+        "count": [count.tolist()],
+        "confidence_sum": [(count * middle).tolist()],
+        "num_correct": [(count * middle**2).tolist()],
+    }
+    classwise = {name: [[of_bins] * len(CLASSES) for of_bins in field] for name, field in bins.items()}
+    (cell / "calibration.json").write_text(json.dumps({"pooled": {"top_label": bins, "classwise": classwise}}))
+    logits = {"class_names": CLASSES, "magnitudes": rng.uniform(0, 9, (4, 4)).tolist()}
+    (cell / "logits.json").write_text(json.dumps(logits))
+    (cell / "history.csv").write_text("epoch,seconds,val_dsc\n1,2.5,0.7\n2,2.0,0.8\n")
+    for name in ("best", "median", "worst"):
+        figure = Figure(figsize=(3, 1))
+        figure.suptitle(f"{method} {name}")
+        figure.savefig(cell / "cases" / f"{name}.png")
+
+
+def make_datalist(training: str, validation: str, testing: str) -> dict[str, list[dict[str, str]]]:
+    """A list of one case of one patient for each split."""
+    patients = {"training": training, "validation": validation, "testing": testing}
+    return {split: [{"case": f"{patient}_1", "patient": patient}] for split, patient in patients.items()}
+
+
+def make_results(folder: Path) -> Path:
+    """CE+DSC with two seeds, NACL with one; SVLS is planned but not finished."""
+    for method, seed, ece in (("nacl", 0, 0.05), ("ce_dice", 0, 0.13), ("ce_dice", 1, 0.15)):
+        make_finished_cell(folder, method, seed, ece)
+    plan = [{"method": method, "seed": 0, "commands": []} for method in METHODS]
+    plan.append({"method": "ce_dice", "seed": 1, "commands": []})
+    (folder / "plan.json").write_text(json.dumps(plan))
+    return folder
