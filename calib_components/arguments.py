@@ -5,22 +5,28 @@ from __future__ import annotations
 import functools
 import inspect
 import math
+import numbers
 import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 
+def is_whole(value: Any) -> bool:
+    """Whether a value is a whole number by its type: an integer of Python or numpy, but neither True nor 1.0."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
 def check_number(name: str, value: Any, lowest: float, highest: float = math.inf) -> None:
     """Raise `ValueError` unless an argument is a finite number from `lowest` to `highest`."""
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
     if not (is_number and lowest <= value <= highest and value < math.inf):
         bounds = f"of at least {lowest}" if highest == math.inf else f"from {lowest} to {highest}"
         raise ValueError(f"{name}: expected a number {bounds}, got {value!r}")
 
 
 def check_whole(name: str, value: Any, lowest: int, highest: float = math.inf) -> None:
-    """Raise `ValueError` unless an argument is an `int` from `lowest` to `highest`."""
-    if not isinstance(value, int) or isinstance(value, bool) or not lowest <= value <= highest:
+    """Raise `ValueError` unless an argument is a whole number, not a float, from `lowest` to `highest`."""
+    if not is_whole(value) or not lowest <= value <= highest:
         bounds = f"of at least {lowest}" if highest == math.inf else f"from {lowest} to {highest}"
         raise ValueError(f"{name}: expected a whole number {bounds}, got {value!r}")
 
@@ -38,8 +44,8 @@ def check_choice(name: str, value: Any, choices: Iterable[str]) -> None:
 
 
 def check_ignore_index(value: Any) -> None:
-    """Raise `ValueError` unless `ignore_index` is an `int` or None."""
-    if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
+    """Raise `ValueError` unless `ignore_index` is a whole number that a label can have, or None."""
+    if value is not None and not (is_whole(value) and -(2**63) <= value < 2**63):
         raise ValueError(f"ignore_index: expected a whole number or None, got {value!r}")
 
 

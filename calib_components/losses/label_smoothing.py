@@ -70,8 +70,3 @@ class LabelSmoothingLoss(CalibrationLoss):
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         return label_smoothing_loss(input, target, alpha=self.alpha, ignore_index=self.ignore_index)
-
-
-def _check_alpha(alpha: float) -> None:
-    if not 0 <= alpha <= 1:
-        raise ValueError(f"alpha: expected a number from 0 to 1, got {alpha!r}")

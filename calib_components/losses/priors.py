@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from calib_components.arguments import check_choice, check_ignore_index, check_number, check_whole
+from calib_components.arguments import check_choice, check_ignore_index, check_number, check_whole, is_whole
 from calib_components.losses import defaults
 from calib_components.losses.inputs import Target, check_target, plain
 
@@ -100,7 +100,7 @@ def check_prior(prior: str, kernel_size: int, sigma: float, padding: str) -> Non
     check_choice("prior", prior, PRIORS)
     check_choice("padding", padding, PADDINGS)
     smallest = 3 if prior == "gaussian" else 1  # the weights of the SVLS kernel come from neighbours
-    if not isinstance(kernel_size, int) or kernel_size is True or kernel_size < smallest or kernel_size % 2 == 0:
+    if not is_whole(kernel_size) or kernel_size < smallest or kernel_size % 2 == 0:
         raise ValueError(f"kernel_size: expected an odd number of at least {smallest}, got {kernel_size!r}")
     check_number("sigma", sigma, 0.1)
 
@@ -136,7 +136,7 @@ def neighbor_votes(
     else:
         votes = _counts(_class_maps(target, num_classes, radius, padding), kernel_size)
         if prior == "mean":
-            weight = kernel_size ** (2 - votes.ndim)
+            weight = float(kernel_size) ** (2 - votes.ndim)
         else:
             votes = _median_votes(votes) if prior == "median" else _mode_votes(votes)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -58,9 +57,15 @@ class CaseMetric(CumulativeIterationMetric):
 
     def __call__(self, y_pred: TensorOrList, y: TensorOrList | None = None, **kwargs: Any) -> Any:
         for name, value in (("y_pred", y_pred), ("y", y)):
-            if not isinstance(value, (torch.Tensor, Sequence)):  # the base class would fail on it or ignore it
+            if not isinstance(value, (torch.Tensor, list, tuple)):  # the base class would fail on it or ignore it
                 raise TypeError(f"{name}: expected a torch.Tensor or a list of them, got {type(value).__name__}")
-            if len(value) == 0:
+            if isinstance(value, torch.Tensor):
+                no_case = value.ndim > 0 and len(value) == 0
+            else:
+                no_case = not value
+                for case in value:
+                    plain_tensor(case, name)
+            if no_case:
                 raise ValueError(f"{name}: expected at least one case, got none")
         return super().__call__(y_pred, y, **kwargs)
 
@@ -122,9 +127,6 @@ class CaseMetric(CumulativeIterationMetric):
         return measured
 
     def _compute_list(self, y_pred: TensorOrList, y: TensorOrList | None = None, **kwargs: Any) -> Any:
-        for name, value in (("y_pred", y_pred), ("y", y)):
-            for case in value or ():
-                plain_tensor(case, name)
         if y is not None and len(y_pred) != len(y):
             raise ValueError(f"y: expected as many cases as y_pred, {len(y_pred)}, got {len(y)}")
         return super()._compute_list(y_pred, y, **kwargs)

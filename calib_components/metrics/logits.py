@@ -32,7 +32,7 @@ def logit_magnitude_sums(
     Raises:
         TypeError: An input is not a tensor, or `logits` is not of a floating-point type.
         ValueError: Shapes do not match, some logits are NaN or infinite, `y` holds invalid labels, or `ignore_index` is
-            not an `int`.
+            not a whole number.
 
     Examples:
         >>> import torch
@@ -95,7 +95,7 @@ class LogitMagnitudeMetric(CaseMetric):
 
     Raises:
         TypeError: An option is not one of these.
-        ValueError: `ignore_index` is not an `int`. Calls raise the errors of `logit_magnitude_sums`.
+        ValueError: `ignore_index` is not a whole number. Calls raise the errors of `logit_magnitude_sums`.
 
     Source: Murugesan et al., "Trust Your Neighbours: Penalty-Based Constraints for Model Calibration", MICCAI 2023,
     Fig. 2.

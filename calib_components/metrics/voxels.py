@@ -93,7 +93,7 @@ def read_voxels(
 
     Raises:
         ValueError: Some values are not probabilities or not labels, `foreground_only` is neither True nor False, or
-            `ignore_index` is not an `int`.
+            `ignore_index` is not a whole number.
     """
     check_flag("foreground_only", foreground_only)
     check_ignore_index(ignore_index)

@@ -94,7 +94,7 @@ def change_finished(**values: Any) -> Callable[[Path], object]:
 def folds(number: int) -> Callable[[Path], object]:
     def spoil(folder: Path) -> None:
         for fold in range(number):
-            put(f"data/datalist_fold{fold}.json", DATALIST)(folder)
+            put(f"data/datalist_fold{fold}.json", DATALIST)(folder)  # alike, which two folds must not be
 
     return spoil
 
@@ -231,6 +231,8 @@ CASES = [
          ("--folds=2", f"--datalist={LIST}")),
     Case("a fold broken", lambda folder: (folds(2)(folder), put("data/datalist_fold1.json", "{")(folder)),
          "data/datalist_fold1.json: expected a JSON file, got Expecting property name", ("--folds=2", "--out=crossed")),
+    Case("a patient in two folds", folds(2), "--folds: expected every patient in one fold, got c in 0 and 1\n",
+         ("--folds=2", "--out=crossed")),
     Case("folds beside one split", folds(2), "nacl, seed 0, fold 0: not comparable with out/other/seed0: folds differs",
          ("--folds=2",)),
     Case("twice", nothing, "--max_epochs: expected once, got twice\n", ("--max_epochs=3", "--max_epochs", "4")),

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
@@ -146,6 +147,9 @@ LOSSES = [
     Row("ignore_index True", lambda: FocalLoss(ignore_index=True), VALUE, "ignore_index: expected a whole number or None, got True"),
     Row("ignore_index text", lambda: SVLSLoss(ignore_index="255"), VALUE, "ignore_index: expected a whole number or None, got '255'"),
     Row("ignore_index list", lambda: MbLSLoss(ignore_index=[0]), VALUE, "ignore_index: expected a whole number or None, got [0]"),
+    Row("ignore_index beyond int64", lambda: MbLSLoss(ignore_index=2**63), VALUE, "ignore_index: expected a whole number or None, got 9223372036854775808"),
+    Row("kernel_size beyond", lambda: NACLLoss(kernel_size=-3), VALUE, "kernel_size: expected an odd number of at least 1, got -3"),
+    Row("penalty_weight tensor", lambda: NACLLoss(penalty_weight=torch.tensor([0.1])), VALUE, "penalty_weight: expected a number of at least 0, got tensor([0.1000])"),
     Row("ignore_index of ECP", lambda: EntropyPenaltyLoss(ignore_index=""), VALUE, "ignore_index: expected a whole number or None, got ''"),
     Row("ignore_index of LS", lambda: LabelSmoothingLoss(ignore_index=0.0), VALUE, "ignore_index: expected a whole number or None, got 0.0"),
     Row("ignore_index of function", lambda: losses.nacl_loss(X, Y, ignore_index=False), VALUE, "ignore_index: expected a whole number or None, got False"),
@@ -189,6 +193,8 @@ METRICS = [
     Row("no label", lambda: NLLMetric()(P), TYPE, "y: expected a torch.Tensor or a list of them, got NoneType"),
     Row("no case", lambda: calibration_bins(P[:0], Y[:0]), VALUE, "y_pred: expected at least one voxel, got shape (0, 4, 6, 5)"),
     Row("no case in a metric", lambda: ECEMetric()(P[:0], Y[:0]), VALUE, "y_pred: expected at least one case, got none"),
+    Row("texts", lambda: ECEMetric()("ab", "ab"), TYPE, "y_pred: expected a torch.Tensor or a list of them, got str"),
+    Row("single numbers", lambda: ECEMetric()(torch.tensor(0.5), torch.tensor(1)), VALUE, "y_pred: expected shape (B, N, *S) with N >= 2 classes, got ()"),
     Row("empty list", lambda: ECEMetric()([], []), VALUE, "y_pred: expected at least one case, got none"),
     Row("no row", lambda: adaptive_calibration_error(P[:, :, :0], Y[:, :, :0]), VALUE, "y_pred: expected at least one voxel, got shape (2, 4, 0, 5)"),
     Row("no row for the NLL", lambda: negative_log_likelihood(P[..., :0], Y[..., :0]), VALUE, "y_pred: expected at least one voxel"),
@@ -199,6 +205,7 @@ METRICS = [
     Row("fewer cases", lambda: ECEMetric()(list(P), list(Y[:1])), VALUE, "y: expected as many cases as y_pred, 2, got 1"),
     Row("class N", lambda: ECEMetric()(P, spoiled(Y, 4)), VALUE, "y: expected class indices from 0 to 3 or their one-hot encoding, got other values in 1 of 60 voxels"),
     Row("class -1", lambda: NLLMetric()(P, spoiled(Y, -1)), VALUE, "y: expected class indices from 0 to 3 or their one-hot"),
+    Row("list and a batch of another size", lambda: ECEMetric()(list(P), Y[:1]), VALUE, "y: expected as many cases as y_pred, 2, got 1"),
     Row("fractions", lambda: BrierMetric()(P, Y + 0.5), VALUE, "y: expected class indices from 0 to 3 or their one-hot encoding, got other values in 60 of 60 voxels"),
     Row("NaN label", lambda: BrierMetric()(P, spoiled(Y.float(), math.nan)), VALUE, "y: expected class indices from 0 to 3 or their one-hot"),
     Row("two classes in a voxel", lambda: ECEMetric()(P, torch.ones_like(ONE_HOT)), VALUE, "y: expected class indices from 0 to 3 or their one-hot encoding, got other values in 60 of 60 voxels"),
@@ -348,6 +355,11 @@ NACLLoss(reduction="none")
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith("TypeError: reduction: expected an option of NACLLoss (prior,")
     assert done.stderr.count("UserWarning: input: expected logits, got only values from 0 to 1") == 1
+
+
+def test_numbers_of_numpy_are_accepted() -> None:
+    NACLLoss(kernel_size=np.int64(3), penalty_weight=np.float32(0.1), ignore_index=np.int64(255))(X, Y)
+    ECEMetric(num_bins=np.int32(10), ignore_index=np.uint8(255))(P, Y)
 
 
 def test_every_loss_and_metric_is_in_a_table() -> None:

@@ -15,7 +15,7 @@ from tests.helpers import ACDC, BRATS, SIZE, make_weights, run_bundle, run_bundl
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Random weights, for slices of 64 x 64."""
-    return make_weights(ACDC, tmp_path_factory.mktemp("weights"))
+    return make_weights(ACDC, tmp_path_factory.mktemp("weights"), (64, 64))
 
 
 @pytest.fixture
@@ -43,8 +43,11 @@ def test_inference_writes_maps_on_the_grid_of_each_image(images: Path, weights: 
         output_dir=str(tmp_path),
     )
     for name in ("straight", "oblique"):
-        source = nib.load(images / f"{name}.nii.gz")
-        maps = {kind: nib.load(tmp_path / f"{name}_{kind}.nii.gz") for kind in ("seg", "probability", "uncertainty")}
+        source = nib.Nifti1Image.from_filename(images / f"{name}.nii.gz")
+        maps = {
+            kind: nib.Nifti1Image.from_filename(tmp_path / f"{name}_{kind}.nii.gz")
+            for kind in ("seg", "probability", "uncertainty")
+        }
         for image in maps.values():
             assert image.shape[:3] == source.shape
             np.testing.assert_allclose(image.affine, source.affine, atol=1e-5)
@@ -133,7 +136,10 @@ def test_outside_the_crop_is_background_and_certain(images: Path, weights: Path,
         ckpt_dir=str(weights),
         output_dir=str(tmp_path),
     )
-    maps = {kind: nib.load(tmp_path / f"straight_{kind}.nii.gz").get_fdata() for kind in ("seg", "uncertainty")}
+    maps = {
+        kind: nib.Nifti1Image.from_filename(tmp_path / f"straight_{kind}.nii.gz").get_fdata()
+        for kind in ("seg", "uncertainty")
+    }
     inside = np.zeros((70, 61, 5), bool)
     inside[16:54, 6:55] = True  # a half and three quarters of 70 x 61, and the voxel that interpolation adds
     for values in maps.values():
@@ -152,7 +158,7 @@ def infer(array: np.ndarray, affine: np.ndarray, weights: Path, folder: Path, **
         output_dir=str(folder / "out"),
         **override,
     )
-    return nib.load(folder / "out" / "scan_probability.nii.gz").get_fdata()
+    return nib.Nifti1Image.from_filename(folder / "out" / "scan_probability.nii.gz").get_fdata()
 
 
 def test_the_axis_of_the_slices_in_the_file_changes_nothing(weights: Path, tmp_path: Path) -> None:

@@ -54,11 +54,29 @@ def test_help_lists_the_options(
     assert option in shown.out + shown.err
 
 
-def test_error_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(sys, "argv", ["calib-components", "prepare_data", "flare", "absent", str(tmp_path)])
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ("prepare_data flare absent OUT", "absent: expected a folder, got no such folder"),
+        ("reprot results", ("reprot: expected a command, prepare_data, compare_losses, report, got no such command; "
+         "did you mean report?")),
+        ("prepare_data acdcc a b", ("acdcc: expected a command, acdc, flare, brats, generic, got no such command; "
+         "did you mean acdc?")),
+        ("report", "--results: expected a value, got none; see calib-components report --help"),
+        ("report absent", "absent: expected the folder of a comparison, got no such folder"),
+        ("report absent --ou x", "--ou: expected an option, got no such option; did you mean --out?"),
+        ("compare_losses b d -max_epochs", ("--out: expected a value, got none; see calib-components compare_losses "
+         "--help")),
+        ("--version", "--version: expected a command, prepare_data, compare_losses, report, got no such command"),
+    ],
+)  # fmt: skip
+def test_error_is_one_line(arguments: str, line: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["calib-components", *arguments.split()])
     with pytest.raises(SystemExit) as caught:
         main()
-    assert caught.value.code == "calib-components: absent: expected a folder, got no such folder"
+    assert caught.value.code == f"calib-components: {line}"
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_prepares_data_from_any_folder(tmp_path: Path) -> None:

@@ -51,4 +51,9 @@ def test_facts_that_differ_or_have_lost_their_source_are_listed(
 
 
 def test_misspelt_option_writes_nothing() -> None:
-    assert run_script("scripts/sync_bundles.py", "--chek").returncode == 2
+    done = run_script("scripts/sync_bundles.py", "--chek")
+    hint = "did you mean --check?"
+    assert (done.returncode, done.stderr) == (
+        1,
+        f"sync_bundles: --chek: expected an option, got no such option; {hint}\n",
+    )

@@ -255,6 +255,8 @@ def check_unchanged(cell: PlannedCell) -> None:
 def check_comparable(cells: Sequence[PlannedCell], out: Path) -> None:
     """Check that cells differ in loss, seed and fold alone: a file in `configs/losses` can change more than the loss.
 
+    With folds, every patient is to be evaluated in one of them.
+
     Args:
         cells: Planned cells.
         out: Folder of the results, whose finished cells they will be compared with.
@@ -269,3 +271,10 @@ def check_comparable(cells: Sequence[PlannedCell], out: Path) -> None:
         for name, other in ((cells[0].name, cells[0].settings), *others):
             if differences := cell.settings.differences(other):
                 raise InputError(f"{cell.name}: not comparable with {name}: {', '.join(differences)} differs")
+    fold_of: dict[str, int | None] = {}
+    for cell in cells:
+        for patient in cell.settings.patients.values():
+            if (fold := fold_of.setdefault(patient, cell.settings.fold)) != cell.settings.fold:
+                raise InputError(
+                    f"--folds: expected every patient in one fold, got {patient} in {fold} and {cell.settings.fold}"
+                )

@@ -81,6 +81,13 @@ def test_one_hot_probabilities_equal_class_indices(name: str, shape: tuple[int, 
     torch.testing.assert_close(LOSSES[name]()(logits, one_hot), LOSSES[name]()(logits, target))
 
 
+@pytest.mark.parametrize("name", SOFT)
+def test_probabilities_of_two_classes(name: str) -> None:
+    logits, target = example((2, 2, 6, 5))
+    one_hot = F.one_hot(target[:, 0], 2).movedim(-1, 1)
+    torch.testing.assert_close(LOSSES[name]()(logits, one_hot), LOSSES[name]()(logits, target))
+
+
 @pytest.mark.parametrize("name", [name for name in LOSSES if name not in SOFT])
 def test_probabilities_are_an_error_where_undefined(name: str) -> None:
     logits, target = example(SHAPES[0])
@@ -135,6 +142,15 @@ def test_loss_is_zero_if_every_voxel_is_ignored(name: str) -> None:
     loss.backward()
     assert loss.item() == 0
     assert (logits.grad == 0).all()
+
+
+@every_loss
+def test_a_single_voxel_that_counts(name: str) -> None:
+    logits, _ = example((1, 4, 1, 3))
+    target = torch.tensor([[[[255, 2, 255]]]])
+    expected = value_and_gradient(LOSSES[name](), logits[..., 1:2], target[..., 1:2])
+    value, gradient = value_and_gradient(LOSSES[name](ignore_index=255), logits, target)
+    torch.testing.assert_close((value, gradient[..., 1:2]), expected)
 
 
 def value_and_gradient(

@@ -211,16 +211,14 @@ def test_reversing_the_classes_swaps_max_and_min(drawn):
     assert torch.equal(largest.flip(1), smallest)
 
 
-@pytest.mark.parametrize("prior", PRIORS)
-@pytest.mark.parametrize("num_classes", [127, 128, 300, 32_768, 40_000])
+@pytest.mark.parametrize("prior", ["mean", "max", "min", "median", "mode"])
+@pytest.mark.parametrize("num_classes", [127, 128, 300, 32_768])
 def test_classes_beyond_the_range_of_small_integers(prior, num_classes):
     labels = torch.tensor([[[0, num_classes - 1, num_classes - 1]]])  # one row, so that each column counts three times
     result = neighbor_prior(labels, num_classes, prior)[0, :, 0, 1]
     largest = {"mean": 2 / 3, "min": 0}.get(prior, 1)
-    if prior != "gaussian":
-        assert result[-1] == pytest.approx(largest)
-        assert result[0] == pytest.approx(1 - largest)
-    assert result[[0, -1]].sum() == pytest.approx(1)
+    assert result[-1] == pytest.approx(largest)
+    assert result[0] == pytest.approx(1 - largest)
     assert not result[1:-1].any()
 
 

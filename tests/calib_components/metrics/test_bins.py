@@ -199,6 +199,12 @@ def test_json_is_exact() -> None:
         assert field.dtype == getattr(bins, name).dtype
 
 
+def test_bins_are_compared_by_identity() -> None:
+    first, second = (calibration_bins(*random_case(4)) for _ in range(2))
+    assert first == first
+    assert first != second
+
+
 def test_the_earlier_form_is_still_read() -> None:
     bins = calibration_bins(*random_case(4))
     fields = bins.to_dict()

@@ -137,6 +137,13 @@ def test_adaptive_error_by_hand() -> None:
     assert adaptive_calibration_error(y_pred, y, num_bins=2).item() == pytest.approx(sum(gaps) / 10)
 
 
+def test_adaptive_error_with_more_bins_than_voxels() -> None:
+    # The least confident voxel is in no bin, the other alone in one.
+    p1 = torch.tensor([0.6, 0.9], dtype=torch.float64)
+    y_pred, y = torch.stack([1 - p1, p1])[None], torch.ones(1, 1, 2)
+    assert adaptive_calibration_error(y_pred, y, num_bins=15).item() == pytest.approx(0.1 / 2)
+
+
 def test_adaptive_error_of_a_constant_prediction_is_its_gap() -> None:
     y_pred = torch.tensor([0.1, 0.9]).view(1, 2, 1).repeat(1, 1, 1000)
     y = (torch.arange(1000) % 4 > 0).long().view(1, 1, -1)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import inspect
 import logging
 import math
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import ignite.metrics
@@ -26,6 +28,7 @@ from calib_components.metrics import (
     HD95Metric,
     LogitMagnitudeMetric,
     NLLMetric,
+    adaptive_calibration_error,
     brier_score,
     calibration_bins,
     negative_log_likelihood,
@@ -154,6 +157,40 @@ def test_handlers_of_monai_write_numbers(metric_type: type, tmp_path: Path, capl
 def test_without_a_case_there_is_nothing_to_aggregate(metric_type: type) -> None:
     with pytest.raises(ValueError, match=f"^{metric_type.__name__}: expected at least one case .*got none$"):
         metric_type().aggregate()
+
+
+def test_options_and_their_defaults() -> None:
+    calibration = {"num_bins": 15, "foreground_only": True, "ignore_index": None}
+    scoring = {"foreground_only": True, "ignore_index": None}
+    expected: dict[Callable, dict] = {
+        **dict.fromkeys([ECEMetric, CECEMetric, CalibrationMetric, adaptive_calibration_error], calibration),
+        calibration_bins: {**calibration, "classwise": False},
+        **dict.fromkeys([NLLMetric, BrierMetric, negative_log_likelihood, brier_score], scoring),
+        DSCMetric: {"include_background": False},
+        HD95Metric: {"include_background": False, "spacing": None},
+        LogitMagnitudeMetric: {"ignore_index": None},
+    }
+    for function, options in expected.items():
+        parameters = inspect.signature(function).parameters.values()
+        assert {each.name: each.default for each in parameters if each.default is not each.empty} == options
+
+
+def test_a_list_beside_a_batch() -> None:
+    y_pred, y = cases(ECEMetric)
+    metric = ECEMetric()
+    metric(list(y_pred), y)
+    expected = ECEMetric()
+    expected(y_pred, y)
+    assert_equal(metric.aggregate("none"), expected.aggregate("none"))
+
+
+def test_after_a_reset_another_number_of_classes() -> None:
+    y_pred, y = cases(ECEMetric)
+    metric = ECEMetric()
+    metric(y_pred, y)
+    metric.reset()
+    metric(y_pred[:, :2] / y_pred[:, :2].sum(1, keepdim=True), y.clamp(max=1))
+    assert len(metric) == CASES
 
 
 def test_errors() -> None:

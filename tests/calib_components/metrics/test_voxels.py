@@ -63,6 +63,12 @@ def test_one_error_reports_the_number_of_invalid_values(y_pred: torch.Tensor, y:
             measure(y_pred, y)
 
 
+def test_a_single_voxel_is_checked() -> None:
+    for y_pred, y in ((P[:1, :, :1, :1] / 2, Y[:1, :, :1, :1]), (P[:1, :, :1, :1], Y[:1, :, :1, :1] + 4)):
+        with pytest.raises(ValueError, match="in 1 of 1 voxels"):
+            calibration_bins(y_pred, y)
+
+
 def test_errors_count_the_values_of_all_chunks_and_cases(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(voxels, "CPU_CHUNK", 8)
     spoiled = P.clone()
