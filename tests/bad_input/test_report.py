@@ -273,7 +273,7 @@ CASES = [
     Case("out without a value", nothing, "--out: expected a value, got none\n", ("RESULTS", "--out", "--reference", "a")),
     Case("out twice", nothing, "-o: expected once, got twice\n", ("RESULTS", "--out", "OUT", "-o", "OUT")),
     Case("no argument", nothing, "--results: expected a value, got none; see report --help\n", ()),
-    Case("one more", nothing, "more: expected at most 3 values, results, out, reference, got one more\n",
+    Case("one more", nothing, "more: expected at most 3 values without an option, results, out, reference, got one more; quote",
          ("RESULTS", "OUT", "nacl", "more")),
 ]  # fmt: skip
 

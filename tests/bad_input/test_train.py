@@ -113,6 +113,9 @@ ROWS = [
     Row("checkpoints into a file", "ckpt_dir: expected a folder that can be written", options={"ckpt_dir": "{data}/facts.yaml"}),
     Row("log below a file", "output_dir: expected a folder that can", options={"output_dir": "{data}/facts.yaml/deep"}),
     Row("unsuitable margin", "loss: expected", options={"loss": {"_target_": "calib_components.losses.MbLS"}}),
+    Row("negative weight of the penalty", "penalty_weight: expected a number of at least 0, got -1", options={"loss::penalty_weight": -1}),
+    Row("no such prior", "prior: expected one of", options={"loss::prior": "average"}),
+    Row("crop larger than the slice", "options: expected crop_size of at most the image_size", options={"crop_size": [48, 48]}),
     Row("classes beyond the facts", "options: expected 5 class_names", options={"num_classes": 5}),
     Row("structure of no class", "options: expected structures of class indices from 0 to 3", options={"structures": {"RV": [7]}}),
     # The list of cases

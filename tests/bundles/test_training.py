@@ -101,8 +101,8 @@ def test_tracking_with_mlflow(prepared: Path, tmp_path: Path) -> None:
     assert (tmp_path / "mlruns.db").stat().st_size > 0
 
 
-@pytest.mark.parametrize("kills", [1, pytest.param(5, marks=pytest.mark.slow)])
-def test_killed_training_resumes_to_the_same_bits(kills: int, prepared: Path, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_training_killed_at_five_random_moments_resumes_to_the_same_bits(prepared: Path, tmp_path: Path) -> None:
     def train(folder: Path) -> list[str]:
         options = {"max_epochs": 4, "num_workers": 1, "ckpt_dir": folder, "output_dir": folder, "resume": True}
         return command("train.yaml", dataset_dir=prepared, **options)
@@ -111,7 +111,7 @@ def test_killed_training_resumes_to_the_same_bits(kills: int, prepared: Path, tm
     subprocess.run(train(whole), check=True)
 
     moments = random.Random(0)
-    for _ in range(kills):
+    for _ in range(5):
         process = subprocess.Popen(train(killed), start_new_session=True, stdout=subprocess.PIPE, text=True)
         assert process.stdout is not None
         assert any("SupervisedTrainer - INFO - Engine run" in line for line in process.stdout)

@@ -81,12 +81,12 @@ def test_error_is_one_line(arguments: str, line: str, monkeypatch: pytest.Monkey
 
 def test_prepares_data_from_any_folder(tmp_path: Path) -> None:
     src = make_acdc(tmp_path / "src")
-    options = ("--image_size", "16,20", "--fractions", "0,0,1")
+    options = ("--image_size", "16,32", "--fractions", "0,0,1")
     done = run(tmp_path, "-m", "calib_components", "prepare_data", "acdc", "src", "a/out", *options)
     assert done.returncode == 0, done.stderr
-    COMMANDS["acdc"](src, tmp_path / "b" / "out", image_size=(16, 20), fractions=(0, 0, 1), workers=1)
+    COMMANDS["acdc"](src, tmp_path / "b" / "out", image_size=(16, 32), fractions=(0, 0, 1), workers=1)
     files = [path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*") if path.is_file()]
-    assert len(files) == 11
+    assert len(files) == 15, files
     for file in files:
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
 

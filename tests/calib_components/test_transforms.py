@@ -190,7 +190,7 @@ class TestOpenNifti:
         with pytest.raises(InputError, match=f"^{file}: expected 400 bytes, as its header demands, got 399; "):
             open_nifti(file)
 
-    @pytest.mark.parametrize("content", [b"", b"not an image", gzip.compress(b"not an image")])
+    @pytest.mark.parametrize("content", [b"", b"text", gzip.compress(b"text")], ids=["empty", "text", "packed text"])
     @pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
     def test_no_nifti(self, content: bytes, name: str, tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(content)

@@ -296,10 +296,10 @@ def compare_losses(
         for setting in choose_settings(losses, bundle)
         for fold in ([None] if folds is None else range(folds))
     ]
-    check_comparable(cells, out)
-    read_plan(out)
     for cell in cells:
         check_unchanged(cell)
+    check_comparable(cells, out)
+    read_plan(out)
     slurm_executor = _slurm_executor(work / "slurm", slurm or {}) if executor == "slurm" else None
 
     for folder in (out, work):

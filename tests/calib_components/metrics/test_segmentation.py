@@ -64,6 +64,11 @@ def test_absent_structures() -> None:
     assert hd95.aggregate().item() == 0
 
 
+def test_a_distance_to_nothing_is_nan() -> None:
+    assert hausdorff_distance_95(mask(1, 2, 3, 4), mask()).isnan()
+    assert hausdorff_distance_95(mask(), mask(1, 2, 3, 4)).isnan()
+
+
 def test_cases_of_different_size_and_reductions() -> None:
     metric = DSCMetric(include_background=True)
     metric([mask(1)[0], mask(1, 2)[0, ..., :5]], [mask(1)[0], mask(2)[0, ..., :5]])

@@ -175,7 +175,7 @@ def test_wrong_type_is_an_error_of_one_line(option: str, message: str, monkeypat
         ("work folder --name a -n b", "-n: expected once, got twice"),
         ("work", "--folder: expected a value, got none; see tool work --help"),
         ("work --seed 1", "--folder: expected a value, got none; see tool work --help"),
-        ("work a b 1 0.5 n 1 0.5 true 3 more", "more: expected at most 9 values, folder, labels, sizes, rates, name, "),
+        ("work a b 1 0.5 n 1 0.5 true 3 more", "more: expected at most 9 values without an option, folder, labels"),
         ("wrok folder", "wrok: expected a command, work, group, got no such command; did you mean work?"),
         ("group accpt folder", "accpt: expected a command, accept, fail, got no such command; did you mean accept?"),
         ("--folder x", "--folder: expected a command, work, group, got no such command"),

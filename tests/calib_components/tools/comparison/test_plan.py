@@ -68,9 +68,11 @@ def test_overrides_that_the_fingerprints_do_not_show_are_recorded(data: Path) ->
         check_comparable([plan(data, **shown), cell], data.parent / "out")
 
 
-def test_text_that_fire_would_read_as_something_else_is_quoted(data: Path) -> None:
-    command = plan(data, split="testing", class_names="2024_11_25", batch_size=8).evaluate
-    assert {"--split=testing", "--class_names='2024_11_25'", "--batch_size=8"} <= set(command)
+def test_text_that_fire_would_read_as_something_else_is_quoted(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(data.parent)
+    data.rename("2024_11_25")
+    command = plan(Path("2024_11_25"), split="testing", batch_size=8).evaluate
+    assert {"--split=testing", "--dataset_dir='2024_11_25'", "--batch_size=8"} <= set(command)
 
 
 def test_facts_of_the_data_replace_those_of_the_bundle(tmp_path: Path, data: Path) -> None:
@@ -113,8 +115,8 @@ def test_broken_facts_are_an_error(content: str, message: str, data: Path) -> No
         ({"loss::prior": "max"}, r"--loss::prior: expected losses as files in configs/losses"),
         ({"split": "holdout"}, r"split: expected training, validation or testing, got 'holdout'"),
         ({"datalist": "/nowhere.json"}, r"/nowhere.json: expected the list of prepared cases, got no such file"),
-        ({"crop_size": 144}, r"crop_size: expected two positive whole numbers, .* got 144"),
-        ({"crop_size": [144, 144, 9]}, r"crop_size: expected two positive whole numbers"),
+        ({"crop_size": 144}, r"crop_size: expected two multiples of 16, .* got 144"),
+        ({"crop_size": [144, 144, 9]}, r"crop_size: expected two multiples of 16"),
         ({"crop_size": "@crop_size"}, r"crop_size: expected a value, got references that form a circle"),
         ({"image_size": 64}, r"image_size: expected two multiples of 16, .* got 64"),
         ({"max_epochs": "zero"}, r"max_epochs: expected a whole number of at least 1, got 'zero'"),
@@ -126,6 +128,9 @@ def test_wrong_override_is_an_error(overrides: dict[str, Any], message: str, dat
         plan(data, **overrides)
 
 
+TWICE = {**make_datalist("a", "b", "c"), "testing": make_datalist("a", "b", "c")["testing"] * 2}
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -133,7 +138,7 @@ def test_wrong_override_is_an_error(overrides: dict[str, Any], message: str, dat
         ("[]", "expected cases for training, got none"),
         ('{"training": [{"case": "a"}]}', "expected a case and its patient for training, got {'case': 'a'}"),
         (json.dumps(make_datalist("a", "b", "a")), "expected other patients for testing than for training, got a"),
-        (json.dumps({**(d := make_datalist("a", "b", "c")), "testing": d["testing"] * 2}), "expected every case for testing once, got one of them"),
+        (json.dumps(TWICE), "expected every case for testing once, got one of them"),
     ],
 )
 def test_broken_list_of_cases_is_an_error(content: str, message: str, data: Path) -> None:
@@ -280,9 +285,7 @@ class TestFolds:
         other = PRESETS["table1"][0]
         cells = [self.plan(folds, setting, fold) for setting in (NACL_MAX, other) for fold in (0, 1)]
         check_comparable(cells, folds.parent / "out")
-        with pytest.raises(
-            InputError, match=r"ce_dice, seed 0: not comparable with nacl_max.*: folds differs"
-        ):
+        with pytest.raises(InputError, match=r"ce_dice, seed 0: not comparable with nacl_max.*: folds differs"):
             check_comparable([cells[0], plan(folds, other)], folds.parent / "out")
 
     @pytest.mark.parametrize("folds_given", [1, 3])
