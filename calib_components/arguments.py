@@ -26,7 +26,7 @@ def check_number(name: str, value: Any, lowest: float, highest: float = math.inf
         raise InputError(f"{name}: expected a number {bounds}, got {value!r}")
 
 
-def check_whole(name: str, value: Any, lowest: int, highest: float = math.inf) -> None:
+def check_count(name: str, value: Any, lowest: int, highest: float = math.inf) -> None:
     """Raise `InputError` unless an argument is a whole number, not a float, from `lowest` to `highest`."""
     if not is_whole(value) or not lowest <= value <= highest:
         bounds = f"of at least {lowest}" if highest == math.inf else f"from {lowest} to {highest}"

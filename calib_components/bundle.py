@@ -5,13 +5,12 @@ MONAI accepts a misspelt option silently, and wraps every exception of a compone
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import os
 import sys
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
+from functools import partial
 from pathlib import Path
 from pydoc import locate
 from types import TracebackType
@@ -28,10 +27,10 @@ from monai.bundle import (
     ReferenceResolver,
 )
 
-from calib_components.errors import InputError, error_line
+from calib_components.errors import InputError, check_writable, error_line, nearest
 from calib_components.facts import Facts
 
-__all__ = ["OneLineErrors", "check_ids", "check_values", "running_config", "start_run"]
+__all__ = ["OneLineErrors", "check_ids", "check_values", "facts_in_use", "running_config", "start_run"]
 
 ENTRIES = ("_meta_", "finalize", "imports", "initialize", "run", "save_execute_config")  # that MONAI looks up
 GROUPS = ("train", "validate")
@@ -46,11 +45,7 @@ def _is_rate(value: Any) -> bool:
 
 
 def _is_size(value: Any) -> bool:
-    return isinstance(value, list | tuple) and len(value) == 2 and all(type(v) is int and v > 0 for v in value)
-
-
-def _is_multiple_of_16(value: Any) -> bool:
-    return _is_size(value) and all(v % 16 == 0 for v in value)
+    return isinstance(value, list) and len(value) == 2 and all(type(v) is int and v > 0 and v % 16 == 0 for v in value)
 
 
 def _is_bool(value: Any) -> bool:
@@ -70,8 +65,7 @@ OPTIONS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "num_workers": ("a whole number of at least 0", _is_count(0)),
     "seed": ("a whole number from 0 to 4294967295", lambda value: _is_count(0)(value) and value < 2**32),
     "learning_rate": ("a number above 0", _is_rate),
-    "image_size": ("two multiples of 16, such as [128,128]", _is_multiple_of_16),
-    "crop_size": ("two multiples of 16, such as [128,128]", _is_multiple_of_16),
+    **dict.fromkeys(("image_size", "crop_size"), ("two multiples of 16, such as [128,128]", _is_size)),
     **dict.fromkeys(("amp", "resume", "any_orientation", "tta"), ("true or false", _is_bool)),
     "split": ("training, validation or testing", lambda value: value in ("training", "validation", "testing")),
 }
@@ -93,10 +87,10 @@ def start_run(folders: Sequence[str] = ()) -> None:
     if workflow is None:
         return
     config = workflow.parser
-    check_ids(config, workflow.config_root_path)
+    check_ids(config, workflow.config_root_path, {workflow.init_id, workflow.run_id, workflow.final_id})
     check_values(config)
     for name in folders:
-        _check_writable(name, config.get_parsed_content(name))
+        check_writable(name, config.get_parsed_content(name))
 
 
 def running_config() -> ConfigParser | None:
@@ -115,26 +109,27 @@ def _running_workflow() -> ConfigWorkflow | None:
     return None
 
 
-def check_ids(config: ConfigParser, folder: str | os.PathLike) -> None:
+def check_ids(config: ConfigParser, folder: str | os.PathLike, entries: Iterable[str] = ()) -> None:
     """Check that every id of a configuration has an effect, which a misspelt one has not.
 
-    An id has an effect if another one refers to it or to a part of it, or if it is an argument of a component. Those of
-    the bundle itself need not: others may have been overridden.
+    An id has an effect if another one refers to it or to a part of it, or if it is an argument of a component. Those in
+    the files that make up the configuration need not: what referred to them may have been overridden.
 
     Args:
         config: Configuration after overrides.
         folder: Folder of the bundle's configuration files.
+        entries: Ids that MONAI runs, besides its usual ones.
 
     Raises:
         InputError: An id has no effect; the message names the nearest one that has.
     """
     content = config.get()
-    used = set(ENTRIES)
+    used = {*ENTRIES, *entries}
     for name in _references(content):
         used |= {name, *_parents(name)}
     for name in _names(content):
         if name not in used:
-            known = _names_of_files(folder)
+            known = _names_of_files(folder, config)
             if name not in known:
                 _refuse(name, sorted({*used, *known}))
     for name, value in content.items():
@@ -149,11 +144,13 @@ def _names(content: Mapping[str, Any]) -> Iterator[str]:
             yield from (f"{name}::{part}" for part in value)
 
 
-def _names_of_files(folder: str | os.PathLike) -> set[str]:
+def _names_of_files(folder: str | os.PathLike, config: ConfigParser) -> set[str]:
+    """The ids in those files of a folder that are in a configuration as a whole, so that it was made from them."""
     known: set[str] = set()
     for file in Path(folder).glob("*.yaml"):
-        names = {name.lstrip("+") for name in _names(ConfigParser.load_config_file(file))}
-        known |= {name for full in names for name in (full, *_parents(full))}
+        content = {name.lstrip("+"): value for name, value in ConfigParser.load_config_file(file).items()}
+        if all(name in config for name in content):
+            known |= {name for full in _names(content) for name in (full, *_parents(full))}
     return known
 
 
@@ -167,16 +164,32 @@ def check_values(config: ConfigParser) -> None:
         _check_device(config.get_parsed_content("device"))
     for name, (expected, is_right) in OPTIONS.items():
         if name in config:
+            _read_as_typed(config, name)
             value = config.get_parsed_content(name)
             if not is_right(value):
                 raise InputError(f"{name}: expected {expected}, got {value!r}")
     if "facts" in config:  # options such as --num_classes may not fit the other facts
-        ids = [field.name for field in fields(Facts) if field.name in config and field.name != "dataset"]  # MONAI's id
-        facts = {
-            **asdict(config.get_parsed_content("facts")),
-            **{name: config.get_parsed_content(name) for name in ids},
-        }
-        Facts.parse(facts, "options")
+        facts_in_use(config)
+
+
+def facts_in_use(config: ConfigParser) -> Facts:
+    """The facts of the data, with the options that replace some of them.
+
+    Raises:
+        InputError: They do not fit each other.
+    """
+    names = [field.name for field in fields(Facts) if field.name in config and field.name != "dataset"]  # MONAI's id
+    given = {name: config.get_parsed_content(name) for name in names}
+    return Facts.parse({**asdict(config.get_parsed_content("facts")), **given}, "options")
+
+
+def _read_as_typed(config: ConfigParser, name: str) -> None:
+    """Read `true` and `128,128` as they are meant: on a command line, they are a text and a tuple for MONAI."""
+    value = config[name]
+    if isinstance(value, tuple):
+        config[name] = list(value)
+    elif isinstance(value, str) and value.lower() in ("true", "false"):
+        config[name] = value.lower() == "true"
 
 
 def _check_device(device: Any) -> None:
@@ -236,29 +249,24 @@ def _check_component(name: str, config: Mapping[str, Any], locator: ComponentLoc
 
 
 def _refuse(name: str, others: Iterable[str]) -> None:
-    close = difflib.get_close_matches(name, list(others), 1)
-    hint = f"; did you mean {close[0]}?" if close else ""
-    raise InputError(f"{name}: expected an id that the configuration uses, got one without effect{hint}")
-
-
-def _check_writable(name: str, folder: Any) -> None:
-    there = next(path for path in (Path(folder).absolute(), *Path(folder).absolute().parents) if path.exists())
-    try:
-        with tempfile.TemporaryFile(dir=there):
-            pass
-    except OSError as error:
-        raise InputError(f"{name}: expected a folder that can be written, got {folder}: {error.strerror}") from None
+    raise InputError(
+        f"{name}: expected an id that the configuration uses, got one without effect{nearest(name, others)}"
+    )
 
 
 def _show_errors_in_one_line() -> None:
-    def show(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
-        line = error_line(error)
-        if line is None:
-            sys.__excepthook__(kind, error, traceback)
-        else:
-            print(line, file=sys.stderr)
+    if not (isinstance(sys.excepthook, partial) and sys.excepthook.func is _show):
+        sys.excepthook = partial(_show, sys.excepthook)
 
-    sys.excepthook = show
+
+def _show(
+    otherwise: Callable, kind: type[BaseException], error: BaseException, traceback: TracebackType | None
+) -> None:
+    line = error_line(error)
+    if line is None:
+        otherwise(kind, error, traceback)
+    else:
+        print(line, file=sys.stderr)
 
 
 class OneLineErrors:
@@ -278,4 +286,6 @@ class OneLineErrors:
 
     def _raise(self, engine: Engine, error: BaseException) -> None:
         line = error_line(error)
-        raise error if line in (None, str(error)) else InputError(str(line)) from error
+        if line in (None, str(error)):
+            raise error
+        raise InputError(str(line)) from error

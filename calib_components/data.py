@@ -28,7 +28,8 @@ from nibabel.spatialimages import SpatialImage
 from numpy.typing import ArrayLike
 
 from calib_components.errors import InputError, reading
-from calib_components.transforms import open_nifti
+from calib_components.facts import MOST_CLASSES
+from calib_components.nifti import open_nifti
 
 __all__ = [
     "CaseDataset",
@@ -43,7 +44,7 @@ __all__ = [
 ]
 
 IMAGE, LABEL, SOURCE = "image.nii", "label.nii", "source.json"
-UNFINISHED = ".unfinished-"  # prefix of the folder of a case while it is being written
+UNFINISHED, REPLACED = ".unfinished-", ".replaced-"  # prefixes of a case while it is written, and of the one before
 
 
 def write_case(
@@ -66,14 +67,16 @@ def write_case(
 
     Raises:
         OSError: The folder exists.
-        InputError: It holds something else than a prepared case, or cannot be written, as on a full disk.
+        InputError: It holds something else than a prepared case, or cannot be written, as on a full disk; or a label
+            is no class index below 256.
     """
     folder = Path(folder)
     if folder.exists() and not replace:
         raise FileExistsError(f"{folder}: expected no such folder yet, got one")
     if folder.exists() and not (folder.is_dir() and {file.name for file in folder.iterdir()} <= {IMAGE, LABEL, SOURCE}):
         raise InputError(f"{folder}: expected a prepared case or nothing, got other files; choose another folder")
-    unfinished, old = (folder.with_name(f"{UNFINISHED}{state}{folder.name}") for state in ("", "old-"))
+    check_labels(label, MOST_CLASSES, folder)  # which are stored as bytes
+    unfinished, old = (folder.with_name(f"{prefix}{folder.name}") for prefix in (UNFINISHED, REPLACED))
     try:
         unfinished.mkdir()
         for name, volume, dtype in ((IMAGE, image, np.int16), (LABEL, label.to(torch.uint8), np.uint8)):
@@ -131,7 +134,8 @@ def check_labels(label: torch.Tensor, num_classes: int, file: str | os.PathLike)
     Raises:
         InputError: A value is not a whole number from 0 to `num_classes - 1`.
     """
-    valid = (label >= 0) & (label < num_classes) & (label % 1 == 0)  # not where NaN
+    values = label if label.is_floating_point() else label.long()  # 256, compared with bytes, would count as 0
+    valid = (values >= 0) & (values < num_classes) & (values % 1 == 0)  # not where NaN
     if not valid.all():
         wrong = label[~valid][0].item()
         raise InputError(
@@ -290,7 +294,7 @@ class CaseDataset(Dataset):
         transform: Applied to an item when it is requested.
 
     Raises:
-        InputError: A raw case has values that are NaN or infinite.
+        InputError: A raw case has values that are NaN or infinite, or labels that are no class indices.
     """
 
     def __init__(
@@ -335,10 +339,10 @@ class SliceDataset(CaseDataset):
 
 def _write_raw(item: Mapping[str, Any], volumes: Mapping[str, Any], folder: Path) -> dict[str, str]:
     """Write the prepared volumes of a raw item, and return the item of the prepared case."""
-    for key in ("image", "label"):
-        if invalid := int((~torch.isfinite(volumes[key])).sum()):
-            raise InputError(
-                f"{item[key]}: expected finite values after preparation, got {invalid} that are NaN or infinite"
-            )
+    if invalid := int((~torch.isfinite(volumes["image"])).sum()):
+        raise InputError(
+            f"{item['image']}: expected finite values after preparation, got {invalid} that are NaN or infinite"
+        )
+    check_labels(volumes["label"], MOST_CLASSES, item["label"])
     write_case(folder, volumes["image"], volumes["label"], volumes["image"].affine)
     return {"case": str(folder), "image": str(folder / IMAGE), "label": str(folder / LABEL)}

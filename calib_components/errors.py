@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import difflib
 import errno
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-__all__ = ["InputError", "error_line", "make_folder", "printable", "reading", "writing"]
+__all__ = [
+    "InputError",
+    "check_writable",
+    "error_line",
+    "hidden_name",
+    "make_folder",
+    "nearest",
+    "printable",
+    "reading",
+    "writing",
+]
 
 # As shown in a traceback, which is all that a DataLoader's worker passes on.
 SHOWN = re.compile(r"^(?:[\w.]+\.)?InputError: (.*)$", re.MULTILINE)
@@ -57,6 +69,17 @@ def error_line(error: BaseException | None) -> str | None:
     return line
 
 
+def nearest(name: str, known: Iterable[str], dashes: str = "") -> str:
+    """Return a hint at the known name that is most like a misspelt one; nothing if none is.
+
+    Examples:
+        >>> nearest("sed", ["seed", "device"], dashes="--")
+        '; did you mean --seed?'
+    """
+    close = difflib.get_close_matches(name, list(known), 1)
+    return f"; did you mean {dashes}{close[0]}?" if close else ""
+
+
 @contextmanager
 def reading(file: str | os.PathLike, expected: str = "a readable file") -> Iterator[Path]:
     """Turn whatever goes wrong while a file is read into an `InputError` of one line that names the file.
@@ -84,11 +107,11 @@ def writing(file: str | os.PathLike) -> Iterator[Path]:
     """Write a file completely or not at all, also on a full disk: a file that is there stays until the new one is.
 
     Args:
-        file: The file, in a folder that exists. The context gives the path of a hidden file beside it, which takes its
-            place at the end.
+        file: The file, in a folder that exists. The context gives the path of a hidden file beside it, see
+            `hidden_name`, which takes its place at the end.
 
     Raises:
-        InputError: It cannot be written; nothing is left of the hidden file.
+        InputError: It cannot be written, that is, an `OSError` was raised; nothing is left of the hidden file.
 
     Examples:
         >>> import tempfile
@@ -99,14 +122,38 @@ def writing(file: str | os.PathLike) -> Iterator[Path]:
         '1,2'
     """
     target = Path(file)
-    unfinished = target.with_name(f".unfinished-{target.name}")
+    unfinished = target.with_name(hidden_name(target.name))
     try:
         yield unfinished
         unfinished.replace(target)
-    except (OSError, RuntimeError) as error:  # torch.save raises a RuntimeError
+    except OSError as error:
         raise InputError(f"{target}: expected a file that can be written, got {_reason(error)}") from error
     finally:
-        unfinished.unlink(missing_ok=True)
+        with suppress(OSError):  # it was replaced, or could not be made
+            unfinished.unlink()
+
+
+def hidden_name(name: str) -> str:
+    """Return the name of a file while `writing` writes it: of one length, and another one in each process."""
+    return f".unfinished-{os.getpid():07}-{name}"
+
+
+def check_writable(name: str, folder: str | os.PathLike) -> None:
+    """Check that a folder can be written, or made if it is not there. Nothing is made.
+
+    Args:
+        name: Argument that the folder is from, for messages.
+        folder: The folder.
+
+    Raises:
+        InputError: It cannot be written.
+    """
+    path = Path(folder).absolute()
+    there = next(place for place in (path, *path.parents) if os.path.lexists(place))
+    try:
+        tempfile.TemporaryFile(dir=there).close()
+    except OSError as error:
+        raise InputError(f"{name}: expected a folder that can be written, got {folder}: {error.strerror}") from None
 
 
 def make_folder(folder: str | os.PathLike) -> None:

@@ -15,10 +15,21 @@ import yaml
 
 from calib_components.errors import InputError, reading, writing
 
-__all__ = ["FACTS", "Facts", "check_class_names", "facts_text", "read_facts", "write_facts"]
+__all__ = [
+    "FACTS",
+    "Facts",
+    "check_class_names",
+    "facts_beside",
+    "facts_text",
+    "has_other_facts",
+    "read_facts",
+    "write_facts",
+]
 
 FACTS = "facts.yaml"
 EVALUATED = ("$", "@", "%")  # first characters that MONAI's configurations give a meaning
+MULTIPLE = 16  # what the network's four halvings divide a slice by
+MOST_CLASSES = 256  # a prepared label has one byte per voxel
 
 
 @dataclass(frozen=True)
@@ -69,9 +80,7 @@ class Facts:
             raise InputError(f"{name}: expected the facts of a data set, got {_shown(content)}")
         known = [field.name for field in fields(cls)]
         if unknown := [key for key in content if key not in known]:
-            raise InputError(
-                f"{name}: expected only {', '.join(known)}, got {_shown(unknown[0])}; prepare the data again"
-            )
+            raise InputError(f"{name}: expected only {', '.join(known)}, got {_shown(unknown[0])}")
         if missing := [key for key in known[:-3] if key not in content]:
             raise InputError(f"{name}: expected the facts of a data set, got none called {missing[0]}")
         for key, value in content.items():
@@ -109,11 +118,13 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str) and not value.startswith(EVALUATED)
 
 
-_is_size = _list_of(lambda value: _is_int(value) and value > 0, 2)
+is_size = _list_of(lambda value: _is_int(value) and value > 0, 2)
 _is_indices = _list_of(_is_int)
 CHECKS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "dataset": ("text", _is_text),
-    "num_classes": ("a whole number of at least 2", lambda value: _is_int(value) and value >= 2),
+    "num_classes": (
+        f"a whole number from 2 to {MOST_CLASSES}", lambda value: _is_int(value) and 2 <= value <= MOST_CLASSES
+    ),
     "in_channels": ("a whole number of at least 1", lambda value: _is_int(value) and value >= 1),
     "class_names": ("a list of names", _list_of(_is_text)),
     "label_codes": ("a list of whole numbers", _is_indices),
@@ -124,8 +135,8 @@ CHECKS: dict[str, tuple[str, Callable[[Any], bool]]] = {
         ),
     ),
     "file_suffixes": ("a list of texts", _list_of(_is_text)),
-    "image_size": ("two positive whole numbers", _is_size),
-    "crop_size": ("two positive whole numbers", _is_size),
+    "image_size": ("two positive whole numbers", is_size),
+    "crop_size": ("two positive whole numbers", is_size),
     "slice_axis": ("0, 1, 2 or null", lambda value: value is None or (_is_int(value) and 0 <= value <= 2)),
     "pixel_size": (
         "two positive numbers or null",
@@ -138,6 +149,8 @@ CHECKS: dict[str, tuple[str, Callable[[Any], bool]]] = {
 def check_class_names(names: list[str], name: str) -> None:
     """Check names of structures: one line of text each, all different, none of which a configuration would evaluate.
 
+    There are at most 255, since labels are stored as bytes.
+
     Args:
         names: The names, without the background.
         name: Argument or file that they are from, for messages.
@@ -145,6 +158,8 @@ def check_class_names(names: list[str], name: str) -> None:
     Raises:
         InputError: A name is not suitable.
     """
+    if len(names) >= MOST_CLASSES:
+        raise InputError(f"{name}: expected at most {MOST_CLASSES - 1} names, got {len(names)}")
     for structure in names:
         if not structure.strip() or not structure.isprintable():
             raise InputError(f"{name}: expected names of one line, got {structure!r}")
@@ -167,22 +182,39 @@ def read_facts(file: str | os.PathLike, **own: Any) -> Facts:
         InputError: The file is broken, or is that of a data set with another geometry than the bundle's.
     """
     default = Facts.parse(own, "facts")
-    file = Path(str(file)).with_name(FACTS)  # a folder called 2024 is a number for MONAI
-    if not file.exists():
+    facts = facts_beside(file)
+    if facts is None:
         return default
-    with reading(file, "the facts of a data set"):
-        facts = Facts.parse(yaml.safe_load(file.read_text()), str(file))
     if facts.dataset != default.dataset:
         raise InputError(
-            f"{file}: expected data prepared like {default.dataset}, the bundle's, got like {facts.dataset}; use the "
-            f"bundle of {facts.dataset}, or prepare the data again"
+            f"{Path(str(file)).with_name(FACTS)}: expected data prepared like {default.dataset}, the bundle's, got "
+            f"like {facts.dataset}; use the bundle of {facts.dataset}, or prepare the data again"
         )
     return facts
+
+
+def facts_beside(file: str | os.PathLike) -> Facts | None:
+    """Read `facts.yaml`, given as that file or as one beside it; None if there is none.
+
+    Raises:
+        InputError: The file is broken.
+    """
+    file = Path(str(file)).with_name(FACTS)  # a folder called 2024 is a number for MONAI
+    if not file.exists():
+        return None
+    with reading(file, "the facts of a data set"):
+        return Facts.parse(yaml.safe_load(file.read_text()), str(file))
 
 
 def facts_text(facts: Facts) -> str:
     """Return the content of `facts.yaml`."""
     return yaml.safe_dump(asdict(facts), sort_keys=False, allow_unicode=True)
+
+
+def has_other_facts(facts: Facts, folder: str | os.PathLike) -> bool:
+    """Whether a folder has no `facts.yaml` with these facts."""
+    file = Path(folder) / FACTS
+    return not file.is_file() or file.read_text() != facts_text(facts)
 
 
 def write_facts(facts: Facts, folder: str | os.PathLike) -> None:
@@ -191,9 +223,8 @@ def write_facts(facts: Facts, folder: str | os.PathLike) -> None:
     Raises:
         InputError: It cannot be written.
     """
-    file = Path(folder) / FACTS
-    if not file.is_file() or file.read_text() != facts_text(facts):
-        with writing(file) as unfinished:
+    if has_other_facts(facts, folder):
+        with writing(Path(folder) / FACTS) as unfinished:
             unfinished.write_text(facts_text(facts))
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import tempfile
 from collections import defaultdict
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,8 +21,8 @@ from monai.transforms import MapTransform, SaveImaged
 from monai.utils import convert_to_dst_type
 from nibabel import Nifti1Image
 
-from calib_components.errors import InputError, make_folder, writing
-from calib_components.transforms import check_same_grid, open_nifti
+from calib_components.errors import InputError, check_writable, hidden_name, make_folder, writing
+from calib_components.nifti import SMALLEST_SLICE, grid_distance, open_nifti
 
 __all__ = [
     "Image",
@@ -41,7 +40,6 @@ __all__ = [
 
 NIFTI = re.compile(r"(.+)(\.nii(?:\.gz)?)", re.IGNORECASE | re.DOTALL)
 NOT_IMAGES = ("_gt", "_seg", "_probability", "_uncertainty")  # labels, and what inference writes itself
-SMALLEST_SLICE = 4  # pixels along a side
 LONGEST_NAME = 255  # bytes, on nearly all file systems
 
 
@@ -148,7 +146,7 @@ def _check_names(images: Sequence[Image]) -> None:
         files[image.name].append(image.files[0])
         if not image.name.isprintable():
             raise InputError(f"{image.files[0]}: expected a name that is one line of text, got {image.name!r}")
-        if len(os.fsencode(f".unfinished-{image.name}_probability.nii.gz")) > LONGEST_NAME:
+        if len(os.fsencode(hidden_name(f"{image.name}_probability.nii.gz"))) > LONGEST_NAME:
             raise InputError(
                 f"{image.files[0]}: expected a shorter name, got one that leaves no room for `_probability`"
             )
@@ -180,7 +178,10 @@ def _check_headers(image: Image, in_channels: int) -> None:
     for file, (affine, shape) in zip(image.files, grids, strict=True):
         if shape != grids[0][1]:
             raise InputError(f"{file}: expected the shape of {image.files[0]}, {grids[0][1]}, got {shape}")
-        check_same_grid(affine, grids[0][0], shape, file)
+        if distance := grid_distance(affine, grids[0][0], shape):
+            raise InputError(
+                f"{file}: expected the grid of the image that it belongs to, got one up to {distance:.3g} mm off"
+            )
 
 
 def _check_output(images: Sequence[Image], output_dir: Path) -> None:
@@ -190,15 +191,7 @@ def _check_output(images: Sequence[Image], output_dir: Path) -> None:
         raise InputError(
             f"output_dir: expected a folder without images, whose labels the results could replace, got {output_dir}"
         )
-    existing = next(folder for folder in (output_dir, *output_dir.absolute().parents) if os.path.lexists(folder))
-    if not existing.is_dir():
-        raise InputError(f"output_dir: expected a folder, got {output_dir}, but {existing} is none")
-    try:
-        tempfile.TemporaryFile(dir=existing).close()
-    except OSError as error:
-        raise InputError(
-            f"output_dir: expected a folder that can be written, got {output_dir}: {error.strerror}"
-        ) from error
+    check_writable("output_dir", output_dir)
 
 
 class ImageFolder:

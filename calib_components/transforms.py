@@ -5,18 +5,17 @@ from __future__ import annotations
 import logging
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import nibabel
 import numpy as np
 import torch
 from monai.config import KeysCollection
-from monai.data import MetaTensor, NibabelReader
+from monai.data import MetaTensor
 from monai.data.utils import affine_to_spacing
 from monai.transforms import Compose, InvertibleTransform, LoadImaged, MapTransform
-from nibabel.spatialimages import SpatialImage
 
-from calib_components.errors import InputError, reading
+from calib_components.errors import InputError, error_line
+from calib_components.nifti import NiftiReader, open_nifti
 
 __all__ = [
     "CheckVolumed",
@@ -25,15 +24,12 @@ __all__ = [
     "SlicesLastd",
     "check_contrast",
     "check_finite",
-    "check_same_grid",
     "file_name",
-    "open_nifti",
     "slice_axis",
 ]
 
 PIXEL_SIZE_FACTOR = 3  # how far off the trained pixel sizes an image may be before there is a warning
 SAME_SPACING = 1e-3  # relative difference of spacings that are one number, rounded
-GZIP_RATIO = 1032  # gzip makes nothing smaller by more
 LEAST_CONTRAST = 1e-3  # of the range of a channel, that all but the brightest and darkest 0.1 % of its voxels span
 
 
@@ -113,68 +109,6 @@ def _permute(volume: torch.Tensor, order: Sequence[int]) -> torch.Tensor:
     if isinstance(moved, MetaTensor):
         moved.affine = moved.affine[:, [*order, 3]]
     return moved
-
-
-def open_nifti(file: str | Path) -> SpatialImage:
-    """Open a NIfTI file and check what its header says; the voxels are not read.
-
-    Args:
-        file: The file.
-
-    Raises:
-        InputError: It is no NIfTI file, it is shorter than its header demands, its values are not real numbers, or its
-            affine is not finite or cannot be inverted.
-    """
-    with reading(file, "a readable NIfTI file"):
-        image = cast(SpatialImage, nibabel.load(file))
-        dtype, affine, proxy = image.get_data_dtype(), image.affine, cast(Any, image.dataobj)
-        size = Path(file).stat().st_size
-    if dtype.kind not in "iuf":
-        raise InputError(f"{file}: expected one real number per voxel, got {dtype}")
-    if not np.isfinite(affine).all():
-        raise InputError(f"{file}: expected an affine of finite numbers, got {affine[:3].round(3).tolist()}")
-    if (lengths := np.linalg.norm(affine[:3, :3], axis=0)).min() == 0 or (
-        abs(np.linalg.det(affine[:3, :3] / lengths)) < 1e-3
-    ):
-        raise InputError(
-            f"{file}: expected an affine whose three axes differ in direction, got {affine[:3].round(3).tolist()}"
-        )
-    demanded = proxy.offset + dtype.itemsize * int(np.prod(image.shape, dtype=np.int64))
-    if size * (1 if Path(file).suffix.lower() == ".nii" else GZIP_RATIO) < demanded:
-        raise InputError(f"{file}: expected {demanded} bytes, as its header demands, got {size}; it is truncated")
-    return image
-
-
-def check_same_grid(affine: np.ndarray, other: np.ndarray, shape: Sequence[int], file: str | Path) -> None:
-    """Check that two volumes of one shape have their voxels at the same places.
-
-    Args:
-        affine: Of the volume in question, `(4, 4)`.
-        other: Of the volume that it belongs to.
-        shape: Number of voxels along each axis.
-        file: The volume in question, for messages.
-
-    Raises:
-        InputError: A corner is off by more than a tenth of the smallest side of a voxel.
-    """
-    corners = np.array(list(np.ndindex(2, 2, 2))) * (np.array(shape[:3]) - 1)
-    difference = affine - other
-    off = np.linalg.norm(corners @ difference[:3, :3].T + difference[:3, 3], axis=1).max()
-    if off > 0.1 * np.linalg.norm(other[:3, :3], axis=0).min():
-        raise InputError(f"{file}: expected the grid of the image that it belongs to, got one up to {off:.3g} mm off")
-
-
-class NiftiReader(NibabelReader):
-    """MONAI's reader of NIfTI files, with `open_nifti` and with errors that name the file."""
-
-    def read(self, data: Any, **kwargs: Any) -> Any:
-        for file in [data] if isinstance(data, str | Path) else data:
-            open_nifti(file)
-        return super().read(data, **kwargs)
-
-    def _get_array_data(self, img: Any, filename: Any) -> Any:
-        with reading(filename, "a complete NIfTI file"):
-            return super()._get_array_data(img, filename)
 
 
 class LoadVolumed(LoadImaged):
@@ -291,17 +225,18 @@ class NamedCompose(Compose):
         """Return the transformed item.
 
         Raises:
-            InputError: A transform failed.
+            InputError: A transform refused the image, by a `ValueError` or `RuntimeError`. Other errors stay as they
+                are.
         """
         try:
             return super().__call__(input_, *args, **kwargs)
         except Exception as error:
-            cause: BaseException = error
-            while cause.__cause__ is not None:  # MONAI wraps it once for each transform around it
-                cause = cause.__cause__
-            if isinstance(cause, InputError):
-                raise cause from error
-            name = file_name(input_.get("image"))
-            raise InputError(
-                f"{name}: expected an image that can be preprocessed, got {' '.join(str(cause).split())}"
-            ) from error
+            if (line := error_line(error)) is None:
+                cause: BaseException = error
+                while cause.__cause__ is not None:  # MONAI wraps it once for each transform around it
+                    cause = cause.__cause__
+                if not isinstance(cause, RuntimeError | ValueError):
+                    raise
+                name = file_name(input_.get("image"))
+                line = f"{name}: expected an image that can be preprocessed, got {' '.join(str(cause).split())}"
+            raise InputError(line) from None

@@ -3,8 +3,8 @@
     python scripts/package_bundle.py bundles/acdc_mri_nacl_segmentation --out dist
 
 writes `dist/acdc_mri_nacl_segmentation_v0.1.0.zip`, which holds one folder, named as the bundle: configs, docs,
-LICENSE, the weights if there are any, `scripts/prepare_data.py`, and the parts of `calib_components` that a bundle
-uses, which MONAI finds there. The same files give the same bytes, on any machine and day. Hidden files are left out.
+LICENSE, weights and their facts if there are any, `scripts/prepare_data.py`, and the parts of `calib_components` that a
+bundle uses, which MONAI finds there. The same files give the same bytes, on any machine and day. Hidden files stay out.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 REQUIRED = ("LICENSE", "configs", "docs")
 METADATA = "configs/metadata.json"
 WEIGHTS = "models/model.pt"
+FACTS = "models/facts.yaml"  # of the data that the weights were trained on
 # Of the tools, those that prepare data. The others compare and report on several bundles' runs.
 TOOLS = ("__init__.py", "command_line.py", "preparation")
 SUFFIXES = (".py", ".typed", ".yaml")
@@ -45,10 +46,11 @@ def contents(bundle: Path) -> dict[str, Path]:
     for name in (*REQUIRED, METADATA):
         if not (bundle / name).exists():
             raise InputError(f"{bundle / name}: expected a file or folder, as in every bundle, got none")
-    for name in ("LICENSE", METADATA, WEIGHTS):
+    for name in ("LICENSE", METADATA, WEIGHTS, FACTS):
         if (bundle / name).is_dir():
             raise InputError(f"{bundle / name}: expected a file, got a folder")
-    files = {str(path.relative_to(bundle)): path for name in (*REQUIRED, WEIGHTS) for path in _files(bundle / name)}
+    packed = [path for name in (*REQUIRED, WEIGHTS, FACTS) for path in _files(bundle / name)]
+    files = {str(path.relative_to(bundle)): path for path in packed}
     if WEIGHTS in files:
         with reading(files[WEIGHTS], "weights as torch.save writes them"), ZipFile(files[WEIGHTS]) as weights:
             if not any(name.endswith("/data.pkl") for name in weights.namelist()):

@@ -118,7 +118,7 @@ def make_prepared(bundle: Path, folder: Path, cases: int = 2) -> Path:
             save(folder / case / "image.nii", rng.normal(size=(*label.shape, *channels)).astype(np.float32))
             save(folder / case / "label.nii", label)
             datalist[split].append({"case": case, "image": f"{case}/image.nii", "label": f"{case}/label.nii"})
-    write_facts(replace(facts, image_size=list(SIZE), crop_size=list(SIZE)), folder)
+    write_facts(replace(facts, image_size=list(SIZE), crop_size=list(SIZE), source=str(folder)), folder)
     (folder / "datalist.json").write_text(json.dumps(datalist))
     return folder
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import logging
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +15,14 @@ import ignite.distributed as idist
 import numpy as np
 import torch
 from ignite.engine import Events
+from monai.bundle import ConfigParser
 from monai.data.utils import set_rnd
 from monai.engines import Evaluator, Trainer
 from monai.utils import set_determinism
 
-from calib_components.bundle import running_config
+from calib_components.bundle import facts_in_use, running_config
 from calib_components.errors import InputError, reading, writing
-from calib_components.facts import Facts, write_facts
+from calib_components.facts import has_other_facts, write_facts
 from calib_components.fingerprint import changes, fingerprint
 
 __all__ = ["TrainingCheckpoint"]
@@ -53,7 +56,6 @@ class TrainingCheckpoint:
         evaluator: The validation engine, whose `best_metric_epoch` says when the metric was best.
         seed: Seed of the whole run.
         resume: Continue from `last.pt`. Without that file, start from the beginning.
-        facts: Facts of the data set; None to write none.
         datalist: List of the prepared cases, whose content is a part of the fingerprint; it need not exist.
 
     Raises:
@@ -69,7 +71,6 @@ class TrainingCheckpoint:
         evaluator: Evaluator,
         seed: int,
         resume: bool = False,
-        facts: Facts | None = None,
         datalist: str | os.PathLike = "",
     ) -> None:
         self.best_path = Path(ckpt_dir) / "model.pt"
@@ -80,8 +81,9 @@ class TrainingCheckpoint:
         self.evaluator = evaluator
         self.seed = seed
         self.resume = resume
-        self.facts = facts
-        self.settings = _settings(Path(datalist))
+        config = running_config()
+        self.facts = facts_in_use(config) if config is not None and "facts" in config else None
+        self.settings = _settings(config, Path(datalist))
 
     def attach(self, engine: Trainer) -> None:
         """
@@ -138,8 +140,7 @@ class TrainingCheckpoint:
         self.best_path.parent.mkdir(parents=True, exist_ok=True)
         best = self.evaluator.state
         if best.best_metric_epoch in (engine.state.epoch, NEVER):
-            if self.facts is not None:
-                write_facts(self.facts, self.best_path.parent)
+            self._write_facts()
             _save(self.stateful["network"].state_dict(), self.best_path)
         state = {name: holder.state_dict() for name, holder in self.stateful.items()}
         state["epoch"] = engine.state.epoch
@@ -148,10 +149,17 @@ class TrainingCheckpoint:
         state["best_metric_epoch"] = best.best_metric_epoch
         _save(state, self.last_path)
 
+    def _write_facts(self) -> None:
+        if self.facts is None:
+            return
+        facts = replace(self.facts, source="")  # weights travel, folders do not
+        if has_other_facts(facts, self.best_path.parent):
+            self.best_path.unlink(missing_ok=True)  # never beside facts of others, even if the process is killed here
+        write_facts(facts, self.best_path.parent)
 
-def _settings(datalist: Path) -> dict[str, Any]:
+
+def _settings(config: ConfigParser | None, datalist: Path) -> dict[str, Any]:
     """All that decides the numbers of the run that is being configured, as plain data."""
-    config = running_config()
     content = datalist.read_bytes() if datalist.is_file() else b""
     return {
         **(fingerprint(config.get()) if config is not None else {}),
@@ -161,5 +169,7 @@ def _settings(datalist: Path) -> dict[str, Any]:
 
 
 def _save(state: Mapping[str, Any], path: Path) -> None:
+    content = io.BytesIO()  # to a file, torch.save hides why writing failed, and writes the file's name into it
+    torch.save(state, content)
     with writing(path) as file:
-        torch.save(state, file)
+        file.write_bytes(content.getbuffer())

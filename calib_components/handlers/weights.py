@@ -14,6 +14,7 @@ import torch
 from ignite.engine import Engine, Events
 
 from calib_components.errors import InputError, reading
+from calib_components.facts import FACTS, Facts, facts_beside
 
 __all__ = ["WeightsLoader", "load_torchscript", "load_weights"]
 
@@ -57,14 +58,19 @@ class WeightsLoader:
     Args:
         load_path: File of the weights.
         network: The network.
+        facts: Facts of the data that the network is to run on; None not to compare them with those of the weights, in
+            `facts.yaml` beside them, if there is one.
 
     Raises:
-        InputError: When the engine starts, see `load_weights`.
+        InputError: When the engine starts, see `load_weights`; or if the weights were trained on other classes, other
+            channels or data of another geometry. If they differ in sizes or in the codes of classes, there is a
+            warning.
     """
 
-    def __init__(self, load_path: str | os.PathLike, network: torch.nn.Module) -> None:
+    def __init__(self, load_path: str | os.PathLike, network: torch.nn.Module, facts: Facts | None = None) -> None:
         self.load_path = load_path
         self.network = network
+        self.facts = facts
 
     def attach(self, engine: Engine) -> None:
         """
@@ -74,6 +80,8 @@ class WeightsLoader:
         engine.add_event_handler(Events.STARTED, self)
 
     def __call__(self, _: Engine) -> None:
+        if self.facts is not None and (trained_on := facts_beside(self.load_path)) is not None:
+            _compare_facts(trained_on, self.facts, Path(self.load_path).with_name(FACTS))
         load_weights(self.network, self.load_path)
         logging.getLogger(__name__).info("Loaded the weights in %s", self.load_path)
 
@@ -87,10 +95,10 @@ def _state_dict(file: str | os.PathLike) -> dict[str, torch.Tensor]:
     except (EOFError, RuntimeError) as error:
         kind = "a TorchScript file; add configs/inference_ts.yaml" if "TorchScript" in str(error) else "a broken file"
         raise ValueError(kind) from error
-    if isinstance(content, Mapping) and "optimizer" in content:
-        raise ValueError("the state of a training; use model.pt beside it")
     if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
         content = content["model"]
+    elif isinstance(content, Mapping) and {"network", "optimizer"} <= content.keys():
+        raise ValueError("the state of a training; use model.pt beside it")
     if not isinstance(content, Mapping):
         raise ValueError(f"a {type(content).__name__}")
     return dict(content)
@@ -112,6 +120,20 @@ def _compare(weights: Mapping[str, Any], expected: Mapping[str, torch.Tensor]) -
         network, other = _ends(expected), _ends(weights)
         kind = "" if network == other else f" of {_described(other)}, not of {_described(network)}"
         raise ValueError(f"those of another network{kind}: {name} has shape {got}, not {own}")
+
+
+def _compare_facts(trained_on: Facts, data: Facts, file: Path) -> None:
+    """Refuse data that the weights give no right answer on, and warn of data unlike those that they were trained on."""
+    for name in ("dataset", "in_channels", "class_names"):
+        if (got := getattr(trained_on, name)) != (own := getattr(data, name)):
+            raise InputError(
+                f"{file}: expected weights of the data's {name}, {own}, got {got}; use weights trained on such data"
+            )
+    for name in ("label_codes", "image_size", "crop_size"):
+        if (got := getattr(trained_on, name)) != (own := getattr(data, name)):
+            logging.getLogger(__name__).warning(
+                "%s: expected weights of the data's %s, %s, got %s; compare results with care", file, name, own, got
+            )
 
 
 def _ends(weights: Mapping[str, torch.Tensor]) -> tuple[int, int]:

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from calib_components.arguments import check_choice, check_ignore_index, check_number, check_whole, is_whole
+from calib_components.arguments import check_choice, check_count, check_ignore_index, check_number, is_whole
 from calib_components.losses import defaults
 from calib_components.losses.inputs import Target, check_target, plain
 
@@ -77,7 +77,7 @@ def neighbor_prior(
         tensor([0.4444, 0.5556])
     """
     check_prior(prior, kernel_size, sigma, padding)
-    check_whole("num_classes", num_classes, 2)
+    check_count("num_classes", num_classes, 2)
     check_ignore_index(ignore_index)
     target = plain(target, "target")
     if target.ndim == 3 or (target.ndim == 4 and target.shape[1] not in (1, num_classes)):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from calib_components.arguments import check_flag, check_whole
+from calib_components.arguments import check_count, check_flag
 from calib_components.metrics.case_metric import plain_tensor
 from calib_components.metrics.voxels import RANGE_TOLERANCE, check_tensors, read_voxels, top_label
 
@@ -285,4 +285,4 @@ def _bin_index(p: torch.Tensor, num_bins: int) -> torch.Tensor:
 
 def check_num_bins(num_bins: int) -> None:
     """Raise `ValueError` unless a number of bins is a whole number from 1 to 10,000."""
-    check_whole("num_bins", num_bins, 1, LARGEST_NUM_BINS)
+    check_count("num_bins", num_bins, 1, LARGEST_NUM_BINS)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from monai.metrics.utils import get_mask_edges, get_surface_distance
 
-from calib_components.arguments import check_flag, check_whole
+from calib_components.arguments import check_count, check_flag
 from calib_components.metrics.case_metric import CaseMetric, plain_tensor
 
 __all__ = ["DSCMetric", "HD95Metric", "dice", "hausdorff_distance_95", "structure_masks"]
@@ -135,7 +135,7 @@ def structure_masks(label: torch.Tensor, structures: Sequence[Sequence[int]]) ->
         if not isinstance(classes, Sequence) or isinstance(classes, str):
             raise ValueError(f"structures: expected a list of class indices for each structure, got {classes!r}")
         for k in classes:
-            check_whole("structures", k, 0)
+            check_count("structures", k, 0)
     if not label.is_floating_point():
         label = label.long()  # in uint8, class 300 would be 44
     return torch.cat([torch.isin(label, torch.tensor(classes).to(label)) for classes in structures])

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import math
 import re
 import signal
 import sys
 import types
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import fire
 from fire.parser import DefaultParseValue
 
-from calib_components.errors import InputError, printable
+from calib_components.errors import InputError, nearest, printable
 
 Command = Callable[..., None]
 Commands = Command | Mapping[str, "Commands"]
@@ -76,12 +75,6 @@ def run(name: str, commands: Commands) -> None:
         sys.exit(f"{name}: {printable(f'{where}expected a file or folder that can be read and written, got {reason}')}")
     except KeyboardInterrupt:
         sys.exit(f"{name}: interrupted; run the same command again to continue")
-
-
-def nearest(name: str, known: Iterable[str], dashes: str = "") -> str:
-    """Return a hint at the known name that is most like a misspelt one; nothing if none is."""
-    close = difflib.get_close_matches(name, list(known), 1)
-    return f"; did you mean {dashes}{close[0]}?" if close else ""
 
 
 def _choose(commands: Commands, arguments: list[str]) -> tuple[list[str], Commands, list[str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import shutil
@@ -309,6 +310,16 @@ def test_full_disk_leaves_the_earlier_plan(folder: Path, monkeypatch: pytest.Mon
     assert (outcome.code, outcome.err) == (1, line)
     assert (folder / PLAN).read_bytes() == before
     assert sorted(os.listdir(folder / "out")) == ["other", "plan.json", "work"]
+
+
+def test_nothing_is_written_before_the_lock(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two commands may start together."""
+    found: list[list[str]] = []
+    monkeypatch.setattr(fcntl, "flock", lambda *_: found.append(os.listdir(folder / "out" / "work")))
+    monkeypatch.setattr("calib_components.tools.comparison.run.run_cell", finish)
+    assert run().code == 0
+    assert found == [["plan.lock"]]
+    assert sorted(os.listdir(folder / "out" / "work")) == [".gitignore", "plan.lock"]
 
 
 def test_as_a_process(folder: Path) -> None:

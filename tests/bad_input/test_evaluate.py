@@ -99,6 +99,16 @@ def edit_facts(**values: Any) -> Damage:
     return damage
 
 
+def facts_of_weights(**values: Any) -> Damage:
+    """Put facts beside the weights in the place that `OTHER` names: those of the data, with some replaced."""
+
+    def damage(root: Path) -> None:
+        content = yaml.safe_load((root / "data" / "facts.yaml").read_text())
+        (root / "facts.yaml").write_text(yaml.safe_dump({**content, **values}))
+
+    return damage
+
+
 class Code:
     """Makes a folder when it is unpickled."""
 
@@ -176,9 +186,9 @@ ROWS = [
         weights(lambda w: {**w, LAST: w[LAST] + np.inf}), OTHER),
     Row("weights that overflow", "testing0: expected finite logits, got some that are NaN or infinite",
         weights(lambda w: {**w, FIRST: w[FIRST] + 3e38}), OTHER),
-    Row("data of five classes", WEIGHTS.format(root="{ckpt}") + "those of another network of 1 channel(s) and 4 classes, not of "
+    Row("data of five classes", WEIGHTS + "those of another network of 1 channel(s) and 4 classes, not of "
         "1 channel(s) and 5 classes: model.2.0.conv.weight has shape (32, 4, 3, 3), not (32, 5, 3, 3)",
-        edit_facts(num_classes=5, label_codes=[0, 1, 2, 3, 4], class_names=["background", "a", "b", "c", "d"])),
+        edit_facts(num_classes=5, label_codes=[0, 1, 2, 3, 4], class_names=["background", "a", "b", "c", "d"]), OTHER),
     # The list of cases
     Row("no data", "{root}/none/datalist.json: expected a list of prepared cases", options={"dataset_dir": "{root}/none"}),
     Row("no list", LIST + "a list of prepared cases, got no such file", remove("data/datalist.json")),
@@ -203,6 +213,14 @@ ROWS = [
     Row("code as structure", FACTS + "structures to be names", edit_facts(structures={"$print(1)": [1]})),
     Row("structure of no class", FACTS + "structures of class indices from 0 to 3", edit_facts(structures={"RV": [4]})),
     Row("facts of another data set", FACTS + "data prepared like acdc", edit_facts(dataset="flare")),
+    Row("weights of other classes", "{root}/facts.yaml: expected weights of the data's class_names, ['background', 'right",
+        facts_of_weights(class_names=["background", "left ventricle", "myocardium", "right ventricle"]), OTHER),
+    Row("weights of other channels", "{root}/facts.yaml: expected weights of the data's in_channels, 1, got 4; use",
+        facts_of_weights(in_channels=4), OTHER),
+    Row("weights of another data set", "{root}/facts.yaml: expected weights of the data's dataset, acdc, got flare",
+        facts_of_weights(dataset="flare"), OTHER),
+    Row("broken facts of the weights", "{root}/facts.yaml: expected the facts of a data set, got", text("facts.yaml", "a: ["),
+        OTHER),
     # The cases
     Row("no image", CASE + "image.nii: expected a prepared volume, got no such file", remove("data/testing0/image.nii")),
     Row("no label", CASE + "label.nii: expected a prepared volume, got no such file", remove("data/testing0/label.nii")),

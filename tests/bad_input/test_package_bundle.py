@@ -116,6 +116,8 @@ CASES = [
     Case("weights another zip", zip_of("readme.txt"), f"{NO_WEIGHTS}another zip file"),
     Case("weights a folder", put("models/model.pt", None), f"{WEIGHTS}: expected a file, got a folder"),
     Case("weights a link", link("models/model.pt", "/etc/hostname"), f"{WEIGHTS}: {A_LINK}"),
+    Case("facts a folder", put("models/facts.yaml", None), "BUNDLE/models/facts.yaml: expected a file, got a folder"),
+    Case("facts a link", link("models/facts.yaml", "/etc/hostname"), f"BUNDLE/models/facts.yaml: {A_LINK}"),
     Case("a link in docs", link("docs/notes.md", "/etc/hostname"), f"BUNDLE/docs/notes.md: {A_LINK}"),
     Case("a link into the bundle", link("docs/notes.md", "README.md"), f"BUNDLE/docs/notes.md: {A_LINK}"),
     Case("a link to nothing", link("docs/notes.md", "absent"), f"BUNDLE/docs/notes.md: {A_LINK}"),

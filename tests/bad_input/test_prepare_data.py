@@ -244,10 +244,10 @@ TABLE = [
         "sform without an axis", header(A, "srow_x", 0, 0), GENERIC, f"{A}: expected an affine whose three axes differ"
     ),
     Bad(
-        "NaN with headers ignored",
-        header(B, "srow_x", 0, np.nan),
+        "NaN in the image with headers ignored",
+        header(A, "srow_x", 0, np.nan),
         f"{GENERIC} --ignore_headers",
-        f"{B}: expected an aff",
+        f"{A}: expected an affine of finite numbers",
     ),
     Bad("header of 30000 voxels a side", header(A, "dim", slice(1, 4), 30000), GENERIC, f"{A}: expected"),
     Bad("negative dimensions", header(A, "dim", 2, -16), GENERIC, f"{A}: expected"),
@@ -510,6 +510,12 @@ TABLE = [
     # Arguments
     Bad("no labels", nothing, "generic src out", "--labels: expected a value, got none"),
     Bad("empty name", nothing, GENERIC.replace("two", ""), "labels: expected names of one line, got ''"),
+    Bad(
+        "256 names",
+        nothing,
+        GENERIC.replace("one,two,three", ",".join(map(str, range(256)))),
+        "labels: expected at most 255 names, got 256",
+    ),
     Bad("name twice", nothing, GENERIC.replace("two", "one"), "labels: expected different names, got one twice"),
     Bad(
         "background",
@@ -705,7 +711,7 @@ FAULTS = [
         "empty facts",
         written("out/facts.yaml", b""),
         "src",
-        "out/facts.yaml: expected the facts of a data set, got None",
+        "out/facts.yaml: expected the facts of a data set, got None; choose another folder",
     ),
     Fault(
         "facts of bytes",
@@ -725,7 +731,7 @@ FAULTS = [
         "src",
         "out/facts.yaml: expected the facts",
     ),
-    Fault("older version", added("volume_transforms: []"), "src", "prepare the data again in another folder"),
+    Fault("older version", added("volume_transforms: []"), "src", "got 'volume_transforms'; choose another folder"),
     Fault("bad source since", cut(A, 0.5), "src", f"{A}: {READABLE}"),
     Fault("second ending since", copied("plain.nii", "src/images/a.nii"), "src", "src/images/a.nii: expected one file"),
     Fault("label moved since", moved(B, lambda a: shift(5, 0) @ a), "src", f"{VOXELS} voxels that lie 5 mm off"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import subprocess
@@ -10,12 +11,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 import yaml
+from monai.bundle import ConfigParser
 
+from calib_components.bundle import check_values
 from calib_components.data import LoadSliced, list_slices
 from calib_components.errors import InputError
 from tests.bad_input.harness import snapshot
@@ -80,6 +84,7 @@ CASE = "{data}/training0/"
 CODE = '$__import__("os").system("touch {}")'
 ROWS = [
     # Options
+    Row("id of a file that is not loaded", "split: expected an id that the configuration uses", options={"split": "testing"}),
     Row("misspelt id", "learning_rat: expected an id that the configuration uses", options={"learning_rat": 0.1}),
     Row("misspelt id is hinted at", "max_epoch: expected an id", options={"max_epoch": 1}),
     Row("misspelt nested id", "loss::penalty_wieght: expected an id", options={"loss::penalty_wieght": 0.1}),
@@ -207,6 +212,7 @@ def test_one_line_and_nothing_lost(row: Row, damaged: Path, tmp_path: Path, monk
 def test_in_a_process_of_its_own(damaged: Path, tmp_path: Path) -> None:
     (damaged / "training1" / "image.nii").write_bytes(b"")
     options = [f"--dataset_dir={damaged}", f"--ckpt_dir={tmp_path}", f"--output_dir={tmp_path}", "--device=cpu"]
+    options += ["--resume=true", "--any_orientation=false", "--image_size=32,32"]
     command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", str(ACDC / "configs" / "train.yaml")]
     done = subprocess.run([*command, *options], capture_output=True, text=True, check=False)
     assert done.returncode == 1
@@ -284,8 +290,27 @@ def test_one_epoch_is_trained_at_the_full_rate(trained: Path) -> None:
     assert last["lr_scheduler"]["milestones"] == {1: 1}
 
 
-def test_weights_remember_what_they_were_trained_on(trained: Path, data: Path) -> None:
-    assert (trained / "facts.yaml").read_text() == (data / "facts.yaml").read_text()
+def test_weights_remember_what_they_were_trained_on(trained: Path, damaged: Path, tmp_path: Path) -> None:
+    facts = yaml.safe_load((damaged / "facts.yaml").read_text())
+    assert yaml.safe_load((trained / "facts.yaml").read_text()) == {**facts, "source": ""}
+    assert facts["source"] != ""
+
+
+def test_weights_of_other_facts_go_before_their_facts_do(damaged: Path, tmp_path: Path) -> None:
+    places = {"dataset_dir": str(damaged), "ckpt_dir": str(tmp_path), "output_dir": str(tmp_path)}
+    (tmp_path / "model.pt").write_bytes(b"of others")
+    with mock.patch("torch.save", side_effect=OSError(errno.ENOSPC, "No space left on device")):
+        ended = run_bundle_as_typed(ACDC, "train.yaml", max_epochs=1, crop_size=[32, 16], **places)
+    assert ended.err.splitlines()[-1].startswith(f"{tmp_path}/model.pt: expected a file that can be written")
+    assert yaml.safe_load((tmp_path / "facts.yaml").read_text())["crop_size"] == [32, 16]
+    assert not (tmp_path / "model.pt").exists()
+
+
+@pytest.mark.parametrize(("option", "means"), [("true", True), ("False", False), ("FALSE", False)])
+def test_options_mean_what_is_typed(option: str, means: bool) -> None:
+    config = ConfigParser({"resume": option, "image_size": (128, 96)})
+    check_values(config)
+    assert (config["resume"], config["image_size"]) == (means, [128, 96])
 
 
 def test_a_volume_that_vanishes_in_the_middle_of_an_epoch(damaged: Path) -> None:

@@ -79,7 +79,7 @@ def test_ids_of_the_bundle_need_no_effect(tmp_path: Path) -> None:
     config = parser(**{"optimizer::lr": 0.2, "train::schedule": 1})  # nothing refers to learning_rate any more
     with pytest.raises(InputError, match=r"^learning_rate: expected"):
         check_ids(config, tmp_path)
-    (tmp_path / "train.yaml").write_text("learning_rate: 0.1\ntrain::schedule::step: 3\n")
+    (tmp_path / "train.yaml").write_text("learning_rate: 0.1\ntrain::schedule: 3\n")
     check_ids(config, tmp_path)
 
 

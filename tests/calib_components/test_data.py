@@ -75,6 +75,29 @@ def test_case_may_be_replaced(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "case" / "source.json").read_text()) == {"files": []}
 
 
+def test_case_may_be_called_like_the_one_before_of_another(tmp_path: Path) -> None:
+    """While `b` is replaced, `old-b` is being written beside it."""
+    image = torch.zeros(1, 4, 4, 2)
+    write_case(tmp_path / "b", image, image, np.eye(4))
+    (tmp_path / ".unfinished-old-b").mkdir()
+    write_case(tmp_path / "b", image + 1, image, np.eye(4), replace=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".unfinished-old-b", "b"]
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype"), [(257, torch.int32), (256, torch.float32), (1.5, torch.float32), (-1, torch.int16)]
+)
+def test_label_that_is_no_byte_is_an_error(value: float, dtype: torch.dtype, tmp_path: Path) -> None:
+    image = torch.zeros(1, 4, 4, 2)
+    label = torch.full((1, 4, 4, 2), 255, dtype=dtype)
+    write_case(tmp_path / "largest", image, label, np.eye(4))
+    write_case(tmp_path / "bytes", image, label.to(torch.uint8), np.eye(4))
+    label[0, 1, 2, 0] = value
+    with pytest.raises(InputError, match=rf"case: expected class indices from 0 to 255, .*, got {value}$"):
+        write_case(tmp_path / "case", image, label, np.eye(4))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bytes", "largest"]
+
+
 def test_full_disk_leaves_the_present_case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     image = torch.zeros(1, 4, 4, 2)
     write_case(tmp_path / "case", image, image, np.eye(4))

@@ -54,10 +54,11 @@ def test_facts_of_other_geometry_are_an_error(tmp_path: Path) -> None:
     [
         ({"crop_size": CODE}, "expected crop_size to be two positive whole numbers, got"),
         ({"crop_size": [CODE, 16]}, "expected crop_size to be two positive whole numbers, got"),
-        ({"num_classes": CODE}, "expected num_classes to be a whole number of at least 2, got"),
-        ({"num_classes": 3.0}, "expected num_classes to be a whole number of at least 2, got 3.0"),
-        ({"num_classes": True}, "expected num_classes to be a whole number of at least 2, got True"),
-        ({"num_classes": 1}, "expected num_classes to be a whole number of at least 2, got 1"),
+        ({"num_classes": CODE}, "expected num_classes to be a whole number from 2 to 256, got"),
+        ({"num_classes": 3.0}, "expected num_classes to be a whole number from 2 to 256, got 3.0"),
+        ({"num_classes": True}, "expected num_classes to be a whole number from 2 to 256, got True"),
+        ({"num_classes": 1}, "expected num_classes to be a whole number from 2 to 256, got 1"),
+        ({"num_classes": 257}, "expected num_classes to be a whole number from 2 to 256, got 257"),
         ({"num_classes": 4}, "expected 4 class_names, one per class, got"),
         ({"in_channels": 0}, "expected in_channels to be a whole number of at least 1, got 0"),
         ({"image_size": [64]}, "expected image_size to be two positive whole numbers, got [64]"),
@@ -75,8 +76,8 @@ def test_facts_of_other_geometry_are_an_error(tmp_path: Path) -> None:
         ({"slice_axis": 3}, "expected slice_axis to be 0, 1, 2 or null, got 3"),
         ({"pixel_size": [0, 1.0]}, "expected pixel_size to be two positive numbers or null, got"),
         ({"source": 3}, "expected source to be text, got 3"),
-        ({"network_def": {"_target_": "os.mkdir", "path": "ran"}}, "got 'network_def'; prepare the data again"),
-        ({"volume_transforms": []}, "got 'volume_transforms'; prepare the data again"),
+        ({"network_def": {"_target_": "os.mkdir", "path": "ran"}}, "source, got 'network_def'"),
+        ({"volume_transforms": []}, "source, got 'volume_transforms'"),
     ],
     ids=str,
 )
@@ -115,3 +116,9 @@ def test_broken_file_is_an_error_of_one_line(text: str, tmp_path: Path, monkeypa
 @pytest.mark.parametrize("names", [["left kidney", "GTV+", "2nd"], ["Ödem", "a.b", "100%"]])
 def test_names_as_people_write_them(names: list[str]) -> None:
     check_class_names(names, "labels")
+
+
+def test_names_beyond_what_a_byte_can_tell_apart_are_an_error() -> None:
+    check_class_names([str(index) for index in range(255)], "labels")
+    with pytest.raises(InputError, match="labels: expected at most 255 names, got 256"):
+        check_class_names([str(index) for index in range(256)], "labels")

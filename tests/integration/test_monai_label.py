@@ -148,7 +148,7 @@ def test_infer_label_train_and_infer_again(
         ConfigParser.export_config_file(
             content | {"image_size": [SIZE, SIZE]}, str(bundle / "configs" / config), "yaml"
         )
-    facts = ConfigParser.load_config_file(bundle / "configs" / "inference.yaml")
+    facts = ConfigParser.load_config_file(bundle / "configs" / "inference.yaml")["facts"]
     model = bundle.name
 
     with server(bundle, studies, tmp_path / "home") as address:

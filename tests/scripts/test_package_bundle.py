@@ -188,6 +188,15 @@ def test_hidden_and_compiled_files_are_left_out(tmp_path: Path) -> None:
     assert not [name for name in names if "/." in name or "pyc" in name]
 
 
+def test_facts_beside_the_weights_are_packed(tmp_path: Path) -> None:
+    bundle = copy_with_weights(ACDC, tmp_path)
+    (bundle / "models" / "facts.yaml").write_text("dataset: acdc\n")
+    (bundle / "models" / "last.pt").write_text("the state of a training")
+    with zipfile.ZipFile(pack(bundle, tmp_path / "dist")) as package:
+        models = {name.rpartition("/")[2] for name in package.namelist() if name.startswith(f"{ACDC.name}/models/")}
+    assert models == {"model.pt", "facts.yaml"}
+
+
 def test_full_disk_leaves_the_earlier_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bundle = copy_with_weights(ACDC, tmp_path)
     before = pack(bundle, tmp_path / "dist").read_bytes()

@@ -14,10 +14,10 @@ from calib_components.fingerprint import differing
 __all__ = [
     "CellSettings",
     "cell_name",
-    "check_values",
+    "check_fields",
+    "is_count",
     "is_name",
     "is_texts",
-    "is_whole",
     "read_json",
     "read_settings",
     "write_settings",
@@ -132,14 +132,14 @@ def read_settings(folder: Path) -> CellSettings:
     if isinstance(content, dict) and "train" in content:
         raise InputError(f"{file}: expected the settings of a cell, got those of version 0.1.0; run the cell again")
     required = [field.name for field in fields(CellSettings) if field.default is MISSING]
-    check_values(content, required, CHECKS, str(file))
+    check_fields(content, required, CHECKS, str(file))
     fold, folds = content.get("fold"), content.get("folds")
     if (fold is None) != (folds is None) or (fold is not None and fold >= folds):
         raise InputError(f"{file}: expected fold and folds such as 0 of 5, got {fold} of {folds}")
     return CellSettings(**{name: content[name] for name in CHECKS if name in content})
 
 
-def is_whole(value: Any) -> bool:
+def is_count(value: Any) -> bool:
     """Whether a value is a whole number of at least 0."""
     return type(value) is int and value >= 0
 
@@ -166,7 +166,7 @@ Checks = Mapping[str, tuple[str, Callable[[Any], bool]]]
 CHECKS: Checks = {
     "method": ("a name of one line", is_name),
     "label": ("a name of one line", is_name),
-    "seed": ("a whole number of at least 0", is_whole),
+    "seed": ("a whole number of at least 0", is_count),
     "bundle": ("text", lambda value: isinstance(value, str)),
     "datalist": ("text", lambda value: isinstance(value, str)),
     "patients": ("the patient of each case", _are_texts),
@@ -175,12 +175,12 @@ CHECKS: Checks = {
     "overrides": ("options by their names", _is_dict),
     "commands": ("a list of commands", is_texts),
     "made_with": ("versions and device by their names", _are_texts),
-    "fold": ("a whole number of at least 0 or null", lambda value: value is None or is_whole(value)),
-    "folds": ("a whole number of at least 2 or null", lambda value: value is None or (is_whole(value) and value >= 2)),
+    "fold": ("a whole number of at least 0 or null", lambda value: value is None or is_count(value)),
+    "folds": ("a whole number of at least 2 or null", lambda value: value is None or (is_count(value) and value >= 2)),
 }
 
 
-def check_values(content: Any, required: Sequence[str], checks: Checks, name: str) -> None:
+def check_fields(content: Any, required: Sequence[str], checks: Checks, name: str) -> None:
     """Check values that were read from a file.
 
     Args:

@@ -13,14 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calib_components.errors import InputError, reading, writing
+from calib_components.facts import is_size
 from calib_components.handlers.evaluation import read_calibration, read_cases, read_logits, read_summary
 from calib_components.metrics import CalibrationBins
 from calib_components.tools.comparison.cell_settings import (
     CellSettings,
-    check_values,
+    check_fields,
+    is_count,
     is_name,
     is_texts,
-    is_whole,
     read_settings,
 )
 from calib_components.tools.comparison.published import METRICS
@@ -118,8 +119,8 @@ def read_cell(folder: Path) -> FinishedCell:
         raise InputError(f"{file}: expected versions and device in made_with, got none")
     if (here := "/".join(folder.parts[-2:])) != settings.folder:
         raise InputError(f"{file}: expected the settings of {here}, got those of {settings.folder}")
-    check_values(settings.training, list(REPORTED), REPORTED, f"{file}: training")
-    check_values(settings.evaluation, ["split"], {"split": ("a name of one line", is_name)}, f"{file}: evaluation")
+    check_fields(settings.training, list(REPORTED), REPORTED, f"{file}: training")
+    check_fields(settings.evaluation, ["split"], {"split": ("a name of one line", is_name)}, f"{file}: evaluation")
     for name in ("cases.csv", "history.csv"):
         with reading(folder / name, "a table") as table:
             if not table.read_bytes().endswith(b"\n"):  # a number that is cut off is a number, too
@@ -154,17 +155,13 @@ def _read_history(folder: Path) -> list[dict[str, float]]:
         return [{name: value for name, value in row.items() if not math.isnan(value)} for row in history]
 
 
-def _is_size(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 2 and all(map(is_whole, value))
-
-
 REPORTED = {  # settings of the training that the report shows
-    "max_epochs": ("a whole number", is_whole),
-    "batch_size": ("a whole number", is_whole),
+    "max_epochs": ("a whole number", is_count),
+    "batch_size": ("a whole number", is_count),
     "learning_rate": ("a number", lambda value: type(value) in (int, float)),
-    "val_interval": ("a whole number", is_whole),
-    "image_size": ("two whole numbers", _is_size),
-    "crop_size": ("two whole numbers", _is_size),
+    "val_interval": ("a whole number", is_count),
+    "image_size": ("two positive whole numbers", is_size),
+    "crop_size": ("two positive whole numbers", is_size),
     "network_def": ("a component and its arguments", lambda value: isinstance(value, dict)),
 }
 

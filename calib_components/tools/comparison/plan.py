@@ -15,9 +15,8 @@ from fire.parser import DefaultParseValue
 from monai.bundle import ConfigParser
 
 from calib_components.bundle import check_values
-from calib_components.errors import InputError, error_line, reading
+from calib_components.errors import InputError, error_line, nearest, reading
 from calib_components.fingerprint import EVALUATION, TRAINING, fingerprint
-from calib_components.tools.command_line import nearest
 from calib_components.tools.comparison.cell_settings import CellSettings, is_name, read_json, read_settings
 from calib_components.tools.comparison.settings import Setting
 
@@ -152,6 +151,7 @@ def _settings(parser: ConfigParser, ids: Mapping[str, tuple[str, ...]], configs:
     """Return the fingerprint of a run, and check the values of its options."""
     try:
         settings = fingerprint(parser.get(), ids)
+        parser["device"] = "cpu"  # planning uses no GPU; a run checks its own device
         check_values(parser)
         return settings
     except InputError:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from urllib.parse import unquote
 
-from calib_components.errors import InputError, make_folder, reading
-from calib_components.tools.command_line import nearest
+from calib_components.errors import InputError, make_folder, nearest, reading
 from calib_components.tools.comparison.page import to_csv, to_html, to_markdown
 from calib_components.tools.comparison.results import Results, read_results
 from calib_components.tools.comparison.sections import (
@@ -24,7 +25,8 @@ from calib_components.tools.comparison.statistics import FEWEST_PATIENTS
 
 __all__ = ["report"]
 
-PAGE = "index.html"
+PAGE, MARKDOWN = "index.html", "report.md"
+OPTIONAL = "differences.csv"  # the only table that a report may lack
 TITLE = "Losses compared: "  # also tells a page of ours from another's
 REFERENCE = "nacl"
 
@@ -62,7 +64,7 @@ def report(results: Path, out: Path = Path("report"), reference: str | None = No
 
     notice = " ".join(_notices(found, None if base else reference or REFERENCE))
     files = {
-        "report.md": to_markdown(title, notice, sections).encode(),
+        MARKDOWN: to_markdown(title, notice, sections).encode(),
         **{f"{section.name}.csv": to_csv(section.records) for section in sections if section.records},
         **{f"{picture.name}.png": picture.png for section in sections for picture in section.pictures},
         PAGE: to_html(title, notice, sections, cases_sections(found)).encode(),
@@ -87,8 +89,7 @@ def _write_files(files: Mapping[str, bytes], out: Path) -> None:
     target = out.resolve()
     unfinished = target.with_name(f".unfinished-{target.name}")
     is_new = not target.exists()
-    if not is_new:
-        _check_own(files, out)
+    leftover = [] if is_new else _check_own(files, out)
     make_folder(target.parent)
     try:
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -98,6 +99,8 @@ def _write_files(files: Mapping[str, bytes], out: Path) -> None:
         if is_new:
             unfinished.rename(target)
         else:
+            for name in leftover:
+                (target / name).unlink()
             for name in files:  # the page last
                 (unfinished / name).replace(target / name)
     except OSError as error:
@@ -106,12 +109,13 @@ def _write_files(files: Mapping[str, bytes], out: Path) -> None:
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def _check_own(files: Mapping[str, bytes], out: Path) -> None:
-    """Check that a folder is empty, or holds only files of an earlier report that would be replaced."""
+def _check_own(files: Mapping[str, bytes], out: Path) -> list[str]:
+    """Check that a folder is empty or holds only an earlier report; return its files that this report lacks."""
     if not out.is_dir():
         raise InputError(f"--out: expected a folder, got the file {out}")
     present = sorted(out.iterdir())
-    others = [path.name for path in present if path.name not in files or not path.is_file()]
+    own = {*files, OPTIONAL, *_pictures(out / MARKDOWN)}
+    others = [path.name for path in present if path.name not in own or not path.is_file()]
     if present and not others:
         with reading(out / PAGE, "the page of an earlier report") as page:
             others = [] if f"<title>{TITLE}" in page.read_text(encoding="utf-8")[:1000] else [PAGE]
@@ -120,6 +124,13 @@ def _check_own(files: Mapping[str, bytes], out: Path) -> None:
             f"{out}: expected only files of this report, got {', '.join(others)}; move or delete them, or choose "
             "another --out"
         )
+    return [path.name for path in present if path.name not in files]
+
+
+def _pictures(markdown: Path) -> list[str]:
+    """The pictures that the Markdown of an earlier report shows; none if there is no such file."""
+    text = markdown.read_text(encoding="utf-8", errors="replace") if markdown.is_file() else ""
+    return [unquote(name) for name in re.findall(r"^!\[.*\]\((.+\.png)\)$", text, re.MULTILINE)]
 
 
 def _notices(results: Results, missing_reference: str | None) -> list[str]:

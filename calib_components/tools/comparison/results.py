@@ -22,10 +22,10 @@ from calib_components.errors import InputError, writing
 from calib_components.tools.comparison.cell_settings import (
     CellSettings,
     cell_name,
-    check_values,
+    check_fields,
+    is_count,
     is_name,
     is_texts,
-    is_whole,
     read_json,
 )
 from calib_components.tools.comparison.cells import FinishedCell, read_cell
@@ -219,10 +219,15 @@ def _check_comparable(cells: Sequence[FinishedCell]) -> None:
 def add_to_plan(cells: Sequence[CellSettings], folder: Path) -> None:
     """Add cells to `plan.json`, which tells the report what to expect, and their commands to `commands.sh`.
 
+    They replace all cells of the same methods and seeds, which may have been planned with other folds.
+
     Raises:
         InputError: The plan that is there is broken, or a file cannot be written.
     """
-    by_cell = {(entry["method"], entry["seed"], entry.get("fold")): entry for entry in read_plan(folder)}
+    planned = {(cell.method, cell.seed, cell.fold) for cell in cells}
+    runs = {key[:2] for key in planned}
+    present = {(entry["method"], entry["seed"], entry.get("fold")): entry for entry in read_plan(folder)}
+    by_cell = {key: entry for key, entry in present.items() if key in planned or key[:2] not in runs}
     for cell in cells:
         fold = {} if cell.fold is None else {"fold": cell.fold}
         entry = {"method": cell.method, "seed": cell.seed, **fold, "commands": cell.commands}
@@ -248,13 +253,13 @@ def read_plan(folder: Path) -> list[dict[str, Any]]:
     if not isinstance(plan, list):
         raise InputError(f"{file}: expected a list of cells, got {plan!r:.60}")
     for entry in plan:
-        check_values(entry, ["method", "seed", "commands"], PLANNED, str(file))
+        check_fields(entry, ["method", "seed", "commands"], PLANNED, str(file))
     return plan
 
 
 PLANNED = {
     "method": ("a name of one line", is_name),
-    "seed": ("a whole number of at least 0", is_whole),
-    "fold": ("a whole number of at least 0", is_whole),
+    "seed": ("a whole number of at least 0", is_count),
+    "fold": ("a whole number of at least 0", is_count),
     "commands": ("a list of commands", is_texts),
 }

@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 import calib_components
 from calib_components.errors import InputError, make_folder, writing
+from calib_components.facts import EVALUATED
 from calib_components.tools.comparison.cell_settings import write_settings
 from calib_components.tools.comparison.cells import collect_history, write_history
 from calib_components.tools.comparison.plan import (
@@ -304,10 +305,10 @@ def compare_losses(
 
     for folder in (out, work):
         make_folder(folder)
-    with writing(work / ".gitignore") as file:
-        file.write_text("*\n")
     with open(work / "plan.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
+        with writing(work / ".gitignore") as file:
+            file.write_text("*\n")
         add_to_plan([cell.settings for cell in cells], out)
     unfinished = []
     for cell in cells:
@@ -331,7 +332,7 @@ def compare_losses(
 def _check_places(bundle: Path, dataset_dir: Path, out: Path, work: Path, datalist: Path | None) -> None:
     places = {"bundle": bundle, "dataset_dir": dataset_dir, "out": out, "work": work, "datalist": datalist or Path()}
     for name, path in places.items():
-        if str(path)[0] in "$@%" or not str(path).isprintable():
+        if str(path).startswith(EVALUATED) or not str(path).isprintable():
             raise InputError(f"--{name}: expected a path that does not start with $, @ or %, got {path}; write ./NAME")
     for name, folder in (("out", out), ("work", work)):
         if files := [path for path in (folder, *folder.parents) if path.is_file()]:

@@ -19,14 +19,14 @@ from monai.transforms import LoadImage, MapLabelValue
 from calib_components.data import IMAGE, LABEL, SOURCE, check_whole
 from calib_components.errors import InputError, reading
 from calib_components.facts import FACTS, Facts
-from calib_components.inference import SMALLEST_SLICE
+from calib_components.nifti import SMALLEST_SLICE, open_nifti
 from calib_components.tools.preparation.facts import volume_transforms
 from calib_components.tools.preparation.geometry import onto
-from calib_components.transforms import check_contrast, check_finite, open_nifti
+from calib_components.transforms import SlicesLastd, check_contrast, check_finite
 
 NIFTI = r"\.nii(\.gz)?"  # how the name of a NIfTI file ends, in small or capital letters
 RESERVED = re.compile(rf"{re.escape(FACTS)}|datalist.*\.json")  # files beside the folders of prepared cases
-FOUND = ("turned", "classes")  # what source.json records of a case, besides what it was made from
+FOUND = ("turned", "classes", "slice_axis")  # what source.json records of a case, besides what it was made from
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def transform_case(case: Case, facts: Facts, ignore_headers: bool = False) -> di
 
     Returns:
         `image`, `label` with class indices, and `source`, which `source.json` records: see `made_from`, the files
-        `turned` onto the image, and the `classes` in the label.
+        `turned` onto the image, the `classes` in the label, and the `slice_axis` of the file, if it was looked for.
 
     Raises:
         InputError: See `load_case`; or the volume cannot be transformed, or there is nothing to see in it.
@@ -117,7 +117,13 @@ def transform_case(case: Case, facts: Facts, ignore_headers: bool = False) -> di
         raise InputError(f"{case.images[0]}: expected a volume that can be transformed, got {reason}") from error
     _check_values(case, data["image"])
     label = MapLabelValue(facts.label_codes, range(facts.num_classes))(data["label"])
-    source |= {"turned": data["turned"], "classes": np.unique(label.numpy()).astype(int).tolist()}
+    applied = data["image"].applied_operations
+    axes = [done["extra_info"]["axis"] for done in applied if done["class"] == SlicesLastd.__name__]
+    source |= {
+        "turned": data["turned"],
+        "classes": np.unique(label.numpy()).astype(int).tolist(),
+        "slice_axis": next(iter(axes), None),
+    }
     return {"image": data["image"], "label": label, "source": source}
 
 
@@ -145,7 +151,7 @@ def load_case(case: Case, facts: Facts, ignore_headers: bool = False) -> dict[st
     turned = []
 
     def load_onto(path: Path, image: MetaTensor) -> torch.Tensor:
-        volume = _load_volume(path)
+        volume = _load_volume(path, any_affine=ignore_headers)
         if ignore_headers:
             if volume.shape[1:] != image.shape[1:]:
                 expected, got = tuple(image.shape[1:]), tuple(volume.shape[1:])
@@ -177,14 +183,14 @@ def _check_values(case: Case, image: torch.Tensor) -> None:
         check_contrast(check_finite(MetaTensor(torch.Tensor(channels), meta={"filename_or_obj": str(file)})))
 
 
-def _load_volume(path: Path) -> MetaTensor:
+def _load_volume(path: Path, any_affine: bool = False) -> MetaTensor:
     if not path.is_file():
         found = "a folder" if path.is_dir() else "a broken link" if path.is_symlink() else "no such file"
         raise InputError(f"{path}: expected a NIfTI file, got {found}")
     stem = re.sub(f"{NIFTI}$", "", path.name, flags=re.IGNORECASE)
     if len(files := _nifti_files(path.parent, stem)) > 1:
         raise InputError(f"{path}: expected one file of that name, got {files[1].name} as well; remove one of them")
-    open_nifti(path)
+    open_nifti(path, any_affine)
     with reading(path, "a readable NIfTI file"):
         if path.suffix.lower() == ".gz":
             _check_compressed(path)

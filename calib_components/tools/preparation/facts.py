@@ -12,9 +12,7 @@ from monai.bundle import ConfigParser
 from monai.transforms import Compose
 
 from calib_components.errors import InputError
-from calib_components.facts import Facts
-
-MULTIPLE = 16  # what the network's four halvings divide a slice by
+from calib_components.facts import MULTIPLE, Facts
 
 
 def facts_of_dataset(
@@ -33,7 +31,7 @@ def facts_of_dataset(
     """
     content = {key: value for key, value in _config(name)["facts"].items() if key not in ("_target_", "file")}
     size = content["image_size"] if image_size is None else image_size
-    if not isinstance(size, list | tuple) or len(size) != 2 or any(not _is_size(side) for side in size):
+    if not isinstance(size, list | tuple) or len(size) != 2 or not all(map(_is_side, size)):
         raise InputError(
             f"image_size: expected two whole numbers, multiples of {MULTIPLE}, such as 192,192, got {size}"
         )
@@ -65,5 +63,5 @@ def _config(name: str) -> dict[str, Any]:
     return yaml.safe_load(resources.files(__package__).joinpath(f"{name}.yaml").read_text())
 
 
-def _is_size(side: object) -> bool:
+def _is_side(side: object) -> bool:
     return type(side) is int and side > 0 and side % MULTIPLE == 0

@@ -93,7 +93,7 @@ def prepare_generic(
 ) -> None:
     """Prepare your own images and labels.
 
-    `out/facts.yaml` then holds the facts of your data; a bundle reads it after its own configuration file.
+    `out/facts.yaml` then holds the facts of your data, which a bundle reads in place of its own.
 
     Args:
         src: Folder that holds `images` and `labels`, with files of the same names.

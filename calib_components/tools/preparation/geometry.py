@@ -11,8 +11,7 @@ from nibabel.affines import voxel_sizes
 from numpy.typing import ArrayLike, NDArray
 
 from calib_components.errors import InputError
-
-TOLERANCE = 0.1  # of the smallest side of a voxel: headers that agree differ by far less, by rounding
+from calib_components.nifti import grid_distance
 
 
 def onto(volume: MetaTensor, name: object, image: MetaTensor, image_name: object) -> tuple[torch.Tensor, bool]:
@@ -36,9 +35,7 @@ def onto(volume: MetaTensor, name: object, image: MetaTensor, image_name: object
     moved = affine @ _reordering(order, flipped, shape)
     if tuple(shape[axis] for axis in order) != grid:
         raise InputError(f"{name}: expected shape {grid} as in {image_name}, got {shape}")
-    corners = np.array([(*corner, 1) for corner in itertools.product(*((0, length - 1) for length in grid))]).T
-    away = np.linalg.norm((moved @ corners - target @ corners)[:3], axis=0).max()
-    if away > TOLERANCE * min(voxel_sizes(target)):
+    if away := grid_distance(moved, target, grid):
         raise InputError(
             f"{name}: expected the voxels of {image_name}, got {_difference(moved, target, away)}; if the header is "
             "known to be wrong, --ignore_headers takes them for the voxels of the image"

@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import statistics
 import sys
 import textwrap
 import threading
@@ -26,7 +27,7 @@ import torch
 import yaml
 from tqdm import tqdm
 
-from calib_components.data import IMAGE, UNFINISHED, check_whole, write_case
+from calib_components.data import IMAGE, REPLACED, UNFINISHED, check_whole, write_case
 from calib_components.errors import InputError, reading
 from calib_components.facts import FACTS, Facts, write_facts
 from calib_components.tools.preparation.case import Case, read_done, transform_case
@@ -63,8 +64,7 @@ def prepare_cases(
 
     Raises:
         InputError: An argument or a case is not as expected, `out` holds cases that were prepared differently or cannot
-            be written, or a patient would change the split that it has in the present lists.
-        ChildProcessError: A worker process was killed.
+            be written, a patient would change the split that it has in the present lists, or a worker was killed.
     """
     cases = sorted(cases, key=lambda case: case.name)
     _check_arguments(cases, fractions, seed, folds, workers)
@@ -78,9 +78,9 @@ def prepare_cases(
             raise InputError(f"{out}: expected no other run that prepares it, got one") from None
         except OSError as error:
             raise InputError(f"{out}: expected a folder that can be written, got {error.strerror}") from error
-        for unfinished in out.glob(f"{UNFINISHED}*"):
-            is_folder = unfinished.is_dir() and not unfinished.is_symlink()
-            shutil.rmtree(unfinished) if is_folder else unfinished.unlink()
+        for leftover in (*out.glob(f"{UNFINISHED}*"), *out.glob(f"{REPLACED}*")):
+            is_folder = leftover.is_dir() and not leftover.is_symlink()
+            shutil.rmtree(leftover) if is_folder else leftover.unlink()
         prepared = {file.parent.name for file in out.glob(f"*/{IMAGE}")}
         facts = replace(facts, pixel_size=_check_recipe(facts, out).pixel_size if prepared else None)
         write_facts(facts, out)
@@ -137,7 +137,7 @@ def _check_recipe(facts: Facts, out: Path) -> Facts:
         try:
             present = Facts.parse(yaml.safe_load(file.read_text()), str(file))
         except InputError as error:
-            raise InputError(f"{error} in another folder") from error
+            raise InputError(f"{error}; choose another folder") from error
     for name in RECIPE:
         if getattr(present, name) != getattr(facts, name):
             old, new = (textwrap.shorten(str(getattr(either, name)), 100) for either in (present, facts))
@@ -171,8 +171,9 @@ def _prepare(
                 else:
                     made[case.name] = source
         except BrokenProcessPool:
-            reason = "a worker process died, perhaps for lack of memory; try fewer --workers"
-            raise ChildProcessError(reason) from None
+            raise InputError(
+                "workers: expected processes that finish, got one that died, perhaps for lack of memory; try fewer"
+            ) from None
     return made, problems
 
 
@@ -190,6 +191,13 @@ def _print_notes(sources: Mapping[str, Mapping[str, Any]], facts: Facts) -> None
     """Say what was found in the prepared cases that need not be wrong but may be."""
     if turned := [file for source in sources.values() for file in source["turned"]]:
         print(f"{_such_as(turned, 'file')} turned onto the voxels of the image, as the headers state")
+    axes = {name: source["slice_axis"] for name, source in sources.items()}
+    usual = statistics.mode(axes.values())
+    if others := [name for name, axis in axes.items() if axis != usual]:
+        print(
+            f"{_such_as(others, 'case')} with slices along axis {axes[others[0]]} of the file, most others along "
+            f"{usual}; if they show another plane, --slice_axis sets one axis for all"
+        )
     if empty := [name for name, source in sources.items() if source["classes"] == [0]]:
         print(f"{_such_as(empty, 'case')} without any structure in the label")
     seen = {index for source in sources.values() for index in source["classes"]}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +14,6 @@ from ignite.engine import Events
 from monai.engines import SupervisedTrainer
 
 from calib_components.errors import InputError
-from calib_components.facts import Facts, read_facts
 from calib_components.handlers import TrainingCheckpoint
 
 
@@ -92,22 +90,26 @@ def test_a_broken_checkpoint_is_named(tmp_path: Path, damage: Callable[[Path], A
 def test_a_full_disk_leaves_the_files_of_the_epoch_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = train(tmp_path, stop_after=1)
 
-    def fill(state: Any, file: Path) -> None:
-        file.write_bytes(b"half")
+    def fill(file: Path, content: Any) -> None:
+        file.write_text("half")
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(torch, "save", fill)
+        patch.setattr(Path, "write_bytes", fill)
         with pytest.raises(InputError, match=r"model.pt: expected a file that can be written, got No space left"):
             train(tmp_path, resume=True)
     assert torch.load(tmp_path / "last.pt", weights_only=True) == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["last.pt", "model.pt"]
 
 
-def test_facts_are_beside_the_weights(tmp_path: Path) -> None:
-    facts = Facts("acdc", 2, 1, ["background", "heart"], [0, 1], {"heart": [1]}, [], [16, 16], [16, 16])
-    train(tmp_path, stop_after=1, facts=facts)
-    assert read_facts(tmp_path / "model.pt", **{**asdict(facts), "in_channels": 2}) == facts
+def test_state_that_cannot_be_saved_is_no_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(RuntimeError, match=r"^a bug$"):
+        train(tmp_path, stop_after=1)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_epoch_is_saved_after_all_other_handlers_even_those_attached_later(tmp_path: Path) -> None:

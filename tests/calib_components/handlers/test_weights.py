@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from ignite.engine import Engine
 
 from calib_components.errors import InputError
+from calib_components.facts import Facts, write_facts
 from calib_components.handlers import WeightsLoader, load_torchscript, load_weights
 
 
@@ -19,7 +21,14 @@ def network(channels: int = 1, classes: int = 2, dimensions: int = 2) -> torch.n
     return torch.nn.Sequential(conv(channels, 3, 3), torch.nn.PReLU(), conv(3, classes, 1))
 
 
-@pytest.mark.parametrize("wrap", [lambda weights: weights, lambda weights: {"model": weights}])
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda weights: weights,
+        lambda weights: {"model": weights},
+        lambda weights: {"model": weights, "optimizer": {"state": {}}, "epoch": 3},  # as CheckpointSaver writes them
+    ],
+)
 def test_weights_are_in_the_network_when_the_engine_starts(wrap: Callable[[Any], Any], tmp_path: Path) -> None:
     trained, other = network(), network()
     torch.save(wrap(trained.state_dict()), tmp_path / "model.pt")
@@ -28,6 +37,68 @@ def test_weights_are_in_the_network_when_the_engine_starts(wrap: Callable[[Any],
     assert not torch.equal(other[0].weight, trained[0].weight)
     engine.run([0])
     torch.testing.assert_close(other.state_dict(), trained.state_dict(), rtol=0, atol=0)
+
+
+class TestFactsOfTheData:
+    DATA = Facts("acdc", 2, 1, ["background", "heart"], [0, 1], {"heart": [1]}, [], [32, 32], [16, 16])
+
+    def load(self, folder: Path, data: Facts | None, **trained_on: Any) -> None:
+        trained = network()
+        torch.save(trained.state_dict(), folder / "model.pt")
+        if trained_on:
+            write_facts(replace(self.DATA, **trained_on), folder)
+        engine = Engine(lambda *_: None)
+        other = network()
+        WeightsLoader(folder / "model.pt", other, data).attach(engine)
+        engine.run([0])
+        torch.testing.assert_close(other.state_dict(), trained.state_dict(), rtol=0, atol=0)
+
+    @pytest.mark.parametrize(
+        ("trained_on", "line"),
+        [
+            ({"dataset": "flare"}, "dataset, acdc, got flare"),
+            ({"in_channels": 3}, "in_channels, 1, got 3"),
+            (
+                {"class_names": ["background", "liver"]},
+                "class_names, ['background', 'heart'], got ['background', 'liver']",
+            ),
+        ],
+    )
+    def test_others_than_those_of_the_weights_are_refused(
+        self, trained_on: dict[str, Any], line: str, tmp_path: Path
+    ) -> None:
+        with pytest.raises(InputError) as error:
+            self.load(tmp_path, self.DATA, **trained_on)
+        assert str(error.value) == (
+            f"{tmp_path}/facts.yaml: expected weights of the data's {line}; use weights trained on such data"
+        )
+
+    @pytest.mark.parametrize(
+        ("trained_on", "line"),
+        [
+            ({"image_size": [64, 64]}, "image_size, [32, 32], got [64, 64]"),
+            ({"crop_size": [32, 32]}, "crop_size, [16, 16], got [32, 32]"),
+            ({"label_codes": [0, 5]}, "label_codes, [0, 1], got [0, 5]"),
+        ],
+    )
+    def test_other_sizes_and_codes_are_warned_of(
+        self, trained_on: dict[str, Any], line: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        self.load(tmp_path, self.DATA, **trained_on)
+        assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
+            f"{tmp_path}/facts.yaml: expected weights of the data's {line}; compare results with care"
+        ]
+
+    @pytest.mark.parametrize(
+        ("data", "trained_on"),
+        [(DATA, {}), (DATA, {"source": "elsewhere", "pixel_size": [1.0, 2.0]}), (None, {"dataset": "flare"})],
+        ids=["no facts of the weights", "the same", "no facts of the data"],
+    )
+    def test_nothing_to_say(
+        self, data: Facts | None, trained_on: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        self.load(tmp_path, data, **trained_on)
+        assert [record for record in caplog.records if record.levelname == "WARNING"] == []
 
 
 class Code:

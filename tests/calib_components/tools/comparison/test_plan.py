@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from calib_components.errors import InputError
@@ -256,6 +257,14 @@ def test_finished_cells_that_are_not_planned_are_compared_too(data: Path) -> Non
     check_comparable([made], data.parent / "out")
     with pytest.raises(InputError, match=r"nacl_max, seed 0: not comparable with .*ce_dice/seed0: learning_rate diff"):
         check_comparable([plan(data)], data.parent / "out")
+
+
+def test_planning_leaves_the_gpu_alone(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checked = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr("calib_components.bundle._check_device", lambda device: checked.append(str(device)))
+    plan(data)
+    assert checked == ["cpu", "cpu"]
 
 
 class TestFolds:

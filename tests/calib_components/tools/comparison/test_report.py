@@ -284,10 +284,30 @@ def test_report_in_place_of_the_results_is_an_error(results: Path, tmp_path: Pat
         report(results, tmp_path / out)
 
 
-def test_files_of_another_report_are_an_error(results: Path, tmp_path: Path) -> None:
+def test_what_only_the_earlier_report_has_is_removed(results: Path, tmp_path: Path) -> None:
+    """Without the reference there are no differences, and without a method not its picture."""
+    make_finished_cell(results, "svls", 0, 0.1)
+    (results / "svls").rename(results / "a (b)")
+    settings = read_settings(results / "a (b)" / "seed0")
+    write_settings(replace(settings, method="a (b)", label="x](y"), results / "a (b)" / "seed0")
     report(results, tmp_path / "report")
-    with pytest.raises(InputError, match=r"report: expected only files of this report, got differences.csv; move"):
+    assert (tmp_path / "report" / "reliability_a (b).png").exists()
+    shutil.rmtree(results / "a (b)")
+    report(results, tmp_path / "report", reference="svls")
+    report(results, tmp_path / "new", reference="svls")
+    written = {path.name: path.read_bytes() for path in (tmp_path / "report").iterdir()}
+    assert written == {path.name: path.read_bytes() for path in (tmp_path / "new").iterdir()}
+    assert "differences.csv" not in written
+
+
+@pytest.mark.parametrize("name", ["notes.csv", "reliability_other.png"])
+def test_file_that_no_report_wrote_is_an_error(name: str, results: Path, tmp_path: Path) -> None:
+    report(results, tmp_path / "report")
+    (tmp_path / "report" / name).write_text("mine")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "report").iterdir()}
+    with pytest.raises(InputError, match=rf"report: expected only files of this report, got {name}; move or delete"):
         report(results, tmp_path / "report", reference="svls")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "report").iterdir()} == before
 
 
 def test_report_in_place_of_a_file_is_an_error(results: Path, tmp_path: Path) -> None:

@@ -196,6 +196,24 @@ class TestFolds:
         with pytest.raises(InputError, match=r"svls/seed0: not comparable with .*ce_dice/seed0_fold0: folds"):
             read_results(folds)
 
+    def test_planned_anew_with_other_folds_nothing_of_the_earlier_plan_is_missing(self, folds: Path) -> None:
+        """Interrupted before a cell of the first plan was finished."""
+        finished = [
+            read_settings(folds / method / f"seed0_fold{fold}") for method in ("ce_dice", "nacl") for fold in (0, 1)
+        ]
+        earlier = [replace(cell, fold=None, folds=None) for cell in finished]
+        earlier += [replace(cell, fold=fold, folds=3) for cell in finished for fold in range(3)]
+        other_seed = replace(finished[0], seed=1, fold=2, folds=3)
+        add_to_plan([*earlier, other_seed], folds)
+        add_to_plan(finished, folds)
+        plan = json.loads((folds / "plan.json").read_text())
+        assert {(entry["method"], entry["seed"], entry["fold"]) for entry in plan} == {
+            ("ce_dice", 0, 0), ("ce_dice", 0, 1), ("nacl", 0, 0), ("nacl", 0, 1), ("ce_dice", 1, 2)
+        }  # fmt: skip
+        results = read_results(folds)
+        assert [method.name for method in results.methods] == ["ce_dice", "nacl"]
+        assert results.missing == ["ce_dice, seed 1, fold 2"]
+
     def test_plan_names_the_fold(self, folds: Path) -> None:
         add_to_plan([replace(read_settings(folds / "nacl" / "seed0_fold1"), commands=["train it"])], folds)
         assert json.loads((folds / "plan.json").read_text()) == [

@@ -58,6 +58,19 @@ class TestFiles:
         for file in labels:
             assert file.read_bytes() == (tmp_path / "plain" / file.relative_to(out)).read_bytes()
 
+    @pytest.mark.parametrize("spoil", ["nan_in_affine", "singular_affine"])
+    def test_headers_may_be_worthless_where_they_are_ignored(
+        self, spoil: str, src: Path, out: Path, tmp_path: Path, prepare: Prepare
+    ) -> None:
+        prepare(out=tmp_path / "plain")
+        for file in src.rglob("*_gt.nii.gz"):
+            globals()[spoil](file)
+        with pytest.raises(InputError, match=r"_gt\.nii\.gz: expected an affine"):
+            prepare(out=tmp_path / "refused")
+        prepare(ignore_headers=True)
+        for file in (tmp_path / "plain").rglob("*.nii"):
+            assert file.read_bytes() == (out / file.relative_to(tmp_path / "plain")).read_bytes()
+
 
 def truncate(file: Path) -> None:
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])

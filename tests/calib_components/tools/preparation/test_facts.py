@@ -69,7 +69,7 @@ class TestPresentFile:
             ("- 3", "expected the facts of a data set, got"),
             ("num_classes: 3", "expected the facts of a data set, got none called dataset"),
             ({"crop_size": "$__import__('os').mkdir('ran')"}, "expected crop_size to be two positive whole numbers"),
-            ({"volume_transforms": []}, "got 'volume_transforms'; prepare the data again in another folder"),
+            ({"volume_transforms": []}, "got 'volume_transforms'; choose another folder"),
         ],
         ids=str,
     )

@@ -37,11 +37,12 @@ class TestAgain:
         prepare()
         kept = (out / "patient001_frame01" / "image.nii").stat().st_mtime_ns
         shutil.rmtree(out / "patient002_frame09")
-        (out / ".unfinished-patient002_frame09").mkdir()  # as a killed run leaves it
+        for state in ("unfinished", "replaced"):  # as killed runs leave them
+            (out / f".{state}-patient002_frame09").mkdir()
         prepare()
         assert (out / "patient001_frame01" / "image.nii").stat().st_mtime_ns == kept
         assert (out / "patient002_frame09" / "label.nii").is_file()
-        assert not list(out.glob(".unfinished*"))
+        assert not [path for path in out.glob(".*") if path.name != ".lock"]
 
     @pytest.mark.parametrize(
         "spoil",
@@ -152,6 +153,27 @@ class TestNotes:
         other = np.asanyarray(nib.load(out / "patient001_frame09" / "label.nii").dataobj)
         np.testing.assert_array_equal(label, other)
 
+    def test_slices_along_different_axes(
+        self, src: Path, out: Path, prepare: Prepare, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        prepare(out=out.with_name("plain"))
+        assert "slices along" not in capsys.readouterr().out
+        for name in ("patient002_frame09.nii.gz", "patient002_frame09_gt.nii.gz"):
+            file = src / "training" / "patient002" / name
+            nib.load(file).as_reoriented(np.array([[1, 1], [2, 1], [0, 1]])).to_filename(file)
+        prepare(out=out)
+        note = (
+            "1 case(s), such as patient002_frame09, with slices along axis 0 of the file, most others along 2; if they "
+            "show another plane, --slice_axis sets one axis for all\n"
+        )
+        assert note in capsys.readouterr().out
+        for file in out.rglob("*.nii"):
+            assert nib.load(file).shape == (16, 32, 4)
+        prepare(out=out)  # what was found is remembered
+        assert note in capsys.readouterr().out
+        prepare(out=out.with_name("axis"), slice_axis=2)
+        assert "slices along" not in capsys.readouterr().out
+
 
 class TestWorkers:
     def test_their_number_changes_nothing(self, out: Path, tmp_path: Path, prepare: Prepare) -> None:
@@ -168,7 +190,7 @@ class TestWorkers:
         # A reference to a function of the standard library is found in the worker, which cannot import this file.
         monkeypatch.setattr("calib_components.tools.preparation.prepare._start_worker", functools.partial(os._exit, 1))
         facts = facts_of_dataset("acdc", src, (16, 32))
-        with pytest.raises(ChildProcessError, match=r"a worker process died, .*; try fewer --workers"):
+        with pytest.raises(InputError, match="workers: expected processes that finish, got one that died, "):
             prepare_cases(find_cases(src), facts, out, fractions=(0, 0, 1), seed=0, workers=2)
         assert not (out / "datalist.json").exists()
 

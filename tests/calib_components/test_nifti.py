@@ -1,0 +1,88 @@
+"""NIfTI files are opened with checks of their headers, and their voxels are compared in space."""
+
+from __future__ import annotations
+
+import gzip
+import math
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from calib_components.errors import InputError
+from calib_components.nifti import grid_distance, open_nifti
+
+
+def save(file: Path, array: np.ndarray, affine: Any = None, **header: Any) -> Path:
+    image = nib.Nifti1Image(array, np.eye(4))
+    image.to_filename(file)
+    if affine is not None:  # nibabel itself refuses some of these
+        raw = bytearray(file.read_bytes())
+        loaded = nib.Nifti1Header.from_fileobj(file.open("rb"))
+        for row, name in enumerate(("srow_x", "srow_y", "srow_z")):
+            loaded[name] = affine[row]
+        loaded["sform_code"] = 1
+        raw[:348] = loaded.binaryblock
+        file.write_bytes(raw)
+    return file
+
+
+class TestOpenNifti:
+    def test_suitable_file(self, tmp_path: Path) -> None:
+        affine = np.diag([1e-4, 2e3, 1, 1])
+        file = save(tmp_path / "a.nii", np.ones((4, 3, 2), np.int16), affine)
+        np.testing.assert_allclose(open_nifti(file).affine, affine)
+
+    @pytest.mark.parametrize(
+        ("affine", "message"),
+        [
+            (np.diag([1, 1, math.nan, 1]), "expected an affine of finite numbers, got "),
+            (np.diag([1, math.inf, 1, 1]), "expected an affine of finite numbers, got "),
+            (np.zeros((4, 4)), "expected an affine whose three axes differ in direction, got "),
+            (np.diag([1, 1, 0, 1]), "expected an affine whose three axes differ in direction, got "),
+            (np.ones((4, 4)), "expected an affine whose three axes differ in direction, got "),
+        ],
+    )
+    def test_affine_without_meaning(self, affine: np.ndarray, message: str, tmp_path: Path) -> None:
+        file = save(tmp_path / "a.nii", np.ones((4, 3, 2), np.int16), affine)
+        with pytest.raises(InputError) as error:
+            open_nifti(file)
+        assert str(error.value).startswith(f"{file}: {message}")
+
+    @pytest.mark.parametrize(
+        "dtype", [np.complex64, np.complex128, np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")])], ids=str
+    )
+    def test_no_real_numbers(self, dtype: Any, tmp_path: Path) -> None:
+        file = save(tmp_path / "a.nii", np.zeros((4, 3, 2), dtype))
+        with pytest.raises(InputError, match=f"^{file}: expected one real number per voxel, got "):
+            open_nifti(file)
+
+    def test_truncated(self, tmp_path: Path) -> None:
+        file = save(tmp_path / "a.nii", np.zeros((4, 3, 2), np.int16))
+        file.write_bytes(file.read_bytes()[:-1])
+        with pytest.raises(InputError, match=f"^{file}: expected 400 bytes, as its header demands, got 399; "):
+            open_nifti(file)
+
+    @pytest.mark.parametrize("content", [b"", b"text", gzip.compress(b"text")], ids=["empty", "text", "packed text"])
+    @pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
+    def test_no_nifti(self, content: bytes, name: str, tmp_path: Path) -> None:
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(InputError, match=f"^{tmp_path / name}: expected a readable NIfTI file, got .+"):
+            open_nifti(tmp_path / name)
+
+
+class TestGridDistance:
+    OBLIQUE = np.array([[0, -1.5, 0, 3], [1.25, 0, 0, -2], [0, 0, 10, 7], [0, 0, 0, 1]])
+
+    def test_rounding_is_none(self) -> None:
+        assert grid_distance(self.OBLIQUE, self.OBLIQUE, (5, 6, 3)) == 0
+        off = np.eye(4, k=3)[0, 3] * np.eye(4, k=3)  # along x
+        assert grid_distance(self.OBLIQUE + 0.124 * off, self.OBLIQUE, (5, 6, 3)) == 0  # of 1.25 mm, the smallest side
+        assert grid_distance(self.OBLIQUE + 0.126 * off, self.OBLIQUE, (5, 6, 3)) == pytest.approx(0.126)
+
+    def test_largest_of_the_corners(self) -> None:
+        mirrored = self.OBLIQUE @ np.diag([-1, 1, 1, 1])
+        assert grid_distance(mirrored, self.OBLIQUE, (5, 6, 3)) == pytest.approx(4 * 2 * 1.25)
+        assert grid_distance(mirrored, self.OBLIQUE, (5, 6, 3, 2)) == pytest.approx(10)  # of several channels
