@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import errno
+import glob
 import os
 import re
 import tempfile
@@ -108,7 +109,7 @@ def writing(file: str | os.PathLike) -> Iterator[Path]:
 
     Args:
         file: The file, in a folder that exists. The context gives the path of a hidden file beside it, see
-            `hidden_name`, which takes its place at the end.
+            `hidden_name`, which takes its place at the end. Those of processes that were killed are removed.
 
     Raises:
         InputError: It cannot be written, that is, an `OSError` was raised; nothing is left of the hidden file.
@@ -124,6 +125,7 @@ def writing(file: str | os.PathLike) -> Iterator[Path]:
     target = Path(file)
     unfinished = target.with_name(hidden_name(target.name))
     try:
+        _remove_leftovers(target)
         yield unfinished
         unfinished.replace(target)
     except OSError as error:
@@ -136,6 +138,19 @@ def writing(file: str | os.PathLike) -> Iterator[Path]:
 def hidden_name(name: str) -> str:
     """Return the name of a file while `writing` writes it: of one length, and another one in each process."""
     return f".unfinished-{os.getpid():07}-{name}"
+
+
+def _remove_leftovers(target: Path) -> None:
+    """Remove the hidden files of processes that were killed while they wrote a file."""
+    if os.name != "posix":  # elsewhere, os.kill ends a process
+        return
+    for leftover in target.parent.glob(f".unfinished-{7 * '[0-9]'}-{glob.escape(target.name)}"):
+        try:
+            os.kill(int(leftover.name.split("-")[1]), 0)  # only asks whether it runs
+        except ProcessLookupError:
+            leftover.unlink(missing_ok=True)
+        except OSError:  # it runs, as another user
+            pass
 
 
 def check_writable(name: str, folder: str | os.PathLike) -> None:

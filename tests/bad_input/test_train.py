@@ -299,7 +299,7 @@ def test_weights_remember_what_they_were_trained_on(trained: Path, damaged: Path
 def test_weights_of_other_facts_go_before_their_facts_do(damaged: Path, tmp_path: Path) -> None:
     places = {"dataset_dir": str(damaged), "ckpt_dir": str(tmp_path), "output_dir": str(tmp_path)}
     (tmp_path / "model.pt").write_bytes(b"of others")
-    with mock.patch("torch.save", side_effect=OSError(errno.ENOSPC, "No space left on device")):
+    with mock.patch("pathlib.Path.write_bytes", side_effect=OSError(errno.ENOSPC, "No space left on device")):
         ended = run_bundle_as_typed(ACDC, "train.yaml", max_epochs=1, crop_size=[32, 16], **places)
     assert ended.err.splitlines()[-1].startswith(f"{tmp_path}/model.pt: expected a file that can be written")
     assert yaml.safe_load((tmp_path / "facts.yaml").read_text())["crop_size"] == [32, 16]

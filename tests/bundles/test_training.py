@@ -128,7 +128,7 @@ def test_training_killed_at_five_random_moments_resumes_to_the_same_bits(prepare
         torch.testing.assert_close(resumed[part], expected[part], rtol=0, atol=0)
     expected, resumed = (torch.load(folder / "model.pt", weights_only=True) for folder in (whole, killed))
     torch.testing.assert_close(resumed, expected, rtol=0, atol=0)
-    left_out = ("events.", ".unfinished-")  # what a process was writing when it was killed stays, under a hidden name
+    left_out = ("events.", ".unfinished-")  # the latter of a process that was killed, until the file is written again
     names, expected_names = (
         {path.name for path in folder.iterdir() if not path.name.startswith(left_out)} for folder in (killed, whole)
     )

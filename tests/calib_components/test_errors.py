@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,23 @@ class TestWriting:
         message = f"{tmp_path / name}: expected a file that can be written, got {reason}"
         with pytest.raises(InputError, match=f"^{message}$"), writing(tmp_path / name) as file:
             file.write_text("a")
+
+    def test_leftover_of_a_killed_process_goes_and_that_of_a_running_one_stays(self, tmp_path: Path) -> None:
+        ended = subprocess.Popen(["true"])
+        ended.wait()
+        for process in (ended.pid, os.getppid()):
+            for name in ("[a].txt", "b-[a].txt"):
+                (tmp_path / f".unfinished-{process:07}-{name}").touch()
+        with writing(tmp_path / "[a].txt") as file:
+            file.write_text("a")
+        assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+            [
+                "[a].txt",
+                f".unfinished-{os.getppid():07}-[a].txt",
+                f".unfinished-{ended.pid:07}-b-[a].txt",
+                f".unfinished-{os.getppid():07}-b-[a].txt",
+            ]
+        )
 
     def test_each_process_has_a_hidden_file_of_its_own(self, monkeypatch: pytest.MonkeyPatch) -> None:
         names = []
