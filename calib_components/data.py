@@ -27,7 +27,7 @@ from nibabel import Nifti1Image
 from nibabel.spatialimages import SpatialImage
 from numpy.typing import ArrayLike
 
-from calib_components.errors import InputError, reading
+from calib_components.errors import UNFINISHED, InputError, reading
 from calib_components.facts import MOST_CLASSES
 from calib_components.nifti import open_nifti
 
@@ -44,7 +44,7 @@ __all__ = [
 ]
 
 IMAGE, LABEL, SOURCE = "image.nii", "label.nii", "source.json"
-UNFINISHED, REPLACED = ".unfinished-", ".replaced-"  # prefixes of a case while it is written, and of the one before
+REPLACED = ".replaced-"  # prefix of a case while another takes its place
 
 
 def write_case(

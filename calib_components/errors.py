@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import errno
-import glob
 import os
 import re
 import tempfile
@@ -13,10 +12,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 __all__ = [
+    "UNFINISHED",
     "InputError",
     "check_writable",
     "error_line",
-    "hidden_name",
     "make_folder",
     "nearest",
     "printable",
@@ -26,6 +25,7 @@ __all__ = [
 
 # As shown in a traceback, which is all that a DataLoader's worker passes on.
 SHOWN = re.compile(r"^(?:[\w.]+\.)?InputError: (.*)$", re.MULTILINE)
+UNFINISHED = ".unfinished-"  # prefix of a file while it is written
 DISK = (errno.EACCES, errno.EDQUOT, errno.ENOSPC, errno.EPERM, errno.EROFS)
 
 
@@ -108,8 +108,8 @@ def writing(file: str | os.PathLike) -> Iterator[Path]:
     """Write a file completely or not at all, also on a full disk: a file that is there stays until the new one is.
 
     Args:
-        file: The file, in a folder that exists. The context gives the path of a hidden file beside it, see
-            `hidden_name`, which takes its place at the end. Those of processes that were killed are removed.
+        file: The file, in a folder that exists. The context gives the path of a hidden file beside it, which takes its
+            place at the end.
 
     Raises:
         InputError: It cannot be written, that is, an `OSError` was raised; nothing is left of the hidden file.
@@ -123,9 +123,8 @@ def writing(file: str | os.PathLike) -> Iterator[Path]:
         '1,2'
     """
     target = Path(file)
-    unfinished = target.with_name(hidden_name(target.name))
+    unfinished = target.with_name(f"{UNFINISHED}{target.name}")
     try:
-        _remove_leftovers(target)
         yield unfinished
         unfinished.replace(target)
     except OSError as error:
@@ -133,24 +132,6 @@ def writing(file: str | os.PathLike) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # it was replaced, or could not be made
             unfinished.unlink()
-
-
-def hidden_name(name: str) -> str:
-    """Return the name of a file while `writing` writes it: of one length, and another one in each process."""
-    return f".unfinished-{os.getpid():07}-{name}"
-
-
-def _remove_leftovers(target: Path) -> None:
-    """Remove the hidden files of processes that were killed while they wrote a file."""
-    if os.name != "posix":  # elsewhere, os.kill ends a process
-        return
-    for leftover in target.parent.glob(f".unfinished-{7 * '[0-9]'}-{glob.escape(target.name)}"):
-        try:
-            os.kill(int(leftover.name.split("-")[1]), 0)  # only asks whether it runs
-        except ProcessLookupError:
-            leftover.unlink(missing_ok=True)
-        except OSError:  # it runs, as another user
-            pass
 
 
 def check_writable(name: str, folder: str | os.PathLike) -> None:

@@ -21,7 +21,7 @@ from monai.transforms import MapTransform, SaveImaged
 from monai.utils import convert_to_dst_type
 from nibabel import Nifti1Image
 
-from calib_components.errors import InputError, check_writable, hidden_name, make_folder, writing
+from calib_components.errors import UNFINISHED, InputError, check_writable, make_folder, writing
 from calib_components.nifti import SMALLEST_SLICE, grid_distance, open_nifti
 
 __all__ = [
@@ -146,7 +146,7 @@ def _check_names(images: Sequence[Image]) -> None:
         files[image.name].append(image.files[0])
         if not image.name.isprintable():
             raise InputError(f"{image.files[0]}: expected a name that is one line of text, got {image.name!r}")
-        if len(os.fsencode(hidden_name(f"{image.name}_probability.nii.gz"))) > LONGEST_NAME:
+        if len(os.fsencode(f"{UNFINISHED}{image.name}_probability.nii.gz")) > LONGEST_NAME:
             raise InputError(
                 f"{image.files[0]}: expected a shorter name, got one that leaves no room for `_probability`"
             )

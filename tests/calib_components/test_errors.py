@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
-import subprocess
 from pathlib import Path
 
 import pytest
 
-from calib_components.errors import InputError, check_writable, hidden_name, writing
+from calib_components.errors import InputError, check_writable, writing
 
 
 def write_half(target: Path, error: Exception) -> None:
@@ -53,29 +52,11 @@ class TestWriting:
         with pytest.raises(InputError, match=f"^{message}$"), writing(tmp_path / name) as file:
             file.write_text("a")
 
-    def test_leftover_of_a_killed_process_goes_and_that_of_a_running_one_stays(self, tmp_path: Path) -> None:
-        ended = subprocess.Popen(["true"])
-        ended.wait()
-        for process in (ended.pid, os.getppid()):
-            for name in ("[a].txt", "b-[a].txt"):
-                (tmp_path / f".unfinished-{process:07}-{name}").touch()
-        with writing(tmp_path / "[a].txt") as file:
+    def test_leftover_of_a_killed_process_goes_with_the_next_write(self, tmp_path: Path) -> None:
+        (tmp_path / ".unfinished-a.txt").write_text("half")
+        with writing(tmp_path / "a.txt") as file:
             file.write_text("a")
-        assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
-            [
-                "[a].txt",
-                f".unfinished-{os.getppid():07}-[a].txt",
-                f".unfinished-{ended.pid:07}-b-[a].txt",
-                f".unfinished-{os.getppid():07}-b-[a].txt",
-            ]
-        )
-
-    def test_each_process_has_a_hidden_file_of_its_own(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        names = []
-        for process in (7, 4194304):
-            monkeypatch.setattr(os, "getpid", lambda process=process: process)
-            names.append(hidden_name("a.nii.gz"))
-        assert names == [".unfinished-0000007-a.nii.gz", ".unfinished-4194304-a.nii.gz"]
+        assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
 
 
 @pytest.mark.parametrize(

@@ -205,7 +205,7 @@ class TestCheckImages:
             check_images([Image("a\nb", (file,))], 1, tmp_path / "out")
 
     def test_name_too_long_for_its_results(self, tmp_path: Path) -> None:
-        for length, fits in ((216, True), (217, False)):  # .unfinished-0012345-NAME_probability.nii.gz has 255 bytes
+        for length, fits in ((224, True), (225, False)):  # .unfinished-NAME_probability.nii.gz has 255 bytes
             image = Image("ä" + "a" * (length - 2), (save(tmp_path / f"{length}.nii", 4, 4, 3),))
             if fits:
                 check_images([image], 1, tmp_path / "out")

@@ -27,8 +27,8 @@ import torch
 import yaml
 from tqdm import tqdm
 
-from calib_components.data import IMAGE, REPLACED, UNFINISHED, check_whole, write_case
-from calib_components.errors import InputError, reading
+from calib_components.data import IMAGE, REPLACED, check_whole, write_case
+from calib_components.errors import UNFINISHED, InputError, reading
 from calib_components.facts import FACTS, Facts, write_facts
 from calib_components.tools.preparation.case import Case, read_done, transform_case
 from calib_components.tools.preparation.split import FOLD, check_folds, write_datalists
