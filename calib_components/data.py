@@ -180,6 +180,7 @@ def read_datalist(
         raise InputError(
             f"{file}: expected at least one case for {split}, got none; prepare the data again with other --fractions"
         )
+    _warn_of_overlap(content, split, file)
     items: dict[str, dict[str, Any]] = {}
     for number, item in enumerate(listed, 1):
         for key in ("case", "image", "label"):
@@ -192,6 +193,20 @@ def read_datalist(
         _check_case(item, image_size, in_channels)
         items[item["case"]] = item
     return list(items.values())
+
+
+def _warn_of_overlap(content: Mapping[str, Any], split: str, file: Path) -> None:
+    """Warn of patients, or else cases, that are in the training as well."""
+
+    def names(items: Any) -> set[str]:
+        found = [item for item in items if isinstance(item, dict)] if isinstance(items, list) else []
+        return {str(item.get("patient", item.get("case"))) for item in found}
+
+    shared = sorted(names(content.get("training")) & names(content[split])) if split != "training" else []
+    if shared:
+        logging.getLogger(__name__).warning(
+            "%s: %d of the patients for %s are trained on as well, such as %s.", file, len(shared), split, shared[0]
+        )
 
 
 def _check_case(item: Mapping[str, Any], image_size: Sequence[int], in_channels: int) -> None:

@@ -19,13 +19,12 @@ from zipfile import ZipFile, ZipInfo
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for a clone that is not installed
 
 from calib_components.errors import InputError, make_folder, reading, writing
+from calib_components.facts import facts_beside
 from calib_components.tools import command_line
 
 ROOT = Path(__file__).resolve().parents[1]
-REQUIRED = ("LICENSE", "configs", "docs")
-METADATA = "configs/metadata.json"
-WEIGHTS = "models/model.pt"
-FACTS = "models/facts.yaml"  # of the data that the weights were trained on
+REQUIRED, METADATA = ("LICENSE", "configs", "docs"), "configs/metadata.json"
+WEIGHTS, FACTS = "models/model.pt", "models/facts.yaml"  # facts of the data that they were trained on
 # Of the tools, those that prepare data. The others compare and report on several bundles' runs.
 TOOLS = ("__init__.py", "command_line.py", "preparation")
 SUFFIXES = (".py", ".typed", ".yaml")
@@ -99,6 +98,7 @@ def package_bundle(bundle: Path, out: Path = Path("dist")) -> None:
         version = json.loads(metadata.read_text(encoding="utf-8"))["version"]
     if not isinstance(version, str) or not re.fullmatch(r"[0-9]+(\.[0-9A-Za-z]+)*", version):
         raise InputError(f"{metadata}: expected a version of the form 1.2.3, got {version!r:.60}")
+    facts_beside(root / WEIGHTS)  # an error if they are broken
     if packed := [name for name in ("configs", "docs", "models") if (root / name) in (out.resolve() / "_").parents]:
         raise InputError(f"--out: expected a folder that is not packed itself, got {out}, in the bundle's {packed[0]}")
     archive = out / f"{root.name}_v{version}.zip"

@@ -21,6 +21,7 @@ from monai.engines import Evaluator, Trainer
 from monai.utils import set_determinism
 
 from calib_components.bundle import facts_in_use, running_config
+from calib_components.data import SOURCE
 from calib_components.errors import InputError, reading, writing
 from calib_components.facts import has_other_facts, write_facts
 from calib_components.fingerprint import changes, fingerprint
@@ -56,7 +57,8 @@ class TrainingCheckpoint:
         evaluator: The validation engine, whose `best_metric_epoch` says when the metric was best.
         seed: Seed of the whole run.
         resume: Continue from `last.pt`. Without that file, start from the beginning.
-        datalist: List of the prepared cases, whose content is a part of the fingerprint; it need not exist.
+        datalist: List of the prepared cases; with what records their sources, it is a part of the fingerprint. It need
+            not exist.
 
     Raises:
         InputError: At the start of a run that resumes another one, or if a file cannot be written.
@@ -160,10 +162,12 @@ class TrainingCheckpoint:
 
 def _settings(config: ConfigParser | None, datalist: Path) -> dict[str, Any]:
     """All that decides the numbers of the run that is being configured, as plain data."""
-    content = datalist.read_bytes() if datalist.is_file() else b""
+    digest = hashlib.sha256(datalist.read_bytes() if datalist.is_file() else b"")
+    for source in sorted(datalist.parent.glob(f"*/{SOURCE}")):  # what the cases were made from, and when that changed
+        digest.update(source.read_bytes())
     return {
         **(fingerprint(config.get()) if config is not None else {}),
-        "datalist": hashlib.sha256(content).hexdigest(),
+        "data": digest.hexdigest(),
         "processes": idist.get_world_size(),
     }
 

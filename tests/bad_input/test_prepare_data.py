@@ -681,13 +681,11 @@ FAULTS = [
         "like another", nothing, "src --like flare", "out/facts.yaml: expected dataset flare, got acdc, which the cases"
     ),
     Fault("channels", nothing, "src --in_channels 2", "out/facts.yaml: expected in_channels 2, got 1, which the cases"),
-    Fault(
-        "other fractions", nothing, "src --fractions 1,0,0", "out/datalist.json: expected every patient to stay in its"
-    ),
+    Fault("other fractions", nothing, "src --fractions 1,0,0", "out/datalist.json: expected every case to stay in its"),
     Fault(
         "another number of folds", nothing, "src --folds 3", "out/datalist_fold1.json: expected 3 folds as in --folds"
     ),
-    Fault("another seed of folds", nothing, "src --folds 2 --seed 5", "expected every patient to stay in its split"),
+    Fault("another seed of folds", nothing, "src --folds 2 --seed 5", "expected every case to stay in its split"),
     Fault(
         "empty datalist",
         written("out/datalist.json", b""),

@@ -267,8 +267,15 @@ def test_resuming_with_other_data(trained: Path, damaged: Path, tmp_path: Path) 
     edit_list(lambda content: content["training"].pop() and None)(damaged)
     ended, folder = resume(trained, damaged, tmp_path)
     assert (ended.code, len(ended.err.splitlines())) == (1, 1)
-    assert "datalist" in ended.err
+    assert "other data (" in ended.err
     assert snapshot(folder) == snapshot(trained)
+
+
+def test_resuming_with_cases_prepared_anew(trained: Path, damaged: Path, tmp_path: Path) -> None:
+    (damaged / "training0" / "source.json").write_text('{"files": []}')
+    ended, _ = resume(trained, damaged, tmp_path)
+    assert ended.code == 1
+    assert "other data (" in ended.err
 
 
 def test_resuming_with_what_leaves_the_numbers_alone(trained: Path, damaged: Path, tmp_path: Path) -> None:

@@ -180,3 +180,21 @@ def test_other_errors_leave_the_engine_as_they_are() -> None:
     engine.add_event_handler(Events.EXCEPTION_RAISED, lambda *_: pytest.fail("called"))
     with pytest.raises(ZeroDivisionError):
         engine.run([1])
+
+
+@pytest.mark.usefixtures("hook")
+def test_other_errors_are_shown_as_ever(capsys: pytest.CaptureFixture[str]) -> None:
+    start_run()
+    start_run()  # a second time changes nothing
+    sys.excepthook(InputError, InputError("a: expected b, got c"), None)
+    sys.excepthook(ZeroDivisionError, ZeroDivisionError("by zero"), None)
+    assert capsys.readouterr().err == "a: expected b, got c\nZeroDivisionError: by zero\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("learning_rate", 1e-6), ("learning_rate", 2), ("seed", 2**32 - 1), ("max_epochs", 1), ("num_workers", 0),
+     ("image_size", [16, 16]), ("resume", "true"), ("device", "cpu:0"), ("split", "training")],
+)  # fmt: skip
+def test_values_that_are_right(name: str, value: Any) -> None:
+    check_values(ConfigParser({name: value}))

@@ -25,7 +25,7 @@ from calib_components.data import (
     write_case,
 )
 from calib_components.errors import InputError
-from tests.helpers import ROOT
+from tests.helpers import ACDC, ROOT, SIZE, make_prepared
 
 
 def save(path: Path, values: np.ndarray, dtype: type) -> str:
@@ -316,3 +316,14 @@ def test_raw_cases_are_prepared_as_prepare_data_does(phantoms: Path, prepared: P
     slices = SliceDataset(data, prepare, [64, 64], LoadSliced(["image", "label"]))
     assert len(slices) == 2 * case["image"].shape[-1]
     assert slices[0]["image"].shape == (1, 64, 64)
+
+
+def test_patients_that_are_trained_on_as_well_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    data = make_prepared(ACDC, tmp_path)
+    content = json.loads((data / "datalist.json").read_text())
+    read_datalist(data / "datalist.json", "testing", data, SIZE, 1)
+    assert caplog.text == ""
+    content["training"][0]["patient"] = content["testing"][1]["patient"] = "p7"
+    (data / "datalist.json").write_text(json.dumps(content))
+    read_datalist(data / "datalist.json", "testing", data, SIZE, 1)
+    assert "1 of the patients for testing are trained on as well, such as p7." in caplog.text

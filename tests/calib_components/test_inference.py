@@ -210,7 +210,7 @@ class TestCheckImages:
             if fits:
                 check_images([image], 1, tmp_path / "out")
             else:
-                with pytest.raises(InputError, match=r"217.nii: expected a shorter name"):
+                with pytest.raises(InputError, match=r"225.nii: expected a shorter name"):
                     check_images([image], 1, tmp_path / "out")
 
     def test_broken_link(self, tmp_path: Path) -> None:

@@ -22,7 +22,8 @@ def find_cases(src: Path) -> list[Case]:
             continue
         info_file = folder / "Info.cfg"
         try:
-            info = dict(re.findall(r"^\s*(\w+)\s*:\s*(.*?)\s*$", info_file.read_text(), flags=re.MULTILINE))
+            text = info_file.read_text("utf-8-sig", "replace")
+            info = dict(re.findall(r"^\s*(\w+)\s*:\s*(.*?)\s*$", text, flags=re.MULTILINE))
             frames = {f"{patient}_frame{int(info[phase]):02d}" for phase in ("ED", "ES")}
         except OSError as error:
             cases.append(Case(patient, patient, problem=f"{info_file}: expected a readable file, got {error.strerror}"))

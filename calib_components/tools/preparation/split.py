@@ -122,7 +122,7 @@ def write_datalists(
             "split again, delete these files"
         )
     for file, split in splits.items():
-        _check_unchanged(split, file)
+        _check_unchanged({case.name: split[case.patient] for case in cases}, file)
     for file, split in splits.items():
         made_with = {"fractions": list(fractions)} if file.name == DATALIST else {"folds": folds}
         listed = _list_cases(cases, split)
@@ -173,17 +173,17 @@ def _list_cases(cases: Sequence[Case], split: Mapping[str, str]) -> dict[str, li
 
 
 def _check_unchanged(splits: Mapping[str, str], datalist: Path) -> None:
-    """A model may have been trained on the present split, so no patient may silently move to another."""
+    """A model may have been trained on the present split, so no case may silently move to another."""
     if not datalist.is_file():
         return
     with reading(datalist, "a list of prepared cases"):
         present = json.loads(datalist.read_text())
-        before = {item["patient"]: split for split in SPLITS for item in present[split]}
-    moved = sorted(patient for patient in before.keys() & splits.keys() if before[patient] != splits[patient])
+        before = {item["case"]: split for split in SPLITS for item in present[split]}
+    moved = sorted(case for case in before.keys() & splits.keys() if before[case] != splits[case])
     if moved:
         first = moved[0]
         raise InputError(
-            f"{datalist}: expected every patient to stay in its split, got {len(moved)} that would move, "
+            f"{datalist}: expected every case to stay in its split, got {len(moved)} that would move, "
             f"such as {first} from {before[first]} to {splits[first]}; choose another folder or, to split again, "
             "delete this file"
         )

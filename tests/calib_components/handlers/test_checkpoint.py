@@ -65,7 +65,7 @@ def test_resuming_with_other_data_is_an_error(tmp_path: Path) -> None:
     datalist.write_text("{}")
     before = train(tmp_path, stop_after=1, datalist=datalist)
     datalist.write_text('{"training": []}')
-    with pytest.raises(InputError, match=r"last.pt: expected .* the same settings, got .* other datalist \(.*now"):
+    with pytest.raises(InputError, match=r"last.pt: expected .* the same settings, got .* other data \(.*now"):
         train(tmp_path, resume=True, datalist=datalist)
     assert torch.load(tmp_path / "last.pt", weights_only=True) == before
 

@@ -32,3 +32,9 @@ def test_folder_above_training_and_testing_has_no_cases(
     src.rename(tmp_path / "download" / "database")
     with pytest.raises(InputError, match=r"download: expected training/patientNNN/Info\.cfg .*, got no cases"):
         prepare(tmp_path / "download")
+
+
+def test_information_in_other_encodings(src: Path) -> None:
+    file = src / "training" / "patient001" / "Info.cfg"
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes() + "Nurse: M\u00fcller\n".encode("latin-1"))
+    assert [case.problem for case in find_cases(src)] == 4 * [""]

@@ -14,6 +14,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+import yaml
 
 from calib_components.errors import InputError
 from calib_components.tools.preparation import COMMANDS
@@ -252,3 +253,26 @@ class TestRefused:
         with pytest.raises(InputError, match="two: expected one case a, got a second besides one"):
             prepare_cases(cases, facts_of_dataset("acdc", Path("src")), out, fractions=(0, 0, 1), seed=0)
         assert not out.exists()
+
+
+def test_label_stored_with_other_axes_is_turned_and_named(
+    prepare: Prepare, src: Path, out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prepare(fractions=(0, 0, 1))
+    assert "turned" not in capsys.readouterr().out
+    file = src / "training" / "patient001" / "patient001_frame09_gt.nii.gz"
+    nib.save(nib.load(file).as_reoriented(np.array([[1, 1], [0, -1], [2, 1]])), file)
+    prepare(out=tmp_path / "again", fractions=(0, 0, 1))
+    assert "1 file(s), such as patient001_frame09_gt.nii.gz, turned onto the voxels" in capsys.readouterr().out
+    for case in ("patient001_frame01", "patient001_frame09"):
+        assert (tmp_path / "again" / case / "label.nii").read_bytes() == (out / case / "label.nii").read_bytes()
+
+
+def test_pixel_size_is_that_of_the_training_cases(src: Path, out: Path, prepare: Prepare) -> None:
+    for file in (src / "training" / "patient002").glob("*.nii.gz"):  # all pixels twice as large
+        save(file, np.asarray(nib.load(file).dataobj), np.diag([3.0, 2.5, 10.0, 1.0]))
+    prepare(fractions=(0.5, 0, 0.5))
+    (item, _) = json.loads((out / "datalist.json").read_text())["training"]
+    factor = 2 if item["patient"] == "patient002" else 1
+    facts = yaml.safe_load((out / "facts.yaml").read_text())
+    assert facts["pixel_size"] == [factor * 0.625, factor * 1.6875]  # 16 x 1.25 mm over 32, 18 x 1.5 mm over 16 pixels

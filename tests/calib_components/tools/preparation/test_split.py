@@ -113,7 +113,7 @@ class TestDatalist:
     def test_no_patient_silently_changes_its_split(self, out: Path, prepare: Prepare) -> None:
         prepare(fractions=(1, 0, 0))
         before = (out / "datalist.json").read_bytes()
-        message = "got 2 that would move, such as patient001 from training to testing; choose another folder"
+        message = "got 4 that would move, such as patient001_frame01 from training to testing; choose another folder"
         with pytest.raises(InputError, match=message):
             prepare(fractions=(0, 0, 1))
         assert (out / "datalist.json").read_bytes() == before
