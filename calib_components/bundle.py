@@ -6,6 +6,7 @@ MONAI accepts a misspelt option silently, and wraps every exception of a compone
 from __future__ import annotations
 
 import inspect
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -112,8 +113,9 @@ def _running_workflow() -> ConfigWorkflow | None:
 def check_ids(config: ConfigParser, folder: str | os.PathLike, entries: Iterable[str] = ()) -> None:
     """Check that every id of a configuration has an effect, which a misspelt one has not.
 
-    An id has an effect if another one refers to it or to a part of it, or if it is an argument of a component. Those in
-    the files that make up the configuration need not: what referred to them may have been overridden.
+    An id has an effect if another one refers to it or to a part of it, or if it is an argument of a component. Those of
+    the bundle's files need not: what referred to them may have been overridden. Those of a file that is not a part of
+    the configuration are warned of.
 
     Args:
         config: Configuration after overrides.
@@ -128,10 +130,14 @@ def check_ids(config: ConfigParser, folder: str | os.PathLike, entries: Iterable
     for name in _references(content):
         used |= {name, *_parents(name)}
     for name in _names(content):
-        if name not in used:
-            known = _names_of_files(folder, config)
-            if name not in known:
-                _refuse(name, sorted({*used, *known}))
+        if name in used:
+            continue
+        files = _names_of_files(folder)
+        known = set().union(*files)
+        if name not in known:
+            _refuse(name, sorted({*used, *known}))
+        if not any(name in names and all(other in config for other in names) for names in files):
+            logging.getLogger(__name__).warning("%s: no effect here, it is an id of another configuration", name)
     for name, value in content.items():
         _check_components(name, value, config.locator)
 
@@ -144,14 +150,13 @@ def _names(content: Mapping[str, Any]) -> Iterator[str]:
             yield from (f"{name}::{part}" for part in value)
 
 
-def _names_of_files(folder: str | os.PathLike, config: ConfigParser) -> set[str]:
-    """The ids in those files of a folder that are in a configuration as a whole, so that it was made from them."""
-    known: set[str] = set()
+def _names_of_files(folder: str | os.PathLike) -> list[set[str]]:
+    """The ids in each configuration file of a folder. A configuration made from a file has all of them."""
+    files = []
     for file in Path(folder).glob("*.yaml"):
-        content = {name.lstrip("+"): value for name, value in ConfigParser.load_config_file(file).items()}
-        if all(name in config for name in content):
-            known |= {name for full in _names(content) for name in (full, *_parents(full))}
-    return known
+        names = [name.lstrip("+") for name in _names(ConfigParser.load_config_file(file))]
+        files.append({name for full in names for name in (full, *_parents(full))})
+    return files
 
 
 def check_values(config: ConfigParser) -> None:

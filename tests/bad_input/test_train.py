@@ -84,7 +84,6 @@ CASE = "{data}/training0/"
 CODE = '$__import__("os").system("touch {}")'
 ROWS = [
     # Options
-    Row("id of a file that is not loaded", "split: expected an id that the configuration uses", options={"split": "testing"}),
     Row("misspelt id", "learning_rat: expected an id that the configuration uses", options={"learning_rat": 0.1}),
     Row("misspelt id is hinted at", "max_epoch: expected an id", options={"max_epoch": 1}),
     Row("misspelt nested id", "loss::penalty_wieght: expected an id", options={"loss::penalty_wieght": 0.1}),

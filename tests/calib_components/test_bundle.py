@@ -75,12 +75,16 @@ def test_ids_without_effect(overrides: dict[str, Any], message: str, tmp_path: P
         check_ids(parser(**overrides), tmp_path)
 
 
-def test_ids_of_the_bundle_need_no_effect(tmp_path: Path) -> None:
+def test_ids_of_the_bundle_need_no_effect(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     config = parser(**{"optimizer::lr": 0.2, "train::schedule": 1})  # nothing refers to learning_rate any more
     with pytest.raises(InputError, match=r"^learning_rate: expected"):
         check_ids(config, tmp_path)
     (tmp_path / "train.yaml").write_text("learning_rate: 0.1\ntrain::schedule: 3\n")
     check_ids(config, tmp_path)
+    assert caplog.text == ""
+    (tmp_path / "train.yaml").write_text("learning_rate: 0.1\ntrain::schedule: 3\nsplit: testing\n")  # is not loaded
+    check_ids(config, tmp_path)
+    assert "learning_rate: no effect here, it is an id of another configuration" in caplog.text
 
 
 @pytest.mark.parametrize(

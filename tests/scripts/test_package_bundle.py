@@ -21,6 +21,7 @@ import pytest
 import torch
 
 from calib_components.errors import InputError
+from calib_components.facts import write_facts
 from scripts.package_bundle import package_bundle
 from tests.helpers import (
     ACDC,
@@ -190,11 +191,14 @@ def test_hidden_and_compiled_files_are_left_out(tmp_path: Path) -> None:
 
 def test_facts_beside_the_weights_are_packed(tmp_path: Path) -> None:
     bundle = copy_with_weights(ACDC, tmp_path)
-    (bundle / "models" / "facts.yaml").write_text("dataset: acdc\n")
+    write_facts(inference_config(bundle).get_parsed_content("facts"), bundle / "models")
     (bundle / "models" / "last.pt").write_text("the state of a training")
     with zipfile.ZipFile(pack(bundle, tmp_path / "dist")) as package:
         models = {name.rpartition("/")[2] for name in package.namelist() if name.startswith(f"{ACDC.name}/models/")}
     assert models == {"model.pt", "facts.yaml"}
+    (bundle / "models" / "facts.yaml").write_text("dataset: acdc\n")
+    with pytest.raises(InputError, match=r"models/facts.yaml: expected the facts of a data set, got none called"):
+        package_bundle(bundle, tmp_path / "dist")
 
 
 def test_full_disk_leaves_the_earlier_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
