@@ -19,7 +19,7 @@ import pytest
 import yaml
 
 from calib_components.tools.preparation import COMMANDS
-from tests.bad_input.harness import run_as_typed, snapshot
+from tests.bad_input.harness import environment_without_coverage, run_as_typed, snapshot
 from tests.helpers import ROOT, SPACING, blocks, make_acdc, make_brats, make_flare, save
 
 SHAPE = (18, 16, 4)
@@ -799,7 +799,11 @@ def test_limit_of_file_sizes_in_workers(tmp_path: Path, monkeypatch: pytest.Monk
     make_source("generic", patients=3)
     script = f"ulimit -f 8; exec {sys.executable} {ROOT}/scripts/prepare_data.py {GENERIC}".replace("16,32", "64,64")
     done = subprocess.run(
-        ["bash", "-c", script.replace("workers 1", "workers 2")], cwd=tmp_path, capture_output=True, text=True
+        ["bash", "-c", script.replace("workers 1", "workers 2")],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env=environment_without_coverage(),
     )
     assert done.returncode == 1
     assert done.stderr.startswith("prepare_data: out/")
