@@ -1,0 +1,129 @@
+"""Networks that carry a temperature in their weights: what reads the weights gives calibrated probabilities.
+
+Source: Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, section 4.2.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from monai.networks.nets import UNet
+
+__all__ = ["TemperatureScaled", "TemperatureUNet", "find_temperature", "set_temperature"]
+
+
+class _WithTemperature(torch.nn.Module):
+    """A module with the buffer `temperature`, a scalar; state dicts that lack it load as a temperature of 1."""
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        state_dict.setdefault(f"{prefix}temperature", torch.ones(()))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+class TemperatureScaled(_WithTemperature):
+    """A network whose logits are divided by a temperature, which is a part of its state dict.
+
+    `softmax(logits / T)` is less confident for T > 1 and more confident for T < 1; the predicted class stays. Fit the
+    temperature with `TemperatureScaling`.
+
+    Shape:
+        - input, output: those of the network.
+
+    Args:
+        network: A network that returns logits as one tensor. Its own state dict is a part of this one's, each name with
+            the prefix `network.`.
+        temperature: The temperature, above 0.
+
+    Raises:
+        TypeError: The temperature is not a number.
+        ValueError: The temperature is not finite or not above 0.
+
+    Examples:
+        >>> import torch
+        >>> from calib_components.posthoc import TemperatureScaled
+        >>> network = TemperatureScaled(torch.nn.Identity(), temperature=2.0)
+        >>> network(torch.tensor([[4.0, 2.0]]))
+        tensor([[2., 1.]])
+        >>> network.state_dict()
+        OrderedDict({'temperature': tensor(2.)})
+    """
+
+    def __init__(self, network: torch.nn.Module, temperature: float = 1.0) -> None:
+        super().__init__()
+        self.network = network
+        self.register_buffer("temperature", torch.ones(()))
+        set_temperature(self, temperature)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.network(x) / self.temperature
+
+
+class TemperatureUNet(_WithTemperature, UNet):
+    """MONAI's `UNet` whose logits are divided by a temperature, as `TemperatureScaled` does.
+
+    Arguments and names in the state dict are those of `monai.networks.nets.UNet`, and one name more, `temperature`.
+    Weights of a `UNet` load as a temperature of 1.
+
+    Examples:
+        >>> from monai.networks.nets import UNet
+        >>> from calib_components.posthoc import TemperatureUNet
+        >>> options = dict(spatial_dims=2, in_channels=1, out_channels=4, channels=(8, 16), strides=(2,))
+        >>> network = TemperatureUNet(**options)
+        >>> network.load_state_dict(UNet(**options).state_dict())
+        <All keys matched successfully>
+        >>> network.temperature
+        tensor(1.)
+    """
+
+    def __init__(
+        self,
+        spatial_dims: int,
+        in_channels: int,
+        out_channels: int,
+        channels: Sequence[int],
+        strides: Sequence[int],
+        **options: Any,
+    ) -> None:
+        super().__init__(spatial_dims, in_channels, out_channels, channels, strides, **options)
+        self.register_buffer("temperature", torch.ones(()))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.model(x) / self.temperature
+
+
+def find_temperature(network: torch.nn.Module) -> torch.Tensor | None:
+    """Return the temperature of a network, the buffer itself, whose value changes with the weights; None without one.
+
+    Args:
+        network: The network, or a `DistributedDataParallel` around it.
+    """
+    inner = network.module if isinstance(network, torch.nn.parallel.DistributedDataParallel) else network
+    found = getattr(inner, "temperature", None)
+    return found if isinstance(found, torch.Tensor) and found.ndim == 0 else None
+
+
+def set_temperature(network: torch.nn.Module, temperature: float) -> None:
+    """Set the temperature of a network.
+
+    Args:
+        network: A network with a temperature, or a `DistributedDataParallel` around it.
+        temperature: The temperature, above 0.
+
+    Raises:
+        TypeError: The network has no temperature, or the temperature is not a number.
+        ValueError: The temperature is not finite or not above 0.
+    """
+    own = find_temperature(network)
+    if own is None:
+        raise TypeError(
+            f"network: expected one with a temperature, such as TemperatureUNet or TemperatureScaled(network), got "
+            f"{type(network).__name__}"
+        )
+    if isinstance(temperature, bool) or not isinstance(temperature, int | float):
+        raise TypeError(f"temperature: expected a number above 0, got {temperature!r}")
+    if not (math.isfinite(temperature) and temperature > 0):
+        raise ValueError(f"temperature: expected a finite number above 0, got {temperature}")
+    own.fill_(temperature)
