@@ -6,19 +6,19 @@ float32 sums become inexact from about one million voxels per bin.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
-from calib_components.arguments import check_count, check_flag
+from calib_components.arguments import check_flag
 from calib_components.metrics.case_metric import plain_tensor
-from calib_components.metrics.voxels import RANGE_TOLERANCE, check_tensors, read_voxels, top_label
+from calib_components.metrics.one_pass import measure_regions
+from calib_components.metrics.regions import choose_region
+from calib_components.metrics.voxels import RANGE_TOLERANCE
 
-__all__ = ["CalibrationBins", "bin_voxels", "calibration_bins", "check_num_bins"]
-
-
-LARGEST_NUM_BINS = 10_000  # so that numbers of bins fit into int32 for any number of classes that fits into memory
+__all__ = ["CalibrationBins", "calibration_bins"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +32,8 @@ class CalibrationBins:
           cases.
 
     Attributes:
-        count: Number of probabilities in each bin, int64.
+        count: Number of probabilities in each bin, int64; float64 where it is the number expected if the probabilities
+            were true.
         confidence_sum: Their sum, float64.
         num_correct: How many of the predictions were correct, float64.
 
@@ -164,9 +165,9 @@ class CalibrationBins:
                 f"(missing: {', '.join(missing)})"
             )
         bins = cls(
-            _tensor("count", fields["count"], torch.int64),
-            _tensor("confidence_sum", fields["confidence_sum"], torch.float64),
-            _tensor("num_correct", fields["num_correct"], torch.float64),
+            _count(fields["count"]),
+            _tensor("confidence_sum", fields["confidence_sum"]),
+            _tensor("num_correct", fields["num_correct"]),
         )
         for name, sums in (("confidence_sum", bins.confidence_sum), ("num_correct", bins.num_correct)):
             tolerance = RANGE_TOLERANCE * bins.count.abs()
@@ -175,15 +176,20 @@ class CalibrationBins:
         return bins
 
 
-def _tensor(name: str, values: list, dtype: torch.dtype) -> torch.Tensor:
+def _tensor(name: str, values: list) -> torch.Tensor:
     try:
-        tensor = torch.tensor(values, dtype=torch.float64 if dtype.is_floating_point else None)
-        converted = tensor.to(dtype)
+        return torch.tensor(values, dtype=torch.float64)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{name}: expected nested lists of numbers, got {error}") from None
-    if not dtype.is_floating_point and not torch.equal(converted, tensor):
-        raise ValueError(f"{name}: expected whole numbers, got fractions")
-    return converted
+
+
+def _count(values: list) -> torch.Tensor:
+    """Int64 if all are written without a decimal point, else float64, as `to_dict` writes the two."""
+    count = _tensor("count", values)
+    if not count.isfinite().all():
+        raise ValueError("count: expected finite numbers, got others")
+    as_written = torch.tensor(values)
+    return count if as_written.is_floating_point() else as_written.long()
 
 
 def _mean_over_classes(errors: torch.Tensor) -> torch.Tensor:
@@ -194,9 +200,11 @@ def calibration_bins(
     y_pred: torch.Tensor,
     y: torch.Tensor,
     num_bins: int = 15,
-    foreground_only: bool = True,
+    foreground_only: bool | None = None,
     ignore_index: int | None = None,
     classwise: bool = False,
+    region: Any = None,
+    sigmoid: bool = False,
 ) -> CalibrationBins:
     """Sort predicted probabilities into bins of equal width.
 
@@ -204,19 +212,23 @@ def calibration_bins(
     an edge counts as equal to it.
 
     Shape:
-        - y_pred: `(B, N, *S)`, with N >= 2 classes and any number of spatial dimensions.
-        - y: `(B, 1, *S)` class index, or `(B, N, *S)` one-hot.
+        - y_pred: `(B, N, *S)`, with N classes or channels and any number of spatial dimensions.
+        - y: `(B, 1, *S)` class index, or `(B, N, *S)` one-hot; for sigmoids 0 or 1, `(B, N, *S)`.
         - output: bins of B cases.
 
     Args:
         y_pred: Probabilities of any floating-point type.
         y: Ground truth, of any type that holds whole numbers.
         num_bins: Number of bins.
-        foreground_only: Whether to use only voxels whose ground truth is not class 0.
+        foreground_only: True is the region "foreground", False is "all".
         ignore_index: Ground-truth value of voxels to leave out; their probabilities are not checked.
         classwise: False bins the highest probability of each voxel, which is correct where its class is the ground
             truth (for ECE). True bins the probability of every class, which is correct where that class is the ground
             truth (for CECE).
+        region: Which voxels count, see `calib_components.metrics.regions`: a `Region`, its name, or class indices; None
+            is "foreground", voxels whose ground truth is not class 0.
+        sigmoid: Whether each channel is a binary problem of its own, with a probability from a sigmoid and ground truth
+            0 or 1. One channel always is.
 
     Returns:
         Bins of each case, on the device of `y_pred`.
@@ -238,51 +250,6 @@ def calibration_bins(
         0.0667
     """
     check_flag("classwise", classwise)
-    return bin_voxels(y_pred, y, num_bins, foreground_only, ignore_index, classwise=(classwise,))[0]
-
-
-def bin_voxels(
-    y_pred: torch.Tensor,
-    y: torch.Tensor,
-    num_bins: int,
-    foreground_only: bool,
-    ignore_index: int | None,
-    classwise: Sequence[bool],
-) -> list[CalibrationBins]:
-    """Compute several sets of bins, each classwise or not, in one pass; other arguments as in `calibration_bins`."""
-    y_pred, y = check_tensors(y_pred, y)
-    check_num_bins(num_bins)
-    batch, num_classes = y_pred.shape[:2]
-    results, flat = [], []
-    for by_class in classwise:
-        count = y_pred.new_zeros((batch, num_classes, num_bins) if by_class else (batch, num_bins), dtype=torch.int64)
-        bins = CalibrationBins(count, count.double(), count.double())
-        results.append(bins)
-        flat.append([field.flatten(1) for field in vars(bins).values()])  # views, filled below
-    first_bin = torch.arange(0, num_classes * num_bins, num_bins, dtype=torch.int32, device=y_pred.device)[:, None]
-    for case, p, label in read_voxels(y_pred, y, foreground_only, ignore_index):
-        for by_class, fields in zip(classwise, flat, strict=True):
-            count, confidence_sum, num_correct = (field[case] for field in fields)
-            size = len(count)
-            if by_class:
-                index = _bin_index(p, num_bins).add_(first_bin)
-                num_correct.add_(torch.bincount(index.gather(0, label[None])[0], minlength=size))
-                index, values = index.flatten(), p.flatten()
-            else:
-                values, predicted = top_label(p)
-                index = _bin_index(values, num_bins)
-                num_correct.index_add_(0, index, (predicted == label).double())
-            count.add_(torch.bincount(index, minlength=size))
-            # Sum a chunk on its own first: one sum over millions of equal terms would drift, even in float64.
-            confidence_sum.add_(values.new_zeros(size).index_add_(0, index, values))
-    return results
-
-
-def _bin_index(p: torch.Tensor, num_bins: int) -> torch.Tensor:
-    # The edge i / num_bins, whichever way it was rounded, scales to less than i and so falls into the bin below.
-    return (p * (num_bins * (1 - 1e-15))).int().clamp_(max=num_bins - 1)
-
-
-def check_num_bins(num_bins: int) -> None:
-    """Raise `ValueError` unless a number of bins is a whole number from 1 to 10,000."""
-    check_count("num_bins", num_bins, 1, LARGEST_NUM_BINS)
+    kind = "classwise" if classwise else "top_label"
+    regions = [choose_region(region, foreground_only)]
+    return CalibrationBins(*measure_regions(y_pred, y, regions, [kind], num_bins, ignore_index, sigmoid)[0][kind])

@@ -1,16 +1,24 @@
 """Calibration errors of class probabilities: ECE, CECE and adaptive ECE.
 
-`calib_components.metrics.voxels` describes which voxels are used and how they are checked.
+`calib_components.metrics.regions` describes which voxels count, and `calib_components.metrics.voxels` how they are
+checked.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Any
+
 import torch
 
-from calib_components.arguments import check_flag, check_ignore_index
-from calib_components.metrics.bins import CalibrationBins, bin_voxels, calibration_bins, check_num_bins
+from calib_components.arguments import check_count, check_flag, check_ignore_index
+from calib_components.metrics.bins import CalibrationBins
 from calib_components.metrics.case_metric import CaseMetric
-from calib_components.metrics.voxels import check_tensors, read_voxels, top_label
+from calib_components.metrics.one_pass import check_num_bins, measure_regions
+from calib_components.metrics.regions import Region, choose_region
+from calib_components.metrics.scoring_rules import BrierMetric, NLLMetric
+from calib_components.metrics.voxels import check_temperature, check_tensors, read_voxels
 
 __all__ = ["CECEMetric", "CalibrationMetric", "ECEMetric", "adaptive_calibration_error"]
 
@@ -19,8 +27,10 @@ def adaptive_calibration_error(
     y_pred: torch.Tensor,
     y: torch.Tensor,
     num_bins: int = 15,
-    foreground_only: bool = True,
+    foreground_only: bool | None = None,
     ignore_index: int | None = None,
+    region: Any = None,
+    sigmoid: bool = False,
 ) -> torch.Tensor:
     """Adaptive ECE of each case: like top-label ECE, but with bins that hold equally many voxels.
 
@@ -29,16 +39,20 @@ def adaptive_calibration_error(
     them is left out on average. Memory grows with the number of voxels used, because they are sorted.
 
     Shape:
-        - y_pred: `(B, N, *S)`, with N >= 2 classes and any number of spatial dimensions.
-        - y: `(B, 1, *S)` class index, or `(B, N, *S)` one-hot.
+        - y_pred: `(B, N, *S)`, with N classes or channels and any number of spatial dimensions.
+        - y: `(B, 1, *S)` class index, or `(B, N, *S)` one-hot; for sigmoids 0 or 1, `(B, N, *S)`.
         - output: `(B,)`.
 
     Args:
         y_pred: Probabilities of any floating-point type.
         y: Ground truth, of any type that holds whole numbers.
         num_bins: Number of bins.
-        foreground_only: Whether to use only voxels whose ground truth is not class 0.
+        foreground_only: True is the region "foreground", False is "all".
         ignore_index: Ground-truth value of voxels to leave out.
+        region: Which voxels count, see `calib_components.metrics.regions`: a `Region`, its name, or class indices; None
+            is "foreground", voxels whose ground truth is not class 0.
+        sigmoid: Whether each channel is a binary problem of its own, with a probability from a sigmoid and ground truth
+            0 or 1. One channel always is.
 
     Returns:
         Float64; NaN for a case without voxels.
@@ -58,14 +72,14 @@ def adaptive_calibration_error(
         >>> adaptive_calibration_error(y_pred, y, num_bins=2)
         tensor([0.1500], dtype=torch.float64)
     """
-    y_pred, y = check_tensors(y_pred, y)
+    y_pred, y = check_tensors(y_pred, y, sigmoid)
     check_num_bins(num_bins)
     confidences: list[list[torch.Tensor]] = [[] for _ in y_pred]
     correct: list[list[torch.Tensor]] = [[] for _ in y_pred]
-    for case, p, label in read_voxels(y_pred, y, foreground_only, ignore_index):
-        confidence, predicted = top_label(p)
-        confidences[case].append(confidence)
-        correct[case].append(predicted == label)
+    for voxels in read_voxels(y_pred, y, choose_region(region, foreground_only), ignore_index, sigmoid):
+        confidence, predicted = voxels.top
+        confidences[voxels.case].append(confidence)
+        correct[voxels.case].append(predicted == voxels.label)
     errors = torch.full((len(y_pred),), torch.nan, dtype=torch.float64, device=y_pred.device)
     for case in range(len(y_pred)):
         if confidences[case]:
@@ -87,30 +101,89 @@ def _equal_count_error(confidence: torch.Tensor, correct: torch.Tensor, num_bins
 
 
 class _BinnedMetric(CaseMetric):
-    classwise: bool
+    kind: str  # "top_label" or "classwise"
 
-    def __init__(self, num_bins: int = 15, foreground_only: bool = True, ignore_index: int | None = None) -> None:
+    def __init__(
+        self,
+        num_bins: int = 15,
+        foreground_only: bool | None = None,
+        ignore_index: int | None = None,
+        region: Any = None,
+        sigmoid: bool = False,
+    ) -> None:
         super().__init__()
         check_num_bins(num_bins)
-        check_flag("foreground_only", foreground_only)
         check_ignore_index(ignore_index)
+        check_flag("sigmoid", sigmoid)
         self.num_bins = num_bins
-        self.foreground_only = foreground_only
+        self.region = choose_region(region, foreground_only)
         self.ignore_index = ignore_index
+        self.sigmoid = sigmoid
 
     def measure(self, y_pred: torch.Tensor, y: torch.Tensor) -> list[torch.Tensor]:
-        bins = calibration_bins(y_pred, y, self.num_bins, self.foreground_only, self.ignore_index, self.classwise)
-        return [bins.count, bins.confidence_sum, bins.num_correct]
+        measures = [self.kind, "if_true"]
+        results = measure_regions(y_pred, y, [self.region], measures, self.num_bins, self.ignore_index, self.sigmoid)
+        return self.stored(results[0])
+
+    def stored(self, results: Mapping[str, list[torch.Tensor]]) -> list[torch.Tensor]:
+        """Select what this metric stores from the results of its region."""
+        return [*results[self.kind], *results.get(f"{self.kind}_if_true", [])]
+
+    @property
+    def num_stored(self) -> int:
+        """How many tensors these are."""
+        return 6 if self.region.has_closed_form else 3
 
     @property
     def case_bins(self) -> CalibrationBins:
         """Bins of each case."""
-        return CalibrationBins(*self.gathered())
+        return CalibrationBins(*self.gathered()[:3])
 
     @property
     def bins(self) -> CalibrationBins:
         """Bins of all voxels of all cases together, `B = 1`."""
         return self.case_bins.pooled()
+
+    @property
+    def case_bins_if_true(self) -> CalibrationBins | None:
+        """Bins of each case that are expected if the probabilities are true; None for "band", which has no such form.
+
+        Counts are float64.
+        """
+        if self.region.has_closed_form:
+            return CalibrationBins(*self.gathered()[3:6])
+        if self.region.by_prediction:
+            bins = self.case_bins
+            return CalibrationBins(bins.count.double(), bins.confidence_sum, bins.confidence_sum)
+        return None
+
+    @property
+    def bins_if_true(self) -> CalibrationBins | None:
+        """The same of all voxels of all cases together, `B = 1`."""
+        bins = self.case_bins_if_true
+        return None if bins is None else bins.pooled()
+
+    def aggregate_if_true(self, reduction: str = "mean") -> torch.Tensor:
+        """Reduce the values that the error would have with many voxels if the probabilities were true.
+
+        They are 0 for a region chosen by the prediction, and NaN for "band", where they depend on more than the
+        probabilities. With few voxels, chance adds to them.
+
+        Args:
+            reduction: As in `aggregate`.
+
+        Raises:
+            ValueError: No case has been added, or the reduction is unknown.
+        """
+        bins = self.case_bins_if_true
+        if bins is None:
+            bins = self.case_bins
+            bins = CalibrationBins(bins.count, bins.confidence_sum * torch.nan, bins.num_correct)
+        return self.reduce_bins(bins, reduction)
+
+    def reduce_bins(self, bins: CalibrationBins, reduction: str) -> torch.Tensor:
+        """Reduce the errors of the bins of cases."""
+        return self.reduce(bins.expected_error(), reduction)
 
     def case_values(self) -> torch.Tensor:
         return self.case_bins.expected_error()
@@ -125,13 +198,18 @@ class ECEMetric(_BinnedMetric):
     and left out of the mean. `bins.expected_error()` is the error of all voxels pooled.
 
     Shape:
-        - y_pred: `(B, N, *S)`, with N >= 2 classes, or a list of `(N, *S)`.
-        - y: `(B, 1, *S)` class index or `(B, N, *S)` one-hot, or a list of these without `B`.
+        - y_pred: `(B, N, *S)`, with N classes or channels, or a list of `(N, *S)`.
+        - y: `(B, 1, *S)` class index or `(B, N, *S)` one-hot, for sigmoids 0 or 1, `(B, N, *S)`; or a list of these
+          without `B`.
 
     Args:
         num_bins: Number of bins of equal width on (0, 1].
-        foreground_only: Whether to use only voxels whose ground truth is not class 0.
+        foreground_only: True is the region "foreground", False is "all".
         ignore_index: Ground-truth value of voxels to leave out.
+        region: Which voxels count, see `calib_components.metrics.regions`: a `Region`, its name, or class indices; None
+            is "foreground", voxels whose ground truth is not class 0.
+        sigmoid: Whether each channel is a binary problem of its own, with a probability from a sigmoid and ground truth
+            0 or 1. One channel always is.
 
     Raises:
         TypeError: An option is not one of these.
@@ -150,7 +228,7 @@ class ECEMetric(_BinnedMetric):
         tensor(0.2000, dtype=torch.float64)
     """
 
-    classwise = False
+    kind = "top_label"
 
 
 class CECEMetric(_BinnedMetric):
@@ -163,13 +241,18 @@ class CECEMetric(_BinnedMetric):
     `bins.expected_error()` is the error of all voxels pooled.
 
     Shape:
-        - y_pred: `(B, N, *S)`, with N >= 2 classes, or a list of `(N, *S)`.
-        - y: `(B, 1, *S)` class index or `(B, N, *S)` one-hot, or a list of these without `B`.
+        - y_pred: `(B, N, *S)`, with N classes or channels, or a list of `(N, *S)`.
+        - y: `(B, 1, *S)` class index or `(B, N, *S)` one-hot, for sigmoids 0 or 1, `(B, N, *S)`; or a list of these
+          without `B`.
 
     Args:
         num_bins: Number of bins of equal width on (0, 1].
-        foreground_only: Whether to use only voxels whose ground truth is not class 0.
+        foreground_only: True is the region "foreground", False is "all".
         ignore_index: Ground-truth value of voxels to leave out.
+        region: Which voxels count, see `calib_components.metrics.regions`: a `Region`, its name, or class indices; None
+            is "foreground", voxels whose ground truth is not class 0.
+        sigmoid: Whether each channel is a binary problem of its own, with a probability from a sigmoid and ground truth
+            0 or 1. One channel always is.
 
     Raises:
         TypeError: An option is not one of these.
@@ -191,34 +274,51 @@ class CECEMetric(_BinnedMetric):
         tensor(0.2333, dtype=torch.float64)
     """
 
-    classwise = True
+    kind = "classwise"
 
     def aggregate(self, reduction: str = "mean") -> torch.Tensor:
         """Reduce the values as `CaseMetric.aggregate` does; "mean_batch" returns the mean of each class, `(N,)`."""
+        return self.reduce_bins(self.case_bins, reduction)
+
+    def reduce_bins(self, bins: CalibrationBins, reduction: str) -> torch.Tensor:
         if reduction == "mean_batch":
-            errors = [bins.expected_error() for bins in self.case_bins.per_class()]
+            errors = [of_class.expected_error() for of_class in bins.per_class()]
             return torch.stack(errors).nanmean(1)
-        return super().aggregate(reduction)
+        return super().reduce_bins(bins, reduction)
 
 
 class CalibrationMetric(ECEMetric):
-    """ECE and CECE from one pass over the voxels.
+    """ECE, CECE, NLL and Brier score from one pass over the voxels, in one region or several.
 
-    The metric itself is an `ECEMetric`: `aggregate()` is the ECE and `bins` are the top-label bins. Its attribute
-    `cece` is a `CECEMetric` that is updated and reset with it: `cece.aggregate()` is the CECE and `cece.bins` are the
-    classwise bins. Across several processes, `aggregate()` gathers the cases of both.
+    The metric itself is an `ECEMetric` of its region: `aggregate()` is the ECE and `bins` are the top-label bins. Its
+    attributes `cece`, `nll` and `brier` are metrics that are updated and reset with it, such that `cece.aggregate()` is
+    the CECE. `regions` holds one such metric for each further region. Across several processes, `aggregate()` gathers
+    the cases of all of them.
 
-    Through `monai.handlers.IgniteMetricHandler`, the ECE appears under the name of the handler; read the CECE from
-    `cece` after the epoch. To have both in `engine.state.metrics`, attach an `ECEMetric` and a `CECEMetric` instead.
+    `aggregate_if_true()` is the value that the error would have if the probabilities were true, see
+    `calib_components.metrics.one_pass`.
+
+    Through `monai.handlers.IgniteMetricHandler`, the ECE appears under the name of the handler; read the others from
+    the attributes after the epoch.
 
     Shape:
-        - y_pred: `(B, N, *S)`, with N >= 2 classes, or a list of `(N, *S)`.
-        - y: `(B, 1, *S)` class index or `(B, N, *S)` one-hot, or a list of these without `B`.
+        - y_pred: `(B, N, *S)`, with N classes or channels, or a list of `(N, *S)`.
+        - y: `(B, 1, *S)` class index or `(B, N, *S)` one-hot, for sigmoids 0 or 1, `(B, N, *S)`; or a list of these
+          without `B`.
 
     Args:
         num_bins: Number of bins of equal width on (0, 1].
-        foreground_only: Whether to use only voxels whose ground truth is not class 0.
+        foreground_only: True is the region "foreground", False is "all".
         ignore_index: Ground-truth value of voxels to leave out.
+        region: Which voxels count, see `calib_components.metrics.regions`: a `Region`, its name, or class indices; None
+            is "foreground", voxels whose ground truth is not class 0.
+        sigmoid: Whether each channel is a binary problem of its own, with a probability from a sigmoid and ground truth
+            0 or 1. One channel always is.
+        regions: Further regions.
+        structures: Class indices by name, such as `{"heart": [1, 2]}`; each is a further region, "structure_heart".
+        temperature: Number or tensor of one element by which the logits of `y_pred` were divided, read at every call;
+            None is 1. The region "plausible" is decided without it, so that it has the same voxels at any temperature.
+        draws: How often labels are drawn from the probabilities, for `aggregate_resampled` of structures.
 
     Raises:
         TypeError: An option is not one of these.
@@ -226,37 +326,139 @@ class CalibrationMetric(ECEMetric):
 
     Attributes:
         cece: The classwise metric, a `CECEMetric`.
+        nll: An `NLLMetric`.
+        brier: A `BrierMetric`.
+        regions: A `CalibrationMetric` for each further region, by its name as given.
 
     Examples:
         >>> import torch
         >>> from calib_components.metrics import CalibrationMetric
         >>> y_pred = torch.tensor([[[0.2, 0.4], [0.7, 0.6], [0.1, 0.0]]])  # one case, three classes, two voxels
-        >>> y = torch.tensor([[[1, 1]]])
-        >>> metric = CalibrationMetric()
+        >>> y = torch.tensor([[[1, 0]]])
+        >>> metric = CalibrationMetric(regions=["all"])
         >>> _ = metric(y_pred, y)
-        >>> metric.aggregate()
-        tensor(0.3500, dtype=torch.float64)
-        >>> metric.cece.aggregate()
-        tensor(0.2333, dtype=torch.float64)
+        >>> metric.aggregate()  # of the first voxel, |0.7 - 1|
+        tensor(0.3000, dtype=torch.float64)
+        >>> metric.aggregate_if_true()  # weights 0.8 and 0.6: (0.8 * |0.7 - 0.7 / 0.8| + 0.6 * |0.6 - 0.6 / 0.6|) / 1.4
+        tensor(0.2714, dtype=torch.float64)
+        >>> metric.regions["all"].aggregate(), metric.regions["all"].cece.aggregate()
+        (tensor(0.4500, dtype=torch.float64), tensor(0.3000, dtype=torch.float64))
     """
 
-    def __init__(self, num_bins: int = 15, foreground_only: bool = True, ignore_index: int | None = None) -> None:
-        self.cece = CECEMetric(num_bins, foreground_only, ignore_index)
-        super().__init__(num_bins, foreground_only, ignore_index)
+    def __init__(
+        self,
+        num_bins: int = 15,
+        foreground_only: bool | None = None,
+        ignore_index: int | None = None,
+        region: Any = None,
+        sigmoid: bool = False,
+        regions: Sequence[Any] = (),
+        structures: Mapping[str, Sequence[int]] | None = None,
+        temperature: float | torch.Tensor | None = None,
+        draws: int = 0,
+    ) -> None:
+        region = choose_region(region, foreground_only)
+        self.cece = CECEMetric(num_bins, None, ignore_index, region, sigmoid)
+        self.nll = NLLMetric(None, ignore_index, region, sigmoid)
+        self.brier = BrierMetric(None, ignore_index, region, sigmoid)
+        check_temperature(temperature)
+        check_count("draws", draws, 0)
+        self.temperature = temperature
+        self.draws = draws
+        self.regions = {
+            name: CalibrationMetric(num_bins, None, ignore_index, further, sigmoid, draws=draws)
+            for name, further in _further_regions(regions, structures).items()
+        }
+        super().__init__(num_bins, None, ignore_index, region, sigmoid)
+
+    def aggregate_resampled(self, reduction: str = "mean") -> torch.Tensor:
+        """Reduce the mean ECE of each case over labels drawn from its probabilities.
+
+        Unlike `aggregate_if_true`, it includes what chance adds to the error of few voxels. NaN unless the region is a
+        structure and `draws` is not 0.
+
+        Args:
+            reduction: As in `aggregate`.
+
+        Raises:
+            ValueError: No case has been added, or the reduction is unknown.
+        """
+        if self.stores_resampled:
+            return self.reduce(self.gathered()[-1], reduction)
+        return self.reduce(self.case_values() * torch.nan, reduction)
+
+    @property
+    def stores_resampled(self) -> bool:
+        """Whether errors of drawn labels are stored, which only structures have."""
+        return self.draws > 0 and self.region.kind == "structure"
+
+    @property
+    def parts(self) -> tuple[CalibrationMetric, CECEMetric, NLLMetric, BrierMetric]:
+        """The metrics of the region of this one."""
+        return self, self.cece, self.nll, self.brier
 
     def measure(self, y_pred: torch.Tensor, y: torch.Tensor) -> list[torch.Tensor]:
-        both = bin_voxels(y_pred, y, self.num_bins, self.foreground_only, self.ignore_index, classwise=(False, True))
-        return [field for bins in both for field in (bins.count, bins.confidence_sum, bins.num_correct)]
+        metrics = [self, *self.regions.values()]
+        regions = [metric.region for metric in metrics]
+        measures = ["top_label", "classwise", "if_true", "nll", "brier"]
+        temperature = None if self.temperature is None else float(self.temperature)
+        results = measure_regions(
+            y_pred, y, regions, measures, self.num_bins, self.ignore_index, self.sigmoid, temperature, self.draws
+        )
+        return [
+            value
+            for metric, of_region in zip(metrics, results, strict=True)
+            for part in metric.parts
+            for value in part.stored(of_region)
+        ]
+
+    def stored(self, results: Mapping[str, list[torch.Tensor]]) -> list[torch.Tensor]:
+        return [*super().stored(results), *results.get("resampled", [])]
+
+    @property
+    def num_stored(self) -> int:
+        return super().num_stored + self.stores_resampled
 
     def extend(self, *data: torch.Tensor) -> None:
-        super().extend(*data[:3])
-        self.cece.extend(*data[3:])
+        values = iter(data)
+        super().extend(*islice(values, self.num_stored))
+        for scored in (self.cece, self.nll, self.brier):
+            scored.extend(*islice(values, scored.num_stored))
+        for metric in self.regions.values():
+            metric.extend(*islice(values, sum(part.num_stored for part in metric.parts)))
 
     def reset(self) -> None:
         super().reset()
-        self.cece.reset()
+        for metric in self._others():
+            metric.reset()
 
     def gathered(self) -> list[torch.Tensor]:
         own = super().gathered()
-        self.cece.gathered()  # all processes gather together; afterwards a single one may read `cece`
+        for metric in self._others():  # all processes gather together; afterwards a single one may read any of these
+            metric.gathered()
         return own
+
+    def _others(self) -> Iterator[CaseMetric]:
+        yield from (self.cece, self.nll, self.brier, *self.regions.values())
+
+
+def _further_regions(regions: Sequence[Any], structures: Mapping[str, Sequence[int]] | None) -> dict[str, Region]:
+    """Regions by name."""
+    if isinstance(regions, str) or not isinstance(regions, Sequence):
+        raise ValueError(f"regions: expected a list of regions, got {regions!r}")
+    if not isinstance(structures, Mapping | None):
+        raise ValueError(f"structures: expected class indices by name, got {structures!r}")
+    parsed = [(value if isinstance(value, str) else None, Region.parse(value)) for value in regions]
+    named = [(name or region.name, region) for name, region in parsed]
+    for name, classes in (structures or {}).items():
+        try:
+            region = Region.parse(classes)
+        except ValueError:
+            region = None
+        if region is None or region.kind != "structure":
+            raise ValueError(f"structures: expected class indices for {name!r}, got {classes!r}")
+        named.append((f"structure_{name}", region))
+    names = [name for name, _ in named]
+    if len(set(names)) < len(names):
+        raise ValueError(f"regions: expected each region once, got {', '.join(names)}")
+    return dict(named)

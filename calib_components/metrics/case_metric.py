@@ -20,12 +20,12 @@ HINTS = {
     "reduction": "give it to aggregate()",
     "metric_reduction": "give it to aggregate()",
     "calibration_reduction": "bins.average_error() and bins.maximum_error() are the other two",
-    "include_background": "foreground_only=True leaves out the voxels of class 0",
+    "include_background": 'region="foreground" leaves out the voxels of class 0',
     "get_not_nans": 'values that are NaN are left out of every mean; aggregate("none") has them',
     "num_classes": "the number of classes is read from y_pred",
     "n_bins": "the option is called num_bins",
     "softmax": "give probabilities, the output of softmax",
-    "sigmoid": "give probabilities, the output of softmax",
+    "sigmoid": "apply it before",
     "to_onehot_y": "class indices and one-hot are both accepted",
     "percentile": "it is always the 95th",
     "directed": "distances in both directions are always pooled",
@@ -105,7 +105,11 @@ class CaseMetric(CumulativeIterationMetric):
         Raises:
             ValueError: No case has been added, or the reduction is unknown.
         """
-        values = self.case_values()
+        return self.reduce(self.case_values(), reduction)
+
+    @staticmethod
+    def reduce(values: torch.Tensor, reduction: str) -> torch.Tensor:
+        """Reduce values of cases as `aggregate` does."""
         if reduction == "none":
             return values
         if reduction == "mean_batch":

@@ -1,39 +1,51 @@
 """Proper scoring rules of class probabilities: negative log-likelihood and Brier score.
 
-`calib_components.metrics.voxels` describes which voxels are used and how they are checked.
+`calib_components.metrics.regions` describes which voxels count, and `calib_components.metrics.voxels` how they are
+checked.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 
 from calib_components.arguments import check_flag, check_ignore_index
 from calib_components.metrics.case_metric import CaseMetric
-from calib_components.metrics.voxels import check_tensors, read_voxels
+from calib_components.metrics.one_pass import measure_regions
+from calib_components.metrics.regions import Region, choose_region
 
 __all__ = ["BrierMetric", "NLLMetric", "brier_score", "negative_log_likelihood"]
 
 
 def negative_log_likelihood(
-    y_pred: torch.Tensor, y: torch.Tensor, foreground_only: bool = True, ignore_index: int | None = None
+    y_pred: torch.Tensor,
+    y: torch.Tensor,
+    foreground_only: bool | None = None,
+    ignore_index: int | None = None,
+    region: Any = None,
+    sigmoid: bool = False,
 ) -> torch.Tensor:
-    """Negative log-likelihood (NLL) of each case: mean over voxels of `-log s_y`, in nats.
+    """Negative log-likelihood (NLL) of each case: mean over voxels (and channels of sigmoids) of `-log s_y`, in nats.
 
     `s_y` is the probability of the true class. Probabilities that underflowed to 0 are replaced by the smallest normal
     float32 (87.3 nats), so that a single voxel does not make the mean infinite.
 
     Shape:
-        - y_pred: `(B, N, *S)`, with N >= 2 classes and any number of spatial dimensions.
-        - y: `(B, 1, *S)` class index, or `(B, N, *S)` one-hot.
+        - y_pred: `(B, N, *S)`, with N classes or channels and any number of spatial dimensions.
+        - y: `(B, 1, *S)` class index, or `(B, N, *S)` one-hot; for sigmoids 0 or 1, `(B, N, *S)`.
         - output: `(B,)`.
 
     Args:
         y_pred: Probabilities of any floating-point type.
         y: Ground truth, of any type that holds whole numbers.
-        foreground_only: Whether to use only voxels whose ground truth is not class 0.
+        foreground_only: True is the region "foreground", False is "all".
         ignore_index: Ground-truth value of voxels to leave out.
+        region: Which voxels count, see `calib_components.metrics.regions`: a `Region`, its name, or class indices; None
+            is "foreground", voxels whose ground truth is not class 0.
+        sigmoid: Whether each channel is a binary problem of its own, with a probability from a sigmoid and ground truth
+            0 or 1. One channel always is.
 
     Returns:
         Float64; NaN for a case without voxels.
@@ -51,31 +63,35 @@ def negative_log_likelihood(
         >>> negative_log_likelihood(y_pred, y)  # -(log 0.9 + log 0.7) / 2
         tensor([0.2310], dtype=torch.float64)
     """
-    smallest = torch.finfo(torch.float32).tiny
-
-    def score(p: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-        return -p.gather(0, label[None]).clamp_min(smallest).log()
-
-    return _mean_over_voxels(score, y_pred, y, foreground_only, ignore_index)
+    return _mean_over_voxels("nll", y_pred, y, choose_region(region, foreground_only), ignore_index, sigmoid)
 
 
 def brier_score(
-    y_pred: torch.Tensor, y: torch.Tensor, foreground_only: bool = True, ignore_index: int | None = None
+    y_pred: torch.Tensor,
+    y: torch.Tensor,
+    foreground_only: bool | None = None,
+    ignore_index: int | None = None,
+    region: Any = None,
+    sigmoid: bool = False,
 ) -> torch.Tensor:
     """Brier score of each case: mean over voxels of `sum_k (s_k - q_k)^2`, from 0 (best) to 2.
 
-    `s` are the probabilities and `q` is the one-hot ground truth.
+    `s` are the probabilities and `q` is the one-hot ground truth. A channel of sigmoids counts as two classes.
 
     Shape:
-        - y_pred: `(B, N, *S)`, with N >= 2 classes and any number of spatial dimensions.
-        - y: `(B, 1, *S)` class index, or `(B, N, *S)` one-hot.
+        - y_pred: `(B, N, *S)`, with N classes or channels and any number of spatial dimensions.
+        - y: `(B, 1, *S)` class index, or `(B, N, *S)` one-hot; for sigmoids 0 or 1, `(B, N, *S)`.
         - output: `(B,)`.
 
     Args:
         y_pred: Probabilities of any floating-point type.
         y: Ground truth, of any type that holds whole numbers.
-        foreground_only: Whether to use only voxels whose ground truth is not class 0.
+        foreground_only: True is the region "foreground", False is "all".
         ignore_index: Ground-truth value of voxels to leave out.
+        region: Which voxels count, see `calib_components.metrics.regions`: a `Region`, its name, or class indices; None
+            is "foreground", voxels whose ground truth is not class 0.
+        sigmoid: Whether each channel is a binary problem of its own, with a probability from a sigmoid and ground truth
+            0 or 1. One channel always is.
 
     Returns:
         Float64; NaN for a case without voxels.
@@ -96,35 +112,48 @@ def brier_score(
         tensor([0.1000], dtype=torch.float64)
     """
 
-    def score(p: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-        return p.square().sum(0) - 2 * p.gather(0, label[None])[0] + 1
-
-    return _mean_over_voxels(score, y_pred, y, foreground_only, ignore_index)
+    return _mean_over_voxels("brier", y_pred, y, choose_region(region, foreground_only), ignore_index, sigmoid)
 
 
 def _mean_over_voxels(
-    score: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    score: str,
     y_pred: torch.Tensor,
     y: torch.Tensor,
-    foreground_only: bool,
+    region: Region,
     ignore_index: int | None,
+    sigmoid: bool,
 ) -> torch.Tensor:
-    y_pred, y = check_tensors(y_pred, y)
-    total = torch.zeros(len(y_pred), dtype=torch.float64, device=y_pred.device)
-    count = torch.zeros_like(total)
-    for case, p, label in read_voxels(y_pred, y, foreground_only, ignore_index):
-        total[case] += score(p, label).sum()
-        count[case] += len(label)
-    return total / count
+    return measure_regions(y_pred, y, [region], [score], ignore_index=ignore_index, sigmoid=sigmoid)[0][score][0]
 
 
 class _VoxelMeanMetric(CaseMetric):
-    def __init__(self, foreground_only: bool = True, ignore_index: int | None = None) -> None:
+    score: str
+
+    def __init__(
+        self,
+        foreground_only: bool | None = None,
+        ignore_index: int | None = None,
+        region: Any = None,
+        sigmoid: bool = False,
+    ) -> None:
         super().__init__()
-        check_flag("foreground_only", foreground_only)
         check_ignore_index(ignore_index)
-        self.foreground_only = foreground_only
+        check_flag("sigmoid", sigmoid)
+        self.region = choose_region(region, foreground_only)
         self.ignore_index = ignore_index
+        self.sigmoid = sigmoid
+
+    def measure(self, y_pred: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return _mean_over_voxels(self.score, y_pred, y, self.region, self.ignore_index, self.sigmoid)
+
+    def stored(self, results: Mapping[str, list[torch.Tensor]]) -> list[torch.Tensor]:
+        """Select what this metric stores from the results of its region."""
+        return results[self.score]
+
+    @property
+    def num_stored(self) -> int:
+        """How many tensors these are."""
+        return 1
 
     def case_values(self) -> torch.Tensor:
         return self.gathered()
@@ -137,12 +166,17 @@ class NLLMetric(_VoxelMeanMetric):
     and left out of the mean.
 
     Shape:
-        - y_pred: `(B, N, *S)`, with N >= 2 classes, or a list of `(N, *S)`.
-        - y: `(B, 1, *S)` class index or `(B, N, *S)` one-hot, or a list of these without `B`.
+        - y_pred: `(B, N, *S)`, with N classes or channels, or a list of `(N, *S)`.
+        - y: `(B, 1, *S)` class index or `(B, N, *S)` one-hot, for sigmoids 0 or 1, `(B, N, *S)`; or a list of these
+          without `B`.
 
     Args:
-        foreground_only: Whether to use only voxels whose ground truth is not class 0.
+        foreground_only: True is the region "foreground", False is "all".
         ignore_index: Ground-truth value of voxels to leave out.
+        region: Which voxels count, see `calib_components.metrics.regions`: a `Region`, its name, or class indices; None
+            is "foreground", voxels whose ground truth is not class 0.
+        sigmoid: Whether each channel is a binary problem of its own, with a probability from a sigmoid and ground truth
+            0 or 1. One channel always is.
 
     Raises:
         TypeError: An option is not one of these.
@@ -157,8 +191,7 @@ class NLLMetric(_VoxelMeanMetric):
         tensor(0.2310, dtype=torch.float64)
     """
 
-    def measure(self, y_pred: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        return negative_log_likelihood(y_pred, y, self.foreground_only, self.ignore_index)
+    score = "nll"
 
 
 class BrierMetric(_VoxelMeanMetric):
@@ -168,12 +201,17 @@ class BrierMetric(_VoxelMeanMetric):
     and left out of the mean.
 
     Shape:
-        - y_pred: `(B, N, *S)`, with N >= 2 classes, or a list of `(N, *S)`.
-        - y: `(B, 1, *S)` class index or `(B, N, *S)` one-hot, or a list of these without `B`.
+        - y_pred: `(B, N, *S)`, with N classes or channels, or a list of `(N, *S)`.
+        - y: `(B, 1, *S)` class index or `(B, N, *S)` one-hot, for sigmoids 0 or 1, `(B, N, *S)`; or a list of these
+          without `B`.
 
     Args:
-        foreground_only: Whether to use only voxels whose ground truth is not class 0.
+        foreground_only: True is the region "foreground", False is "all".
         ignore_index: Ground-truth value of voxels to leave out.
+        region: Which voxels count, see `calib_components.metrics.regions`: a `Region`, its name, or class indices; None
+            is "foreground", voxels whose ground truth is not class 0.
+        sigmoid: Whether each channel is a binary problem of its own, with a probability from a sigmoid and ground truth
+            0 or 1. One channel always is.
 
     Raises:
         TypeError: An option is not one of these.
@@ -188,5 +226,4 @@ class BrierMetric(_VoxelMeanMetric):
         tensor(0.1000, dtype=torch.float64)
     """
 
-    def measure(self, y_pred: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        return brier_score(y_pred, y, self.foreground_only, self.ignore_index)
+    score = "brier"

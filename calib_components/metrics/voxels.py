@@ -1,11 +1,12 @@
-"""Reading voxels: checks probabilities and labels, selects the voxels that enter a metric, and yields them in chunks.
+"""Reading voxels: checks probabilities and labels, and yields the voxels that count for a metric in chunks.
 
 Chunks keep the working memory independent of the size of the volume: about 1 MiB on a CPU. (A case that is not
-contiguous in memory is copied once.)
+contiguous in memory is copied once. A band needs the classes of a whole case, a few bytes per voxel.)
 
-Which voxels enter a metric: with `foreground_only`, the voxels whose ground truth is not background (class 0), as in
-Murugesan et al., "Trust Your Neighbours: Penalty-Based Constraints for Model Calibration", MICCAI 2023. Ignored voxels
-never do.
+Which voxels count is described by a `Region`, see `calib_components.metrics.regions`. Ignored voxels never do.
+
+With `sigmoid`, each channel is a binary problem of its own: it is read like a prediction of two classes, with
+probabilities `1 - p` and `p`. One channel alone is always read in this way.
 
 What is checked: every voxel that is not ignored must have probabilities in [0, 1] within 1e-5 that sum to 1 within 1e-2
 (half precision rounds by about this much), and a valid label. On a GPU, checking and selecting make the host wait for
@@ -14,14 +15,28 @@ the device in every chunk, which is cheap for metrics that run once per case.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 
 from calib_components.arguments import check_flag, check_ignore_index, warn_once
 from calib_components.metrics.case_metric import plain_tensor
+from calib_components.metrics.regions import IGNORED, Region, band_mask
 
-__all__ = ["check_tensors", "decode_labels", "read_voxels", "top_label"]
+__all__ = [
+    "Voxels",
+    "check_temperature",
+    "check_tensors",
+    "chunk_size",
+    "decode_labels",
+    "read_chunks",
+    "read_voxels",
+    "top_label",
+]
 
 # Probabilities per chunk. On a CPU fewer than the size from which PyTorch uses several threads: a long series of short
 # parallel operations stalls whenever another process, such as a data loader's worker, occupies one of the cores.
@@ -32,98 +47,272 @@ SUM_TOLERANCE = 1e-2
 INVALID_LABEL = torch.iinfo(torch.int64).min
 
 
-def check_tensors(y_pred: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Check types and shapes of probabilities `(B, N, *S)` and their ground truth, and return both as plain tensors.
+@dataclass(eq=False)
+class Voxels:
+    """Some voxels of a case.
+
+    Attributes:
+        case: Index of the case.
+        channel: Channel of sigmoids; 0 for softmax.
+        values: Probabilities `(N, voxels)` in float64, or logits if `from_logits`; N = 2 for a channel of sigmoids.
+        label: Class indices `(voxels,)`.
+        from_logits: Whether `values` are logits.
+        temperature: By which the logits of `values` were divided.
+        bands: Mask of each band, `(voxels,)`.
+    """
+
+    case: int
+    channel: int
+    values: torch.Tensor
+    label: torch.Tensor
+    from_logits: bool = False
+    temperature: float = 1.0
+    bands: dict[Region, torch.Tensor] = field(default_factory=dict)
+
+    @property
+    def logits(self) -> torch.Tensor:
+        """Logits `(N, voxels)` in float64, if these were read; `(0, l)` for a channel of sigmoids."""
+        if not self.from_logits:
+            raise ValueError("logits: expected voxels read from logits, got probabilities")
+        return self.values
+
+    @functools.cached_property
+    def p(self) -> torch.Tensor:
+        """Probabilities `(N, voxels)` in float64; `(1 - p, p)` for a channel of sigmoids."""
+        return self.values.softmax(0) if self.from_logits else self.values
+
+    @functools.cached_property
+    def top(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Highest probability of each voxel and its class, the first of equal ones."""
+        return top_label(self.p)
+
+    def inside(self, region: Region) -> torch.Tensor:
+        """Mask of the voxels that are in a region."""
+        if region.kind == "all":
+            return torch.ones_like(self.label, dtype=torch.bool)
+        if region.kind == "predicted":
+            return self.top[1] != 0
+        if region.kind == "plausible":
+            return self._foreground_above(region.limit)
+        if region.kind == "foreground":
+            return self.label != 0
+        if region.kind == "union":
+            return (self.label != 0) | (self.top[1] != 0)
+        if region.kind == "structure":
+            return functools.reduce(torch.logical_or, [self.label == k for k in region.classes])
+        return self.bands[region]
+
+    def same_case(self, other: Voxels) -> bool:
+        """Whether others are of the same case, and of the same channel of sigmoids."""
+        return (self.case, self.channel) == (other.case, other.channel)
+
+    @staticmethod
+    def join(parts: Sequence[Voxels]) -> Voxels:
+        """Join voxels of the same case, without their bands."""
+        if len(parts) == 1:
+            return parts[0]
+        values, label = torch.cat([part.values for part in parts], 1), torch.cat([part.label for part in parts])
+        return replace(parts[0], values=values, label=label, bands={})
+
+    def select(self, index: torch.Tensor) -> Voxels:
+        """Return the voxels of a mask, or of an index, without their bands."""
+        if index.dtype == torch.bool:
+            index = index.nonzero().squeeze(1)
+        values, label = self.values.index_select(1, index), self.label.index_select(0, index)
+        selected = replace(self, values=values, label=label, bands={})
+        if "top" in vars(self):  # computed already
+            confidence, predicted = self.top
+            selected.top = confidence.index_select(0, index), predicted.index_select(0, index)
+        return selected
+
+    def _foreground_above(self, threshold: float) -> torch.Tensor:
+        p = self.p
+        if self.temperature == 1:
+            return 1 - p[0] > threshold
+        # With r = p^T, normalised: sum_{k > 0} r_k / r_0 > threshold / (1 - threshold). The sum is between (1 - p_0)^T
+        # and (N - 1)^(1 - T) (1 - p_0)^T, which decides nearly all voxels without their powers.
+        temperature, odds = self.temperature, threshold / (1 - threshold)
+        spread = (len(p) - 1) ** (1 - temperature)
+        foreground = p[1:].sum(0)
+        above = foreground > (odds / min(spread, 1)) ** (1 / temperature) * p[0] * (1 + 1e-9)
+        unsure = foreground >= (odds / max(spread, 1)) ** (1 / temperature) * p[0] * (1 - 1e-9)
+        index = (unsure & ~above).nonzero().squeeze(1)
+        powers = p.index_select(1, index).clamp_min(0).pow(temperature)
+        above[index] = powers[1:].sum(0) > odds * powers[0]
+        return above
+
+
+def check_tensors(
+    y_pred: torch.Tensor, y: torch.Tensor, sigmoid: bool = False, name: str = "y_pred"
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Check types and shapes of a prediction `(B, N, *S)` and its ground truth, and return both as plain tensors.
 
     Args:
-        y_pred: Probabilities, `(B, N, *S)`.
-        y: Class index, `(B, 1, *S)`, or its one-hot encoding, `(B, N, *S)`.
+        y_pred: Probabilities or logits, `(B, N, *S)`.
+        y: Class index, `(B, 1, *S)`, or its one-hot encoding, `(B, N, *S)`; for sigmoids 0 or 1, `(B, N, *S)`.
+        sigmoid: Whether each channel is a binary problem of its own, as one channel always is.
+        name: Name of the argument `y_pred` in errors.
 
     Returns:
         Both, detached and without MONAI's metadata.
 
     Raises:
         TypeError: An argument is not a tensor, or `y_pred` is not of a floating-point type.
-        ValueError: The shapes are wrong or do not match.
+        ValueError: The shapes are wrong or do not match, or `sigmoid` is neither True nor False.
     """
-    y_pred, y = plain_tensor(y_pred, "y_pred"), plain_tensor(y, "y")
+    y_pred, y = plain_tensor(y_pred, name), plain_tensor(y, "y")
+    check_flag("sigmoid", sigmoid)
     if not y_pred.is_floating_point():
-        raise TypeError(f"y_pred: expected probabilities of a floating-point type, got {y_pred.dtype}")
+        kind = "probabilities of " if name == "y_pred" else ""
+        raise TypeError(f"{name}: expected {kind}a floating-point type, got {y_pred.dtype}")
     if y.is_complex():
         raise TypeError(f"y: expected class indices or their one-hot encoding, got {y.dtype}")
-    if y_pred.ndim < 3 or y_pred.shape[1] < 2:
-        one_channel = y_pred.ndim > 2 and y_pred.shape[1] == 1
-        remedy = "; for the one channel of a sigmoid, p, give torch.cat([1 - p, p], 1)"
-        raise ValueError(
-            f"y_pred: expected shape (B, N, *S) with N >= 2 classes, got {tuple(y_pred.shape)}"
-            f"{remedy if one_channel else ''}"
-        )
+    if y_pred.ndim < 3:
+        raise ValueError(f"{name}: expected shape (B, N, *S) with N classes or channels, got {tuple(y_pred.shape)}")
     if y_pred.numel() == 0:
-        raise ValueError(f"y_pred: expected at least one voxel, got shape {tuple(y_pred.shape)}")
-    batch, num_classes, *spatial = y_pred.shape
-    if y.shape not in ((batch, 1, *spatial), (batch, num_classes, *spatial)):
-        remedy = ""
-        if y.shape == (batch, *spatial):
-            remedy = "; add the channel: y.unsqueeze(1)"
-        elif y.shape[2:] == y_pred.shape[1:-1]:
-            remedy = "; the classes are the second dimension of y_pred: y_pred.movedim(-1, 1)"
-        raise ValueError(
-            f"y: expected shape {(batch, 1, *spatial)} (class index) or {tuple(y_pred.shape)} (one-hot) to match "
-            f"y_pred, got {tuple(y.shape)}{remedy}"
-        )
-    return y_pred, y
+        raise ValueError(f"{name}: expected at least one voxel, got shape {tuple(y_pred.shape)}")
+    batch, channels, *spatial = y_pred.shape
+    sigmoid = sigmoid or channels == 1
+    if y.shape == y_pred.shape or (y.shape == (batch, 1, *spatial) and not sigmoid):
+        return y_pred, y
+    expected = f"{(batch, 1, *spatial)} (class index) or {tuple(y_pred.shape)} (one-hot)"
+    if sigmoid:
+        expected = f"{tuple(y_pred.shape)} (0 or 1 in each channel)"
+    remedy = ""
+    if y.shape == (batch, *spatial):
+        remedy = "; add the channel: y.unsqueeze(1)"
+    elif y.shape[2:] == y_pred.shape[1:-1]:
+        remedy = f"; the classes are the second dimension of {name}: {name}.movedim(-1, 1)"
+    raise ValueError(f"y: expected shape {expected} to match {name}, got {tuple(y.shape)}{remedy}")
+
+
+def check_temperature(value: Any) -> None:
+    """Raise `ValueError` unless a temperature is None, a number above 0, or a tensor of one."""
+    try:
+        if value is None or (not isinstance(value, (str, bool)) and 0 < float(value) < math.inf):
+            return
+    except (TypeError, ValueError, RuntimeError):
+        pass
+    raise ValueError(f"temperature: expected a number above 0, got {value!r}")
+
+
+def chunk_size(y_pred: torch.Tensor, num_classes: int) -> int:
+    """Largest number of voxels in a chunk."""
+    return max(1, (CPU_CHUNK if y_pred.device.type == "cpu" else GPU_CHUNK) // num_classes)
 
 
 def read_voxels(
-    y_pred: torch.Tensor, y: torch.Tensor, foreground_only: bool, ignore_index: int | None
-) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
-    """Yield the voxels that enter a metric, chunk by chunk. This is the one place that selects voxels.
+    y_pred: torch.Tensor,
+    y: torch.Tensor,
+    region: Region,
+    ignore_index: int | None = None,
+    sigmoid: bool = False,
+    temperature: float | None = None,
+    logits: bool = False,
+) -> Iterator[Voxels]:
+    """Yield the voxels of a region, chunk by chunk; see `read_chunks`."""
+    for voxels in read_chunks(y_pred, y, [region], ignore_index, sigmoid, temperature, logits):
+        selected = voxels if region.kind == "all" else voxels.select(voxels.inside(region))
+        if len(selected.label) > 0:
+            yield selected
+
+
+def read_chunks(
+    y_pred: torch.Tensor,
+    y: torch.Tensor,
+    regions: Sequence[Region],
+    ignore_index: int | None = None,
+    sigmoid: bool = False,
+    temperature: float | None = None,
+    logits: bool = False,
+) -> Iterator[Voxels]:
+    """Yield all voxels that are not ignored, chunk by chunk; `Voxels.inside` says which are in a region.
 
     Chunks with invalid values are not yielded. After the last chunk, one error reports the invalid values of all. If
     every probability is 0 or 1, there is a warning, once per process.
 
     Args:
-        y_pred: Probabilities from `check_tensors`.
+        y_pred: Prediction from `check_tensors`.
         y: Ground truth from `check_tensors`.
-        foreground_only: Whether to select only voxels whose ground truth is not class 0.
+        regions: Those that will be asked for.
         ignore_index: Ground-truth value of voxels to leave out; their probabilities are not checked.
+        sigmoid: Whether each channel is a binary problem of its own; each comes in chunks of its own.
+        temperature: By which the logits of `y_pred` were divided; "plausible" is decided without it. None is 1.
+        logits: Whether `y_pred` holds logits.
 
     Yields:
-        Index of the case, its probabilities `(N, voxels)` in float64, and its class indices `(voxels,)`.
+        Voxels of one case, and of one channel for sigmoids.
 
     Raises:
-        ValueError: Some values are not probabilities or not labels, `foreground_only` is neither True nor False, or
-            `ignore_index` is not a whole number.
+        ValueError: Some values are not probabilities (or not finite logits) or not labels, a structure has a class that
+            `y_pred` lacks, or an option has an unsuitable value.
     """
-    check_flag("foreground_only", foreground_only)
     check_ignore_index(ignore_index)
-    num_classes = y_pred.shape[1]
-    step = max(1, (CPU_CHUNK if y_pred.device.type == "cpu" else GPU_CHUNK) // num_classes)
+    check_temperature(temperature)
+    channels = y_pred.shape[1]
+    sigmoid = sigmoid or channels == 1
+    num_classes = 2 if sigmoid else channels
+    for region in regions:
+        region.true_classes(num_classes)  # checks those of a structure
+    bands = [region for region in regions if region.kind in ("band", "predicted_band")]
+    step = chunk_size(y_pred, num_classes)
     invalid = torch.zeros(4, dtype=torch.int64)
     any_voxel, only_0_and_1 = False, True
-    for case in range(len(y_pred)):
-        case_p, case_y = y_pred[case].flatten(1), y[case].flatten(1)
-        for start in range(0, case_p.shape[1], step):
-            p = case_p[:, start : start + step].double()
-            label = decode_labels(case_y[:, start : start + step])
-            if ignore_index is not None:
-                p, label = _select(label != ignore_index, p, label)
-            if len(label) > 0 and not _all_valid(p, label):
-                invalid += _count_invalid(p, label)
+    for case, channel in ((b, k) for b in range(len(y_pred)) for k in range(channels if sigmoid else 1)):
+        rows = slice(channel, channel + 1) if sigmoid else slice(None)
+        case_p, case_y = y_pred[case, rows].flatten(1), y[case, rows].flatten(1)
+        parts = [slice(start, start + step) for start in range(0, case_p.shape[1], step)]
+
+        def read(part: slice, case: int = case, channel: int = channel, p: Any = case_p, y: Any = case_y) -> Voxels:
+            values = p[:, part].double()
+            if sigmoid:
+                values = torch.cat([torch.zeros_like(values) if logits else 1 - values, values])
+            return Voxels(
+                case,
+                channel,
+                values,
+                decode_labels(y[:, part]),
+                logits,
+                1.0 if temperature is None else float(temperature),
+            )
+
+        masks = _band_masks(bands, map(read, parts), ignore_index, y_pred.shape[2:]) if bands else {}
+        for part in parts:
+            voxels = read(part)
+            kept = None if ignore_index is None else voxels.label != ignore_index
+            if kept is not None:
+                voxels = voxels.select(kept)
+            if len(voxels.label) > 0 and not _all_valid(voxels):
+                invalid += _count_invalid(voxels, sigmoid)
                 continue
-            any_voxel |= len(label) > 0
-            only_0_and_1 = only_0_and_1 and bool(((p == 0) | (p == 1)).all())
-            if foreground_only:
-                p, label = _select(label != 0, p, label)
-            if len(label) > 0:
-                yield case, p, label
+            any_voxel |= len(voxels.label) > 0
+            only_0_and_1 = only_0_and_1 and not logits and bool(((voxels.p == 0) | (voxels.p == 1)).all())
+            voxels.bands = {band: mask[part] if kept is None else mask[part][kept] for band, mask in masks.items()}
+            if len(voxels.label) > 0:
+                yield voxels
     if invalid.any():
-        raise ValueError(_describe_invalid(invalid.tolist(), y_pred, ignore_index))
+        raise ValueError(_describe_invalid(invalid.tolist(), y_pred, ignore_index, sigmoid, logits))
     if any_voxel and only_0_and_1:
         warn_once(
             "y_pred: expected probabilities, got only 0 and 1, as in a one-hot segmentation, which says nothing of "
-            "calibration; give the output of softmax"
+            f"calibration; give the output of {'sigmoid' if sigmoid else 'softmax'}"
         )
+
+
+def _band_masks(
+    bands: Sequence[Region], chunks: Iterator[Voxels], ignore_index: int | None, spatial: Sequence[int]
+) -> dict[Region, torch.Tensor]:
+    """Mask `(voxels,)` of each band in one case, or one channel of it."""
+    kinds = {band.kind for band in bands}
+    maps: dict[str, list[torch.Tensor]] = {kind: [] for kind in kinds}
+    for voxels in chunks:
+        for kind in kinds:
+            classes = voxels.label if kind == "band" else voxels.top[1]
+            if ignore_index is not None:
+                classes = classes.masked_fill(voxels.label == ignore_index, IGNORED)
+            maps[kind].append(classes.int())
+    whole = {kind: torch.cat(parts).view(*spatial) for kind, parts in maps.items()}
+    return {band: band_mask(whole[band.kind], band.limit, band.spacing).flatten() for band in bands}
 
 
 def top_label(p: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -143,46 +332,54 @@ def decode_labels(y: torch.Tensor) -> torch.Tensor:
     return label.masked_fill_(label != y[0], INVALID_LABEL) if y.is_floating_point() else label
 
 
-def _select(mask: torch.Tensor, p: torch.Tensor, label: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    index = mask.nonzero().squeeze(1)
-    return p.index_select(1, index), label.index_select(0, index)
-
-
-def _all_valid(p: torch.Tensor, label: torch.Tensor) -> bool:
-    extremes = (*p.aminmax(), *p.sum(0).aminmax(), *label.aminmax())
-    low, high, low_sum, high_sum, low_label, high_label = (value.item() for value in extremes)
-    return (  # False where NaN
+def _all_valid(voxels: Voxels) -> bool:
+    values, label = voxels.values, voxels.label
+    low_label, high_label, low, high = (value.item() for value in (*label.aminmax(), *values.aminmax()))
+    if not 0 <= low_label <= high_label < len(values):
+        return False
+    if voxels.from_logits:
+        return -math.inf < low <= high < math.inf  # False where NaN
+    low_sum, high_sum = (value.item() for value in values.sum(0).aminmax())
+    return (
         -RANGE_TOLERANCE <= low <= high <= 1 + RANGE_TOLERANCE
         and 1 - SUM_TOLERANCE <= low_sum <= high_sum <= 1 + SUM_TOLERANCE
-        and 0 <= low_label <= high_label < len(p)
     )
 
 
-def _count_invalid(p: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+def _count_invalid(voxels: Voxels, sigmoid: bool) -> torch.Tensor:
     """Numbers of values not finite, values outside [0, 1], voxels with another sum than 1, and invalid labels."""
-    finite = p.isfinite()
-    outside = finite & ((p < -RANGE_TOLERANCE) | (p > 1 + RANGE_TOLERANCE))
-    wrong_sum = (p.sum(0) - 1).abs() > SUM_TOLERANCE
-    return torch.stack([(~finite).sum(), outside.sum(), wrong_sum.sum(), ((label < 0) | (label >= len(p))).sum()]).cpu()
+    values, label = voxels.values, voxels.label
+    given = values[1:] if sigmoid else values
+    finite = given.isfinite()
+    outside = finite & ((given < -RANGE_TOLERANCE) | (given > 1 + RANGE_TOLERANCE))
+    wrong_sum = (values.sum(0) - 1).abs() > SUM_TOLERANCE
+    wrong_label = (label < 0) | (label >= len(values))
+    return torch.stack([(~finite).sum(), outside.sum(), wrong_sum.sum(), wrong_label.sum()]).cpu()
 
 
-def _describe_invalid(invalid: list[int], y_pred: torch.Tensor, ignore_index: int | None) -> str:
+def _describe_invalid(
+    invalid: list[int], y_pred: torch.Tensor, ignore_index: int | None, sigmoid: bool, logits: bool
+) -> str:
     not_finite, outside, wrong_sum, invalid_labels = invalid
-    values, num_classes = y_pred.numel(), y_pred.shape[1]
-    voxels = values // num_classes
-    remedy = "y_pred looks like logits; apply softmax"
+    values, channels = y_pred.numel(), y_pred.shape[1]
+    voxels = values if sigmoid else values // channels
+    if logits and not_finite:
+        return f"logits: expected finite values, got {not_finite} of {values} that are NaN or infinite"
     if not_finite:
         return f"y_pred: expected probabilities, got {not_finite} of {values} values that are NaN or infinite"
-    if outside:
+    if outside and not logits:
+        remedy = f"y_pred looks like logits; apply {'sigmoid' if sigmoid else 'softmax'}"
         return f"y_pred: expected probabilities, got {outside} of {values} values outside [0, 1]: {remedy}"
-    if wrong_sum:
+    if wrong_sum and not logits:
         return (
             "y_pred: expected probabilities that sum to 1 over the classes, got another sum in "
-            f"{wrong_sum} of {voxels} voxels; apply softmax to the logits, not sigmoid; for the sigmoid of one class, "
-            "p, give torch.cat([1 - p, p], 1)"
+            f"{wrong_sum} of {voxels} voxels; apply softmax to the logits, not sigmoid; if each channel is a structure "
+            "of its own with a sigmoid, set sigmoid=True"
         )
     ignored = "" if ignore_index is None else f" (or ignore_index={ignore_index})"
+    if sigmoid:
+        return f"y: expected 0 or 1 in each channel{ignored}, got other values in {invalid_labels} of {voxels} voxels"
     return (
-        f"y: expected class indices from 0 to {num_classes - 1}{ignored} or their one-hot encoding, got other values "
+        f"y: expected class indices from 0 to {channels - 1}{ignored} or their one-hot encoding, got other values "
         f"in {invalid_labels} of {voxels} voxels"
     )

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from monai.data import MetaTensor
 from torch.nn import functional as F
 
-from calib_components.metrics import CalibrationBins, calibration_bins, voxels
+from calib_components.metrics import CalibrationBins, ECEMetric, calibration_bins, voxels
 from tests.helpers import SHARED
 
 GOLDEN = SHARED / "golden"
@@ -199,6 +199,17 @@ def test_json_is_exact() -> None:
         assert field.dtype == getattr(bins, name).dtype
 
 
+def test_json_is_exact_for_expected_counts() -> None:
+    metric = ECEMetric(num_bins=3)
+    metric(*random_case(4))
+    for bins in (metric.case_bins_if_true, CalibrationBins(*(torch.ones(1, 3, dtype=torch.float64) for _ in range(3)))):
+        assert bins is not None
+        read = CalibrationBins.from_dict(json.loads(json.dumps(bins.to_dict())))
+        for name, field in vars(read).items():
+            assert torch.equal(field, getattr(bins, name))
+            assert field.dtype == torch.float64
+
+
 def test_bins_are_compared_by_identity() -> None:
     first, second = (calibration_bins(*random_case(4)) for _ in range(2))
     assert first == first
@@ -223,7 +234,8 @@ def test_the_earlier_form_is_still_read() -> None:
         ({"count": [[1]], "confidence_sum": [["a"]], "num_correct": [[1.0]]}, r"^confidence_sum: expected .* numbers"),
         ({"count": [[1], [1, 2]], "confidence_sum": [[1.0]], "num_correct": [[1.0]]}, r"^count: expected nested lists"),
         ({"count": [[1]], "confidence_sum": [[1.0, 2.0]], "num_correct": [[1.0]]}, r"expected one shape.*\(1, 2\)"),
-        ({"count": [[1.9]], "confidence_sum": [[1.0]], "num_correct": [[1.0]]}, r"^count: expected whole numbers"),
+        ({"count": [[np.nan]], "confidence_sum": [[1.0]], "num_correct": [[1.0]]}, r"^count: expected finite numbers"),
+        ({"count": [[np.inf]], "confidence_sum": [[1.0]], "num_correct": [[1.0]]}, r"^count: expected finite numbers"),
         ({"count": [[-1]], "confidence_sum": [[0.0]], "num_correct": [[0.0]]}, r"^confidence_sum: expected sums"),
         ({"count": [[1]], "confidence_sum": [[1.1]], "num_correct": [[1.0]]}, r"^confidence_sum: expected sums"),
         ({"count": [[1]], "confidence_sum": [[1.0]], "num_correct": [[3.0]]}, r"^num_correct: expected sums between 0"),

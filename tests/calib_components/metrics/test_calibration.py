@@ -109,10 +109,11 @@ def test_aggregate_gathers_ece_and_cece_of_all_processes(monkeypatch: pytest.Mon
     metric = CalibrationMetric()
     metric(y_pred, y)
     metric.aggregate()
-    assert sorted(gathered) == [(CASES, 3, 15)] * 3 + [(CASES, 15)] * 3
+    # Observed and expected bins, and one value each for NLL and Brier score.
+    assert sorted(gathered) == [(CASES,)] * 2 + [(CASES, 3, 15)] * 6 + [(CASES, 15)] * 6
     assert len(metric.cece.aggregate("none")) == len(metric.aggregate("none")) == 2 * CASES
     assert metric.cece.bins.count.sum() == 2 * 3 * (y > 0).sum()
-    assert len(gathered) == 6  # so that a single process may read the CECE after aggregate()
+    assert len(gathered) == 14  # so that a single process may read the CECE after aggregate()
 
 
 @pytest.mark.parametrize("name", ["metrics_k2", "metrics_k4"])

@@ -160,10 +160,12 @@ def test_without_a_case_there_is_nothing_to_aggregate(metric_type: type) -> None
 
 
 def test_options_and_their_defaults() -> None:
-    calibration = {"num_bins": 15, "foreground_only": True, "ignore_index": None}
-    scoring = {"foreground_only": True, "ignore_index": None}
+    scoring = {"foreground_only": None, "ignore_index": None, "region": None, "sigmoid": False}
+    calibration = {"num_bins": 15, **scoring}
+    further = {"regions": (), "structures": None, "temperature": None, "draws": 0}
     expected: dict[Callable, dict] = {
-        **dict.fromkeys([ECEMetric, CECEMetric, CalibrationMetric, adaptive_calibration_error], calibration),
+        **dict.fromkeys([ECEMetric, CECEMetric, adaptive_calibration_error], calibration),
+        CalibrationMetric: {**calibration, **further},
         calibration_bins: {**calibration, "classwise": False},
         **dict.fromkeys([NLLMetric, BrierMetric, negative_log_likelihood, brier_score], scoring),
         DSCMetric: {"include_background": False},

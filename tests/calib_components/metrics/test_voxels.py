@@ -32,7 +32,12 @@ ONE_HOT = F.one_hot(Y[:, 0], 4).movedim(-1, 1)
     ("y_pred", "y", "message"),
     [
         (P[0], Y, r"^y: expected shape \(4, 1, 6\) .*got \(2, 1, 5, 6\)$"),
-        (P[:, :1], Y, r"N >= 2 classes, got \(2, 1, 5, 6\)"),
+        (P[:, :1], Y, r"^y: expected 0 or 1 in each channel, got other values in \d+ of 60 voxels$"),
+        (
+            P[:, :1],
+            ONE_HOT,
+            r"^y: expected shape \(2, 1, 5, 6\) \(0 or 1 in each channel\) to match y_pred, got \(2, 4, 5",
+        ),
         (P[:, :, 0, 0], Y[:, :, 0, 0], r"^y_pred: expected shape \(B, N, \*S\)"),
         (P, Y[:, 0], r"^y: expected shape \(2, 1, 5, 6\) \(class index\) or \(2, 4, 5, 6\).*got \(2, 5, 6\)"),
         (P, Y[..., :5], r"got \(2, 1, 5, 5\)"),

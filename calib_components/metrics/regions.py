@@ -1,0 +1,277 @@
+"""Regions: which voxels count for a calibration error, a scoring rule, or the fit of a temperature.
+
+Regions chosen by the prediction alone:
+
+- `all`: every voxel.
+- `predicted`: the predicted class is not background (class 0).
+- `plausible(e)`: the probability of foreground, `1 - p_0`, is above `e` (0.05).
+- `predicted_band(r)`: at most `r` (2) from a face between voxels of different predicted classes.
+
+Regions chosen by the ground truth:
+
+- `foreground`: the ground truth is not background, as in Murugesan et al., "Trust Your Neighbours: Penalty-Based
+  Constraints for Model Calibration", MICCAI 2023.
+- `union`: the ground truth or the predicted class is not background.
+- `band(r)`: at most `r` (2) from a face between voxels of different ground-truth classes.
+- a structure: the ground truth is one of some classes.
+
+Ignored voxels are in no region. Distances are from the center of a voxel to the nearest point of a face, in voxels, or
+in mm where a spacing is given: the two voxels at a face are 0.5 voxels from it. A face of an ignored voxel does not
+count.
+
+A region chosen by the ground truth does not measure calibration. Probabilities are calibrated if, among all voxels with
+probability 0.6 of background, 60 % are background. None of those that are foreground is, so even the true probabilities
+have an error in `foreground`, and less confident ones have a smaller one. Report such an error next to its value if the
+probabilities were true, which is 0 for regions chosen by the prediction.
+
+Voxels of one image are not independent: errors and their intervals computed as if they were vary more from image to
+image than the number of voxels suggests.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from calib_components.arguments import check_flag, is_whole
+
+__all__ = ["IGNORED", "Region", "band_mask", "choose_region"]
+
+BY_PREDICTION = ("all", "predicted", "plausible", "predicted_band")
+BY_GROUND_TRUTH = ("foreground", "union", "band")
+DEFAULTS = {"plausible": 0.05, "predicted_band": 2.0, "band": 2.0}
+IGNORED = -1  # stands for the class of an ignored voxel in a map of classes
+
+
+@dataclass(frozen=True)
+class Region:
+    """Which voxels of a case count, see the head of `calib_components.metrics.regions`.
+
+    `Region.parse` makes one of a name or of class indices; the constructor is needed only for bands in mm.
+
+    Args:
+        kind: "all", "predicted", "plausible", "predicted_band", "foreground", "union", "band" or "structure".
+        parameter: Threshold of "plausible" (default 0.05), or radius of a band (default 2) in voxels or in the unit of
+            `spacing`.
+        classes: Class indices of a "structure".
+        spacing: Size of a voxel along each spatial axis, such as in mm; None measures in voxels. Only for bands.
+
+    Raises:
+        ValueError: An argument has an unsuitable value.
+
+    Examples:
+        >>> from calib_components.metrics import Region
+        >>> Region.parse("plausible(0.1)").parameter
+        0.1
+        >>> Region.parse([1, 3]).name
+        'structure_1_3'
+        >>> Region("band", 3, spacing=(1.5, 1.5, 10)).by_prediction
+        False
+    """
+
+    kind: str
+    parameter: float | None = None
+    classes: tuple[int, ...] = ()
+    spacing: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in (*BY_PREDICTION, *BY_GROUND_TRUTH, "structure"):
+            raise ValueError(_message(self.kind))
+        is_band, is_structure = self.kind.endswith("band"), self.kind == "structure"
+        if self.parameter is None:
+            object.__setattr__(self, "parameter", DEFAULTS.get(self.kind))
+        elif self.kind not in DEFAULTS:
+            raise ValueError(f"region: expected no parameter for {self.kind!r}, got {self.parameter!r}")
+        else:
+            is_number = isinstance(self.parameter, numbers.Real) and not isinstance(self.parameter, bool)
+            if not (is_number and (0 < self.parameter < math.inf if is_band else 0 <= self.parameter < 1)):
+                expected = "a radius above 0" if is_band else "a threshold of at least 0 and below 1"
+                raise ValueError(f"region: expected {expected} for {self.kind!r}, got {self.parameter!r}")
+            object.__setattr__(self, "parameter", float(self.parameter))
+        if bool(self.classes) != is_structure or not all(is_whole(k) and k >= 0 for k in self.classes):
+            expected = "class indices" if is_structure else f"no classes for {self.kind!r}"
+            raise ValueError(f"region: expected {expected}, got {list(self.classes)}")
+        object.__setattr__(self, "classes", tuple(sorted({int(k) for k in self.classes})))
+        if self.spacing is not None:
+            if not is_band:
+                raise ValueError(f"spacing: expected None for region {self.kind!r}, got {self.spacing!r}")
+            if not all(isinstance(size, numbers.Real) and 0 < size < math.inf for size in self.spacing):
+                raise ValueError(f"spacing: expected positive numbers, got {self.spacing!r}")
+            object.__setattr__(self, "spacing", tuple(map(float, self.spacing)))
+
+    @classmethod
+    def parse(cls, value: Any) -> Region:
+        """Return the region that a value describes.
+
+        Args:
+            value: A `Region`; a name, which may have a parameter, such as "plausible(0.1)" or "band(3)"; or a class
+                index or a sequence of them: that structure.
+
+        Raises:
+            ValueError: The value describes no region.
+        """
+        if isinstance(value, Region):
+            return value
+        classes = [value] if is_whole(value) else value
+        if isinstance(value, str):
+            found = re.fullmatch(r"(\w+)(?:\((\d*\.?\d+)\))?", value)
+            if found and found[1] in (*BY_PREDICTION, *BY_GROUND_TRUTH):
+                return cls(found[1], None if found[2] is None else float(found[2]))
+        elif isinstance(classes, Sequence) and classes and all(is_whole(k) and k >= 0 for k in classes):
+            return cls("structure", classes=tuple(classes))
+        raise ValueError(_message(value))
+
+    @property
+    def name(self) -> str:
+        """Name of the region, such as "foreground", "band(3)" or "structure_1_2"; a default parameter is left out."""
+        if self.kind == "structure":
+            return "_".join(["structure", *map(str, self.classes)])
+        return self.kind if self.parameter == DEFAULTS.get(self.kind) else f"{self.kind}({self.parameter:g})"
+
+    @property
+    def by_prediction(self) -> bool:
+        """Whether the prediction alone decides which voxels count; if so, true probabilities have no error."""
+        return self.kind in BY_PREDICTION
+
+    @property
+    def has_closed_form(self) -> bool:
+        """Whether a voxel's prediction and own label decide: "foreground", "union" and structures.
+
+        For these, the error that true probabilities would have is computed.
+        """
+        return self.kind in ("foreground", "union", "structure")
+
+    @property
+    def limit(self) -> float:
+        """The parameter of a region that has one."""
+        assert self.parameter is not None
+        return self.parameter
+
+    def true_classes(self, num_classes: int) -> list[int]:
+        """Classes whose voxels are in the region whatever is predicted; none for regions without a closed form."""
+        if self.kind == "structure":
+            if self.classes[-1] >= num_classes:
+                raise ValueError(
+                    f"region: expected class indices from 0 to {num_classes - 1}, got {list(self.classes)}"
+                )
+            return list(self.classes)
+        return list(range(1, num_classes)) if self.has_closed_form else []
+
+
+def _message(value: Any) -> str:
+    names = ", ".join(map(repr, (*BY_PREDICTION, *BY_GROUND_TRUTH)))
+    return f"region: expected one of {names}, or class indices, got {value!r}"
+
+
+def choose_region(region: Any, foreground_only: bool | None) -> Region:
+    """Return the region of a metric: `region`, or what `foreground_only` says, or "foreground" if both are None.
+
+    Raises:
+        ValueError: `region` describes none, `foreground_only` is not True, False or None, or the two differ.
+    """
+    if foreground_only is None:
+        return Region.parse("foreground" if region is None else region)
+    check_flag("foreground_only", foreground_only)
+    same = Region("foreground" if foreground_only else "all")
+    if region is not None and Region.parse(region) != same:
+        raise ValueError(
+            f"foreground_only: expected None if region is given, got {foreground_only} and region={region!r}"
+        )
+    return same
+
+
+def band_mask(classes: torch.Tensor, radius: float, spacing: Sequence[float] | None = None) -> torch.Tensor:
+    """Find the voxels at most `radius` from a face between voxels of different classes.
+
+    Exact for any spacing: the distance is from the center of a voxel to the nearest point of the face. Takes a few
+    bytes per voxel; its time grows with the number of voxels within the radius.
+
+    Shape:
+        - classes, output: `(*S)`.
+
+    Args:
+        classes: Class of each voxel; `IGNORED` where a voxel is ignored, whose faces do not count.
+        radius: Largest distance, in the unit of `spacing`.
+        spacing: Size of a voxel along each axis; None measures in voxels.
+
+    Returns:
+        Boolean mask.
+
+    Raises:
+        ValueError: `spacing` does not have one value for each axis.
+
+    Examples:
+        >>> import torch
+        >>> from calib_components.metrics.regions import band_mask
+        >>> band_mask(torch.tensor([0, 0, 0, 1, 1, 1]), radius=1.5).int()  # the face is between the third and fourth
+        tensor([0, 1, 1, 1, 1, 0], dtype=torch.int32)
+    """
+    if spacing is None:
+        spacing = (1.0,) * classes.ndim
+    if len(spacing) != classes.ndim:
+        raise ValueError(f"spacing: expected one value for each of the {classes.ndim} spatial axes, got {spacing}")
+    mask = torch.zeros(classes.shape, dtype=torch.bool, device=classes.device)
+    box = _box_around_faces(classes, [int(radius / size + 0.5) for size in spacing])
+    if box is None:
+        return mask
+    classes, in_box = classes[box], mask[box]  # views
+    limit = radius**2 * (1 + 1e-9)  # so that rounding leaves out no voxel at exactly this distance
+    for axis, size in enumerate(spacing):
+        faces = _faces(classes, axis)  # face i is between voxels i and i + 1
+        others = [(other, spacing[other]) for other in range(classes.ndim) if other != axis]
+        for steps in range(faces.shape[axis]):
+            left = limit - ((steps + 0.5) * size) ** 2
+            if left < 0:
+                break
+            near = _dilate(faces, left, others)
+            length = faces.shape[axis] - steps
+            in_box.narrow(axis, 0, length).logical_or_(near.narrow(axis, steps, length))  # voxels i - steps
+            in_box.narrow(axis, 1 + steps, length).logical_or_(near.narrow(axis, 0, length))  # voxels i + 1 + steps
+    return mask
+
+
+def _faces(classes: torch.Tensor, axis: int) -> torch.Tensor:
+    length = classes.shape[axis] - 1
+    below, above = classes.narrow(axis, 0, length), classes.narrow(axis, 1, length)
+    return (below != above) & (below != IGNORED) & (above != IGNORED)
+
+
+def _dilate(faces: torch.Tensor, limit: float, axes: Sequence[tuple[int, float]]) -> torch.Tensor:
+    """Spread faces along axes in which they extend half a voxel, to squared distances up to a limit."""
+    if not axes:
+        return faces
+    (axis, size), *rest = axes
+    spread = _dilate(faces, limit, rest).clone()
+    for steps in range(1, faces.shape[axis]):
+        left = limit - ((steps - 0.5) * size) ** 2
+        if left < 0:
+            break
+        near = _dilate(faces, left, rest)
+        length = faces.shape[axis] - steps
+        spread.narrow(axis, steps, length).logical_or_(near.narrow(axis, 0, length))
+        spread.narrow(axis, 0, length).logical_or_(near.narrow(axis, steps, length))
+    return spread
+
+
+def _box_around_faces(classes: torch.Tensor, margins: Sequence[int]) -> tuple[slice, ...] | None:
+    """Smallest box that holds the voxels of all faces and a margin; None without faces."""
+    lows, highs = [math.inf] * classes.ndim, [-1] * classes.ndim
+    for axis in range(classes.ndim):
+        faces = _faces(classes, axis)
+        for other in range(classes.ndim):
+            where = faces.movedim(other, 0).flatten(1).any(1).nonzero() if classes.ndim > 1 else faces.nonzero()
+            if len(where):
+                lows[other] = min(lows[other], int(where[0]))
+                highs[other] = max(highs[other], int(where[-1]) + (other == axis))
+    if highs[0] < 0:
+        return None
+    return tuple(
+        slice(max(int(low) - margin, 0), high + margin + 1)
+        for low, high, margin in zip(lows, highs, margins, strict=True)
+    )

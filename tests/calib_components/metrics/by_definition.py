@@ -1,0 +1,101 @@
+"""Regions, and calibration errors in them, by their definitions in numpy: slow, in float64, one case at a time."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+BINS = 15
+
+
+def band(classes: Array, radius: float, spacing: Sequence[float] | None = None) -> Array:
+    """Voxels at most `radius` from a face between voxels of different classes; -1 is ignored."""
+    size = np.ones(classes.ndim) if spacing is None else np.array(spacing)
+    reach = [int(radius / s + 1) for s in size]
+    found = np.pad(np.zeros(classes.shape, bool), [(n, n) for n in reach])
+    for axis in range(classes.ndim):
+        low, high = (np.delete(classes, at, axis) for at in (-1, 0))
+        faces = (low != high) & (low != -1) & (high != -1)
+        for offset in itertools.product(*(range(-n, n + 1) for n in reach)):  # from the voxel below the face
+            distance = np.maximum(np.abs(np.array(offset, float)) - 0.5, 0)
+            distance[axis] = abs(offset[axis] - 0.5)
+            if ((distance * size) ** 2).sum() <= radius**2 + 1e-9:
+                shifted = (slice(n + o, n + o + m) for n, o, m in zip(reach, offset, faces.shape, strict=True))
+                found[tuple(shifted)] |= faces
+    return found[tuple(slice(n, n + m) for n, m in zip(reach, classes.shape, strict=True))]
+
+
+def inside(
+    region: Any, p: Array, label: Array, ignored: Array | None = None, temperature: float = 1.0, radius: float = 2
+) -> Array:
+    """Mask of a region `(*S)` from probabilities `(N, *S)` and labels `(*S)`."""
+    ignored = np.zeros(label.shape, bool) if ignored is None else ignored
+    predicted = p.argmax(0)
+    if region == "plausible":
+        powers = p**temperature
+        mask = 1 - powers[0] / powers.sum(0) > 0.05
+    elif region == "band":
+        mask = band(np.where(ignored, -1, label), radius)
+    elif region == "predicted_band":
+        mask = band(np.where(ignored, -1, predicted), radius)
+    elif isinstance(region, str):
+        foreground, found = label != 0, predicted != 0
+        mask = {"all": label == label, "predicted": found, "foreground": foreground, "union": foreground | found}[
+            region
+        ]
+    else:
+        mask = np.isin(label, region)
+    return mask & ~ignored
+
+
+def bin_index(confidence: Array) -> Array:
+    """Bins `(lo, hi]` of equal width."""
+    return np.clip(np.digitize(confidence, np.arange(BINS + 1) / BINS, right=True), 1, BINS) - 1
+
+
+def error(index: Array, confidence: Array, event: Array, weight: Array | None = None) -> float:
+    """ECE: weights count voxels; a dimension before the voxels repeats them."""
+    weight = np.ones(confidence.shape) if weight is None else weight
+    index, confidence, event = (np.broadcast_to(x, weight.shape).ravel() for x in (index, confidence, event))
+    weight = weight.ravel()
+    gaps = np.bincount(index, weight * confidence, BINS) - np.bincount(index, weight * event, BINS)
+    return float(np.abs(gaps).sum() / weight.sum())
+
+
+class Case:
+    """A case `(N, *S)` without its ignored voxels, sorted into bins once."""
+
+    def __init__(self, p: Array, kept: Array) -> None:
+        self.p, self.kept = p, kept
+        self.flat = p[:, kept]
+        self.top, self.predicted = self.flat.max(0), self.flat.argmax(0)
+        self.top_index, self.index = bin_index(self.top), bin_index(self.flat)
+
+    def measures(self, label: Array, mask: Array) -> dict[str, float]:
+        """ECE, CECE, NLL and Brier score of the voxels of a mask `(*S)`."""
+        label, at = label[self.kept], mask[self.kept].nonzero()[0]
+        p, label = self.flat[:, at], label[at]
+        one_hot = np.arange(len(p))[:, None] == label
+        of_classes = [error(self.index[k, at], p[k], one_hot[k]) for k in range(len(p))]
+        return {
+            "ece": error(self.top_index[at], self.top[at], self.predicted[at] == label),
+            "cece": float(np.mean(of_classes)),
+            "nll": float(-np.log(p[label, np.arange(len(at))]).mean()),
+            "brier": float(((p - one_hot) ** 2).sum(0).mean()),
+        }
+
+    def errors_if_true(self, region: Any) -> dict[str, float]:
+        """ECE and CECE if each label k has probability p_k: every voxel counts for each label, with weight p_k."""
+        classes = np.arange(len(self.p))[:, None]
+        inside_with = [inside(region, self.p, np.full(self.p.shape[1:], k))[self.kept] for k in classes]
+        weight = np.stack(inside_with) * self.flat
+        of_classes = [error(self.index[j], self.flat[j], classes == j, weight) for j in range(len(classes))]
+        return {
+            "ece": error(self.top_index, self.top, classes == self.predicted, weight),
+            "cece": float(np.mean(of_classes)),
+        }

@@ -1,0 +1,465 @@
+"""Regions: names, masks worked by hand, bands, and all measures in all regions against their definitions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from calib_components.metrics import (
+    BrierMetric,
+    CalibrationBins,
+    CalibrationMetric,
+    CECEMetric,
+    ECEMetric,
+    NLLMetric,
+    Region,
+    adaptive_calibration_error,
+    brier_score,
+    calibration_bins,
+    negative_log_likelihood,
+    resampled_errors,
+    voxels,
+)
+from calib_components.metrics.regions import IGNORED, band_mask
+from calib_components.metrics.voxels import check_tensors, read_voxels
+from tests.calib_components.metrics import by_definition
+
+BY_PREDICTION = ["all", "predicted", "plausible", "predicted_band"]
+CLOSED_FORM = ["foreground", "union", (1,), (2, 3)]
+REGIONS = [*BY_PREDICTION, *CLOSED_FORM, "band"]
+IGNORE = 255
+
+
+def blobs(shape: Sequence[int], seed: int = 0, classes: int = 4, sharpness: float = 8.0) -> torch.Tensor:
+    """Probabilities `(1, N, *S)` in float64: mostly background, one class inside another, with soft borders."""
+    generator = torch.Generator().manual_seed(seed)
+    axes = torch.meshgrid(*(torch.linspace(-1, 1, n, dtype=torch.float64) for n in shape), indexing="ij")
+    radius = sum(axis**2 for axis in axes) ** 0.5
+    rings = [sharpness * (0.2 - (radius - 0.2 * (classes - 1 - k)).abs()) for k in range(1, classes)]
+    logits = torch.stack([sharpness * (radius - 0.7), *rings])
+    return (logits + 0.5 * torch.randn(logits.shape, generator=generator, dtype=torch.float64)).softmax(0)[None]
+
+
+def draw_labels(p: torch.Tensor, seed: int) -> torch.Tensor:
+    """Labels `(B, 1, *S)` from probabilities `(B, N, *S)`."""
+    u = torch.rand(p[:, :1].shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return (p.cumsum(1) < u).sum(1, keepdim=True).clamp(max=p.shape[1] - 1)
+
+
+def metric_of(regions: Sequence[Any], **options: Any) -> dict[Any, CalibrationMetric]:
+    """One metric of the first region, and by region the metrics that it updates in the same pass."""
+    first, *others = regions
+    metric = CalibrationMetric(region=first, regions=others, **options)
+    return dict(zip(regions, [metric, *metric.regions.values()], strict=True))
+
+
+def values_of(metric: CalibrationMetric) -> dict[str, float]:
+    parts = {"ece": metric, "cece": metric.cece, "nll": metric.nll, "brier": metric.brier}
+    return {name: part.aggregate().item() for name, part in parts.items()}
+
+
+# Names
+
+
+@pytest.mark.parametrize(
+    ("value", "region", "name"),
+    [
+        ("all", Region("all"), "all"),
+        ("plausible", Region("plausible", 0.05), "plausible"),
+        ("plausible(0.05)", Region("plausible"), "plausible"),
+        ("plausible(.1)", Region("plausible", 0.1), "plausible(0.1)"),
+        ("band(3)", Region("band", 3), "band(3)"),
+        ("predicted_band(1.5)", Region("predicted_band", 1.5), "predicted_band(1.5)"),
+        (2, Region("structure", classes=(2,)), "structure_2"),
+        ([3, 1, 3], Region("structure", classes=(1, 3)), "structure_1_3"),
+        (Region("structure", classes=(3, 1)), Region.parse([1, 3]), "structure_1_3"),
+        (np.int64(2), Region("structure", classes=(2,)), "structure_2"),
+        (Region("union"), Region("union"), "union"),
+    ],
+)
+def test_parse_and_name(value: Any, region: Region, name: str) -> None:
+    assert Region.parse(value) == region
+    assert region.name == name
+
+
+def test_what_chooses_the_voxels() -> None:
+    regions = {Region.parse(region) for region in REGIONS}
+    assert {r.name for r in regions if r.by_prediction} == {"all", "predicted", "plausible", "predicted_band"}
+    assert {r.name for r in regions if r.has_closed_form} == {"foreground", "union", "structure_1", "structure_2_3"}
+
+
+def test_foreground_only_is_another_name() -> None:
+    p, y = blobs((8, 9)), draw_labels(blobs((8, 9)), 0)
+    for flag, region in ((True, "foreground"), (False, "all"), (None, "foreground")):
+        expected = calibration_bins(p, y, region=region).to_dict()
+        assert calibration_bins(p, y, foreground_only=flag).to_dict() == expected
+        assert calibration_bins(p, y, foreground_only=flag, region=region).to_dict() == expected
+    metrics = (ECEMetric, CECEMetric, CalibrationMetric, NLLMetric, BrierMetric)
+    assert {metric(foreground_only=False).region.name for metric in metrics} == {"all"}
+
+
+# By hand: two classes, six voxels in a row
+#   p_1           0.02  0.10  0.25  0.60  0.90  0.04
+#   predicted     0     0     0     1     1     0
+#   ground truth  0     0     1     1     0     0
+HAND_P1 = torch.tensor([0.02, 0.10, 0.25, 0.60, 0.90, 0.04], dtype=torch.float64)
+HAND_P = torch.stack([1 - HAND_P1, HAND_P1])[None]
+HAND_Y = torch.tensor([[[0, 0, 1, 1, 0, 0]]])
+
+
+@pytest.mark.parametrize(
+    ("region", "members"),
+    [
+        ("all", [0, 1, 2, 3, 4, 5]),
+        ("predicted", [3, 4]),
+        ("plausible", [1, 2, 3, 4]),
+        ("plausible(0.25)", [3, 4]),  # 0.25 is not above 0.25
+        ("predicted_band(1)", [2, 3, 4, 5]),
+        ("predicted_band(1.5)", [1, 2, 3, 4, 5]),
+        ("foreground", [2, 3]),
+        ("union", [2, 3, 4]),
+        ("band(0.5)", [1, 2, 3, 4]),
+        ("band", [0, 1, 2, 3, 4, 5]),
+        (0, [0, 1, 4, 5]),
+        ([0, 1], [0, 1, 2, 3, 4, 5]),
+    ],
+)
+def test_regions_by_hand(region: Any, members: list[int]) -> None:
+    (found,) = read_voxels(*check_tensors(HAND_P, HAND_Y), Region.parse(region))
+    assert torch.equal(found.p, HAND_P[0][:, members])
+    assert torch.equal(found.label, HAND_Y[0, 0, members])
+    of_region = calibration_bins(HAND_P, HAND_Y, region=region)
+    assert of_region.to_dict() == calibration_bins(HAND_P[..., members], HAND_Y[..., members], region="all").to_dict()
+
+
+def test_a_face_of_an_ignored_voxel_does_not_count() -> None:
+    for ignored, members in ((1, [2, 3, 4, 5]), (3, [0, 1, 2]), (4, [0, 1, 2, 3])):
+        y = HAND_Y.clone()
+        y[..., ignored] = IGNORE
+        p = HAND_P.clone()
+        p[..., ignored] = torch.nan
+        bins = calibration_bins(p, y, region="band(1.5)", ignore_index=IGNORE)
+        kept = calibration_bins(HAND_P[..., members], HAND_Y[..., members], region="all")
+        assert bins.to_dict() == kept.to_dict(), ignored
+    y = HAND_Y.clone()
+    y[..., 3] = IGNORE  # one of the two faces of the prediction is left, between 4 and 5
+    bins = calibration_bins(HAND_P, y, region="predicted_band(0.5)", ignore_index=IGNORE)
+    assert bins.to_dict() == calibration_bins(HAND_P[..., 4:], HAND_Y[..., 4:], region="all").to_dict()
+
+
+def test_closed_form_by_hand() -> None:
+    """Of two voxels with p_1 = 0.8 and 0.4, which have weights 0.8 and 0.4 in the foreground."""
+    p1 = torch.tensor([0.8, 0.4], dtype=torch.float64)
+    p = torch.stack([1 - p1, p1])[None]
+    metric = CalibrationMetric(regions=["union", "predicted", "band"])
+    metric(p, torch.tensor([[[1, 0]]]))
+    # The first is correct with certainty (0.8 instead of 1), the second never (0.6 instead of 0).
+    assert metric.aggregate_if_true().item() == pytest.approx((0.8 * 0.2 + 0.4 * 0.6) / 1.2)
+    bins = metric.bins_if_true
+    assert bins is not None
+    assert bins.count[0, [11, 8]].tolist() == pytest.approx([0.8, 0.4])  # 0.8 and 0.6 in 15 bins
+    assert bins.confidence_sum[0, [11, 8]].tolist() == pytest.approx([0.64, 0.24])
+    assert bins.num_correct[0, [11, 8]].tolist() == pytest.approx([0.8, 0])
+    # Class 1 is certain, class 0 impossible.
+    assert metric.cece.aggregate_if_true("mean_batch").tolist() == pytest.approx(
+        [(0.8 * 0.2 + 0.4 * 0.6) / 1.2, (0.8 * 0.2 + 0.4 * 0.6) / 1.2]
+    )
+    # The first is predicted foreground, so it is in the union with any label and has no error.
+    assert metric.regions["union"].aggregate_if_true().item() == pytest.approx(0.4 * 0.6 / 1.4)
+    assert metric.regions["predicted"].aggregate_if_true().item() == 0
+    assert metric.regions["band"].aggregate_if_true().isnan()
+    assert metric.regions["band"].bins_if_true is None
+    assert metric.aggregate_resampled().isnan()
+
+
+# Bands
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10**6), st.lists(st.integers(1, 8), min_size=1, max_size=3), st.sampled_from([0.5, 1.5, 2, 3.7]))
+def test_band_equals_its_definition(seed: int, shape: list[int], radius: float) -> None:
+    rng = np.random.default_rng(seed)
+    classes = (rng.random(shape) < 0.1) * rng.integers(1, 3)
+    classes[rng.random(shape) < 0.03] = IGNORED
+    for spacing in (None, tuple(rng.choice([0.5, 1.0, 1.5, 3.0], len(shape)))):
+        found = band_mask(torch.from_numpy(classes).int(), radius, spacing)
+        assert np.array_equal(found.numpy(), by_definition.band(classes, radius, spacing))
+
+
+def test_band_around_a_corner() -> None:
+    """Distances to the faces of one voxel: beside it 0.5, then 1.5; diagonally, to its corner, sqrt(0.5) and more."""
+    classes = torch.zeros(7, 7, dtype=torch.int32)
+    classes[3, 3] = 1
+    assert band_mask(classes, 0.5).int().sum() == 1 + 4
+    assert band_mask(classes, 0.7).int().sum() == 1 + 4
+    assert band_mask(classes, 0.71).int().sum() == 1 + 8
+    assert band_mask(classes, 1.5).int().sum() == 1 + 8 + 4
+    assert band_mask(classes, 1.5, (1.0, 3.0))[3].int().tolist() == [0, 0, 1, 1, 1, 0, 0]
+
+
+def test_no_face_no_band() -> None:
+    assert not band_mask(torch.ones(4, 5, dtype=torch.int32), 3).any()
+    with pytest.raises(ValueError, match=r"^spacing: expected one value for each of the 2 spatial axes, got \(1\.0,\)"):
+        band_mask(torch.ones(4, 5), 3, (1.0,))
+
+
+def test_band_in_mm_in_a_metric() -> None:
+    p = blobs((10, 12, 9))
+    y = draw_labels(p, 0)
+    for kind, classes in (("band", y[0, 0]), ("predicted_band", p[0].argmax(0))):
+        bins = calibration_bins(p, y, region=Region(kind, 4, spacing=(1, 1.5, 5)))
+        assert bins.count.sum() == by_definition.band(classes.numpy(), 4, (1, 1.5, 5)).sum()
+
+
+# All measures in all regions
+
+
+def assert_equals_definitions(p: torch.Tensor, y: torch.Tensor, temperature: float | None, tolerance: float) -> None:
+    """One pass, with ignored voxels."""
+    y = y.clone()
+    ignored = torch.rand(y.shape, generator=torch.Generator().manual_seed(9)) < 0.02
+    y[ignored] = IGNORE
+    metrics = metric_of(REGIONS, ignore_index=IGNORE, temperature=temperature)
+    next(iter(metrics.values()))(p, y)
+    p0, label, out = p[0].double().numpy(), y[0, 0].numpy(), ignored[0, 0].numpy()
+    case = by_definition.Case(p0, ~out)
+    for region, metric in metrics.items():
+        mask = by_definition.inside(region, p0, label, out, temperature or 1)
+        assert 0 < mask.sum() == metric.bins.count.sum()
+        assert values_of(metric) == pytest.approx(case.measures(label, mask), abs=tolerance)
+        if region in CLOSED_FORM:
+            expected = case.errors_if_true(region)
+            assert metric.aggregate_if_true().item() == pytest.approx(expected["ece"], abs=tolerance)
+            assert metric.cece.aggregate_if_true().item() == pytest.approx(expected["cece"], abs=tolerance)
+        elif region in BY_PREDICTION:
+            assert metric.aggregate_if_true() == metric.cece.aggregate_if_true() == 0
+
+
+@pytest.mark.parametrize("shape", [(40, 50), (20, 16, 18)])
+@pytest.mark.parametrize("temperature", [None, 0.6, 1.7])
+@pytest.mark.parametrize("chunk", [50, voxels.CPU_CHUNK])
+def test_small_cases(
+    shape: tuple[int, ...], temperature: float | None, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(voxels, "CPU_CHUNK", chunk)
+    p = blobs(shape)
+    scaled = p if temperature is None else p.log().div(temperature).softmax(1)
+    assert_equals_definitions(scaled, draw_labels(p, 1), temperature, 1e-12)
+
+
+def test_two_million_voxels() -> None:
+    p = blobs((104, 136, 144), sharpness=20).float()
+    assert_equals_definitions(p, draw_labels(p.double(), 1), None, 1e-9)
+
+
+@pytest.mark.slow
+def test_a_whole_brain() -> None:
+    p = blobs((240, 240, 155), sharpness=20).float()
+    assert_equals_definitions(p, draw_labels(p.double(), 1), 0.7, 1e-9)
+
+
+@pytest.mark.parametrize("num_bins", [1, 2, 15, 99])
+def test_any_number_of_bins(num_bins: int) -> None:
+    """Voxels that are surely background are not sorted: they, too, must be where their confidence belongs."""
+    p = blobs((30, 20), sharpness=20)
+    y = draw_labels(p, 0)
+    for metric in (ECEMetric(num_bins), CECEMetric(num_bins)):
+        metric(p, y)
+        bins = metric.bins_if_true
+        assert bins is not None
+        probability = p[:, 1:].sum()
+        torch.testing.assert_close(bins.count.sum(-1), probability.expand_as(bins.count[..., 0]))
+        confidence = bins.confidence[bins.count > 1e-9]
+        edges = torch.arange(num_bins, dtype=torch.float64) / num_bins
+        low = edges.expand_as(bins.count)[bins.count > 1e-9]
+        assert ((confidence > low - 1e-12) & (confidence <= low + 1 / num_bins + 1e-12)).all()
+
+
+def test_functions_and_metrics_agree_with_the_pass() -> None:
+    p, y = blobs((12, 10, 8)), draw_labels(blobs((12, 10, 8)), 0)
+    metrics = metric_of(REGIONS)
+    next(iter(metrics.values()))(p, y)
+    for region, metric in metrics.items():
+        assert negative_log_likelihood(p, y, region=region).item() == pytest.approx(metric.nll.aggregate().item())
+        assert brier_score(p, y, region=region).item() == pytest.approx(metric.brier.aggregate().item())
+        for classwise, part in ((False, metric), (True, metric.cece)):
+            bins = calibration_bins(p, y, region=region, classwise=classwise)
+            assert torch.equal(bins.count, part.case_bins.count)
+            torch.testing.assert_close(bins.confidence_sum, part.case_bins.confidence_sum)
+        for kind in (ECEMetric, CECEMetric):
+            alone = kind(region=region)
+            alone(p, y)
+            part = metric if kind is ECEMetric else metric.cece
+            torch.testing.assert_close(alone.aggregate_if_true(), part.aggregate_if_true(), equal_nan=True)
+        mask = by_definition.inside(region, p[0].numpy(), y[0, 0].numpy())
+        of_mask = adaptive_calibration_error(p[:, :, mask], y[:, :, mask], region="all")
+        assert adaptive_calibration_error(p, y, region=region).item() == pytest.approx(of_mask.item())
+
+
+def test_temperature_is_read_at_every_call() -> None:
+    p = blobs((20, 20), sharpness=4)
+    y = draw_labels(p, 0)
+    temperature = torch.ones(())
+    metric = CalibrationMetric(region="plausible", temperature=temperature)
+    counts = []
+    for value in (1.0, 0.5, 2.0):
+        temperature.fill_(value)
+        metric.reset()
+        metric(p.log().div(value).softmax(1), y)
+        counts.append(metric.bins.count.sum().item())
+    assert counts[0] == counts[1] == counts[2] > 0
+
+
+def test_names_and_structures() -> None:
+    regions = ["all", "band(3)", Region("band", 3, spacing=(1, 2)), [1, 2]]
+    metric = CalibrationMetric(regions=regions[:2] + regions[3:], structures={"heart": [1, 2], "wall": [3]})
+    assert list(metric.regions) == ["all", "band(3)", "structure_1_2", "structure_heart", "structure_wall"]
+    p, y = blobs((9, 9)), draw_labels(blobs((9, 9)), 0)
+    metric(list(p), list(y))
+    metric(p, y)
+    assert metric.regions["structure_1_2"].aggregate() == metric.regions["structure_heart"].aggregate()
+    assert len(metric.regions["all"].brier) == len(metric.regions["structure_wall"].cece) == len(metric) == 2
+    metric.reset()
+    assert len(metric.regions["all"].nll) == len(metric.regions["structure_wall"]) == 0
+
+
+def test_a_region_beside_itself() -> None:
+    p, y = blobs((9, 9)), draw_labels(blobs((9, 9)), 0)
+    for region in ("all", "foreground"):
+        metric = CalibrationMetric(region=region, regions=["all", "foreground"])
+        metric(p, y)
+        again = metric.regions[region]
+        assert values_of(metric) == values_of(again)
+        assert metric.aggregate_if_true() == again.aggregate_if_true()
+
+
+# Perfect calibration: labels drawn from the predictions
+
+
+def chance(bins: CalibrationBins) -> float:
+    """Size of what chance adds to an error: the mean standard error of the accuracy of bins, and of their counts."""
+    variance = (bins.accuracy * (1 - bins.accuracy) / bins.count).clamp(min=0).nan_to_num()
+    total = bins.count.sum(-1).mean().item()
+    return (bins.count * variance.sqrt()).sum(-1).mean().item() / total + 0.5 / total**0.5
+
+
+@pytest.mark.parametrize("shape", [(400, 400), (60, 50, 60)])
+def test_labels_drawn_from_the_predictions(shape: tuple[int, ...]) -> None:
+    p = blobs(shape)
+    metrics = metric_of([*BY_PREDICTION, *CLOSED_FORM])
+    next(iter(metrics.values()))(p, draw_labels(p, 3))
+    for region, metric in metrics.items():
+        for part in (metric, metric.cece):
+            error, if_true = part.aggregate().item(), part.aggregate_if_true().item()
+            assert part.bins_if_true is not None
+            assert abs(error - if_true) < 2 * chance(part.bins_if_true), region
+            if region in BY_PREDICTION:
+                assert error < 1.5 * resampled_errors(part.bins, 100).max(), region
+            else:
+                assert if_true > 0.02, region  # so that the comparison says something
+
+
+def test_regions_chosen_by_the_prediction_go_to_zero() -> None:
+    small, large = metric_of(BY_PREDICTION), metric_of(BY_PREDICTION)
+    for metrics, size in ((small, 40), (large, 640)):
+        p = blobs((size, size), sharpness=4)
+        next(iter(metrics.values()))(p, draw_labels(p, 5))
+    for region in BY_PREDICTION:
+        for of_small, of_large in ((small[region], large[region]), (small[region].cece, large[region].cece)):
+            assert of_large.aggregate() < 0.3 * of_small.aggregate(), region
+            assert of_large.aggregate() < 0.01, region
+
+
+def test_small_structures_have_an_error_by_chance() -> None:
+    """Drawn in the pass, against labels drawn here; with a few dozen voxels it is well above the closed form."""
+    p = blobs((24, 24), sharpness=12)
+    simulated = ECEMetric(region=3)
+    for seed in range(300):
+        simulated(p, draw_labels(p, seed))
+    expected = simulated.aggregate("none").nanmean().item()
+    standard_error = simulated.aggregate("none").std().item() / 300**0.5
+    metric = CalibrationMetric(regions=["all"], structures={"inner": [3]}, draws=300)
+    metric(torch.cat([p, p]), draw_labels(p, 0).repeat(2, 1, 1, 1))
+    inner = metric.regions["structure_inner"]
+    drawn = inner.aggregate_resampled("none")
+    assert drawn[0] == drawn[1]
+    assert drawn[0].item() == pytest.approx(expected, abs=5 * standard_error)
+    assert drawn[0] > 1.05 * inner.aggregate_if_true()
+    assert metric.regions["all"].aggregate_resampled().isnan()
+
+
+# Sigmoids
+
+
+def test_one_channel_is_two_classes() -> None:
+    p, y = HAND_P[:, 1:], HAND_Y
+    for region in ("all", "predicted", "plausible", "predicted_band(1)", "foreground", "union", "band", 1):
+        one, two = CalibrationMetric(region=region), CalibrationMetric(region=region)
+        one(p, y.bool())
+        two(HAND_P, y)
+        assert one.bins.to_dict() == two.bins.to_dict()
+        assert one.cece.bins.count.shape == (1, 1, 15)
+        assert torch.equal(one.cece.bins.count[:, 0], two.cece.bins.count[:, 1])
+        assert torch.equal(one.cece.bins.num_correct[:, 0], two.cece.bins.num_correct[:, 1])
+        assert values_of(one)["nll"] == values_of(two)["nll"]
+        assert values_of(one)["brier"] == values_of(two)["brier"]
+        torch.testing.assert_close(one.aggregate_if_true(), two.aggregate_if_true(), equal_nan=True)
+
+
+@pytest.mark.parametrize("chunk", [16, voxels.CPU_CHUNK])
+def test_channels_of_sigmoids(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each channel is a case of two classes; ECE, NLL and Brier score pool them, CECE is their mean."""
+    monkeypatch.setattr(voxels, "CPU_CHUNK", chunk)
+    foreground = torch.cat([1 - blobs((12, 11, 10), seed, sharpness=14)[:, :1] for seed in range(3)], 1)
+    y = (torch.rand(foreground.shape, generator=torch.Generator().manual_seed(1)) < foreground).int()
+    ignored = torch.rand(y.shape, generator=torch.Generator().manual_seed(2)) < 0.03
+    y[ignored] = IGNORE
+    regions = [*BY_PREDICTION, "foreground", "union", (1,), (0, 1), "band"]
+    metrics = metric_of(regions, sigmoid=True, ignore_index=IGNORE, temperature=0.8, draws=2)
+    next(iter(metrics.values()))(foreground, y)
+    channels = []
+    for k in range(3):
+        p = foreground[0, k].numpy()
+        channels.append((np.stack([1 - p, p]), y[0, k].numpy(), ignored[0, k].numpy()))
+    for region, metric in metrics.items():
+        masks = [by_definition.inside(region, p, label, out, 0.8) for p, label, out in channels]
+        pooled_p = np.concatenate([p[:, mask] for (p, _, _), mask in zip(channels, masks, strict=True)], 1)
+        pooled_y = np.concatenate([label[mask] for (_, label, _), mask in zip(channels, masks, strict=True)])
+        everywhere = np.ones(len(pooled_y), bool)
+        expected = by_definition.Case(pooled_p, everywhere).measures(pooled_y, everywhere)
+        of_channels = []
+        for (p, label, _), mask in zip(channels, masks, strict=True):
+            confidence = p[1][mask]
+            of_channels.append(by_definition.error(by_definition.bin_index(confidence), confidence, label[mask]))
+        expected["cece"] = np.mean(of_channels)
+        assert values_of(metric) == pytest.approx(expected, abs=1e-12)
+        assert metric.cece.case_bins.count.shape == (1, 3, 15)
+        if region in ("foreground", "union", (1,)):
+            pooled = np.concatenate([p[:, ~out] for p, _, out in channels], 1)
+            if_true = by_definition.Case(pooled, np.ones(pooled.shape[1], bool)).errors_if_true(region)
+            assert metric.aggregate_if_true().item() == pytest.approx(if_true["ece"], abs=1e-12)
+
+
+def test_logits_are_read_with_their_region() -> None:
+    logits = torch.randn(2, 4, 6, 5, generator=torch.Generator().manual_seed(0))
+    y = draw_labels(logits.double().softmax(1), 0)
+    for region in map(Region.parse, REGIONS):
+        found = list(read_voxels(*check_tensors(logits, y, name="logits"), region, logits=True))
+        expected = list(read_voxels(*check_tensors(logits.double().softmax(1), y), region))
+        assert [each.case for each in found] == [each.case for each in expected]
+        for a, b in zip(found, expected, strict=True):
+            torch.testing.assert_close(a.logits.softmax(0), b.p)
+            assert torch.equal(a.label, b.label)
+    (one,) = read_voxels(*check_tensors(logits[:1, :1], y[:1] > 0), Region("all"), logits=True)
+    assert torch.equal(one.logits, torch.stack([torch.zeros(30), logits[0, 0].flatten()]).double())
+    logits[0, 0, :3, 0] = torch.inf
+    with pytest.raises(ValueError, match=r"^logits: expected finite values, got 3 of 240 that are NaN or infinite$"):
+        list(read_voxels(logits, y, Region("all"), logits=True))
+    with pytest.raises(ValueError, match=r"^logits: expected voxels read from logits, got probabilities$"):
+        _ = expected[0].logits
