@@ -2,6 +2,7 @@
 
 python scripts/bench.py losses [--device cuda] [--rounds 15] [--threads 2]
 python scripts/bench.py metrics [--device cuda]
+python scripts/bench.py posthoc [--device cuda]
 python scripts/bench.py train [--device cuda]
 """
 
@@ -36,6 +37,7 @@ from calib_components.losses import (
     SVLSLoss,
 )
 from calib_components.metrics import CalibrationMetric, CECEMetric, ECEMetric
+from calib_components.posthoc import TemperatureScaling
 
 BUNDLE = Path(__file__).resolve().parents[1] / "bundles" / "acdc_mri_nacl_segmentation"
 SHAPES = ((16, 4, 224, 224), (2, 5, 96, 96, 96))
@@ -160,6 +162,51 @@ def metrics(device: str = "cpu", rounds: int = 5, threads: int = 2) -> None:
         print_ratios(f"one batch, {'x'.join(map(str, shape))}", steps, rounds, device)
 
 
+def _concatenate_and_minimize(logits: list[torch.Tensor], y: list[torch.Tensor]) -> float:
+    """Fits a temperature as most published code does."""
+    all_logits, all_y = torch.cat(logits), torch.cat(y)[:, 0]
+    log_temperature = torch.zeros(1, device=all_logits.device, requires_grad=True)
+    optimizer = torch.optim.LBFGS([log_temperature], max_iter=50)
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(all_logits / log_temperature.exp(), all_y)
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    return log_temperature.exp().item()
+
+
+def _stream(logits: list[torch.Tensor], y: list[torch.Tensor]) -> float:
+    scaling = TemperatureScaling()
+    for i, case in enumerate(zip(logits, y, strict=True)):
+        scaling.update(*case, group=f"patient {i}")
+    return scaling.compute().temperature
+
+
+def posthoc(device: str = "cpu", rounds: int = 5, threads: int = 2, cases: int = 8) -> None:
+    """The streaming fit of a temperature, its interval included, over L-BFGS on the logits of all cases concatenated.
+
+    Args:
+        device: where to run, "cpu" or "cuda".
+        rounds: how many times each is timed.
+        threads: CPU threads for PyTorch.
+        cases: number of cases, each of another patient.
+    """
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    shape = (1, 4, 144, 144, 10)
+    logits = [4 * torch.randn(shape, device=device) for _ in range(cases)]
+    y = [(case / 1.6 - torch.empty_like(case).exponential_().log()).argmax(1, keepdim=True) for case in logits]
+    steps: dict[str, Step] = {
+        "concatenate, L-BFGS": partial(_concatenate_and_minimize, logits, y),
+        "TemperatureScaling": partial(_stream, logits, y),
+    }
+    print_ratios(f"fit of a temperature, {cases} cases of {'x'.join(map(str, shape[1:]))}", steps, rounds, device)
+    print("temperatures:", ", ".join(f"{name} {step():.6f}" for name, step in steps.items()))
+
+
 def train(device: str = "cpu", rounds: int = 5, threads: int = 2, slices: int = 256, size: int = 128) -> None:
     """An epoch through the ACDC bundle's workflow over one of a bare PyTorch loop, same network and in-memory tensors.
 
@@ -213,4 +260,4 @@ def train(device: str = "cpu", rounds: int = 5, threads: int = 2, slices: int = 
 
 
 if __name__ == "__main__":
-    fire.Fire({"losses": losses, "metrics": metrics, "train": train})
+    fire.Fire({"losses": losses, "metrics": metrics, "posthoc": posthoc, "train": train})

@@ -6,7 +6,7 @@ Source: Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, secti
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from functools import wraps
 from typing import Any
 
 import torch
@@ -47,8 +47,8 @@ class TemperatureScaled(_WithTemperature):
         >>> network = TemperatureScaled(torch.nn.Identity(), temperature=2.0)
         >>> network(torch.tensor([[4.0, 2.0]]))
         tensor([[2., 1.]])
-        >>> network.state_dict()
-        OrderedDict({'temperature': tensor(2.)})
+        >>> network.state_dict()["temperature"]
+        tensor(2.)
     """
 
     def __init__(self, network: torch.nn.Module, temperature: float = 1.0) -> None:
@@ -78,16 +78,9 @@ class TemperatureUNet(_WithTemperature, UNet):
         tensor(1.)
     """
 
-    def __init__(
-        self,
-        spatial_dims: int,
-        in_channels: int,
-        out_channels: int,
-        channels: Sequence[int],
-        strides: Sequence[int],
-        **options: Any,
-    ) -> None:
-        super().__init__(spatial_dims, in_channels, out_channels, channels, strides, **options)
+    @wraps(UNet.__init__)  # type: ignore[misc]  # with the names of its arguments, which the run of a bundle checks
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
         self.register_buffer("temperature", torch.ones(()))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -101,8 +94,8 @@ def find_temperature(network: torch.nn.Module) -> torch.Tensor | None:
         network: The network, or a `DistributedDataParallel` around it.
     """
     inner = network.module if isinstance(network, torch.nn.parallel.DistributedDataParallel) else network
-    found = getattr(inner, "temperature", None)
-    return found if isinstance(found, torch.Tensor) and found.ndim == 0 else None
+    found = dict(inner.named_buffers(recurse=False)).get("temperature")
+    return found if found is not None and found.ndim == 0 else None
 
 
 def set_temperature(network: torch.nn.Module, temperature: float) -> None:
@@ -124,6 +117,6 @@ def set_temperature(network: torch.nn.Module, temperature: float) -> None:
         )
     if isinstance(temperature, bool) or not isinstance(temperature, int | float):
         raise TypeError(f"temperature: expected a number above 0, got {temperature!r}")
-    if not (math.isfinite(temperature) and temperature > 0):
+    if not 0 < torch.tensor(temperature, dtype=own.dtype) < math.inf:
         raise ValueError(f"temperature: expected a finite number above 0, got {temperature}")
     own.fill_(temperature)

@@ -1,0 +1,135 @@
+"""Networks that carry a temperature: what they compute, and how their weights are loaded."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from monai.networks.nets import UNet
+from torch.nn.parallel import DistributedDataParallel
+
+from calib_components.posthoc import TemperatureScaled, TemperatureUNet, find_temperature, set_temperature
+
+OPTIONS: dict[str, Any] = {
+    "spatial_dims": 2,
+    "in_channels": 1,
+    "out_channels": 4,
+    "channels": (4, 8),
+    "strides": (2,),
+    "num_res_units": 1,
+}
+
+
+def networks(temperature: float) -> list[tuple[torch.nn.Module, torch.nn.Module]]:
+    """Each network with a temperature, next to its own without one."""
+    torch.manual_seed(0)
+    plain = UNet(**OPTIONS).eval()
+    unet = TemperatureUNet(**OPTIONS).eval()
+    unet.load_state_dict(plain.state_dict())
+    set_temperature(unet, temperature)
+    return [(unet, plain), (TemperatureScaled(plain, temperature), plain)]
+
+
+@pytest.mark.parametrize("temperature", [1, 2.5, 0.125])
+def test_logits_are_divided_by_the_temperature(temperature: float) -> None:
+    x = torch.randn(2, 1, 16, 16)
+    for network, plain in networks(temperature):
+        assert torch.equal(network(x), plain(x) / temperature)
+
+
+def test_half_precision_stays_half() -> None:
+    network = TemperatureScaled(torch.nn.Identity(), 2.0)
+    assert network(torch.tensor([3.0], dtype=torch.bfloat16)).equal(torch.tensor([1.5], dtype=torch.bfloat16))
+
+
+def test_scripted_and_traced_networks_are_exact() -> None:
+    x = torch.randn(1, 1, 16, 16)
+    for network, _ in networks(1.7):
+        for exported in (torch.jit.script(network), torch.jit.trace(network, x)):
+            assert torch.equal(exported(x), network(x))
+
+
+def test_names_in_the_state_dict() -> None:
+    (unet, plain), (scaled, _) = networks(3)
+    names = list(plain.state_dict())
+    assert sorted(unet.state_dict()) == sorted([*names, "temperature"])
+    assert sorted(scaled.state_dict()) == sorted([*(f"network.{name}" for name in names), "temperature"])
+    assert [name for name, _ in unet.named_parameters()] == [name for name, _ in plain.named_parameters()]
+
+
+def test_weights_without_a_temperature_load_as_one() -> None:
+    for network, _ in networks(3):
+        weights = {name: value for name, value in network.state_dict().items() if name != "temperature"}
+        network.load_state_dict(weights)
+        assert find_temperature(network) == 1
+        assert "temperature" not in weights
+        inside = torch.nn.ModuleDict({"part": network})
+        inside.load_state_dict({f"part.{name}": value for name, value in weights.items()})
+
+
+def test_weights_with_a_temperature_keep_it(tmp_path: Path) -> None:
+    (saved, plain), _ = networks(0.67)
+    torch.save(saved.state_dict(), tmp_path / "model.pt")
+    network = TemperatureUNet(**OPTIONS).eval()
+    network.load_state_dict(torch.load(tmp_path / "model.pt", weights_only=True))
+    x = torch.randn(1, 1, 16, 16)
+    assert torch.equal(network(x), plain(x) / torch.tensor(0.67))
+
+
+def test_missing_weights_are_still_an_error() -> None:
+    weights = TemperatureUNet(**OPTIONS).state_dict()
+    weights.pop("model.0.conv.unit0.conv.weight")
+    with pytest.raises(RuntimeError, match="Missing key"):
+        TemperatureUNet(**OPTIONS).load_state_dict(weights)
+
+
+def test_find_and_set_in_a_distributed_network(tmp_path: Path) -> None:
+    network = TemperatureUNet(**OPTIONS)
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        wrapped = DistributedDataParallel(network)
+        set_temperature(wrapped, 2)
+        assert find_temperature(wrapped) is network.temperature
+    finally:
+        dist.destroy_process_group()
+    assert network.temperature == 2
+
+
+def test_networks_without_a_temperature() -> None:
+    network = torch.nn.Linear(1, 1)
+    assert find_temperature(network) is None
+    with pytest.raises(TypeError, match=r"^network: expected one with a temperature, such as .*, got Linear$"):
+        set_temperature(network, 2)
+
+
+@pytest.mark.parametrize("value", [0, -1.0, math.nan, math.inf, 1e-60, 1e60])
+def test_values_that_are_no_temperature(value: float) -> None:
+    network = TemperatureScaled(torch.nn.Identity(), 2)
+    with pytest.raises(
+        ValueError, match=rf"^temperature: expected a finite number above 0, got {re.escape(str(value))}$"
+    ):
+        set_temperature(network, value)
+    assert network.temperature == 2
+
+
+@pytest.mark.parametrize("value", ["2", None, True])
+def test_types_that_are_no_temperature(value: Any) -> None:
+    with pytest.raises(TypeError, match=rf"^temperature: expected a number above 0, got {value!r}$"):
+        TemperatureScaled(torch.nn.Identity(), value)
+
+
+def test_names_of_arguments_are_those_of_the_unet() -> None:
+    """A run of a bundle compares them with those in its configuration."""
+    assert inspect.signature(TemperatureUNet) == inspect.signature(UNet)
+
+
+def test_a_parameter_called_temperature_is_not_the_one_that_is_fitted() -> None:
+    network = torch.nn.Linear(1, 1)
+    network.temperature = torch.nn.Parameter(torch.ones(()))
+    assert find_temperature(network) is None
