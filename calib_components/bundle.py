@@ -30,6 +30,7 @@ from monai.bundle import (
 
 from calib_components.errors import InputError, check_writable, error_line, nearest
 from calib_components.facts import Facts
+from calib_components.metrics.regions import Region
 
 __all__ = ["OneLineErrors", "check_ids", "check_values", "facts_in_use", "running_config", "start_run"]
 
@@ -43,6 +44,18 @@ def _is_count(least: int) -> Callable[[Any], bool]:
 
 def _is_rate(value: Any) -> bool:
     return type(value) in (int, float) and 0 < value < float("inf")
+
+
+def _is_temperature(value: Any) -> bool:
+    return value is None or (_is_rate(value) and 0 < torch.tensor(float(value)).item() < float("inf"))  # as float32
+
+
+def _is_region(value: Any) -> bool:
+    try:
+        Region.parse(value)
+    except ValueError:
+        return False
+    return True
 
 
 def _is_size(value: Any) -> bool:
@@ -60,7 +73,8 @@ def _is_path(value: Any) -> bool:
 PATH = ("a path; write ./NAME if it reads as a number", _is_path)
 # Options of which a wrong value would be understood as another or fail late, with what is expected.
 OPTIONS: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    **dict.fromkeys(("bundle_root", "ckpt_dir", "dataset_dir", "datalist", "load_path", "output_dir"), PATH),
+    **dict.fromkeys(("bundle_root", "ckpt_dir", "dataset_dir", "datalist"), PATH),
+    **dict.fromkeys(("load_path", "output_dir", "calibrated_path"), PATH),
     **dict.fromkeys(("batch_size", "max_epochs", "val_interval"), ("a whole number of at least 1", _is_count(1))),
     "num_classes": ("a whole number of at least 2", _is_count(2)),
     "num_workers": ("a whole number of at least 0", _is_count(0)),
@@ -68,6 +82,8 @@ OPTIONS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "learning_rate": ("a number above 0", _is_rate),
     **dict.fromkeys(("image_size", "crop_size"), ("two multiples of 16, such as [128,128]", _is_size)),
     **dict.fromkeys(("amp", "resume", "any_orientation", "tta"), ("true or false", _is_bool)),
+    "temperature": ("a number above 0, or null to fit it", _is_temperature),
+    "region": ("a region such as all, predicted or plausible(0.1), or class indices", _is_region),
     "split": ("training, validation or testing", lambda value: value in ("training", "validation", "testing")),
 }
 

@@ -27,6 +27,8 @@ __all__ = ["EVALUATION", "TRAINING", "changes", "differing", "fingerprint"]
 INERT = ("_desc_", "_requires_")
 LOADING = ("num_workers", "pin_memory", "persistent_workers", "prefetch_factor", "multiprocessing_context")
 PLACES = ("bundle_root", "ckpt_dir", "datalist", "dataset_dir", "load_path", "output_dir", "facts_file")
+# Networks that give the same numbers: the temperature of the first is 1 until it is fitted, which changes its weights.
+ALIKE = {"calib_components.posthoc.TemperatureUNet": "UNet"}
 # Ids of a bundle, each with the arguments of its components that are left out.
 DATA_AND_NETWORK: Mapping[str, tuple[str, ...]] = {
     "num_classes": (),
@@ -166,7 +168,8 @@ class _Resolver:
             if parts.get("_disabled_") is False:
                 del parts["_disabled_"]
             if "_target_" in parts:
-                parts["_target_"] = re.sub(r"^monai\.(\w+\.)*", "", str(parts["_target_"]))  # MONAI allows short names
+                target = re.sub(r"^monai\.(\w+\.)*", "", str(parts["_target_"]))  # MONAI allows short names
+                parts["_target_"] = ALIKE.get(target, target)
             return parts
         if isinstance(value, list | tuple):
             return [self.resolve(part) for part in value if not self._is_disabled(part)]

@@ -25,6 +25,7 @@ BUNDLES = {
     "brats": "brats_mri_nacl_segmentation",
 }
 OVERLAYS = [
+    "calibrate.yaml",
     "evaluate.yaml",
     "inference_trt.yaml",
     "inference_ts.yaml",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import logging
 import os
 from collections.abc import Mapping
@@ -25,6 +24,8 @@ from calib_components.data import SOURCE
 from calib_components.errors import InputError, reading, writing
 from calib_components.facts import has_other_facts, write_facts
 from calib_components.fingerprint import changes, fingerprint
+from calib_components.handlers.weights import serialize
+from calib_components.posthoc import find_temperature, set_temperature
 
 __all__ = ["TrainingCheckpoint"]
 
@@ -44,6 +45,9 @@ class TrainingCheckpoint:
 
     All randomness of an epoch (order, augmentation, dropout) is seeded with `seed` and the number of the epoch. A
     resumed run therefore draws the same numbers as an uninterrupted one, and on a CPU ends with the same bits.
+
+    A temperature of the network, see `calib_components.posthoc`, is 1 in training, also if the weights that it starts
+    from are calibrated: other weights need another temperature, which is fitted after training.
 
     It saves after all other handlers of the end of an epoch, whenever those were attached, so that a saved epoch has
     been validated and logged.
@@ -98,6 +102,7 @@ class TrainingCheckpoint:
             engine.add_event_handler(Events.STARTED, self._load)
         engine.add_event_handler(Events.STARTED, self._attach_save)
         engine.add_event_handler(Events.EPOCH_STARTED, self._seed_epoch)
+        engine.add_event_handler(Events.EPOCH_STARTED, self._reset_temperature)  # after whatever has loaded weights
 
     def _take_scaler(self, engine: Trainer) -> None:
         if engine.scaler is not None:
@@ -136,6 +141,10 @@ class TrainingCheckpoint:
         # Workers seed their own copies of the dataset; without workers, this one is used.
         set_rnd(getattr(engine.data_loader, "dataset", None), seed=epoch_seed)
 
+    def _reset_temperature(self) -> None:
+        if find_temperature(self.stateful["network"]) is not None:
+            set_temperature(self.stateful["network"], 1.0)
+
     def _save(self, engine: Trainer) -> None:
         if idist.get_rank() != 0:
             return
@@ -173,7 +182,6 @@ def _settings(config: ConfigParser | None, datalist: Path) -> dict[str, Any]:
 
 
 def _save(state: Mapping[str, Any], path: Path) -> None:
-    content = io.BytesIO()  # to a file, torch.save hides why writing failed, and writes the file's name into it
-    torch.save(state, content)
+    content = serialize(state)
     with writing(path) as file:
-        file.write_bytes(content.getbuffer())
+        file.write_bytes(content)

@@ -27,6 +27,7 @@ from calib_components.handlers.evaluation_files import (
     read_calibration,
     read_cases,
     read_logits,
+    read_regions,
     read_summary,
     replace_files,
     write_calibration,
@@ -44,9 +45,19 @@ from calib_components.metrics import (
     structure_masks,
 )
 
-__all__ = ["EvaluationWriter", "check_case", "read_calibration", "read_cases", "read_logits", "read_summary"]
+__all__ = [
+    "EvaluationWriter",
+    "check_case",
+    "read_calibration",
+    "read_cases",
+    "read_logits",
+    "read_regions",
+    "read_summary",
+]
 
 UNFINISHED = ".unfinished-evaluation"  # folder inside the output folder
+# Regions that are drawn, if they are measured: what calibration means first, the paper's last.
+TITLES = {"all": "all voxels", "predicted": "predicted foreground", "foreground": "ground-truth foreground"}
 
 
 def check_case(item: Mapping[Hashable, Any]) -> Mapping[Hashable, Any]:
@@ -79,24 +90,31 @@ def _file(item: Mapping[Hashable, Any], key: str) -> str:
 class EvaluationWriter:
     """Write what an evaluation measured, per case and in summary.
 
-    - `cases.csv`: One row a case.
+    - `cases.csv`: One row a case. `ece`, `cece`, `nll` and `brier` are those of the metric's own region, `ece_REGION`
+      and so on those of each further region. Regions with a closed form have `ece_if_true` and `cece_if_true`, the
+      errors if the probabilities were true; structures have `ece_REGION_resampled`, the mean ECE of drawn labels.
     - `summary.json`: Mean, standard deviation over cases and number of cases of every measure, the pooled calibration
-      errors, and the structures that only the ground truth has (`missed`) or only the prediction (`spurious`).
-    - `calibration.json`: The bins, per case and pooled.
+      errors, the temperature that the logits were divided by (1 without), and the structures that only the ground truth
+      has (`missed`) or only the prediction (`spurious`).
+    - `calibration.json`: The bins, per case and pooled, and pooled in each region.
     - `logits.json`: Mean magnitude of the logits, by ground-truth class and channel.
-    - `reliability.png` and `reliability_classes.png`: Drawn from the pooled bins.
+    - `reliability.png`: Of the predicted class, over all voxels, the predicted and the ground-truth foreground, as far
+      as they are measured.
+    - `reliability_classes.png`: Of each class, over all voxels, if they are measured. Among voxels of the ground-truth
+      foreground, background could never be right.
     - `cases/best.png`, `median.png` and `worst.png`: Of the cases ordered by DSC, the slice with the most foreground
       and its uncertainty. Of every case only that slice is kept until then. One case has only the best, two have no
       median.
 
     The files are written to a hidden folder, tables before figures, and replace those of an earlier evaluation once all
-    are there; other files in the output folder stay. The mean CECE is added to `engine.state.metrics`.
+    are there; other files in the output folder stay. Means of the CECE, NLL and Brier score, and of the ECE of all
+    voxels and of the predicted foreground (`ece_all`, `ece_predicted`), are added to `engine.state.metrics`.
 
     Args:
         output_dir: Folder of the files.
         metrics: The handlers that update the metrics, by name: `dsc` with a `DSCMetric`, `ece` with a
-            `CalibrationMetric` (for ECE and CECE), `logits` with a `LogitMagnitudeMetric`, and any whose
-            `aggregate("none")` returns `(cases,)` or `(cases, structures)`.
+            `CalibrationMetric` (for calibration errors, NLL and Brier score), `logits` with a `LogitMagnitudeMetric`,
+            and any whose `aggregate("none")` returns `(cases,)` or `(cases, structures)`.
         structures: Names of the structures and their class indices, in the order of the metrics' columns.
         class_names: Names of the classes, in the order of the network's channels.
         batch_transform: Gets the names of a batch's cases, or their folders, from `engine.state.batch`.
@@ -177,9 +195,11 @@ class EvaluationWriter:
         cases = string_list_all_gather(self._cases) if idist.get_world_size() > 1 else list(self._cases)
         _check_once(cases)
         values = self._values()
-        bins = {"top_label": self.metrics["ece"].case_bins, "classwise": self.metrics["ece"].cece.case_bins}
+        ece = self.metrics["ece"]
+        bins = {"top_label": ece.case_bins, "classwise": ece.cece.case_bins}
+        regions = {name: _pooled_bins(metric) for name, metric in {ece.region.name: ece, **ece.regions}.items()}
         magnitudes = self.metrics["logits"].magnitudes
-        engine.state.metrics["cece"] = self.metrics["ece"].cece.aggregate().item()  # beside those of the handlers
+        engine.state.metrics |= _means(ece)  # beside those of the handlers
         first = idist.get_rank() == 0
         unfinished = self.output_dir / UNFINISHED
         try:
@@ -187,13 +207,13 @@ class EvaluationWriter:
                 if first:
                     (self._clear() / "cases").mkdir(parents=True)
                     write_cases(unfinished, cases, self._columns(values))
-                    self._write_summary(unfinished, cases, values, bins)
-                    write_calibration(unfinished, self.class_names, cases, bins)
+                    self._write_summary(unfinished, cases, values)
+                    write_calibration(unfinished, self.class_names, cases, bins, regions)
                     write_logits(unfinished, self.class_names, magnitudes)
                 idist.barrier()
                 self._draw_cases(unfinished / "cases", cases, values["dsc"].nanmean(1))
                 if first:
-                    _draw_reliability(unfinished, self.class_names, bins)
+                    _draw_reliability(unfinished, self.class_names, regions)
                 idist.barrier()
                 if first:
                     replace_files(unfinished, self.output_dir)
@@ -204,13 +224,13 @@ class EvaluationWriter:
 
     def _values(self) -> dict[str, torch.Tensor]:
         """Values of each measure, `(cases,)` or `(cases, structures)`."""
-        values = {}
+        values: dict[str, torch.Tensor] = {}
         for name, metric in self.metrics.items():
-            if name != "logits":
-                values[name] = metric.aggregate("none").double().cpu()
             if name == "ece":
-                values["cece"] = metric.cece.aggregate("none").double().cpu()
-        return values
+                values |= _calibration_values(metric)
+            elif name != "logits":
+                values[name] = metric.aggregate("none")
+        return {name: of_cases.double().cpu() for name, of_cases in values.items()}
 
     def _columns(self, values: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The same with a column for each structure, `(cases,)`."""
@@ -222,15 +242,10 @@ class EvaluationWriter:
                 columns.update(zip((f"{name}_{s}" for s in self.structures), of_cases.unbind(1), strict=True))
         return columns
 
-    def _write_summary(
-        self,
-        folder: Path,
-        cases: Sequence[str],
-        values: Mapping[str, torch.Tensor],
-        bins: Mapping[str, CalibrationBins],
-    ) -> None:
+    def _write_summary(self, folder: Path, cases: Sequence[str], values: Mapping[str, torch.Tensor]) -> None:
         means = {name: of_cases.nanmean(1) for name, of_cases in values.items() if of_cases.ndim == 2}
         structures = list(self.structures)
+        temperature = self.metrics["ece"].temperature
         found_in_one = {
             name: [{"case": cases[i], "structure": structures[j]} for i, j in where.nonzero().tolist()]
             for name, where in (("missed", self.metrics["dsc"].missed), ("spurious", self.metrics["dsc"].spurious))
@@ -238,8 +253,8 @@ class EvaluationWriter:
         summary = {
             "cases": len(cases),
             **{name: _statistics(of_cases) for name, of_cases in {**means, **self._columns(values)}.items()},
-            "ece_pooled": number(bins["top_label"].pooled().expected_error().item()),
-            "cece_pooled": number(bins["classwise"].pooled().expected_error().item()),
+            **_pooled_errors(self.metrics["ece"]),
+            "temperature": 1.0 if temperature is None else float(temperature),
             **found_in_one,
         }
         (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
@@ -270,11 +285,64 @@ class EvaluationWriter:
         return f"{scores}\nmissed in this slice: {', '.join(missed)}" if missed else scores
 
 
-def _draw_reliability(folder: Path, class_names: Sequence[str], bins: Mapping[str, CalibrationBins]) -> None:
+def _by_suffix(ece: CalibrationMetric) -> dict[str, CalibrationMetric]:
+    """The metric and those of further regions, by what the names of their measures end with."""
+    return {"": ece, **{f"_{name}": metric for name, metric in ece.regions.items()}}
+
+
+def _calibration_values(ece: CalibrationMetric) -> dict[str, torch.Tensor]:
+    """Values of each measure in each region, `(cases,)`."""
+    values = {}
+    for suffix, metric in _by_suffix(ece).items():
+        for name, part in (("ece", metric), ("cece", metric.cece), ("nll", metric.nll), ("brier", metric.brier)):
+            values[f"{name}{suffix}"] = part.aggregate("none")
+        if metric.region.has_closed_form:
+            values[f"ece{suffix}_if_true"] = metric.aggregate_if_true("none")
+            values[f"cece{suffix}_if_true"] = metric.cece.aggregate_if_true("none")
+        if metric.stores_resampled:
+            values[f"ece{suffix}_resampled"] = metric.aggregate_resampled("none")
+    return values
+
+
+def _means(ece: CalibrationMetric) -> dict[str, float]:
+    """Means over cases that are shown at the end of an evaluation, beside the ECE."""
+    parts = {"cece": ece.cece, "nll": ece.nll, "brier": ece.brier}
+    parts |= {f"ece_{name}": ece.regions[name] for name in ("all", "predicted") if name in ece.regions}
+    return {name: part.aggregate().item() for name, part in parts.items()}
+
+
+def _pooled_errors(ece: CalibrationMetric) -> dict[str, float | None]:
+    """Errors of all voxels of each region, and their values if the probabilities were true."""
+    errors = {}
+    for suffix, metric in _by_suffix(ece).items():
+        for kind, bins in _pooled_bins(metric).items():
+            name = kind.replace("top_label", f"ece{suffix}").replace("classwise", f"cece{suffix}")
+            errors[f"{name}_pooled"] = number(bins.expected_error().item())
+    return errors
+
+
+def _pooled_bins(metric: CalibrationMetric) -> dict[str, CalibrationBins]:
+    """Bins of a region, as `read_regions` returns them."""
+    bins = {"top_label": metric.bins, "classwise": metric.cece.bins}
+    if metric.region.has_closed_form:
+        if_true = {"top_label_if_true": metric.bins_if_true, "classwise_if_true": metric.cece.bins_if_true}
+        bins |= {kind: expected for kind, expected in if_true.items() if expected is not None}
+    return bins
+
+
+def _draw_reliability(
+    folder: Path, class_names: Sequence[str], regions: Mapping[str, Mapping[str, CalibrationBins]]
+) -> None:
     from calib_components.figures import reliability_diagram  # training must not need matplotlib
 
-    reliability_diagram(bins["top_label"]).savefig(folder / "reliability.png")
-    reliability_diagram(bins["classwise"], class_names=class_names).savefig(folder / "reliability_classes.png")
+    drawn = {title: regions[name] for name, title in TITLES.items() if name in regions}
+    bins = {title: kinds["top_label"] for title, kinds in drawn.items()}
+    if_true = {title: kinds["top_label_if_true"] for title, kinds in drawn.items() if "top_label_if_true" in kinds}
+    if drawn:
+        reliability_diagram(bins, if_true=if_true, bands=True).savefig(folder / "reliability.png")
+    if "all" in regions:
+        figure = reliability_diagram(regions["all"]["classwise"], class_names, bands=True)
+        figure.savefig(folder / "reliability_classes.png")
 
 
 def _check_once(cases: Sequence[str]) -> None:

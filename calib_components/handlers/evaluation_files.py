@@ -26,6 +26,7 @@ __all__ = [
     "read_calibration",
     "read_cases",
     "read_logits",
+    "read_regions",
     "read_summary",
     "replace_files",
     "write_calibration",
@@ -99,6 +100,22 @@ def read_calibration(folder: str | os.PathLike) -> dict[str, CalibrationBins]:
         return {kind: CalibrationBins.from_dict(pooled[kind]) for kind in ("top_label", "classwise")}
 
 
+def read_regions(folder: str | os.PathLike) -> dict[str, dict[str, CalibrationBins]]:
+    """Read the bins of each region, pooled over cases, from `calibration.json`. Arguments and errors: see `read_cases`.
+
+    Returns:
+        Bins by kind, by the name of the region: `top_label` and `classwise`, and for regions with a closed form
+        `top_label_if_true` and `classwise_if_true`, the bins if the probabilities were true. Empty for files written
+        before there were regions.
+    """
+    with reading(Path(folder) / "calibration.json", "the bins of an evaluation") as file:
+        regions = json.loads(file.read_bytes()).get("regions", {})
+        return {
+            region: {kind: CalibrationBins.from_dict(fields) for kind, fields in kinds.items()}
+            for region, kinds in regions.items()
+        }
+
+
 def read_logits(folder: str | os.PathLike) -> tuple[list[str], NDArray[np.float64]]:
     """Read `logits.json`. Arguments and errors as in `read_cases`.
 
@@ -123,14 +140,27 @@ def write_cases(folder: Path, cases: Sequence[str], columns: Mapping[str, torch.
 
 
 def write_calibration(
-    folder: Path, class_names: Sequence[str], cases: Sequence[str], bins: Mapping[str, CalibrationBins]
+    folder: Path,
+    class_names: Sequence[str],
+    cases: Sequence[str],
+    bins: Mapping[str, CalibrationBins],
+    regions: Mapping[str, Mapping[str, CalibrationBins]],
 ) -> None:
-    """Write `calibration.json`: the bins of each case and pooled, by the kinds that `read_calibration` returns."""
+    """Write `calibration.json`.
+
+    Args:
+        folder: Where it is written.
+        class_names: Names of the classes.
+        cases: Names of the cases.
+        bins: Bins of each case, by the kinds that `read_calibration` returns; their sums are written, too.
+        regions: Pooled bins, as `read_regions` returns them.
+    """
     calibration = {
         "class_names": class_names,
         "cases": cases,
         "per_case": {kind: case_bins.to_dict() for kind, case_bins in bins.items()},
         "pooled": {kind: case_bins.pooled().to_dict() for kind, case_bins in bins.items()},
+        "regions": {name: {kind: b.to_dict() for kind, b in kinds.items()} for name, kinds in regions.items()},
     }
     (folder / "calibration.json").write_text(json.dumps(calibration) + "\n")
 

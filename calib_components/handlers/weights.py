@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import pickle
@@ -15,21 +16,25 @@ from ignite.engine import Engine, Events
 
 from calib_components.errors import InputError, reading
 from calib_components.facts import FACTS, Facts, facts_beside
+from calib_components.posthoc import find_temperature
 
-__all__ = ["WeightsLoader", "load_torchscript", "load_weights"]
+__all__ = ["WeightsLoader", "check_weights", "load_torchscript", "load_weights", "serialize", "with_temperature"]
+
+TEMPERATURE = "temperature"  # its name in a state dict
 
 
 def load_weights(network: torch.nn.Module, file: str | os.PathLike) -> None:
     """Load trained weights into a network; no code in the file is run.
 
     Args:
-        network: The network. It stays as it is if the weights do not fit.
+        network: The network. It stays as it is if the weights do not fit. Weights without a temperature load as those
+            of a temperature of 1 if the network has one.
         file: State dict of such a network, or a dictionary that holds one as `model`, as MONAI's `CheckpointSaver`
             writes it.
 
     Raises:
-        InputError: The file is missing or not of this kind, holds values that are NaN or infinite, or is that of
-            another network.
+        InputError: The file is missing or not of this kind, holds values that are NaN or infinite or a temperature that
+            is not above 0, or is that of another network.
 
     Examples:
         >>> import tempfile
@@ -39,17 +44,46 @@ def load_weights(network: torch.nn.Module, file: str | os.PathLike) -> None:
         >>> torch.save(torch.nn.Conv2d(1, 3, 1).state_dict(), file)
         >>> load_weights(torch.nn.Conv2d(1, 3, 1), file)
     """
-    if not isinstance(file, str | os.PathLike):  # MONAI reads the name 2024_11_25 as a number
-        raise InputError(f"load_path: expected the path of weights, got {file!r}; write ./NAME if it reads as a number")
-    if not Path(file).exists():
-        raise InputError(f"{file}: expected trained weights, got no such file; train first, or set --load_path")
+    weights = _read(network, file)
     with reading(file, "trained weights"):
-        weights = _state_dict(file)
-        _compare(weights, network.state_dict())
-        for name, values in weights.items():
-            if not values.isfinite().all():
-                raise ValueError(f"values that are NaN or infinite in {name}")
+        _compare_shapes(weights, network.state_dict())
         network.load_state_dict(weights)
+
+
+def check_weights(network: torch.nn.Module, file: str | os.PathLike) -> None:
+    """Check trained weights as `load_weights` does, except for their shapes: the number of classes may be another.
+
+    Args:
+        network: The network, which stays as it is.
+        file: As in `load_weights`.
+
+    Raises:
+        InputError: See `load_weights`.
+    """
+    _read(network, file)
+
+
+def with_temperature(file: str | os.PathLike, temperature: torch.Tensor) -> memoryview:
+    """Return the content of a file of weights with another temperature; nothing else in it changes.
+
+    Args:
+        file: Trained weights, see `load_weights`.
+        temperature: The temperature, `()`.
+
+    Raises:
+        InputError: The file holds no weights.
+    """
+    with reading(file, "trained weights"):
+        content = _load(file)
+        weights = {**_state_dict(content), TEMPERATURE: temperature.detach().cpu()}
+        return serialize({**content, "model": weights} if _holds_model(content) else weights)
+
+
+def serialize(state: Mapping[str, Any]) -> memoryview:
+    """Return the content of a file that `torch.load` reads; the same state gives the same bytes."""
+    content = io.BytesIO()  # to a file, torch.save hides why writing failed, and writes the file's name into it
+    torch.save(state, content)
+    return content.getbuffer()
 
 
 class WeightsLoader:
@@ -86,16 +120,43 @@ class WeightsLoader:
         logging.getLogger(__name__).info("Loaded the weights in %s", self.load_path)
 
 
-def _state_dict(file: str | os.PathLike) -> dict[str, torch.Tensor]:
+def _read(network: torch.nn.Module, file: str | os.PathLike) -> dict[str, torch.Tensor]:
+    """Weights of the network's names and types."""
+    if not isinstance(file, str | os.PathLike):  # MONAI reads the name 2024_11_25 as a number
+        raise InputError(f"load_path: expected the path of weights, got {file!r}; write ./NAME if it reads as a number")
+    if not Path(file).exists():
+        raise InputError(f"{file}: expected trained weights, got no such file; train first, or set --load_path")
+    with reading(file, "trained weights"):
+        weights = _state_dict(_load(file))
+        if (own := find_temperature(network)) is not None:
+            weights.setdefault(TEMPERATURE, torch.ones_like(own))
+        _compare_names(weights, network.state_dict())
+        for name, values in weights.items():
+            if not values.isfinite().all():
+                raise ValueError(f"values that are NaN or infinite in {name}")
+        if own is not None and not (weights[TEMPERATURE].to(own.dtype) > 0).all():
+            raise ValueError(f"a temperature of {weights[TEMPERATURE].min():g}, which is not above 0")
+        return weights
+
+
+def _load(file: str | os.PathLike) -> Any:
     try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
+        return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:  # its message fills a page
         code = re.search(r"GLOBAL (\S+)", str(error))
         raise ValueError(f"pickled code ({code[1]}), which is not run" if code else "another kind of file") from error
     except (EOFError, RuntimeError) as error:
         kind = "a TorchScript file; add configs/inference_ts.yaml" if "TorchScript" in str(error) else "a broken file"
         raise ValueError(kind) from error
-    if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
+
+
+def _holds_model(content: Any) -> bool:
+    """Whether a file holds weights as `model`, as MONAI's `CheckpointSaver` writes it."""
+    return isinstance(content, Mapping) and isinstance(content.get("model"), Mapping)
+
+
+def _state_dict(content: Any) -> dict[str, torch.Tensor]:
+    if _holds_model(content):
         content = content["model"]
     elif isinstance(content, Mapping) and {"network", "optimizer"} <= content.keys():
         raise ValueError("the state of a training; use model.pt beside it")
@@ -104,8 +165,8 @@ def _state_dict(file: str | os.PathLike) -> dict[str, torch.Tensor]:
     return dict(content)
 
 
-def _compare(weights: Mapping[str, Any], expected: Mapping[str, torch.Tensor]) -> None:
-    """Check names, shapes and types against the network's own weights."""
+def _compare_names(weights: Mapping[str, Any], expected: Mapping[str, torch.Tensor]) -> None:
+    """Check names and types against the network's own weights."""
     for name in [*expected, *weights]:
         if name not in weights or name not in expected:
             raise ValueError(f"those of another network, {'without' if name in expected else 'with'} {name}")
@@ -113,6 +174,9 @@ def _compare(weights: Mapping[str, Any], expected: Mapping[str, torch.Tensor]) -
             raise ValueError(f"{name} of type {type(weights[name]).__name__}")
         if weights[name].is_floating_point() != expected[name].is_floating_point():
             raise ValueError(f"{name} of type {weights[name].dtype}, not {expected[name].dtype}")
+
+
+def _compare_shapes(weights: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> None:
     for name in expected:
         got, own = tuple(weights[name].shape), tuple(expected[name].shape)
         if got == own:

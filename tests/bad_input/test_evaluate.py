@@ -184,6 +184,8 @@ ROWS = [
         weights(lambda w: {**w, FIRST: w[FIRST] * np.nan}), OTHER),
     Row("infinite weight", WEIGHTS + f"values that are NaN or infinite in {LAST}",
         weights(lambda w: {**w, LAST: w[LAST] + np.inf}), OTHER),
+    Row("temperature of zero", WEIGHTS + "a temperature of 0, which is not above 0",
+        weights(lambda w: {**w, "temperature": torch.zeros(())}), OTHER),
     Row("weights that overflow", "testing0: expected finite logits, got some that are NaN or infinite",
         weights(lambda w: {**w, FIRST: w[FIRST] + 3e38}), OTHER),
     Row("data of five classes", WEIGHTS + "those of another network of 1 channel(s) and 4 classes, not of "

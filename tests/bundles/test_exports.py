@@ -1,4 +1,4 @@
-"""Exported models give what the PyTorch model gives, and weights that hold code are not loaded."""
+"""Exported models give what the PyTorch model gives, temperature included, and weights that hold code are refused."""
 
 from __future__ import annotations
 
@@ -18,9 +18,19 @@ import onnxruntime
 import pytest
 import torch
 from monai.bundle import ckpt_export, onnx_export
+from monai.networks.nets import UNet
 
 from calib_components.errors import InputError, error_line
-from tests.helpers import BUNDLES, SHARED, SIZE, copy_with_weights, inference_config, make_images, make_prepared
+from tests.helpers import (
+    BUNDLES,
+    SHARED,
+    SIZE,
+    copy_with_weights,
+    inference_config,
+    make_images,
+    make_prepared,
+    run_bundle,
+)
 
 ACDC = next(path for path in BUNDLES if path.name.startswith("acdc"))
 REAL = {  # used where the data are at hand
@@ -30,10 +40,14 @@ REAL = {  # used where the data are at hand
 }
 
 
+TEMPERATURE = 0.67
+
+
 @pytest.fixture(scope="module", params=BUNDLES, ids=lambda path: path.name)
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Each bundle with weights, and its model exported beside them."""
+    """Each bundle with weights of a temperature, and its model exported beside them."""
     bundle = copy_with_weights(request.param, tmp_path_factory.mktemp("exported"))
+    run_bundle(bundle, "train.yaml", "calibrate.yaml", temperature=TEMPERATURE)
     facts = inference_config(bundle)
     files = {
         "net_id": "network_def",
@@ -67,10 +81,16 @@ def slices(bundle: Path, folder: Path) -> torch.Tensor:
 
 def test_exports_agree_with_pytorch(exported: Path, tmp_path: Path) -> None:
     batch = slices(exported, tmp_path)
+    weights = torch.load(exported / "models" / "model.pt", weights_only=True)
     network = inference_config(exported).get_parsed_content("network_def").eval()
-    network.load_state_dict(torch.load(exported / "models" / "model.pt", weights_only=True))
+    network.load_state_dict(weights)
+    options = {name: value for name, value in inference_config(exported)["network_def"].items() if name != "_target_"}
+    classes = {name: inference_config(exported).get_parsed_content(name) for name in ("in_channels", "num_classes")}
+    plain = UNet(**{**options, "in_channels": classes["in_channels"], "out_channels": classes["num_classes"]}).eval()
+    plain.load_state_dict({name: values for name, values in weights.items() if name != "temperature"})
     with torch.no_grad():
         expected = network(batch)
+        torch.testing.assert_close(expected, plain(batch) / TEMPERATURE)
         from_torchscript = torch.jit.load(exported / "models" / "model.ts")(batch)
     session = onnxruntime.InferenceSession(exported / "models" / "model.onnx", providers=["CPUExecutionProvider"])
     (from_onnx,) = session.run(None, {"image": batch.numpy()})

@@ -71,10 +71,13 @@ def test_evaluation_equals_that_of_one_process(bundle: Path) -> None:
             assert sorted(map(str, two[name])) == sorted(map(str, expected))
         else:
             assert numbers(two[name]) == pytest.approx(numbers(expected), rel=0, abs=1e-12, nan_ok=True)
-    one, two = (json.loads((bundle / name / "calibration.json").read_text())["pooled"] for name in ("one", "two"))
-    for kind, bins in one.items():
-        for field, values in bins.items():
-            np.testing.assert_allclose(two[kind][field], values, rtol=1e-12, atol=0)
+    one, two = (json.loads((bundle / name / "calibration.json").read_text()) for name in ("one", "two"))
+    assert len(one["regions"]) == 10  # with the foreground and three structures
+    for region, kinds in {"pooled": one["pooled"], **one["regions"]}.items():
+        for kind, bins in kinds.items():
+            for field, values in bins.items():
+                found = {"pooled": two["pooled"], **two["regions"]}[region][kind][field]
+                np.testing.assert_allclose(found, values, rtol=1e-12, atol=0)
     for name in ("worst", "median", "best"):
         assert (bundle / "two" / "cases" / f"{name}.png").is_file()
 

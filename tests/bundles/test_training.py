@@ -50,14 +50,19 @@ def test_evaluation_writes_cases_summary_bins_and_figures(prepared: Path, traine
     with open(tmp_path / "cases.csv") as file:
         rows = list(csv.DictReader(file))
     assert [row["case"] for row in rows] == [item["case"] for item in testing]
-    assert list(rows[0]) == [
+    assert [name for name in rows[0] if "_" not in name or not name.startswith(("ece", "cece", "nll", "brier"))] == [
         "case", "dsc_RV", "dsc_MYO", "dsc_LV", "hd95_RV", "hd95_MYO", "hd95_LV", "ece", "cece", "nll", "brier"
     ]  # fmt: skip
+    structures = ["structure_RV", "structure_MYO", "structure_LV"]
+    regions = ["all", "predicted", "plausible", "predicted_band", "union", "band", *structures]
+    assert {f"{name}_{region}" for name in ("ece", "cece", "nll", "brier") for region in regions} <= rows[0].keys()
+    assert [name for name in rows[0] if name.endswith("_resampled")] == [f"ece_{name}_resampled" for name in structures]
 
     summary = json.loads((tmp_path / "summary.json").read_text())
     ece = [float(row["ece"]) for row in rows]
     assert summary["cases"] == len(rows) == 4
     assert summary["ece"] == {"mean": pytest.approx(np.mean(ece)), "std": pytest.approx(np.std(ece, ddof=1)), "n": 4}
+    assert summary["temperature"] == 1
     in_one_only = {(item["case"], item["structure"]) for item in summary["missed"] + summary["spurious"]}
     assert in_one_only == {
         (row["case"], structure)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,14 @@ from matplotlib.colors import to_rgba
 from matplotlib.text import Text
 
 from calib_components.figures import logit_bars, rank_heat_map, reliability_diagram, uncertainty_overlay
-from calib_components.metrics import CalibrationBins, CalibrationMetric, CECEMetric, ECEMetric
+from calib_components.metrics import (
+    CalibrationBins,
+    CalibrationMetric,
+    CECEMetric,
+    ECEMetric,
+    consistency_bands,
+    resampled_errors,
+)
 
 # Class 0: 10 voxels at 0.6, 7 of them correct; 30 at 0.9, 15 of them correct. Class 1: 10 voxels at 0.25, none correct.
 BINS = CalibrationBins(
@@ -19,12 +27,30 @@ BINS = CalibrationBins(
     confidence_sum=torch.tensor([[[0, 0, 6.0, 27], [0, 2.5, 0, 0]]], dtype=torch.float64),
     num_correct=torch.tensor([[[0, 0, 7.0, 15], [0, 0, 0, 0]]], dtype=torch.float64),
 )
+TOP_LABEL = BINS.per_class()[0]
+IF_TRUE = CalibrationBins(  # accuracy 0.25 at confidence 0.6, and 0.75 at 0.9
+    count=torch.tensor([[0, 0, 4.0, 8]], dtype=torch.float64),
+    confidence_sum=torch.tensor([[0, 0, 2.4, 7.2]], dtype=torch.float64),
+    num_correct=torch.tensor([[0, 0, 1.0, 6]], dtype=torch.float64),
+)
+LABELS = ["perfect calibration", "accuracy", "gap, overconfident", "gap, underconfident"]
+MARK, BAND = "accuracy if true", "accuracy if true, 95 %\n(independent voxels)"
 
 
 def bars(axes: Axes) -> list[tuple[float, float, float]]:
     """Left edge, bottom and height of every visible bar."""
     found = [(bar.get_x(), bar.get_y(), bar.get_height()) for bar in axes.patches]
     return [tuple(round(value, 9) for value in bar) for bar in found if bar[2] > 1e-9]  # type: ignore[misc]
+
+
+def marks(axes: Axes) -> list[list[float]]:
+    """Ends of every mark: left, right and height."""
+    segments = [segment for lines in axes.collections for segment in lines.get_segments() if len(segment) > 0]
+    return [[round(float(value), 9) for value in (left[0], right[0], left[1])] for left, right in segments]
+
+
+def legend(axes: Axes) -> list[str]:
+    return [text.get_text() for text in axes.figure.legends[0].get_texts()]
 
 
 def test_reliability_of_each_class(tmp_path: Path) -> None:
@@ -38,8 +64,7 @@ def test_reliability_of_each_class(tmp_path: Path) -> None:
     assert bars(second) == [(0.25, 0, 0.25)]  # all of it a gap
     assert bars(share_of_first) == [(0.5, 0, 0.25), (0.75, 0, 0.75)]
     assert bars(share_of_second) == [(0.25, 0, 1)]
-    labels = ["perfect calibration", "accuracy", "gap, overconfident", "gap, underconfident"]
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == labels
+    assert legend(first) == LABELS
     figure.savefig(tmp_path / "figure.png")
     assert (tmp_path / "figure.png").stat().st_size > 10_000
 
@@ -74,12 +99,91 @@ def test_bins_with_few_voxels_are_not_drawn_but_counted() -> None:
     assert upper.get_title() == "Predicted class\npooled ECE 0.7500"
 
 
+def test_accuracy_if_the_probabilities_were_true_is_marked() -> None:
+    upper = reliability_diagram(TOP_LABEL, if_true=IF_TRUE).axes[0]
+    assert marks(upper) == [[0.5375, 0.7125, 0.25], [0.7875, 0.9625, 0.75]]
+    title = "Predicted class\npooled ECE 0.3250\n0.2167 if probabilities were true"  # (1.4 + 1.2) / 12
+    assert upper.get_title() == title
+    assert MARK in legend(upper)
+
+
+def test_bands_are_those_of_resampled_labels() -> None:
+    without, upper = (reliability_diagram(TOP_LABEL, bands=bands).axes[0] for bands in (False, True))
+    low, high = consistency_bands(TOP_LABEL)
+    drawn = [(0.5625, low[0, 2], high[0, 2] - low[0, 2]), (0.8125, low[0, 3], high[0, 3] - low[0, 3])]
+    assert bars(upper) == [*bars(without), *(tuple(round(float(value), 9) for value in bar) for bar in drawn)]
+    assert marks(upper) == []
+    assert (
+        upper.get_title()
+        == f"{without.get_title()}\n{resampled_errors(TOP_LABEL).mean():.4f} if probabilities were true"
+    )
+    assert BAND in legend(upper)
+
+
+def test_region_without_voxels() -> None:
+    nothing = torch.zeros(1, 4, dtype=torch.float64)
+    empty = CalibrationBins(nothing.long(), nothing, nothing)
+    upper = reliability_diagram(empty, bands=True).axes[0]
+    assert upper.get_title() == "Predicted class\npooled ECE nan\nnan if probabilities were true"
+    assert bars(upper) == []
+    assert marks(reliability_diagram(empty, if_true=IF_TRUE).axes[0]) == []
+
+
+def test_panels_of_regions(tmp_path: Path) -> None:
+    regions = {"all voxels": TOP_LABEL, "foreground": TOP_LABEL + TOP_LABEL}
+    figure = reliability_diagram(regions, if_true={"foreground": IF_TRUE}, bands=True)
+    first, second = figure.axes[::2]
+    assert [axes.get_title().split("\n")[0] for axes in (first, second)] == [*regions]
+    assert [len(marks(axes)) for axes in (first, second)] == [0, 2]
+    assert [len(axes.patches) for axes in (first, second)] == [8, 6]  # bands of two bins, where nothing is marked
+    assert set(legend(first)) == {*LABELS, BAND, MARK}
+    figure.savefig(tmp_path / "figure.png")
+    assert figure.legends[0].get_window_extent().x0 >= 0
+    assert figure.legends[0].get_window_extent().x1 <= figure.bbox.width
+
+
+def test_marks_of_classes() -> None:
+    if_true = CalibrationBins(*(torch.stack([field, field], 1) for field in vars(IF_TRUE).values()))
+    first, second = reliability_diagram(BINS, ["background", "heart"], if_true).axes[::2]
+    assert [mark[2] for mark in marks(first)] == [0.25, 0.75]
+    assert marks(second) == []  # the one bin that has voxels would have none if the probabilities were true
+
+
+@pytest.mark.parametrize(
+    ("bins", "if_true", "message"),
+    [
+        (TOP_LABEL, BINS, "if_true: expected the panels and number of bins of bins, got others in 'Class 0'"),
+        (
+            {"a": TOP_LABEL},
+            {"b": IF_TRUE},
+            "if_true: expected the panels and number of bins of bins, got others in 'b'",
+        ),
+        (
+            TOP_LABEL,
+            CalibrationBins(*torch.ones(3, 1, 5, dtype=torch.float64)),
+            "if_true: expected the panels and number of bins of bins, got others in 'Predicted class'",
+        ),
+        ({"a": BINS}, None, "bins: expected top-label bins for each title, got classwise bins for 'a'"),
+    ],
+)
+def test_panels_that_do_not_match(bins: Any, if_true: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        reliability_diagram(bins, if_true=if_true)
+
+
 def test_wrong_number_of_class_names() -> None:
     with pytest.raises(
         ValueError,
         match=r"^class_names: expected 2 names, one per class of the bins, got \['background', 'heart', 'lung'\]$",
     ):
         reliability_diagram(BINS, class_names=["background", "heart", "lung"])
+
+
+def test_class_names_that_repeat() -> None:
+    with pytest.raises(
+        ValueError, match=r"^class_names: expected 2 names, one per class of the bins, got \['a', 'a'\]$"
+    ):
+        reliability_diagram(BINS, class_names=["a", "a"])
 
 
 def test_heat_map_has_the_best_method_on_top() -> None:

@@ -8,6 +8,7 @@ import json
 import os
 import random
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from typing import Any
 import pytest
 import torch
 
+from calib_components.handlers.evaluation import read_cases
 from calib_components.tools.comparison import report
 from calib_components.tools.comparison.results import read_results
 from tests.helpers import ACDC, ROOT
@@ -62,9 +64,14 @@ def test_keeps_small_files_as_results_and_the_rest_apart(compared: Path) -> None
     for method in ("ce_dice", "nacl_max"):
         assert sorted(path.name for path in (compared / method / "seed0").iterdir()) == [
             "calibration.json", "cases", "cases.csv", "history.csv", "logits.json", "reliability.png",
-            "reliability_classes.png", "settings.json", "summary.json",
+            "reliability_classes.png", "settings.json", "summary.json", "temperature",
         ]  # fmt: skip
-        assert {"last.pt", "model.pt"} <= {path.name for path in (compared / "work" / method / "seed0").iterdir()}
+        assert {path.name for path in (compared / method / "seed0" / "temperature").iterdir()} >= {
+            "calibration.json", "cases.csv", "summary.json", "temperature.json"
+        }  # fmt: skip
+        assert {"last.pt", "model.pt", "model_calibrated.pt"} <= {
+            path.name for path in (compared / "work" / method / "seed0").iterdir()
+        }
         history = (compared / method / "seed0" / "history.csv").read_text().splitlines()
         assert [row.split(",")[0] for row in history] == ["epoch", "1", "2"]
     assert (compared / "work" / ".gitignore").read_text() == "*\n"
@@ -73,8 +80,9 @@ def test_keeps_small_files_as_results_and_the_rest_apart(compared: Path) -> None
 def test_commands_are_plain_runs_of_the_bundle(compared: Path, prepared: Path) -> None:
     lines = (compared / "commands.sh").read_text().splitlines()
     assert lines[2] == "# nacl_max, seed 0"
-    train, evaluate = (shlex.split(line) for line in lines[3:5])
-    assert train[:4] == evaluate[:4] == ["python", "-m", "monai.bundle", "run"]
+    train, evaluate, calibrate, _ = (shlex.split(line) for line in lines[3:7])
+    assert train[:4] == evaluate[:4] == calibrate[:4] == ["python", "-m", "monai.bundle", "run"]
+    assert f"--config_file=['{ACDC}/configs/train.yaml','{ACDC}/configs/calibrate.yaml']" in calibrate
     assert {"--loss::prior=max", "--seed=0", "--resume=True", "--max_epochs=2"} <= set(train)
     assert f"--config_file=['{ACDC}/configs/train.yaml','{ACDC}/configs/losses/nacl.yaml']" in train
     assert f"--config_file=['{ACDC}/configs/train.yaml','{ACDC}/configs/evaluate.yaml']" in evaluate
@@ -90,8 +98,53 @@ def test_report_has_the_means_of_the_evaluation(compared: Path, tmp_path: Path) 
     assert page.count(" case</figcaption>") == 2 * 3
     with open(tmp_path / "means.csv", newline="") as file:
         for row in csv.DictReader(file):
-            summary = json.loads((compared / row["method"] / "seed0" / "summary.json").read_text())
+            cell = compared / row["method"] / "seed0"
+            folder = cell / "temperature" if row["temperature"] == "with" else cell
+            summary = json.loads((folder / "summary.json").read_text())
             assert float(row["mean"]) == pytest.approx(summary[row["measure"]]["mean"], rel=1e-12)
+
+
+def test_temperature_is_in_the_weights_that_are_evaluated_with_it(compared: Path) -> None:
+    for method in ("nacl_max", "ce_dice"):
+        work, cell = (folder / method / "seed0" for folder in (compared / "work", compared))
+        trained, calibrated = (
+            torch.load(work / name, weights_only=True)["temperature"].item()
+            for name in ("model.pt", "model_calibrated.pt")
+        )
+        fit = json.loads((cell / "temperature" / "temperature.json").read_text())
+        assert trained == 1
+        assert calibrated == pytest.approx(fit["temperature"], rel=1e-6)
+        assert fit["patients"] == 2
+        (_, plain), (_, scaled) = read_cases(cell), read_cases(cell / "temperature")
+        for name in plain:
+            if name.startswith(("dsc", "hd95")):
+                assert plain[name].tolist() == pytest.approx(scaled[name].tolist(), nan_ok=True)  # the same label maps
+        assert plain["nll_all"].tolist() != scaled["nll_all"].tolist()
+
+
+def test_another_test_set_is_evaluated_without_training_again(
+    compared: Path, prepared: Path, phantoms: Path, tmp_path: Path
+) -> None:
+    out, scanner = shutil.copytree(compared, tmp_path / "out"), tmp_path / "scanner"
+    options = ("--image_size", "64,64", "--fractions", "0,0,1")
+    done = run([sys.executable, "scripts/prepare_data.py", "acdc", str(phantoms), str(scanner), *options])
+    assert done.returncode == 0, done.stderr
+    done = run(command(prepared, out, "ce_dice", evaluate_on=f"scanner={prepared}"))
+    assert done.returncode == 1
+    assert "--evaluate_on: expected other data than --dataset_dir" in done.stderr
+    before = {path: path.read_bytes() for path in (out / "work" / "ce_dice" / "seed0").glob("*.log")}
+    done = run(command(prepared, out, "ce_dice", evaluate_on=f"scanner={scanner}"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert all(path.read_bytes() == log for path, log in before.items())
+    cell = out / "ce_dice" / "seed0"
+    for folder in (cell / "on_scanner", cell / "on_scanner" / "temperature"):
+        assert json.loads((folder / "summary.json").read_text())["cases"] == 20
+    done = run(command(prepared, out, "ce_dice", evaluate_on=f"scanner={scanner}"))
+    assert "ce_dice, seed 0: finished before" in done.stdout
+    report(out, tmp_path / "report", reference="ce_dice")
+    text = (tmp_path / "report" / "report.md").read_text()
+    assert "## Means on scanner" in text
+    assert "Not evaluated on scanner: NACL max." in text
 
 
 def test_finished_cells_are_skipped_and_other_settings_are_an_error(compared: Path, prepared: Path) -> None:

@@ -168,7 +168,11 @@ def test_commands_of_a_bundle(
     (folder / "models" / "model.pt").unlink()
     name, *below = images.split("/")
     places["IMAGES"] = places[name].joinpath(*below)
-    run(blocks(folder / "docs" / "README.md", "bash", ["Data", "Train", "Evaluate", "Inference"]), folder, places)
+    run(
+        blocks(folder / "docs" / "README.md", "bash", ["Data", "Train", "Calibrate", "Evaluate", "Inference"]),
+        folder,
+        places,
+    )
     assert (folder / "models" / "model.pt").is_file()
     assert (folder / "eval" / "summary.json").is_file()
     for kind in ("seg", "probability", "uncertainty"):

@@ -15,14 +15,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import monai
 import nibabel as nib
 import numpy as np
 import pytest
 import requests
+import torch
 from monai.bundle import ConfigParser
 
-from tests.helpers import BUNDLES, ROOT, copy_with_weights, save
+from tests.helpers import BUNDLES, ROOT, copy_with_weights, run_bundle, save
 
 pytestmark = pytest.mark.slow
 SIZE = 64
@@ -77,6 +77,15 @@ def infer(address: str, model: str, image: str, folder: Path, **params: Any) -> 
     path = folder / f"answer{len(list(folder.iterdir()))}.nii.gz"
     path.write_bytes(answer.content)
     return nib.load(path).get_fdata()
+
+
+def own_maps(bundle: Path, image: Path) -> dict[str, np.ndarray]:
+    """The maps that the bundle itself makes of an image."""
+    run_bundle(bundle, "inference.yaml", dataset_dir=str(image))
+    name = image.name.removesuffix(".nii.gz")
+    return {
+        kind: nib.load(bundle / "predictions" / f"{name}_{kind}.nii.gz").get_fdata() for kind in ("seg", "uncertainty")
+    }
 
 
 def dice(one: np.ndarray, other: np.ndarray) -> float:
@@ -150,6 +159,9 @@ def test_infer_label_train_and_infer_again(
         )
     facts = ConfigParser.load_config_file(bundle / "configs" / "inference.yaml")["facts"]
     model = bundle.name
+    uncalibrated = own_maps(bundle, studies / f"{held_out}.nii.gz")
+    run_bundle(bundle, "train.yaml", "calibrate.yaml", temperature=0.5)
+    served = tmp_path / "home" / "monaibundle" / "model" / model / "models" / "model.pt"
 
     with server(bundle, studies, tmp_path / "home") as address:
         info = requests.get(f"{address}/info/", timeout=60).json()
@@ -159,18 +171,11 @@ def test_infer_label_train_and_infer_again(
 
         first = infer(address, model, held_out, answers)
         uncertainty = infer(address, model, held_out, answers, show_uncertainty=True)
-        monai.bundle.run(
-            config_file=str(bundle / "configs" / "inference.yaml"),
-            bundle_root=str(bundle),
-            dataset_dir=str(studies / f"{held_out}.nii.gz"),
-            device="cpu",
-        )
-        own = {
-            kind: nib.load(bundle / "predictions" / f"{held_out}_{kind}.nii.gz").get_fdata()
-            for kind in ("seg", "uncertainty")
-        }
+        own = own_maps(bundle, studies / f"{held_out}.nii.gz")
         np.testing.assert_array_equal(first, own["seg"])
         np.testing.assert_allclose(uncertainty, own["uncertainty"], rtol=0, atol=1e-5)
+        assert uncertainty.mean() < 0.99 * uncalibrated["uncertainty"].mean()
+        assert torch.load(served, weights_only=True)["temperature"] == 0.5
 
         for name in names[1:]:
             with open(labels / f"{name}.nii.gz", "rb") as label:
@@ -185,6 +190,7 @@ def test_infer_label_train_and_infer_again(
         answer = requests.post(f"{address}/train/{model}?run_sync=true", json=question, timeout=600)
         assert answer.ok, answer.text
         assert dice(infer(address, model, held_out, answers), truth) > dice(first, truth)
+        assert torch.load(served, weights_only=True)["temperature"] == 1  # other weights, which need another one
 
         busy = 429  # the server scores by itself as well, after the training
         while True:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from monai.engines import SupervisedTrainer
 
 from calib_components.errors import InputError
 from calib_components.handlers import TrainingCheckpoint
+from calib_components.posthoc import TemperatureScaled
 
 
 def train(
@@ -26,7 +28,7 @@ def train(
 ) -> dict[str, Any]:
     """Train, perhaps only for the first epochs, and give what last.pt holds."""
     torch.manual_seed(0)
-    network = torch.nn.Linear(1, 1)
+    network = options.pop("network", torch.nn.Linear(1, 1))
     optimizer = torch.optim.SGD(network.parameters(), 0.1)
     trainer = SupervisedTrainer(
         device=torch.device("cpu"),
@@ -58,6 +60,30 @@ def test_scaler_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_a_run_without_amp_goes_on_with_it(tmp_path: Path) -> None:
     assert "scaler" not in train(tmp_path, stop_after=1)
     assert train(tmp_path, amp=True, resume=True)["epoch"] == 4
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_temperature_is_1_in_training_and_what_it_saves(temperature: float, tmp_path: Path) -> None:
+    """Also where it starts from calibrated weights."""
+    torch.manual_seed(0)
+    plain = torch.nn.Linear(1, 1)
+    scaled = TemperatureScaled(copy.deepcopy(plain), temperature)
+    expected = train(tmp_path / "plain", network=plain)["network"]
+    trained = train(tmp_path / "scaled", network=scaled)["network"]
+    assert trained.pop("temperature") == 1
+    torch.testing.assert_close(
+        {name.removeprefix("network."): values for name, values in trained.items()}, {**expected}, rtol=0, atol=0
+    )
+    assert torch.load(tmp_path / "scaled" / "model.pt", weights_only=True)["temperature"] == 1
+
+
+def test_training_with_a_temperature_goes_on_to_the_same_bits(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    whole, first, rest = (TemperatureScaled(torch.nn.Linear(1, 1), 0.5) for _ in range(3))
+    first.load_state_dict(whole.state_dict())
+    expected = train(tmp_path / "whole", network=whole)
+    train(tmp_path / "parts", network=first, stop_after=2)
+    assert train(tmp_path / "parts", network=rest, resume=True) == expected
 
 
 def test_resuming_with_other_data_is_an_error(tmp_path: Path) -> None:

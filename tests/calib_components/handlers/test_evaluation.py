@@ -20,20 +20,29 @@ from monai.handlers import IgniteMetricHandler, from_engine
 from calib_components import figures
 from calib_components.errors import InputError, printable
 from calib_components.handlers import EvaluationWriter, check_case
-from calib_components.handlers.evaluation import read_calibration, read_cases, read_logits, read_summary
+from calib_components.handlers.evaluation import (
+    read_calibration,
+    read_cases,
+    read_logits,
+    read_regions,
+    read_summary,
+)
 from calib_components.handlers.evaluation_files import FILES, replace_files
 from calib_components.metrics import (
+    CalibrationBins,
     CalibrationMetric,
     DSCMetric,
     ECEMetric,
     HD95Metric,
     LogitMagnitudeMetric,
-    NLLMetric,
     calibration_bins,
     structure_masks,
 )
+from tests.helpers import ROOT
 
 STRUCTURES = {"core": [1], "whole": [1, 2]}
+REGIONS = ["all", "predicted", "plausible", "predicted_band", "union", "band"]
+CALIBRATION = {"regions": REGIONS, "structures": STRUCTURES, "draws": 3}
 CASES = 3
 
 
@@ -64,14 +73,14 @@ def evaluate(folder: Path, cases: int = CASES, **changed: Any) -> Engine:
     return run(folder, [{**example(case), **changed} for case in range(cases)])
 
 
-def run(folder: Path, items: Iterable[dict[str, Any]]) -> Engine:
+def run(folder: Path, items: Iterable[dict[str, Any]], calibration: CalibrationMetric | None = None) -> Engine:
+    calibration = CalibrationMetric(**CALIBRATION) if calibration is None else calibration
     engine = Engine(lambda engine, batch: batch)
     masks = from_engine(["pred_masks", "label_masks"])
     metrics = {
         "dsc": IgniteMetricHandler(DSCMetric(include_background=True), output_transform=masks),
         "hd95": IgniteMetricHandler(HD95Metric(include_background=True), output_transform=masks),
-        "ece": IgniteMetricHandler(CalibrationMetric(), output_transform=from_engine(["pred", "label"])),
-        "nll": IgniteMetricHandler(NLLMetric(), output_transform=from_engine(["pred", "label"])),
+        "ece": IgniteMetricHandler(calibration, output_transform=from_engine(["pred", "label"])),
         "logits": IgniteMetricHandler(LogitMagnitudeMetric(), output_transform=from_engine(["logits", "label"])),
     }
     for name, metric in metrics.items():
@@ -89,10 +98,25 @@ def run(folder: Path, items: Iterable[dict[str, Any]]) -> Engine:
     return engine
 
 
+@pytest.fixture(autouse=True)
+def reliability(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, dict[str, Any]]]:
+    """Bins and options of the reliability diagrams, which are left empty to save time."""
+    seen: list[tuple[Any, dict[str, Any]]] = []
+
+    def diagram(bins: Any, class_names: Any = None, **options: Any) -> Figure:
+        seen.append((bins, {**options, "class_names": class_names}))
+        return Figure()
+
+    monkeypatch.setattr(figures, "reliability_diagram", diagram)
+    return seen
+
+
 @pytest.fixture(scope="module")
 def evaluation(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An evaluation with all its pictures: this fixture comes before that of the reliability diagrams."""
     folder = tmp_path_factory.mktemp("evaluation")
     evaluate(folder)
+    assert all((folder / name).stat().st_size > 20_000 for name in ("reliability.png", "reliability_classes.png"))
     return folder
 
 
@@ -103,7 +127,20 @@ def test_writes_its_files_and_nothing_else(evaluation: Path) -> None:
 def test_cases_are_read_as_they_were_measured(evaluation: Path) -> None:
     cases, columns = read_cases(evaluation)
     assert cases == ["case0", "case1", "case2"]
-    assert list(columns) == ["dsc_core", "dsc_whole", "hd95_core", "hd95_whole", "ece", "cece", "nll"]
+    assert list(columns) == [
+        "dsc_core", "dsc_whole", "hd95_core", "hd95_whole",
+        "ece", "cece", "nll", "brier", "ece_if_true", "cece_if_true",
+        "ece_all", "cece_all", "nll_all", "brier_all",
+        "ece_predicted", "cece_predicted", "nll_predicted", "brier_predicted",
+        "ece_plausible", "cece_plausible", "nll_plausible", "brier_plausible",
+        "ece_predicted_band", "cece_predicted_band", "nll_predicted_band", "brier_predicted_band",
+        "ece_union", "cece_union", "nll_union", "brier_union", "ece_union_if_true", "cece_union_if_true",
+        "ece_band", "cece_band", "nll_band", "brier_band",
+        "ece_structure_core", "cece_structure_core", "nll_structure_core", "brier_structure_core",
+        "ece_structure_core_if_true", "cece_structure_core_if_true", "ece_structure_core_resampled",
+        "ece_structure_whole", "cece_structure_whole", "nll_structure_whole", "brier_structure_whole",
+        "ece_structure_whole_if_true", "cece_structure_whole_if_true", "ece_structure_whole_resampled",
+    ]  # fmt: skip
     for i in range(CASES):
         item = example(i)
         for name, classwise in (("ece", False), ("cece", True)):
@@ -113,6 +150,95 @@ def test_cases_are_read_as_they_were_measured(evaluation: Path) -> None:
     assert np.isnan(columns["hd95_core"]).tolist() == [False, True, False]
     with open(evaluation / "cases.csv") as file:
         assert [row["hd95_core"] == "" for row in csv.DictReader(file)] == [False, True, False]
+
+
+# Ten voxels in a row, their probabilities and labels. A border between labels is nearer to the first than one between
+# predictions: 1.5 and 2.5 voxels.
+P = torch.tensor(
+    [
+        [0.98, 0.01, 0.01], [0.90, 0.06, 0.04], [0.62, 0.30, 0.08], [0.25, 0.65, 0.10], [0.21, 0.70, 0.09],
+        [0.08, 0.10, 0.82], [0.97, 0.02, 0.01], [0.97, 0.02, 0.01], [0.97, 0.02, 0.01], [0.97, 0.02, 0.01],
+    ], dtype=torch.float64
+)  # fmt: skip
+Y = torch.tensor([0, 0, 1, 1, 0, 2, 0, 0, 0, 0])
+INSIDE = {
+    "": [2, 3, 5],
+    "_all": list(range(10)),
+    "_predicted": [3, 4, 5],
+    "_plausible": [1, 2, 3, 4, 5],
+    "_predicted_band": [1, 2, 3, 4, 5, 6, 7],
+    "_union": [2, 3, 4, 5],
+    "_band": [0, 1, 2, 3, 4, 5, 6, 7],
+    "_structure_core": [2, 3],
+    "_structure_whole": [2, 3, 5],
+}
+# Confidence minus correctness, summed in each of the five bins that are used, over the number of voxels: 0.62 and 0.65
+# are in one bin, and so are 0.97 and 0.98.
+ECE = {
+    "": (0.27 + 0.18) / 3,
+    "_all": (0.27 + 0.7 + 0.18 + 0.1 + 0.02 + 4 * 0.03) / 10,
+    "_predicted": (0.35 + 0.7 + 0.18) / 3,
+    "_plausible": (0.27 + 0.7 + 0.18 + 0.1) / 5,
+    "_predicted_band": (0.27 + 0.7 + 0.18 + 0.1 + 2 * 0.03) / 7,
+    "_union": (0.27 + 0.7 + 0.18) / 4,
+    "_band": (0.27 + 0.7 + 0.18 + 0.1 + 0.02 + 2 * 0.03) / 8,
+    "_structure_core": 0.27 / 2,
+    "_structure_whole": (0.27 + 0.18) / 3,
+}
+# The same where labels are drawn: voxel 3 of the core adds 0.65 * 0.65 to the confidences and 0.65 to the correct ones.
+ECE_IF_TRUE = {
+    "": (abs(0.38 * 0.62 - 0.25 * 0.65) + 0.21 * 0.7 + 0.08 * 0.82 + 0.1 * 0.9 + 0.02 * 0.98 + 0.12 * 0.97) / 3.08,
+    "_union": (0.38 * 0.62 + 0.1 * 0.9 + 0.02 * 0.98 + 0.12 * 0.97) / (3 + 0.38 + 0.1 + 0.02 + 0.12),
+    "_structure_core": (
+        abs(0.3 * 0.62 - 0.65 * 0.35) + 0.7 * 0.3 + 0.1 * 0.82 + 0.06 * 0.9 + 0.01 * 0.98 + 0.08 * 0.97
+    ) / (0.3 + 0.65 + 0.7 + 0.1 + 0.06 + 0.01 + 0.08),
+}  # fmt: skip
+
+
+def test_measures_worked_by_hand(tmp_path: Path) -> None:
+    # Every voxel twice: pictures need two rows.
+    pred, label = (x[..., None, None].expand(-1, -1, 2, 1) for x in (P.T, Y[None]))
+    item = {**predicted(label, pred.argmax(0, keepdim=True)), "image": pred[:1], "pred": pred}
+    run(tmp_path, [item])
+    _, columns = read_cases(tmp_path)
+    summary = read_summary(tmp_path)
+    for suffix, inside in INSIDE.items():
+        p, onehot = P[inside], torch.nn.functional.one_hot(Y[inside], 3)
+        gaps = torch.zeros(3, 15, dtype=torch.float64)
+        for k in range(3):
+            gaps[k].index_add_(0, (p[:, k] * 15).long(), p[:, k] - onehot[:, k])  # no probability is at an edge
+        expected = {
+            "ece": ECE[suffix],
+            "cece": gaps.abs().sum(1).mean().item() / len(inside),
+            "nll": -p[onehot.bool()].log().mean().item(),
+            "brier": (p - onehot).square().sum(1).mean().item(),
+        }
+        for name, value in expected.items():
+            assert columns[f"{name}{suffix}"][0] == pytest.approx(value, rel=1e-6), f"{name}{suffix}"
+        for name in ("ece", "cece"):
+            assert summary[f"{name}{suffix}_pooled"] == pytest.approx(expected[name], rel=1e-6)
+    for suffix, value in ECE_IF_TRUE.items():
+        assert columns[f"ece{suffix}_if_true"][0] == pytest.approx(value, rel=1e-6)
+        assert summary[f"ece{suffix}_if_true_pooled"] == pytest.approx(value, rel=1e-6)
+    assert columns["ece_structure_whole_if_true"] == columns["ece_if_true"]
+    assert summary["temperature"] == 1
+    assert not any(name.startswith(("ece_all_", "ece_band_i", "ece_union_re")) for name in columns)
+
+
+def test_values_of_resampled_labels_are_repeated(evaluation: Path, tmp_path: Path) -> None:
+    evaluate(tmp_path)
+    assert (tmp_path / "cases.csv").read_text() == (evaluation / "cases.csv").read_text()
+    _, columns = read_cases(tmp_path)
+    for name, defined in (("core", [True, False, True]), ("whole", [True, True, True])):  # no core is probable in one
+        resampled = columns[f"ece_structure_{name}_resampled"]
+        assert (~np.isnan(resampled)).tolist() == defined
+        assert ((resampled[defined] > 0) & (resampled[defined] < 1)).all()
+
+
+@pytest.mark.parametrize("temperature", [0.5, torch.tensor(0.5)])
+def test_temperature_of_the_network(temperature: float | torch.Tensor, tmp_path: Path) -> None:
+    run(tmp_path, [example(0)], CalibrationMetric(**CALIBRATION, temperature=temperature))
+    assert read_summary(tmp_path)["temperature"] == 0.5
 
 
 def test_summary_has_mean_deviation_and_number_of_cases(evaluation: Path) -> None:
@@ -144,6 +270,39 @@ def test_pooled_bins_and_logits(evaluation: Path) -> None:
     torch.testing.assert_close(
         torch.from_numpy(magnitudes[2]), logits[:, label == 2].abs().mean(1, dtype=torch.float64), rtol=1e-6, atol=0
     )
+
+
+def test_bins_of_regions(evaluation: Path) -> None:
+    regions = read_regions(evaluation)
+    assert list(regions) == ["foreground", *REGIONS, "structure_core", "structure_whole"]
+    items = [example(i) for i in range(CASES)]
+    voxels = {
+        "all": sum(item["label"].numel() for item in items),
+        "predicted": sum(int(item["pred_masks"].any(0).sum()) for item in items),
+        "structure_core": sum(int((item["label"] == 1).sum()) for item in items),
+    }
+    for name, count in voxels.items():
+        assert regions[name]["top_label"].count.sum() == count
+        assert regions[name]["classwise"].count.sum() == 3 * count
+    both = ["top_label", "classwise"]
+    for name, kinds in regions.items():
+        known = name in ("foreground", "union") or name.startswith("structure")
+        assert list(kinds) == both + [f"{kind}_if_true" for kind in both if known]
+    for kind, bins in read_calibration(evaluation).items():
+        assert bins.to_dict() == regions["foreground"][kind].to_dict()
+    weight = sum((1 - item["pred"][0].double()).sum().item() for item in items)
+    assert regions["foreground"]["top_label_if_true"].count.sum().item() == pytest.approx(weight, rel=1e-6)
+    summary = read_summary(evaluation)
+    assert summary["ece_if_true_pooled"] == regions["foreground"]["top_label_if_true"].expected_error().item()
+    assert summary["cece_union_pooled"] == regions["union"]["classwise"].expected_error().item()
+
+
+def test_results_from_before_there_were_regions_are_read() -> None:
+    cell = ROOT / "results/acdc/table1/nacl/seed0"
+    assert read_regions(cell) == {}
+    assert read_calibration(cell).keys() == {"top_label", "classwise"}
+    assert "ece" in read_summary(cell)
+    assert "ece" in read_cases(cell)[1]
 
 
 def test_next_evaluation_replaces_all_files_and_leaves_others(tmp_path: Path) -> None:
@@ -181,7 +340,7 @@ def test_names_of_cases_may_hold_any_character(tmp_path: Path) -> None:
 
 @pytest.fixture
 def titles(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Titles of the pictures of cases; to save time, reliability diagrams are left empty."""
+    """Titles of the pictures of cases."""
     seen: list[str] = []
     draw = figures.uncertainty_overlay
 
@@ -190,7 +349,6 @@ def titles(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return draw(*args, title=title, **options)
 
     monkeypatch.setattr(figures, "uncertainty_overlay", overlay)
-    monkeypatch.setattr(figures, "reliability_diagram", lambda *_, **__: Figure())
     return seen
 
 
@@ -243,10 +401,10 @@ def test_replacement_that_fails_halfway_leaves_no_summary(tmp_path: Path, monkey
     assert read_cases(tmp_path)[0] == ["case0", "case1"]
 
 
-def test_cece_is_among_the_metrics_of_the_engine(tmp_path: Path) -> None:
+def test_means_are_among_the_metrics_of_the_engine(tmp_path: Path) -> None:
     metrics = evaluate(tmp_path).state.metrics
     summary = read_summary(tmp_path)
-    for name in ("ece", "cece", "nll", "dsc"):
+    for name in ("ece", "cece", "nll", "brier", "dsc", "ece_all", "ece_predicted"):
         assert isinstance(metrics[name], float)
         assert metrics[name] == pytest.approx(summary[name]["mean"])
 
@@ -287,6 +445,14 @@ def test_what_a_killed_evaluation_left_is_cleared(tmp_path: Path) -> None:
         (read_calibration, "calibration.json", '{"pooled": {}}', "got one that lacks 'top_label'"),
         (read_calibration, "calibration.json", "{}", "got one that lacks 'pooled'"),
         (read_calibration, "calibration.json", "[" * 100_000, "got "),
+        (read_regions, "calibration.json", '{"regions": []}', "the bins of an evaluation, got "),
+        (read_regions, "calibration.json", '{"regions": {"all": 1}}', "the bins of an evaluation, got "),
+        (
+            read_regions,
+            "calibration.json",
+            '{"regions": {"all": {"top_label": {"count": [[1]]}}}}',
+            "the bins of an eval",
+        ),
         (read_logits, "logits.json", '{"class_names": []}', "the logits of an evaluation, got one that lacks 'magnit"),
         (
             read_logits,
@@ -470,3 +636,42 @@ def test_image_that_cannot_be_measured_is_named(value: float) -> None:
     message = "data/image.nii: expected finite values, got some that are NaN or infinite"
     with pytest.raises(InputError, match=f"^{message}$"):
         check_case({"case": "patient1", "image": image, "label": LABEL, "pred": LOGITS * value})
+
+
+def same(one: CalibrationBins, other: CalibrationBins) -> bool:
+    return one.to_dict() == other.to_dict()
+
+
+def test_regions_that_are_drawn(tmp_path: Path, reliability: list[tuple[Any, dict[str, Any]]]) -> None:
+    evaluate(tmp_path)
+    regions = read_regions(tmp_path)
+    (bins, options), (of_classes, options_of_classes) = reliability
+    drawn = {"all voxels": "all", "predicted foreground": "predicted", "ground-truth foreground": "foreground"}
+    assert list(bins) == list(drawn)
+    assert all(same(bins[title], regions[name]["top_label"]) for title, name in drawn.items())
+    assert options["bands"]
+    assert options["class_names"] is None
+    assert list(options["if_true"]) == ["ground-truth foreground"]
+    assert same(options["if_true"]["ground-truth foreground"], regions["foreground"]["top_label_if_true"])
+    assert same(of_classes, regions["all"]["classwise"])
+    assert options_of_classes == {"class_names": ["air", "core", "rim"], "bands": True}
+
+
+def test_classes_of_the_foreground_are_not_drawn(tmp_path: Path, reliability: list[tuple[Any, dict[str, Any]]]) -> None:
+    evaluate(tmp_path)
+    run(tmp_path, [example(0)], CalibrationMetric())
+    assert files(tmp_path) == {*FILES, "cases/best.png"} - {
+        "reliability_classes.png",
+        "cases/median.png",
+        "cases/worst.png",
+    }
+    assert list(reliability[-1][0]) == ["ground-truth foreground"]
+    assert list(read_cases(tmp_path)[1])[4:] == ["ece", "cece", "nll", "brier", "ece_if_true", "cece_if_true"]
+
+
+def test_metric_of_another_region(tmp_path: Path, reliability: list[tuple[Any, dict[str, Any]]]) -> None:
+    run(tmp_path, [example(0)], CalibrationMetric(region="band"))
+    assert not {"reliability.png", "reliability_classes.png"} & files(tmp_path)
+    assert reliability == []
+    assert list(read_cases(tmp_path)[1])[4:] == ["ece", "cece", "nll", "brier"]
+    assert list(read_regions(tmp_path)) == ["band"]

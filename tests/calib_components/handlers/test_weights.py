@@ -10,10 +10,13 @@ from typing import Any
 import pytest
 import torch
 from ignite.engine import Engine
+from monai.networks.nets import UNet
 
 from calib_components.errors import InputError
 from calib_components.facts import Facts, write_facts
 from calib_components.handlers import WeightsLoader, load_torchscript, load_weights
+from calib_components.handlers.weights import check_weights, with_temperature
+from calib_components.posthoc import TemperatureScaled, TemperatureUNet
 
 
 def network(channels: int = 1, classes: int = 2, dimensions: int = 2) -> torch.nn.Module:
@@ -183,6 +186,81 @@ def test_no_file(file: Any, message: str, tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match=rf"^{message}"):
         load_weights(network(), file)
+
+
+class TestTemperature:
+    def weights(self, **values: Any) -> dict[str, Any]:
+        return {**TemperatureScaled(network(), 0.5).state_dict(), **values}
+
+    def test_is_loaded_with_the_weights(self, tmp_path: Path) -> None:
+        torch.save(self.weights(), tmp_path / "model.pt")
+        own = TemperatureScaled(network(), 3.0)
+        load_weights(own, tmp_path / "model.pt")
+        assert own.temperature == 0.5
+
+    def test_is_1_where_weights_have_none(self, tmp_path: Path) -> None:
+        weights = self.weights()
+        del weights["temperature"]
+        torch.save(weights, tmp_path / "model.pt")
+        own = TemperatureScaled(network(), 3.0)
+        load_weights(own, tmp_path / "model.pt")
+        assert own.temperature == 1
+        torch.testing.assert_close({**own.state_dict()}, {**weights, "temperature": torch.ones(())}, rtol=0, atol=0)
+
+    @pytest.mark.parametrize(
+        ("temperature", "got"),
+        [
+            (torch.tensor(0.0), "a temperature of 0, which is not above 0"),
+            (torch.tensor(-0.7), "a temperature of -0.7"),
+            (torch.tensor(1e-60, dtype=torch.float64), "a temperature of 1e-60"),  # 0 as float32
+            (torch.tensor(torch.nan), "values that are NaN or infinite in temperature"),
+            (torch.tensor(torch.inf), "values that are NaN or infinite in temperature"),
+            (torch.tensor([0.5]), r"those of another network: temperature has shape \(1,\), not \(\)"),
+            (torch.tensor(2), "temperature of type torch.int64, not torch.float32"),
+            (0.5, "temperature of type float"),
+        ],
+    )
+    def test_unsuitable_one_is_refused(self, temperature: Any, got: str, tmp_path: Path) -> None:
+        torch.save(self.weights(temperature=temperature), tmp_path / "model.pt")
+        own = TemperatureScaled(network(), 3.0)
+        with pytest.raises(InputError, match=f"model.pt: expected trained weights, got {got}") as error:
+            load_weights(own, tmp_path / "model.pt")
+        assert "\n" not in str(error.value)
+        assert own.temperature == 3
+
+    def test_network_without_one_refuses_it(self, tmp_path: Path) -> None:
+        torch.save({**network().state_dict(), "temperature": torch.tensor(0.5)}, tmp_path / "model.pt")
+        with pytest.raises(InputError, match=r"got those of another network, with temperature$"):
+            load_weights(network(), tmp_path / "model.pt")
+
+    def test_weights_of_monais_network_load(self, tmp_path: Path) -> None:
+        options: Any = {"spatial_dims": 2, "in_channels": 1, "out_channels": 2, "channels": (4, 8), "strides": (2,)}
+        unet = UNet(**options)
+        torch.save(unet.state_dict(), tmp_path / "model.pt")
+        own = TemperatureUNet(**options)
+        load_weights(own, tmp_path / "model.pt")
+        image = torch.rand(1, 1, 8, 8)
+        assert torch.equal(own.eval()(image), unet.eval()(image))
+
+    @pytest.mark.parametrize("wrap", [lambda weights: weights, lambda weights: {"model": weights, "epoch": 3}])
+    @pytest.mark.parametrize("before", [{}, {"temperature": torch.tensor(0.5)}])
+    def test_is_replaced_and_nothing_else(
+        self, before: dict[str, torch.Tensor], wrap: Callable[[Any], Any], tmp_path: Path
+    ) -> None:
+        half = {name: values.half() for name, values in network().state_dict().items()}
+        torch.save(wrap({**half, **before}), tmp_path / "model.pt")
+        (tmp_path / "other.pt").write_bytes(with_temperature(tmp_path / "model.pt", torch.tensor(0.7)))
+        expected = wrap({**half, "temperature": torch.tensor(0.7)})
+        written = torch.load(tmp_path / "other.pt", weights_only=True)
+        torch.testing.assert_close(written, expected, rtol=0, atol=0)
+        (tmp_path / "model.pt").write_bytes(with_temperature(tmp_path / "other.pt", torch.tensor(0.7)))
+        assert (tmp_path / "model.pt").read_bytes() == (tmp_path / "other.pt").read_bytes()
+
+    def test_weights_of_other_classes_pass_the_check_of_names(self, tmp_path: Path) -> None:
+        torch.save(self.weights(), tmp_path / "model.pt")
+        check_weights(TemperatureScaled(network(classes=5)), tmp_path / "model.pt")
+        with pytest.raises(InputError, match="expected trained weights, got those of another network, without "):
+            check_weights(TemperatureScaled(torch.nn.Conv2d(1, 2, 1)), tmp_path / "model.pt")
 
 
 class TestLoadTorchscript:

@@ -1,0 +1,286 @@
+"""The temperature of trained weights: fitted on cases, and written into them."""
+
+from __future__ import annotations
+
+import glob
+import json
+import logging
+import math
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ignite.distributed as idist
+import torch
+from ignite.engine import Events
+from monai.engines import Evaluator
+
+from calib_components.data import read_datalist
+from calib_components.errors import InputError, check_writable, make_folder, reading, writing
+from calib_components.facts import Facts, facts_beside, write_facts
+from calib_components.handlers.weights import WeightsLoader, check_weights, with_temperature
+from calib_components.metrics import CalibrationBins, ECEMetric
+from calib_components.posthoc import TemperatureEstimate, TemperatureScaling, find_temperature, set_temperature
+
+__all__ = ["TemperatureCalibration", "calibration_cases", "read_temperature", "write_temperature"]
+
+Bins = dict[str, CalibrationBins]  # by the title of their region
+
+TEMPERATURE, RELIABILITY = "temperature.json", "reliability_temperature.png"
+REGIONS = {"all": "all voxels", "predicted": "predicted foreground"}  # that errors are reported in
+EXPORTED = (".ts", ".onnx", ".plan")  # by ckpt_export, by onnx_export, and TensorRT's engine
+SPLITS = {  # what to know of a temperature that is fitted on a split
+    "training": "The network was trained on such cases and is more confident on them than it should be on others: the "
+    "temperature is too low for other patients.",
+    "validation": "The validation cases of the data that the weights were trained on chose their epoch too: errors on "
+    "other patients are higher.",
+    "testing": "Results of these weights on the same test cases are no longer independent of them.",
+}
+
+
+def calibration_cases(
+    file: str | os.PathLike,
+    split: str,
+    folder: str | os.PathLike,
+    image_size: Sequence[int],
+    in_channels: int,
+    temperature: float | None = None,
+) -> list[dict[str, Any]]:
+    """Read the prepared cases that a temperature is fitted on.
+
+    Args:
+        file: See `calib_components.data.read_datalist`.
+        split: As there.
+        folder: As there.
+        image_size: As there.
+        in_channels: As there.
+        temperature: A temperature that needs no cases; then none are read.
+
+    Returns:
+        The items of `read_datalist`, each with its `patient`, which is the case itself where the list names none.
+
+    Raises:
+        InputError: The split has no cases, or see `read_datalist`.
+    """
+    if temperature is not None:
+        return []
+    items = read_datalist(file, split, folder, image_size, in_channels, may_be_empty=True)
+    if not items:
+        raise InputError(
+            f"{file}: expected cases for {split} to fit the temperature on, got none; prepare the data with other "
+            "--fractions, set --split testing (whose results are then no longer independent) or training (on which "
+            "the network is more confident than on others), or give cases of your own as --dataset_dir"
+        )
+    return [{**item, "patient": str(item.get("patient", item["case"]))} for item in items]
+
+
+class TemperatureCalibration:
+    """Fit the temperature of trained weights, and write it into them.
+
+    The network runs over the cases twice: without a temperature, for the fit, and with it, for the calibration errors
+    after it. It writes, all of them or none:
+
+    - the weights, with the temperature. All else in the file stays, so that fitting again gives the same bytes.
+    - `temperature.json`: the estimate, see `read_temperature`.
+    - `reliability_temperature.png`: reliability before and after, over all voxels and the predicted foreground.
+
+    Across several processes, the fit and the errors are those of all cases, and the first process writes.
+
+    Args:
+        evaluator: Runs the network over the cases. Items of its batches have the name of their `patient`, those of its
+            output a `label` `(1, *S)` and the logits `pred` `(N, *S)`.
+        network: The network, which has a temperature: see `calib_components.posthoc`.
+        load_path: Trained weights.
+        calibrated_path: File of the weights with the temperature, which may be the same. In another folder, it gets
+            the `facts.yaml` of the weights beside it.
+        output_dir: Folder of the other two files.
+        split: Split that the cases are from, for what is said of the temperature.
+        region: Voxels that the temperature is fitted on.
+        temperature: A temperature to write into the weights without a fit and without the two other files.
+        facts: Facts of the data, which are compared with those of the weights; None not to compare them.
+
+    Raises:
+        InputError: From `run`, if the network has no temperature, the weights are not suitable (see `WeightsLoader`),
+            there are no voxels in the region, or a file cannot be written.
+    """
+
+    def __init__(
+        self,
+        evaluator: Evaluator,
+        network: torch.nn.Module,
+        load_path: str | os.PathLike,
+        calibrated_path: str | os.PathLike,
+        output_dir: str | os.PathLike,
+        split: str = "validation",
+        region: Any = "all",
+        temperature: float | None = None,
+        facts: Facts | None = None,
+    ) -> None:
+        self.evaluator = evaluator
+        self.network = network
+        self.load_path = Path(load_path)
+        self.calibrated_path = Path(calibrated_path)
+        self.output_dir = Path(output_dir)
+        self.split = split
+        self.region = region
+        self.temperature = temperature
+        self.facts = facts
+
+    def run(self) -> None:
+        """Fit the temperature, or take the given one, and write the weights."""
+        if find_temperature(self.network) is None:
+            raise InputError(
+                "network_def: expected a network with a temperature, calib_components.posthoc.TemperatureUNet or "
+                f"TemperatureScaled around another one, got {type(self.network).__name__}"
+            )
+        self._check_places()
+        if self.temperature is not None:
+            check_weights(self.network, self.load_path)
+            set_temperature(self.network, self.temperature)
+            if idist.get_rank() == 0:
+                with self._writing_weights():
+                    pass
+            return
+        WeightsLoader(self.load_path, self.network, self.facts)(self.evaluator)
+        set_temperature(self.network, 1.0)
+        fit = TemperatureScaling(region=self.region)
+        before = self._run_network(fit)
+        estimate = self._estimate(fit)
+        set_temperature(self.network, estimate.temperature)
+        after = self._run_network()
+        if idist.get_rank() == 0:
+            self._say(estimate, before, after)
+            self._write(estimate, before, after)
+
+    def _check_places(self) -> None:
+        """Say before the work what would keep the files from being written."""
+        check_writable("calibrated_path", self.calibrated_path.parent)
+        for file in (self.calibrated_path, self.output_dir / TEMPERATURE, self.output_dir / RELIABILITY):
+            if file.is_dir():
+                raise InputError(f"{file}: expected a file or nothing, got a folder")
+        folder = self.calibrated_path.parent
+        there = facts_beside(self.calibrated_path)
+        others = [file for file in folder.glob("*.pt") if file != self.calibrated_path]
+        if there != facts_beside(self.load_path) and (there is not None or others):
+            raise InputError(
+                f"calibrated_path: expected a folder without weights of other data, got {folder}; choose another one"
+            )
+
+    def _run_network(self, fit: TemperatureScaling | None = None) -> Bins:
+        """Run the network over all cases, and add them to the fit; return the bins of each region by its title."""
+        metrics = {title: ECEMetric(region=region) for region, title in REGIONS.items()}
+
+        def add(engine: Evaluator) -> None:
+            for case, output in zip(engine.state.batch, engine.state.output, strict=True):
+                logits, label = output["pred"][None].float(), output["label"][None]
+                if fit is not None:
+                    _update(fit, logits, label, case["patient"])
+                for metric in metrics.values():
+                    metric(logits.softmax(1), label)
+
+        with self.evaluator.add_event_handler(Events.ITERATION_COMPLETED, add):
+            self.evaluator.run()
+        return {title: metric.bins for title, metric in metrics.items()}
+
+    def _estimate(self, fit: TemperatureScaling) -> TemperatureEstimate:
+        try:
+            return fit.compute()
+        except ValueError as error:
+            line = f"region: expected one with voxels of the {self.split} cases, got {self.region}, which has none"
+            raise InputError(line) from error
+
+    def _say(self, estimate: TemperatureEstimate, before: Bins, after: Bins) -> None:
+        ends = [[bins[title].expected_error().item() for bins in (before, after)] for title in REGIONS.values()]
+        errors = [f"{old:.4f} -> {new:.4f} ({title})" for (old, new), title in zip(ends, REGIONS.values(), strict=True)]
+        log = logging.getLogger(__name__)
+        log.info("Temperature %s", _described(estimate))
+        log.info("NLL %.4f -> %.4f (region %s)", estimate.nll_before, estimate.nll_after, self.region)
+        log.info("ECE %s", ", ".join(errors))
+        for warning in estimate.warnings():
+            log.warning("%s", warning)
+        log.info("%s", SPLITS[self.split])
+
+    def _write(self, estimate: TemperatureEstimate, before: Bins, after: Bins) -> None:
+        from calib_components.figures import reliability_diagram  # training must not need matplotlib
+
+        when = {"before": before, "after": after}
+        panels = {f"{title}, {time}": bins[title] for title in REGIONS.values() for time, bins in when.items()}
+        figure = reliability_diagram(panels, bands=True)
+        make_folder(self.output_dir)
+        with (
+            self._writing_weights(),
+            writing(self.output_dir / RELIABILITY) as picture,
+            writing(self.output_dir / TEMPERATURE) as table,
+        ):
+            table.write_text(_text(estimate))
+            figure.savefig(picture, format="png")
+        logging.getLogger(__name__).info("Wrote %s and %s to %s", TEMPERATURE, RELIABILITY, self.output_dir)
+
+    @contextmanager
+    def _writing_weights(self) -> Iterator[None]:
+        """Write the weights; they take their place after the files that are written within, if those could be."""
+        temperature = find_temperature(self.network)
+        assert temperature is not None
+        content = with_temperature(self.load_path, temperature)
+        file = self.calibrated_path
+        is_new = not file.is_file() or file.read_bytes() != content
+        make_folder(file.parent)
+        with writing(file) as unfinished:
+            unfinished.write_bytes(content)
+            yield
+            facts = facts_beside(self.load_path)
+            if facts is not None and facts_beside(file) is None:
+                write_facts(facts, file.parent)
+        log = logging.getLogger(__name__)
+        log.info("Wrote the temperature %.6g into %s", temperature.item(), file)
+        for export in sorted(file.parent.glob(f"{glob.escape(file.stem)}.*")):
+            if is_new and export.suffix in EXPORTED:
+                log.warning("%s: made from the weights as they were before; export it again, or delete it", export)
+
+
+def _update(fit: TemperatureScaling, logits: torch.Tensor, label: torch.Tensor, patient: str) -> None:
+    try:
+        fit.update(logits, label, patient)
+    except ValueError as error:  # the case has been checked; the region may be that of a class beyond the network's
+        raise InputError(str(error)) from error
+
+
+def read_temperature(folder: str | os.PathLike) -> TemperatureEstimate:
+    """Read `temperature.json`.
+
+    Args:
+        folder: The `output_dir` of the calibration.
+
+    Raises:
+        InputError: The file is missing or broken.
+    """
+    with reading(Path(folder) / TEMPERATURE, "a fitted temperature") as file:
+        return TemperatureEstimate.from_dict(json.loads(file.read_bytes()))
+
+
+def write_temperature(estimate: TemperatureEstimate, folder: str | os.PathLike) -> None:
+    """Write `temperature.json` into a folder.
+
+    Raises:
+        InputError: It cannot be written.
+    """
+    with writing(Path(folder) / TEMPERATURE) as unfinished:
+        unfinished.write_text(_text(estimate))
+
+
+def _text(estimate: TemperatureEstimate) -> str:
+    return json.dumps(estimate.to_dict(), indent=2, allow_nan=False) + "\n"
+
+
+def _described(estimate: TemperatureEstimate) -> str:
+    """The temperature, and how far other patients could move it."""
+    described = f"{estimate.temperature:.3f}, fitted on {estimate.patients} patient{'s' * (estimate.patients > 1)}"
+    if estimate.patients > 1:
+        described += f"; 95 % interval {estimate.low:.3f} to {estimate.high:.3f}"
+        if not math.isnan(estimate.coverage):
+            described += f" (held the true temperature in {estimate.coverage:.0%} of simulations)"
+        others = estimate.leave_one_out.values()
+        described += f"; {min(others):.3f} to {max(others):.3f} without one of them"
+    return described
