@@ -1,7 +1,8 @@
 """Calibration and segmentation metrics with the conventions of MONAI."""
 
 from calib_components.metrics.bins import CalibrationBins, calibration_bins
-from calib_components.metrics.calibration import CalibrationMetric, CECEMetric, ECEMetric, adaptive_calibration_error
+from calib_components.metrics.calibration import CECEMetric, ECEMetric, adaptive_calibration_error
+from calib_components.metrics.calibration_metric import CalibrationMetric
 from calib_components.metrics.consistency import consistency_bands, resampled_errors
 from calib_components.metrics.logits import LogitMagnitudeMetric
 from calib_components.metrics.regions import Region
