@@ -2,10 +2,10 @@
 
     python scripts/compare_losses.py bundles/acdc_mri_nacl_segmentation --dataset_dir DATA --out results/acdc/table1
 
-A *cell* is one loss setting and one seed: two plain runs of the bundle, one to train and one to evaluate. Their
-commands are printed and kept in `OUT/commands.sh`; each can be run by hand. The measurements of a finished cell are in
-`OUT/METHOD/seedN`, a folder that appears complete or not at all; large and unfinished files are in
-`OUT/work/METHOD/seedN`.
+A *cell* is one loss setting and one seed: plain runs of the bundle, which train, fit the temperature on the validation
+split, and evaluate without and with it. Their commands are printed and kept in `OUT/commands.sh`; each can be run by
+hand. The measurements of a finished cell are in `OUT/METHOD/seedN`, a folder that appears complete or not at all; large
+and unfinished files are in `OUT/work/METHOD/seedN`. `--evaluate_on NAME=DIR` adds prepared test sets of other origin.
 
 The same command continues after an interruption: finished cells are skipped, and partly trained ones resume. A folder
 made with other settings is an error. `scripts/report.py OUT` makes tables and figures of the results.

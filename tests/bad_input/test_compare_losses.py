@@ -103,11 +103,16 @@ def folds(number: int) -> Callable[[Path], object]:
 DATALIST = make_datalist("a", "b", "c")
 LIST, FINISHED, PLAN = "data/datalist.json", "out/other/seed0/settings.json", "out/plan.json"
 CONFIG, LOSS = "bundle/configs/train.yaml", "bundle/configs/losses/nacl.yaml"
+CALIBRATE, OTHER = "bundle/configs/calibrate.yaml", "scanner/datalist.json"
 FACTS = "data/facts.yaml"
 JUNK = bytes(range(128, 256))
 NESTED = "[" * 100_000
 A_JSON = f"{LIST}: expected a JSON file, got "
 A_CASE = f"{LIST}: expected a case and its patient for "
+A_TEST_SET = (
+    "--evaluate_on: expected NAME=DIR, where a NAME has up to 64 letters, digits, _, - and . and does not start with ., "
+    "got "
+)
 A_BUNDLE = "--bundle: expected a folder with configs/train.yaml, got "
 IDS = "expected ids and their values, such as num_classes: 3, got "
 CASES = [
@@ -124,6 +129,9 @@ CASES = [
     Case("train.yaml refers to nothing", put(CONFIG, TRAIN + "amp: '@nothing'"), "bundle/configs: expected settings"),
     Case("train.yaml refers to itself", put(CONFIG, TRAIN + "amp: '@amp'"), "amp: expected a value, got references"),
     Case("no evaluate.yaml", remove("bundle/configs/evaluate.yaml"), "bundle/configs/evaluate.yaml: expected a read"),
+    Case("no calibrate.yaml", remove(CALIBRATE), f"{CALIBRATE}: expected a readable file, got"),
+    Case("calibrate.yaml empty", put(CALIBRATE, ""), f"{CALIBRATE}: {IDS}None"),
+    Case("calibrate.yaml without a split", put(CALIBRATE, "region: all"), f"{CALIBRATE}: expected split, got no split"),
     Case("no such loss", remove(LOSS), "bundle/configs/losses/nacl.yaml: expected a readable file, got"),
     Case("loss empty", put(LOSS, ""), f"{LOSS}: {IDS}None"),
     Case(
@@ -236,8 +244,35 @@ CASES = [
          ("--folds=2", "--out=crossed")),
     Case("folds beside one split", folds(2), "nacl, seed 0, fold 0: not comparable with out/other/seed0: folds differs",
          ("--folds=2",)),
+    Case("a test set without a name", nothing, f"{A_TEST_SET}'scanner'\n", ("--evaluate_on=scanner",)),
+    Case("a test set without a folder", nothing, f"{A_TEST_SET}'b='\n", ("--evaluate_on=b=",)),
+    Case("a test set called nothing", nothing, f"{A_TEST_SET}'=scanner'\n", ("--evaluate_on==scanner",)),
+    Case("a test set called a path", nothing, f"{A_TEST_SET}'a/b=scanner'\n", ("--evaluate_on=a/b=scanner",)),
+    Case("a test set called ..", nothing, f"{A_TEST_SET}'..=scanner'\n", ("--evaluate_on=..=scanner",)),
+    Case("a hidden test set", nothing, f"{A_TEST_SET}'.b=scanner'\n", ("--evaluate_on=.b=scanner",)),
+    Case("a test set of a long name", nothing, A_TEST_SET, (f"--evaluate_on={65 * 'b'}=scanner",)),
+    Case("a test set empty", nothing, f"{A_TEST_SET}''\n", ("--evaluate_on=",)),
+    Case("two test sets of a name", nothing, "--evaluate_on: expected a name for each test set, got b twice\n",
+         ("--evaluate_on=b=scanner,b=elsewhere",)),
+    Case("a test set that evaluates", nothing, "--evaluate_on: expected a path that does not start with $",
+         ("--evaluate_on=b=$x",)),
+    Case("the own data as a test set", nothing, "--evaluate_on: expected other data than --dataset_dir, got data/x/..\n",
+         ("--evaluate_on=b=./data/x/..",)),
+    Case("no such test set", nothing, "nowhere/datalist.json: expected the list of prepared cases, got no such file; run",
+         ("--evaluate_on=b=nowhere",)),
+    Case("a test set broken", put(OTHER, "{"), f"{OTHER}: expected a JSON file, got", ("--evaluate_on=b=scanner",)),
+    Case("a test set a list", put(OTHER, []), f"{OTHER}: expected cases for testing, got none", ("--evaluate_on=b=scanner",)),
+    Case("a test set without test cases", put(OTHER, {"training": [], "validation": [{}], "testing": []}),
+         f"{OTHER}: expected cases for testing, got some for validation alone; prepare the data again with --fractions 0,"
+         "0,1, which makes all of them a test set\n", ("--evaluate_on=b=scanner",)),
+    Case("a test set without patients", put(OTHER, {"testing": [{"case": "c"}]}), f"{OTHER}: expected a case and its pat",
+         ("--evaluate_on=b=scanner",)),
+    Case("a test set of another data set", lambda folder: (put(OTHER, DATALIST)(folder), put("scanner/facts.yaml", "a")(
+         folder)), "scanner/facts.yaml: expected the facts of a data set, got", ("--evaluate_on=b=scanner",)),
+    Case("a finished cell without weights", put(OTHER, DATALIST), "out/work/other/seed0/model.pt: expected the weights of",
+         ("--evaluate_on=b=scanner", "--losses=other")),
     Case("twice", nothing, "--max_epochs: expected once, got twice\n", ("--max_epochs=3", "--max_epochs", "4")),
-    Case("one more", nothing, "more: expected at most 12 values without an option, bundle, dataset_dir, out, ", tuple(12 * ["more"])),
+    Case("one more", nothing, "more: expected at most 13 values without an option, bundle, dataset_dir, out, ", tuple(13 * ["more"])),
 ]  # fmt: skip
 
 
@@ -252,6 +287,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     put(CONFIG, TRAIN)(tmp_path)
     put("bundle/configs/evaluate.yaml", "split: testing")(tmp_path)
+    put("bundle/configs/calibrate.yaml", "split: validation\nregion: all")(tmp_path)
     for name, text in LOSSES.items():
         put(f"bundle/configs/losses/{name}.yaml", text)(tmp_path)
     put(LIST, DATALIST)(tmp_path)

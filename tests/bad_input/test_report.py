@@ -166,6 +166,31 @@ CASES = [
     Case("made_with a number", change(SETTINGS, made_with={"torch": 2}), f"RESULTS/{SETTINGS}: expected made_with to"),
     Case("fold without folds", change(SETTINGS, fold=0), f"RESULTS/{SETTINGS}: expected fold and folds such as 0 of 5"),
     Case("fold beyond", change(SETTINGS, fold=2, folds=2), f"RESULTS/{SETTINGS}: expected fold and folds such as"),
+    Case("calibration a list", change(SETTINGS, calibration=[]), f"RESULTS/{SETTINGS}: expected calibration to be"),
+    Case("test sets a list", change(SETTINGS, evaluate_on=["b"]), f"RESULTS/{SETTINGS}: expected evaluate_on to be the"),
+    *(
+        Case(f"test set {how}", change(SETTINGS, evaluate_on=value), f"RESULTS/{SETTINGS}: expected evaluate_on to be the")
+        for how, value in (
+            ("elsewhere", {"../../b": {"datalist": "1", "patients": {}}}),
+            ("empty", {"b": {}}),
+            ("without patients", {"b": {"datalist": "1"}}),
+            ("of two lines", {"a\nb": {"datalist": "1", "patients": {}}}),
+            ("a text", {"b": "b"}),
+        )
+    ),
+    Case(
+        "test set without files",
+        change(SETTINGS, evaluate_on={"b": {"datalist": "1", "patients": {}}}),
+        f"RESULTS/{NACL}/on_b/cases.csv: expected a table, got No such file",
+    ),
+    Case(
+        "temperature without files",
+        change(SETTINGS, calibration={"split": "validation"}),
+        f"RESULTS/{NACL}/temperature/cases.csv: expected a table, got No such file",
+    ),
+    Case("regions a list", change(BINS, regions=["all"]), f"RESULTS/{BINS}: {SOME_BINS}"),
+    Case("regions of texts", change(BINS, regions={"all": {"top_label": "x"}}), f"RESULTS/{BINS}: {SOME_BINS}"),
+    Case("regions without bins", change(BINS, regions={"all": {}}), f"RESULTS/{BINS}: {SOME_BINS}one that lacks 'top_lab"),
     Case("no split", change(SETTINGS, evaluation={}), f"RESULTS/{SETTINGS}: evaluation: expected split, got no split"),
     Case("epochs a text", of_training(max_epochs="2"), "RESULTS/ce_dice/seed0/settings.json: training: expected max_ep"),
     Case("size a number", of_training(image_size=64), "RESULTS/ce_dice/seed0/settings.json: training: expected image_"),

@@ -122,6 +122,7 @@ def test_temperature_is_in_the_weights_that_are_evaluated_with_it(compared: Path
         assert plain["nll_all"].tolist() != scaled["nll_all"].tolist()
 
 
+@pytest.mark.slow
 def test_another_test_set_is_evaluated_without_training_again(
     compared: Path, prepared: Path, phantoms: Path, tmp_path: Path
 ) -> None:

@@ -3,25 +3,49 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from calib_components.errors import InputError, reading, writing
 from calib_components.fingerprint import differing
 
 __all__ = [
+    "OWN",
     "CellSettings",
+    "Condition",
     "cell_name",
     "check_fields",
     "is_count",
     "is_name",
+    "is_set_name",
     "is_texts",
     "read_json",
     "read_settings",
     "write_settings",
 ]
+
+
+class Condition(NamedTuple):
+    """What a trained network is evaluated on, and whether its logits are divided by its temperature.
+
+    Attributes:
+        test_set: Name of a further test set; empty for the split that is compared.
+        scaled: Whether with the temperature that was fitted on its own validation split.
+    """
+
+    test_set: str = ""
+    scaled: bool = False
+
+    @property
+    def folder(self) -> str:
+        """Its folder in that of the cell, such as "on_scanner/temperature"; empty for the cell's own."""
+        return "/".join([*([f"on_{self.test_set}"] * bool(self.test_set)), *(["temperature"] * self.scaled)])
+
+
+OWN = Condition()
 
 
 @dataclass(frozen=True)
@@ -42,6 +66,9 @@ class CellSettings:
         made_with: Versions and device, once the cell is finished.
         fold: Number of the fold that is evaluated, from 0; None without cross-validation.
         folds: Number of folds; None without cross-validation.
+        calibration: Split and region that the temperature is fitted on; empty without a temperature.
+        evaluate_on: Further test sets by their names: the SHA-256 of the list of prepared cases, `datalist`, and the
+            patient of each case, `patients`.
     """
 
     method: str
@@ -57,6 +84,8 @@ class CellSettings:
     made_with: dict[str, str]
     fold: int | None = None
     folds: int | None = None
+    calibration: dict[str, Any] = field(default_factory=dict)
+    evaluate_on: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
     def folder(self) -> str:
@@ -68,15 +97,27 @@ class CellSettings:
         """Its name in messages."""
         return cell_name(self.method, self.seed, self.fold)
 
+    @property
+    def conditions(self) -> list[Condition]:
+        """What its network is evaluated on."""
+        scaled = (False, True) if self.calibration else (False,)
+        return [Condition(name, with_temperature) for name in ("", *self.evaluate_on) for with_temperature in scaled]
+
+    def patients_of(self, test_set: str) -> dict[str, str]:
+        """Return the patient of each case of a test set, or of the split that is compared if the name is empty."""
+        return self.evaluate_on[test_set]["patients"] if test_set else self.patients
+
     def changes(self, other: CellSettings, evaluated: bool) -> list[str]:
         """Return what another run of the same cell would do differently.
 
         Args:
             other: Settings of the other run.
-            evaluated: Whether the evaluation counts, too.
+            evaluated: Whether the evaluation counts, too. Test sets that only one of the runs has do not.
         """
         parts = ("training", "evaluation", "overrides") if evaluated else ("training", "overrides")
         data = ["the data"] if self.datalist != other.datalist else []
+        if evaluated:
+            data += [*self._other_calibration(other), *self._other_test_sets(other)]
         return _unique(data, *(differing(getattr(self, part), getattr(other, part)) for part in parts))
 
     def differences(self, other: CellSettings) -> list[str]:
@@ -88,7 +129,18 @@ class CellSettings:
             differing(self.evaluation, other.evaluation),
             differing(here, there),
             differing(self.overrides, other.overrides),
+            self._other_calibration(other) if self.fold == other.fold else [],  # a fold may lack a validation split
+            self._other_test_sets(other),
         )
+
+    def _other_calibration(self, other: CellSettings) -> list[str]:
+        """Return whether the temperature is fitted on others, unless this follows from what is evaluated."""
+        return ["calibration"] if self.calibration != other.calibration and self.evaluation == other.evaluation else []
+
+    def _other_test_sets(self, other: CellSettings) -> list[str]:
+        """Return which test sets of the same name have other data."""
+        both = [name for name in self.evaluate_on if name in other.evaluate_on]
+        return [f"test set {name}" for name in both if self.evaluate_on[name] != other.evaluate_on[name]]
 
 
 def cell_name(method: str, seed: int, fold: int | None) -> str:
@@ -107,7 +159,7 @@ def write_settings(settings: CellSettings, folder: Path) -> None:
         InputError: It cannot be written.
     """
     texts = {
-        name: _lines(value) if name in ("training", "evaluation", "commands") else json.dumps(value)
+        name: _lines(value) if name in ("training", "evaluation", "commands", "evaluate_on") else json.dumps(value)
         for name, value in asdict(settings).items()
     }
     lines = ",\n".join(f" {json.dumps(name)}: {text}" for name, text in texts.items())
@@ -116,6 +168,8 @@ def write_settings(settings: CellSettings, folder: Path) -> None:
 
 
 def _lines(value: dict[str, Any] | list[Any]) -> str:
+    if not value:
+        return json.dumps(value)
     if isinstance(value, list):
         return "[" + ",".join(f"\n  {json.dumps(part)}" for part in value) + "\n ]"
     return "{" + ",".join(f"\n  {json.dumps(name)}: {json.dumps(part)}" for name, part in value.items()) + "\n }"
@@ -131,7 +185,7 @@ def read_settings(folder: Path) -> CellSettings:
     content = read_json(file)
     if isinstance(content, dict) and "train" in content:
         raise InputError(f"{file}: expected the settings of a cell, got those of version 0.1.0; run the cell again")
-    required = [field.name for field in fields(CellSettings) if field.default is MISSING]
+    required = [field.name for field in fields(CellSettings) if field.default is field.default_factory is MISSING]
     check_fields(content, required, CHECKS, str(file))
     fold, folds = content.get("fold"), content.get("folds")
     if (fold is None) != (folds is None) or (fold is not None and fold >= folds):
@@ -149,6 +203,11 @@ def is_name(value: Any) -> bool:
     return isinstance(value, str) and value != "" and value.isprintable()
 
 
+def is_set_name(value: Any) -> bool:
+    """Whether a value can name a test set: it is a part of the names of folders and files."""
+    return isinstance(value, str) and re.fullmatch(r"[\w-][\w.-]{0,63}", value) is not None
+
+
 def is_texts(value: Any) -> bool:
     """Whether a value is a list of texts."""
     return isinstance(value, list) and all(isinstance(text, str) for text in value)
@@ -160,6 +219,16 @@ def _are_texts(value: Any) -> bool:
 
 def _is_dict(value: Any) -> bool:
     return isinstance(value, dict)
+
+
+def _are_test_sets(value: Any) -> bool:
+    return _is_dict(value) and all(
+        is_set_name(name)
+        and _is_dict(data)
+        and isinstance(data.get("datalist"), str)
+        and _are_texts(data.get("patients"))
+        for name, data in value.items()
+    )
 
 
 Checks = Mapping[str, tuple[str, Callable[[Any], bool]]]
@@ -177,6 +246,8 @@ CHECKS: Checks = {
     "made_with": ("versions and device by their names", _are_texts),
     "fold": ("a whole number of at least 0 or null", lambda value: value is None or is_count(value)),
     "folds": ("a whole number of at least 2 or null", lambda value: value is None or (is_count(value) and value >= 2)),
+    "calibration": ("settings by their names", _is_dict),
+    "evaluate_on": ("the datalist and the patients of each test set", _are_test_sets),
 }
 
 

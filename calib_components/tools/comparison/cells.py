@@ -15,9 +15,13 @@ from numpy.typing import NDArray
 from calib_components.errors import InputError, reading, writing
 from calib_components.facts import is_size
 from calib_components.handlers.evaluation import read_calibration, read_cases, read_logits, read_summary
+from calib_components.handlers.evaluation_files import read_regions
+from calib_components.handlers.temperature import read_temperature
 from calib_components.metrics import CalibrationBins
+from calib_components.posthoc import TemperatureEstimate
 from calib_components.tools.comparison.cell_settings import (
     CellSettings,
+    Condition,
     check_fields,
     is_count,
     is_name,
@@ -27,7 +31,7 @@ from calib_components.tools.comparison.cell_settings import (
 from calib_components.tools.comparison.published import METRICS
 from calib_components.tools.comparison.statistics import Array
 
-__all__ = ["FinishedCell", "collect_history", "read_cell", "write_history"]
+__all__ = ["Evaluation", "FinishedCell", "collect_history", "read_cell", "write_history"]
 
 PNG = b"\x89PNG\r\n\x1a\n"
 HIGHEST = {"dsc": 1, "hd95": math.inf, "ece": 1, "cece": 1, "nll": math.inf, "brier": 2}  # the lowest is 0
@@ -66,32 +70,32 @@ def write_history(rows: Sequence[Sequence[Any]], folder: Path) -> None:
 
 
 @dataclass(frozen=True, eq=False)
-class FinishedCell:
-    """A cell that was trained and evaluated.
+class Evaluation:
+    """A trained network evaluated under one condition.
 
     Attributes:
         folder: Folder that it was read from.
-        settings: Its `settings.json`.
+        patients: The patient of each case.
         cases: Names of the cases.
         columns: `(cases,)` for each column of `cases.csv`, NaN where a measure is undefined.
         missed: Number of structures that only the ground truth has.
         spurious: Number of structures that only the prediction has.
-        bins: Bins of the predicted class, pooled over cases, `(1, bins)`.
+        bins: Bins of the predicted class over the ground-truth foreground, pooled over cases, `(1, bins)`.
+        regions: The same of other regions, by their names; none in results of earlier versions.
         class_names: Names of the N classes.
         magnitudes: Mean magnitude of the logits, `(N, N)`, by ground-truth class and channel; NaN where undefined.
-        history: The number (`epoch`), the `seconds` and, where it was validated, the `val_dsc` of each epoch.
     """
 
     folder: Path
-    settings: CellSettings
+    patients: dict[str, str]
     cases: list[str]
     columns: dict[str, Array]
     missed: int
     spurious: int
     bins: CalibrationBins
+    regions: dict[str, CalibrationBins]
     class_names: list[str]
     magnitudes: Array
-    history: list[dict[str, float]]
 
     def picture(self, name: str) -> bytes | None:
         """Return the picture of the case `name` (best, median or worst); None where it was not kept.
@@ -108,6 +112,25 @@ class FinishedCell:
             return content
 
 
+@dataclass(frozen=True, eq=False)
+class FinishedCell:
+    """A cell that was trained and evaluated.
+
+    Attributes:
+        folder: Folder that it was read from.
+        settings: Its `settings.json`.
+        history: The number (`epoch`), the `seconds` and, where it was validated, the `val_dsc` of each epoch.
+        evaluations: What was measured under each condition.
+        temperature: The fit of its temperature; None without one.
+    """
+
+    folder: Path
+    settings: CellSettings
+    history: list[dict[str, float]]
+    evaluations: dict[Condition, Evaluation]
+    temperature: TemperatureEstimate | None
+
+
 def read_cell(folder: Path) -> FinishedCell:
     """Read a cell.
 
@@ -121,15 +144,24 @@ def read_cell(folder: Path) -> FinishedCell:
         raise InputError(f"{file}: expected the settings of {here}, got those of {settings.folder}")
     check_fields(settings.training, list(REPORTED), REPORTED, f"{file}: training")
     check_fields(settings.evaluation, ["split"], {"split": ("a name of one line", is_name)}, f"{file}: evaluation")
-    for name in ("cases.csv", "history.csv"):
-        with reading(folder / name, "a table") as table:
-            if not table.read_bytes().endswith(b"\n"):  # a number that is cut off is a number, too
-                raise ValueError("one without the end of its last line")
+    _check_last_line(folder / "history.csv")
+    evaluations = {
+        condition: _read_evaluation(folder / condition.folder, settings.patients_of(condition.test_set))
+        for condition in settings.conditions
+    }
+    temperature = read_temperature(folder / Condition(scaled=True).folder) if settings.calibration else None
+    return FinishedCell(folder, settings, _read_history(folder), evaluations, temperature)
+
+
+def _read_evaluation(folder: Path, patients: dict[str, str]) -> Evaluation:
+    _check_last_line(folder / "cases.csv")
     cases, columns = read_cases(folder)
-    _check_cases(cases, columns, settings, folder / "cases.csv")
+    _check_cases(cases, columns, patients, folder / "cases.csv")
     summary = read_summary(folder)
     bins = read_calibration(folder)["top_label"]
-    if bins.count.ndim != 2 or bins.count.sum() < 1:
+    with reading(folder / "calibration.json", "the bins of an evaluation"):
+        regions = {name: kinds["top_label"] for name, kinds in read_regions(folder).items()}
+    if bins.count.ndim != 2 or bins.count.sum() < 1 or any(region.count.ndim != 2 for region in regions.values()):
         raise InputError(f"{folder / 'calibration.json'}: expected bins of voxels in top_label, got none")
     names, magnitudes = read_logits(folder)
     if not is_texts(names) or _outside(magnitudes, math.inf):
@@ -138,8 +170,13 @@ def read_cell(folder: Path) -> FinishedCell:
             f"{magnitudes.tolist()!r:.60}"
         )
     missed, spurious = len(summary["missed"]), len(summary["spurious"])
-    history = _read_history(folder)
-    return FinishedCell(folder, settings, cases, columns, missed, spurious, bins, names, magnitudes, history)
+    return Evaluation(folder, patients, cases, columns, missed, spurious, bins, regions, names, magnitudes)
+
+
+def _check_last_line(file: Path) -> None:
+    with reading(file, "a table") as table:
+        if not table.read_bytes().endswith(b"\n"):  # a number that is cut off is a number, too
+            raise ValueError("one without the end of its last line")
 
 
 def _read_history(folder: Path) -> list[dict[str, float]]:
@@ -166,8 +203,8 @@ REPORTED = {  # settings of the training that the report shows
 }
 
 
-def _check_cases(cases: list[str], columns: dict[str, Array], settings: CellSettings, file: Path) -> None:
-    if wrong := sorted({*cases} ^ {*settings.patients}):
+def _check_cases(cases: list[str], columns: dict[str, Array], patients: dict[str, str], file: Path) -> None:
+    if wrong := sorted({*cases} ^ {*patients}):
         there = "in" if wrong[0] in cases else "not in"
         raise InputError(f"{file}: expected the cases of settings.json, got {wrong[0]} {there} cases.csv alone")
     structures = [name.removeprefix("dsc_") for name in columns if name.startswith("dsc_")]
@@ -175,9 +212,8 @@ def _check_cases(cases: list[str], columns: dict[str, Array], settings: CellSett
     required += [name for name in METRICS if name not in ("dsc", "hd95")]
     if lacking := [name for name in required if name not in columns]:
         raise InputError(f"{file}: expected the columns {', '.join(required)}, got no {', '.join(lacking)}")
-    for name in required:
-        highest = HIGHEST[name.partition("_")[0]]
-        if outside := _outside(columns[name], highest):
+    for name, highest in ((name, HIGHEST.get(name.partition("_")[0])) for name in columns):
+        if highest is not None and (outside := _outside(columns[name], highest)):
             upper = "" if highest == math.inf else f" and at most {highest}"
             raise InputError(f"{file}: expected {name} to be at least 0{upper}, got {outside[0]}")
 

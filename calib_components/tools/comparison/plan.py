@@ -3,28 +3,40 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import re
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fire.parser import DefaultParseValue
 from monai.bundle import ConfigParser
 
 from calib_components.bundle import check_values
 from calib_components.errors import InputError, error_line, nearest, reading
-from calib_components.fingerprint import EVALUATION, TRAINING, fingerprint
-from calib_components.tools.comparison.cell_settings import CellSettings, is_name, read_json, read_settings
+from calib_components.fingerprint import EVALUATION, TRAINING, differing, fingerprint
+from calib_components.tools.comparison.cell_settings import (
+    CellSettings,
+    Condition,
+    check_fields,
+    is_name,
+    read_settings,
+)
+from calib_components.tools.comparison.datalists import digest, has_cases, read_patients, read_test_patients
 from calib_components.tools.comparison.settings import Setting
+from calib_components.tools.comparison.steps import Step, command
 
 __all__ = ["PlannedCell", "check_comparable", "check_unchanged", "find_folds", "plan_cell"]
 
 SET_PER_CELL = ("bundle_root", "ckpt_dir", "device", "load_path", "output_dir", "resume", "seed")
 # Further options that have no effect on numbers: places, names for display, and who does the work.
 WITHOUT_EFFECT = ("dataset_dir", "datalist", "facts_file", "num_workers", "class_names", "file_suffixes")
+# What reaches a temperature, besides the trained network.
+CALIBRATION: Mapping[str, tuple[str, ...]] = {"split": (), "region": ()}
+# What a further test set has in common with the data of the training.
+GEOMETRY: Mapping[str, tuple[str, ...]] = dict.fromkeys(
+    ("in_channels", "class_names", "structures", "image_size", "crop_size"), ()
+)
+WEIGHTS, CALIBRATED = "model.pt", "model_calibrated.pt"
 
 
 @dataclass(frozen=True)
@@ -35,29 +47,39 @@ class PlannedCell:
         name: Name in messages.
         results: Folder of the small files; it exists once the cell is finished.
         work: Folder of checkpoints, logs and TensorBoard's files.
-        train: Command that trains; run again, it resumes.
-        evaluate: Command that evaluates the trained network.
+        steps: The runs that train, fit the temperature, and evaluate without and with it, in this order.
         settings: What the cell is made with, kept as `settings.json` in both folders.
     """
 
     name: str
     results: Path
     work: Path
-    train: list[str]
-    evaluate: list[str]
+    steps: list[Step]
     settings: CellSettings
 
-    @property
-    def max_epochs(self) -> int:
-        """Number of epochs to train."""
-        return self.settings.training["max_epochs"]
+    def unfinished_steps(self) -> list[Step]:
+        """Return the steps to run: of a finished cell, those for further test sets that it was not evaluated on."""
+        if not self.results.is_dir():
+            return self.steps
+        made = ("", *read_settings(self.results).evaluate_on)
+        return [step for step in self.steps if step.test_set not in made]
 
-    @property
-    def epoch(self) -> int:
-        """The last epoch in its log."""
+    def progress(self, steps: Sequence[Step]) -> tuple[int, int]:
+        """Return how much of some steps is done and how much there is; each epoch of a training counts as a step."""
         log = self.work / "train.log"
         epochs = re.findall(r"Epoch\[(\d+)\]", log.read_text(errors="replace")) if log.is_file() else []
-        return int(epochs[-1]) if epochs else 0
+        last = int(epochs[-1]) if epochs else 0
+        return (
+            sum(last if step.writes is None else step.writes.is_file() for step in steps),
+            sum(self.settings.training["max_epochs"] if step.writes is None else 1 for step in steps),
+        )
+
+    def settings_with_all_commands(self) -> CellSettings:
+        """Return the settings with all commands: those that made what is finished, and those that are left."""
+        if not self.results.is_dir():
+            return self.settings
+        made = read_settings(self.results).commands
+        return replace(self.settings, commands=[*made, *(step.shown for step in self.unfinished_steps())])
 
 
 def find_folds(folds: int, dataset_dir: Path) -> None:
@@ -85,6 +107,7 @@ def plan_cell(
     overrides: Mapping[str, Any],
     fold: int | None = None,
     folds: int | None = None,
+    evaluate_on: Mapping[str, Path] | None = None,
 ) -> PlannedCell:
     """Work out the commands of a cell and what it is made with; nothing is written.
 
@@ -98,6 +121,7 @@ def plan_cell(
         overrides: Ids of `train.yaml` and `evaluate.yaml` and their values.
         fold: Number of the fold to evaluate, from 0; None without cross-validation.
         folds: Number of folds.
+        evaluate_on: Folders of further prepared test sets by their names.
 
     Raises:
         InputError: An override is unknown or wrong, or there are no data.
@@ -105,6 +129,7 @@ def plan_cell(
     configs = bundle / "configs"
     train_files = [configs / "train.yaml", configs / "losses" / f"{setting.loss}.yaml"]
     evaluate_files = [configs / "train.yaml", configs / "evaluate.yaml"]
+    calibrate_files = [configs / "train.yaml", configs / "calibrate.yaml"]
     train, evaluate = _parser(train_files), _parser(evaluate_files)
     for name in overrides:
         _check_override(name, train, evaluate)
@@ -118,13 +143,18 @@ def plan_cell(
     evaluate.update({**places, **for_evaluation})
     training, evaluation = _settings(train, TRAINING, configs), _settings(evaluate, EVALUATION, configs)
     datalist = Path(str(overrides.get("datalist", dataset_dir / "datalist.json")))
+    # A further test set has its own list and facts, and all its cases for testing are evaluated.
+    kept = {name: value for name, value in for_evaluation.items() if name not in ("datalist", "facts_file")}
+    further = {
+        name: {**kept, "dataset_dir": str(folder), "split": "testing"} for name, folder in (evaluate_on or {}).items()
+    }
     settings = CellSettings(
         method=setting.name,
         label=setting.label,
         seed=seed,
         bundle=bundle.resolve().name,
-        patients=_read_patients(datalist, evaluation.get("split")),
-        datalist=hashlib.sha256(datalist.read_bytes()).hexdigest(),
+        patients=read_patients(datalist, evaluation.get("split")),
+        datalist=digest(datalist),
         training=training,
         evaluation=evaluation,
         overrides={
@@ -137,14 +167,49 @@ def plan_cell(
         made_with={},
         fold=fold,
         folds=folds,
+        calibration=_calibration(calibrate_files, {**places, **for_training}, datalist, evaluation.get("split")),
+        evaluate_on={
+            name: _test_set(evaluate, evaluate_files, {**places, **options}) for name, options in further.items()
+        },
     )
     here = work / settings.folder
-    to_train = _command(
-        train_files, {**places, "ckpt_dir": here, "output_dir": here, "resume": True, **for_training, **own}
-    )
-    to_evaluate = _command(evaluate_files, {**places, "ckpt_dir": here, "output_dir": here / "eval", **for_evaluation})
-    settings = replace(settings, commands=[_shown(to_train), _shown(to_evaluate)])
-    return PlannedCell(settings.name, out / settings.folder, here, to_train, to_evaluate, settings)
+    in_work = {**places, "ckpt_dir": here}
+    options = {**in_work, "output_dir": here, "resume": True, **for_training, **own}
+    steps = [Step("train", command(train_files, options))]
+    for condition in settings.conditions:
+        output = here / "eval" / condition.folder
+        options = {**in_work, "output_dir": output}
+        if condition == Condition(scaled=True):
+            fit = command(calibrate_files, {**options, "calibrated_path": here / CALIBRATED, **for_training})
+            steps.append(Step("calibrate", fit, output / "temperature.json"))
+        name = "evaluate" + "_temperature" * condition.scaled + f"_on_{condition.test_set}" * bool(condition.test_set)
+        weights = {"load_path": here / CALIBRATED} if condition.scaled else {}
+        options = {**options, **weights, **further.get(condition.test_set, for_evaluation)}
+        steps.append(Step(name, command(evaluate_files, options), output / "summary.json", condition.test_set))
+    settings = replace(settings, commands=[step.shown for step in steps])
+    return PlannedCell(settings.name, out / settings.folder, here, steps, settings)
+
+
+def _calibration(files: Sequence[Path], options: Mapping[str, Any], datalist: Path, evaluated: Any) -> dict[str, Any]:
+    """Return what the temperature is fitted on; nothing if there are no cases for it, or these are those evaluated."""
+    calibrate = _parser(files)
+    calibrate.update(dict(options))
+    calibration = fingerprint(calibrate.get(), CALIBRATION)
+    check_fields(calibration, ["split"], {"split": ("the name of a split", is_name)}, str(files[-1]))
+    return calibration if calibration["split"] != evaluated and has_cases(datalist, calibration["split"]) else {}
+
+
+def _test_set(own: ConfigParser, files: Sequence[Path], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what is recorded of a further test set, and check that it was prepared like the own data."""
+    further, folder = _parser(files), Path(options["dataset_dir"])
+    patients = read_test_patients(folder / "datalist.json")
+    further.update(dict(options))
+    if others := differing(fingerprint(own.get(), GEOMETRY), _settings(further, GEOMETRY, files[0].parent)):
+        raise InputError(
+            f"--evaluate_on: expected data prepared like those of the training, got {folder} with another "
+            f"{', '.join(others)}; prepare it with the same options"
+        )
+    return {"datalist": digest(folder / "datalist.json"), "patients": patients}
 
 
 def _settings(parser: ConfigParser, ids: Mapping[str, tuple[str, ...]], configs: Path) -> dict[str, Any]:
@@ -159,26 +224,6 @@ def _settings(parser: ConfigParser, ids: Mapping[str, tuple[str, ...]], configs:
     except Exception as error:  # MONAI wraps what goes wrong
         reason = error_line(error) or f"{configs}: expected settings that can be worked out, got {error}"
         raise InputError(reason) from error
-
-
-def _read_patients(datalist: Path, split: Any) -> dict[str, str]:
-    """Return the patient of each case that is evaluated, none of whom is trained on."""
-    if not datalist.is_file():
-        raise InputError(f"{datalist}: expected the list of prepared cases, got no such file; run prepare_data first")
-    splits = read_json(datalist)
-    for name in ("training", split):
-        cases = splits.get(name) if isinstance(splits, dict) else None
-        if not isinstance(cases, list) or not cases:
-            raise InputError(f"{datalist}: expected cases for {name}, got none")
-        for item in cases:
-            if not isinstance(item, dict) or not (is_name(item.get("case")) and is_name(item.get("patient"))):
-                raise InputError(f"{datalist}: expected a case and its patient for {name}, got {item!r:.60}")
-    patients = {item["case"]: item["patient"] for item in splits[split]}
-    if len(patients) < len(splits[split]):
-        raise InputError(f"{datalist}: expected every case for {split} once, got one of them twice")
-    if split != "training" and (both := {item["patient"] for item in splits["training"]} & {*patients.values()}):
-        raise InputError(f"{datalist}: expected other patients for {split} than for training, got {min(both)} for both")
-    return patients
 
 
 def _shows(name: str, parser: ConfigParser, ids: Mapping[str, tuple[str, ...]]) -> bool:
@@ -213,32 +258,12 @@ def _parser(files: Sequence[Path]) -> ConfigParser:
     return parser
 
 
-def _command(files: Sequence[Path], options: Mapping[str, Any]) -> list[str]:
-    config_file = "[" + ",".join(repr(str(file)) for file in files) + "]"
-    typed = [f"--{name}={_typed(value)}" for name, value in options.items()]
-    return ["python", "-m", "monai.bundle", "run", f"--config_file={config_file}", *typed]
-
-
-def _typed(value: Any) -> str:
-    """Return a value as it is typed for Fire: text that Fire would read as something else, such as a number, quoted."""
-    text = str(value)
-    return repr(text) if isinstance(value, str | Path) and DefaultParseValue(text) != text else text
-
-
-def _shown(command: Sequence[str]) -> str:
-    """Return the command as typed in a shell, with double quotes where they suffice."""
-    plain = re.compile(r'[^"$`\\!]*')
-    return " ".join(
-        word if shlex.quote(word) == word else f'"{word}"' if plain.fullmatch(word) else shlex.quote(word)
-        for word in command
-    )
-
-
 def check_unchanged(cell: PlannedCell) -> None:
-    """Check that what exists of a cell was made with the same settings.
+    """Check that what exists of a cell was made with the same settings, and what is missing can be made.
 
     Raises:
-        InputError: It was made with others, or the folder of its results is not that of a finished cell.
+        InputError: It was made with others, the folder of its results is not that of a finished cell, or it has no
+            weights to evaluate on a further test set.
     """
     if cell.results.is_dir() and not (cell.results / "settings.json").is_file():
         raise InputError(f"{cell.results}: expected a finished cell, got a folder without settings.json; delete it")
@@ -249,6 +274,13 @@ def check_unchanged(cell: PlannedCell) -> None:
                 raise InputError(
                     f"{folder}: made with other settings ({', '.join(changes)}); delete it to run the cell again, or "
                     "choose another --out"
+                )
+    if cell.results.is_dir() and cell.unfinished_steps():
+        for file in (WEIGHTS, CALIBRATED) if cell.settings.calibration else (WEIGHTS,):
+            if not (cell.work / file).is_file():
+                raise InputError(
+                    f"{cell.work / file}: expected the weights of a finished cell, to evaluate them with "
+                    f"--evaluate_on, got no such file; delete {cell.results} to run the cell again"
                 )
 
 

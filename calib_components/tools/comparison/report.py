@@ -9,6 +9,13 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from calib_components.errors import InputError, make_folder, nearest, reading
+from calib_components.tools.comparison.cell_settings import Condition
+from calib_components.tools.comparison.means import (
+    means_section,
+    reliability_section,
+    structures_section,
+    temperature_section,
+)
 from calib_components.tools.comparison.page import to_csv, to_html, to_markdown
 from calib_components.tools.comparison.results import Results, read_results
 from calib_components.tools.comparison.sections import (
@@ -16,17 +23,14 @@ from calib_components.tools.comparison.sections import (
     cells_section,
     differences_section,
     logits_section,
-    means_section,
     ranks_section,
-    reliability_section,
-    structures_section,
 )
 from calib_components.tools.comparison.statistics import FEWEST_PATIENTS
 
 __all__ = ["report"]
 
 PAGE, MARKDOWN = "index.html", "report.md"
-OPTIONAL = "differences.csv"  # the only table that a report may lack
+OPTIONAL = ("differences.csv", "temperature.csv")  # tables that a report may lack, besides those of test sets
 TITLE = "Losses compared: "  # also tells a page of ours from another's
 REFERENCE = "nacl"
 
@@ -56,7 +60,9 @@ def report(results: Path, out: Path = Path("report"), reference: str | None = No
         )
     title = TITLE + (found.dataset.upper() if found.dataset else ", ".join(found.first.structures))
     base = next((method for method in found.methods if method.name == (reference or REFERENCE)), None)
-    sections = [means_section(found)]
+    sections = [means_section(found), *(means_section(found, test_set) for test_set in found.test_sets)]
+    if found.at(Condition(scaled=True)).methods:
+        sections.append(temperature_section(found))
     if base is not None and len(found.methods) > 1:
         sections.append(differences_section(found, base))
     sections += [ranks_section(found), reliability_section(found), logits_section(found)]
@@ -114,7 +120,7 @@ def _check_own(files: Mapping[str, bytes], out: Path) -> list[str]:
     if not out.is_dir():
         raise InputError(f"--out: expected a folder, got the file {out}")
     present = sorted(out.iterdir())
-    own = {*files, OPTIONAL, *_pictures(out / MARKDOWN)}
+    own = {*files, *OPTIONAL, *_further_files(out / MARKDOWN)}
     others = [path.name for path in present if path.name not in own or not path.is_file()]
     if present and not others:
         with reading(out / PAGE, "the page of an earlier report") as page:
@@ -127,10 +133,11 @@ def _check_own(files: Mapping[str, bytes], out: Path) -> list[str]:
     return [path.name for path in present if path.name not in files]
 
 
-def _pictures(markdown: Path) -> list[str]:
-    """The pictures that the Markdown of an earlier report shows; none if there is no such file."""
+def _further_files(markdown: Path) -> list[str]:
+    """Pictures that the Markdown of an earlier report shows, and tables of its test sets; none if there is no file."""
     text = markdown.read_text(encoding="utf-8", errors="replace") if markdown.is_file() else ""
-    return [unquote(name) for name in re.findall(r"^!\[.*\]\((.+\.png)\)$", text, re.MULTILINE)]
+    pictures = [unquote(name) for name in re.findall(r"^!\[.*\]\((.+\.png)\)$", text, re.MULTILINE)]
+    return pictures + [f"means_on_{name}.csv" for name in re.findall(r"^## Means on (.+)$", text, re.MULTILINE)]
 
 
 def _notices(results: Results, missing_reference: str | None) -> list[str]:
@@ -142,6 +149,17 @@ def _notices(results: Results, missing_reference: str | None) -> list[str]:
             f"{counted}: too few to tell which loss is better. Intervals, tests and marks of the best need at least "
             f"{FEWEST_PATIENTS}; cross-validation (compare_losses --folds) tests every patient."
         )
+    if results.test_sets:
+        listed = ", ".join(results.test_sets)
+        notices.append(
+            f"Of other origin than the training data (shift): {listed}. Networks and temperatures are the same there, "
+            "nothing was fitted on these cases. A network can be more wrong, and surer of it, than at home, and a "
+            "temperature that helps at home can help less there or do harm."
+        )
+    for test_set in results.test_sets:
+        evaluated = [method.name for method in results.at(Condition(test_set)).methods]
+        if lacking := [method.label for method in results.methods if method.name not in evaluated]:
+            notices.append(f"Not evaluated on {test_set}: {', '.join(lacking)}.")
     if results.missing:
         notices.append(f"Not finished yet: {'; '.join(results.missing)}.")
     seeds = {method.label: ", ".join(str(run.settings.seed) for run in method.runs) for method in results.methods}

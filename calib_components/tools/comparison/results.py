@@ -3,6 +3,9 @@
 A *method* is one setting of one loss. It is trained with one or more seeds; each of these is a *run*. A run is one
 *cell*, the folder `METHOD/seedN`, or with cross-validation a cell for each fold, the folders `METHOD/seedN_foldK`,
 whose cases are joined. The value of a method on a case is the mean over its seeds.
+
+A network is evaluated under several *conditions*: on the split that is compared and on further test sets, without and
+with its temperature. Where nothing else is said, it is the split that is compared, without a temperature.
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,7 +23,9 @@ from numpy.typing import NDArray
 
 from calib_components.errors import InputError, writing
 from calib_components.tools.comparison.cell_settings import (
+    OWN,
     CellSettings,
+    Condition,
     cell_name,
     check_fields,
     is_count,
@@ -28,7 +33,7 @@ from calib_components.tools.comparison.cell_settings import (
     is_texts,
     read_json,
 )
-from calib_components.tools.comparison.cells import FinishedCell, read_cell
+from calib_components.tools.comparison.cells import Evaluation, FinishedCell, read_cell
 from calib_components.tools.comparison.published import PUBLISHED, STRUCTURES
 from calib_components.tools.comparison.statistics import Array, mean_of_defined
 
@@ -37,13 +42,15 @@ __all__ = ["Method", "Results", "Run", "add_to_plan", "read_plan", "read_results
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """One method trained with one seed.
+    """One method trained with one seed, evaluated under one condition.
 
     Attributes:
         cells: Its cell, or one for each fold.
+        condition: What its networks are evaluated on.
     """
 
     cells: list[FinishedCell]
+    condition: Condition = OWN
 
     @property
     def settings(self) -> CellSettings:
@@ -51,19 +58,25 @@ class Run:
         return self.cells[0].settings
 
     @property
+    def evaluations(self) -> list[Evaluation]:
+        """What was measured, for each cell."""
+        return [cell.evaluations[self.condition] for cell in self.cells]
+
+    @property
     def cases(self) -> list[str]:
         """Names of the cases."""
-        return [case for cell in self.cells for case in cell.cases]
+        return [case for evaluation in self.evaluations for case in evaluation.cases]
 
     @property
     def patients(self) -> list[str]:
         """The patient of each case."""
-        return [cell.settings.patients[case] for cell in self.cells for case in cell.cases]
+        return [evaluation.patients[case] for evaluation in self.evaluations for case in evaluation.cases]
 
     @cached_property
     def columns(self) -> dict[str, Array]:
         """`(cases,)` for each column of `cases.csv`, NaN where a measure is undefined."""
-        return {name: np.concatenate([cell.columns[name] for cell in self.cells]) for name in self.cells[0].columns}
+        tables = [evaluation.columns for evaluation in self.evaluations]
+        return {name: np.concatenate([table[name] for table in tables]) for name in tables[0]}
 
     @property
     def structures(self) -> list[str]:
@@ -103,6 +116,20 @@ class Method:
         """The cells of all runs."""
         return [cell for run in self.runs for cell in run.cells]
 
+    @property
+    def evaluations(self) -> list[Evaluation]:
+        """What was measured, for each cell of all runs."""
+        return [evaluation for run in self.runs for evaluation in run.evaluations]
+
+    def at(self, condition: Condition) -> Method:
+        """Return the method under another condition, without the runs that were not evaluated under it.
+
+        The networks of all folds are evaluated on the same cases of a further test set, so each is a run of its own.
+        """
+        groups = [[cell] for cell in self.cells] if condition.test_set else [run.cells for run in self.runs]
+        found = [cells for cells in groups if all(condition in cell.evaluations for cell in cells)]
+        return replace(self, runs=[Run(cells, condition) for cells in found])
+
     def values(self, measure: str) -> Array:
         """Return a column or measure as the mean over seeds, `(cases,)`, for means over cases."""
         return mean_of_defined([run.values(measure) for run in self.runs])
@@ -129,6 +156,17 @@ class Results:
     planned: list[str]
     missing: list[str]
 
+    def at(self, condition: Condition) -> Results:
+        """Return the results under another condition, without the methods that were not evaluated under it."""
+        methods = [method.at(condition) for method in self.methods]
+        return replace(self, methods=[method for method in methods if method.runs])
+
+    @property
+    def test_sets(self) -> list[str]:
+        """Names of the further test sets."""
+        sets = (cell.settings.evaluate_on for method in self.methods for cell in method.cells)
+        return list(dict.fromkeys(name for names in sets for name in names))
+
     @property
     def first(self) -> Run:
         """A run, for what all have in common."""
@@ -137,7 +175,7 @@ class Results:
     @property
     def split(self) -> str:
         """Split that the cells were evaluated on: testing, validation or training."""
-        return self.first.settings.evaluation["split"]
+        return "testing" if self.first.condition.test_set else self.first.settings.evaluation["split"]
 
     @property
     def patients(self) -> list[str]:
@@ -151,8 +189,9 @@ class Results:
 
     @property
     def published(self) -> dict[str, tuple[float, float, float, float]]:
-        """What the paper reports for the test cases of this data set, by method; nothing for another split."""
-        return PUBLISHED[self.dataset] if self.dataset is not None and self.split == "testing" else {}
+        """What the paper reports for the test cases of this data set, by method; nothing for another condition."""
+        same = self.split == "testing" and self.first.condition == OWN
+        return PUBLISHED[self.dataset] if self.dataset is not None and same else {}
 
 
 def read_results(folder: str | os.PathLike) -> Results:
@@ -197,23 +236,37 @@ def _by_fold(key: tuple[str, int, int | None]) -> int:
 def _check_comparable(cells: Sequence[FinishedCell]) -> None:
     """Check that cells have the same protocol, and those of one fold the same cases; a patient is in one fold only."""
     of_fold: dict[int | None, FinishedCell] = {}
+    of_cases: dict[tuple[Condition, int | None], Evaluation] = {}
     fold_of: dict[str, int | None] = {}
     for cell in cells:
         first = of_fold.setdefault(cell.settings.fold, cell)
         for other in (cells[0], first):
-            differing = cell.settings.differences(other.settings)
-            differing += ["columns of cases.csv"] if cell.columns.keys() != other.columns.keys() else []
-            differing += ["class_names of logits.json"] if cell.class_names != other.class_names else []
-            differing += ["bins of calibration.json"] if cell.bins.count.shape != other.bins.count.shape else []
-            if other is first and (cell.cases != first.cases or cell.settings.patients != first.settings.patients):
-                differing.append("list of cases in cases.csv")
-            if differing:
-                raise InputError(f"{cell.folder}: not comparable with {other.folder}: {', '.join(differing)} differs")
+            _refuse(cell.folder, other.folder, cell.settings.differences(other.settings))
+        for condition, evaluation in cell.evaluations.items():
+            fold = None if condition.test_set else cell.settings.fold
+            same_cases = of_cases.setdefault((condition, fold), evaluation)
+            for reference in (cells[0].evaluations[OWN], same_cases):
+                _refuse(evaluation.folder, reference.folder, _other_form(evaluation, reference))
+            if (evaluation.cases, evaluation.patients) != (same_cases.cases, same_cases.patients):
+                _refuse(evaluation.folder, same_cases.folder, ["list of cases in cases.csv"])
         for patient in cell.settings.patients.values():
             if fold_of.setdefault(patient, cell.settings.fold) != cell.settings.fold:
                 raise InputError(
                     f"{cell.folder}: expected every patient in one fold, got {patient} in fold {fold_of[patient]} too"
                 )
+
+
+def _other_form(one: Evaluation, other: Evaluation) -> list[str]:
+    """Return in what the files of two evaluations differ that keeps them out of one table."""
+    differing = ["columns of cases.csv"] if one.columns.keys() != other.columns.keys() else []
+    differing += ["class_names of logits.json"] if one.class_names != other.class_names else []
+    differing += ["bins of calibration.json"] if one.bins.count.shape != other.bins.count.shape else []
+    return differing + (["regions of calibration.json"] if one.regions.keys() != other.regions.keys() else [])
+
+
+def _refuse(folder: Path, other: Path, differing: Sequence[str]) -> None:
+    if differing:
+        raise InputError(f"{folder}: not comparable with {other}: {', '.join(differing)} differs")
 
 
 def add_to_plan(cells: Sequence[CellSettings], folder: Path) -> None:

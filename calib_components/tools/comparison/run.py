@@ -10,8 +10,9 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,8 @@ from tqdm import tqdm
 
 import calib_components
 from calib_components.errors import InputError, make_folder, writing
-from calib_components.facts import EVALUATED
-from calib_components.tools.comparison.cell_settings import write_settings
+from calib_components.tools.comparison.arguments import check_places, is_device, read_test_sets
+from calib_components.tools.comparison.cell_settings import Condition, read_settings, write_settings
 from calib_components.tools.comparison.cells import collect_history, write_history
 from calib_components.tools.comparison.plan import (
     PlannedCell,
@@ -35,6 +36,7 @@ from calib_components.tools.comparison.plan import (
 from calib_components.tools.comparison.processes import ProcessGroup, try_lock
 from calib_components.tools.comparison.results import add_to_plan, read_plan
 from calib_components.tools.comparison.settings import choose_settings
+from calib_components.tools.comparison.steps import Step
 
 __all__ = ["CellError", "compare_losses", "run_cell", "run_cells"]
 
@@ -46,6 +48,8 @@ class CellError(RuntimeError):
 def run_cell(cell: PlannedCell, device: str | None = None, processes: ProcessGroup | None = None) -> bool:
     """Train and evaluate a cell, and move what was measured into the results folder.
 
+    A finished cell is only evaluated on the further test sets that it lacks.
+
     A lock, which the runs inherit, keeps a second process away from a cell, even if the first one was killed while its
     training continues. The second process then waits.
 
@@ -55,7 +59,7 @@ def run_cell(cell: PlannedCell, device: str | None = None, processes: ProcessGro
         processes: Group that starts both runs and can end them.
 
     Returns:
-        False if the cell was finished already.
+        False if nothing was left to do.
 
     Raises:
         CellError: A run failed, or the group was ended while this one waited.
@@ -71,21 +75,25 @@ def run_cell(cell: PlannedCell, device: str | None = None, processes: ProcessGro
                     raise CellError("ended while waiting for an earlier process")
                 time.sleep(0.5)
         check_unchanged(cell)  # again: another command may have started the cell since this one planned it
-        if cell.results.is_dir():
+        steps, is_finished = cell.unfinished_steps(), cell.results.is_dir()
+        if not steps:
             return False
         write_settings(cell.settings, cell.work)
         shutil.rmtree(cell.work / "eval", ignore_errors=True)
-        for what, command in (("train", cell.train), ("evaluate", cell.evaluate)):
-            command = [sys.executable, *command[1:], *([] if device is None else [f"--device={device}"])]
-            log_file = cell.work / f"{what}.log"
+        for step in steps:
+            command = [sys.executable, *step.command[1:], *([] if device is None else [f"--device={device}"])]
+            log_file = cell.work / f"{step.name}.log"
             with open(log_file, "a+") as log:
                 start = log.tell()
                 code = processes.call(command, stdout=log, stderr=subprocess.STDOUT, pass_fds=[lock.fileno()])
                 log.seek(start)
                 output = log.read()
             if code != 0:
-                raise CellError(f"{what} failed with exit code {code}{_reason_in_log(output)}; see {log_file}")
-        _publish(cell, device)
+                raise CellError(f"{step.name} failed with exit code {code}{_reason_in_log(output)}; see {log_file}")
+        if is_finished:
+            _add_test_sets(cell, steps)
+        else:
+            _publish(cell, device)
         return True
 
 
@@ -100,7 +108,6 @@ def _reason_in_log(output: str) -> str:
 
 def _publish(cell: PlannedCell, device: str | None) -> None:
     """Create the results folder in one step."""
-    partial = cell.results.with_name(f".{cell.results.name}.partial")
     used = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     made_with = {
         "calib_components": calib_components.__version__,
@@ -108,14 +115,35 @@ def _publish(cell: PlannedCell, device: str | None) -> None:
         "torch": torch.__version__,
         "device": torch.cuda.get_device_name(used) if used.type == "cuda" else str(used),
     }
-    try:
-        shutil.rmtree(partial, ignore_errors=True)
-        shutil.copytree(cell.work / "eval", partial)
+    with _copying(cell.work / "eval", cell.results, cell) as partial:
         write_history(collect_history(cell.work), partial)
         write_settings(replace(cell.settings, made_with=made_with), partial)
-        partial.rename(cell.results)
+
+
+def _add_test_sets(cell: PlannedCell, steps: Sequence[Step]) -> None:
+    """Add evaluations to the results of a finished cell; they count once its settings name them, which comes last."""
+    made = read_settings(cell.results)
+    added = {step.test_set: cell.settings.evaluate_on[step.test_set] for step in steps}
+    for name in added:
+        folder = Condition(name).folder
+        shutil.rmtree(cell.results / folder, ignore_errors=True)  # of a process that was killed here
+        with _copying(cell.work / "eval" / folder, cell.results / folder, cell):
+            pass
+    commands = [*made.commands, *(step.shown for step in steps)]
+    write_settings(replace(made, evaluate_on={**made.evaluate_on, **added}, commands=commands), cell.results)
+
+
+@contextmanager
+def _copying(source: Path, target: Path, cell: PlannedCell) -> Iterator[Path]:
+    """Copy a folder in one step: the context gives the copy, to be completed, before it appears at its place."""
+    partial = cell.results.with_name(f".{cell.results.name}.partial")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.copytree(source, partial)
+        yield partial
+        partial.rename(target)
     except OSError as error:
-        raise InputError(f"{cell.results}: expected a folder that can be written, got {_why(error)}") from error
+        raise InputError(f"{target}: expected a folder that can be written, got {_why(error)}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -136,20 +164,22 @@ def run_cells(cells: Sequence[PlannedCell], submit: Callable[[PlannedCell], Any]
         The reason for each cell that failed, by its name.
     """
     failed = {}
+    steps = {cell.name: cell.unfinished_steps() for cell in cells}
+    done, totals = ({cell.name: cell.progress(steps[cell.name])[part] for cell in cells} for part in (0, 1))
     running = {cell.name: (cell, submit(cell)) for cell in cells}
-    epochs = {cell.name: cell.epoch for cell in cells}
-    total = sum(cell.max_epochs for cell in cells)
     interval = 1 if sys.stderr.isatty() else 60
-    with tqdm(total=total, initial=sum(epochs.values()), unit="epoch", mininterval=interval) as progress:
+    total = sum(totals.values())
+    # A step is an epoch of a training, the fit of a temperature, or an evaluation.
+    with tqdm(total=total, initial=sum(done.values()), unit="step", mininterval=interval) as progress:
         while running:
             time.sleep(0.5)
             for name, (cell, future) in list(running.items()):
-                epoch = cell.epoch
-                progress.update(epoch - epochs[name])
-                epochs[name] = epoch
+                now, _ = cell.progress(steps[name])
+                progress.update(now - done[name])
+                done[name] = now
                 if future.done():
                     del running[name]
-                    left = cell.max_epochs - epoch
+                    left = totals[name] - now
                     try:
                         future.result()
                         progress.update(left)
@@ -237,9 +267,12 @@ def compare_losses(
     slurm: dict[str, Any] | None = None,
     datalist: Path | None = None,
     folds: int | None = None,
+    evaluate_on: Sequence[str] = (),
     **overrides: Any,
 ) -> None:
-    """Train and evaluate every loss with every seed under one protocol.
+    """Train and evaluate every loss with every seed under one protocol, without and with a temperature.
+
+    The temperature of each network is fitted on its own validation split, if there is one.
 
     Any id of the bundle's train.yaml and evaluate.yaml is an option as well, such as --max_epochs 10 or
     --batch_size 8; it applies to every cell.
@@ -248,8 +281,9 @@ def compare_losses(
         bundle: Folder of the bundle.
         dataset_dir: Prepared data, the bundle's or your own.
         out: Folder for the results, which are small enough to keep in git.
-        losses: Presets (table1, table2, table3: those of the paper; tuning: the paper's grids, evaluated on the
-            validation split), settings in them, or files in the bundle's configs/losses; separated by commas.
+        losses: Presets (table1, table2, table3: those of the paper; tuning: the paper's grids and one for NACL,
+            evaluated on the validation split), settings in them, or files in the bundle's configs/losses; separated by
+            commas.
         seeds: Seeds of the trainings, such as 0,1.
         work: Folder for checkpoints, logs and TensorBoard's files; default: OUT/work, which git ignores.
         workers: Number of cells that run side by side; default: one, or one for each of the devices. On the CPU, set
@@ -261,13 +295,15 @@ def compare_losses(
         datalist: List of the prepared cases; default: datalist.json in dataset_dir.
         folds: Number of folds of a cross-validation, which prepare_data --folds prepared: every loss and seed is
             trained and evaluated once for each, and every patient tested once.
+        evaluate_on: Further prepared test sets, such as those of another scanner, as NAME=DIR, separated by commas:
+            every network is evaluated on their testing splits, too. Cells that are finished get those that they lack.
 
     Raises:
         InputError: An argument, a folder or a file is not as expected; nothing was run.
         SystemExit: A cell failed.
     """
     work = out / "work" if work is None else work
-    _check_places(bundle, dataset_dir, out, work, datalist)
+    check_places(bundle, dataset_dir, out, work, datalist)
     if executor not in ("local", "slurm"):
         raise InputError(f"--executor: expected local or slurm, got {executor!r}")
     if executor == "slurm" and (workers is not None or devices is not None):
@@ -278,12 +314,13 @@ def compare_losses(
         raise InputError(f"--losses: expected names such as table1 or nacl,ce_dice, got {losses!r}")
     if not seeds or any(seed < 0 for seed in seeds):
         raise InputError(f"--seeds: expected numbers of at least 0, such as 0,1,2, got {seeds!r}")
-    if devices is not None and not (devices and all(map(_is_device, devices))):
+    if devices is not None and not (devices and all(map(is_device, devices))):
         raise InputError(f"--devices: expected names such as cuda:0,cuda:1, got {devices!r}")
     if workers is not None and workers < 1:
         raise InputError(f"--workers: expected a number of at least 1, got {workers}")
     if folds is not None and (folds < 2 or datalist is not None):
         raise InputError(f"--folds: expected a number of at least 2, and no --datalist, got {folds} and {datalist}")
+    test_sets = read_test_sets(evaluate_on, dataset_dir)
     overrides = json.loads(json.dumps(overrides))  # lists instead of tuples, as in YAML
     if datalist is not None:
         overrides["datalist"] = str(datalist)
@@ -292,7 +329,7 @@ def compare_losses(
     if folds is not None:
         find_folds(folds, dataset_dir)
     cells = [
-        plan_cell(setting, seed, bundle, dataset_dir, out, work, overrides, fold, folds)
+        plan_cell(setting, seed, bundle, dataset_dir, out, work, overrides, fold, folds, test_sets)
         for seed in dict.fromkeys(seeds)
         for setting in choose_settings(losses, bundle)
         for fold in ([None] if folds is None else range(folds))
@@ -309,14 +346,17 @@ def compare_losses(
         fcntl.flock(lock, fcntl.LOCK_EX)
         with writing(work / ".gitignore") as file:
             file.write_text("*\n")
-        add_to_plan([cell.settings for cell in cells], out)
+        add_to_plan([cell.settings_with_all_commands() for cell in cells], out)
+    if without := [cell.name for cell in cells if not cell.settings.calibration]:
+        of = "" if len(without) == len(cells) else f" for {'; '.join(without)}"
+        print(f"No temperature is fitted{of}: there are no validation cases, or they are what is evaluated")
     unfinished = []
     for cell in cells:
-        if cell.results.is_dir():
-            print(f"{cell.name}: finished before, {cell.results}")
-        else:
+        if steps := cell.unfinished_steps():
             unfinished.append(cell)
-            print("\n".join([f"{cell.name}:", *cell.settings.commands]))
+            print("\n".join([f"{cell.name}:", *(step.shown for step in steps)]))
+        else:
+            print(f"{cell.name}: finished before, {cell.results}")
     if slurm_executor is not None:
         failed = _run_on_slurm(unfinished, slurm_executor)
     else:
@@ -327,25 +367,3 @@ def compare_losses(
         print(f"{name}: {reason}")
     if failed:
         sys.exit(1)
-
-
-def _check_places(bundle: Path, dataset_dir: Path, out: Path, work: Path, datalist: Path | None) -> None:
-    places = {"bundle": bundle, "dataset_dir": dataset_dir, "out": out, "work": work, "datalist": datalist or Path()}
-    for name, path in places.items():
-        if str(path).startswith(EVALUATED) or not str(path).isprintable():
-            raise InputError(f"--{name}: expected a path that does not start with $, @ or %, got {path}; write ./NAME")
-    for name, folder in (("out", out), ("work", work)):
-        if files := [path for path in (folder, *folder.parents) if path.is_file()]:
-            raise InputError(f"--{name}: expected a folder, got the file {files[0]}")
-    if work.resolve() == out.resolve():
-        raise InputError(f"--work: expected another folder than --out, got {work}")
-    if not (bundle / "configs" / "train.yaml").is_file():
-        raise InputError(f"--bundle: expected a folder with configs/train.yaml, got {bundle}")
-
-
-def _is_device(name: str) -> bool:
-    try:
-        torch.device(name)
-    except RuntimeError:
-        return False
-    return True

@@ -1,89 +1,37 @@
-"""The sections of the report: means, differences, ranks, figures, structures, and what was run."""
+"""Sections of the report: differences, ranks, logits, what was run, and cases."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from calib_components.figures import logit_bars, rank_heat_map, reliability_diagram
+from calib_components.figures import logit_bars, rank_heat_map
+from calib_components.posthoc import TemperatureEstimate
 from calib_components.tools.comparison.page import Picture, Section, TableCell, to_png
-from calib_components.tools.comparison.published import METRICS, RANKED, Metric
+from calib_components.tools.comparison.published import METRICS, RANKED
 from calib_components.tools.comparison.results import Method, Results
 from calib_components.tools.comparison.statistics import (
-    Difference,
-    Estimate,
     case_ranks,
     column_ranks,
     holm,
     mean_case_rank_with_interval,
     mean_of_defined,
-    mean_with_interval,
     means_over_common_cases,
     paired_difference,
     sum_rank_with_interval,
 )
+from calib_components.tools.comparison.tables import DIFFERENCE, best_marks, heading, interval, number
 
 __all__ = [
     "cases_sections",
     "cells_section",
     "differences_section",
     "logits_section",
-    "means_section",
     "ranks_section",
-    "reliability_section",
-    "structures_section",
 ]
 
 SIGNIFICANT = 0.05
-MEAN, DIFFERENCE = "", "+"  # styles of a number, see _number
-NONE = "n/a"  # in place of a number
-
-
-def means_section(results: Results) -> Section:
-    """Return the mean of every measure with its interval, beside the published mean."""
-    rows, records = _estimates(results, list(METRICS))
-    for row, method in zip(rows, results.methods, strict=True):
-        missed, spurious = (sum(getattr(cell, what) for cell in method.cells) for what in ("missed", "spurious"))
-        row.append(TableCell(f"{missed} / {spurious}"))
-    below = "Below each mean: its 95 % interval"
-    below += " and the mean that the paper reports for its own test cases. " if results.published else ". "
-    caption = (
-        f"Mean over the cases of the {results.split} split; the best is bold, the second best underlined. {below}"
-        "HD95 is in voxels of the prepared grid, whatever the distance between slices. ECE, CECE, NLL and Brier score "
-        "are computed over the ground-truth foreground. The last column counts structures that only the ground truth "
-        "(missed) or only the prediction (spurious) contains; they have DSC 0 and no HD95. All intervals on this page "
-        "are over patients: they reflect the choice of test patients, not the randomness of training."
-    )
-    return Section("means", "Means", caption, ["", *map(_heading, METRICS), "missed / spurious"], rows, records)
-
-
-def structures_section(results: Results) -> Section:
-    """Return the mean DSC and HD95 of every structure."""
-    measures = [f"{metric}_{name}" for metric in ("dsc", "hd95") for name in results.first.structures]
-    rows, records = _estimates(results, measures)
-    caption = f"Mean over the cases of the {results.split} split where the measure is defined, with its 95 % interval."
-    return Section("structures", "Structures", caption, ["", *map(_heading, measures)], rows, records)
-
-
-def _estimates(results: Results, measures: Sequence[str]) -> tuple[list[list[TableCell]], list[dict[str, Any]]]:
-    rows = [[TableCell(method.label)] for method in results.methods]
-    records = []
-    for measure in measures:
-        values = [method.values(measure) for method in results.methods]
-        estimates = [mean_with_interval(of_method, results.patients) for of_method in values]
-        marks = _marks(estimates, measure)
-        for method, of_method, estimate, mark, row in zip(results.methods, values, estimates, marks, rows, strict=True):
-            published = dict(zip(RANKED, results.published.get(method.name, ()), strict=False)).get(measure)
-            notes = _interval(estimate, measure)
-            if published is not None:
-                notes.append(f"paper {_number(published, measure)}")
-            row.append(TableCell(_number(estimate.mean, measure), notes, mark))
-            cases = int(np.count_nonzero(~np.isnan(of_method)))
-            record = {"method": method.name, "measure": measure, **estimate._asdict(), "cases": cases}
-            records.append({**record, "seeds": len(method.runs), "published": published})
-    return rows, records
 
 
 def differences_section(results: Results, reference: Method) -> Section:
@@ -96,11 +44,11 @@ def differences_section(results: Results, reference: Method) -> Section:
         differences = [paired_difference(method.comparable(measure), base, results.patients) for method in others]
         adjusted = holm([difference.p_value for difference in differences])
         for method, difference, p_value, row in zip(others, differences, adjusted, rows, strict=True):
-            notes = _interval(difference, measure, DIFFERENCE)
+            notes = interval(difference, measure, DIFFERENCE)
             if not np.isnan(p_value):
-                notes.append("p < 0.001" if p_value < 0.001 else f"p = {_number(p_value, 'p_value')}")
+                notes.append("p < 0.001" if p_value < 0.001 else f"p = {number(p_value, 'p_value')}")
             mark = "bold" if p_value < SIGNIFICANT else ""
-            row.append(TableCell(_number(difference.mean, measure, DIFFERENCE), notes, mark))
+            row.append(TableCell(number(difference.mean, measure, DIFFERENCE), notes, mark))
             record = {"method": method.name, "measure": measure, **difference._asdict()}
             records.append({**record, "p_value_holm": float(p_value)})
     label = reference.label
@@ -108,9 +56,15 @@ def differences_section(results: Results, reference: Method) -> Section:
         f"Each method minus {label} on the same cases: mean difference, its 95 % interval (not corrected for multiple "
         "comparisons), and the p-value of a Wilcoxon signed-rank test on the means of the patients, Holm-corrected "
         f"over the methods; bold if p < {SIGNIFICANT}. {label} is better where DSC is negative and the other measures "
-        "are positive. Cases with a missed or spurious structure are left out for HD95."
+        "are positive. Cases with a missed or spurious structure are left out for HD95." + _about_measures(results)
     )
-    return Section("differences", f"Differences to {label}", caption, ["", *map(_heading, METRICS)], rows, records)
+    return Section("differences", f"Differences to {label}", caption, ["", *map(heading, METRICS)], rows, records)
+
+
+def _about_measures(results: Results) -> str:
+    """Say which of several: results of earlier versions have one network and one region."""
+    several = "ece_all" in results.first.columns
+    return " All without temperature; calibration over the ground-truth foreground, as in the paper." if several else ""
 
 
 def ranks_section(results: Results) -> Section:
@@ -123,9 +77,9 @@ def ranks_section(results: Results) -> Section:
     rows = [[TableCell(method.label)] for method in results.methods]
     records: list[dict[str, Any]] = [{"method": method.name} for method in results.methods]
     for name, estimates in (("sum_rank", sums), ("mean_case_rank", averages)):
-        marks = _marks(estimates, name)
+        marks = best_marks(estimates, name)
         for row, record, estimate, mark in zip(rows, records, estimates, marks, strict=True):
-            row.append(TableCell(_number(estimate.mean, name), _interval(estimate, name), mark))
+            row.append(TableCell(number(estimate.mean, name), interval(estimate, name), mark))
             record.update(zip((name, f"{name}_low", f"{name}_high"), estimate, strict=True))
     labels = [method.label for method in results.methods]
     names = [METRICS[measure].label for measure in RANKED]
@@ -141,30 +95,19 @@ def ranks_section(results: Results) -> Section:
         "Over DSC, HD95, ECE and CECE, with 95 % intervals; 1 is best, ties share the mean rank. sum-rank: the sum of "
         "the ranks of the means, where the mean of HD95 is over the cases in which no method has a missed or spurious "
         "structure. mean-case-rank: the mean of the ranks on single cases, where a method with a missed or spurious "
-        "structure ranks last in HD95."
+        "structure ranks last in HD95." + _about_measures(results)
     )
     header = ["", "sum-rank ↓", "mean-case-rank ↓"]
     return Section("ranks", "Ranks", caption, header, rows, records, pictures)
 
 
-def reliability_section(results: Results) -> Section:
-    """Return reliability diagrams of the predicted class."""
-    pictures = []
-    for method in results.methods:
-        first, *rest = (cell.bins for cell in method.cells)
-        figure = reliability_diagram(sum(rest, first))
-        pictures.append(Picture(f"reliability_{method.name}", method.label, to_png(figure)))
-    caption = (
-        "Accuracy over confidence of the predicted class, over the ground-truth foreground voxels of all cases and "
-        "seeds. The ECE in each title is pooled over these voxels, whereas the tables show means over cases."
-    )
-    return Section("reliability", "Reliability diagrams", caption, pictures=pictures)
-
-
 def logits_section(results: Results) -> Section:
     """Return the mean magnitude of the logits."""
-    tables = {method.label: mean_of_defined([cell.magnitudes for cell in method.cells]) for method in results.methods}
-    figure = logit_bars(tables, results.first.cells[0].class_names)
+    tables = {
+        method.label: mean_of_defined([evaluation.magnitudes for evaluation in method.evaluations])
+        for method in results.methods
+    }
+    figure = logit_bars(tables, results.first.evaluations[0].class_names)
     caption = "Mean magnitude of each logit over the voxels of each ground-truth class."
     return Section(
         "logits", "Magnitude of the logits", caption, pictures=[Picture("logits", "Mean |logit|", to_png(figure))]
@@ -175,6 +118,7 @@ def cells_section(results: Results) -> Section:
     """Return what was run."""
     cells = [(method, cell) for method in results.methods for cell in method.cells]
     versions = list(dict.fromkeys(name for _, cell in cells for name in cell.settings.made_with))
+    scaled = any(cell.temperature for _, cell in cells)
     rows, records = [], []
     for method, cell in cells:
         history = cell.history
@@ -188,6 +132,7 @@ def cells_section(results: Results) -> Section:
             "best_epoch": best and int(best["epoch"]),
             "best_val_dsc": best and round(best["val_dsc"], 4),
             "seconds_per_epoch": round(float(np.median([epoch["seconds"] for epoch in history])), 1),
+            **(_fit(cell.temperature) if scaled else {}),
             **{name: cell.settings.made_with.get(name) for name in versions},
         }
         records.append(record)
@@ -211,6 +156,17 @@ def cells_section(results: Results) -> Section:
     return Section("cells", "What was run", caption, header, rows, records)
 
 
+def _fit(temperature: TemperatureEstimate | None) -> dict[str, float | int | None]:
+    columns = {
+        "temperature": "temperature",
+        "low": "temperature_low",
+        "high": "temperature_high",
+        "patients": "fitted_on",
+    }
+    values = {column: getattr(temperature, name, np.nan) for name, column in columns.items()}
+    return {column: None if np.isnan(value) else round(value, 3) for column, value in values.items()}
+
+
 def cases_sections(results: Results) -> list[Section]:
     """Return the best, median and worst case of each method's first cell, for methods whose pictures were kept."""
     caption = (
@@ -219,7 +175,7 @@ def cases_sections(results: Results) -> list[Section]:
     )
     sections = []
     for method in results.methods:
-        found = {name: method.cells[0].picture(name) for name in ("best", "median", "worst")}
+        found = {name: method.evaluations[0].picture(name) for name in ("best", "median", "worst")}
         pictures = [
             Picture(f"{method.name}_{name}", f"{name.capitalize()} case", png)
             for name, png in found.items()
@@ -228,39 +184,3 @@ def cases_sections(results: Results) -> list[Section]:
         if pictures:
             sections.append(Section(f"cases_{method.name}", f"Cases: {method.label}", caption, pictures=pictures))
     return sections
-
-
-def _metric(measure: str) -> Metric:
-    return METRICS.get(measure.partition("_")[0], Metric(measure, False))
-
-
-def _heading(measure: str) -> str:
-    metric = _metric(measure)
-    return f"{metric.label} {measure.partition('_')[2]}".strip() + (" ↑" if metric.higher_is_better else " ↓")
-
-
-def _number(value: float, measure: str, style: str = MEAN) -> str:
-    """Return a number with the digits of its measure; a difference with its sign and one more digit."""
-    if np.isnan(value):
-        return NONE
-    if measure == "sum_rank":
-        return f"{value:g}"
-    digits = (2 if measure.startswith(("hd95", "mean_case_rank")) else 3) + (style == DIFFERENCE)
-    return f"{round(value, digits) + 0.0:{style}.{digits}f}"  # + 0.0: no -0.000
-
-
-def _interval(estimate: Estimate | Difference, measure: str, style: str = MEAN) -> list[str]:
-    if np.isnan(estimate.low):
-        return []
-    return [f"[{_number(estimate.low, measure, style)}, {_number(estimate.high, measure, style)}]"]
-
-
-def _marks(estimates: Sequence[Estimate], measure: str) -> list[str]:
-    """Return which of the means, as they are printed, are the best and the second best; none without intervals."""
-    defined = [estimate for estimate in estimates if not np.isnan(estimate.mean)]
-    if any(np.isnan(estimate.low) for estimate in defined):
-        return [""] * len(estimates)
-    printed = [_number(estimate.mean, measure) for estimate in estimates]
-    places = sorted({float(text) for text in printed if text != NONE}, reverse=_metric(measure).higher_is_better)
-    marks = dict(zip(places, ("bold", "underlined"), strict=False)) if len(places) > 1 else {}
-    return ["" if text == NONE else marks.get(float(text), "") for text in printed]

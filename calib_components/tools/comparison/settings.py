@@ -52,7 +52,7 @@ PRESETS = {
         Setting("nacl_5x5", "NACL 5x5", "nacl", {"loss::kernel_size": 5}),
     ],
     "table3": [NACL, *_variants("nacl", "NACL", "prior", "gaussian", "max", "min", "median", "mode")],
-    # The paper's grids. The values of Table 1 are in it under their plain names.
+    # The paper's grids, and one for NACL. The values of Table 1 are in it under their plain names.
     "tuning": [
         *TABLE1,
         *_variants("focal", "FL", "gamma", 1.0, 2.0),
@@ -60,6 +60,7 @@ PRESETS = {
         *_variants("label_smoothing", "LS", "alpha", 0.2, 0.3),
         *_variants("svls", "SVLS", "sigma", 0.5, 1.0),
         *_variants("mbls", "MbLS", "margin", 3.0, 10.0),
+        *_variants("nacl", "NACL", "penalty_weight", 0.01, 0.03, 0.3),
     ],
 }
 

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from calib_components.tools.comparison.cell_settings import CellSettings, write_settings
+from calib_components.posthoc import TemperatureEstimate
+from calib_components.tools.comparison.cell_settings import CellSettings, Condition, write_settings
 
 STRUCTURES = ("RV", "MYO", "LV")
 CLASSES = ["background", "right ventricle", "myocardium", "left ventricle"]
@@ -19,17 +20,26 @@ PATIENTS = 6
 
 
 def make_finished_cell(
-    folder: Path, method: str, seed: int, ece: float, fold: int | None = None, **training: Any
+    folder: Path,
+    method: str,
+    seed: int,
+    ece: float,
+    fold: int | None = None,
+    temperature: float | None = None,
+    test_sets: tuple[str, ...] = (),
+    **training: Any,
 ) -> None:
     """A cell as compare_losses writes it: two cases per patient, random DSC and HD95, and an ECE near `ece`.
 
-    With a fold, of two, it has half of the patients.
+    With a fold, of two, it has half of the patients. With a temperature it is also evaluated with it, and all
+    evaluations have regions; without, it is a cell as earlier versions wrote it. Test sets have three patients.
     """
     rng = np.random.default_rng([seed, *method.encode()])
     cell = folder / method / (f"seed{seed}" if fold is None else f"seed{seed}_fold{fold}")
-    (cell / "cases").mkdir(parents=True)
     patients = range(PATIENTS) if fold is None else range(fold * PATIENTS // 2, (fold + 1) * PATIENTS // 2)
     cases = [f"patient{i:03d}_frame{j:02d}" for i in patients for j in (1, 12)]
+    shifted = [f"other{i}_frame01" for i in range(3)]
+    make_evaluation(cell, cases, rng, ece, with_regions=temperature is not None)
     settings = CellSettings(
         method=method,
         label=METHODS[method],
@@ -55,21 +65,49 @@ def make_finished_cell(
         made_with={"torch": "2.13.0", "device": "cpu"},
         fold=fold,
         folds=None if fold is None else 2,
+        calibration={} if temperature is None else {"split": "validation", "region": "all"},
+        evaluate_on={
+            name: {"datalist": name, "patients": {case: case.partition("_")[0] for case in shifted}}
+            for name in test_sets
+        },
     )
     write_settings(settings, cell)
+    (cell / "history.csv").write_text("epoch,seconds,val_dsc\n1,2.5,0.7\n2,2.0,0.8\n")
+    for condition in settings.conditions[1:]:
+        listed = shifted if condition.test_set else cases
+        make_evaluation(cell / condition.folder, listed, rng, ece, with_regions=temperature is not None)
+        if condition == Condition(scaled=True):
+            fit = TemperatureEstimate(
+                temperature, 0.9 * temperature, 1.1 * temperature, 0.93, {}, 0.3, 0.2, 7, 999, False
+            )
+            (cell / condition.folder / "temperature.json").write_text(json.dumps(fit.to_dict()))
+
+
+def make_fit(temperature: float) -> TemperatureEstimate:
+    """A fit on seven patients whose interval is a tenth to either side."""
+    return TemperatureEstimate(temperature, 0.9 * temperature, 1.1 * temperature, 0.93, {}, 0.3, 0.2, 7, 999, False)
+
+
+def make_evaluation(folder: Path, cases: list[str], rng: np.random.Generator, ece: float, with_regions: bool) -> None:
+    """The files of an evaluation, in which RV of the first case is missed."""
+    (folder / "cases").mkdir(parents=True)
     columns = {
         **{f"dsc_{s}": rng.uniform(0.7, 0.9, len(cases)) for s in STRUCTURES},
         **{f"hd95_{s}": rng.uniform(1, 5, len(cases)) for s in STRUCTURES},
         "ece": ece + rng.uniform(-0.01, 0.01, len(cases)),
         **{name: rng.uniform(0.1, 0.2, len(cases)) for name in ("cece", "nll", "brier")},
     }
+    if with_regions:
+        further = ("ece_if_true", "cece_if_true", "ece_all", "cece_all", "nll_all", "ece_predicted", "nll_predicted")
+        columns |= {name: rng.uniform(0.01, 0.1, len(cases)) for name in further}
     columns["dsc_RV"][0], columns["hd95_RV"][0] = 0, np.nan  # missed
-    with open(cell / "cases.csv", "w", newline="") as file:
+    with open(folder / "cases.csv", "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["case", *columns])
         for case, *row in zip(cases, *columns.values(), strict=True):
             writer.writerow([case, *("" if np.isnan(value) else value for value in row)])
-    (cell / "summary.json").write_text(json.dumps({"missed": [{"case": cases[0], "structure": "RV"}], "spurious": []}))
+    missed = [{"case": cases[0], "structure": "RV"}]
+    (folder / "summary.json").write_text(json.dumps({"missed": missed, "spurious": []}))
     count = rng.integers(1000, 9000, 15)
     middle = (np.arange(15) + 0.5) / 15
     bins = {
@@ -77,15 +115,18 @@ def make_finished_cell(
         "confidence_sum": [(count * middle).tolist()],
         "num_correct": [(count * middle**2).tolist()],
     }
-    classwise = {name: [[of_bins] * len(CLASSES) for of_bins in field] for name, field in bins.items()}
-    (cell / "calibration.json").write_text(json.dumps({"pooled": {"top_label": bins, "classwise": classwise}}))
+    kinds = {
+        "top_label": bins,
+        "classwise": {name: [[of_bins] * len(CLASSES) for of_bins in field] for name, field in bins.items()},
+    }
+    regions = {"regions": dict.fromkeys(("all", "predicted"), kinds)} if with_regions else {}
+    (folder / "calibration.json").write_text(json.dumps({"pooled": kinds, **regions}))
     logits = {"class_names": CLASSES, "magnitudes": rng.uniform(0, 9, (4, 4)).tolist()}
-    (cell / "logits.json").write_text(json.dumps(logits))
-    (cell / "history.csv").write_text("epoch,seconds,val_dsc\n1,2.5,0.7\n2,2.0,0.8\n")
+    (folder / "logits.json").write_text(json.dumps(logits))
     for name in ("best", "median", "worst"):
         figure = Figure(figsize=(3, 1))
-        figure.suptitle(f"{method} {name}")
-        figure.savefig(cell / "cases" / f"{name}.png")
+        figure.suptitle(f"{folder.parent.name} {name}")
+        figure.savefig(folder / "cases" / f"{name}.png")
 
 
 def make_datalist(training: str, validation: str, testing: str) -> dict[str, list[dict[str, str]]]:

@@ -16,7 +16,7 @@ import yaml
 
 from calib_components.errors import InputError
 from calib_components.facts import read_facts, write_facts
-from calib_components.tools.comparison.cell_settings import write_settings
+from calib_components.tools.comparison.cell_settings import Condition, write_settings
 from calib_components.tools.comparison.plan import (
     PlannedCell,
     check_comparable,
@@ -39,13 +39,130 @@ def plan(data: Path, setting: Setting = NACL_MAX, bundle: Path = ACDC, **overrid
 def test_commands_are_plain_runs_of_the_bundle(data: Path) -> None:
     cell = plan(data, max_epochs=2, image_size=[64, 64], split="validation")
     train, evaluate = (shlex.split(command) for command in cell.settings.commands)
-    assert [train, evaluate] == [cell.train, cell.evaluate]
+    assert [train, evaluate] == [step.command for step in cell.steps]
     assert train[:4] == evaluate[:4] == ["python", "-m", "monai.bundle", "run"]
     assert {"--loss::prior=max", "--seed=0", "--resume=True", "--max_epochs=2", "--image_size=[64, 64]"} <= set(train)
     assert "--split=validation" in evaluate
     assert "--split=validation" not in train  # no such id there
     assert f"--config_file=['{ACDC}/configs/train.yaml','{ACDC}/configs/losses/nacl.yaml']" in train
     assert f"--config_file=['{ACDC}/configs/train.yaml','{ACDC}/configs/evaluate.yaml']" in evaluate
+
+
+def options_of(cell: PlannedCell, step: str) -> dict[str, str]:
+    (command,) = (found.command for found in cell.steps if found.name == step)
+    assert command[:4] == ["python", "-m", "monai.bundle", "run"]
+    return {name: value for name, _, value in (option.partition("=") for option in command[4:])}
+
+
+def test_temperature_is_fitted_on_the_validation_split_and_leaves_the_weights_as_they_are(data: Path) -> None:
+    cell = plan(data, max_epochs=2, split="testing")
+    assert [step.name for step in cell.steps] == ["train", "evaluate", "calibrate", "evaluate_temperature"]
+    assert cell.settings.commands == [step.shown for step in cell.steps]
+    assert cell.settings.calibration == {"split": "validation", "region": "all"}
+    calibrate, evaluate = (options_of(cell, step) for step in ("calibrate", "evaluate_temperature"))
+    assert calibrate["--config_file"] == f"['{ACDC}/configs/train.yaml','{ACDC}/configs/calibrate.yaml']"
+    assert calibrate["--ckpt_dir"] == str(cell.work)  # the fit reads model.pt
+    assert calibrate["--calibrated_path"] == evaluate["--load_path"] == f"{cell.work}/model_calibrated.pt"
+    assert calibrate["--output_dir"] == evaluate["--output_dir"] == f"{cell.work}/eval/temperature"
+    assert "--split" not in calibrate  # of the evaluation
+    assert "--load_path" not in options_of(cell, "evaluate")
+
+
+def test_without_validation_cases_of_its_own_there_is_no_temperature(data: Path) -> None:
+    assert plan(data, split="validation").settings.calibration == {}  # these would be evaluated
+    listed = make_datalist("a", "b", "c")
+    (data / "datalist.json").write_text(json.dumps({**listed, "validation": []}))
+    cell = plan(data)
+    assert [step.name for step in cell.steps] == ["train", "evaluate"]
+    assert cell.settings.conditions == [Condition()]
+
+
+class TestFurtherTestSets:
+    @pytest.fixture
+    def scanner(self, data: Path) -> Path:
+        """A prepared test set of two cases."""
+        folder = data.parent / "scanner"
+        folder.mkdir()
+        testing = [{"case": f"case{i}", "patient": f"patient{i}"} for i in range(2)]
+        (folder / "datalist.json").write_text(json.dumps({"training": [], "validation": [], "testing": testing}))
+        return folder
+
+    def plan(self, data: Path, evaluate_on: dict[str, Path], **overrides: Any) -> PlannedCell:
+        out = data.parent / "out"
+        return plan_cell(NACL_MAX, 0, ACDC, data, out, out / "work", overrides, evaluate_on=evaluate_on)
+
+    def finish(self, data: Path, evaluate_on: dict[str, Path]) -> PlannedCell:
+        cell = self.plan(data, evaluate_on)
+        for folder in (cell.results, cell.work):
+            folder.mkdir(parents=True)
+            write_settings(cell.settings, folder)
+        return cell
+
+    def test_is_evaluated_without_and_with_temperature(self, data: Path, scanner: Path) -> None:
+        cell = self.plan(data, {"b": scanner}, datalist=str(data / "datalist.json"), split="testing")
+        assert [step.name for step in cell.steps[4:]] == ["evaluate_on_b", "evaluate_temperature_on_b"]
+        assert cell.settings.conditions == [
+            Condition(), Condition(scaled=True), Condition("b"), Condition("b", scaled=True)
+        ]  # fmt: skip
+        assert cell.settings.patients_of("b") == {"case0": "patient0", "case1": "patient1"}
+        plain, scaled = (options_of(cell, step.name) for step in cell.steps[4:])
+        assert plain["--dataset_dir"] == scaled["--dataset_dir"] == str(scanner)
+        assert plain["--split"] == "testing"
+        assert "--datalist" not in plain  # that of its own folder
+        assert plain["--output_dir"] == f"{cell.work}/eval/on_b"
+        assert scaled["--output_dir"] == f"{cell.work}/eval/on_b/temperature"
+        assert scaled["--load_path"] == f"{cell.work}/model_calibrated.pt"
+
+    def test_whole_testing_split_is_evaluated_whatever_the_own_split(self, data: Path, scanner: Path) -> None:
+        assert options_of(self.plan(data, {"b": scanner}, split="validation"), "evaluate_on_b")["--split"] == "testing"
+
+    @pytest.mark.parametrize(
+        ("listed", "message"),
+        [
+            (
+                {"training": [1], "validation": [1], "testing": []},
+                "got some for training and validation alone; prep",
+            ),
+            ({"training": [], "validation": [], "testing": []}, "expected cases for testing, got none"),
+            ({"testing": ["a"]}, "expected a case and its patient for testing, got 'a'"),
+        ],
+    )
+    def test_without_test_cases_is_an_error(self, data: Path, scanner: Path, listed: dict, message: str) -> None:
+        (scanner / "datalist.json").write_text(json.dumps(listed))
+        with pytest.raises(InputError, match=f"scanner/datalist.json: .*{message}"):
+            self.plan(data, {"b": scanner})
+
+    def test_prepared_otherwise_is_an_error(self, data: Path, scanner: Path) -> None:
+        facts = read_facts("absent", **own_facts())
+        write_facts(replace(facts, crop_size=[96, 96]), scanner)
+        with pytest.raises(InputError, match=r"expected data prepared like .* got .*scanner with another crop_size"):
+            self.plan(data, {"b": scanner})
+
+    def test_finished_cell_is_evaluated_on_what_it_lacks(self, data: Path, scanner: Path) -> None:
+        made = self.finish(data, {"a": scanner})
+        planned = self.plan(data, {"a": scanner, "b": scanner})
+        assert made.unfinished_steps() == self.plan(data, {}).unfinished_steps() == []
+        assert [step.name for step in planned.unfinished_steps()] == ["evaluate_on_b", "evaluate_temperature_on_b"]
+        assert planned.settings_with_all_commands().commands == [
+            *made.settings.commands, *(step.shown for step in planned.steps[6:])
+        ]  # fmt: skip
+        check_comparable([planned], data.parent / "out")
+        with pytest.raises(InputError, match=r"/model.pt: expected the weights of a finished cell, .*; delete .*seed0"):
+            check_unchanged(planned)
+        (planned.work / "model.pt").touch()
+        with pytest.raises(InputError, match=r"model_calibrated.pt: expected the weights of a finished cell"):
+            check_unchanged(planned)
+        (planned.work / "model_calibrated.pt").touch()
+        check_unchanged(planned)
+
+    def test_other_data_of_the_same_name_are_an_error(self, data: Path, scanner: Path) -> None:
+        self.finish(data, {"b": scanner})
+        (scanner / "datalist.json").write_text(json.dumps(make_datalist("x", "y", "z")))
+        planned = self.plan(data, {"b": scanner})
+        with pytest.raises(InputError, match=r"made with other settings \(test set b\)"):
+            check_unchanged(planned)
+        with pytest.raises(InputError, match=r"mbls.*not comparable with .*nacl_max/seed0: test set b differs"):
+            check_comparable([replace(planned, name="mbls", results=data / "mbls")], data.parent / "out")
 
 
 def test_settings_are_the_fingerprints_after_overrides(data: Path) -> None:
@@ -72,7 +189,7 @@ def test_overrides_that_the_fingerprints_do_not_show_are_recorded(data: Path) ->
 def test_text_that_fire_would_read_as_something_else_is_quoted(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(data.parent)
     data.rename("2024_11_25")
-    command = plan(Path("2024_11_25"), split="testing", batch_size=8).evaluate
+    command = plan(Path("2024_11_25"), split="testing", batch_size=8).steps[1].command
     assert {"--split=testing", "--dataset_dir='2024_11_25'", "--batch_size=8"} <= set(command)
 
 
@@ -264,7 +381,7 @@ def test_planning_leaves_the_gpu_alone(data: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr("calib_components.bundle._check_device", lambda device: checked.append(str(device)))
     plan(data)
-    assert checked == ["cpu", "cpu"]
+    assert set(checked) == {"cpu"}
 
 
 class TestFolds:
@@ -287,8 +404,8 @@ class TestFolds:
         assert cell.settings.patients == {"y_1": "y"}
         assert (cell.settings.fold, cell.settings.folds) == (1, 2)
         assert cell.settings.overrides == {}
-        for command in (cell.train, cell.evaluate):
-            assert f"--datalist={folds}/datalist_fold1.json" in command
+        for step in cell.steps:
+            assert f"--datalist={folds}/datalist_fold1.json" in step.command
 
     def test_folds_and_losses_are_comparable_but_not_with_cells_of_one_split(self, folds: Path) -> None:
         other = PRESETS["table1"][0]

@@ -168,7 +168,7 @@ class TestFolds:
         assert results.first.cases == [f"patient{i:03d}_frame{j:02d}" for i in range(6) for j in (1, 12)]
         assert len(set(results.patients)) == 6
         (run,) = results.methods[0].runs
-        assert run.columns["ece"].tolist() == [*run.cells[0].columns["ece"], *run.cells[1].columns["ece"]]
+        assert run.columns["ece"].tolist() == [value for part in run.evaluations for value in part.columns["ece"]]
         assert results.methods[0].values("dsc").shape == (12,)
 
     def test_run_that_lacks_a_fold_is_not_finished(self, folds: Path) -> None:

@@ -31,6 +31,7 @@ from calib_components.tools.comparison.plan import PlannedCell, plan_cell
 from calib_components.tools.comparison.processes import ProcessGroup
 from calib_components.tools.comparison.run import CellError, run_cell, run_cells
 from calib_components.tools.comparison.settings import choose_settings
+from calib_components.tools.comparison.steps import Step
 from tests.calib_components.tools.comparison.made_up import make_datalist
 from tests.helpers import ACDC
 
@@ -139,13 +140,14 @@ class TestArguments:
         read: list[dict[str, Any]] = []
         for command in plan[0]["commands"]:  # as a shell and MONAI's command line read them
             fire.Fire(lambda **options: read.append(options), shlex.split(command)[4:])
-        train, evaluate = read
+        train, evaluate, calibrate, scaled = read
         for name, text in (
             ("dataset_dir", "2024_11_25"),
             ("datalist", "20241125"),
             ("ckpt_dir", "1e3/work/nacl/seed0"),
         ):
-            assert train[name] == evaluate[name] == text
+            assert train[name] == evaluate[name] == calibrate[name] == scaled[name] == text
+        assert calibrate["calibrated_path"] == scaled["load_path"] == "1e3/work/nacl/seed0/model_calibrated.pt"
         assert train["config_file"] == [f"{ACDC}/configs/train.yaml", f"{ACDC}/configs/losses/nacl.yaml"]
         assert (train["seed"], train["resume"]) == (0, True)
 
@@ -229,7 +231,7 @@ class TestComparison:
 
         monkeypatch.setattr(RUN_CELL, evaluate)
         compare_losses(**options(data, tmp_path / "out", "tuning"))
-        assert splits == ["validation"] * 17
+        assert splits == ["validation"] * 20
 
     def test_every_fold_is_run(self, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         for fold, testing in enumerate("xy"):
@@ -290,7 +292,118 @@ def made_up(folder: Path, name: str, train: str = "") -> PlannedCell:
     work = folder / "work" / name
     evaluate = f"import pathlib; p = pathlib.Path({str(work / 'eval')!r}); p.mkdir(); (p / 'cases.csv').touch()"
     settings = CellSettings(name, name, 0, "bundle", "", {}, {"max_epochs": 1}, {}, {}, [], {})
-    return PlannedCell(name, folder / name, work, ["python", "-c", train], ["python", "-c", evaluate], settings)
+    steps = [
+        Step("train", ["python", "-c", train]),
+        Step("evaluate", ["python", "-c", evaluate], work / "eval" / "summary.json"),
+    ]
+    return PlannedCell(name, folder / name, work, steps, settings)
+
+
+WRITE = "import pathlib; p = pathlib.Path({!r}); p.mkdir(parents=True); (p / {!r}).write_text({!r})"
+
+
+def add_test_set(cell: PlannedCell, name: str, text: str = "made") -> PlannedCell:
+    """A cell of `made_up` that is also evaluated on a test set."""
+    folder = cell.work / "eval" / f"on_{name}"
+    line = WRITE.format(str(folder), "summary.json", text)
+    step = Step(f"evaluate_on_{name}", ["python", "-c", line], folder / "summary.json", name)
+    evaluate_on = {**cell.settings.evaluate_on, name: {"datalist": name, "patients": {}}}
+    settings = replace(cell.settings, evaluate_on=evaluate_on, commands=[*cell.settings.commands, step.shown])
+    return replace(cell, steps=[*cell.steps, step], settings=settings)
+
+
+class TestFurtherTestSets:
+    @pytest.fixture
+    def finished(self, tmp_path: Path) -> PlannedCell:
+        cell = made_up(tmp_path, "cell")
+        assert run_cell(cell)
+        (cell.work / "model.pt").touch()
+        return cell
+
+    def test_is_a_folder_of_the_cell(self, tmp_path: Path) -> None:
+        cell = add_test_set(made_up(tmp_path, "cell"), "b")
+        assert run_cell(cell)
+        assert (cell.results / "on_b" / "summary.json").read_text() == "made"
+        assert [*read_settings(cell.results).evaluate_on] == ["b"]
+        assert not run_cell(cell)
+
+    def test_finished_cell_is_not_trained_again(self, finished: PlannedCell) -> None:
+        before = read_settings(finished.results)
+        logs = (finished.work / "train.log").stat(), (finished.work / "evaluate.log").stat()
+        cell = add_test_set(finished, "b")
+        assert run_cells([cell], lambda cell: done(run_cell(cell))) == {}
+        assert ((finished.work / "train.log").stat(), (finished.work / "evaluate.log").stat()) == logs
+        assert sorted(path.name for path in cell.results.iterdir()) == [
+            "cases.csv", "history.csv", "on_b", "settings.json"
+        ]  # fmt: skip
+        after = read_settings(cell.results)
+        assert after == replace(before, evaluate_on=cell.settings.evaluate_on, commands=cell.settings.commands)
+        assert not run_cell(cell)
+        assert not run_cell(finished)  # without the option
+
+    def test_killed_before_the_settings_name_it_is_evaluated_again(
+        self, finished: PlannedCell, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        before = (finished.results / "settings.json").read_bytes()
+        write = "calib_components.tools.comparison.run.write_settings"
+
+        def killed(settings: CellSettings, folder: Path) -> None:
+            if folder == finished.results:
+                raise KeyboardInterrupt
+
+        with monkeypatch.context() as context:
+            context.setattr(write, killed)
+            with pytest.raises(KeyboardInterrupt):
+                run_cell(add_test_set(finished, "b", "before"))
+        assert (finished.results / "settings.json").read_bytes() == before
+        assert run_cell(add_test_set(finished, "b", "after"))
+        assert (finished.results / "on_b" / "summary.json").read_text() == "after"
+
+    def test_failed_evaluation_leaves_the_cell_as_it_was(self, finished: PlannedCell) -> None:
+        cell = add_test_set(finished, "b")
+        broken = replace(cell, steps=[*cell.steps[:-1], replace(cell.steps[-1], command=["python", "-c", "1 / 0"])])
+        with pytest.raises(CellError, match="evaluate_on_b failed with exit code 1: ZeroDivisionError: division"):
+            run_cell(broken)
+        assert not (finished.results / "on_b").exists()
+        assert read_settings(finished.results).evaluate_on == {}
+
+    def test_is_told_before_it_is_run_and_its_commands_are_kept(
+        self, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        run: list[list[str]] = []
+        monkeypatch.setattr(
+            RUN_CELL, lambda cell, device, processes: run.append([step.name for step in cell.unfinished_steps()])
+        )
+        shutil.copytree(data, tmp_path / "scanner")
+        out, further = tmp_path / "out", [f"b={tmp_path / 'scanner'}"]
+        finish(data, out, "nacl")
+        for name in ("model.pt", "model_calibrated.pt"):
+            (out / "work" / "nacl" / "seed0").mkdir(parents=True, exist_ok=True)
+            (out / "work" / "nacl" / "seed0" / name).touch()
+        compare_losses(**options(data, out, "nacl"), evaluate_on=further)
+        assert run == [["evaluate_on_b", "evaluate_temperature_on_b"]]
+        printed = capsys.readouterr().out
+        assert "nacl, seed 0:\npython -m monai.bundle run" in printed
+        assert printed.count("python -m monai.bundle run") == 2
+        assert (out / "commands.sh").read_text().count("python -m monai.bundle run") == 4 + 2
+
+
+def done(result: object) -> Future:
+    future: Future = Future()
+    future.set_result(result)
+    return future
+
+
+def test_cells_without_temperature_are_named_once(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(RUN_CELL, lambda cell, device, processes: None)
+    compare_losses(**options(data, tmp_path / "out", "nacl"))
+    assert "No temperature" not in capsys.readouterr().out
+    listed = json.loads((data / "datalist.json").read_text())
+    (data / "datalist.json").write_text(json.dumps({**listed, "validation": []}))
+    compare_losses(**options(data, tmp_path / "without", "nacl", "ce_dice"))
+    assert capsys.readouterr().out.count("No temperature is fitted: there are no validation cases") == 1
 
 
 class TestMadeUpCells:
