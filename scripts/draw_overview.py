@@ -1,9 +1,7 @@
 """Draw docs/overview.png, the picture on top of the README.
 
-    python scripts/draw_overview.py
-
 Left: a slice of a phantom (scripts/make_phantoms.py), segmented with the weights of the ACDC bundle. Right: reliability
-diagrams of two networks of the comparison on ACDC, from results/acdc/table1.
+diagrams of two networks, one of them without and with a temperature, from results/acdc/temperature.
 """
 
 from __future__ import annotations
@@ -23,16 +21,17 @@ from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
 from calib_components.errors import writing
-from calib_components.handlers.evaluation import read_calibration
+from calib_components.handlers.evaluation_files import read_regions
 from calib_components.metrics import CalibrationBins
 from calib_components.tools.command_line import run
 
 ROOT = Path(__file__).resolve().parents[1]
 BUNDLE = ROOT / "bundles" / "acdc_mri_nacl_segmentation"
-RESULTS = ROOT / "results" / "acdc" / "table1"
+RESULTS = ROOT / "results" / "acdc" / "temperature"
 CASE, SLICE = "patient004_frame01", 2  # one that suits a network which was not trained on phantoms
 HALF = 38  # pixels from the centre of the heart to the edge of the picture
 STRUCTURES = {"right ventricle": "#e69f00", "myocardium": "#56b4e9", "left ventricle": "#cc79a7"}
+NETWORKS = {"ce_dice/plain": "CE + Dice", "ce_dice/scaled": "with temperature", "nacl/plain": "NACL"}
 ACCURACY, OVER, UNDER = "tab:blue", "lightcoral", "gold"  # as in calib_components.figures
 BIN = 13  # the annotated bin of the reliability diagrams, 0.87 to 0.93
 
@@ -43,19 +42,19 @@ def draw_overview(out: Path = ROOT / "docs" / "overview.png") -> None:
     Args:
         out: The PNG file to write.
     """
-    figure = Figure(figsize=(10, 2.95), dpi=150, facecolor="white")
-    grid = figure.add_gridspec(1, 2, width_ratios=[1.36, 1])
+    figure = Figure(figsize=(11.5, 2.95), dpi=150, facecolor="white")
+    grid = figure.add_gridspec(1, 2)
     left, right = figure.add_subfigure(grid[0]), figure.add_subfigure(grid[1])
     left.suptitle("A phantom heart, segmented with the ACDC bundle", fontsize=11, y=0.98)
     panels = left.subplots(1, 3, gridspec_kw={"left": 0.01, "right": 0.97, "bottom": 0.13, "top": 0.8, "wspace": 0.04})
     draw_slice(panels, *segmented_slice())
     add_legend(left, STRUCTURES)
-    right.suptitle("Reliability on 16 test patients of ACDC", fontsize=11, y=0.98)
-    panels = right.subplots(1, 2, gridspec_kw={"left": 0.1, "right": 0.98, "bottom": 0.22, "top": 0.78, "wspace": 0.18})
-    for axes, (title, loss) in zip(panels, {"CE + Dice": "ce_dice", "NACL": "nacl"}.items(), strict=True):
-        draw_reliability(axes, read_calibration(RESULTS / loss / "seed0")["top_label"], title)
+    right.suptitle("Predicted foreground of 16 test patients of ACDC", fontsize=11, y=0.98)
+    panels = right.subplots(1, 3, gridspec_kw={"left": 0.08, "right": 0.98, "bottom": 0.22, "top": 0.8, "wspace": 0.2})
+    for axes, (folder, title) in zip(panels, NETWORKS.items(), strict=True):
+        draw_reliability(axes, read_regions(RESULTS / folder)["predicted"]["top_label"], title)
+        axes.tick_params(labelleft=axes is panels[0])
     panels[0].set_ylabel("accuracy", fontsize=9, labelpad=2)
-    panels[1].tick_params(labelleft=False)
     add_legend(right, {"accuracy": ACCURACY, "overconfident": OVER, "underconfident": UNDER})
     with writing(out) as unfinished:
         figure.savefig(unfinished, format="png")
@@ -102,8 +101,10 @@ def draw_reliability(axes: Axes, bins: CalibrationBins, title: str) -> None:
     bar(low[shown], color=ACCURACY)
     bar(abs(accuracy - confidence)[shown], bottom=low[shown], color=gap[shown])
     axes.plot([0, 1], [0, 1], color="black", linewidth=1, linestyle="--")
-    axes.set(xlim=(0, 1), ylim=(0, 1), xticks=[0, 0.5, 1], yticks=[0, 0.5, 1], aspect="equal")
-    axes.set_title(f"{title}, ECE {bins.expected_error().item():.3f}", fontsize=9)
+    axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
+    axes.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
+    axes.set_yticks([0, 0.5, 1])
+    axes.set_title(f"{title}\nECE {bins.expected_error().item():.3f}", fontsize=9)
     axes.set_xlabel("confidence", fontsize=9, labelpad=1)
     axes.tick_params(labelsize=8)
     axes.spines[["top", "right"]].set_visible(False)

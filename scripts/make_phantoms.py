@@ -4,13 +4,14 @@
 
 Each patient has a left ventricle (bright disc), its myocardium (dark ring) and a right ventricle (bright crescent) at
 end-diastole and end-systole, in a chest with other bright structures, noise and a bias field. The borders of the label
-deviate from those of the image by about a millimetre, like those of two readers: no network can be certain there, so
+deviate at random from those of the image, like those of a rater who errs: no network can be certain there, so
 calibration can be measured. The five groups of ACDC differ, exaggeratedly, in cavity, wall and contraction.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,6 +19,7 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
+from scipy.special import expit
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for a clone that is not installed
@@ -29,6 +31,7 @@ Array = NDArray[np.float64]
 
 PIXEL, SLICE = 1.5, 10.0  # mm
 RV, MYO, LV = 1, 2, 3  # label values of ACDC
+RATER = 1.5 * PIXEL  # standard deviation of the rater's borders from those of the image, in mm
 
 
 @dataclass(frozen=True)
@@ -59,44 +62,68 @@ GROUPS = {
 }
 
 
-def make_phantoms(out: Path, patients: int = 20, seed: int = 0) -> None:
+@dataclass(frozen=True)
+class Scanner:
+    """What a scanner makes of the true image, whose values are in [0, 1].
+
+    Attributes:
+        blur: Standard deviation of the blur in the plane, in pixels.
+        noise: Standard deviation of the noise.
+        gamma: Power of the true image; below 1, blood and muscle differ less.
+    """
+
+    blur: float
+    noise: float
+    gamma: float
+
+
+SCANNERS = {"a": Scanner(blur=0.0, noise=0.06, gamma=1.0), "b": Scanner(blur=1.5, noise=0.15, gamma=0.5)}
+
+
+def make_phantoms(out: Path, patients: int = 20, seed: int = 0, scanner: str = "a") -> None:
     """Write `out/training/patientNNN` with Info.cfg, two frames and their labels; never over another data set.
 
     Args:
         out: Folder to write to.
         patients: Number of patients; the five groups take turns.
-        seed: The same seed gives the same files.
+        seed: The same seed and scanner give the same files.
+        scanner: a, or b: other patients, whose images are blurred, noisier and of another contrast.
 
     Raises:
-        InputError: The folder holds another data set or cannot be written, or a number is not as expected.
+        InputError: The folder holds another data set or cannot be written, or an argument is not as expected.
     """
     if patients < 1:
         raise InputError(f"patients: expected a whole number of at least 1, got {patients}")
     if seed < 0:
         raise InputError(f"seed: expected a whole number of at least 0, got {seed}")
+    if scanner not in SCANNERS:
+        raise InputError(f"scanner: expected {' or '.join(SCANNERS)}, got {scanner}")
+    origin = f"seed {seed}, scanner {scanner}"
     for other in sorted((out / "training").glob("patient*")):
-        ours = (other / "Info.cfg").is_file() and _is_phantom(other / "Info.cfg", seed)
+        ours = (other / "Info.cfg").is_file() and _is_phantom(other / "Info.cfg", origin)
         if not ours and not (other.is_dir() and not any(other.iterdir())):
-            raise InputError(f"{other}: expected phantoms of seed {seed}, got other data; choose another folder")
+            raise InputError(f"{other}: expected phantoms of {origin}, got other data; choose another folder")
     for number in tqdm(range(1, patients + 1), unit="patient", leave=False, disable=None):
-        rng = np.random.default_rng([seed, number])
+        rng = np.random.default_rng([seed, number, list(SCANNERS).index(scanner)])
         group = list(GROUPS)[number % len(GROUPS)]
         folder = out / "training" / f"patient{number:03d}"
         folder.mkdir(parents=True, exist_ok=True)
         systole = int(rng.integers(7, 14))
-        info = f"ED: 1\nES: {systole}\nGroup: {group}\nPhantom: seed {seed}\n"
-        (folder / "Info.cfg").write_text(info)
-        for frame, (image, label) in zip((1, systole), draw_patient(GROUPS[group], rng), strict=True):
+        (folder / "Info.cfg").write_text(f"ED: 1\nES: {systole}\nGroup: {group}\nPhantom: {origin}\n")
+        frames = draw_patient(GROUPS[group], SCANNERS[scanner], rng)
+        for frame, (image, label) in zip((1, systole), frames, strict=True):
             stem = f"patient{number:03d}_frame{frame:02d}"
             _save(image, folder / f"{stem}.nii.gz")
             _save(label, folder / f"{stem}_gt.nii.gz")
 
 
-def _is_phantom(info_file: Path, seed: int) -> bool:
-    return info_file.read_bytes().endswith(f"\nPhantom: seed {seed}\n".encode())
+def _is_phantom(info_file: Path, origin: str) -> bool:
+    return info_file.read_bytes().endswith(f"\nPhantom: {origin}\n".encode())
 
 
-def draw_patient(heart: Heart, rng: np.random.Generator) -> list[tuple[NDArray[np.int16], NDArray[np.uint8]]]:
+def draw_patient(
+    heart: Heart, scanner: Scanner, rng: np.random.Generator
+) -> list[tuple[NDArray[np.int16], NDArray[np.uint8]]]:
     """Draw image and label, `(H, W, D)`, at end-diastole and at end-systole; slices run from base to apex."""
     size = rng.uniform(0.9, 1.1)
     heart = replace(heart, cavity=heart.cavity * size, wall=heart.wall * size, right=heart.right * size)
@@ -104,95 +131,71 @@ def draw_patient(heart: Heart, rng: np.random.Generator) -> list[tuple[NDArray[n
     small = heart.contraction * heart.cavity
     systole = replace(heart, cavity=small, wall=np.sqrt(small**2 + area) - small, right=heart.contraction * heart.right)
 
-    shape = (int(rng.integers(96, 129)), int(rng.integers(96, 129)), int(rng.integers(6, 11)))
-    center = np.array(shape[:2]) / 2 + rng.uniform(-8, 8, 2)
+    shape = tuple(rng.integers((96, 96, 6), (129, 129, 11)).tolist())
+    center = np.array(shape) / 2 + rng.uniform(-8, 8, 3)
     septum = np.pi + rng.uniform(-0.5, 0.5)  # direction from the left to the right ventricle
-    chest_seed = rng.integers(2**32)  # the chest is the same in both frames
+    x, y, _ = (np.indices(shape) - center[:, None, None, None]) * PIXEL
+    chest = _draw_chest(x, y, septum, rng)
     frames = []
     for phase in (heart, systole):
-        chest = np.random.default_rng(chest_seed)
-        slices = [
-            _draw_slice(phase, k / (shape[2] - 1), shape[:2], center, septum, chest, rng) for k in range(shape[2])
-        ]
-        image = np.stack([image for image, _ in slices], axis=-1)
-        label = np.stack([label for _, label in slices], axis=-1)
-        frames.append((_acquire(image, rng), label))
+        contours = _draw_contours(phase, x, y, septum, rng)
+        blood, muscle = rng.uniform(0.7, 0.9), rng.uniform(0.22, 0.34)
+        values = {RV: 0.95 * blood, MYO: muscle, LV: blood}
+        image, label = _paint(chest, [(contours[RV] + 4, muscle)]), np.zeros(shape, np.uint8)
+        image = _paint(image, [(distance, values[part]) for part, distance in contours.items()])
+        error = RATER * _smooth_field(x.shape, rng)
+        for part, distance in contours.items():
+            label[distance + error > 0] = part
+        frames.append((_acquire(image, scanner, rng), label))
     return frames
 
 
-def _draw_slice(
-    heart: Heart,
-    depth: float,
-    shape: tuple[int, ...],
-    center: Array,
-    septum: float,
-    chest: np.random.Generator,
-    rng: np.random.Generator,
-) -> tuple[Array, NDArray[np.uint8]]:
-    """Draw the noise-free image in [0, 1] and the label, `(H, W)`, at `depth`: 0 at the base, 1 at the apex."""
-    x, y = (np.indices(shape) - center[:, None, None]) * PIXEL
-    image = _draw_chest(x, y, septum, chest)
-
-    # Approximate signed distance to each contour, in mm, positive inside.
-    taper = np.sqrt(1 - (0.88 * depth) ** 2)
-    radius, angle = np.hypot(x, y), np.arctan2(y, x)
-    thinned = 1 - heart.scar * np.exp(-(((angle - septum + np.pi) % (2 * np.pi) - np.pi - 1.8) ** 2))
-    cavity = heart.cavity * taper * (1 + _wander(angle, rng, 0.03)) - radius
-    epicardium = cavity + heart.wall * (1 - 0.2 * depth) * thinned + _wander(angle, rng, 0.5)
-    fade = np.sqrt(max(0.0, 1 - 1.1 * depth**2))
-    along = np.cos(septum) * x + np.sin(septum) * y - (heart.cavity + heart.wall) * taper
-    across = np.cos(septum) * y - np.sin(septum) * x
-    lobe = np.hypot(along / 0.85, across / 1.15)
-    right = heart.right * fade * (1 + _wander(np.arctan2(across, along), rng, 0.04)) - lobe
-    right = np.minimum(right, -epicardium)
-
-    blur = rng.uniform(0.8, 1.6)  # mm, partial volume
-    blood, muscle = rng.uniform(0.7, 0.9), rng.uniform(0.22, 0.34)
-    for distance, value in ((right + 4, muscle), (right, blood * 0.95), (epicardium, muscle), (cavity, blood)):
-        inside = 1 / (1 + np.exp(-np.clip(distance / blur, -30, 30)))
-        image += inside * (value - image)
-    for papillary in septum + np.array([1.9, -2.2]) + rng.normal(0, 0.2, 2):
-        spot = np.hypot(x - 0.6 * heart.cavity * np.cos(papillary), y - 0.6 * heart.cavity * np.sin(papillary))
-        inside = 1 / (1 + np.exp((spot - 3.5 * taper) / blur))
-        image += (depth < 0.75) * inside * np.clip(cavity / 5, 0, 1) * (muscle - image)
-
-    label = np.zeros(shape, np.uint8)
-    for distance, value in ((right, RV), (epicardium, MYO), (cavity, LV)):
-        label[distance + _wander(angle, rng, 1.0) > 0] = value
-    return image, label
+def _draw_contours(heart: Heart, x: Array, y: Array, septum: float, rng: np.random.Generator) -> dict[int, Array]:
+    """Draw about the signed distance to each contour, in mm, positive inside; what comes later lies in front."""
+    depth = np.linspace(0, 1, x.shape[-1])  # 0 at the base, 1 at the apex
+    taper, fade = np.sqrt(1 - (0.8 * depth) ** 2), np.sqrt(np.maximum(0, 1 - 1.1 * depth**2))
+    radius, angle = np.hypot(x, y), np.arctan2(y, x) - septum
+    thinned = 1 - heart.scar * np.exp(-(((angle + np.pi) % (2 * np.pi) - np.pi - 1.8) ** 2))
+    cavity = heart.cavity * taper - radius + _smooth_field(x.shape, rng)
+    wall = heart.wall * (1 - 0.2 * depth) * thinned + 0.5 * _smooth_field(x.shape, rng)
+    along, across = radius * np.cos(angle) - (heart.cavity + heart.wall) * taper, radius * np.sin(angle)
+    right = heart.right * fade - np.hypot(along / 0.85, across / 1.15) + _smooth_field(x.shape, rng)
+    return {RV: right, MYO: cavity + wall, LV: cavity}
 
 
 def _draw_chest(x: Array, y: Array, septum: float, rng: np.random.Generator) -> Array:
     """Draw what surrounds the heart: dark lung, grey liver below, bright fat, a bright aorta and stomach."""
-    image = np.full(x.shape, 0.1)
-    texture = gaussian_filter(rng.normal(0, 1, x.shape), 2.5)
     liver = y - 45 + 12 * np.sin(x / 30 + rng.uniform(0, 1))
     ring = np.hypot(x / 1.25, y) - rng.uniform(72, 80)
     fat = np.hypot(x, y) - 48 + 8 * np.sin(2 * np.arctan2(y, x) + septum)
-    spots = [(np.hypot(x - r * np.cos(a), y - r * np.sin(a)) - s, v) for r, a, s, v in (
+    spots = [(s - np.hypot(x - r * np.cos(a), y - r * np.sin(a)), v) for r, a, s, v in (
         (rng.uniform(58, 66), septum + rng.uniform(2.2, 2.8), rng.uniform(9, 13), 0.85),
         (rng.uniform(62, 75), septum + rng.uniform(-2.6, -1.8), rng.uniform(10, 18), 0.6),
     )]  # fmt: skip
-    for distance, value in ((fat, 0.38), (-liver, 0.42), *spots, (-ring, 0.55), (8 - ring, 0.8)):
-        inside = 1 / (1 + np.exp(np.clip(distance / 2, -30, 30)))
-        image += inside * (value - image)
-    return np.clip(image + 0.25 * texture * image, 0, 1)
+    image = _paint(np.full(x.shape, 0.1), [(-fat, 0.46), (liver, 0.46), *spots, (ring, 0.55), (ring - 8, 0.8)])
+    return image * (1 + 0.03 * _smooth_field(x.shape, rng))
 
 
-def _wander(angle: Array, rng: np.random.Generator, size: float) -> Array:
-    """Draw a smooth random function on the circle, of standard deviation `size`."""
-    orders = np.arange(5)
-    amplitude = rng.normal(0, 1, 5) * size * np.sqrt(2 / 5)
-    phase = rng.uniform(0, 2 * np.pi, 5)
-    return np.sum([a * np.cos(k * angle + p) for k, a, p in zip(orders, amplitude, phase, strict=True)], axis=0)
+def _paint(image: Array, parts: Sequence[tuple[Array, float]]) -> Array:
+    """Paint parts, given as signed distances in mm and values, over an image; their edges are blurred by a voxel."""
+    for distance, value in parts:
+        image = image + expit(distance / 1.2) * (value - image)
+    return image
 
 
-def _acquire(image: Array, rng: np.random.Generator) -> NDArray[np.int16]:
-    """Apply what a scanner adds: a bias field, Rician noise and an arbitrary grey scale."""
+def _smooth_field(shape: Sequence[int], rng: np.random.Generator, width: float = 6.0) -> Array:
+    """Draw a smooth random field of standard deviation 1; its values are similar within about `width` mm."""
+    field = gaussian_filter(rng.normal(size=shape), (width / PIXEL, width / PIXEL, width / SLICE))
+    return field / field.std()
+
+
+def _acquire(image: Array, scanner: Scanner, rng: np.random.Generator) -> NDArray[np.int16]:
+    """Apply what a scanner adds: blur and contrast, a bias field, Rician noise and an arbitrary grey scale."""
     x, y, _ = np.indices(image.shape) / np.reshape(image.shape, (3, 1, 1, 1)) - 0.5
     a, b, c = rng.normal(0, 0.35, 3)
+    image = gaussian_filter(image, (scanner.blur, scanner.blur, 0)) ** scanner.gamma
     image = image * np.exp(a * x + b * y + c * x * y)
-    noise = rng.normal(0, 0.06, (2, *image.shape))
+    noise = rng.normal(0, scanner.noise, (2, *image.shape))
     return (rng.uniform(300, 900) * np.hypot(image + noise[0], noise[1])).astype(np.int16)
 
 

@@ -8,12 +8,23 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from scipy.ndimage import distance_transform_edt
 
 from calib_components.errors import InputError
 from calib_components.tools.preparation.acdc import find_cases
 from calib_components.tools.preparation.case import load_case
 from calib_components.tools.preparation.facts import facts_of_dataset
-from scripts.make_phantoms import GROUPS, LV, MYO, RV, make_phantoms
+from scripts.make_phantoms import (
+    GROUPS,
+    LV,
+    MYO,
+    PIXEL,
+    RV,
+    SCANNERS,
+    _smooth_field,
+    draw_patient,
+    make_phantoms,
+)
 from tests.bad_input.harness import run_as_typed
 
 
@@ -72,16 +83,37 @@ def test_groups_differ_as_in_acdc(root: Path) -> None:
     assert mean["RV"][right] == max(values[right] for values in mean.values())
 
 
-def test_borders_are_ambiguous(root: Path) -> None:
-    """A threshold between blood and muscle finds about the labelled cavity, but not exactly."""
-    image, label = volumes(root / "training" / "patient001")[0]
-    k = image.shape[2] // 2
-    cavity = label[..., k] == LV
-    blood, muscle = (np.median(image[..., k][label[..., k] == value]) for value in (LV, MYO))
-    bright = image[..., k] > (blood + muscle) / 2
-    near = np.isin(label[..., k], (LV, MYO))
-    dsc = 2 * (bright & near & cavity).sum() / ((bright & near).sum() + cavity.sum())
-    assert 0.7 < dsc < 0.99
+def signed_distance(mask: np.ndarray) -> np.ndarray:
+    """Distance to the border of a mask `(H, W)`, in pixels, positive inside."""
+    distance = distance_transform_edt(mask) - distance_transform_edt(~mask)
+    return distance - np.sign(distance) / 2
+
+
+def test_rater_errs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The labelled border deviates from the true one by 1.5 pixels; the image stays."""
+    heart, scanner = GROUPS["DCM"], SCANNERS["a"]
+    drawn = [frame for seed in range(10) for frame in draw_patient(heart, scanner, np.random.default_rng(seed))]
+    monkeypatch.setattr("scripts.make_phantoms.RATER", 0.0)
+    true = [frame for seed in range(10) for frame in draw_patient(heart, scanner, np.random.default_rng(seed))]
+    errors = []
+    for (image, label), (same_image, true_label) in zip(drawn, true, strict=True):
+        np.testing.assert_array_equal(image, same_image)
+        outside = [-signed_distance(true_label[..., k] == LV) for k in (1, 2)]
+        border = [abs(signed_distance(label[..., k] == LV)) < 1 for k in (1, 2)]
+        errors += [distance[where] for distance, where in zip(outside, border, strict=True)]
+    deviations = np.concatenate(errors)
+    assert abs(deviations.mean()) < 0.3
+    assert deviations.std() == pytest.approx(1.5, rel=0.15)
+
+
+def test_fields_are_smooth() -> None:
+    """The correlation of white noise that a Gaussian has smoothed is a Gaussian of sqrt(2) times its width."""
+    field = _smooth_field((96, 96, 40), np.random.default_rng(0))
+    assert field.std() == pytest.approx(1)
+    in_plane, across = ((field[4:], field[:-4]), (field[..., 1:], field[..., :-1]))
+    expected = np.exp(-((4 * PIXEL / 6.0) ** 2) / 4)
+    assert np.corrcoef(*map(np.ravel, in_plane))[0, 1] == pytest.approx(expected, abs=0.05)
+    assert 0.3 < np.corrcoef(*map(np.ravel, across))[0, 1] < 0.6
 
 
 def test_seed(root: Path, tmp_path: Path) -> None:
@@ -94,7 +126,7 @@ def test_seed(root: Path, tmp_path: Path) -> None:
             np.testing.assert_array_equal(image, nib.load(root / name).get_fdata())
         else:
             assert file.read_text() == (root / name).read_text()
-    with pytest.raises(InputError, match=r"patient001: expected phantoms of seed 4, got other data"):
+    with pytest.raises(InputError, match=r"patient001: expected phantoms of seed 4, scanner a, got other data"):
         make_phantoms(tmp_path / "same", patients=2, seed=4)
     first = Path("training/patient001/patient001_frame01.nii.gz")
     assert nib.load(tmp_path / "other" / first).shape != nib.load(root / first).shape
@@ -104,7 +136,7 @@ def test_other_data_stay_as_they_are(tmp_path: Path) -> None:
     scan = tmp_path / "training" / "patient003" / "patient003_frame01.nii.gz"
     scan.parent.mkdir(parents=True)
     scan.write_text("a real heart")  # even without Info.cfg
-    with pytest.raises(InputError, match=r"patient003: expected phantoms of seed 0, got other data; choose another"):
+    with pytest.raises(InputError, match=r"patient003: expected phantoms of seed 0, scanner a, got other data"):
         make_phantoms(tmp_path, patients=4)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [scan]
 
