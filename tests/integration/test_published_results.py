@@ -14,6 +14,7 @@ import pytest
 from monai.bundle import ConfigParser
 
 from calib_components.fingerprint import EVALUATION, TRAINING, fingerprint
+from calib_components.handlers.temperature import read_temperature
 from calib_components.tools.comparison import report
 from calib_components.tools.comparison.results import read_results
 from calib_components.tools.comparison.settings import TABLE1
@@ -79,16 +80,47 @@ def test_report_is_rebuilt_byte_for_byte(tmp_path: Path) -> None:
     assert [name for name in made if made[name] != kept[name]] == []
 
 
-def test_readme_has_the_means() -> None:
+def test_page_has_the_means() -> None:
     with open(RESULTS / "report/means.csv", newline="") as file:
         means = {(row["method"], row["measure"]): float(row["mean"]) for row in csv.DictReader(file)}
     labels = {setting.label: setting.name for setting in TABLE1}
     row = r"^\| (\S+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$"
-    rows = re.findall(row, (ROOT / "README.md").read_text(), re.MULTILINE)
+    rows = re.findall(row, (ROOT / "docs/results.md").read_text(), re.MULTILINE)
     assert [labels[label] for label, *_ in rows] == list(dict.fromkeys(method for method, _ in means))
     for label, *shown in rows:
         measured = [means[labels[label], measure] for measure in ("dsc", "hd95", "ece", "cece")]
         assert shown == [f"{value:.{digits}f}" for value, digits in zip(measured, (3, 2, 3, 3), strict=True)]
+
+
+def test_pages_have_what_a_temperature_changes() -> None:
+    """The rows of the README are the columns of the page."""
+    readme, page = (
+        {cells[0]: cells[1:] for cells in map(cells_of, re.findall(r"^\|.*\|$", path.read_text(), re.MULTILINE))}
+        for path in (ROOT / "README.md", ROOT / "docs/posthoc.md")
+    )
+    names = ["NLL, all voxels", "ECE, all voxels", "ECE, predicted foreground", "ECE, plausible foreground"]
+    columns = list(zip(*(page[name] for name in [*names, "ECE, true foreground (the paper's)"]), strict=True))
+    networks = ("nacl/plain", "nacl/scaled", "ce_dice/plain", "ce_dice/scaled")
+    for network, column, label in zip(networks, columns, ("NACL", "NACL, T", "CE + Dice", "CE + Dice, T"), strict=True):
+        folder = ROOT / "results/acdc/temperature" / network
+        summary = json.loads((folder / "summary.json").read_text())
+        means = [summary[name]["mean"] for name in ("nll_all", "ece_all", "ece_predicted", "ece_plausible", "ece")]
+        shown = [f"{mean:.3f}" for mean in means]
+        shown[-1] += f" ({summary['ece_if_true']['mean']:.3f})"
+        assert list(column) == shown
+        fit = read_temperature(folder.parent)
+        if network.endswith("scaled"):
+            assert summary["temperature"] == pytest.approx(fit.temperature)
+            label += f" = {fit.temperature:.2f}"
+            interval = f"{fit.temperature:.2f}, {fit.low:.2f} to {fit.high:.2f}"
+            assert interval in next(cells for name, cells in page.items() if name.startswith("T, 95 % interval"))
+            assert f"{fit.coverage:.0%}".replace("%", " %") in (ROOT / "docs/posthoc.md").read_text()
+        assert readme[label] == shown
+
+
+def cells_of(row: str) -> list[str]:
+    """The cells of a row of a table."""
+    return [cell.strip() for cell in row.strip("|").split("|")]
 
 
 def test_bundle_says_what_its_weights_reach() -> None:
