@@ -109,7 +109,7 @@ def test_picture_of_the_readme(tmp_path: Path) -> None:
 def test_commands_of_the_readme(repository: Path, places: dict[str, Path]) -> None:
     demo = repository / "scripts" / "demo"
     smaller = {
-        "--patients 30": "--patients 8",
+        "--patients 36": "--patients 8",
         "--patients 10": "--patients 1",
         "96,96": "32,32",
         "epochs 15": "epochs 1",

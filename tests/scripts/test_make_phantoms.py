@@ -132,6 +132,24 @@ def test_seed(root: Path, tmp_path: Path) -> None:
     assert nib.load(tmp_path / "other" / first).shape != nib.load(root / first).shape
 
 
+def test_scanner(root: Path, tmp_path: Path) -> None:
+    """Images of scanner b are noisier, with less contrast; its patients are others, and not mixed with those of a."""
+    make_phantoms(tmp_path, patients=5, seed=3, scanner="b")
+    measures = []
+    for folder in (root, tmp_path):
+        frames = [frame for patient in sorted((folder / "training").iterdir())[:5] for frame in volumes(patient)]
+        blood, muscle = (np.array([np.median(i[k == value]) for i, k in frames]) for value in (LV, MYO))
+        differences = [np.diff(i.astype(float), axis=0)[(k[1:] == LV) & (k[:-1] == LV)] for i, k in frames]
+        measures.append((blood / muscle, [part.std() for part in differences] / blood))
+    (contrast, noise), (other_contrast, other_noise) = measures
+    assert other_contrast.mean() < 0.8 * contrast.mean()
+    assert other_noise.mean() > 1.5 * noise.mean()
+    shapes = [[label.shape for _, label in volumes(folder / "training" / "patient001")] for folder in (root, tmp_path)]
+    assert shapes[0] != shapes[1]
+    with pytest.raises(InputError, match=r"patient001: expected phantoms of seed 3, scanner a, got other data; choose"):
+        make_phantoms(tmp_path, patients=5, seed=3)
+
+
 def test_other_data_stay_as_they_are(tmp_path: Path) -> None:
     scan = tmp_path / "training" / "patient003" / "patient003_frame01.nii.gz"
     scan.parent.mkdir(parents=True)
@@ -146,6 +164,7 @@ def test_other_data_stay_as_they_are(tmp_path: Path) -> None:
     [
         ("out --patients 0", "patients: expected a whole number of at least 1, got 0"),
         ("out --seed=-1", "seed: expected a whole number of at least 0, got -1"),
+        ("out --scanner c", "scanner: expected a or b, got c"),
         ("out --patients many", "--patients: expected a whole number, got 'many'"),
         (
             "file",
