@@ -31,6 +31,7 @@ from monai.bundle import (
 from calib_components.errors import InputError, check_writable, error_line, nearest
 from calib_components.facts import Facts
 from calib_components.metrics.regions import Region
+from calib_components.posthoc.network import HIGHEST_TEMPERATURE, LOWEST_TEMPERATURE
 
 __all__ = ["OneLineErrors", "check_ids", "check_values", "facts_in_use", "running_config", "start_run"]
 
@@ -47,7 +48,7 @@ def _is_rate(value: Any) -> bool:
 
 
 def _is_temperature(value: Any) -> bool:
-    return value is None or (_is_rate(value) and 0 < torch.tensor(float(value)).item() < float("inf"))  # as float32
+    return value is None or (type(value) in (int, float) and LOWEST_TEMPERATURE <= value <= HIGHEST_TEMPERATURE)
 
 
 def _is_region(value: Any) -> bool:
@@ -82,7 +83,7 @@ OPTIONS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "learning_rate": ("a number above 0", _is_rate),
     **dict.fromkeys(("image_size", "crop_size"), ("two multiples of 16, such as [128,128]", _is_size)),
     **dict.fromkeys(("amp", "resume", "any_orientation", "tta"), ("true or false", _is_bool)),
-    "temperature": ("a number above 0, or null to fit it", _is_temperature),
+    "temperature": (f"a number from {LOWEST_TEMPERATURE} to {HIGHEST_TEMPERATURE}, or null to fit it", _is_temperature),
     "region": ("a region such as all, predicted or plausible(0.1), or class indices", _is_region),
     "split": ("training, validation or testing", lambda value: value in ("training", "validation", "testing")),
 }

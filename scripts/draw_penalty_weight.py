@@ -2,7 +2,7 @@
 
     python scripts/draw_penalty_weight.py RESULTS
 
-RESULTS are those of `compare_losses.py --losses nacl_0.01,nacl_0.03,nacl,nacl_0.3` on the data of scripts/demo.
+RESULTS are those of `compare_losses.py --losses nacl,nacl_0.03,nacl_0.3` on the data of scripts/demo.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from calib_components.handlers.evaluation_files import read_regions
 from calib_components.tools.command_line import run
 
 ROOT = Path(__file__).resolve().parents[1]
-NETWORKS = {0.01: "nacl_0.01", 0.03: "nacl_0.03", 0.1: "nacl", 0.3: "nacl_0.3"}
+NETWORKS = {0.03: "nacl_0.03", 0.1: "nacl", 0.3: "nacl_0.3"}
 PLACES = {"easy: the scanner of the training data": ".", "hard: another scanner": "on_scanner_b"}
 
 

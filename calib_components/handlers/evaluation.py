@@ -58,6 +58,13 @@ __all__ = [
 UNFINISHED = ".unfinished-evaluation"  # folder inside the output folder
 # Regions that are drawn, if they are measured: what calibration means first, the paper's last.
 TITLES = {"all": "all voxels", "predicted": "predicted foreground", "foreground": "ground-truth foreground"}
+# Names of pooled errors in summary.json, by kind of bins.
+POOLED = {
+    "top_label": "ece{}_pooled",
+    "classwise": "cece{}_pooled",
+    "top_label_if_true": "ece{}_if_true_pooled",
+    "classwise_if_true": "cece{}_if_true_pooled",
+}
 
 
 def check_case(item: Mapping[Hashable, Any]) -> Mapping[Hashable, Any]:
@@ -316,8 +323,7 @@ def _pooled_errors(ece: CalibrationMetric) -> dict[str, float | None]:
     errors = {}
     for suffix, metric in _by_suffix(ece).items():
         for kind, bins in _pooled_bins(metric).items():
-            name = kind.replace("top_label", f"ece{suffix}").replace("classwise", f"cece{suffix}")
-            errors[f"{name}_pooled"] = number(bins.expected_error().item())
+            errors[POOLED[kind].format(suffix)] = number(bins.expected_error().item())
     return errors
 
 

@@ -26,7 +26,7 @@ from calib_components.posthoc import TemperatureEstimate, TemperatureScaling, fi
 
 __all__ = ["TemperatureCalibration", "calibration_cases", "read_temperature", "write_temperature"]
 
-Bins = dict[str, CalibrationBins]  # by the title of their region
+Bins = dict[str, CalibrationBins]  # by their region
 
 TEMPERATURE, RELIABILITY = "temperature.json", "reliability_temperature.png"
 REGIONS = {"all": "all voxels", "predicted": "predicted foreground"}  # that errors are reported in
@@ -62,7 +62,7 @@ def calibration_cases(
         The items of `read_datalist`, each with its `patient`, which is the case itself where the list names none.
 
     Raises:
-        InputError: The split has no cases, or see `read_datalist`.
+        InputError: The split has no cases, or fewer than there are processes; or see `read_datalist`.
     """
     if temperature is not None:
         return []
@@ -72,6 +72,11 @@ def calibration_cases(
             f"{file}: expected cases for {split} to fit the temperature on, got none; prepare the data with other "
             "--fractions, set --split testing (whose results are then no longer independent) or training (on which "
             "the network is more confident than on others), or give cases of your own as --dataset_dir"
+        )
+    if len(items) < (processes := idist.get_world_size()):
+        raise InputError(
+            f"{file}: expected at least one case for {split} in each of {processes} processes, got {len(items)}; use "
+            "fewer processes"
         )
     return [{**item, "patient": str(item.get("patient", item["case"]))} for item in items]
 
@@ -98,7 +103,8 @@ class TemperatureCalibration:
         output_dir: Folder of the other two files.
         split: Split that the cases are from, for what is said of the temperature.
         region: Voxels that the temperature is fitted on.
-        temperature: A temperature to write into the weights without a fit and without the two other files.
+        temperature: A temperature to write into the weights without a fit. The two other files, which an earlier fit
+            may have left, are removed: they would be of another temperature.
         facts: Facts of the data, which are compared with those of the weights; None not to compare them.
 
     Raises:
@@ -142,6 +148,8 @@ class TemperatureCalibration:
             if idist.get_rank() == 0:
                 with self._writing_weights():
                     pass
+                for file in self._reports():
+                    file.unlink(missing_ok=True)
             return
         WeightsLoader(self.load_path, self.network, self.facts)(self.evaluator)
         set_temperature(self.network, 1.0)
@@ -154,10 +162,13 @@ class TemperatureCalibration:
             self._say(estimate, before, after)
             self._write(estimate, before, after)
 
+    def _reports(self) -> tuple[Path, Path]:
+        return self.output_dir / TEMPERATURE, self.output_dir / RELIABILITY
+
     def _check_places(self) -> None:
         """Say before the work what would keep the files from being written."""
         check_writable("calibrated_path", self.calibrated_path.parent)
-        for file in (self.calibrated_path, self.output_dir / TEMPERATURE, self.output_dir / RELIABILITY):
+        for file in (self.calibrated_path, *self._reports()):
             if file.is_dir():
                 raise InputError(f"{file}: expected a file or nothing, got a folder")
         folder = self.calibrated_path.parent
@@ -169,8 +180,8 @@ class TemperatureCalibration:
             )
 
     def _run_network(self, fit: TemperatureScaling | None = None) -> Bins:
-        """Run the network over all cases, and add them to the fit; return the bins of each region by its title."""
-        metrics = {title: ECEMetric(region=region) for region, title in REGIONS.items()}
+        """Run the network over all cases, and add them to the fit; return the bins of each region."""
+        metrics = {region: ECEMetric(region=region) for region in REGIONS}
 
         def add(engine: Evaluator) -> None:
             for case, output in zip(engine.state.batch, engine.state.output, strict=True):
@@ -182,7 +193,7 @@ class TemperatureCalibration:
 
         with self.evaluator.add_event_handler(Events.ITERATION_COMPLETED, add):
             self.evaluator.run()
-        return {title: metric.bins for title, metric in metrics.items()}
+        return {region: metric.bins for region, metric in metrics.items()}
 
     def _estimate(self, fit: TemperatureScaling) -> TemperatureEstimate:
         try:
@@ -192,8 +203,10 @@ class TemperatureCalibration:
             raise InputError(line) from error
 
     def _say(self, estimate: TemperatureEstimate, before: Bins, after: Bins) -> None:
-        ends = [[bins[title].expected_error().item() for bins in (before, after)] for title in REGIONS.values()]
-        errors = [f"{old:.4f} -> {new:.4f} ({title})" for (old, new), title in zip(ends, REGIONS.values(), strict=True)]
+        errors = [
+            f"{before[region].expected_error().item():.4f} -> {after[region].expected_error().item():.4f} ({title})"
+            for region, title in REGIONS.items()
+        ]
         log = logging.getLogger(__name__)
         log.info("Temperature %s", _described(estimate))
         log.info("NLL %.4f -> %.4f (region %s)", estimate.nll_before, estimate.nll_after, self.region)
@@ -206,16 +219,12 @@ class TemperatureCalibration:
         from calib_components.figures import reliability_diagram  # training must not need matplotlib
 
         when = {"before": before, "after": after}
-        panels = {f"{title}, {time}": bins[title] for title in REGIONS.values() for time, bins in when.items()}
+        panels = {f"{region}, {time}": bins[region] for region in REGIONS for time, bins in when.items()}
         figure = reliability_diagram(panels, bands=True)
         make_folder(self.output_dir)
-        with (
-            self._writing_weights(),
-            writing(self.output_dir / RELIABILITY) as picture,
-            writing(self.output_dir / TEMPERATURE) as table,
-        ):
-            table.write_text(_text(estimate))
+        with self._writing_weights(), writing(self.output_dir / RELIABILITY) as picture:
             figure.savefig(picture, format="png")
+            write_temperature(estimate, self.output_dir)
         logging.getLogger(__name__).info("Wrote %s and %s to %s", TEMPERATURE, RELIABILITY, self.output_dir)
 
     @contextmanager
@@ -267,11 +276,7 @@ def write_temperature(estimate: TemperatureEstimate, folder: str | os.PathLike) 
         InputError: It cannot be written.
     """
     with writing(Path(folder) / TEMPERATURE) as unfinished:
-        unfinished.write_text(_text(estimate))
-
-
-def _text(estimate: TemperatureEstimate) -> str:
-    return json.dumps(estimate.to_dict(), indent=2, allow_nan=False) + "\n"
+        unfinished.write_text(json.dumps(estimate.to_dict(), indent=2, allow_nan=False) + "\n")
 
 
 def _described(estimate: TemperatureEstimate) -> str:
@@ -280,7 +285,7 @@ def _described(estimate: TemperatureEstimate) -> str:
     if estimate.patients > 1:
         described += f"; 95 % interval {estimate.low:.3f} to {estimate.high:.3f}"
         if not math.isnan(estimate.coverage):
-            described += f" (held the true temperature in {estimate.coverage:.0%} of simulations)"
+            described += f" (held the true temperature in {100 * estimate.coverage:.0f} % of simulations)"
         others = estimate.leave_one_out.values()
         described += f"; {min(others):.3f} to {max(others):.3f} without one of them"
     return described

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import logging
 import os
@@ -17,6 +18,7 @@ from ignite.engine import Engine, Events
 from calib_components.errors import InputError, reading
 from calib_components.facts import FACTS, Facts, facts_beside
 from calib_components.posthoc import find_temperature
+from calib_components.posthoc.network import HIGHEST_TEMPERATURE, LOWEST_TEMPERATURE
 
 __all__ = ["WeightsLoader", "check_weights", "load_torchscript", "load_weights", "serialize", "with_temperature"]
 
@@ -33,8 +35,8 @@ def load_weights(network: torch.nn.Module, file: str | os.PathLike) -> None:
             writes it.
 
     Raises:
-        InputError: The file is missing or not of this kind, holds values that are NaN or infinite or a temperature that
-            is not above 0, or is that of another network.
+        InputError: The file is missing or not of this kind, holds values that are NaN or infinite or a temperature out
+            of its range (see `set_temperature`), or is that of another network.
 
     Examples:
         >>> import tempfile
@@ -75,8 +77,12 @@ def with_temperature(file: str | os.PathLike, temperature: torch.Tensor) -> memo
     """
     with reading(file, "trained weights"):
         content = _load(file)
-        weights = {**_state_dict(content), TEMPERATURE: temperature.detach().cpu()}
-        return serialize({**content, "model": weights} if _holds_model(content) else weights)
+        weights = _state_dict(content)
+        weights[TEMPERATURE] = temperature.detach().cpu()
+        if _holds_model(content):
+            content["model"] = weights
+            return serialize(content)
+        return serialize(weights)
 
 
 def serialize(state: Mapping[str, Any]) -> memoryview:
@@ -134,9 +140,16 @@ def _read(network: torch.nn.Module, file: str | os.PathLike) -> dict[str, torch.
         for name, values in weights.items():
             if not values.isfinite().all():
                 raise ValueError(f"values that are NaN or infinite in {name}")
-        if own is not None and not (weights[TEMPERATURE].to(own.dtype) > 0).all():
-            raise ValueError(f"a temperature of {weights[TEMPERATURE].min():g}, which is not above 0")
+        if own is not None:
+            _check_temperature(weights[TEMPERATURE])
         return weights
+
+
+def _check_temperature(temperature: torch.Tensor) -> None:
+    if not ((temperature >= LOWEST_TEMPERATURE) & (temperature <= HIGHEST_TEMPERATURE)).all():
+        raise ValueError(
+            f"a temperature of {temperature.min():g}, which is not from {LOWEST_TEMPERATURE} to {HIGHEST_TEMPERATURE}"
+        )
 
 
 def _load(file: str | os.PathLike) -> Any:
@@ -156,13 +169,14 @@ def _holds_model(content: Any) -> bool:
 
 
 def _state_dict(content: Any) -> dict[str, torch.Tensor]:
+    """A copy of the weights in a file, also of the versions of modules that PyTorch keeps beside them."""
     if _holds_model(content):
         content = content["model"]
     elif isinstance(content, Mapping) and {"network", "optimizer"} <= content.keys():
         raise ValueError("the state of a training; use model.pt beside it")
-    if not isinstance(content, Mapping):
+    if not isinstance(content, dict):
         raise ValueError(f"a {type(content).__name__}")
-    return dict(content)
+    return copy.copy(content)
 
 
 def _compare_names(weights: Mapping[str, Any], expected: Mapping[str, torch.Tensor]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -98,7 +98,9 @@ class CalibrationMetric(ECEMetric):
         self.temperature = temperature
         self.draws = draws
         self.regions = {
-            name: CalibrationMetric(num_bins, None, ignore_index, further, sigmoid, draws=draws)
+            name: CalibrationMetric(
+                num_bins, None, ignore_index, further, sigmoid, temperature=temperature, draws=draws
+            )
             for name, further in _further_regions(regions, structures).items()
         }
         super().__init__(num_bins, None, ignore_index, region, sigmoid)
@@ -125,24 +127,19 @@ class CalibrationMetric(ECEMetric):
         return self.draws > 0 and self.region.kind == "structure"
 
     @property
-    def parts(self) -> tuple[CalibrationMetric, CECEMetric, NLLMetric, BrierMetric]:
-        """The metrics of the region of this one."""
-        return self, self.cece, self.nll, self.brier
+    def parts(self) -> list[ECEMetric | CECEMetric | NLLMetric | BrierMetric]:
+        """All metrics that one pass fills: those of the region of this one, then those of further regions."""
+        further = [part for metric in self.regions.values() for part in metric.parts]
+        return [self, self.cece, self.nll, self.brier, *further]
 
     def measure(self, y_pred: torch.Tensor, y: torch.Tensor) -> list[torch.Tensor]:
-        metrics = [self, *self.regions.values()]
-        regions = [metric.region for metric in metrics]
+        regions = [part.region for part in self.parts]
         measures = ["top_label", "classwise", "if_true", "nll", "brier"]
         temperature = None if self.temperature is None else float(self.temperature)
         results = measure_regions(
             y_pred, y, regions, measures, self.num_bins, self.ignore_index, self.sigmoid, temperature, self.draws
         )
-        return [
-            value
-            for metric, of_region in zip(metrics, results, strict=True)
-            for part in metric.parts
-            for value in part.stored(of_region)
-        ]
+        return [value for part, found in zip(self.parts, results, strict=True) for value in part.stored(found)]
 
     def stored(self, results: Mapping[str, list[torch.Tensor]]) -> list[torch.Tensor]:
         return [*super().stored(results), *results.get("resampled", [])]
@@ -153,25 +150,16 @@ class CalibrationMetric(ECEMetric):
 
     def extend(self, *data: torch.Tensor) -> None:
         values = iter(data)
-        super().extend(*islice(values, self.num_stored))
-        for scored in (self.cece, self.nll, self.brier):
-            scored.extend(*islice(values, scored.num_stored))
-        for metric in self.regions.values():
-            metric.extend(*islice(values, sum(part.num_stored for part in metric.parts)))
+        for part in self.parts:  # each alone, by the method of the base class
+            CaseMetric.extend(part, *islice(values, part.num_stored))
 
     def reset(self) -> None:
-        super().reset()
-        for metric in self._others():
-            metric.reset()
+        for part in self.parts:
+            CaseMetric.reset(part)
 
     def gathered(self) -> list[torch.Tensor]:
-        own = super().gathered()
-        for metric in self._others():  # all processes gather together; afterwards a single one may read any of these
-            metric.gathered()
-        return own
-
-    def _others(self) -> Iterator[CaseMetric]:
-        yield from (self.cece, self.nll, self.brier, *self.regions.values())
+        own, *_ = [CaseMetric.gathered(part) for part in self.parts]
+        return own  # all processes gather together; afterwards a single one may read any of these
 
 
 def _further_regions(regions: Sequence[Any], structures: Mapping[str, Sequence[int]] | None) -> dict[str, Region]:

@@ -25,7 +25,7 @@ HINTS = {
     "num_classes": "the number of classes is read from y_pred",
     "n_bins": "the option is called num_bins",
     "softmax": "give probabilities, the output of softmax",
-    "sigmoid": "apply it before",
+    "sigmoid": "DSC and HD95 take masks, after a sigmoid and a threshold; the logit magnitude takes logits",
     "to_onehot_y": "class indices and one-hot are both accepted",
     "percentile": "it is always the 95th",
     "directed": "distances in both directions are always pooled",

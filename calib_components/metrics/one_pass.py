@@ -187,12 +187,11 @@ class _Sums:
         self.regions, self.bins = regions, bins
         self.of_kinds = {kind: [bins.zeros(regions, bins.sizes[kind]) for _ in range(3)] for kind in kinds}
 
-    def add(self, case: int, kind: str, field: int, index: torch.Tensor, weights: torch.Tensor | None = None) -> None:
-        """Add weights `(regions, rows, voxels)`, or 1 for one region, to the bins `(rows, voxels)` of a field."""
-        if self.regions > 1:
-            first = torch.arange(0, self.regions * self.bins.sizes[kind], self.bins.sizes[kind], device=index.device)
-            index = index + first.int()[:, None, None]
-        total = self.of_kinds[kind][field][case].view(-1)
+    def add(
+        self, case: int, region: int, kind: str, field: int, index: torch.Tensor, weights: torch.Tensor | None = None
+    ) -> None:
+        """Add weights `(rows, voxels)`, or 1, to the bins `(rows, voxels)` of a field."""
+        total = self.of_kinds[kind][field][case, region]
         # Sum a chunk on its own first: one sum over millions of equal terms would drift, even in float64.
         of_chunk = torch.bincount(index.flatten(), None if weights is None else weights.flatten(), len(total))
         total.add_(of_chunk)
@@ -216,20 +215,22 @@ class _Observed:
 
     def add(self, voxels: Voxels, in_bins: Mapping[str, Any], inside: torch.Tensor | None = None) -> None:
         """Add the voxels that are inside each region, `(regions, voxels)`, or all voxels."""
-        case = voxels.case
-        weight = None if inside is None else inside.double()[:, None]
-        for kind, (index, confidence) in in_bins.items():
-            self.sums.add(case, kind, 0, index, None if weight is None else weight.expand(-1, len(index), -1))
-            self.sums.add(case, kind, 1, index, confidence if weight is None else weight * confidence)
-            if kind == "classwise" and not self.bins.sigmoid:
-                self.sums.add(case, kind, 2, index.gather(0, voxels.label[None]), weight)
-            else:
-                correct = voxels.label == (voxels.top[1] if kind == "top_label" else 1)
-                self.sums.add(case, kind, 2, index, correct if weight is None else weight * correct)
-        for score, total in self.scores.items():
-            values = SCORES[score](voxels.p, voxels.label)
-            total[case] += values.sum() if weight is None else weight[:, 0] @ values
-        self.voxels[case] += len(voxels.label) if weight is None else weight.sum((1, 2))
+        scores = {score: SCORES[score](voxels.p, voxels.label) for score in self.scores}
+        # One region after the other, so that the working memory does not grow with their number.
+        for region in range(self.sums.regions):
+            to = voxels.case, region
+            weight = None if inside is None else inside[region].double()
+            for kind, (index, confidence) in in_bins.items():
+                self.sums.add(*to, kind, 0, index, None if weight is None else weight.expand(len(index), -1))
+                self.sums.add(*to, kind, 1, index, confidence if weight is None else weight * confidence)
+                if kind == "classwise" and not self.bins.sigmoid:
+                    self.sums.add(*to, kind, 2, index.gather(0, voxels.label[None]), weight)
+                else:
+                    correct = voxels.label == (voxels.top[1] if kind == "top_label" else 1)
+                    self.sums.add(*to, kind, 2, index, correct if weight is None else weight * correct)
+            for score, values in scores.items():
+                self.scores[score][to] += values.sum() if weight is None else weight @ values
+            self.voxels[to] += len(voxels.label) if weight is None else weight.sum()
 
     def results(self) -> list[dict[str, list[torch.Tensor]]]:
         results = []
@@ -252,10 +253,11 @@ class _Expected:
     def __init__(self, regions: Sequence[Region], bins: _Bins, kinds: Sequence[str]) -> None:
         self.bins = bins
         self.classes = bins.class_masks(regions)
-        self.unions = torch.tensor([[region.kind == "union"] for region in regions], device=bins.device)
+        self.unions = [region.kind == "union" for region in regions]
         self.sums = _Sums(len(regions), bins, kinds)
         slack = SUM_TOLERANCE + bins.num_classes * RANGE_TOLERANCE  # by which the others may exceed 1 - p_0
         self.background_above = max(1 + slack - 1 / bins.num_bins, (1 + slack) / 2)
+        self.weights = torch.cat([self.classes, torch.ones_like(self.classes[:1])])
         # Sums of w p over these voxels; w: probability of being in each region, and 1.
         self.background = bins.zeros(bins.channels if bins.sigmoid else 1, len(regions) + 1, bins.num_classes)
 
@@ -263,23 +265,23 @@ class _Expected:
         """Add the voxels that need not be sorted, and return a mask of those that must be."""
         p = voxels.p
         others = p[0] <= self.background_above
-        weight = torch.cat([self.classes, torch.ones_like(self.classes[:1])]) @ p
-        weight.masked_fill_(others, 0)
-        self.background[voxels.case, voxels.channel].addmm_(weight, p.T)
+        for total, classes in zip(self.background[voxels.case, voxels.channel], self.weights, strict=True):
+            total += p @ (classes @ p).masked_fill_(others, 0)
         return others
 
     def add(self, voxels: Voxels, in_bins: Mapping[str, Any]) -> None:
         p, predicted = voxels.p, voxels.top[1]
-        chosen = self.unions & (predicted != 0)  # in the region with any label
         background = p[0] > self.background_above  # added already
-        weight = torch.where(chosen, p.sum(0), self.classes @ p).masked_fill_(background, 0)[:, None]
-        for kind, (index, confidence) in in_bins.items():
-            event = self.classes[:, predicted][:, None] if kind == "top_label" else self.classes[:, -len(index) :, None]
-            event = torch.where(chosen[:, None], 1, event).masked_fill_(background, 0)
-            for field, values in enumerate(
-                (weight.expand(-1, len(index), -1), weight * confidence, event * confidence)
-            ):
-                self.sums.add(voxels.case, kind, field, index, values)
+        for region, (classes, union) in enumerate(zip(self.classes, self.unions, strict=True)):
+            chosen = (predicted != 0) & union  # in the region with any label
+            weight = torch.where(chosen, p.sum(0), classes @ p).masked_fill_(background, 0)
+            for kind, (index, confidence) in in_bins.items():
+                event = classes[predicted][None] if kind == "top_label" else classes[-len(index) :, None]
+                event = torch.where(chosen, 1, event).masked_fill_(background, 0)
+                for field, values in enumerate(
+                    (weight.expand(len(index), -1), weight * confidence, event * confidence)
+                ):
+                    self.sums.add(voxels.case, region, kind, field, index, values)
 
     def results(self) -> list[dict[str, list[torch.Tensor]]]:
         confidence_sum, totals = self.background[:, :, :-1], self.background[:, :, -1:]
@@ -307,37 +309,41 @@ class _Drawn:
     def __init__(self, regions: Sequence[Region], bins: _Bins, draws: int) -> None:
         self.bins, self.draws = bins, draws
         self.classes = bins.class_masks(regions)
-        self.sums = [bins.zeros(len(regions), draws, bins.num_bins) for _ in range(3)]
+        self.sums = [bins.zeros(draws, len(regions), bins.num_bins) for _ in range(3)]
         self.generator = torch.Generator(bins.device)
         self.last = (-1, 0)
+        self.seed = 0
 
     def add(self, voxels: Voxels) -> None:
-        if self.last != (voxels.case, voxels.channel):  # the same numbers for a case, whichever cases come before it
-            self.generator.manual_seed(voxels.channel)
-            self.last = voxels.case, voxels.channel
         confidence, predicted = voxels.top
         index = self.bins.index(confidence)
+        # The bins of a case up to here are the seed: other numbers for other cases, but the same ones for this case
+        # whichever come before it, since that depends on the number of processes.
+        if self.last != (voxels.case, voxels.channel):
+            self.last = voxels.case, voxels.channel
+            self.seed = voxels.channel
+        self.seed = hash((self.seed, int(index.sum())))
+        self.generator.manual_seed(self.seed)
         # A number below the probability of the structure puts the voxel there; if the predicted class is one of the
         # structure's, a number below its probability stands for it.
         of_structure = self.classes @ voxels.p
         of_predicted = confidence * self.classes[:, predicted]
-        u = torch.rand(
-            self.draws, len(confidence), dtype=torch.float64, device=confidence.device, generator=self.generator
-        )
-        draw, at = (u < of_structure.amax(0)).nonzero().unbind(1)
-        u = u[draw, at]
-        structure, which = (u < of_structure[:, at]).nonzero().unbind(1)
-        draw, at, u = draw[which], at[which], u[which]
-        flat = (structure * self.draws + draw) * self.bins.num_bins + index[at]
-        correct = (u < of_predicted[structure, at]).double()
-        for total, values in zip(self.sums, (None, confidence[at], correct), strict=True):
-            of_case = total[voxels.case].view(-1)
-            of_case.add_(torch.bincount(flat, values, minlength=len(of_case)))
+        largest = of_structure.amax(0)
+        for draw in range(self.draws):  # one after the other, for the working memory
+            u = torch.empty_like(confidence).uniform_(generator=self.generator)
+            some = (u < largest).nonzero().squeeze(1)
+            structure, at = (u[some] < of_structure[:, some]).nonzero().unbind(1)
+            at = some[at]
+            flat = structure * self.bins.num_bins + index[at]
+            correct = (u[at] < of_predicted[structure, at]).double()
+            for total, values in zip(self.sums, (None, confidence[at], correct), strict=True):
+                of_draw = total[voxels.case, draw].view(-1)
+                of_draw.add_(torch.bincount(flat, values, minlength=len(of_draw)))
 
     def results(self) -> list[dict[str, list[torch.Tensor]]]:
         count, confidence_sum, num_correct = self.sums
         errors = (confidence_sum - num_correct).abs().sum(-1) / count.sum(-1)
-        return [{"resampled": [of_structure.nanmean(1)]} for of_structure in errors.unbind(1)]
+        return [{"resampled": [of_structure]} for of_structure in errors.nanmean(1).unbind(1)]
 
 
 def _nll(p: torch.Tensor, label: torch.Tensor) -> torch.Tensor:

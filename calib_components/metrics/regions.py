@@ -17,7 +17,8 @@ Regions chosen by the ground truth:
 
 Ignored voxels are in no region. Distances are from the center of a voxel to the nearest point of a face, in voxels, or
 in mm where a spacing is given: the two voxels at a face are 0.5 voxels from it. A face of an ignored voxel does not
-count.
+count. A radius in voxels is the same along all axes, so where slices are thick, whole slices at the ends of a structure
+are in the band; give `spacing` for a radius in mm.
 
 A region chosen by the ground truth does not measure calibration. Probabilities are calibrated if, among all voxels with
 probability 0.6 of background, 60 % are background. None of those that are foreground is, so even the true probabilities
@@ -120,7 +121,7 @@ class Region:
             return value
         classes = [value] if is_whole(value) else value
         if isinstance(value, str):
-            found = re.fullmatch(r"(\w+)(?:\((\d*\.?\d+)\))?", value)
+            found = re.fullmatch(r"(\w+)(?:\((\d*\.?\d+(?:e[+-]?\d+)?)\))?", value)
             if found and found[1] in (*BY_PREDICTION, *BY_GROUND_TRUTH):
                 return cls(found[1], None if found[2] is None else float(found[2]))
         elif isinstance(classes, Sequence) and classes and all(is_whole(k) and k >= 0 for k in classes):
@@ -129,10 +130,16 @@ class Region:
 
     @property
     def name(self) -> str:
-        """Name of the region, such as "foreground", "band(3)" or "structure_1_2"; a default parameter is left out."""
+        """Name of the region, different for each: such as "foreground", "band(3)" or "structure_1_2".
+
+        A default parameter is left out. `Region.parse` reads it, except for structures and bands with a spacing, such
+        as "band(3 at 1.5x1.5x10)".
+        """
         if self.kind == "structure":
             return "_".join(["structure", *map(str, self.classes)])
-        return self.kind if self.parameter == DEFAULTS.get(self.kind) else f"{self.kind}({self.parameter:g})"
+        if self.spacing is not None:
+            return f"{self.kind}({_number(self.limit)} at {'x'.join(map(_number, self.spacing))})"
+        return self.kind if self.parameter == DEFAULTS.get(self.kind) else f"{self.kind}({_number(self.limit)})"
 
     @property
     def by_prediction(self) -> bool:
@@ -162,6 +169,10 @@ class Region:
                 )
             return list(self.classes)
         return list(range(1, num_classes)) if self.has_closed_form else []
+
+
+def _number(value: float) -> str:
+    return repr(value).removesuffix(".0")
 
 
 def _message(value: Any) -> str:

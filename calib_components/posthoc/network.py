@@ -5,7 +5,6 @@ Source: Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, secti
 
 from __future__ import annotations
 
-import math
 from functools import wraps
 from typing import Any
 
@@ -13,6 +12,8 @@ import torch
 from monai.networks.nets import UNet
 
 __all__ = ["TemperatureScaled", "TemperatureUNet", "find_temperature", "set_temperature"]
+
+LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 0.001, 1000  # further out, logits overflow or vanish
 
 
 class _WithTemperature(torch.nn.Module):
@@ -35,11 +36,11 @@ class TemperatureScaled(_WithTemperature):
     Args:
         network: A network that returns logits as one tensor. Its own state dict is a part of this one's, each name with
             the prefix `network.`.
-        temperature: The temperature, above 0.
+        temperature: The temperature, from 0.001 to 1000.
 
     Raises:
         TypeError: The temperature is not a number.
-        ValueError: The temperature is not finite or not above 0.
+        ValueError: The temperature is out of its range.
 
     Examples:
         >>> import torch
@@ -91,10 +92,16 @@ def find_temperature(network: torch.nn.Module) -> torch.Tensor | None:
     """Return the temperature of a network, the buffer itself, whose value changes with the weights; None without one.
 
     Args:
-        network: The network, or a `DistributedDataParallel` around it.
+        network: A network of this module, scripted or traced or not, or what `torch.compile`, `DataParallel` or
+            `DistributedDataParallel` made of it. A buffer of that name in other networks is something else.
     """
-    inner = network.module if isinstance(network, torch.nn.parallel.DistributedDataParallel) else network
-    found = dict(inner.named_buffers(recurse=False)).get("temperature")
+    if isinstance(network, torch.nn.DataParallel | torch.nn.parallel.DistributedDataParallel):
+        return find_temperature(network.module)
+    if isinstance(inner := getattr(network, "_orig_mod", None), torch.nn.Module):  # of torch.compile
+        return find_temperature(inner)
+    if not isinstance(network, _WithTemperature | torch.jit.ScriptModule):
+        return None
+    found = dict(network.named_buffers(recurse=False)).get("temperature")
     return found if found is not None and found.ndim == 0 else None
 
 
@@ -102,12 +109,12 @@ def set_temperature(network: torch.nn.Module, temperature: float) -> None:
     """Set the temperature of a network.
 
     Args:
-        network: A network with a temperature, or a `DistributedDataParallel` around it.
-        temperature: The temperature, above 0.
+        network: A network with a temperature, see `find_temperature`.
+        temperature: The temperature, from 0.001 to 1000.
 
     Raises:
         TypeError: The network has no temperature, or the temperature is not a number.
-        ValueError: The temperature is not finite or not above 0.
+        ValueError: The temperature is out of its range.
     """
     own = find_temperature(network)
     if own is None:
@@ -115,8 +122,9 @@ def set_temperature(network: torch.nn.Module, temperature: float) -> None:
             f"network: expected one with a temperature, such as TemperatureUNet or TemperatureScaled(network), got "
             f"{type(network).__name__}"
         )
+    expected = f"expected a number from {LOWEST_TEMPERATURE} to {HIGHEST_TEMPERATURE}"
     if isinstance(temperature, bool) or not isinstance(temperature, int | float):
-        raise TypeError(f"temperature: expected a number above 0, got {temperature!r}")
-    if not 0 < torch.tensor(temperature, dtype=own.dtype) < math.inf:
-        raise ValueError(f"temperature: expected a finite number above 0, got {temperature}")
+        raise TypeError(f"temperature: {expected}, got {temperature!r}")
+    if not LOWEST_TEMPERATURE <= temperature <= HIGHEST_TEMPERATURE:
+        raise ValueError(f"temperature: {expected}, got {temperature}")
     own.fill_(temperature)

@@ -65,7 +65,7 @@ class TemperatureEstimate:
         >>> from calib_components.posthoc import TemperatureEstimate
         >>> estimate = TemperatureEstimate(1.5, 0.9, 2.1, 0.88, {}, 0.21, 0.18, 8, 4096, False)
         >>> estimate.warnings()
-        ['The 95% interval of the temperature, 0.900 to 2.100, includes 1: scaling may not be needed.']
+        ['The 95 % interval of the temperature, 0.900 to 2.100, includes 1: scaling may not be needed.']
         >>> TemperatureEstimate.from_dict(estimate.to_dict()) == estimate
         True
     """
@@ -90,14 +90,15 @@ class TemperatureEstimate:
                 "best one is beyond it, or there is none; check that the logits and the ground truth belong together."
             )
         if self.patients < FEWEST_PATIENTS:
-            coverage = "" if math.isnan(self.coverage) else f" (simulated coverage {self.coverage:.0%}, not 95%)"
+            share = f"{100 * self.coverage:.0f} %, not 95 %"
+            coverage = "" if math.isnan(self.coverage) else f" (simulated coverage {share})"
             sentences.append(
                 f"The temperature was fitted on {self.patients} patient{'s' * (self.patients > 1)}, fewer than "
                 f"{FEWEST_PATIENTS}: its interval is not reliable{coverage}."
             )
         if self.low <= 1 <= self.high:
             sentences.append(
-                f"The 95% interval of the temperature, {self.low:.3f} to {self.high:.3f}, includes 1: scaling may not "
+                f"The 95 % interval of the temperature, {self.low:.3f} to {self.high:.3f}, includes 1: scaling may not "
                 "be needed."
             )
         return sentences
@@ -237,7 +238,7 @@ class TemperatureScaling:
             coverage=math.nan if at_edge else coverage,
             leave_one_out=leave_one_out,
             nll_before=float(unscaled / voxels),
-            nll_after=float((unscaled + total @ SPLINE.integrate(0, log2_b)) / voxels),
+            nll_after=max(0.0, float((unscaled + total @ SPLINE.integrate(0, log2_b)) / voxels)),  # rounded
             patients=len(names),
             voxels=int(voxels),
             at_edge=at_edge,

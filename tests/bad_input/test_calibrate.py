@@ -76,7 +76,7 @@ NO_CASES = (
     "{root}/data/datalist.json: expected cases for validation to fit the temperature on, got none; prepare the data with "
     "other --fractions, set --split testing (whose results are then no longer independent) or training"
 )
-NUMBER = "temperature: expected a number above 0, or null to fit it, got "
+NUMBER = "temperature: expected a number from 0.001 to 1000, or null to fit it, got "
 REGION = "region: expected a region such as all, predicted or plausible(0.1), or class indices, got "
 ROWS = [
     # Options
@@ -96,7 +96,8 @@ ROWS = [
     Row("negative temperature", NUMBER + "-1.5", options={"temperature": -1.5}),
     Row("temperature of NaN", NUMBER + "nan", options={"temperature": float("nan")}),
     Row("infinite temperature", NUMBER + "inf", options={"temperature": float("inf")}),
-    Row("temperature that is 0 as it is stored", NUMBER + "1e-60", options={"temperature": 1e-60}),
+    Row("temperature of almost zero", NUMBER + "0.0009", options={"temperature": 0.0009}),
+    Row("temperature that leaves no logits", NUMBER + "1001", options={"temperature": 1001}),
     Row("temperature of text", NUMBER + "'high'", options={"temperature": "high"}),
     Row("temperature of true", NUMBER + "True", options={"temperature": "true"}),
     Row("temperature of a list", NUMBER + "[1]", options={"temperature": [1]}),
@@ -127,7 +128,7 @@ ROWS = [
         weights(lambda w: {**w, FIRST: w[FIRST] * np.nan}), OTHER),
     Row("weights that overflow", "validation0: expected finite logits, got some that are NaN or infinite",
         weights(lambda w: {**w, FIRST: w[FIRST] + 3e38}), OTHER),
-    Row("weights with a negative temperature", WEIGHTS + "a temperature of -2, which is not above 0",
+    Row("weights with a negative temperature", WEIGHTS + "a temperature of -2, which is not from 0.001 to 1000",
         temperature(torch.tensor(-2.0)), OTHER),
     Row("weights with a temperature of NaN", WEIGHTS + "values that are NaN or infinite in temperature",
         temperature(torch.tensor(float("nan"))), OTHER),

@@ -184,7 +184,7 @@ ROWS = [
         weights(lambda w: {**w, FIRST: w[FIRST] * np.nan}), OTHER),
     Row("infinite weight", WEIGHTS + f"values that are NaN or infinite in {LAST}",
         weights(lambda w: {**w, LAST: w[LAST] + np.inf}), OTHER),
-    Row("temperature of zero", WEIGHTS + "a temperature of 0, which is not above 0",
+    Row("temperature of zero", WEIGHTS + "a temperature of 0, which is not from 0.001 to 1000",
         weights(lambda w: {**w, "temperature": torch.zeros(())}), OTHER),
     Row("weights that overflow", "testing0: expected finite logits, got some that are NaN or infinite",
         weights(lambda w: {**w, FIRST: w[FIRST] + 3e38}), OTHER),

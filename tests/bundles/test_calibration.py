@@ -153,6 +153,7 @@ def test_calibrating_again_and_undoing_it(calibrated: Path, trained: Path, prepa
     run_bundle(ACDC, "train.yaml", "calibrate.yaml", dataset_dir=str(tmp_path / "none"), temperature=1, **places)
     undone = torch.load(folder / "model.pt", weights_only=True)
     assert undone.pop("temperature") == 1
+    assert list((folder / "eval").iterdir()) == []
     torch.testing.assert_close(undone, torch.load(trained / "model.pt", weights_only=True), rtol=0, atol=0)
 
 
@@ -204,3 +205,19 @@ def test_two_processes_fit_what_one_does(tmp_path: Path) -> None:
     assert estimates[1].temperature == pytest.approx(estimates[0].temperature, rel=1e-9)
     assert estimates[1].leave_one_out == pytest.approx(estimates[0].leave_one_out, rel=1e-9)
     torch.testing.assert_close(weights[1], weights[0], rtol=1e-7, atol=0)
+
+
+@pytest.mark.slow
+def test_more_processes_than_cases(tmp_path: Path) -> None:
+    """Those of a split are too few for a fit; a given temperature needs none."""
+    bundle = copy_with_weights(ACDC, tmp_path)
+    make_prepared(bundle, bundle / "data", 1)
+    before = snapshot(bundle / "models")
+    with pytest.raises(AssertionError) as failed:
+        run_processes(bundle, "train", "calibrate", "multi_gpu_evaluate", processes=2)
+    line = "expected at least one case for validation in each of 2 processes, got 1; use fewer processes\n"
+    assert f"data/datalist.json: {line}" in str(failed.value)
+    assert str(failed.value).count("Traceback") == 1  # that of torchrun
+    assert snapshot(bundle / "models") == before
+    run_processes(bundle, "train", "calibrate", "multi_gpu_evaluate", processes=2, temperature=0.5)
+    assert torch.load(bundle / "models" / "model.pt", weights_only=True)["temperature"] == 0.5

@@ -297,6 +297,18 @@ def test_bins_of_regions(evaluation: Path) -> None:
     assert summary["cece_union_pooled"] == regions["union"]["classwise"].expected_error().item()
 
 
+def test_structures_called_as_the_bins(tmp_path: Path) -> None:
+    names = ["classwise", "top_label"]
+    calibration = CalibrationMetric(structures={name: [1] for name in names})
+    run(tmp_path, [example(0)], calibration)
+    summary = read_summary(tmp_path)
+    for name in names:
+        of_structure = calibration.regions[f"structure_{name}"]
+        assert summary[f"ece_structure_{name}_pooled"] == of_structure.bins.expected_error().item()
+        assert summary[f"cece_structure_{name}_pooled"] == of_structure.cece.bins.expected_error().item()
+        assert f"cece_structure_{name}_if_true_pooled" in summary
+
+
 def test_results_from_before_there_were_regions_are_read() -> None:
     cell = ROOT / "results/acdc/table1/nacl/seed0"
     assert read_regions(cell) == {}

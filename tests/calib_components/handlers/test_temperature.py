@@ -87,6 +87,10 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return torch.load(folder / "models" / "model.pt", weights_only=True)
 
 
+def full_disk(*_: Any, **__: Any) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
 def lowest_nll(cases: list[dict[str, Any]]) -> float:
     """The temperature that an optimizer finds with all logits in memory."""
     logits = torch.cat([case["image"].flatten(1).T for case in cases]).double()
@@ -126,10 +130,11 @@ def test_reliability_is_drawn_before_and_after(
     temperature = calibrate().temperature
     (panels,) = drawn
     images, labels = (torch.stack([case[key] for case in cases]) for key in ("image", "label"))
-    for region, title in (("all", "all voxels"), ("predicted", "predicted foreground")):
+    assert list(panels) == ["all, before", "all, after", "predicted, before", "predicted, after"]
+    for region in ("all", "predicted"):
         for when, logits in (("before", images), ("after", images / temperature)):
             expected = calibration_bins(logits.softmax(1), labels, region=region).pooled()
-            assert torch.equal(panels.pop(f"{title}, {when}").count, expected.count)
+            assert torch.equal(panels.pop(f"{region}, {when}").count, expected.count)
     assert panels == {}
     assert (tmp_path / "out" / "reliability_temperature.png").read_bytes().startswith(b"\x89PNG")
 
@@ -151,6 +156,30 @@ def test_given_temperature_is_written_without_a_case(
     assert not (tmp_path / "out").exists()
     calibrate(temperature=1)
     assert snapshot(tmp_path) == undone
+
+
+def test_given_temperature_removes_what_is_said_of_another(
+    calibrate: Callable[..., TemperatureScaled], tmp_path: Path
+) -> None:
+    calibrate()
+    assert len(list((tmp_path / "out").iterdir())) == 2
+    (tmp_path / "out" / "cases.csv").touch()
+    calibrate(temperature=1)
+    assert [file.name for file in (tmp_path / "out").iterdir()] == ["cases.csv"]
+    assert weights(tmp_path)["temperature"] == 1
+
+
+def test_given_temperature_that_cannot_be_written_leaves_all_as_it_was(
+    calibrate: Callable[..., TemperatureScaled], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calibrate()
+    before = snapshot(tmp_path)
+    monkeypatch.setattr(Path, "write_bytes", full_disk)
+    with pytest.raises(
+        InputError, match=r"model.pt: expected a file that can be written, got No space left on device$"
+    ):
+        calibrate(temperature=1)
+    assert snapshot(tmp_path) == before
 
 
 def test_given_temperature_does_not_need_facts_of_the_weights(
@@ -182,7 +211,7 @@ def test_errors_before_and_after_are_said(
     estimate = read_temperature(tmp_path / "out")
     assert temperature.startswith(
         f"Temperature {estimate.temperature:.3f}, fitted on {PATIENTS} patients; 95 % interval {estimate.low:.3f} to "
-        f"{estimate.high:.3f} (held the true temperature in {estimate.coverage:.0%} of simulations); "
+        f"{estimate.high:.3f} (held the true temperature in {100 * estimate.coverage:.0f} % of simulations); "
     )
     assert temperature.endswith(" without one of them")
     assert nll == f"NLL {estimate.nll_before:.4f} -> {estimate.nll_after:.4f} (region all)"
@@ -305,11 +334,7 @@ def test_full_disk_leaves_all_as_it_was(
     calibrate()
     torch.save(network().state_dict(), tmp_path / "models" / "model.pt")
     before = snapshot(tmp_path)
-
-    def fill(*_: Any, **__: Any) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(owner, name, fill)
+    monkeypatch.setattr(owner, name, full_disk)
     with pytest.raises(InputError, match=r"^\S+: expected a file that can be written, got No space left on device$"):
         calibrate()
     assert snapshot(tmp_path) == before
@@ -364,6 +389,17 @@ class TestCalibrationCases:
 
     def test_none_are_read_for_a_given_temperature(self, tmp_path: Path) -> None:
         assert calibration_cases(tmp_path / "none.json", "validation", tmp_path, SIZE, 1, temperature=1) == []
+
+    def test_there_is_one_for_each_process(self, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("ignite.distributed.get_world_size", lambda: 2)
+        assert len(calibration_cases(data / "datalist.json", "validation", data, SIZE, 1)) == 2
+        monkeypatch.setattr("ignite.distributed.get_world_size", lambda: 3)
+        with pytest.raises(InputError) as error:
+            calibration_cases(data / "datalist.json", "validation", data, SIZE, 1)
+        assert str(error.value) == (
+            f"{data}/datalist.json: expected at least one case for validation in each of 3 processes, got 2; use fewer "
+            "processes"
+        )
 
     @pytest.mark.parametrize("split", ["validation", "testing"])
     def test_a_split_without_cases_is_refused(self, split: str, data: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -198,6 +199,14 @@ class TestTemperature:
         load_weights(own, tmp_path / "model.pt")
         assert own.temperature == 0.5
 
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+    @pytest.mark.parametrize("temperature", [0.001, 1000])
+    def test_ends_of_its_range_are_suitable(self, temperature: float, dtype: torch.dtype, tmp_path: Path) -> None:
+        torch.save(self.weights(temperature=torch.tensor(temperature, dtype=dtype)), tmp_path / "model.pt")
+        own = TemperatureScaled(network(), 3.0)
+        load_weights(own, tmp_path / "model.pt")
+        assert own.temperature == pytest.approx(temperature, rel=1e-3)
+
     def test_is_1_where_weights_have_none(self, tmp_path: Path) -> None:
         weights = self.weights()
         del weights["temperature"]
@@ -210,9 +219,11 @@ class TestTemperature:
     @pytest.mark.parametrize(
         ("temperature", "got"),
         [
-            (torch.tensor(0.0), "a temperature of 0, which is not above 0"),
+            (torch.tensor(0.0), "a temperature of 0, which is not from 0.001 to 1000"),
             (torch.tensor(-0.7), "a temperature of -0.7"),
-            (torch.tensor(1e-60, dtype=torch.float64), "a temperature of 1e-60"),  # 0 as float32
+            (torch.tensor(1e-60, dtype=torch.float64), "a temperature of 1e-60"),
+            (torch.tensor(0.0009), "a temperature of 0.0009"),
+            (torch.tensor(1000.5), "a temperature of 1000.5"),
             (torch.tensor(torch.nan), "values that are NaN or infinite in temperature"),
             (torch.tensor(torch.inf), "values that are NaN or infinite in temperature"),
             (torch.tensor([0.5]), r"those of another network: temperature has shape \(1,\), not \(\)"),
@@ -255,6 +266,20 @@ class TestTemperature:
         torch.testing.assert_close(written, expected, rtol=0, atol=0)
         (tmp_path / "model.pt").write_bytes(with_temperature(tmp_path / "other.pt", torch.tensor(0.7)))
         assert (tmp_path / "model.pt").read_bytes() == (tmp_path / "other.pt").read_bytes()
+
+    @pytest.mark.parametrize("wrap", [lambda weights: weights, lambda weights: OrderedDict(model=weights, epoch=3)])
+    def test_versions_of_modules_stay(self, wrap: Callable[[Any], Any], tmp_path: Path) -> None:
+        """PyTorch keeps them in an attribute of the state dict, and loads weights by them."""
+        own = TemperatureScaled(torch.nn.BatchNorm2d(2))
+        before = own.state_dict()
+        torch.save(wrap(before), tmp_path / "model.pt")
+        (tmp_path / "other.pt").write_bytes(with_temperature(tmp_path / "model.pt", torch.tensor(0.7)))
+        written = torch.load(tmp_path / "other.pt", weights_only=True)
+        assert type(written) is OrderedDict
+        written = written.get("model", written)
+        assert list(written) == list(before)
+        assert written._metadata == before._metadata
+        assert written._metadata["network"] == {"version": 2}
 
     def test_weights_of_other_classes_pass_the_check_of_names(self, tmp_path: Path) -> None:
         torch.save(self.weights(), tmp_path / "model.pt")

@@ -77,10 +77,21 @@ class LargestTensor(TorchDispatchMode):
         return result
 
 
-@pytest.mark.parametrize("metric", [CalibrationMetric(), CalibrationMetric(foreground_only=False), NLLMetric()])
+REGIONS = ["all", "predicted", "plausible", "union", [1], [2], [1, 2], [1, 2, 3]]
+
+
+@pytest.mark.parametrize(
+    "metric",
+    [
+        CalibrationMetric(),
+        CalibrationMetric(foreground_only=False),
+        CalibrationMetric(regions=REGIONS, draws=20, temperature=1.5),
+        NLLMetric(),
+    ],
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize(("classes", "size"), [(4, 96), (105, 32)])
-def test_memory_does_not_grow_with_the_volume(
+def test_memory_does_not_grow_with_the_volume_or_the_regions(
     metric: CalibrationMetric | NLLMetric, dtype: torch.dtype, classes: int, size: int
 ) -> None:
     metric.reset()

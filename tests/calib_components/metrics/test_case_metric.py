@@ -209,3 +209,11 @@ def test_errors() -> None:
         metric(y_pred, y)
         with pytest.raises(ValueError, match=r"^reduction: expected .*got 'sum'$"):
             metric.aggregate("sum")
+
+
+@pytest.mark.parametrize("metric", [DSCMetric, HD95Metric, LogitMagnitudeMetric])
+def test_metrics_without_sigmoid_say_what_they_take(metric: Callable) -> None:
+    with pytest.raises(
+        TypeError, match=r"DSC and HD95 take masks, after a sigmoid and a threshold; the logit magnitude"
+    ):
+        metric(sigmoid=True)

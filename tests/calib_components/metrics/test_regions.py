@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -76,6 +78,11 @@ def values_of(metric: CalibrationMetric) -> dict[str, float]:
         ("plausible(.1)", Region("plausible", 0.1), "plausible(0.1)"),
         ("band(3)", Region("band", 3), "band(3)"),
         ("predicted_band(1.5)", Region("predicted_band", 1.5), "predicted_band(1.5)"),
+        ("plausible(1e-05)", Region("plausible", 0.00001), "plausible(1e-05)"),
+        ("plausible(0)", Region("plausible", 0), "plausible(0)"),
+        ("band(1e+07)", Region("band", 1e7), "band(10000000)"),
+        (Region("band", 3, spacing=(1, 1.5, 10)), Region("band", 3.0, (), (1.0, 1.5, 10.0)), "band(3 at 1x1.5x10)"),
+        (Region("band", spacing=(1, 1)), Region("band", 2, spacing=(1, 1)), "band(2 at 1x1)"),
         (2, Region("structure", classes=(2,)), "structure_2"),
         ([3, 1, 3], Region("structure", classes=(1, 3)), "structure_1_3"),
         (Region("structure", classes=(3, 1)), Region.parse([1, 3]), "structure_1_3"),
@@ -86,6 +93,14 @@ def values_of(metric: CalibrationMetric) -> dict[str, float]:
 def test_parse_and_name(value: Any, region: Region, name: str) -> None:
     assert Region.parse(value) == region
     assert region.name == name
+
+
+@given(st.sampled_from(["plausible", "band", "predicted_band"]), st.floats(0, 1, exclude_min=True, exclude_max=True))
+def test_names_are_read_as_the_region_they_name(kind: str, parameter: float) -> None:
+    """So names of different regions differ."""
+    for value in [parameter] if kind == "plausible" else [parameter, 1 / parameter]:
+        if value < math.inf:
+            assert Region.parse(Region(kind, value).name) == Region(kind, value)
 
 
 def test_what_chooses_the_voxels() -> None:
@@ -316,10 +331,44 @@ def test_temperature_is_read_at_every_call() -> None:
     assert counts[0] == counts[1] == counts[2] > 0
 
 
+@pytest.mark.parametrize("temperature", [1e-3, 0.005, 0.6, 1.7, 50, 700, 1e5])
+@pytest.mark.parametrize("threshold", [0, 0.05, 0.99])
+@pytest.mark.parametrize("classes", [2, 4])
+def test_plausible_at_any_temperature(temperature: float, threshold: float, classes: int) -> None:
+    """Against decimals, whose exponents have no such limits as those of floats."""
+    generator = torch.Generator().manual_seed(classes)
+    p = torch.randn(classes, 200, generator=generator, dtype=torch.float64).mul(3).softmax(0)
+    p[:, :3] = torch.tensor([[0.0, 1e-300, 1.0], [1.0, 1.0, 0.0]]).double().repeat_interleave(classes // 2, 0)
+    p[:, :3] /= p[:, :3].sum(0)
+    expected = []
+    for probabilities in p.T.tolist():
+        background, *others = (
+            Decimal(value) ** Decimal(temperature) if value else Decimal(0) for value in probabilities
+        )
+        expected.append(sum(others) > Decimal(threshold) * (background + sum(others)))
+    voxels_of_p = voxels.Voxels(0, 0, p, torch.zeros(200, dtype=torch.int64), temperature=temperature)
+    assert voxels_of_p.inside(Region("plausible", threshold)).tolist() == expected
+
+
+def test_metric_of_a_further_region_has_the_temperature() -> None:
+    p = blobs((20, 20), sharpness=4).log().div(0.5).softmax(1)
+    metric = CalibrationMetric(regions=["plausible"], temperature=0.5)
+    metric(p, draw_labels(p, 0))
+    together = metric.regions["plausible"].bins
+    metric.reset()
+    metric.regions["plausible"](p, draw_labels(p, 0))
+    assert metric.regions["plausible"].bins.to_dict() == together.to_dict()
+    assert len(metric) == 0
+    alone = CalibrationMetric(region="plausible")  # at temperature 1
+    alone(p, draw_labels(p, 0))
+    assert alone.bins.count.sum() != together.count.sum()
+
+
 def test_names_and_structures() -> None:
     regions = ["all", "band(3)", Region("band", 3, spacing=(1, 2)), [1, 2]]
-    metric = CalibrationMetric(regions=regions[:2] + regions[3:], structures={"heart": [1, 2], "wall": [3]})
-    assert list(metric.regions) == ["all", "band(3)", "structure_1_2", "structure_heart", "structure_wall"]
+    metric = CalibrationMetric(regions=regions, structures={"heart": [1, 2], "wall": [3]})
+    names = ["all", "band(3)", "band(3 at 1x2)", "structure_1_2", "structure_heart", "structure_wall"]
+    assert list(metric.regions) == names
     p, y = blobs((9, 9)), draw_labels(blobs((9, 9)), 0)
     metric(list(p), list(y))
     metric(p, y)
@@ -388,10 +437,26 @@ def test_small_structures_have_an_error_by_chance() -> None:
     metric(torch.cat([p, p]), draw_labels(p, 0).repeat(2, 1, 1, 1))
     inner = metric.regions["structure_inner"]
     drawn = inner.aggregate_resampled("none")
-    assert drawn[0] == drawn[1]
+    assert drawn[0] == drawn[1]  # of equal cases
     assert drawn[0].item() == pytest.approx(expected, abs=5 * standard_error)
     assert drawn[0] > 1.05 * inner.aggregate_if_true()
     assert metric.regions["all"].aggregate_resampled().isnan()
+
+
+@pytest.mark.parametrize("chunk", [64, voxels.CPU_CHUNK])
+def test_other_labels_are_drawn_for_another_case(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same for a case wherever it comes, others for another case: the mean over cases has less of their chance."""
+    monkeypatch.setattr(voxels, "CPU_CHUNK", chunk)
+    p = blobs((12, 12), sharpness=12).repeat(20, 1, 1, 1)
+    for case in range(20):  # that differ in voxels far from the structure
+        p[case].flatten(1)[:, :case] = torch.tensor([[0.5], [0.5], [0], [0]])
+    metric, turned = CalibrationMetric(region=3, draws=4), CalibrationMetric(region=3, draws=4)
+    metric(p, draw_labels(p, 0))
+    for case in reversed(range(20)):
+        turned(p[case : case + 1], draw_labels(p, 0)[case : case + 1])
+    values = metric.aggregate_resampled("none")
+    assert torch.equal(turned.aggregate_resampled("none").flip(0), values)
+    assert len(values.unique()) > 15
 
 
 # Sigmoids

@@ -5,9 +5,11 @@ from __future__ import annotations
 import inspect
 import math
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -53,6 +55,7 @@ def test_scripted_and_traced_networks_are_exact() -> None:
     for network, _ in networks(1.7):
         for exported in (torch.jit.script(network), torch.jit.trace(network, x)):
             assert torch.equal(exported(x), network(x))
+            assert find_temperature(exported) == network.temperature
 
 
 def test_names_in_the_state_dict() -> None:
@@ -101,6 +104,44 @@ def test_find_and_set_in_a_distributed_network(tmp_path: Path) -> None:
     assert network.temperature == 2
 
 
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        torch.nn.DataParallel,
+        lambda network: torch.compile(network, backend="eager"),
+        lambda network: torch.nn.DataParallel(torch.compile(network, backend="eager")),
+    ],
+    ids=["DataParallel", "compiled", "both"],
+)
+def test_find_and_set_in_a_wrapped_network(wrap: Callable[[torch.nn.Module], torch.nn.Module]) -> None:
+    network = TemperatureUNet(**OPTIONS)
+    wrapped = wrap(network)
+    set_temperature(wrapped, 2)
+    assert find_temperature(wrapped) is network.temperature
+    assert network.temperature == 2
+    assert find_temperature(wrap(torch.nn.Linear(1, 1))) is None
+
+
+def test_temperature_of_a_torchscript_file(tmp_path: Path) -> None:
+    torch.jit.script(TemperatureScaled(torch.nn.Identity(), 0.5)).save(tmp_path / "model.ts")
+    assert find_temperature(torch.jit.load(tmp_path / "model.ts")) == 0.5
+    torch.jit.script(torch.nn.Linear(1, 1)).save(tmp_path / "model.ts")
+    assert find_temperature(torch.jit.load(tmp_path / "model.ts")) is None
+
+
+@pytest.mark.parametrize("kind", ["buffer", "parameter"])
+def test_temperature_of_another_network_is_something_else(kind: str) -> None:
+    """Such as that of an attention."""
+    network = torch.nn.Linear(1, 1)
+    if kind == "buffer":
+        network.register_buffer("temperature", torch.ones(()))
+    else:
+        network.temperature = torch.nn.Parameter(torch.ones(()))
+    assert find_temperature(network) is None
+    with pytest.raises(TypeError, match=r"^network: expected one with a temperature"):
+        set_temperature(network, 2)
+
+
 def test_networks_without_a_temperature() -> None:
     network = torch.nn.Linear(1, 1)
     assert find_temperature(network) is None
@@ -108,28 +149,27 @@ def test_networks_without_a_temperature() -> None:
         set_temperature(network, 2)
 
 
-@pytest.mark.parametrize("value", [0, -1.0, math.nan, math.inf, 1e-60, 1e60])
+@pytest.mark.parametrize("value", [0, -1.0, math.nan, math.inf, 1e-60, 0.0009999, 1000.1, 10**400])
 def test_values_that_are_no_temperature(value: float) -> None:
     network = TemperatureScaled(torch.nn.Identity(), 2)
     with pytest.raises(
-        ValueError, match=rf"^temperature: expected a finite number above 0, got {re.escape(str(value))}$"
+        ValueError, match=rf"^temperature: expected a number from 0.001 to 1000, got {re.escape(str(value))}$"
     ):
         set_temperature(network, value)
     assert network.temperature == 2
 
 
+@pytest.mark.parametrize("value", [0.001, 1000, np.float64(0.5)])
+def test_values_that_are_a_temperature(value: float) -> None:
+    assert TemperatureScaled(torch.nn.Identity(), value).temperature == np.float32(value)
+
+
 @pytest.mark.parametrize("value", ["2", None, True])
 def test_types_that_are_no_temperature(value: Any) -> None:
-    with pytest.raises(TypeError, match=rf"^temperature: expected a number above 0, got {value!r}$"):
+    with pytest.raises(TypeError, match=rf"^temperature: expected a number from 0.001 to 1000, got {value!r}$"):
         TemperatureScaled(torch.nn.Identity(), value)
 
 
 def test_names_of_arguments_are_those_of_the_unet() -> None:
     """A run of a bundle compares them with those in its configuration."""
     assert inspect.signature(TemperatureUNet) == inspect.signature(UNet)
-
-
-def test_a_parameter_called_temperature_is_not_the_one_that_is_fitted() -> None:
-    network = torch.nn.Linear(1, 1)
-    network.temperature = torch.nn.Parameter(torch.ones(()))
-    assert find_temperature(network) is None

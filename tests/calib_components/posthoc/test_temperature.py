@@ -269,6 +269,16 @@ def test_leave_one_out_equals_fits_without_them() -> None:
         assert left_out[name] == pytest.approx(fit(logits[kept], y[kept]).temperature, rel=1e-9)
 
 
+def test_nll_of_perfect_logits_is_not_negative() -> None:
+    """Rounded, the integral of its slope is a little more than the NLL that it starts from."""
+    y = torch.arange(3).repeat(1, 1, 40)
+    for size in (1, 2, 5, 10):
+        logits = size * torch.nn.functional.one_hot(y[:, 0], 3).movedim(-1, 1).double()
+        estimate = fit(logits, y)
+        assert estimate.at_edge
+        assert 0 <= estimate.nll_after < estimate.nll_before
+
+
 def test_after_scaling_the_temperature_is_one() -> None:
     logits, y = draw((2, 4, 30, 30))
     first = fit(logits, y)
@@ -348,9 +358,9 @@ def test_warnings() -> None:
     assert estimate.warnings() == [
         (
             "The temperature was fitted on 5 patients, fewer than 6: its interval is not reliable (simulated coverage "
-            "87%, not 95%)."
+            "87 %, not 95 %)."
         ),
-        "The 95% interval of the temperature, 0.900 to 1.300, includes 1: scaling may not be needed.",
+        "The 95 % interval of the temperature, 0.900 to 1.300, includes 1: scaling may not be needed.",
     ]
     assert replace(estimate, patients=6, low=1.01).warnings() == []
 
