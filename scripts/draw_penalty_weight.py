@@ -22,7 +22,7 @@ from calib_components.tools.command_line import run
 
 ROOT = Path(__file__).resolve().parents[1]
 NETWORKS = {0.03: "nacl_0.03", 0.1: "nacl", 0.3: "nacl_0.3"}
-PLACES = {"easy: the scanner of the training data": ".", "hard: another scanner": "on_scanner_b"}
+PLACES = {"easy: same scanner": ".", "hard: another scanner": "on_scanner_b"}
 
 
 def ceiling(weight: float, num_classes: int) -> float:

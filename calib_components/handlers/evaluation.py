@@ -7,7 +7,7 @@ import logging
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +131,8 @@ class EvaluationWriter:
     Raises:
         ValueError: One of the three metrics named above is missing.
         InputError: During the evaluation, if its files cannot be written, a case comes twice, or the network has
-            another number of channels than there are names.
+            another number of channels than there are names; at its start, if names of structures give a column
+            twice, such as `a` and `a_if_true`.
     """
 
     def __init__(
@@ -167,6 +168,7 @@ class EvaluationWriter:
 
     def _reset(self) -> None:
         # What would keep the files from being written is said before the work.
+        self._check_names()
         for name in FILES:
             if (self.output_dir / name).is_dir():
                 raise InputError(f"{self.output_dir / name}: expected a file of an evaluation or nothing, got a folder")
@@ -178,6 +180,21 @@ class EvaluationWriter:
                 self._clear()
         self._cases.clear()
         self._slices.clear()
+
+    def _check_names(self) -> None:
+        """Check that no two columns or entries of the summary have the same name, of which one would be lost."""
+        ece = self.metrics["ece"]
+        names = ["case", "cases", "temperature", "missed", "spurious"]
+        names += [name for name, _ in _calibration_measures(ece)]
+        names += [name.format(suffix) for suffix in _by_suffix(ece) for name in POOLED.values()]
+        for name in self.metrics:
+            if name not in ("ece", "logits"):
+                names += [name, *(f"{name}_{structure}" for structure in self.structures)]
+        for name, count in Counter(names).items():
+            if count > 1:
+                raise InputError(
+                    f"structures: expected names that give different columns, got {name} twice; rename one"
+                )
 
     def _clear(self) -> Path:
         """Remove what an evaluation that did not finish has left."""
@@ -234,7 +251,7 @@ class EvaluationWriter:
         values: dict[str, torch.Tensor] = {}
         for name, metric in self.metrics.items():
             if name == "ece":
-                values |= _calibration_values(metric)
+                values |= {measure: aggregate("none") for measure, aggregate in _calibration_measures(metric)}
             elif name != "logits":
                 values[name] = metric.aggregate("none")
         return {name: of_cases.double().cpu() for name, of_cases in values.items()}
@@ -297,18 +314,16 @@ def _by_suffix(ece: CalibrationMetric) -> dict[str, CalibrationMetric]:
     return {"": ece, **{f"_{name}": metric for name, metric in ece.regions.items()}}
 
 
-def _calibration_values(ece: CalibrationMetric) -> dict[str, torch.Tensor]:
-    """Values of each measure in each region, `(cases,)`."""
-    values = {}
+def _calibration_measures(ece: CalibrationMetric) -> Iterator[tuple[str, Callable[[str], torch.Tensor]]]:
+    """Name of each measure in each region, and the method that gives its values."""
     for suffix, metric in _by_suffix(ece).items():
         for name, part in (("ece", metric), ("cece", metric.cece), ("nll", metric.nll), ("brier", metric.brier)):
-            values[f"{name}{suffix}"] = part.aggregate("none")
+            yield f"{name}{suffix}", part.aggregate
         if metric.region.has_closed_form:
-            values[f"ece{suffix}_if_true"] = metric.aggregate_if_true("none")
-            values[f"cece{suffix}_if_true"] = metric.cece.aggregate_if_true("none")
+            yield f"ece{suffix}_if_true", metric.aggregate_if_true
+            yield f"cece{suffix}_if_true", metric.cece.aggregate_if_true
         if metric.stores_resampled:
-            values[f"ece{suffix}_resampled"] = metric.aggregate_resampled("none")
-    return values
+            yield f"ece{suffix}_resampled", metric.aggregate_resampled
 
 
 def _means(ece: CalibrationMetric) -> dict[str, float]:

@@ -19,7 +19,7 @@ from monai.engines import Evaluator
 
 from calib_components.data import read_datalist
 from calib_components.errors import InputError, check_writable, make_folder, reading, writing
-from calib_components.facts import Facts, facts_beside, write_facts
+from calib_components.facts import FACTS, Facts, facts_beside, write_facts
 from calib_components.handlers.weights import WeightsLoader, check_weights, with_temperature
 from calib_components.metrics import CalibrationBins, ECEMetric
 from calib_components.posthoc import TemperatureEstimate, TemperatureScaling, find_temperature, set_temperature
@@ -29,6 +29,7 @@ __all__ = ["TemperatureCalibration", "calibration_cases", "read_temperature", "w
 Bins = dict[str, CalibrationBins]  # by their region
 
 TEMPERATURE, RELIABILITY = "temperature.json", "reliability_temperature.png"
+WORSE = 1.1  # times the error before, from which an error after the fit is warned of
 REGIONS = {"all": "all voxels", "predicted": "predicted foreground"}  # that errors are reported in
 EXPORTED = (".ts", ".onnx", ".plan")  # by ckpt_export, by onnx_export, and TensorRT's engine
 SPLITS = {  # what to know of a temperature that is fitted on a split
@@ -78,7 +79,11 @@ def calibration_cases(
             f"{file}: expected at least one case for {split} in each of {processes} processes, got {len(items)}; use "
             "fewer processes"
         )
-    return [{**item, "patient": str(item.get("patient", item["case"]))} for item in items]
+    return [{**item, "patient": _text_of(item.get("patient")) or item["case"]} for item in items]
+
+
+def _text_of(value: Any) -> str:
+    return "" if value is None else str(value).strip()
 
 
 class TemperatureCalibration:
@@ -169,8 +174,15 @@ class TemperatureCalibration:
         """Say before the work what would keep the files from being written."""
         check_writable("calibrated_path", self.calibrated_path.parent)
         for file in (self.calibrated_path, *self._reports()):
-            if file.is_dir():
-                raise InputError(f"{file}: expected a file or nothing, got a folder")
+            if file.exists() and not file.is_file():
+                kind = "a folder" if file.is_dir() else "a device"
+                raise InputError(f"{file}: expected a file or nothing, got {kind}")
+        if self.calibrated_path.name in (FACTS, TEMPERATURE, RELIABILITY):
+            raise InputError(
+                f"calibrated_path: expected a file of weights, such as model.pt, got {self.calibrated_path}"
+            )
+        if self.calibrated_path.exists():  # never over a file of others
+            check_weights(self.network, self.calibrated_path)
         folder = self.calibrated_path.parent
         there = facts_beside(self.calibrated_path)
         others = [file for file in folder.glob("*.pt") if file != self.calibrated_path]
@@ -213,6 +225,9 @@ class TemperatureCalibration:
         log.info("ECE %s", ", ".join(errors))
         for warning in estimate.warnings():
             log.warning("%s", warning)
+        for region, title in REGIONS.items():
+            if after[region].expected_error() > WORSE * before[region].expected_error():
+                log.warning("The ECE of %s is larger with this temperature: one number cannot serve all voxels.", title)
         log.info("%s", SPLITS[self.split])
 
     def _write(self, estimate: TemperatureEstimate, before: Bins, after: Bins) -> None:
@@ -236,7 +251,7 @@ class TemperatureCalibration:
         file = self.calibrated_path
         is_new = not file.is_file() or file.read_bytes() != content
         make_folder(file.parent)
-        with writing(file) as unfinished:
+        with writing(file.resolve()) as unfinished:  # a link stays one
             unfinished.write_bytes(content)
             yield
             facts = facts_beside(self.load_path)

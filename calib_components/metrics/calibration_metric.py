@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from calib_components.arguments import check_count
+from calib_components.errors import InputError
 from calib_components.metrics.calibration import CECEMetric, ECEMetric
 from calib_components.metrics.case_metric import CaseMetric
 from calib_components.metrics.one_pass import measure_regions
@@ -165,9 +166,9 @@ class CalibrationMetric(ECEMetric):
 def _further_regions(regions: Sequence[Any], structures: Mapping[str, Sequence[int]] | None) -> dict[str, Region]:
     """Regions by name."""
     if isinstance(regions, str) or not isinstance(regions, Sequence):
-        raise ValueError(f"regions: expected a list of regions, got {regions!r}")
+        raise InputError(f"regions: expected a list of regions, got {regions!r}")
     if not isinstance(structures, Mapping | None):
-        raise ValueError(f"structures: expected class indices by name, got {structures!r}")
+        raise InputError(f"structures: expected class indices by name, got {structures!r}")
     parsed = [(value if isinstance(value, str) else None, Region.parse(value)) for value in regions]
     named = [(name or region.name, region) for name, region in parsed]
     for name, classes in (structures or {}).items():
@@ -176,9 +177,9 @@ def _further_regions(regions: Sequence[Any], structures: Mapping[str, Sequence[i
         except ValueError:
             region = None
         if region is None or region.kind != "structure":
-            raise ValueError(f"structures: expected class indices for {name!r}, got {classes!r}")
+            raise InputError(f"structures: expected class indices for {name!r}, got {classes!r}")
         named.append((f"structure_{name}", region))
     names = [name for name, _ in named]
     if len(set(names)) < len(names):
-        raise ValueError(f"regions: expected each region once, got {', '.join(names)}")
+        raise InputError(f"regions: expected each region once, got {', '.join(names)}")
     return dict(named)

@@ -39,6 +39,7 @@ def consistency_bands(
         Lower and upper quantiles of the accuracy, float64; NaN where the bin is empty.
 
     Raises:
+        TypeError: `bins` is no `CalibrationBins`.
         ValueError: Counts are not whole numbers, or an option has an unsuitable value.
 
     Examples:
@@ -72,6 +73,7 @@ def resampled_errors(bins: CalibrationBins, draws: int = 1000, seed: int = 0) ->
         Float64; NaN for a case without voxels.
 
     Raises:
+        TypeError: `bins` is no `CalibrationBins`.
         ValueError: Counts are not whole numbers, or an option has an unsuitable value.
 
     Examples:
@@ -88,7 +90,9 @@ def resampled_errors(bins: CalibrationBins, draws: int = 1000, seed: int = 0) ->
 
 def _drawn(bins: CalibrationBins, draws: int, seed: int) -> Iterator[CalibrationBins]:
     check_count("draws", draws, 1)
-    check_count("seed", seed, 0)
+    check_count("seed", seed, 0, 2**64 - 1)  # those that PyTorch takes
+    if not isinstance(bins, CalibrationBins):
+        raise TypeError(f"bins: expected CalibrationBins, got {type(bins).__name__}")
     if bins.count.is_floating_point():
         raise ValueError(f"bins: expected whole counts, got {bins.count.dtype}: give the observed bins")
     generator = torch.Generator(bins.count.device).manual_seed(seed)

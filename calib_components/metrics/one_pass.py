@@ -257,7 +257,6 @@ class _Expected:
         self.sums = _Sums(len(regions), bins, kinds)
         slack = SUM_TOLERANCE + bins.num_classes * RANGE_TOLERANCE  # by which the others may exceed 1 - p_0
         self.background_above = max(1 + slack - 1 / bins.num_bins, (1 + slack) / 2)
-        self.weights = torch.cat([self.classes, torch.ones_like(self.classes[:1])])
         # Sums of w p over these voxels; w: probability of being in each region, and 1.
         self.background = bins.zeros(bins.channels if bins.sigmoid else 1, len(regions) + 1, bins.num_classes)
 
@@ -265,8 +264,10 @@ class _Expected:
         """Add the voxels that need not be sorted, and return a mask of those that must be."""
         p = voxels.p
         others = p[0] <= self.background_above
-        for total, classes in zip(self.background[voxels.case, voxels.channel], self.weights, strict=True):
-            total += p @ (classes @ p).masked_fill_(others, 0)
+        *of_regions, total = self.background[voxels.case, voxels.channel]
+        for of_region, classes in zip(of_regions, self.classes, strict=True):
+            of_region += p @ (classes @ p).masked_fill_(others, 0)
+        total += p @ (~others).double()
         return others
 
     def add(self, voxels: Voxels, in_bins: Mapping[str, Any]) -> None:

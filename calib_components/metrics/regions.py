@@ -41,12 +41,15 @@ from typing import Any
 import torch
 
 from calib_components.arguments import check_flag, is_whole
+from calib_components.errors import InputError
 
 __all__ = ["IGNORED", "Region", "band_mask", "choose_region"]
 
 BY_PREDICTION = ("all", "predicted", "plausible", "predicted_band")
 BY_GROUND_TRUTH = ("foreground", "union", "band")
 DEFAULTS = {"plausible": 0.05, "predicted_band": 2.0, "band": 2.0}
+LARGEST_RADIUS = 1000  # in voxels; with the limits of a spacing, its square and those of distances are finite
+SMALLEST_SPACING, LARGEST_SPACING = 1e-6, 1e6
 IGNORED = -1  # stands for the class of an ignored voxel in a map of classes
 
 
@@ -59,9 +62,10 @@ class Region:
     Args:
         kind: "all", "predicted", "plausible", "predicted_band", "foreground", "union", "band" or "structure".
         parameter: Threshold of "plausible" (default 0.05), or radius of a band (default 2) in voxels or in the unit of
-            `spacing`.
+            `spacing`, at most 1000 voxels.
         classes: Class indices of a "structure".
-        spacing: Size of a voxel along each spatial axis, such as in mm; None measures in voxels. Only for bands.
+        spacing: Size of a voxel along each spatial axis, such as in mm, from 1e-6 to 1e6; None measures in voxels. Only
+            for bands.
 
     Raises:
         ValueError: An argument has an unsuitable value.
@@ -83,28 +87,29 @@ class Region:
 
     def __post_init__(self) -> None:
         if self.kind not in (*BY_PREDICTION, *BY_GROUND_TRUTH, "structure"):
-            raise ValueError(_message(self.kind))
+            raise InputError(_message(self.kind))
         is_band, is_structure = self.kind.endswith("band"), self.kind == "structure"
+        if self.spacing is not None:
+            if not is_band:
+                raise InputError(f"spacing: expected None for region {self.kind!r}, got {self.spacing!r}")
+            object.__setattr__(self, "spacing", _sizes(self.spacing))
         if self.parameter is None:
             object.__setattr__(self, "parameter", DEFAULTS.get(self.kind))
         elif self.kind not in DEFAULTS:
-            raise ValueError(f"region: expected no parameter for {self.kind!r}, got {self.parameter!r}")
+            raise InputError(f"region: expected no parameter for {self.kind!r}, got {self.parameter!r}")
         else:
             is_number = isinstance(self.parameter, numbers.Real) and not isinstance(self.parameter, bool)
-            if not (is_number and (0 < self.parameter < math.inf if is_band else 0 <= self.parameter < 1)):
-                expected = "a radius above 0" if is_band else "a threshold of at least 0 and below 1"
-                raise ValueError(f"region: expected {expected} for {self.kind!r}, got {self.parameter!r}")
+            largest = LARGEST_RADIUS * min(self.spacing or (1,))
+            if not (is_number and (0 < self.parameter <= largest if is_band else 0 <= self.parameter < 1)):
+                radius = f"a radius above 0 and at most {LARGEST_RADIUS} voxels"
+                expected = radius if is_band else "a threshold of at least 0 and below 1"
+                raise InputError(f"region: expected {expected} for {self.kind!r}, got {self.parameter!r}")
             object.__setattr__(self, "parameter", float(self.parameter))
-        if bool(self.classes) != is_structure or not all(is_whole(k) and k >= 0 for k in self.classes):
+        classes = _listed(self.classes)
+        if classes is None or bool(classes) != is_structure or not all(is_whole(k) and k >= 0 for k in classes):
             expected = "class indices" if is_structure else f"no classes for {self.kind!r}"
-            raise ValueError(f"region: expected {expected}, got {list(self.classes)}")
-        object.__setattr__(self, "classes", tuple(sorted({int(k) for k in self.classes})))
-        if self.spacing is not None:
-            if not is_band:
-                raise ValueError(f"spacing: expected None for region {self.kind!r}, got {self.spacing!r}")
-            if not all(isinstance(size, numbers.Real) and 0 < size < math.inf for size in self.spacing):
-                raise ValueError(f"spacing: expected positive numbers, got {self.spacing!r}")
-            object.__setattr__(self, "spacing", tuple(map(float, self.spacing)))
+            raise InputError(f"region: expected {expected}, got {self.classes if classes is None else classes}")
+        object.__setattr__(self, "classes", tuple(sorted({int(k) for k in classes})))
 
     @classmethod
     def parse(cls, value: Any) -> Region:
@@ -126,7 +131,7 @@ class Region:
                 return cls(found[1], None if found[2] is None else float(found[2]))
         elif isinstance(classes, Sequence) and classes and all(is_whole(k) and k >= 0 for k in classes):
             return cls("structure", classes=tuple(classes))
-        raise ValueError(_message(value))
+        raise InputError(_message(value))
 
     @property
     def name(self) -> str:
@@ -164,11 +169,26 @@ class Region:
         """Classes whose voxels are in the region whatever is predicted; none for regions without a closed form."""
         if self.kind == "structure":
             if self.classes[-1] >= num_classes:
-                raise ValueError(
+                raise InputError(
                     f"region: expected class indices from 0 to {num_classes - 1}, got {list(self.classes)}"
                 )
             return list(self.classes)
         return list(range(1, num_classes)) if self.has_closed_form else []
+
+
+def _listed(values: Any) -> list[Any] | None:
+    try:
+        return list(values)
+    except TypeError:
+        return None
+
+
+def _sizes(spacing: Any) -> tuple[float, ...]:
+    sizes: list[float] | None = _listed(spacing)
+    if not sizes or not all(isinstance(s, numbers.Real) and SMALLEST_SPACING <= s <= LARGEST_SPACING for s in sizes):
+        expected = f"a number from {SMALLEST_SPACING:g} to {LARGEST_SPACING:g} for each spatial axis"
+        raise InputError(f"spacing: expected {expected}, got {spacing!r}")
+    return tuple(map(float, sizes))
 
 
 def _number(value: float) -> str:
@@ -191,7 +211,7 @@ def choose_region(region: Any, foreground_only: bool | None) -> Region:
     check_flag("foreground_only", foreground_only)
     same = Region("foreground" if foreground_only else "all")
     if region is not None and Region.parse(region) != same:
-        raise ValueError(
+        raise InputError(
             f"foreground_only: expected None if region is given, got {foreground_only} and region={region!r}"
         )
     return same
@@ -226,7 +246,7 @@ def band_mask(classes: torch.Tensor, radius: float, spacing: Sequence[float] | N
     if spacing is None:
         spacing = (1.0,) * classes.ndim
     if len(spacing) != classes.ndim:
-        raise ValueError(f"spacing: expected one value for each of the {classes.ndim} spatial axes, got {spacing}")
+        raise InputError(f"spacing: expected one value for each of the {classes.ndim} spatial axes, got {spacing}")
     mask = torch.zeros(classes.shape, dtype=torch.bool, device=classes.device)
     box = _box_around_faces(classes, [int(radius / size + 0.5) for size in spacing])
     if box is None:

@@ -25,6 +25,7 @@ from typing import Any
 import torch
 
 from calib_components.arguments import check_flag, check_ignore_index, warn_once
+from calib_components.errors import InputError
 from calib_components.metrics.case_metric import plain_tensor
 from calib_components.metrics.regions import IGNORED, Region, band_mask
 
@@ -187,17 +188,17 @@ def check_tensors(
         remedy = "; add the channel: y.unsqueeze(1)"
     elif y.shape[2:] == y_pred.shape[1:-1]:
         remedy = f"; the classes are the second dimension of {name}: {name}.movedim(-1, 1)"
-    raise ValueError(f"y: expected shape {expected} to match {name}, got {tuple(y.shape)}{remedy}")
+    raise InputError(f"y: expected shape {expected} to match {name}, got {tuple(y.shape)}{remedy}")
 
 
 def check_temperature(value: Any) -> None:
-    """Raise `ValueError` unless a temperature is None, a number above 0, or a tensor of one."""
+    """Raise `InputError` unless a temperature is None, a number above 0, or a tensor of one."""
     try:
         if value is None or (not isinstance(value, (str, bool)) and 0 < float(value) < math.inf):
             return
     except (TypeError, ValueError, RuntimeError):
         pass
-    raise ValueError(f"temperature: expected a number above 0, got {value!r}")
+    raise InputError(f"temperature: expected a number above 0, got {value!r}")
 
 
 def chunk_size(y_pred: torch.Tensor, num_classes: int) -> int:

@@ -136,6 +136,7 @@ WEIGHTS = "{root}/model.pt: expected trained weights, got "
 OTHER = {"ckpt_dir": "{root}"}  # a copy of the weights, for rows that change them
 FIRST, LAST = "model.0.conv.unit0.conv.weight", "model.2.1.conv.unit0.conv.bias"
 EVAL = "{root}/eval/"
+ECE = "validate::additional_metrics::ece::metric_fn::"
 ROWS = [
     # Options
     Row("misspelt id", "spilt: expected an id that the configuration uses", options={"spilt": "testing"}),
@@ -158,6 +159,20 @@ ROWS = [
     Row("another size", CASE + "image.nii: expected slices of the image_size [64, 64]", options={"image_size": [64, 64]}),
     Row("odd size", "image_size: expected two multiples of 16", options={"image_size": [40, 32]}),
     Row("another number of channels", CASE + "image.nii: expected 2 channel(s)", options={"in_channels": 2}),
+    # What is measured
+    Row("region twice", "regions: expected each region once, got all, all", options={ECE + "regions": ["all", "all"]}),
+    Row("unknown region", "region: expected one of 'all', 'predicted'", options={ECE + "regions": ["nope"]}),
+    Row("one text of regions", "regions: expected a list of regions, got 'all'", options={ECE + "regions": "all"}),
+    Row("region of two", "regions: expected a list of regions, got {{'a': 1}}", options={ECE + "regions": {"a": 1}}),
+    Row("region of a class beyond the network", "region: expected class indices from 0 to 3, got [9]",
+        options={ECE + "regions": [[9]]}),
+    Row("temperature of text", "temperature: expected a number above 0, got 'x'", options={ECE + "temperature": "x"}),
+    Row("sigmoids of a softmax", "y: expected shape (1, 4, 32, 32, 2) (0 or 1 in each channel) to match y_pred, got (1, 1, ",
+        options={ECE + "sigmoid": True}),
+    Row("two regions", "foreground_only: expected None if region is given, got False", options={ECE + "foreground_only": False}),
+    Row("structure of no classes", "structures: expected class indices for 'a', got []", options={ECE + "structures": {"a": []}}),
+    Row("structures that share a column", "structures: expected names that give different columns, got ece_structure_a_if_true",
+        options={ECE + "structures": {"a": [1], "a_if_true": [2]}}),
     # Weights
     Row("no weights", "{root}/none/model.pt: expected trained weights, got no such file; train first, or set --load_path",
         options={"ckpt_dir": "{root}/none"}),

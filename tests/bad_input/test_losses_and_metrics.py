@@ -227,16 +227,26 @@ METRICS = [
     Row("region None", lambda: Region.parse(None), VALUE, f"{REGIONS}None"),
     Row("negative radius", lambda: Region.parse("band(-1)"), VALUE, f"{REGIONS}'band(-1)'"),
     Row("kind", lambda: Region("edge"), VALUE, f"{REGIONS}'edge'"),
-    Row("radius 0", lambda: Region.parse("band(0)"), VALUE, "region: expected a radius above 0 for 'band', got 0.0"),
-    Row("radius infinite", lambda: Region("predicted_band", math.inf), VALUE, "region: expected a radius above 0 for 'predicted_band', got inf"),
+    Row("radius 0", lambda: Region.parse("band(0)"), VALUE, "region: expected a radius above 0 and at most 1000 voxels for 'band', got 0.0"),
+    Row("radius infinite", lambda: Region("predicted_band", math.inf), VALUE, "region: expected a radius above 0 and at most 1000 voxels for 'predicted_band', got inf"),
     Row("threshold 1", lambda: Region.parse("plausible(1)"), VALUE, "region: expected a threshold of at least 0 and below 1 for 'plausible', got 1.0"),
     Row("threshold text", lambda: Region("plausible", "0.1"), VALUE, "region: expected a threshold of at least 0 and below 1 for 'plausible', got '0.1'"),
     Row("parameter of another", lambda: Region.parse("foreground(2)"), VALUE, "region: expected no parameter for 'foreground', got 2.0"),
     Row("classes of another", lambda: Region("all", classes=(1,)), VALUE, "region: expected no classes for 'all', got [1]"),
     Row("structure of no class", lambda: Region("structure"), VALUE, "region: expected class indices, got []"),
     Row("spacing of another", lambda: Region("union", spacing=(1, 1)), VALUE, "spacing: expected None for region 'union', got (1, 1)"),
-    Row("spacing of a band 0", lambda: Region("band", spacing=(1, 0)), VALUE, "spacing: expected positive numbers, got (1, 0)"),
-    Row("spacing of a band NaN", lambda: Region("band", spacing=(1, math.nan)), VALUE, "spacing: expected positive numbers, got (1, nan)"),
+    Row("spacing of a band 0", lambda: Region("band", spacing=(1, 0)), VALUE, "spacing: expected a number from 1e-06 to 1e+06 for each spatial axis, got (1, 0)"),
+    Row("spacing of a band NaN", lambda: Region("band", spacing=(1, math.nan)), VALUE, "spacing: expected a number from 1e-06 to 1e+06 for each spatial axis, got (1, nan)"),
+    Row("spacing of a band tiny", lambda: Region("band", spacing=(1, 1e-320)), VALUE, "spacing: expected a number from 1e-06 to 1e+06 for each spatial axis, got (1, 1e-320)"),
+    Row("spacing of a band huge", lambda: Region("band", spacing=(1, 1e200)), VALUE, "spacing: expected a number from 1e-06 to 1e+06 for each spatial axis, got (1, 1e+200)"),
+    Row("spacing of a band of one number", lambda: Region("band", spacing=5), VALUE, "spacing: expected a number from 1e-06 to 1e+06 for each spatial axis, got 5"),
+    Row("spacing of a band of no axis", lambda: Region("band", spacing=()), VALUE, "spacing: expected a number from 1e-06 to 1e+06 for each spatial axis, got ()"),
+    Row("radius huge", lambda: Region("band", 1e200), VALUE, "region: expected a radius above 0 and at most 1000 voxels for 'band', got 1e+200"),
+    Row("radius of 200 digits", lambda: Region.parse(f"band({'9' * 200})"), VALUE, "region: expected a radius above 0 and at most 1000 voxels for 'band', got 1e+200"),
+    Row("radius of many small voxels", lambda: Region("band", 2, spacing=(1, 0.001)), VALUE, "region: expected a radius above 0 and at most 1000 voxels for 'band', got 2"),
+    Row("classes of one number", lambda: Region("structure", classes=3), VALUE, "region: expected class indices, got 3"),
+    Row("classes of an array of fractions", lambda: Region("structure", classes=np.ones(2)), VALUE, "region: expected class indices, got ["),
+    Row("no classes of a number", lambda: Region("all", classes=3), VALUE, "region: expected no classes for 'all', got 3"),
     Row("spacing of a band of other axes", lambda: ECEMetric(region=Region("band", spacing=(1, 1, 1)))(P, Y), VALUE, "spacing: expected one value for each of the 2 spatial axes, got (1.0, 1.0, 1.0)"),
     Row("class that is not there", lambda: ECEMetric(region=[1, 4])(P, Y), VALUE, "region: expected class indices from 0 to 3, got [1, 4]"),
     Row("class of sigmoids", lambda: ECEMetric(region=2, sigmoid=True)(P, ONE_HOT), VALUE, "region: expected class indices from 0 to 1, got [2]"),
@@ -258,7 +268,10 @@ METRICS = [
     # Consistency
     Row("level above 1", lambda: consistency_bands(BINS, level=95), VALUE, "level: expected a number from 0 to 1, got 95"),
     Row("no draw", lambda: resampled_errors(BINS, draws=0), VALUE, "draws: expected a whole number of at least 1, got 0"),
-    Row("negative seed", lambda: resampled_errors(BINS, seed=-1), VALUE, "seed: expected a whole number of at least 0, got -1"),
+    Row("negative seed", lambda: resampled_errors(BINS, seed=-1), VALUE, "seed: expected a whole number from 0 to 18446744073709551615, got -1"),
+    Row("seed beyond 64 bits", lambda: consistency_bands(BINS, seed=2**64), VALUE, "seed: expected a whole number from 0 to 18446744073709551615, got 18446744073709551616"),
+    Row("bins of a list", lambda: consistency_bands([1, 2]), TYPE, "bins: expected CalibrationBins, got list"),
+    Row("bins of a tensor", lambda: resampled_errors(P), TYPE, "bins: expected CalibrationBins, got Tensor"),
     Row("expected bins", lambda: resampled_errors(CalibrationBins(*(torch.ones(1, 3) for _ in range(3)))), VALUE, "bins: expected whole counts, got torch.float32: give the observed bins"),
     # Ground truth
     Row("no channel", lambda: ECEMetric()(P, Y[:, 0]), VALUE, "y: expected shape (2, 1, 6, 5) (class index) or (2, 4, 6, 5) (one-hot) to match y_pred, got (2, 6, 5); add the channel: y.unsqueeze(1)"),
@@ -420,6 +433,12 @@ NACLLoss(reduction="none")
 def test_numbers_of_numpy_are_accepted() -> None:
     NACLLoss(kernel_size=np.int64(3), penalty_weight=np.float32(0.1), ignore_index=np.int64(255))(X, Y)
     ECEMetric(num_bins=np.int32(10), ignore_index=np.uint8(255))(P, Y)
+
+
+def test_arrays_of_numpy_describe_a_region() -> None:
+    assert Region("structure", classes=np.array([3, 1])) == Region.parse([1, 3])
+    assert Region("band", 3, spacing=np.array([1, 1.5])) == Region("band", 3, spacing=(1, 1.5))
+    assert Region("band", 1000).limit == 1000
 
 
 def test_every_loss_and_metric_is_in_a_table() -> None:

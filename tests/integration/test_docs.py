@@ -125,7 +125,7 @@ def test_commands_of_the_readme(repository: Path, places: dict[str, Path]) -> No
             len(re.findall(rf"^  {re.escape(row)}[\d. ]", table, re.MULTILINE)) == 2
         )  # at home and on another scanner
     assert (repository / "demo" / "report" / "index.html").is_file()
-    weights = torch.load(repository / "bundles" / ACDC.name / "models" / "model.pt", weights_only=True)
+    weights = torch.load(repository / "calibration" / "model.pt", weights_only=True)
     assert weights["temperature"] == pytest.approx(read_temperature(repository / "calibration").temperature)
     assert (repository / "predictions" / "patient001_frame01_uncertainty.nii.gz").is_file()
     assert (repository / "own" / "models" / "model.pt").is_file()

@@ -73,7 +73,12 @@ def evaluate(folder: Path, cases: int = CASES, **changed: Any) -> Engine:
     return run(folder, [{**example(case), **changed} for case in range(cases)])
 
 
-def run(folder: Path, items: Iterable[dict[str, Any]], calibration: CalibrationMetric | None = None) -> Engine:
+def run(
+    folder: Path,
+    items: Iterable[dict[str, Any]],
+    calibration: CalibrationMetric | None = None,
+    structures: dict[str, list[int]] = STRUCTURES,
+) -> Engine:
     calibration = CalibrationMetric(**CALIBRATION) if calibration is None else calibration
     engine = Engine(lambda engine, batch: batch)
     masks = from_engine(["pred_masks", "label_masks"])
@@ -88,7 +93,7 @@ def run(folder: Path, items: Iterable[dict[str, Any]], calibration: CalibrationM
     writer = EvaluationWriter(
         folder,
         metrics,
-        STRUCTURES,
+        structures,
         ["air", "core", "rim"],
         from_engine("case"),
         from_engine(["image", "pred", "label"]),
@@ -570,6 +575,35 @@ def test_case_that_comes_twice_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"^case1: expected each case once in an evaluation, got it 2 times$"):
         run(tmp_path, [example(0), example(1), {**example(2), "case": "/other/case1"}])
     assert files(tmp_path) == set()
+
+
+@pytest.mark.parametrize(
+    ("names", "column"),
+    [
+        (("a", "a_if_true"), "ece_structure_a_if_true"),
+        (("a_resampled", "a"), "ece_structure_a_resampled"),
+        (("a", "a_pooled"), "ece_structure_a_pooled"),
+        (("a", "a_if_true_pooled"), "ece_structure_a_if_true_pooled"),
+    ],
+)
+def test_structures_of_which_a_column_would_be_lost_are_refused(
+    names: tuple[str, str], column: str, tmp_path: Path
+) -> None:
+    structures = {name: [k] for k, name in enumerate(names, 1)}
+    with pytest.raises(
+        InputError, match=f"^structures: expected names that give different columns, got {column} twice"
+    ):
+        # It is said before the work: measuring the case, which has nothing, would be another error.
+        run(tmp_path, [{}], CalibrationMetric(structures=structures, draws=1), structures)
+    assert files(tmp_path) == set()
+
+
+def test_structures_with_similar_names_have_all_their_columns(tmp_path: Path) -> None:
+    structures = {"a": [1], "a_resampled": [1, 2], "all": [2], "if_true": [1]}
+    run(tmp_path, [example(0)], CalibrationMetric(regions=["all"], structures=structures))  # without draws
+    columns = read_cases(tmp_path)[1]
+    assert {"ece_structure_a_resampled", "ece_structure_all", "ece_structure_if_true", "ece_all"} <= set(columns)
+    assert len(columns) == 2 * 2 + 6 + 4 + 4 * 6
 
 
 def test_as_many_names_as_channels(tmp_path: Path) -> None:

@@ -291,6 +291,36 @@ class TestAnotherFolder:
             calibrate(calibrated_path=tmp_path / "other" / "hospital.pt")
         assert snapshot(tmp_path) == before
 
+    @pytest.mark.parametrize("name", ["models/last.pt", "data/image.nii", "models/facts.yaml", "out/temperature.json"])
+    def test_is_never_a_file_of_others(
+        self, name: str, calibrate: Callable[..., TemperatureScaled], tmp_path: Path
+    ) -> None:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        if name.endswith("last.pt"):
+            torch.save({"network": {}, "optimizer": {}}, tmp_path / name)
+        elif "image" in name:
+            (tmp_path / name).write_bytes(b"an image")
+        before = snapshot(tmp_path)
+        with pytest.raises(InputError, match=rf"{name}: expected trained weights, got |file of weights.*got .*{name}"):
+            calibrate(calibrated_path=tmp_path / name)
+        with pytest.raises(InputError):
+            calibrate(calibrated_path=tmp_path / name, temperature=2.0)
+        assert snapshot(tmp_path) == before
+
+    def test_is_found_through_a_link(self, calibrate: Callable[..., TemperatureScaled], tmp_path: Path) -> None:
+        (tmp_path / "models" / "link.pt").symlink_to("model.pt")
+        calibrate(calibrated_path=tmp_path / "models" / "link.pt", temperature=2.0)
+        assert (tmp_path / "models" / "link.pt").is_symlink()
+        assert weights(tmp_path)["temperature"] == 2
+
+
+def test_an_error_that_grows_is_warned_of(
+    calibrate: Callable[..., TemperatureScaled], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("calib_components.handlers.temperature.WORSE", 0.0)
+    calibrate()
+    assert "The ECE of predicted foreground is larger with this temperature" in caplog.text
+
 
 def test_facts_of_the_data_are_compared(calibrate: Callable[..., TemperatureScaled], tmp_path: Path) -> None:
     write_facts(FACTS, tmp_path / "models")
@@ -379,7 +409,8 @@ class TestCalibrationCases:
 
     def test_have_their_patient_or_else_are_one(self, data: Path, tmp_path: Path) -> None:
         content = json.loads((data / "datalist.json").read_text())
-        content["validation"][1]["patient"] = "p7"
+        content["validation"][0]["patient"] = None
+        content["validation"][1]["patient"] = "p7 "
         (tmp_path / "datalist.json").write_text(json.dumps(content))
         items = calibration_cases(tmp_path / "datalist.json", "validation", data, SIZE, 1)
         assert [(item["case"], item["patient"]) for item in items] == [

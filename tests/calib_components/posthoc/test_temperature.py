@@ -460,3 +460,37 @@ def test_memory_does_not_grow_with_cases() -> None:
     done = subprocess.run([sys.executable, "-c", MEMORY], check=True, capture_output=True, text=True)
     ten, hundred = map(int, done.stdout.split())
     assert hundred < 1.05 * ten
+
+
+def test_steep_margins() -> None:
+    """Nearly all voxels right by about 60: the slope falls by many powers of ten within an octave."""
+    generator = np.random.default_rng(0)
+    gap = torch.from_numpy(np.concatenate([generator.normal(60, 5, 20_000), generator.normal(60, 5, 2)]))
+    logits = torch.stack([torch.zeros_like(gap), -gap])[None]
+    y = torch.cat([torch.zeros(20_000), torch.ones(2)]).long()[None, None]
+    estimate = fit(logits, y)
+    expected = minimize_scalar(
+        lambda log: torch.nn.functional.cross_entropy(logits / math.exp(log), y[:, 0]).item(),
+        bounds=(0, 2),
+        method="bounded",
+        options={"xatol": 1e-10},
+    )
+    assert estimate.temperature == pytest.approx(math.exp(expected.x), rel=1e-5)
+    assert estimate.nll_after == pytest.approx(expected.fun, rel=1e-6)
+
+
+def test_probabilities_in_place_of_logits_are_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr("calib_components.posthoc.temperature.warn_once", said.append)
+    logits, y = draw(SHAPES[2])
+    fit(logits, y)
+    assert not said
+    fit(logits.softmax(1), y)
+    assert "got only values from 0 to 1" in said[0]
+
+
+@pytest.mark.parametrize("temperature", [None, 0, -2.0, math.inf, 9.0])
+def test_saved_temperature_is_within_the_range(temperature: float | None) -> None:
+    saved = {**fit(*draw(SHAPES[2])).to_dict(), "temperature": temperature}
+    with pytest.raises(ValueError, match=r"^temperature: expected a number from 0.125 to 8, got "):
+        TemperatureEstimate.from_dict(saved)
