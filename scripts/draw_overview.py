@@ -43,7 +43,7 @@ def draw_overview(out: Path = ROOT / "docs" / "overview.png") -> None:
         out: The PNG file to write.
     """
     figure = Figure(figsize=(11.5, 2.95), dpi=150, facecolor="white")
-    left, right = map(figure.add_subfigure, figure.add_gridspec(1, 2))
+    left, right = figure.subfigures(1, 2, squeeze=False)[0]
     left.suptitle("A phantom heart, segmented with the ACDC bundle", fontsize=11, y=0.98)
     panels = left.subplots(1, 3, gridspec_kw={"left": 0.01, "right": 0.97, "bottom": 0.13, "top": 0.8, "wspace": 0.04})
     draw_slice(panels, *segmented_slice())
