@@ -6,7 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from calib_components.arguments import warn_once
 from tests.helpers import run_script
+
+
+@pytest.fixture(autouse=True)
+def warns_again() -> None:
+    """Let each test see the warnings that come once per process, whatever ran before it."""
+    warn_once.cache_clear()
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,6 @@ import torch
 from torch.nn import functional as F
 
 from calib_components import losses, metrics
-from calib_components.arguments import warn_once
 from calib_components.losses import (
     EntropyPenaltyLoss,
     FocalLoss,
@@ -377,7 +376,6 @@ def test_metrics(row: Row) -> None:
 @pytest.mark.parametrize("loss", [NACLLoss(), FocalLoss(), SVLSLoss(), LabelSmoothingLoss()], ids=repr)
 @pytest.mark.parametrize("activation", [lambda x: x.softmax(1), torch.sigmoid, lambda _: ONE_HOT.float()])
 def test_a_loss_of_what_softmax_or_sigmoid_gives_warns_once(loss: torch.nn.Module, activation: Callable) -> None:
-    warn_once.cache_clear()
     with pytest.warns(UserWarning, match=r"^input: expected logits, got only values from 0 to 1, as after softmax or"):
         loss(activation(X), Y)
     with warnings.catch_warnings():
@@ -386,7 +384,6 @@ def test_a_loss_of_what_softmax_or_sigmoid_gives_warns_once(loss: torch.nn.Modul
 
 
 def test_logits_do_not_warn() -> None:
-    warn_once.cache_clear()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for logits in (X, torch.zeros_like(X), X.softmax(1) * 1.5, X.log_softmax(1)):
@@ -395,7 +392,6 @@ def test_logits_do_not_warn() -> None:
 
 @pytest.mark.parametrize("metric", [ECEMetric, CECEMetric, CalibrationMetric, NLLMetric, BrierMetric])
 def test_a_calibration_metric_of_one_hot_warns_once(metric: type) -> None:
-    warn_once.cache_clear()
     with pytest.warns(UserWarning, match=r"^y_pred: expected probabilities, got only 0 and 1, as in a one-hot"):
         metric()(ONE_HOT.float(), Y)
     with warnings.catch_warnings():
@@ -404,7 +400,6 @@ def test_a_calibration_metric_of_one_hot_warns_once(metric: type) -> None:
 
 
 def test_probabilities_do_not_warn() -> None:
-    warn_once.cache_clear()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         one_soft_voxel = ONE_HOT.float()

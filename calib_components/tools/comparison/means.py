@@ -28,8 +28,8 @@ OF_FOREGROUND = ("ece", "cece", "nll", "brier")
 CHANGED = ("ece_all", "ece_predicted", "ece", "nll_all")  # by a temperature, which changes no segmentation
 ABOUT_REGIONS = (
     "all: every voxel; predicted: voxels that are predicted as foreground. These are chosen by the prediction alone, "
-    "so true probabilities have an ECE of 0 there, up to sampling. foreground: the paper's measures, over the "
-    "ground-truth foreground. Errors in a region that is chosen by the ground truth do not measure calibration: even "
+    "so true probabilities have an ECE of 0 there, up to sampling. foreground: where the ground truth is not "
+    "background. Errors in a region that is chosen by the ground truth do not measure calibration: even "
     'true probabilities have an error in it. The small number "if true" is this value, the error if the probabilities '
     "were true; an error below it does not mean better calibration. "
 )

@@ -64,7 +64,7 @@ def differences_section(results: Results, reference: Method) -> Section:
 def _about_measures(results: Results) -> str:
     """Say which of several: results of earlier versions have one network and one region."""
     several = "ece_all" in results.first.columns
-    return " All without temperature; calibration over the ground-truth foreground, as in the paper." if several else ""
+    return " All without temperature; calibration over the ground-truth foreground." if several else ""
 
 
 def ranks_section(results: Results) -> Section:

@@ -221,7 +221,7 @@ def test_separable_classes() -> None:
 
 def test_logits_that_say_nothing() -> None:
     logits, y = SEPARABLE
-    for wrong in (-logits, 0 * logits):
+    for wrong in (-logits - 1, 0 * logits - 1):
         estimate = fit(wrong.repeat(2, 1, 1), y.repeat(2, 1, 1), ["a", "b"])
         assert (estimate.temperature, estimate.low, estimate.high, estimate.at_edge) == (8, 8, 8, True)
         assert math.isnan(estimate.coverage)
@@ -273,7 +273,7 @@ def test_nll_of_perfect_logits_is_not_negative() -> None:
     """Rounded, the integral of its slope is a little more than the NLL that it starts from."""
     y = torch.arange(3).repeat(1, 1, 40)
     for size in (1, 2, 5, 10):
-        logits = size * torch.nn.functional.one_hot(y[:, 0], 3).movedim(-1, 1).double()
+        logits = size * torch.nn.functional.one_hot(y[:, 0], 3).movedim(-1, 1).double() - 1
         estimate = fit(logits, y)
         assert estimate.at_edge
         assert 0 <= estimate.nll_after < estimate.nll_before
