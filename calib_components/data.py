@@ -162,7 +162,8 @@ def read_datalist(
         may_be_empty: Whether the split may have no cases.
 
     Returns:
-        An item for each case: its name `case`, the absolute paths `image` and `label`, and what else the file states.
+        An item for each case: its name `case`, its `patient`, which is the case itself where the file names none, the
+        absolute paths `image` and `label`, and what else the file states.
 
     Raises:
         InputError: The file is missing or malformed, the split has no cases or one of them twice, or a volume is
@@ -189,7 +190,9 @@ def read_datalist(
                 raise InputError(f"{file}: expected {key} of {split} case {number} to be text, got {value!r:.60}")
         if item["case"] in items:
             raise InputError(f"{file}: expected every case once, got {item['case']} twice for {split}")
+        patient = "" if item.get("patient") is None else str(item["patient"]).strip()
         item = {**item, "image": str(folder / item["image"]), "label": str(folder / item["label"])}
+        item["patient"] = patient or item["case"]
         _check_case(item, image_size, in_channels)
         items[item["case"]] = item
     return list(items.values())

@@ -1,15 +1,18 @@
-"""Make tables and figures of a comparison of losses, from the results folder of `scripts/compare_losses.py`.
+"""Make one page, tables and figures of a comparison of losses, or of any evaluations.
 
     python scripts/report.py results/acdc/table1 --out results/acdc/table1/report
+    python scripts/report.py results/acdc/temperature/nacl/plain results/acdc/temperature/nacl/scaled --out report
 
-writes one page, `index.html`, that holds all its figures and needs no network; the same tables as `report.md` and CSV
-files; and the figures.
+The first is the results folder of `scripts/compare_losses.py`. Evaluation folders, which `evaluate.yaml` of a bundle
+and `scripts/evaluate_predictions.py` write, are compared on their common cases; one alone is described. The page,
+`index.html`, begins with its conclusion, holds all its figures and needs no network; the same tables are in
+`report.md` and CSV files.
 """
 
 from __future__ import annotations
 
 from calib_components.tools import command_line
-from calib_components.tools.comparison import report
+from calib_components.tools.comparison import report_folders
 
 if __name__ == "__main__":
-    command_line.run("report", report)
+    command_line.run("report", report_folders)

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from calib_components.errors import InputError, reading
-from calib_components.metrics import CalibrationBins
+from calib_components.metrics import CalibrationBins, ThresholdCounts
 
 __all__ = [
     "FILES",
@@ -27,11 +27,15 @@ __all__ = [
     "read_cases",
     "read_logits",
     "read_regions",
+    "read_risk_coverage",
     "read_summary",
+    "read_thresholds",
     "replace_files",
     "write_calibration",
     "write_cases",
     "write_logits",
+    "write_risk_coverage",
+    "write_thresholds",
     "writing_in",
 ]
 
@@ -39,6 +43,8 @@ FILES = (  # all that an evaluation writes; the summary comes last, so where it 
     "cases.csv",
     "calibration.json",
     "logits.json",
+    "thresholds.json",
+    "risk_coverage.json",
     "reliability.png",
     "reliability_classes.png",
     "cases/best.png",
@@ -130,6 +136,34 @@ def read_logits(folder: str | os.PathLike) -> tuple[list[str], NDArray[np.float6
         return names, magnitudes
 
 
+def read_thresholds(folder: str | os.PathLike) -> tuple[list[str], ThresholdCounts]:
+    """Read `thresholds.json`. Arguments and errors as in `read_cases`.
+
+    Returns:
+        The names of the structures, and their counts at each threshold.
+    """
+    with reading(Path(folder) / "thresholds.json", "the thresholds of an evaluation") as file:
+        content = json.loads(file.read_bytes())
+        names, counts = list(content["structures"]), ThresholdCounts.from_dict(content["counts"])
+        if counts.true.shape[1:] != (len(names),):
+            raise ValueError(f"counts of shape {tuple(counts.true.shape)} of {len(names)} structures")
+        return names, counts
+
+
+def read_risk_coverage(folder: str | os.PathLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Read `risk_coverage.json`. Arguments and errors as in `read_cases`.
+
+    Returns:
+        The shares of the voxels, `(K,)`, and the error rates among the most confident ones of each case, `(cases, K)`.
+    """
+    with reading(Path(folder) / "risk_coverage.json", "the risk-coverage curves of an evaluation") as file:
+        content = json.loads(file.read_bytes())
+        coverage, risk = np.array(content["coverage"], float), np.array(content["risk"], float)
+        if risk.shape != (len(content["cases"]), len(coverage)):
+            raise ValueError(f"risks of shape {risk.shape} at {len(coverage)} coverages")
+        return coverage, risk
+
+
 def write_cases(folder: Path, cases: Sequence[str], columns: Mapping[str, torch.Tensor]) -> None:
     """Write `cases.csv`: the name of each case, and its value `(cases,)` in each column."""
     with open(folder / "cases.csv", "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
@@ -169,6 +203,19 @@ def write_logits(folder: Path, class_names: Sequence[str], magnitudes: torch.Ten
     """Write `logits.json`, see `read_logits`."""
     rows = [[number(value) for value in row] for row in magnitudes.tolist()]
     (folder / "logits.json").write_text(json.dumps({"class_names": class_names, "magnitudes": rows}) + "\n")
+
+
+def write_thresholds(folder: Path, structures: Sequence[str], cases: Sequence[str], counts: ThresholdCounts) -> None:
+    """Write `thresholds.json`, see `read_thresholds`."""
+    content = {"structures": structures, "cases": cases, "counts": counts.to_dict()}
+    (folder / "thresholds.json").write_text(json.dumps(content) + "\n")
+
+
+def write_risk_coverage(folder: Path, cases: Sequence[str], coverage: torch.Tensor, risk: torch.Tensor) -> None:
+    """Write `risk_coverage.json`, see `read_risk_coverage`."""
+    rows = [[number(value) for value in row] for row in risk.tolist()]
+    content = {"coverage": coverage.tolist(), "cases": cases, "risk": rows}
+    (folder / "risk_coverage.json").write_text(json.dumps(content) + "\n")
 
 
 @contextmanager

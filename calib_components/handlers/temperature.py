@@ -60,7 +60,7 @@ def calibration_cases(
         temperature: A temperature that needs no cases; then none are read.
 
     Returns:
-        The items of `read_datalist`, each with its `patient`, which is the case itself where the list names none.
+        The items of `read_datalist`.
 
     Raises:
         InputError: The split has no cases, or fewer than there are processes; or see `read_datalist`.
@@ -79,11 +79,7 @@ def calibration_cases(
             f"{file}: expected at least one case for {split} in each of {processes} processes, got {len(items)}; use "
             "fewer processes"
         )
-    return [{**item, "patient": _text_of(item.get("patient")) or item["case"]} for item in items]
-
-
-def _text_of(value: Any) -> str:
-    return "" if value is None else str(value).strip()
+    return items
 
 
 class TemperatureCalibration:

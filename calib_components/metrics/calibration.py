@@ -6,8 +6,9 @@ checked.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import Any, TypeAlias
 
 import torch
 
@@ -19,6 +20,8 @@ from calib_components.metrics.regions import choose_region
 from calib_components.metrics.voxels import check_tensors, read_voxels
 
 __all__ = ["CECEMetric", "ECEMetric", "adaptive_calibration_error"]
+
+Reader: TypeAlias = Callable[[], Iterator[tuple[torch.Tensor, torch.Tensor]]]  # of confidences and residuals
 
 
 def adaptive_calibration_error(
@@ -34,7 +37,8 @@ def adaptive_calibration_error(
 
     Bin edges are interpolated between the sorted confidences, and bins are `(lo, hi]`, as in the code published with
     Murugesan et al., MICCAI 2023. So the least confident voxel is in no bin; if several are equally confident, one of
-    them is left out on average. Memory grows with the number of voxels used, because they are sorted.
+    them is left out on average. Edges are exact, found without sorting: the voxels are read about six times, in memory
+    that does not grow with their number.
 
     Shape:
         - y_pred: `(B, N, *S)`, with N classes or channels and any number of spatial dimensions.
@@ -72,30 +76,69 @@ def adaptive_calibration_error(
     """
     y_pred, y = check_tensors(y_pred, y, sigmoid)
     check_num_bins(num_bins)
-    confidences: list[list[torch.Tensor]] = [[] for _ in y_pred]
-    correct: list[list[torch.Tensor]] = [[] for _ in y_pred]
-    for voxels in read_voxels(y_pred, y, choose_region(region, foreground_only), ignore_index, sigmoid):
-        confidence, predicted = voxels.top
-        confidences[voxels.case].append(confidence)
-        correct[voxels.case].append(predicted == voxels.label)
+    region = choose_region(region, foreground_only)
+    numbers = [0] * len(y_pred)
+    for voxels in read_voxels(y_pred, y, region, ignore_index, sigmoid):  # checks all cases before any is measured
+        numbers[voxels.case] += len(voxels.label)
     errors = torch.full((len(y_pred),), torch.nan, dtype=torch.float64, device=y_pred.device)
-    for case in range(len(y_pred)):
-        if confidences[case]:
-            errors[case] = _equal_count_error(torch.cat(confidences[case]), torch.cat(correct[case]), num_bins)
+    for case, number in enumerate(numbers):
+        if number > 0:
+            part = slice(case, case + 1)
+            read = partial(_read_residuals, y_pred[part], y[part], region, ignore_index, sigmoid)
+            position = torch.arange(num_bins, dtype=torch.float64, device=y_pred.device) * number / num_bins
+            errors[case] = _equal_count_error(read, position, number)
     return errors
 
 
-def _equal_count_error(confidence: torch.Tensor, correct: torch.Tensor, num_bins: int) -> torch.Tensor:
-    confidence, order = confidence.sort()
-    excess = confidence - correct[order].double()
-    position = torch.arange(num_bins, dtype=torch.float64, device=confidence.device) * len(confidence) / num_bins
+def _read_residuals(*voxels_of: Any) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Yield the confidences of voxels and, where right, these minus 1, chunk by chunk."""
+    for voxels in read_voxels(*voxels_of):
+        confidence, predicted = voxels.top
+        yield confidence, confidence - (predicted == voxels.label).double()
+
+
+def _equal_count_error(read: Reader, position: torch.Tensor, number: int) -> torch.Tensor:
+    """Adaptive ECE of a number of voxels, with lower edges of bins at positions among the sorted confidences."""
     below = position.long()
-    above = (below + 1).clamp_max(len(confidence) - 1)
-    edges = torch.lerp(confidence[below], confidence[above], position - below)
-    index = torch.bucketize(confidence, edges[1:])
-    sums = torch.zeros_like(edges).index_add_(0, index, excess)
-    sums[0] -= excess[confidence == edges[0]].mean()
-    return sums.abs().sum() / len(confidence)
+    above = (below + 1).clamp_max(number - 1)
+    low, high = _order_statistics(read, torch.cat([below, above])).view(2, -1)
+    edges = torch.lerp(low, high, position - below)
+    sums = torch.zeros_like(edges)
+    lowest = edges.new_zeros(2)
+    for confidence, residual in read():
+        sums += torch.bincount(torch.bucketize(confidence, edges[1:]), residual, len(edges))
+        is_lowest = confidence == edges[0]
+        lowest += torch.stack([residual[is_lowest].sum(), is_lowest.sum()])
+    sums[0] -= lowest[0] / lowest[1]
+    return sums.abs().sum() / number
+
+
+def _order_statistics(read: Reader, rank: torch.Tensor) -> torch.Tensor:
+    """The confidences that would have some ranks, counted from 0, if all were sorted; exact, in constant memory.
+
+    Read as an integer, the bits of positive floats are in the order of the floats. Each pass over the voxels counts the
+    next bits, from the highest, among those that share all higher bits with the confidence of a rank (radix select).
+    """
+    bits = 21 - len(rank).bit_length()  # so that counts take at most 16 MiB
+    remaining = 62  # of 64 bits: the highest two of floats below 2 are 0
+    prefix = torch.zeros_like(rank)
+    while remaining > 0:
+        bits = min(bits, remaining)
+        remaining -= bits
+        prefixes, of_rank = prefix.unique(return_inverse=True)
+        count = torch.zeros(len(prefixes) << bits, dtype=torch.int64, device=rank.device)
+        for confidence, _ in read():
+            high = confidence.view(torch.int64) >> remaining
+            group = torch.bucketize(high >> bits, prefixes).clamp_max(len(prefixes) - 1)
+            shared = prefixes[group] == high >> bits
+            index = high - (prefixes[group] << bits) + (group << bits)
+            count.index_add_(0, index[shared], torch.ones_like(index)[shared])
+        counts = count.view(len(prefixes), -1)
+        cumulative = counts.cumsum(1)
+        digit = (cumulative[of_rank] <= rank[:, None]).sum(1)
+        rank = rank - (cumulative - counts)[of_rank, digit]
+        prefix = (prefix << bits) + digit
+    return prefix.view(torch.float64)
 
 
 class _BinnedMetric(CaseMetric):

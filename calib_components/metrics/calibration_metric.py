@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from calib_components.arguments import check_count
+from calib_components.arguments import check_count, check_number
 from calib_components.errors import InputError
 from calib_components.metrics.calibration import CECEMetric, ECEMetric
 from calib_components.metrics.case_metric import CaseMetric
@@ -17,7 +17,7 @@ from calib_components.metrics.regions import Region, choose_region
 from calib_components.metrics.scoring_rules import BrierMetric, NLLMetric
 from calib_components.metrics.voxels import check_temperature
 
-__all__ = ["CalibrationMetric"]
+__all__ = ["CalibrationMetric", "further_regions"]
 
 
 class CalibrationMetric(ECEMetric):
@@ -52,6 +52,8 @@ class CalibrationMetric(ECEMetric):
         temperature: Number or tensor of one element by which the logits of `y_pred` were divided, read at every call;
             None is 1. The region "plausible" is decided without it, so that it has the same voxels at any temperature.
         draws: How often labels are drawn from the probabilities, for `aggregate_resampled` of structures.
+        lowest: Takes the place of lower probabilities in the NLL, such as half a step of probabilities that were
+            rounded to 8 bits, in which a 0 need not have been one.
 
     Raises:
         TypeError: An option is not one of these.
@@ -89,6 +91,7 @@ class CalibrationMetric(ECEMetric):
         structures: Mapping[str, Sequence[int]] | None = None,
         temperature: float | torch.Tensor | None = None,
         draws: int = 0,
+        lowest: float = 0.0,
     ) -> None:
         region = choose_region(region, foreground_only)
         self.cece = CECEMetric(num_bins, None, ignore_index, region, sigmoid)
@@ -96,13 +99,15 @@ class CalibrationMetric(ECEMetric):
         self.brier = BrierMetric(None, ignore_index, region, sigmoid)
         check_temperature(temperature)
         check_count("draws", draws, 0)
+        check_number("lowest", lowest, 0, 1)
         self.temperature = temperature
         self.draws = draws
+        self.lowest = lowest
         self.regions = {
             name: CalibrationMetric(
                 num_bins, None, ignore_index, further, sigmoid, temperature=temperature, draws=draws
             )
-            for name, further in _further_regions(regions, structures).items()
+            for name, further in further_regions(regions, structures).items()
         }
         super().__init__(num_bins, None, ignore_index, region, sigmoid)
 
@@ -138,7 +143,16 @@ class CalibrationMetric(ECEMetric):
         measures = ["top_label", "classwise", "if_true", "nll", "brier"]
         temperature = None if self.temperature is None else float(self.temperature)
         results = measure_regions(
-            y_pred, y, regions, measures, self.num_bins, self.ignore_index, self.sigmoid, temperature, self.draws
+            y_pred,
+            y,
+            regions,
+            measures,
+            self.num_bins,
+            self.ignore_index,
+            self.sigmoid,
+            temperature,
+            self.draws,
+            self.lowest,
         )
         return [value for part, found in zip(self.parts, results, strict=True) for value in part.stored(found)]
 
@@ -163,7 +177,7 @@ class CalibrationMetric(ECEMetric):
         return own  # all processes gather together; afterwards a single one may read any of these
 
 
-def _further_regions(regions: Sequence[Any], structures: Mapping[str, Sequence[int]] | None) -> dict[str, Region]:
+def further_regions(regions: Sequence[Any], structures: Mapping[str, Sequence[int]] | None) -> dict[str, Region]:
     """Regions by name."""
     if isinstance(regions, str) or not isinstance(regions, Sequence):
         raise InputError(f"regions: expected a list of regions, got {regions!r}")

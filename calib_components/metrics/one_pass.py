@@ -9,27 +9,30 @@ structure, chance adds to it; the mean error over labels drawn from the probabil
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from calib_components.arguments import check_count
 from calib_components.metrics.regions import Region
-from calib_components.metrics.voxels import (
-    RANGE_TOLERANCE,
-    SUM_TOLERANCE,
-    Voxels,
-    check_tensors,
-    chunk_size,
-    read_chunks,
-)
+from calib_components.metrics.voxels import Voxels, check_tensors, read_chunks
 
 __all__ = ["check_num_bins", "measure_regions"]
 
 LARGEST_NUM_BINS = 10_000  # so that numbers of bins fit into int32 for any number of classes that fits into memory
+ENLARGE = 8  # in chunks of the usual size, most of the time would be the overhead of the calls
+NEEDED = (Region("all"), Region("predicted"))
+SET_BINS = 2**14  # most bins, times sets of regions, that are summed at once: more would not fit a cache
+# Voxels are summed in as many lanes as this, one next to the other: most voxels of a volume fall into the same bin, and
+# an addition has to wait for the one before it if both are to the same number.
+LANES = 4
 SMALLEST = torch.finfo(torch.float32).tiny  # in place of a probability of 0 in a logarithm
+
+Scores = Mapping[str, Callable[[Voxels], torch.Tensor]]
 
 
 def check_num_bins(num_bins: int) -> None:
@@ -47,6 +50,7 @@ def measure_regions(
     sigmoid: bool = False,
     temperature: float | None = None,
     draws: int = 0,
+    lowest: float = 0.0,
 ) -> list[dict[str, list[torch.Tensor]]]:
     """Measure probabilities in several regions.
 
@@ -61,6 +65,7 @@ def measure_regions(
         sigmoid: Whether each channel is a binary problem of its own.
         temperature: By which the logits of `y_pred` were divided; the region "plausible" is decided without it.
         draws: How often labels are drawn from the probabilities, for structures.
+        lowest: Takes the place of lower probabilities in the NLL.
 
     Returns:
         For each region, by name: "top_label" `(B, num_bins)` and "classwise" `(B, N, num_bins)`, each as count, sum of
@@ -77,61 +82,43 @@ def measure_regions(
     check_num_bins(num_bins)
     bins = _Bins(y_pred, num_bins, sigmoid or y_pred.shape[1] == 1)
     kinds = [kind for kind in ("top_label", "classwise") if kind in measures]
-    scores = [score for score in ("nll", "brier") if score in measures]
+    of_voxels: Scores = {"nll": functools.partial(_nll, lowest=max(lowest, SMALLEST)), "brier": _brier}
+    scores = {score: of_voxels[score] for score in of_voxels if score in measures}
     given, regions = regions, list(dict.fromkeys(regions))
-    # The region "all" takes whole chunks; of the other regions, small parts are joined to chunks.
-    whole = [i for i, region in enumerate(regions) if region.kind == "all"]
-    parts = [i for i, region in enumerate(regions) if region.kind != "all"]
-    closed = [i for i in parts if regions[i].has_closed_form and "if_true" in measures]
-    structures = [i for i in parts if regions[i].kind == "structure" and draws > 0]
-    of_whole = _Observed(len(whole), bins, kinds, scores)
-    of_parts = _Observed(len(parts), bins, kinds, scores)
-    expected = _Expected([regions[i] for i in closed], bins, kinds)
-    drawn = _Drawn([regions[i] for i in structures], bins, draws)
-
-    def read_parts() -> Iterator[tuple[Voxels, torch.Tensor]]:
-        for voxels in read_chunks(y_pred, y, regions, ignore_index, sigmoid, temperature):
-            if whole:
-                of_whole.add(voxels, bins.sort(voxels, kinds))
+    closed = [region for region in regions if region.has_closed_form and "if_true" in measures]
+    structures = [region for region in regions if region.kind == "structure" and draws > 0]
+    observed = _Observed([*regions, *NEEDED] if closed else regions, bins, kinds, scores)
+    expected = _Expected(closed, bins, kinds)
+    drawn = _Drawn(structures, bins, draws)
+    with _one_thread():
+        for voxels in read_chunks(y_pred, y, regions, ignore_index, sigmoid, temperature, enlarge=ENLARGE):
+            lanes = torch.arange(len(voxels.label), dtype=torch.int32, device=bins.device) & (LANES - 1)
+            in_bins = bins.sort(voxels, kinds)
+            observed.add(voxels, in_bins, lanes)
+            if closed:
+                expected.add(voxels, in_bins, lanes)
             if structures:
                 drawn.add(voxels)
-            if parts:
-                inside = [voxels.inside(regions[i]) for i in parts]
-                needed = functools.reduce(torch.logical_or, inside)
-                if closed:
-                    needed = needed | expected.add_background(voxels)
-                index = needed.nonzero().squeeze(1)
-                yield voxels.select(index), torch.stack([mask.index_select(0, index) for mask in inside])
-
-    for voxels, inside in _fill_chunks(read_parts(), chunk_size(y_pred, bins.num_classes)):
-        in_bins = bins.sort(voxels, kinds)
-        of_parts.add(voxels, in_bins, inside)
-        if closed:
-            expected.add(voxels, in_bins)
-    results: list[dict[str, list[torch.Tensor]]] = [{} for _ in regions]
-    for measured, numbers in ((of_whole, whole), (of_parts, parts), (expected, closed), (drawn, structures)):
-        for i, of_region in zip(numbers, measured.results(), strict=True):
-            results[i].update(of_region)
-    return [results[regions.index(region)] for region in given]
+    results = observed.results()
+    for further, measured in ((closed, expected.results(results)), (structures, drawn.results())):
+        for region, of_region in zip(further, measured, strict=True):
+            results[region].update(of_region)
+    return [results[region] for region in given]
 
 
-def _fill_chunks(parts: Iterator[tuple[Voxels, torch.Tensor]], largest: int) -> Iterator[tuple[Voxels, torch.Tensor]]:
-    """Join small parts of the same case, with their masks `(regions, voxels)`."""
-    waiting: list[tuple[Voxels, torch.Tensor]] = []
-    number = 0
-    for voxels, inside in parts:
-        if waiting and (number + len(voxels.label) > largest or not voxels.same_case(waiting[0][0])):
-            yield _join(waiting)
-            waiting, number = [], 0
-        if len(voxels.label) > 0:
-            waiting.append((voxels, inside))
-            number += len(voxels.label)
-    if waiting:
-        yield _join(waiting)
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Let PyTorch use one thread of the CPU.
 
-
-def _join(parts: Sequence[tuple[Voxels, torch.Tensor]]) -> tuple[Voxels, torch.Tensor]:
-    return Voxels.join([voxels for voxels, _ in parts]), torch.cat([inside for _, inside in parts], 1)
+    A long series of short parallel operations stalls whenever another process, such as a data loader's worker, occupies
+    one of the cores.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 class _Bins:
@@ -143,12 +130,16 @@ class _Bins:
         self.num_bins = num_bins
         self.sigmoid = sigmoid
         self.num_classes = 2 if sigmoid else self.channels
-        self.sizes = {"top_label": num_bins, "classwise": self.channels * num_bins}
+        self.rows = {"top_label": 1, "classwise": 1 if sigmoid else self.channels}
         self.shapes = {"top_label": (num_bins,), "classwise": (self.channels, num_bins)}
 
-    def zeros(self, *shape: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    def size(self, kind: str) -> int:
+        """Number of bins in all rows of a kind."""
+        return self.rows[kind] * self.num_bins
+
+    def zeros(self, *shape: int) -> torch.Tensor:
         """Sums of each case."""
-        return torch.zeros(self.batch, *shape, dtype=dtype, device=self.device)
+        return torch.zeros(self.batch, *shape, dtype=torch.float64, device=self.device)
 
     def class_masks(self, regions: Sequence[Region]) -> torch.Tensor:
         """Which classes put a voxel into each region, `(regions, N)`, 0 or 1 in float64."""
@@ -164,142 +155,148 @@ class _Bins:
     def sort(self, voxels: Voxels, kinds: Sequence[str]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
         """Bins and confidences, `(rows, voxels)`, of each kind.
 
-        One row for the top label; classwise, one for each class, or one for the channel of sigmoids.
+        One row for the top label; classwise, one for each class, or one for the channel of sigmoids. The bins of a row
+        follow those of the row before.
         """
         in_bins = {}
         for kind in kinds:
-            if kind == "top_label":
-                confidence = voxels.top[0][None]
-                in_bins[kind] = self.index(confidence), confidence
-            elif self.sigmoid:
-                confidence = voxels.p[1:]
-                in_bins[kind] = self.index(confidence).add_(voxels.channel * self.num_bins), confidence
-            else:
-                first = torch.arange(0, self.sizes[kind], self.num_bins, dtype=torch.int32, device=self.device)
-                in_bins[kind] = self.index(voxels.p).add_(first[:, None]), voxels.p
+            confidence = voxels.top[0][None] if kind == "top_label" else voxels.p[-self.rows[kind] :]
+            first = torch.arange(0, len(confidence) * self.num_bins, self.num_bins, dtype=torch.int32)
+            in_bins[kind] = self.index(confidence).add_(first[:, None].to(self.device)), confidence
         return in_bins
+
+
+def _sum_by_index(index: torch.Tensor, weights: torch.Tensor | None, size: int) -> torch.Tensor:
+    """Sum weights, or 1, by `i` of indices `lane * size + i`, in float64."""
+    counts = torch.bincount(index.flatten(), None if weights is None else weights.flatten(), LANES * size)
+    return counts.double().view(LANES, size).sum(0)
 
 
 class _Sums:
     """Counts, sums of confidences and numbers correct of bins, for each case and region."""
 
     def __init__(self, regions: int, bins: _Bins, kinds: Sequence[str]) -> None:
-        self.regions, self.bins = regions, bins
-        self.of_kinds = {kind: [bins.zeros(regions, bins.sizes[kind]) for _ in range(3)] for kind in kinds}
+        self.sigmoid = bins.sigmoid
+        self.of_kinds = {kind: [bins.zeros(regions, *bins.shapes[kind]) for _ in range(3)] for kind in kinds}
 
-    def add(
-        self, case: int, region: int, kind: str, field: int, index: torch.Tensor, weights: torch.Tensor | None = None
-    ) -> None:
-        """Add weights `(rows, voxels)`, or 1, to the bins `(rows, voxels)` of a field."""
-        total = self.of_kinds[kind][field][case, region]
-        # Sum a chunk on its own first: one sum over millions of equal terms would drift, even in float64.
-        of_chunk = torch.bincount(index.flatten(), None if weights is None else weights.flatten(), len(total))
-        total.add_(of_chunk)
+    def add(self, voxels: Voxels, regions: Any, kind: str, field: int, sums: torch.Tensor) -> None:
+        """Add sums `(regions, rows * num_bins)` over some voxels to a field."""
+        # A chunk is summed on its own first: one sum over millions of equal terms would drift, even in float64.
+        total = self.of_kinds[kind][field][voxels.case, regions]
+        if kind == "classwise" and self.sigmoid:
+            total = total[:, voxels.channel]
+        total += sums.view_as(total)
 
     def results(self, region: int) -> dict[str, list[torch.Tensor]]:
-        shapes = self.bins.shapes
-        return {
-            kind: [total[:, region].reshape(-1, *shapes[kind]) for total in sums]
-            for kind, sums in self.of_kinds.items()
-        }
+        return {kind: [total[:, region] for total in sums] for kind, sums in self.of_kinds.items()}
+
+
+class _Group:
+    """Some regions, and the sets of them that a voxel may be in.
+
+    Attributes:
+        members: Whether a set has a region, `(regions, sets)`, 0 or 1 in float64.
+    """
+
+    def __init__(self, regions: Sequence[Region], device: torch.device) -> None:
+        self.parts = [region for region in regions if region.kind != "all"]
+        numbers = torch.arange(2 ** len(self.parts), device=device)
+        members = {region: numbers >> i & 1 for i, region in enumerate(self.parts)}
+        self.members = torch.stack([members.get(region, numbers >= 0) for region in regions]).double()
+
+    def sets(self, voxels: Voxels) -> torch.Tensor:
+        """Number of the set that each voxel is in."""
+        sets = torch.zeros_like(voxels.label, dtype=torch.int32)
+        for i, region in enumerate(self.parts):
+            sets.add_(voxels.inside(region), alpha=2**i)
+        return sets
 
 
 class _Observed:
-    """Sums over the voxels of some regions, with their labels."""
+    """Sums over the voxels of each region, with their labels.
 
-    def __init__(self, regions: int, bins: _Bins, kinds: Sequence[str], scores: Sequence[str]) -> None:
+    The voxels are summed by bin and set of regions: one pass serves any number of regions, whose sums are those of the
+    sets that have them.
+    """
+
+    def __init__(self, regions: Sequence[Region], bins: _Bins, kinds: Sequence[str], scores: Scores) -> None:
         self.bins = bins
-        self.sums = _Sums(regions, bins, kinds)
-        self.scores = {score: bins.zeros(regions) for score in scores}
-        self.voxels = bins.zeros(regions)
+        self.regions = list(dict.fromkeys(regions))
+        self.sums = _Sums(len(self.regions), bins, kinds)
+        self.score_of = scores
+        self.scores = {score: bins.zeros(len(self.regions)) for score in scores}
+        self.voxels = bins.zeros(len(self.regions))
+        largest = max([bins.size(kind) for kind in kinds], default=1)
+        size = max(1, int(math.log2(max(1, SET_BINS / largest))))
+        starts = range(0, len(self.regions), size)
+        self.groups = [(slice(i, i + size), _Group(self.regions[i : i + size], bins.device)) for i in starts]
 
-    def add(self, voxels: Voxels, in_bins: Mapping[str, Any], inside: torch.Tensor | None = None) -> None:
-        """Add the voxels that are inside each region, `(regions, voxels)`, or all voxels."""
-        scores = {score: SCORES[score](voxels.p, voxels.label) for score in self.scores}
-        # One region after the other, so that the working memory does not grow with their number.
-        for region in range(self.sums.regions):
-            to = voxels.case, region
-            weight = None if inside is None else inside[region].double()
+    def add(self, voxels: Voxels, in_bins: Mapping[str, Any], lanes: torch.Tensor) -> None:
+        scores = {score: score_of(voxels) for score, score_of in self.score_of.items()}
+        for to, group in self.groups:
+            number = group.members.shape[1]
+            sets = group.sets(voxels).add_(lanes, alpha=number)
             for kind, (index, confidence) in in_bins.items():
-                self.sums.add(*to, kind, 0, index, None if weight is None else weight.expand(len(index), -1))
-                self.sums.add(*to, kind, 1, index, confidence if weight is None else weight * confidence)
-                if kind == "classwise" and not self.bins.sigmoid:
-                    self.sums.add(*to, kind, 2, index.gather(0, voxels.label[None]), weight)
+                size = self.bins.size(kind)
+                index = index + sets * size
+                if kind == "top_label":
+                    correct: tuple[torch.Tensor, torch.Tensor | None] = index, (voxels.label == voxels.top[1]).double()
+                elif self.bins.sigmoid:
+                    correct = index, voxels.label.double()
                 else:
-                    correct = voxels.label == (voxels.top[1] if kind == "top_label" else 1)
-                    self.sums.add(*to, kind, 2, index, correct if weight is None else weight * correct)
+                    correct = index.gather(0, voxels.label[None]), None
+                for field, (at, weights) in enumerate(((index, None), (index, confidence), correct)):
+                    of_sets = _sum_by_index(at, weights, number * size).view(number, size)
+                    self.sums.add(voxels, to, kind, field, group.members @ of_sets)
             for score, values in scores.items():
-                self.scores[score][to] += values.sum() if weight is None else weight @ values
-            self.voxels[to] += len(voxels.label) if weight is None else weight.sum()
+                self.scores[score][voxels.case, to] += group.members @ _sum_by_index(sets, values, number)
+            self.voxels[voxels.case, to] += group.members @ _sum_by_index(sets, None, number)
 
-    def results(self) -> list[dict[str, list[torch.Tensor]]]:
-        results = []
-        for i in range(self.sums.regions):
+    def results(self) -> dict[Region, dict[str, list[torch.Tensor]]]:
+        results = {}
+        for i, region in enumerate(self.regions):
             result = self.sums.results(i)
             for fields in result.values():
                 fields[0] = fields[0].long()
             result.update({score: [total[:, i] / self.voxels[:, i]] for score, total in self.scores.items()})
-            results.append(result)
+            results[region] = result
         return results
 
 
 class _Expected:
-    """What the voxels would add to each region on average if their probabilities were true.
-
-    In most voxels of a volume the background is so probable that the bins of all classes are known: the last of class
-    0 and the first of the others. Sums of products replace the sorting of these.
-    """
+    """What the voxels would add to each region on average if their probabilities were true."""
 
     def __init__(self, regions: Sequence[Region], bins: _Bins, kinds: Sequence[str]) -> None:
         self.bins = bins
         self.classes = bins.class_masks(regions)
         self.unions = [region.kind == "union" for region in regions]
         self.sums = _Sums(len(regions), bins, kinds)
-        slack = SUM_TOLERANCE + bins.num_classes * RANGE_TOLERANCE  # by which the others may exceed 1 - p_0
-        self.background_above = max(1 + slack - 1 / bins.num_bins, (1 + slack) / 2)
-        # Sums of w p over these voxels; w: probability of being in each region, and 1.
-        self.background = bins.zeros(bins.channels if bins.sigmoid else 1, len(regions) + 1, bins.num_classes)
 
-    def add_background(self, voxels: Voxels) -> torch.Tensor:
-        """Add the voxels that need not be sorted, and return a mask of those that must be."""
-        p = voxels.p
-        others = p[0] <= self.background_above
-        *of_regions, total = self.background[voxels.case, voxels.channel]
-        for of_region, classes in zip(of_regions, self.classes, strict=True):
-            of_region += p @ (classes @ p).masked_fill_(others, 0)
-        total += p @ (~others).double()
-        return others
-
-    def add(self, voxels: Voxels, in_bins: Mapping[str, Any]) -> None:
+    def add(self, voxels: Voxels, in_bins: Mapping[str, Any], lanes: torch.Tensor) -> None:
         p, predicted = voxels.p, voxels.top[1]
-        background = p[0] > self.background_above  # added already
+        in_bins = {kind: (index + lanes * self.bins.size(kind), p) for kind, (index, p) in in_bins.items()}
         for region, (classes, union) in enumerate(zip(self.classes, self.unions, strict=True)):
-            chosen = (predicted != 0) & union  # in the region with any label
-            weight = torch.where(chosen, p.sum(0), classes @ p).masked_fill_(background, 0)
+            weight = classes @ p
+            if union:  # in the region with any label where foreground is predicted
+                weight = torch.where(voxels.is_predicted, p.sum(0), weight)
             for kind, (index, confidence) in in_bins.items():
-                event = classes[predicted][None] if kind == "top_label" else classes[-len(index) :, None]
-                event = torch.where(chosen, 1, event).masked_fill_(background, 0)
-                for field, values in enumerate(
-                    (weight.expand(len(index), -1), weight * confidence, event * confidence)
-                ):
-                    self.sums.add(voxels.case, region, kind, field, index, values)
+                values = [weight.expand_as(index), weight * confidence]
+                if kind == "top_label":  # classwise, see `results`
+                    values.append(classes.index_select(0, predicted) * confidence)
+                for field, weights in enumerate(values):
+                    sums = _sum_by_index(index, weights, self.bins.size(kind))
+                    self.sums.add(voxels, slice(region, region + 1), kind, field, sums)
 
-    def results(self) -> list[dict[str, list[torch.Tensor]]]:
-        confidence_sum, totals = self.background[:, :, :-1], self.background[:, :, -1:]
-        num_correct = totals * self.classes
-        background = (num_correct.sum(-1, keepdim=True).expand_as(num_correct), confidence_sum, num_correct)
+    def results(self, observed: Mapping[Region, Mapping[str, list[torch.Tensor]]]) -> list[dict[str, Any]]:
         results = []
-        for i in range(self.sums.regions):
+        for i, (classes, union) in enumerate(zip(self.classes, self.unions, strict=True)):
             result = self.sums.results(i)
-            for kind, fields in result.items():
-                for field, values in zip(fields, (values[:, :, i] for values in background), strict=True):
-                    if kind == "top_label":
-                        field[:, -1] += values[..., 0].sum(1)
-                    elif self.bins.sigmoid:
-                        field[..., 0] += values[..., -1]
-                    else:
-                        field[:, 1:, 0] += values[:, 0, 1:]
-                        field[:, 0, -1] += values[:, 0, 0]
+            if "classwise" in result:
+                # A class is true with its probability; in the region, if it is one of the region's or another one is
+                # predicted: so sums of confidences.
+                everywhere, where_predicted = (observed[region]["classwise"][1] for region in NEEDED)
+                inside = classes[-self.bins.rows["classwise"] :, None]
+                result["classwise"][2] = inside * everywhere + (1 - inside) * union * where_predicted
             results.append({f"{kind}_if_true": fields for kind, fields in result.items()})
         return results
 
@@ -347,12 +344,9 @@ class _Drawn:
         return [{"resampled": [of_structure]} for of_structure in errors.nanmean(1).unbind(1)]
 
 
-def _nll(p: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-    return -p.gather(0, label[None])[0].clamp_min(SMALLEST).log()
+def _nll(voxels: Voxels, lowest: float) -> torch.Tensor:
+    return -voxels.p_label.clamp_min(lowest).log()
 
 
-def _brier(p: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-    return p.square().sum(0) - 2 * p.gather(0, label[None])[0] + 1
-
-
-SCORES = {"nll": _nll, "brier": _brier}
+def _brier(voxels: Voxels) -> torch.Tensor:
+    return voxels.p.square().sum(0) - 2 * voxels.p_label + 1

@@ -1,8 +1,8 @@
 """Reading voxels: checks probabilities and labels, and yields the voxels that count for a metric in chunks.
 
-Chunks keep the working memory independent of the size of the volume and the number of regions: about 3 MiB on a CPU;
-chunks on a GPU are 256 times as large. (A case that is not contiguous in memory is copied once. A band needs the
-classes of a whole case, a few bytes per voxel.)
+Chunks keep the working memory independent of the size of the volume and the number of regions: on a CPU about 3 MiB, or
+20 MiB in a pass over several regions; chunks on a GPU are larger. (A case that is not contiguous in memory is copied
+once. A band needs the classes of a whole case, a few bytes per voxel.)
 
 Which voxels count is described by a `Region`, see `calib_components.metrics.regions`. Ignored voxels never do.
 
@@ -33,7 +33,6 @@ __all__ = [
     "Voxels",
     "check_temperature",
     "check_tensors",
-    "chunk_size",
     "decode_labels",
     "read_chunks",
     "read_voxels",
@@ -88,31 +87,34 @@ class Voxels:
         """Highest probability of each voxel and its class, the first of equal ones."""
         return top_label(self.p)
 
+    @functools.cached_property
+    def p_label(self) -> torch.Tensor:
+        """Probability of the label of each voxel."""
+        return self.p.gather(0, self.label[None])[0]
+
+    @functools.cached_property
+    def is_predicted(self) -> torch.Tensor:
+        """Whether the predicted class of each voxel is not background."""
+        return self.top[1] != 0
+
+    @functools.cached_property
+    def is_true(self) -> torch.Tensor:
+        """Whether the label of each voxel is not background."""
+        return self.label != 0
+
     def inside(self, region: Region) -> torch.Tensor:
         """Mask of the voxels that are in a region other than "all"."""
         if region.kind == "predicted":
-            return self.top[1] != 0
+            return self.is_predicted
         if region.kind == "plausible":
             return self._foreground_above(region.limit)
         if region.kind == "foreground":
-            return self.label != 0
+            return self.is_true
         if region.kind == "union":
-            return (self.label != 0) | (self.top[1] != 0)
+            return self.is_true | self.is_predicted
         if region.kind == "structure":
             return functools.reduce(torch.logical_or, [self.label == k for k in region.classes])
         return self.bands[region]
-
-    def same_case(self, other: Voxels) -> bool:
-        """Whether others are of the same case, and of the same channel of sigmoids."""
-        return (self.case, self.channel) == (other.case, other.channel)
-
-    @staticmethod
-    def join(parts: Sequence[Voxels]) -> Voxels:
-        """Join voxels of the same case, without their bands."""
-        if len(parts) == 1:
-            return parts[0]
-        values, label = torch.cat([part.values for part in parts], 1), torch.cat([part.label for part in parts])
-        return replace(parts[0], values=values, label=label, bands={})
 
     def select(self, index: torch.Tensor) -> Voxels:
         """Return the voxels of a mask, or of an index, without their bands."""
@@ -201,11 +203,6 @@ def check_temperature(value: Any) -> None:
     raise InputError(f"temperature: expected a number above 0, got {value!r}")
 
 
-def chunk_size(y_pred: torch.Tensor, num_classes: int) -> int:
-    """Largest number of voxels in a chunk."""
-    return max(1, (CPU_CHUNK if y_pred.device.type == "cpu" else GPU_CHUNK) // num_classes)
-
-
 def read_voxels(
     y_pred: torch.Tensor,
     y: torch.Tensor,
@@ -229,6 +226,7 @@ def read_chunks(
     sigmoid: bool = False,
     temperature: float | None = None,
     logits: bool = False,
+    enlarge: int = 1,
 ) -> Iterator[Voxels]:
     """Yield all voxels that are not ignored, chunk by chunk; `Voxels.inside` says which are in a region.
 
@@ -243,6 +241,7 @@ def read_chunks(
         sigmoid: Whether each channel is a binary problem of its own; each comes in chunks of its own.
         temperature: By which the logits of `y_pred` were divided; "plausible" is decided without it. None is 1.
         logits: Whether `y_pred` holds logits.
+        enlarge: How many times larger than usual chunks on a CPU are.
 
     Yields:
         Voxels of one case, and of one channel for sigmoids.
@@ -259,7 +258,7 @@ def read_chunks(
     for region in regions:
         region.true_classes(num_classes)  # checks those of a structure
     bands = [region for region in regions if region.kind in ("band", "predicted_band")]
-    step = chunk_size(y_pred, num_classes)
+    step = max(1, (enlarge * CPU_CHUNK if y_pred.device.type == "cpu" else GPU_CHUNK) // num_classes)
     invalid = torch.zeros(4, dtype=torch.int64)
     any_voxel, only_0_and_1 = False, True
     for case, channel in ((b, k) for b in range(len(y_pred)) for k in range(channels if sigmoid else 1)):
@@ -267,8 +266,10 @@ def read_chunks(
         case_p, case_y = y_pred[case, rows].flatten(1), y[case, rows].flatten(1)
         parts = [slice(start, start + step) for start in range(0, case_p.shape[1], step)]
 
-        def read(part: slice, case: int = case, channel: int = channel, p: Any = case_p, y: Any = case_y) -> Voxels:
-            values = p[:, part].double()
+        def read(
+            part: slice, double: bool = True, case: int = case, channel: int = channel, p: Any = case_p, y: Any = case_y
+        ) -> Voxels:
+            values = p[:, part].double() if double else p[:, part]
             if sigmoid:
                 values = torch.cat([torch.zeros_like(values) if logits else 1 - values, values])
             return Voxels(
@@ -280,7 +281,10 @@ def read_chunks(
                 1.0 if temperature is None else float(temperature),
             )
 
-        masks = _band_masks(bands, map(read, parts), ignore_index, y_pred.shape[2:]) if bands else {}
+        masks = {}
+        if bands:  # the predicted class of probabilities is the same in any precision
+            chunks = map(functools.partial(read, double=logits), parts)
+            masks = _band_masks(bands, chunks, num_classes, ignore_index, y_pred.shape[2:])
         for part in parts:
             voxels = read(part)
             kept = None if ignore_index is None else voxels.label != ignore_index
@@ -304,17 +308,22 @@ def read_chunks(
 
 
 def _band_masks(
-    bands: Sequence[Region], chunks: Iterator[Voxels], ignore_index: int | None, spatial: Sequence[int]
+    bands: Sequence[Region],
+    chunks: Iterator[Voxels],
+    num_classes: int,
+    ignore_index: int | None,
+    spatial: Sequence[int],
 ) -> dict[Region, torch.Tensor]:
     """Mask `(voxels,)` of each band in one case, or one channel of it."""
     kinds = {band.kind for band in bands}
+    dtype = torch.int8 if num_classes < 128 else torch.int32  # comparing bytes takes a fraction of the time
     maps: dict[str, list[torch.Tensor]] = {kind: [] for kind in kinds}
     for voxels in chunks:
         for kind in kinds:
             classes = voxels.label if kind == "band" else voxels.top[1]
             if ignore_index is not None:
                 classes = classes.masked_fill(voxels.label == ignore_index, IGNORED)
-            maps[kind].append(classes.int())
+            maps[kind].append(classes.to(dtype))
     whole = {kind: torch.cat(parts).view(*spatial) for kind, parts in maps.items()}
     return {band: band_mask(whole[band.kind], band.limit, band.spacing).flatten() for band in bands}
 

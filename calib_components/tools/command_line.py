@@ -66,7 +66,8 @@ def run(name: str, commands: Commands) -> None:
         elif isinstance(command, Mapping):
             fire.Fire(commands, path, name)  # lists the commands
         else:
-            command(**_read_options(" ".join([name, *path]), command, arguments))
+            values, options = _read_options(" ".join([name, *path]), command, arguments)
+            command(*values, **options)
     except InputError as error:
         sys.exit(f"{name}: {printable(error)}")
     except OSError as error:
@@ -91,11 +92,18 @@ def _choose(commands: Commands, arguments: list[str]) -> tuple[list[str], Comman
     return path, commands, arguments
 
 
-def _read_options(name: str, command: Command, arguments: Sequence[str]) -> dict[str, Any]:
-    """Read the arguments of a command: values in the order of its parameters, `--option value` and `--option=value`."""
+def _read_options(name: str, command: Command, arguments: Sequence[str]) -> tuple[list[Any], dict[str, Any]]:
+    """Read the arguments of a command: values in the order of its parameters, `--option value` and `--option=value`.
+
+    Returns:
+        The values of a parameter that takes any number of them, such as `*folders: Path`, and the options by name. A
+        command with such a parameter needs at least one, and takes all else by name only.
+    """
     parameters = inspect.signature(command).parameters
-    names = [parameter.name for parameter in parameters.values() if parameter.kind is not parameter.VAR_KEYWORD]
-    accepts_any, hints = len(names) < len(parameters), get_type_hints(command)
+    several = next((p.name for p in parameters.values() if p.kind is p.VAR_POSITIONAL), None)
+    names = [p.name for p in parameters.values() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    accepts_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    hints = get_type_hints(command)
     texts: dict[str, str] = {}
     values = []
     rest = list(arguments)
@@ -117,16 +125,20 @@ def _read_options(name: str, command: Command, arguments: Sequence[str]) -> dict
         texts[option] = text
     by_position = [option for option in names if parameters[option].kind is not inspect.Parameter.KEYWORD_ONLY]
     left = [option for option in by_position if option not in texts]
-    if len(values) > len(left):
+    texts.update(zip(left, values, strict=False))
+    further = values[len(left) :]
+    if several is None and further:
         raise InputError(
-            f"{values[len(left)]}: expected at most {len(by_position)} values without an option, "
+            f"{further[0]}: expected at most {len(by_position)} values without an option, "
             f"{', '.join(by_position)}, got one more; quote a value that has spaces"
         )
-    texts.update(zip(left, values, strict=False))
     for option in names:
         if option not in texts and parameters[option].default is inspect.Parameter.empty:
             raise InputError(f"--{option}: expected a value, got none; see {name} --help")
-    return {option: _reader(option, hints.get(option))(text) for option, text in texts.items()}
+    if several is not None and not further:
+        raise InputError(f"{several}: expected at least one value, got none; see {name} --help")
+    read_several = [_reader(several, hints.get(several))(text) for text in further] if several is not None else []
+    return read_several, {option: _reader(f"--{option}", hints.get(option))(text) for option, text in texts.items()}
 
 
 def _is_option(argument: str) -> bool:
@@ -149,8 +161,8 @@ def _option(shown: str, names: Sequence[str], accepts_any: bool) -> str:
     raise InputError(f"{shown}: expected an option, got no such option{nearest(option, names, '--')}")
 
 
-def _reader(name: str, annotation: Any) -> Callable[[str], Any]:
-    """Return what reads the text of an option; a text of no such type is read as a Python literal if it can be."""
+def _reader(shown: str, annotation: Any) -> Callable[[str], Any]:
+    """Return what reads the text of an option, named so in messages; of other types, a Python literal if it can be."""
     if get_origin(annotation) in (Union, types.UnionType):
         annotation = next(argument for argument in get_args(annotation) if argument is not type(None))
     several = get_origin(annotation) is Sequence
@@ -162,7 +174,7 @@ def _reader(name: str, annotation: Any) -> Callable[[str], Any]:
             return [read_one(part) for part in _parts(text)] if several else read_one(text)
         except (KeyError, ValueError, RecursionError, MemoryError):  # the last two from nested brackets
             expected = f"{described}, or several separated by commas" if several else described
-            raise InputError(f"--{name}: expected {expected}, got {text!r:.60}") from None
+            raise InputError(f"{shown}: expected {expected}, got {text!r:.60}") from None
 
     return read
 

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from calib_components.tools.comparison import report
+from calib_components.tools.comparison import report_folders
 from tests.bad_input.harness import run_as_typed, snapshot
-from tests.calib_components.tools.comparison.made_up import make_finished_cell, make_results
+from tests.calib_components.tools.comparison.made_up import make_finished_cell, make_folder, make_results
 from tests.helpers import run_script
 
 
@@ -118,6 +118,7 @@ A_SUMMARY = "expected the summary of an evaluation, got "
 EPOCHS = "expected a row for each epoch, got "
 OWN_FOLDER = "--out: expected a folder of its own for the report, got "
 HTML = "<script>alert(1)</script>"
+NAMES = [f"patient{i:03d}_frame{j:02d}" for i in range(8) for j in (1, 12)]
 
 CASES = [
     Case("no results", lambda results: shutil.rmtree(results), "RESULTS: expected the folder of a comparison, got no"),
@@ -297,9 +298,45 @@ CASES = [
     Case("out empty", nothing, "--out: expected a path, got ''\n", ("RESULTS", "--out", "")),
     Case("out without a value", nothing, "--out: expected a value, got none\n", ("RESULTS", "--out", "--reference", "a")),
     Case("out twice", nothing, "-o: expected once, got twice\n", ("RESULTS", "--out", "OUT", "-o", "OUT")),
-    Case("no argument", nothing, "--results: expected a value, got none; see report --help\n", ()),
-    Case("one more", nothing, "more: expected at most 3 values without an option, results, out, reference, got one more; quote",
-         ("RESULTS", "OUT", "nacl", "more")),
+    Case("no argument", nothing, "folders: expected at least one value, got none; see report --help\n", ()),
+    Case("an empty argument", nothing, "folders: expected a path, got ''\n", ("RESULTS", "")),
+    Case("validation of results", nothing, "--validation: expected an evaluation folder with it, got results of compare",
+         ("RESULTS", "--validation", "EVAL/a")),
+    # evaluation folders
+    Case("results beside others", nothing, "RESULTS: expected an evaluation folder, or alone the", ("EVAL/a", "RESULTS")),
+    Case("results as folder of cells", nothing, "RESULTS: expected an evaluation folder, or", ("RESULTS", f"RESULTS/{NACL}")),
+    Case("no such folder", nothing, "EVAL/none: expected an evaluation folder, or alone the results of compare_losses, got",
+         ("EVAL/a", "EVAL/none")),
+    Case("a folder twice", nothing, "EVAL/a: expected each evaluation folder once, got EVAL/a, EVAL/a", ("EVAL/a", "EVAL/a")),
+    *(
+        Case(f"{name} of an evaluation {how}", put(f"../eval/b/{name}", content), f"EVAL/b/{name}: {expected}",
+             ("EVAL/a", "EVAL/b"))
+        for name, expected in (
+            ("cases.csv", "expected "),
+            ("calibration.json", SOME_BINS),
+            ("summary.json", A_SUMMARY),
+            ("thresholds.json", "expected the thresholds of an evaluation, got "),
+            ("risk_coverage.json", "expected the risk-coverage curves of an evaluation, got "),
+        )
+        for how, content in (("empty", ""), ("binary", JUNK), ("nested", NESTED), ("a folder", None))
+    ),
+    Case("other structures", replace("../eval/b/cases.csv", "dsc_LV", "dsc_x"), "EVAL/b/cases.csv: expected the columns",
+         ("EVAL/a", "EVAL/b")),
+    Case("other unit", change("../eval/b/summary.json", unit="voxels"), "EVAL/b: expected the HD95 of EVAL/a, in mm, got in",
+         ("EVAL/a", "EVAL/b")),
+    Case("other patient", change("../eval/b/summary.json", patients=dict.fromkeys(NAMES, "x")),
+         "EVAL/b: expected case patient000_frame01 to be of patient patient000 as in EVAL/a, got x", ("EVAL/a", "EVAL/b")),
+    Case("patients a number", change("../eval/b/summary.json", patients=3), f"EVAL/b/summary.json: {A_SUMMARY}patients that",
+         ("EVAL/a", "EVAL/b")),
+    Case("missed texts", change("../eval/b/summary.json", missed=["x"]), f"EVAL/b/summary.json: {A_SUMMARY}", ("EVAL/b",)),
+    Case("no name for reference", nothing, "--reference: expected a name, a, b, got 'nacl'\n",
+         ("EVAL/a", "EVAL/b", "--reference", "nacl")),
+    Case("validation of two", nothing, "--validation: expected one evaluation folder with it, since",
+         ("EVAL/a", "EVAL/b", "--validation", "EVAL/b")),
+    Case("no validation", nothing, "EVAL/c: expected an evaluation folder, or alone", ("EVAL/a", "--validation", "EVAL/c")),
+    Case("out is an evaluation", nothing, f"{OWN_FOLDER}EVAL/b, which holds", ("EVAL/a", "EVAL/b", "--out", "EVAL/b")),
+    Case("out holds evaluations", nothing, f"{OWN_FOLDER}EVAL, which holds", ("EVAL/a", "--out", "EVAL")),
+    Case("a picture no PNG", put("../eval/a/cases/best.png", "x"), "EVAL/a/cases/best.png: expected a PNG", ("EVAL/a",)),
 ]  # fmt: skip
 
 
@@ -317,24 +354,31 @@ def set_number(results: Path, column: int, number: str) -> None:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_results(tmp_path_factory.mktemp("whole") / "results")
+    """Results of compare_losses and, beside them, two evaluation folders."""
+    place = tmp_path_factory.mktemp("whole")
+    for seed, name in enumerate("ab"):
+        make_folder(place / "eval" / name, seed=seed)
+    return make_results(place / "results").parent
 
 
 @pytest.fixture
 def results(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)  # where a report goes without --out
-    return shutil.copytree(whole, tmp_path / "results")
+    return shutil.copytree(whole, tmp_path, dirs_exist_ok=True) / "results"
 
 
 def filled_in(text: str, results: Path) -> str:
-    return text.replace("RESULTS", str(results)).replace("OUT", str(results.parent / "report"))
+    places = {"RESULTS": results, "EVAL": results.parent / "eval", "OUT": results.parent / "report"}
+    for name, place in places.items():
+        text = text.replace(name, str(place))
+    return text
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_bad_input_is_one_line_and_nothing_is_written(case: Case, results: Path, tmp_path: Path) -> None:
     case.spoil(results)
     before = snapshot(tmp_path)
-    outcome = run_as_typed("report", report, [filled_in(argument, results) for argument in case.arguments])
+    outcome = run_as_typed("report", report_folders, [filled_in(argument, results) for argument in case.arguments])
     assert outcome.err.startswith(f"report: {filled_in(case.line, results)}")
     assert outcome.err.count("\n") == 1
     assert (outcome.code, outcome.out) == (1, "")
@@ -350,7 +394,7 @@ def test_settings_and_plan_are_never_evaluated(results: Path, tmp_path: Path) ->
         content["made_with"]["torch"] = code
         content["overrides"] = {"imports": [code]}
         file.write_text(json.dumps(content))
-    outcome = run_as_typed("report", report, [results, "--out", tmp_path / "report"])
+    outcome = run_as_typed("report", report_folders, [results, "--out", tmp_path / "report"])
     assert (outcome.code, outcome.err) == (0, "")
     assert "$open(" in (tmp_path / "report" / "report.md").read_text()
     assert not (tmp_path / "canary").exists()
@@ -362,7 +406,7 @@ def test_full_disk_leaves_the_earlier_report_or_nothing(
 ) -> None:
     arguments = [results, "--out", tmp_path / "report"]
     if earlier:
-        assert run_as_typed("report", report, arguments).code == 0
+        assert run_as_typed("report", report_folders, arguments).code == 0
         replace(CASES_CSV, "patient000", "patient000")(results)
     before = snapshot(tmp_path)
     write_bytes = Path.write_bytes
@@ -374,7 +418,7 @@ def test_full_disk_leaves_the_earlier_report_or_nothing(
         return write_bytes(path, content)
 
     monkeypatch.setattr(Path, "write_bytes", write_until_full)
-    outcome = run_as_typed("report", report, arguments)
+    outcome = run_as_typed("report", report_folders, arguments)
     line = f"{tmp_path / 'report'}: expected a folder that can be written, got No space left on device"
     assert (outcome.code, outcome.out, outcome.err) == (1, "", f"report: {line}\n")
     assert snapshot(tmp_path) == before

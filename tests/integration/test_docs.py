@@ -21,7 +21,16 @@ import torch
 import yaml
 from monai.bundle import ConfigParser
 
+from calib_components.handlers.evaluation import read_thresholds
 from calib_components.handlers.temperature import read_temperature
+from tests.calib_components.tools.predictions.made_up import (
+    label_of,
+    save_channels_last,
+    save_nifti,
+    save_nnunet,
+    sitk_properties,
+    softmax_of,
+)
 from tests.helpers import ACDC, ROOT, make_brats, make_flare, run_script
 
 README = ROOT / "README.md"
@@ -139,10 +148,29 @@ def test_commands_for_own_data(repository: Path, places: dict[str, Path]) -> Non
     assert set(np.unique(seg.get_fdata())) <= {0, 1, 2}
 
 
+def test_commands_for_own_predictions(repository: Path, tmp_path: Path) -> None:
+    """Predictions as our inference, as nnU-Net and as a network of BraTS's regions save them."""
+    places = {name: tmp_path / name.lower() for name in ("PREDICTIONS", "LABELS", "NNUNET", "REGIONS", "REGION_LABELS")}
+    for seed in range(2):
+        p, name = softmax_of(seed, 4), f"patient{seed}"
+        save_channels_last(places["PREDICTIONS"] / f"{name}_probability.nii.gz", p)
+        save_nnunet(places["NNUNET"], name, softmax_of(9 + seed, 4), sitk_properties())
+        save_nifti(places["LABELS"] / f"{name}_gt.nii.gz", label_of(seed, (0, 1, 2, 3)))
+        regions = np.concatenate([p[:1], np.random.default_rng(seed).uniform(size=(3, *p.shape[1:])).astype("f4")])
+        save_channels_last(places["REGIONS"] / f"{name}_probability.nii.gz", regions)
+        save_nifti(places["REGION_LABELS"] / f"{name}.nii.gz", label_of(seed, (0, 1, 2, 4)))
+    run(blocks(ROOT / "docs/own_predictions.md", "bash"), repository, places)
+    for name in ("evaluation", "evaluation_nnunet", "evaluation_brats"):
+        assert (repository / name / "report" / "index.html").is_file()
+    assert list(read_thresholds(repository / "evaluation_brats")[0]) == ["ET", "TC", "WT"]
+    assert "evaluation_nnunet" in (repository / "models_compared" / "report.md").read_text()
+
+
 @pytest.mark.slow
 def test_commands_that_compare_on_own_data(repository: Path, places: dict[str, Path]) -> None:
     prepare, _, compare = blocks(ROOT / "docs/own_data.md", "bash")
-    run([prepare, compare], repository, places)
+    assert "--losses nacl,ce_dice" in compare
+    run([prepare, compare.replace("--losses nacl,ce_dice", "--losses nacl")], repository, places)
     page = (repository / "runs" / "own" / "report" / "report.md").read_text()
     assert page.startswith("# Losses compared: liver, tumour\n")
     assert "paper" not in page

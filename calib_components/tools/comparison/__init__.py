@@ -1,6 +1,6 @@
-"""The comparison of losses: `compare_losses` trains and evaluates, `report` makes tables and figures of the results."""
+"""`compare_losses` trains and evaluates losses; `report` makes a page of the results, or of any evaluations."""
 
-from calib_components.tools.comparison.report import report
+from calib_components.tools.comparison.report import report, report_evaluations, report_folders
 from calib_components.tools.comparison.run import compare_losses
 
-__all__ = ["compare_losses", "report"]
+__all__ = ["compare_losses", "report", "report_evaluations", "report_folders"]

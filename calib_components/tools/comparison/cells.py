@@ -9,13 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from calib_components.errors import InputError, reading, writing
 from calib_components.facts import is_size
-from calib_components.handlers.evaluation import read_calibration, read_cases, read_logits, read_summary
-from calib_components.handlers.evaluation_files import read_regions
+from calib_components.handlers.evaluation_files import read_calibration, read_logits
 from calib_components.handlers.temperature import read_temperature
 from calib_components.metrics import CalibrationBins
 from calib_components.posthoc import TemperatureEstimate
@@ -28,14 +24,18 @@ from calib_components.tools.comparison.cell_settings import (
     is_texts,
     read_settings,
 )
+from calib_components.tools.comparison.evaluations import (
+    check_last_line,
+    outside,
+    read_columns,
+    read_missed,
+    read_top_label,
+)
+from calib_components.tools.comparison.measured import Evaluation
 from calib_components.tools.comparison.published import METRICS
 from calib_components.tools.comparison.statistics import Array
 
-__all__ = ["Evaluation", "FinishedCell", "collect_history", "read_cell", "write_history"]
-
-PNG = b"\x89PNG\r\n\x1a\n"
-HIGHEST = {"dsc": 1, "hd95": math.inf, "ece": 1, "cece": 1, "nll": math.inf, "brier": 2}  # the lowest is 0
-TOLERANCE = 1e-6
+__all__ = ["CellEvaluation", "FinishedCell", "collect_history", "read_cell", "write_history"]
 
 
 def collect_history(work: Path) -> list[list[Any]]:
@@ -70,46 +70,18 @@ def write_history(rows: Sequence[Sequence[Any]], folder: Path) -> None:
 
 
 @dataclass(frozen=True, eq=False)
-class Evaluation:
+class CellEvaluation(Evaluation):
     """A trained network evaluated under one condition.
 
     Attributes:
-        folder: Folder that it was read from.
-        patients: The patient of each case.
-        cases: Names of the cases.
-        columns: `(cases,)` for each column of `cases.csv`, NaN where a measure is undefined.
-        missed: Number of structures that only the ground truth has.
-        spurious: Number of structures that only the prediction has.
         bins: Bins of the predicted class over the ground-truth foreground, pooled over cases, `(1, bins)`.
-        regions: The same of other regions, by their names; none in results of earlier versions.
         class_names: Names of the N classes.
         magnitudes: Mean magnitude of the logits, `(N, N)`, by ground-truth class and channel; NaN where undefined.
     """
 
-    folder: Path
-    patients: dict[str, str]
-    cases: list[str]
-    columns: dict[str, Array]
-    missed: int
-    spurious: int
     bins: CalibrationBins
-    regions: dict[str, CalibrationBins]
     class_names: list[str]
     magnitudes: Array
-
-    def picture(self, name: str) -> bytes | None:
-        """Return the picture of the case `name` (best, median or worst); None where it was not kept.
-
-        Raises:
-            InputError: The file is no picture.
-        """
-        if not (self.folder / "cases" / f"{name}.png").exists():
-            return None
-        with reading(self.folder / "cases" / f"{name}.png", "a PNG file") as file:
-            content = file.read_bytes()
-            if not content.startswith(PNG) or len(content) < 24:
-                raise ValueError(f"{len(content)} bytes of something else")
-            return content
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,7 +99,7 @@ class FinishedCell:
     folder: Path
     settings: CellSettings
     history: list[dict[str, float]]
-    evaluations: dict[Condition, Evaluation]
+    evaluations: dict[Condition, CellEvaluation]
     temperature: TemperatureEstimate | None
 
 
@@ -144,7 +116,7 @@ def read_cell(folder: Path) -> FinishedCell:
         raise InputError(f"{file}: expected the settings of {here}, got those of {settings.folder}")
     check_fields(settings.training, list(REPORTED), REPORTED, f"{file}: training")
     check_fields(settings.evaluation, ["split"], {"split": ("a name of one line", is_name)}, f"{file}: evaluation")
-    _check_last_line(folder / "history.csv")
+    check_last_line(folder / "history.csv")
     evaluations = {
         condition: _read_evaluation(folder / condition.folder, settings.patients_of(condition.test_set))
         for condition in settings.conditions
@@ -153,30 +125,21 @@ def read_cell(folder: Path) -> FinishedCell:
     return FinishedCell(folder, settings, _read_history(folder), evaluations, temperature)
 
 
-def _read_evaluation(folder: Path, patients: dict[str, str]) -> Evaluation:
-    _check_last_line(folder / "cases.csv")
-    cases, columns = read_cases(folder)
+def _read_evaluation(folder: Path, patients: dict[str, str]) -> CellEvaluation:
+    cases, columns = read_columns(folder)
     _check_cases(cases, columns, patients, folder / "cases.csv")
-    summary = read_summary(folder)
+    missed, spurious = read_missed(folder)
     bins = read_calibration(folder)["top_label"]
-    with reading(folder / "calibration.json", "the bins of an evaluation"):
-        regions = {name: kinds["top_label"] for name, kinds in read_regions(folder).items()}
-    if bins.count.ndim != 2 or bins.count.sum() < 1 or any(region.count.ndim != 2 for region in regions.values()):
+    regions = read_top_label(folder)
+    if bins.count.ndim != 2 or bins.count.sum() < 1:
         raise InputError(f"{folder / 'calibration.json'}: expected bins of voxels in top_label, got none")
     names, magnitudes = read_logits(folder)
-    if not is_texts(names) or _outside(magnitudes, math.inf):
+    if not is_texts(names) or outside(magnitudes, math.inf):
         raise InputError(
             f"{folder / 'logits.json'}: expected names and magnitudes of at least 0, got {names!r:.60} and "
             f"{magnitudes.tolist()!r:.60}"
         )
-    missed, spurious = len(summary["missed"]), len(summary["spurious"])
-    return Evaluation(folder, patients, cases, columns, missed, spurious, bins, regions, names, magnitudes)
-
-
-def _check_last_line(file: Path) -> None:
-    with reading(file, "a table") as table:
-        if not table.read_bytes().endswith(b"\n"):  # a number that is cut off is a number, too
-            raise ValueError("one without the end of its last line")
+    return CellEvaluation(folder, patients, cases, columns, missed, spurious, regions, bins, names, magnitudes)
 
 
 def _read_history(folder: Path) -> list[dict[str, float]]:
@@ -212,13 +175,3 @@ def _check_cases(cases: list[str], columns: dict[str, Array], patients: dict[str
     required += [name for name in METRICS if name not in ("dsc", "hd95")]
     if lacking := [name for name in required if name not in columns]:
         raise InputError(f"{file}: expected the columns {', '.join(required)}, got no {', '.join(lacking)}")
-    for name, highest in ((name, HIGHEST.get(name.partition("_")[0])) for name in columns):
-        if highest is not None and (outside := _outside(columns[name], highest)):
-            upper = "" if highest == math.inf else f" and at most {highest}"
-            raise InputError(f"{file}: expected {name} to be at least 0{upper}, got {outside[0]}")
-
-
-def _outside(values: NDArray[np.float64], highest: float) -> list[float]:
-    """Return the values that are defined but not finite, below 0 or above `highest`."""
-    inside = np.isnan(values) | ((values >= -TOLERANCE) & (values <= highest + TOLERANCE) & np.isfinite(values))
-    return values[~inside].tolist()

@@ -9,10 +9,11 @@ import numpy as np
 
 from calib_components.figures import reliability_diagram
 from calib_components.metrics import CalibrationBins
-from calib_components.tools.comparison.cell_settings import OWN, Condition
+from calib_components.tools.comparison.cell_settings import Condition
+from calib_components.tools.comparison.measured import Comparison, Method
 from calib_components.tools.comparison.page import Picture, Section, TableCell, to_png
 from calib_components.tools.comparison.published import RANKED
-from calib_components.tools.comparison.results import Method, Results
+from calib_components.tools.comparison.results import Results, TrainedMethod
 from calib_components.tools.comparison.statistics import (
     FEWEST_PATIENTS,
     mean_of_defined,
@@ -21,7 +22,21 @@ from calib_components.tools.comparison.statistics import (
 )
 from calib_components.tools.comparison.tables import DIFFERENCE, best_marks, heading, interval, number
 
-__all__ = ["diagram_panels", "means_section", "reliability_section", "structures_section", "temperature_section"]
+__all__ = [
+    "ABOUT_FOUND_IN_ONE",
+    "ABOUT_REGIONS",
+    "FOUND_IN_ONE",
+    "Row",
+    "count_found_in_one",
+    "diagram_panels",
+    "mean_rows",
+    "means_of_structures",
+    "means_section",
+    "region_diagrams",
+    "reliability_section",
+    "structures_section",
+    "temperature_section",
+]
 
 OF_REGIONS = ("ece_all", "ece_predicted", "nll_all")
 OF_FOREGROUND = ("ece", "cece", "nll", "brier")
@@ -39,15 +54,34 @@ ABOUT_TEMPERATURE = (
     "segmentation stays the same. "
 )
 ABOUT_FOREGROUND = "ECE, CECE, NLL and Brier score are computed over the ground-truth foreground. "
+ABOUT_DIAGRAMS = (
+    "Accuracy over confidence of the predicted class, over {}. The ECE in each title is pooled over these voxels, "
+    "whereas the tables show means over cases."
+)
+FOUND_IN_ONE = "missed / spurious"
+ABOUT_FOUND_IN_ONE = (
+    "The last column counts structures that only the ground truth (missed) or only the prediction (spurious) "
+    "contains; they have DSC 0 and no HD95."
+)
 DIAGRAMS = {"all": "All voxels", "predicted": "Predicted foreground"}
 
 
-class _Row(NamedTuple):
-    """A method in a table of means: its first cell, and what its records have besides."""
+class Row(NamedTuple):
+    """A method in a table of means.
+
+    Attributes:
+        method: The method.
+        first: First cell of the row.
+        fields: What its records have besides, the same in all.
+        seeds: Number of seeds; None for a network that was not trained here.
+        published: Means that the paper reports, by measure.
+    """
 
     method: Method
     first: TableCell
     fields: Mapping[str, Any] = {}
+    seeds: int | None = None
+    published: Mapping[str, float] = {}
 
 
 def means_section(results: Results, test_set: str = "") -> Section:
@@ -59,15 +93,14 @@ def means_section(results: Results, test_set: str = "") -> Section:
             paper.
     """
     plain, scaled = (results.at(Condition(test_set, with_temperature)) for with_temperature in (False, True))
-    regions = _measured(plain, OF_REGIONS)
+    regions = plain.measured(OF_REGIONS)
     rows = _rows(plain, scaled)
-    cells, records = _estimates(rows, ["dsc", "hd95", *regions, *OF_FOREGROUND], plain)
-    for row, (method, *_) in zip(cells, rows, strict=True):
-        missed, spurious = (sum(getattr(each, what) for each in method.evaluations) for what in ("missed", "spurious"))
-        row.append(TableCell(f"{missed} / {spurious}"))
+    cells, records = mean_rows(rows, ["dsc", "hd95", *regions, *OF_FOREGROUND], plain)
+    for line, counts in zip(cells, count_found_in_one(rows), strict=True):
+        line.append(counts)
     headings = [heading(measure) for measure in ("dsc", "hd95", *regions)]
     headings += [heading(measure, "foreground" if regions else "") for measure in OF_FOREGROUND]
-    header = ["", *headings, "missed / spurious"]
+    header = ["", *headings, FOUND_IN_ONE]
     if test_set:
         patients = len(set(plain.patients))
         caption = (
@@ -83,31 +116,32 @@ def means_section(results: Results, test_set: str = "") -> Section:
         f"{ABOUT_TEMPERATURE if scaled.methods else ''}"
         "HD95 is in voxels of the prepared grid, whatever the distance between slices. "
         f"{ABOUT_REGIONS if regions else ABOUT_FOREGROUND}"
-        "The last column counts structures that only the ground truth (missed) or only the prediction (spurious) "
-        "contains; they have DSC 0 and no HD95. All intervals on this page are over patients: they reflect the "
+        f"{ABOUT_FOUND_IN_ONE} All intervals on this page are over patients: they reflect the "
         "choice of test patients, not the randomness of training."
     )
     return Section("means", "Means", caption, header, cells, records)
 
 
-def _measured(results: Results, measures: Sequence[str]) -> list[str]:
-    """Return which measures there are; results of earlier versions have no regions."""
-    return [measure for measure in measures if measure in results.first.columns]
-
-
-def _rows(plain: Results, scaled: Results) -> list[_Row]:
+def _rows(plain: Results, scaled: Results) -> list[Row]:
     """Return a row for each method and, below it, one for the method with its temperature."""
     with_temperature = {method.name: method for method in scaled.methods}
     rows = []
     for method in plain.methods:
-        rows.append(_Row(method, TableCell(method.label), {"temperature": "without"} if scaled.methods else {}))
+        published = dict(zip(RANKED, plain.published.get(method.name, ()), strict=False))
+        fields = {"temperature": "without"} if scaled.methods else {}
+        rows.append(Row(method, TableCell(method.label), fields, _seeds(method), published))
         if (other := with_temperature.get(method.name)) is not None:
             label, notes = _temperature(other)
-            rows.append(_Row(other, TableCell(f"{method.label} + {label}", notes), {"temperature": "with"}))
+            first = TableCell(f"{method.label} + {label}", notes)
+            rows.append(Row(other, first, {"temperature": "with"}, _seeds(other)))
     return rows
 
 
-def _temperature(method: Method) -> tuple[str, list[str]]:
+def _seeds(method: TrainedMethod) -> int:
+    return len({run.settings.seed for run in method.runs})
+
+
+def _temperature(method: TrainedMethod) -> tuple[str, list[str]]:
     """Return the temperature of a method as text, and its interval; of several networks, the range."""
     fits = [cell.temperature for cell in method.cells if cell.temperature is not None]
     low, high = (f"{end(fit.temperature for fit in fits):.2f}" for end in (min, max))
@@ -118,46 +152,68 @@ def _temperature(method: Method) -> tuple[str, list[str]]:
 
 def structures_section(results: Results) -> Section:
     """Return the mean DSC and HD95 of every structure."""
-    measures = [f"{metric}_{name}" for metric in ("dsc", "hd95") for name in results.first.structures]
-    rows = [_Row(method, TableCell(method.label)) for method in results.methods]
-    cells, records = _estimates(rows, measures, results)
-    caption = f"Mean over the cases of the {results.split} split where the measure is defined, with its 95 % interval."
+    rows = [Row(method, TableCell(method.label), seeds=_seeds(method)) for method in results.methods]
+    return means_of_structures(rows, results, f"the {results.split} split")
+
+
+def means_of_structures(rows: Sequence[Row], compared: Comparison, cases: str) -> Section:
+    """Return the mean DSC and HD95 of every structure.
+
+    Args:
+        rows: The methods.
+        compared: The comparison that they are from.
+        cases: Says which cases these are.
+    """
+    measures = [f"{metric}_{name}" for metric in ("dsc", "hd95") for name in compared.first.structures]
+    cells, records = mean_rows(rows, measures, compared)
+    caption = f"Mean over the cases of {cases} where the measure is defined, with its 95 % interval."
     return Section("structures", "Structures", caption, ["", *map(heading, measures)], cells, records)
 
 
-def _estimates(
-    rows: Sequence[_Row], measures: Sequence[str], results: Results
+def mean_rows(
+    rows: Sequence[Row], measures: Sequence[str], compared: Comparison
 ) -> tuple[list[list[TableCell]], list[dict[str, Any]]]:
-    """Return the cells and the records of a table of means, with the published ones of the results."""
+    """Return the cells and the records of a table of means.
+
+    Args:
+        rows: The methods.
+        measures: The columns.
+        compared: The comparison that they are from.
+    """
     cells: list[list[TableCell]] = [[row.first] for row in rows]
     records = []
-    has_if_true = any(f"{measure}_if_true" in results.first.columns for measure in measures)
+    has_if_true = any(f"{measure}_if_true" in compared.first.columns for measure in measures)
     for measure in measures:
         values = [row.method.values(measure) for row in rows]
-        estimates = [mean_with_interval(of_method, results.patients) for of_method in values]
+        estimates = [mean_with_interval(of_method, compared.patients) for of_method in values]
         marks = best_marks(estimates, measure)
         for row, of_method, estimate, mark, line in zip(rows, values, estimates, marks, cells, strict=True):
-            method = row.method
-            paper = results.published.get(method.name, ()) if not method.runs[0].condition.scaled else ()
-            published = dict(zip(RANKED, paper, strict=False)).get(measure)
+            published = row.published.get(measure)
             notes = interval(estimate, measure)
             if published is not None:
                 notes.append(f"paper {number(published, measure)}")
             if_true = None
-            if f"{measure}_if_true" in results.first.columns:
-                if_true = float(mean_of_defined(method.values(f"{measure}_if_true")))
+            if f"{measure}_if_true" in compared.first.columns:
+                if_true = float(mean_of_defined(row.method.values(f"{measure}_if_true")))
                 notes.append(f"{number(if_true, measure)} if true")
             line.append(TableCell(number(estimate.mean, measure), notes, mark))
             cases = int(np.count_nonzero(~np.isnan(of_method)))
-            record = {"method": method.name, "measure": measure, **estimate._asdict(), "cases": cases}
-            record |= {"seeds": len({run.settings.seed for run in method.runs}), "published": published}
+            record = {"method": row.method.name, "measure": measure, **estimate._asdict(), "cases": cases}
+            if row.seeds is not None:
+                record |= {"seeds": row.seeds, "published": published}
             records.append({**record, **row.fields, **({"if_true": if_true} if has_if_true else {})})
     return cells, records
 
 
+def count_found_in_one(rows: Sequence[Row]) -> list[TableCell]:
+    """Return how many structures are missed and spurious in each row."""
+    lists = [[(each.missed, each.spurious) for each in row.method.evaluations] for row in rows]
+    return [TableCell(" / ".join(str(sum(map(len, part))) for part in zip(*pairs, strict=True))) for pairs in lists]
+
+
 def temperature_section(results: Results) -> Section:
     """Return the paired differences with temperature minus without, of every method on every test set."""
-    measures = _measured(results, CHANGED)
+    measures = results.measured(CHANGED)
     rows, records = [], []
     for test_set in ("", *results.test_sets):
         scaled = results.at(Condition(test_set, scaled=True))
@@ -199,26 +255,36 @@ def reliability_section(results: Results) -> Section:
     """Return reliability diagrams of the predicted class: over regions that the prediction chooses, if there are any,
     without and with temperature; otherwise over the ground-truth foreground.
     """
-    has_regions = all(name in results.first.evaluations[0].regions for name in DIAGRAMS)
+    if results.has_regions:
+        return region_diagrams(results, "all cases and seeds", " + T: with temperature.")
     pictures = []
     for method in results.methods:
-        if has_regions:
-            figure = reliability_diagram(diagram_panels(method), bands=True)
-        else:
-            figure = reliability_diagram(_sum([evaluation.bins for evaluation in method.evaluations]))
-        pictures.append(Picture(f"reliability_{method.name}", method.label, to_png(figure)))
-    over = (
-        "all voxels, and over those that are predicted as foreground," if has_regions else "the ground-truth foreground"
-    )
-    caption = (
-        f"Accuracy over confidence of the predicted class, over {over} {'' if has_regions else 'voxels '}of all cases "
-        "and seeds. The ECE in each title is pooled over these voxels, whereas the tables show means over cases."
-    )
-    if has_regions:
-        caption += (
-            " + T: with temperature. The dark bands hold 95 % of the accuracies that true probabilities would have if "
-            "voxels were independent, which those of one image are not."
+        first, *rest = (evaluation.bins for evaluation in method.evaluations)
+        pictures.append(
+            Picture(f"reliability_{method.name}", method.label, to_png(reliability_diagram(sum(rest, first))))
         )
+    caption = ABOUT_DIAGRAMS.format("the ground-truth foreground voxels of all cases and seeds")
+    return Section("reliability", "Reliability diagrams", caption, pictures=pictures)
+
+
+def region_diagrams(compared: Comparison, cases: str, about: str = "") -> Section:
+    """Return reliability diagrams of the predicted class over all voxels and over the predicted foreground.
+
+    Args:
+        compared: The methods.
+        cases: Says which cases these are.
+        about: What the diagrams show besides.
+    """
+    pictures = [
+        Picture(f"reliability_{method.name}", method.label, to_png(reliability_diagram(panels, bands=True)))
+        for method in compared.methods
+        if (panels := diagram_panels(method))
+    ]
+    over = f"all voxels, and over those that are predicted as foreground, of {cases}"
+    caption = (
+        f"{ABOUT_DIAGRAMS.format(over)}{about} The dark bands hold 95 % of the accuracies that true probabilities "
+        "would have if voxels were independent, which those of one image are not."
+    )
     return Section("reliability", "Reliability diagrams", caption, pictures=pictures)
 
 
@@ -226,14 +292,8 @@ def diagram_panels(method: Method) -> dict[str, CalibrationBins]:
     """Return the bins of each region without and with temperature, by the title of their panel."""
     panels = {}
     for region, title in DIAGRAMS.items():
-        for condition, suffix in ((OWN, ""), (Condition(scaled=True), " + T")):
-            if evaluations := method.at(condition).evaluations:
-                bins = _sum([evaluation.regions[region] for evaluation in evaluations])
-                if bins.count.sum() > 0:  # a network may predict no foreground at all
-                    panels[title + suffix] = bins
+        for suffix, variant in method.variants.items():
+            bins = variant.bins(region)
+            if bins.count.sum() > 0:  # a network may predict no foreground at all
+                panels[title + suffix] = bins
     return panels
-
-
-def _sum(bins: Sequence[CalibrationBins]) -> CalibrationBins:
-    first, *rest = bins
-    return sum(rest, first)

@@ -71,9 +71,10 @@ def _escaped_in_table(text: str) -> str:
     return _escaped(text).replace("|", r"\|")
 
 
-def to_markdown(title: str, notice: str, sections: Sequence[Section]) -> str:
-    """Return the tables, with links to the figures."""
-    parts = [f"# {_escaped(title)}", *([f"> {_escaped(notice)}"] if notice else [])]
+def to_markdown(title: str, conclusion: str, notice: str, sections: Sequence[Section]) -> str:
+    """Return the tables, with links to the figures. Arguments as in `to_html`."""
+    parts = [f"# {_escaped(title)}", *([_escaped(conclusion)] if conclusion else [])]
+    parts += [f"> {_escaped(notice)}"] if notice else []
     for section in sections:
         parts += [f"## {_escaped(section.title)}", _escaped(section.caption)]
         if section.rows:
@@ -91,9 +92,10 @@ def _cell_markdown(cell: TableCell) -> str:
 
 
 STYLE = """
-body { max-width: 72rem; margin: 2rem auto; padding: 0 1rem; color: #222; font: 16px/1.45 system-ui, sans-serif; }
+body { max-width: 78rem; margin: 2rem auto; padding: 0 1rem; color: #222; font: 16px/1.45 system-ui, sans-serif; }
 h1, h2 { line-height: 1.2; } h2 { margin-top: 2.5rem; }
 .caption { max-width: 48rem; color: #555; font-size: 0.9rem; }
+.conclusion { max-width: 60rem; font-size: 1.15rem; }
 .notice { padding: 0.5rem 1rem; border-left: 4px solid #d55e00; background: #fdf3ec; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
@@ -108,18 +110,24 @@ summary { margin: 1rem 0 0; cursor: pointer; font-weight: 700; }
 """
 
 
-def to_html(title: str, notice: str, sections: Sequence[Section], folded: Sequence[Section]) -> str:
+def to_html(
+    title: str, conclusion: str, notice: str, sections: Sequence[Section], folded: Sequence[Section] = ()
+) -> str:
     """Return one page that holds all figures and needs no network.
 
     Args:
         title: Title of the page.
-        notice: Text that stands out below the title; none if empty.
+        conclusion: What the page begins with; nothing if empty.
+        notice: Text that stands out below it; none if empty.
         sections: Sections to show.
         folded: Sections to show when clicked.
     """
     title = html.escape(title)
-    head = f'<head>\n<meta charset="utf-8">\n<title>{title}</title>\n<style>{STYLE}</style>\n</head>'
+    viewport = '<meta name="viewport" content="width=device-width, initial-scale=1">'
+    head = f'<head>\n<meta charset="utf-8">\n<title>{title}</title>\n{viewport}\n<style>{STYLE}</style>\n</head>'
     parts = [f'<!DOCTYPE html>\n<html lang="en">\n{head}\n<body>\n<h1>{title}</h1>']
+    if conclusion:
+        parts.append(f'<p class="conclusion">{html.escape(conclusion)}</p>')
     if notice:
         parts.append(f'<p class="notice">{html.escape(notice)}</p>')
     parts += [f"<h2>{html.escape(section.title)}</h2>\n{_section_html(section)}" for section in sections]

@@ -1,22 +1,30 @@
-"""The report of a comparison: one page, the same tables as Markdown and CSV, and the figures."""
+"""The report of a comparison or of evaluations: one page, the same tables as Markdown and CSV, and the figures."""
 
 from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from urllib.parse import unquote
 
 from calib_components.errors import InputError, make_folder, nearest, reading
 from calib_components.tools.comparison.cell_settings import Condition
+from calib_components.tools.comparison.conclusion import conclude
+from calib_components.tools.comparison.evaluation_sections import evaluation_sections
+from calib_components.tools.comparison.evaluations import (
+    Evaluations,
+    FolderEvaluation,
+    read_evaluation,
+    read_evaluations,
+)
 from calib_components.tools.comparison.means import (
     means_section,
     reliability_section,
     structures_section,
     temperature_section,
 )
-from calib_components.tools.comparison.page import to_csv, to_html, to_markdown
+from calib_components.tools.comparison.page import Section, to_csv, to_html, to_markdown
 from calib_components.tools.comparison.results import Results, read_results
 from calib_components.tools.comparison.sections import (
     cases_sections,
@@ -27,12 +35,20 @@ from calib_components.tools.comparison.sections import (
 )
 from calib_components.tools.comparison.statistics import FEWEST_PATIENTS
 
-__all__ = ["report"]
+__all__ = ["report", "report_evaluations", "report_folders"]
 
 PAGE, MARKDOWN = "index.html", "report.md"
-OPTIONAL = ("differences.csv", "temperature.csv")  # tables that a report may lack, besides those of test sets
-TITLE = "Losses compared: "  # also tells a page of ours from another's
+TABLES = ("cells", "differences", "expected_dsc", "means", "ranks", "risk_coverage", "structures", "temperature")
+OPTIONAL = [f"{name}.csv" for name in (*TABLES, "thresholds", "volumes")]  # besides those of test sets
+# Beginnings of titles, which also tell a page of ours from another's.
+LOSSES, COMPARED, CALIBRATED = "Losses compared: ", "Evaluations compared: ", "Is it calibrated? "
 REFERENCE = "nacl"
+PICTURED = 3  # methods whose cases are shown; those of the others are folded away
+OWN_FOLDER = "--out: expected a folder of its own for the report"
+FOREGROUND_ONLY = " All without temperature; calibration over the ground-truth foreground."
+ABOUT_CONTOURS = (
+    "and the entropy of its probabilities. Contours have the colours of the classes in the figure of the logits."
+)
 
 
 def report(results: Path, out: Path = Path("report"), reference: str | None = None) -> None:
@@ -58,36 +74,135 @@ def report(results: Path, out: Path = Path("report"), reference: str | None = No
             f"--reference: expected a method, {', '.join(found.planned)}, got {reference!r}"
             f"{nearest(reference, found.planned)}"
         )
-    title = TITLE + (found.dataset.upper() if found.dataset else ", ".join(found.first.structures))
+    title = LOSSES + (found.dataset.upper() if found.dataset else ", ".join(found.first.structures))
     base = next((method for method in found.methods if method.name == (reference or REFERENCE)), None)
+    about = FOREGROUND_ONLY if "ece_all" in found.first.columns else ""
     sections = [means_section(found), *(means_section(found, test_set) for test_set in found.test_sets)]
     if found.at(Condition(scaled=True)).methods:
         sections.append(temperature_section(found))
     if base is not None and len(found.methods) > 1:
-        sections.append(differences_section(found, base))
-    sections += [ranks_section(found), reliability_section(found), logits_section(found)]
+        sections.append(differences_section(found, base, about=about))
+    sections += [ranks_section(found, about=about), reliability_section(found), logits_section(found)]
     sections += [structures_section(found), cells_section(found)]
-
     notice = " ".join(_notices(found, None if base else reference or REFERENCE))
+    cases = cases_sections(found, base, ABOUT_CONTOURS)
+    _write_report(title, conclude(found, base), notice, cases, sections, out)
+
+
+def report_evaluations(
+    folders: Sequence[Path],
+    out: Path = Path("report"),
+    validation: Path | None = None,
+    reference: str | None = None,
+) -> None:
+    """Write tables and figures of one evaluation folder, or of several on the cases that all have.
+
+    Files, and what holds of them, are as for `report`.
+
+    Args:
+        folders: What the evaluation of a bundle or evaluate_predictions wrote.
+        out: Folder for the report.
+        validation: Evaluation folder of validation cases, which chooses the thresholds of the one network; default:
+            none are chosen.
+        reference: Name of the folder that the others are compared with; default: the first.
+
+    Raises:
+        InputError: A file of the folders is missing or broken, they cannot be compared, the reference is unknown, or
+            the folder of the report holds other files or cannot be written.
+    """
+    found = read_evaluations(folders)
+    for folder in (source.resolve() for source in folders):
+        if out.resolve() in (folder, folder / "cases", *folder.parents):
+            raise InputError(f"{OWN_FOLDER}, got {out}, which holds an evaluation")
+    labels = [method.label for method in found.methods]
+    if reference is not None and reference not in labels:
+        raise InputError(
+            f"--reference: expected a name, {', '.join(labels)}, got {reference!r}{nearest(reference, labels)}"
+        )
+    base = found.methods[0 if reference is None else labels.index(reference)]
+    several = len(labels) > 1
+    chosen_on = None if validation is None else _read_validation(validation, found)
+    sections = evaluation_sections(found, base if several else None, chosen_on)
+    title = COMPARED + ", ".join(labels) if several else CALIBRATED + labels[0]
+    notices = list(found.notices)
+    if len(set(found.patients)) < FEWEST_PATIENTS:
+        notices.append(f"{found.counted}: intervals and tests need at least {FEWEST_PATIENTS}.")
+    if chosen_on is not None and (both := {*chosen_on.cases} & {*found.first.cases}):
+        notices.append(
+            f"{len(both)} of the cases are in the validation folder too, so the thresholds were chosen on them."
+        )
+    cases = cases_sections(found, base, "and the entropy of its probabilities, if there are any.")
+    _write_report(title, conclude(found, base), " ".join(notices), cases, sections, out)
+
+
+def _read_validation(folder: Path, found: Evaluations) -> FolderEvaluation:
+    """Read the evaluation of validation cases, and check that it has thresholds of the same structures."""
+    if len(found.methods) > 1:
+        raise InputError(
+            "--validation: expected one evaluation folder with it, since it is of one network, got several"
+        )
+    validation = read_evaluation(folder)
+    evaluation = found.methods[0].evaluation
+    if validation.thresholds is None:
+        raise InputError(f"{folder / 'thresholds.json'}: expected thresholds, got no such file; evaluate again")
+    if {*validation.threshold_structures} != {*evaluation.threshold_structures}:
+        raise InputError(
+            f"{folder}: expected the structures of {evaluation.folder}, {', '.join(evaluation.threshold_structures)}, "
+            f"got {', '.join(validation.threshold_structures)}"
+        )
+    return validation
+
+
+def report_folders(
+    *folders: Path, out: Path = Path("report"), reference: str | None = None, validation: Path | None = None
+) -> None:
+    """Write tables and figures of a comparison of losses, or of evaluations.
+
+    Args:
+        folders: The results folder of compare_losses; or one or several evaluation folders, which are compared on their
+            common cases.
+        out: Folder for the report.
+        reference: Method, or name of the evaluation folder, that the others are compared with; default: nacl, or the
+            first folder.
+        validation: Evaluation folder of validation cases, on which the thresholds of one network are chosen; default:
+            none are chosen.
+
+    Raises:
+        InputError: See `report` and `report_evaluations`.
+    """
+    if len(folders) == 1 and not (folders[0] / "cases.csv").exists():
+        if validation is not None:
+            raise InputError("--validation: expected an evaluation folder with it, got results of compare_losses")
+        report(folders[0], out, reference)
+    else:
+        report_evaluations(folders, out, validation, reference)
+
+
+def _write_report(
+    title: str, conclusion: str, notice: str, cases: Sequence[Section], sections: Sequence[Section], out: Path
+) -> None:
+    """Write the files and print where; pictures of cases are in the page alone."""
+    shown, folded = [*cases[:PICTURED], *sections], cases[PICTURED:]
     files = {
-        MARKDOWN: to_markdown(title, notice, sections).encode(),
+        MARKDOWN: to_markdown(title, conclusion, notice, sections).encode(),
         **{f"{section.name}.csv": to_csv(section.records) for section in sections if section.records},
         **{f"{picture.name}.png": picture.png for section in sections for picture in section.pictures},
-        PAGE: to_html(title, notice, sections, cases_sections(found)).encode(),
+        PAGE: to_html(title, conclusion, notice, shown, folded).encode(),
     }
     _write_files(files, out)
     print(out / PAGE)
-    if notice:
-        print(notice)
+    for text in (conclusion, notice):
+        if text:
+            print(text)
 
 
 def _check_folder(out: Path, results: Path, found: Results) -> None:
     """Check that the folder of the report is neither that of the results nor in it where cells are or will be."""
     source, target = results.resolve(), out.resolve()
     if target in (source, *source.parents):
-        raise InputError(f"--out: expected a folder of its own for the report, got {out}, which holds the results")
+        raise InputError(f"{OWN_FOLDER}, got {out}, which holds the results")
     if source in target.parents and (name := target.relative_to(source).parts[0]) in (*found.planned, "work"):
-        raise InputError(f"--out: expected a folder of its own for the report, got {out}, which is in {results / name}")
+        raise InputError(f"{OWN_FOLDER}, got {out}, which is in {results / name}")
 
 
 def _write_files(files: Mapping[str, bytes], out: Path) -> None:
@@ -124,7 +239,8 @@ def _check_own(files: Mapping[str, bytes], out: Path) -> list[str]:
     others = [path.name for path in present if path.name not in own or not path.is_file()]
     if present and not others:
         with reading(out / PAGE, "the page of an earlier report") as page:
-            others = [] if f"<title>{TITLE}" in page.read_text(encoding="utf-8")[:1000] else [PAGE]
+            head = page.read_text(encoding="utf-8")[:1000]
+            others = [] if any(f"<title>{title}" in head for title in (LOSSES, COMPARED, CALIBRATED)) else [PAGE]
     if others:
         raise InputError(
             f"{out}: expected only files of this report, got {', '.join(others)}; move or delete them, or choose "
@@ -143,11 +259,10 @@ def _further_files(markdown: Path) -> list[str]:
 def _notices(results: Results, missing_reference: str | None) -> list[str]:
     """Return what a reader should know before the numbers."""
     notices = []
-    if (patients := len(set(results.patients))) < FEWEST_PATIENTS:
-        counted = "1 patient" if patients == 1 else f"{patients} patients"
+    if len(set(results.patients)) < FEWEST_PATIENTS:
         notices.append(
-            f"{counted}: too few to tell which loss is better. Intervals, tests and marks of the best need at least "
-            f"{FEWEST_PATIENTS}; cross-validation (compare_losses --folds) tests every patient."
+            f"{results.counted}: too few to tell which loss is better. Intervals, tests and marks of the "
+            f"best need at least {FEWEST_PATIENTS}; cross-validation (compare_losses --folds) tests every patient."
         )
     if results.test_sets:
         listed = ", ".join(results.test_sets)

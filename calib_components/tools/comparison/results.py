@@ -14,12 +14,8 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from calib_components.errors import InputError, writing
 from calib_components.tools.comparison.cell_settings import (
@@ -33,83 +29,38 @@ from calib_components.tools.comparison.cell_settings import (
     is_texts,
     read_json,
 )
-from calib_components.tools.comparison.cells import Evaluation, FinishedCell, read_cell
+from calib_components.tools.comparison.cells import CellEvaluation, FinishedCell, read_cell
+from calib_components.tools.comparison.measured import Comparison, Method, Run
 from calib_components.tools.comparison.published import PUBLISHED, STRUCTURES
-from calib_components.tools.comparison.statistics import Array, mean_of_defined
 
-__all__ = ["Method", "Results", "Run", "add_to_plan", "read_plan", "read_results"]
+__all__ = ["Results", "TrainedMethod", "TrainedRun", "add_to_plan", "read_plan", "read_results"]
 
 
 @dataclass(frozen=True, eq=False)
-class Run:
+class TrainedRun(Run):
     """One method trained with one seed, evaluated under one condition.
 
     Attributes:
+        evaluations: What was measured, for each cell.
         cells: Its cell, or one for each fold.
         condition: What its networks are evaluated on.
     """
 
+    evaluations: Sequence[CellEvaluation]
     cells: list[FinishedCell]
-    condition: Condition = OWN
+    condition: Condition
 
     @property
     def settings(self) -> CellSettings:
         """Settings of its first cell."""
         return self.cells[0].settings
 
-    @property
-    def evaluations(self) -> list[Evaluation]:
-        """What was measured, for each cell."""
-        return [cell.evaluations[self.condition] for cell in self.cells]
-
-    @property
-    def cases(self) -> list[str]:
-        """Names of the cases."""
-        return [case for evaluation in self.evaluations for case in evaluation.cases]
-
-    @property
-    def patients(self) -> list[str]:
-        """The patient of each case."""
-        return [evaluation.patients[case] for evaluation in self.evaluations for case in evaluation.cases]
-
-    @cached_property
-    def columns(self) -> dict[str, Array]:
-        """`(cases,)` for each column of `cases.csv`, NaN where a measure is undefined."""
-        tables = [evaluation.columns for evaluation in self.evaluations]
-        return {name: np.concatenate([table[name] for table in tables]) for name in tables[0]}
-
-    @property
-    def structures(self) -> list[str]:
-        """Names of the structures that are segmented."""
-        return [name.removeprefix("dsc_") for name in self.columns if name.startswith("dsc_")]
-
-    def values(self, measure: str) -> Array:
-        """Return a column, `(cases,)`; for `dsc` and `hd95`, the mean over the structures that have a value."""
-        if measure in self.columns:
-            return self.columns[measure]
-        return mean_of_defined([self.columns[f"{measure}_{name}"] for name in self.structures])
-
-    @property
-    def complete(self) -> NDArray[np.bool_]:
-        """Whether no structure of a case is missed or spurious, `(cases,)`."""
-        scored = np.array([~np.isnan(self.columns[f"dsc_{name}"]) for name in self.structures])
-        measured = np.array([~np.isnan(self.columns[f"hd95_{name}"]) for name in self.structures])
-        return (scored == measured).all(0)
-
 
 @dataclass(frozen=True, eq=False)
-class Method:
-    """All finished runs of one setting.
+class TrainedMethod(Method):
+    """All finished runs of one setting; its name is that of its folder."""
 
-    Attributes:
-        name: Name of its folder.
-        label: Name in tables and figures.
-        runs: One for each seed.
-    """
-
-    name: str
-    label: str
-    runs: list[Run]
+    runs: Sequence[TrainedRun]
 
     @property
     def cells(self) -> list[FinishedCell]:
@@ -117,33 +68,32 @@ class Method:
         return [cell for run in self.runs for cell in run.cells]
 
     @property
-    def evaluations(self) -> list[Evaluation]:
+    def evaluations(self) -> list[CellEvaluation]:
         """What was measured, for each cell of all runs."""
         return [evaluation for run in self.runs for evaluation in run.evaluations]
 
-    def at(self, condition: Condition) -> Method:
+    @property
+    def variants(self) -> dict[str, Method]:
+        """The method without and with its temperature, as far as it was evaluated so."""
+        both = {"": self.at(OWN), " + T": self.at(Condition(scaled=True))}
+        return {suffix: method for suffix, method in both.items() if method.runs}
+
+    def at(self, condition: Condition) -> TrainedMethod:
         """Return the method under another condition, without the runs that were not evaluated under it.
 
         The networks of all folds are evaluated on the same cases of a further test set, so each is a run of its own.
         """
         groups = [[cell] for cell in self.cells] if condition.test_set else [run.cells for run in self.runs]
         found = [cells for cells in groups if all(condition in cell.evaluations for cell in cells)]
-        return replace(self, runs=[Run(cells, condition) for cells in found])
+        return replace(self, runs=[_run(cells, condition) for cells in found])
 
-    def values(self, measure: str) -> Array:
-        """Return a column or measure as the mean over seeds, `(cases,)`, for means over cases."""
-        return mean_of_defined([run.values(measure) for run in self.runs])
 
-    def comparable(self, measure: str) -> Array:
-        """As `values`, but without HD95 where a structure is missed or spurious; for differences and ranks."""
-        values = self.values(measure)
-        if not measure.startswith("hd95"):
-            return values
-        return np.where(np.all([run.complete for run in self.runs], axis=0), values, np.nan)
+def _run(cells: list[FinishedCell], condition: Condition = OWN) -> TrainedRun:
+    return TrainedRun([cell.evaluations[condition] for cell in cells], cells, condition)
 
 
 @dataclass(frozen=True, eq=False)
-class Results:
+class Results(Comparison):
     """All finished runs of a results folder.
 
     Attributes:
@@ -152,7 +102,7 @@ class Results:
         missing: Cells that are not finished, such as "svls, seed 1". A run that lacks a fold is left out.
     """
 
-    methods: list[Method]
+    methods: Sequence[TrainedMethod]
     planned: list[str]
     missing: list[str]
 
@@ -168,7 +118,7 @@ class Results:
         return list(dict.fromkeys(name for names in sets for name in names))
 
     @property
-    def first(self) -> Run:
+    def first(self) -> TrainedRun:
         """A run, for what all have in common."""
         return self.methods[0].runs[0]
 
@@ -176,11 +126,6 @@ class Results:
     def split(self) -> str:
         """Split that the cells were evaluated on: testing, validation or training."""
         return "testing" if self.first.condition.test_set else self.first.settings.evaluation["split"]
-
-    @property
-    def patients(self) -> list[str]:
-        """The patient of each case."""
-        return self.first.patients
 
     @property
     def dataset(self) -> str | None:
@@ -215,15 +160,15 @@ def read_results(folder: str | os.PathLike) -> Results:
     missing = [key for key in expected if key not in found]
     incomplete = {key[:2] for key in missing}
     planned = list(dict.fromkeys(method for method, _, _ in expected))
-    methods: list[Method] = []
+    methods: list[TrainedMethod] = []
     for name in planned:
         seeds = sorted({seed for method, seed, _ in found if method == name and (method, seed) not in incomplete})
-        runs = [Run([found[key] for key in sorted(found, key=_by_fold) if key[:2] == (name, seed)]) for seed in seeds]
+        runs = [_run([found[key] for key in sorted(found, key=_by_fold) if key[:2] == (name, seed)]) for seed in seeds]
         if runs:
             label = runs[0].settings.label
             if same := [method.name for method in methods if method.label == label]:
                 raise InputError(f"{folder}: expected a label for each method, got {label} for {same[0]} and {name}")
-            methods.append(Method(name, label, runs))
+            methods.append(TrainedMethod(name, label, runs))
     if not methods:
         raise InputError(f"{folder}: expected METHOD/seedN/settings.json, got no finished cell, or none of all folds")
     return Results(methods, planned, [cell_name(*key) for key in missing])
@@ -236,7 +181,7 @@ def _by_fold(key: tuple[str, int, int | None]) -> int:
 def _check_comparable(cells: Sequence[FinishedCell]) -> None:
     """Check that cells have the same protocol, and those of one fold the same cases; a patient is in one fold only."""
     of_fold: dict[int | None, FinishedCell] = {}
-    of_cases: dict[tuple[Condition, int | None], Evaluation] = {}
+    of_cases: dict[tuple[Condition, int | None], CellEvaluation] = {}
     fold_of: dict[str, int | None] = {}
     for cell in cells:
         first = of_fold.setdefault(cell.settings.fold, cell)
@@ -256,7 +201,7 @@ def _check_comparable(cells: Sequence[FinishedCell]) -> None:
                 )
 
 
-def _other_form(one: Evaluation, other: Evaluation) -> list[str]:
+def _other_form(one: CellEvaluation, other: CellEvaluation) -> list[str]:
     """Return in what the files of two evaluations differ that keeps them out of one table."""
     differing = ["columns of cases.csv"] if one.columns.keys() != other.columns.keys() else []
     differing += ["class_names of logits.json"] if one.class_names != other.class_names else []

@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
 from calib_components.figures import logit_bars, rank_heat_map
 from calib_components.posthoc import TemperatureEstimate
+from calib_components.tools.comparison.measured import Comparison, Method
 from calib_components.tools.comparison.page import Picture, Section, TableCell, to_png
 from calib_components.tools.comparison.published import METRICS, RANKED
-from calib_components.tools.comparison.results import Method, Results
+from calib_components.tools.comparison.results import Results
 from calib_components.tools.comparison.statistics import (
     case_ranks,
     column_ranks,
-    holm,
     mean_case_rank_with_interval,
     mean_of_defined,
     means_over_common_cases,
-    paired_difference,
     sum_rank_with_interval,
 )
-from calib_components.tools.comparison.tables import DIFFERENCE, best_marks, heading, interval, number
+from calib_components.tools.comparison.tables import (
+    DIFFERENCE,
+    SIGNIFICANT,
+    best_marks,
+    heading,
+    higher_is_better,
+    interval,
+    number,
+    p_text,
+    plain_heading,
+)
 
 __all__ = [
     "cases_sections",
@@ -31,58 +41,55 @@ __all__ = [
     "ranks_section",
 ]
 
-SIGNIFICANT = 0.05
 
+def differences_section(
+    compared: Comparison, reference: Method, measures: Iterable[str] = tuple(METRICS), about: str = ""
+) -> Section:
+    """Return the paired differences of every other method to the reference.
 
-def differences_section(results: Results, reference: Method) -> Section:
-    """Return the paired differences of every other method to the reference."""
-    others = [method for method in results.methods if method is not reference]
-    rows = [[TableCell(method.label)] for method in others]
+    Args:
+        compared: The methods.
+        reference: The one that the others are compared with.
+        measures: What is compared.
+        about: End of the caption, such as what all measures have in common.
+    """
+    rows = [[TableCell(method.label)] for method in compared.methods if method is not reference]
     records = []
-    for measure in METRICS:
-        base = reference.comparable(measure)
-        differences = [paired_difference(method.comparable(measure), base, results.patients) for method in others]
-        adjusted = holm([difference.p_value for difference in differences])
-        for method, difference, p_value, row in zip(others, differences, adjusted, rows, strict=True):
-            notes = interval(difference, measure, DIFFERENCE)
-            if not np.isnan(p_value):
-                notes.append("p < 0.001" if p_value < 0.001 else f"p = {number(p_value, 'p_value')}")
+    for measure in measures:
+        differences = compared.differences(measure, reference)
+        for (method, (difference, p_value)), row in zip(differences.items(), rows, strict=True):
+            notes = [*interval(difference, measure, DIFFERENCE), *p_text(p_value)]
             mark = "bold" if p_value < SIGNIFICANT else ""
             row.append(TableCell(number(difference.mean, measure, DIFFERENCE), notes, mark))
             record = {"method": method.name, "measure": measure, **difference._asdict()}
-            records.append({**record, "p_value_holm": float(p_value)})
+            records.append({**record, "p_value_holm": p_value})
     label = reference.label
     caption = (
         f"Each method minus {label} on the same cases: mean difference, its 95 % interval (not corrected for multiple "
         "comparisons), and the p-value of a Wilcoxon signed-rank test on the means of the patients, Holm-corrected "
         f"over the methods; bold if p < {SIGNIFICANT}. {label} is better where DSC is negative and the other measures "
-        "are positive. Cases with a missed or spurious structure are left out for HD95." + _about_measures(results)
+        "are positive. Cases with a missed or spurious structure are left out for HD95." + about
     )
-    return Section("differences", f"Differences to {label}", caption, ["", *map(heading, METRICS)], rows, records)
+    header = ["", *(heading(measure) for measure in measures)]
+    return Section("differences", f"Differences to {label}", caption, header, rows, records)
 
 
-def _about_measures(results: Results) -> str:
-    """Say which of several: results of earlier versions have one network and one region."""
-    several = "ece_all" in results.first.columns
-    return " All without temperature; calibration over the ground-truth foreground." if several else ""
-
-
-def ranks_section(results: Results) -> Section:
-    """Return both rankings and their heat maps."""
-    better = [METRICS[measure].higher_is_better for measure in RANKED]
-    values = [np.stack([method.comparable(measure) for measure in RANKED], axis=1) for method in results.methods]
+def ranks_section(compared: Comparison, measures: Sequence[str] = RANKED, about: str = "") -> Section:
+    """Return both rankings over some measures and their heat maps. Arguments as in `differences_section`."""
+    better = [higher_is_better(measure) for measure in measures]
+    values = [np.stack([method.comparable(measure) for measure in measures], axis=1) for method in compared.methods]
     of_means, of_cases = column_ranks(means_over_common_cases(values), better), case_ranks(values, better)
-    sums = sum_rank_with_interval(values, better, results.patients)
-    averages = mean_case_rank_with_interval(values, better, results.patients)
-    rows = [[TableCell(method.label)] for method in results.methods]
-    records: list[dict[str, Any]] = [{"method": method.name} for method in results.methods]
+    sums = sum_rank_with_interval(values, better, compared.patients)
+    averages = mean_case_rank_with_interval(values, better, compared.patients)
+    rows = [[TableCell(method.label)] for method in compared.methods]
+    records: list[dict[str, Any]] = [{"method": method.name} for method in compared.methods]
     for name, estimates in (("sum_rank", sums), ("mean_case_rank", averages)):
         marks = best_marks(estimates, name)
         for row, record, estimate, mark in zip(rows, records, estimates, marks, strict=True):
             row.append(TableCell(number(estimate.mean, name), interval(estimate, name), mark))
             record.update(zip((name, f"{name}_low", f"{name}_high"), estimate, strict=True))
-    labels = [method.label for method in results.methods]
-    names = [METRICS[measure].label for measure in RANKED]
+    labels = [method.label for method in compared.methods]
+    names = [plain_heading(measure) for measure in measures]
     totals = {name: [record[name] for record in records] for name in ("sum_rank", "mean_case_rank")}
     by_column = rank_heat_map(of_means, totals["sum_rank"], labels, [*names, "sum"])
     of_metrics = mean_of_defined(of_cases.swapaxes(0, 1))
@@ -92,10 +99,10 @@ def ranks_section(results: Results) -> Section:
         Picture("mean_case_rank", "Mean of the ranks on single cases", to_png(by_case)),
     ]
     caption = (
-        "Over DSC, HD95, ECE and CECE, with 95 % intervals; 1 is best, ties share the mean rank. sum-rank: the sum of "
-        "the ranks of the means, where the mean of HD95 is over the cases in which no method has a missed or spurious "
-        "structure. mean-case-rank: the mean of the ranks on single cases, where a method with a missed or spurious "
-        "structure ranks last in HD95." + _about_measures(results)
+        f"Over {', '.join(names[:-1])} and {names[-1]}, with 95 % intervals; 1 is best, ties share the mean rank. "
+        "sum-rank: the sum of the ranks of the means, where the mean of HD95 is over the cases in which no method has "
+        "a missed or spurious structure. mean-case-rank: the mean of the ranks on single cases, where a method with a "
+        "missed or spurious structure ranks last in HD95." + about
     )
     header = ["", "sum-rank ↓", "mean-case-rank ↓"]
     return Section("ranks", "Ranks", caption, header, rows, records, pictures)
@@ -167,14 +174,17 @@ def _fit(temperature: TemperatureEstimate | None) -> dict[str, float | int | Non
     return {column: None if np.isnan(value) else round(value, 3) for column, value in values.items()}
 
 
-def cases_sections(results: Results) -> list[Section]:
-    """Return the best, median and worst case of each method's first cell, for methods whose pictures were kept."""
-    caption = (
-        "The best, median and worst case by the DSC of the volume: the slice with the most foreground, and the "
-        "entropy of its probabilities. Contours have the colours of the classes in the figure of the logits."
-    )
+def cases_sections(compared: Comparison, reference: Method | None, about: str) -> list[Section]:
+    """Return the best, median and worst case of each method's first evaluation, where the pictures were kept.
+
+    Args:
+        compared: The methods.
+        reference: The method that comes first; None: they stay in their order.
+        about: What the pictures show besides the slice.
+    """
+    caption = f"The best, median and worst case by the DSC of the volume: the slice with the most foreground, {about}"
     sections = []
-    for method in results.methods:
+    for method in sorted(compared.methods, key=lambda method: method is not reference):
         found = {name: method.evaluations[0].picture(name) for name in ("best", "median", "worst")}
         pictures = [
             Picture(f"{method.name}_{name}", f"{name.capitalize()} case", png)

@@ -35,6 +35,7 @@ __all__ = [
     "mean_with_interval",
     "means_over_common_cases",
     "paired_difference",
+    "spearman_with_interval",
     "sum_rank",
     "sum_rank_with_interval",
 ]
@@ -130,6 +131,52 @@ def paired_difference(
     if len(sums) >= FEWEST_PATIENTS:
         p_value = wilcoxon(changed).pvalue if len(changed) > 0 else 1.0
     return Difference(*mean_with_interval(differences, groups, seed), float(p_value), int(counts.sum()))
+
+
+def spearman_with_interval(
+    values: ArrayLike, others: ArrayLike, groups: Sequence[str] | None = None, seed: int = 0
+) -> Estimate:
+    """Return Spearman's rank correlation of two values of the same cases and its 95 % percentile bootstrap interval.
+
+    Args:
+        values: `(cases,)`. A case where either value is undefined (NaN) is left out.
+        others: `(cases,)`.
+        groups: The group of each case, as in `mean_with_interval`.
+        seed: Seed of the resampling.
+
+    Returns:
+        The estimate: the correlation in place of the mean. It is NaN where all values are equal, the interval with
+        fewer than `FEWEST_PATIENTS` groups, or where it is NaN in most resamples.
+    """
+    pair = np.stack([np.asarray(values, float), np.asarray(others, float)])
+    defined = ~np.isnan(pair).any(0)
+    labels = np.arange(len(defined)) if groups is None else np.asarray(groups)
+    names, index = np.unique(labels[defined], return_inverse=True)
+    if len(names) == 0:
+        return Estimate(np.nan, np.nan, np.nan)
+    pair = pair[:, defined]
+    correlation = _weighted_spearman(pair, np.ones((1, pair.shape[1])))[0]
+    drawn = _draw_groups(len(names), seed)
+    counts = np.stack([np.bincount(row, minlength=len(names)) for row in drawn])
+    resampled = np.concatenate([_weighted_spearman(pair, part[:, index]) for part in np.array_split(counts, 100)])
+    resampled = resampled[~np.isnan(resampled)]
+    if np.isnan(correlation) or len(resampled) < RESAMPLES / 2:
+        return Estimate(float(correlation), np.nan, np.nan)
+    return Estimate(float(correlation), *_percentiles(resampled, len(names)))
+
+
+def _weighted_spearman(pair: Array, weights: NDArray) -> Array:
+    """Return the rank correlation of `(2, cases)` with each case taken `(resamples, cases)` times, `(resamples,)`."""
+    total = weights.sum(1, keepdims=True)
+    centred = []
+    for values in pair:
+        below = (values[:, None] < values) + 0.5 * (values[:, None] == values)  # up to a constant, ties in the middle
+        ranks = weights @ below
+        centred.append(ranks - (weights * ranks).sum(1, keepdims=True) / total)
+    first, second = centred
+    product, *squares = ((weights * a * b).sum(1) for a, b in ((first, second), (first, first), (second, second)))
+    scale = np.sqrt(squares[0] * squares[1])
+    return np.where(scale > 0, product / np.where(scale > 0, scale, 1), np.nan)
 
 
 def _group_sums(values: Array, groups: Sequence[str] | None) -> tuple[Array, Array]:

@@ -9,10 +9,22 @@ import numpy as np
 from calib_components.tools.comparison.published import METRICS, Metric
 from calib_components.tools.comparison.statistics import Difference, Estimate
 
-__all__ = ["DIFFERENCE", "best_marks", "heading", "interval", "number"]
+__all__ = [
+    "DIFFERENCE",
+    "SIGNIFICANT",
+    "best_marks",
+    "heading",
+    "higher_is_better",
+    "interval",
+    "number",
+    "p_text",
+    "plain_heading",
+]
 
 MEAN, DIFFERENCE = "", "+"  # styles of a number, see number
 NONE = "n/a"  # in place of a number
+SIGNIFICANT = 0.05
+MEASURES = {**METRICS, "smooth_ece": Metric("smooth ECE", False)}
 
 
 def heading(measure: str, region: str = "") -> str:
@@ -22,13 +34,26 @@ def heading(measure: str, region: str = "") -> str:
         measure: Name of the measure, such as "dsc_RV" or "ece_predicted".
         region: Region to name where the measure has none.
     """
-    metric = _metric(measure)
-    part = measure.partition("_")[2] or region
-    return f"{metric.label} {part}".strip() + (" ↑" if metric.higher_is_better else " ↓")
+    return plain_heading(measure, region) + (" ↑" if higher_is_better(measure) else " ↓")
 
 
-def _metric(measure: str) -> Metric:
-    return METRICS.get(measure.partition("_")[0], Metric(measure, False))
+def plain_heading(measure: str, region: str = "") -> str:
+    """Return the heading of a column without the arrow. Arguments as in `heading`."""
+    metric, part = _split(measure)
+    return f"{metric.label} {part or region}".strip()
+
+
+def higher_is_better(measure: str) -> bool:
+    """Return whether higher values of a measure are better."""
+    return _split(measure)[0].higher_is_better
+
+
+def _split(measure: str) -> tuple[Metric, str]:
+    """Return the metric of a measure, and the region or structure."""
+    for name in sorted(MEASURES, key=len, reverse=True):
+        if measure == name or measure.startswith(f"{name}_"):
+            return MEASURES[name], measure[len(name) + 1 :]
+    return Metric(measure, False), ""
 
 
 def number(value: float, measure: str, style: str = MEAN) -> str:
@@ -54,6 +79,13 @@ def best_marks(estimates: Sequence[Estimate], measure: str) -> list[str]:
     if any(np.isnan(estimate.low) for estimate in defined):
         return [""] * len(estimates)
     printed = [number(estimate.mean, measure) for estimate in estimates]
-    places = sorted({float(text) for text in printed if text != NONE}, reverse=_metric(measure).higher_is_better)
+    places = sorted({float(text) for text in printed if text != NONE}, reverse=higher_is_better(measure))
     marks = dict(zip(places, ("bold", "underlined"), strict=False)) if len(places) > 1 else {}
     return ["" if text == NONE else marks.get(float(text), "") for text in printed]
+
+
+def p_text(p_value: float) -> list[str]:
+    """Return a p-value as a note; none if no test was made."""
+    if np.isnan(p_value):
+        return []
+    return ["p < 0.001" if p_value < 0.001 else f"p = {number(p_value, 'p_value')}"]

@@ -6,30 +6,23 @@ import fcntl
 import functools
 import itertools
 import math
-import multiprocessing
-import os
 import shutil
-import signal
 import statistics
 import sys
 import textwrap
-import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 import yaml
-from tqdm import tqdm
 
 from calib_components.data import IMAGE, REPLACED, check_whole, write_case
 from calib_components.errors import UNFINISHED, InputError, reading
 from calib_components.facts import FACTS, Facts, write_facts
+from calib_components.tools.parallel import check_workers, parallel
 from calib_components.tools.preparation.case import Case, read_done, transform_case
 from calib_components.tools.preparation.split import FOLD, check_folds, write_datalists
 
@@ -90,7 +83,7 @@ def prepare_cases(
         missing = [case for case in cases if sources[case.name] is None]
         kept = len(cases) - len(missing)
         attempt = functools.partial(_attempt, facts=facts, out=out, ignore_headers=ignore_headers)
-        made, problems = _prepare(missing, attempt, workers or min(os.cpu_count() or 1, 8), out.name, skip_bad)
+        made, problems = _prepare(missing, attempt, check_workers(workers), out.name, skip_bad)
         for problem in problems.values():
             print(f"skipped: {problem}", file=sys.stderr)
         sources |= made
@@ -115,8 +108,7 @@ def _check_arguments(
         raise InputError(f"fractions: expected three numbers of at least 0 that sum to 1, got {fractions}")
     if seed < 0:
         raise InputError(f"seed: expected a whole number of at least 0, got {seed}")
-    if workers is not None and workers < 1:
-        raise InputError(f"workers: expected a whole number of at least 1, got {workers}")
+    check_workers(workers)
     check_folds(folds, len({case.patient for case in cases}))
     for first, second in itertools.pairwise(cases):
         if first.name == second.name:
@@ -153,27 +145,14 @@ def _prepare(
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """Prepare what is missing; return what is recorded of each good case, and what is wrong with each bad one."""
     made, problems = {}, {}
-    with ExitStack() as stack:
-        run: Callable[..., Any] = map
-        if min(workers, len(missing)) > 1:
-            context = multiprocessing.get_context("forkserver")
-            context.set_forkserver_preload(["monai.bundle", "monai.transforms"])
-            pool = ProcessPoolExecutor(min(workers, len(missing)), context, _start_worker)
-            stack.callback(pool.shutdown, cancel_futures=True)
-            run = pool.map
-        try:
-            bar = tqdm(run(attempt, missing), name, len(missing), unit="case", leave=False, disable=None)
-            for case, (source, problem) in zip(missing, stack.enter_context(bar), strict=True):
-                if problem and not skip_bad:
-                    raise InputError(problem)
-                if problem:
-                    problems[case.name] = problem
-                else:
-                    made[case.name] = source
-        except BrokenProcessPool:
-            raise InputError(
-                "workers: expected processes that finish, got one that died, perhaps for lack of memory; try fewer"
-            ) from None
+    with parallel(attempt, missing, workers, name, ["monai.bundle", "monai.transforms"]) as results:
+        for case, (source, problem) in zip(missing, results, strict=True):
+            if problem and not skip_bad:
+                raise InputError(problem)
+            if problem:
+                problems[case.name] = problem
+            else:
+                made[case.name] = source
     return made, problems
 
 
@@ -213,17 +192,3 @@ def _pixel_size(out: Path, names: Sequence[str]) -> list[float]:
     """The smallest and largest side of a pixel in these cases, in millimetres."""
     sides = [float(side) for name in names for side in check_whole(out / name / IMAGE).header.get_zooms()[:2]]
     return [round(min(sides), 4), round(max(sides), 4)]
-
-
-def _start_worker() -> None:
-    """Use one thread per process, leave interrupts to the parent, and do not outlive it."""
-
-    def exit_with_parent() -> None:
-        parent = multiprocessing.parent_process()
-        if parent is not None:
-            parent.join()
-        os._exit(1)
-
-    torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=exit_with_parent, daemon=True).start()

@@ -25,16 +25,24 @@ from calib_components.handlers.evaluation import (
     read_cases,
     read_logits,
     read_regions,
+    read_risk_coverage,
     read_summary,
+    read_thresholds,
 )
 from calib_components.handlers.evaluation_files import FILES, replace_files
+from calib_components.handlers.evaluation_writing import largest_slice
 from calib_components.metrics import (
     CalibrationBins,
     CalibrationMetric,
     DSCMetric,
     ECEMetric,
+    ExpectedDSCMetric,
     HD95Metric,
     LogitMagnitudeMetric,
+    RiskCoverageMetric,
+    SmoothECEMetric,
+    ThresholdMetric,
+    VolumeMetric,
     calibration_bins,
     structure_masks,
 )
@@ -43,6 +51,13 @@ from tests.helpers import ROOT
 STRUCTURES = {"core": [1], "whole": [1, 2]}
 REGIONS = ["all", "predicted", "plausible", "predicted_band", "union", "band"]
 CALIBRATION = {"regions": REGIONS, "structures": STRUCTURES, "draws": 3}
+FURTHER: dict[str, Any] = {
+    "smooth_ece": (SmoothECEMetric, {"regions": ["all", "predicted"]}),
+    "volume": (VolumeMetric, {"structures": STRUCTURES}),
+    "expected_dsc": (ExpectedDSCMetric, {"structures": STRUCTURES}),
+    "thresholds": (ThresholdMetric, {"structures": STRUCTURES}),
+    "selective": (RiskCoverageMetric, {}),
+}
 CASES = 3
 
 
@@ -88,8 +103,11 @@ def run(
         "ece": IgniteMetricHandler(calibration, output_transform=from_engine(["pred", "label"])),
         "logits": IgniteMetricHandler(LogitMagnitudeMetric(), output_transform=from_engine(["logits", "label"])),
     }
-    for name, metric in metrics.items():
-        metric.attach(engine, name)
+    further = FURTHER if "union" in calibration.regions else {}
+    for name, (metric, options) in further.items():
+        metrics[name] = IgniteMetricHandler(metric(**options), output_transform=from_engine(["pred", "label"]))
+    for name, handler in metrics.items():
+        handler.attach(engine, name)
     writer = EvaluationWriter(
         folder,
         metrics,
@@ -97,6 +115,7 @@ def run(
         ["air", "core", "rim"],
         from_engine("case"),
         from_engine(["image", "pred", "label"]),
+        lambda batch: [Path(item["case"]).name[:4] for item in batch],
     )
     writer.attach(engine)
     engine.run([[item] for item in items])
@@ -145,6 +164,10 @@ def test_cases_are_read_as_they_were_measured(evaluation: Path) -> None:
         "ece_structure_core_if_true", "cece_structure_core_if_true", "ece_structure_core_resampled",
         "ece_structure_whole", "cece_structure_whole", "nll_structure_whole", "brier_structure_whole",
         "ece_structure_whole_if_true", "cece_structure_whole_if_true", "ece_structure_whole_resampled",
+        "smooth_ece", "smooth_ece_all", "smooth_ece_predicted",
+        "true_volume_core", "true_volume_whole", "expected_volume_core", "expected_volume_whole",
+        "volume_low_core", "volume_low_whole", "volume_high_core", "volume_high_whole",
+        "expected_dsc_core", "expected_dsc_whole", "aurc", "error_share_5",
     ]  # fmt: skip
     for i in range(CASES):
         item = example(i)
@@ -638,11 +661,46 @@ def test_place_that_cannot_be_written_is_named_before_the_work(place: str, messa
 
 
 def test_pictures_of_more_than_255_classes_show_the_right_one() -> None:
-    from calib_components.handlers.evaluation import _largest_slice
+    label = torch.full((2, 2, 1), 300)
+    drawn = largest_slice(None, label, label, None, {"all": (label > 0, label > 0)})
+    assert np.unique(drawn.label).tolist() == np.unique(drawn.prediction).tolist() == [300]
+    assert (drawn.image, drawn.uncertainty, drawn.dsc, drawn.missed) == (None, None, 1, ())
 
-    label = torch.full((1, 2, 2, 1), 300)
-    drawn = _largest_slice(torch.zeros(1, 2, 2, 1), certain(label, 301).softmax(0), label)
-    assert np.unique(drawn["label"]).tolist() == np.unique(drawn["prediction"]).tolist() == [300]
+
+def test_slice_that_is_drawn_has_the_most_foreground() -> None:
+    label = torch.zeros(4, 4, 3, dtype=torch.int)
+    label[:2, :, 1], label[0, 0, 2] = 1, 2
+    prediction = torch.zeros(4, 4, 3, dtype=torch.int)
+    prediction[1, :, 1] = 1
+    masks = {name: (prediction == k, label == k) for name, k in {"a": 1, "b": 2, "c": 3}.items()}
+    drawn = largest_slice(None, prediction, label, label / 2, masks)
+    assert (drawn.label == label[..., 1].numpy()).all()
+    assert drawn.dsc == pytest.approx(2 * 4 / 12)  # of a alone: b is not in this slice
+    assert drawn.missed == ()
+    of_nothing = {"a": (label > 9, label == 1), "b": (label > 9, label == 2)}
+    assert largest_slice(None, 0 * prediction, label, None, of_nothing).missed == ("a",)
+
+
+def test_measures_for_the_clinic_are_read_as_they_were_measured(evaluation: Path) -> None:
+    columns = read_cases(evaluation)[1]
+    for i, item in enumerate(map(example, range(CASES))):
+        core = item["pred"][1]
+        assert columns["true_volume_core"][i] == (item["label"] == 1).sum()
+        assert columns["expected_volume_core"][i] == pytest.approx(core.double().sum().item())
+        assert columns["volume_low_core"][i] == (core > 0.95).sum()
+        assert columns["volume_high_core"][i] == (core > 0.05).sum()
+        wrong = (item["pred"].argmax(0) != item["label"][0]).double().mean().item()
+        coverage, risk = read_risk_coverage(evaluation)
+        assert risk[i, -1] == pytest.approx(wrong)
+    assert coverage[-1] == 1
+    names, counts = read_thresholds(evaluation)
+    assert names == [*STRUCTURES]
+    half = counts.thresholds.tolist().index(0.5)
+    assert counts.predicted[0, 1, half] == ((1 - example(0)["pred"][0]) > 0.5).sum()
+    summary = read_summary(evaluation)
+    assert summary["patients"] == {f"case{i}": "case" for i in range(CASES)}
+    assert (summary["unit"], summary["volume_unit"]) == ("voxels", "voxels")
+    assert summary["smooth_ece_all"]["n"] == CASES
 
 
 LABEL = torch.tensor([[[0.0, 1], [2, 2]]])
@@ -708,6 +766,8 @@ def test_classes_of_the_foreground_are_not_drawn(tmp_path: Path, reliability: li
     run(tmp_path, [example(0)], CalibrationMetric())
     assert files(tmp_path) == {*FILES, "cases/best.png"} - {
         "reliability_classes.png",
+        "thresholds.json",
+        "risk_coverage.json",
         "cases/median.png",
         "cases/worst.png",
     }

@@ -25,17 +25,28 @@ from calib_components.metrics import (
     CECEMetric,
     DSCMetric,
     ECEMetric,
+    ExpectedDSCMetric,
     HD95Metric,
     LogitMagnitudeMetric,
     NLLMetric,
+    RiskCoverageMetric,
+    ThresholdMetric,
+    VolumeMetric,
     adaptive_calibration_error,
     brier_score,
     calibration_bins,
     negative_log_likelihood,
 )
+from calib_components.metrics.case_metric import CaseMetric
 
 ALL_METRICS = [getattr(metrics, name) for name in metrics.__all__ if name.endswith("Metric")]
+OF_STRUCTURES = [VolumeMetric, ExpectedDSCMetric, ThresholdMetric]
 CASES = 4
+
+
+def new(metric_type: type) -> CaseMetric:
+    """A metric with the options that it needs."""
+    return metric_type({"first": [1], "both": [1, 2]}) if metric_type in OF_STRUCTURES else metric_type()
 
 
 def cases(metric_type: type) -> tuple[torch.Tensor, torch.Tensor]:
@@ -58,13 +69,13 @@ def test_only_tensors_and_lists_of_them(metric_type: type) -> None:
     y_pred, y = cases(metric_type)
     for name, arguments in {"y_pred": (y_pred.numpy(), y), "y": (y_pred, y.numpy())}.items():
         with pytest.raises(TypeError, match=rf"^{name}: expected a torch\.Tensor or a list of them, got ndarray$"):
-            metric_type()(*arguments)
+            new(metric_type)(*arguments)
 
 
 @pytest.mark.parametrize("metric_type", ALL_METRICS)
 def test_batches_and_lists_of_cases_give_the_same(metric_type: type) -> None:
     y_pred, y = cases(metric_type)
-    whole, one_by_one, lists = metric_type(), metric_type(), metric_type()
+    whole, one_by_one, lists = new(metric_type), new(metric_type), new(metric_type)
     whole(y_pred, y)
     for case in range(CASES):
         one_by_one(MetaTensor(y_pred[case : case + 1]), MetaTensor(y[case : case + 1]))
@@ -96,11 +107,11 @@ def test_values_are_those_of_the_functions() -> None:
 @pytest.mark.parametrize("metric_type", ALL_METRICS)
 def test_in_an_ignite_engine(metric_type: type) -> None:
     y_pred, y = cases(metric_type)
-    metric = metric_type()
+    metric = new(metric_type)
     engine = Engine(lambda _, batch: batch)
     IgniteMetricHandler(metric_fn=metric).attach(engine, "value")
     engine.run([(y_pred[:2], y[:2]), (list(y_pred[2:]), list(y[2:]))], max_epochs=2)
-    alone = metric_type()
+    alone = new(metric_type)
     alone(y_pred, y)
     assert_equal(engine.state.metric_details["value"], alone.get_buffer())
     assert list(engine.state.metrics) == ["value"]
@@ -108,7 +119,7 @@ def test_in_an_ignite_engine(metric_type: type) -> None:
     assert engine.state.metrics["value"] == pytest.approx(alone.aggregate().item(), abs=1e-14)
 
 
-COLUMNS = {DSCMetric: 2, HD95Metric: 2, LogitMagnitudeMetric: 9}  # all others have one
+COLUMNS = {**dict.fromkeys([DSCMetric, HD95Metric, *OF_STRUCTURES], 2), LogitMagnitudeMetric: 9}  # all others have one
 
 
 @pytest.mark.parametrize("metric_type", ALL_METRICS)
@@ -118,7 +129,7 @@ def test_handlers_of_monai_write_numbers(metric_type: type, tmp_path: Path, capl
     engine = Engine(lambda _, batch: batch)
     for name in ("ece", "cece", "dsc"):
         ignite.metrics.Average(output_transform=lambda _: 0.5).attach(engine, name)  # somebody else's
-    metric = metric_type()
+    metric = new(metric_type)
     IgniteMetricHandler(metric_fn=metric, output_transform=lambda output: output["pair"]).attach(engine, "value")
     caplog.set_level(logging.INFO, engine.logger.name)
     StatsHandler(iteration_log=False, name=None).attach(engine)
@@ -156,13 +167,13 @@ def test_handlers_of_monai_write_numbers(metric_type: type, tmp_path: Path, capl
 @pytest.mark.parametrize("metric_type", ALL_METRICS)
 def test_without_a_case_there_is_nothing_to_aggregate(metric_type: type) -> None:
     with pytest.raises(ValueError, match=f"^{metric_type.__name__}: expected at least one case .*got none$"):
-        metric_type().aggregate()
+        new(metric_type).aggregate()
 
 
 def test_options_and_their_defaults() -> None:
     scoring = {"foreground_only": None, "ignore_index": None, "region": None, "sigmoid": False}
     calibration = {"num_bins": 15, **scoring}
-    further = {"regions": (), "structures": None, "temperature": None, "draws": 0}
+    further = {"regions": (), "structures": None, "temperature": None, "draws": 0, "lowest": 0.0}
     expected: dict[Callable, dict] = {
         **dict.fromkeys([ECEMetric, CECEMetric, adaptive_calibration_error], calibration),
         CalibrationMetric: {**calibration, **further},
@@ -171,6 +182,8 @@ def test_options_and_their_defaults() -> None:
         DSCMetric: {"include_background": False},
         HD95Metric: {"include_background": False, "spacing": None},
         LogitMagnitudeMetric: {"ignore_index": None},
+        **{each: {"ignore_index": None, "sigmoid": False} for each in OF_STRUCTURES},
+        RiskCoverageMetric: {"region": "all", "ignore_index": None, "sigmoid": False},
     }
     for function, options in expected.items():
         parameters = inspect.signature(function).parameters.values()

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import binary_erosion, distance_transform_edt
 
 from calib_components.metrics import DSCMetric, HD95Metric, dice, hausdorff_distance_95, structure_masks
 from tests.helpers import SHARED
@@ -43,6 +45,31 @@ def test_values_by_hand() -> None:
     # The larger of the directed percentiles would be 0.95 x 9.
     assert hausdorff_distance_95(mask(0, 9), mask(0)).item() == pytest.approx(8.1)
     assert hausdorff_distance_95(mask(0, 9), mask(0), spacing=(1, 2)).item() == pytest.approx(16.2)
+
+
+def by_distance_transform(a: np.ndarray, b: np.ndarray, spacing: Sequence[float] | None) -> float:
+    surfaces = [padded & ~binary_erosion(padded) for padded in (np.pad(a, 1), np.pad(b, 1))]
+    to_a, to_b = (distance_transform_edt(~surface, sampling=spacing) for surface in surfaces)
+    return float(np.percentile(np.concatenate([to_b[surfaces[0]], to_a[surfaces[1]]]), 95))
+
+
+@pytest.mark.parametrize("spacing", [None, (1.5, 0.7, 10.0)])
+@pytest.mark.parametrize("share", [0.02, 0.5, 0.95])  # few voxels far from each other; many, up to the border
+def test_hd95_equals_that_of_distance_transforms_and_medpy(share: float, spacing: tuple[float, ...] | None) -> None:
+    masks = np.random.default_rng(0).random((2, 3, 9, 14, 7)) < share
+    found = hausdorff_distance_95(*torch.from_numpy(masks)[:, None], spacing)[0]
+    expected = [by_distance_transform(a, b, spacing) for a, b in zip(*masks, strict=True)]
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+    binary = pytest.importorskip("medpy.metric.binary")
+    np.testing.assert_allclose(found, [binary.hd95(a, b, spacing) for a, b in zip(*masks, strict=True)], rtol=1e-12)
+
+
+def test_hd95_in_two_dimensions() -> None:
+    masks = torch.rand(2, 1, 1, 12, 9, generator=torch.Generator().manual_seed(0)) < 0.3
+    in_plane = hausdorff_distance_95(*masks, (2.0, 3.0))
+    assert in_plane.item() == pytest.approx(
+        by_distance_transform(masks[0, 0, 0].numpy(), masks[1, 0, 0].numpy(), (2, 3))
+    )
 
 
 def test_absent_structures() -> None:

@@ -51,6 +51,17 @@ def accept(folder: Path, **options: Any) -> None:
     calls.append({"folder": folder, **options})
 
 
+def join(*folders: Path, out: Path = Path("joined"), name: str | None = None) -> None:
+    """Join folders.
+
+    Args:
+        folders: Folders to join.
+        out: Where to.
+        name: Name.
+    """
+    calls.append({"folders": folders, "out": out, "name": name})
+
+
 def fail(kind: str) -> None:
     """Fail."""
     if kind == "input":
@@ -73,7 +84,7 @@ def restored(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
     monkeypatch.setattr(sys, "argv", ["tool", *map(str, arguments)])
-    command_line.run("tool", {"work": work, "group": {"accept": accept, "fail": fail}})
+    command_line.run("tool", {"work": work, "group": {"accept": accept, "fail": fail}, "join": join})
 
 
 @pytest.mark.parametrize("folder", ["2024_11_25", "1e3", "None", "[a]", "True", "a,b", "~", "'quoted'", "x y"])
@@ -176,9 +187,9 @@ def test_wrong_type_is_an_error_of_one_line(option: str, message: str, monkeypat
         ("work", "--folder: expected a value, got none; see tool work --help"),
         ("work --seed 1", "--folder: expected a value, got none; see tool work --help"),
         ("work a b 1 0.5 n 1 0.5 true 3 more", "more: expected at most 9 values without an option, folder, labels"),
-        ("wrok folder", "wrok: expected a command, work, group, got no such command; did you mean work?"),
+        ("wrok folder", "wrok: expected a command, work, group, join, got no such command; did you mean work?"),
         ("group accpt folder", "accpt: expected a command, accept, fail, got no such command; did you mean accept?"),
-        ("--folder x", "--folder: expected a command, work, group, got no such command"),
+        ("--folder x", "--folder: expected a command, work, group, join, got no such command"),
         ("group accept folder --=1", "--: expected an option, got no such option"),
         ("group accept", "--folder: expected a value, got none; see tool group accept --help"),
         ("group accept folder --x=" + 100_000 * "-" + "1", "--x: expected a value, got '-----"),
@@ -206,6 +217,38 @@ def test_ways_to_write_an_option(arguments: str, monkeypatch: pytest.MonkeyPatch
 def test_options_of_any_name_are_read_as_python(monkeypatch: pytest.MonkeyPatch) -> None:
     run(monkeypatch, "group", "accept", "1e3", "--a::b=[1,2]", "--c-d", "x", "--e", "-3", "--f")
     assert calls == [{"folder": Path("1e3"), "a::b": [1, 2], "c_d": "x", "e": -3, "f": True}]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "folders", "out"),
+    [
+        ("a", ["a"], "joined"),
+        ("a 1e3 b,c", ["a", "1e3", "b,c"], "joined"),
+        ("a --out o b", ["a", "b"], "o"),
+        ("--out=o a b -n x", ["a", "b"], "o"),
+    ],
+)
+def test_any_number_of_values(arguments: str, folders: list[str], out: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(monkeypatch, "join", *arguments.split())
+    (call,) = calls
+    assert call["folders"] == tuple(map(Path, folders))
+    assert call["out"] == Path(out)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "folders: expected at least one value, got none; see tool join --help"),
+        (["--out", "o"], "folders: expected at least one value, got none; see tool join --help"),
+        (["a", ""], "folders: expected a path, got ''"),
+        (["a", "--folders", "b"], "--folders: expected an option, got no such option"),
+    ],
+)
+def test_wrong_values_of_any_number(arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SystemExit) as caught:
+        run(monkeypatch, "join", *arguments)
+    assert caught.value.code == f"tool: {message}"
+    assert calls == []
 
 
 def test_help_lists_the_options(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,8 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from matplotlib.figure import Figure
 
+from calib_components.handlers.evaluation_files import (
+    write_calibration,
+    write_cases,
+    write_risk_coverage,
+    write_thresholds,
+)
+from calib_components.metrics import CalibrationBins, ThresholdCounts
 from calib_components.posthoc import TemperatureEstimate
 from calib_components.tools.comparison.cell_settings import CellSettings, Condition, write_settings
 
@@ -127,6 +135,79 @@ def make_evaluation(folder: Path, cases: list[str], rng: np.random.Generator, ec
         figure = Figure(figsize=(3, 1))
         figure.suptitle(f"{folder.parent.name} {name}")
         figure.savefig(folder / "cases" / f"{name}.png")
+
+
+def make_folder(
+    folder: Path,
+    patients: int = 8,
+    seed: int = 0,
+    gap: float = 0.08,
+    with_probabilities: bool = True,
+    **summary: Any,
+) -> Path:
+    """An evaluation folder of any network, two cases per patient: overconfident by `gap` in every bin and case.
+
+    Cases of lower DSC have a lower expected DSC. With probabilities it has all files but logits; without, those of
+    label maps. `summary` changes entries of summary.json, such as the unit; None removes them.
+    """
+    rng = np.random.default_rng(seed)
+    cases = [f"patient{i:03d}_frame{j:02d}" for i in range(patients) for j in (1, 12)]
+    (folder / "cases").mkdir(parents=True)
+    quality = rng.uniform(0.5, 0.9, len(cases))
+    columns = {
+        **{f"dsc_{s}": quality + rng.uniform(0, 0.05, len(cases)) for s in STRUCTURES},
+        **{f"hd95_{s}": rng.uniform(1, 5, len(cases)) for s in STRUCTURES},
+    }
+    if with_probabilities:
+        error = abs(gap) + rng.uniform(-0.01, 0.01, len(cases))
+        columns |= {
+            "ece": error,
+            "cece": error / 2,
+            "nll": 4 * error,
+            "brier": 2 * error,
+            "ece_if_true": 0 * error + 0.1,
+        }
+        for region, share in (("all", 0.25), ("predicted", 1)):
+            columns |= {f"{name}_{region}": share * columns[name] for name in ("ece", "cece", "nll", "brier")}
+            columns[f"smooth_ece_{region}"] = 0.9 * columns[f"ece_{region}"]
+        for s in STRUCTURES:
+            true = rng.uniform(80, 120, len(cases))
+            columns |= {f"true_volume_{s}": true, f"expected_volume_{s}": true + rng.uniform(-2, 6, len(cases))}
+            columns |= {f"volume_low_{s}": true - 10, f"volume_high_{s}": true + rng.uniform(-2, 20, len(cases))}
+            columns[f"expected_dsc_{s}"] = np.clip(columns[f"dsc_{s}"] + gap, 0, 1)
+        columns |= {"aurc": error / 10, "error_share_5": 0.5 + error}
+        thresholds = torch.arange(1, 100) / 100
+        true = torch.full((len(cases), len(STRUCTURES)), 1000)
+        predicted = (1500 * (1.2 - thresholds)).long().expand(*true.shape, -1)
+        positive = torch.minimum(predicted, true[..., None]) * 9 // 10
+        counts = ThresholdCounts(thresholds.double(), positive, predicted, true, 10 * true)
+        write_thresholds(folder, STRUCTURES, cases, counts)
+        coverage = torch.linspace(0.05, 1, 20)
+        risk = torch.from_numpy(error)[:, None] * coverage**2
+        write_risk_coverage(folder, cases, coverage, risk)
+        count = torch.arange(1000, 16000, 1000)
+        confidence = (torch.arange(15) + 0.5) / 15
+        pooled = CalibrationBins(
+            count[None], (count * confidence)[None].double(), (count * (confidence - gap).clip(0, 1))[None].double()
+        )
+        kinds = {"top_label": pooled, "classwise": pooled}
+        write_calibration(folder, CLASSES, cases, kinds, dict.fromkeys(("foreground", "all", "predicted"), kinds))
+    write_cases(folder, cases, {name: torch.from_numpy(values) for name, values in columns.items()})
+    content = {
+        "missed": [],
+        "spurious": [],
+        "patients": {case: case.partition("_")[0] for case in cases},
+        "unit": "mm",
+        "volume_unit": "ml",
+        **summary,
+    }
+    known = {name: value for name, value in content.items() if value is not None}
+    (folder / "summary.json").write_text(json.dumps(known))
+    for name in ("best", "median", "worst"):
+        figure = Figure(figsize=(3, 1))
+        figure.suptitle(name)
+        figure.savefig(folder / "cases" / f"{name}.png")
+    return folder
 
 
 def make_datalist(training: str, validation: str, testing: str) -> dict[str, list[dict[str, str]]]:

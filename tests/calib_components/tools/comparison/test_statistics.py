@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.stats import spearmanr
 
 from calib_components.tools.comparison import statistics
 from calib_components.tools.comparison.statistics import (
@@ -13,6 +14,7 @@ from calib_components.tools.comparison.statistics import (
     mean_with_interval,
     means_over_common_cases,
     paired_difference,
+    spearman_with_interval,
     sum_rank,
     sum_rank_with_interval,
 )
@@ -180,3 +182,30 @@ class TestFewPatients:
         assert np.isnan(mean_with_interval(values)[1:]).all()
         assert np.isnan(paired_difference(values, np.zeros(6)).p_value)
         assert paired_difference(values, np.zeros(6)).mean == pytest.approx(0.3)
+
+
+class TestSpearman:
+    def test_equals_scipy_with_ties_and_undefined_values(self) -> None:
+        rng = np.random.default_rng(0)
+        values, others = rng.integers(5, size=30).astype(float), rng.normal(size=30)
+        values[3], others[7] = NAN, NAN
+        expected = spearmanr(values, others, nan_policy="omit").statistic
+        assert spearman_with_interval(values, others).mean == pytest.approx(expected)
+
+    def test_resamples_whole_groups(self) -> None:
+        """The same resamples with scipy: cases of a drawn patient are repeated."""
+        rng = np.random.default_rng(1)
+        values, noise = rng.normal(size=(2, 20))
+        others, groups = values + noise, [f"p{i // 2}" for i in range(20)]
+        drawn = np.random.default_rng(0).integers(10, size=(10_000, 10))[:2000]
+        cases = (2 * drawn[..., None] + [0, 1]).reshape(2000, 20)
+        resampled = [spearmanr(values[row], others[row]).statistic for row in cases]
+        estimate = spearman_with_interval(values, others, groups)
+        np.testing.assert_allclose(estimate[1:], np.quantile(resampled, [0.025, 0.975]), atol=0.03)
+
+    def test_few_groups_have_no_interval_and_equal_values_no_correlation(self) -> None:
+        few = spearman_with_interval([1, 2, 3, 4], [1, 2, 3, 4], ["a", "a", "b", "b"])
+        assert few.mean == pytest.approx(1)
+        assert np.isnan(few[1:]).all()
+        assert np.isnan(spearman_with_interval([1] * 8, range(8))).all()
+        assert np.isnan(spearman_with_interval([NAN] * 8, range(8))).all()

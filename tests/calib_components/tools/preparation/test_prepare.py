@@ -189,7 +189,7 @@ class TestWorkers:
 
     def test_killed_worker_is_an_error_of_one_line(self, src: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         # A reference to a function of the standard library is found in the worker, which cannot import this file.
-        monkeypatch.setattr("calib_components.tools.preparation.prepare._start_worker", functools.partial(os._exit, 1))
+        monkeypatch.setattr("calib_components.tools.parallel._start_worker", functools.partial(os._exit, 1))
         facts = facts_of_dataset("acdc", src, (16, 32))
         with pytest.raises(InputError, match="workers: expected processes that finish, got one that died, "):
             prepare_cases(find_cases(src), facts, out, fractions=(0, 0, 1), seed=0, workers=2)

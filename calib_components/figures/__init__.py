@@ -1,0 +1,22 @@
+"""Figures, drawn from saved results without running a network. Requires matplotlib, unlike losses and metrics."""
+
+from calib_components.figures.cases import uncertainty_overlay
+from calib_components.figures.clinical import (
+    expected_dsc_scatter,
+    risk_coverage_curves,
+    threshold_curves,
+    volume_agreement,
+)
+from calib_components.figures.comparison import logit_bars, rank_heat_map
+from calib_components.figures.reliability import reliability_diagram
+
+__all__ = [
+    "expected_dsc_scatter",
+    "logit_bars",
+    "rank_heat_map",
+    "reliability_diagram",
+    "risk_coverage_curves",
+    "threshold_curves",
+    "uncertainty_overlay",
+    "volume_agreement",
+]

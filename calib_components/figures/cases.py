@@ -1,0 +1,78 @@
+"""Figures of a single case."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from numpy.typing import ArrayLike
+
+from calib_components.figures.style import NAME, TITLE, class_color, literal
+
+__all__ = ["uncertainty_overlay"]
+
+
+def uncertainty_overlay(
+    image: ArrayLike | None,
+    label: ArrayLike,
+    prediction: ArrayLike,
+    uncertainty: ArrayLike | None,
+    class_names: Sequence[str],
+    title: str = "",
+) -> Figure:
+    """Draw one slice three times: with contours of the ground truth, contours of the prediction, and the uncertainty.
+
+    Args:
+        image: Grey values `(H, W)`; the first axis points right, the second down. None draws on plain grey.
+        label: Class index of the ground truth, `(H, W)`; 0 is background.
+        prediction: Predicted class index, `(H, W)`.
+        uncertainty: Uncertainty from 0 (certain) to 1, `(H, W)`; None leaves out its panel.
+        class_names: Names of the classes, background first. The legend shows those that are in the slice.
+        title: Title of the figure, of one or more lines.
+
+    Returns:
+        A figure without a window.
+
+    Raises:
+        ValueError: A class in the slice has no name.
+
+    Examples:
+        >>> import numpy as np
+        >>> from calib_components.figures import uncertainty_overlay
+        >>> label = np.zeros((32, 32), int)
+        >>> label[8:16, 8:16] = 1
+        >>> image = np.random.default_rng(0).normal(label)
+        >>> figure = uncertainty_overlay(image, label, label, label / 2, ["background", "heart"])
+    """
+    label, prediction = np.asarray(label).T, np.asarray(prediction).T
+    image = np.zeros(label.shape) if image is None else np.asarray(image).T
+    drawn = np.union1d(label[label > 0], prediction[prediction > 0])
+    if drawn.size and drawn[-1] >= len(class_names):
+        raise ValueError(f"class_names: expected a name for each class, got {len(class_names)} for class {drawn[-1]}")
+    names = [literal(class_names[k], NAME) for k in drawn]
+    columns = max(1, min(4, TITLE // (max(map(len, names), default=0) + 6)))
+    lines = title.count("\n") + 1 + math.ceil(len(names) / columns)
+    titles = ["ground truth", "prediction", "uncertainty"][: 2 if uncertainty is None else 3]
+    figure = Figure(figsize=(6.4, 5.85 / len(titles) * image.shape[0] / image.shape[1] + 0.45 + 0.2 * lines), dpi=150)
+    figure.set_layout_engine("constrained")
+    figure.suptitle("\n".join(literal(line, TITLE) for line in title.split("\n")), fontsize="medium")
+    low, high = np.percentile(image, [0.5, 99.5])
+    panels = figure.subplots(1, len(titles))
+    for axes, name in zip(panels, titles, strict=True):
+        axes.imshow(image, cmap="gray", vmin=low, vmax=high, interpolation="nearest")
+        axes.set_title(name, fontsize="small")
+        axes.set_axis_off()
+    for axes, classes in zip(panels, (label, prediction), strict=False):
+        for k in np.unique(classes[classes > 0]):
+            axes.contour(classes == k, levels=[0.5], colors=[class_color(k)], linewidths=1.2)
+    if uncertainty is not None:
+        uncertainty = np.asarray(uncertainty).T
+        alpha = np.clip(4 * uncertainty, 0, 0.9)
+        overlay = panels[2].imshow(uncertainty, cmap="inferno", vmin=0, vmax=1, alpha=alpha, interpolation="nearest")
+        figure.colorbar(overlay, ax=panels[2], fraction=0.046, pad=0.02, ticks=[0, 0.5, 1])
+    handles = [Patch(color=class_color(k), label=name) for k, name in zip(drawn, names, strict=True)]
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize="small")
+    return figure

@@ -1,0 +1,102 @@
+"""Figures of a comparison of methods."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from numpy.typing import ArrayLike
+
+from calib_components.figures.style import NAME, TICK, class_color, literal
+
+__all__ = ["logit_bars", "rank_heat_map"]
+
+
+def rank_heat_map(ranks: ArrayLike, totals: ArrayLike, methods: Sequence[str], columns: Sequence[str]) -> Figure:
+    """Draw the rank of each method in each column, next to the method's total, with the best method on top.
+
+    Args:
+        ranks: Ranks `(methods, columns)`; 1 is best, NaN leaves a cell empty.
+        totals: One number per method, such as the sum or the mean of its ranks; the smallest is best.
+        methods: Names of the methods.
+        columns: Names of the columns, and one more for the totals.
+
+    Returns:
+        A figure without a window.
+
+    Examples:
+        >>> from calib_components.figures import rank_heat_map
+        >>> figure = rank_heat_map([[1, 2], [2, 1.5]], [3, 3.5], ["NACL", "SVLS"], ["DSC", "ECE", "sum"])
+    """
+    ranks, totals = np.asarray(ranks, float), np.asarray(totals, float)
+    order = np.argsort(totals, kind="stable")
+    figure = Figure(figsize=(1.7 + 0.85 * len(columns), 0.8 + 0.36 * len(methods)), dpi=150, layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=[len(columns) - 1, 1])
+    span = np.ptp(totals) or 1.0
+    for axes, values, shade, names in (
+        (left, ranks[order], (ranks[order] - 1) / max(len(methods) - 1, 1), columns[:-1]),
+        (right, totals[order, None], (totals[order, None] - totals.min()) / span, columns[-1:]),
+    ):
+        axes.imshow(shade, cmap="Blues_r", vmin=-0.1, vmax=1.4, aspect="auto")
+        fractions = values[~np.isnan(values)] % 1
+        digits = 0 if (fractions == 0).all() else 1 if np.isin(fractions, (0, 0.5)).all() else 2
+        for (row, column), value in np.ndenumerate(values):
+            if not np.isnan(value):
+                color = "white" if shade[row, column] < 0.6 else "black"
+                axes.text(column, row, f"{value:.{digits}f}", ha="center", va="center", color=color)
+        axes.set_xticks(range(len(names)), [literal(name, NAME) for name in names])
+        axes.xaxis.tick_top()
+        axes.set_yticks([])
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+    left.set_yticks(range(len(methods)), [literal(methods[i], NAME) for i in order])
+    return figure
+
+
+def logit_bars(magnitudes: Mapping[str, ArrayLike], class_names: Sequence[str]) -> Figure:
+    """Draw the mean magnitude of the logits: one panel per method, with one group of bars per ground-truth class.
+
+    Args:
+        magnitudes: Table `(N, N)` of each method, by ground-truth class and channel, as
+            `calib_components.metrics.LogitMagnitudeMetric.magnitudes`.
+        class_names: Names of the N classes.
+
+    Returns:
+        A figure without a window.
+
+    Examples:
+        >>> from calib_components.figures import logit_bars
+        >>> figure = logit_bars({"NACL": [[2.1, 0.3], [0.4, 1.9]]}, ["background", "heart"])
+    """
+    tables = {name: np.asarray(table, float) for name, table in magnitudes.items()}
+    num_classes = len(class_names)
+    columns = min(len(tables), 4)
+    rows = math.ceil(len(tables) / columns)
+    figure = Figure(figsize=(2.5 * columns + 0.6, 2.3 * rows + 0.6), dpi=150, layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False, sharey=True).flatten()
+    width = 0.8 / num_classes
+    for axes, (name, table) in zip(panels, tables.items(), strict=False):
+        for channel in range(num_classes):
+            offset = (channel - (num_classes - 1) / 2) * width
+            axes.bar(np.arange(num_classes) + offset, table[:, channel], width, color=class_color(channel))
+        axes.set_title(literal(name, NAME), fontsize="medium")
+        axes.set_xticks(range(num_classes), [literal(name, TICK, 4) for name in class_names], fontsize="x-small")
+        axes.spines[["top", "right"]].set_visible(False)
+    for axes in panels[len(tables) :]:
+        axes.remove()
+    figure.supylabel("mean |logit|", fontsize="medium")
+    figure.supxlabel("ground truth", fontsize="medium")
+    handles = [Patch(color=class_color(k)) for k in range(num_classes)]
+    figure.legend(
+        handles,
+        [literal(name, NAME) for name in class_names],
+        title="logit of",
+        loc="outside upper center",
+        ncols=min(num_classes, columns + 1),
+        frameon=False,
+        fontsize="small",
+    )
+    return figure

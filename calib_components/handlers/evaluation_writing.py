@@ -1,0 +1,393 @@
+"""Writing what an evaluation measured, whatever ran the network, to the files of one folder."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import ignite.distributed as idist
+import torch
+from monai.utils import string_list_all_gather
+from numpy.typing import NDArray
+
+from calib_components.errors import InputError, printable
+from calib_components.handlers.evaluation_files import (
+    FILES,
+    number,
+    replace_files,
+    write_calibration,
+    write_cases,
+    write_logits,
+    write_risk_coverage,
+    write_thresholds,
+    writing_in,
+)
+from calib_components.metrics import (
+    CalibrationBins,
+    CalibrationMetric,
+    LogitMagnitudeMetric,
+    RiskCoverageMetric,
+    SmoothECEMetric,
+    ThresholdMetric,
+    VolumeMetric,
+    dice,
+)
+from calib_components.metrics.case_metric import CaseMetric
+
+__all__ = ["DrawnSlice", "check_once", "largest_slice", "start_evaluation", "write_evaluation"]
+
+UNFINISHED = ".unfinished-evaluation"  # folder inside the output folder
+# Regions that are drawn, if they are measured: what calibration means first, the paper's last.
+TITLES = {"all": "all voxels", "predicted": "predicted foreground", "foreground": "ground-truth foreground"}
+# Names of pooled errors in summary.json, by kind of bins.
+POOLED = {
+    "top_label": "ece{}_pooled",
+    "classwise": "cece{}_pooled",
+    "top_label_if_true": "ece{}_if_true_pooled",
+    "classwise_if_true": "cece{}_if_true_pooled",
+}
+FIELDS = ("case", "cases", "patients", "unit", "volume_unit", "temperature", "missed", "spurious")  # of summary.json
+
+# Metrics whose values are of a case, not of its structures.
+OF_CASES = (CalibrationMetric, SmoothECEMetric, RiskCoverageMetric)
+
+Values = Callable[[], torch.Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class DrawnSlice:
+    """The slice of a case that is drawn.
+
+    Attributes:
+        image: Grey values `(H, W)`; None if there is no image.
+        label: Class index of the ground truth, `(H, W)`.
+        prediction: Predicted class index, `(H, W)`.
+        uncertainty: From 0 (certain) to 1, `(H, W)`; None if it is not known.
+        dsc: Mean DSC of the structures in this slice.
+        missed: Structures that only the ground truth has in this slice.
+    """
+
+    image: NDArray | None
+    label: NDArray
+    prediction: NDArray
+    uncertainty: NDArray | None
+    dsc: float
+    missed: tuple[str, ...]
+
+
+def largest_slice(
+    image: torch.Tensor | None,
+    prediction: torch.Tensor,
+    label: torch.Tensor,
+    uncertainty: torch.Tensor | None,
+    masks: Mapping[str, tuple[torch.Tensor, torch.Tensor]],
+) -> DrawnSlice:
+    """Take the slice along the last axis of a volume that has the most foreground.
+
+    Args:
+        image: Grey values, `(*S)`.
+        prediction: Predicted class index, `(*S)`.
+        label: Class index of the ground truth, `(*S)`.
+        uncertainty: From 0 (certain) to 1, `(*S)`.
+        masks: Of each structure, its masks in the prediction and in the ground truth, `(*S)`.
+    """
+    foreground = label > 0 if (label > 0).any() else prediction > 0
+    index = int(foreground.flatten(0, -2).sum(0).argmax())
+
+    def drawn(volume: torch.Tensor) -> NDArray:
+        return volume[..., index].cpu().numpy().copy()  # a copy, so that the volume can go
+
+    of_slice = [(predicted[..., index], true[..., index]) for predicted, true in masks.values()]
+    scores = [dice(predicted[None, None], true[None, None]) for predicted, true in of_slice]
+    found = [(name, bool(p.any()), bool(t.any())) for name, (p, t) in zip(masks, of_slice, strict=True)]
+    return DrawnSlice(
+        None if image is None else drawn(image),
+        drawn(label.int()),
+        drawn(prediction.int()),
+        None if uncertainty is None else drawn(uncertainty),
+        torch.cat(scores).nanmean().item(),
+        tuple(name for name, predicted, true in found if true and not predicted),
+    )
+
+
+def start_evaluation(
+    output_dir: str | os.PathLike, metrics: Mapping[str, CaseMetric], structures: Mapping[str, Sequence[int]]
+) -> None:
+    """Check that an evaluation can be written, before the work, and remove what one that did not finish has left.
+
+    Args:
+        output_dir: Folder of the files.
+        metrics: See `write_evaluation`.
+        structures: See `write_evaluation`.
+
+    Raises:
+        InputError: The folder cannot be written, something of another kind is in the place of a file, or names of
+            structures give a column twice, such as `a` and `a_if_true`.
+    """
+    output_dir = Path(output_dir)
+    _check_names(metrics, structures)
+    for name in FILES:
+        if (output_dir / name).is_dir():
+            raise InputError(f"{output_dir / name}: expected a file of an evaluation or nothing, got a folder")
+    if (output_dir / "cases").is_file():
+        raise InputError(f"{output_dir / 'cases'}: expected a folder of pictures or nothing, got a file")
+    if idist.get_rank() == 0:
+        with writing_in(output_dir):
+            _clear(output_dir).mkdir(parents=True)
+            _clear(output_dir)
+
+
+def write_evaluation(
+    output_dir: str | os.PathLike,
+    cases: Sequence[str],
+    metrics: Mapping[str, CaseMetric],
+    structures: Mapping[str, Sequence[int]],
+    class_names: Sequence[str],
+    slices: Mapping[str, DrawnSlice],
+    patients: Sequence[str] | None = None,
+    unit: str = "voxels",
+    volume_unit: str = "voxels",
+) -> None:
+    """Write what an evaluation measured, per case and in summary; `EvaluationWriter` describes the files.
+
+    They are written to a hidden folder, tables before figures, and replace those of an earlier evaluation once all are
+    there; other files in the folder stay. In several processes, all call this, each with its own cases.
+
+    Args:
+        output_dir: Folder of the files.
+        cases: Names of the cases, in the order in which the metrics got them.
+        metrics: Metrics by name, with the values of these cases: `dsc`, a `DSCMetric`; `ece`, a `CalibrationMetric`,
+            and the others if probabilities were measured.
+        structures: Names of the structures and their class indices, in the order of the metrics' columns.
+        class_names: Names of the classes, or of the channels of sigmoids.
+        slices: The slice of each case that may be drawn; classes in it are indices of `class_names`, or of the
+            background and the channels of sigmoids.
+        patients: The patient of each case; None if the cases themselves are the patients.
+        unit: Unit of distances: "mm" or "voxels".
+        volume_unit: Unit of volumes: "ml" or "voxels".
+
+    Raises:
+        InputError: The files cannot be written, or a case comes twice.
+    """
+    output_dir = Path(output_dir)
+    # Every rank takes part in gathering and draws the cases that it has seen; the first writes the rest.
+    patients = list(cases if patients is None else patients)
+    cases, patients = (_gather(names) for names in (cases, patients))
+    check_once(cases)
+    values = {name: of_cases().double().cpu() for name, of_cases in _all_measures(metrics)}
+    by_name = {"patients": dict(zip(cases, patients, strict=True)), "unit": unit, "volume_unit": volume_unit}
+    summary = _summary(cases, metrics, structures, values) | by_name
+    ece, logits, thresholds, selective = (metrics.get(n) for n in ("ece", "logits", "thresholds", "selective"))
+    regions = {}
+    if isinstance(ece, CalibrationMetric):
+        bins = {"top_label": ece.case_bins, "classwise": ece.cece.case_bins}
+        regions = {name: _pooled_bins(metric) for name, metric in {ece.region.name: ece, **ece.regions}.items()}
+    magnitudes = logits.magnitudes if isinstance(logits, LogitMagnitudeMetric) else None
+    counts = thresholds.counts if isinstance(thresholds, ThresholdMetric) else None
+    risk = selective.risk if isinstance(selective, RiskCoverageMetric) else None
+    first = idist.get_rank() == 0
+    unfinished = output_dir / UNFINISHED
+    try:
+        with writing_in(output_dir):
+            if first:
+                (_clear(output_dir) / "cases").mkdir(parents=True)
+                write_cases(unfinished, cases, _columns(values, structures))
+                (unfinished / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+                if regions:
+                    write_calibration(unfinished, class_names, cases, bins, regions)
+                if magnitudes is not None:
+                    write_logits(unfinished, class_names, magnitudes)
+                if counts is not None:
+                    write_thresholds(unfinished, list(structures), cases, counts)
+                if risk is not None and isinstance(selective, RiskCoverageMetric):
+                    write_risk_coverage(unfinished, cases, selective.coverage, risk)
+            idist.barrier()
+            is_sigmoid = isinstance(ece, CalibrationMetric) and (ece.sigmoid or len(class_names) == 1)
+            drawn_names = ["background", *class_names] if is_sigmoid else class_names
+            _draw_cases(unfinished / "cases", cases, values["dsc"].nanmean(1), slices, drawn_names)
+            if first and regions:
+                _draw_reliability(unfinished, class_names, regions)
+            idist.barrier()
+            if first:
+                replace_files(unfinished, output_dir)
+    finally:
+        if first:
+            _clear(output_dir)
+    logging.getLogger(__name__).info("Wrote the evaluation of %d cases to %s", len(cases), output_dir)
+
+
+def check_once(cases: Sequence[str]) -> None:
+    """Raise `InputError` if a case comes twice."""
+    for case, count in Counter(cases).items():
+        if count > 1:
+            raise InputError(f"{case}: expected each case once in an evaluation, got it {count} times")
+
+
+def _gather(names: Sequence[str]) -> list[str]:
+    return string_list_all_gather(list(names)) if idist.get_world_size() > 1 else list(names)
+
+
+def _clear(output_dir: Path) -> Path:
+    """Remove what an evaluation that did not finish has left."""
+    unfinished = output_dir / UNFINISHED
+    shutil.rmtree(unfinished, ignore_errors=True)
+    return unfinished
+
+
+def _check_names(metrics: Mapping[str, CaseMetric], structures: Mapping[str, Sequence[int]]) -> None:
+    """Check that no two columns or entries of the summary have the same name, of which one would be lost."""
+    names = [*FIELDS, *(name for name, _ in _all_measures(metrics))]
+    if isinstance(ece := metrics.get("ece"), CalibrationMetric):
+        names += [name.format(suffix) for suffix in _by_suffix(ece) for name in POOLED.values()]
+    of_structures = {name: metric for name, metric in metrics.items() if not isinstance(metric, OF_CASES)}
+    names += [f"{name}_{structure}" for name, _ in _all_measures(of_structures) for structure in structures]
+    for name, count in Counter(names).items():
+        if count > 1:
+            raise InputError(f"structures: expected names that give different columns, got {name} twice; rename one")
+
+
+def _all_measures(metrics: Mapping[str, CaseMetric]) -> Iterator[tuple[str, Values]]:
+    """Name of each measure, and what gives its values, `(cases,)` or `(cases, structures)`."""
+    for name, metric in metrics.items():
+        if isinstance(metric, CalibrationMetric):
+            yield from _calibration_measures(metric)
+        elif isinstance(metric, SmoothECEMetric):
+            yield from ((f"{name}{suffix}", _each(of_region)) for suffix, of_region in _by_suffix(metric).items())
+        elif isinstance(metric, VolumeMetric):
+            yield "true_volume", partial(getattr, metric, "true")
+            yield "expected_volume", partial(getattr, metric, "expected")
+            yield "volume_low", partial(getattr, metric, "low")
+            yield "volume_high", partial(getattr, metric, "high")
+        elif isinstance(metric, RiskCoverageMetric):
+            yield "aurc", _each(metric)
+            yield "error_share_5", partial(getattr, metric, "error_share")
+        elif not isinstance(metric, LogitMagnitudeMetric | ThresholdMetric):
+            yield name, _each(metric)
+
+
+def _each(metric: CaseMetric) -> Values:
+    return partial(metric.aggregate, "none")
+
+
+def _by_suffix(metric: Any) -> dict[str, Any]:
+    """A metric and those of further regions, by what the names of their measures end with."""
+    return {"": metric, **{f"_{name}": of_region for name, of_region in metric.regions.items()}}
+
+
+def _calibration_measures(ece: CalibrationMetric) -> Iterator[tuple[str, Values]]:
+    """Name of each measure in each region, and what gives its values."""
+    for suffix, metric in _by_suffix(ece).items():
+        for name, part in (("ece", metric), ("cece", metric.cece), ("nll", metric.nll), ("brier", metric.brier)):
+            yield f"{name}{suffix}", _each(part)
+        if metric.region.has_closed_form:
+            yield f"ece{suffix}_if_true", partial(metric.aggregate_if_true, "none")
+            yield f"cece{suffix}_if_true", partial(metric.cece.aggregate_if_true, "none")
+        if metric.stores_resampled:
+            yield f"ece{suffix}_resampled", partial(metric.aggregate_resampled, "none")
+
+
+def _columns(values: Mapping[str, torch.Tensor], structures: Mapping[str, Sequence[int]]) -> dict[str, torch.Tensor]:
+    """The values with a column for each structure, `(cases,)`."""
+    columns = {}
+    for name, of_cases in values.items():
+        if of_cases.ndim == 1:
+            columns[name] = of_cases
+        else:
+            columns.update(zip((f"{name}_{s}" for s in structures), of_cases.unbind(1), strict=True))
+    return columns
+
+
+def _summary(
+    cases: Sequence[str],
+    metrics: Mapping[str, Any],
+    structures: Mapping[str, Sequence[int]],
+    values: Mapping[str, torch.Tensor],
+) -> dict[str, Any]:
+    means = {name: of_cases.nanmean(1) for name, of_cases in values.items() if of_cases.ndim == 2}
+    ece, dsc, names = metrics.get("ece"), metrics["dsc"], list(structures)
+    pooled, temperature = ({}, None) if ece is None else (_pooled_errors(ece), ece.temperature)
+    found_in_one = {
+        name: [{"case": cases[i], "structure": names[j]} for i, j in where.nonzero().tolist()]
+        for name, where in (("missed", dsc.missed), ("spurious", dsc.spurious))
+    }
+    return {
+        "cases": len(cases),
+        **{name: _statistics(of_cases) for name, of_cases in {**means, **_columns(values, structures)}.items()},
+        **pooled,
+        "temperature": 1.0 if temperature is None else float(temperature),
+        **found_in_one,
+    }
+
+
+def _pooled_errors(ece: CalibrationMetric) -> dict[str, float | None]:
+    """Errors of all voxels of each region, and their values if the probabilities were true."""
+    errors = {}
+    for suffix, metric in _by_suffix(ece).items():
+        for kind, bins in _pooled_bins(metric).items():
+            errors[POOLED[kind].format(suffix)] = number(bins.expected_error().item())
+    return errors
+
+
+def _pooled_bins(metric: CalibrationMetric) -> dict[str, CalibrationBins]:
+    """Bins of a region, as `read_regions` returns them."""
+    bins = {"top_label": metric.bins, "classwise": metric.cece.bins}
+    if metric.region.has_closed_form:
+        if_true = {"top_label_if_true": metric.bins_if_true, "classwise_if_true": metric.cece.bins_if_true}
+        bins |= {kind: expected for kind, expected in if_true.items() if expected is not None}
+    return bins
+
+
+def _statistics(values: torch.Tensor) -> dict[str, float | int | None]:
+    """Mean and standard deviation over the cases where the measure is defined, and how many those are."""
+    defined = values[~values.isnan()]
+    return {
+        "mean": defined.mean().item() if len(defined) > 0 else None,
+        "std": defined.std().item() if len(defined) > 1 else None,
+        "n": len(defined),
+    }
+
+
+def _draw_cases(
+    folder: Path,
+    cases: Sequence[str],
+    dsc: torch.Tensor,
+    slices: Mapping[str, DrawnSlice],
+    class_names: Sequence[str],
+) -> None:
+    from calib_components.figures import uncertainty_overlay  # training must not need matplotlib
+
+    ordered = [i for i in dsc.argsort(stable=True).tolist() if not dsc[i].isnan()]
+    # Two cases have no median, and one is the best alone: later names win.
+    names = {len(ordered) // 2: "median", 0: "worst", len(ordered) - 1: "best"}
+    for place, i in enumerate(ordered):
+        if place in names and cases[i] in slices:
+            drawn = slices[cases[i]]
+            lines = [printable(cases[i]), f"DSC {dsc[i]:.3f} of the volume, {drawn.dsc:.3f} of this slice"]
+            if drawn.missed:
+                lines.append(f"missed in this slice: {', '.join(drawn.missed)}")
+            maps = (drawn.image, drawn.label, drawn.prediction, drawn.uncertainty)
+            figure = uncertainty_overlay(*maps, class_names=class_names, title="\n".join(lines))
+            figure.savefig(folder / f"{names[place]}.png")
+
+
+def _draw_reliability(
+    folder: Path, class_names: Sequence[str], regions: Mapping[str, Mapping[str, CalibrationBins]]
+) -> None:
+    from calib_components.figures import reliability_diagram  # training must not need matplotlib
+
+    drawn = {title: regions[name] for name, title in TITLES.items() if name in regions}
+    bins = {title: kinds["top_label"] for title, kinds in drawn.items()}
+    if_true = {title: kinds["top_label_if_true"] for title, kinds in drawn.items() if "top_label_if_true" in kinds}
+    if drawn:
+        reliability_diagram(bins, if_true=if_true, bands=True).savefig(folder / "reliability.png")
+    if "all" in regions:
+        figure = reliability_diagram(regions["all"]["classwise"], class_names, bands=True)
+        figure.savefig(folder / "reliability_classes.png")

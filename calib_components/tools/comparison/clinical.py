@@ -1,0 +1,241 @@
+"""Sections of the report that a clinician reads: volumes, thresholds, risk and coverage, and cases by expected DSC.
+
+They show evaluation folders; each section is None where no folder has what it needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from calib_components.errors import printable
+from calib_components.figures.clinical import (
+    expected_dsc_scatter,
+    risk_coverage_curves,
+    threshold_curves,
+    volume_agreement,
+)
+from calib_components.metrics import ThresholdTable
+from calib_components.tools.comparison.evaluations import Evaluations, FolderEvaluation
+from calib_components.tools.comparison.page import Picture, Section, TableCell, to_png
+from calib_components.tools.comparison.statistics import (
+    Array,
+    Estimate,
+    mean_of_defined,
+    mean_with_interval,
+    spearman_with_interval,
+)
+from calib_components.tools.comparison.tables import NONE, interval, number
+
+__all__ = ["expected_dsc_section", "risk_section", "thresholds_section", "volumes_section"]
+
+SHOWN = (0.1, 0.25, 0.5, 0.75, 0.9)  # thresholds in the table; the figure has all
+VOLUMES = ("expected_volume", "true_volume", "volume_low", "volume_high")
+LOWEST = 10  # cases in the table of the lowest expected DSC
+
+
+def volumes_section(found: Evaluations) -> Section | None:
+    """Return the expected against the true volume of each structure."""
+    structures = found.first.with_columns(*VOLUMES)
+    if not structures:
+        return None
+    unit = found.methods[0].evaluation.volume_unit
+    rows, records, pictures = [], [], []
+    for method in found.methods:
+        drawn = {}
+        for name in structures:
+            expected, true, low, high = drawn[name] = tuple(method.values(f"{part}_{name}") for part in VOLUMES)
+            difference = expected - true
+            bias = mean_with_interval(difference, found.patients)
+            present = np.where(true > 0, true, np.nan)
+            relative = mean_with_interval(100 * np.abs(difference) / present, found.patients)
+            inside, cases = int(np.sum((low <= true) & (true <= high))), int(np.sum(~np.isnan(difference)))
+            rows.append(
+                [
+                    TableCell(method.label),
+                    TableCell(name),
+                    TableCell(_volume(float(mean_of_defined(true)), unit)),
+                    TableCell(_volume(float(mean_of_defined(expected)), unit)),
+                    TableCell(_volume(bias.mean, unit, "+"), _interval(bias, lambda value: _volume(value, unit, "+"))),
+                    TableCell(_percent(relative.mean), _interval(relative, _percent)),
+                    TableCell(f"{inside} of {cases}"),
+                ]
+            )
+            records.append(
+                {
+                    "method": method.name,
+                    "structure": name,
+                    "unit": unit,
+                    "bias": bias.mean,
+                    "bias_low": bias.low,
+                    "bias_high": bias.high,
+                    "relative_error_percent": relative.mean,
+                    "relative_error_percent_low": relative.low,
+                    "relative_error_percent_high": relative.high,
+                    "inside": inside,
+                    "cases": cases,
+                }
+            )
+        pictures.append(Picture(f"volumes_{method.name}", method.label, to_png(volume_agreement(drawn, unit))))
+    caption = (
+        f"Expected volume of a structure: the sum of its probabilities, in {unit}. Bias: expected minus true volume, "
+        "mean over cases; relative error: mean size of the difference, in per cent of the true volume; below both, "
+        "their 95 % intervals over patients. In range: how often the true volume lies between the volume where the "
+        "probability is above .95 and the volume where it is above .05. If probabilities were true and voxels fully "
+        "dependent (one random number decides all), 90 % of true volumes would lie in this range; for independent "
+        "voxels the range would be far narrower."
+    )
+    header = ["", "structure", f"true volume ({unit})", f"expected volume ({unit})", f"bias ({unit})"]
+    header += ["relative error ↓", "in range"]
+    return Section("volumes", "Expected and true volume", caption, header, rows, records, pictures)
+
+
+def thresholds_section(found: Evaluations, validation: FolderEvaluation | None) -> Section | None:
+    """Return sensitivity, specificity, PPV and DSC at some thresholds.
+
+    Args:
+        found: The evaluations.
+        validation: Evaluation of validation cases on which the threshold of each structure is chosen; None for none.
+    """
+    chosen = {} if validation is None else _chosen(validation)
+    rows, records, pictures = [], [], []
+    for method in found.methods:
+        tables = _threshold_tables(method.evaluation)
+        if not tables:
+            continue
+        for structure, table in tables.items():
+            for index, threshold in enumerate(np.asarray(table.thresholds, float)):
+                of_threshold = {
+                    name: float(np.asarray(getattr(table, name), float)[index])
+                    for name in ("sensitivity", "specificity", "ppv", "dsc")
+                }
+                record = {"method": method.name, "structure": structure, "threshold": round(float(threshold), 4)}
+                is_chosen = bool(np.isclose(threshold, chosen.get(structure, np.nan)))
+                records.append({**record, **of_threshold, "chosen": is_chosen})
+                if is_chosen or np.isclose(threshold, SHOWN).any():
+                    mark = "bold" if is_chosen else ""
+                    first = TableCell(f"{threshold:.2f}", ["chosen"] if is_chosen else [], mark)
+                    cells = [TableCell(_specific(value), mark=mark) for value in of_threshold.values()]
+                    rows.append([TableCell(method.label), TableCell(structure), first, *cells])
+        pictures.append(Picture(f"thresholds_{method.name}", method.label, to_png(threshold_curves(tables))))
+    if not rows:
+        return None
+    caption = (
+        "A structure is where its probability is above the threshold. Sensitivity, specificity and PPV (positive "
+        "predictive value) are of the voxels of all cases together, DSC is the mean over cases. Specificity is high "
+        "wherever most of the volume is background. "
+    )
+    caption += (
+        "No threshold was chosen: to choose one by the highest mean DSC of validation cases, give their evaluation "
+        "folder with --validation. The best row of these test cases is no choice: it would be too optimistic."
+        if validation is None
+        else f"In bold: the threshold with the highest mean DSC on the {len(validation.cases)} cases of the validation "
+        "folder."
+    )
+    header = ["", "structure", "threshold", "sensitivity ↑", "specificity ↑", "PPV ↑", "DSC ↑"]
+    return Section("thresholds", "Thresholds", caption, header, rows, records, pictures)
+
+
+def _threshold_tables(evaluation: FolderEvaluation) -> dict[str, ThresholdTable]:
+    counts = evaluation.thresholds
+    if counts is None:
+        return {}
+    return {name: counts.table(index) for index, name in enumerate(evaluation.threshold_structures)}
+
+
+def _chosen(validation: FolderEvaluation) -> dict[str, float]:
+    """Return the best threshold of each structure."""
+    counts = validation.thresholds
+    best = [] if counts is None else np.asarray(counts.best(), float).tolist()
+    return dict(zip(validation.threshold_structures, best, strict=True))
+
+
+def risk_section(found: Evaluations) -> Section | None:
+    """Return error rates among the most confident voxels, and the share of errors among the most uncertain ones."""
+    if not {"aurc", "error_share_5"} <= found.first.columns.keys():
+        return None
+    rows, records, risks = [], [], {}
+    coverage = found.methods[0].evaluation.coverage
+    for method in found.methods:
+        area = mean_with_interval(method.values("aurc"), found.patients)
+        share = mean_with_interval(100 * method.values("error_share_5"), found.patients)
+        rows.append(
+            [
+                TableCell(method.label),
+                TableCell(f"{area.mean:.5f}", _interval(area, lambda value: f"{value:.5f}")),
+                TableCell(_percent(share.mean), _interval(share, _percent)),
+            ]
+        )
+        for name, estimate in (("aurc", area), ("error_share_5_percent", share)):
+            records.append({"method": method.name, "measure": name, **estimate._asdict()})
+        evaluation = method.evaluation
+        if evaluation.risk.size and np.array_equal(evaluation.coverage, coverage):
+            risks[method.label] = mean_of_defined(evaluation.risk)
+    caption = (
+        "Voxels are ordered by the probability of their predicted class. Risk is the error rate among the most "
+        "confident share of them, the coverage; AURC is the area under this curve, mean over cases, with its 95 % "
+        "interval over patients. It falls with fewer errors and with a better order, not with better calibration. The "
+        "last column: the share of all errors that lie among the 5 % most uncertain voxels of the case."
+    )
+    pictures = []
+    if risks:
+        pictures = [Picture("risk_coverage", "Risk over coverage", to_png(risk_coverage_curves(coverage, risks)))]
+    header = ["", "AURC ↓", "errors among the 5 % most uncertain voxels ↑"]
+    return Section("risk_coverage", "Risk and coverage", caption, header, rows, records, pictures)
+
+
+def expected_dsc_section(found: Evaluations) -> Section | None:
+    """Return the cases by their expected DSC, the lowest first, beside their true DSC."""
+    if not found.first.with_columns("expected_dsc"):
+        return None
+    rows, records, pictures, texts = [], [], [], []
+    for method in found.methods:
+        expected, true = method.expected_and_true()
+        correlation = spearman_with_interval(expected, true, found.patients)
+        notes = " ".join(interval(correlation, "rho"))
+        texts.append(f"{method.label} {number(correlation.mean, 'rho')} {notes}".strip())
+        places = _places(true)
+        for place, index in enumerate(np.argsort(expected, kind="stable"), start=1):
+            case = printable(found.first.cases[index])
+            cells = [method.label, str(place), case, number(expected[index], "dsc"), number(true[index], "dsc")]
+            record = {"method": method.name, "case": case}
+            records.append({**record, "expected_dsc": float(expected[index]), "dsc": float(true[index])})
+            if place <= LOWEST:
+                rows.append([TableCell(text) for text in [*cells, places[index]]])
+        drawn = to_png(expected_dsc_scatter(expected, true))
+        pictures.append(Picture(f"expected_dsc_{method.name}", method.label, drawn))
+    shown = f"the {LOWEST} cases" if len(found.first.cases) > LOWEST else "the cases"
+    caption = (
+        "Expected DSC: from the probabilities alone, without the ground truth; mean over structures. If low confidence "
+        "finds the bad cases, those with the lowest expected DSC, which one would review first, also have the lowest "
+        f"true DSC. Spearman's rank correlation of the two, with its 95 % interval over patients: {'; '.join(texts)}. "
+        f"The table has {shown} with the lowest expected DSC; place 1 is the lowest."
+    )
+    header = ["", "place", "case", "expected DSC", "true DSC", "place by true DSC"]
+    return Section("expected_dsc", "Cases by expected DSC", caption, header, rows, records, pictures)
+
+
+def _places(values: Array) -> list[str]:
+    """Return the place of each value, the lowest first; none where it is undefined."""
+    order = {int(index): place for place, index in enumerate(np.argsort(values, kind="stable"), start=1)}
+    return [NONE if np.isnan(value) else str(order[index]) for index, value in enumerate(values)]
+
+
+def _volume(value: float, unit: str, style: str = "") -> str:
+    """Return a volume: hundredths of a millilitre, or whole voxels."""
+    digits = 2 if unit == "ml" else 0
+    return NONE if np.isnan(value) else f"{round(value, digits) + 0.0:{style}.{digits}f}"
+
+
+def _percent(value: float) -> str:
+    return NONE if np.isnan(value) else f"{value:.1f} %"
+
+
+def _specific(value: float) -> str:
+    """Return a share with more digits near 1, where specificity lies."""
+    return NONE if np.isnan(value) else f"{value:.5f}" if 0.999 < value < 1 else f"{value:.3f}"
+
+
+def _interval(estimate: Estimate, text: Callable[[float], str]) -> list[str]:
+    return [] if np.isnan(estimate.low) else [f"[{text(estimate.low)}, {text(estimate.high)}]"]

@@ -1,0 +1,79 @@
+"""The sections of a report of evaluation folders."""
+
+from __future__ import annotations
+
+from calib_components.tools.comparison.clinical import (
+    expected_dsc_section,
+    risk_section,
+    thresholds_section,
+    volumes_section,
+)
+from calib_components.tools.comparison.evaluations import Evaluations, FolderEvaluation, FolderMethod
+from calib_components.tools.comparison.means import (
+    ABOUT_FOUND_IN_ONE,
+    ABOUT_REGIONS,
+    FOUND_IN_ONE,
+    OF_FOREGROUND,
+    Row,
+    count_found_in_one,
+    mean_rows,
+    means_of_structures,
+    region_diagrams,
+)
+from calib_components.tools.comparison.page import Section, TableCell
+from calib_components.tools.comparison.sections import differences_section, ranks_section
+from calib_components.tools.comparison.tables import heading
+
+__all__ = ["evaluation_sections"]
+
+OF_REGIONS = ("ece_all", "ece_predicted", "smooth_ece_all", "smooth_ece_predicted", "nll_all", "brier_all", "ece")
+RANKED = ("dsc", "hd95", "ece_all", "ece_predicted", "nll_all")
+
+
+def evaluation_sections(
+    found: Evaluations, reference: FolderMethod | None, validation: FolderEvaluation | None
+) -> list[Section]:
+    """Return all sections but the pictures of cases.
+
+    Args:
+        found: The evaluations.
+        reference: The one that the others are compared with; None where there are no others.
+        validation: Evaluation of validation cases, on which thresholds are chosen; None for none.
+    """
+    measures = found.measured(("dsc", "hd95", *(OF_REGIONS if found.has_regions else OF_FOREGROUND)))
+    rows = [Row(method, TableCell(method.label)) for method in found.methods]
+    sections: list[Section | None] = [_means_section(found, rows, measures)]
+    if reference is not None:
+        # Differences in a region that the ground truth chooses would not be of calibration.
+        compared = [name for name in measures if name not in OF_FOREGROUND] if found.has_regions else measures
+        sections += [differences_section(found, reference, compared), ranks_section(found, found.measured(RANKED))]
+    if found.has_regions:
+        cases = "all cases" if found.has_all_cases else "all cases of each folder, also those that others lack"
+        sections.append(region_diagrams(found, cases))
+    sections += [
+        means_of_structures(rows, found, "the evaluation"),
+        volumes_section(found),
+        thresholds_section(found, validation),
+        risk_section(found),
+        expected_dsc_section(found),
+    ]
+    return [section for section in sections if section is not None]
+
+
+def _means_section(found: Evaluations, rows: list[Row], measures: list[str]) -> Section:
+    cells, records = mean_rows(rows, measures, found)
+    for line, counts in zip(cells, count_found_in_one(rows), strict=True):
+        line.append(counts)
+    best = "the best is bold, the second best underlined; " if len(rows) > 1 else ""
+    cases = "1 case" if len(found.first.cases) == 1 else f"{len(found.first.cases)} cases"
+    if found.counted != cases:
+        cases += f" of {found.counted}"
+    caption = (
+        f"Mean over {cases}; {best}"
+        f"below each mean: its 95 % interval over patients. HD95 is in {found.methods[0].evaluation.unit}. "
+        f"{ABOUT_REGIONS if found.has_regions else ''}"
+    )
+    if any(measure.startswith("smooth_ece") for measure in measures):
+        caption += "Smooth ECE: an ECE without bins. "
+    header = ["", *(heading(name, "foreground" if name in OF_FOREGROUND else "") for name in measures), FOUND_IN_ONE]
+    return Section("means", "Means", caption + ABOUT_FOUND_IN_ONE, header, cells, records)

@@ -1,0 +1,211 @@
+"""What was measured, as the sections of a report read it: evaluations of methods on the same cases."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from calib_components.errors import reading
+from calib_components.metrics import CalibrationBins
+from calib_components.tools.comparison.statistics import (
+    Array,
+    Difference,
+    holm,
+    mean_of_defined,
+    paired_difference,
+)
+
+__all__ = ["Comparison", "Evaluation", "Method", "Run"]
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """A network evaluated on some cases: the files of one evaluation.
+
+    Attributes:
+        folder: Folder that it was read from.
+        patients: The patient of each case.
+        cases: Names of the cases.
+        columns: `(cases,)` for each column of `cases.csv`, NaN where a measure is undefined.
+        missed: The case of each structure that only the ground truth has.
+        spurious: The case of each structure that only the prediction has.
+        regions: Bins of the predicted class in each region, by its name, pooled over cases, `(1, bins)`; none in
+            evaluations of earlier versions and of label maps.
+    """
+
+    folder: Path
+    patients: dict[str, str]
+    cases: list[str]
+    columns: dict[str, Array]
+    missed: list[str]
+    spurious: list[str]
+    regions: dict[str, CalibrationBins]
+
+    def picture(self, name: str) -> bytes | None:
+        """Return the picture of the case `name` (best, median or worst); None where it was not kept.
+
+        Raises:
+            InputError: The file is no picture.
+        """
+        if not (self.folder / "cases" / f"{name}.png").exists():
+            return None
+        with reading(self.folder / "cases" / f"{name}.png", "a PNG file") as file:
+            content = file.read_bytes()
+            if not content.startswith(PNG) or len(content) < 24:
+                raise ValueError(f"{len(content)} bytes of something else")
+            return content
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """Evaluations whose cases are joined: those of one network, or of the networks of all folds.
+
+    Attributes:
+        evaluations: What was measured.
+    """
+
+    evaluations: Sequence[Evaluation]
+
+    @property
+    def cases(self) -> list[str]:
+        """Names of the cases."""
+        return [case for evaluation in self.evaluations for case in evaluation.cases]
+
+    @property
+    def patients(self) -> list[str]:
+        """The patient of each case."""
+        return [evaluation.patients[case] for evaluation in self.evaluations for case in evaluation.cases]
+
+    @cached_property
+    def columns(self) -> dict[str, Array]:
+        """`(cases,)` for each column of `cases.csv`, NaN where a measure is undefined."""
+        tables = [evaluation.columns for evaluation in self.evaluations]
+        return {name: np.concatenate([table[name] for table in tables]) for name in tables[0]}
+
+    @property
+    def structures(self) -> list[str]:
+        """Names of the structures that are segmented."""
+        return [name.removeprefix("dsc_") for name in self.columns if name.startswith("dsc_")]
+
+    def with_columns(self, *measures: str) -> list[str]:
+        """Return the structures that have a column of each of these measures."""
+        return [name for name in self.structures if all(f"{measure}_{name}" in self.columns for measure in measures)]
+
+    def values(self, measure: str) -> Array:
+        """Return a column, `(cases,)`; for `dsc` and `hd95`, the mean over the structures that have a value."""
+        if measure in self.columns:
+            return self.columns[measure]
+        return mean_of_defined([self.columns[f"{measure}_{name}"] for name in self.structures])
+
+    @property
+    def complete(self) -> NDArray[np.bool_]:
+        """Whether no structure of a case is missed or spurious, `(cases,)`."""
+        scored = np.array([~np.isnan(self.columns[f"dsc_{name}"]) for name in self.structures])
+        measured = np.array([~np.isnan(self.columns[f"hd95_{name}"]) for name in self.structures])
+        return (scored == measured).all(0)
+
+
+@dataclass(frozen=True, eq=False)
+class Method:
+    """What is compared: all runs of one network or setting.
+
+    Attributes:
+        name: Name in files.
+        label: Name in tables and figures.
+        runs: One for each seed.
+    """
+
+    name: str
+    label: str
+    runs: Sequence[Run]
+
+    @property
+    def evaluations(self) -> Sequence[Evaluation]:
+        """What was measured, for all runs."""
+        return [evaluation for run in self.runs for evaluation in run.evaluations]
+
+    @property
+    def variants(self) -> dict[str, Method]:
+        """What is drawn of the method, by what its label ends with: the method alone."""
+        return {"": self}
+
+    def values(self, measure: str) -> Array:
+        """Return a column or measure as the mean over seeds, `(cases,)`, for means over cases."""
+        return mean_of_defined([run.values(measure) for run in self.runs])
+
+    def comparable(self, measure: str) -> Array:
+        """As `values`, but without HD95 where a structure is missed or spurious; for differences and ranks."""
+        values = self.values(measure)
+        if not measure.startswith("hd95"):
+            return values
+        return np.where(np.all([run.complete for run in self.runs], axis=0), values, np.nan)
+
+    def expected_and_true(self) -> tuple[Array, Array]:
+        """Return the expected and the true DSC of each case, `(cases,)`, over the structures that have both."""
+        expected, true = (
+            np.stack([self.values(f"{measure}_{name}") for name in self.runs[0].with_columns("expected_dsc")])
+            for measure in ("expected_dsc", "dsc")
+        )
+        both = ~np.isnan(expected) & ~np.isnan(true)
+        return mean_of_defined(np.where(both, expected, np.nan)), mean_of_defined(np.where(both, true, np.nan))
+
+    def bins(self, region: str) -> CalibrationBins:
+        """Return the bins of a region, of all cases and seeds together."""
+        first, *rest = (evaluation.regions[region] for evaluation in self.evaluations)
+        return sum(rest, first)
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """Methods that were evaluated on the same cases.
+
+    Attributes:
+        methods: Methods in the order in which they are shown.
+    """
+
+    methods: Sequence[Method]
+
+    @property
+    def first(self) -> Run:
+        """A run, for what all have in common."""
+        return self.methods[0].runs[0]
+
+    @property
+    def patients(self) -> list[str]:
+        """The patient of each case."""
+        return self.first.patients
+
+    @property
+    def counted(self) -> str:
+        """How many patients there are, as text; or cases, if each is its own patient."""
+        count, kind = len(set(self.patients)), "case" if self.patients == self.first.cases else "patient"
+        return f"1 {kind}" if count == 1 else f"{count} {kind}s"
+
+    @property
+    def has_regions(self) -> bool:
+        """Whether all voxels and the predicted foreground were measured; earlier versions did not."""
+        bins = {"all", "predicted"} <= self.first.evaluations[0].regions.keys()
+        return bins and {"ece_all", "ece_predicted"} <= self.first.columns.keys()
+
+    def measured(self, measures: Iterable[str]) -> list[str]:
+        """Return which of some measures there are."""
+        return [name for name in measures if name in self.first.columns or name in ("dsc", "hd95")]
+
+    def differences(self, measure: str, reference: Method) -> dict[Method, tuple[Difference, float]]:
+        """Compare every other method with the reference on the same cases.
+
+        Returns:
+            For each, the difference to the reference and the p-value after Holm's correction over the methods.
+        """
+        others = [method for method in self.methods if method is not reference]
+        base = reference.comparable(measure)
+        differences = [paired_difference(method.comparable(measure), base, self.patients) for method in others]
+        adjusted = holm([difference.p_value for difference in differences])
+        return dict(zip(others, zip(differences, adjusted.tolist(), strict=True), strict=True))

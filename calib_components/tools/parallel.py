@@ -1,0 +1,84 @@
+"""Work on many cases in several processes, with progress."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack, contextmanager
+from typing import Any, TypeVar
+
+import torch
+from tqdm import tqdm
+
+from calib_components.errors import InputError
+
+__all__ = ["check_workers", "parallel"]
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+MOST = 8  # processes by default, since each holds a case in memory
+
+
+def check_workers(workers: int | None) -> int:
+    """Return the number of processes: that given, or one per core, at most 8.
+
+    Raises:
+        InputError: It is not a number of at least 1.
+    """
+    if workers is not None and workers < 1:
+        raise InputError(f"workers: expected a whole number of at least 1, got {workers}")
+    return workers or min(os.cpu_count() or 1, MOST)
+
+
+@contextmanager
+def parallel(
+    function: Callable[[Item], Result], items: Sequence[Item], workers: int, name: str, preload: Sequence[str]
+) -> Iterator[Iterable[Result]]:
+    """Give the results of a function, in the order of the items, while processes work on the next.
+
+    A progress bar is shown on terminals. With one worker or item, the work is done in this process.
+
+    Args:
+        function: What is done with each item; with several workers, it must be picklable.
+        items: Such as cases.
+        workers: Number of processes.
+        name: What the progress bar is called.
+        preload: Modules that take long to import; they are imported once for all processes.
+
+    Raises:
+        InputError: A process died.
+    """
+    with ExitStack() as stack:
+        run: Callable[..., Any] = map
+        if min(workers, len(items)) > 1:
+            context = multiprocessing.get_context("forkserver")
+            context.set_forkserver_preload(list(preload))
+            pool = ProcessPoolExecutor(min(workers, len(items)), context, _start_worker)
+            stack.callback(pool.shutdown, cancel_futures=True)
+            run = pool.map
+        bar = tqdm(run(function, items), name, len(items), unit="case", leave=False, disable=None)
+        try:
+            yield stack.enter_context(bar)
+        except BrokenProcessPool:
+            raise InputError(
+                "workers: expected processes that finish, got one that died, perhaps for lack of memory; try fewer"
+            ) from None
+
+
+def _start_worker() -> None:
+    """Use one thread per process, leave interrupts to the parent, and do not outlive it."""
+
+    def exit_with_parent() -> None:
+        parent = multiprocessing.parent_process()
+        if parent is not None:
+            parent.join()
+        os._exit(1)
+
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=exit_with_parent, daemon=True).start()

@@ -1,0 +1,202 @@
+"""Temperature scaling of saved predictions, for a model whose code one cannot touch."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from nibabel import Nifti1Image
+
+from calib_components.errors import InputError, check_writable, make_folder, writing
+from calib_components.handlers.temperature import TEMPERATURE, write_temperature
+from calib_components.posthoc import TemperatureEstimate, TemperatureScaling
+from calib_components.tools.parallel import check_workers, parallel
+from calib_components.tools.predictions.classes import Classes
+from calib_components.tools.predictions.formats import Header, Prediction, read_header, read_probabilities
+from calib_components.tools.predictions.pairs import (
+    Case,
+    classes_of,
+    find_cases,
+    find_predictions,
+    patients_of,
+    read_case,
+)
+
+__all__ = ["calibrate_predictions", "scale_probabilities"]
+
+PRELOAD = [__name__]
+
+
+def calibrate_predictions(
+    predictions: Path,
+    labels: Path,
+    *,
+    apply_to: Path,
+    out: Path,
+    structures: Sequence[str] | None = None,
+    sigmoid: bool = False,
+    ignore_index: int | None = None,
+    patient_pattern: str | None = None,
+    workers: int | None = None,
+) -> None:
+    """Fit a temperature on saved predictions, and scale others by it.
+
+    The logarithms of probabilities are the logits, but for one number a voxel that softmax does not see; with sigmoid
+    channels, the logits are log p - log(1 - p). `out` gets a scaled map for each prediction in `apply_to`, float32 on
+    its own grid: `NAME_probability.nii.gz` `(X, Y, Z, C)`, or where no file says where the voxels lie, `NAME.npz`
+    `(C, Z, Y, X)` as nnU-Net writes it. When all are written, it gets `temperature.json`.
+
+    Args:
+        predictions: Folder of predictions of validation cases: NIfTI files, nnU-Net's .npz, or .npy.
+        labels: Folder of their labels, files of the same names, which may end in _gt, _seg or _label.
+        apply_to: Folder of the predictions to scale, of the same model.
+        out: Folder for the scaled predictions.
+        structures: Names and label codes, such as liver=1,tumour=2; WT=1+2+4 is a structure of several codes. Default:
+            the channels are label codes 0, 1, 2, and so on.
+        sigmoid: Whether each channel is one of these structures, with a sigmoid of its own.
+        ignore_index: Label code of voxels to leave out of the fit.
+        patient_pattern: Regular expression for the part of a case's name that names the patient, such as patient[0-9]+.
+            Default: each case is a patient.
+        workers: Number of processes, each with a case in memory. Default: one per core, at most 8.
+
+    Raises:
+        InputError: An argument or a file is not as expected.
+    """
+    processes = check_workers(workers)
+    cases = find_cases(predictions, labels)
+    classes = classes_of(cases, structures, sigmoid, ignore_index)
+    patients = patients_of([case.name for case in cases], patient_pattern)
+    if cases[0].channels == 0:
+        raise InputError(
+            f"{cases[0].prediction.files[0]}: expected probabilities to fit a temperature, got a label map"
+        )
+    targets = _find_targets(apply_to, cases[0])
+    _check_folder(out, [predictions, labels, apply_to], [_result_name(*target) for target in targets])
+
+    estimate = _fit(cases, classes, patients, processes)
+    _print(estimate)
+    make_folder(out)
+    (out / TEMPERATURE).unlink(missing_ok=True)  # until all maps are of the new one
+    scale = functools.partial(_scale_file, classes=classes, temperature=estimate.temperature, out=out)
+    with parallel(scale, targets, processes, "scale", PRELOAD) as results:
+        for _ in results:
+            pass
+    write_temperature(estimate, out)
+    print(out)
+
+
+def _find_targets(folder: Path, case: Case) -> list[tuple[Prediction, Header]]:
+    """Find the predictions to scale, which must have the channels of those that the temperature is fitted on."""
+    targets = [(prediction, read_header(prediction)) for prediction in find_predictions(folder).values()]
+    for prediction, header in targets:
+        if header.channels != case.channels:
+            got = f"{header.channels} channel(s)" if header.channels else "a label map"
+            expected = f"{case.channels} channel(s), as in {case.prediction.files[0]}"
+            raise InputError(f"{prediction.files[0]}: expected {expected}, got {got}")
+    return targets
+
+
+def _result_name(prediction: Prediction, header: Header) -> str:
+    return f"{prediction.name}.npz" if header.affine is None else f"{prediction.name}_probability.nii.gz"
+
+
+def _check_folder(out: Path, sources: Sequence[Path], names: Sequence[str]) -> None:
+    """Refuse to write among other files, so that all predictions in the folder have one temperature."""
+    target = out.resolve()
+    for source in (folder.resolve() for folder in sources):
+        if target == source or target in source.parents or source in target.parents:
+            raise InputError(f"--out: expected a folder apart from {source}, got {out}, which holds it or is in it")
+    check_writable("--out", out)
+    if out.exists() and not out.is_dir():
+        raise InputError(f"--out: expected a folder, got the file {out}")
+    present = sorted(file.name for file in out.iterdir()) if out.exists() else []
+    if others := [name for name in present if name not in (*names, TEMPERATURE) and not name.startswith(".")]:
+        raise InputError(f"--out: expected a folder without other files, got {others[0]} in {out}; choose another one")
+
+
+class _PooledScaling(TemperatureScaling):
+    """A fit that those of other processes are added to."""
+
+    def add(self, other: TemperatureScaling) -> None:
+        for name, sums in other._sums.items():
+            self._sums[name] = self._sums.get(name, 0) + sums
+
+
+def _fit(cases: Sequence[Case], classes: Classes, patients: Mapping[str, str], processes: int) -> TemperatureEstimate:
+    pooled = _PooledScaling(sigmoid=classes.sigmoid)
+    fit_case = functools.partial(_fit_case, classes=classes, patients=patients)
+    with parallel(fit_case, cases, processes, "fit", PRELOAD) as results:
+        for fit in results:
+            pooled.add(fit)
+    try:
+        return pooled.compute()
+    except ValueError as error:
+        raise InputError(f"--ignore_index: expected voxels to fit a temperature on, got none: {error}") from error
+
+
+def _fit_case(case: Case, classes: Classes, patients: Mapping[str, str]) -> TemperatureScaling:
+    saved = read_case(case, classes)
+    assert saved.probabilities is not None
+    fit = TemperatureScaling(ignore_index=classes.ignore_index, sigmoid=classes.sigmoid)
+    logits = _logits(saved.probabilities, saved.lowest, saved.highest, classes.sigmoid)
+    fit.update(logits[None], saved.label[None], patients[case.name])
+    return fit
+
+
+def _print(estimate: TemperatureEstimate) -> None:
+    interval = "" if math.isnan(estimate.low) else f", 95 % interval {estimate.low:.3f} to {estimate.high:.3f}"
+    patients = f"{estimate.patients} patient{'s' * (estimate.patients > 1)}"
+    print(f"T = {estimate.temperature:.3f}{interval}, fitted on {patients}")
+    print(f"NLL {estimate.nll_before:.4f} -> {estimate.nll_after:.4f}")
+    for warning in estimate.warnings():
+        print(warning)
+
+
+def _logits(probabilities: torch.Tensor, lowest: float, highest: float, sigmoid: bool) -> torch.Tensor:
+    return probabilities.clamp(lowest, highest).logit() if sigmoid else probabilities.clamp_min(lowest).log()
+
+
+def scale_probabilities(
+    probabilities: torch.Tensor, temperature: float, sigmoid: bool = False, lowest: float = 1e-12, highest: float = 1.0
+) -> torch.Tensor:
+    """Divide the logits of probabilities by a temperature.
+
+    `softmax(log p / T)`, that is, `p ** (1 / T)` divided by its sum over the classes; or `sigmoid(logit(p) / T)`.
+
+    Args:
+        probabilities: `(N, *S)`, of N classes, or of channels with a sigmoid each.
+        temperature: The temperature T.
+        sigmoid: Whether each channel is a binary problem of its own.
+        lowest: In place of lower probabilities, above 0. With T = 1, only such probabilities change.
+        highest: In place of higher ones with `sigmoid`, below 1.
+
+    Returns:
+        Scaled probabilities of the same shape.
+
+    Examples:
+        >>> scale_probabilities(torch.tensor([0.8, 0.2]), temperature=2.0)  # in the ratio 2 : 1, the root of 4 : 1
+        tensor([0.6667, 0.3333])
+        >>> scale_probabilities(torch.tensor([0.8, 0.2]), temperature=2.0, sigmoid=True)
+        tensor([0.6667, 0.3333])
+    """
+    logits = _logits(probabilities, lowest, highest, sigmoid) / temperature
+    return logits.sigmoid() if sigmoid else logits.softmax(0)
+
+
+def _scale_file(target: tuple[Prediction, Header], classes: Classes, temperature: float, out: Path) -> None:
+    prediction, header = target
+    stored = read_probabilities(prediction, classes.sigmoid, classes.skip)
+    values = torch.from_numpy(stored.values)
+    scaled = scale_probabilities(values, temperature, classes.sigmoid, stored.lowest, stored.highest).numpy()
+    with writing(out / _result_name(prediction, header)) as file:
+        if header.affine is None:
+            np.savez_compressed(file, probabilities=scaled.transpose(0, 3, 2, 1))
+        else:
+            nifti = Nifti1Image(scaled[0] if len(scaled) == 1 else np.moveaxis(scaled, 0, -1), header.affine)
+            nifti.set_sform(header.affine, code=1)
+            nifti.set_qform(header.affine, code=1)
+            nifti.to_filename(file)

@@ -1,0 +1,262 @@
+"""Evaluation of saved predictions of any model against label maps, case by case in parallel."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import math
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from calib_components import __version__
+from calib_components.errors import InputError, check_writable, make_folder, reading, writing
+from calib_components.handlers.evaluation_writing import DrawnSlice, largest_slice, start_evaluation, write_evaluation
+from calib_components.inference import find_images, normalized_entropy
+from calib_components.metrics import (
+    CalibrationMetric,
+    DSCMetric,
+    ExpectedDSCMetric,
+    HD95Metric,
+    RiskCoverageMetric,
+    SmoothECEMetric,
+    ThresholdMetric,
+    VolumeMetric,
+    structure_masks,
+)
+from calib_components.metrics.case_metric import CaseMetric
+from calib_components.nifti import grid_distance, open_nifti
+from calib_components.tools.comparison import report_evaluations
+from calib_components.tools.parallel import check_workers, parallel
+from calib_components.tools.predictions.classes import Classes, paint
+from calib_components.tools.predictions.pairs import Case, Saved, classes_of, find_cases, patients_of, read_case
+
+__all__ = ["evaluate_predictions"]
+
+MEASURED = ".measured"  # folder inside the output folder, of the cases of an evaluation that is not finished
+REGIONS = ("all", "predicted", "plausible", "predicted_band", "union", "band")
+DRAWS = 20
+CUBIC_MM = 1000  # in a millilitre
+
+
+def evaluate_predictions(
+    predictions: Path,
+    labels: Path,
+    out: Path,
+    *,
+    structures: Sequence[str] | None = None,
+    sigmoid: bool = False,
+    ignore_index: int | None = None,
+    patient_pattern: str | None = None,
+    images: Path | None = None,
+    validation: Path | None = None,
+    workers: int | None = None,
+) -> None:
+    """Evaluate saved predictions of any model: segmentation, calibration, volumes and thresholds.
+
+    `out` gets the files that `evaluate.yaml` writes, see `calib_components.handlers.EvaluationWriter`, but for those of
+    logits, and one page, `report/index.html`. Distances are in millimetres, volumes in millilitres. Predictions that
+    are label maps give the segmentation part only. The same command continues after an interruption: cases that are
+    measured, of files that have not changed since, are kept.
+
+    Args:
+        predictions: Folder of probabilities or label maps, see `calib_components.tools.predictions.formats`.
+        labels: Folder of label maps, NIfTI files of the same names; `_gt`, `_seg` or `_label` may follow.
+        out: Folder of the results.
+        structures: Label codes of the structures, such as `liver=1,tumour=2`, or `WT=1+2+4` of several codes. Default:
+            class1, class2 and so on.
+        sigmoid: Whether each channel is one of these structures, with a sigmoid of its own.
+        ignore_index: Label code of voxels to leave out.
+        patient_pattern: Regular expression for the part of a case's name that names the patient, such as
+            `patient[0-9]+`. Default: each case is a patient.
+        images: Folder of the images, for the pictures. Default: pictures without them.
+        validation: Folder of an evaluation of other cases, on which the page chooses thresholds. Default: the page
+            chooses none.
+        workers: Number of processes, each with a case in memory. Default: one per core, at most 8.
+
+    Raises:
+        InputError: A file or option is unsuitable, files do not belong together, or results cannot be written.
+    """
+    workers = check_workers(workers)
+    cases = find_cases(predictions, labels)
+    classes = classes_of(cases, structures, sigmoid, ignore_index)
+    patients = patients_of([case.name for case in cases], patient_pattern)
+    pictured = {} if images is None else _find_images(images, cases)
+    _check_folder(out, predictions, labels)
+    metrics = _metrics(classes, cases[0].channels > 0)
+    start_evaluation(out, metrics, classes.structures)
+    done = out / MEASURED
+    make_folder(done)
+    stamps = {case.name: _stamp(case, classes, pictured.get(case.name)) for case in cases}
+    missing = [case for case in cases if not _is_measured(done, case.name, stamps[case.name])]
+    if len(missing) < len(cases):
+        print(f"{len(cases) - len(missing)} of {len(cases)} cases measured before")
+    measure = functools.partial(_measure, classes=classes, stamps=stamps, images=pictured, folder=done)
+    with parallel(measure, missing, workers, "evaluate", ["calib_components.tools.predictions"]) as results:
+        for _ in results:
+            pass
+    slices = {case.name: _add(metrics, done, case.name) for case in cases}
+    order = [case.name for case in cases]
+    write_evaluation(
+        out,
+        order,
+        metrics,
+        classes.structures,
+        list(classes.names),
+        slices,
+        [patients[name] for name in order],
+        unit="mm",
+        volume_unit="ml",
+    )
+    shutil.rmtree(done)
+    report_evaluations([out], out / "report", validation)
+
+
+def _metrics(
+    classes: Classes, has_probabilities: bool, spacing: Sequence[float] | None = None, lowest: float = 0.0
+) -> dict[str, CaseMetric]:
+    """What is measured of each case, by name."""
+    metrics: dict[str, CaseMetric] = {
+        "dsc": DSCMetric(include_background=True),
+        "hd95": HD95Metric(include_background=True, spacing=spacing),
+    }
+    if not has_probabilities:
+        return metrics
+    ignore, sigmoid = classes.ignore_index, classes.sigmoid
+    return metrics | {
+        "ece": CalibrationMetric(
+            region="foreground",
+            ignore_index=ignore,
+            sigmoid=sigmoid,
+            regions=REGIONS,
+            structures=None if sigmoid else classes.structures,
+            draws=DRAWS,
+            lowest=lowest,
+        ),
+        "smooth_ece": SmoothECEMetric(ignore_index=ignore, sigmoid=sigmoid, regions=["all", "predicted"]),
+        "volume": VolumeMetric(classes.structures, ignore, sigmoid),
+        "expected_dsc": ExpectedDSCMetric(classes.structures, ignore, sigmoid),
+        "thresholds": ThresholdMetric(classes.structures, ignore, sigmoid),
+        "selective": RiskCoverageMetric(ignore_index=ignore, sigmoid=sigmoid),
+    }
+
+
+def _measure(case: Case, classes: Classes, stamps: Mapping[str, str], images: Mapping[str, Path], folder: Path) -> None:
+    """Measure a case, and write what the metrics store of it."""
+    saved = read_case(case, classes)
+    predicted, true = _masks(saved, classes)
+    stored: dict[str, list[torch.Tensor]] = {}
+    for name, metric in _metrics(classes, saved.probabilities is not None, saved.spacing, saved.lowest).items():
+        y_pred, y = predicted, true
+        if saved.probabilities is not None and name not in ("dsc", "hd95"):
+            y_pred, y = saved.probabilities, saved.label
+        options = {"voxel_volume": math.prod(saved.spacing) / CUBIC_MM} if name == "volume" else {}
+        with reading(case.prediction.files[0], "a prediction that can be measured"):
+            measured = metric.measure(y_pred[None], y[None], **options)
+        stored[name] = [measured] if isinstance(measured, torch.Tensor) else measured
+    masks = dict(zip(classes.structures, zip(predicted, true, strict=True), strict=True))
+    drawn = largest_slice(*_maps(saved, classes, images.get(case.name), case.label), masks=masks)
+    of_slice = {key: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for key, v in vars(drawn).items()}
+    with writing(_file(folder, case.name)) as file:
+        torch.save({"stamp": stamps[case.name], "stored": stored, "slice": of_slice}, file)
+
+
+def _masks(saved: Saved, classes: Classes) -> tuple[torch.Tensor, torch.Tensor]:
+    """Masks of the structures in the prediction and in the label, `(S, *S)`, without voxels to leave out."""
+    of_structures = list(classes.structures.values())
+    counted = torch.tensor(True) if classes.ignore_index is None else (saved.label != classes.ignore_index).all(0)
+    if classes.sigmoid and saved.probabilities is not None:
+        order = [channel for channel, *_ in of_structures]
+        return (saved.probabilities[order] > 0.5) & counted, (saved.label[order] == 1) & counted
+    predicted, true = (structure_masks(of, of_structures) for of in (saved.prediction[None], saved.label))
+    return predicted & counted, true & counted
+
+
+def _maps(
+    saved: Saved, classes: Classes, image: Path | None, label_file: Path
+) -> tuple[torch.Tensor | None, torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """The image, prediction, label and uncertainty that are drawn, `(*S)`."""
+    grey = None if image is None else _read_image(image, saved, label_file)
+    label, p = saved.label, saved.probabilities
+    if classes.ignore_index is not None:
+        label = label.masked_fill(label == classes.ignore_index, 0)
+    if not classes.sigmoid:
+        return grey, saved.prediction, label[0], None if p is None else normalized_entropy(p)[0]
+    painted = torch.from_numpy(paint(label.numpy() == 1, classes))
+    of_channels = None if p is None else [normalized_entropy(torch.stack([1 - q, q]))[0] for q in p]
+    return grey, saved.prediction, painted, None if of_channels is None else torch.stack(of_channels).amax(0)
+
+
+def _read_image(file: Path, saved: Saved, label_file: Path) -> torch.Tensor:
+    image = open_nifti(file)
+    shape = tuple(saved.prediction.shape)
+    if image.shape[:3] != shape or grid_distance(image.affine, saved.affine, shape):
+        raise InputError(f"{file}: expected the voxels of {label_file}, {shape}, got others, {image.shape}")
+    with reading(file, "a complete NIfTI file"):
+        values = np.asarray(image.dataobj, np.float32)
+    return torch.from_numpy(values.reshape(*shape, -1)[..., 0].copy())
+
+
+def _add(metrics: Mapping[str, CaseMetric], folder: Path, case: str) -> DrawnSlice:
+    """Give what was stored of a case to the metrics, and return its slice."""
+    content = _read(folder, case)
+    for name, metric in metrics.items():
+        metric.extend(*content["stored"][name])
+    of_slice: dict[str, Any] = {}
+    for key, value in content["slice"].items():
+        of_slice[key] = value.numpy() if isinstance(value, torch.Tensor) else value
+    return DrawnSlice(**of_slice)
+
+
+def _is_measured(folder: Path, case: str, stamp: str) -> bool:
+    """Whether a case was measured before, in the same way and from the same files."""
+    if not _file(folder, case).is_file():
+        return False
+    try:
+        return _read(folder, case)["stamp"] == stamp
+    except InputError:  # measured again
+        return False
+
+
+def _read(folder: Path, case: str) -> dict[str, Any]:
+    with reading(_file(folder, case), "what was measured of a case") as file:
+        return torch.load(file, weights_only=True)
+
+
+def _file(folder: Path, case: str) -> Path:
+    return folder / f"{hashlib.sha256(os.fsencode(case)).hexdigest()[:32]}.pt"  # any name, however long
+
+
+def _stamp(case: Case, classes: Classes, image: Path | None) -> str:
+    """Say what a case is measured from, and how."""
+    others = [file for file in (case.prediction.grid, image) if file is not None]
+    files = [*case.prediction.files, case.label, *others]
+    states = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    return json.dumps([__version__, case.prediction.kind, repr(classes), states])
+
+
+def _find_images(folder: Path, cases: Sequence[Case]) -> dict[str, Path]:
+    """Find the image of each case: NAME, or NAME_0000 as nnU-Net calls the first channel."""
+    files = {image.name: image.files[0] for image in find_images(folder)}
+    found = {}
+    for name in (case.name for case in cases):
+        file = files.get(name, files.get(f"{name}_0000"))
+        if file is None:
+            raise InputError(
+                f"{folder}: expected an image for each case, called NAME or NAME_0000, got none for {name}"
+            )
+        found[name] = file
+    return found
+
+
+def _check_folder(out: Path, *inputs: Path) -> None:
+    for folder in inputs:
+        if out.resolve() == folder.resolve():
+            raise InputError(f"--out: expected a folder of its own for the results, got {out}, which holds the inputs")
+    check_writable("--out", out)

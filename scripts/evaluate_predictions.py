@@ -1,0 +1,16 @@
+"""Evaluate saved predictions of any model against label maps: is it calibrated, where not, which threshold to take.
+
+    python scripts/evaluate_predictions.py PREDICTIONS LABELS --out evaluation --structures RV=1,MYO=2,LV=3
+
+reads the probabilities that a network saved, such as nnU-Net with `--save_probabilities`, and writes one page,
+`evaluation/report/index.html`, and the files that a bundle's evaluation writes. `scripts/report.py A B C` compares such
+folders.
+"""
+
+from __future__ import annotations
+
+from calib_components.tools import command_line
+from calib_components.tools.predictions import evaluate_predictions
+
+if __name__ == "__main__":
+    command_line.run("evaluate_predictions", evaluate_predictions)

@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from calib_components.metrics import RiskCoverageMetric, risk_coverage, selective
+from calib_components.metrics.selective import _sum_of_inverses
+
+
+def curve_by_definition(confidence: NDArray, wrong: NDArray) -> NDArray:
+    """Expected error rate of the k most confident voxels, k = 1 ... n, over random orders of equal ones."""
+    risks = []
+    for k in range(1, len(confidence) + 1):
+        last = np.sort(confidence)[::-1][k - 1]
+        first, tied = confidence > last, confidence == last
+        risks.append((wrong[first].sum() + (k - first.sum()) * wrong[tied].mean()) / k)
+    return np.array(risks)
+
+
+def example(ties: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    y_pred = (2 * torch.randn(3, 3, 10, 20, generator=generator)).softmax(1)
+    if ties:
+        y_pred = (8 * y_pred).round() + 1
+        y_pred = y_pred / y_pred.sum(1, keepdim=True)
+    return y_pred, torch.multinomial(y_pred.movedim(1, -1).reshape(-1, 3), 1, generator=generator).view(3, 1, 10, 20)
+
+
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize("pending", [2**20, 50])
+def test_by_definition(ties: bool, pending: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(selective, "PENDING", pending)
+    monkeypatch.setattr("calib_components.metrics.voxels.CPU_CHUNK", 90)
+    y_pred, y = example(ties)
+    metric = RiskCoverageMetric()
+    metric(y_pred, y)
+    for case in range(3):
+        confidence, predicted = (values.flatten().numpy() for values in y_pred[case].double().max(0))
+        wrong = predicted != y[case].flatten().numpy()
+        assert (len(np.unique(confidence)) < 60) == ties
+        risks = curve_by_definition(confidence, wrong)
+        assert metric.aggregate("none")[case].item() == pytest.approx(risks.mean(), rel=1e-12)
+        for number, coverage in enumerate(metric.coverage.tolist()):
+            if (200 * coverage).is_integer():
+                assert metric.risk[case, number].item() == pytest.approx(risks[round(200 * coverage) - 1], rel=1e-9)
+        share = 1 - risks[189] * 190 / wrong.sum()  # the 10 least confident of 200
+        assert metric.error_share[case].item() == pytest.approx(share, rel=1e-9)
+    assert metric.aggregate().item() == pytest.approx(metric.aggregate("none").mean().item())
+
+
+def test_ties_are_the_mean_over_random_orders() -> None:
+    y_pred, y = example(ties=True)
+    confidence, predicted = (values.flatten().numpy() for values in y_pred[0].max(0))
+    wrong = predicted != y[0].flatten().numpy()
+    rng, found = np.random.default_rng(0), []
+    for _ in range(4000):
+        order = np.lexsort((rng.random(200), -confidence))
+        found.append((wrong[order].cumsum() / np.arange(1, 201)).mean())
+    expected = risk_coverage(y_pred[:1], y[:1]).aurc.item()
+    assert np.mean(found) == pytest.approx(expected, abs=4 * np.std(found) / 4000**0.5)
+
+
+def test_grid() -> None:
+    coverage = RiskCoverageMetric().coverage
+    assert len(coverage) == 118
+    assert (coverage.diff() > 0).all()
+    assert coverage[[0, 98, 99, 107, 108, -1]].tolist() == [0.01, 0.99, 0.991, 0.999, 0.9991, 1.0]
+
+
+def test_equal_confidence_says_nothing() -> None:
+    curve = risk_coverage(torch.full((1, 1, 100), 0.25), (torch.arange(100) < 30)[None, None].long())
+    torch.testing.assert_close(curve.risk, torch.full((1, 118), 0.3, dtype=torch.float64))
+    assert curve.aurc.item() == pytest.approx(0.3)
+    assert curve.error_share.item() == pytest.approx(0.05)
+
+
+def test_errors_that_are_the_least_confident() -> None:
+    p = torch.linspace(0.9, 0.6, 100, dtype=torch.float64)
+    curve = risk_coverage(torch.stack([1 - p, p])[None], (torch.arange(100) < 96)[None, None].long())
+    assert curve.error_share.item() == pytest.approx(1)
+    assert curve.risk[0, [95, -1]].tolist() == pytest.approx([0, 0.04])
+
+
+def test_undefined_cases() -> None:
+    y_pred = torch.tensor([[[0.1, 0.2], [0.9, 0.8]]] * 2)
+    metric = RiskCoverageMetric("foreground")
+    metric(y_pred, torch.tensor([[[1, 1]], [[0, 0]]]))
+    assert metric.aggregate("none")[0].item() == 0  # no errors
+    assert metric.risk[0].tolist() == [0] * 118
+    assert metric.error_share.isnan().all()
+    assert metric.aggregate("none")[1].isnan()  # no voxels
+    assert metric.risk[1].isnan().all()
+    assert metric.aggregate().item() == 0
+
+
+def test_regions_ignored_voxels_and_sigmoids() -> None:
+    y_pred, y = example(ties=False)
+    label, predicted = y[:, 0], y_pred.argmax(1)
+    y_ignored = y.masked_fill((predicted == 0)[:, None], 7)
+    in_region = risk_coverage(y_pred, y, "predicted")
+    kept = risk_coverage(y_pred, y_ignored, ignore_index=7)
+    torch.testing.assert_close(in_region.risk, kept.risk)
+    torch.testing.assert_close(in_region.aurc, kept.aurc)
+
+    sigmoid = risk_coverage(y_pred, torch.stack([label == k for k in range(3)], 1), sigmoid=True)
+    p = y_pred.flatten(1).double()  # the voxels of all channels in one row
+    truth = torch.stack([label == k for k in range(3)], 1).flatten(1).long()
+    flat = risk_coverage(torch.stack([1 - p, p], 1), truth[:, None])
+    torch.testing.assert_close(sigmoid.aurc, flat.aurc)
+    torch.testing.assert_close(sigmoid.error_share, flat.error_share)
+
+
+def test_sums_of_inverses() -> None:
+    start = torch.tensor([0, 0, 5, 99, 100, 1000, 250], dtype=torch.float64)
+    end = torch.tensor([1, 30, 6, 102, 101, 1500, 100_000], dtype=torch.float64)
+    for low, high, found in zip(start, end, _sum_of_inverses(start, end), strict=True):
+        exact = (1 / np.arange(int(low) + 1, int(high) + 1)).sum()
+        assert found.item() == pytest.approx(exact, rel=1e-12)
+    late = torch.tensor([2e9], dtype=torch.float64)
+    assert _sum_of_inverses(late, late + 1).item() == pytest.approx(1 / (2e9 + 1), rel=1e-12)
+
+
+def test_unsuitable_options() -> None:
+    with pytest.raises(ValueError, match=r"^region: expected one of 'all', .* got 'everywhere'$"):
+        RiskCoverageMetric("everywhere")
+    with pytest.raises(ValueError, match=r"^sigmoid: expected True or False, got None$"):
+        RiskCoverageMetric(sigmoid=None)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"^y_pred: expected probabilities, got 1 of 6 values that are NaN"):
+        risk_coverage(torch.tensor([[[0.5, torch.nan, 0.5], [0.5, 0.5, 0.5]]]), torch.zeros(1, 1, 3))

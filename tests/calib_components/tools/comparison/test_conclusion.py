@@ -1,0 +1,233 @@
+"""What a report begins with, by exact sentences for made-up numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import binom
+
+from calib_components.metrics import CalibrationBins
+from calib_components.tools.comparison.conclusion import conclude, error_by_chance, gap_with_interval
+from calib_components.tools.comparison.measured import Comparison, Evaluation, Method, Run
+
+
+def bins(confidence: float, accuracy: float, count: int = 100_000) -> CalibrationBins:
+    """All voxels in the last of two bins."""
+    sums = (torch.tensor([[0, count * value]], dtype=torch.float64) for value in (confidence, accuracy))
+    return CalibrationBins(torch.tensor([[0, count]]), *sums)
+
+
+def method(
+    name: str, columns: Mapping[str, Sequence[float]], regions: Mapping[str, CalibrationBins] | None = None
+) -> Method:
+    """A method with a patient for each value of its columns; DSC and HD95 are made up where they are not given."""
+    cases = [f"case{i}" for i in range(len(next(iter(columns.values()))))]
+    table = {"dsc_heart": np.linspace(0.7, 0.9, len(cases)), "hd95_heart": np.ones(len(cases))}
+    table |= {column: np.array(values, float) for column, values in columns.items()}
+    evaluation = Evaluation(
+        Path(name), {case: f"p_{case}" for case in cases}, cases, table, [], [], dict(regions or {})
+    )
+    return Method(name, name, [Run([evaluation])])
+
+
+def one(errors: Sequence[float], confidence: float, accuracy: float, expected: Sequence[float] | None = None) -> str:
+    """The conclusion about one network; a quarter of the error over all voxels."""
+    values = np.array(errors)
+    columns = {"ece": values, "ece_all": values / 4, "ece_predicted": values}
+    if expected is not None:
+        columns["expected_dsc_heart"] = np.array(expected)
+    regions = {"all": bins(confidence, accuracy, 10_000_000), "predicted": bins(confidence, accuracy)}
+    return conclude(Comparison([method("net", columns, regions)]))
+
+
+ERRORS = [0.09, 0.1, 0.11, 0.09, 0.1, 0.11, 0.1, 0.1]
+RISING = np.linspace(0.5, 0.9, 8)
+BRACKETS = "(in brackets: 95 % intervals over patients)"
+
+
+@pytest.mark.parametrize(
+    ("confidence", "accuracy", "kind", "chance"),
+    [
+        (0.9, 0.8, "overconfident", "0.002"),  # sqrt(0.9 * 0.1 / 12500) * sqrt(2 / pi) = 0.0021
+        (0.8, 0.9, "underconfident", "0.003"),  # 0.0029
+    ],
+)
+def test_network_that_is_far_off_and_knows_its_bad_cases(
+    confidence: float, accuracy: float, kind: str, chance: str
+) -> None:
+    assert one(ERRORS, confidence, accuracy, RISING) == (
+        f"The model is {kind}: in the predicted foreground, the mean confidence is {confidence:.3f} and the accuracy "
+        f"{accuracy:.3f}; the ECE of a case is 0.025 [0.024, 0.026] over all voxels and 0.100 [0.095, 0.105] in the "
+        f"predicted foreground, where true probabilities would give about 0.000 and {chance} by chance. Low "
+        "confidence finds the bad cases: expected and true DSC rise together (Spearman 1.000 [1.000, 1.000]). These 8 "
+        f"patients cannot tell how it is for patients of another origin {BRACKETS}."
+    )
+
+
+def test_network_whose_gap_may_be_of_these_patients() -> None:
+    """The gap of 0.02 is within 1.96 * 0.1 / sqrt(8) = 0.07 of none."""
+    assert one(ERRORS, 0.9, 0.88, np.roll(RISING, 4)) == (
+        "In the predicted foreground, the mean confidence is 0.900 and the accuracy 0.880; the ECE of a case is 0.025 "
+        "[0.024, 0.026] over all voxels and 0.100 [0.095, 0.105] in the predicted foreground, where true probabilities "
+        "would give about 0.000 and 0.002 by chance. These 8 patients cannot tell whether the model is over- or "
+        "underconfident, whether low confidence finds the bad cases (Spearman -0.524 [-0.644, 0.291]) and how it is "
+        f"for patients of another origin {BRACKETS}."
+    )
+
+
+def test_network_that_is_most_confident_about_its_bad_cases() -> None:
+    text = one(ERRORS, 0.9, 0.8, RISING[::-1])
+    assert "Low confidence does not find the bad cases: their expected DSC is higher (Spearman -1.000 [" in text
+
+
+def test_error_that_chance_explains_is_no_miscalibration() -> None:
+    """The 0.0015 is below the 0.0021 that chance gives, whatever the means are."""
+    assert one([0.0015] * 8, 0.9, 0.8).startswith(
+        "In the predicted foreground, the mean confidence is 0.900 and the acc"
+    )
+
+
+def test_few_patients() -> None:
+    assert one(ERRORS[:2], 0.9, 0.8, RISING[:2]) == (
+        "In the predicted foreground, the mean confidence is 0.900 and the accuracy 0.800; the ECE of a case is 0.024 "
+        "over all voxels and 0.095 in the predicted foreground, where true probabilities would give about 0.000 and "
+        "0.001 by chance. 2 patients are too few to tell how it is for others."
+    )
+    assert one(ERRORS[:1], 0.9, 0.8).endswith("1 patient is too few to tell how it is for others.")
+
+
+def test_no_predicted_foreground() -> None:
+    regions = {"all": bins(0.9, 0.8), "predicted": bins(0, 0, 0)}
+    nothing = [math.nan] * 6
+    network = method("net", {"ece": [0.1] * 6, "ece_all": [0.1] * 6, "ece_predicted": nothing}, regions)
+    text = conclude(Comparison([network]))
+    assert text == (
+        "No foreground is predicted; the ECE of a case is 0.100 [0.100, 0.100] over all voxels, where true "
+        "probabilities would give about 0.002 by chance. These 6 patients cannot tell how it is for patients of "
+        f"another origin {BRACKETS}."
+    )
+
+
+def test_seeds_are_no_larger_cases() -> None:
+    """Two seeds have twice the voxels in twice the cases."""
+    columns = {"ece": ERRORS, "ece_all": ERRORS, "ece_predicted": ERRORS}
+    network = method("net", columns, dict.fromkeys(("all", "predicted"), bins(0.9, 0.8, 10_000)))
+    twice = Method("net", "net", [*network.runs, *network.runs])
+    assert conclude(Comparison([twice])) == conclude(Comparison([network]))
+
+
+def test_label_maps() -> None:
+    assert conclude(Comparison([method("net", {"dsc_heart": [0.8] * 6})])) == (
+        "The mean DSC of 6 patients is 0.800 [0.800, 0.800]. There are no probabilities, so nothing can be said about "
+        "calibration."
+    )
+
+
+def test_evaluation_of_the_ground_truth_foreground_alone() -> None:
+    assert conclude(Comparison([method("net", {"ece": [0.1] * 6})])) == (
+        "The ECE of a case is 0.100 [0.100, 0.100] over the ground-truth foreground, which does not measure "
+        "calibration: the ground truth chooses its voxels. These 6 patients cannot tell how it is for patients of "
+        f"another origin {BRACKETS}."
+    )
+
+
+STEPS = np.array([-0.002, -0.001, 0, 0.001, 0.002, 0.003, 0.004, 0.005])
+
+
+def several(columns: Mapping[str, Mapping[str, Sequence[float]]], reference: str = "old") -> str:
+    methods = [method(name, of_method) for name, of_method in columns.items()]
+    return conclude(Comparison(methods), next(each for each in methods if each.name == reference))
+
+
+def calibration(all_voxels: Sequence[float], predicted: Sequence[float]) -> dict[str, Sequence[float]]:
+    return {"ece": predicted, "ece_all": all_voxels, "ece_predicted": predicted}
+
+
+def test_which_is_better_calibrated_than_the_reference() -> None:
+    """All eight patients agree: p = 2 / 2^8, with Holm's correction over three methods."""
+    old = np.full(8, 0.1)
+    assert several(
+        {
+            "old": calibration(old, old),
+            "new": calibration(old - 0.05 - STEPS, old - 0.05),
+            "other": calibration(old - 0.01 + 0.02 * np.sign(STEPS - 0.0005), old),
+            "worse": calibration(old + 0.05 + STEPS, old),
+        }
+    ) == (
+        "Over all voxels, new (ECE lower by 0.0515 [0.0499, 0.0531], p = 0.023) is better calibrated than old; worse "
+        "(ECE higher by 0.0515 [0.0499, 0.0531], p = 0.023) is worse calibrated than old; other cannot be told apart "
+        "from old (ECE -0.0050 [-0.0200, +0.0100], p = 0.648). In the predicted foreground, new (ECE lower by 0.0500 "
+        "[0.0500, 0.0500], p = 0.023) is better calibrated than old; other and worse cannot be told apart from old. "
+        f"These 8 patients cannot tell ECEs apart that differ by less than about 0.015 {BRACKETS}."
+    )
+
+
+def test_several_that_are_better_share_a_clause() -> None:
+    old = np.full(8, 0.1)
+    text = several({"old": calibration(old, old), **{name: calibration(old / 2, old / 2) for name in ("a", "b", "c")}})
+    note = "(ECE lower by 0.0500 [0.0500, 0.0500], p = 0.023)"
+    assert text.startswith(f"Over all voxels, a {note}, b {note} and c {note} are better calibrated than old. In the")
+
+
+def test_ground_truth_foreground_is_not_called_calibration() -> None:
+    old = np.full(8, 0.1)
+    assert several({"old": {"ece": old}, "new": {"ece": old / 2}}) == (
+        "Over the ground-truth foreground, new (ECE lower by 0.0500 [0.0500, 0.0500], p = 0.008) has a lower ECE than "
+        "old. The ground truth chooses these voxels, so a lower ECE there does not mean better calibration. These 8 "
+        f"patients cannot tell ECEs apart that differ by less than about 0.000 {BRACKETS}."
+    )
+
+
+def test_label_maps_are_compared_by_dsc() -> None:
+    old = np.full(8, 0.8)
+    assert several({"old": {"dsc_heart": old}, "maps": {"dsc_heart": old + 0.1}}) == (
+        "On the common cases, maps (DSC higher by 0.1000 [0.1000, 0.1000], p = 0.008) has a higher DSC than old. There "
+        "are no probabilities in common, so nothing can be said about calibration."
+    )
+
+
+def test_too_few_patients_to_compare() -> None:
+    columns = calibration([0.1] * 5, [0.1] * 5)
+    text = "5 patients are too few to tell which method is better calibrated."
+    assert several({"old": columns, "new": calibration([0.01] * 5, [0.01] * 5)}) == text
+    assert several({"old": {"dsc_heart": [0.8]}, "new": {"dsc_heart": [0.9]}}) == (
+        "1 patient is too few to tell which method segments better."
+    )
+
+
+def test_several_without_a_reference_have_no_conclusion() -> None:
+    columns = calibration([0.1] * 8, [0.1] * 8)
+    assert conclude(Comparison([method("a", columns), method("b", columns)])) == ""
+
+
+def test_interval_of_the_gap_is_over_patients() -> None:
+    """Two cases of a patient count once: means of 0.1 and 0.2 in turn, mean square 0.025, six patients."""
+    errors = np.repeat([0.1, 0.2] * 3, 2) + np.tile([0.01, -0.01], 6)
+    patients = [f"p{i // 2}" for i in range(12)]
+    gap = gap_with_interval(bins(0.9, 0.8), errors, patients)
+    half = 1.96 * math.sqrt(0.025 / 6)
+    assert gap == pytest.approx((0.1, 0.1 - half, 0.1 + half))
+    errors[:2] = np.nan  # a patient without predicted foreground
+    assert math.isnan(gap_with_interval(bins(0.9, 0.8), errors, patients).low)
+
+
+def test_gap_interval_covers_networks_that_are_neither() -> None:
+    """Each patient has a gap of its own, of mean 0; the bound holds at least 95 %."""
+    rng = np.random.default_rng(0)
+    covered = 0
+    for gaps in rng.normal(0, 0.05, (400, 8)):
+        gap = float(gaps.mean())
+        estimate = gap_with_interval(bins(0.8 + gap, 0.8), np.abs(gaps), [str(i) for i in range(8)])
+        covered += estimate.low <= 0 <= estimate.high
+    assert covered / 400 >= 0.93
+
+
+def test_error_by_chance_is_that_of_a_case_of_average_size() -> None:
+    """The mean deviation of a binomial: 1000 voxels in each of ten cases, 80 % confidence."""
+    expected = np.abs(np.arange(1001) / 1000 - 0.8) @ binom.pmf(np.arange(1001), 1000, 0.8)
+    assert error_by_chance(bins(0.8, 0.7, 10_000), 10) == pytest.approx(expected, rel=0.15)

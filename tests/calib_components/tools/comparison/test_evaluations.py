@@ -1,0 +1,216 @@
+"""Evaluation folders, read and brought to their common cases."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from calib_components.errors import InputError
+from calib_components.handlers.evaluation_files import read_cases
+from calib_components.tools.comparison.evaluations import read_evaluation, read_evaluations
+from tests.calib_components.tools.comparison.made_up import make_folder
+
+
+def change(folder: Path, **values: object) -> None:
+    summary = json.loads((folder / "summary.json").read_text())
+    (folder / "summary.json").write_text(json.dumps({**summary, **values}))
+
+
+def keep(folder: Path, start: int, end: int) -> None:
+    """Keep rows of cases.csv; the other files with a case each go."""
+    header, *rows = (folder / "cases.csv").read_text().splitlines(keepends=True)
+    (folder / "cases.csv").write_text("".join([header, *rows[start:end]]))
+    for name in ("thresholds.json", "risk_coverage.json"):
+        (folder / name).unlink()
+
+
+def test_one_folder_has_what_was_written(tmp_path: Path) -> None:
+    found = read_evaluations([make_folder(tmp_path / "a")])
+    (method,) = found.methods
+    evaluation = method.evaluation
+    assert (method.name, method.label, found.notices, found.has_all_cases) == ("a", "a", [], True)
+    assert evaluation.cases[:3] == ["patient000_frame01", "patient000_frame12", "patient001_frame01"]
+    assert found.patients[:3] == ["patient000", "patient000", "patient001"]
+    assert (evaluation.unit, evaluation.volume_unit) == ("mm", "ml")
+    assert evaluation.threshold_structures == ["RV", "MYO", "LV"]
+    assert evaluation.thresholds is not None
+    assert evaluation.thresholds.true.shape == (16, 3)
+    assert evaluation.risk.shape == (16, 20)
+    assert [*evaluation.regions] == ["foreground", "all", "predicted"]
+    assert found.has_regions
+
+
+def test_common_cases_in_the_order_of_the_first(tmp_path: Path) -> None:
+    """The second folder has two patients less, one more, and lists its cases the other way round."""
+    first, second = make_folder(tmp_path / "a"), make_folder(tmp_path / "b", patients=9, seed=1)
+    header, *rows = (second / "cases.csv").read_text().splitlines(keepends=True)
+    (second / "cases.csv").write_text("".join([header, *rows[:3:-1]]))
+    for name in ("thresholds.json", "risk_coverage.json"):
+        (second / name).unlink()
+    found = read_evaluations([first, second])
+    common = [f"patient{i:03d}_frame{j:02d}" for i in range(2, 8) for j in (1, 12)]
+    for method, folder in zip(found.methods, (first, second), strict=True):
+        cases, columns = read_cases(folder)
+        assert method.evaluation.cases == common
+        assert method.values("ece_all").tolist() == [columns["ece_all"][cases.index(case)] for case in common]
+    first_counts = found.methods[0].evaluation.thresholds
+    assert first_counts is not None
+    assert len(first_counts.true_positive) == len(found.methods[0].evaluation.risk) == 12
+    assert not found.has_all_cases
+    left_out = "patient000_frame01, patient000_frame12, patient001_frame01, patient001_frame12"
+    assert found.notices == [
+        f"Cases that not all have, left out: {left_out} of a.",
+        "Cases that not all have, left out: patient008_frame12, patient008_frame01 of b.",
+    ]
+
+
+def test_missed_structures_are_those_of_the_common_cases(tmp_path: Path) -> None:
+    missed = [{"case": f"patient{i:03d}_frame01", "structure": "RV"} for i in (0, 7)]
+    first = make_folder(tmp_path / "a", missed=missed)
+    found = read_evaluations([first, make_folder(tmp_path / "b", patients=6)])
+    assert found.methods[0].evaluation.missed == ["patient000_frame01"]
+
+
+def test_label_maps_beside_probabilities_are_compared_by_what_both_have(tmp_path: Path) -> None:
+    maps = make_folder(tmp_path / "maps", with_probabilities=False)
+    found = read_evaluations([make_folder(tmp_path / "a"), maps])
+    assert [*found.first.columns] == ["dsc_RV", "dsc_MYO", "dsc_LV", "hd95_RV", "hd95_MYO", "hd95_LV"]
+    assert not found.has_regions
+    assert found.notices == ["maps lacks what others have, which is not compared: all that needs probabilities."]
+
+
+def test_columns_of_one_are_named(tmp_path: Path) -> None:
+    first, second = make_folder(tmp_path / "a"), make_folder(tmp_path / "b")
+    text = (second / "cases.csv").read_text().replace("smooth_ece_", "other_")
+    (second / "cases.csv").write_text(text)
+    assert read_evaluations([first, second]).notices == [
+        "a lacks what others have, which is not compared: other_all, other_predicted.",
+        "b lacks what others have, which is not compared: smooth_ece_all, smooth_ece_predicted.",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("places", "labels"),
+    [
+        (["a", "b"], ["a", "b"]),
+        (["a/eval", "b/eval"], ["a/eval", "b/eval"]),
+        (["x/a/eval", "x/b/eval", "x/b/test"], ["a/eval", "b/eval", "b/test"]),
+        (["a\nb", "<b>"], ["a\\nb", "<b>"]),
+    ],
+)
+def test_labels_are_the_ends_of_paths_that_tell_them_apart(
+    places: list[str], labels: list[str], tmp_path: Path
+) -> None:
+    folders = [make_folder(tmp_path / place, with_probabilities=False) for place in places]
+    found = read_evaluations(folders)
+    assert [method.label for method in found.methods] == labels
+    assert [method.name for method in found.methods] == [label.replace("/", "_") for label in labels]
+
+
+def test_current_folder_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(make_folder(tmp_path / "a", with_probabilities=False))
+    assert [method.label for method in read_evaluations([Path(".")]).methods] == ["a"]
+
+
+def test_patients_that_one_folder_knows_hold_for_the_other(tmp_path: Path) -> None:
+    unknown = make_folder(tmp_path / "old", patients=8, unit="mm")
+    summary = json.loads((unknown / "summary.json").read_text())
+    del summary["patients"]
+    (unknown / "summary.json").write_text(json.dumps(summary))
+    alone = read_evaluations([unknown])
+    assert alone.patients == alone.first.cases
+    assert alone.notices == [
+        "Each case counts as a patient of its own. If some are of the same patient, intervals are too narrow."
+    ]
+    found = read_evaluations([unknown, make_folder(tmp_path / "new")])
+    assert found.patients[:2] == ["patient000", "patient000"]
+    assert found.notices == []
+
+
+def test_folder_of_an_earlier_version(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "old", patients=2, unit=None, volume_unit=None)
+    keep(folder, 0, 4)
+    evaluation = read_evaluation(folder)
+    assert (evaluation.unit, evaluation.volume_unit, evaluation.thresholds) == ("voxels", "voxels", None)
+    assert evaluation.risk.shape == (4, 0)
+
+
+def rename(folder: Path, old: str, new: str) -> None:
+    (folder / "cases.csv").write_text((folder / "cases.csv").read_text().replace(old, new))
+
+
+def all_of(name: str) -> dict[str, str]:
+    """Cases that are all of the patient x."""
+    return {f"{name}{i:03d}_frame{j:02d}": "x" for i in range(8) for j in (1, 12)}
+
+
+CASES, SUMMARY, BINS = (
+    "cases.csv: expected ",
+    "summary.json: expected the summary of an evaluation, got ",
+    "calibration.json: ",
+)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda b: rename(b, "_LV", "_aorta"), "b: expected the structures of .*a, RV, MYO, LV, got RV, MYO, aorta"),
+        (lambda b: change(b, unit="voxels"), "b: expected the HD95 of .*a, in mm, got in voxels"),
+        (lambda b: change(b, volume_unit="voxels"), "b: expected the volumes of .*a, in ml, got in voxels"),
+        (lambda b: rename(b, "patient", "subject"), f"{SUMMARY}one that lacks"),
+        (
+            lambda b: (rename(b, "patient", "subject"), change(b, patients=all_of("subject"))),
+            "b: expected cases of .*a, got none of the same name",
+        ),
+        (
+            lambda b: change(b, patients=all_of("patient")),
+            "b: expected case patient000_frame01 to be of patient patient000 as in .*a, got x",
+        ),
+        (lambda b: change(b, patients=["a"]), f"{SUMMARY}patients that are no"),
+        (lambda b: change(b, unit="inch"), f"{SUMMARY}the unit 'inch'"),
+        (lambda b: change(b, missed=["a"]), f"{SUMMARY}"),
+        (lambda b: (b / "calibration.json").unlink(), f"{BINS}expected the bins of an evaluation, got"),
+        (lambda b: (b / "cases.csv").unlink(), "b: expected an evaluation folder, or alone the"),
+        (lambda b: rename(b, "hd95_LV", "hd_LV"), f"{CASES}the columns dsc_RV, .*, got no hd95_LV"),
+        (lambda b: rename(b, "dsc_", "dice_"), f"{CASES}the columns dsc_STRUCTURE, .*, got no dsc_STR"),
+        (lambda b: (b / "cases.csv").write_text("case,dsc_a,hd95_a,aurc\nx,1,1,2\n"), f"{CASES}aurc to be at"),
+        (lambda b: (b / "thresholds.json").write_text("{}"), "thresholds.json: expected the thresholds of an"),
+        (lambda b: (b / "risk_coverage.json").write_text("[]"), "risk_coverage.json: expected the risk-coverage"),
+    ],
+)  # fmt: skip
+def test_folders_that_cannot_be_compared(spoil: Callable[[Path], object], message: str, tmp_path: Path) -> None:
+    first, second = make_folder(tmp_path / "a"), make_folder(tmp_path / "b")
+    spoil(second)
+    with pytest.raises(InputError, match=message) as caught:
+        read_evaluations([first, second])
+    assert "\n" not in str(caught.value)
+
+
+def test_files_of_other_cases_are_an_error(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "a")
+    header, *rows = (folder / "cases.csv").read_text().splitlines(keepends=True)
+    (folder / "cases.csv").write_text("".join([header, *rows[:-1]]))
+    with pytest.raises(InputError, match=r"thresholds.json: expected the 15 cases of cases.csv, got 16"):
+        read_evaluation(folder)
+
+
+def test_the_same_folder_twice_is_an_error(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "a", with_probabilities=False)
+    with pytest.raises(InputError, match=r"a: expected each evaluation folder once, got .*a, .*a"):
+        read_evaluations([folder, folder])
+
+
+def test_structures_in_another_order_are_the_same(tmp_path: Path) -> None:
+    first, second = (make_folder(tmp_path / name, with_probabilities=False) for name in "ab")
+    cases, columns = read_cases(second)
+    order = ["dsc_LV", "dsc_RV", "dsc_MYO", "hd95_LV", "hd95_RV", "hd95_MYO"]
+    lines = [",".join(["case", *order])]
+    lines += [",".join([case, *(repr(float(columns[name][i])) for name in order)]) for i, case in enumerate(cases)]
+    (second / "cases.csv").write_text("\n".join([*lines, ""]))
+    found = read_evaluations([first, second])
+    assert [method.runs[0].structures for method in found.methods] == [["RV", "MYO", "LV"]] * 2
+    np.testing.assert_array_equal(found.methods[0].values("dsc"), found.methods[1].values("dsc"))

@@ -1,0 +1,80 @@
+"""Predictions and labels in every form that people have, made up."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+
+SHAPE = (6, 5, 4)  # unequal, so that no order of axes passes for another
+AFFINE = nib.affines.from_matvec(nib.eulerangles.euler2mat(0.3, 0.2, 0.1) @ np.diag([1.5, 1.25, 8.0]), [-90, 30, 70])
+
+
+def softmax_of(seed: int, channels: int = 3, shape: tuple[int, ...] = SHAPE, scale: float = 2.0) -> np.ndarray:
+    """Probabilities `(C, X, Y, Z)`, float32."""
+    logits = scale * np.random.default_rng(seed).normal(size=(channels, *shape))
+    powers = np.exp(logits - logits.max(0))
+    return (powers / powers.sum(0)).astype(np.float32)
+
+
+def label_of(seed: int, codes: tuple[int, ...] = (0, 1, 2), shape: tuple[int, ...] = SHAPE) -> np.ndarray:
+    return np.random.default_rng(1000 + seed).choice(codes, shape).astype(np.uint8)
+
+
+def save_nifti(file: Path, values: np.ndarray, affine: np.ndarray = AFFINE) -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(values, affine), file)
+    return file
+
+
+def save_channels_last(file: Path, p: np.ndarray, affine: np.ndarray = AFFINE) -> Path:
+    return save_nifti(file, np.ascontiguousarray(np.moveaxis(p, 0, -1)), affine)
+
+
+def save_rounded(file: Path, p: np.ndarray, dtype: type, slope: float) -> Path:
+    """As integers, with their step in the header."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    image = nib.Nifti1Image(np.rint(np.moveaxis(p, 0, -1) / slope).astype(dtype), AFFINE)
+    image.header.set_slope_inter(slope, 0)
+    image.to_filename(file)
+    return file
+
+
+def sitk_properties(affine: np.ndarray = AFFINE) -> dict:
+    """What nnU-Net's SimpleITK reader records of an image: ITK's axes are NIfTI's with the first two reversed."""
+    lps = np.diag([-1.0, -1, 1, 1]) @ affine
+    spacing = np.linalg.norm(lps[:3, :3], axis=0)
+    direction = lps[:3, :3] / spacing
+    return {
+        "sitk_stuff": {
+            "spacing": tuple(map(float, spacing)),
+            "origin": tuple(map(float, lps[:3, 3])),
+            "direction": tuple(map(float, direction.ravel())),
+        },
+        "spacing": [float(side) for side in spacing[::-1]],
+        "shape_before_cropping": SHAPE[::-1],
+        "bbox_used_for_cropping": [[0, 4], [np.int64(0), np.int64(5)], [0, 6]],
+    }
+
+
+def nibabel_properties(**affines: np.ndarray) -> dict:
+    """What nnU-Net's nibabel readers record of an image."""
+    return {"nibabel_stuff": affines, "spacing": [8.0, 1.25, 1.5]}
+
+
+def save_nnunet(
+    folder: Path,
+    name: str,
+    p: np.ndarray,
+    properties: object = None,
+    key: str = "probabilities",
+    dtype: type = np.float16,
+) -> Path:
+    """`NAME.npz` with axes in reverse order, and `NAME.pkl` where there are properties."""
+    folder.mkdir(parents=True, exist_ok=True)
+    np.savez_compressed(folder / f"{name}.npz", **{key: p.transpose(0, 3, 2, 1).astype(dtype)})
+    if properties is not None:
+        (folder / f"{name}.pkl").write_bytes(pickle.dumps(properties))
+    return folder / f"{name}.npz"

@@ -1,0 +1,261 @@
+"""A temperature is fitted on saved predictions, and others are scaled by it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from scipy.special import expit, logit, softmax
+
+from calib_components.errors import InputError
+from calib_components.handlers.temperature import read_temperature
+from calib_components.posthoc import TemperatureScaling
+from calib_components.tools.predictions import calibrate_predictions
+from calib_components.tools.predictions.calibrate import scale_probabilities
+from calib_components.tools.predictions.formats import read_probabilities
+from calib_components.tools.predictions.pairs import find_predictions
+from tests.calib_components.tools.predictions.made_up import (
+    AFFINE,
+    SHAPE,
+    save_channels_last,
+    save_nifti,
+    save_nnunet,
+    save_rounded,
+    sitk_properties,
+    softmax_of,
+)
+from tests.helpers import run_script
+
+CASES = [f"patient{patient}_{frame}" for patient in range(7) for frame in "ab"]
+
+
+def logits_of(case: str, channels: int = 3) -> np.ndarray:
+    return 2 * np.log(softmax_of(CASES.index(case), channels).astype(np.float64))
+
+
+def save_label(folder: Path, case: str, p: np.ndarray, sigmoid: bool = False) -> np.ndarray:
+    """Labels drawn from probabilities of logits that are half as large, so that T is near 2."""
+    rng = np.random.default_rng(CASES.index(case))
+    if sigmoid:
+        label = (rng.random(SHAPE) < expit(logit(p[0]) / 2)).astype(np.uint8)
+    else:
+        cumulated = np.cumsum(softmax(np.log(p) / 2, axis=0), axis=0)
+        label = (rng.random(SHAPE) > cumulated).sum(0).astype(np.uint8)
+    save_nifti(folder / f"{case}_gt.nii.gz", label)
+    return label
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> tuple[Path, Path]:
+    """Probabilities of 14 cases of 7 patients, with twice the logits that their labels were drawn from."""
+    predictions, labels = tmp_path / "validation", tmp_path / "labels"
+    for case in CASES:
+        p = softmax(logits_of(case), axis=0)
+        save_channels_last(predictions / f"{case}.nii", p.astype(np.float32))
+        save_label(labels, case, p)
+    return predictions, labels
+
+
+def test_the_temperature_is_that_of_the_logits(
+    folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    predictions, labels = folders
+    out = tmp_path / "scaled"
+    calibrate_predictions(*folders, apply_to=predictions, out=out, patient_pattern=r"patient\d", workers=1)
+
+    fit = TemperatureScaling()
+    for case in CASES:
+        label = np.asarray(nib.load(labels / f"{case}_gt.nii.gz").dataobj)
+        fit.update(torch.from_numpy(logits_of(case))[None], torch.from_numpy(label)[None, None], case[:8])
+    expected, estimate = fit.compute(), read_temperature(out)
+    assert estimate.temperature == pytest.approx(expected.temperature, rel=1e-6)
+    assert (estimate.low, estimate.high) == pytest.approx((expected.low, expected.high), rel=1e-6)
+    assert (estimate.patients, estimate.voxels) == (7, 14 * np.prod(SHAPE))
+    assert 1.8 < estimate.temperature < 2.2
+    printed = capsys.readouterr().out
+    assert f"T = {expected.temperature:.3f}, 95 % interval {expected.low:.3f} to {expected.high:.3f}" in printed
+    assert f"NLL {expected.nll_before:.4f} -> {expected.nll_after:.4f}" in printed
+
+
+def test_scaled_maps_have_the_likelihood_that_was_fitted(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    predictions, labels = folders
+    out = tmp_path / "scaled"
+    calibrate_predictions(*folders, apply_to=predictions, out=out, workers=1)
+    estimate, likelihoods = read_temperature(out), []
+    assert sorted(file.name for file in out.iterdir()) == [
+        *(f"{case}_probability.nii.gz" for case in CASES), "temperature.json"
+    ]  # fmt: skip
+    for case in CASES:
+        image = nib.load(out / f"{case}_probability.nii.gz")
+        scaled = np.asarray(image.dataobj)
+        assert (scaled.dtype, scaled.shape) == (np.float32, (*SHAPE, 3))
+        np.testing.assert_allclose(image.affine, AFFINE, atol=1e-4)
+        expected = softmax(logits_of(case) / estimate.temperature, axis=0)
+        np.testing.assert_allclose(np.moveaxis(scaled, -1, 0), expected, atol=1e-6)
+        label = np.asarray(nib.load(labels / f"{case}_gt.nii.gz").dataobj)
+        likelihoods.append(np.take_along_axis(scaled, label[..., None].astype(int), -1))
+    assert -np.log(likelihoods).mean() == pytest.approx(estimate.nll_after, abs=1e-5)
+
+
+def test_channels_with_a_sigmoid_each(tmp_path: Path) -> None:
+    predictions, labels, out = tmp_path / "validation", tmp_path / "labels", tmp_path / "scaled"
+    for case in CASES:
+        p = softmax_of(CASES.index(case), channels=2, scale=4.0)[:1]
+        save_nifti(predictions / f"{case}.nii.gz", p[0])
+        save_label(labels, case, p, sigmoid=True)
+    calibrate_predictions(predictions, labels, apply_to=predictions, out=out, structures=["tumour=1"], workers=1)
+    estimate = read_temperature(out)
+    assert 1.7 < estimate.temperature < 2.3
+    scaled = np.asarray(nib.load(out / f"{CASES[0]}_probability.nii.gz").dataobj)
+    p = np.asarray(nib.load(predictions / f"{CASES[0]}.nii.gz").dataobj, np.float64)
+    assert scaled.shape == SHAPE
+    np.testing.assert_allclose(scaled, expit(logit(p) / estimate.temperature), atol=1e-6)
+
+
+def test_regions_of_our_inference_lose_the_background_before_them(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    predictions, labels, out = tmp_path / "ours", folders[1], tmp_path / "scaled"
+    for case in CASES:
+        p = softmax_of(CASES.index(case))
+        regions = np.stack([p[0], p[1] + p[2], p[2]])
+        save_channels_last(predictions / f"{case}_probability.nii.gz", regions)
+    options = {"structures": ["whole=1+2", "core=2"], "sigmoid": True, "workers": 1}
+    calibrate_predictions(predictions, labels, apply_to=predictions, out=out, **options)
+    temperature = read_temperature(out).temperature
+    scaled = np.asarray(nib.load(out / f"{CASES[0]}_probability.nii.gz").dataobj)
+    p = softmax_of(0).astype(np.float64)
+    expected = expit(logit(np.stack([p[1] + p[2], p[2]], -1)) / temperature)
+    np.testing.assert_allclose(scaled, expected, atol=1e-5)
+    again = tmp_path / "again"  # what was written can be read with the same options
+    calibrate_predictions(out, labels, apply_to=out, out=again, **options)
+    assert read_temperature(again).temperature == pytest.approx(1, abs=1e-4)
+
+
+def test_nnunets_arrays_are_scaled_on_their_grid_or_stay_arrays(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    test, out = tmp_path / "test", tmp_path / "scaled"
+    p = softmax_of(50)
+    save_nnunet(test, "with_grid", p, sitk_properties())
+    save_nnunet(test, "without", p)
+    calibrate_predictions(*folders, apply_to=test, out=out, workers=1)
+    assert sorted(file.name for file in out.iterdir()) == [
+        "temperature.json", "with_grid_probability.nii.gz", "without.npz"
+    ]  # fmt: skip
+    expected = softmax(np.log(p.astype(np.float64)) / read_temperature(out).temperature, axis=0)
+    for name, prediction in find_predictions(out).items():
+        stored = read_probabilities(prediction, sigmoid=False)
+        np.testing.assert_allclose(stored.values, expected, atol=1e-3)
+        assert (stored.affine is None) == (name == "without")
+        if stored.affine is not None:
+            np.testing.assert_allclose(stored.affine, AFFINE, atol=1e-4)
+
+
+@pytest.mark.parametrize(("dtype", "largest", "error"), [(np.uint16, 65535, 0.01), (np.uint8, 255, 0.15)])
+def test_rounded_files_give_nearly_the_temperature_of_the_numbers_that_were_rounded(
+    dtype: type, largest: int, error: float, folders: tuple[Path, Path], tmp_path: Path
+) -> None:
+    predictions, labels = folders
+    rounded = tmp_path / "rounded"
+    for case in CASES:
+        save_rounded(rounded / f"{case}.nii.gz", softmax(logits_of(case), axis=0), dtype, 1 / largest)
+    temperatures = []
+    for folder in (predictions, rounded):
+        out = tmp_path / f"{folder.name}_scaled"
+        calibrate_predictions(folder, labels, apply_to=folder, out=out, workers=1)
+        temperatures.append(read_temperature(out).temperature)
+    assert temperatures[1] == pytest.approx(temperatures[0], rel=error)
+
+
+@pytest.mark.parametrize("sigmoid", [False, True])
+def test_a_temperature_of_one_gives_back_the_probabilities(sigmoid: bool) -> None:
+    p = torch.from_numpy(softmax_of(0))
+    torch.testing.assert_close(scale_probabilities(p, 1.0, sigmoid), p, atol=1e-6, rtol=0)
+    edges = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    torch.testing.assert_close(scale_probabilities(edges, 1.0, sigmoid, highest=1 - 2**-24), edges, atol=1e-6, rtol=0)
+
+
+def test_zeros_that_were_rounded_are_taken_for_half_a_step() -> None:
+    scaled = scale_probabilities(torch.tensor([1.0, 0.0]), 2.0, lowest=1 / 400)
+    torch.testing.assert_close(scaled, torch.tensor([20.0, 1.0]) / 21)
+    scaled = scale_probabilities(torch.tensor([1.0, 0.0]), 2.0, sigmoid=True, lowest=1 / 10, highest=9 / 10)
+    torch.testing.assert_close(scaled, torch.tensor([0.75, 0.25]))
+
+
+def test_voxels_to_leave_out_do_not_count(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    predictions, labels = folders
+    kept = 0
+    for case in CASES:
+        file = labels / f"{case}_gt.nii.gz"
+        label = np.asarray(nib.load(file).dataobj).copy()
+        label[:2] = 9
+        kept += (label != 9).sum()
+        save_nifti(file, label)
+    out = tmp_path / "scaled"
+    calibrate_predictions(predictions, labels, apply_to=predictions, out=out, ignore_index=9, workers=1)
+    assert read_temperature(out).voxels == kept
+    for case in CASES:
+        save_nifti(labels / f"{case}_gt.nii.gz", np.full(SHAPE, 9, np.uint8))
+    with pytest.raises(InputError, match="--ignore_index: expected voxels to fit a temperature on, got none"):
+        calibrate_predictions(predictions, labels, apply_to=predictions, out=out, ignore_index=9, workers=1)
+
+
+def test_the_same_command_again_replaces_its_files(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    predictions, _ = folders
+    out = tmp_path / "scaled"
+    contents = []
+    for _ in range(2):
+        calibrate_predictions(*folders, apply_to=predictions, out=out, workers=1)
+        contents.append({file.name: np.asarray(nib.load(file).dataobj).tobytes() for file in out.glob("*.nii.gz")})
+    assert contents[0] == contents[1]
+
+
+def test_an_unfinished_folder_has_no_temperature(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    test, out = tmp_path / "test", tmp_path / "scaled"
+    for name in "ab":
+        save_channels_last(test / f"{name}.nii", softmax_of(0))
+    calibrate_predictions(*folders, apply_to=test, out=out, workers=1)
+    save_channels_last(test / "b.nii", 100 * softmax_of(0))
+    with pytest.raises(InputError, match=r"b.nii: expected probabilities from 0 to 1, .* percentages"):
+        calibrate_predictions(*folders, apply_to=test, out=out, workers=1)
+    assert sorted(file.name for file in out.iterdir()) == ["a_probability.nii.gz", "b_probability.nii.gz"]
+
+
+def test_unsuitable_folders_are_refused_before_the_fit(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    predictions, labels = folders
+    out = tmp_path / "scaled"
+    test = tmp_path / "test"
+    save_channels_last(test / "case.nii", softmax_of(0, channels=4))
+    with pytest.raises(InputError, match=r"case.nii: expected 3 channel\(s\), as in .*, got 4 channel\(s\)"):
+        calibrate_predictions(*folders, apply_to=test, out=out)
+    save_nifti(test / "case.nii", np.zeros(SHAPE, np.uint8))
+    with pytest.raises(InputError, match=r"case.nii: expected 3 channel\(s\), as in .*, got a label map"):
+        calibrate_predictions(*folders, apply_to=test, out=out)
+    maps = tmp_path / "maps"
+    for case in CASES:
+        save_nifti(maps / f"{case}.nii", np.zeros(SHAPE, np.uint8))
+    with pytest.raises(InputError, match="expected probabilities to fit a temperature, got a label map"):
+        calibrate_predictions(maps, labels, apply_to=predictions, out=out, structures=["a=1", "b=2"])
+    for inside in (predictions / "scaled", predictions, tmp_path, labels / "x"):
+        with pytest.raises(InputError, match="--out: expected a folder apart from"):
+            calibrate_predictions(*folders, apply_to=predictions, out=inside)
+    assert not out.exists()
+    out.mkdir()
+    (out / "older_probability.nii.gz").write_text("")
+    with pytest.raises(InputError, match=r"--out: expected a folder without other files, got older_probability.nii.gz"):
+        calibrate_predictions(*folders, apply_to=predictions, out=out)
+    with pytest.raises(InputError, match="workers: expected a whole number of at least 1, got 0"):
+        calibrate_predictions(*folders, apply_to=predictions, out=tmp_path / "new", workers=0)
+
+
+@pytest.mark.slow
+def test_the_command_line_with_several_processes(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    predictions, labels = folders
+    calibrate_predictions(*folders, apply_to=predictions, out=tmp_path / "one", workers=1)
+    arguments = ("--apply_to", predictions, "--out", tmp_path / "two", "--workers", 2, "--structures", "b=2,a=1")
+    done = run_script("scripts/calibrate_predictions.py", predictions, labels, *arguments)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("T = ")
+    assert done.stderr == ""
+    one, two = read_temperature(tmp_path / "one"), read_temperature(tmp_path / "two")
+    assert one == two

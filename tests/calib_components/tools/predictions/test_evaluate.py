@@ -1,0 +1,283 @@
+"""Saved predictions evaluated, and compared with what numpy, scipy and scikit-learn compute from the same files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from matplotlib.figure import Figure
+from scipy.ndimage import binary_erosion, distance_transform_edt
+from sklearn.metrics import brier_score_loss
+
+from calib_components import figures
+from calib_components.errors import InputError
+from calib_components.handlers.evaluation import read_cases, read_regions, read_summary, read_thresholds
+from calib_components.tools.predictions import evaluate, evaluate_predictions
+from tests.calib_components.metrics.by_definition import Case, inside
+from tests.calib_components.tools.predictions.made_up import (
+    AFFINE,
+    SHAPE,
+    label_of,
+    save_channels_last,
+    save_nifti,
+    save_nnunet,
+    save_rounded,
+    sitk_properties,
+    softmax_of,
+)
+from tests.helpers import ROOT, run_script
+
+NAMES = ["p1_ed", "p1_es", "p2_ed"]
+STRUCTURES = ["a=1", "both=1+2"]
+SPACING = np.linalg.norm(AFFINE[:3, :3], axis=0)
+
+
+@pytest.fixture(autouse=True)
+def quick(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the page and the diagrams, which take seconds, unless a test asks for them."""
+    if "page" not in request.node.name:
+        monkeypatch.setattr(evaluate, "report_evaluations", lambda *_: None)
+        for name in ("reliability_diagram", "uncertainty_overlay"):
+            monkeypatch.setattr(figures, name, lambda *_, **__: Figure(figsize=(1, 1), dpi=30))
+
+
+@pytest.fixture
+def labels(tmp_path: Path) -> Path:
+    for seed, name in enumerate(NAMES):
+        save_nifti(tmp_path / "labels" / f"{name}_gt.nii.gz", label_of(seed))
+    return tmp_path / "labels"
+
+
+@pytest.fixture
+def predictions(tmp_path: Path) -> Path:
+    for seed, name in enumerate(NAMES):
+        save_channels_last(tmp_path / "predictions" / f"{name}.nii.gz", softmax_of(seed))
+    return tmp_path / "predictions"
+
+
+def hd95(predicted: np.ndarray, true: np.ndarray) -> float:
+    """In millimetres, by its definition."""
+    surfaces = [mask & ~binary_erosion(mask) for mask in (predicted, true)]
+    distances = [distance_transform_edt(~end, SPACING)[start] for start, end in (surfaces, surfaces[::-1])]
+    return float(np.percentile(np.concatenate(distances), 95))
+
+
+def run(predictions: Path, labels: Path, out: Path, **options: Any) -> tuple[list[str], dict[str, np.ndarray]]:
+    evaluate_predictions(predictions, labels, out, **{"structures": STRUCTURES, "workers": 1, **options})
+    return read_cases(out)
+
+
+def test_measures_are_those_of_numpy_and_scipy(predictions: Path, labels: Path, tmp_path: Path) -> None:
+    cases, columns = run(predictions, labels, tmp_path / "out", patient_pattern=r"p\d")
+    assert cases == NAMES
+    for i, name in enumerate(cases):
+        p = np.moveaxis(nib.load(predictions / f"{name}.nii.gz").get_fdata(), 3, 0)
+        label = np.asarray(nib.load(labels / f"{name}_gt.nii.gz").dataobj)
+        case = Case(p, np.ones(SHAPE, bool))
+        for region in ("foreground", "all", "predicted", "plausible", "predicted_band", "union", "band"):
+            suffix = "" if region == "foreground" else f"_{region}"
+            for measure, value in case.measures(label, inside(region, p, label)).items():
+                assert columns[f"{measure}{suffix}"][i] == pytest.approx(value, abs=1e-6), (measure, region)
+        assert columns["ece_if_true"][i] == pytest.approx(case.errors_if_true("foreground")["ece"], abs=1e-6)
+        of_classes = [brier_score_loss(label.ravel() == k, p[k].ravel()) for k in range(3)]
+        assert columns["brier_all"][i] == pytest.approx(sum(of_classes), abs=1e-6)
+        millilitres = SPACING.prod() / 1000
+        for structure, classes in (("a", [1]), ("both", [1, 2])):
+            predicted, true = np.isin(p.argmax(0), classes), np.isin(label, classes)
+            of_structure = p[classes].sum(0)
+            dsc = 2 * (predicted & true).sum() / (predicted.sum() + true.sum())
+            assert columns[f"dsc_{structure}"][i] == pytest.approx(dsc)
+            assert columns[f"hd95_{structure}"][i] == pytest.approx(hd95(predicted, true), abs=1e-6)
+            assert columns[f"true_volume_{structure}"][i] == pytest.approx(true.sum() * millilitres)
+            assert columns[f"expected_volume_{structure}"][i] == pytest.approx(of_structure.sum() * millilitres)
+            assert columns[f"volume_high_{structure}"][i] == pytest.approx((of_structure > 0.05).sum() * millilitres)
+        assert columns["aurc"][i] > 0
+    summary = read_summary(tmp_path / "out")
+    assert summary["patients"] == {"p1_ed": "p1", "p1_es": "p1", "p2_ed": "p2"}
+    assert (summary["unit"], summary["volume_unit"], summary["temperature"]) == ("mm", "ml", 1)
+    assert not (tmp_path / "out" / ".measured").exists()
+
+
+def save_inference(folder: Path, name: str, p: np.ndarray) -> None:
+    save_channels_last(folder / f"{name}_probability.nii.gz", p)
+    save_nifti(folder / f"{name}_seg.nii.gz", p.argmax(0).astype(np.uint8))
+    save_nifti(folder / f"{name}_uncertainty.nii.gz", p.max(0))
+
+
+def save_nnunet_in_full(folder: Path, name: str, p: np.ndarray) -> None:
+    save_nnunet(folder, name, p, sitk_properties(), dtype=np.float32)
+    save_nifti(folder / f"{name}.nii.gz", p.argmax(0).astype(np.uint8))
+
+
+@pytest.mark.parametrize("save", [save_inference, save_nnunet_in_full])
+def test_every_form_has_the_same_measures(
+    save: Callable[[Path, str, np.ndarray], None], predictions: Path, labels: Path, tmp_path: Path
+) -> None:
+    for seed, name in enumerate(NAMES):
+        save(tmp_path / "other", name, softmax_of(seed))
+    expected = run(predictions, labels, tmp_path / "a")[1]
+    found = run(tmp_path / "other", labels, tmp_path / "b")[1]
+    assert found.keys() == expected.keys()
+    for name, values in expected.items():
+        np.testing.assert_allclose(found[name], values, atol=1e-9, err_msg=name)
+
+
+def test_overlapping_regions_with_a_sigmoid_each(tmp_path: Path) -> None:
+    """Regions of BraTS: probabilities of channels do not add up to 1."""
+    codes = {"WT": [1, 2, 4], "TC": [1, 4], "ET": [4]}
+    label = label_of(0, (0, 1, 2, 4))
+    p = np.random.default_rng(0).uniform(size=(3, *SHAPE)).astype(np.float32)
+    save_channels_last(tmp_path / "predictions" / "x.nii.gz", p)
+    save_nifti(tmp_path / "labels" / "x.nii.gz", label)
+    structures = ["WT=1+2+4", "TC=1+4", "ET=4"]
+    _, columns = run(
+        tmp_path / "predictions", tmp_path / "labels", tmp_path / "out", structures=structures, sigmoid=True
+    )
+    masks = np.stack([np.isin(label, values) for values in codes.values()])
+    for name, probability, true in zip(codes, p, masks, strict=True):
+        predicted = probability > 0.5
+        dsc = 2 * (predicted & true).sum() / (predicted.sum() + true.sum())
+        assert columns[f"dsc_{name}"][0] == pytest.approx(dsc)
+        expected = probability.astype(float).sum() * SPACING.prod() / 1000
+        assert columns[f"expected_volume_{name}"][0] == pytest.approx(expected)
+    two_classes = Case(np.stack([1 - p.astype(float).ravel(), p.astype(float).ravel()]), np.ones(p.size, bool))
+    measures = two_classes.measures(masks.ravel().astype(int), np.ones(p.size, bool))
+    for measure in ("ece", "nll", "brier"):
+        assert columns[f"{measure}_all"][0] == pytest.approx(measures[measure], abs=1e-6)
+    assert read_thresholds(tmp_path / "out")[0] == list(codes)
+
+
+def test_label_maps_give_the_segmentation_part_only(labels: Path, tmp_path: Path) -> None:
+    for seed, name in enumerate(NAMES):
+        save_nifti(tmp_path / "predictions" / f"{name}.nii.gz", softmax_of(seed).argmax(0).astype(np.uint8))
+    _, columns = run(tmp_path / "predictions", labels, tmp_path / "out")
+    assert list(columns) == ["dsc_a", "dsc_both", "hd95_a", "hd95_both"]
+    files = {file.name for file in (tmp_path / "out").rglob("*.*")}
+    assert files == {"cases.csv", "summary.json", "best.png", "median.png", "worst.png"}
+
+
+def test_voxels_to_leave_out(predictions: Path, tmp_path: Path) -> None:
+    label = label_of(0)
+    ignored = np.zeros(SHAPE, bool)
+    ignored[3:] = True
+    save_nifti(tmp_path / "labels" / "p1_ed.nii.gz", np.where(ignored, 9, label).astype(np.uint8))
+    only = tmp_path / "only"
+    save_channels_last(only / "p1_ed.nii.gz", softmax_of(0))
+    _, columns = run(only, tmp_path / "labels", tmp_path / "out", ignore_index=9)
+    p = softmax_of(0).astype(float)
+    measures = Case(p, ~ignored).measures(label, ~ignored)
+    for measure in ("ece", "cece", "nll", "brier"):
+        assert columns[f"{measure}_all"][0] == pytest.approx(measures[measure], abs=1e-6)
+    assert columns["true_volume_a"][0] == pytest.approx(((label == 1) & ~ignored).sum() * SPACING.prod() / 1000)
+    predicted, true = (p.argmax(0) == 1) & ~ignored, (label == 1) & ~ignored
+    assert columns["dsc_a"][0] == pytest.approx(2 * (predicted & true).sum() / (predicted.sum() + true.sum()))
+
+
+def test_rounding_of_bytes_moves_the_nll_by_little(predictions: Path, labels: Path, tmp_path: Path) -> None:
+    """A certain voxel that is wrong was stored as 0: it counts as half a step, not as impossible."""
+    for seed, name in enumerate(NAMES):
+        save_rounded(tmp_path / "rounded" / f"{name}.nii.gz", softmax_of(seed), np.uint8, 1 / 255)
+    exact = run(predictions, labels, tmp_path / "a")[1]
+    rounded = run(tmp_path / "rounded", labels, tmp_path / "b")[1]
+    np.testing.assert_allclose(rounded["nll_all"], exact["nll_all"], rtol=0.05)
+    np.testing.assert_allclose(rounded["brier_all"], exact["brier_all"], rtol=0.01)
+
+
+def test_number_of_processes_changes_nothing(predictions: Path, labels: Path, tmp_path: Path) -> None:
+    for workers in (1, 2):
+        run(predictions, labels, tmp_path / str(workers), workers=workers)
+    for name in ("cases.csv", "summary.json", "calibration.json", "thresholds.json", "risk_coverage.json"):
+        assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes(), name
+
+
+def test_continues_after_an_interruption(
+    predictions: Path, labels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    read: list[str] = []
+    stop_at = ["p2_ed"]
+
+    def read_case(case: Any, *options: Any) -> Any:
+        if case.name in stop_at:
+            raise KeyboardInterrupt
+        read.append(case.name)
+        return original(case, *options)
+
+    original = evaluate.read_case
+    monkeypatch.setattr(evaluate, "read_case", read_case)
+    with pytest.raises(KeyboardInterrupt):
+        run(predictions, labels, tmp_path / "out")
+    assert not (tmp_path / "out" / "summary.json").exists()
+    stop_at.clear()
+    save_channels_last(predictions / "p1_es.nii.gz", softmax_of(7))  # a newer prediction
+    (file,) = (file for file in (tmp_path / "out" / ".measured").iterdir() if "p1_ed" in str(torch.load(file)["stamp"]))
+    run(predictions, labels, tmp_path / "out")
+    assert read == ["p1_ed", "p1_es", "p1_es", "p2_ed"]
+    assert "1 of 3 cases measured before" in capsys.readouterr().out
+    assert not file.exists()
+    whole = run(predictions, labels, tmp_path / "whole")[1]
+    for name, values in read_cases(tmp_path / "out")[1].items():
+        np.testing.assert_array_equal(values, whole[name])
+    read.clear()
+    (tmp_path / "out" / ".measured").mkdir()
+    (tmp_path / "out" / ".measured" / file.name).write_bytes(b"broken")
+    run(predictions, labels, tmp_path / "out")
+    assert read == NAMES  # a broken file is no result
+
+
+def test_page_of_the_command(predictions: Path, labels: Path, tmp_path: Path) -> None:
+    for seed, name in enumerate(NAMES):
+        save_nifti(tmp_path / "images" / f"{name}_0000.nii.gz", 100 * softmax_of(seed)[0])
+    done = run_script(
+        ROOT / "scripts" / "evaluate_predictions.py", predictions, labels, "--out", tmp_path / "out",
+        "--structures", "a=1,b=2", "--images", tmp_path / "images", "--patient_pattern", r"p\d",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "report/index.html" in done.stdout
+    page = (tmp_path / "out" / "report" / "index.html").read_text()
+    assert page.count("<img") > 5
+    assert "2 patients" in page
+    assert {*read_regions(tmp_path / "out")} == {
+        "foreground", "all", "predicted", "plausible", "predicted_band", "union", "band", "structure_a", "structure_b",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"out": "predictions"},
+            r"--out: expected a folder of its own for the results, got .*predictions, which holds",
+        ),
+        (
+            {"images": "labels"},
+            r"labels: expected an image for each case, called NAME or NAME_0000, got none for p1_ed",
+        ),
+        ({"workers": 0}, r"workers: expected a whole number of at least 1, got 0"),
+        ({"patient_pattern": "x"}, r"--patient_pattern: expected a part of each case's name, got 'x', not in p1_ed"),
+        ({"structures": ["ece=1", "ece_all=2"]}, None),
+    ],
+)
+def test_unsuitable_options_are_named_before_the_work(
+    options: dict[str, Any], message: str | None, predictions: Path, labels: Path, tmp_path: Path
+) -> None:
+    before = {file: file.read_bytes() for file in tmp_path.rglob("*.*") if file.is_file()}
+    paths = {key: tmp_path / value for key, value in options.items() if key in ("out", "images")}
+    given = {"out": tmp_path / "out", **options, **paths}
+    if message is not None:
+        with pytest.raises(InputError, match=f"^(?:.*/)?{message}"):
+            run(predictions, labels, **given)
+        assert {file: file.read_bytes() for file in tmp_path.rglob("*.*") if file.is_file()} == before
+    else:
+        assert run(predictions, labels, **given)[0] == NAMES
+
+
+def test_image_of_another_grid_is_named(predictions: Path, labels: Path, tmp_path: Path) -> None:
+    for seed, name in enumerate(NAMES):
+        save_nifti(tmp_path / "images" / f"{name}.nii.gz", softmax_of(seed)[0], AFFINE + np.eye(4, k=3) * 5)
+    with pytest.raises(InputError, match=r"images/p1_ed.nii.gz: expected the voxels of .*labels/p1_ed_gt.nii.gz"):
+        run(predictions, labels, tmp_path / "out", images=tmp_path / "images")

@@ -1,0 +1,281 @@
+"""Predictions and labels are paired by name, checked by their headers, and read on the voxels of the label."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from calib_components.errors import InputError
+from calib_components.tools.predictions.classes import IGNORED, name_classes
+from calib_components.tools.predictions.pairs import (
+    Saved,
+    classes_of,
+    find_cases,
+    find_predictions,
+    patients_of,
+    read_case,
+)
+from tests.calib_components.tools.predictions.made_up import (
+    AFFINE,
+    SHAPE,
+    label_of,
+    nibabel_properties,
+    save_channels_last,
+    save_nifti,
+    save_nnunet,
+    sitk_properties,
+    softmax_of,
+)
+
+P, LABEL = softmax_of(0), label_of(0)
+
+
+def places(root: Path) -> tuple[Path, Path]:
+    return root / "predictions", root / "labels"
+
+
+def read_one(
+    root: Path, structures: list[str] | None = None, sigmoid: bool = False, ignore: int | None = None
+) -> Saved:
+    cases = find_cases(*places(root))
+    assert [case.name for case in cases] == ["case"]
+    return read_case(cases[0], classes_of(cases, structures, sigmoid, ignore))
+
+
+def check_softmax(saved: Saved, p: np.ndarray = P, label: np.ndarray = LABEL, atol: float = 1e-6) -> None:
+    assert saved.probabilities is not None
+    torch.testing.assert_close(saved.probabilities, torch.from_numpy(p), atol=atol, rtol=0)
+    assert torch.equal(saved.prediction, torch.from_numpy(p.argmax(0).astype(np.uint8)))
+    assert torch.equal(saved.label, torch.from_numpy(label[None]))
+    np.testing.assert_allclose(saved.affine, AFFINE, atol=1e-4)
+    np.testing.assert_allclose(saved.spacing, [1.5, 1.25, 8.0], atol=1e-5)
+
+
+def test_probabilities_and_label_of_one_name(tmp_path: Path) -> None:
+    predictions, labels = places(tmp_path)
+    save_channels_last(predictions / "case.nii.gz", P)
+    save_nifti(labels / "case.nii", LABEL)
+    check_softmax(read_one(tmp_path))
+
+
+def test_a_folder_of_our_inference_and_one_of_images_and_labels(tmp_path: Path) -> None:
+    predictions, labels = places(tmp_path)
+    save_channels_last(predictions / "case_probability.nii.gz", P)
+    save_nifti(predictions / "case_seg.nii.gz", LABEL)
+    save_nifti(predictions / "case_uncertainty.nii.gz", P[0])
+    save_nifti(labels / "patient" / "case_gt.nii.gz", LABEL)
+    save_nifti(labels / "patient" / "case.nii.gz", P[0])  # the image
+    save_nifti(labels / "patient" / "case_4d.nii.gz", P)
+    save_nifti(labels / ".hidden" / "other_gt.nii.gz", LABEL)
+    check_softmax(read_one(tmp_path))
+
+
+def test_a_folder_of_nnunet(tmp_path: Path) -> None:
+    predictions, labels = places(tmp_path)
+    save_nnunet(predictions, "case", P, sitk_properties())
+    save_nifti(predictions / "case.nii.gz", P.argmax(0).astype(np.uint8))
+    for name in ("dataset.json", "plans.json", "predict_from_raw_data_args.json"):
+        (predictions / name).write_text("{}")
+    save_nifti(labels / "case.nii.gz", LABEL)
+    check_softmax(read_one(tmp_path), atol=5e-4)
+
+
+def test_nnunets_reoriented_arrays_come_back_to_the_label(tmp_path: Path) -> None:
+    predictions, labels = places(tmp_path)
+    image = nib.Nifti1Image(np.moveaxis(P, 0, -1), AFFINE)
+    turned = image.as_reoriented(np.array([[1, -1], [0, 1], [2, -1]]))
+    properties = nibabel_properties(original_affine=AFFINE, reoriented_affine=turned.affine)
+    save_nnunet(predictions, "case", np.moveaxis(turned.get_fdata(), -1, 0), properties, dtype=np.float32)
+    save_nifti(predictions / "case.nii.gz", P.argmax(0).astype(np.uint8))
+    save_nifti(labels / "case.nii.gz", LABEL)
+    check_softmax(read_one(tmp_path))
+
+
+def test_a_file_for_each_channel(tmp_path: Path) -> None:
+    predictions, labels = places(tmp_path)
+    for index, channel in enumerate(softmax_of(0, channels=12)):
+        save_nifti(predictions / f"case_{index}.nii.gz", channel)
+    save_nifti(labels / "case_label.nii.gz", LABEL)
+    check_softmax(read_one(tmp_path), softmax_of(0, channels=12))
+
+
+def test_names_that_end_in_a_number_are_names_where_labels_have_them(tmp_path: Path) -> None:
+    predictions, labels = places(tmp_path)
+    for index in range(2):
+        save_nifti(predictions / f"patient_{index}.nii.gz", P[index])
+        save_nifti(labels / f"patient_{index}.nii.gz", LABEL)
+    assert [case.name for case in find_cases(predictions, labels)] == ["patient_0", "patient_1"]
+    assert list(find_predictions(predictions)) == ["patient"]
+    save_nifti(predictions / "patient_3.nii.gz", P[0])  # a gap: not the files of one prediction
+    assert list(find_predictions(predictions)) == ["patient_0", "patient_1", "patient_3"]
+    for name, values in (("maps", LABEL), ("all", P)):  # neither are label maps and files of all channels
+        for index in range(2):
+            save_nifti(tmp_path / name / f"patient_{index}.nii", np.moveaxis(values, 0, -1))
+        assert list(find_predictions(tmp_path / name)) == ["patient_0", "patient_1"]
+
+
+def test_sigmoid_regions(tmp_path: Path) -> None:
+    predictions, labels = places(tmp_path)
+    p = np.random.default_rng(0).random((3, *SHAPE), np.float32)
+    save_channels_last(predictions / "case.nii.gz", p)
+    label = label_of(0, codes=(0, 1, 2, 4))
+    save_nifti(labels / "case.nii.gz", label)
+    saved = read_one(tmp_path, ["WT=1+2+4", "TC=1+4", "ET=4"], sigmoid=True)
+    assert torch.equal(saved.probabilities, torch.from_numpy(p))
+    expected = np.stack([label > 0, (label == 1) | (label == 4), label == 4])
+    assert torch.equal(saved.label, torch.from_numpy(expected.astype(np.uint8)))
+    drawn = np.where(p[2] > 0.5, 3, np.where(p[1] > 0.5, 2, p[0] > 0.5))
+    assert torch.equal(saved.prediction, torch.from_numpy(drawn.astype(np.uint8)))
+
+
+def test_regions_of_our_inference_have_the_background_before_them(tmp_path: Path) -> None:
+    predictions, labels = places(tmp_path)
+    classes = softmax_of(0, channels=4)
+    ours = np.stack([classes[0], classes[3], classes[1] + classes[3], classes[1:].sum(0)])
+    save_channels_last(predictions / "case_probability.nii.gz", ours)
+    save_nifti(labels / "case.nii.gz", label_of(0, codes=(0, 1, 2, 4)))
+    structures = ["ET=4", "TC=1+4", "WT=1+2+4"]
+    saved = read_one(tmp_path, structures, sigmoid=True)
+    assert torch.equal(saved.probabilities, torch.from_numpy(ours[1:]))
+    with pytest.raises(InputError, match=r"4 classes that add up to 1 .*; --sigmoid reads channels"):
+        read_one(tmp_path, structures)
+
+
+def test_one_channel_is_the_foreground(tmp_path: Path) -> None:
+    predictions, labels = places(tmp_path)
+    save_nifti(predictions / "case.nii.gz", P[1])
+    save_nifti(labels / "case.nii.gz", LABEL)
+    saved = read_one(tmp_path, ["tumour=2"])
+    assert torch.equal(saved.probabilities, torch.from_numpy(P[1:2]))
+    assert torch.equal(saved.label, torch.from_numpy((LABEL == 2)[None].astype(np.uint8)))
+    assert torch.equal(saved.prediction, torch.from_numpy((P[1] > 0.5).astype(np.uint8)))
+
+
+def test_label_maps_have_no_probabilities(tmp_path: Path) -> None:
+    predictions, labels = places(tmp_path)
+    other = label_of(1, codes=(0, 1, 2, 4))
+    save_nifti(predictions / "case_seg.nii.gz", other)
+    save_nifti(labels / "case.nii.gz", np.where(LABEL == 2, 9, LABEL))
+    saved = read_one(tmp_path, ["WT=1+2+4", "ET=4"], sigmoid=True, ignore=9)
+    assert saved.probabilities is None
+    assert torch.equal(saved.prediction, torch.from_numpy(np.array([0, 1, 2, 0, 3], np.uint8)[other]))
+    assert torch.equal(saved.label, torch.from_numpy(np.where(LABEL == 2, IGNORED, LABEL)[None]))
+    save_nifti(predictions / "case_seg.nii.gz", other + 1)
+    with pytest.raises(InputError, match=r"case_seg.nii.gz: expected label codes 0, 1, 2, 4, got 3, 5"):
+        read_one(tmp_path, ["WT=1+2+4", "ET=4"], ignore=9)
+
+
+def test_predictions_without_a_label_are_named(tmp_path: Path) -> None:
+    predictions, labels = places(tmp_path)
+    for name in ("a", "b", *(f"extra{index}" for index in range(7))):
+        save_nnunet(predictions, name, P)
+    save_nifti(labels / "b.nii.gz", LABEL)
+    expected = r"a label in .*labels for each .*, got none for a, extra0, .*extra3 and 3 more"
+    with pytest.raises(InputError, match=f"^{predictions}: expected {expected}$"):
+        find_cases(predictions, labels)
+
+
+def test_labels_without_a_prediction_are_left_out_and_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Such as the labels of all cases, for the predictions of one fold."""
+    predictions, labels = places(tmp_path)
+    save_nnunet(predictions, "b", P, sitk_properties())
+    for name in ("a", "b", "c"):
+        save_nifti(labels / f"{name}.nii.gz", LABEL)
+    assert [case.name for case in find_cases(predictions, labels)] == ["b"]
+    (record,) = caplog.records
+    assert record.getMessage() == f"{labels}: 2 label(s) without a prediction, left out: a, c"
+
+
+def test_folders_without_files_are_named(tmp_path: Path) -> None:
+    predictions, labels = places(tmp_path)
+    with pytest.raises(InputError, match="labels: expected a folder, got nothing"):
+        find_cases(predictions, labels)
+    labels.mkdir()
+    with pytest.raises(InputError, match=r"labels: expected labels, .nii or .nii.gz files, got none"):
+        find_cases(predictions, labels)
+    save_nifti(labels / "case.nii", LABEL)
+    predictions.write_text("")
+    with pytest.raises(InputError, match="predictions: expected a folder, got a file"):
+        find_cases(predictions, labels)
+    predictions.unlink()
+    predictions.mkdir()
+    with pytest.raises(
+        InputError, match=r"predictions: expected predictions, .nii, .nii.gz, .npz or .npy files, got none"
+    ):
+        find_cases(predictions, labels)
+
+
+def test_two_of_one_name_are_refused(tmp_path: Path) -> None:
+    predictions, labels = places(tmp_path)
+    save_channels_last(predictions / "case_probability.nii.gz", P)
+    save_nnunet(predictions, "case", P)
+    with pytest.raises(InputError, match=r"expected one prediction called case, got another, .*case"):
+        find_predictions(predictions)
+    save_nifti(labels / "case_gt.nii", LABEL)
+    save_nifti(labels / "sub" / "case_seg.nii.gz", LABEL)
+    with pytest.raises(
+        InputError, match=r"case_seg.nii.gz: expected one label called case, got another, .*case_gt.nii"
+    ):
+        find_cases(predictions, labels)
+    save_nifti(labels / "case_gt.nii.gz", LABEL)
+    with pytest.raises(InputError, match=r"case_gt.nii.gz: expected one such file, got another, .*case_gt.nii"):
+        find_cases(predictions, labels)
+
+
+def test_other_grids_are_refused_before_voxels_are_read(tmp_path: Path) -> None:
+    predictions, labels = places(tmp_path)
+    file = save_channels_last(predictions / "case.nii.gz", P)
+    label = save_nifti(labels / "case.nii.gz", LABEL, AFFINE + np.eye(4)[:, [3, 3, 3, 0]] * 5)
+    with pytest.raises(InputError, match=f"^{file}: expected the voxels of {label}, got some that lie up to 5 mm off$"):
+        find_cases(predictions, labels)
+    save_nifti(label, LABEL[1:])
+    with pytest.raises(InputError, match=rf"^{file}: expected shape \(5, 5, 4\) as in {label}, got \(6, 5, 4\)$"):
+        find_cases(predictions, labels)
+
+
+def test_arrays_without_a_grid_are_compared_by_shape(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    predictions, labels = places(tmp_path)
+    file = save_nnunet(predictions, "case", P, dtype=np.float32)
+    save_nifti(labels / "case.nii.gz", LABEL)
+    with caplog.at_level(logging.WARNING):
+        check_softmax(read_one(tmp_path))
+    assert "1 prediction(s) without a .pkl or NIfTI file that says where their voxels lie" in caplog.text
+    np.savez(file, probabilities=P)  # not in reverse order
+    with pytest.raises(
+        InputError, match=r"expected shape \(6, 5, 4\) .*, got \(4, 5, 6\); its axes are in reverse order"
+    ):
+        find_cases(predictions, labels)
+
+
+def test_one_kind_of_predictions_a_folder(tmp_path: Path) -> None:
+    predictions, labels = places(tmp_path)
+    for name in "abc":
+        save_nifti(labels / f"{name}.nii", LABEL)
+        save_channels_last(predictions / f"{name}.nii", P)
+    save_nifti(predictions / "b.nii", LABEL)
+    expected = r"b.nii: expected probabilities of 3 channel\(s\) like .*a.nii, got a label map"
+    with pytest.raises(InputError, match=expected):
+        find_cases(predictions, labels)
+
+
+def test_classes_of_another_number_of_channels_are_refused(tmp_path: Path) -> None:
+    predictions, labels = places(tmp_path)
+    save_channels_last(predictions / "case.nii", P)
+    save_nifti(labels / "case.nii", LABEL)
+    with pytest.raises(InputError, match=r"case.nii: expected 4 channels, got 3"):
+        read_case(find_cases(predictions, labels)[0], name_classes(4))
+
+
+def test_patients_by_their_names() -> None:
+    names = ["a_patient001_frame01", "b_patient001_frame12", "patient002"]
+    assert list(patients_of(names, r"patient\d+").values()) == ["patient001", "patient001", "patient002"]
+    assert patients_of(names, None) == {name: name for name in names}
+    with pytest.raises(InputError, match=r"--patient_pattern: expected a part of .*'frame.*', not in patient002"):
+        patients_of(names, r"frame\d+")
+    with pytest.raises(InputError, match=r"--patient_pattern: expected a regular expression, got '\('"):
+        patients_of(names, "(")
