@@ -128,12 +128,14 @@ def test_commands_of_the_readme(repository: Path, places: dict[str, Path]) -> No
         demo.write_text(demo.read_text().replace(long, short))
     places["IMAGES"] = places["ACDC"] / "training" / "patient001"
     places["PREPARED"] = repository / "demo" / "prepared" / "home"
+    places |= save_predictions(repository)
     table = run(blocks(README, "bash"), repository, places)
     for row in ("CE+DSC", "CE+DSC, T = ", "NACL", "NACL, T = "):
         assert (
             len(re.findall(rf"^  {re.escape(row)}[\d. ]", table, re.MULTILINE)) == 2
         )  # at home and on another scanner
     assert (repository / "demo" / "report" / "index.html").is_file()
+    assert (repository / "evaluation" / "report" / "index.html").is_file()
     weights = torch.load(repository / "calibration" / "model.pt", weights_only=True)
     assert weights["temperature"] == pytest.approx(read_temperature(repository / "calibration").temperature)
     assert (repository / "predictions" / "patient001_frame01_uncertainty.nii.gz").is_file()
@@ -148,9 +150,9 @@ def test_commands_for_own_data(repository: Path, places: dict[str, Path]) -> Non
     assert set(np.unique(seg.get_fdata())) <= {0, 1, 2}
 
 
-def test_commands_for_own_predictions(repository: Path, tmp_path: Path) -> None:
-    """Predictions as our inference, as nnU-Net and as a network of BraTS's regions save them."""
-    places = {name: tmp_path / name.lower() for name in ("PREDICTIONS", "LABELS", "NNUNET", "REGIONS", "REGION_LABELS")}
+def save_predictions(folder: Path) -> dict[str, Path]:
+    """Predictions as our inference, as nnU-Net and as a network of BraTS's regions save them, and their labels."""
+    places = {name: folder / name.lower() for name in ("PREDICTIONS", "LABELS", "NNUNET", "REGIONS", "REGION_LABELS")}
     for seed in range(2):
         p, name = softmax_of(seed, 4), f"patient{seed}"
         save_channels_last(places["PREDICTIONS"] / f"{name}_probability.nii.gz", p)
@@ -159,7 +161,11 @@ def test_commands_for_own_predictions(repository: Path, tmp_path: Path) -> None:
         regions = np.concatenate([p[:1], np.random.default_rng(seed).uniform(size=(3, *p.shape[1:])).astype("f4")])
         save_channels_last(places["REGIONS"] / f"{name}_probability.nii.gz", regions)
         save_nifti(places["REGION_LABELS"] / f"{name}.nii.gz", label_of(seed, (0, 1, 2, 4)))
-    run(blocks(ROOT / "docs/own_predictions.md", "bash"), repository, places)
+    return places
+
+
+def test_commands_for_own_predictions(repository: Path) -> None:
+    run(blocks(ROOT / "docs/own_predictions.md", "bash"), repository, save_predictions(repository))
     for name in ("evaluation", "evaluation_nnunet", "evaluation_brats"):
         assert (repository / name / "report" / "index.html").is_file()
     assert list(read_thresholds(repository / "evaluation_brats")[0]) == ["ET", "TC", "WT"]
