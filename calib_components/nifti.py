@@ -14,7 +14,7 @@ from nibabel.spatialimages import SpatialImage
 
 from calib_components.errors import InputError, reading
 
-__all__ = ["SMALLEST_SLICE", "NiftiReader", "grid_distance", "open_nifti"]
+__all__ = ["SMALLEST_SLICE", "NiftiReader", "check_affine", "grid_distance", "open_nifti"]
 
 SMALLEST_SLICE = 4  # pixels along a side
 SAME_GRID = 0.1  # of the smallest side of a voxel: headers that agree differ by far less, by rounding
@@ -39,14 +39,19 @@ def open_nifti(file: str | Path, any_affine: bool = False) -> SpatialImage:
     if dtype.kind not in "iuf":
         raise InputError(f"{file}: expected one real number per voxel, got {dtype}")
     if not any_affine:
-        _check_affine(affine, file)
+        check_affine(affine, file)
     demanded = proxy.offset + dtype.itemsize * int(np.prod(image.shape, dtype=np.int64))
     if size * (1 if Path(file).suffix.lower() == ".nii" else GZIP_RATIO) < demanded:
         raise InputError(f"{file}: expected {demanded} bytes, as its header demands, got {size}; it is truncated")
     return image
 
 
-def _check_affine(affine: np.ndarray, file: str | Path) -> None:
+def check_affine(affine: np.ndarray, file: str | Path) -> None:
+    """Check that an affine `(4, 4)` is finite and can be inverted.
+
+    Raises:
+        InputError: It is not; the message names the file.
+    """
     got = affine[:3].round(3).tolist()
     if not np.isfinite(affine).all():
         raise InputError(f"{file}: expected an affine of finite numbers, got {got}")

@@ -26,6 +26,7 @@ from calib_components.handlers.evaluation_files import (
 from calib_components.handlers.evaluation_writing import (
     DrawnSlice,
     check_once,
+    draw_slice,
     largest_slice,
     start_evaluation,
     write_evaluation,
@@ -79,10 +80,10 @@ class EvaluationWriter:
     - `cases.csv`: One row a case. `ece`, `cece`, `nll` and `brier` are those of the metric's own region, `ece_REGION`
       and so on those of each further region. Regions with a closed form have `ece_if_true` and `cece_if_true`, the
       errors if the probabilities were true; structures have `ece_REGION_resampled`, the mean ECE of drawn labels.
-      `smooth_ece` is the ECE without bins. Of each structure: its `true_volume`, its `expected_volume`, and
-      `volume_low` and `volume_high`, the voxels with a probability above .95 and .05; `expected_dsc`, from the
-      probabilities alone. `aurc` is the area under the risk-coverage curve, and `error_share_5` the share of the errors
-      that are among the 5 % most uncertain voxels.
+      `smooth_ece` is the ECE without bins. Of each structure: its `true_volume`, its `segmented_volume`, that of
+      the predicted label map, its `expected_volume`, and `volume_low` and `volume_high`, where its probability is above
+      .95 and .05; `expected_dsc`, from the probabilities alone. `aurc` is the area under the risk-coverage curve, and
+      `error_share_5` the share of the errors that are among the 5 % most uncertain voxels.
     - `summary.json`: Mean, standard deviation over cases and number of cases of every measure, the pooled calibration
       errors, the temperature that the logits were divided by (1 without), the structures that only the ground truth
       has (`missed`) or only the prediction (`spurious`), the patient of each case, and the units of distances (`unit`)
@@ -174,13 +175,14 @@ class EvaluationWriter:
                     f"class_names: expected {len(probabilities)} names, one per channel of the network, got "
                     f"{', '.join(self.class_names)}"
                 )
-            prediction = probabilities.argmax(0, keepdim=True)
-            masks = zip(*(structure_masks(of, [*self.structures.values()]) for of in (prediction, label)), strict=True)
-            self._slices[case] = largest_slice(
-                image[0],
-                prediction[0],
-                label[0],
-                normalized_entropy(probabilities)[0],
+            prediction = probabilities.argmax(0)
+            index = largest_slice(prediction, label[0])
+            maps = prediction[..., index], label[0, ..., index]
+            masks = zip(*(structure_masks(of[None], [*self.structures.values()]) for of in maps), strict=True)
+            self._slices[case] = draw_slice(
+                image[0, ..., index],
+                *maps,
+                normalized_entropy(probabilities[..., index])[0],
                 dict(zip(self.structures, masks, strict=True)),
             )
 
@@ -192,7 +194,7 @@ class EvaluationWriter:
             self.metrics,
             self.structures,
             self.class_names,
-            self._slices,
+            self._slices.get,
             self._patients,
         )
 

@@ -42,7 +42,7 @@ from calib_components.metrics import (
 )
 from calib_components.metrics.case_metric import CaseMetric
 
-__all__ = ["DrawnSlice", "check_once", "largest_slice", "start_evaluation", "write_evaluation"]
+__all__ = ["DrawnSlice", "check_once", "draw_slice", "largest_slice", "start_evaluation", "write_evaluation"]
 
 UNFINISHED = ".unfinished-evaluation"  # folder inside the output folder
 # Regions that are drawn, if they are measured: what calibration means first, the paper's last.
@@ -83,31 +83,34 @@ class DrawnSlice:
     missed: tuple[str, ...]
 
 
-def largest_slice(
+def largest_slice(prediction: torch.Tensor, label: torch.Tensor) -> int:
+    """Return the index along the last axis of the slice with the most foreground, of two maps of classes `(*S)`."""
+    foreground = label > 0 if (label > 0).any() else prediction > 0
+    return int(foreground.flatten(0, -2).sum(0).argmax())
+
+
+def draw_slice(
     image: torch.Tensor | None,
     prediction: torch.Tensor,
     label: torch.Tensor,
     uncertainty: torch.Tensor | None,
     masks: Mapping[str, tuple[torch.Tensor, torch.Tensor]],
 ) -> DrawnSlice:
-    """Take the slice along the last axis of a volume that has the most foreground.
+    """Keep what is drawn of a slice.
 
     Args:
-        image: Grey values, `(*S)`.
-        prediction: Predicted class index, `(*S)`.
-        label: Class index of the ground truth, `(*S)`.
-        uncertainty: From 0 (certain) to 1, `(*S)`.
-        masks: Of each structure, its masks in the prediction and in the ground truth, `(*S)`.
+        image: Grey values, `(H, W)`.
+        prediction: Predicted class index, `(H, W)`.
+        label: Class index of the ground truth, `(H, W)`.
+        uncertainty: From 0 (certain) to 1, `(H, W)`.
+        masks: Of each structure, its masks in the prediction and in the ground truth, `(H, W)`.
     """
-    foreground = label > 0 if (label > 0).any() else prediction > 0
-    index = int(foreground.flatten(0, -2).sum(0).argmax())
 
-    def drawn(volume: torch.Tensor) -> NDArray:
-        return volume[..., index].cpu().numpy().copy()  # a copy, so that the volume can go
+    def drawn(values: torch.Tensor) -> NDArray:
+        return values.cpu().numpy().copy()  # a copy, so that the volume can go
 
-    of_slice = [(predicted[..., index], true[..., index]) for predicted, true in masks.values()]
-    scores = [dice(predicted[None, None], true[None, None]) for predicted, true in of_slice]
-    found = [(name, bool(p.any()), bool(t.any())) for name, (p, t) in zip(masks, of_slice, strict=True)]
+    scores = [dice(predicted[None, None], true[None, None]) for predicted, true in masks.values()]
+    found = [(name, bool(predicted.any()), bool(true.any())) for name, (predicted, true) in masks.items()]
     return DrawnSlice(
         None if image is None else drawn(image),
         drawn(label.int()),
@@ -151,7 +154,7 @@ def write_evaluation(
     metrics: Mapping[str, CaseMetric],
     structures: Mapping[str, Sequence[int]],
     class_names: Sequence[str],
-    slices: Mapping[str, DrawnSlice],
+    slice_of: Callable[[str], DrawnSlice | None],
     patients: Sequence[str] | None = None,
     unit: str = "voxels",
     volume_unit: str = "voxels",
@@ -168,8 +171,8 @@ def write_evaluation(
             and the others if probabilities were measured.
         structures: Names of the structures and their class indices, in the order of the metrics' columns.
         class_names: Names of the classes, or of the channels of sigmoids.
-        slices: The slice of each case that may be drawn; classes in it are indices of `class_names`, or of the
-            background and the channels of sigmoids.
+        slice_of: Gives the slice of a case that may be drawn; classes in it are indices of `class_names`, or of the
+            background and the channels of sigmoids. None for cases of other processes.
         patients: The patient of each case; None if the cases themselves are the patients.
         unit: Unit of distances: "mm" or "voxels".
         volume_unit: Unit of volumes: "ml" or "voxels".
@@ -212,7 +215,7 @@ def write_evaluation(
             idist.barrier()
             is_sigmoid = isinstance(ece, CalibrationMetric) and (ece.sigmoid or len(class_names) == 1)
             drawn_names = ["background", *class_names] if is_sigmoid else class_names
-            _draw_cases(unfinished / "cases", cases, values["dsc"].nanmean(1), slices, drawn_names)
+            _draw_cases(unfinished / "cases", cases, values["dsc"].nanmean(1), slice_of, drawn_names)
             if first and regions:
                 _draw_reliability(unfinished, class_names, regions)
             idist.barrier()
@@ -263,6 +266,7 @@ def _all_measures(metrics: Mapping[str, CaseMetric]) -> Iterator[tuple[str, Valu
             yield from ((f"{name}{suffix}", _each(of_region)) for suffix, of_region in _by_suffix(metric).items())
         elif isinstance(metric, VolumeMetric):
             yield "true_volume", partial(getattr, metric, "true")
+            yield "segmented_volume", partial(getattr, metric, "segmented")
             yield "expected_volume", partial(getattr, metric, "expected")
             yield "volume_low", partial(getattr, metric, "low")
             yield "volume_high", partial(getattr, metric, "high")
@@ -359,7 +363,7 @@ def _draw_cases(
     folder: Path,
     cases: Sequence[str],
     dsc: torch.Tensor,
-    slices: Mapping[str, DrawnSlice],
+    slice_of: Callable[[str], DrawnSlice | None],
     class_names: Sequence[str],
 ) -> None:
     from calib_components.figures import uncertainty_overlay  # training must not need matplotlib
@@ -368,8 +372,7 @@ def _draw_cases(
     # Two cases have no median, and one is the best alone: later names win.
     names = {len(ordered) // 2: "median", 0: "worst", len(ordered) - 1: "best"}
     for place, i in enumerate(ordered):
-        if place in names and cases[i] in slices:
-            drawn = slices[cases[i]]
+        if place in names and (drawn := slice_of(cases[i])) is not None:
             lines = [printable(cases[i]), f"DSC {dsc[i]:.3f} of the volume, {drawn.dsc:.3f} of this slice"]
             if drawn.missed:
                 lines.append(f"missed in this slice: {', '.join(drawn.missed)}")

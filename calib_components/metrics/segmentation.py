@@ -154,7 +154,8 @@ def structure_masks(label: torch.Tensor, structures: Sequence[Sequence[int]]) ->
 
 
 def _voxels(mask: torch.Tensor) -> torch.Tensor:
-    return mask.flatten(2).sum(2)
+    # One mask after the other: a sum over a dimension would copy all masks as int64.
+    return torch.stack([each.count_nonzero() for each in mask.flatten(0, 1)]).view(mask.shape[:2])
 
 
 class _StructureMetric(CaseMetric):

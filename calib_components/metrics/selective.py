@@ -110,7 +110,8 @@ def risk_coverage(
                 finish(case)
             case, ranking = voxels.case, _Ranking()
         confidence, predicted = voxels.top
-        ranking.add(confidence, predicted != voxels.label)
+        # In the type of y_pred, the probability 1 - p of a sigmoid's background has as few values as p.
+        ranking.add(confidence.to(y_pred.dtype).double(), predicted != voxels.label)
     if case >= 0:
         finish(case)
     return RiskCoverage(coverage, risk, aurc, error_share)

@@ -99,7 +99,7 @@ class ThresholdCounts:
         """Return sensitivity, specificity, PPV and DSC of a structure at each threshold.
 
         The first three are of the voxels of all cases together, and NaN where none count. The DSC is the mean over the
-        cases in which it is defined, see `dsc`.
+        cases that have the structure, so that it is over the same ones at each threshold.
 
         Args:
             structure: Index of the structure.
@@ -115,8 +115,11 @@ class ThresholdCounts:
             sensitivity=true_positive.double() / true,
             specificity=true_negative.double() / (voxels - true),
             ppv=true_positive.double() / predicted,
-            dsc=self.dsc[:, structure].nanmean(0),
+            dsc=self._mean_dsc()[structure],
         )
+
+    def _mean_dsc(self) -> torch.Tensor:
+        return self.dsc.where(self.true[..., None] > 0, torch.nan).nanmean(0)
 
     def best(self) -> torch.Tensor:
         """Return the threshold with the highest mean DSC for each structure, `(structures,)`.
@@ -124,7 +127,7 @@ class ThresholdCounts:
         Of thresholds with equal DSC, the one nearest to 0.5. NaN for a structure that is nowhere. A threshold chosen on
         the cases on which it is reported looks better than it is: choose it on validation cases.
         """
-        mean = self.dsc.nanmean(0).nan_to_num(-1)
+        mean = self._mean_dsc().nan_to_num(-1)
         distance = (self.thresholds - USUAL).abs().masked_fill(mean < mean.amax(-1, keepdim=True), torch.inf)
         return self.thresholds[distance.argmin(-1)].masked_fill(mean.amax(-1) < 0, torch.nan)
 

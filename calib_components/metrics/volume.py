@@ -29,12 +29,15 @@ class Volumes(NamedTuple):
         true: Volume of the ground truth.
         low: Volume with probability above 0.95.
         high: Volume with probability above 0.05.
+        segmented: Volume where a class of the structure is the most probable one; of sigmoids, with probability above
+            0.5.
     """
 
     expected: torch.Tensor
     true: torch.Tensor
     low: torch.Tensor
     high: torch.Tensor
+    segmented: torch.Tensor
 
 
 def structure_volumes(
@@ -45,7 +48,7 @@ def structure_volumes(
     sigmoid: bool = False,
     voxel_volume: float = 1.0,
 ) -> Volumes:
-    """Expected and true volume of each structure, and a range of volumes.
+    """Expected, segmented and true volume of each structure, and a range of volumes.
 
     The expected volume is the sum of the probabilities over voxels. If they are calibrated in an image, it is that of
     the ground truth on average, whether voxels are independent or not. Unlike the volume of the predicted class, it
@@ -94,14 +97,16 @@ def structure_volumes(
         (tensor([[1.]], dtype=torch.float64), tensor([[1.1000]], dtype=torch.float64))
         >>> volumes.low, volumes.high
         (tensor([[0.5000]], dtype=torch.float64), tensor([[1.5000]], dtype=torch.float64))
+        >>> volumes.segmented
+        tensor([[1.]], dtype=torch.float64)
     """
     y_pred, y = check_tensors(y_pred, y, sigmoid)
     structures = check_structures(structures, sigmoid, y_pred.shape[1])
     is_number = isinstance(voxel_volume, numbers.Real) and not isinstance(voxel_volume, bool)
     if not (is_number and 0 < voxel_volume < math.inf):
         raise InputError(f"voxel_volume: expected a number above 0, got {voxel_volume!r}")
-    shape = 4, len(y_pred), len(structures)
-    expected, true, low, high = totals = torch.zeros(shape, dtype=torch.float64, device=y_pred.device)
+    shape = 5, len(y_pred), len(structures)
+    expected, true, low, high, segmented = totals = torch.zeros(shape, dtype=torch.float64, device=y_pred.device)
     thresholds = torch.tensor([LOW, HIGH], dtype=y_pred.dtype).tolist()
     for voxels in read_structures(y_pred, y, structures, ignore_index, sigmoid):
         at, p = (voxels.case, voxels.structure), voxels.rounded
@@ -109,6 +114,7 @@ def structure_volumes(
         expected[at] += voxels.p.sum()
         for total, threshold in zip((low, high), thresholds, strict=True):
             total[at] += (p > threshold).sum()
+        segmented[at] += voxels.predicted.sum()
     return Volumes(*(totals * float(voxel_volume)))
 
 
@@ -174,6 +180,11 @@ class VolumeMetric(StructureMetric):
     def high(self) -> torch.Tensor:
         """Volume with probability above 0.05, `(cases, structures)`."""
         return self.volumes.high
+
+    @property
+    def segmented(self) -> torch.Tensor:
+        """Volume of the predicted label map, `(cases, structures)`."""
+        return self.volumes.segmented
 
     def case_values(self) -> torch.Tensor:
         return self.expected - self.true

@@ -32,7 +32,8 @@ def check_workers(workers: int | None) -> int:
     """
     if workers is not None and workers < 1:
         raise InputError(f"workers: expected a whole number of at least 1, got {workers}")
-    return workers or min(os.cpu_count() or 1, MOST)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return workers or min(cores, MOST)
 
 
 @contextmanager

@@ -19,7 +19,7 @@ import torch
 import yaml
 
 from calib_components import figures
-from calib_components.handlers import EvaluationWriter, evaluation
+from calib_components.handlers import evaluation_writing
 from calib_components.handlers.evaluation import read_cases
 from tests.bad_input.harness import environment_without_coverage, snapshot
 from tests.helpers import ACDC, Ended, make_prepared, make_weights, run_bundle_as_typed, save
@@ -321,10 +321,11 @@ def full(*_: Any, **__: Any) -> None:
 @pytest.mark.parametrize(
     ("owner", "name"),
     [
-        (evaluation, "write_cases"),
-        (EvaluationWriter, "_write_summary"),
-        (evaluation, "write_calibration"),
-        (evaluation, "write_logits"),
+        (evaluation_writing, "write_cases"),
+        (evaluation_writing, "write_calibration"),
+        (evaluation_writing, "write_logits"),
+        (evaluation_writing, "write_thresholds"),
+        (evaluation_writing, "write_risk_coverage"),
         (figures, "uncertainty_overlay"),
         (figures, "reliability_diagram"),
     ],

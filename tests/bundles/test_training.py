@@ -50,8 +50,10 @@ def test_evaluation_writes_cases_summary_bins_and_figures(prepared: Path, traine
     with open(tmp_path / "cases.csv") as file:
         rows = list(csv.DictReader(file))
     assert [row["case"] for row in rows] == [item["case"] for item in testing]
-    assert [name for name in rows[0] if "_" not in name or not name.startswith(("ece", "cece", "nll", "brier"))] == [
-        "case", "dsc_RV", "dsc_MYO", "dsc_LV", "hd95_RV", "hd95_MYO", "hd95_LV", "ece", "cece", "nll", "brier"
+    of_regions = ("ece", "cece", "nll", "brier", "smooth_ece")
+    assert [name for name in rows[0] if "_" not in name or not name.startswith(of_regions)] == [
+        "case", "dsc_RV", "dsc_MYO", "dsc_LV", "hd95_RV", "hd95_MYO", "hd95_LV", "ece", "cece", "nll", "brier",
+        *(f"{kind}_{name}" for kind in VOLUMES for name in ("RV", "MYO", "LV")), "aurc", "error_share_5",
     ]  # fmt: skip
     structures = ["structure_RV", "structure_MYO", "structure_LV"]
     regions = ["all", "predicted", "plausible", "predicted_band", "union", "band", *structures]
@@ -77,6 +79,9 @@ def test_evaluation_writes_cases_summary_bins_and_figures(prepared: Path, traine
     assert np.array(calibration["per_case"]["classwise"]["count"]).shape == (4, 4, 15)
     for name in ("reliability.png", "reliability_classes.png"):
         assert (tmp_path / name).stat().st_size > 10_000
+
+
+VOLUMES = ("true_volume", "segmented_volume", "expected_volume", "volume_low", "volume_high", "expected_dsc")
 
 
 @pytest.mark.parametrize("loss", ["nacl", "ce_dice"])

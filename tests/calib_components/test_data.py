@@ -201,7 +201,8 @@ def read(folder: Path, split: str = "training", **options: Any) -> list[dict[str
 class TestReadDatalist:
     def test_paths_are_absolute(self, listed: Path) -> None:
         first, second = read(listed)
-        assert first == {"case": "a", "image": str(listed / "a/image.nii"), "label": str(listed / "a/label.nii")}
+        files = {name: str(listed / f"a/{name}.nii") for name in ("image", "label")}
+        assert first == {"case": "a", "patient": "a", **files}
         assert second["case"] == "b"
         assert read(listed, "validation", may_be_empty=True) == []
 

@@ -91,7 +91,8 @@ def calibrate_predictions(
 
 def _find_targets(folder: Path, case: Case) -> list[tuple[Prediction, Header]]:
     """Find the predictions to scale, which must have the channels of those that the temperature is fitted on."""
-    targets = [(prediction, read_header(prediction)) for prediction in find_predictions(folder).values()]
+    found = find_predictions(folder, numbered=case.prediction.kind == "channels")
+    targets = [(prediction, read_header(prediction)) for prediction in found.values()]
     for prediction, header in targets:
         if header.channels != case.channels:
             got = f"{header.channels} channel(s)" if header.channels else "a label map"

@@ -111,7 +111,7 @@ def name_classes(
         classes = _sigmoid_classes(channels, given, with_background)
         classes = replace(classes, others_allowed=structures is not None)
     else:
-        classes = _softmax_classes(channels, given)
+        classes = replace(_softmax_classes(channels, given), others_allowed=channels == 0)
     if any(ignore_index in codes for codes in classes.codes):
         raise InputError(f"--ignore_index: expected a label code of no class, got {ignore_index}")
     return replace(classes, ignore_code=ignore_index)

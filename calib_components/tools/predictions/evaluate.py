@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import io
 import json
-import math
+import logging
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,13 @@ import torch
 
 from calib_components import __version__
 from calib_components.errors import InputError, check_writable, make_folder, reading, writing
-from calib_components.handlers.evaluation_writing import DrawnSlice, largest_slice, start_evaluation, write_evaluation
+from calib_components.handlers.evaluation_writing import (
+    DrawnSlice,
+    draw_slice,
+    largest_slice,
+    start_evaluation,
+    write_evaluation,
+)
 from calib_components.inference import find_images, normalized_entropy
 from calib_components.metrics import (
     CalibrationMetric,
@@ -39,6 +46,7 @@ from calib_components.tools.predictions.pairs import Case, Saved, classes_of, fi
 
 __all__ = ["evaluate_predictions"]
 
+REPORT, PAGE = "report", "index.html"
 MEASURED = ".measured"  # folder inside the output folder, of the cases of an evaluation that is not finished
 REGIONS = ("all", "predicted", "plausible", "predicted_band", "union", "band")
 DRAWS = 20
@@ -88,34 +96,45 @@ def evaluate_predictions(
     classes = classes_of(cases, structures, sigmoid, ignore_index)
     patients = patients_of([case.name for case in cases], patient_pattern)
     pictured = {} if images is None else _find_images(images, cases)
-    _check_folder(out, predictions, labels)
+    if predictions.resolve() == labels.resolve():
+        raise InputError(f"labels: expected a folder of its own, got that of the predictions, {labels}")
+    _check_folder(out, predictions, labels, *([images] if images else []))
+    if validation is not None and not (validation / "cases.csv").is_file():
+        raise InputError(f"--validation: expected a folder with an evaluation, got {validation}")
     metrics = _metrics(classes, cases[0].channels > 0)
     start_evaluation(out, metrics, classes.structures)
     done = out / MEASURED
     make_folder(done)
-    stamps = {case.name: _stamp(case, classes, pictured.get(case.name)) for case in cases}
-    missing = [case for case in cases if not _is_measured(done, case.name, stamps[case.name])]
+    stamped = [(case, _stamp(case, classes, pictured.get(case.name)), pictured.get(case.name)) for case in cases]
+    missing = [item for item in stamped if not _is_measured(done, item[0].name, item[1])]
     if len(missing) < len(cases):
         print(f"{len(cases) - len(missing)} of {len(cases)} cases measured before")
-    measure = functools.partial(_measure, classes=classes, stamps=stamps, images=pictured, folder=done)
+    measure = functools.partial(_measure, classes=classes, folder=done)
     with parallel(measure, missing, workers, "evaluate", ["calib_components.tools.predictions"]) as results:
         for _ in results:
             pass
-    slices = {case.name: _add(metrics, done, case.name) for case in cases}
+    for case, stamp, _ in stamped:
+        content = _read(done, case.name)
+        if content["stamp"] != stamp:
+            raise InputError(f"--out: expected no other evaluation that writes to {out}, got one")
+        for name, metric in metrics.items():
+            metric.extend(*content["stored"][name])
+    _warn_of_absent(metrics["dsc"], classes, labels)
     order = [case.name for case in cases]
+    (out / REPORT / PAGE).unlink(missing_ok=True)  # no page of other tables
     write_evaluation(
         out,
         order,
         metrics,
         classes.structures,
         list(classes.names),
-        slices,
+        functools.partial(_read_slice, done),
         [patients[name] for name in order],
         unit="mm",
         volume_unit="ml",
     )
+    report_evaluations([out], out / REPORT, validation)
     shutil.rmtree(done)
-    report_evaluations([out], out / "report", validation)
 
 
 def _metrics(
@@ -147,8 +166,9 @@ def _metrics(
     }
 
 
-def _measure(case: Case, classes: Classes, stamps: Mapping[str, str], images: Mapping[str, Path], folder: Path) -> None:
+def _measure(item: tuple[Case, str, Path | None], classes: Classes, folder: Path) -> None:
     """Measure a case, and write what the metrics store of it."""
+    case, stamp, image = item
     saved = read_case(case, classes)
     predicted, true = _masks(saved, classes)
     stored: dict[str, list[torch.Tensor]] = {}
@@ -156,15 +176,16 @@ def _measure(case: Case, classes: Classes, stamps: Mapping[str, str], images: Ma
         y_pred, y = predicted, true
         if saved.probabilities is not None and name not in ("dsc", "hd95"):
             y_pred, y = saved.probabilities, saved.label
-        options = {"voxel_volume": math.prod(saved.spacing) / CUBIC_MM} if name == "volume" else {}
+        options = {"voxel_volume": abs(np.linalg.det(saved.affine[:3, :3])) / CUBIC_MM} if name == "volume" else {}
         with reading(case.prediction.files[0], "a prediction that can be measured"):
             measured = metric.measure(y_pred[None], y[None], **options)
         stored[name] = [measured] if isinstance(measured, torch.Tensor) else measured
-    masks = dict(zip(classes.structures, zip(predicted, true, strict=True), strict=True))
-    drawn = largest_slice(*_maps(saved, classes, images.get(case.name), case.label), masks=masks)
+    drawn = _draw(saved, classes, image, case.label, predicted, true)
     of_slice = {key: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for key, v in vars(drawn).items()}
     with writing(_file(folder, case.name)) as file:
-        torch.save({"stamp": stamps[case.name], "stored": stored, "slice": of_slice}, file)
+        content = io.BytesIO()  # a full disk is no OSError to torch.save
+        torch.save({"stamp": stamp, "stored": stored, "slice": of_slice}, content)
+        file.write_bytes(content.getvalue())
 
 
 def _masks(saved: Saved, classes: Classes) -> tuple[torch.Tensor, torch.Tensor]:
@@ -178,19 +199,28 @@ def _masks(saved: Saved, classes: Classes) -> tuple[torch.Tensor, torch.Tensor]:
     return predicted & counted, true & counted
 
 
-def _maps(
-    saved: Saved, classes: Classes, image: Path | None, label_file: Path
-) -> tuple[torch.Tensor | None, torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """The image, prediction, label and uncertainty that are drawn, `(*S)`."""
+def _draw(
+    saved: Saved, classes: Classes, image: Path | None, label_file: Path, predicted: torch.Tensor, true: torch.Tensor
+) -> DrawnSlice:
+    """Keep the slice with the most foreground, from masks `(S, *S)` of the structures."""
     grey = None if image is None else _read_image(image, saved, label_file)
-    label, p = saved.label, saved.probabilities
+    label = saved.label
     if classes.ignore_index is not None:
         label = label.masked_fill(label == classes.ignore_index, 0)
-    if not classes.sigmoid:
-        return grey, saved.prediction, label[0], None if p is None else normalized_entropy(p)[0]
-    painted = torch.from_numpy(paint(label.numpy() == 1, classes))
-    of_channels = None if p is None else [normalized_entropy(torch.stack([1 - q, q]))[0] for q in p]
-    return grey, saved.prediction, painted, None if of_channels is None else torch.stack(of_channels).amax(0)
+    label = torch.from_numpy(paint(label.numpy() == 1, classes)) if classes.sigmoid else label[0]
+    index = largest_slice(saved.prediction, label)
+    uncertainty = None
+    if saved.probabilities is not None:
+        p = saved.probabilities[..., index]
+        of_channels = [normalized_entropy(torch.stack([1 - q, q]))[0] for q in p] if classes.sigmoid else []
+        uncertainty = torch.stack(of_channels).amax(0) if classes.sigmoid else normalized_entropy(p)[0]
+    return draw_slice(
+        None if grey is None else grey[..., index],
+        saved.prediction[..., index],
+        label[..., index],
+        uncertainty,
+        {name: (predicted[i, ..., index], true[i, ..., index]) for i, name in enumerate(classes.structures)},
+    )
 
 
 def _read_image(file: Path, saved: Saved, label_file: Path) -> torch.Tensor:
@@ -203,15 +233,22 @@ def _read_image(file: Path, saved: Saved, label_file: Path) -> torch.Tensor:
     return torch.from_numpy(values.reshape(*shape, -1)[..., 0].copy())
 
 
-def _add(metrics: Mapping[str, CaseMetric], folder: Path, case: str) -> DrawnSlice:
-    """Give what was stored of a case to the metrics, and return its slice."""
-    content = _read(folder, case)
-    for name, metric in metrics.items():
-        metric.extend(*content["stored"][name])
+def _read_slice(folder: Path, case: str) -> DrawnSlice:
     of_slice: dict[str, Any] = {}
-    for key, value in content["slice"].items():
+    for key, value in _read(folder, case)["slice"].items():
         of_slice[key] = value.numpy() if isinstance(value, torch.Tensor) else value
     return DrawnSlice(**of_slice)
+
+
+def _warn_of_absent(dsc: CaseMetric, classes: Classes, labels: Path) -> None:
+    """Warn of structures that no label has: their codes may be others in the files."""
+    _, _, true = dsc.gathered()
+    for name, voxels in zip(classes.structures, true.sum(0).tolist(), strict=True):
+        if voxels == 0:
+            codes = sorted(set().union(*(classes.codes[channel] for channel in classes.structures[name])))
+            logging.getLogger(__name__).warning(
+                "%s: no label has %s, code %s; --structures names the codes", labels, name, "+".join(map(str, codes))
+            )
 
 
 def _is_measured(folder: Path, case: str, stamp: str) -> bool:

@@ -14,7 +14,6 @@ are data: nothing in them is ever run, also not in a pickle.
 
 from __future__ import annotations
 
-import pickle
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,7 +24,8 @@ import numpy as np
 from nibabel.orientations import inv_ornt_aff, io_orientation, ornt_transform
 
 from calib_components.errors import InputError, reading
-from calib_components.nifti import grid_distance, open_nifti
+from calib_components.nifti import check_affine, grid_distance, open_nifti
+from calib_components.tools.predictions.plain_pickle import load_plain
 
 __all__ = ["Header", "Prediction", "Stored", "read_header", "read_label_map", "read_probabilities", "turn_onto"]
 
@@ -33,15 +33,7 @@ ARRAYS = ("npz", "npy")  # kinds that numpy reads
 KEYS = ("probabilities", "softmax")  # of the array in nnU-Net's files, versions 2 and 1
 SLACK = 1e-3  # beyond [0, 1], by rounding and interpolation
 SUM_SLACK = 1e-2  # of a sum of half-precision numbers
-SMALLEST = 1e-12  # in place of a 0 among 32-bit numbers, where a logarithm is taken
-ALLOWED = {  # what a pickle of plain values and arrays is made of
-    ("collections", "OrderedDict"),
-    ("_codecs", "encode"),
-    ("numpy", "dtype"),
-    ("numpy", "ndarray"),
-    *((f"numpy.{core}.multiarray", name) for core in ("core", "_core") for name in ("_reconstruct", "scalar")),
-    *((f"numpy.{core}.numeric", "_frombuffer") for core in ("core", "_core")),
-}
+SMALLEST = float(np.finfo(np.float32).tiny)  # in place of a 0 among 32-bit numbers, where a logarithm is taken
 
 
 @dataclass(frozen=True)
@@ -85,7 +77,7 @@ class Stored:
         affine: As in `Header`.
         step: Step that integers in the file were rounded to; 0 for floating-point numbers.
         lowest: What a stored 0 can have been, for logarithms: half the smallest number above 0 that the file can hold,
-            or 1e-12 if it holds 32-bit numbers.
+            or the smallest normal 32-bit number.
         highest: What a stored 1 can have been, likewise.
     """
 
@@ -110,10 +102,14 @@ def read_header(prediction: Prediction) -> Header:
         if len(axes) != 4:
             expected = "(C, Z, Y, X)" if prediction.kind == "npz" else "(C, X, Y, Z)"
             raise InputError(f"{first}: expected an array of shape {expected}, got {axes}")
+        if min(axes) < 1:
+            raise InputError(f"{first}: expected every side of the array to be at least 1, got {axes}")
         shape: tuple[int, ...] = axes[:0:-1] if prediction.kind == "npz" else axes[1:]
         return Header(axes[0], shape, _grid_affine(prediction, shape))
     image = open_nifti(first)
     shape = image.shape[:3]
+    if min(image.shape) < 1:
+        raise InputError(f"{first}: expected every side of the volume to be at least 1, got {image.shape}")
     if len(image.shape) != 3 and (prediction.kind != "probability" or len(image.shape) != 4):
         expected = "(X, Y, Z, C) or (X, Y, Z)" if prediction.kind == "probability" else "(X, Y, Z)"
         raise InputError(f"{first}: expected a volume of shape {expected}, got {image.shape}")
@@ -160,19 +156,10 @@ def _grid_affine(prediction: Prediction, shape: tuple[int, ...]) -> np.ndarray |
     return image.affine
 
 
-class _PlainUnpickler(pickle.Unpickler):
-    """Reads plain values, containers and arrays; refuses everything else, before any of it runs."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in ALLOWED:
-            raise pickle.UnpicklingError(f"{module}.{name}, which is no plain value; it was not loaded")
-        return super().find_class(module, name)
-
-
 def _read_properties(file: Path) -> np.ndarray | None:
     """Read the affine from the properties that nnU-Net saves; None if it did not record one."""
-    with reading(file, "the properties of an image that nnU-Net saves") as path, path.open("rb") as stream:
-        properties = _PlainUnpickler(stream).load()
+    with reading(file, "the properties of an image that nnU-Net saves") as path:
+        properties = load_plain(path.read_bytes())
         if "nibabel_stuff" in properties:
             stuff = properties["nibabel_stuff"]  # the array has the axes that the image had for the network
             affine = np.array(stuff.get("reoriented_affine", stuff["original_affine"]), float).reshape(4, 4)
@@ -184,8 +171,7 @@ def _read_properties(file: Path) -> np.ndarray | None:
             affine = np.diag([-1.0, -1, 1, 1]) @ affine  # ITK's axes point left and back, NIfTI's right and front
         else:
             return None
-        if not np.isfinite(affine).all() or np.linalg.det(affine) == 0:
-            raise InputError(f"{file}: expected an affine that can be inverted, got {affine[:3].tolist()}")
+        check_affine(affine, file)
     return affine
 
 

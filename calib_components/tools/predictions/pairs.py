@@ -142,12 +142,13 @@ def _described(channels: int) -> str:
     return f"probabilities of {channels} channel(s)" if channels else "a label map"
 
 
-def find_predictions(folder: Path, names: Collection[str] = ()) -> dict[str, Prediction]:
+def find_predictions(folder: Path, names: Collection[str] = (), numbered: bool = True) -> dict[str, Prediction]:
     """Find the predictions in a folder and its subfolders.
 
     Args:
         folder: The folder. Uncertainty maps are skipped, and so are label maps beside probabilities of the same name.
         names: Names that files have even if they end like a suffix, such as `patient_1`.
+        numbered: Whether files NAME_0, NAME_1 and so on may be the channels of one prediction.
 
     Returns:
         Each prediction by its name, sorted.
@@ -157,10 +158,10 @@ def find_predictions(folder: Path, names: Collection[str] = ()) -> dict[str, Pre
     """
     groups = _by_stem(_files(folder))
     candidates: dict[str, list[tuple[int, Prediction]]] = defaultdict(list)  # with their ranks; 0 is the best
-    numbered = _numbered(groups, names)
-    for (_, base), files in numbered.items():
+    channels = _numbered(groups, names) if numbered else {}
+    for (_, base), files in channels.items():
         candidates[base].append((0, Prediction(base, "channels", files)))
-    in_numbered = {file for files in numbered.values() for file in files}
+    in_numbered = {file for files in channels.values() for file in files}
     for (_, stem), by_ending in groups.items():
         file = by_ending.get(".nii")
         arrays = [ending for ending in ARRAYS if ending in by_ending]

@@ -30,7 +30,7 @@ from calib_components.handlers.evaluation import (
     read_thresholds,
 )
 from calib_components.handlers.evaluation_files import FILES, replace_files
-from calib_components.handlers.evaluation_writing import largest_slice
+from calib_components.handlers.evaluation_writing import draw_slice, largest_slice
 from calib_components.metrics import (
     CalibrationBins,
     CalibrationMetric,
@@ -165,7 +165,8 @@ def test_cases_are_read_as_they_were_measured(evaluation: Path) -> None:
         "ece_structure_whole", "cece_structure_whole", "nll_structure_whole", "brier_structure_whole",
         "ece_structure_whole_if_true", "cece_structure_whole_if_true", "ece_structure_whole_resampled",
         "smooth_ece", "smooth_ece_all", "smooth_ece_predicted",
-        "true_volume_core", "true_volume_whole", "expected_volume_core", "expected_volume_whole",
+        "true_volume_core", "true_volume_whole", "segmented_volume_core", "segmented_volume_whole",
+        "expected_volume_core", "expected_volume_whole",
         "volume_low_core", "volume_low_whole", "volume_high_core", "volume_high_whole",
         "expected_dsc_core", "expected_dsc_whole", "aurc", "error_share_5",
     ]  # fmt: skip
@@ -662,7 +663,8 @@ def test_place_that_cannot_be_written_is_named_before_the_work(place: str, messa
 
 def test_pictures_of_more_than_255_classes_show_the_right_one() -> None:
     label = torch.full((2, 2, 1), 300)
-    drawn = largest_slice(None, label, label, None, {"all": (label > 0, label > 0)})
+    of_slice = label[..., 0]
+    drawn = draw_slice(None, of_slice, of_slice, None, {"all": (of_slice > 0, of_slice > 0)})
     assert np.unique(drawn.label).tolist() == np.unique(drawn.prediction).tolist() == [300]
     assert (drawn.image, drawn.uncertainty, drawn.dsc, drawn.missed) == (None, None, 1, ())
 
@@ -672,13 +674,16 @@ def test_slice_that_is_drawn_has_the_most_foreground() -> None:
     label[:2, :, 1], label[0, 0, 2] = 1, 2
     prediction = torch.zeros(4, 4, 3, dtype=torch.int)
     prediction[1, :, 1] = 1
+    assert largest_slice(prediction, label) == 1
+    assert largest_slice(prediction, 0 * label) == 1
+    prediction, label = prediction[..., 1], label[..., 1]
     masks = {name: (prediction == k, label == k) for name, k in {"a": 1, "b": 2, "c": 3}.items()}
-    drawn = largest_slice(None, prediction, label, label / 2, masks)
-    assert (drawn.label == label[..., 1].numpy()).all()
+    drawn = draw_slice(None, prediction, label, label / 2, masks)
+    assert (drawn.label == label.numpy()).all()
     assert drawn.dsc == pytest.approx(2 * 4 / 12)  # of a alone: b is not in this slice
     assert drawn.missed == ()
     of_nothing = {"a": (label > 9, label == 1), "b": (label > 9, label == 2)}
-    assert largest_slice(None, 0 * prediction, label, None, of_nothing).missed == ("a",)
+    assert draw_slice(None, 0 * prediction, label, None, of_nothing).missed == ("a",)
 
 
 def test_measures_for_the_clinic_are_read_as_they_were_measured(evaluation: Path) -> None:
@@ -686,6 +691,7 @@ def test_measures_for_the_clinic_are_read_as_they_were_measured(evaluation: Path
     for i, item in enumerate(map(example, range(CASES))):
         core = item["pred"][1]
         assert columns["true_volume_core"][i] == (item["label"] == 1).sum()
+        assert columns["segmented_volume_core"][i] == (item["pred"].argmax(0) == 1).sum()
         assert columns["expected_volume_core"][i] == pytest.approx(core.double().sum().item())
         assert columns["volume_low_core"][i] == (core > 0.95).sum()
         assert columns["volume_high_core"][i] == (core > 0.05).sum()

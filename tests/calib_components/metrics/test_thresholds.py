@@ -86,14 +86,14 @@ def counts_of(true_positive: list, predicted: list, true: list) -> ThresholdCoun
 
 
 def test_cases_without_the_structure() -> None:
-    # The second case has none: it counts as 0 where some is predicted, and not at all where none is.
+    # The second case has none: it has no DSC at any threshold, so that their means are over the same cases.
     counts = counts_of([[[4, 3, 2]], [[0, 0, 0]]], [[[6, 4, 2]], [[2, 0, 0]]], [[4], [0]])
     table = counts.table(0)
-    assert table.dsc.tolist() == pytest.approx([(8 / 10 + 0) / 2, 6 / 8, 4 / 6])
+    assert table.dsc.tolist() == pytest.approx([8 / 10, 6 / 8, 4 / 6])
     assert table.sensitivity.tolist() == [1, 0.75, 0.5]
     assert table.ppv.tolist() == pytest.approx([4 / 8, 3 / 4, 1])
     assert table.specificity.tolist() == pytest.approx([12 / 16, 15 / 16, 1])
-    assert counts.best().tolist() == [0.5]
+    assert counts.best().tolist() == [counts.thresholds[0]]
 
 
 def test_best_threshold() -> None:

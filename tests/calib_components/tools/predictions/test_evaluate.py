@@ -94,6 +94,7 @@ def test_measures_are_those_of_numpy_and_scipy(predictions: Path, labels: Path, 
             assert columns[f"dsc_{structure}"][i] == pytest.approx(dsc)
             assert columns[f"hd95_{structure}"][i] == pytest.approx(hd95(predicted, true), abs=1e-6)
             assert columns[f"true_volume_{structure}"][i] == pytest.approx(true.sum() * millilitres)
+            assert columns[f"segmented_volume_{structure}"][i] == pytest.approx(predicted.sum() * millilitres)
             assert columns[f"expected_volume_{structure}"][i] == pytest.approx(of_structure.sum() * millilitres)
             assert columns[f"volume_high_{structure}"][i] == pytest.approx((of_structure > 0.05).sum() * millilitres)
         assert columns["aurc"][i] > 0
@@ -159,6 +160,16 @@ def test_label_maps_give_the_segmentation_part_only(labels: Path, tmp_path: Path
     assert list(columns) == ["dsc_a", "dsc_both", "hd95_a", "hd95_both"]
     files = {file.name for file in (tmp_path / "out").rglob("*.*")}
     assert files == {"cases.csv", "summary.json", "best.png", "median.png", "worst.png"}
+
+
+def test_structure_that_no_label_has_is_named(
+    predictions: Path, labels: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for seed, name in enumerate(NAMES):
+        save_nifti(tmp_path / "maps" / f"{name}.nii.gz", softmax_of(seed).argmax(0).astype(np.uint8))
+    run(tmp_path / "maps", labels, tmp_path / "out", structures=["a=1", "b=7"])
+    warned = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert warned == [f"{labels}: no label has b, code 7; --structures names the codes"]
 
 
 def test_voxels_to_leave_out(predictions: Path, tmp_path: Path) -> None:

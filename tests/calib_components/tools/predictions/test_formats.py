@@ -18,6 +18,7 @@ from calib_components.tools.predictions.formats import (
     read_probabilities,
     turn_onto,
 )
+from calib_components.tools.predictions.plain_pickle import load_plain
 from tests.calib_components.tools.predictions.made_up import (
     AFFINE,
     SHAPE,
@@ -32,6 +33,8 @@ from tests.calib_components.tools.predictions.made_up import (
 )
 
 P = softmax_of(0)
+
+TINY = float(np.finfo(np.float32).tiny)
 
 
 def one(kind: str, *files: Path, grid: Path | None = None) -> Prediction:
@@ -66,7 +69,7 @@ def test_every_form_gives_the_same_probabilities(everything: dict[str, Predictio
     for form, prediction in everything.items():
         stored = read_probabilities(prediction, sigmoid=False)
         np.testing.assert_allclose(stored.values, P, atol=1e-7, err_msg=form)
-        assert (stored.values.dtype, stored.step, stored.lowest) == (np.float32, 0, 1e-12), form
+        assert (stored.values.dtype, stored.step, stored.lowest) == (np.float32, 0, TINY), form
         header = read_header(prediction)
         assert (header.channels, header.shape) == (3, SHAPE), form
         if form in ("npy", "npz of version 1"):
@@ -222,6 +225,49 @@ def test_a_pickle_is_data_and_runs_nothing(tmp_path: Path) -> None:
     assert not mark.exists()
     pickle.loads((tmp_path / "case.pkl").read_bytes())
     assert mark.exists()  # so the file was harmful
+
+
+class Forged:
+    """Its pickle makes a dtype of objects, with which numpy would take bytes of the file for an address."""
+
+    def __init__(self, state: tuple) -> None:
+        self.state = state
+
+    def __reduce__(self) -> tuple:
+        return np.dtype, ("f8", False, True), self.state
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        np.array([None]),
+        np.array(["text"]),
+        np.zeros(2, "f8,f8"),
+        np.dtype("O"),
+        Forged((3, "O", None, None, None, -1, -1, 63)),
+    ],
+    ids=["objects", "texts", "fields", "dtype", "forged"],
+)
+def test_arrays_of_something_else_than_numbers_are_refused(more: object, tmp_path: Path) -> None:
+    file = save_nnunet(tmp_path, "case", P, sitk_properties() | {"more": more})
+    with pytest.raises(InputError, match=r"case.pkl: expected the properties of an image that nnU-Net saves, got "):
+        read_header(one("npz", file, grid=tmp_path / "case.pkl"))
+
+
+@pytest.mark.parametrize(
+    "values", [np.float32(1.5), np.int64(3), np.arange(6.0).reshape(2, 3).T, np.zeros((0, 2), ">i2")]
+)
+def test_numbers_of_a_pickle(values: np.ndarray) -> None:
+    for protocol in range(5):
+        found = load_plain(pickle.dumps({"a": [values]}, protocol))["a"][0]
+        np.testing.assert_array_equal(found, values)
+
+
+@pytest.mark.parametrize("shape", [(0, 4, 5, 6), (3, 0, 5, 4)])
+def test_arrays_without_a_voxel_are_refused(shape: tuple[int, ...], tmp_path: Path) -> None:
+    np.savez(tmp_path / "case.npz", probabilities=np.zeros(shape, np.float32))
+    with pytest.raises(InputError, match=r"case.npz: expected every side of the array to be at least 1, got \("):
+        read_header(one("npz", tmp_path / "case.npz"))
 
 
 @pytest.mark.parametrize(
