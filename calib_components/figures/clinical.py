@@ -18,7 +18,9 @@ from calib_components.metrics import ThresholdTable
 __all__ = ["expected_dsc_scatter", "risk_coverage_curves", "threshold_curves", "volume_agreement"]
 
 WIDTH = 6.4  # of a figure in inches: its text is legible where a page shows it 500 pixels wide
-PANEL_TITLE = 26  # characters that fit above one of two panels
+PANEL = WIDTH / 2  # width of one of several panels
+MOST_PANELS = 3  # in a row
+PANEL_TITLE = 26  # characters that fit above one of several panels
 # Suited to colour-blind readers (Okabe and Ito), without the light ones.
 BLUE, ORANGE, GREEN, PINK, RED, SKY, GREY = (
     "#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#999999"
@@ -42,8 +44,9 @@ def volume_agreement(volumes: Mapping[str, Sequence[ArrayLike]], unit: str) -> F
     shows the bias, that is, the mean of the expected minus the true volume.
 
     Args:
-        volumes: Expected, true, low and high volume of each case, `(cases,)` each, by the name of the structure. Cases
-            with a volume that is NaN are left out.
+        volumes: Expected, true, low and high volume of each case, `(cases,)` each, by the name of the structure, as
+            `calib_components.metrics.Volumes` begins; what follows is not drawn. Cases with a volume that is NaN are
+            left out.
         unit: Unit of the volumes, such as "ml".
 
     Returns:
@@ -56,7 +59,7 @@ def volume_agreement(volumes: Mapping[str, Sequence[ArrayLike]], unit: str) -> F
     unit = literal(unit, NAME)
     figure, panels = _panels(len(volumes), 3.3, f"expected volume ({unit})")
     for axes, (name, of_structure) in zip(panels, volumes.items(), strict=True):
-        values = np.array([np.asarray(each, float) for each in of_structure])
+        values = np.array([np.asarray(each, float) for each in of_structure[:4]])
         expected, true, low, high = values = values[:, ~np.isnan(values).any(0)]
         inside = (low <= true) & (true <= high)
         largest = 1.05 * values.max(initial=0) or 1
@@ -78,13 +81,16 @@ def volume_agreement(volumes: Mapping[str, Sequence[ArrayLike]], unit: str) -> F
     return figure
 
 
-def threshold_curves(tables: Mapping[str, ThresholdTable]) -> Figure:
+def threshold_curves(tables: Mapping[str, ThresholdTable], chosen: Mapping[str, float] | None = None) -> Figure:
     """Draw sensitivity, specificity, PPV and DSC over the threshold, one panel for each structure.
 
-    A dot marks the highest DSC. A threshold chosen on the cases of the figure looks better than it is.
+    A line and a dot on the DSC mark the chosen threshold. The threshold of the highest DSC is not marked: chosen on the
+    cases of the figure, it would look better than it is.
 
     Args:
         tables: Table of each structure, as `calib_components.metrics.ThresholdCounts.table` returns it.
+        chosen: Threshold chosen on other cases, by the name of the structure, one of the table; none are marked by
+            default.
 
     Returns:
         A figure without a window.
@@ -95,17 +101,17 @@ def threshold_curves(tables: Mapping[str, ThresholdTable]) -> Figure:
         >>> from calib_components.metrics import ThresholdTable
         >>> values = torch.tensor([0.9, 0.7, 0.4])
         >>> table = ThresholdTable(torch.tensor([0.25, 0.5, 0.75]), values, 1 - 0.1 * values, 1 - values / 2, values)
-        >>> figure = threshold_curves({"tumour": table})
+        >>> figure = threshold_curves({"tumour": table}, {"tumour": 0.5})
     """
     figure, panels = _panels(len(tables), 2.6, "value")
     for axes, (name, table) in zip(panels, tables.items(), strict=True):
         thresholds = table.thresholds.cpu()
         for field, (label, color, style) in CURVES.items():
             axes.plot(thresholds, getattr(table, field).cpu(), color=color, linestyle=style, linewidth=1.8, label=label)
-        dsc = np.asarray(table.dsc.cpu(), float)
-        if not np.isnan(dsc).all():
-            best = np.nanargmax(dsc)
-            axes.plot(thresholds[best], dsc[best], "o", color="black", label="highest DSC")
+        if chosen is not None and name in chosen:
+            index = int(np.abs(np.asarray(thresholds) - chosen[name]).argmin())
+            axes.axvline(thresholds[index].item(), color="black", linewidth=0.8)
+            axes.plot(thresholds[index], table.dsc[index].cpu(), "o", color="black", label="chosen threshold")
         axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="threshold of the probability")
         axes.set_title(literal(name, PANEL_TITLE, 2), fontsize="medium")
         axes.grid(color="0.9")
@@ -178,9 +184,10 @@ def expected_dsc_scatter(expected: ArrayLike, true: ArrayLike) -> Figure:
 
 
 def _panels(number: int, height: float, ylabel: str) -> tuple[Figure, list[Axes]]:
-    """A figure with up to two panels in a row."""
-    columns, rows = min(number, 2), math.ceil(number / 2)
-    figure = Figure(figsize=(WIDTH if columns == 2 else 4.6, height * rows + 1), dpi=150, layout="constrained")
+    """A figure with up to three panels in a row, and rows of nearly the same length."""
+    rows = math.ceil(number / MOST_PANELS)
+    columns = math.ceil(number / rows)
+    figure = Figure(figsize=(PANEL * columns if columns > 1 else 4.6, height * rows + 1), dpi=150, layout="constrained")
     grid = figure.add_gridspec(rows, columns)
     panels = [figure.add_subplot(grid[divmod(i, columns)]) for i in range(number)]
     for axes in panels[::columns]:

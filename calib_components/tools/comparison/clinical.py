@@ -5,7 +5,8 @@ They show evaluation folders; each section is None where no folder has what it n
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from calib_components.figures.clinical import (
     volume_agreement,
 )
 from calib_components.metrics import ThresholdTable
+from calib_components.tools.comparison.conclusion import worst_cases
 from calib_components.tools.comparison.evaluations import Evaluations, FolderEvaluation
 from calib_components.tools.comparison.page import Picture, Section, TableCell, to_png
 from calib_components.tools.comparison.statistics import (
@@ -32,63 +34,72 @@ __all__ = ["expected_dsc_section", "risk_section", "thresholds_section", "volume
 
 SHOWN = (0.1, 0.25, 0.5, 0.75, 0.9)  # thresholds in the table; the figure has all
 VOLUMES = ("expected_volume", "true_volume", "volume_low", "volume_high")
+LITTLE = 0.005  # difference of DSC
 LOWEST = 10  # cases in the table of the lowest expected DSC
 
 
 def volumes_section(found: Evaluations) -> Section | None:
-    """Return the expected against the true volume of each structure."""
+    """Return the segmented and the expected against the true volume of each structure."""
     structures = found.first.with_columns(*VOLUMES)
     if not structures:
         return None
     unit = found.methods[0].evaluation.volume_unit
+    has_segmented = set(structures) <= {*found.first.with_columns("segmented_volume")}
+    kinds = ("segmented", "expected") if has_segmented else ("expected",)
     rows, records, pictures = [], [], []
     for method in found.methods:
         drawn = {}
         for name in structures:
             expected, true, low, high = drawn[name] = tuple(method.values(f"{part}_{name}") for part in VOLUMES)
-            difference = expected - true
-            bias = mean_with_interval(difference, found.patients)
-            present = np.where(true > 0, true, np.nan)
-            relative = mean_with_interval(100 * np.abs(difference) / present, found.patients)
-            inside, cases = int(np.sum((low <= true) & (true <= high))), int(np.sum(~np.isnan(difference)))
-            rows.append(
-                [
-                    TableCell(method.label),
-                    TableCell(name),
-                    TableCell(_volume(float(mean_of_defined(true)), unit)),
-                    TableCell(_volume(float(mean_of_defined(expected)), unit)),
+            row = [TableCell(method.label), TableCell(name), TableCell(_volume(float(mean_of_defined(true)), unit))]
+            record: dict[str, Any] = {"method": method.name, "structure": name, "unit": unit}
+            for kind in kinds:
+                volume = method.values(f"{kind}_volume_{name}")
+                bias, relative = _bias_and_relative_error(volume, true, found.patients)
+                row += [
+                    TableCell(_volume(float(mean_of_defined(volume)), unit)),
                     TableCell(_volume(bias.mean, unit, "+"), _interval(bias, lambda value: _volume(value, unit, "+"))),
                     TableCell(_percent(relative.mean), _interval(relative, _percent)),
-                    TableCell(f"{inside} of {cases}"),
                 ]
-            )
-            records.append(
-                {
-                    "method": method.name,
-                    "structure": name,
-                    "unit": unit,
-                    "bias": bias.mean,
-                    "bias_low": bias.low,
-                    "bias_high": bias.high,
-                    "relative_error_percent": relative.mean,
-                    "relative_error_percent_low": relative.low,
-                    "relative_error_percent_high": relative.high,
-                    "inside": inside,
-                    "cases": cases,
-                }
-            )
+                prefix = "" if kind == "expected" else f"{kind}_"
+                for measure, estimate in (("bias", bias), ("relative_error_percent", relative)):
+                    ends = {f"{prefix}{measure}_low": estimate.low, f"{prefix}{measure}_high": estimate.high}
+                    record |= {f"{prefix}{measure}": estimate.mean, **ends}
+            inside, cases = int(np.sum((low <= true) & (true <= high))), int(np.sum(~np.isnan(expected - true)))
+            rows.append([*row, TableCell(f"{inside} of {cases}")])
+            records.append({**record, "inside": inside, "cases": cases})
         pictures.append(Picture(f"volumes_{method.name}", method.label, to_png(volume_agreement(drawn, unit))))
+    segmented = f"Segmented volume: that of the label map, in {unit}. " if has_segmented else ""
     caption = (
-        f"Expected volume of a structure: the sum of its probabilities, in {unit}. Bias: expected minus true volume, "
-        "mean over cases; relative error: mean size of the difference, in per cent of the true volume; below both, "
-        "their 95 % intervals over patients. In range: how often the true volume lies between the volume where the "
-        "probability is above .95 and the volume where it is above .05. If probabilities were true and voxels fully "
-        "dependent (one random number decides all), 90 % of true volumes would lie in this range; for independent "
-        "voxels the range would be far narrower."
+        f"{segmented}Expected volume of a structure: the sum of its probabilities, in {unit}. Bias: how much larger "
+        "than the true volume, mean over cases; relative error: mean size of the difference, in per cent of the true "
+        "volume; below both, their 95 % intervals over patients. In range: how often the true volume lies between a "
+        "cautious volume, of the voxels that are almost surely the structure (p > .95), and a generous one, of all "
+        "that could be it (p > .05). The range leaves out voxels with p < .05; there can be so many of them that the "
+        "sum of their probabilities is large, and the expected volume above the range. If probabilities were true and "
+        "voxels fully dependent (one random number decides all), 90 % of true volumes would lie in this range; for "
+        "independent voxels the range would be far narrower."
     )
-    header = ["", "structure", f"true volume ({unit})", f"expected volume ({unit})", f"bias ({unit})"]
-    header += ["relative error ↓", "in range"]
-    return Section("volumes", "Expected and true volume", caption, header, rows, records, pictures)
+    header = ["", "structure", f"true volume ({unit})"]
+    for kind in kinds:
+        header += [f"{kind} volume ({unit})", f"its bias ({unit})", "its relative error ↓"]
+    header, rows = _without_name(found, [*header, "in range"], rows)
+    return Section("volumes", "Volumes", caption, header, rows, records, pictures)
+
+
+def _bias_and_relative_error(volume: Array, true: Array, patients: Sequence[str]) -> tuple[Estimate, Estimate]:
+    """Return the mean difference to the true volume, and its mean size in per cent of it."""
+    difference = volume - true
+    present = np.where(true > 0, true, np.nan)
+    return mean_with_interval(difference, patients), mean_with_interval(100 * np.abs(difference) / present, patients)
+
+
+def _without_name(
+    found: Evaluations, header: list[str], rows: list[list[TableCell]]
+) -> tuple[list[str], list[list[TableCell]]]:
+    """Return header and rows without the column that names the network, if there is only one."""
+    start = 1 if len(found.methods) == 1 else 0
+    return header[start:], [row[start:] for row in rows]
 
 
 def thresholds_section(found: Evaluations, validation: FolderEvaluation | None) -> Section | None:
@@ -118,7 +129,7 @@ def thresholds_section(found: Evaluations, validation: FolderEvaluation | None) 
                     first = TableCell(f"{threshold:.2f}", ["chosen"] if is_chosen else [], mark)
                     cells = [TableCell(_specific(value), mark=mark) for value in of_threshold.values()]
                     rows.append([TableCell(method.label), TableCell(structure), first, *cells])
-        pictures.append(Picture(f"thresholds_{method.name}", method.label, to_png(threshold_curves(tables))))
+        pictures.append(Picture(f"thresholds_{method.name}", method.label, to_png(threshold_curves(tables, chosen))))
     if not rows:
         return None
     caption = (
@@ -133,8 +144,25 @@ def thresholds_section(found: Evaluations, validation: FolderEvaluation | None) 
         else f"In bold: the threshold with the highest mean DSC on the {len(validation.cases)} cases of the validation "
         "folder."
     )
+    if little := _of_little_difference(_threshold_tables(found.methods[0].evaluation), chosen):
+        caption += (
+            f" It makes little difference for {', '.join(little)}: the DSC differs by less than {LITTLE} from that at "
+            "0.5."
+        )
     header = ["", "structure", "threshold", "sensitivity ↑", "specificity ↑", "PPV ↑", "DSC ↑"]
+    header, rows = _without_name(found, header, rows)
     return Section("thresholds", "Thresholds", caption, header, rows, records, pictures)
+
+
+def _of_little_difference(tables: Mapping[str, ThresholdTable], chosen: Mapping[str, float]) -> list[str]:
+    """Return the structures whose DSC at the chosen threshold is nearly that at 0.5."""
+    found = []
+    for name, threshold in chosen.items():
+        thresholds, dsc = (np.asarray(field, float) for field in (tables[name].thresholds, tables[name].dsc))
+        at_chosen, at_half = (dsc[np.abs(thresholds - each).argmin()] for each in (threshold, 0.5))
+        if abs(at_chosen - at_half) < LITTLE:
+            found.append(name)
+    return found
 
 
 def _threshold_tables(evaluation: FolderEvaluation) -> dict[str, ThresholdTable]:
@@ -194,7 +222,9 @@ def expected_dsc_section(found: Evaluations) -> Section | None:
         expected, true = method.expected_and_true()
         correlation = spearman_with_interval(expected, true, found.patients)
         notes = " ".join(interval(correlation, "rho"))
-        texts.append(f"{method.label} {number(correlation.mean, 'rho')} {notes}".strip())
+        worst, count, _ = worst_cases(expected, true)
+        named = f"{method.label} {number(correlation.mean, 'rho')} {notes}".strip()
+        texts.append(f"{named}, {worst} of {count}")
         places = _places(true)
         for place, index in enumerate(np.argsort(expected, kind="stable"), start=1):
             case = printable(found.first.cases[index])
@@ -209,10 +239,12 @@ def expected_dsc_section(found: Evaluations) -> Section | None:
     caption = (
         "Expected DSC: from the probabilities alone, without the ground truth; mean over structures. If low confidence "
         "finds the bad cases, those with the lowest expected DSC, which one would review first, also have the lowest "
-        f"true DSC. Spearman's rank correlation of the two, with its 95 % interval over patients: {'; '.join(texts)}. "
+        f"true DSC. Spearman's rank correlation of the two, with its 95 % interval over patients, and how many of the "
+        f"worst cases, a fifth of all, are among as many of lowest expected DSC: {'; '.join(texts)}. "
         f"The table has {shown} with the lowest expected DSC; place 1 is the lowest."
     )
     header = ["", "place", "case", "expected DSC", "true DSC", "place by true DSC"]
+    header, rows = _without_name(found, header, rows)
     return Section("expected_dsc", "Cases by expected DSC", caption, header, rows, records, pictures)
 
 

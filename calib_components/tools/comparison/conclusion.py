@@ -1,7 +1,7 @@
 """What a report begins with: one to three sentences drawn from its numbers, without a claim that they do not support.
 
-A network is called over- or underconfident, and a method better calibrated than another, only where a 95 % interval or
-a test over patients says so.
+A network is called over- or underconfident, and a method better calibrated than another, only where a 95 % interval
+and, for methods, a test over patients say so. Where a better one is worse in another region, the same sentence says it.
 """
 
 from __future__ import annotations
@@ -16,18 +16,24 @@ from calib_components.tools.comparison.measured import Comparison, Method
 from calib_components.tools.comparison.statistics import (
     FEWEST_PATIENTS,
     Array,
-    Difference,
     Estimate,
     mean_with_interval,
     spearman_with_interval,
 )
-from calib_components.tools.comparison.tables import DIFFERENCE, SIGNIFICANT, interval, number, p_text
+from calib_components.tools.comparison.tables import DIFFERENCE, SIGNIFICANT, higher_is_better, interval, number, p_text
 
-__all__ = ["conclude", "error_by_chance", "gap_with_interval"]
+__all__ = ["conclude", "error_by_chance", "gap_with_interval", "worst_cases"]
 
-REGIONS = {"ece_all": "over all voxels", "ece_predicted": "in the predicted foreground"}
+REGIONS = {  # those that the prediction alone chooses
+    "ece_all": "over all voxels",
+    "ece_predicted": "in the predicted foreground",
+    "ece_plausible": "in the plausible foreground",
+    "ece_predicted_band": "near borders between predicted classes",
+}
 FOREGROUND = "over the ground-truth foreground"
-BRACKETS = "(in brackets: 95 % intervals over patients)"
+BRACKETS = "in brackets: 95 % intervals over patients"
+PERHAPS = "perhaps "  # said where the interval speaks for a difference, but not the test
+STRONG = 0.5  # rank correlation above which low confidence does more than find bad cases somewhat
 NORMAL = 1.96  # standard errors to either side hold 95 %
 
 
@@ -56,58 +62,92 @@ def _of_one(compared: Comparison) -> list[str]:
             f"The mean DSC of {compared.counted} is {dsc}.",
             "There are no probabilities, so nothing can be said about calibration.",
         ]
-    few = len(set(patients)) < FEWEST_PATIENTS
-    unknown: list[str] = []
-    sentences = [_calibration(compared, unknown)] if compared.has_regions else [_foreground(method, patients)]
-    if compared.first.with_columns("expected_dsc"):
-        correlation = spearman_with_interval(*method.expected_and_true(), patients)
-        shown = f"Spearman {_estimated(correlation, 'rho')}"
-        if correlation.low > 0:
-            sentences.append(f"Low confidence finds the bad cases: expected and true DSC rise together ({shown}).")
-        elif correlation.high < 0:
-            sentences.append(f"Low confidence does not find the bad cases: their expected DSC is higher ({shown}).")
-        elif not few and not math.isnan(correlation.low):
-            unknown.append(f"whether low confidence finds the bad cases ({shown})")
-    if few:
+    sentences = [_calibration(compared) if compared.has_regions else _foreground(method, patients)]
+    if compared.first.with_columns("expected_dsc") and (finds := _finds_bad_cases(method, patients)):
+        sentences.append(finds)
+    if len(set(patients)) < FEWEST_PATIENTS:
         sentences.append(f"{_counted_are(compared)} too few to tell how it is for others.")
     else:
-        beyond = "how it is for patients of another origin"
-        cannot = f"{', '.join(unknown)} and {beyond}" if unknown else beyond
-        sentences.append(f"These {compared.counted} cannot tell {cannot} {BRACKETS}.")
+        sentences.append(f"These {compared.counted} cannot tell how it is for patients of another origin ({BRACKETS}).")
     return sentences
 
 
-def _calibration(compared: Comparison, unknown: list[str]) -> str:
-    """Return the sentence about calibration; what it cannot tell is added to a list."""
+def _calibration(compared: Comparison) -> str:
+    """Return the sentence that answers whether the one method is calibrated, by its predicted foreground."""
     (method,), patients = compared.methods, compared.patients
     cases = sum(len(evaluation.cases) for evaluation in method.evaluations)
+    over_all = mean_with_interval(method.values("ece_all"), patients)
+    all_shown = f"{_estimated(over_all, 'ece')} over all voxels"
+    all_chance = number(error_by_chance(method.bins("all"), cases), "ece")
+    would = "true probabilities of independent voxels would give about"
     bins = method.bins("predicted")
-    errors, chances = [], []
-    for measure, where in REGIONS.items():
-        of_region = method.bins(measure.removeprefix("ece_"))
-        if of_region.count.sum() > 0:  # a network may predict no foreground at all
-            error = mean_with_interval(method.values(measure), patients)
-            chance = error_by_chance(of_region, cases)
-            errors.append(f"{_estimated(error, measure)} {where}")
-            chances.append(number(chance, measure))
-    errors_shown = (
-        f"the ECE of a case is {' and '.join(errors)}, where true probabilities would give about "
-        f"{' and '.join(chances)} by chance"
-    )
-    if bins.count.sum() == 0:
-        return f"No foreground is predicted; {errors_shown}."
-    confidence, accuracy = (
-        (field.sum() / bins.count.sum()).item() for field in (bins.confidence_sum, bins.num_correct)
-    )
-    means = f"the mean confidence is {number(confidence, 'ece')} and the accuracy {number(accuracy, 'ece')}"
+    if bins.count.sum() == 0:  # a network may predict no foreground at all
+        return f"No foreground is predicted; the ECE of a case is {all_shown}, where {would} {all_chance} by chance."
+    error, chance = mean_with_interval(method.values("ece_predicted"), patients), error_by_chance(bins, cases)
     gap = gap_with_interval(bins, method.values("ece_predicted"), patients)
-    # Error and chance are those of the last region, the predicted foreground.
-    if error.low > chance and (gap.low > 0 or gap.high < 0):
-        kind = "overconfident" if gap.low > 0 else "underconfident"
-        return f"The model is {kind}: in the predicted foreground, {means}; {errors_shown}."
-    if not math.isnan(gap.low):
-        unknown.append("whether the model is over- or underconfident")
-    return f"In the predicted foreground, {means}; {errors_shown}."
+    confidence, accuracy = (
+        number((field.sum() / bins.count.sum()).item(), "ece") for field in (bins.confidence_sum, bins.num_correct)
+    )
+    means = f"mean confidence {confidence}, accuracy {accuracy}"
+    kind = f"the mean confidence is {confidence} and the accuracy {accuracy}"
+    if math.isnan(error.low):
+        answer = "Too few patients to tell whether it is calibrated"
+    elif error.low <= chance:
+        answer = "No miscalibration shown"
+    else:
+        answer = "Not well calibrated"
+        if gap.low > 0 or gap.high < 0:
+            kind = f"the model is {'over' if gap.low > 0 else 'under'}confident ({means})"
+        else:
+            kind = f"it cannot be told whether the model is over- or underconfident ({means})"
+    return (
+        f"{answer}: in the predicted foreground, {kind}; the ECE of a case is {_estimated(error, 'ece')} there and "
+        f"{all_shown}, where {would} {number(chance, 'ece')} and {all_chance} by chance."
+    )
+
+
+def _finds_bad_cases(method: Method, patients: Sequence[str]) -> str:
+    """Return the sentence about expected and true DSC; empty without an interval."""
+    expected, true = method.expected_and_true()
+    correlation = spearman_with_interval(expected, true, patients)
+    if math.isnan(correlation.low):
+        return ""
+    found, count, cases = worst_cases(expected, true)
+    shown = f"Spearman's correlation of expected and true DSC is {_estimated(correlation, 'rho')}, and "
+    if count == 1:
+        shown += f"the worst case is {'' if found else 'not '}that of lowest expected DSC (by chance: 1 in {cases})"
+    else:
+        shown += (
+            f"of the {count} worst cases, {found} {'is' if found == 1 else 'are'} among the {count} of lowest expected "
+            f"DSC (by chance: {count**2 / cases:.1f})"
+        )
+    by_chance = found <= count**2 / cases
+    if correlation.high < 0:
+        answer = "Low confidence does not find the bad cases"
+    elif correlation.low <= 0:
+        answer = "Whether low confidence finds the bad cases cannot be told"
+    elif by_chance:
+        answer = "Low confidence goes with a lower DSC, but does not find the worst cases"
+    else:
+        answer = f"Low confidence finds the bad cases{'' if correlation.low > STRONG else ' somewhat'}"
+    return f"{answer}: {shown}."
+
+
+def worst_cases(expected: Array, true: Array) -> tuple[int, int, int]:
+    """Return how many of the worst cases are among as many cases of lowest expected DSC.
+
+    Args:
+        expected: Expected DSC, `(cases,)`. A case where either value is undefined (NaN) is left out.
+        true: True DSC, `(cases,)`.
+
+    Returns:
+        How many are found, of how many worst cases, which are a fifth of the cases and at least one, and the cases.
+    """
+    defined = ~np.isnan(expected) & ~np.isnan(true)
+    cases = int(defined.sum())
+    count = max(1, cases // 5)
+    worst, lowest = (np.argsort(values[defined], kind="stable")[:count].tolist() for values in (true, expected))
+    return len({*worst} & {*lowest}), count, cases
 
 
 def gap_with_interval(bins: CalibrationBins, errors: Array, patients: Sequence[str]) -> Estimate:
@@ -165,55 +205,79 @@ def _of_several(compared: Comparison, reference: Method) -> list[str]:
         what = "is better calibrated" if measures else "segments better"
         return [f"{_counted_are(compared)} too few to tell which method {what}."]
     if not measures:
-        sentence, half = _compared(
-            compared.differences("dsc", reference), "dsc", "on the common cases", reference.label
-        )
-        return [sentence, "There are no probabilities in common, so nothing can be said about calibration."]
-    sentences, halves = [], []
-    for measure, where in measures.items():
-        sentence, half = _compared(compared.differences(measure, reference), measure, where, reference.label)
-        sentences.append(sentence)
-        halves.append(half)
+        sentences = _compared(compared, reference, {"dsc": "on the common cases"})
+        return [*sentences, "There are no probabilities in common, so nothing can be said about calibration."]
+    sentences = _compared(compared, reference, measures)
     if "ece" in measures:
         sentences.append(
             "The ground truth chooses these voxels, so a lower ECE there does not mean better calibration."
         )
-    sentences.append(
-        f"These {compared.counted} cannot tell ECEs apart that differ by less than about {number(max(halves), 'ece')} "
-        f"{BRACKETS}."
-    )
     return sentences
 
 
-def _compared(
-    differences: Mapping[Method, tuple[Difference, float]], measure: str, where: str, reference: str
-) -> tuple[str, float]:
-    """Return the sentence about one measure, and half the width of the widest interval."""
-    name = "DSC" if measure == "dsc" else "ECE"
-    lower: list[str] = []
-    higher: list[str] = []
-    same: dict[str, str] = {}
-    for method, (difference, p_value) in differences.items():
-        if p_value < SIGNIFICANT and (difference.low > 0 or difference.high < 0):
-            ends = sorted(map(abs, (difference.low, difference.high)))
-            size, low, high = (number(abs(x), measure, DIFFERENCE).lstrip("+") for x in (difference.mean, *ends))
-            group, word = (lower, "lower") if difference.mean < 0 else (higher, "higher")
-            group.append(f"{method.label} ({name} {word} by {size} [{low}, {high}], {p_text(p_value)[0]})")
-        else:
+def _compared(compared: Comparison, reference: Method, measures: Mapping[str, str]) -> list[str]:
+    """Return where each method is better and worse than the reference, and where it cannot be told.
+
+    Args:
+        compared: The methods.
+        reference: The one that the others are compared with.
+        measures: Where each measure is taken.
+    """
+    differences = {measure: compared.differences(measure, reference) for measure in measures}
+    others = [method for method in compared.methods if method is not reference]
+    verbs = _verbs(next(iter(measures)))
+    clauses, unknown = [], []
+    for method in others:
+        better: list[str] = []
+        worse: list[str] = []
+        same: list[str] = []
+        for measure, where in measures.items():
+            difference, p_value = differences[measure][method]
             notes = [number(difference.mean, measure, DIFFERENCE), *interval(difference, measure, DIFFERENCE)]
-            same[method.label] = f" ({name} {', '.join([' '.join(notes), *p_text(p_value)])})"
-    clauses = []
-    for named, word, quality in ((lower, "lower", "better"), (higher, "higher", "worse")):
-        if named:
-            several = len(named) > 1
-            is_better = f"{'are' if several else 'is'} {quality} calibrated"
-            verb = is_better if measure in REGIONS else f"{'have' if several else 'has'} a {word} {name}"
-            clauses.append(f"{_listed(named)} {verb} than {reference}")
-    if same:
-        notes_of_one = next(iter(same.values())) if len(same) == 1 else ""
-        clauses.append(f"{_listed([*same])} cannot be told apart from {reference}{notes_of_one}")
-    half = max(((difference.high - difference.low) / 2 for difference, _ in differences.values()), default=math.nan)
-    return f"{where}, {'; '.join(clauses)}.", half
+            name = "DSC" if measure == "dsc" else "ECE"
+            shown = ", ".join([" ".join(notes), *p_text(p_value)])
+            if difference.low > 0 or difference.high < 0:
+                group = better if (difference.mean > 0) == higher_is_better(measure) else worse
+                place = f"{where} (ECE {shown})" if measure in REGIONS else f"({shown})"
+                group.append(place if p_value < SIGNIFICANT else f"{PERHAPS}{place}")
+            else:
+                same.append(f"{where} ({name} {shown})")
+        told = [_told(verb, group) for verb, group in zip(verbs, (better, worse), strict=True) if group]
+        if told:
+            clauses.append(f"{method.label} {', but '.join(told)}")
+        if len(others) == 1 and same:
+            unknown.append(f"{method.label} from {reference.label} {_listed(same)}")
+        elif not told:
+            unknown.append(method.label)
+    sentences = []
+    if clauses:
+        text = "; ".join(clauses)
+        corrected = "Holm-corrected and " if len(others) > 1 else ""
+        why = f"; {PERHAPS}means an interval without 0 but p > 0.05, as the test is {corrected}of ranks, not sizes"
+        lead = " ".join([f"Compared with {reference.label}", *(() if {*measures} <= {*REGIONS} else measures.values())])
+        sentences.append(f"{lead}, {text}{why if PERHAPS in text else ''}")
+    if unknown:
+        which = unknown[0] if len(others) == 1 else f"{_listed(unknown)} from {reference.label}"
+        sentences.append(f"these {compared.counted} cannot tell {which}")
+    *first, last = sentences
+    return [*(f"{sentence}." for sentence in first), f"{last}; {BRACKETS}."]
+
+
+def _verbs(measure: str) -> tuple[str, str]:
+    """Return what a better and a worse method does."""
+    if measure == "dsc":
+        return "has a higher DSC", "has a lower DSC"
+    if measure in REGIONS:
+        return "is better calibrated", "is worse calibrated"
+    return "has a lower ECE", "has a higher ECE"
+
+
+def _told(verb: str, places: Sequence[str]) -> str:
+    """Return that a method does so at some places, perhaps at all of them."""
+    if all(place.startswith(PERHAPS) for place in places):
+        is_or_has, what = verb.split(" ", 1)
+        return f"{is_or_has} {PERHAPS}{what} {_listed([place.removeprefix(PERHAPS) for place in places])}"
+    return f"{verb} {_listed(sorted(places, key=lambda place: place.startswith(PERHAPS)))}"
 
 
 def _listed(names: Sequence[str]) -> str:

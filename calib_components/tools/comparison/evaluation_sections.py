@@ -26,7 +26,12 @@ from calib_components.tools.comparison.tables import heading
 
 __all__ = ["evaluation_sections"]
 
-OF_REGIONS = ("ece_all", "ece_predicted", "smooth_ece_all", "smooth_ece_predicted", "nll_all", "brier_all", "ece")
+ECES = ("ece_all", "ece_predicted", "ece_plausible", "ece_predicted_band")  # where the prediction chooses the voxels
+OF_REGIONS = (*ECES, "smooth_ece_all", "smooth_ece_predicted", "nll_all", "brier_all", "ece")
+ABOUT_FURTHER = {
+    "ece_plausible": "plausible: where the probability of foreground is above .05. ",
+    "ece_predicted_band": "predicted_band: at most 2 voxels from a border between predicted classes. ",
+}
 RANKED = ("dsc", "hd95", "ece_all", "ece_predicted", "nll_all")
 
 
@@ -73,6 +78,7 @@ def _means_section(found: Evaluations, rows: list[Row], measures: list[str]) -> 
         f"below each mean: its 95 % interval over patients. HD95 is in {found.methods[0].evaluation.unit}. "
         f"{ABOUT_REGIONS if found.has_regions else ''}"
     )
+    caption += "".join(text for measure, text in ABOUT_FURTHER.items() if measure in measures)
     if any(measure.startswith("smooth_ece") for measure in measures):
         caption += "Smooth ECE: an ECE without bins. "
     header = ["", *(heading(name, "foreground" if name in OF_FOREGROUND else "") for name in measures), FOUND_IN_ONE]

@@ -31,11 +31,13 @@ __all__ = [
     "read_evaluations",
     "read_missed",
     "read_top_label",
+    "same_cases",
 ]
 
 HIGHEST = {  # of each measure, with whatever follows its name; the lowest is 0
     **dict.fromkeys(("dsc", "ece", "cece", "smooth_ece", "expected_dsc", "aurc", "error_share_5"), 1),
-    **dict.fromkeys(("hd95", "nll", "true_volume", "expected_volume", "volume_low", "volume_high"), math.inf),
+    **dict.fromkeys(("hd95", "nll", "true_volume", "segmented_volume", "expected_volume"), math.inf),
+    **dict.fromkeys(("volume_low", "volume_high"), math.inf),
     "brier": 2,
 }
 TOLERANCE = 1e-6
@@ -106,8 +108,8 @@ def read_evaluations(folders: Sequence[Path]) -> Evaluations:
             apart are their names.
 
     Raises:
-        InputError: A file is missing or broken; folders have no case in common, or different structures, units or
-            patients.
+        InputError: A file is missing or broken; folders have no case in common, or different structures, units,
+            patients or true volumes.
     """
     labels = _labels(folders)
     read = [read_evaluation(folder) for folder in folders]
@@ -117,6 +119,13 @@ def read_evaluations(folders: Sequence[Path]) -> Evaluations:
     common = [case for case in first.cases if all(case in other.patients for other in others)]
     if not common:
         raise InputError(f"{others[0].folder}: expected cases of {first.folder}, got none of the same name")
+    for other in others:
+        same = same_cases(other, first)
+        if differing := [case for case in common if case not in same]:
+            raise InputError(
+                f"{other.folder}: expected the same ground truth as in {first.folder}, got other volumes of case "
+                f"{differing[0]}: another patient of this name, other labels or another grid"
+            )
     columns = [name for name in first.columns if all(name in other.columns for other in others)]
     regions = [name for name in first.regions if all(name in other.regions for other in others)]
     patients, notices = _patients(read, common)
@@ -130,6 +139,17 @@ def read_evaluations(folders: Sequence[Path]) -> Evaluations:
         for label, evaluation in zip(labels, read, strict=True)
     ]
     return Evaluations(methods, notices, all(len(evaluation.cases) == len(common) for evaluation in read))
+
+
+def same_cases(evaluation: Evaluation, other: Evaluation) -> set[str]:
+    """Return the cases of two evaluations that have the same name and, where both have them, the same true volumes."""
+    names = {*evaluation.cases} & {*other.cases}
+    volumes = [name for name in evaluation.columns if name.startswith("true_volume_") and name in other.columns]
+    here, there = (
+        {case: np.array([each.columns[name][i] for name in volumes]) for i, case in enumerate(each.cases)}
+        for each in (evaluation, other)
+    )
+    return {case for case in names if np.allclose(here[case], there[case], rtol=TOLERANCE, atol=0, equal_nan=True)}
 
 
 def read_evaluation(folder: Path) -> FolderEvaluation:

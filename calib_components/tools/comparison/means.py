@@ -275,11 +275,13 @@ def region_diagrams(compared: Comparison, cases: str, about: str = "") -> Sectio
         cases: Says which cases these are.
         about: What the diagrams show besides.
     """
-    pictures = [
-        Picture(f"reliability_{method.name}", method.label, to_png(reliability_diagram(panels, bands=True)))
-        for method in compared.methods
-        if (panels := diagram_panels(method))
-    ]
+    pictures = []
+    for method in compared.methods:
+        if panels := diagram_panels(method):
+            figure = reliability_diagram(panels, bands=True)
+            for axes in figure.axes:
+                axes.title.set_fontsize("medium")  # those of neighbours do not touch
+            pictures.append(Picture(f"reliability_{method.name}", method.label, to_png(figure)))
     over = f"all voxels, and over those that are predicted as foreground, of {cases}"
     caption = (
         f"{ABOUT_DIAGRAMS.format(over)}{about} The dark bands hold 95 % of the accuracies that true probabilities "

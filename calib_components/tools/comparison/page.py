@@ -92,14 +92,14 @@ def _cell_markdown(cell: TableCell) -> str:
 
 
 STYLE = """
-body { max-width: 78rem; margin: 2rem auto; padding: 0 1rem; color: #222; font: 16px/1.45 system-ui, sans-serif; }
+body { max-width: 84rem; margin: 2rem auto; padding: 0 1rem; color: #222; font: 16px/1.45 system-ui, sans-serif; }
 h1, h2 { line-height: 1.2; } h2 { margin-top: 2.5rem; }
 .caption { max-width: 48rem; color: #555; font-size: 0.9rem; }
 .conclusion { max-width: 60rem; font-size: 1.15rem; }
 .notice { padding: 0.5rem 1rem; border-left: 4px solid #d55e00; background: #fdf3ec; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: 0.35rem 0.9rem 0.35rem 0; text-align: left; vertical-align: top; white-space: nowrap; }
+th, td { padding: 0.35rem 0.6rem 0.35rem 0; text-align: left; vertical-align: top; white-space: nowrap; }
 thead th { border-bottom: 2px solid #222; vertical-align: bottom; white-space: normal; }
 tbody tr { border-bottom: 1px solid #ddd; }
 td small { display: block; color: #666; font-size: 0.75rem; line-height: 1.3; }

@@ -17,6 +17,7 @@ from calib_components.tools.comparison.evaluations import (
     FolderEvaluation,
     read_evaluation,
     read_evaluations,
+    same_cases,
 )
 from calib_components.tools.comparison.means import (
     means_section,
@@ -127,7 +128,7 @@ def report_evaluations(
     notices = list(found.notices)
     if len(set(found.patients)) < FEWEST_PATIENTS:
         notices.append(f"{found.counted}: intervals and tests need at least {FEWEST_PATIENTS}.")
-    if chosen_on is not None and (both := {*chosen_on.cases} & {*found.first.cases}):
+    if chosen_on is not None and (both := same_cases(chosen_on, found.methods[0].evaluation)):
         notices.append(
             f"{len(both)} of the cases are in the validation folder too, so the thresholds were chosen on them."
         )

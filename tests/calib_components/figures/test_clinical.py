@@ -10,7 +10,7 @@ from matplotlib.text import Text
 
 from calib_components.figures import expected_dsc_scatter, risk_coverage_curves, threshold_curves, volume_agreement
 from calib_components.figures.clinical import _short, _shrink, _stretch
-from calib_components.metrics import RiskCoverageMetric, ThresholdCounts, ThresholdTable, structure_volumes
+from calib_components.metrics import RiskCoverageMetric, ThresholdTable, structure_volumes
 
 NAMES = ["right ventricle", "$x_1$", "a structure with a name that is far longer than its panel is wide, twice", "_b"]
 
@@ -63,23 +63,30 @@ def test_cases_without_a_volume_are_left_out() -> None:
 
 
 def test_thresholds() -> None:
-    figure = threshold_curves({"tumour": table(0.5, 0.75, 0.25)})
+    figure = threshold_curves({"tumour": table(0.5, 0.75, 0.25)}, {"tumour": 0.25})
     (axes,) = figure.axes
-    sensitivity, specificity, ppv, dsc, best = axes.lines
+    sensitivity, specificity, ppv, dsc, line, chosen = axes.lines
     assert sensitivity.get_xdata().tolist() == [0.25, 0.5, 0.75]
     assert specificity.get_ydata().tolist() == [0.5, 0.25, 0.75]
     assert ppv.get_ydata().tolist() == [0.25, 0.375, 0.125]
     assert dsc.get_ydata().tolist() == [0.5, 0.75, 0.25]
-    assert (best.get_xdata().tolist(), best.get_ydata().tolist()) == ([0.5], [0.75])
-    assert legend(figure) == ["sensitivity", "specificity", "PPV", "DSC", "highest DSC"]
+    assert list(line.get_xdata()) == [0.25, 0.25]
+    assert (chosen.get_xdata().tolist(), chosen.get_ydata().tolist()) == ([0.25], [0.5])
+    assert legend(figure) == ["sensitivity", "specificity", "PPV", "DSC", "chosen threshold"]
     assert axes.get_xlabel() == "threshold of the probability"
 
 
-def test_thresholds_of_a_structure_that_is_nowhere() -> None:
-    zeros = torch.zeros(1, 1, 3, dtype=torch.int64)
-    counts = ThresholdCounts(torch.tensor([0.1, 0.5, 0.9]), zeros, zeros, zeros[..., 0], zeros[..., 0] + 8)
-    (axes,) = threshold_curves({"a": counts.table(0)}).axes
-    assert len(axes.lines) == 4  # no highest DSC
+def test_threshold_that_was_not_chosen_is_not_marked() -> None:
+    figure = threshold_curves({"a": table(0.5, 0.75, 0.25)})
+    assert len(figure.axes[0].lines) == 4
+    assert legend(figure) == ["sensitivity", "specificity", "PPV", "DSC"]
+
+
+@pytest.mark.parametrize(("number", "columns"), [(1, 1), (2, 2), (3, 3), (4, 2), (5, 3), (7, 3)])
+def test_panels_fill_their_rows(number: int, columns: int) -> None:
+    figure = threshold_curves({f"s{i}": table(0.5, 0.75, 0.25) for i in range(number)})
+    figure.draw_without_rendering()
+    assert len({round(axes.get_position().x0, 3) for axes in figure.axes}) == columns
 
 
 def test_risk_in_per_cent() -> None:
@@ -121,7 +128,7 @@ def test_nothing_overlaps(number: int, tmp_path: Path) -> None:
     curve = np.linspace(0, 0.1, 5)
     figures = [
         volume_agreement({name: volumes(10.0 ** (2 * i)) for i, name in enumerate(names)}, "voxels"),
-        threshold_curves({name: table(0.5, 0.75, 0.25) for name in names}),
+        threshold_curves({name: table(0.5, 0.75, 0.25) for name in names}, dict.fromkeys(names, 0.5)),
         risk_coverage_curves([0.1, 0.5, 0.9, 0.99, 1], {f"{name}{i}": curve for name in names for i in range(number)}),
         expected_dsc_scatter([0.9], [0.8]),
     ]

@@ -171,8 +171,12 @@ def make_folder(
             columns |= {f"{name}_{region}": share * columns[name] for name in ("ece", "cece", "nll", "brier")}
             columns[f"smooth_ece_{region}"] = 0.9 * columns[f"ece_{region}"]
         for s in STRUCTURES:
-            true = rng.uniform(80, 120, len(cases))
-            columns |= {f"true_volume_{s}": true, f"expected_volume_{s}": true + rng.uniform(-2, 6, len(cases))}
+            true = 80 + 2.0 * np.arange(len(cases))  # of a case the same in all folders
+            columns |= {
+                f"true_volume_{s}": true,
+                f"segmented_volume_{s}": true - 1,
+                f"expected_volume_{s}": true + rng.uniform(-2, 6, len(cases)),
+            }
             columns |= {f"volume_low_{s}": true - 10, f"volume_high_{s}": true + rng.uniform(-2, 20, len(cases))}
             columns[f"expected_dsc_{s}"] = np.clip(columns[f"dsc_{s}"] + gap, 0, 1)
         columns |= {"aurc": error / 10, "error_share_5": 0.5 + error}

@@ -12,7 +12,7 @@ import torch
 from scipy.stats import binom
 
 from calib_components.metrics import CalibrationBins
-from calib_components.tools.comparison.conclusion import conclude, error_by_chance, gap_with_interval
+from calib_components.tools.comparison.conclusion import conclude, error_by_chance, gap_with_interval, worst_cases
 from calib_components.tools.comparison.measured import Comparison, Evaluation, Method, Run
 
 
@@ -47,7 +47,15 @@ def one(errors: Sequence[float], confidence: float, accuracy: float, expected: S
 
 ERRORS = [0.09, 0.1, 0.11, 0.09, 0.1, 0.11, 0.1, 0.1]
 RISING = np.linspace(0.5, 0.9, 8)
-BRACKETS = "(in brackets: 95 % intervals over patients)"
+BRACKETS = "in brackets: 95 % intervals over patients"
+ORIGIN = f"These 8 patients cannot tell how it is for patients of another origin ({BRACKETS})."
+
+
+def numbers(chance: str, error: str = "0.100 [0.095, 0.105]", over_all: str = "0.025 [0.024, 0.026]") -> str:
+    return (
+        f"the ECE of a case is {error} there and {over_all} over all voxels, where true probabilities of independent "
+        f"voxels would give about {chance} and 0.000 by chance."
+    )
 
 
 @pytest.mark.parametrize(
@@ -61,42 +69,71 @@ def test_network_that_is_far_off_and_knows_its_bad_cases(
     confidence: float, accuracy: float, kind: str, chance: str
 ) -> None:
     assert one(ERRORS, confidence, accuracy, RISING) == (
-        f"The model is {kind}: in the predicted foreground, the mean confidence is {confidence:.3f} and the accuracy "
-        f"{accuracy:.3f}; the ECE of a case is 0.025 [0.024, 0.026] over all voxels and 0.100 [0.095, 0.105] in the "
-        f"predicted foreground, where true probabilities would give about 0.000 and {chance} by chance. Low "
-        "confidence finds the bad cases: expected and true DSC rise together (Spearman 1.000 [1.000, 1.000]). These 8 "
-        f"patients cannot tell how it is for patients of another origin {BRACKETS}."
+        f"Not well calibrated: in the predicted foreground, the model is {kind} (mean confidence {confidence:.3f}, "
+        f"accuracy {accuracy:.3f}); {numbers(chance)} Low confidence finds the bad cases: Spearman's correlation "
+        "of expected and true DSC is 1.000 [1.000, 1.000], and the worst case is that of lowest expected DSC (by "
+        f"chance: 1 in 8). {ORIGIN}"
     )
 
 
 def test_network_whose_gap_may_be_of_these_patients() -> None:
     """The gap of 0.02 is within 1.96 * 0.1 / sqrt(8) = 0.07 of none."""
     assert one(ERRORS, 0.9, 0.88, np.roll(RISING, 4)) == (
-        "In the predicted foreground, the mean confidence is 0.900 and the accuracy 0.880; the ECE of a case is 0.025 "
-        "[0.024, 0.026] over all voxels and 0.100 [0.095, 0.105] in the predicted foreground, where true probabilities "
-        "would give about 0.000 and 0.002 by chance. These 8 patients cannot tell whether the model is over- or "
-        "underconfident, whether low confidence finds the bad cases (Spearman -0.524 [-0.644, 0.291]) and how it is "
-        f"for patients of another origin {BRACKETS}."
+        "Not well calibrated: in the predicted foreground, it cannot be told whether the model is over- or "
+        f"underconfident (mean confidence 0.900, accuracy 0.880); {numbers('0.002')} Whether low confidence finds the "
+        "bad cases cannot be told: Spearman's correlation of expected and true DSC is -0.524 [-0.644, 0.291], and the "
+        "worst case is not "
+        f"that of lowest expected DSC (by chance: 1 in 8). {ORIGIN}"
     )
 
 
 def test_network_that_is_most_confident_about_its_bad_cases() -> None:
     text = one(ERRORS, 0.9, 0.8, RISING[::-1])
-    assert "Low confidence does not find the bad cases: their expected DSC is higher (Spearman -1.000 [" in text
+    assert (
+        "Low confidence does not find the bad cases: Spearman's correlation of expected and true DSC is -1.000 ["
+        in text
+    )
 
 
 def test_error_that_chance_explains_is_no_miscalibration() -> None:
     """The 0.0015 is below the 0.0021 that chance gives, whatever the means are."""
     assert one([0.0015] * 8, 0.9, 0.8).startswith(
-        "In the predicted foreground, the mean confidence is 0.900 and the acc"
+        "No miscalibration shown: in the predicted foreground, the mean confidence is 0.900 and the accuracy 0.800; "
     )
+
+
+@pytest.mark.parametrize(
+    ("expected", "answer", "found"),
+    [
+        # Of 20 cases, a fifth is 4; by chance 4 * 4 / 20 of them.
+        (np.arange(20), "Low confidence finds the bad cases: ", "4 are"),
+        ([*range(3, 14), 0, 1, 2, *range(14, 20)], "Low confidence finds the bad cases somewhat: ", "1 is"),
+        (
+            [8, 9, 10, 11, 0, 1, 2, 3, 4, 5, 6, 7, *range(12, 20)],
+            "Low confidence goes with a lower DSC, but does not find the worst cases: ",
+            "0 are",
+        ),
+    ],
+)
+def test_how_well_low_confidence_finds_bad_cases(expected: Sequence[float], answer: str, found: str) -> None:
+    text = one([0.1] * 20, 0.9, 0.8, np.array(expected) / 20)
+    assert answer in text
+    assert f"of the 4 worst cases, {found} among the 4 of lowest expected DSC (by chance: 0.8)." in text
+
+
+def test_worst_cases() -> None:
+    """Undefined cases do not count: six are left, of which a fifth is one."""
+    expected = np.array([0.1, math.nan, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7])
+    true = np.array([math.nan, 0.0, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7])
+    assert worst_cases(expected, true) == (1, 1, 6)
+    assert worst_cases(np.arange(10), np.arange(10)[::-1]) == (0, 2, 10)
 
 
 def test_few_patients() -> None:
     assert one(ERRORS[:2], 0.9, 0.8, RISING[:2]) == (
-        "In the predicted foreground, the mean confidence is 0.900 and the accuracy 0.800; the ECE of a case is 0.024 "
-        "over all voxels and 0.095 in the predicted foreground, where true probabilities would give about 0.000 and "
-        "0.001 by chance. 2 patients are too few to tell how it is for others."
+        "Too few patients to tell whether it is calibrated: in the predicted foreground, the mean confidence is 0.900 "
+        f"and the accuracy 0.800; {numbers('0.001', '0.095', '0.024')} 2 patients are too few to tell how it is "
+        "for others."
     )
     assert one(ERRORS[:1], 0.9, 0.8).endswith("1 patient is too few to tell how it is for others.")
 
@@ -108,8 +145,8 @@ def test_no_predicted_foreground() -> None:
     text = conclude(Comparison([network]))
     assert text == (
         "No foreground is predicted; the ECE of a case is 0.100 [0.100, 0.100] over all voxels, where true "
-        "probabilities would give about 0.002 by chance. These 6 patients cannot tell how it is for patients of "
-        f"another origin {BRACKETS}."
+        "probabilities of independent voxels would give about 0.002 by chance. "
+        f"{ORIGIN.replace('8', '6', 1)}"
     )
 
 
@@ -132,7 +169,7 @@ def test_evaluation_of_the_ground_truth_foreground_alone() -> None:
     assert conclude(Comparison([method("net", {"ece": [0.1] * 6})])) == (
         "The ECE of a case is 0.100 [0.100, 0.100] over the ground-truth foreground, which does not measure "
         "calibration: the ground truth chooses its voxels. These 6 patients cannot tell how it is for patients of "
-        f"another origin {BRACKETS}."
+        f"another origin ({BRACKETS})."
     )
 
 
@@ -159,35 +196,61 @@ def test_which_is_better_calibrated_than_the_reference() -> None:
             "worse": calibration(old + 0.05 + STEPS, old),
         }
     ) == (
-        "Over all voxels, new (ECE lower by 0.0515 [0.0499, 0.0531], p = 0.023) is better calibrated than old; worse "
-        "(ECE higher by 0.0515 [0.0499, 0.0531], p = 0.023) is worse calibrated than old; other cannot be told apart "
-        "from old (ECE -0.0050 [-0.0200, +0.0100], p = 0.648). In the predicted foreground, new (ECE lower by 0.0500 "
-        "[0.0500, 0.0500], p = 0.023) is better calibrated than old; other and worse cannot be told apart from old. "
-        f"These 8 patients cannot tell ECEs apart that differ by less than about 0.015 {BRACKETS}."
+        "Compared with old, new is better calibrated over all voxels (ECE -0.0515 [-0.0531, -0.0499], p = 0.023) and "
+        "in the predicted foreground (ECE -0.0500 [-0.0500, -0.0500], p = 0.023); worse is worse calibrated over all "
+        "voxels (ECE +0.0515 [+0.0499, +0.0531], p = 0.023). These 8 patients cannot tell other from old; "
+        f"{BRACKETS}."
     )
 
 
-def test_several_that_are_better_share_a_clause() -> None:
+def test_better_in_one_region_and_worse_in_another() -> None:
     old = np.full(8, 0.1)
-    text = several({"old": calibration(old, old), **{name: calibration(old / 2, old / 2) for name in ("a", "b", "c")}})
-    note = "(ECE lower by 0.0500 [0.0500, 0.0500], p = 0.023)"
-    assert text.startswith(f"Over all voxels, a {note}, b {note} and c {note} are better calibrated than old. In the")
+    further = {"ece_plausible": old, "ece_predicted_band": old}
+    mixed = {"ece_plausible": old + 8 * STEPS - 0.01, "ece_predicted_band": old + 0.04}
+    text = several({"old": calibration(old, old) | further, "new": calibration(old - 0.008, old - 0.01) | mixed})
+    assert text == (
+        "Compared with old, new is better calibrated over all voxels (ECE -0.0080 [-0.0080, -0.0080], p = 0.008) and "
+        "in the predicted foreground (ECE -0.0100 [-0.0100, -0.0100], p = 0.008), but is worse calibrated near borders "
+        "between predicted classes (ECE +0.0400 [+0.0400, +0.0400], p = 0.008). These 8 patients cannot tell new from "
+        f"old in the plausible foreground (ECE +0.0020 [-0.0110, +0.0150], p = 0.844); {BRACKETS}."
+    )
+
+
+def test_interval_without_zero_that_the_test_does_not_confirm() -> None:
+    """Five patients of eight agree by much, three differ a little the other way."""
+    old = np.full(8, 0.1)
+    steps = np.array([-0.05, -0.05, -0.05, -0.05, -0.05, 0.015, 0.016, 0.017])
+    text = several({"old": calibration(old, old), "new": calibration(old + steps, old - 0.01)})
+    assert text == (
+        "Compared with old, new is better calibrated in the predicted foreground (ECE -0.0100 [-0.0100, -0.0100], p = "
+        "0.008) and perhaps over all voxels (ECE -0.0253 [-0.0419, -0.0006], p = 0.102); perhaps means an interval "
+        f"without 0 but p > 0.05, as the test is of ranks, not sizes; {BRACKETS}."
+    )
+    text = several({"old": calibration(old, old), "new": calibration(old, old + steps)})
+    assert "Compared with old, new is perhaps better calibrated in the predicted foreground (ECE -0.0253 [" in text
 
 
 def test_ground_truth_foreground_is_not_called_calibration() -> None:
     old = np.full(8, 0.1)
     assert several({"old": {"ece": old}, "new": {"ece": old / 2}}) == (
-        "Over the ground-truth foreground, new (ECE lower by 0.0500 [0.0500, 0.0500], p = 0.008) has a lower ECE than "
-        "old. The ground truth chooses these voxels, so a lower ECE there does not mean better calibration. These 8 "
-        f"patients cannot tell ECEs apart that differ by less than about 0.000 {BRACKETS}."
+        "Compared with old over the ground-truth foreground, new has a lower ECE (-0.0500 [-0.0500, -0.0500], p = "
+        f"0.008); {BRACKETS}. The ground truth chooses these voxels, so a lower ECE there does not mean better "
+        "calibration."
     )
 
 
 def test_label_maps_are_compared_by_dsc() -> None:
     old = np.full(8, 0.8)
     assert several({"old": {"dsc_heart": old}, "maps": {"dsc_heart": old + 0.1}}) == (
-        "On the common cases, maps (DSC higher by 0.1000 [0.1000, 0.1000], p = 0.008) has a higher DSC than old. There "
-        "are no probabilities in common, so nothing can be said about calibration."
+        "Compared with old on the common cases, maps has a higher DSC (+0.1000 [+0.1000, +0.1000], p = 0.008); "
+        f"{BRACKETS}. There are no probabilities in common, so nothing can be said about calibration."
+    )
+
+
+def test_methods_that_cannot_be_told_apart() -> None:
+    old = np.full(8, 0.8)
+    assert several({"old": {"dsc_heart": old}, "maps": {"dsc_heart": old}}).startswith(
+        "These 8 patients cannot tell maps from old on the common cases (DSC +0.0000 [+0.0000, +0.0000], p = 1.000); "
     )
 
 

@@ -68,6 +68,32 @@ def test_common_cases_in_the_order_of_the_first(tmp_path: Path) -> None:
     ]
 
 
+def volumes_of(folder: Path, case: str, factor: float) -> None:
+    """Change the true volume of LV of a case."""
+    cases, columns = read_cases(folder)
+    old = columns["true_volume_LV"][cases.index(case)]
+    lines = (folder / "cases.csv").read_text().splitlines()
+    at = lines[0].split(",").index("true_volume_LV")
+    values = lines[1 + cases.index(case)].split(",")
+    values[at] = repr(float(old * factor))
+    lines[1 + cases.index(case)] = ",".join(values)
+    (folder / "cases.csv").write_text("\n".join([*lines, ""]))
+
+
+def test_another_ground_truth_of_the_same_name_is_an_error(tmp_path: Path) -> None:
+    first, second = make_folder(tmp_path / "a"), make_folder(tmp_path / "b", seed=1)
+    volumes_of(second, "patient002_frame12", 1 + 1e-7)  # another order of a sum
+    read_evaluations([first, second])
+    volumes_of(second, "patient002_frame12", 1 + 1e-5)
+    with pytest.raises(
+        InputError,
+        match=r"b: expected the same ground truth as in .*a, got other volumes of case patient002_frame12: another",
+    ):
+        read_evaluations([first, second])
+    rename(second, "true_volume_", "volume_")  # not known
+    read_evaluations([first, second])
+
+
 def test_missed_structures_are_those_of_the_common_cases(tmp_path: Path) -> None:
     missed = [{"case": f"patient{i:03d}_frame01", "structure": "RV"} for i in (0, 7)]
     first = make_folder(tmp_path / "a", missed=missed)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import csv
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from calib_components.errors import InputError
-from calib_components.handlers.evaluation_files import read_cases, read_thresholds
+from calib_components.handlers.evaluation_files import read_cases, read_thresholds, write_cases, write_thresholds
 from calib_components.tools.comparison import report, report_evaluations, report_folders
 from tests.calib_components.tools.comparison.made_up import make_finished_cell, make_folder
 
@@ -45,23 +47,23 @@ def three(folders: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path
 def test_page_of_one_begins_with_its_conclusion_then_pictures_then_tables(one: Path) -> None:
     page = (one / "index.html").read_text()
     assert "<title>Is it calibrated? old</title>" in page
-    conclusion = '<p class="conclusion">The model is overconfident: in the predicted foreground, the mean confidence is'
+    conclusion = '<p class="conclusion">Not well calibrated: in the predicted foreground, the model is overconfident '
     assert "<h1>Is it calibrated? old</h1>\n" + conclusion in page
-    titles = ["Cases: old", "Means", "Reliability diagrams", "Structures", "Expected and true volume", "Thresholds"]
+    titles = ["Cases: old", "Means", "Reliability diagrams", "Structures", "Volumes", "Thresholds"]
     assert re.findall("<h2>(.*?)</h2>", page) == [*titles, "Risk and coverage", "Cases by expected DSC"]
     assert re.findall(r"(\w+) case</figcaption>", page) == ["Best", "Median", "Worst"]
     assert "<details>" not in page
     markdown = (one / "report.md").read_text()
-    assert markdown.startswith("# Is it calibrated? old\n\nThe model is overconfident: ")
+    assert markdown.startswith("# Is it calibrated? old\n\nNot well calibrated: ")
     assert "best case" not in markdown.lower()
 
 
 def test_page_of_several_compares_them_with_the_first(three: Path) -> None:
     page = (three / "index.html").read_text()
     assert "<title>Evaluations compared: old, new, shy</title>" in page
-    assert '<p class="conclusion">Over all voxels, new (ECE lower by 0.01' in page
+    assert '<p class="conclusion">Compared with old, new is better calibrated over all voxels (ECE -0.01' in page
     titles = ["Cases: old", "Cases: new", "Cases: shy", "Means", "Differences to old", "Ranks", "Reliability diagrams"]
-    titles += ["Structures", "Expected and true volume", "Thresholds", "Risk and coverage", "Cases by expected DSC"]
+    titles += ["Structures", "Volumes", "Thresholds", "Risk and coverage", "Cases by expected DSC"]
     assert re.findall("<h2>(.*?)</h2>", page) == titles
     assert {path.name for path in three.glob("*.png")} == {
         "sum_rank.png",
@@ -148,9 +150,37 @@ def test_volumes_by_hand(tmp_path: Path) -> None:
     assert (record["inside"], record["cases"]) == ("3", "4")
     text = (tmp_path / "report" / "report.md").read_text()
     assert (
-        "|  | structure | true volume (ml) | expected volume (ml) | bias (ml) | relative error ↓ | in range |" in text
+        "| structure | true volume (ml) | expected volume (ml) | its bias (ml) | its relative error ↓ | in range |"
+        in text
     )
-    assert "| a | a | 40.00 | 41.25 | +1.25 | 10.0 % | 3 of 4 |" in text
+    assert "| a | 40.00 | 41.25 | +1.25 | 10.0 % | 3 of 4 |" in text
+
+
+def test_segmented_volumes_come_first(one: Path, three: Path) -> None:
+    """True volumes of 80, 82 ... 110, and one less segmented in each."""
+    text = (one / "report.md").read_text()
+    assert (
+        "| structure | true volume (ml) | segmented volume (ml) | its bias (ml) | its relative error ↓ | expected v"
+        in text
+    )
+    assert "| RV | 95.00 | 94.00 | -1.00<br>[-1.00, -1.00] | 1.1 %<br>[" in text
+    assert "| old | RV | 95.00 | 94.00 | -1.00<br>[-1.00, -1.00] | 1.1 %<br>[" in (three / "report.md").read_text()
+    record = records(one / "volumes.csv", "structure")["RV",]
+    assert float(record["segmented_bias"]) == -1
+    assert float(record["segmented_relative_error_percent"]) == pytest.approx(np.mean(100 / np.arange(80, 112, 2)))
+
+
+def test_regions_near_borders_are_in_means_and_differences(tmp_path: Path) -> None:
+    folders = [make_folder(tmp_path / name, gap=gap) for name, gap in (("a", 0.08), ("b", 0.03))]
+    for folder in folders:
+        cases, columns = read_cases(folder)
+        columns |= {"ece_plausible": columns["ece_predicted"], "ece_predicted_band": 1 - columns["ece_predicted"]}
+        write_cases(folder, cases, {name: torch.from_numpy(values) for name, values in columns.items()})
+    report_evaluations(folders, tmp_path / "report")
+    text = (tmp_path / "report" / "report.md").read_text()
+    assert text.count("| ECE all ↓ | ECE predicted ↓ | ECE plausible ↓ | ECE predicted_band ↓ |") == 2
+    assert "predicted_band: at most 2 voxels from a border between predicted classes." in text
+    assert "but is worse calibrated near borders between predicted classes (ECE +0.0500" in text
 
 
 def test_threshold_is_chosen_on_validation_cases(folders: list[Path], tmp_path: Path) -> None:
@@ -173,13 +203,26 @@ def test_threshold_is_chosen_on_validation_cases(folders: list[Path], tmp_path: 
     index = round(100 * float(best)) - 1
     for name in ("sensitivity", "specificity", "ppv", "dsc"):
         assert float(table["RV", best][name]) == pytest.approx(float(getattr(expected, name)[index]))
-    assert f"| old | RV | **{best}**<br>chosen |" in text
+    assert f"| RV | **{best}**<br>chosen |" in text
+    assert "makes little difference" not in text
+
+
+def test_threshold_that_makes_little_difference_is_said_to(folders: list[Path], tmp_path: Path) -> None:
+    """The DSC of LV is the same at all thresholds."""
+    folder = shutil.copytree(folders[0], tmp_path / "same")
+    names, counts = read_thresholds(folder)
+    for field in (counts.true_positive, counts.predicted):
+        field[:, 2] = field[:, 2, :1]
+    write_thresholds(folder, names, read_cases(folder)[0], counts)
+    report_evaluations([folder], tmp_path / "report", folders[0])
+    text = (tmp_path / "report" / "report.md").read_text()
+    assert "It makes little difference for LV: the DSC differs by less than 0.005 from that at 0.5." in text
 
 
 def test_without_validation_no_threshold_is_chosen(one: Path) -> None:
     text = (one / "report.md").read_text()
     assert "No threshold was chosen: to choose one by the highest mean DSC of validation cases" in text
-    assert re.findall(r"\| old \| LV \| (0\.\d\d) \|", text) == ["0.10", "0.25", "0.50", "0.75", "0.90"]
+    assert re.findall(r"\| LV \| (0\.\d\d) \|", text) == ["0.10", "0.25", "0.50", "0.75", "0.90"]
     assert {record["chosen"] for record in records(one / "thresholds.csv", "structure", "threshold").values()} == {
         "False"
     }
@@ -189,6 +232,15 @@ def test_validation_cases_that_are_tested_are_named(folders: list[Path], tmp_pat
     report_evaluations(folders[:1], tmp_path / "report", folders[0])
     text = "16 of the cases are in the validation folder too, so the thresholds were chosen on them."
     assert text in (tmp_path / "report" / "index.html").read_text()
+
+
+def test_validation_cases_of_the_same_name_and_other_volumes_are_others(folders: list[Path], tmp_path: Path) -> None:
+    validation = make_folder(tmp_path / "validation")
+    cases, columns = read_cases(validation)
+    columns["true_volume_LV"] += 0.01
+    write_cases(validation, cases, {name: torch.from_numpy(values) for name, values in columns.items()})
+    report_evaluations(folders[:1], tmp_path / "report", validation)
+    assert "in the validation folder too" not in (tmp_path / "report" / "index.html").read_text()
 
 
 def test_validation_that_does_not_fit(folders: list[Path], results: Path, tmp_path: Path) -> None:
@@ -218,10 +270,11 @@ def test_cases_with_the_lowest_expected_dsc_first(folders: list[Path], one: Path
     assert [record["case"] for record in written] == [cases[i] for i in order]
     assert [float(record["dsc"]) for record in written] == pytest.approx(true[order])
     text = (one / "report.md").read_text()
-    assert f"| old | 1 | {cases[order[0]]} | {expected[order[0]]:.3f} | {true[order[0]]:.3f} | 1 |" in text
-    assert "| old | 10 |" in text
-    assert "| old | 11 |" not in text
-    assert "with its 95 % interval over patients: old 1.000 [1.000, 1.000]." in text
+    assert f"| 1 | {cases[order[0]]} | {expected[order[0]]:.3f} | {true[order[0]]:.3f} | 1 |" in text
+    assert "\n| 10 | patient" in text
+    assert "\n| 11 | patient" not in text
+    assert "with its 95 % interval over patients, and how many of the worst cases, a fifth of all, " in text
+    assert "expected DSC: old 1.000 [1.000, 1.000], 3 of 3." in text
 
 
 def test_label_maps_have_the_segmentation_part_alone(tmp_path: Path) -> None:
@@ -284,7 +337,8 @@ def test_names_are_text_in_every_file(tmp_path: Path) -> None:
         assert tag not in page
     assert "&lt;b&gt;x|y&lt;!-- &amp; $_$](z" in page
     markdown = (tmp_path / "report" / "report.md").read_text()
-    assert "| &lt;b>x\\|y&lt;!-- & $_$]\\(z | &lt;u>\\| |" in markdown
+    assert "| &lt;b>x\\|y&lt;!-- & $_$]\\(z | " in markdown
+    assert "| &lt;u>\\| | " in markdown
     report_evaluations([folder], tmp_path / "report")
 
 
@@ -292,5 +346,7 @@ def test_one_folder_without_cases_is_that_of_a_comparison(results: Path, tmp_pat
     report_folders(results, out=tmp_path / "losses")
     assert (tmp_path / "losses" / "cells.csv").is_file()
     page = (tmp_path / "losses" / "index.html").read_text()
-    assert '<p class="conclusion">Over the ground-truth foreground, CE+DSC (ECE higher by 0.0' in page
+    assert (
+        '<p class="conclusion">Compared with NACL over the ground-truth foreground, CE+DSC has a higher ECE (' in page
+    )
     assert page.index("Cases: NACL") < page.index("Cases: CE+DSC") < page.index("<h2>Means</h2>")

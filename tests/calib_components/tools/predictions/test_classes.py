@@ -37,7 +37,12 @@ def test_classes_of_a_softmax_and_of_label_maps(
     assert [sorted(code) for code in classes.codes] == codes
     assert classes.structures == expected
     assert list(classes.structures) == list(expected)  # in the order given
-    assert (classes.sigmoid, classes.others_allowed, classes.skip, classes.ignore_index) == (False, channels == 0, 0, None)
+    assert (classes.sigmoid, classes.others_allowed, classes.skip, classes.ignore_index) == (
+        False,
+        channels == 0,
+        0,
+        None,
+    )
 
 
 @pytest.mark.parametrize(
