@@ -47,7 +47,10 @@ def test_classes_of_a_structure_count_as_one(metric: Callable) -> None:
     y_pred, y = softmax_case(9, 8, 7)
     odd = y_pred[:, 1].double() + y_pred[:, 3].double()
     together = values(metric({"odd": [3, 1]}), y_pred.double(), y)
-    assert_same(together, values(metric({"odd": [1]}), torch.stack([1 - odd, odd], 1), y % 2))
+    as_one = values(metric({"odd": [1]}), torch.stack([1 - odd, odd], 1), y % 2)
+    if metric is VolumeMetric:  # but for the segmented volume: the most probable class is among four, or among two
+        together, as_one = together[:-1], as_one[:-1]
+    assert_same(together, as_one)
 
 
 @pytest.mark.parametrize("metric", METRICS)
