@@ -66,7 +66,6 @@ class Saved:
             are `classes.ignore_index`.
         affine: `(4, 4)`, of the label.
         spacing: Size of a voxel along each axis, in millimetres.
-        step: Step that integers in the file were rounded to; 0 for floating-point numbers.
         lowest: In place of lower probabilities, where logarithms are taken: what a stored 0 can have been.
         highest: In place of higher ones, likewise.
     """
@@ -76,7 +75,6 @@ class Saved:
     label: torch.Tensor
     affine: np.ndarray
     spacing: tuple[float, ...]
-    step: float = 0.0
     lowest: float = 0.0
     highest: float = 1.0
 
@@ -329,7 +327,6 @@ def read_case(case: Case, classes: Classes) -> Saved:
         torch.from_numpy(label),
         affine,
         tuple(map(float, voxel_sizes(affine))),
-        stored.step,
         stored.lowest,
         stored.highest,
     )
