@@ -86,9 +86,10 @@ class EvaluationWriter:
       `error_share_5` the share of the errors that are among the 5 % most uncertain voxels.
     - `summary.json`: Mean, standard deviation over cases and number of cases of every measure, the pooled calibration
       errors, the temperature that the logits were divided by (1 without), the structures that only the ground truth
-      has (`missed`) or only the prediction (`spurious`), the patient of each case, and the units of distances (`unit`)
-      and volumes (`volume_unit`).
-    - `calibration.json`: The bins, per case and pooled, and pooled in each region.
+      has (`missed`) or only the prediction (`spurious`), the patient of each case, the units of distances (`unit`) and
+      volumes (`volume_unit`), the number of `channels`, and whether each has a `sigmoid` of its own.
+    - `calibration.json`: The bins, per case and pooled, and pooled in each region; those of the predicted class over
+      all voxels and the predicted foreground also of each case.
     - `logits.json`: Mean magnitude of the logits, by ground-truth class and channel.
     - `thresholds.json`: What is found of each structure if it is where its probability is above a threshold.
     - `risk_coverage.json`: The error rate among the most confident voxels of each case, for each share of them.

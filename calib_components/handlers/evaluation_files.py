@@ -110,16 +110,22 @@ def read_regions(folder: str | os.PathLike) -> dict[str, dict[str, CalibrationBi
     """Read the bins of each region, pooled over cases, from `calibration.json`. Arguments and errors: see `read_cases`.
 
     Returns:
-        Bins by kind, by the name of the region: `top_label` and `classwise`, and for regions with a closed form
-        `top_label_if_true` and `classwise_if_true`, the bins if the probabilities were true. Empty for files written
-        before there were regions.
+        Bins by kind, by the name of the region: `top_label` and `classwise`; for regions with a closed form
+        `top_label_if_true` and `classwise_if_true`, the bins if the probabilities were true; and for all voxels
+        and the predicted foreground `top_label_per_case`, those of each case. Empty for files written before there were
+        regions.
     """
     with reading(Path(folder) / "calibration.json", "the bins of an evaluation") as file:
-        regions = json.loads(file.read_bytes()).get("regions", {})
-        return {
+        content = json.loads(file.read_bytes())
+        regions = {
             region: {kind: CalibrationBins.from_dict(fields) for kind, fields in kinds.items()}
-            for region, kinds in regions.items()
+            for region, kinds in content.get("regions", {}).items()
         }
+        if per_case := [kinds["top_label_per_case"] for kinds in regions.values() if "top_label_per_case" in kinds]:
+            _check_cases(content, folder)
+            if any(len(bins.count) != len(content["cases"]) for bins in per_case):
+                raise ValueError(f"bins of other cases than the {len(content['cases'])} of the file")
+        return regions
 
 
 def read_logits(folder: str | os.PathLike) -> tuple[list[str], NDArray[np.float64]]:
@@ -144,9 +150,12 @@ def read_thresholds(folder: str | os.PathLike) -> tuple[list[str], ThresholdCoun
     """
     with reading(Path(folder) / "thresholds.json", "the thresholds of an evaluation") as file:
         content = json.loads(file.read_bytes())
-        names, counts = list(content["structures"]), ThresholdCounts.from_dict(content["counts"])
-        if counts.true.shape[1:] != (len(names),):
-            raise ValueError(f"counts of shape {tuple(counts.true.shape)} of {len(names)} structures")
+        _check_cases(content, folder)
+        names, counts = content["structures"], ThresholdCounts.from_dict(content["counts"])
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise TypeError("structures that are no names")
+        if counts.true.shape != (shape := (len(content["cases"]), len(names))):
+            raise ValueError(f"counts of shape {tuple(counts.true.shape)} in place of {shape}")
         return names, counts
 
 
@@ -158,10 +167,18 @@ def read_risk_coverage(folder: str | os.PathLike) -> tuple[NDArray[np.float64], 
     """
     with reading(Path(folder) / "risk_coverage.json", "the risk-coverage curves of an evaluation") as file:
         content = json.loads(file.read_bytes())
+        _check_cases(content, folder)
         coverage, risk = np.array(content["coverage"], float), np.array(content["risk"], float)
         if risk.shape != (len(content["cases"]), len(coverage)):
             raise ValueError(f"risks of shape {risk.shape} at {len(coverage)} coverages")
         return coverage, risk
+
+
+def _check_cases(content: Mapping[str, Any], folder: str | os.PathLike) -> None:
+    """Check that values of cases are of those in `cases.csv`, in their order."""
+    cases, _ = read_cases(folder)
+    if content["cases"] != cases:
+        raise ValueError("other cases than cases.csv, or another order")
 
 
 def write_cases(folder: Path, cases: Sequence[str], columns: Mapping[str, torch.Tensor]) -> None:
@@ -187,7 +204,7 @@ def write_calibration(
         class_names: Names of the classes.
         cases: Names of the cases.
         bins: Bins of each case, by the kinds that `read_calibration` returns; their sums are written, too.
-        regions: Pooled bins, as `read_regions` returns them.
+        regions: Bins as `read_regions` returns them.
     """
     calibration = {
         "class_names": class_names,

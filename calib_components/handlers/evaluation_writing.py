@@ -54,7 +54,18 @@ POOLED = {
     "top_label_if_true": "ece{}_if_true_pooled",
     "classwise_if_true": "cece{}_if_true_pooled",
 }
-FIELDS = ("case", "cases", "patients", "unit", "volume_unit", "temperature", "missed", "spurious")  # of summary.json
+FIELDS = {
+    "case",
+    "cases",
+    "patients",
+    "unit",
+    "volume_unit",
+    "channels",
+    "sigmoid",
+    "temperature",
+    "missed",
+    "spurious",
+}
 
 # Metrics whose values are of a case, not of its structures.
 OF_CASES = (CalibrationMetric, SmoothECEMetric, RiskCoverageMetric)
@@ -186,13 +197,21 @@ def write_evaluation(
     cases, patients = (_gather(names) for names in (cases, patients))
     check_once(cases)
     values = {name: of_cases().double().cpu() for name, of_cases in _all_measures(metrics)}
-    by_name = {"patients": dict(zip(cases, patients, strict=True)), "unit": unit, "volume_unit": volume_unit}
-    summary = _summary(cases, metrics, structures, values) | by_name
+    by_name: dict[str, Any] = {
+        "patients": dict(zip(cases, patients, strict=True)),
+        "unit": unit,
+        "volume_unit": volume_unit,
+    }
     ece, logits, thresholds, selective = (metrics.get(n) for n in ("ece", "logits", "thresholds", "selective"))
     regions = {}
     if isinstance(ece, CalibrationMetric):
         bins = {"top_label": ece.case_bins, "classwise": ece.cece.case_bins}
-        regions = {name: _pooled_bins(metric) for name, metric in {ece.region.name: ece, **ece.regions}.items()}
+        for name, metric in {ece.region.name: ece, **ece.regions}.items():
+            regions[name] = _pooled_bins(metric)
+            if name in ("all", "predicted"):
+                regions[name]["top_label_per_case"] = metric.case_bins
+        by_name |= {"channels": len(class_names), "sigmoid": ece.sigmoid or len(class_names) == 1}
+    summary = _summary(cases, metrics, structures, values) | by_name
     magnitudes = logits.magnitudes if isinstance(logits, LogitMagnitudeMetric) else None
     counts = thresholds.counts if isinstance(thresholds, ThresholdMetric) else None
     risk = selective.risk if isinstance(selective, RiskCoverageMetric) else None
@@ -213,8 +232,7 @@ def write_evaluation(
                 if risk is not None and isinstance(selective, RiskCoverageMetric):
                     write_risk_coverage(unfinished, cases, selective.coverage, risk)
             idist.barrier()
-            is_sigmoid = isinstance(ece, CalibrationMetric) and (ece.sigmoid or len(class_names) == 1)
-            drawn_names = ["background", *class_names] if is_sigmoid else class_names
+            drawn_names = ["background", *class_names] if summary.get("sigmoid") else class_names
             _draw_cases(unfinished / "cases", cases, values["dsc"].nanmean(1), slice_of, drawn_names)
             if first and regions:
                 _draw_reliability(unfinished, class_names, regions)
@@ -341,7 +359,7 @@ def _pooled_errors(ece: CalibrationMetric) -> dict[str, float | None]:
 
 
 def _pooled_bins(metric: CalibrationMetric) -> dict[str, CalibrationBins]:
-    """Bins of a region, as `read_regions` returns them."""
+    """Bins of all cases of a region together, by the kinds that `read_regions` returns."""
     bins = {"top_label": metric.bins, "classwise": metric.cece.bins}
     if metric.region.has_closed_form:
         if_true = {"top_label_if_true": metric.bins_if_true, "classwise_if_true": metric.cece.bins_if_true}

@@ -289,7 +289,7 @@ CASES = [
     Case("someone's page", someones("index.html", "<title>Me</title>"), "OUT: expected only files of this report, got i"),
     Case("someone's empty page", someones("index.html", ""), "OUT: expected only files of this report, got index.html"),
     Case("someone's notes", someones("notes.txt", "mine"), "OUT: expected only files of this report, got notes.txt;"),
-    Case("someone's table", someones("means.csv", "mine"), "OUT/index.html: expected the page of an earlier report, got"),
+    Case("someone's table", someones("means.csv", "mine"), "OUT/report.md: expected an earlier report, got"),
     Case("unknown reference", nothing, "--reference: expected a method, ce_dice", ("RESULTS", "--reference", "nalc")),
     Case("reference empty", nothing, "--reference: expected a method, ce_dice", ("RESULTS", "--reference", "")),
     Case("misspelt", nothing, "--referense: expected an option, got no such option; did you mean --reference?\n",

@@ -1,7 +1,11 @@
 """What a report begins with: one to three sentences drawn from its numbers, without a claim that they do not support.
 
 A network is called over- or underconfident, and a method better calibrated than another, only where a 95 % interval
-and, for methods, a test over patients say so. Where a better one is worse in another region, the same sentence says it.
+and a test over patients say so. Where a better one is worse in another region, the same sentence says it.
+
+The test of one network (`sign_flip_p_value`) compares confidence with accuracy, not the ECE with 0: the ECE of a
+calibrated network is above 0 by chance, and by how much, nobody can tell who does not know how voxels depend on each
+other. Confidence minus accuracy is 0 on average however they do.
 """
 
 from __future__ import annotations
@@ -11,18 +15,20 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from calib_components.metrics import CalibrationBins, resampled_errors
 from calib_components.tools.comparison.measured import Comparison, Method
 from calib_components.tools.comparison.statistics import (
     FEWEST_PATIENTS,
     Array,
     Estimate,
+    holm,
+    mean_of_defined,
     mean_with_interval,
+    sign_flip_p_value,
     spearman_with_interval,
 )
 from calib_components.tools.comparison.tables import DIFFERENCE, SIGNIFICANT, higher_is_better, interval, number, p_text
 
-__all__ = ["conclude", "error_by_chance", "gap_with_interval", "worst_cases"]
+__all__ = ["conclude", "worst_cases"]
 
 REGIONS = {  # those that the prediction alone chooses
     "ece_all": "over all voxels",
@@ -34,7 +40,6 @@ FOREGROUND = "over the ground-truth foreground"
 BRACKETS = "in brackets: 95 % intervals over patients"
 PERHAPS = "perhaps "  # said where the interval speaks for a difference, but not the test
 STRONG = 0.5  # rank correlation above which low confidence does more than find bad cases somewhat
-NORMAL = 1.96  # standard errors to either side hold 95 %
 
 
 def conclude(compared: Comparison, reference: Method | None = None) -> str:
@@ -75,35 +80,33 @@ def _of_one(compared: Comparison) -> list[str]:
 def _calibration(compared: Comparison) -> str:
     """Return the sentence that answers whether the one method is calibrated, by its predicted foreground."""
     (method,), patients = compared.methods, compared.patients
-    cases = sum(len(evaluation.cases) for evaluation in method.evaluations)
-    over_all = mean_with_interval(method.values("ece_all"), patients)
-    all_shown = f"{_estimated(over_all, 'ece')} over all voxels"
-    all_chance = number(error_by_chance(method.bins("all"), cases), "ece")
-    would = "true probabilities of independent voxels would give about"
-    bins = method.bins("predicted")
-    if bins.count.sum() == 0:  # a network may predict no foreground at all
-        return f"No foreground is predicted; the ECE of a case is {all_shown}, where {would} {all_chance} by chance."
-    error, chance = mean_with_interval(method.values("ece_predicted"), patients), error_by_chance(bins, cases)
-    gap = gap_with_interval(bins, method.values("ece_predicted"), patients)
-    confidence, accuracy = (
-        number((field.sum() / bins.count.sum()).item(), "ece") for field in (bins.confidence_sum, bins.num_correct)
-    )
-    means = f"mean confidence {confidence}, accuracy {accuracy}"
+    over_all = f"{_estimated(mean_with_interval(method.values('ece_all'), patients), 'ece')} over all voxels"
+    pooled = method.bins("predicted")
+    if pooled.count.sum() == 0:  # a network may predict no foreground at all
+        return f"No foreground is predicted; the ECE of a case is {over_all}."
+    error = _estimated(mean_with_interval(method.values("ece_predicted"), patients), "ece")
+    errors = f"the ECE of a case is {error} there and {over_all}, of which chance is a part"
+    of_cases = method.confidence_and_accuracy("predicted")
+    if of_cases is None:
+        return f"Files of this earlier version do not tell whether the model is calibrated: {errors}."
+    gaps = of_cases[0] - of_cases[1]
+    p_value = sign_flip_p_value(gaps, patients)
+    gap = mean_with_interval(gaps.sum(1), patients)
+    confidence, accuracy = (number(float(mean_of_defined(part.sum(1))), "ece") for part in of_cases)
     kind = f"the mean confidence is {confidence} and the accuracy {accuracy}"
-    if math.isnan(error.low):
-        answer = "Too few patients to tell whether it is calibrated"
-    elif error.low <= chance:
-        answer = "No miscalibration shown"
+    tested = f" ({p_text(p_value)[0]})" if p_text(p_value) else ""
+    if math.isnan(p_value):
+        answer = "Too few patients to tell whether the model is calibrated"
+    elif p_value >= SIGNIFICANT:
+        answer = f"No miscalibration shown{tested}"
     else:
-        answer = "Not well calibrated"
+        answer = f"Not well calibrated{tested}"
+        means = f"mean confidence {confidence}, accuracy {accuracy}"
         if gap.low > 0 or gap.high < 0:
             kind = f"the model is {'over' if gap.low > 0 else 'under'}confident ({means})"
         else:
             kind = f"it cannot be told whether the model is over- or underconfident ({means})"
-    return (
-        f"{answer}: in the predicted foreground, {kind}; the ECE of a case is {_estimated(error, 'ece')} there and "
-        f"{all_shown}, where {would} {number(chance, 'ece')} and {all_chance} by chance."
-    )
+    return f"{answer}: in the predicted foreground, {kind}; {errors}."
 
 
 def _finds_bad_cases(method: Method, patients: Sequence[str]) -> str:
@@ -150,41 +153,6 @@ def worst_cases(expected: Array, true: Array) -> tuple[int, int, int]:
     return len({*worst} & {*lowest}), count, cases
 
 
-def gap_with_interval(bins: CalibrationBins, errors: Array, patients: Sequence[str]) -> Estimate:
-    """Return mean confidence minus accuracy of all voxels, and an interval over patients that is rather too wide.
-
-    The difference of a patient is not in the files, but its size is at most the patient's ECE. So the mean square of
-    the ECE bounds the variance of the differences.
-
-    Args:
-        bins: Bins of a region, pooled over cases.
-        errors: ECE of each case in the region, `(cases,)`.
-        patients: The patient of each case.
-
-    Returns:
-        The interval is NaN with fewer than `FEWEST_PATIENTS` patients.
-    """
-    gap = ((bins.confidence_sum - bins.num_correct).sum() / bins.count.sum()).item()
-    by_patient = [errors[np.asarray(patients) == patient] for patient in dict.fromkeys(patients)]
-    means = np.array([values[~np.isnan(values)].mean() for values in by_patient if not np.isnan(values).all()])
-    if len(means) < FEWEST_PATIENTS:
-        return Estimate(gap, np.nan, np.nan)
-    half = NORMAL * math.sqrt((means**2).mean() / len(means))
-    return Estimate(gap, gap - half, gap + half)
-
-
-def error_by_chance(bins: CalibrationBins, cases: int) -> float:
-    """Return the ECE that true probabilities would have in a case of average size, if voxels were independent.
-
-    Args:
-        bins: Bins of a region, pooled over cases.
-        cases: Number of cases.
-    """
-    count = (bins.count / cases).round().long()
-    of_case = CalibrationBins(count, bins.confidence.nan_to_num() * count, bins.accuracy.nan_to_num() * count)
-    return resampled_errors(of_case, draws=200).mean().item()
-
-
 def _foreground(method: Method, patients: Sequence[str]) -> str:
     """Return the sentence about evaluations of earlier versions, which have one region."""
     error = _estimated(mean_with_interval(method.values("ece"), patients), "ece")
@@ -224,6 +192,9 @@ def _compared(compared: Comparison, reference: Method, measures: Mapping[str, st
         measures: Where each measure is taken.
     """
     differences = {measure: compared.differences(measure, reference) for measure in measures}
+    tests = [(measure, method) for measure, of_methods in differences.items() for method in of_methods]
+    p_values = [differences[measure][method][0].p_value for measure, method in tests]
+    adjusted = dict(zip(tests, holm(p_values).tolist(), strict=True))
     others = [method for method in compared.methods if method is not reference]
     verbs = _verbs(next(iter(measures)))
     clauses, unknown = [], []
@@ -232,7 +203,7 @@ def _compared(compared: Comparison, reference: Method, measures: Mapping[str, st
         worse: list[str] = []
         same: list[str] = []
         for measure, where in measures.items():
-            difference, p_value = differences[measure][method]
+            difference, p_value = differences[measure][method][0], adjusted[measure, method]
             notes = [number(difference.mean, measure, DIFFERENCE), *interval(difference, measure, DIFFERENCE)]
             name = "DSC" if measure == "dsc" else "ECE"
             shown = ", ".join([" ".join(notes), *p_text(p_value)])
@@ -252,15 +223,15 @@ def _compared(compared: Comparison, reference: Method, measures: Mapping[str, st
     sentences = []
     if clauses:
         text = "; ".join(clauses)
-        corrected = "Holm-corrected and " if len(others) > 1 else ""
-        why = f"; {PERHAPS}means an interval without 0 but p > 0.05, as the test is {corrected}of ranks, not sizes"
+        why = f"; {PERHAPS}means an interval without 0 but p > 0.05"
         lead = " ".join([f"Compared with {reference.label}", *(() if {*measures} <= {*REGIONS} else measures.values())])
         sentences.append(f"{lead}, {text}{why if PERHAPS in text else ''}")
     if unknown:
         which = unknown[0] if len(others) == 1 else f"{_listed(unknown)} from {reference.label}"
         sentences.append(f"these {compared.counted} cannot tell {which}")
     *first, last = sentences
-    return [*(f"{sentence}." for sentence in first), f"{last}; {BRACKETS}."]
+    corrected = f", p-values Holm-corrected for {len(tests)} comparisons" if len(tests) > 1 else ""
+    return [*(f"{sentence}." for sentence in first), f"{last}; {BRACKETS}{corrected}."]
 
 
 def _verbs(measure: str) -> tuple[str, str]:

@@ -53,7 +53,9 @@ def evaluation_sections(
         compared = [name for name in measures if name not in OF_FOREGROUND] if found.has_regions else measures
         sections += [differences_section(found, reference, compared), ranks_section(found, found.measured(RANKED))]
     if found.has_regions:
-        cases = "all cases" if found.has_all_cases else "all cases of each folder, also those that others lack"
+        cases = "all cases" if found.has_all_cases else "the common cases"
+        if not found.has_all_cases and any(m.confidence_and_accuracy("all") is None for m in found.methods):
+            cases = "all cases of each folder, also those that others lack"  # bins of an earlier version
         sections.append(region_diagrams(found, cases))
     sections += [
         means_of_structures(rows, found, "the evaluation"),

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -31,7 +32,7 @@ __all__ = [
     "read_evaluations",
     "read_missed",
     "read_top_label",
-    "same_cases",
+    "shared_patients",
 ]
 
 HIGHEST = {  # of each measure, with whatever follows its name; the lowest is 0
@@ -52,6 +53,7 @@ class FolderEvaluation(Evaluation):
     Attributes:
         unit: Unit of HD95, "mm" or "voxels".
         volume_unit: Unit of volumes, "ml" or "voxels".
+        channels: What probabilities are of, as text; empty where that is not known, and for label maps.
         threshold_structures: Names of the structures of `thresholds`.
         thresholds: Counts at each threshold; None in evaluations of earlier versions and of label maps.
         coverage: Shares of voxels that are kept, `(K,)`; empty where there is no risk.
@@ -60,6 +62,7 @@ class FolderEvaluation(Evaluation):
 
     unit: str
     volume_unit: str
+    channels: str
     threshold_structures: list[str]
     thresholds: ThresholdCounts | None
     coverage: Array
@@ -120,7 +123,7 @@ def read_evaluations(folders: Sequence[Path]) -> Evaluations:
     if not common:
         raise InputError(f"{others[0].folder}: expected cases of {first.folder}, got none of the same name")
     for other in others:
-        same = same_cases(other, first)
+        same = _same_cases(other, first)
         if differing := [case for case in common if case not in same]:
             raise InputError(
                 f"{other.folder}: expected the same ground truth as in {first.folder}, got other volumes of case "
@@ -141,7 +144,14 @@ def read_evaluations(folders: Sequence[Path]) -> Evaluations:
     return Evaluations(methods, notices, all(len(evaluation.cases) == len(common) for evaluation in read))
 
 
-def same_cases(evaluation: Evaluation, other: Evaluation) -> set[str]:
+def shared_patients(evaluation: Evaluation, other: Evaluation) -> set[str]:
+    """Return the patients that two evaluations have in common by name, and whose cases do not say otherwise."""
+    patients = {*evaluation.patients.values()} & {*other.patients.values()}
+    differing = ({*evaluation.cases} & {*other.cases}) - _same_cases(evaluation, other)
+    return patients - {evaluation.patients[case] for case in differing}
+
+
+def _same_cases(evaluation: Evaluation, other: Evaluation) -> set[str]:
     """Return the cases of two evaluations that have the same name and, where both have them, the same true volumes."""
     names = {*evaluation.cases} & {*other.cases}
     volumes = [name for name in evaluation.columns if name.startswith("true_volume_") and name in other.columns]
@@ -176,15 +186,16 @@ def read_evaluation(folder: Path) -> FolderEvaluation:
         for name, known in UNITS.items():
             if summary.get(name, "voxels") not in known:
                 raise ValueError(f"the {name} {summary[name]!r:.60}")
+        channels = _channels(summary)
     regions = read_top_label(folder) if "ece" in columns else {}
     names: list[str] = []
     thresholds, coverage, risk = None, np.empty(0), np.empty((len(cases), 0))
     if (folder / "thresholds.json").exists():
         names, thresholds = read_thresholds(folder)
-        _check_length(folder / "thresholds.json", len(thresholds.predicted), cases)
+        if names != structures:
+            raise InputError(f"{folder / 'thresholds.json'}: expected the structures of cases.csv, got {names!r:.60}")
     if (folder / "risk_coverage.json").exists():
         coverage, risk = read_risk_coverage(folder)
-        _check_length(folder / "risk_coverage.json", len(risk), cases)
     return FolderEvaluation(
         folder,
         {case: patients[case] for case in cases},
@@ -195,6 +206,7 @@ def read_evaluation(folder: Path) -> FolderEvaluation:
         regions,
         summary.get("unit", "voxels"),
         summary.get("volume_unit", "voxels"),
+        channels,
         names,
         thresholds,
         coverage,
@@ -245,22 +257,30 @@ def read_missed(folder: Path) -> tuple[list[str], list[str]]:
 
 
 def read_top_label(folder: Path) -> dict[str, CalibrationBins]:
-    """Return the bins of the predicted class in each region; none in evaluations of earlier versions.
+    """Return the bins of the predicted class in each region, of each case if they were written, else pooled.
+
+    Evaluations of earlier versions have none.
 
     Raises:
         InputError: The file is missing or broken.
     """
     file = folder / "calibration.json"
     with reading(file, "the bins of an evaluation"):
-        regions = {name: kinds["top_label"] for name, kinds in read_regions(folder).items()}
+        kinds_of = read_regions(folder)
+        regions = {name: kinds.get("top_label_per_case", kinds["top_label"]) for name, kinds in kinds_of.items()}
     if any(bins.count.ndim != 2 for bins in regions.values()):
         raise InputError(f"{file}: expected bins of voxels in top_label, got none")
     return regions
 
 
-def _check_length(file: Path, length: int, cases: Sequence[str]) -> None:
-    if length != len(cases):
-        raise InputError(f"{file}: expected the {len(cases)} cases of cases.csv, got {length}")
+def _channels(summary: Mapping[str, Any]) -> str:
+    """Return what the probabilities are of, as text."""
+    if "channels" not in summary:
+        return ""
+    channels, sigmoid = summary["channels"], summary["sigmoid"]
+    if type(channels) is not int or type(sigmoid) is not bool:
+        raise TypeError(f"{channels!r:.60} channels and the sigmoid {sigmoid!r:.60}")
+    return f"{channels} sigmoid(s)" if sigmoid else f"a softmax over {channels} classes"
 
 
 def _labels(folders: Sequence[Path]) -> list[str]:
@@ -287,6 +307,7 @@ def _check_comparable(other: FolderEvaluation, first: FolderEvaluation) -> None:
         ("structures", ", ".join(structures), ", ".join(expected)),
         ("HD95", f"in {other.unit}", f"in {first.unit}"),
         ("volumes", f"in {other.volume_unit}", f"in {first.volume_unit}"),
+        ("probabilities", other.channels or first.channels, first.channels or other.channels),
     ):
         if here != there and (what != "structures" or {*structures} != {*expected}):
             raise InputError(f"{other.folder}: expected the {what} of {first.folder}, {there}, got {here}")
@@ -313,13 +334,30 @@ def _patients(read: Sequence[FolderEvaluation], common: Sequence[str]) -> tuple[
 def _lacking(evaluation: FolderEvaluation, read: Sequence[FolderEvaluation]) -> list[str]:
     """Return the columns that another folder has; only one word for all of calibration in label maps."""
     names = dict.fromkeys(name for other in read for name in other.columns if name not in evaluation.columns)
-    calibration = "ece" in names
-    return ["all that needs probabilities"] if calibration else list(names)
+    if "ece" in names:
+        return ["all that needs probabilities"]
+    here, everywhere = _parts(evaluation), dict.fromkeys(part for other in read for part in _parts(other))
+    return [*names, *(part for part in everywhere if part not in here)]
+
+
+def _parts(evaluation: FolderEvaluation) -> list[str]:
+    """Return which sections an evaluation has, of those that no column tells of."""
+    parts = {
+        "reliability diagrams": len(evaluation.regions),
+        "thresholds": evaluation.thresholds is not None,
+        "risk over coverage": evaluation.risk.size,
+    }
+    return [name for name, has in parts.items() if has]
 
 
 def _listed(names: Sequence[str]) -> str:
     shown = ", ".join(printable(name) for name in names[:NAMED])
     return shown + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
+
+
+def _of_cases(bins: CalibrationBins, index: Sequence[int], cases: int) -> CalibrationBins:
+    """Return the bins of some cases, if there are bins of each."""
+    return CalibrationBins(*(field[index] for field in vars(bins).values())) if len(bins.count) == cases else bins
 
 
 def _restricted(
@@ -338,7 +376,7 @@ def _restricted(
         columns={name: evaluation.columns[name][index] for name in columns},
         missed=[case for case in evaluation.missed if case in patients],
         spurious=[case for case in evaluation.spurious if case in patients],
-        regions={name: evaluation.regions[name] for name in regions},
+        regions={name: _of_cases(evaluation.regions[name], index, len(evaluation.cases)) for name in regions},
         thresholds=counts,
         risk=evaluation.risk[index],
     )

@@ -36,8 +36,8 @@ class Evaluation:
         columns: `(cases,)` for each column of `cases.csv`, NaN where a measure is undefined.
         missed: The case of each structure that only the ground truth has.
         spurious: The case of each structure that only the prediction has.
-        regions: Bins of the predicted class in each region, by its name, pooled over cases, `(1, bins)`; none in
-            evaluations of earlier versions and of label maps.
+        regions: Bins of the predicted class in each region, by its name: of each case, `(cases, bins)`, where they were
+            written, else pooled over cases, `(1, bins)`; none in evaluations of earlier versions and of label maps.
     """
 
     folder: Path
@@ -157,9 +157,31 @@ class Method:
         return mean_of_defined(np.where(both, expected, np.nan)), mean_of_defined(np.where(both, true, np.nan))
 
     def bins(self, region: str) -> CalibrationBins:
-        """Return the bins of a region, of all cases and seeds together."""
-        first, *rest = (evaluation.regions[region] for evaluation in self.evaluations)
+        """Return the bins of a region, of all cases and seeds together, `(1, bins)`."""
+        first, *rest = (evaluation.regions[region].pooled() for evaluation in self.evaluations)
         return sum(rest, first)
+
+    def confidence_and_accuracy(self, region: str) -> tuple[Array, Array] | None:
+        """Return the mean confidence and the accuracy of each case, split into bins.
+
+        Args:
+            region: Name of the region.
+
+        Returns:
+            Each `(cases, bins)`, mean over seeds: what the voxels of a bin add to the mean over all voxels of the case
+            in the region; NaN where it has none. None where bins of cases were not written.
+        """
+        confidence, accuracy = [], []
+        for run in self.runs:
+            of_run = [evaluation.regions[region] for evaluation in run.evaluations]
+            for evaluation, bins in zip(run.evaluations, of_run, strict=True):
+                if len(bins.count) != len(evaluation.cases):
+                    return None
+            count = np.concatenate([bins.count.sum(1, keepdim=True).numpy() for bins in of_run])
+            share = np.where(count > 0, 1 / np.maximum(count, 1), np.nan)
+            confidence.append(share * np.concatenate([bins.confidence_sum.numpy() for bins in of_run]))
+            accuracy.append(share * np.concatenate([bins.num_correct.numpy() for bins in of_run]))
+        return mean_of_defined(confidence), mean_of_defined(accuracy)
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -13,11 +13,10 @@ from calib_components.tools.comparison.cell_settings import Condition
 from calib_components.tools.comparison.conclusion import conclude
 from calib_components.tools.comparison.evaluation_sections import evaluation_sections
 from calib_components.tools.comparison.evaluations import (
-    Evaluations,
     FolderEvaluation,
     read_evaluation,
     read_evaluations,
-    same_cases,
+    shared_patients,
 )
 from calib_components.tools.comparison.means import (
     means_section,
@@ -36,13 +35,13 @@ from calib_components.tools.comparison.sections import (
 )
 from calib_components.tools.comparison.statistics import FEWEST_PATIENTS
 
-__all__ = ["report", "report_evaluations", "report_folders"]
+__all__ = ["check_report_folder", "read_validation", "report", "report_evaluations", "report_folders"]
 
 PAGE, MARKDOWN = "index.html", "report.md"
 TABLES = ("cells", "differences", "expected_dsc", "means", "ranks", "risk_coverage", "structures", "temperature")
 OPTIONAL = [f"{name}.csv" for name in (*TABLES, "thresholds", "volumes")]  # besides those of test sets
-# Beginnings of titles, which also tell a page of ours from another's.
-LOSSES, COMPARED, CALIBRATED = "Losses compared: ", "Evaluations compared: ", "Is it calibrated? "
+# Beginnings of titles, which also tell a report of ours from another's.
+TITLES = LOSSES, COMPARED, CALIBRATED = "Losses compared: ", "Evaluations compared: ", "Is it calibrated? "
 REFERENCE = "nacl"
 PICTURED = 3  # methods whose cases are shown; those of the others are folded away
 OWN_FOLDER = "--out: expected a folder of its own for the report"
@@ -122,34 +121,43 @@ def report_evaluations(
         )
     base = found.methods[0 if reference is None else labels.index(reference)]
     several = len(labels) > 1
-    chosen_on = None if validation is None else _read_validation(validation, found)
+    if validation is not None and several:
+        raise InputError(
+            "--validation: expected one evaluation folder with it, since it is of one network, got several"
+        )
+    evaluation = found.methods[0].evaluation
+    chosen_on = None if validation is None else read_validation(validation, evaluation.threshold_structures)
     sections = evaluation_sections(found, base if several else None, chosen_on)
     title = COMPARED + ", ".join(labels) if several else CALIBRATED + labels[0]
     notices = list(found.notices)
     if len(set(found.patients)) < FEWEST_PATIENTS:
         notices.append(f"{found.counted}: intervals and tests need at least {FEWEST_PATIENTS}.")
-    if chosen_on is not None and (both := same_cases(chosen_on, found.methods[0].evaluation)):
+    if chosen_on is not None and (both := shared_patients(chosen_on, evaluation)):
         notices.append(
-            f"{len(both)} of the cases are in the validation folder too, so the thresholds were chosen on them."
+            f"{len(both)} of the patients are, by their names, in the validation folder too, so the thresholds were "
+            "chosen on them."
         )
     cases = cases_sections(found, base, "and the entropy of its probabilities, if there are any.")
     _write_report(title, conclude(found, base), " ".join(notices), cases, sections, out)
 
 
-def _read_validation(folder: Path, found: Evaluations) -> FolderEvaluation:
-    """Read the evaluation of validation cases, and check that it has thresholds of the same structures."""
-    if len(found.methods) > 1:
-        raise InputError(
-            "--validation: expected one evaluation folder with it, since it is of one network, got several"
-        )
+def read_validation(folder: Path, structures: Sequence[str]) -> FolderEvaluation:
+    """Read the evaluation of validation cases, which chooses a threshold for each structure.
+
+    Args:
+        folder: The evaluation folder.
+        structures: Names of the structures of the cases that the thresholds are for.
+
+    Raises:
+        InputError: A file is missing or broken, or thresholds are of other structures.
+    """
     validation = read_evaluation(folder)
-    evaluation = found.methods[0].evaluation
     if validation.thresholds is None:
         raise InputError(f"{folder / 'thresholds.json'}: expected thresholds, got no such file; evaluate again")
-    if {*validation.threshold_structures} != {*evaluation.threshold_structures}:
+    if {*validation.threshold_structures} != {*structures}:
         raise InputError(
-            f"{folder}: expected the structures of {evaluation.folder}, {', '.join(evaluation.threshold_structures)}, "
-            f"got {', '.join(validation.threshold_structures)}"
+            f"--validation: expected the structures {', '.join(structures)}, got those of {folder}, "
+            f"{', '.join(validation.threshold_structures)}"
         )
     return validation
 
@@ -208,10 +216,10 @@ def _check_folder(out: Path, results: Path, found: Results) -> None:
 
 def _write_files(files: Mapping[str, bytes], out: Path) -> None:
     """Write all files or none: in a hidden folder, which becomes the report, or whose files replace those of one."""
+    leftover = check_report_folder(out, files)
     target = out.resolve()
     unfinished = target.with_name(f".unfinished-{target.name}")
     is_new = not target.exists()
-    leftover = [] if is_new else _check_own(files, out)
     make_folder(target.parent)
     try:
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -231,17 +239,31 @@ def _write_files(files: Mapping[str, bytes], out: Path) -> None:
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def _check_own(files: Mapping[str, bytes], out: Path) -> list[str]:
-    """Check that a folder is empty or holds only an earlier report; return its files that this report lacks."""
+def check_report_folder(out: Path, files: Collection[str] = ()) -> list[str]:
+    """Check that there is no such folder yet, or that it is empty or holds only an earlier report.
+
+    Args:
+        out: The folder.
+        files: Names of the files of the new report.
+
+    Returns:
+        The files in the folder that the new report lacks.
+
+    Raises:
+        InputError: It is a file, or holds something else.
+    """
+    if not out.exists():
+        return []
     if not out.is_dir():
         raise InputError(f"--out: expected a folder, got the file {out}")
     present = sorted(out.iterdir())
     own = {*files, *OPTIONAL, *_further_files(out / MARKDOWN)}
     others = [path.name for path in present if path.name not in own or not path.is_file()]
     if present and not others:
-        with reading(out / PAGE, "the page of an earlier report") as page:
-            head = page.read_text(encoding="utf-8")[:1000]
-            others = [] if any(f"<title>{title}" in head for title in (LOSSES, COMPARED, CALIBRATED)) else [PAGE]
+        name, mark = (PAGE, "<title>") if (out / PAGE).exists() else (MARKDOWN, "# ")  # the page comes last
+        with reading(out / name, "an earlier report") as file:
+            head = file.read_text(encoding="utf-8")[:1000]
+            others = [] if any(f"{mark}{title}" in head for title in TITLES) else [name]
     if others:
         raise InputError(
             f"{out}: expected only files of this report, got {', '.join(others)}; move or delete them, or choose "

@@ -35,6 +35,8 @@ __all__ = [
     "mean_with_interval",
     "means_over_common_cases",
     "paired_difference",
+    "ratio_with_interval",
+    "sign_flip_p_value",
     "spearman_with_interval",
     "sum_rank",
     "sum_rank_with_interval",
@@ -101,12 +103,54 @@ def _draw_groups(number: int, seed: int) -> NDArray[np.int64]:
     return np.random.default_rng(seed).integers(number, size=(RESAMPLES, number))
 
 
+def _draw_weights(number: int, seed: int) -> Array:
+    """Return how often each group is in each resample, `(resamples, number)`."""
+    drawn = _draw_groups(number, seed) + number * np.arange(RESAMPLES)[:, None]
+    return np.bincount(drawn.ravel(), minlength=number * RESAMPLES).reshape(RESAMPLES, number).astype(float)
+
+
 def _percentiles(resampled: Array, groups: int) -> tuple[float, float]:
     """Return the ends of the interval that holds 95 % of the values; NaN with fewer than `FEWEST_PATIENTS` groups."""
     if groups < FEWEST_PATIENTS:
         return np.nan, np.nan
     low, high = np.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
+
+
+def ratio_with_interval(
+    numerators: ArrayLike, denominators: ArrayLike, groups: Sequence[str] | None = None, seed: int = 0
+) -> list[Estimate]:
+    """Return ratios of sums over cases, such as a sensitivity over the voxels of all cases, with 95 % intervals.
+
+    Groups are resampled as in `mean_with_interval`, the same ones for all ratios. A mean over cases is such a ratio:
+    with the values, or 0 where undefined, as numerators, and whether they are defined as denominators.
+
+    Args:
+        numerators: `(cases, ratios)`.
+        denominators: `(cases, ratios)`, at least 0. A case with 0 for all ratios is left out.
+        groups: The group of each case, as in `mean_with_interval`.
+        seed: Seed of the resampling.
+
+    Returns:
+        One estimate per ratio: the ratio in place of the mean. It is NaN where all denominators are 0, the interval
+        with fewer than `FEWEST_PATIENTS` groups that have one above 0.
+    """
+    parts = np.stack([np.asarray(numerators, float), np.asarray(denominators, float)])
+    counted = parts[1].any(1)
+    labels = np.arange(len(counted)) if groups is None else np.asarray(groups)
+    names, index = np.unique(labels[counted], return_inverse=True)
+    if len(names) == 0:
+        return [Estimate(np.nan, np.nan, np.nan)] * parts.shape[2]
+    by_group = (index == np.arange(len(names))[:, None]).astype(float)  # (groups, cases)
+    sums = by_group @ parts[:, counted]  # (2, groups, ratios)
+    weights = _draw_weights(len(names), seed)
+    with np.errstate(invalid="ignore"):  # 0 / 0 is NaN
+        ratios = sums[0].sum(0) / sums[1].sum(0)
+        resampled = (weights @ sums[0]) / (weights @ sums[1])
+    return [
+        Estimate(float(ratio), *_percentiles(values[~np.isnan(values)], int(number)))
+        for ratio, values, number in zip(ratios, resampled.T, (sums[1] > 0).sum(0), strict=True)
+    ]
 
 
 def paired_difference(
@@ -133,6 +177,35 @@ def paired_difference(
     return Difference(*mean_with_interval(differences, groups, seed), float(p_value), int(counts.sum()))
 
 
+def sign_flip_p_value(values: ArrayLike, groups: Sequence[str], seed: int = 0) -> float:
+    """Test whether the means of several values over cases are all 0, whatever the values of one group depend on.
+
+    If no group tends to either side, the values of each could as well have the other sign, all together. The statistic
+    is the sum of the sizes of the means; the test compares it with 10 000 random choices of signs (Fisher 1935).
+
+    Args:
+        values: `(cases, K)`. A case with an undefined value (NaN) is left out.
+        groups: The group of each case, such as its patient.
+        seed: Seed of the choices.
+
+    Returns:
+        The p-value; NaN with fewer than `FEWEST_PATIENTS` groups that have a value.
+    """
+    values = np.asarray(values, float)
+    defined = ~np.isnan(values).any(1)
+    names, index = np.unique(np.asarray(groups)[defined], return_inverse=True)
+    if len(names) < FEWEST_PATIENTS:
+        return np.nan
+    sums = np.stack([np.bincount(index, weights=column) for column in values[defined].T], axis=1)
+    statistic = np.abs(sums.sum(0)).sum()
+    rng = np.random.default_rng(seed)
+    as_large = 0
+    for draws in [RESAMPLES // 10] * 10:  # memory for a tenth of them
+        signs = rng.choice([-1.0, 1.0], size=(draws, len(names)))
+        as_large += int((np.abs(signs @ sums).sum(1) >= statistic * (1 - 1e-9)).sum())
+    return (1 + as_large) / (1 + RESAMPLES)
+
+
 def spearman_with_interval(
     values: ArrayLike, others: ArrayLike, groups: Sequence[str] | None = None, seed: int = 0
 ) -> Estimate:
@@ -156,9 +229,8 @@ def spearman_with_interval(
         return Estimate(np.nan, np.nan, np.nan)
     pair = pair[:, defined]
     correlation = _weighted_spearman(pair, np.ones((1, pair.shape[1])))[0]
-    drawn = _draw_groups(len(names), seed)
-    counts = np.stack([np.bincount(row, minlength=len(names)) for row in drawn])
-    resampled = np.concatenate([_weighted_spearman(pair, part[:, index]) for part in np.array_split(counts, 100)])
+    weights = _draw_weights(len(names), seed)
+    resampled = np.concatenate([_weighted_spearman(pair, part[:, index]) for part in np.array_split(weights, 100)])
     resampled = resampled[~np.isnan(resampled)]
     if np.isnan(correlation) or len(resampled) < RESAMPLES / 2:
         return Estimate(float(correlation), np.nan, np.nan)
@@ -243,12 +315,11 @@ def sum_rank_with_interval(
     common = ~np.isnan(values).any(0)  # (cases, metrics)
     sums = np.einsum("cg,mck->gmk", by_group, np.where(common, values, 0))
     counts = by_group.T.astype(float) @ common  # (groups, metrics)
-    drawn = _draw_groups(len(names), seed)
-    weights = np.stack([np.bincount(row, minlength=len(names)) for row in drawn]).astype(float)
+    weights = _draw_weights(len(names), seed)
     with np.errstate(invalid="ignore"):  # 0 / 0 is NaN, which ranks all methods alike
         means = np.einsum("rg,gmk->mrk", weights, sums) / (weights @ counts)
     columns = means.reshape(len(values), -1)
-    ranks = column_ranks(columns, np.tile(higher_is_better, len(drawn))).reshape(means.shape).sum(2)
+    ranks = column_ranks(columns, np.tile(higher_is_better, len(weights))).reshape(means.shape).sum(2)
     totals = sum_rank(means_over_common_cases(values), higher_is_better)
     return [
         Estimate(float(total), *_percentiles(resampled, len(names)))

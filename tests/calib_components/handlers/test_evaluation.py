@@ -316,7 +316,11 @@ def test_bins_of_regions(evaluation: Path) -> None:
     both = ["top_label", "classwise"]
     for name, kinds in regions.items():
         known = name in ("foreground", "union") or name.startswith("structure")
-        assert list(kinds) == both + [f"{kind}_if_true" for kind in both if known]
+        per_case = ["top_label_per_case"] if name in ("all", "predicted") else []
+        assert list(kinds) == both + [f"{kind}_if_true" for kind in both if known] + per_case
+        for kind in per_case:
+            assert len(kinds[kind].count) == CASES
+            assert kinds[kind].pooled().to_dict() == kinds["top_label"].to_dict()
     for kind, bins in read_calibration(evaluation).items():
         assert bins.to_dict() == regions["foreground"][kind].to_dict()
     weight = sum((1 - item["pred"][0].double()).sum().item() for item in items)

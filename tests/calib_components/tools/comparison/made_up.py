@@ -189,13 +189,14 @@ def make_folder(
         coverage = torch.linspace(0.05, 1, 20)
         risk = torch.from_numpy(error)[:, None] * coverage**2
         write_risk_coverage(folder, cases, coverage, risk)
-        count = torch.arange(1000, 16000, 1000)
+        count = torch.arange(1000, 16000, 1000).expand(len(cases), -1)
         confidence = (torch.arange(15) + 0.5) / 15
-        pooled = CalibrationBins(
-            count[None], (count * confidence)[None].double(), (count * (confidence - gap).clip(0, 1))[None].double()
+        of_cases = CalibrationBins(
+            count, (count * confidence).double(), (count * (confidence - gap).clip(0, 1)).double()
         )
-        kinds = {"top_label": pooled, "classwise": pooled}
-        write_calibration(folder, CLASSES, cases, kinds, dict.fromkeys(("foreground", "all", "predicted"), kinds))
+        kinds = dict.fromkeys(("top_label", "classwise"), of_cases.pooled())
+        regions = {"foreground": kinds, **dict.fromkeys(("all", "predicted"), kinds | {"top_label_per_case": of_cases})}
+        write_calibration(folder, CLASSES, cases, dict.fromkeys(kinds, of_cases), regions)
     write_cases(folder, cases, {name: torch.from_numpy(values) for name, values in columns.items()})
     content = {
         "missed": [],
@@ -203,6 +204,7 @@ def make_folder(
         "patients": {case: case.partition("_")[0] for case in cases},
         "unit": "mm",
         "volume_unit": "ml",
+        **({"channels": len(CLASSES), "sigmoid": False} if with_probabilities else {}),
         **summary,
     }
     known = {name: value for name, value in content.items() if value is not None}

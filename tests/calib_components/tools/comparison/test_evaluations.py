@@ -10,7 +10,12 @@ import numpy as np
 import pytest
 
 from calib_components.errors import InputError
-from calib_components.handlers.evaluation_files import read_cases
+from calib_components.handlers.evaluation_files import (
+    read_cases,
+    read_regions,
+    read_risk_coverage,
+    read_thresholds,
+)
 from calib_components.tools.comparison.evaluations import read_evaluation, read_evaluations
 from tests.calib_components.tools.comparison.made_up import make_folder
 
@@ -20,10 +25,16 @@ def change(folder: Path, **values: object) -> None:
     (folder / "summary.json").write_text(json.dumps({**summary, **values}))
 
 
-def keep(folder: Path, start: int, end: int) -> None:
-    """Keep rows of cases.csv; the other files with a case each go."""
-    header, *rows = (folder / "cases.csv").read_text().splitlines(keepends=True)
-    (folder / "cases.csv").write_text("".join([header, *rows[start:end]]))
+def keep(folder: Path, rows: slice) -> None:
+    """Keep some of the cases, perhaps in another order; thresholds and risks go."""
+    header, *lines = (folder / "cases.csv").read_text().splitlines(keepends=True)
+    (folder / "cases.csv").write_text("".join([header, *lines[rows]]))
+    content = json.loads((folder / "calibration.json").read_text())
+    content["cases"] = content["cases"][rows]
+    for kinds in content["regions"].values():
+        if "top_label_per_case" in kinds:
+            kinds["top_label_per_case"] = {name: of[rows] for name, of in kinds["top_label_per_case"].items()}
+    (folder / "calibration.json").write_text(json.dumps(content))
     for name in ("thresholds.json", "risk_coverage.json"):
         (folder / name).unlink()
 
@@ -47,15 +58,14 @@ def test_one_folder_has_what_was_written(tmp_path: Path) -> None:
 def test_common_cases_in_the_order_of_the_first(tmp_path: Path) -> None:
     """The second folder has two patients less, one more, and lists its cases the other way round."""
     first, second = make_folder(tmp_path / "a"), make_folder(tmp_path / "b", patients=9, seed=1)
-    header, *rows = (second / "cases.csv").read_text().splitlines(keepends=True)
-    (second / "cases.csv").write_text("".join([header, *rows[:3:-1]]))
-    for name in ("thresholds.json", "risk_coverage.json"):
-        (second / name).unlink()
+    keep(second, slice(None, 3, -1))
     found = read_evaluations([first, second])
     common = [f"patient{i:03d}_frame{j:02d}" for i in range(2, 8) for j in (1, 12)]
     for method, folder in zip(found.methods, (first, second), strict=True):
         cases, columns = read_cases(folder)
         assert method.evaluation.cases == common
+        assert method.evaluation.regions["all"].count.shape == (12, 15)
+        assert method.bins("all").count[0, 0] == 12 * 1000
         assert method.values("ece_all").tolist() == [columns["ece_all"][cases.index(case)] for case in common]
     first_counts = found.methods[0].evaluation.thresholds
     assert first_counts is not None
@@ -65,6 +75,7 @@ def test_common_cases_in_the_order_of_the_first(tmp_path: Path) -> None:
     assert found.notices == [
         f"Cases that not all have, left out: {left_out} of a.",
         "Cases that not all have, left out: patient008_frame12, patient008_frame01 of b.",
+        "b lacks what others have, which is not compared: thresholds, risk over coverage.",
     ]
 
 
@@ -159,14 +170,14 @@ def test_patients_that_one_folder_knows_hold_for_the_other(tmp_path: Path) -> No
 
 def test_folder_of_an_earlier_version(tmp_path: Path) -> None:
     folder = make_folder(tmp_path / "old", patients=2, unit=None, volume_unit=None)
-    keep(folder, 0, 4)
+    keep(folder, slice(4))
     evaluation = read_evaluation(folder)
     assert (evaluation.unit, evaluation.volume_unit, evaluation.thresholds) == ("voxels", "voxels", None)
     assert evaluation.risk.shape == (4, 0)
 
 
-def rename(folder: Path, old: str, new: str) -> None:
-    (folder / "cases.csv").write_text((folder / "cases.csv").read_text().replace(old, new))
+def rename(folder: Path, old: str, new: str, file: str = "cases.csv") -> None:
+    (folder / file).write_text((folder / file).read_text().replace(old, new))
 
 
 def all_of(name: str) -> dict[str, str]:
@@ -184,12 +195,19 @@ CASES, SUMMARY, BINS = (
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda b: rename(b, "_LV", "_aorta"), "b: expected the structures of .*a, RV, MYO, LV, got RV, MYO, aorta"),
+        (
+            lambda b: (rename(b, "_LV", "_aorta"), (b / "thresholds.json").unlink()),
+            "b: expected the structures of .*a, RV, MYO, LV, got RV, MYO, aorta",
+        ),
         (lambda b: change(b, unit="voxels"), "b: expected the HD95 of .*a, in mm, got in voxels"),
         (lambda b: change(b, volume_unit="voxels"), "b: expected the volumes of .*a, in ml, got in voxels"),
         (lambda b: rename(b, "patient", "subject"), f"{SUMMARY}one that lacks"),
         (
-            lambda b: (rename(b, "patient", "subject"), change(b, patients=all_of("subject"))),
+            lambda b: (
+                [rename(b, "patient", "subject", file.name) for file in b.glob("c*.*")],
+                [(b / name).unlink() for name in ("thresholds.json", "risk_coverage.json")],
+                change(b, patients=all_of("subject")),
+            ),
             "b: expected cases of .*a, got none of the same name",
         ),
         (
@@ -199,6 +217,11 @@ CASES, SUMMARY, BINS = (
         (lambda b: change(b, patients=["a"]), f"{SUMMARY}patients that are no"),
         (lambda b: change(b, unit="inch"), f"{SUMMARY}the unit 'inch'"),
         (lambda b: change(b, missed=["a"]), f"{SUMMARY}"),
+        (lambda b: change(b, sigmoid=True), r"b: expected the probabilities of .*a, a softmax over 4 classes, got 4 s"),
+        (lambda b: change(b, channels=5), "b: expected the probabilities of .*a, a softmax over 4 classes, got a s"),
+        (lambda b: change(b, channels="4"), f"{SUMMARY}'4' channels and the sigmoid False"),
+        (lambda b: rename(b, '"LV"', '"aorta"', "thresholds.json"), "thresholds.json: expected the structures"),
+        (lambda b: rename(b, '["RV", "MYO", "LV"]', "[1, 2, 3]", "thresholds.json"), "thresholds.json: .*are no names"),
         (lambda b: (b / "calibration.json").unlink(), f"{BINS}expected the bins of an evaluation, got"),
         (lambda b: (b / "cases.csv").unlink(), "b: expected an evaluation folder, or alone the"),
         (lambda b: rename(b, "hd95_LV", "hd_LV"), f"{CASES}the columns dsc_RV, .*, got no hd95_LV"),
@@ -219,9 +242,14 @@ def test_folders_that_cannot_be_compared(spoil: Callable[[Path], object], messag
 def test_files_of_other_cases_are_an_error(tmp_path: Path) -> None:
     folder = make_folder(tmp_path / "a")
     header, *rows = (folder / "cases.csv").read_text().splitlines(keepends=True)
-    (folder / "cases.csv").write_text("".join([header, *rows[:-1]]))
-    with pytest.raises(InputError, match=r"thresholds.json: expected the 15 cases of cases.csv, got 16"):
-        read_evaluation(folder)
+    for other in (rows[:-1], rows[::-1]):
+        (folder / "cases.csv").write_text("".join([header, *other]))
+        for name in ("calibration.json", "thresholds.json", "risk_coverage.json"):
+            read = {"c": read_regions, "t": read_thresholds, "r": read_risk_coverage}[name[0]]
+            with pytest.raises(
+                InputError, match=f"{name}: expected .*, got other cases than cases.csv, or another order"
+            ):
+                read(folder)
 
 
 def test_the_same_folder_twice_is_an_error(tmp_path: Path) -> None:

@@ -47,14 +47,14 @@ def three(folders: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path
 def test_page_of_one_begins_with_its_conclusion_then_pictures_then_tables(one: Path) -> None:
     page = (one / "index.html").read_text()
     assert "<title>Is it calibrated? old</title>" in page
-    conclusion = '<p class="conclusion">Not well calibrated: in the predicted foreground, the model is overconfident '
+    conclusion = '<p class="conclusion">Not well calibrated (p = 0.008): in the predicted foreground, the model is over'
     assert "<h1>Is it calibrated? old</h1>\n" + conclusion in page
     titles = ["Cases: old", "Means", "Reliability diagrams", "Structures", "Volumes", "Thresholds"]
     assert re.findall("<h2>(.*?)</h2>", page) == [*titles, "Risk and coverage", "Cases by expected DSC"]
     assert re.findall(r"(\w+) case</figcaption>", page) == ["Best", "Median", "Worst"]
     assert "<details>" not in page
     markdown = (one / "report.md").read_text()
-    assert markdown.startswith("# Is it calibrated? old\n\nNot well calibrated: ")
+    assert markdown.startswith("# Is it calibrated? old\n\nNot well calibrated (p = 0.008): ")
     assert "best case" not in markdown.lower()
 
 
@@ -147,13 +147,13 @@ def test_volumes_by_hand(tmp_path: Path) -> None:
     assert record["unit"] == "ml"
     assert float(record["bias"]) == pytest.approx((10 - 10 + 0 + 5) / 4)
     assert float(record["relative_error_percent"]) == pytest.approx((10 + 20 + 0) / 3)  # a true volume of 0 has none
-    assert (record["inside"], record["cases"]) == ("3", "4")
+    assert (record["inside"], record["cases"]) == ("2", "3")  # of the cases that have it
     text = (tmp_path / "report" / "report.md").read_text()
     assert (
         "| structure | true volume (ml) | expected volume (ml) | its bias (ml) | its relative error ↓ | in range |"
         in text
     )
-    assert "| a | 40.00 | 41.25 | +1.25 | 10.0 % | 3 of 4 |" in text
+    assert "| a | 40.00 | 41.25 | +1.25 | 10.0 % | 2 of 3 |" in text
 
 
 def test_segmented_volumes_come_first(one: Path, three: Path) -> None:
@@ -185,7 +185,7 @@ def test_regions_near_borders_are_in_means_and_differences(tmp_path: Path) -> No
 
 def test_threshold_is_chosen_on_validation_cases(folders: list[Path], tmp_path: Path) -> None:
     validation = make_folder(tmp_path / "validation", patients=3, seed=9)
-    for file in ("cases.csv", "summary.json"):
+    for file in ("cases.csv", "summary.json", "calibration.json", "thresholds.json", "risk_coverage.json"):
         (validation / file).write_text((validation / file).read_text().replace("patient", "other"))
     report_evaluations(folders[:1], tmp_path / "report", validation)
     _, counts = read_thresholds(validation)
@@ -230,7 +230,7 @@ def test_without_validation_no_threshold_is_chosen(one: Path) -> None:
 
 def test_validation_cases_that_are_tested_are_named(folders: list[Path], tmp_path: Path) -> None:
     report_evaluations(folders[:1], tmp_path / "report", folders[0])
-    text = "16 of the cases are in the validation folder too, so the thresholds were chosen on them."
+    text = "8 of the patients are, by their names, in the validation folder too, so the thresholds were chosen on them."
     assert text in (tmp_path / "report" / "index.html").read_text()
 
 
@@ -256,7 +256,8 @@ def test_validation_that_does_not_fit(folders: list[Path], results: Path, tmp_pa
     other = make_folder(tmp_path / "other")
     for file in ("cases.csv", "thresholds.json"):
         (other / file).write_text((other / file).read_text().replace("LV", "aorta"))
-    with pytest.raises(InputError, match=r"other: expected the structures of .*old, RV, MYO, LV, got RV, MYO, aorta"):
+    message = r"--validation: expected the structures RV, MYO, LV, got those of .*other, RV, MYO, aorta"
+    with pytest.raises(InputError, match=message):
         report_evaluations(folders[:1], tmp_path / "report", other)
 
 
@@ -322,7 +323,7 @@ def test_evaluation_of_a_trained_cell(tmp_path: Path) -> None:
 def test_names_are_text_in_every_file(tmp_path: Path) -> None:
     name = "<b>x|y<!-- & $_$](z"
     folder = make_folder(tmp_path / name, patients=3)
-    for file in ("cases.csv", "summary.json", "thresholds.json", "risk_coverage.json"):
+    for file in ("cases.csv", "summary.json", "calibration.json", "thresholds.json", "risk_coverage.json"):
         text = (
             (folder / file)
             .read_text()

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import product
+
 import numpy as np
 import pytest
 from scipy.stats import spearmanr
@@ -14,6 +16,7 @@ from calib_components.tools.comparison.statistics import (
     mean_with_interval,
     means_over_common_cases,
     paired_difference,
+    sign_flip_p_value,
     spearman_with_interval,
     sum_rank,
     sum_rank_with_interval,
@@ -147,6 +150,41 @@ class TestPairedDifference:
         difference = paired_difference([NAN, 1], [1, NAN])
         assert np.isnan(difference[:4]).all()
         assert difference.cases == 0
+
+
+class TestSignFlip:
+    def test_all_choices_of_signs(self) -> None:
+        """Every choice once in place of random ones; two values of six patients, two cases of the first."""
+        rng = np.random.default_rng(1)
+        values, groups = rng.normal(0, 1, (7, 2)), ["a", "a", "b", "c", "d", "e", "f"]
+        sums = np.concatenate([values[:2].sum(0, keepdims=True), values[2:]])
+        sizes = [np.abs((np.array(signs)[:, None] * sums).sum(0)).sum() for signs in product([-1, 1], repeat=6)]
+        exact = np.mean(np.array(sizes) >= np.abs(sums.sum(0)).sum() * (1 - 1e-9))
+        assert 0.1 < exact < 0.9
+        assert sign_flip_p_value(values, groups) == pytest.approx(exact, abs=0.02)
+
+    def test_one_side_is_two_of_all_choices(self) -> None:
+        assert sign_flip_p_value(np.ones((8, 1)), list("abcdefgh")) == pytest.approx(2 / 2**8, abs=0.003)
+
+    def test_undefined_cases_and_few_patients(self) -> None:
+        values = np.array([[1.0, 1.0]] * 6 + [[NAN, 1.0]])
+        assert sign_flip_p_value(values, list("abcdefg")) == sign_flip_p_value(values[:6], list("abcdef"))
+        assert np.isnan(sign_flip_p_value(values, list("abcdeeg")))
+        assert np.isnan(sign_flip_p_value(values[6:], ["a"]))
+
+    def test_false_alarms_with_dependent_voxels_and_patients_of_any_size(self) -> None:
+        """Calibrated patients: probabilities of one number of blocks each, whose voxels all have the same label."""
+        rng = np.random.default_rng(0)
+        alarms = 0
+        for _ in range(200):
+            values = []
+            for _ in range(10):
+                blocks = rng.integers(2, 50)
+                size, p = rng.lognormal(0, 1.5, blocks), rng.uniform(0.5, 1, blocks)
+                gap = size * (p - (rng.random(blocks) < p)) / size.sum()
+                values.append(np.bincount((p * 15).astype(int), gap, 15))
+            alarms += sign_flip_p_value(np.array(values), [str(i) for i in range(10)]) < 0.05
+        assert alarms <= 18  # 10 expected
 
 
 class TestHolm:
