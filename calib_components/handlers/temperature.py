@@ -5,7 +5,6 @@ from __future__ import annotations
 import glob
 import json
 import logging
-import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -216,7 +215,7 @@ class TemperatureCalibration:
             for region, title in REGIONS.items()
         ]
         log = logging.getLogger(__name__)
-        log.info("Temperature %s", _described(estimate))
+        log.info("Temperature %s", estimate.summary())
         log.info("NLL %.4f -> %.4f (region %s)", estimate.nll_before, estimate.nll_after, self.region)
         log.info("ECE %s", ", ".join(errors))
         for warning in estimate.warnings():
@@ -288,15 +287,3 @@ def write_temperature(estimate: TemperatureEstimate, folder: str | os.PathLike) 
     """
     with writing(Path(folder) / TEMPERATURE) as unfinished:
         unfinished.write_text(json.dumps(estimate.to_dict(), indent=2, allow_nan=False) + "\n")
-
-
-def _described(estimate: TemperatureEstimate) -> str:
-    """The temperature, and how far other patients could move it."""
-    described = f"{estimate.temperature:.3f}, fitted on {estimate.patients} patient{'s' * (estimate.patients > 1)}"
-    if estimate.patients > 1:
-        described += f"; 95 % interval {estimate.low:.3f} to {estimate.high:.3f}"
-        if not math.isnan(estimate.coverage):
-            described += f" (held the true temperature in {100 * estimate.coverage:.0f} % of simulations)"
-        others = estimate.leave_one_out.values()
-        described += f"; {min(others):.3f} to {max(others):.3f} without one of them"
-    return described

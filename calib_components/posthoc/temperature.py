@@ -69,6 +69,8 @@ class TemperatureEstimate:
         >>> estimate = TemperatureEstimate(1.5, 0.9, 2.1, 0.88, {}, 0.21, 0.18, 8, 4096, False)
         >>> estimate.warnings()
         ['The 95 % interval of the temperature, 0.900 to 2.100, includes 1: scaling may not be needed.']
+        >>> estimate.effect()
+        'T > 1: the model may have been overconfident on these patients; its probabilities become softer.'
         >>> TemperatureEstimate.from_dict(estimate.to_dict()) == estimate
         True
     """
@@ -83,6 +85,27 @@ class TemperatureEstimate:
     patients: int
     voxels: int
     at_edge: bool
+
+    def summary(self) -> str:
+        """Return the temperature, and how far other patients could move it, as one line."""
+        line = f"{self.temperature:.3f}, fitted on {self.patients} patient{'s' * (self.patients > 1)}"
+        if self.patients > 1:
+            line += f"; 95 % interval {self.low:.3f} to {self.high:.3f}"
+            if not math.isnan(self.coverage):
+                line += f" (held the true temperature in {100 * self.coverage:.0f} % of simulations)"
+            others = self.leave_one_out.values()
+            line += f"; {min(others):.3f} to {max(others):.3f} without one of them"
+        return line
+
+    def effect(self) -> str:
+        """Return what the temperature says of the model and does to its probabilities, as one sentence."""
+        if self.temperature == 1:
+            return "T = 1: the probabilities stay as they are."
+        relation, confidence, become = (
+            (">", "overconfident", "softer") if self.temperature > 1 else ("<", "underconfident", "sharper")
+        )
+        was = "was" if self.low > 1 or self.high < 1 else "may have been"  # the latter also where they are NaN
+        return f"T {relation} 1: the model {was} {confidence} on these patients; its probabilities become {become}."
 
     def warnings(self) -> list[str]:
         """Return what a user should know before relying on the temperature, one sentence each; often none."""
@@ -221,6 +244,27 @@ class TemperatureScaling:
         for name, row in zip(names, sums.cpu().numpy(), strict=True):
             if row[0] > 0:  # otherwise the patient has no voxel in the region
                 self._sums[name] = self._sums.get(name, 0) + row
+
+    def add(self, other: TemperatureScaling) -> None:
+        """Add the cases of another fit, such as one of another process.
+
+        Patients of the same name are one patient, as in `update`.
+
+        Args:
+            other: A fit with the same `region`, `ignore_index` and `sigmoid`, which stays as it is.
+
+        Raises:
+            TypeError: It is no such fit.
+            ValueError: It has other options. Nothing is added then.
+        """
+        if not isinstance(other, TemperatureScaling):
+            raise TypeError(f"other: expected a TemperatureScaling, got {type(other).__name__}")
+        for name in ("region", "ignore_index", "sigmoid"):
+            own, given = getattr(self, name), getattr(other, name)
+            if own != given:
+                raise ValueError(f"other: expected a fit with {name} {own!r} as in this one, got {given!r}")
+        for patient, sums in other._sums.items():
+            self._sums[patient] = self._sums.get(patient, 0) + sums
 
     def compute(self) -> TemperatureEstimate:
         """Return the temperature of all voxels added so far, in all processes.

@@ -62,8 +62,8 @@ def parallel(
             pool = ProcessPoolExecutor(min(workers, len(items)), context, _start_worker)
             stack.callback(pool.shutdown, cancel_futures=True)
             run = pool.map
-        bar = tqdm(run(function, items), name, len(items), unit="case", leave=False, disable=None)
-        try:
+        try:  # a process may die while others still get their first items
+            bar = tqdm(run(function, items), name, len(items), unit="case", leave=False, disable=None)
             yield stack.enter_context(bar)
         except BrokenProcessPool:
             raise InputError(

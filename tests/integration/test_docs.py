@@ -38,6 +38,7 @@ PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
 SMALL = {  # options that are added after a command
     r"prepare_data\.py \w+": "--image_size 32,32 --fractions 0.4,0.3,0.3",
     r"compare_losses\.py": "--max_epochs 1 --devices cpu --num_workers 0",
+    r"(evaluate|calibrate)_predictions\.py": "--workers 1",
     r"monai\.bundle run": "--image_size [32,32] --max_epochs 1 --device cpu --num_workers 0",
 }
 SET_UP = re.compile(r"^python3 -m venv .*$", re.MULTILINE)  # the tests run in an environment that is set up
@@ -152,7 +153,8 @@ def test_commands_for_own_data(repository: Path, places: dict[str, Path]) -> Non
 
 def save_predictions(folder: Path) -> dict[str, Path]:
     """Predictions as our inference, as nnU-Net and as a network of BraTS's regions save them, and their labels."""
-    places = {name: folder / name.lower() for name in ("PREDICTIONS", "LABELS", "NNUNET", "REGIONS", "REGION_LABELS")}
+    names = ("PREDICTIONS", "LABELS", "NNUNET", "REGIONS", "REGION_LABELS", "VALIDATION", "VALIDATION_LABELS")
+    places = {name: folder / name.lower() for name in names}
     for seed in range(2):
         p, name = softmax_of(seed, 4), f"patient{seed}"
         save_channels_last(places["PREDICTIONS"] / f"{name}_probability.nii.gz", p)
@@ -161,15 +163,19 @@ def save_predictions(folder: Path) -> dict[str, Path]:
         regions = np.concatenate([p[:1], np.random.default_rng(seed).uniform(size=(3, *p.shape[1:])).astype("f4")])
         save_channels_last(places["REGIONS"] / f"{name}_probability.nii.gz", regions)
         save_nifti(places["REGION_LABELS"] / f"{name}.nii.gz", label_of(seed, (0, 1, 2, 4)))
+        save_channels_last(places["VALIDATION"] / f"patient1{seed}_probability.nii.gz", softmax_of(20 + seed, 4))
+        save_nifti(places["VALIDATION_LABELS"] / f"patient1{seed}_gt.nii.gz", label_of(20 + seed, (0, 1, 2, 3)))
     return places
 
 
 def test_commands_for_own_predictions(repository: Path) -> None:
-    run(blocks(ROOT / "docs/own_predictions.md", "bash"), repository, save_predictions(repository))
-    for name in ("evaluation", "evaluation_nnunet", "evaluation_brats"):
+    printed = run(blocks(ROOT / "docs/own_predictions.md", "bash"), repository, save_predictions(repository))
+    for name in ("evaluation", "evaluation_nnunet", "evaluation_brats", "evaluation_scaled"):
         assert (repository / name / "report" / "index.html").is_file()
     assert list(read_thresholds(repository / "evaluation_brats")[0]) == ["ET", "TC", "WT"]
     assert "evaluation_nnunet" in (repository / "models_compared" / "report.md").read_text()
+    assert f"\nT = {read_temperature(repository / 'scaled').summary()}\n" in printed
+    assert "evaluation_scaled" in (repository / "temperature_report" / "report.md").read_text()
 
 
 @pytest.mark.slow

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-import math
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from nibabel import Nifti1Image
 
-from calib_components.errors import InputError, check_writable, make_folder, writing
+from calib_components.errors import UNFINISHED, InputError, check_writable, make_folder, printable, writing
 from calib_components.handlers.temperature import TEMPERATURE, write_temperature
 from calib_components.posthoc import TemperatureEstimate, TemperatureScaling
 from calib_components.tools.parallel import check_workers, parallel
@@ -48,13 +48,14 @@ def calibrate_predictions(
     The logarithms of probabilities are the logits, but for one number a voxel that softmax does not see; with sigmoid
     channels, the logits are log p - log(1 - p). `out` gets a scaled map for each prediction in `apply_to`, float32 on
     its own grid: `NAME_probability.nii.gz` `(X, Y, Z, C)`, or where no file says where the voxels lie, `NAME.npz`
-    `(C, Z, Y, X)` as nnU-Net writes it. When all are written, it gets `temperature.json`.
+    `(C, Z, Y, X)` as nnU-Net writes it. They are written to a hidden folder in it, and replace those of an earlier run
+    once all are there; `temperature.json` comes last.
 
     Args:
         predictions: Folder of predictions of validation cases: NIfTI files, nnU-Net's .npz, or .npy.
         labels: Folder of their labels, files of the same names, which may end in _gt, _seg or _label.
         apply_to: Folder of the predictions to scale, of the same model.
-        out: Folder for the scaled predictions.
+        out: Folder for the scaled predictions, without other files.
         structures: Names and label codes, such as liver=1,tumour=2; WT=1+2+4 is a structure of several codes. Default:
             the channels are label codes 0, 1, 2, and so on.
         sigmoid: Whether each channel is one of these structures, with a sigmoid of its own.
@@ -64,7 +65,7 @@ def calibrate_predictions(
         workers: Number of processes, each with a case in memory. Default: one per core, at most 8.
 
     Raises:
-        InputError: An argument or a file is not as expected.
+        InputError: An argument or a file is not as expected, or `out` cannot be written. Maps of an earlier run stay.
     """
     processes = check_workers(workers)
     cases = find_cases(predictions, labels)
@@ -75,18 +76,24 @@ def calibrate_predictions(
             f"{cases[0].prediction.files[0]}: expected probabilities to fit a temperature, got a label map"
         )
     targets = _find_targets(apply_to, cases[0])
-    _check_folder(out, [predictions, labels, apply_to], [_result_name(*target) for target in targets])
+    names = [*(_result_name(*target) for target in targets), TEMPERATURE]
+    _check_folder(out, [predictions, labels, apply_to], names)
 
     estimate = _fit(cases, classes, patients, processes)
     _print(estimate)
-    make_folder(out)
-    (out / TEMPERATURE).unlink(missing_ok=True)  # until all maps are of the new one
-    scale = functools.partial(_scale_file, classes=classes, temperature=estimate.temperature, out=out)
-    with parallel(scale, targets, processes, "scale", PRELOAD) as results:
-        for _ in results:
-            pass
-    write_temperature(estimate, out)
-    print(out)
+    unfinished = out / f"{UNFINISHED}scaled"
+    shutil.rmtree(unfinished, ignore_errors=True)
+    make_folder(unfinished)
+    try:
+        scale = functools.partial(_scale_file, classes=classes, temperature=estimate.temperature, folder=unfinished)
+        with parallel(scale, targets, processes, "scale", PRELOAD) as results:
+            for _ in results:
+                pass
+        write_temperature(estimate, unfinished)
+        _move(names, unfinished, out)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    print(printable(out))
 
 
 def _find_targets(folder: Path, case: Case) -> list[tuple[Prediction, Header]]:
@@ -114,21 +121,28 @@ def _check_folder(out: Path, sources: Sequence[Path], names: Sequence[str]) -> N
     check_writable("--out", out)
     if out.exists() and not out.is_dir():
         raise InputError(f"--out: expected a folder, got the file {out}")
-    present = sorted(file.name for file in out.iterdir()) if out.exists() else []
-    if others := [name for name in present if name not in (*names, TEMPERATURE) and not name.startswith(".")]:
-        raise InputError(f"--out: expected a folder without other files, got {others[0]} in {out}; choose another one")
+    present = sorted(out.iterdir()) if out.exists() else []
+    own = {file.name for file in present if file.name in names and file.is_file()}
+    if others := [file.name for file in present if file.name not in own and not file.name.startswith(".")]:
+        more = f" and {len(others) - 1} more" if len(others) > 1 else ""
+        raise InputError(
+            f"--out: expected a folder without other files, got {others[0]}{more} in {out}; delete what an earlier run "
+            f"made of predictions that are no longer in {sources[-1]}, or choose another folder"
+        )
 
 
-class _PooledScaling(TemperatureScaling):
-    """A fit that those of other processes are added to."""
-
-    def add(self, other: TemperatureScaling) -> None:
-        for name, sums in other._sums.items():
-            self._sums[name] = self._sums.get(name, 0) + sums
+def _move(names: Sequence[str], source: Path, target: Path) -> None:
+    """Move the maps, and the temperature last: where it is, all maps are of it."""
+    try:
+        (target / TEMPERATURE).unlink(missing_ok=True)
+        for name in names:
+            (source / name).replace(target / name)
+    except OSError as error:
+        raise InputError(f"--out: expected a folder that can be written, got {target}: {error.strerror}") from error
 
 
 def _fit(cases: Sequence[Case], classes: Classes, patients: Mapping[str, str], processes: int) -> TemperatureEstimate:
-    pooled = _PooledScaling(sigmoid=classes.sigmoid)
+    pooled = TemperatureScaling(ignore_index=classes.ignore_index, sigmoid=classes.sigmoid)
     fit_case = functools.partial(_fit_case, classes=classes, patients=patients)
     with parallel(fit_case, cases, processes, "fit", PRELOAD) as results:
         for fit in results:
@@ -149,10 +163,9 @@ def _fit_case(case: Case, classes: Classes, patients: Mapping[str, str]) -> Temp
 
 
 def _print(estimate: TemperatureEstimate) -> None:
-    interval = "" if math.isnan(estimate.low) else f", 95 % interval {estimate.low:.3f} to {estimate.high:.3f}"
-    patients = f"{estimate.patients} patient{'s' * (estimate.patients > 1)}"
-    print(f"T = {estimate.temperature:.3f}{interval}, fitted on {patients}")
+    print(f"T = {estimate.summary()}")
     print(f"NLL {estimate.nll_before:.4f} -> {estimate.nll_after:.4f}")
+    print(estimate.effect())
     for warning in estimate.warnings():
         print(warning)
 
@@ -188,12 +201,12 @@ def scale_probabilities(
     return logits.sigmoid() if sigmoid else logits.softmax(0)
 
 
-def _scale_file(target: tuple[Prediction, Header], classes: Classes, temperature: float, out: Path) -> None:
+def _scale_file(target: tuple[Prediction, Header], classes: Classes, temperature: float, folder: Path) -> None:
     prediction, header = target
     stored = read_probabilities(prediction, classes.sigmoid, classes.skip)
     values = torch.from_numpy(stored.values)
     scaled = scale_probabilities(values, temperature, classes.sigmoid, stored.lowest, stored.highest).numpy()
-    with writing(out / _result_name(prediction, header)) as file:
+    with writing(folder / _result_name(prediction, header)) as file:
         if header.affine is None:
             np.savez_compressed(file, probabilities=scaled.transpose(0, 3, 2, 1))
         else:

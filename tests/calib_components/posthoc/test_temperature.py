@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import re
 import subprocess
 import sys
 from dataclasses import asdict, replace
@@ -20,7 +21,7 @@ from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 from torch.nn import functional as F
 
-from calib_components.metrics import calibration_bins
+from calib_components.metrics import Region, calibration_bins
 from calib_components.posthoc import TemperatureEstimate, TemperatureScaling, temperature
 
 SHAPES = {2: (4, 5, 24, 20), 3: (4, 5, 12, 10, 6)}
@@ -175,6 +176,44 @@ def test_order_and_batches_do_not_matter() -> None:
     scaling.reset()
     scaling.update(*draw((1, 2, 5, 5)), "d")
     assert scaling.compute().voxels == 25
+
+
+def test_fits_of_parts_add_up_to_the_fit_of_all() -> None:
+    logits, y = draw(SHAPES[2])
+    whole, first, second = (TemperatureScaling() for _ in range(3))
+    whole.update(logits, y, NAMES)  # patient a has a case in each part, b and c in one
+    first.update(logits[:2], y[:2], NAMES[:2])
+    second.update(logits[2:], y[2:], NAMES[2:])
+    of_second = second.compute()
+    first.add(second)
+    assert first.compute() == whole.compute()
+    assert first.compute().patients == 3
+    assert second.compute() == of_second
+    empty = TemperatureScaling()
+    empty.add(second)
+    empty.update(logits[:1], y[:1], "a")
+    assert empty.compute().patients == 2
+    assert second.compute() == of_second  # which shares nothing with the fit that it was added to
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"region": "foreground"}, "region Region.*'foreground'.* as in this one, got Region.*'all'.*"),
+        ({"region": Region("band", 2, spacing=(1, 1))}, "region .*"),
+        ({"ignore_index": 3}, "ignore_index 3 as in this one, got None"),
+        ({"sigmoid": True}, "sigmoid True as in this one, got False"),
+    ],
+)
+def test_fits_of_other_kinds_cannot_be_added(options: dict[str, Any], message: str) -> None:
+    scaling, other = TemperatureScaling(**options), TemperatureScaling()
+    other.update(LOGITS, Y, "a")
+    with pytest.raises(ValueError, match=rf"^other: expected a fit with {message}$"):
+        scaling.add(other)
+    with pytest.raises(ValueError, match=r"got none$"):
+        scaling.compute()
+    with pytest.raises(TypeError, match=r"^other: expected a TemperatureScaling, got TemperatureEstimate$"):
+        scaling.add(other.compute())  # type: ignore[arg-type]
 
 
 def test_several_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -363,6 +402,35 @@ def test_warnings() -> None:
         "The 95 % interval of the temperature, 0.900 to 1.300, includes 1: scaling may not be needed.",
     ]
     assert replace(estimate, patients=6, low=1.01).warnings() == []
+
+
+def test_summary() -> None:
+    estimate = TemperatureEstimate(1.1, 0.9, 1.3, 0.874, {"a": 1.0, "b": 1.25}, 0.3, 0.2, 2, 100, False)
+    assert estimate.summary() == (
+        "1.100, fitted on 2 patients; 95 % interval 0.900 to 1.300 (held the true temperature in 87 % of simulations); "
+        "1.000 to 1.250 without one of them"
+    )
+    unknown = replace(estimate, coverage=math.nan, at_edge=True)
+    assert unknown.summary() == (
+        "1.100, fitted on 2 patients; 95 % interval 0.900 to 1.300; 1.000 to 1.250 without one of them"
+    )
+    one = replace(estimate, low=math.nan, high=math.nan, coverage=math.nan, leave_one_out={}, patients=1)
+    assert one.summary() == "1.100, fitted on 1 patient"
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ((1.1, 1.05, 1.3), "T > 1: the model was overconfident on these patients; its probabilities become softer."),
+        ((0.8, 0.7, 0.9), "T < 1: the model was underconfident on these patients; its probabilities become sharper."),
+        ((1.1, 0.9, 1.3), "T > 1: the model may have been overconfident on these patients; .* become softer."),
+        ((0.9, 0.8, 1.0), "T < 1: the model may have been underconfident on these patients; .* become sharper."),
+        ((0.9, math.nan, math.nan), "T < 1: the model may have been underconfident .*"),
+        ((1.0, 0.9, 1.1), "T = 1: the probabilities stay as they are."),
+    ],
+)
+def test_effect(values: tuple[float, float, float], expected: str) -> None:
+    assert re.fullmatch(expected, TemperatureEstimate(*values, 0.9, {}, 0.3, 0.2, 8, 100, False).effect())
 
 
 def test_json() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import nibabel as nib
@@ -76,8 +77,12 @@ def test_the_temperature_is_that_of_the_logits(
     assert (estimate.patients, estimate.voxels) == (7, 14 * np.prod(SHAPE))
     assert 1.8 < estimate.temperature < 2.2
     printed = capsys.readouterr().out
-    assert f"T = {expected.temperature:.3f}, 95 % interval {expected.low:.3f} to {expected.high:.3f}" in printed
-    assert f"NLL {expected.nll_before:.4f} -> {expected.nll_after:.4f}" in printed
+    assert printed.splitlines() == [
+        f"T = {expected.summary()}",
+        f"NLL {expected.nll_before:.4f} -> {expected.nll_after:.4f}",
+        "T > 1: the model was overconfident on these patients; its probabilities become softer.",
+        str(out),
+    ]
 
 
 def test_scaled_maps_have_the_likelihood_that_was_fitted(folders: tuple[Path, Path], tmp_path: Path) -> None:
@@ -210,15 +215,59 @@ def test_the_same_command_again_replaces_its_files(folders: tuple[Path, Path], t
     assert contents[0] == contents[1]
 
 
-def test_an_unfinished_folder_has_no_temperature(folders: tuple[Path, Path], tmp_path: Path) -> None:
-    test, out = tmp_path / "test", tmp_path / "scaled"
+def contents(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+def save_targets(folder: Path, seed: int) -> Path:
     for name in "ab":
-        save_channels_last(test / f"{name}.nii", softmax_of(0))
+        save_channels_last(folder / f"{name}.nii", softmax_of(seed))
+    return folder
+
+
+def test_maps_of_an_earlier_run_stay_until_all_new_ones_are_there(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    test, out = save_targets(tmp_path / "test", 0), tmp_path / "scaled"
     calibrate_predictions(*folders, apply_to=test, out=out, workers=1)
-    save_channels_last(test / "b.nii", 100 * softmax_of(0))
+    before = contents(out)
+    save_targets(test, 1)
+    save_channels_last(test / "b.nii", 100 * softmax_of(1))
     with pytest.raises(InputError, match=r"b.nii: expected probabilities from 0 to 1, .* percentages"):
         calibrate_predictions(*folders, apply_to=test, out=out, workers=1)
-    assert sorted(file.name for file in out.iterdir()) == ["a_probability.nii.gz", "b_probability.nii.gz"]
+    assert contents(out) == before
+    (out / ".unfinished-scaled").mkdir()  # as a run that was killed leaves it
+    (out / ".unfinished-scaled" / "older_probability.nii.gz").touch()
+    save_targets(test, 1)
+    calibrate_predictions(*folders, apply_to=test, out=out, workers=1)
+    after = contents(out)
+    assert after.keys() == before.keys()
+    assert after["a_probability.nii.gz"] != before["a_probability.nii.gz"]
+    assert after["temperature.json"] == before["temperature.json"]
+
+
+def test_an_interrupted_move_leaves_no_temperature(
+    folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    test, out = save_targets(tmp_path / "test", 0), tmp_path / "scaled"
+    calibrate_predictions(*folders, apply_to=test, out=out, workers=1)
+    replace = Path.replace
+
+    def fail(source: Path, target: Path) -> Path:
+        if target == out / "b_probability.nii.gz":
+            raise OSError(5, "Input/output error")
+        return replace(source, target)
+
+    monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises(InputError, match=r"^--out: expected a folder that can be written, got .*scaled: Input/output"):
+        calibrate_predictions(*folders, apply_to=test, out=out, workers=1)
+    assert sorted(contents(out)) == ["a_probability.nii.gz", "b_probability.nii.gz"]
+
+
+def test_names_that_are_no_text(folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    test, out = tmp_path / os.fsdecode(b"t\xe9st"), tmp_path / os.fsdecode(b"sk\xe4liert")
+    save_channels_last(test / os.fsdecode(b"f\xe4ll.nii"), softmax_of(0))
+    calibrate_predictions(*folders, apply_to=test, out=out, workers=1)
+    assert (out / os.fsdecode(b"f\xe4ll_probability.nii.gz")).is_file()
+    assert capsys.readouterr().out.endswith("sk\\udce4liert\n")
 
 
 def test_unsuitable_folders_are_refused_before_the_fit(folders: tuple[Path, Path], tmp_path: Path) -> None:
@@ -242,7 +291,12 @@ def test_unsuitable_folders_are_refused_before_the_fit(folders: tuple[Path, Path
     assert not out.exists()
     out.mkdir()
     (out / "older_probability.nii.gz").write_text("")
-    with pytest.raises(InputError, match=r"--out: expected a folder without other files, got older_probability.nii.gz"):
+    expected = "--out: expected a folder without other files, got"
+    remedy = f"delete what an earlier run made of predictions that are no longer in {predictions}, or choose another"
+    with pytest.raises(InputError, match=f"^{expected} older_probability.nii.gz in {out}; {remedy} folder$"):
+        calibrate_predictions(*folders, apply_to=predictions, out=out)
+    (out / "temperature.json").mkdir()  # its name is right, but a file cannot take its place
+    with pytest.raises(InputError, match=f"^{expected} older_probability.nii.gz and 1 more in {out}; "):
         calibrate_predictions(*folders, apply_to=predictions, out=out)
     with pytest.raises(InputError, match="workers: expected a whole number of at least 1, got 0"):
         calibrate_predictions(*folders, apply_to=predictions, out=tmp_path / "new", workers=0)
