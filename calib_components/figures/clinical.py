@@ -39,9 +39,10 @@ def volume_agreement(volumes: Mapping[str, Sequence[ArrayLike]], unit: str) -> F
     """Draw the expected over the true volume of each case, one panel for each structure.
 
     A line from the volume with probability above 0.95 to that with probability above 0.05 is drawn through each case.
-    If probabilities were true and all voxels fully dependent, 90 % of the true volumes would be in this range, see
-    `calib_components.metrics.structure_volumes`. Those are the cases whose line crosses the dashed one. The title
-    shows the bias, that is, the mean of the expected minus the true volume.
+    If probabilities were true and all voxels fully dependent, at least 90 % of the true volumes would be in this range,
+    see `calib_components.metrics.structure_volumes`. Those are the cases whose line crosses the dashed one. The title
+    shows the bias, that is, the mean of the expected minus the true volume, and how many of the cases that have the
+    structure are in range.
 
     Args:
         volumes: Expected, true, low and high volume of each case, `(cases,)` each, by the name of the structure, as
@@ -61,17 +62,19 @@ def volume_agreement(volumes: Mapping[str, Sequence[ArrayLike]], unit: str) -> F
     for axes, (name, of_structure) in zip(panels, volumes.items(), strict=True):
         values = np.array([np.asarray(each, float) for each in of_structure[:4]])
         expected, true, low, high = values = values[:, ~np.isnan(values).any(0)]
-        inside = (low <= true) & (true <= high)
+        present, inside = true > 0, (low <= true) & (true <= high)
         largest = 1.05 * values.max(initial=0) or 1
         axes.plot([0, largest], [0, largest], color="black", linewidth=1, linestyle="--", label="expected = true")
         axes.vlines(true, low, high, color=GREY, linewidth=1.2, label="volume of p > 0.95 to p > 0.05")
         for chosen, color, marker, label in (
-            (inside, BLUE, "o", "true volume in this range"),
-            (~inside, RED, "^", "true volume outside"),
+            (present & inside, BLUE, "o", "true volume in this range"),
+            (present & ~inside, RED, "^", "true volume outside"),
+            (~present, GREY, "x", "case without the structure"),
         ):
-            axes.scatter(true[chosen], expected[chosen], 22, color=color, marker=marker, zorder=3, label=label)
+            at = true[chosen], expected[chosen]
+            axes.scatter(*at, 22, color=color, marker=marker, zorder=3, clip_on=False, label=label)
         bias = f"bias {_signed((expected - true).mean())} {unit}" if len(true) else "no case"
-        counts = f"in range: {inside.sum()} of {len(true)}"
+        counts = f"in range: {(present & inside).sum()} of {present.sum()}"
         axes.set_title(f"{literal(name, PANEL_TITLE, 2)}\n{bias}\n{counts}", fontsize="medium")
         axes.set(xlim=(0, largest), ylim=(0, largest), xlabel=f"true volume ({unit})")
         for axis in (axes.xaxis, axes.yaxis):

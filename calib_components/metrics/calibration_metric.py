@@ -54,6 +54,7 @@ class CalibrationMetric(ECEMetric):
         draws: How often labels are drawn from the probabilities, for `aggregate_resampled` of structures.
         lowest: Takes the place of lower probabilities in the NLL, such as half a step of probabilities that were
             rounded to 8 bits, in which a 0 need not have been one.
+        highest: Takes the place of higher probabilities of sigmoids in the NLL, likewise.
 
     Raises:
         TypeError: An option is not one of these.
@@ -92,6 +93,7 @@ class CalibrationMetric(ECEMetric):
         temperature: float | torch.Tensor | None = None,
         draws: int = 0,
         lowest: float = 0.0,
+        highest: float = 1.0,
     ) -> None:
         region = choose_region(region, foreground_only)
         self.cece = CECEMetric(num_bins, None, ignore_index, region, sigmoid)
@@ -100,9 +102,11 @@ class CalibrationMetric(ECEMetric):
         check_temperature(temperature)
         check_count("draws", draws, 0)
         check_number("lowest", lowest, 0, 1)
+        check_number("highest", highest, 0, 1)
         self.temperature = temperature
         self.draws = draws
         self.lowest = lowest
+        self.highest = highest
         self.regions = {
             name: CalibrationMetric(
                 num_bins, None, ignore_index, further, sigmoid, temperature=temperature, draws=draws
@@ -153,6 +157,7 @@ class CalibrationMetric(ECEMetric):
             temperature,
             self.draws,
             self.lowest,
+            self.highest,
         )
         return [value for part, found in zip(self.parts, results, strict=True) for value in part.stored(found)]
 

@@ -51,6 +51,7 @@ def measure_regions(
     temperature: float | None = None,
     draws: int = 0,
     lowest: float = 0.0,
+    highest: float = 1.0,
 ) -> list[dict[str, list[torch.Tensor]]]:
     """Measure probabilities in several regions.
 
@@ -66,6 +67,7 @@ def measure_regions(
         temperature: By which the logits of `y_pred` were divided; the region "plausible" is decided without it.
         draws: How often labels are drawn from the probabilities, for structures.
         lowest: Takes the place of lower probabilities in the NLL.
+        highest: Takes the place of higher probabilities of sigmoids in the NLL.
 
     Returns:
         For each region, by name: "top_label" `(B, num_bins)` and "classwise" `(B, N, num_bins)`, each as count, sum of
@@ -82,7 +84,9 @@ def measure_regions(
     check_num_bins(num_bins)
     bins = _Bins(y_pred, num_bins, sigmoid or y_pred.shape[1] == 1)
     kinds = [kind for kind in ("top_label", "classwise") if kind in measures]
-    of_voxels: Scores = {"nll": functools.partial(_nll, lowest=max(lowest, SMALLEST)), "brier": _brier}
+    limits = [1 - highest, lowest] if bins.sigmoid else [lowest]
+    nll = functools.partial(_nll, lowest=torch.tensor(limits, dtype=torch.float64, device=bins.device))
+    of_voxels: Scores = {"nll": nll, "brier": _brier}
     scores = {score: of_voxels[score] for score in of_voxels if score in measures}
     given, regions = regions, list(dict.fromkeys(regions))
     closed = [region for region in regions if region.has_closed_form and "if_true" in measures]
@@ -344,8 +348,10 @@ class _Drawn:
         return [{"resampled": [of_structure]} for of_structure in errors.nanmean(1).unbind(1)]
 
 
-def _nll(voxels: Voxels, lowest: float) -> torch.Tensor:
-    return -voxels.p_label.clamp_min(lowest).log()
+def _nll(voxels: Voxels, lowest: torch.Tensor) -> torch.Tensor:
+    """Of each voxel; `lowest` takes the place of lower probabilities, one for all classes or one for each."""
+    lowest = lowest.clamp_min(SMALLEST)
+    return -voxels.p_label.maximum(lowest[voxels.label] if len(lowest) > 1 else lowest).log()
 
 
 def _brier(voxels: Voxels) -> torch.Tensor:

@@ -107,19 +107,33 @@ class ThresholdCounts:
         Source: Altman and Bland, "Diagnostic tests 1: sensitivity and specificity", BMJ 308, 1994, and "2: predictive
         values", BMJ 309, 1994.
         """
-        true_positive, predicted = self.true_positive[:, structure].sum(0), self.predicted[:, structure].sum(0)
-        true, voxels = self.true[:, structure].sum(), self.voxels[:, structure].sum()
-        true_negative = voxels - true - (predicted - true_positive)
-        return ThresholdTable(
-            self.thresholds,
-            sensitivity=true_positive.double() / true,
-            specificity=true_negative.double() / (voxels - true),
-            ppv=true_positive.double() / predicted,
-            dsc=self._mean_dsc()[structure],
-        )
+        ratios = self.ratios(structure)
+        pooled = {name: above.double().sum(0) / below.sum(0) for name, (above, below) in ratios.items()}
+        return ThresholdTable(self.thresholds, **pooled)
 
-    def _mean_dsc(self) -> torch.Tensor:
-        return self.dsc.where(self.true[..., None] > 0, torch.nan).nanmean(0)
+    def ratios(self, structure: int) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+        """Return what each case adds to the ratios of a table, for intervals by resampling of cases.
+
+        Shape:
+            - output: `(B, T)` each.
+
+        Args:
+            structure: Index of the structure.
+
+        Returns:
+            Numerators and denominators of each case by name, such as "sensitivity"; the sum of the former over cases
+            divided by that of the latter is the field of this name in `table`. Those of the DSC are the DSC and 1; 0
+            and 0 of a case without the structure.
+        """
+        true_positive, predicted = self.true_positive[:, structure], self.predicted[:, structure]
+        true, voxels = (field[:, structure, None].expand_as(predicted) for field in (self.true, self.voxels))
+        has_structure = true > 0
+        return {
+            "sensitivity": (true_positive, true),
+            "specificity": (voxels - true - (predicted - true_positive), voxels - true),
+            "ppv": (true_positive, predicted),
+            "dsc": (self.dsc[:, structure].where(has_structure, 0), has_structure.long()),
+        }
 
     def best(self) -> torch.Tensor:
         """Return the threshold with the highest mean DSC for each structure, `(structures,)`.
@@ -127,7 +141,7 @@ class ThresholdCounts:
         Of thresholds with equal DSC, the one nearest to 0.5. NaN for a structure that is nowhere. A threshold chosen on
         the cases on which it is reported looks better than it is: choose it on validation cases.
         """
-        mean = self._mean_dsc().nan_to_num(-1)
+        mean = self.dsc.where(self.true[..., None] > 0, torch.nan).nanmean(0).nan_to_num(-1)
         distance = (self.thresholds - USUAL).abs().masked_fill(mean < mean.amax(-1, keepdim=True), torch.inf)
         return self.thresholds[distance.argmin(-1)].masked_fill(mean.amax(-1) < 0, torch.nan)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import io
 import math
 import re
 import signal
@@ -59,6 +60,8 @@ def run(name: str, commands: Commands) -> None:
             annotations of their parameters.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # commands print names of files, which need not be UTF-8
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         path, command, arguments = _choose(commands, sys.argv[1:])
         if {"--help", "-h"} & set(arguments):

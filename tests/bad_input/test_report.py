@@ -333,7 +333,7 @@ CASES = [
          ("EVAL/a", "EVAL/b", "--reference", "nacl")),
     Case("validation of two", nothing, "--validation: expected one evaluation folder with it, since",
          ("EVAL/a", "EVAL/b", "--validation", "EVAL/b")),
-    Case("no validation", nothing, "EVAL/c: expected an evaluation folder, or alone", ("EVAL/a", "--validation", "EVAL/c")),
+    Case("no validation", nothing, "--validation: expected an evaluation folder, got EVAL/c, wh", ("EVAL/a", "--validation", "EVAL/c")),
     Case("out is an evaluation", nothing, f"{OWN_FOLDER}EVAL/b, which holds", ("EVAL/a", "EVAL/b", "--out", "EVAL/b")),
     Case("out holds evaluations", nothing, f"{OWN_FOLDER}EVAL, which holds", ("EVAL/a", "--out", "EVAL")),
     Case("a picture no PNG", put("../eval/a/cases/best.png", "x"), "EVAL/a/cases/best.png: expected a PNG", ("EVAL/a",)),

@@ -26,6 +26,7 @@ from calib_components.tools.comparison.statistics import (
     Estimate,
     mean_of_defined,
     mean_with_interval,
+    ratio_with_interval,
     spearman_with_interval,
 )
 from calib_components.tools.comparison.tables import NONE, interval, number
@@ -34,6 +35,7 @@ __all__ = ["expected_dsc_section", "risk_section", "thresholds_section", "volume
 
 SHOWN = (0.1, 0.25, 0.5, 0.75, 0.9)  # thresholds in the table; the figure has all
 VOLUMES = ("expected_volume", "true_volume", "volume_low", "volume_high")
+USUAL = 0.5
 LITTLE = 0.005  # difference of DSC
 LOWEST = 10  # cases in the table of the lowest expected DSC
 
@@ -65,7 +67,8 @@ def volumes_section(found: Evaluations) -> Section | None:
                 for measure, estimate in (("bias", bias), ("relative_error_percent", relative)):
                     ends = {f"{prefix}{measure}_low": estimate.low, f"{prefix}{measure}_high": estimate.high}
                     record |= {f"{prefix}{measure}": estimate.mean, **ends}
-            inside, cases = int(np.sum((low <= true) & (true <= high))), int(np.sum(~np.isnan(expected - true)))
+            present = (true > 0) & ~np.isnan(expected)  # the range nearly always has the 0 of an absent one
+            inside, cases = int(np.sum(present & (low <= true) & (true <= high))), int(np.sum(present))
             rows.append([*row, TableCell(f"{inside} of {cases}")])
             records.append({**record, "inside": inside, "cases": cases})
         pictures.append(Picture(f"volumes_{method.name}", method.label, to_png(volume_agreement(drawn, unit))))
@@ -73,12 +76,13 @@ def volumes_section(found: Evaluations) -> Section | None:
     caption = (
         f"{segmented}Expected volume of a structure: the sum of its probabilities, in {unit}. Bias: how much larger "
         "than the true volume, mean over cases; relative error: mean size of the difference, in per cent of the true "
-        "volume; below both, their 95 % intervals over patients. In range: how often the true volume lies between a "
-        "cautious volume, of the voxels that are almost surely the structure (p > .95), and a generous one, of all "
-        "that could be it (p > .05). The range leaves out voxels with p < .05; there can be so many of them that the "
-        "sum of their probabilities is large, and the expected volume above the range. If probabilities were true and "
-        "voxels fully dependent (one random number decides all), 90 % of true volumes would lie in this range; for "
-        "independent voxels the range would be far narrower."
+        "volume; below both, their 95 % intervals over patients. In range: how often, of the cases that have the "
+        "structure, the true volume lies between a cautious volume, of the voxels that are almost surely the structure "
+        "(p > .95), and a generous one, of all that could be it (p > .05). The range leaves out voxels with p < .05; "
+        "there can be so many of them that the sum of their probabilities is large, and the expected volume above the "
+        "range. If probabilities were true and voxels fully dependent (one random number decides all), at least 90 % "
+        "of true volumes would lie in this range where some voxel has p > .95; for independent voxels a far narrower "
+        "range would hold as many."
     )
     header = ["", "structure", f"true volume ({unit})"]
     for kind in kinds:
@@ -112,30 +116,37 @@ def thresholds_section(found: Evaluations, validation: FolderEvaluation | None) 
     chosen = {} if validation is None else _chosen(validation)
     rows, records, pictures = [], [], []
     for method in found.methods:
-        tables = _threshold_tables(method.evaluation)
-        if not tables:
+        counts = method.evaluation.thresholds
+        if counts is None:
             continue
-        for structure, table in tables.items():
-            for index, threshold in enumerate(np.asarray(table.thresholds, float)):
-                of_threshold = {
-                    name: float(np.asarray(getattr(table, name), float)[index])
-                    for name in ("sensitivity", "specificity", "ppv", "dsc")
-                }
-                record = {"method": method.name, "structure": structure, "threshold": round(float(threshold), 4)}
+        for index, structure in enumerate(method.evaluation.threshold_structures):
+            estimates = {
+                name: ratio_with_interval(np.asarray(above), np.asarray(below), found.patients)
+                for name, (above, below) in counts.ratios(index).items()
+            }
+            for place, threshold in enumerate(counts.thresholds.tolist()):
+                record = {"method": method.name, "structure": structure, "threshold": round(threshold, 4)}
                 is_chosen = bool(np.isclose(threshold, chosen.get(structure, np.nan)))
-                records.append({**record, **of_threshold, "chosen": is_chosen})
+                note = "chosen" if is_chosen else "usual" if np.isclose(threshold, USUAL) else ""
+                mark = "bold" if is_chosen else ""
+                cells = [TableCell(method.label), TableCell(structure)]
+                cells.append(TableCell(f"{threshold:.2f}", [note] if note else [], mark))
+                for name, of_thresholds in estimates.items():
+                    estimate = of_thresholds[place]
+                    record |= {name: estimate.mean, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+                    cells.append(TableCell(_specific(estimate.mean), _interval(estimate, _specific), mark))
+                records.append({**record, "chosen": is_chosen})
                 if is_chosen or np.isclose(threshold, SHOWN).any():
-                    mark = "bold" if is_chosen else ""
-                    first = TableCell(f"{threshold:.2f}", ["chosen"] if is_chosen else [], mark)
-                    cells = [TableCell(_specific(value), mark=mark) for value in of_threshold.values()]
-                    rows.append([TableCell(method.label), TableCell(structure), first, *cells])
+                    rows.append(cells)
+        tables = _threshold_tables(method.evaluation)
         pictures.append(Picture(f"thresholds_{method.name}", method.label, to_png(threshold_curves(tables, chosen))))
     if not rows:
         return None
     caption = (
         "A structure is where its probability is above the threshold. Sensitivity, specificity and PPV (positive "
-        "predictive value) are of the voxels of all cases together, DSC is the mean over cases. Specificity is high "
-        "wherever most of the volume is background. "
+        "predictive value) are of the voxels of all cases together, DSC is the mean over the cases that have the "
+        "structure; below each, its 95 % interval over patients. Specificity is high wherever most of the volume is "
+        f"background. The usual threshold is {USUAL}. "
     )
     caption += (
         "No threshold was chosen: to choose one by the highest mean DSC of validation cases, give their evaluation "
@@ -159,7 +170,7 @@ def _of_little_difference(tables: Mapping[str, ThresholdTable], chosen: Mapping[
     found = []
     for name, threshold in chosen.items():
         thresholds, dsc = (np.asarray(field, float) for field in (tables[name].thresholds, tables[name].dsc))
-        at_chosen, at_half = (dsc[np.abs(thresholds - each).argmin()] for each in (threshold, 0.5))
+        at_chosen, at_half = (dsc[np.abs(thresholds - each).argmin()] for each in (threshold, USUAL))
         if abs(at_chosen - at_half) < LITTLE:
             found.append(name)
     return found

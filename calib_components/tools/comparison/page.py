@@ -91,20 +91,24 @@ def _cell_markdown(cell: TableCell) -> str:
     return "<br>".join([text, *map(_escaped_in_table, cell.notes)])
 
 
+WIDE = 600  # pixels below which a wider picture is not shrunk: its box scrolls instead
+
 STYLE = """
 body { max-width: 84rem; margin: 2rem auto; padding: 0 1rem; color: #222; font: 16px/1.45 system-ui, sans-serif; }
+body { overflow-wrap: break-word; }
 h1, h2 { line-height: 1.2; } h2 { margin-top: 2.5rem; }
 .caption { max-width: 48rem; color: #555; font-size: 0.9rem; }
 .conclusion { max-width: 60rem; font-size: 1.15rem; }
 .notice { padding: 0.5rem 1rem; border-left: 4px solid #d55e00; background: #fdf3ec; }
 .wide { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: 0.35rem 0.6rem 0.35rem 0; text-align: left; vertical-align: top; white-space: nowrap; }
+table { border-collapse: collapse; font-size: 0.9rem; font-variant-numeric: tabular-nums; }
+th, td { padding: 0.35rem 0.5rem 0.35rem 0; text-align: left; vertical-align: top; white-space: nowrap; }
 thead th { border-bottom: 2px solid #222; vertical-align: bottom; white-space: normal; }
 tbody tr { border-bottom: 1px solid #ddd; }
 td small { display: block; color: #666; font-size: 0.75rem; line-height: 1.3; }
 .bold { font-weight: 700; } .underlined { text-decoration: underline; }
-img { max-width: 100%; height: auto; } figure { display: inline-block; margin: 1rem 1rem 0 0; }
+img { max-width: 100%; height: auto; }
+figure { display: inline-block; max-width: 100%; margin: 1rem 1rem 0 0; overflow-x: auto; }
 figcaption { font-weight: 600; font-size: 0.9rem; }
 summary { margin: 1rem 0 0; cursor: pointer; font-weight: 700; }
 """
@@ -148,7 +152,8 @@ def _section_html(section: Section) -> str:
         title = html.escape(picture.title)
         data = base64.b64encode(picture.png).decode()
         width = int.from_bytes(picture.png[16:20], "big") * 5 // 9  # sharp on high-resolution screens
-        image = f'<img width="{width}" alt="{title}" src="data:image/png;base64,{data}">'
+        least = f' style="min-width: {WIDE}px"' if width > WIDE else ""
+        image = f'<img width="{width}"{least} alt="{title}" src="data:image/png;base64,{data}">'
         parts.append(f"<figure><figcaption>{title}</figcaption>\n{image}</figure>")
     return "\n".join(parts)
 

@@ -151,6 +151,8 @@ def read_validation(folder: Path, structures: Sequence[str]) -> FolderEvaluation
     Raises:
         InputError: A file is missing or broken, or thresholds are of other structures.
     """
+    if not (folder / "cases.csv").exists():
+        raise InputError(f"--validation: expected an evaluation folder, got {folder}, which has no cases.csv")
     validation = read_evaluation(folder)
     if validation.thresholds is None:
         raise InputError(f"{folder / 'thresholds.json'}: expected thresholds, got no such file; evaluate again")
@@ -257,7 +259,7 @@ def check_report_folder(out: Path, files: Collection[str] = ()) -> list[str]:
     if not out.is_dir():
         raise InputError(f"--out: expected a folder, got the file {out}")
     present = sorted(out.iterdir())
-    own = {*files, *OPTIONAL, *_further_files(out / MARKDOWN)}
+    own = {PAGE, MARKDOWN, *files, *OPTIONAL, *_further_files(out / MARKDOWN)}
     others = [path.name for path in present if path.name not in own or not path.is_file()]
     if present and not others:
         name, mark = (PAGE, "<title>") if (out / PAGE).exists() else (MARKDOWN, "# ")  # the page comes last

@@ -53,12 +53,14 @@ def parse_structures(texts: Sequence[str]) -> dict[str, Codes]:
     """Read `name=code`, or `name=code+code` for a structure that several label codes make up.
 
     Raises:
-        InputError: A text is something else, or two have one name.
+        InputError: There is no text, a text is something else, or two have one name.
 
     Examples:
         >>> {name: sorted(codes) for name, codes in parse_structures(["WT=1+2+4", "ET=4"]).items()}
         {'WT': [1, 2, 4], 'ET': [4]}
     """
+    if not texts:
+        raise InputError("--structures: expected at least one structure, such as liver=1, got none")
     structures, names = {}, []
     for text in texts:
         if not (match := re.fullmatch(r"(.+)=(\d+(?:\+\d+)*)", text)):
@@ -153,7 +155,7 @@ def _softmax_classes(channels: int, given: Mapping[str, Codes]) -> Classes:
     return Classes(tuple(names), tuple(codes), structures)
 
 
-def label_classes(label: np.ndarray, classes: Classes, name: object) -> np.ndarray:
+def label_classes(label: np.ndarray, classes: Classes, name: object) -> tuple[np.ndarray, list[int]]:
     """Bring the values of a label file to the channels of the predictions.
 
     Args:
@@ -163,7 +165,8 @@ def label_classes(label: np.ndarray, classes: Classes, name: object) -> np.ndarr
 
     Returns:
         uint8 of shape `(1, *S)`, class indices; with `classes.sigmoid`, of shape `(N, *S)`, 0 or 1. Voxels to leave out
-        are `IGNORED` in all channels.
+        are `IGNORED` in all channels. And the codes of no class, in ascending order, which count as background; only
+        with `classes.others_allowed`.
 
     Raises:
         InputError: The label has a value of no class.
@@ -179,15 +182,16 @@ def label_classes(label: np.ndarray, classes: Classes, name: object) -> np.ndarr
         for index, mask in enumerate(masks):
             result[0][mask] = index
             known |= mask
-    if not classes.others_allowed and not known.all():
-        unknown = ", ".join(f"{value:.9g}" for value in np.unique(label[~known])[:5])
+    others = np.unique(label[~known]).tolist()
+    if others and not classes.others_allowed:
+        unknown = ", ".join(f"{value:.9g}" for value in others[:5])
         codes = ", ".join(map(str, sorted({0}.union(*classes.codes))))
         raise InputError(
             f"{name}: expected label codes {codes}, got {unknown}; --structures names the codes of each structure, and "
             "--ignore_index that of voxels to leave out"
         )
     result[:, ignored] = IGNORED
-    return result
+    return result, others
 
 
 def paint(masks: np.ndarray, classes: Classes) -> np.ndarray:

@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import shutil
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -40,14 +41,16 @@ from calib_components.metrics import (
 from calib_components.metrics.case_metric import CaseMetric
 from calib_components.nifti import grid_distance, open_nifti
 from calib_components.tools.comparison import report_evaluations
+from calib_components.tools.comparison.report import PAGE, check_report_folder, read_validation
 from calib_components.tools.parallel import check_workers, parallel
-from calib_components.tools.predictions.classes import Classes, paint
+from calib_components.tools.predictions.classes import IGNORED, Classes, paint
 from calib_components.tools.predictions.pairs import Case, Saved, classes_of, find_cases, patients_of, read_case
 
 __all__ = ["evaluate_predictions"]
 
-REPORT, PAGE = "report", "index.html"
-MEASURED = ".measured"  # folder inside the output folder, of the cases of an evaluation that is not finished
+REPORT, CASES = "report", "cases"  # folders inside the output folder, of the page and of pictures
+MEASURED = ".measured"  # likewise, of the cases of an evaluation that is not finished
+SHOWN = 5  # codes in a message
 REGIONS = ("all", "predicted", "plausible", "predicted_band", "union", "band")
 DRAWS = 20
 CUBIC_MM = 1000  # in a millilitre
@@ -99,8 +102,8 @@ def evaluate_predictions(
     if predictions.resolve() == labels.resolve():
         raise InputError(f"labels: expected a folder of its own, got that of the predictions, {labels}")
     _check_folder(out, predictions, labels, *([images] if images else []))
-    if validation is not None and not (validation / "cases.csv").is_file():
-        raise InputError(f"--validation: expected a folder with an evaluation, got {validation}")
+    if validation is not None:
+        _check_validation(validation, out, classes, cases[0].channels)
     metrics = _metrics(classes, cases[0].channels > 0)
     start_evaluation(out, metrics, classes.structures)
     done = out / MEASURED
@@ -113,13 +116,23 @@ def evaluate_predictions(
     with parallel(measure, missing, workers, "evaluate", ["calib_components.tools.predictions"]) as results:
         for _ in results:
             pass
+    notes = []
     for case, stamp, _ in stamped:
         content = _read(done, case.name)
         if content["stamp"] != stamp:
             raise InputError(f"--out: expected no other evaluation that writes to {out}, got one")
         for name, metric in metrics.items():
             metric.extend(*content["stored"][name])
+        notes.append(content["notes"])
+    if not any(note["voxels"] for note in notes):
+        raise InputError(
+            f"--ignore_index: expected voxels with other codes, got {ignore_index} in every voxel of all "
+            f"{len(cases)} label(s)"
+        )
     _warn_of_absent(metrics["dsc"], classes, labels)
+    _warn_of_others(labels, [note["other_codes"] for note in notes])
+    _warn_of_others(predictions, [note["other_predicted"] for note in notes])
+    _warn_of_hard([case.prediction.files[0] for case, note in zip(cases, notes, strict=True) if note["is_hard"]])
     order = [case.name for case in cases]
     (out / REPORT / PAGE).unlink(missing_ok=True)  # no page of other tables
     write_evaluation(
@@ -138,7 +151,11 @@ def evaluate_predictions(
 
 
 def _metrics(
-    classes: Classes, has_probabilities: bool, spacing: Sequence[float] | None = None, lowest: float = 0.0
+    classes: Classes,
+    has_probabilities: bool,
+    spacing: Sequence[float] | None = None,
+    lowest: float = 0.0,
+    highest: float = 1.0,
 ) -> dict[str, CaseMetric]:
     """What is measured of each case, by name."""
     metrics: dict[str, CaseMetric] = {
@@ -157,6 +174,7 @@ def _metrics(
             structures=None if sigmoid else classes.structures,
             draws=DRAWS,
             lowest=lowest,
+            highest=highest,
         ),
         "smooth_ece": SmoothECEMetric(ignore_index=ignore, sigmoid=sigmoid, regions=["all", "predicted"]),
         "volume": VolumeMetric(classes.structures, ignore, sigmoid),
@@ -172,20 +190,36 @@ def _measure(item: tuple[Case, str, Path | None], classes: Classes, folder: Path
     saved = read_case(case, classes)
     predicted, true = _masks(saved, classes)
     stored: dict[str, list[torch.Tensor]] = {}
-    for name, metric in _metrics(classes, saved.probabilities is not None, saved.spacing, saved.lowest).items():
+    has_probabilities = saved.probabilities is not None
+    for name, metric in _metrics(classes, has_probabilities, saved.spacing, saved.lowest, saved.highest).items():
         y_pred, y = predicted, true
         if saved.probabilities is not None and name not in ("dsc", "hd95"):
             y_pred, y = saved.probabilities, saved.label
         options = {"voxel_volume": abs(np.linalg.det(saved.affine[:3, :3])) / CUBIC_MM} if name == "volume" else {}
-        with reading(case.prediction.files[0], "a prediction that can be measured"):
+        with reading(case.prediction.files[0], "a prediction that can be measured"), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "y_pred: expected probabilities, got only 0 and 1")  # see `_warn_of_hard`
             measured = metric.measure(y_pred[None], y[None], **options)
         stored[name] = [measured] if isinstance(measured, torch.Tensor) else measured
     drawn = _draw(saved, classes, image, case.label, predicted, true)
     of_slice = {key: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for key, v in vars(drawn).items()}
     with writing(_file(folder, case.name)) as file:
         content = io.BytesIO()  # a full disk is no OSError to torch.save
-        torch.save({"stamp": stamp, "stored": stored, "slice": of_slice}, content)
+        torch.save({"stamp": stamp, "stored": stored, "notes": _note(saved), "slice": of_slice}, content)
         file.write_bytes(content.getvalue())
+
+
+def _note(saved: Saved) -> dict[str, Any]:
+    """Note what is to be said of all cases together."""
+    p = saved.probabilities
+    return {
+        "other_codes": list(saved.other_codes),
+        "other_predicted": list(saved.other_predicted),
+        "voxels": int((saved.label != IGNORED).sum()),
+        # Where nothing is segmented, probabilities of exactly 0 are no sign of a label map.
+        "is_hard": p is not None
+        and bool(saved.prediction.any())
+        and all(bool(((channel == 0) | (channel == 1)).all()) for channel in p),
+    }
 
 
 def _masks(saved: Saved, classes: Classes) -> tuple[torch.Tensor, torch.Tensor]:
@@ -251,6 +285,34 @@ def _warn_of_absent(dsc: CaseMetric, classes: Classes, labels: Path) -> None:
             )
 
 
+def _warn_of_others(folder: Path, of_cases: Sequence[Sequence[int]]) -> None:
+    """Warn of codes in label maps that no structure has, such as one that was forgotten."""
+    codes = sorted(set().union(*of_cases))
+    if codes:
+        shown = ", ".join(map(str, codes[:SHOWN])) + (f" and {len(codes) - SHOWN} more" if len(codes) > SHOWN else "")
+        logging.getLogger(__name__).warning(
+            "%s: %s, in %d of %d label maps, %s",
+            folder,
+            f"code {shown}" if len(codes) == 1 else f"codes {shown}",
+            sum(map(bool, of_cases)),
+            len(of_cases),
+            "belongs to no structure and counts as background"
+            if len(codes) == 1
+            else "belong to no structure and count as background",
+        )
+
+
+def _warn_of_hard(files: Sequence[Path]) -> None:
+    """Warn of predictions without any value between 0 and 1: they may be label maps."""
+    if files:
+        logging.getLogger(__name__).warning(
+            "%s: every value is 0 or 1%s; if these are label maps, store them as integers without a scale factor; "
+            "otherwise calibration says no more than how many voxels are wrong",
+            files[0],
+            f", as in {len(files) - 1} more" if len(files) > 1 else "",
+        )
+
+
 def _is_measured(folder: Path, case: str, stamp: str) -> bool:
     """Whether a case was measured before, in the same way and from the same files."""
     if not _file(folder, case).is_file():
@@ -293,7 +355,20 @@ def _find_images(folder: Path, cases: Sequence[Case]) -> dict[str, Path]:
 
 
 def _check_folder(out: Path, *inputs: Path) -> None:
-    for folder in inputs:
-        if out.resolve() == folder.resolve():
+    """Check that results can be written, and that neither inputs nor other files are in their places."""
+    target = out.resolve()
+    for source in (folder.resolve() for folder in inputs):
+        if target == source:
             raise InputError(f"--out: expected a folder of its own for the results, got {out}, which holds the inputs")
+        if target in source.parents and (name := source.relative_to(target).parts[0]) in (CASES, REPORT, MEASURED):
+            raise InputError(f"--out: expected no inputs where results go, got {out}, whose folder {name} holds them")
     check_writable("--out", out)
+    check_report_folder(out / REPORT)
+
+
+def _check_validation(validation: Path, out: Path, classes: Classes, channels: int) -> None:
+    if channels == 0:
+        raise InputError("--validation: expected predictions with probabilities to choose thresholds, got label maps")
+    if validation.resolve() == out.resolve():
+        raise InputError(f"--validation: expected the evaluation of other cases, got the folder of --out, {out}")
+    read_validation(validation, list(classes.structures))

@@ -22,16 +22,27 @@ from typing import Any, Literal, cast
 
 import numpy as np
 from nibabel.orientations import inv_ornt_aff, io_orientation, ornt_transform
+from nibabel.spatialimages import SpatialImage
 
 from calib_components.errors import InputError, reading
 from calib_components.nifti import check_affine, grid_distance, open_nifti
 from calib_components.tools.predictions.plain_pickle import load_plain
 
-__all__ = ["Header", "Prediction", "Stored", "read_header", "read_label_map", "read_probabilities", "turn_onto"]
+__all__ = [
+    "Header",
+    "Prediction",
+    "Stored",
+    "open_label_map",
+    "read_header",
+    "read_label_map",
+    "read_probabilities",
+    "turn_onto",
+]
 
 ARRAYS = ("npz", "npy")  # kinds that numpy reads
 KEYS = ("probabilities", "softmax")  # of the array in nnU-Net's files, versions 2 and 1
 SLACK = 1e-3  # beyond [0, 1], by rounding and interpolation
+UNITS = {1: "metres", 3: "micrometres"}  # codes of NIfTI; 2 is millimetres, and so is 0, unknown
 SUM_SLACK = 1e-2  # of a sum of half-precision numbers
 SMALLEST = float(np.finfo(np.float32).tiny)  # in place of a 0 among 32-bit numbers, where a logarithm is taken
 
@@ -259,6 +270,24 @@ def _check(values: np.ndarray, sigmoid: bool, step: float, file: Path) -> None:
             )
 
 
+def open_label_map(file: Path) -> SpatialImage:
+    """Open a label file and check its header; the voxels are not read.
+
+    Raises:
+        InputError: It cannot be read, is not three-dimensional, or says that lengths are not in millimetres.
+    """
+    image = open_nifti(file)
+    if len(image.shape) != 3 and (len(image.shape) != 4 or image.shape[3] != 1):
+        raise InputError(f"{file}: expected a label of shape (X, Y, Z), got {image.shape}")
+    code = int(cast(Any, image.header)["xyzt_units"]) % 8  # the other bits are the unit of time
+    if code in UNITS:
+        raise InputError(
+            f"{file}: expected lengths in millimetres, got {UNITS[code]}, as xyzt_units in its header says; convert "
+            "its affine, or set the unit to mm if it is wrong"
+        )
+    return image
+
+
 def read_label_map(file: Path) -> tuple[np.ndarray, np.ndarray]:
     """Read a label file.
 
@@ -266,15 +295,12 @@ def read_label_map(file: Path) -> tuple[np.ndarray, np.ndarray]:
         Its codes, whole numbers `(X, Y, Z)`, and its affine.
 
     Raises:
-        InputError: It cannot be read, is not three-dimensional, or has values that are not whole numbers.
+        InputError: It cannot be read, is not three-dimensional, has values that are not whole numbers, or says that
+            lengths are not in millimetres.
     """
-    image = open_nifti(file)
+    image = open_label_map(file)
     with reading(file, "a complete NIfTI file"):
-        values = np.asanyarray(image.dataobj)
-    if values.ndim == 4 and values.shape[3] == 1:
-        values = values[..., 0]
-    if values.ndim != 3:
-        raise InputError(f"{file}: expected a label of shape (X, Y, Z), got {values.shape}")
+        values = np.asanyarray(image.dataobj).reshape(image.shape[:3])
     if values.dtype.kind == "f":
         if not np.isfinite(values).all() or np.any(values % 1):
             raise InputError(f"{file}: expected whole numbers, the label codes, got others")

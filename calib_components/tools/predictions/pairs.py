@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
@@ -15,7 +16,7 @@ import torch
 from nibabel.affines import voxel_sizes
 from nibabel.orientations import apply_orientation
 
-from calib_components.errors import InputError, reading
+from calib_components.errors import InputError
 from calib_components.inference import NIFTI
 from calib_components.nifti import open_nifti
 from calib_components.tools.predictions.classes import Classes, label_classes, name_classes, paint
@@ -23,6 +24,7 @@ from calib_components.tools.predictions.formats import (
     Header,
     Prediction,
     Stored,
+    open_label_map,
     read_header,
     read_label_map,
     read_probabilities,
@@ -68,6 +70,8 @@ class Saved:
         spacing: Size of a voxel along each axis, in millimetres.
         lowest: In place of lower probabilities, where logarithms are taken: what a stored 0 can have been.
         highest: In place of higher ones, likewise.
+        other_codes: Codes in the label file that no structure has; they count as background.
+        other_predicted: Likewise, in the file of a prediction that is a label map.
     """
 
     probabilities: torch.Tensor | None
@@ -77,6 +81,8 @@ class Saved:
     spacing: tuple[float, ...]
     lowest: float = 0.0
     highest: float = 1.0
+    other_codes: Sequence[int] = ()
+    other_predicted: Sequence[int] = ()
 
 
 def find_cases(predictions: Path, labels: Path) -> list[Case]:
@@ -112,7 +118,7 @@ def find_cases(predictions: Path, labels: Path) -> list[Case]:
         )
     cases, unknown = [], 0
     for name, prediction in sorted(found.items()):
-        header, image = read_header(prediction), open_nifti(label_files[name])
+        header, image = read_header(prediction), open_label_map(label_files[name])
         turn_onto(header, image.affine, image.shape[:3], (prediction.files[0], label_files[name]))
         cases.append(Case(name, prediction, label_files[name], header.channels))
         unknown += header.affine is None
@@ -123,8 +129,9 @@ def find_cases(predictions: Path, labels: Path) -> list[Case]:
             )
     if unknown:
         logging.getLogger(__name__).warning(
-            "%s: %d prediction(s) without a .pkl or NIfTI file that says where their voxels lie; only shapes were "
-            "compared with the labels'",
+            "%s: %d prediction(s) without a .pkl or NIfTI file that says where their voxels lie; only their shapes "
+            "were compared with the labels', so axes may be flipped or swapped, and HD95 and volumes use the labels' "
+            "grids",
             predictions,
             unknown,
         )
@@ -224,12 +231,26 @@ def _find_labels(folder: Path) -> dict[str, Path]:
 
 
 def _files(folder: Path) -> list[Path]:
-    """All files in a folder and its subfolders, except hidden ones."""
+    """All files in a folder and its subfolders, except hidden ones; links to folders are followed, each folder once."""
     if not folder.is_dir():
         raise InputError(f"{folder}: expected a folder, got {'a file' if folder.exists() else 'nothing'}")
-    with reading(folder, "a readable folder"):
-        files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
-    return [file for file in files if not any(part.startswith(".") for part in file.relative_to(folder).parts)]
+    files, seen = [], set()
+
+    def refuse(error: OSError) -> None:
+        raise InputError(f"{error.filename}: expected a folder that can be read, got {error.strerror}")
+
+    for place, subfolders, names in os.walk(folder, onerror=refuse, followlinks=True):
+        if (real := os.path.realpath(place)) in seen:  # a link leads here again, perhaps from inside
+            subfolders.clear()
+            continue
+        seen.add(real)
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        for file in (Path(place, name) for name in sorted(names) if not name.startswith(".")):
+            if file.is_file():
+                files.append(file)
+            elif file.is_symlink() and (NIFTI.fullmatch(file.name) or file.suffix.lower() in (*ARRAYS, ".pkl")):
+                raise InputError(f"{file}: expected a file, got a link to {file.readlink()}, which is not there")
+    return sorted(files)
 
 
 def _by_stem(files: Sequence[Path]) -> dict[tuple[Path, str], dict[str, Path]]:
@@ -257,7 +278,15 @@ def classes_of(
     """
     first = cases[0].prediction
     ours = first.files[0].name.startswith(f"{first.name}{PROBABILITY}.")
-    return name_classes(cases[0].channels, structures, sigmoid, ignore_index, with_background=ours)
+    classes = name_classes(cases[0].channels, structures, sigmoid, ignore_index, with_background=ours)
+    if classes.skip:
+        logging.getLogger(__name__).warning(
+            "%s: %d channels for %d structures; the first is taken for the background and not read",
+            first.files[0],
+            cases[0].channels,
+            len(classes.names),
+        )
+    return classes
 
 
 def patients_of(cases: Sequence[str], pattern: str | None) -> dict[str, str]:
@@ -301,10 +330,11 @@ def read_case(case: Case, classes: Classes) -> Saved:
     """
     name = case.prediction.files[0]
     codes, affine = read_label_map(case.label)
-    label = label_classes(codes, classes, case.label)
+    label, other_codes = label_classes(codes, classes, case.label)
+    other_predicted: list[int] = []
     if case.prediction.kind == "labels":
         own_codes, own_affine = read_label_map(name)
-        values = label_classes(own_codes, replace(classes, ignore_code=None), name)
+        values, other_predicted = label_classes(own_codes, replace(classes, ignore_code=None), name)
         stored = Stored(values, own_affine, step=0.0, lowest=0.0, highest=1.0)
     else:
         stored = read_probabilities(case.prediction, classes.sigmoid, classes.skip)
@@ -329,4 +359,6 @@ def read_case(case: Case, classes: Classes) -> Saved:
         tuple(map(float, voxel_sizes(affine))),
         stored.lowest,
         stored.highest,
+        other_codes,
+        other_predicted,
     )

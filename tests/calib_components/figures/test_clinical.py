@@ -33,7 +33,7 @@ def test_volumes() -> None:
     (axes,) = volume_agreement({"tumour": volumes()}, "ml").axes
     assert axes.get_title() == "tumour\nbias -1.3 ml\nin range: 2 of 3"  # (2 - 6 + 0) / 3
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("true volume (ml)", "expected volume (ml)")
-    ranges, inside, outside = axes.collections
+    ranges, inside, outside, absent = axes.collections
     assert [segment.tolist() for segment in ranges.get_segments()] == [
         [[10, 8], [10, 15]],
         [[26, 15], [26, 25]],
@@ -41,6 +41,7 @@ def test_volumes() -> None:
     ]
     assert inside.get_offsets().tolist() == [[10, 12], [30, 30]]
     assert outside.get_offsets().tolist() == [[26, 20]]
+    assert len(absent.get_offsets()) == 0
     assert axes.get_xlim() == axes.get_ylim() == (0, pytest.approx(1.05 * 31))
 
 
@@ -59,7 +60,17 @@ def test_cases_without_a_volume_are_left_out() -> None:
     (axes,) = volume_agreement({"a": [[], [], [], []]}, "ml").axes
     assert axes.get_title() == "a\nno case\nin range: 0 of 0"
     (axes,) = volume_agreement({"a": [[0.0]] * 4}, "ml").axes
-    assert axes.get_title() == "a\nbias +0.00 ml\nin range: 1 of 1"
+    assert axes.get_title() == "a\nbias +0.00 ml\nin range: 0 of 0"
+
+
+def test_cases_without_the_structure_are_not_counted_in_range() -> None:
+    expected, true, low, high = [12.0, 5, 3], [10.0, 0, 0], [8.0, 0, 1], [15.0, 9, 4]
+    figure = volume_agreement({"a": [expected, true, low, high]}, "ml")
+    (axes,) = figure.axes
+    assert axes.get_title() == "a\nbias +3.3 ml\nin range: 1 of 1"  # (2 + 5 + 3) / 3
+    _, inside, outside, absent = (collection.get_offsets().tolist() for collection in axes.collections)
+    assert (inside, outside, absent) == ([[10, 12]], [], [[0, 5], [0, 3]])
+    assert legend(figure)[-3:] == ["true volume in this range", "true volume outside", "case without the structure"]
 
 
 def test_thresholds() -> None:

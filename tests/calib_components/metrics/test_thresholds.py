@@ -96,6 +96,31 @@ def test_cases_without_the_structure() -> None:
     assert counts.best().tolist() == [counts.thresholds[0]]
 
 
+def test_ratios_of_cases_give_the_table() -> None:
+    counts = counts_of(
+        [[[4, 3, 2]], [[0, 0, 0]], [[1, 1, 0]]], [[[6, 4, 2]], [[2, 0, 0]], [[1, 1, 0]]], [[4], [0], [2]]
+    )
+    ratios = counts.ratios(0)
+    assert [field.tolist() for field in ratios["sensitivity"]] == [
+        [[4, 3, 2], [0] * 3, [1, 1, 0]],
+        [[4] * 3, [0] * 3, [2] * 3],
+    ]
+    assert [field.tolist() for field in ratios["specificity"]] == [
+        [[4, 5, 6], [8, 10, 10], [8] * 3],
+        [[6] * 3, [10] * 3, [8] * 3],
+    ]
+    assert [field.tolist() for field in ratios["ppv"]] == [
+        [[4, 3, 2], [0] * 3, [1, 1, 0]],
+        [[6, 4, 2], [2, 0, 0], [1, 1, 0]],
+    ]
+    dsc, has = ratios["dsc"]
+    np.testing.assert_allclose(dsc, [[8 / 10, 6 / 8, 4 / 6], [0] * 3, [2 / 3, 2 / 3, 0]])
+    assert has.tolist() == [[1] * 3, [0] * 3, [1] * 3]  # the second case has no DSC, though something is predicted
+    table = counts.table(0)
+    for name, (above, below) in ratios.items():
+        np.testing.assert_array_equal(getattr(table, name), above.sum(0) / below.sum(0).double())
+
+
 def test_best_threshold() -> None:
     equal = counts_of([[[2, 2, 2], [0, 0, 0], [1, 2, 2]]], [[[2, 2, 2], [0, 0, 0], [2, 3, 2]]], [[2, 0, 2]])
     assert equal.best()[[0, 2]].tolist() == [0.5, 0.7]  # the nearest to 0.5; the highest

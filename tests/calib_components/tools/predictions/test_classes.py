@@ -74,6 +74,7 @@ def test_channels_with_a_sigmoid_each(
         ({"channels": 4, "structures": BRATS, "sigmoid": True}, r"for each of the 4 channel\(s\).* got 3: WT, TC, ET"),
         ({"channels": 5, "structures": BRATS, "sigmoid": True, "with_background": True}, r"each of the 5 channel\(s\)"),
         ({"channels": 3, "structures": ["a=1", "a=2"]}, "--structures: expected different names, got a twice"),
+        ({"channels": 3, "structures": []}, "--structures: expected at least one structure, such as liver=1, got none"),
         ({"channels": 3, "structures": ["a", "b=2"]}, "--structures: expected name=code .*, got 'a'"),
         ({"channels": 3, "structures": ["a=one"]}, "--structures: expected name=code .*, got 'a=one'"),
         ({"channels": 3, "structures": ["a=0+1"]}, "label codes above 0, the background's, got 'a=0"),
@@ -90,13 +91,14 @@ LABEL = np.array([[[0, 1, 2, 4, 9]]])
 
 
 def test_labels_of_a_softmax_are_class_indices() -> None:
-    label = label_classes(LABEL, name_classes(4, BRATS, ignore_index=9), "label")
+    label, others = label_classes(LABEL, name_classes(4, BRATS, ignore_index=9), "label")
+    assert others == []
     assert label.tolist() == [[[[0, 1, 2, 3, IGNORED]]]]
     assert label.dtype == np.uint8
 
 
 def test_labels_of_sigmoids_are_masks() -> None:
-    label = label_classes(LABEL, name_classes(3, BRATS, sigmoid=True, ignore_index=9), "label")
+    label = label_classes(LABEL, name_classes(3, BRATS, sigmoid=True, ignore_index=9), "label")[0]
     masks = [[0, 1, 1, 1], [0, 1, 0, 1], [0, 0, 0, 1]]
     assert label.tolist() == [[[[*mask, IGNORED]]] for mask in masks]
 
@@ -108,7 +110,8 @@ def test_unknown_label_codes_are_refused(classes: Classes) -> None:
 
 
 def test_other_structures_than_the_named_ones_are_background_of_sigmoids() -> None:
-    assert label_classes(LABEL, name_classes(1, ["tumour=2+4"]), "label").tolist() == [[[[0, 0, 1, 1, 0]]]]
+    label, others = label_classes(LABEL, name_classes(1, ["tumour=2+4"]), "label")
+    assert (label.tolist(), others) == ([[[[0, 0, 1, 1, 0]]]], [1, 9])
 
 
 def test_small_structures_are_drawn_over_large_ones() -> None:

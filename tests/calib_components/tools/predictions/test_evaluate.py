@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -167,7 +170,7 @@ def test_structure_that_no_label_has_is_named(
 ) -> None:
     for seed, name in enumerate(NAMES):
         save_nifti(tmp_path / "maps" / f"{name}.nii.gz", softmax_of(seed).argmax(0).astype(np.uint8))
-    run(tmp_path / "maps", labels, tmp_path / "out", structures=["a=1", "b=7"])
+    run(tmp_path / "maps", labels, tmp_path / "out", structures=["a=1", "c=2", "b=7"])
     warned = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert warned == [f"{labels}: no label has b, code 7; --structures names the codes"]
 
@@ -292,3 +295,96 @@ def test_image_of_another_grid_is_named(predictions: Path, labels: Path, tmp_pat
         save_nifti(tmp_path / "images" / f"{name}.nii.gz", softmax_of(seed)[0], AFFINE + np.eye(4, k=3) * 5)
     with pytest.raises(InputError, match=r"images/p1_ed.nii.gz: expected the voxels of .*labels/p1_ed_gt.nii.gz"):
         run(predictions, labels, tmp_path / "out", images=tmp_path / "images")
+
+
+def warned(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+
+
+def test_codes_of_no_structure_are_named_once(labels: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = tmp_path / "predictions"
+    for seed, name in enumerate(NAMES):
+        save_channels_last(folder / f"{name}.nii.gz", np.random.default_rng(seed).random((2, *SHAPE), np.float32))
+    save_nifti(labels / "p1_ed_gt.nii.gz", label_of(0, (0, 1, 2, 7)))
+    options = {"structures": ["a=1", "both=1+2"], "sigmoid": True}
+    run(folder, labels, tmp_path / "a", **options)
+    assert warned(caplog) == [
+        f"{labels}: code 7, in 1 of 3 label maps, belongs to no structure and counts as background"
+    ]
+    save_nifti(labels / "p1_es_gt.nii.gz", label_of(0, (0, 1, 2, *range(7, 14))))
+    caplog.clear()
+    run(folder, labels, tmp_path / "b", **options, workers=2)
+    codes = "codes 7, 8, 9, 10, 11 and 2 more, in 2 of 3 label maps"
+    assert warned(caplog) == [f"{labels}: {codes}, belong to no structure and count as background"]
+
+
+def test_codes_of_label_maps_that_are_compared(labels: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in NAMES:
+        save_nifti(tmp_path / "maps" / f"{name}.nii.gz", label_of(3, (0, 1, 2, 5)))
+    run(tmp_path / "maps", labels, tmp_path / "out", structures=["a=1", "b=2"])
+    background = "belongs to no structure and counts as background"
+    assert warned(caplog) == [f"{tmp_path / 'maps'}: code 5, in 3 of 3 label maps, {background}"]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+def test_probabilities_of_0_and_1_alone_may_be_label_maps(
+    labels: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "predictions"
+    for seed, name in enumerate(NAMES):
+        save_nifti(folder / f"{name}.nii.gz", (label_of(seed) > 0).astype(np.float32))
+    save_nifti(folder / "p1_ed.nii.gz", np.zeros(SHAPE, np.float32))  # nothing is segmented: may be a probability
+    run(folder, labels, tmp_path / "out", structures=["a=1+2"])
+    (line,) = warned(caplog)
+    assert line.startswith(f"{folder / 'p1_es.nii.gz'}: every value is 0 or 1, as in 1 more; if these are label maps")
+    caplog.clear()
+    for seed, name in enumerate(NAMES):
+        save_nifti(folder / f"{name}.nii.gz", softmax_of(seed)[1])
+    run(folder, labels, tmp_path / "out", structures=["a=1+2"])
+    assert warned(caplog) == []
+
+
+def test_half_precision_sigmoids_that_are_stored_as_1(tmp_path: Path) -> None:
+    """A wrong 1 counts as what it can have been, 1 - 2^-12, and a wrong 0 as 2^-25."""
+    label = np.zeros((4, 4, 1), np.uint8)
+    label[:2] = 1
+    p = label.astype(np.float16)
+    p[0, 0], p[3, 3] = 0, 1
+    (tmp_path / "predictions").mkdir()
+    np.save(tmp_path / "predictions" / "x.npy", p)
+    save_nifti(tmp_path / "labels" / "x.nii", label)
+    _, columns = run(tmp_path / "predictions", tmp_path / "labels", tmp_path / "out", structures=["a=1"])
+    assert columns["nll_all"][0] == pytest.approx((12 + 25) * np.log(2) / 16)
+    assert columns["brier_all"][0] == pytest.approx(2 * 2 / 16)
+    assert columns["ece_all"][0] == pytest.approx(2 / 16)
+
+
+def test_a_case_of_which_all_voxels_are_left_out(predictions: Path, labels: Path, tmp_path: Path) -> None:
+    for name in NAMES[:2]:
+        save_nifti(labels / f"{name}_gt.nii.gz", np.full(SHAPE, 9, np.uint8))
+    _, columns = run(predictions, labels, tmp_path / "out", ignore_index=9)
+    assert np.isnan(columns["ece_all"]).tolist() == [True, True, False]
+    save_nifti(labels / f"{NAMES[2]}_gt.nii.gz", np.full(SHAPE, 9, np.uint8))
+    expected = r"^--ignore_index: expected voxels with other codes, got 9 in every voxel of all 3 label\(s\)$"
+    with pytest.raises(InputError, match=expected):
+        run(predictions, labels, tmp_path / "all", ignore_index=9)
+    assert not (tmp_path / "all" / "summary.json").exists()
+
+
+def test_page_is_replaced_when_the_command_runs_again(predictions: Path, labels: Path, tmp_path: Path) -> None:
+    for name in ("liver", "kidney"):
+        run(predictions, labels, tmp_path / "out", structures=[f"{name}=1"])
+        assert name in (tmp_path / "out" / "report" / "index.html").read_text()
+    assert not (tmp_path / "out" / ".measured").exists()
+
+
+def test_page_in_a_folder_whose_name_is_not_utf8(predictions: Path, labels: Path, tmp_path: Path) -> None:
+    out = os.fsencode(tmp_path) + b"/o\xff"
+    done = subprocess.run(
+        [sys.executable, "scripts/evaluate_predictions.py", predictions, labels, "--out", out, "--workers", "1"],
+        cwd=ROOT, capture_output=True, env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert rb"/o\udcff/report/index.html" in done.stdout
+    assert os.path.exists(out + b"/report/index.html")

@@ -244,6 +244,7 @@ def test_arrays_without_a_grid_are_compared_by_shape(tmp_path: Path, caplog: pyt
     with caplog.at_level(logging.WARNING):
         check_softmax(read_one(tmp_path))
     assert "1 prediction(s) without a .pkl or NIfTI file that says where their voxels lie" in caplog.text
+    assert "axes may be flipped or swapped, and HD95 and volumes use the labels' grids" in caplog.text
     np.savez(file, probabilities=P)  # not in reverse order
     with pytest.raises(
         InputError, match=r"expected shape \(6, 5, 4\) .*, got \(4, 5, 6\); its axes are in reverse order"
@@ -278,3 +279,76 @@ def test_patients_by_their_names() -> None:
         patients_of(names, r"frame\d+")
     with pytest.raises(InputError, match=r"--patient_pattern: expected a regular expression, got '\('"):
         patients_of(names, "(")
+
+
+def test_lengths_in_another_unit_are_refused(tmp_path: Path) -> None:
+    predictions, labels = places(tmp_path)
+    save_channels_last(predictions / "case.nii", P)
+    file = save_nifti(labels / "case.nii", LABEL)
+    for unit, message in (
+        ("unknown", None),
+        ("mm", None),
+        ("meter", "expected lengths in millimetres, got metres, as xyzt_units"),
+        ("micron", "expected lengths in millimetres, got micrometres, as xyzt_units"),
+    ):
+        image = nib.Nifti1Image(LABEL, AFFINE)
+        image.header.set_xyzt_units(unit, "sec")
+        image.to_filename(file)
+        if message is None:
+            assert len(find_cases(predictions, labels)) == 1
+        else:
+            with pytest.raises(InputError, match=f"^{file}: {message}"):
+                find_cases(predictions, labels)
+
+
+def test_links_to_folders_are_followed_once(tmp_path: Path) -> None:
+    """Such as those of a data set on another disk, also if one leads back to the folder that it is in."""
+    predictions, labels = places(tmp_path)
+    save_channels_last(tmp_path / "disk" / "case.nii.gz", P)
+    save_nifti(labels / "case.nii.gz", LABEL)
+    predictions.mkdir()
+    (predictions / "a").symlink_to(tmp_path / "disk")
+    (predictions / "b").symlink_to(tmp_path / "disk")
+    (tmp_path / "disk" / "back").symlink_to(predictions)
+    (labels / "itself").symlink_to(labels)
+    (case,) = find_cases(predictions, labels)
+    assert case.prediction.files == (predictions / "a" / "case.nii.gz",)
+    check_softmax(read_case(case, classes_of([case], None, False, None)))
+
+
+@pytest.mark.parametrize("name", ["x.nii.gz", "x.nii", "x.NPZ", "x.npy", "x.pkl"])
+def test_links_to_files_that_are_not_there_are_named(name: str, tmp_path: Path) -> None:
+    predictions, labels = places(tmp_path)
+    save_channels_last(predictions / "case.nii.gz", P)
+    save_nifti(labels / "case.nii.gz", LABEL)
+    for folder in (predictions, labels):
+        (folder / "notes.txt").symlink_to(tmp_path / "gone")  # no file that is read
+        find_cases(predictions, labels)
+        (folder / name).symlink_to(tmp_path / "gone")
+        with pytest.raises(InputError, match=f"^{folder / name}: expected a file, got a link to .*gone, which is not"):
+            find_cases(predictions, labels)
+        (folder / name).unlink()
+
+
+def test_the_first_channel_that_is_not_read_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    predictions, labels = places(tmp_path)
+    file = save_channels_last(predictions / "case_probability.nii.gz", softmax_of(0, channels=4))
+    save_nifti(labels / "case.nii.gz", LABEL)
+    cases = find_cases(predictions, labels)
+    classes_of(cases, ["a=1", "b=2", "c=3", "d=4"], True, None)
+    assert not caplog.records
+    classes_of(cases, ["a=1", "b=2", "c=1+2"], True, None)
+    (record,) = caplog.records
+    expected = "4 channels for 3 structures; the first is taken for the background and not read"
+    assert record.getMessage() == f"{file}: {expected}"
+
+
+def test_codes_of_no_structure_are_noted(tmp_path: Path) -> None:
+    predictions, labels = places(tmp_path)
+    save_nifti(predictions / "case.nii.gz", label_of(1, codes=(0, 1, 5)))
+    save_nifti(labels / "case.nii.gz", label_of(0, codes=(0, 1, 3, 9)))
+    saved = read_one(tmp_path, ["a=1"], ignore=9)
+    assert (saved.other_codes, saved.other_predicted) == ([3], [5])
+    save_nifti(predictions / "case.nii.gz", P[0])
+    saved = read_one(tmp_path, ["a=1"], ignore=9)
+    assert (saved.other_codes, saved.other_predicted) == ([3], [])
