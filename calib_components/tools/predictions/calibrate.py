@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+import math
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -29,6 +31,7 @@ from calib_components.tools.predictions.pairs import (
 __all__ = ["calibrate_predictions", "scale_probabilities"]
 
 PRELOAD = [__name__]
+DECISIVE = 0.1  # share of the NLL by voxels of probability 0 from which they are spoken of
 
 
 def calibrate_predictions(
@@ -79,8 +82,12 @@ def calibrate_predictions(
     names = [*(_result_name(*target) for target in targets), TEMPERATURE]
     _check_folder(out, [predictions, labels, apply_to], names)
 
-    estimate = _fit(cases, classes, patients, processes)
-    _print(estimate)
+    fit, denied = _fit(cases, classes, patients, processes)
+    try:
+        estimate = fit.compute()
+    except ValueError as error:
+        raise InputError(f"--ignore_index: expected voxels to fit a temperature on, got none: {error}") from error
+    _print(estimate, denied)
     unfinished = out / f"{UNFINISHED}scaled"
     shutil.rmtree(unfinished, ignore_errors=True)
     make_folder(unfinished)
@@ -141,33 +148,54 @@ def _move(names: Sequence[str], source: Path, target: Path) -> None:
         raise InputError(f"--out: expected a folder that can be written, got {target}: {error.strerror}") from error
 
 
-def _fit(cases: Sequence[Case], classes: Classes, patients: Mapping[str, str], processes: int) -> TemperatureEstimate:
+class _Denied(NamedTuple):
+    """Voxels whose stored probability of what they are is 0."""
+
+    voxels: int
+    nll: float
+
+
+def _fit(
+    cases: Sequence[Case], classes: Classes, patients: Mapping[str, str], processes: int
+) -> tuple[TemperatureScaling, list[_Denied]]:
+    """Return the fit, and what each case adds to the NLL by voxels of probability 0."""
     pooled = TemperatureScaling(ignore_index=classes.ignore_index, sigmoid=classes.sigmoid)
     fit_case = functools.partial(_fit_case, classes=classes, patients=patients)
     with parallel(fit_case, cases, processes, "fit", PRELOAD) as results:
-        for fit in results:
-            pooled.add(fit)
-    try:
-        return pooled.compute()
-    except ValueError as error:
-        raise InputError(f"--ignore_index: expected voxels to fit a temperature on, got none: {error}") from error
+        fitted = list(results)
+    for fit, _ in fitted:
+        pooled.add(fit)
+    return pooled, [denied for _, denied in fitted]
 
 
-def _fit_case(case: Case, classes: Classes, patients: Mapping[str, str]) -> TemperatureScaling:
+def _fit_case(case: Case, classes: Classes, patients: Mapping[str, str]) -> tuple[TemperatureScaling, _Denied]:
     saved = read_case(case, classes)
     assert saved.probabilities is not None
     fit = TemperatureScaling(ignore_index=classes.ignore_index, sigmoid=classes.sigmoid)
     logits = _logits(saved.probabilities, saved.lowest, saved.highest, classes.sigmoid)
     fit.update(logits[None], saved.label[None], patients[case.name])
-    return fit
+    p = saved.probabilities
+    if classes.sigmoid:
+        missed, spurious = int(((p == 0) & (saved.label == 1)).sum()), int(((p == 1) & (saved.label == 0)).sum())
+        nll = -missed * math.log(saved.lowest) - spurious * math.log(1 - saved.highest)
+        return fit, _Denied(missed + spurious, nll)
+    missed = sum(int(((channel == 0) & (saved.label[0] == k)).sum()) for k, channel in enumerate(p))
+    return fit, _Denied(missed, -missed * math.log(saved.lowest))
 
 
-def _print(estimate: TemperatureEstimate) -> None:
+def _print(estimate: TemperatureEstimate, denied: Sequence[_Denied]) -> None:
     print(f"T = {estimate.summary()}")
     print(f"NLL {estimate.nll_before:.4f} -> {estimate.nll_after:.4f}")
     print(estimate.effect())
     for warning in estimate.warnings():
         print(warning)
+    voxels, nll = (sum(values) for values in zip(*denied, strict=True))
+    if (share := nll / max(estimate.nll_before * estimate.voxels, nll, 1e-9)) >= DECISIVE:
+        print(
+            f"{voxels} voxels, in {sum(case.voxels > 0 for case in denied)} of {len(denied)} cases, have a stored "
+            f"probability of 0 for what they are and make up {100 * share:.0f} % of the NLL, so they decide T. They "
+            "may lie outside of what the network saw, or be rounded to 0."
+        )
 
 
 def _logits(probabilities: torch.Tensor, lowest: float, highest: float, sigmoid: bool) -> torch.Tensor:
