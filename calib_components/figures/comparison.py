@@ -33,7 +33,8 @@ def rank_heat_map(ranks: ArrayLike, totals: ArrayLike, methods: Sequence[str], c
     """
     ranks, totals = np.asarray(ranks, float), np.asarray(totals, float)
     order = np.argsort(totals, kind="stable")
-    figure = Figure(figsize=(1.7 + 0.85 * len(columns), 0.8 + 0.36 * len(methods)), dpi=150, layout="constrained")
+    height = (0.8 if max(map(len, columns)) <= TICK else 1.0) + 0.36 * len(methods)
+    figure = Figure(figsize=(1.7 + 0.85 * len(columns), height), dpi=150, layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=[len(columns) - 1, 1])
     span = np.ptp(totals) or 1.0
     for axes, values, shade, names in (
@@ -47,7 +48,7 @@ def rank_heat_map(ranks: ArrayLike, totals: ArrayLike, methods: Sequence[str], c
             if not np.isnan(value):
                 color = "white" if shade[row, column] < 0.6 else "black"
                 axes.text(column, row, f"{value:.{digits}f}", ha="center", va="center", color=color)
-        axes.set_xticks(range(len(names)), [literal(name, NAME) for name in names])
+        axes.set_xticks(range(len(names)), [literal(name, TICK, 2) for name in names])
         axes.xaxis.tick_top()
         axes.set_yticks([])
         axes.tick_params(length=0)

@@ -59,8 +59,7 @@ def structure_volumes(
     a probability of at least 90 % if all voxels are fully dependent (comonotone): if one random number `u` decides for
     all of them, and a voxel is in the structure where `p > u`. No other dependence with the same probabilities has a
     larger variance; if voxels are independent, the interval is much narrower. A probability of a structure of several
-    classes is their sum. It
-    is compared in the type of `y_pred`, as `p > 0.05` compares in PyTorch and NumPy.
+    classes is their sum, compared in the type of `y_pred`, as `p > 0.05` compares in PyTorch and NumPy.
 
     Shape:
         - y_pred: `(B, N, *S)`, with N classes or channels and any number of spatial dimensions.
