@@ -77,9 +77,10 @@ def read_cases(folder: str | os.PathLike) -> tuple[list[str], dict[str, NDArray[
             if len(row) != len(header):
                 raise ValueError(f"{len(row)} cells of case {index} in {len(header)} columns")
         cases = [row[0] for row in rows]
-        for name, count in Counter([*header, *cases]).items():
-            if count > 1:
-                raise ValueError(f"{name} {count} times")
+        for kind, names in (("column", header), ("case", cases)):
+            for name, count in Counter(names).items():
+                if count > 1:
+                    raise ValueError(f"the {kind} {name} {count} times")
         values = np.array([[float(cell) if cell else np.nan for cell in row[1:]] for row in rows])
         if np.isinf(values).any():
             raise ValueError("infinite values")
@@ -154,6 +155,8 @@ def read_thresholds(folder: str | os.PathLike) -> tuple[list[str], ThresholdCoun
         names, counts = content["structures"], ThresholdCounts.from_dict(content["counts"])
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise TypeError("structures that are no names")
+        if not (counts.thresholds.diff() > 0).all():
+            raise ValueError("thresholds that are not in ascending order")
         if counts.true.shape != (shape := (len(content["cases"]), len(names))):
             raise ValueError(f"counts of shape {tuple(counts.true.shape)} in place of {shape}")
         return names, counts
@@ -171,6 +174,8 @@ def read_risk_coverage(folder: str | os.PathLike) -> tuple[NDArray[np.float64], 
         coverage, risk = np.array(content["coverage"], float), np.array(content["risk"], float)
         if risk.shape != (len(content["cases"]), len(coverage)):
             raise ValueError(f"risks of shape {risk.shape} at {len(coverage)} coverages")
+        if not (np.diff(coverage, prepend=0) > 0).all() or not (np.isnan(risk) | ((risk >= 0) & (risk <= 1))).all():
+            raise ValueError("risks that are not between 0 and 1, or coverages that are not in ascending order")
         return coverage, risk
 
 

@@ -26,17 +26,24 @@ from calib_components.tools.comparison.statistics import (
     Estimate,
     mean_of_defined,
     mean_with_interval,
+    paired_difference,
     ratio_with_interval,
     spearman_with_interval,
 )
-from calib_components.tools.comparison.tables import NONE, interval, number
+from calib_components.tools.comparison.tables import DIFFERENCE, NONE, interval, number
 
-__all__ = ["expected_dsc_section", "risk_section", "thresholds_section", "volumes_section"]
+__all__ = [
+    "choose_thresholds",
+    "chosen_thresholds",
+    "expected_dsc_section",
+    "risk_section",
+    "thresholds_section",
+    "volumes_section",
+]
 
 SHOWN = (0.1, 0.25, 0.5, 0.75, 0.9)  # thresholds in the table; the figure has all
 VOLUMES = ("expected_volume", "true_volume", "volume_low", "volume_high")
 USUAL = 0.5
-LITTLE = 0.005  # difference of DSC
 LOWEST = 10  # cases in the table of the lowest expected DSC
 
 
@@ -113,7 +120,7 @@ def thresholds_section(found: Evaluations, validation: FolderEvaluation | None) 
         found: The evaluations.
         validation: Evaluation of validation cases on which the threshold of each structure is chosen; None for none.
     """
-    chosen = {} if validation is None else _chosen(validation)
+    chosen = {} if validation is None else choose_thresholds(validation)
     rows, records, pictures = [], [], []
     for method in found.methods:
         counts = method.evaluation.thresholds
@@ -155,25 +162,39 @@ def thresholds_section(found: Evaluations, validation: FolderEvaluation | None) 
         else f"In bold: the threshold with the highest mean DSC on the {len(validation.cases)} cases of the validation "
         "folder."
     )
-    if little := _of_little_difference(_threshold_tables(found.methods[0].evaluation), chosen):
-        caption += (
-            f" It makes little difference for {', '.join(little)}: the DSC differs by less than {LITTLE} from that at "
-            "0.5."
-        )
+    if chosen:
+        caption += f" {chosen_thresholds(found, chosen)}"
     header = ["", "structure", "threshold", "sensitivity ↑", "specificity ↑", "PPV ↑", "DSC ↑"]
     header, rows = _without_name(found, header, rows)
     return Section("thresholds", "Thresholds", caption, header, rows, records, pictures)
 
 
-def _of_little_difference(tables: Mapping[str, ThresholdTable], chosen: Mapping[str, float]) -> list[str]:
-    """Return the structures whose DSC at the chosen threshold is nearly that at 0.5."""
-    found = []
+def chosen_thresholds(found: Evaluations, chosen: Mapping[str, float]) -> str:
+    """Return what chosen thresholds change, as one sentence.
+
+    Args:
+        found: The evaluation of one network.
+        chosen: The threshold of each structure, see `choose_thresholds`.
+    """
+    evaluation = found.methods[0].evaluation
+    counts = evaluation.thresholds
+    assert counts is not None
+    at, parts = counts.thresholds.numpy(), []
     for name, threshold in chosen.items():
-        thresholds, dsc = (np.asarray(field, float) for field in (tables[name].thresholds, tables[name].dsc))
-        at_chosen, at_half = (dsc[np.abs(thresholds - each).argmin()] for each in (threshold, USUAL))
-        if abs(at_chosen - at_half) < LITTLE:
-            found.append(name)
-    return found
+        index = evaluation.threshold_structures.index(name)
+        dsc = np.where(counts.true[:, [index]].numpy() > 0, counts.dsc[:, index].numpy(), np.nan)
+        own, usual = (dsc[:, np.abs(at - value).argmin()] for value in (threshold, USUAL))
+        change = paired_difference(own, usual, found.patients)
+        size = " ".join([number(change.mean, "dsc", DIFFERENCE), *interval(change, "dsc", DIFFERENCE)])
+        parts.append(f"{name} {threshold:.2f} (DSC {size} against {USUAL})")
+    return f"Thresholds chosen on the validation cases: {', '.join(parts)}."
+
+
+def choose_thresholds(validation: FolderEvaluation) -> dict[str, float]:
+    """Return the threshold of each structure with the highest mean DSC on validation cases."""
+    counts = validation.thresholds
+    best = [] if counts is None else counts.best().tolist()
+    return {name: value for name, value in zip(validation.threshold_structures, best, strict=True) if value == value}
 
 
 def _threshold_tables(evaluation: FolderEvaluation) -> dict[str, ThresholdTable]:
@@ -181,13 +202,6 @@ def _threshold_tables(evaluation: FolderEvaluation) -> dict[str, ThresholdTable]
     if counts is None:
         return {}
     return {name: counts.table(index) for index, name in enumerate(evaluation.threshold_structures)}
-
-
-def _chosen(validation: FolderEvaluation) -> dict[str, float]:
-    """Return the best threshold of each structure."""
-    counts = validation.thresholds
-    best = [] if counts is None else np.asarray(counts.best(), float).tolist()
-    return dict(zip(validation.threshold_structures, best, strict=True))
 
 
 def risk_section(found: Evaluations) -> Section | None:

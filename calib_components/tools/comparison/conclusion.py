@@ -1,17 +1,17 @@
 """What a report begins with: one to three sentences drawn from its numbers, without a claim that they do not support.
 
-A network is called over- or underconfident, and a method better calibrated than another, only where a 95 % interval
-and a test over patients say so. Where a better one is worse in another region, the same sentence says it.
-
-The test of one network (`sign_flip_p_value`) compares confidence with accuracy, not the ECE with 0: the ECE of a
-calibrated network is above 0 by chance, and by how much, nobody can tell who does not know how voxels depend on each
-other. Confidence minus accuracy is 0 on average however they do.
+Whether a network is calibrated is a test over patients of confidence against accuracy (`sign_flip_p_value`), not of the
+ECE against 0: the ECE of a calibrated network is above 0 by chance, and by how much, nobody can tell who does not know
+how voxels depend on each other. Confidence minus accuracy is 0 on average however they do. For the same reason a lower
+ECE of one of two methods is reported as that: the ECE of a less confident one has a larger part of chance. The NLL,
+which scores probabilities as a whole, stands beside it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -30,16 +30,17 @@ from calib_components.tools.comparison.tables import DIFFERENCE, SIGNIFICANT, hi
 
 __all__ = ["conclude", "worst_cases"]
 
-REGIONS = {  # those that the prediction alone chooses
-    "ece_all": "over all voxels",
-    "ece_predicted": "in the predicted foreground",
-    "ece_plausible": "in the plausible foreground",
-    "ece_predicted_band": "near borders between predicted classes",
-}
+PLACES = {"predicted": "in the predicted foreground", "all": "over all voxels"}
 FOREGROUND = "over the ground-truth foreground"
+NAMES = {  # of measures, and where they are taken
+    "nll_all": ("NLL", "over all voxels"),
+    "ece_all": ("ECE", "over all voxels"),
+    "ece_predicted": ("ECE", "in the predicted foreground"),
+    "ece": ("ECE", FOREGROUND),
+    "dsc": ("DSC", "on the common cases"),
+}
 BRACKETS = "in brackets: 95 % intervals over patients"
-PERHAPS = "perhaps "  # said where the interval speaks for a difference, but not the test
-STRONG = 0.5  # rank correlation above which low confidence does more than find bad cases somewhat
+SLIGHT = 0.01  # difference of confidence and accuracy
 
 
 def conclude(compared: Comparison, reference: Method | None = None) -> str:
@@ -73,40 +74,91 @@ def _of_one(compared: Comparison) -> list[str]:
     if len(set(patients)) < FEWEST_PATIENTS:
         sentences.append(f"{_counted_are(compared)} too few to tell how it is for others.")
     else:
-        sentences.append(f"These {compared.counted} cannot tell how it is for patients of another origin ({BRACKETS}).")
+        sentences.append(
+            f"These {compared.counted} cannot tell how it is for patients of another origin, nor of failures too rare "
+            f"to be among them ({BRACKETS})."
+        )
     return sentences
 
 
+class _Calibration(NamedTuple):
+    """Confidence and accuracy in a region."""
+
+    confidence: float
+    accuracy: float
+    gap: Estimate
+    p_value: float  # that all bins are right
+    p_value_of_gap: float  # that confidence is right as a mean
+    cases: int
+
+
 def _calibration(compared: Comparison) -> str:
-    """Return the sentence that answers whether the one method is calibrated, by its predicted foreground."""
+    """Return the sentence that answers whether the one method is calibrated, by both regions that are measured."""
     (method,), patients = compared.methods, compared.patients
-    over_all = f"{_estimated(mean_with_interval(method.values('ece_all'), patients), 'ece')} over all voxels"
-    pooled = method.bins("predicted")
-    if pooled.count.sum() == 0:  # a network may predict no foreground at all
-        return f"No foreground is predicted; the ECE of a case is {over_all}."
-    error = _estimated(mean_with_interval(method.values("ece_predicted"), patients), "ece")
-    errors = f"the ECE of a case is {error} there and {over_all}, of which chance is a part"
-    of_cases = method.confidence_and_accuracy("predicted")
-    if of_cases is None:
-        return f"Files of this earlier version do not tell whether the model is calibrated: {errors}."
-    gaps = of_cases[0] - of_cases[1]
-    p_value = sign_flip_p_value(gaps, patients)
-    gap = mean_with_interval(gaps.sum(1), patients)
-    confidence, accuracy = (number(float(mean_of_defined(part.sum(1))), "ece") for part in of_cases)
-    kind = f"the mean confidence is {confidence} and the accuracy {accuracy}"
-    tested = f" ({p_text(p_value)[0]})" if p_text(p_value) else ""
+    found = {region: _in_region(method, region, patients) for region in PLACES}
+    adjusted = holm([math.nan if each is None else each.p_value for each in found.values()])
+    parts, verdicts = [], []
+    for (region, each), p_value in zip(found.items(), adjusted.tolist(), strict=True):
+        error = mean_with_interval(method.values(f"ece_{region}"), patients)
+        shown = f"ECE of a case {_estimated(error, 'ece')}"
+        place = PLACES[region]
+        if each is None:
+            parts.append(f"{place}, {shown}")
+            continue
+        if each.cases == 0:  # a network may predict no foreground at all
+            parts.append(f"{place}, there is no voxel")
+            continue
+        if each.cases < len(patients):
+            place += f" of the {each.cases} of {len(patients)} cases that have one"
+        means = f"confidence {number(each.confidence, 'ece')}, accuracy {number(each.accuracy, 'ece')}"
+        verdict, kind = _verdict(each, p_value)
+        verdicts.append(verdict)
+        parts.append(f"{place}, {kind} ({', '.join([means, *p_text(p_value), shown])})")
+    text = f"{'; '.join(parts)}. Chance alone gives a case an ECE above 0"
+    if not verdicts:
+        return f"Files of this earlier version do not tell whether the model is calibrated: {text}."
+    answer = max(verdicts, key=list(ANSWERS).index)
+    return f"{ANSWERS[answer]}: {text}."
+
+
+ANSWERS = {  # from the mildest to what outweighs the others
+    "none": "No miscalibration shown",
+    "slight": "Slightly miscalibrated",
+    "unknown": "Too few patients to tell whether the model is calibrated",
+    "shown": "Not well calibrated",
+}
+
+
+def _verdict(found: _Calibration, p_value: float) -> tuple[str, str]:
+    """Return what a region says of the model, as a key of `ANSWERS` and in words."""
     if math.isnan(p_value):
-        answer = "Too few patients to tell whether the model is calibrated"
-    elif p_value >= SIGNIFICANT:
-        answer = f"No miscalibration shown{tested}"
-    else:
-        answer = f"Not well calibrated{tested}"
-        means = f"mean confidence {confidence}, accuracy {accuracy}"
-        if gap.low > 0 or gap.high < 0:
-            kind = f"the model is {'over' if gap.low > 0 else 'under'}confident ({means})"
-        else:
-            kind = f"it cannot be told whether the model is over- or underconfident ({means})"
-    return f"{answer}: in the predicted foreground, {kind}; {errors}."
+        return "unknown", "that cannot be told"
+    if p_value >= SIGNIFICANT:
+        return "none", "no miscalibration is shown"
+    if found.p_value_of_gap >= SIGNIFICANT or found.gap.low <= 0 <= found.gap.high:
+        return "shown", "the model is too confident in some bins and not confident enough in others"
+    direction = "over" if found.gap.mean > 0 else "under"
+    if abs(found.gap.mean) < SLIGHT:
+        return "slight", f"the model is slightly {direction}confident"
+    return "shown", f"the model is {direction}confident"
+
+
+def _in_region(method: Method, region: str, patients: Sequence[str]) -> _Calibration | None:
+    """Return confidence and accuracy in a region; None where bins of cases were not written."""
+    parts = method.confidence_and_accuracy(region)
+    if parts is None:
+        return None
+    gaps = parts[0] - parts[1]
+    total = gaps.sum(1)
+    confidence, accuracy = (float(mean_of_defined(part.sum(1))) for part in parts)
+    return _Calibration(
+        confidence,
+        accuracy,
+        mean_with_interval(total, patients),
+        sign_flip_p_value(gaps, patients),
+        sign_flip_p_value(total[:, None], patients),
+        int((~np.isnan(total)).sum()),
+    )
 
 
 def _finds_bad_cases(method: Method, patients: Sequence[str]) -> str:
@@ -116,23 +168,24 @@ def _finds_bad_cases(method: Method, patients: Sequence[str]) -> str:
     if math.isnan(correlation.low):
         return ""
     found, count, cases = worst_cases(expected, true)
-    shown = f"Spearman's correlation of expected and true DSC is {_estimated(correlation, 'rho')}, and "
+    shown = f"Spearman's correlation of expected and true DSC is {_estimated(correlation, 'rho')}"
     if count == 1:
-        shown += f"the worst case is {'' if found else 'not '}that of lowest expected DSC (by chance: 1 in {cases})"
-    else:
         shown += (
-            f"of the {count} worst cases, {found} {'is' if found == 1 else 'are'} among the {count} of lowest expected "
-            f"DSC (by chance: {count**2 / cases:.1f})"
+            f", and the worst case is {'' if found else 'not '}that of lowest expected DSC (by chance: 1 in {cases})"
         )
-    by_chance = found <= count**2 / cases
+    elif count > 1:
+        shown += (
+            f", and of the {count} worst cases, {found} {'is' if found == 1 else 'are'} among the {count} of lowest "
+            f"expected DSC (by chance: {count**2 / cases:.1f})"
+        )
     if correlation.high < 0:
         answer = "Low confidence does not find the bad cases"
     elif correlation.low <= 0:
         answer = "Whether low confidence finds the bad cases cannot be told"
-    elif by_chance:
+    elif count and found <= count**2 / cases:
         answer = "Low confidence goes with a lower DSC, but does not find the worst cases"
     else:
-        answer = f"Low confidence finds the bad cases{'' if correlation.low > STRONG else ' somewhat'}"
+        answer = "Low confidence points to bad cases"
     return f"{answer}: {shown}."
 
 
@@ -145,12 +198,18 @@ def worst_cases(expected: Array, true: Array) -> tuple[int, int, int]:
 
     Returns:
         How many are found, of how many worst cases, which are a fifth of the cases and at least one, and the cases.
+        0 of 0 where equal values leave open which cases these are.
     """
     defined = ~np.isnan(expected) & ~np.isnan(true)
     cases = int(defined.sum())
     count = max(1, cases // 5)
-    worst, lowest = (np.argsort(values[defined], kind="stable")[:count].tolist() for values in (true, expected))
-    return len({*worst} & {*lowest}), count, cases
+    chosen = []
+    for values in (true[defined], expected[defined]):
+        order = np.argsort(values, kind="stable")
+        if count < cases and values[order[count - 1]] == values[order[count]]:
+            return 0, 0, cases
+        chosen.append({*order[:count].tolist()})
+    return len(chosen[0] & chosen[1]), count, cases
 
 
 def _foreground(method: Method, patients: Sequence[str]) -> str:
@@ -163,92 +222,72 @@ def _foreground(method: Method, patients: Sequence[str]) -> str:
 
 
 def _of_several(compared: Comparison, reference: Method) -> list[str]:
-    """Return which methods are better calibrated than the reference."""
+    """Return where methods are better and worse than the reference."""
     patients = compared.patients
-    columns = compared.first.columns
-    measures = {measure: where for measure, where in REGIONS.items() if measure in columns}
-    if not measures and "ece" in columns:
-        measures = {"ece": FOREGROUND}
+    measures = compared.concluded or [
+        name for name in ("ece", "dsc") if name == "dsc" or name in compared.first.columns
+    ]
+    if not compared.concluded:
+        measures = measures[:1]
     if len(set(patients)) < FEWEST_PATIENTS:
-        what = "is better calibrated" if measures else "segments better"
+        what = "has better probabilities" if compared.concluded else "is better"
         return [f"{_counted_are(compared)} too few to tell which method {what}."]
-    if not measures:
-        sentences = _compared(compared, reference, {"dsc": "on the common cases"})
-        return [*sentences, "There are no probabilities in common, so nothing can be said about calibration."]
     sentences = _compared(compared, reference, measures)
     if "ece" in measures:
         sentences.append(
             "The ground truth chooses these voxels, so a lower ECE there does not mean better calibration."
         )
+    elif "dsc" in measures:
+        sentences.append("There are no probabilities in common, so nothing can be said about calibration.")
+    else:
+        sentences.append(
+            "The NLL scores probabilities as a whole; part of an ECE is chance, a larger one in a less confident model."
+        )
     return sentences
 
 
-def _compared(compared: Comparison, reference: Method, measures: Mapping[str, str]) -> list[str]:
+def _compared(compared: Comparison, reference: Method, measures: Sequence[str]) -> list[str]:
     """Return where each method is better and worse than the reference, and where it cannot be told.
 
     Args:
         compared: The methods.
         reference: The one that the others are compared with.
-        measures: Where each measure is taken.
+        measures: What they are compared by.
     """
     differences = {measure: compared.differences(measure, reference) for measure in measures}
-    tests = [(measure, method) for measure, of_methods in differences.items() for method in of_methods]
-    p_values = [differences[measure][method][0].p_value for measure, method in tests]
-    adjusted = dict(zip(tests, holm(p_values).tolist(), strict=True))
     others = [method for method in compared.methods if method is not reference]
-    verbs = _verbs(next(iter(measures)))
     clauses, unknown = [], []
     for method in others:
-        better: list[str] = []
-        worse: list[str] = []
-        same: list[str] = []
-        for measure, where in measures.items():
-            difference, p_value = differences[measure][method][0], adjusted[measure, method]
-            notes = [number(difference.mean, measure, DIFFERENCE), *interval(difference, measure, DIFFERENCE)]
-            name = "DSC" if measure == "dsc" else "ECE"
-            shown = ", ".join([" ".join(notes), *p_text(p_value)])
-            if difference.low > 0 or difference.high < 0:
-                group = better if (difference.mean > 0) == higher_is_better(measure) else worse
-                place = f"{where} (ECE {shown})" if measure in REGIONS else f"({shown})"
-                group.append(place if p_value < SIGNIFICANT else f"{PERHAPS}{place}")
-            else:
-                same.append(f"{where} ({name} {shown})")
-        told = [_told(verb, group) for verb, group in zip(verbs, (better, worse), strict=True) if group]
+        groups: dict[str, list[str]] = {"better": [], "worse": [], "same": []}
+        for measure in measures:
+            difference, p_value = differences[measure][method]
+            size = " ".join([number(difference.mean, measure, DIFFERENCE), *interval(difference, measure, DIFFERENCE)])
+            of_cases = [] if difference.cases == len(compared.patients) else [f"{difference.cases} cases"]
+            name, place = NAMES[measure]
+            shown = f"{place} ({', '.join([size, *p_text(p_value), *of_cases])})"
+            is_told = p_value < SIGNIFICANT and (difference.low > 0 or difference.high < 0)
+            group = (
+                "same" if not is_told else "better" if (difference.mean > 0) == higher_is_better(measure) else "worse"
+            )
+            direction = "" if group == "same" else "a higher " if difference.mean > 0 else "a lower "
+            groups[group].append(f"{direction}{name} {shown}")
+        told = [_listed(groups[group]) for group in ("better", "worse") if groups[group]]
         if told:
-            clauses.append(f"{method.label} {', but '.join(told)}")
-        if len(others) == 1 and same:
-            unknown.append(f"{method.label} from {reference.label} {_listed(same)}")
+            clauses.append(f"{method.label} has {', but '.join(told)}")
+        if len(others) == 1 and groups["same"]:
+            unknown.append(f"{method.label} from {reference.label} by {_listed(groups['same'])}")
         elif not told:
             unknown.append(method.label)
     sentences = []
     if clauses:
-        text = "; ".join(clauses)
-        why = f"; {PERHAPS}means an interval without 0 but p > 0.05"
-        lead = " ".join([f"Compared with {reference.label}", *(() if {*measures} <= {*REGIONS} else measures.values())])
-        sentences.append(f"{lead}, {text}{why if PERHAPS in text else ''}")
+        sentences.append(f"Compared with {reference.label}, {'; '.join(clauses)}")
     if unknown:
         which = unknown[0] if len(others) == 1 else f"{_listed(unknown)} from {reference.label}"
         sentences.append(f"these {compared.counted} cannot tell {which}")
     *first, last = sentences
-    corrected = f", p-values Holm-corrected for {len(tests)} comparisons" if len(tests) > 1 else ""
+    tests = len(measures) * len(others)
+    corrected = f", p-values Holm-corrected for {tests} comparisons" if tests > 1 else ""
     return [*(f"{sentence}." for sentence in first), f"{last}; {BRACKETS}{corrected}."]
-
-
-def _verbs(measure: str) -> tuple[str, str]:
-    """Return what a better and a worse method does."""
-    if measure == "dsc":
-        return "has a higher DSC", "has a lower DSC"
-    if measure in REGIONS:
-        return "is better calibrated", "is worse calibrated"
-    return "has a lower ECE", "has a higher ECE"
-
-
-def _told(verb: str, places: Sequence[str]) -> str:
-    """Return that a method does so at some places, perhaps at all of them."""
-    if all(place.startswith(PERHAPS) for place in places):
-        is_or_has, what = verb.split(" ", 1)
-        return f"{is_or_has} {PERHAPS}{what} {_listed([place.removeprefix(PERHAPS) for place in places])}"
-    return f"{verb} {_listed(sorted(places, key=lambda place: place.startswith(PERHAPS)))}"
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -126,12 +126,14 @@ def read_evaluations(folders: Sequence[Path]) -> Evaluations:
         same = _same_cases(other, first)
         if differing := [case for case in common if case not in same]:
             raise InputError(
-                f"{other.folder}: expected the same ground truth as in {first.folder}, got other volumes of case "
-                f"{differing[0]}: another patient of this name, other labels or another grid"
+                f"{other.folder}: expected the same ground truth as in {first.folder}, got another number of voxels or "
+                f"other volumes of case {differing[0]}: another patient of this name, other labels, grid or part of it"
             )
     columns = [name for name in first.columns if all(name in other.columns for other in others)]
     regions = [name for name in first.regions if all(name in other.regions for other in others)]
     patients, notices = _patients(read, common)
+    if others and not any(name.startswith("true_volume_") for other in others for name in other.columns):
+        notices.append("Only names of cases were compared: label maps do not tell whether ground truths are the same.")
     for label, evaluation in zip(labels, read, strict=True):
         if left_out := [case for case in evaluation.cases if case not in patients]:
             notices.append(f"Cases that not all have, left out: {_listed(left_out)} of {label}.")
@@ -144,22 +146,35 @@ def read_evaluations(folders: Sequence[Path]) -> Evaluations:
     return Evaluations(methods, notices, all(len(evaluation.cases) == len(common) for evaluation in read))
 
 
-def shared_patients(evaluation: Evaluation, other: Evaluation) -> set[str]:
+def shared_patients(evaluation: FolderEvaluation, other: FolderEvaluation) -> set[str]:
     """Return the patients that two evaluations have in common by name, and whose cases do not say otherwise."""
     patients = {*evaluation.patients.values()} & {*other.patients.values()}
+    if evaluation.volume_unit != other.volume_unit:  # volumes differ then, and so may grids
+        return patients
     differing = ({*evaluation.cases} & {*other.cases}) - _same_cases(evaluation, other)
     return patients - {evaluation.patients[case] for case in differing}
 
 
 def _same_cases(evaluation: Evaluation, other: Evaluation) -> set[str]:
-    """Return the cases of two evaluations that have the same name and, where both have them, the same true volumes."""
+    """Return the cases of two evaluations that have the same name and, where known, the same voxels and volumes."""
     names = {*evaluation.cases} & {*other.cases}
     volumes = [name for name in evaluation.columns if name.startswith("true_volume_") and name in other.columns]
+    counts = [_voxels(each) for each in (evaluation, other)]
+    known = all(count is not None for count in counts)
     here, there = (
-        {case: np.array([each.columns[name][i] for name in volumes]) for i, case in enumerate(each.cases)}
-        for each in (evaluation, other)
+        {
+            case: np.array([*(each.columns[name][i] for name in volumes), *(count[i : i + 1] if known else ())])
+            for i, case in enumerate(each.cases)
+        }
+        for each, count in zip((evaluation, other), counts, strict=True)
     )
     return {case for case in names if np.allclose(here[case], there[case], rtol=TOLERANCE, atol=0, equal_nan=True)}
+
+
+def _voxels(evaluation: Evaluation) -> Any:
+    """Return the number of voxels of each case, `(cases,)`; None where bins of cases were not written."""
+    bins = evaluation.regions.get("all")
+    return bins.count.sum(1).numpy() if bins is not None and len(bins.count) == len(evaluation.cases) else None
 
 
 def read_evaluation(folder: Path) -> FolderEvaluation:
@@ -178,6 +193,8 @@ def read_evaluation(folder: Path) -> FolderEvaluation:
     if lacking := [name for name in required if name not in columns]:
         raise InputError(f"{folder / 'cases.csv'}: expected the columns {', '.join(required)}, got no {lacking[0]}")
     missed, spurious = read_missed(folder)
+    if unknown := {*missed, *spurious} - {*cases}:
+        raise InputError(f"{folder / 'summary.json'}: expected cases of cases.csv, got {sorted(unknown)[0]!r:.60}")
     with reading(folder / "summary.json", "the summary of an evaluation"):
         summary = read_summary(folder)
         patients = summary.get("patients", {case: case for case in cases})

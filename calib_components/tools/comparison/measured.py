@@ -22,6 +22,7 @@ from calib_components.tools.comparison.statistics import (
 
 __all__ = ["Comparison", "Evaluation", "Method", "Run"]
 
+CONCLUDED = ("nll_all", "ece_all", "ece_predicted")
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -49,14 +50,14 @@ class Evaluation:
     regions: dict[str, CalibrationBins]
 
     def picture(self, name: str) -> bytes | None:
-        """Return the picture of the case `name` (best, median or worst); None where it was not kept.
+        """Return a picture of the folder, such as "cases/best.png"; None where it was not kept.
 
         Raises:
             InputError: The file is no picture.
         """
-        if not (self.folder / "cases" / f"{name}.png").exists():
+        if not (self.folder / name).exists():
             return None
-        with reading(self.folder / "cases" / f"{name}.png", "a PNG file") as file:
+        with reading(self.folder / name, "a PNG file") as file:
             content = file.read_bytes()
             if not content.startswith(PNG) or len(content) < 24:
                 raise ValueError(f"{len(content)} bytes of something else")
@@ -224,10 +225,20 @@ class Comparison:
         """Compare every other method with the reference on the same cases.
 
         Returns:
-            For each, the difference to the reference and the p-value after Holm's correction over the methods.
+            For each, the difference to the reference and the p-value after Holm's correction: over the methods, and for
+            a measure that a conclusion is drawn from also over the others of these, see `concluded`.
         """
+        family = self.concluded if measure in self.concluded else [measure]
         others = [method for method in self.methods if method is not reference]
-        base = reference.comparable(measure)
-        differences = [paired_difference(method.comparable(measure), base, self.patients) for method in others]
-        adjusted = holm([difference.p_value for difference in differences])
-        return dict(zip(others, zip(differences, adjusted.tolist(), strict=True), strict=True))
+        differences = {
+            (name, method): paired_difference(method.comparable(name), reference.comparable(name), self.patients)
+            for name in family
+            for method in others
+        }
+        adjusted = dict(zip(differences, holm([found.p_value for found in differences.values()]), strict=True))
+        return {method: (differences[measure, method], float(adjusted[measure, method])) for method in others}
+
+    @property
+    def concluded(self) -> list[str]:
+        """Measures that a conclusion about calibration is drawn from, the proper score first."""
+        return [measure for measure in CONCLUDED if measure in self.first.columns] if self.has_regions else []

@@ -10,6 +10,7 @@ from urllib.parse import unquote
 
 from calib_components.errors import InputError, make_folder, nearest, reading
 from calib_components.tools.comparison.cell_settings import Condition
+from calib_components.tools.comparison.clinical import choose_thresholds, chosen_thresholds
 from calib_components.tools.comparison.conclusion import conclude
 from calib_components.tools.comparison.evaluation_sections import evaluation_sections
 from calib_components.tools.comparison.evaluations import (
@@ -126,7 +127,11 @@ def report_evaluations(
             "--validation: expected one evaluation folder with it, since it is of one network, got several"
         )
     evaluation = found.methods[0].evaluation
-    chosen_on = None if validation is None else read_validation(validation, evaluation.threshold_structures)
+    chosen_on = (
+        None
+        if validation is None
+        else read_validation(validation, evaluation.threshold_structures, evaluation.channels)
+    )
     sections = evaluation_sections(found, base if several else None, chosen_on)
     title = COMPARED + ", ".join(labels) if several else CALIBRATED + labels[0]
     notices = list(found.notices)
@@ -138,18 +143,22 @@ def report_evaluations(
             "chosen on them."
         )
     cases = cases_sections(found, base, "and the entropy of its probabilities, if there are any.")
-    _write_report(title, conclude(found, base), " ".join(notices), cases, sections, out)
+    conclusion = conclude(found, base)
+    if chosen_on is not None:
+        conclusion += f" {chosen_thresholds(found, choose_thresholds(chosen_on))}"
+    _write_report(title, conclusion, " ".join(notices), cases, sections, out)
 
 
-def read_validation(folder: Path, structures: Sequence[str]) -> FolderEvaluation:
+def read_validation(folder: Path, structures: Sequence[str], channels: str = "") -> FolderEvaluation:
     """Read the evaluation of validation cases, which chooses a threshold for each structure.
 
     Args:
         folder: The evaluation folder.
         structures: Names of the structures of the cases that the thresholds are for.
+        channels: What their probabilities are of, see `FolderEvaluation`.
 
     Raises:
-        InputError: A file is missing or broken, or thresholds are of other structures.
+        InputError: A file is missing or broken, or thresholds are of other structures or channels.
     """
     if not (folder / "cases.csv").exists():
         raise InputError(f"--validation: expected an evaluation folder, got {folder}, which has no cases.csv")
@@ -161,6 +170,8 @@ def read_validation(folder: Path, structures: Sequence[str]) -> FolderEvaluation
             f"--validation: expected the structures {', '.join(structures)}, got those of {folder}, "
             f"{', '.join(validation.threshold_structures)}"
         )
+    if channels and validation.channels and channels != validation.channels:
+        raise InputError(f"--validation: expected {channels}, got {validation.channels} in {folder}")
     return validation
 
 

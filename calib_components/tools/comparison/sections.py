@@ -64,11 +64,13 @@ def differences_section(
             record = {"method": method.name, "measure": measure, **difference._asdict()}
             records.append({**record, "p_value_holm": p_value})
     label = reference.label
+    names = [plain_heading(measure) for measure in compared.concluded]
+    and_measures = f" and, for {', '.join(names[:-1])} and {names[-1]}, over these measures" if names else ""
     caption = (
         f"Each method minus {label} on the same cases: mean difference, its 95 % interval (not corrected for multiple "
-        "comparisons), and the p-value of a Wilcoxon signed-rank test on the means of the patients, Holm-corrected "
-        f"over the methods; bold if p < {SIGNIFICANT}. {label} is better where DSC is negative and the other measures "
-        "are positive. Cases with a missed or spurious structure are left out for HD95." + about
+        "comparisons), and the p-value of a test of the mean by changing signs of patients, Holm-corrected over the "
+        f"methods{and_measures}; bold if p < {SIGNIFICANT}. {label} is better where DSC is negative and the other "
+        "measures are positive. Cases with a missed or spurious structure are left out for HD95." + about
     )
     header = ["", *(heading(measure) for measure in measures)]
     return Section("differences", f"Differences to {label}", caption, header, rows, records)
@@ -185,7 +187,7 @@ def cases_sections(compared: Comparison, reference: Method | None, about: str) -
     caption = f"The best, median and worst case by the DSC of the volume: the slice with the most foreground, {about}"
     sections = []
     for method in sorted(compared.methods, key=lambda method: method is not reference):
-        found = {name: method.evaluations[0].picture(name) for name in ("best", "median", "worst")}
+        found = {name: method.evaluations[0].picture(f"cases/{name}.png") for name in ("best", "median", "worst")}
         pictures = [
             Picture(f"{method.name}_{name}", f"{name.capitalize()} case", png)
             for name, png in found.items()

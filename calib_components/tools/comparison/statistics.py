@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import rankdata, wilcoxon
+from scipy.stats import rankdata
 
 __all__ = [
     "FEWEST_PATIENTS",
@@ -46,7 +46,7 @@ Array = NDArray[np.float64]
 
 RESAMPLES = 10_000
 LEVEL = 0.95
-# With five pairs, the two-sided Wilcoxon signed-rank test cannot go below p = 2 / 2^5 = 0.0625; with six, 0.03125.
+# With five patients, a test by signs cannot go below p = 2 / 2^5 = 0.0625; with six, 0.03125.
 FEWEST_PATIENTS = 6
 
 
@@ -66,7 +66,7 @@ class Estimate(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """Mean difference to a reference on the same cases, its 95 % interval, and the p-value of Wilcoxon's test."""
+    """Mean difference to a reference on the same cases, its 95 % interval, and the p-value of a test of the mean."""
 
     mean: float
     low: float
@@ -161,31 +161,31 @@ def paired_difference(
     Args:
         values: `(cases,)`. A case where either method is undefined (NaN) is left out.
         reference: `(cases,)`, of the method to compare with.
-        groups: The group of each case, as in `mean_with_interval`. The test is made on the means of the groups.
+        groups: The group of each case, as in `mean_with_interval`.
         seed: Seed of the resampling.
 
     Returns:
-        The mean of `values - reference` and its interval; the p-value of the two-sided Wilcoxon signed-rank test, 1
-        if nothing differs and NaN with fewer than `FEWEST_PATIENTS` groups; and the number of cases compared.
+        The mean of `values - reference` and its interval; the p-value of `sign_flip_p_value`, 1 if nothing
+        differs and NaN with fewer than `FEWEST_PATIENTS` groups; and the number of cases compared.
     """
     differences = np.asarray(values, float) - np.asarray(reference, float)
-    sums, counts = _group_sums(differences, groups)
-    changed = sums[sums != 0] / counts[sums != 0]
-    p_value = np.nan
-    if len(sums) >= FEWEST_PATIENTS:
-        p_value = wilcoxon(changed).pvalue if len(changed) > 0 else 1.0
-    return Difference(*mean_with_interval(differences, groups, seed), float(p_value), int(counts.sum()))
+    p_value = sign_flip_p_value(differences[:, None], groups)
+    cases = int((~np.isnan(differences)).sum())
+    return Difference(*mean_with_interval(differences, groups, seed), p_value, cases)
 
 
-def sign_flip_p_value(values: ArrayLike, groups: Sequence[str], seed: int = 0) -> float:
-    """Test whether the means of several values over cases are all 0, whatever the values of one group depend on.
+def sign_flip_p_value(values: ArrayLike, groups: Sequence[str] | None = None, seed: int = 0) -> float:
+    """Test whether the means of several values over cases are all 0.
 
-    If no group tends to either side, the values of each could as well have the other sign, all together. The statistic
-    is the sum of the sizes of the means; the test compares it with 10 000 random choices of signs (Fisher 1935).
+    If they are, and the values of a group are as often as large to either side, the values of each group could as well
+    have the other sign, all together: the values of one group may depend on each other. The statistic is the sum of the
+    sizes of the means, compared with all choices of signs or with 10 000 random ones (Fisher, "The Design of
+    Experiments", 1935). Where a few groups are far off to one side, and the others a little to the other, it rejects
+    too often: in simulations with a tenth of the patients far off, in 15 to 20 % of comparisons of 16 patients.
 
     Args:
         values: `(cases, K)`. A case with an undefined value (NaN) is left out.
-        groups: The group of each case, such as its patient.
+        groups: The group of each case, such as its patient; None for every case in a group of its own.
         seed: Seed of the choices.
 
     Returns:
@@ -193,16 +193,20 @@ def sign_flip_p_value(values: ArrayLike, groups: Sequence[str], seed: int = 0) -
     """
     values = np.asarray(values, float)
     defined = ~np.isnan(values).any(1)
-    names, index = np.unique(np.asarray(groups)[defined], return_inverse=True)
+    labels = np.arange(len(values)) if groups is None else np.asarray(groups)
+    names, index = np.unique(labels[defined], return_inverse=True)
     if len(names) < FEWEST_PATIENTS:
         return np.nan
     sums = np.stack([np.bincount(index, weights=column) for column in values[defined].T], axis=1)
-    statistic = np.abs(sums.sum(0)).sum()
-    rng = np.random.default_rng(seed)
-    as_large = 0
+    statistic = np.abs(sums.sum(0)).sum() * (1 - 1e-9)  # choices that are equal but for rounding count
+    others = len(names) - 1  # the opposite of a choice is as large: the sign of the last group stays
+    if 2**others <= RESAMPLES:
+        signs = 2.0 * (np.arange(2**others)[:, None] >> np.arange(len(names)) & 1) - 1
+        return float((np.abs(signs @ sums).sum(1) >= statistic).mean())
+    rng, as_large = np.random.default_rng(seed), 0
     for draws in [RESAMPLES // 10] * 10:  # memory for a tenth of them
         signs = rng.choice([-1.0, 1.0], size=(draws, len(names)))
-        as_large += int((np.abs(signs @ sums).sum(1) >= statistic * (1 - 1e-9)).sum())
+        as_large += int((np.abs(signs @ sums).sum(1) >= statistic).sum())
     return (1 + as_large) / (1 + RESAMPLES)
 
 

@@ -173,7 +173,7 @@ def test_without_a_case_there_is_nothing_to_aggregate(metric_type: type) -> None
 def test_options_and_their_defaults() -> None:
     scoring = {"foreground_only": None, "ignore_index": None, "region": None, "sigmoid": False}
     calibration = {"num_bins": 15, **scoring}
-    further = {"regions": (), "structures": None, "temperature": None, "draws": 0, "lowest": 0.0}
+    further = {"regions": (), "structures": None, "temperature": None, "draws": 0, "lowest": 0.0, "highest": 1.0}
     expected: dict[Callable, dict] = {
         **dict.fromkeys([ECEMetric, CECEMetric, adaptive_calibration_error], calibration),
         CalibrationMetric: {**calibration, **further},

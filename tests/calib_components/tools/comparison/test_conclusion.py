@@ -40,36 +40,44 @@ def one(
     gaps: Sequence[float],
     expected: Sequence[float] | None = None,
     count: Sequence[int] | None = None,
+    over_all: Sequence[float] | None = None,
 ) -> str:
-    """The conclusion about one network of accuracy 0.8; a quarter of the error over all voxels."""
+    """The conclusion about one network of accuracy 0.8; over all voxels a quarter of the errors, by default no gap."""
     values = np.array(errors)
     columns = {"ece": values, "ece_all": values / 4, "ece_predicted": values}
     if expected is not None:
         columns["expected_dsc_heart"] = np.array(expected)
-    of_cases = bins([0.8 + gap for gap in gaps], [0.8] * len(gaps), count)
-    return conclude(Comparison([method("net", columns, {"all": of_cases, "predicted": of_cases})]))
+    signs = [0.05 * (-1) ** i for i in range(len(gaps))] if over_all is None else over_all
+    regions = {
+        name: bins([0.8 + gap for gap in of_region], [0.8] * len(gaps), count if name == "predicted" else None)
+        for name, of_region in (("predicted", gaps), ("all", signs))
+    }
+    return conclude(Comparison([method("net", columns, regions)]))
 
 
 ERRORS = [0.09, 0.1, 0.11, 0.09, 0.1, 0.11, 0.1, 0.1]
 RISING = np.linspace(0.5, 0.9, 8)
 BRACKETS = "in brackets: 95 % intervals over patients"
-ORIGIN = f"These 8 patients cannot tell how it is for patients of another origin ({BRACKETS})."
-
-
-def numbers(error: str = "0.100 [0.095, 0.105]", over_all: str = "0.025 [0.024, 0.026]") -> str:
-    return f"the ECE of a case is {error} there and {over_all} over all voxels, of which chance is a part."
-
-
-@pytest.mark.parametrize(
-    ("sign", "confidence", "kind"), [(1, "0.900", "overconfident"), (-1, "0.700", "underconfident")]
+ORIGIN = (
+    "These 8 patients cannot tell how it is for patients of another origin, nor of failures too rare to be among them "
+    f"({BRACKETS})."
 )
+CHANCE = "Chance alone gives a case an ECE above 0."
+NONE = (
+    "over all voxels, no miscalibration is shown (confidence 0.800, accuracy 0.800, p = 1.000, ECE of a case 0.025 "
+    "[0.024, 0.026])"
+)
+ERROR = "ECE of a case 0.100 [0.095, 0.105]"
+
+
+@pytest.mark.parametrize(("sign", "confidence", "kind"), [(1, "0.900", "over"), (-1, "0.700", "under")])
 def test_network_that_is_far_off_and_knows_its_bad_cases(sign: int, confidence: str, kind: str) -> None:
-    """All eight patients are off to one side, as 2 of 2^8 choices of signs are; 0.008 by those that are drawn."""
+    """All eight patients are off to one side, as 2 of 2^8 choices of signs are; times 2 by Holm's correction."""
     assert one(ERRORS, sign * np.array(ERRORS), RISING) == (
-        f"Not well calibrated (p = 0.008): in the predicted foreground, the model is {kind} (mean confidence "
-        f"{confidence}, accuracy 0.800); {numbers()} Low confidence finds the bad cases: Spearman's correlation "
-        "of expected and true DSC is 1.000 [1.000, 1.000], and the worst case is that of lowest expected DSC (by "
-        f"chance: 1 in 8). {ORIGIN}"
+        f"Not well calibrated: in the predicted foreground, the model is {kind}confident (confidence {confidence}, "
+        f"accuracy 0.800, p = 0.016, {ERROR}); {NONE}. {CHANCE} Low confidence points to bad cases: Spearman's "
+        "correlation of expected and true DSC is 1.000 [1.000, 1.000], and the worst case is that of lowest expected "
+        f"DSC (by chance: 1 in 8). {ORIGIN}"
     )
 
 
@@ -77,12 +85,13 @@ def test_large_errors_to_both_sides_are_no_miscalibration_shown() -> None:
     """Voxels of a case depend on each other: each case can be far off by chance, and the large ones by many voxels."""
     gaps = np.array(ERRORS) * [1, -1, 1, 1, -1, 1, -1, -1]
     text = one(ERRORS, gaps, np.roll(RISING, 4), count=[10**6, *[1000] * 7])
-    assert text.startswith("No miscalibration shown (p = 0.9")
-    assert "in the predicted foreground, the mean confidence is 0.800 and the accuracy 0.800; " in text
+    assert text.startswith(
+        "No miscalibration shown: in the predicted foreground, no miscalibration is shown (confidence 0.800, accuracy "
+        f"0.800, p = 1.000, {ERROR}); {NONE}. {CHANCE} Whether low confidence finds the bad cases cannot be told: "
+    )
     assert text.endswith(
-        f"{numbers()} Whether low confidence finds the bad cases cannot be told: Spearman's correlation of expected "
-        "and true DSC is -0.524 [-0.644, 0.291], and the worst case is not that of lowest expected DSC (by chance: 1 "
-        f"in 8). {ORIGIN}"
+        "correlation of expected and true DSC is -0.524 [-0.644, 0.291], and the worst case is not that of lowest "
+        f"expected DSC (by chance: 1 in 8). {ORIGIN}"
     )
 
 
@@ -91,17 +100,32 @@ def test_each_patient_counts_the_same_whatever_its_size() -> None:
     assert one(ERRORS, ERRORS, count=[1000] * 8) == one(ERRORS, ERRORS, count=[10**6, *[1000] * 7])
 
 
+def test_slight_miscalibration_is_called_slight() -> None:
+    text = one(ERRORS, np.array(ERRORS) / 20)
+    assert text.startswith(
+        "Slightly miscalibrated: in the predicted foreground, the model is slightly overconfident (confidence 0.805, "
+        "accuracy 0.800, p = 0.016, "
+    )
+
+
+def test_miscalibration_over_all_voxels_alone() -> None:
+    """The predicted foreground is right: what is missed lies outside of it."""
+    gaps = np.array(ERRORS) * [1, -1, 1, 1, -1, 1, -1, -1]
+    text = one(ERRORS, gaps, over_all=-np.array(ERRORS))
+    assert text.startswith("Not well calibrated: in the predicted foreground, no miscalibration is shown (")
+    assert "; over all voxels, the model is underconfident (confidence 0.700, accuracy 0.800, p = 0.016, " in text
+
+
 def test_bins_that_are_off_to_both_sides() -> None:
     """Half of the voxels of each case are too confident by 0.25, half too little: the means are equal."""
     count = torch.full((8, 2), 500)
-    of_cases = CalibrationBins(
-        count, count * torch.tensor([0.5, 0.75]).double(), count * torch.tensor([0.75, 0.5]).double()
-    )
+    sums = count * torch.tensor([0.5, 0.75]).double(), count * torch.tensor([0.75, 0.5]).double()
+    of_cases = CalibrationBins(count, *sums)
     columns = {"ece": ERRORS, "ece_all": ERRORS, "ece_predicted": ERRORS}
     text = conclude(Comparison([method("net", columns, {"all": of_cases, "predicted": of_cases})]))
     assert text.startswith(
-        "Not well calibrated (p = 0.008): in the predicted foreground, it cannot be told whether the model is over- or "
-        "underconfident (mean confidence 0.625, accuracy 0.625); "
+        "Not well calibrated: in the predicted foreground, the model is too confident in some bins and not confident "
+        "enough in others (confidence 0.625, accuracy 0.625, p = 0.016, "
     )
 
 
@@ -109,7 +133,10 @@ def test_bins_of_an_earlier_version_are_pooled() -> None:
     columns = {"ece": ERRORS, "ece_all": np.array(ERRORS) / 4, "ece_predicted": ERRORS}
     pooled = bins([0.9], [0.8])
     text = conclude(Comparison([method("net", columns, {"all": pooled, "predicted": pooled})]))
-    assert text == f"Files of this earlier version do not tell whether the model is calibrated: {numbers()} {ORIGIN}"
+    assert text == (
+        "Files of this earlier version do not tell whether the model is calibrated: in the predicted foreground, "
+        f"{ERROR}; over all voxels, ECE of a case 0.025 [0.024, 0.026]. {CHANCE} {ORIGIN}"
+    )
 
 
 def test_network_that_is_most_confident_about_its_bad_cases() -> None:
@@ -124,8 +151,8 @@ def test_network_that_is_most_confident_about_its_bad_cases() -> None:
     ("expected", "answer", "found"),
     [
         # Of 20 cases, a fifth is 4; by chance 4 * 4 / 20 of them.
-        (np.arange(20), "Low confidence finds the bad cases: ", "4 are"),
-        ([*range(3, 14), 0, 1, 2, *range(14, 20)], "Low confidence finds the bad cases somewhat: ", "1 is"),
+        (np.arange(20), "Low confidence points to bad cases: ", "4 are"),
+        ([*range(3, 14), 0, 1, 2, *range(14, 20)], "Low confidence points to bad cases: ", "1 is"),
         (
             [8, 9, 10, 11, 0, 1, 2, 3, 4, 5, 6, 7, *range(12, 20)],
             "Low confidence goes with a lower DSC, but does not find the worst cases: ",
@@ -147,11 +174,21 @@ def test_worst_cases() -> None:
     assert worst_cases(np.arange(10), np.arange(10)[::-1]) == (0, 2, 10)
 
 
+def test_ties_leave_open_which_cases_are_the_worst() -> None:
+    """Three of ten have DSC 0: two of them are the worst, but nobody can say which."""
+    tied = np.array([0, 0, 0, *range(1, 8)])
+    assert worst_cases(np.arange(10), tied) == worst_cases(tied, np.arange(10)) == (0, 0, 10)
+    assert worst_cases(np.arange(10), np.array([0, 0, *range(1, 9)])) == (2, 2, 10)
+    text = one([0.1] * 8, [0.1] * 8, [0.1, 0.1, *RISING[2:]])
+    assert "Low confidence points to bad cases: Spearman's correlation of expected and true DSC is 0.994 [" in text
+    assert "worst case" not in text
+
+
 def test_few_patients() -> None:
     assert one(ERRORS[:2], [0.1, 0.1], RISING[:2]) == (
-        "Too few patients to tell whether the model is calibrated: in the predicted foreground, the mean confidence is "
-        f"0.900 and the accuracy 0.800; {numbers('0.095', '0.024')} 2 patients are too few to tell how it is for "
-        "others."
+        "Too few patients to tell whether the model is calibrated: in the predicted foreground, that cannot be told "
+        "(confidence 0.900, accuracy 0.800, ECE of a case 0.095); over all voxels, that cannot be told (confidence "
+        f"0.800, accuracy 0.800, ECE of a case 0.024). {CHANCE} 2 patients are too few to tell how it is for others."
     )
     assert one(ERRORS[:1], [0.1]).endswith("1 patient is too few to tell how it is for others.")
 
@@ -161,15 +198,16 @@ def test_no_predicted_foreground() -> None:
     nothing = [math.nan] * 6
     network = method("net", {"ece": [0.1] * 6, "ece_all": [0.1] * 6, "ece_predicted": nothing}, regions)
     assert conclude(Comparison([network])) == (
-        "No foreground is predicted; the ECE of a case is 0.100 [0.100, 0.100] over all voxels. "
-        f"{ORIGIN.replace('8', '6', 1)}"
+        "Not well calibrated: in the predicted foreground, there is no voxel; over all voxels, the model is "
+        "overconfident (confidence 0.900, accuracy 0.800, p = 0.031, ECE of a case 0.100 [0.100, 0.100]). "
+        f"{CHANCE} {ORIGIN.replace('8', '6', 1)}"
     )
 
 
 def test_case_without_predicted_foreground_does_not_count() -> None:
     assert one([*ERRORS, math.nan], [*ERRORS, 0.5], count=[*[1000] * 8, 0]).startswith(
-        "Not well calibrated (p = 0.008): in the predicted foreground, the model is overconfident (mean confidence "
-        "0.900, accuracy 0.800)"
+        "Not well calibrated: in the predicted foreground of the 8 of 9 cases that have one, the model is "
+        "overconfident (confidence 0.900, accuracy 0.800, p = 0.016, "
     )
 
 
@@ -191,73 +229,82 @@ def test_label_maps() -> None:
 def test_evaluation_of_the_ground_truth_foreground_alone() -> None:
     assert conclude(Comparison([method("net", {"ece": [0.1] * 6})])) == (
         "The ECE of a case is 0.100 [0.100, 0.100] over the ground-truth foreground, which does not measure "
-        "calibration: the ground truth chooses its voxels. These 6 patients cannot tell how it is for patients of "
-        f"another origin ({BRACKETS})."
+        "calibration: the ground truth chooses its voxels. "
+        f"{ORIGIN.replace('8', '6', 1)}"
     )
 
 
 STEPS = np.array([-0.002, -0.001, 0, 0.001, 0.002, 0.003, 0.004, 0.005])
+SCORES = "The NLL scores probabilities as a whole; part of an ECE is chance, a larger one in a less confident model."
 
 
 def several(columns: Mapping[str, Mapping[str, Sequence[float]]], reference: str = "old") -> str:
-    methods = [method(name, of_method) for name, of_method in columns.items()]
+    regions = dict.fromkeys(("all", "predicted"), bins([0.9] * 8, [0.8] * 8))
+    methods = [
+        method(name, of_method, regions if "ece_all" in of_method else None) for name, of_method in columns.items()
+    ]
     return conclude(Comparison(methods), next(each for each in methods if each.name == reference))
 
 
-def calibration(all_voxels: Sequence[float], predicted: Sequence[float]) -> dict[str, Sequence[float]]:
-    return {"ece": predicted, "ece_all": all_voxels, "ece_predicted": predicted}
+def calibration(
+    all_voxels: Sequence[float], predicted: Sequence[float], nll: float = 0.2
+) -> dict[str, Sequence[float]]:
+    return {"ece": predicted, "ece_all": all_voxels, "ece_predicted": predicted, "nll_all": [nll] * len(predicted)}
 
 
-def test_which_is_better_calibrated_than_the_reference() -> None:
-    """All eight patients agree: p = 2 / 2^8, times 6 by Holm's correction over three methods and two regions."""
+def test_which_has_better_probabilities_than_the_reference() -> None:
+    """All eight patients agree: p = 2 / 2^8, times 9 by Holm's correction over three methods and measures at first."""
     old = np.full(8, 0.1)
     assert several(
         {
             "old": calibration(old, old),
-            "new": calibration(old - 0.05 - STEPS, old - 0.05),
+            "new": calibration(old - 0.05 - STEPS, old - 0.05, nll=0.1),
             "other": calibration(old - 0.01 + 0.02 * np.sign(STEPS - 0.0005), old),
-            "worse": calibration(old + 0.05 + STEPS, old),
         }
     ) == (
-        "Compared with old, new is better calibrated over all voxels (ECE -0.0515 [-0.0531, -0.0499], p = 0.047) and "
-        "in the predicted foreground (ECE -0.0500 [-0.0500, -0.0500], p = 0.047); worse is worse calibrated over all "
-        "voxels (ECE +0.0515 [+0.0499, +0.0531], p = 0.047). These 8 patients cannot tell other from old; "
-        f"{BRACKETS}, p-values Holm-corrected for 6 comparisons."
+        "Compared with old, new has a lower NLL over all voxels (-0.1000 [-0.1000, -0.1000], p = 0.047), a lower ECE "
+        "over all voxels (-0.0515 [-0.0531, -0.0499], p = 0.047) and a lower ECE in the predicted foreground (-0.0500 "
+        "[-0.0500, -0.0500], p = 0.047). These 8 patients cannot tell other from old; "
+        f"{BRACKETS}, p-values Holm-corrected for 6 comparisons. {SCORES}"
     )
 
 
-def test_better_in_one_region_and_worse_in_another() -> None:
+def test_better_by_one_measure_and_worse_by_another() -> None:
     old = np.full(8, 0.1)
-    further = {"ece_plausible": old, "ece_predicted_band": old}
-    mixed = {"ece_plausible": old + 8 * STEPS - 0.01, "ece_predicted_band": old + 0.04}
-    text = several({"old": calibration(old, old) | further, "new": calibration(old - 0.008, old - 0.01) | mixed})
+    text = several({"old": calibration(old, old), "new": calibration(old + 8 * STEPS - 0.01, old - 0.01, nll=0.3)})
     assert text == (
-        "Compared with old, new is better calibrated over all voxels (ECE -0.0080 [-0.0080, -0.0080], p = 0.031) and "
-        "in the predicted foreground (ECE -0.0100 [-0.0100, -0.0100], p = 0.031), but is worse calibrated near borders "
-        "between predicted classes (ECE +0.0400 [+0.0400, +0.0400], p = 0.031). These 8 patients cannot tell new from "
-        f"old in the plausible foreground (ECE +0.0020 [-0.0110, +0.0150], p = 0.844); {BRACKETS}, p-values Holm-"
-        "corrected for 4 comparisons."
+        "Compared with old, new has a lower ECE in the predicted foreground (-0.0100 [-0.0100, -0.0100], p = 0.023), "
+        "but a higher NLL over all voxels (+0.1000 [+0.1000, +0.1000], p = 0.023). These 8 patients cannot tell new "
+        "from old by ECE over all voxels (+0.0020 [-0.0110, +0.0150], p = 0.805); "
+        f"{BRACKETS}, p-values Holm-corrected for 3 comparisons. {SCORES}"
     )
 
 
-def test_interval_without_zero_that_the_test_does_not_confirm() -> None:
-    """Five patients of eight agree by much, three differ a little the other way."""
+def test_p_values_are_those_of_the_table() -> None:
     old = np.full(8, 0.1)
-    steps = np.array([-0.05, -0.05, -0.05, -0.05, -0.05, 0.015, 0.016, 0.017])
-    text = several({"old": calibration(old, old), "new": calibration(old + steps, old - 0.01)})
-    assert text == (
-        "Compared with old, new is better calibrated in the predicted foreground (ECE -0.0100 [-0.0100, -0.0100], p = "
-        "0.016) and perhaps over all voxels (ECE -0.0253 [-0.0419, -0.0006], p = 0.102); perhaps means an interval "
-        f"without 0 but p > 0.05; {BRACKETS}, p-values Holm-corrected for 2 comparisons."
+    columns = {"old": calibration(old, old), "new": calibration(old - 0.05, old + STEPS)}
+    regions = dict.fromkeys(("all", "predicted"), bins([0.9] * 8, [0.8] * 8))
+    compared = Comparison([method(name, of_method, regions) for name, of_method in columns.items()])
+    text = conclude(compared, compared.methods[0])
+    (_, p_value) = compared.differences("ece_all", compared.methods[0])[compared.methods[1]]
+    assert p_value == pytest.approx(3 * 2 / 2**8)
+    assert f"p = {p_value:.3f}" in text
+    (_, alone) = compared.differences("dsc", compared.methods[0])[compared.methods[1]]
+    assert alone == 1
+
+
+def test_cases_without_predicted_foreground_are_counted_out() -> None:
+    old = np.full(8, 0.1)
+    new = np.array([*[0.05] * 7, math.nan])
+    assert "a lower ECE in the predicted foreground (-0.0500 [-0.0500, -0.0500], p = 0.047, 7 cases)" in several(
+        {"old": calibration(old, old), "new": calibration(old, new)}
     )
-    text = several({"old": calibration(old, old), "new": calibration(old, old + steps)})
-    assert "Compared with old, new is perhaps better calibrated in the predicted foreground (ECE -0.0253 [" in text
 
 
 def test_ground_truth_foreground_is_not_called_calibration() -> None:
     old = np.full(8, 0.1)
     assert several({"old": {"ece": old}, "new": {"ece": old / 2}}) == (
-        "Compared with old over the ground-truth foreground, new has a lower ECE (-0.0500 [-0.0500, -0.0500], p = "
+        "Compared with old, new has a lower ECE over the ground-truth foreground (-0.0500 [-0.0500, -0.0500], p = "
         f"0.008); {BRACKETS}. The ground truth chooses these voxels, so a lower ECE there does not mean better "
         "calibration."
     )
@@ -266,7 +313,7 @@ def test_ground_truth_foreground_is_not_called_calibration() -> None:
 def test_label_maps_are_compared_by_dsc() -> None:
     old = np.full(8, 0.8)
     assert several({"old": {"dsc_heart": old}, "maps": {"dsc_heart": old + 0.1}}) == (
-        "Compared with old on the common cases, maps has a higher DSC (+0.1000 [+0.1000, +0.1000], p = 0.008); "
+        "Compared with old, maps has a higher DSC on the common cases (+0.1000 [+0.1000, +0.1000], p = 0.008); "
         f"{BRACKETS}. There are no probabilities in common, so nothing can be said about calibration."
     )
 
@@ -274,16 +321,14 @@ def test_label_maps_are_compared_by_dsc() -> None:
 def test_methods_that_cannot_be_told_apart() -> None:
     old = np.full(8, 0.8)
     assert several({"old": {"dsc_heart": old}, "maps": {"dsc_heart": old}}).startswith(
-        "These 8 patients cannot tell maps from old on the common cases (DSC +0.0000 [+0.0000, +0.0000], p = 1.000); "
+        "These 8 patients cannot tell maps from old by DSC on the common cases (+0.0000 [+0.0000, +0.0000], p = "
+        "1.000); "
     )
 
 
 def test_too_few_patients_to_compare() -> None:
-    columns = calibration([0.1] * 5, [0.1] * 5)
-    text = "5 patients are too few to tell which method is better calibrated."
-    assert several({"old": columns, "new": calibration([0.01] * 5, [0.01] * 5)}) == text
     assert several({"old": {"dsc_heart": [0.8]}, "new": {"dsc_heart": [0.9]}}) == (
-        "1 patient is too few to tell which method segments better."
+        "1 patient is too few to tell which method is better."
     )
 
 

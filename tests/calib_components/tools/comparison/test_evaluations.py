@@ -98,11 +98,21 @@ def test_another_ground_truth_of_the_same_name_is_an_error(tmp_path: Path) -> No
     volumes_of(second, "patient002_frame12", 1 + 1e-5)
     with pytest.raises(
         InputError,
-        match=r"b: expected the same ground truth as in .*a, got other volumes of case patient002_frame12: another",
+        match="got another number of voxels or other volumes of case patient002_frame12: another p",
     ):
         read_evaluations([first, second])
     rename(second, "true_volume_", "volume_")  # not known
     read_evaluations([first, second])
+
+
+def test_another_part_of_the_grid_is_an_error(tmp_path: Path) -> None:
+    """As around the structures: volumes stay, but errors over all voxels are larger."""
+    first, second = make_folder(tmp_path / "a"), make_folder(tmp_path / "b", seed=1)
+    content = json.loads((second / "calibration.json").read_text())
+    content["regions"]["all"]["top_label_per_case"]["count"][3][14] += 1
+    (second / "calibration.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match="got another number of voxels or other volumes of case patient001_frame12: "):
+        read_evaluations([first, second])
 
 
 def test_missed_structures_are_those_of_the_common_cases(tmp_path: Path) -> None:
@@ -117,7 +127,10 @@ def test_label_maps_beside_probabilities_are_compared_by_what_both_have(tmp_path
     found = read_evaluations([make_folder(tmp_path / "a"), maps])
     assert [*found.first.columns] == ["dsc_RV", "dsc_MYO", "dsc_LV", "hd95_RV", "hd95_MYO", "hd95_LV"]
     assert not found.has_regions
-    assert found.notices == ["maps lacks what others have, which is not compared: all that needs probabilities."]
+    assert found.notices == [
+        "Only names of cases were compared: label maps do not tell whether ground truths are the same.",
+        "maps lacks what others have, which is not compared: all that needs probabilities.",
+    ]
 
 
 def test_columns_of_one_are_named(tmp_path: Path) -> None:
