@@ -82,6 +82,11 @@ BEFORE_THE_FIT = [
     Case("all voxels left out", ignore_all, "--ignore_index: expected voxels to fit a temperature on, got none: ", given("--ignore_index", "9")),
     Case("structures", nothing, "--structures: expected name=code or name=code+code, such as WT=1+2+4, got 'x'\n", given(structures="x")),
     Case("a bad expression", nothing, "--patient_pattern: expected a regular expression, got '*': ", given("--patient_pattern", "*")),
+    Case("unknown region", nothing, "region: expected one of 'all', 'predicted', 'plausible', 'predicted_band', 'foreground', 'union', 'band', or class indices, got 'predict'\n", given(region="predict")),
+    Case("a class beyond the channels", nothing, "region: expected class indices from 0 to 2, got [3]\n", given(region="3")),
+    Case("a region without voxels", nothing, "--region: expected voxels to fit a temperature on, got none: ", given(region="plausible(0.9999)")),
+    Case("a name too long", put(f"test/{'c' * 230}.nii.gz", P), f"test/{'c' * 230}.nii.gz: expected a shorter name, got one whose result, {'c' * 230}_probability.nii.gz, is 6 byte(s) too long while it is written\n"),
+    Case("a name without a patient", nothing, "--patient_pattern: expected a part of each case's name, got 'a|b', not in c\n", given("--patient_pattern", "a|b")),
     Case("no worker", nothing, "workers: expected a whole number of at least 1, got 0\n", given(workers="0")),
     Case("misspelt", nothing, "--aply_to: expected an option, got no such option; did you mean --apply_to?\n", given("--aply_to", "x")),
     Case("no apply_to", nothing, "--apply_to: expected a value, got none; see calibrate_predictions --help\n", ("predictions", "labels", "--out", "out")),
@@ -102,7 +107,7 @@ AFTER_THE_FIT = [
 
 @pytest.fixture(autouse=True)
 def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Predictions of two cases with labels, one to scale, and the scaled map of an earlier run, in the current folder."""
+    """Predictions of two cases with labels, one to scale, and what an earlier run left, in the current folder."""
     monkeypatch.chdir(tmp_path)
     for seed, name in enumerate(NAMES):
         save_channels_last(Path("predictions") / f"{name}.nii.gz", softmax_of(seed))
@@ -110,6 +115,7 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_channels_last(Path(TEST), softmax_of(2))
     save_channels_last(Path(EARLIER), softmax_of(3))
     Path("out/temperature.json").write_text("{}")
+    Path("out/.lock").touch()
 
 
 def check(case: Case, printed: bool) -> None:

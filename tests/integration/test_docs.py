@@ -7,6 +7,7 @@ separated by comments. Blocks marked `sh` need an account, a network or a server
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -156,24 +157,32 @@ def save_predictions(folder: Path) -> dict[str, Path]:
     names = ("PREDICTIONS", "LABELS", "NNUNET", "REGIONS", "REGION_LABELS", "VALIDATION", "VALIDATION_LABELS")
     places = {name: folder / name.lower() for name in names}
     for seed in range(2):
-        p, name = softmax_of(seed, 4), f"patient{seed}"
+        p, name = softmax_of(seed, 4), f"patient{seed}_frame01"
         save_channels_last(places["PREDICTIONS"] / f"{name}_probability.nii.gz", p)
         save_nnunet(places["NNUNET"], name, softmax_of(9 + seed, 4), sitk_properties())
         save_nifti(places["LABELS"] / f"{name}_gt.nii.gz", label_of(seed, (0, 1, 2, 3)))
         regions = np.concatenate([p[:1], np.random.default_rng(seed).uniform(size=(3, *p.shape[1:])).astype("f4")])
         save_channels_last(places["REGIONS"] / f"{name}_probability.nii.gz", regions)
         save_nifti(places["REGION_LABELS"] / f"{name}.nii.gz", label_of(seed, (0, 1, 2, 4)))
-        save_channels_last(places["VALIDATION"] / f"patient1{seed}_probability.nii.gz", softmax_of(20 + seed, 4))
-        save_nifti(places["VALIDATION_LABELS"] / f"patient1{seed}_gt.nii.gz", label_of(20 + seed, (0, 1, 2, 3)))
+        name = f"patient1{seed}_frame01"
+        save_channels_last(places["VALIDATION"] / f"{name}_probability.nii.gz", softmax_of(20 + seed, 4))
+        save_nifti(places["VALIDATION_LABELS"] / f"{name}_gt.nii.gz", label_of(20 + seed, (0, 1, 2, 3)))
     return places
 
 
 def test_commands_for_own_predictions(repository: Path) -> None:
     printed = run(blocks(ROOT / "docs/own_predictions.md", "bash"), repository, save_predictions(repository))
-    for name in ("evaluation", "evaluation_nnunet", "evaluation_brats", "evaluation_scaled"):
+    for name in ("evaluation", "evaluation_validation", "evaluation_nnunet", "evaluation_scaled"):
         assert (repository / name / "report" / "index.html").is_file()
+        patients = json.loads((repository / name / "summary.json").read_text())["patients"]
+        start = "patient1" if name == "evaluation_validation" else "patient"
+        assert patients == {f"{start}{seed}_frame01": f"{start}{seed}" for seed in range(2)}
     assert list(read_thresholds(repository / "evaluation_brats")[0]) == ["ET", "TC", "WT"]
+    page = (repository / "evaluation" / "report" / "report.md").read_text()
+    assert re.search(r"Thresholds chosen on the validation cases: RV [01].* \(DSC .* against 0.5\), MYO ", page)
     assert "evaluation_nnunet" in (repository / "models_compared" / "report.md").read_text()
+    assert " over all voxels, which T is fitted on\n" in printed
+    assert "too optimistic" not in printed
     assert f"\nT = {read_temperature(repository / 'scaled').summary()}\n" in printed
     assert "evaluation_scaled" in (repository / "temperature_report" / "report.md").read_text()
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import math
+import os
 import shutil
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,12 +19,16 @@ from nibabel import Nifti1Image
 
 from calib_components.errors import UNFINISHED, InputError, check_writable, make_folder, printable, writing
 from calib_components.handlers.temperature import TEMPERATURE, write_temperature
+from calib_components.inference import LONGEST_NAME
+from calib_components.metrics.regions import Region
+from calib_components.metrics.voxels import read_voxels
 from calib_components.posthoc import TemperatureEstimate, TemperatureScaling
 from calib_components.tools.parallel import check_workers, parallel
 from calib_components.tools.predictions.classes import Classes
 from calib_components.tools.predictions.formats import Header, Prediction, read_header, read_probabilities
 from calib_components.tools.predictions.pairs import (
     Case,
+    Saved,
     classes_of,
     find_cases,
     find_predictions,
@@ -31,6 +39,7 @@ from calib_components.tools.predictions.pairs import (
 __all__ = ["calibrate_predictions", "scale_probabilities"]
 
 PRELOAD = [__name__]
+LOCK = ".lock"
 DECISIVE = 0.1  # share of the NLL by voxels of probability 0 from which they are spoken of
 
 
@@ -43,6 +52,7 @@ def calibrate_predictions(
     structures: Sequence[str] | None = None,
     sigmoid: bool = False,
     ignore_index: int | None = None,
+    region: Any = "all",
     patient_pattern: str | None = None,
     workers: int | None = None,
 ) -> None:
@@ -52,7 +62,7 @@ def calibrate_predictions(
     channels, the logits are log p - log(1 - p). `out` gets a scaled map for each prediction in `apply_to`, float32 on
     its own grid: `NAME_probability.nii.gz` `(X, Y, Z, C)`, or where no file says where the voxels lie, `NAME.npz`
     `(C, Z, Y, X)` as nnU-Net writes it. They are written to a hidden folder in it, and replace those of an earlier run
-    once all are there; `temperature.json` comes last.
+    once all are there; `temperature.json` comes last. While a run writes to `out`, others are refused.
 
     Args:
         predictions: Folder of predictions of validation cases: NIfTI files, nnU-Net's .npz, or .npy.
@@ -63,6 +73,8 @@ def calibrate_predictions(
             the channels are label codes 0, 1, 2, and so on.
         sigmoid: Whether each channel is one of these structures, with a sigmoid of its own.
         ignore_index: Label code of voxels to leave out of the fit.
+        region: Voxels to fit the temperature on, such as predicted, see `calib_components.metrics.regions`. Fitted to a
+            region chosen by the ground truth, probabilities are not calibrated.
         patient_pattern: Regular expression for the part of a case's name that names the patient, such as patient[0-9]+.
             Default: each case is a patient.
         workers: Number of processes, each with a case in memory. Default: one per core, at most 8.
@@ -70,6 +82,7 @@ def calibrate_predictions(
     Raises:
         InputError: An argument or a file is not as expected, or `out` cannot be written. Maps of an earlier run stay.
     """
+    fitted_on = Region.parse(region)
     processes = check_workers(workers)
     cases = find_cases(predictions, labels)
     classes = classes_of(cases, structures, sigmoid, ignore_index)
@@ -79,27 +92,37 @@ def calibrate_predictions(
             f"{cases[0].prediction.files[0]}: expected probabilities to fit a temperature, got a label map"
         )
     targets = _find_targets(apply_to, cases[0])
+    target_patients = patients_of([prediction.name for prediction, _ in targets], patient_pattern)
+    both = sum(patient in set(patients.values()) for patient in target_patients.values())
     names = [*(_result_name(*target) for target in targets), TEMPERATURE]
-    _check_folder(out, [predictions, labels, apply_to], names)
-
-    fit, denied = _fit(cases, classes, patients, processes)
-    try:
-        estimate = fit.compute()
-    except ValueError as error:
-        raise InputError(f"--ignore_index: expected voxels to fit a temperature on, got none: {error}") from error
-    _print(estimate, denied)
-    unfinished = out / f"{UNFINISHED}scaled"
-    shutil.rmtree(unfinished, ignore_errors=True)
-    make_folder(unfinished)
-    try:
-        scale = functools.partial(_scale_file, classes=classes, temperature=estimate.temperature, folder=unfinished)
-        with parallel(scale, targets, processes, "scale", PRELOAD) as results:
-            for _ in results:
-                pass
-        write_temperature(estimate, unfinished)
-        _move(names, unfinished, out)
-    finally:
+    _check_place(out, [predictions, labels, apply_to])
+    with _only_run(out):
+        _check_contents(out, names, apply_to)
+        fit, denied = _fit(cases, classes, fitted_on, patients, processes)
+        try:
+            estimate = fit.compute()
+        except ValueError as error:
+            name = "--ignore_index" if fitted_on.kind == "all" else "--region"
+            raise InputError(f"{name}: expected voxels to fit a temperature on, got none: {error}") from error
+        _print(estimate, fitted_on, denied)
+        if both:
+            are_of = "is of a patient" if both == 1 else "are of patients"
+            print(
+                f"{both} of the {len(targets)} predictions to scale {are_of} that T was fitted on: their evaluation "
+                "will be too optimistic."
+            )
+        unfinished = out / f"{UNFINISHED}scaled"
         shutil.rmtree(unfinished, ignore_errors=True)
+        make_folder(unfinished)
+        try:
+            scale = functools.partial(_scale_file, classes=classes, temperature=estimate.temperature, folder=unfinished)
+            with parallel(scale, targets, processes, "scale", PRELOAD) as results:
+                for _ in results:
+                    pass
+            write_temperature(estimate, unfinished)
+            _move(names, unfinished, out)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
     print(printable(out))
 
 
@@ -112,6 +135,13 @@ def _find_targets(folder: Path, case: Case) -> list[tuple[Prediction, Header]]:
             got = f"{header.channels} channel(s)" if header.channels else "a label map"
             expected = f"{case.channels} channel(s), as in {case.prediction.files[0]}"
             raise InputError(f"{prediction.files[0]}: expected {expected}, got {got}")
+        name = _result_name(prediction, header)
+        longer = len(os.fsencode(f"{UNFINISHED}{name}")) - LONGEST_NAME
+        if longer > 0:
+            raise InputError(
+                f"{prediction.files[0]}: expected a shorter name, got one whose result, {name}, is {longer} byte(s) "
+                "too long while it is written"
+            )
     return targets
 
 
@@ -119,22 +149,41 @@ def _result_name(prediction: Prediction, header: Header) -> str:
     return f"{prediction.name}.npz" if header.affine is None else f"{prediction.name}_probability.nii.gz"
 
 
-def _check_folder(out: Path, sources: Sequence[Path], names: Sequence[str]) -> None:
-    """Refuse to write among other files, so that all predictions in the folder have one temperature."""
+def _check_place(out: Path, sources: Sequence[Path]) -> None:
     target = out.resolve()
     for source in (folder.resolve() for folder in sources):
         if target == source or target in source.parents or source in target.parents:
             raise InputError(f"--out: expected a folder apart from {source}, got {out}, which holds it or is in it")
     check_writable("--out", out)
-    if out.exists() and not out.is_dir():
-        raise InputError(f"--out: expected a folder, got the file {out}")
-    present = sorted(out.iterdir()) if out.exists() else []
+
+
+@contextmanager
+def _only_run(out: Path) -> Iterator[None]:
+    """Make the folder, and keep other runs from writing to it, so that maps of two temperatures cannot mix.
+
+    The lock is gone with its process, also with one that was killed; its hidden file stays.
+    """
+    with ExitStack() as stack:
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            lock = stack.enter_context(open(out / LOCK, "w"))
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"--out: expected no other run that writes to {out}, got one") from None
+        except OSError as error:
+            raise InputError(f"--out: expected a folder that can be written, got {out}: {error.strerror}") from error
+        yield
+
+
+def _check_contents(out: Path, names: Sequence[str], apply_to: Path) -> None:
+    """Refuse to write among other files, so that all predictions in the folder have one temperature."""
+    present = sorted(out.iterdir())
     own = {file.name for file in present if file.name in names and file.is_file()}
     if others := [file.name for file in present if file.name not in own and not file.name.startswith(".")]:
         more = f" and {len(others) - 1} more" if len(others) > 1 else ""
         raise InputError(
             f"--out: expected a folder without other files, got {others[0]}{more} in {out}; delete what an earlier run "
-            f"made of predictions that are no longer in {sources[-1]}, or choose another folder"
+            f"made of predictions that are no longer in {apply_to}, or choose another folder"
         )
 
 
@@ -156,11 +205,11 @@ class _Denied(NamedTuple):
 
 
 def _fit(
-    cases: Sequence[Case], classes: Classes, patients: Mapping[str, str], processes: int
+    cases: Sequence[Case], classes: Classes, region: Region, patients: Mapping[str, str], processes: int
 ) -> tuple[TemperatureScaling, list[_Denied]]:
     """Return the fit, and what each case adds to the NLL by voxels of probability 0."""
-    pooled = TemperatureScaling(ignore_index=classes.ignore_index, sigmoid=classes.sigmoid)
-    fit_case = functools.partial(_fit_case, classes=classes, patients=patients)
+    pooled = TemperatureScaling(region, classes.ignore_index, classes.sigmoid)
+    fit_case = functools.partial(_fit_case, classes=classes, region=region, patients=patients)
     with parallel(fit_case, cases, processes, "fit", PRELOAD) as results:
         fitted = list(results)
     for fit, _ in fitted:
@@ -168,24 +217,34 @@ def _fit(
     return pooled, [denied for _, denied in fitted]
 
 
-def _fit_case(case: Case, classes: Classes, patients: Mapping[str, str]) -> tuple[TemperatureScaling, _Denied]:
+def _fit_case(
+    case: Case, classes: Classes, region: Region, patients: Mapping[str, str]
+) -> tuple[TemperatureScaling, _Denied]:
     saved = read_case(case, classes)
     assert saved.probabilities is not None
-    fit = TemperatureScaling(ignore_index=classes.ignore_index, sigmoid=classes.sigmoid)
+    fit = TemperatureScaling(region, classes.ignore_index, classes.sigmoid)
     logits = _logits(saved.probabilities, saved.lowest, saved.highest, classes.sigmoid)
     fit.update(logits[None], saved.label[None], patients[case.name])
-    p = saved.probabilities
-    if classes.sigmoid:
-        missed, spurious = int(((p == 0) & (saved.label == 1)).sum()), int(((p == 1) & (saved.label == 0)).sum())
-        nll = -missed * math.log(saved.lowest) - spurious * math.log(1 - saved.highest)
-        return fit, _Denied(missed + spurious, nll)
-    missed = sum(int(((channel == 0) & (saved.label[0] == k)).sum()) for k, channel in enumerate(p))
-    return fit, _Denied(missed, -missed * math.log(saved.lowest))
+    return fit, _count_denied(saved, saved.probabilities, fit)
 
 
-def _print(estimate: TemperatureEstimate, denied: Sequence[_Denied]) -> None:
+def _count_denied(saved: Saved, probabilities: torch.Tensor, fit: TemperatureScaling) -> _Denied:
+    number, nll = 0, 0.0
+    options = (fit.region, fit.ignore_index, fit.sigmoid)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "y_pred: expected probabilities, got only 0 and 1")  # spoken of as denied
+        for voxels in read_voxels(probabilities[None], saved.label[None], *options):
+            denied = voxels.label[voxels.p_label == 0]
+            spurious = int((denied == 0).sum()) if fit.sigmoid else 0  # a stored 1 where there is nothing
+            number += len(denied)
+            nll -= (len(denied) - spurious) * math.log(saved.lowest) + spurious * math.log(1 - saved.highest)
+    return _Denied(number, nll)
+
+
+def _print(estimate: TemperatureEstimate, region: Region, denied: Sequence[_Denied]) -> None:
+    where = "all voxels" if region.kind == "all" else f"the voxels of region {region.name}"
     print(f"T = {estimate.summary()}")
-    print(f"NLL {estimate.nll_before:.4f} -> {estimate.nll_after:.4f}")
+    print(f"NLL {estimate.nll_before:.4f} -> {estimate.nll_after:.4f} over {where}, which T is fitted on")
     print(estimate.effect())
     for warning in estimate.warnings():
         print(warning)

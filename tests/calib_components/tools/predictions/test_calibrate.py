@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import nibabel as nib
@@ -30,6 +34,7 @@ from tests.calib_components.tools.predictions.made_up import (
 )
 from tests.helpers import run_script
 
+OPTIMISTIC = "that T was fitted on: their evaluation will be too optimistic."
 CASES = [f"patient{patient}_{frame}" for patient in range(7) for frame in "ab"]
 
 
@@ -79,10 +84,84 @@ def test_the_temperature_is_that_of_the_logits(
     printed = capsys.readouterr().out
     assert printed.splitlines() == [
         f"T = {expected.summary()}",
-        f"NLL {expected.nll_before:.4f} -> {expected.nll_after:.4f}",
+        f"NLL {expected.nll_before:.4f} -> {expected.nll_after:.4f} over all voxels, which T is fitted on",
         "T > 1: the model was overconfident on these patients; its probabilities become softer.",
+        f"14 of the 14 predictions to scale are of patients {OPTIMISTIC}",
         str(out),
     ]
+
+
+@pytest.mark.parametrize(
+    ("region", "name", "inside"),
+    [
+        ("predicted", "predicted", lambda p, label: p.argmax(0) != 0),
+        ("plausible(0.5)", "plausible(0.5)", lambda p, label: p[0] < 0.5),
+        ([1, 2], "structure_1_2", lambda p, label: label != 0),
+    ],
+)
+def test_the_temperature_of_a_region(
+    region: object,
+    name: str,
+    inside: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    folders: tuple[Path, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """T is that of the voxels of the region as they come, one after another."""
+    predictions, labels = folders
+    out = tmp_path / "scaled"
+    calibrate_predictions(*folders, apply_to=predictions, out=out, region=region, workers=1)
+    fit, voxels = TemperatureScaling(), 0
+    for case in CASES:
+        logits, label = logits_of(case), np.asarray(nib.load(labels / f"{case}_gt.nii.gz").dataobj)
+        chosen = inside(softmax(logits, axis=0), label)
+        fit.update(torch.from_numpy(logits[:, chosen])[None], torch.from_numpy(label[chosen])[None, None], case)
+        voxels += chosen.sum()
+    estimate = read_temperature(out)
+    assert estimate.temperature == pytest.approx(fit.compute().temperature, rel=1e-5)
+    assert 0 < estimate.voxels == voxels < 14 * np.prod(SHAPE)
+    assert f" over the voxels of region {name}, which T is fitted on\n" in capsys.readouterr().out
+
+
+def test_the_temperature_of_the_foreground_may_be_above_1_and_that_of_all_voxels_below(tmp_path: Path) -> None:
+    """Background is right with p = 0.6 always, foreground with p = 0.9 in half of its voxels."""
+    p = np.zeros((2, 100, 1, 1), np.float32)
+    p[0] = 0.6
+    p[0, :10] = 0.1
+    p[1] = 1 - p[0]
+    label = np.zeros(p.shape[1:], np.uint8)
+    label[:5] = 1
+    save_channels_last(tmp_path / "validation" / "a.nii", p)
+    save_nifti(tmp_path / "labels" / "a.nii", label)
+    temperatures = []
+    for region in ("all", "predicted"):
+        arguments = tmp_path / "validation", tmp_path / "labels"
+        out = tmp_path / region
+        calibrate_predictions(*arguments, apply_to=tmp_path / "validation", out=out, region=region, workers=1)
+        temperatures.append(read_temperature(out).temperature)
+    assert temperatures[0] < 1 < temperatures[1]
+
+
+def test_predictions_of_patients_that_were_fitted_are_counted(
+    folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By the same name, and with a pattern by the same patient."""
+    test = tmp_path / "test"
+    for name in ("patient0_a", "patient1_c", "patient9_a"):
+        save_channels_last(test / f"{name}.nii", softmax_of(0))
+    calibrate_predictions(*folders, apply_to=test, out=tmp_path / "scaled", workers=1)
+    assert f"\n1 of the 3 predictions to scale is of a patient {OPTIMISTIC}\n" in capsys.readouterr().out
+    options = {"patient_pattern": r"patient\d", "workers": 1}
+    calibrate_predictions(*folders, apply_to=test, out=tmp_path / "scaled", **options)
+    assert f"\n2 of the 3 predictions to scale are of patients {OPTIMISTIC}\n" in capsys.readouterr().out
+    for name in ("patient0_a", "patient1_c"):
+        (test / f"{name}.nii").unlink()
+    calibrate_predictions(*folders, apply_to=test, out=tmp_path / "other", **options)
+    assert "optimistic" not in capsys.readouterr().out
+    save_channels_last(test / "somebody.nii", softmax_of(0))
+    with pytest.raises(InputError, match=r"--patient_pattern: expected a part of each case's name, .*not in somebody"):
+        calibrate_predictions(*folders, apply_to=test, out=tmp_path / "more", **options)
+    assert not (tmp_path / "more").exists()
 
 
 def test_voxels_of_probability_0_that_decide_are_spoken_of(
@@ -103,6 +182,29 @@ def test_voxels_of_probability_0_that_decide_are_spoken_of(
         "\n10 voxels, in 1 of 14 cases, have a stored probability of 0 for what they are and make up "
         f"{100 * share:.0f} % of the NLL, so they decide T."
     ) in capsys.readouterr().out
+    calibrate_predictions(*folders, apply_to=predictions, out=tmp_path / "scaled", region="predicted", workers=1)
+    assert "stored probability of 0" not in capsys.readouterr().out  # they are predicted to be background
+    calibrate_predictions(*folders, apply_to=predictions, out=tmp_path / "scaled", region="foreground", workers=1)
+    assert "\n10 voxels, in 1 of 14 cases, have a stored probability of 0" in capsys.readouterr().out
+
+
+def test_sigmoids_of_0_and_1_that_decide_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of 100 voxels with p = 0.5, or 0.693 nats, three are 0 where the label is 1, and two are 1 where it is 0."""
+    p, label = np.full((105, 1, 1), 0.5, np.float32), np.arange(105).reshape(-1, 1, 1) % 2
+    p[100:], label[100:] = [[[0]]] * 3 + [[[1]]] * 2, [[[1]]] * 3 + [[[0]]] * 2
+    save_nifti(tmp_path / "validation" / "a.nii", p)
+    save_nifti(tmp_path / "labels" / "a.nii", label.astype(np.uint8))
+    arguments = tmp_path / "validation", tmp_path / "labels"
+    options = {"apply_to": tmp_path / "validation", "workers": 1}
+    calibrate_predictions(*arguments, **options, out=tmp_path / "all")
+    nll = -3 * np.log(np.finfo(np.float32).tiny) + 2 * 24 * np.log(2)  # 1 - p is a step of numbers below 1
+    share = 100 * nll / (nll + 100 * np.log(2))
+    assert (
+        f"\n5 voxels, in 1 of 1 cases, have a stored probability of 0 for what they are and make up {share:.0f} %"
+        in (capsys.readouterr().out)
+    )
+    calibrate_predictions(*arguments, **options, out=tmp_path / "predicted", region="predicted")
+    assert "\n2 voxels, in 1 of 1 cases, have a stored probability of 0" in capsys.readouterr().out
 
 
 def test_scaled_maps_have_the_likelihood_that_was_fitted(folders: tuple[Path, Path], tmp_path: Path) -> None:
@@ -110,7 +212,7 @@ def test_scaled_maps_have_the_likelihood_that_was_fitted(folders: tuple[Path, Pa
     out = tmp_path / "scaled"
     calibrate_predictions(*folders, apply_to=predictions, out=out, workers=1)
     estimate, likelihoods = read_temperature(out), []
-    assert sorted(file.name for file in out.iterdir()) == [
+    assert sorted(contents(out)) == [
         *(f"{case}_probability.nii.gz" for case in CASES), "temperature.json"
     ]  # fmt: skip
     for case in CASES:
@@ -164,7 +266,7 @@ def test_nnunets_arrays_are_scaled_on_their_grid_or_stay_arrays(folders: tuple[P
     save_nnunet(test, "with_grid", p, sitk_properties())
     save_nnunet(test, "without", p)
     calibrate_predictions(*folders, apply_to=test, out=out, workers=1)
-    assert sorted(file.name for file in out.iterdir()) == [
+    assert sorted(contents(out)) == [
         "temperature.json", "with_grid_probability.nii.gz", "without.npz"
     ]  # fmt: skip
     expected = softmax(np.log(p.astype(np.float64)) / read_temperature(out).temperature, axis=0)
@@ -236,7 +338,8 @@ def test_the_same_command_again_replaces_its_files(folders: tuple[Path, Path], t
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {file.name: file.read_bytes() for file in folder.iterdir()}
+    """The files of a folder that a user sees."""
+    return {file.name: file.read_bytes() for file in folder.glob("[!.]*")}
 
 
 def save_targets(folder: Path, seed: int) -> Path:
@@ -262,6 +365,66 @@ def test_maps_of_an_earlier_run_stay_until_all_new_ones_are_there(folders: tuple
     assert after.keys() == before.keys()
     assert after["a_probability.nii.gz"] != before["a_probability.nii.gz"]
     assert after["temperature.json"] == before["temperature.json"]
+
+
+def test_only_one_run_at_a_time_writes_to_a_folder(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    """Another run is refused before the fit; one that was killed does not stand in the way."""
+    test, out = save_targets(tmp_path / "test", 0), tmp_path / "scaled"
+    calibrate_predictions(*folders, apply_to=test, out=out, workers=1)
+    before = contents(out)
+    code = "import fcntl, sys, time; f = open(sys.argv[1], 'w'); fcntl.flock(f, fcntl.LOCK_EX); print(1, flush=True); "
+    other = [sys.executable, "-c", f"{code} time.sleep(60)", out / ".lock"]
+    with subprocess.Popen(other, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()  # it has the lock
+        with pytest.raises(InputError, match=f"^--out: expected no other run that writes to {out}, got one$"):
+            calibrate_predictions(*folders, apply_to=test, out=out, region="predicted", workers=1)
+        assert contents(out) == before
+        process.kill()
+    calibrate_predictions(*folders, apply_to=test, out=out, region="predicted", workers=1)
+    assert contents(out).keys() == before.keys()
+    assert contents(out)["temperature.json"] != before["temperature.json"]
+
+
+def test_the_lock_is_held_until_all_maps_are_moved(
+    folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    test, out = save_targets(tmp_path / "test", 0), tmp_path / "scaled"
+    replace, refused = Path.replace, []
+
+    def replace_while_locked(source: Path, target: Path) -> Path:
+        with open(out / ".lock") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                refused.append(target.name)
+        return replace(source, target)
+
+    monkeypatch.setattr(Path, "replace", replace_while_locked)
+    calibrate_predictions(*folders, apply_to=test, out=out, workers=1)
+    assert refused[-3:] == ["a_probability.nii.gz", "b_probability.nii.gz", "temperature.json"]
+
+
+def test_a_name_that_is_too_long_for_its_result_is_refused_before_the_fit(
+    folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Bytes of `.unfinished-` are 12, of `_probability.nii.gz` 19, of `.npz` 4: of 255, 224 and 239 are left."""
+    test, out = tmp_path / "test", tmp_path / "scaled"
+    save_channels_last(test / f"{'ö' * 112}.nii", softmax_of(0))
+    save_nnunet(test, "b" * 239, softmax_of(0))
+    calibrate_predictions(*folders, apply_to=test, out=out, workers=1)
+    assert len(contents(out)) == 3
+    for longer in (
+        lambda: save_channels_last(test / f"{'ö' * 112}a.nii", softmax_of(0)),
+        lambda: save_nnunet(test, "b" * 240, softmax_of(0)),
+    ):
+        file = longer()
+        capsys.readouterr()
+        message = f"^{file}: expected a shorter name, got one whose result, {file.stem}.*, is 1 byte.s. too long while"
+        with pytest.raises(InputError, match=message):
+            calibrate_predictions(*folders, apply_to=test, out=out, workers=1)
+        assert capsys.readouterr().out == ""
+        file.unlink()
 
 
 def test_an_interrupted_move_leaves_no_temperature(
@@ -318,6 +481,8 @@ def test_unsuitable_folders_are_refused_before_the_fit(folders: tuple[Path, Path
     (out / "temperature.json").mkdir()  # its name is right, but a file cannot take its place
     with pytest.raises(InputError, match=f"^{expected} older_probability.nii.gz and 1 more in {out}; "):
         calibrate_predictions(*folders, apply_to=predictions, out=out)
+    with pytest.raises(InputError, match=r"^region: expected one of 'all', 'predicted', .* indices, got 'predict'$"):
+        calibrate_predictions(*folders, apply_to=predictions, out=tmp_path / "new", region="predict")
     with pytest.raises(InputError, match="workers: expected a whole number of at least 1, got 0"):
         calibrate_predictions(*folders, apply_to=predictions, out=tmp_path / "new", workers=0)
 
