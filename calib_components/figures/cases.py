@@ -14,6 +14,8 @@ from calib_components.figures.style import NAME, TITLE, class_color, literal
 
 __all__ = ["uncertainty_overlay"]
 
+TALLEST = 8  # heights of a panel by its width: a slice of 1 x 512 pixels would be a picture of hundreds of megabytes
+
 
 def uncertainty_overlay(
     image: ArrayLike | None,
@@ -26,7 +28,8 @@ def uncertainty_overlay(
     """Draw one slice three times: with contours of the ground truth, contours of the prediction, and the uncertainty.
 
     Args:
-        image: Grey values `(H, W)`; the first axis points right, the second down. None draws on plain grey.
+        image: Grey values `(H, W)`; the first axis points right, the second down. None draws on plain grey. Values that
+            are not finite are drawn as the smallest that is.
         label: Class index of the ground truth, `(H, W)`; 0 is background.
         prediction: Predicted class index, `(H, W)`.
         uncertainty: Uncertainty from 0 (certain) to 1, `(H, W)`; None leaves out its panel.
@@ -34,7 +37,7 @@ def uncertainty_overlay(
         title: Title of the figure, of one or more lines.
 
     Returns:
-        A figure without a window.
+        A figure without a window. A slice of less than 2 x 2 pixels has no contours.
 
     Raises:
         ValueError: A class in the slice has no name.
@@ -48,7 +51,9 @@ def uncertainty_overlay(
         >>> figure = uncertainty_overlay(image, label, label, label / 2, ["background", "heart"])
     """
     label, prediction = np.asarray(label).T, np.asarray(prediction).T
-    image = np.zeros(label.shape) if image is None else np.asarray(image).T
+    image = np.zeros(label.shape) if image is None else np.asarray(image, float).T
+    finite = np.isfinite(image)
+    image = np.where(finite, image, image[finite].min() if finite.any() else 0)
     drawn = np.union1d(label[label > 0], prediction[prediction > 0])
     if drawn.size and drawn[-1] >= len(class_names):
         raise ValueError(f"class_names: expected a name for each class, got {len(class_names)} for class {drawn[-1]}")
@@ -56,7 +61,8 @@ def uncertainty_overlay(
     columns = max(1, min(4, TITLE // (max(map(len, names), default=0) + 6)))
     lines = title.count("\n") + 1 + math.ceil(len(names) / columns)
     titles = ["ground truth", "prediction", "uncertainty"][: 2 if uncertainty is None else 3]
-    figure = Figure(figsize=(6.4, 5.85 / len(titles) * image.shape[0] / image.shape[1] + 0.45 + 0.2 * lines), dpi=150)
+    ratio = min(image.shape[0] / image.shape[1], TALLEST)
+    figure = Figure(figsize=(6.4, 5.85 / len(titles) * ratio + 0.45 + 0.2 * lines), dpi=150)
     figure.set_layout_engine("constrained")
     figure.suptitle("\n".join(literal(line, TITLE) for line in title.split("\n")), fontsize="medium")
     low, high = np.percentile(image, [0.5, 99.5])
@@ -66,7 +72,7 @@ def uncertainty_overlay(
         axes.set_title(name, fontsize="small")
         axes.set_axis_off()
     for axes, classes in zip(panels, (label, prediction), strict=False):
-        for k in np.unique(classes[classes > 0]):
+        for k in np.unique(classes[classes > 0]) if min(classes.shape) > 1 else ():
             axes.contour(classes == k, levels=[0.5], colors=[class_color(k)], linewidths=1.2)
     if uncertainty is not None:
         uncertainty = np.asarray(uncertainty).T

@@ -18,6 +18,7 @@ from tests.bad_input.harness import run_as_typed, snapshot
 from tests.calib_components.tools.predictions.made_up import (
     AFFINE,
     SHAPE,
+    first_version_properties,
     label_of,
     save_channels_last,
     save_nifti,
@@ -120,6 +121,7 @@ class Harmful:
 
 
 AS_SHAPE = "expected shape (6, 5, 4) as in labels/a.nii.gz, got "
+CROPPED = "; nnU-Net's first version saves only the part that it crops to\n"
 MISPLACED = "expected the voxels of labels/a.nii.gz, got some that lie up to 5 mm off"
 STRUCTURE = "--structures: expected name=code or name=code+code, such as WT=1+2+4, got "
 OWN_FOLDER = "--out: expected a folder of its own for the results, got "
@@ -135,6 +137,7 @@ BEFORE_THE_WORK = [
     Case("labels the predictions", nothing, "predictions/a.nii.gz: expected a label of shape", given=("labels", "predictions", *GIVEN[2:])),
     Case("both one folder", nothing, "labels: expected a folder of its own, got that of the predictions, labels\n", given=("labels", "labels", *GIVEN[2:])),
     Case("a name without a label", put("predictions/c.nii.gz", P), "predictions: expected a label in labels for each prediction, of the same name, got none for c\n"),
+    Case("a channel that is missing", lambda: (shutil.rmtree("predictions"), [put(f"predictions/a_{index}.nii.gz", P[0])() for index in (0, 1, 3)]), "predictions/a_0.nii.gz: expected channels of a that are numbered from 0, without gaps and leading zeros, got none called a_2\n"),
     Case("names of another data set", move(A_LABEL, "labels/A.nii.gz"), "predictions: expected a label in labels for each prediction, of the same name, got none for a\n"),
     Case("label in two endings", put("labels/a.nii", LABEL), "labels/a.nii.gz: expected one such file, got another, labels/a.nii\n"),
     Case("prediction in two formats", put("predictions/sub/a.nii.gz", P), "predictions/a.nii.gz: expected one prediction called a, got another, predictions/sub/a.nii.gz\n"),
@@ -156,7 +159,8 @@ BEFORE_THE_WORK = [
     Case("a label map among them", put("predictions/b.nii.gz", LABEL), "predictions/b.nii.gz: expected probabilities of 3 channel(s) like"),
     Case("array cut", arrays(cut=200), "predictions/a.npz: expected an array of numbers, as numpy saves it, got File is not a"),
     Case("array of another name", arrays(key="logits"), "predictions/a.npz: expected an array called probabilities, as nnU-Net writes it, got logits\n"),
-    Case("array of an image that is cropped", arrays(p=P[:, 1:]), f"predictions/a.npz: {AS_SHAPE}(5, 5, 4)\n"),
+    Case("array of an image that is cropped", arrays(p=P[:, 1:]), f"predictions/a.npz: {AS_SHAPE}(5, 5, 4){CROPPED}"),
+    Case("array of the first version that is cropped", arrays(first_version_properties(), P[:, 1:], "softmax"), f"predictions/a.npz: {AS_SHAPE}(5, 5, 4){CROPPED}"),
     Case("axes of numpy reversed", one_array(P.transpose(0, 3, 2, 1)), f"predictions/a.npy: {AS_SHAPE}(4, 5, 6); its axes are in reverse order\n"),
     Case("array shifted", arrays(sitk_properties(SHIFTED)), "predictions/a.npz: expected the voxels of labels/a.nii.gz, got some that lie up to 5 mm off\n"),
     Case("a pickle that runs code", arrays({"sitk_stuff": Harmful()}), "predictions/a.pkl: expected the properties of an image that nnU-Net saves, got posix.mkdir, which is no plain value; it was not loaded\n"),
@@ -180,6 +184,8 @@ BEFORE_THE_WORK = [
     Case("columns twice", nothing, "structures: expected names that give different columns, got ", given=given(structures="a=1,a_if_true=2")),
     Case("sigmoids of another number", nothing, "--structures: expected a structure for each of the 3 channel(s), in their order, got 2: x, y\n", ("--sigmoid",)),
     Case("label maps without structures", lambda: [put(f"predictions/{name}.nii.gz", LABEL)() for name in NAMES], "--structures: expected the structures in the label maps, such as liver=1,tumour=2, got none\n", given=("predictions", "labels", "--out", "out")),
+    Case("more structures than bytes hold", lambda: [put(f"predictions/{name}.nii.gz", LABEL)() for name in NAMES], "--structures: expected at most 254 classes, the background and each code or structure apart from the others, got 256\n", given=given(structures=f"low={'+'.join(map(str, range(1, 201)))},last=255,all={'+'.join(map(str, range(1, 256)))}")),
+    Case("label maps of fractions", lambda: [put(f"predictions/{name}.nii.gz", LABEL.astype(np.float32))() for name in NAMES], "--structures: expected a structure for each of the 1 channel(s), in their order, got 2: x, y; if these are label maps, store them as integers\n"),
     Case("ignore_index a class", nothing, "--ignore_index: expected a label code of no class, got 2\n", ("--ignore_index", "2")),
     Case("ignore_index a name", nothing, "--ignore_index: expected a whole number, got 'void'\n", ("--ignore_index", "void")),
     Case("a bad expression", nothing, "--patient_pattern: expected a regular expression, got 'p(': ", ("--patient_pattern", "p(")),
@@ -228,6 +234,7 @@ WHILE_MEASURED = [
     Case("bytes with a wrong step", lambda: save_rounded(Path(A), P / 255, np.uint8, 1 / 255 / 255), f"{A}: expected probabilities of 3 classes that add up to 1 in every voxel, got sums"),
     Case("compressed and cut", lambda: Path(A).write_bytes(Path(A).read_bytes()[:-300]), f"{A}: expected complete NIfTI files, got "),
     Case("half a label code", put(A_LABEL, LABEL + np.float32(0.5)), f"{A_LABEL}: expected whole numbers, the label codes, got others\n"),
+    Case("a code beyond all", put(A_LABEL, np.where(LABEL == 1, 1e30, LABEL).astype(np.float32)), f"{A_LABEL}: expected label codes of at most 64 bits, got 1e+30\n"),
     Case("an image for a label", put(A_LABEL, np.arange(120, dtype=np.int16).reshape(SHAPE)), f"{A_LABEL}: expected label codes 0, 1, 2, got 3, 4, 5, 6, 7; --structures names the codes"),
     Case("codes of BraTS", put(A_LABEL, label_of(0, (0, 1, 2, 4))), f"{A_LABEL}: expected label codes 0, 1, 2, got 4; --structures names the codes"),
     Case("all voxels left out", lambda: [put(name, np.full(SHAPE, 9, np.uint8))() for name in IGNORED], "--ignore_index: expected voxels with other codes, got 9 in every voxel of all 2 label(s)\n", ("--ignore_index", "9")),

@@ -21,6 +21,7 @@ from calib_components.handlers.evaluation_files import (
 from calib_components.metrics import CalibrationBins, ThresholdCounts
 from calib_components.tools.comparison.measured import Comparison, Evaluation, Method, Run
 from calib_components.tools.comparison.statistics import Array
+from calib_components.tools.comparison.tables import channels_text
 
 __all__ = [
     "Evaluations",
@@ -297,7 +298,7 @@ def _channels(summary: Mapping[str, Any]) -> str:
     channels, sigmoid = summary["channels"], summary["sigmoid"]
     if type(channels) is not int or type(sigmoid) is not bool:
         raise TypeError(f"{channels!r:.60} channels and the sigmoid {sigmoid!r:.60}")
-    return f"{channels} sigmoid(s)" if sigmoid else f"a softmax over {channels} classes"
+    return channels_text(channels, sigmoid)
 
 
 def _labels(folders: Sequence[Path]) -> list[str]:

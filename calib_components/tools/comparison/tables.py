@@ -13,6 +13,7 @@ __all__ = [
     "DIFFERENCE",
     "SIGNIFICANT",
     "best_marks",
+    "channels_text",
     "heading",
     "higher_is_better",
     "interval",
@@ -82,6 +83,11 @@ def best_marks(estimates: Sequence[Estimate], measure: str) -> list[str]:
     places = sorted({float(text) for text in printed if text != NONE}, reverse=higher_is_better(measure))
     marks = dict(zip(places, ("bold", "underlined"), strict=False)) if len(places) > 1 else {}
     return ["" if text == NONE else marks.get(float(text), "") for text in printed]
+
+
+def channels_text(channels: int, sigmoid: bool) -> str:
+    """Return what probabilities are of: one softmax over all channels, or a sigmoid for each."""
+    return f"{channels} sigmoid(s)" if sigmoid else f"a softmax over {channels} classes"
 
 
 def p_text(p_value: float) -> list[str]:

@@ -15,7 +15,7 @@ from calib_components.facts import check_class_names
 __all__ = ["IGNORED", "Classes", "label_classes", "name_classes", "paint", "parse_structures"]
 
 IGNORED = 255  # what voxels to leave out become in a label of bytes
-MOST = 254  # channels, so that bytes hold all class indices and IGNORED
+MOST = 254  # classes, so that bytes hold all class indices and IGNORED
 
 Codes = frozenset[int]
 
@@ -114,6 +114,11 @@ def name_classes(
         classes = replace(classes, others_allowed=structures is not None)
     else:
         classes = replace(_softmax_classes(channels, given), others_allowed=channels == 0)
+        if len(classes.codes) > MOST:  # of label maps
+            raise InputError(
+                f"--structures: expected at most {MOST} classes, the background and each code or structure apart from "
+                f"the others, got {len(classes.codes)}"
+            )
     if any(ignore_index in codes for codes in classes.codes):
         raise InputError(f"--ignore_index: expected a label code of no class, got {ignore_index}")
     return replace(classes, ignore_code=ignore_index)
@@ -127,9 +132,10 @@ def _default(channels: int, sigmoid: bool) -> list[str]:
 def _sigmoid_classes(channels: int, given: Mapping[str, Codes], with_background: bool) -> Classes:
     skip = channels - len(given)
     if skip and (skip, with_background) != (1, True):
+        hint = "; if these are label maps, store them as integers" if channels == 1 else ""
         raise InputError(
             f"--structures: expected a structure for each of the {channels} channel(s), in their order, got "
-            f"{len(given)}: {', '.join(given)}"
+            f"{len(given)}: {', '.join(given)}{hint}"
         )
     structures = {name: [index] for index, name in enumerate(given)}
     return Classes(tuple(given), tuple(given.values()), structures, sigmoid=True, skip=skip)

@@ -6,11 +6,11 @@ import functools
 import hashlib
 import io
 import json
-import logging
 import os
 import shutil
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -42,15 +42,16 @@ from calib_components.metrics.case_metric import CaseMetric
 from calib_components.nifti import grid_distance, open_nifti
 from calib_components.tools.comparison import report_evaluations
 from calib_components.tools.comparison.report import PAGE, check_report_folder, read_validation
+from calib_components.tools.comparison.tables import channels_text
 from calib_components.tools.parallel import check_workers, parallel
-from calib_components.tools.predictions.classes import IGNORED, Classes, paint
+from calib_components.tools.predictions.classes import Classes, paint
+from calib_components.tools.predictions.noted import note, warn
 from calib_components.tools.predictions.pairs import Case, Saved, classes_of, find_cases, patients_of, read_case
 
 __all__ = ["evaluate_predictions"]
 
 REPORT, CASES = "report", "cases"  # folders inside the output folder, of the page and of pictures
 MEASURED = ".measured"  # likewise, of the cases of an evaluation that is not finished
-SHOWN = 5  # codes in a message
 REGIONS = ("all", "predicted", "plausible", "predicted_band", "union", "band")
 DRAWS = 20
 CUBIC_MM = 1000  # in a millilitre
@@ -106,48 +107,69 @@ def evaluate_predictions(
         _check_validation(validation, out, classes, cases[0].channels)
     metrics = _metrics(classes, cases[0].channels > 0)
     start_evaluation(out, metrics, classes.structures)
-    done = out / MEASURED
-    make_folder(done)
+    make_folder(out / MEASURED)
     stamped = [(case, _stamp(case, classes, pictured.get(case.name)), pictured.get(case.name)) for case in cases]
-    missing = [item for item in stamped if not _is_measured(done, item[0].name, item[1])]
-    if len(missing) < len(cases):
-        print(f"{len(cases) - len(missing)} of {len(cases)} cases measured before")
-    measure = functools.partial(_measure, classes=classes, folder=done)
+    with _alone(out):
+        _measure_missing(stamped, classes, out / MEASURED, workers)
+        notes = _gather(stamped, metrics, out)
+        if not any(noted["voxels"] for noted in notes):
+            raise InputError(
+                f"--ignore_index: expected voxels with other codes, got {ignore_index} in every voxel of all "
+                f"{len(cases)} label(s)"
+            )
+        _, _, true = metrics["dsc"].gathered()
+        warn(notes, cases, classes, true.sum(0), predictions, labels)
+        order = [case.name for case in cases]
+        slices = functools.partial(_read_slice, out / MEASURED)
+        of_cases = [patients[name] for name in order]
+        names = list(classes.names)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", r"Glyph .* missing from")  # figures show a box for each
+            write_evaluation(
+                out, order, metrics, classes.structures, names, slices, of_cases, unit="mm", volume_unit="ml"
+            )
+            (out / REPORT / PAGE).unlink(missing_ok=True)  # no page of other tables
+            report_evaluations([out], out / REPORT, validation)
+        shutil.rmtree(out / MEASURED)
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Say it where work fails because another evaluation wrote to the same folder and finished."""
+    try:
+        yield
+    except (InputError, OSError) as error:
+        if (out / MEASURED).is_dir():
+            raise
+        raise InputError(f"--out: expected no other evaluation that writes to {out}, got one") from error
+
+
+def _measure_missing(
+    stamped: Sequence[tuple[Case, str, Path | None]], classes: Classes, folder: Path, workers: int
+) -> None:
+    """Measure the cases that were not measured before."""
+    missing = [item for item in stamped if not _is_measured(folder, item[0].name, item[1])]
+    if len(missing) < len(stamped):
+        print(f"{len(stamped) - len(missing)} of {len(stamped)} cases measured before")
+    measure = functools.partial(_measure, classes=classes, folder=folder)
     with parallel(measure, missing, workers, "evaluate", ["calib_components.tools.predictions"]) as results:
         for _ in results:
             pass
+
+
+def _gather(
+    stamped: Sequence[tuple[Case, str, Path | None]], metrics: Mapping[str, CaseMetric], out: Path
+) -> list[dict[str, Any]]:
+    """Give what was measured to the metrics, and return what was noted of each case."""
     notes = []
     for case, stamp, _ in stamped:
-        content = _read(done, case.name)
+        content = _read(out / MEASURED, case.name)
         if content["stamp"] != stamp:
             raise InputError(f"--out: expected no other evaluation that writes to {out}, got one")
         for name, metric in metrics.items():
             metric.extend(*content["stored"][name])
         notes.append(content["notes"])
-    if not any(note["voxels"] for note in notes):
-        raise InputError(
-            f"--ignore_index: expected voxels with other codes, got {ignore_index} in every voxel of all "
-            f"{len(cases)} label(s)"
-        )
-    _warn_of_absent(metrics["dsc"], classes, labels)
-    _warn_of_others(labels, [note["other_codes"] for note in notes])
-    _warn_of_others(predictions, [note["other_predicted"] for note in notes])
-    _warn_of_hard([case.prediction.files[0] for case, note in zip(cases, notes, strict=True) if note["is_hard"]])
-    order = [case.name for case in cases]
-    (out / REPORT / PAGE).unlink(missing_ok=True)  # no page of other tables
-    write_evaluation(
-        out,
-        order,
-        metrics,
-        classes.structures,
-        list(classes.names),
-        functools.partial(_read_slice, done),
-        [patients[name] for name in order],
-        unit="mm",
-        volume_unit="ml",
-    )
-    report_evaluations([out], out / REPORT, validation)
-    shutil.rmtree(done)
+    return notes
 
 
 def _metrics(
@@ -204,22 +226,8 @@ def _measure(item: tuple[Case, str, Path | None], classes: Classes, folder: Path
     of_slice = {key: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for key, v in vars(drawn).items()}
     with writing(_file(folder, case.name)) as file:
         content = io.BytesIO()  # a full disk is no OSError to torch.save
-        torch.save({"stamp": stamp, "stored": stored, "notes": _note(saved), "slice": of_slice}, content)
+        torch.save({"stamp": stamp, "stored": stored, "notes": note(saved), "slice": of_slice}, content)
         file.write_bytes(content.getvalue())
-
-
-def _note(saved: Saved) -> dict[str, Any]:
-    """Note what is to be said of all cases together."""
-    p = saved.probabilities
-    return {
-        "other_codes": list(saved.other_codes),
-        "other_predicted": list(saved.other_predicted),
-        "voxels": int((saved.label != IGNORED).sum()),
-        # Where nothing is segmented, probabilities of exactly 0 are no sign of a label map.
-        "is_hard": p is not None
-        and bool(saved.prediction.any())
-        and all(bool(((channel == 0) | (channel == 1)).all()) for channel in p),
-    }
 
 
 def _masks(saved: Saved, classes: Classes) -> tuple[torch.Tensor, torch.Tensor]:
@@ -262,7 +270,7 @@ def _read_image(file: Path, saved: Saved, label_file: Path) -> torch.Tensor:
     shape = tuple(saved.prediction.shape)
     if image.shape[:3] != shape or grid_distance(image.affine, saved.affine, shape):
         raise InputError(f"{file}: expected the voxels of {label_file}, {shape}, got others, {image.shape}")
-    with reading(file, "a complete NIfTI file"):
+    with reading(file, "a complete NIfTI file"), np.errstate(over="ignore"):  # no picture needs such numbers
         values = np.asarray(image.dataobj, np.float32)
     return torch.from_numpy(values.reshape(*shape, -1)[..., 0].copy())
 
@@ -272,45 +280,6 @@ def _read_slice(folder: Path, case: str) -> DrawnSlice:
     for key, value in _read(folder, case)["slice"].items():
         of_slice[key] = value.numpy() if isinstance(value, torch.Tensor) else value
     return DrawnSlice(**of_slice)
-
-
-def _warn_of_absent(dsc: CaseMetric, classes: Classes, labels: Path) -> None:
-    """Warn of structures that no label has: their codes may be others in the files."""
-    _, _, true = dsc.gathered()
-    for name, voxels in zip(classes.structures, true.sum(0).tolist(), strict=True):
-        if voxels == 0:
-            codes = sorted(set().union(*(classes.codes[channel] for channel in classes.structures[name])))
-            logging.getLogger(__name__).warning(
-                "%s: no label has %s, code %s; --structures names the codes", labels, name, "+".join(map(str, codes))
-            )
-
-
-def _warn_of_others(folder: Path, of_cases: Sequence[Sequence[int]]) -> None:
-    """Warn of codes in label maps that no structure has, such as one that was forgotten."""
-    codes = sorted(set().union(*of_cases))
-    if codes:
-        shown = ", ".join(map(str, codes[:SHOWN])) + (f" and {len(codes) - SHOWN} more" if len(codes) > SHOWN else "")
-        logging.getLogger(__name__).warning(
-            "%s: %s, in %d of %d label maps, %s",
-            folder,
-            f"code {shown}" if len(codes) == 1 else f"codes {shown}",
-            sum(map(bool, of_cases)),
-            len(of_cases),
-            "belongs to no structure and counts as background"
-            if len(codes) == 1
-            else "belong to no structure and count as background",
-        )
-
-
-def _warn_of_hard(files: Sequence[Path]) -> None:
-    """Warn of predictions without any value between 0 and 1: they may be label maps."""
-    if files:
-        logging.getLogger(__name__).warning(
-            "%s: every value is 0 or 1%s; if these are label maps, store them as integers without a scale factor; "
-            "otherwise calibration says no more than how many voxels are wrong",
-            files[0],
-            f", as in {len(files) - 1} more" if len(files) > 1 else "",
-        )
 
 
 def _is_measured(folder: Path, case: str, stamp: str) -> bool:
@@ -334,8 +303,7 @@ def _file(folder: Path, case: str) -> Path:
 
 def _stamp(case: Case, classes: Classes, image: Path | None) -> str:
     """Say what a case is measured from, and how."""
-    others = [file for file in (case.prediction.grid, image) if file is not None]
-    files = [*case.prediction.files, case.label, *others]
+    files = [*case.prediction.files, case.label, *case.prediction.grids, *([image] if image else [])]
     states = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     return json.dumps([__version__, case.prediction.kind, repr(classes), states])
 
@@ -371,4 +339,4 @@ def _check_validation(validation: Path, out: Path, classes: Classes, channels: i
         raise InputError("--validation: expected predictions with probabilities to choose thresholds, got label maps")
     if validation.resolve() == out.resolve():
         raise InputError(f"--validation: expected the evaluation of other cases, got the folder of --out, {out}")
-    read_validation(validation, list(classes.structures))
+    read_validation(validation, list(classes.structures), channels_text(len(classes.names), classes.sigmoid))

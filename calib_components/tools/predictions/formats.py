@@ -6,7 +6,7 @@
 | channels | `NAME_0.nii.gz`, `NAME_1.nii.gz`, ...: one file for each channel | `(X, Y, Z)` |
 | npz | `NAME.npz` of nnU-Net's `--save_probabilities`, with `NAME.pkl` or `NAME.nii.gz` | `(C, Z, Y, X)` |
 | npy | `NAME.npy`, which may have `NAME.nii.gz` beside it | `(C, X, Y, Z)` or `(X, Y, Z)` |
-| labels | `NAME.nii.gz` or `NAME_seg.nii.gz` of whole numbers | `(X, Y, Z)` |
+| labels | `NAME.nii.gz` or `NAME_seg.nii.gz` of whole numbers | `(X, Y, Z)` or `(X, Y, Z, 1)` |
 
 NIfTI files end in `.nii` or `.nii.gz`. `(X, Y, Z)` in place of four axes is one channel. Files
 are data: nothing in them is ever run, also not in a pickle.
@@ -42,6 +42,7 @@ __all__ = [
 ARRAYS = ("npz", "npy")  # kinds that numpy reads
 KEYS = ("probabilities", "softmax")  # of the array in nnU-Net's files, versions 2 and 1
 SLACK = 1e-3  # beyond [0, 1], by rounding and interpolation
+CROPPED = "; nnU-Net's first version saves only the part that it crops to"
 UNITS = {1: "metres", 3: "micrometres"}  # codes of NIfTI; 2 is millimetres, and so is 0, unknown
 SUM_SLACK = 1e-2  # of a sum of half-precision numbers
 SMALLEST = float(np.finfo(np.float32).tiny)  # in place of a 0 among 32-bit numbers, where a logarithm is taken
@@ -55,13 +56,13 @@ class Prediction:
         name: What it is called.
         kind: See this module.
         files: Its one file, or a file for each channel.
-        grid: File beside an array that says where its voxels lie: `.pkl`, or a NIfTI file.
+        grids: Files beside an array, of which the first that does says where its voxels lie: `.pkl`, NIfTI.
     """
 
     name: str
     kind: Literal["probability", "channels", "npz", "npy", "labels"]
     files: tuple[Path, ...]
-    grid: Path | None = None
+    grids: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,8 @@ def read_header(prediction: Prediction) -> Header:
     shape = image.shape[:3]
     if min(image.shape) < 1:
         raise InputError(f"{first}: expected every side of the volume to be at least 1, got {image.shape}")
-    if len(image.shape) != 3 and (prediction.kind != "probability" or len(image.shape) != 4):
+    four_axes = prediction.kind == "probability" or (prediction.kind == "labels" and image.shape[3:] == (1,))
+    if len(image.shape) != 3 and not (four_axes and len(image.shape) == 4):
         expected = "(X, Y, Z, C) or (X, Y, Z)" if prediction.kind == "probability" else "(X, Y, Z)"
         raise InputError(f"{first}: expected a volume of shape {expected}, got {image.shape}")
     for file in prediction.files[1:]:
@@ -153,18 +155,19 @@ def _key(names: Sequence[str], file: Path) -> str:
 
 def _grid_affine(prediction: Prediction, shape: tuple[int, ...]) -> np.ndarray | None:
     """Read where the voxels of an array lie."""
-    if prediction.grid is None:
-        return None
-    if prediction.grid.suffix == ".pkl":
-        return _read_properties(prediction.grid)
-    image = open_nifti(prediction.grid)
-    if image.shape[:3] != shape:
-        hint = "; nnU-Net's first version saves only the part that it crops to" if prediction.kind == "npz" else ""
-        raise InputError(
-            f"{prediction.files[0]}: expected the shape of {prediction.grid} beside it, {image.shape[:3]}, got {shape}"
-            f"{hint}"
-        )
-    return image.affine
+    for grid in prediction.grids:
+        if grid.suffix.lower() == ".pkl":
+            if (affine := _read_properties(grid)) is not None:
+                return affine
+            continue
+        image = open_nifti(grid)
+        if image.shape[:3] != shape:
+            hint = CROPPED if prediction.kind == "npz" else ""
+            raise InputError(
+                f"{prediction.files[0]}: expected the shape of {grid} beside it, {image.shape[:3]}, got {shape}{hint}"
+            )
+        return image.affine
+    return None
 
 
 def _read_properties(file: Path) -> np.ndarray | None:
@@ -304,6 +307,8 @@ def read_label_map(file: Path) -> tuple[np.ndarray, np.ndarray]:
     if values.dtype.kind == "f":
         if not np.isfinite(values).all() or np.any(values % 1):
             raise InputError(f"{file}: expected whole numbers, the label codes, got others")
+        if (beyond := values[np.abs(values) >= 2.0**63]).size:
+            raise InputError(f"{file}: expected label codes of at most 64 bits, got {beyond[0]:.6g}")
         values = values.astype(np.int64)
     return values, image.affine
 
@@ -329,7 +334,11 @@ def turn_onto(header: Header, target: np.ndarray, shape: tuple[int, ...], names:
         affine = affine @ inv_ornt_aff(turn, header.shape)
         moved = tuple(header.shape[axis] for axis in np.argsort(turn[:, 0]))
     if moved != shape:
-        hint = "; its axes are in reverse order" if affine is None and moved[::-1] == shape else ""
+        hint = ""
+        if affine is None and moved[::-1] == shape:
+            hint = "; its axes are in reverse order"
+        elif affine is None and Path(names[0]).suffix.lower() == ".npz" and np.all(np.less_equal(moved, shape)):
+            hint = CROPPED
         raise InputError(f"{names[0]}: expected shape {shape} as in {names[1]}, got {header.shape}{hint}")
     if affine is not None and (away := grid_distance(affine, target, shape)):
         raise InputError(f"{names[0]}: expected the voxels of {names[1]}, got some that lie up to {away:.3g} mm off")

@@ -88,10 +88,10 @@ class Saved:
 def find_cases(predictions: Path, labels: Path) -> list[Case]:
     """Find the predictions of a folder and the label of each, and check shapes and grids by the files' headers.
 
-    Labels are NIfTI files called like their predictions, or with `_gt`, `_seg` or `_label` at the end; if a folder has
-    such files, only these are labels, so that images may lie beside them. Subfolders are searched too. Labels without a
-    prediction are left out, with a warning. Axes of a prediction may be in another order or direction than those of its
-    label.
+    Labels are NIfTI files called like their predictions, or with `_gt`, `_seg` or `_label` at the end, which
+    predictions may have too; if a folder has such files, only these are labels, so that images may lie beside them.
+    Subfolders are searched too. Labels without a prediction are left out, with a warning. Axes of a prediction may be
+    in another order or direction than those of its label.
 
     Args:
         predictions: Folder of predictions of one kind, see `calib_components.tools.predictions.formats`.
@@ -106,8 +106,13 @@ def find_cases(predictions: Path, labels: Path) -> list[Case]:
     """
     label_files = _find_labels(labels)
     found = find_predictions(predictions, label_files)
+    for name, file in [*label_files.items()]:
+        stem = cast(re.Match, NIFTI.fullmatch(file.name))[1]
+        if name not in found and stem in found:  # a prediction that is called like its label, with the suffix
+            label_files[stem] = label_files.pop(name)
     alone = [name for name in found if name not in label_files]
     if alone:
+        _check_numbers(alone, found, label_files)
         raise InputError(
             f"{predictions}: expected a label in {labels} for each prediction, of the same name, got none for "
             f"{_listed(alone)}"
@@ -136,6 +141,22 @@ def find_cases(predictions: Path, labels: Path) -> list[Case]:
             unknown,
         )
     return cases
+
+
+def _check_numbers(alone: Sequence[str], found: Mapping[str, Prediction], labels: Collection[str]) -> None:
+    """Check whether predictions without a label are files of single channels that are numbered in another way."""
+    numbers: dict[str, list[str]] = defaultdict(list)
+    for name in alone:
+        match = re.fullmatch(r"(.+)_(\d+)", name, re.DOTALL)
+        if match and match[1] in labels and match[1] not in found and read_header(found[name]).channels == 1:
+            numbers[match[1]].append(match[2])
+    for base, present in numbers.items():
+        missing = next(str(index) for index in range(len(present) + 1) if str(index) not in present)
+        if len(present) > 1 and int(missing) < len(present):
+            raise InputError(
+                f"{found[f'{base}_{present[0]}'].files[0]}: expected channels of {base} that are numbered from 0, "
+                f"without gaps and leading zeros, got none called {base}_{missing}"
+            )
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -170,9 +191,9 @@ def find_predictions(folder: Path, names: Collection[str] = (), numbered: bool =
     for (_, stem), by_ending in groups.items():
         file = by_ending.get(".nii")
         arrays = [ending for ending in ARRAYS if ending in by_ending]
+        grids = tuple(by_ending[ending] for ending in (".pkl", ".nii") if ending in by_ending)
         for ending in arrays:
-            grid = by_ending.get(".pkl", file)
-            candidates[stem].append((0, Prediction(stem, cast(Any, ending[1:]), (by_ending[ending],), grid)))
+            candidates[stem].append((0, Prediction(stem, cast(Any, ending[1:]), (by_ending[ending],), grids)))
         if file is None or arrays or file in in_numbered or (stem not in names and stem.endswith(UNCERTAINTY)):
             continue
         suffixes = () if stem in names else (PROBABILITY, SEGMENTATION)
@@ -196,7 +217,8 @@ def _best(name: str, candidates: Sequence[tuple[int, Prediction]]) -> Prediction
 
 def _is_label_map(file: Path) -> bool:
     image = open_nifti(file)
-    return len(image.shape) == 3 and image.get_data_dtype().kind in "iu" and cast(Any, image.dataobj).slope == 1
+    is_volume = len(image.shape) == 3 or image.shape[3:] == (1,)
+    return is_volume and image.get_data_dtype().kind in "iu" and cast(Any, image.dataobj).slope == 1
 
 
 def _numbered(

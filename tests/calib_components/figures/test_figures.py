@@ -277,6 +277,28 @@ def test_overlay_of_hundreds_of_classes() -> None:
     assert figure.legends[0].get_window_extent().y0 >= 0
 
 
+@pytest.mark.parametrize("shape", [(1, 8), (8, 1), (1, 1), (1, 512)])
+def test_overlay_of_a_line_has_no_contours(shape: tuple[int, int], tmp_path: Path) -> None:
+    label = np.ones(shape, np.uint8)
+    figure = uncertainty_overlay(label, label, label, label / 2, ["background", "heart"])
+    figure.savefig(tmp_path / "figure.png")
+    assert [len(axes.collections) for axes in figure.axes[:3]] == [0, 0, 0]
+    assert figure.get_figheight() < 20
+
+
+@pytest.mark.filterwarnings("error")
+def test_grey_values_that_are_not_finite_are_drawn_as_the_smallest() -> None:
+    label = np.zeros((2, 3), np.uint8)
+    image = np.array([[np.inf, -2, 1e38], [-np.inf, np.nan, -3e38]], np.float32)
+    drawn = uncertainty_overlay(image, label, label, None, ["background"]).axes[0].images[0]
+    lowest = float(image[1, 2])
+    assert drawn.get_array().T.tolist() == [[lowest, -2, float(image[0, 2])], [lowest, lowest, lowest]]
+    assert np.isfinite(drawn.get_clim()).all()
+    for value in (np.nan, np.inf):
+        drawn = uncertainty_overlay(np.full((2, 3), value), label, label, None, ["background"]).axes[0].images[0]
+        assert not drawn.get_array().any()
+
+
 def test_overlay_of_background_alone() -> None:
     label = np.zeros((8, 8), np.uint8)
     figure = uncertainty_overlay(label, label, label, label / 1.0, ["background", "heart"])

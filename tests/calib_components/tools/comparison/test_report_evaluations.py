@@ -219,7 +219,7 @@ def test_threshold_that_makes_little_difference_is_said_to(folders: list[Path], 
     write_thresholds(folder, names, read_cases(folder)[0], counts)
     report_evaluations([folder], tmp_path / "report", folders[0])
     text = (tmp_path / "report" / "report.md").read_text()
-    assert re.search(r"Thresholds chosen on the validation cases: RV .*, LV 0\.\d\d \(DSC \+0\.0000 \[\+0\.0000, ", text)
+    assert re.search(r"Thresholds chosen on the validation cases: RV .*, LV 0\.\d\d \(DSC \+0\.0000 \[", text)
     assert text.count("Thresholds chosen on the validation cases: RV ") == 2  # in the conclusion and above the table
 
 
@@ -257,6 +257,11 @@ def test_validation_that_does_not_fit(folders: list[Path], results: Path, tmp_pa
         report_evaluations(folders, tmp_path / "report", folders[0])
     with pytest.raises(InputError, match="--validation: expected an evaluation folder with it, got results of compare"):
         report_folders(results, out=tmp_path / "report", validation=maps)
+    sigmoids = make_folder(tmp_path / "sigmoids", sigmoid=True)
+    with pytest.raises(
+        InputError, match="--validation: expected a softmax over 4 classes, got 4 sigmoid.* in .*sigmoids"
+    ):
+        report_evaluations(folders[:1], tmp_path / "report", sigmoids)
     other = make_folder(tmp_path / "other")
     for file in ("cases.csv", "thresholds.json"):
         (other / file).write_text((other / file).read_text().replace("LV", "aorta"))

@@ -9,6 +9,7 @@ from calib_components.errors import InputError
 from calib_components.tools.predictions.classes import IGNORED, Classes, label_classes, name_classes, paint
 
 BRATS = ["WT=1+2+4", "TC=1+4", "ET=4"]
+EACH = [f"s{code}={code}" for code in range(1, 254)]
 
 
 @pytest.mark.parametrize(
@@ -70,7 +71,10 @@ def test_channels_with_a_sigmoid_each(
         ({"channels": 0}, r"--structures: expected the structures in the label maps, such as"),
         ({"channels": 3, "structures": BRATS}, r"--structures: expected the structures of 3 channels, the background"),
         ({"channels": 2, "structures": ["a=1", "b=2"]}, "expected the structures of 2 channels"),
-        ({"channels": 1, "structures": ["a=1", "b=2"]}, r"a structure for each of the 1 channel\(s\).* got 2: a, b"),
+        (
+            {"channels": 1, "structures": ["a=1", "b=2"]},
+            r"a structure for each of the 1 channel\(s\).* got 2: a, b; if these are label maps, store",
+        ),
         ({"channels": 4, "structures": BRATS, "sigmoid": True}, r"for each of the 4 channel\(s\).* got 3: WT, TC, ET"),
         ({"channels": 5, "structures": BRATS, "sigmoid": True, "with_background": True}, r"each of the 5 channel\(s\)"),
         ({"channels": 3, "structures": ["a=1", "a=2"]}, "--structures: expected different names, got a twice"),
@@ -80,6 +84,14 @@ def test_channels_with_a_sigmoid_each(
         ({"channels": 3, "structures": ["a=0+1"]}, "label codes above 0, the background's, got 'a=0"),
         ({"channels": 3, "ignore_index": 2}, "--ignore_index: expected a label code of no class, got 2"),
         ({"channels": 300}, "expected at most 254 channels, got 300"),
+        (
+            {"channels": 0, "structures": [*EACH, "last=254"]},
+            "--structures: expected at most 254 classes, .*, got 255$",
+        ),
+        (
+            {"channels": 0, "structures": ["a=1", f"all={'+'.join(map(str, range(1, 401)))}"]},
+            "254 classes, .*, got 401$",
+        ),
     ],
 )
 def test_options_that_do_not_fit_are_refused(options: dict, expected: str) -> None:
@@ -107,6 +119,13 @@ def test_labels_of_sigmoids_are_masks() -> None:
 def test_unknown_label_codes_are_refused(classes: Classes) -> None:
     with pytest.raises(InputError, match=r"label: expected label codes 0, .*, got .*9; --structures names"):
         label_classes(LABEL, classes, "label")
+
+
+def test_label_maps_of_as_many_classes_as_bytes_hold() -> None:
+    classes = name_classes(0, EACH, ignore_index=300)
+    assert label_classes(np.array([0, 1, 253, 300]), classes, "label")[0].tolist() == [[0, 1, 253, IGNORED]]
+    of_one = name_classes(0, [f"all={'+'.join(map(str, range(1, 401)))}"])  # many codes, but one class
+    assert label_classes(np.array([0, 255, 256, 401]), of_one, "label")[0].tolist() == [[0, 1, 1, 0]]
 
 
 def test_other_structures_than_the_named_ones_are_background_of_sigmoids() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -343,6 +344,105 @@ def test_probabilities_of_0_and_1_alone_may_be_label_maps(
         save_nifti(folder / f"{name}.nii.gz", softmax_of(seed)[1])
     run(folder, labels, tmp_path / "out", structures=["a=1+2"])
     assert warned(caplog) == []
+
+
+@pytest.mark.parametrize("form", ["float", "bytes"])
+def test_a_softmax_that_is_read_as_sigmoids_is_named(
+    form: str, labels: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "predictions"
+    for seed, name in enumerate(NAMES):
+        p = softmax_of(seed, 8)
+        if form == "float":
+            save_channels_last(folder / f"{name}.nii.gz", p)
+        else:  # cut off, so that sums are less than 1 by up to 8 / 255
+            save_rounded(folder / f"{name}.nii.gz", np.floor(255 * p) / 255, np.uint8, 1 / 255)
+    options = {"structures": [f"s{code}=1+{code}" for code in range(2, 10)], "sigmoid": True}
+    run(folder, labels, tmp_path / "a", **options)
+    (line,) = warned(caplog)
+    assert line.startswith(f"{folder}: the channels add up to 1 in every voxel, so they look like a softmax")
+    assert line.endswith("leave out --sigmoid")
+    p[0, 0, 0, 0] += 0.3 if p[0, 0, 0, 0] < 0.5 else -0.3
+    save_channels_last(folder / f"{name}.nii.gz", p)
+    caplog.clear()
+    run(folder, labels, tmp_path / "b", **options)
+    assert warned(caplog) == []
+
+
+def test_spacings_that_may_be_lost_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for seed, name in enumerate(NAMES):
+        for folder, values in (("predictions", np.moveaxis(softmax_of(seed), 0, 3)), ("labels", label_of(seed))):
+            save_nifti(tmp_path / folder / f"{name}.nii.gz", values, np.diag([-1.0, 1, 1, 1]))
+    run(tmp_path / "predictions", tmp_path / "labels", tmp_path / "a")
+    remedy = "if headers lost their spacing, millimetres and millilitres here are voxels"
+    assert warned(caplog) == [f"{tmp_path / 'labels'}: every header says voxels of 1 x 1 x 1 mm; {remedy}"]
+    affine = np.diag([1.0, 1, 1.001, 1])  # one case is enough
+    save_channels_last(tmp_path / "predictions" / "p1_ed.nii.gz", softmax_of(0), affine)
+    save_nifti(tmp_path / "labels" / "p1_ed.nii.gz", label_of(0), affine)
+    caplog.clear()
+    run(tmp_path / "predictions", tmp_path / "labels", tmp_path / "b")
+    assert warned(caplog) == []
+
+
+def test_another_evaluation_that_finishes_first_is_named(
+    predictions: Path, labels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It removes what both measured."""
+    original = evaluate.read_case
+
+    def read_case(case: Any, *options: Any) -> Any:
+        if case.name == "p1_es":
+            shutil.rmtree(tmp_path / "out" / ".measured")
+        return original(case, *options)
+
+    monkeypatch.setattr(evaluate, "read_case", read_case)
+    with pytest.raises(InputError, match=r"^--out: expected no other evaluation that writes to .*out, got one$"):
+        run(predictions, labels, tmp_path / "out")
+
+
+@pytest.mark.parametrize("shape", [(1, 12, 10), (1, 1, 1)])
+def test_page_of_volumes_that_are_thin(shape: tuple[int, ...], tmp_path: Path) -> None:
+    for seed in range(2):
+        save_channels_last(tmp_path / "predictions" / f"{seed}.nii", softmax_of(seed, shape=shape))
+        save_nifti(tmp_path / "labels" / f"{seed}.nii", label_of(seed, shape=shape))
+    assert run(tmp_path / "predictions", tmp_path / "labels", tmp_path / "out")[0] == ["0", "1"]
+    assert (tmp_path / "out" / "report" / "index.html").is_file()
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+def test_page_of_names_that_the_font_lacks_and_images_of_any_number(
+    predictions: Path, labels: Path, tmp_path: Path, capfd: pytest.CaptureFixture
+) -> None:
+    image = softmax_of(0)[0].astype(float)
+    for name, value in zip(NAMES, (np.inf, -np.inf, 1e300), strict=True):
+        save_nifti(tmp_path / "images" / f"{name}.nii.gz", np.where(label_of(0) == 1, value, image))
+    run(predictions, labels, tmp_path / "out", structures=["\u5fc3\u81d3=1", "b=2"], images=tmp_path / "images")
+    assert "\u5fc3\u81d3" in (tmp_path / "out" / "report" / "index.html").read_text()
+    assert capfd.readouterr().err == ""
+
+
+def test_an_evaluation_that_cannot_be_written_leaves_the_earlier_report(
+    predictions: Path, labels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = tmp_path / "out" / "report" / "index.html"
+    there: list[bool] = []
+    monkeypatch.setattr(evaluate, "report_evaluations", lambda *_: there.append(page.exists()))
+    run(predictions, labels, tmp_path / "out")
+    page.parent.mkdir()
+    page.write_text("the earlier page")
+    monkeypatch.setattr(evaluate, "check_report_folder", lambda _: None)
+    with monkeypatch.context() as patched:
+        patched.setattr(evaluate, "write_evaluation", fail)
+        with pytest.raises(InputError, match="full"):
+            run(predictions, labels, tmp_path / "out")
+    assert page.is_file()
+    run(predictions, labels, tmp_path / "out")
+    assert there == [False, False]  # no page of other tables while the next is made
+
+
+def fail(*_: Any, **__: Any) -> None:
+    raise InputError("disk: expected to be written, got full")
 
 
 def test_half_precision_sigmoids_that_are_stored_as_1(tmp_path: Path) -> None:

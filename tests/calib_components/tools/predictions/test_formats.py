@@ -38,7 +38,7 @@ TINY = float(np.finfo(np.float32).tiny)
 
 
 def one(kind: str, *files: Path, grid: Path | None = None) -> Prediction:
-    return Prediction("case", kind, files, grid)  # type: ignore[arg-type]
+    return Prediction("case", kind, files, () if grid is None else (grid,))  # type: ignore[arg-type]
 
 
 def read(prediction: Prediction, sigmoid: bool = False) -> np.ndarray:
@@ -300,6 +300,8 @@ def test_label_maps_are_whole_numbers(tmp_path: Path) -> None:
         assert codes.dtype.kind in "iu"
         np.testing.assert_allclose(affine, AFFINE, atol=1e-4)
     np.testing.assert_array_equal(read_label_map(save_nifti(tmp_path / "4d.nii", label[..., None]))[0], label)
+    with pytest.raises(InputError, match=r"label.nii: expected label codes of at most 64 bits, got -1e\+30$"):
+        read_label_map(save_nifti(tmp_path / "label.nii", np.where(label == 2, -1e30, label).astype(np.float32)))
     for wrong in (label + 0.5, np.full(SHAPE, np.nan), label[..., 0]):
         with pytest.raises(InputError, match=r"label.nii: expected (whole numbers|a label of shape)"):
             read_label_map(save_nifti(tmp_path / "label.nii", wrong.astype(np.float32)))

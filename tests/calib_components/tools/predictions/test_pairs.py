@@ -23,6 +23,7 @@ from calib_components.tools.predictions.pairs import (
 from tests.calib_components.tools.predictions.made_up import (
     AFFINE,
     SHAPE,
+    first_version_properties,
     label_of,
     nibabel_properties,
     save_channels_last,
@@ -119,6 +120,58 @@ def test_names_that_end_in_a_number_are_names_where_labels_have_them(tmp_path: P
         assert list(find_predictions(tmp_path / name)) == ["patient_0", "patient_1"]
 
 
+@pytest.mark.parametrize(
+    ("numbers", "missing"),
+    [("0 1 2 3 5", 4), ("1 2 3", 0), ("00 01 02", 0), ("0 1 2 3 4 5 6 7 8 10", 9)],
+)
+def test_channels_that_are_numbered_in_another_way_are_named(numbers: str, missing: int, tmp_path: Path) -> None:
+    predictions, labels = places(tmp_path)
+    for number in numbers.split():
+        save_nifti(predictions / f"case_1_{number}.nii", P[0])
+    save_nifti(labels / "case_1_gt.nii", LABEL)
+    expected = r"channels of case_1 that are numbered from 0, without gaps and leading zeros, got none called case_1_"
+    with pytest.raises(InputError, match=rf"predictions/case_1_\w+.nii: expected {expected}{missing}$"):
+        find_cases(predictions, labels)
+
+
+@pytest.mark.parametrize(("values", "numbers"), [(P[0], "2"), (LABEL, "1 2"), (np.moveaxis(P, 0, -1), "1 2")])
+def test_what_is_no_file_for_each_channel_has_no_label(values: np.ndarray, numbers: str, tmp_path: Path) -> None:
+    predictions, labels = places(tmp_path)
+    for number in numbers.split():
+        save_nifti(predictions / f"case_{number}.nii", values)
+    save_nifti(labels / "case.nii", LABEL)
+    with pytest.raises(InputError, match=r"predictions: expected a label in .*, got none for case_"):
+        find_cases(predictions, labels)
+
+
+def test_cases_that_are_called_by_numbers(tmp_path: Path) -> None:
+    """Also if there is a label of the name that they have in common."""
+    predictions, labels = places(tmp_path)
+    for number in (1, 2, 4):
+        save_nifti(predictions / f"patient_{number}.nii", P[0])
+        save_nifti(labels / f"patient_{number}.nii", LABEL)
+    save_nifti(labels / "patient.nii", LABEL)
+    assert [case.name for case in find_cases(predictions, labels)] == ["patient_1", "patient_2", "patient_4"]
+
+
+@pytest.mark.parametrize("suffix", ["gt", "seg", "label"])
+@pytest.mark.parametrize("kind", ["npz", "nii", "labels"])
+def test_predictions_that_are_called_like_labels_with_a_suffix(suffix: str, kind: str, tmp_path: Path) -> None:
+    predictions, labels = places(tmp_path)
+    for name in (f"a_{suffix}", f"b_{suffix}"):
+        if kind == "npz":
+            save_nnunet(predictions, name, P, sitk_properties())
+        elif kind == "nii":
+            save_channels_last(predictions / f"{name}.nii.gz", P)
+        else:
+            save_nifti(predictions / f"{name}.nii", LABEL)
+        save_nifti(labels / f"{name}.nii.gz", LABEL)
+        save_nifti(labels / f"{name[0]}.nii.gz", P[0])  # the image
+    cases = find_cases(predictions, labels)
+    assert [case.label.name for case in cases] == [f"a_{suffix}.nii.gz", f"b_{suffix}.nii.gz"]
+    assert [case.prediction.files[0].name.split(".")[0] for case in cases] == [f"a_{suffix}", f"b_{suffix}"]
+
+
 def test_sigmoid_regions(tmp_path: Path) -> None:
     predictions, labels = places(tmp_path)
     p = np.random.default_rng(0).random((3, *SHAPE), np.float32)
@@ -167,6 +220,8 @@ def test_label_maps_have_no_probabilities(tmp_path: Path) -> None:
     assert torch.equal(saved.label, torch.from_numpy(np.where(LABEL == 2, IGNORED, LABEL)[None]))
     saved = read_one(tmp_path, ["ET=4"], ignore=9)  # other codes are background
     assert torch.equal(saved.prediction, torch.from_numpy((other == 4).astype(np.uint8)))
+    save_nifti(predictions / "case_seg.nii.gz", other[..., None])
+    assert torch.equal(read_one(tmp_path, ["ET=4"], ignore=9).prediction, saved.prediction)
 
 
 def test_predictions_without_a_label_are_named(tmp_path: Path) -> None:
@@ -249,6 +304,30 @@ def test_arrays_without_a_grid_are_compared_by_shape(tmp_path: Path, caplog: pyt
     with pytest.raises(
         InputError, match=r"expected shape \(6, 5, 4\) .*, got \(4, 5, 6\); its axes are in reverse order"
     ):
+        find_cases(predictions, labels)
+
+
+def test_arrays_of_nnunets_first_version_lie_where_the_segmentation_beside_them_does(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its properties have no affine that is read."""
+    predictions, labels = places(tmp_path)
+    flipped = AFFINE.copy()
+    flipped[:, 0], flipped[:, 3] = -AFFINE[:, 0], AFFINE[:, 3] + 5 * AFFINE[:, 0]
+    save_nnunet(predictions, "case", P[:, ::-1], first_version_properties(flipped), "softmax", np.float32)
+    save_nifti(predictions / "case.nii.gz", P[:, ::-1].argmax(0).astype(np.uint8), flipped)
+    save_nifti(labels / "case.nii.gz", LABEL)
+    check_softmax(read_one(tmp_path))
+    assert not caplog.records
+    file = save_nnunet(predictions, "case", P[:, 1:, 1:], first_version_properties(), "softmax")
+    hint = "; nnU-Net's first version saves only the part that it crops to$"
+    with pytest.raises(InputError, match=rf"^{file}: expected the shape of .*case.nii.gz beside it, .*{hint}"):
+        find_cases(predictions, labels)
+    (predictions / "case.nii.gz").unlink()
+    with pytest.raises(InputError, match=rf"^{file}: expected shape \(6, 5, 4\) as in .*, got \(5, 4, 4\){hint}"):
+        find_cases(predictions, labels)
+    save_nnunet(predictions, "case", np.concatenate([P, P], 1))
+    with pytest.raises(InputError, match=r"got \(12, 5, 4\)$"):  # larger: nothing is cropped
         find_cases(predictions, labels)
 
 
