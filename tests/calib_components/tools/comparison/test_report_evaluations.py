@@ -259,7 +259,7 @@ def test_validation_that_does_not_fit(folders: list[Path], results: Path, tmp_pa
         report_folders(results, out=tmp_path / "report", validation=maps)
     sigmoids = make_folder(tmp_path / "sigmoids", sigmoid=True)
     with pytest.raises(
-        InputError, match="--validation: expected a softmax over 4 classes, got 4 sigmoid.* in .*sigmoids"
+        InputError, match=r"--validation: expected a softmax over 4 classes, got 4 sigmoid.* in .*sigmoids"
     ):
         report_evaluations(folders[:1], tmp_path / "report", sigmoids)
     other = make_folder(tmp_path / "other")
