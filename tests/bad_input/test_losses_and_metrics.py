@@ -322,7 +322,7 @@ METRICS = [
     Row("reduction of a metric", lambda: DSCMetric(reduction="mean"), TYPE, f"reduction: {OPTIONS} DSCMetric (include_background), got another; give it to aggregate()"),
     Row("get_not_nans", lambda: DSCMetric(get_not_nans=True), TYPE, f"get_not_nans: {OPTIONS} DSCMetric (include_background), got another; values that are NaN"),
     Row("percentile", lambda: HD95Metric(percentile=95), TYPE, f"percentile: {OPTIONS} HD95Metric (include_background, spacing), got another; it is always the 95th"),
-    Row("n_bins", lambda: CalibrationMetric(n_bins=15), TYPE, f"n_bins: {OPTIONS} CalibrationMetric (num_bins, foreground_only, ignore_index, region, sigmoid, regions, structures, temperature, draws, lowest), got another; the option is called num_bins"),
+    Row("n_bins", lambda: CalibrationMetric(n_bins=15), TYPE, f"n_bins: {OPTIONS} CalibrationMetric (num_bins, foreground_only, ignore_index, region, sigmoid, regions, structures, temperature, draws, lowest, highest), got another; the option is called num_bins"),
     Row("calibration_reduction", lambda: CECEMetric(calibration_reduction="maximum"), TYPE, f"calibration_reduction: {OPTIONS} CECEMetric ("),
     Row("misspelt", lambda: LogitMagnitudeMetric(ignore_idx=0), TYPE, f"ignore_idx: {OPTIONS} LogitMagnitudeMetric (ignore_index), got another"),
     # Structures, and risk and coverage
