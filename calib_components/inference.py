@@ -1,4 +1,4 @@
-"""Inference on a folder of images: finding and checking them, and the maps that are made of the predictions.
+"""Inference on a folder of images: finding and checking them, and naming what is made of them.
 
 One image is one NIfTI file or, where a data set keeps each modality in a file of its own, several whose names differ in
 a suffix (`NAME_flair.nii.gz`, `NAME_t1.nii.gz`, ...). Results are named after the image: `NAME_seg.nii.gz`.
@@ -9,33 +9,19 @@ from __future__ import annotations
 import os
 import re
 from collections import defaultdict
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import torch
-from monai.config import KeysCollection
-from monai.transforms import MapTransform, SaveImaged
-from monai.utils import convert_to_dst_type
-from nibabel import Nifti1Image
-
-from calib_components.errors import UNFINISHED, InputError, check_writable, make_folder, writing
+from calib_components.errors import UNFINISHED, InputError, check_writable
 from calib_components.nifti import SMALLEST_SLICE, grid_distance, open_nifti
 
 __all__ = [
     "Image",
     "ImageFolder",
-    "PredictionMapsd",
-    "SaveMapd",
     "check_images",
-    "fill_background",
     "find_images",
-    "label_map",
-    "normalized_entropy",
     "result_name",
-    "structure_probabilities",
 ]
 
 NIFTI = re.compile(r"(.+)(\.nii(?:\.gz)?)", re.IGNORECASE | re.DOTALL)
@@ -249,143 +235,3 @@ def result_name(file: str | os.PathLike, file_suffixes: Sequence[str] = ()) -> s
     name = Path(file).name
     match = NIFTI.fullmatch(name)
     return _without_suffix(match[1] if match else name, file_suffixes)
-
-
-def fill_background(probabilities: torch.Tensor) -> torch.Tensor:
-    """Set the probability of the background, class 0 of `(N, *S)`, to 1 minus the sum of the other classes.
-
-    Resampling to the image's own grid pads with zeros where the network did not see a voxel: there, background gets 1.
-    """
-    structures = probabilities[1:]
-    return torch.cat([1 - structures.sum(0, keepdim=True), structures]).clamp(0, 1)
-
-
-def structure_probabilities(probabilities: torch.Tensor, structures: Sequence[Sequence[int]]) -> torch.Tensor:
-    """Probability of the background and of each structure.
-
-    Args:
-        probabilities: Of the classes, `(N, *S)`.
-        structures: Class indices of each structure; they may share classes, as the regions of BraTS do.
-
-    Returns:
-        `(1 + len(structures), *S)`.
-    """
-    return torch.stack([probabilities[list(classes)].sum(0) for classes in [[0], *structures]])
-
-
-def normalized_entropy(probabilities: torch.Tensor) -> torch.Tensor:
-    """Entropy over the classes of `(N, *S)`, divided by its largest value log N.
-
-    Returns:
-        `(1, *S)`: 0 where one class is certain, 1 where all are equally probable.
-    """
-    largest = torch.log(torch.tensor(float(len(probabilities))))
-    return torch.special.entr(probabilities).sum(0, keepdim=True) / largest
-
-
-def label_map(probabilities: torch.Tensor, label_codes: Sequence[int]) -> torch.Tensor:
-    """The most probable class of each voxel, as the value that the data set's own label files give it.
-
-    Args:
-        probabilities: `(N, *S)`.
-        label_codes: Value of each of the N classes.
-
-    Returns:
-        `(1, *S)` uint8, or int32 if a value needs it.
-    """
-    dtype = torch.uint8 if min(label_codes) >= 0 and max(label_codes) <= 255 else torch.int32
-    codes = torch.tensor(label_codes, dtype=dtype, device=probabilities.device)
-    classes = probabilities.argmax(0, keepdim=True)
-    return convert_to_dst_type(codes[torch.as_tensor(classes).long()], probabilities, dtype=dtype)[0]
-
-
-class PredictionMapsd(MapTransform):
-    """Turn class probabilities on the image's own grid into the maps that users get.
-
-    The item gains `probability`, the probabilities of the background and of each structure, and `uncertainty`, the
-    normalised entropy. The key itself becomes the label map.
-
-    Args:
-        keys: The probabilities, `(N, *S)`.
-        structures: Name of each structure and its class indices.
-        label_codes: Value of each class in the label map.
-        show_uncertainty: Let the key itself become the uncertainty instead, for MONAI Label, which shows one map only.
-
-    Raises:
-        InputError: Structures or codes are not those of the network's classes.
-    """
-
-    def __init__(
-        self,
-        keys: KeysCollection,
-        structures: Mapping[str, Sequence[int]],
-        label_codes: Sequence[int],
-        show_uncertainty: bool = False,
-    ) -> None:
-        super().__init__(keys)
-        if not isinstance(show_uncertainty, bool):
-            raise InputError(f"show_uncertainty: expected true or false, got {show_uncertainty!r}")
-        self.structures = list(structures.values())
-        self.label_codes = label_codes
-        self.show_uncertainty = show_uncertainty
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        item = dict(data)
-        for key in self.key_iterator(item):
-            probabilities = fill_background(item[key])
-            self._check_classes(len(probabilities))
-            item["probability"] = structure_probabilities(probabilities, self.structures)
-            item["uncertainty"] = normalized_entropy(probabilities)
-            item[key] = item["uncertainty"] if self.show_uncertainty else label_map(probabilities, self.label_codes)
-        return item
-
-    def _check_classes(self, num_classes: int) -> None:
-        indices = [index for classes in self.structures for index in classes]
-        if not all(0 <= index < num_classes for index in indices):
-            raise InputError(f"structures: expected class indices from 0 to {num_classes - 1}, got {self.structures}")
-        if len(self.label_codes) != num_classes:
-            raise InputError(f"label_codes: expected {num_classes}, one for each class, got {self.label_codes}")
-
-
-class SaveMapd(SaveImaged):  # MONAI Label leaves out what is a SaveImaged
-    """Save a map as `NAME_postfix.nii.gz`, named after the image; the file appears completely or not at all.
-
-    Args:
-        keys: The map, `(C, H, W, D)`; floating point is saved as float32, anything else as it is.
-        output_dir: Folder that the file goes to; created if it does not exist.
-        output_postfix: What the map is.
-        file_suffixes: Suffixes of the files of one image, see `find_images`.
-    """
-
-    def __init__(
-        self,
-        keys: KeysCollection,
-        output_dir: str | os.PathLike,
-        output_postfix: str,
-        file_suffixes: Sequence[str] = (),
-    ) -> None:
-        MapTransform.__init__(self, keys)
-        self.output_dir = output_dir
-        self.output_postfix = output_postfix
-        self.file_suffixes = file_suffixes
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Return the item as it is.
-
-        Raises:
-            InputError: The file cannot be written.
-        """
-        folder = Path(self.output_dir)
-        make_folder(folder)
-        for key in self.key_iterator(dict(data)):
-            volume = data[key]
-            name = result_name(volume.meta["filename_or_obj"], self.file_suffixes)
-            values = volume.as_tensor().cpu()
-            values = values.float() if values.is_floating_point() else values
-            affine = np.asarray(volume.affine)
-            nifti = Nifti1Image((values[0] if len(values) == 1 else values.movedim(0, -1)).numpy(), affine)
-            nifti.set_sform(affine, code=1)
-            nifti.set_qform(affine, code=1)
-            with writing(folder / f"{name}_{self.output_postfix}.nii.gz") as unfinished:
-                nifti.to_filename(unfinished)
-        return dict(data)

@@ -1,4 +1,4 @@
-"""Inference that does not depend on how slices are turned."""
+"""Inference slice by slice, which need not depend on how slices are turned."""
 
 from __future__ import annotations
 
@@ -8,33 +8,52 @@ from typing import Any
 import torch
 from monai.inferers import Inferer
 
-__all__ = ["OrientationInferer"]
+from calib_components.scratch import release, scratch
+
+__all__ = ["SlicesInferer"]
 
 
-class OrientationInferer(Inferer):
-    """Average the logits over the flips and quarter turns of the slices, or leave another inferer as it is.
+class SlicesInferer(Inferer):
+    """Run a 2D network over the slices of volumes; their logits may be larger than memory.
 
-    Square slices are seen in all eight orientations, others in the four that keep their size. For square slices the
+    Slices are those of the last axis. On request, the logits of a slice are the mean over its flips and quarter turns:
+    square slices are seen in all eight orientations, others in the four that keep their size. For square slices the
     prediction then turns with the image, exactly but for rounding, whatever the network has learnt.
 
     Args:
-        inferer: Infers a volume, such as MONAI's `SliceInferer`.
-        average: Whether to average; if not, this inferer does what the other does.
+        batch_size: Number of slices that the network gets at once.
+        average: Whether to average over orientations.
     """
 
-    def __init__(self, inferer: Inferer, average: bool = False) -> None:
+    def __init__(self, batch_size: int, average: bool = False) -> None:
         super().__init__()
-        self.inferer = inferer
+        self.batch_size = batch_size
         self.average = average
 
-    def __call__(self, inputs: torch.Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Return the logits `(B, N, H, W, D)` of `(B, C, H, W, D)`."""
+    def __call__(self, inputs: torch.Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Return the logits `(B, N, H, W, D)` of `(B, C, H, W, D)`, on the CPU, in a file if they are many."""
+        batch, _, _, _, depth = inputs.shape
+        logits = None  # (B, D, N, H, W)
+        for case in range(batch):
+            for start in range(0, depth, self.batch_size):
+                stop = min(start + self.batch_size, depth)
+                slices = torch.as_tensor(inputs[case, ..., start:stop]).movedim(-1, 0).contiguous()
+                result = self._infer(slices, lambda seen: network(seen, *args, **kwargs))
+                if logits is None:
+                    dtype = torch.promote_types(result.dtype, torch.float32)
+                    logits = scratch((batch, depth, *result.shape[1:]), dtype)
+                logits[case, start:stop] = result
+                release(logits)
+        assert logits is not None
+        return logits.permute(0, 2, 3, 4, 1)
+
+    def _infer(self, slices: torch.Tensor, network: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
         if not self.average:
-            return self.inferer(inputs, network, *args, **kwargs)
-        turns = range(4) if inputs.shape[2] == inputs.shape[3] else (0, 2)
+            return network(slices)
+        turns = range(4) if slices.shape[2] == slices.shape[3] else (0, 2)
         total: Any = 0
         for flip in ([], [2]):
             for quarter in turns:
-                seen = inputs.flip(flip).rot90(quarter, (2, 3)).contiguous()
-                total = total + self.inferer(seen, network, *args, **kwargs).rot90(-quarter, (2, 3)).flip(flip)
+                seen = slices.flip(flip).rot90(quarter, (2, 3)).contiguous()
+                total = total + network(seen).rot90(-quarter, (2, 3)).flip(flip)
         return total / (2 * len(turns))

@@ -31,8 +31,8 @@ from calib_components.handlers.evaluation_writing import (
     start_evaluation,
     write_evaluation,
 )
-from calib_components.inference import normalized_entropy
 from calib_components.metrics import CalibrationMetric, DSCMetric, LogitMagnitudeMetric, structure_masks
+from calib_components.prediction_maps import normalized_entropy
 
 __all__ = [
     "EvaluationWriter",

@@ -26,7 +26,7 @@ from calib_components.handlers.evaluation_writing import (
     start_evaluation,
     write_evaluation,
 )
-from calib_components.inference import find_images, normalized_entropy
+from calib_components.inference import find_images
 from calib_components.metrics import (
     CalibrationMetric,
     DSCMetric,
@@ -40,6 +40,7 @@ from calib_components.metrics import (
 )
 from calib_components.metrics.case_metric import CaseMetric
 from calib_components.nifti import grid_distance, open_nifti
+from calib_components.prediction_maps import normalized_entropy
 from calib_components.tools.comparison import report_evaluations
 from calib_components.tools.comparison.report import PAGE, check_report_folder, read_validation
 from calib_components.tools.comparison.tables import channels_text

@@ -1,0 +1,55 @@
+"""Tensors that may be larger than memory: in a temporary file, whose pages the operating system holds as it can."""
+
+from __future__ import annotations
+
+import math
+import mmap
+import os
+import tempfile
+import weakref
+from collections.abc import Sequence
+
+import torch
+
+from calib_components.errors import InputError
+
+__all__ = ["release", "scratch"]
+
+IN_MEMORY = 2**28  # bytes; tensors up to this size are ordinary ones
+_files: weakref.WeakValueDictionary[int, mmap.mmap] = weakref.WeakValueDictionary()  # by the address of their bytes
+
+
+def scratch(shape: Sequence[int], dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """Return a tensor to be filled: in memory if it is small, else in a temporary file that goes with it.
+
+    The file is in the folder for temporary files, which the environment variable TMPDIR chooses.
+
+    Args:
+        shape: Its shape.
+        dtype: Its type.
+
+    Raises:
+        InputError: The file cannot be written or there is no room for it.
+    """
+    size = math.prod(shape) * dtype.itemsize
+    if size <= IN_MEMORY:
+        return torch.empty(*shape, dtype=dtype)
+    try:
+        with tempfile.TemporaryFile() as file:
+            os.posix_fallocate(file.fileno(), 0, size)  # without room, a later write would kill the process
+            pages = mmap.mmap(file.fileno(), size)
+    except OSError as error:
+        raise InputError(
+            f"TMPDIR: expected room for a temporary file of {size / 2**20:.0f} MiB, got {tempfile.gettempdir()}: "
+            f"{error.strerror}"
+        ) from error
+    tensor = torch.frombuffer(pages, dtype=dtype).view(*shape)  # holds the pages
+    _files[tensor.untyped_storage().data_ptr()] = pages
+    return tensor
+
+
+def release(tensor: torch.Tensor) -> None:
+    """Let go of the memory that a tensor of `scratch` takes, or a part of one; its values stay, in the file."""
+    pages = _files.get(tensor.untyped_storage().data_ptr())
+    if pages is not None:
+        pages.madvise(mmap.MADV_DONTNEED)
