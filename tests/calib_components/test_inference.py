@@ -1,30 +1,20 @@
-"""Images that inference finds, checks and names, and the maps that it makes of probabilities; no network is needed."""
+"""Images that inference finds, checks and names; no network is needed."""
 
 from __future__ import annotations
 
-import math
-import resource
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
-import torch
-from monai.data import MetaTensor
 
 from calib_components.errors import InputError
 from calib_components.inference import (
     Image,
     ImageFolder,
-    PredictionMapsd,
-    SaveMapd,
     check_images,
-    fill_background,
     find_images,
-    label_map,
-    normalized_entropy,
     result_name,
-    structure_probabilities,
 )
 
 MODALITIES = ("_flair", "_t1", "_t1ce", "_t2")
@@ -294,127 +284,3 @@ def test_results_are_named_after_the_image(name: str, tmp_path: Path) -> None:
     save(tmp_path / name, 4, 4, 3)
     (found,) = find_images(tmp_path / name, MODALITIES)
     assert result_name(tmp_path / name, MODALITIES) == found.name
-
-
-def make_map(*shape: int, dtype: torch.dtype = torch.float64) -> MetaTensor:
-    affine = torch.diag(torch.tensor([2.0, 2, 5, 1], dtype=torch.float64))
-    meta = {"filename_or_obj": "in/scan_t1.nii.gz"}
-    return MetaTensor(torch.arange(math.prod(shape)).view(shape).to(dtype), affine=affine, meta=meta)
-
-
-class TestSaveMapd:
-    @pytest.mark.parametrize(
-        ("volume", "shape", "stored"),
-        [
-            (make_map(1, 4, 3, 2), (4, 3, 2), np.float32),
-            (make_map(1, 4, 3, 1), (4, 3, 1), np.float32),  # one slice stays a volume, as the image is
-            (make_map(3, 4, 3, 2), (4, 3, 2, 3), np.float32),
-            (make_map(1, 4, 3, 2, dtype=torch.uint8), (4, 3, 2), np.uint8),
-            (make_map(1, 10, 10, 5, dtype=torch.int32), (10, 10, 5), np.int32),
-        ],
-        ids=["volume", "slice", "channels", "labels", "large labels"],
-    )
-    def test_values_affine_and_type(
-        self, volume: MetaTensor, shape: tuple[int, ...], stored: type, tmp_path: Path
-    ) -> None:
-        item = SaveMapd("pred", tmp_path / "new" / "out", "seg", MODALITIES)({"pred": volume, "id": 3})
-        assert item["pred"] is volume
-        (file,) = (tmp_path / "new" / "out").iterdir()
-        assert file.name == "scan_seg.nii.gz"
-        saved = nib.Nifti1Image.from_filename(file)
-        assert saved.shape == shape
-        assert saved.get_data_dtype() == stored
-        np.testing.assert_array_equal(saved.get_fdata(), volume.movedim(0, -1).numpy().reshape(shape))
-        np.testing.assert_array_equal(saved.affine, np.diag([2, 2, 5, 1]))
-
-    def test_full_disk_leaves_what_was_there(self, tmp_path: Path) -> None:
-        file = save(tmp_path / "scan_t1_seg.nii.gz", 4, 4, 3)
-        before, (soft, hard) = file.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
-        noise = make_map(1, 40, 40, 40)
-        noise[:] = torch.rand(1, 40, 40, 40)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
-        try:
-            with pytest.raises(InputError, match=f"^{file}: expected a file that can be written, got File too large$"):
-                SaveMapd("pred", tmp_path, "seg")({"pred": noise})
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        assert list(tmp_path.iterdir()) == [file]
-        assert file.read_bytes() == before
-
-    def test_folder_that_cannot_be_made(self, tmp_path: Path) -> None:
-        (tmp_path / "file").touch()
-        with pytest.raises(
-            InputError, match=f"^{tmp_path}/file/out: expected a folder that can be made, got Not a dir"
-        ):
-            SaveMapd("pred", tmp_path / "file" / "out", "seg")({"pred": make_map(1, 4, 3, 2)})
-
-
-# Three classes, four voxels; the last one was padded with zeros when it was brought to the image's own grid.
-PROBABILITIES = torch.tensor([[0.5, 0.2, 0.0, 0.0], [0.25, 0.2, 1.0, 0.0], [0.25, 0.6, 0.0, 0.0]])
-
-
-def test_background_is_what_the_structures_leave() -> None:
-    filled = fill_background(PROBABILITIES)
-    torch.testing.assert_close(filled, torch.tensor([[0.5, 0.2, 0, 1], [0.25, 0.2, 1, 0], [0.25, 0.6, 0, 0]]))
-    assert fill_background(torch.tensor([[0.0], [0.7], [0.30001]])).min() >= 0
-
-
-def test_structures_may_share_classes() -> None:
-    maps = structure_probabilities(PROBABILITIES, [[2], [1, 2]])
-    torch.testing.assert_close(maps, torch.tensor([[0.5, 0.2, 0, 0], [0.25, 0.6, 0, 0], [0.5, 0.8, 1, 0]]))
-
-
-def test_entropy_is_0_for_certainty_and_1_for_ignorance() -> None:
-    p = torch.tensor([[1.0, 1 / 3, 0.5], [0.0, 1 / 3, 0.5], [0.0, 1 / 3, 0.0]])
-    torch.testing.assert_close(normalized_entropy(p), torch.tensor([[0, 1, math.log(2) / math.log(3)]]))
-
-
-def test_label_map_has_the_codes_of_the_data_set() -> None:
-    labels = label_map(fill_background(PROBABILITIES), [0, 1, 4])
-    assert labels.dtype == torch.uint8
-    assert labels.tolist() == [[0, 4, 1, 0]]
-
-
-def test_label_map_of_many_classes_and_large_codes() -> None:
-    probabilities = torch.eye(300)
-    assert label_map(probabilities, list(range(300))).tolist() == [list(range(300))]
-    assert label_map(probabilities[:2], [0, -1]).tolist() == [[0, -1] + [0] * 298]
-    assert label_map(probabilities[:2], [0, 255]).dtype == torch.uint8
-
-
-@pytest.mark.parametrize("show_uncertainty", [False, True])
-def test_prediction_maps(show_uncertainty: bool) -> None:
-    affine = torch.diag(torch.tensor([2.0, 2, 5, 1], dtype=torch.float64))
-    pred = MetaTensor(PROBABILITIES.view(3, 2, 2, 1), affine=affine)
-    maps = PredictionMapsd("pred", {"core": [2], "whole": [1, 2]}, [0, 1, 4], show_uncertainty)({"pred": pred, "id": 7})
-    filled = fill_background(pred)
-    assert maps.keys() == {"pred", "id", "probability", "uncertainty"}
-    torch.testing.assert_close(maps["probability"], structure_probabilities(filled, [[2], [1, 2]]))
-    torch.testing.assert_close(maps["uncertainty"], normalized_entropy(filled))
-    expected = normalized_entropy(filled) if show_uncertainty else label_map(filled, [0, 1, 4])
-    torch.testing.assert_close(maps["pred"], expected)
-    for name in ("pred", "probability", "uncertainty"):
-        torch.testing.assert_close(maps[name].affine, affine)
-    assert torch.equal(pred, PROBABILITIES.view(3, 2, 2, 1))  # the input is left as it was
-
-
-@pytest.mark.parametrize(
-    ("structures", "codes", "message"),
-    [
-        ({"a": [3]}, [0, 1, 4], "structures: expected class indices from 0 to 2, got [[3]]"),
-        ({"a": [1], "b": [1, -1]}, [0, 1, 4], "structures: expected class indices from 0 to 2, got [[1], [1, -1]]"),
-        ({"a": [1]}, [0, 1], "label_codes: expected 3, one for each class, got [0, 1]"),
-        ({"a": [1]}, [0, 1, 2, 3], "label_codes: expected 3, one for each class, got [0, 1, 2, 3]"),
-    ],
-)
-def test_structures_and_codes_of_other_classes(
-    structures: dict[str, list[int]], codes: list[int], message: str
-) -> None:
-    with pytest.raises(InputError) as error:
-        PredictionMapsd("pred", structures, codes)({"pred": MetaTensor(PROBABILITIES.view(3, 2, 2, 1))})
-    assert str(error.value) == message
-
-
-def test_show_uncertainty_is_true_or_false() -> None:
-    with pytest.raises(InputError, match=r"^show_uncertainty: expected true or false, got 'maybe'$"):
-        PredictionMapsd("pred", {"a": [1]}, [0, 1], "maybe")  # type: ignore[arg-type]

@@ -8,7 +8,7 @@ import pytest
 import torch
 from monai.inferers import SliceInferer
 
-from calib_components.inferers import OrientationInferer
+from calib_components.inferers import SlicesInferer
 
 torch.manual_seed(0)
 NETWORK = torch.nn.Conv2d(2, 3, 3, padding=1).double()  # sees how a slice is turned
@@ -25,15 +25,16 @@ TURNS: list[Callable[[torch.Tensor], torch.Tensor]] = [
 ]
 
 
-def test_without_averaging_it_is_the_other_inferer() -> None:
-    volume = torch.rand(1, 2, 16, 16, 4, dtype=torch.float64)
-    assert torch.equal(OrientationInferer(SLICES)(volume, NETWORK), SLICES(volume, NETWORK))
+@pytest.mark.parametrize("batch_size", [1, 3, 16])
+def test_slices_are_those_of_monai(batch_size: int) -> None:
+    volume = torch.rand(2, 2, 16, 16, 4, dtype=torch.float64)
+    torch.testing.assert_close(SlicesInferer(batch_size)(volume, NETWORK), SLICES(volume, NETWORK))
 
 
 @pytest.mark.parametrize("turn", TURNS)
 def test_prediction_turns_with_a_square_slice(turn: Callable[[torch.Tensor], torch.Tensor]) -> None:
     volume = torch.rand(1, 2, 16, 16, 4, dtype=torch.float64)
-    inferer = OrientationInferer(SLICES, average=True)
+    inferer = SlicesInferer(3, average=True)
     torch.testing.assert_close(inferer(turn(volume), NETWORK), turn(inferer(volume, NETWORK)))
     if turn is not TURNS[0]:
         assert (SLICES(turn(volume), NETWORK) - turn(SLICES(volume, NETWORK))).abs().max() > 0.01
@@ -42,7 +43,7 @@ def test_prediction_turns_with_a_square_slice(turn: Callable[[torch.Tensor], tor
 def test_mean_of_the_eight_orientations() -> None:
     # A network that gives the column: its mean over the orientations of a square is that of rows and columns, mirrored.
     columns = torch.arange(16.0).view(1, 1, 1, 16)
-    logits = OrientationInferer(SLICES, average=True)(
+    logits = SlicesInferer(3, average=True)(
         torch.zeros(1, 1, 16, 16, 2), lambda x: columns.expand(len(x), 1, 16, 16).clone()
     )
     torch.testing.assert_close(logits, torch.full((1, 1, 16, 16, 2), 7.5))
@@ -55,7 +56,7 @@ def test_other_slices_are_flipped_only() -> None:
         network_saw.append(tuple(x.shape[2:]))
         return x
 
-    inferer = OrientationInferer(SliceInferer(roi_size=(16, 24), sw_batch_size=3, spatial_dim=2), average=True)
+    inferer = SlicesInferer(3, average=True)
     volume = torch.rand(1, 1, 16, 24, 3)
     torch.testing.assert_close(inferer(volume, network), volume)
     assert network_saw == [(16, 24)] * 4
