@@ -130,7 +130,7 @@ class PredictionMapsd(MapTransform):
             raise InputError(f"show_uncertainty: expected true or false, got {show_uncertainty!r}")
         if type(bits) is not int or bits not in INTEGERS:
             raise InputError(f"bits: expected 8 or 16, got {bits!r}")
-        self.save = [save] if isinstance(save, str) else list(save)
+        self.save = [save] if isinstance(save, str) else list(save) if isinstance(save, Sequence) else []
         if not self.save or any(name not in MAPS for name in self.save) or len({*self.save}) < len(self.save):
             raise InputError(f"save: expected some of {', '.join(MAPS)}, got {save!r}")
         self.structures = list(structures.values())

@@ -14,8 +14,9 @@ from monai.transforms import Compose, Invertd, Rotate90, Spacing
 
 from calib_components.errors import InputError
 from calib_components.image_grid import ImageGrid
-from tests.helpers import ACDC, BRATS, FLARE, inference_config
+from tests.helpers import ACDC, BRATS, ROOT, inference_config
 
+FLARE = ROOT / "bundles" / "flare_ct_nacl_segmentation"
 AFFINES = {
     "mirrored": [[-2, 0, 0, 5], [0, 2, 0, 1], [0, 0, 3, 4], [0, 0, 0, 1]],
     "sagittal": [[0, 0, -3, 5], [1.5, 0, 0, 1], [0, -1.5, 0, 4], [0, 0, 0, 1]],
