@@ -1,0 +1,58 @@
+"""Times of the losses over plain cross-entropy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import monai.losses
+import torch
+import torch.nn.functional as F
+
+from calib_components.losses import (
+    EntropyPenaltyLoss,
+    FocalLoss,
+    LabelSmoothingLoss,
+    MbLSLoss,
+    NACLLoss,
+    SVLSLoss,
+)
+from calib_components.tools.benchmarks.timing import Step, print_ratios
+
+__all__ = ["losses"]
+
+SHAPES = ((16, 4, 224, 224), (2, 5, 96, 96, 96))
+PRIORS = ("mean", "gaussian", "max", "min", "median", "mode")
+
+
+def _forward_backward(loss: Callable, logits: torch.Tensor, target: torch.Tensor) -> None:
+    torch.autograd.grad(loss(logits, target), logits)
+
+
+def losses(device: str = "cpu", rounds: int = 15, threads: int = 2) -> None:
+    """Forward and backward of every loss over plain cross-entropy, 2D and 3D, next to MONAI's.
+
+    Args:
+        device: where to run, "cpu" or "cuda".
+        rounds: how many times each loss is timed.
+        threads: CPU threads for PyTorch.
+    """
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    for shape in SHAPES:
+        num_classes, dims = shape[1], len(shape) - 2
+        logits = torch.randn(shape, device=device, requires_grad=True)
+        index = torch.randint(num_classes, (shape[0], *shape[2:]), device=device)
+        run = partial(_forward_backward, logits=logits, target=index)
+        steps: dict[str, Step] = {"F.cross_entropy": partial(run, F.cross_entropy)}
+        for prior in PRIORS:
+            steps[f"NACLLoss {prior}"] = partial(run, NACLLoss(prior=prior))
+        steps["NACLLoss mean, softmax"] = partial(run, NACLLoss(constraint="softmax"))
+        for loss in (SVLSLoss(), MbLSLoss(), EntropyPenaltyLoss(), LabelSmoothingLoss(), FocalLoss()):
+            steps[type(loss).__name__] = partial(run, loss)
+        for prior in ("mean", "gaussian"):
+            monai_nacl = monai.losses.NACLLoss(num_classes, dims, kernel_ops=prior).to(device)
+            steps[f"monai NACLLoss {prior}"] = partial(run, monai_nacl)
+        dice_ce = monai.losses.DiceCELoss(to_onehot_y=True, softmax=True)
+        steps["monai DiceCELoss"] = partial(_forward_backward, dice_ce, logits, index.unsqueeze(1))
+        print_ratios(f"forward + backward, {'x'.join(map(str, shape))}", steps, rounds, device)

@@ -1,0 +1,78 @@
+"""Times as ratios in one interleaved run, and peak memory."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from itertools import accumulate
+from pathlib import Path
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+__all__ = ["Step", "interleaved_seconds", "peak_memory_mib", "peak_resident_mib", "print_ratios"]
+
+Step = Callable[[], object]
+
+
+def interleaved_seconds(steps: dict[str, Step], rounds: int, device: str) -> dict[str, list[float]]:
+    """Return the seconds of every step once a round, for `rounds` rounds after one warm-up round.
+
+    Whatever slows the machine down for a while then slows every step of those rounds, so ratios within a round hold.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for step_round in range(rounds + 1):
+        for name, step in steps.items():
+            start = time.perf_counter()
+            step()
+            if device != "cpu":
+                torch.cuda.synchronize(device)
+            if step_round > 0:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def peak_memory_mib(step: Step, device: str) -> float:
+    """Return how much tensor memory a step needs at its peak, on top of what was allocated before it, in MiB."""
+    if device != "cpu":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        step()
+        torch.cuda.synchronize(device)
+        return (torch.cuda.max_memory_allocated(device) - before) / 2**20
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        step()
+    changes = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    changes.sort(key=lambda event: event.start_ns())
+    return max(accumulate((event.nbytes() for event in changes), initial=0)) / 2**20
+
+
+def peak_resident_mib(step: Step) -> float:
+    """Return how much memory the process holds at most during a step, by the count of Linux, on top of before, in MiB.
+
+    It includes what PyTorch, NumPy and files mapped into memory take.
+    """
+    before = _status("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    step()
+    return (_status("VmHWM") - before) / 1024
+
+
+def _status(name: str) -> int:
+    """Return a field of the process in KiB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
+
+
+def print_ratios(title: str, steps: dict[str, Step], rounds: int, device: str) -> None:
+    """Print one row a step: its time over the time of the first step (median over rounds), and its peak memory."""
+    seconds = interleaved_seconds(steps, rounds, device)
+    baseline = seconds[next(iter(steps))]
+    width = max(map(len, steps))
+    print(f"\n{title} ({device}, {torch.get_num_threads()} threads, median of {rounds} rounds)")
+    print(f"{'':{width}}  {'ratio':>6}  {'ms':>8}  {'peak MiB':>8}")
+    for name, step in steps.items():
+        ratio = statistics.median(own / base for own, base in zip(seconds[name], baseline, strict=True))
+        milliseconds = 1e3 * statistics.median(seconds[name])
+        print(f"{name:{width}}  {ratio:6.2f}  {milliseconds:8.1f}  {peak_memory_mib(step, device):8.1f}", flush=True)
