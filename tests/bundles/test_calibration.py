@@ -124,9 +124,11 @@ def test_inference(calibrated: Path, trained: Path, phantoms: Path, tmp_path: Pa
     own = maps(calibrated, "own")
     expected = maps(trained, "expected", network_def=divided(read_temperature(calibrated / "eval").temperature))
     before = maps(trained, "before")
-    np.testing.assert_allclose(own["probability"], expected["probability"], rtol=0, atol=1e-6)
-    np.testing.assert_allclose(own["uncertainty"], expected["uncertainty"], rtol=0, atol=1e-5)
-    np.testing.assert_array_equal(own["seg"], own["probability"].argmax(-1))  # all maps agree with each other
+    step = 1.001 / 65535  # of the whole numbers that maps are stored as
+    np.testing.assert_allclose(own["probability"], expected["probability"], rtol=0, atol=step)
+    np.testing.assert_allclose(own["uncertainty"], expected["uncertainty"], rtol=0, atol=step)
+    of_label = np.take_along_axis(own["probability"], own["seg"][..., None].astype(int), -1)[..., 0]
+    np.testing.assert_allclose(of_label, own["probability"].max(-1), rtol=0, atol=step)  # but for equal ones
     assert np.abs(own["probability"] - before["probability"]).max() > 0.01
     assert (own["seg"] != before["seg"]).mean() < 0.05  # interpolated probabilities may have another maximum
 
