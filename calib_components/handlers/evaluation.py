@@ -23,14 +23,8 @@ from calib_components.handlers.evaluation_files import (
     read_summary,
     read_thresholds,
 )
-from calib_components.handlers.evaluation_writing import (
-    DrawnSlice,
-    check_once,
-    draw_slice,
-    largest_slice,
-    start_evaluation,
-    write_evaluation,
-)
+from calib_components.handlers.evaluation_pictures import DrawnSlice, draw_slice, largest_slice
+from calib_components.handlers.evaluation_writing import check_once, start_evaluation, write_evaluation
 from calib_components.metrics import CalibrationMetric, DSCMetric, LogitMagnitudeMetric, structure_masks
 from calib_components.prediction_maps import normalized_entropy
 

@@ -8,7 +8,6 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,8 @@ from typing import Any
 import ignite.distributed as idist
 import torch
 from monai.utils import string_list_all_gather
-from numpy.typing import NDArray
 
-from calib_components.errors import InputError, printable
+from calib_components.errors import InputError
 from calib_components.handlers.evaluation_files import (
     FILES,
     number,
@@ -30,6 +28,7 @@ from calib_components.handlers.evaluation_files import (
     write_thresholds,
     writing_in,
 )
+from calib_components.handlers.evaluation_pictures import DrawnSlice, draw_cases, draw_reliability
 from calib_components.metrics import (
     CalibrationBins,
     CalibrationMetric,
@@ -38,15 +37,12 @@ from calib_components.metrics import (
     SmoothECEMetric,
     ThresholdMetric,
     VolumeMetric,
-    dice,
 )
 from calib_components.metrics.case_metric import CaseMetric
 
-__all__ = ["DrawnSlice", "check_once", "draw_slice", "largest_slice", "start_evaluation", "write_evaluation"]
+__all__ = ["check_once", "start_evaluation", "write_evaluation"]
 
 UNFINISHED = ".unfinished-evaluation"  # folder inside the output folder
-# Regions that are drawn, if they are measured: what calibration means first, the paper's last.
-TITLES = {"all": "all voxels", "predicted": "predicted foreground", "foreground": "ground-truth foreground"}
 # Names of pooled errors in summary.json, by kind of bins.
 POOLED = {
     "top_label": "ece{}_pooled",
@@ -71,65 +67,6 @@ FIELDS = {
 OF_CASES = (CalibrationMetric, SmoothECEMetric, RiskCoverageMetric)
 
 Values = Callable[[], torch.Tensor]
-
-
-@dataclass(frozen=True, eq=False)
-class DrawnSlice:
-    """The slice of a case that is drawn.
-
-    Attributes:
-        image: Grey values `(H, W)`; None if there is no image.
-        label: Class index of the ground truth, `(H, W)`.
-        prediction: Predicted class index, `(H, W)`.
-        uncertainty: From 0 (certain) to 1, `(H, W)`; None if it is not known.
-        dsc: Mean DSC of the structures in this slice.
-        missed: Structures that only the ground truth has in this slice.
-    """
-
-    image: NDArray | None
-    label: NDArray
-    prediction: NDArray
-    uncertainty: NDArray | None
-    dsc: float
-    missed: tuple[str, ...]
-
-
-def largest_slice(prediction: torch.Tensor, label: torch.Tensor) -> int:
-    """Return the index along the last axis of the slice with the most foreground, of two maps of classes `(*S)`."""
-    foreground = label > 0 if (label > 0).any() else prediction > 0
-    return int(foreground.flatten(0, -2).sum(0).argmax())
-
-
-def draw_slice(
-    image: torch.Tensor | None,
-    prediction: torch.Tensor,
-    label: torch.Tensor,
-    uncertainty: torch.Tensor | None,
-    masks: Mapping[str, tuple[torch.Tensor, torch.Tensor]],
-) -> DrawnSlice:
-    """Keep what is drawn of a slice.
-
-    Args:
-        image: Grey values, `(H, W)`.
-        prediction: Predicted class index, `(H, W)`.
-        label: Class index of the ground truth, `(H, W)`.
-        uncertainty: From 0 (certain) to 1, `(H, W)`.
-        masks: Of each structure, its masks in the prediction and in the ground truth, `(H, W)`.
-    """
-
-    def drawn(values: torch.Tensor) -> NDArray:
-        return values.cpu().numpy().copy()  # a copy, so that the volume can go
-
-    scores = [dice(predicted[None, None], true[None, None]) for predicted, true in masks.values()]
-    found = [(name, bool(predicted.any()), bool(true.any())) for name, (predicted, true) in masks.items()]
-    return DrawnSlice(
-        None if image is None else drawn(image),
-        drawn(label.int()),
-        drawn(prediction.int()),
-        None if uncertainty is None else drawn(uncertainty),
-        torch.cat(scores).nanmean().item(),
-        tuple(name for name, predicted, true in found if true and not predicted),
-    )
 
 
 def start_evaluation(
@@ -233,9 +170,9 @@ def write_evaluation(
                     write_risk_coverage(unfinished, cases, selective.coverage, risk)
             idist.barrier()
             drawn_names = ["background", *class_names] if summary.get("sigmoid") else class_names
-            _draw_cases(unfinished / "cases", cases, values["dsc"].nanmean(1), slice_of, drawn_names)
+            draw_cases(unfinished / "cases", cases, values["dsc"].nanmean(1), slice_of, drawn_names)
             if first and regions:
-                _draw_reliability(unfinished, class_names, regions)
+                draw_reliability(unfinished, class_names, regions)
             idist.barrier()
             if first:
                 replace_files(unfinished, output_dir)
@@ -375,40 +312,3 @@ def _statistics(values: torch.Tensor) -> dict[str, float | int | None]:
         "std": defined.std().item() if len(defined) > 1 else None,
         "n": len(defined),
     }
-
-
-def _draw_cases(
-    folder: Path,
-    cases: Sequence[str],
-    dsc: torch.Tensor,
-    slice_of: Callable[[str], DrawnSlice | None],
-    class_names: Sequence[str],
-) -> None:
-    from calib_components.figures import uncertainty_overlay  # training must not need matplotlib
-
-    ordered = [i for i in dsc.argsort(stable=True).tolist() if not dsc[i].isnan()]
-    # Two cases have no median, and one is the best alone: later names win.
-    names = {len(ordered) // 2: "median", 0: "worst", len(ordered) - 1: "best"}
-    for place, i in enumerate(ordered):
-        if place in names and (drawn := slice_of(cases[i])) is not None:
-            lines = [printable(cases[i]), f"DSC {dsc[i]:.3f} of the volume, {drawn.dsc:.3f} of this slice"]
-            if drawn.missed:
-                lines.append(f"missed in this slice: {', '.join(drawn.missed)}")
-            maps = (drawn.image, drawn.label, drawn.prediction, drawn.uncertainty)
-            figure = uncertainty_overlay(*maps, class_names=class_names, title="\n".join(lines))
-            figure.savefig(folder / f"{names[place]}.png")
-
-
-def _draw_reliability(
-    folder: Path, class_names: Sequence[str], regions: Mapping[str, Mapping[str, CalibrationBins]]
-) -> None:
-    from calib_components.figures import reliability_diagram  # training must not need matplotlib
-
-    drawn = {title: regions[name] for name, title in TITLES.items() if name in regions}
-    bins = {title: kinds["top_label"] for title, kinds in drawn.items()}
-    if_true = {title: kinds["top_label_if_true"] for title, kinds in drawn.items() if "top_label_if_true" in kinds}
-    if drawn:
-        reliability_diagram(bins, if_true=if_true, bands=True).savefig(folder / "reliability.png")
-    if "all" in regions:
-        figure = reliability_diagram(regions["all"]["classwise"], class_names, bands=True)
-        figure.savefig(folder / "reliability_classes.png")

@@ -11,10 +11,7 @@ import pytest
 from scipy.ndimage import distance_transform_edt
 
 from calib_components.errors import InputError
-from calib_components.tools.preparation.acdc import find_cases
-from calib_components.tools.preparation.case import load_case
-from calib_components.tools.preparation.facts import facts_of_dataset
-from scripts.make_phantoms import (
+from calib_components.tools.phantoms import (
     GROUPS,
     LV,
     MYO,
@@ -25,6 +22,9 @@ from scripts.make_phantoms import (
     draw_patient,
     make_phantoms,
 )
+from calib_components.tools.preparation.acdc import find_cases
+from calib_components.tools.preparation.case import load_case
+from calib_components.tools.preparation.facts import facts_of_dataset
 from tests.bad_input.harness import run_as_typed
 
 
@@ -93,7 +93,7 @@ def test_rater_errs(monkeypatch: pytest.MonkeyPatch) -> None:
     """The labelled border deviates from the true one by 1.5 pixels; the image stays."""
     heart, scanner = GROUPS["DCM"], SCANNERS["a"]
     drawn = [frame for seed in range(10) for frame in draw_patient(heart, scanner, np.random.default_rng(seed))]
-    monkeypatch.setattr("scripts.make_phantoms.RATER", 0.0)
+    monkeypatch.setattr("calib_components.tools.phantoms.RATER", 0.0)
     true = [frame for seed in range(10) for frame in draw_patient(heart, scanner, np.random.default_rng(seed))]
     errors = []
     for (image, label), (same_image, true_label) in zip(drawn, true, strict=True):

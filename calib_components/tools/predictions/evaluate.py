@@ -19,13 +19,8 @@ import torch
 
 from calib_components import __version__
 from calib_components.errors import InputError, check_writable, make_folder, reading, writing
-from calib_components.handlers.evaluation_writing import (
-    DrawnSlice,
-    draw_slice,
-    largest_slice,
-    start_evaluation,
-    write_evaluation,
-)
+from calib_components.handlers.evaluation_pictures import DrawnSlice, draw_slice, largest_slice
+from calib_components.handlers.evaluation_writing import start_evaluation, write_evaluation
 from calib_components.inference import find_images
 from calib_components.metrics import (
     CalibrationMetric,

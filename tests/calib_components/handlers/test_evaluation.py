@@ -30,7 +30,7 @@ from calib_components.handlers.evaluation import (
     read_thresholds,
 )
 from calib_components.handlers.evaluation_files import FILES, replace_files
-from calib_components.handlers.evaluation_writing import draw_slice, largest_slice
+from calib_components.handlers.evaluation_pictures import draw_slice, largest_slice
 from calib_components.metrics import (
     CalibrationBins,
     CalibrationMetric,
