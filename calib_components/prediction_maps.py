@@ -37,7 +37,7 @@ __all__ = [
 
 MAPS = {"label": "seg", "uncertainty": "uncertainty", "probability": "probability"}  # how their files end
 INTEGERS = {8: torch.uint8, 16: torch.uint16}  # by their bits
-SLAB = 2**24  # values of a slab: its voxels times the classes
+SLAB = 2**22  # values of a slab: its voxels times the classes
 SLOPE = "scl_slope"  # of a map's metadata: the step of the whole numbers that it holds
 COMPRESSION = 1  # higher levels of gzip take several times as long for a few per cent
 
@@ -251,4 +251,4 @@ def _write(volume: MetaTensor, file: Path) -> None:
         for channel in values:
             for slices in channel.split(max(1, SLAB // channel[..., 0].numel()), dim=2):
                 packed.write(slices.permute(2, 1, 0).contiguous().numpy().data)  # X first in the file
-            release(values)
+                release(values)

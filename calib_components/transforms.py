@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,11 @@ from monai.data.utils import affine_to_spacing
 from monai.transforms import Compose, InvertibleTransform, LoadImaged, MapTransform
 
 from calib_components.errors import InputError, error_line
-from calib_components.nifti import NiftiReader, open_nifti
+from calib_components.nifti import SLAB, NiftiReader, open_nifti
 
 __all__ = [
     "CheckVolumed",
+    "InSlabsd",
     "LoadVolumed",
     "NamedCompose",
     "SlicesLastd",
@@ -156,8 +157,8 @@ def check_finite(image: torch.Tensor) -> torch.Tensor:
 
     One such value would spread over the whole image in normalisation.
     """
-    invalid = int((~torch.isfinite(image)).sum())
-    if invalid:
+    if image.numel() and not torch.isfinite(torch.stack(torch.aminmax(image))).all():  # without a copy of the image
+        invalid = int((~torch.isfinite(image)).sum())
         raise InputError(f"{file_name(image)}: expected finite values, got {invalid} that are NaN or infinite")
     return image
 
@@ -183,6 +184,30 @@ def check_contrast(image: torch.Tensor) -> torch.Tensor:
                 "all the same"
             )
     return image
+
+
+class InSlabsd(MapTransform):
+    """Change the values of volumes in place, a slab of slices at a time.
+
+    MONAI's transforms of intensities hold several copies of a volume, which is much for a scan of the whole body.
+
+    Args:
+        keys: Volumes `(C, H, W, D)`, floating point, which are overwritten.
+        transform: Gives each voxel a value that follows from its own alone, such as `ScaleIntensityRange`.
+        allow_missing_keys: Skip keys that the item lacks.
+    """
+
+    def __init__(self, keys: KeysCollection, transform: Callable, allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.transform = transform
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Return the item, whose volumes have new values."""
+        item = dict(data)
+        for key in self.key_iterator(item):
+            for slab in torch.as_tensor(item[key]).as_subclass(torch.Tensor).split(SLAB, dim=-1):
+                slab.copy_(self.transform(slab))
+        return item
 
 
 class CheckVolumed(MapTransform):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from calib_components.errors import InputError
-from calib_components.nifti import grid_distance, open_nifti
+from calib_components.nifti import NiftiReader, grid_distance, open_nifti
 
 
 def save(file: Path, array: np.ndarray, affine: Any = None, **header: Any) -> Path:
@@ -86,3 +86,26 @@ class TestGridDistance:
         mirrored = self.OBLIQUE @ np.diag([-1, 1, 1, 1])
         assert grid_distance(mirrored, self.OBLIQUE, (5, 6, 3)) == pytest.approx(4 * 2 * 1.25)
         assert grid_distance(mirrored, self.OBLIQUE, (5, 6, 3, 2)) == pytest.approx(10)  # of several channels
+
+
+class TestNiftiReader:
+    @pytest.mark.parametrize(("dtype", "slope", "inter"), [
+        ("<i2", None, None), (">i2", 1, -1024), ("<u2", 0.37, 5.5), ("<f4", None, None), ("<f8", 2, 0.1), ("u1", 0.1, 0)
+    ])  # fmt: skip
+    @pytest.mark.parametrize("shape", [(5, 4), (5, 4, 35), (4, 35, 3, 2)], ids=str)
+    @pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
+    def test_values_are_those_of_nibabel_in_float32(
+        self, dtype: str, slope: float | None, inter: float | None, shape: tuple[int, ...], ending: str, tmp_path: Path
+    ) -> None:
+        stored = np.random.default_rng(0).integers(0, 200, shape).astype(dtype)
+        image = nib.Nifti1Image(stored, np.eye(4), nib.Nifti1Header(endianness=">" if dtype[0] == ">" else "<"))
+        image.header.set_data_dtype(dtype)
+        image.header.set_slope_inter(slope, inter)
+        image.to_filename(file := tmp_path / f"scan{ending}")
+        reader = NiftiReader()
+        values, _ = reader.get_data(reader.read(file))
+        assert values.dtype == np.float32
+        assert values.flags.c_contiguous
+        expected = np.asanyarray(nib.load(file).dataobj).astype(np.float32)
+        assert slope is None or not np.array_equal(expected, stored)
+        np.testing.assert_array_equal(values, expected)

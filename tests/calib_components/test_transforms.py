@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 import torch
 from monai.data import DataLoader, Dataset, MetaTensor, decollate_batch
-from monai.transforms import Compose, Invertd, Lambdad, Resized
+from monai.transforms import Compose, Invertd, Lambdad, Resized, ScaleIntensityRange
 
 from calib_components.errors import InputError, error_line
 from calib_components.transforms import (
     CheckVolumed,
+    InSlabsd,
     LoadVolumed,
     NamedCompose,
     SlicesLastd,
@@ -191,6 +192,22 @@ class TestLoadVolumed:
         transform = LoadVolumed("image")
         transform._loader.image_only = False  # as MONAI Label does
         assert transform({"image": str(file)})["image_meta_dict"]["filename_or_obj"] == str(file)
+
+
+class TestInSlabs:
+    def test_equals_the_transform_of_the_whole_volume(self) -> None:
+        image = volume(300 * torch.randn(2, 6, 5, 35))
+        transform = ScaleIntensityRange(-160, 240, 0, 1, clip=True)
+        expected, label = transform(image.clone()), torch.ones(1, 6, 5, 35)
+        item = InSlabsd("image", transform)({"image": image, "label": label})
+        assert torch.equal(item["image"], expected)
+        assert item["image"] is image  # with its affine and MONAI's record of what was done
+        assert item["label"] is label
+
+    def test_key_may_be_missing_only_if_allowed(self) -> None:
+        assert InSlabsd("image", torch.square, allow_missing_keys=True)({}) == {}
+        with pytest.raises(KeyError, match="image"):
+            InSlabsd("image", torch.square)({})
 
 
 def test_values_that_are_not_finite_name_the_file() -> None:

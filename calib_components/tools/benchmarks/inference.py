@@ -49,13 +49,14 @@ def inference(bundle: Path, size: int = 512, slices: int = 600, num_classes: int
 
 
 def _make_volume(file: Path, shape: tuple[int, int, int]) -> None:
+    """Write blocks of noise in a box of air, with the axes as scanners have them (LPS)."""
     rng = np.random.default_rng(0)
-    small = rng.normal(40, 60, [max(2, n // 16) for n in shape])
-    volume = np.kron(small, np.ones((16, 16, 16)))[: shape[0], : shape[1], : shape[2]].astype(np.int16)
-    padded = np.full(shape, -1000, np.int16)
-    padded[16:-16, 16:-16] = volume[16 : shape[0] - 16, 16 : shape[1] - 16]
+    blocks = rng.normal(40, 60, [-(-n // 16) for n in shape]).astype(np.int16)
+    volume = blocks[np.ix_(*(np.arange(n) // 16 for n in shape))]
+    for edge in (slice(16), slice(-16, None)):
+        volume[edge] = volume[:, edge] = -1000
     file.parent.mkdir()
-    nib.save(nib.Nifti1Image(padded, np.diag([0.8, 0.8, 1, 1])), file)
+    nib.save(nib.Nifti1Image(volume, np.diag([-0.8, -0.8, 1, 1])), file)
 
 
 def _make_weights(bundle: Path, num_classes: int) -> None:
