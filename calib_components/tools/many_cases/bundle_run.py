@@ -98,12 +98,19 @@ class BundleRun(ABC):
                 return printable(f"{type(error).__name__}: {error}")
             return None
 
+    def was_tried(self, case: Any) -> bool:
+        """Whether a process has begun with a case."""
+        return self._lock(case).exists()
+
+    def _lock(self, case: Any) -> Path:
+        return self.work / "locks" / hashlib.sha256(os.fsencode(case.name)).hexdigest()[:32]
+
     @contextmanager
     def _alone(self, case: Any) -> Iterator[None]:
-        locks = self.work / "locks"
-        make_folder(locks)
-        with open(locks / hashlib.sha256(os.fsencode(case.name)).hexdigest()[:32], "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        lock = self._lock(case)
+        make_folder(lock.parent)
+        with open(lock, "w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
     def configure(self, **changes: Any) -> ConfigParser:

@@ -167,7 +167,8 @@ def _run(run: BundleRun, cases: Sequence[Any], settings: Mapping[str, Any], reso
         new.write_text(json.dumps(settings, indent=1) + "\n")
     if len(unfinished) < len(cases):
         print(f"{len(cases) - len(unfinished)} of {len(cases)} cases finished before")
-    failed = run_all(run, unfinished)
+    # Those that were tried before come last: one may end its process, as for lack of memory, and with it others.
+    failed = run_all(run, sorted(unfinished, key=run.was_tried))
     left = {case.name: failed.get(case.name, "it has no results") for case in run.unfinished(cases)}
     print(f"{len(cases) - len(left)} of {len(cases)} cases are finished, {len(left)} failed")
     for name, reason in left.items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -77,13 +77,18 @@ def run_here(run: BundleRun, cases: Sequence[Any], workers: int) -> dict[str, st
     Raises:
         InputError: No case can be run, or a process died.
     """
-    failed = {}
     threads = max(1, torch.get_num_threads() // workers)
     with parallel(run, cases, workers, "cases", ["calib_components.tools.many_cases"], threads) as reasons:
-        for case, reason in zip(cases, reasons, strict=True):
-            if reason is not None:
-                failed[case.name] = reason
-                tqdm.write(f"{case.name}: {reason}")
+        return _reasons(cases, reasons)
+
+
+def _reasons(cases: Sequence[Any], reasons: Iterable[str | None]) -> dict[str, str]:
+    """Say why a case failed as soon as it has, and return the reasons."""
+    failed = {}
+    for case, reason in zip(cases, reasons, strict=True):
+        if reason is not None:
+            failed[case.name] = reason
+            tqdm.write(f"{case.name}: {reason}")
     return failed
 
 
@@ -101,7 +106,7 @@ class Share:
 
     def __call__(self, cases: Sequence[Any]) -> dict[str, str]:
         """Return the reason for each case that failed, by its name."""
-        return {case.name: reason for case in tqdm(cases, unit="case") if (reason := self.run(case)) is not None}
+        return _reasons(cases, map(self.run, tqdm(cases, unit="case")))
 
     def checkpoint(self, cases: Sequence[Any]) -> Any:
         """Return what submitit submits again."""
