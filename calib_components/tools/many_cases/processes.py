@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from calib_components.errors import InputError
+from calib_components.errors import InputError, printable
 from calib_components.tools.many_cases.bundle_run import BundleRun
 from calib_components.tools.parallel import check_workers, parallel
 from calib_components.tools.slurm import check_executor, one_line, slurm_executor
@@ -126,10 +126,16 @@ def run_jobs(run: BundleRun, cases: Sequence[Any], executor: Any, jobs: int) -> 
 
     Returns:
         The reason for each case that failed, by its name.
+
+    Raises:
+        InputError: The jobs are not accepted, such as for a partition that there is not.
     """
     failed: dict[str, str] = {}
     shares = [cases[first::jobs] for first in range(min(jobs, len(cases)))]
-    submitted = executor.map_array(Share(run), shares) if shares else []
+    try:
+        submitted = executor.map_array(Share(run), shares) if shares else []
+    except RuntimeError as error:
+        raise InputError(f"--slurm: expected jobs that are accepted, got {printable(str(error).strip())}") from error
     running = list(zip(submitted, shares, strict=True))
     try:
         with tqdm(total=len(cases), unit="case", desc="cases") as progress:

@@ -103,6 +103,18 @@ def test_a_job_that_is_preempted_goes_on_where_it_was(tmp_path: Path) -> None:
     assert started(run) == ["a", "b", "b"]
 
 
+def test_jobs_that_slurm_refuses_are_an_error_of_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("srun", "sbatch"):
+        command = tmp_path / "bin" / name
+        command.parent.mkdir(exist_ok=True)
+        command.write_text("#!/bin/sh\necho 'sbatch: error: invalid partition specified: gpuu' >&2\nexit 1\n")
+        command.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    executor = submitit.SlurmExecutor(folder=tmp_path / "jobs")
+    with pytest.raises(InputError, match=r"^--slurm: expected jobs that are accepted, got sbatch: error: invalid par"):
+        run_jobs(made_up(tmp_path / "out"), CASES, executor, 2)
+
+
 def test_an_interrupt_ends_the_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Job:
         cancelled = False
