@@ -115,8 +115,9 @@ class TestInference:
         }
         image.write_bytes(good)
         infer(**options)
-        printed = capsys.readouterr().out.splitlines()
-        assert printed[-2:] == ["2 of 3 cases finished before", "3 of 3 cases are finished, 0 failed"]
+        printed = capsys.readouterr().out.splitlines()  # and what the plain run has made MONAI log
+        assert "2 of 3 cases finished before" in printed
+        assert printed[-1] == "3 of 3 cases are finished, 0 failed"
         assert files(options["output_dir"]) == expected
 
     def test_a_broken_case_in_the_middle_does_not_end_the_others(
