@@ -22,7 +22,7 @@ from monai.bundle import ConfigExpression, ConfigParser, ReferenceResolver
 
 from calib_components.errors import InputError
 
-__all__ = ["EVALUATION", "TRAINING", "changes", "differing", "fingerprint"]
+__all__ = ["EVALUATION", "INFERENCE", "TRAINING", "changes", "differing", "fingerprint"]
 
 INERT = ("_desc_", "_requires_")
 LOADING = ("num_workers", "pin_memory", "persistent_workers", "prefetch_factor", "multiprocessing_context")
@@ -73,6 +73,24 @@ EVALUATION: Mapping[str, tuple[str, ...]] = {
     "validate::evaluator": ("device", "val_handlers"),
 }
 
+INFERENCE: Mapping[str, tuple[str, ...]] = {
+    "bits": (),
+    "tta": (),
+    "in_channels": (),
+    "label_codes": (),
+    "structures": (),
+    "file_suffixes": (),
+    "image_size": (),
+    "crop_size": (),
+    "amp": (),
+    "volume_transforms": (),
+    "preprocessing": (),
+    "network_def": (),
+    "network": (),
+    "inferer": ("batch_size",),  # of slices that are predicted one by one
+    "postprocessing": ("save",),  # which maps are written
+}
+
 
 def fingerprint(config: Mapping[str, Any], ids: Mapping[str, tuple[str, ...]] = TRAINING) -> dict[str, Any]:
     """Return the settings of a run that reach its numbers.
@@ -84,7 +102,8 @@ def fingerprint(config: Mapping[str, Any], ids: Mapping[str, tuple[str, ...]] = 
 
     Args:
         config: Configuration of a bundle after overrides, as `ConfigParser.get()` returns it. It is not changed.
-        ids: Ids to include, each with the arguments of its components that are left out: `TRAINING` or `EVALUATION`.
+        ids: Ids to include, each with the arguments of its components that are left out: `TRAINING`, `EVALUATION` or
+            `INFERENCE`.
 
     Returns:
         The value of each id that the configuration has, as JSON data. `amp` has a value for each type of device.

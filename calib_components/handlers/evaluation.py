@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from calib_components.handlers.evaluation_files import (
     read_thresholds,
 )
 from calib_components.handlers.evaluation_pictures import DrawnSlice, draw_slice, largest_slice
+from calib_components.handlers.evaluation_records import read_record, read_slice, write_record
 from calib_components.handlers.evaluation_writing import check_once, start_evaluation, write_evaluation
 from calib_components.metrics import CalibrationMetric, DSCMetric, LogitMagnitudeMetric, structure_masks
 from calib_components.prediction_maps import normalized_entropy
@@ -111,6 +113,8 @@ class EvaluationWriter:
         output_transform: Gets their images, probabilities and labels, lists of channel-first volumes, from
             `engine.state.output`.
         patient_transform: Gets the patient of each case of a batch; None if each case is a patient of its own.
+        records: Folder, which exists, that gets a record of each case in place of the files; `assemble` makes the files
+            of such records, whichever processes have written them.
 
     Raises:
         ValueError: One of the three metrics named above is missing.
@@ -128,6 +132,7 @@ class EvaluationWriter:
         batch_transform: Callable[[Any], Sequence[str]],
         output_transform: Callable[[Any], Sequence[Sequence[torch.Tensor]]],
         patient_transform: Callable[[Any], Sequence[str]] | None = None,
+        records: str | os.PathLike | None = None,
     ) -> None:
         self.output_dir = Path(output_dir)
         self.metrics: dict[str, Any] = {name: handler.metric_fn for name, handler in metrics.items()}
@@ -140,6 +145,7 @@ class EvaluationWriter:
         self.batch_transform = batch_transform
         self.output_transform = output_transform
         self.patient_transform = patient_transform
+        self.records = records
         self._cases: list[str] = []
         self._patients: list[str] = []
         self._slices: dict[str, DrawnSlice] = {}
@@ -153,8 +159,35 @@ class EvaluationWriter:
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._keep)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._write)
 
-    def _reset(self) -> None:
+    def start(self) -> None:
+        """Check that the files can be written, see `start_evaluation`."""
         start_evaluation(self.output_dir, self.metrics, self.structures)
+
+    def assemble(self, cases: Sequence[str]) -> None:
+        """Write the files from records.
+
+        Args:
+            cases: Names of the cases, in the order of the files.
+
+        Raises:
+            InputError: A record is missing or broken, or the files cannot be written.
+        """
+        if self.records is None:
+            raise ValueError("records: expected the folder of the records, got None")
+        self.start()
+        patients = []
+        for metric in self.metrics.values():
+            metric.reset()
+        for case in cases:
+            record = read_record(self.records, case)
+            for name, metric in self.metrics.items():
+                metric.extend(*record["stored"][name])
+            patients.append(record["patient"])
+        self._write_files(cases, patients, partial(read_slice, self.records))
+
+    def _reset(self) -> None:
+        if self.records is None:
+            self.start()
         self._cases.clear()
         self._patients.clear()
         self._slices.clear()
@@ -183,15 +216,18 @@ class EvaluationWriter:
 
     def _write(self, engine: Engine) -> None:
         engine.state.metrics |= _means(self.metrics["ece"])  # beside those of the handlers
-        write_evaluation(
-            self.output_dir,
-            self._cases,
-            self.metrics,
-            self.structures,
-            self.class_names,
-            self._slices.get,
-            self._patients,
-        )
+        if self.records is None:
+            self._write_files(self._cases, self._patients, self._slices.get)
+            return
+        stored = {name: metric.stored_tensors() for name, metric in self.metrics.items()}
+        for i, (case, patient) in enumerate(zip(self._cases, self._patients, strict=True)):
+            of_case = {name: [values[i : i + 1] for values in several] for name, several in stored.items()}
+            write_record(self.records, case, of_case, self._slices[case], patient=patient)
+
+    def _write_files(
+        self, cases: Sequence[str], patients: Sequence[str], slice_of: Callable[[str], DrawnSlice | None]
+    ) -> None:
+        write_evaluation(self.output_dir, cases, self.metrics, self.structures, self.class_names, slice_of, patients)
 
 
 def _means(ece: CalibrationMetric) -> dict[str, float]:

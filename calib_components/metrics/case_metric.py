@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -87,6 +88,20 @@ class CaseMetric(CumulativeIterationMetric):
         if buffer is None:
             raise ValueError(f"{type(self).__name__}: expected at least one case to aggregate, got none")
         return buffer
+
+    @property
+    def parts(self) -> Sequence[CaseMetric]:
+        """All metrics that one pass fills."""
+        return [self]
+
+    def stored_tensors(self) -> list[torch.Tensor]:
+        """Return what is stored of all cases, as `extend` takes it: another metric of this kind can go on from there.
+
+        Raises:
+            ValueError: No case has been added.
+        """
+        stored = [CaseMetric.gathered(part) for part in self.parts]
+        return [tensor for of_part in stored for tensor in ([of_part] if torch.is_tensor(of_part) else of_part)]
 
     def get_buffer(self) -> torch.Tensor:
         """Return the values of the cases, which `IgniteMetricHandler` stores as the details of the metric."""

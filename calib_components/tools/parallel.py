@@ -38,7 +38,12 @@ def check_workers(workers: int | None) -> int:
 
 @contextmanager
 def parallel(
-    function: Callable[[Item], Result], items: Sequence[Item], workers: int, name: str, preload: Sequence[str]
+    function: Callable[[Item], Result],
+    items: Sequence[Item],
+    workers: int,
+    name: str,
+    preload: Sequence[str],
+    threads: int = 1,
 ) -> Iterator[Iterable[Result]]:
     """Give the results of a function, in the order of the items, while processes work on the next.
 
@@ -50,6 +55,7 @@ def parallel(
         workers: Number of processes.
         name: What the progress bar is called.
         preload: Modules that take long to import; they are imported once for all processes.
+        threads: Number of threads of each of several processes.
 
     Raises:
         InputError: A process died.
@@ -59,7 +65,7 @@ def parallel(
         if min(workers, len(items)) > 1:
             context = multiprocessing.get_context("forkserver")
             context.set_forkserver_preload(list(preload))
-            pool = ProcessPoolExecutor(min(workers, len(items)), context, _start_worker)
+            pool = ProcessPoolExecutor(min(workers, len(items)), context, _start_worker, (threads,))
             stack.callback(pool.shutdown, cancel_futures=True)
             run = pool.map
         try:  # a process may die while others still get their first items
@@ -71,8 +77,8 @@ def parallel(
             ) from None
 
 
-def _start_worker() -> None:
-    """Use one thread per process, leave interrupts to the parent, and do not outlive it."""
+def _start_worker(threads: int) -> None:
+    """Use so many threads, leave interrupts to the parent, and do not outlive it."""
 
     def exit_with_parent() -> None:
         parent = multiprocessing.parent_process()
@@ -80,6 +86,6 @@ def _start_worker() -> None:
             parent.join()
         os._exit(1)
 
-    torch.set_num_threads(1)
+    torch.set_num_threads(threads)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=exit_with_parent, daemon=True).start()

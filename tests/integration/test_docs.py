@@ -40,6 +40,7 @@ SMALL = {  # options that are added after a command
     r"prepare_data\.py \w+": "--image_size 32,32 --fractions 0.4,0.3,0.3",
     r"compare_losses\.py": "--max_epochs 1 --devices cpu --num_workers 0",
     r"(evaluate|calibrate)_predictions\.py": "--workers 1",
+    r"run_cases\.py \w+": "--device cpu",
     r"monai\.bundle run": "--image_size [32,32] --max_epochs 1 --device cpu --num_workers 0",
 }
 SET_UP = re.compile(r"^python3 -m venv .*$", re.MULTILINE)  # the tests run in an environment that is set up
@@ -185,6 +186,13 @@ def test_commands_for_own_predictions(repository: Path) -> None:
     assert "too optimistic" not in printed
     assert f"\nT = {read_temperature(repository / 'scaled').summary()}\n" in printed
     assert "evaluation_scaled" in (repository / "temperature_report" / "report.md").read_text()
+
+
+def test_commands_for_many_cases(repository: Path, places: dict[str, Path], prepared: Path) -> None:
+    images = places["ACDC"] / "training" / "patient001"
+    run(blocks(ROOT / "docs/many_cases.md", "bash"), repository, {"IMAGES": images, "PREPARED": prepared})
+    assert (repository / "maps" / "patient001_frame01_uncertainty.nii.gz").is_file()
+    assert (repository / "measured" / "summary.json").is_file()
 
 
 @pytest.mark.slow

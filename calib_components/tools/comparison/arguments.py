@@ -11,7 +11,7 @@ from calib_components.errors import InputError
 from calib_components.facts import EVALUATED
 from calib_components.tools.comparison.cell_settings import is_set_name
 
-__all__ = ["check_places", "is_device", "read_test_sets"]
+__all__ = ["check_path", "check_places", "is_device", "read_test_sets"]
 
 
 def check_places(bundle: Path, dataset_dir: Path, out: Path, work: Path, datalist: Path | None) -> None:
@@ -22,7 +22,7 @@ def check_places(bundle: Path, dataset_dir: Path, out: Path, work: Path, datalis
     """
     places = {"bundle": bundle, "dataset_dir": dataset_dir, "out": out, "work": work, "datalist": datalist or Path()}
     for name, path in places.items():
-        _check_path(name, path)
+        check_path(name, path)
     for name, folder in (("out", out), ("work", work)):
         if files := [path for path in (folder, *folder.parents) if path.is_file()]:
             raise InputError(f"--{name}: expected a folder, got the file {files[0]}")
@@ -32,7 +32,12 @@ def check_places(bundle: Path, dataset_dir: Path, out: Path, work: Path, datalis
         raise InputError(f"--bundle: expected a folder with configs/train.yaml, got {bundle}")
 
 
-def _check_path(name: str, path: Path) -> None:
+def check_path(name: str, path: Path) -> None:
+    """Check that MONAI takes a path for what it is, and that it is one line of text.
+
+    Raises:
+        InputError: It is not so.
+    """
     if str(path).startswith(EVALUATED) or not str(path).isprintable():
         raise InputError(f"--{name}: expected a path that does not start with $, @ or %, got {path}; write ./NAME")
 
@@ -58,7 +63,7 @@ def read_test_sets(texts: Sequence[str], dataset_dir: Path) -> dict[str, Path]:
         if name in folders:
             raise InputError(f"--evaluate_on: expected a name for each test set, got {name} twice")
         folder = Path(place)
-        _check_path("evaluate_on", folder)
+        check_path("evaluate_on", folder)
         if folder.resolve() == dataset_dir.resolve():
             raise InputError(f"--evaluate_on: expected other data than --dataset_dir, got {folder}")
         folders[name] = folder

@@ -11,8 +11,7 @@ from typing import Any
 
 from monai.bundle import ConfigParser
 
-from calib_components.bundle import check_values
-from calib_components.errors import InputError, error_line, nearest, reading
+from calib_components.errors import InputError, nearest
 from calib_components.fingerprint import EVALUATION, TRAINING, differing, fingerprint
 from calib_components.tools.comparison.cell_settings import (
     CellSettings,
@@ -24,6 +23,7 @@ from calib_components.tools.comparison.cell_settings import (
 from calib_components.tools.comparison.datalists import digest, has_cases, read_patients, read_test_patients
 from calib_components.tools.comparison.settings import Setting
 from calib_components.tools.comparison.steps import Step, command
+from calib_components.tools.configs import checked_settings, read_configs
 
 __all__ = ["PlannedCell", "check_comparable", "check_unchanged", "find_folds", "plan_cell"]
 
@@ -130,7 +130,7 @@ def plan_cell(
     train_files = [configs / "train.yaml", configs / "losses" / f"{setting.loss}.yaml"]
     evaluate_files = [configs / "train.yaml", configs / "evaluate.yaml"]
     calibrate_files = [configs / "train.yaml", configs / "calibrate.yaml"]
-    train, evaluate = _parser(train_files), _parser(evaluate_files)
+    train, evaluate = read_configs(train_files), read_configs(evaluate_files)
     for name in overrides:
         _check_override(name, train, evaluate)
     if fold is not None:
@@ -141,7 +141,7 @@ def plan_cell(
     places = {"bundle_root": str(bundle), "dataset_dir": str(dataset_dir)}
     train.update({**places, **for_training, **own})
     evaluate.update({**places, **for_evaluation})
-    training, evaluation = _settings(train, TRAINING, configs), _settings(evaluate, EVALUATION, configs)
+    training, evaluation = checked_settings(train, TRAINING, configs), checked_settings(evaluate, EVALUATION, configs)
     datalist = Path(str(overrides.get("datalist", dataset_dir / "datalist.json")))
     # A further test set has its own list and facts, and all its cases for testing are evaluated.
     kept = {name: value for name, value in for_evaluation.items() if name not in ("datalist", "facts_file")}
@@ -192,7 +192,7 @@ def plan_cell(
 
 def _calibration(files: Sequence[Path], options: Mapping[str, Any], datalist: Path, evaluated: Any) -> dict[str, Any]:
     """Return what the temperature is fitted on; nothing if there are no cases for it, or these are those evaluated."""
-    calibrate = _parser(files)
+    calibrate = read_configs(files)
     calibrate.update(dict(options))
     calibration = fingerprint(calibrate.get(), CALIBRATION)
     check_fields(calibration, ["split"], {"split": ("the name of a split", is_name)}, str(files[-1]))
@@ -201,29 +201,15 @@ def _calibration(files: Sequence[Path], options: Mapping[str, Any], datalist: Pa
 
 def _test_set(own: ConfigParser, files: Sequence[Path], options: Mapping[str, Any]) -> dict[str, Any]:
     """Return what is recorded of a further test set, and check that it was prepared like the own data."""
-    further, folder = _parser(files), Path(options["dataset_dir"])
+    further, folder = read_configs(files), Path(options["dataset_dir"])
     patients = read_test_patients(folder / "datalist.json")
     further.update(dict(options))
-    if others := differing(fingerprint(own.get(), GEOMETRY), _settings(further, GEOMETRY, files[0].parent)):
+    if others := differing(fingerprint(own.get(), GEOMETRY), checked_settings(further, GEOMETRY, files[0].parent)):
         raise InputError(
             f"--evaluate_on: expected data prepared like those of the training, got {folder} with another "
             f"{', '.join(others)}; prepare it with the same options"
         )
     return {"datalist": digest(folder / "datalist.json"), "patients": patients}
-
-
-def _settings(parser: ConfigParser, ids: Mapping[str, tuple[str, ...]], configs: Path) -> dict[str, Any]:
-    """Return the fingerprint of a run, and check the values of its options."""
-    try:
-        settings = fingerprint(parser.get(), ids)
-        parser["device"] = "cpu"  # planning uses no GPU; a run checks its own device
-        check_values(parser)
-        return settings
-    except InputError:
-        raise
-    except Exception as error:  # MONAI wraps what goes wrong
-        reason = error_line(error) or f"{configs}: expected settings that can be worked out, got {error}"
-        raise InputError(reason) from error
 
 
 def _shows(name: str, parser: ConfigParser, ids: Mapping[str, tuple[str, ...]]) -> bool:
@@ -244,18 +230,6 @@ def _check_override(name: str, train: ConfigParser, evaluate: ConfigParser) -> N
     if name not in train and name not in evaluate:
         hint = nearest(name, [*train.get(), *evaluate.get()], "--")
         raise InputError(f"--{name}: expected an id of the bundle's train.yaml or evaluate.yaml, got no such id{hint}")
-
-
-def _parser(files: Sequence[Path]) -> ConfigParser:
-    for file in files:
-        with reading(file):
-            content = ConfigParser.load_config_file(file)
-        if not isinstance(content, dict):
-            raise InputError(f"{file}: expected ids and their values, such as num_classes: 3, got {content!r:.50}")
-    parser = ConfigParser()
-    with reading(files[-1], f"ids that can be joined with those of {files[0].name}"):
-        parser.read_config([str(file) for file in files])
-    return parser
 
 
 def check_unchanged(cell: PlannedCell) -> None:

@@ -37,6 +37,7 @@ from calib_components.tools.comparison.processes import ProcessGroup, try_lock
 from calib_components.tools.comparison.results import add_to_plan, read_plan
 from calib_components.tools.comparison.settings import choose_settings
 from calib_components.tools.comparison.steps import Step
+from calib_components.tools.slurm import check_executor, one_line, slurm_executor
 
 __all__ = ["CellError", "compare_losses", "run_cell", "run_cells"]
 
@@ -185,19 +186,12 @@ def run_cells(cells: Sequence[PlannedCell], submit: Callable[[PlannedCell], Any]
                         progress.update(left)
                         tqdm.write(f"{name}: finished, {cell.results}")
                     except Exception as error:
-                        failed[name] = _reason(error)
+                        failed[name] = one_line(error)
                         total -= left
                         progress.total = total
                         progress.refresh()
                         tqdm.write(f"{name}: {failed[name]}")
     return failed
-
-
-def _reason(error: Exception) -> str:
-    """Return what was raised in one line, also where submitit gives the traceback of a job."""
-    lines = str(error).splitlines() or [repr(error)]
-    raised = [line for line in lines if re.match(r"[\w.]*(?:Error|Exception): ", line)]
-    return re.sub(r"^[\w.]*(?:CellError|InputError): ", "", raised[-1] if raised else lines[0])
 
 
 def _run_here(cells: Sequence[PlannedCell], workers: int, devices: Sequence[str | None]) -> dict[str, str]:
@@ -220,22 +214,6 @@ def _run_here(cells: Sequence[PlannedCell], workers: int, devices: Sequence[str 
     finally:
         processes.end()
         pool.shutdown(cancel_futures=True)
-
-
-def _slurm_executor(folder: Path, parameters: dict[str, Any]) -> Any:
-    try:
-        import submitit
-    except ImportError:
-        raise InputError(
-            "--executor: expected submitit to be installed for slurm, got no such module; "
-            "pip install 'calib-components[slurm]'"
-        ) from None
-    try:
-        executor = submitit.SlurmExecutor(folder=folder)
-        executor.update_parameters(**parameters)
-    except (RuntimeError, TypeError, ValueError) as error:
-        raise InputError(f"--executor slurm: {error}") from None
-    return executor
 
 
 def _run_on_slurm(cells: Sequence[PlannedCell], executor: Any) -> dict[str, str]:
@@ -304,12 +282,9 @@ def compare_losses(
     """
     work = out / "work" if work is None else work
     check_places(bundle, dataset_dir, out, work, datalist)
-    if executor not in ("local", "slurm"):
-        raise InputError(f"--executor: expected local or slurm, got {executor!r}")
+    check_executor(executor, slurm)
     if executor == "slurm" and (workers is not None or devices is not None):
         raise InputError('--workers, --devices: expected --executor local, got slurm; use --slurm "{gpus_per_node: 1}"')
-    if executor == "local" and slurm is not None:
-        raise InputError("--slurm: expected --executor slurm, got local")
     if not losses or not all(losses):
         raise InputError(f"--losses: expected names such as table1 or nacl,ce_dice, got {losses!r}")
     if not seeds or any(seed < 0 for seed in seeds):
@@ -338,7 +313,7 @@ def compare_losses(
         check_unchanged(cell)
     check_comparable(cells, out)
     read_plan(out)
-    slurm_executor = _slurm_executor(work / "slurm", slurm or {}) if executor == "slurm" else None
+    cluster = slurm_executor(work / "slurm", slurm or {}) if executor == "slurm" else None
 
     for folder in (out, work):
         make_folder(folder)
@@ -357,8 +332,8 @@ def compare_losses(
             print("\n".join([f"{cell.name}:", *(step.shown for step in steps)]))
         else:
             print(f"{cell.name}: finished before, {cell.results}")
-    if slurm_executor is not None:
-        failed = _run_on_slurm(unfinished, slurm_executor)
+    if cluster is not None:
+        failed = _run_on_slurm(unfinished, cluster)
     else:
         on: Sequence[str | None] = devices or [None]
         failed = _run_here(unfinished, workers or len(on), on)

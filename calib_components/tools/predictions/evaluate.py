@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import functools
-import hashlib
-import io
 import json
-import os
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,8 +15,9 @@ import numpy as np
 import torch
 
 from calib_components import __version__
-from calib_components.errors import InputError, check_writable, make_folder, reading, writing
+from calib_components.errors import InputError, check_writable, make_folder, reading
 from calib_components.handlers.evaluation_pictures import DrawnSlice, draw_slice, largest_slice
+from calib_components.handlers.evaluation_records import read_record, read_slice, record_file, write_record
 from calib_components.handlers.evaluation_writing import start_evaluation, write_evaluation
 from calib_components.inference import find_images
 from calib_components.metrics import (
@@ -116,7 +114,7 @@ def evaluate_predictions(
         _, _, true = metrics["dsc"].gathered()
         warn(notes, cases, classes, true.sum(0), predictions, labels)
         order = [case.name for case in cases]
-        slices = functools.partial(_read_slice, out / MEASURED)
+        slices = functools.partial(read_slice, out / MEASURED)
         of_cases = [patients[name] for name in order]
         names = list(classes.names)
         with warnings.catch_warnings():
@@ -159,7 +157,7 @@ def _gather(
     """Give what was measured to the metrics, and return what was noted of each case."""
     notes = []
     for case, stamp, _ in stamped:
-        content = _read(out / MEASURED, case.name)
+        content = read_record(out / MEASURED, case.name)
         if content["stamp"] != stamp:
             raise InputError(f"--out: expected no other evaluation that writes to {out}, got one")
         for name, metric in metrics.items():
@@ -219,11 +217,7 @@ def _measure(item: tuple[Case, str, Path | None], classes: Classes, folder: Path
             measured = metric.measure(y_pred[None], y[None], **options)
         stored[name] = [measured] if isinstance(measured, torch.Tensor) else measured
     drawn = _draw(saved, classes, image, case.label, predicted, true)
-    of_slice = {key: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for key, v in vars(drawn).items()}
-    with writing(_file(folder, case.name)) as file:
-        content = io.BytesIO()  # a full disk is no OSError to torch.save
-        torch.save({"stamp": stamp, "stored": stored, "notes": note(saved), "slice": of_slice}, content)
-        file.write_bytes(content.getvalue())
+    write_record(folder, case.name, stored, drawn, stamp=stamp, notes=note(saved))
 
 
 def _masks(saved: Saved, classes: Classes) -> tuple[torch.Tensor, torch.Tensor]:
@@ -271,30 +265,14 @@ def _read_image(file: Path, saved: Saved, label_file: Path) -> torch.Tensor:
     return torch.from_numpy(values.reshape(*shape, -1)[..., 0].copy())
 
 
-def _read_slice(folder: Path, case: str) -> DrawnSlice:
-    of_slice: dict[str, Any] = {}
-    for key, value in _read(folder, case)["slice"].items():
-        of_slice[key] = value.numpy() if isinstance(value, torch.Tensor) else value
-    return DrawnSlice(**of_slice)
-
-
 def _is_measured(folder: Path, case: str, stamp: str) -> bool:
     """Whether a case was measured before, in the same way and from the same files."""
-    if not _file(folder, case).is_file():
+    if not record_file(folder, case).is_file():
         return False
     try:
-        return _read(folder, case)["stamp"] == stamp
+        return read_record(folder, case)["stamp"] == stamp
     except InputError:  # measured again
         return False
-
-
-def _read(folder: Path, case: str) -> dict[str, Any]:
-    with reading(_file(folder, case), "what was measured of a case") as file:
-        return torch.load(file, weights_only=True)
-
-
-def _file(folder: Path, case: str) -> Path:
-    return folder / f"{hashlib.sha256(os.fsencode(case)).hexdigest()[:32]}.pt"  # any name, however long
 
 
 def _stamp(case: Case, classes: Classes, image: Path | None) -> str:

@@ -31,6 +31,7 @@ from calib_components.handlers.evaluation import (
 )
 from calib_components.handlers.evaluation_files import FILES, replace_files
 from calib_components.handlers.evaluation_pictures import draw_slice, largest_slice
+from calib_components.handlers.evaluation_records import record_file
 from calib_components.metrics import (
     CalibrationBins,
     CalibrationMetric,
@@ -88,12 +89,18 @@ def evaluate(folder: Path, cases: int = CASES, **changed: Any) -> Engine:
     return run(folder, [{**example(case), **changed} for case in range(cases)])
 
 
-def run(
+def run(folder: Path, items: Iterable[dict[str, Any]], *of_engine: Any) -> Engine:
+    engine, _ = make_engine(folder, *of_engine)
+    engine.run([[item] for item in items])
+    return engine
+
+
+def make_engine(
     folder: Path,
-    items: Iterable[dict[str, Any]],
     calibration: CalibrationMetric | None = None,
     structures: dict[str, list[int]] = STRUCTURES,
-) -> Engine:
+    records: Path | None = None,
+) -> tuple[Engine, EvaluationWriter]:
     calibration = CalibrationMetric(**CALIBRATION) if calibration is None else calibration
     engine = Engine(lambda engine, batch: batch)
     masks = from_engine(["pred_masks", "label_masks"])
@@ -116,10 +123,10 @@ def run(
         from_engine("case"),
         from_engine(["image", "pred", "label"]),
         lambda batch: [Path(item["case"]).name[:4] for item in batch],
+        records,
     )
     writer.attach(engine)
-    engine.run([[item] for item in items])
-    return engine
+    return engine, writer
 
 
 @pytest.fixture(autouse=True)
@@ -458,6 +465,45 @@ def test_metrics_that_it_needs_are_checked_at_once(tmp_path: Path) -> None:
     handlers = {"dsc": IgniteMetricHandler(DSCMetric()), "ece": IgniteMetricHandler(ECEMetric())}
     with pytest.raises(ValueError, match="metrics: expected a handler of a CalibrationMetric called 'ece', got ECEMet"):
         EvaluationWriter(tmp_path, handlers, {}, [], from_engine("case"), from_engine("image"))
+
+
+class TestRecords:
+    @pytest.fixture
+    def records(self, tmp_path: Path) -> Path:
+        """Records of the cases, written by two engines."""
+        (tmp_path / "records").mkdir()
+        for cases in ([2, 0], [1]):
+            engine, _ = make_engine(tmp_path / "out", records=tmp_path / "records")
+            engine.run([[example(case)] for case in cases])
+        assert files(tmp_path) == {str(record_file("records", f"case{case}")) for case in range(CASES)}
+        return tmp_path / "records"
+
+    def test_files_of_records_are_those_of_one_evaluation(self, records: Path, tmp_path: Path) -> None:
+        _, writer = make_engine(tmp_path / "out", records=records)
+        for _ in range(2):  # the second time, nothing is left of the first
+            writer.assemble([f"case{case}" for case in range(CASES)])
+        evaluate(tmp_path / "expected")
+        assert files(tmp_path / "out") == set(FILES)
+        for name in FILES:
+            assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "expected" / name).read_bytes(), name
+
+    def test_a_record_holds_its_own_case_only(self, records: Path) -> None:
+        sizes = [record_file(records, f"case{case}").stat().st_size for case in range(CASES)]
+        assert max(sizes) < 1.1 * min(sizes)
+
+    def test_a_missing_or_broken_record_is_named(self, records: Path, tmp_path: Path) -> None:
+        _, writer = make_engine(tmp_path / "out", records=records)
+        record_file(records, "case1").write_bytes(b"broken")
+        for case in ("case1", "case9"):
+            file = record_file(records, case)
+            with pytest.raises(InputError, match=f"^{file}: expected what was measured of a case, got "):
+                writer.assemble([case])
+        assert files(tmp_path / "out") == set()
+
+    def test_records_are_needed_to_assemble_them(self, tmp_path: Path) -> None:
+        _, writer = make_engine(tmp_path)
+        with pytest.raises(ValueError, match=r"^records: expected the folder of the records, got None$"):
+            writer.assemble(["case0"])
 
 
 def test_what_a_killed_evaluation_left_is_cleared(tmp_path: Path) -> None:

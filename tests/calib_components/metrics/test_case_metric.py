@@ -230,3 +230,18 @@ def test_metrics_without_sigmoid_say_what_they_take(metric: Callable) -> None:
         TypeError, match=r"DSC and HD95 take masks, after a sigmoid and a threshold; the logit magnitude"
     ):
         metric(sigmoid=True)
+
+
+@pytest.mark.parametrize("metric_type", ALL_METRICS)
+def test_another_metric_goes_on_from_what_is_stored(metric_type: type) -> None:
+    y_pred, y = cases(metric_type)
+    first, rest, all_cases = (new(metric_type) for _ in range(3))
+    first(y_pred[:1], y[:1])
+    rest(y_pred[1:], y[1:])
+    all_cases(y_pred, y)
+    joined = new(metric_type)
+    for part in (first, rest):
+        joined.extend(*part.stored_tensors())
+    expected = all_cases.stored_tensors()
+    assert all(len(tensor) == CASES for tensor in expected)
+    torch.testing.assert_close(joined.stored_tensors(), expected, rtol=0, atol=0, equal_nan=True)

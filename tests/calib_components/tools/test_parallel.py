@@ -106,3 +106,8 @@ def test_number_of_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     for wrong in (0, -2):
         with pytest.raises(InputError, match=f"^workers: expected a whole number of at least 1, got {wrong}$"):
             check_workers(wrong)
+
+
+def test_processes_use_as_many_threads_as_they_are_given() -> None:
+    with parallel(first_last, range(2), 2, "square", PRELOAD, threads=3) as results:
+        assert [threads for *_, threads in results] == [3, 3]

@@ -1,0 +1,225 @@
+"""A run of a bundle, case by case: planned in one process, done by any that has its configuration and its weights."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import logging
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, ClassVar
+
+from monai.bundle import ConfigParser
+from monai.utils import set_determinism
+
+from calib_components.bundle import check_values
+from calib_components.errors import error_line, make_folder, printable
+from calib_components.handlers import EvaluationWriter
+from calib_components.handlers.evaluation_records import record_file
+from calib_components.inference import Image, ImageFolder
+from calib_components.prediction_maps import MAPS
+from calib_components.tools.configs import explaining, read_configs
+
+__all__ = ["WORK", "BundleRun", "Evaluation", "Inference", "PreparedCase"]
+
+WORK = ".run_cases"  # folder inside the output folder
+WRITER = "calib_components.handlers.EvaluationWriter"
+LOADER = "calib_components.handlers.WeightsLoader"
+OF_THE_ENGINE = ("StatsHandler", "ignite.handlers.ProgressBar")  # which show each case as a run of its own
+
+
+@dataclass(frozen=True)
+class BundleRun(ABC):
+    """What a process needs to run a bundle on a case. It is called with a case.
+
+    Attributes:
+        files: Configuration files, to be joined.
+        options: Ids that are overridden and their values, as JSON.
+        output_dir: Folder of the results.
+        weights: SHA-256 of the weights, so that a process which has built the network notices others.
+    """
+
+    files: tuple[Path, ...]
+    options: str
+    output_dir: Path
+    weights: str
+
+    group: ClassVar[str] = ""  # prefix of the ids of the evaluator, its dataset and its handlers
+
+    @abstractmethod
+    def names(self, case: Any) -> list[str]:
+        """Return the names of the files that a finished case has, in `folder`."""
+
+    @abstractmethod
+    def run(self, case: Any, config: ConfigParser) -> None:
+        """Run the bundle on a case."""
+
+    @property
+    def folder(self) -> Path:
+        """Where the results of a case are."""
+        return self.output_dir
+
+    @property
+    def work(self) -> Path:
+        """Folder of settings, locks and logs."""
+        return self.output_dir / WORK
+
+    def unfinished(self, cases: Sequence[Any]) -> list[Any]:
+        """Return the cases that lack a file."""
+        there = set(os.listdir(self.folder)) if self.folder.is_dir() else set()
+        return [case for case in cases if not there.issuperset(self.names(case))]
+
+    def __call__(self, case: Any) -> str | None:
+        """Run the bundle on a case unless it is finished; a process that works on the same case is waited for.
+
+        Returns:
+            Why it failed, in one line; None if it did not.
+
+        Raises:
+            InputError: The configuration cannot be used, so that no case can be run.
+        """
+        with self._alone(case):
+            if not self.unfinished([case]):
+                return None
+            config = _configure(self)
+            try:
+                self.run(case, config)
+            except Exception as error:
+                _configure.cache_clear()  # an engine that was left by an exception does not run again
+                if line := error_line(error):
+                    return line
+                logging.getLogger(__name__).exception("%s failed", case.name)
+                return printable(f"{type(error).__name__}: {error}")
+            return None
+
+    def was_tried(self, case: Any) -> bool:
+        """Whether a process has begun with a case."""
+        return self._lock(case).exists()
+
+    def _lock(self, case: Any) -> Path:
+        return self.work / "locks" / hashlib.sha256(os.fsencode(case.name)).hexdigest()[:32]
+
+    @contextmanager
+    def _alone(self, case: Any) -> Iterator[None]:
+        lock = self._lock(case)
+        make_folder(lock.parent)
+        with open(lock, "w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    def configure(self, **changes: Any) -> ConfigParser:
+        """Return the configuration for cases that are given one by one, with the weights in the network.
+
+        Args:
+            **changes: Further options.
+
+        Raises:
+            InputError: A file, an option or the weights are not suitable.
+        """
+        config = read_configs(self.files)
+        config.update({**json.loads(self.options), **changes, f"{self.group}dataset::data": []})
+        handlers = config[f"{self.group}handlers"]
+        config["weights_loaders"] = [handler for handler in handlers if _target(handler) == LOADER]
+        config[f"{self.group}handlers"] = self.handlers(handlers)
+        with explaining(self.files[0].parent):
+            check_values(config)
+            config.get_parsed_content(f"{self.group}evaluator")
+            for load in config.get_parsed_content("weights_loaders"):
+                load(None)
+        return config
+
+    def handlers(self, handlers: Sequence[Any]) -> list[Any]:
+        """Return the configuration of the handlers that run with each case."""
+        return [handler for handler in handlers if _target(handler) not in (LOADER, *OF_THE_ENGINE)]
+
+    def run_on(self, items: Iterable[Mapping[str, Any]], config: ConfigParser) -> None:
+        """Run the evaluator on items of its dataset."""
+        dataset = config.get_parsed_content(f"{self.group}dataset")
+        evaluator = config.get_parsed_content(f"{self.group}evaluator")
+        dataset.data = list(items)
+        evaluator.state.epoch_length = len(dataset.data)  # taken from an empty dataset before
+        evaluator.run()
+
+
+@lru_cache(1)
+def _configure(run: BundleRun) -> ConfigParser:
+    return run.configure()
+
+
+def _target(handler: Any) -> Any:
+    return handler.get("_target_") if isinstance(handler, Mapping) else None
+
+
+@dataclass(frozen=True)
+class Inference(BundleRun):
+    """Segmentation of images with `inference.yaml`.
+
+    Attributes:
+        save: Names of the maps that are written.
+    """
+
+    save: tuple[str, ...]
+
+    def names(self, case: Image) -> list[str]:
+        return [f"{case.name}_{MAPS[name]}.nii.gz" for name in self.save]
+
+    def run(self, case: Image, config: ConfigParser) -> None:
+        images: ImageFolder = config.get_parsed_content("images")
+        images.path = case.files[0]
+        images.check()
+        self.run_on(images.items(), config)
+
+
+@dataclass(frozen=True)
+class PreparedCase:
+    """A case of a datalist.
+
+    Attributes:
+        item: Its item, see `calib_components.data.read_datalist`.
+    """
+
+    item: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """What it is called in the files of the evaluation."""
+        return Path(self.item["case"]).name
+
+
+@dataclass(frozen=True)
+class Evaluation(BundleRun):
+    """Evaluation of prepared cases with `train.yaml` and `evaluate.yaml`: of each case, a record is written."""
+
+    group: ClassVar[str] = "validate::"
+
+    @property
+    def folder(self) -> Path:
+        return self.work / "records"
+
+    def names(self, case: PreparedCase) -> list[str]:
+        return [record_file(self.folder, case.name).name]
+
+    def run(self, case: PreparedCase, config: ConfigParser) -> None:
+        self.run_on([case.item], config)
+
+    def configure(self, **changes: Any) -> ConfigParser:
+        config = super().configure(**changes)
+        set_determinism(seed=config.get_parsed_content("seed"))
+        return config
+
+    def handlers(self, handlers: Sequence[Any]) -> list[Any]:
+        return [
+            {**handler, "records": str(self.folder)} if _target(handler) == WRITER else handler
+            for handler in super().handlers(handlers)
+        ]
+
+    def writer(self, config: ConfigParser) -> EvaluationWriter:
+        """Return what writes the files of the evaluation."""
+        handlers = config.get_parsed_content(f"{self.group}handlers")
+        return next(handler for handler in handlers if isinstance(handler, EvaluationWriter))
