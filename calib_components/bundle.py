@@ -146,11 +146,10 @@ def check_ids(config: ConfigParser, folder: str | os.PathLike, entries: Iterable
     used = {*ENTRIES, *entries}
     for name in _references(content):
         used |= {name, *_parents(name)}
-    for name in _names(content):
-        if name in used:
-            continue
-        files = _names_of_files(folder)
-        known = set().union(*files)
+    unused = [name for name in _names(content) if name not in used]
+    files = _names_of_files(folder) if unused else []
+    known = set().union(*files)
+    for name in unused:
         if name not in known:
             _refuse(name, sorted({*used, *known}))
         if not any(name in names and all(other in config for other in names) for names in files):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -51,8 +50,3 @@ def snapshot(folder: Path) -> dict[str, str]:
         else:
             found[str(path.relative_to(folder))] = "folder"
     return found
-
-
-def environment_without_coverage() -> dict[str, str]:
-    """Of a process that may write no large file: coverage would write one as it ends, and complain."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE")}

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.bad_input.harness import environment_without_coverage, snapshot
+from tests.bad_input.harness import snapshot
 from tests.bad_input.test_evaluate import (
     FACTS,
     FIRST,
@@ -232,7 +232,6 @@ def run_process(root: Path, *options: str, limit: int | None = None) -> subproce
         capture_output=True,
         text=True,
         check=False,
-        env=environment_without_coverage(),
         preexec_fn=limit and (lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))),
     )
 

@@ -21,7 +21,7 @@ import yaml
 from calib_components import figures
 from calib_components.handlers import evaluation_writing
 from calib_components.handlers.evaluation import read_cases
-from tests.bad_input.harness import environment_without_coverage, snapshot
+from tests.bad_input.harness import snapshot
 from tests.helpers import ACDC, Ended, make_prepared, make_weights, run_bundle_as_typed, save
 
 Damage = Callable[[Path], Any]
@@ -356,7 +356,6 @@ def test_disk_that_takes_no_large_file_in_a_process_of_its_own(root: Path, ckpt:
         capture_output=True,
         text=True,
         check=False,
-        env=environment_without_coverage(),
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000)),  # smaller than a picture
     )
     assert done.returncode == 1

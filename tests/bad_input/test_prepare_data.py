@@ -19,7 +19,7 @@ import pytest
 import yaml
 
 from calib_components.tools.preparation import COMMANDS
-from tests.bad_input.harness import environment_without_coverage, run_as_typed, snapshot
+from tests.bad_input.harness import run_as_typed, snapshot
 from tests.helpers import ROOT, SPACING, blocks, make_acdc, make_brats, make_flare, save
 
 SHAPE = (18, 16, 4)
@@ -803,7 +803,6 @@ def test_limit_of_file_sizes_in_workers(tmp_path: Path, monkeypatch: pytest.Monk
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        env=environment_without_coverage(),
     )
     assert done.returncode == 1
     assert done.stderr.startswith("prepare_data: out/")

@@ -1,12 +1,23 @@
-"""A bundle run in this process, and the ACDC bundle trained for two epochs."""
+"""The ACDC bundle trained for two epochs, and one thread as in several processes."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.helpers import ACDC, run_bundle
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """What torchrun sets for each process: with more threads the network itself rounds differently."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import shutil
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,17 @@ from monai.networks.nets import UNet
 
 from calib_components.handlers import load_weights, read_temperature
 from tests.bad_input.harness import snapshot
-from tests.bundles.test_multi_gpu import run as run_processes
-from tests.helpers import ACDC, BUNDLES, copy_with_weights, inference_config, make_prepared, make_weights, run_bundle
+from tests.bundles.test_multi_gpu import run_two
+from tests.helpers import (
+    ACDC,
+    BUNDLES,
+    SIZE,
+    copy_with_weights,
+    inference_config,
+    make_prepared,
+    make_weights,
+    run_bundle,
+)
 
 
 class Divided(UNet):
@@ -39,10 +50,9 @@ def divided(temperature: float) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def trained(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Weights of a UNet without a temperature, as they were before there was one."""
-    out = tmp_path_factory.mktemp("trained")
-    run_bundle(ACDC, "train.yaml", dataset_dir=str(prepared), max_epochs=2, ckpt_dir=str(out), output_dir=str(out))
+    out = shutil.copytree(trained, tmp_path_factory.mktemp("trained"), dirs_exist_ok=True)
     weights = torch.load(out / "model.pt", weights_only=True)
     assert weights.pop("temperature") == 1
     torch.save(weights, out / "model.pt")
@@ -192,15 +202,25 @@ def test_every_bundle_calibrates_on_the_split_that_is_named(bundle: Path, tmp_pa
     assert snapshot(tmp_path / "models") == before
 
 
+def in_one_process(bundle: Path) -> str:
+    with redirect_stdout(io.StringIO()) as printed:
+        run_bundle(bundle, "train.yaml", "calibrate.yaml", image_size=list(SIZE))
+    return printed.getvalue()
+
+
+def in_two_processes(bundle: Path) -> str:
+    return run_two(bundle, "train", "calibrate", "multi_gpu_evaluate")
+
+
+@pytest.mark.usefixtures("one_thread")
 def test_two_processes_fit_what_one_does(tmp_path: Path) -> None:
     bundle = copy_with_weights(ACDC, tmp_path)
     make_prepared(bundle, bundle / "data", 5)  # not a multiple of two
     original = (bundle / "models" / "model.pt").read_bytes()
     weights, estimates = [], []
-    for overlays, processes in ((["calibrate"], 1), (["calibrate", "multi_gpu_evaluate"], 2)):
+    for calibrate in (in_one_process, in_two_processes):
         (bundle / "models" / "model.pt").write_bytes(original)
-        printed = run_processes(bundle, "train", *overlays, processes=processes)
-        assert printed.count("Wrote the temperature ") == 1
+        assert calibrate(bundle).count("Wrote the temperature ") == 1
         weights.append(torch.load(bundle / "models" / "model.pt", weights_only=True))
         estimates.append(read_temperature(bundle / "eval"))
     assert estimates[0].voxels == estimates[1].voxels
@@ -216,10 +236,10 @@ def test_more_processes_than_cases(tmp_path: Path) -> None:
     make_prepared(bundle, bundle / "data", 1)
     before = snapshot(bundle / "models")
     with pytest.raises(AssertionError) as failed:
-        run_processes(bundle, "train", "calibrate", "multi_gpu_evaluate", processes=2)
+        run_two(bundle, "train", "calibrate", "multi_gpu_evaluate")
     line = "expected at least one case for validation in each of 2 processes, got 1; use fewer processes\n"
     assert f"data/datalist.json: {line}" in str(failed.value)
     assert str(failed.value).count("Traceback") == 1  # that of torchrun
     assert snapshot(bundle / "models") == before
-    run_processes(bundle, "train", "calibrate", "multi_gpu_evaluate", processes=2, temperature=0.5)
+    run_two(bundle, "train", "calibrate", "multi_gpu_evaluate", temperature=0.5)
     assert torch.load(bundle / "models" / "model.pt", weights_only=True)["temperature"] == 0.5

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.helpers import BUNDLES, SIZE, copy_with_weights, inference_config, make_prepared
+from tests.helpers import BUNDLES, SIZE, copy_with_weights, inference_config, make_prepared, run_bundle
 
 CASES = 5  # not a multiple of two
 
@@ -27,17 +27,16 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return bundle
 
 
-def run(bundle: Path, *configs: str, processes: int, **options: Any) -> str:
-    """Run a bundle as the pages say, and give what it printed."""
+def run_two(bundle: Path, *configs: str, **options: Any) -> str:
+    """Run a bundle in two processes as the pages say, and give what they printed."""
     files = [f"configs/{name}.yaml" for name in configs]
-    launcher = ["torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "-m"] if processes > 1 else []
     options |= {"config_file": files, "image_size": list(SIZE), "num_workers": 0, "device": "cpu"}
     arguments = [f"--{name}={value}" for name, value in options.items()]
+    launcher = ["torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m"]
     done = subprocess.run(
         [sys.executable, "-m", *launcher, "monai.bundle", "run", *arguments],
         cwd=bundle,
-        # As torchrun sets it: with more threads the network itself rounds differently.
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1"},  # as torchrun sets it
         check=False,
         capture_output=True,
         text=True,
@@ -52,9 +51,10 @@ def numbers(statistics: Any) -> list[float]:
     return [np.nan if value is None else value for value in values]
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_evaluation_equals_that_of_one_process(bundle: Path) -> None:
-    run(bundle, "train", "evaluate", processes=1, output_dir="one")
-    printed = run(bundle, "train", "evaluate", "multi_gpu_evaluate", processes=2, output_dir="two")
+    run_bundle(bundle, "train.yaml", "evaluate.yaml", image_size=list(SIZE), output_dir=str(bundle / "one"))
+    printed = run_two(bundle, "train", "evaluate", "multi_gpu_evaluate", output_dir="two")
     assert printed.count("Wrote the evaluation of 5 cases") == 1
 
     def rows(output_dir: str) -> dict[str, list[str]]:
@@ -87,7 +87,7 @@ def test_evaluation_equals_that_of_one_process(bundle: Path) -> None:
 
 
 def test_training_gives_weights_that_one_process_can_use(bundle: Path) -> None:
-    printed = run(bundle, "train", "multi_gpu_train", processes=2, max_epochs=1, ckpt_dir="run", output_dir="run")
+    printed = run_two(bundle, "train", "multi_gpu_train", max_epochs=1, ckpt_dir="run", output_dir="run")
     assert printed.count("Epoch[1] Complete") == 2  # of training and of validation
     assert len(list((bundle / "run").glob("events.out.tfevents.*"))) == 2
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import csv
 import json
+import multiprocessing
 import os
 import random
+import re
 import signal
-import subprocess
 import sys
 import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -21,11 +22,26 @@ import torch
 from tests.helpers import ACDC, run_bundle
 
 
-def command(*configs: str, **override: Any) -> list[str]:
-    """The same as a command line."""
-    files = [str(ACDC / "configs" / name) for name in configs]
-    options = {"config_file": files, "bundle_root": ACDC, "device": "cpu", **override}
-    return [sys.executable, "-m", "monai.bundle", "run", *(f"--{key}={value}" for key, value in options.items())]
+def train(prepared: Path, folder: Path, log: Path) -> None:
+    """Train in a session of its own, and write what is printed to a file."""
+    os.setsid()
+    multiprocessing.set_start_method("fork", force=True)  # for workers that load data, as on a command line
+    with open(log, "w") as file:
+        os.dup2(file.fileno(), sys.stdout.fileno())
+        os.dup2(file.fileno(), sys.stderr.fileno())
+    places = {"dataset_dir": str(prepared), "ckpt_dir": str(folder), "output_dir": str(folder)}
+    run_bundle(ACDC, "train.yaml", max_epochs=14, num_workers=1, resume=True, **places)
+
+
+def start_training(prepared: Path, folder: Path) -> tuple[BaseProcess, Path]:
+    """Start a process that trains, and say where its log is; what takes long to import is imported once for all."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["monai.bundle", "calib_components.handlers"])
+    log = folder.with_suffix(".log")
+    log.write_text("")  # not that of the process before
+    process = context.Process(target=train, args=(prepared, folder, log))
+    process.start()
+    return process, log
 
 
 def test_training_keeps_best_and_last(trained: Path) -> None:
@@ -113,25 +129,26 @@ def test_tracking_with_mlflow(prepared: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_training_killed_at_five_random_moments_resumes_to_the_same_bits(prepared: Path, tmp_path: Path) -> None:
-    def train(folder: Path) -> list[str]:
-        options = {"max_epochs": 14, "num_workers": 1, "ckpt_dir": folder, "output_dir": folder, "resume": True}
-        return command("train.yaml", dataset_dir=prepared, **options)
-
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    subprocess.run(train(whole), check=True)
+    process, log = start_training(prepared, whole)
+    process.join()
+    assert process.exitcode == 0, log.read_text()
 
     moments = random.Random(0)
     for _ in range(5):
-        process = subprocess.Popen(train(killed), start_new_session=True, stdout=subprocess.PIPE, text=True)
-        assert process.stdout is not None
+        process, log = start_training(prepared, killed)
         wanted = moments.choice(["Engine run", "Complete"])  # the start of the run, or the end of its first epoch
-        assert any("SupervisedTrainer - INFO - " in line and wanted in line for line in process.stdout)
+        while not re.search(f"SupervisedTrainer - INFO - .*{wanted}", log.read_text()):
+            assert process.is_alive(), log.read_text()
+            time.sleep(0.005)
         time.sleep(moments.uniform(0, 0.3))  # an epoch takes about as long
         os.killpg(process.pid, signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
-        process.stdout.close()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
 
-    subprocess.run(train(killed), check=True)
+    process, log = start_training(prepared, killed)
+    process.join()
+    assert process.exitcode == 0, log.read_text()
     expected, resumed = (torch.load(folder / "last.pt", weights_only=True) for folder in (whole, killed))
     assert resumed["epoch"] == 14
     assert resumed["best_metric"] == expected["best_metric"]

@@ -31,15 +31,15 @@ def test_bad_case_and_misspelt_option(tmp_path: Path) -> None:
     assert failed.stderr.count("\n") == 1
     assert not (out / "datalist.json").exists()
 
-    misspelt = run_script(*arguments, "--skip-bat")
-    assert misspelt.returncode == 1
-    assert misspelt.stderr.startswith("prepare_data: --skip-bat: expected an option, got no such option; did you mean")
-    assert str(bad) not in misspelt.stderr  # nothing was begun
+    misspelt = run_as_typed("prepare_data", COMMANDS, [*arguments[1:], "--skip-bat"])
+    assert misspelt.code == 1
+    assert misspelt.err.startswith("prepare_data: --skip-bat: expected an option, got no such option; did you mean")
+    assert str(bad) not in misspelt.err  # nothing was begun
 
-    skipped = run_script(*arguments, "--skip-bad")
-    assert skipped.returncode == 0
-    assert skipped.stderr.startswith(f"skipped: {bad}: expected a readable NIfTI file, got ")
-    assert "testing 2 (3 cases)" in skipped.stdout
+    skipped = run_as_typed("prepare_data", COMMANDS, [*arguments[1:], "--skip-bad"])
+    assert skipped.code == 0
+    assert skipped.err.startswith(f"skipped: {bad}: expected a readable NIfTI file, got ")
+    assert "testing 2 (3 cases)" in skipped.out
 
 
 @pytest.mark.parametrize(
