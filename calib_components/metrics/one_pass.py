@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,11 +25,12 @@ __all__ = ["check_num_bins", "measure_regions"]
 
 LARGEST_NUM_BINS = 10_000  # so that numbers of bins fit into int32 for any number of classes that fits into memory
 ENLARGE = 8  # in chunks of the usual size, most of the time would be the overhead of the calls
-NEEDED = (Region("all"), Region("predicted"))
+ALL, PREDICTED = NEEDED = (Region("all"), Region("predicted"))
 SET_BINS = 2**14  # most bins, times sets of regions, that are summed at once: more would not fit a cache
 # Voxels are summed in as many lanes as this, one next to the other: most voxels of a volume fall into the same bin, and
 # an addition has to wait for the one before it if both are to the same number.
 LANES = 4
+UNLIKELY = 1e-3  # probability
 SMALLEST = torch.finfo(torch.float32).tiny  # in place of a probability of 0 in a logarithm
 
 Scores = Mapping[str, Callable[[Voxels], torch.Tensor]]
@@ -96,11 +97,14 @@ def measure_regions(
     drawn = _Drawn(structures, bins, draws)
     with _one_thread():
         for voxels in read_chunks(y_pred, y, regions, ignore_index, sigmoid, temperature, enlarge=ENLARGE):
-            lanes = torch.arange(len(voxels.label), dtype=torch.int32, device=bins.device) & (LANES - 1)
-            in_bins = bins.sort(voxels, kinds)
-            observed.add(voxels, in_bins, lanes)
+            chunk = observed.sort(voxels)
+            is_usual = chunk.is_usual(bins)
+            usual, rest = is_usual.double(), chunk.select((~is_usual).nonzero().squeeze(1))
+            observed.add(rest)
+            observed.add_usual(chunk, usual)
             if closed:
-                expected.add(voxels, in_bins, lanes)
+                expected.add(rest)
+                expected.add_usual(chunk, usual)
             if structures:
                 drawn.add(voxels)
     results = observed.results()
@@ -169,6 +173,62 @@ class _Bins:
             in_bins[kind] = self.index(confidence).add_(first[:, None].to(self.device)), confidence
         return in_bins
 
+    def usual(self, kind: str) -> torch.Tensor:
+        """Bins of certain background, `(rows,)`, as `sort` gives them."""
+        of_rows = torch.arange(self.rows[kind], dtype=torch.int32, device=self.device) * self.num_bins
+        if kind == "top_label" or not self.sigmoid:
+            of_rows[0] += self.num_bins - 1
+        return of_rows
+
+
+@dataclass(eq=False)
+class _Chunk:
+    """Some voxels, each with its bins, its sets of regions and its scores.
+
+    Attributes:
+        voxels: The voxels.
+        in_bins: See `_Bins.sort`.
+        sets: Number of the set of regions that each voxel is in, `(voxels,)`, of each group of regions.
+        scores: Values `(voxels,)` by name.
+    """
+
+    voxels: Voxels
+    in_bins: dict[str, tuple[torch.Tensor, torch.Tensor]]
+    sets: list[torch.Tensor]
+    scores: dict[str, torch.Tensor]
+
+    @functools.cached_property
+    def lanes(self) -> torch.Tensor:
+        """Lane of each voxel, `(voxels,)`."""
+        label = self.voxels.label
+        return torch.arange(len(label), dtype=torch.int32, device=label.device) & (LANES - 1)
+
+    def is_usual(self, bins: _Bins) -> torch.Tensor:
+        """Mask of the background that is predicted with certainty and in the first set of each group.
+
+        Most voxels of a volume are such ones. They share their bins, so that they are summed without sorting.
+        """
+        usual = (self.voxels.label == 0) & ~self.voxels.is_predicted
+        for sets in self.sets:
+            usual &= sets == 0
+        for kind, (index, _) in self.in_bins.items():
+            for of_row, bin_of_row in zip(index, bins.usual(kind).tolist(), strict=True):
+                usual &= of_row == bin_of_row
+        return usual
+
+    def select(self, index: torch.Tensor) -> _Chunk:
+        """Return the voxels of an index."""
+
+        def selected(values: torch.Tensor) -> torch.Tensor:
+            return values.index_select(-1, index)
+
+        return _Chunk(
+            self.voxels.select(index),
+            {kind: (selected(bins), selected(confidence)) for kind, (bins, confidence) in self.in_bins.items()},
+            [selected(sets) for sets in self.sets],
+            {score: selected(values) for score, values in self.scores.items()},
+        )
+
 
 def _sum_by_index(index: torch.Tensor, weights: torch.Tensor | None, size: int) -> torch.Tensor:
     """Sum weights, or 1, by `i` of indices `lane * size + i`, in float64."""
@@ -198,21 +258,40 @@ class _Sums:
 class _Group:
     """Some regions, and the sets of them that a voxel may be in.
 
+    The number of a set is that of the regions that the label decides, plus, for each other question, a power of 2 times
+    the number of the former.
+
     Attributes:
         members: Whether a set has a region, `(regions, sets)`, 0 or 1 in float64.
     """
 
-    def __init__(self, regions: Sequence[Region], device: torch.device) -> None:
-        self.parts = [region for region in regions if region.kind != "all"]
-        numbers = torch.arange(2 ** len(self.parts), device=device)
-        members = {region: numbers >> i & 1 for i, region in enumerate(self.parts)}
-        self.members = torch.stack([members.get(region, numbers >= 0) for region in regions]).double()
+    def __init__(self, regions: Sequence[Region], bins: _Bins) -> None:
+        by_label = [region for region in regions if region.has_closed_form]
+        columns = [tuple(column) for column in bins.class_masks(by_label).T.tolist()]
+        distinct = list(dict.fromkeys(columns))  # background first
+        self.of_label = torch.tensor([distinct.index(column) for column in columns], dtype=torch.int32).to(bins.device)
+        self.num_of_labels = len(distinct)
+        # What else decides: one question for each further region; for the union, whether foreground is predicted.
+        asked = {region: PREDICTED if region.kind == "union" else region for region in regions}
+        self.questions = list(dict.fromkeys(q for q in asked.values() if q.kind != "all" and not q.has_closed_form))
+        number = torch.arange(self.num_of_labels * 2 ** len(self.questions))
+        label_decides = dict(zip(by_label, torch.tensor(distinct).T[:, number % self.num_of_labels], strict=True))
+        answers = {q: number // self.num_of_labels >> i & 1 for i, q in enumerate(self.questions)}
+        zeros = torch.zeros(len(number))
+        everywhere = {ALL: zeros + 1}
+        self.members = torch.stack(
+            [
+                torch.maximum(label_decides.get(region, zeros), (everywhere | answers).get(asked[region], zeros))
+                for region in regions
+            ]
+        )
+        self.members = self.members.double().to(bins.device)
 
     def sets(self, voxels: Voxels) -> torch.Tensor:
         """Number of the set that each voxel is in."""
-        sets = torch.zeros_like(voxels.label, dtype=torch.int32)
-        for i, region in enumerate(self.parts):
-            sets.add_(voxels.inside(region), alpha=2**i)
+        sets = self.of_label.index_select(0, voxels.label)
+        for i, question in enumerate(self.questions):
+            sets.add_(voxels.inside(question), alpha=self.num_of_labels * 2**i)
         return sets
 
 
@@ -225,22 +304,39 @@ class _Observed:
 
     def __init__(self, regions: Sequence[Region], bins: _Bins, kinds: Sequence[str], scores: Scores) -> None:
         self.bins = bins
+        self.kinds = kinds
         self.regions = list(dict.fromkeys(regions))
         self.sums = _Sums(len(self.regions), bins, kinds)
         self.score_of = scores
         self.scores = {score: bins.zeros(len(self.regions)) for score in scores}
         self.voxels = bins.zeros(len(self.regions))
         largest = max([bins.size(kind) for kind in kinds], default=1)
-        size = max(1, int(math.log2(max(1, SET_BINS / largest))))
-        starts = range(0, len(self.regions), size)
-        self.groups = [(slice(i, i + size), _Group(self.regions[i : i + size], bins.device)) for i in starts]
+        self.groups: list[tuple[slice, _Group]] = []
+        start = 0
+        for end in range(1, len(self.regions) + 1):
+            group = _Group(self.regions[start:end], bins)
+            if end == start + 1 or group.members.shape[1] * largest <= SET_BINS:
+                self.groups[len(self.groups) if end == start + 1 else -1 :] = [(slice(start, end), group)]
+            else:
+                start = end - 1
+                self.groups.append((slice(start, end), _Group(self.regions[start:end], bins)))
 
-    def add(self, voxels: Voxels, in_bins: Mapping[str, Any], lanes: torch.Tensor) -> None:
-        scores = {score: score_of(voxels) for score, score_of in self.score_of.items()}
-        for to, group in self.groups:
+    def sort(self, voxels: Voxels) -> _Chunk:
+        """Sort voxels into bins and sets of regions."""
+        return _Chunk(
+            voxels,
+            self.bins.sort(voxels, self.kinds),
+            [group.sets(voxels) for _, group in self.groups],
+            {score: score_of(voxels) for score, score_of in self.score_of.items()},
+        )
+
+    def add(self, chunk: _Chunk) -> None:
+        """Add voxels by their bins."""
+        voxels = chunk.voxels
+        for (to, group), sets in zip(self.groups, chunk.sets, strict=True):
             number = group.members.shape[1]
-            sets = group.sets(voxels).add_(lanes, alpha=number)
-            for kind, (index, confidence) in in_bins.items():
+            sets = chunk.lanes * number + sets
+            for kind, (index, confidence) in chunk.in_bins.items():
                 size = self.bins.size(kind)
                 index = index + sets * size
                 if kind == "top_label":
@@ -252,9 +348,28 @@ class _Observed:
                 for field, (at, weights) in enumerate(((index, None), (index, confidence), correct)):
                     of_sets = _sum_by_index(at, weights, number * size).view(number, size)
                     self.sums.add(voxels, to, kind, field, group.members @ of_sets)
-            for score, values in scores.items():
+            for score, values in chunk.scores.items():
                 self.scores[score][voxels.case, to] += group.members @ _sum_by_index(sets, values, number)
             self.voxels[voxels.case, to] += group.members @ _sum_by_index(sets, None, number)
+
+    def add_usual(self, chunk: _Chunk, usual: torch.Tensor) -> None:
+        """Add the voxels that `_Chunk.is_usual` says, 1 in `usual` and 0 elsewhere."""
+        number = usual.sum()
+        case = chunk.voxels.case
+        for to, group in self.groups:
+            first = group.members[:, :1]
+            for kind, (_, confidence) in chunk.in_bins.items():
+                at = self.bins.usual(kind)
+                correct = torch.zeros_like(at, dtype=torch.float64)
+                if kind == "top_label" or not self.bins.sigmoid:
+                    correct[0] = number
+                for field, values in enumerate((number.expand(len(at)), confidence @ usual, correct)):
+                    of_bins = torch.zeros(self.bins.size(kind), dtype=torch.float64, device=usual.device)
+                    of_bins[at] = values
+                    self.sums.add(chunk.voxels, to, kind, field, first * of_bins)
+            for score, values in chunk.scores.items():
+                self.scores[score][case, to] += first[:, 0] * (values @ usual)
+            self.voxels[case, to] += first[:, 0] * number
 
     def results(self) -> dict[Region, dict[str, list[torch.Tensor]]]:
         results = {}
@@ -276,9 +391,11 @@ class _Expected:
         self.unions = [region.kind == "union" for region in regions]
         self.sums = _Sums(len(regions), bins, kinds)
 
-    def add(self, voxels: Voxels, in_bins: Mapping[str, Any], lanes: torch.Tensor) -> None:
+    def add(self, chunk: _Chunk) -> None:
+        """Add voxels by their bins."""
+        voxels = chunk.voxels
         p, predicted = voxels.p, voxels.top[1]
-        in_bins = {kind: (index + lanes * self.bins.size(kind), p) for kind, (index, p) in in_bins.items()}
+        in_bins = {kind: (index + chunk.lanes * self.bins.size(kind), p) for kind, (index, p) in chunk.in_bins.items()}
         for region, (classes, union) in enumerate(zip(self.classes, self.unions, strict=True)):
             weight = classes @ p
             if union:  # in the region with any label where foreground is predicted
@@ -290,6 +407,20 @@ class _Expected:
                 for field, weights in enumerate(values):
                     sums = _sum_by_index(index, weights, self.bins.size(kind))
                     self.sums.add(voxels, slice(region, region + 1), kind, field, sums)
+
+    def add_usual(self, chunk: _Chunk, usual: torch.Tensor) -> None:
+        """Add the voxels that `_Chunk.is_usual` says, 1 in `usual` and 0 elsewhere; background is predicted there."""
+        p = chunk.voxels.p * usual
+        count, to = self.classes @ p.sum(1, keepdim=True), slice(0, len(self.classes))
+        for kind, (_, confidence) in chunk.in_bins.items():
+            at = self.bins.usual(kind)
+            values = [count.expand(-1, len(at)), self.classes @ (p @ confidence.T)]
+            if kind == "top_label":
+                values.append(self.classes[:, :1] * (confidence @ usual))
+            for field, sums in enumerate(values):
+                of_bins = torch.zeros(len(count), self.bins.size(kind), dtype=torch.float64, device=usual.device)
+                of_bins[:, at] = sums
+                self.sums.add(chunk.voxels, to, kind, field, of_bins)
 
     def results(self, observed: Mapping[Region, Mapping[str, list[torch.Tensor]]]) -> list[dict[str, Any]]:
         results = []
@@ -311,6 +442,7 @@ class _Drawn:
     def __init__(self, regions: Sequence[Region], bins: _Bins, draws: int) -> None:
         self.bins, self.draws = bins, draws
         self.classes = bins.class_masks(regions)
+        self.first = torch.arange(0, len(regions) * bins.num_bins, bins.num_bins, device=bins.device)[:, None]
         self.sums = [bins.zeros(draws, len(regions), bins.num_bins) for _ in range(3)]
         self.generator = torch.Generator(bins.device)
         self.last = (-1, 0)
@@ -327,24 +459,44 @@ class _Drawn:
         self.seed = hash((self.seed, int(index.sum())))
         self.generator.manual_seed(self.seed)
         # A number below the probability of the structure puts the voxel there; if the predicted class is one of the
-        # structure's, a number below its probability stands for it.
+        # structure's, a number below its probability stands for it. Most numbers do what probabilities above 0.5 say,
+        # which is summed once; then, in each draw, what differs.
         of_structure = self.classes @ voxels.p
-        of_predicted = confidence * self.classes[:, predicted]
         largest = of_structure.amax(0)
+        likely = (largest > UNLIKELY).nonzero().squeeze(1)
+        unlikely = largest.where(largest <= UNLIKELY, 0)
+
+        def chances(at: torch.Tensor) -> torch.Tensor:
+            """Of the structure, and of the predicted class there, `(2, structures, voxels)`."""
+            inside = of_structure.index_select(1, at)
+            correct = confidence[at] * self.classes.index_select(1, predicted[at])
+            return torch.stack([inside, torch.minimum(inside, correct)])
+
+        def add(draws: Any, at: torch.Tensor, happens: torch.Tensor) -> None:
+            inside, correct = happens
+            flat = (index[at] + self.first).flatten()
+            for total, weights in zip(self.sums, (inside, inside * confidence[at], correct), strict=True):
+                of_draws = total[voxels.case, draws]
+                of_draws += torch.bincount(flat, weights.flatten(), self.first.numel() * self.bins.num_bins).view(
+                    of_draws.shape[-2:]
+                )
+
+        p = chances(likely)
+        add(slice(None), likely, (p > 0.5).double())
+        low, high = p.where(p <= 0.5, 0).amax((0, 1)), p.where(p > 0.5, 1).amin((0, 1))
+        u = torch.empty_like(confidence)
         for draw in range(self.draws):  # one after the other, for the working memory
-            u = torch.empty_like(confidence).uniform_(generator=self.generator)
-            some = (u < largest).nonzero().squeeze(1)
-            structure, at = (u[some] < of_structure[:, some]).nonzero().unbind(1)
-            at = some[at]
-            flat = structure * self.bins.num_bins + index[at]
-            correct = (u[at] < of_predicted[structure, at]).double()
-            for total, values in zip(self.sums, (None, confidence[at], correct), strict=True):
-                of_draw = total[voxels.case, draw].view(-1)
-                of_draw.add_(torch.bincount(flat, values, minlength=len(of_draw)))
+            u.uniform_(generator=self.generator)
+            drawn = u[likely]
+            differs = likely[((drawn < low) | (drawn >= high)).nonzero().squeeze(1)]
+            at = torch.cat([differs, (u < unlikely).nonzero().squeeze(1)])
+            p = chances(at)
+            add(draw, at, (u[at] < p).double() - (p > 0.5).double())
 
     def results(self) -> list[dict[str, list[torch.Tensor]]]:
         count, confidence_sum, num_correct = self.sums
-        errors = (confidence_sum - num_correct).abs().sum(-1) / count.sum(-1)
+        voxels = count.sum(-1)
+        errors = ((confidence_sum - num_correct).abs().sum(-1) / voxels).where(voxels > 0, torch.nan)
         return [{"resampled": [of_structure]} for of_structure in errors.nanmean(1).unbind(1)]
 
 
