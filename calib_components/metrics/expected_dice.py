@@ -8,11 +8,12 @@ import torch
 
 from calib_components.metrics.case_metric import plain_tensor
 from calib_components.metrics.structures import StructureMetric, check_structures, read_structures
-from calib_components.metrics.voxels import check_tensors
+from calib_components.metrics.voxels import check_tensors, one_thread
 
 __all__ = ["ExpectedDSCMetric", "expected_dsc"]
 
 
+@one_thread()
 def expected_dsc(
     y_pred: torch.Tensor,
     structures: Mapping[str, Sequence[int]],

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from calib_components.arguments import check_flag, check_ignore_index
 from calib_components.metrics.case_metric import CaseMetric
 from calib_components.metrics.regions import Region
-from calib_components.metrics.voxels import check_tensors, read_voxels
+from calib_components.metrics.voxels import ENLARGE, check_tensors, one_thread, read_voxels
 
 __all__ = ["RiskCoverage", "RiskCoverageMetric", "risk_coverage"]
 
@@ -40,6 +40,7 @@ class RiskCoverage(NamedTuple):
     error_share: torch.Tensor
 
 
+@one_thread()
 def risk_coverage(
     y_pred: torch.Tensor,
     y: torch.Tensor,
@@ -106,7 +107,7 @@ def risk_coverage(
         risk[case], aurc[case], error_share[case] = _curve(count, errors, COVERAGE)
 
     case = -1
-    for voxels in read_voxels(y_pred, y, Region.parse(region), ignore_index, sigmoid):
+    for voxels in read_voxels(y_pred, y, Region.parse(region), ignore_index, sigmoid, enlarge=ENLARGE):
         if voxels.case != case:
             if case >= 0:
                 finish(case)

@@ -16,6 +16,7 @@ the device in every chunk, which is cheap for metrics that run once per case.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 from collections.abc import Iterator, Sequence
@@ -34,6 +35,7 @@ __all__ = [
     "check_temperature",
     "check_tensors",
     "decode_labels",
+    "one_thread",
     "read_chunks",
     "read_voxels",
     "top_label",
@@ -42,6 +44,7 @@ __all__ = [
 # Probabilities per chunk. On a CPU fewer than the size from which PyTorch uses several threads: a long series of short
 # parallel operations stalls whenever another process, such as a data loader's worker, occupies one of the cores.
 CPU_CHUNK = 2**15 - 1
+ENLARGE = 8  # with one thread; in chunks of the usual size, most of the time would be the overhead of the calls
 GPU_CHUNK = 2**23
 RANGE_TOLERANCE = 1e-5
 SUM_TOLERANCE = 1e-2
@@ -203,6 +206,21 @@ def check_temperature(value: Any) -> None:
     raise InputError(f"temperature: expected a number above 0, got {value!r}")
 
 
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Let PyTorch use one thread of the CPU; also a decorator.
+
+    A long series of short parallel operations stalls whenever another process, such as a data loader's worker, occupies
+    one of the cores.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def read_voxels(
     y_pred: torch.Tensor,
     y: torch.Tensor,
@@ -210,9 +228,10 @@ def read_voxels(
     ignore_index: int | None = None,
     sigmoid: bool = False,
     logits: bool = False,
+    enlarge: int = 1,
 ) -> Iterator[Voxels]:
     """Yield the voxels of a region, chunk by chunk; see `read_chunks`."""
-    for voxels in read_chunks(y_pred, y, [region], ignore_index, sigmoid, logits=logits):
+    for voxels in read_chunks(y_pred, y, [region], ignore_index, sigmoid, logits=logits, enlarge=enlarge):
         selected = voxels if region.kind == "all" else voxels.select(voxels.inside(region))
         if len(selected.label) > 0:
             yield selected
@@ -241,7 +260,7 @@ def read_chunks(
         sigmoid: Whether each channel is a binary problem of its own; each comes in chunks of its own.
         temperature: By which the logits of `y_pred` were divided; "plausible" is decided without it. None is 1.
         logits: Whether `y_pred` holds logits.
-        enlarge: How many times larger than usual chunks on a CPU are.
+        enlarge: How many times larger than usual chunks on a CPU are; for functions that use `one_thread`.
 
     Yields:
         Voxels of one case, and of one channel for sigmoids.

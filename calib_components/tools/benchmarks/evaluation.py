@@ -58,7 +58,7 @@ class CaseMeasures:
         logits, y = heart(size)
         p = logits.softmax(1)
         masks = [structure_masks(of[0], [*self.structures.values()])[None] for of in (p.argmax(1, keepdim=True), y)]
-        inputs = {name: (p, y) for name in self.metrics} | {"dsc": masks, "hd95": masks, "logits": (logits, y)}
+        inputs = dict.fromkeys(self.metrics, (p, y)) | {"dsc": masks, "hd95": masks, "logits": (logits, y)}
         self.inputs = {name: [tensor.to(device) for tensor in tensors] for name, tensors in inputs.items()}
         self.p, self.label, self.logits = p[0].numpy(), y[0, 0].numpy(), logits[0].numpy()
 
