@@ -19,7 +19,8 @@ from calib_components.arguments import check_count
 from calib_components.metrics.drawn_labels import DrawnLabels
 from calib_components.metrics.regions import Region
 from calib_components.metrics.sorted_voxels import ALL, PREDICTED, Bins, Chunk, RegionSets, sum_by_index
-from calib_components.metrics.voxels import ENLARGE, Voxels, check_tensors, one_thread, read_chunks
+from calib_components.metrics.threads import one_thread
+from calib_components.metrics.voxels import ENLARGE, Voxels, check_tensors, read_chunks
 
 __all__ = ["check_num_bins", "measure_regions"]
 

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from calib_components.arguments import check_flag, check_ignore_index
 from calib_components.metrics.case_metric import CaseMetric
 from calib_components.metrics.regions import Region
-from calib_components.metrics.voxels import ENLARGE, check_tensors, one_thread, read_voxels
+from calib_components.metrics.threads import one_thread
+from calib_components.metrics.voxels import ENLARGE, check_tensors, read_voxels
 
 __all__ = ["RiskCoverage", "RiskCoverageMetric", "risk_coverage"]
 

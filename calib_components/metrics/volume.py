@@ -11,7 +11,8 @@ import torch
 
 from calib_components.errors import InputError
 from calib_components.metrics.structures import StructureMetric, check_structures, read_structures
-from calib_components.metrics.voxels import check_tensors, one_thread
+from calib_components.metrics.threads import one_thread
+from calib_components.metrics.voxels import check_tensors
 
 __all__ = ["VolumeMetric", "Volumes", "structure_volumes"]
 

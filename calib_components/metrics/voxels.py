@@ -1,7 +1,7 @@
 """Reading voxels: checks probabilities and labels, and yields the voxels that count for a metric in chunks.
 
 Chunks keep the working memory independent of the size of the volume and the number of regions: on a CPU about 3 MiB, or
-20 MiB in a pass over several regions; chunks on a GPU are larger. (A case that is not contiguous in memory is copied
+20 MiB in most metrics; chunks on a GPU are larger. (A case that is not contiguous in memory is copied
 once. A band needs the classes of a whole case, a few bytes per voxel.)
 
 Which voxels count is described by a `Region`, see `calib_components.metrics.regions`. Ignored voxels never do.
@@ -16,7 +16,6 @@ the device in every chunk, which is cheap for metrics that run once per case.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import math
 from collections.abc import Iterator, Sequence
@@ -35,7 +34,6 @@ __all__ = [
     "check_temperature",
     "check_tensors",
     "decode_labels",
-    "one_thread",
     "read_chunks",
     "read_voxels",
     "top_label",
@@ -206,21 +204,6 @@ def check_temperature(value: Any) -> None:
     raise InputError(f"temperature: expected a number above 0, got {value!r}")
 
 
-@contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """Let PyTorch use one thread of the CPU; also a decorator.
-
-    A long series of short parallel operations stalls whenever another process, such as a data loader's worker, occupies
-    one of the cores.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
 def read_voxels(
     y_pred: torch.Tensor,
     y: torch.Tensor,
@@ -260,7 +243,7 @@ def read_chunks(
         sigmoid: Whether each channel is a binary problem of its own; each comes in chunks of its own.
         temperature: By which the logits of `y_pred` were divided; "plausible" is decided without it. None is 1.
         logits: Whether `y_pred` holds logits.
-        enlarge: How many times larger than usual chunks on a CPU are; for functions that use `one_thread`.
+        enlarge: How many times larger than usual chunks on a CPU are; for callers in `one_thread`.
 
     Yields:
         Voxels of one case, and of one channel for sigmoids.

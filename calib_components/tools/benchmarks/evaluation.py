@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import ctypes
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -14,12 +17,11 @@ from monai.bundle import ConfigParser
 
 from calib_components.metrics import structure_masks
 from calib_components.tools.benchmarks import published
-from calib_components.tools.benchmarks.timing import Step, peak_resident_mib, print_ratios
+from calib_components.tools.benchmarks.timing import interleaved_seconds, peak_resident_mib
 
 __all__ = ["CaseMeasures", "evaluation", "heart"]
 
-SIZES = (144, 224)  # rows and columns that the network of the ACDC bundle sees, and those of a whole slice
-REPORTED = ("dsc", "hd95", "ece")  # metrics of evaluate.yaml of which published code measures the same
+REPORTED = ["dsc", "hd95", "ece"]  # metrics of evaluate.yaml that published code has too
 
 
 def heart(size: int, slices: int = 10) -> tuple[torch.Tensor, torch.Tensor]:
@@ -45,34 +47,40 @@ class CaseMeasures:
     Args:
         bundle: Folder of the ACDC bundle.
         size: Rows and columns of the case.
+        slices: Number of its slices.
         device: Where the metrics run.
+
+    Attributes:
+        metrics: The metrics of evaluate.yaml, by name.
     """
 
-    def __init__(self, bundle: Path, size: int, device: str = "cpu") -> None:
-        configs = [bundle / "configs" / f"{name}.yaml" for name in ("train", "evaluate")]
-        parser = ConfigParser(ConfigParser.load_config_files(configs))
-        parser["device"], parser["dataset_dir"] = device, str(bundle / "none")  # not those of data beside it
+    def __init__(self, bundle: Path, size: int, slices: int = 10, device: str = "cpu") -> None:
+        parser = ConfigParser(
+            ConfigParser.load_config_files([bundle / "configs" / f"{name}.yaml" for name in ("train", "evaluate")])
+        )
+        parser["device"], parser["dataset_dir"] = device, str(bundle / "none")  # the bundle's facts, not those of data
         handlers = [parser.get_parsed_content(f"validate::{name}") for name in ("key_metric", "additional_metrics")]
         self.metrics: dict[str, Any] = {name: handler.metric_fn for of in handlers for name, handler in of.items()}
         self.structures: dict[str, list[int]] = parser.get_parsed_content("structures")
-        logits, y = heart(size)
+        logits, y = heart(size, slices)
         p = logits.softmax(1)
         masks = [structure_masks(of[0], [*self.structures.values()])[None] for of in (p.argmax(1, keepdim=True), y)]
-        inputs = dict.fromkeys(self.metrics, (p, y)) | {"dsc": masks, "hd95": masks, "logits": (logits, y)}
-        self.inputs = {name: [tensor.to(device) for tensor in tensors] for name, tensors in inputs.items()}
-        self.p, self.label, self.logits = p[0].numpy(), y[0, 0].numpy(), logits[0].numpy()
+        inputs = {name: [p, y] for name in self.metrics} | {"dsc": masks, "hd95": masks, "logits": [logits, y]}
+        self._inputs = {name: [tensor.to(device) for tensor in tensors] for name, tensors in inputs.items()}
+        self._arrays = [tensor[0].numpy() for tensor in (logits, p, y[:, 0])]
 
     def measure(self, names: Iterable[str]) -> None:
         """Run these metrics."""
         for name in names:
             self.metrics[name].reset()
-            self.metrics[name](*self.inputs[name])
+            self.metrics[name](*self._inputs[name])
 
     def measure_as_published(self, names: Iterable[str]) -> dict[str, Any]:
-        """Return what published code measures where these metrics do."""
-        p, label, structures = self.p, self.label, self.structures
+        """Return what published code computes in place of these metrics, by name."""
+        logits, p, label = self._arrays
+        structures = self.structures
         masks = published.region_masks(p, label, structures) if {"ece", "smooth_ece"} & {*names} else {}
-        measures = {
+        measures: dict[str, Callable[[], dict[str, Any]]] = {
             "dsc": partial(published.dice_scores, p, label, structures),
             "hd95": partial(published.hausdorff_distances, p, label, structures),
             "ece": partial(published.calibration_errors, p, label, masks),
@@ -81,49 +89,68 @@ class CaseMeasures:
             "expected_dsc": partial(published.expected_dice_scores, p, structures),
             "thresholds": partial(published.threshold_counts, p, label, structures),
             "selective": partial(published.risk_and_coverage, p, label),
-            "logits": partial(published.logit_magnitudes, self.logits, label),
+            "logits": partial(published.logit_magnitudes, logits, label),
         }
         return {name: value for metric in names for name, value in measures[metric]().items()}
 
 
-def evaluation(bundle: Path, device: str = "cpu", rounds: int = 5, threads: int = 2) -> None:
-    """All metrics of an evaluation of one ACDC volume over what published code needs for those that it reports.
+def evaluation(
+    bundle: Path,
+    device: str = "cpu",
+    rounds: int = 5,
+    threads: int = 2,
+    sizes: Sequence[int] = (144, 224),
+    slices: int = 10,
+) -> None:
+    """All metrics of an evaluation of one ACDC volume, over published code for those that it reports.
 
-    These are DSC, HD95 (by medpy if it is installed), and ECE, CECE, NLL and Brier score in ten regions. The metrics
-    also give the values if the probabilities were true, which published code does not. "Others" are the smooth ECE,
-    volumes, expected DSC, thresholds, risk and coverage, and logits, next to plain NumPy of the same.
+    Published code reports the DSC, HD95 (by medpy if it is installed), and ECE, CECE, NLL and Brier score, here in the
+    same ten regions; ratios are over its time for these. The metrics of the same also give the values if the
+    probabilities were true and those of drawn labels, which it lacks. The other metrics stand beside plain NumPy of the
+    same.
 
-    The peak memory of Linux is that of a fresh process, on top of the case.
+    Memory is the peak of a fresh process by the count of Linux, above what it holds with the case in memory.
 
     Args:
         bundle: Folder of the ACDC bundle.
         device: Where the metrics run, "cpu" or "cuda"; published code runs on the CPU.
         rounds: How many times each is timed.
         threads: CPU threads for PyTorch.
+        sizes: Rows and columns of the volumes: those that the bundle's network sees, and those of whole slices.
+        slices: Number of slices.
     """
     torch.set_num_threads(threads)
-    for size in SIZES:
-        case = CaseMeasures(bundle, size, device)
-        others = [name for name in case.metrics if name not in REPORTED]
-        steps: dict[str, Step] = {
-            "as published: DSC, HD95, ECE, CECE, NLL, Brier": partial(case.measure_as_published, REPORTED),
-            "metrics of the same": partial(case.measure, REPORTED),
-            "all metrics of evaluate.yaml": partial(case.measure, list(case.metrics)),
-            "others in NumPy": partial(case.measure_as_published, others),
-            "metrics of others": partial(case.measure, others),
+    for size in sizes:
+        case = CaseMeasures(bundle, size, slices, device)
+        everything = list(case.metrics)
+        others = [name for name in everything if name not in REPORTED]
+        rows: dict[str, tuple[str, list[str]]] = {
+            "published: DSC, HD95, ECE, CECE, NLL, Brier": ("measure_as_published", REPORTED),
+            "metrics of the same": ("measure", REPORTED),
+            "all metrics of evaluate.yaml": ("measure", everything),
+            "NumPy: smooth ECE, volumes, thresholds, ...": ("measure_as_published", others),
+            "metrics of these": ("measure", others),
         }
+        with_memory = list(rows)
         for name in REPORTED:
-            steps |= {
-                f"as published: {name}": partial(case.measure_as_published, [name]),
-                f"metric {name}": partial(case.measure, [name]),
-            }
-        print_ratios(f"evaluation of one volume, 4x{size}x{size}x10", steps, rounds, device)
-        for name, published_code in (("as published, all of the above", True), ("all metrics of evaluate.yaml", False)):
-            with get_context("spawn").Pool(1) as pool:
-                mib = pool.apply(_peak_mib, (bundle, size, device, published_code))
-            print(f"{name}: peak {mib:.0f} MiB of the process")
+            rows |= {f"published: {name}": ("measure_as_published", [name]), f"metric: {name}": ("measure", [name])}
+        seconds = interleaved_seconds(
+            {row: partial(getattr(case, method), names) for row, (method, names) in rows.items()}, rounds, device
+        )
+        print(f"\nevaluation of 4x{size}x{size}x{slices} ({device}, {threads} threads, median of {rounds} rounds)")
+        print(f"{'':44}   ratio        ms  peak MiB")
+        baseline = seconds[next(iter(rows))]
+        for row, (method, names) in rows.items():
+            ratio = statistics.median(own / base for own, base in zip(seconds[row], baseline, strict=True))
+            line = f"{row:44}  {ratio:6.2f}  {1e3 * statistics.median(seconds[row]):8.1f}"
+            if row in with_memory:
+                with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+                    mib = pool.submit(_peak_mib, bundle, size, slices, device, method, names).result()
+                line += f"  {mib:8.1f}"
+            print(line, flush=True)
 
 
-def _peak_mib(bundle: Path, size: int, device: str, published_code: bool) -> float:
-    case = CaseMeasures(bundle, size, device)
-    return peak_resident_mib(partial(case.measure_as_published if published_code else case.measure, [*case.metrics]))
+def _peak_mib(bundle: Path, size: int, slices: int, device: str, method: str, names: Sequence[str]) -> float:
+    case = CaseMeasures(bundle, size, slices, device)
+    ctypes.CDLL(None).malloc_trim(0)  # what making the case took would be used again, unseen
+    return peak_resident_mib(partial(getattr(case, method), names))

@@ -1,11 +1,13 @@
 """The measures of an evaluation as published code computes them: from their definitions, in NumPy and SciPy.
 
-One case at a time: probabilities `(N, *S)` and labels `(*S)`. Each function gives a dictionary of values.
+One case at a time: probabilities `(N, *S)` and labels `(*S)`. Each function returns values by name.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,11 +26,11 @@ __all__ = [
     "volumes",
 ]
 
-Array = NDArray
+Array = NDArray[Any]
 Structures = Mapping[str, Sequence[int]]
 
 
-def dice_scores(p: Array, label: Array, structures: Structures) -> dict[str, float]:
+def dice_scores(p: Array, label: Array, structures: Structures) -> dict[str, Any]:
     """DSC of the label map."""
     prediction = p.argmax(0)
     scores = {}
@@ -38,7 +40,7 @@ def dice_scores(p: Array, label: Array, structures: Structures) -> dict[str, flo
     return scores
 
 
-def hausdorff_distances(p: Array, label: Array, structures: Structures) -> dict[str, float]:
+def hausdorff_distances(p: Array, label: Array, structures: Structures) -> dict[str, Any]:
     """HD95 in voxels, by medpy if it is installed."""
     try:
         from medpy.metric.binary import hd95
@@ -82,9 +84,9 @@ def _band(classes: Array, radius: int = 2) -> Array:
     return found
 
 
-def calibration_errors(p: Array, label: Array, masks: Mapping[str, Array], num_bins: int = 15) -> dict[str, float]:
+def calibration_errors(p: Array, label: Array, masks: Mapping[str, Array], num_bins: int = 15) -> dict[str, Any]:
     """ECE, CECE, NLL and Brier score in each region."""
-    values = {}
+    values: dict[str, Any] = {}
     for name, mask in masks.items():
         inside, true = p[:, mask], label[mask]
         one_hot = np.eye(len(p), dtype=p.dtype)[true].T
@@ -100,17 +102,17 @@ def _error(confidence: Array, correct: Array, num_bins: int) -> float:
     edges = np.linspace(0, 1, num_bins + 1).tolist()
     edges[0] = -1  # a probability of 0 is in the first bin
     error = 0.0
-    for low, high in zip(edges[:-1], edges[1:], strict=True):
+    for low, high in pairwise(edges):
         in_bin = (confidence > low) & (confidence <= high)
         if in_bin.any():
             error += in_bin.mean() * abs(confidence[in_bin].mean() - correct[in_bin].mean())
     return error
 
 
-def smooth_errors(p: Array, label: Array, masks: Mapping[str, Array]) -> dict[str, float]:
+def smooth_errors(p: Array, label: Array, masks: Mapping[str, Array]) -> dict[str, Any]:
     """Smooth ECE in the regions of an evaluation: residuals on a grid, smoothed until the error is the width."""
     confidence, residual = p.max(0), p.max(0) - (p.argmax(0) == label)
-    values = {}
+    values: dict[str, Any] = {}
     for name in ("foreground", "all", "predicted"):
         mask = masks[name]
         on_grid = np.histogram(confidence[mask], 2000, (0, 1), weights=residual[mask])[0] / mask.sum()
@@ -123,7 +125,7 @@ def smooth_errors(p: Array, label: Array, masks: Mapping[str, Array]) -> dict[st
     return values
 
 
-def threshold_counts(p: Array, label: Array, structures: Structures) -> dict[str, Array]:
+def threshold_counts(p: Array, label: Array, structures: Structures) -> dict[str, Any]:
     """Numbers of voxels, and of voxels of the structure, above each of 99 thresholds."""
     counts = {}
     for name, classes in structures.items():
@@ -134,17 +136,17 @@ def threshold_counts(p: Array, label: Array, structures: Structures) -> dict[str
     return counts
 
 
-def risk_and_coverage(p: Array, label: Array) -> dict[str, float]:
+def risk_and_coverage(p: Array, label: Array) -> dict[str, Any]:
     """Area under the risk-coverage curve."""
     wrong = (p.argmax(0) != label).ravel()
     order = np.argsort(-p.max(0).ravel(), kind="stable")
     return {"aurc": np.mean(np.cumsum(wrong[order]) / np.arange(1, wrong.size + 1))}
 
 
-def volumes(p: Array, label: Array, structures: Structures) -> dict[str, float]:
+def volumes(p: Array, label: Array, structures: Structures) -> dict[str, Any]:
     """Expected, segmented and true volume of each structure, and the range, in voxels."""
     prediction = p.argmax(0)
-    values = {}
+    values: dict[str, Any] = {}
     for name, classes in structures.items():
         of_structure = p[list(classes)].sum(0)
         values[f"expected_{name}"] = of_structure.sum(dtype=np.float64)
@@ -155,7 +157,7 @@ def volumes(p: Array, label: Array, structures: Structures) -> dict[str, float]:
     return values
 
 
-def expected_dice_scores(p: Array, structures: Structures) -> dict[str, float]:
+def expected_dice_scores(p: Array, structures: Structures) -> dict[str, Any]:
     """DSC to expect, from the probabilities alone."""
     prediction = p.argmax(0)
     scores = {}
@@ -166,7 +168,7 @@ def expected_dice_scores(p: Array, structures: Structures) -> dict[str, float]:
     return scores
 
 
-def logit_magnitudes(logits: Array, label: Array) -> dict[str, Array]:
+def logit_magnitudes(logits: Array, label: Array) -> dict[str, Any]:
     """Mean magnitude of the logits, by class of the ground truth and channel."""
     magnitudes = np.abs(logits)
     table = [magnitudes[:, label == k].mean(1, dtype=np.float64) for k in range(len(logits))]
