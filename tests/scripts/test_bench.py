@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from functools import partial
+from importlib import import_module
 from typing import Any
 
 import pytest
@@ -47,11 +48,11 @@ COMMANDS: dict[str, tuple[Callable[..., None], list[str]]] = {
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_runs(command: str, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
-    for module in ("losses", "metrics"):
-        monkeypatch.setattr(f"calib_components.tools.benchmarks.{module}.SHAPES", SMALL)
-    monkeypatch.setattr("calib_components.tools.benchmarks.metrics._smooth_case", small_case)
-    structures = {"ventricle": ((24, 24, 6), (5, 5, 2), (1.5, 1.5, 10.0))}
-    monkeypatch.setattr("calib_components.tools.benchmarks.metrics.STRUCTURES", structures)
+    modules = {name: import_module(f"calib_components.tools.benchmarks.{name}") for name in ("losses", "metrics")}
+    for module in modules.values():
+        monkeypatch.setattr(module, "SHAPES", SMALL)
+    monkeypatch.setattr(modules["metrics"], "_smooth_case", small_case)
+    monkeypatch.setattr(modules["metrics"], "STRUCTURES", {"ventricle": ((24, 24, 6), (5, 5, 2), (1.5, 1.5, 10.0))})
     run, expected = COMMANDS[command]
     run(threads=1)
     printed, errors = capfd.readouterr()

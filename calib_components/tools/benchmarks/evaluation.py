@@ -124,14 +124,14 @@ def evaluation(
         case = CaseMeasures(bundle, size, slices, device)
         everything = list(case.metrics)
         others = [name for name in everything if name not in REPORTED]
+        published_row, all_row = "published: DSC, HD95, ECE, CECE, NLL, Brier", "all metrics of evaluate.yaml"
         rows: dict[str, tuple[str, list[str]]] = {
-            "published: DSC, HD95, ECE, CECE, NLL, Brier": ("measure_as_published", REPORTED),
+            published_row: ("measure_as_published", REPORTED),
             "metrics of the same": ("measure", REPORTED),
-            "all metrics of evaluate.yaml": ("measure", everything),
+            all_row: ("measure", everything),
             "NumPy: smooth ECE, volumes, thresholds, ...": ("measure_as_published", others),
             "metrics of these": ("measure", others),
         }
-        with_memory = list(rows)
         for name in REPORTED:
             rows |= {f"published: {name}": ("measure_as_published", [name]), f"metric: {name}": ("measure", [name])}
         seconds = interleaved_seconds(
@@ -139,11 +139,11 @@ def evaluation(
         )
         print(f"\nevaluation of 4x{size}x{size}x{slices} ({device}, {threads} threads, median of {rounds} rounds)")
         print(f"{'':44}   ratio        ms  peak MiB")
-        baseline = seconds[next(iter(rows))]
+        baseline = seconds[published_row]
         for row, (method, names) in rows.items():
             ratio = statistics.median(own / base for own, base in zip(seconds[row], baseline, strict=True))
             line = f"{row:44}  {ratio:6.2f}  {1e3 * statistics.median(seconds[row]):8.1f}"
-            if row in with_memory:
+            if row in (published_row, all_row):
                 with ProcessPoolExecutor(1, get_context("spawn")) as pool:
                     mib = pool.submit(_peak_mib, bundle, size, slices, device, method, names).result()
                 line += f"  {mib:8.1f}"
