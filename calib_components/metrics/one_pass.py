@@ -18,7 +18,7 @@ import torch
 from calib_components.arguments import check_count
 from calib_components.metrics.drawn_labels import DrawnLabels
 from calib_components.metrics.regions import Region
-from calib_components.metrics.sorted_voxels import ALL, PREDICTED, Bins, Chunk, RegionSets, sum_by_index
+from calib_components.metrics.sorted_voxels import ALL, LANES, PREDICTED, Bins, RegionSets, sum_by_index
 from calib_components.metrics.threads import one_thread
 from calib_components.metrics.voxels import ENLARGE, Voxels, check_tensors, read_chunks
 
@@ -93,14 +93,11 @@ def measure_regions(
     expected = _Expected(closed, bins, kinds)
     drawn = DrawnLabels(structures, bins, draws)
     for voxels in read_chunks(y_pred, y, regions, ignore_index, sigmoid, temperature, enlarge=ENLARGE):
-        chunk = observed.sort(voxels)
-        is_usual = chunk.is_usual(bins)
-        usual, rest = is_usual.double(), chunk.select((~is_usual).nonzero().squeeze(1))
-        observed.add(rest)
-        observed.add_usual(chunk, usual)
+        lanes = torch.arange(len(voxels.label), dtype=torch.int32, device=bins.device) & (LANES - 1)
+        in_bins = bins.sort(voxels, kinds)
+        observed.add(voxels, in_bins, lanes)
         if closed:
-            expected.add(rest)
-            expected.add_usual(chunk, usual)
+            expected.add(voxels, in_bins, lanes)
         if structures:
             drawn.add(voxels)
     results = observed.results()
@@ -138,7 +135,6 @@ class _Observed:
 
     def __init__(self, regions: Sequence[Region], bins: Bins, kinds: Sequence[str], scores: Scores) -> None:
         self.bins = bins
-        self.kinds = kinds
         self.regions = list(dict.fromkeys(regions))
         self.sums = _Sums(len(self.regions), bins, kinds)
         self.score_of = scores
@@ -155,22 +151,12 @@ class _Observed:
                 start = end - 1
                 self.groups.append((slice(start, end), RegionSets(self.regions[start:end], bins)))
 
-    def sort(self, voxels: Voxels) -> Chunk:
-        """Sort voxels into bins and sets of regions."""
-        return Chunk(
-            voxels,
-            self.bins.sort(voxels, self.kinds),
-            [group.sets(voxels) for _, group in self.groups],
-            {score: score_of(voxels) for score, score_of in self.score_of.items()},
-        )
-
-    def add(self, chunk: Chunk) -> None:
-        """Add voxels by their bins."""
-        voxels = chunk.voxels
-        for (to, group), sets in zip(self.groups, chunk.sets, strict=True):
+    def add(self, voxels: Voxels, in_bins: Mapping[str, Any], lanes: torch.Tensor) -> None:
+        scores = {score: score_of(voxels) for score, score_of in self.score_of.items()}
+        for to, group in self.groups:
             number = group.members.shape[1]
-            sets = chunk.lanes * number + sets
-            for kind, (index, confidence) in chunk.in_bins.items():
+            sets = group.sets(voxels).add_(lanes, alpha=number)
+            for kind, (index, confidence) in in_bins.items():
                 size = self.bins.size(kind)
                 index = index + sets * size
                 if kind == "top_label":
@@ -182,28 +168,9 @@ class _Observed:
                 for field, (at, weights) in enumerate(((index, None), (index, confidence), correct)):
                     of_sets = sum_by_index(at, weights, number * size).view(number, size)
                     self.sums.add(voxels, to, kind, field, group.members @ of_sets)
-            for score, values in chunk.scores.items():
+            for score, values in scores.items():
                 self.scores[score][voxels.case, to] += group.members @ sum_by_index(sets, values, number)
             self.voxels[voxels.case, to] += group.members @ sum_by_index(sets, None, number)
-
-    def add_usual(self, chunk: Chunk, usual: torch.Tensor) -> None:
-        """Add the voxels that `Chunk.is_usual` says, 1 in `usual` and 0 elsewhere."""
-        number = usual.sum()
-        case = chunk.voxels.case
-        for to, group in self.groups:
-            first = group.members[:, :1]
-            for kind, (_, confidence) in chunk.in_bins.items():
-                at = self.bins.usual(kind)
-                correct = torch.zeros_like(at, dtype=torch.float64)
-                if kind == "top_label" or not self.bins.sigmoid:
-                    correct[0] = number
-                for field, values in enumerate((number.expand(len(at)), confidence @ usual, correct)):
-                    of_bins = torch.zeros(self.bins.size(kind), dtype=torch.float64, device=usual.device)
-                    of_bins[at] = values
-                    self.sums.add(chunk.voxels, to, kind, field, first * of_bins)
-            for score, values in chunk.scores.items():
-                self.scores[score][case, to] += first[:, 0] * (values @ usual)
-            self.voxels[case, to] += first[:, 0] * number
 
     def results(self) -> dict[Region, dict[str, list[torch.Tensor]]]:
         results = {}
@@ -225,11 +192,9 @@ class _Expected:
         self.unions = [region.kind == "union" for region in regions]
         self.sums = _Sums(len(regions), bins, kinds)
 
-    def add(self, chunk: Chunk) -> None:
-        """Add voxels by their bins."""
-        voxels = chunk.voxels
+    def add(self, voxels: Voxels, in_bins: Mapping[str, Any], lanes: torch.Tensor) -> None:
         p, predicted = voxels.p, voxels.top[1]
-        in_bins = {kind: (index + chunk.lanes * self.bins.size(kind), p) for kind, (index, p) in chunk.in_bins.items()}
+        in_bins = {kind: (index + lanes * self.bins.size(kind), p) for kind, (index, p) in in_bins.items()}
         for region, (classes, union) in enumerate(zip(self.classes, self.unions, strict=True)):
             weight = classes @ p
             if union:  # in the region with any label where foreground is predicted
@@ -241,20 +206,6 @@ class _Expected:
                 for field, weights in enumerate(values):
                     sums = sum_by_index(index, weights, self.bins.size(kind))
                     self.sums.add(voxels, slice(region, region + 1), kind, field, sums)
-
-    def add_usual(self, chunk: Chunk, usual: torch.Tensor) -> None:
-        """Add the voxels that `Chunk.is_usual` says, 1 in `usual` and 0 elsewhere; background is predicted there."""
-        p = chunk.voxels.p * usual
-        count, to = self.classes @ p.sum(1, keepdim=True), slice(0, len(self.classes))
-        for kind, (_, confidence) in chunk.in_bins.items():
-            at = self.bins.usual(kind)
-            values = [count.expand(-1, len(at)), self.classes @ (p @ confidence.T)]
-            if kind == "top_label":
-                values.append(self.classes[:, :1] * (confidence @ usual))
-            for field, sums in enumerate(values):
-                of_bins = torch.zeros(len(count), self.bins.size(kind), dtype=torch.float64, device=usual.device)
-                of_bins[:, at] = sums
-                self.sums.add(chunk.voxels, to, kind, field, of_bins)
 
     def results(self, observed: Mapping[Region, Mapping[str, list[torch.Tensor]]]) -> list[dict[str, Any]]:
         results = []

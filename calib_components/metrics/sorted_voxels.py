@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 
 from calib_components.metrics.regions import Region
 from calib_components.metrics.voxels import Voxels
 
-__all__ = ["ALL", "PREDICTED", "Bins", "Chunk", "RegionSets", "sum_by_index"]
+__all__ = ["ALL", "LANES", "PREDICTED", "Bins", "RegionSets", "sum_by_index"]
 
 ALL, PREDICTED = Region("all"), Region("predicted")
 # Voxels are summed in as many lanes as this, one next to the other: most voxels of a volume fall into the same bin, and
@@ -62,62 +60,6 @@ class Bins:
             first = torch.arange(0, len(confidence) * self.num_bins, self.num_bins, dtype=torch.int32)
             in_bins[kind] = self.index(confidence).add_(first[:, None].to(self.device)), confidence
         return in_bins
-
-    def usual(self, kind: str) -> torch.Tensor:
-        """Bins of certain background, `(rows,)`, as `sort` gives them."""
-        of_rows = torch.arange(self.rows[kind], dtype=torch.int32, device=self.device) * self.num_bins
-        if kind == "top_label" or not self.sigmoid:
-            of_rows[0] += self.num_bins - 1
-        return of_rows
-
-
-@dataclass(eq=False)
-class Chunk:
-    """Some voxels, each with its bins, its sets of regions and its scores.
-
-    Attributes:
-        voxels: The voxels.
-        in_bins: See `Bins.sort`.
-        sets: Number of the set of regions that each voxel is in, `(voxels,)`, of each group of regions.
-        scores: Values `(voxels,)` by name.
-    """
-
-    voxels: Voxels
-    in_bins: dict[str, tuple[torch.Tensor, torch.Tensor]]
-    sets: list[torch.Tensor]
-    scores: dict[str, torch.Tensor]
-
-    @functools.cached_property
-    def lanes(self) -> torch.Tensor:
-        """Lane of each voxel, `(voxels,)`."""
-        label = self.voxels.label
-        return torch.arange(len(label), dtype=torch.int32, device=label.device) & (LANES - 1)
-
-    def is_usual(self, bins: Bins) -> torch.Tensor:
-        """Mask of the background that is predicted with certainty and in the first set of each group.
-
-        Most voxels of a volume are such ones. They share their bins, so that they are summed without sorting.
-        """
-        usual = (self.voxels.label == 0) & ~self.voxels.is_predicted
-        for sets in self.sets:
-            usual &= sets == 0
-        for kind, (index, _) in self.in_bins.items():
-            for of_row, bin_of_row in zip(index, bins.usual(kind).tolist(), strict=True):
-                usual &= of_row == bin_of_row
-        return usual
-
-    def select(self, index: torch.Tensor) -> Chunk:
-        """Return the voxels of an index."""
-
-        def selected(values: torch.Tensor) -> torch.Tensor:
-            return values.index_select(-1, index)
-
-        return Chunk(
-            self.voxels.select(index),
-            {kind: (selected(bins), selected(confidence)) for kind, (bins, confidence) in self.in_bins.items()},
-            [selected(sets) for sets in self.sets],
-            {score: selected(values) for score, values in self.scores.items()},
-        )
 
 
 def sum_by_index(index: torch.Tensor, weights: torch.Tensor | None, size: int) -> torch.Tensor:
