@@ -2,6 +2,7 @@
 
 python scripts/bench.py losses [--device cuda] [--rounds 15] [--threads 2]
 python scripts/bench.py metrics [--device cuda]
+python scripts/bench.py evaluation [--device cuda]
 python scripts/bench.py posthoc [--device cuda]
 python scripts/bench.py train [--device cuda]
 python scripts/bench.py inference [--size 512] [--slices 600] [--num_classes 5]
@@ -23,6 +24,7 @@ if __name__ == "__main__":
         {
             "losses": benchmarks.losses,
             "metrics": benchmarks.metrics,
+            "evaluation": partial(benchmarks.evaluation, BUNDLES / "acdc_mri_nacl_segmentation"),
             "posthoc": benchmarks.posthoc,
             "train": partial(benchmarks.train, BUNDLES / "acdc_mri_nacl_segmentation"),
             "inference": partial(benchmarks.inference, BUNDLES / "flare_ct_nacl_segmentation"),

@@ -203,7 +203,7 @@ class EvaluationWriter:
                     f"class_names: expected {len(probabilities)} names, one per channel of the network, got "
                     f"{', '.join(self.class_names)}"
                 )
-            prediction = probabilities.argmax(0)
+            prediction = probabilities.max(0).indices  # what argmax(0) gives, in a fraction of its time
             index = largest_slice(prediction, label[0])
             maps = prediction[..., index], label[0, ..., index]
             masks = zip(*(structure_masks(of[None], [*self.structures.values()]) for of in maps), strict=True)

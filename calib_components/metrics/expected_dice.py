@@ -8,11 +8,13 @@ import torch
 
 from calib_components.metrics.case_metric import plain_tensor
 from calib_components.metrics.structures import StructureMetric, check_structures, read_structures
+from calib_components.metrics.threads import one_thread
 from calib_components.metrics.voxels import check_tensors
 
 __all__ = ["ExpectedDSCMetric", "expected_dsc"]
 
 
+@one_thread()
 def expected_dsc(
     y_pred: torch.Tensor,
     structures: Mapping[str, Sequence[int]],

@@ -65,7 +65,7 @@ def logit_magnitude_sums(
             expected -= int((label == ignore_index).sum())
         for k in range(num_classes):
             if k != ignore_index:
-                magnitudes = case_logits[:, label == k].abs()
+                magnitudes = case_logits.index_select(1, (label == k).nonzero().squeeze(1)).abs()
                 sums[case, k] = magnitudes.sum(1, dtype=torch.float64)
                 count[case, k] = magnitudes.shape[1]
     invalid = expected - int(count.sum())

@@ -9,27 +9,24 @@ structure, chance adds to it; the mean error over labels drawn from the probabil
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from calib_components.arguments import check_count
+from calib_components.metrics.drawn_labels import DrawnLabels
 from calib_components.metrics.regions import Region
-from calib_components.metrics.voxels import Voxels, check_tensors, read_chunks
+from calib_components.metrics.sorted_voxels import ALL, LANES, PREDICTED, Bins, RegionSets, sum_by_index
+from calib_components.metrics.threads import one_thread
+from calib_components.metrics.voxels import ENLARGE, Voxels, check_tensors, read_chunks
 
 __all__ = ["check_num_bins", "measure_regions"]
 
 LARGEST_NUM_BINS = 10_000  # so that numbers of bins fit into int32 for any number of classes that fits into memory
-ENLARGE = 8  # in chunks of the usual size, most of the time would be the overhead of the calls
-NEEDED = (Region("all"), Region("predicted"))
+NEEDED = (ALL, PREDICTED)
 SET_BINS = 2**14  # most bins, times sets of regions, that are summed at once: more would not fit a cache
-# Voxels are summed in as many lanes as this, one next to the other: most voxels of a volume fall into the same bin, and
-# an addition has to wait for the one before it if both are to the same number.
-LANES = 4
 SMALLEST = torch.finfo(torch.float32).tiny  # in place of a probability of 0 in a logarithm
 
 Scores = Mapping[str, Callable[[Voxels], torch.Tensor]]
@@ -40,6 +37,7 @@ def check_num_bins(num_bins: int) -> None:
     check_count("num_bins", num_bins, 1, LARGEST_NUM_BINS)
 
 
+@one_thread()
 def measure_regions(
     y_pred: torch.Tensor,
     y: torch.Tensor,
@@ -82,7 +80,7 @@ def measure_regions(
     """
     y_pred, y = check_tensors(y_pred, y, sigmoid)
     check_num_bins(num_bins)
-    bins = _Bins(y_pred, num_bins, sigmoid or y_pred.shape[1] == 1)
+    bins = Bins(y_pred, num_bins, sigmoid or y_pred.shape[1] == 1)
     kinds = [kind for kind in ("top_label", "classwise") if kind in measures]
     limits = [1 - highest, lowest] if bins.sigmoid else [lowest]
     nll = functools.partial(_nll, lowest=torch.tensor(limits, dtype=torch.float64, device=bins.device))
@@ -93,16 +91,15 @@ def measure_regions(
     structures = [region for region in regions if region.kind == "structure" and draws > 0]
     observed = _Observed([*regions, *NEEDED] if closed else regions, bins, kinds, scores)
     expected = _Expected(closed, bins, kinds)
-    drawn = _Drawn(structures, bins, draws)
-    with _one_thread():
-        for voxels in read_chunks(y_pred, y, regions, ignore_index, sigmoid, temperature, enlarge=ENLARGE):
-            lanes = torch.arange(len(voxels.label), dtype=torch.int32, device=bins.device) & (LANES - 1)
-            in_bins = bins.sort(voxels, kinds)
-            observed.add(voxels, in_bins, lanes)
-            if closed:
-                expected.add(voxels, in_bins, lanes)
-            if structures:
-                drawn.add(voxels)
+    drawn = DrawnLabels(structures, bins, draws)
+    for voxels in read_chunks(y_pred, y, regions, ignore_index, sigmoid, temperature, enlarge=ENLARGE):
+        lanes = torch.arange(len(voxels.label), dtype=torch.int32, device=bins.device) & (LANES - 1)
+        in_bins = bins.sort(voxels, kinds)
+        observed.add(voxels, in_bins, lanes)
+        if closed:
+            expected.add(voxels, in_bins, lanes)
+        if structures:
+            drawn.add(voxels)
     results = observed.results()
     for further, measured in ((closed, expected.results(results)), (structures, drawn.results())):
         for region, of_region in zip(further, measured, strict=True):
@@ -110,76 +107,10 @@ def measure_regions(
     return [results[region] for region in given]
 
 
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """Let PyTorch use one thread of the CPU.
-
-    A long series of short parallel operations stalls whenever another process, such as a data loader's worker, occupies
-    one of the cores.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-class _Bins:
-    """Bins of equal width, of the top label or of each class."""
-
-    def __init__(self, y_pred: torch.Tensor, num_bins: int, sigmoid: bool) -> None:
-        self.batch, self.channels = y_pred.shape[:2]
-        self.device = y_pred.device
-        self.num_bins = num_bins
-        self.sigmoid = sigmoid
-        self.num_classes = 2 if sigmoid else self.channels
-        self.rows = {"top_label": 1, "classwise": 1 if sigmoid else self.channels}
-        self.shapes = {"top_label": (num_bins,), "classwise": (self.channels, num_bins)}
-
-    def size(self, kind: str) -> int:
-        """Number of bins in all rows of a kind."""
-        return self.rows[kind] * self.num_bins
-
-    def zeros(self, *shape: int) -> torch.Tensor:
-        """Sums of each case."""
-        return torch.zeros(self.batch, *shape, dtype=torch.float64, device=self.device)
-
-    def class_masks(self, regions: Sequence[Region]) -> torch.Tensor:
-        """Which classes put a voxel into each region, `(regions, N)`, 0 or 1 in float64."""
-        masks = torch.zeros(len(regions), self.num_classes, dtype=torch.float64)
-        for mask, region in zip(masks, regions, strict=True):
-            mask[region.true_classes(self.num_classes)] = 1
-        return masks.to(self.device)
-
-    def index(self, p: torch.Tensor) -> torch.Tensor:
-        # The edge i / num_bins, whichever way it was rounded, scales to less than i and so falls into the bin below.
-        return (p * (self.num_bins * (1 - 1e-15))).int().clamp_(max=self.num_bins - 1)
-
-    def sort(self, voxels: Voxels, kinds: Sequence[str]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-        """Bins and confidences, `(rows, voxels)`, of each kind.
-
-        One row for the top label; classwise, one for each class, or one for the channel of sigmoids. The bins of a row
-        follow those of the row before.
-        """
-        in_bins = {}
-        for kind in kinds:
-            confidence = voxels.top[0][None] if kind == "top_label" else voxels.p[-self.rows[kind] :]
-            first = torch.arange(0, len(confidence) * self.num_bins, self.num_bins, dtype=torch.int32)
-            in_bins[kind] = self.index(confidence).add_(first[:, None].to(self.device)), confidence
-        return in_bins
-
-
-def _sum_by_index(index: torch.Tensor, weights: torch.Tensor | None, size: int) -> torch.Tensor:
-    """Sum weights, or 1, by `i` of indices `lane * size + i`, in float64."""
-    counts = torch.bincount(index.flatten(), None if weights is None else weights.flatten(), LANES * size)
-    return counts.double().view(LANES, size).sum(0)
-
-
 class _Sums:
     """Counts, sums of confidences and numbers correct of bins, for each case and region."""
 
-    def __init__(self, regions: int, bins: _Bins, kinds: Sequence[str]) -> None:
+    def __init__(self, regions: int, bins: Bins, kinds: Sequence[str]) -> None:
         self.sigmoid = bins.sigmoid
         self.of_kinds = {kind: [bins.zeros(regions, *bins.shapes[kind]) for _ in range(3)] for kind in kinds}
 
@@ -195,27 +126,6 @@ class _Sums:
         return {kind: [total[:, region] for total in sums] for kind, sums in self.of_kinds.items()}
 
 
-class _Group:
-    """Some regions, and the sets of them that a voxel may be in.
-
-    Attributes:
-        members: Whether a set has a region, `(regions, sets)`, 0 or 1 in float64.
-    """
-
-    def __init__(self, regions: Sequence[Region], device: torch.device) -> None:
-        self.parts = [region for region in regions if region.kind != "all"]
-        numbers = torch.arange(2 ** len(self.parts), device=device)
-        members = {region: numbers >> i & 1 for i, region in enumerate(self.parts)}
-        self.members = torch.stack([members.get(region, numbers >= 0) for region in regions]).double()
-
-    def sets(self, voxels: Voxels) -> torch.Tensor:
-        """Number of the set that each voxel is in."""
-        sets = torch.zeros_like(voxels.label, dtype=torch.int32)
-        for i, region in enumerate(self.parts):
-            sets.add_(voxels.inside(region), alpha=2**i)
-        return sets
-
-
 class _Observed:
     """Sums over the voxels of each region, with their labels.
 
@@ -223,7 +133,7 @@ class _Observed:
     sets that have them.
     """
 
-    def __init__(self, regions: Sequence[Region], bins: _Bins, kinds: Sequence[str], scores: Scores) -> None:
+    def __init__(self, regions: Sequence[Region], bins: Bins, kinds: Sequence[str], scores: Scores) -> None:
         self.bins = bins
         self.regions = list(dict.fromkeys(regions))
         self.sums = _Sums(len(self.regions), bins, kinds)
@@ -231,9 +141,15 @@ class _Observed:
         self.scores = {score: bins.zeros(len(self.regions)) for score in scores}
         self.voxels = bins.zeros(len(self.regions))
         largest = max([bins.size(kind) for kind in kinds], default=1)
-        size = max(1, int(math.log2(max(1, SET_BINS / largest))))
-        starts = range(0, len(self.regions), size)
-        self.groups = [(slice(i, i + size), _Group(self.regions[i : i + size], bins.device)) for i in starts]
+        self.groups: list[tuple[slice, RegionSets]] = []
+        start = 0
+        for end in range(1, len(self.regions) + 1):
+            group = RegionSets(self.regions[start:end], bins)
+            if end == start + 1 or group.members.shape[1] * largest <= SET_BINS:
+                self.groups[len(self.groups) if end == start + 1 else -1 :] = [(slice(start, end), group)]
+            else:
+                start = end - 1
+                self.groups.append((slice(start, end), RegionSets(self.regions[start:end], bins)))
 
     def add(self, voxels: Voxels, in_bins: Mapping[str, Any], lanes: torch.Tensor) -> None:
         scores = {score: score_of(voxels) for score, score_of in self.score_of.items()}
@@ -250,11 +166,11 @@ class _Observed:
                 else:
                     correct = index.gather(0, voxels.label[None]), None
                 for field, (at, weights) in enumerate(((index, None), (index, confidence), correct)):
-                    of_sets = _sum_by_index(at, weights, number * size).view(number, size)
+                    of_sets = sum_by_index(at, weights, number * size).view(number, size)
                     self.sums.add(voxels, to, kind, field, group.members @ of_sets)
             for score, values in scores.items():
-                self.scores[score][voxels.case, to] += group.members @ _sum_by_index(sets, values, number)
-            self.voxels[voxels.case, to] += group.members @ _sum_by_index(sets, None, number)
+                self.scores[score][voxels.case, to] += group.members @ sum_by_index(sets, values, number)
+            self.voxels[voxels.case, to] += group.members @ sum_by_index(sets, None, number)
 
     def results(self) -> dict[Region, dict[str, list[torch.Tensor]]]:
         results = {}
@@ -270,7 +186,7 @@ class _Observed:
 class _Expected:
     """What the voxels would add to each region on average if their probabilities were true."""
 
-    def __init__(self, regions: Sequence[Region], bins: _Bins, kinds: Sequence[str]) -> None:
+    def __init__(self, regions: Sequence[Region], bins: Bins, kinds: Sequence[str]) -> None:
         self.bins = bins
         self.classes = bins.class_masks(regions)
         self.unions = [region.kind == "union" for region in regions]
@@ -288,7 +204,7 @@ class _Expected:
                 if kind == "top_label":  # classwise, see `results`
                     values.append(classes.index_select(0, predicted) * confidence)
                 for field, weights in enumerate(values):
-                    sums = _sum_by_index(index, weights, self.bins.size(kind))
+                    sums = sum_by_index(index, weights, self.bins.size(kind))
                     self.sums.add(voxels, slice(region, region + 1), kind, field, sums)
 
     def results(self, observed: Mapping[Region, Mapping[str, list[torch.Tensor]]]) -> list[dict[str, Any]]:
@@ -303,49 +219,6 @@ class _Expected:
                 result["classwise"][2] = inside * everywhere + (1 - inside) * union * where_predicted
             results.append({f"{kind}_if_true": fields for kind, fields in result.items()})
         return results
-
-
-class _Drawn:
-    """Bins of the top label in structures, with labels drawn from the probabilities."""
-
-    def __init__(self, regions: Sequence[Region], bins: _Bins, draws: int) -> None:
-        self.bins, self.draws = bins, draws
-        self.classes = bins.class_masks(regions)
-        self.sums = [bins.zeros(draws, len(regions), bins.num_bins) for _ in range(3)]
-        self.generator = torch.Generator(bins.device)
-        self.last = (-1, 0)
-        self.seed = 0
-
-    def add(self, voxels: Voxels) -> None:
-        confidence, predicted = voxels.top
-        index = self.bins.index(confidence)
-        # The bins of a case up to here are the seed: other numbers for other cases, but the same ones for this case
-        # whichever come before it, since that depends on the number of processes.
-        if self.last != (voxels.case, voxels.channel):
-            self.last = voxels.case, voxels.channel
-            self.seed = voxels.channel
-        self.seed = hash((self.seed, int(index.sum())))
-        self.generator.manual_seed(self.seed)
-        # A number below the probability of the structure puts the voxel there; if the predicted class is one of the
-        # structure's, a number below its probability stands for it.
-        of_structure = self.classes @ voxels.p
-        of_predicted = confidence * self.classes[:, predicted]
-        largest = of_structure.amax(0)
-        for draw in range(self.draws):  # one after the other, for the working memory
-            u = torch.empty_like(confidence).uniform_(generator=self.generator)
-            some = (u < largest).nonzero().squeeze(1)
-            structure, at = (u[some] < of_structure[:, some]).nonzero().unbind(1)
-            at = some[at]
-            flat = structure * self.bins.num_bins + index[at]
-            correct = (u[at] < of_predicted[structure, at]).double()
-            for total, values in zip(self.sums, (None, confidence[at], correct), strict=True):
-                of_draw = total[voxels.case, draw].view(-1)
-                of_draw.add_(torch.bincount(flat, values, minlength=len(of_draw)))
-
-    def results(self) -> list[dict[str, list[torch.Tensor]]]:
-        count, confidence_sum, num_correct = self.sums
-        errors = (confidence_sum - num_correct).abs().sum(-1) / count.sum(-1)
-        return [{"resampled": [of_structure]} for of_structure in errors.nanmean(1).unbind(1)]
 
 
 def _nll(voxels: Voxels, lowest: torch.Tensor) -> torch.Tensor:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from calib_components.arguments import check_flag, check_ignore_index
 from calib_components.metrics.case_metric import CaseMetric
 from calib_components.metrics.regions import Region
-from calib_components.metrics.voxels import check_tensors, read_voxels
+from calib_components.metrics.threads import one_thread
+from calib_components.metrics.voxels import ENLARGE, check_tensors, read_voxels
 
 __all__ = ["RiskCoverage", "RiskCoverageMetric", "risk_coverage"]
 
@@ -38,6 +41,7 @@ class RiskCoverage(NamedTuple):
     error_share: torch.Tensor
 
 
+@one_thread()
 def risk_coverage(
     y_pred: torch.Tensor,
     y: torch.Tensor,
@@ -101,46 +105,65 @@ def risk_coverage(
 
     def finish(case: int) -> None:
         count, errors = ranking.by_confidence()
-        risk[case], aurc[case], error_share[case] = _curve(count, errors, coverage)
+        risk[case], aurc[case], error_share[case] = _curve(count, errors, COVERAGE)
 
     case = -1
-    for voxels in read_voxels(y_pred, y, Region.parse(region), ignore_index, sigmoid):
+    for voxels in read_voxels(y_pred, y, Region.parse(region), ignore_index, sigmoid, enlarge=ENLARGE):
         if voxels.case != case:
             if case >= 0:
                 finish(case)
             case, ranking = voxels.case, _Ranking()
         confidence, predicted = voxels.top
         # In the type of y_pred, the probability 1 - p of a sigmoid's background has as few values as p.
-        ranking.add(confidence.to(y_pred.dtype).double(), predicted != voxels.label)
+        confidence = confidence.to(y_pred.dtype)
+        ranking.add(confidence if confidence.dtype == torch.float64 else confidence.float(), predicted != voxels.label)
     if case >= 0:
         finish(case)
     return RiskCoverage(coverage, risk, aurc, error_share)
+
+
+class _Counted:
+    """Different numbers, and how often each was added."""
+
+    def __init__(self) -> None:
+        self.values, self.count = np.empty(0), np.empty(0, np.int64)
+        self.pending: list[NDArray[Any]] = []
+        self.limit = PENDING
+
+    def add(self, values: torch.Tensor) -> None:
+        self.pending.append(values.cpu().numpy())
+        if sum(map(len, self.pending)) > self.limit:
+            self.join()
+
+    def join(self) -> None:
+        """Count what is pending; NumPy sorts many times faster than PyTorch on a CPU."""
+        if not self.pending:
+            return
+        values, count = np.unique(np.concatenate(self.pending), return_counts=True)
+        if len(self.values):
+            values, index = np.unique(np.concatenate([self.values, values]), return_inverse=True)
+            count = np.bincount(index, np.concatenate([self.count, count])).astype(np.int64)
+        self.values, self.count, self.pending = values, count, []
+        self.limit = PENDING + 2 * len(values)  # so that joining takes n log n
 
 
 class _Ranking:
     """Different confidences of the voxels of a case, each with its number of voxels and of errors."""
 
     def __init__(self) -> None:
-        self.parts: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
-        self.pending, self.limit = 0, PENDING
+        self.all, self.wrong = _Counted(), _Counted()
 
     def add(self, confidence: torch.Tensor, wrong: torch.Tensor) -> None:
-        self.parts.append((confidence, torch.ones_like(confidence), wrong.double()))
-        self.pending += len(confidence)
-        if self.pending > self.limit:
-            self._join()
-
-    def _join(self) -> None:
-        confidence, count, errors = (torch.cat(fields) for fields in zip(*self.parts, strict=True))
-        confidence, index = confidence.unique(return_inverse=True)
-        self.parts = [(confidence, torch.bincount(index, count), torch.bincount(index, errors))]
-        self.pending, self.limit = len(confidence), PENDING + 2 * len(confidence)  # so that joining takes n log n
+        self.all.add(confidence)
+        self.wrong.add(confidence[wrong])
 
     def by_confidence(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Numbers of voxels and of errors, the highest confidence first."""
-        self._join()
-        _, count, errors = self.parts[0]
-        return count.flip(0), errors.flip(0)
+        self.all.join()
+        self.wrong.join()
+        errors = np.zeros(len(self.all.values))
+        errors[np.searchsorted(self.all.values, self.wrong.values)] = self.wrong.count
+        return torch.from_numpy(self.all.count).double().flip(0), torch.from_numpy(errors).flip(0)
 
 
 def _curve(

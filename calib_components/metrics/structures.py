@@ -14,7 +14,7 @@ from calib_components.arguments import check_flag, check_ignore_index
 from calib_components.errors import InputError
 from calib_components.metrics.case_metric import CaseMetric
 from calib_components.metrics.regions import Region
-from calib_components.metrics.voxels import Voxels, read_voxels
+from calib_components.metrics.voxels import ENLARGE, Voxels, read_voxels
 
 __all__ = ["StructureMetric", "StructureVoxels", "check_structures", "read_structures"]
 
@@ -88,7 +88,7 @@ def read_structures(
     ignore_index: int | None = None,
     sigmoid: bool = False,
 ) -> Iterator[StructureVoxels]:
-    """Yield the voxels that are not ignored, chunk by chunk, once for each structure.
+    """Yield the voxels that are not ignored, chunk by chunk, once for each structure; for use with `one_thread`.
 
     Args:
         y_pred: Probabilities from `check_tensors`.
@@ -101,7 +101,7 @@ def read_structures(
         ValueError: As `read_voxels` does.
     """
     sigmoid = sigmoid or y_pred.shape[1] == 1
-    for voxels in read_voxels(y_pred, y, Region("all"), ignore_index, sigmoid):
+    for voxels in read_voxels(y_pred, y, Region("all"), ignore_index, sigmoid, enlarge=ENLARGE):
         for number, classes in enumerate(structures.values()):
             if not sigmoid:
                 yield StructureVoxels(voxels, number, classes, y_pred.dtype)

@@ -10,6 +10,7 @@ import torch
 
 from calib_components.metrics.case_metric import plain_tensor
 from calib_components.metrics.structures import StructureMetric, check_structures, read_structures
+from calib_components.metrics.threads import one_thread
 from calib_components.metrics.voxels import check_tensors
 
 __all__ = ["ThresholdCounts", "ThresholdMetric", "ThresholdTable", "threshold_counts"]
@@ -190,6 +191,7 @@ def _tensor(name: str, values: Any, dtype: torch.dtype) -> torch.Tensor:
     return torch.tensor(values, dtype=dtype)
 
 
+@one_thread()
 def threshold_counts(
     y_pred: torch.Tensor,
     y: torch.Tensor,

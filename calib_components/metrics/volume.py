@@ -11,6 +11,7 @@ import torch
 
 from calib_components.errors import InputError
 from calib_components.metrics.structures import StructureMetric, check_structures, read_structures
+from calib_components.metrics.threads import one_thread
 from calib_components.metrics.voxels import check_tensors
 
 __all__ = ["VolumeMetric", "Volumes", "structure_volumes"]
@@ -40,6 +41,7 @@ class Volumes(NamedTuple):
     segmented: torch.Tensor
 
 
+@one_thread()
 def structure_volumes(
     y_pred: torch.Tensor,
     y: torch.Tensor,

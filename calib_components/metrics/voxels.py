@@ -1,7 +1,7 @@
 """Reading voxels: checks probabilities and labels, and yields the voxels that count for a metric in chunks.
 
 Chunks keep the working memory independent of the size of the volume and the number of regions: on a CPU about 3 MiB, or
-20 MiB in a pass over several regions; chunks on a GPU are larger. (A case that is not contiguous in memory is copied
+20 MiB in most metrics; chunks on a GPU are larger. (A case that is not contiguous in memory is copied
 once. A band needs the classes of a whole case, a few bytes per voxel.)
 
 Which voxels count is described by a `Region`, see `calib_components.metrics.regions`. Ignored voxels never do.
@@ -42,6 +42,7 @@ __all__ = [
 # Probabilities per chunk. On a CPU fewer than the size from which PyTorch uses several threads: a long series of short
 # parallel operations stalls whenever another process, such as a data loader's worker, occupies one of the cores.
 CPU_CHUNK = 2**15 - 1
+ENLARGE = 8  # with one thread; in chunks of the usual size, most of the time would be the overhead of the calls
 GPU_CHUNK = 2**23
 RANGE_TOLERANCE = 1e-5
 SUM_TOLERANCE = 1e-2
@@ -210,9 +211,10 @@ def read_voxels(
     ignore_index: int | None = None,
     sigmoid: bool = False,
     logits: bool = False,
+    enlarge: int = 1,
 ) -> Iterator[Voxels]:
     """Yield the voxels of a region, chunk by chunk; see `read_chunks`."""
-    for voxels in read_chunks(y_pred, y, [region], ignore_index, sigmoid, logits=logits):
+    for voxels in read_chunks(y_pred, y, [region], ignore_index, sigmoid, logits=logits, enlarge=enlarge):
         selected = voxels if region.kind == "all" else voxels.select(voxels.inside(region))
         if len(selected.label) > 0:
             yield selected
@@ -241,7 +243,7 @@ def read_chunks(
         sigmoid: Whether each channel is a binary problem of its own; each comes in chunks of its own.
         temperature: By which the logits of `y_pred` were divided; "plausible" is decided without it. None is 1.
         logits: Whether `y_pred` holds logits.
-        enlarge: How many times larger than usual chunks on a CPU are.
+        enlarge: How many times larger than usual chunks on a CPU are; for callers in `one_thread`.
 
     Yields:
         Voxels of one case, and of one channel for sigmoids.

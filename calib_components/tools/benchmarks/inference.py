@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import shutil
 import time
+import warnings
+from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -39,10 +41,9 @@ def inference(bundle: Path, size: int = 512, slices: int = 600, num_classes: int
         _make_volume(place / "images" / "scan.nii.gz", (size, size, slices))
         copy = shutil.copytree(bundle, place / "bundle", ignore=shutil.ignore_patterns("*.pt", "*.ts"))
         _make_weights(copy, num_classes)
-        with get_context("spawn").Pool(
-            1
-        ) as pool:  # a process of its own: memory that was used before may be used again
-            seconds, mib = pool.apply(_run, (copy, place, threads))
+        # A process of its own: memory that was used before may be used again.
+        with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+            seconds, mib = pool.submit(_run, copy, place, threads).result()
         written = {file.name: file.stat().st_size / 2**20 for file in sorted((place / "out").iterdir())}
     print(f"inference, {size}x{size}x{slices}, {num_classes} classes, {threads} threads")
     print(f"{seconds:.0f} s, peak {mib:.0f} MiB; " + ", ".join(f"{name} {mb:.1f} MiB" for name, mb in written.items()))
@@ -83,6 +84,8 @@ def _make_weights(bundle: Path, num_classes: int) -> None:
 
 
 def _workflow(bundle: Path, place: Path) -> Any:
+    logging.disable(logging.INFO)
+    warnings.simplefilter("ignore")
     options = {
         "bundle_root": str(bundle),
         "dataset_dir": str(place / "images"),
@@ -96,7 +99,6 @@ def _workflow(bundle: Path, place: Path) -> Any:
 
 def _run(bundle: Path, place: Path, threads: int) -> tuple[float, float]:
     torch.set_num_threads(threads)
-    logging.disable(logging.INFO)
     start = time.perf_counter()
     mib = peak_resident_mib(lambda: _workflow(bundle, place).run())
     return time.perf_counter() - start, mib

@@ -9,7 +9,7 @@ from monai import metrics as monai_metrics
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from calib_components.metrics import CalibrationMetric, NLLMetric, calibration_bins, one_pass, voxels
+from calib_components.metrics import CalibrationMetric, NLLMetric, calibration_bins, voxels
 
 
 def brute_force_error(confidence: torch.Tensor, hit: torch.Tensor, num_bins: int = 15) -> float:
@@ -99,4 +99,4 @@ def test_memory_does_not_grow_with_the_volume_or_the_regions(
     y = torch.ones(1, 1, size, size, size, dtype=torch.uint8)
     with LargestTensor(y_pred, y) as largest:
         metric(y_pred, y)
-    assert largest.bytes <= 8 * one_pass.ENLARGE * voxels.CPU_CHUNK  # a chunk of float64
+    assert largest.bytes <= 8 * voxels.ENLARGE * voxels.CPU_CHUNK  # a chunk of float64

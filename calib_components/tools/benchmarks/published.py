@@ -1,0 +1,175 @@
+"""The measures of an evaluation as published code computes them: from their definitions, in NumPy and SciPy.
+
+One case at a time: probabilities `(N, *S)` and labels `(*S)`. Each function returns values by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+__all__ = [
+    "calibration_errors",
+    "dice_scores",
+    "expected_dice_scores",
+    "hausdorff_distances",
+    "logit_magnitudes",
+    "region_masks",
+    "risk_and_coverage",
+    "smooth_errors",
+    "threshold_counts",
+    "volumes",
+]
+
+Array = NDArray[Any]
+Structures = Mapping[str, Sequence[int]]
+
+
+def dice_scores(p: Array, label: Array, structures: Structures) -> dict[str, Any]:
+    """DSC of the label map."""
+    prediction = p.argmax(0)
+    scores = {}
+    for name, classes in structures.items():
+        predicted, true = np.isin(prediction, classes), np.isin(label, classes)
+        scores[f"dsc_{name}"] = 2 * np.sum(predicted & true) / (np.sum(predicted) + np.sum(true))
+    return scores
+
+
+def hausdorff_distances(p: Array, label: Array, structures: Structures) -> dict[str, Any]:
+    """HD95 in voxels, by medpy if it is installed."""
+    try:
+        from medpy.metric.binary import hd95
+    except ImportError:
+        hd95 = _hd95
+    prediction = p.argmax(0)
+    return {f"hd95_{name}": hd95(np.isin(prediction, k), np.isin(label, k)) for name, k in structures.items()}
+
+
+def _hd95(predicted: Array, true: Array) -> float:
+    """95th percentile of the distances between surfaces, by distance transforms."""
+    surfaces = [mask & ~ndimage.binary_erosion(mask) for mask in (predicted, true)]
+    to_predicted, to_true = (ndimage.distance_transform_edt(~surface) for surface in surfaces)
+    return float(np.percentile(np.concatenate([to_true[surfaces[0]], to_predicted[surfaces[1]]]), 95))
+
+
+def region_masks(p: Array, label: Array, structures: Structures) -> dict[str, Array]:
+    """Masks of the regions of an evaluation, at a temperature of 1."""
+    prediction = p.argmax(0)
+    masks = {
+        "foreground": label > 0,
+        "all": np.ones(label.shape, bool),
+        "predicted": prediction > 0,
+        "plausible": 1 - p[0] > 0.05,
+        "predicted_band": _band(prediction),
+        "union": (label > 0) | (prediction > 0),
+        "band": _band(label),
+    }
+    return masks | {f"structure_{name}": np.isin(label, classes) for name, classes in structures.items()}
+
+
+def _band(classes: Array, radius: int = 2) -> Array:
+    """Voxels at most a radius from a face between voxels of different classes."""
+    found = np.zeros(classes.shape, bool)
+    offsets = np.abs(np.indices([2 * radius + 1] * classes.ndim) - radius)  # from the voxel below the face
+    for axis in range(classes.ndim):
+        distance = np.maximum(offsets - 0.5, 0)
+        distance[axis] = np.abs(np.indices(distance[axis].shape)[axis] - radius - 0.5)
+        faces = np.diff(classes, axis=axis, append=np.take(classes, [-1], axis)) != 0
+        found |= ndimage.binary_dilation(faces, (distance**2).sum(0) <= radius**2)
+    return found
+
+
+def calibration_errors(p: Array, label: Array, masks: Mapping[str, Array], num_bins: int = 15) -> dict[str, Any]:
+    """ECE, CECE, NLL and Brier score in each region."""
+    values: dict[str, Any] = {}
+    for name, mask in masks.items():
+        inside, true = p[:, mask], label[mask]
+        one_hot = np.eye(len(p), dtype=p.dtype)[true].T
+        values[f"ece_{name}"] = _error(inside.max(0), inside.argmax(0) == true, num_bins)
+        values[f"cece_{name}"] = np.mean([_error(inside[k], true == k, num_bins) for k in range(len(p))])
+        of_label = np.take_along_axis(inside, true[None], 0)
+        values[f"nll_{name}"] = -np.log(np.clip(of_label, np.finfo(np.float32).tiny, 1)).mean()
+        values[f"brier_{name}"] = np.sum((inside - one_hot) ** 2, 0).mean()
+    return values
+
+
+def _error(confidence: Array, correct: Array, num_bins: int) -> float:
+    edges = np.linspace(0, 1, num_bins + 1).tolist()
+    edges[0] = -1  # a probability of 0 is in the first bin
+    error = 0.0
+    for low, high in pairwise(edges):
+        in_bin = (confidence > low) & (confidence <= high)
+        if in_bin.any():
+            error += in_bin.mean() * abs(confidence[in_bin].mean() - correct[in_bin].mean())
+    return error
+
+
+def smooth_errors(p: Array, label: Array, masks: Mapping[str, Array]) -> dict[str, Any]:
+    """Smooth ECE in the regions of an evaluation: residuals on a grid, smoothed until the error is the width."""
+    confidence, residual = p.max(0), p.max(0) - (p.argmax(0) == label)
+    values: dict[str, Any] = {}
+    for name in ("foreground", "all", "predicted"):
+        mask = masks[name]
+        on_grid = np.histogram(confidence[mask], 2000, (0, 1), weights=residual[mask])[0] / mask.sum()
+        low, high = 0.0, 1.0
+        while high - low > 1e-4:
+            width = (low + high) / 2
+            smoothed = ndimage.gaussian_filter1d(on_grid, width * len(on_grid))  # reflects at 0 and 1
+            low, high = (low, width) if np.abs(smoothed).sum() <= width else (width, high)
+        values[f"smooth_ece_{name}"] = high
+    return values
+
+
+def threshold_counts(p: Array, label: Array, structures: Structures) -> dict[str, Any]:
+    """Numbers of voxels, and of voxels of the structure, above each of 99 thresholds."""
+    counts = {}
+    for name, classes in structures.items():
+        of_structure, true = p[list(classes)].sum(0), np.isin(label, classes)
+        above = [of_structure > i / 100 for i in range(1, 100)]
+        counts[f"predicted_{name}"] = np.array([np.sum(mask) for mask in above])
+        counts[f"true_positive_{name}"] = np.array([np.sum(mask & true) for mask in above])
+    return counts
+
+
+def risk_and_coverage(p: Array, label: Array) -> dict[str, Any]:
+    """Area under the risk-coverage curve."""
+    wrong = (p.argmax(0) != label).ravel()
+    order = np.argsort(-p.max(0).ravel(), kind="stable")
+    return {"aurc": np.mean(np.cumsum(wrong[order]) / np.arange(1, wrong.size + 1))}
+
+
+def volumes(p: Array, label: Array, structures: Structures) -> dict[str, Any]:
+    """Expected, segmented and true volume of each structure, and the range, in voxels."""
+    prediction = p.argmax(0)
+    values: dict[str, Any] = {}
+    for name, classes in structures.items():
+        of_structure = p[list(classes)].sum(0)
+        values[f"expected_{name}"] = of_structure.sum(dtype=np.float64)
+        values[f"true_{name}"] = np.isin(label, classes).sum()
+        values[f"segmented_{name}"] = np.isin(prediction, classes).sum()
+        values[f"low_{name}"] = np.sum(of_structure > 0.95)
+        values[f"high_{name}"] = np.sum(of_structure > 0.05)
+    return values
+
+
+def expected_dice_scores(p: Array, structures: Structures) -> dict[str, Any]:
+    """DSC to expect, from the probabilities alone."""
+    prediction = p.argmax(0)
+    scores = {}
+    for name, classes in structures.items():
+        of_structure, predicted = p[list(classes)].sum(0), np.isin(prediction, classes)
+        overlap = of_structure[predicted].sum(dtype=np.float64)
+        scores[f"expected_dsc_{name}"] = 2 * overlap / (predicted.sum() + of_structure.sum(dtype=np.float64))
+    return scores
+
+
+def logit_magnitudes(logits: Array, label: Array) -> dict[str, Any]:
+    """Mean magnitude of the logits, by class of the ground truth and channel."""
+    magnitudes = np.abs(logits)
+    table = [magnitudes[:, label == k].mean(1, dtype=np.float64) for k in range(len(logits))]
+    return {"logits": np.stack(table)}

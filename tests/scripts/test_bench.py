@@ -1,0 +1,66 @@
+"""Every command of scripts/bench.py, at a small size: it prints a table and nothing else."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from functools import partial
+from importlib import import_module
+from typing import Any
+
+import pytest
+import torch
+
+from calib_components.tools import benchmarks
+from tests.helpers import ACDC, BUNDLES, run_script
+
+FLARE = next(bundle for bundle in BUNDLES if bundle.name.startswith("flare"))
+SMALL = ((2, 4, 16, 16), (1, 3, 8, 8, 8))
+
+
+@pytest.fixture(autouse=True)
+def settings_are_put_back() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+    logging.disable(logging.NOTSET)
+
+
+def small_case() -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.rand(1, 4, 8, 8, 4).softmax(1), torch.randint(4, (1, 1, 8, 8, 4))
+
+
+COMMANDS: dict[str, tuple[Callable[..., None], list[str]]] = {
+    "losses": (partial(benchmarks.losses, rounds=1), ["forward + backward, 2x4x16x16", "NACLLoss median"]),
+    "metrics": (partial(benchmarks.metrics, rounds=1), ["one batch, smooth", "hausdorff_distance_95"]),
+    "posthoc": (partial(benchmarks.posthoc, rounds=1, cases=1), ["TemperatureScaling", "temperatures:"]),
+    "train": (partial(benchmarks.train, ACDC, rounds=1, slices=2, size=32), ["bundle's workflow"]),
+    "evaluation": (
+        partial(benchmarks.evaluation, ACDC, rounds=1, sizes=[40], slices=4),
+        ["evaluation of 4x40x40x4", "all metrics of evaluate.yaml"],
+    ),
+    "inference": (
+        partial(benchmarks.inference, FLARE, size=64, slices=4, num_classes=3),
+        ["inference, 64x64x4, 3 classes", "scan_seg.nii.gz"],
+    ),
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_runs(command: str, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
+    modules = {name: import_module(f"calib_components.tools.benchmarks.{name}") for name in ("losses", "metrics")}
+    for module in modules.values():
+        monkeypatch.setattr(module, "SHAPES", SMALL)
+    monkeypatch.setattr(modules["metrics"], "_smooth_case", small_case)
+    monkeypatch.setattr(modules["metrics"], "STRUCTURES", {"ventricle": ((24, 24, 6), (5, 5, 2), (1.5, 1.5, 10.0))})
+    run, expected = COMMANDS[command]
+    run(threads=1)
+    printed, errors = capfd.readouterr()
+    assert all(text in printed for text in expected)
+    assert not any(level in printed + errors for level in ("INFO", "WARNING", "Warning"))
+
+
+def test_the_script_lists_its_commands() -> None:
+    done = run_script("scripts/bench.py", "--help")
+    assert done.returncode == 0, done.stderr
+    assert all(command in done.stdout + done.stderr for command in COMMANDS)
