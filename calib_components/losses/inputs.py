@@ -1,4 +1,4 @@
-"""Input handling shared by all losses: check input and target, and average over the voxels that count.
+"""Input handling shared by all losses: check input and target.
 
 Checking values (finite logits, labels in range, probabilities that sum to one) must not make a GPU wait at every step.
 On the CPU a failed check raises `ValueError`, also in code compiled by `torch.compile`. On CUDA the check is a
@@ -136,18 +136,6 @@ def plain(tensor: Tensor, name: str) -> Tensor:
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name}: expected a torch.Tensor, got {type(tensor).__name__}")
     return tensor if type(tensor) is Tensor else tensor.as_subclass(Tensor)
-
-
-def voxel_mean(values: Tensor, mask: Tensor | None) -> Tensor:
-    """Mean of `(B, *S)` over the voxels that count; 0, with a gradient of 0, if none does."""
-    if mask is None:
-        return values.mean()
-    return (values * mask).sum() / mask.sum().clamp(min=1)
-
-
-def num_valid(logits: Tensor, mask: Tensor | None) -> int | Tensor:
-    """Number of voxels that count, at least 1."""
-    return logits[:, 0].numel() if mask is None else mask.sum().clamp(min=1)
 
 
 def _check_logits(logits: Tensor, target: Target) -> Target:
