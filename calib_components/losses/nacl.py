@@ -34,9 +34,8 @@ def nacl_loss(
     logits, checked = check_inputs(input, target, ignore_index)
 
     def voxel_losses(logits: Tensor, labels: Tensor, slab: Slab) -> Tensor:
-        constrained = logits if constraint == "logits" else logits.softmax(1)
         expected = slab_prior(checked, slab, logits.shape[1], prior, kernel_size, sigma, padding, logits.dtype)
-        difference = expected - constrained
+        difference = (logits if constraint == "logits" else logits.softmax(1)) - expected
         distance = difference.abs() if penalty == "l1" else difference.square()
         return F.cross_entropy(logits, labels, reduction="none") + penalty_weight * distance.mean(1)
 

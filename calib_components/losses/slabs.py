@@ -20,8 +20,9 @@ from calib_components.losses.inputs import Target
 Slab = tuple[slice, slice, slice]  # of images, of all classes, and of the first spatial dimension
 VoxelLosses = Callable[[Tensor, Tensor, Slab], Tensor]
 
-# Logits in a slab. On a CPU slab and intermediate results fit into caches; on a GPU there is work for all of it.
-CPU_SLAB = 2**19
+# Logits in a slab. On a CPU they fit into the caches of up to four threads; with many more, tensors come fresh from the
+# operating system and are slow. On a GPU there is work for all of it.
+CPU_SLAB_OF_A_THREAD = 2**18
 GPU_SLAB = 2**24
 
 
@@ -47,26 +48,36 @@ def mean_over_voxels(voxel_losses: VoxelLosses, logits: Tensor, target: Target) 
 
 
 class _Mean(torch.autograd.Function):
-    """Value and gradient of the mean; the gradient is kept for the backward pass and scaled there."""
+    """Value and gradient of the mean; the gradient is kept for the backward pass and scaled there, in place."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, voxel_losses: VoxelLosses, target: Target, num_valid: int | Tensor) -> Tensor:
-        total = logits.new_zeros(())
-        gradient = torch.empty_like(logits)
-        for slab in slabs(logits.shape, logits.device):
-            with torch.enable_grad():
-                part = logits[slab].detach().requires_grad_()
-                mean = _slab_sum(voxel_losses, part, target, slab) / num_valid
-            gradient[slab] = torch.autograd.grad(mean, part)[0]
-            total += mean.detach()
-        ctx.save_for_backward(gradient)
-        return total
+        ctx.save_for_backward(logits)
+        ctx.arguments = voxel_losses, target, num_valid
+        value, ctx.gradient = _value_and_gradient(logits, *ctx.arguments)
+        return value
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None, None]:
-        (gradient,) = ctx.saved_tensors
-        return gradient * grad_output, None, None, None
+        gradient, ctx.gradient = ctx.gradient, None
+        if gradient is None:  # the graph was retained: the tensor now belongs to whoever got it in the first pass
+            (logits,) = ctx.saved_tensors
+            _, gradient = _value_and_gradient(logits, *ctx.arguments)
+        return gradient.mul_(grad_output), None, None, None
+
+
+def _value_and_gradient(
+    logits: Tensor, voxel_losses: VoxelLosses, target: Target, num_valid: int | Tensor
+) -> tuple[Tensor, Tensor]:
+    value, gradient = logits.new_zeros(()), torch.empty_like(logits)
+    for slab in slabs(logits.shape, logits.device):
+        with torch.enable_grad():
+            part = logits[slab].detach().requires_grad_()
+            mean = _slab_sum(voxel_losses, part, target, slab) / num_valid
+        gradient[slab] = torch.autograd.grad(mean, part)[0]
+        value += mean.detach()
+    return value, gradient
 
 
 def _slab_sum(voxel_losses: VoxelLosses, logits: Tensor, target: Target, slab: Slab) -> Tensor:
@@ -80,7 +91,7 @@ def slabs(shape: torch.Size, device: torch.device) -> Iterator[Slab]:
     if torch.compiler.is_compiling():
         yield whole(shape)
         return
-    limit = CPU_SLAB if device.type == "cpu" else GPU_SLAB
+    limit = CPU_SLAB_OF_A_THREAD * min(torch.get_num_threads(), 4) if device.type == "cpu" else GPU_SLAB
     per_row = shape[1] * math.prod(shape[3:])
     num_rows = min(max(limit // per_row, 1), shape[2])
     num_images = max(limit // (per_row * shape[2]), 1)
