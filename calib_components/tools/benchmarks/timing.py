@@ -76,6 +76,5 @@ def print_ratios(title: str, steps: dict[str, Step], rounds: int, device: str) -
     print(f"{'':{width}}  {'ratio':>6}  {'ms':>8}  {'peak MiB':>8}  {'ratio':>6}")
     for name in steps:
         ratio = statistics.median(own / base for own, base in zip(seconds[name], baseline, strict=True))
-        milliseconds = 1e3 * statistics.median(seconds[name])
-        memory_ratio = memory[name] / baseline_memory
-        print(f"{name:{width}}  {ratio:6.2f}  {milliseconds:8.1f}  {memory[name]:8.1f}  {memory_ratio:6.2f}", flush=True)
+        times = f"{ratio:6.2f}  {1e3 * statistics.median(seconds[name]):8.1f}"
+        print(f"{name:{width}}  {times}  {memory[name]:8.1f}  {memory[name] / baseline_memory:6.2f}", flush=True)
