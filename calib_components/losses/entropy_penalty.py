@@ -25,8 +25,8 @@ def entropy_penalty_loss(
 
     def voxel_losses(logits: Tensor, labels: Tensor, _: Slab) -> Tensor:
         log_probabilities = F.log_softmax(logits, dim=1)
-        entropy = -(log_probabilities.exp() * log_probabilities).mean(1)
-        return F.cross_entropy(logits, labels, reduction="none") - penalty_weight * entropy
+        entropy = -(log_probabilities.exp() * log_probabilities).sum(1)
+        return F.cross_entropy(logits, labels, reduction="none") - penalty_weight / logits.shape[1] * entropy
 
     return mean_over_voxels(voxel_losses, logits, checked)
 

@@ -27,7 +27,7 @@ def mbls_loss(
 
     def voxel_losses(logits: Tensor, labels: Tensor, _: Slab) -> Tensor:
         excess = F.relu(logits.amax(1, keepdim=True) - margin - logits)
-        return F.cross_entropy(logits, labels, reduction="none") + penalty_weight * excess.mean(1)
+        return F.cross_entropy(logits, labels, reduction="none") + penalty_weight / logits.shape[1] * excess.sum(1)
 
     return mean_over_voxels(voxel_losses, logits, checked)
 

@@ -37,7 +37,7 @@ def nacl_loss(
         expected = slab_prior(checked, slab, logits.shape[1], prior, kernel_size, sigma, padding, logits.dtype)
         difference = (logits if constraint == "logits" else logits.softmax(1)) - expected
         distance = difference.abs() if penalty == "l1" else difference.square()
-        return F.cross_entropy(logits, labels, reduction="none") + penalty_weight * distance.mean(1)
+        return F.cross_entropy(logits, labels, reduction="none") + penalty_weight / logits.shape[1] * distance.sum(1)
 
     return mean_over_voxels(voxel_losses, logits, checked)
 

@@ -188,15 +188,16 @@ def _svls_filter(maps: Tensor, kernel_size: int, dtype: torch.dtype, sigma: floa
     """
     radius = kernel_size // 2
     taps = {i: math.exp(-((i / sigma) ** 2) / 2) for i in range(1, radius + 1)}
-    centre = maps.to(dtype)
-    around, weight_around = torch.zeros_like(centre), 0.0
+    line = centres = _shifted(maps, 2, kernel_size)
+    around, weight_around = torch.zeros_like(centres[radius], dtype=dtype), 0.0
     for dim in range(2, maps.ndim):
-        line = _shifted(centre + around, dim, kernel_size)
-        centre, around = (_shifted(part, dim, kernel_size)[radius] for part in (centre, around))
+        if dim > 2:
+            line, centres = (_shifted(part, dim, kernel_size) for part in (centres[radius] + around, centres[radius]))
+            around = _shifted(around, dim, kernel_size)[radius]
         for i, tap in taps.items():
             around = torch.add(around, line[radius - i] + line[radius + i], alpha=tap)
         weight_around += 2 * sum(taps.values()) * (1 + weight_around)
-    return around.mul_(0.5 / weight_around).add_(centre, alpha=0.5)
+    return around.mul_(0.5 / weight_around).add_(centres[radius], alpha=0.5)
 
 
 def _mode_class(labels: Tensor, kernel_size: int, num_classes: int) -> Tensor:

@@ -29,7 +29,7 @@ def svls_loss(
         soft_labels = slab_prior(
             checked, slab, logits.shape[1], "gaussian", kernel_size, sigma, "replicate", logits.dtype
         )
-        return F.cross_entropy(logits, soft_labels, reduction="none")
+        return -(soft_labels * F.log_softmax(logits, dim=1)).sum(1)
 
     return mean_over_voxels(voxel_losses, logits, checked)
 
