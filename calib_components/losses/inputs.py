@@ -11,9 +11,7 @@ overflowed should simply be skipped by `torch.amp.GradScaler`. NaN and +inf logi
 that is not finite.
 
 In compiled code for the CPU the check is an operator of its own, because an assertion compiled by inductor may fail in
-a parallel loop, where C++ ends the process. Measured with PyTorch 2.13 and one thread on 16 x 4 x 224 x 224, forward
-and backward of the compiled `NACLLoss` take 1.25 times as long as with assertions; without `torch.compile` the checks
-make no measurable difference.
+a parallel loop, where C++ ends the process.
 """
 
 from __future__ import annotations
