@@ -8,8 +8,8 @@ from torch import Tensor
 from calib_components.arguments import check_ignore_index, check_number
 from calib_components.losses import defaults
 from calib_components.losses.base import CalibrationLoss
-from calib_components.losses.cross_entropy import cross_entropy
-from calib_components.losses.inputs import check_inputs, voxel_mean
+from calib_components.losses.inputs import check_inputs
+from calib_components.losses.slabs import Slab, mean_over_voxels
 
 
 def entropy_penalty_loss(
@@ -22,9 +22,13 @@ def entropy_penalty_loss(
     """Functional form of `EntropyPenaltyLoss`, which documents formula, shapes, options and errors."""
     check_number("penalty_weight", penalty_weight, 0)
     logits, checked = check_inputs(input, target, ignore_index)
-    log_probabilities = F.log_softmax(logits, dim=1)
-    entropy = -(log_probabilities.exp() * log_probabilities).mean(1)
-    return cross_entropy(logits, checked) - penalty_weight * voxel_mean(entropy, checked.mask)
+
+    def voxel_losses(logits: Tensor, labels: Tensor, _: Slab) -> Tensor:
+        log_probabilities = F.log_softmax(logits, dim=1)
+        entropy = -(log_probabilities.exp() * log_probabilities).sum(1)
+        return F.cross_entropy(logits, labels, reduction="none") - penalty_weight / logits.shape[1] * entropy
+
+    return mean_over_voxels(voxel_losses, logits, checked)
 
 
 class EntropyPenaltyLoss(CalibrationLoss):

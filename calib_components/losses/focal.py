@@ -9,7 +9,8 @@ from torch import Tensor
 from calib_components.arguments import check_ignore_index, check_number
 from calib_components.losses import defaults
 from calib_components.losses.base import CalibrationLoss
-from calib_components.losses.inputs import check_inputs, voxel_mean
+from calib_components.losses.inputs import check_inputs
+from calib_components.losses.slabs import Slab, mean_over_voxels
 
 
 def focal_loss(
@@ -20,10 +21,14 @@ def focal_loss(
     logits, checked = check_inputs(input, target, ignore_index)
     if checked.is_soft:
         raise ValueError("target: expected class indices for the focal loss, got probabilities")
-    log_likelihood = F.log_softmax(logits, dim=1).gather(1, checked.labels.unsqueeze(1)).squeeze(1)
-    # For gamma < 1 the derivative of (1 - s_y) ** gamma is infinite at s_y = 1, so 1 - s_y is kept above 0.
-    one_minus_s = -torch.expm1(log_likelihood).clamp(max=-torch.finfo(logits.dtype).tiny)
-    return voxel_mean(one_minus_s**gamma * -log_likelihood, checked.mask)
+
+    def voxel_losses(logits: Tensor, labels: Tensor, _: Slab) -> Tensor:
+        cross_entropy = F.cross_entropy(logits, labels, reduction="none")
+        # For gamma < 1 the derivative of (1 - s_y) ** gamma is infinite at s_y = 1, so 1 - s_y is kept above 0.
+        one_minus_s = -torch.expm1(-cross_entropy).clamp(max=-torch.finfo(logits.dtype).tiny)
+        return one_minus_s**gamma * cross_entropy
+
+    return mean_over_voxels(voxel_losses, logits, checked)
 
 
 class FocalLoss(CalibrationLoss):

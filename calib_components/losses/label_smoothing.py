@@ -8,7 +8,8 @@ from torch import Tensor
 from calib_components.arguments import check_ignore_index, check_number
 from calib_components.losses import defaults
 from calib_components.losses.base import CalibrationLoss
-from calib_components.losses.inputs import check_inputs, voxel_mean
+from calib_components.losses.inputs import check_inputs
+from calib_components.losses.slabs import Slab, mean_over_voxels
 
 
 def label_smoothing_loss(
@@ -17,8 +18,11 @@ def label_smoothing_loss(
     """Functional form of `LabelSmoothingLoss`, which documents formula, shapes, options and errors."""
     check_number("alpha", alpha, 0, 1)
     logits, checked = check_inputs(input, target, ignore_index)
-    voxel_losses = F.cross_entropy(logits, checked.labels, label_smoothing=alpha, reduction="none")
-    return voxel_mean(voxel_losses, checked.mask)
+
+    def voxel_losses(logits: Tensor, labels: Tensor, _: Slab) -> Tensor:
+        return F.cross_entropy(logits, labels, label_smoothing=alpha, reduction="none")
+
+    return mean_over_voxels(voxel_losses, logits, checked)
 
 
 class LabelSmoothingLoss(CalibrationLoss):

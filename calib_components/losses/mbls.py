@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from calib_components.arguments import check_ignore_index, check_number
 from calib_components.losses import defaults
 from calib_components.losses.base import CalibrationLoss
-from calib_components.losses.cross_entropy import cross_entropy
-from calib_components.losses.inputs import check_inputs, voxel_mean
+from calib_components.losses.inputs import check_inputs
+from calib_components.losses.slabs import Slab, mean_over_voxels
 
 
 def mbls_loss(
@@ -23,8 +24,12 @@ def mbls_loss(
     check_number("margin", margin, 0)
     check_number("penalty_weight", penalty_weight, 0)
     logits, checked = check_inputs(input, target, ignore_index)
-    excess = (logits.max(1, keepdim=True).values - margin - logits).relu_()
-    return cross_entropy(logits, checked) + penalty_weight * voxel_mean(excess.mean(1), checked.mask)
+
+    def voxel_losses(logits: Tensor, labels: Tensor, _: Slab) -> Tensor:
+        excess = F.relu(logits.amax(1, keepdim=True) - margin - logits)
+        return F.cross_entropy(logits, labels, reduction="none") + penalty_weight / logits.shape[1] * excess.sum(1)
+
+    return mean_over_voxels(voxel_losses, logits, checked)
 
 
 class MbLSLoss(CalibrationLoss):

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from calib_components.arguments import check_choice, check_ignore_index, check_number
 from calib_components.losses import defaults
 from calib_components.losses.base import CalibrationLoss
-from calib_components.losses.cross_entropy import cross_entropy, cross_entropy_gradient, cross_entropy_value
-from calib_components.losses.inputs import check_inputs, num_valid, voxel_mean
-from calib_components.losses.priors import check_prior, neighbor_votes
+from calib_components.losses.inputs import check_inputs
+from calib_components.losses.priors import check_prior, slab_prior
+from calib_components.losses.slabs import Slab, mean_over_voxels
 
 PENALTIES = ("l1", "l2")
 CONSTRAINTS = ("logits", "softmax")
@@ -33,60 +32,14 @@ def nacl_loss(
     """Functional form of `NACLLoss`, which documents formula, shapes, options and errors."""
     _check_options(prior, kernel_size, sigma, penalty, constraint, penalty_weight, padding)
     logits, checked = check_inputs(input, target, ignore_index)
-    votes, weight = neighbor_votes(checked, logits.shape[1], prior, kernel_size, sigma, padding, logits.dtype)
-    if constraint == "logits":
-        return _LogitsNACL.apply(logits, checked.labels, checked.mask, votes, weight, penalty, penalty_weight)
-    difference = F.softmax(logits, dim=1) - votes * weight
-    distance = difference.abs() if penalty == "l1" else difference.square()
-    return cross_entropy(logits, checked) + penalty_weight * voxel_mean(distance.mean(1), checked.mask)
 
+    def voxel_losses(logits: Tensor, labels: Tensor, slab: Slab) -> Tensor:
+        expected = slab_prior(checked, slab, logits.shape[1], prior, kernel_size, sigma, padding, logits.dtype)
+        difference = (logits if constraint == "logits" else logits.softmax(1)) - expected
+        distance = difference.abs() if penalty == "l1" else difference.square()
+        return F.cross_entropy(logits, labels, reduction="none") + penalty_weight / logits.shape[1] * distance.sum(1)
 
-class _LogitsNACL(torch.autograd.Function):
-    """Cross-entropy plus `penalty_weight` times the mean distance of the logits to the prior `votes * weight`.
-
-    Plain operations would allocate half a dozen float tensors of the size of the logits and keep some of them for the
-    backward pass. This function processes one class at a time, keeps the votes (usually small integers), and allocates
-    one such tensor in each pass.
-    """
-
-    @staticmethod
-    def forward(
-        ctx,
-        logits: Tensor,
-        labels: Tensor,
-        mask: Tensor | None,
-        votes: Tensor,
-        weight: Tensor,
-        penalty: str,
-        penalty_weight: float,
-    ) -> Tensor:
-        ctx.save_for_backward(logits, labels, mask, votes, weight)
-        ctx.penalty, ctx.penalty_weight = penalty, penalty_weight
-        total = logits.new_zeros(())
-        difference = torch.empty_like(logits[:, :1])
-        for k in range(logits.shape[1]):
-            _subtract_prior(difference, logits, mask, votes, weight, k)
-            total += (difference.abs_() if penalty == "l1" else difference.square_()).sum()
-        distance = total / (num_valid(logits, mask) * logits.shape[1])
-        return cross_entropy_value(logits, labels, mask) + penalty_weight * distance
-
-    @staticmethod
-    def backward(ctx, grad_output: Tensor):
-        logits, labels, mask, votes, weight = ctx.saved_tensors
-        gradient = cross_entropy_gradient(logits, labels, mask)
-        difference = torch.empty_like(logits[:, :1])
-        for k in range(logits.shape[1]):
-            _subtract_prior(difference, logits, mask, votes, weight, k)
-            derivative = difference.sign_() if ctx.penalty == "l1" else difference.mul_(2)
-            gradient[:, k : k + 1].add_(derivative, alpha=ctx.penalty_weight / logits.shape[1])
-        return gradient.mul_(grad_output / num_valid(logits, mask)), None, None, None, None, None, None
-
-
-def _subtract_prior(out: Tensor, logits: Tensor, mask: Tensor | None, votes: Tensor, weight: Tensor, k: int) -> None:
-    """Fill `out`, `(B, 1, *S)`, with class `k` of `logits - votes * weight`, and with 0 at ignored voxels."""
-    out.copy_(votes[:, k : k + 1]).mul_(-weight).add_(logits[:, k : k + 1])
-    if mask is not None:
-        out.mul_(mask.unsqueeze(1))
+    return mean_over_voxels(voxel_losses, logits, checked)
 
 
 class NACLLoss(CalibrationLoss):

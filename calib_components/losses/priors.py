@@ -18,6 +18,7 @@ from torch import Tensor
 from calib_components.arguments import check_choice, check_count, check_ignore_index, check_number, is_whole
 from calib_components.losses import defaults
 from calib_components.losses.inputs import Target, check_target, plain
+from calib_components.losses.slabs import Slab, slabs
 
 PRIORS = ("mean", "gaussian", "max", "min", "median", "mode")
 PROPORTIONS = ("mean", "gaussian")  # the priors that are proportions of classes; also defined for probabilities
@@ -91,8 +92,12 @@ def neighbor_prior(
         raise ValueError(f"target: expected at least one voxel, got shape {tuple(target.shape)}")
     dtype = torch.float64 if target.dtype == torch.float64 else torch.float32
     checked = check_target(target, num_classes, ignore_index, dtype)
-    votes, weight = neighbor_votes(checked, num_classes, prior, kernel_size, sigma, padding, dtype)
-    return votes.to(dtype).mul_(weight)
+    batch, _, *space = target.shape
+    shape = torch.Size((batch, num_classes, *space))
+    result = torch.empty(shape, dtype=dtype, device=target.device)
+    for slab in slabs(shape, target.device):
+        result[slab] = slab_prior(checked, slab, num_classes, prior, kernel_size, sigma, padding, dtype)
+    return result
 
 
 def check_prior(prior: str, kernel_size: int, sigma: float, padding: str) -> None:
@@ -105,22 +110,27 @@ def check_prior(prior: str, kernel_size: int, sigma: float, padding: str) -> Non
     check_number("sigma", sigma, 0.1)
 
 
-def neighbor_votes(
-    target: Target, num_classes: int, prior: str, kernel_size: int, sigma: float, padding: str, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    """The prior as `votes * weight`, with the votes in a small integer type where they are whole numbers.
+def slab_prior(
+    target: Target,
+    slab: Slab,
+    num_classes: int,
+    prior: str,
+    kernel_size: int,
+    sigma: float,
+    padding: str,
+    dtype: torch.dtype,
+) -> Tensor:
+    """The prior in a slab, `(b, N, h, ...)`, from the labels of the slab and of the rows around it.
 
     Args:
-        target: Checked target.
+        target: Checked target of all voxels.
+        slab: Which voxels.
         num_classes: Number of classes N.
         prior: As for `neighbor_prior`; so are the other options, all of them checked already.
         kernel_size: See `prior`.
         sigma: See `prior`.
         padding: See `prior`.
-        dtype: Floating-point type of the weight, and of votes that are fractions.
-
-    Returns:
-        Votes, `(B, N, *S)`, and weight, a scalar or `(B, 1, *S)`.
+        dtype: Floating-point type of the result.
 
     Raises:
         ValueError: The target holds probabilities, for which the prior is not defined.
@@ -128,87 +138,91 @@ def neighbor_votes(
     if target.is_soft and prior not in PROPORTIONS:
         raise ValueError(f"target: expected class indices with the prior {prior!r}, got probabilities")
     radius = kernel_size // 2
-    weight = 1.0
-    if prior == "gaussian":
-        votes = _svls_filter(_class_maps(target, num_classes, radius, "replicate"), kernel_size, sigma, dtype)
-    elif prior in ("max", "min"):
-        votes = _one_hot(_extreme_class(target, num_classes, prior, kernel_size, padding), num_classes)
-    else:
-        votes = _counts(_class_maps(target, num_classes, radius, padding), kernel_size)
-        if prior == "mean":
-            weight = float(kernel_size) ** (2 - votes.ndim)
-        else:
-            votes = _median_votes(votes) if prior == "median" else _mode_votes(votes)
+    rows, margins = _window_rows(target, slab, radius)
+    filter_maps = functools.partial(_svls_filter, sigma=sigma) if prior == "gaussian" else _mean_filter
+    padding = "replicate" if prior == "gaussian" else padding
+    if target.is_soft:
+        probabilities = target.labels[slab[0], :, rows]
+        background = _pad(probabilities[:, :1], margins, padding, outside=1.0)
+        maps = torch.cat([background, _pad(probabilities[:, 1:], margins, padding)], 1)
+        return filter_maps(maps, kernel_size, dtype)
 
-    if prior in PROPORTIONS and target.mask is not None:
-        total = functools.reduce(torch.add, votes.split(1, dim=1)).to(dtype)
-        return votes, total.masked_fill_(total == 0, 1).reciprocal_()
-    return votes, torch.full((), weight, dtype=dtype, device=votes.device)
+    labels = _pad(_compact_labels(target, slab[0], rows, num_classes), margins, padding)
+    if prior in PROPORTIONS:
+        proportions = filter_maps(_one_hot(labels, num_classes), kernel_size, dtype)
+        if target.mask is not None:
+            valid = filter_maps((labels >= 0).to(labels.dtype), kernel_size, dtype)
+            proportions.div_(valid.masked_fill_(valid == 0, 1))
+        return proportions
+    if prior == "max":
+        index = _combine(labels, kernel_size, torch.maximum)
+    elif prior == "min":
+        index = _combine(labels.masked_fill(labels < 0, num_classes), kernel_size, torch.minimum)
+    elif prior == "median":
+        index = _median_class(labels, kernel_size, num_classes)
+    else:
+        index = _mode_class(labels, kernel_size, num_classes)
+    return _one_hot(index, num_classes).to(dtype)
+
+
+def _mean_filter(maps: Tensor, kernel_size: int, dtype: torch.dtype) -> Tensor:
+    """Mean of each window of padded maps."""
+    counts = _counts(maps, kernel_size)
+    return counts.to(dtype).mul_(float(kernel_size) ** (2 - maps.ndim))
 
 
 def _counts(maps: Tensor, kernel_size: int) -> Tensor:
-    """Number of voxels of each class in the window, from padded maps of the classes."""
+    """Sum of each window of padded maps."""
     window = kernel_size ** (maps.ndim - 2)
     if not maps.is_floating_point() and window > torch.iinfo(maps.dtype).max:
         maps = maps.int()
     return _combine(maps, kernel_size, torch.add)
 
 
-def _svls_filter(maps: Tensor, kernel_size: int, sigma: float, dtype: torch.dtype) -> Tensor:
-    """Filter padded maps of the classes with the SVLS kernel.
+def _svls_filter(maps: Tensor, kernel_size: int, dtype: torch.dtype, sigma: float) -> Tensor:
+    """Filter padded maps with the SVLS kernel.
 
     The kernel is a Gaussian whose centre is replaced by the sum of all its other weights: the voxel itself weighs 0.5,
     and the voxels around it share the other half. The sum over the voxels around is computed axis by axis, since a
-    Gaussian is separable, and class by class, so that only one float tensor of the size of the maps is needed.
+    Gaussian is separable, and voxels at the same distance on an axis are added first, since it is symmetric.
     """
     radius = kernel_size // 2
-    taps = {i: math.exp(-(((i - radius) / sigma) ** 2) / 2) for i in range(kernel_size) if i != radius}
-    filtered = []
-    for centre in maps.split(1, dim=1):
-        centre = centre.to(dtype)
-        around, weight_around = torch.zeros_like(centre), 0.0
-        for dim in range(2, centre.ndim):
-            line = _shifted(centre + around, dim, kernel_size)
-            centre, around = (_shifted(part, dim, kernel_size)[radius] for part in (centre, around))
-            for i, tap in taps.items():
-                around.add_(line[i], alpha=tap)
-            weight_around += sum(taps.values()) * (1 + weight_around)
-        filtered.append(around.mul_(0.5 / weight_around).add_(centre, alpha=0.5))
-    return torch.cat(filtered, 1)
+    taps = {i: math.exp(-((i / sigma) ** 2) / 2) for i in range(1, radius + 1)}
+    line = centres = _shifted(maps, 2, kernel_size)
+    around, weight_around = torch.zeros_like(centres[radius], dtype=dtype), 0.0
+    for dim in range(2, maps.ndim):
+        if dim > 2:
+            line, centres = (_shifted(part, dim, kernel_size) for part in (centres[radius] + around, centres[radius]))
+            around = _shifted(around, dim, kernel_size)[radius]
+        for i, tap in taps.items():
+            around = torch.add(around, line[radius - i] + line[radius + i], alpha=tap)
+        weight_around += 2 * sum(taps.values()) * (1 + weight_around)
+    return around.mul_(0.5 / weight_around).add_(centres[radius], alpha=0.5)
 
 
-def _extreme_class(target: Target, num_classes: int, prior: str, kernel_size: int, padding: str) -> Tensor:
-    """Largest or smallest class index in the window, `(B, 1, *S)`; -1 or N where no voxel counts."""
-    padded = _pad(_compact_labels(target, num_classes), kernel_size // 2, padding)
-    if prior == "max":
-        return _combine(padded, kernel_size, torch.maximum)
-    return _combine(padded.masked_fill(padded < 0, num_classes), kernel_size, torch.minimum)
-
-
-def _mode_votes(counts: Tensor) -> Tensor:
-    """One-hot of the class with the largest count, the first of several; all zero where no voxel counts."""
-    num_classes = counts.shape[1]
+def _mode_class(labels: Tensor, kernel_size: int, num_classes: int) -> Tensor:
+    """Class with the largest count, the smallest of several; N where no voxel counts."""
+    counts = _counts(_one_hot(labels, num_classes), kernel_size)
     largest = counts.amax(1, keepdim=True).clamp_(min=1)
-    first = counts.eq_(largest).mul_(num_classes - _classes(counts, num_classes)).amax(1, keepdim=True)
-    return _one_hot(num_classes - first, num_classes)
+    return num_classes - counts.eq_(largest).mul_(num_classes - _classes(counts, num_classes)).amax(1, keepdim=True)
 
 
-def _median_votes(counts: Tensor) -> Tensor:
-    """One-hot of the class at which the cumulative count reaches half of the total; all zero where no voxel counts."""
-    cumulative = counts
-    for k in range(1, counts.shape[1]):
-        cumulative[:, k].add_(cumulative[:, k - 1])
+def _median_class(labels: Tensor, kernel_size: int, num_classes: int) -> Tensor:
+    """Class at which the cumulative count reaches half of the total; N where no voxel counts."""
+    up_to_class = _repeat(labels.masked_fill(labels < 0, num_classes), num_classes).le_(_classes(labels, num_classes))
+    cumulative = _counts(up_to_class, kernel_size)
     total = cumulative[:, -1:]
-    before = cumulative.lt_((total - total // 2).clamp_(min=1))
-    votes = before.neg()
-    votes[:, 0].add_(1)
-    votes[:, 1:].add_(before[:, :-1])
-    return votes
+    half = (total - total // 2).clamp_(min=1)
+    return cumulative.lt_(half).sum(1, keepdim=True, dtype=cumulative.dtype)
 
 
 def _one_hot(labels: Tensor, num_classes: int) -> Tensor:
     """One-hot `(B, N, *S)` of class indices `(B, 1, *S)`, in their type; all zero where the index is not a class."""
-    return labels.repeat(1, num_classes, *[1] * (labels.ndim - 2)).eq_(_classes(labels, num_classes))
+    return _repeat(labels, num_classes).eq_(_classes(labels, num_classes))
+
+
+def _repeat(labels: Tensor, num_classes: int) -> Tensor:
+    return labels.repeat(1, num_classes, *[1] * (labels.ndim - 2))
 
 
 def _classes(like: Tensor, num_classes: int) -> Tensor:
@@ -216,30 +230,30 @@ def _classes(like: Tensor, num_classes: int) -> Tensor:
     return torch.arange(num_classes, dtype=like.dtype, device=like.device).view(-1, *[1] * (like.ndim - 2))
 
 
-def _compact_labels(target: Target, num_classes: int) -> Tensor:
-    """Class indices `(B, 1, *S)` in the smallest type that holds -1 to N, with -1 at ignored voxels."""
+def _compact_labels(target: Target, images: slice, rows: slice, num_classes: int) -> Tensor:
+    """Class indices `(b, 1, h, ...)` in the smallest type that holds -1 to N, with -1 at ignored voxels."""
     dtype = next(each for each in (torch.int8, torch.int16, torch.int32) if num_classes <= torch.iinfo(each).max)
-    labels = target.labels.to(dtype)
+    labels = target.labels[images, rows].to(dtype)
     if target.mask is not None:
-        labels = (labels + 1).mul_(target.mask.to(labels.dtype)).sub_(1)
+        labels = (labels + 1).mul_(target.mask[images, rows].to(dtype)).sub_(1)
     return labels.unsqueeze(1)
 
 
-def _class_maps(target: Target, num_classes: int, radius: int, padding: str) -> Tensor:
-    """Padded map of each class, `(B, N, *S)`: 0 and 1 in a small integer type, or probabilities."""
-    if not target.is_soft:
-        return _one_hot(_pad(_compact_labels(target, num_classes), radius, padding), num_classes)
-    background, objects = target.labels[:, :1], target.labels[:, 1:]
-    return torch.cat([_pad(background, radius, padding, outside=1.0), _pad(objects, radius, padding)], 1)
+def _window_rows(target: Target, slab: Slab, radius: int) -> tuple[slice, list[tuple[int, int]]]:
+    """The rows that windows centred in a slab reach, and by how much they reach beyond the image on each axis."""
+    space = target.labels.shape[2 if target.is_soft else 1 :]
+    first, last = slab[2].start - radius, slab[2].stop + radius
+    margins = [(max(-first, 0), max(last - space[0], 0)), *[(radius, radius)] * (len(space) - 1)]
+    return slice(max(first, 0), min(last, space[0])), margins
 
 
-def _pad(tensor: Tensor, radius: int, padding: str, outside: float = 0) -> Tensor:
+def _pad(tensor: Tensor, margins: list[tuple[int, int]], padding: str, outside: float = 0) -> Tensor:
     """Pad the spatial dimensions of `(B, C, *S)` with the values at the border, or with `outside` for "background"."""
     if padding == "background":
-        return F.pad(tensor, [radius] * 2 * (tensor.ndim - 2), value=outside)
-    for dim in range(2, tensor.ndim):
+        return F.pad(tensor, [size for margin in reversed(margins) for size in margin], value=outside)
+    for dim, (before, after) in enumerate(margins, 2):
         first, last = tensor.narrow(dim, 0, 1), tensor.narrow(dim, -1, 1)
-        tensor = torch.cat([first] * radius + [tensor] + [last] * radius, dim)
+        tensor = torch.cat([first] * before + [tensor] + [last] * after, dim)
     return tensor
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from calib_components.arguments import check_ignore_index
 from calib_components.losses import defaults
 from calib_components.losses.base import CalibrationLoss
-from calib_components.losses.cross_entropy import cross_entropy
-from calib_components.losses.inputs import Target, check_inputs
-from calib_components.losses.priors import check_prior, neighbor_votes
+from calib_components.losses.inputs import check_inputs
+from calib_components.losses.priors import check_prior, slab_prior
+from calib_components.losses.slabs import Slab, mean_over_voxels
 
 
 def svls_loss(
@@ -23,8 +24,14 @@ def svls_loss(
     """Functional form of `SVLSLoss`, which documents formula, shapes, options and errors."""
     check_prior("gaussian", kernel_size, sigma, "replicate")
     logits, checked = check_inputs(input, target, ignore_index)
-    votes, weight = neighbor_votes(checked, logits.shape[1], "gaussian", kernel_size, sigma, "replicate", logits.dtype)
-    return cross_entropy(logits, Target(votes.mul_(weight), checked.mask))
+
+    def voxel_losses(logits: Tensor, _: Tensor, slab: Slab) -> Tensor:
+        soft_labels = slab_prior(
+            checked, slab, logits.shape[1], "gaussian", kernel_size, sigma, "replicate", logits.dtype
+        )
+        return -(soft_labels * F.log_softmax(logits, dim=1)).sum(1)
+
+    return mean_over_voxels(voxel_losses, logits, checked)
 
 
 class SVLSLoss(CalibrationLoss):

@@ -22,6 +22,7 @@ from calib_components.tools.benchmarks.timing import Step, print_ratios
 __all__ = ["losses"]
 
 SHAPES = ((16, 4, 224, 224), (2, 5, 96, 96, 96))
+MANY_CLASSES = (1, 105, 64, 64, 64)  # as many as TotalSegmentator's, with background
 PRIORS = ("mean", "gaussian", "max", "min", "median", "mode")
 
 
@@ -30,7 +31,7 @@ def _forward_backward(loss: Callable, logits: torch.Tensor, target: torch.Tensor
 
 
 def losses(device: str = "cpu", rounds: int = 15, threads: int = 2) -> None:
-    """Forward and backward of every loss over plain cross-entropy, 2D and 3D, next to MONAI's.
+    """Forward and backward of every loss over plain cross-entropy, in 2D, 3D and with many classes, next to MONAI's.
 
     Args:
         device: where to run, "cpu" or "cuda".
@@ -39,7 +40,7 @@ def losses(device: str = "cpu", rounds: int = 15, threads: int = 2) -> None:
     """
     torch.set_num_threads(threads)
     torch.manual_seed(0)
-    for shape in SHAPES:
+    for shape in (*SHAPES, MANY_CLASSES):
         num_classes, dims = shape[1], len(shape) - 2
         logits = torch.randn(shape, device=device, requires_grad=True)
         index = torch.randint(num_classes, (shape[0], *shape[2:]), device=device)

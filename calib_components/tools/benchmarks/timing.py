@@ -66,13 +66,15 @@ def _status(name: str) -> int:
 
 
 def print_ratios(title: str, steps: dict[str, Step], rounds: int, device: str) -> None:
-    """Print one row a step: its time over the time of the first step (median over rounds), and its peak memory."""
+    """Print one row a step: its time (median over rounds) and its peak memory, also over those of the first step."""
     seconds = interleaved_seconds(steps, rounds, device)
     baseline = seconds[next(iter(steps))]
+    memory = {name: peak_memory_mib(step, device) for name, step in steps.items()}
+    baseline_memory = memory[next(iter(steps))]
     width = max(map(len, steps))
     print(f"\n{title} ({device}, {torch.get_num_threads()} threads, median of {rounds} rounds)")
-    print(f"{'':{width}}  {'ratio':>6}  {'ms':>8}  {'peak MiB':>8}")
-    for name, step in steps.items():
+    print(f"{'':{width}}  {'ratio':>6}  {'ms':>8}  {'peak MiB':>8}  {'ratio':>6}")
+    for name in steps:
         ratio = statistics.median(own / base for own, base in zip(seconds[name], baseline, strict=True))
-        milliseconds = 1e3 * statistics.median(seconds[name])
-        print(f"{name:{width}}  {ratio:6.2f}  {milliseconds:8.1f}  {peak_memory_mib(step, device):8.1f}", flush=True)
+        times = f"{ratio:6.2f}  {1e3 * statistics.median(seconds[name]):8.1f}"
+        print(f"{name:{width}}  {times}  {memory[name]:8.1f}  {memory[name] / baseline_memory:6.2f}", flush=True)

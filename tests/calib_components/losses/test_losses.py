@@ -23,6 +23,7 @@ from calib_components.losses import (
     SVLSLoss,
     nacl_loss,
     neighbor_prior,
+    slabs,
 )
 from calib_components.losses.priors import PRIORS
 
@@ -116,6 +117,43 @@ def test_gradient(name: str, shape: tuple[int, ...]) -> None:
     target[0, 0, 0, 0] = 7
     loss = LOSSES[name](ignore_index=7)
     assert torch.autograd.gradcheck(lambda x: loss(x, target), logits.double().requires_grad_())
+
+
+@every_loss
+def test_second_derivative(name: str) -> None:
+    logits, target = example((2, 3, 3, 2))
+    target[0, 0, 0, 0] = 7
+    loss = LOSSES[name](ignore_index=7)
+    assert torch.autograd.gradgradcheck(lambda x: loss(x, target), logits.double().requires_grad_())
+
+
+@every_loss
+@pytest.mark.parametrize("shape", [(3, 4, 6, 5), (2, 3, 4, 5, 3)], ids=["2d", "3d"])
+@pytest.mark.parametrize("slab", [1, 2**7])
+def test_slabs_of_rows_or_images_equal_the_whole(
+    name: str, shape: tuple[int, ...], slab: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logits, target = example(shape)
+    loss = LOSSES[name](ignore_index=1)
+    expected = value_and_gradient(loss, logits, target)
+    monkeypatch.setattr(slabs, "CPU_SLAB_OF_A_THREAD", slab)
+    parts = list(slabs.slabs(logits.shape, logits.device))
+    assert len(parts) > 1
+    torch.testing.assert_close(value_and_gradient(loss, logits, target), expected)
+    torch.testing.assert_close(loss(logits, target), expected[0])
+    if name in SOFT:
+        soft = F.one_hot(target[:, 0], shape[1]).movedim(-1, 1).float()
+        in_slabs = value_and_gradient(LOSSES[name](), logits, soft)
+        torch.testing.assert_close(in_slabs, value_and_gradient(LOSSES[name](), logits, target))
+
+
+def test_a_retained_graph_gives_gradients_of_their_own() -> None:
+    logits, target = example(SHAPES[0])
+    logits.requires_grad_()
+    value = NACLLoss()(logits, target)
+    (first,) = torch.autograd.grad(value, logits, retain_graph=True)
+    (second,) = torch.autograd.grad(value, logits, 2 * torch.ones(()))
+    torch.testing.assert_close(second, 2 * first)
 
 
 @every_loss

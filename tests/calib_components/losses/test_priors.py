@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from calib_components.losses import neighbor_prior
+from calib_components.losses import neighbor_prior, slabs
 from calib_components.losses.priors import PADDINGS, PRIORS
 
 IGNORED = 255
@@ -55,7 +55,9 @@ def random_labels(shape, num_classes, ignored_fraction=0.0, seed=0):
 @pytest.mark.parametrize("padding", PADDINGS)
 @pytest.mark.parametrize("ignored_fraction", [0.0, 0.3, 0.9])
 @pytest.mark.parametrize(("shape", "kernel_size"), [((2, 5, 6), 3), ((1, 6, 4), 5), ((2, 3, 4, 5), 3)])
-def test_equals_brute_force(prior, padding, ignored_fraction, shape, kernel_size):
+@pytest.mark.parametrize("slab", [1, 2**18], ids=["rows", "whole"])
+def test_equals_brute_force(prior, padding, ignored_fraction, shape, kernel_size, slab, monkeypatch):
+    monkeypatch.setattr(slabs, "CPU_SLAB_OF_A_THREAD", slab)
     labels = random_labels(shape, 4, ignored_fraction)
     ignore_index = IGNORED if ignored_fraction else None
     result = neighbor_prior(torch.tensor(labels), 4, prior, kernel_size, 1.5, padding, ignore_index)
