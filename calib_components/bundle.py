@@ -81,8 +81,12 @@ OPTIONS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "num_workers": ("a whole number of at least 0", _is_count(0)),
     "seed": ("a whole number from 0 to 4294967295", lambda value: _is_count(0)(value) and value < 2**32),
     "learning_rate": ("a number above 0", _is_rate),
+    "cache": (
+        "a number of MiB, of at least 0",
+        lambda value: type(value) in (int, float) and 0 <= value < float("inf"),
+    ),
     **dict.fromkeys(("image_size", "crop_size"), ("two multiples of 16, such as [128,128]", _is_size)),
-    **dict.fromkeys(("amp", "resume", "any_orientation", "tta"), ("true or false", _is_bool)),
+    **dict.fromkeys(("amp", "compile", "resume", "any_orientation", "tta"), ("true or false", _is_bool)),
     "temperature": (f"a number from {LOWEST_TEMPERATURE} to {HIGHEST_TEMPERATURE}, or null to fit it", _is_temperature),
     "region": ("a region such as all, predicted or plausible(0.1), or class indices", _is_region),
     "split": ("training, validation or testing", lambda value: value in ("training", "validation", "testing")),
@@ -109,6 +113,8 @@ def start_run(folders: Sequence[str] = ()) -> None:
     check_values(config)
     for name in folders:
         check_writable(name, config.get_parsed_content(name))
+    if config.get_parsed_content("compile", default=False):
+        _check_compiler(config.get_parsed_content("device"))
 
 
 def running_config() -> ConfigParser | None:
@@ -219,6 +225,14 @@ def _check_device(device: Any) -> None:
     except (AssertionError, RuntimeError, TypeError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"device: expected one that PyTorch finds, got {device!r}: {reason}") from None
+
+
+def _check_compiler(device: Any) -> None:
+    try:
+        torch.compile(torch.neg)(torch.zeros(2, device=device))
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"compile: expected a compiler that torch.compile can use, or false, got {reason}") from None
 
 
 def _references(value: Any) -> Iterator[str]:

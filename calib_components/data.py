@@ -13,6 +13,7 @@ import logging
 import math
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
@@ -21,7 +22,8 @@ from typing import Any, cast
 import numpy as np
 import torch
 from monai.config import KeysCollection
-from monai.data import Dataset
+from monai.data import CacheDataset, Dataset
+from monai.data.utils import set_rnd
 from monai.transforms import MapTransform
 from nibabel import Nifti1Image
 from nibabel.spatialimages import SpatialImage
@@ -321,24 +323,18 @@ class CaseDataset(Dataset):
         prepare: Callable[[Mapping[str, Any]], Mapping[str, Any]],
         transform: Callable | None = None,
     ) -> None:
-        items = list(data)
-        if raw := [index for index, item in enumerate(items) if "case" not in item]:
-            folder = Path(tempfile.mkdtemp(prefix="cases-"))
-            atexit.register(shutil.rmtree, folder, ignore_errors=True)
-            logging.getLogger(__name__).info("Preparing %d cases in %s.", len(raw), folder)
-            for index in raw:
-                items[index] = _write_raw(items[index], prepare(items[index]), folder / str(index))
-        super().__init__(items, transform)
+        super().__init__(_prepared(data, prepare), transform)
 
 
-class SliceDataset(CaseDataset):
-    """The slices of such cases, see `list_slices`.
+class SliceDataset(CacheDataset):
+    """The slices of such cases, see `list_slices`; as many as fit are kept in memory, as they are before augmentation.
 
     Args:
         data: As in `CaseDataset`.
         prepare: As in `CaseDataset`.
         image_size: Expected number of rows and columns of a slice.
         transform: Applied to an item when it is requested.
+        cache: MiB of slices that are kept. Workers that are forked share them.
 
     Raises:
         InputError: See `CaseDataset` and `list_slices`.
@@ -350,9 +346,40 @@ class SliceDataset(CaseDataset):
         prepare: Callable[[Mapping[str, Any]], Mapping[str, Any]],
         image_size: Sequence[int],
         transform: Callable | None = None,
+        cache: float = 0,
     ) -> None:
-        super().__init__(data, prepare, transform)
-        self.data = list_slices(self.data, image_size)
+        slices = list_slices(_prepared(data, prepare), image_size)
+        size = sum(load_slice(slices[0][key], 0).nbytes for key in ("image", "label"))
+        self._seed = torch.tensor(-1).share_memory_()  # -1: none; workers that stay see it change
+        super().__init__(slices, transform, cache_num=int(cache * 2**20 / size), progress=sys.stderr.isatty())
+
+    def seed_items(self, seed: int) -> None:
+        """Let the randomness of each item follow from a seed and its index alone, whichever worker it is drawn in.
+
+        Args:
+            seed: Another one for each epoch.
+        """
+        self._seed.fill_(seed)
+
+    def _transform(self, index: int) -> Any:
+        if self._seed >= 0:
+            seed = np.random.SeedSequence((int(self._seed), index)).generate_state(1).item()
+            set_rnd(self.transform, seed)
+        return super()._transform(index)
+
+
+def _prepared(
+    data: Sequence[Mapping[str, Any]], prepare: Callable[[Mapping[str, Any]], Mapping[str, Any]]
+) -> list[Mapping[str, Any]]:
+    """Return the items, those of raw cases replaced by those of the cases prepared from them."""
+    items = list(data)
+    if raw := [index for index, item in enumerate(items) if "case" not in item]:
+        folder = Path(tempfile.mkdtemp(prefix="cases-"))
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        logging.getLogger(__name__).info("Preparing %d cases in %s.", len(raw), folder)
+        for index in raw:
+            items[index] = _write_raw(items[index], prepare(items[index]), folder / str(index))
+    return items
 
 
 def _write_raw(item: Mapping[str, Any], volumes: Mapping[str, Any], folder: Path) -> dict[str, str]:

@@ -61,7 +61,7 @@ TRAINING: Mapping[str, tuple[str, ...]] = {
     "optimizer": (),
     "lr_scheduler": (),
     "train::preprocessing": (),
-    "train::dataset": (),
+    "train::dataset": ("cache",),
     "train::dataloader": LOADING,
     "train::inferer": (),
     "train::trainer": ("device", "train_handlers", "key_train_metric", "additional_metrics", "metric_cmp_fn"),

@@ -1,4 +1,4 @@
-"""Inference slice by slice, which need not depend on how slices are turned."""
+"""Inference slice by slice, which need not depend on how slices are turned, and in mixed precision on any device."""
 
 from __future__ import annotations
 
@@ -6,11 +6,30 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from monai.inferers import Inferer
+from monai.inferers import Inferer, SimpleInferer
 
 from calib_components.scratch import release, scratch
 
-__all__ = ["SlicesInferer"]
+__all__ = ["AutocastInferer", "SlicesInferer"]
+
+
+class AutocastInferer(SimpleInferer):
+    """Apply a network to a batch in mixed precision: in float16 on CUDA, in bfloat16 on a CPU.
+
+    MONAI's engines do so on CUDA alone. What follows, such as a loss, is not in mixed precision on a CPU.
+
+    Args:
+        enabled: Whether to do so; otherwise this is MONAI's `SimpleInferer`.
+    """
+
+    def __init__(self, enabled: bool) -> None:
+        super().__init__()
+        self.enabled = enabled
+
+    def __call__(self, inputs: torch.Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Return what the network returns for the inputs."""
+        with torch.autocast(inputs.device.type, enabled=self.enabled):
+            return super().__call__(inputs, network, *args, **kwargs)
 
 
 class SlicesInferer(Inferer):

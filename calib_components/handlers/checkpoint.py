@@ -20,7 +20,7 @@ from monai.engines import Evaluator, Trainer
 from monai.utils import set_determinism
 
 from calib_components.bundle import facts_in_use, running_config
-from calib_components.data import SOURCE
+from calib_components.data import SOURCE, SliceDataset
 from calib_components.errors import InputError, reading, writing
 from calib_components.facts import has_other_facts, write_facts
 from calib_components.fingerprint import changes, fingerprint
@@ -43,8 +43,10 @@ class TrainingCheckpoint:
     `last.pt` also has the fingerprint of the run, see `calib_components.fingerprint`: a run with other settings, other
     data or another number of processes cannot resume from it.
 
-    All randomness of an epoch (order, augmentation, dropout) is seeded with `seed` and the number of the epoch. A
-    resumed run therefore draws the same numbers as an uninterrupted one, and on a CPU ends with the same bits.
+    All randomness of an epoch (augmentation, dropout, and the order of a sampler without a seed of its own) is seeded
+    with `seed` and the number of the epoch. A resumed run therefore draws the same numbers as an uninterrupted one, and
+    on a CPU ends with the same bits. Workers that stay from epoch to epoch need a `SliceDataset` and a sampler that
+    follows the epoch, such as MONAI's `DistributedSampler`.
 
     A temperature of the network, see `calib_components.posthoc`, is 1 in training, also if the weights that it starts
     from are calibrated: other weights need another temperature, which is fitted after training.
@@ -138,8 +140,11 @@ class TrainingCheckpoint:
     def _seed_epoch(self, engine: Trainer) -> None:
         epoch_seed = np.random.SeedSequence((self.seed, engine.state.epoch, idist.get_rank())).generate_state(1).item()
         set_determinism(epoch_seed)
-        # Workers seed their own copies of the dataset; without workers, this one is used.
-        set_rnd(getattr(engine.data_loader, "dataset", None), seed=epoch_seed)
+        dataset = getattr(engine.data_loader, "dataset", None)
+        if isinstance(dataset, SliceDataset):
+            dataset.seed_items(epoch_seed)
+        else:  # workers that do not stay seed their own copies; without workers, this one is used
+            set_rnd(dataset, seed=epoch_seed)
 
     def _reset_temperature(self) -> None:
         if find_temperature(self.stateful["network"]) is not None:

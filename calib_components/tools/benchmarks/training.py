@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -16,12 +17,21 @@ from calib_components.tools.benchmarks.timing import Step, print_ratios
 __all__ = ["train"]
 
 
+MODES: dict[str, dict[str, Any]] = {
+    "float32": {"amp": False},
+    "amp": {"amp": True},
+    "compile": {"amp": False, "compile": True},
+    "amp, compile": {"amp": True, "compile": True},
+}
+
+
 def train(
-    bundle: Path, device: str = "cpu", rounds: int = 5, threads: int = 2, slices: int = 256, size: int = 128
+    bundle: Path, device: str = "cpu", rounds: int = 5, threads: int = 2, slices: int = 256, size: int = 144
 ) -> None:
     """An epoch through the ACDC bundle's workflow over one of a bare PyTorch loop, same network and in-memory tensors.
 
-    The workflow's epoch includes its handlers and its checkpoint, not its validation, which the bare loop lacks.
+    The bare loop is in float32 and not compiled. The workflow's epoch includes its handlers and its checkpoint, not its
+    validation, which the bare loop lacks.
 
     Args:
         bundle: Folder of the ACDC bundle.
@@ -36,36 +46,44 @@ def train(
     logging.disable(logging.INFO)
     images = torch.randn(slices, 1, size, size)
     labels = torch.randint(4, (slices, 1, size, size), dtype=torch.uint8)
+    data = [{"image": i, "label": y} for i, y in zip(images, labels, strict=True)]
     with TemporaryDirectory() as folder:
-        options: dict[str, Any] = {
-            "device": device,
-            "amp": False,
-            "num_workers": 0,
-            "val_interval": 10**6,
-            "ckpt_dir": folder,
-            "output_dir": folder,
-            "train::dataset": [{"image": i, "label": y} for i, y in zip(images, labels, strict=True)],
-            "validate::dataset": [],
-        }
-        workflow = ConfigWorkflow(str(bundle / "configs" / "train.yaml"), workflow_type="train", **options)
-        workflow.initialize()
-        trainer = workflow.trainer
-
-        def workflow_epoch() -> None:
-            trainer.state.max_epochs = trainer.state.epoch + 1
-            trainer.run()
-
-        network = copy.deepcopy(trainer.network)
+        workflows = {name: _trainer(bundle, data, Path(folder, name), device, mode) for name, mode in MODES.items()}
+        network = copy.deepcopy(workflows["float32"].network).to(memory_format=torch.contiguous_format)
         optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
-        batch_size = trainer.data_loader.batch_size
+        loss_function = workflows["float32"].loss_function
+        batch_size = workflows["float32"].data_loader.batch_size
 
         def bare_epoch() -> None:
             network.train()
             for batch in torch.randperm(slices).split(batch_size):
                 optimizer.zero_grad()
-                loss = trainer.loss_function(network(images[batch].to(device)), labels[batch].to(device))
+                loss = loss_function(network(images[batch].to(device)), labels[batch].to(device))
                 loss.backward()
                 optimizer.step()
 
-        steps: dict[str, Step] = {"bare loop": bare_epoch, "bundle's workflow": workflow_epoch}
+        steps: dict[str, Step] = {"bare loop, float32": bare_epoch}
+        for name, trainer in workflows.items():
+            steps[f"workflow, {name}"] = partial(_epoch, trainer)
         print_ratios(f"training epoch, {slices} slices of {size} x {size}", steps, rounds, device)
+
+
+def _trainer(bundle: Path, data: list[dict[str, Any]], folder: Path, device: str, mode: dict[str, Any]) -> Any:
+    options: dict[str, Any] = {
+        "device": device,
+        "num_workers": 0,
+        "val_interval": 10**6,
+        "ckpt_dir": str(folder),
+        "output_dir": str(folder),
+        "train::dataset": data,
+        "validate::dataset": [],
+        **mode,
+    }
+    workflow = ConfigWorkflow(str(bundle / "configs" / "train.yaml"), workflow_type="train", **options)
+    workflow.initialize()
+    return workflow.trainer
+
+
+def _epoch(trainer: Any) -> None:
+    trainer.state.max_epochs = trainer.state.epoch + 1
+    trainer.run()
