@@ -1,4 +1,4 @@
-"""Inference slice by slice, which need not depend on how slices are turned, and in mixed precision on any device."""
+"""Inference slice by slice, which need not depend on how slices are turned, and in bfloat16."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from monai.inferers import Inferer, SimpleInferer
 
 from calib_components.scratch import release, scratch
 
-__all__ = ["AutocastInferer", "SlicesInferer"]
+__all__ = ["Bfloat16Inferer", "SlicesInferer"]
 
 
-class AutocastInferer(SimpleInferer):
-    """Apply a network to a batch in mixed precision: in float16 on CUDA, in bfloat16 on a CPU.
+class Bfloat16Inferer(SimpleInferer):
+    """Apply a network to a batch in mixed precision of bfloat16, on any device.
 
-    MONAI's engines do so on CUDA alone. What follows, such as a loss, is not in mixed precision on a CPU.
+    MONAI's engines use float16, on CUDA alone, whose gradients need to be scaled; those of bfloat16 do not.
 
     Args:
         enabled: Whether to do so; otherwise this is MONAI's `SimpleInferer`.
@@ -28,7 +28,9 @@ class AutocastInferer(SimpleInferer):
 
     def __call__(self, inputs: torch.Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Return what the network returns for the inputs."""
-        with torch.autocast(inputs.device.type, enabled=self.enabled):
+        if not self.enabled:  # MONAI's own mixed precision stays as it is
+            return super().__call__(inputs, network, *args, **kwargs)
+        with torch.autocast(inputs.device.type, torch.bfloat16):
             return super().__call__(inputs, network, *args, **kwargs)
 
 

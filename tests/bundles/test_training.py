@@ -9,10 +9,12 @@ import os
 import random
 import re
 import signal
+import subprocess
 import sys
 import time
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -161,3 +163,50 @@ def test_training_killed_at_five_random_moments_resumes_to_the_same_bits(prepare
         {path.name for path in folder.iterdir() if not path.name.startswith(left_out)} for folder in (killed, whole)
     )
     assert names == expected_names
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["bfloat16", "compile"])
+def test_resumes_to_the_same_bits_in_each_mode(mode: str, prepared: Path, tmp_path: Path) -> None:
+    def run(folder: Path, **options: Any) -> dict[str, Any]:
+        places = {"dataset_dir": str(prepared), "ckpt_dir": str(folder), "output_dir": str(folder)}
+        options = {"num_workers": 0, "lr_scheduler::milestones": [2], "validate::handlers": [], mode: True, **options}
+        run_bundle(ACDC, "train.yaml", **places, **options)
+        return torch.load(folder / "last.pt", weights_only=True)
+
+    whole = run(tmp_path / "whole", max_epochs=3)
+    run(tmp_path / "parts", max_epochs=1)
+    last = torch.load(tmp_path / "parts" / "last.pt", weights_only=True)
+    last["settings"]["max_epochs"] = last["settings"]["train::trainer"]["max_epochs"] = 3  # as if it had been killed
+    torch.save(last, tmp_path / "parts" / "last.pt")
+    resumed = run(tmp_path / "parts", max_epochs=3, resume=True)
+    assert resumed["epoch"] == 3
+    for part in ("network", "optimizer"):
+        torch.testing.assert_close(resumed[part], whole[part], rtol=0, atol=0)
+
+
+def test_workers_and_cache_change_no_bit(prepared: Path, tmp_path: Path) -> None:
+    weights = []
+    for number, options in enumerate(({"num_workers": 0, "cache": 0}, {"num_workers": 2})):
+        folder = str(tmp_path / str(number))
+        places = {"dataset_dir": str(prepared), "ckpt_dir": folder, "output_dir": folder}
+        run_bundle(ACDC, "train.yaml", max_epochs=2, **places, **options)
+        weights.append(torch.load(Path(folder, "last.pt"), weights_only=True)["network"])
+    torch.testing.assert_close(*weights, rtol=0, atol=0)
+
+
+def test_compilation_without_a_compiler(prepared: Path, tmp_path: Path) -> None:
+    places = {"dataset_dir": prepared, "bundle_root": tmp_path, "output_dir": tmp_path}
+    options = [f"--{name}={value}" for name, value in {**places, "device": "cpu", "compile": True}.items()]
+    without = {"CXX": str(tmp_path / "no-compiler"), "PATH": "", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    done = subprocess.run(
+        [sys.executable, "-m", "monai.bundle", "run", f"--config_file={ACDC}/configs/train.yaml", *options],
+        env={**os.environ, **without},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    expected = "compile: expected a compiler that torch.compile can use, or false, got InvalidCxxCompiler: No working"
+    assert done.stderr.splitlines()[-1].startswith(expected)
+    assert not (tmp_path / "models").exists()

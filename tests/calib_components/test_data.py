@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ import numpy as np
 import pytest
 import torch
 from monai.bundle import ConfigParser
-from monai.transforms import LoadImaged
+from monai.data import DataLoader
+from monai.transforms import Compose, LoadImaged, RandGaussianNoised
 
 from calib_components.data import (
     CaseDataset,
@@ -317,6 +319,51 @@ def test_raw_cases_are_prepared_as_prepare_data_does(phantoms: Path, prepared: P
     slices = SliceDataset(data, prepare, [64, 64], LoadSliced(["image", "label"]))
     assert len(slices) == 2 * case["image"].shape[-1]
     assert slices[0]["image"].shape == (1, 64, 64)
+
+
+class TestSlices:
+    """Slices in memory and from files, with noise that is drawn in this process or in workers."""
+
+    @pytest.fixture
+    def dataset(self, tmp_path: Path) -> Callable[..., SliceDataset]:
+        make_prepared(ACDC, tmp_path)
+        cases = read_datalist(tmp_path / "datalist.json", "training", tmp_path, SIZE, 1)
+        transform = Compose([LoadSliced(["image", "label"]), RandGaussianNoised("image", prob=1)])
+        return lambda cache: SliceDataset(cases, dict, SIZE, transform, cache)
+
+    def test_as_many_as_fit_are_kept(self, dataset: Callable[..., SliceDataset], tmp_path: Path) -> None:
+        size = SIZE[0] * SIZE[1] * (4 + 1)  # float32 and a byte
+        kept = dataset(2.5 * size / 2**20)
+        read_again = dataset(0)
+        for each in (kept, read_again):
+            each.seed_items(7)
+        for index in range(len(kept)):
+            assert torch.equal(kept[index]["image"], read_again[index]["image"])
+        for folder in tmp_path.glob("training*"):
+            shutil.rmtree(folder)
+        assert [kept[index]["label"].shape for index in (0, 1)] == [(1, *SIZE)] * 2
+        with pytest.raises(RuntimeError):
+            kept[2]
+
+    @pytest.mark.parametrize("num_workers", [1, 2])
+    def test_draws_follow_from_seed_and_index(self, num_workers: int, dataset: Callable[..., SliceDataset]) -> None:
+        here = dataset(1)
+        there = DataLoader(dataset(1), num_workers=num_workers, persistent_workers=True)
+        epochs = []
+        for seed in (3, 4, 3):
+            here.seed_items(seed)
+            there.dataset.seed_items(seed)
+            epochs.append([item["image"] for item in here])
+            for own, (other,) in zip(epochs[-1], (item["image"] for item in there), strict=True):
+                assert torch.equal(own, other)
+        first, second, again = epochs
+        assert all(torch.equal(*pair) for pair in zip(first, again, strict=True))
+        assert not any(torch.equal(*pair) for pair in zip(first, second, strict=True))
+        assert not torch.equal(first[0] - first[1], second[0] - second[1])  # noise of its own for each item
+
+    def test_without_a_seed_draws_go_on(self, dataset: Callable[..., SliceDataset]) -> None:
+        slices = dataset(1)
+        assert not torch.equal(slices[0]["image"], slices[0]["image"])
 
 
 def test_patients_that_are_trained_on_as_well_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

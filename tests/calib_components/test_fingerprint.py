@@ -38,11 +38,12 @@ def test_is_plain_data_with_references_to_its_own_ids_alone(bundle: Path) -> Non
     assert references <= {*training, *PLACES}
     assert {"network", "optimizer", "loss", "train::dataset", "train::dataloader", "amp"} <= references
     assert training["train::trainer"]["network"] == "@network"
-    assert training["network"] == "$@network_def.to(@device)"
+    assert training["network"] == "$@network_def.to(@device, memory_format=torch.channels_last)"
     assert training["optimizer"] == {
         "_target_": "torch.optim.Adam",
         "params": "$@network.parameters()",
         "lr": 0.001,
+        "fused": True,
     }
     assert training["lr_scheduler"] == {
         "_target_": "torch.optim.lr_scheduler.MultiStepLR",

@@ -8,7 +8,7 @@ import pytest
 import torch
 from monai.inferers import SliceInferer
 
-from calib_components.inferers import SlicesInferer
+from calib_components.inferers import Bfloat16Inferer, SlicesInferer
 
 torch.manual_seed(0)
 NETWORK = torch.nn.Conv2d(2, 3, 3, padding=1).double()  # sees how a slice is turned
@@ -60,3 +60,11 @@ def test_other_slices_are_flipped_only() -> None:
     volume = torch.rand(1, 1, 16, 24, 3)
     torch.testing.assert_close(inferer(volume, network), volume)
     assert network_saw == [(16, 24)] * 4
+
+
+def test_bfloat16_is_that_of_autocast() -> None:
+    network, inputs = torch.nn.Conv2d(2, 3, 3), torch.randn(4, 2, 8, 8)
+    result = Bfloat16Inferer(enabled=True)(inputs, network)
+    assert result.dtype == torch.bfloat16
+    assert torch.equal(result, network.bfloat16()(inputs.bfloat16()))
+    assert torch.equal(Bfloat16Inferer(enabled=False)(inputs, network.float()), network(inputs))

@@ -34,7 +34,10 @@ COMMANDS: dict[str, tuple[Callable[..., None], list[str]]] = {
     "losses": (partial(benchmarks.losses, rounds=1), ["forward + backward, 2x4x16x16", "NACLLoss median"]),
     "metrics": (partial(benchmarks.metrics, rounds=1), ["one batch, smooth", "hausdorff_distance_95"]),
     "posthoc": (partial(benchmarks.posthoc, rounds=1, cases=1), ["TemperatureScaling", "temperatures:"]),
-    "train": (partial(benchmarks.train, ACDC, rounds=1, slices=2, size=32), ["bundle's workflow"]),
+    "train": (
+        partial(benchmarks.train, ACDC, rounds=1, slices=2, size=32),
+        ["bare loop", "workflow, bfloat16, compile"],
+    ),
     "evaluation": (
         partial(benchmarks.evaluation, ACDC, rounds=1, sizes=[40], slices=4),
         ["evaluation of 4x40x40x4", "all metrics of evaluate.yaml"],

@@ -17,11 +17,11 @@ from calib_components.tools.benchmarks.timing import Step, print_ratios
 __all__ = ["train"]
 
 
-MODES: dict[str, dict[str, Any]] = {
-    "float32": {"amp": False},
-    "amp": {"amp": True},
-    "compile": {"amp": False, "compile": True},
-    "amp, compile": {"amp": True, "compile": True},
+MODES: dict[str, dict[str, bool]] = {
+    "float32": {},
+    "bfloat16": {"bfloat16": True},
+    "compile": {"compile": True},
+    "bfloat16, compile": {"bfloat16": True, "compile": True},
 }
 
 
@@ -71,6 +71,7 @@ def train(
 def _trainer(bundle: Path, data: list[dict[str, Any]], folder: Path, device: str, mode: dict[str, Any]) -> Any:
     options: dict[str, Any] = {
         "device": device,
+        "amp": False,
         "num_workers": 0,
         "val_interval": 10**6,
         "ckpt_dir": str(folder),
