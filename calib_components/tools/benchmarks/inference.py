@@ -131,16 +131,16 @@ def _run(workflow: ConfigWorkflow) -> None:
 
 def _run_whole(workflow: ConfigWorkflow) -> None:
     """The same maps by MONAI's transforms of whole volumes, in float32."""
+    get = workflow.parser.get_parsed_content
 
     def save(key: str, dtype: Any) -> SaveImaged:
-        return SaveImaged(
-            key, output_dir=workflow.output_dir, output_postfix=key, output_dtype=dtype, separate_folder=False
-        )
+        options = {"output_postfix": key, "output_dtype": dtype, "separate_folder": False, "print_log": False}
+        return SaveImaged(key, output_dir=get("output_dir"), **options)
 
     postprocessing = Compose(
         [
             Activationsd("pred", softmax=True),
-            Invertd("pred", transform=workflow.preprocessing, orig_keys="image", nearest_interp=False),
+            Invertd("pred", transform=get("preprocessing"), orig_keys="image", nearest_interp=False),
             Lambdad("pred", fill_background),
             CopyItemsd("pred", times=2, names=["seg", "uncertainty"]),
             AsDiscreted("seg", argmax=True),
@@ -151,12 +151,12 @@ def _run_whole(workflow: ConfigWorkflow) -> None:
         ]
     )
     SupervisedEvaluator(
-        workflow.device,
-        workflow.dataloader,
-        workflow.network,
-        inferer=SliceInferer(roi_size=workflow.crop_size, sw_batch_size=workflow.batch_size, spatial_dim=2),
+        device=get("device"),
+        val_data_loader=get("dataloader"),
+        network=get("network"),
+        inferer=SliceInferer(roi_size=get("crop_size"), sw_batch_size=get("batch_size"), spatial_dim=2),
         postprocessing=postprocessing,
-        val_handlers=workflow.handlers[:2],  # errors, weights
+        val_handlers=get("handlers")[:2],  # errors in one line, the weights
     ).run()
 
 
