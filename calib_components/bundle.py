@@ -228,7 +228,7 @@ def _check_compiler(device: Any) -> None:
     try:
         torch.compile(torch.neg)(torch.zeros(2, device=device))
     except Exception as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = (str(error).strip() or repr(error)).splitlines()[0]
         raise InputError(f"compile: expected a compiler that torch.compile can use, or false, got {reason}") from None
 
 

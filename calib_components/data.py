@@ -334,7 +334,7 @@ class SliceDataset(CacheDataset):
         prepare: As in `CaseDataset`.
         image_size: Expected number of rows and columns of a slice.
         transform: Applied to an item when it is requested.
-        cache: MiB of slices that are kept. Workers that are forked share them.
+        cache: MiB of slices that are kept. Workers that are forked share them; others read all slices from their files.
 
     Raises:
         InputError: See `CaseDataset` and `list_slices`.
@@ -349,6 +349,8 @@ class SliceDataset(CacheDataset):
         cache: float = 0,
     ) -> None:
         slices = list_slices(_prepared(data, prepare), image_size)
+        if not slices:
+            raise InputError("train::dataset: expected at least one case, got none")
         size = sum(load_slice(slices[0][key], 0).nbytes for key in ("image", "label"))
         self._seed = torch.tensor(-1).share_memory_()  # -1: none; workers that stay see it change
         super().__init__(slices, transform, cache_num=int(cache * 2**20 / size), progress=sys.stderr.isatty())
@@ -361,9 +363,13 @@ class SliceDataset(CacheDataset):
         """
         self._seed.fill_(seed)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what is kept: each tensor would reach a worker that is not forked as a file of its own."""
+        return {**vars(self), "_cache": [], "cache_num": 0}
+
     def _transform(self, index: int) -> Any:
         if self._seed >= 0:
-            seed = np.random.SeedSequence((int(self._seed), index)).generate_state(1).item()
+            seed = np.random.SeedSequence((int(self._seed), index % len(self))).generate_state(1).item()
             set_rnd(self.transform, seed)
         return super()._transform(index)
 

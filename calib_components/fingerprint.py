@@ -2,7 +2,7 @@
 
 Two runs are comparable, and a finished run is still valid, if their fingerprints are equal. The fingerprint has every
 setting of the listed ids except comments, the device, the number of workers, places (`PLACES`) and the names of helper
-ids. Random draws depend on the number of workers, and rounding on the device, but only as they do on a seed.
+ids. Rounding depends on the device, but no more than numbers do on a seed.
 
 Not covered: handlers, `initialize` and `run`, which are taken to be those of the bundle, and the content of files and
 the code of classes and functions, of which the names are shown.

@@ -10,8 +10,9 @@ import nibabel
 import numpy as np
 from monai.data import NibabelReader
 from nibabel.affines import voxel_sizes
+from nibabel.openers import ImageOpener
 from nibabel.spatialimages import SpatialImage
-from nibabel.volumeutils import apply_read_scaling
+from nibabel.volumeutils import apply_read_scaling, array_from_file
 
 from calib_components.errors import InputError, reading
 
@@ -93,12 +94,15 @@ class NiftiReader(NibabelReader):
         return super().read(data, **kwargs)
 
     def _get_array_data(self, img: Any, filename: Any) -> Any:
-        with reading(filename, "a complete NIfTI file"):
-            stored = img.dataobj.get_unscaled()
+        proxy = img.dataobj
+        with reading(filename, "a complete NIfTI file"), ImageOpener(proxy.file_like) as file:
+            stored = array_from_file(proxy.shape, proxy.dtype, file, proxy.offset)
+            if str(filename).lower().endswith(".gz"):
+                file.read()  # the end, where gzip finds that bytes have changed
         values = np.empty(stored.shape, np.float32)
         axis = min(2, stored.ndim - 1)
         with np.errstate(over="ignore"):  # what is too large for float32 becomes infinite
             for start in range(0, stored.shape[axis], SLAB):
                 slab = (*[slice(None)] * axis, slice(start, start + SLAB))
-                values[slab] = apply_read_scaling(stored[slab], img.dataobj.slope, img.dataobj.inter)
+                values[slab] = apply_read_scaling(stored[slab], proxy.slope, proxy.inter)
         return values

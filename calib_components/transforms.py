@@ -15,7 +15,7 @@ from monai.data.utils import affine_to_spacing
 from monai.transforms import Compose, InvertibleTransform, LoadImaged, MapTransform
 
 from calib_components.errors import InputError, error_line
-from calib_components.nifti import SLAB, NiftiReader, open_nifti
+from calib_components.nifti import NiftiReader, open_nifti
 
 __all__ = [
     "CheckVolumed",
@@ -31,6 +31,7 @@ __all__ = [
 
 PIXEL_SIZE_FACTOR = 3  # how far off the trained pixel sizes an image may be before there is a warning
 SAME_SPACING = 1e-3  # relative difference of spacings that are one number, rounded
+SLAB = 16  # slices whose values are changed at once
 LEAST_CONTRAST = 1e-3  # of the range of a channel, that all but the brightest and darkest 0.1 % of its voxels span
 
 
@@ -202,9 +203,15 @@ class InSlabsd(MapTransform):
         self.transform = transform
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Return the item, whose volumes have new values."""
+        """Return the item, whose volumes have new values.
+
+        Raises:
+            InputError: A volume is not floating point.
+        """
         item = dict(data)
         for key in self.key_iterator(item):
+            if not item[key].is_floating_point():
+                raise InputError(f"{file_name(item[key])}: expected floating-point values, got {item[key].dtype}")
             for slab in torch.as_tensor(item[key]).as_subclass(torch.Tensor).split(SLAB, dim=-1):
                 slab.copy_(self.transform(slab))
         return item

@@ -29,7 +29,7 @@ def mean_over_voxels(voxel_losses: VoxelLosses, logits: Tensor, target: Target) 
     """Mean of the losses over the voxels that count; 0, with a gradient of 0, if none does.
 
     The gradient is computed together with the value, where one is needed. Code compiled by `torch.compile` and second
-    derivatives take all voxels at once, in plain operations.
+    derivatives take all voxels at once, in plain operations. `torch.func` is not supported.
 
     Args:
         voxel_losses: Maps the logits `(b, N, h, ...)` of a slab, the labels there, and the slab's position to the loss
@@ -49,14 +49,15 @@ class _Mean(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, voxel_losses: VoxelLosses, target: Target) -> Tensor:
-        ctx.save_for_backward(logits)
+        # The labels, too, so that PyTorch notices if they have changed when a gradient is computed again.
+        ctx.save_for_backward(logits, target.labels)
         ctx.voxel_losses, ctx.target = voxel_losses, target
         mean, ctx.gradient = _mean_and_gradient(logits, voxel_losses, target, with_gradient=True)
         return mean
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None]:
-        (logits,) = ctx.saved_tensors
+        logits, _ = ctx.saved_tensors
         if torch.is_grad_enabled():  # create_graph=True: the gradient is to be differentiated
             num_valid = _num_valid(logits, ctx.target)
             mean = _slab_mean(logits, ctx.voxel_losses, ctx.target, _whole(logits.shape), num_valid)

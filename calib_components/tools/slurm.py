@@ -26,6 +26,8 @@ def check_executor(executor: str, slurm: Mapping[str, Any] | None) -> None:
         raise InputError(f"--executor: expected local or slurm, got {executor!r}")
     if executor == "local" and slurm is not None:
         raise InputError("--slurm: expected --executor slurm, got local")
+    if not isinstance(slurm, Mapping | None):
+        raise InputError(f'--slurm: expected parameters such as "{{time: 60}}", got {slurm!r}')
 
 
 def slurm_executor(folder: Path, parameters: Mapping[str, Any]) -> Any:

@@ -170,7 +170,14 @@ def test_training_killed_at_five_random_moments_resumes_to_the_same_bits(prepare
 def test_resumes_to_the_same_bits_in_each_mode(mode: str, prepared: Path, tmp_path: Path) -> None:
     def run(folder: Path, **options: Any) -> dict[str, Any]:
         places = {"dataset_dir": str(prepared), "ckpt_dir": str(folder), "output_dir": str(folder)}
-        options = {"num_workers": 0, "lr_scheduler::milestones": [2], "validate::handlers": [], mode: True, **options}
+        options = {
+            "num_workers": 1,
+            "network_def::dropout": 0.1,
+            "lr_scheduler::milestones": [2],
+            "validate::handlers": [],
+            mode: True,
+            **options,
+        }
         run_bundle(ACDC, "train.yaml", **places, **options)
         return torch.load(folder / "last.pt", weights_only=True)
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -360,6 +361,18 @@ class TestSlices:
         assert all(torch.equal(*pair) for pair in zip(first, again, strict=True))
         assert not any(torch.equal(*pair) for pair in zip(first, second, strict=True))
         assert not torch.equal(first[0] - first[1], second[0] - second[1])  # noise of its own for each item
+
+    def test_workers_that_are_not_forked_get_no_cache(self, dataset: Callable[..., SliceDataset]) -> None:
+        kept = dataset(1)
+        sent = pickle.loads(pickle.dumps(kept))
+        assert (len(kept._cache), len(sent._cache)) == (len(kept), 0)
+        for each in (kept, sent):
+            each.seed_items(7)
+        assert torch.equal(sent[-1]["image"], kept[len(kept) - 1]["image"])
+
+    def test_no_case(self) -> None:
+        with pytest.raises(InputError, match=r"^train::dataset: expected at least one case, got none"):
+            SliceDataset([], dict, SIZE)
 
     def test_without_a_seed_draws_go_on(self, dataset: Callable[..., SliceDataset]) -> None:
         slices = dataset(1)

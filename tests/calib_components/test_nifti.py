@@ -109,3 +109,13 @@ class TestNiftiReader:
         expected = np.asanyarray(nib.load(file).dataobj).astype(np.float32)
         assert slope is None or not np.array_equal(expected, stored)
         np.testing.assert_array_equal(values, expected)
+
+    def test_changed_byte_of_a_compressed_file(self, tmp_path: Path) -> None:
+        values = np.random.default_rng(0).integers(0, 2000, (20, 20, 20)).astype(np.int16)
+        file = save(tmp_path / "scan.nii.gz", values)
+        content = bytearray(file.read_bytes())
+        content[-4000] ^= 1
+        file.write_bytes(content)
+        reader = NiftiReader()
+        with pytest.raises(InputError, match=f"^{file}: expected a complete NIfTI file, got "):
+            reader.get_data(reader.read(file))

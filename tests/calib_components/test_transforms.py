@@ -204,6 +204,10 @@ class TestInSlabs:
         assert item["image"] is image  # with its affine and MONAI's record of what was done
         assert item["label"] is label
 
+    def test_whole_numbers_would_be_cut(self) -> None:
+        with pytest.raises(InputError, match=r"^image: expected floating-point values, got torch\.int16"):
+            InSlabsd("image", torch.sqrt)({"image": torch.ones(1, 4, 4, 4, dtype=torch.int16)})
+
     def test_key_may_be_missing_only_if_allowed(self) -> None:
         assert InSlabsd("image", torch.square, allow_missing_keys=True)({}) == {}
         with pytest.raises(KeyError, match="image"):

@@ -13,20 +13,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TextIO
 
 from monai.bundle import ConfigParser
 from monai.utils import set_determinism
 
 from calib_components.bundle import check_values
-from calib_components.errors import error_line, make_folder, printable
+from calib_components.errors import InputError, error_line, make_folder, printable, reading
 from calib_components.handlers import EvaluationWriter
 from calib_components.handlers.evaluation_records import record_file
 from calib_components.inference import Image, ImageFolder
 from calib_components.prediction_maps import MAPS
 from calib_components.tools.configs import explaining, read_configs
 
-__all__ = ["WORK", "BundleRun", "Evaluation", "Inference", "PreparedCase"]
+__all__ = ["WORK", "BundleRun", "Evaluation", "Inference", "PreparedCase", "digest_weights"]
 
 WORK = ".run_cases"  # folder inside the output folder
 WRITER = "calib_components.handlers.EvaluationWriter"
@@ -42,7 +42,7 @@ class BundleRun(ABC):
         files: Configuration files, to be joined.
         options: Ids that are overridden and their values, as JSON.
         output_dir: Folder of the results.
-        weights: SHA-256 of the weights, so that a process which has built the network notices others.
+        weights: SHA-256 of the weights; a process that finds others does not begin.
     """
 
     files: tuple[Path, ...]
@@ -55,6 +55,10 @@ class BundleRun(ABC):
     @abstractmethod
     def names(self, case: Any) -> list[str]:
         """Return the names of the files that a finished case has, in `folder`."""
+
+    @abstractmethod
+    def sources(self, case: Any) -> list[Path]:
+        """Return the files that a case is made from."""
 
     @abstractmethod
     def run(self, case: Any, config: ConfigParser) -> None:
@@ -70,10 +74,15 @@ class BundleRun(ABC):
         """Folder of settings, locks and logs."""
         return self.output_dir / WORK
 
-    def unfinished(self, cases: Sequence[Any]) -> list[Any]:
+    def lacking(self, cases: Sequence[Any]) -> list[Any]:
         """Return the cases that lack a file."""
         there = set(os.listdir(self.folder)) if self.folder.is_dir() else set()
         return [case for case in cases if not there.issuperset(self.names(case))]
+
+    def unfinished(self, cases: Sequence[Any]) -> list[Any]:
+        """Return the cases that lack a file, or were made from files that have changed since."""
+        lacking = {case.name for case in self.lacking(cases)}
+        return [case for case in cases if case.name in lacking or self._made_from(case) != _states(self.sources(case))]
 
     def __call__(self, case: Any) -> str | None:
         """Run the bundle on a case unless it is finished; a process that works on the same case is waited for.
@@ -84,12 +93,17 @@ class BundleRun(ABC):
         Raises:
             InputError: The configuration cannot be used, so that no case can be run.
         """
-        with self._alone(case):
+        with self._alone(case) as made_from:
             if not self.unfinished([case]):
                 return None
             config = _configure(self)
+            states = _states(self.sources(case))
             try:
+                made_from.truncate(0)
                 self.run(case, config)
+                if self.lacking([case]):
+                    return "it has no results"
+                made_from.write(states)
             except Exception as error:
                 _configure.cache_clear()  # an engine that was left by an exception does not run again
                 if line := error_line(error):
@@ -106,12 +120,19 @@ class BundleRun(ABC):
         return self.work / "locks" / hashlib.sha256(os.fsencode(case.name)).hexdigest()[:32]
 
     @contextmanager
-    def _alone(self, case: Any) -> Iterator[None]:
+    def _alone(self, case: Any) -> Iterator[TextIO]:
         lock = self._lock(case)
         make_folder(lock.parent)
-        with open(lock, "w") as file:
+        with open(lock, "a") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
-            yield
+            yield file
+
+    def _made_from(self, case: Any) -> str:
+        """Return the states of the files that a finished case was made from, which its lock holds."""
+        try:
+            return self._lock(case).read_text()
+        except FileNotFoundError:
+            return ""
 
     def configure(self, **changes: Any) -> ConfigParser:
         """Return the configuration for cases that are given one by one, with the weights in the network.
@@ -130,6 +151,8 @@ class BundleRun(ABC):
         with explaining(self.files[0].parent):
             check_values(config)
             config.get_parsed_content(f"{self.group}evaluator")
+            if digest_weights(file := config.get_parsed_content("load_path")) != self.weights:
+                raise InputError(f"{file}: expected the weights that the command began with, got others; run it again")
             for load in config.get_parsed_content("weights_loaders"):
                 load(None)
         return config
@@ -145,6 +168,27 @@ class BundleRun(ABC):
         dataset.data = list(items)
         evaluator.state.epoch_length = len(dataset.data)  # taken from an empty dataset before
         evaluator.run()
+
+
+def digest_weights(file: Any) -> str:
+    """Return the SHA-256 of the weights.
+
+    Raises:
+        InputError: There is no such file, or it cannot be read.
+    """
+    if not Path(str(file)).exists():
+        raise InputError(f"{file}: expected trained weights, got no such file; train first, or set --load_path")
+    with reading(file, "trained weights") as path:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _states(files: Iterable[Path]) -> str:
+    """Return where files are, how large, and when they changed, as text."""
+    try:
+        states = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    except OSError:
+        return "missing"
+    return json.dumps(states)
 
 
 @lru_cache(1)
@@ -168,6 +212,9 @@ class Inference(BundleRun):
 
     def names(self, case: Image) -> list[str]:
         return [f"{case.name}_{MAPS[name]}.nii.gz" for name in self.save]
+
+    def sources(self, case: Image) -> list[Path]:
+        return list(case.files)
 
     def run(self, case: Image, config: ConfigParser) -> None:
         images: ImageFolder = config.get_parsed_content("images")
@@ -204,6 +251,9 @@ class Evaluation(BundleRun):
 
     def names(self, case: PreparedCase) -> list[str]:
         return [record_file(self.folder, case.name).name]
+
+    def sources(self, case: PreparedCase) -> list[Path]:
+        return [Path(case.item[key]) for key in ("image", "label")]
 
     def run(self, case: PreparedCase, config: ConfigParser) -> None:
         self.run_on([case.item], config)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -14,11 +13,18 @@ from monai.bundle import ConfigParser
 from calib_components.bundle import check_ids, check_values
 from calib_components.errors import InputError, check_writable, make_folder, reading, writing
 from calib_components.fingerprint import EVALUATION, INFERENCE, changes
+from calib_components.handlers.evaluation_writing import check_once
 from calib_components.inference import ImageFolder, find_images
 from calib_components.tools.comparison.arguments import check_path
 from calib_components.tools.comparison.datalists import digest
 from calib_components.tools.configs import checked_settings, explaining, read_configs
-from calib_components.tools.many_cases.bundle_run import BundleRun, Evaluation, Inference, PreparedCase
+from calib_components.tools.many_cases.bundle_run import (
+    BundleRun,
+    Evaluation,
+    Inference,
+    PreparedCase,
+    digest_weights,
+)
 from calib_components.tools.many_cases.processes import Resources
 
 __all__ = ["evaluate", "infer"]
@@ -64,7 +70,8 @@ def infer(
     with explaining(files[0].parent):
         images: ImageFolder = config.get_parsed_content("images")
         images.check()
-        weights = _digest(config.get_parsed_content("load_path"))
+        weights = digest_weights(config.get_parsed_content("load_path"))
+        config.get_parsed_content("postprocessing")  # checks the names of maps
         save = config.get_parsed_content("save")
     run = Inference(tuple(files), options, output_dir, weights, (save,) if isinstance(save, str) else tuple(save))
     run.configure(device="cpu")  # checks what is left: the weights fit the network
@@ -108,9 +115,10 @@ def evaluate(
     settings = checked_settings(config, EVALUATION, files[0].parent)
     with explaining(files[0].parent):
         cases = [PreparedCase(item) for item in config.get_parsed_content("validate::dataset::data")]
-        weights = _digest(config.get_parsed_content("load_path"))
+        weights = digest_weights(config.get_parsed_content("load_path"))
         settings["datalist"] = digest(Path(config.get_parsed_content("datalist")))
     run = Evaluation(tuple(files), options, output_dir, weights)
+    check_once([case.name for case in cases])
     writer = run.writer(run.configure(device="cpu"))
     writer.start()
     _run(run, cases, settings, resources)
@@ -128,7 +136,10 @@ def _plan(
     for file in files:
         if not file.is_file():
             raise InputError(f"--bundle: expected a folder with configs/{file.name}, got {configs.parent}")
-    # Where cases come one by one, further processes would be started for each.
+    if "num_workers" in overrides:
+        raise InputError(
+            "--num_workers: expected none, since cases come one by one; --workers is for several at a time"
+        )
     options = {"bundle_root": str(configs.parent), "num_workers": 0, **json.loads(json.dumps(overrides))}
     options |= {name: str(place) for name, place in places.items()}
     config = read_configs(files)
@@ -142,13 +153,6 @@ def _plan(
     return config, json.dumps(options)
 
 
-def _digest(file: Any) -> str:
-    if not Path(str(file)).exists():
-        raise InputError(f"{file}: expected trained weights, got no such file; train first, or set --load_path")
-    with reading(file, "trained weights") as path:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
 def _run(run: BundleRun, cases: Sequence[Any], settings: Mapping[str, Any], resources: Resources) -> None:
     """Run the cases that are not finished.
 
@@ -156,10 +160,10 @@ def _run(run: BundleRun, cases: Sequence[Any], settings: Mapping[str, Any], reso
         InputError: The folder holds results that were made with other settings, or cases cannot be run.
         SystemExit: A case failed.
     """
-    unfinished = run.unfinished(cases)
+    lacking, unfinished = run.lacking(cases), run.unfinished(cases)
     file = run.work / "settings.json"
     settings = {**settings, "weights": run.weights}
-    _check_unchanged(file, settings, run, len(unfinished) < len(cases))
+    _check_unchanged(file, settings, run, len(lacking) < len(cases))
     run_all = resources.runner(run.work / "slurm")
     make_folder(run.work)
     make_folder(run.folder)
@@ -167,13 +171,15 @@ def _run(run: BundleRun, cases: Sequence[Any], settings: Mapping[str, Any], reso
         new.write_text(json.dumps(settings, indent=1) + "\n")
     if len(unfinished) < len(cases):
         print(f"{len(cases) - len(unfinished)} of {len(cases)} cases finished before")
+    if len(lacking) < len(unfinished):
+        print(f"{len(unfinished) - len(lacking)} of {len(cases)} cases run again, since their files have changed")
     # Those that were tried before come last: one may end its process, as for lack of memory, and with it others.
     failed = run_all(run, sorted(unfinished, key=run.was_tried))
-    left = {case.name: failed.get(case.name, "it has no results") for case in run.unfinished(cases)}
-    print(f"{len(cases) - len(left)} of {len(cases)} cases are finished, {len(left)} failed")
-    for name, reason in left.items():
-        print(f"{name}: {reason}")
-    if left:
+    print(f"{len(cases) - len(failed)} of {len(cases)} cases are finished, {len(failed)} failed")
+    for case in cases:
+        if case.name in failed:
+            print(f"{case.name}: {failed[case.name]}")
+    if failed:
         sys.exit(1)
 
 

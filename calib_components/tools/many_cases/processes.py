@@ -145,7 +145,7 @@ def run_jobs(run: BundleRun, cases: Sequence[Any], executor: Any, jobs: int) -> 
                 running = [(job, share) for job, share in running if (job, share) not in ended]
                 for job, share in ended:
                     failed |= _failed(run, job, share)
-                left = {case.name for case in run.unfinished(cases)}
+                left = {case.name for case in run.lacking(cases)}
                 progress.update(len(cases) - len(left - failed.keys()) - progress.n)
     finally:
         for job, _ in running:

@@ -25,6 +25,9 @@ class MadeUpRun(BundleRun):
     def names(self, case: MadeUpCase) -> list[str]:
         return [f"{case.name}.txt"]
 
+    def sources(self, case: MadeUpCase) -> list[Path]:
+        return []
+
     def configure(self, **changes: Any) -> Any:
         return None
 

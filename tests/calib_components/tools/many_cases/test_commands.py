@@ -161,6 +161,32 @@ class TestInference:
         infer(**options, batch_size=1)  # which changes nothing
         assert tried == ["d.nii.gz", "a.nii.gz"]
 
+    def test_an_image_that_was_replaced_is_run_again(
+        self,
+        options: dict[str, Any],
+        weights: Path,
+        tmp_path: Path,
+        tried: list[str],
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        infer(**options)
+        tried.clear()
+        save(options["dataset_dir"] / "b.nii.gz", np.random.default_rng(1).random((24, 20, 3)).astype(np.float32))
+        infer(**options)
+        assert tried == ["b.nii.gz"]
+        assert "1 of 3 cases run again, since their files have changed\n" in capsys.readouterr().out
+        assert files(options["output_dir"]) == plainly_inferred(options["dataset_dir"], weights, tmp_path / "plain")
+
+    def test_a_job_that_finds_other_weights_does_not_begin(self, options: dict[str, Any], weights: Path) -> None:
+        infer(**options)
+        places = {"ckpt_dir": str(weights), "output_dir": str(options["output_dir"]), "bundle_root": str(ACDC)}
+        config = (ACDC / "configs" / "inference.yaml",)
+        run = bundle_run.Inference(config, json.dumps(places), options["output_dir"], "0" * 64, ("label",))
+        with pytest.raises(
+            InputError, match=r"model\.pt: expected the weights that the command began with, got others"
+        ):
+            run.configure(device="cpu")
+
     def test_an_image_of_several_files_is_one_case(self, tmp_path: Path) -> None:
         weights = make_weights(BRATS, tmp_path / "weights")
         for name in ("x", "y"):
@@ -206,8 +232,10 @@ class TestInference:
         [
             (["--sve", "label"], "sve: expected an id that the configuration uses, got one without effect; did "),
             (["--save", "label,labels"], "save: expected some of label, uncertainty, probability, got ['label', 'l"),
+            (["--save", "3"], "save: expected some of label, uncertainty, probability, got 3"),
             (["--device", "cuda:99"], "device: expected one that PyTorch finds, got 'cuda:99': "),
             (["--ckpt_dir", "absent"], "absent/model.pt: expected trained weights, got no such file; train first"),
+            (["--num_workers", "2"], "--num_workers: expected none, since cases come one by one; --workers is for"),
             (["--workers", "two"], "--workers: expected a whole number, got 'two'"),
             (["--slurm", "{time: 3}"], "--slurm: expected --executor slurm, got local"),
             (["--load_path", "{scans}/a.nii.gz"], "{scans}/a.nii.gz: expected trained weights, got another kind of"),
@@ -304,6 +332,15 @@ class TestEvaluation:
         datalist.write_text(json.dumps({**listed, "testing": listed["testing"][:1]}))
         with pytest.raises(InputError, match=r"made with other settings \(datalist \("):
             evaluate(**options)
+
+    def test_data_that_were_prepared_anew_are_measured_again(
+        self, options: dict[str, Any], expected: Callable[..., dict[str, str]]
+    ) -> None:
+        evaluate(**options)
+        label = options["dataset_dir"] / "testing1" / "label.nii"
+        save(label, np.zeros(nib.load(label).shape, np.uint8))
+        evaluate(**options)
+        assert files(options["output_dir"]) == expected()
 
     def test_bad_input_is_one_line(self, options: dict[str, Any], tmp_path: Path) -> None:
         with pytest.raises(InputError, match=r"^splitt: expected an id that .* did you mean split\?$"):

@@ -55,9 +55,9 @@ def test_a_case_that_fails_does_not_end_the_others(tmp_path: Path) -> None:
 
 def test_finished_cases_are_not_run_again(tmp_path: Path) -> None:
     run = made_up(tmp_path)
-    (tmp_path / "c.txt").touch()
+    run(CASES[2])
     run_here(run, CASES, 1)
-    assert started(run) == ["a", "b", "d"]
+    assert started(run) == ["c", "a", "b", "d"]
 
 
 @pytest.mark.parametrize(
@@ -146,6 +146,7 @@ def test_a_case_that_another_process_works_on_is_waited_for(tmp_path: Path) -> N
         thread.join(0.2)
         assert thread.is_alive()
         (tmp_path / "a.txt").touch()  # the other process finishes it
+        file.write("[]")  # and says from which files: none
     thread.join()
     assert started(run) == ["a"]
 
@@ -155,6 +156,7 @@ def test_a_case_that_another_process_works_on_is_waited_for(tmp_path: Path) -> N
     [
         ({"executor": "pbs"}, "--executor: expected local or slurm, got 'pbs'"),
         ({"slurm": {"time": 60}}, "--slurm: expected --executor slurm, got local"),
+        ({"executor": "slurm", "slurm": [1]}, '--slurm: expected parameters such as "{time: 60}", got [1]'),
         ({"workers": 0}, "workers: expected a whole number of at least 1, got 0"),
         ({"executor": "slurm", "workers": 2}, "--workers: expected --executor local, got slurm; --jobs is the number"),
         ({"jobs": 0}, "--jobs: expected a whole number of at least 1, got 0"),
