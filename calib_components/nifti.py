@@ -96,7 +96,7 @@ class NiftiReader(NibabelReader):
     def _get_array_data(self, img: Any, filename: Any) -> Any:
         proxy = img.dataobj
         with reading(filename, "a complete NIfTI file"), ImageOpener(proxy.file_like) as file:
-            stored = array_from_file(proxy.shape, proxy.dtype, file, proxy.offset)
+            stored = array_from_file(proxy.shape, proxy.dtype, cast(Any, file), proxy.offset)
             if str(filename).lower().endswith(".gz"):
                 file.read()  # the end, where gzip finds that bytes have changed
         values = np.empty(stored.shape, np.float32)

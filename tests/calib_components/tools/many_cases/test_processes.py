@@ -156,7 +156,7 @@ def test_a_case_that_another_process_works_on_is_waited_for(tmp_path: Path) -> N
     [
         ({"executor": "pbs"}, "--executor: expected local or slurm, got 'pbs'"),
         ({"slurm": {"time": 60}}, "--slurm: expected --executor slurm, got local"),
-        ({"executor": "slurm", "slurm": [1]}, '--slurm: expected parameters such as "{time: 60}", got [1]'),
+        ({"executor": "slurm", "slurm": 5}, '--slurm: expected parameters such as "{time: 60}", got 5'),
         ({"workers": 0}, "workers: expected a whole number of at least 1, got 0"),
         ({"executor": "slurm", "workers": 2}, "--workers: expected --executor local, got slurm; --jobs is the number"),
         ({"jobs": 0}, "--jobs: expected a whole number of at least 1, got 0"),
