@@ -10,23 +10,7 @@ python scripts/bench.py inference [--size 512] [--slices 600] [--num_classes 5] 
 
 from __future__ import annotations
 
-from functools import partial
-from pathlib import Path
-
-import fire
-
-from calib_components.tools import benchmarks
-
-BUNDLES = Path(__file__).resolve().parents[1] / "bundles"
+from calib_components.tools import benchmarks, command_line
 
 if __name__ == "__main__":
-    fire.Fire(
-        {
-            "losses": benchmarks.losses,
-            "metrics": benchmarks.metrics,
-            "evaluation": partial(benchmarks.evaluation, BUNDLES / "acdc_mri_nacl_segmentation"),
-            "posthoc": benchmarks.posthoc,
-            "train": partial(benchmarks.train, BUNDLES / "acdc_mri_nacl_segmentation"),
-            "inference": partial(benchmarks.inference, BUNDLES / "flare_ct_nacl_segmentation"),
-        }
-    )
+    command_line.run("bench", {name: getattr(benchmarks, name) for name in benchmarks.__all__})

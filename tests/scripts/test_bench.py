@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from calib_components.tools import benchmarks
-from tests.helpers import ACDC, BUNDLES, run_script
+from tests.bad_input.harness import run_as_typed
+from tests.helpers import run_script
 
-FLARE = next(bundle for bundle in BUNDLES if bundle.name.startswith("flare"))
 SMALL = ((2, 4, 16, 16), (1, 3, 8, 8, 8))
 
 
@@ -35,15 +35,15 @@ COMMANDS: dict[str, tuple[Callable[..., None], list[str]]] = {
     "metrics": (partial(benchmarks.metrics, rounds=1), ["one batch, smooth", "hausdorff_distance_95"]),
     "posthoc": (partial(benchmarks.posthoc, rounds=1, cases=1), ["TemperatureScaling", "temperatures:"]),
     "train": (
-        partial(benchmarks.train, ACDC, rounds=1, slices=2, size=32),
+        partial(benchmarks.train, rounds=1, slices=2, size=32),
         ["bare loop", "workflow, bfloat16, compile"],
     ),
     "evaluation": (
-        partial(benchmarks.evaluation, ACDC, rounds=1, sizes=[40], slices=4),
+        partial(benchmarks.evaluation, rounds=1, sizes=[40], slices=4),
         ["evaluation of 4x40x40x4", "all metrics of evaluate.yaml"],
     ),
     "inference": (
-        partial(benchmarks.inference, FLARE, size=64, slices=4, num_classes=3, whole=True),
+        partial(benchmarks.inference, size=64, slices=4, num_classes=3, whole=True),
         ["inference, 64x64x4, 3 classes", "whole volumes", "slabs"],
     ),
 }
@@ -67,3 +67,22 @@ def test_the_script_lists_its_commands() -> None:
     done = run_script("scripts/bench.py", "--help")
     assert done.returncode == 0, done.stderr
     assert all(command in done.stdout + done.stderr for command in COMMANDS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["train", "--rounds", "0"], "bench: rounds: expected a whole number of at least 1, got 0"),
+        (["losses", "--threads", "0"], "bench: threads: expected a whole number of at least 1, got 0"),
+        (
+            ["inference", "--slice", "5"],
+            "bench: --slice: expected an option, got no such option; did you mean --slices?",
+        ),
+        (["loses"], "bench: loses: expected a command, evaluation, inference, losses, metrics, posthoc, train, got no"),
+    ],
+)
+def test_mistakes_are_one_line(arguments: list[str], line: str) -> None:
+    commands = {name: getattr(benchmarks, name) for name in benchmarks.__all__}
+    outcome = run_as_typed("bench", commands, arguments)
+    assert (outcome.code, outcome.out) == (1, "")
+    assert outcome.err.startswith(line)

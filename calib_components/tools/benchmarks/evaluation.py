@@ -17,7 +17,7 @@ from monai.bundle import ConfigParser
 
 from calib_components.metrics import structure_masks
 from calib_components.tools.benchmarks import published
-from calib_components.tools.benchmarks.timing import interleaved_seconds, peak_resident_mib
+from calib_components.tools.benchmarks.timing import BUNDLES, interleaved_seconds, peak_resident_mib, set_up
 
 __all__ = ["CaseMeasures", "evaluation", "heart"]
 
@@ -95,12 +95,12 @@ class CaseMeasures:
 
 
 def evaluation(
-    bundle: Path,
     device: str = "cpu",
     rounds: int = 5,
     threads: int = 2,
     sizes: Sequence[int] = (144, 224),
     slices: int = 10,
+    bundle: Path = BUNDLES / "acdc_mri_nacl_segmentation",
 ) -> None:
     """All metrics of an evaluation of one ACDC volume, over published code for those that it reports.
 
@@ -112,14 +112,14 @@ def evaluation(
     Memory is the peak of a fresh process by the count of Linux, above what it holds with the case in memory.
 
     Args:
-        bundle: Folder of the ACDC bundle.
         device: Where the metrics run, "cpu" or "cuda"; published code runs on the CPU.
         rounds: How many times each is timed.
         threads: CPU threads for PyTorch.
         sizes: Rows and columns of the volumes: those that the bundle's network sees, and those of whole slices.
         slices: Number of slices.
+        bundle: Folder of the ACDC bundle.
     """
-    torch.set_num_threads(threads)
+    set_up(rounds, threads)
     for size in sizes:
         case = CaseMeasures(bundle, size, slices, device)
         everything = list(case.metrics)

@@ -24,19 +24,19 @@ from monai.transforms import Activationsd, AsDiscreted, Compose, CopyItemsd, Inv
 
 from calib_components.facts import Facts, write_facts
 from calib_components.prediction_maps import fill_background, normalized_entropy
-from calib_components.tools.benchmarks.timing import peak_resident_mib
+from calib_components.tools.benchmarks.timing import BUNDLES, peak_resident_mib, set_up
 
 __all__ = ["inference"]
 
 
 def inference(
-    bundle: Path,
     size: int = 512,
     slices: int = 600,
     num_classes: int = 5,
     rounds: int = 1,
     threads: int = 2,
     whole: bool = False,
+    bundle: Path = BUNDLES / "flare_ct_nacl_segmentation",
 ) -> None:
     """Seconds, peak memory and bytes of an inference through the FLARE bundle, with random weights.
 
@@ -44,7 +44,6 @@ def inference(
     by the count of Linux.
 
     Args:
-        bundle: Folder of the FLARE bundle.
         size: Rows and columns of a slice.
         slices: Number of slices.
         num_classes: Classes of the network.
@@ -52,7 +51,9 @@ def inference(
         threads: CPU threads for PyTorch.
         whole: Compare it with MONAI's transforms of whole volumes, which take about 30 MB of memory for each slice of
             512 x 512 with 5 classes.
+        bundle: Folder of the FLARE bundle.
     """
+    set_up(rounds, threads)
     runs = {"whole volumes": _run_whole, "slabs": _run} if whole else {"slabs": _run}
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     peaks, written = {}, {}

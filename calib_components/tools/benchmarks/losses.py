@@ -17,7 +17,7 @@ from calib_components.losses import (
     NACLLoss,
     SVLSLoss,
 )
-from calib_components.tools.benchmarks.timing import Step, print_ratios
+from calib_components.tools.benchmarks.timing import Step, print_ratios, set_up
 
 __all__ = ["losses"]
 
@@ -38,8 +38,7 @@ def losses(device: str = "cpu", rounds: int = 15, threads: int = 2) -> None:
         rounds: how many times each loss is timed.
         threads: CPU threads for PyTorch.
     """
-    torch.set_num_threads(threads)
-    torch.manual_seed(0)
+    set_up(rounds, threads)
     for shape in (*SHAPES, MANY_CLASSES):
         num_classes, dims = shape[1], len(shape) - 2
         logits = torch.randn(shape, device=device, requires_grad=True)

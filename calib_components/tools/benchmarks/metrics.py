@@ -13,7 +13,7 @@ from torchmetrics.functional.classification import multiclass_calibration_error
 
 from calib_components.metrics import CalibrationMetric, CECEMetric, ECEMetric, hausdorff_distance_95
 from calib_components.tools.benchmarks.losses import SHAPES
-from calib_components.tools.benchmarks.timing import Step, print_ratios
+from calib_components.tools.benchmarks.timing import Step, print_ratios, set_up
 
 __all__ = ["metrics"]
 
@@ -51,8 +51,7 @@ def metrics(device: str = "cpu", rounds: int = 5, threads: int = 2) -> None:
         rounds: how many times each metric is timed.
         threads: CPU threads for PyTorch.
     """
-    torch.set_num_threads(threads)
-    torch.manual_seed(0)
+    set_up(rounds, threads)
     cases = [
         ((2 * torch.randn(shape)).softmax(1), torch.randint(shape[1], (shape[0], 1, *shape[2:]))) for shape in SHAPES
     ]

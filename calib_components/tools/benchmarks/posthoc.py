@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from calib_components.posthoc import TemperatureScaling
-from calib_components.tools.benchmarks.timing import Step, print_ratios
+from calib_components.tools.benchmarks.timing import Step, print_ratios, set_up
 
 __all__ = ["posthoc"]
 
@@ -45,8 +45,7 @@ def posthoc(device: str = "cpu", rounds: int = 5, threads: int = 2, cases: int =
         threads: CPU threads for PyTorch.
         cases: number of cases, each of another patient.
     """
-    torch.set_num_threads(threads)
-    torch.manual_seed(0)
+    set_up(rounds, threads)
     shape = (1, 4, 144, 144, 10)
     logits = [4 * torch.randn(shape, device=device) for _ in range(cases)]
     y = [(case / 1.6 - torch.empty_like(case).exponential_().log()).argmax(1, keepdim=True) for case in logits]

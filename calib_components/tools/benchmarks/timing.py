@@ -11,9 +11,24 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-__all__ = ["Step", "interleaved_seconds", "peak_memory_mib", "peak_resident_mib", "print_ratios"]
+from calib_components.arguments import check_count
+
+__all__ = ["BUNDLES", "Step", "interleaved_seconds", "peak_memory_mib", "peak_resident_mib", "print_ratios", "set_up"]
 
 Step = Callable[[], object]
+BUNDLES = Path(__file__).resolve().parents[3] / "bundles"  # of the clone
+
+
+def set_up(rounds: int, threads: int) -> None:
+    """Check how often and with how many threads of PyTorch to measure, use so many, and seed what is drawn.
+
+    Raises:
+        InputError: One is less than 1.
+    """
+    check_count("rounds", rounds, 1)
+    check_count("threads", threads, 1)
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
 
 
 def interleaved_seconds(steps: dict[str, Step], rounds: int, device: str) -> dict[str, list[float]]:

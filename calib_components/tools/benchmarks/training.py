@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from monai.bundle import ConfigWorkflow
 
-from calib_components.tools.benchmarks.timing import Step, print_ratios
+from calib_components.tools.benchmarks.timing import BUNDLES, Step, print_ratios, set_up
 
 __all__ = ["train"]
 
@@ -26,7 +26,12 @@ MODES: dict[str, dict[str, bool]] = {
 
 
 def train(
-    bundle: Path, device: str = "cpu", rounds: int = 3, threads: int = 2, slices: int = 1024, size: int = 144
+    device: str = "cpu",
+    rounds: int = 3,
+    threads: int = 2,
+    slices: int = 1024,
+    size: int = 144,
+    bundle: Path = BUNDLES / "acdc_mri_nacl_segmentation",
 ) -> None:
     """An epoch through the ACDC bundle's workflow over one of a bare PyTorch loop, same network and in-memory tensors.
 
@@ -34,15 +39,14 @@ def train(
     validation, which the bare loop lacks.
 
     Args:
-        bundle: Folder of the ACDC bundle.
         device: where to run, "cpu" or "cuda".
         rounds: how many epochs of each are timed.
         threads: CPU threads for PyTorch.
         slices: number of slices in the data set; the training patients of ACDC have about as many.
         size: rows and columns of a slice.
+        bundle: Folder of the ACDC bundle.
     """
-    torch.set_num_threads(threads)
-    torch.manual_seed(0)
+    set_up(rounds, threads)
     logging.disable(logging.INFO)
     images = torch.randn(slices, 1, size, size)
     labels = torch.randint(4, (slices, 1, size, size), dtype=torch.uint8)
