@@ -173,7 +173,8 @@ def test_infer_label_train_and_infer_again(
         uncertainty = infer(address, model, held_out, answers, show_uncertainty=True)
         own = own_maps(bundle, studies / f"{held_out}.nii.gz")
         np.testing.assert_array_equal(first, own["seg"])
-        np.testing.assert_allclose(uncertainty, own["uncertainty"], rtol=0, atol=1e-5)
+        # The server uses more threads: what is rounded to 16 bits may differ by a step.
+        np.testing.assert_allclose(uncertainty, own["uncertainty"], rtol=0, atol=1.1 / 65535)
         assert uncertainty.mean() < 0.99 * uncalibrated["uncertainty"].mean()
         assert torch.load(served, weights_only=True)["temperature"] == 0.5
 
