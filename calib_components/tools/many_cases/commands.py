@@ -47,7 +47,8 @@ def infer(
 
     Any id of the bundle's inference.yaml is an option as well, such as --ckpt_dir, --save or --tta. All images are
     found and checked before anything runs. A case that fails does not keep others from being segmented. The same
-    command continues after an interruption: cases that have all their maps are skipped.
+    command continues after an interruption: cases that have all their maps are skipped, unless their files have
+    changed.
 
     Args:
         bundle: Folder of the bundle.
@@ -93,7 +94,8 @@ def evaluate(
 
     Any id of the bundle's train.yaml and evaluate.yaml is an option as well, such as --ckpt_dir, --split or --datalist.
     A case that fails does not keep others from being evaluated. The same command continues after an interruption:
-    cases that are measured are kept. The files of the evaluation are written once all cases are.
+    cases that are measured are kept, unless their files have changed. The files of the evaluation are written once all
+    cases are.
 
     Args:
         bundle: Folder of the bundle.
