@@ -10,11 +10,21 @@ def main() -> None:
     try:
         from calib_components.tools import command_line
         from calib_components.tools.comparison import compare_losses, report
+        from calib_components.tools.nnunet import COMMANDS as NNUNET
+        from calib_components.tools.predictions import calibrate_predictions, evaluate_predictions
         from calib_components.tools.preparation import COMMANDS
     except ModuleNotFoundError as error:
         hint = 'install the extra: pip install "calib-components[bundles]"'
         sys.exit(f"calib-components: expected the module {error.name}, got none; {hint}")
-    command_line.run("calib-components", {"prepare_data": COMMANDS, "compare_losses": compare_losses, "report": report})
+    commands: command_line.Commands = {
+        "prepare_data": COMMANDS,
+        "compare_losses": compare_losses,
+        "report": report,
+        "evaluate_predictions": evaluate_predictions,
+        "calibrate_predictions": calibrate_predictions,
+        "nnunet": NNUNET,
+    }
+    command_line.run("calib-components", commands)
 
 
 if __name__ == "__main__":

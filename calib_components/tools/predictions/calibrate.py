@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import fcntl
 import functools
-import math
 import os
 import shutil
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,26 +19,16 @@ from calib_components.errors import UNFINISHED, InputError, check_writable, make
 from calib_components.handlers.temperature import TEMPERATURE, write_temperature
 from calib_components.inference import LONGEST_NAME
 from calib_components.metrics.regions import Region
-from calib_components.metrics.voxels import read_voxels
-from calib_components.posthoc import TemperatureEstimate, TemperatureScaling
 from calib_components.tools.parallel import check_workers, parallel
 from calib_components.tools.predictions.classes import Classes
+from calib_components.tools.predictions.fit import fit_temperature, logits_of
 from calib_components.tools.predictions.formats import Header, Prediction, read_header, read_probabilities
-from calib_components.tools.predictions.pairs import (
-    Case,
-    Saved,
-    classes_of,
-    find_cases,
-    find_predictions,
-    patients_of,
-    read_case,
-)
+from calib_components.tools.predictions.pairs import Case, classes_of, find_cases, find_predictions, patients_of
 
 __all__ = ["calibrate_predictions", "scale_probabilities"]
 
 PRELOAD = [__name__]
 LOCK = ".lock"
-DECISIVE = 0.1  # share of the NLL by voxels of probability 0 from which they are spoken of
 
 
 def calibrate_predictions(
@@ -98,13 +86,7 @@ def calibrate_predictions(
     _check_place(out, [predictions, labels, apply_to])
     with _only_run(out):
         _check_contents(out, names, apply_to)
-        fit, denied = _fit(cases, classes, fitted_on, patients, processes)
-        try:
-            estimate = fit.compute()
-        except ValueError as error:
-            name = "--ignore_index" if fitted_on.kind == "all" else "--region"
-            raise InputError(f"{name}: expected voxels to fit a temperature on, got none: {error}") from error
-        _print(estimate, fitted_on, denied)
+        estimate = fit_temperature(cases, classes, fitted_on, patients, processes)
         if both:
             are_of = "is of a patient" if both == 1 else "are of patients"
             print(
@@ -197,70 +179,6 @@ def _move(names: Sequence[str], source: Path, target: Path) -> None:
         raise InputError(f"--out: expected a folder that can be written, got {target}: {error.strerror}") from error
 
 
-class _Denied(NamedTuple):
-    """Voxels whose stored probability of what they are is 0."""
-
-    voxels: int
-    nll: float
-
-
-def _fit(
-    cases: Sequence[Case], classes: Classes, region: Region, patients: Mapping[str, str], processes: int
-) -> tuple[TemperatureScaling, list[_Denied]]:
-    """Return the fit, and what each case adds to the NLL by voxels of probability 0."""
-    pooled = TemperatureScaling(region, classes.ignore_index, classes.sigmoid)
-    fit_case = functools.partial(_fit_case, classes=classes, region=region, patients=patients)
-    with parallel(fit_case, cases, processes, "fit", PRELOAD) as results:
-        fitted = list(results)
-    for fit, _ in fitted:
-        pooled.add(fit)
-    return pooled, [denied for _, denied in fitted]
-
-
-def _fit_case(
-    case: Case, classes: Classes, region: Region, patients: Mapping[str, str]
-) -> tuple[TemperatureScaling, _Denied]:
-    saved = read_case(case, classes)
-    assert saved.probabilities is not None
-    fit = TemperatureScaling(region, classes.ignore_index, classes.sigmoid)
-    logits = _logits(saved.probabilities, saved.lowest, saved.highest, classes.sigmoid)
-    fit.update(logits[None], saved.label[None], patients[case.name])
-    return fit, _count_denied(saved, saved.probabilities, fit)
-
-
-def _count_denied(saved: Saved, probabilities: torch.Tensor, fit: TemperatureScaling) -> _Denied:
-    number, nll = 0, 0.0
-    options = (fit.region, fit.ignore_index, fit.sigmoid)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "y_pred: expected probabilities, got only 0 and 1")  # spoken of as denied
-        for voxels in read_voxels(probabilities[None], saved.label[None], *options):
-            denied = voxels.label[voxels.p_label == 0]
-            spurious = int((denied == 0).sum()) if fit.sigmoid else 0  # a stored 1 where there is nothing
-            number += len(denied)
-            nll -= (len(denied) - spurious) * math.log(saved.lowest) + spurious * math.log(1 - saved.highest)
-    return _Denied(number, nll)
-
-
-def _print(estimate: TemperatureEstimate, region: Region, denied: Sequence[_Denied]) -> None:
-    where = "all voxels" if region.kind == "all" else f"the voxels of region {region.name}"
-    print(f"T = {estimate.summary()}")
-    print(f"NLL {estimate.nll_before:.4f} -> {estimate.nll_after:.4f} over {where}, which T is fitted on")
-    print(estimate.effect())
-    for warning in estimate.warnings():
-        print(warning)
-    voxels, nll = (sum(values) for values in zip(*denied, strict=True))
-    if (share := nll / max(estimate.nll_before * estimate.voxels, nll, 1e-9)) >= DECISIVE:
-        print(
-            f"{voxels} voxels, in {sum(case.voxels > 0 for case in denied)} of {len(denied)} cases, have a stored "
-            f"probability of 0 for what they are and make up {100 * share:.0f} % of the NLL, so they decide T. They "
-            "may lie outside of what the network saw, or be rounded to 0."
-        )
-
-
-def _logits(probabilities: torch.Tensor, lowest: float, highest: float, sigmoid: bool) -> torch.Tensor:
-    return probabilities.clamp(lowest, highest).logit() if sigmoid else probabilities.clamp_min(lowest).log()
-
-
 def scale_probabilities(
     probabilities: torch.Tensor, temperature: float, sigmoid: bool = False, lowest: float = 1e-12, highest: float = 1.0
 ) -> torch.Tensor:
@@ -284,7 +202,7 @@ def scale_probabilities(
         >>> scale_probabilities(torch.tensor([0.8, 0.2]), temperature=2.0, sigmoid=True)
         tensor([0.6667, 0.3333])
     """
-    logits = _logits(probabilities, lowest, highest, sigmoid) / temperature
+    logits = logits_of(probabilities, lowest, highest, sigmoid) / temperature
     return logits.sigmoid() if sigmoid else logits.softmax(0)
 
 

@@ -85,7 +85,7 @@ class Saved:
     other_predicted: Sequence[int] = ()
 
 
-def find_cases(predictions: Path, labels: Path) -> list[Case]:
+def find_cases(predictions: Path, labels: Path, some_labels: bool = False) -> list[Case]:
     """Find the predictions of a folder and the label of each, and check shapes and grids by the files' headers.
 
     Labels are NIfTI files called like their predictions, or with `_gt`, `_seg` or `_label` at the end, which
@@ -96,6 +96,7 @@ def find_cases(predictions: Path, labels: Path) -> list[Case]:
     Args:
         predictions: Folder of predictions of one kind, see `calib_components.tools.predictions.formats`.
         labels: Folder of labels.
+        some_labels: Whether other labels are expected in the folder, so that no warning is needed.
 
     Returns:
         The cases, sorted by name.
@@ -117,7 +118,7 @@ def find_cases(predictions: Path, labels: Path) -> list[Case]:
             f"{predictions}: expected a label in {labels} for each prediction, of the same name, got none for "
             f"{_listed(alone)}"
         )
-    if left_out := [name for name in label_files if name not in found]:
+    if (left_out := [name for name in label_files if name not in found]) and not some_labels:
         logging.getLogger(__name__).warning(
             "%s: %d label(s) without a prediction, left out: %s", labels, len(left_out), _listed(left_out)
         )

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["load_plain"]
+__all__ = ["ALLOWED", "load_plain", "plain"]
 
 NUMBERS = re.compile("[?bBhHiIlLqQefd]|[biuf][1248]")  # codes of numeric dtypes
 
@@ -75,6 +75,7 @@ def _no_bytes() -> bytes:
     return b""
 
 
+# What a pickle may name, and what stands for it; `plain` then replaces the stand-ins.
 ALLOWED: dict[tuple[str, str], Any] = {
     ("collections", "OrderedDict"): OrderedDict,
     ("_codecs", "encode"): _encode,
@@ -101,15 +102,15 @@ def load_plain(content: bytes) -> Any:
     Raises:
         pickle.UnpicklingError: It holds something else; nothing of it was run. Other errors mean that it is broken.
     """
-    return _plain(_Reader(io.BytesIO(content)).load())
+    return plain(_Reader(io.BytesIO(content)).load())
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Replace the stand-ins by what they stand for."""
     if isinstance(value, _Array):
         return value.values
     if isinstance(value, dict):
-        return {_plain(key): _plain(entry) for key, entry in value.items()}
+        return {plain(key): plain(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(map(_plain, value))
+        return type(value)(map(plain, value))
     return value

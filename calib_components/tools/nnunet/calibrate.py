@@ -1,0 +1,174 @@
+"""A temperature for a trained model of nnU-Net, in checkpoints that nnU-Net alone predicts with."""
+
+from __future__ import annotations
+
+import functools
+import json
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from calib_components.errors import InputError, check_writable, reading, writing
+from calib_components.handlers.temperature import write_temperature
+from calib_components.metrics.regions import Region
+from calib_components.tools.nnunet.checkpoint import check_scaled, read_checkpoint, scale_checkpoint
+from calib_components.tools.nnunet.environment import folder_of, nnunet_module
+from calib_components.tools.parallel import check_workers, parallel
+from calib_components.tools.predictions.classes import Classes
+from calib_components.tools.predictions.fit import fit_temperature
+from calib_components.tools.predictions.formats import read_label_map
+from calib_components.tools.predictions.pairs import Case, classes_of, find_cases, patients_of, read_case
+
+__all__ = ["calibrate_model"]
+
+TRAINED, CALIBRATED = "checkpoint_final.pth", "checkpoint_calibrated.pth"
+AGAIN = "run nnUNetv2_train for this fold again, with --val --npz"
+PRELOAD = [__name__]
+
+
+def calibrate_model(
+    model: Path,
+    *,
+    labels: Path | None = None,
+    region: Any = "all",
+    patient_pattern: str | None = None,
+    workers: int | None = None,
+) -> None:
+    """Fit one temperature for all folds of a trained model, and write it into copies of their checkpoints.
+
+    It is fitted on the probabilities that each fold saved of its own validation cases, `fold_N/validation/*.npz`, on
+    the grid of the images: after mirroring, tiles and resampling, all of which average logits, so that dividing the
+    network's logits by T divides these by T too. Each fold gets a `checkpoint_calibrated.pth`, with which nnU-Net
+    predicts without this package, and the model's folder a `temperature.json`.
+
+    Args:
+        model: Folder of the trained model, `$nnUNet_results/DATASET/TRAINER__PLANS__CONFIGURATION`.
+        labels: Folder of the labels of the training cases. Default: `$nnUNet_preprocessed/DATASET/gt_segmentations`.
+        region: Voxels to fit the temperature on, such as predicted, see `calib_components.metrics.regions`. Fitted to a
+            region chosen by the ground truth, probabilities are not calibrated.
+        patient_pattern: Regular expression for the part of a case's name that names the patient, such as patient[0-9]+.
+            Default: each case is a patient.
+        workers: Number of processes, each with a case in memory. Default: one per core, at most 8.
+
+    Raises:
+        InputError: An argument or a file is not as expected; no fold is trained, or one has not saved all its
+            probabilities; or the network has another architecture than nnU-Net's. Nothing is written then.
+    """
+    fitted_on = Region.parse(region)
+    processes = check_workers(workers)
+    found = _read_model(model)
+    check_writable("model", model)
+    if labels is None:
+        labels = folder_of("nnUNet_preprocessed") / found.plans["dataset_name"] / "gt_segmentations"
+    checkpoints = {fold: read_checkpoint(fold / TRAINED) for fold in found.folds}
+    for fold, checkpoint in checkpoints.items():
+        check_scaled(fold / TRAINED, checkpoint, scale_checkpoint(checkpoint, 2.0), found.plans, found.dataset)
+    cases = [case for fold in found.folds for case in _find_validation(fold, labels)]
+    classes = classes_of(cases, found.structures, found.sigmoid, found.ignore)
+    patients = patients_of([case.name for case in cases], patient_pattern)
+    check = functools.partial(_check_current, classes=classes, order=found.order)
+    with parallel(check, cases, processes, "check", PRELOAD) as results:
+        for _ in results:
+            pass
+    print(f"{model}: {', '.join(fold.name for fold in found.folds)}, {len(cases)} validation cases")
+    estimate = fit_temperature(cases, classes, fitted_on, patients, processes)
+    with ExitStack() as stack:  # all of them or none
+        for fold, checkpoint in checkpoints.items():
+            file = stack.enter_context(writing(fold / CALIBRATED))
+            torch.save(scale_checkpoint(checkpoint, estimate.temperature), file)
+        write_temperature(estimate, model)
+    trainer, plans, configuration = found.names
+    folds = " ".join(fold.name.removeprefix("fold_") for fold in found.folds)
+    print(
+        f"Predict with: nnUNetv2_predict -d {found.plans['dataset_name']} -tr {trainer} -p {plans} -c {configuration} "
+        f"-f {folds} -chk {CALIBRATED} -i IMAGES -o PREDICTIONS"
+    )
+    if len(found.folds) > 1:
+        print(
+            "T is that of single folds. Several folds together average their logits, which is another model: evaluate "
+            "its predictions on labelled cases too."
+        )
+
+
+@dataclass(frozen=True)
+class _Model:
+    """A trained model.
+
+    Attributes:
+        folds: Folders of the trained folds.
+        names: Trainer, plans and configuration.
+        plans: `plans.json`.
+        dataset: `dataset.json`.
+        structures: Name and label codes of each class or region, such as WT=1+2+3.
+        order: Label code that each region is drawn with; empty for classes.
+        ignore: Label code of voxels to leave out.
+    """
+
+    folds: list[Path]
+    names: tuple[str, str, str]
+    plans: dict[str, Any]
+    dataset: dict[str, Any]
+    structures: list[str]
+    order: list[int]
+    ignore: int | None
+
+    @property
+    def sigmoid(self) -> bool:
+        """Whether the model predicts regions, each with a sigmoid."""
+        return bool(self.order)
+
+
+def _read_model(model: Path) -> _Model:
+    folds = sorted(file.parent for file in model.glob(f"fold_*/{TRAINED}") if file.parent.name != "fold_all")
+    if not folds:
+        remedy = "; fold_all has no validation cases of its own" if (model / "fold_all").is_dir() else ""
+        raise InputError(f"{model}: expected a trained model of nnU-Net, with fold_N/{TRAINED}, got none{remedy}")
+    names = model.resolve().name.split("__")
+    if len(names) != 3:
+        raise InputError(f"{model}: expected a folder called TRAINER__PLANS__CONFIGURATION, got {model.resolve().name}")
+    with reading(model / "plans.json", "the plans of nnU-Net") as file:
+        plans = json.loads(file.read_text())
+        manager = nnunet_module("utilities.plans_handling.plans_handler").PlansManager(plans)
+    with reading(model / "dataset.json", "the data set of nnU-Net") as file:
+        dataset = json.loads(file.read_text())
+        label_manager = manager.get_label_manager(dataset)
+        named = {name: codes for name, codes in dataset["labels"].items() if name not in ("background", "ignore")}
+    structures = [
+        f"{name}={'+'.join(map(str, codes if isinstance(codes, list) else [codes]))}" for name, codes in named.items()
+    ]
+    order = list(label_manager.regions_class_order) if label_manager.has_regions else []
+    return _Model(folds, (names[0], names[1], names[2]), plans, dataset, structures, order, label_manager.ignore_label)
+
+
+def _find_validation(fold: Path, labels: Path) -> list[Case]:
+    """Find the probabilities that a fold saved of its validation cases, which must be all there."""
+    folder = fold / "validation"
+    if not (folder / "summary.json").is_file():
+        raise InputError(f"{folder}: expected a validation that is finished, with summary.json, got none; {AGAIN}")
+    for file in sorted(folder.glob("*.nii.gz")):
+        name = file.name.removesuffix(".nii.gz")
+        if not (folder / f"{name}.npz").is_file():
+            raise InputError(f"{file}: expected {name}.npz with its probabilities beside it, got none; {AGAIN}")
+    return find_cases(folder, labels, some_labels=True)
+
+
+def _check_current(case: Case, classes: Classes, order: list[int]) -> None:
+    """Check that probabilities are those of the label map beside them, which any later validation replaces."""
+    file, label_map = case.prediction.files[0], case.prediction.grids[-1]
+    saved = read_case(replace(case, label=label_map), classes)
+    codes, _ = read_label_map(label_map)
+    assert saved.probabilities is not None
+    expected = saved.prediction.numpy()
+    if order:
+        expected = np.zeros_like(expected)
+        for probability, code in zip(saved.probabilities.numpy(), order, strict=True):
+            expected[probability > 0.5] = code
+    if not np.array_equal(codes, expected):
+        raise InputError(
+            f"{file}: expected the probabilities of {label_map.name} beside it, got others, such as of an earlier "
+            f"training; {AGAIN}"
+        )
