@@ -9,7 +9,7 @@ def main() -> None:
     """Run a command with the arguments of the process."""
     try:
         from calib_components.tools import command_line
-        from calib_components.tools.comparison import compare_losses, report
+        from calib_components.tools.comparison import compare_losses, report_folders
         from calib_components.tools.nnunet import COMMANDS as NNUNET
         from calib_components.tools.predictions import calibrate_predictions, evaluate_predictions
         from calib_components.tools.preparation import COMMANDS
@@ -19,7 +19,7 @@ def main() -> None:
     commands: command_line.Commands = {
         "prepare_data": COMMANDS,
         "compare_losses": compare_losses,
-        "report": report,
+        "report": report_folders,
         "evaluate_predictions": evaluate_predictions,
         "calibrate_predictions": calibrate_predictions,
         "nnunet": NNUNET,

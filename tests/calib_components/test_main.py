@@ -17,6 +17,8 @@ from tests.helpers import make_acdc
 # Pretends that a module is not installed.
 WITHOUT = "import sys; sys.modules[{!r}] = None; from calib_components.__main__ import main; main()"
 
+COMMANDS_LISTED = "prepare_data, compare_losses, report, evaluate_predictions, calibrate_predictions, nnunet"
+
 
 def run(folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, *map(str, arguments)]
@@ -35,12 +37,20 @@ def test_lists_its_commands(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     monkeypatch.setattr(sys, "argv", ["calib-components"])
     main()
     shown = capsys.readouterr().out
-    assert all(name in shown for name in ("prepare_data", "compare_losses", "report"))
+    assert all(name in shown for name in COMMANDS_LISTED.split(", "))
 
 
 @pytest.mark.parametrize(
     ("command", "option"),
-    [("prepare_data acdc", "--image_size"), ("compare_losses", "--seeds"), ("report", "--reference")],
+    [
+        ("prepare_data acdc", "--image_size"),
+        ("compare_losses", "--seeds"),
+        ("report", "--validation"),
+        ("evaluate_predictions", "--structures"),
+        ("calibrate_predictions", "--apply_to"),
+        ("nnunet acdc", "--dataset_id"),
+        ("nnunet calibrate", "--patient_pattern"),
+    ],
 )
 def test_help_lists_the_options(
     command: str, option: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -58,16 +68,16 @@ def test_help_lists_the_options(
     ("arguments", "line"),
     [
         ("prepare_data flare absent OUT", "absent: expected a folder, got no such folder"),
-        ("reprot results", ("reprot: expected a command, prepare_data, compare_losses, report, got no such command; "
+        ("reprot results", (f"reprot: expected a command, {COMMANDS_LISTED}, got no such command; "
          "did you mean report?")),
         ("prepare_data acdcc a b", ("acdcc: expected a command, acdc, flare, brats, generic, got no such command; "
          "did you mean acdc?")),
-        ("report", "--results: expected a value, got none; see calib-components report --help"),
+        ("report", "folders: expected at least one value, got none; see calib-components report --help"),
         ("report absent", "absent: expected the folder of a comparison, got no such folder"),
         ("report absent --ou x", "--ou: expected an option, got no such option; did you mean --out?"),
         ("compare_losses b d -max_epochs", ("--out: expected a value, got none; see calib-components compare_losses "
          "--help")),
-        ("--version", "--version: expected a command, prepare_data, compare_losses, report, got no such command"),
+        ("--version", f"--version: expected a command, {COMMANDS_LISTED}, got no such command"),
     ],
 )  # fmt: skip
 def test_error_is_one_line(arguments: str, line: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

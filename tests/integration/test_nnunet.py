@@ -1,0 +1,190 @@
+"""nnU-Net's own commands with our trainers, as docs/nnunet.md gives them: from a download to the report.
+
+On 8 patients of ACDC where they are there, on phantoms otherwise; a small network, two folds, two epochs of five steps.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+from typing import NamedTuple
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+
+from calib_components.handlers import read_temperature
+from tests.helpers import ROOT, SHARED
+from tests.integration.test_docs import blocks, run
+
+PAGE = ROOT / "docs/nnunet.md"
+PATIENTS, TEST_PATIENTS = 8, 2
+DOCUMENTED, SHORT = "nnUNetTrainerNACLDice", "nnUNetTrainerShort"
+TRAINER = f"""
+import torch
+from calib_components.tools.nnunet.trainers.calibrated_trainers import {DOCUMENTED}
+
+class {SHORT}({DOCUMENTED}):
+    def __init__(self, plans, configuration, fold, dataset_json, device=torch.device("cpu")):
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self.num_epochs, self.num_iterations_per_epoch, self.num_val_iterations_per_epoch = 2, 5, 1
+"""
+SHRINK = """
+import json, sys
+from pathlib import Path
+
+file = Path(sys.argv[1], "Dataset027_ACDC", "nnUNetPlans.json")
+plans = json.loads(file.read_text())
+plans["configurations"]["2d"] |= {"batch_size": 2, "patch_size": [128, 128]}
+network = plans["configurations"]["2d"]["architecture"]["arch_kwargs"]
+network |= {"n_stages": 4, "features_per_stage": [8, 16, 32, 32]}
+network |= {"n_conv_per_stage": [1] * 4, "n_conv_per_stage_decoder": [1] * 3}
+network |= {name: network[name][:4] for name in ("strides", "kernel_sizes")}
+file.write_text(json.dumps(plans))
+"""
+PREDICT = "from nnunetv2.inference.predict_from_raw_data import predict_entry_point; predict_entry_point()"
+
+
+class Nnunet(NamedTuple):
+    """What the commands of the page left.
+
+    Attributes:
+        folder: Where they ran; nnU-Net's folders are in `nnunet`.
+        printed: What they printed.
+        environment: nnU-Net's environment variables, without the one for trainers.
+    """
+
+    folder: Path
+    printed: str
+    environment: dict[str, str]
+
+    @property
+    def model(self) -> Path:
+        """Folder of the trained model."""
+        return self.folder / "nnunet" / "results" / "Dataset027_ACDC" / f"{SHORT}__nnUNetPlans__2d"
+
+    @property
+    def images(self) -> Path:
+        """Folder of the test images."""
+        return self.folder / "nnunet" / "raw" / "Dataset027_ACDC" / "imagesTs"
+
+    def probabilities(self, name: str) -> dict[str, np.ndarray]:
+        """Probabilities of a folder of predictions, by case, `(C, Z, Y, X)`."""
+        files = sorted((self.folder / "nnunet" / name).glob("*.npz"))
+        assert len(files) == 2 * TEST_PATIENTS
+        return {file.stem: np.load(file)["probabilities"] for file in files}
+
+    def labels(self, name: str) -> dict[str, np.ndarray]:
+        """Label maps of a folder of predictions, by case."""
+        files = sorted((self.folder / "nnunet" / name).glob("*.nii.gz"))
+        return {file.name: np.asarray(nib.load(file).dataobj) for file in files}
+
+
+@pytest.fixture(scope="session")
+def nnunet(tmp_path_factory: pytest.TempPathFactory, phantoms: Path) -> Nnunet:
+    """Run the commands of the page, at a small size."""
+    folder = tmp_path_factory.mktemp("nnunet")
+    real = SHARED / "data" / "acdc"
+    for index, patient in enumerate(sorted(((real if real.is_dir() else phantoms) / "training").iterdir())[:PATIENTS]):
+        part = "testing" if index >= PATIENTS - TEST_PATIENTS else "training"
+        shutil.copytree(patient, folder / "ACDC" / part / patient.name)
+    (folder / "trainers").mkdir()
+    (folder / "trainers" / "short.py").write_text(TRAINER)
+    (folder / "shrink.py").write_text(SHRINK)
+    text = "\n".join(blocks(PAGE, "bash"))
+    for pattern, replacement in {
+        r"(nnUNetv2_plan_and_preprocess .*)": r"\1 -np 1 -npfp 1; python shrink.py $nnUNet_preprocessed",
+        r"(nnunet trainers\))": rf"\1:{folder / 'trainers'}",
+        rf"{DOCUMENTED}(?=__| )": SHORT,
+        "0 1 2 3 4": "0 1",
+        r"nnUNetv2_train": "nnUNetv2_train -device cpu",
+        r"nnUNetv2_predict( (?:.|\\\n)*?)(-f 0 )": r"nnUNetv2_predict\1\2-device cpu -npp 1 -nps 1 ",
+        r"nnUNetv2_predict (-d 27 -c 2d -tr \w+ --save)": r"nnUNetv2_predict -device cpu -npp 1 -nps 1 -f 0 1 \1",
+        "nnUNetv2_ensemble": "nnUNetv2_ensemble -np 1",
+        r"(nnunet calibrate|evaluate_predictions)": r"\1 --workers 1",
+    }.items():
+        text, changes = re.subn(pattern, replacement, text)
+        assert changes, pattern
+    limits = "export nnUNet_n_proc_DA=1 nnUNet_def_n_proc=1\n"  # 0 would stop the planning
+    printed = run([limits, text], folder, {"ACDC": folder / "ACDC"})
+    places = {f"nnUNet_{name}": str(folder / "nnunet" / name) for name in ("raw", "preprocessed", "results")}
+    return Nnunet(folder, printed, {**places, "nnUNet_def_n_proc": "1"})
+
+
+@pytest.mark.slow
+def test_commands_of_the_page(nnunet: Nnunet) -> None:
+    estimate = read_temperature(nnunet.model)
+    assert f"T = {estimate.summary()}" in nnunet.printed
+    splits = json.loads((nnunet.folder / "nnunet/preprocessed/Dataset027_ACDC/splits_final.json").read_text())
+    validated = {case[:10] for fold in splits[:2] for case in fold["val"]}
+    assert set(estimate.leave_one_out) == validated
+    for name in ("evaluation", "evaluation_calibrated", "evaluation_five_folds", "evaluation_ensemble"):
+        assert (nnunet.folder / "nnunet" / name / "report" / "index.html").is_file()
+        patients = json.loads((nnunet.folder / "nnunet" / name / "summary.json").read_text())["patients"]
+        assert len(patients) == 2 * TEST_PATIENTS
+    assert "evaluation_calibrated" in (nnunet.folder / "nnunet" / "report" / "report.md").read_text()
+
+
+@pytest.mark.slow
+def test_network_gives_the_logits_divided_by_the_temperature(nnunet: Nnunet) -> None:
+    predictor = nnUNetPredictor(device=torch.device("cpu"))
+    predictor.initialize_from_trained_model_folder(str(nnunet.model), (0, 1), "checkpoint_calibrated.pth")
+    assert predictor.trainer_name == "nnUNetTrainer"
+    image = torch.randn(1, 1, 128, 128, generator=torch.Generator().manual_seed(0))
+    for fold, calibrated in enumerate(predictor.list_of_parameters):
+        trained = torch.load(nnunet.model / f"fold_{fold}" / "checkpoint_final.pth", weights_only=False)
+        logits = []
+        for weights in (trained["network_weights"], calibrated):
+            predictor.network.load_state_dict(weights)
+            with torch.inference_mode():
+                logits.append(predictor.network.eval()(image))
+        torch.testing.assert_close(logits[1], logits[0] / read_temperature(nnunet.model).temperature, atol=1e-5, rtol=0)
+
+
+@pytest.mark.slow
+def test_predictions_are_scaled_up_to_the_rounding_of_nnunet(nnunet: Nnunet) -> None:
+    """It adds up logits in float16, with weights that are tiny at the border of the image, where it rounds most."""
+    temperature = read_temperature(nnunet.model).temperature
+    trained, calibrated = nnunet.probabilities("trained"), nnunet.probabilities("calibrated")
+    for case, p in trained.items():
+        scaled = torch.from_numpy(p).clamp_min(1e-30).log().div(temperature).softmax(0).numpy()
+        difference = np.abs(calibrated[case] - scaled)
+        assert difference.mean() < 2e-4
+        assert np.mean(difference > 2e-3) < 0.005
+        assert difference.max() < 0.05
+    before, after = nnunet.labels("trained"), nnunet.labels("calibrated")
+    changed = sum(int((before[name] != after[name]).sum()) for name in before)
+    assert changed <= 1e-3 * sum(label.size for label in before.values())
+
+
+@pytest.mark.slow
+def test_anyone_predicts_with_the_calibrated_checkpoint_without_this_package(nnunet: Nnunet, tmp_path: Path) -> None:
+    """In an environment that has what ours has, but not this package, which is in ours by a `.pth` file."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True)
+    python = tmp_path / "venv" / "bin" / "python"
+    (site,) = (tmp_path / "venv" / "lib").glob("python*/site-packages")
+    (site / "others.pth").write_text(sysconfig.get_path("purelib"))
+    environment = {"PATH": os.environ["PATH"], "OMP_NUM_THREADS": "1", **nnunet.environment}
+
+    def run_alone(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+        command = [python, "-c", code, *map(str, arguments)]
+        return subprocess.run(command, cwd=tmp_path, env=environment, check=False, capture_output=True, text=True)
+
+    assert "No module named 'calib_components'" in run_alone("import calib_components").stderr
+    options = f"-d 27 -c 2d -tr {SHORT} -f 0 -device cpu -npp 1 -nps 1 --save_probabilities".split()
+    places = ["-i", nnunet.images, "-o", nnunet.folder / "nnunet" / "alone"]
+    failed = run_alone(PREDICT, *options, *places)  # with the checkpoint as it was trained
+    assert f"Could not find requested nnunet trainer {SHORT}" in failed.stderr
+    done = run_alone(PREDICT, *options, *places, "-chk", "checkpoint_calibrated.pth")
+    assert done.returncode == 0, done.stderr
+    expected = nnunet.probabilities("calibrated")
+    for case, p in nnunet.probabilities("alone").items():
+        np.testing.assert_array_equal(p, expected[case])
