@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from calib_components.errors import InputError, check_writable, reading, writing
 from calib_components.handlers.temperature import write_temperature
@@ -64,8 +65,8 @@ def calibrate_model(
     check_writable("model", model)
     if labels is None:
         labels = folder_of("nnUNet_preprocessed") / found.plans["dataset_name"] / "gt_segmentations"
-    checkpoints = {fold: read_checkpoint(fold / TRAINED) for fold in found.folds}
-    for fold, checkpoint in checkpoints.items():
+    for fold in tqdm(found.folds, "check networks", leave=False, disable=None):
+        checkpoint = read_checkpoint(fold / TRAINED)
         check_scaled(fold / TRAINED, checkpoint, scale_checkpoint(checkpoint, 2.0), found.plans, found.dataset)
     cases = [case for fold in found.folds for case in _find_validation(fold, labels)]
     classes = classes_of(cases, found.structures, found.sigmoid, found.ignore)
@@ -77,9 +78,9 @@ def calibrate_model(
     print(f"{model}: {', '.join(fold.name for fold in found.folds)}, {len(cases)} validation cases")
     estimate = fit_temperature(cases, classes, fitted_on, patients, processes)
     with ExitStack() as stack:  # all of them or none
-        for fold, checkpoint in checkpoints.items():
+        for fold in found.folds:
             file = stack.enter_context(writing(fold / CALIBRATED))
-            torch.save(scale_checkpoint(checkpoint, estimate.temperature), file)
+            torch.save(scale_checkpoint(read_checkpoint(fold / TRAINED), estimate.temperature), file)
         write_temperature(estimate, model)
     trainer, plans, configuration = found.names
     folds = " ".join(fold.name.removeprefix("fold_") for fold in found.folds)
