@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from scipy.special import expit, logit, softmax
+from scipy.special import expit, softmax
 
 from calib_components.tools.nnunet.trainers.calibrated_trainers import nnUNetTrainerNACL
 from tests.calib_components.tools.predictions.made_up import (
@@ -19,7 +19,6 @@ from tests.calib_components.tools.predictions.made_up import (
     save_nifti,
     save_nnunet,
     sitk_properties,
-    softmax_of,
 )
 
 CPU = torch.device("cpu")
@@ -106,21 +105,20 @@ def make_trainer(
     return made
 
 
-def logits_of(case: str, channels: int = 3) -> np.ndarray:
-    """Logits, float64; twice those that labels are drawn from."""
-    return 2 * np.log(softmax_of(sum(map(ord, case)), channels, scale=1.5).astype(np.float64))
-
-
 def validation_of(case: str, labels: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Probabilities `(C, X, Y, Z)` of a case, the label map that nnU-Net draws of them, and a label."""
-    rng = np.random.default_rng(sum(map(ord, case)))
+    """Probabilities `(C, X, Y, Z)` of a case, the label map that nnU-Net draws of them, and a label.
+
+    Labels are drawn from logits that are half as large, so that T is near 2.
+    """
+    rng = np.random.default_rng([*map(ord, case)])
     if labels == REGIONS:
-        p = expit(logits_of(case)[:2] + 2).astype(np.float32)
-        drawn = rng.random(p.shape) < expit(logit(p) / 2)
-        predicted = np.where(p[1] > 0.5, 2, np.where(p[0] > 0.5, 1, 0))
-        return p, predicted.astype(np.uint8), np.where(drawn[1], 2, drawn[0]).astype(np.uint8)
-    p = softmax(logits_of(case), axis=0).astype(np.float32)
-    label = (rng.random(SHAPE) > np.cumsum(softmax(logits_of(case) / 2, axis=0), axis=0)).sum(0).astype(np.uint8)
+        whole = 3 * rng.normal(size=SHAPE)
+        logits = np.stack([whole, whole - 3 * np.abs(rng.normal(size=SHAPE))])
+        label = (rng.random(SHAPE) < expit(logits / 2)).sum(0).astype(np.uint8)  # the core lies in the whole
+        return expit(logits).astype(np.float32), (logits > 0).sum(0).astype(np.uint8), label
+    logits = 3 * rng.normal(size=(3, *SHAPE))
+    p = softmax(logits, axis=0).astype(np.float32)
+    label = (rng.random(SHAPE) > np.cumsum(softmax(logits / 2, axis=0), axis=0)).sum(0).astype(np.uint8)
     if "ignore" in labels:
         label[:2] = IGNORE
     return p, p.argmax(0).astype(np.uint8), label
@@ -171,8 +169,5 @@ def leaves(value: Any, place: str = "") -> dict[str, Any]:
 def changed(one: Any, other: Any) -> set[str]:
     """Where two checkpoints differ."""
     first, second = leaves(one), leaves(other)
-    return {
-        place
-        for place in first.keys() | second.keys()
-        if place not in first or place not in second or np.any(np.not_equal(first[place], second[place]))
-    }
+    both = first.keys() & second.keys()
+    return {place for place in both if not np.array_equal(first[place], second[place])} | first.keys() ^ second.keys()

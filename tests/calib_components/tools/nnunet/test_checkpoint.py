@@ -189,5 +189,5 @@ def test_a_network_that_goes_on_after_its_layers_is_refused(tmp_path: Path, monk
     plans["configurations"]["2d"]["architecture"]["network_class_name"] = f"{unet.__name__}.Squashed"
     save_trained(tmp_path / "a.pth", trainer=nnUNetTrainerNACL, plans=plans)
     checkpoint = read_checkpoint(tmp_path / "a.pth")
-    with pytest.raises(InputError, match="expected a network whose logits come from decoder.seg_layers, got one in"):
+    with pytest.raises(InputError, match=r"expected a network whose logits come from decoder\.seg_layers, got one in"):
         check_scaled(tmp_path / "a.pth", checkpoint, scale_checkpoint(checkpoint, 2.0), plans, dataset_of())
