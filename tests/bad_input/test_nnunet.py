@@ -13,6 +13,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
+from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerNoMirroring import (
+    nnUNetTrainerNoMirroring,
+)
 
 from calib_components.tools.nnunet import COMMANDS, trainers
 from tests.bad_input.harness import run_as_typed, snapshot
@@ -26,7 +29,7 @@ from tests.calib_components.tools.predictions.made_up import (
 )
 from tests.helpers import make_acdc
 
-MODEL = f"results/{NAME}/nnUNetTrainerNACL__nnUNetPlans__2d"
+MODEL = f"results/{NAME}/nnUNetTrainerNoMirroring__nnUNetPlans__2d"
 LABELS_OF = f"preprocessed/{NAME}/gt_segmentations"
 VALIDATION = f"{MODEL}/fold_1/validation"
 TRAINED = f"{MODEL}/fold_1/checkpoint_final.pth"
@@ -141,7 +144,7 @@ MODELS = [
     Case("a harmful checkpoint", change_checkpoint(logging=Harmful()), f"{TRAINED}: expected weights, numbers and texts, got {os.mkdir.__module__}.mkdir; it was not loaded\n"),
     Case("calibrated before", change_checkpoint(temperature=1.5), f"{TRAINED}: expected a checkpoint as trained, got one with temperature 1.5\n"),
     Case("unknown trainer", change_checkpoint(trainer_name="Mine"), f"{TRAINED}: expected a trainer that nnU-Net finds, got Mine; name its folder in nnUNet_extTrainer\n"),
-    Case("trainers are not named", set_variable("nnUNet_extTrainer", None), f"{MODEL}/fold_0/checkpoint_final.pth: expected a trainer that nnU-Net finds, got nnUNetTrainerNACL; name its folder in nnUNet_extTrainer\n"),
+    Case("trainers are not named", lambda: (change_checkpoint(trainer_name="nnUNetTrainerNACL")(), set_variable("nnUNet_extTrainer", None)()), f"{TRAINED}: expected a trainer that nnU-Net finds, got nnUNetTrainerNACL; name its folder in nnUNet_extTrainer\n"),
     Case("a trainer with its own network", change_checkpoint(trainer_name="nnUNetTrainerBN"), f"{TRAINED}: expected the network that nnUNetTrainer builds, got one that nnUNetTrainerBN builds in its own way\n"),
     Case("weights of another kind", change_checkpoint(network_weights={"a": 1}), f"{TRAINED}: expected the weights of the network in plans.json, got "),
     Case("a configuration that is not in the plans", change_checkpoint(init_args={"configuration": "3d_lowres"}), f"{TRAINED}: expected a network of configuration 2d, got 3d_lowres\n"),
@@ -221,7 +224,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("made")
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("nnUNet_results", str(folder / "results"))
-        make_model(folder / "results", folder / "preprocessed")
+        make_model(folder / "results", folder / "preprocessed", trainer=nnUNetTrainerNoMirroring)
     return folder
 
 
