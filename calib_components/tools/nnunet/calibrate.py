@@ -62,13 +62,16 @@ def calibrate_model(
     fitted_on = Region.parse(region)
     processes = check_workers(workers)
     found = _read_model(model)
+    name, trainer, plans, configuration = found.names
     check_writable("model", model)
     if labels is None:
-        labels = folder_of("nnUNet_preprocessed") / found.plans["dataset_name"] / "gt_segmentations"
+        labels = folder_of("nnUNet_preprocessed") / name / "gt_segmentations"
     for fold in tqdm(found.folds, "check networks", leave=False, disable=None):
         checkpoint = read_checkpoint(fold / TRAINED)
+        if (other := checkpoint["init_args"]["configuration"]) != configuration:
+            raise InputError(f"{fold / TRAINED}: expected a network of configuration {configuration}, got {other}")
         check_scaled(fold / TRAINED, checkpoint, scale_checkpoint(checkpoint, 2.0), found.plans, found.dataset)
-    cases = [case for fold in found.folds for case in _find_validation(fold, labels)]
+    cases = [case for fold in found.folds for case in _find_validation(fold, labels, found.ending)]
     classes = classes_of(cases, found.structures, found.sigmoid, found.ignore)
     patients = patients_of([case.name for case in cases], patient_pattern)
     check = functools.partial(_check_current, classes=classes, order=found.order)
@@ -82,10 +85,9 @@ def calibrate_model(
             file = stack.enter_context(writing(fold / CALIBRATED))
             torch.save(scale_checkpoint(read_checkpoint(fold / TRAINED), estimate.temperature), file)
         write_temperature(estimate, model)
-    trainer, plans, configuration = found.names
     folds = " ".join(fold.name.removeprefix("fold_") for fold in found.folds)
     print(
-        f"Predict with: nnUNetv2_predict -d {found.plans['dataset_name']} -tr {trainer} -p {plans} -c {configuration} "
+        f"Predict with: nnUNetv2_predict -d {name} -tr {trainer} -p {plans} -c {configuration} "
         f"-f {folds} -chk {CALIBRATED} -i IMAGES -o PREDICTIONS"
     )
     if len(found.folds) > 1:
@@ -101,21 +103,23 @@ class _Model:
 
     Attributes:
         folds: Folders of the trained folds.
-        names: Trainer, plans and configuration.
+        names: Data set, trainer, plans and configuration.
         plans: `plans.json`.
         dataset: `dataset.json`.
         structures: Name and label codes of each class or region, such as WT=1+2+3.
         order: Label code that each region is drawn with; empty for classes.
         ignore: Label code of voxels to leave out.
+        ending: How files of label maps end, such as .nii.gz.
     """
 
     folds: list[Path]
-    names: tuple[str, str, str]
+    names: tuple[str, ...]
     plans: dict[str, Any]
     dataset: dict[str, Any]
     structures: list[str]
     order: list[int]
     ignore: int | None
+    ending: str
 
     @property
     def sigmoid(self) -> bool:
@@ -128,32 +132,36 @@ def _read_model(model: Path) -> _Model:
     if not folds:
         remedy = "; fold_all has no validation cases of its own" if (model / "fold_all").is_dir() else ""
         raise InputError(f"{model}: expected a trained model of nnU-Net, with fold_N/{TRAINED}, got none{remedy}")
-    names = model.resolve().name.split("__")
-    if len(names) != 3:
+    parts = model.resolve().name.split("__")
+    if len(parts) != 3:
         raise InputError(f"{model}: expected a folder called TRAINER__PLANS__CONFIGURATION, got {model.resolve().name}")
     with reading(model / "plans.json", "the plans of nnU-Net") as file:
         plans = json.loads(file.read_text())
         manager = nnunet_module("utilities.plans_handling.plans_handler").PlansManager(plans)
+        manager.get_configuration(parts[2])
+        names = (plans["dataset_name"], *parts)
     with reading(model / "dataset.json", "the data set of nnU-Net") as file:
         dataset = json.loads(file.read_text())
+        ending = dataset["file_ending"]
         label_manager = manager.get_label_manager(dataset)
         named = {name: codes for name, codes in dataset["labels"].items() if name not in ("background", "ignore")}
     structures = [
         f"{name}={'+'.join(map(str, codes if isinstance(codes, list) else [codes]))}" for name, codes in named.items()
     ]
     order = list(label_manager.regions_class_order) if label_manager.has_regions else []
-    return _Model(folds, (names[0], names[1], names[2]), plans, dataset, structures, order, label_manager.ignore_label)
+    return _Model(folds, names, plans, dataset, structures, order, label_manager.ignore_label, ending)
 
 
-def _find_validation(fold: Path, labels: Path) -> list[Case]:
+def _find_validation(fold: Path, labels: Path, ending: str) -> list[Case]:
     """Find the probabilities that a fold saved of its validation cases, which must be all there."""
     folder = fold / "validation"
     if not (folder / "summary.json").is_file():
         raise InputError(f"{folder}: expected a validation that is finished, with summary.json, got none; {AGAIN}")
-    for file in sorted(folder.glob("*.nii.gz")):
-        name = file.name.removesuffix(".nii.gz")
-        if not (folder / f"{name}.npz").is_file():
-            raise InputError(f"{file}: expected {name}.npz with its probabilities beside it, got none; {AGAIN}")
+    probabilities = {file.stem for file in folder.glob("*.npz")}
+    label_maps = {file.name.removesuffix(ending) for file in folder.glob(f"*{ending}")}
+    for name in sorted(label_maps ^ probabilities):
+        present, absent = (f"{name}{ending}", f"{name}.npz")[:: 1 if name in label_maps else -1]
+        raise InputError(f"{folder / present}: expected {absent} beside it, got none; {AGAIN}")
     return find_cases(folder, labels, some_labels=True)
 
 

@@ -35,6 +35,8 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
         if others := torch.serialization.get_unsafe_globals_in_checkpoint(file):
             raise InputError(f"{file}: expected weights, numbers and texts, got {others[0]}; it was not loaded")
         checkpoint = plain(torch.load(file, map_location="cpu", weights_only=True))
+        if not isinstance(checkpoint, dict):
+            raise ValueError("something else")
         weights, arguments, trainer = (checkpoint[key] for key in ("network_weights", "init_args", "trainer_name"))
         if not (isinstance(weights, dict) and isinstance(arguments["configuration"], str) and isinstance(trainer, str)):
             raise ValueError("something else")

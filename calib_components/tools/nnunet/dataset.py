@@ -63,19 +63,21 @@ def make_acdc(src: Path, *, dataset_id: int = 27, seed: int = 0) -> None:
         if present := sorted(place.glob(f"Dataset{dataset_id:03d}_*")):
             raise InputError(f"--dataset_id: expected a number that is not used yet, got {dataset_id}: {present[0]}")
 
-    unfinished = raw / f"{UNFINISHED}{name}"
+    unfinished, unfinished_split = (place / f"{UNFINISHED}{name}" for place in (raw, preprocessed))
     shutil.rmtree(unfinished, ignore_errors=True)
     try:
         for part, cases in (("Tr", training), ("Ts", testing)):
             _copy(cases, unfinished / f"images{part}", unfinished / f"labels{part}")
         with writing(unfinished / "dataset.json") as file:
             file.write_text(json.dumps(_description(len(training), src), indent=1))
-        make_folder(preprocessed / name)
-        with writing(preprocessed / name / SPLITS) as file:
+        make_folder(unfinished_split)
+        with writing(unfinished_split / SPLITS) as file:
             file.write_text(json.dumps(_folds(training, groups, seed), indent=1))
+        unfinished_split.replace(preprocessed / name)
         unfinished.replace(raw / name)
     finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        for folder in (unfinished, unfinished_split):
+            shutil.rmtree(folder, ignore_errors=True)
     print(f"{raw / name}: {len(training)} cases of {len(groups)} patients to train on, {len(testing)} to test on")
     print(f"{preprocessed / name / SPLITS}: {FOLDS} folds by patient")
 

@@ -83,8 +83,11 @@ class CalibratedTrainer(nnUNetTrainer):
         weights = [1.0]
         if self.enable_deep_supervision:
             weights, full, lower = full.weight_factors, full.loss, lower.loss
-        full.ce = self.voxel_loss(self.label_manager.ignore_label)
-        full.weight_dice = lower.weight_dice = int(self.use_dice)
+        voxel_loss = self.voxel_loss(self.label_manager.ignore_label)
+        if self.use_dice:
+            full.ce = voxel_loss
+        else:  # without Dice, nnU-Net's loss of voxels that are all ignored is a number without a gradient
+            full, lower.weight_dice = voxel_loss, 0
         return FullResolution(full, lower, weights) if self.enable_deep_supervision else full
 
 

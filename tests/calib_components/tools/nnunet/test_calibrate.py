@@ -1,0 +1,200 @@
+"""One temperature is fitted on the validations that the folds of a model saved, and written into its checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from scipy.optimize import minimize_scalar
+from scipy.special import expit, log_softmax, logit
+
+from calib_components.errors import InputError
+from calib_components.handlers.temperature import read_temperature
+from calib_components.tools.nnunet.calibrate import calibrate_model
+from calib_components.tools.nnunet.trainers.calibrated_trainers import nnUNetTrainerNACL
+from tests.bad_input.harness import snapshot
+from tests.calib_components.tools.nnunet.made_up import (
+    CASES,
+    CPU,
+    IGNORE,
+    LABELS,
+    NAME,
+    REGIONS,
+    changed,
+    make_model,
+    validation_of,
+)
+from tests.calib_components.tools.predictions.made_up import SHAPE, save_nifti
+
+LAYERS = {f"/network_weights/decoder.seg_layers.{i}.{name}" for i in range(3) for name in ("weight", "bias")}
+
+
+def fitted(cases: list[str], labels: Mapping[str, Any] = LABELS, predicted_only: bool = False) -> tuple[float, int]:
+    """The temperature of the smallest NLL, and the number of voxels or channels of voxels that it is the mean over."""
+    scores, truths = [], []
+    for p, predicted, label in (validation_of(case, labels) for case in cases):
+        kept = (label != IGNORE) & ((predicted > 0) | (not predicted_only))
+        if labels == REGIONS:
+            scores.append(logit(p[:, kept].astype(float)))
+            truths.append(np.stack([label[kept] > 0, label[kept] == 2]))
+        else:
+            scores.append(np.log(p[:, kept].astype(float)))
+            truths.append(np.arange(3)[:, None] == label[kept])
+    score, truth = np.concatenate(scores, 1), np.concatenate(truths, 1)
+
+    def nll(temperature: float) -> float:
+        if labels == REGIONS:
+            return -np.log(expit(np.where(truth, score, -score) / temperature)).sum()
+        return -log_softmax(score / temperature, axis=0)[truth].sum()
+
+    return minimize_scalar(nll, bounds=(0.2, 5), options={"xatol": 1e-7}).x, score.shape[1]
+
+
+@pytest.fixture
+def model(folders: Path) -> Path:
+    """A model of two folds, of three validation cases each."""
+    return make_model(folders / "results", folders / "preprocessed")
+
+
+ALL = [*CASES[0], *CASES[1]]
+
+
+def test_the_temperature_is_fitted_on_all_folds_and_divides_the_logits_of_each(
+    model: Path, folders: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = snapshot(folders)
+    trained = [torch.load(model / f"fold_{fold}" / "checkpoint_final.pth", weights_only=False) for fold in (0, 1)]
+    capsys.readouterr()
+    calibrate_model(model, workers=1)
+
+    estimate = read_temperature(model)
+    temperature, voxels = fitted(ALL)
+    assert estimate.temperature == pytest.approx(temperature, rel=1e-4)
+    assert 1.6 < estimate.temperature < 2.5
+    assert (estimate.voxels, estimate.patients) == (voxels, 6) == (6 * np.prod(SHAPE), 6)
+    after, place = snapshot(folders), model.relative_to(folders)
+    written = {str(place / f"fold_{fold}" / "checkpoint_calibrated.pth") for fold in (0, 1)}
+    assert after.keys() - before.keys() == written | {str(place / "temperature.json")}
+    assert {name: after[name] for name in before} == before  # also checkpoint_final.pth, byte for byte
+    for fold, checkpoint in enumerate(trained):
+        calibrated = torch.load(model / f"fold_{fold}" / "checkpoint_calibrated.pth", weights_only=False)
+        assert changed(checkpoint, calibrated) == LAYERS | {"/trainer_name", "/temperature"}
+        assert (calibrated["trainer_name"], calibrated["temperature"]) == ("nnUNetTrainer", estimate.temperature)
+        for name in (name.rpartition("/")[2] for name in LAYERS):
+            one, other = checkpoint["network_weights"][name], calibrated["network_weights"][name]
+            torch.testing.assert_close(other, one / estimate.temperature, atol=1e-7, rtol=1e-6)
+            assert other.dtype == torch.float32
+    command = f"nnUNetv2_predict -d {NAME} -tr nnUNetTrainerNACL -p nnUNetPlans -c 2d -f 0 1"
+    remark = "T is that of single folds. Several folds together average their logits, which is another model"
+    assert capsys.readouterr().out.splitlines() == [
+        f"{model}: fold_0, fold_1, 6 validation cases",
+        f"T = {estimate.summary()}",
+        f"NLL {estimate.nll_before:.4f} -> {estimate.nll_after:.4f} over all voxels, which T is fitted on",
+        "T > 1: the model was overconfident on these patients; its probabilities become softer.",
+        f"Predict with: {command} -chk checkpoint_calibrated.pth -i IMAGES -o PREDICTIONS",
+        f"{remark}: evaluate its predictions on labelled cases too.",
+    ]
+
+
+def test_nnunet_alone_predicts_with_a_calibrated_checkpoint(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the variable that names the trainers of this package; nnU-Net keeps logits in half precision."""
+    calibrate_model(model, workers=1)
+    image = torch.randn(1, 2, 40, 36, generator=torch.Generator().manual_seed(0))
+    logits = []
+    for name in ("checkpoint_final.pth", "checkpoint_calibrated.pth"):
+        predictor = nnUNetPredictor(use_mirroring=True, perform_everything_on_device=False, device=CPU)
+        predictor.initialize_from_trained_model_folder(str(model), (0, 1), name)
+        monkeypatch.delenv("nnUNet_extTrainer", raising=False)
+        logits.append(predictor.predict_logits_from_preprocessed_data(image).float())
+    assert logits[0].std() > 0.05
+    expected = logits[0] / read_temperature(model).temperature
+    torch.testing.assert_close(logits[1], expected, atol=5e-3 * float(expected.abs().max()), rtol=0)
+
+
+def test_again_gives_the_same(model: Path, folders: Path) -> None:
+    calibrate_model(model, workers=1)
+    once = snapshot(folders)
+    calibrate_model(model, workers=1)
+    assert snapshot(folders) == once
+
+
+def test_labels_may_be_elsewhere_and_several_cases_of_a_patient(
+    model: Path, folders: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folders / "preprocessed" / NAME / "gt_segmentations").rename(folders / "labels")
+    monkeypatch.delenv("nnUNet_preprocessed")
+    monkeypatch.chdir(model)
+    calibrate_model(Path(), labels=folders / "labels", patient_pattern=r"p\d", workers=1)
+    estimate = read_temperature(model)
+    assert estimate.temperature == pytest.approx(fitted(ALL)[0], rel=1e-4)
+    assert estimate.patients == 4
+
+
+def test_a_region(model: Path) -> None:
+    calibrate_model(model, region="predicted", workers=1)
+    estimate = read_temperature(model)
+    temperature, voxels = fitted(ALL, predicted_only=True)
+    assert estimate.temperature == pytest.approx(temperature, rel=1e-4)
+    assert estimate.voxels == voxels < 6 * np.prod(SHAPE)
+
+
+def test_one_fold(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """An unfinished fold and fold_all, which has no validation of its own, do not count."""
+    model = make_model(folders / "results", folders / "preprocessed", folds=[1])
+    (model / "fold_0").mkdir(exist_ok=True)
+    (model / "fold_0" / "checkpoint_latest.pth").touch()
+    (model / "fold_all").mkdir()
+    (model / "fold_all" / "checkpoint_final.pth").touch()
+    calibrate_model(model, workers=1)
+    assert read_temperature(model).temperature == pytest.approx(fitted([*CASES[1]])[0], rel=1e-4)
+    out = capsys.readouterr().out
+    assert " -f 1 -chk " in out
+    assert "T is that of single folds" not in out
+    assert [file.parent.name for file in model.rglob("checkpoint_calibrated.pth")] == ["fold_1"]
+
+
+def test_voxels_to_ignore(folders: Path) -> None:
+    labels = {**LABELS, "ignore": IGNORE}
+    model = make_model(folders / "results", folders / "preprocessed", labels)
+    calibrate_model(model, workers=1)
+    estimate = read_temperature(model)
+    temperature, voxels = fitted(ALL, labels)
+    assert estimate.temperature == pytest.approx(temperature, rel=1e-4)
+    assert estimate.voxels == voxels == 6 * np.prod(SHAPE) * 4 // 6
+
+
+def test_regions_with_a_sigmoid_each(folders: Path) -> None:
+    """Of nnU-Net's own trainer, which the losses of this package cannot replace there."""
+    model = make_model(folders / "results", folders / "preprocessed", REGIONS, trainer=nnUNetTrainer)
+    calibrate_model(model, workers=1)
+    assert read_temperature(model).temperature == pytest.approx(fitted(ALL, REGIONS)[0], rel=1e-4)
+    calibrated = torch.load(model / "fold_1" / "checkpoint_calibrated.pth", weights_only=False)
+    assert calibrated["network_weights"]["decoder.seg_layers.2.bias"].shape == (2,)
+
+
+@pytest.mark.parametrize(
+    ("labels", "trainer"), [(LABELS, nnUNetTrainerNACL), (REGIONS, nnUNetTrainer)], ids=["classes", "regions"]
+)
+def test_probabilities_of_an_earlier_training_are_refused(
+    labels: Mapping[str, Any], trainer: type[nnUNetTrainer], folders: Path
+) -> None:
+    """One voxel of the label map that a later validation wrote differs."""
+    model = make_model(folders / "results", folders / "preprocessed", labels, trainer=trainer)
+    validation = model / "fold_1" / "validation"
+    _, predicted, _ = validation_of("p3_b", labels)
+    predicted[3, 2, 1] = (predicted[3, 2, 1] + 1) % 3
+    save_nifti(validation / "p3_b.nii.gz", predicted)
+    before = snapshot(folders)
+    with pytest.raises(InputError) as caught:
+        calibrate_model(model, workers=1)
+    assert str(caught.value) == (
+        f"{validation / 'p3_b.npz'}: expected the probabilities of p3_b.nii.gz beside it, got others, such as of an "
+        "earlier training; run nnUNetv2_train for this fold again, with --val --npz"
+    )
+    assert snapshot(folders) == before
