@@ -10,7 +10,7 @@ from calib_components.arguments import check_known
 
 # What to do instead of giving an option of MONAI's losses.
 HINTS = {
-    "reduction": "the loss is always the mean over the voxels that count",
+    "reduction": "the loss is always a mean over what counts",
     "to_onehot_y": "class indices are accepted as they are, and so is one-hot where the loss is defined for it",
     "softmax": "give logits, the loss applies softmax itself",
     "use_softmax": "give logits, the loss applies softmax itself",
@@ -23,6 +23,7 @@ HINTS = {
     "dim": "2D or 3D is read from the logits",
     "kernel_ops": "the option is called prior",
     "distance_type": "the option is called penalty",
+    "right": "a probability on an edge belongs to the bin below",
 }
 
 

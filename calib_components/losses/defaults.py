@@ -1,4 +1,7 @@
-"""Default options, shared by the function and the class of each loss: Table 1 of "Trust Your Neighbours"."""
+"""Default options, shared by the function and the class of each loss.
+
+They are those of Table 1 of "Trust Your Neighbours" and, for L1-ACE, those of its authors' experiments.
+"""
 
 PRIOR = "mean"
 KERNEL_SIZE = 3
@@ -10,3 +13,6 @@ PENALTY_WEIGHT = 0.1
 MARGIN = 5.0
 ALPHA = 0.1
 GAMMA = 3.0
+NUM_BINS = 20
+IGNORE_EMPTY_CLASSES = True
+ACE_WEIGHT = 1.0

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from calib_components.metrics.regions import Region
-from calib_components.metrics.sorted_voxels import Bins
+from calib_components.metrics.sorted_voxels import Bins, bin_index
 from calib_components.metrics.voxels import Voxels
 
 __all__ = ["DrawnLabels"]
@@ -30,7 +30,7 @@ class DrawnLabels:
 
     def add(self, voxels: Voxels) -> None:
         confidence, predicted = voxels.top
-        index = self.bins.index(confidence)
+        index = bin_index(confidence, self.bins.num_bins)
         # The bins of a case up to here are the seed: other numbers for other cases, but the same ones for this case
         # whichever come before it, since that depends on the number of processes.
         if self.last != (voxels.case, voxels.channel):

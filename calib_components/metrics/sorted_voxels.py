@@ -9,12 +9,18 @@ import torch
 from calib_components.metrics.regions import Region
 from calib_components.metrics.voxels import Voxels
 
-__all__ = ["ALL", "LANES", "PREDICTED", "Bins", "RegionSets", "sum_by_index"]
+__all__ = ["ALL", "LANES", "PREDICTED", "Bins", "RegionSets", "bin_index", "sum_by_index"]
 
 ALL, PREDICTED = Region("all"), Region("predicted")
 # Voxels are summed in as many lanes as this, one next to the other: most voxels of a volume fall into the same bin, and
 # an addition has to wait for the one before it if both are to the same number.
 LANES = 4
+
+
+def bin_index(p: torch.Tensor, num_bins: int) -> torch.Tensor:
+    """Bin of each probability, int32, for probabilities in float64."""
+    # The edge i / num_bins, whichever way it was rounded, scales to less than i and so falls into the bin below.
+    return (p * (num_bins * (1 - 1e-15))).int().clamp_(max=num_bins - 1)
 
 
 class Bins:
@@ -44,10 +50,6 @@ class Bins:
             mask[region.true_classes(self.num_classes)] = 1
         return masks.to(self.device)
 
-    def index(self, p: torch.Tensor) -> torch.Tensor:
-        # The edge i / num_bins, whichever way it was rounded, scales to less than i and so falls into the bin below.
-        return (p * (self.num_bins * (1 - 1e-15))).int().clamp_(max=self.num_bins - 1)
-
     def sort(self, voxels: Voxels, kinds: Sequence[str]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
         """Bins and confidences, `(rows, voxels)`, of each kind.
 
@@ -58,7 +60,7 @@ class Bins:
         for kind in kinds:
             confidence = voxels.top[0][None] if kind == "top_label" else voxels.p[-self.rows[kind] :]
             first = torch.arange(0, len(confidence) * self.num_bins, self.num_bins, dtype=torch.int32)
-            in_bins[kind] = self.index(confidence).add_(first[:, None].to(self.device)), confidence
+            in_bins[kind] = bin_index(confidence, self.num_bins).add_(first[:, None].to(self.device)), confidence
         return in_bins
 
 

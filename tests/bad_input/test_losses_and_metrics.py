@@ -18,6 +18,8 @@ from calib_components import losses, metrics
 from calib_components.losses import (
     EntropyPenaltyLoss,
     FocalLoss,
+    L1ACEDiceCELoss,
+    L1ACELoss,
     LabelSmoothingLoss,
     MbLSLoss,
     NACLLoss,
@@ -151,6 +153,11 @@ LOSSES = [
     Row("alpha", lambda: LabelSmoothingLoss(alpha=2), VALUE, "alpha: expected a number from 0 to 1, got 2"),
     Row("alpha NaN", lambda: LabelSmoothingLoss(alpha=math.nan), VALUE, "alpha: expected a number from 0 to 1, got nan"),
     Row("alpha True", lambda: LabelSmoothingLoss(alpha=True), VALUE, "alpha: expected a number from 0 to 1, got True"),
+    Row("num_bins 0", lambda: L1ACELoss(num_bins=0), VALUE, "num_bins: expected a whole number from 1 to 10000, got 0"),
+    Row("num_bins float", lambda: L1ACEDiceCELoss(num_bins=20.0), VALUE, "num_bins: expected a whole number from 1 to 10000, got 20.0"),
+    Row("ignore_empty_classes", lambda: L1ACELoss(ignore_empty_classes=1), VALUE, "ignore_empty_classes: expected True or False, got 1"),
+    Row("penalty_weight of L1-ACE", lambda: L1ACEDiceCELoss(penalty_weight=-1), VALUE, "penalty_weight: expected a number of at least 0, got -1"),
+    Row("ignore_index of L1-ACE", lambda: L1ACELoss(ignore_index=1.5), VALUE, "ignore_index: expected a whole number or None, got 1.5"),
     Row("margin NaN", lambda: MbLSLoss(margin=math.nan), VALUE, "margin: expected a number of at least 0, got nan"),
     Row("margin infinite", lambda: MbLSLoss(margin=math.inf), VALUE, "margin: expected a number of at least 0, got inf"),
     Row("penalty_weight", lambda: NACLLoss(penalty_weight=-0.1), VALUE, "penalty_weight: expected a number of at least 0, got -0.1"),
@@ -168,7 +175,7 @@ LOSSES = [
     Row("ignore_index of function", lambda: losses.nacl_loss(X, Y, ignore_index=False), VALUE, "ignore_index: expected a whole number or None, got False"),
     Row("option of function", lambda: losses.mbls_loss(X, Y, margin="5"), VALUE, "margin: expected a number of at least 0, got '5'"),
     # Options of MONAI's losses
-    Row("reduction", lambda: FocalLoss(reduction="none"), TYPE, "reduction: expected an option of FocalLoss (gamma, ignore_index), got another; the loss is always the mean over the voxels that count"),
+    Row("reduction", lambda: FocalLoss(reduction="none"), TYPE, "reduction: expected an option of FocalLoss (gamma, ignore_index), got another; the loss is always a mean over what counts"),
     Row("to_onehot_y", lambda: MbLSLoss(to_onehot_y=True), TYPE, f"to_onehot_y: {OPTIONS} MbLSLoss (margin, penalty_weight, ignore_index), got another; class indices are accepted"),
     Row("softmax", lambda: NACLLoss(softmax=True), TYPE, f"softmax: {OPTIONS} NACLLoss (prior, kernel_size, sigma, penalty, constraint, penalty_weight, padding, ignore_index), got another; give logits"),
     Row("sigmoid", lambda: NACLLoss(sigmoid=True), TYPE, f"sigmoid: {OPTIONS} NACLLoss ("),
@@ -177,6 +184,7 @@ LOSSES = [
     Row("lambda", lambda: EntropyPenaltyLoss(lambda_dice=1.0), TYPE, f"lambda_dice: {OPTIONS} EntropyPenaltyLoss (penalty_weight, ignore_index), got another"),
     Row("MONAI's NACLLoss", lambda: NACLLoss(classes=4, dim=2), TYPE, f"classes: {OPTIONS} NACLLoss ("),
     Row("kernel_ops", lambda: NACLLoss(kernel_ops="mean"), TYPE, f"kernel_ops: {OPTIONS} NACLLoss ("),
+    Row("right", lambda: L1ACELoss(right=False), TYPE, f"right: {OPTIONS} L1ACELoss (num_bins, ignore_empty_classes, ignore_index), got another; a probability on an edge belongs to the bin below"),
     Row("misspelt", lambda: NACLLoss(penalty_wieght=0.2), TYPE, f"penalty_wieght: {OPTIONS} NACLLoss ("),
     # neighbor_prior
     Row("num_classes 1", lambda: neighbor_prior(Y, 1), VALUE, "num_classes: expected a whole number of at least 2, got 1"),

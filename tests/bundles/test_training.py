@@ -102,7 +102,7 @@ def test_evaluation_writes_cases_summary_bins_and_figures(prepared: Path, traine
 VOLUMES = ("true_volume", "segmented_volume", "expected_volume", "volume_low", "volume_high", "expected_dsc")
 
 
-@pytest.mark.parametrize("loss", ["nacl", "ce_dice"])
+@pytest.mark.parametrize("loss", ["nacl", "ce_dice", "l1_ace"])
 def test_loss_overlay_trains(loss: str, prepared: Path, tmp_path: Path) -> None:
     run_bundle(
         ACDC,

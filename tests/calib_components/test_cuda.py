@@ -9,7 +9,16 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from calib_components.losses import EntropyPenaltyLoss, FocalLoss, LabelSmoothingLoss, MbLSLoss, NACLLoss, SVLSLoss
+from calib_components.losses import (
+    EntropyPenaltyLoss,
+    FocalLoss,
+    L1ACEDiceCELoss,
+    L1ACELoss,
+    LabelSmoothingLoss,
+    MbLSLoss,
+    NACLLoss,
+    SVLSLoss,
+)
 from calib_components.losses.priors import PRIORS
 from calib_components.metrics import BrierMetric, CECEMetric, DSCMetric, ECEMetric, HD95Metric, NLLMetric
 
@@ -23,6 +32,8 @@ LOSSES = [
     EntropyPenaltyLoss(),
     LabelSmoothingLoss(),
     FocalLoss(),
+    L1ACELoss(),
+    L1ACEDiceCELoss(),
 ]
 
 

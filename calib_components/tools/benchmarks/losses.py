@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from calib_components.losses import (
     EntropyPenaltyLoss,
     FocalLoss,
+    L1ACEDiceCELoss,
+    L1ACELoss,
     LabelSmoothingLoss,
     MbLSLoss,
     NACLLoss,
@@ -48,7 +50,8 @@ def losses(device: str = "cpu", rounds: int = 15, threads: int = 2) -> None:
         for prior in PRIORS:
             steps[f"NACLLoss {prior}"] = partial(run, NACLLoss(prior=prior))
         steps["NACLLoss mean, softmax"] = partial(run, NACLLoss(constraint="softmax"))
-        for loss in (SVLSLoss(), MbLSLoss(), EntropyPenaltyLoss(), LabelSmoothingLoss(), FocalLoss()):
+        others = (SVLSLoss(), MbLSLoss(), EntropyPenaltyLoss(), LabelSmoothingLoss(), FocalLoss(), L1ACELoss())
+        for loss in (*others, L1ACEDiceCELoss()):
             steps[type(loss).__name__] = partial(run, loss)
         for prior in ("mean", "gaussian"):
             monai_nacl = monai.losses.NACLLoss(num_classes, dims, kernel_ops=prior).to(device)

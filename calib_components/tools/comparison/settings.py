@@ -43,6 +43,7 @@ TABLE1 = [
     Setting("mbls", "MbLS", "mbls"),
     NACL,
 ]
+FURTHER = [Setting("l1_ace", "CE+DSC+L1-ACE", "l1_ace")]  # in no preset: newer than the paper
 PRESETS = {
     "table1": TABLE1,
     "table2": [
@@ -75,7 +76,7 @@ def choose_settings(names: Sequence[str], bundle: Path) -> list[Setting]:
     Raises:
         InputError: A name is unknown.
     """
-    known = {setting.name: setting for preset in PRESETS.values() for setting in preset}
+    known = {setting.name: setting for preset in (*PRESETS.values(), FURTHER) for setting in preset}
     files = sorted(path.stem for path in (bundle / "configs" / "losses").glob("*.yaml"))
     chosen: dict[str, Setting] = {}
     for name in names:

@@ -17,6 +17,8 @@ from monai.data import MetaTensor
 from calib_components.losses import (
     EntropyPenaltyLoss,
     FocalLoss,
+    L1ACEDiceCELoss,
+    L1ACELoss,
     LabelSmoothingLoss,
     MbLSLoss,
     NACLLoss,
@@ -35,8 +37,10 @@ LOSSES: dict[str, Callable[..., torch.nn.Module]] = {
     "ecp": EntropyPenaltyLoss,
     "ls": LabelSmoothingLoss,
     "focal": FocalLoss,
+    "l1_ace": L1ACELoss,
+    "l1_ace_dice_ce": L1ACEDiceCELoss,
 }
-SOFT = ("nacl_mean", "nacl_gaussian", "nacl_softmax_l2", "svls", "mbls", "ecp", "ls")
+SOFT = ("nacl_mean", "nacl_gaussian", "nacl_softmax_l2", "svls", "mbls", "ecp", "ls", "l1_ace", "l1_ace_dice_ce")
 SHAPES = [(2, 4, 6, 5), (1, 3, 4, 5, 3)]
 every_loss = pytest.mark.parametrize("name", LOSSES)
 every_shape = pytest.mark.parametrize("shape", SHAPES, ids=["2d", "3d"])

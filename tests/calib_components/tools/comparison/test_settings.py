@@ -22,6 +22,13 @@ def test_presets_are_the_papers_tables() -> None:
             assert (ACDC / "configs" / "losses" / f"{setting.loss}.yaml").is_file()
 
 
+def test_l1_ace_is_in_no_preset_but_can_be_asked_for() -> None:
+    (setting,) = choose_settings(["l1_ace"], ACDC)
+    assert (setting.label, setting.loss, setting.overrides) == ("CE+DSC+L1-ACE", "l1_ace", {})
+    assert all(setting not in preset for preset in PRESETS.values())
+    assert (ACDC / "configs" / "losses" / "l1_ace.yaml").is_file()
+
+
 def test_a_file_in_the_bundle_is_a_loss_too(tmp_path: Path) -> None:
     (tmp_path / "configs" / "losses").mkdir(parents=True)
     (tmp_path / "configs" / "losses" / "mine.yaml").touch()
