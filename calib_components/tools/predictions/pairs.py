@@ -90,8 +90,8 @@ def find_cases(predictions: Path, labels: Path, warn_left_out: bool = True) -> l
 
     Labels are NIfTI files called like their predictions, or with `_gt`, `_seg` or `_label` at the end, which
     predictions may have too; if a folder has such files, only these are labels, so that images may lie beside them.
-    Subfolders are searched too. Labels without a prediction are left out. Axes of a prediction may be
-    in another order or direction than those of its label.
+    Subfolders are searched too. Labels without a prediction are left out. Axes of a prediction may be in another
+    order or direction than those of its label.
 
     Args:
         predictions: Folder of predictions of one kind, see `calib_components.tools.predictions.formats`.
