@@ -162,7 +162,7 @@ def _find_validation(fold: Path, labels: Path, ending: str) -> list[Case]:
     for name in sorted(label_maps ^ probabilities):
         present, absent = (f"{name}{ending}", f"{name}.npz")[:: 1 if name in label_maps else -1]
         raise InputError(f"{folder / present}: expected {absent} beside it, got none; {AGAIN}")
-    return find_cases(folder, labels, some_labels=True)
+    return find_cases(folder, labels, warn_left_out=False)
 
 
 def _check_current(case: Case, classes: Classes, order: list[int]) -> None:

@@ -1,7 +1,7 @@
 """ACDC as a data set of nnU-Net, with folds by patient.
 
 nnU-Net has a converter of its own, `nnunetv2.dataset_conversion.Dataset027_ACDC`. In version 2.8.1 it ends with an
-error: it takes `nnUNet_raw`, by now an object that stands for a path, for a text.
+error: it calls `nnUNet_raw.replace`, but `nnUNet_raw` is no longer a string.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What nnU-Net's commands are told by environment variables, and whether it is installed."""
+"""The folders that environment variables of nnU-Net name, and its modules where it is installed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def folder_of(variable: str) -> Path:
 
 
 def nnunet_module(name: str) -> ModuleType:
-    """Import a module of nnU-Net, such as `utilities.label_handling`; only then, since that takes seconds.
+    """Import a module of nnU-Net, such as `utilities.label_handling`, where it is needed: the import takes seconds.
 
     Raises:
         InputError: nnU-Net is not installed.

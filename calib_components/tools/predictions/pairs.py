@@ -85,18 +85,18 @@ class Saved:
     other_predicted: Sequence[int] = ()
 
 
-def find_cases(predictions: Path, labels: Path, some_labels: bool = False) -> list[Case]:
+def find_cases(predictions: Path, labels: Path, warn_left_out: bool = True) -> list[Case]:
     """Find the predictions of a folder and the label of each, and check shapes and grids by the files' headers.
 
     Labels are NIfTI files called like their predictions, or with `_gt`, `_seg` or `_label` at the end, which
     predictions may have too; if a folder has such files, only these are labels, so that images may lie beside them.
-    Subfolders are searched too. Labels without a prediction are left out, with a warning. Axes of a prediction may be
-    in another order or direction than those of its label.
+    Subfolders are searched too. Labels without a prediction are left out. Axes of a prediction may be in another
+    order or direction than those of its label.
 
     Args:
         predictions: Folder of predictions of one kind, see `calib_components.tools.predictions.formats`.
         labels: Folder of labels.
-        some_labels: Whether other labels are expected in the folder, so that no warning is needed.
+        warn_left_out: Whether to warn of labels without a prediction.
 
     Returns:
         The cases, sorted by name.
@@ -118,7 +118,7 @@ def find_cases(predictions: Path, labels: Path, some_labels: bool = False) -> li
             f"{predictions}: expected a label in {labels} for each prediction, of the same name, got none for "
             f"{_listed(alone)}"
         )
-    if (left_out := [name for name in label_files if name not in found]) and not some_labels:
+    if warn_left_out and (left_out := [name for name in label_files if name not in found]):
         logging.getLogger(__name__).warning(
             "%s: %d label(s) without a prediction, left out: %s", labels, len(left_out), _listed(left_out)
         )

@@ -75,8 +75,8 @@ class CalibratedTrainer(nnUNetTrainer):
         if self.label_manager.has_regions:
             raise InputError(
                 "labels in dataset.json: expected classes that exclude each other, got regions that overlap; "
-                f"{type(self).__name__} ties the logits of a softmax to class proportions, and regions have a sigmoid "
-                "each. Train with nnUNetTrainer and calibrate its checkpoint"
+                f"the loss of {type(self).__name__} is one of a softmax, and regions have a sigmoid each. Train with "
+                "nnUNetTrainer and calibrate its checkpoint"
             )
         # Two of nnU-Net's own losses, so that its options, weights and compilation are those of its version.
         full, lower = super()._build_loss(), super()._build_loss()

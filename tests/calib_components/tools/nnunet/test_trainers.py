@@ -182,8 +182,8 @@ def test_regions_are_refused(trainer: type[nnUNetTrainer]) -> None:
         made._build_loss()
     assert str(caught.value) == (
         "labels in dataset.json: expected classes that exclude each other, got regions that overlap; "
-        f"{trainer.__name__} ties the logits of a softmax to class proportions, and regions have a sigmoid each. "
-        "Train with nnUNetTrainer and calibrate its checkpoint"
+        f"the loss of {trainer.__name__} is one of a softmax, and regions have a sigmoid each. Train with "
+        "nnUNetTrainer and calibrate its checkpoint"
     )
 
 
