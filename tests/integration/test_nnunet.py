@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,7 +31,7 @@ PATIENTS, TEST_PATIENTS = 8, 2
 DOCUMENTED, SHORT = "nnUNetTrainerNACLDice", "nnUNetTrainerShort"
 TRAINER = f"""
 import torch
-from calib_components.tools.nnunet.trainers.calibrated_trainers import {DOCUMENTED}
+from calib_components.tools.nnunet.trainers.loss_trainers import {DOCUMENTED}
 
 class {SHORT}({DOCUMENTED}):
     def __init__(self, plans, configuration, fold, dataset_json, device=torch.device("cpu")):
@@ -50,7 +51,7 @@ network |= {"n_conv_per_stage": [1] * 4, "n_conv_per_stage_decoder": [1] * 3}
 network |= {name: network[name][:4] for name in ("strides", "kernel_sizes")}
 file.write_text(json.dumps(plans))
 """
-PREDICT = "from nnunetv2.inference.predict_from_raw_data import predict_entry_point; predict_entry_point()"
+PREDICT = "from nnunetv2.inference.predict_from_raw_data import predict_entry_point_modelfolder as predict; predict()"
 
 
 class Nnunet(NamedTuple):
@@ -106,8 +107,8 @@ def nnunet(tmp_path_factory: pytest.TempPathFactory, phantoms: Path) -> Nnunet:
         rf"{DOCUMENTED}(?=__| )": SHORT,
         "0 1 2 3 4": "0 1",
         r"nnUNetv2_train": "nnUNetv2_train -device cpu",
-        r"nnUNetv2_predict( (?:.|\\\n)*?)(-f 0 )": r"nnUNetv2_predict\1\2-device cpu -npp 1 -nps 1 ",
-        r"nnUNetv2_predict (-d 27 -c 2d -tr \w+ --save)": r"nnUNetv2_predict -device cpu -npp 1 -nps 1 -f 0 1 \1",
+        r"(nnUNetv2_predict\w*)": r"\1 -device cpu -npp 1 -nps 1",
+        r"(-tr \w+) --save": r"\1 -f 0 1 --save",  # all folds
         "nnUNetv2_ensemble": "nnUNetv2_ensemble -np 1",
         r"(nnunet calibrate|evaluate_predictions)": r"\1 --workers 1",
     }.items():
@@ -131,6 +132,12 @@ def test_commands_of_the_page(nnunet: Nnunet) -> None:
         patients = json.loads((nnunet.folder / "nnunet" / name / "summary.json").read_text())["patients"]
         assert len(patients) == 2 * TEST_PATIENTS
     assert "evaluation_calibrated" in (nnunet.folder / "nnunet" / "report" / "report.md").read_text()
+    with zipfile.ZipFile(nnunet.folder / "nnunet" / "model.zip") as archive:
+        packed = {Path(name).name for name in archive.namelist() if name.endswith(".pth")}
+    assert packed == {"checkpoint_calibrated.pth"}
+    segmented, calibrated = nnunet.labels("segmented"), nnunet.labels("calibrated")
+    assert segmented.keys() == calibrated.keys()
+    assert all(np.array_equal(segmented[name], calibrated[name]) for name in segmented)
 
 
 @pytest.mark.slow
@@ -157,6 +164,10 @@ def test_predictions_are_scaled_up_to_the_rounding_of_nnunet(nnunet: Nnunet) -> 
     for case, p in trained.items():
         scaled = torch.from_numpy(p).clamp_min(1e-30).log().div(temperature).softmax(0).numpy()
         difference = np.abs(calibrated[case] - scaled)
+        odds = (np.log(np.clip(q[1:], 1e-30, 1) / np.clip(q[:1], 1e-30, 1)) for q in (p, calibrated[case]))
+        inner = (slice(None), slice(None), slice(16, -16), slice(16, -16))
+        before, after = (values[inner] for values in odds)
+        assert (before * after).sum() / (after * after).sum() == pytest.approx(temperature, rel=0.01)
         assert difference.mean() < 2e-4
         assert np.mean(difference > 2e-3) < 0.005
         assert difference.max() < 0.05
@@ -179,8 +190,8 @@ def test_anyone_predicts_with_the_calibrated_checkpoint_without_this_package(nnu
         return subprocess.run(command, cwd=tmp_path, env=environment, check=False, capture_output=True, text=True)
 
     assert "No module named 'calib_components'" in run_alone("import calib_components").stderr
-    options = f"-d 27 -c 2d -tr {SHORT} -f 0 -device cpu -npp 1 -nps 1 --save_probabilities".split()
-    places = ["-i", nnunet.images, "-o", nnunet.folder / "nnunet" / "alone"]
+    options = ["-f", "0", "-device", "cpu", "-npp", "1", "-nps", "1", "--save_probabilities"]
+    places = ["-m", nnunet.model, "-i", nnunet.images, "-o", nnunet.folder / "nnunet" / "alone"]
     failed = run_alone(PREDICT, *options, *places)  # with the checkpoint as it was trained
     assert f"Could not find requested nnunet trainer {SHORT}" in failed.stderr
     done = run_alone(PREDICT, *options, *places, "-chk", "checkpoint_calibrated.pth")

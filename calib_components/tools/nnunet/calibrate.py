@@ -16,7 +16,7 @@ from tqdm import tqdm
 from calib_components.errors import InputError, check_writable, reading, writing
 from calib_components.handlers.temperature import write_temperature
 from calib_components.metrics.regions import Region
-from calib_components.tools.nnunet.checkpoint import check_scaled, read_checkpoint, scale_checkpoint
+from calib_components.tools.nnunet.checkpoint import check_network, read_checkpoint, scale_checkpoint
 from calib_components.tools.nnunet.environment import folder_of, nnunet_module
 from calib_components.tools.parallel import check_workers, parallel
 from calib_components.tools.predictions.classes import Classes
@@ -62,15 +62,16 @@ def calibrate_model(
     fitted_on = Region.parse(region)
     processes = check_workers(workers)
     found = _read_model(model)
-    name, trainer, plans, configuration = found.names
     check_writable("model", model)
     if labels is None:
-        labels = folder_of("nnUNet_preprocessed") / name / "gt_segmentations"
+        labels = folder_of("nnUNet_preprocessed") / found.dataset_name / "gt_segmentations"
     for fold in tqdm(found.folds, "check networks", leave=False, disable=None):
         checkpoint = read_checkpoint(fold / TRAINED)
-        if (other := checkpoint["init_args"]["configuration"]) != configuration:
-            raise InputError(f"{fold / TRAINED}: expected a network of configuration {configuration}, got {other}")
-        check_scaled(fold / TRAINED, checkpoint, scale_checkpoint(checkpoint, 2.0), found.plans, found.dataset)
+        if (other := checkpoint["init_args"]["configuration"]) != found.configuration:
+            raise InputError(
+                f"{fold / TRAINED}: expected a network of configuration {found.configuration}, got {other}"
+            )
+        check_network(fold / TRAINED, checkpoint, found.plans, found.dataset)
     cases = [case for fold in found.folds for case in _find_validation(fold, labels, found.ending)]
     classes = classes_of(cases, found.structures, found.sigmoid, found.ignore)
     patients = patients_of([case.name for case in cases], patient_pattern)
@@ -85,15 +86,16 @@ def calibrate_model(
             file = stack.enter_context(writing(fold / CALIBRATED))
             torch.save(scale_checkpoint(read_checkpoint(fold / TRAINED), estimate.temperature), file)
         write_temperature(estimate, model)
-    folds = " ".join(fold.name.removeprefix("fold_") for fold in found.folds)
+    number = found.folds[0].name.removeprefix("fold_")
     print(
-        f"Predict with: nnUNetv2_predict -d {name} -tr {trainer} -p {plans} -c {configuration} "
-        f"-f {folds} -chk {CALIBRATED} -i IMAGES -o PREDICTIONS"
+        f"Predict with: nnUNetv2_predict -d {found.dataset_name} -tr {found.trainer} -p {found.plans_name} "
+        f"-c {found.configuration} -f {number} -chk {CALIBRATED} -i IMAGES -o PREDICTIONS"
     )
     if len(found.folds) > 1:
         print(
             "T is that of single folds. Several folds together average their logits, which is another model: evaluate "
-            "its predictions on labelled cases too."
+            "its predictions of labelled cases that no fold has seen, or fit a T of its own to them with "
+            "calibrate_predictions."
         )
 
 
@@ -103,7 +105,10 @@ class _Model:
 
     Attributes:
         folds: Folders of the trained folds.
-        names: Data set, trainer, plans and configuration.
+        dataset_name: Such as Dataset027_ACDC.
+        trainer: Name of the trainer, from that of the folder, as are the next two.
+        plans_name: Such as nnUNetPlans.
+        configuration: Such as 2d.
         plans: `plans.json`.
         dataset: `dataset.json`.
         structures: Name and label codes of each class or region, such as WT=1+2+3.
@@ -113,7 +118,10 @@ class _Model:
     """
 
     folds: list[Path]
-    names: tuple[str, ...]
+    dataset_name: str
+    trainer: str
+    plans_name: str
+    configuration: str
     plans: dict[str, Any]
     dataset: dict[str, Any]
     structures: list[str]
@@ -139,7 +147,7 @@ def _read_model(model: Path) -> _Model:
         plans = json.loads(file.read_text())
         manager = nnunet_module("utilities.plans_handling.plans_handler").PlansManager(plans)
         manager.get_configuration(parts[2])
-        names = (plans["dataset_name"], *parts)
+        dataset_name = plans["dataset_name"]
     with reading(model / "dataset.json", "the data set of nnU-Net") as file:
         dataset = json.loads(file.read_text())
         ending = dataset["file_ending"]
@@ -149,7 +157,20 @@ def _read_model(model: Path) -> _Model:
         f"{name}={'+'.join(map(str, codes if isinstance(codes, list) else [codes]))}" for name, codes in named.items()
     ]
     order = list(label_manager.regions_class_order) if label_manager.has_regions else []
-    return _Model(folds, names, plans, dataset, structures, order, label_manager.ignore_label, ending)
+    trainer, plans_name, configuration = parts
+    return _Model(
+        folds=folds,
+        dataset_name=dataset_name,
+        trainer=trainer,
+        plans_name=plans_name,
+        configuration=configuration,
+        plans=plans,
+        dataset=dataset,
+        structures=structures,
+        order=order,
+        ignore=label_manager.ignore_label,
+        ending=ending,
+    )
 
 
 def _find_validation(fold: Path, labels: Path, ending: str) -> list[Case]:

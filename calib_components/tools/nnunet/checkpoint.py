@@ -9,13 +9,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from calib_components.errors import InputError, reading
 from calib_components.tools.nnunet.environment import nnunet_module
 from calib_components.tools.predictions.plain_pickle import ALLOWED, plain
 
-__all__ = ["check_scaled", "read_checkpoint", "scale_checkpoint"]
+__all__ = ["check_network", "read_checkpoint", "scale_checkpoint"]
 
 LAYER = re.compile(r"decoder\.seg_layers\.\d+\.(weight|bias)")  # gives the logits of one resolution
 ARCHITECTURES = "dynamic_network_architectures."  # the package of nnU-Net's own
@@ -59,17 +60,14 @@ def scale_checkpoint(checkpoint: Mapping[str, Any], temperature: float) -> dict[
     return {**checkpoint, "network_weights": weights, "trainer_name": TRAINER, "temperature": temperature}
 
 
-def check_scaled(
-    file: Path, checkpoint: Mapping[str, Any], scaled: Mapping[str, Any], plans: dict[str, Any], dataset: dict[str, Any]
-) -> None:
-    """Check that nnU-Net's own trainer builds the network of a checkpoint, and that its logits are divided by T.
+def check_network(file: Path, checkpoint: Mapping[str, Any], plans: dict[str, Any], dataset: dict[str, Any]) -> None:
+    """Check that nnU-Net's own trainer builds the network of a checkpoint, and that a temperature divides its logits.
 
-    The network sees one patch of noise, with and without the temperature.
+    The network sees noise, as trained and with a temperature of 2, by which numbers are divided without rounding.
 
     Args:
         file: The checkpoint, for messages.
         checkpoint: As `read_checkpoint` returns it.
-        scaled: What `scale_checkpoint` makes of it.
         plans: `plans.json` of the model.
         dataset: `dataset.json` of the model.
 
@@ -82,7 +80,7 @@ def check_scaled(
         raise InputError(
             f"{file}: expected the network that {TRAINER} builds, got one that {name} builds in its own way"
         )
-    network, patch = _build(file, own, checkpoint["init_args"]["configuration"], plans, dataset)
+    network, noise = _build(file, own, checkpoint["init_args"]["configuration"], plans, dataset)
     try:
         network.load_state_dict(checkpoint["network_weights"])
     except RuntimeError as error:
@@ -91,12 +89,11 @@ def check_scaled(
         ) from None
     network.eval()
     with torch.inference_mode():
-        before = network(patch)
-        network.load_state_dict(scaled["network_weights"])
-        after = network(patch)
-    for logits, divided in zip(before, after, strict=True):
-        expected = logits / scaled["temperature"]
-        if (divided - expected).abs().max() > TOLERANCE * expected.abs().max().clamp_min(1):
+        before = network(noise)
+        network.load_state_dict(scale_checkpoint(checkpoint, 2.0)["network_weights"])
+        after = network(noise)
+    for logits, halved in zip(before, after, strict=True):
+        if (halved - logits / 2).abs().max() > TOLERANCE * logits.abs().max().clamp_min(1):
             raise InputError(
                 f"{file}: expected a network whose logits come from decoder.seg_layers, got one in which dividing them "
                 "does not divide the logits"
@@ -117,7 +114,7 @@ def _trainer(file: Path, name: str) -> Any:
 def _build(
     file: Path, trainer: Any, configuration: str, plans: dict[str, Any], dataset: dict[str, Any]
 ) -> tuple[torch.nn.Module, torch.Tensor]:
-    """Return the network of a model, with all resolutions, and noise of the size of a patch."""
+    """Return the network of a model, with all resolutions, and noise to give it."""
     manager = nnunet_module("utilities.plans_handling.plans_handler").PlansManager(plans)
     settings = manager.get_configuration(configuration)
     if not settings.network_arch_class_name.startswith(ARCHITECTURES):
@@ -126,5 +123,5 @@ def _build(
     channels = count(manager, settings, dataset)
     heads = manager.get_label_manager(dataset).num_segmentation_heads
     network = trainer.build_network_architecture(manager, settings, channels, heads, enable_deep_supervision=True)
-    noise = torch.randn(1, channels, *settings.patch_size, generator=torch.Generator().manual_seed(0))
-    return network, noise
+    size = 2 * np.prod(settings.pool_op_kernel_sizes, axis=0)  # instance norm needs more than one voxel at the bottom
+    return network, torch.randn(1, channels, *size.tolist(), generator=torch.Generator().manual_seed(0))

@@ -73,8 +73,12 @@ def make_acdc(src: Path, *, dataset_id: int = 27, seed: int = 0) -> None:
         make_folder(unfinished_split)
         with writing(unfinished_split / SPLITS) as file:
             file.write_text(json.dumps(_folds(training, groups, seed), indent=1))
-        unfinished_split.replace(preprocessed / name)
         unfinished.replace(raw / name)
+        try:
+            unfinished_split.replace(preprocessed / name)
+        except OSError:
+            shutil.rmtree(raw / name)  # another run would be refused
+            raise
     finally:
         for folder in (unfinished, unfinished_split):
             shutil.rmtree(folder, ignore_errors=True)

@@ -13,7 +13,7 @@ import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from scipy.special import expit, softmax
 
-from calib_components.tools.nnunet.trainers.calibrated_trainers import nnUNetTrainerNACL
+from calib_components.tools.nnunet.trainers.loss_trainers import nnUNetTrainerNACL
 from tests.calib_components.tools.predictions.made_up import (
     SHAPE,
     save_nifti,

@@ -17,7 +17,7 @@ from scipy.special import expit, log_softmax, logit
 from calib_components.errors import InputError
 from calib_components.handlers.temperature import read_temperature
 from calib_components.tools.nnunet.calibrate import calibrate_model
-from calib_components.tools.nnunet.trainers.calibrated_trainers import nnUNetTrainerNACL
+from calib_components.tools.nnunet.trainers.loss_trainers import nnUNetTrainerNACL
 from tests.bad_input.harness import snapshot
 from tests.calib_components.tools.nnunet.made_up import (
     CASES,

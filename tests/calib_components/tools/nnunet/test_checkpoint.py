@@ -18,8 +18,8 @@ from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerNoM
 )
 
 from calib_components.errors import InputError
-from calib_components.tools.nnunet.checkpoint import check_scaled, read_checkpoint, scale_checkpoint
-from calib_components.tools.nnunet.trainers.calibrated_trainers import nnUNetTrainerNACL
+from calib_components.tools.nnunet.checkpoint import check_network, read_checkpoint, scale_checkpoint
+from calib_components.tools.nnunet.trainers.loss_trainers import nnUNetTrainerNACL
 from tests.calib_components.tools.nnunet.made_up import changed, dataset_of, leaves, make_trainer, plans_of
 
 
@@ -121,7 +121,7 @@ def test_logits_of_all_resolutions_are_divided(
     checkpoint = read_checkpoint(tmp_path / "a.pth")
     before = deepcopy(checkpoint)
     scaled = scale_checkpoint(checkpoint, temperature)
-    check_scaled(tmp_path / "a.pth", checkpoint, scaled, plans, dataset_of())
+    check_network(tmp_path / "a.pth", checkpoint, plans, dataset_of())
     assert scaled["temperature"] == temperature
     assert scaled["trainer_name"] == "nnUNetTrainer"
     assert changed(checkpoint, before) == set()  # a copy was scaled
@@ -143,8 +143,7 @@ def test_a_trainer_of_nnunet_with_its_usual_network_is_accepted(tmp_path: Path) 
     save_trained(tmp_path / "a.pth", trainer=nnUNetTrainerNoMirroring)
     checkpoint = read_checkpoint(tmp_path / "a.pth")
     assert checkpoint["trainer_name"] == "nnUNetTrainerNoMirroring"
-    scaled = scale_checkpoint(checkpoint, 2.0)
-    check_scaled(tmp_path / "a.pth", checkpoint, scaled, plans_of(), dataset_of())
+    check_network(tmp_path / "a.pth", checkpoint, plans_of(), dataset_of())
 
 
 class Squashed(unet.PlainConvUNet):
@@ -180,7 +179,7 @@ def test_another_network_is_refused(name: str, plans: dict[str, Any], message: s
     save_trained(tmp_path / "a.pth")
     checkpoint = {**read_checkpoint(tmp_path / "a.pth"), "trainer_name": name}
     with pytest.raises(InputError, match=rf"^{tmp_path / 'a.pth'}: {message}[^\n]*$"):
-        check_scaled(tmp_path / "a.pth", checkpoint, scale_checkpoint(checkpoint, 2.0), plans, dataset_of())
+        check_network(tmp_path / "a.pth", checkpoint, plans, dataset_of())
 
 
 def test_a_network_that_goes_on_after_its_layers_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,4 +189,4 @@ def test_a_network_that_goes_on_after_its_layers_is_refused(tmp_path: Path, monk
     save_trained(tmp_path / "a.pth", trainer=nnUNetTrainerNACL, plans=plans)
     checkpoint = read_checkpoint(tmp_path / "a.pth")
     with pytest.raises(InputError, match=r"expected a network whose logits come from decoder\.seg_layers, got one in"):
-        check_scaled(tmp_path / "a.pth", checkpoint, scale_checkpoint(checkpoint, 2.0), plans, dataset_of())
+        check_network(tmp_path / "a.pth", checkpoint, plans, dataset_of())

@@ -23,7 +23,7 @@ from calib_components.losses import (
     SVLSLoss,
 )
 from calib_components.tools.nnunet import COMMANDS
-from calib_components.tools.nnunet.trainers.calibrated_trainers import (
+from calib_components.tools.nnunet.trainers.loss_trainers import (
     nnUNetTrainerEntropyPenalty,
     nnUNetTrainerFocal,
     nnUNetTrainerLabelSmoothing,

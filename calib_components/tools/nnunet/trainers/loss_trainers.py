@@ -58,7 +58,7 @@ class FullResolution(nn.Module):
         return total
 
 
-class CalibratedTrainer(nnUNetTrainer):
+class VoxelLossTrainer(nnUNetTrainer):
     """Base of the trainers: nnU-Net's, with another loss in place of the cross-entropy at full resolution."""
 
     use_dice = False  # whether Dice is added at every resolution, as in nnU-Net's default
@@ -91,13 +91,13 @@ class CalibratedTrainer(nnUNetTrainer):
         return FullResolution(full, lower, weights) if self.enable_deep_supervision else full
 
 
-class nnUNetTrainerNACL(CalibratedTrainer):  # noqa: N801
+class nnUNetTrainerNACL(VoxelLossTrainer):  # noqa: N801
     """Trainer with `NACLLoss`: cross-entropy with a penalty that ties logits to the labels around each voxel."""
 
     penalty_weight = 0.1
 
     def voxel_loss(self, ignore_index: int | None) -> nn.Module:
-        """Return the loss, see `CalibratedTrainer`."""
+        """Return the loss, see `VoxelLossTrainer`."""
         return NACLLoss(penalty_weight=self.penalty_weight, ignore_index=ignore_index)
 
 
@@ -107,54 +107,54 @@ class nnUNetTrainerNACLDice(nnUNetTrainerNACL):  # noqa: N801
     use_dice = True
 
 
-class nnUNetTrainerSVLS(CalibratedTrainer):  # noqa: N801
+class nnUNetTrainerSVLS(VoxelLossTrainer):  # noqa: N801
     """Trainer with `SVLSLoss`: labels smoothed over their neighbours."""
 
     sigma = 2.0
 
     def voxel_loss(self, ignore_index: int | None) -> nn.Module:
-        """Return the loss, see `CalibratedTrainer`."""
+        """Return the loss, see `VoxelLossTrainer`."""
         return SVLSLoss(sigma=self.sigma, ignore_index=ignore_index)
 
 
-class nnUNetTrainerMbLS(CalibratedTrainer):  # noqa: N801
+class nnUNetTrainerMbLS(VoxelLossTrainer):  # noqa: N801
     """Trainer with `MbLSLoss`: cross-entropy with a penalty on margins between logits."""
 
     margin = 5.0
     penalty_weight = 0.1
 
     def voxel_loss(self, ignore_index: int | None) -> nn.Module:
-        """Return the loss, see `CalibratedTrainer`."""
+        """Return the loss, see `VoxelLossTrainer`."""
         return MbLSLoss(margin=self.margin, penalty_weight=self.penalty_weight, ignore_index=ignore_index)
 
 
-class nnUNetTrainerFocal(CalibratedTrainer):  # noqa: N801
+class nnUNetTrainerFocal(VoxelLossTrainer):  # noqa: N801
     """Trainer with `FocalLoss`."""
 
     gamma = 3.0
 
     def voxel_loss(self, ignore_index: int | None) -> nn.Module:
-        """Return the loss, see `CalibratedTrainer`."""
+        """Return the loss, see `VoxelLossTrainer`."""
         return FocalLoss(gamma=self.gamma, ignore_index=ignore_index)
 
 
-class nnUNetTrainerLabelSmoothing(CalibratedTrainer):  # noqa: N801
+class nnUNetTrainerLabelSmoothing(VoxelLossTrainer):  # noqa: N801
     """Trainer with `LabelSmoothingLoss`."""
 
     alpha = 0.1
 
     def voxel_loss(self, ignore_index: int | None) -> nn.Module:
-        """Return the loss, see `CalibratedTrainer`."""
+        """Return the loss, see `VoxelLossTrainer`."""
         return LabelSmoothingLoss(alpha=self.alpha, ignore_index=ignore_index)
 
 
-class nnUNetTrainerEntropyPenalty(CalibratedTrainer):  # noqa: N801
+class nnUNetTrainerEntropyPenalty(VoxelLossTrainer):  # noqa: N801
     """Trainer with `EntropyPenaltyLoss`: cross-entropy with a penalty on confident predictions."""
 
     penalty_weight = 0.1
 
     def voxel_loss(self, ignore_index: int | None) -> nn.Module:
-        """Return the loss, see `CalibratedTrainer`."""
+        """Return the loss, see `VoxelLossTrainer`."""
         return EntropyPenaltyLoss(penalty_weight=self.penalty_weight, ignore_index=ignore_index)
 
 
