@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,6 +29,7 @@ __all__ = ["calibrate_model"]
 
 TRAINED, CALIBRATED = "checkpoint_final.pth", "checkpoint_calibrated.pth"
 AGAIN = "run nnUNetv2_train for this fold again, with --val --npz"
+FOLD = re.compile(r"fold_\d+")
 PRELOAD = [__name__]
 
 
@@ -85,7 +87,7 @@ def calibrate_model(
             file = stack.enter_context(writing(fold / CALIBRATED))
             torch.save(scale_checkpoint(read_checkpoint(fold / TRAINED), estimate.temperature), file)
         write_temperature(estimate, model)
-    folds = " ".join(fold.name.removeprefix("fold_") for fold in found.folds)
+    folds = " ".join(str(_number(fold)) for fold in found.folds)
     print(
         f"Predict with: nnUNetv2_predict -d {name} -tr {trainer} -p {plans} -c {configuration} "
         f"-f {folds} -chk {CALIBRATED} -i IMAGES -o PREDICTIONS"
@@ -128,7 +130,8 @@ class _Model:
 
 
 def _read_model(model: Path) -> _Model:
-    folds = sorted(file.parent for file in model.glob(f"fold_*/{TRAINED}") if file.parent.name != "fold_all")
+    trained = [file.parent for file in model.glob(f"fold_*/{TRAINED}")]
+    folds = sorted((fold for fold in trained if FOLD.fullmatch(fold.name)), key=_number)  # not fold_0_old, fold_all
     if not folds:
         remedy = "; fold_all has no validation cases of its own" if (model / "fold_all").is_dir() else ""
         raise InputError(f"{model}: expected a trained model of nnU-Net, with fold_N/{TRAINED}, got none{remedy}")
@@ -150,6 +153,10 @@ def _read_model(model: Path) -> _Model:
     ]
     order = list(label_manager.regions_class_order) if label_manager.has_regions else []
     return _Model(folds, names, plans, dataset, structures, order, label_manager.ignore_label, ending)
+
+
+def _number(fold: Path) -> int:
+    return int(fold.name.removeprefix("fold_"))
 
 
 def _find_validation(fold: Path, labels: Path, ending: str) -> list[Case]:

@@ -145,12 +145,13 @@ def test_a_region(model: Path) -> None:
 
 
 def test_one_fold(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """An unfinished fold and fold_all, which has no validation of its own, do not count."""
+    """An unfinished fold, fold_all, which has no validation of its own, and copies of folds do not count."""
     model = make_model(folders / "results", folders / "preprocessed", folds=[1])
     (model / "fold_0").mkdir(exist_ok=True)
     (model / "fold_0" / "checkpoint_latest.pth").touch()
-    (model / "fold_all").mkdir()
-    (model / "fold_all" / "checkpoint_final.pth").touch()
+    for name in ("fold_all", "fold_1_old"):
+        (model / name).mkdir()
+        (model / name / "checkpoint_final.pth").touch()
     calibrate_model(model, workers=1)
     assert read_temperature(model).temperature == pytest.approx(fitted([*CASES[1]])[0], rel=1e-4)
     out = capsys.readouterr().out
