@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from calib_components.errors import InputError, check_writable, reading, writing
 from calib_components.handlers.temperature import write_temperature
+from calib_components.handlers.weights import serialize
 from calib_components.metrics.regions import Region
 from calib_components.tools.nnunet.checkpoint import check_scaled, read_checkpoint, scale_checkpoint
 from calib_components.tools.nnunet.environment import folder_of, nnunet_module
@@ -85,7 +85,7 @@ def calibrate_model(
     with ExitStack() as stack:  # all of them or none
         for fold in found.folds:
             file = stack.enter_context(writing(fold / CALIBRATED))
-            torch.save(scale_checkpoint(read_checkpoint(fold / TRAINED), estimate.temperature), file)
+            file.write_bytes(serialize(scale_checkpoint(read_checkpoint(fold / TRAINED), estimate.temperature)))
         write_temperature(estimate, model)
     folds = " ".join(str(_number(fold)) for fold in found.folds)
     print(
