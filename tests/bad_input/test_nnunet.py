@@ -147,6 +147,8 @@ MODELS = [
     Case("trainers are not named", lambda: (change_checkpoint(trainer_name="nnUNetTrainerNACL")(), set_variable("nnUNet_extTrainer", None)()), f"{TRAINED}: expected a trainer that nnU-Net finds, got nnUNetTrainerNACL; name its folder in nnUNet_extTrainer\n"),
     Case("a trainer with its own network", change_checkpoint(trainer_name="nnUNetTrainerBN"), f"{TRAINED}: expected the network that nnUNetTrainer builds, got one that nnUNetTrainerBN builds in its own way\n"),
     Case("weights of another kind", change_checkpoint(network_weights={"a": 1}), f"{TRAINED}: expected the weights of the network in plans.json, got "),
+    Case("fold_all under another name", change_checkpoint(init_args={"configuration": "2d", "fold": "all"}), f"{TRAINED}: expected a network of fold_1, got one of fold_all, which may have been trained on the validation cases\n"),
+    Case("a network of another fold", lambda: shutil.copy(TRAINED.replace("fold_1", "fold_0"), TRAINED), f"{TRAINED}: expected a network of fold_1, got one of fold_0, which may have been trained on the validation cases\n"),
     Case("a configuration that is not in the plans", change_checkpoint(init_args={"configuration": "3d_lowres"}), f"{TRAINED}: expected a network of configuration 2d, got 3d_lowres\n"),
 ]  # fmt: skip
 

@@ -72,6 +72,11 @@ def calibrate_model(
         checkpoint = read_checkpoint(fold / TRAINED)
         if (other := checkpoint["init_args"]["configuration"]) != configuration:
             raise InputError(f"{fold / TRAINED}: expected a network of configuration {configuration}, got {other}")
+        if (other := checkpoint["init_args"].get("fold")) != _number(fold):
+            raise InputError(
+                f"{fold / TRAINED}: expected a network of {fold.name}, got one of fold_{other}, which may have been "
+                "trained on the validation cases"
+            )
         check_scaled(fold / TRAINED, checkpoint, scale_checkpoint(checkpoint, 2.0), found.plans, found.dataset)
     cases = [case for fold in found.folds for case in _find_validation(fold, labels, found.ending)]
     classes = classes_of(cases, found.structures, found.sigmoid, found.ignore)
