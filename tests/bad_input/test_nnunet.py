@@ -164,6 +164,7 @@ MODELS = [
 ]  # fmt: skip
 
 VALIDATIONS = [
+    Case("another validation in a folder of its own", lambda: shutil.copytree(VALIDATION.replace("fold_1", "fold_0"), f"{VALIDATION}/old"), f"{VALIDATION}/old/p1_a.npz: expected the predictions of {VALIDATION} alone, got some in a folder in it; move it\n"),
     Case("no variable", set_variable("nnUNet_preprocessed", None), is_not_set("nnUNet_preprocessed")),
     Case("a variable of no folder", set_variable("nnUNet_preprocessed", "gone"), "nnUNet_preprocessed: expected the path of a folder, got gone, which is no folder\n"),
     Case("no labels", remove(LABELS_OF), f"{LABELS_OF}: expected a folder, got nothing\n"),

@@ -169,12 +169,16 @@ def _find_validation(fold: Path, labels: Path, ending: str) -> list[Case]:
     folder = fold / "validation"
     if not (folder / "summary.json").is_file():
         raise InputError(f"{folder}: expected a validation that is finished, with summary.json, got none; {AGAIN}")
-    probabilities = {file.stem for file in folder.glob("*.npz")}
-    label_maps = {file.name.removesuffix(ending) for file in folder.glob(f"*{ending}")}
+    probabilities = {file.stem for file in folder.glob("[!.]*.npz")}
+    label_maps = {file.name.removesuffix(ending) for file in folder.glob(f"[!.]*{ending}")}
     for name in sorted(label_maps ^ probabilities):
         present, absent = (f"{name}{ending}", f"{name}.npz")[:: 1 if name in label_maps else -1]
         raise InputError(f"{folder / present}: expected {absent} beside it, got none; {AGAIN}")
-    return find_cases(folder, labels, some_labels=True)
+    cases = find_cases(folder, labels, some_labels=True)
+    for file in (case.prediction.files[0] for case in cases):
+        if file.parent != folder:
+            raise InputError(f"{file}: expected the predictions of {folder} alone, got some in a folder in it; move it")
+    return cases
 
 
 def _check_current(case: Case, classes: Classes, order: list[int]) -> None:

@@ -145,10 +145,11 @@ def test_a_region(model: Path) -> None:
 
 
 def test_one_fold(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """An unfinished fold, fold_all, which has no validation of its own, and copies of folds do not count."""
+    """Not an unfinished fold, fold_all, which has no validation of its own, a copy of a fold or a hidden file."""
     model = make_model(folders / "results", folders / "preprocessed", folds=[1])
     (model / "fold_0").mkdir(exist_ok=True)
     (model / "fold_0" / "checkpoint_latest.pth").touch()
+    (model / "fold_1" / "validation" / "._p3_a.npz").touch()
     for name in ("fold_all", "fold_1_old"):
         (model / name).mkdir()
         (model / name / "checkpoint_final.pth").touch()
