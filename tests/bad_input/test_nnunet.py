@@ -139,6 +139,7 @@ MODELS = [
     Case("no description", remove(f"{MODEL}/dataset.json"), f"{MODEL}/dataset.json: expected the data set of nnU-Net, got No such file or directory\n"),
     Case("description without labels", change_json(f"{MODEL}/dataset.json", labels=None), f"{MODEL}/dataset.json: expected the data set of nnU-Net, got one that lacks 'labels'\n"),
     Case("regions without an order", change_json(f"{MODEL}/dataset.json", labels={"background": 0, "whole": [1, 2], "core": 2}), f"{MODEL}/dataset.json: expected the data set of nnU-Net, got "),
+    Case("images of another format", change_json(f"{MODEL}/dataset.json", file_ending=".nrrd"), f"{MODEL}/dataset.json: expected a file_ending of .nii.gz or .nii, got .nrrd\n"),
     Case("of one class less", change_json(f"{MODEL}/dataset.json", labels={"background": 0, "a": 1}), f"{MODEL}/fold_0/checkpoint_final.pth: expected the weights of the network in plans.json, got "),
     Case("other plans", lambda: Path(MODEL, "plans.json").write_text(json.dumps(plans_of(features=6))), f"{MODEL}/fold_0/checkpoint_final.pth: expected the weights of the network in plans.json, got "),
     Case("an architecture of one's own", lambda: Path(MODEL, "plans.json").write_text(json.dumps(plans_of(architecture="mine.Net"))), f"{MODEL}/fold_0/checkpoint_final.pth: expected an architecture of nnU-Net's own, got mine.Net\n"),

@@ -29,6 +29,7 @@ __all__ = ["calibrate_model"]
 
 TRAINED, CALIBRATED = "checkpoint_final.pth", "checkpoint_calibrated.pth"
 AGAIN = "run nnUNetv2_train for this fold again, with --val --npz"
+ENDINGS = (".nii.gz", ".nii")
 FOLD = re.compile(r"fold_\d+")
 PRELOAD = [__name__]
 
@@ -153,6 +154,8 @@ def _read_model(model: Path) -> _Model:
         ending = dataset["file_ending"]
         label_manager = manager.get_label_manager(dataset)
         named = {name: codes for name, codes in dataset["labels"].items() if name not in ("background", "ignore")}
+    if ending not in ENDINGS:
+        raise InputError(f"{model / 'dataset.json'}: expected a file_ending of {' or '.join(ENDINGS)}, got {ending}")
     structures = [
         f"{name}={'+'.join(map(str, codes if isinstance(codes, list) else [codes]))}" for name, codes in named.items()
     ]
