@@ -89,6 +89,12 @@ def change_json(name: str, **change: Any) -> Callable[[], object]:
     return spoil
 
 
+def change_network(**change: Any) -> Callable[[], object]:
+    plans = plans_of()
+    plans["configurations"]["2d"]["architecture"]["arch_kwargs"].update(change)
+    return rewrite(f"{MODEL}/plans.json", json.dumps(plans))
+
+
 def change_checkpoint(**change: Any) -> Callable[[], object]:
     return lambda: torch.save({**torch.load(TRAINED, weights_only=False), **change}, TRAINED)
 
@@ -133,9 +139,14 @@ MODELS = [
     Case("no description", remove(f"{MODEL}/dataset.json"), f"{MODEL}/dataset.json: expected the data set of nnU-Net, got No such file or directory\n"),
     Case("description without labels", change_json(f"{MODEL}/dataset.json", labels=None), f"{MODEL}/dataset.json: expected the data set of nnU-Net, got one that lacks 'labels'\n"),
     Case("regions without an order", change_json(f"{MODEL}/dataset.json", labels={"background": 0, "whole": [1, 2], "core": 2}), f"{MODEL}/dataset.json: expected the data set of nnU-Net, got "),
+    Case("images of another format", change_json(f"{MODEL}/dataset.json", file_ending=".nrrd"), f"{MODEL}/dataset.json: expected a file_ending of .nii.gz or .nii, got .nrrd\n"),
     Case("of one class less", change_json(f"{MODEL}/dataset.json", labels={"background": 0, "a": 1}), f"{MODEL}/fold_0/checkpoint_final.pth: expected the weights of the network in plans.json, got "),
     Case("other plans", lambda: Path(MODEL, "plans.json").write_text(json.dumps(plans_of(features=6))), f"{MODEL}/fold_0/checkpoint_final.pth: expected the weights of the network in plans.json, got "),
     Case("an architecture of one's own", lambda: Path(MODEL, "plans.json").write_text(json.dumps(plans_of(architecture="mine.Net"))), f"{MODEL}/fold_0/checkpoint_final.pth: expected an architecture of nnU-Net's own, got mine.Net\n"),
+    Case("plans that run a program", change_network(nonlin="os.mkdir", nonlin_kwargs={"path": "harm"}), f"{MODEL}/fold_0/checkpoint_final.pth: expected plans with layers of PyTorch and nnU-Net, got os.mkdir; it was not run\n"),
+    Case("plans that run one through PyTorch", change_network(nonlin="torch.nn.modules.module.torch.os.mkdir", nonlin_kwargs={"path": "harm"}), f"{MODEL}/fold_0/checkpoint_final.pth: expected plans with layers of PyTorch and nnU-Net, got torch.nn.modules.module.torch.os.mkdir; it was not run\n"),
+    Case("plans without strides", change_network(strides=None), f"{MODEL}/fold_0/checkpoint_final.pth: expected a network that nnU-Net builds from plans.json and dataset.json, got "),
+    Case("description without channels", change_json(f"{MODEL}/dataset.json", channel_names=None), f"{MODEL}/fold_0/checkpoint_final.pth: expected a network that nnU-Net builds from plans.json and dataset.json, got one that lacks 'channel_names'\n"),
     Case("text for a checkpoint", rewrite(TRAINED, "no checkpoint"), f"{TRAINED}: expected a checkpoint of nnU-Net, got "),
     Case("checkpoint cut", lambda: Path(TRAINED).write_bytes(Path(TRAINED).read_bytes()[:-300]), f"{TRAINED}: expected a checkpoint of nnU-Net, got "),
     Case("checkpoint empty", rewrite(TRAINED, ""), f"{TRAINED}: expected a checkpoint of nnU-Net, got "),
@@ -145,12 +156,16 @@ MODELS = [
     Case("calibrated before", change_checkpoint(temperature=1.5), f"{TRAINED}: expected a checkpoint as trained, got one with temperature 1.5\n"),
     Case("unknown trainer", change_checkpoint(trainer_name="Mine"), f"{TRAINED}: expected a trainer that nnU-Net finds, got Mine; name its folder in nnUNet_extTrainer\n"),
     Case("trainers are not named", lambda: (change_checkpoint(trainer_name="nnUNetTrainerNACL")(), set_variable("nnUNet_extTrainer", None)()), f"{TRAINED}: expected a trainer that nnU-Net finds, got nnUNetTrainerNACL; name its folder in nnUNet_extTrainer\n"),
+    Case("a trainer that cannot be imported", lambda: (change_checkpoint(trainer_name="Mine")(), rewrite("mine.py", "import absent")(), set_variable("nnUNet_extTrainer", ".")()), f"{TRAINED}: expected trainers that can be imported, got No module named 'absent' while nnU-Net looks for Mine\n"),
     Case("a trainer with its own network", change_checkpoint(trainer_name="nnUNetTrainerBN"), f"{TRAINED}: expected the network that nnUNetTrainer builds, got one that nnUNetTrainerBN builds in its own way\n"),
     Case("weights of another kind", change_checkpoint(network_weights={"a": 1}), f"{TRAINED}: expected the weights of the network in plans.json, got "),
+    Case("fold_all under another name", change_checkpoint(init_args={"configuration": "2d", "fold": "all"}), f"{TRAINED}: expected a network of fold_1, got one of fold_all, which may have been trained on the validation cases\n"),
+    Case("a network of another fold", lambda: shutil.copy(TRAINED.replace("fold_1", "fold_0"), TRAINED), f"{TRAINED}: expected a network of fold_1, got one of fold_0, which may have been trained on the validation cases\n"),
     Case("a configuration that is not in the plans", change_checkpoint(init_args={"configuration": "3d_lowres"}), f"{TRAINED}: expected a network of configuration 2d, got 3d_lowres\n"),
 ]  # fmt: skip
 
 VALIDATIONS = [
+    Case("another validation in a folder of its own", lambda: shutil.copytree(VALIDATION.replace("fold_1", "fold_0"), f"{VALIDATION}/old"), f"{VALIDATION}/old/p1_a.npz: expected the predictions of {VALIDATION} alone, got some in a folder in it; move it\n"),
     Case("no variable", set_variable("nnUNet_preprocessed", None), is_not_set("nnUNet_preprocessed")),
     Case("a variable of no folder", set_variable("nnUNet_preprocessed", "gone"), "nnUNet_preprocessed: expected the path of a folder, got gone, which is no folder\n"),
     Case("no labels", remove(LABELS_OF), f"{LABELS_OF}: expected a folder, got nothing\n"),

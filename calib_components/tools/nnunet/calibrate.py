@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
+import re
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from calib_components.errors import InputError, check_writable, reading, writing
 from calib_components.handlers.temperature import write_temperature
+from calib_components.handlers.weights import serialize
 from calib_components.metrics.regions import Region
 from calib_components.tools.nnunet.checkpoint import check_network, read_checkpoint, scale_checkpoint
+from calib_components.tools.nnunet.dataset import SPLITS
 from calib_components.tools.nnunet.environment import folder_of, nnunet_module
 from calib_components.tools.parallel import check_workers, parallel
 from calib_components.tools.predictions.classes import Classes
@@ -28,6 +32,8 @@ __all__ = ["calibrate_model"]
 
 TRAINED, CALIBRATED = "checkpoint_final.pth", "checkpoint_calibrated.pth"
 AGAIN = "run nnUNetv2_train for this fold again, with --val --npz"
+ENDINGS = (".nii.gz", ".nii")
+FOLD = re.compile(r"fold_\d+")
 PRELOAD = [__name__]
 
 
@@ -67,10 +73,7 @@ def calibrate_model(
         labels = folder_of("nnUNet_preprocessed") / found.dataset_name / "gt_segmentations"
     for fold in tqdm(found.folds, "check networks", leave=False, disable=None):
         checkpoint = read_checkpoint(fold / TRAINED)
-        if (other := checkpoint["init_args"]["configuration"]) != found.configuration:
-            raise InputError(
-                f"{fold / TRAINED}: expected a network of configuration {found.configuration}, got {other}"
-            )
+        _check_trained(fold, checkpoint, found)
         check_network(fold / TRAINED, checkpoint, found.plans, found.dataset)
     cases = [case for fold in found.folds for case in _find_validation(fold, labels, found.ending)]
     classes = classes_of(cases, found.structures, found.sigmoid, found.ignore)
@@ -80,16 +83,15 @@ def calibrate_model(
         for _ in results:
             pass
     print(f"{model}: {', '.join(fold.name for fold in found.folds)}, {len(cases)} validation cases")
-    estimate = fit_temperature(cases, classes, fitted_on, patients, processes)
+    estimate = fit_temperature(cases, classes, fitted_on, patients, processes, cropped=True)
     with ExitStack() as stack:  # all of them or none
         for fold in found.folds:
             file = stack.enter_context(writing(fold / CALIBRATED))
-            torch.save(scale_checkpoint(read_checkpoint(fold / TRAINED), estimate.temperature), file)
+            file.write_bytes(serialize(scale_checkpoint(read_checkpoint(fold / TRAINED), estimate.temperature)))
         write_temperature(estimate, model)
-    number = found.folds[0].name.removeprefix("fold_")
     print(
         f"Predict with: nnUNetv2_predict -d {found.dataset_name} -tr {found.trainer} -p {found.plans_name} "
-        f"-c {found.configuration} -f {number} -chk {CALIBRATED} -i IMAGES -o PREDICTIONS"
+        f"-c {found.configuration} -f {_number(found.folds[0])} -chk {CALIBRATED} -i IMAGES -o PREDICTIONS"
     )
     if len(found.folds) > 1:
         print(
@@ -136,13 +138,15 @@ class _Model:
 
 
 def _read_model(model: Path) -> _Model:
-    folds = sorted(file.parent for file in model.glob(f"fold_*/{TRAINED}") if file.parent.name != "fold_all")
+    trained = [file.parent for file in model.glob(f"fold_*/{TRAINED}")]
+    folds = sorted((fold for fold in trained if FOLD.fullmatch(fold.name)), key=_number)  # not fold_0_old, fold_all
     if not folds:
         remedy = "; fold_all has no validation cases of its own" if (model / "fold_all").is_dir() else ""
         raise InputError(f"{model}: expected a trained model of nnU-Net, with fold_N/{TRAINED}, got none{remedy}")
-    parts = model.resolve().name.split("__")
+    called = model.absolute().name  # that of a link, if it is one
+    parts = called.split("__")
     if len(parts) != 3:
-        raise InputError(f"{model}: expected a folder called TRAINER__PLANS__CONFIGURATION, got {model.resolve().name}")
+        raise InputError(f"{model}: expected a folder called TRAINER__PLANS__CONFIGURATION, got {called}")
     with reading(model / "plans.json", "the plans of nnU-Net") as file:
         plans = json.loads(file.read_text())
         manager = nnunet_module("utilities.plans_handling.plans_handler").PlansManager(plans)
@@ -153,6 +157,8 @@ def _read_model(model: Path) -> _Model:
         ending = dataset["file_ending"]
         label_manager = manager.get_label_manager(dataset)
         named = {name: codes for name, codes in dataset["labels"].items() if name not in ("background", "ignore")}
+    if ending not in ENDINGS:
+        raise InputError(f"{model / 'dataset.json'}: expected a file_ending of {' or '.join(ENDINGS)}, got {ending}")
     structures = [
         f"{name}={'+'.join(map(str, codes if isinstance(codes, list) else [codes]))}" for name, codes in named.items()
     ]
@@ -173,17 +179,67 @@ def _read_model(model: Path) -> _Model:
     )
 
 
+def _number(fold: Path) -> int:
+    return int(fold.name.removeprefix("fold_"))
+
+
+def _check_trained(fold: Path, checkpoint: Mapping[str, Any], model: _Model) -> None:
+    """Check that a checkpoint is of the fold, configuration and labels that its folder says."""
+    arguments = checkpoint["init_args"]
+    if (other := arguments["configuration"]) != model.configuration:
+        raise InputError(f"{fold / TRAINED}: expected a network of configuration {model.configuration}, got {other}")
+    if (other := arguments.get("fold")) != _number(fold):
+        raise InputError(
+            f"{fold / TRAINED}: expected a network of {fold.name}, got one of fold_{other}, which may have been trained "
+            "on the validation cases"
+        )
+    trained = arguments.get("dataset_json", {})
+    for key in ("labels", "regions_class_order"):
+        if trained.get(key) != model.dataset.get(key):
+            raise InputError(
+                f"{fold / TRAINED}: expected a network trained with the {key} in dataset.json, {model.dataset.get(key)}, "
+                f"got {trained.get(key)}"
+            )
+
+
 def _find_validation(fold: Path, labels: Path, ending: str) -> list[Case]:
-    """Find the probabilities that a fold saved of its validation cases, which must be all there."""
+    """Find the probabilities that a fold saved of its validation cases, which must be all there and no others."""
     folder = fold / "validation"
-    if not (folder / "summary.json").is_file():
+    summary = folder / "summary.json"
+    if not summary.is_file():
         raise InputError(f"{folder}: expected a validation that is finished, with summary.json, got none; {AGAIN}")
-    probabilities = {file.stem for file in folder.glob("*.npz")}
-    label_maps = {file.name.removesuffix(ending) for file in folder.glob(f"*{ending}")}
+    if summary.stat().st_mtime < (fold / TRAINED).stat().st_mtime:
+        logging.getLogger(__name__).warning(
+            "%s: older than %s; if the fold was trained again since, %s", summary, TRAINED, AGAIN
+        )
+    probabilities = {file.stem for file in folder.glob("[!.]*.npz")}
+    label_maps = {file.name.removesuffix(ending) for file in folder.glob(f"[!.]*{ending}")}
     for name in sorted(label_maps ^ probabilities):
         present, absent = (f"{name}{ending}", f"{name}.npz")[:: 1 if name in label_maps else -1]
         raise InputError(f"{folder / present}: expected {absent} beside it, got none; {AGAIN}")
-    return find_cases(folder, labels, warn_left_out=False)
+    cases = find_cases(folder, labels, warn_left_out=False)
+    for file in (case.prediction.files[0] for case in cases):
+        if file.parent != folder:
+            raise InputError(f"{file}: expected the predictions of {folder} alone, got some in a folder in it; move it")
+    _check_split(fold, labels.parent / SPLITS, {case.name for case in cases})
+    return cases
+
+
+def _check_split(fold: Path, splits: Path, cases: set[str]) -> None:
+    """Check that the cases are those of the fold's split: nnU-Net leaves those of earlier splits where they are."""
+    if not splits.is_file():
+        return
+    with reading(splits, "the splits of nnU-Net") as file:
+        parts = json.loads(file.read_text())
+        if _number(fold) >= len(parts):  # nnU-Net draws a split of its own then
+            return
+        expected = set(parts[_number(fold)]["val"])
+    for name in sorted(cases ^ expected):
+        is_one, got = ("none", "it") if name in cases else ("one", "none")
+        raise InputError(
+            f"{fold / 'validation' / name}.npz: expected {is_one}, as {splits} says of {fold.name}, got {got}; {AGAIN}, in "
+            "an empty folder"
+        )
 
 
 def _check_current(case: Case, classes: Classes, order: list[int]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import pydoc
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +21,8 @@ __all__ = ["check_network", "read_checkpoint", "scale_checkpoint"]
 
 LAYER = re.compile(r"decoder\.seg_layers\.\d+\.(weight|bias)")  # gives the logits of one resolution
 ARCHITECTURES = "dynamic_network_architectures."  # the package of nnU-Net's own
+SOURCES = (ARCHITECTURES, "torch.nn.")  # where the parts of a network may be from
+BUILT = "a network that nnU-Net builds from plans.json and dataset.json"
 TRAINER = "nnUNetTrainer"
 TOLERANCE = 1e-5  # of float32 logits
 
@@ -80,7 +83,8 @@ def check_network(file: Path, checkpoint: Mapping[str, Any], plans: dict[str, An
         raise InputError(
             f"{file}: expected the network that {TRAINER} builds, got one that {name} builds in its own way"
         )
-    network, noise = _build(file, own, checkpoint["init_args"]["configuration"], plans, dataset)
+    with reading(file, BUILT):
+        network, noise = _build(file, own, checkpoint["init_args"]["configuration"], plans, dataset)
     try:
         network.load_state_dict(checkpoint["network_weights"])
     except RuntimeError as error:
@@ -88,7 +92,7 @@ def check_network(file: Path, checkpoint: Mapping[str, Any], plans: dict[str, An
             f"{file}: expected the weights of the network in plans.json, got {' '.join(str(error).split())}"
         ) from None
     network.eval()
-    with torch.inference_mode():
+    with reading(file, BUILT), torch.inference_mode():
         before = network(noise)
         network.load_state_dict(scale_checkpoint(checkpoint, 2.0)["network_weights"])
         after = network(noise)
@@ -109,6 +113,10 @@ def _trainer(file: Path, name: str) -> Any:
         raise InputError(
             f"{file}: expected a trainer that nnU-Net finds, got {name}; name its folder in nnUNet_extTrainer"
         ) from None
+    except Exception as error:  # of a file that it imports while it looks
+        raise InputError(
+            f"{file}: expected trainers that can be imported, got {error} while nnU-Net looks for {name}"
+        ) from error
 
 
 def _build(
@@ -119,9 +127,19 @@ def _build(
     settings = manager.get_configuration(configuration)
     if not settings.network_arch_class_name.startswith(ARCHITECTURES):
         raise InputError(f"{file}: expected an architecture of nnU-Net's own, got {settings.network_arch_class_name}")
+    parts = [settings.network_arch_init_kwargs[name] for name in settings.network_arch_init_kwargs_req_import]
+    for part in (settings.network_arch_class_name, *(part for part in parts if part is not None)):
+        if not _is_layer(part):
+            raise InputError(f"{file}: expected plans with layers of PyTorch and nnU-Net, got {part}; it was not run")
     count = nnunet_module("utilities.label_handling.label_handling").determine_num_input_channels
     channels = count(manager, settings, dataset)
     heads = manager.get_label_manager(dataset).num_segmentation_heads
     network = trainer.build_network_architecture(manager, settings, channels, heads, enable_deep_supervision=True)
     size = 2 * np.prod(settings.pool_op_kernel_sizes, axis=0)  # instance norm needs more than one voxel at the bottom
     return network, torch.randn(1, channels, *size.tolist(), generator=torch.Generator().manual_seed(0))
+
+
+def _is_layer(name: str) -> bool:
+    """Whether plans may name this: nnU-Net calls whatever they name, from any module."""
+    found = pydoc.locate(name) if name.startswith(SOURCES) else None
+    return isinstance(found, type) and issubclass(found, torch.nn.Module)

@@ -15,7 +15,7 @@ from calib_components.metrics.regions import Region
 from calib_components.metrics.voxels import read_voxels
 from calib_components.posthoc import TemperatureEstimate, TemperatureScaling
 from calib_components.tools.parallel import parallel
-from calib_components.tools.predictions.classes import Classes
+from calib_components.tools.predictions.classes import IGNORED, Classes
 from calib_components.tools.predictions.pairs import Case, Saved, read_case
 
 __all__ = ["fit_temperature", "logits_of"]
@@ -25,7 +25,12 @@ DECISIVE = 0.1  # share of the NLL by voxels of probability 0 from which they ar
 
 
 def fit_temperature(
-    cases: Sequence[Case], classes: Classes, region: Region, patients: Mapping[str, str], processes: int
+    cases: Sequence[Case],
+    classes: Classes,
+    region: Region,
+    patients: Mapping[str, str],
+    processes: int,
+    cropped: bool = False,
 ) -> TemperatureEstimate:
     """Fit a temperature on saved probabilities, and print what to know of it.
 
@@ -38,12 +43,14 @@ def fit_temperature(
         region: Voxels to fit on.
         patients: Patient of each case, by its name.
         processes: Number of processes, each with a case in memory.
+        cropped: Whether the network saw a part of each image only, outside of which the background was stored as
+            certain: such voxels are left out.
 
     Raises:
         InputError: A file cannot be read, see `read_case`, or there are no voxels in the region.
     """
-    pooled = TemperatureScaling(region, classes.ignore_index, classes.sigmoid)
-    fit_case = functools.partial(_fit_case, classes=classes, region=region, patients=patients)
+    pooled = TemperatureScaling(region, IGNORED if cropped else classes.ignore_index, classes.sigmoid)
+    fit_case = functools.partial(_fit_case, classes=classes, region=region, patients=patients, cropped=cropped)
     with parallel(fit_case, cases, processes, "fit", PRELOAD) as results:
         fitted = list(results)
     for fit, _ in fitted:
@@ -65,11 +72,14 @@ class _Denied(NamedTuple):
 
 
 def _fit_case(
-    case: Case, classes: Classes, region: Region, patients: Mapping[str, str]
+    case: Case, classes: Classes, region: Region, patients: Mapping[str, str], cropped: bool
 ) -> tuple[TemperatureScaling, _Denied]:
     saved = read_case(case, classes)
     assert saved.probabilities is not None
-    fit = TemperatureScaling(region, classes.ignore_index, classes.sigmoid)
+    fit = TemperatureScaling(region, IGNORED if cropped else classes.ignore_index, classes.sigmoid)
+    if cropped:
+        foreground = saved.probabilities if classes.sigmoid else saved.probabilities[1:]
+        saved.label.masked_fill_((foreground == 0).all(0), IGNORED)
     logits = logits_of(saved.probabilities, saved.lowest, saved.highest, classes.sigmoid)
     fit.update(logits[None], saved.label[None], patients[case.name])
     return fit, _count_denied(saved, saved.probabilities, fit)

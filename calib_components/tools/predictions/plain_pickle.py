@@ -61,7 +61,7 @@ def _scalar(dtype: Any, data: Any) -> Any:
 
 def _from_buffer(data: Any, dtype: Any, shape: Any, order: Any) -> _Array:
     array = _Array()
-    array.values = _numbers(dtype, bytes(data), shape, order)
+    array.values = _numbers(dtype, data, shape, order)
     return array
 
 
@@ -105,12 +105,20 @@ def load_plain(content: bytes) -> Any:
     return plain(_Reader(io.BytesIO(content)).load())
 
 
-def plain(value: Any) -> Any:
-    """Replace the stand-ins by what they stand for."""
+def plain(value: Any, known: dict[int, Any] | None = None) -> Any:
+    """Replace the stand-ins by what they stand for.
+
+    Args:
+        value: What was read.
+        known: Results by the identity of the containers that they are of, since a few of these can be in one another in
+            more ways than memory holds.
+    """
+    known = {} if known is None else known
     if isinstance(value, _Array):
         return value.values
-    if isinstance(value, dict):
-        return {plain(key): plain(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(map(plain, value))
-    return value
+    if isinstance(value, dict | list | tuple) and id(value) not in known:
+        if isinstance(value, dict):
+            known[id(value)] = {plain(key, known): plain(entry, known) for key, entry in value.items()}
+        else:
+            known[id(value)] = type(value)(plain(entry, known) for entry in value)
+    return known.get(id(value), value)

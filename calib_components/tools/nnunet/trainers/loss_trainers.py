@@ -85,6 +85,11 @@ class VoxelLossTrainer(nnUNetTrainer):
             weights, full, lower = full.weight_factors, full.loss, lower.loss
         voxel_loss = self.voxel_loss(self.label_manager.ignore_label)
         if self.use_dice:
+            if not hasattr(full, "ce"):  # of another trainer that this one is combined with
+                raise InputError(
+                    f"{type(self).__name__}: expected nnU-Net's cross-entropy with Dice, of which the former is "
+                    f"replaced, got {type(full).__name__}"
+                )
             full.ce = voxel_loss
         else:  # without Dice, nnU-Net's loss of voxels that are all ignored is a number without a gradient
             full, lower.weight_dice = voxel_loss, 0

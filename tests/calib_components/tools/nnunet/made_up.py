@@ -149,6 +149,7 @@ def make_model(
         for key, value in (("train_losses", np.float32(0.5)), ("val_losses", np.float64(0.25)), ("lrs", 0.01)):
             made.logger.log(key, value, 0)
         made._best_ema = np.float64(0.75)
+        made.my_init_kwargs["fold"] = fold
         made.save_checkpoint(str(model / f"fold_{fold}" / "checkpoint_final.pth"))
     (model / "plans.json").write_text(json.dumps(plans_of()))
     (model / "dataset.json").write_text(json.dumps(dataset_of(labels)))

@@ -14,7 +14,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from scipy.optimize import minimize_scalar
 from scipy.special import expit, log_softmax, logit
 
-from calib_components.errors import InputError
+from calib_components.errors import UNFINISHED, InputError
 from calib_components.handlers.temperature import read_temperature
 from calib_components.tools.nnunet.calibrate import calibrate_model
 from calib_components.tools.nnunet.trainers.loss_trainers import nnUNetTrainerNACL
@@ -145,12 +145,14 @@ def test_a_region(model: Path) -> None:
 
 
 def test_one_fold(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """An unfinished fold and fold_all, which has no validation of its own, do not count."""
+    """Not an unfinished fold, fold_all, which has no validation of its own, a copy of a fold or a hidden file."""
     model = make_model(folders / "results", folders / "preprocessed", folds=[1])
     (model / "fold_0").mkdir(exist_ok=True)
     (model / "fold_0" / "checkpoint_latest.pth").touch()
-    (model / "fold_all").mkdir()
-    (model / "fold_all" / "checkpoint_final.pth").touch()
+    (model / "fold_1" / "validation" / "._p3_a.npz").touch()
+    for name in ("fold_all", "fold_1_old"):
+        (model / name).mkdir()
+        (model / name / "checkpoint_final.pth").touch()
     calibrate_model(model, workers=1)
     assert read_temperature(model).temperature == pytest.approx(fitted([*CASES[1]])[0], rel=1e-4)
     out = capsys.readouterr().out
@@ -197,4 +199,14 @@ def test_probabilities_of_an_earlier_training_are_refused(
         f"{validation / 'p3_b.npz'}: expected the probabilities of p3_b.nii.gz beside it, got others, such as of an "
         "earlier training; run nnUNetv2_train for this fold again, with --val --npz"
     )
+    assert snapshot(folders) == before
+
+
+def test_nothing_is_left_where_a_disk_gets_full(model: Path, folders: Path) -> None:
+    """The checkpoint of the last fold goes to a device that is always full."""
+    before = snapshot(folders)
+    checkpoint = model / "fold_1" / "checkpoint_calibrated.pth"
+    checkpoint.with_name(f"{UNFINISHED}{checkpoint.name}").symlink_to("/dev/full")
+    with pytest.raises(InputError, match=rf"^{checkpoint}: expected a file that can be written, got No space left on"):
+        calibrate_model(model, workers=1)
     assert snapshot(folders) == before

@@ -187,6 +187,16 @@ def test_regions_are_refused(trainer: type[nnUNetTrainer]) -> None:
     )
 
 
+def test_another_loss_that_ours_would_not_be_part_of_is_refused() -> None:
+    class Combined(nnUNetTrainerNACLDice, nnUNetTrainerCELoss):
+        """Without Dice, and so without a cross-entropy beside it."""
+
+    with pytest.raises(
+        InputError, match=r"^Combined: expected nnU-Net's cross-entropy .*, got RobustCrossEntropyLoss$"
+    ):
+        make_trainer(Combined)._build_loss()
+
+
 @pytest.mark.parametrize("trainer", LOSSES)
 def test_bfloat16_is_computed_in_float32(trainer: type[nnUNetTrainer]) -> None:
     made = make_trainer(trainer)

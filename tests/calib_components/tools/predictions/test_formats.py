@@ -258,9 +258,32 @@ def test_arrays_of_something_else_than_numbers_are_refused(more: object, tmp_pat
     "values", [np.float32(1.5), np.int64(3), np.arange(6.0).reshape(2, 3).T, np.zeros((0, 2), ">i2")]
 )
 def test_numbers_of_a_pickle(values: np.ndarray) -> None:
-    for protocol in range(5):
+    for protocol in range(6):
         found = load_plain(pickle.dumps({"a": [values]}, protocol))["a"][0]
         np.testing.assert_array_equal(found, values)
+
+
+def test_lists_within_lists_are_read_once_each() -> None:
+    """Read wherever they appear, they would take 2 ** 60 steps."""
+    lists: list = [1.5]
+    for _ in range(60):
+        lists = [lists, lists]
+    found = load_plain(pickle.dumps({"a": lists}))["a"]
+    for _ in range(60):
+        found = found[1]
+    assert found == [1.5]
+
+
+class Vast:
+    """Its pickle makes an array of as many bytes as a number says, without having them."""
+
+    def __reduce__(self) -> tuple:
+        return np.arange(3).__reduce_ex__(5)[0], (10**6, np.dtype("u1"), (10**6,), "C")
+
+
+def test_an_array_without_its_bytes_is_refused() -> None:
+    with pytest.raises(pickle.UnpicklingError, match="an array of something else than numbers"):
+        load_plain(pickle.dumps(Vast()))
 
 
 @pytest.mark.parametrize("shape", [(0, 4, 5, 6), (3, 0, 5, 4)])
