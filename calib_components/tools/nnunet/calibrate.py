@@ -190,15 +190,15 @@ def _check_trained(fold: Path, checkpoint: Mapping[str, Any], model: _Model) -> 
         raise InputError(f"{fold / TRAINED}: expected a network of configuration {model.configuration}, got {other}")
     if (other := arguments.get("fold")) != _number(fold):
         raise InputError(
-            f"{fold / TRAINED}: expected a network of {fold.name}, got one of fold_{other}, which may have been trained "
-            "on the validation cases"
+            f"{fold / TRAINED}: expected a network of {fold.name}, got one of fold_{other}, which may have been "
+            "trained on the validation cases"
         )
     trained = arguments.get("dataset_json", {})
     for key in ("labels", "regions_class_order"):
-        if trained.get(key) != model.dataset.get(key):
+        if (expected := model.dataset.get(key)) != trained.get(key):
             raise InputError(
-                f"{fold / TRAINED}: expected a network trained with the {key} in dataset.json, {model.dataset.get(key)}, "
-                f"got {trained.get(key)}"
+                f"{fold / TRAINED}: expected the {key} of dataset.json, {expected}, got a network trained with "
+                f"{trained.get(key)}"
             )
 
 
@@ -234,12 +234,13 @@ def _check_split(fold: Path, splits: Path, cases: set[str]) -> None:
         if _number(fold) >= len(parts):  # nnU-Net draws a split of its own then
             return
         expected = set(parts[_number(fold)]["val"])
-    for name in sorted(cases ^ expected):
-        is_one, got = ("none", "it") if name in cases else ("one", "none")
+    if others := sorted(cases - expected):
         raise InputError(
-            f"{fold / 'validation' / name}.npz: expected {is_one}, as {splits} says of {fold.name}, got {got}; {AGAIN}, in "
-            "an empty folder"
+            f"{fold / 'validation' / others[0]}.npz: expected only cases that {splits} validates {fold.name} on, got "
+            "another; if it is of an earlier split, move it away"
         )
+    if missing := sorted(expected - cases):
+        raise InputError(f"{fold / 'validation'}: expected {missing[0]}.npz, as in {splits}, got none; {AGAIN}")
 
 
 def _check_current(case: Case, classes: Classes, order: list[int]) -> None:
