@@ -137,7 +137,6 @@ def make_model(
     for fold in folds:
         validation = model / f"fold_{fold}" / "validation"
         validation.mkdir(parents=True, exist_ok=True)
-        (validation / "summary.json").write_text("{}")
         for case in CASES[fold]:
             p, predicted, label = validation_of(case, labels)
             save_nnunet(validation, case, p, sitk_properties(), dtype=np.float32)
@@ -151,6 +150,7 @@ def make_model(
         made._best_ema = np.float64(0.75)
         made.my_init_kwargs["fold"] = fold
         made.save_checkpoint(str(model / f"fold_{fold}" / "checkpoint_final.pth"))
+        (validation / "summary.json").write_text("{}")
     (model / "plans.json").write_text(json.dumps(plans_of()))
     (model / "dataset.json").write_text(json.dumps(dataset_of(labels)))
     return model

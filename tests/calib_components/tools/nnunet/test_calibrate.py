@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -30,7 +32,7 @@ from tests.calib_components.tools.nnunet.made_up import (
     make_model,
     validation_of,
 )
-from tests.calib_components.tools.predictions.made_up import SHAPE, save_nifti
+from tests.calib_components.tools.predictions.made_up import SHAPE, save_nifti, save_nnunet, sitk_properties
 
 LAYERS = {f"/network_weights/decoder.seg_layers.{i}.{name}" for i in range(3) for name in ("weight", "bias")}
 
@@ -90,15 +92,19 @@ def test_the_temperature_is_fitted_on_all_folds_and_divides_the_logits_of_each(
             one, other = checkpoint["network_weights"][name], calibrated["network_weights"][name]
             torch.testing.assert_close(other, one / estimate.temperature, atol=1e-7, rtol=1e-6)
             assert other.dtype == torch.float32
-    command = f"nnUNetv2_predict -d {NAME} -tr nnUNetTrainerNACL -p nnUNetPlans -c 2d -f 0 1"
+    command = f"nnUNetv2_predict -d {NAME} -tr nnUNetTrainerNACL -p nnUNetPlans -c 2d -f 0"
     remark = "T is that of single folds. Several folds together average their logits, which is another model"
+    advice = (
+        "evaluate its predictions of labelled cases that no fold has seen, or fit a T of its own to them with "
+        "calibrate_predictions."
+    )
     assert capsys.readouterr().out.splitlines() == [
         f"{model}: fold_0, fold_1, 6 validation cases",
         f"T = {estimate.summary()}",
         f"NLL {estimate.nll_before:.4f} -> {estimate.nll_after:.4f} over all voxels, which T is fitted on",
         "T > 1: the model was overconfident on these patients; its probabilities become softer.",
         f"Predict with: {command} -chk checkpoint_calibrated.pth -i IMAGES -o PREDICTIONS",
-        f"{remark}: evaluate its predictions on labelled cases too.",
+        f"{remark}: {advice}",
     ]
 
 
@@ -210,3 +216,83 @@ def test_nothing_is_left_where_a_disk_gets_full(model: Path, folders: Path) -> N
     with pytest.raises(InputError, match=rf"^{checkpoint}: expected a file that can be written, got No space left on"):
         calibrate_model(model, workers=1)
     assert snapshot(folders) == before
+
+
+def write_splits(folders: Path, *validated: list[str]) -> Path:
+    file = folders / "preprocessed" / NAME / "splits_final.json"
+    file.write_text(json.dumps([{"train": [], "val": cases} for cases in validated]))
+    return file
+
+
+def test_cases_of_another_split_are_refused(model: Path, folders: Path) -> None:
+    """Such as of an earlier training: they may be among those that the fold is trained on by now."""
+    splits = write_splits(folders, CASES[0], CASES[1][:-1])
+    extra = model / "fold_1" / "validation" / f"{CASES[1][-1]}.npz"
+    with pytest.raises(InputError) as caught:
+        calibrate_model(model, workers=1)
+    expected = f"expected only cases that {splits} validates fold_1 on, got another"
+    assert str(caught.value) == f"{extra}: {expected}; if it is of an earlier split, move it away"
+
+
+def test_a_validation_that_lacks_cases_is_refused(model: Path, folders: Path) -> None:
+    splits = write_splits(folders, [*CASES[0], "p9_a"], CASES[1])
+    with pytest.raises(InputError) as caught:
+        calibrate_model(model, workers=1)
+    expected = f"expected p9_a.npz, as in {splits}, got none; run nnUNetv2_train for this fold again, with --val --npz"
+    assert str(caught.value) == f"{model / 'fold_0' / 'validation'}: {expected}"
+
+
+def test_a_fold_beyond_the_splits_has_one_that_nnunet_drew(model: Path, folders: Path) -> None:
+    write_splits(folders, CASES[0])
+    calibrate_model(model, workers=1)
+    assert read_temperature(model).temperature == pytest.approx(fitted(ALL)[0], rel=1e-4)
+
+
+def test_weights_newer_than_their_validation_are_warned_of(model: Path, caplog: pytest.LogCaptureFixture) -> None:
+    summary = model / "fold_1" / "validation" / "summary.json"
+    os.utime(summary, (0, 0))
+    calibrate_model(model, workers=1)
+    advice = "run nnUNetv2_train for this fold again, with --val --npz"
+    assert [record.message for record in caplog.records] == [
+        f"{summary}: older than checkpoint_final.pth; if the fold was trained again since, {advice}"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("labels", "trainer"), [(LABELS, nnUNetTrainerNACL), (REGIONS, nnUNetTrainer)], ids=["classes", "regions"]
+)
+def test_voxels_outside_of_the_crop_are_left_out(
+    labels: Mapping[str, Any], trainer: type[nnUNetTrainer], folders: Path
+) -> None:
+    """There, nnU-Net stores certain background; one foreground label would decide T."""
+    model = make_model(folders / "results", folders / "preprocessed", labels, trainer=trainer)
+    case = CASES[0][0]
+    p, predicted, label = validation_of(case, labels)
+    calibrate_model(model, workers=1)
+    before = read_temperature(model)
+    beyond = [(0, 0), (2, 0), (0, 0)]  # voxels that the crop cuts off
+    p = np.pad(p, [(0, 0), *beyond])
+    if labels == LABELS:
+        p[0, :, :2] = 1
+    validation = model / "fold_0" / "validation"
+    save_nnunet(validation, case, p, sitk_properties(), dtype=np.float32)
+    save_nifti(validation / f"{case}.nii.gz", np.pad(predicted, beyond))
+    labelled = folders / "preprocessed" / NAME / "gt_segmentations" / f"{case}.nii.gz"
+    save_nifti(labelled, np.pad(label, beyond, constant_values=1))
+    calibrate_model(model, workers=1)
+    assert read_temperature(model) == before
+
+
+def test_labels_other_than_those_of_the_training_are_refused(model: Path) -> None:
+    dataset = json.loads((model / "dataset.json").read_text())
+    dataset["labels"] = {"background": 0, "myocardium": 1, "ventricle": 2}
+    (model / "dataset.json").write_text(json.dumps(dataset))
+    with pytest.raises(InputError, match=r"fold_0/checkpoint_final.pth: expected the labels of dataset.json, .* got a"):
+        calibrate_model(model, workers=1)
+
+
+def test_a_link_to_a_model_has_the_name_that_counts(model: Path, folders: Path) -> None:
+    moved = model.rename(folders / "stored")
+    model.symlink_to(moved)
+    calibrate_model(model, workers=1)
+    assert (moved / "fold_0" / "checkpoint_calibrated.pth").is_file()
