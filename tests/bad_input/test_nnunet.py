@@ -140,7 +140,7 @@ MODELS = [
     Case("description without labels", change_json(f"{MODEL}/dataset.json", labels=None), f"{MODEL}/dataset.json: expected the data set of nnU-Net, got one that lacks 'labels'\n"),
     Case("regions without an order", change_json(f"{MODEL}/dataset.json", labels={"background": 0, "whole": [1, 2], "core": 2}), f"{MODEL}/dataset.json: expected the data set of nnU-Net, got "),
     Case("images of another format", change_json(f"{MODEL}/dataset.json", file_ending=".nrrd"), f"{MODEL}/dataset.json: expected a file_ending of .nii.gz or .nii, got .nrrd\n"),
-    Case("of one class less", change_json(f"{MODEL}/dataset.json", labels={"background": 0, "a": 1}), f"{MODEL}/fold_0/checkpoint_final.pth: expected the weights of the network in plans.json, got "),
+    Case("of one class less", change_json(f"{MODEL}/dataset.json", labels={"background": 0, "a": 1}), f"{MODEL}/fold_0/checkpoint_final.pth: expected the labels of dataset.json, {{'background': 0, 'a': 1}}, got a network trained with "),
     Case("other plans", lambda: Path(MODEL, "plans.json").write_text(json.dumps(plans_of(features=6))), f"{MODEL}/fold_0/checkpoint_final.pth: expected the weights of the network in plans.json, got "),
     Case("an architecture of one's own", lambda: Path(MODEL, "plans.json").write_text(json.dumps(plans_of(architecture="mine.Net"))), f"{MODEL}/fold_0/checkpoint_final.pth: expected an architecture of nnU-Net's own, got mine.Net\n"),
     Case("plans that run a program", change_network(nonlin="os.mkdir", nonlin_kwargs={"path": "harm"}), f"{MODEL}/fold_0/checkpoint_final.pth: expected plans with layers of PyTorch and nnU-Net, got os.mkdir; it was not run\n"),
