@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -28,6 +30,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def warns_again() -> None:
     """Let each test see the warnings that come once per process, whatever ran before it."""
     warn_once.cache_clear()
+
+
+@pytest.fixture(autouse=True)
+def leaves_no_log_handlers() -> Iterator[None]:
+    """Remove what a test, or a library that it imported, added to the root logger: its stream closes with the test."""
+    before = logging.root.handlers[:]
+    yield
+    for handler in logging.root.handlers[:]:
+        if handler not in before and type(handler) is logging.StreamHandler:
+            logging.root.removeHandler(handler)
 
 
 @pytest.fixture(scope="session")
