@@ -15,6 +15,7 @@ separated by colons.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
@@ -58,18 +59,18 @@ class FullResolution(nn.Module):
         return total
 
 
-class VoxelLossTrainer(nnUNetTrainer):
+class VoxelLossTrainer(nnUNetTrainer, ABC):
     """Base of the trainers: nnU-Net's, with another loss in place of the cross-entropy at full resolution."""
 
     use_dice = False  # whether Dice is added at every resolution, as in nnU-Net's default
 
+    @abstractmethod
     def voxel_loss(self, ignore_index: int | None) -> nn.Module:
         """Return the loss that takes the place of cross-entropy.
 
         Args:
             ignore_index: Label of voxels to leave out; None if the data set has none.
         """
-        raise NotImplementedError
 
     def _build_loss(self) -> nn.Module:
         if self.label_manager.has_regions:

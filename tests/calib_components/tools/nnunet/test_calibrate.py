@@ -85,7 +85,7 @@ def test_the_temperature_is_fitted_on_all_folds_and_divides_the_logits_of_each(
     assert after.keys() - before.keys() == written | {str(place / "temperature.json")}
     assert {name: after[name] for name in before} == before  # also checkpoint_final.pth, byte for byte
     for fold, checkpoint in enumerate(trained):
-        calibrated = torch.load(model / f"fold_{fold}" / "checkpoint_calibrated.pth", weights_only=False)
+        calibrated = torch.load(model / f"fold_{fold}" / "checkpoint_calibrated.pth", weights_only=True)
         assert changed(checkpoint, calibrated) == LAYERS | {"/trainer_name", "/temperature"}
         assert (calibrated["trainer_name"], calibrated["temperature"]) == ("nnUNetTrainer", estimate.temperature)
         for name in (name.rpartition("/")[2] for name in LAYERS):
@@ -182,7 +182,7 @@ def test_regions_with_a_sigmoid_each(folders: Path) -> None:
     model = make_model(folders / "results", folders / "preprocessed", REGIONS, trainer=nnUNetTrainer)
     calibrate_model(model, workers=1)
     assert read_temperature(model).temperature == pytest.approx(fitted(ALL, REGIONS)[0], rel=1e-4)
-    calibrated = torch.load(model / "fold_1" / "checkpoint_calibrated.pth", weights_only=False)
+    calibrated = torch.load(model / "fold_1" / "checkpoint_calibrated.pth", weights_only=True)
     assert calibrated["network_weights"]["decoder.seg_layers.2.bias"].shape == (2,)
 
 
