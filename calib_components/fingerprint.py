@@ -27,6 +27,8 @@ __all__ = ["EVALUATION", "INFERENCE", "TRAINING", "changes", "differing", "finge
 INERT = ("_desc_", "_requires_")
 LOADING = ("num_workers", "pin_memory", "persistent_workers", "prefetch_factor", "multiprocessing_context")
 PLACES = ("bundle_root", "ckpt_dir", "datalist", "dataset_dir", "load_path", "output_dir", "facts_file")
+# References that stay: a place reaches no number, and the seed is shown once, so that runs differ by it alone.
+STAYING = (*PLACES, "seed")
 # Networks that give the same numbers: the temperature of the first is 1 until it is fitted, which changes its weights.
 ALIKE = {"calib_components.posthoc.TemperatureUNet": "UNet"}
 # Ids of a bundle, each with the arguments of its components that are left out.
@@ -95,10 +97,10 @@ INFERENCE: Mapping[str, tuple[str, ...]] = {
 def fingerprint(config: Mapping[str, Any], ids: Mapping[str, tuple[str, ...]] = TRAINING) -> dict[str, Any]:
     """Return the settings of a run that reach its numbers.
 
-    References and `$` expressions are replaced by their values, with two exceptions. A reference to a component that
-    the fingerprint has under its own id stays a reference, such as `network: "@network"` of a trainer. An expression
-    that needs a component to be built, or a place, or whose value is not plain data, stays as text, together with the
-    values of what it refers to.
+    References and `$` expressions are replaced by their values, with two exceptions. A reference to the seed, or to a
+    component that the fingerprint has under its own id, stays a reference, such as `network: "@network"` of a trainer.
+    An expression that needs a component to be built, a place or the seed, or whose value is not plain data, stays as
+    text, together with the values of what it refers to.
 
     Args:
         config: Configuration of a bundle after overrides, as `ConfigParser.get()` returns it. It is not changed.
@@ -198,9 +200,9 @@ class _Resolver:
         within = replace(self, left_out=())
         referred = {name: within.resolve(self.parser[name]) for name in names if name in self.parser}
         if ConfigExpression.is_expression(value):
-            return self._evaluate(value, {name: part for name, part in referred.items() if name not in PLACES})
+            return self._evaluate(value, {name: part for name, part in referred.items() if name not in STAYING})
         name = value.removeprefix(ReferenceResolver.ref)
-        return value if name in PLACES or self._has(name, referred) else referred.get(name, value)
+        return value if name in STAYING or self._has(name, referred) else referred.get(name, value)
 
     def _has(self, name: str, referred: Mapping[str, Any]) -> bool:
         """Whether the fingerprint has the id, and its value is not plain data; that of `amp` depends on the device."""

@@ -13,7 +13,7 @@ import pytest
 from monai.bundle import ConfigParser
 
 from calib_components.errors import InputError
-from calib_components.fingerprint import EVALUATION, PLACES, TRAINING, changes, differing, fingerprint
+from calib_components.fingerprint import EVALUATION, STAYING, TRAINING, changes, differing, fingerprint
 from tests.helpers import ACDC, BUNDLES
 
 
@@ -35,7 +35,7 @@ def test_is_plain_data_with_references_to_its_own_ids_alone(bundle: Path) -> Non
     assert training.keys() == TRAINING.keys()
     assert json.loads(json.dumps(training)) == training
     references = set(re.findall(r'"@([^"]+)"', json.dumps(training)))
-    assert references <= {*training, *PLACES}
+    assert references <= {*training, *STAYING}
     assert {"network", "optimizer", "loss", "train::dataset", "train::dataloader", "amp"} <= references
     assert training["train::trainer"]["network"] == "@network"
     assert training["network"] == "$@network_def.to(@device, memory_format=torch.channels_last)"
@@ -51,6 +51,13 @@ def test_is_plain_data_with_references_to_its_own_ids_alone(bundle: Path) -> Non
         "milestones": [50],
     }
     assert training["volume_transforms"][-1]["_target_"] in ("NormalizeIntensityd", "Resized")
+
+
+@pytest.mark.parametrize("bundle", BUNDLES, ids=lambda bundle: bundle.name)
+def test_runs_with_another_seed_differ_in_it_alone(bundle: Path) -> None:
+    parser = parse("train.yaml", bundle=bundle)
+    before = fingerprint(parser.get())
+    assert fingerprint(changed(parser, "seed", 1)) == {**before, "seed": 1}
 
 
 def test_of_an_evaluation_has_its_split_and_no_training() -> None:
