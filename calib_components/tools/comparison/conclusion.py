@@ -39,7 +39,7 @@ NAMES = {  # of measures, and where they are taken
     "ece": ("ECE", FOREGROUND),
     "dsc": ("DSC", "on the common cases"),
 }
-BRACKETS = "in brackets: 95 % intervals over patients"
+BRACKETS = "in brackets: 95 % intervals over {}"
 SLIGHT = 0.01  # difference of confidence and accuracy
 
 
@@ -63,7 +63,7 @@ def _of_one(compared: Comparison) -> list[str]:
     (method,), patients = compared.methods, compared.patients
     columns = compared.first.columns
     if "ece" not in columns:
-        dsc = _estimated(mean_with_interval(method.values("dsc"), patients), "dsc")
+        dsc = _estimated(mean_with_interval(method.by_run("dsc"), patients), "dsc")
         return [
             f"The mean DSC of {compared.counted} is {dsc}.",
             "There are no probabilities, so nothing can be said about calibration.",
@@ -76,7 +76,7 @@ def _of_one(compared: Comparison) -> list[str]:
     else:
         sentences.append(
             f"These {compared.counted} cannot tell how it is for patients of another origin, nor of failures too rare "
-            f"to be among them ({BRACKETS})."
+            f"to be among them ({BRACKETS.format(compared.resampled)})."
         )
     return sentences
 
@@ -99,7 +99,7 @@ def _calibration(compared: Comparison) -> str:
     adjusted = holm([math.nan if each is None else each.p_value for each in found.values()])
     parts, verdicts = [], []
     for (region, each), p_value in zip(found.items(), adjusted.tolist(), strict=True):
-        error = mean_with_interval(method.values(f"ece_{region}"), patients)
+        error = mean_with_interval(method.by_run(f"ece_{region}"), patients)
         shown = f"ECE of a case {_estimated(error, 'ece')}"
         place = PLACES[region]
         if each is None:
@@ -214,7 +214,7 @@ def worst_cases(expected: Array, true: Array) -> tuple[int, int, int]:
 
 def _foreground(method: Method, patients: Sequence[str]) -> str:
     """Return the sentence about evaluations of earlier versions, which have one region."""
-    error = _estimated(mean_with_interval(method.values("ece"), patients), "ece")
+    error = _estimated(mean_with_interval(method.by_run("ece"), patients), "ece")
     return (
         f"The ECE of a case is {error} {FOREGROUND}, which does not measure calibration: the ground truth chooses its "
         "voxels."
@@ -287,7 +287,7 @@ def _compared(compared: Comparison, reference: Method, measures: Sequence[str]) 
     *first, last = sentences
     tests = len(measures) * len(others)
     corrected = f", p-values Holm-corrected for {tests} comparisons" if tests > 1 else ""
-    return [*(f"{sentence}." for sentence in first), f"{last}; {BRACKETS}{corrected}."]
+    return [*(f"{sentence}." for sentence in first), f"{last}; {BRACKETS.format(compared.resampled)}{corrected}."]
 
 
 def _listed(names: Sequence[str]) -> str:

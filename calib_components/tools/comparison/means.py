@@ -58,6 +58,15 @@ ABOUT_DIAGRAMS = (
     "Accuracy over confidence of the predicted class, over {}. The ECE in each title is pooled over these voxels, "
     "whereas the tables show means over cases."
 )
+ABOUT_PATIENTS = (
+    "All intervals on this page are over patients: they reflect the choice of test patients, not the randomness of "
+    "training."
+)
+ABOUT_SEEDS = (
+    "A value of a case is the mean over the seeds. Intervals are over seeds and patients, by a bootstrap of two "
+    "levels: each resample draws seeds of a method and patients, with replacement. Few seeds tell little of what "
+    "another seed would do. p-values and the intervals of mean-case-ranks are over patients alone."
+)
 FOUND_IN_ONE = "missed / spurious"
 ABOUT_FOUND_IN_ONE = (
     "The last column counts structures that only the ground truth (missed) or only the prediction (spurious) "
@@ -116,8 +125,7 @@ def means_section(results: Results, test_set: str = "") -> Section:
         f"{ABOUT_TEMPERATURE if scaled.methods else ''}"
         "HD95 is in voxels of the prepared grid, whatever the distance between slices. "
         f"{ABOUT_REGIONS if regions else ABOUT_FOREGROUND}"
-        f"{ABOUT_FOUND_IN_ONE} All intervals on this page are over patients: they reflect the "
-        "choice of test patients, not the randomness of training."
+        f"{ABOUT_FOUND_IN_ONE} {ABOUT_SEEDS if results.has_several_runs else ABOUT_PATIENTS}"
     )
     return Section("means", "Means", caption, header, cells, records)
 
@@ -185,7 +193,7 @@ def mean_rows(
     has_if_true = any(f"{measure}_if_true" in compared.first.columns for measure in measures)
     for measure in measures:
         values = [row.method.values(measure) for row in rows]
-        estimates = [mean_with_interval(of_method, compared.patients) for of_method in values]
+        estimates = [mean_with_interval(row.method.by_run(measure), compared.patients) for row in rows]
         marks = best_marks(estimates, measure)
         for row, of_method, estimate, mark, line in zip(rows, values, estimates, marks, cells, strict=True):
             published = row.published.get(measure)
@@ -222,7 +230,9 @@ def temperature_section(results: Results) -> Section:
             label, notes = _temperature(method)
             row = [TableCell(method.label), TableCell(label, notes), TableCell(test_set or f"own {results.split}")]
             for measure in measures:
-                difference = paired_difference(method.values(measure), plain.values(measure), scaled.patients)
+                difference = paired_difference(
+                    method.by_run(measure), plain.by_run(measure), scaled.patients, same_runs=True
+                )
                 notes = interval(difference, measure, DIFFERENCE)
                 row.append(TableCell(number(difference.mean, measure, DIFFERENCE), notes))
                 record = {"method": method.name, "test_set": test_set, "measure": measure, **difference._asdict()}
@@ -230,10 +240,10 @@ def temperature_section(results: Results) -> Section:
                 records.append(record)
             rows.append(row)
     caption = (
-        "With temperature minus without, on the same cases: mean difference and its 95 % interval, over patients and "
-        "not corrected for multiple comparisons. Negative is better, but for the foreground: the ground truth chooses "
-        "it, so its ECE can rise where calibration gets better. T was fitted by the NLL of the validation cases "
-        f"(region {results.first.settings.calibration.get('region', 'all')}). "
+        "With temperature minus without, on the same cases: mean difference and its 95 % interval, over "
+        f"{results.resampled} and not corrected for multiple comparisons. Negative is better, but for the foreground: "
+        "the ground truth chooses it, so its ECE can rise where calibration gets better. T was fitted by the NLL of "
+        f"the validation cases (region {results.first.settings.calibration.get('region', 'all')}). "
     )
     for warning, labels in _warnings(results).items():
         caption += f"{', '.join(labels)}: {warning} "

@@ -137,13 +137,17 @@ class Method:
         """What is drawn of the method, by what its label ends with: the method alone."""
         return {"": self}
 
+    def by_run(self, measure: str) -> Array:
+        """Return a column or measure of each run, `(runs, cases)`."""
+        return np.stack([run.values(measure) for run in self.runs])
+
     def values(self, measure: str) -> Array:
-        """Return a column or measure as the mean over seeds, `(cases,)`, for means over cases."""
-        return mean_of_defined([run.values(measure) for run in self.runs])
+        """Return a column or measure as the mean over runs, `(cases,)`, for means over cases."""
+        return mean_of_defined(self.by_run(measure))
 
     def comparable(self, measure: str) -> Array:
-        """As `values`, but without HD95 where a structure is missed or spurious; for differences and ranks."""
-        values = self.values(measure)
+        """As `by_run`, but without HD95 where a run misses a structure or adds one; for differences and ranks."""
+        values = self.by_run(measure)
         if not measure.startswith("hd95"):
             return values
         return np.where(np.all([run.complete for run in self.runs], axis=0), values, np.nan)
@@ -210,6 +214,16 @@ class Comparison:
         """How many patients there are, as text; or cases, if each is its own patient."""
         count, kind = len(set(self.patients)), "case" if self.patients == self.first.cases else "patient"
         return f"1 {kind}" if count == 1 else f"{count} {kind}s"
+
+    @property
+    def has_several_runs(self) -> bool:
+        """Whether a method has several runs, so that intervals are over them, too."""
+        return any(len(method.runs) > 1 for method in self.methods)
+
+    @property
+    def resampled(self) -> str:
+        """What intervals are over, as text."""
+        return "seeds and patients" if self.has_several_runs else "patients"
 
     @property
     def has_regions(self) -> bool:

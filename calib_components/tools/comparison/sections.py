@@ -12,15 +12,15 @@ from calib_components.posthoc import TemperatureEstimate
 from calib_components.tools.comparison.measured import Comparison, Method
 from calib_components.tools.comparison.page import Picture, Section, TableCell, to_png
 from calib_components.tools.comparison.published import METRICS, RANKED
-from calib_components.tools.comparison.results import Results
-from calib_components.tools.comparison.statistics import (
+from calib_components.tools.comparison.ranks import (
     case_ranks,
     column_ranks,
     mean_case_rank_with_interval,
-    mean_of_defined,
     means_over_common_cases,
     sum_rank_with_interval,
 )
+from calib_components.tools.comparison.results import Results
+from calib_components.tools.comparison.statistics import mean_of_defined
 from calib_components.tools.comparison.tables import (
     DIFFERENCE,
     SIGNIFICANT,
@@ -79,9 +79,10 @@ def differences_section(
 def ranks_section(compared: Comparison, measures: Sequence[str] = RANKED, about: str = "") -> Section:
     """Return both rankings over some measures and their heat maps. Arguments as in `differences_section`."""
     better = [higher_is_better(measure) for measure in measures]
-    values = [np.stack([method.comparable(measure) for measure in measures], axis=1) for method in compared.methods]
+    by_run = [np.stack([method.comparable(measure) for measure in measures], axis=2) for method in compared.methods]
+    values = [mean_of_defined(of_method) for of_method in by_run]
     of_means, of_cases = column_ranks(means_over_common_cases(values), better), case_ranks(values, better)
-    sums = sum_rank_with_interval(values, better, compared.patients)
+    sums = sum_rank_with_interval(by_run, better, compared.patients)
     averages = mean_case_rank_with_interval(values, better, compared.patients)
     rows = [[TableCell(method.label)] for method in compared.methods]
     records: list[dict[str, Any]] = [{"method": method.name} for method in compared.methods]

@@ -1,4 +1,4 @@
-"""Means with intervals, paired differences and ranks of methods over cases.
+"""Means and paired differences of methods over cases, with intervals and tests.
 
 A structure that only the ground truth contains (missed) or only the prediction (spurious) has DSC 0 and no HD95; a
 structure that neither contains has no value at all. Undefined values are NaN:
@@ -8,8 +8,12 @@ structure that neither contains has no value at all. Undefined values are NaN:
 - Differences and ranks must not reward missing a difficult structure. For these, a case with a missed or spurious
   structure has no HD95 at all: it contributes no difference, and it ranks last.
 
-Intervals are over patients: they show how far a number could move with other test patients, not with another training.
-Fewer than six patients (`FEWEST_PATIENTS`) have neither an interval nor a test, whatever the number of their cases.
+Intervals of one training are over patients: they show how far a number could move with other test patients, not with
+another training. Those of several trainings (runs) of a method are over both, by a bootstrap of two levels: each
+resample draws as many runs of the method as there are, with replacement, and as many patients, which are the same for
+all runs and methods. Few runs tell little: three have 10 different resamples, and the variance among them is on average
+two thirds of that among trainings. Fewer than six patients (`FEWEST_PATIENTS`) have neither an interval nor a test,
+whatever the number of their cases.
 """
 
 from __future__ import annotations
@@ -19,27 +23,21 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import rankdata
 
 __all__ = [
     "FEWEST_PATIENTS",
     "Array",
     "Difference",
     "Estimate",
-    "case_ranks",
-    "column_ranks",
+    "draw_weights",
     "holm",
-    "mean_case_rank",
-    "mean_case_rank_with_interval",
     "mean_of_defined",
     "mean_with_interval",
-    "means_over_common_cases",
     "paired_difference",
+    "percentiles",
     "ratio_with_interval",
     "sign_flip_p_value",
     "spearman_with_interval",
-    "sum_rank",
-    "sum_rank_with_interval",
 ]
 
 Array = NDArray[np.float64]
@@ -79,10 +77,11 @@ def mean_with_interval(values: ArrayLike, groups: Sequence[str] | None = None, s
     """Return the mean over cases and its 95 % percentile bootstrap interval.
 
     Cases of one patient are not independent, so whole groups are resampled: as many as there are, with replacement,
-    10 000 times.
+    10 000 times; and so are the runs of several trainings, each time for all cases.
 
     Args:
-        values: `(cases,)`; undefined values (NaN) are left out.
+        values: `(cases,)`, or `(runs, cases)` of several trainings; undefined values (NaN) are left out. The value of
+            a case is the mean over the runs that have one.
         groups: The group of each case, such as its patient; None for every case in a group of its own.
         seed: Seed of the resampling.
 
@@ -90,28 +89,58 @@ def mean_with_interval(values: ArrayLike, groups: Sequence[str] | None = None, s
         The estimate. The mean is NaN without any defined value, the interval with fewer than `FEWEST_PATIENTS` groups
         that have one.
     """
-    sums, counts = _group_sums(np.asarray(values, float), groups)
-    if len(sums) == 0:
+    runs = np.atleast_2d(np.asarray(values, float))
+    return _mean_with_interval(mean_of_defined(runs), _over_drawn_runs(runs, seed, 1), groups, seed)
+
+
+def _mean_with_interval(of_cases: Array, drawn: Array, groups: Sequence[str] | None, seed: int) -> Estimate:
+    """Return the mean over cases with an interval.
+
+    Args:
+        of_cases: `(cases,)`.
+        drawn: The same with the runs of each resample, `(resamples, cases)`; `(1, cases)` with one run.
+        groups: See `mean_with_interval`.
+        seed: See `mean_with_interval`.
+    """
+    defined = ~np.isnan(of_cases)
+    labels = np.arange(len(of_cases)) if groups is None else np.asarray(groups)
+    names, index = np.unique(labels[defined], return_inverse=True)
+    if len(names) == 0:
         return Estimate(np.nan, np.nan, np.nan)
-    mean = float(sums.sum() / counts.sum())
-    drawn = _draw_groups(len(sums), seed)
-    return Estimate(mean, *_percentiles(sums[drawn].sum(1) / counts[drawn].sum(1), len(sums)))
+    mean = float(of_cases[defined].mean())
+    drawn = drawn[:, defined]
+    by_group = (index[:, None] == np.arange(len(names))).astype(float)  # (cases, groups)
+    weights = draw_weights(len(names), seed)
+    sums, counts = (weights * (part @ by_group) for part in (np.nan_to_num(drawn), (~np.isnan(drawn)).astype(float)))
+    counts = counts.sum(1)
+    resampled = sums.sum(1)[counts > 0] / counts[counts > 0]
+    return Estimate(mean, *percentiles(resampled, len(names)))
 
 
-def _draw_groups(number: int, seed: int) -> NDArray[np.int64]:
-    """Return the groups in each resample, `(resamples, number)`."""
-    return np.random.default_rng(seed).integers(number, size=(RESAMPLES, number))
+def _over_drawn_runs(runs: Array, *seed: int) -> Array:
+    """Return the values of cases as means over the runs of each resample, `(resamples, cases)`; of one run, its own."""
+    if len(runs) == 1:
+        return runs
+    weights = draw_weights(len(runs), *seed)
+    counts = weights @ (~np.isnan(runs)).astype(float)
+    return np.where(counts > 0, weights @ np.nan_to_num(runs) / np.maximum(counts, 1), np.nan)
 
 
-def _draw_weights(number: int, seed: int) -> Array:
-    """Return how often each group is in each resample, `(resamples, number)`."""
-    drawn = _draw_groups(number, seed) + number * np.arange(RESAMPLES)[:, None]
+def draw_weights(number: int, *seed: int) -> Array:
+    """Return how often each of some patients or runs is in each resample, `(resamples, number)`.
+
+    Args:
+        number: How many there are.
+        seed: Numbers that choose the stream of random numbers, such as the seed and, for runs, that of the method.
+    """
+    drawn = np.random.default_rng(seed).integers(number, size=(RESAMPLES, number))
+    drawn += number * np.arange(RESAMPLES)[:, None]
     return np.bincount(drawn.ravel(), minlength=number * RESAMPLES).reshape(RESAMPLES, number).astype(float)
 
 
-def _percentiles(resampled: Array, groups: int) -> tuple[float, float]:
+def percentiles(resampled: Array, groups: int) -> tuple[float, float]:
     """Return the ends of the interval that holds 95 % of the values; NaN with fewer than `FEWEST_PATIENTS` groups."""
-    if groups < FEWEST_PATIENTS:
+    if groups < FEWEST_PATIENTS or len(resampled) == 0:
         return np.nan, np.nan
     low, high = np.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
@@ -143,35 +172,48 @@ def ratio_with_interval(
         return [Estimate(np.nan, np.nan, np.nan)] * parts.shape[2]
     by_group = (index == np.arange(len(names))[:, None]).astype(float)  # (groups, cases)
     sums = by_group @ parts[:, counted]  # (2, groups, ratios)
-    weights = _draw_weights(len(names), seed)
+    weights = draw_weights(len(names), seed)
     with np.errstate(invalid="ignore"):  # 0 / 0 is NaN
         ratios = sums[0].sum(0) / sums[1].sum(0)
         resampled = (weights @ sums[0]) / (weights @ sums[1])
     return [
-        Estimate(float(ratio), *_percentiles(values[~np.isnan(values)], int(number)))
+        Estimate(float(ratio), *percentiles(values[~np.isnan(values)], int(number)))
         for ratio, values, number in zip(ratios, resampled.T, (sums[1] > 0).sum(0), strict=True)
     ]
 
 
 def paired_difference(
-    values: ArrayLike, reference: ArrayLike, groups: Sequence[str] | None = None, seed: int = 0
+    values: ArrayLike,
+    reference: ArrayLike,
+    groups: Sequence[str] | None = None,
+    seed: int = 0,
+    same_runs: bool = False,
 ) -> Difference:
     """Compare two methods on the same cases.
 
     Args:
-        values: `(cases,)`. A case where either method is undefined (NaN) is left out.
-        reference: `(cases,)`, of the method to compare with.
+        values: `(cases,)`, or `(runs, cases)` of several trainings. A case where either method is undefined (NaN) is
+            left out.
+        reference: The same of the method to compare with, which may have another number of runs.
         groups: The group of each case, as in `mean_with_interval`.
         seed: Seed of the resampling.
+        same_runs: Whether the runs of both are the same networks, so that they are drawn together.
 
     Returns:
-        The mean of `values - reference` and its interval; the p-value of `sign_flip_p_value`, 1 if nothing
-        differs and NaN with fewer than `FEWEST_PATIENTS` groups; and the number of cases compared.
+        The mean of `values - reference` and its interval; the p-value of `sign_flip_p_value` on the differences of
+        means over runs, 1 if nothing differs and NaN with fewer than `FEWEST_PATIENTS` groups; and the number of cases
+        compared.
     """
-    differences = np.asarray(values, float) - np.asarray(reference, float)
+    runs, reference_runs = (np.atleast_2d(np.asarray(each, float)) for each in (values, reference))
+    if same_runs:
+        differences = mean_of_defined(runs - reference_runs)
+        drawn = _over_drawn_runs(runs - reference_runs, seed, 1)
+    else:
+        differences = mean_of_defined(runs) - mean_of_defined(reference_runs)
+        drawn = _over_drawn_runs(runs, seed, 1) - _over_drawn_runs(reference_runs, seed, 2)
     p_value = sign_flip_p_value(differences[:, None], groups)
     cases = int((~np.isnan(differences)).sum())
-    return Difference(*mean_with_interval(differences, groups, seed), p_value, cases)
+    return Difference(*_mean_with_interval(differences, drawn, groups, seed), p_value, cases)
 
 
 def sign_flip_p_value(values: ArrayLike, groups: Sequence[str] | None = None, seed: int = 0) -> float:
@@ -233,12 +275,12 @@ def spearman_with_interval(
         return Estimate(np.nan, np.nan, np.nan)
     pair = pair[:, defined]
     correlation = _weighted_spearman(pair, np.ones((1, pair.shape[1])))[0]
-    weights = _draw_weights(len(names), seed)
+    weights = draw_weights(len(names), seed)
     resampled = np.concatenate([_weighted_spearman(pair, part[:, index]) for part in np.array_split(weights, 100)])
     resampled = resampled[~np.isnan(resampled)]
     if np.isnan(correlation) or len(resampled) < RESAMPLES / 2:
         return Estimate(float(correlation), np.nan, np.nan)
-    return Estimate(float(correlation), *_percentiles(resampled, len(names)))
+    return Estimate(float(correlation), *percentiles(resampled, len(names)))
 
 
 def _weighted_spearman(pair: Array, weights: NDArray) -> Array:
@@ -253,14 +295,6 @@ def _weighted_spearman(pair: Array, weights: NDArray) -> Array:
     product, *squares = ((weights * a * b).sum(1) for a, b in ((first, second), (first, first), (second, second)))
     scale = np.sqrt(squares[0] * squares[1])
     return np.where(scale > 0, product / np.where(scale > 0, scale, 1), np.nan)
-
-
-def _group_sums(values: Array, groups: Sequence[str] | None) -> tuple[Array, Array]:
-    """Return the sum and the number of defined values of each group that has any."""
-    defined = ~np.isnan(values)
-    labels = np.arange(len(values)) if groups is None else np.asarray(groups)
-    _, index = np.unique(labels[defined], return_inverse=True)
-    return np.bincount(index, weights=values[defined]).astype(float), np.bincount(index).astype(float)
 
 
 def holm(p_values: ArrayLike) -> Array:
@@ -278,101 +312,3 @@ def holm(p_values: ArrayLike) -> Array:
     stepped = p_values[order] * np.arange(len(order), 0, -1)
     adjusted[order] = np.minimum(np.maximum.accumulate(stepped), 1)
     return adjusted
-
-
-def column_ranks(means: ArrayLike, higher_is_better: ArrayLike) -> Array:
-    """Rank the methods in each column of a table of means.
-
-    Args:
-        means: `(methods, columns)`, one column for each data set and metric; NaN ranks last.
-        higher_is_better: `(columns,)`.
-
-    Returns:
-        `(methods, columns)`: 1 is best, ties share the mean rank.
-    """
-    costs = np.where(higher_is_better, -1, 1) * np.asarray(means, float)
-    return rankdata(np.where(np.isnan(costs), np.inf, costs), axis=0)
-
-
-def sum_rank(means: ArrayLike, higher_is_better: ArrayLike) -> Array:
-    """Return the sum of each method's ranks over the columns, `(methods,)`. Arguments as in `column_ranks`."""
-    return column_ranks(means, higher_is_better).sum(1)
-
-
-def sum_rank_with_interval(
-    values: ArrayLike, higher_is_better: ArrayLike, groups: Sequence[str], seed: int = 0
-) -> list[Estimate]:
-    """Return the `sum_rank` of the means over common cases and its 95 % percentile bootstrap interval.
-
-    Args:
-        values: `(methods, cases, metrics)`, as in `means_over_common_cases`.
-        higher_is_better: `(metrics,)`.
-        groups: The group of each case, as in `mean_with_interval`.
-        seed: Seed of the resampling.
-
-    Returns:
-        One estimate per method.
-    """
-    values = np.asarray(values, float)
-    names, index = np.unique(np.asarray(groups), return_inverse=True)
-    by_group = index[:, None] == np.arange(len(names))  # (cases, groups)
-    common = ~np.isnan(values).any(0)  # (cases, metrics)
-    sums = np.einsum("cg,mck->gmk", by_group, np.where(common, values, 0))
-    counts = by_group.T.astype(float) @ common  # (groups, metrics)
-    weights = _draw_weights(len(names), seed)
-    with np.errstate(invalid="ignore"):  # 0 / 0 is NaN, which ranks all methods alike
-        means = np.einsum("rg,gmk->mrk", weights, sums) / (weights @ counts)
-    columns = means.reshape(len(values), -1)
-    ranks = column_ranks(columns, np.tile(higher_is_better, len(weights))).reshape(means.shape).sum(2)
-    totals = sum_rank(means_over_common_cases(values), higher_is_better)
-    return [
-        Estimate(float(total), *_percentiles(resampled, len(names)))
-        for total, resampled in zip(totals, ranks, strict=True)
-    ]
-
-
-def case_ranks(values: ArrayLike, higher_is_better: ArrayLike) -> Array:
-    """Rank the methods on each case and metric.
-
-    Args:
-        values: `(methods, cases, metrics)`. An undefined value (NaN) ranks last.
-        higher_is_better: `(metrics,)`.
-
-    Returns:
-        `(methods, cases, metrics)`: 1 is best, ties share the mean rank; NaN where no method has a value.
-    """
-    values = np.asarray(values, float)
-    methods, cases, metrics = values.shape
-    columns = values.reshape(methods, cases * metrics)
-    ranks = column_ranks(columns, np.tile(higher_is_better, cases))
-    ranks[:, np.isnan(columns).all(0)] = np.nan
-    return ranks.reshape(values.shape)
-
-
-def means_over_common_cases(values: ArrayLike) -> Array:
-    """Return the mean of each metric over the cases where every method has a value: means that can be ranked fairly.
-
-    Args:
-        values: `(methods, cases, metrics)`.
-
-    Returns:
-        `(methods, metrics)`; NaN where there is no such case.
-    """
-    values = np.asarray(values, float)
-    common = np.where(np.isnan(values).any(0), np.nan, values)
-    return mean_of_defined(common.swapaxes(0, 1))
-
-
-def mean_case_rank(values: ArrayLike, higher_is_better: ArrayLike) -> Array:
-    """Return the mean of each method's ranks over all cases and metrics, `(methods,)`. Arguments as in `case_ranks`."""
-    ranks = case_ranks(values, higher_is_better)
-    return mean_of_defined(ranks.reshape(len(ranks), -1).T)
-
-
-def mean_case_rank_with_interval(
-    values: ArrayLike, higher_is_better: ArrayLike, groups: Sequence[str], seed: int = 0
-) -> list[Estimate]:
-    """Return `mean_case_rank` and its 95 % percentile bootstrap interval. Arguments as in `sum_rank_with_interval`."""
-    ranks = case_ranks(values, higher_is_better)
-    repeated = [group for group in groups for _ in range(ranks.shape[2])]  # a case has one rank per metric
-    return [mean_with_interval(of_method.flatten(), repeated, seed) for of_method in ranks]

@@ -4,8 +4,8 @@ import numpy as np
 import yaml
 
 from calib_components.tools.comparison.published import METRICS, PUBLISHED, RANKED, STRUCTURES
+from calib_components.tools.comparison.ranks import column_ranks, sum_rank
 from calib_components.tools.comparison.settings import TABLE1
-from calib_components.tools.comparison.statistics import column_ranks, sum_rank
 from tests.helpers import ROOT
 
 METHODS = [setting.name for setting in TABLE1]

@@ -7,19 +7,13 @@ import pytest
 from scipy.stats import spearmanr
 
 from calib_components.tools.comparison import statistics
+from calib_components.tools.comparison.ranks import mean_case_rank_with_interval, sum_rank_with_interval
 from calib_components.tools.comparison.statistics import (
-    case_ranks,
-    column_ranks,
     holm,
-    mean_case_rank,
-    mean_case_rank_with_interval,
     mean_with_interval,
-    means_over_common_cases,
     paired_difference,
     sign_flip_p_value,
     spearman_with_interval,
-    sum_rank,
-    sum_rank_with_interval,
 )
 
 NAN = np.nan
@@ -29,60 +23,6 @@ NAN = np.nan
 def two_patients_suffice(monkeypatch: pytest.MonkeyPatch) -> None:
     """For examples small enough to work out by hand."""
     monkeypatch.setattr(statistics, "FEWEST_PATIENTS", 2)
-
-
-class TestRanks:
-    def test_ties_share_the_mean_rank_and_undefined_means_rank_last(self) -> None:
-        ranks = column_ranks([[0.9, 2.0], [0.9, NAN], [0.8, 1.0]], [True, False])
-        np.testing.assert_array_equal(ranks, [[1.5, 2], [1.5, 3], [3, 1]])
-
-    def test_means_over_common_cases_do_not_reward_a_miss(self) -> None:
-        hd95 = [[[2.0], [6.0], [4.0]], [[2.5], [NAN], [4.5]]]  # the second method misses the difficult case
-        np.testing.assert_array_equal(means_over_common_cases(hd95), [[3.0], [3.5]])
-        assert np.isnan(means_over_common_cases([[[NAN], [1.0]], [[1.0], [NAN]]])).all()
-
-    @pytest.mark.usefixtures("two_patients_suffice")
-    def test_mean_case_rank_by_hand(self) -> None:
-        values = [  # two cases of DSC and HD95
-            [[0.9, 2.0], [0.7, NAN]],
-            [[0.8, 2.0], [0.7, NAN]],
-            [[0.6, NAN], [0.8, NAN]],
-        ]
-        ranks = case_ranks(values, [True, False])
-        np.testing.assert_array_equal(ranks[0], [[1, 1.5], [2.5, NAN]])
-        np.testing.assert_array_equal(ranks[1], [[2, 1.5], [2.5, NAN]])
-        np.testing.assert_array_equal(ranks[2], [[3, 3], [1, NAN]])  # missed it: last
-        np.testing.assert_allclose(mean_case_rank(values, [True, False]), [5 / 3, 2, 7 / 3])
-        estimates = mean_case_rank_with_interval(values, [True, False], ["a", "b"])
-        assert [estimate.mean for estimate in estimates] == pytest.approx([5 / 3, 2, 7 / 3])
-        # Of the four draws of two patients, a quarter has the first alone: ranks 1 and 1.5; a quarter the second: 2.5.
-        assert estimates[0][1:] == pytest.approx((1.25, 2.5))
-
-    @pytest.mark.usefixtures("two_patients_suffice")
-    def test_interval_of_the_sum_rank_by_hand(self) -> None:
-        # Of patients a and b the first method is better on a, by more, and the second on b: drawn b alone, it wins.
-        values = [[[0.9], [0.9], [0.7]], [[0.6], [0.6], [0.8]]]
-        first, second = sum_rank_with_interval(values, [True], ["a", "a", "b"])
-        assert first == (1, 1, 2)
-        assert second == (2, 1, 2)
-
-    def test_interval_of_the_sum_rank_is_that_of_every_draw(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(statistics, "RESAMPLES", 200)
-        values = np.random.default_rng(0).normal(size=(3, 40, 2))
-        values[1, :5, 1] = NAN
-        groups = np.array([f"p{i // 2}" for i in range(40)])
-        patients, better = np.unique(groups), [True, False]
-        draws = np.random.default_rng(3).integers(20, size=(200, 20))
-        drawn = [np.concatenate([np.flatnonzero(groups == patients[i]) for i in draw]) for draw in draws]
-        sums = [sum_rank(means_over_common_cases(values[:, cases]), better) for cases in drawn]
-        estimates = sum_rank_with_interval(values, better, groups.tolist(), seed=3)
-        expected = [sum_rank(means_over_common_cases(values), better), *np.quantile(sums, [0.025, 0.975], axis=0)]
-        np.testing.assert_allclose(np.transpose(estimates), expected)
-
-    def test_one_patient_gives_no_interval(self) -> None:
-        (first, _) = sum_rank_with_interval([[[0.9]], [[0.6]]], [True], ["a"])
-        assert first.mean == 1
-        assert np.isnan(first[1:]).all()
 
 
 class TestMeanWithInterval:
@@ -117,6 +57,65 @@ class TestMeanWithInterval:
     @pytest.mark.usefixtures("two_patients_suffice")
     def test_of_equal_values_has_no_width(self) -> None:
         assert mean_with_interval([0.5, 0.5, 0.5]) == (0.5, 0.5, 0.5)
+
+
+class TestSeveralRuns:
+    @pytest.mark.usefixtures("two_patients_suffice")
+    def test_value_of_a_case_is_the_mean_over_the_runs_that_have_one(self) -> None:
+        assert mean_with_interval([[1, 5, NAN], [3, NAN, NAN]]).mean == (2 + 5) / 2
+
+    def test_equal_runs_add_nothing(self) -> None:
+        values = np.random.default_rng(0).normal(size=(2, 30))
+        groups = [f"p{i // 2}" for i in range(30)]
+        for runs in (values[:1], np.repeat(values[:1], 3, axis=0)):
+            assert mean_with_interval(runs, groups) == pytest.approx(mean_with_interval(values[0], groups))
+            assert paired_difference(runs, values[1], groups) == pytest.approx(
+                paired_difference(values[0], values[1], groups)
+            )
+
+    @pytest.mark.usefixtures("two_patients_suffice")
+    def test_runs_alone_by_hand(self) -> None:
+        # All cases alike: of the 27 draws of three runs, one in 27 (3.7 %) has the first or the last alone.
+        runs = np.array([[0.0], [1.0], [5.0]]) + np.zeros(4)
+        assert mean_with_interval(runs) == pytest.approx((2, 0, 5))
+
+    def test_interval_is_that_of_every_draw(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(statistics, "RESAMPLES", 200)
+        rng = np.random.default_rng(0)
+        values, reference = rng.normal(size=(3, 40)), rng.normal(size=(2, 40))
+        values[1, :5], reference[:, 7] = NAN, NAN
+        groups = np.array([f"p{i // 2}" for i in range(40)])
+        patients = np.random.default_rng(4).integers(20, size=(200, 20))
+        cases = [np.concatenate([np.flatnonzero(groups == np.unique(groups)[i]) for i in draw]) for draw in patients]
+        runs, of_reference = (
+            np.random.default_rng((4, stream)).integers(number, size=(200, number))
+            for stream, number in ((1, 3), (2, 2))
+        )
+        first, second = (
+            [statistics.mean_of_defined(of[draw]) for draw in drawn]
+            for of, drawn in ((values, runs), (reference, of_reference))
+        )
+        means = [np.nanmean(of_cases[drawn]) for of_cases, drawn in zip(first, cases, strict=True)]
+        expected = np.nanmean(statistics.mean_of_defined(values)), *np.quantile(means, [0.025, 0.975])
+        assert mean_with_interval(values, groups.tolist(), seed=4) == pytest.approx(expected)
+        differences = [np.nanmean((a - b)[drawn]) for a, b, drawn in zip(first, second, cases, strict=True)]
+        estimate = paired_difference(values, reference, groups.tolist(), seed=4)
+        assert estimate[1:3] == pytest.approx(tuple(np.quantile(differences, [0.025, 0.975])))
+        assert estimate.cases == 39
+
+    def test_same_networks_are_drawn_together(self) -> None:
+        runs = np.random.default_rng(0).normal(size=(3, 12))
+        assert paired_difference(runs + 1, runs, same_runs=True) == pytest.approx((1, 1, 1, 2 / 2**12, 12))
+        apart = paired_difference(runs + 1, runs)
+        assert apart.low < 1 < apart.high
+
+    def test_covers_what_a_normal_interval_would(self) -> None:
+        # Effects of many runs and of many patients add up: the variance of the mean is the sum of both.
+        rng = np.random.default_rng(0)
+        of_runs, of_patients = rng.normal(size=(50, 1)), 2 * rng.normal(size=200)
+        mean, low, high = mean_with_interval(of_runs + of_patients)
+        half = 1.96 * np.sqrt(of_runs.var() / 50 + of_patients.var() / 200)
+        assert (low, high) == pytest.approx((mean - half, mean + half), abs=0.1 * half)
 
 
 class TestPairedDifference:
@@ -210,7 +209,7 @@ class TestFewPatients:
             difference.low,
             difference.p_value,
             mean_with_interval(values[0, :, 0], groups).high,
-            sum_rank_with_interval(values, [True], groups)[0].low,
+            sum_rank_with_interval(values[:, None], [True], groups)[0].low,
             mean_case_rank_with_interval(values, [True], groups)[1].low,
         ):
             assert np.isnan(number) != enough
