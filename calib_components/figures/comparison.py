@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 
 from calib_components.figures.style import NAME, TICK, class_color, literal
 
-__all__ = ["logit_bars", "rank_heat_map"]
+__all__ = ["logit_bars", "rank_heat_map", "rank_lines"]
 
 
 def rank_heat_map(ranks: ArrayLike, totals: ArrayLike, methods: Sequence[str], columns: Sequence[str]) -> Figure:
@@ -54,6 +54,47 @@ def rank_heat_map(ranks: ArrayLike, totals: ArrayLike, methods: Sequence[str], c
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
     left.set_yticks(range(len(methods)), [literal(methods[i], NAME) for i in order])
+    return figure
+
+
+def rank_lines(panels: Mapping[str, ArrayLike], methods: Sequence[str], columns: Sequence[str]) -> Figure:
+    """Draw how the rank of each method changes from column to column: crossing lines are rankings that disagree.
+
+    Args:
+        panels: Ranks `(methods, columns)` by the title of their panel; 1 is best and on top.
+        methods: Names of the methods.
+        columns: Names of the columns.
+
+    Returns:
+        A figure without a window.
+
+    Examples:
+        >>> from calib_components.figures import rank_lines
+        >>> figure = rank_lines({"without": [[1, 2], [2, 1]], "with": [[1, 1], [2, 2]]}, ["A", "B"], ["ECE", "NLL"])
+    """
+    tables = {title: np.asarray(ranks, float) for title, ranks in panels.items()}
+    size = (1.4 + (0.4 + 0.85 * len(columns)) * len(tables), 1.2 + 0.3 * len(methods))
+    figure = Figure(figsize=size, dpi=150, layout="constrained")
+    all_axes = figure.subplots(1, len(tables), squeeze=False)[0]
+    last = len(columns) - 1
+    for axes, (title, ranks) in zip(all_axes, tables.items(), strict=True):
+        for index, of_method in enumerate(ranks):
+            color, name = class_color(index + 1), literal(methods[index], NAME)
+            axes.plot(of_method, color=color, marker="o", markersize=13, linewidth=2)
+            for column, rank in enumerate(of_method):
+                axes.text(column, rank, f"{rank:g}", ha="center", va="center", color="white", fontsize="x-small")
+            place = {"textcoords": "offset points", "va": "center", "color": color}
+            if axes is all_axes[0]:
+                axes.annotate(name, (0, of_method[0]), (-12, 0), ha="right", **place)
+            if axes is all_axes[-1]:
+                axes.annotate(name, (last, of_method[last]), (12, 0), ha="left", **place)
+        axes.set_title(title, fontsize="medium")
+        axes.set_xticks(range(len(columns)), [literal(name, TICK, 2) for name in columns], fontsize="small")
+        axes.set_yticks([])
+        axes.set_ylim(len(methods) + 0.5, 0.5)
+        axes.set_xlim(-0.3, last + 0.3)
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
     return figure
 
 

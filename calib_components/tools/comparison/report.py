@@ -34,13 +34,17 @@ from calib_components.tools.comparison.sections import (
     logits_section,
     ranks_section,
 )
+from calib_components.tools.comparison.seeds import calibration_ranks_section, variation_section
 from calib_components.tools.comparison.statistics import FEWEST_PATIENTS
 
 __all__ = ["check_report_folder", "read_validation", "report", "report_evaluations", "report_folders"]
 
 PAGE, MARKDOWN = "index.html", "report.md"
-TABLES = ("cells", "differences", "expected_dsc", "means", "ranks", "risk_coverage", "structures", "temperature")
-OPTIONAL = [f"{name}.csv" for name in (*TABLES, "thresholds", "volumes")]  # besides those of test sets
+TABLES = (  # besides those of test sets
+    *("calibration_ranks", "cells", "differences", "expected_dsc", "means", "ranks", "risk_coverage", "structures"),
+    *("temperature", "thresholds", "variation", "volumes"),
+)
+OPTIONAL = [f"{name}.csv" for name in TABLES]
 # Beginnings of titles, which also tell a report of ours from another's.
 TITLES = LOSSES, COMPARED, CALIBRATED = "Losses compared: ", "Evaluations compared: ", "Is it calibrated? "
 REFERENCE = "nacl"
@@ -83,6 +87,10 @@ def report(results: Path, out: Path = Path("report"), reference: str | None = No
         sections.append(temperature_section(found))
     if base is not None and len(found.methods) > 1:
         sections.append(differences_section(found, base, about=about))
+    if found.has_several_runs:
+        sections.append(variation_section(found))
+    if found.has_regions and len(found.at(Condition(scaled=True)).methods) > 1:
+        sections.append(calibration_ranks_section(found))
     sections += [ranks_section(found, about=about), reliability_section(found), logits_section(found)]
     sections += [structures_section(found), cells_section(found)]
     notice = " ".join(_notices(found, None if base else reference or REFERENCE))

@@ -1,0 +1,117 @@
+"""Sections of the report on what a single ranking hides: how means vary, and where rankings by calibration disagree."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from scipy.stats import kendalltau
+
+from calib_components.figures import rank_lines
+from calib_components.tools.comparison.cell_settings import Condition
+from calib_components.tools.comparison.measured import Method
+from calib_components.tools.comparison.page import Picture, Section, TableCell, to_png
+from calib_components.tools.comparison.ranks import column_ranks
+from calib_components.tools.comparison.results import Results
+from calib_components.tools.comparison.statistics import Array, mean_of_defined
+from calib_components.tools.comparison.tables import DIFFERENCE, heading, higher_is_better, number, plain_heading
+
+__all__ = ["calibration_ranks_section", "variation_section"]
+
+VARIED = ("dsc", "hd95", "nll_all", "ece_all", "ece_predicted", "ece")
+# The paper's region first, then those that the prediction chooses, and the score of all probabilities.
+RANKED = ("ece", "ece_predicted", "ece_plausible", "ece_all", "nll_all")
+WITHOUT, WITH = "without temperature", "with temperature"
+
+
+def variation_section(results: Results) -> Section:
+    """Return how far the means of seeds differ, and how far those of patients do, as standard deviations."""
+    measures = results.measured(VARIED)
+    rows, records = [], []
+    for suffix, scaled in (("", False), (" + T", True)):
+        for method in results.at(Condition(scaled=scaled)).methods:
+            row = [TableCell(method.label + suffix)]
+            for measure in measures:
+                seeds, patients = _deviations(method, measure, results.patients)
+                row.append(TableCell(" / ".join(_deviation(value, measure) for value in (seeds, patients))))
+                record: dict[str, Any] = {"method": method.name, "temperature": "with" if scaled else "without"}
+                record |= {"measure": measure, "sd_seeds": seeds, "sd_patients": patients, "seeds": len(method.runs)}
+                records.append(record)
+            rows.append(row)
+    patients = len(set(results.patients))
+    caption = (
+        "Two standard deviations: of the means of the seeds / of the means of the patients. The first says how far "
+        f"another training would move a mean. The second, divided by the square root of the number of patients, "
+        f"{patients}, says how far others would move it. The intervals on this page are over both."
+    )
+    header = ["", *(heading(measure, "foreground") for measure in measures)]
+    return Section("variation", "Variation over seeds and over patients", caption, header, rows, records)
+
+
+def _deviations(method: Method, measure: str, patients: Sequence[str]) -> tuple[float, float]:
+    """Return the standard deviations of the means of the runs and of the patients; NaN of a single one."""
+    of_runs = mean_of_defined(method.by_run(measure).T)
+    values, labels = method.values(measure), np.asarray(patients)
+    of_patients = np.array([float(mean_of_defined(values[labels == name])) for name in np.unique(labels)])
+    return _spread(of_runs), _spread(of_patients)
+
+
+def _spread(means: Array) -> float:
+    """Return the standard deviation; NaN with fewer than two values."""
+    defined = means[~np.isnan(means)]
+    return float(np.std(defined, ddof=1)) if len(defined) > 1 else np.nan
+
+
+def _deviation(value: float, measure: str) -> str:
+    return number(value, measure, DIFFERENCE).removeprefix("+")
+
+
+def calibration_ranks_section(results: Results) -> Section:
+    """Return the rankings by the paper's ECE and by regions that the prediction chooses, without and with temperature.
+
+    They are those of the methods that were evaluated with a temperature, on each test set.
+    """
+    measures = results.measured(RANKED)
+    names = [plain_heading(measure, "foreground") for measure in measures]
+    rows, records, pictures, agreements = [], [], [], []
+    for test_set in ("", *results.test_sets):
+        scaled = results.at(Condition(test_set, scaled=True)).methods
+        if len(scaled) < 2:
+            continue
+        place = test_set or f"own {results.split}"
+        conditions = {WITHOUT: [method.at(Condition(test_set)) for method in scaled], WITH: scaled}
+        lines = [[TableCell(place), TableCell(method.label)] for method in scaled]
+        panels = {}
+        for title, methods in conditions.items():
+            means = np.array([[_mean(method, measure) for measure in measures] for method in methods])
+            ranks = column_ranks(means, [higher_is_better(measure) for measure in measures])
+            panels[title] = ranks
+            for method, line, of_method, ranked in zip(methods, lines, means, ranks, strict=True):
+                for measure, mean, rank in zip(measures, of_method, ranked, strict=True):
+                    line.append(TableCell(f"{rank:g}", [number(mean, measure)]))
+                    record = {"test_set": test_set, "method": method.name, "temperature": title.split()[0]}
+                    records.append({**record, "measure": measure, "mean": mean, "rank": rank})
+        agreement = " and ".join(f"{_agreement(ranks):+.2f} {title}" for title, ranks in panels.items())
+        agreements.append(f"{place}: {agreement}")
+        labels = [method.label for method in scaled]
+        name = f"calibration_ranks{test_set and f'_on_{test_set}'}"
+        pictures.append(Picture(name, f"Ranks on {place}", to_png(rank_lines(panels, labels, names))))
+        rows += lines
+    caption = (
+        "Rank of each mean, 1 is best, and the mean below it. The ground truth chooses the foreground, where even true "
+        "probabilities have an error, which an underconfident network has less of; the prediction chooses the other "
+        "regions. Rank correlation (Kendall's tau) of the first two columns, 1 if they agree, -1 if one is the reverse "
+        f"of the other: {'; '.join(agreements)}."
+    )
+    header = ["test set", "", *(f"{name}, {title.split()[0]} T" for title in (WITHOUT, WITH) for name in names)]
+    return Section("calibration_ranks", "Rankings by calibration", caption, header, rows, records, pictures)
+
+
+def _mean(method: Method, measure: str) -> float:
+    return float(mean_of_defined(method.values(measure)))
+
+
+def _agreement(ranks: Array) -> float:
+    """Return Kendall's tau of the first two columns."""
+    return float(kendalltau(ranks[:, 0], ranks[:, 1]).statistic)

@@ -1,0 +1,129 @@
+"""Variation over seeds and patients, and rankings by calibration, of results that are made up."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.stats import kendalltau
+
+from calib_components.tools.comparison import report
+from calib_components.tools.comparison.cell_settings import Condition
+from calib_components.tools.comparison.measured import Evaluation, Method, Run
+from calib_components.tools.comparison.results import Results, read_results
+from calib_components.tools.comparison.seeds import _deviations, calibration_ranks_section
+from calib_components.tools.comparison.statistics import mean_with_interval
+from tests.calib_components.tools.comparison.made_up import make_finished_cell
+
+METHODS = {"ce_dice": 0.13, "svls": 0.10, "nacl": 0.05}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three losses of three seeds, with a temperature and a test set."""
+    folder = tmp_path_factory.mktemp("seeds") / "results"
+    for method, ece in METHODS.items():
+        for seed in range(3):
+            make_finished_cell(folder, method, seed, ece + 0.01 * seed, temperature=1.2, test_sets=("lge",))
+    plan = [{"method": method, "seed": seed, "commands": []} for method in METHODS for seed in range(3)]
+    (folder / "plan.json").write_text(json.dumps(plan))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def page(whole: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("page") / "report"
+    report(whole, out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def found(whole: Path) -> Results:
+    return read_results(whole)
+
+
+def records(file: Path) -> list[dict[str, str]]:
+    with open(file, newline="") as lines:
+        return list(csv.DictReader(lines))
+
+
+def test_deviations_by_hand() -> None:
+    """Means of the runs: 1 and 3. Means of patients a, b over the runs: (0 + 4) / 2 and 2; c has no value."""
+
+    def run(*values: float) -> Run:
+        cases = ["a1", "a2", "b1", "c1"]
+        patients = {case: case[0] for case in cases}
+        return Run([Evaluation(Path(), patients, cases, {"ece": np.array(values)}, [], [], {})])
+
+    method = Method("m", "m", [run(0, 1, 2, np.nan), run(2, 5, 2, np.nan)])
+    assert _deviations(method, "ece", method.runs[0].patients) == pytest.approx((2**0.5, 0))
+    one = Method("m", "m", method.runs[:1])
+    assert _deviations(one, "ece", one.runs[0].patients) == pytest.approx((np.nan, 1.5 / 2**0.5), nan_ok=True)
+
+
+def test_variation_has_both_standard_deviations(found: Results, page: Path) -> None:
+    rows = records(page / "variation.csv")
+    assert [row["method"] for row in rows[::6]] == [*METHODS, *METHODS]
+    for row in rows:
+        method = next(
+            m for m in found.at(Condition(scaled=row["temperature"] == "with")).methods if m.name == row["method"]
+        )
+        means = [np.nanmean(run.values(row["measure"])) for run in method.runs]
+        assert float(row["sd_seeds"]) == pytest.approx(np.std(means, ddof=1))
+        of_cases = method.values(row["measure"]).reshape(-1, 2)  # two cases a patient
+        assert float(row["sd_patients"]) == pytest.approx(np.std(of_cases.mean(1), ddof=1))
+        assert row["seeds"] == "3"
+    text = (page / "report.md").read_text()
+    assert "square root of the number of patients, 6," in text
+    shown = next(line for line in text.split("## Variation")[1].splitlines() if line.startswith("| NACL |"))
+    nacl = {row["measure"]: row for row in rows if row["method"] == "nacl" and row["temperature"] == "without"}
+    assert f"{float(nacl['ece']['sd_seeds']):.4f} / {float(nacl['ece']['sd_patients']):.4f}" in shown
+
+
+def test_intervals_of_means_are_over_seeds_and_patients(found: Results, page: Path) -> None:
+    row = next(row for row in records(page / "means.csv") if row["method"] == "nacl" and row["measure"] == "ece")
+    method = next(method for method in found.methods if method.name == "nacl")
+    expected = mean_with_interval(method.by_run("ece"), found.patients)
+    assert [float(row[name]) for name in ("mean", "low", "high")] == pytest.approx(expected)
+    over_patients = mean_with_interval(method.values("ece"), found.patients)
+    assert expected.high - expected.low > 1.5 * (over_patients.high - over_patients.low)
+    text = (page / "report.md").read_text()
+    assert "by a bootstrap of two levels" in text
+    assert "95 % intervals over seeds and patients" in text
+
+
+@pytest.mark.parametrize("test_set", ["", "lge"])
+def test_rankings_are_those_of_the_means(found: Results, page: Path, test_set: str) -> None:
+    rows = [row for row in records(page / "calibration_ranks.csv") if row["test_set"] == test_set]
+    for temperature in ("without", "with"):
+        methods = found.at(Condition(test_set, temperature == "with")).methods
+        for measure in ("ece", "ece_predicted", "ece_all", "nll_all"):
+            means = {method.name: np.nanmean(method.values(measure)) for method in methods}
+            ranks = {
+                row["method"]: float(row["rank"])
+                for row in rows
+                if (row["measure"], row["temperature"]) == (measure, temperature)
+            }
+            assert sorted(means, key=lambda name: means[name]) == sorted(ranks, key=lambda name: ranks[name])
+    assert (page / f"calibration_ranks{'_on_lge' if test_set else ''}.png").exists()
+
+
+def test_agreement_is_that_of_the_papers_region_and_the_predicted_one(found: Results) -> None:
+    caption = calibration_ranks_section(found).caption
+    means = [[np.nanmean(method.values(name)) for method in found.methods] for name in ("ece", "ece_predicted")]
+    assert f"own testing: {kendalltau(*means).statistic:+.2f} without temperature and" in caption
+
+
+def test_one_seed_has_no_variation_and_one_loss_no_ranking(whole: Path, tmp_path: Path) -> None:
+    make_finished_cell(tmp_path / "one", "nacl", 0, 0.05, temperature=1.2)
+    report(tmp_path / "one", tmp_path / "report")
+    assert not (tmp_path / "report" / "variation.csv").exists()
+    assert not (tmp_path / "report" / "calibration_ranks.csv").exists()
+    assert "reflect the choice of test patients" in (tmp_path / "report" / "report.md").read_text()
+    report(whole, tmp_path / "report")  # replaces it, and is replaced
+    assert (tmp_path / "report" / "calibration_ranks_on_lge.png").exists()
+    report(tmp_path / "one", tmp_path / "report")
+    assert not list((tmp_path / "report").glob("calibration_ranks*"))
