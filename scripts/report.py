@@ -1,9 +1,11 @@
 """Make one page, tables and figures of a comparison of losses, or of any evaluations.
 
     python scripts/report.py results/acdc/table1 --out results/acdc/table1/report
+    python scripts/report.py results/acdc/table1 results/chaos --out report
     python scripts/report.py results/acdc/temperature/nacl/plain results/acdc/temperature/nacl/scaled --out report
 
-The first is the results folder of `scripts/compare_losses.py`. Evaluation folders, which `evaluate.yaml` of a bundle
+The first is the results folder of `scripts/compare_losses.py`; the methods of several of them are ranked over all
+their data sets. Evaluation folders, which `evaluate.yaml` of a bundle
 and `scripts/evaluate_predictions.py` write, are compared on their common cases; one alone is described. The page,
 `index.html`, begins with its conclusion, holds all its figures and needs no network; the same tables are in
 `report.md` and CSV files.

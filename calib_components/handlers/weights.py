@@ -15,12 +15,20 @@ from typing import Any
 import torch
 from ignite.engine import Engine, Events
 
-from calib_components.errors import InputError, reading
-from calib_components.facts import FACTS, Facts, facts_beside
+from calib_components.errors import InputError, make_folder, reading, writing
+from calib_components.facts import FACTS, Facts, facts_beside, write_facts
 from calib_components.posthoc import find_temperature
 from calib_components.posthoc.network import HIGHEST_TEMPERATURE, LOWEST_TEMPERATURE
 
-__all__ = ["WeightsLoader", "check_weights", "load_torchscript", "load_weights", "serialize", "with_temperature"]
+__all__ = [
+    "WeightsLoader",
+    "check_weights",
+    "join_weights",
+    "load_torchscript",
+    "load_weights",
+    "serialize",
+    "with_temperature",
+]
 
 TEMPERATURE = "temperature"  # its name in a state dict
 
@@ -83,6 +91,44 @@ def with_temperature(file: str | os.PathLike, temperature: torch.Tensor) -> memo
             content["model"] = weights
             return serialize(content)
         return serialize(weights)
+
+
+def join_weights(*files: Path, out: Path) -> None:
+    """Join the weights of several networks of one kind to those of their ensemble, see `EnsembleUNet`.
+
+    The facts of their data, in `facts.yaml` beside them, are written beside the new weights, too.
+
+    Args:
+        files: The weights of the members, see `load_weights`.
+        out: File of the weights of the ensemble.
+
+    Raises:
+        InputError: There are fewer than two, a file is missing or not of this kind, the networks or the facts of their
+            data differ, or the file cannot be written.
+    """
+    if len(files) < 2:
+        raise InputError(f"files: expected the weights of at least two networks, got {len(files)}")
+    joined: dict[str, torch.Tensor] = {}
+    first: dict[str, torch.Tensor] = {}
+    for number, file in enumerate(files):
+        if not file.exists():
+            raise InputError(f"{file}: expected trained weights, got no such file")
+        if facts_beside(file) != facts_beside(files[0]):
+            raise InputError(f"{file}: expected weights of the same data as {files[0]}, got other facts beside them")
+        with reading(file, "trained weights"):
+            weights = _state_dict(_load(file))
+            weights.setdefault(TEMPERATURE, torch.ones(()))
+            first = first or weights
+            _compare_names(weights, first)
+            _compare_shapes(weights, first)
+        joined.update({f"members.{number}.{name}": values for name, values in weights.items()})
+    make_folder(out.parent)
+    if (facts := facts_beside(files[0])) is not None:
+        if (there := facts_beside(out)) not in (None, facts):
+            raise InputError(f"{out}: expected a folder without other facts, got those of {there.dataset}")
+        write_facts(facts, out.parent)
+    with writing(out) as unfinished:
+        unfinished.write_bytes(serialize(joined))
 
 
 def serialize(state: Mapping[str, Any]) -> memoryview:

@@ -5,13 +5,14 @@ Source: Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, secti
 
 from __future__ import annotations
 
+import math
 from functools import wraps
 from typing import Any
 
 import torch
 from monai.networks.nets import UNet
 
-__all__ = ["TemperatureScaled", "TemperatureUNet", "find_temperature", "set_temperature"]
+__all__ = ["EnsembleUNet", "TemperatureScaled", "TemperatureUNet", "find_temperature", "set_temperature"]
 
 LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 0.001, 1000  # further out, logits overflow or vanish
 
@@ -86,6 +87,50 @@ class TemperatureUNet(_WithTemperature, UNet):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.model(x) / self.temperature
+
+
+class EnsembleUNet(_WithTemperature):
+    """Several U-Nets whose probabilities are averaged, as one network: a deep ensemble.
+
+    The output is the logarithm of the mean softmax of the members, divided by a temperature, so that its softmax, at a
+    temperature of 1, is that mean. The members have temperatures of their own, which act before the mean. Source:
+    Lakshminarayanan et al., "Simple and Scalable Predictive Uncertainty Estimation using Deep Ensembles", NeurIPS 2017.
+
+    Shape:
+        - input, output: those of the members; classes are axis 1 of the output.
+
+    Args:
+        args: Arguments of `TemperatureUNet`, for each member.
+        members: Number of members. `scripts/join_weights.py` joins the weights of as many networks to those of this
+            one, in which the names of the first have the prefix `members.0.`.
+        options: Further arguments of `TemperatureUNet`.
+
+    Raises:
+        ValueError: There are fewer than two members.
+
+    Examples:
+        >>> import torch
+        >>> from calib_components.posthoc import EnsembleUNet
+        >>> options = dict(spatial_dims=2, in_channels=1, out_channels=4, channels=(8, 16), strides=(2,))
+        >>> network, image = EnsembleUNet(**options, members=2).eval(), torch.rand(1, 1, 8, 8)
+        >>> mean = sum(member(image).softmax(1) for member in network.members) / 2
+        >>> torch.allclose(network(image).softmax(1), mean)
+        True
+    """
+
+    def __init__(self, *args: Any, members: int, **options: Any) -> None:
+        super().__init__()
+        if type(members) is not int or members < 2:
+            raise ValueError(f"members: expected a whole number of at least 2, got {members!r}")
+        self.members = torch.nn.ModuleList(TemperatureUNet(*args, **options) for _ in range(members))
+        self.register_buffer("temperature", torch.ones(()))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits = self.members[0](x).log_softmax(1)
+        for number, member in enumerate(self.members):  # TorchScript cannot begin a loop at the second
+            if number > 0:
+                logits = logits.logaddexp(member(x).log_softmax(1))
+        return (logits - math.log(len(self.members))) / self.temperature
 
 
 def find_temperature(network: torch.nn.Module) -> torch.Tensor | None:

@@ -54,9 +54,10 @@ def to_png(figure: Figure) -> bytes:
 
 
 def to_csv(records: Sequence[Mapping[str, Any]]) -> bytes:
-    """Return a header and a line for each record."""
+    """Return a header and a line for each record, with an empty field for what it lacks."""
     buffer = io.StringIO(newline="")
-    writer = csv.DictWriter(buffer, list(records[0]), lineterminator="\n")
+    names = list(dict.fromkeys(name for record in records for name in record))
+    writer = csv.DictWriter(buffer, names, lineterminator="\n")
     writer.writeheader()
     writer.writerows(records)
     return buffer.getvalue().encode()

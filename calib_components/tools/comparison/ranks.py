@@ -24,8 +24,11 @@ __all__ = [
     "mean_case_rank_with_interval",
     "means_over_common_cases",
     "sum_rank",
+    "sum_rank_over_datasets",
     "sum_rank_with_interval",
 ]
+
+RUNS = 1  # streams of random numbers for runs have one number more than those for the patients of a data set
 
 
 def column_ranks(means: ArrayLike, higher_is_better: ArrayLike) -> Array:
@@ -62,27 +65,52 @@ def sum_rank_with_interval(
     Returns:
         One estimate per method.
     """
+    return sum_rank_over_datasets([values], higher_is_better, [groups], seed)
+
+
+def sum_rank_over_datasets(
+    values: Sequence[Sequence[Array]], higher_is_better: ArrayLike, groups: Sequence[Sequence[str]], seed: int = 0
+) -> list[Estimate]:
+    """Return the `sum_rank` over the columns of several data sets and its 95 % percentile bootstrap interval.
+
+    Args:
+        values: Of each data set, as in `sum_rank_with_interval`. Patients of each are drawn by themselves; runs of a
+            method, where there are as many, are drawn together, since they can be the same networks.
+        higher_is_better: `(metrics,)`.
+        groups: Of each data set, the group of each case.
+        seed: Seed of the resampling.
+
+    Returns:
+        One estimate per method; without an interval if a data set has too few groups for one.
+    """
+    totals, resampled = np.zeros(len(values[0])), np.zeros((len(values[0]), 1))
+    for position, (of_dataset, of_cases) in enumerate(zip(values, groups, strict=True)):
+        total, ranks = _resampled_sum_ranks(of_dataset, higher_is_better, of_cases, seed, position)
+        totals, resampled = totals + total, resampled + ranks
+    fewest = min(len(set(of_cases)) for of_cases in groups)
+    return [Estimate(float(total), *percentiles(ranks, fewest)) for total, ranks in zip(totals, resampled, strict=True)]
+
+
+def _resampled_sum_ranks(
+    values: Sequence[Array], higher_is_better: ArrayLike, groups: Sequence[str], seed: int, position: int
+) -> tuple[Array, Array]:
+    """Return the sum-ranks on a data set, `(methods,)`, and those of each resample, `(methods, resamples)`."""
     names, index = np.unique(np.asarray(groups), return_inverse=True)
     by_group = (index == np.arange(len(names))[:, None]).astype(float)  # (groups, cases)
     of_methods = np.stack([np.asarray(runs, float).mean(0) for runs in values])  # NaN where one run has none
     common = ~np.isnan(of_methods).any(0)  # (cases, metrics)
-    weights = draw_weights(len(names), seed)
+    weights = draw_weights(len(names), *([seed, position] if position else [seed]))
     counts = weights @ (by_group @ common)
     means = []
     with np.errstate(invalid="ignore"):  # 0 / 0 is NaN, which ranks all methods alike
-        for position, runs in enumerate(values):
-            drawn = draw_weights(len(runs), seed, position + 1) / len(runs) if len(runs) > 1 else np.ones((1, 1))
+        for place, runs in enumerate(values):
+            drawn = draw_weights(len(runs), seed, RUNS, place) / len(runs) if len(runs) > 1 else np.ones((1, 1))
             sums = [weights @ (by_group @ np.where(common, run, 0)) for run in runs]
-            total = sum(drawn[:, place, None] * of_run for place, of_run in enumerate(sums))
-            means.append(total / counts)
+            means.append(sum(drawn[:, number, None] * of_run for number, of_run in enumerate(sums)) / counts)
     stacked = np.stack(means)  # (methods, resamples, metrics)
     columns = stacked.reshape(len(stacked), -1)
     ranks = column_ranks(columns, np.tile(higher_is_better, len(weights))).reshape(stacked.shape).sum(2)
-    totals = sum_rank(means_over_common_cases(of_methods), higher_is_better)
-    return [
-        Estimate(float(total), *percentiles(resampled, len(names)))
-        for total, resampled in zip(totals, ranks, strict=True)
-    ]
+    return sum_rank(means_over_common_cases(of_methods), higher_is_better), ranks
 
 
 def case_ranks(values: ArrayLike, higher_is_better: ArrayLike) -> Array:

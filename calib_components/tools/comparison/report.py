@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import re
-import shutil
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from urllib.parse import unquote
 
-from calib_components.errors import InputError, make_folder, nearest, reading
+from calib_components.errors import InputError, nearest
 from calib_components.tools.comparison.cell_settings import Condition
 from calib_components.tools.comparison.clinical import choose_thresholds, chosen_thresholds
 from calib_components.tools.comparison.conclusion import conclude
@@ -25,7 +22,15 @@ from calib_components.tools.comparison.means import (
     structures_section,
     temperature_section,
 )
-from calib_components.tools.comparison.page import Section, to_csv, to_html, to_markdown
+from calib_components.tools.comparison.overview import report_datasets
+from calib_components.tools.comparison.report_files import (
+    CALIBRATED,
+    COMPARED,
+    LOSSES,
+    OWN_FOLDER,
+    check_outside,
+    write_report,
+)
 from calib_components.tools.comparison.results import Results, read_results
 from calib_components.tools.comparison.sections import (
     cases_sections,
@@ -37,19 +42,9 @@ from calib_components.tools.comparison.sections import (
 from calib_components.tools.comparison.seeds import calibration_ranks_section, variation_section
 from calib_components.tools.comparison.statistics import FEWEST_PATIENTS
 
-__all__ = ["check_report_folder", "read_validation", "report", "report_evaluations", "report_folders"]
+__all__ = ["read_validation", "report", "report_evaluations", "report_folders"]
 
-PAGE, MARKDOWN = "index.html", "report.md"
-TABLES = (  # besides those of test sets
-    *("calibration_ranks", "cells", "differences", "expected_dsc", "means", "ranks", "risk_coverage", "structures"),
-    *("temperature", "thresholds", "variation", "volumes"),
-)
-OPTIONAL = [f"{name}.csv" for name in TABLES]
-# Beginnings of titles, which also tell a report of ours from another's.
-TITLES = LOSSES, COMPARED, CALIBRATED = "Losses compared: ", "Evaluations compared: ", "Is it calibrated? "
 REFERENCE = "nacl"
-PICTURED = 3  # methods whose cases are shown; those of the others are folded away
-OWN_FOLDER = "--out: expected a folder of its own for the report"
 FOREGROUND_ONLY = " All without temperature; calibration over the ground-truth foreground."
 ABOUT_CONTOURS = (
     "and the entropy of its probabilities. Contours have the colours of the classes in the figure of the logits."
@@ -73,7 +68,7 @@ def report(results: Path, out: Path = Path("report"), reference: str | None = No
             files or cannot be written.
     """
     found = read_results(results)
-    _check_folder(out, results, found)
+    check_outside(out, results, found.planned)
     if reference is not None and reference not in found.planned:
         raise InputError(
             f"--reference: expected a method, {', '.join(found.planned)}, got {reference!r}"
@@ -95,7 +90,7 @@ def report(results: Path, out: Path = Path("report"), reference: str | None = No
     sections += [structures_section(found), cells_section(found)]
     notice = " ".join(_notices(found, None if base else reference or REFERENCE))
     cases = cases_sections(found, base, ABOUT_CONTOURS)
-    _write_report(title, conclude(found, base), notice, cases, sections, out)
+    write_report(title, conclude(found, base), notice, cases, sections, out)
 
 
 def report_evaluations(
@@ -154,7 +149,7 @@ def report_evaluations(
     conclusion = conclude(found, base)
     if chosen_on is not None:
         conclusion += f" {chosen_thresholds(found, choose_thresholds(chosen_on))}"
-    _write_report(title, conclusion, " ".join(notices), cases, sections, out)
+    write_report(title, conclusion, " ".join(notices), cases, sections, out)
 
 
 def read_validation(folder: Path, structures: Sequence[str], channels: str = "") -> FolderEvaluation:
@@ -186,118 +181,31 @@ def read_validation(folder: Path, structures: Sequence[str], channels: str = "")
 def report_folders(
     *folders: Path, out: Path = Path("report"), reference: str | None = None, validation: Path | None = None
 ) -> None:
-    """Write tables and figures of a comparison of losses, or of evaluations.
+    """Write tables and figures of a comparison of losses, of several comparisons, or of evaluations.
 
     Args:
-        folders: The results folder of compare_losses; or one or several evaluation folders, which are compared on their
-            common cases.
+        folders: The results folder of compare_losses; several of them, whose data sets are ranked together; or one or
+            several evaluation folders, which are compared on their common cases.
         out: Folder for the report.
         reference: Method, or name of the evaluation folder, that the others are compared with; default: nacl, or the
-            first folder.
+            first folder. Not for several results folders, whose methods are ranked.
         validation: Evaluation folder of validation cases, on which the thresholds of one network are chosen; default:
             none are chosen.
 
     Raises:
-        InputError: See `report` and `report_evaluations`.
+        InputError: See `report`, `report_datasets` and `report_evaluations`.
     """
-    if len(folders) == 1 and not (folders[0] / "cases.csv").exists():
-        if validation is not None:
-            raise InputError("--validation: expected an evaluation folder with it, got results of compare_losses")
-        report(folders[0], out, reference)
-    else:
+    if any((folder / "cases.csv").exists() for folder in folders) or not folders:
         report_evaluations(folders, out, validation, reference)
-
-
-def _write_report(
-    title: str, conclusion: str, notice: str, cases: Sequence[Section], sections: Sequence[Section], out: Path
-) -> None:
-    """Write the files and print where; pictures of cases are in the page alone."""
-    shown, folded = [*cases[:PICTURED], *sections], cases[PICTURED:]
-    files = {
-        MARKDOWN: to_markdown(title, conclusion, notice, sections).encode(),
-        **{f"{section.name}.csv": to_csv(section.records) for section in sections if section.records},
-        **{f"{picture.name}.png": picture.png for section in sections for picture in section.pictures},
-        PAGE: to_html(title, conclusion, notice, shown, folded).encode(),
-    }
-    _write_files(files, out)
-    print(out / PAGE)
-    for text in (conclusion, notice):
-        if text:
-            print(text)
-
-
-def _check_folder(out: Path, results: Path, found: Results) -> None:
-    """Check that the folder of the report is neither that of the results nor in it where cells are or will be."""
-    source, target = results.resolve(), out.resolve()
-    if target in (source, *source.parents):
-        raise InputError(f"{OWN_FOLDER}, got {out}, which holds the results")
-    if source in target.parents and (name := target.relative_to(source).parts[0]) in (*found.planned, "work"):
-        raise InputError(f"{OWN_FOLDER}, got {out}, which is in {results / name}")
-
-
-def _write_files(files: Mapping[str, bytes], out: Path) -> None:
-    """Write all files or none: in a hidden folder, which becomes the report, or whose files replace those of one."""
-    leftover = check_report_folder(out, files)
-    target = out.resolve()
-    unfinished = target.with_name(f".unfinished-{target.name}")
-    is_new = not target.exists()
-    make_folder(target.parent)
-    try:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir()
-        for name, content in files.items():
-            (unfinished / name).write_bytes(content)
-        if is_new:
-            unfinished.rename(target)
-        else:
-            for name in leftover:
-                (target / name).unlink()
-            for name in files:  # the page last
-                (unfinished / name).replace(target / name)
-    except OSError as error:
-        raise InputError(f"{out}: expected a folder that can be written, got {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-
-
-def check_report_folder(out: Path, files: Collection[str] = ()) -> list[str]:
-    """Check that there is no such folder yet, or that it is empty or holds only an earlier report.
-
-    Args:
-        out: The folder.
-        files: Names of the files of the new report.
-
-    Returns:
-        The files in the folder that the new report lacks.
-
-    Raises:
-        InputError: It is a file, or holds something else.
-    """
-    if not out.exists():
-        return []
-    if not out.is_dir():
-        raise InputError(f"--out: expected a folder, got the file {out}")
-    present = sorted(out.iterdir())
-    own = {PAGE, MARKDOWN, *files, *OPTIONAL, *_further_files(out / MARKDOWN)}
-    others = [path.name for path in present if path.name not in own or not path.is_file()]
-    if present and not others:
-        name, mark = (PAGE, "<title>") if (out / PAGE).exists() else (MARKDOWN, "# ")  # the page comes last
-        with reading(out / name, "an earlier report") as file:
-            head = file.read_text(encoding="utf-8")[:1000]
-            others = [] if any(f"{mark}{title}" in head for title in TITLES) else [name]
-    if others:
-        raise InputError(
-            f"{out}: expected only files of this report, got {', '.join(others)}; move or delete them, or choose "
-            "another --out"
-        )
-    return [path.name for path in present if path.name not in files]
-
-
-def _further_files(markdown: Path) -> list[str]:
-    """Pictures that the Markdown of an earlier report shows, and tables of its test sets; none if there is no file."""
-    text = markdown.read_text(encoding="utf-8", errors="replace") if markdown.is_file() else ""
-    pictures = [unquote(name) for name in re.findall(r"^!\[.*\]\((.+\.png)\)$", text, re.MULTILINE)]
-    return pictures + [f"means_on_{name}.csv" for name in re.findall(r"^## Means on (.+)$", text, re.MULTILINE)]
+        return
+    if validation is not None:
+        raise InputError("--validation: expected an evaluation folder with it, got results of compare_losses")
+    if len(folders) == 1:
+        report(folders[0], out, reference)
+        return
+    if reference is not None:
+        raise InputError("--reference: expected one results folder with it, got several, whose methods are ranked")
+    report_datasets(folders, out)
 
 
 def _notices(results: Results, missing_reference: str | None) -> list[str]:

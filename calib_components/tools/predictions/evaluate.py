@@ -35,7 +35,8 @@ from calib_components.metrics.case_metric import CaseMetric
 from calib_components.nifti import grid_distance, open_nifti
 from calib_components.prediction_maps import normalized_entropy
 from calib_components.tools.comparison import report_evaluations
-from calib_components.tools.comparison.report import PAGE, check_report_folder, read_validation
+from calib_components.tools.comparison.report import read_validation
+from calib_components.tools.comparison.report_files import PAGE, check_report_folder
 from calib_components.tools.comparison.tables import channels_text
 from calib_components.tools.parallel import check_workers, parallel
 from calib_components.tools.predictions.classes import Classes, paint

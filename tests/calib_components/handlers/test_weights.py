@@ -6,7 +6,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -16,8 +16,8 @@ from monai.networks.nets import UNet
 from calib_components.errors import InputError
 from calib_components.facts import Facts, write_facts
 from calib_components.handlers import WeightsLoader, load_torchscript, load_weights
-from calib_components.handlers.weights import check_weights, with_temperature
-from calib_components.posthoc import TemperatureScaled, TemperatureUNet
+from calib_components.handlers.weights import check_weights, join_weights, with_temperature
+from calib_components.posthoc import EnsembleUNet, TemperatureScaled, TemperatureUNet
 
 
 def network(channels: int = 1, classes: int = 2, dimensions: int = 2) -> torch.nn.Module:
@@ -309,3 +309,69 @@ class TestLoadTorchscript:
         with pytest.raises(InputError, match=f"^{file}: expected a TorchScript file, as .* writes it, got .+") as error:
             load_torchscript(file, "cpu")
         assert "\n" not in str(error.value)
+
+
+class TestJoinedWeights:
+    OPTIONS: ClassVar[dict[str, Any]] = {
+        "spatial_dims": 2,
+        "in_channels": 1,
+        "out_channels": 2,
+        "channels": (4, 8),
+        "strides": (2,),
+    }
+    FACTS = TestFactsOfTheData.DATA
+
+    def save(self, file: Path, facts: Facts | None = None, wrapped: bool = False, **options: Any) -> torch.nn.Module:
+        file.parent.mkdir(exist_ok=True)
+        network = UNet(**{**self.OPTIONS, **options})  # without a temperature: a member's is 1
+        torch.save({"model": network.state_dict()} if wrapped else network.state_dict(), file)
+        if facts is not None:
+            write_facts(facts, file.parent)
+        return network.eval()
+
+    def test_are_those_of_the_ensemble(self, tmp_path: Path) -> None:
+        files = [tmp_path / f"seed{seed}/model.pt" for seed in range(3)]
+        members = [self.save(file, self.FACTS, wrapped=file is files[1]) for file in files]
+        torch.save(  # one that was calibrated
+            members[2].state_dict() | {"temperature": torch.tensor(2.0)}, files[2]
+        )
+        out = tmp_path / "new/folder/model.pt"
+        join_weights(*files, out=out)
+        ensemble, x = EnsembleUNet(**self.OPTIONS, members=3).eval(), torch.randn(1, 1, 16, 16)
+        load_weights(ensemble, out)
+        probabilities = [members[0](x).softmax(1), members[1](x).softmax(1), (members[2](x) / 2).softmax(1)]
+        torch.testing.assert_close(ensemble(x).softmax(1), sum(probabilities) / 3)
+        assert (out.parent / "facts.yaml").read_text() == (files[0].parent / "facts.yaml").read_text()
+        assert sorted(path.name for path in out.parent.iterdir()) == ["facts.yaml", "model.pt"]
+
+    def test_of_another_number_of_members_do_not_load(self, tmp_path: Path) -> None:
+        files = [tmp_path / f"{seed}.pt" for seed in range(2)]
+        for file in files:
+            self.save(file)
+        join_weights(*files, out=tmp_path / "both.pt")
+        with pytest.raises(
+            InputError, match=r"both.pt: expected trained weights, got those of another network, without"
+        ):
+            load_weights(EnsembleUNet(**self.OPTIONS, members=3), tmp_path / "both.pt")
+
+    def test_what_does_not_fit_is_an_error(self, tmp_path: Path) -> None:
+        first, wider, of_others, out = (tmp_path / f"{name}/model.pt" for name in ("first", "wider", "others", "out"))
+        self.save(first, self.FACTS)
+        self.save(wider, self.FACTS, channels=(4, 16))
+        self.save(of_others, replace(self.FACTS, dataset="flare"))
+        (tmp_path / "text.pt").write_text("no weights")
+        for files, message in (
+            ([first], "files: expected the weights of at least two networks, got 1"),
+            ([first, tmp_path / "none.pt"], "none.pt: expected trained weights, got no such file"),
+            ([first, wider], r"wider/model.pt: expected trained weights, got those of another network"),
+            ([first, of_others], r"others/model.pt: expected weights of the same data as .*first/model.pt"),
+            ([tmp_path / "text.pt"] * 2, r"text.pt: expected trained weights, got another kind of file"),
+        ):
+            with pytest.raises(InputError, match=message):
+                join_weights(*files, out=out)
+        assert not out.exists()
+        with pytest.raises(
+            InputError, match=r"others/new.pt: expected a folder without other facts, got those of flare"
+        ):
+            join_weights(first, first, out=of_others.with_name("new.pt"))
+        assert not of_others.with_name("new.pt").exists()

@@ -16,7 +16,13 @@ import torch.distributed as dist
 from monai.networks.nets import UNet
 from torch.nn.parallel import DistributedDataParallel
 
-from calib_components.posthoc import TemperatureScaled, TemperatureUNet, find_temperature, set_temperature
+from calib_components.posthoc import (
+    EnsembleUNet,
+    TemperatureScaled,
+    TemperatureUNet,
+    find_temperature,
+    set_temperature,
+)
 
 OPTIONS: dict[str, Any] = {
     "spatial_dims": 2,
@@ -173,3 +179,41 @@ def test_types_that_are_no_temperature(value: Any) -> None:
 def test_names_of_arguments_are_those_of_the_unet() -> None:
     """A run of a bundle compares them with those in its configuration."""
     assert inspect.signature(TemperatureUNet) == inspect.signature(UNet)
+
+
+class TestEnsemble:
+    def test_softmax_is_the_mean_of_those_of_the_members(self) -> None:
+        torch.manual_seed(0)
+        network, x = EnsembleUNet(**OPTIONS, members=3).eval(), torch.randn(2, 1, 16, 16)
+        set_temperature(network.members[1], 2.0)  # acts before the mean
+        mean = torch.stack([member(x).softmax(1) for member in network.members]).mean(0)
+        torch.testing.assert_close(network(x).softmax(1), mean)
+        set_temperature(network, 1.7)
+        torch.testing.assert_close(network(x).softmax(1), (mean.log() / 1.7).softmax(1))
+        assert find_temperature(network) is network.temperature
+
+    def test_by_hand_where_exponentials_overflow(self) -> None:
+        network = EnsembleUNet(**OPTIONS, members=2)
+        logits = iter([torch.tensor([[500.0, 0.0]]), torch.tensor([[0.0, 500.0]])])
+        for member in network.members:
+            member.forward = lambda _: next(logits)  # type: ignore[method-assign]
+        assert network(torch.zeros(1)).softmax(1).tolist() == [[0.5, 0.5]]
+
+    def test_scripted_and_traced_ensembles_are_exact(self) -> None:
+        torch.manual_seed(0)
+        network, x = EnsembleUNet(**OPTIONS, members=2).eval(), torch.randn(1, 1, 16, 16)
+        for exported in (torch.jit.script(network), torch.jit.trace(network, x)):
+            torch.testing.assert_close(exported(x), network(x))
+
+    def test_of_copies_is_the_network(self) -> None:
+        torch.manual_seed(0)
+        network, x = EnsembleUNet(**OPTIONS, members=2).eval(), torch.randn(1, 1, 16, 16)
+        network.members[1].load_state_dict(network.members[0].state_dict())
+        torch.testing.assert_close(network(x), network.members[0](x).log_softmax(1))
+
+    @pytest.mark.parametrize("members", [1, 0, 2.0, "3", True])
+    def test_fewer_than_two_members_are_an_error(self, members: Any) -> None:
+        with pytest.raises(
+            ValueError, match=re.escape(f"members: expected a whole number of at least 2, got {members!r}")
+        ):
+            EnsembleUNet(**OPTIONS, members=members)

@@ -84,7 +84,7 @@ def test_interval_over_runs_too_is_that_of_every_draw(monkeypatch: pytest.Monkey
     values[2][1, 4, 1] = NAN  # undefined in one run: no common case
     better, groups = [True, False], [f"p{i}" for i in range(10)]
     patients = np.random.default_rng(3).integers(10, size=(200, 10))
-    runs = [np.random.default_rng((3, i + 1)).integers(len(of), size=(200, len(of))) for i, of in enumerate(values)]
+    runs = [np.random.default_rng((3, 1, i)).integers(len(of), size=(200, len(of))) for i, of in enumerate(values)]
     sums = []
     for draw, cases in enumerate(patients):
         means = np.stack([of[drawn[draw]].mean(0) for of, drawn in zip(values, runs, strict=True)])
