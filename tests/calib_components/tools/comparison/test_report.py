@@ -33,6 +33,7 @@ def test_is_the_same_byte_for_byte(results: Path, tmp_path: Path) -> None:
     assert [path.name for path in once] == [
         "cells.csv", "differences.csv", "index.html", "logits.png", "mean_case_rank.png", "means.csv", "ranks.csv",
         "reliability_ce_dice.png", "reliability_nacl.png", "report.md", "structures.csv", "sum_rank.png",
+        "variation.csv",
     ]  # fmt: skip
     for path in once:
         assert path.read_bytes() == (tmp_path / "twice" / path.name).read_bytes(), path.name
