@@ -208,11 +208,16 @@ def test_commands_that_compare_on_own_data(repository: Path, places: dict[str, P
 @pytest.mark.slow
 def test_commands_of_the_comparison(repository: Path, prepared: Path) -> None:
     one_loss = "--losses nacl --image_size [64,64] --out runs/table1\n"
-    scripts = [
-        script.replace("--out runs/table1\n", one_loss) for script in blocks(ROOT / "docs/comparison.md", "bash")
-    ]
-    run(scripts, repository, {"PREPARED": prepared})
+    table, ensemble = blocks(ROOT / "docs/comparison.md", "bash")
+    seeds = ensemble.replace("--losses ce_dice", "--losses ce_dice --image_size [32,32]")
+    run([table.replace("--out runs/table1\n", one_loss), seeds], repository, {"PREPARED": prepared})
     assert (repository / "runs" / "table1" / "report" / "index.html").is_file()
+    means = [
+        json.loads((repository / "runs" / folder / "summary.json").read_text())["nll_all"]["mean"]
+        for folder in ("ensemble/eval", "seeds/ce_dice/seed0", "seeds/ce_dice/seed1")
+    ]
+    assert means[1] != means[2]
+    assert means[0] < (means[1] + means[2]) / 2  # of a mean of probabilities, by Jensen's inequality
 
 
 def test_commands_of_packaging(repository: Path) -> None:
