@@ -83,18 +83,6 @@ def test_report_is_rebuilt_byte_for_byte(tmp_path: Path) -> None:
     assert [name for name in made if made[name] != kept[name]] == []
 
 
-def test_page_has_the_means() -> None:
-    with open(RESULTS / "report/means.csv", newline="") as file:
-        means = {(row["method"], row["measure"]): float(row["mean"]) for row in csv.DictReader(file)}
-    labels = {setting.label: setting.name for setting in TABLE1}
-    row = r"^\| (\S+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$"
-    rows = re.findall(row, (ROOT / "docs/results.md").read_text(), re.MULTILINE)
-    assert [labels[label] for label, *_ in rows] == list(dict.fromkeys(method for method, _ in means))
-    for label, *shown in rows:
-        measured = [means[labels[label], measure] for measure in ("dsc", "hd95", "ece", "cece")]
-        assert shown == [f"{value:.{digits}f}" for value, digits in zip(measured, (3, 2, 3, 3), strict=True)]
-
-
 def test_pages_have_what_a_temperature_changes() -> None:
     """The rows of the README are the columns of the page."""
     readme, page = (
