@@ -167,14 +167,20 @@ def cells_section(results: Results) -> Section:
 
 
 def _fit(temperature: TemperatureEstimate | None) -> dict[str, float | int | None]:
+    """Return the columns of a temperature; their NLL is over all voxels of the cases that it was fitted on."""
     columns = {
-        "temperature": "temperature",
-        "low": "temperature_low",
-        "high": "temperature_high",
-        "patients": "fitted_on",
+        "temperature": ("temperature", 3),
+        "low": ("temperature_low", 3),
+        "high": ("temperature_high", 3),
+        "patients": ("fitted_on", 0),
+        "nll_before": ("val_nll", 5),
+        "nll_after": ("val_nll_with_temperature", 5),
     }
-    values = {column: getattr(temperature, name, np.nan) for name, column in columns.items()}
-    return {column: None if np.isnan(value) else round(value, 3) for column, value in values.items()}
+    found = {name: getattr(temperature, name, np.nan) for name in columns}
+    return {
+        column: None if np.isnan(found[name]) else round(found[name], digits)
+        for name, (column, digits) in columns.items()
+    }
 
 
 def cases_sections(compared: Comparison, reference: Method | None, about: str) -> list[Section]:

@@ -164,11 +164,14 @@ def test_network_that_predicts_no_foreground_has_no_diagram_of_it(results: Path)
 
 
 def test_cells_have_their_temperature(page: Path) -> None:
-    names = ("method", "temperature", "temperature_low", "temperature_high", "fitted_on")
+    names = (
+        *("method", "temperature", "temperature_low", "temperature_high", "fitted_on"),
+        *("val_nll", "val_nll_with_temperature"),
+    )
     assert [tuple(row[name] for name in names) for row in records(page / "cells.csv")] == [
-        ("ce_dice", "1.4", "1.26", "1.54", "7"),
-        ("ce_dice", "1.6", "1.44", "1.76", "7"),
-        ("nacl", "0.79", "0.711", "0.869", "7"),
+        ("ce_dice", "1.4", "1.26", "1.54", "7", "0.3", "0.2"),
+        ("ce_dice", "1.6", "1.44", "1.76", "7", "0.3", "0.2"),
+        ("nacl", "0.79", "0.711", "0.869", "7", "0.3", "0.2"),
     ]
 
 
