@@ -27,8 +27,7 @@ __all__ = ["EVALUATION", "INFERENCE", "TRAINING", "changes", "differing", "finge
 INERT = ("_desc_", "_requires_")
 LOADING = ("num_workers", "pin_memory", "persistent_workers", "prefetch_factor", "multiprocessing_context")
 PLACES = ("bundle_root", "ckpt_dir", "datalist", "dataset_dir", "load_path", "output_dir", "facts_file")
-# References that stay: a place reaches no number, and the seed is shown once, so that runs differ by it alone.
-STAYING = (*PLACES, "seed")
+SEED = "seed"
 # Networks that give the same numbers: the temperature of the first is 1 until it is fitted, which changes its weights.
 ALIKE = {"calib_components.posthoc.TemperatureUNet": "UNet"}
 # Ids of a bundle, each with the arguments of its components that are left out.
@@ -200,9 +199,13 @@ class _Resolver:
         within = replace(self, left_out=())
         referred = {name: within.resolve(self.parser[name]) for name in names if name in self.parser}
         if ConfigExpression.is_expression(value):
-            return self._evaluate(value, {name: part for name, part in referred.items() if name not in STAYING})
+            return self._evaluate(value, {name: part for name, part in referred.items() if not self._stays(name)})
         name = value.removeprefix(ReferenceResolver.ref)
-        return value if name in STAYING or self._has(name, referred) else referred.get(name, value)
+        return value if self._stays(name) or self._has(name, referred) else referred.get(name, value)
+
+    def _stays(self, name: str) -> bool:
+        """Whether a reference stays: a place reaches no number, and a seed is shown once, as the id that it is."""
+        return name in PLACES or (name == SEED and SEED in self.ids)
 
     def _has(self, name: str, referred: Mapping[str, Any]) -> bool:
         """Whether the fingerprint has the id, and its value is not plain data; that of `amp` depends on the device."""

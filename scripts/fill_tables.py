@@ -8,7 +8,6 @@ A table stands between two comments, of which the first says what is in it:
     <!-- end of table -->
 
 The CSV file of a report, its measures, and, if not all, its methods; with `intervals`, each mean has its 95 % interval.
-Rows and columns of a file with one line per method, such as `ranks.csv`, are written in the same way.
 """
 
 from __future__ import annotations
@@ -23,14 +22,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for a clone that
 
 from calib_components.errors import InputError, reading
 from calib_components.tools import command_line
-from calib_components.tools.comparison.means import OF_FOREGROUND
 from calib_components.tools.comparison.settings import FURTHER, PRESETS
 from calib_components.tools.comparison.statistics import Estimate
 from calib_components.tools.comparison.tables import heading, interval, number
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ("README.md", "docs/*.md", "bundles/*/docs/README.md")
-TABLE = re.compile(r"(<!-- table: (\S+) \| (.*?) -->\n)(.*?)(?=<!-- end of table -->)", re.DOTALL)
+BEGIN, END = re.compile(r"<!-- table: (\S+) \| (.+) -->\n"), "<!-- end of table -->"
 LABELS = {setting.name: setting.label for preset in (*PRESETS.values(), FURTHER) for setting in preset}
 INTERVALS = "intervals"
 
@@ -40,23 +38,28 @@ def fill(check: bool = False) -> None:
 
     Args:
         check: Write nothing, and exit with 1 if a table differs from what would be written.
-
-    Raises:
-        InputError: A file of a report is missing or broken, or lacks a measure or a method.
     """
-    differing = []
-    for page in sorted(path for pattern in PAGES for path in ROOT.glob(pattern)):
-        text = page.read_text()
-        filled = TABLE.sub(lambda found: found[1] + _table(found[2], found[3].split(" | ")), text)
-        if filled == text:
-            continue
-        differing.append(page)
-        if not check:
-            page.write_text(filled)
+    pages = {page: page.read_text() for pattern in PAGES for page in sorted(ROOT.glob(pattern))}
+    filled = {page: _filled(page, text) for page, text in pages.items()}
+    differing = [page for page in pages if filled[page] != pages[page]]
     for page in differing:
+        if not check:
+            page.write_text(filled[page])
         print(f"{page.relative_to(ROOT)}: {'differs: run scripts/fill_tables.py' if check else 'written'}")
     if check and differing:
         sys.exit(1)
+
+
+def _filled(page: Path, text: str) -> str:
+    """Return the text of a page with its tables."""
+    done, *parts = re.split(r"^(?=<!-- table:)", text, flags=re.MULTILINE)
+    for part in parts:
+        begin, (_, end, after) = BEGIN.match(part), part.partition(END)
+        if begin is None or not end:
+            expected = f"<!-- table: FILE | MEASURES --> and {END}"
+            raise InputError(f"{page}: expected {expected}, got {part.splitlines()[0]}")
+        done += begin[0] + _table(begin[1], begin[2].split(" | ")) + end + after
+    return done
 
 
 def _table(name: str, options: list[str]) -> str:
@@ -65,7 +68,8 @@ def _table(name: str, options: list[str]) -> str:
     chosen = [method for names in further if names != [INTERVALS] for method in names]
     with reading(ROOT / name, "a table of a report") as file, open(file, newline="") as lines:
         records = list(csv.DictReader(lines))
-        rows = _cells(records) if "measure" in records[0] else _cells(_one_per_mean(records))
+        is_long = "measure" in records[0]
+        rows = _cells(records if is_long else _one_per_mean(records))
     rows = {row: cells for row, cells in rows.items() if row[0] in chosen or not chosen}
     lacking = [method for method in chosen if method not in {row[0] for row in rows}]
     lacking += [measure for measure in measures if any(measure not in cells for cells in rows.values())]
@@ -74,10 +78,13 @@ def _table(name: str, options: list[str]) -> str:
     headings = []
     for measure in measures:
         with_if_true = any("(" in cells[measure][0] for cells in rows.values())
-        region = ("foreground" if measure in OF_FOREGROUND else "") + " (if true)" * with_if_true
-        headings.append(heading(measure, region).replace("_", "-"))
+        region = "foreground" * is_long + " (if true)" * with_if_true
+        headings.append(heading(measure, region).removeprefix("sum_rank_on_").replace("_", "-"))
     shown = [
-        [LABELS[method] + " + T" * scaled, *(" ".join(cells[m][: 1 + ([INTERVALS] in further)]) for m in measures)]
+        [
+            LABELS.get(method, method) + " + T" * scaled,
+            *(" ".join(cells[m][: 1 + ([INTERVALS] in further)]) for m in measures),
+        ]
         for (method, scaled), cells in rows.items()
     ]
     return "".join(f"| {' | '.join(line)} |\n" for line in (["", *headings], ["---"] * len(shown[0]), *shown))
@@ -92,7 +99,9 @@ def _cells(records: Iterable[Mapping[str, str]]) -> dict[tuple[str, bool], dict[
         estimate = Estimate(*(float(record[name]) for name in Estimate._fields))
         if_true = f" ({number(float(record['if_true']), digits)})" if record.get("if_true") else ""
         text = number(estimate.mean, digits) + if_true
-        rows.setdefault(row, {})[measure] = [text, *interval(estimate, digits)]
+        if measure in rows.setdefault(row, {}):
+            raise ValueError(f"several means of {measure} for {row[0]}: of other test sets, say")
+        rows[row][measure] = [text, *interval(estimate, digits)]
     return rows
 
 

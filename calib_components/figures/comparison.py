@@ -14,6 +14,8 @@ from calib_components.figures.style import NAME, TICK, class_color, literal
 
 __all__ = ["logit_bars", "rank_heat_map", "rank_lines"]
 
+COLORS = 8  # of class_color, before they repeat
+
 
 def rank_heat_map(ranks: ArrayLike, totals: ArrayLike, methods: Sequence[str], columns: Sequence[str]) -> Figure:
     """Draw the rank of each method in each column, next to the method's total, with the best method on top.
@@ -79,11 +81,11 @@ def rank_lines(panels: Mapping[str, ArrayLike], methods: Sequence[str], columns:
     last = len(columns) - 1
     for axes, (title, ranks) in zip(all_axes, tables.items(), strict=True):
         for index, of_method in enumerate(ranks):
-            color, name = class_color(index + 1), literal(methods[index], NAME)
-            axes.plot(of_method, color=color, marker="o", markersize=13, linewidth=2)
+            name, style = literal(methods[index], NAME), "-" if index < COLORS else "--"
+            axes.plot(of_method, style, color=class_color(index + 1), marker="o", markersize=14, linewidth=2)
             for column, rank in enumerate(of_method):
-                axes.text(column, rank, f"{rank:g}", ha="center", va="center", color="white", fontsize="x-small")
-            place = {"textcoords": "offset points", "va": "center", "color": color}
+                axes.text(column, rank, f"{rank:g}", ha="center", va="center", fontsize="x-small")
+            place = {"textcoords": "offset points", "va": "center"}
             if axes is all_axes[0]:
                 axes.annotate(name, (0, of_method[0]), (-12, 0), ha="right", **place)
             if axes is all_axes[-1]:

@@ -31,6 +31,7 @@ __all__ = [
 ]
 
 TEMPERATURE = "temperature"  # its name in a state dict
+MEMBERS = "members."  # what names in that of an ensemble begin with
 
 
 def load_weights(network: torch.nn.Module, file: str | os.PathLike) -> None:
@@ -103,11 +104,14 @@ def join_weights(*files: Path, out: Path) -> None:
         out: File of the weights of the ensemble.
 
     Raises:
-        InputError: There are fewer than two, a file is missing or not of this kind, the networks or the facts of their
-            data differ, or the file cannot be written.
+        InputError: There are fewer than two, a file is missing or not of this kind, holds values that are NaN or
+            infinite or an unsuitable temperature, the networks or the facts of their data differ, or the new file is
+            one of them, beside other facts, or cannot be written.
     """
     if len(files) < 2:
         raise InputError(f"files: expected the weights of at least two networks, got {len(files)}")
+    if out.resolve() in [file.resolve() for file in files]:
+        raise InputError(f"--out: expected a new file, got {out}, which is that of a member")
     joined: dict[str, torch.Tensor] = {}
     first: dict[str, torch.Tensor] = {}
     for number, file in enumerate(files):
@@ -121,11 +125,16 @@ def join_weights(*files: Path, out: Path) -> None:
             first = first or weights
             _compare_names(weights, first)
             _compare_shapes(weights, first)
-        joined.update({f"members.{number}.{name}": values for name, values in weights.items()})
+            _check_finite(weights)
+            _check_temperature(weights[TEMPERATURE])
+            if any(name.startswith(MEMBERS) for name in weights):
+                raise ValueError("those of an ensemble")
+        joined.update({f"{MEMBERS}{number}.{name}": values for name, values in weights.items()})
     make_folder(out.parent)
-    if (facts := facts_beside(files[0])) is not None:
-        if (there := facts_beside(out)) not in (None, facts):
-            raise InputError(f"{out}: expected a folder without other facts, got those of {there.dataset}")
+    facts, there = facts_beside(files[0]), facts_beside(out)
+    if there is not None and there != facts:
+        raise InputError(f"{out}: expected a folder without other facts, got those of {there.dataset}")
+    if facts is not None:
         write_facts(facts, out.parent)
     with writing(out) as unfinished:
         unfinished.write_bytes(serialize(joined))
@@ -183,12 +192,16 @@ def _read(network: torch.nn.Module, file: str | os.PathLike) -> dict[str, torch.
         if (own := find_temperature(network)) is not None:
             weights.setdefault(TEMPERATURE, torch.ones_like(own))
         _compare_names(weights, network.state_dict())
-        for name, values in weights.items():
-            if not values.isfinite().all():
-                raise ValueError(f"values that are NaN or infinite in {name}")
+        _check_finite(weights)
         if own is not None:
             _check_temperature(weights[TEMPERATURE])
         return weights
+
+
+def _check_finite(weights: Mapping[str, torch.Tensor]) -> None:
+    for name, values in weights.items():
+        if not values.isfinite().all():
+            raise ValueError(f"values that are NaN or infinite in {name}")
 
 
 def _check_temperature(temperature: torch.Tensor) -> None:

@@ -5,12 +5,15 @@ Source: Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, secti
 
 from __future__ import annotations
 
+import inspect
 import math
 from functools import wraps
 from typing import Any
 
 import torch
 from monai.networks.nets import UNet
+
+from calib_components.errors import InputError
 
 __all__ = ["EnsembleUNet", "TemperatureScaled", "TemperatureUNet", "find_temperature", "set_temperature"]
 
@@ -106,7 +109,7 @@ class EnsembleUNet(_WithTemperature):
         options: Further arguments of `TemperatureUNet`.
 
     Raises:
-        ValueError: There are fewer than two members.
+        InputError: There are fewer than two members.
 
     Examples:
         >>> import torch
@@ -121,7 +124,7 @@ class EnsembleUNet(_WithTemperature):
     def __init__(self, *args: Any, members: int, **options: Any) -> None:
         super().__init__()
         if type(members) is not int or members < 2:
-            raise ValueError(f"members: expected a whole number of at least 2, got {members!r}")
+            raise InputError(f"members: expected a whole number of at least 2, got {members!r}")
         self.members = torch.nn.ModuleList(TemperatureUNet(*args, **options) for _ in range(members))
         self.register_buffer("temperature", torch.ones(()))
 
@@ -131,6 +134,15 @@ class EnsembleUNet(_WithTemperature):
             if number > 0:
                 logits = logits.logaddexp(member(x).log_softmax(1))
         return (logits - math.log(len(self.members))) / self.temperature
+
+
+# The names of its arguments, which the run of a bundle checks.
+EnsembleUNet.__init__.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+    [
+        *inspect.signature(TemperatureUNet.__init__).parameters.values(),
+        inspect.Parameter("members", inspect.Parameter.KEYWORD_ONLY, annotation=int),
+    ]
+)
 
 
 def find_temperature(network: torch.nn.Module) -> torch.Tensor | None:

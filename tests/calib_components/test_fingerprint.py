@@ -13,7 +13,7 @@ import pytest
 from monai.bundle import ConfigParser
 
 from calib_components.errors import InputError
-from calib_components.fingerprint import EVALUATION, STAYING, TRAINING, changes, differing, fingerprint
+from calib_components.fingerprint import EVALUATION, INFERENCE, PLACES, TRAINING, changes, differing, fingerprint
 from tests.helpers import ACDC, BUNDLES
 
 
@@ -35,7 +35,7 @@ def test_is_plain_data_with_references_to_its_own_ids_alone(bundle: Path) -> Non
     assert training.keys() == TRAINING.keys()
     assert json.loads(json.dumps(training)) == training
     references = set(re.findall(r'"@([^"]+)"', json.dumps(training)))
-    assert references <= {*training, *STAYING}
+    assert references <= {*training, *PLACES}
     assert {"network", "optimizer", "loss", "train::dataset", "train::dataloader", "amp"} <= references
     assert training["train::trainer"]["network"] == "@network"
     assert training["network"] == "$@network_def.to(@device, memory_format=torch.channels_last)"
@@ -58,6 +58,11 @@ def test_runs_with_another_seed_differ_in_it_alone(bundle: Path) -> None:
     parser = parse("train.yaml", bundle=bundle)
     before = fingerprint(parser.get())
     assert fingerprint(changed(parser, "seed", 1)) == {**before, "seed": 1}
+
+
+def test_seed_is_shown_where_it_is_no_id_of_its_own() -> None:
+    config = {"seed": 0, "postprocessing": {"_target_": "monai.transforms.RandFlip", "seed": "@seed"}}
+    assert fingerprint(config, INFERENCE)["postprocessing"]["seed"] == 0
 
 
 def test_of_an_evaluation_has_its_split_and_no_training() -> None:

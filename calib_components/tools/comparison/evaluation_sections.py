@@ -99,5 +99,5 @@ def _means_section(found: Evaluations, rows: list[Row], measures: list[str]) -> 
         caption += "Smooth ECE: an ECE without bins. "
     if FEWEST_PATIENTS <= len(set(found.patients)) < MANY:
         caption += ABOUT_FEW
-    header = ["", *(heading(name, "foreground" if name in OF_FOREGROUND else "") for name in measures), FOUND_IN_ONE]
+    header = ["", *(heading(name, "foreground") for name in measures), FOUND_IN_ONE]
     return Section("means", "Means", caption + ABOUT_FOUND_IN_ONE, header, cells, records)

@@ -64,8 +64,9 @@ ABOUT_PATIENTS = (
 )
 ABOUT_SEEDS = (
     "A value of a case is the mean over the seeds. Intervals are over seeds and patients, by a bootstrap of two "
-    "levels: each resample draws seeds of a method and patients, with replacement. Few seeds tell little of what "
-    "another seed would do. p-values and the intervals of mean-case-ranks are over patients alone."
+    "levels: each resample draws seeds of a method and patients, with replacement; they are over patients alone for a "
+    "method of one seed. Few seeds tell little of what another would do. p-values and the intervals of mean-case-ranks "
+    "are over patients alone."
 )
 FOUND_IN_ONE = "missed / spurious"
 ABOUT_FOUND_IN_ONE = (
@@ -104,12 +105,11 @@ def means_section(results: Results, test_set: str = "") -> Section:
     plain, scaled = (results.at(Condition(test_set, with_temperature)) for with_temperature in (False, True))
     regions = plain.measured(OF_REGIONS)
     rows = _rows(plain, scaled)
-    cells, records = mean_rows(rows, ["dsc", "hd95", *regions, *OF_FOREGROUND], plain)
+    measures = ("dsc", "hd95", *regions, *OF_FOREGROUND)
+    cells, records = mean_rows(rows, measures, plain)
     for line, counts in zip(cells, count_found_in_one(rows), strict=True):
         line.append(counts)
-    headings = [heading(measure) for measure in ("dsc", "hd95", *regions)]
-    headings += [heading(measure, "foreground" if regions else "") for measure in OF_FOREGROUND]
-    header = ["", *headings, FOUND_IN_ONE]
+    header = ["", *(heading(measure, "foreground" if regions else "") for measure in measures), FOUND_IN_ONE]
     if test_set:
         patients = len(set(plain.patients))
         caption = (

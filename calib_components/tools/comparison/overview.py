@@ -2,45 +2,29 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import numpy as np
+from typing import NamedTuple
 
 from calib_components.errors import InputError
-from calib_components.figures import rank_heat_map
 from calib_components.tools.comparison.cell_settings import Condition
 from calib_components.tools.comparison.means import ABOUT_REGIONS, Row, mean_rows
-from calib_components.tools.comparison.measured import Method
-from calib_components.tools.comparison.page import Picture, Section, TableCell, to_png
+from calib_components.tools.comparison.page import Picture, Section, TableCell
 from calib_components.tools.comparison.published import RANKED
-from calib_components.tools.comparison.ranks import (
-    case_ranks,
-    column_ranks,
-    mean_case_rank_with_interval,
-    means_over_common_cases,
-    sum_rank_over_datasets,
-)
+from calib_components.tools.comparison.ranks import column_ranks, means_over_common_cases
 from calib_components.tools.comparison.report_files import DATASETS, check_outside, write_report
 from calib_components.tools.comparison.results import Results, read_results
-from calib_components.tools.comparison.statistics import Estimate, mean_of_defined
-from calib_components.tools.comparison.tables import (
-    best_marks,
-    heading,
-    higher_is_better,
-    interval,
-    number,
-    plain_heading,
-)
+from calib_components.tools.comparison.sections import ABOUT_RANKS, RANK_HEADINGS, rank_tables, ranked_cases
+from calib_components.tools.comparison.statistics import FEWEST_PATIENTS
+from calib_components.tools.comparison.tables import heading, higher_is_better, number, plain_heading
 
 __all__ = ["report_datasets"]
 
 # Segmentation, the proper score of all probabilities, and calibration where the prediction chooses the voxels.
 TRUSTED = ("dsc", "hd95", "nll_all", "ece_all", "ece_predicted")
 MEANS = ("dsc", "nll_all", "ece_all", "ece_predicted", "ece")
-WITHOUT, WITH = "without temperature", "with temperature"
 
 
 class Ranking(NamedTuple):
@@ -48,7 +32,7 @@ class Ranking(NamedTuple):
 
     Attributes:
         name: Name in files.
-        title: Title of its columns and figures.
+        title: Title in the report.
         measures: The measures of each data set.
         scaled: Whether with temperature.
     """
@@ -60,10 +44,10 @@ class Ranking(NamedTuple):
 
 
 RANKINGS = [
-    Ranking("paper", f"The paper's measures, {WITHOUT}", RANKED, False),
-    Ranking("paper_temperature", f"The paper's measures, {WITH}", RANKED, True),
-    Ranking("probabilities", f"All voxels and predicted foreground, {WITHOUT}", TRUSTED, False),
-    Ranking("probabilities_temperature", f"All voxels and predicted foreground, {WITH}", TRUSTED, True),
+    Ranking("paper", "The paper's measures, without temperature", RANKED, False),
+    Ranking("paper_temperature", "The paper's measures, with temperature", RANKED, True),
+    Ranking("probabilities", "All voxels and predicted foreground, without temperature", TRUSTED, False),
+    Ranking("probabilities_temperature", "All voxels and predicted foreground, with temperature", TRUSTED, True),
 ]
 
 
@@ -72,17 +56,21 @@ class Dataset(NamedTuple):
 
     Attributes:
         name: Name in tables and figures.
-        results: Without temperature.
-        scaled: With temperature.
+        networks: Number of the results folder that its networks are from.
+        population: Number of its patients: test sets of a folder that list the same ones share it.
+        plain: Its results without temperature.
+        scaled: Those with temperature.
     """
 
     name: str
-    results: Results
+    networks: int
+    population: int
+    plain: Results
     scaled: Results
 
-    def methods(self, scaled: bool) -> Sequence[Method]:
-        """Return the methods without or with temperature."""
-        return (self.scaled if scaled else self.results).methods
+    def at(self, scaled: bool) -> Results:
+        """Return the results without or with temperature."""
+        return self.scaled if scaled else self.plain
 
 
 def report_datasets(folders: Sequence[Path], out: Path = Path("report")) -> None:
@@ -96,66 +84,113 @@ def report_datasets(folders: Sequence[Path], out: Path = Path("report")) -> None
         out: Folder for the report.
 
     Raises:
-        InputError: A file of the results is missing or broken, names or measures of data sets do not fit together,
-            there are fewer than two methods in common, or the folder holds other files or cannot be written.
+        InputError: A file of the results is missing or broken, there are fewer than two methods in common, or the
+            folder holds other files or cannot be written.
     """
     found = [read_results(folder) for folder in folders]
     for folder, results in zip(folders, found, strict=True):
         check_outside(out, folder, results.planned)
-    datasets, left_out = _datasets(folders, found)
-    sections = [_means_section(datasets)]
-    conclusions = []
+    datasets = _datasets(folders, found)
+    sections, conclusions, notices = [_means_section(datasets)], [], _notices(folders, found, datasets)
     for ranking in RANKINGS:
-        if all(dataset.methods(ranking.scaled) for dataset in datasets):
+        if not all(dataset.at(ranking.scaled).methods for dataset in datasets):
+            notices.append(f"No ranking by {_lower(ranking.title)}: not all data sets were evaluated so.")
+        elif any(dataset.plain.measured(ranking.measures) != [*ranking.measures] for dataset in datasets):
+            notices.append(f"No ranking by {_lower(ranking.title)}: not all data sets have these measures.")
+        else:
             section, sentence = _ranks_section(datasets, ranking)
             sections.append(section)
             conclusions.append(sentence)
-    notices = [f"Not evaluated on all, and left out: {', '.join(left_out)}."] if left_out else []
-    for folder, results in zip(folders, found, strict=True):
-        if results.missing:
-            notices.append(f"Not finished in {folder.name}: {'; '.join(results.missing)}.")
-    names = ", ".join(dataset.name for dataset in datasets)
-    write_report(DATASETS + names, " ".join(conclusions), " ".join(notices), [], sections, out)
+    title = DATASETS + ", ".join(dataset.name for dataset in datasets)
+    write_report(title, " ".join(conclusions), " ".join(notices), [], sections, out)
 
 
-def _datasets(folders: Sequence[Path], found: Sequence[Results]) -> tuple[list[Dataset], list[str]]:
-    """Return every test set with the methods that all have, and the labels of the others."""
-    places: dict[str, tuple[Results, Results]] = {}
-    for folder, results in zip(folders, found, strict=True):
+def _lower(text: str) -> str:
+    return text[:1].lower() + text[1:]
+
+
+def _datasets(folders: Sequence[Path], found: Sequence[Results]) -> list[Dataset]:
+    """Return every test set with the methods that all have."""
+    datasets: list[Dataset] = []
+    for networks, (folder, results) in enumerate(zip(folders, found, strict=True)):
         for test_set in ("", *results.test_sets):
             name = test_set or (results.dataset.upper() if results.dataset else folder.resolve().name)
-            if name in places:
-                raise InputError(f"{folder}: expected another name of the data set, got {name} twice")
-            places[name] = results.at(Condition(test_set)), results.at(Condition(test_set, scaled=True))
-    in_all = [set.intersection(*({m.name for m in pair[i].methods} for pair in places.values())) for i in (0, 1)]
-    if len(in_all[0]) < 2:
-        raise InputError(f"{folders[-1]}: expected at least two methods that all test sets have, got {len(in_all[0])}")
-    labels = {method.name: method.label for results in found for method in results.methods}
-    datasets = [
-        Dataset(
-            name, *(_only(part, [n for n in labels if n in names]) for part, names in zip(pair, in_all, strict=True))
-        )
-        for name, pair in places.items()
+            plain, scaled = (results.at(Condition(test_set, with_temperature)) for with_temperature in (False, True))
+            same = (d for d in datasets if d.networks == networks and {*d.plain.patients} == {*plain.patients})
+            population = next((dataset.population for dataset in same), len(datasets))
+            datasets.append(Dataset(name, networks, population, plain, scaled))
+    given = Counter(dataset.name for dataset in datasets)
+    names = [
+        f"{folders[dataset.networks].resolve().name} {dataset.name}" if given[dataset.name] > 1 else dataset.name
+        for dataset in datasets
     ]
-    return datasets, [label for name, label in labels.items() if name not in in_all[0]]
+    if twice := [name for name, times in Counter(names).items() if times > 1]:
+        raise InputError(f"folders: expected other data sets or folders of other names, got {twice[0]} twice")
+    methods = {
+        scaled: [{method.name for method in dataset.at(scaled).methods} for dataset in datasets]
+        for scaled in (False, True)
+    }
+    common = {scaled: set.intersection(*of_all) for scaled, of_all in methods.items()}
+    if len(common[False]) < 2:
+        name, fewest = min(zip(names, methods[False], strict=True), key=lambda pair: len(pair[1]))
+        raise InputError(
+            f"folders: expected at least two methods that all data sets have, got {len(common[False])}; {name} has "
+            f"{', '.join(sorted(fewest))}"
+        )
+    order = list(dict.fromkeys(method.name for results in found for method in results.methods))
+    return [
+        dataset._replace(
+            name=name,
+            plain=_only(dataset.plain, order, common[False]),
+            scaled=_only(dataset.scaled, order, common[True]),
+        )
+        for name, dataset in zip(names, datasets, strict=True)
+    ]
 
 
-def _only(results: Results, names: Sequence[str]) -> Results:
+def _only(results: Results, order: Sequence[str], chosen: set[str]) -> Results:
     of_name = {method.name: method for method in results.methods}
-    return replace(results, methods=[of_name[name] for name in names])
+    return replace(results, methods=[of_name[name] for name in order if name in chosen])
+
+
+def _notices(folders: Sequence[Path], found: Sequence[Results], datasets: Sequence[Dataset]) -> list[str]:
+    """Return what a reader should know before the numbers."""
+    ranked = {method.name for method in datasets[0].plain.methods}
+    left_out = list(dict.fromkeys(m.label for results in found for m in results.methods if m.name not in ranked))
+    notices = [f"Not evaluated on all, and left out: {', '.join(left_out)}."] if left_out else []
+    for folder, results in zip(folders, found, strict=True):
+        name = folder.resolve().name
+        if results.missing:
+            notices.append(f"Not finished in {name}: {'; '.join(results.missing)}.")
+        if results.split != "testing":
+            notices.append(f"Those of {name} are cases of the {results.split} split.")
+        seeds = {m.label: ", ".join(str(run.settings.seed) for run in m.runs) for m in results.methods}
+        if len(set(seeds.values())) > 1:
+            listed = "; ".join(f"{label} {numbers}" for label, numbers in seeds.items())
+            notices.append(f"Losses in {name} have different seeds, so ranks are not entirely fair: {listed}.")
+    if few := [dataset.name for dataset in datasets if len(set(dataset.plain.patients)) < FEWEST_PATIENTS]:
+        notices.append(f"Too few patients for intervals of the sum-rank: {', '.join(few)}.")
+    shared = {
+        dataset.population: [other.name for other in datasets if other.population == dataset.population]
+        for dataset in datasets
+    }
+    for names in shared.values():
+        if len(names) > 1:
+            notices.append(f"Taken to be of the same patients, since they have the same names: {', '.join(names)}.")
+    return notices
 
 
 def _means_section(datasets: Sequence[Dataset]) -> Section:
     """Return the means of all methods on all data sets, without and with temperature."""
-    measures = _measured(datasets, MEANS)
+    measures = [name for name in MEANS if all(dataset.plain.measured([name]) for dataset in datasets)]
     cells, records = [], []
     for dataset in datasets:
         rows = [
             Row(method, TableCell(method.label + suffix), {"temperature": temperature})
             for suffix, temperature, scaled in (("", "without", False), (" + T", "with", True))
-            for method in dataset.methods(scaled)
+            for method in dataset.at(scaled).methods
         ]
-        lines, of_dataset = mean_rows(rows, measures, dataset.results)
+        lines, of_dataset = mean_rows(rows, measures, dataset.plain)
         cells += [[TableCell(dataset.name), *line] for line in lines]
         records += [{"dataset": dataset.name, **record} for record in of_dataset]
     caption = (
@@ -166,58 +201,35 @@ def _means_section(datasets: Sequence[Dataset]) -> Section:
     return Section("means", "Means", caption, header, cells, records)
 
 
-def _measured(datasets: Sequence[Dataset], measures: Sequence[str]) -> list[str]:
-    return [name for name in measures if all(name in dataset.results.measured(measures) for dataset in datasets)]
-
-
 def _ranks_section(datasets: Sequence[Dataset], ranking: Ranking) -> tuple[Section, str]:
     """Return both rankings over all data sets with their heat maps, and the sentence that names the first methods."""
-    measures = _measured(datasets, ranking.measures)
-    better = [higher_is_better(measure) for measure in measures]
-    by_run = [
-        [np.stack([method.comparable(name) for name in measures], axis=2) for method in dataset.methods(ranking.scaled)]
-        for dataset in datasets
-    ]
-    values = [np.stack([mean_of_defined(runs) for runs in of_dataset]) for of_dataset in by_run]
-    patients = [dataset.results.patients for dataset in datasets]
-    of_means = [column_ranks(means_over_common_cases(of_dataset), better) for of_dataset in values]
-    of_cases = [mean_of_defined(case_ranks(of_dataset, better).swapaxes(0, 1)) for of_dataset in values]
-    sums = sum_rank_over_datasets(by_run, better, patients)
-    everyone = [f"{d.name}/{name}" for d, names in zip(datasets, patients, strict=True) for name in names]
-    averages = mean_case_rank_with_interval(np.concatenate(values, axis=1), better, everyone)
-    labels = [method.label for method in datasets[0].methods(ranking.scaled)]
-    rows = [[TableCell(label)] for label in labels]
-    records: list[dict[str, Any]] = [{"method": m.name} for m in datasets[0].methods(ranking.scaled)]
-    for dataset, ranks in zip(datasets, of_means, strict=True):
-        for row, record, total in zip(rows, records, ranks.sum(1), strict=True):
-            row.append(TableCell(number(total, "sum_rank")))
-            record[dataset.name] = total
-    for name, estimates in (("sum_rank", sums), ("mean_case_rank", averages)):
-        marks = best_marks(estimates, name)
-        for row, record, estimate, mark in zip(rows, records, estimates, marks, strict=True):
-            row.append(TableCell(number(estimate.mean, name), interval(estimate, name), mark))
-            record.update(zip((name, f"{name}_low", f"{name}_high"), estimate, strict=True))
-    columns = [f"{dataset.name} {plain_heading(name)}" for dataset in datasets for name in measures]
-    pictures = []
-    for name, title, ranked, estimates, last in (
-        ("sum_rank", "Ranks of the means", of_means, sums, "sum"),
-        ("mean_case_rank", "Mean of the ranks on single cases", of_cases, averages, "mean"),
-    ):
-        figure = rank_heat_map(np.concatenate(ranked, axis=1), [e.mean for e in estimates], labels, [*columns, last])
-        pictures.append(Picture(f"{name}_{ranking.name}", title, to_png(figure)))
+    measures, methods = ranking.measures, datasets[0].at(ranking.scaled).methods
     names = [plain_heading(measure) for measure in measures]
+    cases = [
+        ranked_cases(dataset.at(ranking.scaled), measures, dataset.networks, dataset.population) for dataset in datasets
+    ]
+    columns = [f"{dataset.name} {name}" for dataset in datasets for name in names]
+    cells, records, pictures = rank_tables(cases, methods, measures, columns)
+    rows = [[TableCell(method.label)] for method in methods]
+    better = [higher_is_better(measure) for measure in measures]
+    for dataset, of_dataset in zip(datasets, cases, strict=True):
+        totals = column_ranks(means_over_common_cases(of_dataset.of_methods), better).sum(1)
+        for row, record, total in zip(rows, records, totals, strict=True):
+            row.append(TableCell(number(total, "sum_rank")))
+            record[f"sum_rank_on_{dataset.name}"] = total
+    resampled = "seeds and patients" if any(d.plain.has_several_runs for d in datasets) else "patients"
     caption = (
-        f"By {', '.join(names[:-1])} and {names[-1]} on each data set; 1 is best, ties share the mean rank. In each "
-        "column of a data set: the sum of its ranks of the means. The last two are over all data sets, with 95 % "
-        f"intervals; sum-rank over {datasets[0].results.resampled}, mean-case-rank over patients."
+        f"By {', '.join(names[:-1])} and {names[-1]} on each data set; {ABOUT_RANKS} Columns of data sets: the part of "
+        f"the sum-rank. Of the last two columns: 95 % intervals, of the sum-rank over {resampled}, of the "
+        "mean-case-rank over patients."
     )
-    header = ["", *(dataset.name for dataset in datasets), "sum-rank ↓", "mean-case-rank ↓"]
+    header = ["", *(dataset.name for dataset in datasets), *RANK_HEADINGS]
+    pictures = [Picture(f"{name}_{ranking.name}", title, png) for name, title, png in pictures]
+    rows = [[*row, *line] for row, line in zip(rows, cells, strict=True)]
     section = Section(f"ranks_{ranking.name}", ranking.title, caption, header, rows, records, pictures)
-    return section, _first(ranking, labels, sums)
-
-
-def _first(ranking: Ranking, labels: Sequence[str], sums: Sequence[Estimate]) -> str:
-    """Return the sentence that names the methods of lowest sum-rank."""
-    order = sorted(range(len(labels)), key=lambda index: sums[index].mean)[:2]
-    shown = [" ".join([labels[i], number(sums[i].mean, "sum_rank"), *interval(sums[i], "sum_rank")]) for i in order]
-    return f"{ranking.title}: lowest sum-rank {shown[0]}, then {shown[1]}."
+    first, second = (records[i] for i in sorted(range(len(records)), key=lambda i: records[i]["sum_rank"])[:2])
+    order = "and" if first["sum_rank"] == second["sum_rank"] else "then"
+    labels = {method.name: method.label for method in methods}
+    sums = {record["method"]: line[0] for record, line in zip(records, cells, strict=True)}
+    shown = [" ".join([labels[r["method"]], sums[r["method"]].text, *sums[r["method"]].notes]) for r in (first, second)]
+    return section, f"{ranking.title}: lowest sum-rank {shown[0]}, {order} {shown[1]}."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -18,17 +19,17 @@ from calib_components.tools.comparison.statistics import (
 )
 
 __all__ = [
+    "RankedCases",
     "case_ranks",
     "column_ranks",
     "mean_case_rank",
     "mean_case_rank_with_interval",
     "means_over_common_cases",
     "sum_rank",
-    "sum_rank_over_datasets",
     "sum_rank_with_interval",
 ]
 
-RUNS = 1  # streams of random numbers for runs have one number more than those for the patients of a data set
+PATIENTS, RUNS = 1, 2  # streams of random numbers
 
 
 def column_ranks(means: ArrayLike, higher_is_better: ArrayLike) -> Array:
@@ -50,67 +51,72 @@ def sum_rank(means: ArrayLike, higher_is_better: ArrayLike) -> Array:
     return column_ranks(means, higher_is_better).sum(1)
 
 
+class RankedCases(NamedTuple):
+    """What methods are ranked by on a data set.
+
+    Attributes:
+        values: `(runs, cases, metrics)` of each method: runs are its trainings. A value that is undefined (NaN) in one
+            run counts as undefined in all.
+        patients: The patient of each case.
+        networks: Number of the comparison that the networks are from: data sets of one number are those that the same
+            networks were evaluated on.
+        population: Number of the set of patients: data sets of one number are of the same patients.
+    """
+
+    values: Sequence[Array]
+    patients: Sequence[str]
+    networks: int = 0
+    population: int = 0
+
+    @property
+    def of_methods(self) -> Array:
+        """The means over runs, `(methods, cases, metrics)`."""
+        return np.stack([np.asarray(runs, float).mean(0) for runs in self.values])
+
+
 def sum_rank_with_interval(
-    values: Sequence[Array], higher_is_better: ArrayLike, groups: Sequence[str], seed: int = 0
+    datasets: Sequence[RankedCases], higher_is_better: ArrayLike, seed: int = 0
 ) -> list[Estimate]:
     """Return the `sum_rank` of the means over common cases and its 95 % percentile bootstrap interval.
 
+    Each resample draws as many patients of a population as there are, and as many runs of a method's networks, with
+    replacement: the same for all data sets that share them.
+
     Args:
-        values: `(runs, cases, metrics)` of each method: runs are its trainings, of which each resample draws as many
-            as there are. A value that is undefined (NaN) in one run counts as undefined in all.
+        datasets: What is ranked, with the same methods and metrics; ranks are summed over all.
         higher_is_better: `(metrics,)`.
-        groups: The group of each case, as in `mean_with_interval`.
         seed: Seed of the resampling.
 
     Returns:
-        One estimate per method.
+        One estimate per method, without an interval if one of the data sets has too few patients for one.
     """
-    return sum_rank_over_datasets([values], higher_is_better, [groups], seed)
-
-
-def sum_rank_over_datasets(
-    values: Sequence[Sequence[Array]], higher_is_better: ArrayLike, groups: Sequence[Sequence[str]], seed: int = 0
-) -> list[Estimate]:
-    """Return the `sum_rank` over the columns of several data sets and its 95 % percentile bootstrap interval.
-
-    Args:
-        values: Of each data set, as in `sum_rank_with_interval`. Patients of each are drawn by themselves; runs of a
-            method, where there are as many, are drawn together, since they can be the same networks.
-        higher_is_better: `(metrics,)`.
-        groups: Of each data set, the group of each case.
-        seed: Seed of the resampling.
-
-    Returns:
-        One estimate per method; without an interval if a data set has too few groups for one.
-    """
-    totals, resampled = np.zeros(len(values[0])), np.zeros((len(values[0]), 1))
-    for position, (of_dataset, of_cases) in enumerate(zip(values, groups, strict=True)):
-        total, ranks = _resampled_sum_ranks(of_dataset, higher_is_better, of_cases, seed, position)
-        totals, resampled = totals + total, resampled + ranks
-    fewest = min(len(set(of_cases)) for of_cases in groups)
+    methods = len(datasets[0].values)
+    totals, resampled = np.zeros(methods), np.zeros((methods, 1))
+    for dataset in datasets:
+        totals = totals + sum_rank(means_over_common_cases(dataset.of_methods), higher_is_better)
+        resampled = resampled + _resampled_sum_ranks(dataset, higher_is_better, seed)
+    fewest = min(len(set(dataset.patients)) for dataset in datasets)
     return [Estimate(float(total), *percentiles(ranks, fewest)) for total, ranks in zip(totals, resampled, strict=True)]
 
 
-def _resampled_sum_ranks(
-    values: Sequence[Array], higher_is_better: ArrayLike, groups: Sequence[str], seed: int, position: int
-) -> tuple[Array, Array]:
-    """Return the sum-ranks on a data set, `(methods,)`, and those of each resample, `(methods, resamples)`."""
-    names, index = np.unique(np.asarray(groups), return_inverse=True)
-    by_group = (index == np.arange(len(names))[:, None]).astype(float)  # (groups, cases)
-    of_methods = np.stack([np.asarray(runs, float).mean(0) for runs in values])  # NaN where one run has none
-    common = ~np.isnan(of_methods).any(0)  # (cases, metrics)
-    weights = draw_weights(len(names), *([seed, position] if position else [seed]))
-    counts = weights @ (by_group @ common)
+def _resampled_sum_ranks(dataset: RankedCases, higher_is_better: ArrayLike, seed: int) -> Array:
+    """Return the sum-ranks on a data set in each resample, `(methods, resamples)`."""
+    names, index = np.unique(np.asarray(dataset.patients), return_inverse=True)
+    by_patient = (index == np.arange(len(names))[:, None]).astype(float)  # (patients, cases)
+    common = ~np.isnan(dataset.of_methods).any(0)  # (cases, metrics)
+    weights = draw_weights(len(names), seed, PATIENTS, dataset.population)
+    counts = weights @ (by_patient @ common)
     means = []
     with np.errstate(invalid="ignore"):  # 0 / 0 is NaN, which ranks all methods alike
-        for place, runs in enumerate(values):
-            drawn = draw_weights(len(runs), seed, RUNS, place) / len(runs) if len(runs) > 1 else np.ones((1, 1))
-            sums = [weights @ (by_group @ np.where(common, run, 0)) for run in runs]
+        for place, runs in enumerate(dataset.values):
+            drawn = np.ones((1, 1))
+            if len(runs) > 1:
+                drawn = draw_weights(len(runs), seed, RUNS, dataset.networks, place) / len(runs)
+            sums = [weights @ (by_patient @ np.where(common, run, 0)) for run in runs]
             means.append(sum(drawn[:, number, None] * of_run for number, of_run in enumerate(sums)) / counts)
     stacked = np.stack(means)  # (methods, resamples, metrics)
-    columns = stacked.reshape(len(stacked), -1)
-    ranks = column_ranks(columns, np.tile(higher_is_better, len(weights))).reshape(stacked.shape).sum(2)
-    return sum_rank(means_over_common_cases(of_methods), higher_is_better), ranks
+    ranks = column_ranks(stacked.reshape(methods := len(stacked), -1), np.tile(higher_is_better, len(weights)))
+    return ranks.reshape(methods, *stacked.shape[1:]).sum(2)
 
 
 def case_ranks(values: ArrayLike, higher_is_better: ArrayLike) -> Array:
@@ -154,7 +160,17 @@ def mean_case_rank(values: ArrayLike, higher_is_better: ArrayLike) -> Array:
 def mean_case_rank_with_interval(
     values: ArrayLike, higher_is_better: ArrayLike, groups: Sequence[str], seed: int = 0
 ) -> list[Estimate]:
-    """Return `mean_case_rank` and its 95 % percentile bootstrap interval. Arguments as in `sum_rank_with_interval`."""
+    """Return `mean_case_rank` and its 95 % percentile bootstrap interval over patients.
+
+    Args:
+        values: `(methods, cases, metrics)`, as in `case_ranks`.
+        higher_is_better: `(metrics,)`.
+        groups: The group of each case, as in `mean_with_interval`.
+        seed: Seed of the resampling.
+
+    Returns:
+        One estimate per method.
+    """
     ranks = case_ranks(values, higher_is_better)
     repeated = [group for group in groups for _ in range(ranks.shape[2])]  # a case has one rank per metric
     return [mean_with_interval(of_method.flatten(), repeated, seed) for of_method in ranks]

@@ -28,8 +28,7 @@ TABLES = (  # besides those of test sets
     *("calibration_ranks", "cells", "differences", "expected_dsc", "means", "ranks", "risk_coverage"),
     *("structures", "temperature", "thresholds", "variation", "volumes"),
 )
-RANKINGS = ("paper", "paper_temperature", "probabilities", "probabilities_temperature")  # over data sets
-OPTIONAL = [f"{name}.csv" for name in (*TABLES, *(f"ranks_{name}" for name in RANKINGS))]
+OPTIONAL = [f"{name}.csv" for name in TABLES]
 # Beginnings of titles, which also tell a report of ours from another's.
 LOSSES, DATASETS = "Losses compared: ", "Losses ranked over data sets: "
 COMPARED, CALIBRATED = "Evaluations compared: ", "Is it calibrated? "
@@ -149,7 +148,9 @@ def check_report_folder(out: Path, files: Collection[str] = ()) -> list[str]:
 
 
 def _further_files(markdown: Path) -> list[str]:
-    """Pictures that the Markdown of an earlier report shows, and tables of its test sets; none if there is no file."""
+    """Pictures that the Markdown of an earlier report shows, and tables that it names; none if there is no file."""
     text = markdown.read_text(encoding="utf-8", errors="replace") if markdown.is_file() else ""
     pictures = [unquote(name) for name in re.findall(r"^!\[.*\]\((.+\.png)\)$", text, re.MULTILINE)]
-    return pictures + [f"means_on_{name}.csv" for name in re.findall(r"^## Means on (.+)$", text, re.MULTILINE)]
+    rankings = [f"ranks_{name}.csv" for name in re.findall(r"\(sum_rank_(\w+)\.png\)$", text, re.MULTILINE)]
+    means = [f"means_on_{name}.csv" for name in re.findall(r"^## Means on (.+)$", text, re.MULTILINE)]
+    return [*pictures, *rankings, *means]

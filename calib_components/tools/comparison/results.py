@@ -2,7 +2,8 @@
 
 A *method* is one setting of one loss. It is trained with one or more seeds; each of these is a *run*. A run is one
 *cell*, the folder `METHOD/seedN`, or with cross-validation a cell for each fold, the folders `METHOD/seedN_foldK`,
-whose cases are joined. The value of a method on a case is the mean over its seeds.
+whose cases are joined; on a further test set, where the networks of all folds have the same cases, a run is their mean.
+The value of a method on a case is the mean over its seeds.
 
 A network is evaluated under several *conditions*: on the split that is compared and on further test sets, without and
 with its temperature. Where nothing else is said, it is the split that is compared, without a temperature.
@@ -14,8 +15,12 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from calib_components.errors import InputError, writing
 from calib_components.tools.comparison.cell_settings import (
@@ -32,6 +37,7 @@ from calib_components.tools.comparison.cell_settings import (
 from calib_components.tools.comparison.cells import CellEvaluation, FinishedCell, read_cell
 from calib_components.tools.comparison.measured import Comparison, Method, Run
 from calib_components.tools.comparison.published import PUBLISHED, STRUCTURES
+from calib_components.tools.comparison.statistics import Array, mean_of_defined
 
 __all__ = ["Results", "TrainedMethod", "TrainedRun", "add_to_plan", "read_plan", "read_results"]
 
@@ -54,6 +60,32 @@ class TrainedRun(Run):
     def settings(self) -> CellSettings:
         """Settings of its first cell."""
         return self.cells[0].settings
+
+
+class RepeatedRun(TrainedRun):
+    """A run on a further test set, where the network of every fold is evaluated on the same cases: their mean."""
+
+    @property
+    def cases(self) -> list[str]:
+        """Names of the cases."""
+        return self.evaluations[0].cases
+
+    @property
+    def patients(self) -> list[str]:
+        """The patient of each case."""
+        return [self.evaluations[0].patients[case] for case in self.cases]
+
+    @cached_property
+    def columns(self) -> dict[str, Array]:
+        """`(cases,)` for each column of `cases.csv`, the mean over the networks that have a value."""
+        tables = [evaluation.columns for evaluation in self.evaluations]
+        return {name: mean_of_defined([table[name] for table in tables]) for name in tables[0]}
+
+    @property
+    def complete(self) -> NDArray[np.bool_]:
+        """Whether no network misses a structure of a case, or adds one, `(cases,)`."""
+        each = [Run([evaluation]).complete for evaluation in self.evaluations]
+        return np.all(each, axis=0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,17 +111,14 @@ class TrainedMethod(Method):
         return {suffix: method for suffix, method in both.items() if method.runs}
 
     def at(self, condition: Condition) -> TrainedMethod:
-        """Return the method under another condition, without the runs that were not evaluated under it.
-
-        The networks of all folds are evaluated on the same cases of a further test set, so each is a run of its own.
-        """
-        groups = [[cell] for cell in self.cells] if condition.test_set else [run.cells for run in self.runs]
-        found = [cells for cells in groups if all(condition in cell.evaluations for cell in cells)]
+        """Return the method under another condition, without the runs that were not evaluated under it."""
+        found = [run.cells for run in self.runs if all(condition in cell.evaluations for cell in run.cells)]
         return replace(self, runs=[_run(cells, condition) for cells in found])
 
 
 def _run(cells: list[FinishedCell], condition: Condition = OWN) -> TrainedRun:
-    return TrainedRun([cell.evaluations[condition] for cell in cells], cells, condition)
+    kind = RepeatedRun if condition.test_set else TrainedRun
+    return kind([cell.evaluations[condition] for cell in cells], cells, condition)
 
 
 @dataclass(frozen=True, eq=False)

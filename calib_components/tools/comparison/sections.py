@@ -13,6 +13,7 @@ from calib_components.tools.comparison.measured import Comparison, Method
 from calib_components.tools.comparison.page import Picture, Section, TableCell, to_png
 from calib_components.tools.comparison.published import METRICS, RANKED
 from calib_components.tools.comparison.ranks import (
+    RankedCases,
     case_ranks,
     column_ranks,
     mean_case_rank_with_interval,
@@ -38,8 +39,17 @@ __all__ = [
     "cells_section",
     "differences_section",
     "logits_section",
+    "rank_tables",
+    "ranked_cases",
     "ranks_section",
 ]
+
+RANK_HEADINGS = ("sum-rank ↓", "mean-case-rank ↓")
+ABOUT_RANKS = (
+    "1 is best, ties share the mean rank. sum-rank: the sum of the ranks of the means, each over the cases in which "
+    "all methods have a value: HD95 has none where a structure is missed or spurious. mean-case-rank: the mean of the "
+    "ranks on single cases, where a method without a value ranks last."
+)
 
 
 def differences_section(
@@ -78,37 +88,52 @@ def differences_section(
 
 def ranks_section(compared: Comparison, measures: Sequence[str] = RANKED, about: str = "") -> Section:
     """Return both rankings over some measures and their heat maps. Arguments as in `differences_section`."""
-    better = [higher_is_better(measure) for measure in measures]
-    by_run = [np.stack([method.comparable(measure) for measure in measures], axis=2) for method in compared.methods]
-    values = [mean_of_defined(of_method) for of_method in by_run]
-    of_means, of_cases = column_ranks(means_over_common_cases(values), better), case_ranks(values, better)
-    sums = sum_rank_with_interval(by_run, better, compared.patients)
-    averages = mean_case_rank_with_interval(values, better, compared.patients)
-    rows = [[TableCell(method.label)] for method in compared.methods]
-    records: list[dict[str, Any]] = [{"method": method.name} for method in compared.methods]
-    for name, estimates in (("sum_rank", sums), ("mean_case_rank", averages)):
-        marks = best_marks(estimates, name)
-        for row, record, estimate, mark in zip(rows, records, estimates, marks, strict=True):
-            row.append(TableCell(number(estimate.mean, name), interval(estimate, name), mark))
-            record.update(zip((name, f"{name}_low", f"{name}_high"), estimate, strict=True))
-    labels = [method.label for method in compared.methods]
     names = [plain_heading(measure) for measure in measures]
-    totals = {name: [record[name] for record in records] for name in ("sum_rank", "mean_case_rank")}
-    by_column = rank_heat_map(of_means, totals["sum_rank"], labels, [*names, "sum"])
-    of_metrics = mean_of_defined(of_cases.swapaxes(0, 1))
-    by_case = rank_heat_map(of_metrics, totals["mean_case_rank"], labels, [*names, "mean"])
-    pictures = [
-        Picture("sum_rank", "Ranks of the means", to_png(by_column)),
-        Picture("mean_case_rank", "Mean of the ranks on single cases", to_png(by_case)),
-    ]
-    caption = (
-        f"Over {', '.join(names[:-1])} and {names[-1]}, with 95 % intervals; 1 is best, ties share the mean rank. "
-        "sum-rank: the sum of the ranks of the means, where the mean of HD95 is over the cases in which no method has "
-        "a missed or spurious structure. mean-case-rank: the mean of the ranks on single cases, where a method with a "
-        "missed or spurious structure ranks last in HD95." + about
-    )
-    header = ["", "sum-rank ↓", "mean-case-rank ↓"]
-    return Section("ranks", "Ranks", caption, header, rows, records, pictures)
+    cells, records, pictures = rank_tables([ranked_cases(compared, measures)], compared.methods, measures, names)
+    rows = [[TableCell(method.label), *line] for method, line in zip(compared.methods, cells, strict=True)]
+    caption = f"Over {', '.join(names[:-1])} and {names[-1]}, with 95 % intervals; {ABOUT_RANKS}{about}"
+    return Section("ranks", "Ranks", caption, ["", *RANK_HEADINGS], rows, records, pictures)
+
+
+def ranked_cases(compared: Comparison, measures: Sequence[str], networks: int = 0, population: int = 0) -> RankedCases:
+    """Return what methods are ranked by. Arguments as those of `RankedCases`."""
+    by_run = [np.stack([method.comparable(measure) for measure in measures], axis=2) for method in compared.methods]
+    return RankedCases(by_run, compared.patients, networks, population)
+
+
+def rank_tables(
+    datasets: Sequence[RankedCases], methods: Sequence[Method], measures: Sequence[str], columns: Sequence[str]
+) -> tuple[list[list[TableCell]], list[dict[str, Any]], list[Picture]]:
+    """Return the sum-rank and the mean-case-rank of each method as cells and as records, and their heat maps.
+
+    Args:
+        datasets: What they are ranked by.
+        methods: The methods.
+        measures: The measures.
+        columns: Names of the columns of the heat maps: the measures of each data set.
+    """
+    better = [higher_is_better(measure) for measure in measures]
+    values = [dataset.of_methods for dataset in datasets]
+    of_means = [column_ranks(means_over_common_cases(of_dataset), better) for of_dataset in values]
+    of_cases = [mean_of_defined(case_ranks(of_dataset, better).swapaxes(0, 1)) for of_dataset in values]
+    patients = [f"{dataset.population}/{name}" for dataset in datasets for name in dataset.patients]
+    averages = mean_case_rank_with_interval(np.concatenate(values, axis=1), better, patients)
+    labels = [method.label for method in methods]
+    cells: list[list[TableCell]] = [[] for _ in methods]
+    records: list[dict[str, Any]] = [{"method": method.name} for method in methods]
+    pictures = []
+    for name, title, estimates, ranks, last in (
+        ("sum_rank", "Ranks of the means", sum_rank_with_interval(datasets, better), of_means, "sum"),
+        ("mean_case_rank", "Mean of the ranks on single cases", averages, of_cases, "mean"),
+    ):
+        marks = best_marks(estimates, name)
+        for line, record, estimate, mark in zip(cells, records, estimates, marks, strict=True):
+            line.append(TableCell(number(estimate.mean, name), interval(estimate, name), mark))
+            record.update(zip((name, f"{name}_low", f"{name}_high"), estimate, strict=True))
+        totals = [estimate.mean for estimate in estimates]
+        figure = rank_heat_map(np.concatenate(ranks, axis=1), totals, labels, [*columns, last])
+        pictures.append(Picture(name, title, to_png(figure)))
+    return cells, records, pictures
 
 
 def logits_section(results: Results) -> Section:
@@ -167,7 +192,7 @@ def cells_section(results: Results) -> Section:
 
 
 def _fit(temperature: TemperatureEstimate | None) -> dict[str, float | int | None]:
-    """Return the columns of a temperature; their NLL is over all voxels of the cases that it was fitted on."""
+    """Return the columns of a temperature; their NLL is over the voxels that it was fitted on."""
     columns = {
         "temperature": ("temperature", 3),
         "low": ("temperature_low", 3),

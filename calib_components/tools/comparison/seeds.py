@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,9 @@ from calib_components.figures import rank_lines
 from calib_components.tools.comparison.cell_settings import Condition
 from calib_components.tools.comparison.measured import Method
 from calib_components.tools.comparison.page import Picture, Section, TableCell, to_png
-from calib_components.tools.comparison.ranks import column_ranks
+from calib_components.tools.comparison.ranks import column_ranks, means_over_common_cases
 from calib_components.tools.comparison.results import Results
+from calib_components.tools.comparison.sections import ranked_cases
 from calib_components.tools.comparison.statistics import Array, mean_of_defined
 from calib_components.tools.comparison.tables import DIFFERENCE, heading, higher_is_better, number, plain_heading
 
@@ -22,7 +24,6 @@ __all__ = ["calibration_ranks_section", "variation_section"]
 VARIED = ("dsc", "hd95", "nll_all", "ece_all", "ece_predicted", "ece")
 # The paper's region first, then those that the prediction chooses, and the score of all probabilities.
 RANKED = ("ece", "ece_predicted", "ece_plausible", "ece_all", "nll_all")
-WITHOUT, WITH = "without temperature", "with temperature"
 
 
 def variation_section(results: Results) -> Section:
@@ -43,7 +44,7 @@ def variation_section(results: Results) -> Section:
     caption = (
         "Two standard deviations: of the means of the seeds / of the means of the patients. The first says how far "
         f"another training would move a mean. The second, divided by the square root of the number of patients, "
-        f"{patients}, says how far others would move it. The intervals on this page are over both."
+        f"{patients}, says how far others would move it."
     )
     header = ["", *(heading(measure, "foreground") for measure in measures)]
     return Section("variation", "Variation over seeds and over patients", caption, header, rows, records)
@@ -76,42 +77,40 @@ def calibration_ranks_section(results: Results) -> Section:
     names = [plain_heading(measure, "foreground") for measure in measures]
     rows, records, pictures, agreements = [], [], [], []
     for test_set in ("", *results.test_sets):
-        scaled = results.at(Condition(test_set, scaled=True)).methods
-        if len(scaled) < 2:
+        scaled = results.at(Condition(test_set, scaled=True))
+        if len(scaled.methods) < 2:
             continue
         place = test_set or f"own {results.split}"
-        conditions = {WITHOUT: [method.at(Condition(test_set)) for method in scaled], WITH: scaled}
-        lines = [[TableCell(place), TableCell(method.label)] for method in scaled]
+        plain = replace(scaled, methods=[method.at(Condition(test_set)) for method in scaled.methods])
+        lines = [[TableCell(place), TableCell(method.label)] for method in scaled.methods]
         panels = {}
-        for title, methods in conditions.items():
-            means = np.array([[_mean(method, measure) for measure in measures] for method in methods])
+        for temperature, compared in (("without", plain), ("with", scaled)):
+            means = means_over_common_cases(ranked_cases(compared, measures).of_methods)
             ranks = column_ranks(means, [higher_is_better(measure) for measure in measures])
-            panels[title] = ranks
-            for method, line, of_method, ranked in zip(methods, lines, means, ranks, strict=True):
+            panels[f"{temperature} temperature"] = ranks
+            for method, line, of_method, ranked in zip(compared.methods, lines, means, ranks, strict=True):
                 for measure, mean, rank in zip(measures, of_method, ranked, strict=True):
                     line.append(TableCell(f"{rank:g}", [number(mean, measure)]))
-                    record = {"test_set": test_set, "method": method.name, "temperature": title.split()[0]}
+                    record = {"test_set": test_set, "method": method.name, "temperature": temperature}
                     records.append({**record, "measure": measure, "mean": mean, "rank": rank})
-        agreement = " and ".join(f"{_agreement(ranks):+.2f} {title}" for title, ranks in panels.items())
+        agreement = " and ".join(f"{_agreement(ranks)} {title}" for title, ranks in panels.items())
         agreements.append(f"{place}: {agreement}")
-        labels = [method.label for method in scaled]
+        labels = [method.label for method in scaled.methods]
         name = f"calibration_ranks{test_set and f'_on_{test_set}'}"
         pictures.append(Picture(name, f"Ranks on {place}", to_png(rank_lines(panels, labels, names))))
         rows += lines
     caption = (
-        "Rank of each mean, 1 is best, and the mean below it. The ground truth chooses the foreground, where even true "
-        "probabilities have an error, which an underconfident network has less of; the prediction chooses the other "
-        "regions. Rank correlation (Kendall's tau) of the first two columns, 1 if they agree, -1 if one is the reverse "
+        "Rank of each mean over the cases in which all have a value, 1 is best, and the mean below it. The ground "
+        "truth chooses the foreground, where even true probabilities have an error, which an underconfident network "
+        "has less of; the prediction chooses the other regions. Rank correlation (Kendall's tau) of the first two "
+        "columns, 1 if they agree, -1 if one is the reverse "
         f"of the other: {'; '.join(agreements)}."
     )
-    header = ["test set", "", *(f"{name}, {title.split()[0]} T" for title in (WITHOUT, WITH) for name in names)]
+    header = ["test set", "", *(f"{name}, {temperature} T" for temperature in ("without", "with") for name in names)]
     return Section("calibration_ranks", "Rankings by calibration", caption, header, rows, records, pictures)
 
 
-def _mean(method: Method, measure: str) -> float:
-    return float(mean_of_defined(method.values(measure)))
-
-
-def _agreement(ranks: Array) -> float:
-    """Return Kendall's tau of the first two columns."""
-    return float(kendalltau(ranks[:, 0], ranks[:, 1]).statistic)
+def _agreement(ranks: Array) -> str:
+    """Return Kendall's tau of the first two columns as text."""
+    tau = kendalltau(ranks[:, 0], ranks[:, 1]).statistic
+    return "not defined" if np.isnan(tau) else f"{tau:+.2f}"

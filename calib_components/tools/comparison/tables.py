@@ -26,6 +26,7 @@ MEAN, DIFFERENCE = "", "+"  # styles of a number, see number
 NONE = "n/a"  # in place of a number
 SIGNIFICANT = 0.05
 MEASURES = {**METRICS, "smooth_ece": Metric("smooth ECE", False)}
+OF_STRUCTURES = ("dsc", "hd95")  # means over structures, whatever the region
 
 
 def heading(measure: str, region: str = "") -> str:
@@ -33,7 +34,7 @@ def heading(measure: str, region: str = "") -> str:
 
     Args:
         measure: Name of the measure, such as "dsc_RV" or "ece_predicted".
-        region: Region to name where the measure has none.
+        region: Region to name where the measure has none, unless it is one of structures.
     """
     return plain_heading(measure, region) + (" ↑" if higher_is_better(measure) else " ↓")
 
@@ -41,7 +42,7 @@ def heading(measure: str, region: str = "") -> str:
 def plain_heading(measure: str, region: str = "") -> str:
     """Return the heading of a column without the arrow. Arguments as in `heading`."""
     metric, part = _split(measure)
-    return f"{metric.label} {part or region}".strip()
+    return f"{metric.label} {part or (region if measure not in OF_STRUCTURES else '')}".strip()
 
 
 def higher_is_better(measure: str) -> bool:

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgba
 from matplotlib.text import Text
 
-from calib_components.figures import logit_bars, rank_heat_map, reliability_diagram, uncertainty_overlay
+from calib_components.figures import logit_bars, rank_heat_map, rank_lines, reliability_diagram, uncertainty_overlay
 from calib_components.metrics import (
     CalibrationBins,
     CalibrationMetric,
@@ -309,3 +309,28 @@ def test_class_without_a_name() -> None:
     label = np.full((8, 8), 2)
     with pytest.raises(ValueError, match=r"^class_names: expected a name for each class, got 2 for class 2$"):
         uncertainty_overlay(label, label, label, label / 2, ["background", "heart"])
+
+
+def test_rank_lines_have_a_line_for_each_method_and_its_name_at_both_ends() -> None:
+    panels = {"without": [[1, 2.5], [2, 2.5], [3, 1]], "with": [[3, 1], [1, 2], [2, 3]]}
+    figure = rank_lines(panels, ["A", "$B", "C"], ["ECE", "NLL"])
+    first, last = figure.axes
+    assert [axes.get_title() for axes in figure.axes] == ["without", "with"]
+    assert [line.get_ydata().tolist() for line in first.lines] == panels["without"]
+    assert [line.get_ydata().tolist() for line in last.lines] == panels["with"]
+    assert first.get_ylim()[0] > first.get_ylim()[1]  # rank 1 on top
+    for axes, column in ((first, 0), (last, 1)):
+        names = {text.xy: text.get_text() for text in axes.texts if hasattr(text, "xy")}
+        expected = {
+            (column, ranks[column]): name
+            for name, ranks in zip(("A", r"\$B", "C"), panels[axes.get_title()], strict=True)
+        }
+        assert names == expected
+    assert "2.5" in [text.get_text() for text in first.texts]
+
+
+def test_rank_lines_of_one_panel_and_of_many_methods() -> None:
+    ranks = [[rank, rank] for rank in range(1, 10)]
+    (axes,) = rank_lines({"": ranks}, [f"M{i}" for i in range(9)], ["ECE", "NLL"]).axes
+    assert len([text for text in axes.texts if text.get_text().startswith("M")]) == 18  # at both ends
+    assert [line.get_linestyle() for line in axes.lines] == ["-"] * 8 + ["--"]  # colours repeat

@@ -360,16 +360,33 @@ class TestJoinedWeights:
         self.save(wider, self.FACTS, channels=(4, 16))
         self.save(of_others, replace(self.FACTS, dataset="flare"))
         (tmp_path / "text.pt").write_text("no weights")
+        infinite, hot, ensemble, plain = (tmp_path / f"{name}.pt" for name in ("infinite", "hot", "ensemble", "plain"))
+        weights = torch.load(first, weights_only=True)
+        torch.save(weights, plain)  # without facts beside it
+        torch.save({name: values / 0 for name, values in weights.items()}, infinite)
+        torch.save(weights | {"temperature": torch.tensor(1e4)}, hot)
+        torch.save({f"members.0.{name}": values for name, values in weights.items()}, ensemble)
         for files, message in (
             ([first], "files: expected the weights of at least two networks, got 1"),
             ([first, tmp_path / "none.pt"], "none.pt: expected trained weights, got no such file"),
             ([first, wider], r"wider/model.pt: expected trained weights, got those of another network"),
             ([first, of_others], r"others/model.pt: expected weights of the same data as .*first/model.pt"),
             ([tmp_path / "text.pt"] * 2, r"text.pt: expected trained weights, got another kind of file"),
+            ([infinite] * 2, r"infinite.pt: expected trained weights, got values that are NaN or infinite in "),
+            ([hot] * 2, r"hot.pt: expected trained weights, got a temperature of 10000, which is not from"),
+            ([ensemble] * 2, r"ensemble.pt: expected trained weights, got those of an ensemble"),
         ):
             with pytest.raises(InputError, match=message):
                 join_weights(*files, out=out)
         assert not out.exists()
+        before = first.read_bytes()
+        with pytest.raises(InputError, match=r"--out: expected a new file, got .*, which is that of a member"):
+            join_weights(first, first, out=first)
+        assert first.read_bytes() == before
+        with pytest.raises(
+            InputError, match=r"others/new.pt: expected a folder without other facts, got those of flare"
+        ):
+            join_weights(plain, plain, out=of_others.with_name("new.pt"))
         with pytest.raises(
             InputError, match=r"others/new.pt: expected a folder without other facts, got those of flare"
         ):

@@ -211,6 +211,10 @@ class TestEnsemble:
         network.members[1].load_state_dict(network.members[0].state_dict())
         torch.testing.assert_close(network(x), network.members[0](x).log_softmax(1))
 
+    def test_names_of_its_arguments_are_those_of_the_network(self) -> None:
+        names = list(inspect.signature(EnsembleUNet).parameters)
+        assert names == [*inspect.signature(UNet).parameters, "members"]
+
     @pytest.mark.parametrize("members", [1, 0, 2.0, "3", True])
     def test_fewer_than_two_members_are_an_error(self, members: Any) -> None:
         with pytest.raises(

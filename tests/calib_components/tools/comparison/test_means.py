@@ -193,7 +193,7 @@ def test_every_fold_is_evaluated_on_the_whole_of_a_further_test_set(tmp_path: Pa
         make_finished_cell(tmp_path / "results", "nacl", 0, 0.1, fold=fold, temperature=0.8, test_sets=("scanner",))
     report(tmp_path / "results", tmp_path / "report")
     cells = [tmp_path / "results" / "nacl" / f"seed0_fold{fold}" for fold in (0, 1)]
-    by_fold = [read_cases(cell / "on_scanner")[1]["ece_all"] for cell in cells]
+    by_fold = np.stack([read_cases(cell / "on_scanner")[1]["ece_all"] for cell in cells])
     (mean,) = [
         row
         for row in records(tmp_path / "report" / "means_on_scanner.csv")
@@ -203,6 +203,11 @@ def test_every_fold_is_evaluated_on_the_whole_of_a_further_test_set(tmp_path: Pa
     assert (mean["cases"], mean["seeds"]) == ("3", "1")
     own = records(tmp_path / "report" / "means.csv")
     assert {row["cases"] for row in own} == {"12"}  # joined
+    shifted = read_results(tmp_path / "results").at(Condition("scanner")).methods[0]
+    np.testing.assert_allclose(shifted.by_run("ece_all"), by_fold.mean(0)[None])  # one run: the seed's networks
+    assert shifted.runs[0].patients == ["other0", "other1", "other2"]
+    hd95 = np.stack([read_cases(cell / "on_scanner")[1]["hd95_RV"] for cell in cells])
+    np.testing.assert_array_equal(np.isnan(shifted.comparable("hd95")[0]), np.isnan(hd95).any(0))
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import re
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,6 @@ from calib_components.errors import InputError
 from calib_components.tools.comparison import report, report_folders
 from calib_components.tools.comparison.cell_settings import Condition
 from calib_components.tools.comparison.overview import report_datasets
-from calib_components.tools.comparison.ranks import sum_rank_over_datasets, sum_rank_with_interval
 from calib_components.tools.comparison.results import read_results
 from tests.calib_components.tools.comparison.made_up import make_finished_cell
 
@@ -75,7 +73,7 @@ def test_ranks_are_summed_over_data_sets_and_test_sets(folders: list[Path], page
         rows = {row["method"]: row for row in records(page / f"ranks_{name}.csv")}
         assert sorted(rows) == ["nacl", "svls"]
         for method, sums in expected.items():
-            assert {place: float(rows[method][place]) for place in sums} == sums
+            assert {place: float(rows[method][f"sum_rank_on_{place}"]) for place in sums} == sums
             assert float(rows[method]["sum_rank"]) == sum(sums.values())
             # Fewer than six patients in one of the test sets: no interval.
             assert rows[method]["sum_rank_low"] == "nan"
@@ -86,7 +84,8 @@ def test_ranks_are_summed_over_data_sets_and_test_sets(folders: list[Path], page
 def test_page_begins_with_the_lowest_sum_ranks_and_names_what_is_left_out(page: Path) -> None:
     text = (page / "report.md").read_text()
     assert text.startswith("# Losses ranked over data sets: ACDC, lge, abdomen\n\nThe paper's measures, without temp")
-    assert "> Not evaluated on all, and left out: CE+DSC." in text
+    assert "> Not evaluated on all, and left out: CE+DSC. Too few patients for intervals of the sum-rank: lge." in text
+    assert "DSC foreground" not in text
     rows = sorted(records(page / "ranks_paper.csv"), key=lambda row: float(row["sum_rank"]))
     labels = {"nacl": "NACL", "svls": "SVLS"}
     shown = [f"{labels[row['method']]} {float(row['sum_rank']):g}" for row in rows]
@@ -116,10 +115,31 @@ def test_is_the_same_byte_for_byte_and_replaces_another_report(folders: list[Pat
     assert not list(out.glob("*_paper*"))
 
 
-def test_without_temperature_there_are_rankings_without_it(folders: list[Path], tmp_path: Path) -> None:
-    plain = make(tmp_path / "plain", METHODS, 0, temperature=None)
-    report_datasets([folders[0], _renamed(plain)], tmp_path / "report")
-    assert {path.stem for path in (tmp_path / "report").glob("ranks_*.csv")} == {"ranks_paper", "ranks_probabilities"}
+def test_without_temperature_or_regions_there_is_no_ranking_by_them(folders: list[Path], tmp_path: Path) -> None:
+    plain = _renamed(make(tmp_path / "plain", METHODS, 0, temperature=None))
+    report_datasets([folders[0], plain], tmp_path / "report")
+    assert {path.stem for path in (tmp_path / "report").glob("ranks_*.csv")} == {"ranks_paper"}
+    text = (tmp_path / "report" / "report.md").read_text()
+    assert "No ranking by the paper's measures, with temperature: not all data sets were evaluated so." in text
+    assert (
+        "No ranking by all voxels and predicted foreground, without temperature: not all data sets have these measures."
+        in text
+    )
+    assert "lowest sum-rank" in text.split("\n\n")[1]
+
+
+def test_names_that_are_there_twice_have_the_folder_before_them(folders: list[Path], tmp_path: Path) -> None:
+    other = make(tmp_path / "other", METHODS, 0.01, "lge")
+    report_datasets([folders[0], other], tmp_path / "report")
+    title = (tmp_path / "report" / "report.md").read_text().splitlines()[0]
+    assert title == "# Losses ranked over data sets: heart ACDC, heart lge, other ACDC, other lge"
+
+
+def test_test_sets_of_the_same_patients_are_drawn_together(tmp_path: Path) -> None:
+    folder = make(tmp_path / "heart", METHODS, 0, "bssfp", "lge")
+    report_datasets([folder, _renamed(make(tmp_path / "abdomen", METHODS, 0))], tmp_path / "report")
+    text = (tmp_path / "report" / "report.md").read_text()
+    assert "Taken to be of the same patients, since they have the same names: bssfp, lge." in text
 
 
 def _renamed(folder: Path) -> Path:
@@ -131,10 +151,11 @@ def _renamed(folder: Path) -> Path:
 
 
 def test_what_does_not_fit_is_an_error(folders: list[Path], tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="expected another name of the data set, got ACDC twice"):
+    with pytest.raises(InputError, match="folders: expected other data sets or folders of other names, got heart ACDC"):
         report_datasets([folders[0], folders[0]], tmp_path / "report")
     other = _renamed(make(tmp_path / "other", {"nacl": 0.1}, 0))
-    with pytest.raises(InputError, match="other: expected at least two methods that all test sets have, got 1"):
+    message = "folders: expected at least two methods that all data sets have, got 1; other has nacl"
+    with pytest.raises(InputError, match=message):
         report_datasets([folders[0], other], tmp_path / "report")
     with pytest.raises(InputError, match="--reference: expected one results folder with it, got several"):
         report_folders(*folders, out=tmp_path / "report", reference="nacl")
@@ -142,16 +163,4 @@ def test_what_does_not_fit_is_an_error(folders: list[Path], tmp_path: Path) -> N
         report_folders(*folders, out=tmp_path / "report", validation=folders[0])
     with pytest.raises(InputError, match="--out: expected a folder of its own"):
         report_datasets(folders, folders[1])
-    assert not re.findall("report", " ".join(path.name for path in tmp_path.iterdir()))
-
-
-def test_sum_rank_of_one_data_set_is_its_own_and_of_copies_a_multiple() -> None:
-    rng = np.random.default_rng(0)
-    values, patients = [rng.normal(size=(2, 12, 3)) for _ in range(3)], [f"p{i // 2}" for i in range(12)]
-    better = [True, False, False]
-    one = sum_rank_with_interval(values, better, patients)
-    assert sum_rank_over_datasets([values], better, [patients]) == one
-    two = sum_rank_over_datasets([values, values], better, [patients, patients])
-    for single, double in zip(one, two, strict=True):
-        assert double.mean == 2 * single.mean
-        assert 2 * single.low <= double.low <= double.mean <= double.high <= 2 * single.high
+    assert not (tmp_path / "report").exists()

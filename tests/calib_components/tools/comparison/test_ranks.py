@@ -7,6 +7,9 @@ import pytest
 
 from calib_components.tools.comparison import statistics
 from calib_components.tools.comparison.ranks import (
+    PATIENTS,
+    RUNS,
+    RankedCases,
     case_ranks,
     column_ranks,
     mean_case_rank,
@@ -17,6 +20,7 @@ from calib_components.tools.comparison.ranks import (
 )
 
 NAN = np.nan
+PEOPLE = [f"p{i:02d}" for i in range(12)]
 
 
 @pytest.fixture
@@ -58,7 +62,7 @@ def test_mean_case_rank_by_hand() -> None:
 def test_interval_of_the_sum_rank_by_hand() -> None:
     # Of patients a and b the first method is better on a, by more, and the second on b: drawn b alone, it wins.
     values = np.array([[[[0.9], [0.9], [0.7]]], [[[0.6], [0.6], [0.8]]]])
-    first, second = sum_rank_with_interval(values, [True], ["a", "a", "b"])
+    first, second = sum_rank_with_interval([RankedCases(values, ["a", "a", "b"])], [True])
     assert first == (1, 1, 2)
     assert second == (2, 1, 2)
 
@@ -69,35 +73,61 @@ def test_interval_of_the_sum_rank_is_that_of_every_draw(monkeypatch: pytest.Monk
     values[1, :5, 1] = NAN
     groups = np.array([f"p{i // 2}" for i in range(40)])
     patients, better = np.unique(groups), [True, False]
-    draws = np.random.default_rng(3).integers(20, size=(200, 20))
+    draws = np.random.default_rng((3, PATIENTS)).integers(20, size=(200, 20))
     drawn = [np.concatenate([np.flatnonzero(groups == patients[i]) for i in draw]) for draw in draws]
     sums = [sum_rank(means_over_common_cases(values[:, cases]), better) for cases in drawn]
-    estimates = sum_rank_with_interval(values[:, None], better, groups.tolist(), seed=3)
+    estimates = sum_rank_with_interval([RankedCases(values[:, None], groups.tolist())], better, seed=3)
     expected = [sum_rank(means_over_common_cases(values), better), *np.quantile(sums, [0.025, 0.975], axis=0)]
     np.testing.assert_allclose(np.transpose(estimates), expected)
 
 
-def test_interval_over_runs_too_is_that_of_every_draw(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interval_over_runs_patients_and_data_sets_is_that_of_every_draw(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two test sets of the same networks and patients, and one of others."""
     monkeypatch.setattr(statistics, "RESAMPLES", 200)
-    rng = np.random.default_rng(0)
-    values = [rng.normal(size=(runs, 10, 2)) for runs in (3, 1, 2)]
-    values[2][1, 4, 1] = NAN  # undefined in one run: no common case
-    better, groups = [True, False], [f"p{i}" for i in range(10)]
-    patients = np.random.default_rng(3).integers(10, size=(200, 10))
-    runs = [np.random.default_rng((3, 1, i)).integers(len(of), size=(200, len(of))) for i, of in enumerate(values)]
-    sums = []
-    for draw, cases in enumerate(patients):
-        means = np.stack([of[drawn[draw]].mean(0) for of, drawn in zip(values, runs, strict=True)])
-        means[:, 4, 1] = NAN
-        sums.append(sum_rank(means_over_common_cases(means[:, cases]), better))
-    estimates = sum_rank_with_interval(values, better, groups, seed=3)
+    rng, better = np.random.default_rng(0), [True, False]
+    datasets = [
+        RankedCases([rng.normal(size=(runs, 10, 2)) for runs in (3, 1, 2)], PEOPLE[:10], networks=0, population=0),
+        RankedCases([rng.normal(size=(runs, 10, 2)) for runs in (3, 1, 2)], PEOPLE[:10], networks=0, population=0),
+        RankedCases([rng.normal(size=(runs, 12, 2)) for runs in (3, 2, 2)], PEOPLE, networks=1, population=2),
+    ]
+    datasets[0].values[2][1, 4, 1] = NAN  # undefined in one run: no common case
+    sums = np.zeros((200, 3))
+    for dataset in datasets:
+        number = len(dataset.patients)
+        patients = np.random.default_rng((3, PATIENTS, dataset.population)).integers(number, size=(200, number))
+        runs = [
+            np.random.default_rng((3, RUNS, dataset.networks, i)).integers(len(of), size=(200, len(of)))
+            for i, of in enumerate(dataset.values)
+        ]
+        for draw, cases in enumerate(patients):
+            means = np.stack([of[drawn[draw]].mean(0) for of, drawn in zip(dataset.values, runs, strict=True)])
+            means[:, np.isnan(dataset.of_methods).any(0)] = NAN
+            sums[draw] += sum_rank(means_over_common_cases(means[:, cases]), better)
+    estimates = sum_rank_with_interval(datasets, better, seed=3)
     np.testing.assert_allclose(np.transpose(estimates)[1:], np.quantile(sums, [0.025, 0.975], axis=0))
-    assert [estimate.mean for estimate in estimates] == pytest.approx(
-        sum_rank(means_over_common_cases([of.mean(0) for of in values]), better)
-    )
+    totals = sum(sum_rank(means_over_common_cases(dataset.of_methods), better) for dataset in datasets)
+    assert [estimate.mean for estimate in estimates] == totals.tolist()
+
+
+def test_copies_of_a_data_set_double_its_interval() -> None:
+    rng = np.random.default_rng(0)
+    cases = RankedCases([rng.normal(size=(2, 12, 3)) for _ in range(3)], PEOPLE)
+    better = [True, False, False]
+    one = np.array(sum_rank_with_interval([cases], better))
+    np.testing.assert_allclose(sum_rank_with_interval([cases, cases], better), 2 * one)
+    apart = np.array(sum_rank_with_interval([cases, cases._replace(population=1, networks=1)], better))
+    assert ((apart[:, 2] - apart[:, 1]) <= 2 * (one[:, 2] - one[:, 1])).all()
+    assert (apart[:, 2] - apart[:, 1]).sum() < 2 * (one[:, 2] - one[:, 1]).sum()
+
+
+def test_a_data_set_of_few_patients_leaves_no_interval() -> None:
+    rng = np.random.default_rng(0)
+    many, few = (RankedCases([rng.normal(size=(1, n, 1)) for _ in range(2)], PEOPLE[:n]) for n in (12, 5))
+    assert not np.isnan(sum_rank_with_interval([many], [True])[0].low)
+    assert np.isnan(sum_rank_with_interval([many, few], [True])[0].low)
 
 
 def test_one_patient_gives_no_interval() -> None:
-    (first, _) = sum_rank_with_interval(np.array([[[[0.9]]], [[[0.6]]]]), [True], ["a"])
+    (first, _) = sum_rank_with_interval([RankedCases(np.array([[[[0.9]]], [[[0.6]]]]), ["a"])], [True])
     assert first.mean == 1
     assert np.isnan(first[1:]).all()

@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import spearmanr
 
 from calib_components.tools.comparison import statistics
-from calib_components.tools.comparison.ranks import mean_case_rank_with_interval, sum_rank_with_interval
+from calib_components.tools.comparison.ranks import RankedCases, mean_case_rank_with_interval, sum_rank_with_interval
 from calib_components.tools.comparison.statistics import (
     holm,
     mean_with_interval,
@@ -209,7 +209,7 @@ class TestFewPatients:
             difference.low,
             difference.p_value,
             mean_with_interval(values[0, :, 0], groups).high,
-            sum_rank_with_interval(values[:, None], [True], groups)[0].low,
+            sum_rank_with_interval([RankedCases(values[:, None], groups)], [True])[0].low,
             mean_case_rank_with_interval(values, [True], groups)[1].low,
         ):
             assert np.isnan(number) != enough
