@@ -23,6 +23,7 @@ from calib_components.tools.comparison.means import (
     temperature_section,
 )
 from calib_components.tools.comparison.overview import report_datasets
+from calib_components.tools.comparison.published import METRICS
 from calib_components.tools.comparison.report_files import (
     CALIBRATED,
     COMPARED,
@@ -39,7 +40,7 @@ from calib_components.tools.comparison.sections import (
     logits_section,
     ranks_section,
 )
-from calib_components.tools.comparison.seeds import calibration_ranks_section, variation_section
+from calib_components.tools.comparison.seeds import calibration_ranks_section, conditions_section, variation_section
 from calib_components.tools.comparison.statistics import FEWEST_PATIENTS
 
 __all__ = ["read_validation", "report", "report_evaluations", "report_folders"]
@@ -81,7 +82,11 @@ def report(results: Path, out: Path = Path("report"), reference: str | None = No
     if found.at(Condition(scaled=True)).methods:
         sections.append(temperature_section(found))
     if base is not None and len(found.methods) > 1:
-        sections.append(differences_section(found, base, about=about))
+        measures = (*found.concluded, *METRICS)
+        sections.append(differences_section(found, base, measures, " All without temperature." if about else ""))
+        if found.at(Condition(scaled=True)).methods:
+            evaluated = [name for name in ("", *found.test_sets) if base.at(Condition(name)).runs]
+            sections += [conditions_section(found, base, name) for name in evaluated]
     if found.has_several_runs:
         sections.append(variation_section(found))
     if found.has_regions and len(found.at(Condition(scaled=True)).methods) > 1:

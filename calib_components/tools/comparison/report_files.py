@@ -25,7 +25,7 @@ __all__ = [
 
 PAGE, MARKDOWN = "index.html", "report.md"
 TABLES = (  # besides those of test sets
-    *("calibration_ranks", "cells", "differences", "expected_dsc", "means", "ranks", "risk_coverage"),
+    *("calibration_ranks", "cells", "conditions", "differences", "expected_dsc", "means", "ranks", "risk_coverage"),
     *("structures", "temperature", "thresholds", "variation", "volumes"),
 )
 OPTIONAL = [f"{name}.csv" for name in TABLES]
@@ -152,5 +152,6 @@ def _further_files(markdown: Path) -> list[str]:
     text = markdown.read_text(encoding="utf-8", errors="replace") if markdown.is_file() else ""
     pictures = [unquote(name) for name in re.findall(r"^!\[.*\]\((.+\.png)\)$", text, re.MULTILINE)]
     rankings = [f"ranks_{name}.csv" for name in re.findall(r"\(sum_rank_(\w+)\.png\)$", text, re.MULTILINE)]
-    means = [f"means_on_{name}.csv" for name in re.findall(r"^## Means on (.+)$", text, re.MULTILINE)]
-    return [*pictures, *rankings, *means]
+    test_sets = re.findall(r"^## Means on (.+)$", text, re.MULTILINE)
+    of_test_sets = [f"{table}_on_{name}.csv" for table in ("conditions", "means") for name in test_sets]
+    return [*pictures, *rankings, *of_test_sets]

@@ -82,7 +82,8 @@ def differences_section(
         f"methods{and_measures}; bold if p < {SIGNIFICANT}. {label} is better where DSC is negative and the other "
         "measures are positive. Cases with a missed or spurious structure are left out for HD95." + about
     )
-    header = ["", *(heading(measure) for measure in measures)]
+    region = "foreground" if compared.has_regions else ""
+    header = ["", *(heading(measure, region) for measure in measures)]
     return Section("differences", f"Differences to {label}", caption, header, rows, records)
 
 

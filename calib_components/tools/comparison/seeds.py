@@ -1,9 +1,10 @@
-"""Sections of the report on what a single ranking hides: how means vary, and where rankings by calibration disagree."""
+"""Sections of the report on what one ranking hides: variation, shift, temperature, and which voxels count."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -14,14 +15,25 @@ from calib_components.tools.comparison.cell_settings import Condition
 from calib_components.tools.comparison.measured import Method
 from calib_components.tools.comparison.page import Picture, Section, TableCell, to_png
 from calib_components.tools.comparison.ranks import column_ranks, means_over_common_cases
-from calib_components.tools.comparison.results import Results
+from calib_components.tools.comparison.results import Results, TrainedMethod
 from calib_components.tools.comparison.sections import ranked_cases
-from calib_components.tools.comparison.statistics import Array, mean_of_defined
-from calib_components.tools.comparison.tables import DIFFERENCE, heading, higher_is_better, number, plain_heading
+from calib_components.tools.comparison.statistics import Array, holm, mean_of_defined, paired_difference
+from calib_components.tools.comparison.tables import (
+    DIFFERENCE,
+    SIGNIFICANT,
+    heading,
+    higher_is_better,
+    interval,
+    number,
+    p_text,
+    plain_heading,
+)
 
-__all__ = ["calibration_ranks_section", "variation_section"]
+__all__ = ["calibration_ranks_section", "conditions_section", "variation_section"]
 
+WITH = {False: "without", True: "with"}
 VARIED = ("dsc", "hd95", "nll_all", "ece_all", "ece_predicted", "ece")
+COMPARED = ("dsc", "nll_all", "ece_all", "ece_predicted", "ece")
 # The paper's region first, then those that the prediction chooses, and the score of all probabilities.
 RANKED = ("ece", "ece_predicted", "ece_plausible", "ece_all", "nll_all")
 
@@ -66,6 +78,61 @@ def _spread(means: Array) -> float:
 
 def _deviation(value: float, measure: str) -> str:
     return number(value, measure, DIFFERENCE).removeprefix("+")
+
+
+def conditions_section(results: Results, reference: TrainedMethod, test_set: str = "") -> Section:
+    """Return paired differences of every method, without and with temperature, to the reference without and with its.
+
+    Args:
+        results: The results.
+        reference: The method that the others are compared with, which was evaluated on the test set.
+        test_set: Name of a further test set; empty for the split that is compared.
+    """
+    measures = results.at(Condition(test_set)).measured(COMPARED)
+    rows = {
+        (method.name, scaled): [TableCell(method.label + " + T" * scaled)]
+        for scaled in (False, True)
+        for method in results.at(Condition(test_set, scaled)).methods
+    }
+    records: list[dict[str, Any]] = []
+    for of_base, measure in product((False, True), measures):
+        base = reference.at(Condition(test_set, of_base))
+        for scaled in (False, True):
+            compared = results.at(Condition(test_set, scaled))
+            others = [method for method in compared.methods if (method.name, scaled) != (base.name, of_base)]
+            differences = [
+                paired_difference(
+                    method.comparable(measure),
+                    base.comparable(measure),
+                    compared.patients,
+                    same_runs=method.name == base.name,
+                )
+                for method in others
+            ]
+            adjusted = holm([difference.p_value for difference in differences]).tolist()
+            cells = {method.name: TableCell("") for method in compared.methods}
+            for method, difference, p_value in zip(others, differences, adjusted, strict=True):
+                notes = [*interval(difference, measure, DIFFERENCE), *p_text(p_value)]
+                mark = "bold" if p_value < SIGNIFICANT else ""
+                cells[method.name] = TableCell(number(difference.mean, measure, DIFFERENCE), notes, mark)
+                record = {"method": method.name, "temperature": WITH[scaled], "reference_temperature": WITH[of_base]}
+                records.append(record | {"measure": measure} | difference._asdict() | {"p_value_holm": p_value})
+            for name, cell in cells.items():
+                rows[name, scaled].append(cell)
+    header = [
+        "",
+        *(f"{heading(m, 'foreground')} minus {reference.label}{' + T' * t}" for t in (0, 1) for m in measures),
+    ]
+    place = test_set or f"own {results.split}"
+    caption = (
+        f"Minus {reference.label}, on the same cases of {place}: mean difference, its 95 % interval, over "
+        f"{results.resampled} and not corrected for multiple comparisons, and the p-value of a test of the mean by "
+        "changing signs of patients, Holm-corrected over the rows without, or with, temperature; bold if p < "
+        f"{SIGNIFICANT}."
+    )
+    name = f"conditions{test_set and f'_on_{test_set}'}"
+    title = f"Differences to {reference.label} without and with temperature: {place}"
+    return Section(name, title, caption, header, list(rows.values()), records)
 
 
 def calibration_ranks_section(results: Results) -> Section:

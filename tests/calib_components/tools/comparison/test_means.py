@@ -129,7 +129,8 @@ def test_without_temperature_the_rest_is_the_same_and_further_tables_go(
         assert (tmp_path / "report" / name).read_bytes() == (page / name).read_bytes(), name
     left = {path.name for path in page.iterdir()} - {path.name for path in (tmp_path / "report").iterdir()}
     rankings = {f"calibration_ranks{name}" for name in (".csv", ".png", "_on_scanner.png")}
-    assert left == {"means_on_scanner.csv", "temperature.csv", *rankings}
+    conditions = {"conditions.csv", "conditions_on_scanner.csv"}
+    assert left == {"means_on_scanner.csv", "temperature.csv", *rankings, *conditions}
     (tmp_path / "report" / "means_on_mine.csv").touch()
     with pytest.raises(InputError, match=r"expected only files of this report, got means_on_mine.csv"):
         report(results, tmp_path / "report")

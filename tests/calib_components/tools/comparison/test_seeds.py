@@ -15,7 +15,7 @@ from calib_components.tools.comparison.cell_settings import Condition
 from calib_components.tools.comparison.measured import Evaluation, Method, Run
 from calib_components.tools.comparison.results import Results, read_results
 from calib_components.tools.comparison.seeds import _deviations, calibration_ranks_section
-from calib_components.tools.comparison.statistics import mean_with_interval
+from calib_components.tools.comparison.statistics import holm, mean_with_interval, paired_difference
 from tests.calib_components.tools.comparison.made_up import make_finished_cell
 
 METHODS = {"ce_dice": 0.13, "svls": 0.10, "nacl": 0.05}
@@ -111,6 +111,32 @@ def test_rankings_are_those_of_the_means(found: Results, page: Path, test_set: s
     assert (page / f"calibration_ranks{'_on_lge' if test_set else ''}.png").exists()
 
 
+@pytest.mark.parametrize("test_set", ["", "lge"])
+def test_differences_are_paired_by_condition_and_drawn_together_for_the_same_networks(
+    found: Results, page: Path, test_set: str
+) -> None:
+    rows = records(page / f"conditions{test_set and f'_on_{test_set}'}.csv")
+    # Each measure: two conditions of the reference, of two methods and of itself in the other condition.
+    assert len(rows) == 5 * 2 * (2 + 3)
+    of_name = {
+        (method.name, scaled): method
+        for scaled in (False, True)
+        for method in found.at(Condition(test_set, scaled)).methods
+    }
+    for row in rows:
+        method = of_name[row["method"], row["temperature"] == "with"]
+        base = of_name["nacl", row["reference_temperature"] == "with"]
+        expected = paired_difference(
+            method.comparable(row["measure"]),
+            base.comparable(row["measure"]),
+            found.at(Condition(test_set)).patients,
+            same_runs=row["method"] == "nacl",
+        )
+        assert [float(row[name]) for name in ("mean", "low", "high")] == pytest.approx(expected[:3], nan_ok=True)
+    adjusted = holm([float(row["p_value"]) for row in rows[:2]])  # of two methods without temperature
+    assert [float(row["p_value_holm"]) for row in rows[:2]] == pytest.approx(adjusted, nan_ok=True)
+
+
 def test_agreement_is_that_of_the_papers_region_and_the_predicted_one(found: Results) -> None:
     caption = calibration_ranks_section(found).caption
     means = [[np.nanmean(method.values(name)) for method in found.methods] for name in ("ece", "ece_predicted")]
@@ -122,8 +148,10 @@ def test_one_seed_has_no_variation_and_one_loss_no_ranking(whole: Path, tmp_path
     report(tmp_path / "one", tmp_path / "report")
     assert not (tmp_path / "report" / "variation.csv").exists()
     assert not (tmp_path / "report" / "calibration_ranks.csv").exists()
+    assert not (tmp_path / "report" / "conditions.csv").exists()
     assert "reflect the choice of test patients" in (tmp_path / "report" / "report.md").read_text()
     report(whole, tmp_path / "report")  # replaces it, and is replaced
-    assert (tmp_path / "report" / "calibration_ranks_on_lge.png").exists()
+    for name in ("calibration_ranks_on_lge.png", "conditions_on_lge.csv"):
+        assert (tmp_path / "report" / name).exists()
     report(tmp_path / "one", tmp_path / "report")
-    assert not list((tmp_path / "report").glob("calibration_ranks*"))
+    assert not [*(tmp_path / "report").glob("calibration_ranks*"), *(tmp_path / "report").glob("conditions*")]
