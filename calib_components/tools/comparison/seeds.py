@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import product
 from typing import Any
 
 import numpy as np
@@ -33,7 +32,8 @@ __all__ = ["calibration_ranks_section", "conditions_section", "variation_section
 
 WITH = {False: "without", True: "with"}
 VARIED = ("dsc", "hd95", "nll_all", "ece_all", "ece_predicted", "ece")
-COMPARED = ("dsc", "nll_all", "ece_all", "ece_predicted", "ece")
+DSC = "dsc"
+COMPARED = (DSC, "nll_all", "ece_all", "ece_predicted", "ece")
 # The paper's region first, then those that the prediction chooses, and the score of all probabilities.
 RANKED = ("ece", "ece_predicted", "ece_plausible", "ece_all", "nll_all")
 
@@ -95,11 +95,16 @@ def conditions_section(results: Results, reference: TrainedMethod, test_set: str
         for method in results.at(Condition(test_set, scaled)).methods
     }
     records: list[dict[str, Any]] = []
-    for of_base, measure in product((False, True), measures):
+    columns = [(False, measure) for measure in measures] + [(True, measure) for measure in measures if measure != DSC]
+    for of_base, measure in columns:
         base = reference.at(Condition(test_set, of_base))
         for scaled in (False, True):
             compared = results.at(Condition(test_set, scaled))
-            others = [method for method in compared.methods if (method.name, scaled) != (base.name, of_base)]
+            others = [
+                method
+                for method in compared.methods
+                if method.name != base.name or (scaled != of_base and measure != DSC)  # T leaves the DSC as it is
+            ]
             differences = [
                 paired_difference(
                     method.comparable(measure),
@@ -119,10 +124,7 @@ def conditions_section(results: Results, reference: TrainedMethod, test_set: str
                 records.append(record | {"measure": measure} | difference._asdict() | {"p_value_holm": p_value})
             for name, cell in cells.items():
                 rows[name, scaled].append(cell)
-    header = [
-        "",
-        *(f"{heading(m, 'foreground')} minus {reference.label}{' + T' * t}" for t in (0, 1) for m in measures),
-    ]
+    header = ["", *(f"{heading(m, 'foreground')} minus {reference.label}{' + T' * scaled}" for scaled, m in columns)]
     place = test_set or f"own {results.split}"
     caption = (
         f"Minus {reference.label}, on the same cases of {place}: mean difference, its 95 % interval, over "

@@ -116,8 +116,9 @@ def test_differences_are_paired_by_condition_and_drawn_together_for_the_same_net
     found: Results, page: Path, test_set: str
 ) -> None:
     rows = records(page / f"conditions{test_set and f'_on_{test_set}'}.csv")
-    # Each measure: two conditions of the reference, of two methods and of itself in the other condition.
-    assert len(rows) == 5 * 2 * (2 + 3)
+    # Each of four measures, for both conditions of the reference: two methods in both conditions, and itself in the
+    # other one. The DSC, which a temperature leaves as it is: two methods in both conditions.
+    assert len(rows) == 4 * 2 * (2 * 2 + 1) + 2 * 2
     of_name = {
         (method.name, scaled): method
         for scaled in (False, True)
