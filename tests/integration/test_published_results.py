@@ -23,6 +23,7 @@ from tests.helpers import ROOT, SHARED, run_script
 
 DATA = SHARED / "data" / "acdc"
 RESULTS = ROOT / "results/acdc/table1"
+SEEDS = ROOT / "results/acdc/three_seeds"
 CELL = RESULTS / "nacl/seed0"
 BUNDLE = ROOT / "bundles/acdc_mri_nacl_segmentation"
 METADATA = json.loads((BUNDLE / "configs/metadata.json").read_text())
@@ -32,6 +33,19 @@ def test_table_is_complete() -> None:
     results = read_results(RESULTS)
     assert not results.missing
     assert [method.name for method in results.methods] == [setting.name for setting in TABLE1]
+
+
+def test_seeds_are_those_of_the_bundle_as_it_is() -> None:
+    for method in read_results(SEEDS).methods:
+        for settings in (cell.settings for cell in method.cells):
+            for files, ids, expected in (
+                (("train.yaml", f"losses/{method.name}.yaml"), TRAINING, settings.training),
+                (("train.yaml", "evaluate.yaml"), EVALUATION, settings.evaluation),
+            ):
+                parser = ConfigParser()
+                parser.read_config([str(BUNDLE / "configs" / file) for file in files])
+                parser.update({"val_interval": 4, "compile": "true", "seed": settings.seed})
+                assert fingerprint(parser.get(), ids) == expected
 
 
 # What the bundle does otherwise since the table was made: it checks lists and labels, finds the axis of the slices,
@@ -69,11 +83,12 @@ def test_no_picture_of_a_patient_is_kept() -> None:
     assert "/cases/" not in listed.stdout
 
 
-def test_report_is_rebuilt_byte_for_byte(tmp_path: Path) -> None:
-    results = shutil.copytree(RESULTS, tmp_path / "results", ignore=shutil.ignore_patterns("cases", "work"))
-    report(results, tmp_path / "report")
+@pytest.mark.parametrize(("folder", "reference"), [(RESULTS, None), (SEEDS, "ce_dice")], ids=["table1", "three_seeds"])
+def test_report_is_rebuilt_byte_for_byte(folder: Path, reference: str | None, tmp_path: Path) -> None:
+    results = shutil.copytree(folder, tmp_path / "results", ignore=shutil.ignore_patterns("cases", "work"))
+    report(results, tmp_path / "report", reference)
     made = {path.name: path.read_bytes() for path in (tmp_path / "report").iterdir()}
-    kept = {path.name: path.read_bytes() for path in (RESULTS / "report").iterdir()}
+    kept = {path.name: path.read_bytes() for path in (folder / "report").iterdir()}
     assert made.keys() == kept.keys()
     assert made["report.md"] == kept["report.md"]  # rounded, so the same with all versions of numpy and others
     drawn_with = {"numpy": METADATA["numpy_version"], **METADATA["required_packages_version"]}

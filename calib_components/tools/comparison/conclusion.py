@@ -26,7 +26,15 @@ from calib_components.tools.comparison.statistics import (
     sign_flip_p_value,
     spearman_with_interval,
 )
-from calib_components.tools.comparison.tables import DIFFERENCE, SIGNIFICANT, higher_is_better, interval, number, p_text
+from calib_components.tools.comparison.tables import (
+    DIFFERENCE,
+    SIGNIFICANT,
+    higher_is_better,
+    interval,
+    is_told,
+    number,
+    p_text,
+)
 
 __all__ = ["conclude", "worst_cases"]
 
@@ -265,10 +273,8 @@ def _compared(compared: Comparison, reference: Method, measures: Sequence[str]) 
             of_cases = [] if difference.cases == len(compared.patients) else [f"{difference.cases} cases"]
             name, place = NAMES[measure]
             shown = f"{place} ({', '.join([size, *p_text(p_value), *of_cases])})"
-            is_told = p_value < SIGNIFICANT and (difference.low > 0 or difference.high < 0)
-            group = (
-                "same" if not is_told else "better" if (difference.mean > 0) == higher_is_better(measure) else "worse"
-            )
+            group = "better" if (difference.mean > 0) == higher_is_better(measure) else "worse"
+            group = group if is_told(difference, p_value) else "same"
             direction = "" if group == "same" else "a higher " if difference.mean > 0 else "a lower "
             groups[group].append(f"{direction}{name} {shown}")
         told = [_listed(groups[group]) for group in ("better", "worse") if groups[group]]

@@ -13,6 +13,7 @@ from calib_components.tools.comparison.clinical import (
 from calib_components.tools.comparison.evaluations import Evaluations, FolderEvaluation, FolderMethod
 from calib_components.tools.comparison.means import (
     ABOUT_FOUND_IN_ONE,
+    ABOUT_FURTHER,
     ABOUT_REGIONS,
     FOUND_IN_ONE,
     OF_FOREGROUND,
@@ -31,10 +32,6 @@ __all__ = ["evaluation_sections"]
 
 ECES = ("ece_all", "ece_predicted", "ece_plausible", "ece_predicted_band")  # where the prediction chooses the voxels
 OF_REGIONS = (*ECES, "smooth_ece_all", "smooth_ece_predicted", "nll_all", "brier_all", "ece")
-ABOUT_FURTHER = {
-    "ece_plausible": "plausible: where the probability of foreground is above .05. ",
-    "ece_predicted_band": "predicted_band: at most 2 voxels from a border between predicted classes. ",
-}
 MANY = 30  # patients from which intervals need no warning
 ABOUT_FEW = (  # by simulation of the intervals of `mean_with_interval`
     "Intervals over few patients are too narrow: in simulations with 8 and 16 patients, they held the mean in 87 and "

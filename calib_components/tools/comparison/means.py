@@ -24,6 +24,7 @@ from calib_components.tools.comparison.tables import DIFFERENCE, best_marks, hea
 
 __all__ = [
     "ABOUT_FOUND_IN_ONE",
+    "ABOUT_FURTHER",
     "ABOUT_REGIONS",
     "FOUND_IN_ONE",
     "Row",
@@ -38,9 +39,10 @@ __all__ = [
     "temperature_section",
 ]
 
-OF_REGIONS = ("ece_all", "ece_predicted", "nll_all")
+OF_REGIONS = ("ece_all", "ece_predicted", "ece_plausible", "nll_all")
 OF_FOREGROUND = ("ece", "cece", "nll", "brier")
-CHANGED = ("ece_all", "ece_predicted", "ece", "nll_all")  # by a temperature, which changes no segmentation
+# By a temperature, which changes no segmentation.
+CHANGED = ("ece_all", "ece_predicted", "ece_plausible", "ece", "nll_all")
 ABOUT_REGIONS = (
     "all: every voxel; predicted: voxels that are predicted as foreground. These are chosen by the prediction alone, "
     "so true probabilities have an ECE of 0 there, up to sampling. foreground: where the ground truth is not "
@@ -48,6 +50,10 @@ ABOUT_REGIONS = (
     'true probabilities have an error in it. The small number "if true" is this value, the error if the probabilities '
     "were true; an error below it does not mean better calibration. "
 )
+ABOUT_FURTHER = {
+    "ece_plausible": "plausible: where the probability of foreground is above .05. ",
+    "ece_predicted_band": "predicted_band: at most 2 voxels from a border between predicted classes. ",
+}
 ABOUT_TEMPERATURE = (
     "+ T: the same network, its logits divided by the temperature T, which was fitted on the validation split of its "
     "own data (below T: its 95 % interval). T > 1: the network was overconfident there; T < 1: underconfident. The "
@@ -120,11 +126,12 @@ def means_section(results: Results, test_set: str = "") -> Section:
         return Section(f"means_on_{test_set}", f"Means on {test_set}", caption, header, cells, records)
     below = "Below each mean: its 95 % interval"
     below += " and the mean that the paper reports for its own test cases. " if plain.published else ". "
+    about = "".join(text for measure, text in ABOUT_FURTHER.items() if measure in regions)
     caption = (
         f"Mean over the cases of the {results.split} split; the best is bold, the second best underlined. {below}"
         f"{ABOUT_TEMPERATURE if scaled.methods else ''}"
         "HD95 is in voxels of the prepared grid, whatever the distance between slices. "
-        f"{ABOUT_REGIONS if regions else ABOUT_FOREGROUND}"
+        f"{ABOUT_REGIONS + about if regions else ABOUT_FOREGROUND}"
         f"{ABOUT_FOUND_IN_ONE} {ABOUT_SEEDS if results.has_several_runs else ABOUT_PATIENTS}"
     )
     return Section("means", "Means", caption, header, cells, records)

@@ -29,6 +29,7 @@ from calib_components.tools.comparison.tables import (
     heading,
     higher_is_better,
     interval,
+    is_told,
     number,
     p_text,
     plain_heading,
@@ -69,7 +70,7 @@ def differences_section(
         differences = compared.differences(measure, reference)
         for (method, (difference, p_value)), row in zip(differences.items(), rows, strict=True):
             notes = [*interval(difference, measure, DIFFERENCE), *p_text(p_value)]
-            mark = "bold" if p_value < SIGNIFICANT else ""
+            mark = "bold" if is_told(difference, p_value) else ""
             row.append(TableCell(number(difference.mean, measure, DIFFERENCE), notes, mark))
             record = {"method": method.name, "measure": measure, **difference._asdict()}
             records.append({**record, "p_value_holm": p_value})
@@ -79,8 +80,9 @@ def differences_section(
     caption = (
         f"Each method minus {label} on the same cases: mean difference, its 95 % interval (not corrected for multiple "
         "comparisons), and the p-value of a test of the mean by changing signs of patients, Holm-corrected over the "
-        f"methods{and_measures}; bold if p < {SIGNIFICANT}. {label} is better where DSC is negative and the other "
-        "measures are positive. Cases with a missed or spurious structure are left out for HD95." + about
+        f"methods{and_measures}; bold if p < {SIGNIFICANT} and the interval is to one side of 0. {label} is better "
+        "where DSC is negative and the other measures are positive. Cases with a missed or spurious structure are left "
+        "out for HD95." + about
     )
     region = "foreground" if compared.has_regions else ""
     header = ["", *(heading(measure, region) for measure in measures)]

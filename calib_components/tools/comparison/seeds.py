@@ -23,6 +23,7 @@ from calib_components.tools.comparison.tables import (
     heading,
     higher_is_better,
     interval,
+    is_told,
     number,
     p_text,
     plain_heading,
@@ -118,7 +119,7 @@ def conditions_section(results: Results, reference: TrainedMethod, test_set: str
             cells = {method.name: TableCell("") for method in compared.methods}
             for method, difference, p_value in zip(others, differences, adjusted, strict=True):
                 notes = [*interval(difference, measure, DIFFERENCE), *p_text(p_value)]
-                mark = "bold" if p_value < SIGNIFICANT else ""
+                mark = "bold" if is_told(difference, p_value) else ""
                 cells[method.name] = TableCell(number(difference.mean, measure, DIFFERENCE), notes, mark)
                 record = {"method": method.name, "temperature": WITH[scaled], "reference_temperature": WITH[of_base]}
                 records.append(record | {"measure": measure} | difference._asdict() | {"p_value_holm": p_value})
@@ -130,7 +131,7 @@ def conditions_section(results: Results, reference: TrainedMethod, test_set: str
         f"Minus {reference.label}, on the same cases of {place}: mean difference, its 95 % interval, over "
         f"{results.resampled} and not corrected for multiple comparisons, and the p-value of a test of the mean by "
         "changing signs of patients, Holm-corrected over the rows without, or with, temperature; bold if p < "
-        f"{SIGNIFICANT}."
+        f"{SIGNIFICANT} and the interval is to one side of 0."
     )
     name = f"conditions{test_set and f'_on_{test_set}'}"
     title = f"Differences to {reference.label} without and with temperature: {place}"

@@ -17,6 +17,7 @@ __all__ = [
     "heading",
     "higher_is_better",
     "interval",
+    "is_told",
     "number",
     "p_text",
     "plain_heading",
@@ -84,6 +85,11 @@ def best_marks(estimates: Sequence[Estimate], measure: str) -> list[str]:
     places = sorted({float(text) for text in printed if text != NONE}, reverse=higher_is_better(measure))
     marks = dict(zip(places, ("bold", "underlined"), strict=False)) if len(places) > 1 else {}
     return ["" if text == NONE else marks.get(float(text), "") for text in printed]
+
+
+def is_told(difference: Difference, p_value: float) -> bool:
+    """Return whether a difference can be told from none: by its test, over patients, and by its interval, over all."""
+    return p_value < SIGNIFICANT and (difference.low > 0 or difference.high < 0)
 
 
 def channels_text(channels: int, sigmoid: bool) -> str:
