@@ -206,10 +206,12 @@ def test_commands_that_compare_on_own_data(repository: Path, places: dict[str, P
 
 
 @pytest.mark.slow
-def test_commands_of_the_comparison(repository: Path, prepared: Path) -> None:
+def test_commands_of_the_comparison(repository: Path, prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_bundle = r"monai\.bundle run"
+    monkeypatch.setitem(SMALL, run_bundle, SMALL[run_bundle].replace("[32,32]", "[64,64]"))  # of the prepared cases
     one_loss = "--losses nacl --image_size [64,64] --out runs/table1\n"
     table, ensemble = blocks(ROOT / "docs/comparison.md", "bash")
-    seeds = ensemble.replace("--losses ce_dice", "--losses ce_dice --image_size [32,32]")
+    seeds = ensemble.replace("--losses ce_dice", "--losses ce_dice --image_size [64,64]")
     run([table.replace("--out runs/table1\n", one_loss), seeds], repository, {"PREPARED": prepared})
     assert (repository / "runs" / "table1" / "report" / "index.html").is_file()
     means = [

@@ -15,7 +15,7 @@ from monai.bundle import ConfigParser
 
 from calib_components.fingerprint import EVALUATION, TRAINING, fingerprint
 from calib_components.handlers.temperature import read_temperature
-from calib_components.tools.comparison import report
+from calib_components.tools.comparison import report, report_evaluations
 from calib_components.tools.comparison.results import read_results
 from calib_components.tools.comparison.settings import TABLE1
 from tests.bad_input.harness import snapshot
@@ -87,8 +87,20 @@ def test_no_picture_of_a_patient_is_kept() -> None:
 def test_report_is_rebuilt_byte_for_byte(folder: Path, reference: str | None, tmp_path: Path) -> None:
     results = shutil.copytree(folder, tmp_path / "results", ignore=shutil.ignore_patterns("cases", "work"))
     report(results, tmp_path / "report", reference)
-    made = {path.name: path.read_bytes() for path in (tmp_path / "report").iterdir()}
-    kept = {path.name: path.read_bytes() for path in (folder / "report").iterdir()}
+    compare_with_kept(tmp_path / "report", folder / "report")
+
+
+@pytest.mark.parametrize("test_set", ["own", "bssfp", "lge"])
+def test_report_of_ensembles_is_rebuilt_byte_for_byte(test_set: str, tmp_path: Path) -> None:
+    folder = ROOT / "results/acdc/ensembles" / test_set
+    networks = [folder / f"ensemble_of_{name}" for name in ("ce_dice", "ce_dice_T", "nacl", "nacl_T")]
+    report_evaluations(networks, tmp_path / "report")
+    compare_with_kept(tmp_path / "report", folder / "report")
+
+
+def compare_with_kept(report: Path, kept_report: Path) -> None:
+    made = {path.name: path.read_bytes() for path in report.iterdir()}
+    kept = {path.name: path.read_bytes() for path in kept_report.iterdir()}
     assert made.keys() == kept.keys()
     assert made["report.md"] == kept["report.md"]  # rounded, so the same with all versions of numpy and others
     drawn_with = {"numpy": METADATA["numpy_version"], **METADATA["required_packages_version"]}
