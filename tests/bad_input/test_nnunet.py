@@ -18,6 +18,7 @@ from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerNoM
 )
 
 from calib_components.tools.nnunet import COMMANDS, trainers
+from calib_components.tools.nnunet.checkpoint import read_checkpoint
 from tests.bad_input.harness import run_as_typed, snapshot
 from tests.calib_components.tools.nnunet.made_up import LABELS, NAME, make_model, plans_of, validation_of
 from tests.calib_components.tools.predictions.made_up import (
@@ -96,7 +97,7 @@ def change_network(**change: Any) -> Callable[[], object]:
 
 
 def change_checkpoint(**change: Any) -> Callable[[], object]:
-    return lambda: torch.save({**torch.load(TRAINED, weights_only=False), **change}, TRAINED)
+    return lambda: torch.save({**read_checkpoint(Path(TRAINED)), **change}, TRAINED)
 
 
 def put_probabilities(values: np.ndarray) -> Callable[[], object]:

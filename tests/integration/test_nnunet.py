@@ -23,6 +23,7 @@ import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
 from calib_components.handlers import read_temperature
+from calib_components.tools.nnunet.checkpoint import read_checkpoint
 from tests.helpers import ROOT, SHARED
 from tests.integration.test_docs import blocks, run
 
@@ -147,7 +148,7 @@ def test_network_gives_the_logits_divided_by_the_temperature(nnunet: Nnunet) -> 
     assert predictor.trainer_name == "nnUNetTrainer"
     image = torch.randn(1, 1, 128, 128, generator=torch.Generator().manual_seed(0))
     for fold, calibrated in enumerate(predictor.list_of_parameters):
-        trained = torch.load(nnunet.model / f"fold_{fold}" / "checkpoint_final.pth", weights_only=False)
+        trained = read_checkpoint(nnunet.model / f"fold_{fold}" / "checkpoint_final.pth")
         logits = []
         for weights in (trained["network_weights"], calibrated):
             predictor.network.load_state_dict(weights)

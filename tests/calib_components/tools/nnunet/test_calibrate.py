@@ -19,6 +19,7 @@ from scipy.special import expit, log_softmax, logit
 from calib_components.errors import UNFINISHED, InputError
 from calib_components.handlers.temperature import read_temperature
 from calib_components.tools.nnunet.calibrate import calibrate_model
+from calib_components.tools.nnunet.checkpoint import read_checkpoint
 from calib_components.tools.nnunet.trainers.loss_trainers import nnUNetTrainerNACL
 from tests.bad_input.harness import snapshot
 from tests.calib_components.tools.nnunet.made_up import (
@@ -71,7 +72,7 @@ def test_the_temperature_is_fitted_on_all_folds_and_divides_the_logits_of_each(
     model: Path, folders: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = snapshot(folders)
-    trained = [torch.load(model / f"fold_{fold}" / "checkpoint_final.pth", weights_only=False) for fold in (0, 1)]
+    trained = [read_checkpoint(model / f"fold_{fold}" / "checkpoint_final.pth") for fold in (0, 1)]
     capsys.readouterr()
     calibrate_model(model, workers=1)
 

@@ -22,6 +22,9 @@ from calib_components.tools.nnunet.checkpoint import check_network, read_checkpo
 from calib_components.tools.nnunet.trainers.loss_trainers import nnUNetTrainerNACL
 from tests.calib_components.tools.nnunet.made_up import changed, dataset_of, leaves, make_trainer, plans_of
 
+# What nnU-Net's logger puts into a checkpoint beside weights.
+NUMPY: list[Any] = [np._core.multiarray.scalar, np.dtype, np.dtypes.Float32DType, np.dtypes.Float64DType]
+
 
 class Harmful:
     """Makes a folder when its pickle is run."""
@@ -52,11 +55,13 @@ def save_trained(file: Path, **options: Any) -> nnUNetTrainer:
 def test_what_nnunet_writes_is_read_as_plain_values(tmp_path: Path) -> None:
     trainer = save_trained(tmp_path / "a.pth")
     checkpoint = read_checkpoint(tmp_path / "a.pth")
-    read, written = leaves(checkpoint), leaves(torch.load(tmp_path / "a.pth", weights_only=False))
+    with torch.serialization.safe_globals(NUMPY):
+        loaded = torch.load(tmp_path / "a.pth", weights_only=True)
+    read, written = leaves(checkpoint), leaves(loaded)
     assert {type(value) for value in written.values()} > {np.float32, np.float64}
     assert read.keys() == written.keys()
     assert {type(value) for value in read.values()} <= {torch.Tensor, torch.device, int, float, str, bool, type(None)}
-    assert changed(checkpoint, torch.load(tmp_path / "a.pth", weights_only=False)) == set()
+    assert changed(checkpoint, loaded) == set()
     assert checkpoint["logging"]["train_losses"] == [0.5]
     assert checkpoint["logging"]["dice_per_class_or_region"] == [[0.25, 0.125]]
     assert checkpoint["network_weights"].keys() == trainer.network.state_dict().keys()
@@ -65,7 +70,7 @@ def test_what_nnunet_writes_is_read_as_plain_values(tmp_path: Path) -> None:
 
 def test_a_pickle_that_does_more_than_hold_data_is_not_run(tmp_path: Path) -> None:
     save_trained(tmp_path / "a.pth")
-    checkpoint = torch.load(tmp_path / "a.pth", weights_only=False)
+    checkpoint = read_checkpoint(tmp_path / "a.pth")
     checkpoint["logging"]["more"] = Harmful(tmp_path / "harm")
     torch.save(checkpoint, tmp_path / "a.pth")
     with pytest.raises(InputError) as caught:
@@ -75,7 +80,7 @@ def test_a_pickle_that_does_more_than_hold_data_is_not_run(tmp_path: Path) -> No
     )
     assert str(caught.value) == expected
     assert not (tmp_path / "harm").exists()
-    torch.load(tmp_path / "a.pth", weights_only=False)
+    torch.load(tmp_path / "a.pth", weights_only=False)  # as nnU-Net loads it: a pickle made here
     assert (tmp_path / "harm").is_dir()  # so it would have been
 
 
