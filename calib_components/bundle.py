@@ -67,6 +67,10 @@ def _is_bool(value: Any) -> bool:
     return type(value) is bool
 
 
+def _are_folders(value: Any) -> bool:
+    return value is None or (isinstance(value, list) and value != [] and all(map(_is_path, value)))
+
+
 def _is_path(value: Any) -> bool:
     return isinstance(value, str | Path) and str(value) != ""
 
@@ -85,6 +89,7 @@ OPTIONS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     **dict.fromkeys(("image_size", "crop_size"), ("two multiples of 16, such as [128,128]", _is_size)),
     **dict.fromkeys(("amp", "bfloat16", "compile", "resume", "any_orientation", "tta"), ("true or false", _is_bool)),
     "temperature": (f"a number from {LOWEST_TEMPERATURE} to {HIGHEST_TEMPERATURE}, or null to fit it", _is_temperature),
+    "pool": ("a list of folders of earlier fits, or null", _are_folders),
     "region": ("a region such as all, predicted or plausible(0.1), or class indices", _is_region),
     "split": ("training, validation or testing", lambda value: value in ("training", "validation", "testing")),
 }

@@ -21,13 +21,15 @@ from calib_components.errors import InputError, check_writable, make_folder, rea
 from calib_components.facts import FACTS, Facts, facts_beside, write_facts
 from calib_components.handlers.weights import WeightsLoader, check_weights, with_temperature
 from calib_components.metrics import CalibrationBins, ECEMetric
+from calib_components.metrics.regions import Region
 from calib_components.posthoc import TemperatureEstimate, TemperatureScaling, find_temperature, set_temperature
 
-__all__ = ["TemperatureCalibration", "calibration_cases", "read_temperature", "write_temperature"]
+__all__ = ["FIT", "TemperatureCalibration", "calibration_cases", "read_temperature", "write_temperature"]
 
 Bins = dict[str, CalibrationBins]  # by their region
 
 TEMPERATURE, RELIABILITY = "temperature.json", "reliability_temperature.png"
+FIT = "temperature_fit.json"
 WORSE = 1.1  # times the error before, from which an error after the fit is warned of
 REGIONS = {"all": "all voxels", "predicted": "predicted foreground"}  # that errors are reported in
 EXPORTED = (".ts", ".onnx", ".plan")  # by ckpt_export, by onnx_export, and TensorRT's engine
@@ -47,6 +49,7 @@ def calibration_cases(
     image_size: Sequence[int],
     in_channels: int,
     temperature: float | None = None,
+    pool: Sequence[str | os.PathLike] | None = None,
 ) -> list[dict[str, Any]]:
     """Read the prepared cases that a temperature is fitted on.
 
@@ -57,6 +60,7 @@ def calibration_cases(
         image_size: As there.
         in_channels: As there.
         temperature: A temperature that needs no cases; then none are read.
+        pool: Earlier fits that a temperature is fitted to; then none are read, either.
 
     Returns:
         The items of `read_datalist`.
@@ -64,7 +68,7 @@ def calibration_cases(
     Raises:
         InputError: The split has no cases, or fewer than there are processes; or see `read_datalist`.
     """
-    if temperature is not None:
+    if temperature is not None or pool is not None:
         return []
     items = read_datalist(file, split, folder, image_size, in_channels, may_be_empty=True)
     if not items:
@@ -89,6 +93,7 @@ class TemperatureCalibration:
 
     - the weights, with the temperature. All else in the file stays, so that fitting again gives the same bytes.
     - `temperature.json`: the estimate, see `read_temperature`.
+    - `temperature_fit.json`: what the fit keeps of each patient, see `TemperatureScaling.to_dict`, for `pool`.
     - `reliability_temperature.png`: reliability before and after, over all voxels and the predicted foreground.
 
     Across several processes, the fit and the errors are those of all cases, and the first process writes.
@@ -100,16 +105,19 @@ class TemperatureCalibration:
         load_path: Trained weights.
         calibrated_path: File of the weights with the temperature, which may be the same. In another folder, it gets
             the `facts.yaml` of the weights beside it.
-        output_dir: Folder of the other two files.
+        output_dir: Folder of the other files.
         split: Split that the cases are from, for what is said of the temperature.
         region: Voxels that the temperature is fitted on.
-        temperature: A temperature to write into the weights without a fit. The two other files, which an earlier fit
-            may have left, are removed: they would be of another temperature.
+        temperature: A temperature to write into the weights without a fit. The other files, which an earlier fit may
+            have left, are removed: they would be of another temperature.
+        pool: Folders of earlier fits, such as those of all folds of a cross-validation, each with the network of its
+            fold: one temperature is fitted to all their patients, without any case. There is no figure then.
         facts: Facts of the data, which are compared with those of the weights; None not to compare them.
 
     Raises:
         InputError: From `run`, if the network has no temperature, the weights are not suitable (see `WeightsLoader`),
-            there are no voxels in the region, or a file cannot be written.
+            there are no voxels in the region, an earlier fit is missing, broken or of another region, or a file cannot
+            be written.
     """
 
     def __init__(
@@ -122,6 +130,7 @@ class TemperatureCalibration:
         split: str = "validation",
         region: Any = "all",
         temperature: float | None = None,
+        pool: Sequence[str | os.PathLike] | None = None,
         facts: Facts | None = None,
     ) -> None:
         self.evaluator = evaluator
@@ -132,6 +141,7 @@ class TemperatureCalibration:
         self.split = split
         self.region = region
         self.temperature = temperature
+        self.pool = pool
         self.facts = facts
 
     def run(self) -> None:
@@ -142,6 +152,9 @@ class TemperatureCalibration:
                 f"TemperatureScaled around another one, got {type(self.network).__name__}"
             )
         self._check_places()
+        if self.pool is not None:
+            self._run_pooled(self.pool)
+            return
         if self.temperature is not None:
             check_weights(self.network, self.load_path)
             set_temperature(self.network, self.temperature)
@@ -158,12 +171,32 @@ class TemperatureCalibration:
         estimate = self._estimate(fit)
         set_temperature(self.network, estimate.temperature)
         after = self._run_network()
+        kept = fit.to_dict()  # by all processes
         if idist.get_rank() == 0:
-            self._say(estimate, before, after)
-            self._write(estimate, before, after)
+            self._say(estimate)
+            self._say_errors(before, after)
+            self._write(estimate, kept, before, after)
 
-    def _reports(self) -> tuple[Path, Path]:
-        return self.output_dir / TEMPERATURE, self.output_dir / RELIABILITY
+    def _run_pooled(self, pool: Sequence[str | os.PathLike]) -> None:
+        """Fit one temperature to the patients of earlier fits."""
+        if self.temperature is not None:
+            raise InputError(f"temperature: expected null beside a pool of fits, got {self.temperature}")
+        fit = TemperatureScaling(region=self.region)
+        for other in _read_fits(pool, fit.region):
+            if idist.get_rank() == 0:  # `compute` adds up what all processes have
+                fit.add(other)
+        check_weights(self.network, self.load_path)
+        estimate, kept = self._estimate(fit), fit.to_dict()
+        set_temperature(self.network, estimate.temperature)
+        if idist.get_rank() == 0:
+            self._say(estimate)
+            make_folder(self.output_dir)
+            with self._writing_weights():
+                self._write_estimate(estimate, kept)
+            (self.output_dir / RELIABILITY).unlink(missing_ok=True)
+
+    def _reports(self) -> tuple[Path, ...]:
+        return tuple(self.output_dir / name for name in (TEMPERATURE, FIT, RELIABILITY))
 
     def _check_places(self) -> None:
         """Say before the work what would keep the files from being written."""
@@ -209,23 +242,26 @@ class TemperatureCalibration:
             line = f"region: expected one with voxels of the {self.split} cases, got {self.region}, which has none"
             raise InputError(line) from error
 
-    def _say(self, estimate: TemperatureEstimate, before: Bins, after: Bins) -> None:
+    def _say(self, estimate: TemperatureEstimate) -> None:
+        log = logging.getLogger(__name__)
+        log.info("Temperature %s", estimate.summary())
+        log.info("NLL %.4f -> %.4f (region %s)", estimate.nll_before, estimate.nll_after, self.region)
+        for warning in estimate.warnings():
+            log.warning("%s", warning)
+
+    def _say_errors(self, before: Bins, after: Bins) -> None:
         errors = [
             f"{before[region].expected_error().item():.4f} -> {after[region].expected_error().item():.4f} ({title})"
             for region, title in REGIONS.items()
         ]
         log = logging.getLogger(__name__)
-        log.info("Temperature %s", estimate.summary())
-        log.info("NLL %.4f -> %.4f (region %s)", estimate.nll_before, estimate.nll_after, self.region)
         log.info("ECE %s", ", ".join(errors))
-        for warning in estimate.warnings():
-            log.warning("%s", warning)
         for region, title in REGIONS.items():
             if after[region].expected_error() > WORSE * before[region].expected_error():
                 log.warning("The ECE of %s is larger with this temperature: one number cannot serve all voxels.", title)
         log.info("%s", SPLITS[self.split])
 
-    def _write(self, estimate: TemperatureEstimate, before: Bins, after: Bins) -> None:
+    def _write(self, estimate: TemperatureEstimate, kept: dict[str, Any], before: Bins, after: Bins) -> None:
         from calib_components.figures import reliability_diagram  # training must not need matplotlib
 
         when = {"before": before, "after": after}
@@ -234,8 +270,13 @@ class TemperatureCalibration:
         make_folder(self.output_dir)
         with self._writing_weights(), writing(self.output_dir / RELIABILITY) as picture:
             figure.savefig(picture, format="png")
-            write_temperature(estimate, self.output_dir)
+            self._write_estimate(estimate, kept)
         logging.getLogger(__name__).info("Wrote %s and %s to %s", TEMPERATURE, RELIABILITY, self.output_dir)
+
+    def _write_estimate(self, estimate: TemperatureEstimate, kept: dict[str, Any]) -> None:
+        with writing(self.output_dir / FIT) as unfinished:
+            unfinished.write_text(json.dumps(kept, allow_nan=False) + "\n")
+            write_temperature(estimate, self.output_dir)
 
     @contextmanager
     def _writing_weights(self) -> Iterator[None]:
@@ -264,6 +305,22 @@ def _update(fit: TemperatureScaling, logits: torch.Tensor, label: torch.Tensor, 
         fit.update(logits, label, patient)
     except ValueError as error:  # the case has been checked; the region may be that of a class beyond the network's
         raise InputError(str(error)) from error
+
+
+def _read_fits(folders: Sequence[str | os.PathLike], region: Region) -> Iterator[TemperatureScaling]:
+    files = [Path(folder) / FIT for folder in folders]
+    for file in files:
+        if files.count(file) > 1:
+            raise InputError(f"pool: expected each fit once, got {file.parent} {files.count(file)} times")
+        with reading(file, "what a fit of a temperature keeps"):
+            content = json.loads(file.read_bytes())
+        try:
+            fit = TemperatureScaling.from_dict(content)
+        except ValueError as error:
+            raise InputError(f"{file}: {error}") from error
+        if (fit.region, fit.ignore_index, fit.sigmoid) != (region, None, False):
+            raise InputError(f"{file}: expected a fit of region {region.name}, got one of {fit.region.name}")
+        yield fit
 
 
 def read_temperature(folder: str | os.PathLike) -> TemperatureEstimate:

@@ -1,5 +1,6 @@
 """Post-hoc calibration of a trained network: temperature scaling."""
 
+from calib_components.posthoc.estimate import TemperatureEstimate
 from calib_components.posthoc.network import (
     EnsembleUNet,
     TemperatureScaled,
@@ -7,7 +8,7 @@ from calib_components.posthoc.network import (
     find_temperature,
     set_temperature,
 )
-from calib_components.posthoc.temperature import TemperatureEstimate, TemperatureScaling
+from calib_components.posthoc.temperature import TemperatureScaling
 
 __all__ = [
     "EnsembleUNet",

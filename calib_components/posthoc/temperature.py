@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -26,140 +25,23 @@ from scipy.interpolate import make_interp_spline
 from calib_components.arguments import check_flag, check_ignore_index, warn_once
 from calib_components.metrics.regions import Region
 from calib_components.metrics.voxels import check_tensors, read_voxels
+from calib_components.posthoc.estimate import HIGHEST, LOWEST, TemperatureEstimate
 
-__all__ = ["TemperatureEstimate", "TemperatureScaling"]
+__all__ = ["TemperatureScaling"]
 
 Array = NDArray[np.float64]
 
 PER_OCTAVE = 4
-LOG2_B = np.linspace(-3, 3, 6 * PER_OCTAVE + 1)
+LOG2_B = np.linspace(-math.log2(HIGHEST), -math.log2(LOWEST), 6 * PER_OCTAVE + 1)
 UNSCALED = 3 * PER_OCTAVE  # where b = 1
 SPLINE = make_interp_spline(LOG2_B, np.eye(len(LOG2_B)), k=5)  # of any values at LOG2_B: values @ SPLINE(x)
 SMALLEST = 1e-300  # in place of 0, before a logarithm
-LOWEST, HIGHEST = 2.0 ** LOG2_B[0], 2.0 ** LOG2_B[-1]
+SUMS = 3 + len(LOG2_B)  # kept of each patient
 
-FEWEST_PATIENTS = 6
 LEVEL = 0.95
 RESAMPLES = 10_000
 SIMULATIONS = 500  # so that the standard error of a coverage of 95 % is 1 %
 BLOCK = 2**18  # numbers in memory at a time
-
-
-@dataclass(frozen=True)
-class TemperatureEstimate:
-    """A fitted temperature, and how far other patients could move it.
-
-    Attributes:
-        temperature: The temperature T with the lowest NLL, from 1/8 to 8; logits are divided by it.
-        low: Lower end of its 95 % interval: the percentile bootstrap over patients. NaN with one patient.
-        high: Upper end.
-        coverage: Share of simulated intervals that hold the true temperature; below 0.95, the interval is too narrow
-            for this number of patients. A simulation takes the patients for the whole population, whose temperature is
-            `temperature`, draws as many from it with replacement, and computes their interval. NaN with one patient,
-            and where `at_edge`.
-        leave_one_out: The temperature fitted without each patient; empty with one patient.
-        nll_before: Mean negative log-likelihood of the voxels at T = 1, in nats.
-        nll_after: The same at the fitted temperature.
-        patients: Number of patients with at least one voxel.
-        voxels: Number of voxels; with sigmoid, those of all channels.
-        at_edge: Whether the NLL has no minimum between 1/8 and 8, so that `temperature` is one of the two.
-
-    Examples:
-        >>> from calib_components.posthoc import TemperatureEstimate
-        >>> estimate = TemperatureEstimate(1.5, 0.9, 2.1, 0.88, {}, 0.21, 0.18, 8, 4096, False)
-        >>> estimate.warnings()
-        ['The 95 % interval of the temperature, 0.900 to 2.100, includes 1: scaling may not be needed.']
-        >>> estimate.effect()
-        'T > 1: the model may have been overconfident on these patients; its probabilities become softer.'
-        >>> TemperatureEstimate.from_dict(estimate.to_dict()) == estimate
-        True
-    """
-
-    temperature: float
-    low: float
-    high: float
-    coverage: float
-    leave_one_out: dict[str, float]
-    nll_before: float
-    nll_after: float
-    patients: int
-    voxels: int
-    at_edge: bool
-
-    def summary(self) -> str:
-        """Return the temperature, and how far other patients could move it, as one line."""
-        line = f"{self.temperature:.3f}, fitted on {self.patients} patient{'s' * (self.patients > 1)}"
-        if self.patients > 1:
-            line += f"; 95 % interval {self.low:.3f} to {self.high:.3f}"
-            if not math.isnan(self.coverage):
-                line += f" (held the true temperature in {100 * self.coverage:.0f} % of simulations)"
-            others = self.leave_one_out.values()
-            line += f"; {min(others):.3f} to {max(others):.3f} without one of them"
-        return line
-
-    def effect(self) -> str:
-        """Return what the temperature says of the model and does to its probabilities, as one sentence."""
-        if self.temperature == 1:
-            return "T = 1: the probabilities stay as they are."
-        relation, confidence, become = (
-            (">", "overconfident", "softer") if self.temperature > 1 else ("<", "underconfident", "sharper")
-        )
-        was = "was" if self.low > 1 or self.high < 1 else "may have been"  # the latter also where they are NaN
-        return f"T {relation} 1: the model {was} {confidence} on these patients; its probabilities become {become}."
-
-    def warnings(self) -> list[str]:
-        """Return what a user should know before relying on the temperature, one sentence each; often none."""
-        sentences = []
-        if self.at_edge:
-            sentences.append(
-                f"The temperature, {self.temperature:g}, is at the edge of its range, {LOWEST:g} to {HIGHEST:g}: the "
-                "best one is beyond it, or there is none; check that the logits and the ground truth belong together."
-            )
-        if self.patients < FEWEST_PATIENTS:
-            share = f"{100 * self.coverage:.0f} %, not 95 %"
-            coverage = "" if math.isnan(self.coverage) else f" (simulated coverage {share})"
-            sentences.append(
-                f"The temperature was fitted on {self.patients} patient{'s' * (self.patients > 1)}, fewer than "
-                f"{FEWEST_PATIENTS}: its interval is not reliable{coverage}."
-            )
-        if self.low <= 1 <= self.high:
-            sentences.append(
-                f"The 95 % interval of the temperature, {self.low:.3f} to {self.high:.3f}, includes 1: scaling may not "
-                "be needed."
-            )
-        return sentences
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields as data that JSON can store; NaN becomes None."""
-        values = asdict(self)
-        return {
-            name: None if isinstance(value, float) and math.isnan(value) else value for name, value in values.items()
-        }
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> TemperatureEstimate:
-        """Inverse of `to_dict`.
-
-        Args:
-            values: Value of each field by its name.
-
-        Raises:
-            ValueError: A field is missing, unknown or of another type.
-        """
-        names = [field.name for field in fields(cls)]
-        if not isinstance(values, Mapping) or values.keys() != set(names):
-            given = ", ".join(map(str, values)) if isinstance(values, Mapping) else type(values).__name__
-            raise ValueError(f"values: expected a dictionary with {', '.join(names)}, got {given}")
-        decoded: dict[str, Any] = {name: math.nan if value is None else value for name, value in values.items()}
-        kinds = {"patients": "int", "voxels": "int", "at_edge": "bool", "leave_one_out": "dict"}
-        for name, value in decoded.items():
-            expected = kinds.get(name, "float")
-            if type(value).__name__ != expected and not (expected == "float" and type(value) is int):
-                raise ValueError(f"{name}: expected a value of type {expected}, got {value!r}")
-        temperature = decoded["temperature"]
-        if not LOWEST <= temperature <= HIGHEST:  # also where NaN
-            raise ValueError(f"temperature: expected a number from {LOWEST:g} to {HIGHEST:g}, got {temperature!r}")
-        return cls(**decoded)
 
 
 class TemperatureScaling:
@@ -238,7 +120,7 @@ class TemperatureScaling:
                 "logits: expected the output of a network before softmax or sigmoid, got only values from 0 to 1; if "
                 "these are probabilities p, give p.clamp_min(1e-12).log()"
             )
-        sums = logits.new_zeros((len(logits), 3 + len(LOG2_B)), dtype=torch.float64)
+        sums = logits.new_zeros((len(logits), SUMS), dtype=torch.float64)
         for voxels in read_voxels(logits, y, self.region, self.ignore_index, self.sigmoid, logits=True):
             sums[voxels.case] += _chunk_sums(voxels.logits, voxels.label)
         for name, row in zip(names, sums.cpu().numpy(), strict=True):
@@ -265,6 +147,43 @@ class TemperatureScaling:
                 raise ValueError(f"other: expected a fit with {name} {own!r} as in this one, got {given!r}")
         for patient, sums in other._sums.items():
             self._sums[patient] = self._sums.get(patient, 0) + sums
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the options and what is kept of each patient of all processes, as data that JSON can store.
+
+        With it, fits of several networks, folds or hospitals are put together where their voxels are not.
+
+        Raises:
+            ValueError: The region is a band with a spacing, whose name cannot be read again.
+        """
+        if self.region.spacing is not None:
+            raise ValueError(f"region: expected one without a spacing, got {self.region.name}")
+        names, table = self._gathered()
+        region = list(self.region.classes) or self.region.name  # what Region.parse reads
+        options = {"region": region, "ignore_index": self.ignore_index, "sigmoid": self.sigmoid}
+        return {**options, "patients": dict(zip(names, table.tolist(), strict=True))}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> TemperatureScaling:
+        """Inverse of `to_dict`.
+
+        Raises:
+            ValueError: A field is missing, unknown or not as `to_dict` gives it.
+        """
+        names = ["region", "ignore_index", "sigmoid", "patients"]
+        if not isinstance(values, Mapping) or values.keys() != set(names):
+            given = ", ".join(map(str, values)) if isinstance(values, Mapping) else type(values).__name__
+            raise ValueError(f"values: expected a dictionary with {', '.join(names)}, got {given}")
+        fit = cls(values["region"], values["ignore_index"], values["sigmoid"])
+        if not isinstance(values["patients"], Mapping):
+            raise ValueError(f"patients: expected the sums of each patient, got {type(values['patients']).__name__}")
+        for name, row in values["patients"].items():
+            is_table = isinstance(row, list) and all(type(value) in (int, float) for value in row)
+            sums = np.array(row if is_table else [], dtype=float)
+            if sums.shape != (SUMS,) or not (np.isfinite(sums).all() and sums[0] >= 1 and (sums[2:] >= 0).all()):
+                raise ValueError(f"patients: expected {SUMS} sums over voxels for {name}, got {row!r:.60}")
+            fit._sums[str(name)] = sums
+        return fit
 
     def compute(self) -> TemperatureEstimate:
         """Return the temperature of all voxels added so far, in all processes.
@@ -303,7 +222,7 @@ class TemperatureScaling:
 
     def _gathered(self) -> tuple[list[str], Array]:
         """Return the patients of all processes in the order of their names, and the sums of each."""
-        own = torch.from_numpy(np.array([*self._sums.values()]).reshape(-1, 3 + len(LOG2_B)))
+        own = torch.from_numpy(np.array([*self._sums.values()]).reshape(-1, SUMS))
         names = [name for name in string_list_all_gather(list(self._sums), delimiter="\0") if name]
         merged: dict[str, Array] = {}
         for name, row in zip(names, evenly_divisible_all_gather(own, concat=True).numpy(), strict=True):
@@ -325,7 +244,7 @@ def _chunk_sums(logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
     """What is kept of some voxels, logits `(N, voxels)` and class indices `(voxels,)`: float64 `(28,)`."""
     logits = logits - logits.amax(0)  # now at most 0, so that no exponential overflows
     true = logits.gather(0, label[None]).sum()
-    sums = logits.new_zeros(3 + len(LOG2_B))
+    sums = logits.new_zeros(SUMS)
     sums[0], sums[2] = len(label), -true
     for first in range(PER_OCTAVE):
         powers = (logits * 2.0 ** LOG2_B[first]).exp_()

@@ -76,6 +76,7 @@ NO_CASES = (
     "{root}/data/datalist.json: expected cases for validation to fit the temperature on, got none; prepare the data with "
     "other --fractions, set --split testing (whose results are then no longer independent) or training"
 )
+FOLDERS = "pool: expected a list of folders of earlier fits, or null, got "
 NUMBER = "temperature: expected a number from 0.001 to 1000, or null to fit it, got "
 REGION = "region: expected a region such as all, predicted or plausible(0.1), or class indices, got "
 ROWS = [
@@ -101,6 +102,13 @@ ROWS = [
     Row("temperature of text", NUMBER + "'high'", options={"temperature": "high"}),
     Row("temperature of true", NUMBER + "True", options={"temperature": "true"}),
     Row("temperature of a list", NUMBER + "[1]", options={"temperature": [1]}),
+    Row("pool of a name", FOLDERS + "'fold0'", options={"pool": "fold0"}),
+    Row("pool of nothing", FOLDERS + "[]", options={"pool": []}),
+    Row("pool of numbers", FOLDERS + "[0, 1]", options={"pool": [0, 1]}),
+    Row("pool without a fit", "fold0/temperature_fit.json: expected what a fit of a temperature keeps, got No such",
+        options={"pool": ["fold0"]}),
+    Row("pool and temperature", "temperature: expected null beside a pool of fits, got 2",
+        options={"pool": ["fold0"], "temperature": 2}),
     Row("no such device", "device: expected one that PyTorch finds, got 'gpu'", options={"device": "gpu"}),
     Row("weights that read as a number", "load_path: expected a path", options={"load_path": 20241125}),
     Row("result that reads as a number", "calibrated_path: expected a path", options={"calibrated_path": 20241125}),

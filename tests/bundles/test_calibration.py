@@ -78,7 +78,8 @@ def test_only_the_temperature_is_added(trained: Path, calibrated: Path) -> None:
     assert estimate.patients == 2
     torch.testing.assert_close(after, before, rtol=0, atol=0)
     changed = {name for name, content in snapshot(calibrated).items() if content != snapshot(trained).get(name)}
-    assert changed == {"eval", "eval/reliability_temperature.png", "eval/temperature.json", "model.pt"}
+    written = ("reliability_temperature.png", "temperature.json", "temperature_fit.json")
+    assert changed == {"eval", *(f"eval/{name}" for name in written), "model.pt"}
     assert (calibrated / "eval" / "reliability_temperature.png").stat().st_size > 10_000
 
 

@@ -233,14 +233,18 @@ def running(folder: Path) -> list[int]:
 @pytest.mark.slow
 def test_cross_validation_tests_every_patient_once(phantoms: Path, tmp_path: Path) -> None:
     data, out = tmp_path / "data", tmp_path / "out"
-    options = ("--image_size", "64,64", "--fractions", "0.6,0.2,0.2", "--folds", 2)
+    options = ("--image_size", "64,64", "--fractions", "0.6,0.2,0.2", "--folds", 3)
     done = run([sys.executable, "scripts/prepare_data.py", "acdc", str(phantoms), str(data), *map(str, options)])
     assert done.returncode == 0, done.stderr
-    done = run(command(data, out, "ce_dice", max_epochs=1, folds=2))
+    done = run(command(data, out, "ce_dice", max_epochs=1, folds=3))
     assert done.returncode == 0, done.stdout + done.stderr
     results = read_results(out)
-    assert [cell.settings.fold for cell in results.methods[0].cells] == [0, 1]
+    assert [cell.settings.fold for cell in results.methods[0].cells] == [0, 1, 2]
     assert len(set(results.patients)) == 10
+    fits = [cell.temperature for cell in results.methods[0].cells]
+    assert fits[0] is not None
+    assert fits[0].patients == 10  # each validates one network
+    assert fits[1] == fits[2] == fits[0]
     assert len(results.first.cases) == len(set(results.first.cases)) == 20
     report(out, tmp_path / "report")
-    assert "20 cases of 10 patients, each by the network of 2" in (tmp_path / "report" / "report.md").read_text()
+    assert "20 cases of 10 patients, each by the network of 3" in (tmp_path / "report" / "report.md").read_text()

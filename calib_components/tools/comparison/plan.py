@@ -13,6 +13,7 @@ from monai.bundle import ConfigParser
 
 from calib_components.errors import InputError, nearest
 from calib_components.fingerprint import EVALUATION, TRAINING, differing, fingerprint
+from calib_components.handlers.temperature import FIT
 from calib_components.tools.comparison.cell_settings import (
     CellSettings,
     Condition,
@@ -25,7 +26,7 @@ from calib_components.tools.comparison.settings import Setting
 from calib_components.tools.comparison.steps import Step, command
 from calib_components.tools.configs import checked_settings, read_configs
 
-__all__ = ["PlannedCell", "check_comparable", "check_unchanged", "find_folds", "plan_cell"]
+__all__ = ["PlannedCell", "check_comparable", "check_fits", "check_unchanged", "find_folds", "plan_cell"]
 
 SET_PER_CELL = ("bundle_root", "ckpt_dir", "device", "load_path", "output_dir", "resume", "seed")
 # Further options that have no effect on numbers: places, names for display, and who does the work.
@@ -37,6 +38,8 @@ GEOMETRY: Mapping[str, tuple[str, ...]] = dict.fromkeys(
     ("in_channels", "class_names", "structures", "image_size", "crop_size"), ()
 )
 WEIGHTS, CALIBRATED = "model.pt", "model_calibrated.pt"
+POOL = "pool"  # the step that fits one temperature to all folds of a run, once all are trained
+FIT_FOLDER = "fit"  # in the work of a fold: the fit on its own validation split
 
 
 @dataclass(frozen=True)
@@ -47,8 +50,10 @@ class PlannedCell:
         name: Name in messages.
         results: Folder of the small files; it exists once the cell is finished.
         work: Folder of checkpoints, logs and TensorBoard's files.
-        steps: The runs that train, fit the temperature, and evaluate without and with it, in this order.
+        steps: The runs that train, fit the temperature, and evaluate without and with it, in this order; of a fold,
+            what needs a temperature comes last.
         settings: What the cell is made with, kept as `settings.json` in both folders.
+        fits: Of a fold, the folders of the fits that its temperature is fitted to, those of all folds of the run.
     """
 
     name: str
@@ -56,6 +61,18 @@ class PlannedCell:
     work: Path
     steps: list[Step]
     settings: CellSettings
+    fits: Sequence[Path] = ()
+
+    @property
+    def run(self) -> tuple[str, int]:
+        """What the folds of a run have in common: their setting and seed."""
+        return self.settings.method, self.settings.seed
+
+    def part(self, number: int) -> list[Step]:
+        """Return the unfinished steps of the first (0) or second part (1), which needs the fits of all folds."""
+        steps = self.unfinished_steps()
+        first = next((position for position, step in enumerate(steps) if step.name == POOL), len(steps))
+        return steps[first:] if number else steps[:first]
 
     def unfinished_steps(self) -> list[Step]:
         """Return the steps to run: of a finished cell, those for further test sets that it was not evaluated on."""
@@ -97,6 +114,10 @@ def find_folds(folds: int, dataset_dir: Path) -> None:
         )
 
 
+def _list_of_fold(dataset_dir: Path, fold: int) -> Path:
+    return dataset_dir / f"datalist_fold{fold}.json"
+
+
 def plan_cell(
     setting: Setting,
     seed: int,
@@ -134,7 +155,7 @@ def plan_cell(
     for name in overrides:
         _check_override(name, train, evaluate)
     if fold is not None:
-        overrides = {**overrides, "datalist": str(dataset_dir / f"datalist_fold{fold}.json")}
+        overrides = {**overrides, "datalist": str(_list_of_fold(dataset_dir, fold))}
     for_training = {name: value for name, value in overrides.items() if name in train}
     for_evaluation = {name: value for name, value in overrides.items() if name in evaluate}
     own = {**setting.overrides, "seed": seed}
@@ -176,18 +197,31 @@ def plan_cell(
     in_work = {**places, "ckpt_dir": here}
     options = {**in_work, "output_dir": here, "resume": True, **for_training, **own}
     steps = [Step("train", command(train_files, options))]
-    for condition in settings.conditions:
+    fits: list[Path] = []
+
+    def add_fit(name: str, output: Path, **options: Any) -> None:
+        places = {**in_work, "output_dir": output, "calibrated_path": here / CALIBRATED}
+        fit = command(calibrate_files, {**places, **for_training, **options})
+        steps.append(Step(name, fit, output / "temperature.json"))
+
+    conditions = settings.conditions
+    if folds is not None and settings.calibration:
+        fits = _find_fits(settings, folds, dataset_dir, work)
+        add_fit("calibrate", here / FIT_FOLDER)
+        conditions = sorted(conditions, key=lambda condition: condition.scaled)
+    for condition in conditions:
         output = here / "eval" / condition.folder
-        options = {**in_work, "output_dir": output}
         if condition == Condition(scaled=True):
-            fit = command(calibrate_files, {**options, "calibrated_path": here / CALIBRATED, **for_training})
-            steps.append(Step("calibrate", fit, output / "temperature.json"))
+            if fits:
+                add_fit(POOL, output, pool=[str(fit) for fit in fits])
+            else:
+                add_fit("calibrate", output)
         name = "evaluate" + "_temperature" * condition.scaled + f"_on_{condition.test_set}" * bool(condition.test_set)
         weights = {"load_path": here / CALIBRATED} if condition.scaled else {}
-        options = {**options, **weights, **further.get(condition.test_set, for_evaluation)}
+        options = {**in_work, "output_dir": output, **weights, **further.get(condition.test_set, for_evaluation)}
         steps.append(Step(name, command(evaluate_files, options), output / "summary.json", condition.test_set))
     settings = replace(settings, commands=[step.shown for step in steps])
-    return PlannedCell(settings.name, out / settings.folder, here, steps, settings)
+    return PlannedCell(settings.name, out / settings.folder, here, steps, settings, fits)
 
 
 def _calibration(files: Sequence[Path], options: Mapping[str, Any], datalist: Path, evaluated: Any) -> dict[str, Any]:
@@ -197,6 +231,13 @@ def _calibration(files: Sequence[Path], options: Mapping[str, Any], datalist: Pa
     calibration = fingerprint(calibrate.get(), CALIBRATION)
     check_fields(calibration, ["split"], {"split": ("the name of a split", is_name)}, str(files[-1]))
     return calibration if calibration["split"] != evaluated and has_cases(datalist, calibration["split"]) else {}
+
+
+def _find_fits(settings: CellSettings, folds: int, dataset_dir: Path, work: Path) -> list[Path]:
+    """Return the folders of the fits of all folds that have cases for it."""
+    split = settings.calibration["split"]
+    having = [fold for fold in range(folds) if has_cases(_list_of_fold(dataset_dir, fold), split)]
+    return [work / replace(settings, fold=fold).folder / FIT_FOLDER for fold in having]
 
 
 def _test_set(own: ConfigParser, files: Sequence[Path], options: Mapping[str, Any]) -> dict[str, Any]:
@@ -256,6 +297,22 @@ def check_unchanged(cell: PlannedCell) -> None:
                     f"{cell.work / file}: expected the weights of a finished cell, to evaluate them with "
                     f"--evaluate_on, got no such file; delete {cell.results} to run the cell again"
                 )
+
+
+def check_fits(cells: Sequence[PlannedCell]) -> None:
+    """Check that the temperature of all folds can be fitted: finished ones have kept their fits.
+
+    Raises:
+        InputError: One has not.
+    """
+    unfinished = [cell for cell in cells if not cell.results.is_dir()]
+    to_come = {cell.work / FIT_FOLDER for cell in unfinished}
+    for fit in (fit for cell in unfinished for fit in cell.fits if fit not in to_come):
+        if not (fit / FIT).is_file():
+            raise InputError(
+                f"{fit / FIT}: expected the fit of a finished fold, to fit one temperature to all folds, got no such "
+                f"file; delete the results of {'/'.join(fit.parts[-3:-1])} to run it again"
+            )
 
 
 def check_comparable(cells: Sequence[PlannedCell], out: Path) -> None:

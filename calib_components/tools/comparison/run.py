@@ -29,6 +29,7 @@ from calib_components.tools.comparison.cells import collect_history, write_histo
 from calib_components.tools.comparison.plan import (
     PlannedCell,
     check_comparable,
+    check_fits,
     check_unchanged,
     find_folds,
     plan_cell,
@@ -46,10 +47,13 @@ class CellError(RuntimeError):
     """A cell failed; the message names the log."""
 
 
-def run_cell(cell: PlannedCell, device: str | None = None, processes: ProcessGroup | None = None) -> bool:
+def run_cell(
+    cell: PlannedCell, device: str | None = None, processes: ProcessGroup | None = None, part: int = 0
+) -> bool:
     """Train and evaluate a cell, and move what was measured into the results folder.
 
-    A finished cell is only evaluated on the further test sets that it lacks.
+    A finished cell is only evaluated on the further test sets that it lacks. That of a fold is run in two parts: the
+    second, which needs the fits of all folds, ends with the results.
 
     A lock, which the runs inherit, keeps a second process away from a cell, even if the first one was killed while its
     training continues. The second process then waits.
@@ -58,6 +62,7 @@ def run_cell(cell: PlannedCell, device: str | None = None, processes: ProcessGro
         cell: The cell.
         device: Device of both runs; None for the bundle's choice.
         processes: Group that starts both runs and can end them.
+        part: Number of the part, from 0.
 
     Returns:
         False if nothing was left to do.
@@ -76,11 +81,12 @@ def run_cell(cell: PlannedCell, device: str | None = None, processes: ProcessGro
                     raise CellError("ended while waiting for an earlier process")
                 time.sleep(0.5)
         check_unchanged(cell)  # again: another command may have started the cell since this one planned it
-        steps, is_finished = cell.unfinished_steps(), cell.results.is_dir()
+        steps, is_finished = cell.part(part), cell.results.is_dir()
         if not steps:
             return False
         write_settings(cell.settings, cell.work)
-        shutil.rmtree(cell.work / "eval", ignore_errors=True)
+        if part == 0:
+            shutil.rmtree(cell.work / "eval", ignore_errors=True)
         for step in steps:
             command = [sys.executable, *step.command[1:], *([] if device is None else [f"--device={device}"])]
             log_file = cell.work / f"{step.name}.log"
@@ -93,7 +99,7 @@ def run_cell(cell: PlannedCell, device: str | None = None, processes: ProcessGro
                 raise CellError(f"{step.name} failed with exit code {code}{_reason_in_log(output)}; see {log_file}")
         if is_finished:
             _add_test_sets(cell, steps)
-        else:
+        elif part or not cell.part(1):
             _publish(cell, device)
         return True
 
@@ -154,18 +160,19 @@ def _why(error: OSError) -> str:
     return error.args[0][0][2] if isinstance(error, shutil.Error) else error.strerror or str(error)
 
 
-def run_cells(cells: Sequence[PlannedCell], submit: Callable[[PlannedCell], Any]) -> dict[str, str]:
-    """Run cells and show their progress.
+def run_cells(cells: Sequence[PlannedCell], submit: Callable[[PlannedCell], Any], part: int = 0) -> dict[str, str]:
+    """Run cells, or a part of each, and show their progress.
 
     Args:
         cells: The cells.
         submit: Starts `run_cell` and returns its future, with `done()` and `result()`.
+        part: Number of the part that it runs.
 
     Returns:
         The reason for each cell that failed, by its name.
     """
     failed = {}
-    steps = {cell.name: cell.unfinished_steps() for cell in cells}
+    steps = {cell.name: cell.part(part) for cell in cells}
     done, totals = ({cell.name: cell.progress(steps[cell.name])[part] for cell in cells} for part in (0, 1))
     running = {cell.name: (cell, submit(cell)) for cell in cells}
     interval = 1 if sys.stderr.isatty() else 60
@@ -184,7 +191,8 @@ def run_cells(cells: Sequence[PlannedCell], submit: Callable[[PlannedCell], Any]
                     try:
                         future.result()
                         progress.update(left)
-                        tqdm.write(f"{name}: finished, {cell.results}")
+                        waits = part == 0 and cell.part(1)
+                        tqdm.write(f"{name}: {'trained' if waits else f'finished, {cell.results}'}")
                     except Exception as error:
                         failed[name] = one_line(error)
                         total -= left
@@ -194,8 +202,8 @@ def run_cells(cells: Sequence[PlannedCell], submit: Callable[[PlannedCell], Any]
     return failed
 
 
-def _run_here(cells: Sequence[PlannedCell], workers: int, devices: Sequence[str | None]) -> dict[str, str]:
-    """Run cells side by side on this machine; end them on an interrupt."""
+def _run_here(cells: Sequence[PlannedCell], part: int, workers: int, devices: Sequence[str | None]) -> dict[str, str]:
+    """Run a part of cells side by side on this machine; end them on an interrupt."""
     free: queue.SimpleQueue[str | None] = queue.SimpleQueue()
     for number in range(workers):
         free.put(devices[number % len(devices)])
@@ -204,28 +212,28 @@ def _run_here(cells: Sequence[PlannedCell], workers: int, devices: Sequence[str 
     def run_on_free_device(cell: PlannedCell) -> None:
         device = free.get()
         try:
-            run_cell(cell, device, processes)
+            run_cell(cell, device, processes, part)
         finally:
             free.put(device)
 
     pool = ThreadPoolExecutor(workers)
     try:
-        return run_cells(cells, lambda cell: pool.submit(run_on_free_device, cell))
+        return run_cells(cells, lambda cell: pool.submit(run_on_free_device, cell), part)
     finally:
         processes.end()
         pool.shutdown(cancel_futures=True)
 
 
-def _run_on_slurm(cells: Sequence[PlannedCell], executor: Any) -> dict[str, str]:
-    """Run each cell as a job; cancel the jobs on an interrupt."""
+def _run_on_slurm(cells: Sequence[PlannedCell], part: int, executor: Any) -> dict[str, str]:
+    """Run a part of each cell as a job; cancel the jobs on an interrupt."""
     jobs: list[Any] = []
 
     def submit(cell: PlannedCell) -> Any:
-        jobs.append(executor.submit(run_cell, cell))
+        jobs.append(executor.submit(run_cell, cell, part=part))
         return jobs[-1]
 
     try:
-        return run_cells(cells, submit)
+        return run_cells(cells, submit, part)
     finally:
         for job in jobs:
             if not job.done():
@@ -250,7 +258,8 @@ def compare_losses(
 ) -> None:
     """Train and evaluate every loss with every seed under one protocol, without and with a temperature.
 
-    The temperature of each network is fitted on its own validation split, if there is one.
+    The temperature of each network is fitted on its own validation split, if there is one; with folds, one for all of
+    a run on those of all.
 
     Any id of the bundle's train.yaml and evaluate.yaml is an option as well, such as --max_epochs 10 or
     --batch_size 8; it applies to every cell.
@@ -312,6 +321,7 @@ def compare_losses(
     for cell in cells:
         check_unchanged(cell)
     check_comparable(cells, out)
+    check_fits(cells)
     read_plan(out)
     cluster = slurm_executor(work / "slurm", slurm or {}) if executor == "slurm" else None
 
@@ -332,11 +342,22 @@ def compare_losses(
             print("\n".join([f"{cell.name}:", *(step.shown for step in steps)]))
         else:
             print(f"{cell.name}: finished before, {cell.results}")
-    if cluster is not None:
-        failed = _run_on_slurm(unfinished, cluster)
-    else:
-        on: Sequence[str | None] = devices or [None]
-        failed = _run_here(unfinished, workers or len(on), on)
+    on: Sequence[str | None] = devices or [None]
+    failed: dict[str, str] = {}
+    for part in (0, 1):
+        lacking = {cell.run: cell.name for cell in unfinished if cell.name in failed}
+        ready = []
+        for cell in unfinished:
+            if cell.part(part) and cell.run not in lacking:
+                ready.append(cell)
+            elif cell.part(part):
+                failed.setdefault(cell.name, f"no temperature without {lacking[cell.run]}")
+        if not ready:
+            continue
+        if cluster is not None:
+            failed |= _run_on_slurm(ready, part, cluster)
+        else:
+            failed |= _run_here(ready, part, workers or len(on), on)
     print(f"{len(cells) - len(failed)} of {len(cells)} cells are finished, {len(failed)} failed")
     for name, reason in failed.items():
         print(f"{name}: {reason}")

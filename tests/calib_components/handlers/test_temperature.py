@@ -6,7 +6,7 @@ import errno
 import json
 import logging
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -168,7 +168,7 @@ def test_given_temperature_removes_what_is_said_of_another(
     calibrate: Callable[..., TemperatureScaled], tmp_path: Path
 ) -> None:
     calibrate()
-    assert len(list((tmp_path / "out").iterdir())) == 2
+    assert len(list((tmp_path / "out").iterdir())) == 3
     (tmp_path / "out" / "cases.csv").touch()
     calibrate(temperature=1)
     assert [file.name for file in (tmp_path / "out").iterdir()] == ["cases.csv"]
@@ -376,13 +376,79 @@ def test_full_disk_leaves_all_as_it_was(
     assert snapshot(tmp_path) == before
 
 
-@pytest.mark.parametrize("name", ["temperature.json", "reliability_temperature.png"])
+@pytest.mark.parametrize("name", ["temperature.json", "temperature_fit.json", "reliability_temperature.png"])
 def test_folder_in_the_way(name: str, calibrate: Callable[..., TemperatureScaled], tmp_path: Path) -> None:
     (tmp_path / "out" / name).mkdir(parents=True)
     before = snapshot(tmp_path)
     with pytest.raises(InputError, match=f"out/{name}: expected a file or nothing, got a folder$"):
         calibrate()
     assert snapshot(tmp_path) == before
+
+
+class TestPool:
+    """One temperature for several networks, here of two folds."""
+
+    @pytest.fixture
+    def folds(
+        self, calibrate: Callable[..., TemperatureScaled], cases: list[dict[str, Any]], tmp_path: Path
+    ) -> list[Path]:
+        folders = [tmp_path / "fold0", tmp_path / "fold1"]
+        calibrate(cases[:6], output_dir=folders[0])
+        calibrate(cases[6:], output_dir=folders[1])
+        return folders
+
+    def test_is_fitted_to_the_patients_of_all_without_a_case(
+        self, folds: list[Path], calibrate: Callable[..., TemperatureScaled], tmp_path: Path
+    ) -> None:
+        own = [read_temperature(folder).temperature for folder in folds]
+        scaled = calibrate([], pool=folds)
+        pooled = read_temperature(tmp_path / "out")
+        assert min(own) < pooled.temperature < max(own)
+        assert weights(tmp_path)["temperature"].item() == scaled.temperature.item() == np.float32(pooled.temperature)
+        calibrate(output_dir=tmp_path / "whole")
+        whole = read_temperature(tmp_path / "whole")
+        assert pooled.leave_one_out == pytest.approx(whole.leave_one_out)
+        rest = (asdict(replace(estimate, leave_one_out={})) for estimate in (pooled, whole))
+        assert next(rest) == pytest.approx(next(rest))
+
+    def test_can_be_pooled_again_and_has_no_figure(
+        self, folds: list[Path], calibrate: Callable[..., TemperatureScaled], tmp_path: Path
+    ) -> None:
+        calibrate()
+        calibrate([], pool=folds)
+        assert {file.name for file in (tmp_path / "out").iterdir()} == {"temperature.json", "temperature_fit.json"}
+        once = (tmp_path / "out" / "temperature.json").read_bytes()
+        calibrate([], pool=[tmp_path / "out"], output_dir=tmp_path / "again")
+        assert (tmp_path / "again" / "temperature.json").read_bytes() == once
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            (
+                {"region": "predicted"},
+                r"fold0/temperature_fit.json: expected a fit of region predicted, got one of all$",
+            ),
+            ({"temperature": 2}, r"^temperature: expected null beside a pool of fits, got 2$"),
+            ({"pool": ["fold0", "fold1", "fold0"]}, r"^pool: expected each fit once, got \S+/fold0 2 times$"),
+            ({"pool": ["fold2"]}, r"fold2/temperature_fit.json: expected what a fit .* keeps, got No such file"),
+            ({"pool": ["empty"]}, r"empty/temperature_fit.json: values: expected a dictionary with region, .*, got $"),
+        ],
+    )
+    def test_what_cannot_be_pooled_leaves_all_as_it_was(
+        self,
+        options: dict[str, Any],
+        message: str,
+        folds: list[Path],
+        calibrate: Callable[..., TemperatureScaled],
+        tmp_path: Path,
+    ) -> None:
+        (tmp_path / "empty").mkdir()
+        (tmp_path / "empty" / "temperature_fit.json").write_text("{}")
+        before = snapshot(tmp_path)
+        pool = [tmp_path / name for name in options.get("pool", ["fold0", "fold1"])]
+        with pytest.raises(InputError, match=message):
+            calibrate([], **{**options, "pool": pool})
+        assert snapshot(tmp_path) == before
 
 
 class TestEstimateInAFile:
@@ -424,8 +490,9 @@ class TestCalibrationCases:
             ("validation1", "p7"),
         ]
 
-    def test_none_are_read_for_a_given_temperature(self, tmp_path: Path) -> None:
-        assert calibration_cases(tmp_path / "none.json", "validation", tmp_path, SIZE, 1, temperature=1) == []
+    @pytest.mark.parametrize("given", [{"temperature": 1}, {"pool": ["fold0", "fold1"]}], ids=["temperature", "pool"])
+    def test_none_are_read_where_none_are_needed(self, given: dict[str, Any], tmp_path: Path) -> None:
+        assert calibration_cases(tmp_path / "none.json", "validation", tmp_path, SIZE, 1, **given) == []
 
     def test_there_is_one_for_each_process(self, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("ignite.distributed.get_world_size", lambda: 2)

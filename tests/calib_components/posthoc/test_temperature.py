@@ -433,6 +433,47 @@ def test_effect(values: tuple[float, float, float], expected: str) -> None:
     assert re.fullmatch(expected, TemperatureEstimate(*values, 0.9, {}, 0.3, 0.2, 8, 100, False).effect())
 
 
+class TestKeptFit:
+    @pytest.mark.parametrize("region", ["all", "plausible(0.1)", "band", [1, 3]])
+    def test_parts_put_together_are_the_whole(self, region: Any) -> None:
+        """Fits of two folds, which come back from files."""
+        logits, y = draw(SHAPES[3])
+        parts = [TemperatureScaling(region), TemperatureScaling(region)]
+        parts[0].update(logits[:2], y[:2], NAMES[:2])
+        parts[1].update(logits[2:], y[2:], NAMES[2:])
+        pooled = TemperatureScaling(region)
+        for part in parts:
+            pooled.add(TemperatureScaling.from_dict(json.loads(json.dumps(part.to_dict(), allow_nan=False))))
+        assert_same(pooled.compute(), fit(logits, y, NAMES, region=region))
+
+    def test_options_come_back(self) -> None:
+        scaling = TemperatureScaling("predicted", 255, True)
+        again = TemperatureScaling.from_dict(scaling.to_dict())
+        assert (again.region, again.ignore_index, again.sigmoid) == (scaling.region, 255, True)
+
+    def test_band_in_mm_has_no_name(self) -> None:
+        with pytest.raises(ValueError, match=r"^region: expected one without a spacing, got band\(3 at 1x1x5\)$"):
+            TemperatureScaling(Region("band", 3, spacing=(1, 1, 5))).to_dict()
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"patients": []}, r"^patients: expected the sums of each patient, got list$"),
+            ({"patients": {"a": [1.0] * 27}}, r"^patients: expected 28 sums over voxels for a, got \[1.0, "),
+            ({"patients": {"a": [math.nan] * 28}}, r"^patients: expected 28 sums over voxels for a, got \[nan, "),
+            ({"patients": {"a": [0.0] * 28}}, r"^patients: expected 28 sums over voxels for a, got \[0.0, "),
+            ({"patients": {"a": [1.0] * 27 + [-1.0]}}, r"^patients: expected 28 sums over voxels for a, got "),
+            ({"patients": {"a": ["1"] * 28}}, r"^patients: expected 28 sums over voxels for a, got \['1', "),
+            ({"region": "nowhere"}, r"^region: expected one of 'all', .*, got 'nowhere'$"),
+            ({"sigmoid": 1}, r"^sigmoid: expected "),
+            ({"temperature": 1}, r"^values: expected a dictionary with region, .*, got region, .*, temperature$"),
+        ],
+    )
+    def test_broken_one_is_an_error(self, change: dict[str, Any], message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            TemperatureScaling.from_dict({**TemperatureScaling().to_dict(), **change})
+
+
 def test_json() -> None:
     for names in ("a", NAMES):
         estimate = fit(*draw(SHAPES[2]), names)

@@ -20,6 +20,7 @@ from calib_components.tools.comparison.cell_settings import Condition, write_set
 from calib_components.tools.comparison.plan import (
     PlannedCell,
     check_comparable,
+    check_fits,
     check_unchanged,
     find_folds,
     plan_cell,
@@ -409,6 +410,40 @@ class TestFolds:
         assert cell.settings.overrides == {}
         for step in cell.steps:
             assert f"--datalist={folds}/datalist_fold1.json" in step.command
+
+    def test_one_temperature_is_fitted_to_all_folds_of_a_run(self, folds: Path) -> None:
+        cell = self.plan(folds, NACL_MAX, 1)
+        assert [[step.name for step in cell.part(number)] for number in (0, 1)] == [
+            ["train", "calibrate", "evaluate"],
+            ["pool", "evaluate_temperature"],
+        ]
+        own, pooled, scaled = (options_of(cell, name) for name in ("calibrate", "pool", "evaluate_temperature"))
+        work = folds.parent / "out" / "work" / "nacl_max"
+        assert own["--output_dir"] == f"{work}/seed0_fold1/fit"
+        assert pooled["--output_dir"] == scaled["--output_dir"] == f"{work}/seed0_fold1/eval/temperature"
+        assert pooled["--pool"] == str([f"{work}/seed0_fold0/fit", f"{work}/seed0_fold1/fit"])
+        assert pooled["--calibrated_path"] == scaled["--load_path"] == f"{work}/seed0_fold1/model_calibrated.pt"
+        assert "--pool" not in own
+
+    def test_fold_without_cases_to_fit_on_is_not_pooled(self, folds: Path) -> None:
+        listed = make_datalist("a", "b", "x")
+        (folds / "datalist_fold0.json").write_text(json.dumps({**listed, "validation": []}))
+        assert [step.name for step in self.plan(folds, NACL_MAX, 0).steps] == ["train", "evaluate"]
+        work = folds.parent / "out" / "work" / "nacl_max"
+        assert self.plan(folds, NACL_MAX, 1).fits == [work / "seed0_fold1" / "fit"]
+
+    def test_fit_of_a_finished_fold_is_needed_for_the_others(self, folds: Path) -> None:
+        cells = [self.plan(folds, NACL_MAX, fold) for fold in (0, 1)]
+        check_fits(cells)
+        cells[0].results.mkdir(parents=True)
+        message = (
+            r"nacl_max/seed0_fold0/fit/temperature_fit.json: expected the fit of a finished fold, .* to run it again"
+        )
+        with pytest.raises(InputError, match=message):
+            check_fits(cells)
+        cells[0].fits[0].mkdir(parents=True)
+        (cells[0].fits[0] / "temperature_fit.json").touch()
+        check_fits(cells)
 
     def test_folds_and_losses_are_comparable_but_not_with_cells_of_one_split(self, folds: Path) -> None:
         other = PRESETS["table1"][0]

@@ -128,7 +128,7 @@ class TestArguments:
     def test_paths_and_names_are_taken_as_typed(
         self, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(RUN_CELL, lambda cell, device, processes: None)
+        monkeypatch.setattr(RUN_CELL, lambda cell, device, processes, part: None)
         monkeypatch.chdir(tmp_path)
         data.rename("2024_11_25")
         shutil.copy("2024_11_25/datalist.json", "20241125")
@@ -211,7 +211,7 @@ class TestComparison:
     def test_a_failed_cell_gives_exit_code_1(
         self, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        def fail(cell: PlannedCell, device: str, processes: ProcessGroup) -> None:
+        def fail(cell: PlannedCell, device: str, processes: ProcessGroup, part: int) -> None:
             if cell.settings.method == "nacl":
                 raise CellError("train failed")
 
@@ -226,27 +226,53 @@ class TestComparison:
     ) -> None:
         splits = []
 
-        def evaluate(cell: PlannedCell, device: str, processes: ProcessGroup) -> None:
+        def evaluate(cell: PlannedCell, device: str, processes: ProcessGroup, part: int) -> None:
             splits.append(cell.settings.evaluation["split"])
 
         monkeypatch.setattr(RUN_CELL, evaluate)
         compare_losses(**options(data, tmp_path / "out", "tuning"))
         assert splits == ["validation"] * 20
 
-    def test_every_fold_is_run(self, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    @pytest.fixture
+    def folds(self, data: Path) -> Path:
+        """Prepared data of two folds."""
         for fold, testing in enumerate("xy"):
             (data / f"datalist_fold{fold}.json").write_text(json.dumps(make_datalist("a", "b", testing)))
-        run: list[str] = []
-        monkeypatch.setattr(RUN_CELL, lambda cell, device, processes: run.append(cell.name))
-        compare_losses(**options(data, tmp_path / "out", "nacl", "ce_dice"), folds=2)
-        assert run == [f"{loss}, seed 0, fold {fold}" for loss in ("nacl", "ce_dice") for fold in (0, 1)]
+        return data
+
+    def test_every_fold_is_run(self, folds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """What needs one temperature for all folds comes once all are trained."""
+        run: list[tuple[int, str]] = []
+        monkeypatch.setattr(RUN_CELL, lambda cell, device, processes, part: run.append((part, cell.name)))
+        compare_losses(**options(folds, tmp_path / "out", "nacl", "ce_dice"), folds=2)
+        names = [f"{loss}, seed 0, fold {fold}" for loss in ("nacl", "ce_dice") for fold in (0, 1)]
+        assert run == [(part, name) for part in (0, 1) for name in names]
         plan = json.loads((tmp_path / "out" / "plan.json").read_text())
         assert [(entry["method"], entry["fold"]) for entry in plan] == [
             ("nacl", 0), ("nacl", 1), ("ce_dice", 0), ("ce_dice", 1)
         ]  # fmt: skip
 
+    def test_a_failed_fold_leaves_its_run_without_a_temperature(
+        self, folds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        run: list[tuple[int, str]] = []
+
+        def fail(cell: PlannedCell, device: str, processes: ProcessGroup, part: int) -> None:
+            run.append((part, cell.name))
+            if cell.name == "nacl, seed 0, fold 1":
+                raise CellError("train failed")
+
+        monkeypatch.setattr(RUN_CELL, fail)
+        with pytest.raises(SystemExit):
+            compare_losses(**options(folds, tmp_path / "out", "nacl", "ce_dice"), folds=2)
+        assert [name for part, name in run if part == 1] == ["ce_dice, seed 0, fold 0", "ce_dice, seed 0, fold 1"]
+        assert capsys.readouterr().out.endswith(
+            "2 of 4 cells are finished, 2 failed\nnacl, seed 0, fold 1: train failed\n"
+            "nacl, seed 0, fold 0: no temperature without nacl, seed 0, fold 1\n"
+        )
+
     def test_work_may_lie_elsewhere(self, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(RUN_CELL, lambda cell, device, processes: None)
+        monkeypatch.setattr(RUN_CELL, lambda cell, device, processes, part: None)
         compare_losses(**options(data, tmp_path / "out", "nacl"), work=tmp_path / "work")
         assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["commands.sh", "plan.json"]
         assert (tmp_path / "work" / ".gitignore").read_text() == "*\n"
@@ -255,7 +281,7 @@ class TestComparison:
         self, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         used = []
-        monkeypatch.setattr(RUN_CELL, lambda cell, device, processes: used.append(device))
+        monkeypatch.setattr(RUN_CELL, lambda cell, device, processes, part: used.append(device))
         compare_losses(**{**options(data, tmp_path, "nacl", "ce_dice"), "devices": ["cuda:0", "cuda:1"]})
         assert sorted(used) == ["cuda:0", "cuda:1"]
 
@@ -273,7 +299,7 @@ class TestComparison:
             def update_parameters(self, **parameters: Any) -> None:
                 assert parameters == {"time": 60}
 
-            def submit(self, function: Callable[..., bool], cell: PlannedCell) -> Future:
+            def submit(self, function: Callable[..., bool], cell: PlannedCell, part: int) -> Future:
                 submitted.append(cell.name)
                 job: Future = Future()
                 job.set_result(False)
@@ -372,7 +398,7 @@ class TestFurtherTestSets:
     ) -> None:
         run: list[list[str]] = []
         monkeypatch.setattr(
-            RUN_CELL, lambda cell, device, processes: run.append([step.name for step in cell.unfinished_steps()])
+            RUN_CELL, lambda cell, device, processes, part: run.append([step.name for step in cell.unfinished_steps()])
         )
         shutil.copytree(data, tmp_path / "scanner")
         out, further = tmp_path / "out", [f"b={tmp_path / 'scanner'}"]
@@ -388,6 +414,35 @@ class TestFurtherTestSets:
         assert (out / "commands.sh").read_text().count("python -m monai.bundle run") == 4 + 2
 
 
+class TestFold:
+    """A fold of a cross-validation, whose temperature needs the fits of all."""
+
+    def fold(self, folder: Path) -> PlannedCell:
+        cell = made_up(folder, "fold")
+        output = cell.work / "eval" / "temperature"
+        line = WRITE.format(str(output), "temperature.json", "fitted")
+        pool = Step("pool", ["python", "-c", line], output / "temperature.json")
+        return replace(cell, steps=[*cell.steps, pool])
+
+    def test_results_appear_with_the_second_part(self, tmp_path: Path) -> None:
+        cell = self.fold(tmp_path)
+        assert run_cells([cell], lambda cell: done(run_cell(cell))) == {}
+        assert (cell.work / "eval" / "cases.csv").is_file()
+        assert not cell.results.exists()
+        assert run_cells([cell], lambda cell: done(run_cell(cell, part=1)), part=1) == {}
+        assert sorted(path.name for path in cell.results.iterdir()) == [
+            "cases.csv", "history.csv", "settings.json", "temperature"
+        ]  # fmt: skip
+        for part in (0, 1):
+            assert not run_cell(cell, part=part)
+
+    def test_first_part_begins_anew(self, tmp_path: Path) -> None:
+        cell = self.fold(tmp_path)
+        for part in (0, 0, 1):
+            assert run_cell(cell, part=part)
+        assert (cell.results / "temperature" / "temperature.json").read_text() == "fitted"
+
+
 def done(result: object) -> Future:
     future: Future = Future()
     future.set_result(result)
@@ -397,7 +452,7 @@ def done(result: object) -> Future:
 def test_cells_without_temperature_are_named_once(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(RUN_CELL, lambda cell, device, processes: None)
+    monkeypatch.setattr(RUN_CELL, lambda cell, device, processes, part: None)
     compare_losses(**options(data, tmp_path / "out", "nacl"))
     assert "No temperature" not in capsys.readouterr().out
     listed = json.loads((data / "datalist.json").read_text())
