@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from monai.bundle import ckpt_export, create_workflow, verify_metadata, verify_net_in_out
 
 from scripts.package_bundle import package_bundle
@@ -46,6 +47,18 @@ def test_necessary_and_preferred_files(bundle: Path) -> None:
 def test_version_is_in_the_changelog(bundle: Path) -> None:
     metadata = json.loads((bundle / "configs" / "metadata.json").read_text())
     assert metadata["version"] in metadata["changelog"]
+
+
+def test_model_card_has_the_numbers_of_the_metadata(bundle: Path) -> None:
+    """As the Hugging Face Hub reads it: it refuses a card with an incomplete model-index."""
+    card = ModelCard.load(bundle / "docs" / "README.md").data
+    assert (card.library_name, card.pipeline_tag, card.model_name) == ("monai", "image-segmentation", bundle.name)
+    assert {"monai", "medical"} <= {*card.tags}
+    licence = card.license if card.license != "other" else card.license_name
+    assert licence in ("cc-by-nc-sa-4.0", "terms-of-the-data")  # of the weights, which is not that of the code
+    assert licence != "terms-of-the-data" or (bundle / card.license_link).is_file()
+    metadata = json.loads((bundle / "configs" / "metadata.json").read_text())
+    assert {result.metric_type: result.metric_value for result in card.eval_results} == metadata["eval_metrics"]
 
 
 @pytest.mark.skipif(not SCHEMA.is_file(), reason=f"the Model Zoo's schema is not at {SCHEMA}")

@@ -39,6 +39,7 @@ def test_site_builds_without_warnings(tmp_path: Path) -> None:
         assert not re.search(r'<(?:link|script)[^>]*(?:href|src)="(?:https?:)?//', html), (
             f"{page}: fetches from elsewhere"
         )
+    assert "library_name" not in (tmp_path / "bundles" / "acdc" / "index.html").read_text()  # the head of a model card
     assert "NACLLoss" in (tmp_path / "api" / "losses" / "index.html").read_text()
 
 
