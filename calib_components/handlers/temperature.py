@@ -21,7 +21,6 @@ from calib_components.errors import InputError, check_writable, make_folder, rea
 from calib_components.facts import FACTS, Facts, facts_beside, write_facts
 from calib_components.handlers.weights import WeightsLoader, check_weights, with_temperature
 from calib_components.metrics import CalibrationBins, ECEMetric
-from calib_components.metrics.regions import Region
 from calib_components.posthoc import TemperatureEstimate, TemperatureScaling, find_temperature, set_temperature
 
 __all__ = ["FIT", "TemperatureCalibration", "calibration_cases", "read_temperature", "write_temperature"]
@@ -111,7 +110,8 @@ class TemperatureCalibration:
         temperature: A temperature to write into the weights without a fit. The other files, which an earlier fit may
             have left, are removed: they would be of another temperature.
         pool: Folders of earlier fits, such as those of all folds of a cross-validation, each with the network of its
-            fold: one temperature is fitted to all their patients, without any case. There is no figure then.
+            fold: one temperature is fitted to all their patients, each of whom is in one of them, without any case.
+            `temperature_fit.json` stays as it is then, and there is no figure.
         facts: Facts of the data, which are compared with those of the weights; None not to compare them.
 
     Raises:
@@ -182,18 +182,18 @@ class TemperatureCalibration:
         if self.temperature is not None:
             raise InputError(f"temperature: expected null beside a pool of fits, got {self.temperature}")
         fit = TemperatureScaling(region=self.region)
-        for other in _read_fits(pool, fit.region):
-            if idist.get_rank() == 0:  # `compute` adds up what all processes have
-                fit.add(other)
+        whole = _read_fits(pool, fit)
+        if idist.get_rank() == 0:  # `compute` adds up what all processes have
+            fit = whole
         check_weights(self.network, self.load_path)
-        estimate, kept = self._estimate(fit), fit.to_dict()
+        estimate = self._estimate(fit)
         set_temperature(self.network, estimate.temperature)
         if idist.get_rank() == 0:
             self._say(estimate)
             make_folder(self.output_dir)
             with self._writing_weights():
-                self._write_estimate(estimate, kept)
-            (self.output_dir / RELIABILITY).unlink(missing_ok=True)
+                (self.output_dir / RELIABILITY).unlink(missing_ok=True)
+                write_temperature(estimate, self.output_dir)
 
     def _reports(self) -> tuple[Path, ...]:
         return tuple(self.output_dir / name for name in (TEMPERATURE, FIT, RELIABILITY))
@@ -205,7 +205,7 @@ class TemperatureCalibration:
             if file.exists() and not file.is_file():
                 kind = "a folder" if file.is_dir() else "a device"
                 raise InputError(f"{file}: expected a file or nothing, got {kind}")
-        if self.calibrated_path.name in (FACTS, TEMPERATURE, RELIABILITY):
+        if self.calibrated_path.name in (FACTS, *(file.name for file in self._reports())):
             raise InputError(
                 f"calibrated_path: expected a file of weights, such as model.pt, got {self.calibrated_path}"
             )
@@ -307,20 +307,22 @@ def _update(fit: TemperatureScaling, logits: torch.Tensor, label: torch.Tensor, 
         raise InputError(str(error)) from error
 
 
-def _read_fits(folders: Sequence[str | os.PathLike], region: Region) -> Iterator[TemperatureScaling]:
-    files = [Path(folder) / FIT for folder in folders]
-    for file in files:
-        if files.count(file) > 1:
-            raise InputError(f"pool: expected each fit once, got {file.parent} {files.count(file)} times")
-        with reading(file, "what a fit of a temperature keeps"):
+def _read_fits(folders: Sequence[str | os.PathLike], empty: TemperatureScaling) -> TemperatureScaling:
+    """Return the fits in folders as one with the options of an empty one."""
+    whole = TemperatureScaling(empty.region, empty.ignore_index, empty.sigmoid)
+    found: dict[str, Path] = {}
+    for file in (Path(folder) / FIT for folder in folders):
+        with reading(file, "what calibrate.yaml keeps of a fit"):
             content = json.loads(file.read_bytes())
         try:
-            fit = TemperatureScaling.from_dict(content)
+            whole.add(TemperatureScaling.from_dict(content))
         except ValueError as error:
             raise InputError(f"{file}: {error}") from error
-        if (fit.region, fit.ignore_index, fit.sigmoid) != (region, None, False):
-            raise InputError(f"{file}: expected a fit of region {region.name}, got one of {fit.region.name}")
-        yield fit
+        for patient in content["patients"]:
+            if patient in found:
+                raise InputError(f"{file}: expected other patients than in {found[patient]}, got {patient}")
+            found[patient] = file
+    return whole
 
 
 def read_temperature(folder: str | os.PathLike) -> TemperatureEstimate:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -141,26 +142,23 @@ class TemperatureScaling:
         """
         if not isinstance(other, TemperatureScaling):
             raise TypeError(f"other: expected a TemperatureScaling, got {type(other).__name__}")
-        for name in ("region", "ignore_index", "sigmoid"):
-            own, given = getattr(self, name), getattr(other, name)
-            if own != given:
-                raise ValueError(f"other: expected a fit with {name} {own!r} as in this one, got {given!r}")
+        own, given = (
+            {"region": fit.region.name, "ignore_index": fit.ignore_index, "sigmoid": fit.sigmoid}
+            for fit in (self, other)
+        )
+        for name in own:
+            if own[name] != given[name]:
+                raise ValueError(f"other: expected a fit with {name} {own[name]!r} as in this one, got {given[name]!r}")
         for patient, sums in other._sums.items():
             self._sums[patient] = self._sums.get(patient, 0) + sums
 
     def to_dict(self) -> dict[str, Any]:
         """Return the options and what is kept of each patient of all processes, as data that JSON can store.
 
-        With it, fits of several networks, folds or hospitals are put together where their voxels are not.
-
-        Raises:
-            ValueError: The region is a band with a spacing, whose name cannot be read again.
+        So fits can be put together elsewhere, such as those of several folds. Patients keep their names.
         """
-        if self.region.spacing is not None:
-            raise ValueError(f"region: expected one without a spacing, got {self.region.name}")
         names, table = self._gathered()
-        region = list(self.region.classes) or self.region.name  # what Region.parse reads
-        options = {"region": region, "ignore_index": self.ignore_index, "sigmoid": self.sigmoid}
+        options = {"region": asdict(self.region), "ignore_index": self.ignore_index, "sigmoid": self.sigmoid}
         return {**options, "patients": dict(zip(names, table.tolist(), strict=True))}
 
     @classmethod
@@ -174,15 +172,21 @@ class TemperatureScaling:
         if not isinstance(values, Mapping) or values.keys() != set(names):
             given = ", ".join(map(str, values)) if isinstance(values, Mapping) else type(values).__name__
             raise ValueError(f"values: expected a dictionary with {', '.join(names)}, got {given}")
-        fit = cls(values["region"], values["ignore_index"], values["sigmoid"])
+        try:
+            region = Region(**values["region"])
+        except TypeError as error:
+            raise ValueError(f"region: expected the fields of a region, got {values['region']!r:.60}") from error
+        fit = cls(region, values["ignore_index"], values["sigmoid"])
         if not isinstance(values["patients"], Mapping):
             raise ValueError(f"patients: expected the sums of each patient, got {type(values['patients']).__name__}")
         for name, row in values["patients"].items():
-            is_table = isinstance(row, list) and all(type(value) in (int, float) for value in row)
-            sums = np.array(row if is_table else [], dtype=float)
+            if not isinstance(name, str) or not name:
+                raise ValueError(f"patients: expected names, got {name!r}")
+            is_row = isinstance(row, list) and all(type(value) is float for value in row)
+            sums = np.array(row if is_row else [], dtype=float)
             if sums.shape != (SUMS,) or not (np.isfinite(sums).all() and sums[0] >= 1 and (sums[2:] >= 0).all()):
                 raise ValueError(f"patients: expected {SUMS} sums over voxels for {name}, got {row!r:.60}")
-            fit._sums[str(name)] = sums
+            fit._sums[name] = sums
         return fit
 
     def compute(self) -> TemperatureEstimate:

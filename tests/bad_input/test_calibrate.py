@@ -105,7 +105,7 @@ ROWS = [
     Row("pool of a name", FOLDERS + "'fold0'", options={"pool": "fold0"}),
     Row("pool of nothing", FOLDERS + "[]", options={"pool": []}),
     Row("pool of numbers", FOLDERS + "[0, 1]", options={"pool": [0, 1]}),
-    Row("pool without a fit", "fold0/temperature_fit.json: expected what a fit of a temperature keeps, got No such",
+    Row("pool without a fit", "fold0/temperature_fit.json: expected what calibrate.yaml keeps of a fit, got No such",
         options={"pool": ["fold0"]}),
     Row("pool and temperature", "temperature: expected null beside a pool of fits, got 2",
         options={"pool": ["fold0"], "temperature": 2}),

@@ -33,7 +33,7 @@ class Condition(NamedTuple):
 
     Attributes:
         test_set: Name of a further test set; empty for the split that is compared.
-        scaled: Whether with the temperature that was fitted on its own validation split.
+        scaled: Whether with the temperature that was fitted on its own validation split, or on those of all folds.
     """
 
     test_set: str = ""
@@ -66,7 +66,8 @@ class CellSettings:
         made_with: Versions and device, once the cell is finished.
         fold: Number of the fold that is evaluated, from 0; None without cross-validation.
         folds: Number of folds; None without cross-validation.
-        calibration: Split and region that the temperature is fitted on; empty without a temperature.
+        calibration: Split and region that the temperature is fitted on, and the number of folds if it is that of all;
+            empty without a temperature, or as long as not all folds are finished.
         evaluate_on: Further test sets by their names: the SHA-256 of the list of prepared cases, `datalist`, and the
             patient of each case, `patients`.
     """
@@ -129,13 +130,18 @@ class CellSettings:
             differing(self.evaluation, other.evaluation),
             differing(here, there),
             differing(self.overrides, other.overrides),
-            self._other_calibration(other) if self.fold == other.fold else [],  # a fold may lack a validation split
+            self._other_calibration(other) if self.folds == other.folds else [],
             self._other_test_sets(other),
         )
 
     def _other_calibration(self, other: CellSettings) -> list[str]:
-        """Return whether the temperature is fitted on others, unless this follows from what is evaluated."""
-        return ["calibration"] if self.calibration != other.calibration and self.evaluation == other.evaluation else []
+        """Return whether the temperature is fitted on others, unless this follows from what is evaluated.
+
+        A finished fold may not have its temperature yet.
+        """
+        to_come = self.folds is not None and {} in (self.calibration, other.calibration)
+        same = self.calibration == other.calibration or self.evaluation != other.evaluation
+        return [] if same or to_come else ["calibration"]
 
     def _other_test_sets(self, other: CellSettings) -> list[str]:
         """Return which test sets of the same name have other data."""

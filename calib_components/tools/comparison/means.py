@@ -59,6 +59,10 @@ ABOUT_TEMPERATURE = (
     "own data (below T: its 95 % interval). T > 1: the network was overconfident there; T < 1: underconfident. The "
     "segmentation stays the same. "
 )
+ABOUT_TEMPERATURE_OF_FOLDS = (
+    "Here T is one number for the networks of all folds, fitted on the validation splits of all: each test patient has "
+    "been a validation patient of another network, so T, though no network, has seen it. "
+)
 ABOUT_FOREGROUND = "ECE, CECE, NLL and Brier score are computed over the ground-truth foreground. "
 ABOUT_DIAGRAMS = (
     "Accuracy over confidence of the predicted class, over {}. The ECE in each title is pooled over these voxels, "
@@ -130,6 +134,7 @@ def means_section(results: Results, test_set: str = "") -> Section:
     caption = (
         f"Mean over the cases of the {results.split} split; the best is bold, the second best underlined. {below}"
         f"{ABOUT_TEMPERATURE if scaled.methods else ''}"
+        f"{ABOUT_TEMPERATURE_OF_FOLDS if scaled.methods and results.first.settings.folds else ''}"
         "HD95 is in voxels of the prepared grid, whatever the distance between slices. "
         f"{ABOUT_REGIONS + about if regions else ABOUT_FOREGROUND}"
         f"{ABOUT_FOUND_IN_ONE} {ABOUT_SEEDS if results.has_several_runs else ABOUT_PATIENTS}"
@@ -158,7 +163,8 @@ def _seeds(method: TrainedMethod) -> int:
 
 def _temperature(method: TrainedMethod) -> tuple[str, list[str]]:
     """Return the temperature of a method as text, and its interval; of several networks, the range."""
-    fits = [cell.temperature for cell in method.cells if cell.temperature is not None]
+    firsts = [run.cells[0].temperature for run in method.runs]  # all folds of a run have the same
+    fits = [fit for fit in firsts if fit is not None]
     low, high = (f"{end(fit.temperature for fit in fits):.2f}" for end in (min, max))
     if len(fits) > 1:
         return f"T {low}" + (f" to {high}" if low != high else ""), []

@@ -13,7 +13,6 @@ from monai.bundle import ConfigParser
 
 from calib_components.errors import InputError, nearest
 from calib_components.fingerprint import EVALUATION, TRAINING, differing, fingerprint
-from calib_components.handlers.temperature import FIT
 from calib_components.tools.comparison.cell_settings import (
     CellSettings,
     Condition,
@@ -22,11 +21,12 @@ from calib_components.tools.comparison.cell_settings import (
     read_settings,
 )
 from calib_components.tools.comparison.datalists import digest, has_cases, read_patients, read_test_patients
+from calib_components.tools.comparison.results import PlanEntry
 from calib_components.tools.comparison.settings import Setting
 from calib_components.tools.comparison.steps import Step, command
 from calib_components.tools.configs import checked_settings, read_configs
 
-__all__ = ["PlannedCell", "check_comparable", "check_fits", "check_unchanged", "find_folds", "plan_cell"]
+__all__ = ["PlannedCell", "check_comparable", "check_folds", "check_unchanged", "find_folds", "plan_cell"]
 
 SET_PER_CELL = ("bundle_root", "ckpt_dir", "device", "load_path", "output_dir", "resume", "seed")
 # Further options that have no effect on numbers: places, names for display, and who does the work.
@@ -38,8 +38,7 @@ GEOMETRY: Mapping[str, tuple[str, ...]] = dict.fromkeys(
     ("in_channels", "class_names", "structures", "image_size", "crop_size"), ()
 )
 WEIGHTS, CALIBRATED = "model.pt", "model_calibrated.pt"
-POOL = "pool"  # the step that fits one temperature to all folds of a run, once all are trained
-FIT_FOLDER = "fit"  # in the work of a fold: the fit on its own validation split
+OWN_FIT = "fit"  # folder in the results of a fold: the fit on its own validation split, see TemperatureCalibration
 
 
 @dataclass(frozen=True)
@@ -51,9 +50,8 @@ class PlannedCell:
         results: Folder of the small files; it exists once the cell is finished.
         work: Folder of checkpoints, logs and TensorBoard's files.
         steps: The runs that train, fit the temperature, and evaluate without and with it, in this order; of a fold,
-            what needs a temperature comes last.
+            those that need all folds come last.
         settings: What the cell is made with, kept as `settings.json` in both folders.
-        fits: Of a fold, the folders of the fits that its temperature is fitted to, those of all folds of the run.
     """
 
     name: str
@@ -61,25 +59,27 @@ class PlannedCell:
     work: Path
     steps: list[Step]
     settings: CellSettings
-    fits: Sequence[Path] = ()
 
     @property
-    def run(self) -> tuple[str, int]:
-        """What the folds of a run have in common: their setting and seed."""
+    def of_run(self) -> tuple[str, int]:
+        """What the folds of a run have in common: method and seed."""
         return self.settings.method, self.settings.seed
 
-    def part(self, number: int) -> list[Step]:
-        """Return the unfinished steps of the first (0) or second part (1), which needs the fits of all folds."""
-        steps = self.unfinished_steps()
-        first = next((position for position, step in enumerate(steps) if step.name == POOL), len(steps))
-        return steps[first:] if number else steps[:first]
-
     def unfinished_steps(self) -> list[Step]:
-        """Return the steps to run: of a finished cell, those for further test sets that it was not evaluated on."""
+        """Return the steps to run: of a finished cell, those for further test sets that it was not evaluated on.
+
+        Those that need all folds are left out.
+        """
         if not self.results.is_dir():
-            return self.steps
-        made = ("", *read_settings(self.results).evaluate_on)
-        return [step for step in self.steps if step.test_set not in made]
+            return [step for step in self.steps if not step.needs_all_folds]
+        made = read_settings(self.results)
+        lacking = [step for step in self.steps if step.test_set not in ("", *made.evaluate_on)]
+        return [step for step in lacking if made.calibration or not step.needs_all_folds]
+
+    def steps_of_all_folds(self) -> list[Step]:
+        """Return the steps to run once all folds of the run are finished."""
+        is_scaled = self.results.is_dir() and read_settings(self.results).calibration
+        return [] if is_scaled else [step for step in self.steps if step.needs_all_folds]
 
     def progress(self, steps: Sequence[Step]) -> tuple[int, int]:
         """Return how much of some steps is done and how much there is; each epoch of a training counts as a step."""
@@ -91,12 +91,11 @@ class PlannedCell:
             sum(self.settings.training["max_epochs"] if step.writes is None else 1 for step in steps),
         )
 
-    def settings_with_all_commands(self) -> CellSettings:
-        """Return the settings with all commands: those that made what is finished, and those that are left."""
-        if not self.results.is_dir():
-            return self.settings
-        made = read_settings(self.results).commands
-        return replace(self.settings, commands=[*made, *(step.shown for step in self.unfinished_steps())])
+    def entry(self) -> PlanEntry:
+        """Return all commands: those that made what is finished, and those that are left."""
+        made = read_settings(self.results).commands if self.results.is_dir() else []
+        left = [step.shown for step in self.unfinished_steps()]
+        return PlanEntry(self.settings, [*made, *left], [step.shown for step in self.steps_of_all_folds()])
 
 
 def find_folds(folds: int, dataset_dir: Path) -> None:
@@ -164,6 +163,7 @@ def plan_cell(
     evaluate.update({**places, **for_evaluation})
     training, evaluation = checked_settings(train, TRAINING, configs), checked_settings(evaluate, EVALUATION, configs)
     datalist = Path(str(overrides.get("datalist", dataset_dir / "datalist.json")))
+    lists = [datalist] if folds is None else [_list_of_fold(dataset_dir, number) for number in range(folds)]
     # A further test set has its own list and facts, and all its cases for testing are evaluated.
     kept = {name: value for name, value in for_evaluation.items() if name not in ("datalist", "facts_file")}
     further = {
@@ -188,56 +188,62 @@ def plan_cell(
         made_with={},
         fold=fold,
         folds=folds,
-        calibration=_calibration(calibrate_files, {**places, **for_training}, datalist, evaluation.get("split")),
+        calibration=_calibration(calibrate_files, {**places, **for_training}, lists, evaluation.get("split")),
         evaluate_on={
             name: _test_set(evaluate, evaluate_files, {**places, **options}) for name, options in further.items()
         },
     )
-    here = work / settings.folder
+    here, results = work / settings.folder, out / settings.folder
     in_work = {**places, "ckpt_dir": here}
     options = {**in_work, "output_dir": here, "resume": True, **for_training, **own}
     steps = [Step("train", command(train_files, options))]
-    fits: list[Path] = []
 
-    def add_fit(name: str, output: Path, **options: Any) -> None:
-        places = {**in_work, "output_dir": output, "calibrated_path": here / CALIBRATED}
-        fit = command(calibrate_files, {**places, **for_training, **options})
-        steps.append(Step(name, fit, output / "temperature.json"))
+    def add_fit(name: str, output: Path, weights: str, **options: Any) -> None:
+        of_cell = {**in_work, "output_dir": output, "calibrated_path": here / weights}
+        fit = command(calibrate_files, {**of_cell, **for_training, **options})
+        steps.append(Step(name, fit, output / "temperature.json", needs_all_folds="pool" in options))
 
     conditions = settings.conditions
-    if folds is not None and settings.calibration:
-        fits = _find_fits(settings, folds, dataset_dir, work)
-        add_fit("calibrate", here / FIT_FOLDER)
+    if crossed := fold is not None and settings.calibration != {}:
+        if has_cases(datalist, settings.calibration["split"]):
+            add_fit("calibrate", here / "eval" / OWN_FIT, "model_own_temperature.pt")
         conditions = sorted(conditions, key=lambda condition: condition.scaled)
     for condition in conditions:
         output = here / "eval" / condition.folder
         if condition == Condition(scaled=True):
-            if fits:
-                add_fit(POOL, output, pool=[str(fit) for fit in fits])
+            if crossed:
+                add_fit("pool", output, CALIBRATED, pool=_own_fits(settings, dataset_dir, out))
             else:
-                add_fit("calibrate", output)
+                add_fit("calibrate", output, CALIBRATED)
         name = "evaluate" + "_temperature" * condition.scaled + f"_on_{condition.test_set}" * bool(condition.test_set)
         weights = {"load_path": here / CALIBRATED} if condition.scaled else {}
         options = {**in_work, "output_dir": output, **weights, **further.get(condition.test_set, for_evaluation)}
-        steps.append(Step(name, command(evaluate_files, options), output / "summary.json", condition.test_set))
+        evaluate_command = command(evaluate_files, options)
+        needs_all_folds = crossed and condition.scaled
+        steps.append(Step(name, evaluate_command, output / "summary.json", condition.test_set, needs_all_folds))
     settings = replace(settings, commands=[step.shown for step in steps])
-    return PlannedCell(settings.name, out / settings.folder, here, steps, settings, fits)
+    return PlannedCell(settings.name, results, here, steps, settings)
 
 
-def _calibration(files: Sequence[Path], options: Mapping[str, Any], datalist: Path, evaluated: Any) -> dict[str, Any]:
+def _calibration(
+    files: Sequence[Path], options: Mapping[str, Any], lists: Sequence[Path], evaluated: Any
+) -> dict[str, Any]:
     """Return what the temperature is fitted on; nothing if there are no cases for it, or these are those evaluated."""
     calibrate = read_configs(files)
     calibrate.update(dict(options))
     calibration = fingerprint(calibrate.get(), CALIBRATION)
     check_fields(calibration, ["split"], {"split": ("the name of a split", is_name)}, str(files[-1]))
-    return calibration if calibration["split"] != evaluated and has_cases(datalist, calibration["split"]) else {}
+    split = calibration["split"]
+    if split == evaluated or not any(has_cases(datalist, split) for datalist in lists):
+        return {}
+    return {**calibration, **({"folds": len(lists)} if len(lists) > 1 else {})}
 
 
-def _find_fits(settings: CellSettings, folds: int, dataset_dir: Path, work: Path) -> list[Path]:
+def _own_fits(settings: CellSettings, dataset_dir: Path, out: Path) -> list[str]:
     """Return the folders of the fits of all folds that have cases for it."""
-    split = settings.calibration["split"]
-    having = [fold for fold in range(folds) if has_cases(_list_of_fold(dataset_dir, fold), split)]
-    return [work / replace(settings, fold=fold).folder / FIT_FOLDER for fold in having]
+    split, folds = settings.calibration["split"], range(settings.calibration["folds"])
+    having = [fold for fold in folds if has_cases(_list_of_fold(dataset_dir, fold), split)]
+    return [str(out / replace(settings, fold=fold).folder / OWN_FIT) for fold in having]
 
 
 def _test_set(own: ConfigParser, files: Sequence[Path], options: Mapping[str, Any]) -> dict[str, Any]:
@@ -290,8 +296,8 @@ def check_unchanged(cell: PlannedCell) -> None:
                     f"{folder}: made with other settings ({', '.join(changes)}); delete it to run the cell again, or "
                     "choose another --out"
                 )
-    if cell.results.is_dir() and cell.unfinished_steps():
-        for file in (WEIGHTS, CALIBRATED) if cell.settings.calibration else (WEIGHTS,):
+    if cell.results.is_dir() and (cell.unfinished_steps() or cell.steps_of_all_folds()):
+        for file in (WEIGHTS, CALIBRATED) if read_settings(cell.results).calibration else (WEIGHTS,):
             if not (cell.work / file).is_file():
                 raise InputError(
                     f"{cell.work / file}: expected the weights of a finished cell, to evaluate them with "
@@ -299,19 +305,19 @@ def check_unchanged(cell: PlannedCell) -> None:
                 )
 
 
-def check_fits(cells: Sequence[PlannedCell]) -> None:
-    """Check that the temperature of all folds can be fitted: finished ones have kept their fits.
+def check_folds(cells: Sequence[PlannedCell]) -> None:
+    """Check that no fold has the temperature of all folds while one of its run is still to be trained.
 
     Raises:
-        InputError: One has not.
+        InputError: One has.
     """
-    unfinished = [cell for cell in cells if not cell.results.is_dir()]
-    to_come = {cell.work / FIT_FOLDER for cell in unfinished}
-    for fit in (fit for cell in unfinished for fit in cell.fits if fit not in to_come):
-        if not (fit / FIT).is_file():
+    untrained = {cell.of_run: cell for cell in cells if not cell.results.is_dir()}
+    for cell in cells:
+        is_scaled = cell.results.is_dir() and "folds" in read_settings(cell.results).calibration
+        if is_scaled and cell.of_run in untrained:
             raise InputError(
-                f"{fit / FIT}: expected the fit of a finished fold, to fit one temperature to all folds, got no such "
-                f"file; delete the results of {'/'.join(fit.parts[-3:-1])} to run it again"
+                f"{cell.results}: expected no temperature of all folds before {untrained[cell.of_run].name} is "
+                "finished, got one; delete the results of all folds of this run, to evaluate them again"
             )
 
 

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,7 +39,7 @@ from calib_components.tools.comparison.measured import Comparison, Method, Run
 from calib_components.tools.comparison.published import PUBLISHED, STRUCTURES
 from calib_components.tools.comparison.statistics import Array, mean_of_defined
 
-__all__ = ["Results", "TrainedMethod", "TrainedRun", "add_to_plan", "read_plan", "read_results"]
+__all__ = ["PlanEntry", "Results", "TrainedMethod", "TrainedRun", "add_to_plan", "read_plan", "read_results"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -212,6 +212,7 @@ def _check_comparable(cells: Sequence[FinishedCell]) -> None:
     of_fold: dict[int | None, FinishedCell] = {}
     of_cases: dict[tuple[Condition, int | None], CellEvaluation] = {}
     fold_of: dict[str, int | None] = {}
+    scaled: dict[tuple[str, int], FinishedCell] = {}
     for cell in cells:
         first = of_fold.setdefault(cell.settings.fold, cell)
         for other in (cells[0], first):
@@ -223,6 +224,12 @@ def _check_comparable(cells: Sequence[FinishedCell]) -> None:
                 _refuse(evaluation.folder, reference.folder, _other_form(evaluation, reference))
             if (evaluation.cases, evaluation.patients) != (same_cases.cases, same_cases.patients):
                 _refuse(evaluation.folder, same_cases.folder, ["list of cases in cases.csv"])
+        run = (cell.settings.method, cell.settings.seed)
+        of_run = scaled.setdefault(run, cell) if cell.temperature is not None else cell
+        if of_run.temperature != cell.temperature:
+            raise InputError(
+                f"{cell.folder}: expected one temperature for all folds, got another one than {of_run.folder}"
+            )
         for patient in cell.settings.patients.values():
             if fold_of.setdefault(patient, cell.settings.fold) != cell.settings.fold:
                 raise InputError(
@@ -243,7 +250,21 @@ def _refuse(folder: Path, other: Path, differing: Sequence[str]) -> None:
         raise InputError(f"{folder}: not comparable with {other}: {', '.join(differing)} differs")
 
 
-def add_to_plan(cells: Sequence[CellSettings], folder: Path) -> None:
+class PlanEntry(NamedTuple):
+    """A planned cell.
+
+    Attributes:
+        settings: Its settings.
+        commands: Its commands, without those that follow.
+        of_all_folds: Commands to run once all folds of the run are finished.
+    """
+
+    settings: CellSettings
+    commands: list[str]
+    of_all_folds: list[str]
+
+
+def add_to_plan(cells: Sequence[PlanEntry], folder: Path) -> None:
     """Add cells to `plan.json`, which tells the report what to expect, and their commands to `commands.sh`.
 
     They replace all cells of the same methods and seeds, which may have been planned with other folds.
@@ -251,24 +272,31 @@ def add_to_plan(cells: Sequence[CellSettings], folder: Path) -> None:
     Raises:
         InputError: The plan that is there is broken, or a file cannot be written.
     """
-    planned = {(cell.method, cell.seed, cell.fold) for cell in cells}
+    planned = {(cell.settings.method, cell.settings.seed, cell.settings.fold) for cell in cells}
     runs = {key[:2] for key in planned}
     present = {(entry["method"], entry["seed"], entry.get("fold")): entry for entry in read_plan(folder)}
     by_cell = {key: entry for key, entry in present.items() if key in planned or key[:2] not in runs}
-    for cell in cells:
-        fold = {} if cell.fold is None else {"fold": cell.fold}
-        entry = {"method": cell.method, "seed": cell.seed, **fold, "commands": cell.commands}
-        by_cell[cell.method, cell.seed, cell.fold] = entry
+    for settings, commands, of_all_folds in cells:
+        fold = {} if settings.fold is None else {"fold": settings.fold}
+        later = {"of_all_folds": of_all_folds} if of_all_folds else {}
+        entry = {"method": settings.method, "seed": settings.seed, **fold, "commands": commands, **later}
+        by_cell[settings.method, settings.seed, settings.fold] = entry
     with writing(folder / "plan.json") as file:
         file.write_text(json.dumps(list(by_cell.values()), indent=1) + "\n")
     lines = ["# Run these in the folder in which compare_losses was started. To choose a GPU, add --device=cuda:1.\n"]
-    lines += [f"# {cell_name(*key)}\n" + "\n".join(entry["commands"]) + "\n" for key, entry in by_cell.items()]
+    for part, about in (("commands", ""), ("of_all_folds", ", with one temperature for all folds")):
+        lines += [
+            f"# {cell_name(*key)}{about}\n" + "\n".join(entry[part]) + "\n"
+            for key, entry in by_cell.items()
+            if entry.get(part)
+        ]
     with writing(folder / "commands.sh") as file:
         file.write_text("\n".join(lines))
 
 
 def read_plan(folder: Path) -> list[dict[str, Any]]:
-    """Read `plan.json`: the `method`, the `seed`, the `fold` if any and the `commands` of each cell; none without it.
+    """Read `plan.json`: the `method`, the `seed`, the `fold` if any and the `commands` of each cell, and those
+    `of_all_folds`; none without it.
 
     Raises:
         InputError: The file is broken.
@@ -289,4 +317,5 @@ PLANNED = {
     "seed": ("a whole number of at least 0", is_count),
     "fold": ("a whole number of at least 0", is_count),
     "commands": ("a list of commands", is_texts),
+    "of_all_folds": ("a list of commands", is_texts),
 }

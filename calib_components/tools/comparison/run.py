@@ -24,12 +24,12 @@ from tqdm import tqdm
 import calib_components
 from calib_components.errors import InputError, make_folder, writing
 from calib_components.tools.comparison.arguments import check_places, is_device, read_test_sets
-from calib_components.tools.comparison.cell_settings import Condition, read_settings, write_settings
+from calib_components.tools.comparison.cell_settings import read_settings, write_settings
 from calib_components.tools.comparison.cells import collect_history, write_history
 from calib_components.tools.comparison.plan import (
     PlannedCell,
     check_comparable,
-    check_fits,
+    check_folds,
     check_unchanged,
     find_folds,
     plan_cell,
@@ -48,12 +48,14 @@ class CellError(RuntimeError):
 
 
 def run_cell(
-    cell: PlannedCell, device: str | None = None, processes: ProcessGroup | None = None, part: int = 0
+    cell: PlannedCell,
+    device: str | None = None,
+    processes: ProcessGroup | None = None,
+    of_all_folds: bool = False,
 ) -> bool:
     """Train and evaluate a cell, and move what was measured into the results folder.
 
-    A finished cell is only evaluated on the further test sets that it lacks. That of a fold is run in two parts: the
-    second, which needs the fits of all folds, ends with the results.
+    A finished cell is only evaluated on the further test sets that it lacks.
 
     A lock, which the runs inherit, keeps a second process away from a cell, even if the first one was killed while its
     training continues. The second process then waits.
@@ -62,7 +64,7 @@ def run_cell(
         cell: The cell.
         device: Device of both runs; None for the bundle's choice.
         processes: Group that starts both runs and can end them.
-        part: Number of the part, from 0.
+        of_all_folds: Evaluate a finished fold with the temperature of all folds instead.
 
     Returns:
         False if nothing was left to do.
@@ -81,12 +83,12 @@ def run_cell(
                     raise CellError("ended while waiting for an earlier process")
                 time.sleep(0.5)
         check_unchanged(cell)  # again: another command may have started the cell since this one planned it
-        steps, is_finished = cell.part(part), cell.results.is_dir()
+        is_finished = cell.results.is_dir()
+        steps = cell.steps_of_all_folds() if of_all_folds else cell.unfinished_steps()
         if not steps:
             return False
         write_settings(cell.settings, cell.work)
-        if part == 0:
-            shutil.rmtree(cell.work / "eval", ignore_errors=True)
+        shutil.rmtree(cell.work / "eval", ignore_errors=True)
         for step in steps:
             command = [sys.executable, *step.command[1:], *([] if device is None else [f"--device={device}"])]
             log_file = cell.work / f"{step.name}.log"
@@ -98,8 +100,8 @@ def run_cell(
             if code != 0:
                 raise CellError(f"{step.name} failed with exit code {code}{_reason_in_log(output)}; see {log_file}")
         if is_finished:
-            _add_test_sets(cell, steps)
-        elif part or not cell.part(1):
+            _add_evaluations(cell, steps)
+        else:
             _publish(cell, device)
         return True
 
@@ -122,22 +124,30 @@ def _publish(cell: PlannedCell, device: str | None) -> None:
         "torch": torch.__version__,
         "device": torch.cuda.get_device_name(used) if used.type == "cuda" else str(used),
     }
+    made = [step.shown for step in cell.unfinished_steps()]
+    calibration = {} if cell.steps_of_all_folds() else cell.settings.calibration
+    settings = replace(cell.settings, made_with=made_with, commands=made, calibration=calibration)
     with _copying(cell.work / "eval", cell.results, cell) as partial:
         write_history(collect_history(cell.work), partial)
-        write_settings(replace(cell.settings, made_with=made_with), partial)
+        write_settings(settings, partial)
 
 
-def _add_test_sets(cell: PlannedCell, steps: Sequence[Step]) -> None:
+def _add_evaluations(cell: PlannedCell, steps: Sequence[Step]) -> None:
     """Add evaluations to the results of a finished cell; they count once its settings name them, which comes last."""
     made = read_settings(cell.results)
-    added = {step.test_set: cell.settings.evaluate_on[step.test_set] for step in steps}
-    for name in added:
-        folder = Condition(name).folder
+    evaluate_on = {
+        **made.evaluate_on,
+        **{s.test_set: cell.settings.evaluate_on[s.test_set] for s in steps if s.test_set},
+    }
+    calibration = cell.settings.calibration if any(step.needs_all_folds for step in steps) else made.calibration
+    commands = [*made.commands, *(step.shown for step in steps)]
+    settings = replace(made, evaluate_on=evaluate_on, calibration=calibration, commands=commands)
+    added = [condition.folder for condition in settings.conditions if condition not in made.conditions]
+    for folder in (name for name in added if Path(name).parent.name not in added):  # which holds those below it
         shutil.rmtree(cell.results / folder, ignore_errors=True)  # of a process that was killed here
         with _copying(cell.work / "eval" / folder, cell.results / folder, cell):
             pass
-    commands = [*made.commands, *(step.shown for step in steps)]
-    write_settings(replace(made, evaluate_on={**made.evaluate_on, **added}, commands=commands), cell.results)
+    write_settings(settings, cell.results)
 
 
 @contextmanager
@@ -160,19 +170,21 @@ def _why(error: OSError) -> str:
     return error.args[0][0][2] if isinstance(error, shutil.Error) else error.strerror or str(error)
 
 
-def run_cells(cells: Sequence[PlannedCell], submit: Callable[[PlannedCell], Any], part: int = 0) -> dict[str, str]:
-    """Run cells, or a part of each, and show their progress.
+def run_cells(
+    cells: Sequence[PlannedCell], submit: Callable[[PlannedCell], Any], of_all_folds: bool = False
+) -> dict[str, str]:
+    """Run cells and show their progress.
 
     Args:
         cells: The cells.
         submit: Starts `run_cell` and returns its future, with `done()` and `result()`.
-        part: Number of the part that it runs.
+        of_all_folds: As it is for `run_cell`.
 
     Returns:
         The reason for each cell that failed, by its name.
     """
     failed = {}
-    steps = {cell.name: cell.part(part) for cell in cells}
+    steps = {cell.name: cell.steps_of_all_folds() if of_all_folds else cell.unfinished_steps() for cell in cells}
     done, totals = ({cell.name: cell.progress(steps[cell.name])[part] for cell in cells} for part in (0, 1))
     running = {cell.name: (cell, submit(cell)) for cell in cells}
     interval = 1 if sys.stderr.isatty() else 60
@@ -191,8 +203,7 @@ def run_cells(cells: Sequence[PlannedCell], submit: Callable[[PlannedCell], Any]
                     try:
                         future.result()
                         progress.update(left)
-                        waits = part == 0 and cell.part(1)
-                        tqdm.write(f"{name}: {'trained' if waits else f'finished, {cell.results}'}")
+                        tqdm.write(f"{name}: finished, {cell.results}")
                     except Exception as error:
                         failed[name] = one_line(error)
                         total -= left
@@ -202,8 +213,10 @@ def run_cells(cells: Sequence[PlannedCell], submit: Callable[[PlannedCell], Any]
     return failed
 
 
-def _run_here(cells: Sequence[PlannedCell], part: int, workers: int, devices: Sequence[str | None]) -> dict[str, str]:
-    """Run a part of cells side by side on this machine; end them on an interrupt."""
+def _run_here(
+    cells: Sequence[PlannedCell], of_all_folds: bool, workers: int, devices: Sequence[str | None]
+) -> dict[str, str]:
+    """Run cells side by side on this machine; end them on an interrupt."""
     free: queue.SimpleQueue[str | None] = queue.SimpleQueue()
     for number in range(workers):
         free.put(devices[number % len(devices)])
@@ -212,28 +225,28 @@ def _run_here(cells: Sequence[PlannedCell], part: int, workers: int, devices: Se
     def run_on_free_device(cell: PlannedCell) -> None:
         device = free.get()
         try:
-            run_cell(cell, device, processes, part)
+            run_cell(cell, device, processes, of_all_folds)
         finally:
             free.put(device)
 
     pool = ThreadPoolExecutor(workers)
     try:
-        return run_cells(cells, lambda cell: pool.submit(run_on_free_device, cell), part)
+        return run_cells(cells, lambda cell: pool.submit(run_on_free_device, cell), of_all_folds)
     finally:
         processes.end()
         pool.shutdown(cancel_futures=True)
 
 
-def _run_on_slurm(cells: Sequence[PlannedCell], part: int, executor: Any) -> dict[str, str]:
-    """Run a part of each cell as a job; cancel the jobs on an interrupt."""
+def _run_on_slurm(cells: Sequence[PlannedCell], of_all_folds: bool, executor: Any) -> dict[str, str]:
+    """Run each cell as a job; cancel the jobs on an interrupt."""
     jobs: list[Any] = []
 
     def submit(cell: PlannedCell) -> Any:
-        jobs.append(executor.submit(run_cell, cell, part=part))
+        jobs.append(executor.submit(run_cell, cell, of_all_folds=of_all_folds))
         return jobs[-1]
 
     try:
-        return run_cells(cells, submit, part)
+        return run_cells(cells, submit, of_all_folds)
     finally:
         for job in jobs:
             if not job.done():
@@ -259,7 +272,7 @@ def compare_losses(
     """Train and evaluate every loss with every seed under one protocol, without and with a temperature.
 
     The temperature of each network is fitted on its own validation split, if there is one; with folds, one for all of
-    a run on those of all.
+    a run on those of all, once they are trained.
 
     Any id of the bundle's train.yaml and evaluate.yaml is an option as well, such as --max_epochs 10 or
     --batch_size 8; it applies to every cell.
@@ -276,7 +289,7 @@ def compare_losses(
         workers: Number of cells that run side by side; default: one, or one for each of the devices. On the CPU, set
             OMP_NUM_THREADS to the number of cores for each.
         devices: Devices to run on, such as cuda:0,cuda:1; default: the bundle's choice.
-        executor: local, or slurm for one job per cell.
+        executor: local, or slurm for one job per cell, and one more per fold for the temperature of all folds.
         slurm: Parameters of submitit for these jobs, such as "{time: 600, partition: gpu, gpus_per_node: 1}"; time is
             in minutes, by default 5.
         datalist: List of the prepared cases; default: datalist.json in dataset_dir.
@@ -321,7 +334,7 @@ def compare_losses(
     for cell in cells:
         check_unchanged(cell)
     check_comparable(cells, out)
-    check_fits(cells)
+    check_folds(cells)
     read_plan(out)
     cluster = slurm_executor(work / "slurm", slurm or {}) if executor == "slurm" else None
 
@@ -331,33 +344,31 @@ def compare_losses(
         fcntl.flock(lock, fcntl.LOCK_EX)
         with writing(work / ".gitignore") as file:
             file.write_text("*\n")
-        add_to_plan([cell.settings_with_all_commands() for cell in cells], out)
+        add_to_plan([cell.entry() for cell in cells], out)
     if without := [cell.name for cell in cells if not cell.settings.calibration]:
         of = "" if len(without) == len(cells) else f" for {'; '.join(without)}"
         print(f"No temperature is fitted{of}: there are no validation cases, or they are what is evaluated")
-    unfinished = []
     for cell in cells:
-        if steps := cell.unfinished_steps():
-            unfinished.append(cell)
+        if steps := [*cell.unfinished_steps(), *cell.steps_of_all_folds()]:
             print("\n".join([f"{cell.name}:", *(step.shown for step in steps)]))
         else:
             print(f"{cell.name}: finished before, {cell.results}")
-    on: Sequence[str | None] = devices or [None]
-    failed: dict[str, str] = {}
-    for part in (0, 1):
-        lacking = {cell.run: cell.name for cell in unfinished if cell.name in failed}
-        ready = []
-        for cell in unfinished:
-            if cell.part(part) and cell.run not in lacking:
-                ready.append(cell)
-            elif cell.part(part):
-                failed.setdefault(cell.name, f"no temperature without {lacking[cell.run]}")
-        if not ready:
-            continue
+
+    def run(chosen: Sequence[PlannedCell], of_all_folds: bool) -> dict[str, str]:
         if cluster is not None:
-            failed |= _run_on_slurm(ready, part, cluster)
-        else:
-            failed |= _run_here(ready, part, workers or len(on), on)
+            return _run_on_slurm(chosen, of_all_folds, cluster)
+        on: Sequence[str | None] = devices or [None]
+        return _run_here(chosen, of_all_folds, workers or len(on), on)
+
+    failed = run([cell for cell in cells if cell.unfinished_steps()], False)
+    if to_scale := [cell for cell in cells if cell.steps_of_all_folds()]:
+        lacking = {cell.of_run: cell.name for cell in cells if not cell.results.is_dir()}
+        failed |= {
+            cell.name: f"no temperature without {lacking[cell.of_run]}"
+            for cell in to_scale
+            if cell.of_run in lacking and cell.name not in failed
+        }
+        failed |= run([cell for cell in to_scale if cell.of_run not in lacking], True)
     print(f"{len(cells) - len(failed)} of {len(cells)} cells are finished, {len(failed)} failed")
     for name, reason in failed.items():
         print(f"{name}: {reason}")

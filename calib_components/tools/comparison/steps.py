@@ -23,12 +23,14 @@ class Step:
         command: The command; that of a training resumes if it is run again.
         writes: The file that it writes last; None for a training.
         test_set: Name of the test set that it is for; empty where it is for the split that is compared.
+        needs_all_folds: Whether it needs a temperature that is fitted to all folds of a run.
     """
 
     name: str
     command: list[str]
     writes: Path | None = None
     test_set: str = ""
+    needs_all_folds: bool = False
 
     @property
     def shown(self) -> str:

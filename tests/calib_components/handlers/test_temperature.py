@@ -22,7 +22,7 @@ from calib_components import figures
 from calib_components.errors import InputError
 from calib_components.facts import Facts, write_facts
 from calib_components.handlers import TemperatureCalibration, calibration_cases, read_temperature, write_temperature
-from calib_components.metrics import CalibrationBins, calibration_bins
+from calib_components.metrics import CalibrationBins, Region, calibration_bins
 from calib_components.posthoc import TemperatureEstimate, TemperatureScaled
 from tests.bad_input.harness import snapshot
 from tests.helpers import ACDC, SIZE, make_prepared
@@ -407,31 +407,47 @@ class TestPool:
         assert weights(tmp_path)["temperature"].item() == scaled.temperature.item() == np.float32(pooled.temperature)
         calibrate(output_dir=tmp_path / "whole")
         whole = read_temperature(tmp_path / "whole")
-        assert pooled.leave_one_out == pytest.approx(whole.leave_one_out)
-        rest = (asdict(replace(estimate, leave_one_out={})) for estimate in (pooled, whole))
-        assert next(rest) == pytest.approx(next(rest))
+        both = [asdict(pooled), asdict(whole)]
+        leave_one_out = [estimate.pop("leave_one_out") for estimate in both]
+        assert leave_one_out[0] == pytest.approx(leave_one_out[1])
+        assert both[0] == pytest.approx(both[1])
 
-    def test_can_be_pooled_again_and_has_no_figure(
-        self, folds: list[Path], calibrate: Callable[..., TemperatureScaled], tmp_path: Path
+    def test_of_each_fold_in_its_own_folder_is_the_same(
+        self, folds: list[Path], calibrate: Callable[..., TemperatureScaled]
     ) -> None:
-        calibrate()
-        calibrate([], pool=folds)
-        assert {file.name for file in (tmp_path / "out").iterdir()} == {"temperature.json", "temperature_fit.json"}
-        once = (tmp_path / "out" / "temperature.json").read_bytes()
-        calibrate([], pool=[tmp_path / "out"], output_dir=tmp_path / "again")
-        assert (tmp_path / "again" / "temperature.json").read_bytes() == once
+        """The fit of each stays, so that the next one pools the same; the figure, of another temperature, goes."""
+        kept = [(folder / "temperature_fit.json").read_bytes() for folder in folds]
+        for folder in folds:
+            calibrate([], pool=folds, output_dir=folder)
+        assert read_temperature(folds[0]) == read_temperature(folds[1])
+        assert [(folder / "temperature_fit.json").read_bytes() for folder in folds] == kept
+        assert {file.name for file in folds[0].iterdir()} == {"temperature.json", "temperature_fit.json"}
+
+    def test_band_in_mm(self, calibrate: Callable[..., TemperatureScaled], tmp_path: Path) -> None:
+        region = Region("band", 3, spacing=(1, 2))
+        calibrate(region=region)
+        once = read_temperature(tmp_path / "out")
+        calibrate([], region=region, pool=[tmp_path / "out"])
+        assert read_temperature(tmp_path / "out") == once
 
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            (
-                {"region": "predicted"},
-                r"fold0/temperature_fit.json: expected a fit of region predicted, got one of all$",
-            ),
+            ({"region": "predicted"}, r"fold0/temperature_fit.json: other: expected a fit with region 'predicted' as"),
             ({"temperature": 2}, r"^temperature: expected null beside a pool of fits, got 2$"),
-            ({"pool": ["fold0", "fold1", "fold0"]}, r"^pool: expected each fit once, got \S+/fold0 2 times$"),
-            ({"pool": ["fold2"]}, r"fold2/temperature_fit.json: expected what a fit .* keeps, got No such file"),
+            (
+                {"pool": ["fold0", "fold1", "x/../fold0"]},
+                r"fold0/temperature_fit.json: expected other patients than in ",
+            ),
+            (
+                {"pool": ["fold2"]},
+                r"fold2/temperature_fit.json: expected what calibrate.yaml keeps of a fit, got No such",
+            ),
             ({"pool": ["empty"]}, r"empty/temperature_fit.json: values: expected a dictionary with region, .*, got $"),
+            (
+                {"calibrated_path": "temperature_fit.json"},
+                r"^calibrated_path: expected a file of weights, such as model",
+            ),
         ],
     )
     def test_what_cannot_be_pooled_leaves_all_as_it_was(
@@ -442,6 +458,7 @@ class TestPool:
         calibrate: Callable[..., TemperatureScaled],
         tmp_path: Path,
     ) -> None:
+        (tmp_path / "x").mkdir()
         (tmp_path / "empty").mkdir()
         (tmp_path / "empty" / "temperature_fit.json").write_text("{}")
         before = snapshot(tmp_path)

@@ -73,7 +73,9 @@ def make_finished_cell(
         made_with={"torch": "2.13.0", "device": "cpu"},
         fold=fold,
         folds=None if fold is None else 2,
-        calibration={} if temperature is None else {"split": "validation", "region": "all"},
+        calibration={}
+        if temperature is None
+        else {"split": "validation", "region": "all", **({} if fold is None else {"folds": 2})},
         evaluate_on={
             name: {"datalist": name, "patients": {case: case.partition("_")[0] for case in shifted}}
             for name in test_sets

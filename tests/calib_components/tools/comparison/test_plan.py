@@ -20,7 +20,7 @@ from calib_components.tools.comparison.cell_settings import Condition, write_set
 from calib_components.tools.comparison.plan import (
     PlannedCell,
     check_comparable,
-    check_fits,
+    check_folds,
     check_unchanged,
     find_folds,
     plan_cell,
@@ -146,7 +146,7 @@ class TestFurtherTestSets:
         planned = self.plan(data, {"a": scanner, "b": scanner})
         assert made.unfinished_steps() == self.plan(data, {}).unfinished_steps() == []
         assert [step.name for step in planned.unfinished_steps()] == ["evaluate_on_b", "evaluate_temperature_on_b"]
-        assert planned.settings_with_all_commands().commands == [
+        assert planned.entry().commands == [
             *made.settings.commands, *(step.shown for step in planned.steps[6:])
         ]  # fmt: skip
         check_comparable([planned], data.parent / "out")
@@ -413,37 +413,63 @@ class TestFolds:
 
     def test_one_temperature_is_fitted_to_all_folds_of_a_run(self, folds: Path) -> None:
         cell = self.plan(folds, NACL_MAX, 1)
-        assert [[step.name for step in cell.part(number)] for number in (0, 1)] == [
-            ["train", "calibrate", "evaluate"],
-            ["pool", "evaluate_temperature"],
-        ]
+        assert [step.name for step in cell.unfinished_steps()] == ["train", "calibrate", "evaluate"]
+        assert [step.name for step in cell.steps_of_all_folds()] == ["pool", "evaluate_temperature"]
+        assert cell.settings.calibration == {"split": "validation", "region": "all", "folds": 2}
         own, pooled, scaled = (options_of(cell, name) for name in ("calibrate", "pool", "evaluate_temperature"))
-        work = folds.parent / "out" / "work" / "nacl_max"
-        assert own["--output_dir"] == f"{work}/seed0_fold1/fit"
-        assert pooled["--output_dir"] == scaled["--output_dir"] == f"{work}/seed0_fold1/eval/temperature"
-        assert pooled["--pool"] == str([f"{work}/seed0_fold0/fit", f"{work}/seed0_fold1/fit"])
-        assert pooled["--calibrated_path"] == scaled["--load_path"] == f"{work}/seed0_fold1/model_calibrated.pt"
+        out, folder = folds.parent / "out", "nacl_max/seed0_fold1"
+        assert own["--output_dir"] == f"{out}/work/{folder}/eval/fit"
+        assert pooled["--output_dir"] == scaled["--output_dir"] == f"{out}/work/{folder}/eval/temperature"
+        assert pooled["--pool"] == str([f"{out}/nacl_max/seed0_fold{fold}/fit" for fold in (0, 1)])
+        assert pooled["--calibrated_path"] == scaled["--load_path"] == f"{out}/work/{folder}/model_calibrated.pt"
+        assert own["--calibrated_path"] != pooled["--calibrated_path"]
         assert "--pool" not in own
 
-    def test_fold_without_cases_to_fit_on_is_not_pooled(self, folds: Path) -> None:
+    def test_fold_without_cases_to_fit_on_has_the_temperature_of_the_others(self, folds: Path) -> None:
         listed = make_datalist("a", "b", "x")
         (folds / "datalist_fold0.json").write_text(json.dumps({**listed, "validation": []}))
-        assert [step.name for step in self.plan(folds, NACL_MAX, 0).steps] == ["train", "evaluate"]
-        work = folds.parent / "out" / "work" / "nacl_max"
-        assert self.plan(folds, NACL_MAX, 1).fits == [work / "seed0_fold1" / "fit"]
+        cell = self.plan(folds, NACL_MAX, 0)
+        assert [step.name for step in cell.steps] == ["train", "evaluate", "pool", "evaluate_temperature"]
+        out = folds.parent / "out"
+        for fold in (0, 1):
+            pooled = options_of(self.plan(folds, NACL_MAX, fold), "pool")
+            assert pooled["--pool"] == str([f"{out}/nacl_max/seed0_fold1/fit"])
 
-    def test_fit_of_a_finished_fold_is_needed_for_the_others(self, folds: Path) -> None:
+    def finish(self, cell: PlannedCell, **changes: Any) -> None:
+        cell.results.mkdir(parents=True, exist_ok=True)
+        write_settings(replace(cell.settings, **changes), cell.results)
+
+    def test_finished_fold_is_evaluated_with_the_temperature_of_all(self, folds: Path) -> None:
         cells = [self.plan(folds, NACL_MAX, fold) for fold in (0, 1)]
-        check_fits(cells)
-        cells[0].results.mkdir(parents=True)
-        message = (
-            r"nacl_max/seed0_fold0/fit/temperature_fit.json: expected the fit of a finished fold, .* to run it again"
-        )
+        for cell in cells:
+            self.finish(cell, calibration={})
+            cell.work.mkdir(parents=True)
+            (cell.work / "model.pt").touch()
+            check_unchanged(cell)
+            assert cell.unfinished_steps() == []
+            assert [step.name for step in cell.steps_of_all_folds()] == ["pool", "evaluate_temperature"]
+        check_comparable(cells, folds.parent / "out")
+        self.finish(cells[0])
+        assert cells[0].steps_of_all_folds() == []
+        check_comparable(cells, folds.parent / "out")
+        check_folds(cells)
+
+    def test_fold_with_a_temperature_of_its_own_is_not_comparable(self, folds: Path) -> None:
+        """As earlier versions fitted it."""
+        cell = self.plan(folds, NACL_MAX, 0)
+        self.finish(cell, calibration={"split": "validation", "region": "all"})
+        with pytest.raises(InputError, match=r"seed0_fold0: made with other settings \(calibration\)"):
+            check_unchanged(cell)
+
+    def test_fold_that_is_trained_again_needs_the_others_again(self, folds: Path) -> None:
+        cells = [self.plan(folds, NACL_MAX, fold) for fold in (0, 1)]
+        check_folds(cells)
+        self.finish(cells[0])
+        message = r"nacl_max/seed0_fold0: expected no temperature of all folds before nacl_max, seed 0, fold 1 is"
         with pytest.raises(InputError, match=message):
-            check_fits(cells)
-        cells[0].fits[0].mkdir(parents=True)
-        (cells[0].fits[0] / "temperature_fit.json").touch()
-        check_fits(cells)
+            check_folds(cells)
+        self.finish(cells[0], calibration={})
+        check_folds(cells)
 
     def test_folds_and_losses_are_comparable_but_not_with_cells_of_one_split(self, folds: Path) -> None:
         other = PRESETS["table1"][0]

@@ -11,10 +11,10 @@ import pytest
 from torch.utils.tensorboard import SummaryWriter
 
 from calib_components.errors import InputError
-from calib_components.tools.comparison.cell_settings import read_settings, write_settings
+from calib_components.tools.comparison.cell_settings import Condition, read_settings, write_settings
 from calib_components.tools.comparison.cells import collect_history, read_cell, write_history
-from calib_components.tools.comparison.results import add_to_plan, read_results
-from tests.calib_components.tools.comparison.made_up import make_finished_cell
+from calib_components.tools.comparison.results import PlanEntry, add_to_plan, read_plan, read_results
+from tests.calib_components.tools.comparison.made_up import make_finished_cell, make_fit
 
 
 def test_settings_are_read_as_they_were_written(results: Path, tmp_path: Path) -> None:
@@ -81,9 +81,9 @@ def test_history_is_read_as_it_was_written(results: Path) -> None:
 
 
 def test_plan_grows_and_lists_the_commands(results: Path) -> None:
-    settings = replace(read_settings(results / "nacl" / "seed0"), method="mbls", commands=["train it", "evaluate it"])
+    settings = replace(read_settings(results / "nacl" / "seed0"), method="mbls")
     for _ in range(2):
-        add_to_plan([settings], results)
+        add_to_plan([PlanEntry(settings, ["train it", "evaluate it"], [])], results)
     plan = json.loads((results / "plan.json").read_text())
     assert [(entry["method"], entry["seed"]) for entry in plan] == [
         ("ce_dice", 0), ("svls", 0), ("nacl", 0), ("ce_dice", 1), ("mbls", 0)
@@ -204,8 +204,8 @@ class TestFolds:
         earlier = [replace(cell, fold=None, folds=None) for cell in finished]
         earlier += [replace(cell, fold=fold, folds=3) for cell in finished for fold in range(3)]
         other_seed = replace(finished[0], seed=1, fold=2, folds=3)
-        add_to_plan([*earlier, other_seed], folds)
-        add_to_plan(finished, folds)
+        add_to_plan([PlanEntry(cell, [], []) for cell in [*earlier, other_seed]], folds)
+        add_to_plan([PlanEntry(cell, [], []) for cell in finished], folds)
         plan = json.loads((folds / "plan.json").read_text())
         assert {(entry["method"], entry["seed"], entry["fold"]) for entry in plan} == {
             ("ce_dice", 0, 0), ("ce_dice", 0, 1), ("nacl", 0, 0), ("nacl", 0, 1), ("ce_dice", 1, 2)
@@ -215,8 +215,41 @@ class TestFolds:
         assert results.missing == ["ce_dice, seed 1, fold 2"]
 
     def test_plan_names_the_fold(self, folds: Path) -> None:
-        add_to_plan([replace(read_settings(folds / "nacl" / "seed0_fold1"), commands=["train it"])], folds)
+        add_to_plan([PlanEntry(read_settings(folds / "nacl" / "seed0_fold1"), ["train it"], [])], folds)
         assert json.loads((folds / "plan.json").read_text()) == [
             {"method": "nacl", "seed": 0, "fold": 1, "commands": ["train it"]}
         ]
         assert (folds / "commands.sh").read_text().endswith("\n# nacl, seed 0, fold 1\ntrain it\n")
+
+    def test_commands_can_be_run_from_top_to_bottom(self, folds: Path) -> None:
+        """What needs the fits of all folds comes after them, also if it was planned with the first."""
+        nacl, ce_dice = (
+            [read_settings(folds / method / f"seed0_fold{fold}") for fold in (0, 1)] for method in ("nacl", "ce_dice")
+        )
+        add_to_plan([PlanEntry(cell, [f"train {cell.fold}"], [f"scale {cell.fold}"]) for cell in nacl], folds)
+        add_to_plan([PlanEntry(cell, [f"other {cell.fold}"], []) for cell in ce_dice], folds)
+        lines = (folds / "commands.sh").read_text().splitlines()
+        assert [line for line in lines if line and line[0] != "#"] == [
+            "train 0", "train 1", "other 0", "other 1", "scale 0", "scale 1"
+        ]  # fmt: skip
+        assert "# nacl, seed 0, fold 1, with one temperature for all folds" in lines
+        assert read_plan(folds)[1]["of_all_folds"] == ["scale 1"]
+
+    def test_folds_of_a_run_have_one_temperature(self, tmp_path: Path) -> None:
+        for fold in (0, 1):
+            make_finished_cell(tmp_path / "same", "nacl", 0, 0.1, fold=fold, temperature=0.7)
+            make_finished_cell(tmp_path / "other", "nacl", 0, 0.1, fold=fold, temperature=0.7 + fold / 10)
+        (method,) = read_results(tmp_path / "same").at(Condition(scaled=True)).methods
+        assert [cell.temperature for cell in method.cells] == [make_fit(0.7)] * 2
+        message = r"nacl/seed0_fold1: expected one temperature for all folds, got another one than .*/seed0_fold0$"
+        with pytest.raises(InputError, match=message):
+            read_results(tmp_path / "other")
+
+    def test_fold_that_waits_for_the_others_is_finished_without_temperature(self, tmp_path: Path) -> None:
+        make_finished_cell(tmp_path, "nacl", 0, 0.1, fold=0, temperature=0.7)
+        make_finished_cell(tmp_path, "nacl", 0, 0.1, fold=1, temperature=0.7)
+        settings = read_settings(tmp_path / "nacl" / "seed0_fold1")
+        write_settings(replace(settings, calibration={}), tmp_path / "nacl" / "seed0_fold1")
+        results = read_results(tmp_path)
+        assert [len(method.cells) for method in results.methods] == [2]
+        assert results.at(Condition(scaled=True)).methods == []

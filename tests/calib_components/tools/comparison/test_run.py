@@ -128,7 +128,7 @@ class TestArguments:
     def test_paths_and_names_are_taken_as_typed(
         self, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(RUN_CELL, lambda cell, device, processes, part: None)
+        monkeypatch.setattr(RUN_CELL, lambda cell, device, processes, of_all_folds: None)
         monkeypatch.chdir(tmp_path)
         data.rename("2024_11_25")
         shutil.copy("2024_11_25/datalist.json", "20241125")
@@ -211,7 +211,7 @@ class TestComparison:
     def test_a_failed_cell_gives_exit_code_1(
         self, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        def fail(cell: PlannedCell, device: str, processes: ProcessGroup, part: int) -> None:
+        def fail(cell: PlannedCell, device: str, processes: ProcessGroup, of_all_folds: bool) -> None:
             if cell.settings.method == "nacl":
                 raise CellError("train failed")
 
@@ -226,7 +226,7 @@ class TestComparison:
     ) -> None:
         splits = []
 
-        def evaluate(cell: PlannedCell, device: str, processes: ProcessGroup, part: int) -> None:
+        def evaluate(cell: PlannedCell, device: str, processes: ProcessGroup, of_all_folds: bool) -> None:
             splits.append(cell.settings.evaluation["split"])
 
         monkeypatch.setattr(RUN_CELL, evaluate)
@@ -240,39 +240,53 @@ class TestComparison:
             (data / f"datalist_fold{fold}.json").write_text(json.dumps(make_datalist("a", "b", testing)))
         return data
 
-    def test_every_fold_is_run(self, folds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """What needs one temperature for all folds comes once all are trained."""
-        run: list[tuple[int, str]] = []
-        monkeypatch.setattr(RUN_CELL, lambda cell, device, processes, part: run.append((part, cell.name)))
-        compare_losses(**options(folds, tmp_path / "out", "nacl", "ce_dice"), folds=2)
-        names = [f"{loss}, seed 0, fold {fold}" for loss in ("nacl", "ce_dice") for fold in (0, 1)]
-        assert run == [(part, name) for part in (0, 1) for name in names]
+    @pytest.fixture
+    def runs(self, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, bool]]:
+        """Runs of cells, whose results are made up; nacl's fold 1 fails as long as there is no folder `mended`."""
+        found: list[tuple[str, bool]] = []
+
+        def run(cell: PlannedCell, device: str, processes: ProcessGroup, of_all_folds: bool) -> None:
+            found.append((cell.name, of_all_folds))
+            if cell.name == "nacl, seed 0, fold 1" and not cell.work.with_name("mended").exists():
+                raise CellError("train failed")
+            cell.results.mkdir(parents=True, exist_ok=True)
+            calibration = cell.settings.calibration if of_all_folds else {}
+            write_settings(replace(cell.settings, calibration=calibration), cell.results)
+            (cell.work).mkdir(parents=True, exist_ok=True)
+            for name in ("model.pt", "model_calibrated.pt"):
+                (cell.work / name).touch()
+
+        monkeypatch.setattr(RUN_CELL, run)
+        return found
+
+    def test_temperature_of_all_folds_comes_once_they_are_finished(
+        self, folds: Path, runs: list[tuple[str, bool]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        ce_dice, nacl = ([f"{loss}, seed 0, fold {fold}" for fold in (0, 1)] for loss in ("ce_dice", "nacl"))
+        with pytest.raises(SystemExit):
+            compare_losses(**options(folds, tmp_path / "out", "nacl", "ce_dice"), folds=2)
+        assert runs == [*((name, False) for name in [*nacl, *ce_dice]), *((name, True) for name in ce_dice)]
+        assert capsys.readouterr().out.endswith(
+            "2 of 4 cells are finished, 2 failed\nnacl, seed 0, fold 1: train failed\n"
+            "nacl, seed 0, fold 0: no temperature without nacl, seed 0, fold 1\n"
+        )
         plan = json.loads((tmp_path / "out" / "plan.json").read_text())
         assert [(entry["method"], entry["fold"]) for entry in plan] == [
             ("nacl", 0), ("nacl", 1), ("ce_dice", 0), ("ce_dice", 1)
         ]  # fmt: skip
 
-    def test_a_failed_fold_leaves_its_run_without_a_temperature(
-        self, folds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        run: list[tuple[int, str]] = []
+        runs.clear()
+        (tmp_path / "out" / "work" / "nacl" / "mended").mkdir(parents=True)
+        compare_losses(**options(folds, tmp_path / "out", "nacl", "ce_dice"), folds=2)
+        assert runs == [(nacl[1], False), (nacl[0], True), (nacl[1], True)]
+        assert capsys.readouterr().out.endswith("4 of 4 cells are finished, 0 failed\n")
 
-        def fail(cell: PlannedCell, device: str, processes: ProcessGroup, part: int) -> None:
-            run.append((part, cell.name))
-            if cell.name == "nacl, seed 0, fold 1":
-                raise CellError("train failed")
-
-        monkeypatch.setattr(RUN_CELL, fail)
-        with pytest.raises(SystemExit):
-            compare_losses(**options(folds, tmp_path / "out", "nacl", "ce_dice"), folds=2)
-        assert [name for part, name in run if part == 1] == ["ce_dice, seed 0, fold 0", "ce_dice, seed 0, fold 1"]
-        assert capsys.readouterr().out.endswith(
-            "2 of 4 cells are finished, 2 failed\nnacl, seed 0, fold 1: train failed\n"
-            "nacl, seed 0, fold 0: no temperature without nacl, seed 0, fold 1\n"
-        )
+        runs.clear()
+        compare_losses(**options(folds, tmp_path / "out", "nacl", "ce_dice"), folds=2)
+        assert runs == []
 
     def test_work_may_lie_elsewhere(self, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(RUN_CELL, lambda cell, device, processes, part: None)
+        monkeypatch.setattr(RUN_CELL, lambda cell, device, processes, of_all_folds: None)
         compare_losses(**options(data, tmp_path / "out", "nacl"), work=tmp_path / "work")
         assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["commands.sh", "plan.json"]
         assert (tmp_path / "work" / ".gitignore").read_text() == "*\n"
@@ -281,7 +295,7 @@ class TestComparison:
         self, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         used = []
-        monkeypatch.setattr(RUN_CELL, lambda cell, device, processes, part: used.append(device))
+        monkeypatch.setattr(RUN_CELL, lambda cell, device, processes, of_all_folds: used.append(device))
         compare_losses(**{**options(data, tmp_path, "nacl", "ce_dice"), "devices": ["cuda:0", "cuda:1"]})
         assert sorted(used) == ["cuda:0", "cuda:1"]
 
@@ -299,7 +313,7 @@ class TestComparison:
             def update_parameters(self, **parameters: Any) -> None:
                 assert parameters == {"time": 60}
 
-            def submit(self, function: Callable[..., bool], cell: PlannedCell, part: int) -> Future:
+            def submit(self, function: Callable[..., bool], cell: PlannedCell, of_all_folds: bool) -> Future:
                 submitted.append(cell.name)
                 job: Future = Future()
                 job.set_result(False)
@@ -325,7 +339,7 @@ def made_up(folder: Path, name: str, train: str = "") -> PlannedCell:
     return PlannedCell(name, folder / name, work, steps, settings)
 
 
-WRITE = "import pathlib; p = pathlib.Path({!r}); p.mkdir(parents=True); (p / {!r}).write_text({!r})"
+WRITE = "import pathlib; p = pathlib.Path({!r}); p.mkdir(parents=True, exist_ok=True); (p / {!r}).write_text({!r})"
 
 
 def add_test_set(cell: PlannedCell, name: str, text: str = "made") -> PlannedCell:
@@ -363,7 +377,8 @@ class TestFurtherTestSets:
             "cases.csv", "history.csv", "on_b", "settings.json"
         ]  # fmt: skip
         after = read_settings(cell.results)
-        assert after == replace(before, evaluate_on=cell.settings.evaluate_on, commands=cell.settings.commands)
+        commands = [*before.commands, cell.steps[-1].shown]
+        assert after == replace(before, evaluate_on=cell.settings.evaluate_on, commands=commands)
         assert not run_cell(cell)
         assert not run_cell(finished)  # without the option
 
@@ -398,7 +413,8 @@ class TestFurtherTestSets:
     ) -> None:
         run: list[list[str]] = []
         monkeypatch.setattr(
-            RUN_CELL, lambda cell, device, processes, part: run.append([step.name for step in cell.unfinished_steps()])
+            RUN_CELL,
+            lambda cell, device, processes, of_all_folds: run.append([step.name for step in cell.unfinished_steps()]),
         )
         shutil.copytree(data, tmp_path / "scanner")
         out, further = tmp_path / "out", [f"b={tmp_path / 'scanner'}"]
@@ -421,26 +437,51 @@ class TestFold:
         cell = made_up(folder, "fold")
         output = cell.work / "eval" / "temperature"
         line = WRITE.format(str(output), "temperature.json", "fitted")
-        pool = Step("pool", ["python", "-c", line], output / "temperature.json")
-        return replace(cell, steps=[*cell.steps, pool])
+        pool = Step("pool", ["python", "-c", line], output / "temperature.json", needs_all_folds=True)
+        calibration = {"split": "validation", "region": "all", "folds": 2}
+        settings = replace(cell.settings, fold=0, folds=2, calibration=calibration)
+        return replace(cell, steps=[*cell.steps, pool], settings=settings)
 
-    def test_results_appear_with_the_second_part(self, tmp_path: Path) -> None:
+    def test_temperature_is_added_to_the_finished_fold(self, tmp_path: Path) -> None:
         cell = self.fold(tmp_path)
+        (cell.work).mkdir(parents=True)
+        (cell.work / "model.pt").touch()
         assert run_cells([cell], lambda cell: done(run_cell(cell))) == {}
-        assert (cell.work / "eval" / "cases.csv").is_file()
-        assert not cell.results.exists()
-        assert run_cells([cell], lambda cell: done(run_cell(cell, part=1)), part=1) == {}
-        assert sorted(path.name for path in cell.results.iterdir()) == [
-            "cases.csv", "history.csv", "settings.json", "temperature"
-        ]  # fmt: skip
-        for part in (0, 1):
-            assert not run_cell(cell, part=part)
+        files = ["cases.csv", "history.csv", "settings.json"]
+        assert sorted(path.name for path in cell.results.iterdir()) == files
+        first = read_settings(cell.results)
+        assert first.calibration == {}
+        assert first.commands == [step.shown for step in cell.steps[:2]]
+        assert not run_cell(cell)
 
-    def test_first_part_begins_anew(self, tmp_path: Path) -> None:
-        cell = self.fold(tmp_path)
-        for part in (0, 0, 1):
-            assert run_cell(cell, part=part)
-        assert (cell.results / "temperature" / "temperature.json").read_text() == "fitted"
+        assert run_cells([cell], lambda cell: done(run_cell(cell, of_all_folds=True)), of_all_folds=True) == {}
+        assert sorted(path.name for path in cell.results.iterdir()) == [*files, "temperature"]
+        settings = replace(cell.settings, commands=[step.shown for step in cell.steps])
+        assert read_settings(cell.results) == replace(settings, made_with=first.made_with)
+        for of_all_folds in (False, True):
+            assert not run_cell(cell, of_all_folds=of_all_folds)
+
+    def test_further_test_set_and_temperature_can_be_added_in_either_order(self, tmp_path: Path) -> None:
+        for first, second in ((True, False), (False, True)):
+            cell = self.fold(tmp_path / str(first))
+            (cell.work).mkdir(parents=True)
+            for name in ("model.pt", "model_calibrated.pt"):
+                (cell.work / name).touch()
+            assert run_cell(cell)
+            if first:
+                assert run_cell(cell, of_all_folds=True)
+            folder = cell.work / "eval" / "on_b" / "temperature"
+            line = WRITE.format(str(folder), "summary.json", "scaled")
+            scaled = Step("s", ["python", "-c", line], folder / "summary.json", "b", needs_all_folds=True)
+            further = add_test_set(cell, "b")
+            further = replace(further, steps=[*further.steps, scaled])
+            # with its temperature, both evaluations on b are made at once
+            steps = [step.name for step in further.unfinished_steps()]
+            assert steps == (["evaluate_on_b", "s"] if first else ["evaluate_on_b"])
+            assert run_cell(further)
+            assert run_cell(further, of_all_folds=True) == second
+            assert (cell.results / "on_b" / "temperature" / "summary.json").read_text() == "scaled"
+            assert read_settings(cell.results).conditions == further.settings.conditions
 
 
 def done(result: object) -> Future:
@@ -452,7 +493,7 @@ def done(result: object) -> Future:
 def test_cells_without_temperature_are_named_once(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(RUN_CELL, lambda cell, device, processes, part: None)
+    monkeypatch.setattr(RUN_CELL, lambda cell, device, processes, of_all_folds: None)
     compare_losses(**options(data, tmp_path / "out", "nacl"))
     assert "No temperature" not in capsys.readouterr().out
     listed = json.loads((data / "datalist.json").read_text())
