@@ -245,7 +245,7 @@ class TestComparison:
         """Runs of cells, whose results are made up; nacl's fold 1 fails as long as there is no folder `mended`."""
         found: list[tuple[str, bool]] = []
 
-        def run(cell: PlannedCell, device: str, processes: ProcessGroup, of_all_folds: bool) -> None:
+        def run(cell: PlannedCell, device: Any = None, processes: Any = None, of_all_folds: bool = False) -> None:
             found.append((cell.name, of_all_folds))
             if cell.name == "nacl, seed 0, fold 1" and not cell.work.with_name("mended").exists():
                 raise CellError("train failed")
@@ -299,32 +299,35 @@ class TestComparison:
         compare_losses(**{**options(data, tmp_path, "nacl", "ce_dice"), "devices": ["cuda:0", "cuda:1"]})
         assert sorted(used) == ["cuda:0", "cuda:1"]
 
-    def test_slurm_gets_a_job_for_each_unfinished_cell(
-        self, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        out = tmp_path / "out"
+    @pytest.fixture
+    def slurm(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+        """Options to run on a Slurm that runs a job when it is submitted."""
 
         class Executor:
-            """Accepts jobs in the place of Slurm."""
-
             def __init__(self, folder: Path) -> None:
-                assert folder == out / "work" / "slurm"
+                assert folder == tmp_path / "out" / "work" / "slurm"
 
             def update_parameters(self, **parameters: Any) -> None:
                 assert parameters == {"time": 60}
 
-            def submit(self, function: Callable[..., bool], cell: PlannedCell, of_all_folds: bool) -> Future:
-                submitted.append(cell.name)
-                job: Future = Future()
-                job.set_result(False)
-                return job
+            def submit(self, function: Callable[..., None], *arguments: Any, **options: Any) -> Future:
+                return done(function(*arguments, **options))
 
-        submitted: list[str] = []
-        finish(data, out, "nacl_max", "ce_dice")
         monkeypatch.setitem(sys.modules, "submitit", SimpleNamespace(SlurmExecutor=Executor))
-        of_slurm = {"executor": "slurm", "slurm": {"time": 60}, "devices": None}
-        compare_losses(**{**options(data, out, "nacl_max", "ce_dice", "mbls"), **of_slurm})
-        assert submitted == ["mbls, seed 0"]
+        return {"executor": "slurm", "slurm": {"time": 60}, "devices": None}
+
+    def test_slurm_gets_a_job_for_each_unfinished_cell(
+        self, data: Path, tmp_path: Path, runs: list[tuple[str, bool]], slurm: dict[str, Any]
+    ) -> None:
+        finish(data, tmp_path / "out", "nacl_max", "ce_dice")
+        compare_losses(**{**options(data, tmp_path / "out", "nacl_max", "ce_dice", "mbls"), **slurm})
+        assert runs == [("mbls, seed 0", False)]
+
+    def test_slurm_gets_a_job_for_each_fold_and_then_one_with_the_temperature_of_all(
+        self, folds: Path, tmp_path: Path, runs: list[tuple[str, bool]], slurm: dict[str, Any]
+    ) -> None:
+        compare_losses(**{**options(folds, tmp_path / "out", "ce_dice"), **slurm}, folds=2)
+        assert runs == [(f"ce_dice, seed 0, fold {fold}", of_all) for of_all in (False, True) for fold in (0, 1)]
 
 
 def made_up(folder: Path, name: str, train: str = "") -> PlannedCell:
