@@ -2,7 +2,7 @@
 
     python scripts/report.py results/acdc/table1 --out results/acdc/table1/report
     python scripts/report.py results/acdc/table1 results/chaos --out report
-    python scripts/report.py results/acdc/temperature/nacl/plain results/acdc/temperature/nacl/scaled --out report
+    python scripts/report.py results/acdc/three_seeds/svls/seed0 results/acdc/three_seeds/nacl/seed0 --out report
 
 The first is the results folder of `scripts/compare_losses.py`; the methods of several of them are ranked over all
 their data sets. Evaluation folders, which `evaluate.yaml` of a bundle
