@@ -26,6 +26,7 @@ RESULTS = ROOT / "results/acdc/table1"
 SEEDS = ROOT / "results/acdc/three_seeds"
 SHIPPED = SEEDS / "svls/seed2"  # the cell of the weights in the ACDC bundle
 BUNDLE = ROOT / "bundles/acdc_mri_nacl_segmentation"
+NUMBERS = {3: "three", 7: "seven", 8: "eight"}
 METADATA = json.loads((BUNDLE / "configs/metadata.json").read_text())
 
 
@@ -108,6 +109,53 @@ def compare_with_kept(report: Path, kept_report: Path) -> None:
         if version(name) != drawn_with[name]:
             pytest.skip(f"figures and last digits may differ: {name} is {version(name)}, was {drawn_with[name]}")
     assert [name for name in made if made[name] != kept[name]] == []
+
+
+def test_claims_of_the_paper_have_the_differences_of_the_report() -> None:
+    with open(SEEDS / "report/differences.csv", newline="") as file:
+        found = {row["measure"]: row for row in csv.DictReader(file) if row["method"] == "nacl"}
+    page = (ROOT / "docs/results.md").read_text()
+    for measure, claim, digits in (
+        ("ece", "a lower ECE (true foreground) than CE + Dice", 3),
+        ("cece", "a lower CECE (true foreground)", 3),
+        ("dsc", "no loss of DSC", 3),
+        ("hd95", "a lower HD95", 2),
+    ):
+        mean, low, high = (f"{float(found[measure][name]):+.{digits}f}" for name in ("mean", "low", "high"))
+        assert f"| {claim} | {mean} [{low}, {high}]" in page
+    with open(SEEDS / "report/ranks.csv", newline="") as file:
+        ranks = {
+            row["method"]: "{:.0f} [{:.0f}, {:.0f}]".format(
+                *(float(row[f"sum_rank{end}"]) for end in ("", "_low", "_high"))
+            )
+            for row in csv.DictReader(file)
+        }
+    shown = f"{ranks['nacl']} of {NUMBERS[len(ranks)]} losses; CE + Dice {ranks['ce_dice']}, SVLS {ranks['svls']}"
+    assert f"| first by sum-rank | {shown} |" in page
+
+
+def test_readme_has_the_nll_of_the_reports() -> None:
+    rows = {
+        "CE + Dice": ("three_seeds/report/means{}.csv", "ce_dice", "without"),
+        "CE + Dice, temperature": ("three_seeds/report/means{}.csv", "ce_dice", "with"),
+        "SVLS": ("three_seeds/report/means{}.csv", "svls", "without"),
+        "NACL": ("three_seeds/report/means{}.csv", "nacl", "without"),
+        "CE + Dice, ensemble of three, temperature": (
+            "ensembles/{}/report/means.csv", "ensemble_of_ce_dice_T", None
+        ),
+    }  # fmt: skip
+    lines = re.findall(r"^\|.*\|$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    readme = {cells[0]: cells[1:] for cells in ([c.strip() for c in line.strip("|").split("|")] for line in lines)}
+    for title, (name, method, temperature) in rows.items():
+        places = ("own", "bssfp", "lge") if temperature is None else ("", "_on_bssfp", "_on_lge")
+        for place, shown in zip(places, readme[title], strict=True):
+            with open(ROOT / "results/acdc" / name.format(place), newline="") as file:
+                (mean,) = (
+                    row["mean"]
+                    for row in csv.DictReader(file)
+                    if (row["method"], row["measure"]) == (method, "nll_all") and row.get("temperature") == temperature
+                )
+            assert shown == f"{float(mean):.3f}"
 
 
 def test_shipped_weights_are_of_the_setting_that_the_protocol_chooses() -> None:
