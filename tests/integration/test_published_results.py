@@ -223,6 +223,20 @@ def test_model_card_has_the_intervals_of_its_weights(column: int, test_set: str,
         assert shown[title] == f"{mean}{if_true} [{low}, {high}]"
 
 
+def test_flare_page_says_what_one_scan_teaches_of_the_other() -> None:
+    folder, bundle = ROOT / "results/flare/two_folds/nacl", ROOT / "bundles/flare_ct_nacl_segmentation"
+    summaries = [json.loads((folder / f"seed0_fold{fold}/summary.json").read_text()) for fold in (0, 1)]
+    page = " ".join((bundle / "docs/README.md").read_text().split())
+    for summary in summaries:
+        means = (summary[f"dsc_{name}"]["mean"] for name in ("liver", "kidneys", "spleen", "pancreas"))
+        assert f" | {' | '.join(f'{mean:.2f}' for mean in means)} |" in page
+    errors = " and ".join(f"{summary['ece_predicted']['mean']:.2f}" for summary in summaries)
+    assert f"those networks have an ECE of {errors} where they predict an organ" in page
+    metrics = json.loads((bundle / "configs/metadata.json").read_text())["eval_metrics"]
+    mean = fmean(summary["dsc"]["mean"] for summary in summaries)
+    assert metrics["mean_dice_of_networks_trained_on_the_other_scan"] == round(mean, 3)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not DATA.is_dir(), reason="needs ../shared/data/acdc")
 def test_weights_are_those_of_the_results(tmp_path: Path) -> None:
