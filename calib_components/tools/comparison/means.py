@@ -60,8 +60,8 @@ ABOUT_TEMPERATURE = (
     "segmentation stays the same. "
 )
 ABOUT_TEMPERATURE_OF_FOLDS = (
-    "Here T is one number for the networks of all folds, fitted on the validation splits of all: each test patient has "
-    "been a validation patient of another network, so T, though no network, has seen it. "
+    "Here T is one number for the networks of all folds, fitted on the validation splits of all. Each test patient "
+    "is a validation patient of another network, so results with T are slightly optimistic. "
 )
 ABOUT_FOREGROUND = "ECE, CECE, NLL and Brier score are computed over the ground-truth foreground. "
 ABOUT_DIAGRAMS = (
