@@ -17,6 +17,7 @@ from monai.bundle import ConfigParser
 
 from calib_components.fingerprint import EVALUATION, TRAINING, fingerprint
 from calib_components.handlers.evaluation_files import read_regions
+from calib_components.handlers.temperature import read_temperature
 from calib_components.tools.comparison import report, report_evaluations
 from calib_components.tools.comparison.results import read_results
 from calib_components.tools.comparison.settings import TABLE1
@@ -26,6 +27,7 @@ DATA = SHARED / "data" / "acdc"
 RESULTS = ROOT / "results/acdc/table1"
 SEEDS = ROOT / "results/acdc/three_seeds"
 SHIPPED = SEEDS / "svls/seed2"  # the cell of the weights in the ACDC bundle
+BRATS = ROOT / "results/brats/leave_one_out"
 BUNDLE = ROOT / "bundles/acdc_mri_nacl_segmentation"
 NUMBERS = {3: "three", 7: "seven", 8: "eight"}
 METADATA = json.loads((BUNDLE / "configs/metadata.json").read_text())
@@ -85,7 +87,11 @@ def test_no_picture_of_a_patient_is_kept() -> None:
     assert "/cases/" not in listed.stdout
 
 
-@pytest.mark.parametrize(("folder", "reference"), [(RESULTS, None), (SEEDS, "ce_dice")], ids=["table1", "three_seeds"])
+@pytest.mark.parametrize(
+    ("folder", "reference"),
+    [(RESULTS, None), (SEEDS, "ce_dice"), (BRATS, None)],
+    ids=["table1", "three_seeds", "brats"],
+)
 def test_report_is_rebuilt_byte_for_byte(folder: Path, reference: str | None, tmp_path: Path) -> None:
     results = shutil.copytree(folder, tmp_path / "results", ignore=shutil.ignore_patterns("cases", "work"))
     report(results, tmp_path / "report", reference)
@@ -236,6 +242,39 @@ def test_model_card_has_the_intervals_of_its_weights(column: int, test_set: str,
         mean, low, high = (f"{float(means[measure][name]):.3f}" for name in ("mean", "low", "high"))
         if_true = f" ({float(means[measure]['if_true']):.3f})" if means[measure]["if_true"] else ""
         assert shown[title] == f"{mean}{if_true} [{low}, {high}]"
+
+
+def test_brats_page_has_the_numbers_of_leave_one_out() -> None:
+    bundle = ROOT / "bundles/brats_mri_nacl_segmentation"
+    page = (bundle / "docs/README.md").read_text()
+    found = {}
+    for name in ("structures", "means"):
+        with open(BRATS / f"report/{name}.csv", newline="") as file:
+            found |= {(row["measure"], row.get("temperature")): row for row in csv.DictReader(file)}
+
+    def shown(measure: str, temperature: str | None = None) -> str:
+        return "{:.3f} [{:.3f}, {:.3f}]".format(
+            *(float(found[measure, temperature][name]) for name in ("mean", "low", "high"))
+        )
+
+    assert f"DSC {shown('dsc_WT')} for the whole tumour, {shown('dsc_TC')} for\nits core, 0 for" in page
+    for title, temperature in (("as trained", "without"), ("T = 0.61", "with")):
+        cells = (shown(measure, temperature) for measure in ("nll_all", "ece_all", "ece_predicted"))
+        assert f"| {title} | {' | '.join(cells)} |" in page
+    for fold in range(7):
+        with open(BRATS / f"nacl/seed0_fold{fold}/cases.csv", newline="") as file:
+            (row,) = csv.DictReader(file)
+        dsc = (row[f"dsc_{name}"] for name in ("WT", "TC", "ET"))
+        cells = " | ".join(f"{float(value):.2f}" if value else "-" for value in dsc)
+        assert re.search(rf"\| {row['case']} \| [\d,]+ \| [\d,]+ \| {re.escape(cells)} \|", page)
+    metrics = json.loads((bundle / "configs/metadata.json").read_text())["eval_metrics"]
+    names = {"whole_tumour": "WT", "tumour_core": "TC", "enhancing_tumour": "ET"}
+    expected = {f"mean_dice_{name}": found[f"dsc_{short}", None] for name, short in names.items()}
+    expected |= {f"mean_{name}": found[name, "with"] for name in ("nll_all", "ece_all", "ece_predicted")}
+    assert metrics == {f"{name}_leave_one_out": round(float(row["mean"]), 3) for name, row in expected.items()}
+    temperature = read_temperature(BRATS / "nacl/seed0_fold0/temperature")
+    interval = f"T = {temperature.temperature:.2f} (95 % interval {temperature.low:.2f} to {temperature.high:.2f})"
+    assert interval in " ".join(page.split())
 
 
 def test_flare_page_says_what_one_scan_teaches_of_the_other() -> None:
