@@ -23,7 +23,7 @@ from calib_components.handlers.weights import WeightsLoader, check_weights, with
 from calib_components.metrics import CalibrationBins, ECEMetric
 from calib_components.posthoc import TemperatureEstimate, TemperatureScaling, find_temperature, set_temperature
 
-__all__ = ["FIT", "TemperatureCalibration", "calibration_cases", "read_temperature", "write_temperature"]
+__all__ = ["TemperatureCalibration", "calibration_cases", "read_temperature", "write_temperature"]
 
 Bins = dict[str, CalibrationBins]  # by their region
 
