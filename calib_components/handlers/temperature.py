@@ -22,6 +22,7 @@ from calib_components.facts import FACTS, Facts, facts_beside, write_facts
 from calib_components.handlers.weights import WeightsLoader, check_weights, with_temperature
 from calib_components.metrics import CalibrationBins, ECEMetric
 from calib_components.posthoc import TemperatureEstimate, TemperatureScaling, find_temperature, set_temperature
+from calib_components.posthoc.network import HIGHEST_TEMPERATURE, LOWEST_TEMPERATURE
 
 __all__ = ["TemperatureCalibration", "calibration_cases", "read_temperature", "write_temperature"]
 
@@ -115,9 +116,9 @@ class TemperatureCalibration:
         facts: Facts of the data, which are compared with those of the weights; None not to compare them.
 
     Raises:
-        InputError: From `run`, if the network has no temperature, the weights are not suitable (see `WeightsLoader`),
-            there are no voxels in the region, an earlier fit is missing, broken or of another region, or a file cannot
-            be written.
+        InputError: From `run`, if the network has no temperature, an argument is not as described, the weights are not
+            suitable (see `WeightsLoader`), there are no voxels in the region, an earlier fit is missing, broken or of
+            another region, or a file cannot be written.
     """
 
     def __init__(
@@ -151,7 +152,7 @@ class TemperatureCalibration:
                 "network_def: expected a network with a temperature, calib_components.posthoc.TemperatureUNet or "
                 f"TemperatureScaled around another one, got {type(self.network).__name__}"
             )
-        self._check_places()
+        self._check()
         if self.pool is not None:
             self._run_pooled(self.pool)
             return
@@ -160,9 +161,8 @@ class TemperatureCalibration:
             set_temperature(self.network, self.temperature)
             if idist.get_rank() == 0:
                 with self._writing_weights():
-                    pass
-                for file in self._reports():
-                    file.unlink(missing_ok=True)
+                    for file in self._reports():
+                        file.unlink(missing_ok=True)
             return
         WeightsLoader(self.load_path, self.network, self.facts)(self.evaluator)
         set_temperature(self.network, 1.0)
@@ -198,8 +198,15 @@ class TemperatureCalibration:
     def _reports(self) -> tuple[Path, ...]:
         return tuple(self.output_dir / name for name in (TEMPERATURE, FIT, RELIABILITY))
 
-    def _check_places(self) -> None:
-        """Say before the work what would keep the files from being written."""
+    def _check(self) -> None:
+        """Say before the work what would keep the temperature from being fitted or the files from being written."""
+        if self.split not in SPLITS:
+            raise InputError(f"split: expected {', '.join(SPLITS)}, got {self.split!r}")
+        if self.pool is not None and not self.pool:
+            raise InputError("pool: expected folders of earlier fits, got none")
+        if self.temperature is not None and not LOWEST_TEMPERATURE <= self.temperature <= HIGHEST_TEMPERATURE:
+            limits = f"{LOWEST_TEMPERATURE} to {HIGHEST_TEMPERATURE}"
+            raise InputError(f"temperature: expected a number from {limits}, got {self.temperature!r}")
         check_writable("calibrated_path", self.calibrated_path.parent)
         for file in (self.calibrated_path, *self._reports()):
             if file.exists() and not file.is_file():

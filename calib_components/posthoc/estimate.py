@@ -61,8 +61,8 @@ class TemperatureEstimate:
             line += f"; 95 % interval {self.low:.3f} to {self.high:.3f}"
             if not math.isnan(self.coverage):
                 line += f" (held the true temperature in {100 * self.coverage:.0f} % of simulations)"
-            others = self.leave_one_out.values()
-            line += f"; {min(others):.3f} to {max(others):.3f} without one of them"
+            if others := self.leave_one_out.values():
+                line += f"; {min(others):.3f} to {max(others):.3f} without one of them"
         return line
 
     def effect(self) -> str:
@@ -119,11 +119,13 @@ class TemperatureEstimate:
             given = ", ".join(map(str, values)) if isinstance(values, Mapping) else type(values).__name__
             raise ValueError(f"values: expected a dictionary with {', '.join(names)}, got {given}")
         decoded: dict[str, Any] = {name: math.nan if value is None else value for name, value in values.items()}
-        kinds = {"patients": "int", "voxels": "int", "at_edge": "bool", "leave_one_out": "dict"}
+        kinds = {"patients": int, "voxels": int, "at_edge": bool, "leave_one_out": dict}
         for name, value in decoded.items():
-            expected = kinds.get(name, "float")
-            if type(value).__name__ != expected and not (expected == "float" and type(value) is int):
-                raise ValueError(f"{name}: expected a value of type {expected}, got {value!r}")
+            if type(value) not in (kind := kinds.get(name, float), *((int,) if kind is float else ())):
+                raise ValueError(f"{name}: expected a value of type {kind.__name__}, got {value!r}")
+        without = decoded["leave_one_out"]
+        if not all(type(value) in (float, int) for value in without.values()):
+            raise ValueError(f"leave_one_out: expected a number for each patient, got {without!r:.60}")
         temperature = decoded["temperature"]
         if not LOWEST <= temperature <= HIGHEST:  # also where NaN
             raise ValueError(f"temperature: expected a number from {LOWEST:g} to {HIGHEST:g}, got {temperature!r}")

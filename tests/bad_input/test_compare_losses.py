@@ -354,8 +354,8 @@ def test_nothing_is_written_before_the_lock(folder: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(fcntl, "flock", lambda *_: found.append(os.listdir(folder / "out" / "work")))
     monkeypatch.setattr("calib_components.tools.comparison.run.run_cell", finish)
     assert run().code == 0
-    assert found == [["plan.lock"]]
-    assert sorted(os.listdir(folder / "out" / "work")) == [".gitignore", "plan.lock"]
+    assert found == [[]]
+    assert sorted(os.listdir(folder / "out" / "work")) == [".gitignore"]
 
 
 def test_as_a_process(folder: Path) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,7 @@ from calib_components.tools.comparison.statistics import (
 
 __all__ = ["Comparison", "Evaluation", "Method", "Run"]
 
+T = TypeVar("T", bound=Hashable)
 CONCLUDED = ("nll_all", "ece_all", "ece_predicted")
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -106,6 +108,14 @@ class Run:
         return mean_of_defined([self.columns[f"{measure}_{name}"] for name in self.structures])
 
     @property
+    def found_in_one(self) -> tuple[float, float]:
+        """How many structures only the ground truth has (missed), and only the prediction (spurious)."""
+        missed, spurious = (
+            sum(len(getattr(evaluation, name)) for evaluation in self.evaluations) for name in ("missed", "spurious")
+        )
+        return missed, spurious
+
+    @property
     def complete(self) -> NDArray[np.bool_]:
         """Whether no structure of a case is missed or spurious, `(cases,)`."""
         scored = np.array([~np.isnan(self.columns[f"dsc_{name}"]) for name in self.structures])
@@ -146,8 +156,14 @@ class Method:
         return mean_of_defined(self.by_run(measure))
 
     def comparable(self, measure: str) -> Array:
-        """As `by_run`, but without HD95 where a run misses a structure or adds one; for differences and ranks."""
+        """As `by_run`, for differences and ranks.
+
+        There is no HD95 where a run misses a structure or adds one, and the DSC is 1 where there is nothing to find and
+        a run finds nothing: otherwise, a run that adds a structure there would be no worse.
+        """
         values = self.by_run(measure)
+        if measure == "dsc":
+            return np.where(np.isnan(values), 1, values)
         if not measure.startswith("hd95"):
             return values
         return np.where(np.all([run.complete for run in self.runs], axis=0), values, np.nan)
@@ -242,15 +258,37 @@ class Comparison:
             For each, the difference to the reference and the p-value after Holm's correction: over the methods, and for
             a measure that a conclusion is drawn from also over the others of these, see `concluded`.
         """
-        family = self.concluded if measure in self.concluded else [measure]
         others = [method for method in self.methods if method is not reference]
-        differences = {
-            (name, method): paired_difference(method.comparable(name), reference.comparable(name), self.patients)
-            for name in family
-            for method in others
-        }
-        adjusted = dict(zip(differences, holm([found.p_value for found in differences.values()]), strict=True))
-        return {method: (differences[measure, method], float(adjusted[measure, method])) for method in others}
+        return self.corrected(
+            [measure],
+            others,
+            lambda name, method: paired_difference(method.comparable(name), reference.comparable(name), self.patients),
+        )[measure]
+
+    def corrected(
+        self, measures: Sequence[str], compared: Sequence[T], difference: Callable[[str, T], Difference]
+    ) -> dict[str, dict[T, tuple[Difference, float]]]:
+        """Return differences with p-values after Holm's correction.
+
+        They are corrected over what is compared, and those of the measures that a conclusion is drawn from, see
+        `concluded`, also over these measures, even those that are not asked for.
+
+        Args:
+            measures: The measures.
+            compared: What is compared, such as methods.
+            difference: Gives the difference of a measure.
+
+        Returns:
+            For each measure and all that is compared, the difference and its p-value.
+        """
+        concluded = self.concluded
+        together = concluded if any(measure in concluded for measure in measures) else []
+        found: dict[tuple[str, T], tuple[Difference, float]] = {}
+        for family in (together, *([measure] for measure in measures if measure not in concluded)):
+            differences = {(name, of): difference(name, of) for name in family for of in compared}
+            adjusted = holm([each.p_value for each in differences.values()]).tolist()
+            found.update(zip(differences, zip(differences.values(), adjusted, strict=True), strict=True))
+        return {measure: {of: found[measure, of] for of in compared} for measure in measures}
 
     @property
     def concluded(self) -> list[str]:

@@ -57,7 +57,9 @@ class Dataset(NamedTuple):
     Attributes:
         name: Name in tables and figures.
         networks: Number of the results folder that its networks are from.
-        population: Number of its patients: test sets of a folder that list the same ones share it.
+        population: Number of its patients: test sets that list the same ones, of a folder or of the same prepared data,
+            share it.
+        datalist: SHA-256 of the list of prepared cases.
         plain: Its results without temperature.
         scaled: Those with temperature.
     """
@@ -65,6 +67,7 @@ class Dataset(NamedTuple):
     name: str
     networks: int
     population: int
+    datalist: str
     plain: Results
     scaled: Results
 
@@ -93,8 +96,8 @@ def report_datasets(folders: Sequence[Path], out: Path = Path("report")) -> None
     datasets = _datasets(folders, found)
     sections, conclusions, notices = [_means_section(datasets)], [], _notices(folders, found, datasets)
     for ranking in RANKINGS:
-        if not all(dataset.at(ranking.scaled).methods for dataset in datasets):
-            notices.append(f"No ranking by {_lower(ranking.title)}: not all data sets were evaluated so.")
+        if len(datasets[0].at(ranking.scaled).methods) < 2:  # all data sets have the same
+            notices.append(f"No ranking by {_lower(ranking.title)}: fewer than two methods were evaluated so on all.")
         elif any(dataset.plain.measured(ranking.measures) != [*ranking.measures] for dataset in datasets):
             notices.append(f"No ranking by {_lower(ranking.title)}: not all data sets have these measures.")
         else:
@@ -116,9 +119,16 @@ def _datasets(folders: Sequence[Path], found: Sequence[Results]) -> list[Dataset
         for test_set in ("", *results.test_sets):
             name = test_set or (results.dataset.upper() if results.dataset else folder.resolve().name)
             plain, scaled = (results.at(Condition(test_set, with_temperature)) for with_temperature in (False, True))
-            same = (d for d in datasets if d.networks == networks and {*d.plain.patients} == {*plain.patients})
-            population = next((dataset.population for dataset in same), len(datasets))
-            datasets.append(Dataset(name, networks, population, plain, scaled))
+            settings = plain.first.settings
+            datalist = settings.evaluate_on[test_set]["datalist"] if test_set else settings.datalist
+            same = (
+                dataset.population
+                for dataset in datasets
+                if {*dataset.plain.patients} == {*plain.patients}
+                and (dataset.networks == networks or dataset.datalist == datalist)
+            )
+            population = next(same, len(datasets))
+            datasets.append(Dataset(name, networks, population, datalist, plain, scaled))
     given = Counter(dataset.name for dataset in datasets)
     names = [
         f"{folders[dataset.networks].resolve().name} {dataset.name}" if given[dataset.name] > 1 else dataset.name
@@ -162,6 +172,9 @@ def _notices(folders: Sequence[Path], found: Sequence[Results], datasets: Sequen
         name = folder.resolve().name
         if results.missing:
             notices.append(f"Not finished in {name}: {'; '.join(results.missing)}.")
+        if results.unfinished_test_sets:
+            listed = ", ".join(results.unfinished_test_sets)
+            notices.append(f"Not evaluated with all folds yet in {name}: {listed}.")
         if results.split != "testing":
             notices.append(f"Those of {name} are cases of the {results.split} split.")
         seeds = {m.label: ", ".join(str(run.settings.seed) for run in m.runs) for m in results.methods}
@@ -176,7 +189,7 @@ def _notices(folders: Sequence[Path], found: Sequence[Results], datasets: Sequen
     }
     for names in shared.values():
         if len(names) > 1:
-            notices.append(f"Taken to be of the same patients, since they have the same names: {', '.join(names)}.")
+            notices.append(f"Taken to be of the same patients, who have the same names: {', '.join(names)}.")
     return notices
 
 

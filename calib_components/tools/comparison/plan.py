@@ -297,11 +297,18 @@ def check_unchanged(cell: PlannedCell) -> None:
                     "choose another --out"
                 )
     if cell.results.is_dir() and (cell.unfinished_steps() or cell.steps_of_all_folds()):
-        for file in (WEIGHTS, CALIBRATED) if read_settings(cell.results).calibration else (WEIGHTS,):
+        made = read_settings(cell.results)
+        lacking = [name for name in made.evaluate_on if name not in cell.settings.evaluate_on]
+        if cell.steps_of_all_folds() and lacking:
+            raise InputError(
+                f"--evaluate_on: expected {lacking[0]}=DIR too, on which {cell.results} was evaluated and will be with "
+                "the temperature of all folds, got none"
+            )
+        for file in (WEIGHTS, CALIBRATED) if made.calibration else (WEIGHTS,):
             if not (cell.work / file).is_file():
                 raise InputError(
-                    f"{cell.work / file}: expected the weights of a finished cell, to evaluate them with "
-                    f"--evaluate_on, got no such file; delete {cell.results} to run the cell again"
+                    f"{cell.work / file}: expected the weights of a finished cell, to evaluate them with another "
+                    f"temperature or test set, got no such file; delete {cell.results} to run the cell again"
                 )
 
 

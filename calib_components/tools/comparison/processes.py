@@ -6,10 +6,12 @@ import fcntl
 import os
 import signal
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import IO, Any
 
-__all__ = ["ProcessGroup", "try_lock"]
+__all__ = ["ProcessGroup", "lock_folder", "try_lock"]
 
 
 class ProcessGroup:
@@ -43,7 +45,19 @@ class ProcessGroup:
     @staticmethod
     def _end_process(process: subprocess.Popen) -> None:
         if process.poll() is None:
-            os.killpg(process.pid, signal.SIGTERM)
+            with suppress(ProcessLookupError):  # it ended in between
+                os.killpg(process.pid, signal.SIGTERM)
+
+
+@contextmanager
+def lock_folder(folder: Path) -> Iterator[None]:
+    """Keep other processes that lock a folder waiting."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def try_lock(file: IO[str]) -> bool:

@@ -22,7 +22,6 @@ __all__ = [
     "RankedCases",
     "case_ranks",
     "column_ranks",
-    "mean_case_rank",
     "mean_case_rank_with_interval",
     "means_over_common_cases",
     "sum_rank",
@@ -95,8 +94,15 @@ def sum_rank_with_interval(
     for dataset in datasets:
         totals = totals + sum_rank(means_over_common_cases(dataset.of_methods), higher_is_better)
         resampled = resampled + _resampled_sum_ranks(dataset, higher_is_better, seed)
-    fewest = min(len(set(dataset.patients)) for dataset in datasets)
+    fewest = min(_fewest_patients(dataset) for dataset in datasets)
     return [Estimate(float(total), *percentiles(ranks, fewest)) for total, ranks in zip(totals, resampled, strict=True)]
+
+
+def _fewest_patients(dataset: RankedCases) -> int:
+    """Return the number of patients with a value of every method, of the metric that has the fewest."""
+    lacking = np.isnan(dataset.of_methods)  # (methods, cases, metrics)
+    patients = np.asarray(dataset.patients)
+    return min(len(set(patients[~of_metric.any(0)])) for of_metric in np.moveaxis(lacking, 2, 0))
 
 
 def _resampled_sum_ranks(dataset: RankedCases, higher_is_better: ArrayLike, seed: int) -> Array:
@@ -151,16 +157,10 @@ def means_over_common_cases(values: ArrayLike) -> Array:
     return mean_of_defined(common.swapaxes(0, 1))
 
 
-def mean_case_rank(values: ArrayLike, higher_is_better: ArrayLike) -> Array:
-    """Return the mean of each method's ranks over all cases and metrics, `(methods,)`. Arguments as in `case_ranks`."""
-    ranks = case_ranks(values, higher_is_better)
-    return mean_of_defined(ranks.reshape(len(ranks), -1).T)
-
-
 def mean_case_rank_with_interval(
     values: ArrayLike, higher_is_better: ArrayLike, groups: Sequence[str], seed: int = 0
 ) -> list[Estimate]:
-    """Return `mean_case_rank` and its 95 % percentile bootstrap interval over patients.
+    """Return the mean of each method's ranks over all cases and metrics, and its 95 % bootstrap interval over patients.
 
     Args:
         values: `(methods, cases, metrics)`, as in `case_ranks`.

@@ -57,7 +57,7 @@ def report(results: Path, out: Path = Path("report"), reference: str | None = No
 
     `index.html` is one page that holds all its figures and needs no network. `report.md` and the CSV files hold the
     same tables, and the PNG files the figures. Cells that are not finished are named and left out. The same results
-    give the same bytes. All files are written or none; those of an earlier report are replaced.
+    give the same bytes. A new report appears as a whole; the files of an earlier one are replaced, the page last.
 
     Args:
         results: Folder that compare_losses wrote.
@@ -232,6 +232,8 @@ def _notices(results: Results, missing_reference: str | None) -> list[str]:
         evaluated = [method.name for method in results.at(Condition(test_set)).methods]
         if lacking := [method.label for method in results.methods if method.name not in evaluated]:
             notices.append(f"Not evaluated on {test_set}: {', '.join(lacking)}.")
+    if results.unfinished_test_sets:
+        notices.append(f"Not evaluated with all folds yet: {', '.join(results.unfinished_test_sets)}.")
     if results.missing:
         notices.append(f"Not finished yet: {'; '.join(results.missing)}.")
     seeds = {method.label: ", ".join(str(run.settings.seed) for run in method.runs) for method in results.methods}

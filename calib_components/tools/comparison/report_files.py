@@ -1,4 +1,4 @@
-"""The files of a report: a page, the same tables as Markdown and CSV, and the figures; written all or none."""
+"""The files of a report: a page, the same tables as Markdown and CSV, and the figures."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def write_report(
     """Write the files and print where.
 
     `index.html` is one page that holds all its figures and needs no network. `report.md` and the CSV files hold the
-    same tables, and the PNG files the figures; pictures of cases are in the page alone. All files are written or none;
-    those of an earlier report are replaced.
+    same tables, and the PNG files the figures; pictures of cases are in the page alone. A new report appears as a
+    whole; the files of an earlier one are replaced once all are made, the page last.
 
     Args:
         title: Title of the page.
@@ -90,7 +90,7 @@ def check_outside(out: Path, results: Path, planned: Collection[str]) -> None:
 
 
 def _write_files(files: Mapping[str, bytes], out: Path) -> None:
-    """Write all files or none: in a hidden folder, which becomes the report, or whose files replace those of one."""
+    """Write all files into a hidden folder, which becomes the report, or whose files then replace those of one."""
     leftover = check_report_folder(out, files)
     target = out.resolve()
     unfinished = target.with_name(f".unfinished-{target.name}")
@@ -104,10 +104,10 @@ def _write_files(files: Mapping[str, bytes], out: Path) -> None:
         if is_new:
             unfinished.rename(target)
         else:
-            for name in leftover:
-                (target / name).unlink()
             for name in files:  # the page last
                 (unfinished / name).replace(target / name)
+            for name in leftover:
+                (target / name).unlink()
     except OSError as error:
         raise InputError(f"{out}: expected a folder that can be written, got {error.strerror or error}") from error
     finally:

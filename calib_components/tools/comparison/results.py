@@ -82,6 +82,12 @@ class RepeatedRun(TrainedRun):
         return {name: mean_of_defined([table[name] for table in tables]) for name in tables[0]}
 
     @property
+    def found_in_one(self) -> tuple[float, float]:
+        """How many structures a network misses and adds on average."""
+        missed, spurious = super().found_in_one
+        return missed / len(self.evaluations), spurious / len(self.evaluations)
+
+    @property
     def complete(self) -> NDArray[np.bool_]:
         """Whether no network misses a structure of a case, or adds one, `(cases,)`."""
         each = [Run([evaluation]).complete for evaluation in self.evaluations]
@@ -142,7 +148,16 @@ class Results(Comparison):
 
     @property
     def test_sets(self) -> list[str]:
-        """Names of the further test sets."""
+        """Names of the further test sets on which a run was evaluated, with the networks of all its folds."""
+        return [name for name in self._given_test_sets if self.at(Condition(name)).methods]
+
+    @property
+    def unfinished_test_sets(self) -> list[str]:
+        """Names of the further test sets on which only some folds of every run were evaluated yet."""
+        return [name for name in self._given_test_sets if not self.at(Condition(name)).methods]
+
+    @property
+    def _given_test_sets(self) -> list[str]:
         sets = (cell.settings.evaluate_on for method in self.methods for cell in method.cells)
         return list(dict.fromkeys(name for names in sets for name in names))
 

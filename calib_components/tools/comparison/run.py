@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import queue
 import re
@@ -34,7 +33,7 @@ from calib_components.tools.comparison.plan import (
     find_folds,
     plan_cell,
 )
-from calib_components.tools.comparison.processes import ProcessGroup, try_lock
+from calib_components.tools.comparison.processes import ProcessGroup, lock_folder, try_lock
 from calib_components.tools.comparison.results import add_to_plan, read_plan
 from calib_components.tools.comparison.settings import choose_settings
 from calib_components.tools.comparison.steps import Step
@@ -92,7 +91,7 @@ def run_cell(
         for step in steps:
             command = [sys.executable, *step.command[1:], *([] if device is None else [f"--device={device}"])]
             log_file = cell.work / f"{step.name}.log"
-            with open(log_file, "a+") as log:
+            with open(log_file, "a+", errors="replace") as log:
                 start = log.tell()
                 code = processes.call(command, stdout=log, stderr=subprocess.STDOUT, pass_fds=[lock.fileno()])
                 log.seek(start)
@@ -340,8 +339,7 @@ def compare_losses(
 
     for folder in (out, work):
         make_folder(folder)
-    with open(work / "plan.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with lock_folder(out):  # other commands may have another work folder
         with writing(work / ".gitignore") as file:
             file.write_text("*\n")
         add_to_plan([cell.entry() for cell in cells], out)

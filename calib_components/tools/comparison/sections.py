@@ -40,6 +40,7 @@ __all__ = [
     "cells_section",
     "differences_section",
     "logits_section",
+    "over_measures",
     "rank_tables",
     "ranked_cases",
     "ranks_section",
@@ -75,18 +76,22 @@ def differences_section(
             record = {"method": method.name, "measure": measure, **difference._asdict()}
             records.append({**record, "p_value_holm": p_value})
     label = reference.label
-    names = [plain_heading(measure) for measure in compared.concluded]
-    and_measures = f" and, for {', '.join(names[:-1])} and {names[-1]}, over these measures" if names else ""
     caption = (
         f"Each method minus {label} on the same cases: mean difference, its 95 % interval (not corrected for multiple "
         "comparisons), and the p-value of a test of the mean by changing signs of patients, Holm-corrected over the "
-        f"methods{and_measures}; bold if p < {SIGNIFICANT} and the interval is to one side of 0. {label} is better "
-        "where DSC is negative and the other measures are positive. Cases with a missed or spurious structure are left "
-        "out for HD95." + about
+        f"methods{over_measures(compared)}; bold if p < {SIGNIFICANT} and the interval is to one side of 0. {label} is "
+        "better where DSC is negative and the other measures are positive. Cases with a missed or spurious structure "
+        "are left out for HD95." + about
     )
     region = "foreground" if compared.has_regions else ""
     header = ["", *(heading(measure, region) for measure in measures)]
     return Section("differences", f"Differences to {label}", caption, header, rows, records)
+
+
+def over_measures(compared: Comparison) -> str:
+    """Return, for a caption, over which measures p-values are corrected together."""
+    names = [plain_heading(measure) for measure in compared.concluded]
+    return f" and, for {', '.join(names[:-1])} and {names[-1]}, over these measures" if names else ""
 
 
 def ranks_section(compared: Comparison, measures: Sequence[str] = RANKED, about: str = "") -> Section:
@@ -99,8 +104,18 @@ def ranks_section(compared: Comparison, measures: Sequence[str] = RANKED, about:
 
 
 def ranked_cases(compared: Comparison, measures: Sequence[str], networks: int = 0, population: int = 0) -> RankedCases:
-    """Return what methods are ranked by. Arguments as those of `RankedCases`."""
-    by_run = [np.stack([method.comparable(measure) for measure in measures], axis=2) for method in compared.methods]
+    """Return what methods are ranked by. Arguments as those of `RankedCases`.
+
+    Cases in which there is nothing to find are ranked by DSC alone: a method that rightly finds nothing has no error of
+    calibration in what it predicts.
+    """
+    nothing = np.any([np.isnan(method.by_run("dsc")).any(0) for method in compared.methods], axis=0)
+    by_run = [
+        np.stack(
+            [np.where(nothing & (measure != "dsc"), np.nan, method.comparable(measure)) for measure in measures], axis=2
+        )
+        for method in compared.methods
+    ]
     return RankedCases(by_run, compared.patients, networks, population)
 
 

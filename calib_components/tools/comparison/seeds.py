@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,8 @@ from calib_components.tools.comparison.measured import Method
 from calib_components.tools.comparison.page import Picture, Section, TableCell, to_png
 from calib_components.tools.comparison.ranks import column_ranks, means_over_common_cases
 from calib_components.tools.comparison.results import Results, TrainedMethod
-from calib_components.tools.comparison.sections import ranked_cases
-from calib_components.tools.comparison.statistics import Array, holm, mean_of_defined, paired_difference
+from calib_components.tools.comparison.sections import over_measures, ranked_cases
+from calib_components.tools.comparison.statistics import Array, Difference, mean_of_defined, paired_difference
 from calib_components.tools.comparison.tables import (
     DIFFERENCE,
     SIGNIFICANT,
@@ -96,46 +97,50 @@ def conditions_section(results: Results, reference: TrainedMethod, test_set: str
         for method in results.at(Condition(test_set, scaled)).methods
     }
     records: list[dict[str, Any]] = []
-    columns = [(False, measure) for measure in measures] + [(True, measure) for measure in measures if measure != DSC]
-    for of_base, measure in columns:
-        base = reference.at(Condition(test_set, of_base))
-        for scaled in (False, True):
+    header = [""]
+    for of_base in WITH:
+        if not reference.at(Condition(test_set, of_base)).runs:
+            continue  # not all folds have their temperature yet
+        columns = [measure for measure in measures if measure != DSC or not of_base]  # T leaves the DSC as it is
+        header += [f"{heading(measure, 'foreground')} minus {reference.label}{' + T' * of_base}" for measure in columns]
+        for scaled in WITH:
             compared = results.at(Condition(test_set, scaled))
-            others = [
-                method
-                for method in compared.methods
-                if method.name != base.name or (scaled != of_base and measure != DSC)  # T leaves the DSC as it is
-            ]
-            differences = [
-                paired_difference(
-                    method.comparable(measure),
-                    base.comparable(measure),
-                    compared.patients,
-                    same_runs=method.name == base.name,
-                )
-                for method in others
-            ]
-            adjusted = holm([difference.p_value for difference in differences]).tolist()
-            cells = {method.name: TableCell("") for method in compared.methods}
-            for method, difference, p_value in zip(others, differences, adjusted, strict=True):
-                notes = [*interval(difference, measure, DIFFERENCE), *p_text(p_value)]
-                mark = "bold" if is_told(difference, p_value) else ""
-                cells[method.name] = TableCell(number(difference.mean, measure, DIFFERENCE), notes, mark)
-                record = {"method": method.name, "temperature": WITH[scaled], "reference_temperature": WITH[of_base]}
-                records.append(record | {"measure": measure} | difference._asdict() | {"p_value_holm": p_value})
-            for name, cell in cells.items():
-                rows[name, scaled].append(cell)
-    header = ["", *(f"{heading(m, 'foreground')} minus {reference.label}{' + T' * scaled}" for scaled, m in columns)]
+            others = [method for method in compared.methods if method.name != reference.name]
+            itself = [method for method in compared.methods if method.name == reference.name and scaled != of_base]
+            difference = partial(_difference, reference, test_set, of_base, compared.patients)
+            differences = compared.corrected(columns[:1], others, difference) if columns[0] == DSC else {}
+            differences |= compared.corrected([m for m in columns if m != DSC], [*others, *itself], difference)
+            for measure in columns:
+                cells = {method.name: TableCell("") for method in compared.methods}
+                for method, (found, p_value) in differences[measure].items():
+                    notes = [*interval(found, measure, DIFFERENCE), *p_text(p_value)]
+                    mark = "bold" if is_told(found, p_value) else ""
+                    cells[method.name] = TableCell(number(found.mean, measure, DIFFERENCE), notes, mark)
+                    record = {"method": method.name, "temperature": WITH[scaled]}
+                    record |= {"reference_temperature": WITH[of_base], "measure": measure}
+                    records.append(record | found._asdict() | {"p_value_holm": p_value})
+                for name, cell in cells.items():
+                    rows[name, scaled].append(cell)
     place = test_set or f"own {results.split}"
     caption = (
         f"Minus {reference.label}, on the same cases of {place}: mean difference, its 95 % interval, over "
         f"{results.resampled} and not corrected for multiple comparisons, and the p-value of a test of the mean by "
-        "changing signs of patients, Holm-corrected over the rows without, or with, temperature; bold if p < "
-        f"{SIGNIFICANT} and the interval is to one side of 0."
+        "changing signs of patients, Holm-corrected over the rows without, or with, temperature"
+        f"{over_measures(results)}; bold if p < {SIGNIFICANT} and the interval is to one side of 0."
     )
     name = f"conditions{test_set and f'_on_{test_set}'}"
     title = f"Differences to {reference.label} without and with temperature: {place}"
     return Section(name, title, caption, header, list(rows.values()), records)
+
+
+def _difference(
+    reference: TrainedMethod, test_set: str, of_base: bool, patients: Sequence[str], measure: str, method: TrainedMethod
+) -> Difference:
+    """Return the difference of a method to the reference; of the reference itself, that of the same networks."""
+    base = reference.at(Condition(test_set, of_base))
+    if same := method.name == reference.name:  # of which some may lack their temperature yet
+        method, base = base.at(method.runs[0].condition), method.at(Condition(test_set, of_base))
+    return paired_difference(method.comparable(measure), base.comparable(measure), patients, same_runs=same)
 
 
 def calibration_ranks_section(results: Results) -> Section:

@@ -328,6 +328,24 @@ def test_an_error_that_grows_is_warned_of(
     assert "The ECE of predicted foreground is larger with this temperature" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("argument", "value", "expected"),
+    [
+        ("split", "holdout", "training, validation, testing, got 'holdout'"),
+        ("temperature", 0, "a number from 0.001 to 1000, got 0"),
+        ("temperature", float("nan"), "a number from 0.001 to 1000, got nan"),
+        ("pool", [], "folders of earlier fits, got none"),
+    ],
+)
+def test_arguments_are_checked_before_the_work(
+    argument: str, value: Any, expected: str, calibrate: Callable[..., TemperatureScaled], tmp_path: Path
+) -> None:
+    before = snapshot(tmp_path)
+    with pytest.raises(InputError, match=f"^{argument}: expected {expected}$"):
+        calibrate(**{argument: value})
+    assert snapshot(tmp_path) == before
+
+
 def test_facts_of_the_data_are_compared(calibrate: Callable[..., TemperatureScaled], tmp_path: Path) -> None:
     write_facts(FACTS, tmp_path / "models")
     with pytest.raises(InputError, match=r"models/facts.yaml: expected weights of the data's class_names"):

@@ -494,6 +494,8 @@ def test_errors_of_from_dict() -> None:
     }.items():
         with pytest.raises(ValueError, match=rf"^{name}: expected a value of type \w+, got "):
             TemperatureEstimate.from_dict({**values, name: wrong})
+    with pytest.raises(ValueError, match=r"^leave_one_out: expected a number for each patient, got \{'a': 'x'\}$"):
+        TemperatureEstimate.from_dict({**values, "leave_one_out": {"a": "x"}})
     values.pop("low")
     with pytest.raises(
         ValueError, match=r"^values: expected a dictionary with temperature, low, .*, got temperature, h"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,12 @@ from calib_components.handlers.evaluation_files import (
 )
 from calib_components.metrics import CalibrationBins, ThresholdCounts
 from calib_components.posthoc import TemperatureEstimate
-from calib_components.tools.comparison.cell_settings import CellSettings, Condition, write_settings
+from calib_components.tools.comparison.cell_settings import (
+    CellSettings,
+    Condition,
+    read_settings,
+    write_settings,
+)
 
 STRUCTURES = ("RV", "MYO", "LV")
 CLASSES = ["background", "right ventricle", "myocardium", "left ventricle"]
@@ -91,6 +98,15 @@ def make_finished_cell(
                 temperature, 0.9 * temperature, 1.1 * temperature, 0.93, {}, 0.3, 0.2, 7, 999, False
             )
             (cell / condition.folder / "temperature.json").write_text(json.dumps(fit.to_dict()))
+
+
+def without_temperature(cell: Path) -> None:
+    """Make a fold as it is before the temperature of all folds is fitted."""
+    settings = read_settings(cell)
+    for condition in settings.conditions:
+        if condition.scaled:
+            shutil.rmtree(cell / condition.folder)
+    write_settings(replace(settings, calibration={}), cell)
 
 
 def make_fit(temperature: float) -> TemperatureEstimate:

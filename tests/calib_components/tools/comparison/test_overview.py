@@ -14,7 +14,7 @@ from calib_components.tools.comparison import report, report_folders
 from calib_components.tools.comparison.cell_settings import Condition
 from calib_components.tools.comparison.overview import report_datasets
 from calib_components.tools.comparison.results import read_results
-from tests.calib_components.tools.comparison.made_up import make_finished_cell
+from tests.calib_components.tools.comparison.made_up import make_finished_cell, without_temperature
 
 METHODS = {"ce_dice": 0.13, "svls": 0.10, "nacl": 0.05}
 
@@ -120,12 +120,27 @@ def test_without_temperature_or_regions_there_is_no_ranking_by_them(folders: lis
     report_datasets([folders[0], plain], tmp_path / "report")
     assert {path.stem for path in (tmp_path / "report").glob("ranks_*.csv")} == {"ranks_paper"}
     text = (tmp_path / "report" / "report.md").read_text()
-    assert "No ranking by the paper's measures, with temperature: not all data sets were evaluated so." in text
+    why = "fewer than two methods were evaluated so on all"
+    assert f"No ranking by the paper's measures, with temperature: {why}." in text
     assert (
         "No ranking by all voxels and predicted foreground, without temperature: not all data sets have these measures."
         in text
     )
     assert "lowest sum-rank" in text.split("\n\n")[1]
+
+
+def test_one_method_with_a_temperature_on_all_is_not_ranked(folders: list[Path], tmp_path: Path) -> None:
+    """The folds of the others are trained, but have no temperature yet."""
+    other = tmp_path / "other"
+    for method in METHODS:
+        for fold in (0, 1):
+            make_finished_cell(other, method, 0, 0.1, fold, 1.2)
+            if method != "nacl":
+                without_temperature(other / method / f"seed0_fold{fold}")
+    report_datasets([folders[0], _renamed(other)], tmp_path / "report")
+    text = (tmp_path / "report" / "report.md").read_text()
+    assert "No ranking by the paper's measures, with temperature: fewer than two methods" in text
+    assert "No ranking by the paper's measures, without" not in text
 
 
 def test_names_that_are_there_twice_have_the_folder_before_them(folders: list[Path], tmp_path: Path) -> None:
@@ -139,7 +154,7 @@ def test_test_sets_of_the_same_patients_are_drawn_together(tmp_path: Path) -> No
     folder = make(tmp_path / "heart", METHODS, 0, "bssfp", "lge")
     report_datasets([folder, _renamed(make(tmp_path / "abdomen", METHODS, 0))], tmp_path / "report")
     text = (tmp_path / "report" / "report.md").read_text()
-    assert "Taken to be of the same patients, since they have the same names: bssfp, lge." in text
+    assert "Taken to be of the same patients, who have the same names: bssfp, lge." in text
 
 
 def _renamed(folder: Path) -> Path:

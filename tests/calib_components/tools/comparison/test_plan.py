@@ -454,6 +454,12 @@ class TestFolds:
         check_comparable(cells, folds.parent / "out")
         check_folds(cells)
 
+    def test_temperature_of_all_folds_needs_the_test_sets_of_a_finished_fold(self, folds: Path) -> None:
+        cell = self.plan(folds, NACL_MAX, 0)
+        self.finish(cell, calibration={}, evaluate_on={"lge": {"datalist": "0", "patients": {"a": "a"}}})
+        with pytest.raises(InputError, match=r"^--evaluate_on: expected lge=DIR too, on which .*seed0_fold0 was evalu"):
+            check_unchanged(cell)
+
     def test_fold_with_a_temperature_of_its_own_is_not_comparable(self, folds: Path) -> None:
         """As earlier versions fitted it."""
         cell = self.plan(folds, NACL_MAX, 0)

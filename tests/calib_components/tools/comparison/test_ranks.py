@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from calib_components.tools.comparison import statistics
+from calib_components.tools.comparison.measured import Comparison, Evaluation, Method, Run
 from calib_components.tools.comparison.ranks import (
     PATIENTS,
     RUNS,
     RankedCases,
     case_ranks,
     column_ranks,
-    mean_case_rank,
     mean_case_rank_with_interval,
     means_over_common_cases,
     sum_rank,
     sum_rank_with_interval,
 )
+from calib_components.tools.comparison.sections import ranked_cases
+from calib_components.tools.comparison.statistics import paired_difference
 
 NAN = np.nan
 PEOPLE = [f"p{i:02d}" for i in range(12)]
@@ -51,7 +55,6 @@ def test_mean_case_rank_by_hand() -> None:
     np.testing.assert_array_equal(ranks[0], [[1, 1.5], [2.5, NAN]])
     np.testing.assert_array_equal(ranks[1], [[2, 1.5], [2.5, NAN]])
     np.testing.assert_array_equal(ranks[2], [[3, 3], [1, NAN]])  # missed it: last
-    np.testing.assert_allclose(mean_case_rank(values, [True, False]), [5 / 3, 2, 7 / 3])
     estimates = mean_case_rank_with_interval(values, [True, False], ["a", "b"])
     assert [estimate.mean for estimate in estimates] == pytest.approx([5 / 3, 2, 7 / 3])
     # Of the four draws of two patients, a quarter has the first alone: ranks 1 and 1.5; a quarter the second: 2.5.
@@ -131,3 +134,31 @@ def test_one_patient_gives_no_interval() -> None:
     (first, _) = sum_rank_with_interval([RankedCases(np.array([[[[0.9]]], [[[0.6]]]]), ["a"])], [True])
     assert first.mean == 1
     assert np.isnan(first[1:]).all()
+
+
+def test_patients_without_a_value_do_not_count_in_the_interval_of_the_sum_rank() -> None:
+    """HD95 is common to five of six patients."""
+    values = np.random.default_rng(0).uniform(size=(2, 1, 6, 2))
+    patients = [f"p{number}" for number in range(6)]
+    (whole, _) = sum_rank_with_interval([RankedCases(list(values), patients)], [True, False])
+    assert not np.isnan(whole.low)
+    values[0, 0, 0, 1] = NAN
+    (fewer, _) = sum_rank_with_interval([RankedCases(list(values), patients)], [True, False])
+    assert np.isnan(fewer.low)
+
+
+def test_case_with_nothing_to_find_is_won_by_the_method_that_finds_nothing() -> None:
+    """Two cases; in the second, the first method is right, and the other adds a structure."""
+
+    def method(name: str, dsc: list[float], ece: list[float], spurious: list[str]) -> Method:
+        columns = {"dsc_a": np.array(dsc), "hd95_a": np.array([2.0, NAN]), "ece_predicted": np.array(ece)}
+        patients = {"p": "p", "q": "q"}
+        return Method(name, name, [Run([Evaluation(Path(), patients, ["p", "q"], columns, [], spurious, {})])])
+
+    right, wrong = method("right", [0.8, NAN], [0.1, NAN], []), method("wrong", [0.8, 0.0], [0.2, 0.5], ["q"])
+    ranked = ranked_cases(Comparison([right, wrong]), ("dsc", "hd95", "ece_predicted"))
+    ranks = case_ranks(ranked.of_methods, [True, False, False])
+    np.testing.assert_array_equal(ranks[0], [[1.5, 1.5, 1], [1, NAN, NAN]])
+    np.testing.assert_array_equal(ranks[1], [[1.5, 1.5, 2], [2, NAN, NAN]])
+    assert paired_difference(right.comparable("dsc"), wrong.comparable("dsc"), ["p", "q"]).mean == 0.5
+    assert right.values("dsc").tolist() == pytest.approx([0.8, NAN], nan_ok=True)  # means leave the case out

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,10 @@ from scipy.stats import kendalltau
 from calib_components.tools.comparison import report
 from calib_components.tools.comparison.cell_settings import Condition
 from calib_components.tools.comparison.measured import Evaluation, Method, Run
-from calib_components.tools.comparison.results import Results, read_results
+from calib_components.tools.comparison.results import Results, TrainedMethod, read_results
 from calib_components.tools.comparison.seeds import _deviations, calibration_ranks_section
 from calib_components.tools.comparison.statistics import holm, mean_with_interval, paired_difference
-from tests.calib_components.tools.comparison.made_up import make_finished_cell
+from tests.calib_components.tools.comparison.made_up import make_finished_cell, without_temperature
 
 METHODS = {"ce_dice": 0.13, "svls": 0.10, "nacl": 0.05}
 
@@ -91,6 +92,7 @@ def test_intervals_of_means_are_over_seeds_and_patients(found: Results, page: Pa
     over_patients = mean_with_interval(method.values("ece"), found.patients)
     assert expected.high - expected.low > 1.5 * (over_patients.high - over_patients.low)
     text = (page / "report.md").read_text()
+    assert text.count("| 1 / 0 |") == 2 * 6  # each network misses one structure, without and with T, on both test sets
     assert "by a bootstrap of two levels" in text
     assert "95 % intervals over seeds and patients" in text
 
@@ -134,8 +136,59 @@ def test_differences_are_paired_by_condition_and_drawn_together_for_the_same_net
             same_runs=row["method"] == "nacl",
         )
         assert [float(row[name]) for name in ("mean", "low", "high")] == pytest.approx(expected[:3], nan_ok=True)
-    adjusted = holm([float(row["p_value"]) for row in rows[:2]])  # of two methods without temperature
+    adjusted = holm([float(row["p_value"]) for row in rows[:2]])  # the DSC of two methods without temperature
     assert [float(row["p_value_holm"]) for row in rows[:2]] == pytest.approx(adjusted, nan_ok=True)
+
+
+def test_tables_of_differences_have_the_same_p_values(page: Path) -> None:
+    """Those of the same difference, corrected in the same way."""
+    kept = {(row["method"], row["measure"]): row["p_value_holm"] for row in records(page / "differences.csv")}
+    own = [
+        row
+        for row in records(page / "conditions.csv")
+        if (row["temperature"], row["reference_temperature"]) == ("without", "without")
+    ]
+    assert len(own) == 10
+    assert all(row["p_value_holm"] == kept[row["method"], row["measure"]] for row in own)
+    p_values = [float(row["p_value"]) for row in own if row["measure"] in ("nll_all", "ece_all", "ece_predicted")]
+    found = [float(row["p_value_holm"]) for row in own if row["measure"] in ("nll_all", "ece_all", "ece_predicted")]
+    assert found == pytest.approx(holm(p_values))
+
+
+@pytest.mark.parametrize("finished", [0, 1])
+def test_runs_whose_temperature_is_to_come_are_not_compared_with_it(finished: int, tmp_path: Path) -> None:
+    """Folds are trained before one temperature is fitted to all; here only some runs of NACL have theirs."""
+    folder = tmp_path / "results"
+    for method, seed, fold in product(METHODS, range(2), range(2)):
+        make_finished_cell(folder, method, seed, METHODS[method], fold, 1.2)
+        if method == "nacl" and seed >= finished:
+            without_temperature(folder / method / f"seed{seed}_fold{fold}")
+    report(folder, tmp_path / "report")
+    rows = records(tmp_path / "report" / "conditions.csv")
+    compared = {(row["method"], row["temperature"], row["reference_temperature"]) for row in rows}
+    assert (("svls", "without", "with") in compared) == (finished > 0)
+    itself = [row for row in rows if (row["method"], row["measure"]) == ("nacl", "nll_all")]
+    assert len(itself) == 2 * finished  # in both directions
+    if finished:
+        seed0 = [row.runs[0].values("nll_all") for row in _nacl(folder)]
+        forth, back = (float(row["mean"]) for row in itself)
+        assert forth == pytest.approx(float(np.mean(seed0[1] - seed0[0])))
+        assert back == pytest.approx(-forth)
+
+
+def _nacl(folder: Path) -> list[TrainedMethod]:
+    """NACL without and with temperature."""
+    found = read_results(folder)
+    return [m for scaled in (False, True) for m in found.at(Condition(scaled=scaled)).methods if m.name == "nacl"]
+
+
+def test_test_set_of_some_folds_is_named_and_left_out(tmp_path: Path) -> None:
+    for fold in range(2):
+        make_finished_cell(tmp_path / "results", "nacl", 0, 0.1, fold, test_sets=("lge",) * (fold == 0))
+    report(tmp_path / "results", tmp_path / "report")
+    text = (tmp_path / "report" / "report.md").read_text()
+    assert "Not evaluated with all folds yet: lge." in text
+    assert not (tmp_path / "report" / "means_on_lge.csv").exists()
 
 
 def test_agreement_is_that_of_the_papers_region_and_the_predicted_one(found: Results) -> None:
