@@ -14,7 +14,7 @@ def main() -> None:
         from calib_components.tools.predictions import calibrate_predictions, evaluate_predictions
         from calib_components.tools.preparation import COMMANDS
     except ModuleNotFoundError as error:
-        hint = 'install the extra: pip install "calib-components[bundles]"'
+        hint = 'install the extra, in a clone: pip install -e ".[bundles]"'
         sys.exit(f"calib-components: expected the module {error.name}, got none; {hint}")
     commands: command_line.Commands = {
         "prepare_data": COMMANDS,

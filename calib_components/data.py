@@ -25,13 +25,14 @@ from monai.config import KeysCollection
 from monai.data import CacheDataset, Dataset
 from monai.data.utils import set_rnd
 from monai.transforms import MapTransform
+from monai.utils import ensure_tuple
 from nibabel import Nifti1Image
 from nibabel.spatialimages import SpatialImage
 from numpy.typing import ArrayLike
 
 from calib_components.errors import UNFINISHED, InputError, reading
 from calib_components.facts import MOST_CLASSES
-from calib_components.nifti import open_nifti
+from calib_components.nifti import check_same_grid, open_nifti
 
 __all__ = [
     "CaseDataset",
@@ -239,8 +240,7 @@ def list_slices(cases: Sequence[Mapping[str, Any]], image_size: Sequence[int]) -
     """List every slice of the prepared cases; only the headers are read.
 
     Args:
-        cases: Items with the path of an `image` and a `label`, such as
-            `read_datalist` returns.
+        cases: Items with the path of an `image` and a `label`, such as `read_datalist` returns.
         image_size: Expected number of rows and columns of a slice.
 
     Returns:
@@ -384,6 +384,7 @@ def _prepared(
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
         logging.getLogger(__name__).info("Preparing %d cases in %s.", len(raw), folder)
         for index in raw:
+            check_same_grid(items[index]["label"], *ensure_tuple(items[index]["image"])[:1])
             items[index] = _write_raw(items[index], prepare(items[index]), folder / str(index))
     return items
 

@@ -16,12 +16,21 @@ from nibabel.volumeutils import apply_read_scaling, array_from_file
 
 from calib_components.errors import InputError, reading
 
-__all__ = ["SMALLEST_SLICE", "NiftiReader", "check_affine", "grid_distance", "open_nifti"]
+__all__ = [
+    "SMALLEST_SLICE",
+    "NiftiReader",
+    "check_affine",
+    "check_same_grid",
+    "grid_distance",
+    "open_nifti",
+    "read_stored",
+]
 
 SMALLEST_SLICE = 4  # pixels along a side
 SAME_GRID = 0.1  # of the smallest side of a voxel: headers that agree differ by far less, by rounding
 SLAB = 16  # slices that are converted at once
 GZIP_RATIO = 1032  # gzip makes nothing smaller by more
+UNITS = {1: "metres", 3: "micrometres"}  # codes of NIfTI; 2 is millimetres, and so is 0, unknown
 
 
 def open_nifti(file: str | Path, any_affine: bool = False) -> SpatialImage:
@@ -33,7 +42,7 @@ def open_nifti(file: str | Path, any_affine: bool = False) -> SpatialImage:
 
     Raises:
         InputError: It is no NIfTI file, it is shorter than its header demands, its values are not real numbers, or its
-            affine is not finite or cannot be inverted.
+            affine is not in millimetres, not finite or cannot be inverted.
     """
     with reading(file, "a readable NIfTI file"):
         image = cast(SpatialImage, nibabel.load(file))
@@ -42,6 +51,12 @@ def open_nifti(file: str | Path, any_affine: bool = False) -> SpatialImage:
     if dtype.kind not in "iuf":
         raise InputError(f"{file}: expected one real number per voxel, got {dtype}")
     if not any_affine:
+        code = int(cast(Any, image.header)["xyzt_units"]) % 8  # the other bits are the unit of time
+        if code in UNITS:
+            raise InputError(
+                f"{file}: expected lengths in millimetres, got {UNITS[code]}, as xyzt_units in its header says; "
+                "convert its affine, or set the unit to mm if it is wrong"
+            )
         check_affine(affine, file)
     demanded = proxy.offset + dtype.itemsize * int(np.prod(image.shape, dtype=np.int64))
     if size * (1 if Path(file).suffix.lower() == ".nii" else GZIP_RATIO) < demanded:
@@ -81,24 +96,70 @@ def grid_distance(affine: np.ndarray, other: np.ndarray, shape: Sequence[int]) -
     return 0.0 if distance <= SAME_GRID * voxel_sizes(other).min() else float(distance)
 
 
+def check_same_grid(file: str | Path, other: str | Path) -> None:
+    """Check that the voxels of two NIfTI files lie at the same places, by their headers.
+
+    Args:
+        file: A file, for the message.
+        other: The file that it belongs to.
+
+    Raises:
+        InputError: They do not, or see `open_nifti`.
+    """
+    opened, expected = open_nifti(file), open_nifti(other)
+    shape, grid = opened.shape[:3], expected.shape[:3]
+    if shape != grid:
+        raise InputError(f"{file}: expected shape {grid} as in {other}, got {shape}")
+    if distance := grid_distance(opened.affine, expected.affine, grid):
+        raise InputError(f"{file}: expected the voxels of {other}, got others, up to {distance:.3g} mm away")
+
+
+def read_stored(image: SpatialImage, file: str | Path) -> np.ndarray:
+    """Read the voxels of a file as they are stored, without its scale factor.
+
+    Args:
+        image: What `open_nifti` gives.
+        file: The file.
+
+    Raises:
+        InputError: The file ends too early, or gzip finds that bytes have changed, which nibabel does not look for.
+    """
+    proxy = cast(Any, image.dataobj)
+    with reading(file, "a complete NIfTI file"), ImageOpener(proxy.file_like) as opened:
+        stored = array_from_file(proxy.shape, proxy.dtype, cast(Any, opened), proxy.offset)
+        if str(file).lower().endswith(".gz"):
+            opened.read()  # the end, where the checksum is
+    return stored
+
+
 class NiftiReader(NibabelReader):
     """MONAI's reader of NIfTI files, with `open_nifti`, with errors that name the file, and with less memory.
 
     Values are float32, and C-ordered. Those of a CT with a slope, which NiBabel gives in float64, would take three
-    times the memory on their way there.
+    times the memory on their way there. The affine is the one that nibabel gives, as everywhere else: MONAI's reader
+    takes that of the qform, even if the header marks it as unset, where the sform has other lengths than `pixdim`.
+
+    Args:
+        any_affine: Whether the affine does not matter.
     """
 
-    def read(self, data: Any, **kwargs: Any) -> Any:
-        for file in [data] if isinstance(data, str | Path) else data:
-            open_nifti(file)
-        return super().read(data, **kwargs)
+    def __init__(self, any_affine: bool = False) -> None:
+        super().__init__()
+        self.any_affine = any_affine
+
+    def read(self, data: Any, **_: Any) -> Any:
+        """Open a file, or those of the channels of an image, whose affine is that of the first one."""
+        files = [data] if isinstance(data, str | Path) else list(data)
+        images = [open_nifti(file, self.any_affine) for file in files]
+        self.filenames = files
+        self._affine = images[0].affine
+        return images if len(images) > 1 else images[0]
+
+    def _get_affine(self, img: Any) -> np.ndarray:
+        return self._affine.copy()
 
     def _get_array_data(self, img: Any, filename: Any) -> Any:
-        proxy = img.dataobj
-        with reading(filename, "a complete NIfTI file"), ImageOpener(proxy.file_like) as file:
-            stored = array_from_file(proxy.shape, proxy.dtype, cast(Any, file), proxy.offset)
-            if str(filename).lower().endswith(".gz"):
-                file.read()  # the end, where gzip finds that bytes have changed
+        proxy, stored = img.dataobj, read_stored(img, filename)
         values = np.empty(stored.shape, np.float32)
         axis = min(2, stored.ndim - 1)
         with np.errstate(over="ignore"):  # what is too large for float32 becomes infinite

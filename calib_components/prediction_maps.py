@@ -24,6 +24,7 @@ from calib_components.image_grid import ImageGrid
 from calib_components.inference import result_name
 from calib_components.metrics.voxels import top_label
 from calib_components.scratch import release, scratch
+from calib_components.transforms import file_name
 
 __all__ = [
     "MAPS",
@@ -111,8 +112,8 @@ class PredictionMapsd(MapTransform):
         show_uncertainty: Let the key itself become the uncertainty instead, for MONAI Label, which shows one map only.
 
     Raises:
-        InputError: An option has an unsuitable value, structures or codes are not those of the network's classes, or
-            the way back to the image's grid is not known, see `calib_components.image_grid`.
+        InputError: An option has an unsuitable value, structures or codes are not those of the network's classes,
+            logits are not finite, or the way back to the image's grid is not known, see `calib_components.image_grid`.
     """
 
     def __init__(
@@ -145,7 +146,10 @@ class PredictionMapsd(MapTransform):
         grid = ImageGrid(image)
         for key in self.key_iterator(item):
             self._check_classes(len(item[key]))
-            maps = {name: values.permute(0, 3, 2, 1) for name, values in self._maps(item[key], grid).items()}
+            maps = {
+                name: values.permute(0, 3, 2, 1)
+                for name, values in self._maps(item[key], grid, file_name(image)).items()
+            }
             shown = maps["uncertainty"].float() / self._largest if self.show_uncertainty else maps["label"]
             results = {key: (shown, None), **{MAPS[name]: (maps[name], name != "label") for name in self.save}}
             for name, (values, is_share) in results.items():
@@ -157,8 +161,8 @@ class PredictionMapsd(MapTransform):
     def _largest(self) -> int:
         return 2**self.bits - 1
 
-    def _maps(self, logits: torch.Tensor, grid: ImageGrid) -> dict[str, torch.Tensor]:
-        """Return the maps `(C, Z, Y, X)`, as they are in a file."""
+    def _maps(self, logits: torch.Tensor, grid: ImageGrid, file: str) -> dict[str, torch.Tensor]:
+        """Return the maps `(C, Z, Y, X)`, as they are in a file, of the image in that file."""
 
         def empty(channels: int, dtype: torch.dtype) -> torch.Tensor:
             return scratch((channels, *reversed(grid.shape)), dtype)
@@ -171,7 +175,12 @@ class PredictionMapsd(MapTransform):
         slices = max(1, SLAB // (len(logits) * grid.shape[0] * grid.shape[1]))
         for start in range(0, grid.shape[2], slices):
             stop = min(start + slices, grid.shape[2])
-            p = fill_background(grid.slab(logits, start, stop, _softmax))
+            p = grid.slab(logits, start, stop, _softmax)
+            if not p.sum().isfinite():
+                raise InputError(
+                    f"{file}: expected finite logits of the network, got some that are NaN or infinite; try --amp false"
+                )
+            p = fill_background(p)
             slab = {"label": label_map(p, self.label_codes)}
             if "uncertainty" in maps:
                 slab["uncertainty"] = self._rounded(normalized_entropy(p))

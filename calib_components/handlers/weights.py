@@ -158,8 +158,8 @@ class WeightsLoader:
 
     Raises:
         InputError: When the engine starts, see `load_weights`; or if the weights were trained on other classes, other
-            channels or data of another geometry. If they differ in sizes or in the codes of classes, there is a
-            warning.
+            channels or data of another geometry. If they differ in sizes or in the codes of classes, or there is no
+            `facts.yaml`, there is a warning.
     """
 
     def __init__(self, load_path: str | os.PathLike, network: torch.nn.Module, facts: Facts | None = None) -> None:
@@ -175,9 +175,16 @@ class WeightsLoader:
         engine.add_event_handler(Events.STARTED, self)
 
     def __call__(self, _: Engine) -> None:
-        if self.facts is not None and (trained_on := facts_beside(self.load_path)) is not None:
-            _compare_facts(trained_on, self.facts, Path(self.load_path).with_name(FACTS))
+        trained_on, file = facts_beside(self.load_path), Path(self.load_path).with_name(FACTS)
+        if trained_on is not None and self.facts is not None:
+            _compare_facts(trained_on, self.facts, file)
         load_weights(self.network, self.load_path)
+        if trained_on is None:
+            logging.getLogger(__name__).warning(
+                "%s: expected the facts of the data that the weights were trained on, got no such file; taken for data "
+                "as the bundle describes them",
+                file,
+            )
         logging.getLogger(__name__).info("Loaded the weights in %s", self.load_path)
 
 

@@ -19,6 +19,8 @@ from calib_components.metrics.voxels import check_temperature
 
 __all__ = ["CalibrationMetric", "further_regions"]
 
+OF_CHANNELS = "of which each has the labels 0 and 1"
+
 
 class CalibrationMetric(ECEMetric):
     """ECE, CECE, NLL and Brier score from one pass over the voxels, in one region or several.
@@ -49,6 +51,7 @@ class CalibrationMetric(ECEMetric):
             0 or 1. One channel always is.
         regions: Further regions.
         structures: Class indices by name, such as `{"heart": [1, 2]}`; each is a further region, "structure_heart".
+            Not for sigmoids, where 0 and 1 are labels of every channel.
         temperature: Number or tensor of one element by which the logits of `y_pred` were divided, read at every call;
             None is 1. The region "plausible" is decided without it, so that it has the same voxels at any temperature.
         draws: How often labels are drawn from the probabilities, for `aggregate_resampled` of structures.
@@ -103,6 +106,9 @@ class CalibrationMetric(ECEMetric):
         check_count("draws", draws, 0)
         check_number("lowest", lowest, 0, 1)
         check_number("highest", highest, 0, 1)
+        if structures is not None and sigmoid:
+            raise InputError(f"structures: expected None for sigmoids, {OF_CHANNELS}, got {structures!r}")
+        self.has_structures = structures is not None
         self.temperature = temperature
         self.draws = draws
         self.lowest = lowest
@@ -143,6 +149,8 @@ class CalibrationMetric(ECEMetric):
         return [self, self.cece, self.nll, self.brier, *further]
 
     def measure(self, y_pred: torch.Tensor, y: torch.Tensor) -> list[torch.Tensor]:
+        if self.has_structures and y_pred.shape[1] == 1:
+            raise InputError(f"structures: expected None for one channel, {OF_CHANNELS}, got some")
         regions = [part.region for part in self.parts]
         measures = ["top_label", "classwise", "if_true", "nll", "brier"]
         temperature = None if self.temperature is None else float(self.temperature)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from calib_components.errors import InputError
 from calib_components.metrics.case_metric import plain_tensor
 from calib_components.metrics.structures import StructureMetric, check_structures, read_structures
 from calib_components.metrics.threads import one_thread
@@ -62,6 +63,8 @@ def expected_dsc(
         tensor([[0.8000]], dtype=torch.float64)
     """
     y_pred = plain_tensor(y_pred, "y_pred")
+    if y is None and ignore_index is not None:
+        raise InputError(f"ignore_index: expected None without y, got {ignore_index!r}")
     if y is None:  # any valid label
         y = torch.zeros_like(y_pred if sigmoid or y_pred.ndim < 2 else y_pred[:, :1], dtype=torch.uint8)
     y_pred, y = check_tensors(y_pred, y, sigmoid)

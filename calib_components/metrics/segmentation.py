@@ -133,7 +133,8 @@ def structure_masks(label: torch.Tensor, structures: Sequence[Sequence[int]]) ->
 
     Raises:
         TypeError: `label` is not a tensor.
-        ValueError: `label` does not have exactly one channel, or a structure is not a list of class indices.
+        ValueError: `label` does not have exactly one channel or holds other values than class indices, or a structure
+            is not a list of them.
 
     Examples:
         >>> import torch
@@ -151,9 +152,10 @@ def structure_masks(label: torch.Tensor, structures: Sequence[Sequence[int]]) ->
             raise ValueError(f"structures: expected a list of class indices for each structure, got {classes!r}")
         for k in classes:
             check_count("structures", k, 0)
-    if not label.is_floating_point():
-        label = label.long()  # in uint8, class 300 would be 44
-    return torch.cat([torch.isin(label, torch.tensor(classes).to(label)) for classes in structures])
+    indices = label.long()  # in uint8, class 300 would be 44
+    if (indices < 0).any() or (label.is_floating_point() and (indices != label).any()):
+        raise ValueError("label: expected class indices, whole numbers of at least 0, got others")
+    return torch.cat([torch.isin(indices, torch.tensor(classes, device=indices.device)) for classes in structures])
 
 
 def _voxels(mask: torch.Tensor) -> torch.Tensor:

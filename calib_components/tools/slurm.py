@@ -45,7 +45,7 @@ def slurm_executor(folder: Path, parameters: Mapping[str, Any]) -> Any:
     except ImportError:
         raise InputError(
             "--executor: expected submitit to be installed for slurm, got no such module; "
-            "pip install 'calib-components[slurm]'"
+            "install the extra, in a clone: pip install -e '.[slurm]'"
         ) from None
     try:
         executor = submitit.SlurmExecutor(folder=folder)

@@ -77,7 +77,7 @@ BEFORE_THE_FIT = [
     Case("text to scale", lambda: Path(TEST).write_text("no image"), f"{TEST}: expected a readable NIfTI file, got "),
     Case("a link to nothing to scale", lambda: Path("test/d.npz").symlink_to("gone"), "test/d.npz: expected a file, got a link to gone, which is not there\n"),
     Case("logits", put(A, 8 * P - 4), f"{A}: {FROM_0_TO_1}"),
-    Case("prediction cut", truncate(A), f"{A}: expected complete NIfTI files, got "),
+    Case("prediction cut", truncate(A), f"{A}: expected a complete NIfTI file, got "),
     Case("unknown label code", put("labels/b.nii.gz", label_of(1, (0, 1, 2, 4))), "labels/b.nii.gz: expected label codes 0, 1, 2, got 4; --structures names the codes"),
     Case("all voxels left out", ignore_all, "--ignore_index: expected voxels to fit a temperature on, got none: ", given("--ignore_index", "9")),
     Case("structures", nothing, "--structures: expected name=code or name=code+code, such as WT=1+2+4, got 'x'\n", given(structures="x")),
@@ -100,7 +100,7 @@ BEFORE_THE_FIT = [
 AFTER_THE_FIT = [
     Case("percentages", put(TEST, 100 * P), f"{TEST}: {FROM_0_TO_1}"),
     Case("NaN", put(TEST, np.where(P.max() == P, np.nan, P)), f"{TEST}: expected finite probabilities, got NaN or infinity\n"),
-    Case("cut", truncate(TEST), f"{TEST}: expected complete NIfTI files, got "),
+    Case("cut", truncate(TEST), f"{TEST}: expected a complete NIfTI file, got "),
     Case("sigmoids", put(TEST, np.full_like(P, 0.9)), f"{TEST}: expected probabilities of 3 classes that add up to 1"),
 ]  # fmt: skip
 

@@ -232,7 +232,7 @@ WHILE_MEASURED = [
     Case("no background", put(A, np.where(np.arange(4) == 1, 0, P)), f"{A}: expected probabilities of 3 classes that add up to 1 in every voxel, got sums from 0 to 1; 25 % of"),
     Case("bytes without a step", put(A, np.rint(255 * P).astype(np.uint8)), f"{A}: expected probabilities, as floating-point numbers or as integers with a scale"),
     Case("bytes with a wrong step", lambda: save_rounded(Path(A), P / 255, np.uint8, 1 / 255 / 255), f"{A}: expected probabilities of 3 classes that add up to 1 in every voxel, got sums"),
-    Case("compressed and cut", lambda: Path(A).write_bytes(Path(A).read_bytes()[:-300]), f"{A}: expected complete NIfTI files, got "),
+    Case("compressed and cut", lambda: Path(A).write_bytes(Path(A).read_bytes()[:-300]), f"{A}: expected a complete NIfTI file, got "),
     Case("half a label code", put(A_LABEL, LABEL + np.float32(0.5)), f"{A_LABEL}: expected whole numbers, the label codes, got others\n"),
     Case("a code beyond all", put(A_LABEL, np.where(LABEL == 1, 1e30, LABEL).astype(np.float32)), f"{A_LABEL}: expected label codes of at most 64 bits, got 1e+30\n"),
     Case("an image for a label", put(A_LABEL, np.arange(120, dtype=np.int16).reshape(SHAPE)), f"{A_LABEL}: expected label codes 0, 1, 2, got 3, 4, 5, 6, 7; --structures names the codes"),

@@ -208,6 +208,7 @@ VOXELS, NONE, FINITE = (
     "got 1 that are NaN or inf",
 )
 READABLE = "expected a readable NIfTI file, got"
+COMPLETE = "expected a complete NIfTI file, got"
 TABLE = [
     # Where the voxels of a label or of a channel lie
     Bad("label shifted", moved(B, lambda a: shift(5, 0) @ a), GENERIC, f"{VOXELS} voxels that lie 5 mm off"),
@@ -351,12 +352,12 @@ TABLE = [
     Bad("empty label", written(B, b""), GENERIC, f"{B}: {READABLE}"),
     Bad("text", written(A, b"<html>404 not found</html>"), GENERIC, f"{A}: {READABLE}"),
     Bad("compressed text", written(A, gzip.compress(b"text")), GENERIC, f"{A}: {READABLE}"),
-    Bad("wrong checksum", flipped(A, -6), GENERIC, f"{A}: {READABLE} CRC check failed"),
-    Bad("changed bit", flipped(A, 1000), GENERIC, f"{A}: {READABLE}"),
-    Bad("truncated gzip", cut(A, 0.5), GENERIC, f"{A}: {READABLE}"),
-    Bad("truncated gzip of a label", cut(B, 0.9), GENERIC, f"{B}: {READABLE}"),
+    Bad("wrong checksum", flipped(A, -6), GENERIC, f"{A}: {COMPLETE} CRC check failed"),
+    Bad("changed bit", flipped(A, 1000), GENERIC, f"{A}: {COMPLETE}"),
+    Bad("truncated gzip", cut(A, 0.5), GENERIC, f"{A}: {COMPLETE}"),
+    Bad("truncated gzip of a label", cut(B, 0.9), GENERIC, f"{B}: {COMPLETE}"),
     Bad("truncated by one byte", cut(A, 0.9999), GENERIC, f"{A}: expected"),
-    Bad("truncated volume", cut_inside(A), GENERIC, f"{A}: {READABLE}"),
+    Bad("truncated volume", cut_inside(A), GENERIC, f"{A}: {COMPLETE}"),
     Bad("not compressed", lambda: written(A, gzip.decompress(Path(A).read_bytes()))(), GENERIC, f"{A}: {READABLE}"),
     Bad("missing image", lambda: Path(A).unlink(), GENERIC, f"{A}: {NONE} no such file"),
     Bad("missing label", lambda: Path(B).unlink(), GENERIC, f"{B}: {NONE} no such file"),
@@ -730,7 +731,7 @@ FAULTS = [
         "out/facts.yaml: expected the facts",
     ),
     Fault("older version", added("volume_transforms: []"), "src", "got 'volume_transforms'; choose another folder"),
-    Fault("bad source since", cut(A, 0.5), "src", f"{A}: {READABLE}"),
+    Fault("bad source since", cut(A, 0.5), "src", f"{A}: {COMPLETE}"),
     Fault("second ending since", copied("plain.nii", "src/images/a.nii"), "src", "src/images/a.nii: expected one file"),
     Fault("label moved since", moved(B, lambda a: shift(5, 0) @ a), "src", f"{VOXELS} voxels that lie 5 mm off"),
 ]

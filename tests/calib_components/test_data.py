@@ -295,8 +295,26 @@ def test_raw_case_that_is_not_finite_is_an_error_that_names_the_file(tmp_path: P
     def prepare(_: object) -> dict[str, torch.Tensor]:
         return {"image": torch.full((1, 4, 4, 2), torch.nan), "label": torch.zeros(1, 4, 4, 2)}
 
-    with pytest.raises(InputError, match=r"scan\.nii: expected finite values after preparation, got 32 that are"):
-        CaseDataset([{"image": "scan.nii", "label": "scan_gt.nii"}], prepare)
+    item = {name: str(tmp_path / f"{name}.nii") for name in ("image", "label")}
+    for file in item.values():
+        nib.save(nib.Nifti1Image(np.zeros((4, 4, 2)), np.eye(4)), file)
+    with pytest.raises(InputError, match=r"image\.nii: expected finite values after preparation, got 32 that are"):
+        CaseDataset([item], prepare)
+
+
+@pytest.mark.parametrize(
+    ("shape", "affine", "message"),
+    [
+        ((4, 4, 3), np.eye(4), r"expected shape \(4, 4, 2\) as in .*image.nii, got \(4, 4, 3\)"),
+        ((4, 4, 2), np.diag([-1.0, 1, 1, 1]), "expected the voxels of .*image.nii, got others, up to 6 mm away"),
+    ],
+)
+def test_raw_label_of_another_grid(shape: tuple[int, ...], affine: np.ndarray, message: str, tmp_path: Path) -> None:
+    image, label = tmp_path / "image.nii", tmp_path / "label.nii"
+    nib.save(nib.Nifti1Image(np.zeros((4, 4, 2)), np.eye(4)), image)
+    nib.save(nib.Nifti1Image(np.zeros(shape), affine), label)
+    with pytest.raises(InputError, match=f"^{label}: {message}"):
+        CaseDataset([{"image": [str(image)], "label": str(label)}], lambda item: item)
 
 
 def test_raw_cases_are_prepared_as_prepare_data_does(phantoms: Path, prepared: Path) -> None:

@@ -68,7 +68,12 @@ def test_facts_of_other_geometry_are_an_error(tmp_path: Path) -> None:
         ({"class_names": ["background", "wall", "wall"]}, "expected different names, got wall twice"),
         ({"class_names": ["background", "wall", "a\nb"]}, "expected names of one line, got"),
         ({"label_codes": [0, 1]}, "expected 3 label_codes, one per class, got [0, 1]"),
-        ({"label_codes": [0, 1, 2.5]}, "expected label_codes to be a list of whole numbers, got"),
+        ({"label_codes": [0, 1, 2.5]}, "expected label_codes to be a list of different whole numbers of 32 bits, got"),
+        ({"label_codes": [0, 1, 1]}, "expected label_codes to be a list of different whole numbers of 32 bits, got"),
+        (
+            {"label_codes": [0, 1, 2**31]},
+            "expected label_codes to be a list of different whole numbers of 32 bits, got",
+        ),
         ({"structures": {}}, "expected structures to be names and their lists of class indices, got {}"),
         ({"structures": {CODE: [1]}}, "expected structures to be names and their lists of class indices, got"),
         ({"structures": {"wall": [3]}}, "expected structures of class indices from 0 to 2, got"),

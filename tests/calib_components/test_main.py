@@ -107,5 +107,5 @@ def test_missing_extra_is_an_error_of_one_line(module: str, tmp_path: Path) -> N
     assert done.returncode == 1
     assert done.stderr == (
         f"calib-components: expected the module {module}, got none; "
-        'install the extra: pip install "calib-components[bundles]"\n'
+        'install the extra, in a clone: pip install -e ".[bundles]"\n'
     )

@@ -13,6 +13,7 @@ import pytest
 
 from calib_components.errors import InputError
 from calib_components.nifti import NiftiReader, grid_distance, open_nifti
+from calib_components.transforms import LoadVolumed
 
 
 def save(file: Path, array: np.ndarray, affine: Any = None, **header: Any) -> Path:
@@ -58,6 +59,17 @@ class TestOpenNifti:
         file = save(tmp_path / "a.nii", np.zeros((4, 3, 2), dtype))
         with pytest.raises(InputError, match=f"^{file}: expected one real number per voxel, got "):
             open_nifti(file)
+
+    @pytest.mark.parametrize(("unit", "name"), [("meter", "metres"), ("micron", "micrometres")])
+    def test_lengths_in_another_unit(self, unit: str, name: str, tmp_path: Path) -> None:
+        image = nib.Nifti1Image(np.zeros((4, 3, 2), np.int16), np.eye(4))
+        image.header.set_xyzt_units(unit, "sec")
+        image.to_filename(tmp_path / "a.nii")
+        with pytest.raises(
+            InputError, match=f"^{tmp_path}/a.nii: expected lengths in millimetres, got {name}, as xyzt"
+        ):
+            open_nifti(tmp_path / "a.nii")
+        assert open_nifti(tmp_path / "a.nii", any_affine=True).shape == (4, 3, 2)
 
     def test_truncated(self, tmp_path: Path) -> None:
         file = save(tmp_path / "a.nii", np.zeros((4, 3, 2), np.int16))
@@ -119,3 +131,27 @@ class TestNiftiReader:
         reader = NiftiReader()
         with pytest.raises(InputError, match=f"^{file}: expected a complete NIfTI file, got "):
             reader.get_data(reader.read(file))
+
+    def test_affine_is_that_of_the_sform_whatever_pixdim_says(self, tmp_path: Path) -> None:
+        """MONAI's reader takes the qform's, which is not set, so that image and maps would lie at two places."""
+        affine = np.array([[-1.5, 0, 0, 90], [0, -1.5, 0, 120], [0, 0, 10, 0], [0, 0, 0, 1.0]])
+        file = save(tmp_path / "scan.nii", np.ones((4, 3, 2), np.int16), affine)
+        reader = NiftiReader()
+        _, meta = reader.get_data(reader.read(file))
+        np.testing.assert_array_equal(meta["affine"], affine)
+        np.testing.assert_array_equal(meta["original_affine"], open_nifti(file).affine)
+        item = LoadVolumed("image")({"image": save(tmp_path / "b.nii", ramp(), affine)})
+        np.testing.assert_array_equal(item["image"].affine, affine)
+
+    def test_channels_whose_headers_differ_by_rounding_have_the_first_ones_affine(self, tmp_path: Path) -> None:
+        affine = np.diag([1.5, 1.5, 2, 1])
+        rounded = affine.copy()
+        rounded[0, 1] = 1e-7
+        files = [save(tmp_path / f"{name}.nii", ramp(), at) for name, at in (("a", affine), ("b", rounded))]
+        item = LoadVolumed("image")({"image": files})
+        assert item["image"].shape == (2, 6, 5, 4)
+        np.testing.assert_array_equal(item["image"].affine, affine)
+
+
+def ramp() -> np.ndarray:
+    return np.arange(6 * 5 * 4, dtype=np.int16).reshape(6, 5, 4)

@@ -210,3 +210,15 @@ def test_unsuitable_options(option: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError) as error:
         PredictionMapsd("pred", {"a": [1]}, [0, 1], **option)
     assert str(error.value) == message
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_logits_that_are_not_finite(value: float) -> None:
+    """Of a network that overflows in half precision, say."""
+    logits = LOGITS.clone()
+    logits[1, 2, 2, 1] = value
+    maps = PredictionMapsd("pred", STRUCTURES, [0, 1, 4])
+    with pytest.raises(
+        InputError, match=r"^in/scan_t1.nii.gz: expected finite logits of the network, got some .* --amp"
+    ):
+        maps(item(logits))

@@ -218,6 +218,17 @@ def test_bundle_says_what_its_weights_reach() -> None:
     assert f"expected DSC is {min(expected)} to {max(expected)}" in text
 
 
+def test_model_card_names_the_patients_that_chose_and_that_test() -> None:
+    text = " ".join((BUNDLE / "docs/README.md").read_text().split())
+    settings = json.loads((SHIPPED / "settings.json").read_text())
+    for names, follow in (
+        (read_temperature(SHIPPED / "temperature").leave_one_out, "were the validation patients"),
+        (set(settings["patients"].values()), "the test patients"),
+    ):
+        *numbers, last = sorted(name.removeprefix("patient") for name in names)
+        assert f"{', '.join(numbers)} and {last} {follow}" in text
+
+
 TABLE = {
     "DSC": "dsc",
     "NLL, all voxels": "nll_all",

@@ -27,7 +27,7 @@ def test_bad_case_and_misspelt_option(tmp_path: Path) -> None:
     arguments = (SCRIPT, "acdc", src, out, "--image-size", "16,32", "--fractions", "0,0,1", "--workers", 1)
     failed = run_script(*arguments)
     assert failed.returncode == 1
-    assert failed.stderr.startswith(f"prepare_data: {bad}: expected a readable NIfTI file, got ")
+    assert failed.stderr.startswith(f"prepare_data: {bad}: expected a complete NIfTI file, got ")
     assert failed.stderr.count("\n") == 1
     assert not (out / "datalist.json").exists()
 
@@ -38,7 +38,7 @@ def test_bad_case_and_misspelt_option(tmp_path: Path) -> None:
 
     skipped = run_as_typed("prepare_data", COMMANDS, [*arguments[1:], "--skip-bad"])
     assert skipped.code == 0
-    assert skipped.err.startswith(f"skipped: {bad}: expected a readable NIfTI file, got ")
+    assert skipped.err.startswith(f"skipped: {bad}: expected a complete NIfTI file, got ")
     assert "testing 2 (3 cases)" in skipped.out
 
 

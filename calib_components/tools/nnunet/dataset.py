@@ -103,11 +103,10 @@ def _copy(cases: Sequence[Case], images: Path, labels: Path) -> None:
             (case.images[0], images / f"{case.name}_0000{ENDING}"),
             (case.label, labels / f"{case.name}{ENDING}"),
         ):
-            with reading(source, "a readable file"), writing(target) as file:
-                if source.suffix.lower() == ".gz":
-                    shutil.copyfile(source, file)
-                else:
-                    file.write_bytes(gzip.compress(source.read_bytes()))
+            with reading(source, "a readable file"):
+                content = source.read_bytes()
+            with writing(target) as file:
+                file.write_bytes(content if source.suffix.lower() == ".gz" else gzip.compress(content))
 
 
 def _description(cases: int, src: Path) -> dict:

@@ -35,6 +35,6 @@ def nnunet_module(name: str) -> ModuleType:
         return importlib.import_module(f"nnunetv2.{name}")
     except ModuleNotFoundError as error:
         raise InputError(
-            f"{error.name}: expected to be installed, got none; install the extra: pip install "
-            '"calib-components[nnunet]"'
+            f"{error.name}: expected to be installed, got none; install the extra, in a clone: pip install -e "
+            '".[nnunet]"'
         ) from error

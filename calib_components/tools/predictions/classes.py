@@ -119,7 +119,7 @@ def name_classes(
                 f"--structures: expected at most {MOST} classes, the background and each code or structure apart from "
                 f"the others, got {len(classes.codes)}"
             )
-    if any(ignore_index in codes for codes in classes.codes):
+    if ignore_index == 0 or any(ignore_index in codes for codes in classes.codes):
         raise InputError(f"--ignore_index: expected a label code of no class, got {ignore_index}")
     return replace(classes, ignore_code=ignore_index)
 

@@ -23,9 +23,10 @@ from typing import Any, Literal, cast
 import numpy as np
 from nibabel.orientations import inv_ornt_aff, io_orientation, ornt_transform
 from nibabel.spatialimages import SpatialImage
+from nibabel.volumeutils import apply_read_scaling
 
 from calib_components.errors import InputError, reading
-from calib_components.nifti import check_affine, grid_distance, open_nifti
+from calib_components.nifti import check_affine, grid_distance, open_nifti, read_stored
 from calib_components.tools.predictions.plain_pickle import load_plain
 
 __all__ = [
@@ -43,7 +44,6 @@ ARRAYS = ("npz", "npy")  # kinds that numpy reads
 KEYS = ("probabilities", "softmax")  # of the array in nnU-Net's files, versions 2 and 1
 SLACK = 1e-3  # beyond [0, 1], by rounding and interpolation
 CROPPED = "; nnU-Net's first version saves only the part that it crops to"
-UNITS = {1: "metres", 3: "micrometres"}  # codes of NIfTI; 2 is millimetres, and so is 0, unknown
 SUM_SLACK = 1e-2  # of a sum of half-precision numbers
 SMALLEST = float(np.finfo(np.float32).tiny)  # in place of a 0 among 32-bit numbers, where a logarithm is taken
 
@@ -240,10 +240,14 @@ def _load_array(prediction: Prediction) -> tuple[np.ndarray, np.dtype, float]:
 def _load_nifti(prediction: Prediction) -> tuple[np.ndarray, np.dtype, float]:
     """Return the values of NIfTI files `(C, X, Y, Z)`, and the type and scale factor that they are stored with."""
     images = [open_nifti(file) for file in prediction.files]
-    with reading(prediction.files[0], "complete NIfTI files"):
-        parts = [image.get_fdata(dtype=np.float32, caching="unchanged") for image in images]
+    parts = [_float32(image, file) for image, file in zip(images, prediction.files, strict=True)]
     values = np.stack(parts) if parts[0].ndim == 3 else np.moveaxis(parts[0], 3, 0)
     return values, images[0].get_data_dtype(), max(abs(float(cast(Any, image.dataobj).slope)) for image in images)
+
+
+def _float32(image: SpatialImage, file: Path) -> np.ndarray:
+    slope, inter = (np.float32(getattr(image.dataobj, name)) for name in ("slope", "inter"))
+    return np.asarray(apply_read_scaling(read_stored(image, file), slope, inter), np.float32)
 
 
 def _check(values: np.ndarray, sigmoid: bool, step: float, file: Path) -> None:
@@ -277,17 +281,11 @@ def open_label_map(file: Path) -> SpatialImage:
     """Open a label file and check its header; the voxels are not read.
 
     Raises:
-        InputError: It cannot be read, is not three-dimensional, or says that lengths are not in millimetres.
+        InputError: See `open_nifti`; or it is not three-dimensional.
     """
     image = open_nifti(file)
     if len(image.shape) != 3 and (len(image.shape) != 4 or image.shape[3] != 1):
         raise InputError(f"{file}: expected a label of shape (X, Y, Z), got {image.shape}")
-    code = int(cast(Any, image.header)["xyzt_units"]) % 8  # the other bits are the unit of time
-    if code in UNITS:
-        raise InputError(
-            f"{file}: expected lengths in millimetres, got {UNITS[code]}, as xyzt_units in its header says; convert "
-            "its affine, or set the unit to mm if it is wrong"
-        )
     return image
 
 
@@ -298,12 +296,11 @@ def read_label_map(file: Path) -> tuple[np.ndarray, np.ndarray]:
         Its codes, whole numbers `(X, Y, Z)`, and its affine.
 
     Raises:
-        InputError: It cannot be read, is not three-dimensional, has values that are not whole numbers, or says that
-            lengths are not in millimetres.
+        InputError: See `open_label_map`; or it has values that are not whole numbers.
     """
     image = open_label_map(file)
-    with reading(file, "a complete NIfTI file"):
-        values = np.asanyarray(image.dataobj).reshape(image.shape[:3])
+    proxy = cast(Any, image.dataobj)
+    values = apply_read_scaling(read_stored(image, file), proxy.slope, proxy.inter).reshape(image.shape[:3])
     if values.dtype.kind == "f":
         if not np.isfinite(values).all() or np.any(values % 1):
             raise InputError(f"{file}: expected whole numbers, the label codes, got others")

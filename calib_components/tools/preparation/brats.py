@@ -17,8 +17,13 @@ def find_cases(src: Path) -> list[Case]:
     suffixes = facts_of_dataset("brats", src).file_suffixes
     file_name = re.compile(rf"([^.].*)({'|'.join(suffixes)}|_seg){NIFTI}", re.IGNORECASE | re.DOTALL)
     cases = {}
-    for path, _, names in os.walk(src, onerror=_refuse):
+    seen = set()  # folders may be links, also to one around them
+    for path, folders, names in os.walk(src, onerror=_refuse, followlinks=True):
         folder = Path(path)
+        if (real := folder.resolve()) in seen:
+            folders.clear()
+            continue
+        seen.add(real)
         group = next((part for part in folder.relative_to(src).parts if part in ("HGG", "LGG")), "")
         for match in filter(None, map(file_name.fullmatch, names)):
             name = match[1]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import gzip
 import json
 import os
 import re
@@ -13,13 +12,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from monai.data import MetaTensor, NibabelReader
+from monai.data import MetaTensor
 from monai.transforms import LoadImage, MapLabelValue
 
 from calib_components.data import IMAGE, LABEL, SOURCE, check_whole
 from calib_components.errors import InputError, reading
 from calib_components.facts import FACTS, Facts
-from calib_components.nifti import SMALLEST_SLICE, open_nifti
+from calib_components.nifti import SMALLEST_SLICE, NiftiReader
 from calib_components.tools.preparation.facts import volume_transforms
 from calib_components.tools.preparation.geometry import onto
 from calib_components.transforms import SlicesLastd, check_contrast, check_finite
@@ -190,24 +189,14 @@ def _load_volume(path: Path, any_affine: bool = False) -> MetaTensor:
     stem = re.sub(f"{NIFTI}$", "", path.name, flags=re.IGNORECASE)
     if len(files := _nifti_files(path.parent, stem)) > 1:
         raise InputError(f"{path}: expected one file of that name, got {files[1].name} as well; remove one of them")
-    open_nifti(path, any_affine)
     with reading(path, "a readable NIfTI file"):
-        if path.suffix.lower() == ".gz":
-            _check_compressed(path)
-        volume = LoadImage(ensure_channel_first=True)(path, reader=NibabelReader())
+        volume = LoadImage(ensure_channel_first=True)(path, reader=NiftiReader(any_affine))
     if volume.ndim != 4 or volume.numel() == 0:
         raise InputError(f"{path}: expected a 3D volume, got shape {tuple(volume.shape[1:])}")
     if sorted(volume.shape[1:])[1] < SMALLEST_SLICE:
         smallest = f"{SMALLEST_SLICE} x {SMALLEST_SLICE} pixels"
         raise InputError(f"{path}: expected slices of at least {smallest}, got shape {tuple(volume.shape[1:])}")
     return volume
-
-
-def _check_compressed(path: Path) -> None:
-    """Read a file to its end, where gzip states the checksum of the content, which nibabel does not look at."""
-    with gzip.open(path) as file:
-        while file.read(1 << 24):
-            pass
 
 
 def _check_channels(path: Path, volume: torch.Tensor, expected: int) -> None:

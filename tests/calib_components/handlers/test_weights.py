@@ -95,14 +95,21 @@ class TestFactsOfTheData:
 
     @pytest.mark.parametrize(
         ("data", "trained_on"),
-        [(DATA, {}), (DATA, {"source": "elsewhere", "pixel_size": [1.0, 2.0]}), (None, {"dataset": "flare"})],
-        ids=["no facts of the weights", "the same", "no facts of the data"],
+        [(DATA, {"source": "elsewhere", "pixel_size": [1.0, 2.0]}), (None, {"dataset": "flare"})],
+        ids=["the same", "no facts of the data"],
     )
     def test_nothing_to_say(
         self, data: Facts | None, trained_on: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
         self.load(tmp_path, data, **trained_on)
         assert [record for record in caplog.records if record.levelname == "WARNING"] == []
+
+    def test_weights_without_facts_are_warned_of(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        self.load(tmp_path, self.DATA)
+        (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+        assert warning.startswith(
+            f"{tmp_path}/facts.yaml: expected the facts of the data that the weights were trained"
+        )
 
 
 class Code:

@@ -32,3 +32,11 @@ def test_a_softmax_has_no_highest_probability() -> None:
 def test_highest_is_a_probability(highest: object) -> None:
     with pytest.raises(InputError, match="highest: expected a number from 0 to 1, got "):
         CalibrationMetric(highest=highest)  # type: ignore[arg-type]
+
+
+def test_structures_are_not_for_sigmoids() -> None:
+    """Whose channels a region of class indices does not choose."""
+    with pytest.raises(ValueError, match=r"^structures: expected None for sigmoids, .*, got \{'tumour': \[0\]\}$"):
+        CalibrationMetric(sigmoid=True, structures={"tumour": [0]})
+    with pytest.raises(ValueError, match=r"^structures: expected None for one channel, .*, got some$"):
+        CalibrationMetric(structures={"tumour": [0]})(torch.rand(1, 1, 4, 4), torch.zeros(1, 1, 4, 4))

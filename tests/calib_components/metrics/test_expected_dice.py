@@ -69,3 +69,5 @@ def test_wrong_input() -> None:
             expected_dsc(torch.rand(shape), {"a": [0]})
     with pytest.raises(ValueError, match=r"^y_pred: expected probabilities that sum to 1"):
         expected_dsc(torch.full((1, 2, 3), 0.7), {"a": [1]})
+    with pytest.raises(ValueError, match=r"^ignore_index: expected None without y, got 0$"):
+        expected_dsc(torch.full((1, 2, 3), 0.5), {"a": [1]}, ignore_index=0)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 
@@ -155,6 +156,13 @@ def test_spacing_has_one_value_per_axis() -> None:
 def test_structures_need_one_map(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"^label: expected one map of class indices, \(1, \*S\), got shape"):
         structure_masks(torch.zeros(shape), [[1]])
+
+
+@pytest.mark.parametrize("label", [[[0, 0.5, 1]], [[0, math.nan, 1]], [[0, -1, 1]]])
+def test_structures_of_values_that_are_no_class_indices(label: list[list[float]]) -> None:
+    """Such as those of a label that was resampled linearly."""
+    with pytest.raises(ValueError, match=r"^label: expected class indices, whole numbers of at least 0, got others$"):
+        structure_masks(torch.tensor(label), [[1]])
 
 
 def test_surfaces_reach_the_border_of_the_image() -> None:

@@ -44,7 +44,7 @@ def test_without_nnunet_a_model_cannot_be_calibrated(folders: Path) -> None:
     arguments = [sys.executable, "-c", WITHOUT, "nnunet", "calibrate", model]
     done = subprocess.run(arguments, check=False, capture_output=True, text=True)
     assert done.stderr == (
-        "calib-components: nnunetv2: expected to be installed, got none; install the extra: pip install "
-        '"calib-components[nnunet]"\n'
+        "calib-components: nnunetv2: expected to be installed, got none; install the extra, in a clone: pip install -e "
+        '".[nnunet]"\n'
     )
     assert (done.returncode, done.stdout) == (1, "")

@@ -83,6 +83,11 @@ def test_channels_with_a_sigmoid_each(
         ({"channels": 3, "structures": ["a=one"]}, "--structures: expected name=code .*, got 'a=one'"),
         ({"channels": 3, "structures": ["a=0+1"]}, "label codes above 0, the background's, got 'a=0"),
         ({"channels": 3, "ignore_index": 2}, "--ignore_index: expected a label code of no class, got 2"),
+        ({"channels": 1, "ignore_index": 0}, "--ignore_index: expected a label code of no class, got 0"),
+        (
+            {"channels": 3, "sigmoid": True, "ignore_index": 0},
+            "--ignore_index: expected a label code of no class, got 0",
+        ),
         ({"channels": 300}, "expected at most 254 channels, got 300"),
         (
             {"channels": 0, "structures": [*EACH, "last=254"]},

@@ -315,6 +315,21 @@ def test_a_segmentation_beside_an_array_gives_its_grid(tmp_path: Path) -> None:
         read_header(one("npz", cropped, grid=grid))
 
 
+def test_changed_byte_of_a_compressed_file(tmp_path: Path) -> None:
+    """nibabel does not look at the checksum at the end."""
+    noise = np.random.default_rng(0).integers(0, 3, (20, 20, 20)).astype(np.uint8)
+    label, probability = save_nifti(tmp_path / "label.nii.gz", noise), save_nifti(tmp_path / "p.nii.gz", noise / 2)
+    for file in (label, probability):
+        content = bytearray(file.read_bytes())
+        content[-8] ^= 1  # of the checksum, so that all is read before
+        file.write_bytes(content)
+    with pytest.raises(InputError, match=f"^{label}: expected a complete NIfTI file, got CRC check failed"):
+        read_label_map(label)
+    prediction = one("probability", probability)
+    with pytest.raises(InputError, match=f"^{probability}: expected a complete NIfTI file, got CRC check failed"):
+        read_probabilities(prediction, sigmoid=True)
+
+
 def test_label_maps_are_whole_numbers(tmp_path: Path) -> None:
     label = label_of(0)
     for dtype in (np.uint8, np.int32, np.float32):

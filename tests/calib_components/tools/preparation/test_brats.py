@@ -25,6 +25,14 @@ def test_cases_are_found_at_any_depth(tmp_path: Path) -> None:
     assert [path.name for path in cases[1].images] == ["B_flair.nii", "B_t1.nii", "B_t1ce.nii", "B_t2.nii"]
 
 
+def test_links_to_folders_are_followed_once(tmp_path: Path) -> None:
+    make_brats(tmp_path / "disk" / "A", "A")
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src" / "HGG").symlink_to(tmp_path / "disk")
+    (tmp_path / "disk" / "back").symlink_to(tmp_path / "src")
+    assert [(case.name, case.group) for case in find_cases(tmp_path / "src")] == [("A", "HGG")]
+
+
 def test_one_slice_equals_that_of_the_volume(out: Path, tmp_path: Path) -> None:
     make_brats(tmp_path / "src", "A")
     prepare_brats(tmp_path / "src", out, image_size=(16, 32))
