@@ -314,7 +314,7 @@ class CaseDataset(Dataset):
         transform: Applied to an item when it is requested.
 
     Raises:
-        InputError: A raw case has values that are NaN or infinite, or labels that are no class indices.
+        InputError: A raw case has values that are NaN or infinite, or labels of other voxels or with other values.
     """
 
     def __init__(

@@ -24,6 +24,7 @@ __all__ = [
     "grid_distance",
     "open_nifti",
     "read_stored",
+    "read_values",
 ]
 
 SMALLEST_SLICE = 4  # pixels along a side
@@ -111,7 +112,9 @@ def check_same_grid(file: str | Path, other: str | Path) -> None:
     if shape != grid:
         raise InputError(f"{file}: expected shape {grid} as in {other}, got {shape}")
     if distance := grid_distance(opened.affine, expected.affine, grid):
-        raise InputError(f"{file}: expected the voxels of {other}, got others, up to {distance:.3g} mm away")
+        raise InputError(
+            f"{file}: expected the voxels of {other}, in the same order, got others, up to {distance:.3g} mm away"
+        )
 
 
 def read_stored(image: SpatialImage, file: str | Path) -> np.ndarray:
@@ -132,12 +135,19 @@ def read_stored(image: SpatialImage, file: str | Path) -> np.ndarray:
     return stored
 
 
+def read_values(image: SpatialImage, file: str | Path) -> np.ndarray:
+    """Read the voxels of a file as float32; arguments and errors are those of `read_stored`."""
+    slope, inter = (np.float32(getattr(image.dataobj, name)) for name in ("slope", "inter"))
+    with np.errstate(over="ignore"):  # what is too large for float32 becomes infinite
+        return np.asarray(apply_read_scaling(read_stored(image, file), slope, inter), np.float32)
+
+
 class NiftiReader(NibabelReader):
     """MONAI's reader of NIfTI files, with `open_nifti`, with errors that name the file, and with less memory.
 
     Values are float32, and C-ordered. Those of a CT with a slope, which NiBabel gives in float64, would take three
-    times the memory on their way there. The affine is the one that nibabel gives, as everywhere else: MONAI's reader
-    takes that of the qform, even if the header marks it as unset, where the sform has other lengths than `pixdim`.
+    times the memory on their way there. The affine is the one that nibabel gives: MONAI's reader takes that of the
+    qform, even if the header marks it as unset, where the sform has other lengths than `pixdim`.
 
     Args:
         any_affine: Whether the affine does not matter.
@@ -148,9 +158,15 @@ class NiftiReader(NibabelReader):
         self.any_affine = any_affine
 
     def read(self, data: Any, **_: Any) -> Any:
-        """Open a file, or those of the channels of an image, whose affine is that of the first one."""
+        """Open a file, or those of the channels of an image, whose affine is that of the first one.
+
+        Raises:
+            InputError: See `open_nifti`; or the voxels of the channels lie at other places.
+        """
         files = [data] if isinstance(data, str | Path) else list(data)
         images = [open_nifti(file, self.any_affine) for file in files]
+        for file in files[1:]:
+            check_same_grid(file, files[0])
         self.filenames = files
         self._affine = images[0].affine
         return images if len(images) > 1 else images[0]

@@ -181,8 +181,8 @@ class WeightsLoader:
         load_weights(self.network, self.load_path)
         if trained_on is None:
             logging.getLogger(__name__).warning(
-                "%s: expected the facts of the data that the weights were trained on, got no such file; taken for data "
-                "as the bundle describes them",
+                "%s: expected the facts of the data that the weights were trained on, got no such file; whether they "
+                "suit these images is not checked",
                 file,
             )
         logging.getLogger(__name__).info("Loaded the weights in %s", self.load_path)

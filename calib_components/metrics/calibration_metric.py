@@ -19,7 +19,7 @@ from calib_components.metrics.voxels import check_temperature
 
 __all__ = ["CalibrationMetric", "further_regions"]
 
-OF_CHANNELS = "of which each has the labels 0 and 1"
+OF_CHANNELS = "whose labels are 0 and 1"
 
 
 class CalibrationMetric(ECEMetric):

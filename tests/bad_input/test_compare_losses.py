@@ -345,7 +345,7 @@ def test_full_disk_leaves_the_earlier_plan(folder: Path, monkeypatch: pytest.Mon
     line = "compare_losses: out/plan.json: expected a file that can be written, got No space left on device\n"
     assert (outcome.code, outcome.err) == (1, line)
     assert (folder / PLAN).read_bytes() == before
-    assert sorted(os.listdir(folder / "out")) == ["other", "plan.json", "work"]
+    assert sorted(os.listdir(folder / "out")) == [".lock", "other", "plan.json", "work"]
 
 
 def test_nothing_is_written_before_the_lock(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

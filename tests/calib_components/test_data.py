@@ -306,7 +306,11 @@ def test_raw_case_that_is_not_finite_is_an_error_that_names_the_file(tmp_path: P
     ("shape", "affine", "message"),
     [
         ((4, 4, 3), np.eye(4), r"expected shape \(4, 4, 2\) as in .*image.nii, got \(4, 4, 3\)"),
-        ((4, 4, 2), np.diag([-1.0, 1, 1, 1]), "expected the voxels of .*image.nii, got others, up to 6 mm away"),
+        (
+            (4, 4, 2),
+            np.diag([-1.0, 1, 1, 1]),
+            "expected the voxels of .*image.nii, in the same order, got others, up to 6 mm",
+        ),
     ],
 )
 def test_raw_label_of_another_grid(shape: tuple[int, ...], affine: np.ndarray, message: str, tmp_path: Path) -> None:

@@ -151,6 +151,9 @@ class TestNiftiReader:
         item = LoadVolumed("image")({"image": files})
         assert item["image"].shape == (2, 6, 5, 4)
         np.testing.assert_array_equal(item["image"].affine, affine)
+        files[1] = save(tmp_path / "c.nii", ramp(), np.diag([-1.5, 1.5, 2, 1]))
+        with pytest.raises(InputError, match=f"{files[1]}: expected the voxels of {files[0]}, in the same order"):
+            NiftiReader().read(files)
 
 
 def ramp() -> np.ndarray:

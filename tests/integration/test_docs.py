@@ -87,14 +87,13 @@ def places(tmp_path: Path, phantoms: Path) -> dict[str, Path]:
     """The reader's folders, by the names that the pages give them."""
     downloads = tmp_path / "downloads"
     rng = np.random.default_rng(0)
-    for index in range(6):  # the fewest patients of which one is left for validation
+    for index in range(5):
+        make_brats(downloads / "brats" / ("HGG" if index % 2 else "LGG"), f"BraTS19_{index}")
         body = rng.integers(-200, 300, (24, 20, 5)).astype(np.int16)
         label = np.zeros(body.shape, np.uint8)
         for code in range(1, 5):
             label[4 * code : 4 * code + 4, 4:12, 1:-1] = code
-        if index < 5:
-            make_brats(downloads / "brats" / ("HGG" if index % 2 else "LGG"), f"BraTS19_{index}")
-            make_flare(downloads / "flare", f"train_{index:03d}", body, label, np.diag([2.0, 2.0, 5.0, 1.0]))
+        make_flare(downloads / "flare", f"train_{index:03d}", body, label, np.diag([2.0, 2.0, 5.0, 1.0]))
         for kind, array in (("images", body), ("labels", np.minimum(label, 2))):
             (downloads / "mine" / kind).mkdir(parents=True, exist_ok=True)
             nib.save(nib.Nifti1Image(array, np.eye(4)), downloads / "mine" / kind / f"scan{index}.nii.gz")

@@ -73,15 +73,15 @@ ABOUT_PATIENTS = (
     "training."
 )
 ABOUT_SEEDS = (
-    "A value of a case is the mean over the seeds. Intervals are over seeds and patients, by a bootstrap of two "
-    "levels: each resample draws seeds of a method and patients, with replacement; they are over patients alone for a "
-    "method of one seed. Few seeds tell little of what another would do. p-values and the intervals of mean-case-ranks "
-    "are over patients alone."
+    "A value of a case, and the number of missed and spurious structures, is the mean over the seeds. Intervals are "
+    "over seeds and patients, by a bootstrap of two levels: each resample draws seeds of a method and patients, with "
+    "replacement; they are over patients alone for a method of one seed. Few seeds tell little of what another would "
+    "do. p-values and the intervals of mean-case-ranks are over patients alone."
 )
 FOUND_IN_ONE = "missed / spurious"
 ABOUT_FOUND_IN_ONE = (
     "The last column counts structures that only the ground truth (missed) or only the prediction (spurious) "
-    "contains, as the mean over trainings; they have DSC 0 and no HD95."
+    "contains; they have DSC 0 and no HD95."
 )
 DIAGRAMS = {"all": "All voxels", "predicted": "Predicted foreground"}
 

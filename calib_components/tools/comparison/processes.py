@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-__all__ = ["ProcessGroup", "lock_folder", "try_lock"]
+__all__ = ["ProcessGroup", "locked", "try_lock"]
 
 
 class ProcessGroup:
@@ -50,14 +50,11 @@ class ProcessGroup:
 
 
 @contextmanager
-def lock_folder(folder: Path) -> Iterator[None]:
-    """Keep other processes that lock a folder waiting."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+def locked(file: Path) -> Iterator[None]:
+    """Keep other processes that lock the same file, which is empty, waiting."""
+    with open(file, "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
         yield
-    finally:
-        os.close(descriptor)
 
 
 def try_lock(file: IO[str]) -> bool:

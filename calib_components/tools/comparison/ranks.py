@@ -87,7 +87,8 @@ def sum_rank_with_interval(
         seed: Seed of the resampling.
 
     Returns:
-        One estimate per method, without an interval if one of the data sets has too few patients for one.
+        One estimate per method, without an interval if too few patients of one of the data sets have a value of every
+        method in one of the metrics.
     """
     methods = len(datasets[0].values)
     totals, resampled = np.zeros(methods), np.zeros((methods, 1))

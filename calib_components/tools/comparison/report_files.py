@@ -104,10 +104,13 @@ def _write_files(files: Mapping[str, bytes], out: Path) -> None:
         if is_new:
             unfinished.rename(target)
         else:
-            for name in files:  # the page last
+            first = [name for name in files if name not in (MARKDOWN, PAGE)]
+            for name in first:
                 (unfinished / name).replace(target / name)
-            for name in leftover:
+            for name in leftover:  # before the Markdown, which names them
                 (target / name).unlink()
+            for name in (MARKDOWN, PAGE):
+                (unfinished / name).replace(target / name)
     except OSError as error:
         raise InputError(f"{out}: expected a folder that can be written, got {error.strerror or error}") from error
     finally:

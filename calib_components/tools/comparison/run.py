@@ -33,13 +33,16 @@ from calib_components.tools.comparison.plan import (
     find_folds,
     plan_cell,
 )
-from calib_components.tools.comparison.processes import ProcessGroup, lock_folder, try_lock
+from calib_components.tools.comparison.processes import ProcessGroup, locked, try_lock
 from calib_components.tools.comparison.results import add_to_plan, read_plan
 from calib_components.tools.comparison.settings import choose_settings
 from calib_components.tools.comparison.steps import Step
 from calib_components.tools.slurm import check_executor, one_line, slurm_executor
 
 __all__ = ["CellError", "compare_losses", "run_cell", "run_cells"]
+
+
+LOCK = ".lock"
 
 
 class CellError(RuntimeError):
@@ -339,7 +342,7 @@ def compare_losses(
 
     for folder in (out, work):
         make_folder(folder)
-    with lock_folder(out):  # other commands may have another work folder
+    with locked(out / LOCK):  # other commands may have another work folder
         with writing(work / ".gitignore") as file:
             file.write_text("*\n")
         add_to_plan([cell.entry() for cell in cells], out)

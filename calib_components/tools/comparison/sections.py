@@ -50,7 +50,8 @@ RANK_HEADINGS = ("sum-rank ↓", "mean-case-rank ↓")
 ABOUT_RANKS = (
     "1 is best, ties share the mean rank. sum-rank: the sum of the ranks of the means, each over the cases in which "
     "all methods have a value: HD95 has none where a structure is missed or spurious. mean-case-rank: the mean of the "
-    "ranks on single cases, where a method without a value ranks last."
+    "ranks on single cases, where a method without a value ranks last. A case with nothing to find is ranked by DSC "
+    "alone, which is 1 if nothing is found. There is no interval where fewer than six patients have all values."
 )
 
 
@@ -81,7 +82,7 @@ def differences_section(
         "comparisons), and the p-value of a test of the mean by changing signs of patients, Holm-corrected over the "
         f"methods{over_measures(compared)}; bold if p < {SIGNIFICANT} and the interval is to one side of 0. {label} is "
         "better where DSC is negative and the other measures are positive. Cases with a missed or spurious structure "
-        "are left out for HD95." + about
+        "are left out for HD95; where there is nothing to find, a DSC is 1 if nothing is found." + about
     )
     region = "foreground" if compared.has_regions else ""
     header = ["", *(heading(measure, region) for measure in measures)]

@@ -105,6 +105,8 @@ def conditions_section(results: Results, reference: TrainedMethod, test_set: str
         header += [f"{heading(measure, 'foreground')} minus {reference.label}{' + T' * of_base}" for measure in columns]
         for scaled in WITH:
             compared = results.at(Condition(test_set, scaled))
+            if not compared.methods:
+                continue
             others = [method for method in compared.methods if method.name != reference.name]
             itself = [method for method in compared.methods if method.name == reference.name and scaled != of_base]
             difference = partial(_difference, reference, test_set, of_base, compared.patients)

@@ -6,7 +6,8 @@ structure that neither contains has no value at all. Undefined values are NaN:
 - Means leave them out: the value of a case is the mean over the structures that have one. How many structures were
   missed or spurious is reported beside the means.
 - Differences and ranks must not reward missing a difficult structure. For these, a case with a missed or spurious
-  structure has no HD95 at all: it contributes no difference, and it ranks last.
+  structure has no HD95 at all: it contributes no difference, and it ranks last. A case in which there is nothing to
+  find counts with a DSC of 1 for a method that finds nothing, and has ranks of the DSC alone.
 
 Intervals of one training are over patients: they show how far a number could move with other test patients, not with
 another training. Those of several trainings (runs) of a method are over both, by a bootstrap of two levels: each

@@ -32,7 +32,7 @@ from calib_components.metrics import (
     structure_masks,
 )
 from calib_components.metrics.case_metric import CaseMetric
-from calib_components.nifti import grid_distance, open_nifti
+from calib_components.nifti import grid_distance, open_nifti, read_values
 from calib_components.prediction_maps import normalized_entropy
 from calib_components.tools.comparison import report_evaluations
 from calib_components.tools.comparison.report import read_validation
@@ -261,9 +261,7 @@ def _read_image(file: Path, saved: Saved, label_file: Path) -> torch.Tensor:
     shape = tuple(saved.prediction.shape)
     if image.shape[:3] != shape or grid_distance(image.affine, saved.affine, shape):
         raise InputError(f"{file}: expected the voxels of {label_file}, {shape}, got others, {image.shape}")
-    with reading(file, "a complete NIfTI file"), np.errstate(over="ignore"):  # no picture needs such numbers
-        values = np.asarray(image.dataobj, np.float32)
-    return torch.from_numpy(values.reshape(*shape, -1)[..., 0].copy())
+    return torch.from_numpy(read_values(image, file).reshape(*shape, -1)[..., 0].copy())
 
 
 def _is_measured(folder: Path, case: str, stamp: str) -> bool:

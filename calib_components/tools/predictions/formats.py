@@ -26,7 +26,7 @@ from nibabel.spatialimages import SpatialImage
 from nibabel.volumeutils import apply_read_scaling
 
 from calib_components.errors import InputError, reading
-from calib_components.nifti import check_affine, grid_distance, open_nifti, read_stored
+from calib_components.nifti import check_affine, grid_distance, open_nifti, read_stored, read_values
 from calib_components.tools.predictions.plain_pickle import load_plain
 
 __all__ = [
@@ -240,14 +240,9 @@ def _load_array(prediction: Prediction) -> tuple[np.ndarray, np.dtype, float]:
 def _load_nifti(prediction: Prediction) -> tuple[np.ndarray, np.dtype, float]:
     """Return the values of NIfTI files `(C, X, Y, Z)`, and the type and scale factor that they are stored with."""
     images = [open_nifti(file) for file in prediction.files]
-    parts = [_float32(image, file) for image, file in zip(images, prediction.files, strict=True)]
+    parts = [read_values(image, file) for image, file in zip(images, prediction.files, strict=True)]
     values = np.stack(parts) if parts[0].ndim == 3 else np.moveaxis(parts[0], 3, 0)
     return values, images[0].get_data_dtype(), max(abs(float(cast(Any, image.dataobj).slope)) for image in images)
-
-
-def _float32(image: SpatialImage, file: Path) -> np.ndarray:
-    slope, inter = (np.float32(getattr(image.dataobj, name)) for name in ("slope", "inter"))
-    return np.asarray(apply_read_scaling(read_stored(image, file), slope, inter), np.float32)
 
 
 def _check(values: np.ndarray, sigmoid: bool, step: float, file: Path) -> None:

@@ -42,6 +42,7 @@ def make_finished_cell(
     fold: int | None = None,
     temperature: float | None = None,
     test_sets: tuple[str, ...] = (),
+    datalist: str = "",
     **training: Any,
 ) -> None:
     """A cell as compare_losses writes it: two cases per patient, random DSC and HD95, and an ECE near `ece`.
@@ -60,7 +61,7 @@ def make_finished_cell(
         label=METHODS[method],
         seed=seed,
         bundle="acdc_mri_nacl_segmentation",
-        datalist=str(fold) * 64,
+        datalist=f"{datalist} {fold}",
         patients={case: case.partition("_")[0] for case in cases},
         training={
             "seed": seed,

@@ -24,7 +24,7 @@ def make(
 ) -> Path:
     for method, ece in methods.items():
         for seed in range(2):
-            make_finished_cell(folder, method, seed, ece + shift, temperature=temperature, test_sets=test_sets)
+            make_finished_cell(folder, method, seed, ece + shift, None, temperature, test_sets, folder.name)
     return folder
 
 
@@ -155,6 +155,18 @@ def test_test_sets_of_the_same_patients_are_drawn_together(tmp_path: Path) -> No
     report_datasets([folder, _renamed(make(tmp_path / "abdomen", METHODS, 0))], tmp_path / "report")
     text = (tmp_path / "report" / "report.md").read_text()
     assert "Taken to be of the same patients, who have the same names: bssfp, lge." in text
+
+
+@pytest.mark.parametrize("is_same", [True, False])
+def test_results_of_the_same_data_share_their_patients(is_same: bool, tmp_path: Path) -> None:
+    """In two folders: other losses, say; data sets whose patients only have the same names do not."""
+    for name in ("first", "second"):
+        for method in METHODS:
+            make_finished_cell(tmp_path / name, method, 0, 0.1, datalist="same" if is_same else name)
+    report_datasets([tmp_path / "first", tmp_path / "second"], tmp_path / "report")
+    text = (tmp_path / "report" / "report.md").read_text()
+    shared = "Taken to be of the same patients, who have the same names: first ACDC, second ACDC."
+    assert (shared in text) == is_same
 
 
 def _renamed(folder: Path) -> Path:
