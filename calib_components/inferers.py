@@ -76,5 +76,6 @@ class SlicesInferer(Inferer):
         for flip in ([], [2]):
             for quarter in turns:
                 seen = slices.flip(flip).rot90(quarter, (2, 3)).contiguous()
-                total = total + network(seen).rot90(-quarter, (2, 3)).flip(flip)
+                logits = network(seen).rot90(-quarter, (2, 3)).flip(flip)
+                total = total + logits.to(torch.promote_types(logits.dtype, torch.float32))
         return total / (2 * len(turns))

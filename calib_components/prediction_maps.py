@@ -153,7 +153,7 @@ class PredictionMapsd(MapTransform):
             shown = maps["uncertainty"].float() / self._largest if self.show_uncertainty else maps["label"]
             results = {key: (shown, None), **{MAPS[name]: (maps[name], name != "label") for name in self.save}}
             for name, (values, is_share) in results.items():
-                meta = {**image.meta, **({SLOPE: 1 / self._largest} if is_share else {})}
+                meta = {**image.meta, SLOPE: 1 / self._largest if is_share else 1.0}  # the image's, as read, is NaN
                 item[name] = MetaTensor(values, affine=torch.from_numpy(grid.affine), meta=meta)
         return item
 

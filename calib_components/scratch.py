@@ -36,7 +36,10 @@ def scratch(shape: Sequence[int], dtype: torch.dtype = torch.float32) -> torch.T
         return torch.empty(*shape, dtype=dtype)
     try:
         with tempfile.TemporaryFile() as file:
-            os.posix_fallocate(file.fileno(), 0, size)  # without room, a later write would kill the process
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, size)  # without room, a later write would kill the process
+            else:  # as on macOS
+                file.truncate(size)
             pages = mmap.mmap(file.fileno(), size)
     except OSError as error:
         raise InputError(

@@ -65,7 +65,7 @@ def uncertainty_overlay(
     figure = Figure(figsize=(6.4, 5.85 / len(titles) * ratio + 0.45 + 0.2 * lines), dpi=150)
     figure.set_layout_engine("constrained")
     figure.suptitle("\n".join(literal(line, TITLE) for line in title.split("\n")), fontsize="medium")
-    low, high = np.percentile(image, [0.5, 99.5])
+    low, high = np.percentile(image, [0.5, 99.5]) if image.any() else (-1, 1)  # nothing to see is grey, not black
     panels = figure.subplots(1, len(titles))
     for axes, name in zip(panels, titles, strict=True):
         axes.imshow(image, cmap="gray", vmin=low, vmax=high, interpolation="nearest")

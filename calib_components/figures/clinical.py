@@ -39,10 +39,10 @@ def volume_agreement(volumes: Mapping[str, Sequence[ArrayLike]], unit: str) -> F
     """Draw the expected over the true volume of each case, one panel for each structure.
 
     A line from the volume with probability above 0.95 to that with probability above 0.05 is drawn through each case.
-    If probabilities were true and all voxels fully dependent, at least 90 % of the true volumes would be in this range,
-    see `calib_components.metrics.structure_volumes`. Those are the cases whose line crosses the dashed one. The title
-    shows the bias, that is, the mean of the expected minus the true volume, and how many of the cases that have the
-    structure are in range.
+    If probabilities were true and all voxels fully dependent, at least 90 % of the true volumes of all cases would be
+    in this range, see `calib_components.metrics.structure_volumes`. Those are the cases whose line crosses the dashed
+    one. The title shows the bias, that is, the mean of the expected minus the true volume, and how many of the cases
+    that have the structure are in range; of these alone, which the ground truth chooses, it may be less than 90 %.
 
     Args:
         volumes: Expected, true, low and high volume of each case, `(cases,)` each, by the name of the structure, as

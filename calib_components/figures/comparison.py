@@ -62,6 +62,8 @@ def rank_heat_map(ranks: ArrayLike, totals: ArrayLike, methods: Sequence[str], c
 def rank_lines(panels: Mapping[str, ArrayLike], methods: Sequence[str], columns: Sequence[str]) -> Figure:
     """Draw how the rank of each method changes from column to column: crossing lines are rankings that disagree.
 
+    Ranks do not tell differences from chance.
+
     Args:
         panels: Ranks `(methods, columns)` by the title of their panel; 1 is best and on top.
         methods: Names of the methods.

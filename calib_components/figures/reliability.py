@@ -20,6 +20,7 @@ __all__ = ["reliability_diagram"]
 MAX_COLUMNS = 5
 SMALLEST_SHARE = 1e-5  # where the axis of shares begins
 IF_TRUE = "if probabilities were true"
+BY_CHANCE = "by chance, if voxels were independent"
 
 
 def reliability_diagram(
@@ -166,4 +167,4 @@ def _mark_bands(axes: Axes, bins: CalibrationBins) -> None:
         edgecolor="black",
         label="accuracy if true, 95 %\n(independent voxels)",
     )
-    axes.set_title(f"{axes.get_title()}\n{resampled_errors(bins).mean().item():.4f} {IF_TRUE}")
+    axes.set_title(f"{axes.get_title()}\n{resampled_errors(bins).mean().item():.4f} {BY_CHANCE}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,13 +21,15 @@ from monai.utils import set_determinism
 from calib_components.bundle import facts_in_use, running_config
 from calib_components.data import SOURCE, SliceDataset
 from calib_components.errors import InputError, reading, writing
-from calib_components.facts import has_other_facts, write_facts
+from calib_components.facts import Facts, has_other_facts, write_facts
 from calib_components.fingerprint import changes, fingerprint
+from calib_components.handlers.temperature import EXPORTED
 from calib_components.handlers.weights import serialize
 from calib_components.posthoc import find_temperature, set_temperature
 
 __all__ = ["TrainingCheckpoint"]
 
+WEIGHTS = (".pt", *EXPORTED)
 NEVER = -1  # the epoch of the best metric that MONAI's engines start with
 
 
@@ -67,7 +68,8 @@ class TrainingCheckpoint:
             not exist.
 
     Raises:
-        InputError: At the start of a run that resumes another one, or if a file cannot be written.
+        InputError: At the start of a run that resumes another one, or into a folder with weights of other data; when
+            weights are no longer finite; or if a file cannot be written.
     """
 
     def __init__(
@@ -99,12 +101,24 @@ class TrainingCheckpoint:
             engine: The trainer.
         """
         # MONAI creates the AMP scaler when the run starts; take it before a resumed run loads its state.
+        engine.add_event_handler(Events.STARTED, self._check_folder)
         engine.add_event_handler(Events.STARTED, self._take_scaler)
         if self.resume:
             engine.add_event_handler(Events.STARTED, self._load)
         engine.add_event_handler(Events.STARTED, self._attach_save)
         engine.add_event_handler(Events.EPOCH_STARTED, self._seed_epoch)
         engine.add_event_handler(Events.EPOCH_STARTED, self._reset_temperature)  # after whatever has loaded weights
+
+    def _check_folder(self, _: Trainer) -> None:
+        """Refuse to write other facts beside weights that are not trained here: they would be taken for theirs."""
+        folder = self.best_path.parent
+        found = [file for kind in WEIGHTS for file in sorted(folder.glob(f"[!.]*{kind}"))]
+        others = [file for file in found if file not in (self.best_path, self.last_path)]
+        if others and self.facts is not None and has_other_facts(self._own_facts(), folder):
+            raise InputError(
+                f"ckpt_dir: expected a folder without weights of other data, got {others[0]}; choose another folder, "
+                "or move or delete it"
+            )
 
     def _take_scaler(self, engine: Trainer) -> None:
         if engine.scaler is not None:
@@ -153,25 +167,37 @@ class TrainingCheckpoint:
     def _save(self, engine: Trainer) -> None:
         if idist.get_rank() != 0:
             return
+        weights = self.stateful["network"].state_dict()
+        if not all(values.isfinite().all() for values in weights.values() if values.is_floating_point()):
+            raise InputError(
+                f"network: expected finite weights after epoch {engine.state.epoch}, got NaN or infinity; the files in "
+                f"{self.best_path.parent} are those of epochs before; try a lower learning_rate"
+            )
         self.best_path.parent.mkdir(parents=True, exist_ok=True)
         best = self.evaluator.state
         if best.best_metric_epoch in (engine.state.epoch, NEVER):
-            self._write_facts()
-            _save(self.stateful["network"].state_dict(), self.best_path)
+            with writing(self.best_path) as file:
+                file.write_bytes(serialize(weights))
+                self._write_facts()
         state = {name: holder.state_dict() for name, holder in self.stateful.items()}
         state["epoch"] = engine.state.epoch
         state["settings"] = self.settings
         state["best_metric"] = best.best_metric
         state["best_metric_epoch"] = best.best_metric_epoch
-        _save(state, self.last_path)
+        with writing(self.last_path) as file:
+            file.write_bytes(serialize(state))
 
     def _write_facts(self) -> None:
         if self.facts is None:
             return
-        facts = replace(self.facts, source="")  # weights travel, folders do not
+        facts = self._own_facts()
         if has_other_facts(facts, self.best_path.parent):
             self.best_path.unlink(missing_ok=True)  # never beside facts of others, even if the process is killed here
         write_facts(facts, self.best_path.parent)
+
+    def _own_facts(self) -> Facts:
+        assert self.facts is not None
+        return replace(self.facts, source="")  # weights travel, folders do not
 
 
 def _settings(config: ConfigParser | None, datalist: Path) -> dict[str, Any]:
@@ -184,9 +210,3 @@ def _settings(config: ConfigParser | None, datalist: Path) -> dict[str, Any]:
         "data": digest.hexdigest(),
         "processes": idist.get_world_size(),
     }
-
-
-def _save(state: Mapping[str, Any], path: Path) -> None:
-    content = serialize(state)
-    with writing(path) as file:
-        file.write_bytes(content)

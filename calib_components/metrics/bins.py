@@ -193,7 +193,7 @@ def _count(values: list) -> torch.Tensor:
 
 
 def _mean_over_classes(errors: torch.Tensor) -> torch.Tensor:
-    return errors.mean(1) if errors.ndim == 2 else errors
+    return errors.nanmean(1) if errors.ndim == 2 else errors  # a channel of sigmoids may have no voxel in the region
 
 
 def calibration_bins(

@@ -208,7 +208,7 @@ class _BinnedMetric(CaseMetric):
         """Reduce the values that the error would have with many voxels if the probabilities were true.
 
         They are 0 for a region chosen by the prediction, and NaN for "band", where they depend on more than the
-        probabilities. With few voxels, chance adds to them.
+        probabilities, and for a case without voxels in the region. With few voxels, chance adds to them.
 
         Args:
             reduction: As in `aggregate`.
@@ -220,7 +220,9 @@ class _BinnedMetric(CaseMetric):
         if bins is None:
             bins = self.case_bins
             bins = CalibrationBins(bins.count, bins.confidence_sum * torch.nan, bins.num_correct)
-        return self.reduce_bins(bins, reduction)
+        has_voxels = self.case_bins.count.sum(-1, keepdim=True) > 0  # as the error itself: the others have none
+        fields = (bins.count, bins.confidence_sum, bins.num_correct)
+        return self.reduce_bins(CalibrationBins(*(field.where(has_voxels, 0) for field in fields)), reduction)
 
     def reduce_bins(self, bins: CalibrationBins, reduction: str) -> torch.Tensor:
         """Reduce the errors of the bins of cases."""

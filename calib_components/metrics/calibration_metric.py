@@ -134,7 +134,8 @@ class CalibrationMetric(ECEMetric):
             ValueError: No case has been added, or the reduction is unknown.
         """
         if self.stores_resampled:
-            return self.reduce(self.gathered()[-1], reduction)
+            errors = self.gathered()[-1]
+            return self.reduce(errors.where(~self.case_values().isnan(), torch.nan), reduction)
         return self.reduce(self.case_values() * torch.nan, reduction)
 
     @property

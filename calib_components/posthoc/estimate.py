@@ -65,13 +65,20 @@ class TemperatureEstimate:
                 line += f"; {min(others):.3f} to {max(others):.3f} without one of them"
         return line
 
-    def effect(self) -> str:
-        """Return what the temperature says of the model and does to its probabilities, as one sentence."""
+    def effect(self, by_prediction: bool = True) -> str:
+        """Return what the temperature says of the model and does to its probabilities, as one sentence.
+
+        Args:
+            by_prediction: Whether nothing but the prediction chose the voxels of the fit, see `Region.by_prediction`.
+                Otherwise the temperature of a calibrated model is not 1, and says nothing of its confidence.
+        """
         if self.temperature == 1:
             return "T = 1: the probabilities stay as they are."
         relation, confidence, become = (
             (">", "overconfident", "softer") if self.temperature > 1 else ("<", "underconfident", "sharper")
         )
+        if not by_prediction:
+            return f"T {relation} 1: the probabilities become {become}."
         was = "was" if self.low > 1 or self.high < 1 else "may have been"  # the latter also where they are NaN
         return f"T {relation} 1: the model {was} {confidence} on these patients; its probabilities become {become}."
 
@@ -82,6 +89,11 @@ class TemperatureEstimate:
             sentences.append(
                 f"The temperature, {self.temperature:g}, is at the edge of its range, {LOWEST:g} to {HIGHEST:g}: the "
                 "best one is beyond it, or there is none; check that the logits and the ground truth belong together."
+            )
+        elif self.low <= LOWEST or self.high >= HIGHEST:
+            sentences.append(
+                f"The 95 % interval of the temperature ends at the edge of its range, {LOWEST:g} to {HIGHEST:g}: it "
+                "may be wider."
             )
         if self.patients < FEWEST_PATIENTS:
             share = f"{100 * self.coverage:.0f} %, not 95 %"

@@ -306,14 +306,27 @@ def test_weights_remember_what_they_were_trained_on(trained: Path, damaged: Path
     assert facts["source"] != ""
 
 
-def test_weights_of_other_facts_go_before_their_facts_do(damaged: Path, tmp_path: Path) -> None:
+def test_a_full_disk_leaves_weights_of_other_facts(damaged: Path, tmp_path: Path) -> None:
     places = {"dataset_dir": str(damaged), "ckpt_dir": str(tmp_path), "output_dir": str(tmp_path)}
     (tmp_path / "model.pt").write_bytes(b"of others")
     with mock.patch("pathlib.Path.write_bytes", side_effect=OSError(errno.ENOSPC, "No space left on device")):
         ended = run_bundle_as_typed(ACDC, "train.yaml", max_epochs=1, crop_size=[32, 16], **places)
     assert ended.err.splitlines()[-1].startswith(f"{tmp_path}/model.pt: expected a file that can be written")
-    assert yaml.safe_load((tmp_path / "facts.yaml").read_text())["crop_size"] == [32, 16]
-    assert not (tmp_path / "model.pt").exists()
+    assert (tmp_path / "model.pt").read_bytes() == b"of others"
+    assert not (tmp_path / "facts.yaml").exists()
+
+
+@pytest.mark.parametrize("name", ["ensemble.pt", "model.ts"])
+def test_facts_are_not_written_beside_weights_of_others(name: str, damaged: Path, tmp_path: Path) -> None:
+    """Which would be taken for weights of such data."""
+    (tmp_path / name).write_bytes(b"of others")
+    places = {"dataset_dir": str(damaged), "ckpt_dir": str(tmp_path), "output_dir": str(tmp_path)}
+    ended = run_bundle_as_typed(ACDC, "train.yaml", max_epochs=1, **places)
+    expected = (
+        f"ckpt_dir: expected a folder without weights of other data, got {tmp_path}/{name}; choose another folder"
+    )
+    assert ended.err.splitlines()[-1].startswith(expected)
+    assert not (tmp_path / "facts.yaml").exists()
 
 
 @pytest.mark.parametrize(("option", "means"), [("true", True), ("False", False), ("FALSE", False)])

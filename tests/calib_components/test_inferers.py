@@ -62,6 +62,12 @@ def test_other_slices_are_flipped_only() -> None:
     assert network_saw == [(16, 24)] * 4
 
 
+def test_orientations_in_half_precision_are_added_up_in_single() -> None:
+    """Eight times 1000.5 is no number of half precision."""
+    logits = SlicesInferer(3, average=True)(torch.zeros(1, 1, 16, 16, 2), lambda x: torch.full_like(x, 1000.5).half())
+    torch.testing.assert_close(logits, torch.full((1, 1, 16, 16, 2), 1000.5))
+
+
 def test_bfloat16_is_that_of_autocast() -> None:
     network, inputs = torch.nn.Conv2d(2, 3, 3), torch.randn(4, 2, 8, 8)
     result = Bfloat16Inferer(enabled=True)(inputs, network)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import math
 import resource
 from pathlib import Path
@@ -222,3 +223,12 @@ def test_logits_that_are_not_finite(value: float) -> None:
         InputError, match=r"^in/scan_t1.nii.gz: expected finite logits of the network, got some .* --amp"
     ):
         maps(item(logits))
+
+
+def test_label_map_has_no_scale_factor(tmp_path: Path) -> None:
+    """Whatever the image's header holds: nibabel reads it, NaN in memory, into the image's metadata."""
+    given = item()
+    given["image"].meta["scl_slope"] = np.array(np.nan, np.float32)
+    SaveMapd("seg", tmp_path)(PredictionMapsd("pred", STRUCTURES, [0, 1, 4])(given))
+    header = gzip.decompress((tmp_path / "scan_t1_seg.nii.gz").read_bytes())[:348]
+    assert np.frombuffer(header[112:120], "<f4").tolist() == [1, 0]  # scl_slope and scl_inter

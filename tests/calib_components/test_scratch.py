@@ -52,6 +52,13 @@ def test_memory_is_let_go() -> None:
     assert tensor[:, -1].sum() == 96
 
 
+def test_without_fallocate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on macOS."""
+    monkeypatch.setattr(module, "IN_MEMORY", 0)
+    monkeypatch.delattr(os, "posix_fallocate")
+    assert scratch((3, 2**20), torch.uint8).fill_(7).sum() == 21 * 2**20
+
+
 def test_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "IN_MEMORY", 0)
     with pytest.raises(InputError, match=r"^TMPDIR: expected room for a temporary file of 953674316 MiB, got /.*: "):

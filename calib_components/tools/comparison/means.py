@@ -65,8 +65,9 @@ ABOUT_TEMPERATURE_OF_FOLDS = (
 )
 ABOUT_FOREGROUND = "ECE, CECE, NLL and Brier score are computed over the ground-truth foreground. "
 ABOUT_DIAGRAMS = (
-    "Accuracy over confidence of the predicted class, over {}. The ECE in each title is pooled over these voxels, "
-    "whereas the tables show means over cases."
+    "Accuracy over confidence of the predicted class, over {}. The accuracy is where blue ends, or yellow on top of "
+    "it: there the network is underconfident. The ECE in each title is pooled over these voxels, whereas the tables "
+    "show means over cases."
 )
 ABOUT_PATIENTS = (
     "All intervals on this page are over patients: they reflect the choice of test patients, not the randomness of "

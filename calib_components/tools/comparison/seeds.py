@@ -177,7 +177,8 @@ def calibration_ranks_section(results: Results) -> Section:
         pictures.append(Picture(name, f"Ranks on {place}", to_png(rank_lines(panels, labels, names))))
         rows += lines
     caption = (
-        "Rank of each mean over the cases in which all have a value, 1 is best, and the mean below it. The ground "
+        "Rank of each mean over the cases in which all have a value, 1 is best, and the mean below it; ranks do not "
+        "tell differences from chance, so see their intervals in the tables above. The ground "
         "truth chooses the foreground, where even true probabilities have an error, which an underconfident network "
         "has less of; the prediction chooses the other regions. Rank correlation (Kendall's tau) of the first two "
         "columns, 1 if they agree, -1 if one is the reverse "

@@ -79,6 +79,10 @@ class BundleRun(ABC):
         there = set(os.listdir(self.folder)) if self.folder.is_dir() else set()
         return [case for case in cases if not there.issuperset(self.names(case))]
 
+    def has_results(self, cases: Sequence[Any]) -> bool:
+        """Whether a case has a file that this run would write, or would with other options."""
+        return len(self.lacking(cases)) < len(cases)
+
     def unfinished(self, cases: Sequence[Any]) -> list[Any]:
         """Return the cases that lack a file, or were made from files that have changed since."""
         lacking = {case.name for case in self.lacking(cases)}
@@ -99,6 +103,9 @@ class BundleRun(ABC):
             config = _configure(self)
             states = _states(self.sources(case))
             try:
+                if self._made_from(case) not in ("", states):  # results of files that have changed
+                    for name in self.names(case):
+                        (self.folder / name).unlink(missing_ok=True)
                 made_from.truncate(0)
                 self.run(case, config)
                 if self.lacking([case]):
@@ -212,6 +219,10 @@ class Inference(BundleRun):
 
     def names(self, case: Image) -> list[str]:
         return [f"{case.name}_{MAPS[name]}.nii.gz" for name in self.save]
+
+    def has_results(self, cases: Sequence[Image]) -> bool:
+        there = set(os.listdir(self.folder)) if self.folder.is_dir() else set()
+        return any(f"{case.name}_{kind}.nii.gz" in there for case in cases for kind in MAPS.values())
 
     def sources(self, case: Image) -> list[Path]:
         return list(case.files)

@@ -165,7 +165,7 @@ def _run(run: BundleRun, cases: Sequence[Any], settings: Mapping[str, Any], reso
     lacking, unfinished = run.lacking(cases), run.unfinished(cases)
     file = run.work / "settings.json"
     settings = {**settings, "weights": run.weights}
-    _check_unchanged(file, settings, run, len(lacking) < len(cases))
+    _check_unchanged(file, settings, run, run.has_results(cases))
     run_all = resources.runner(run.work / "slurm")
     make_folder(run.work)
     make_folder(run.folder)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import os
 import re
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -35,6 +37,7 @@ AGAIN = "run nnUNetv2_train for this fold again, with --val --npz"
 ENDINGS = (".nii.gz", ".nii")
 FOLD = re.compile(r"fold_\d+")
 PRELOAD = [__name__]
+ROUNDING = 1e-6  # of probabilities in float32, and of their sum
 
 
 def calibrate_model(
@@ -75,7 +78,10 @@ def calibrate_model(
         checkpoint = read_checkpoint(fold / TRAINED)
         _check_trained(fold, checkpoint, found)
         check_network(fold / TRAINED, checkpoint, found.plans, found.dataset)
-    cases = [case for fold in found.folds for case in _find_validation(fold, labels, found.ending)]
+    splits = _find_splits(found.dataset_name, labels)
+    cases = [case for fold in found.folds for case in _find_validation(fold, labels, splits, found.ending)]
+    if twice := [name for name, times in Counter(case.name for case in cases).items() if times > 1]:
+        raise InputError(f"{model}: expected every case in the validation of one fold, got {twice[0]} in several")
     classes = classes_of(cases, found.structures, found.sigmoid, found.ignore)
     patients = patients_of([case.name for case in cases], patient_pattern)
     check = functools.partial(_check_current, classes=classes, order=found.order)
@@ -202,7 +208,22 @@ def _check_trained(fold: Path, checkpoint: Mapping[str, Any], model: _Model) -> 
             )
 
 
-def _find_validation(fold: Path, labels: Path, ending: str) -> list[Case]:
+def _find_splits(dataset_name: str, labels: Path) -> Path | None:
+    """Return the file of the splits, which is beside the labels unless these are given; None if there is none."""
+    folders = [labels.parent]
+    if "nnUNet_preprocessed" in os.environ:
+        folders.insert(0, folder_of("nnUNet_preprocessed") / dataset_name)
+    found = next((folder / SPLITS for folder in folders if (folder / SPLITS).is_file()), None)
+    if found is None:
+        logging.getLogger(__name__).warning(
+            "%s: expected the splits of nnU-Net, got no such file; whether a fold was trained on its validation cases "
+            "is not checked",
+            folders[0] / SPLITS,
+        )
+    return found
+
+
+def _find_validation(fold: Path, labels: Path, splits: Path | None, ending: str) -> list[Case]:
     """Find the probabilities that a fold saved of its validation cases, which must be all there and no others."""
     folder = fold / "validation"
     summary = folder / "summary.json"
@@ -221,14 +242,13 @@ def _find_validation(fold: Path, labels: Path, ending: str) -> list[Case]:
     for file in (case.prediction.files[0] for case in cases):
         if file.parent != folder:
             raise InputError(f"{file}: expected the predictions of {folder} alone, got some in a folder in it; move it")
-    _check_split(fold, labels.parent / SPLITS, {case.name for case in cases})
+    if splits is not None:
+        _check_split(fold, splits, {case.name for case in cases})
     return cases
 
 
 def _check_split(fold: Path, splits: Path, cases: set[str]) -> None:
     """Check that the cases are those of the fold's split: nnU-Net leaves those of earlier splits where they are."""
-    if not splits.is_file():
-        return
     with reading(splits, "the splits of nnU-Net") as file:
         parts = json.loads(file.read_text())
         if _number(fold) >= len(parts):  # nnU-Net draws a split of its own then
@@ -254,7 +274,11 @@ def _check_current(case: Case, classes: Classes, order: list[int]) -> None:
         expected = np.zeros_like(expected)
         for probability, code in zip(saved.probabilities.numpy(), order, strict=True):
             expected[probability > 0.5] = code
-    if not np.array_equal(codes, expected):
+    differs = codes != expected
+    if not order and differs.any() and codes[differs].max() < len(saved.probabilities):
+        p = saved.probabilities.numpy()[:, differs]  # nnU-Net took the largest of them before they added up to 1
+        differs = np.take_along_axis(p, codes[differs][None].astype(int), 0)[0] < p.max(0) - ROUNDING
+    if differs.any():
         raise InputError(
             f"{file}: expected the probabilities of {label_map.name} beside it, got others, such as of an earlier "
             f"training; {AGAIN}"

@@ -102,7 +102,7 @@ def _print(estimate: TemperatureEstimate, region: Region, denied: Sequence[_Deni
     where = "all voxels" if region.kind == "all" else f"the voxels of region {region.name}"
     print(f"T = {estimate.summary()}")
     print(f"NLL {estimate.nll_before:.4f} -> {estimate.nll_after:.4f} over {where}, which T is fitted on")
-    print(estimate.effect())
+    print(estimate.effect(region.by_prediction))
     for warning in estimate.warnings():
         print(warning)
     voxels, nll = (sum(values) for values in zip(*denied, strict=True))

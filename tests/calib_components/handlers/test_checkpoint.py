@@ -41,6 +41,8 @@ def train(
     )
     scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, [max_epochs // 2])
     evaluator: Any = SimpleNamespace(state=SimpleNamespace(best_metric=-1, best_metric_epoch=-1))
+    if change := options.pop("at_epoch_2", None):
+        trainer.add_event_handler(Events.EPOCH_STARTED(once=2), change)
     TrainingCheckpoint(folder, network, optimizer, scheduler, evaluator, seed=0, **options).attach(trainer)
     if stop_after:
         trainer.add_event_handler(Events.EPOCH_COMPLETED(once=stop_after), stop)
@@ -157,3 +159,17 @@ def test_each_process_draws_its_own_numbers(tmp_path: Path, monkeypatch: pytest.
         checkpoint._seed_epoch(SimpleNamespace(state=SimpleNamespace(epoch=1), data_loader=None))  # type: ignore[arg-type]
         drawn.append(torch.rand(1).item())
     assert drawn[0] != drawn[1]
+
+
+def test_weights_that_are_no_longer_finite_replace_none(tmp_path: Path) -> None:
+    before = train(tmp_path, stop_after=1)
+    model = torch.load(tmp_path / "model.pt", weights_only=True)
+
+    def diverge(trainer: Any) -> None:
+        trainer.network.weight.data.fill_(torch.inf)
+
+    network = torch.nn.Linear(1, 1)
+    with pytest.raises(InputError, match=r"^network: expected finite weights after epoch 2, got NaN or infinity; .*"):
+        train(tmp_path, resume=True, network=network, at_epoch_2=diverge)
+    assert torch.load(tmp_path / "last.pt", weights_only=True) == before
+    assert torch.load(tmp_path / "model.pt", weights_only=True) == model

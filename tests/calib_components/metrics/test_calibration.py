@@ -154,3 +154,22 @@ def test_adaptive_error_of_a_constant_prediction_is_its_gap() -> None:
 
 def test_adaptive_error_of_a_case_without_foreground_is_nan() -> None:
     assert adaptive_calibration_error(*cases()).isnan().tolist() == [False, False, False, True]
+
+
+def test_channel_of_sigmoids_without_voxels_is_left_out_of_the_mean_over_channels() -> None:
+    """As the enhancing part of a tumour that has none: the other channels have an error."""
+    y_pred = torch.tensor([[[0.2, 0.7], [0.1, 0.3]]])
+    y = torch.tensor([[[0, 1], [0, 0]]])
+    metric = CECEMetric(sigmoid=True)  # over the foreground of each channel
+    metric(y_pred, y)
+    assert metric.aggregate().item() == pytest.approx(0.3)
+    torch.testing.assert_close(metric.aggregate("mean_batch")[0].item(), 0.3)
+
+
+def test_case_without_voxels_has_no_error_if_true_either() -> None:
+    """So that both means are over the same cases."""
+    p = torch.tensor([[0.3, 0.6], [0.7, 0.4]])
+    metric = ECEMetric()
+    metric(torch.stack([p, p]), torch.tensor([[[1, 1]], [[0, 0]]]))
+    assert metric.aggregate("none").isnan().tolist() == [False, True]
+    assert metric.aggregate_if_true("none").isnan().tolist() == [False, True]

@@ -433,6 +433,19 @@ def test_effect(values: tuple[float, float, float], expected: str) -> None:
     assert re.fullmatch(expected, TemperatureEstimate(*values, 0.9, {}, 0.3, 0.2, 8, 100, False).effect())
 
 
+def test_effect_on_voxels_that_the_ground_truth_chose() -> None:
+    """There the temperature of a calibrated model is not 1."""
+    estimate = TemperatureEstimate(1.5, 1.4, 1.6, 0.9, {}, 0.3, 0.2, 8, 100, False)
+    assert estimate.effect(by_prediction=False) == "T > 1: the probabilities become softer."
+
+
+def test_interval_that_ends_at_the_edge_is_warned_of() -> None:
+    estimate = TemperatureEstimate(1.5, 0.125, 1.6, 0.9, {}, 0.3, 0.2, 8, 100, False)
+    edge, includes = estimate.warnings()
+    assert edge == "The 95 % interval of the temperature ends at the edge of its range, 0.125 to 8: it may be wider."
+    assert "includes 1" in includes
+
+
 class TestKeptFit:
     @pytest.mark.parametrize(
         "region", ["all", "plausible(0.1)", "band", [1, 3], Region("band", 2.5, spacing=(1, 1, 3))]

@@ -177,6 +177,22 @@ class TestInference:
         assert "1 of 3 cases run again, since their files have changed\n" in capsys.readouterr().out
         assert files(options["output_dir"]) == plainly_inferred(options["dataset_dir"], weights, tmp_path / "plain")
 
+    def test_maps_of_an_image_that_was_replaced_by_a_bad_one_are_removed(
+        self, options: dict[str, Any], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        infer(**options)
+        save(options["dataset_dir"] / "b.nii.gz", np.full((24, 20, 3), np.nan, np.float32))
+        with pytest.raises(SystemExit):
+            infer(**options)
+        assert "b.nii.gz: expected finite values, got" in capsys.readouterr().out
+        assert {name.split("_")[0] for name in files(options["output_dir"])} == {"a", "c"}
+
+    def test_maps_of_another_kind_and_unknown_settings_are_refused(self, options: dict[str, Any]) -> None:
+        options["output_dir"].mkdir(parents=True)
+        (options["output_dir"] / "a_probability.nii.gz").touch()
+        with pytest.raises(InputError, match=r"^--output_dir: expected results of this command or none, got some of"):
+            infer(**options, save="label")
+
     def test_a_job_that_finds_other_weights_does_not_begin(self, options: dict[str, Any], weights: Path) -> None:
         infer(**options)
         places = {"ckpt_dir": str(weights), "output_dir": str(options["output_dir"]), "bundle_root": str(ACDC)}

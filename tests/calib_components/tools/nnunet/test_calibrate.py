@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
@@ -235,6 +237,37 @@ def test_cases_of_another_split_are_refused(model: Path, folders: Path) -> None:
     assert str(caught.value) == f"{extra}: {expected}; if it is of an earlier split, move it away"
 
 
+def test_splits_are_found_where_labels_are_elsewhere(model: Path, folders: Path) -> None:
+    splits = write_splits(folders, CASES[0], CASES[1][:-1])
+    labels = shutil.copytree(folders / "preprocessed" / NAME / "gt_segmentations", folders / "labels")
+    with pytest.raises(InputError, match=f"expected only cases that {splits} validates fold_1 on, got another"):
+        calibrate_model(model, labels=labels, workers=1)
+
+
+def test_a_case_in_two_folds_is_refused(model: Path, folders: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Without the splits, which is said, leftovers of an earlier training would count twice."""
+    name = CASES[0][0]
+    for file in (model / "fold_0" / "validation").glob(f"{name}.*"):
+        shutil.copy(file, model / "fold_1" / "validation")
+    with pytest.raises(InputError, match=f"{model}: expected every case in the validation of one fold, got {name} in"):
+        calibrate_model(model, workers=1)
+    assert "splits_final.json: expected the splits of nnU-Net, got no such file" in caplog.text
+
+
+def test_a_class_that_is_as_probable_but_for_rounding_is_none_of_an_earlier_training(model: Path) -> None:
+    file = model / "fold_1" / "validation" / "p3_b.npz"
+    p = np.load(file)["probabilities"]
+    p[:, 2, 1, 3] = 0.50000003, 0.49999997, 0  # (C, Z, Y, X)
+    np.savez(file, probabilities=p)
+    label_map = file.with_suffix(".nii.gz")
+    image = nib.load(label_map)
+    predicted = np.asarray(image.dataobj).copy()
+    predicted[3, 1, 2] = 1
+    nib.Nifti1Image(predicted, image.affine, image.header).to_filename(label_map)
+    calibrate_model(model, workers=1)
+    assert (model / "temperature.json").is_file()
+
+
 def test_a_validation_that_lacks_cases_is_refused(model: Path, folders: Path) -> None:
     splits = write_splits(folders, [*CASES[0], "p9_a"], CASES[1])
     with pytest.raises(InputError) as caught:
@@ -249,7 +282,10 @@ def test_a_fold_beyond_the_splits_has_one_that_nnunet_drew(model: Path, folders:
     assert read_temperature(model).temperature == pytest.approx(fitted(ALL)[0], rel=1e-4)
 
 
-def test_weights_newer_than_their_validation_are_warned_of(model: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_weights_newer_than_their_validation_are_warned_of(
+    model: Path, folders: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_splits(folders, CASES[0], CASES[1])
     summary = model / "fold_1" / "validation" / "summary.json"
     os.utime(summary, (0, 0))
     calibrate_model(model, workers=1)
