@@ -20,7 +20,7 @@ __all__ = ["reliability_diagram"]
 MAX_COLUMNS = 5
 SMALLEST_SHARE = 1e-5  # where the axis of shares begins
 IF_TRUE = "if probabilities were true"
-BY_CHANCE = "by chance, if voxels were independent"
+BY_CHANCE = "by chance alone"
 
 
 def reliability_diagram(

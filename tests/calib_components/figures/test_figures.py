@@ -115,7 +115,7 @@ def test_bands_are_those_of_resampled_labels() -> None:
     assert marks(upper) == []
     assert (
         upper.get_title()
-        == f"{without.get_title()}\n{resampled_errors(TOP_LABEL).mean():.4f} by chance, if voxels were independent"
+        == f"{without.get_title()}\n{resampled_errors(TOP_LABEL).mean():.4f} by chance alone"
     )
     assert BAND in legend(upper)
 
@@ -124,7 +124,7 @@ def test_region_without_voxels() -> None:
     nothing = torch.zeros(1, 4, dtype=torch.float64)
     empty = CalibrationBins(nothing.long(), nothing, nothing)
     upper = reliability_diagram(empty, bands=True).axes[0]
-    assert upper.get_title() == "Predicted class\npooled ECE nan\nnan by chance, if voxels were independent"
+    assert upper.get_title() == "Predicted class\npooled ECE nan\nnan by chance alone"
     assert bars(upper) == []
     assert marks(reliability_diagram(empty, if_true=IF_TRUE).axes[0]) == []
 
