@@ -167,7 +167,7 @@ ROWS = [
     Row("region of a class beyond the network", "region: expected class indices from 0 to 3, got [9]",
         options={ECE + "regions": [[9]]}),
     Row("temperature of text", "temperature: expected a number above 0, got 'x'", options={ECE + "temperature": "x"}),
-    Row("sigmoids of a softmax", "y: expected shape (1, 4, 32, 32, 2) (0 or 1 in each channel) to match y_pred, got (1, 1, ",
+    Row("sigmoids of a softmax", "structures: expected None for sigmoids, whose labels are 0 and 1, got ",
         options={ECE + "sigmoid": True}),
     Row("two regions", "foreground_only: expected None if region is given, got False", options={ECE + "foreground_only": False}),
     Row("structure of no classes", "structures: expected class indices for 'a', got []", options={ECE + "structures": {"a": []}}),

@@ -59,6 +59,7 @@ def compared(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_keeps_small_files_as_results_and_the_rest_apart(compared: Path) -> None:
     assert sorted(path.name for path in compared.iterdir()) == [
+        ".lock",
         "ce_dice",
         "commands.sh",
         "nacl_max",
@@ -194,7 +195,7 @@ def check_same_results(whole: Path, resumed: Path) -> None:
         torch.load(folder / "work" / "ce_dice" / "seed0" / "model.pt", weights_only=True) for folder in (whole, resumed)
     )
     torch.testing.assert_close(weights, same, rtol=0, atol=0)
-    assert [path for path in resumed.rglob(".*") if path.name != ".gitignore"] == []
+    assert {path.name for path in resumed.rglob(".*")} == {".gitignore", ".lock"}
 
 
 @pytest.mark.slow

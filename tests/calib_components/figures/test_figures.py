@@ -113,10 +113,7 @@ def test_bands_are_those_of_resampled_labels() -> None:
     drawn = [(0.5625, low[0, 2], high[0, 2] - low[0, 2]), (0.8125, low[0, 3], high[0, 3] - low[0, 3])]
     assert bars(upper) == [*bars(without), *(tuple(round(float(value), 9) for value in bar) for bar in drawn)]
     assert marks(upper) == []
-    assert (
-        upper.get_title()
-        == f"{without.get_title()}\n{resampled_errors(TOP_LABEL).mean():.4f} by chance alone"
-    )
+    assert upper.get_title() == f"{without.get_title()}\n{resampled_errors(TOP_LABEL).mean():.4f} by chance alone"
     assert BAND in legend(upper)
 
 

@@ -155,7 +155,7 @@ class TestArguments:
         self, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setitem(sys.modules, "submitit", None)
-        with pytest.raises(InputError, match=r"pip install 'calib-components\[slurm\]'"):
+        with pytest.raises(InputError, match=r"pip install -e '\.\[slurm\]'"):
             compare_losses(**{**options(data, tmp_path, "nacl"), "executor": "slurm", "devices": None})
 
     def test_without_slurm_says_so(self, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -288,7 +288,7 @@ class TestComparison:
     def test_work_may_lie_elsewhere(self, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(RUN_CELL, lambda cell, device, processes, of_all_folds: None)
         compare_losses(**options(data, tmp_path / "out", "nacl"), work=tmp_path / "work")
-        assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["commands.sh", "plan.json"]
+        assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [".lock", "commands.sh", "plan.json"]
         assert (tmp_path / "work" / ".gitignore").read_text() == "*\n"
 
     def test_cells_take_turns_on_several_devices(
