@@ -121,8 +121,7 @@ def nnunet(tmp_path_factory: pytest.TempPathFactory, phantoms: Path) -> Nnunet:
     return Nnunet(folder, printed, {**places, "nnUNet_def_n_proc": "1"})
 
 
-@pytest.mark.slow
-def test_commands_of_the_page(nnunet: Nnunet) -> None:
+def check_files(nnunet: Nnunet) -> None:
     estimate = read_temperature(nnunet.model)
     assert f"T = {estimate.summary()}" in nnunet.printed
     splits = json.loads((nnunet.folder / "nnunet/preprocessed/Dataset027_ACDC/splits_final.json").read_text())
@@ -141,8 +140,8 @@ def test_commands_of_the_page(nnunet: Nnunet) -> None:
     assert all(np.array_equal(segmented[name], calibrated[name]) for name in segmented)
 
 
-@pytest.mark.slow
-def test_network_gives_the_logits_divided_by_the_temperature(nnunet: Nnunet) -> None:
+def check_network(nnunet: Nnunet) -> None:
+    """The calibrated checkpoint gives the logits divided by the temperature."""
     predictor = nnUNetPredictor(device=torch.device("cpu"))
     predictor.initialize_from_trained_model_folder(str(nnunet.model), (0, 1), "checkpoint_calibrated.pth")
     assert predictor.trainer_name == "nnUNetTrainer"
@@ -157,9 +156,11 @@ def test_network_gives_the_logits_divided_by_the_temperature(nnunet: Nnunet) -> 
         torch.testing.assert_close(logits[1], logits[0] / read_temperature(nnunet.model).temperature, atol=1e-5, rtol=0)
 
 
-@pytest.mark.slow
-def test_predictions_are_scaled_up_to_the_rounding_of_nnunet(nnunet: Nnunet) -> None:
-    """It adds up logits in float16, with weights that are tiny at the border of the image, where it rounds most."""
+def check_predictions(nnunet: Nnunet) -> None:
+    """They are scaled up to the rounding of nnU-Net.
+
+    It adds up logits in float16, with weights that are tiny at the border of the image, where it rounds most.
+    """
     temperature = read_temperature(nnunet.model).temperature
     trained, calibrated = nnunet.probabilities("trained"), nnunet.probabilities("calibrated")
     for case, p in trained.items():
@@ -177,9 +178,11 @@ def test_predictions_are_scaled_up_to_the_rounding_of_nnunet(nnunet: Nnunet) -> 
     assert changed <= 1e-3 * sum(label.size for label in before.values())
 
 
-@pytest.mark.slow
-def test_anyone_predicts_with_the_calibrated_checkpoint_without_this_package(nnunet: Nnunet, tmp_path: Path) -> None:
-    """In an environment that has what ours has, but not this package, which is in ours by a `.pth` file."""
+def check_without_this_package(nnunet: Nnunet, tmp_path: Path) -> None:
+    """Anyone predicts with the calibrated checkpoint.
+
+    The environment has what ours has, but not this package, which is in ours by a `.pth` file.
+    """
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True)
     python = tmp_path / "venv" / "bin" / "python"
     (site,) = (tmp_path / "venv" / "lib").glob("python*/site-packages")
@@ -200,3 +203,12 @@ def test_anyone_predicts_with_the_calibrated_checkpoint_without_this_package(nnu
     expected = nnunet.probabilities("calibrated")
     for case, p in nnunet.probabilities("alone").items():
         np.testing.assert_array_equal(p, expected[case])
+
+
+@pytest.mark.slow
+def test_commands_of_the_page(nnunet: Nnunet, tmp_path: Path) -> None:
+    """One test, since each worker that had a part of it would run all commands."""
+    check_files(nnunet)
+    check_network(nnunet)
+    check_predictions(nnunet)
+    check_without_this_package(nnunet, tmp_path)
