@@ -384,7 +384,7 @@ def _prepared(
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
         logging.getLogger(__name__).info("Preparing %d cases in %s.", len(raw), folder)
         for index in raw:
-            check_same_grid(items[index]["label"], *ensure_tuple(items[index]["image"])[:1])
+            check_same_grid(items[index]["label"], ensure_tuple(items[index]["image"])[0])
             items[index] = _write_raw(items[index], prepare(items[index]), folder / str(index))
     return items
 

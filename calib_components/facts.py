@@ -29,7 +29,7 @@ __all__ = [
 FACTS = "facts.yaml"
 EVALUATED = ("$", "@", "%")  # first characters that MONAI's configurations give a meaning
 MULTIPLE = 16  # what the network's four halvings divide a slice by
-MOST = 2**31  # label maps have 32 bits where 8 do not suffice
+LARGEST_CODE = 2**31 - 1  # label maps have 32 bits where 8 do not suffice
 MOST_CLASSES = 256  # a prepared label has one byte per voxel
 
 
@@ -130,7 +130,9 @@ CHECKS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "class_names": ("a list of names", _list_of(_is_text)),
     "label_codes": (
         "a list of different whole numbers of 32 bits",
-        lambda codes: _is_indices(codes) and len({*codes}) == len(codes) and max(map(abs, codes), default=0) < MOST,
+        lambda codes: _is_indices(codes) and len({*codes}) == len(codes) and all(
+            abs(code) <= LARGEST_CODE for code in codes
+        ),
     ),
     "structures": (
         "names and their lists of class indices",

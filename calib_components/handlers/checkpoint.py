@@ -29,7 +29,7 @@ from calib_components.posthoc import find_temperature, set_temperature
 
 __all__ = ["TrainingCheckpoint"]
 
-WEIGHTS = (".pt", *EXPORTED)
+WEIGHTS = (".pt", *EXPORTED)  # how files of weights end
 NEVER = -1  # the epoch of the best metric that MONAI's engines start with
 
 
@@ -100,8 +100,8 @@ class TrainingCheckpoint:
         Args:
             engine: The trainer.
         """
-        # MONAI creates the AMP scaler when the run starts; take it before a resumed run loads its state.
         engine.add_event_handler(Events.STARTED, self._check_folder)
+        # MONAI creates the AMP scaler when the run starts; take it before a resumed run loads its state.
         engine.add_event_handler(Events.STARTED, self._take_scaler)
         if self.resume:
             engine.add_event_handler(Events.STARTED, self._load)
