@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from calib_components.errors import UNFINISHED, InputError, check_writable
-from calib_components.nifti import SMALLEST_SLICE, grid_distance, open_nifti
+from calib_components.nifti import SMALLEST_SLICE, check_same_grid, open_nifti
 
 __all__ = [
     "Image",
@@ -146,28 +146,20 @@ def _check_names(images: Sequence[Image]) -> None:
 
 def _check_headers(image: Image, in_channels: int) -> None:
     channels = in_channels if len(image.files) == 1 else 1
-    grids = []
     for file in image.files:
         if _is_broken_link(file):
             raise InputError(f"{file}: expected an image, got a link to {os.readlink(file)}, which does not exist")
         if not file.is_file():
             raise InputError(f"{file}: expected a file for each channel of {image.name}, got none")
-        nifti = open_nifti(file)
-        shape = nifti.shape
+        shape = open_nifti(file).shape
         if len(shape) not in (3, 4) or (*shape, 1)[3] != channels:
             raise InputError(f"{file}: expected a 3D image with {channels} channel(s), got shape {shape}")
         if min(shape) < 1 or sorted(shape[:3])[1] < SMALLEST_SLICE:
             raise InputError(
                 f"{file}: expected slices of at least {SMALLEST_SLICE} x {SMALLEST_SLICE} pixels, got shape {shape}"
             )
-        grids.append((nifti.affine, shape))
-    for file, (affine, shape) in zip(image.files, grids, strict=True):
-        if shape != grids[0][1]:
-            raise InputError(f"{file}: expected the shape of {image.files[0]}, {grids[0][1]}, got {shape}")
-        if distance := grid_distance(affine, grids[0][0], shape):
-            raise InputError(
-                f"{file}: expected the grid of the image that it belongs to, got one up to {distance:.3g} mm off"
-            )
+    for file in image.files[1:]:
+        check_same_grid(file, image.files[0])
 
 
 def _check_output(images: Sequence[Image], output_dir: Path) -> None:

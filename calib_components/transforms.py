@@ -15,7 +15,7 @@ from monai.data.utils import affine_to_spacing
 from monai.transforms import Compose, InvertibleTransform, LoadImaged, MapTransform
 
 from calib_components.errors import InputError, error_line
-from calib_components.nifti import NiftiReader, open_nifti
+from calib_components.nifti import NiftiReader
 
 __all__ = [
     "CheckVolumed",
@@ -130,15 +130,9 @@ class LoadVolumed(LoadImaged):
         """Return the item with volumes in place of the paths.
 
         Raises:
-            InputError: A file cannot be read, see `open_nifti`; its values are not finite in float32; there is nothing
-                to see, see `check_contrast`; or the files of one image differ in shape.
+            InputError: A file cannot be read, see `NiftiReader`; its values are not finite in float32; or there is
+                nothing to see, see `check_contrast`.
         """
-        for key in self.key_iterator(dict(data)):
-            files = [data[key]] if isinstance(data[key], str | Path) else data[key]
-            shapes = [open_nifti(file).shape for file in files]
-            for file, shape in zip(files, shapes, strict=True):
-                if shape != shapes[0]:
-                    raise InputError(f"{file}: expected the shape of {files[0]}, {shapes[0]}, got {shape}")
         item = super().__call__(data, reader)
         for key in self.key_iterator(item):
             files = [data[key]] if isinstance(data[key], str | Path) else data[key]

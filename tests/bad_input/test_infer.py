@@ -207,9 +207,9 @@ def modalities(affine: Any = SPACING, shape: tuple[int, ...] = (20, 24, 4), valu
 T1 = "{}/in/b_t1.nii: expected "
 CHANNELS = [
     Case("channel missing", then(modalities(), lambda f: (f / "in/b_t1.nii").unlink()), T1 + "a file for each channel of b"),
-    Case("channel mirrored", modalities(np.diag([-1.5, 1.25, 10, 1])), T1 + "the grid of the image that it belongs to"),
-    Case("channel shifted", modalities(SPACING + np.eye(4, k=3) * 5), T1 + "the grid of the image that it belongs to"),
-    Case("channel of other shape", modalities(shape=(20, 24, 5)), T1 + "the shape of {}/in/b_flair.nii"),
+    Case("channel mirrored", modalities(np.diag([-1.5, 1.25, 10, 1])), T1 + "the voxels of {}/in/b_flair.nii, in the same order, got others"),
+    Case("channel shifted", modalities(SPACING + np.eye(4, k=3) * 5), T1 + "the voxels of {}/in/b_flair.nii, in the same order, got others"),
+    Case("channel of other shape", modalities(shape=(20, 24, 5)), T1 + "shape (20, 24, 4) as in {}/in/b_flair.nii"),
     Case("channel of one axis less", modalities(shape=(20, 24)), T1 + "a 3D image"),
     Case("channel of more channels", modalities(shape=(20, 24, 4, 4)), T1 + "a 3D image with 1 channel(s)"),
     Case("channel truncated", then(modalities(), cut("in/b_t1.nii", 0.9)), T1 + "8032 bytes"),

@@ -127,7 +127,7 @@ class TestCheckImages:
             if fits:
                 check_images([Image(name, files)], 2, tmp_path / "out")
             else:
-                message = f"^{files[1]}: expected the grid of the image that it belongs to, got one up to 3 mm off$"
+                message = f"^{files[1]}: expected the voxels of {files[0]}, .*, got others, up to 3 mm away$"
                 with pytest.raises(InputError, match=message):
                     check_images([Image(name, files)], 2, tmp_path / "out")
 

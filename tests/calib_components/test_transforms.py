@@ -163,7 +163,7 @@ class TestLoadVolumed:
 
     def test_files_of_different_shape(self, tmp_path: Path) -> None:
         files = [str(save(tmp_path / f"a_{i}.nii", np.ones((4, 3, 2 + i)))) for i in range(2)]
-        message = rf"^{files[1]}: expected the shape of {files[0]}, \(4, 3, 2\), got \(4, 3, 3\)$"
+        message = rf"^{files[1]}: expected shape \(4, 3, 2\) as in {files[0]}, got \(4, 3, 3\)$"
         with pytest.raises(InputError, match=message):
             LoadVolumed("image")({"image": files})
 
