@@ -2,7 +2,7 @@
 
 from calib_components.handlers.checkpoint import TrainingCheckpoint
 from calib_components.handlers.evaluation import EvaluationWriter, check_case
-from calib_components.handlers.processes import join_process_group
+from calib_components.handlers.processes import join_process_group, share_cases
 from calib_components.handlers.temperature import (
     TemperatureCalibration,
     calibration_cases,
@@ -22,5 +22,6 @@ __all__ = [
     "load_torchscript",
     "load_weights",
     "read_temperature",
+    "share_cases",
     "write_temperature",
 ]

@@ -6,8 +6,12 @@ import logging
 
 import torch
 import torch.distributed as dist
+from monai.data import DistributedSampler
+from torch.utils.data import Dataset
 
-__all__ = ["join_process_group"]
+from calib_components.errors import InputError
+
+__all__ = ["join_process_group", "share_cases"]
 
 
 def join_process_group(device: torch.device | str) -> None:
@@ -23,3 +27,19 @@ def join_process_group(device: torch.device | str) -> None:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     if dist.get_rank() > 0:
         logging.disable(logging.INFO)
+
+
+def share_cases(dataset: Dataset) -> DistributedSampler:
+    """Return a sampler that gives each process its part of the cases, and each case to one process, in their order.
+
+    Args:
+        dataset: The cases, with a length.
+
+    Raises:
+        InputError: There are fewer than processes. One without a case could not take part in gathering the results.
+    """
+    cases, processes = len(dataset), dist.get_world_size()  # type: ignore[arg-type]
+    if cases < processes:
+        expected = f"at least {processes} cases, one for each process"
+        raise InputError(f"validate::dataset: expected {expected}, got {cases}; use fewer processes")
+    return DistributedSampler(dataset, even_divisible=False, shuffle=False)

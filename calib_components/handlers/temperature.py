@@ -66,7 +66,7 @@ def calibration_cases(
         The items of `read_datalist`.
 
     Raises:
-        InputError: The split has no cases, or fewer than there are processes; or see `read_datalist`.
+        InputError: The split has no cases, or see `read_datalist`.
     """
     if temperature is not None or pool is not None:
         return []
@@ -76,11 +76,6 @@ def calibration_cases(
             f"{file}: expected cases for {split} to fit the temperature on, got none; prepare the data with other "
             "--fractions, set --split testing (whose results are then no longer independent) or training (on which "
             "the network is more confident than on others), or give cases of your own as --dataset_dir"
-        )
-    if len(items) < (processes := idist.get_world_size()):
-        raise InputError(
-            f"{file}: expected at least one case for {split} in each of {processes} processes, got {len(items)}; use "
-            "fewer processes"
         )
     return items
 

@@ -238,8 +238,8 @@ def test_more_processes_than_cases(tmp_path: Path) -> None:
     before = snapshot(bundle / "models")
     with pytest.raises(AssertionError) as failed:
         run_two(bundle, "train", "calibrate", "multi_gpu_evaluate")
-    line = "expected at least one case for validation in each of 2 processes, got 1; use fewer processes\n"
-    assert f"data/datalist.json: {line}" in str(failed.value)
+    line = "validate::dataset: expected at least 2 cases, one for each process, got 1; use fewer processes\n"
+    assert line in str(failed.value)
     assert str(failed.value).count("Traceback") == 1  # that of torchrun
     assert snapshot(bundle / "models") == before
     run_two(bundle, "train", "calibrate", "multi_gpu_evaluate", temperature=0.5)

@@ -3,11 +3,15 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
+from collections.abc import Callable
+from typing import cast
 
 import pytest
 import torch.distributed as dist
+from torch.utils.data import Dataset
 
-from calib_components.handlers import join_process_group
+from calib_components.errors import InputError
+from calib_components.handlers import join_process_group, share_cases
 
 SCRIPT = """
 import logging, sys, torch.distributed as dist
@@ -25,6 +29,34 @@ def test_the_first_of_two_processes_logs() -> None:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--no-python"]
     done = subprocess.run([*launcher, sys.executable, "-c", SCRIPT], check=True, capture_output=True, text=True)
     assert sorted(done.stdout.splitlines()) == ["rank 0 of 2 through gloo", "warning of 0", "warning of 1"]
+
+
+@pytest.fixture
+def as_process(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], None]:
+    """Pretend to be one of several processes."""
+
+    def pretend(rank: int, processes: int) -> None:
+        monkeypatch.setattr(dist, "is_available", lambda: True)
+        monkeypatch.setattr(dist, "get_world_size", lambda: processes)
+        monkeypatch.setattr(dist, "get_rank", lambda: rank)
+
+    return pretend
+
+
+def test_each_case_goes_to_one_process(as_process: Callable[[int, int], None]) -> None:
+    cases = cast(Dataset, [f"case{number}" for number in range(5)])
+    shared = []
+    for rank in range(2):
+        as_process(rank, 2)
+        shared.append(list(share_cases(cases)))
+    assert shared == [[0, 2, 4], [1, 3]]
+
+
+def test_more_processes_than_cases(as_process: Callable[[int, int], None]) -> None:
+    as_process(0, 3)
+    expected = "^validate::dataset: expected at least 3 cases, one for each process, got 2; use fewer processes$"
+    with pytest.raises(InputError, match=expected):
+        share_cases(cast(Dataset, ["case0", "case1"]))
 
 
 def test_without_a_launcher_it_is_an_error() -> None:

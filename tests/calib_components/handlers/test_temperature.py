@@ -529,17 +529,6 @@ class TestCalibrationCases:
     def test_none_are_read_where_none_are_needed(self, given: dict[str, Any], tmp_path: Path) -> None:
         assert calibration_cases(tmp_path / "none.json", "validation", tmp_path, SIZE, 1, **given) == []
 
-    def test_there_is_one_for_each_process(self, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("ignite.distributed.get_world_size", lambda: 2)
-        assert len(calibration_cases(data / "datalist.json", "validation", data, SIZE, 1)) == 2
-        monkeypatch.setattr("ignite.distributed.get_world_size", lambda: 3)
-        with pytest.raises(InputError) as error:
-            calibration_cases(data / "datalist.json", "validation", data, SIZE, 1)
-        assert str(error.value) == (
-            f"{data}/datalist.json: expected at least one case for validation in each of 3 processes, got 2; use fewer "
-            "processes"
-        )
-
     @pytest.mark.parametrize("split", ["validation", "testing"])
     def test_a_split_without_cases_is_refused(self, split: str, data: Path, tmp_path: Path) -> None:
         (tmp_path / "datalist.json").write_text(json.dumps({"training": [], split: []}))
