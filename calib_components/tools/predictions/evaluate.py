@@ -6,7 +6,7 @@ import functools
 import json
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from calib_components.errors import InputError, check_writable, make_folder, rea
 from calib_components.handlers.evaluation_pictures import DrawnSlice, draw_slice, largest_slice
 from calib_components.handlers.evaluation_records import read_record, read_slice, record_file, write_record
 from calib_components.handlers.evaluation_writing import start_evaluation, write_evaluation
+from calib_components.handlers.temperature import TEMPERATURE, read_temperature
 from calib_components.inference import find_images
 from calib_components.metrics import (
     CalibrationMetric,
@@ -70,7 +71,8 @@ def evaluate_predictions(
     `out` gets the files that `evaluate.yaml` writes, see `calib_components.handlers.EvaluationWriter`, but for those of
     logits, and one page, `report/index.html`. Distances are in millimetres, volumes in millilitres. Predictions that
     are label maps give the segmentation part only. The same command continues after an interruption: cases that are
-    measured, of files that have not changed since, are kept.
+    measured, of files that have not changed since, are kept. Of predictions that `calibrate_predictions` has scaled,
+    `temperature.json` beside them says by what, so that the plausible foreground has the same voxels as before.
 
     Args:
         predictions: Folder of probabilities or label maps, see `calib_components.tools.predictions.formats`.
@@ -100,12 +102,16 @@ def evaluate_predictions(
     _check_folder(out, predictions, labels, *([images] if images else []))
     if validation is not None:
         _check_validation(validation, out, classes, cases[0].channels)
-    metrics = _metrics(classes, cases[0].channels > 0)
+    temperature = read_temperature(predictions).temperature if (predictions / TEMPERATURE).exists() else None
+    metrics = _metrics(classes, cases[0].channels > 0, temperature)
     start_evaluation(out, metrics, classes.structures)
     make_folder(out / MEASURED)
-    stamped = [(case, _stamp(case, classes, pictured.get(case.name)), pictured.get(case.name)) for case in cases]
+    stamped = [
+        (case, _stamp(case, classes, temperature, pictured.get(case.name)), pictured.get(case.name)) for case in cases
+    ]
     with _alone(out):
-        _measure_missing(stamped, classes, out / MEASURED, workers)
+        measure = functools.partial(_measure, classes=classes, temperature=temperature, folder=out / MEASURED)
+        _measure_missing(stamped, measure, out / MEASURED, workers)
         notes = _gather(stamped, metrics, out)
         if not any(noted["voxels"] for noted in notes):
             raise InputError(
@@ -140,13 +146,12 @@ def _alone(out: Path) -> Iterator[None]:
 
 
 def _measure_missing(
-    stamped: Sequence[tuple[Case, str, Path | None]], classes: Classes, folder: Path, workers: int
+    stamped: Sequence[tuple[Case, str, Path | None]], measure: Callable[[Any], None], folder: Path, workers: int
 ) -> None:
     """Measure the cases that were not measured before."""
     missing = [item for item in stamped if not _is_measured(folder, item[0].name, item[1])]
     if len(missing) < len(stamped):
         print(f"{len(stamped) - len(missing)} of {len(stamped)} cases measured before")
-    measure = functools.partial(_measure, classes=classes, folder=folder)
     with parallel(measure, missing, workers, "evaluate", ["calib_components.tools.predictions"]) as results:
         for _ in results:
             pass
@@ -170,6 +175,7 @@ def _gather(
 def _metrics(
     classes: Classes,
     has_probabilities: bool,
+    temperature: float | None,
     spacing: Sequence[float] | None = None,
     lowest: float = 0.0,
     highest: float = 1.0,
@@ -189,6 +195,7 @@ def _metrics(
             sigmoid=sigmoid,
             regions=REGIONS,
             structures=None if sigmoid else classes.structures,
+            temperature=temperature,
             draws=DRAWS,
             lowest=lowest,
             highest=highest,
@@ -201,14 +208,15 @@ def _metrics(
     }
 
 
-def _measure(item: tuple[Case, str, Path | None], classes: Classes, folder: Path) -> None:
+def _measure(item: tuple[Case, str, Path | None], classes: Classes, temperature: float | None, folder: Path) -> None:
     """Measure a case, and write what the metrics store of it."""
     case, stamp, image = item
     saved = read_case(case, classes)
     predicted, true = _masks(saved, classes)
     stored: dict[str, list[torch.Tensor]] = {}
     has_probabilities = saved.probabilities is not None
-    for name, metric in _metrics(classes, has_probabilities, saved.spacing, saved.lowest, saved.highest).items():
+    metrics = _metrics(classes, has_probabilities, temperature, saved.spacing, saved.lowest, saved.highest)
+    for name, metric in metrics.items():
         y_pred, y = predicted, true
         if saved.probabilities is not None and name not in ("dsc", "hd95"):
             y_pred, y = saved.probabilities, saved.label
@@ -274,11 +282,11 @@ def _is_measured(folder: Path, case: str, stamp: str) -> bool:
         return False
 
 
-def _stamp(case: Case, classes: Classes, image: Path | None) -> str:
+def _stamp(case: Case, classes: Classes, temperature: float | None, image: Path | None) -> str:
     """Say what a case is measured from, and how."""
     files = [*case.prediction.files, case.label, *case.prediction.grids, *([image] if image else [])]
     states = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    return json.dumps([__version__, case.prediction.kind, repr(classes), states])
+    return json.dumps([__version__, case.prediction.kind, repr(classes), temperature, states])
 
 
 def _find_images(folder: Path, cases: Sequence[Case]) -> dict[str, Path]:

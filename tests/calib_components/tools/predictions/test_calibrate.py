@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import subprocess
 import sys
@@ -16,9 +17,10 @@ import torch
 from scipy.special import expit, logit, softmax
 
 from calib_components.errors import InputError
+from calib_components.handlers.evaluation_files import read_regions
 from calib_components.handlers.temperature import read_temperature
 from calib_components.posthoc import TemperatureScaling
-from calib_components.tools.predictions import calibrate_predictions
+from calib_components.tools.predictions import calibrate_predictions, evaluate_predictions
 from calib_components.tools.predictions.calibrate import scale_probabilities
 from calib_components.tools.predictions.formats import read_probabilities
 from calib_components.tools.predictions.pairs import find_predictions
@@ -225,6 +227,23 @@ def test_scaled_maps_have_the_likelihood_that_was_fitted(folders: tuple[Path, Pa
         label = np.asarray(nib.load(labels / f"{case}_gt.nii.gz").dataobj)
         likelihoods.append(np.take_along_axis(scaled, label[..., None].astype(int), -1))
     assert -np.log(likelihoods).mean() == pytest.approx(estimate.nll_after, abs=1e-5)
+
+
+@pytest.mark.parametrize("sigmoid", [False, True])
+def test_the_plausible_foreground_of_scaled_maps_is_that_of_before(sigmoid: bool, tmp_path: Path) -> None:
+    predictions, labels, scaled = tmp_path / "predictions", tmp_path / "labels", tmp_path / "scaled"
+    for case in CASES[:12:2]:
+        p = expit(logits_of(case, 1)) if sigmoid else softmax(logits_of(case), axis=0)
+        save_channels_last(predictions / f"{case}.nii", p.astype(np.float32))
+        save_label(labels, case, p, sigmoid)
+    calibrate_predictions(predictions, labels, apply_to=predictions, out=scaled, sigmoid=sigmoid, workers=1)
+    voxels = []
+    for folder, temperature in ((predictions, 1.0), (scaled, read_temperature(scaled).temperature)):
+        out = tmp_path / f"evaluation of {folder.name}"
+        evaluate_predictions(folder, labels, out, sigmoid=sigmoid, workers=1)
+        assert json.loads((out / "summary.json").read_text())["temperature"] == pytest.approx(temperature)
+        voxels.append(read_regions(out)["plausible"]["top_label"].count.sum().item())
+    assert voxels[0] == pytest.approx(voxels[1], abs=1)  # a voxel at the threshold may be rounded to its other side
 
 
 def test_channels_with_a_sigmoid_each(tmp_path: Path) -> None:
