@@ -14,6 +14,7 @@ from dataclasses import asdict, fields
 from functools import partial
 from pathlib import Path
 from pydoc import locate
+from traceback import walk_tb
 from types import TracebackType
 from typing import Any
 
@@ -177,9 +178,10 @@ def _names(content: Mapping[str, Any]) -> Iterator[str]:
 def _names_of_files(folder: str | os.PathLike) -> list[set[str]]:
     """The ids in each configuration file of a folder. A configuration made from a file has all of them."""
     files = []
-    for file in Path(folder).glob("*.yaml"):
-        names = [name.lstrip("+") for name in _names(ConfigParser.load_config_file(file))]
-        files.append({name for full in names for name in (full, *_parents(full))})
+    for file in (file for ending in ("yaml", "json") for file in Path(folder).glob(f"*.{ending}")):
+        if isinstance(content := ConfigParser.load_config_file(file), Mapping):
+            names = [name.lstrip("+") for name in _names(content)]
+            files.append({name for full in names for name in (full, *_parents(full))})
     return files
 
 
@@ -299,11 +301,17 @@ def _show_errors_in_one_line() -> None:
 def _show(
     otherwise: Callable, kind: type[BaseException], error: BaseException, traceback: TracebackType | None
 ) -> None:
-    line = error_line(error)
+    line = error_line(error) if _is_of_a_run(traceback) else None
     if line is None:
         otherwise(kind, error, traceback)
     else:
         print(line, file=sys.stderr)
+
+
+def _is_of_a_run(traceback: TracebackType | None) -> bool:
+    """Whether an error left the run of a bundle: a script that started one may fail in another way afterwards."""
+    frames = (frame for frame, _ in walk_tb(traceback))
+    return any(isinstance(frame.f_locals.get("self"), ConfigWorkflow) for frame in frames)
 
 
 class OneLineErrors:

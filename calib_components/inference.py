@@ -9,9 +9,12 @@ from __future__ import annotations
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from monai.utils import ensure_tuple
 
 from calib_components.errors import UNFINISHED, InputError, check_writable
 from calib_components.nifti import SMALLEST_SLICE, check_same_grid, open_nifti
@@ -201,8 +204,11 @@ class ImageFolder:
             return []
         return [{"image": [str(file) for file in image.files]} for image in images]
 
-    def check(self) -> None:
+    def check(self, items: Sequence[Mapping[str, Any]] | None = None) -> None:
         """Check that there are images, all suitable.
+
+        Args:
+            items: Items of a dataset, with a path `image` or those of the channels, in place of the images of the path.
 
         Raises:
             InputError: There is no image, or an unsuitable one, see `check_images`.
@@ -210,9 +216,12 @@ class ImageFolder:
         for name, place in (("dataset_dir", self.path), ("output_dir", self.output_dir)):
             if not isinstance(place, str | os.PathLike) or not str(place):  # MONAI reads 2024_11_25 as a number
                 raise InputError(f"{name}: expected a path, got {place!r}; write ./NAME if it reads as a number")
-        if not Path(self.path).exists():
+        if items:
+            files = [tuple(Path(file) for file in ensure_tuple(item["image"])) for item in items]
+            images = [Image(result_name(of_image[0], self.file_suffixes), of_image) for of_image in files]
+        elif not Path(self.path).exists():
             raise InputError(f"dataset_dir: expected a NIfTI file or a folder, got {self.path}, which is neither")
-        if not (images := find_images(self.path, self.file_suffixes)):
+        elif not (images := find_images(self.path, self.file_suffixes)):
             raise InputError(f"dataset_dir: expected .nii or .nii.gz images, got none in {self.path}")
         check_images(images, self.in_channels, self.output_dir)
 

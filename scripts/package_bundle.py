@@ -48,7 +48,7 @@ def contents(bundle: Path) -> dict[str, Path]:
     for name in ("LICENSE", METADATA, WEIGHTS, FACTS):
         if (bundle / name).is_dir():
             raise InputError(f"{bundle / name}: expected a file, got a folder")
-    packed = [path for name in (*REQUIRED, WEIGHTS, FACTS) for path in _files(bundle / name)]
+    packed = [path for name in (*REQUIRED, "large_files.yml", WEIGHTS, FACTS) for path in _files(bundle / name)]
     files = {str(path.relative_to(bundle)): path for path in packed}
     if WEIGHTS in files:
         with reading(files[WEIGHTS], "weights as torch.save writes them"), ZipFile(files[WEIGHTS]) as weights:

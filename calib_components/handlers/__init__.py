@@ -9,13 +9,13 @@ from calib_components.handlers.temperature import (
     read_temperature,
     write_temperature,
 )
-from calib_components.handlers.weights import WeightsLoader, load_torchscript, load_weights
+from calib_components.handlers.weights import WeightsCheckpointLoader, load_torchscript, load_weights
 
 __all__ = [
     "EvaluationWriter",
     "TemperatureCalibration",
     "TrainingCheckpoint",
-    "WeightsLoader",
+    "WeightsCheckpointLoader",
     "calibration_cases",
     "check_case",
     "join_process_group",

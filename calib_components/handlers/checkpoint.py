@@ -36,13 +36,14 @@ NEVER = -1  # the epoch of the best metric that MONAI's engines start with
 class TrainingCheckpoint:
     """Save the best weights, and all that a bit-exact continuation needs.
 
-    After each epoch it writes `last.pt` (network, optimizer, scheduler, AMP scaler, epoch, best metric so far) and, if
-    the evaluator has just reached its best key metric or has nothing to validate on, `model.pt` (the state dict of the
-    network alone), with `facts.yaml` beside it, from which inference learns what the weights were trained on. Each file
-    is replaced in one step, so a process that is killed, or a full disk, leaves the previous one intact.
+    After each epoch it writes `last.ckpt` (network, optimizer, scheduler, AMP scaler, epoch, best metric so far) and,
+    if the evaluator has just reached its best key metric or has nothing to validate on, `model.pt` (the state dict of
+    the network alone), with `facts.yaml` beside it, from which inference learns what the weights were trained on. Each
+    file is replaced in one step, so a process that is killed, or a full disk, leaves the previous one intact. MONAI
+    Label would take `last.pt` for weights.
 
-    `last.pt` also has the fingerprint of the run, see `calib_components.fingerprint`: a run with other settings, other
-    data or another number of processes cannot resume from it.
+    `last.ckpt` also has the fingerprint of the run, see `calib_components.fingerprint`: a run with other settings,
+    other data or another number of processes cannot resume from it.
 
     All randomness of an epoch (augmentation, dropout, and the order of a sampler without a seed of its own) is seeded
     with `seed` and the number of the epoch. A resumed run therefore draws the same numbers as an uninterrupted one, and
@@ -63,7 +64,7 @@ class TrainingCheckpoint:
         lr_scheduler: Its learning-rate scheduler.
         evaluator: The validation engine, whose `best_metric_epoch` says when the metric was best.
         seed: Seed of the whole run.
-        resume: Continue from `last.pt`. Without that file, start from the beginning.
+        resume: Continue from `last.ckpt`. Without that file, start from the beginning.
         datalist: List of the prepared cases; with what records their sources, it is a part of the fingerprint. It need
             not exist.
 
@@ -84,7 +85,7 @@ class TrainingCheckpoint:
         datalist: str | os.PathLike = "",
     ) -> None:
         self.best_path = Path(ckpt_dir) / "model.pt"
-        self.last_path = Path(ckpt_dir) / "last.pt"
+        self.last_path = Path(ckpt_dir) / "last.ckpt"
         if isinstance(network, torch.nn.parallel.DistributedDataParallel):
             network = network.module
         self.stateful: dict[str, Any] = {"network": network, "optimizer": optimizer, "lr_scheduler": lr_scheduler}

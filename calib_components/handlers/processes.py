@@ -29,16 +29,23 @@ def join_process_group(device: torch.device | str) -> None:
         logging.disable(logging.INFO)
 
 
-def share_cases(dataset: Dataset) -> DistributedSampler:
+def share_cases(dataset: Dataset, repeat_few: bool = False) -> DistributedSampler | None:
     """Return a sampler that gives each process its part of the cases, and each case to one process, in their order.
 
     Args:
         dataset: The cases, with a length.
+        repeat_few: Whether each process has all cases where there are fewer than processes.
+
+    Returns:
+        The sampler; None where each process has all cases, or there are none.
 
     Raises:
-        InputError: There are fewer than processes. One without a case could not take part in gathering the results.
+        InputError: There are fewer cases than processes, and `repeat_few` is False. A process without a case could not
+            take part in gathering the results.
     """
     cases, processes = len(dataset), dist.get_world_size()  # type: ignore[arg-type]
+    if cases == 0 or (repeat_few and cases < processes):
+        return None
     if cases < processes:
         expected = f"at least {processes} cases, one for each process"
         raise InputError(f"validate::dataset: expected {expected}, got {cases}; use fewer processes")

@@ -19,7 +19,7 @@ from monai.engines import Evaluator
 from calib_components.data import read_datalist
 from calib_components.errors import InputError, check_writable, make_folder, reading, writing
 from calib_components.facts import FACTS, Facts, facts_beside, write_facts
-from calib_components.handlers.weights import WeightsLoader, check_weights, with_temperature
+from calib_components.handlers.weights import WeightsCheckpointLoader, check_weights, with_temperature
 from calib_components.metrics import CalibrationBins, ECEMetric
 from calib_components.posthoc import TemperatureEstimate, TemperatureScaling, find_temperature, set_temperature
 from calib_components.posthoc.network import HIGHEST_TEMPERATURE, LOWEST_TEMPERATURE
@@ -112,8 +112,8 @@ class TemperatureCalibration:
 
     Raises:
         InputError: From `run`, if the network has no temperature, an argument is not as described, the weights are not
-            suitable (see `WeightsLoader`), there are no voxels in the region, an earlier fit is missing, broken or of
-            another region, or a file cannot be written.
+            suitable (see `WeightsCheckpointLoader`), there are no voxels in the region, an earlier fit is missing,
+            broken or of another region, or a file cannot be written.
     """
 
     def __init__(
@@ -159,7 +159,7 @@ class TemperatureCalibration:
                     for file in self._reports():
                         file.unlink(missing_ok=True)
             return
-        WeightsLoader(self.load_path, self.network, self.facts)(self.evaluator)
+        WeightsCheckpointLoader(self.load_path, self.network, self.facts)(self.evaluator)
         set_temperature(self.network, 1.0)
         fit = TemperatureScaling(region=self.region)
         before = self._run_network(fit)

@@ -21,7 +21,7 @@ from calib_components.posthoc import find_temperature
 from calib_components.posthoc.network import HIGHEST_TEMPERATURE, LOWEST_TEMPERATURE
 
 __all__ = [
-    "WeightsLoader",
+    "WeightsCheckpointLoader",
     "check_weights",
     "join_weights",
     "load_torchscript",
@@ -147,8 +147,10 @@ def serialize(state: Mapping[str, Any]) -> memoryview:
     return content.getbuffer()
 
 
-class WeightsLoader:
+class WeightsCheckpointLoader:
     """Load trained weights into the network when an engine starts, see `load_weights`.
+
+    MONAI's federated learning evaluates other weights: it disables the handlers with `CheckpointLoader` in their name.
 
     Args:
         load_path: File of the weights.

@@ -85,6 +85,8 @@ def hausdorff_distance_95(
         tensor([[8.1000]], dtype=torch.float64)
     """
     y_pred, y = _masks(y_pred, y)
+    if isinstance(spacing, torch.Tensor):  # such as `MetaTensor.pixdim`
+        spacing = spacing.tolist()
     if spacing is not None and np.shape(spacing) != (y.ndim - 2,):
         raise ValueError(f"spacing: expected one value for each of the {y.ndim - 2} spatial axes, got {spacing}")
     if spacing is not None and not all(isinstance(size, numbers.Real) and 0 < size < np.inf for size in spacing):

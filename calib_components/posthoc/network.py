@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import numbers
 from functools import wraps
 from typing import Any
 
@@ -180,7 +181,7 @@ def set_temperature(network: torch.nn.Module, temperature: float) -> None:
             f"{type(network).__name__}"
         )
     expected = f"expected a number from {LOWEST_TEMPERATURE} to {HIGHEST_TEMPERATURE}"
-    if isinstance(temperature, bool) or not isinstance(temperature, int | float):
+    if isinstance(temperature, bool) or not isinstance(temperature, numbers.Real):
         raise TypeError(f"temperature: {expected}, got {temperature!r}")
     if not LOWEST_TEMPERATURE <= temperature <= HIGHEST_TEMPERATURE:
         raise ValueError(f"temperature: {expected}, got {temperature}")

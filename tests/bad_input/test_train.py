@@ -260,7 +260,7 @@ def test_resuming_with_other_settings(
     ended, folder = resume(trained, data, tmp_path, **options)
     assert ended.code == 1
     assert ended.err.startswith(
-        f"{folder}/last.pt: expected a checkpoint of a run with the same settings, got one with"
+        f"{folder}/last.ckpt: expected a checkpoint of a run with the same settings, got one with"
     )
     assert named in ended.err
     assert snapshot(folder) == snapshot(trained)
@@ -289,14 +289,14 @@ def test_resuming_with_what_leaves_the_numbers_alone(trained: Path, damaged: Pat
 @pytest.mark.parametrize("size", [0, 1000])
 def test_resuming_from_a_broken_checkpoint(size: int, trained: Path, data: Path, tmp_path: Path) -> None:
     broken = shutil.copytree(trained, tmp_path / "broken")
-    cut("last.pt", size)(broken)
+    cut("last.ckpt", size)(broken)
     ended, folder = resume(broken, data, tmp_path)
     assert (ended.code, len(ended.err.splitlines())) == (1, 1)
-    assert ended.err.startswith(f"{folder}/last.pt: expected a checkpoint of a training, got ")
+    assert ended.err.startswith(f"{folder}/last.ckpt: expected a checkpoint of a training, got ")
 
 
 def test_one_epoch_is_trained_at_the_full_rate(trained: Path) -> None:
-    last = torch.load(trained / "last.pt", weights_only=True)
+    last = torch.load(trained / "last.ckpt", weights_only=True)
     assert last["lr_scheduler"]["milestones"] == {1: 1}
 
 

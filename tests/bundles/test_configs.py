@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 import yaml
-from monai.bundle import ConfigWorkflow
+from monai.bundle import ConfigParser, ConfigWorkflow
+from monai.fl.client.monai_algo import disable_ckpt_loaders
 
 from scripts import sync_bundles
 from scripts.sync_bundles import sync
@@ -68,10 +69,21 @@ def test_logic_in_an_expression_is_found(expression: str, fault: str | None) -> 
 
 
 @pytest.mark.parametrize("bundle", BUNDLES, ids=lambda path: path.name)
-@pytest.mark.parametrize(("workflow", "config"), [("train", "train.yaml"), ("infer", "inference.yaml")])
-def test_defines_the_properties_that_monai_expects(bundle: Path, workflow: str, config: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("workflow", "configs"),
+    [
+        ("train", ["train"]),
+        ("train", ["train", "evaluate"]),
+        ("train", ["train", "calibrate"]),
+        ("infer", ["inference"]),
+    ],
+    ids=str,
+)
+def test_defines_the_properties_that_monai_expects(
+    bundle: Path, workflow: str, configs: list[str], tmp_path: Path
+) -> None:
     parsed = ConfigWorkflow(
-        config_file=str(bundle / "configs" / config),
+        config_file=[str(bundle / "configs" / f"{config}.yaml") for config in configs],
         meta_file=str(bundle / "configs" / "metadata.json"),
         logging_file=str(bundle / "configs" / "logging.conf"),
         workflow_type=workflow,
@@ -80,6 +92,15 @@ def test_defines_the_properties_that_monai_expects(bundle: Path, workflow: str, 
     )
     parsed.initialize()
     assert parsed.check_properties() == []
+
+
+@pytest.mark.parametrize("bundle", BUNDLES, ids=lambda path: path.name)
+def test_federated_learning_evaluates_its_own_weights(bundle: Path) -> None:
+    parser = ConfigParser()
+    parser.read_config([str(bundle / "configs" / name) for name in ("train.yaml", "evaluate.yaml")])
+    disable_ckpt_loaders(parser)
+    disabled = [handler["_target_"] for handler in parser["validate::handlers"] if handler.get("_disabled_") is True]
+    assert disabled == ["calib_components.handlers.WeightsCheckpointLoader"]
 
 
 def test_generated_files_are_in_step_with_their_source() -> None:

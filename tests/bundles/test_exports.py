@@ -178,7 +178,7 @@ class Evil:
 def test_weights_that_hold_code_are_refused(use: Callable[[Path], None], acdc: Path, tmp_path: Path) -> None:
     bundle = tmp_path / acdc.name
     shutil.copytree(acdc, bundle)
-    for name in ("model.pt", "last.pt"):
+    for name in ("model.pt", "last.ckpt"):
         torch.save({"network": Evil(tmp_path / "done")}, bundle / "models" / name)
     with pytest.raises((InputError, pickle.UnpicklingError, RuntimeError)) as error:
         use(bundle)

@@ -8,7 +8,9 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+from monai.bundle import ConfigWorkflow
 
+from calib_components.errors import error_line
 from tests.helpers import ACDC, BRATS, SIZE, make_weights, run_bundle, run_bundle_as_typed, save
 
 STEP = 1.001 / 65535  # of the whole numbers that maps are stored as
@@ -73,6 +75,28 @@ def test_inference_takes_one_file(images: Path, weights: Path, tmp_path: Path) -
     assert sorted(path.name for path in tmp_path.glob("*.nii.gz")) == [
         f"oblique_{kind}.nii.gz" for kind in ("probability", "seg", "uncertainty")
     ]
+
+
+def test_items_given_in_python_take_the_place_of_the_folder(images: Path, weights: Path, tmp_path: Path) -> None:
+    def workflow(name: str) -> ConfigWorkflow:
+        made = ConfigWorkflow(
+            config_file=str(ACDC / "configs" / "inference.yaml"),
+            workflow_type="infer",
+            bundle_root=str(ACDC),
+            dataset_dir=str(tmp_path / "none"),
+            ckpt_dir=str(weights),
+            output_dir=str(tmp_path / "out"),
+            device="cpu",
+        )
+        made.dataset_data = [{"image": str(images / name)}]
+        made.initialize()
+        return made
+
+    with pytest.raises(RuntimeError) as error:
+        workflow("missing.nii.gz").run()
+    assert error_line(error.value) == f"{images}/missing.nii.gz: expected a file for each channel of missing, got none"
+    workflow("straight.nii.gz").run()
+    assert len(list((tmp_path / "out").iterdir())) == 3
 
 
 def test_unsuitable_image_ends_the_run_with_one_line_before_anything_is_written(

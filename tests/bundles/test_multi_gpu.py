@@ -93,7 +93,7 @@ def test_training_gives_weights_that_one_process_can_use(bundle: Path) -> None:
 
     weights = torch.load(bundle / "run" / "model.pt", weights_only=True)
     inference_config(bundle).get_parsed_content("network_def").load_state_dict(weights)
-    torch.testing.assert_close(torch.load(bundle / "run" / "last.pt", weights_only=True)["network"], weights)
+    torch.testing.assert_close(torch.load(bundle / "run" / "last.ckpt", weights_only=True)["network"], weights)
 
 
 @pytest.mark.slow
@@ -106,6 +106,6 @@ def test_training_with_fewer_validation_cases_than_processes(validated: int, tmp
     (data / "datalist.json").write_text(json.dumps(datalist))
     places = {"dataset_dir": data, "ckpt_dir": tmp_path / "models", "output_dir": tmp_path / "eval"}
     run_two(ACDC, "train", "multi_gpu_train", max_epochs=1, **places)
-    last = torch.load(tmp_path / "models" / "last.pt", weights_only=True)
+    last = torch.load(tmp_path / "models" / "last.ckpt", weights_only=True)
     assert last["best_metric_epoch"] == (1 if validated else -1)
     assert (tmp_path / "models" / "model.pt").is_file()

@@ -48,11 +48,13 @@ def start_training(prepared: Path, folder: Path) -> tuple[BaseProcess, Path]:
 
 def test_training_keeps_best_and_last(trained: Path) -> None:
     best = torch.load(trained / "model.pt", weights_only=True)
-    last = torch.load(trained / "last.pt", weights_only=True)
+    last = torch.load(trained / "last.ckpt", weights_only=True)
     assert best.keys() == last["network"].keys()
     assert last["epoch"] == 2
     assert 0 < last["best_metric"] <= 1
     assert list(trained.glob("events.out.tfevents.*"))
+    # Of several, MONAI Label takes the one with the shortest name, and leaves out what does not fit the network.
+    assert [file.name for file in trained.glob("*.pt")] == ["model.pt"]
 
 
 def test_evaluation_writes_cases_summary_bins_and_figures(prepared: Path, trained: Path, tmp_path: Path) -> None:
@@ -151,7 +153,7 @@ def test_training_killed_at_five_random_moments_resumes_to_the_same_bits(prepare
     process, log = start_training(prepared, killed)
     process.join()
     assert process.exitcode == 0, log.read_text()
-    expected, resumed = (torch.load(folder / "last.pt", weights_only=True) for folder in (whole, killed))
+    expected, resumed = (torch.load(folder / "last.ckpt", weights_only=True) for folder in (whole, killed))
     assert resumed["epoch"] == 14
     assert resumed["best_metric"] == expected["best_metric"]
     for part in ("network", "optimizer"):
@@ -181,13 +183,13 @@ def test_resumes_to_the_same_bits_in_each_mode(mode: str, prepared: Path, tmp_pa
             **options,
         }
         run_bundle(ACDC, "train.yaml", **places, **options)
-        return torch.load(folder / "last.pt", weights_only=True)
+        return torch.load(folder / "last.ckpt", weights_only=True)
 
     whole = run(tmp_path / "whole", max_epochs=3)
     run(tmp_path / "parts", max_epochs=1)
-    last = torch.load(tmp_path / "parts" / "last.pt", weights_only=True)
+    last = torch.load(tmp_path / "parts" / "last.ckpt", weights_only=True)
     last["settings"]["max_epochs"] = last["settings"]["train::trainer"]["max_epochs"] = 3  # as if it had been killed
-    torch.save(last, tmp_path / "parts" / "last.pt")
+    torch.save(last, tmp_path / "parts" / "last.ckpt")
     resumed = run(tmp_path / "parts", max_epochs=3, resume=True)
     assert resumed["epoch"] == 3
     for part in ("network", "optimizer"):
@@ -200,7 +202,7 @@ def test_workers_and_cache_change_no_bit(prepared: Path, tmp_path: Path) -> None
         folder = str(tmp_path / str(number))
         places = {"dataset_dir": str(prepared), "ckpt_dir": folder, "output_dir": folder}
         run_bundle(ACDC, "train.yaml", max_epochs=2, **places, **options)
-        weights.append(torch.load(Path(folder, "last.pt"), weights_only=True)["network"])
+        weights.append(torch.load(Path(folder, "last.ckpt"), weights_only=True)["network"])
     torch.testing.assert_close(*weights, rtol=0, atol=0)
 
 

@@ -57,6 +57,18 @@ def test_the_ids_of_every_bundle_have_an_effect(bundle: Path, files: tuple[str, 
     check_ids(config, bundle / "configs")
 
 
+@pytest.mark.parametrize("form", ["json", "yaml"])
+def test_an_exported_configuration_runs_from_its_own_folder(form: str, tmp_path: Path) -> None:
+    config = ConfigParser()
+    config.read_config(str(BUNDLES[0] / "configs" / "train.yaml"))
+    (tmp_path / "summary.json").write_text("[1, 2]")  # no configuration
+    ConfigParser.export_config_file(config.get(), str(tmp_path / f"train.{form}"), fmt=form)
+    check_ids(config, tmp_path)
+    config["learning_rat"] = 1
+    with pytest.raises(InputError, match="learning_rat: expected an id"):
+        check_ids(config, tmp_path)
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
@@ -131,12 +143,17 @@ def hook() -> Iterator[None]:
 
 def run(tmp_path: Path, text: str) -> str | None:
     """Run a configuration, and return the one line that is left of its exception."""
+    return error_line(failure(tmp_path, text))
+
+
+def failure(tmp_path: Path, text: str) -> RuntimeError:
+    """Run a configuration, and return its exception."""
     (tmp_path / "config.yaml").write_text(text)
     workflow = ConfigWorkflow(str(tmp_path / "config.yaml"), workflow_type=None, logging_file=False)
     workflow.initialize()
     with pytest.raises(RuntimeError) as error:
         workflow.run()
-    return error_line(error.value)
+    return error.value
 
 
 @pytest.mark.usefixtures("hook")
@@ -187,12 +204,17 @@ def test_other_errors_leave_the_engine_as_they_are() -> None:
 
 
 @pytest.mark.usefixtures("hook")
-def test_other_errors_are_shown_as_ever(capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_errors_are_shown_as_ever(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     start_run()
     start_run()  # a second time changes nothing
-    sys.excepthook(InputError, InputError("a: expected b, got c"), None)
     sys.excepthook(ZeroDivisionError, ZeroDivisionError("by zero"), None)
-    assert capsys.readouterr().err == "a: expected b, got c\nZeroDivisionError: by zero\n"
+    assert capsys.readouterr().err == "ZeroDivisionError: by zero\n"
+    mistake = failure(tmp_path, "seed: x\nrun:\n- _target_: calib_components.bundle.start_run\n- $print(@seed)\n")
+    sys.excepthook(RuntimeError, mistake, mistake.__traceback__)
+    assert capsys.readouterr().err == "seed: expected a whole number from 0 to 4294967295, got 'x'\n"
+    # Of the script that has started the run, after it.
+    sys.excepthook(PermissionError, PermissionError(13, "Permission denied", "table.csv"), None)
+    assert capsys.readouterr().err == "PermissionError: [Errno 13] Permission denied: 'table.csv'\n"
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,7 @@ def test_keeps_small_files_as_results_and_the_rest_apart(compared: Path) -> None
         assert {path.name for path in (compared / method / "seed0" / "temperature").iterdir()} >= {
             "calibration.json", "cases.csv", "summary.json", "temperature.json"
         }  # fmt: skip
-        assert {"last.pt", "model.pt", "model_calibrated.pt"} <= {
+        assert {"last.ckpt", "model.pt", "model_calibrated.pt"} <= {
             path.name for path in (compared / "work" / method / "seed0").iterdir()
         }
         history = (compared / method / "seed0" / "history.csv").read_text().splitlines()
@@ -169,7 +169,7 @@ def test_finished_cells_are_skipped_and_other_settings_are_an_error(compared: Pa
 def test_interrupted_comparison_says_how_to_continue(prepared: Path, tmp_path: Path) -> None:
     work = tmp_path / "work" / "ce_dice" / "seed0"
     killed = subprocess.Popen(command(prepared, tmp_path, "ce_dice"), cwd=ROOT, stderr=subprocess.PIPE, text=True)
-    while not (work / "last.pt").is_file():
+    while not (work / "last.ckpt").is_file():
         assert killed.poll() is None
         time.sleep(0.01)
     killed.send_signal(signal.SIGTERM)
@@ -177,7 +177,7 @@ def test_interrupted_comparison_says_how_to_continue(prepared: Path, tmp_path: P
     assert killed.returncode == 1
     assert "compare_losses: interrupted; run the same command again to continue" in errors
     assert not (tmp_path / "ce_dice" / "seed0").exists()
-    assert torch.load(work / "last.pt", weights_only=True)["epoch"] == 1
+    assert torch.load(work / "last.ckpt", weights_only=True)["epoch"] == 1
 
 
 def check_same_results(whole: Path, resumed: Path) -> None:
@@ -208,7 +208,7 @@ def test_comparison_killed_at_five_moments_ends_with_the_same_results(
     for appears, runs_too in (
         (tmp_path / "plan.json", False),
         (work / "train.log", True),
-        (work / "last.pt", True),
+        (work / "last.ckpt", True),
         (work / "eval" / ".unfinished-evaluation", True),
         (tmp_path / "ce_dice" / ".seed0.partial", False),
     ):

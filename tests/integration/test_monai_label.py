@@ -192,6 +192,8 @@ def test_infer_label_train_and_infer_again(
         assert answer.ok, answer.text
         assert dice(infer(address, model, held_out, answers), truth) > dice(first, truth)
         assert torch.load(served, weights_only=True)["temperature"] == 1  # other weights, which need another one
+        # When the server starts again, it takes the one with the shortest name for weights.
+        assert [file.name for file in served.parent.glob("*.pt")] == ["model.pt"]
 
         busy = 429  # the server scores by itself as well, after the training
         while True:

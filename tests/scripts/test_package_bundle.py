@@ -133,15 +133,16 @@ def test_prepares_trains_calibrates_evaluates_and_infers_with_stock_monai_only(
 
 def test_holds_the_bundle_what_it_uses_and_nothing_else(tmp_path: Path) -> None:
     bundle = copy_with_weights(ACDC, tmp_path)
-    for left_by_a_run in ("models/last.pt", "eval/cases.csv", "predictions/scan_seg.nii.gz", "data/datalist.json"):
+    for left_by_a_run in ("models/last.ckpt", "eval/cases.csv", "predictions/scan_seg.nii.gz", "data/datalist.json"):
         (bundle / left_by_a_run).parent.mkdir(exist_ok=True)
         (bundle / left_by_a_run).write_text("")
+    (bundle / "large_files.yml").write_text("large_files: []\n")
     with zipfile.ZipFile(pack(bundle, tmp_path / "dist")) as package:
         names = package.namelist()
     assert names == sorted(names)
     inside = [name.removeprefix(f"{ACDC.name}/") for name in names]
-    folders = {"LICENSE", "calib_components", "configs", "docs", "models", "scripts"}
-    assert {name.split("/")[0] for name in inside} == folders
+    at_the_top = {"LICENSE", "calib_components", "configs", "docs", "large_files.yml", "models", "scripts"}
+    assert {name.split("/")[0] for name in inside} == at_the_top
     assert {"configs/train.yaml", "configs/losses/nacl.yaml", "docs/README.md", "models/model.pt"} <= set(inside)
     assert {"calib_components/losses/nacl.py", "calib_components/py.typed"} <= set(inside)
     assert {"configs/calibrate.yaml", "calib_components/posthoc/temperature.py"} <= set(inside)
@@ -150,7 +151,7 @@ def test_holds_the_bundle_what_it_uses_and_nothing_else(tmp_path: Path) -> None:
     assert {"__init__.py", "command_line.py", "parallel.py", "preparation/acdc.py", "preparation/acdc.yaml"} <= tools
     assert {name.split("/")[0] for name in tools} == {"__init__.py", "command_line.py", "parallel.py", "preparation"}
     assert not any(name.endswith("__main__.py") for name in inside)
-    assert not any("last.pt" in name or "__pycache__" in name for name in inside)
+    assert not any("last.ckpt" in name or "__pycache__" in name for name in inside)
 
 
 def test_same_files_give_the_same_bytes(tmp_path: Path) -> None:
@@ -204,7 +205,7 @@ def test_hidden_and_compiled_files_are_left_out(tmp_path: Path) -> None:
 def test_facts_beside_the_weights_are_packed(tmp_path: Path) -> None:
     bundle = copy_with_weights(ACDC, tmp_path)
     write_facts(inference_config(bundle).get_parsed_content("facts"), bundle / "models")
-    (bundle / "models" / "last.pt").write_text("the state of a training")
+    (bundle / "models" / "last.ckpt").write_text("the state of a training")
     with zipfile.ZipFile(pack(bundle, tmp_path / "dist")) as package:
         models = {name.rpartition("/")[2] for name in package.namelist() if name.startswith(f"{ACDC.name}/models/")}
     assert models == {"model.pt", "facts.yaml"}

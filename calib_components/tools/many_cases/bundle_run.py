@@ -30,7 +30,7 @@ __all__ = ["WORK", "BundleRun", "Evaluation", "Inference", "PreparedCase", "dige
 
 WORK = ".run_cases"  # folder inside the output folder
 WRITER = "calib_components.handlers.EvaluationWriter"
-LOADER = "calib_components.handlers.WeightsLoader"
+LOADER = "calib_components.handlers.WeightsCheckpointLoader"
 OF_THE_ENGINE = ("StatsHandler", "ignite.handlers.ProgressBar")  # which show each case as a run of its own
 
 

@@ -26,7 +26,7 @@ def train(
     stop: Callable[[Any], None] = SupervisedTrainer.terminate,
     **options: Any,
 ) -> dict[str, Any]:
-    """Train, perhaps only for the first epochs, and give what last.pt holds."""
+    """Train, perhaps only for the first epochs, and give what last.ckpt holds."""
     torch.manual_seed(0)
     network = options.pop("network", torch.nn.Linear(1, 1))
     optimizer = torch.optim.SGD(network.parameters(), 0.1)
@@ -47,7 +47,7 @@ def train(
     if stop_after:
         trainer.add_event_handler(Events.EPOCH_COMPLETED(once=stop_after), stop)
     trainer.run()
-    return torch.load(folder / "last.pt", weights_only=True)
+    return torch.load(folder / "last.ckpt", weights_only=True)
 
 
 def test_scaler_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,9 +93,9 @@ def test_resuming_with_other_data_is_an_error(tmp_path: Path) -> None:
     datalist.write_text("{}")
     before = train(tmp_path, stop_after=1, datalist=datalist)
     datalist.write_text('{"training": []}')
-    with pytest.raises(InputError, match=r"last.pt: expected .* the same settings, got .* other data \(.*now"):
+    with pytest.raises(InputError, match=r"last.ckpt: expected .* the same settings, got .* other data \(.*now"):
         train(tmp_path, resume=True, datalist=datalist)
-    assert torch.load(tmp_path / "last.pt", weights_only=True) == before
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True) == before
 
 
 @pytest.mark.parametrize(
@@ -110,8 +110,8 @@ def test_resuming_with_other_data_is_an_error(tmp_path: Path) -> None:
 )
 def test_a_broken_checkpoint_is_named(tmp_path: Path, damage: Callable[[Path], Any], got: str) -> None:
     train(tmp_path, stop_after=1)
-    damage(tmp_path / "last.pt")
-    with pytest.raises(InputError, match=rf"last.pt: expected a checkpoint of a training, {got}"):
+    damage(tmp_path / "last.ckpt")
+    with pytest.raises(InputError, match=rf"last.ckpt: expected a checkpoint of a training, {got}"):
         train(tmp_path, resume=True)
 
 
@@ -126,8 +126,8 @@ def test_a_full_disk_leaves_the_files_of_the_epoch_before(tmp_path: Path, monkey
         patch.setattr(Path, "write_bytes", fill)
         with pytest.raises(InputError, match=r"model.pt: expected a file that can be written, got No space left"):
             train(tmp_path, resume=True)
-    assert torch.load(tmp_path / "last.pt", weights_only=True) == before
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["last.pt", "model.pt"]
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True) == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["last.ckpt", "model.pt"]
 
 
 def test_state_that_cannot_be_saved_is_no_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,7 +148,7 @@ def test_epoch_is_saved_after_all_other_handlers_even_those_attached_later(tmp_p
 
     with pytest.raises(InterruptedError):
         train(tmp_path, resume=True, stop_after=2, stop=die)
-    assert torch.load(tmp_path / "last.pt", weights_only=True)["epoch"] == 1
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["epoch"] == 1
 
 
 def test_each_process_draws_its_own_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,5 +171,5 @@ def test_weights_that_are_no_longer_finite_replace_none(tmp_path: Path) -> None:
     network = torch.nn.Linear(1, 1)
     with pytest.raises(InputError, match=r"^network: expected finite weights after epoch 2, got NaN or infinity; .*"):
         train(tmp_path, resume=True, network=network, at_epoch_2=diverge)
-    assert torch.load(tmp_path / "last.pt", weights_only=True) == before
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True) == before
     assert torch.load(tmp_path / "model.pt", weights_only=True) == model

@@ -3,7 +3,7 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import cast
 
 import pytest
@@ -48,7 +48,7 @@ def test_each_case_goes_to_one_process(as_process: Callable[[int, int], None]) -
     shared = []
     for rank in range(2):
         as_process(rank, 2)
-        shared.append(list(share_cases(cases)))
+        shared.append(list(cast(Iterable[int], share_cases(cases))))
     assert shared == [[0, 2, 4], [1, 3]]
 
 
@@ -57,6 +57,8 @@ def test_more_processes_than_cases(as_process: Callable[[int, int], None]) -> No
     expected = "^validate::dataset: expected at least 3 cases, one for each process, got 2; use fewer processes$"
     with pytest.raises(InputError, match=expected):
         share_cases(cast(Dataset, ["case0", "case1"]))
+    assert share_cases(cast(Dataset, ["case0", "case1"]), repeat_few=True) is None
+    assert share_cases(cast(Dataset, [])) is None
 
 
 def test_without_a_launcher_it_is_an_error() -> None:

@@ -297,12 +297,14 @@ class TestAnotherFolder:
             calibrate(calibrated_path=tmp_path / "other" / "hospital.pt")
         assert snapshot(tmp_path) == before
 
-    @pytest.mark.parametrize("name", ["models/last.pt", "data/image.nii", "models/facts.yaml", "out/temperature.json"])
+    @pytest.mark.parametrize(
+        "name", ["models/last.ckpt", "data/image.nii", "models/facts.yaml", "out/temperature.json"]
+    )
     def test_is_never_a_file_of_others(
         self, name: str, calibrate: Callable[..., TemperatureScaled], tmp_path: Path
     ) -> None:
         (tmp_path / name).parent.mkdir(exist_ok=True)
-        if name.endswith("last.pt"):
+        if name.endswith("last.ckpt"):
             torch.save({"network": {}, "optimizer": {}}, tmp_path / name)
         elif "image" in name:
             (tmp_path / name).write_bytes(b"an image")

@@ -15,7 +15,7 @@ from monai.networks.nets import UNet
 
 from calib_components.errors import InputError
 from calib_components.facts import Facts, write_facts
-from calib_components.handlers import WeightsLoader, load_torchscript, load_weights
+from calib_components.handlers import WeightsCheckpointLoader, load_torchscript, load_weights
 from calib_components.handlers.weights import check_weights, join_weights, with_temperature
 from calib_components.posthoc import EnsembleUNet, TemperatureScaled, TemperatureUNet
 
@@ -37,7 +37,7 @@ def test_weights_are_in_the_network_when_the_engine_starts(wrap: Callable[[Any],
     trained, other = network(), network()
     torch.save(wrap(trained.state_dict()), tmp_path / "model.pt")
     engine = Engine(lambda *_: None)
-    WeightsLoader(tmp_path / "model.pt", other).attach(engine)
+    WeightsCheckpointLoader(tmp_path / "model.pt", other).attach(engine)
     assert not torch.equal(other[0].weight, trained[0].weight)
     engine.run([0])
     torch.testing.assert_close(other.state_dict(), trained.state_dict(), rtol=0, atol=0)
@@ -53,7 +53,7 @@ class TestFactsOfTheData:
             write_facts(replace(self.DATA, **trained_on), folder)
         engine = Engine(lambda *_: None)
         other = network()
-        WeightsLoader(folder / "model.pt", other, data).attach(engine)
+        WeightsCheckpointLoader(folder / "model.pt", other, data).attach(engine)
         engine.run([0])
         torch.testing.assert_close(other.state_dict(), trained.state_dict(), rtol=0, atol=0)
 

@@ -145,6 +145,11 @@ def test_wrong_input(y_pred: torch.Tensor, y: torch.Tensor, message: str) -> Non
         DSCMetric()(y_pred, y)
 
 
+def test_spacing_may_be_a_tensor_or_an_array() -> None:
+    for spacing in (torch.tensor([1.0, 2.0]), np.array([1.0, 2.0])):
+        assert hausdorff_distance_95(mask(0, 9), mask(0), spacing=spacing).item() == pytest.approx(16.2)
+
+
 def test_spacing_has_one_value_per_axis() -> None:
     for spacing in ((1, 2, 3), 1.5):
         message = f"spacing: expected one value for each of the 2 spatial axes, got {spacing}"

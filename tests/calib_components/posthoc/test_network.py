@@ -185,7 +185,7 @@ class TestEnsemble:
     def test_softmax_is_the_mean_of_those_of_the_members(self) -> None:
         torch.manual_seed(0)
         network, x = EnsembleUNet(**OPTIONS, members=3).eval(), torch.randn(2, 1, 16, 16)
-        set_temperature(network.members[1], 2.0)  # acts before the mean
+        set_temperature(network.members[1], np.float32(2))  # acts before the mean
         mean = torch.stack([member(x).softmax(1) for member in network.members]).mean(0)
         torch.testing.assert_close(network(x).softmax(1), mean)
         set_temperature(network, 1.7)
