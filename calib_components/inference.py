@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 from monai.utils import ensure_tuple
 
 from calib_components.errors import UNFINISHED, InputError, check_writable
+from calib_components.files import files_below
 from calib_components.nifti import SMALLEST_SLICE, check_same_grid, open_nifti
 
 __all__ = [
@@ -64,8 +65,9 @@ def find_images(path: str | os.PathLike, file_suffixes: Sequence[str] = ()) -> l
         InputError: A folder cannot be read.
     """
     path = Path(path)
+    files = sorted(files_below(path)) if path.is_dir() else [path]
     images: dict[tuple[Path, ...], Image] = {}
-    for file in [path] if path.is_file() else sorted(_walk(path)):
+    for file in files:
         if not (file.is_file() or _is_broken_link(file)) or not (match := NIFTI.fullmatch(file.name)):
             continue
         stem, ending = match[1], match[2]
@@ -76,23 +78,6 @@ def find_images(path: str | os.PathLike, file_suffixes: Sequence[str] = ()) -> l
         elif not stem.lower().endswith(NOT_IMAGES):
             images[file,] = Image(name, (file,))
     return list(images.values())
-
-
-def _walk(path: Path) -> Iterator[Path]:
-    """Files in a folder and its subfolders, except hidden ones; each folder once, also if links lead to it again."""
-
-    def refuse(error: OSError) -> None:
-        raise InputError(f"{error.filename}: expected a folder that can be read, got {error.strerror}")
-
-    seen = set()
-    for folder, subfolders, names in os.walk(path, onerror=refuse if path.is_dir() else None, followlinks=True):
-        seen.add(os.path.realpath(folder))
-        subfolders[:] = [
-            name
-            for name in sorted(subfolders)
-            if not name.startswith(".") and os.path.realpath(os.path.join(folder, name)) not in seen
-        ]
-        yield from (Path(folder, name) for name in names if not name.startswith("."))
 
 
 def _is_broken_link(file: Path) -> bool:

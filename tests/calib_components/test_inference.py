@@ -80,6 +80,7 @@ class TestFindImages:
     def test_links_to_folders_are_followed_once(self, tmp_path: Path) -> None:
         touch(tmp_path, "store/sub/a.nii", "in/b.nii")
         (tmp_path / "in" / "link").symlink_to(tmp_path / "store")
+        (tmp_path / "in" / "link_again").symlink_to(tmp_path / "store")
         (tmp_path / "store" / "sub" / "loop").symlink_to(tmp_path / "store")
         assert [image.files for image in find_images(tmp_path / "in")] == [
             (tmp_path / "in/b.nii",),

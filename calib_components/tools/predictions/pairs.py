@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import re
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
@@ -17,6 +16,7 @@ from nibabel.affines import voxel_sizes
 from nibabel.orientations import apply_orientation
 
 from calib_components.errors import InputError
+from calib_components.files import files_below
 from calib_components.inference import NIFTI
 from calib_components.nifti import open_nifti
 from calib_components.tools.predictions.classes import Classes, label_classes, name_classes, paint
@@ -254,25 +254,15 @@ def _find_labels(folder: Path) -> dict[str, Path]:
 
 
 def _files(folder: Path) -> list[Path]:
-    """All files in a folder and its subfolders, except hidden ones; links to folders are followed, each folder once."""
+    """All files in a folder and its subfolders, see `files_below`."""
     if not folder.is_dir():
         raise InputError(f"{folder}: expected a folder, got {'a file' if folder.exists() else 'nothing'}")
-    files, seen = [], set()
-
-    def refuse(error: OSError) -> None:
-        raise InputError(f"{error.filename}: expected a folder that can be read, got {error.strerror}")
-
-    for place, subfolders, names in os.walk(folder, onerror=refuse, followlinks=True):
-        if (real := os.path.realpath(place)) in seen:  # a link leads here again, perhaps from inside
-            subfolders.clear()
-            continue
-        seen.add(real)
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        for file in (Path(place, name) for name in sorted(names) if not name.startswith(".")):
-            if file.is_file():
-                files.append(file)
-            elif file.is_symlink() and (NIFTI.fullmatch(file.name) or file.suffix.lower() in (*ARRAYS, ".pkl")):
-                raise InputError(f"{file}: expected a file, got a link to {file.readlink()}, which is not there")
+    files = []
+    for file in files_below(folder):
+        if file.is_file():
+            files.append(file)
+        elif file.is_symlink() and (NIFTI.fullmatch(file.name) or file.suffix.lower() in (*ARRAYS, ".pkl")):
+            raise InputError(f"{file}: expected a file, got a link to {file.readlink()}, which is not there")
     return sorted(files)
 
 
