@@ -9,9 +9,11 @@ import os
 import random
 import re
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from monai.bundle import ConfigParser
+from monai.losses import DiceCELoss
 
+from calib_components.losses import L1ACEDiceCELoss, NACLLoss
 from tests.helpers import ACDC, run_bundle
 
 
@@ -104,8 +109,10 @@ def test_evaluation_writes_cases_summary_bins_and_figures(prepared: Path, traine
 VOLUMES = ("true_volume", "segmented_volume", "expected_volume", "volume_low", "volume_high", "expected_dsc")
 
 
-@pytest.mark.parametrize("loss", ["nacl", "ce_dice", "l1_ace"])
-def test_loss_overlay_trains(loss: str, prepared: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("loss", "kind"), [("nacl", NACLLoss), ("ce_dice", DiceCELoss), ("l1_ace", L1ACEDiceCELoss)], ids=str
+)
+def test_loss_overlay_trains(loss: str, kind: type, prepared: Path, tmp_path: Path) -> None:
     run_bundle(
         ACDC,
         "train.yaml",
@@ -116,6 +123,9 @@ def test_loss_overlay_trains(loss: str, prepared: Path, tmp_path: Path) -> None:
         output_dir=str(tmp_path),
     )
     assert (tmp_path / "model.pt").is_file()
+    parser = ConfigParser()
+    parser.read_config([str(ACDC / "configs" / name) for name in ("train.yaml", f"losses/{loss}.yaml")])
+    assert type(parser.get_parsed_content("loss")) is kind
 
 
 def test_tracking_with_mlflow(prepared: Path, tmp_path: Path) -> None:
@@ -128,7 +138,9 @@ def test_tracking_with_mlflow(prepared: Path, tmp_path: Path) -> None:
         output_dir=str(tmp_path),
         tracking="mlflow",
     )
-    assert (tmp_path / "mlruns.db").stat().st_size > 0
+    with closing(sqlite3.connect(tmp_path / "mlruns.db")) as database:
+        tracked = {name for (name,) in database.execute("SELECT DISTINCT key FROM metrics")}
+    assert {"train_loss", "val_dsc"} <= tracked
 
 
 @pytest.mark.slow

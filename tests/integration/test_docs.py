@@ -22,7 +22,7 @@ import torch
 import yaml
 from monai.bundle import ConfigParser
 
-from calib_components.handlers.evaluation import read_thresholds
+from calib_components.handlers.evaluation import read_regions, read_thresholds
 from calib_components.handlers.temperature import read_temperature
 from tests.calib_components.tools.predictions.made_up import (
     label_of,
@@ -108,6 +108,14 @@ def places(tmp_path: Path, phantoms: Path) -> dict[str, Path]:
 
 def test_readme_is_short() -> None:
     assert len(README.read_text().splitlines()) <= 120
+
+
+def test_bins_that_the_readme_names_are_those_of_the_results() -> None:
+    text = " ".join(README.read_text().split())
+    for folder, sentence in (("", "is {} confident and {} right"), ("temperature", "with a temperature, {} and {}")):
+        bins = read_regions(ROOT / "results/acdc/three_seeds/ce_dice/seed0" / folder)["predicted"]["top_label"]
+        shown = (f"{100 * values[0, 13].item():.0f} %" for values in (bins.confidence, bins.accuracy))
+        assert sentence.format(*shown) in text
 
 
 @pytest.mark.slow

@@ -230,6 +230,20 @@ def test_overlay_has_three_panels_of_the_slice(shape: tuple[int, int]) -> None:
     assert legend.get_window_extent().y1 <= min(axes.get_window_extent().y0 for axes in panels)
 
 
+def test_overlay_draws_each_map_where_it_is() -> None:
+    shape = (20, 30)
+    label, prediction = np.zeros(shape, np.uint8), np.zeros(shape, np.uint8)
+    label[2:5, 20:26], prediction[5:9, 6:12] = 1, 2
+    image, uncertainty = np.random.default_rng(0).normal(size=shape), np.linspace(0, 1, 600).reshape(shape)
+    figure = uncertainty_overlay(image, label, prediction, uncertainty, ["background", "first", "second"], "a case")
+    panels = figure.axes[:3]
+    np.testing.assert_array_equal(panels[0].images[0].get_array(), image.T)
+    np.testing.assert_array_equal(panels[2].images[1].get_array(), uncertainty.T)
+    for axes, x, y in ((panels[0], (1.5, 4.5), (19.5, 25.5)), (panels[1], (4.5, 8.5), (5.5, 11.5))):
+        ends = axes.collections[0].get_datalim(axes.transData)
+        np.testing.assert_allclose([ends.x0, ends.x1, ends.y0, ends.y1], [*x, *y])
+
+
 HOSTILE = ["$x_1$", "x$_$y", "_first", "a^b\\alpha", "line\nbreak", "long " * 50, "long" * 50, r"\$", "%d{}", ""]
 DRAWN = [  # as matplotlib keeps them: \\$ is a dollar sign
     r"\$x_1\$", r"x\$_\$y", " _first", r"a^b\alpha", r"line\nbreak", f"{'long ' * 7}lo...", f"{'long' * 9}l...",

@@ -738,7 +738,17 @@ def test_slice_that_is_drawn_has_the_most_foreground() -> None:
 
 def test_measures_for_the_clinic_are_read_as_they_were_measured(evaluation: Path) -> None:
     columns = read_cases(evaluation)[1]
+    made = {name: metric(**options) for name, (metric, options) in FURTHER.items()}
+    risk_of, smooth, expected_dsc = (made[name] for name in ("selective", "smooth_ece", "expected_dsc"))
     for i, item in enumerate(map(example, range(CASES))):
+        for metric in (risk_of, smooth, expected_dsc):
+            metric(item["pred"][None], item["label"][None])
+        expected = {"aurc": risk_of.aggregate("none")[i], "error_share_5": risk_of.error_share[i]}
+        expected |= {f"smooth_ece_{region}": each.aggregate("none")[i] for region, each in smooth.regions.items()}
+        of_structures = expected_dsc.aggregate("none")[i]
+        expected |= {f"expected_dsc_{name}": of_structures[k] for k, name in enumerate(STRUCTURES)}
+        for name, value in expected.items():
+            assert columns[name][i] == pytest.approx(value.item(), rel=1e-6), name
         core = item["pred"][1]
         assert columns["true_volume_core"][i] == (item["label"] == 1).sum()
         assert columns["segmented_volume_core"][i] == (item["pred"].argmax(0) == 1).sum()

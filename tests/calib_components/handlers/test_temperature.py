@@ -323,11 +323,24 @@ class TestAnotherFolder:
 
 
 def test_an_error_that_grows_is_warned_of(
-    calibrate: Callable[..., TemperatureScaled], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    calibrate: Callable[..., TemperatureScaled],
+    drawn: list[dict[str, CalibrationBins]],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("calib_components.handlers.temperature.WORSE", 0.0)
     calibrate()
-    assert "The ECE of predicted foreground is larger with this temperature" in caplog.text
+    assert "is larger with this temperature" not in caplog.text
+    (panels,) = drawn
+    ratios = {
+        title: (panels[f"{name}, after"].expected_error() / panels[f"{name}, before"].expected_error()).item()
+        for name, title in (("all", "all voxels"), ("predicted", "predicted foreground"))
+    }
+    lower, higher = sorted(ratios, key=ratios.__getitem__)
+    assert ratios[lower] < 0.99 * ratios[higher] < 1
+    monkeypatch.setattr("calib_components.handlers.temperature.WORSE", (ratios[lower] + ratios[higher]) / 2)
+    calibrate()
+    assert f"The ECE of {higher} is larger with this temperature" in caplog.text
+    assert f"The ECE of {lower} is larger" not in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -53,3 +53,19 @@ def test_invalid_values_of_all_cases_are_in_one_error() -> None:
     y_pred[1:, 0, 0] = torch.nan
     with pytest.raises(ValueError, match=r"^y_pred: .* got 2 of 24 values that are NaN"):
         adaptive_calibration_error(y_pred, torch.ones(3, 1, 4))
+
+
+def test_voxels_to_leave_out_and_sigmoids() -> None:
+    generator = torch.Generator().manual_seed(0)
+    y_pred = (2 * torch.randn(1, 3, 3000, generator=generator)).softmax(1)
+    y = torch.randint(3, (1, 1, 3000), generator=generator)
+    kept = y[0, 0] != 2
+    torch.testing.assert_close(
+        adaptive_calibration_error(y_pred, y, region="all", ignore_index=2),
+        adaptive_calibration_error(y_pred[:, :, kept], y[:, :, kept], region="all"),
+    )
+    channels, labels = y_pred[:, 1:3], torch.cat([y == 1, y == 2], 1).int()
+    torch.testing.assert_close(
+        adaptive_calibration_error(channels, labels, region="all", sigmoid=True),
+        adaptive_calibration_error(channels.reshape(1, 1, -1), labels.reshape(1, 1, -1), region="all"),
+    )

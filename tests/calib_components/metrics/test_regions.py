@@ -458,6 +458,20 @@ def test_small_structures_have_an_error_by_chance() -> None:
     assert metric.regions["all"].aggregate_resampled().isnan()
 
 
+def test_structures_that_overlap_are_drawn_as_if_alone() -> None:
+    p = blobs((24, 24), sharpness=12)
+
+    def errors(structures: dict[str, list[int]]) -> dict[str, torch.Tensor]:
+        metric = CalibrationMetric(structures=structures, draws=20)
+        metric(p, draw_labels(p, 0))
+        return {name: metric.regions[f"structure_{name}"].aggregate_resampled("none") for name in structures}
+
+    together = {"a": [1], "inner": [3], "whole": [1, 2, 3]}
+    found = errors(together)
+    for name, classes in together.items():
+        torch.testing.assert_close(found[name], errors({name: classes})[name])
+
+
 @pytest.mark.parametrize("chunk", [64, voxels.CPU_CHUNK])
 def test_other_labels_are_drawn_for_another_case(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same for a case wherever it comes, others for another case: the mean over cases has less of their chance."""
@@ -490,6 +504,12 @@ def test_one_channel_is_two_classes() -> None:
         assert values_of(one)["nll"] == values_of(two)["nll"]
         assert values_of(one)["brier"] == values_of(two)["brier"]
         torch.testing.assert_close(one.aggregate_if_true(), two.aggregate_if_true(), equal_nan=True)
+        if one.region.has_closed_form:
+            assert one.cece.bins_if_true is not None
+            assert two.cece.bins_if_true is not None
+            for field in ("count", "num_correct"):
+                of_one, of_two = (getattr(metric.cece.bins_if_true, field) for metric in (one, two))
+                torch.testing.assert_close(of_one[:, 0], of_two[:, 1])
 
 
 @pytest.mark.parametrize("chunk", [16, voxels.CPU_CHUNK])

@@ -233,17 +233,23 @@ def test_scaled_maps_have_the_likelihood_that_was_fitted(folders: tuple[Path, Pa
 def test_the_plausible_foreground_of_scaled_maps_is_that_of_before(sigmoid: bool, tmp_path: Path) -> None:
     predictions, labels, scaled = tmp_path / "predictions", tmp_path / "labels", tmp_path / "scaled"
     for case in CASES[:12:2]:
-        p = expit(logits_of(case, 1)) if sigmoid else softmax(logits_of(case), axis=0)
+        p = softmax_of(CASES.index(case), 2, scale=6.0)[:1] if sigmoid else softmax(logits_of(case), axis=0)
         save_channels_last(predictions / f"{case}.nii", p.astype(np.float32))
         save_label(labels, case, p, sigmoid)
     calibrate_predictions(predictions, labels, apply_to=predictions, out=scaled, sigmoid=sigmoid, workers=1)
-    voxels = []
-    for folder, temperature in ((predictions, 1.0), (scaled, read_temperature(scaled).temperature)):
+    estimate = read_temperature(scaled)
+    assert 1.5 < estimate.temperature < 7
+
+    def plausible_voxels(folder: Path, temperature: float) -> int:
         out = tmp_path / f"evaluation of {folder.name}"
         evaluate_predictions(folder, labels, out, sigmoid=sigmoid, workers=1)
         assert json.loads((out / "summary.json").read_text())["temperature"] == pytest.approx(temperature)
-        voxels.append(read_regions(out)["plausible"]["top_label"].count.sum().item())
-    assert voxels[0] == pytest.approx(voxels[1], abs=1)  # a voxel at the threshold may be rounded to its other side
+        return int(read_regions(out)["plausible"]["top_label"].count.sum())
+
+    before, after = plausible_voxels(predictions, 1.0), plausible_voxels(scaled, estimate.temperature)
+    assert before == pytest.approx(after, abs=1)  # a voxel at the threshold may be rounded to its other side
+    (scaled / "temperature.json").unlink()
+    assert plausible_voxels(scaled, 1.0) > 1.05 * before
 
 
 def test_channels_with_a_sigmoid_each(tmp_path: Path) -> None:

@@ -20,7 +20,9 @@ from sklearn.metrics import brier_score_loss
 
 from calib_components import figures
 from calib_components.errors import InputError
+from calib_components.handlers import write_temperature
 from calib_components.handlers.evaluation import read_cases, read_regions, read_summary, read_thresholds
+from calib_components.posthoc import TemperatureScaling
 from calib_components.tools.predictions import evaluate, evaluate_predictions
 from tests.calib_components.metrics.by_definition import Case, inside
 from tests.calib_components.tools.predictions.made_up import (
@@ -242,6 +244,90 @@ def test_continues_after_an_interruption(
     (tmp_path / "out" / ".measured" / file.name).write_bytes(b"broken")
     run(predictions, labels, tmp_path / "out")
     assert read == NAMES  # a broken file is no result
+
+
+def rewrite_label(folder: Path) -> None:
+    save_nifti(folder / "labels" / "p1_ed_gt.nii.gz", label_of(9))
+
+
+def rewrite_image(folder: Path) -> None:
+    save_nifti(folder / "images" / "p1_ed.nii.gz", 50 * softmax_of(9)[0])
+
+
+def add_temperature(folder: Path) -> None:
+    fit = TemperatureScaling()
+    for seed, name in enumerate(NAMES):
+        logits, label = (torch.from_numpy(values)[None] for values in (np.log(softmax_of(seed)), label_of(seed)[None]))
+        fit.update(logits, label, name)
+    write_temperature(fit.compute(), folder / "predictions")
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "read_again"),
+    [
+        (rewrite_label, {}, ["p1_ed"]),
+        (rewrite_image, {}, ["p1_ed"]),
+        (add_temperature, {}, NAMES),
+        (None, {"structures": ["a=2", "both=1+2"]}, NAMES),
+    ],
+    ids=["label", "image", "temperature", "structures"],
+)
+def test_what_has_changed_after_an_interruption_is_measured_again(
+    change: Callable[[Path], None] | None,
+    options: dict[str, Any],
+    read_again: list[str],
+    predictions: Path,
+    labels: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for seed, name in enumerate(NAMES):
+        save_nifti(tmp_path / "images" / f"{name}.nii.gz", 100 * softmax_of(seed)[0])
+    read: list[str] = []
+    original = evaluate.read_case
+
+    def read_case(case: Any, *given: Any) -> Any:
+        read.append(case.name)
+        return original(case, *given)
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(evaluate, "_gather", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run(predictions, labels, tmp_path / "out", images=tmp_path / "images")
+    if change is not None:
+        change(tmp_path)
+    monkeypatch.setattr(evaluate, "read_case", read_case)
+    continued = run(predictions, labels, tmp_path / "out", images=tmp_path / "images", **options)[1]
+    assert read == read_again
+    fresh = run(predictions, labels, tmp_path / "fresh", images=tmp_path / "images", **options)[1]
+    for name, values in fresh.items():
+        np.testing.assert_array_equal(continued[name], values)
+
+
+def test_slice_that_is_drawn(predictions: Path, labels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one with the most true foreground, with the image."""
+    drawn: dict[str, Any] = {}
+
+    def write_record(folder: Path, case: str, stored: Any, of_case: Any, **noted: Any) -> None:
+        drawn[case] = of_case
+        original(folder, case, stored, of_case, **noted)
+
+    original = evaluate.write_record
+    monkeypatch.setattr(evaluate, "write_record", write_record)
+    for seed, name in enumerate(NAMES):
+        save_nifti(tmp_path / "images" / f"{name}.nii.gz", 100 * softmax_of(seed)[0])
+    run(predictions, labels, tmp_path / "out", images=tmp_path / "images")
+    for seed, name in enumerate(NAMES):
+        p, label = softmax_of(seed), label_of(seed)
+        k = (label > 0).sum((0, 1)).argmax()
+        np.testing.assert_allclose(drawn[name].image, 100 * p[0, ..., k], rtol=1e-6)
+        np.testing.assert_array_equal(drawn[name].label, label[..., k])
+        np.testing.assert_array_equal(drawn[name].prediction, p.argmax(0)[..., k])
+        entropy = -(p * np.log(p)).sum(0) / np.log(3)
+        np.testing.assert_allclose(drawn[name].uncertainty, entropy[..., k], atol=1e-5)
 
 
 def test_page_of_the_command(predictions: Path, labels: Path, tmp_path: Path) -> None:

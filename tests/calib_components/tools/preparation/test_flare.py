@@ -42,6 +42,15 @@ def test_orientation_and_spacing_are_taken_from_the_header(out: Path, tmp_path: 
     np.testing.assert_allclose(a.header.get_zooms(), [1, 1, 5])
 
 
+def test_window_of_hounsfield_units(out: Path, tmp_path: Path) -> None:
+    body = np.full((24, 20, 5), -1000, np.int16)
+    body[4:-4, 2:-2] = np.linspace(-150, 400, 16 * 16 * 5).reshape(16, 16, 5)  # inside, all of it above -160
+    make_flare(tmp_path / "src", "a", body, blocks(body.shape, [1, 2, 3, 4]), np.diag([2.0, 2, 5, 1]))
+    prepare_flare(tmp_path / "src", out, image_size=(16, 16), workers=1)
+    expected = ((body[4:-4, 2:-2] + 160.0) / 400).clip(0, 1)
+    np.testing.assert_allclose(nib.load(out / "a" / "image.nii").get_fdata(), expected, atol=1e-4)
+
+
 def test_image_of_air_alone_is_an_error(out: Path, tmp_path: Path) -> None:
     air = np.full((9, 9, 4), -1000, np.int16)
     make_flare(tmp_path / "src", "a", air, np.zeros(air.shape, np.uint8), np.eye(4))
