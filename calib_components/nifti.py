@@ -9,8 +9,9 @@ from typing import Any, cast
 import nibabel
 import numpy as np
 from monai.data import NibabelReader
-from nibabel.affines import voxel_sizes
+from nibabel.affines import from_matvec, voxel_sizes
 from nibabel.openers import ImageOpener
+from nibabel.orientations import io_orientation
 from nibabel.spatialimages import SpatialImage
 from nibabel.volumeutils import apply_read_scaling, array_from_file
 
@@ -19,6 +20,7 @@ from calib_components.errors import InputError, reading
 __all__ = [
     "SMALLEST_SLICE",
     "NiftiReader",
+    "axes_onto",
     "check_affine",
     "check_same_grid",
     "grid_distance",
@@ -95,6 +97,20 @@ def grid_distance(affine: np.ndarray, other: np.ndarray, shape: Sequence[int]) -
     difference = affine - other
     distance = np.linalg.norm(corners @ difference[:3, :3].T + difference[:3, 3], axis=1).max()
     return 0.0 if distance <= SAME_GRID * voxel_sizes(other).min() else float(distance)
+
+
+def axes_onto(affine: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """Find the order and directions in which the axes of a volume run along those of another one.
+
+    Args:
+        affine: Of the volume, `(4, 4)`.
+        target: Of the other one.
+
+    Returns:
+        For `nibabel.orientations.apply_orientation` and `inv_ornt_aff`, `(3, 2)`: the axis of the other volume that
+        each axis lies along, and 1 or, where it runs against it, -1.
+    """
+    return io_orientation(from_matvec(np.linalg.solve(target[:3, :3], affine[:3, :3])))
 
 
 def check_same_grid(file: str | Path, other: str | Path) -> None:

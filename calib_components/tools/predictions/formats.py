@@ -21,12 +21,12 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import numpy as np
-from nibabel.orientations import inv_ornt_aff, io_orientation, ornt_transform
+from nibabel.orientations import inv_ornt_aff
 from nibabel.spatialimages import SpatialImage
 from nibabel.volumeutils import apply_read_scaling
 
 from calib_components.errors import InputError, reading
-from calib_components.nifti import check_affine, grid_distance, open_nifti, read_stored, read_values
+from calib_components.nifti import axes_onto, check_affine, grid_distance, open_nifti, read_stored, read_values
 from calib_components.tools.predictions.plain_pickle import load_plain
 
 __all__ = [
@@ -322,7 +322,7 @@ def turn_onto(header: Header, target: np.ndarray, shape: tuple[int, ...], names:
     """
     affine, moved, turn = header.affine, header.shape, None
     if affine is not None and (header.shape != shape or grid_distance(affine, target, shape)):
-        turn = ornt_transform(io_orientation(affine), io_orientation(target))
+        turn = axes_onto(affine, target)
         affine = affine @ inv_ornt_aff(turn, header.shape)
         moved = tuple(header.shape[axis] for axis in np.argsort(turn[:, 0]))
     if moved != shape:

@@ -345,6 +345,15 @@ def test_label_maps_are_whole_numbers(tmp_path: Path) -> None:
             read_label_map(save_nifti(tmp_path / "label.nii", wrong.astype(np.float32)))
 
 
+def test_turning_is_found_between_two_axes(tmp_path: Path) -> None:
+    affine = nib.affines.from_matvec(nib.eulerangles.euler2mat(z=np.pi / 4) @ np.diag([1.5, 1.25, 8.0]))
+    for axes in ([[1, 1], [0, 1], [2, 1]], [[1, -1], [0, 1], [2, 1]], [[0, -1], [1, -1], [2, 1]]):
+        turned = nib.Nifti1Image(P[0], affine).as_reoriented(np.array(axes))
+        file = save_nifti(tmp_path / "case.nii", np.array(turned.dataobj), turned.affine)
+        turn = turn_onto(read_header(one("probability", file)), affine, SHAPE, ("prediction", "label"))
+        np.testing.assert_array_equal(nib.orientations.apply_orientation(np.array(turned.dataobj), turn), P[0])
+
+
 def test_turning_is_found_from_the_affines(tmp_path: Path) -> None:
     image = nib.Nifti1Image(P[0], AFFINE)
     turned = image.as_reoriented(np.array([[2, -1], [0, 1], [1, -1]]))

@@ -14,6 +14,7 @@ from calib_components.errors import InputError
 from calib_components.tools.preparation.geometry import onto
 
 SHAPE = (4, 5, 3)
+BETWEEN = nib.affines.from_matvec(nib.eulerangles.euler2mat(z=np.pi / 4) @ np.diag([1.5, 1.25, 8.0]))  # two axes
 TILT = nib.affines.from_matvec(nib.eulerangles.euler2mat(0.3, 0.2, 0.1) @ np.diag([1.5, 1.25, 8.0]), [-90, 30, 700])
 
 
@@ -30,11 +31,14 @@ def test_same_headers_change_nothing() -> None:
 
 @pytest.mark.parametrize("order", [*itertools.permutations(range(3))])
 @pytest.mark.parametrize("signs", [*itertools.product((1, -1), repeat=3)])
-def test_all_48_orientations_are_brought_back(order: tuple[int, ...], signs: tuple[int, ...]) -> None:
-    image = nib.Nifti1Image(np.arange(60, dtype=np.uint8).reshape(SHAPE), TILT)
+@pytest.mark.parametrize("affine", [TILT, BETWEEN], ids=["tilted", "between"])
+def test_all_48_orientations_are_brought_back(
+    affine: np.ndarray, order: tuple[int, ...], signs: tuple[int, ...]
+) -> None:
+    image = nib.Nifti1Image(np.arange(60, dtype=np.uint8).reshape(SHAPE), affine)
     stored = image.as_reoriented(np.array([[order.index(axis), signs[axis]] for axis in range(3)]))
     label = MetaTensor(torch.from_numpy(np.array(stored.dataobj, np.float32))[None], torch.from_numpy(stored.affine))
-    array, turned = onto(label, "label", volume(TILT), "image")
+    array, turned = onto(label, "label", volume(affine), "image")
     assert torch.equal(array, volume(TILT).as_tensor())
     assert turned == (order != (0, 1, 2) or signs != (1, 1, 1))
 
