@@ -266,6 +266,11 @@ def test_commands_of_a_bundle(
     assert (folder / "eval" / "summary.json").is_file() == ("Evaluate" in left)
     for kind in ("seg", "probability", "uncertainty"):
         assert (folder / "predictions" / f"{expected}_{kind}.nii.gz").is_file()
+    before = [(file.name, file.read_bytes()) for file in sorted((folder / "predictions").iterdir())]
+    shutil.rmtree(folder / "predictions")
+    (code,) = blocks(page, "python", ["Inference"])
+    subprocess.run([sys.executable, "-c", code.replace("IMAGES", str(places["IMAGES"]))], cwd=folder, check=True)
+    assert [(file.name, file.read_bytes()) for file in sorted((folder / "predictions").iterdir())] == before
 
 
 @pytest.mark.slow  # test_multi_gpu.py and test_exports.py check what comes out
