@@ -1,17 +1,15 @@
-"""Processes that can be ended together, and locks that outlive the process that took them."""
+"""Processes that can be ended together."""
 
 from __future__ import annotations
 
-import fcntl
 import os
 import signal
 import subprocess
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from pathlib import Path
-from typing import IO, Any
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
 
-__all__ = ["ProcessGroup", "locked", "try_lock"]
+__all__ = ["ProcessGroup"]
 
 
 class ProcessGroup:
@@ -47,20 +45,3 @@ class ProcessGroup:
         if process.poll() is None:
             with suppress(ProcessLookupError):  # it ended in between
                 os.killpg(process.pid, signal.SIGTERM)
-
-
-@contextmanager
-def locked(file: Path) -> Iterator[None]:
-    """Keep other processes that lock the same file, which is empty, waiting."""
-    with open(file, "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-def try_lock(file: IO[str]) -> bool:
-    """Lock an open file, unless another process has; processes that inherit the file keep it locked."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

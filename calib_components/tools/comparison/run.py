@@ -33,16 +33,14 @@ from calib_components.tools.comparison.plan import (
     find_folds,
     plan_cell,
 )
-from calib_components.tools.comparison.processes import ProcessGroup, locked, try_lock
+from calib_components.tools.comparison.processes import ProcessGroup
 from calib_components.tools.comparison.results import add_to_plan, read_plan
 from calib_components.tools.comparison.settings import choose_settings
 from calib_components.tools.comparison.steps import Step
+from calib_components.tools.locks import LOCK, locked, try_lock
 from calib_components.tools.slurm import check_executor, one_line, slurm_executor
 
 __all__ = ["CellError", "compare_losses", "run_cell", "run_cells"]
-
-
-LOCK = ".lock"
 
 
 class CellError(RuntimeError):

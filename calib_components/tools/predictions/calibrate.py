@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
 import functools
 import os
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ from calib_components.errors import UNFINISHED, InputError, check_writable, make
 from calib_components.handlers.temperature import TEMPERATURE, write_temperature
 from calib_components.inference import LONGEST_NAME
 from calib_components.metrics.regions import Region
+from calib_components.tools.locks import only_run
 from calib_components.tools.parallel import check_workers, parallel
 from calib_components.tools.predictions.classes import Classes
 from calib_components.tools.predictions.fit import fit_temperature, logits_of
@@ -28,7 +27,6 @@ from calib_components.tools.predictions.pairs import Case, classes_of, find_case
 __all__ = ["calibrate_predictions", "scale_probabilities"]
 
 PRELOAD = [__name__]
-LOCK = ".lock"
 
 
 def calibrate_predictions(
@@ -84,7 +82,7 @@ def calibrate_predictions(
     both = sum(patient in set(patients.values()) for patient in target_patients.values())
     names = [*(_result_name(*target) for target in targets), TEMPERATURE]
     _check_place(out, [predictions, labels, apply_to])
-    with _only_run(out):
+    with only_run(out):  # maps of two temperatures would mix
         _check_contents(out, names, apply_to)
         estimate = fit_temperature(cases, classes, fitted_on, patients, processes)
         if both:
@@ -137,24 +135,6 @@ def _check_place(out: Path, sources: Sequence[Path]) -> None:
         if target == source or target in source.parents or source in target.parents:
             raise InputError(f"--out: expected a folder apart from {source}, got {out}, which holds it or is in it")
     check_writable("--out", out)
-
-
-@contextmanager
-def _only_run(out: Path) -> Iterator[None]:
-    """Make the folder, and keep other runs from writing to it, so that maps of two temperatures cannot mix.
-
-    The lock is gone with its process, also with one that was killed; its hidden file stays.
-    """
-    with ExitStack() as stack:
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-            lock = stack.enter_context(open(out / LOCK, "w"))
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"--out: expected no other run that writes to {out}, got one") from None
-        except OSError as error:
-            raise InputError(f"--out: expected a folder that can be written, got {out}: {error.strerror}") from error
-        yield
 
 
 def _check_contents(out: Path, names: Sequence[str], apply_to: Path) -> None:

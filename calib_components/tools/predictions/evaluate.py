@@ -6,8 +6,7 @@ import functools
 import json
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +38,7 @@ from calib_components.tools.comparison import report_evaluations
 from calib_components.tools.comparison.report import read_validation
 from calib_components.tools.comparison.report_files import PAGE, check_report_folder
 from calib_components.tools.comparison.tables import channels_text
+from calib_components.tools.locks import only_run
 from calib_components.tools.parallel import check_workers, parallel
 from calib_components.tools.predictions.classes import Classes, paint
 from calib_components.tools.predictions.noted import note, warn
@@ -72,7 +72,8 @@ def evaluate_predictions(
     logits, and one page, `report/index.html`. Distances are in millimetres, volumes in millilitres. Predictions that
     are label maps give the segmentation part only. The same command continues after an interruption: cases that are
     measured, of files that have not changed since, are kept. Of predictions that `calibrate_predictions` has scaled,
-    `temperature.json` beside them says by what, so that the plausible foreground has the same voxels as before.
+    `temperature.json` beside them says by what, so that the plausible foreground has the same voxels as before. While a
+    run writes to `out`, others are refused.
 
     Args:
         predictions: Folder of probabilities or label maps, see `calib_components.tools.predictions.formats`.
@@ -104,15 +105,15 @@ def evaluate_predictions(
         _check_validation(validation, out, classes, cases[0].channels)
     temperature = read_temperature(predictions).temperature if (predictions / TEMPERATURE).exists() else None
     metrics = _metrics(classes, cases[0].channels > 0, temperature)
-    start_evaluation(out, metrics, classes.structures)
-    make_folder(out / MEASURED)
-    stamped = [
-        (case, _stamp(case, classes, temperature, pictured.get(case.name)), pictured.get(case.name)) for case in cases
-    ]
-    with _alone(out):
-        measure = functools.partial(_measure, classes=classes, temperature=temperature, folder=out / MEASURED)
-        _measure_missing(stamped, measure, out / MEASURED, workers)
-        notes = _gather(stamped, metrics, out)
+    images_of_cases = [pictured.get(case.name) for case in cases]
+    stamps = [_stamp(case, classes, temperature, image) for case, image in zip(cases, images_of_cases, strict=True)]
+    order, measured = [case.name for case in cases], out / MEASURED
+    with only_run(out):
+        start_evaluation(out, metrics, classes.structures)
+        make_folder(measured)
+        measure = functools.partial(_measure, classes=classes, temperature=temperature, folder=measured)
+        _measure_missing(list(zip(cases, stamps, images_of_cases, strict=True)), measure, measured, workers)
+        notes = _gather(order, metrics, measured)
         if not any(noted["voxels"] for noted in notes):
             raise InputError(
                 f"--ignore_index: expected voxels with other codes, got {ignore_index} in every voxel of all "
@@ -120,8 +121,7 @@ def evaluate_predictions(
             )
         _, _, true = metrics["dsc"].gathered()
         warn(notes, cases, classes, true.sum(0), predictions, labels)
-        order = [case.name for case in cases]
-        slices = functools.partial(read_slice, out / MEASURED)
+        slices = functools.partial(read_slice, measured)
         of_cases = [patients[name] for name in order]
         names = list(classes.names)
         with warnings.catch_warnings():
@@ -131,18 +131,7 @@ def evaluate_predictions(
             )
             (out / REPORT / PAGE).unlink(missing_ok=True)  # no page of other tables
             report_evaluations([out], out / REPORT, validation)
-        shutil.rmtree(out / MEASURED)
-
-
-@contextmanager
-def _alone(out: Path) -> Iterator[None]:
-    """Say it where work fails because another evaluation wrote to the same folder and finished."""
-    try:
-        yield
-    except (InputError, OSError) as error:
-        if (out / MEASURED).is_dir():
-            raise
-        raise InputError(f"--out: expected no other evaluation that writes to {out}, got one") from error
+        shutil.rmtree(measured)
 
 
 def _measure_missing(
@@ -157,15 +146,11 @@ def _measure_missing(
             pass
 
 
-def _gather(
-    stamped: Sequence[tuple[Case, str, Path | None]], metrics: Mapping[str, CaseMetric], out: Path
-) -> list[dict[str, Any]]:
+def _gather(cases: Sequence[str], metrics: Mapping[str, CaseMetric], folder: Path) -> list[dict[str, Any]]:
     """Give what was measured to the metrics, and return what was noted of each case."""
     notes = []
-    for case, stamp, _ in stamped:
-        content = read_record(out / MEASURED, case.name)
-        if content["stamp"] != stamp:
-            raise InputError(f"--out: expected no other evaluation that writes to {out}, got one")
+    for case in cases:
+        content = read_record(folder, case)
         for name, metric in metrics.items():
             metric.extend(*content["stored"][name])
         notes.append(content["notes"])

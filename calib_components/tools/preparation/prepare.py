@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import functools
 import itertools
 import math
@@ -11,7 +10,6 @@ import statistics
 import sys
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,7 @@ import yaml
 from calib_components.data import IMAGE, REPLACED, check_whole, write_case
 from calib_components.errors import UNFINISHED, InputError, reading
 from calib_components.facts import FACTS, Facts, write_facts
+from calib_components.tools.locks import only_run
 from calib_components.tools.parallel import check_workers, parallel
 from calib_components.tools.preparation.case import Case, read_done, transform_case
 from calib_components.tools.preparation.split import FOLD, check_folds, write_datalists
@@ -62,15 +61,7 @@ def prepare_cases(
     cases = sorted(cases, key=lambda case: case.name)
     _check_arguments(cases, fractions, seed, folds, workers)
     _check_folders(Path(facts.source), out)
-    with ExitStack() as stack:
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-            lock = stack.enter_context(open(out / ".lock", "w"))
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"{out}: expected no other run that prepares it, got one") from None
-        except OSError as error:
-            raise InputError(f"{out}: expected a folder that can be written, got {error.strerror}") from error
+    with only_run(out):
         for leftover in (*out.glob(f"{UNFINISHED}*"), *out.glob(f"{REPLACED}*")):
             is_folder = leftover.is_dir() and not leftover.is_symlink()
             shutil.rmtree(leftover) if is_folder else leftover.unlink()

@@ -402,7 +402,7 @@ def test_only_one_run_at_a_time_writes_to_a_folder(folders: tuple[Path, Path], t
     with subprocess.Popen(other, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         process.stdout.readline()  # it has the lock
-        with pytest.raises(InputError, match=f"^--out: expected no other run that writes to {out}, got one$"):
+        with pytest.raises(InputError, match=f"^{out}: expected no other run that writes to it, got one$"):
             calibrate_predictions(*folders, apply_to=test, out=out, region="predicted", workers=1)
         assert contents(out) == before
         process.kill()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -23,6 +22,7 @@ from calib_components.errors import InputError
 from calib_components.handlers import write_temperature
 from calib_components.handlers.evaluation import read_cases, read_regions, read_summary, read_thresholds
 from calib_components.posthoc import TemperatureScaling
+from calib_components.tools.locks import only_run
 from calib_components.tools.predictions import evaluate, evaluate_predictions
 from tests.calib_components.metrics.by_definition import Case, inside
 from tests.calib_components.tools.predictions.made_up import (
@@ -470,20 +470,11 @@ def test_spacings_that_may_be_lost_are_named(tmp_path: Path, caplog: pytest.LogC
     assert warned(caplog) == []
 
 
-def test_another_evaluation_that_finishes_first_is_named(
-    predictions: Path, labels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It removes what both measured."""
-    original = evaluate.read_case
-
-    def read_case(case: Any, *options: Any) -> Any:
-        if case.name == "p1_es":
-            shutil.rmtree(tmp_path / "out" / ".measured")
-        return original(case, *options)
-
-    monkeypatch.setattr(evaluate, "read_case", read_case)
-    with pytest.raises(InputError, match=r"^--out: expected no other evaluation that writes to .*out, got one$"):
-        run(predictions, labels, tmp_path / "out")
+def test_only_one_run_at_a_time_writes_to_a_folder(predictions: Path, labels: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with only_run(out), pytest.raises(InputError, match=f"^{out}: expected no other run that writes to it, got one$"):
+        run(predictions, labels, out)
+    run(predictions, labels, out)
 
 
 @pytest.mark.parametrize("shape", [(1, 12, 10), (1, 1, 1)])

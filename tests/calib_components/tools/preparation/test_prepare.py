@@ -126,7 +126,7 @@ class TestAgain:
         out.mkdir()
         with open(out / ".lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            with pytest.raises(InputError, match="out: expected no other run that prepares it, got one"):
+            with pytest.raises(InputError, match="out: expected no other run that writes to it, got one"):
                 prepare()
 
 
