@@ -164,7 +164,7 @@ def test_label_maps_give_the_segmentation_part_only(labels: Path, tmp_path: Path
         save_nifti(tmp_path / "predictions" / f"{name}.nii.gz", softmax_of(seed).argmax(0).astype(np.uint8))
     _, columns = run(tmp_path / "predictions", labels, tmp_path / "out")
     assert list(columns) == ["dsc_a", "dsc_both", "hd95_a", "hd95_both"]
-    files = {file.name for file in (tmp_path / "out").rglob("*.*")}
+    files = {file.name for file in (tmp_path / "out").rglob("[!.]*.*")}
     assert files == {"cases.csv", "summary.json", "best.png", "median.png", "worst.png"}
 
 
