@@ -8,9 +8,11 @@ import math
 import re
 import shutil
 import subprocess
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import pytest
 from monai.bundle import ConfigParser
@@ -26,11 +28,21 @@ from tests.helpers import ROOT, SHARED, run_script
 DATA = SHARED / "data" / "acdc"
 RESULTS = ROOT / "results/acdc/table1"
 SEEDS = ROOT / "results/acdc/three_seeds"
-SHIPPED = SEEDS / "svls/seed2"  # the cell of the weights in the ACDC bundle
+SHIPPED = SEEDS / "entropy_penalty/seed0"  # the cell of the weights in the ACDC bundle
 BRATS = ROOT / "results/brats/leave_one_out"
 BUNDLE = ROOT / "bundles/acdc_mri_nacl_segmentation"
-NUMBERS = {3: "three", 7: "seven", 8: "eight"}
+NUMBERS = {4: "four", 7: "seven", 8: "eight"}
+TITLES = {"ce_dice": "CE + Dice", "entropy_penalty": "ECP", "svls": "SVLS", "nacl": "NACL"}
+NEED_NO_TEMPERATURE = ("entropy_penalty", "svls")
 METADATA = json.loads((BUNDLE / "configs/metadata.json").read_text())
+TABLE = {
+    "DSC": "dsc",
+    "NLL, all voxels": "nll_all",
+    "ECE, all voxels": "ece_all",
+    "ECE, predicted foreground": "ece_predicted",
+    "ECE, plausible foreground": "ece_plausible",
+    "ECE, true foreground (the paper's)": "ece",
+}
 
 
 def test_table_is_complete() -> None:
@@ -119,10 +131,9 @@ def compare_with_kept(report: Path, kept_report: Path) -> None:
 
 
 def test_confidence_and_accuracy_are_those_of_the_bins() -> None:
-    rows = {"CE + Dice": "ce_dice", "SVLS": "svls", "NACL": "nacl"}
     page = (ROOT / "docs/results.md").read_text()
-    for title, method in rows.items():
-        for suffix, folder in (("", ""), (" + T", "temperature")) if method != "svls" else (("", ""),):
+    for method, title in TITLES.items():
+        for suffix, folder in (("", ""), (" + T", "temperature"))[: 1 if method in NEED_NO_TEMPERATURE else 2]:
             cells = []
             for place in ("", "on_bssfp", "on_lge"):
                 kept = [
@@ -154,14 +165,15 @@ def test_claims_of_the_paper_have_the_differences_of_the_report() -> None:
             )
             for row in csv.DictReader(file)
         }
-    shown = f"{ranks['nacl']} of {NUMBERS[len(ranks)]} losses; CE + Dice {ranks['ce_dice']}, SVLS {ranks['svls']}"
-    assert f"| first by sum-rank | {shown} |" in page
+    others = ", ".join(f"{TITLES[method]} {rank}" for method, rank in ranks.items() if method != "nacl")
+    assert f"| first by sum-rank | {ranks['nacl']} of {NUMBERS[len(ranks)]} losses; {others} |" in page
 
 
 def test_readme_has_the_nll_of_the_reports() -> None:
     rows = {
         "CE + Dice": ("three_seeds/report/means{}.csv", "ce_dice", "without"),
         "CE + Dice, temperature": ("three_seeds/report/means{}.csv", "ce_dice", "with"),
+        "ECP (entropy penalty)": ("three_seeds/report/means{}.csv", "entropy_penalty", "without"),
         "SVLS": ("three_seeds/report/means{}.csv", "svls", "without"),
         "NACL": ("three_seeds/report/means{}.csv", "nacl", "without"),
         "NACL, temperature": ("three_seeds/report/means{}.csv", "nacl", "with"),
@@ -196,6 +208,27 @@ def test_shipped_weights_are_of_the_setting_that_the_protocol_chooses() -> None:
     assert (f"{method}/seed{seed}", column) == (f"{SHIPPED.parent.name}/{SHIPPED.name}", "val_nll_with_temperature")
 
 
+def test_shipped_setting_is_compared_with_cross_entropy_and_dice() -> None:
+    page = (ROOT / "docs/results.md").read_text()
+    titles = {title.removesuffix(" (the paper's)"): measure for title, measure in TABLE.items()}
+    for title, measure in titles.items():
+        if measure in ("dsc", "ece_plausible"):
+            continue
+        for reference, suffix in (("without", ""), ("with", " + T")):
+            cells = []
+            for test_set in ("", "_on_bssfp", "_on_lge"):
+                with open(SEEDS / f"report/conditions{test_set}.csv", newline="") as file:
+                    (row,) = (
+                        row
+                        for row in csv.DictReader(file)
+                        if (row["method"], row["temperature"]) == (SHIPPED.parent.name, "with")
+                        and (row["reference_temperature"], row["measure"]) == (reference, measure)
+                    )
+                mean, low, high = (f"{float(row[name]):+.4f}" for name in ("mean", "low", "high"))
+                cells.append(f"{mean} [{low}, {high}]")
+            assert f"| {title} | CE + Dice{suffix} | {' | '.join(cells)} |" in page
+
+
 def test_bundle_says_what_its_weights_reach() -> None:
     summary = json.loads((SHIPPED / "temperature/summary.json").read_text())
     digits = {"dsc": 3, "hd95": 2, "nll_all": 3, "ece_all": 3, "ece_predicted": 3, "ece": 3}
@@ -210,12 +243,24 @@ def test_bundle_says_what_its_weights_reach() -> None:
         assert f"| {title} | {' | '.join(f'{mean:.{digits[measure]}f}' for mean in means)} |" in page
     with open(SHIPPED / "on_lge/temperature/cases.csv", newline="") as file:
         found = list(csv.DictReader(file))
-    missed = [row for row in found if float(row["dsc_RV"]) < 0.2]
+    missed, others = (
+        [row for row in found if (float(row["dsc_RV"]) < 0.2) == is_missed] for is_missed in (True, False)
+    )
     text = " ".join(page.split())
-    assert f"In {len(missed)} of {len(found)} LGE volumes it misses the right ventricle" in text
-    assert {f"{math.exp(-float(row['nll_structure_RV'])):.1%}" for row in missed} == {"0.1%"}
-    expected = [f"{float(row['expected_dsc_RV']):.2f}" for row in missed]
-    assert f"expected DSC is {min(expected)} to {max(expected)}" in text
+    dsc, *of_structures = (ends(missed, f"dsc_{name}", 2) for name in ("RV", "MYO", "LV"))
+    assert f"In {len(missed)} of {len(found)} LGE volumes it misses the right ventricle (DSC {dsc})" in text
+    assert "The myocardium has DSC {} there, the left ventricle {}.".format(*of_structures) in text
+    probability = [{"p": 100 * math.exp(-float(row["nll_structure_RV"]))} for row in missed]
+    assert f"the true one has a probability of {ends(probability, 'p', 1)} % (geometric mean)" in text
+    expected, of_others = (ends(rows, "expected_dsc_RV", 2) for rows in (missed, others))
+    assert f"is too high, {expected}, but lower than in the other volumes ({of_others})" in text
+    assert expected.split()[-1] < of_others.split()[0]
+
+
+def ends(rows: Sequence[Mapping[str, Any]], name: str, digits: int) -> str:
+    """The smallest and the largest value of a column, as a page shows them."""
+    values = [float(row[name]) for row in rows]
+    return " to ".join(f"{value:.{digits}f}" if round(value, digits) else "0" for value in (min(values), max(values)))
 
 
 def test_model_card_names_the_patients_that_chose_and_that_test() -> None:
@@ -227,16 +272,6 @@ def test_model_card_names_the_patients_that_chose_and_that_test() -> None:
     ):
         *numbers, last = sorted(name.removeprefix("patient") for name in names)
         assert f"{', '.join(numbers)} and {last} {follow}" in text
-
-
-TABLE = {
-    "DSC": "dsc",
-    "NLL, all voxels": "nll_all",
-    "ECE, all voxels": "ece_all",
-    "ECE, predicted foreground": "ece_predicted",
-    "ECE, plausible foreground": "ece_plausible",
-    "ECE, true foreground (the paper's)": "ece",
-}
 
 
 @pytest.mark.parametrize(("column", "test_set"), [(1, ""), (2, "on_bssfp"), (3, "on_lge")])
