@@ -169,6 +169,25 @@ def test_claims_of_the_paper_have_the_differences_of_the_report() -> None:
     assert f"| first by sum-rank | {ranks['nacl']} of {NUMBERS[len(ranks)]} losses; {others} |" in page
 
 
+def test_differences_in_the_text_are_those_of_the_reports() -> None:
+    """Each `mean (low to high)`, with either sign: which is better says the sentence."""
+    rows = [
+        tuple(float(row[name]) for name in ("mean", "low", "high"))
+        for name in ("differences", "conditions", "conditions_on_bssfp", "conditions_on_lge")
+        for row in csv.DictReader((SEEDS / f"report/{name}.csv").read_text().splitlines())
+    ]
+    both = [signed for mean, low, high in rows for signed in ((mean, low, high), (-mean, -high, -low))]
+    page = " ".join((ROOT / "docs/results.md").read_text().split("## Ensembles of")[0].split())
+    number = r"(-?\d+\.\d{2,})"
+    shown = re.findall(
+        rf"{number}(?: (?:higher|lower|better|worse))?,? \(?(?:95 % interval )?{number} to {number}", page
+    )
+    assert len(shown) > 20
+    for texts in shown:
+        digits = len(texts[0].partition(".")[2])
+        assert any(texts == tuple(f"{value:.{digits}f}" for value in row) for row in both), texts
+
+
 def test_readme_has_the_nll_of_the_reports() -> None:
     rows = {
         "CE + Dice": ("three_seeds/report/means{}.csv", "ce_dice", "without"),
