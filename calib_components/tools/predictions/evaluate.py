@@ -108,8 +108,8 @@ def evaluate_predictions(
     images_of_cases = [pictured.get(case.name) for case in cases]
     stamps = [_stamp(case, classes, temperature, image) for case, image in zip(cases, images_of_cases, strict=True)]
     order, measured = [case.name for case in cases], out / MEASURED
+    start_evaluation(out, metrics, classes.structures)
     with only_run(out):
-        start_evaluation(out, metrics, classes.structures)
         make_folder(measured)
         measure = functools.partial(_measure, classes=classes, temperature=temperature, folder=measured)
         _measure_missing(list(zip(cases, stamps, images_of_cases, strict=True)), measure, measured, workers)
