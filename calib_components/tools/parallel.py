@@ -55,7 +55,8 @@ def parallel(
         workers: Number of processes.
         name: What the progress bar is called.
         preload: Modules that take long to import; they are imported once for all processes.
-        threads: Number of threads of each of several processes.
+        threads: Number of threads of each process, and of this one where it does the work: sums of many numbers depend
+            on it in their last digits.
 
     Raises:
         InputError: A process died.
@@ -68,6 +69,9 @@ def parallel(
             pool = ProcessPoolExecutor(min(workers, len(items)), context, _start_worker, (threads,))
             stack.callback(pool.shutdown, cancel_futures=True)
             run = pool.map
+        else:
+            stack.callback(torch.set_num_threads, torch.get_num_threads())
+            torch.set_num_threads(threads)
         try:  # a process may die while others still get their first items
             bar = tqdm(run(function, items), name, len(items), unit="case", leave=False, disable=None)
             yield stack.enter_context(bar)

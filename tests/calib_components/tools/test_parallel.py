@@ -108,6 +108,9 @@ def test_number_of_processes(monkeypatch: pytest.MonkeyPatch) -> None:
             check_workers(wrong)
 
 
-def test_processes_use_as_many_threads_as_they_are_given() -> None:
-    with parallel(first_last, range(2), 2, "square", PRELOAD, threads=3) as results:
+@pytest.mark.parametrize("workers", [1, 2])
+def test_processes_use_as_many_threads_as_they_are_given(workers: int) -> None:
+    before = torch.get_num_threads()
+    with parallel(first_last, range(2), workers, "square", PRELOAD, threads=3) as results:
         assert [threads for *_, threads in results] == [3, 3]
+    assert torch.get_num_threads() == before
