@@ -40,7 +40,7 @@ from calib_components.metrics import (
 )
 from calib_components.metrics.case_metric import CaseMetric
 
-__all__ = ["check_once", "start_evaluation", "write_evaluation"]
+__all__ = ["check_evaluation", "check_once", "start_evaluation", "write_evaluation"]
 
 UNFINISHED = ".unfinished-evaluation"  # folder inside the output folder
 # Names of pooled errors in summary.json, by kind of bins.
@@ -80,20 +80,30 @@ def start_evaluation(
         structures: See `write_evaluation`.
 
     Raises:
-        InputError: The folder cannot be written, something of another kind is in the place of a file, or names of
-            structures give a column twice, such as `a` and `a_if_true`.
+        InputError: The folder cannot be written, or see `check_evaluation`.
     """
-    output_dir = Path(output_dir)
+    check_evaluation(output_dir, metrics, structures)
+    if idist.get_rank() == 0:
+        with writing_in(Path(output_dir)):
+            _clear(Path(output_dir)).mkdir(parents=True)
+            _clear(Path(output_dir))
+
+
+def check_evaluation(
+    output_dir: str | os.PathLike, metrics: Mapping[str, CaseMetric], structures: Mapping[str, Sequence[int]]
+) -> None:
+    """Check what an evaluation will write, and leave the folder as it is. Arguments as in `start_evaluation`.
+
+    Raises:
+        InputError: Something of another kind is in the place of a file, or names of structures give a column twice,
+            such as `a` and `a_if_true`.
+    """
     _check_names(metrics, structures)
     for name in FILES:
-        if (output_dir / name).is_dir():
-            raise InputError(f"{output_dir / name}: expected a file of an evaluation or nothing, got a folder")
-    if (output_dir / "cases").is_file():
-        raise InputError(f"{output_dir / 'cases'}: expected a folder of pictures or nothing, got a file")
-    if idist.get_rank() == 0:
-        with writing_in(output_dir):
-            _clear(output_dir).mkdir(parents=True)
-            _clear(output_dir)
+        if (file := Path(output_dir) / name).is_dir():
+            raise InputError(f"{file}: expected a file of an evaluation or nothing, got a folder")
+    if (folder := Path(output_dir) / "cases").is_file():
+        raise InputError(f"{folder}: expected a folder of pictures or nothing, got a file")
 
 
 def write_evaluation(

@@ -17,7 +17,7 @@ from calib_components import __version__
 from calib_components.errors import InputError, check_writable, make_folder, reading
 from calib_components.handlers.evaluation_pictures import DrawnSlice, draw_slice, largest_slice
 from calib_components.handlers.evaluation_records import read_record, read_slice, record_file, write_record
-from calib_components.handlers.evaluation_writing import start_evaluation, write_evaluation
+from calib_components.handlers.evaluation_writing import check_evaluation, write_evaluation
 from calib_components.handlers.temperature import TEMPERATURE, read_temperature
 from calib_components.inference import find_images
 from calib_components.metrics import (
@@ -108,7 +108,7 @@ def evaluate_predictions(
     images_of_cases = [pictured.get(case.name) for case in cases]
     stamps = [_stamp(case, classes, temperature, image) for case, image in zip(cases, images_of_cases, strict=True)]
     order, measured = [case.name for case in cases], out / MEASURED
-    start_evaluation(out, metrics, classes.structures)
+    check_evaluation(out, metrics, classes.structures)
     with only_run(out):
         make_folder(measured)
         measure = functools.partial(_measure, classes=classes, temperature=temperature, folder=measured)

@@ -472,9 +472,12 @@ def test_spacings_that_may_be_lost_are_named(tmp_path: Path, caplog: pytest.LogC
 
 def test_only_one_run_at_a_time_writes_to_a_folder(predictions: Path, labels: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
+    (out / ".unfinished-evaluation").mkdir(parents=True)  # that of the other run
     with only_run(out), pytest.raises(InputError, match=f"^{out}: expected no other run that writes to it, got one$"):
         run(predictions, labels, out)
+    assert (out / ".unfinished-evaluation").is_dir()
     run(predictions, labels, out)
+    assert not (out / ".unfinished-evaluation").exists()
 
 
 @pytest.mark.parametrize("shape", [(1, 12, 10), (1, 1, 1)])
