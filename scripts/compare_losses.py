@@ -1,6 +1,6 @@
 """Train and evaluate a bundle with several losses under one protocol, and keep the results side by side.
 
-    python scripts/compare_losses.py bundles/acdc_mri_nacl_segmentation --dataset_dir DATA --out results/acdc/table1
+    python scripts/compare_losses.py bundles/acdc_mri_nacl_segmentation --dataset_dir DATA --out runs/table1
 
 A *cell* is one loss setting and one seed: plain runs of the bundle, which train, fit the temperature on the validation
 split, and evaluate without and with it. Their commands are printed and kept in `OUT/commands.sh`; each can be run by

@@ -4,7 +4,7 @@
 
 A table stands between two comments, of which the first says what is in it:
 
-    <!-- table: results/acdc/table1/report/means.csv | dsc, ece_all, ece | nacl, ce_dice | intervals -->
+    <!-- table: results/acdc/three_seeds/report/means.csv | dsc, ece_all, ece | nacl, ce_dice | intervals -->
     <!-- end of table -->
 
 The CSV file of a report, its measures, and, if not all, its methods; with `intervals`, each mean has its 95 % interval.

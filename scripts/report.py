@@ -1,7 +1,7 @@
 """Make one page, tables and figures of a comparison of losses, or of any evaluations.
 
-    python scripts/report.py results/acdc/table1 --out results/acdc/table1/report
-    python scripts/report.py results/acdc/table1 results/chaos --out report
+    python scripts/report.py results/acdc/three_seeds --out report --reference ce_dice
+    python scripts/report.py results/acdc/three_seeds results/chaos --out report
     python scripts/report.py results/acdc/three_seeds/svls/seed0 results/acdc/three_seeds/nacl/seed0 --out report
 
 The first is the results folder of `scripts/compare_losses.py`; the methods of several of them are ranked over all

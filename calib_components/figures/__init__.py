@@ -7,12 +7,13 @@ from calib_components.figures.clinical import (
     threshold_curves,
     volume_agreement,
 )
-from calib_components.figures.comparison import logit_bars, rank_heat_map, rank_lines
+from calib_components.figures.comparison import logit_bars, mean_intervals, rank_heat_map, rank_lines
 from calib_components.figures.reliability import reliability_diagram
 
 __all__ = [
     "expected_dsc_scatter",
     "logit_bars",
+    "mean_intervals",
     "rank_heat_map",
     "rank_lines",
     "reliability_diagram",

@@ -12,9 +12,49 @@ from numpy.typing import ArrayLike
 
 from calib_components.figures.style import NAME, TICK, class_color, literal
 
-__all__ = ["logit_bars", "rank_heat_map", "rank_lines"]
+__all__ = ["logit_bars", "mean_intervals", "rank_heat_map", "rank_lines"]
 
 COLORS = 8  # of class_color, before they repeat
+
+
+def mean_intervals(panels: Mapping[str, ArrayLike], rows: Sequence[str], hollow: Sequence[bool]) -> Figure:
+    """Draw means with their intervals: three panels abreast, each with its own axis and the same rows.
+
+    Args:
+        panels: Means and the ends of their intervals, `(rows, 3)`, by the title of their panel; NaN draws nothing.
+        rows: Names of the rows, from above.
+        hollow: Whether the mark of a row is hollow, such as those of networks with a temperature.
+
+    Returns:
+        A figure without a window.
+
+    Examples:
+        >>> from calib_components.figures import mean_intervals
+        >>> means = [[0.05, 0.04, 0.06], [0.03, 0.02, 0.04]]
+        >>> figure = mean_intervals({"ECE": means}, ["SVLS", "SVLS + T"], [False, True])
+    """
+    tables = {title: np.asarray(table, float) for title, table in panels.items()}
+    columns = min(len(tables), 3)
+    lines = math.ceil(len(tables) / columns)
+    size = (1.4 + 2.5 * columns, lines * (0.7 + 0.21 * len(rows)))
+    figure = Figure(figsize=size, dpi=150, layout="constrained")
+    all_axes = figure.subplots(lines, columns, squeeze=False, sharey=True).flatten()
+    for axes, (title, table) in zip(all_axes, tables.items(), strict=False):
+        for row, (mean, low, high) in enumerate(table):
+            color = class_color(7)
+            axes.plot([low, high], [row, row], color=color, linewidth=1.5)
+            axes.plot(mean, row, "o", color=color, markersize=5, markerfacecolor="white" if hollow[row] else color)
+        axes.set_title(title, fontsize="medium")
+        axes.set_yticks(range(len(rows)), [literal(name, NAME) for name in rows])
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.tick_params(axis="y", length=0)
+        axes.tick_params(axis="x", labelsize="small")
+        axes.grid(axis="x", color="#dddddd", linewidth=0.8)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right", "left"]].set_visible(False)
+    for axes in all_axes[len(tables) :]:
+        axes.remove()
+    return figure
 
 
 def rank_heat_map(ranks: ArrayLike, totals: ArrayLike, methods: Sequence[str], columns: Sequence[str]) -> Figure:

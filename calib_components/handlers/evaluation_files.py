@@ -113,14 +113,13 @@ def read_regions(folder: str | os.PathLike) -> dict[str, dict[str, CalibrationBi
     Returns:
         Bins by kind, by the name of the region: `top_label` and `classwise`; for regions with a closed form
         `top_label_if_true` and `classwise_if_true`, the bins if the probabilities were true; and for all voxels
-        and the predicted foreground `top_label_per_case`, those of each case. Empty for files written before there were
-        regions.
+        and the predicted foreground `top_label_per_case`, those of each case.
     """
     with reading(Path(folder) / "calibration.json", "the bins of an evaluation") as file:
         content = json.loads(file.read_bytes())
         regions = {
             region: {kind: CalibrationBins.from_dict(fields) for kind, fields in kinds.items()}
-            for region, kinds in content.get("regions", {}).items()
+            for region, kinds in content["regions"].items()
         }
         if per_case := [kinds["top_label_per_case"] for kinds in regions.values() if "top_label_per_case" in kinds]:
             _check_cases(content, folder)

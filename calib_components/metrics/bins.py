@@ -140,9 +140,6 @@ class CalibrationBins:
     def from_dict(cls, fields: Mapping[str, list]) -> CalibrationBins:
         """Inverse of `to_dict`.
 
-        Also reads the earlier form, whose fields `confidence` and `accuracy` are the sums now called `confidence_sum`
-        and `num_correct`.
-
         Args:
             fields: Nested lists by name of the field.
 
@@ -152,12 +149,6 @@ class CalibrationBins:
         if not isinstance(fields, Mapping):
             raise ValueError(f"fields: expected a dictionary of nested lists, got {type(fields).__name__}")
         names = ["count", "confidence_sum", "num_correct"]
-        if fields.keys() == {"count", "confidence", "accuracy"}:
-            fields = {
-                "count": fields["count"],
-                "confidence_sum": fields["confidence"],
-                "num_correct": fields["accuracy"],
-            }
         missing = [name for name in names if name not in fields]
         if missing:
             raise ValueError(

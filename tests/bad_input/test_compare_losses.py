@@ -183,7 +183,6 @@ CASES = [
     ),
     Case("plan an object", put(PLAN, {}), f"{PLAN}: expected a list of cells, got {{}}"),
     Case("plan of numbers", put(PLAN, [3]), f"{PLAN}: expected method, seed, commands, got 3"),
-    Case("finished cell of version 0.1.0", change_finished(train={}), f"{FINISHED}: expected the settings of a cell"),
     Case("finished cell without seed", change_finished(seed=None), f"{FINISHED}: expected seed to be a whole number"),
     Case("another protocol finished", nothing, "nacl, seed 0: not comparable with out/other/seed0: ", ("--batch_size=9",)),
     Case("another list finished", change_finished(datalist="1"), "nacl, seed 0: not comparable with out/other/seed0: d"),

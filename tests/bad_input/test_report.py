@@ -153,7 +153,6 @@ CASES = [
     # settings.json
     Case("settings a list", put(SETTINGS, "[1]"), f"RESULTS/{SETTINGS}: expected method, label, seed,"),
     Case("settings lack the bundle", change(SETTINGS, bundle=None), f"RESULTS/{SETTINGS}: expected method, label"),
-    Case("settings of 0.1.0", change(SETTINGS, train={}), f"RESULTS/{SETTINGS}: expected the settings of a cell, got"),
     Case("seed a text", change(SETTINGS, seed="0"), f"RESULTS/{SETTINGS}: expected seed to be a whole number of at"),
     Case("seed of another", change(SETTINGS, seed=7), f"RESULTS/{SETTINGS}: expected the settings of nacl/seed0, got"),
     Case("method elsewhere", change(SETTINGS, method="../../x"), f"RESULTS/{SETTINGS}: expected the settings of nacl"),

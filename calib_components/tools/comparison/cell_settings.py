@@ -185,12 +185,10 @@ def read_settings(folder: Path) -> CellSettings:
     """Read `settings.json`. Nothing in it is evaluated.
 
     Raises:
-        InputError: The file is missing or broken, or is that of version 0.1.0, which held whole configurations.
+        InputError: The file is missing or broken.
     """
     file = folder / "settings.json"
     content = read_json(file)
-    if isinstance(content, dict) and "train" in content:
-        raise InputError(f"{file}: expected the settings of a cell, got those of version 0.1.0; run the cell again")
     required = [field.name for field in fields(CellSettings) if field.default is field.default_factory is MISSING]
     check_fields(content, required, CHECKS, str(file))
     fold, folds = content.get("fold"), content.get("folds")

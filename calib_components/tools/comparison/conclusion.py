@@ -104,15 +104,12 @@ def _calibration(compared: Comparison) -> str:
     """Return the sentence that answers whether the one method is calibrated, by both regions that are measured."""
     (method,), patients = compared.methods, compared.patients
     found = {region: _in_region(method, region, patients) for region in PLACES}
-    adjusted = holm([math.nan if each is None else each.p_value for each in found.values()])
+    adjusted = holm([each.p_value for each in found.values()])
     parts, verdicts = [], []
     for (region, each), p_value in zip(found.items(), adjusted.tolist(), strict=True):
         error = mean_with_interval(method.by_run(f"ece_{region}"), patients)
         shown = f"ECE of a case {_estimated(error, 'ece')}"
         place = PLACES[region]
-        if each is None:
-            parts.append(f"{place}, {shown}")
-            continue
         if each.cases == 0:  # a network may predict no foreground at all
             parts.append(f"{place}, there is no voxel")
             continue
@@ -122,11 +119,8 @@ def _calibration(compared: Comparison) -> str:
         verdict, kind = _verdict(each, p_value)
         verdicts.append(verdict)
         parts.append(f"{place}, {kind} ({', '.join([means, *p_text(p_value), shown])})")
-    text = f"{'; '.join(parts)}. Chance alone gives a case an ECE above 0"
-    if not verdicts:
-        return f"Files of this earlier version do not tell whether the model is calibrated: {text}."
-    answer = max(verdicts, key=list(ANSWERS).index)
-    return f"{ANSWERS[answer]}: {text}."
+    answer = max(verdicts, key=list(ANSWERS).index, default="unknown")
+    return f"{ANSWERS[answer]}: {'; '.join(parts)}. Chance alone gives a case an ECE above 0."
 
 
 ANSWERS = {  # from the mildest to what outweighs the others
@@ -151,11 +145,9 @@ def _verdict(found: _Calibration, p_value: float) -> tuple[str, str]:
     return "shown", f"the model is {direction}confident"
 
 
-def _in_region(method: Method, region: str, patients: Sequence[str]) -> _Calibration | None:
-    """Return confidence and accuracy in a region; None where bins of cases were not written."""
+def _in_region(method: Method, region: str, patients: Sequence[str]) -> _Calibration:
+    """Return confidence and accuracy in a region."""
     parts = method.confidence_and_accuracy(region)
-    if parts is None:
-        return None
     gaps = parts[0] - parts[1]
     total = gaps.sum(1)
     confidence, accuracy = (float(mean_of_defined(part.sum(1))) for part in parts)
@@ -221,7 +213,7 @@ def worst_cases(expected: Array, true: Array) -> tuple[int, int, int]:
 
 
 def _foreground(method: Method, patients: Sequence[str]) -> str:
-    """Return the sentence about evaluations of earlier versions, which have one region."""
+    """Return the sentence about evaluations by metrics that have the ground-truth foreground alone."""
     error = _estimated(mean_with_interval(method.by_run("ece"), patients), "ece")
     return (
         f"The ECE of a case is {error} {FOREGROUND}, which does not measure calibration: the ground truth chooses its "

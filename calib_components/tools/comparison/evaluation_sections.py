@@ -59,8 +59,6 @@ def evaluation_sections(
         sections += [differences_section(found, reference, compared), ranks_section(found, found.measured(RANKED))]
     if found.has_regions:
         cases = "all cases" if found.has_all_cases else "the common cases"
-        if not found.has_all_cases and any(m.confidence_and_accuracy("all") is None for m in found.methods):
-            cases = "all cases of each folder, also those that others lack"  # bins of an earlier version
         diagrams = region_diagrams(found, cases)
         of_classes = []
         for method in found.methods if found.has_all_cases else []:

@@ -56,7 +56,7 @@ class FolderEvaluation(Evaluation):
         volume_unit: Unit of volumes, "ml" or "voxels".
         channels: What probabilities are of, as text; empty where that is not known, and for label maps.
         threshold_structures: Names of the structures of `thresholds`.
-        thresholds: Counts at each threshold; None in evaluations of earlier versions and of label maps.
+        thresholds: Counts at each threshold; None where they were not kept, and for label maps.
         coverage: Shares of voxels that are kept, `(K,)`; empty where there is no risk.
         risk: Error rate among the most confident of these shares, `(cases, K)`.
     """
@@ -173,9 +173,9 @@ def _same_cases(evaluation: Evaluation, other: Evaluation) -> set[str]:
 
 
 def _voxels(evaluation: Evaluation) -> Any:
-    """Return the number of voxels of each case, `(cases,)`; None where bins of cases were not written."""
+    """Return the number of voxels of each case, `(cases,)`; None where all voxels were not measured."""
     bins = evaluation.regions.get("all")
-    return bins.count.sum(1).numpy() if bins is not None and len(bins.count) == len(evaluation.cases) else None
+    return None if bins is None else bins.count.sum(1).numpy()
 
 
 def read_evaluation(folder: Path) -> FolderEvaluation:
@@ -198,11 +198,11 @@ def read_evaluation(folder: Path) -> FolderEvaluation:
         raise InputError(f"{folder / 'summary.json'}: expected cases of cases.csv, got {sorted(unknown)[0]!r:.60}")
     with reading(folder / "summary.json", "the summary of an evaluation"):
         summary = read_summary(folder)
-        patients = summary.get("patients", {case: case for case in cases})
+        patients = summary["patients"]
         if not isinstance(patients, dict) or not all(isinstance(patients[case], str) for case in cases):
             raise TypeError("patients that are no names of the patient of each case")
         for name, known in UNITS.items():
-            if summary.get(name, "voxels") not in known:
+            if summary[name] not in known:
                 raise ValueError(f"the {name} {summary[name]!r:.60}")
         channels = _channels(summary)
     regions = read_top_label(folder) if "ece" in columns else {}
@@ -222,8 +222,8 @@ def read_evaluation(folder: Path) -> FolderEvaluation:
         missed,
         spurious,
         regions,
-        summary.get("unit", "voxels"),
-        summary.get("volume_unit", "voxels"),
+        summary["unit"],
+        summary["volume_unit"],
         channels,
         names,
         thresholds,
@@ -275,17 +275,17 @@ def read_missed(folder: Path) -> tuple[list[str], list[str]]:
 
 
 def read_top_label(folder: Path) -> dict[str, CalibrationBins]:
-    """Return the bins of the predicted class in each region, of each case if they were written, else pooled.
-
-    Evaluations of earlier versions have none.
+    """Return the bins of the predicted class in each region, see `Evaluation`.
 
     Raises:
         InputError: The file is missing or broken.
     """
     file = folder / "calibration.json"
     with reading(file, "the bins of an evaluation"):
-        kinds_of = read_regions(folder)
-        regions = {name: kinds.get("top_label_per_case", kinds["top_label"]) for name, kinds in kinds_of.items()}
+        regions = {
+            name: kinds["top_label_per_case" if name in ("all", "predicted") else "top_label"]
+            for name, kinds in read_regions(folder).items()
+        }
     if any(bins.count.ndim != 2 for bins in regions.values()):
         raise InputError(f"{file}: expected bins of voxels in top_label, got none")
     return regions

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from calib_components.figures import reliability_diagram
+from calib_components.figures import mean_intervals, reliability_diagram
 from calib_components.metrics import CalibrationBins
 from calib_components.tools.comparison.cell_settings import Condition
 from calib_components.tools.comparison.measured import Comparison, Method
@@ -85,6 +85,7 @@ ABOUT_FOUND_IN_ONE = (
     "contains; they have DSC 0 and no HD95."
 )
 DIAGRAMS = {"all": "All voxels", "predicted": "Predicted foreground"}
+DRAWN = ("nll_all", "ece_all", "ece_predicted")
 
 
 class Row(NamedTuple):
@@ -121,6 +122,9 @@ def means_section(results: Results, test_set: str = "") -> Section:
     for line, counts in zip(cells, count_found_in_one(rows), strict=True):
         line.append(counts)
     header = ["", *(heading(measure, "foreground" if regions else "") for measure in measures), FOUND_IN_ONE]
+    name, pictures = f"means_on_{test_set}" if test_set else "means", []
+    if plain.has_regions and len(set(plain.patients)) >= FEWEST_PATIENTS:
+        pictures = [Picture(name, "Means with 95 % intervals; hollow: with temperature", _drawn(rows, plain))]
     if test_set:
         patients = len(set(plain.patients))
         caption = (
@@ -128,7 +132,7 @@ def means_section(results: Results, test_set: str = "") -> Section:
             f"{test_set}; nothing was fitted on them. Rows and columns are those of the means above."
         )
         caption += "" if patients >= FEWEST_PATIENTS else " These are too few for intervals and marks of the best."
-        return Section(f"means_on_{test_set}", f"Means on {test_set}", caption, header, cells, records)
+        return Section(name, f"Means on {test_set}", caption, header, cells, records, pictures)
     below = "Below each mean: its 95 % interval"
     below += " and the mean that the paper reports for its own test cases. " if plain.published else ". "
     about = "".join(text for measure, text in ABOUT_FURTHER.items() if measure in regions)
@@ -140,7 +144,18 @@ def means_section(results: Results, test_set: str = "") -> Section:
         f"{ABOUT_REGIONS + about if regions else ABOUT_FOREGROUND}"
         f"{ABOUT_FOUND_IN_ONE} {ABOUT_SEEDS if results.has_several_runs else ABOUT_PATIENTS}"
     )
-    return Section("means", "Means", caption, header, cells, records)
+    return Section(name, "Means", caption, header, cells, records, pictures)
+
+
+def _drawn(rows: Sequence[Row], plain: Results) -> bytes:
+    """Return the picture of the means of measures that score probabilities."""
+    panels = {
+        heading(measure): [mean_with_interval(row.method.by_run(measure), plain.patients) for row in rows]
+        for measure in plain.measured(DRAWN)
+    }
+    hollow = [row.fields.get("temperature") == "with" for row in rows]
+    labels = [row.method.label + " + T" * is_hollow for row, is_hollow in zip(rows, hollow, strict=True)]
+    return to_png(mean_intervals(panels, labels, hollow))
 
 
 def _rows(plain: Results, scaled: Results) -> list[Row]:

@@ -39,8 +39,8 @@ class Evaluation:
         columns: `(cases,)` for each column of `cases.csv`, NaN where a measure is undefined.
         missed: The case of each structure that only the ground truth has.
         spurious: The case of each structure that only the prediction has.
-        regions: Bins of the predicted class in each region, by its name: of each case, `(cases, bins)`, where they were
-            written, else pooled over cases, `(1, bins)`; none in evaluations of earlier versions and of label maps.
+        regions: Bins of the predicted class in each region, by its name: of each case, `(cases, bins)`, over all voxels
+            and the predicted foreground, else pooled over cases, `(1, bins)`; none in evaluations of label maps.
     """
 
     folder: Path
@@ -182,22 +182,19 @@ class Method:
         first, *rest = (evaluation.regions[region].pooled() for evaluation in self.evaluations)
         return sum(rest, first)
 
-    def confidence_and_accuracy(self, region: str) -> tuple[Array, Array] | None:
+    def confidence_and_accuracy(self, region: str) -> tuple[Array, Array]:
         """Return the mean confidence and the accuracy of each case, split into bins.
 
         Args:
-            region: Name of the region.
+            region: "all" or "predicted", of which there are bins of each case.
 
         Returns:
             Each `(cases, bins)`, mean over seeds: what the voxels of a bin add to the mean over all voxels of the case
-            in the region; NaN where it has none. None where bins of cases were not written.
+            in the region; NaN where it has none.
         """
         confidence, accuracy = [], []
         for run in self.runs:
             of_run = [evaluation.regions[region] for evaluation in run.evaluations]
-            for evaluation, bins in zip(run.evaluations, of_run, strict=True):
-                if len(bins.count) != len(evaluation.cases):
-                    return None
             count = np.concatenate([bins.count.sum(1, keepdim=True).numpy() for bins in of_run])
             share = np.where(count > 0, 1 / np.maximum(count, 1), np.nan)
             confidence.append(share * np.concatenate([bins.confidence_sum.numpy() for bins in of_run]))
@@ -243,7 +240,7 @@ class Comparison:
 
     @property
     def has_regions(self) -> bool:
-        """Whether all voxels and the predicted foreground were measured; earlier versions did not."""
+        """Whether all voxels and the predicted foreground were measured."""
         bins = {"all", "predicted"} <= self.first.evaluations[0].regions.keys()
         return bins and {"ece_all", "ece_predicted"} <= self.first.columns.keys()
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from calib_components.errors import InputError
 
-__all__ = ["PRESETS", "TABLE1", "Setting", "choose_settings"]
+__all__ = ["FURTHER", "PRESETS", "TABLE1", "Setting", "choose_settings"]
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,14 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgba
 from matplotlib.text import Text
 
-from calib_components.figures import logit_bars, rank_heat_map, rank_lines, reliability_diagram, uncertainty_overlay
+from calib_components.figures import (
+    logit_bars,
+    mean_intervals,
+    rank_heat_map,
+    rank_lines,
+    reliability_diagram,
+    uncertainty_overlay,
+)
 from calib_components.metrics import (
     CalibrationBins,
     CalibrationMetric,
@@ -345,3 +352,19 @@ def test_rank_lines_of_one_panel_and_of_many_methods() -> None:
     (axes,) = rank_lines({"": ranks}, [f"M{i}" for i in range(9)], ["ECE", "NLL"]).axes
     assert len([text for text in axes.texts if text.get_text().startswith("M")]) == 18  # at both ends
     assert [line.get_linestyle() for line in axes.lines] == ["-"] * 8 + ["--"]  # colours repeat
+
+
+def test_mean_intervals_have_a_line_and_a_mark_for_each_row() -> None:
+    means = [[2, 1, 4], [7, 6, 9], [np.nan, np.nan, np.nan]]
+    panels = {f"panel {i}": np.array(means) + i for i in range(4)}
+    figure = mean_intervals(panels, ["A", "$B", "C"], [False, True, False])
+    assert [axes.get_title() for axes in figure.axes] == list(panels)  # the two empty places have no axes
+    first, *_, last = figure.axes
+    assert [text.get_text() for text in first.get_yticklabels()] == ["A", r"\$B", "C"]
+    assert first.get_ylim()[0] > first.get_ylim()[1]  # the first row on top
+    lines, marks = last.lines[::2], last.lines[1::2]
+    assert [list(line.get_xdata()) for line in lines[:2]] == [[4, 7], [9, 12]]
+    assert [list(line.get_ydata()) for line in lines] == [[row, row] for row in range(3)]
+    assert [(float(mark.get_xdata()[0]), mark.get_ydata()[0]) for mark in marks[:2]] == [(5, 0), (10, 1)]
+    assert [mark.get_markerfacecolor() == "white" for mark in marks] == [False, True, False]
+    assert first.get_xlim() != last.get_xlim()

@@ -47,7 +47,6 @@ from calib_components.metrics import (
     calibration_bins,
     structure_masks,
 )
-from tests.helpers import ROOT
 
 STRUCTURES = {"core": [1], "whole": [1, 2]}
 REGIONS = ["all", "predicted", "plausible", "predicted_band", "union", "band"]
@@ -349,14 +348,6 @@ def test_structures_called_as_the_bins(tmp_path: Path) -> None:
         assert f"cece_structure_{name}_if_true_pooled" in summary
 
 
-def test_results_from_before_there_were_regions_are_read() -> None:
-    cell = ROOT / "results/acdc/table1/nacl/seed0"
-    assert read_regions(cell) == {}
-    assert read_calibration(cell).keys() == {"top_label", "classwise"}
-    assert "ece" in read_summary(cell)
-    assert "ece" in read_cases(cell)[1]
-
-
 def test_next_evaluation_replaces_all_files_and_leaves_others(tmp_path: Path) -> None:
     evaluate(tmp_path)
     (tmp_path / "model.pt").write_text("weights")
@@ -561,17 +552,6 @@ def test_broken_file_is_named(read: Any, name: str, content: str | None, message
     with pytest.raises(InputError, match=rf"^{tmp_path}/{name}: expected .*{message}") as error:
         read(tmp_path)
     assert "\n" not in str(error.value)
-
-
-def test_bins_of_version_0_1_are_read(evaluation: Path, tmp_path: Path) -> None:
-    content = json.loads((evaluation / "calibration.json").read_text())
-    old_names = {"count": "count", "confidence_sum": "confidence", "num_correct": "accuracy"}
-    for bins in content["pooled"].values():
-        for name in list(bins):
-            bins[old_names[name]] = bins.pop(name)
-    (tmp_path / "calibration.json").write_text(json.dumps(content))
-    for kind, bins in read_calibration(tmp_path).items():
-        assert bins.to_dict() == read_calibration(evaluation)[kind].to_dict()
 
 
 def test_measures_without_a_value_are_null_in_json(tmp_path: Path) -> None:

@@ -47,8 +47,8 @@ def make_finished_cell(
 ) -> None:
     """A cell as compare_losses writes it: two cases per patient, random DSC and HD95, and an ECE near `ece`.
 
-    With a fold, of two, it has half of the patients. With a temperature it is also evaluated with it, and all
-    evaluations have regions; without, it is a cell as earlier versions wrote it. Test sets have three patients.
+    With a fold, of two, it has half of the patients. With a temperature it is also evaluated with it, in regions, too;
+    without, it has the ground-truth foreground alone. Test sets have three patients.
     """
     rng = np.random.default_rng([seed, *method.encode()])
     cell = folder / method / (f"seed{seed}" if fold is None else f"seed{seed}_fold{fold}")
@@ -62,7 +62,7 @@ def make_finished_cell(
         seed=seed,
         bundle="acdc_mri_nacl_segmentation",
         datalist=f"{datalist} {fold}",
-        patients={case: case.partition("_")[0] for case in cases},
+        patients=patients_of(cases),
         training={
             "seed": seed,
             "max_epochs": 2,
@@ -84,10 +84,7 @@ def make_finished_cell(
         calibration={}
         if temperature is None
         else {"split": "validation", "region": "all", **({} if fold is None else {"folds": 2})},
-        evaluate_on={
-            name: {"datalist": name, "patients": {case: case.partition("_")[0] for case in shifted}}
-            for name in test_sets
-        },
+        evaluate_on={name: {"datalist": name, "patients": patients_of(shifted)} for name in test_sets},
     )
     write_settings(settings, cell)
     (cell / "history.csv").write_text("epoch,seconds,val_dsc\n1,2.5,0.7\n2,2.0,0.8\n")
@@ -108,6 +105,11 @@ def without_temperature(cell: Path) -> None:
         if condition.scaled:
             shutil.rmtree(cell / condition.folder)
     write_settings(replace(settings, calibration={}), cell)
+
+
+def patients_of(cases: list[str]) -> dict[str, str]:
+    """The patient of each case."""
+    return {case: case.partition("_")[0] for case in cases}
 
 
 def make_fit(temperature: float) -> TemperatureEstimate:
@@ -134,20 +136,16 @@ def make_evaluation(folder: Path, cases: list[str], rng: np.random.Generator, ec
         for case, *row in zip(cases, *columns.values(), strict=True):
             writer.writerow([case, *("" if np.isnan(value) else value for value in row)])
     missed = [{"case": cases[0], "structure": "RV"}]
-    (folder / "summary.json").write_text(json.dumps({"missed": missed, "spurious": []}))
-    count = rng.integers(1000, 9000, 15)
-    middle = (np.arange(15) + 0.5) / 15
-    bins = {
-        "count": [count.tolist()],
-        "confidence_sum": [(count * middle).tolist()],
-        "num_correct": [(count * middle**2).tolist()],
-    }
-    kinds = {
-        "top_label": bins,
-        "classwise": {name: [[of_bins] * len(CLASSES) for of_bins in field] for name, field in bins.items()},
-    }
-    regions = {"regions": dict.fromkeys(("all", "predicted"), kinds)} if with_regions else {}
-    (folder / "calibration.json").write_text(json.dumps({"pooled": kinds, **regions}))
+    summary = {"missed": missed, "spurious": [], "patients": patients_of(cases), "unit": "voxels"}
+    (folder / "summary.json").write_text(json.dumps({**summary, "volume_unit": "voxels"}))
+    count = torch.arange(1000, 16000, 1000).expand(len(cases), -1)
+    middle = (torch.arange(15) + 0.5) / 15
+    of_cases = CalibrationBins(count, (count * middle).double(), (count * middle**2).double())
+    of_classes = CalibrationBins(*(field[:, None].expand(-1, len(CLASSES), -1) for field in vars(of_cases).values()))
+    bins = {"top_label": of_cases, "classwise": of_classes}
+    kinds = {kind: of_kind.pooled() for kind, of_kind in bins.items()}
+    chosen = dict.fromkeys(("all", "predicted") if with_regions else (), kinds | {"top_label_per_case": of_cases})
+    write_calibration(folder, CLASSES, cases, bins, {"foreground": kinds, **chosen})
     logits = {"class_names": CLASSES, "magnitudes": rng.uniform(0, 9, (4, 4)).tolist()}
     (folder / "logits.json").write_text(json.dumps(logits))
     for name in ("best", "median", "worst"):
@@ -220,7 +218,7 @@ def make_folder(
     content = {
         "missed": [],
         "spurious": [],
-        "patients": {case: case.partition("_")[0] for case in cases},
+        "patients": patients_of(cases),
         "unit": "mm",
         "volume_unit": "ml",
         **({"channels": len(CLASSES), "sigmoid": False} if with_probabilities else {}),

@@ -129,16 +129,6 @@ def test_bins_that_are_off_to_both_sides() -> None:
     )
 
 
-def test_bins_of_an_earlier_version_are_pooled() -> None:
-    columns = {"ece": ERRORS, "ece_all": np.array(ERRORS) / 4, "ece_predicted": ERRORS}
-    pooled = bins([0.9], [0.8])
-    text = conclude(Comparison([method("net", columns, {"all": pooled, "predicted": pooled})]))
-    assert text == (
-        "Files of this earlier version do not tell whether the model is calibrated: in the predicted foreground, "
-        f"{ERROR}; over all voxels, ECE of a case 0.025 [0.024, 0.026]. {CHANCE} {ORIGIN}"
-    )
-
-
 def test_network_that_is_most_confident_about_its_bad_cases() -> None:
     text = one(ERRORS, ERRORS, RISING[::-1])
     assert (

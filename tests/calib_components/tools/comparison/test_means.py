@@ -149,17 +149,22 @@ def test_diagrams_show_the_regions_without_and_with_temperature(whole: Path, pag
     panels = diagram_panels(cells)
     assert [*panels] == ["All voxels", "All voxels + T", "Predicted foreground", "Predicted foreground + T"]
     first, second = (cell.evaluations[Condition(scaled=True)].regions["all"] for cell in cells.cells)
-    assert panels["All voxels + T"].count.equal(first.count + second.count)
+    assert panels["All voxels + T"].count.equal((first + second).pooled().count)
     assert sorted(path.name for path in page.glob("reliability*")) == [
         "reliability_ce_dice.png", "reliability_nacl.png"
     ]  # fmt: skip
 
 
+def test_means_are_drawn_for_each_test_set_with_patients_enough(page: Path) -> None:
+    assert sorted(path.name for path in page.glob("means*.png")) == ["means.png"]  # "scanner" has three patients
+    assert "![Means with 95 % intervals; hollow: with temperature](means.png)" in (page / "report.md").read_text()
+
+
 def test_network_that_predicts_no_foreground_has_no_diagram_of_it(results: Path) -> None:
     for file in results.glob("nacl/seed0/**/calibration.json"):
         content = json.loads(file.read_text())
-        predicted = content["regions"]["predicted"]["top_label"]
-        content["regions"]["predicted"]["top_label"] = {name: [[0] * 15] for name in predicted}
+        for field in content["regions"]["predicted"]["top_label_per_case"].values():
+            field[:] = [[0] * 15] * len(field)
         file.write_text(json.dumps(content))
     assert [*diagram_panels(read_results(results).methods[1])] == ["All voxels", "All voxels + T"]
 

@@ -26,13 +26,13 @@ def test_settings_are_read_as_they_were_written(results: Path, tmp_path: Path) -
     assert [path.name for path in tmp_path.glob("settings*")] == ["settings.json"]
 
 
-def test_settings_of_version_0_1_0_are_refused_and_nothing_in_them_is_evaluated(tmp_path: Path) -> None:
-    """That version kept whole configurations."""
-    canary = tmp_path / "canary"
-    config = {"imports": [f"$open({str(canary)!r}, 'w')"], "image_size": f"$open({str(canary)!r}, 'w')"}
-    (tmp_path / "settings.json").write_text(json.dumps({"train": config, "evaluate": config}))
-    with pytest.raises(InputError, match=r"settings.json: expected the settings of a cell, got those of version 0.1.0"):
-        read_settings(tmp_path)
+def test_nothing_in_settings_is_evaluated(results: Path) -> None:
+    cell, canary = results / "nacl" / "seed0", results / "canary"
+    settings = read_settings(cell)
+    evil = {"imports": [f"$open({str(canary)!r}, 'w')"], "image_size": f"$open({str(canary)!r}, 'w')"}
+    write_settings(replace(settings, training=settings.training | evil), cell)
+    with pytest.raises(InputError, match=r"settings.json: training: expected image_size to be two positive whole num"):
+        read_results(results)
     assert not canary.exists()
 
 
