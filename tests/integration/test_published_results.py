@@ -161,7 +161,7 @@ def test_differences_in_the_text_are_those_of_the_reports() -> None:
     """Each `mean (low to high)`, with either sign: which is better says the sentence."""
     rows = [
         tuple(float(row[name]) for name in ("mean", "low", "high"))
-        for name in ("differences", "conditions", "conditions_on_bssfp", "conditions_on_lge")
+        for name in ("differences", "conditions", "conditions_on_bssfp", "conditions_on_lge", "temperature")
         for row in csv.DictReader((SEEDS / f"report/{name}.csv").read_text().splitlines())
     ]
     both = [signed for mean, low, high in rows for signed in ((mean, low, high), (-mean, -high, -low))]
@@ -174,6 +174,73 @@ def test_differences_in_the_text_are_those_of_the_reports() -> None:
     for texts in shown:
         digits = len(texts[0].partition(".")[2])
         assert any(texts == tuple(f"{value:.{digits}f}" for value in row) for row in both), texts
+
+
+def test_p_values_in_the_text_are_those_of_the_reports() -> None:
+    rows = [
+        float(row["p_value_holm"])
+        for name in ("differences", "conditions", "conditions_on_bssfp", "conditions_on_lge")
+        for row in csv.DictReader((SEEDS / f"report/{name}.csv").read_text().splitlines())
+    ]
+    shown = re.findall(r"p = (0\.\d+)", (ROOT / "docs/results.md").read_text())
+    assert len(shown) > 5
+    for text in shown:
+        assert any(f"{p_value:.{len(text) - 2}f}" == text for p_value in rows), text
+
+
+def test_what_shift_adds_and_what_is_plausible_to_each_loss() -> None:
+    gaps: dict[tuple[str, str], dict[str, float]] = {}
+    plausible: dict[str, list[float]] = {}
+    for method in TITLES:
+        for folder in ("", "temperature"):
+            for place in ("", "on_bssfp", "on_lge"):
+                kept = [read_regions(SEEDS / method / f"seed{seed}" / place / folder) for seed in range(3)]
+                predicted, every, likely = (
+                    kept[0][region]["top_label"] + kept[1][region]["top_label"] + kept[2][region]["top_label"]
+                    for region in ("predicted", "all", "plausible")
+                )
+                gap = (predicted.confidence_sum.sum() - predicted.num_correct.sum()) / predicted.count.sum()
+                gaps.setdefault((method, folder), {})[place] = 100 * gap.item()
+                plausible.setdefault(method, []).append(100 * (likely.count.sum() / every.count.sum()).item())
+    to_bssfp, to_lge = (sorted(gap[place] - gap[""] for gap in gaps.values()) for place in ("on_bssfp", "on_lge"))
+    text = " ".join((ROOT / "docs/results.md").read_text().split())
+    assert f"to bSSFP by {to_bssfp[0]:.1f} to {to_bssfp[-1]:.1f} percentage points" in text
+    assert f"to LGE by {to_lge[0]:.1f} to {to_lge[-1]:.1f}, whatever the loss" in text
+    ls, fl = plausible.pop("label_smoothing"), plausible.pop("focal")
+    others = [share for shares in plausible.values() for share in shares]
+    shown = (
+        f"in {min(ls):.1f} % of all voxels, FL in {min(fl):.0f} to {max(fl):.0f} %, the others in {min(others):.0f} to "
+        f"{max(others):.0f} %"
+    )
+    assert shown in text
+
+
+def test_intervals_of_the_temperatures_are_as_the_page_says() -> None:
+    fits = [read_temperature(SEEDS / method / f"seed{seed}/temperature") for method in TITLES for seed in range(3)]
+    ends = [abs(end / fit.temperature - 1) for fit in fits for end in (fit.low, fit.high)]
+    coverage = [fit.coverage for fit in fits]
+    shown = (
+        f"the intervals of T were {100 * min(ends):.0f} to {100 * max(ends):.0f} % to either side, widest for FL, and "
+        f"cover the truth in {100 * min(coverage):.0f} to {100 * max(coverage):.0f} % of simulations"
+    )
+    assert shown in " ".join((ROOT / "docs/results.md").read_text().split())
+
+
+def test_myocardium_has_a_lower_dsc_in_most_patients() -> None:
+    found, means = read_results(SEEDS), {}
+    for method in found.methods:
+        of_patients: dict[str, list[float]] = {}
+        for patient, value in zip(found.patients, method.values("dsc_MYO").tolist(), strict=True):
+            of_patients.setdefault(patient, []).append(value)
+        means[method.name] = {patient: fmean(values) for patient, values in of_patients.items()}
+    reference = means.pop("ce_dice")
+    lower = [sum(of[patient] < reference[patient] for patient in reference) for of in means.values()]
+    all_means = [fmean(of.values()) for of in means.values()]
+    shown = (
+        f"is {min(all_means):.3f} to {max(all_means):.3f} for all of them, against {fmean(reference.values()):.3f}, "
+        f"and lower in {min(lower)} to {max(lower)} of {len(reference)} patients"
+    )
+    assert shown in " ".join((ROOT / "docs/results.md").read_text().split())
 
 
 def test_readme_has_the_nll_of_the_reports() -> None:
@@ -250,10 +317,19 @@ def test_bundle_says_what_its_weights_reach() -> None:
         assert f"| {title} | {' | '.join(f'{mean:.{digits[measure]}f}' for mean in means)} |" in page
     with open(SHIPPED / "on_lge/temperature/cases.csv", newline="") as file:
         found = list(csv.DictReader(file))
+    with open(SHIPPED / "on_bssfp/temperature/cases.csv", newline="") as file:
+        volumes = list(csv.DictReader(file))
+    far = {
+        name: [f"{value:.0f}" for value in sorted(float(row[f"hd95_{name}"]) for row in volumes) if value > 20]
+        for name in ("MYO", "RV")
+    }
     missed, others = (
         [row for row in found if (float(row["dsc_RV"]) < 0.2) == is_missed] for is_missed in (True, False)
     )
     text = " ".join(page.split())
+    myocardium = "{}, {} and {}".format(*far["MYO"])
+    assert f"In three of {len(volumes)} bSSFP volumes of another hospital it marks myocardium" in text
+    assert f"(HD95 {myocardium}), in another a piece of right ventricle (HD95 {', '.join(far['RV'])})" in text
     dsc, *of_structures = (ends(missed, f"dsc_{name}", 2) for name in ("RV", "MYO", "LV"))
     assert f"In {len(missed)} of {len(found)} LGE volumes it misses the right ventricle (DSC {dsc})" in text
     assert "The myocardium has DSC {} there, the left ventricle {}.".format(*of_structures) in text
