@@ -1,7 +1,4 @@
-"""Draw docs/results.png: the NLL, and the ECE where a structure is predicted, of each loss on each test set.
-
-python scripts/draw_results.py
-"""
+"""Draw docs/results.png: the NLL, and the ECE where a structure is predicted, of each loss on each test set."""
 
 from __future__ import annotations
 

@@ -34,14 +34,13 @@ def mean_intervals(panels: Mapping[str, ArrayLike], rows: Sequence[str], hollow:
         >>> figure = mean_intervals({"ECE": means}, ["SVLS", "SVLS + T"], [False, True])
     """
     tables = {title: np.asarray(table, float) for title, table in panels.items()}
-    columns = min(len(tables), 3)
+    color, columns = class_color(7), min(len(tables), 3)
     lines = math.ceil(len(tables) / columns)
     size = (1.4 + 2.5 * columns, lines * (0.7 + 0.21 * len(rows)))
     figure = Figure(figsize=size, dpi=150, layout="constrained")
     all_axes = figure.subplots(lines, columns, squeeze=False, sharey=True).flatten()
     for axes, (title, table) in zip(all_axes, tables.items(), strict=False):
         for row, (mean, low, high) in enumerate(table):
-            color = class_color(7)
             axes.plot([low, high], [row, row], color=color, linewidth=1.5)
             axes.plot(mean, row, "o", color=color, markersize=5, markerfacecolor="white" if hollow[row] else color)
         axes.set_title(title, fontsize="medium")

@@ -122,11 +122,10 @@ def means_section(results: Results, test_set: str = "") -> Section:
     for line, counts in zip(cells, count_found_in_one(rows), strict=True):
         line.append(counts)
     header = ["", *(heading(measure, "foreground" if regions else "") for measure in measures), FOUND_IN_ONE]
-    name, pictures = f"means_on_{test_set}" if test_set else "means", []
-    if plain.has_regions and len(set(plain.patients)) >= FEWEST_PATIENTS:
+    name, pictures, patients = f"means_on_{test_set}" if test_set else "means", [], len(set(plain.patients))
+    if plain.has_regions and patients >= FEWEST_PATIENTS:
         pictures = [Picture(name, "Means with 95 % intervals; hollow: with temperature", _drawn(rows, plain))]
     if test_set:
-        patients = len(set(plain.patients))
         caption = (
             f"The same networks and temperatures, on the {len(plain.first.cases)} cases of {patients} patients in "
             f"{test_set}; nothing was fitted on them. Rows and columns are those of the means above."
