@@ -34,7 +34,7 @@ from calib_components.facts import Facts
 from calib_components.metrics.regions import Region
 from calib_components.posthoc.network import HIGHEST_TEMPERATURE, LOWEST_TEMPERATURE
 
-__all__ = ["OneLineErrors", "check_ids", "check_values", "facts_in_use", "running_config", "start_run"]
+__all__ = ["OneLineErrors", "check_ids", "check_values", "facts_in_use", "read_as_typed", "running_config", "start_run"]
 
 ENTRIES = ("_meta_", "finalize", "imports", "initialize", "run", "save_execute_config")  # that MONAI looks up
 GROUPS = ("train", "validate")
@@ -188,14 +188,16 @@ def _names_of_files(folder: str | os.PathLike) -> list[set[str]]:
 def check_values(config: ConfigParser) -> None:
     """Check the values of well-known options, as far as a configuration has them.
 
+    What was typed on a command line is read first, see `read_as_typed`.
+
     Raises:
         InputError: A value is not suitable.
     """
+    read_as_typed(config)
     if "device" in config:  # first, since others depend on it
         _check_device(config.get_parsed_content("device"))
     for name, (expected, is_right) in OPTIONS.items():
         if name in config:
-            _read_as_typed(config, name)
             value = config.get_parsed_content(name)
             if not is_right(value):
                 raise InputError(f"{name}: expected {expected}, got {value!r}")
@@ -214,13 +216,25 @@ def facts_in_use(config: ConfigParser) -> Facts:
     return Facts.parse({**asdict(config.get_parsed_content("facts")), **given}, "options")
 
 
-def _read_as_typed(config: ConfigParser, name: str) -> None:
-    """Read `true` and `128,128` as they are meant: on a command line, they are a text and a tuple for MONAI."""
-    value = config[name]
-    if isinstance(value, tuple):
-        config[name] = list(value)
-    elif isinstance(value, str) and value.lower() in ("true", "false"):
-        config[name] = value.lower() == "true"
+def read_as_typed(config: ConfigParser) -> None:
+    """Read `true` and `128,128` as they are meant: on a command line, they are a text and a tuple for MONAI.
+
+    Args:
+        config: Configuration after overrides; changed in place.
+    """
+    for name, value in config.get().items():
+        if (typed := _as_typed(value)) != value:
+            config[name] = typed
+
+
+def _as_typed(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _as_typed(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_as_typed(part) for part in value]
+    if isinstance(value, str) and value.lower() in ("true", "false"):
+        return value.lower() == "true"
+    return value
 
 
 def _check_device(device: Any) -> None:

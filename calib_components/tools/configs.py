@@ -9,7 +9,7 @@ from typing import Any
 
 from monai.bundle import ConfigParser
 
-from calib_components.bundle import check_values
+from calib_components.bundle import check_values, read_as_typed
 from calib_components.errors import InputError, error_line, reading
 from calib_components.fingerprint import fingerprint
 
@@ -45,6 +45,7 @@ def checked_settings(parser: ConfigParser, ids: Mapping[str, tuple[str, ...]], c
         InputError: A value is not suitable.
     """
     with explaining(configs):
+        read_as_typed(parser)
         settings = fingerprint(parser.get(), ids)
         parser["device"] = "cpu"  # planning uses no GPU; a run checks its own device
         check_values(parser)

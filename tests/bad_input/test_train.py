@@ -332,9 +332,10 @@ def test_facts_are_not_written_beside_weights_of_others(name: str, damaged: Path
 
 @pytest.mark.parametrize(("option", "means"), [("true", True), ("False", False), ("FALSE", False)])
 def test_options_mean_what_is_typed(option: str, means: bool) -> None:
-    config = ConfigParser({"resume": option, "image_size": (128, 96)})
+    config = ConfigParser({"resume": option, "image_size": (128, 96), "loss": {"squared_pred": option}})
     check_values(config)
     assert (config["resume"], config["image_size"]) == (means, [128, 96])
+    assert config["loss::squared_pred"] is means  # an option of a component
 
 
 def test_a_volume_that_vanishes_in_the_middle_of_an_epoch(damaged: Path) -> None:

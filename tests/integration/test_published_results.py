@@ -22,7 +22,7 @@ from calib_components.handlers.evaluation_files import read_regions
 from calib_components.handlers.temperature import read_temperature
 from calib_components.tools.comparison import report, report_evaluations
 from calib_components.tools.comparison.results import read_results
-from calib_components.tools.comparison.settings import TABLE1
+from calib_components.tools.comparison.settings import TABLE1, choose_settings
 from scripts.draw_results import draw_results
 from tests.helpers import ROOT, SHARED, run_script
 
@@ -31,6 +31,16 @@ SEEDS = ROOT / "results/acdc/three_seeds"
 SHIPPED = SEEDS / "entropy_penalty/seed0"  # the cell of the weights in the ACDC bundle
 BRATS = ROOT / "results/brats/leave_one_out"
 BUNDLE = ROOT / "bundles/acdc_mri_nacl_segmentation"
+CHAOS = ROOT / "results/chaos"
+PROTOCOL = {"val_interval": 4, "compile": True}
+ABDOMEN = {  # where CHAOS differs from ACDC
+    "num_classes": 5,
+    "label_codes": [0, 1, 2, 3, 4],
+    "structures": {"liver": [1], "right kidney": [2], "left kidney": [3], "spleen": [4]},
+    "image_size": [160, 160],
+    "crop_size": [160, 160],
+    "any_orientation": False,
+}
 NUMBERS = {7: "seven", 8: "eight"}
 TITLES = {
     "ce_dice": "CE + Dice", "focal": "FL", "entropy_penalty": "ECP", "label_smoothing": "LS", "svls": "SVLS",
@@ -54,16 +64,18 @@ def test_table_is_complete() -> None:
     assert [method.name for method in results.methods] == [setting.name for setting in TABLE1]
 
 
-def test_seeds_are_those_of_the_bundle_as_it_is() -> None:
-    for method in read_results(SEEDS).methods:
+@pytest.mark.parametrize(("folder", "changes"), [(SEEDS, {}), (CHAOS, ABDOMEN)], ids=["three_seeds", "chaos"])
+def test_cells_are_those_of_the_bundle_as_it_is(folder: Path, changes: dict[str, Any]) -> None:
+    for method in read_results(folder).methods:
+        (setting,) = choose_settings([method.name], BUNDLE)
         for settings in (cell.settings for cell in method.cells):
-            for files, ids, expected in (
-                (("train.yaml", f"losses/{method.name}.yaml"), TRAINING, settings.training),
-                (("train.yaml", "evaluate.yaml"), EVALUATION, settings.evaluation),
+            for files, overrides, ids, expected in (
+                (("train.yaml", f"losses/{setting.loss}.yaml"), setting.overrides, TRAINING, settings.training),
+                (("train.yaml", "evaluate.yaml"), {}, EVALUATION, settings.evaluation),
             ):
                 parser = ConfigParser()
                 parser.read_config([str(BUNDLE / "configs" / file) for file in files])
-                parser.update({"val_interval": 4, "compile": "true", "seed": settings.seed})
+                parser.update({**PROTOCOL, **changes, **overrides, "seed": settings.seed})
                 assert fingerprint(parser.get(), ids) == expected
 
 
@@ -77,8 +89,8 @@ def test_no_picture_of_a_patient_is_kept() -> None:
 
 @pytest.mark.parametrize(
     ("folder", "reference"),
-    [(SEEDS, "ce_dice"), (BRATS, None)],
-    ids=["three_seeds", "brats"],
+    [(SEEDS, "ce_dice"), (CHAOS, "ce_dice"), (BRATS, None)],
+    ids=["three_seeds", "chaos", "brats"],
 )
 def test_report_is_rebuilt_byte_for_byte(folder: Path, reference: str | None, tmp_path: Path) -> None:
     results = shutil.copytree(folder, tmp_path / "results", ignore=shutil.ignore_patterns("cases", "work"))

@@ -179,6 +179,14 @@ def test_settings_are_the_fingerprints_after_overrides(data: Path) -> None:
     assert (settings.fold, settings.folds) == (None, None)
 
 
+def test_settings_are_those_of_the_run_for_options_as_they_are_typed(data: Path) -> None:
+    typed = plan(data, any_orientation="false", compile="true", image_size=(64, 64), crop_size=(64, 64)).settings
+    meant = plan(data, any_orientation=False, compile=True, image_size=[64, 64], crop_size=[64, 64]).settings
+    assert (typed.training, typed.evaluation) == (meant.training, meant.evaluation)
+    assert "Flip" not in str(typed.training)
+    assert typed.training["train::trainer"]["compile"] is True
+
+
 def test_overrides_that_the_fingerprints_do_not_show_are_recorded(data: Path) -> None:
     inert = {"num_workers": 0, "train::dataloader::num_workers": 1, "class_names": list("abcd")}
     shown = {"val_interval": 1, "learning_rate": 0.001, "split": "testing", "validate::inferer::sw_batch_size": 4}
