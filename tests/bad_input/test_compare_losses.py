@@ -164,6 +164,11 @@ CASES = [
         put(LIST, make_datalist("a", "b", "a")),
         f"{LIST}: expected other patients for testing than for training, got a for both",
     ),
+    Case(
+        "a patient that chose the epoch",
+        put(LIST, make_datalist("a", "b", "b")),
+        f"{LIST}: expected other patients for testing than for validation, got b for both",
+    ),
     Case("facts evaluate code", put(FACTS, "crop_size: $open('canary', 'w')"), f"{FACTS}: expected the facts of a data"),
     Case("facts unknown", put(FACTS, "imports: $open('canary', 'w')"), f"{FACTS}: expected only dataset, num_class"),
     Case("facts empty", put(FACTS, ""), f"{FACTS}: expected the facts of a data set, got None"),

@@ -24,20 +24,26 @@ def digest(datalist: Path) -> str:
 
 
 def read_patients(datalist: Path, split: Any) -> dict[str, str]:
-    """Return the patient of each case that is evaluated, none of whom is trained on.
+    """Return the patient of each case that is evaluated, none of whom is trained on or, for another split, validated.
 
     Args:
         datalist: List of the prepared cases that the network is trained on and evaluated on.
         split: Split to evaluate.
 
     Raises:
-        InputError: The file is broken, has no cases for training or for the split, or a patient is in both.
+        InputError: The file is broken, has no cases for training or for the split, or a patient is in two splits.
     """
     splits = _read(datalist)
-    training, patients = (_patients(splits, name, datalist) for name in ("training", split))
-    if split != "training" and (both := {*training.values()} & {*patients.values()}):
-        raise InputError(f"{datalist}: expected other patients for {split} than for training, got {min(both)} for both")
-    return patients
+    patients = {name: _patients(splits, name, datalist) for name in dict.fromkeys(("training", split))}
+    if splits.get("validation"):
+        patients["validation"] = _patients(splits, "validation", datalist)
+    for other in ("training", "validation"):
+        both = {*patients.get(other, {}).values()} & {*patients[split].values()}
+        if split != "training" and other != split and both:
+            raise InputError(
+                f"{datalist}: expected other patients for {split} than for {other}, got {min(both)} for both"
+            )
+    return patients[split]
 
 
 def read_test_patients(datalist: Path) -> dict[str, str]:

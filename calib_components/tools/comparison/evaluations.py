@@ -124,7 +124,7 @@ def read_evaluations(folders: Sequence[Path]) -> Evaluations:
     if not common:
         raise InputError(f"{others[0].folder}: expected cases of {first.folder}, got none of the same name")
     for other in others:
-        same = _same_cases(other, first)
+        same = same_cases(other, first)
         if differing := [case for case in common if case not in same]:
             raise InputError(
                 f"{other.folder}: expected the same ground truth as in {first.folder}, got another number of voxels or "
@@ -152,11 +152,11 @@ def shared_patients(evaluation: FolderEvaluation, other: FolderEvaluation) -> se
     patients = {*evaluation.patients.values()} & {*other.patients.values()}
     if evaluation.volume_unit != other.volume_unit:  # volumes differ then, and so may grids
         return patients
-    differing = ({*evaluation.cases} & {*other.cases}) - _same_cases(evaluation, other)
+    differing = ({*evaluation.cases} & {*other.cases}) - same_cases(evaluation, other)
     return patients - {evaluation.patients[case] for case in differing}
 
 
-def _same_cases(evaluation: Evaluation, other: Evaluation) -> set[str]:
+def same_cases(evaluation: Evaluation, other: Evaluation) -> set[str]:
     """Return the cases of two evaluations that have the same name and, where known, the same voxels and volumes."""
     names = {*evaluation.cases} & {*other.cases}
     volumes = [name for name in evaluation.columns if name.startswith("true_volume_") and name in other.columns]

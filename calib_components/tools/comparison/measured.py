@@ -107,6 +107,16 @@ class Run:
             return self.columns[measure]
         return mean_of_defined([self.columns[f"{measure}_{name}"] for name in self.structures])
 
+    def comparable(self, measure: str) -> Array:
+        """As `values`, but the DSC is 1 where there is nothing to find and nothing is found."""
+        values = self.values(measure)
+        return np.where(np.isnan(values), 1, values) if measure == "dsc" else values
+
+    @property
+    def finds_nothing(self) -> NDArray[np.bool_]:
+        """Whether there is nothing to find in a case and nothing is found, `(cases,)`."""
+        return np.isnan(self.values("dsc"))
+
     @property
     def found_in_one(self) -> tuple[float, float]:
         """How many structures only the ground truth has (missed), and only the prediction (spurious)."""
@@ -161,9 +171,7 @@ class Method:
         There is no HD95 where a run misses a structure or adds one, and the DSC is 1 where there is nothing to find and
         a run finds nothing: otherwise, a run that adds a structure there would be no worse.
         """
-        values = self.by_run(measure)
-        if measure == "dsc":
-            return np.where(np.isnan(values), 1, values)
+        values = np.stack([run.comparable(measure) for run in self.runs])
         if not measure.startswith("hd95"):
             return values
         return np.where(np.all([run.complete for run in self.runs], axis=0), values, np.nan)

@@ -12,7 +12,7 @@ from typing import Any
 from monai.bundle import ConfigParser
 
 from calib_components.errors import InputError, nearest
-from calib_components.fingerprint import EVALUATION, TRAINING, differing, fingerprint
+from calib_components.fingerprint import EVALUATION, LOADING, TRAINING, differing, fingerprint
 from calib_components.tools.comparison.cell_settings import (
     CellSettings,
     Condition,
@@ -26,17 +26,18 @@ from calib_components.tools.comparison.settings import Setting
 from calib_components.tools.comparison.steps import Step, command
 from calib_components.tools.configs import checked_settings, read_configs
 
-__all__ = ["PlannedCell", "check_comparable", "check_folds", "check_unchanged", "find_folds", "plan_cell"]
+__all__ = ["WORK", "PlannedCell", "check_comparable", "check_folds", "check_unchanged", "find_folds", "plan_cell"]
 
 SET_PER_CELL = ("bundle_root", "ckpt_dir", "device", "load_path", "output_dir", "resume", "seed")
 # Further options that have no effect on numbers: places, names for display, and who does the work.
-WITHOUT_EFFECT = ("dataset_dir", "datalist", "facts_file", "num_workers", "class_names", "file_suffixes")
+WITHOUT_EFFECT = ("dataset_dir", "datalist", "facts_file", "class_names", "file_suffixes", "cache", *LOADING)
 # What reaches a temperature, besides the trained network.
 CALIBRATION: Mapping[str, tuple[str, ...]] = {"split": (), "region": ()}
 # What a further test set has in common with the data of the training.
 GEOMETRY: Mapping[str, tuple[str, ...]] = dict.fromkeys(
     ("in_channels", "class_names", "structures", "image_size", "crop_size"), ()
 )
+WORK = "work"  # folder in the results, unless the user names another
 WEIGHTS, CALIBRATED = "model.pt", "model_calibrated.pt"
 OWN_FIT = "fit"  # folder in the results of a fold: the fit on its own validation split, see TemperatureCalibration
 
@@ -335,14 +336,14 @@ def check_comparable(cells: Sequence[PlannedCell], out: Path) -> None:
 
     Args:
         cells: Planned cells.
-        out: Folder of the results, whose finished cells they will be compared with.
+        out: Folder of the results, with whose cells, finished or started, they will be compared.
 
     Raises:
         InputError: They differ in more.
     """
-    planned = {cell.results for cell in cells}
-    finished = [file.parent for file in sorted(out.glob("*/seed*/settings.json")) if file.parent not in planned]
-    others = [(str(folder), read_settings(folder)) for folder in finished]
+    planned = {folder for cell in cells for folder in (cell.results, cell.work)}
+    made = sorted(out.glob("*/seed*/settings.json")) + sorted((out / WORK).glob("*/seed*/settings.json"))
+    others = [(str(file.parent), read_settings(file.parent)) for file in made if file.parent not in planned]
     for cell in cells:
         for name, other in ((cells[0].name, cells[0].settings), *others):
             if differences := cell.settings.differences(other):

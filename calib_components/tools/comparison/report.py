@@ -135,6 +135,8 @@ def report_evaluations(
             "--validation: expected one evaluation folder with it, since it is of one network, got several"
         )
     evaluation = found.methods[0].evaluation
+    if validation is not None and evaluation.thresholds is None:
+        raise InputError(f"--validation: expected probabilities, got {folders[0]}, which has no thresholds.json")
     chosen_on = (
         None
         if validation is None

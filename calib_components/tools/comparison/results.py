@@ -35,6 +35,7 @@ from calib_components.tools.comparison.cell_settings import (
     read_json,
 )
 from calib_components.tools.comparison.cells import CellEvaluation, FinishedCell, read_cell
+from calib_components.tools.comparison.evaluations import same_cases
 from calib_components.tools.comparison.measured import Comparison, Method, Run
 from calib_components.tools.comparison.published import PUBLISHED, STRUCTURES
 from calib_components.tools.comparison.statistics import Array, mean_of_defined
@@ -82,6 +83,24 @@ class RepeatedRun(TrainedRun):
         return {name: mean_of_defined([table[name] for table in tables]) for name in tables[0]}
 
     @property
+    def networks(self) -> list[Run]:
+        """The network of each fold."""
+        return [Run([evaluation]) for evaluation in self.evaluations]
+
+    def values(self, measure: str) -> Array:
+        """Return a column, `(cases,)`, or a measure, of which each network has a value of its own before the mean."""
+        return mean_of_defined([network.values(measure) for network in self.networks])
+
+    def comparable(self, measure: str) -> Array:
+        """As `values`, but the DSC of a network is 1 where there is nothing to find and it finds nothing."""
+        return mean_of_defined([network.comparable(measure) for network in self.networks])
+
+    @property
+    def finds_nothing(self) -> NDArray[np.bool_]:
+        """Whether there is nothing to find in a case and a network finds nothing, `(cases,)`."""
+        return np.any([network.finds_nothing for network in self.networks], axis=0)
+
+    @property
     def found_in_one(self) -> tuple[float, float]:
         """How many structures a network misses and adds on average."""
         missed, spurious = super().found_in_one
@@ -90,8 +109,7 @@ class RepeatedRun(TrainedRun):
     @property
     def complete(self) -> NDArray[np.bool_]:
         """Whether no network misses a structure of a case, or adds one, `(cases,)`."""
-        each = [Run([evaluation]).complete for evaluation in self.evaluations]
-        return np.all(each, axis=0)
+        return np.all([network.complete for network in self.networks], axis=0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -234,11 +252,13 @@ def _check_comparable(cells: Sequence[FinishedCell]) -> None:
             _refuse(cell.folder, other.folder, cell.settings.differences(other.settings))
         for condition, evaluation in cell.evaluations.items():
             fold = None if condition.test_set else cell.settings.fold
-            same_cases = of_cases.setdefault((condition, fold), evaluation)
-            for reference in (cells[0].evaluations[OWN], same_cases):
+            earlier = of_cases.setdefault((condition, fold), evaluation)
+            for reference in (cells[0].evaluations[OWN], earlier):
                 _refuse(evaluation.folder, reference.folder, _other_form(evaluation, reference))
-            if (evaluation.cases, evaluation.patients) != (same_cases.cases, same_cases.patients):
-                _refuse(evaluation.folder, same_cases.folder, ["list of cases in cases.csv"])
+            if (evaluation.cases, evaluation.patients) != (earlier.cases, earlier.patients):
+                _refuse(evaluation.folder, earlier.folder, ["list of cases in cases.csv"])
+            if changed := sorted({*evaluation.cases} - same_cases(evaluation, earlier)):
+                _refuse(evaluation.folder, earlier.folder, [f"ground truth of {changed[0]}"])
         run = (cell.settings.method, cell.settings.seed)
         of_run = scaled.setdefault(run, cell) if cell.temperature is not None else cell
         if of_run.temperature != cell.temperature:

@@ -26,6 +26,7 @@ from calib_components.tools.comparison.arguments import check_places, is_device,
 from calib_components.tools.comparison.cell_settings import read_settings, write_settings
 from calib_components.tools.comparison.cells import collect_history, write_history
 from calib_components.tools.comparison.plan import (
+    WORK,
     PlannedCell,
     check_comparable,
     check_folds,
@@ -302,7 +303,7 @@ def compare_losses(
         InputError: An argument, a folder or a file is not as expected; nothing was run.
         SystemExit: A cell failed.
     """
-    work = out / "work" if work is None else work
+    work = out / WORK if work is None else work
     check_places(bundle, dataset_dir, out, work, datalist)
     check_executor(executor, slurm)
     if executor == "slurm" and (workers is not None or devices is not None):

@@ -110,7 +110,7 @@ def ranked_cases(compared: Comparison, measures: Sequence[str], networks: int = 
     Cases in which there is nothing to find are ranked by DSC alone: a method that rightly finds nothing has no error of
     calibration in what it predicts.
     """
-    nothing = np.any([np.isnan(method.by_run("dsc")).any(0) for method in compared.methods], axis=0)
+    nothing = np.any([run.finds_nothing for method in compared.methods for run in method.runs], axis=0)
     by_run = [
         np.stack(
             [np.where(nothing & (measure != "dsc"), np.nan, method.comparable(measure)) for measure in measures], axis=2

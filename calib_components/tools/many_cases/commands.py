@@ -13,11 +13,12 @@ from monai.bundle import ConfigParser
 from calib_components.bundle import check_ids, check_values
 from calib_components.errors import InputError, check_writable, make_folder, reading, writing
 from calib_components.fingerprint import EVALUATION, INFERENCE, changes
-from calib_components.handlers.evaluation_writing import check_once
+from calib_components.handlers.evaluation_writing import check_evaluation, check_once
 from calib_components.inference import ImageFolder, find_images
 from calib_components.tools.comparison.arguments import check_path
 from calib_components.tools.comparison.datalists import digest
 from calib_components.tools.configs import checked_settings, explaining, read_configs
+from calib_components.tools.locks import LOCK, locked
 from calib_components.tools.many_cases.bundle_run import (
     BundleRun,
     Evaluation,
@@ -39,7 +40,7 @@ def infer(
     output_dir: Path,
     executor: str = "local",
     workers: int = 1,
-    jobs: int = 10,
+    jobs: int | None = None,
     slurm: dict[str, Any] | None = None,
     **overrides: Any,
 ) -> None:
@@ -56,7 +57,7 @@ def infer(
         output_dir: Folder for the maps.
         executor: local, or slurm.
         workers: Number of processes on this machine, each with a case in memory; they share its cores.
-        jobs: Number of Slurm jobs, at most, that the cases are shared among.
+        jobs: Number of Slurm jobs, at most, that the cases are shared among; default: 10.
         slurm: Parameters of submitit for these jobs, such as "{time: 60, partition: gpu, gpus_per_node: 1}"; time is
             in minutes, by default 5. "array_parallelism: 4" runs no more than 4 at a time.
 
@@ -86,7 +87,7 @@ def evaluate(
     output_dir: Path,
     executor: str = "local",
     workers: int = 1,
-    jobs: int = 10,
+    jobs: int | None = None,
     slurm: dict[str, Any] | None = None,
     **overrides: Any,
 ) -> None:
@@ -103,7 +104,7 @@ def evaluate(
         output_dir: Folder for the files of the evaluation.
         executor: local, or slurm.
         workers: Number of processes on this machine, each with a case in memory; they share its cores.
-        jobs: Number of Slurm jobs, at most, that the cases are shared among.
+        jobs: Number of Slurm jobs, at most, that the cases are shared among; default: 10.
         slurm: Parameters of submitit for these jobs, such as "{time: 60, partition: gpu, gpus_per_node: 1}"; time is
             in minutes, by default 5. "array_parallelism: 4" runs no more than 4 at a time.
 
@@ -122,9 +123,10 @@ def evaluate(
     run = Evaluation(tuple(files), options, output_dir, weights)
     check_once([case.name for case in cases])
     writer = run.writer(run.configure(device="cpu"))
-    writer.start()
+    check_evaluation(output_dir, writer.metrics, writer.structures)
     _run(run, cases, settings, resources)
-    writer.assemble([case.name for case in cases])
+    with locked(run.work / LOCK):  # another command may have waited for the last case, too
+        writer.assemble([case.name for case in cases])
     print(output_dir / "summary.json")
 
 
@@ -169,7 +171,7 @@ def _run(run: BundleRun, cases: Sequence[Any], settings: Mapping[str, Any], reso
     run_all = resources.runner(run.work / "slurm")
     make_folder(run.work)
     make_folder(run.folder)
-    with writing(file) as new:
+    with locked(run.work / LOCK), writing(file) as new:
         new.write_text(json.dumps(settings, indent=1) + "\n")
     if len(unfinished) < len(cases):
         print(f"{len(cases) - len(unfinished)} of {len(cases)} cases finished before")

@@ -20,6 +20,7 @@ from calib_components.tools.slurm import check_executor, one_line, slurm_executo
 __all__ = ["Resources", "Share", "run_here", "run_jobs"]
 
 POLL = 2.0  # seconds between looks at what is finished
+JOBS = 10
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Resources:
     Attributes:
         executor: `local` or `slurm`.
         workers: Number of processes of this machine.
-        jobs: Number of jobs of Slurm, at most.
+        jobs: Number of jobs of Slurm, at most; None for `JOBS`.
         slurm: Parameters of submitit for these jobs.
 
     Raises:
@@ -38,7 +39,7 @@ class Resources:
 
     executor: str
     workers: int
-    jobs: int
+    jobs: int | None
     slurm: dict[str, Any] | None
 
     def __post_init__(self) -> None:
@@ -46,7 +47,9 @@ class Resources:
         check_workers(self.workers)
         if self.executor == "slurm" and self.workers != 1:
             raise InputError("--workers: expected --executor local, got slurm; --jobs is the number of jobs")
-        if self.jobs < 1:
+        if self.executor == "local" and self.jobs is not None:
+            raise InputError("--jobs: expected --executor slurm, got local; --workers is the number of processes")
+        if self.jobs is not None and self.jobs < 1:
             raise InputError(f"--jobs: expected a whole number of at least 1, got {self.jobs}")
 
     def runner(self, folder: Path) -> Callable[[BundleRun, Sequence[Any]], dict[str, str]]:
@@ -60,7 +63,7 @@ class Resources:
         """
         if self.executor == "local":
             return partial(run_here, workers=self.workers)
-        return partial(run_jobs, executor=slurm_executor(folder, self.slurm or {}), jobs=self.jobs)
+        return partial(run_jobs, executor=slurm_executor(folder, self.slurm or {}), jobs=self.jobs or JOBS)
 
 
 def run_here(run: BundleRun, cases: Sequence[Any], workers: int) -> dict[str, str]:

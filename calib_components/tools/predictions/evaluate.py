@@ -103,7 +103,7 @@ def evaluate_predictions(
     _check_folder(out, predictions, labels, *([images] if images else []))
     if validation is not None:
         _check_validation(validation, out, classes, cases[0].channels)
-    temperature = read_temperature(predictions).temperature if (predictions / TEMPERATURE).exists() else None
+    temperature = _temperature_of(predictions, cases)
     metrics = _metrics(classes, cases[0].channels > 0, temperature)
     images_of_cases = [pictured.get(case.name) for case in cases]
     stamps = [_stamp(case, classes, temperature, image) for case, image in zip(cases, images_of_cases, strict=True)]
@@ -286,6 +286,12 @@ def _find_images(folder: Path, cases: Sequence[Case]) -> dict[str, Path]:
             )
         found[name] = file
     return found
+
+
+def _temperature_of(predictions: Path, cases: Sequence[Case]) -> float | None:
+    """Return what `calibrate_predictions`, which writes its maps beside it, has divided the logits by, if it has."""
+    beside = all(file.parent == predictions for case in cases for file in case.prediction.files)
+    return read_temperature(predictions).temperature if beside and (predictions / TEMPERATURE).exists() else None
 
 
 def _check_folder(out: Path, *inputs: Path) -> None:

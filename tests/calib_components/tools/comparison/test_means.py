@@ -212,6 +212,22 @@ def test_every_fold_is_evaluated_on_the_whole_of_a_further_test_set(tmp_path: Pa
     shifted = read_results(tmp_path / "results").at(Condition("scanner")).methods[0]
     np.testing.assert_allclose(shifted.by_run("ece_all"), by_fold.mean(0)[None])  # one run: the seed's networks
     assert shifted.runs[0].patients == ["other0", "other1", "other2"]
+    # A case without right ventricle and myocardium, in which one of the two networks finds a right ventricle.
+    for cell, found in zip(cells, ("0", ""), strict=True):
+        file = cell / "on_scanner" / "cases.csv"
+        header, first, *rest = (line.split(",") for line in file.read_text().splitlines())
+        changed = dict(zip(header, first, strict=True)) | {"dsc_RV": found, "dsc_MYO": "", "dsc_LV": "0.9"}
+        file.write_text("\n".join(map(",".join, (header, changed.values(), *rest, ""))))
+    shifted = read_results(tmp_path / "results").at(Condition("scanner")).methods[0]
+    assert shifted.values("dsc")[0] == pytest.approx((0.45 + 0.9) / 2)  # the mean over structures is a network's own
+    for cell in cells:
+        file = cell / "on_scanner" / "cases.csv"
+        header, first, *rest = (line.split(",") for line in file.read_text().splitlines())
+        changed = dict(zip(header, first, strict=True)) | {"dsc_LV": ""}
+        file.write_text("\n".join(map(",".join, (header, changed.values(), *rest, ""))))
+    shifted = read_results(tmp_path / "results").at(Condition("scanner")).methods[0]
+    assert shifted.comparable("dsc")[0, 0] == 0.5  # that of a network that rightly finds nothing is 1
+    assert shifted.runs[0].finds_nothing.tolist() == [True, False, False]
     hd95 = np.stack([read_cases(cell / "on_scanner")[1]["hd95_RV"] for cell in cells])
     np.testing.assert_array_equal(np.isnan(shifted.comparable("hd95")[0]), np.isnan(hd95).any(0))
 

@@ -188,7 +188,7 @@ def test_settings_are_those_of_the_run_for_options_as_they_are_typed(data: Path)
 
 
 def test_overrides_that_the_fingerprints_do_not_show_are_recorded(data: Path) -> None:
-    inert = {"num_workers": 0, "train::dataloader::num_workers": 1, "class_names": list("abcd")}
+    inert = {"num_workers": 0, "train::dataloader::num_workers": 1, "class_names": list("abcd"), "cache": 0}
     shown = {"val_interval": 1, "learning_rate": 0.001, "split": "testing", "validate::inferer::sw_batch_size": 4}
     hidden = {"train::handlers": [], "validate::handlers": [], "rank": 1}
     cell = plan(data, **inert, **shown, **hidden)
@@ -379,10 +379,12 @@ def test_loss_file_that_changes_more_than_the_loss_is_not_comparable(
         check_comparable(cells, data.parent / "out")
 
 
-def test_finished_cells_that_are_not_planned_are_compared_too(data: Path) -> None:
+@pytest.mark.parametrize("state", ["finished", "started"])
+def test_cells_that_are_not_planned_are_compared_too(data: Path, state: str) -> None:
     made = plan(data, PRESETS["table1"][0], learning_rate=0.01)
-    made.results.mkdir(parents=True)
-    write_settings(made.settings, made.results)
+    folder = made.results if state == "finished" else made.work
+    folder.mkdir(parents=True)
+    write_settings(made.settings, folder)
     check_comparable([made], data.parent / "out")
     with pytest.raises(InputError, match=r"nacl_max, seed 0: not comparable with .*ce_dice/seed0: learning_rate diff"):
         check_comparable([plan(data)], data.parent / "out")

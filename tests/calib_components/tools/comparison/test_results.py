@@ -147,6 +147,18 @@ def test_cells_with_other_cases_or_columns_are_an_error(results: Path) -> None:
         read_results(results)
 
 
+def test_cells_with_another_ground_truth_are_an_error(results: Path) -> None:
+    """As where a label was corrected between two trainings."""
+    for file in results.rglob("cases.csv"):
+        header, first, *rest = file.read_text().splitlines()
+        volume = 7 if "nacl" in file.parts else 5
+        file.write_text(
+            "\n".join([f"{header},true_volume_RV", f"{first},{volume}", *(f"{line},5" for line in rest), ""])
+        )
+    with pytest.raises(InputError, match=r"nacl/seed0: not comparable .*: ground truth of patient000_frame01 differs"):
+        read_results(results)
+
+
 def test_no_cell_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="got no finished cell"):
         read_results(tmp_path)

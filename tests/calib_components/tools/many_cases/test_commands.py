@@ -15,6 +15,8 @@ import pytest
 import submitit
 
 from calib_components.errors import InputError
+from calib_components.handlers.evaluation import EvaluationWriter
+from calib_components.tools.locks import LOCK, try_lock
 from calib_components.tools.many_cases import bundle_run, evaluate, infer
 from calib_components.tools.many_cases.bundle_run import WORK
 from tests.bad_input.harness import run_as_typed, snapshot
@@ -340,6 +342,21 @@ class TestEvaluation:
         evaluate(**options)
         assert "2 of 3 cases finished before\n" in capsys.readouterr().out
         assert files(options["output_dir"]) == of_plain_run
+
+    def test_two_commands_that_finish_together_write_one_after_the_other(
+        self, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        of_the_other, free = options["output_dir"] / ".unfinished-evaluation", []
+
+        def assemble(writer: EvaluationWriter, cases: list[str]) -> None:
+            with open(writer.output_dir / WORK / LOCK) as lock:
+                free.append(try_lock(lock))
+
+        monkeypatch.setattr(EvaluationWriter, "assemble", assemble)
+        of_the_other.mkdir(parents=True)
+        evaluate(**options)
+        assert free == [False]
+        assert of_the_other.is_dir()
 
     def test_other_data_are_refused(self, options: dict[str, Any]) -> None:
         evaluate(**options)

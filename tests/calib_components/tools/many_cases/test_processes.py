@@ -159,9 +159,10 @@ def test_a_case_that_another_process_works_on_is_waited_for(tmp_path: Path) -> N
         ({"executor": "slurm", "slurm": 5}, '--slurm: expected parameters such as "{time: 60}", got 5'),
         ({"workers": 0}, "workers: expected a whole number of at least 1, got 0"),
         ({"executor": "slurm", "workers": 2}, "--workers: expected --executor local, got slurm; --jobs is the number"),
-        ({"jobs": 0}, "--jobs: expected a whole number of at least 1, got 0"),
+        ({"executor": "slurm", "jobs": 0}, "--jobs: expected a whole number of at least 1, got 0"),
+        ({"jobs": 8}, "--jobs: expected --executor slurm, got local"),
     ],
 )
 def test_unsuitable_resources_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=f"^{message}"):
-        Resources(**{"executor": "local", "workers": 1, "jobs": 10, "slurm": None, **options})
+        Resources(**{"executor": "local", "workers": 1, "jobs": None, "slurm": None, **options})

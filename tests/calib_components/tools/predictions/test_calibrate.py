@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -248,6 +249,10 @@ def test_the_plausible_foreground_of_scaled_maps_is_that_of_before(sigmoid: bool
 
     before, after = plausible_voxels(predictions, 1.0), plausible_voxels(scaled, estimate.temperature)
     assert before == pytest.approx(after, abs=1)  # a voxel at the threshold may be rounded to its other side
+    model = tmp_path / "model"  # nnunet calibrate writes the temperature above the folds, whose maps are not scaled
+    shutil.copytree(predictions, model / "fold_0" / "validation")
+    shutil.copy(scaled / "temperature.json", model)
+    assert plausible_voxels(model, 1.0) == before
     (scaled / "temperature.json").unlink()
     assert plausible_voxels(scaled, 1.0) > 1.05 * before
 
