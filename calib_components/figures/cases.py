@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from calib_components.figures.style import NAME, TITLE, class_color, literal
 
@@ -40,7 +40,8 @@ def uncertainty_overlay(
         A figure without a window. A slice of less than 2 x 2 pixels has no contours.
 
     Raises:
-        ValueError: A class in the slice has no name.
+        ValueError: A map has other values than class indices, or a class in the slice has no name. Voxels to leave out
+            need a class index and a name, such as those of the background.
 
     Examples:
         >>> import numpy as np
@@ -50,7 +51,7 @@ def uncertainty_overlay(
         >>> image = np.random.default_rng(0).normal(label)
         >>> figure = uncertainty_overlay(image, label, label, label / 2, ["background", "heart"])
     """
-    label, prediction = np.asarray(label).T, np.asarray(prediction).T
+    label, prediction = (_class_indices(name, each) for name, each in (("label", label), ("prediction", prediction)))
     image = np.zeros(label.shape) if image is None else np.asarray(image, float).T
     finite = np.isfinite(image)
     image = np.where(finite, image, image[finite].min() if finite.any() else 0)
@@ -82,3 +83,11 @@ def uncertainty_overlay(
     handles = [Patch(color=class_color(k), label=name) for k, name in zip(drawn, names, strict=True)]
     figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize="small")
     return figure
+
+
+def _class_indices(name: str, values: ArrayLike) -> NDArray[np.int64]:
+    """A map as it is drawn, the first axis to the right."""
+    given = np.asarray(values).T
+    if given.dtype.kind == "f" and not (np.isfinite(given) & (given == np.floor(given))).all():
+        raise ValueError(f"{name}: expected class indices, got values that are not whole numbers")
+    return given.astype(np.int64)

@@ -58,6 +58,8 @@ def volume_agreement(volumes: Mapping[str, Sequence[ArrayLike]], unit: str) -> F
         >>> figure = volume_agreement({"tumour": ([3.1, 8.0], [2.9, 9.5], [2.0, 5.1], [4.2, 9.1])}, "ml")
     """
     unit = literal(unit, NAME)
+    if not volumes:
+        raise ValueError("volumes: expected at least one structure, got none")
     figure, panels = _panels(len(volumes), 3.3, f"expected volume ({unit})")
     for axes, (name, of_structure) in zip(panels, volumes.items(), strict=True):
         values = np.array([np.asarray(each, float) for each in of_structure[:4]])
@@ -106,6 +108,8 @@ def threshold_curves(tables: Mapping[str, ThresholdTable], chosen: Mapping[str, 
         >>> table = ThresholdTable(torch.tensor([0.25, 0.5, 0.75]), values, 1 - 0.1 * values, 1 - values / 2, values)
         >>> figure = threshold_curves({"tumour": table}, {"tumour": 0.5})
     """
+    if not tables:
+        raise ValueError("tables: expected at least one structure, got none")
     figure, panels = _panels(len(tables), 2.6, "value")
     for axes, (name, table) in zip(panels, tables.items(), strict=True):
         thresholds = table.thresholds.cpu()

@@ -33,6 +33,8 @@ def mean_intervals(panels: Mapping[str, ArrayLike], rows: Sequence[str], hollow:
         >>> means = [[0.05, 0.04, 0.06], [0.03, 0.02, 0.04]]
         >>> figure = mean_intervals({"ECE": means}, ["SVLS", "SVLS + T"], [False, True])
     """
+    if not panels:
+        raise ValueError("panels: expected at least one, got none")
     tables = {title: np.asarray(table, float) for title, table in panels.items()}
     color, columns = class_color(7), min(len(tables), 3)
     lines = math.ceil(len(tables) / columns)
@@ -156,6 +158,8 @@ def logit_bars(magnitudes: Mapping[str, ArrayLike], class_names: Sequence[str]) 
         >>> from calib_components.figures import logit_bars
         >>> figure = logit_bars({"NACL": [[2.1, 0.3], [0.4, 1.9]]}, ["background", "heart"])
     """
+    if not magnitudes:
+        raise ValueError("magnitudes: expected at least one method, got none")
     tables = {name: np.asarray(table, float) for name, table in magnitudes.items()}
     num_classes = len(class_names)
     columns = min(len(tables), 4)

@@ -105,6 +105,8 @@ def _panels(
 ) -> dict[str, CalibrationBins]:
     """Bins `(1, bins)` of each panel by its title."""
     if isinstance(bins, Mapping):
+        if not bins:
+            raise ValueError("bins: expected at least one panel, got none")
         for title, panel in bins.items():
             if panel.count.ndim == 3:
                 raise ValueError(f"bins: expected top-label bins for each title, got classwise bins for {title!r}")

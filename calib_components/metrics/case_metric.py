@@ -45,7 +45,7 @@ class CaseMetric(CumulativeIterationMetric):
     """Base class of the metrics: call it with `(y_pred, y)`, then `aggregate()`, then `reset()`.
 
     Works as the `metric_fn` of `monai.handlers.IgniteMetricHandler`. Across several processes, the values of all cases
-    are gathered, so every process must call `aggregate()`.
+    are gathered, so every process must have had a case and call `aggregate()`.
 
     Shape:
         - y_pred, y: batches `(B, C, *S)`, or lists of channel-first tensors `(C, *S)` whose sizes may differ between
@@ -68,7 +68,12 @@ class CaseMetric(CumulativeIterationMetric):
                     plain_tensor(case, name)
             if no_case:
                 raise ValueError(f"{name}: expected at least one case, got none")
-        return super().__call__(y_pred, y, **kwargs)
+        before = self._channels
+        try:
+            return super().__call__(y_pred, y, **kwargs)
+        except Exception:
+            self._channels = before  # no case was added
+            raise
 
     @abstractmethod
     def measure(self, y_pred: torch.Tensor, y: torch.Tensor) -> torch.Tensor | list[torch.Tensor]:
@@ -86,7 +91,11 @@ class CaseMetric(CumulativeIterationMetric):
         """
         buffer = super().get_buffer()
         if buffer is None:
-            raise ValueError(f"{type(self).__name__}: expected at least one case to aggregate, got none")
+            several = torch.distributed.is_available() and torch.distributed.is_initialized()
+            raise ValueError(
+                f"{type(self).__name__}: expected at least one case to aggregate, got none"
+                f"{'; each of the processes needs one' if several else ''}"
+            )
         return buffer
 
     @property

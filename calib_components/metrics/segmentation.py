@@ -149,8 +149,10 @@ def structure_masks(label: torch.Tensor, structures: Sequence[Sequence[int]]) ->
     label = plain_tensor(label, "label")
     if label.shape[:1] != (1,):
         raise ValueError(f"label: expected one map of class indices, (1, *S), got shape {tuple(label.shape)}")
+    if not structures:
+        raise ValueError("structures: expected at least one structure, got none")
     for classes in structures:
-        if not isinstance(classes, Sequence) or isinstance(classes, str):
+        if not isinstance(classes, Sequence) or isinstance(classes, str) or not classes:
             raise ValueError(f"structures: expected a list of class indices for each structure, got {classes!r}")
         for k in classes:
             check_count("structures", k, 0)
@@ -210,7 +212,8 @@ def _masks(y_pred: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.T
         raise ValueError(f"y_pred: expected at least one voxel, got shape {tuple(y_pred.shape)}")
     batch, channels, *spatial = y_pred.shape
     if y.shape == (batch, 1, *spatial) and channels > 1:
-        masks = y == torch.arange(channels, device=y.device).view(-1, *[1] * len(spatial))
+        indices = y if y.is_floating_point() else y.long()  # PyTorch does not compare uint16 with int64
+        masks = indices == torch.arange(channels, device=y.device).view(-1, *[1] * len(spatial))
         invalid = int((~masks.any(1)).sum())
         if invalid:
             raise ValueError(

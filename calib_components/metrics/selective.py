@@ -98,7 +98,7 @@ def risk_coverage(
         tensor([[0.0000, 0.3333, 0.2500]], dtype=torch.float64)
     """
     y_pred, y = check_tensors(y_pred, y, sigmoid)
-    coverage = COVERAGE.to(y_pred.device)
+    coverage = COVERAGE.to(y_pred.device, copy=True)
     risk = torch.full((len(y_pred), len(coverage)), torch.nan, dtype=torch.float64, device=y_pred.device)
     aurc, error_share = risk[:, :2].clone().unbind(1)
     ranking = _Ranking()

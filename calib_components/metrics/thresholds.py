@@ -110,7 +110,7 @@ class ThresholdCounts:
         """
         ratios = self.ratios(structure)
         pooled = {name: above.double().sum(0) / below.sum(0) for name, (above, below) in ratios.items()}
-        return ThresholdTable(self.thresholds, **pooled)
+        return ThresholdTable(self.thresholds.clone(), **pooled)
 
     def ratios(self, structure: int) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
         """Return what each case adds to the ratios of a table, for intervals by resampling of cases.
@@ -227,7 +227,7 @@ def threshold_counts(
     """
     y_pred, y = check_tensors(y_pred, y, sigmoid)
     structures = check_structures(structures, sigmoid, y_pred.shape[1])
-    thresholds = THRESHOLDS.to(y_pred.device)
+    thresholds = THRESHOLDS.to(y_pred.device, copy=True)
     edges = thresholds.to(y_pred.dtype).double()
     shape = len(y_pred), len(structures)
     true, voxels = torch.zeros(2, *shape, dtype=torch.int64, device=y_pred.device)
@@ -284,7 +284,7 @@ class ThresholdMetric(StructureMetric):
     def counts(self) -> ThresholdCounts:
         """Counts of all cases."""
         true_positive, *others = self.gathered()
-        return ThresholdCounts(THRESHOLDS.to(true_positive.device), true_positive, *others)
+        return ThresholdCounts(THRESHOLDS.to(true_positive.device, copy=True), true_positive, *others)
 
     def case_values(self) -> torch.Tensor:
         return self.counts.dsc[..., THRESHOLDS.tolist().index(USUAL)]

@@ -110,7 +110,7 @@ class EnsembleUNet(_WithTemperature):
         options: Further arguments of `TemperatureUNet`.
 
     Raises:
-        InputError: There are fewer than two members.
+        InputError: There are fewer than two members, or two classes: channels with a sigmoid each are not averaged.
 
     Examples:
         >>> import torch
@@ -127,6 +127,8 @@ class EnsembleUNet(_WithTemperature):
         if type(members) is not int or members < 2:
             raise InputError(f"members: expected a whole number of at least 2, got {members!r}")
         self.members = torch.nn.ModuleList(TemperatureUNet(*args, **options) for _ in range(members))
+        if self.members[0].out_channels < 2:  # a softmax of one channel is 1 everywhere
+            raise InputError(f"out_channels: expected at least 2 classes, got {self.members[0].out_channels}")
         self.register_buffer("temperature", torch.ones(()))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -146,6 +148,9 @@ EnsembleUNet.__init__.__signature__ = inspect.Signature(  # type: ignore[attr-de
 )
 
 
+EXPORTED = [network.__name__ for network in (TemperatureScaled, TemperatureUNet, EnsembleUNet)]
+
+
 def find_temperature(network: torch.nn.Module) -> torch.Tensor | None:
     """Return the temperature of a network, the buffer itself, whose value changes with the weights; None without one.
 
@@ -157,7 +162,8 @@ def find_temperature(network: torch.nn.Module) -> torch.Tensor | None:
         return find_temperature(network.module)
     if isinstance(inner := getattr(network, "_orig_mod", None), torch.nn.Module):  # of torch.compile
         return find_temperature(inner)
-    if not isinstance(network, _WithTemperature | torch.jit.ScriptModule):
+    exported = isinstance(network, torch.jit.ScriptModule) and network.original_name in EXPORTED
+    if not isinstance(network, _WithTemperature) and not exported:
         return None
     found = dict(network.named_buffers(recurse=False)).get("temperature")
     return found if found is not None and found.ndim == 0 else None

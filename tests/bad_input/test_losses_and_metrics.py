@@ -368,6 +368,8 @@ METRICS = [
     Row("spacing text", lambda: HD95Metric(spacing=("1", "1"))(ONE_HOT, ONE_HOT), VALUE, "spacing: expected positive numbers, got ('1', '1')"),
     Row("HD95 in 1D", lambda: hausdorff_distance_95(ONE_HOT[..., 0], ONE_HOT[..., 0]), VALUE, "y_pred: expected two or three spatial dimensions, got shape (2, 4, 6)"),
     Row("flat structures", lambda: structure_masks(Y[0], [1, 2]), VALUE, "structures: expected a list of class indices for each structure, got 1"),
+    Row("no structures", lambda: structure_masks(Y[0], []), VALUE, "structures: expected at least one structure, got none"),
+    Row("empty structure", lambda: structure_masks(Y[0], [[]]), VALUE, "structures: expected a list of class indices for each structure, got []"),
     Row("structure of text", lambda: structure_masks(Y[0], ["12"]), VALUE, "structures: expected a list of class indices for each structure, got '12'"),
     Row("structure of fractions", lambda: structure_masks(Y[0], [[1.5]]), VALUE, "structures: expected a whole number of at least 0, got 1.5"),
     Row("structures of a batch", lambda: structure_masks(Y, [[1]]), VALUE, "label: expected one map of class indices, (1, *S), got shape (2, 1, 6, 5)"),

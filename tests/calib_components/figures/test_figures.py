@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ from calib_components.figures import (
     rank_heat_map,
     rank_lines,
     reliability_diagram,
+    threshold_curves,
     uncertainty_overlay,
+    volume_agreement,
 )
 from calib_components.metrics import (
     CalibrationBins,
@@ -298,7 +301,7 @@ def test_overlay_of_hundreds_of_classes() -> None:
 @pytest.mark.parametrize("shape", [(1, 8), (8, 1), (1, 1), (1, 512)])
 def test_overlay_of_a_line_has_no_contours(shape: tuple[int, int], tmp_path: Path) -> None:
     label = np.ones(shape, np.uint8)
-    figure = uncertainty_overlay(label, label, label, label / 2, ["background", "heart"])
+    figure = uncertainty_overlay(label, label / 1.0, label, label / 2, ["background", "heart"])  # as LoadImage has it
     figure.savefig(tmp_path / "figure.png")
     assert [len(axes.collections) for axes in figure.axes[:3]] == [0, 0, 0]
     assert figure.get_figheight() < 20
@@ -368,3 +371,22 @@ def test_mean_intervals_have_a_line_and_a_mark_for_each_row() -> None:
     assert [(float(mark.get_xdata()[0]), mark.get_ydata()[0]) for mark in marks[:2]] == [(5, 0), (10, 1)]
     assert [mark.get_markerfacecolor() == "white" for mark in marks] == [False, True, False]
     assert first.get_xlim() != last.get_xlim()
+
+
+@pytest.mark.parametrize(
+    ("draw", "message"),
+    [
+        (lambda: reliability_diagram({}), "bins: expected at least one panel, got none"),
+        (lambda: mean_intervals({}, [], []), "panels: expected at least one, got none"),
+        (lambda: logit_bars({}, ["background"]), "magnitudes: expected at least one method, got none"),
+        (lambda: volume_agreement({}, "ml"), "volumes: expected at least one structure, got none"),
+        (lambda: threshold_curves({}), "tables: expected at least one structure, got none"),
+        (
+            lambda: uncertainty_overlay(None, np.full((4, 4), 0.5), np.zeros((4, 4), int), None, ["background"]),
+            "label: expected class indices, got values that are not whole numbers",
+        ),
+    ],
+)
+def test_what_cannot_be_drawn(draw: Callable[[], object], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        draw()

@@ -75,6 +75,7 @@ def test_unsigned_labels(dtype: torch.dtype) -> None:
     for labels in (y.to(dtype), one_hot.to(dtype)):
         assert calibration_bins(y_pred, labels, foreground_only=False).num_correct.sum() == CLASSES
     assert structure_masks(y[0].to(dtype), [[299]]).nonzero().tolist() == [[0, 299]]
+    assert dice(one_hot, y.to(dtype)).eq(1).all()
 
 
 def test_the_top_label_of_forty_thousand_classes() -> None:

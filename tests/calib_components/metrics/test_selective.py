@@ -69,6 +69,15 @@ def test_grid() -> None:
     assert coverage[[0, 98, 99, 107, 108, -1]].tolist() == [0.01, 0.99, 0.991, 0.999, 0.9991, 1.0]
 
 
+def test_a_result_changed_in_place_does_not_change_the_next() -> None:
+    p = torch.tensor([[0.1, 0.2, 0.3, 0.4], [0.9, 0.8, 0.7, 0.6]])[None]
+    y = torch.tensor([[[1, 1, 0, 1]]])
+    first = risk_coverage(p, y)
+    kept = first.risk.clone()
+    first.coverage.mul_(100)  # per cent, for a plot
+    torch.testing.assert_close(risk_coverage(p, y).risk, kept)
+
+
 def test_equal_confidence_says_nothing() -> None:
     curve = risk_coverage(torch.full((1, 1, 100), 0.25), (torch.arange(100) < 30)[None, None].long())
     torch.testing.assert_close(curve.risk, torch.full((1, 118), 0.3, dtype=torch.float64))

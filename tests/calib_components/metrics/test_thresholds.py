@@ -131,6 +131,14 @@ def test_best_threshold() -> None:
     assert table.specificity.tolist() == [1, 1, 1]
 
 
+def test_a_result_changed_in_place_does_not_change_the_next() -> None:
+    metric = ThresholdMetric({"heart": [1]})
+    metric(torch.tensor([[[0.9, 0.2], [0.1, 0.8]]]), torch.tensor([[[0, 1]]]))
+    metric.counts.thresholds.mul_(100)
+    metric.counts.table(0).thresholds.mul_(100)
+    assert metric.aggregate() == 1
+
+
 def test_json() -> None:
     y_pred, y = example()
     counts = threshold_counts(y_pred, y, STRUCTURES)

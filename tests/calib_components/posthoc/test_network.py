@@ -16,6 +16,7 @@ import torch.distributed as dist
 from monai.networks.nets import UNet
 from torch.nn.parallel import DistributedDataParallel
 
+from calib_components.errors import InputError
 from calib_components.posthoc import (
     EnsembleUNet,
     TemperatureScaled,
@@ -131,8 +132,10 @@ def test_find_and_set_in_a_wrapped_network(wrap: Callable[[torch.nn.Module], tor
 def test_temperature_of_a_torchscript_file(tmp_path: Path) -> None:
     torch.jit.script(TemperatureScaled(torch.nn.Identity(), 0.5)).save(tmp_path / "model.ts")
     assert find_temperature(torch.jit.load(tmp_path / "model.ts")) == 0.5
-    torch.jit.script(torch.nn.Linear(1, 1)).save(tmp_path / "model.ts")
-    assert find_temperature(torch.jit.load(tmp_path / "model.ts")) is None
+    attention = torch.nn.Linear(1, 1)
+    attention.register_buffer("temperature", torch.tensor(0.07))
+    torch.jit.script(attention).save(tmp_path / "model.ts")
+    assert find_temperature(torch.jit.load(tmp_path / "model.ts")) is None  # something else
 
 
 @pytest.mark.parametrize("kind", ["buffer", "parameter"])
@@ -191,6 +194,11 @@ class TestEnsemble:
         set_temperature(network, 1.7)
         torch.testing.assert_close(network(x).softmax(1), (mean.log() / 1.7).softmax(1))
         assert find_temperature(network) is network.temperature
+
+    def test_channels_of_sigmoids_are_not_averaged(self) -> None:
+        """The softmax of one channel is 1 everywhere."""
+        with pytest.raises(InputError, match=r"^out_channels: expected at least 2 classes, got 1$"):
+            EnsembleUNet(**{**OPTIONS, "out_channels": 1}, members=2)
 
     def test_by_hand_where_exponentials_overflow(self) -> None:
         network = EnsembleUNet(**OPTIONS, members=2)
