@@ -73,14 +73,15 @@ def _are_folders(value: Any) -> bool:
 
 
 def _is_path(value: Any) -> bool:
-    return isinstance(value, str | Path) and str(value) != ""
+    # MONAI reads # as ::, and Fire as the beginning of a comment: files would go to another folder.
+    return isinstance(value, str) and value != "" and "#" not in value and "::" not in value
 
 
-PATH = ("a path; write ./NAME if it reads as a number", _is_path)
+PATH = ("a path without # or ::; write ./NAME if it reads as a number", _is_path)
+PATHS = ("bundle_root", "ckpt_dir", "dataset_dir", "datalist", "load_path", "output_dir", "calibrated_path")
 # Options of which a wrong value would be understood as another or fail late, with what is expected.
 OPTIONS: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    **dict.fromkeys(("bundle_root", "ckpt_dir", "dataset_dir", "datalist"), PATH),
-    **dict.fromkeys(("load_path", "output_dir", "calibrated_path"), PATH),
+    **dict.fromkeys(PATHS, PATH),
     **dict.fromkeys(("batch_size", "max_epochs", "val_interval"), ("a whole number of at least 1", _is_count(1))),
     "num_classes": ("a whole number of at least 2", _is_count(2)),
     "num_workers": ("a whole number of at least 0", _is_count(0)),
@@ -112,12 +113,22 @@ def start_run(folders: Sequence[str] = ()) -> None:
     if workflow is None:
         return
     config = workflow.parser
+    _check_typed_paths(sys.argv)
     check_ids(config, workflow.config_root_path, {workflow.init_id, workflow.run_id, workflow.final_id})
     check_values(config)
     for name in folders:
         check_writable(name, config.get_parsed_content(name))
     if config.get_parsed_content("compile", default=False):
         _check_compiler(config.get_parsed_content("device"))
+
+
+def _check_typed_paths(arguments: Sequence[str]) -> None:
+    """Refuse a path that Fire has cut at a #, by what was typed."""
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        name, equals, value = argument.lstrip("-").partition("=")
+        typed = value if equals else following
+        if argument.startswith("-") and name in PATHS and "#" in typed:
+            raise InputError(f"{name}: expected {PATH[0]}, got {typed!r}")
 
 
 def running_config() -> ConfigParser | None:
@@ -203,6 +214,7 @@ def check_values(config: ConfigParser) -> None:
                 raise InputError(f"{name}: expected {expected}, got {value!r}")
     if "facts" in config:  # options such as --num_classes may not fit the other facts
         facts_in_use(config)
+        _check_slice_axis(config)
 
 
 def facts_in_use(config: ConfigParser) -> Facts:
@@ -216,8 +228,22 @@ def facts_in_use(config: ConfigParser) -> Facts:
     return Facts.parse({**asdict(config.get_parsed_content("facts")), **given}, "options")
 
 
+def _check_slice_axis(config: ConfigParser) -> None:
+    """Refuse an axis that would have no effect here, and in training mislead later inference."""
+    given, known = config.get_parsed_content("slice_axis"), config.get_parsed_content("facts").slice_axis
+    if given == known:
+        return
+    if "datalist" in config:
+        reason = "that of the facts, since prepared cases are cut into slices already"
+    elif "slice_axis" not in set(_references(config["volume_transforms"])):
+        reason = "since slices follow from the orientation here"
+    else:
+        return
+    raise InputError(f"slice_axis: expected {'null' if known is None else known}, {reason}, got {given!r}")
+
+
 def read_as_typed(config: ConfigParser) -> None:
-    """Read `true` and `128,128` as they are meant: on a command line, they are a text and a tuple for MONAI.
+    """Read `true`, `null` and `128,128` as they are meant: on a command line, they are texts and a tuple for MONAI.
 
     Args:
         config: Configuration after overrides; changed in place.
@@ -227,14 +253,17 @@ def read_as_typed(config: ConfigParser) -> None:
             config[name] = typed
 
 
+TYPED: dict[str, bool | None] = {"true": True, "false": False, "null": None}
+
+
 def _as_typed(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {name: _as_typed(part) for name, part in value.items()}
     if isinstance(value, list | tuple):
         return [_as_typed(part) for part in value]
-    if isinstance(value, str) and value.lower() in ("true", "false"):
-        return value.lower() == "true"
-    return value
+    if isinstance(value, Path):
+        return str(value)
+    return TYPED.get(value.lower(), value) if isinstance(value, str) else value
 
 
 def _check_device(device: Any) -> None:
@@ -299,6 +328,11 @@ def _check_component(name: str, config: Mapping[str, Any], locator: ComponentLoc
     for key in component.resolve_args():
         if key not in parameters:
             _refuse(f"{name}::{key}", [f"{name}::{parameter}" for parameter in parameters])
+        value = config[key]
+        is_text = isinstance(value, str) and not value.startswith((ReferenceResolver.ref, "$"))
+        is_flag = type(parameters[key].default) is bool and "str" not in str(parameters[key].annotation)
+        if is_text and is_flag and value.lower() not in TYPED:  # any text would be true
+            raise InputError(f"{name}::{key}: expected true or false, got {value!r}")
 
 
 def _refuse(name: str, others: Iterable[str]) -> None:

@@ -12,19 +12,21 @@ import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.data.utils import affine_to_spacing
-from monai.transforms import Compose, InvertibleTransform, LoadImaged, MapTransform
+from monai.transforms import Compose, InvertibleTransform, LoadImaged, MapLabelValue, MapTransform
 
 from calib_components.errors import InputError, error_line
 from calib_components.nifti import NiftiReader
 
 __all__ = [
     "CheckVolumed",
+    "ClassIndicesd",
     "InSlabsd",
     "LoadVolumed",
     "NamedCompose",
     "SlicesLastd",
     "check_contrast",
     "check_finite",
+    "check_label_codes",
     "file_name",
     "slice_axis",
 ]
@@ -140,6 +142,39 @@ class LoadVolumed(LoadImaged):
                 file = str(files[index if len(files) > 1 else 0])
                 check_contrast(check_finite(MetaTensor(channel[None], meta={"filename_or_obj": file})))
         return item
+
+
+class ClassIndicesd(MapTransform):
+    """Turn the values of label files into class indices.
+
+    Args:
+        keys: The labels.
+        label_codes: Value of each class, by index.
+    """
+
+    def __init__(self, keys: KeysCollection, label_codes: Sequence[int]) -> None:
+        super().__init__(keys)
+        self.label_codes = list(label_codes)
+        self.map = MapLabelValue(self.label_codes, range(len(self.label_codes)))
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Return the item with class indices.
+
+        Raises:
+            InputError: See `check_label_codes`.
+        """
+        item = dict(data)
+        for key in self.key_iterator(item):
+            check_label_codes(item[key], self.label_codes, file_name(item[key]))
+            item[key] = self.map(item[key])
+        return item
+
+
+def check_label_codes(label: torch.Tensor, label_codes: Sequence[int], file: str | Path) -> None:
+    """Raise an `InputError` that names the file if a label has other values than those of the classes."""
+    if not torch.isin(label, torch.tensor(label_codes, dtype=label.dtype)).all():
+        unknown = ", ".join(f"{value:.9g}" for value in np.setdiff1d(label.numpy(), label_codes)[:5])
+        raise InputError(f"{file}: expected label values from {list(label_codes)}, got {unknown}")
 
 
 def file_name(image: Any) -> str:

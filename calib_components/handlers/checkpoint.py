@@ -67,6 +67,7 @@ class TrainingCheckpoint:
         resume: Continue from `last.ckpt`. Without that file, start from the beginning.
         datalist: List of the prepared cases; with what records their sources, it is a part of the fingerprint. It need
             not exist.
+        dataset_dir: Folder of these cases; default: that of the list.
 
     Raises:
         InputError: At the start of a run that resumes another one, or into a folder with weights of other data; when
@@ -83,6 +84,7 @@ class TrainingCheckpoint:
         seed: int,
         resume: bool = False,
         datalist: str | os.PathLike = "",
+        dataset_dir: str | os.PathLike | None = None,
     ) -> None:
         self.best_path = Path(ckpt_dir) / "model.pt"
         self.last_path = Path(ckpt_dir) / "last.ckpt"
@@ -94,7 +96,9 @@ class TrainingCheckpoint:
         self.resume = resume
         config = running_config()
         self.facts = facts_in_use(config) if config is not None and "facts" in config else None
-        self.settings = _settings(config, Path(datalist))
+        self.settings = _settings(
+            config, Path(datalist), Path(datalist).parent if dataset_dir is None else Path(dataset_dir)
+        )
 
     def attach(self, engine: Trainer) -> None:
         """
@@ -201,10 +205,10 @@ class TrainingCheckpoint:
         return replace(self.facts, source="")  # weights travel, folders do not
 
 
-def _settings(config: ConfigParser | None, datalist: Path) -> dict[str, Any]:
+def _settings(config: ConfigParser | None, datalist: Path, folder: Path) -> dict[str, Any]:
     """All that decides the numbers of the run that is being configured, as plain data."""
     digest = hashlib.sha256(datalist.read_bytes() if datalist.is_file() else b"")
-    for source in sorted(datalist.parent.glob(f"*/{SOURCE}")):  # what the cases were made from, and when that changed
+    for source in sorted(folder.glob(f"*/{SOURCE}")):  # what the cases were made from, and when that changed
         digest.update(source.read_bytes())
     return {
         **(fingerprint(config.get()) if config is not None else {}),

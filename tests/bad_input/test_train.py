@@ -105,6 +105,9 @@ ROWS = [
     Row("resume of text", "resume: expected true or false, got 'yes'", options={"resume": "yes"}),
     Row("amp of text", "amp: expected true or false, got 'no'", options={"amp": "no"}),
     Row("bfloat16 of text", "bfloat16: expected true or false, got 'half'", options={"bfloat16": "half"}),
+    Row("flag of a component", "optimizer::amsgrad: expected true or false, got 'no'", options={"optimizer::amsgrad": "no"}),
+    Row("another slice axis", "slice_axis: expected null, that of the facts, since prepared", options={"slice_axis": 0}),
+    Row("path with a number sign", "output_dir: expected a path without # or ::", options={"output_dir": "{data}/a#b"}),
     Row("compile of text", "compile: expected true or false, got 'inductor'", options={"compile": "inductor"}),
     Row("negative cache", "cache: expected a number of MiB of at least 0, got -1", options={"cache": -1}),
     Row("cache of text", "cache: expected a number of MiB of at least 0, got '1 GB'", options={"cache": "1 GB"}),
@@ -224,6 +227,21 @@ def test_in_a_process_of_its_own(damaged: Path, tmp_path: Path) -> None:
     assert "Traceback" not in done.stdout + done.stderr
 
 
+@pytest.mark.parametrize("typed", [["--ckpt_dir=weights#2"], ["--ckpt_dir", "weights#2"]])
+def test_a_path_that_fire_cuts_is_refused(
+    typed: list[str], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "weights").mkdir()
+    monkeypatch.setattr(sys, "argv", ["monai.bundle", "run", *typed])
+    places = {"dataset_dir": str(data), "ckpt_dir": str(tmp_path / "weights"), "output_dir": str(tmp_path / "out")}
+    ended = run_bundle_as_typed(ACDC, "train.yaml", **places)
+    assert (
+        ended.err
+        == "ckpt_dir: expected a path without # or ::; write ./NAME if it reads as a number, got 'weights#2'\n"
+    )
+    assert not any((tmp_path / "weights").iterdir())
+
+
 RESUMED = [
     ("loss", {"loss::penalty_weight": 0.2}, "loss (0.1, now 0.2)"),
     ("another loss", {"loss": {"_target_": "calib_components.losses.FocalLoss"}}, "loss ("),
@@ -332,8 +350,10 @@ def test_facts_are_not_written_beside_weights_of_others(name: str, damaged: Path
 
 @pytest.mark.parametrize(("option", "means"), [("true", True), ("False", False), ("FALSE", False)])
 def test_options_mean_what_is_typed(option: str, means: bool) -> None:
-    config = ConfigParser({"resume": option, "image_size": (128, 96), "loss": {"squared_pred": option}})
+    loss = {"squared_pred": option, "weight": "null"}
+    config = ConfigParser({"resume": option, "image_size": (128, 96), "loss": loss, "output_dir": Path("out")})
     check_values(config)
+    assert (config["output_dir"], config["loss::weight"]) == ("out", None)
     assert (config["resume"], config["image_size"]) == (means, [128, 96])
     assert config["loss::squared_pred"] is means  # an option of a component
 

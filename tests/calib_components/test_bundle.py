@@ -17,7 +17,7 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 
 from calib_components.bundle import OneLineErrors, check_ids, check_values, running_config, start_run
 from calib_components.errors import InputError, error_line
-from tests.helpers import BUNDLES
+from tests.helpers import BUNDLES, ROOT
 
 CONFIG = {
     "seed": 0,
@@ -117,7 +117,7 @@ def test_ids_of_the_bundle_need_no_effect(tmp_path: Path, caplog: pytest.LogCapt
         ("image_size", 128, "two multiples of 16"),
         ("crop_size", [0, 3], "two multiples of 16"),
         ("resume", "yes", "true or false"),
-        ("dataset_dir", 20241125, "a path; write ./NAME if it reads as a number"),
+        ("dataset_dir", 20241125, "a path without # or ::; write ./NAME if it reads as a number"),
         ("output_dir", "", "a path"),
         ("split", "test", "training, validation or testing"),
         ("device", "gpu", "one that PyTorch finds"),
@@ -224,3 +224,17 @@ def test_other_errors_are_shown_as_ever(tmp_path: Path, capsys: pytest.CaptureFi
 )  # fmt: skip
 def test_values_that_are_right(name: str, value: Any) -> None:
     check_values(ConfigParser({name: value}))
+
+
+def test_a_slice_axis_without_effect_is_refused() -> None:
+    config = ConfigParser()
+    config.read_config(str(ROOT / "bundles/flare_ct_nacl_segmentation/configs/inference.yaml"))
+    config.update({"slice_axis": 0, "bundle_root": str(ROOT / "bundles/flare_ct_nacl_segmentation")})
+    with pytest.raises(
+        InputError, match=r"^slice_axis: expected null, since slices follow from the orientation here, got 0$"
+    ):
+        check_values(config)
+    config = ConfigParser()
+    config.read_config(str(ROOT / "bundles/acdc_mri_nacl_segmentation/configs/inference.yaml"))
+    config.update({"slice_axis": 0, "bundle_root": str(ROOT / "bundles/acdc_mri_nacl_segmentation")})
+    check_values(config)

@@ -27,7 +27,9 @@ from calib_components.data import (
     read_datalist,
     write_case,
 )
-from calib_components.errors import InputError
+from calib_components.errors import InputError, error_line
+from calib_components.nifti import NiftiReader
+from calib_components.transforms import ClassIndicesd
 from tests.helpers import ACDC, ROOT, SIZE, make_prepared
 
 
@@ -342,6 +344,47 @@ def test_raw_cases_are_prepared_as_prepare_data_does(phantoms: Path, prepared: P
     slices = SliceDataset(data, prepare, [64, 64], LoadSliced(["image", "label"]))
     assert len(slices) == 2 * case["image"].shape[-1]
     assert slices[0]["image"].shape == (1, 64, 64)
+
+
+def test_raw_cases_have_the_affine_that_nibabel_gives(tmp_path: Path) -> None:
+    """Also where `pixdim` differs in a digit, for which MONAI's reader takes an affine without flips."""
+    config = ConfigParser(ConfigParser.load_config_file(ROOT / "bundles/flare_ct_nacl_segmentation/configs/train.yaml"))
+    config["image_size"] = [32, 32]
+    prepare = config.get_parsed_content("prepare")
+    label = np.zeros((32, 32, 4), np.uint8)
+    label[2:8, 3:9] = 1
+    affine = np.diag([-1.5, -1.5, 5, 1])
+    for name, array in (("image", label.astype(np.float32)), ("label", label)):
+        volume = nib.Nifti1Image(array, affine)
+        volume.set_qform(None, 0)
+        volume.set_sform(affine, 1)
+        if name == "image":
+            volume.header["pixdim"][1:4] = 1.5003, 1.5003, 5
+        nib.save(volume, tmp_path / f"{name}.nii")
+    item = {"image": str(tmp_path / "image.nii"), "label": str(tmp_path / "label.nii")}
+    (case,) = CaseDataset([item], prepare, LoadImaged(keys=["image", "label"], ensure_channel_first=True))
+    lies_in_image = case["image"] > case["image"].mean()
+    assert torch.equal(lies_in_image, case["label"] > 0)
+    assert case["label"][0, 23:, 23:].any()  # turned to RAS, both
+
+
+def test_raw_label_with_another_code(tmp_path: Path) -> None:
+    """The codes of BraTS have a gap, 0, 1, 2 and 4: a 3 is none of the classes."""
+    prepare = Compose(
+        [LoadImaged(["image", "label"], NiftiReader(), ensure_channel_first=True), ClassIndicesd("label", [0, 1, 2, 4])]
+    )
+    item = {"image": str(tmp_path / "image.nii"), "label": str(tmp_path / "label.nii")}
+    label = np.zeros((8, 8, 2), np.uint8)
+    label[0, :4, 0] = 0, 1, 2, 4
+    nib.save(nib.Nifti1Image(label.astype(np.float32), np.eye(4)), item["image"])
+    nib.save(nib.Nifti1Image(label, np.eye(4)), item["label"])
+    (case,) = CaseDataset([item], prepare, LoadImaged("label", ensure_channel_first=True))
+    assert case["label"].unique().tolist() == [0, 1, 2, 3]
+    label[1, 1, 1] = 3
+    nib.save(nib.Nifti1Image(label, np.eye(4)), item["label"])
+    with pytest.raises(RuntimeError) as raised:  # of Compose
+        CaseDataset([item], prepare)
+    assert error_line(raised.value) == f"{item['label']}: expected label values from [0, 1, 2, 4], got 3"
 
 
 class TestSlices:

@@ -120,7 +120,7 @@ def test_leaves_the_configuration_alone() -> None:
         ("train::trainer::train_data_loader", "@validate::dataloader"),
         ("network", "$@network_def.to(@device).half()"),
         ("optimizer::params", "$@network_def.model[0].parameters()"),
-        ("prepare::transforms::1::target_labels", [0, 0, 1, 2]),
+        ("prepare::transforms::1::label_codes", [0, 1, 2, 4]),
         ("validate::dataset::data", "$monai.data.load_decathlon_datalist(@datalist, True, 'testing', @dataset_dir)"),
         ("validate::evaluator::network", "$@network_def.half()"),
         ("validate::evaluator::postprocessing", {"_target_": "Compose"}),

@@ -21,7 +21,7 @@ from calib_components.facts import FACTS, Facts
 from calib_components.nifti import SMALLEST_SLICE, NiftiReader
 from calib_components.tools.preparation.facts import volume_transforms
 from calib_components.tools.preparation.geometry import onto
-from calib_components.transforms import SlicesLastd, check_contrast, check_finite
+from calib_components.transforms import SlicesLastd, check_contrast, check_finite, check_label_codes
 
 NIFTI = r"\.nii(\.gz)?"  # how the name of a NIfTI file ends, in small or capital letters
 RESERVED = re.compile(rf"{re.escape(FACTS)}|datalist.*\.json")  # files beside the folders of prepared cases
@@ -168,9 +168,7 @@ def load_case(case: Case, facts: Facts, ignore_headers: bool = False) -> dict[st
 
     label = MetaTensor(load_onto(case.label, first), first.affine)
     _check_channels(case.label, label, 1)
-    if not torch.isin(label, torch.tensor(facts.label_codes, dtype=label.dtype)).all():
-        unknown = ", ".join(f"{value:.9g}" for value in np.setdiff1d(label.numpy(), facts.label_codes)[:5])
-        raise InputError(f"{case.label}: expected label values from {facts.label_codes}, got {unknown}")
+    check_label_codes(label, facts.label_codes, case.label)
     _check_values(case, image)
     return {"image": image, "label": label, "turned": turned}
 

@@ -98,6 +98,17 @@ def test_resuming_with_other_data_is_an_error(tmp_path: Path) -> None:
     assert torch.load(tmp_path / "last.ckpt", weights_only=True) == before
 
 
+def test_resuming_with_cases_that_were_made_anew_is_an_error(tmp_path: Path) -> None:
+    places = {"datalist": tmp_path / "lists" / "a.json", "dataset_dir": tmp_path / "data"}
+    source = tmp_path / "data" / "case" / "source.json"
+    source.parent.mkdir(parents=True)
+    source.write_text("{}")
+    train(tmp_path / "out", stop_after=1, **places)
+    source.write_text('{"files": []}')
+    with pytest.raises(InputError, match=r"last.ckpt: expected .* the same settings, got .* other data \(.*now"):
+        train(tmp_path / "out", resume=True, **places)
+
+
 @pytest.mark.parametrize(
     ("damage", "got"),
     [
