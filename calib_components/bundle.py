@@ -214,7 +214,8 @@ def check_values(config: ConfigParser) -> None:
                 raise InputError(f"{name}: expected {expected}, got {value!r}")
     if "facts" in config:  # options such as --num_classes may not fit the other facts
         facts_in_use(config)
-        _check_slice_axis(config)
+        if "slice_axis" in config:
+            _check_slice_axis(config)
 
 
 def facts_in_use(config: ConfigParser) -> Facts:

@@ -6,6 +6,7 @@ They are made and written a slab of slices at a time, so that memory does not gr
 from __future__ import annotations
 
 import gzip
+import logging
 import os
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
@@ -227,9 +228,10 @@ class SaveMapd(SaveImaged):  # MONAI Label leaves out what is a SaveImaged
         MapTransform.__init__(self, keys, allow_missing_keys)
         self.output_dir = output_dir
         self.file_suffixes = file_suffixes
+        self._has_warned = False
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Return the item as it is.
+        """Return the item as it is. Warn once of other maps of an image that stay beside the new ones.
 
         Raises:
             InputError: A file cannot be written.
@@ -240,6 +242,13 @@ class SaveMapd(SaveImaged):  # MONAI Label leaves out what is a SaveImaged
             name = result_name(data[key].meta["filename_or_obj"], self.file_suffixes)
             with writing(folder / f"{name}_{key}.nii.gz") as unfinished:
                 _write(data[key], unfinished)
+            others = [folder / f"{name}_{other}.nii.gz" for other in self.keys if other not in data]
+            if not self._has_warned and (staying := [file for file in others if file.exists()]):
+                self._has_warned = True
+                logging.getLogger(__name__).warning(
+                    "%s: stays as an earlier run saved it, maybe with other weights; so may maps of other images.",
+                    staying[0],
+                )
         return dict(data)
 
 

@@ -52,6 +52,8 @@ class CaseMetric(CumulativeIterationMetric):
           cases.
     """
 
+    _channels: int | None
+
     def __new__(cls, *_: Any, **options: Any) -> Any:
         check_known(cls, options, HINTS)
         return super().__new__(cls)
@@ -145,7 +147,7 @@ class CaseMetric(CumulativeIterationMetric):
     def reset(self) -> None:
         """Remove all cases."""
         super().reset()
-        self._channels: int | None = None
+        self._channels = None
 
     def _compute_tensor(self, y_pred: torch.Tensor, y: torch.Tensor | None = None, **kwargs: Any) -> TensorOrList:
         measured = self.measure(plain_tensor(y_pred, "y_pred"), plain_tensor(y, "y"), **kwargs)

@@ -126,9 +126,10 @@ class EnsembleUNet(_WithTemperature):
         super().__init__()
         if type(members) is not int or members < 2:
             raise InputError(f"members: expected a whole number of at least 2, got {members!r}")
-        self.members = torch.nn.ModuleList(TemperatureUNet(*args, **options) for _ in range(members))
-        if self.members[0].out_channels < 2:  # a softmax of one channel is 1 everywhere
-            raise InputError(f"out_channels: expected at least 2 classes, got {self.members[0].out_channels}")
+        networks = [TemperatureUNet(*args, **options) for _ in range(members)]
+        if networks[0].out_channels < 2:  # a softmax of one channel is 1 everywhere
+            raise InputError(f"out_channels: expected at least 2 classes, got {networks[0].out_channels}")
+        self.members = torch.nn.ModuleList(networks)
         self.register_buffer("temperature", torch.ones(()))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -36,6 +36,17 @@ def make_map(*shape: int, dtype: torch.dtype = torch.float64) -> MetaTensor:
 
 
 class TestSaveMapd:
+    def test_maps_of_an_earlier_run_are_warned_of_once(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        save = SaveMapd(["seg", "probability"], tmp_path, allow_missing_keys=True)
+        for name in ("a", "b"):
+            (tmp_path / f"{name}_probability.nii.gz").write_bytes(b"earlier")
+            volume = make_map(1, 4, 3, 2)
+            volume.meta["filename_or_obj"] = f"{name}.nii.gz"
+            save({"seg": volume})
+        (record,) = caplog.records
+        assert record.getMessage().startswith(f"{tmp_path}/a_probability.nii.gz: stays as an earlier run saved it")
+        assert (tmp_path / "b_probability.nii.gz").read_bytes() == b"earlier"
+
     @pytest.mark.parametrize(
         ("volume", "shape", "stored"),
         [

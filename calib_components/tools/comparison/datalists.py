@@ -9,7 +9,7 @@ from typing import Any
 from calib_components.errors import InputError
 from calib_components.tools.comparison.cell_settings import is_name, read_json
 
-__all__ = ["digest", "has_cases", "read_patients", "read_test_patients"]
+__all__ = ["digest", "fitted_patients", "has_cases", "read_patients", "read_test_patients"]
 
 
 def digest(datalist: Path) -> str:
@@ -60,6 +60,21 @@ def read_test_patients(datalist: Path) -> dict[str, str]:
             "again with --fractions 0,0,1, which makes all of them a test set"
         )
     return _patients(splits, "testing", datalist)
+
+
+def fitted_patients(datalist: Path) -> set[str]:
+    """Return the patients that a network of a list is trained on, or whose cases choose its epoch or temperature.
+
+    Raises:
+        InputError: The file is broken.
+    """
+    splits = _read(datalist)
+    return {
+        patient
+        for name in ("training", "validation")
+        if splits.get(name)
+        for patient in _patients(splits, name, datalist).values()
+    }
 
 
 def has_cases(datalist: Path, split: str) -> bool:

@@ -25,6 +25,7 @@ from calib_components.errors import InputError, make_folder, writing
 from calib_components.tools.comparison.arguments import check_places, is_device, read_test_sets
 from calib_components.tools.comparison.cell_settings import read_settings, write_settings
 from calib_components.tools.comparison.cells import collect_history, write_history
+from calib_components.tools.comparison.datalists import fitted_patients, read_test_patients
 from calib_components.tools.comparison.plan import (
     WORK,
     PlannedCell,
@@ -348,6 +349,14 @@ def compare_losses(
     if without := [cell.name for cell in cells if not cell.settings.calibration]:
         of = "" if len(without) == len(cells) else f" for {'; '.join(without)}"
         print(f"No temperature is fitted{of}: there are no validation cases, or they are what is evaluated")
+    lists = [datalist or dataset_dir / "datalist.json"] if folds is None else dataset_dir.glob("datalist_fold*.json")
+    fitted = set().union(*map(fitted_patients, lists))
+    for name, folder in test_sets.items():
+        if same := fitted & {*read_test_patients(folder / "datalist.json").values()}:
+            print(
+                f"{name}: {len(same)} of its patients are called as patients of the training or validation, such as "
+                f"{min(same)}; if they are the same persons, the network has seen them"
+            )
     for cell in cells:
         if steps := [*cell.unfinished_steps(), *cell.steps_of_all_folds()]:
             print("\n".join([f"{cell.name}:", *(step.shown for step in steps)]))

@@ -420,6 +420,7 @@ class TestFurtherTestSets:
             lambda cell, device, processes, of_all_folds: run.append([step.name for step in cell.unfinished_steps()]),
         )
         shutil.copytree(data, tmp_path / "scanner")
+        (tmp_path / "scanner" / "datalist.json").write_text(json.dumps(make_datalist("x", "y", "a")))
         out, further = tmp_path / "out", [f"b={tmp_path / 'scanner'}"]
         finish(data, out, "nacl")
         for name in ("model.pt", "model_calibrated.pt"):
@@ -429,6 +430,7 @@ class TestFurtherTestSets:
         assert run == [["evaluate_on_b", "evaluate_temperature_on_b"]]
         printed = capsys.readouterr().out
         assert "nacl, seed 0:\npython -m monai.bundle run" in printed
+        assert "b: 1 of its patients are called as patients of the training or validation, such as a; if" in printed
         assert printed.count("python -m monai.bundle run") == 2
         assert (out / "commands.sh").read_text().count("python -m monai.bundle run") == 4 + 2
 
