@@ -20,7 +20,7 @@ from monai.bundle import ConfigParser
 from calib_components.fingerprint import EVALUATION, TRAINING, fingerprint
 from calib_components.handlers.evaluation_files import read_regions
 from calib_components.handlers.temperature import read_temperature
-from calib_components.tools.comparison import report, report_evaluations
+from calib_components.tools.comparison import report, report_datasets, report_evaluations
 from calib_components.tools.comparison.results import read_results
 from calib_components.tools.comparison.settings import TABLE1, choose_settings
 from scripts.draw_results import draw_results
@@ -96,6 +96,11 @@ def test_report_is_rebuilt_byte_for_byte(folder: Path, reference: str | None, tm
     results = shutil.copytree(folder, tmp_path / "results", ignore=shutil.ignore_patterns("cases", "work"))
     report(results, tmp_path / "report", reference)
     compare_with_kept(tmp_path / "report", folder / "report")
+
+
+def test_overview_is_rebuilt_byte_for_byte(tmp_path: Path) -> None:
+    report_datasets([SEEDS, CHAOS], tmp_path / "overview")
+    compare_with_kept(tmp_path / "overview", ROOT / "results/overview")
 
 
 @pytest.mark.parametrize("test_set", ["own", "bssfp", "lge"])
