@@ -41,6 +41,8 @@ ABDOMEN = {  # where CHAOS differs from ACDC
     "crop_size": [160, 160],
     "any_orientation": False,
 }
+# A part of the page on results, from one text to another, and the folder that has its numbers.
+TEXTS = [(SEEDS, "# Results", "## Ensembles of"), (CHAOS, "## A second anatomy", "## What differs")]
 NUMBERS = {7: "seven", 8: "eight"}
 TITLES = {
     "ce_dice": "CE + Dice", "focal": "FL", "entropy_penalty": "ECP", "label_smoothing": "LS", "svls": "SVLS",
@@ -174,35 +176,82 @@ def test_claims_of_the_paper_have_the_differences_of_the_report() -> None:
     assert f"| first by sum-rank | {ranks['nacl']} of {NUMBERS[len(ranks)]} losses; {others} |" in page
 
 
-def test_differences_in_the_text_are_those_of_the_reports() -> None:
+@pytest.mark.parametrize(("folder", "begin", "end"), TEXTS, ids=["three_seeds", "chaos"])
+def test_differences_in_the_text_are_those_of_the_reports(folder: Path, begin: str, end: str) -> None:
     """Each `mean (low to high)`, with either sign: which is better says the sentence."""
     rows = [
         tuple(float(row[name]) for name in ("mean", "low", "high"))
-        for name in ("differences", "conditions", "conditions_on_bssfp", "conditions_on_lge", "temperature")
-        for row in csv.DictReader((SEEDS / f"report/{name}.csv").read_text().splitlines())
+        for row in read_reported(folder, "differences", "conditions", "temperature")
     ]
     both = [signed for mean, low, high in rows for signed in ((mean, low, high), (-mean, -high, -low))]
-    page = " ".join((ROOT / "docs/results.md").read_text().split("## Ensembles of")[0].split())
     number = r"(-?\d+\.\d{2,})"
     shown = re.findall(
-        rf"{number}(?: (?:higher|lower|better|worse))?,? \(?(?:95 % interval )?{number} to {number}", page
+        rf"{number}(?: (?:higher|lower|better|worse))?,? \(?(?:95 % interval )?{number} to {number}",
+        section(begin, end).replace("interval 0.92 to 1.24", ""),  # of T
     )
-    assert len(shown) > 20
+    assert len(shown) > 6
     for texts in shown:
         digits = len(texts[0].partition(".")[2])
         assert any(texts == tuple(f"{value:.{digits}f}" for value in row) for row in both), texts
 
 
-def test_p_values_in_the_text_are_those_of_the_reports() -> None:
-    rows = [
-        float(row["p_value_holm"])
-        for name in ("differences", "conditions", "conditions_on_bssfp", "conditions_on_lge")
-        for row in csv.DictReader((SEEDS / f"report/{name}.csv").read_text().splitlines())
-    ]
-    shown = re.findall(r"p = (0\.\d+)", (ROOT / "docs/results.md").read_text())
+@pytest.mark.parametrize(("folder", "begin", "end"), TEXTS, ids=["three_seeds", "chaos"])
+def test_p_values_in_the_text_are_those_of_the_reports(folder: Path, begin: str, end: str) -> None:
+    rows = [float(row["p_value_holm"]) for row in read_reported(folder, "differences", "conditions")]
+    shown = re.findall(r"p = (0\.\d+)", section(begin, end))
     assert len(shown) > 5
     for text in shown:
         assert any(f"{p_value:.{len(text) - 2}f}" == text for p_value in rows), text
+
+
+def section(begin: str, end: str) -> str:
+    """A part of the page, without line breaks."""
+    return " ".join((ROOT / "docs/results.md").read_text().partition(begin)[2].partition(end)[0].split())
+
+
+def read_reported(folder: Path, *names: str) -> list[dict[str, str]]:
+    """The rows of tables of a report, for all its test sets."""
+    files = [file for name in names for file in sorted((folder / "report").glob(f"{name}*.csv"))]
+    return [row for file in files for row in csv.DictReader(file.read_text().splitlines())]
+
+
+def test_page_says_what_one_patient_of_chaos_does_to_the_temperatures() -> None:
+    text = section("## A second anatomy", "## What differs")
+    methods = ("ce_dice", "svls", "nacl")
+    ce_dice, svls, nacl = fits = [read_temperature(CHAOS / method / "seed0_fold0/temperature") for method in methods]
+    assert f"(T = {ce_dice.temperature:.2f})" in text
+    assert f"SVLS needs no temperature ({svls.temperature:.2f}, interval {svls.low:.2f} to {svls.high:.2f})" in text
+    assert f"NACL is underconfident ({nacl.temperature:.2f})" in text
+    without = [f"{fit.leave_one_out['chaos15']:.2f}" for fit in fits]
+    assert "without this patient, T is {}, {} and {}".format(*without) in text
+    coverage = [100 * fit.coverage for fit in fits]
+    assert f"in only {min(coverage):.0f} to {max(coverage):.0f} % of simulations" in text
+    files = [file for method in methods for file in (CHAOS / method).glob("seed0_fold*/cases.csv")]
+    rows = [row for file in files for row in csv.DictReader(file.read_text().splitlines())]
+    failed, others = ([row for row in rows if (row["case"] == "chaos15") is fails] for fails in (True, False))
+    found = [{"dsc": row[f"dsc_{name}"]} for row in failed for name in ("liver", "spleen")]
+    assert f"no network finds them (DSC {ends(found, 'dsc', 2)})" in text
+    highest = max(float(row["nll_all"]) for row in others)
+    assert f"Its NLL is {ends(failed, 'nll_all', 2)}, that of all others at most {highest:.3f}" in text
+
+
+def test_page_has_the_ranks_of_the_overview() -> None:
+    text = section("## A second anatomy", "## What differs")
+
+    def of(ranking: str, method: str) -> str:
+        with open(ROOT / f"results/overview/ranks_{ranking}.csv", newline="") as file:
+            (row,) = (row for row in csv.DictReader(file) if row["method"] == method)
+        rank, low, high = (float(row[f"sum_rank{end}"]) for end in ("", "_low", "_high"))
+        return f"{rank:.0f} [{low:.0f}, {high:.0f}]"
+
+    ce_dice, svls, nacl = (of("paper", method) for method in ("ce_dice", "svls", "nacl"))
+    assert f"the sum-rank of NACL is {nacl}, that of CE + Dice {ce_dice} and that of SVLS {svls}" in text
+    ce_dice, svls, nacl = (of("paper_temperature", method) for method in ("ce_dice", "svls", "nacl"))
+    assert f"CE + Dice comes first: {ce_dice}, NACL {nacl}, SVLS {svls}" in text
+    ce_dice, svls, nacl = (of("probabilities", method) for method in ("ce_dice", "svls", "nacl"))
+    assert f"without temperature, {svls}, NACL {nacl}, CE + Dice {ce_dice}, and with it" in text
+    ce_dice, svls, nacl = (of("probabilities_temperature", method) for method in ("ce_dice", "svls", "nacl"))
+    assert f"and with it, {svls}, {nacl} and {ce_dice}" in text
 
 
 def test_what_shift_adds_and_what_is_plausible_to_each_loss() -> None:
