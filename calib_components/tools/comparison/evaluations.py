@@ -19,7 +19,7 @@ from calib_components.handlers.evaluation_files import (
     read_thresholds,
 )
 from calib_components.metrics import CalibrationBins, ThresholdCounts
-from calib_components.tools.comparison.measured import Comparison, Evaluation, Method, Run
+from calib_components.tools.comparison.measured import TOLERANCE, Comparison, Evaluation, Method, Run, same_cases
 from calib_components.tools.comparison.statistics import Array
 from calib_components.tools.comparison.tables import channels_text
 
@@ -42,7 +42,6 @@ HIGHEST = {  # of each measure, with whatever follows its name; the lowest is 0
     **dict.fromkeys(("volume_low", "volume_high"), math.inf),
     "brier": 2,
 }
-TOLERANCE = 1e-6
 UNITS = {"unit": ("mm", "voxels"), "volume_unit": ("ml", "voxels")}
 NAMED = 6  # columns and cases that a notice names; the rest is counted
 
@@ -154,28 +153,6 @@ def shared_patients(evaluation: FolderEvaluation, other: FolderEvaluation) -> se
         return patients
     differing = ({*evaluation.cases} & {*other.cases}) - same_cases(evaluation, other)
     return patients - {evaluation.patients[case] for case in differing}
-
-
-def same_cases(evaluation: Evaluation, other: Evaluation) -> set[str]:
-    """Return the cases of two evaluations that have the same name and, where known, the same voxels and volumes."""
-    names = {*evaluation.cases} & {*other.cases}
-    volumes = [name for name in evaluation.columns if name.startswith("true_volume_") and name in other.columns]
-    counts = [_voxels(each) for each in (evaluation, other)]
-    known = all(count is not None for count in counts)
-    here, there = (
-        {
-            case: np.array([*(each.columns[name][i] for name in volumes), *(count[i : i + 1] if known else ())])
-            for i, case in enumerate(each.cases)
-        }
-        for each, count in zip((evaluation, other), counts, strict=True)
-    )
-    return {case for case in names if np.allclose(here[case], there[case], rtol=TOLERANCE, atol=0, equal_nan=True)}
-
-
-def _voxels(evaluation: Evaluation) -> Any:
-    """Return the number of voxels of each case, `(cases,)`; None where all voxels were not measured."""
-    bins = evaluation.regions.get("all")
-    return None if bins is None else bins.count.sum(1).numpy()
 
 
 def read_evaluation(folder: Path) -> FolderEvaluation:

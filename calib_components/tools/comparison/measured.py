@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,9 +21,10 @@ from calib_components.tools.comparison.statistics import (
     paired_difference,
 )
 
-__all__ = ["Comparison", "Evaluation", "Method", "Run"]
+__all__ = ["TOLERANCE", "Comparison", "Evaluation", "Method", "Run", "same_cases"]
 
 T = TypeVar("T", bound=Hashable)
+TOLERANCE = 1e-6  # of values in files
 CONCLUDED = ("nll_all", "ece_all", "ece_predicted")
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -64,6 +65,28 @@ class Evaluation:
             if not content.startswith(PNG) or len(content) < 24:
                 raise ValueError(f"{len(content)} bytes of something else")
             return content
+
+
+def same_cases(evaluation: Evaluation, other: Evaluation) -> set[str]:
+    """Return the cases of two evaluations that have the same name and, where known, the same voxels and volumes."""
+    names = {*evaluation.cases} & {*other.cases}
+    volumes = [name for name in evaluation.columns if name.startswith("true_volume_") and name in other.columns]
+    counts = [_voxels(each) for each in (evaluation, other)]
+    known = all(count is not None for count in counts)
+    here, there = (
+        {
+            case: np.array([*(each.columns[name][i] for name in volumes), *(count[i : i + 1] if known else ())])
+            for i, case in enumerate(each.cases)
+        }
+        for each, count in zip((evaluation, other), counts, strict=True)
+    )
+    return {case for case in names if np.allclose(here[case], there[case], rtol=TOLERANCE, atol=0, equal_nan=True)}
+
+
+def _voxels(evaluation: Evaluation) -> Any:
+    """Return the number of voxels of each case, `(cases,)`; None where all voxels were not measured."""
+    bins = evaluation.regions.get("all")
+    return None if bins is None else bins.count.sum(1).numpy()
 
 
 @dataclass(frozen=True, eq=False)

@@ -35,8 +35,7 @@ from calib_components.tools.comparison.cell_settings import (
     read_json,
 )
 from calib_components.tools.comparison.cells import CellEvaluation, FinishedCell, read_cell
-from calib_components.tools.comparison.evaluations import same_cases
-from calib_components.tools.comparison.measured import Comparison, Method, Run
+from calib_components.tools.comparison.measured import Comparison, Method, Run, same_cases
 from calib_components.tools.comparison.published import PUBLISHED, STRUCTURES
 from calib_components.tools.comparison.statistics import Array, mean_of_defined
 
