@@ -280,26 +280,35 @@ CASES = [
 ]  # fmt: skip
 
 
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small bundle, prepared data of which planning reads the list, and results with a finished cell."""
+    folder = tmp_path_factory.mktemp("whole")
+    put(CONFIG, TRAIN)(folder)
+    put("bundle/configs/evaluate.yaml", "split: testing")(folder)
+    put("bundle/configs/calibrate.yaml", "split: validation\nregion: all")(folder)
+    for name, text in LOSSES.items():
+        put(f"bundle/configs/losses/{name}.yaml", text)(folder)
+    put(LIST, DATALIST)(folder)
+    with pytest.MonkeyPatch.context() as context:
+        context.chdir(folder)
+        context.setattr("calib_components.tools.comparison.run.run_cell", finish)
+        assert run("--losses=other").code == 0
+    for left in (PLAN, "out/commands.sh", "out/work"):
+        remove(left)(folder)
+    return folder
+
+
+@pytest.fixture
+def folder(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of it, to be spoiled."""
 
     def run_cell(*_: object) -> None:
         raise AssertionError("a cell was run")
 
     monkeypatch.setattr("calib_components.tools.comparison.run.run_cell", run_cell)
+    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
-    put(CONFIG, TRAIN)(tmp_path)
-    put("bundle/configs/evaluate.yaml", "split: testing")(tmp_path)
-    put("bundle/configs/calibrate.yaml", "split: validation\nregion: all")(tmp_path)
-    for name, text in LOSSES.items():
-        put(f"bundle/configs/losses/{name}.yaml", text)(tmp_path)
-    put(LIST, DATALIST)(tmp_path)
-    with pytest.MonkeyPatch.context() as context:
-        context.setattr("calib_components.tools.comparison.run.run_cell", finish)
-        assert run("--losses=other").code == 0
-    for left in (PLAN, "out/commands.sh", "out/work"):
-        remove(left)(tmp_path)
     return tmp_path
 
 

@@ -74,7 +74,9 @@ def test_label_out_of_range_is_an_error() -> None:
         "import torch; from calib_components.losses import NACLLoss;"
         "NACLLoss()(torch.zeros(1, 2, 4, 4).cuda(), torch.full((1, 1, 4, 4), 2).cuda()); torch.cuda.synchronize()"
     )
-    assert subprocess.run([sys.executable, "-c", code], check=False, capture_output=True).returncode != 0
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "device-side assert" in done.stderr or "expected class indices" in done.stderr
 
 
 @pytest.mark.parametrize("metric_type", [ECEMetric, CECEMetric, NLLMetric, BrierMetric, DSCMetric, HD95Metric])

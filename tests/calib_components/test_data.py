@@ -66,7 +66,7 @@ def test_case_is_written_completely_or_not_at_all(tmp_path: Path) -> None:
         write_case(tmp_path / "case", image, image, np.eye(3))
     assert list(tmp_path.iterdir()) == []
     write_case(tmp_path / "case", image, image, np.eye(4))
-    with pytest.raises(OSError, match="case"):
+    with pytest.raises(FileExistsError, match=r"case: expected no such folder yet, got one$"):
         write_case(tmp_path / "case", image, image, np.eye(4))
     assert [path.name for path in tmp_path.iterdir()] == ["case"]
 

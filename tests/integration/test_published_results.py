@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import math
 import re
@@ -14,6 +15,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import numpy as np
 import pytest
 from monai.bundle import ConfigParser
 
@@ -98,6 +100,41 @@ def test_report_is_rebuilt_byte_for_byte(folder: Path, reference: str | None, tm
     results = shutil.copytree(folder, tmp_path / "results", ignore=shutil.ignore_patterns("cases", "work"))
     report(results, tmp_path / "report", reference)
     compare_with_kept(tmp_path / "report", folder / "report")
+
+
+def test_means_and_p_values_follow_from_the_cases() -> None:
+    """From `cases.csv` alone, with all signs of the patients' differences; the report draws 10,000 of them."""
+    measures, methods = ("nll_all", "ece_all", "ece_predicted"), [setting.name for setting in TABLE1]
+    patient_of = json.loads((SEEDS / "nacl/seed0/settings.json").read_text())["patients"]
+    patients = sorted(set(patient_of.values()))
+    with open(SEEDS / "report/means.csv", newline="") as file:
+        means = {
+            (r["method"], r["measure"]): float(r["mean"]) for r in csv.DictReader(file) if r["temperature"] == "without"
+        }
+    with open(SEEDS / "report/differences.csv", newline="") as file:
+        differences = {(row["method"], row["measure"]): row for row in csv.DictReader(file)}
+    signs = np.array(list(itertools.product((1, -1), repeat=len(patients))), np.int8)
+    drawn: dict[tuple[str, str], float] = {}
+    for measure in measures:
+        of_patients = {}
+        for method in methods:
+            files = [SEEDS / method / f"seed{seed}/cases.csv" for seed in range(3)]
+            rows = [row for file in files for row in csv.DictReader(file.read_text().splitlines())]
+            assert fmean(float(row[measure]) for row in rows) == pytest.approx(means[method, measure])
+            of_patients[method] = np.array(
+                [fmean(float(row[measure]) for row in rows if patient_of[row["case"]] == name) for name in patients]
+            )
+        for method in methods[1:]:
+            difference = of_patients[method] - of_patients["ce_dice"]
+            assert float(differences[method, measure]["mean"]) == pytest.approx(difference.mean())
+            sums = abs(signs @ difference)
+            exact = (sums >= abs(difference.sum()) * (1 - 1e-9)).mean()
+            drawn[method, measure] = float(differences[method, measure]["p_value"])
+            assert drawn[method, measure] == pytest.approx(exact, abs=1e-4 + 5 * (exact * (1 - exact) / 10_000) ** 0.5)
+    highest = 0.0
+    for place, key in enumerate(sorted(drawn, key=drawn.__getitem__)):
+        highest = min(1.0, max(highest, (len(drawn) - place) * drawn[key]))
+        assert float(differences[key]["p_value_holm"]) == pytest.approx(highest)
 
 
 def test_overview_is_rebuilt_byte_for_byte(tmp_path: Path) -> None:

@@ -40,7 +40,8 @@ def train(
         amp=options.pop("amp", False),
     )
     scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, [max_epochs // 2])
-    evaluator: Any = SimpleNamespace(state=SimpleNamespace(best_metric=-1, best_metric_epoch=-1))
+    best_epoch = options.pop("best_epoch", -1)  # by default, none was validated yet
+    evaluator: Any = SimpleNamespace(state=SimpleNamespace(best_metric=-1, best_metric_epoch=best_epoch))
     if change := options.pop("at_epoch_2", None):
         trainer.add_event_handler(Events.EPOCH_STARTED(once=2), change)
     TrainingCheckpoint(folder, network, optimizer, scheduler, evaluator, seed=0, **options).attach(trainer)
@@ -48,6 +49,15 @@ def train(
         trainer.add_event_handler(Events.EPOCH_COMPLETED(once=stop_after), stop)
     trainer.run()
     return torch.load(folder / "last.ckpt", weights_only=True)
+
+
+def test_model_is_that_of_the_best_epoch(tmp_path: Path) -> None:
+    last = train(tmp_path / "whole", best_epoch=2)
+    second = train(tmp_path / "second", best_epoch=2, stop_after=2)
+    model = torch.load(tmp_path / "whole" / "model.pt", weights_only=True)
+    assert model == second["network"]
+    assert model != last["network"]
+    assert (last["epoch"], last["best_metric_epoch"]) == (4, 2)
 
 
 def test_scaler_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

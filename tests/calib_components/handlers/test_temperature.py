@@ -309,10 +309,10 @@ class TestAnotherFolder:
         elif "image" in name:
             (tmp_path / name).write_bytes(b"an image")
         before = snapshot(tmp_path)
-        with pytest.raises(InputError, match=rf"{name}: expected trained weights, got |file of weights.*got .*{name}"):
-            calibrate(calibrated_path=tmp_path / name)
-        with pytest.raises(InputError):
-            calibrate(calibrated_path=tmp_path / name, temperature=2.0)
+        for options in ({}, {"temperature": 2.0}):
+            message = rf"{name}: expected trained weights, got |file of weights.*got .*{name}"
+            with pytest.raises(InputError, match=message):
+                calibrate(calibrated_path=tmp_path / name, **options)
         assert snapshot(tmp_path) == before
 
     def test_is_found_through_a_link(self, calibrate: Callable[..., TemperatureScaled], tmp_path: Path) -> None:

@@ -249,7 +249,7 @@ def test_another_metric_goes_on_from_what_is_stored(metric_type: type) -> None:
 
 def test_a_call_that_fails_leaves_no_trace() -> None:
     metric, wrong = ECEMetric(), torch.full((4, 3), 2.0)
-    with pytest.raises(ValueError, match="y_pred"):
+    with pytest.raises(ValueError, match=r"^y_pred: expected probabilities, got "):
         metric([torch.full((4, 3), 0.25), wrong], 2 * [torch.tensor([[0, 1, 3]])])
     metric([torch.full((2, 3), 0.5)], [torch.tensor([[0, 1, 1]])])  # of another number of classes
     assert len(metric.aggregate("none")) == 1

@@ -388,6 +388,8 @@ def test_jobs_need_no_gpu_where_they_are_started(
 ) -> None:
     """The machine that starts jobs may have none: `--device cuda` is checked where it is used."""
 
+    submitted: list[str] = []
+
     class Executor:
         def __init__(self, folder: Path) -> None:
             pass
@@ -397,6 +399,7 @@ def test_jobs_need_no_gpu_where_they_are_started(
 
         def map_array(self, function: Any, shares: list[list[Any]]) -> list[Any]:
             assert json.loads(function.run.options)["device"] == "cuda"
+            submitted.extend(case.name for share in shares for case in share)
             return [
                 SimpleNamespace(
                     done=lambda: True, result=lambda share=share: dict.fromkeys([c.name for c in share], "no")
@@ -407,5 +410,7 @@ def test_jobs_need_no_gpu_where_they_are_started(
     monkeypatch.setattr("calib_components.tools.many_cases.processes.POLL", 0)
     monkeypatch.setattr(submitit, "SlurmExecutor", Executor)
     options = {"dataset_dir": scans, "output_dir": tmp_path / "out", "ckpt_dir": str(weights), "device": "cuda"}
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit) as ended:
         infer(ACDC, **options, executor="slurm", slurm={"partition": "gpu"})
+    assert ended.value.code == 1
+    assert sorted(submitted) == list(NAMES)
