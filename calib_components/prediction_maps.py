@@ -18,9 +18,9 @@ from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform, SaveImaged
 from monai.utils import convert_to_dst_type
-from nibabel import Nifti1Header
+from nibabel import Nifti1Header, Nifti1Image
 
-from calib_components.errors import InputError, make_folder, writing
+from calib_components.errors import InputError, make_folder, reading, writing
 from calib_components.image_grid import ImageGrid
 from calib_components.inference import result_name
 from calib_components.metrics.voxels import top_label
@@ -41,6 +41,7 @@ MAPS = {"label": "seg", "uncertainty": "uncertainty", "probability": "probabilit
 INTEGERS = {8: torch.uint8, 16: torch.uint16}  # by their bits
 SLAB = 2**22  # values of a slab: its voxels times the classes
 SLOPE = "scl_slope"  # of a map's metadata: the step of the whole numbers that it holds
+MARK = b"calib_components"  # in the header of what is written
 COMPRESSION = 1  # higher levels of gzip take several times as long for a few per cent
 
 
@@ -234,13 +235,18 @@ class SaveMapd(SaveImaged):  # MONAI Label leaves out what is a SaveImaged
         """Return the item as it is. Warn once of other maps of an image that stay beside the new ones.
 
         Raises:
-            InputError: A file cannot be written.
+            InputError: A file cannot be written, or is a label map of somebody else.
         """
         folder = Path(self.output_dir)
         make_folder(folder)
         for key in self.key_iterator(dict(data)):
             name = result_name(data[key].meta["filename_or_obj"], self.file_suffixes)
-            with writing(folder / f"{name}_{key}.nii.gz") as unfinished:
+            file = folder / f"{name}_{key}.nii.gz"
+            if file.exists() and not _is_own(file):
+                raise InputError(
+                    f"{file}: expected no file or a map of an earlier run, got another file; choose another folder"
+                )
+            with writing(file) as unfinished:
                 _write(data[key], unfinished)
             others = [folder / f"{name}_{other}.nii.gz" for other in self.keys if other not in data]
             if not self._has_warned and (staying := [file for file in others if file.exists()]):
@@ -250,6 +256,11 @@ class SaveMapd(SaveImaged):  # MONAI Label leaves out what is a SaveImaged
                     staying[0],
                 )
         return dict(data)
+
+
+def _is_own(file: Path) -> bool:
+    with reading(file):
+        return Nifti1Image.from_filename(file).header["descrip"].item() == MARK
 
 
 def _write(volume: MetaTensor, file: Path) -> None:
@@ -262,6 +273,7 @@ def _write(volume: MetaTensor, file: Path) -> None:
     header.set_sform(np.asarray(volume.affine), code=1)
     header.set_qform(np.asarray(volume.affine), code=1)
     header.set_xyzt_units("mm")
+    header["descrip"] = MARK
     header.set_data_offset(header.single_vox_offset)
     header["scl_slope"], header["scl_inter"] = volume.meta.get(SLOPE, 1.0), 0.0
     with open(file, "wb") as raw, gzip.GzipFile("", "wb", COMPRESSION, raw, mtime=0) as packed:

@@ -1,9 +1,4 @@
-"""Draw docs/penalty_weight.png: the ceiling of NACL's confidence, and what the weight did on phantoms.
-
-    python scripts/draw_penalty_weight.py RESULTS
-
-RESULTS are those of `compare_losses.py --losses nacl,nacl_0.03,nacl_0.3` on the data of scripts/demo.
-"""
+"""Draw docs/penalty_weight.png: the ceiling of NACL's confidence, and what the weight did on each test set."""
 
 from __future__ import annotations
 
@@ -19,10 +14,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for a clone that
 from calib_components.errors import writing
 from calib_components.handlers.evaluation_files import read_regions
 from calib_components.tools.command_line import run
+from calib_components.tools.comparison.page import to_png
 
 ROOT = Path(__file__).resolve().parents[1]
-NETWORKS = {0.03: "nacl_0.03", 0.1: "nacl", 0.3: "nacl_0.3"}
-PLACES = {"easy: same scanner": ".", "hard: another scanner": "on_scanner_b"}
+RESULTS = ROOT / "results/acdc/variants"
+NETWORKS = {0.01: "nacl_0.01", 0.03: "nacl_0.03", 0.1: "nacl", 0.3: "nacl_0.3"}
+PLACES = {"ACDC": ".", "bSSFP, another hospital": "on_bssfp", "LGE, another sequence": "on_lge"}
 
 
 def ceiling(weight: float, num_classes: int) -> float:
@@ -32,15 +29,15 @@ def ceiling(weight: float, num_classes: int) -> float:
     return math.e / (math.e + num_classes - 1)
 
 
-def draw_penalty_weight(results: Path, out: Path = ROOT / "docs" / "penalty_weight.png") -> None:
+def draw_penalty_weight(results: Path = RESULTS, out: Path = ROOT / "docs" / "penalty_weight.png") -> None:
     """Draw the picture.
 
     Args:
         results: Folder that compare_losses wrote.
         out: The PNG file to write.
     """
-    figure = Figure(figsize=(10, 3.4), dpi=150, layout="constrained")
-    left, *others = figure.subplots(1, 3)
+    figure = Figure(figsize=(11, 3.2), dpi=150, layout="constrained")
+    left, *others = figure.subplots(1, 4)
     weights = np.linspace(0, 1, 201)
     for num_classes in (2, 4, 8):
         left.plot(weights, [ceiling(weight, num_classes) for weight in weights], label=f"N = {num_classes}")
@@ -52,13 +49,13 @@ def draw_penalty_weight(results: Path, out: Path = ROOT / "docs" / "penalty_weig
         for sums, label in (("confidence_sum", "confidence"), ("num_correct", "accuracy")):
             means = [(getattr(of_weight, sums).sum() / of_weight.count.sum()).item() for of_weight in bins]
             axes.plot(list(NETWORKS), means, marker="o", label=label)
-        axes.set(xscale="log", ylim=(0.5, 1), xlabel="penalty_weight", title=place)
+        axes.set(xscale="log", ylim=(0.65, 1), xlabel="penalty_weight", title=place)
         axes.set_xticks(list(NETWORKS), [f"{weight:g}" for weight in NETWORKS])
         axes.minorticks_off()
     others[0].set_ylabel("Where a structure is predicted")
     others[0].legend(frameon=False)
     with writing(out) as unfinished:
-        figure.savefig(unfinished, format="png")
+        unfinished.write_bytes(to_png(figure))
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from calib_components.metrics import CalibrationBins, ThresholdCounts
 
 __all__ = [
     "FILES",
+    "check_own",
     "number",
     "read_calibration",
     "read_cases",
@@ -52,6 +53,25 @@ FILES = (  # all that an evaluation writes; the summary comes last, so where it 
     "cases/worst.png",
     "summary.json",
 )
+
+
+MARKS = {"cases.csv": "dsc", "summary.json": '"missed"'}  # in the first line of the table, and in the summary
+
+
+def check_own(folder: Path) -> None:
+    """Refuse to replace a table of somebody else that is called like one of an evaluation.
+
+    Raises:
+        InputError: There is one.
+    """
+    for name, mark in MARKS.items():
+        if (file := folder / name).is_file():
+            with writing_in(folder), open(file, errors="replace") as table:
+                beginning = table.readline() if name.endswith(".csv") else table.read()
+            if mark not in beginning:
+                raise InputError(
+                    f"{file}: expected a file of an evaluation or nothing, got another one; choose another folder"
+                )
 
 
 def read_cases(folder: str | os.PathLike) -> tuple[list[str], dict[str, NDArray[np.float64]]]:

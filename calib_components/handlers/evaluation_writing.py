@@ -19,6 +19,7 @@ from monai.utils import string_list_all_gather
 from calib_components.errors import InputError
 from calib_components.handlers.evaluation_files import (
     FILES,
+    check_own,
     number,
     replace_files,
     write_calibration,
@@ -95,8 +96,8 @@ def check_evaluation(
     """Check what an evaluation will write, and leave the folder as it is. Arguments as in `start_evaluation`.
 
     Raises:
-        InputError: Something of another kind is in the place of a file, or names of structures give a column twice,
-            such as `a` and `a_if_true`.
+        InputError: Something of another kind, or a table of somebody else, is in the place of a file, or names of
+            structures give a column twice, such as `a` and `a_if_true`.
     """
     _check_names(metrics, structures)
     for name in FILES:
@@ -104,6 +105,7 @@ def check_evaluation(
             raise InputError(f"{file}: expected a file of an evaluation or nothing, got a folder")
     if (folder := Path(output_dir) / "cases").is_file():
         raise InputError(f"{folder}: expected a folder of pictures or nothing, got a file")
+    check_own(Path(output_dir))
 
 
 def write_evaluation(

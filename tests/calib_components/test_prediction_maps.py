@@ -24,7 +24,6 @@ from calib_components.prediction_maps import (
     normalized_entropy,
     structure_probabilities,
 )
-from tests.helpers import save
 
 MODALITIES = ("_flair", "_t1", "_t1ce", "_t2")
 
@@ -36,6 +35,20 @@ def make_map(*shape: int, dtype: torch.dtype = torch.float64) -> MetaTensor:
 
 
 class TestSaveMapd:
+    def test_a_label_map_of_somebody_else_is_not_replaced(self, tmp_path: Path) -> None:
+        volume = make_map(1, 4, 3, 2, dtype=torch.uint8)
+        save = SaveMapd("seg", tmp_path, MODALITIES)
+        save({"seg": volume})
+        save({"seg": volume})  # again
+        by_hand = nib.Nifti1Image(np.ones((4, 3, 2), np.uint8), np.eye(4))
+        nib.save(by_hand, tmp_path / "scan_seg.nii.gz")
+        before = (tmp_path / "scan_seg.nii.gz").read_bytes()
+        with pytest.raises(
+            InputError, match=r"scan_seg.nii.gz: expected no file or a map of an earlier run, got another"
+        ):
+            save({"seg": volume})
+        assert (tmp_path / "scan_seg.nii.gz").read_bytes() == before
+
     def test_maps_of_an_earlier_run_are_warned_of_once(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         save = SaveMapd(["seg", "probability"], tmp_path, allow_missing_keys=True)
         for name in ("a", "b"):
@@ -73,7 +86,7 @@ class TestSaveMapd:
 
     def test_full_disk_leaves_what_was_there(self, tmp_path: Path) -> None:
         file = tmp_path / "scan_t1_seg.nii.gz"
-        save(file, np.ones((4, 4, 3), np.int16))
+        SaveMapd("seg", tmp_path)({"seg": make_map(1, 4, 4, 3)})
         before, (soft, hard) = file.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
         noise = make_map(1, 40, 40, 40)
         noise[:] = torch.rand(1, 40, 40, 40)

@@ -375,6 +375,16 @@ def test_folder_in_the_place_of_a_file_is_named_before_the_work(tmp_path: Path) 
     assert (tmp_path / "cases.csv" / "data").is_dir()
 
 
+@pytest.mark.parametrize(
+    ("name", "content"), [("cases.csv", "case,age,sex\na,70,f\n"), ("summary.json", '{"foreground_mean": {}}')]
+)
+def test_a_table_of_somebody_else_is_not_replaced(name: str, content: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(InputError, match=rf"{name}: expected a file of an evaluation or nothing, got another one"):
+        evaluate(tmp_path)
+    assert (tmp_path / name).read_text() == content
+
+
 def test_names_of_cases_may_hold_any_character(tmp_path: Path) -> None:
     name = 'a,b \u2028 "c"'
     (tmp_path / "cases.csv").write_text('case,ece\n"a,b \u2028 ""c""",0.5\n')
