@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from calib_components.losses import NACLLoss
-from scripts.draw_penalty_weight import ceiling
+from scripts.draw_penalty_weight import ceiling, draw_penalty_weight
 from tests.helpers import ROOT
+from tests.integration.test_published_results import compare_bytes
 
 
 def losses(logits: torch.Tensor, weight: float) -> torch.Tensor:
@@ -39,3 +42,11 @@ def test_page_states_the_ceiling() -> None:
     assert len(rows) == 4
     for weight, *shown in np.array(rows, float).tolist():
         assert shown == pytest.approx([ceiling(weight, num_classes) for num_classes in (2, 4, 8)], abs=6e-5)
+
+
+def test_picture_is_that_of_the_results(tmp_path: Path) -> None:
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "made").mkdir()
+    shutil.copy(ROOT / "docs/penalty_weight.png", tmp_path / "kept")
+    draw_penalty_weight(out=tmp_path / "made/penalty_weight.png")
+    compare_bytes(tmp_path / "made", tmp_path / "kept")
