@@ -242,7 +242,7 @@ class SaveMapd(SaveImaged):  # MONAI Label leaves out what is a SaveImaged
         for key in self.key_iterator(dict(data)):
             name = result_name(data[key].meta["filename_or_obj"], self.file_suffixes)
             file = folder / f"{name}_{key}.nii.gz"
-            if file.exists() and not _is_own(file):
+            if file.is_file() and not _is_own(file):
                 raise InputError(
                     f"{file}: expected no file or a map of an earlier run, got another file; choose another folder"
                 )

@@ -144,7 +144,7 @@ BEFORE_THE_WORK = [
     Case("a link to nothing", link("predictions/c.nii.gz", "gone"), "predictions/c.nii.gz: expected a file, got a link to gone, which is not there\n"),
     Case("a label that links to nothing", link("labels/c.nii.gz", "gone"), "labels/c.nii.gz: expected a file, got a link to gone"),
     # files
-    Case("prediction truncated", truncate(A), f"{A}: expected "),
+    Case("prediction truncated", truncate(A), f"{A}: expected a readable NIfTI file, got Cannot work out file type of "),
     Case("prediction empty", write(A, b""), f"{A}: expected a readable NIfTI file, got "),
     Case("prediction of text", write(A, b"no image"), f"{A}: expected a readable NIfTI file, got "),
     Case("label of text", write(A_LABEL, b"no image"), f"{A_LABEL}: expected a readable NIfTI file, got "),

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 
+from calib_components.prediction_maps import MARK
 from tests.bad_input.harness import snapshot
 from tests.helpers import ACDC, BRATS, ROOT, SPACING, make_weights, run_bundle_as_typed, save
 
@@ -26,7 +27,7 @@ Options = dict[str, Any]
 
 
 class Case(NamedTuple):
-    """What is done to a folder with `in/scan.nii.gz` and `weights`, a part of the line, and options of the run.
+    """What is done to a folder with `in/scan.nii.gz` and `weights`, the start of the line, and options of the run.
 
     In the latter two, {} is the folder.
     """
@@ -117,7 +118,7 @@ class Code:
     """Makes a folder when it is unpickled."""
 
     def __reduce__(self) -> tuple[Any, tuple[str]]:
-        return os.mkdir, ("/tmp/made-by-weights",)
+        return os.mkdir, ("made-by-weights",)
 
 
 def facts(before: str, after: str) -> Callable[[Path], Any]:
@@ -137,7 +138,8 @@ IMAGES = [
     Case("folder without images", lambda f: (f / "in/scan.nii.gz").unlink(), "dataset_dir: expected .nii or .nii.gz images"),
     Case("folder of labels", rename("scan_seg.nii.gz"), "dataset_dir: expected .nii or .nii.gz images, got none in {}/in"),
     Case("folder a broken link", link("l", "no"), "dataset_dir: expected a NIfTI file or a folder", {"dataset_dir": "{}/l"}),
-    Case("file of another kind", content("a.png", b"x"), "got none in {}/a.png", {"dataset_dir": "{}/a.png"}),
+    Case("file of another kind", content("a.png", b"x"),
+         "dataset_dir: expected .nii or .nii.gz images, got none in {}/a.png", {"dataset_dir": "{}/a.png"}),
     Case("image a broken link", link("in/a.nii", "no"), "{}/in/a.nii: expected an image, got a link to no"),
     Case("image empty", content("in/scan.nii.gz", b""), NIFTI),
     Case("image is text", content("in/scan.nii.gz", b"not an image"), NIFTI),
@@ -150,27 +152,39 @@ IMAGES = [
          "{}/in/a.nii.gz: expected a readable NIfTI file"),
     Case("a second one is broken", content("in/z.nii", b"x"), "{}/in/z.nii: expected a readable NIfTI file"),
     Case("both endings", lambda f: save(f / "in/scan.nii", GOOD),
-         "several called scan, whose results would replace each other: {}/in/scan.nii, {}/in/scan.nii.gz"),
-    Case("one name in two folders", lambda f: save(f / "in/sub/scan.nii.gz", GOOD), "several called scan, whose"),
+         "dataset_dir: expected a name of its own for each image, got several called scan, whose results would replace "
+         "each other: {}/in/scan.nii, {}/in/scan.nii.gz"),
+    Case("one name in two folders", lambda f: save(f / "in/sub/scan.nii.gz", GOOD),
+         "dataset_dir: expected a name of its own for each image, got several called scan, whose"),
     Case("line break in the name", rename("a\nb.nii.gz"), "{}/in/a\\nb.nii.gz: expected a name that is one line of text"),
-    Case("escape code in the name", rename("a\x1b[31m.nii.gz"), "expected a name that is one line of text"),
-    Case("name too long", rename("n" * 240 + ".nii.gz"), "expected a shorter name"),
-    Case("two axes", array(GOOD[..., 0]), "expected a 3D image with 1 channel(s), got shape (20, 24)"),
+    Case("escape code in the name", rename("a\x1b[31m.nii.gz"),
+         "{}/in/a\\x1b[31m.nii.gz: expected a name that is one line of text"),
+    Case("name too long", rename("n" * 240 + ".nii.gz"), "{}/in/" + "n" * 240 + ".nii.gz: expected a shorter name"),
+    Case("two axes", array(GOOD[..., 0]),
+         "{}/in/scan.nii.gz: expected a 3D image with 1 channel(s), got shape (20, 24)"),
     Case("a movie", array(np.stack([GOOD] * 3, -1)), "{}/in/scan.nii.gz: expected a 3D image with 1 channel(s), got shape "),
-    Case("five axes", array(GOOD[..., None, None]), "got shape (20, 24, 4, 1, 1)"),
-    Case("one slice of 1 x 1", array(GOOD[:1, :1, :1]), "expected slices of at least 4 x 4 pixels, got shape (1, 1, 1)"),
+    Case("five axes", array(GOOD[..., None, None]),
+         "{}/in/scan.nii.gz: expected a 3D image with 1 channel(s), got shape (20, 24, 4, 1, 1)"),
+    Case("one slice of 1 x 1", array(GOOD[:1, :1, :1]),
+         "{}/in/scan.nii.gz: expected slices of at least 4 x 4 pixels, got shape (1, 1, 1)"),
     Case("slices of 1 x 1", array(GOOD[:1, :1]), "{}/in/scan.nii.gz: expected slices of at least 4 x 4 pixels"),
-    Case("no slice", header(dim=[3, 20, 24, 0, 1, 1, 1, 1]), "{}/in/scan.nii.gz: expected"),
-    Case("negative size", header(dim=[3, 20, -24, 4, 1, 1, 1, 1]), "{}/in/scan.nii.gz: expected"),
+    Case("no slice", header(dim=[3, 20, 24, 0, 1, 1, 1, 1]),
+         "{}/in/scan.nii.gz: expected slices of at least 4 x 4 pixels, got shape (20, 24, 0)"),
+    Case("negative size", header(dim=[3, 20, -24, 4, 1, 1, 1, 1]),
+         "{}/in/scan.nii.gz: expected slices of at least 4 x 4 pixels, got shape (20, -24, 4)"),
     Case("header demands more", header(dim=[3, 20, 24, 9, 1, 1, 1, 1]), "{}/in/scan.nii.gz: expected a complete NIfTI file"),
-    Case("header demands terabytes", header(dim=[3, 30000, 30000, 30000, 1, 1, 1, 1]), "{}/in/scan.nii.gz: expected"),
+    Case("header demands terabytes", header(dim=[3, 30000, 30000, 30000, 1, 1, 1, 1]),
+         "{}/in/scan.nii.gz: expected 54000000000352 bytes, as its header demands, got "),
     Case("unknown type", header(datatype=77), NIFTI),
     Case("complex", array(GOOD.astype(np.complex64)), "{}/in/scan.nii.gz: expected one real number per voxel, got complex64"),
-    Case("colours", array(np.zeros((9, 9, 3), [("R", "u1"), ("G", "u1"), ("B", "u1")])), "expected one real number per voxel"),
+    Case("colours", array(np.zeros((9, 9, 3), [("R", "u1"), ("G", "u1"), ("B", "u1")])),
+         "{}/in/scan.nii.gz: expected one real number per voxel"),
     Case("NaN in the affine", header(srow_x=[np.nan, 0, 0, 0]), "{}/in/scan.nii.gz: expected an affine of finite numbers"),
     Case("infinite affine", header(srow_y=[0, 0, 0, np.inf]), "{}/in/scan.nii.gz: expected an affine of finite numbers"),
-    Case("affine of zeros", header(srow_x=[0] * 4, srow_y=[0] * 4), "expected an affine whose three axes differ"),
-    Case("affine with equal axes", header(srow_x=[1] * 4, srow_y=[1] * 4, srow_z=[1] * 4), "whose three axes differ"),
+    Case("affine of zeros", header(srow_x=[0] * 4, srow_y=[0] * 4),
+         "{}/in/scan.nii.gz: expected an affine whose three axes differ"),
+    Case("affine with equal axes", header(srow_x=[1] * 4, srow_y=[1] * 4, srow_z=[1] * 4),
+         "{}/in/scan.nii.gz: expected an affine whose three axes differ"),
     Case("NaN", voxel(np.nan), "{}/in/scan.nii.gz: expected finite values, got 1 that are NaN or infinite"),
     Case("infinite", voxel(-np.inf), "{}/in/scan.nii.gz: expected finite values, got 1 that are NaN or infinite"),
     Case("infinite in float32", voxel(1e300), "{}/in/scan.nii.gz: expected finite values, got 1"),
@@ -178,7 +192,8 @@ IMAGES = [
     Case("all zero", array(GOOD * 0), "{}/in/scan.nii.gz: expected an image with contrast, got "),
     Case("quaternion no rotation", header(sform_code=0, qform_code=1, quatern_b=5), NIFTI),
     Case("NaN in the quaternion", header(sform_code=0, qform_code=1, quatern_b=np.nan), "{}/in/scan.nii.gz: expected an affine"),
-    Case("NaN as spacing", header(sform_code=0, qform_code=0, pixdim=[1, np.nan] + [1] * 6), "expected an affine of finite"),
+    Case("NaN as spacing", header(sform_code=0, qform_code=0, pixdim=[1, np.nan] + [1] * 6),
+         "{}/in/scan.nii.gz: expected an affine of finite"),
     Case("voxels beyond the end", header(vox_offset=9e6), "{}/in/scan.nii.gz: expected 9003840 bytes"),
     Case("other magic", header(magic=b"xx"), NIFTI),
     Case("name that is no UTF-8", lambda f: os.rename(f / "in/scan.nii.gz", os.fsencode(f / "in") + b"/a\xff.nii.gz"),
@@ -223,19 +238,24 @@ MODEL = "{}/weights/model.pt: expected trained weights, got "
 WEIGHTS = [
     Case("missing", lambda f: (f / "weights/model.pt").unlink(), MODEL + "no such file"),
     Case("folder missing", lambda f: shutil.rmtree(f / "weights"), MODEL + "no such file"),
-    Case("a folder", then(lambda f: (f / "weights/model.pt").unlink(), lambda f: (f / "weights/model.pt").mkdir()), MODEL),
-    Case("empty", content("weights/model.pt", b""), MODEL),
-    Case("garbage", content("weights/model.pt", b"garbage" * 99), MODEL),
-    Case("truncated", cut("weights/model.pt", 0.5), MODEL),
+    Case("a folder", then(lambda f: (f / "weights/model.pt").unlink(), lambda f: (f / "weights/model.pt").mkdir()),
+         MODEL + "Is a directory"),
+    Case("empty", content("weights/model.pt", b""), MODEL + "a broken file"),
+    Case("garbage", content("weights/model.pt", b"garbage" * 99), MODEL + "another kind of file"),
+    Case("truncated", cut("weights/model.pt", 0.5), MODEL + "a broken file"),
     Case("code", weights(lambda state: {"model": Code()}), MODEL + "pickled code"),
-    Case("plain pickle with code", content("weights/model.pt", pickle.dumps(Code())), MODEL),
+    Case("plain pickle with code", content("weights/model.pt", pickle.dumps(Code())), MODEL + "another kind of file"),
     Case("three classes", weights(four_classes_become_three), MODEL + "those of another network"),
-    Case("of another layer", weights(lambda state: {f"x.{name}": values for name, values in state.items()}), MODEL),
-    Case("a list", weights(list), MODEL),
-    Case("NaN", weights(lambda state: {name: values * float("nan") for name, values in state.items()}), MODEL),
+    Case("of another layer", weights(lambda state: {f"x.{name}": values for name, values in state.items()}),
+         MODEL + "those of another network, without model.0.conv.unit0.conv.weight"),
+    Case("a list", weights(list), MODEL + "a list"),
+    Case("NaN", weights(lambda state: {name: values * float("nan") for name, values in state.items()}),
+         MODEL + "values that are NaN or infinite in temperature"),
     Case("state of a training", weights(lambda state: {"network": state, "optimizer": {}}), MODEL + "the state of a training"),
     Case("load_path missing", nothing, "{}/no.pt: expected trained weights", {"load_path": "{}/no.pt"}),
-    Case("load_path a number", nothing, "load_path: expected", {"load_path": 2024}),
+    Case("load_path a number", nothing,
+         "load_path: expected a path without # or ::; write ./NAME if it reads as a number, got 2024",
+         {"load_path": 2024}),
     Case("TorchScript missing", nothing, "{}/weights/model.ts: expected a TorchScript file, got none", {}, "inference_ts.yaml"),
     Case("TorchScript garbage", content("weights/model.ts", b"x" * 99), "{}/weights/model.ts: expected a TorchScript file",
          {}, "inference_ts.yaml"),
@@ -244,53 +264,106 @@ WEIGHTS = [
 ]  # fmt: skip
 
 FACTS = "{}/weights/facts.yaml: expected "
+KNOWN = (
+    "dataset, num_classes, in_channels, class_names, label_codes, structures, file_suffixes, image_size, crop_size, "
+    "slice_axis, pixel_size, source"
+)
 FACTS_OF_WEIGHTS = [
-    Case("broken", content("weights/facts.yaml", b"a: [1"), FACTS),
-    Case("empty", content("weights/facts.yaml", b""), FACTS),
-    Case("binary", content("weights/facts.yaml", b"\xff\xfe\x00"), FACTS),
+    Case(
+        "broken",
+        content("weights/facts.yaml", b"a: [1"),
+        FACTS + "the facts of a data set, got while parsing a flow sequence",
+    ),
+    Case("empty", content("weights/facts.yaml", b""), FACTS + "the facts of a data set, got None"),
+    Case(
+        "binary",
+        content("weights/facts.yaml", b"\xff\xfe\x00"),
+        FACTS + "the facts of a data set, got 'utf-8' codec can't decode byte 0xff",
+    ),
     Case(
         "code as a value",
-        facts("image_size:\n- 32", "image_size:\n- $__import__('os').mkdir('/tmp/made-by-facts')"),
-        FACTS,
+        facts("image_size:\n- 32", "image_size:\n- $__import__('os').mkdir('made-by-facts')"),
+        FACTS + "image_size to be two positive whole numbers, got ",
     ),
     Case(
-        "code as a tag", content("weights/facts.yaml", b"!!python/object/apply:os.mkdir ['/tmp/made-by-facts']"), FACTS
+        "code as a tag",
+        content("weights/facts.yaml", b"!!python/object/apply:os.mkdir ['made-by-facts']"),
+        FACTS + "the facts of a data set, got could not determine a constructor for the tag",
     ),
-    Case("code as a name", facts("RV:", "$print(1):"), FACTS),
-    Case("unknown key", facts("image_size", "imagesize"), FACTS),
+    Case(
+        "code as a name",
+        facts("RV:", "$print(1):"),
+        FACTS + "structures to be names and their lists of class indices, got ",
+    ),
+    Case("unknown key", facts("image_size", "imagesize"), f"{FACTS}only {KNOWN}, got 'imagesize'"),
     Case("another data set", facts("dataset: acdc", "dataset: flare"), FACTS + "data prepared like acdc"),
     Case("too few codes", facts("- 3\nstructures", "structures"), FACTS + "4 label_codes"),
 ]
 
 OPTIONS = [
-    Case("misspelt", nothing, "dataset_dri: expected", {"dataset_dri": "x"}),
-    Case("misspelt below", nothing, "images::pth: expected", {"images::pth": "x"}),
+    Case(
+        "misspelt",
+        nothing,
+        "dataset_dri: expected an id that the configuration uses, got one without effect; did you mean dataset_dir?",
+        {"dataset_dri": "x"},
+    ),
+    Case(
+        "misspelt below",
+        nothing,
+        "images::pth: expected an id that the configuration uses, got one without effect; did you mean images::path?",
+        {"images::pth": "x"},
+    ),
     Case("tta no bool", nothing, "tta: expected true or false, got 'maybe'", {"tta": "maybe"}),
     Case("tta a number", nothing, "tta: expected true or false, got 8", {"tta": 8}),
     Case("device absent", nothing, "device: expected one that PyTorch finds", {"device": "cuda:9"}),
     Case("device no device", nothing, "device: expected one that PyTorch finds", {"device": "gpu"}),
     Case("batch of none", nothing, "batch_size: expected a whole number of at least 1", {"batch_size": 0}),
     Case("workers negative", nothing, "num_workers: expected a whole number of at least 0", {"num_workers": -1}),
-    Case("odd size", nothing, "image_size: expected", {"image_size": [33, 33]}),
+    Case(
+        "odd size",
+        nothing,
+        "image_size: expected two multiples of 16, such as [128,128], got [33, 33]",
+        {"image_size": [33, 33]},
+    ),
     Case("crop of none", nothing, "crop_size: expected two multiples of 16", {"crop_size": [0, 16]}),
     Case(
         "structure of no class",
         nothing,
-        "expected structures of class indices from 0 to 3, got",
+        "options: expected structures of class indices from 0 to 3, got",
         {"structures": {"RV": [9]}},
     ),
     Case(
-        "codes of other classes", nothing, "expected 4 label_codes, one per class, got [0, 1]", {"label_codes": [0, 1]}
+        "codes of other classes",
+        nothing,
+        "options: expected 4 label_codes, one per class, got [0, 1]",
+        {"label_codes": [0, 1]},
     ),
-    Case("slice axis", nothing, "expected slice_axis to be 0, 1, 2 or null, got 5", {"slice_axis": 5}),
+    Case("slice axis", nothing, "options: expected slice_axis to be 0, 1, 2 or null, got 5", {"slice_axis": 5}),
     Case(
         "no show", nothing, "show_uncertainty: expected true or false", {"displayable_configs::show_uncertainty": "x"}
     ),
     Case("list of folders", nothing, "dataset_dir: expected a path", {"dataset_dir": ["{}/in"]}),
-    Case("classes of another number", nothing, "expected 5 class_names, one per class, got", {"num_classes": 5}),
-    Case("odd crop", nothing, "crop_size: expected", {"crop_size": [17, 9]}),
-    Case("pixel size a word", nothing, "expected pixel_size to be two positive numbers or null", {"pixel_size": "x"}),
-    Case("suffixes a number", nothing, "expected file_suffixes to be a list of texts, got 5", {"file_suffixes": 5}),
+    Case(
+        "classes of another number", nothing, "options: expected 5 class_names, one per class, got", {"num_classes": 5}
+    ),
+    Case(
+        "odd crop",
+        nothing,
+        "crop_size: expected two multiples of 16, such as [128,128], got [17, 9]",
+        {"crop_size": [17, 9]},
+    ),
+    Case(
+        "pixel size a word",
+        nothing,
+        "options: expected pixel_size to be two positive numbers or null",
+        {"pixel_size": "x"},
+    ),
+    Case(
+        "suffixes a number",
+        nothing,
+        "options: expected file_suffixes to be a list of texts, got 5",
+        {"file_suffixes": 5},
+    ),
 ]
 
 OUTPUT = [
@@ -341,7 +414,8 @@ def filled(options: Options, folder: Path) -> Options:
 @pytest.mark.parametrize(
     "case", [pytest.param(case, id=f"{kind}: {case.id}") for kind, cases in TABLE.items() for case in cases]
 )
-def test_one_line_and_nothing_written(case: Case, folder: Path) -> None:
+def test_one_line_and_nothing_written(case: Case, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)  # code from weights or facts would leave something here
     case.change(folder)
     before = snapshot(folder)
     bundle = BRATS if (folder / "in" / "b_flair.nii").exists() else ACDC
@@ -351,15 +425,15 @@ def test_one_line_and_nothing_written(case: Case, folder: Path) -> None:
     assert ended.code == 1
     assert ended.err.endswith("\n") or "\n" not in ended.err
     assert len(ended.err.splitlines()) == 1, ended.err
-    assert case.line.replace("{}", str(folder)) in ended.err
+    assert ended.err.startswith(case.line.replace("{}", str(folder)))
     assert snapshot(folder) == before
-    assert not Path("/tmp/made-by-weights").exists()
-    assert not Path("/tmp/made-by-facts").exists()
 
 
 def test_full_disk(folder: Path) -> None:
     (folder / "out").mkdir()
-    save(folder / "out" / "scan_probability.nii.gz", GOOD)  # of an earlier run
+    earlier = nib.Nifti1Image(GOOD, np.eye(4))
+    earlier.header["descrip"] = MARK
+    nib.save(earlier, folder / "out" / "scan_probability.nii.gz")
     before = snapshot(folder)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (5000, hard))
@@ -381,7 +455,7 @@ def test_full_disk(folder: Path) -> None:
     ("change", "line"),
     [
         (cut("in/scan.nii.gz", 0.7), "{}/in/scan.nii.gz: expected a complete NIfTI file, got "),
-        (nothing, "dataset_dri: expected "),
+        (nothing, "dataset_dri: expected an id that the configuration uses, got one without effect"),
     ],
     ids=["truncated image", "misspelt option"],
 )
@@ -398,6 +472,6 @@ def test_as_a_process(change: Callable[[Path], Any], line: str, folder: Path) ->
         text=True,
     )
     assert done.returncode == 1
-    assert line.replace("{}", str(folder)) in done.stderr.splitlines()[-1]
+    assert done.stderr.splitlines()[-1].startswith(line.replace("{}", str(folder)))
     assert "Traceback" not in done.stdout + done.stderr
     assert not (folder / "out").exists()
