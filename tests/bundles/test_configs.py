@@ -103,6 +103,16 @@ def test_federated_learning_evaluates_its_own_weights(bundle: Path) -> None:
     assert disabled == ["calib_components.handlers.WeightsCheckpointLoader"]
 
 
+@pytest.mark.parametrize("turned", [True, False])
+@pytest.mark.parametrize("bundle", BUNDLES, ids=lambda path: path.name)
+def test_slices_are_flipped_and_turned_as_any_orientation_says(bundle: Path, turned: bool) -> None:
+    parser = ConfigParser()
+    parser.read_config(str(bundle / "configs" / "train.yaml"))
+    parser.update({"bundle_root": str(bundle), "any_orientation": turned})
+    used = [type(transform).__name__ for transform in parser.get_parsed_content("train::preprocessing").transforms]
+    assert ("RandFlipd" in used, "RandRotate90d" in used) == (turned, turned)
+
+
 def test_generated_files_are_in_step_with_their_source() -> None:
     sync(check=True)
 
