@@ -9,7 +9,7 @@ import math
 import re
 import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from statistics import fmean
@@ -173,12 +173,17 @@ def compare_bytes(folder: Path, kept_folder: Path) -> None:
     assert [name for name in made if made[name] != kept[name]] == []
 
 
+def compare_picture(name: str, draw: Callable[..., None], folder: Path) -> None:
+    """Draw a picture of the pages again."""
+    (folder / "kept").mkdir()
+    (folder / "made").mkdir()
+    shutil.copy(ROOT / "docs" / name, folder / "kept")
+    draw(out=folder / "made" / name)
+    compare_bytes(folder / "made", folder / "kept")
+
+
 def test_picture_is_that_of_the_report(tmp_path: Path) -> None:
-    (tmp_path / "kept").mkdir()
-    (tmp_path / "made").mkdir()
-    shutil.copy(ROOT / "docs/results.png", tmp_path / "kept")
-    draw_results(out=tmp_path / "made/results.png")
-    compare_bytes(tmp_path / "made", tmp_path / "kept")
+    compare_picture("results.png", draw_results, tmp_path)
 
 
 def test_confidence_and_accuracy_are_those_of_the_bins() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,7 @@ import torch
 from calib_components.losses import NACLLoss
 from scripts.draw_penalty_weight import ceiling, draw_penalty_weight
 from tests.helpers import ROOT
-from tests.integration.test_published_results import compare_bytes
+from tests.integration.test_published_results import compare_picture
 
 
 def losses(logits: torch.Tensor, weight: float) -> torch.Tensor:
@@ -45,8 +44,4 @@ def test_page_states_the_ceiling() -> None:
 
 
 def test_picture_is_that_of_the_results(tmp_path: Path) -> None:
-    (tmp_path / "kept").mkdir()
-    (tmp_path / "made").mkdir()
-    shutil.copy(ROOT / "docs/penalty_weight.png", tmp_path / "kept")
-    draw_penalty_weight(out=tmp_path / "made/penalty_weight.png")
-    compare_bytes(tmp_path / "made", tmp_path / "kept")
+    compare_picture("penalty_weight.png", draw_penalty_weight, tmp_path)
