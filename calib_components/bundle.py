@@ -38,6 +38,7 @@ __all__ = ["OneLineErrors", "check_ids", "check_values", "facts_in_use", "read_a
 
 ENTRIES = ("_meta_", "finalize", "imports", "initialize", "run", "save_execute_config")  # that MONAI looks up
 GROUPS = ("train", "validate")
+TYPED: dict[str, bool | None] = {"true": True, "false": False, "null": None}  # as on a command line
 
 
 def _is_count(least: int) -> Callable[[Any], bool]:
@@ -252,9 +253,6 @@ def read_as_typed(config: ConfigParser) -> None:
     for name, value in config.get().items():
         if (typed := _as_typed(value)) != value:
             config[name] = typed
-
-
-TYPED: dict[str, bool | None] = {"true": True, "false": False, "null": None}
 
 
 def _as_typed(value: Any) -> Any:

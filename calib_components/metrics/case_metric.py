@@ -52,7 +52,8 @@ class CaseMetric(CumulativeIterationMetric):
           cases.
     """
 
-    _channels: int | None
+    _channels: int | None  # of the cases that are stored
+    _seen: int | None  # of these, and of the call that goes on
 
     def __new__(cls, *_: Any, **options: Any) -> Any:
         check_known(cls, options, HINTS)
@@ -70,12 +71,10 @@ class CaseMetric(CumulativeIterationMetric):
                     plain_tensor(case, name)
             if no_case:
                 raise ValueError(f"{name}: expected at least one case, got none")
-        before = self._channels
-        try:
-            return super().__call__(y_pred, y, **kwargs)
-        except Exception:
-            self._channels = before  # no case was added
-            raise
+        self._seen = self._channels
+        values = super().__call__(y_pred, y, **kwargs)
+        self._channels = self._seen  # a call that fails stores no case
+        return values
 
     @abstractmethod
     def measure(self, y_pred: torch.Tensor, y: torch.Tensor) -> torch.Tensor | list[torch.Tensor]:
@@ -151,9 +150,9 @@ class CaseMetric(CumulativeIterationMetric):
 
     def _compute_tensor(self, y_pred: torch.Tensor, y: torch.Tensor | None = None, **kwargs: Any) -> TensorOrList:
         measured = self.measure(plain_tensor(y_pred, "y_pred"), plain_tensor(y, "y"), **kwargs)
-        if self._channels not in (None, y_pred.shape[1]):
-            raise ValueError(f"y_pred: expected {self._channels} channels, as before, got {y_pred.shape[1]}")
-        self._channels = y_pred.shape[1]
+        if self._seen not in (None, y_pred.shape[1]):
+            raise ValueError(f"y_pred: expected {self._seen} channels, as before, got {y_pred.shape[1]}")
+        self._seen = y_pred.shape[1]
         return measured
 
     def _compute_list(self, y_pred: TensorOrList, y: TensorOrList | None = None, **kwargs: Any) -> Any:
