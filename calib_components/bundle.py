@@ -79,7 +79,16 @@ def _is_path(value: Any) -> bool:
 
 
 PATH = ("a path without # or ::; write ./NAME if it reads as a number", _is_path)
-PATHS = ("bundle_root", "ckpt_dir", "dataset_dir", "datalist", "load_path", "output_dir", "calibrated_path")
+PATHS = (
+    "bundle_root",
+    "ckpt_dir",
+    "dataset_dir",
+    "datalist",
+    "load_path",
+    "output_dir",
+    "calibrated_path",
+    "facts_file",
+)
 # Options of which a wrong value would be understood as another or fail late, with what is expected.
 OPTIONS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     **dict.fromkeys(PATHS, PATH),

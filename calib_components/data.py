@@ -2,12 +2,13 @@
 
 A prepared case is a folder with two uncompressed NIfTI files on the network's grid: `image.nii`, int16 with a scale
 factor, `(H, W, D)` or `(H, W, D, C)`, and `label.nii`, uint8 class indices, `(H, W, D)`; `source.json` records what
-they were made from. A slice along the third axis is read without reading the rest of the volume.
+they were made from and what they hold. A slice along the third axis is read without reading the rest of the volume.
 """
 
 from __future__ import annotations
 
 import atexit
+import hashlib
 import json
 import logging
 import math
@@ -32,6 +33,7 @@ from numpy.typing import ArrayLike
 
 from calib_components.errors import UNFINISHED, InputError, reading
 from calib_components.facts import MOST_CLASSES
+from calib_components.files import other_files
 from calib_components.nifti import check_same_grid, open_nifti
 
 __all__ = [
@@ -47,7 +49,10 @@ __all__ = [
 ]
 
 IMAGE, LABEL, SOURCE = "image.nii", "label.nii", "source.json"
+CONTENT = "content"  # in source.json: SHA-256 of the two files
 REPLACED = ".replaced-"  # prefix of a case while another takes its place
+Items = Sequence[Mapping[str, Any]]
+Prepare = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 
 
 def write_case(
@@ -65,7 +70,7 @@ def write_case(
         image: `(C, H, W, D)`, floating point; stored as int16 with one scale factor for all channels.
         label: Class indices, `(1, H, W, D)`.
         affine: `(4, 4)`, from voxel indices to millimetres, of image and label.
-        source: What the case was made from, written to `source.json`.
+        source: What the case was made from, written to `source.json` with the SHA-256 of the two files.
         replace: Whether to replace a prepared case that is there.
 
     Raises:
@@ -76,10 +81,11 @@ def write_case(
     folder = Path(folder)
     if folder.exists() and not replace:
         raise FileExistsError(f"{folder}: expected no such folder yet, got one")
-    if folder.exists() and not (folder.is_dir() and {file.name for file in folder.iterdir()} <= {IMAGE, LABEL, SOURCE}):
-        raise InputError(f"{folder}: expected a prepared case or nothing, got other files; choose another folder")
+    if folder.exists() and (others := other_files(folder, {IMAGE, LABEL, SOURCE}) if folder.is_dir() else ["a file"]):
+        raise InputError(f"{folder}: expected a prepared case or nothing, got {others[0]}; choose another folder")
     check_labels(label, MOST_CLASSES, folder)  # which are stored as bytes
     unfinished, old = (folder.with_name(f"{prefix}{folder.name}") for prefix in (UNFINISHED, REPLACED))
+    content = hashlib.sha256()
     try:
         unfinished.mkdir()
         for name, volume, dtype in ((IMAGE, image, np.int16), (LABEL, label.to(torch.uint8), np.uint8)):
@@ -88,8 +94,9 @@ def write_case(
             nifti.header.set_xyzt_units("mm")
             nifti.set_data_dtype(dtype)
             nifti.to_filename(unfinished / name)
+            content.update((unfinished / name).read_bytes())
         if source is not None:
-            (unfinished / SOURCE).write_text(json.dumps(source, indent=1))
+            (unfinished / SOURCE).write_text(json.dumps({**source, CONTENT: content.hexdigest()}, indent=1))
         if folder.exists():
             folder.rename(old)
         unfinished.rename(folder)
@@ -236,7 +243,7 @@ def _check_size(file: str, shape: Sequence[int], image_size: Sequence[int]) -> N
         )
 
 
-def list_slices(cases: Sequence[Mapping[str, Any]], image_size: Sequence[int]) -> list[dict[str, Any]]:
+def list_slices(cases: Items, image_size: Sequence[int]) -> list[dict[str, Any]]:
     """List every slice of the prepared cases; only the headers are read.
 
     Args:
@@ -317,12 +324,7 @@ class CaseDataset(Dataset):
         InputError: A raw case has values that are NaN or infinite, or labels of other voxels or with other values.
     """
 
-    def __init__(
-        self,
-        data: Sequence[Mapping[str, Any]],
-        prepare: Callable[[Mapping[str, Any]], Mapping[str, Any]],
-        transform: Callable | None = None,
-    ) -> None:
+    def __init__(self, data: Items, prepare: Prepare, transform: Callable | None = None) -> None:
         super().__init__(_prepared(data, prepare), transform)
 
 
@@ -342,8 +344,8 @@ class SliceDataset(CacheDataset):
 
     def __init__(
         self,
-        data: Sequence[Mapping[str, Any]],
-        prepare: Callable[[Mapping[str, Any]], Mapping[str, Any]],
+        data: Items,
+        prepare: Prepare,
         image_size: Sequence[int],
         transform: Callable | None = None,
         cache: float = 0,
@@ -374,9 +376,7 @@ class SliceDataset(CacheDataset):
         return super()._transform(index)
 
 
-def _prepared(
-    data: Sequence[Mapping[str, Any]], prepare: Callable[[Mapping[str, Any]], Mapping[str, Any]]
-) -> list[Mapping[str, Any]]:
+def _prepared(data: Items, prepare: Prepare) -> list[Mapping[str, Any]]:
     """Return the items, those of raw cases replaced by those of the cases prepared from them."""
     items = list(data)
     if raw := [index for index, item in enumerate(items) if "case" not in item]:

@@ -5,8 +5,9 @@ The file is data: only known keys with plain values are read from it, and none o
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ __all__ = [
     "write_facts",
 ]
 
-FACTS = "facts.yaml"
+FACTS, DATALIST = "facts.yaml", "datalist.json"  # of a folder of prepared cases
 EVALUATED = ("$", "@", "%")  # first characters that MONAI's configurations give a meaning
 MULTIPLE = 16  # what the network's four halvings divide a slice by
 LARGEST_CODE = 2**31 - 1  # label maps have 32 bits where 8 do not suffice
@@ -135,9 +136,9 @@ CHECKS: dict[str, tuple[str, Callable[[Any], bool]]] = {
         ),
     ),
     "structures": (
-        "names and their lists of class indices",
+        "names and their lists of different class indices",
         lambda value: isinstance(value, dict) and value != {} and all(map(_is_text, value)) and all(
-            map(_is_indices, value.values())
+            _is_indices(classes) and len({*classes}) == len(classes) for classes in value.values()
         ),
     ),
     "file_suffixes": ("a list of texts", _list_of(_is_text)),
@@ -185,11 +186,13 @@ def read_facts(file: str | os.PathLike, **own: Any) -> Facts:
         **own: The facts of the bundle that reads it, see `Facts`.
 
     Raises:
-        InputError: The file is broken, or is that of a data set with another geometry than the bundle's.
+        InputError: The file is broken, or is that of a data set with another geometry than the bundle's; or there is
+            none beside a list of cases with other classes.
     """
     default = Facts.parse(own, "facts")
     facts = facts_beside(file)
     if facts is None:
+        _check_listed_classes(Path(str(file)).with_name(DATALIST), default.class_names)
         return default
     if facts.dataset != default.dataset:
         raise InputError(
@@ -209,7 +212,7 @@ def facts_beside(file: str | os.PathLike) -> Facts | None:
     if not file.exists():
         return None
     with reading(file, "the facts of a data set"):
-        return Facts.parse(yaml.safe_load(file.read_text()), str(file))
+        return Facts.parse(yaml.safe_load(file.read_text(encoding="utf-8")), str(file))
 
 
 def facts_text(facts: Facts) -> str:
@@ -217,10 +220,23 @@ def facts_text(facts: Facts) -> str:
     return yaml.safe_dump(asdict(facts), sort_keys=False, allow_unicode=True)
 
 
+def _check_listed_classes(datalist: Path, class_names: Sequence[str]) -> None:
+    """Refuse prepared cases of other classes that have lost their facts."""
+    try:
+        listed = [*json.loads(datalist.read_text())["labels"].values()]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return  # no list, or one that says nothing of classes; a broken one is named when its cases are read
+    if listed != [*class_names]:
+        raise InputError(
+            f"{datalist.with_name(FACTS)}: expected the facts of the cases in {datalist.name}, whose classes are "
+            f"{', '.join(map(str, listed))}, got no such file; copy it as well, or prepare the data again"
+        )
+
+
 def has_other_facts(facts: Facts, folder: str | os.PathLike) -> bool:
     """Whether a folder has no `facts.yaml` with these facts."""
     file = Path(folder) / FACTS
-    return not file.is_file() or file.read_text() != facts_text(facts)
+    return not file.is_file() or file.read_text(encoding="utf-8") != facts_text(facts)
 
 
 def write_facts(facts: Facts, folder: str | os.PathLike) -> None:
@@ -231,7 +247,7 @@ def write_facts(facts: Facts, folder: str | os.PathLike) -> None:
     """
     if has_other_facts(facts, folder):
         with writing(Path(folder) / FACTS) as unfinished:
-            unfinished.write_text(facts_text(facts))
+            unfinished.write_text(facts_text(facts), encoding="utf-8")
 
 
 def _shown(value: Any) -> str:

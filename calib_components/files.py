@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 
 from calib_components.errors import InputError
 
-__all__ = ["files_below"]
+__all__ = ["files_below", "other_files"]
+
+OF_THE_SYSTEM = (".DS_Store", "._", ".nfs", "Thumbs.db", "desktop.ini")  # how names of files begin that systems leave
 
 
 def files_below(folder: str | os.PathLike) -> Iterator[Path]:
@@ -35,3 +37,14 @@ def files_below(folder: str | os.PathLike) -> Iterator[Path]:
         seen.add(real)
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         yield from (Path(place, name) for name in sorted(names) if not name.startswith("."))
+
+
+def other_files(folder: Path, names: Container[str]) -> list[str]:
+    """Return what else is in a folder, sorted; files that operating systems leave do not count.
+
+    Args:
+        folder: The folder.
+        names: Names of its own files.
+    """
+    found = sorted(path.name for path in folder.iterdir())
+    return [name for name in found if name not in names and not name.startswith(OF_THE_SYSTEM)]

@@ -5,24 +5,27 @@ setting of the listed ids except comments, the device, the number of workers, pl
 ids. Rounding depends on the device, but no more than numbers do on a seed.
 
 Not covered: handlers, `initialize` and `run`, which are taken to be those of the bundle, and the content of files and
-the code of classes and functions, of which the names are shown.
+the code of classes and functions, of which the names are shown. What prepared cases hold has a fingerprint of its own.
 """
 
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import re
 import textwrap
 from collections.abc import Container, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from monai.bundle import ConfigExpression, ConfigParser, ReferenceResolver
 
+from calib_components.data import CONTENT, SOURCE
 from calib_components.errors import InputError
 
-__all__ = ["EVALUATION", "INFERENCE", "TRAINING", "changes", "differing", "fingerprint"]
+__all__ = ["EVALUATION", "INFERENCE", "TRAINING", "changes", "differing", "fingerprint", "fingerprint_of_cases"]
 
 INERT = ("_desc_", "_requires_")
 LOADING = ("num_workers", "pin_memory", "persistent_workers", "prefetch_factor", "multiprocessing_context")
@@ -225,3 +228,22 @@ class _Resolver:
         except (KeyError, RuntimeError, SyntaxError, TypeError, ValueError):
             shown = {name: v for name, v in referred.items() if name != "device" and not self._has(name, referred)}
             return {expression: shown} if shown else expression
+
+
+def fingerprint_of_cases(datalist: Path, folder: Path) -> str | None:
+    """Return the SHA-256 of what the prepared cases of a list hold, as `source.json` of each records it.
+
+    Args:
+        datalist: List of the prepared cases of all splits; a broken one has no fingerprint.
+        folder: Folder that the paths in it are relative to.
+
+    Returns:
+        The same for cases that were prepared again to the same voxels; None where a case has no such record.
+    """
+    try:
+        splits = json.loads(datalist.read_text())
+        images = {item["image"] for name in ("training", "validation", "testing") for item in splits.get(name, ())}
+        sources = [json.loads((folder / image).with_name(SOURCE).read_text()) for image in sorted(images)]
+        return hashlib.sha256("".join(source[CONTENT] for source in sources).encode()).hexdigest()
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return None

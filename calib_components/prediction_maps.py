@@ -18,7 +18,7 @@ from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform, SaveImaged
 from monai.utils import convert_to_dst_type
-from nibabel import Nifti1Header, Nifti1Image
+from nibabel import Nifti1Header
 
 from calib_components.errors import InputError, make_folder, reading, writing
 from calib_components.image_grid import ImageGrid
@@ -31,6 +31,7 @@ __all__ = [
     "MAPS",
     "PredictionMapsd",
     "SaveMapd",
+    "check_own_map",
     "fill_background",
     "label_map",
     "normalized_entropy",
@@ -41,7 +42,8 @@ MAPS = {"label": "seg", "uncertainty": "uncertainty", "probability": "probabilit
 INTEGERS = {8: torch.uint8, 16: torch.uint16}  # by their bits
 SLAB = 2**22  # values of a slab: its voxels times the classes
 SLOPE = "scl_slope"  # of a map's metadata: the step of the whole numbers that it holds
-MARK = b"calib_components"  # in the header of what is written
+# The file's name that gzip keeps in its own header: programs that save a map again, such as viewers, leave it out.
+MARK = "map of calib_components"
 COMPRESSION = 1  # higher levels of gzip take several times as long for a few per cent
 
 
@@ -195,7 +197,7 @@ class PredictionMapsd(MapTransform):
         return maps
 
     def _rounded(self, values: torch.Tensor) -> torch.Tensor:
-        return (values * self._largest).round_().int().to(INTEGERS[self.bits])
+        return (values.clamp(0, 1) * self._largest).round_().int().to(INTEGERS[self.bits])
 
     def _check_classes(self, num_classes: int) -> None:
         indices = [index for classes in self.structures for index in classes]
@@ -242,10 +244,7 @@ class SaveMapd(SaveImaged):  # MONAI Label leaves out what is a SaveImaged
         for key in self.key_iterator(dict(data)):
             name = result_name(data[key].meta["filename_or_obj"], self.file_suffixes)
             file = folder / f"{name}_{key}.nii.gz"
-            if file.is_file() and not _is_own(file):
-                raise InputError(
-                    f"{file}: expected no file or a map of an earlier run, got another file; choose another folder"
-                )
+            check_own_map(file)
             with writing(file) as unfinished:
                 _write(data[key], unfinished)
             others = [folder / f"{name}_{other}.nii.gz" for other in self.keys if other not in data]
@@ -258,9 +257,21 @@ class SaveMapd(SaveImaged):  # MONAI Label leaves out what is a SaveImaged
         return dict(data)
 
 
-def _is_own(file: Path) -> bool:
-    with reading(file):
-        return Nifti1Image.from_filename(file).header["descrip"].item() == MARK
+def check_own_map(file: Path) -> None:
+    """Refuse to replace a map of somebody else, such as labels that were corrected by hand.
+
+    Raises:
+        InputError: There is such a file, or it cannot be read.
+    """
+    if not file.is_file():
+        return
+    name = MARK.encode() + b"\0"
+    with reading(file), open(file, "rb") as packed:
+        beginning = packed.read(10 + len(name))  # a header of 10 bytes, of which one says whether a name follows
+    if beginning[:3] != b"\x1f\x8b\x08" or beginning[3] != 8 or beginning[10:] != name:
+        raise InputError(
+            f"{file}: expected no file or a map of an earlier run, got another file; choose another folder"
+        )
 
 
 def _write(volume: MetaTensor, file: Path) -> None:
@@ -273,10 +284,9 @@ def _write(volume: MetaTensor, file: Path) -> None:
     header.set_sform(np.asarray(volume.affine), code=1)
     header.set_qform(np.asarray(volume.affine), code=1)
     header.set_xyzt_units("mm")
-    header["descrip"] = MARK
     header.set_data_offset(header.single_vox_offset)
     header["scl_slope"], header["scl_inter"] = volume.meta.get(SLOPE, 1.0), 0.0
-    with open(file, "wb") as raw, gzip.GzipFile("", "wb", COMPRESSION, raw, mtime=0) as packed:
+    with open(file, "wb") as raw, gzip.GzipFile(MARK, "wb", COMPRESSION, raw, mtime=0) as packed:
         header.write_to(packed)
         for channel in values:
             for slices in channel.split(max(1, SLAB // channel[..., 0].numel()), dim=2):

@@ -33,7 +33,7 @@ def scratch(shape: Sequence[int], dtype: torch.dtype = torch.float32) -> torch.T
     """
     size = math.prod(shape) * dtype.itemsize
     if size <= IN_MEMORY:
-        return torch.empty(*shape, dtype=dtype)
+        return torch.empty(*shape, dtype=dtype, device="cpu")
     try:
         with tempfile.TemporaryFile() as file:
             if hasattr(os, "posix_fallocate"):

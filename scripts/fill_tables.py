@@ -52,12 +52,11 @@ def fill(check: bool = False) -> None:
 
 def _filled(page: Path, text: str) -> str:
     """Return the text of a page with its tables."""
-    done, *parts = re.split(r"^(?=<!-- table:)", text, flags=re.MULTILINE)
+    done, *parts = re.split(r"(?m)^(?=<!-- table:)", text)
     for part in parts:
         begin, (_, end, after) = BEGIN.match(part), part.partition(END)
         if begin is None or not end:
-            expected = f"<!-- table: FILE | MEASURES --> and {END}"
-            raise InputError(f"{page}: expected {expected}, got {part.splitlines()[0]}")
+            raise InputError(f"{page}: expected <!-- table: FILE | MEASURES --> and {END}, got {part.splitlines()[0]}")
         done += begin[0] + _table(begin[1], begin[2].split(" | ")) + end + after
     return done
 

@@ -25,8 +25,7 @@ from calib_components.tools import command_line
 ROOT = Path(__file__).resolve().parents[1]
 REQUIRED, METADATA = ("LICENSE", "configs", "docs"), "configs/metadata.json"
 WEIGHTS, FACTS = "models/model.pt", "models/facts.yaml"  # facts of the data that they were trained on
-# Of the tools, those that prepare data. The others compare and report on several bundles' runs.
-TOOLS = ("__init__.py", "command_line.py", "locks.py", "parallel.py", "preparation")
+TOOLS = ("__init__.py", "command_line.py", "locks.py", "parallel.py", "preparation")  # those that prepare data
 SUFFIXES = (".py", ".typed", ".yaml")
 
 

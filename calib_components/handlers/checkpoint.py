@@ -19,10 +19,10 @@ from monai.engines import Evaluator, Trainer
 from monai.utils import set_determinism
 
 from calib_components.bundle import facts_in_use, running_config
-from calib_components.data import SOURCE, SliceDataset
+from calib_components.data import SliceDataset
 from calib_components.errors import InputError, reading, writing
 from calib_components.facts import Facts, has_other_facts, write_facts
-from calib_components.fingerprint import changes, fingerprint
+from calib_components.fingerprint import changes, fingerprint, fingerprint_of_cases
 from calib_components.handlers.temperature import EXPORTED
 from calib_components.handlers.weights import serialize
 from calib_components.posthoc import find_temperature, set_temperature
@@ -65,8 +65,7 @@ class TrainingCheckpoint:
         evaluator: The validation engine, whose `best_metric_epoch` says when the metric was best.
         seed: Seed of the whole run.
         resume: Continue from `last.ckpt`. Without that file, start from the beginning.
-        datalist: List of the prepared cases; with what records their sources, it is a part of the fingerprint. It need
-            not exist.
+        datalist: List of the prepared cases; with what these hold, it is a part of the fingerprint. It need not exist.
         dataset_dir: Folder of these cases; default: that of the list.
 
     Raises:
@@ -208,8 +207,7 @@ class TrainingCheckpoint:
 def _settings(config: ConfigParser | None, datalist: Path, folder: Path) -> dict[str, Any]:
     """All that decides the numbers of the run that is being configured, as plain data."""
     digest = hashlib.sha256(datalist.read_bytes() if datalist.is_file() else b"")
-    for source in sorted(folder.glob(f"*/{SOURCE}")):  # what the cases were made from, and when that changed
-        digest.update(source.read_bytes())
+    digest.update((fingerprint_of_cases(datalist, folder) or "").encode())
     return {
         **(fingerprint(config.get()) if config is not None else {}),
         "data": digest.hexdigest(),

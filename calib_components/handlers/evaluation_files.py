@@ -55,23 +55,32 @@ FILES = (  # all that an evaluation writes; the summary comes last, so where it 
 )
 
 
-MARKS = {"cases.csv": "dsc", "summary.json": '"missed"'}  # in the first line of the table, and in the summary
-
-
 def check_own(folder: Path) -> None:
-    """Refuse to replace a table of somebody else that is called like one of an evaluation.
+    """Refuse to replace a file of somebody else that is called like one of an evaluation.
+
+    The table is the first file of an evaluation that is written and the last that is removed, so others are those of an
+    evaluation if the table is.
 
     Raises:
         InputError: There is one.
     """
-    for name, mark in MARKS.items():
-        if (file := folder / name).is_file():
-            with writing_in(folder), open(file, errors="replace") as table:
-                beginning = table.readline() if name.endswith(".csv") else table.read()
-            if mark not in beginning:
-                raise InputError(
-                    f"{file}: expected a file of an evaluation or nothing, got another one; choose another folder"
-                )
+    found = [folder / name for name in FILES if (folder / name).is_file()]
+    for file in [*found[:1], *(file for file in found if file.name == "summary.json")]:
+        with writing_in(folder):
+            content = file.read_bytes().decode(errors="replace")
+        columns = content.partition("\n")[0].strip().split(",")
+        if file.name == "summary.json":
+            is_own = '"missed"' in content
+        else:
+            is_own = file.name == "cases.csv" and columns[0] == "case" and _has_measures(columns)
+        if not is_own:
+            raise InputError(
+                f"{file}: expected a file of an evaluation or nothing, got another one; choose another folder"
+            )
+
+
+def _has_measures(columns: Sequence[str]) -> bool:
+    return all(any(column.startswith(measure) for column in columns) for measure in ("dsc_", "hd95_"))
 
 
 def read_cases(folder: str | os.PathLike) -> tuple[list[str], dict[str, NDArray[np.float64]]]:

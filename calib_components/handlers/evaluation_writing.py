@@ -202,7 +202,8 @@ def check_once(cases: Sequence[str]) -> None:
 
 
 def _gather(names: Sequence[str]) -> list[str]:
-    return string_list_all_gather(list(names)) if idist.get_world_size() > 1 else list(names)
+    encoded = [json.dumps(name) for name in names]  # in which no character separates names
+    return [json.loads(text) for text in string_list_all_gather(encoded)]
 
 
 def _clear(output_dir: Path) -> Path:

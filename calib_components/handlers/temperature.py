@@ -19,7 +19,7 @@ from monai.engines import Evaluator
 from calib_components.data import read_datalist
 from calib_components.errors import InputError, check_writable, make_folder, reading, writing
 from calib_components.facts import FACTS, Facts, facts_beside, write_facts
-from calib_components.handlers.weights import WeightsCheckpointLoader, check_weights, with_temperature
+from calib_components.handlers.weights import WeightsCheckpointLoader, check_beside, check_weights, with_temperature
 from calib_components.metrics import CalibrationBins, ECEMetric
 from calib_components.posthoc import TemperatureEstimate, TemperatureScaling, find_temperature, set_temperature
 from calib_components.posthoc.network import HIGHEST_TEMPERATURE, LOWEST_TEMPERATURE
@@ -213,13 +213,7 @@ class TemperatureCalibration:
             )
         if self.calibrated_path.exists():  # never over a file of others
             check_weights(self.network, self.calibrated_path)
-        folder = self.calibrated_path.parent
-        there = facts_beside(self.calibrated_path)
-        others = [file for file in folder.glob("*.pt") if file != self.calibrated_path]
-        if there != facts_beside(self.load_path) and (there is not None or others):
-            raise InputError(
-                f"calibrated_path: expected a folder without weights of other data, got {folder}; choose another one"
-            )
+        check_beside(self.calibrated_path, facts_beside(self.load_path), "calibrated_path")
 
     def _run_network(self, fit: TemperatureScaling | None = None) -> Bins:
         """Run the network over all cases, and add them to the fit; return the bins of each region."""

@@ -22,6 +22,7 @@ from calib_components.posthoc.network import HIGHEST_TEMPERATURE, LOWEST_TEMPERA
 
 __all__ = [
     "WeightsCheckpointLoader",
+    "check_beside",
     "check_weights",
     "join_weights",
     "load_torchscript",
@@ -94,6 +95,25 @@ def with_temperature(file: str | os.PathLike, temperature: torch.Tensor) -> memo
         return serialize(weights)
 
 
+def check_beside(file: Path, facts: Facts | None, name: str) -> None:
+    """Refuse to write weights, or their facts, beside weights of other data.
+
+    Args:
+        file: The file to write.
+        facts: Facts of the data that its weights were trained on; None if there are none.
+        name: What chooses the file, for messages.
+
+    Raises:
+        InputError: There are other facts, or weights without these.
+    """
+    there = facts_beside(file)
+    others = [other for other in file.parent.glob("*.pt") if other != file]
+    if there != facts and (there is not None or others):
+        raise InputError(
+            f"{name}: expected a folder without weights of other data, got {file.parent}; choose another one"
+        )
+
+
 def join_weights(*files: Path, out: Path) -> None:
     """Join the weights of several networks of one kind to those of their ensemble, see `EnsembleUNet`.
 
@@ -106,7 +126,7 @@ def join_weights(*files: Path, out: Path) -> None:
     Raises:
         InputError: There are fewer than two, a file is missing or not of this kind, holds values that are NaN or
             infinite or an unsuitable temperature, the networks or the facts of their data differ, or the new file is
-            one of them, beside other facts, or cannot be written.
+            one of them, there with something else than an ensemble, beside weights of other data, or cannot be written.
     """
     if len(files) < 2:
         raise InputError(f"files: expected the weights of at least two networks, got {len(files)}")
@@ -130,10 +150,13 @@ def join_weights(*files: Path, out: Path) -> None:
             if any(name.startswith(MEMBERS) for name in weights):
                 raise ValueError("those of an ensemble")
         joined.update({f"{MEMBERS}{number}.{name}": values for name, values in weights.items()})
+    if out.exists():
+        with reading(out, "weights of an ensemble or no file"):
+            if not all(name.startswith(MEMBERS) for name in _state_dict(_load(out))):
+                raise ValueError("those of one network")
     make_folder(out.parent)
-    facts, there = facts_beside(files[0]), facts_beside(out)
-    if there is not None and there != facts:
-        raise InputError(f"{out}: expected a folder without other facts, got those of {there.dataset}")
+    facts = facts_beside(files[0])
+    check_beside(out, facts, "--out")
     if facts is not None:
         write_facts(facts, out.parent)
     with writing(out) as unfinished:

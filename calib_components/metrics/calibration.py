@@ -17,6 +17,7 @@ from calib_components.metrics.bins import CalibrationBins
 from calib_components.metrics.case_metric import CaseMetric
 from calib_components.metrics.one_pass import check_num_bins, measure_regions
 from calib_components.metrics.regions import choose_region
+from calib_components.metrics.sums import bincount
 from calib_components.metrics.voxels import check_tensors, read_voxels
 
 __all__ = ["CECEMetric", "ECEMetric", "adaptive_calibration_error"]
@@ -106,7 +107,7 @@ def _equal_count_error(read: Reader, position: torch.Tensor, number: int) -> tor
     sums = torch.zeros_like(edges)
     lowest = edges.new_zeros(2)
     for confidence, residual in read():
-        sums += torch.bincount(torch.bucketize(confidence, edges[1:]), residual, len(edges))
+        sums += bincount(torch.bucketize(confidence, edges[1:]), residual, len(edges))
         is_lowest = confidence == edges[0]
         lowest += torch.stack([residual[is_lowest].sum(), is_lowest.sum()])
     sums[0] -= lowest[0] / lowest[1]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import islice
 from typing import Any
 
 import torch
@@ -11,7 +10,6 @@ import torch
 from calib_components.arguments import check_count, check_number
 from calib_components.errors import InputError
 from calib_components.metrics.calibration import CECEMetric, ECEMetric
-from calib_components.metrics.case_metric import CaseMetric
 from calib_components.metrics.one_pass import measure_regions
 from calib_components.metrics.regions import Region, choose_region
 from calib_components.metrics.scoring_rules import BrierMetric, NLLMetric
@@ -176,19 +174,6 @@ class CalibrationMetric(ECEMetric):
     @property
     def num_stored(self) -> int:
         return super().num_stored + self.stores_resampled
-
-    def extend(self, *data: torch.Tensor) -> None:
-        values = iter(data)
-        for part in self.parts:  # each alone, by the method of the base class
-            CaseMetric.extend(part, *islice(values, part.num_stored))
-
-    def reset(self) -> None:
-        for part in self.parts:
-            CaseMetric.reset(part)
-
-    def gathered(self) -> list[torch.Tensor]:
-        own, *_ = [CaseMetric.gathered(part) for part in self.parts]
-        return own  # all processes gather together; afterwards a single one may read any of these
 
 
 def further_regions(regions: Sequence[Any], structures: Mapping[str, Sequence[int]] | None) -> dict[str, Region]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any
 
 import torch
@@ -84,34 +85,57 @@ class CaseMetric(CumulativeIterationMetric):
     def case_values(self) -> torch.Tensor:
         """Return the value of each case, float64 `(cases,)` or `(cases, classes)`; NaN where it is undefined."""
 
+    @property
+    def parts(self) -> Sequence[CaseMetric]:
+        """All metrics that one pass fills."""
+        return [self]
+
+    @property
+    def num_stored(self) -> int | None:
+        """How many of the tensors that a pass computes this part stores; None for all."""
+        return None
+
+    def extend(self, *data: torch.Tensor) -> None:
+        """Store what `measure` computed, of each part its own."""
+        values = iter(data)
+        for part in self.parts:
+            CumulativeIterationMetric.extend(part, *islice(values, part.num_stored))
+
+    def reset(self) -> None:
+        """Remove all cases."""
+        for part in self.parts:
+            CumulativeIterationMetric.reset(part)
+            part._channels = None
+
     def gathered(self) -> Any:
         """Return what `measure` computed, concatenated over cases and processes: a tensor or a list of tensors.
 
         Raises:
             ValueError: No case has been added.
         """
-        buffer = super().get_buffer()
-        if buffer is None:
-            several = torch.distributed.is_available() and torch.distributed.is_initialized()
-            raise ValueError(
-                f"{type(self).__name__}: expected at least one case to aggregate, got none"
-                f"{'; each of the processes needs one' if several else ''}"
-            )
-        return buffer
-
-    @property
-    def parts(self) -> Sequence[CaseMetric]:
-        """All metrics that one pass fills."""
-        return [self]
+        # All processes gather all parts together; afterwards a single one may read any of them.
+        own, *_ = [CumulativeIterationMetric.get_buffer(part) for part in self.parts]
+        if own is None:
+            raise self._no_case()
+        return own
 
     def stored_tensors(self) -> list[torch.Tensor]:
-        """Return what is stored of all cases, as `extend` takes it: another metric of this kind can go on from there.
+        """Return what this process stores of its cases, as `extend` takes it: another metric can go on from there.
 
         Raises:
             ValueError: No case has been added.
         """
-        stored = [CaseMetric.gathered(part) for part in self.parts]
-        return [tensor for of_part in stored for tensor in ([of_part] if torch.is_tensor(of_part) else of_part)]
+        buffers = [cases for part in self.parts for cases in part._buffers or ()]
+        if not buffers:
+            raise self._no_case()
+        return [torch.stack(cases) for cases in buffers]
+
+    def _no_case(self) -> ValueError:
+        several = torch.distributed.is_available() and torch.distributed.is_initialized()
+        return ValueError(
+            f"{type(self).__name__}: expected at least one case to aggregate, got none"
+            f"{'; each of the processes needs one' if several else ''}"
+        )
 
     def get_buffer(self) -> torch.Tensor:
         """Return the values of the cases, which `IgniteMetricHandler` stores as the details of the metric."""
@@ -142,11 +166,6 @@ class CaseMetric(CumulativeIterationMetric):
         if reduction == "mean":
             return values.reshape(len(values), -1).nanmean(1).nanmean()
         raise ValueError(f'reduction: expected "mean", "mean_batch" or "none", got {reduction!r}')
-
-    def reset(self) -> None:
-        """Remove all cases."""
-        super().reset()
-        self._channels = None
 
     def _compute_tensor(self, y_pred: torch.Tensor, y: torch.Tensor | None = None, **kwargs: Any) -> TensorOrList:
         measured = self.measure(plain_tensor(y_pred, "y_pred"), plain_tensor(y, "y"), **kwargs)

@@ -9,6 +9,7 @@ import torch
 
 from calib_components.metrics.regions import Region
 from calib_components.metrics.sorted_voxels import Bins, bin_index
+from calib_components.metrics.sums import bincount
 from calib_components.metrics.voxels import Voxels
 
 __all__ = ["DrawnLabels"]
@@ -57,7 +58,7 @@ class DrawnLabels:
             for total, weights in zip(self.sums, (inside, inside * confidence[at], correct), strict=True):
                 of_draws = total[voxels.case, draws]
                 size = of_draws.shape[-2:]
-                of_draws += torch.bincount(flat, weights.flatten(), size.numel()).view(size)
+                of_draws += bincount(flat, weights.flatten(), size.numel()).view(size)
 
         of_likely = chances(likely)
         add(slice(None), likely, *((p > 0.5).double() for p in of_likely))

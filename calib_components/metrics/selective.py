@@ -20,6 +20,7 @@ __all__ = ["RiskCoverage", "RiskCoverageMetric", "risk_coverage"]
 COVERAGE = torch.tensor(
     [i / 100 for i in range(1, 100)] + [i / 1000 for i in range(991, 1000)] + [i / 10000 for i in range(9991, 10001)],
     dtype=torch.float64,
+    device="cpu",
 )
 UNCERTAIN = 0.05  # share of the voxels that are called uncertain
 PENDING = 2**20  # voxels that wait until equal confidences are joined
@@ -105,7 +106,7 @@ def risk_coverage(
 
     def finish(case: int) -> None:
         count, errors = ranking.by_confidence()
-        risk[case], aurc[case], error_share[case] = _curve(count, errors, COVERAGE)
+        risk[case], aurc[case], error_share[case] = _curve(count, errors)
 
     case = -1
     for voxels in read_voxels(y_pred, y, Region.parse(region), ignore_index, sigmoid, enlarge=ENLARGE):
@@ -166,9 +167,7 @@ class _Ranking:
         return torch.from_numpy(self.all.count).double().flip(0), torch.from_numpy(errors).flip(0)
 
 
-def _curve(
-    count: torch.Tensor, errors: torch.Tensor, coverage: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _curve(count: torch.Tensor, errors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Risk at each coverage, AURC and share of errors, from the groups of equal confidence `(groups,)`.
 
     In a random order, the first `k` voxels hold `before + (k - start) * rate` errors on average, where a group with the
@@ -185,7 +184,7 @@ def _curve(
         group = torch.searchsorted(end, kept).clamp_max(len(end) - 1)
         return offset[group] + kept * rate[group]
 
-    kept = coverage * voxels
+    kept = COVERAGE * voxels
     certain = errors_among((1 - UNCERTAIN) * voxels)
     return errors_among(kept) / kept, aurc, 1 - certain / wrong
 

@@ -175,17 +175,9 @@ class SmoothECEMetric(CaseMetric):
         results = measure_regions(y_pred, y, regions, ["top_label"], NUM_BINS, self.ignore_index, self.sigmoid)
         return [smooth_calibration_error(CalibrationBins(*found["top_label"])) for found in results]
 
-    def extend(self, *data: torch.Tensor) -> None:
-        for part, values in zip(self.parts, data, strict=True):  # each alone, by the method of the base class
-            CaseMetric.extend(part, values)
-
-    def reset(self) -> None:
-        for part in self.parts:
-            CaseMetric.reset(part)
-
-    def gathered(self) -> torch.Tensor:
-        own, *_ = [CaseMetric.gathered(part) for part in self.parts]
-        return own  # all processes gather together; afterwards a single one may read any of these
+    @property
+    def num_stored(self) -> int:
+        return 1
 
     def case_values(self) -> torch.Tensor:
         return self.gathered()

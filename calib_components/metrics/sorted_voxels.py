@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from calib_components.metrics.regions import Region
+from calib_components.metrics.sums import bincount
 from calib_components.metrics.voxels import Voxels
 
 __all__ = ["ALL", "LANES", "PREDICTED", "Bins", "RegionSets", "bin_index", "sum_by_index"]
@@ -66,7 +67,7 @@ class Bins:
 
 def sum_by_index(index: torch.Tensor, weights: torch.Tensor | None, size: int) -> torch.Tensor:
     """Sum weights, or 1, by `i` of indices `lane * size + i`, in float64."""
-    counts = torch.bincount(index.flatten(), None if weights is None else weights.flatten(), LANES * size)
+    counts = bincount(index.flatten(), None if weights is None else weights.flatten(), LANES * size)
     return counts.double().view(LANES, size).sum(0)
 
 

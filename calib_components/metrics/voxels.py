@@ -261,7 +261,7 @@ def read_chunks(
         region.true_classes(num_classes)  # checks those of a structure
     bands = [region for region in regions if region.kind in ("band", "predicted_band")]
     step = max(1, (enlarge * CPU_CHUNK if y_pred.device.type == "cpu" else GPU_CHUNK) // num_classes)
-    invalid = torch.zeros(4, dtype=torch.int64)
+    invalid = torch.zeros(4, dtype=torch.int64, device="cpu")
     any_voxel, only_0_and_1 = False, True
     for case, channel in ((b, k) for b in range(len(y_pred)) for k in range(channels if sigmoid else 1)):
         rows = slice(channel, channel + 1) if sigmoid else slice(None)

@@ -12,6 +12,7 @@ Source: Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, secti
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -227,7 +228,8 @@ class TemperatureScaling:
     def _gathered(self) -> tuple[list[str], Array]:
         """Return the patients of all processes in the order of their names, and the sums of each."""
         own = torch.from_numpy(np.array([*self._sums.values()]).reshape(-1, SUMS))
-        names = [name for name in string_list_all_gather(list(self._sums), delimiter="\0") if name]
+        encoded = [json.dumps(name) for name in self._sums]  # in which no character separates names
+        names = [json.loads(text) for text in string_list_all_gather(encoded) if text]
         merged: dict[str, Array] = {}
         for name, row in zip(names, evenly_divisible_all_gather(own, concat=True).numpy(), strict=True):
             merged[name] = merged.get(name, 0) + row
@@ -262,7 +264,7 @@ def _chunk_sums(logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
     return sums
 
 
-def _slopes(sums: Array, log2_b: Array | float) -> Array:
+def _gradients(sums: Array, log2_b: Array | float) -> Array:
     """Return dL/db of each row of `sums`, `(rows, 1 + len(LOG2_B))`: C and A; at one value, or one for each row."""
     logs = np.log(np.maximum(sums[:, 1:], SMALLEST))
     return sums[:, 0] - np.exp((logs * SPLINE(log2_b)).sum(1))
@@ -282,11 +284,11 @@ def _roots(sums: Array) -> Array:
 
 
 def _change(total: Array, log2_b: float) -> float:
-    """Return the NLL at b less that at b = 1, the integral of the slope."""
+    """Return the NLL at b less that at b = 1, the integral of the gradient."""
     nodes, weights = np.polynomial.legendre.leggauss(64)
     points = log2_b * (nodes + 1) / 2
-    slopes = _slopes(np.broadcast_to(total, (len(points), len(total))), points)
-    return float((weights * slopes * math.log(2) * 2.0**points).sum() * log2_b / 2)
+    gradients = _gradients(np.broadcast_to(total, (len(points), len(total))), points)
+    return float((weights * gradients * math.log(2) * 2.0**points).sum() * log2_b / 2)
 
 
 def _resample(sums: Array, log2_b: float) -> tuple[Array, float]:
@@ -294,15 +296,15 @@ def _resample(sums: Array, log2_b: float) -> tuple[Array, float]:
 
     Returns:
         The temperatures of `RESAMPLES` resamples, and the share of `SIMULATIONS` samples of as many patients whose
-        interval holds the temperature of all. The temperature of a resample is above that of all where its slope at
+        interval holds the temperature of all. The temperature of a resample is above that of all where its gradient at
         `log2_b` is positive, so simulating needs one number a patient and no roots. The resamples, as positions in a
         sample, are the same for all samples.
     """
     number = len(sums)
     generator = np.random.default_rng(0)
-    samples = _slopes(sums, log2_b)[generator.integers(number, size=(number, SIMULATIONS))]
+    samples = _gradients(sums, log2_b)[generator.integers(number, size=(number, SIMULATIONS))]
     total = sums.sum(0, keepdims=True)
-    equal = float(_slopes(total, log2_b + 1e-9)[0] - _slopes(total, log2_b)[0])  # as much as 1e-9 in log2 b
+    equal = float(_gradients(total, log2_b + 1e-9)[0] - _gradients(total, log2_b)[0])  # as much as 1e-9 in log2 b
     temperatures, above, below = [], np.zeros(SIMULATIONS), np.zeros(SIMULATIONS)
     rows = max(1, BLOCK // max(number, SIMULATIONS))
     for start in range(0, RESAMPLES, rows):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import io
+import json
 import math
 import re
 import signal
@@ -30,6 +31,13 @@ def _number(text: str) -> float:
         if math.isfinite(number := float(text)):
             return number
         raise
+
+
+def _value(text: str) -> Any:
+    """The Python literal, or else the text; Fire would take what follows a # for a comment."""
+    value = text if "#" in text else DefaultParseValue(text)
+    json.dumps(value)  # as it is recorded: a TypeError for {a, b}, which is a set
+    return value
 
 
 def _path(text: str) -> Path:
@@ -170,12 +178,12 @@ def _reader(shown: str, annotation: Any) -> Callable[[str], Any]:
         annotation = next(argument for argument in get_args(annotation) if argument is not type(None))
     several = get_origin(annotation) is Sequence
     kind = get_args(annotation)[0] if several else annotation
-    described, read_one = READERS.get(kind, ("a value", DefaultParseValue))
+    described, read_one = READERS.get(kind, ("a value as in JSON", _value))
 
     def read(text: str) -> Any:
         try:
             return [read_one(part) for part in _parts(text)] if several else read_one(text)
-        except (KeyError, ValueError, RecursionError, MemoryError):  # the last two from nested brackets
+        except (KeyError, TypeError, ValueError, RecursionError, MemoryError):  # the last two from nested brackets
             expected = f"{described}, or several separated by commas" if several else described
             raise InputError(f"{shown}: expected {expected}, got {text!r:.60}") from None
 

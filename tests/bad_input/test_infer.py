@@ -293,7 +293,7 @@ FACTS_OF_WEIGHTS = [
     Case(
         "code as a name",
         facts("RV:", "$print(1):"),
-        FACTS + "structures to be names and their lists of class indices, got ",
+        FACTS + "structures to be names and their lists of different class indices, got ",
     ),
     Case("unknown key", facts("image_size", "imagesize"), f"{FACTS}only {KNOWN}, got 'imagesize'"),
     Case("another data set", facts("dataset: acdc", "dataset: flare"), FACTS + "data prepared like acdc"),
@@ -431,9 +431,11 @@ def test_one_line_and_nothing_written(case: Case, folder: Path, monkeypatch: pyt
 
 def test_full_disk(folder: Path) -> None:
     (folder / "out").mkdir()
-    earlier = nib.Nifti1Image(GOOD, np.eye(4))
-    earlier.header["descrip"] = MARK
-    nib.save(earlier, folder / "out" / "scan_probability.nii.gz")
+    with (
+        open(folder / "out" / "scan_probability.nii.gz", "wb") as file,
+        gzip.GzipFile(MARK, "wb", fileobj=file) as packed,
+    ):
+        packed.write(nib.Nifti1Image(GOOD, np.eye(4)).to_bytes())
     before = snapshot(folder)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (5000, hard))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import pickle
@@ -77,7 +78,9 @@ def test_case_may_be_replaced(tmp_path: Path) -> None:
     write_case(tmp_path / "case", image[..., :1], image[..., :1], np.eye(4), {"files": []}, replace=True)
     assert [path.name for path in tmp_path.iterdir()] == ["case"]
     assert nib.load(tmp_path / "case" / "label.nii").shape == (4, 4, 1)
-    assert json.loads((tmp_path / "case" / "source.json").read_text()) == {"files": []}
+    files = [tmp_path / "case" / name for name in ("image.nii", "label.nii")]
+    content = hashlib.sha256(files[0].read_bytes() + files[1].read_bytes()).hexdigest()
+    assert json.loads((tmp_path / "case" / "source.json").read_text()) == {"files": [], "content": content}
 
 
 def test_case_may_be_called_like_the_one_before_of_another(tmp_path: Path) -> None:

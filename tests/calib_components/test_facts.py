@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,19 @@ def test_without_a_file_the_facts_are_those_given(tmp_path: Path) -> None:
     assert asdict(Facts(**OWN))["pixel_size"] is None
 
 
+@pytest.mark.parametrize("content", ['{"labels": {"0": "background", "1": "tumour"}}', '{"labels": {}}'])
+def test_cases_of_other_classes_without_a_file_are_an_error(content: str, tmp_path: Path) -> None:
+    (tmp_path / "datalist.json").write_text(content)
+    with pytest.raises(
+        InputError, match=r"facts\.yaml: expected the facts of the cases in datalist\.json, whose classes"
+    ):
+        read_facts(tmp_path / FACTS, **OWN)
+    own = dict(enumerate(OWN["class_names"]))
+    for unknown in (json.dumps({"labels": own}), "{}", "[]", '{"labels": []}', "{"):
+        (tmp_path / "datalist.json").write_text(unknown)
+        assert read_facts(tmp_path / FACTS, **OWN) == Facts(**OWN)
+
+
 def test_facts_of_other_geometry_are_an_error(tmp_path: Path) -> None:
     write_facts(Facts(**{**OWN, "dataset": "flare"}), tmp_path)
     with pytest.raises(
@@ -74,8 +88,12 @@ def test_facts_of_other_geometry_are_an_error(tmp_path: Path) -> None:
             {"label_codes": [0, 1, 2**31]},
             "expected label_codes to be a list of different whole numbers of 32 bits, got",
         ),
-        ({"structures": {}}, "expected structures to be names and their lists of class indices, got {}"),
-        ({"structures": {CODE: [1]}}, "expected structures to be names and their lists of class indices, got"),
+        ({"structures": {}}, "expected structures to be names and their lists of different class indices, got {}"),
+        (
+            {"structures": {CODE: [1]}},
+            "expected structures to be names and their lists of different class indices, got",
+        ),
+        ({"structures": {"wall": [1, 1]}}, "expected structures to be names and their lists of different class"),
         ({"structures": {"wall": [3]}}, "expected structures of class indices from 0 to 2, got"),
         ({"file_suffixes": [CODE]}, "expected file_suffixes to be a list of texts, got"),
         ({"slice_axis": 3}, "expected slice_axis to be 0, 1, 2 or null, got 3"),

@@ -40,7 +40,8 @@ class TestSaveMapd:
         save = SaveMapd("seg", tmp_path, MODALITIES)
         save({"seg": volume})
         save({"seg": volume})  # again
-        by_hand = nib.Nifti1Image(np.ones((4, 3, 2), np.uint8), np.eye(4))
+        made = nib.load(tmp_path / "scan_seg.nii.gz")
+        by_hand = nib.Nifti1Image(np.ones((4, 3, 2), np.uint8), made.affine, made.header)
         nib.save(by_hand, tmp_path / "scan_seg.nii.gz")
         before = (tmp_path / "scan_seg.nii.gz").read_bytes()
         with pytest.raises(

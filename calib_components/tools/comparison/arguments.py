@@ -40,6 +40,8 @@ def check_path(name: str, path: Path) -> None:
     """
     if str(path).startswith(EVALUATED) or not str(path).isprintable():
         raise InputError(f"--{name}: expected a path that does not start with $, @ or %, got {path}; write ./NAME")
+    if "#" in str(path) or "::" in str(path):
+        raise InputError(f"--{name}: expected a path without # or ::, got {path}")
 
 
 def read_test_sets(texts: Sequence[str], dataset_dir: Path) -> dict[str, Path]:

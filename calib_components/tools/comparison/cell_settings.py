@@ -68,8 +68,9 @@ class CellSettings:
         folds: Number of folds; None without cross-validation.
         calibration: Split and region that the temperature is fitted on, and the number of folds if it is that of all;
             empty without a temperature, or as long as not all folds are finished.
-        evaluate_on: Further test sets by their names: the SHA-256 of the list of prepared cases, `datalist`, and the
-            patient of each case, `patients`.
+        evaluate_on: Further test sets by their names: the SHA-256 of the list of prepared cases, `datalist`, the
+            fingerprint of what these hold, `cases`, and the patient of each case, `patients`.
+        cases: Fingerprint of what the prepared cases hold; None where it was not recorded.
     """
 
     method: str
@@ -87,6 +88,7 @@ class CellSettings:
     folds: int | None = None
     calibration: dict[str, Any] = field(default_factory=dict)
     evaluate_on: dict[str, dict[str, Any]] = field(default_factory=dict)
+    cases: str | None = None
 
     @property
     def folder(self) -> str:
@@ -116,7 +118,7 @@ class CellSettings:
             evaluated: Whether the evaluation counts, too. Test sets that only one of the runs has do not.
         """
         parts = ("training", "evaluation", "overrides") if evaluated else ("training", "overrides")
-        data = ["the data"] if self.datalist != other.datalist else []
+        data = ["the data"] if self.datalist != other.datalist or _known_to_differ(self.cases, other.cases) else []
         if evaluated:
             data += [*self._other_calibration(other), *self._other_test_sets(other)]
         return _unique(data, *(differing(getattr(self, part), getattr(other, part)) for part in parts))
@@ -127,6 +129,7 @@ class CellSettings:
         data = ("bundle", "folds", "datalist") if self.fold == other.fold else ("bundle", "folds")
         return _unique(
             [name for name in data if getattr(self, name) != getattr(other, name)],
+            ["cases"] if _known_to_differ(self.cases, other.cases) else [],
             differing(self.evaluation, other.evaluation),
             differing(here, there),
             differing(self.overrides, other.overrides),
@@ -145,8 +148,21 @@ class CellSettings:
 
     def _other_test_sets(self, other: CellSettings) -> list[str]:
         """Return which test sets of the same name have other data."""
-        both = [name for name in self.evaluate_on if name in other.evaluate_on]
-        return [f"test set {name}" for name in both if self.evaluate_on[name] != other.evaluate_on[name]]
+        both = [
+            (name, self.evaluate_on[name], other.evaluate_on[name])
+            for name in self.evaluate_on.keys() & other.evaluate_on
+        ]
+        return sorted(
+            f"test set {name}"
+            for name, here, there in both
+            if {**here, "cases": None} != {**there, "cases": None}
+            or _known_to_differ(here.get("cases"), there.get("cases"))
+        )
+
+
+def _known_to_differ(here: str | None, there: str | None) -> bool:
+    """Whether two fingerprints differ; one that was not recorded may be the same."""
+    return None not in (here, there) and here != there
 
 
 def cell_name(method: str, seed: int, fold: int | None) -> str:
@@ -252,6 +268,7 @@ CHECKS: Checks = {
     "folds": ("a whole number of at least 2 or null", lambda value: value is None or (is_count(value) and value >= 2)),
     "calibration": ("settings by their names", _is_dict),
     "evaluate_on": ("the datalist and the patients of each test set", _are_test_sets),
+    "cases": ("text or null", lambda value: value is None or isinstance(value, str)),
 }
 
 

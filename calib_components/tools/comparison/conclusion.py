@@ -73,7 +73,7 @@ def _of_one(compared: Comparison) -> list[str]:
     if "ece" not in columns:
         dsc = _estimated(mean_with_interval(method.by_run("dsc"), patients), "dsc")
         return [
-            f"The mean DSC of {compared.counted} is {dsc}.",
+            f"The mean DSC of {compared.patient_count} is {dsc}.",
             "There are no probabilities, so nothing can be said about calibration.",
         ]
     sentences = [_calibration(compared) if compared.has_regions else _foreground(method, patients)]
@@ -83,8 +83,8 @@ def _of_one(compared: Comparison) -> list[str]:
         sentences.append(f"{_counted_are(compared)} too few to tell how it is for others.")
     else:
         sentences.append(
-            f"These {compared.counted} cannot tell how it is for patients of another origin, nor of failures too rare "
-            f"to be among them ({BRACKETS.format(compared.resampled)})."
+            f"These {compared.patient_count} cannot tell how it is for patients of another origin, nor of failures too "
+            f"rare to be among them ({BRACKETS.format(compared.resampled)})."
         )
     return sentences
 
@@ -281,7 +281,7 @@ def _compared(compared: Comparison, reference: Method, measures: Sequence[str]) 
         sentences.append(f"Compared with {reference.label}, {'; '.join(clauses)}")
     if unknown:
         which = unknown[0] if len(others) == 1 else f"{_listed(unknown)} from {reference.label}"
-        sentences.append(f"these {compared.counted} cannot tell {which}")
+        sentences.append(f"these {compared.patient_count} cannot tell {which}")
     *first, last = sentences
     tests = len(measures) * len(others)
     corrected = f", p-values Holm-corrected for {tests} comparisons" if tests > 1 else ""
@@ -297,4 +297,4 @@ def _estimated(estimate: Estimate, measure: str) -> str:
 
 
 def _counted_are(compared: Comparison) -> str:
-    return f"{compared.counted} {'is' if len(set(compared.patients)) == 1 else 'are'}"
+    return f"{compared.patient_count} {'is' if len(set(compared.patients)) == 1 else 'are'}"

@@ -82,8 +82,8 @@ def _means_section(found: Evaluations, rows: list[Row], measures: list[str]) -> 
         line.append(counts)
     best = "the best is bold, the second best underlined; " if len(rows) > 1 else ""
     cases = "1 case" if len(found.first.cases) == 1 else f"{len(found.first.cases)} cases"
-    if found.counted != cases:
-        cases += f" of {found.counted}"
+    if found.patient_count != cases:
+        cases += f" of {found.patient_count}"
     caption = (
         f"Mean over {cases}; {best}"
         f"below each mean: its 95 % interval over patients. HD95 is in {found.methods[0].evaluation.unit}. "

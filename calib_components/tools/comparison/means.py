@@ -51,7 +51,10 @@ ABOUT_REGIONS = (
     "were true; an error below it does not mean better calibration. "
 )
 ABOUT_FURTHER = {
-    "ece_plausible": "plausible: where the probability of foreground is above .05. ",
+    "ece_plausible": (
+        "plausible: where the probability of foreground is above .05; of a method that is nowhere certain, nearly all "
+        "voxels, which cannot be compared. "
+    ),
     "ece_predicted_band": "predicted_band: at most 2 voxels from a border between predicted classes. ",
 }
 ABOUT_TEMPERATURE = (

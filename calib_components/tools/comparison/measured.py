@@ -254,7 +254,7 @@ class Comparison:
         return self.first.patients
 
     @property
-    def counted(self) -> str:
+    def patient_count(self) -> str:
         """How many patients there are, as text; or cases, if each is its own patient."""
         count, kind = len(set(self.patients)), "case" if self.patients == self.first.cases else "patient"
         return f"1 {kind}" if count == 1 else f"{count} {kind}s"

@@ -51,7 +51,7 @@ RANKINGS = [
 ]
 
 
-class Dataset(NamedTuple):
+class RankedDataset(NamedTuple):
     """A test set with the methods that were evaluated on all test sets, in the same order.
 
     Attributes:
@@ -112,9 +112,9 @@ def _lower(text: str) -> str:
     return text[:1].lower() + text[1:]
 
 
-def _datasets(folders: Sequence[Path], found: Sequence[Results]) -> list[Dataset]:
+def _datasets(folders: Sequence[Path], found: Sequence[Results]) -> list[RankedDataset]:
     """Return every test set with the methods that all have."""
-    datasets: list[Dataset] = []
+    datasets: list[RankedDataset] = []
     for networks, (folder, results) in enumerate(zip(folders, found, strict=True)):
         for test_set in ("", *results.test_sets):
             name = test_set or (results.dataset.upper() if results.dataset else folder.resolve().name)
@@ -128,7 +128,7 @@ def _datasets(folders: Sequence[Path], found: Sequence[Results]) -> list[Dataset
                 and (dataset.networks == networks or dataset.datalist == datalist)
             )
             population = next(same, len(datasets))
-            datasets.append(Dataset(name, networks, population, datalist, plain, scaled))
+            datasets.append(RankedDataset(name, networks, population, datalist, plain, scaled))
     given = Counter(dataset.name for dataset in datasets)
     names = [
         f"{folders[dataset.networks].resolve().name} {dataset.name}" if given[dataset.name] > 1 else dataset.name
@@ -163,7 +163,7 @@ def _only(results: Results, order: Sequence[str], chosen: set[str]) -> Results:
     return replace(results, methods=[of_name[name] for name in order if name in chosen])
 
 
-def _notices(folders: Sequence[Path], found: Sequence[Results], datasets: Sequence[Dataset]) -> list[str]:
+def _notices(folders: Sequence[Path], found: Sequence[Results], datasets: Sequence[RankedDataset]) -> list[str]:
     """Return what a reader should know before the numbers."""
     ranked = {method.name for method in datasets[0].plain.methods}
     left_out = list(dict.fromkeys(m.label for results in found for m in results.methods if m.name not in ranked))
@@ -193,7 +193,7 @@ def _notices(folders: Sequence[Path], found: Sequence[Results], datasets: Sequen
     return notices
 
 
-def _means_section(datasets: Sequence[Dataset]) -> Section:
+def _means_section(datasets: Sequence[RankedDataset]) -> Section:
     """Return the means of all methods on all data sets, without and with temperature."""
     measures = [name for name in MEANS if all(dataset.plain.measured([name]) for dataset in datasets)]
     cells, records = [], []
@@ -214,7 +214,7 @@ def _means_section(datasets: Sequence[Dataset]) -> Section:
     return Section("means", "Means", caption, header, cells, records)
 
 
-def _ranks_section(datasets: Sequence[Dataset], ranking: Ranking) -> tuple[Section, str]:
+def _ranks_section(datasets: Sequence[RankedDataset], ranking: Ranking) -> tuple[Section, str]:
     """Return both rankings over all data sets with their heat maps, and the sentence that names the first methods."""
     measures, methods = ranking.measures, datasets[0].at(ranking.scaled).methods
     names = [plain_heading(measure) for measure in measures]

@@ -12,7 +12,14 @@ from typing import Any
 from monai.bundle import ConfigParser
 
 from calib_components.errors import InputError, nearest
-from calib_components.fingerprint import EVALUATION, LOADING, TRAINING, differing, fingerprint
+from calib_components.fingerprint import (
+    EVALUATION,
+    LOADING,
+    TRAINING,
+    differing,
+    fingerprint,
+    fingerprint_of_cases,
+)
 from calib_components.tools.comparison.cell_settings import (
     CellSettings,
     Condition,
@@ -193,6 +200,7 @@ def plan_cell(
         evaluate_on={
             name: _test_set(evaluate, evaluate_files, {**places, **options}) for name, options in further.items()
         },
+        cases=fingerprint_of_cases(datalist, dataset_dir),
     )
     here, results = work / settings.folder, out / settings.folder
     in_work = {**places, "ckpt_dir": here}
@@ -257,7 +265,8 @@ def _test_set(own: ConfigParser, files: Sequence[Path], options: Mapping[str, An
             f"--evaluate_on: expected data prepared like those of the training, got {folder} with another "
             f"{', '.join(others)}; prepare it with the same options"
         )
-    return {"datalist": digest(folder / "datalist.json"), "patients": patients}
+    datalist = folder / "datalist.json"
+    return {"datalist": digest(datalist), "cases": fingerprint_of_cases(datalist, folder), "patients": patients}
 
 
 def _shows(name: str, parser: ConfigParser, ids: Mapping[str, tuple[str, ...]]) -> bool:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-__all__ = ["METRICS", "PUBLISHED", "RANKED", "STRUCTURES", "Metric"]
+__all__ = ["METRICS", "PUBLISHED", "RANKED", "STRUCTURES", "Measure"]
 
 
-class Metric(NamedTuple):
+class Measure(NamedTuple):
     """Name of a measure, and whether higher values are better."""
 
     label: str
@@ -15,12 +15,12 @@ class Metric(NamedTuple):
 
 
 METRICS = {
-    "dsc": Metric("DSC", True),
-    "hd95": Metric("HD95", False),
-    "ece": Metric("ECE", False),
-    "cece": Metric("CECE", False),
-    "nll": Metric("NLL", False),
-    "brier": Metric("Brier", False),
+    "dsc": Measure("DSC", True),
+    "hd95": Measure("HD95", False),
+    "ece": Measure("ECE", False),
+    "cece": Measure("CECE", False),
+    "nll": Measure("NLL", False),
+    "brier": Measure("Brier", False),
 }
 RANKED = ("dsc", "hd95", "ece", "cece")  # the four that the paper reports and ranks by
 

@@ -146,7 +146,7 @@ def report_evaluations(
     title = COMPARED + ", ".join(labels) if several else CALIBRATED + labels[0]
     notices = list(found.notices)
     if len(set(found.patients)) < FEWEST_PATIENTS:
-        notices.append(f"{found.counted}: intervals and tests need at least {FEWEST_PATIENTS}.")
+        notices.append(f"{found.patient_count}: intervals and tests need at least {FEWEST_PATIENTS}.")
     if chosen_on is not None and (both := shared_patients(chosen_on, evaluation)):
         notices.append(
             f"{len(both)} of the patients are, by their names, in the validation folder too, so the thresholds were "
@@ -220,7 +220,7 @@ def _notices(results: Results, missing_reference: str | None) -> list[str]:
     notices = []
     if len(set(results.patients)) < FEWEST_PATIENTS:
         notices.append(
-            f"{results.counted}: too few to tell which loss is better. Intervals, tests and marks of the "
+            f"{results.patient_count}: too few to tell which loss is better. Intervals, tests and marks of the "
             f"best need at least {FEWEST_PATIENTS}; cross-validation (compare_losses --folds) tests every patient."
         )
     if results.test_sets:

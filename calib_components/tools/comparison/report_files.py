@@ -9,6 +9,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from calib_components.errors import InputError, make_folder, reading
+from calib_components.files import other_files
 from calib_components.tools.comparison.page import Section, to_csv, to_html, to_markdown
 
 __all__ = [
@@ -134,9 +135,9 @@ def check_report_folder(out: Path, files: Collection[str] = ()) -> list[str]:
         return []
     if not out.is_dir():
         raise InputError(f"--out: expected a folder, got the file {out}")
-    present = sorted(out.iterdir())
+    present = other_files(out, ())
     own = {PAGE, MARKDOWN, *files, *OPTIONAL, *_further_files(out / MARKDOWN)}
-    others = [path.name for path in present if path.name not in own or not path.is_file()]
+    others = [name for name in present if name not in own or not (out / name).is_file()]
     if present and not others:
         name, mark = (PAGE, "<title>") if (out / PAGE).exists() else (MARKDOWN, "# ")  # the page comes last
         with reading(out / name, "an earlier report") as file:
@@ -147,7 +148,7 @@ def check_report_folder(out: Path, files: Collection[str] = ()) -> list[str]:
             f"{out}: expected only files of this report, got {', '.join(others)}; move or delete them, or choose "
             "another --out"
         )
-    return [path.name for path in present if path.name not in files]
+    return [name for name in present if name not in files]
 
 
 def _further_files(markdown: Path) -> list[str]:

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from calib_components.errors import InputError, writing
+from calib_components.errors import InputError, reading, writing
 from calib_components.tools.comparison.cell_settings import (
     OWN,
     CellSettings,
@@ -39,7 +39,19 @@ from calib_components.tools.comparison.measured import Comparison, Method, Run, 
 from calib_components.tools.comparison.published import PUBLISHED, STRUCTURES
 from calib_components.tools.comparison.statistics import Array, mean_of_defined
 
-__all__ = ["PlanEntry", "Results", "TrainedMethod", "TrainedRun", "add_to_plan", "read_plan", "read_results"]
+__all__ = [
+    "PlanEntry",
+    "Results",
+    "TrainedMethod",
+    "TrainedRun",
+    "add_to_plan",
+    "check_plan",
+    "read_plan",
+    "read_results",
+]
+
+COMMANDS = "commands.sh"
+ABOUT_COMMANDS = "# Run these in the folder in which compare_losses was started"  # its first line
 
 
 @dataclass(frozen=True, eq=False)
@@ -317,15 +329,31 @@ def add_to_plan(cells: Sequence[PlanEntry], folder: Path) -> None:
         by_cell[settings.method, settings.seed, settings.fold] = entry
     with writing(folder / "plan.json") as file:
         file.write_text(json.dumps(list(by_cell.values()), indent=1) + "\n")
-    lines = ["# Run these in the folder in which compare_losses was started. To choose a GPU, add --device=cuda:1.\n"]
+    lines = [f"{ABOUT_COMMANDS}. To choose a GPU, add --device=cuda:1.\n"]
     for part, about in (("commands", ""), ("of_all_folds", ", with one temperature for all folds")):
         lines += [
             f"# {cell_name(*key)}{about}\n" + "\n".join(entry[part]) + "\n"
             for key, entry in by_cell.items()
             if entry.get(part)
         ]
-    with writing(folder / "commands.sh") as file:
+    with writing(folder / COMMANDS) as file:
         file.write_text("\n".join(lines))
+
+
+def check_plan(folder: Path) -> None:
+    """Check the plan that is there, if any, and that the commands, which are replaced, are those of a plan.
+
+    Raises:
+        InputError: The plan is broken, or there are commands of somebody else.
+    """
+    read_plan(folder)
+    if (file := folder / COMMANDS).is_file():
+        with reading(file, "commands of compare_losses"):
+            content = file.read_text(encoding="utf-8", errors="replace")
+        if not content.startswith(ABOUT_COMMANDS):
+            raise InputError(
+                f"{file}: expected commands of compare_losses or nothing, got others; choose another --out"
+            )
 
 
 def read_plan(folder: Path) -> list[dict[str, Any]]:

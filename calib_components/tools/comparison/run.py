@@ -36,7 +36,7 @@ from calib_components.tools.comparison.plan import (
     plan_cell,
 )
 from calib_components.tools.comparison.processes import ProcessGroup
-from calib_components.tools.comparison.results import add_to_plan, read_plan
+from calib_components.tools.comparison.results import add_to_plan, check_plan
 from calib_components.tools.comparison.settings import choose_settings
 from calib_components.tools.comparison.steps import Step
 from calib_components.tools.locks import LOCK, locked, try_lock
@@ -337,14 +337,15 @@ def compare_losses(
         check_unchanged(cell)
     check_comparable(cells, out)
     check_folds(cells)
-    read_plan(out)
+    check_plan(out)
     cluster = slurm_executor(work / "slurm", slurm or {}) if executor == "slurm" else None
 
     for folder in (out, work):
         make_folder(folder)
     with locked(out / LOCK):  # other commands may have another work folder
-        with writing(work / ".gitignore") as file:
-            file.write_text("*\n")
+        if not (ignored := work / ".gitignore").exists():
+            with writing(ignored) as file:
+                file.write_text("*\n")
         add_to_plan([cell.entry() for cell in cells], out)
     if without := [cell.name for cell in cells if not cell.settings.calibration]:
         of = "" if len(without) == len(cells) else f" for {'; '.join(without)}"

@@ -34,8 +34,8 @@ __all__ = ["calibration_ranks_section", "conditions_section", "variation_section
 
 WITH = {False: "without", True: "with"}
 VARIED = ("dsc", "hd95", "nll_all", "ece_all", "ece_predicted", "ece")
-DSC = "dsc"
-COMPARED = (DSC, "nll_all", "ece_all", "ece_predicted", "ece")
+OF_SEGMENTATIONS = ("dsc", "hd95")  # a temperature leaves these as they are
+COMPARED = (*OF_SEGMENTATIONS, "nll_all", "ece_all", "ece_predicted", "ece", "cece")
 # The paper's region first, then those that the prediction chooses, and the score of all probabilities.
 RANKED = ("ece", "ece_predicted", "ece_plausible", "ece_all", "nll_all")
 
@@ -101,7 +101,10 @@ def conditions_section(results: Results, reference: TrainedMethod, test_set: str
     for of_base in WITH:
         if not reference.at(Condition(test_set, of_base)).runs:
             continue  # not all folds have their temperature yet
-        columns = [measure for measure in measures if measure != DSC or not of_base]  # T leaves the DSC as it is
+        of_segmentations, of_probabilities = (
+            [measure for measure in measures if (measure in OF_SEGMENTATIONS) == which] for which in (True, False)
+        )
+        columns = of_probabilities if of_base else [*of_segmentations, *of_probabilities]
         header += [f"{heading(measure, 'foreground')} minus {reference.label}{' + T' * of_base}" for measure in columns]
         for scaled in WITH:
             compared = results.at(Condition(test_set, scaled))
@@ -110,8 +113,8 @@ def conditions_section(results: Results, reference: TrainedMethod, test_set: str
             others = [method for method in compared.methods if method.name != reference.name]
             itself = [method for method in compared.methods if method.name == reference.name and scaled != of_base]
             difference = partial(_difference, reference, test_set, of_base, compared.patients)
-            differences = compared.corrected(columns[:1], others, difference) if columns[0] == DSC else {}
-            differences |= compared.corrected([m for m in columns if m != DSC], [*others, *itself], difference)
+            differences = compared.corrected([] if of_base else of_segmentations, others, difference)
+            differences |= compared.corrected(of_probabilities, [*others, *itself], difference)
             for measure in columns:
                 cells = {method.name: TableCell("") for method in compared.methods}
                 for method, (found, p_value) in differences[measure].items():

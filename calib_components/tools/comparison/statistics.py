@@ -166,13 +166,13 @@ def ratio_with_interval(
         with fewer than `FEWEST_PATIENTS` groups that have one above 0.
     """
     parts = np.stack([np.asarray(numerators, float), np.asarray(denominators, float)])
-    counted = parts[1].any(1)
-    labels = np.arange(len(counted)) if groups is None else np.asarray(groups)
-    names, index = np.unique(labels[counted], return_inverse=True)
+    defined = parts[1].any(1)
+    labels = np.arange(len(defined)) if groups is None else np.asarray(groups)
+    names, index = np.unique(labels[defined], return_inverse=True)
     if len(names) == 0:
         return [Estimate(np.nan, np.nan, np.nan)] * parts.shape[2]
     by_group = (index == np.arange(len(names))[:, None]).astype(float)  # (groups, cases)
-    sums = by_group @ parts[:, counted]  # (2, groups, ratios)
+    sums = by_group @ parts[:, defined]  # (2, groups, ratios)
     weights = draw_weights(len(names), seed)
     with np.errstate(invalid="ignore"):  # 0 / 0 is NaN
         ratios = sums[0].sum(0) / sums[1].sum(0)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from calib_components.tools.comparison.published import METRICS, Metric
+from calib_components.tools.comparison.published import METRICS, Measure
 from calib_components.tools.comparison.statistics import Difference, Estimate
 
 __all__ = [
@@ -26,7 +26,7 @@ __all__ = [
 MEAN, DIFFERENCE = "", "+"  # styles of a number, see number
 NONE = "n/a"  # in place of a number
 SIGNIFICANT = 0.05
-MEASURES = {**METRICS, "smooth_ece": Metric("smooth ECE", False)}
+MEASURES = {**METRICS, "smooth_ece": Measure("smooth ECE", False)}
 OF_STRUCTURES = ("dsc", "hd95")  # means over structures, whatever the region
 
 
@@ -51,12 +51,12 @@ def higher_is_better(measure: str) -> bool:
     return _split(measure)[0].higher_is_better
 
 
-def _split(measure: str) -> tuple[Metric, str]:
+def _split(measure: str) -> tuple[Measure, str]:
     """Return the metric of a measure, and the region or structure."""
     for name in sorted(MEASURES, key=len, reverse=True):
         if measure == name or measure.startswith(f"{name}_"):
             return MEASURES[name], measure[len(name) + 1 :]
-    return Metric(measure, False), ""
+    return Measure(measure, False), ""
 
 
 def number(value: float, measure: str, style: str = MEAN) -> str:

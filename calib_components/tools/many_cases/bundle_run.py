@@ -23,7 +23,7 @@ from calib_components.errors import InputError, error_line, make_folder, printab
 from calib_components.handlers import EvaluationWriter
 from calib_components.handlers.evaluation_records import record_file
 from calib_components.inference import Image, ImageFolder
-from calib_components.prediction_maps import MAPS
+from calib_components.prediction_maps import MAPS, check_own_map
 from calib_components.tools.configs import explaining, read_configs
 
 __all__ = ["WORK", "BundleRun", "Evaluation", "Inference", "PreparedCase", "digest_weights"]
@@ -59,6 +59,11 @@ class BundleRun(ABC):
     @abstractmethod
     def sources(self, case: Any) -> list[Path]:
         """Return the files that a case is made from."""
+
+    def discard(self, case: Any) -> None:
+        """Remove the files of a finished case."""
+        for name in self.names(case):
+            (self.folder / name).unlink(missing_ok=True)
 
     @abstractmethod
     def run(self, case: Any, config: ConfigParser) -> None:
@@ -104,8 +109,7 @@ class BundleRun(ABC):
             states = _states(self.sources(case))
             try:
                 if self._made_from(case) not in ("", states):  # results of files that have changed
-                    for name in self.names(case):
-                        (self.folder / name).unlink(missing_ok=True)
+                    self.discard(case)
                 made_from.truncate(0)
                 self.run(case, config)
                 if self.lacking([case]):
@@ -219,6 +223,11 @@ class Inference(BundleRun):
 
     def names(self, case: Image) -> list[str]:
         return [f"{case.name}_{MAPS[name]}.nii.gz" for name in self.save]
+
+    def discard(self, case: Image) -> None:
+        for name in self.names(case):
+            check_own_map(self.folder / name)
+        super().discard(case)
 
     def has_results(self, cases: Sequence[Image]) -> bool:
         there = set(os.listdir(self.folder)) if self.folder.is_dir() else set()

@@ -69,11 +69,11 @@ def evaluate_predictions(
     """Evaluate saved predictions of any model: segmentation, calibration, volumes and thresholds.
 
     `out` gets the files that `evaluate.yaml` writes, see `calib_components.handlers.EvaluationWriter`, but for those of
-    logits, and one page, `report/index.html`. Distances are in millimetres, volumes in millilitres. Predictions that
-    are label maps give the segmentation part only. The same command continues after an interruption: cases that are
-    measured, of files that have not changed since, are kept. Of predictions that `calibrate_predictions` has scaled,
-    `temperature.json` beside them says by what, so that the plausible foreground has the same voxels as before. While a
-    run writes to `out`, others are refused.
+    logits, and one page, `report/index.html`. HD95 is in millimetres, volumes in millilitres; bands are two voxels
+    wide. Predictions that are label maps give the segmentation part only. The same command continues after an
+    interruption: cases that are measured, of files that have not changed since, are kept. Of predictions that
+    `calibrate_predictions` has scaled, `temperature.json` beside them says by what, so that the plausible foreground
+    has the same voxels as before. While a run writes to `out`, others are refused.
 
     Args:
         predictions: Folder of probabilities or label maps, see `calib_components.tools.predictions.formats`.
@@ -217,12 +217,12 @@ def _measure(item: tuple[Case, str, Path | None], classes: Classes, temperature:
 def _masks(saved: Saved, classes: Classes) -> tuple[torch.Tensor, torch.Tensor]:
     """Masks of the structures in the prediction and in the label, `(S, *S)`, without voxels to leave out."""
     of_structures = list(classes.structures.values())
-    counted = torch.tensor(True) if classes.ignore_index is None else (saved.label != classes.ignore_index).all(0)
+    not_ignored = torch.tensor(True) if classes.ignore_index is None else (saved.label != classes.ignore_index).all(0)
     if classes.sigmoid and saved.probabilities is not None:
         order = [channel for channel, *_ in of_structures]
-        return (saved.probabilities[order] > 0.5) & counted, (saved.label[order] == 1) & counted
+        return (saved.probabilities[order] > 0.5) & not_ignored, (saved.label[order] == 1) & not_ignored
     predicted, true = (structure_masks(of, of_structures) for of in (saved.prediction[None], saved.label))
-    return predicted & counted, true & counted
+    return predicted & not_ignored, true & not_ignored
 
 
 def _draw(

@@ -15,7 +15,7 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import LoadImage, MapLabelValue
 
-from calib_components.data import IMAGE, LABEL, SOURCE, check_whole
+from calib_components.data import CONTENT, IMAGE, LABEL, SOURCE, check_whole
 from calib_components.errors import InputError, reading
 from calib_components.facts import FACTS, Facts
 from calib_components.nifti import SMALLEST_SLICE, NiftiReader
@@ -25,7 +25,7 @@ from calib_components.transforms import SlicesLastd, check_contrast, check_finit
 
 NIFTI = r"\.nii(\.gz)?"  # how the name of a NIfTI file ends, in small or capital letters
 RESERVED = re.compile(rf"{re.escape(FACTS)}|datalist.*\.json")  # files beside the folders of prepared cases
-FOUND = ("turned", "classes", "slice_axis")  # what source.json records of a case, besides what it was made from
+FOUND = ("turned", "classes", "slice_axis", CONTENT)  # what source.json records, besides what a case was made from
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,10 @@ from pathlib import Path
 
 from calib_components.data import IMAGE, LABEL
 from calib_components.errors import InputError, reading, writing
-from calib_components.facts import Facts
+from calib_components.facts import DATALIST, Facts
 from calib_components.tools.preparation.case import Case
 
 SPLITS = ("training", "validation", "testing")
-DATALIST = "datalist.json"
 FOLD = "datalist_fold{}.json"  # of cross-validation, numbered from 0
 
 

@@ -108,13 +108,16 @@ def test_resuming_with_other_data_is_an_error(tmp_path: Path) -> None:
     assert torch.load(tmp_path / "last.ckpt", weights_only=True) == before
 
 
-def test_resuming_with_cases_that_were_made_anew_is_an_error(tmp_path: Path) -> None:
-    places = {"datalist": tmp_path / "lists" / "a.json", "dataset_dir": tmp_path / "data"}
-    source = tmp_path / "data" / "case" / "source.json"
+def test_resuming_with_cases_that_hold_something_else_is_an_error(tmp_path: Path) -> None:
+    places = {"datalist": tmp_path / "a.json", "dataset_dir": tmp_path / "data"}
+    places["datalist"].write_text('{"training": [{"case": "a", "image": "a/image.nii", "label": "a/label.nii"}]}')
+    source = tmp_path / "data" / "a" / "source.json"
     source.parent.mkdir(parents=True)
-    source.write_text("{}")
+    source.write_text('{"files": [], "content": "1"}')
     train(tmp_path / "out", stop_after=1, **places)
-    source.write_text('{"files": []}')
+    source.write_text('{"files": ["of another day"], "content": "1"}')
+    train(tmp_path / "out", stop_after=2, resume=True, **places)
+    source.write_text('{"files": [], "content": "2"}')
     with pytest.raises(InputError, match=r"last.ckpt: expected .* the same settings, got .* other data \(.*now"):
         train(tmp_path / "out", resume=True, **places)
 

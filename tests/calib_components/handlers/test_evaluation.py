@@ -376,9 +376,18 @@ def test_folder_in_the_place_of_a_file_is_named_before_the_work(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("name", "content"), [("cases.csv", "case,age,sex\na,70,f\n"), ("summary.json", '{"foreground_mean": {}}')]
+    ("name", "content"),
+    [
+        ("cases.csv", "case,age,sex\na,70,f\n"),
+        ("cases.csv", "case,dsc,hd95\na,1,2\n"),
+        ("summary.json", '{"foreground_mean": {}}'),
+        ("thresholds.json", '{"mine": 0.5}'),
+        ("reliability.png", "a picture of mine"),
+        ("cases/best.png", "a picture of mine"),
+    ],
 )
 def test_a_table_of_somebody_else_is_not_replaced(name: str, content: str, tmp_path: Path) -> None:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text(content)
     with pytest.raises(InputError, match=rf"{name}: expected a file of an evaluation or nothing, got another one"):
         evaluate(tmp_path)

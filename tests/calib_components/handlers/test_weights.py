@@ -391,11 +391,19 @@ class TestJoinedWeights:
             join_weights(first, first, out=first)
         assert first.read_bytes() == before
         with pytest.raises(
-            InputError, match=r"others/new.pt: expected a folder without other facts, got those of flare"
+            InputError, match=r"--out: expected a folder without weights of other data, got .*others; choose"
         ):
             join_weights(plain, plain, out=of_others.with_name("new.pt"))
         with pytest.raises(
-            InputError, match=r"others/new.pt: expected a folder without other facts, got those of flare"
+            InputError, match=r"--out: expected a folder without weights of other data, got .*others; choose"
         ):
             join_weights(first, first, out=of_others.with_name("new.pt"))
         assert not of_others.with_name("new.pt").exists()
+        with pytest.raises(InputError, match=r"--out: expected a folder without weights of other data"):
+            join_weights(first, first, out=plain.with_name("new.pt"))  # its facts would be those of plain.pt, too
+        before = wider.read_bytes()
+        with pytest.raises(InputError, match=r"model.pt: expected weights of an ensemble or no file, got those of one"):
+            join_weights(first, first, out=wider)
+        assert wider.read_bytes() == before
+        for _ in range(2):  # an ensemble may be replaced
+            join_weights(first, first, out=out)

@@ -6,6 +6,8 @@ import csv
 import inspect
 import logging
 import math
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -245,6 +247,31 @@ def test_another_metric_goes_on_from_what_is_stored(metric_type: type) -> None:
     expected = all_cases.stored_tensors()
     assert all(len(tensor) == CASES for tensor in expected)
     torch.testing.assert_close(joined.stored_tensors(), expected, rtol=0, atol=0, equal_nan=True)
+
+
+TWO_RANKS = """
+import torch, torch.distributed as dist
+from calib_components.metrics import CalibrationMetric
+dist.init_process_group("gloo")
+generator = torch.Generator().manual_seed(0)
+y_pred, y = torch.randn(3, 2, 5, 4, generator=generator).softmax(1), torch.ones(3, 1, 5, 4)
+own = [[0, 1], [2]][dist.get_rank()]  # cases of this process
+metric, alone = CalibrationMetric(regions=["all"]), CalibrationMetric(regions=["all"])
+metric(y_pred[own], y[own])
+for _ in range(2):  # before and after all processes have gathered
+    for stored, case in zip(zip(*metric.stored_tensors(), strict=True), own, strict=True):
+        alone(y_pred[case : case + 1], y[case : case + 1])
+        assert all(map(torch.equal, stored, (values[0] for values in alone.stored_tensors())))
+        alone.reset()
+    assert len(metric.regions["all"].aggregate("none")) == 3
+dist.destroy_process_group()
+"""
+
+
+def test_each_process_stores_its_own_cases() -> None:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--no-python"]
+    done = subprocess.run([*launcher, sys.executable, "-c", TWO_RANKS], check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_call_that_fails_leaves_no_trace() -> None:

@@ -16,7 +16,7 @@ import yaml
 
 from calib_components.errors import InputError
 from calib_components.facts import read_facts, write_facts
-from calib_components.tools.comparison.cell_settings import Condition, write_settings
+from calib_components.tools.comparison.cell_settings import Condition, read_settings, write_settings
 from calib_components.tools.comparison.plan import (
     PlannedCell,
     check_comparable,
@@ -321,6 +321,31 @@ def test_other_data_invalidate_a_cell(data: Path) -> None:
     (data / "datalist.json").write_text(json.dumps({**listed, "validation": []}))
     with pytest.raises(InputError, match=r"made with other settings \(the data\)"):
         check_unchanged(plan(data))
+
+
+def test_cases_that_hold_something_else_invalidate_a_cell(data: Path) -> None:
+    listed = {
+        name: [{**item, "image": f"{item['case']}/image.nii"} for item in items]
+        for name, items in json.loads((data / "datalist.json").read_text()).items()
+    }
+    (data / "datalist.json").write_text(json.dumps(listed))
+    unknown = plan(data)
+    sources = [data / item["case"] / "source.json" for items in listed.values() for item in items]
+    for source in sources:
+        source.parent.mkdir()
+        source.write_text('{"content": "1"}')
+    made = plan(data)
+    made.work.mkdir(parents=True)
+    write_settings(made.settings, made.work)
+    assert read_settings(made.work) == made.settings
+    sources[0].write_text('{"content": "1", "files": ["of another day"]}')
+    check_unchanged(plan(data))
+    check_unchanged(unknown)
+    sources[0].write_text('{"content": "2"}')
+    with pytest.raises(InputError, match=r"made with other settings \(the data\)"):
+        check_unchanged(plan(data))
+    assert made.settings.differences(plan(data, cell_seed=1).settings) == ["cases"]
+    assert made.settings.differences(unknown.settings) == []
 
 
 def test_results_without_settings_are_an_error(data: Path) -> None:

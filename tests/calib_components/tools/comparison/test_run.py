@@ -89,6 +89,7 @@ class TestArguments:
             ({"folds": 2, "datalist": Path("x")}, r"--folds: expected a number of at least 2, and no --datalist"),
             ({"folds": 2}, r"--folds: expected datalist_fold0.json to datalist_fold1.json in .*, got none; prepare"),
             ({"out": Path("$out")}, r"--out: expected a path that does not start with \$, @ or %, got \$out; write ./"),
+            ({"out": Path("results#1")}, r"--out: expected a path without # or ::, got results#1"),
             ({"executor": "slurm"}, r"--workers, --devices: expected --executor local, got slurm"),
         ],
     )
@@ -290,6 +291,18 @@ class TestComparison:
         compare_losses(**options(data, tmp_path / "out", "nacl"), work=tmp_path / "work")
         assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [".lock", "commands.sh", "plan.json"]
         assert (tmp_path / "work" / ".gitignore").read_text() == "*\n"
+        (tmp_path / "work" / ".gitignore").write_text("of somebody else")
+        compare_losses(**options(data, tmp_path / "out", "nacl"), work=tmp_path / "work")
+        assert (tmp_path / "work" / ".gitignore").read_text() == "of somebody else"
+
+    def test_commands_of_somebody_else_are_not_replaced(self, data: Path, tmp_path: Path) -> None:
+        (tmp_path / "commands.sh").write_text("echo mine\n")
+        with pytest.raises(
+            InputError, match=r"commands.sh: expected commands of compare_losses or nothing, got others"
+        ):
+            compare_losses(**options(data, tmp_path, "nacl"))
+        assert (tmp_path / "commands.sh").read_text() == "echo mine\n"
+        assert not (tmp_path / "plan.json").exists()
 
     def test_cells_take_turns_on_several_devices(
         self, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

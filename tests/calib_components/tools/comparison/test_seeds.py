@@ -118,9 +118,9 @@ def test_differences_are_paired_by_condition_and_drawn_together_for_the_same_net
     found: Results, page: Path, test_set: str
 ) -> None:
     rows = records(page / f"conditions{test_set and f'_on_{test_set}'}.csv")
-    # Each of four measures, for both conditions of the reference: two methods in both conditions, and itself in the
-    # other one. The DSC, which a temperature leaves as it is: two methods in both conditions.
-    assert len(rows) == 4 * 2 * (2 * 2 + 1) + 2 * 2
+    # Each of five measures, for both conditions of the reference: two methods in both conditions, and itself in the
+    # other one. DSC and HD95, which a temperature leaves as they are: two methods in both conditions.
+    assert len(rows) == 5 * 2 * (2 * 2 + 1) + 2 * 2 * 2
     of_name = {
         (method.name, scaled): method
         for scaled in (False, True)
@@ -148,7 +148,7 @@ def test_tables_of_differences_have_the_same_p_values(page: Path) -> None:
         for row in records(page / "conditions.csv")
         if (row["temperature"], row["reference_temperature"]) == ("without", "without")
     ]
-    assert len(own) == 10
+    assert len(own) == 2 * 7
     assert all(row["p_value_holm"] == kept[row["method"], row["measure"]] for row in own)
     p_values = [float(row["p_value"]) for row in own if row["measure"] in ("nll_all", "ece_all", "ece_predicted")]
     found = [float(row["p_value_holm"]) for row in own if row["measure"] in ("nll_all", "ece_all", "ece_predicted")]

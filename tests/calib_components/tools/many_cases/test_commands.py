@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -188,6 +189,19 @@ class TestInference:
             infer(**options)
         assert "b.nii.gz: expected finite values, got" in capsys.readouterr().out
         assert {name.split("_")[0] for name in files(options["output_dir"])} == {"a", "c"}
+
+    def test_maps_that_were_corrected_by_hand_stay(
+        self, options: dict[str, Any], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        infer(**options)
+        corrected = options["output_dir"] / "b_seg.nii.gz"
+        save(corrected, np.ones((24, 20, 3), np.uint8))
+        before = {file: file.read_bytes() for file in options["output_dir"].glob("*.nii.gz")}
+        os.utime(options["dataset_dir"] / "b.nii.gz")
+        with pytest.raises(SystemExit):
+            infer(**options)
+        assert f"b: {corrected}: expected no file or a map of an earlier run, got another" in capsys.readouterr().out
+        assert {file: file.read_bytes() for file in options["output_dir"].glob("*.nii.gz")} == before
 
     def test_maps_of_another_kind_and_unknown_settings_are_refused(self, options: dict[str, Any]) -> None:
         options["output_dir"].mkdir(parents=True)

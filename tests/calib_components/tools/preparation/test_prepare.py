@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from calib_components.errors import InputError
+from calib_components.fingerprint import fingerprint_of_cases
 from calib_components.tools.preparation import COMMANDS
 from calib_components.tools.preparation.acdc import find_cases
 from calib_components.tools.preparation.case import Case
@@ -75,6 +76,7 @@ class TestAgain:
         self, name: str, src: Path, out: Path, prepare: Prepare, capsys: pytest.CaptureFixture[str]
     ) -> None:
         prepare()
+        first = fingerprint_of_cases(out / "datalist.json", out)
         file = src / "training" / "patient001" / name
         image = nib.load(file)
         save(file, np.asanyarray(image.dataobj)[::-1], image.affine)
@@ -84,10 +86,13 @@ class TestAgain:
         prepare(out=out.with_name("fresh"))
         for file in out.rglob("*.nii"):
             assert file.read_bytes() == (out.with_name("fresh") / file.relative_to(out)).read_bytes()
+        other = fingerprint_of_cases(out / "datalist.json", out)
+        assert other not in (None, first)
         os.utime(src / "training" / "patient002" / "patient002_frame01.nii.gz")
         capsys.readouterr()
         prepare()
         assert f"{out}: 3 case(s) kept, 1 made, of these 1 anew\n" in capsys.readouterr().out
+        assert fingerprint_of_cases(out / "datalist.json", out) == other  # they hold the same
 
     def test_headers_that_counted_do_not_count_the_next_time(
         self, out: Path, prepare: Prepare, capsys: pytest.CaptureFixture[str]
