@@ -18,13 +18,17 @@ from typing import Any
 import numpy as np
 import pytest
 from monai.bundle import ConfigParser
+from scipy.stats import rankdata
 
 from calib_components.fingerprint import EVALUATION, TRAINING, fingerprint
 from calib_components.handlers.evaluation_files import read_regions
 from calib_components.handlers.temperature import read_temperature
 from calib_components.tools.comparison import report, report_datasets, report_evaluations
+from calib_components.tools.comparison.cell_settings import Condition
+from calib_components.tools.comparison.published import RANKED
 from calib_components.tools.comparison.results import read_results
 from calib_components.tools.comparison.settings import TABLE1, choose_settings
+from calib_components.tools.comparison.statistics import paired_difference
 from scripts.draw_results import draw_results
 from tests.helpers import ROOT, SHARED, run_script
 
@@ -202,27 +206,75 @@ def test_confidence_and_accuracy_are_those_of_the_bins() -> None:
             assert f"| {title}{suffix} | {' | '.join(cells)} |" in page
 
 
-def test_claims_of_the_paper_have_the_differences_of_the_report() -> None:
-    with open(SEEDS / "report/differences.csv", newline="") as file:
-        found = {row["measure"]: row for row in csv.DictReader(file) if row["method"] == "nacl"}
-    page = (ROOT / "docs/results.md").read_text()
-    for measure, claim, digits in (
-        ("ece", "a lower ECE (true foreground) than CE + Dice", 3),
-        ("cece", "a lower CECE (true foreground)", 3),
+PLACES_OF_CELLS = ("", "on_bssfp", "on_lge")
+PLACES = ((SEEDS, ""), (SEEDS, "_on_bssfp"), (SEEDS, "_on_lge"), (CHAOS, ""))  # columns of the table of claims
+
+
+def cells_of_claim(title: str) -> list[str]:
+    (line,) = re.findall(rf"^\| {re.escape(title)} \|(.*)\|$", (ROOT / "docs/results.md").read_text(), re.MULTILINE)
+    return [cell.strip() for cell in line.split("|")]
+
+
+def means_without_temperature(folder: Path, test_set: str) -> dict[str, dict[str, float]]:
+    """By measure and method."""
+    means: dict[str, dict[str, float]] = {}
+    for row in read_table(folder / f"report/means{test_set}.csv"):
+        if row["temperature"] == "without":
+            means.setdefault(row["measure"], {})[row["method"]] = float(row["mean"])
+    return means
+
+
+@pytest.mark.parametrize(
+    ("measure", "claim", "digits"),
+    [
+        ("ece", "lower ECE than CE + Dice", 3),
+        ("cece", "lower CECE than CE + Dice", 3),
         ("dsc", "no loss of DSC", 3),
-        ("hd95", "a lower HD95", 2),
-    ):
-        mean, low, high = (f"{float(found[measure][name]):+.{digits}f}" for name in ("mean", "low", "high"))
-        assert f"| {claim} | {mean} [{low}, {high}]" in page
-    with open(SEEDS / "report/ranks.csv", newline="") as file:
+        ("hd95", "lower HD95 (voxels)", 2),
+    ],
+)
+def test_claims_of_the_paper_have_the_differences_of_the_reports(measure: str, claim: str, digits: int) -> None:
+    for cell, (folder, test_set) in zip(cells_of_claim(claim), PLACES, strict=False):
+        (row,) = (
+            row
+            for row in read_table(folder / f"report/conditions{test_set}.csv")
+            if (row["method"], row["measure"]) == ("nacl", measure)
+            and (row["temperature"], row["reference_temperature"]) == ("without", "without")
+        )
+        mean, low, high = (f"{float(row[name]):+.{digits}f}" for name in ("mean", "low", "high"))
+        assert cell == f"{mean} [{low}, {high}]"
+        if (folder, test_set, measure) == (SEEDS, "", "ece"):
+            before, after = float(row["p_value"]), float(row["p_value_holm"])
+            assert f"only before correction ({before:.3f}; after it, p = {after:.2f})" in cells_of_claim(claim)[-1]
+
+
+def test_claims_of_the_paper_have_the_ranks_of_the_means() -> None:
+    for place, (folder, test_set) in enumerate(PLACES):
+        means = means_without_temperature(folder, test_set)
         ranks = {
-            row["method"]: "{:.0f} [{:.0f}, {:.0f}]".format(
-                *(float(row[f"sum_rank{end}"]) for end in ("", "_low", "_high"))
+            measure: dict(
+                zip(of, rankdata([-value if measure == "dsc" else value for value in of.values()]), strict=True)
             )
-            for row in csv.DictReader(file)
+            for measure, of in means.items()
+            if measure in RANKED
         }
-    others = ", ".join(f"{TITLES[method]} {rank}" for method, rank in ranks.items() if method != "nacl")
-    assert f"| first by sum-rank | {ranks['nacl']} of {NUMBERS[len(ranks)]} losses; {others} |" in page
+        assert set(ranks) == set(RANKED)
+        sums = {method: sum(of[method] for of in ranks.values()) for method in means["dsc"]}
+        number = len(sums)
+        assert cells_of_claim("lowest ECE")[place] == f"{ranks['ece']['nacl']:g} of {number}"
+        assert cells_of_claim("lowest CECE")[place] == f"{ranks['cece']['nacl']:g} of {number}"
+        lower = sum(value < sums["nacl"] for value in sums.values())
+        assert cells_of_claim("first by sum-rank")[place] == f"{sums['nacl']:g}: {lower + 1} of {number}"
+        of_report = {row["method"]: float(row["sum_rank"]) for row in read_table(folder / "report/ranks.csv")}
+        assert test_set or of_report == sums
+    ranks_at_home = {
+        row["method"]: "{:.0f} [{:.0f}, {:.0f}]".format(
+            *(float(row[f"sum_rank{end}"]) for end in ("", "_low", "_high"))
+        )
+        for row in read_table(SEEDS / "report/ranks.csv")
+    }
+    shown = ", ".join(f"{TITLES[name]} {rank}" for name, rank in ranks_at_home.items() if name != "nacl")
+    assert f"with intervals: NACL {ranks_at_home['nacl']}, {shown}." in section("### What the paper", "## Ensembles")
 
 
 @pytest.mark.parametrize(("folder", "begin", "end"), TEXTS, ids=["three_seeds", "variants", "chaos"])
@@ -253,6 +305,10 @@ def test_p_values_in_the_text_are_those_of_the_reports(folder: Path, begin: str,
         assert any(f"{p_value:.{len(text) - 2}f}" == text for p_value in rows), text
 
 
+def read_table(file: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(file.read_text().splitlines()))
+
+
 def section(begin: str, end: str) -> str:
     """A part of the page, without line breaks."""
     return " ".join((ROOT / "docs/results.md").read_text().partition(begin)[2].partition(end)[0].split())
@@ -261,7 +317,7 @@ def section(begin: str, end: str) -> str:
 def read_reported(folder: Path, *names: str) -> list[dict[str, str]]:
     """The rows of tables of a report, for all its test sets."""
     files = [file for name in names for file in sorted((folder / "report").glob(f"{name}*.csv"))]
-    return [row for file in files for row in csv.DictReader(file.read_text().splitlines())]
+    return [row for file in files for row in read_table(file)]
 
 
 def test_page_says_what_the_weight_of_the_penalty_does() -> None:
@@ -272,16 +328,28 @@ def test_page_says_what_the_weight_of_the_penalty_does() -> None:
     (cell,) = (row for row in read_reported(VARIANTS, "cells") if row["method"] == "nacl_0.01")
     plain, scaled = (float(cell[f"val_nll{suffix}"]) for suffix in ("", "_with_temperature"))
     assert f"it is {plain:.4f}, with a temperature {scaled:.4f}" in text
+    larger = [next(row for row in read_reported(VARIANTS, "cells") if row["method"] == name) for name in names[1:]]
+    nll, with_temperature = (
+        "{:.4f}, {:.4f} and {:.4f}".format(*(float(row[name]) for row in larger))
+        for name in ("val_nll", "val_nll_with_temperature")
+    )
+    assert f"with the larger weights {nll}, with temperatures {with_temperature}" in text
     page = " ".join((ROOT / "docs/penalty_weight.md").read_text().split())
     shares: dict[str, list[tuple[float, float]]] = {}
-    for place in ("", "on_lge"):
+    for place in ("", "on_bssfp", "on_lge"):
         for name in names:
             bins = read_regions(VARIANTS / name / "seed0" / place)["predicted"]["top_label"]
             sums = bins.confidence_sum.sum(), bins.num_correct.sum()
             shares.setdefault(place, []).append(tuple(100 * (each / bins.count.sum()).item() for each in sums))
-    gaps = [f"{confidence - accuracy:.0f}" for confidence, accuracy in shares["on_lge"]]
-    assert "is {}, {}, {} and {} percentage points".format(*gaps) in text
-    assert f"falls from {gaps[0]} percentage points (0.01) to {gaps[2]} (0.1) and {gaps[3]} (0.3)" in page
+    on_bssfp, on_lge = (
+        [f"{confidence - accuracy:.0f}" for confidence, accuracy in shares[place]] for place in ("on_bssfp", "on_lge")
+    )
+    for gaps in (on_bssfp, on_lge):
+        assert "is {}, {}, {} and {} percentage points".format(*gaps) in text
+    assert f"falls from {on_lge[0]} percentage points (0.01) to {on_lge[2]} (0.1) and {on_lge[3]} (0.3)" in page
+    assert f"on bSSFP of another hospital, from {on_bssfp[0]} to {on_bssfp[2]} and {on_bssfp[3]}" in page
+    of_predicted = means_without_temperature(VARIANTS, "_on_bssfp")["ece_predicted"]
+    assert min(of_predicted, key=lambda name: of_predicted[name]) == "nacl_0.03"
     confidence, accuracy = zip(*shares[""], strict=True)
     assert f"accuracy stays at {min(accuracy):.0f} to {max(accuracy):.0f} %" in page
     assert f"falls from {confidence[0]:.0f} % (weight 0.01) to {confidence[3]:.0f} % (0.3)" in page
@@ -292,7 +360,8 @@ def test_page_says_what_one_patient_of_chaos_does_to_the_temperatures() -> None:
     methods = ("ce_dice", "svls", "nacl")
     ce_dice, svls, nacl = fits = [read_temperature(CHAOS / method / "seed0_fold0/temperature") for method in methods]
     assert f"(T = {ce_dice.temperature:.2f})" in text
-    assert f"SVLS needs no temperature ({svls.temperature:.2f}, interval {svls.low:.2f} to {svls.high:.2f})" in text
+    of_svls = f"{svls.temperature:.2f}, interval {svls.low:.2f} to {svls.high:.2f}"
+    assert f"SVLS could not be shown to need a temperature ({of_svls})" in text
     assert f"NACL is underconfident ({nacl.temperature:.2f})" in text
     without = [f"{fit.leave_one_out['chaos15']:.2f}" for fit in fits]
     assert "without this patient, T is {}, {} and {}".format(*without) in text
@@ -343,7 +412,7 @@ def test_what_shift_adds_and_what_is_plausible_to_each_loss() -> None:
     to_bssfp, to_lge = (sorted(gap[place] - gap[""] for gap in gaps.values()) for place in ("on_bssfp", "on_lge"))
     text = " ".join((ROOT / "docs/results.md").read_text().split())
     assert f"to bSSFP by {to_bssfp[0]:.1f} to {to_bssfp[-1]:.1f} percentage points" in text
-    assert f"to LGE by {to_lge[0]:.1f} to {to_lge[-1]:.1f}, whatever the loss" in text
+    assert f"to LGE by {to_lge[0]:.1f} to {to_lge[-1]:.1f}, with or without a temperature" in text
     ls, fl = plausible.pop("label_smoothing"), plausible.pop("focal")
     others = [share for shares in plausible.values() for share in shares]
     shown = (
@@ -353,13 +422,44 @@ def test_what_shift_adds_and_what_is_plausible_to_each_loss() -> None:
     assert shown in text
 
 
+def test_what_uncertainty_finds_on_lge() -> None:
+    found = read_results(SEEDS).at(Condition("lge"))
+    share = [100 * np.nanmean(method.values("error_share_5")) for method in found.methods]
+    aurc = {method.name: f"{np.nanmean(method.values('aurc')):.3f}" for method in found.methods}
+    ls, mbls, nacl = (aurc.pop(name) for name in ("label_smoothing", "mbls", "nacl"))
+    assert mbls == nacl
+    shown = (
+        f"the 5 % least certain voxels hold {min(share):.0f} to {max(share):.0f} % of the errors for each loss, and "
+        f"over all thresholds (AURC, lower is better) LS ({ls}), MbLS and NACL (both {nacl}) find errors less well "
+        f"than the others ({min(aurc.values())} to {max(aurc.values())})"
+    )
+    assert shown in section("### What they show", "### The shipped")
+
+
+def test_variation_is_that_of_the_report() -> None:
+    rows = {
+        row["method"]: row
+        for row in reversed(read_table(SEEDS / "report/variation.csv"))
+        if row["measure"] == "nll_all"
+    }
+    assert all(row["temperature"] == "without" for row in rows.values())
+    seeds, patients = (
+        "{}, {}, {} and {}".format(
+            *(f"{float(rows[name][column]):.3f}" for name in ("ce_dice", "entropy_penalty", "svls", "nacl"))
+        )
+        for column in ("sd_seeds", "sd_patients")
+    )
+    shown = f"the standard deviation of the seeds' means is {seeds}, that of the patients' means {patients}."
+    assert shown in section("## Three seeds", "### What they show")
+
+
 def test_intervals_of_the_temperatures_are_as_the_page_says() -> None:
     fits = [read_temperature(SEEDS / method / f"seed{seed}/temperature") for method in TITLES for seed in range(3)]
     ends = [abs(end / fit.temperature - 1) for fit in fits for end in (fit.low, fit.high)]
     coverage = [fit.coverage for fit in fits]
     shown = (
-        f"the intervals of T were {100 * min(ends):.0f} to {100 * max(ends):.0f} % to either side, widest for FL, and "
-        f"cover the truth in {100 * min(coverage):.0f} to {100 * max(coverage):.0f} % of simulations"
+        f"the 95 % intervals of T were {100 * min(ends):.0f} to {100 * max(ends):.0f} % to either side, widest for FL, "
+        f"and cover the truth in {100 * min(coverage):.0f} to {100 * max(coverage):.0f} % of simulations"
     )
     assert shown in " ".join((ROOT / "docs/results.md").read_text().split())
 
@@ -371,6 +471,14 @@ def test_myocardium_has_a_lower_dsc_in_most_patients() -> None:
         for patient, value in zip(found.patients, method.values("dsc_MYO").tolist(), strict=True):
             of_patients.setdefault(patient, []).append(value)
         means[method.name] = {patient: fmean(values) for patient, values in of_patients.items()}
+    methods = {method.name: method.by_run("dsc_MYO") for method in found.methods}
+    higher, intervals = [], []
+    for name in ("entropy_penalty", "svls"):
+        difference = paired_difference(methods["ce_dice"], methods[name], found.patients)
+        higher.append(f"{difference.mean:.3f}")
+        intervals.append(f"{difference.low:.3f} to {difference.high:.3f}")
+    shown = f"is {higher[0]} (ECP) and {higher[1]} (SVLS) higher (95 % intervals {intervals[0]} and {intervals[1]})"
+    assert shown in section("## What to use when", "## Three seeds")
     reference = means.pop("ce_dice")
     lower = [sum(of[patient] < reference[patient] for patient in reference) for of in means.values()]
     all_means = [fmean(of.values()) for of in means.values()]
@@ -439,6 +547,40 @@ def test_shipped_setting_is_compared_with_cross_entropy_and_dice() -> None:
                 mean, low, high = (f"{float(row[name]):+.4f}" for name in ("mean", "low", "high"))
                 cells.append(f"{mean} [{low}, {high}]")
             assert f"| {title} | CE + Dice{suffix} | {' | '.join(cells)} |" in page
+
+
+def test_shipped_network_is_compared_with_cross_entropy_and_dice() -> None:
+    results = read_results(SEEDS)
+    at = {
+        (place, scaled): {method.name: method for method in results.at(Condition(place, scaled)).methods}
+        for place in ("", "bssfp", "lge")
+        for scaled in (False, True)
+    }
+    text = (ROOT / "docs/results.md").read_text().partition("The one network that is shipped, minus")[2]
+    titles = {title.removesuffix(" (the paper's)"): measure for title, measure in TABLE.items()}
+    for title, measure in titles.items():
+        if measure in ("dsc", "ece_plausible"):
+            continue
+        for scaled, suffix in ((False, ""), (True, " + T")):
+            cells = []
+            for place in ("", "bssfp", "lge"):
+                (shipped,) = (
+                    run.values(measure)
+                    for run in at[place, True][SHIPPED.parent.name].runs
+                    if f"seed{run.settings.seed}" == SHIPPED.name
+                )
+                others = at[place, scaled]["ce_dice"].by_run(measure)
+                difference = paired_difference(shipped, others, results.at(Condition(place)).patients)
+                cells.append("{:+.4f} [{:+.4f}, {:+.4f}]".format(*difference[:3]))
+            assert f"| {title} | CE + Dice{suffix} | {' | '.join(cells)} |" in text
+    summaries = [json.loads((SHIPPED / place / "temperature/summary.json").read_text()) for place in PLACES_OF_CELLS]
+    means = [means_without_temperature(SEEDS, f"_{place}" * bool(place))["dsc"] for place in PLACES_OF_CELLS]
+    dsc = [*(of["dsc"]["mean"] for of in summaries), *(of["ce_dice"] for of in means)]
+    shown = "Its DSC is {:.3f}, {:.3f} and {:.3f}; that of CE + Dice, on average, {:.3f}, {:.3f} and {:.3f}.".format(
+        *dsc
+    )
+    assert shown in " ".join(text.split())
+    assert f"than the mean of its three seeds (DSC {means[2]['entropy_penalty']:.3f})" in " ".join(text.split())
 
 
 def test_bundle_says_what_its_weights_reach() -> None:
