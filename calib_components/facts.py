@@ -224,7 +224,7 @@ def _check_listed_classes(datalist: Path, class_names: Sequence[str]) -> None:
     """Refuse prepared cases of other classes that have lost their facts."""
     try:
         listed = [*json.loads(datalist.read_text())["labels"].values()]
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+    except (OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError):
         return  # no list, or one that says nothing of classes; a broken one is named when its cases are read
     if listed != [*class_names]:
         raise InputError(

@@ -139,10 +139,9 @@ def _read_options(name: str, command: Command, arguments: Sequence[str]) -> tupl
     texts.update(zip(left, values, strict=False))
     further = values[len(left) :]
     if several is None and further:
-        raise InputError(
-            f"{further[0]}: expected at most {len(by_position)} values without an option, "
-            f"{', '.join(by_position)}, got one more; quote a value that has spaces"
-        )
+        most = f"at most {len(by_position)} values without an option, {', '.join(by_position)}"
+        expected = most if by_position else "no value without an option"
+        raise InputError(f"{further[0]}: expected {expected}, got one more; quote a value that has spaces")
     for option in names:
         if option not in texts and parameters[option].default is inspect.Parameter.empty:
             raise InputError(f"--{option}: expected a value, got none; see {name} --help")

@@ -311,7 +311,7 @@ CASES = [
         Case(f"{name} of an evaluation {how}", put(f"../eval/b/{name}", content), f"EVAL/b/{name}: {expected}",
              ("EVAL/a", "EVAL/b"))
         for name, expected in (
-            ("cases.csv", "expected "),
+            ("cases.csv", "expected a table, got "),
             ("calibration.json", SOME_BINS),
             ("summary.json", A_SUMMARY),
             ("thresholds.json", "expected the thresholds of an evaluation, got "),

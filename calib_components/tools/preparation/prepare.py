@@ -108,8 +108,8 @@ def _check_arguments(
 
 def _check_folders(source: Path, out: Path) -> None:
     """Refuse to write among the files of a data set, whose folders might be taken for prepared ones."""
-    out = out.resolve()
-    if out == source or out in source.parents or source in out.parents:
+    place = out.resolve()
+    if place == source or place in source.parents or source in place.parents:
         raise InputError(f"{out}: expected a folder apart from the data set's, got one that holds or is in {source}")
 
 
