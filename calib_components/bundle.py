@@ -275,6 +275,8 @@ def _as_typed(value: Any) -> Any:
 
 
 def _check_device(device: Any) -> None:
+    if str(device).partition(":")[0] == "mps":
+        raise InputError(f"device: expected cpu or cuda, got {device}, which has no float64; the metrics need it")
     try:
         torch.empty(0, device=torch.device(device))
     except (AssertionError, RuntimeError, TypeError) as error:

@@ -107,10 +107,9 @@ class PredictionMapsd(MapTransform):
     are whole numbers: 0 to 65535, or 255, for 0 to 1. The key itself becomes the label map.
 
     Args:
-        keys: The logits, `(N, H, W, D)`.
+        keys: The logits, `(N, H, W, D)`, of the preprocessed `image`.
         structures: Name of each structure and its class indices.
         label_codes: Value of each class in the label map.
-        image_key: The preprocessed image that the logits are of.
         save: Maps to make: "label", "uncertainty" and "probability", or some of them.
         bits: Of the whole numbers, 16 or 8.
         show_uncertainty: Let the key itself become the uncertainty instead, for MONAI Label, which shows one map only.
@@ -125,7 +124,6 @@ class PredictionMapsd(MapTransform):
         keys: KeysCollection,
         structures: Mapping[str, Sequence[int]],
         label_codes: Sequence[int],
-        image_key: str = "image",
         save: Sequence[str] | str = tuple(MAPS),
         bits: int = 16,
         show_uncertainty: bool = False,
@@ -140,13 +138,12 @@ class PredictionMapsd(MapTransform):
             raise InputError(f"save: expected some of {', '.join(MAPS)}, got {save!r}")
         self.structures = list(structures.values())
         self.label_codes = label_codes
-        self.image_key = image_key
         self.bits = bits
         self.show_uncertainty = show_uncertainty
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         item = dict(data)
-        image = item[self.image_key]
+        image = item["image"]
         grid = ImageGrid(image)
         for key in self.key_iterator(item):
             self._check_classes(len(item[key]))

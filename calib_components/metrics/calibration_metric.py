@@ -13,6 +13,7 @@ from calib_components.metrics.calibration import CECEMetric, ECEMetric
 from calib_components.metrics.one_pass import measure_regions
 from calib_components.metrics.regions import Region, choose_region
 from calib_components.metrics.scoring_rules import BrierMetric, NLLMetric
+from calib_components.metrics.structures import check_structures
 from calib_components.metrics.voxels import check_temperature
 
 __all__ = ["CalibrationMetric", "further_regions"]
@@ -180,18 +181,10 @@ def further_regions(regions: Sequence[Any], structures: Mapping[str, Sequence[in
     """Regions by name."""
     if isinstance(regions, str) or not isinstance(regions, Sequence):
         raise InputError(f"regions: expected a list of regions, got {regions!r}")
-    if not isinstance(structures, Mapping | None):
-        raise InputError(f"structures: expected class indices by name, got {structures!r}")
     parsed = [(value if isinstance(value, str) else None, Region.parse(value)) for value in regions]
     named = [(name or region.name, region) for name, region in parsed]
-    for name, classes in (structures or {}).items():
-        try:
-            region = Region.parse(classes)
-        except ValueError:
-            region = None
-        if region is None or region.kind != "structure":
-            raise InputError(f"structures: expected class indices for {name!r}, got {classes!r}")
-        named.append((f"structure_{name}", region))
+    of_structures = {} if structures in (None, {}) else check_structures(structures)
+    named += [(f"structure_{name}", Region.parse(classes)) for name, classes in of_structures.items()]
     names = [name for name, _ in named]
     if len(set(names)) < len(names):
         raise InputError(f"regions: expected each region once, got {', '.join(names)}")

@@ -6,7 +6,7 @@ import fcntl
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, TextIO
 
 from calib_components.errors import InputError
 
@@ -34,11 +34,11 @@ def only_run(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def locked(file: Path) -> Iterator[None]:
-    """Keep other processes that lock the same file, which is empty, waiting."""
-    with open(file, "w") as lock:
+def locked(file: Path) -> Iterator[TextIO]:
+    """Keep other processes that lock the same file waiting; it is open for appending."""
+    with open(file, "a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+        yield lock
 
 
 def try_lock(file: IO[str]) -> bool:

@@ -83,8 +83,8 @@ ROWS = [
     # Options
     Row("misspelt id", "regoin: expected an id that the configuration uses, got one without effect; did you mean region?",
         options={"regoin": "all"}),
-    Row("misspelt temperature", "temprature: expected an id", options={"temprature": 1}),
-    Row("misspelt argument", "calibration::regions: expected an id", options={"calibration::regions": ["all"]}),
+    Row("misspelt temperature", "temprature: expected an id that the configuration uses, got one without effect; did you mean temperature?", options={"temprature": 1}),
+    Row("misspelt argument", "calibration::regions: expected an id that the configuration uses, got one without effect", options={"calibration::regions": ["all"]}),
     Row("unknown split", "split: expected training, validation or testing, got 'val'", options={"split": "val"}),
     Row("unknown region", REGION + "'foregrund'", options={"region": "foregrund"}),
     Row("region of half a class", REGION + "0.5", options={"region": 0.5}),
@@ -110,9 +110,9 @@ ROWS = [
     Row("pool and temperature", "temperature: expected null beside a pool of fits, got 2",
         options={"pool": ["fold0"], "temperature": 2}),
     Row("no such device", "device: expected one that PyTorch finds, got 'gpu'", options={"device": "gpu"}),
-    Row("weights that read as a number", "load_path: expected a path", options={"load_path": 20241125}),
-    Row("result that reads as a number", "calibrated_path: expected a path", options={"calibrated_path": 20241125}),
-    Row("empty place of the result", "calibrated_path: expected a path", options={"calibrated_path": ""}),
+    Row("weights that read as a number", "load_path: expected a path without # or ::; write ./NAME if it reads as a number, got 20241125", options={"load_path": 20241125}),
+    Row("result that reads as a number", "calibrated_path: expected a path without # or ::; write ./NAME if it reads as a number, got 20241125", options={"calibrated_path": 20241125}),
+    Row("empty place of the result", "calibrated_path: expected a path without # or ::; write ./NAME if it reads as a number, got ''", options={"calibrated_path": ""}),
     # Weights
     Row("no weights", "{root}/none/model.pt: expected trained weights, got no such file; train first, or set --load_path",
         options={"ckpt_dir": "{root}/none"}),

@@ -133,8 +133,8 @@ def facts(before: str, after: str) -> Callable[[Path], Any]:
 NIFTI = "{}/in/scan.nii.gz: expected a readable NIfTI file, got "
 IMAGES = [
     Case("folder missing", nothing, "dataset_dir: expected a NIfTI file or a folder, got {}/no", {"dataset_dir": "{}/no"}),
-    Case("folder a number", nothing, "dataset_dir: expected a path", {"dataset_dir": 20241125}),
-    Case("folder empty text", nothing, "dataset_dir: expected a path", {"dataset_dir": ""}),
+    Case("folder a number", nothing, "dataset_dir: expected a path without # or ::; write ./NAME if it reads as a number, got 20241125", {"dataset_dir": 20241125}),
+    Case("folder empty text", nothing, "dataset_dir: expected a path without # or ::; write ./NAME if it reads as a number, got ''", {"dataset_dir": ""}),
     Case("folder without images", lambda f: (f / "in/scan.nii.gz").unlink(), "dataset_dir: expected .nii or .nii.gz images"),
     Case("folder of labels", rename("scan_seg.nii.gz"), "dataset_dir: expected .nii or .nii.gz images, got none in {}/in"),
     Case("folder a broken link", link("l", "no"), "dataset_dir: expected a NIfTI file or a folder", {"dataset_dir": "{}/l"}),

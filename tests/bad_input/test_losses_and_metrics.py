@@ -272,7 +272,7 @@ METRICS = [
     Row("unknown in regions", lambda: CalibrationMetric(regions=["all", "some"]), VALUE, f"{REGIONS}'some'"),
     Row("region twice", lambda: CalibrationMetric(regions=["all", "all"]), VALUE, "regions: expected each region once, got all, all"),
     Row("structure twice", lambda: CalibrationMetric(regions=[1], structures={"1": [1]}), VALUE, "regions: expected each region once, got structure_1, structure_1"),
-    Row("structures of a list", lambda: CalibrationMetric(structures=[[1]]), VALUE, "structures: expected class indices by name, got [[1]]"),
+    Row("structures of a list", lambda: CalibrationMetric(structures=[[1]]), VALUE, "structures: expected class indices by name, such as {\"heart\": [1, 2]}, got [[1]]"),
     Row("structure of a name", lambda: CalibrationMetric(structures={"heart": "all"}), VALUE, "structures: expected class indices for 'heart', got 'all'"),
     Row("structure of no classes", lambda: CalibrationMetric(structures={"heart": []}), VALUE, "structures: expected class indices for 'heart', got []"),
     Row("temperature 0", lambda: CalibrationMetric(temperature=0), VALUE, "temperature: expected a number above 0, got 0"),

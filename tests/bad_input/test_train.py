@@ -113,6 +113,7 @@ ROWS = [
     Row("cache of text", "cache: expected a number of MiB of at least 0, got '1 GB'", options={"cache": "1 GB"}),
     Row("orientation of text", "any_orientation: expected true or false, got 'x'", options={"any_orientation": "x"}),
     Row("no such device", "device: expected one that PyTorch finds, got 'gpu'", options={"device": "gpu"}),
+    Row("device without float64", "device: expected cpu or cuda, got mps, which has no", options={"device": "mps:0"}),
     Row("no such GPU", "device: expected one that PyTorch finds, got 'cuda:64'", options={"device": "cuda:64"}),
     Row("one size", "image_size: expected two multiples of 16, such as [128,128], got [64]", options={"image_size": [64]}),
     Row("odd size", "image_size: expected two multiples of 16", options={"image_size": [40, 32]}),

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import logging
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, ClassVar, TextIO
+from typing import Any, ClassVar
 
 from monai.bundle import ConfigParser
 from monai.utils import set_determinism
@@ -25,6 +23,7 @@ from calib_components.handlers.evaluation_records import record_file
 from calib_components.inference import Image, ImageFolder
 from calib_components.prediction_maps import MAPS, check_own_map
 from calib_components.tools.configs import explaining, read_configs
+from calib_components.tools.locks import locked
 
 __all__ = ["WORK", "BundleRun", "Evaluation", "Inference", "PreparedCase", "digest_weights"]
 
@@ -102,7 +101,9 @@ class BundleRun(ABC):
         Raises:
             InputError: The configuration cannot be used, so that no case can be run.
         """
-        with self._alone(case) as made_from:
+        lock = self._lock(case)
+        make_folder(lock.parent)
+        with locked(lock) as made_from:
             if not self.unfinished([case]):
                 return None
             config = _configure(self)
@@ -129,14 +130,6 @@ class BundleRun(ABC):
 
     def _lock(self, case: Any) -> Path:
         return self.work / "locks" / hashlib.sha256(os.fsencode(case.name)).hexdigest()[:32]
-
-    @contextmanager
-    def _alone(self, case: Any) -> Iterator[TextIO]:
-        lock = self._lock(case)
-        make_folder(lock.parent)
-        with open(lock, "a") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield file
 
     def _made_from(self, case: Any) -> str:
         """Return the states of the files that a finished case was made from, which its lock holds."""

@@ -457,7 +457,8 @@ def test_replacement_that_fails_halfway_leaves_no_summary(tmp_path: Path, monkey
         return replace(source, target)
 
     monkeypatch.setattr(Path, "replace", fail)
-    with pytest.raises(InputError, match="disk is gone"):
+    message = f"^{tmp_path}: expected a folder that an evaluation can be written to, got disk is gone$"
+    with pytest.raises(InputError, match=message):
         evaluate(tmp_path, cases=2)
     assert files(tmp_path) == {"cases.csv", "calibration.json"}  # of the new evaluation: no summary, nothing old
     assert read_cases(tmp_path)[0] == ["case0", "case1"]

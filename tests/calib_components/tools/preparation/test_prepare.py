@@ -105,7 +105,9 @@ class TestAgain:
         prepare()
         before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
         (src / "training" / "patient001" / "patient001_frame01.nii.gz").write_bytes(b"")
-        with pytest.raises(InputError, match="patient001_frame01"):
+        with pytest.raises(
+            InputError, match=r"/patient001_frame01.nii.gz: expected a readable NIfTI file, got Empty file"
+        ):
             prepare()
         assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
 
