@@ -223,13 +223,13 @@ def facts_text(facts: Facts) -> str:
 def _check_listed_classes(datalist: Path, class_names: Sequence[str]) -> None:
     """Refuse prepared cases of other classes that have lost their facts."""
     try:
-        listed = [*json.loads(datalist.read_text())["labels"].values()]
+        listed = [name for name in json.loads(datalist.read_text())["labels"].values() if isinstance(name, str)]
     except (OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError):
         return  # no list, or one that says nothing of classes; a broken one is named when its cases are read
-    if listed != [*class_names]:
+    if listed and listed != [*class_names]:
         raise InputError(
             f"{datalist.with_name(FACTS)}: expected the facts of the cases in {datalist.name}, whose classes are "
-            f"{', '.join(map(str, listed))}, got no such file; copy it as well, or prepare the data again"
+            f"{', '.join(listed)}, got no such file; copy it as well, or prepare the data again"
         )
 
 

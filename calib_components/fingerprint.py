@@ -27,7 +27,6 @@ from calib_components.errors import InputError
 
 __all__ = ["EVALUATION", "INFERENCE", "TRAINING", "changes", "differing", "fingerprint", "fingerprint_of_cases"]
 
-UNREADABLE = (OSError, ValueError, RecursionError)  # the last from nested brackets
 INERT = ("_desc_", "_requires_")
 LOADING = ("num_workers", "pin_memory", "persistent_workers", "prefetch_factor", "multiprocessing_context")
 PLACES = ("bundle_root", "ckpt_dir", "datalist", "dataset_dir", "load_path", "output_dir", "facts_file")
@@ -239,21 +238,12 @@ def fingerprint_of_cases(datalist: Path, folder: Path) -> str | None:
         folder: Folder that the paths in it are relative to.
 
     Returns:
-        The same for cases that were prepared again to the same voxels; None where no case has such a record.
+        The same for cases that were prepared again to the same voxels; None where a case has no such record.
     """
     try:
         splits = json.loads(datalist.read_text())
         images = {item["image"] for name in ("training", "validation", "testing") for item in splits.get(name, ())}
-        recorded = [_content(folder / image) for image in sorted(images)]
-    except (*UNREADABLE, KeyError, TypeError, AttributeError):
+        sources = [json.loads((folder / image).with_name(SOURCE).read_text()) for image in sorted(images)]
+        return hashlib.sha256("".join(source[CONTENT] for source in sources).encode()).hexdigest()
+    except (OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError):
         return None
-    return hashlib.sha256(" ".join(recorded).encode()).hexdigest() if any(recorded) else None
-
-
-def _content(image: Path) -> str:
-    """Return what `source.json` beside an image records of it; nothing if it does not."""
-    try:
-        source = json.loads(image.with_name(SOURCE).read_text())
-    except UNREADABLE:
-        return ""
-    return str(source.get(CONTENT, "")) if isinstance(source, dict) else ""

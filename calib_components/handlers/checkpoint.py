@@ -30,6 +30,7 @@ from calib_components.posthoc import find_temperature, set_temperature
 __all__ = ["TrainingCheckpoint"]
 
 WEIGHTS = (".pt", *EXPORTED)  # how files of weights end
+CASES = "cases"  # in the settings of a checkpoint: the fingerprint of what they hold, or None
 NEVER = -1  # the epoch of the best metric that MONAI's engines start with
 
 
@@ -135,7 +136,8 @@ class TrainingCheckpoint:
         with reading(self.last_path, "a checkpoint of a training"):
             checkpoint = torch.load(self.last_path, map_location=engine.state.device, weights_only=True)
             before = checkpoint["settings"]
-        if differing := changes(before, self.settings):
+        unknown = None in (before.get(CASES), self.settings[CASES])  # which may be the same
+        if differing := changes(before, {**self.settings, CASES: before.get(CASES)} if unknown else self.settings):
             raise InputError(
                 f"{self.last_path}: expected a checkpoint of a run with the same settings, got one with other "
                 f"{', '.join(differing)}; set them back, or start from the beginning with resume false"
@@ -206,10 +208,9 @@ class TrainingCheckpoint:
 
 def _settings(config: ConfigParser | None, datalist: Path, folder: Path) -> dict[str, Any]:
     """All that decides the numbers of the run that is being configured, as plain data."""
-    digest = hashlib.sha256(datalist.read_bytes() if datalist.is_file() else b"")
-    digest.update((fingerprint_of_cases(datalist, folder) or "").encode())
     return {
         **(fingerprint(config.get()) if config is not None else {}),
-        "data": digest.hexdigest(),
+        "data": hashlib.sha256(datalist.read_bytes() if datalist.is_file() else b"").hexdigest(),
+        CASES: fingerprint_of_cases(datalist, folder),
         "processes": idist.get_world_size(),
     }

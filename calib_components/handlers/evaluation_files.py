@@ -68,19 +68,16 @@ def check_own(folder: Path) -> None:
     for file in [*found[:1], *(file for file in found if file.name == "summary.json")]:
         with writing_in(folder):
             content = file.read_bytes().decode(errors="replace")
-        columns = content.partition("\n")[0].strip().split(",")
+        columns = next(csv.reader(content.splitlines()[:1]), [""])
         if file.name == "summary.json":
             is_own = '"missed"' in content
         else:
-            is_own = file.name == "cases.csv" and columns[0] == "case" and _has_measures(columns)
+            measured = any(column.startswith("dsc_") for column in columns)
+            is_own = file.name == "cases.csv" and columns[0] == "case" and measured
         if not is_own:
             raise InputError(
                 f"{file}: expected a file of an evaluation or nothing, got another one; choose another folder"
             )
-
-
-def _has_measures(columns: Sequence[str]) -> bool:
-    return all(any(column.startswith(measure) for column in columns) for measure in ("dsc_", "hd95_"))
 
 
 def read_cases(folder: str | os.PathLike) -> tuple[list[str], dict[str, NDArray[np.float64]]]:

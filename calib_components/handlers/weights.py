@@ -152,7 +152,7 @@ def join_weights(*files: Path, out: Path) -> None:
         joined.update({f"{MEMBERS}{number}.{name}": values for name, values in weights.items()})
     if out.exists():
         with reading(out, "weights of an ensemble or no file"):
-            if not all(name.startswith(MEMBERS) for name in _state_dict(_load(out))):
+            if not any(name.startswith(MEMBERS) for name in _state_dict(_load(out))):
                 raise ValueError("those of one network")
     make_folder(out.parent)
     facts = facts_beside(files[0])

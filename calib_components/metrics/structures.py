@@ -77,6 +77,8 @@ def check_structures(structures: Any, sigmoid: bool = False, channels: int | Non
             raise InputError(
                 f"structures: expected {kind} from 0 to {channels - 1} for {name!r}, got {list(region.classes)}"
             )
+        if str(name) in checked:
+            raise InputError(f"structures: expected each name once, got {name} twice")
         checked[str(name)] = region.classes
     return checked
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import io
 import json
@@ -35,7 +36,13 @@ def _number(text: str) -> float:
 
 def _value(text: str) -> Any:
     """The Python literal, or else the text; Fire would take what follows a # for a comment."""
-    value = text if "#" in text else DefaultParseValue(text)
+    if "#" not in text:
+        value = DefaultParseValue(text)
+    else:
+        try:
+            value = ast.literal_eval(text)
+        except (SyntaxError, ValueError):
+            value = text
     json.dumps(value)  # as it is recorded: a TypeError for {a, b}, which is a set
     return value
 
@@ -177,7 +184,7 @@ def _reader(shown: str, annotation: Any) -> Callable[[str], Any]:
         annotation = next(argument for argument in get_args(annotation) if argument is not type(None))
     several = get_origin(annotation) is Sequence
     kind = get_args(annotation)[0] if several else annotation
-    described, read_one = READERS.get(kind, ("a value as in JSON", _value))
+    described, read_one = READERS.get(kind, ("a value such as 1, text, [1, 2] or {a: 1}", _value))
 
     def read(text: str) -> Any:
         try:

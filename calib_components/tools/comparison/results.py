@@ -257,9 +257,11 @@ def _check_comparable(cells: Sequence[FinishedCell]) -> None:
     of_cases: dict[tuple[Condition, int | None], CellEvaluation] = {}
     fold_of: dict[str, int | None] = {}
     scaled: dict[tuple[str, int], FinishedCell] = {}
+    recorded: list[FinishedCell] = []  # cells that say what their prepared cases hold
     for cell in cells:
         first = of_fold.setdefault(cell.settings.fold, cell)
-        for other in (cells[0], first):
+        recorded += [cell] if cell.settings.cases is not None else []
+        for other in (cells[0], first, *recorded[:1]):
             _refuse(cell.folder, other.folder, cell.settings.differences(other.settings))
         for condition, evaluation in cell.evaluations.items():
             fold = None if condition.test_set else cell.settings.fold

@@ -118,7 +118,7 @@ def _check_recipe(facts: Facts, out: Path) -> Facts:
     file = out / FACTS
     with reading(file, "the facts of the cases there"):
         try:
-            present = Facts.parse(yaml.safe_load(file.read_text()), str(file))
+            present = Facts.parse(yaml.safe_load(file.read_text(encoding="utf-8")), str(file))
         except InputError as error:
             raise InputError(f"{error}; choose another folder") from error
     for name in RECIPE:

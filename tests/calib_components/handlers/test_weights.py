@@ -405,5 +405,6 @@ class TestJoinedWeights:
         with pytest.raises(InputError, match=r"model.pt: expected weights of an ensemble or no file, got those of one"):
             join_weights(first, first, out=wider)
         assert wider.read_bytes() == before
-        for _ in range(2):  # an ensemble may be replaced
-            join_weights(first, first, out=out)
+        join_weights(first, first, out=out)
+        out.write_bytes(with_temperature(out, torch.tensor(1.5)))
+        join_weights(first, first, out=out)  # an ensemble may be replaced

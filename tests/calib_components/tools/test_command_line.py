@@ -192,9 +192,12 @@ def test_wrong_type_is_an_error_of_one_line(option: str, message: str, monkeypat
         ("--folder x", "--folder: expected a command, work, group, join, got no such command"),
         ("group accept folder --=1", "--: expected an option, got no such option"),
         ("group accept", "--folder: expected a value, got none; see tool group accept --help"),
-        ("group accept folder --x=" + 100_000 * "-" + "1", "--x: expected a value as in JSON, got '-----"),
-        ("group accept folder --x={a,b}", "--x: expected a value as in JSON, got '{a,b}'"),
-        ("group accept folder --x={{a:b}}", "--x: expected a value as in JSON, got '{{a:b}}'"),
+        (
+            "group accept folder --x=" + 100_000 * "-" + "1",
+            "--x: expected a value such as 1, text, [1, 2] or {a: 1}, got '-----",
+        ),
+        ("group accept folder --x={a,b}", "--x: expected a value such as 1, text, [1, 2] or {a: 1}, got '{a,b}'"),
+        ("group accept folder --x={{a:b}}", "--x: expected a value such as 1, text, [1, 2] or {a: 1}, got '{{a:b}}'"),
     ],
 )
 def test_mistyped_arguments_are_one_line_before_any_work(
@@ -225,6 +228,11 @@ def test_options_of_any_name_are_read_as_python(monkeypatch: pytest.MonkeyPatch)
 def test_what_follows_a_number_sign_is_no_comment(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     run(monkeypatch, "group", "accept", "folder", "--place", text)
     assert calls == [{"folder": Path("folder"), "place": text}]
+
+
+def test_a_list_may_hold_a_number_sign(monkeypatch: pytest.MonkeyPatch) -> None:
+    run(monkeypatch, "group", "accept", "folder", "--places=['a#1','b']")
+    assert calls == [{"folder": Path("folder"), "places": ["a#1", "b"]}]
 
 
 @pytest.mark.parametrize(

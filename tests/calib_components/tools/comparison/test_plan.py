@@ -418,7 +418,7 @@ def test_cells_that_are_not_planned_are_compared_too(data: Path, state: str) -> 
 def test_planning_leaves_the_gpu_alone(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checked = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr("calib_components.bundle._check_device", lambda device: checked.append(str(device)))
+    monkeypatch.setattr("calib_components.bundle._check_device", lambda device, _: checked.append(str(device)))
     plan(data)
     assert set(checked) == {"cpu"}
 
