@@ -43,7 +43,10 @@ TABLE1 = [
     Setting("mbls", "MbLS", "mbls"),
     NACL,
 ]
-FURTHER = [Setting("l1_ace", "CE+DSC+L1-ACE", "l1_ace")]  # in no preset: newer than the paper
+FURTHER = [  # in no preset: not of the paper
+    Setting("cross_entropy", "CE", "cross_entropy"),
+    Setting("l1_ace", "CE+DSC+L1-ACE", "l1_ace"),
+]
 PRESETS = {
     "table1": TABLE1,
     "table2": [

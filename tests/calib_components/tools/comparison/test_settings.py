@@ -22,11 +22,12 @@ def test_presets_are_the_papers_tables() -> None:
             assert (ACDC / "configs" / "losses" / f"{setting.loss}.yaml").is_file()
 
 
-def test_l1_ace_is_in_no_preset_but_can_be_asked_for() -> None:
-    (setting,) = choose_settings(["l1_ace"], ACDC)
-    assert (setting.label, setting.loss, setting.overrides) == ("CE+DSC+L1-ACE", "l1_ace", {})
+@pytest.mark.parametrize(("name", "label"), [("cross_entropy", "CE"), ("l1_ace", "CE+DSC+L1-ACE")])
+def test_others_are_in_no_preset_but_can_be_asked_for(name: str, label: str) -> None:
+    (setting,) = choose_settings([name], ACDC)
+    assert (setting.label, setting.loss, setting.overrides) == (label, name, {})
     assert all(setting not in preset for preset in PRESETS.values())
-    assert (ACDC / "configs" / "losses" / "l1_ace.yaml").is_file()
+    assert (ACDC / "configs" / "losses" / f"{name}.yaml").is_file()
 
 
 def test_a_file_in_the_bundle_is_a_loss_too(tmp_path: Path) -> None:
