@@ -25,7 +25,7 @@ from calib_components.handlers.evaluation_files import read_regions
 from calib_components.handlers.temperature import read_temperature
 from calib_components.tools.comparison import report, report_datasets, report_evaluations
 from calib_components.tools.comparison.cell_settings import Condition
-from calib_components.tools.comparison.published import RANKED
+from calib_components.tools.comparison.published import PUBLISHED, RANKED
 from calib_components.tools.comparison.results import read_results
 from calib_components.tools.comparison.settings import TABLE1, choose_settings
 from calib_components.tools.comparison.statistics import paired_difference
@@ -296,11 +296,11 @@ def test_differences_in_the_text_are_those_of_the_reports(folder: Path, begin: s
         assert any(texts == tuple(f"{value:.{digits}f}" for value in row) for row in both), texts
 
 
-@pytest.mark.parametrize(("folder", "begin", "end"), [TEXTS[0], TEXTS[2]], ids=["three_seeds", "chaos"])
+@pytest.mark.parametrize(("folder", "begin", "end"), TEXTS, ids=["three_seeds", "variants", "chaos"])
 def test_p_values_in_the_text_are_those_of_the_reports(folder: Path, begin: str, end: str) -> None:
     rows = [float(row["p_value_holm"]) for row in read_reported(folder, "differences", "conditions")]
     shown = re.findall(r"p = (0\.\d+)", section(begin, end))
-    assert len(shown) > 5
+    assert len(shown) > 1
     for text in shown:
         assert any(f"{p_value:.{len(text) - 2}f}" == text for p_value in rows), text
 
@@ -353,6 +353,27 @@ def test_page_says_what_the_weight_of_the_penalty_does() -> None:
     confidence, accuracy = zip(*shares[""], strict=True)
     assert f"accuracy stays at {min(accuracy):.0f} to {max(accuracy):.0f} %" in page
     assert f"falls from {confidence[0]:.0f} % (weight 0.01) to {confidence[3]:.0f} % (0.3)" in page
+
+
+def test_page_has_the_temperatures_and_the_published_numbers_of_the_variants() -> None:
+    text = section("## NACL's other variants", "## A second anatomy")
+    softmax, l2 = (
+        read_temperature(VARIANTS / f"nacl_{name}" / "seed0/temperature").temperature for name in ("softmax", "l2")
+    )
+    assert f"needs no temperature** (T = {softmax:.2f})" in text
+    assert f"more underconfident (T = {l2:.2f})" in text
+    gaps = []
+    for name in ("nacl_softmax", "nacl", "nacl_l2"):
+        bins = read_regions(VARIANTS / name / "seed0/on_lge")["predicted"]["top_label"]
+        gaps.append(f"{100 * (bins.confidence_sum.sum() - bins.num_correct.sum()) / bins.count.sum():.0f}")
+    shown = "is {} percentage points, that of NACL {}; squared differences leave {}".format(*gaps)
+    assert shown in text
+    of_paper = [PUBLISHED["acdc"][name] for name in ("nacl", "nacl_softmax", "nacl_l2", "nacl_5x5")]
+    dsc, _, ece, cece = (
+        "{}, {}, {} and {}".format(*(f"{value:.3f}".lstrip("0") for value in values))
+        for values in zip(*of_paper, strict=True)
+    )
+    assert f"DSC {dsc}, ECE {ece} and CECE {cece}, in the order" in text
 
 
 def test_page_says_what_one_patient_of_chaos_does_to_the_temperatures() -> None:
