@@ -300,7 +300,7 @@ def test_differences_in_the_text_are_those_of_the_reports(folder: Path, begin: s
 def test_p_values_in_the_text_are_those_of_the_reports(folder: Path, begin: str, end: str) -> None:
     rows = [float(row["p_value_holm"]) for row in read_reported(folder, "differences", "conditions")]
     shown = re.findall(r"p = (0\.\d+)", section(begin, end))
-    assert len(shown) > 1
+    assert shown
     for text in shown:
         assert any(f"{p_value:.{len(text) - 2}f}" == text for p_value in rows), text
 
