@@ -73,9 +73,7 @@ class RankedCases(NamedTuple):
         return np.stack([np.asarray(runs, float).mean(0) for runs in self.values])
 
 
-def sum_rank_with_interval(
-    datasets: Sequence[RankedCases], higher_is_better: ArrayLike, seed: int = 0
-) -> list[Estimate]:
+def sum_rank_with_interval(datasets: Sequence[RankedCases], higher_is_better: ArrayLike) -> list[Estimate]:
     """Return the `sum_rank` of the means over common cases and its 95 % percentile bootstrap interval.
 
     Each resample draws as many patients of a population as there are, and as many runs of a method's networks, with
@@ -84,7 +82,6 @@ def sum_rank_with_interval(
     Args:
         datasets: What is ranked, with the same methods and metrics; ranks are summed over all.
         higher_is_better: `(metrics,)`.
-        seed: Seed of the resampling.
 
     Returns:
         One estimate per method, without an interval if too few patients of one of the data sets have a value of every
@@ -94,7 +91,7 @@ def sum_rank_with_interval(
     totals, resampled = np.zeros(methods), np.zeros((methods, 1))
     for dataset in datasets:
         totals = totals + sum_rank(means_over_common_cases(dataset.of_methods), higher_is_better)
-        resampled = resampled + _resampled_sum_ranks(dataset, higher_is_better, seed)
+        resampled = resampled + _resampled_sum_ranks(dataset, higher_is_better)
     fewest = min(_fewest_patients(dataset) for dataset in datasets)
     return [Estimate(float(total), *percentiles(ranks, fewest)) for total, ranks in zip(totals, resampled, strict=True)]
 
@@ -106,19 +103,19 @@ def _fewest_patients(dataset: RankedCases) -> int:
     return min(len(set(patients[~of_metric.any(0)])) for of_metric in np.moveaxis(lacking, 2, 0))
 
 
-def _resampled_sum_ranks(dataset: RankedCases, higher_is_better: ArrayLike, seed: int) -> Array:
+def _resampled_sum_ranks(dataset: RankedCases, higher_is_better: ArrayLike) -> Array:
     """Return the sum-ranks on a data set in each resample, `(methods, resamples)`."""
     names, index = np.unique(np.asarray(dataset.patients), return_inverse=True)
     by_patient = (index == np.arange(len(names))[:, None]).astype(float)  # (patients, cases)
     common = ~np.isnan(dataset.of_methods).any(0)  # (cases, metrics)
-    weights = draw_weights(len(names), seed, PATIENTS, dataset.population)
+    weights = draw_weights(len(names), PATIENTS, dataset.population)
     counts = weights @ (by_patient @ common)
     means = []
     with np.errstate(invalid="ignore"):  # 0 / 0 is NaN, which ranks all methods alike
         for place, runs in enumerate(dataset.values):
             drawn = np.ones((1, 1))
             if len(runs) > 1:
-                drawn = draw_weights(len(runs), seed, RUNS, dataset.networks, place) / len(runs)
+                drawn = draw_weights(len(runs), RUNS, dataset.networks, place) / len(runs)
             sums = [weights @ (by_patient @ np.where(common, run, 0)) for run in runs]
             means.append(sum(drawn[:, number, None] * of_run for number, of_run in enumerate(sums)) / counts)
     stacked = np.stack(means)  # (methods, resamples, metrics)
@@ -159,7 +156,7 @@ def means_over_common_cases(values: ArrayLike) -> Array:
 
 
 def mean_case_rank_with_interval(
-    values: ArrayLike, higher_is_better: ArrayLike, groups: Sequence[str], seed: int = 0
+    values: ArrayLike, higher_is_better: ArrayLike, groups: Sequence[str]
 ) -> list[Estimate]:
     """Return the mean of each method's ranks over all cases and metrics, and its 95 % bootstrap interval over patients.
 
@@ -167,11 +164,10 @@ def mean_case_rank_with_interval(
         values: `(methods, cases, metrics)`, as in `case_ranks`.
         higher_is_better: `(metrics,)`.
         groups: The group of each case, as in `mean_with_interval`.
-        seed: Seed of the resampling.
 
     Returns:
         One estimate per method.
     """
     ranks = case_ranks(values, higher_is_better)
     repeated = [group for group in groups for _ in range(ranks.shape[2])]  # a case has one rank per metric
-    return [mean_with_interval(of_method.flatten(), repeated, seed) for of_method in ranks]
+    return [mean_with_interval(of_method.flatten(), repeated) for of_method in ranks]

@@ -44,6 +44,7 @@ __all__ = [
 Array = NDArray[np.float64]
 
 RESAMPLES = 10_000
+SEED = 0  # a report is the same each time it is made
 LEVEL = 0.95
 # With five patients, a test by signs cannot go below p = 2 / 2^5 = 0.0625; with six, 0.03125.
 FEWEST_PATIENTS = 6
@@ -74,7 +75,7 @@ class Difference(NamedTuple):
     cases: int
 
 
-def mean_with_interval(values: ArrayLike, groups: Sequence[str] | None = None, seed: int = 0) -> Estimate:
+def mean_with_interval(values: ArrayLike, groups: Sequence[str] | None = None) -> Estimate:
     """Return the mean over cases and its 95 % percentile bootstrap interval.
 
     Cases of one patient are not independent, so whole groups are resampled: as many as there are, with replacement,
@@ -84,24 +85,22 @@ def mean_with_interval(values: ArrayLike, groups: Sequence[str] | None = None, s
         values: `(cases,)`, or `(runs, cases)` of several trainings; undefined values (NaN) are left out. The value of
             a case is the mean over the runs that have one.
         groups: The group of each case, such as its patient; None for every case in a group of its own.
-        seed: Seed of the resampling.
 
     Returns:
         The estimate. The mean is NaN without any defined value, the interval with fewer than `FEWEST_PATIENTS` groups
         that have one.
     """
     runs = np.atleast_2d(np.asarray(values, float))
-    return _mean_with_interval(mean_of_defined(runs), _over_drawn_runs(runs, seed, 1), groups, seed)
+    return _mean_with_interval(mean_of_defined(runs), _over_drawn_runs(runs, 1), groups)
 
 
-def _mean_with_interval(of_cases: Array, drawn: Array, groups: Sequence[str] | None, seed: int) -> Estimate:
+def _mean_with_interval(of_cases: Array, drawn: Array, groups: Sequence[str] | None) -> Estimate:
     """Return the mean over cases with an interval.
 
     Args:
         of_cases: `(cases,)`.
         drawn: The same with the runs of each resample, `(resamples, cases)`; `(1, cases)` with one run.
         groups: See `mean_with_interval`.
-        seed: See `mean_with_interval`.
     """
     defined = ~np.isnan(of_cases)
     labels = np.arange(len(of_cases)) if groups is None else np.asarray(groups)
@@ -111,30 +110,30 @@ def _mean_with_interval(of_cases: Array, drawn: Array, groups: Sequence[str] | N
     mean = float(of_cases[defined].mean())
     drawn = drawn[:, defined]
     by_group = (index[:, None] == np.arange(len(names))).astype(float)  # (cases, groups)
-    weights = draw_weights(len(names), seed)
+    weights = draw_weights(len(names))
     sums, counts = (weights * (part @ by_group) for part in (np.nan_to_num(drawn), (~np.isnan(drawn)).astype(float)))
     counts = counts.sum(1)
     resampled = sums.sum(1)[counts > 0] / counts[counts > 0]
     return Estimate(mean, *percentiles(resampled, len(names)))
 
 
-def _over_drawn_runs(runs: Array, *seed: int) -> Array:
+def _over_drawn_runs(runs: Array, stream: int) -> Array:
     """Return the values of cases as means over the runs of each resample, `(resamples, cases)`; of one run, its own."""
     if len(runs) == 1:
         return runs
-    weights = draw_weights(len(runs), *seed)
+    weights = draw_weights(len(runs), stream)
     counts = weights @ (~np.isnan(runs)).astype(float)
     return np.where(counts > 0, weights @ np.nan_to_num(runs) / np.maximum(counts, 1), np.nan)
 
 
-def draw_weights(number: int, *seed: int) -> Array:
+def draw_weights(number: int, *stream: int) -> Array:
     """Return how often each of some patients or runs is in each resample, `(resamples, number)`.
 
     Args:
         number: How many there are.
-        seed: Numbers that choose the stream of random numbers, such as the seed and, for runs, that of the method.
+        stream: Numbers of the stream of random numbers, such as that of the method whose runs are drawn.
     """
-    drawn = np.random.default_rng(seed).integers(number, size=(RESAMPLES, number))
+    drawn = np.random.default_rng((SEED, *stream)).integers(number, size=(RESAMPLES, number))
     drawn += number * np.arange(RESAMPLES)[:, None]
     return np.bincount(drawn.ravel(), minlength=number * RESAMPLES).reshape(RESAMPLES, number).astype(float)
 
@@ -148,7 +147,7 @@ def percentiles(resampled: Array, groups: int) -> tuple[float, float]:
 
 
 def ratio_with_interval(
-    numerators: ArrayLike, denominators: ArrayLike, groups: Sequence[str] | None = None, seed: int = 0
+    numerators: ArrayLike, denominators: ArrayLike, groups: Sequence[str] | None = None
 ) -> list[Estimate]:
     """Return ratios of sums over cases, such as a sensitivity over the voxels of all cases, with 95 % intervals.
 
@@ -159,7 +158,6 @@ def ratio_with_interval(
         numerators: `(cases, ratios)`.
         denominators: `(cases, ratios)`, at least 0. A case with 0 for all ratios is left out.
         groups: The group of each case, as in `mean_with_interval`.
-        seed: Seed of the resampling.
 
     Returns:
         One estimate per ratio: the ratio in place of the mean. It is NaN where all denominators are 0, the interval
@@ -173,7 +171,7 @@ def ratio_with_interval(
         return [Estimate(np.nan, np.nan, np.nan)] * parts.shape[2]
     by_group = (index == np.arange(len(names))[:, None]).astype(float)  # (groups, cases)
     sums = by_group @ parts[:, defined]  # (2, groups, ratios)
-    weights = draw_weights(len(names), seed)
+    weights = draw_weights(len(names))
     with np.errstate(invalid="ignore"):  # 0 / 0 is NaN
         ratios = sums[0].sum(0) / sums[1].sum(0)
         resampled = (weights @ sums[0]) / (weights @ sums[1])
@@ -187,7 +185,6 @@ def paired_difference(
     values: ArrayLike,
     reference: ArrayLike,
     groups: Sequence[str] | None = None,
-    seed: int = 0,
     same_runs: bool = False,
 ) -> Difference:
     """Compare two methods on the same cases.
@@ -197,7 +194,6 @@ def paired_difference(
             left out.
         reference: The same of the method to compare with, which may have another number of runs.
         groups: The group of each case, as in `mean_with_interval`.
-        seed: Seed of the resampling.
         same_runs: Whether the runs of both are the same networks, so that they are drawn together.
 
     Returns:
@@ -208,16 +204,16 @@ def paired_difference(
     runs, reference_runs = (np.atleast_2d(np.asarray(each, float)) for each in (values, reference))
     if same_runs:
         differences = mean_of_defined(runs - reference_runs)
-        drawn = _over_drawn_runs(runs - reference_runs, seed, 1)
+        drawn = _over_drawn_runs(runs - reference_runs, 1)
     else:
         differences = mean_of_defined(runs) - mean_of_defined(reference_runs)
-        drawn = _over_drawn_runs(runs, seed, 1) - _over_drawn_runs(reference_runs, seed, 2)
+        drawn = _over_drawn_runs(runs, 1) - _over_drawn_runs(reference_runs, 2)
     p_value = sign_flip_p_value(differences[:, None], groups)
     cases = int((~np.isnan(differences)).sum())
-    return Difference(*_mean_with_interval(differences, drawn, groups, seed), p_value, cases)
+    return Difference(*_mean_with_interval(differences, drawn, groups), p_value, cases)
 
 
-def sign_flip_p_value(values: ArrayLike, groups: Sequence[str] | None = None, seed: int = 0) -> float:
+def sign_flip_p_value(values: ArrayLike, groups: Sequence[str] | None = None) -> float:
     """Test whether the means of several values over cases are all 0.
 
     If they are, and the values of a group are as often as large to either side, the values of each group could as well
@@ -229,7 +225,6 @@ def sign_flip_p_value(values: ArrayLike, groups: Sequence[str] | None = None, se
     Args:
         values: `(cases, K)`. A case with an undefined value (NaN) is left out.
         groups: The group of each case, such as its patient; None for every case in a group of its own.
-        seed: Seed of the choices.
 
     Returns:
         The p-value; NaN with fewer than `FEWEST_PATIENTS` groups that have a value.
@@ -246,23 +241,20 @@ def sign_flip_p_value(values: ArrayLike, groups: Sequence[str] | None = None, se
     if 2**others <= RESAMPLES:
         signs = 2.0 * (np.arange(2**others)[:, None] >> np.arange(len(names)) & 1) - 1
         return float((np.abs(signs @ sums).sum(1) >= statistic).mean())
-    rng, as_large = np.random.default_rng(seed), 0
+    rng, as_large = np.random.default_rng(SEED), 0
     for draws in [RESAMPLES // 10] * 10:  # memory for a tenth of them
         signs = rng.choice([-1.0, 1.0], size=(draws, len(names)))
         as_large += int((np.abs(signs @ sums).sum(1) >= statistic).sum())
     return (1 + as_large) / (1 + RESAMPLES)
 
 
-def spearman_with_interval(
-    values: ArrayLike, others: ArrayLike, groups: Sequence[str] | None = None, seed: int = 0
-) -> Estimate:
+def spearman_with_interval(values: ArrayLike, others: ArrayLike, groups: Sequence[str] | None = None) -> Estimate:
     """Return Spearman's rank correlation of two values of the same cases and its 95 % percentile bootstrap interval.
 
     Args:
         values: `(cases,)`. A case where either value is undefined (NaN) is left out.
         others: `(cases,)`.
         groups: The group of each case, as in `mean_with_interval`.
-        seed: Seed of the resampling.
 
     Returns:
         The estimate: the correlation in place of the mean. It is NaN where all values are equal, the interval with
@@ -276,7 +268,7 @@ def spearman_with_interval(
         return Estimate(np.nan, np.nan, np.nan)
     pair = pair[:, defined]
     correlation = _weighted_spearman(pair, np.ones((1, pair.shape[1])))[0]
-    weights = draw_weights(len(names), seed)
+    weights = draw_weights(len(names))
     resampled = np.concatenate([_weighted_spearman(pair, part[:, index]) for part in np.array_split(weights, 100)])
     resampled = resampled[~np.isnan(resampled)]
     if np.isnan(correlation) or len(resampled) < RESAMPLES / 2:

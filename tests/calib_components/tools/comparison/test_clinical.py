@@ -61,9 +61,9 @@ def test_ratios_by_a_plain_loop() -> None:
     below[4:6] = 0
     below[12:, 1] = 0
     above = rng.binomial(below, 0.7)
-    found = ratio_with_interval(above, below, patients, seed=3)
+    found = ratio_with_interval(above, below, patients)
     names = sorted({*patients} - {"c"})
-    drawn = np.random.default_rng(3).integers(6, size=(10_000, 6))
+    drawn = np.random.default_rng(0).integers(6, size=(10_000, 6))
     for column, estimate in enumerate(found):
         resampled = []
         for draw in drawn:

@@ -76,10 +76,10 @@ def test_interval_of_the_sum_rank_is_that_of_every_draw(monkeypatch: pytest.Monk
     values[1, :5, 1] = NAN
     groups = np.array([f"p{i // 2}" for i in range(40)])
     patients, better = np.unique(groups), [True, False]
-    draws = np.random.default_rng((3, PATIENTS)).integers(20, size=(200, 20))
+    draws = np.random.default_rng((0, PATIENTS)).integers(20, size=(200, 20))
     drawn = [np.concatenate([np.flatnonzero(groups == patients[i]) for i in draw]) for draw in draws]
     sums = [sum_rank(means_over_common_cases(values[:, cases]), better) for cases in drawn]
-    estimates = sum_rank_with_interval([RankedCases(values[:, None], groups.tolist())], better, seed=3)
+    estimates = sum_rank_with_interval([RankedCases(values[:, None], groups.tolist())], better)
     expected = [sum_rank(means_over_common_cases(values), better), *np.quantile(sums, [0.025, 0.975], axis=0)]
     np.testing.assert_allclose(np.transpose(estimates), expected)
 
@@ -97,16 +97,16 @@ def test_interval_over_runs_patients_and_data_sets_is_that_of_every_draw(monkeyp
     sums = np.zeros((200, 3))
     for dataset in datasets:
         number = len(dataset.patients)
-        patients = np.random.default_rng((3, PATIENTS, dataset.population)).integers(number, size=(200, number))
+        patients = np.random.default_rng((0, PATIENTS, dataset.population)).integers(number, size=(200, number))
         runs = [
-            np.random.default_rng((3, RUNS, dataset.networks, i)).integers(len(of), size=(200, len(of)))
+            np.random.default_rng((0, RUNS, dataset.networks, i)).integers(len(of), size=(200, len(of)))
             for i, of in enumerate(dataset.values)
         ]
         for draw, cases in enumerate(patients):
             means = np.stack([of[drawn[draw]].mean(0) for of, drawn in zip(dataset.values, runs, strict=True)])
             means[:, np.isnan(dataset.of_methods).any(0)] = NAN
             sums[draw] += sum_rank(means_over_common_cases(means[:, cases]), better)
-    estimates = sum_rank_with_interval(datasets, better, seed=3)
+    estimates = sum_rank_with_interval(datasets, better)
     np.testing.assert_allclose(np.transpose(estimates)[1:], np.quantile(sums, [0.025, 0.975], axis=0))
     totals = sum(sum_rank(means_over_common_cases(dataset.of_methods), better) for dataset in datasets)
     assert [estimate.mean for estimate in estimates] == totals.tolist()
