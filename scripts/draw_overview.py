@@ -1,7 +1,7 @@
 """Draw docs/overview.png, the picture on top of the README.
 
 Left: a slice of a phantom (scripts/make_phantoms.py), segmented with the weights of the ACDC bundle. Right: reliability
-diagrams of two losses, one of them without and with a temperature, from results/acdc/three_seeds.
+diagrams of two losses, one of them without and with a temperature, from results/acdc/further.
 """
 
 from __future__ import annotations
@@ -27,11 +27,15 @@ from calib_components.tools.command_line import run
 
 ROOT = Path(__file__).resolve().parents[1]
 BUNDLE = ROOT / "bundles" / "acdc_mri_nacl_segmentation"
-RESULTS = ROOT / "results" / "acdc" / "three_seeds"
+RESULTS = ROOT / "results" / "acdc" / "further"
 CASE, SLICE = "patient004_frame01", 4  # one that suits a network which was not trained on phantoms
 HALF = 38  # pixels from the centre of the heart to the edge of the picture
 STRUCTURES = {"right ventricle": "#e69f00", "myocardium": "#56b4e9", "left ventricle": "#cc79a7"}
-NETWORKS = {"ce_dice/seed0": "CE + Dice", "ce_dice/seed0/temperature": "with temperature", "nacl/seed0": "NACL"}
+NETWORKS = {
+    "ce_dice/seed0": "CE + Dice",
+    "ce_dice/seed0/temperature": "with temperature",
+    "nacl_softmax/seed0": "NACL on the softmax",
+}
 ACCURACY, OVER, UNDER = "tab:blue", "lightcoral", "gold"  # as in calib_components.figures
 BIN = 13  # the annotated bin of the reliability diagrams, 0.87 to 0.93
 

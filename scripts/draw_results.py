@@ -12,28 +12,31 @@ from calib_components.errors import writing
 from calib_components.figures import mean_intervals
 from calib_components.tools.command_line import run
 from calib_components.tools.comparison.page import to_png
-from calib_components.tools.comparison.settings import FURTHER, TABLE1
+from calib_components.tools.comparison.settings import FURTHER, PRESETS
 
 ROOT = Path(__file__).resolve().parents[1]
-REPORT = ROOT / "results/acdc/three_seeds/report"
+REPORTS = [ROOT / f"results/acdc/{name}/report" for name in ("three_seeds", "further")]
 MEASURES = {"nll_all": "NLL, all voxels", "ece_predicted": "ECE, predicted foreground"}
 PLACES = {"": "ACDC", "_on_bssfp": "bSSFP", "_on_lge": "LGE"}
 SUFFIXES = {"without": "", "with": " + T"}
 
 
-def draw_results(report: Path = REPORT, out: Path = ROOT / "docs" / "results.png") -> None:
+def draw_results(out: Path = ROOT / "docs" / "results.png") -> None:
     """Draw the picture.
 
     Args:
-        report: Folder of the report whose means are drawn.
         out: The PNG file to write.
     """
-    titles = {setting.name: setting.label for setting in (*TABLE1, *FURTHER)}
+    titles = {setting.name: setting.label for preset in (*PRESETS.values(), FURTHER) for setting in preset}
     panels, hollow = {}, {}
     for measure, title in MEASURES.items():
         for place, origin in PLACES.items():
-            with open(report / f"means{place}.csv", newline="") as file:
-                rows = [row for row in csv.DictReader(file) if row["measure"] == measure]
+            rows: list[dict[str, str]] = []
+            for report in REPORTS:  # what several reports have is drawn once
+                drawn = {row["method"] for row in rows}
+                with open(report / f"means{place}.csv", newline="") as file:
+                    means = [row for row in csv.DictReader(file) if row["measure"] == measure]
+                rows += [row for row in means if row["method"] not in drawn]
             panels[f"{title}: {origin}"] = [[float(row[name]) for name in ("mean", "low", "high")] for row in rows]
             hollow = {
                 titles[row["method"]] + SUFFIXES[row["temperature"]]: row["temperature"] == "with" for row in rows

@@ -34,7 +34,8 @@ from tests.helpers import ROOT, SHARED, run_script
 
 DATA = SHARED / "data" / "acdc"
 SEEDS = ROOT / "results/acdc/three_seeds"
-SHIPPED = SEEDS / "entropy_penalty/seed0"  # the cell of the weights in the ACDC bundle
+FURTHER = ROOT / "results/acdc/further"
+SHIPPED = FURTHER / "nacl_softmax/seed0"  # the cell of the weights in the ACDC bundle
 BRATS = ROOT / "results/brats/leave_one_out"
 BUNDLE = ROOT / "bundles/acdc_mri_nacl_segmentation"
 VARIANTS = ROOT / "results/acdc/variants"
@@ -48,12 +49,17 @@ ABDOMEN = {  # where CHAOS differs from ACDC
     "crop_size": [160, 160],
     "any_orientation": False,
 }
-# A part of the page on results, from one text to another, and the folder that has its numbers.
+# A part of the page on results, from one text to another, and the folders that have its numbers.
 TEXTS = [
-    (SEEDS, "# Results", "## Ensembles of"),
-    (VARIANTS, "## The weight of NACL's penalty", "## A second anatomy"),
-    (CHAOS, "## A second anatomy", "## What differs"),
+    ((SEEDS, FURTHER), "# Results", "## Three seeds"),
+    ((SEEDS,), "## Three seeds", "## Beyond the seven"),
+    ((FURTHER,), "## Beyond the seven", "## Ensembles of"),
+    ((VARIANTS,), "## The weight of NACL's penalty", "## A second anatomy"),
+    ((CHAOS,), "## A second anatomy", "## What differs"),
 ]
+OF_TEXTS = pytest.mark.parametrize(
+    ("folders", "begin", "end"), TEXTS, ids=["summary", "three_seeds", "further", "variants", "chaos"]
+)
 NUMBERS = {7: "seven", 8: "eight"}
 TITLES = {
     "ce_dice": "CE + Dice", "focal": "FL", "entropy_penalty": "ECP", "label_smoothing": "LS", "svls": "SVLS",
@@ -77,8 +83,18 @@ def test_table_is_complete() -> None:
     assert [method.name for method in results.methods] == [setting.name for setting in TABLE1]
 
 
+def test_cells_of_several_folders_are_the_same() -> None:
+    """The reference and what is compared with several others are in more than one folder."""
+    for name, others in (("ce_dice", SEEDS), ("nacl_softmax", VARIANTS)):
+        for file in (FURTHER / name).rglob("*"):
+            if file.is_file():
+                assert file.read_bytes() == (others / file.relative_to(FURTHER)).read_bytes()
+
+
 @pytest.mark.parametrize(
-    ("folder", "changes"), [(SEEDS, {}), (VARIANTS, {}), (CHAOS, ABDOMEN)], ids=["three_seeds", "variants", "chaos"]
+    ("folder", "changes"),
+    [(SEEDS, {}), (FURTHER, {}), (VARIANTS, {}), (CHAOS, ABDOMEN)],
+    ids=["three_seeds", "further", "variants", "chaos"],
 )
 def test_cells_are_those_of_the_bundle_as_it_is(folder: Path, changes: dict[str, Any]) -> None:
     for method in read_results(folder).methods:
@@ -104,8 +120,8 @@ def test_no_picture_of_a_patient_is_kept() -> None:
 
 @pytest.mark.parametrize(
     ("folder", "reference"),
-    [(SEEDS, "ce_dice"), (VARIANTS, None), (CHAOS, "ce_dice"), (BRATS, None)],
-    ids=["three_seeds", "variants", "chaos", "brats"],
+    [(SEEDS, "ce_dice"), (FURTHER, "ce_dice"), (VARIANTS, None), (CHAOS, "ce_dice"), (BRATS, None)],
+    ids=["three_seeds", "further", "variants", "chaos", "brats"],
 )
 def test_report_is_rebuilt_byte_for_byte(folder: Path, reference: str | None, tmp_path: Path) -> None:
     results = shutil.copytree(folder, tmp_path / "results", ignore=shutil.ignore_patterns("cases", "work"))
@@ -274,14 +290,15 @@ def test_claims_of_the_paper_have_the_ranks_of_the_means() -> None:
         for row in read_table(SEEDS / "report/ranks.csv")
     }
     shown = ", ".join(f"{TITLES[name]} {rank}" for name, rank in ranks_at_home.items() if name != "nacl")
-    assert f"with intervals: NACL {ranks_at_home['nacl']}, {shown}." in section("### What the paper", "## Ensembles")
+    assert f"with intervals: NACL {ranks_at_home['nacl']}, {shown}." in section("### What the paper", "## Beyond")
 
 
-@pytest.mark.parametrize(("folder", "begin", "end"), TEXTS, ids=["three_seeds", "variants", "chaos"])
-def test_differences_in_the_text_are_those_of_the_reports(folder: Path, begin: str, end: str) -> None:
+@OF_TEXTS
+def test_differences_in_the_text_are_those_of_the_reports(folders: Sequence[Path], begin: str, end: str) -> None:
     """Each `mean (low to high)`, with either sign: which is better says the sentence."""
     rows = [
         tuple(float(row[name]) for name in ("mean", "low", "high"))
+        for folder in folders
         for row in read_reported(folder, "differences", "conditions", "temperature")
     ]
     both = [signed for mean, low, high in rows for signed in ((mean, low, high), (-mean, -high, -low))]
@@ -290,17 +307,18 @@ def test_differences_in_the_text_are_those_of_the_reports(folder: Path, begin: s
         rf"{number}(?: (?:higher|lower|better|worse))?,? \(?(?:95 % interval )?{number} to {number}",
         section(begin, end).replace("interval 0.92 to 1.24", ""),  # of T
     )
-    assert len(shown) > 2
+    assert shown
     for texts in shown:
         digits = len(texts[0].partition(".")[2])
         assert any(texts == tuple(f"{value:.{digits}f}" for value in row) for row in both), texts
 
 
-@pytest.mark.parametrize(("folder", "begin", "end"), TEXTS, ids=["three_seeds", "variants", "chaos"])
-def test_p_values_in_the_text_are_those_of_the_reports(folder: Path, begin: str, end: str) -> None:
-    rows = [float(row["p_value_holm"]) for row in read_reported(folder, "differences", "conditions")]
+@OF_TEXTS
+def test_p_values_in_the_text_are_those_of_the_reports(folders: Sequence[Path], begin: str, end: str) -> None:
+    rows = [
+        float(row["p_value_holm"]) for folder in folders for row in read_reported(folder, "differences", "conditions")
+    ]
     shown = re.findall(r"p = (0\.\d+)", section(begin, end))
-    assert shown
     for text in shown:
         assert any(f"{p_value:.{len(text) - 2}f}" == text for p_value in rows), text
 
@@ -464,7 +482,7 @@ def test_what_uncertainty_finds_on_lge() -> None:
         f"over all thresholds (AURC, lower is better) LS ({ls}), MbLS and NACL (both {nacl}) find errors less well "
         f"than the others ({min(aurc.values())} to {max(aurc.values())})"
     )
-    assert shown in section("### What they show", "### The shipped")
+    assert shown in section("### What they show", "### Where the rankings")
 
 
 def test_variation_is_that_of_the_report() -> None:
@@ -503,12 +521,16 @@ def test_myocardium_has_a_lower_dsc_in_most_patients() -> None:
             of_patients.setdefault(patient, []).append(value)
         means[method.name] = {patient: fmean(values) for patient, values in of_patients.items()}
     methods = {method.name: method.by_run("dsc_MYO") for method in found.methods}
+    further = read_results(FURTHER).methods
+    methods |= {method.name: method.by_run("dsc_MYO") for method in further if method.name == "nacl_softmax"}
     higher, intervals = [], []
-    for name in ("entropy_penalty", "svls"):
+    for name in ("nacl_softmax", "entropy_penalty", "svls"):
         difference = paired_difference(methods["ce_dice"], methods[name], found.patients)
         higher.append(f"{difference.mean:.3f}")
         intervals.append(f"{difference.low:.3f} to {difference.high:.3f}")
-    shown = f"is {higher[0]} (ECP) and {higher[1]} (SVLS) higher (95 % intervals {intervals[0]} and {intervals[1]})"
+    shown = "is {} (NACL on the softmax), {} (ECP) and {} (SVLS) higher (95 % intervals {}; {}; {})".format(
+        *higher, *intervals
+    )
     assert shown in section("## What to use when", "## Three seeds")
     reference = means.pop("ce_dice")
     lower = [sum(of[patient] < reference[patient] for patient in reference) for of in means.values()]
@@ -525,9 +547,9 @@ def test_readme_has_the_nll_of_the_reports() -> None:
         "CE + Dice": ("three_seeds/report/means{}.csv", "ce_dice", "without"),
         "CE + Dice, temperature": ("three_seeds/report/means{}.csv", "ce_dice", "with"),
         "ECP (entropy penalty)": ("three_seeds/report/means{}.csv", "entropy_penalty", "without"),
-        "SVLS": ("three_seeds/report/means{}.csv", "svls", "without"),
-        "NACL": ("three_seeds/report/means{}.csv", "nacl", "without"),
-        "NACL, temperature": ("three_seeds/report/means{}.csv", "nacl", "with"),
+        "NACL on the softmax": ("further/report/means{}.csv", "nacl_softmax", "without"),
+        "NACL on the logits": ("three_seeds/report/means{}.csv", "nacl", "without"),
+        "NACL on the logits, temperature": ("three_seeds/report/means{}.csv", "nacl", "with"),
     }  # fmt: skip
     lines = re.findall(r"^\|.*\|$", (ROOT / "README.md").read_text(), re.MULTILINE)
     readme = {cells[0]: cells[1:] for cells in ([c.strip() for c in line.strip("|").split("|")] for line in lines)}
@@ -545,14 +567,9 @@ def test_readme_has_the_nll_of_the_reports() -> None:
 def test_shipped_weights_are_of_the_setting_that_the_protocol_chooses() -> None:
     """The lowest NLL of the validation cases among those whose validation DSC is within 0.01 of the best."""
     cells = read_reported(SEEDS, "cells")
-    of_variants = [row for row in read_reported(VARIANTS, "cells") if row["method"] != "nacl"]  # which is a seed
-    # Measured after the weights were made, which are made anew once all settings are measured, as the page says.
-    softmax = [read_temperature(VARIANTS / f"nacl_softmax/seed{seed}/temperature").nll_after for seed in range(3)]
-    shown = "has a lower one, {:.4f} (three seeds: {:.4f}, {:.4f} and {:.4f}), and will".format(
-        fmean(softmax), *softmax
-    )
-    assert shown in section("### The shipped", "## Ensembles")
-    cells += [row for row in of_variants if row["method"] != "nacl_softmax"]
+    # The others are in several folders; cross-entropy alone is a control.
+    cells += [row for row in read_reported(FURTHER, "cells") if row["method"] == "l1_ace"]
+    cells += [row for row in read_reported(VARIANTS, "cells") if row["method"] != "nacl"]
     of_method = {name: [cell for cell in cells if cell["method"] == name] for name in {c["method"] for c in cells}}
 
     def mean(method: str, column: str) -> float:
@@ -564,6 +581,23 @@ def test_shipped_weights_are_of_the_setting_that_the_protocol_chooses() -> None:
     method, column = min(((m, column) for m in eligible for column in columns), key=lambda setting: mean(*setting))
     seed = min(of_method[method], key=lambda cell: float(cell[column]))["seed"]
     assert (f"{method}/seed{seed}", column) == (f"{SHIPPED.parent.name}/{SHIPPED.name}", "val_nll_with_temperature")
+    of_seeds = [read_temperature(SHIPPED.parent / f"seed{seed}/temperature").nll_after for seed in range(3)]
+    text = section("### The shipped", "## Ensembles")
+    assert "({:.4f}; three seeds: {:.4f}, {:.4f} and {:.4f})".format(fmean(of_seeds), *of_seeds) in text
+    lowest = {name: min(mean(name, column) for column in columns) for name in of_method}
+    *first, _ = sorted(lowest, key=lambda name: lowest[name])
+    assert first[1:4] == ["entropy_penalty", "svls", "nacl_0.01"]
+    ecp, svls, small, ce_dice = (f"{lowest[name]:.4f}" for name in (*first[1:4], "ce_dice"))
+    assert f"The next are ECP ({ecp}), SVLS ({svls}) and NACL with weight 0.01 ({small}, one seed)" in text
+    assert f"CE + Dice with a temperature has {ce_dice}" in text
+    ensemble = read_temperature(ROOT / "results/acdc/ensembles/own/ensemble_of_ce_dice_T").nll_after
+    assert f"The ensemble of CE + Dice with a temperature ({ensemble:.4f})" in text
+    page = " ".join((BUNDLE / "docs/README.md").read_text().split())
+    assert f"{fmean(of_seeds):.4f} as the mean of its three networks, {of_seeds[0]:.4f} for this one" in page
+    assert f"against {ecp} of ECP, the next" in page
+    fit = read_temperature(SHIPPED / "temperature")
+    assert f"T = {fit.temperature:.2f}, which is in the weights" in page
+    assert f"(95 % interval {fit.low:.2f} to {fit.high:.2f})" in page
 
 
 def test_shipped_setting_is_compared_with_cross_entropy_and_dice() -> None:
@@ -575,7 +609,7 @@ def test_shipped_setting_is_compared_with_cross_entropy_and_dice() -> None:
         for reference, suffix in (("without", ""), ("with", " + T")):
             cells = []
             for test_set in ("", "_on_bssfp", "_on_lge"):
-                with open(SEEDS / f"report/conditions{test_set}.csv", newline="") as file:
+                with open(FURTHER / f"report/conditions{test_set}.csv", newline="") as file:
                     (row,) = (
                         row
                         for row in csv.DictReader(file)
@@ -588,7 +622,7 @@ def test_shipped_setting_is_compared_with_cross_entropy_and_dice() -> None:
 
 
 def test_shipped_network_is_compared_with_cross_entropy_and_dice() -> None:
-    results = read_results(SEEDS)
+    results = read_results(FURTHER)
     at = {
         (place, scaled): {method.name: method for method in results.at(Condition(place, scaled)).methods}
         for place in ("", "bssfp", "lge")
@@ -612,13 +646,15 @@ def test_shipped_network_is_compared_with_cross_entropy_and_dice() -> None:
                 cells.append("{:+.4f} [{:+.4f}, {:+.4f}]".format(*difference[:3]))
             assert f"| {title} | CE + Dice{suffix} | {' | '.join(cells)} |" in text
     summaries = [json.loads((SHIPPED / place / "temperature/summary.json").read_text()) for place in PLACES_OF_CELLS]
-    means = [means_without_temperature(SEEDS, f"_{place}" * bool(place))["dsc"] for place in PLACES_OF_CELLS]
+    means = [means_without_temperature(FURTHER, f"_{place}" * bool(place))["dsc"] for place in PLACES_OF_CELLS]
     dsc = [*(of["dsc"]["mean"] for of in summaries), *(of["ce_dice"] for of in means)]
     shown = "Its DSC is {:.3f}, {:.3f} and {:.3f}; that of CE + Dice, on average, {:.3f}, {:.3f} and {:.3f}.".format(
         *dsc
     )
     assert shown in " ".join(text.split())
-    assert f"than the mean of its three seeds (DSC {means[2]['entropy_penalty']:.3f})" in " ".join(text.split())
+    fit = read_temperature(SHIPPED / "temperature").nll_after
+    nll = "the second {:.4f}, and {:.4f}, {:.4f} and {:.4f}".format(fit, *(of["nll_all"]["mean"] for of in summaries))
+    assert nll in section("### The shipped", "## Ensembles")
 
 
 def test_bundle_says_what_its_weights_reach() -> None:
@@ -633,21 +669,28 @@ def test_bundle_says_what_its_weights_reach() -> None:
     for measure, title in (("dsc", "DSC"), ("hd95", "HD95")):
         means = (summary[name]["mean"] for name in (measure, *(f"{measure}_{s}" for s in ("RV", "MYO", "LV"))))
         assert f"| {title} | {' | '.join(f'{mean:.{digits[measure]}f}' for mean in means)} |" in page
-    with open(SHIPPED / "on_lge/temperature/cases.csv", newline="") as file:
-        found = list(csv.DictReader(file))
-    with open(SHIPPED / "on_bssfp/temperature/cases.csv", newline="") as file:
-        volumes = list(csv.DictReader(file))
-    far = {
-        name: [f"{value:.0f}" for value in sorted(float(row[f"hd95_{name}"]) for row in volumes) if value > 20]
-        for name in ("MYO", "RV")
-    }
+    at_home, on_bssfp, found = (read_table(SHIPPED / place / "temperature/cases.csv") for place in PLACES_OF_CELLS)
     missed, others = (
         [row for row in found if (float(row["dsc_RV"]) < 0.2) == is_missed] for is_missed in (True, False)
     )
     text = " ".join(page.split())
-    myocardium = "{}, {} and {}".format(*far["MYO"])
-    assert f"In three of {len(volumes)} bSSFP volumes of another hospital it marks myocardium" in text
-    assert f"(HD95 {myocardium}), in another a piece of right ventricle (HD95 {', '.join(far['RV'])})" in text
+    worst, second = sorted(at_home, key=lambda row: float(row["dsc_RV"]))[:2]
+    dsc, expected, distance = (float(worst[f"{name}_RV"]) for name in ("dsc", "expected_dsc", "hd95"))
+    shown = (
+        f"In the worst of {len(at_home)} volumes of ACDC it has DSC {dsc:.2f} (expected: {expected:.2f}): nearly twice"
+    )
+    assert f"{shown} its volume is segmented (HD95 {distance:.0f})" in text
+    dsc, expected = (float(second[f"{name}_RV"]) for name in ("dsc", "expected_dsc"))
+    assert f"In the next, with DSC {dsc:.2f} (expected: {expected:.2f}), half of it is missed" in text
+    shares = [float(row["segmented_volume_RV"]) / float(row["true_volume_RV"]) for row in (worst, second)]
+    assert [f"{share:.1f}" for share in shares] == ["2.0", "0.5"]
+    *far, third = sorted(at_home, key=lambda row: -float(row["hd95_RV"]))[:3]
+    assert len({row["case"].partition("_")[0] for row in far}) == 1
+    assert third is worst
+    far.append(max(on_bssfp, key=lambda row: float(row["hd95_RV"])))
+    distances = "{}, {} and {}".format(*(f"{float(row['hd95_RV']):.0f}" for row in far))
+    assert f"in one of {len(on_bssfp)} bSSFP volumes of another hospital, it marks right ventricle far" in text
+    assert f"far from the true one (HD95 {distances})" in text
     dsc, *of_structures = (ends(missed, f"dsc_{name}", 2) for name in ("RV", "MYO", "LV"))
     assert f"In {len(missed)} of {len(found)} LGE volumes it misses the right ventricle (DSC {dsc})" in text
     assert "The myocardium has DSC {} there, the left ventricle {}.".format(*of_structures) in text
