@@ -593,9 +593,8 @@ def test_shipped_weights_are_of_the_setting_that_the_protocol_chooses() -> None:
     ensemble = read_temperature(ROOT / "results/acdc/ensembles/own/ensemble_of_ce_dice_T").nll_after
     assert f"The ensemble of CE + Dice with a temperature ({ensemble:.4f})" in text
     page = " ".join((BUNDLE / "docs/README.md").read_text().split())
-    shown = "{:.4f} as the mean of its three networks ({:.4f} to {:.4f}), {:.4f} for this one".format(
-        fmean(of_seeds), min(of_seeds), max(of_seeds), of_seeds[0]
-    )
+    ends_of_seeds = f"({min(of_seeds):.4f} to {max(of_seeds):.4f})"
+    shown = f"{fmean(of_seeds):.4f} as the mean of its three networks {ends_of_seeds}, {of_seeds[0]:.4f} for this one"
     assert shown in page
     of_ecp = [float(cell[column]) for cell in of_method["entropy_penalty"]]
     assert f"ECP is next, {ecp} ({min(of_ecp):.4f} to {max(of_ecp):.4f})" in page
