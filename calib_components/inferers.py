@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from monai.inferers import Inferer, SimpleInferer
 
+from calib_components.arguments import check_count
+from calib_components.errors import InputError
 from calib_components.scratch import release, scratch
 
 __all__ = ["Bfloat16Inferer", "SlicesInferer"]
@@ -44,15 +46,25 @@ class SlicesInferer(Inferer):
     Args:
         batch_size: Number of slices that the network gets at once.
         average: Whether to average over orientations.
+
+    Raises:
+        InputError: `batch_size` is not a whole number of at least 1.
     """
 
     def __init__(self, batch_size: int, average: bool = False) -> None:
         super().__init__()
+        check_count("batch_size", batch_size, 1)
         self.batch_size = batch_size
         self.average = average
 
     def __call__(self, inputs: torch.Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Return the logits `(B, N, H, W, D)` of `(B, C, H, W, D)`, on the CPU, in a file if they are many."""
+        """Return the logits `(B, N, H, W, D)` of `(B, C, H, W, D)`, on the CPU, in a file if they are many.
+
+        Raises:
+            InputError: The shape of `inputs` is another, or a size is 0.
+        """
+        if inputs.ndim != 5 or 0 in inputs.shape:
+            raise InputError(f"inputs: expected (B, C, H, W, D) without a size of 0, got shape {tuple(inputs.shape)}")
         batch, _, _, _, depth = inputs.shape
         logits = None  # (B, D, N, H, W)
         for case in range(batch):

@@ -28,6 +28,9 @@ def check_executor(executor: str, slurm: Mapping[str, Any] | None) -> None:
         raise InputError("--slurm: expected --executor slurm, got local")
     if not isinstance(slurm, Mapping | None):
         raise InputError(f'--slurm: expected parameters such as "{{time: 60}}", got {slurm!r}')
+    for name in ("nodes", "tasks_per_node", "ntasks_per_node"):  # submitit starts a job once for each task
+        if (number := (slurm or {}).get(name, 1)) != 1:
+            raise InputError(f"--slurm: expected jobs of one task, got {name}: {number}")
 
 
 def slurm_executor(folder: Path, parameters: Mapping[str, Any]) -> Any:
@@ -49,9 +52,13 @@ def slurm_executor(folder: Path, parameters: Mapping[str, Any]) -> Any:
         ) from None
     try:
         executor = submitit.SlurmExecutor(folder=folder)
+    except RuntimeError as error:
+        raise InputError(f"--executor: expected Slurm on this machine for slurm, got none: {error}") from None
+    try:
         executor.update_parameters(**parameters)
-    except (RuntimeError, TypeError, ValueError) as error:
-        raise InputError(f"--executor slurm: {error}") from None
+    except (TypeError, ValueError) as error:
+        reason = str(error).splitlines()[0]  # a list of all parameters follows
+        raise InputError(f"--slurm: expected parameters of submitit, got others: {reason}") from None
     return executor
 
 

@@ -232,6 +232,10 @@ CASES = [
     Case("workers 0", nothing, "--workers: expected a number of at least 1, got 0\n", ("--workers=0",)),
     Case("devices 0", nothing, "--devices: expected names such as cuda:0,cuda:1, got ['0']\n", ("--devices=0",)),
     Case("executor pbs", nothing, "--executor: expected local or slurm, got 'pbs'\n", ("--executor=pbs",)),
+    Case(
+        "several tasks in a job", nothing, "--slurm: expected jobs of one task, got nodes: 2\n",
+        ("--executor=slurm", "--slurm={nodes: 2}"),
+    ),
     Case("slurm here", nothing, "--slurm: expected --executor slurm, got local\n", ("--slurm={time: 3}",)),
     Case("folds 1", folds(1), "--folds: expected a number of at least 2, and no --datalist, got 1 and", ("--folds=1",)),
     Case("folds true", folds(2), "--folds: expected a whole number, got 'true'\n", ("--folds=true",)),

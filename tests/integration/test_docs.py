@@ -112,11 +112,15 @@ def test_readme_is_short() -> None:
 
 def test_confidence_that_the_readme_names_is_that_of_the_results() -> None:
     text = " ".join(README.read_text().split())
-    for folder, sentence in (("", "is {} confident and {} right"), ("temperature", "with a temperature, {} and {}")):
-        bins = read_regions(ROOT / "results/acdc/three_seeds/ce_dice/seed0" / folder)["predicted"]["top_label"]
+    for folder, sentence in (
+        ("ce_dice/seed0", "is {} confident and {} right"),
+        ("ce_dice/seed0/temperature", "with a temperature, {} and {}"),
+        ("nacl_softmax/seed0", "NACL on the softmax, {} and {}"),
+    ):
+        bins = read_regions(ROOT / "results/acdc/further" / folder)["predicted"]["top_label"]
         shown = (f"{100 * (sums.sum() / bins.count.sum()):.0f} %" for sums in (bins.confidence_sum, bins.num_correct))
         assert sentence.format(*shown) in text
-        if not folder:
+        if folder == "ce_dice/seed0":
             of_bin = (f"{100 * values[0, 13]:.0f} %" for values in (bins.confidence, bins.accuracy))
             assert "in one bin {} and {};".format(*of_bin) in text
 

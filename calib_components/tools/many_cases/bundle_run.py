@@ -109,7 +109,7 @@ class BundleRun(ABC):
             config = _configure(self)
             states = _states(self.sources(case))
             try:
-                if self._made_from(case) not in ("", states):  # results of files that have changed
+                if self._made_from(case) != states:  # results of files that have changed, or of a run that was killed
                     self.discard(case)
                 made_from.truncate(0)
                 self.run(case, config)
@@ -218,9 +218,11 @@ class Inference(BundleRun):
         return [f"{case.name}_{MAPS[name]}.nii.gz" for name in self.save]
 
     def discard(self, case: Image) -> None:
-        for name in self.names(case):
-            check_own_map(self.folder / name)
-        super().discard(case)
+        files = [self.folder / f"{case.name}_{kind}.nii.gz" for kind in MAPS.values()]  # also what is not saved now
+        for file in files:
+            check_own_map(file)
+        for file in files:
+            file.unlink(missing_ok=True)
 
     def has_results(self, cases: Sequence[Image]) -> bool:
         there = set(os.listdir(self.folder)) if self.folder.is_dir() else set()

@@ -82,6 +82,10 @@ def calibrate_model(
     cases = [case for fold in found.folds for case in _find_validation(fold, labels, splits, found.ending)]
     if twice := [name for name, times in Counter(case.name for case in cases).items() if times > 1]:
         raise InputError(f"{model}: expected every case in the validation of one fold, got {twice[0]} in several")
+    channels = len(found.structures) + (not found.sigmoid)  # the background has one, too, but for regions
+    if (others := cases[0].channels) != channels:
+        file = cases[0].prediction.files[0]
+        raise InputError(f"{file}: expected {channels} channels, as in dataset.json, got {others}; {AGAIN}")
     classes = classes_of(cases, found.structures, found.sigmoid, found.ignore)
     patients = patients_of([case.name for case in cases], patient_pattern)
     check = functools.partial(_check_current, classes=classes, order=found.order)

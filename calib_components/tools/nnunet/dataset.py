@@ -49,6 +49,8 @@ def make_acdc(src: Path, *, dataset_id: int = 27, seed: int = 0) -> None:
     if not 1 <= dataset_id <= LARGEST_ID:
         raise InputError(f"--dataset_id: expected 1 to {LARGEST_ID}, got {dataset_id}")
     raw, preprocessed = folder_of("nnUNet_raw"), folder_of("nnUNet_preprocessed")
+    if raw.resolve() == preprocessed.resolve():
+        raise InputError(f"nnUNet_preprocessed: expected another folder than that of nnUNet_raw, got {raw} for both")
     name = f"Dataset{dataset_id:03d}_ACDC"
     training = require_cases(find_cases, src, "training/patientNNN/Info.cfg or patientNNN/Info.cfg")
     testing = find_cases(src / "testing") if (src / "training").is_dir() else []

@@ -58,7 +58,7 @@ def fit_temperature(
     try:
         estimate = pooled.compute()
     except ValueError as error:
-        name = "--ignore_index" if region.kind == "all" else "--region"
+        name = "--region" if region.kind != "all" else "labels" if cropped else "--ignore_index"
         raise InputError(f"{name}: expected voxels to fit a temperature on, got none: {error}") from error
     _print(estimate, region, [denied for _, denied in fitted])
     return estimate

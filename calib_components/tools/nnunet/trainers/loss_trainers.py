@@ -19,6 +19,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
+from nnunetv2.training.loss.robust_ce_loss import RobustCrossEntropyLoss
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import Tensor, nn
 
@@ -85,15 +86,20 @@ class VoxelLossTrainer(nnUNetTrainer, ABC):
         if self.enable_deep_supervision:
             weights, full, lower = full.weight_factors, full.loss, lower.loss
         voxel_loss = self.voxel_loss(self.label_manager.ignore_label)
+        cross_entropy = getattr(lower, "ce", lower)
+        is_alone = cross_entropy is lower
+        # Others are those of a trainer that this one is combined with.
+        if type(cross_entropy) is not RobustCrossEntropyLoss or (self.use_dice and is_alone):
+            raise InputError(
+                f"{type(self).__name__}: expected nnU-Net's cross-entropy with Dice, of which the former is "
+                f"replaced, got {type(lower).__name__}"
+            )
         if self.use_dice:
-            if not hasattr(full, "ce"):  # of another trainer that this one is combined with
-                raise InputError(
-                    f"{type(self).__name__}: expected nnU-Net's cross-entropy with Dice, of which the former is "
-                    f"replaced, got {type(full).__name__}"
-                )
             full.ce = voxel_loss
-        else:  # without Dice, nnU-Net's loss of voxels that are all ignored is a number without a gradient
-            full, lower.weight_dice = voxel_loss, 0
+        else:
+            full = voxel_loss
+            if not is_alone:  # not the cross-entropy itself, which without a voxel is a number without a gradient
+                lower.weight_dice = 0
         return FullResolution(full, lower, weights) if self.enable_deep_supervision else full
 
 

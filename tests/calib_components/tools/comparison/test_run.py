@@ -161,7 +161,7 @@ class TestArguments:
 
     def test_without_slurm_says_so(self, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("PATH", "")
-        with pytest.raises(InputError, match='--executor slurm: Could not detect "srun"'):
+        with pytest.raises(InputError, match=r'--executor: expected Slurm on this machine .*"srun"'):
             compare_losses(**{**options(data, tmp_path / "out", "nacl"), "executor": "slurm", "devices": None})
         assert not (tmp_path / "out").exists()
 
@@ -173,7 +173,7 @@ class TestArguments:
         srun.touch(mode=0o755)
         monkeypatch.setenv("PATH", str(srun.parent))
         of_slurm = {"executor": "slurm", "devices": None, "slurm": {"hours": 3}}
-        with pytest.raises(InputError, match=r"--executor slurm: .*hours"):
+        with pytest.raises(InputError, match=r"^--slurm: expected parameters of submitit, got others: .*hours'\]$"):
             compare_losses(**{**options(data, tmp_path / "out", "nacl"), **of_slurm})
         assert not (tmp_path / "out").exists()
 

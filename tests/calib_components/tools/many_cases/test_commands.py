@@ -180,6 +180,25 @@ class TestInference:
         assert "1 of 3 cases run again, since their files have changed\n" in capsys.readouterr().out
         assert files(options["output_dir"]) == plainly_inferred(options["dataset_dir"], weights, tmp_path / "plain")
 
+    def test_no_map_of_an_image_that_was_replaced_stays(
+        self, options: dict[str, Any], weights: Path, tmp_path: Path
+    ) -> None:
+        """Also if the next run saves other maps."""
+        infer(**options)
+        save(options["dataset_dir"] / "b.nii.gz", np.random.default_rng(1).random((24, 20, 3)).astype(np.float32))
+        infer(**options, save="label")
+        assert {name for name in files(options["output_dir"]) if name.startswith("b_")} == {"b_seg.nii.gz"}
+        infer(**options)
+        assert files(options["output_dir"]) == plainly_inferred(options["dataset_dir"], weights, tmp_path / "plain")
+
+    def test_maps_of_a_run_that_was_killed_are_removed(self, options: dict[str, Any]) -> None:
+        infer(**options)
+        for lock in options["output_dir"].rglob("locks/*"):
+            lock.write_text("")  # as it is while a case runs
+        (options["output_dir"] / "b_seg.nii.gz").unlink()
+        infer(**options, save="label")
+        assert {name for name in files(options["output_dir"]) if name.startswith("b_")} == {"b_seg.nii.gz"}
+
     def test_maps_of_an_image_that_was_replaced_by_a_bad_one_are_removed(
         self, options: dict[str, Any], capsys: pytest.CaptureFixture[str]
     ) -> None:
@@ -274,7 +293,7 @@ class TestInference:
             (["--dataset_dir", "absent"], "dataset_dir: expected a NIfTI file or a folder, got absent, which is "),
             (["--output_dir", "{scans}"], "output_dir: expected a folder without images, whose labels the results"),
             (["--dataset_dir", "$HOME"], "--dataset_dir: expected a path that does not start with $, @ or %, got $H"),
-            (["--executor", "slurm"], "--executor slurm: Could not detect \"srun\""),
+            (["--executor", "slurm"], "--executor: expected Slurm on this machine for slurm, got none: Could not"),
         ],
     )  # fmt: skip
     def test_bad_input_is_one_line_before_anything_runs(

@@ -211,6 +211,14 @@ def test_probabilities_of_an_earlier_training_are_refused(
     assert snapshot(folders) == before
 
 
+def test_probabilities_of_other_classes_are_refused(model: Path) -> None:
+    for file in model.glob("fold_*/validation/*.npz"):
+        probabilities = np.load(file)["probabilities"]
+        np.savez_compressed(file, probabilities=np.concatenate([probabilities, 0 * probabilities[:1]]))
+    with pytest.raises(InputError, match=r"\.npz: expected 3 channels, as in dataset\.json, got 4; run nnUNetv2_train"):
+        calibrate_model(model, workers=1)
+
+
 def test_nothing_is_left_where_a_disk_gets_full(model: Path, folders: Path) -> None:
     """The checkpoint of the last fold goes to a device that is always full."""
     before = snapshot(folders)

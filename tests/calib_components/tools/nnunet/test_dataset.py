@@ -38,6 +38,14 @@ def folds_of(folders: Path, name: str = NAME) -> list[dict[str, list[str]]]:
     return json.loads((folders / "preprocessed" / name / "splits_final.json").read_text())
 
 
+def test_one_folder_for_both_is_refused(src: Path, folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("nnUNet_preprocessed", str(folders / "raw"))
+    before = snapshot(folders)
+    with pytest.raises(InputError, match=r"^nnUNet_preprocessed: expected another folder than that of nnUNet_raw, got"):
+        make_acdc(src)
+    assert snapshot(folders) == before
+
+
 def test_files_and_description(src: Path, folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make_acdc(src)
     raw = folders / "raw" / NAME

@@ -8,8 +8,11 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from nnunetv2.training.loss.robust_ce_loss import RobustCrossEntropyLoss
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.training.nnUNetTrainer.variants.loss.nnUNetTrainerCELoss import nnUNetTrainerCELoss
+from nnunetv2.training.nnUNetTrainer.variants.loss.nnUNetTrainerDiceLoss import nnUNetTrainerDiceLoss
+from nnunetv2.training.nnUNetTrainer.variants.loss.nnUNetTrainerTopkLoss import nnUNetTrainerDiceTopK10Loss
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from torch import Tensor, nn
 
@@ -191,10 +194,27 @@ def test_another_loss_that_ours_would_not_be_part_of_is_refused() -> None:
     class Combined(nnUNetTrainerNACLDice, nnUNetTrainerCELoss):
         """Without Dice, and so without a cross-entropy beside it."""
 
-    with pytest.raises(
-        InputError, match=r"^Combined: expected nnU-Net's cross-entropy .*, got RobustCrossEntropyLoss$"
-    ):
-        make_trainer(Combined)._build_loss()
+    class OnlyDice(nnUNetTrainerNACL, nnUNetTrainerDiceLoss):
+        """Lower resolutions would have Dice in place of cross-entropy."""
+
+    class TopK(nnUNetTrainerNACLDice, nnUNetTrainerDiceTopK10Loss):
+        """Lower resolutions would have the cross-entropy of a tenth of the voxels."""
+
+    for trainer, other in ((Combined, "RobustCrossEntropyLoss"), (OnlyDice, "MemoryEfficientSoftDiceLoss")):
+        message = rf"^{trainer.__name__}: expected nnU-Net's cross-entropy .*, got {other}$"
+        with pytest.raises(InputError, match=message):
+            make_trainer(trainer)._build_loss()
+    with pytest.raises(InputError, match=r"^TopK: expected nnU-Net's cross-entropy .*, got DC_and_topk_loss$"):
+        make_trainer(TopK)._build_loss()
+
+
+def test_cross_entropy_alone_may_be_replaced() -> None:
+    class Combined(nnUNetTrainerNACL, nnUNetTrainerCELoss):
+        """nnU-Net's own trainer without Dice."""
+
+    loss = make_trainer(Combined)._build_loss()
+    assert type(loss.full) is NACLLoss
+    assert type(loss.lower) is RobustCrossEntropyLoss
 
 
 @pytest.mark.parametrize("trainer", LOSSES)
