@@ -581,7 +581,7 @@ def test_readme_has_the_nll_of_the_reports() -> None:
 def test_shipped_weights_are_of_the_setting_that_the_protocol_chooses() -> None:
     """The lowest NLL of the validation cases among those whose validation DSC is within 0.01 of the best."""
     cells = read_reported(SEEDS, "cells")
-    # The others are in several folders; cross-entropy alone is a control.
+    # The others there are in several folders.
     cells += [row for row in read_reported(FURTHER, "cells") if row["method"] == "l1_ace"]
     cells += [row for row in read_reported(VARIANTS, "cells") if row["method"] != "nacl"]
     of_method = {name: [cell for cell in cells if cell["method"] == name] for name in {c["method"] for c in cells}}
@@ -604,6 +604,9 @@ def test_shipped_weights_are_of_the_setting_that_the_protocol_chooses() -> None:
     ecp, svls, small, ce_dice = (f"{lowest[name]:.4f}" for name in (*first[1:4], "ce_dice"))
     assert f"The next are ECP ({ecp}), SVLS ({svls}) and NACL with weight 0.01 ({small}, one seed)" in text
     assert f"CE + Dice with a temperature has {ce_dice}" in text
+    assert f"L1-ACE, two of whose three seeds are measured, has {lowest['l1_ace']:.4f} with a temperature" in text
+    fits = [read_temperature(FURTHER / f"l1_ace/seed{seed}/temperature").temperature for seed in range(2)]
+    assert "(T = {:.2f} and {:.2f}, CE + Dice".format(*fits) in section("## Beyond the seven", "### The shipped")
     ensemble = read_temperature(ROOT / "results/acdc/ensembles/own/ensemble_of_ce_dice_T").nll_after
     assert f"The ensemble of CE + Dice with a temperature ({ensemble:.4f})" in text
     page = " ".join((BUNDLE / "docs/README.md").read_text().split())
