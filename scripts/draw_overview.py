@@ -31,11 +31,8 @@ RESULTS = ROOT / "results" / "acdc" / "further"
 CASE, SLICE = "patient004_frame01", 4  # one that suits a network which was not trained on phantoms
 HALF = 38  # pixels from the centre of the heart to the edge of the picture
 STRUCTURES = {"right ventricle": "#e69f00", "myocardium": "#56b4e9", "left ventricle": "#cc79a7"}
-NETWORKS = {
-    "ce_dice/seed0": "CE + Dice",
-    "ce_dice/seed0/temperature": "with temperature",
-    "nacl_softmax/seed0": "NACL on the softmax",
-}
+NETWORKS = ("ce_dice/seed0", "ce_dice/seed0/temperature", "nacl_softmax/seed0")
+TITLES = ("CE + Dice", "with temperature", "NACL on the softmax")
 ACCURACY, OVER, UNDER = "tab:blue", "lightcoral", "gold"  # as in calib_components.figures
 BIN = 13  # the annotated bin of the reliability diagrams, 0.87 to 0.93
 
@@ -54,7 +51,7 @@ def draw_overview(out: Path = ROOT / "docs" / "overview.png") -> None:
     add_legend(left, STRUCTURES)
     right.suptitle("Predicted foreground of 16 test patients of ACDC", fontsize=11, y=0.98)
     panels = right.subplots(1, 3, gridspec_kw={"left": 0.08, "right": 0.98, "bottom": 0.22, "top": 0.8, "wspace": 0.2})
-    for axes, (folder, title) in zip(panels, NETWORKS.items(), strict=True):
+    for axes, folder, title in zip(panels, NETWORKS, TITLES, strict=True):
         draw_reliability(axes, read_regions(RESULTS / folder)["predicted"]["top_label"], title)
         axes.tick_params(labelleft=axes is panels[0])
     panels[0].set_ylabel("accuracy", fontsize=9, labelpad=2)

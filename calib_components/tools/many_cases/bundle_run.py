@@ -218,7 +218,7 @@ class Inference(BundleRun):
         return [f"{case.name}_{MAPS[name]}.nii.gz" for name in self.save]
 
     def discard(self, case: Image) -> None:
-        files = [self.folder / f"{case.name}_{kind}.nii.gz" for kind in MAPS.values()]  # also what is not saved now
+        files = [self.folder / name for name in _all_maps(case)]  # also those that are not saved now
         for file in files:
             check_own_map(file)
         for file in files:
@@ -226,7 +226,7 @@ class Inference(BundleRun):
 
     def has_results(self, cases: Sequence[Image]) -> bool:
         there = set(os.listdir(self.folder)) if self.folder.is_dir() else set()
-        return any(f"{case.name}_{kind}.nii.gz" in there for case in cases for kind in MAPS.values())
+        return any(not there.isdisjoint(_all_maps(case)) for case in cases)
 
     def sources(self, case: Image) -> list[Path]:
         return list(case.files)
@@ -236,6 +236,10 @@ class Inference(BundleRun):
         images.path = case.files[0]
         images.check()
         self.run_on(images.items(), config)
+
+
+def _all_maps(case: Image) -> list[str]:
+    return [f"{case.name}_{kind}.nii.gz" for kind in MAPS.values()]
 
 
 @dataclass(frozen=True)

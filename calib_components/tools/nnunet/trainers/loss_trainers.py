@@ -96,9 +96,9 @@ class VoxelLossTrainer(nnUNetTrainer, ABC):
             )
         if self.use_dice:
             full.ce = voxel_loss
-        else:
+        else:  # without Dice, nnU-Net's loss of voxels that are all ignored is a number without a gradient
             full = voxel_loss
-            if not is_alone:  # not the cross-entropy itself, which without a voxel is a number without a gradient
+            if not is_alone:
                 lower.weight_dice = 0
         return FullResolution(full, lower, weights) if self.enable_deep_supervision else full
 
