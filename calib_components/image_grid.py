@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import nibabel as nib
 import numpy as np
 import torch
 import torch.nn.functional as F
 from monai.data import MetaTensor
 
 from calib_components.errors import InputError
+from calib_components.nifti import axes_onto
 
 __all__ = ["ImageGrid"]
 
@@ -115,7 +115,7 @@ def _undo(operation: Mapping[str, Any], axes: list[_Axis], affine: np.ndarray) -
         axes, affine = [axes[axis] for axis in order], affine[:, [*order, 3]]
     elif name == "Orientation":
         before = np.asarray(info["original_affine"])
-        turn = nib.orientations.ornt_transform(*map(nib.orientations.io_orientation, (affine, before)))
+        turn = axes_onto(affine, before)
         places = [int(to) for to in turn[:, 0]]
         flips = turn[:, 1].tolist()
         turned = [axis if flip == 1 else axis.then(torch.Tensor.flip) for axis, flip in zip(axes, flips, strict=True)]

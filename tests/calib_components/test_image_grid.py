@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import permutations, product
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
-from monai.transforms import Compose, Invertd, Rotate90, Spacing
+from monai.transforms import Compose, Invertd, Orientation, Rotate90, Spacing
 
 from calib_components.errors import InputError
 from calib_components.image_grid import ImageGrid
@@ -56,6 +57,29 @@ def test_only_the_slices_that_a_slab_needs_are_used(tmp_path: Path) -> None:
     seen = []
     ImageGrid(image).slab(torch.zeros(2, *image.shape[1:]), 3, 5, lambda part: seen.append(part.shape) or part)
     assert seen == [(2, 2, 144, 144)]
+
+
+@pytest.mark.parametrize(
+    "directions",
+    [
+        nib.eulerangles.euler2mat(z=np.pi / 4),  # between two axes
+        nib.eulerangles.euler2mat(y=np.pi / 4, x=3 * np.pi / 4),  # between all
+        [
+            [0.48, -0.2805, 0.8312],
+            [0.6, -0.5863, -0.5443],
+            [0.64, 0.76, -0.1131],
+        ],  # near them, and its own turns differ
+    ],
+    ids=["between two", "between all", "oblique"],
+)
+def test_each_voxel_comes_back_to_its_place(directions: Any) -> None:
+    shape = (5, 4, 3)
+    voxels = torch.arange(60.0).view(1, *shape)
+    for order, signs in product(permutations(range(3)), product((1, -1), repeat=3)):
+        affine = nib.affines.from_matvec((np.array(directions) @ np.diag([1.5, 1.25, 8.0]))[:, order] * signs)
+        image = Orientation("RAS")(MetaTensor(voxels, affine=affine, meta={"original_affine": affine}))
+        slab = ImageGrid(image).slab(image.as_tensor(), 0, 3, lambda part: part)
+        assert torch.equal(slab.permute(0, 3, 2, 1), voxels)
 
 
 @pytest.mark.parametrize("transform", [Rotate90(), Spacing((1.0, 1.0, 1.0))])

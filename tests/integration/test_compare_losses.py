@@ -26,6 +26,7 @@ from calib_components.tools.comparison import compare_losses, report
 from calib_components.tools.comparison.processes import ProcessGroup
 from calib_components.tools.comparison.results import read_results
 from calib_components.tools.preparation import COMMANDS
+from tests.bad_input.harness import Outcome, run_as_typed
 from tests.helpers import ACDC, ROOT
 
 
@@ -45,6 +46,21 @@ def command(prepared: Path, out: Path, losses: str, **further: Any) -> list[str]
 
 def run(command: list[str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
+
+
+@pytest.fixture
+def runs_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a comparison run its cells' commands in this process: the start of others would take most of the time."""
+
+    def run_here(_: ProcessGroup, command: list[str], **__: Any) -> int:
+        fire.Fire(lambda **options: monai.bundle.run(**options), command[4:])
+        return 0
+
+    monkeypatch.setattr(ProcessGroup, "call", run_here)
+
+
+def run_here(command: list[str]) -> Outcome:
+    return run_as_typed("compare_losses", compare_losses, command[2:])
 
 
 @pytest.fixture(scope="module")
@@ -129,25 +145,24 @@ def test_temperature_is_in_the_weights_that_are_evaluated_with_it(compared: Path
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("runs_in_this_process")
 def test_another_test_set_is_evaluated_without_training_again(
     compared: Path, prepared: Path, phantoms: Path, tmp_path: Path
 ) -> None:
     out, scanner = shutil.copytree(compared, tmp_path / "out"), tmp_path / "scanner"
-    options = ("--image_size", "64,64", "--fractions", "0,0,1")
-    done = run([sys.executable, "scripts/prepare_data.py", "acdc", str(phantoms), str(scanner), *options])
-    assert done.returncode == 0, done.stderr
-    done = run(command(prepared, out, "ce_dice", evaluate_on=f"scanner={prepared}"))
-    assert done.returncode == 1
-    assert "--evaluate_on: expected other data than --dataset_dir" in done.stderr
+    COMMANDS["acdc"](phantoms, scanner, image_size=(64, 64), fractions=(0.0, 0.0, 1.0), workers=1)
+    done = run_here(command(prepared, out, "ce_dice", evaluate_on=f"scanner={prepared}"))
+    assert done.code == 1
+    assert "--evaluate_on: expected other data than --dataset_dir" in done.err
     before = {path: path.read_bytes() for path in (out / "work" / "ce_dice" / "seed0").glob("*.log")}
-    done = run(command(prepared, out, "ce_dice", evaluate_on=f"scanner={scanner}"))
-    assert done.returncode == 0, done.stdout + done.stderr
+    done = run_here(command(prepared, out, "ce_dice", evaluate_on=f"scanner={scanner}"))
+    assert done.code == 0, done.out + done.err
     assert all(path.read_bytes() == log for path, log in before.items())
     cell = out / "ce_dice" / "seed0"
     for folder in (cell / "on_scanner", cell / "on_scanner" / "temperature"):
         assert json.loads((folder / "summary.json").read_text())["cases"] == 20
-    done = run(command(prepared, out, "ce_dice", evaluate_on=f"scanner={scanner}"))
-    assert "ce_dice, seed 0: finished before" in done.stdout
+    done = run_here(command(prepared, out, "ce_dice", evaluate_on=f"scanner={scanner}"))
+    assert "ce_dice, seed 0: finished before" in done.out
     report(out, tmp_path / "report", reference="ce_dice")
     text = (tmp_path / "report" / "report.md").read_text()
     assert "## Means on scanner" in text
@@ -157,12 +172,12 @@ def test_another_test_set_is_evaluated_without_training_again(
 def test_finished_cells_are_skipped_and_other_settings_are_an_error(compared: Path, prepared: Path) -> None:
     settings = compared / "ce_dice" / "seed0" / "settings.json"
     before = settings.stat().st_mtime_ns
-    done = run(command(prepared, compared, "nacl_max,ce_dice"))
-    assert done.returncode == 0
-    assert done.stdout.count("seed 0: finished before") == 2
-    done = run(command(prepared, compared, "ce_dice", max_epochs=3))
-    assert done.returncode == 1
-    assert "ce_dice/seed0: made with other settings (max_epochs); delete it" in done.stderr
+    done = run_here(command(prepared, compared, "nacl_max,ce_dice"))
+    assert done.code == 0
+    assert done.out.count("seed 0: finished before") == 2
+    done = run_here(command(prepared, compared, "ce_dice", max_epochs=3))
+    assert done.code == 1
+    assert "ce_dice/seed0: made with other settings (max_epochs); delete it" in done.err
     assert settings.stat().st_mtime_ns == before
 
 
@@ -236,16 +251,8 @@ def running(folder: Path) -> list[int]:
 
 
 @pytest.mark.slow
-def test_cross_validation_tests_every_patient_once(
-    phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The runs of its folds are in this process: the start of fifteen others would take most of the time."""
-
-    def run_here(_: ProcessGroup, command: list[str], **__: Any) -> int:
-        fire.Fire(lambda **options: monai.bundle.run(**options), command[4:])
-        return 0
-
-    monkeypatch.setattr(ProcessGroup, "call", run_here)
+@pytest.mark.usefixtures("runs_in_this_process")
+def test_cross_validation_tests_every_patient_once(phantoms: Path, tmp_path: Path) -> None:
     data, out = tmp_path / "data", tmp_path / "out"
     COMMANDS["acdc"](phantoms, data, image_size=(64, 64), fractions=(0.6, 0.2, 0.2), folds=3, workers=1)
     options = {"losses": ["ce_dice"], "folds": 3, "devices": ["cpu"], "max_epochs": 1, "num_workers": 0}

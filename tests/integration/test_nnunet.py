@@ -108,7 +108,9 @@ def nnunet(tmp_path_factory: pytest.TempPathFactory, phantoms: Path) -> Nnunet:
         rf"{DOCUMENTED}(?=__| )": SHORT,
         "0 1 2 3 4": "0 1",
         r"nnUNetv2_train": "nnUNetv2_train -device cpu",
-        r"(nnUNetv2_predict\w*)": r"\1 -device cpu -npp 1 -nps 1",
+        r"(nnUNetv2_predict\w*)": r"\1 -device cpu",
+        r"(nnUNetv2_predict) ": r"\1 -npp 0 -nps 0 ",  # in one process
+        r"(nnUNetv2_predict_from_modelfolder) ": r"\1 -npp 1 -nps 1 ",
         r"(-tr \w+) --save": r"\1 -f 0 1 --save",  # all folds
         "nnUNetv2_ensemble": "nnUNetv2_ensemble -np 1",
         r"(nnunet calibrate|evaluate_predictions)": r"\1 --workers 1",
