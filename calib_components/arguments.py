@@ -47,7 +47,7 @@ def check_choice(name: str, value: Any, choices: Iterable[str]) -> None:
 
 def check_ignore_index(value: Any) -> None:
     """Raise `InputError` unless `ignore_index` is a whole number that a label can have, or None."""
-    if value is not None and not (is_whole(value) and -(2**63) <= value < 2**63):
+    if value is not None and not (is_whole(value) and -(2**63) < value < 2**63):
         raise InputError(f"ignore_index: expected a whole number or None, got {value!r}")
 
 

@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 NIFTI = re.compile(r"(.+)(\.nii(?:\.gz)?)", re.IGNORECASE | re.DOTALL)
-NOT_IMAGES = ("_gt", "_seg", "_probability", "_uncertainty")  # labels, and what inference writes itself
+NOT_IMAGES = ("_gt", "_seg", "_label", "_probability", "_uncertainty")  # labels, and what inference writes itself
 LONGEST_NAME = 255  # bytes, on nearly all file systems
 
 
@@ -50,8 +50,8 @@ def find_images(path: str | os.PathLike, file_suffixes: Sequence[str] = ()) -> l
     """Find the images in a folder and its subfolders, sorted by file.
 
     Files that end in `.nii` or `.nii.gz`, in any case, are images. Hidden files and folders are skipped, as are labels
-    (`*_gt`, `*_seg`) and maps that inference writes (`*_seg`, `*_probability`, `*_uncertainty`). Links to folders are
-    followed; a broken link counts as a file.
+    (`*_gt`, `*_seg`, `*_label`) and maps that inference writes (`*_seg`, `*_probability`, `*_uncertainty`). Links to
+    folders are followed; a broken link counts as a file.
 
     Args:
         path: One NIfTI file, or a folder.

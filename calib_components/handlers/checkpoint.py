@@ -23,13 +23,13 @@ from calib_components.data import SliceDataset
 from calib_components.errors import InputError, reading, writing
 from calib_components.facts import Facts, has_other_facts, write_facts
 from calib_components.fingerprint import changes, fingerprint, fingerprint_of_cases
-from calib_components.handlers.temperature import EXPORTED
+from calib_components.handlers.temperature import EXPORT_ENDINGS
 from calib_components.handlers.weights import serialize
 from calib_components.posthoc import find_temperature, set_temperature
 
 __all__ = ["TrainingCheckpoint"]
 
-WEIGHTS = (".pt", *EXPORTED)  # how files of weights end
+WEIGHTS = (".pt", *EXPORT_ENDINGS)  # how files of weights end
 CASES = "cases"  # in the settings of a checkpoint: the fingerprint of what they hold, or None
 NEVER = -1  # the epoch of the best metric that MONAI's engines start with
 

@@ -28,11 +28,11 @@ __all__ = ["TemperatureCalibration", "calibration_cases", "read_temperature", "w
 
 Bins = dict[str, CalibrationBins]  # by their region
 
-TEMPERATURE, RELIABILITY = "temperature.json", "reliability_temperature.png"
+TEMPERATURE_FILE, RELIABILITY = "temperature.json", "reliability_temperature.png"
 FIT = "temperature_fit.json"
 WORSE = 1.1  # times the error before, from which an error after the fit is warned of
 REGIONS = {"all": "all voxels", "predicted": "predicted foreground"}  # that errors are reported in
-EXPORTED = (".ts", ".onnx", ".plan")  # by ckpt_export, by onnx_export, and TensorRT's engine
+EXPORT_ENDINGS = (".ts", ".onnx", ".plan")  # by ckpt_export, by onnx_export, and TensorRT's engine
 SPLITS = {  # what to know of a temperature that is fitted on a split
     "training": "The network was trained on such cases and is more confident on them than it should be on others: the "
     "temperature is too low for other patients.",
@@ -191,7 +191,7 @@ class TemperatureCalibration:
                 write_temperature(estimate, self.output_dir)
 
     def _reports(self) -> tuple[Path, ...]:
-        return tuple(self.output_dir / name for name in (TEMPERATURE, FIT, RELIABILITY))
+        return tuple(self.output_dir / name for name in (TEMPERATURE_FILE, FIT, RELIABILITY))
 
     def _check(self) -> None:
         """Say before the work what would keep the temperature from being fitted or the files from being written."""
@@ -267,7 +267,7 @@ class TemperatureCalibration:
         with self._writing_weights(), writing(self.output_dir / RELIABILITY) as picture:
             figure.savefig(picture, format="png")
             self._write_estimate(estimate, kept)
-        logging.getLogger(__name__).info("Wrote %s and %s to %s", TEMPERATURE, RELIABILITY, self.output_dir)
+        logging.getLogger(__name__).info("Wrote %s and %s to %s", TEMPERATURE_FILE, RELIABILITY, self.output_dir)
 
     def _write_estimate(self, estimate: TemperatureEstimate, kept: dict[str, Any]) -> None:
         with writing(self.output_dir / FIT) as unfinished:
@@ -292,7 +292,7 @@ class TemperatureCalibration:
         log = logging.getLogger(__name__)
         log.info("Wrote the temperature %.6g into %s", temperature.item(), file)
         for export in sorted(file.parent.glob(f"{glob.escape(file.stem)}.*")):
-            if is_new and export.suffix in EXPORTED:
+            if is_new and export.suffix in EXPORT_ENDINGS:
                 log.warning("%s: made from the weights as they were before; export it again, or delete it", export)
 
 
@@ -330,7 +330,7 @@ def read_temperature(folder: str | os.PathLike) -> TemperatureEstimate:
     Raises:
         InputError: The file is missing or broken.
     """
-    with reading(Path(folder) / TEMPERATURE, "a fitted temperature") as file:
+    with reading(Path(folder) / TEMPERATURE_FILE, "a fitted temperature") as file:
         return TemperatureEstimate.from_dict(json.loads(file.read_bytes()))
 
 
@@ -340,5 +340,5 @@ def write_temperature(estimate: TemperatureEstimate, folder: str | os.PathLike) 
     Raises:
         InputError: It cannot be written.
     """
-    with writing(Path(folder) / TEMPERATURE) as unfinished:
+    with writing(Path(folder) / TEMPERATURE_FILE) as unfinished:
         unfinished.write_text(json.dumps(estimate.to_dict(), indent=2, allow_nan=False) + "\n")

@@ -114,7 +114,15 @@ class CalibrationMetric(ECEMetric):
         self.highest = highest
         self.regions = {
             name: CalibrationMetric(
-                num_bins, None, ignore_index, further, sigmoid, temperature=temperature, draws=draws
+                num_bins,
+                None,
+                ignore_index,
+                further,
+                sigmoid,
+                temperature=temperature,
+                draws=draws,
+                lowest=lowest,
+                highest=highest,
             )
             for name, further in further_regions(regions, structures).items()
         }

@@ -10,6 +10,8 @@ from calib_components.metrics.voxels import decode_labels
 
 __all__ = ["LogitMagnitudeMetric", "logit_magnitude_sums"]
 
+CHUNK = 2**22  # voxels whose logits are copied at a time
+
 
 def logit_magnitude_sums(
     logits: torch.Tensor, y: torch.Tensor, ignore_index: int | None = None
@@ -60,14 +62,16 @@ def logit_magnitude_sums(
     count = logits.new_zeros((batch, num_classes), dtype=torch.int64)
     expected = y.numel()
     for case in range(batch):
-        case_logits, label = logits[case].flatten(1), decode_labels(y[case].flatten(1))
-        if ignore_index is not None:
-            expected -= int((label == ignore_index).sum())
-        for k in range(num_classes):
-            if k != ignore_index:
-                magnitudes = case_logits.index_select(1, (label == k).nonzero().squeeze(1)).abs()
-                sums[case, k] = magnitudes.sum(1, dtype=torch.float64)
-                count[case, k] = magnitudes.shape[1]
+        chunks = (values.flatten(1).split(CHUNK, 1) for values in (logits[case], y[case]))
+        for of_voxels, labels in zip(*chunks, strict=True):
+            label = decode_labels(labels)
+            if ignore_index is not None:
+                expected -= int((label == ignore_index).sum())
+            for k in range(num_classes):
+                if k != ignore_index:
+                    magnitudes = of_voxels.index_select(1, (label == k).nonzero().squeeze(1)).abs()
+                    sums[case, k] += magnitudes.sum(1, dtype=torch.float64)
+                    count[case, k] += magnitudes.shape[1]
     invalid = expected - int(count.sum())
     if invalid:
         raise ValueError(

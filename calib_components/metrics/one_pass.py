@@ -10,7 +10,8 @@ structure, chance adds to it; the mean error over labels drawn from the probabil
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Collection, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -28,6 +29,7 @@ LARGEST_NUM_BINS = 10_000  # so that numbers of bins fit into int32 for any numb
 NEEDED = (ALL, PREDICTED)
 SET_BINS = 2**14  # most bins, times sets of regions, that are summed at once: more would not fit a cache
 SMALLEST = torch.finfo(torch.float32).tiny  # in place of a probability of 0 in a logarithm
+LOWEST_HALF, HIGHEST_HALF = 2.0**-25, 1 - 2.0**-12  # in float16, half a step from 0 and from 1, which others round to
 
 Scores = Mapping[str, Callable[[Voxels], torch.Tensor]]
 
@@ -82,6 +84,8 @@ def measure_regions(
     check_num_bins(num_bins)
     bins = Bins(y_pred, num_bins, sigmoid or y_pred.shape[1] == 1)
     kinds = [kind for kind in ("top_label", "classwise") if kind in measures]
+    if y_pred.dtype == torch.float16:
+        lowest, highest = max(lowest, LOWEST_HALF), min(highest, HIGHEST_HALF)
     limits = [1 - highest, lowest] if bins.sigmoid else [lowest]
     nll = functools.partial(_nll, lowest=torch.tensor(limits, dtype=torch.float64, device=bins.device))
     of_voxels: Scores = {"nll": nll, "brier": _brier}
@@ -193,19 +197,39 @@ class _Expected:
         self.sums = _Sums(len(regions), bins, kinds)
 
     def add(self, voxels: Voxels, in_bins: Mapping[str, Any], lanes: torch.Tensor) -> None:
-        p, predicted = voxels.p, voxels.top[1]
-        in_bins = {kind: (index + lanes * self.bins.size(kind), p) for kind, (index, p) in in_bins.items()}
-        for region, (classes, union) in enumerate(zip(self.classes, self.unions, strict=True)):
-            weight = classes @ p
-            if union:  # in the region with any label where foreground is predicted
-                weight = torch.where(voxels.is_predicted, p.sum(0), weight)
-            for kind, (index, confidence) in in_bins.items():
-                values = [weight.expand_as(index), weight * confidence]
-                if kind == "top_label":  # classwise, see `results`
-                    values.append(classes.index_select(0, predicted) * confidence)
-                for field, weights in enumerate(values):
-                    sums = sum_by_index(index, weights, self.bins.size(kind))
-                    self.sums.add(voxels, slice(region, region + 1), kind, field, sums)
+        for kind, (index, confidence) in in_bins.items():
+            size, num_bins = self.bins.size(kind), self.bins.num_bins
+            at, values = (index + lanes * size).flatten(), confidence.flatten()
+            if kind == "classwise":
+                # Nearly all probabilities of many classes are in the first bin, whose sums are what the others leave.
+                others = (index % num_bins > 0).flatten().nonzero().squeeze(1)
+                at, values, columns = at[others], values[others], others.remainder_(len(lanes))
+            for region, weight, count, total in self._weights(voxels, confidence):
+                if kind == "top_label":
+                    correct = self.classes[region].index_select(0, voxels.top[1]) * values
+                    fields = [sum_by_index(at, of_voxels, size) for of_voxels in (weight, weight * values, correct)]
+                else:  # the numbers correct: see `results`
+                    part = weight.index_select(0, columns)
+                    counts, sums = (
+                        sum_by_index(at, of_others, size).view(-1, num_bins) for of_others in (part, part * values)
+                    )
+                    counts[:, 0] = (count - counts.sum(1)).clamp_min(0)
+                    sums[:, 0] = (total - sums.sum(1)).clamp_min(0).minimum(counts[:, 0])  # but for rounding, it is
+                    fields = [counts, sums]
+                for field, of_bins in enumerate(fields):
+                    self.sums.add(voxels, slice(region, region + 1), kind, field, of_bins)
+
+    def _weights(
+        self, voxels: Voxels, confidence: torch.Tensor
+    ) -> Iterator[tuple[int, torch.Tensor, torch.Tensor, torch.Tensor]]:
+        """Yield each region, the weight of each voxel, and the sums over voxels of it and of it times confidences."""
+        step = self.bins.num_classes  # so many regions at a time, for as much memory as the probabilities
+        for start in range(0, len(self.classes), step):
+            weights = self.classes[start : start + step] @ voxels.p
+            for weight, union in zip(weights, self.unions[start:], strict=False):
+                if union:  # in the region with any label where foreground is predicted
+                    weight.copy_(torch.where(voxels.is_predicted, voxels.p.sum(0), weight))
+            yield from zip(itertools.count(start), weights, weights.sum(1), weights @ confidence.T, strict=False)
 
     def results(self, observed: Mapping[Region, Mapping[str, list[torch.Tensor]]]) -> list[dict[str, Any]]:
         results = []

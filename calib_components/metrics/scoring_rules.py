@@ -29,8 +29,8 @@ def negative_log_likelihood(
 ) -> torch.Tensor:
     """Negative log-likelihood (NLL) of each case: mean over voxels (and channels of sigmoids) of `-log s_y`, in nats.
 
-    `s_y` is the probability of the true class. Probabilities that underflowed to 0 are replaced by the smallest normal
-    float32 (87.3 nats), so that a single voxel does not make the mean infinite.
+    `s_y` is the probability of the true class. Those below the smallest normal float32 (87.3 nats), in float16 below
+    half its smallest step (17.3 nats), are replaced by it, so that a single voxel does not make the mean infinite.
 
     Shape:
         - y_pred: `(B, N, *S)`, with N classes or channels and any number of spatial dimensions.

@@ -167,7 +167,7 @@ def _voxels(mask: torch.Tensor) -> torch.Tensor:
     return torch.stack([each.count_nonzero() for each in mask.flatten(0, 1)]).view(mask.shape[:2])
 
 
-class _StructureMetric(CaseMetric):
+class _MaskMetric(CaseMetric):
     """Stores the value of each case and structure, and the structure's voxels in prediction and ground truth."""
 
     def __init__(self, include_background: bool = False) -> None:
@@ -248,7 +248,7 @@ def _binary(masks: torch.Tensor, name: str) -> torch.Tensor:
     return masks != 0
 
 
-class DSCMetric(_StructureMetric):
+class DSCMetric(_MaskMetric):
     """Dice similarity coefficient (DSC) of each case and structure, see `dice`.
 
     `aggregate()` averages over the structures of each case, then over cases; `aggregate("mean_batch")` returns the mean
@@ -281,7 +281,7 @@ class DSCMetric(_StructureMetric):
         return dice(y_pred, y)
 
 
-class HD95Metric(_StructureMetric):
+class HD95Metric(_MaskMetric):
     """95th percentile of the Hausdorff distance (HD95) of each case and structure, see `hausdorff_distance_95`.
 
     `aggregate()` averages over the structures of each case, then over cases; `aggregate("mean_batch")` returns the mean

@@ -118,6 +118,7 @@ class SmoothECEMetric(CaseMetric):
           without `B`.
 
     Args:
+        foreground_only: True is the region "foreground", False is "all".
         ignore_index: Ground-truth value of voxels to leave out.
         region: Which voxels count, see `calib_components.metrics.regions`: a `Region`, its name, or class indices; None
             is "foreground", voxels whose ground truth is not class 0.
@@ -149,6 +150,7 @@ class SmoothECEMetric(CaseMetric):
 
     def __init__(
         self,
+        foreground_only: bool | None = None,
         ignore_index: int | None = None,
         region: Any = None,
         sigmoid: bool = False,
@@ -157,10 +159,10 @@ class SmoothECEMetric(CaseMetric):
         check_ignore_index(ignore_index)
         check_flag("sigmoid", sigmoid)
         self.ignore_index = ignore_index
-        self.region = choose_region(region, None)
+        self.region = choose_region(region, foreground_only)
         self.sigmoid = sigmoid
         self.regions = {
-            name: SmoothECEMetric(ignore_index, further, sigmoid)
+            name: SmoothECEMetric(None, ignore_index, further, sigmoid)
             for name, further in further_regions(regions, None).items()
         }
         super().__init__()

@@ -117,7 +117,8 @@ class TemperatureScaling:
         """
         logits, y = check_tensors(logits, y, self.sigmoid, "logits")
         names = _check_group(group, len(logits))
-        if ((logits >= 0) & (logits <= 1)).all():
+        lowest, highest = logits.aminmax()
+        if lowest >= 0 and highest <= 1:
             warn_once(
                 "logits: expected the output of a network before softmax or sigmoid, got only values from 0 to 1; if "
                 "these are probabilities p, give p.clamp_min(1e-12).log()"

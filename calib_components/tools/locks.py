@@ -37,14 +37,25 @@ def only_run(folder: Path) -> Iterator[None]:
 def locked(file: Path) -> Iterator[TextIO]:
     """Keep other processes that lock the same file waiting; it is open for appending."""
     with open(file, "a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        _flock(lock, fcntl.LOCK_EX)
         yield lock
 
 
 def try_lock(file: IO[str]) -> bool:
     """Lock an open file, unless another process has; processes that inherit the file keep it locked."""
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True
+
+
+def _flock(file: IO[str], operation: int) -> None:
+    try:
+        fcntl.flock(file, operation)
+    except BlockingIOError:
+        raise
+    except OSError as error:  # ENOSYS or ENOLCK, without a name of the file
+        raise InputError(
+            f"{file.name}: expected a file system with locks (flock), got none: {error.strerror}"
+        ) from error

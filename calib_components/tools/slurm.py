@@ -27,7 +27,10 @@ def check_executor(executor: str, slurm: Mapping[str, Any] | None) -> None:
     if executor == "local" and slurm is not None:
         raise InputError("--slurm: expected --executor slurm, got local")
     if not isinstance(slurm, Mapping | None):
-        raise InputError(f'--slurm: expected parameters such as "{{time: 60}}", got {slurm!r}')
+        raise InputError(
+            "--slurm: expected parameters such as \"{time: 60, mem: '16GB'}\", with quotes around what is no plain "
+            f"word or number, got {slurm!r}"
+        )
     for name in ("nodes", "tasks_per_node", "ntasks_per_node"):  # submitit starts a job once for each task
         if (number := (slurm or {}).get(name, 1)) != 1:
             raise InputError(f"--slurm: expected jobs of one task, got {name}: {number}")

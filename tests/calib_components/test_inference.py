@@ -43,7 +43,10 @@ class TestFindImages:
         assert {image.name for image in find_images(tmp_path)} == {"a", "b", "C", "d", "e.f", "two words"}
 
     def test_labels_and_own_maps_are_left_out(self, tmp_path: Path) -> None:
-        touch(tmp_path, *(f"a{kind}.nii.gz" for kind in ("", "_gt", "_seg", "_SEG", "_probability", "_uncertainty")))
+        touch(
+            tmp_path,
+            *(f"a{kind}.nii.gz" for kind in ("", "_gt", "_seg", "_SEG", "_label", "_probability", "_uncertainty")),
+        )
         assert find_images(tmp_path) == [Image("a", (tmp_path / "a.nii.gz",))]
 
     def test_one_file(self, tmp_path: Path) -> None:

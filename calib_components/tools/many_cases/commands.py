@@ -171,8 +171,10 @@ def _run(run: BundleRun, cases: Sequence[Any], settings: Mapping[str, Any], reso
     run_all = resources.runner(run.work / "slurm")
     make_folder(run.work)
     make_folder(run.folder)
-    with locked(run.work / LOCK), writing(file) as new:
-        new.write_text(json.dumps(settings, indent=1) + "\n")
+    with locked(run.work / LOCK):
+        _check_unchanged(file, settings, run, has_results=False)  # another command may have begun meanwhile
+        with writing(file) as new:
+            new.write_text(json.dumps(settings, indent=1) + "\n")
     if len(unfinished) < len(cases):
         print(f"{len(cases) - len(unfinished)} of {len(cases)} cases finished before")
     if len(lacking) < len(unfinished):

@@ -21,6 +21,7 @@ from calib_components.errors import InputError, check_writable, reading, writing
 from calib_components.handlers.temperature import write_temperature
 from calib_components.handlers.weights import serialize
 from calib_components.metrics.regions import Region
+from calib_components.tools.locks import LOCK, locked
 from calib_components.tools.nnunet.checkpoint import check_network, read_checkpoint, scale_checkpoint
 from calib_components.tools.nnunet.dataset import SPLITS
 from calib_components.tools.nnunet.environment import folder_of, nnunet_module
@@ -94,7 +95,7 @@ def calibrate_model(
             pass
     print(f"{model}: {', '.join(fold.name for fold in found.folds)}, {len(cases)} validation cases")
     estimate = fit_temperature(cases, classes, fitted_on, patients, processes, cropped=True)
-    with ExitStack() as stack:  # all of them or none
+    with locked(model / LOCK), ExitStack() as stack:  # all of them or none, of one run
         for fold in found.folds:
             file = stack.enter_context(writing(fold / CALIBRATED))
             file.write_bytes(serialize(scale_checkpoint(read_checkpoint(fold / TRAINED), estimate.temperature)))

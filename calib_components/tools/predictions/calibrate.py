@@ -14,7 +14,7 @@ import torch
 from nibabel import Nifti1Image
 
 from calib_components.errors import UNFINISHED, InputError, check_writable, make_folder, printable, writing
-from calib_components.handlers.temperature import TEMPERATURE, write_temperature
+from calib_components.handlers.temperature import TEMPERATURE_FILE, write_temperature
 from calib_components.inference import LONGEST_NAME
 from calib_components.metrics.regions import Region
 from calib_components.tools.locks import only_run
@@ -57,7 +57,7 @@ def calibrate_predictions(
         out: Folder for the scaled predictions, without other files.
         structures: Names and label codes, such as liver=1,tumour=2; WT=1+2+4 is a structure of several codes. Default:
             the channels are label codes 0, 1, 2, and so on.
-        sigmoid: Whether each channel is one of these structures, with a sigmoid of its own.
+        sigmoid: Whether each channel is one of these structures, in this order, with a sigmoid of its own.
         ignore_index: Label code of voxels to leave out of the fit.
         region: Voxels to fit the temperature on, such as predicted, see `calib_components.metrics.regions`. Fitted to a
             region chosen by the ground truth, probabilities are not calibrated.
@@ -80,7 +80,7 @@ def calibrate_predictions(
     targets = _find_targets(apply_to, cases[0])
     target_patients = patients_of([prediction.name for prediction, _ in targets], patient_pattern)
     both = sum(patient in set(patients.values()) for patient in target_patients.values())
-    names = [*(_result_name(*target) for target in targets), TEMPERATURE]
+    names = [*(_result_name(*target) for target in targets), TEMPERATURE_FILE]
     _check_place(out, [predictions, labels, apply_to])
     with only_run(out):  # maps of two temperatures would mix
         _check_contents(out, names, apply_to)
@@ -152,7 +152,7 @@ def _check_contents(out: Path, names: Sequence[str], apply_to: Path) -> None:
 def _move(names: Sequence[str], source: Path, target: Path) -> None:
     """Move the maps, and the temperature last: where it is, all maps are of it."""
     try:
-        (target / TEMPERATURE).unlink(missing_ok=True)
+        (target / TEMPERATURE_FILE).unlink(missing_ok=True)
         for name in names:
             (source / name).replace(target / name)
     except OSError as error:

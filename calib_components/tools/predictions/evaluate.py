@@ -18,7 +18,7 @@ from calib_components.errors import InputError, check_writable, make_folder, rea
 from calib_components.handlers.evaluation_pictures import DrawnSlice, draw_slice, largest_slice
 from calib_components.handlers.evaluation_records import read_record, read_slice, record_file, write_record
 from calib_components.handlers.evaluation_writing import check_evaluation, write_evaluation
-from calib_components.handlers.temperature import TEMPERATURE, read_temperature
+from calib_components.handlers.temperature import TEMPERATURE_FILE, read_temperature
 from calib_components.inference import find_images
 from calib_components.metrics import (
     CalibrationMetric,
@@ -81,7 +81,7 @@ def evaluate_predictions(
         out: Folder of the results.
         structures: Label codes of the structures, such as `liver=1,tumour=2`, or `WT=1+2+4` of several codes. Default:
             class1, class2 and so on.
-        sigmoid: Whether each channel is one of these structures, with a sigmoid of its own.
+        sigmoid: Whether each channel is one of these structures, in this order, with a sigmoid of its own.
         ignore_index: Label code of voxels to leave out.
         patient_pattern: Regular expression for the part of a case's name that names the patient, such as
             `patient[0-9]+`. Default: each case is a patient.
@@ -276,7 +276,13 @@ def _stamp(case: Case, classes: Classes, temperature: float | None, image: Path 
 
 def _find_images(folder: Path, cases: Sequence[Case]) -> dict[str, Path]:
     """Find the image of each case: NAME, or NAME_0000 as nnU-Net calls the first channel."""
-    files = {image.name: image.files[0] for image in find_images(folder)}
+    files: dict[str, Path] = {}
+    for image in find_images(folder):
+        if image.name in files:
+            raise InputError(
+                f"{image.files[0]}: expected one image of this name in {folder}, got another, {files[image.name]}"
+            )
+        files[image.name] = image.files[0]
     found = {}
     for name in (case.name for case in cases):
         file = files.get(name, files.get(f"{name}_0000"))
@@ -291,7 +297,7 @@ def _find_images(folder: Path, cases: Sequence[Case]) -> dict[str, Path]:
 def _temperature_of(predictions: Path, cases: Sequence[Case]) -> float | None:
     """Return what `calibrate_predictions`, which writes its maps beside it, has divided the logits by, if it has."""
     beside = all(file.parent == predictions for case in cases for file in case.prediction.files)
-    return read_temperature(predictions).temperature if beside and (predictions / TEMPERATURE).exists() else None
+    return read_temperature(predictions).temperature if beside and (predictions / TEMPERATURE_FILE).exists() else None
 
 
 def _check_folder(out: Path, *inputs: Path) -> None:

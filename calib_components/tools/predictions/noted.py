@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -34,6 +35,7 @@ def note(saved: Saved) -> dict[str, Any]:
         "adds_up": p is not None
         and len(p) > 1
         and bool(((p.sum(0) - 1).abs() <= min(SUM_SLACK + len(p) * 2 * saved.lowest, 0.5)).all()),
+        "sums": [] if p is None else [channel.sum().item() for channel in p],
     }
 
 
@@ -65,12 +67,28 @@ def warn(
             "classes, leave out --sigmoid",
             predictions,
         )
+    if classes.sigmoid:
+        _warn_of_order(torch.tensor([noted["sums"] for noted in notes]).sum(0).tolist(), classes, predictions)
     if all(noted["is_unit"] for noted in notes):
         logging.getLogger(__name__).warning(
             "%s: every header says voxels of 1 x 1 x 1 mm; if headers lost their spacing, millimetres and millilitres "
             "here are voxels",
             labels,
         )
+
+
+def _warn_of_order(sums: Sequence[float], classes: Classes, predictions: Path) -> None:
+    """Warn of a structure that is predicted larger than one that contains it: the channels may be in another order."""
+    for inner, outer in itertools.permutations(range(len(sums)), 2):
+        if classes.codes[inner] < classes.codes[outer] and sums[inner] > sums[outer]:
+            logging.getLogger(__name__).warning(
+                "%s: %s, which is a part of %s by its codes, is predicted larger than it; --structures names the "
+                "channels in their order",
+                predictions,
+                classes.names[inner],
+                classes.names[outer],
+            )
+            return
 
 
 def _warn_of_absent(counts: torch.Tensor, classes: Classes, labels: Path) -> None:

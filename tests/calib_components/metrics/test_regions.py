@@ -364,12 +364,13 @@ def test_plausible_at_any_temperature(temperature: float, threshold: float, clas
 
 def test_metric_of_a_further_region_has_the_temperature() -> None:
     p = blobs((20, 20), sharpness=4).log().div(0.5).softmax(1)
-    metric = CalibrationMetric(regions=["plausible"], temperature=0.5)
+    metric = CalibrationMetric(regions=["plausible"], temperature=0.5, lowest=0.1, highest=0.9)
     metric(p, draw_labels(p, 0))
-    together = metric.regions["plausible"].bins
+    together, nll = metric.regions["plausible"].bins, metric.regions["plausible"].nll.aggregate()
     metric.reset()
     metric.regions["plausible"](p, draw_labels(p, 0))
     separate = metric.regions["plausible"].bins
+    torch.testing.assert_close(metric.regions["plausible"].nll.aggregate(), nll)
     torch.testing.assert_close(separate.count, together.count, rtol=0, atol=0)
     torch.testing.assert_close(separate.confidence_sum, together.confidence_sum, rtol=1e-12, atol=0)
     torch.testing.assert_close(separate.num_correct, together.num_correct, rtol=0, atol=0)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -24,6 +26,9 @@ def test_values_by_hand() -> None:
 def test_a_probability_of_zero_has_a_finite_nll() -> None:
     impossible = torch.tensor([1.0, 0.0]).view(1, 2, 1)
     assert negative_log_likelihood(impossible, torch.ones(1, 1, 1)).item() == pytest.approx(87.336, abs=1e-3)
+    assert negative_log_likelihood(impossible.half(), torch.ones(1, 1, 1)).item() == pytest.approx(25 * math.log(2))
+    certain = torch.ones(1, 1, 1, dtype=torch.float16)  # of a sigmoid; the largest number below 1 is 2^-11 less
+    assert negative_log_likelihood(certain, 0 * certain, False).item() == pytest.approx(12 * math.log(2))
 
 
 def test_case_without_foreground_is_nan() -> None:

@@ -156,6 +156,7 @@ def test_errors() -> None:
     ):
         with pytest.raises(ValueError, match=f"^{message}$"):
             SmoothECEMetric(**options)
+    assert SmoothECEMetric(foreground_only=False).region == SmoothECEMetric(region="all").region
     with pytest.raises(TypeError, match=r"^num_bins: expected an option of SmoothECEMetric"):
         SmoothECEMetric(num_bins=15)  # type: ignore[call-arg]
 

@@ -151,12 +151,18 @@ def test_a_case_that_another_process_works_on_is_waited_for(tmp_path: Path) -> N
     assert started(run) == ["a"]
 
 
+QUOTED = "\"{time: 60, mem: '16GB'}\", with quotes around what is no plain word or number"
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"executor": "pbs"}, "--executor: expected local or slurm, got 'pbs'"),
         ({"slurm": {"time": 60}}, "--slurm: expected --executor slurm, got local"),
-        ({"executor": "slurm", "slurm": 5}, '--slurm: expected parameters such as "{time: 60}", got 5'),
+        (
+            {"executor": "slurm", "slurm": "{a: a-b}"},
+            f"--slurm: expected parameters such as {QUOTED}, got '{{a: a-b}}'",
+        ),
         ({"workers": 0}, "workers: expected a whole number of at least 1, got 0"),
         ({"executor": "slurm", "workers": 2}, "--workers: expected --executor local, got slurm; --jobs is the number"),
         ({"executor": "slurm", "jobs": 0}, "--jobs: expected a whole number of at least 1, got 0"),

@@ -85,7 +85,7 @@ def test_the_temperature_is_fitted_on_all_folds_and_divides_the_logits_of_each(
     assert (estimate.voxels, estimate.patients) == (voxels, 6) == (6 * np.prod(SHAPE), 6)
     after, place = snapshot(folders), model.relative_to(folders)
     written = {str(place / f"fold_{fold}" / "checkpoint_calibrated.pth") for fold in (0, 1)}
-    assert after.keys() - before.keys() == written | {str(place / "temperature.json")}
+    assert after.keys() - before.keys() == written | {str(place / name) for name in ("temperature.json", ".lock")}
     assert {name: after[name] for name in before} == before  # also checkpoint_final.pth, byte for byte
     for fold, checkpoint in enumerate(trained):
         calibrated = torch.load(model / f"fold_{fold}" / "checkpoint_calibrated.pth", weights_only=True)
@@ -226,6 +226,7 @@ def test_nothing_is_left_where_a_disk_gets_full(model: Path, folders: Path) -> N
     checkpoint.with_name(f"{UNFINISHED}{checkpoint.name}").symlink_to("/dev/full")
     with pytest.raises(InputError, match=rf"^{checkpoint}: expected a file that can be written, got No space left on"):
         calibrate_model(model, workers=1)
+    (model / ".lock").unlink()
     assert snapshot(folders) == before
 
 

@@ -384,6 +384,16 @@ def test_image_of_another_grid_is_named(predictions: Path, labels: Path, tmp_pat
         run(predictions, labels, tmp_path / "out", images=tmp_path / "images")
 
 
+def test_images_of_one_name_are_refused(predictions: Path, labels: Path, tmp_path: Path) -> None:
+    for seed, name in enumerate(NAMES):
+        save_nifti(tmp_path / "images" / "t1" / f"{name}.nii.gz", softmax_of(seed)[0])
+    save_nifti(tmp_path / "images" / "t2" / f"{NAMES[0]}.nii.gz", softmax_of(0)[0])
+    with pytest.raises(
+        InputError, match=r"t2/p1_ed.nii.gz: expected one image of this name in .*, got another, .*t1/p1"
+    ):
+        run(predictions, labels, tmp_path / "out", images=tmp_path / "images")
+
+
 def warned(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
 
@@ -391,7 +401,8 @@ def warned(caplog: pytest.LogCaptureFixture) -> list[str]:
 def test_codes_of_no_structure_are_named_once(labels: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = tmp_path / "predictions"
     for seed, name in enumerate(NAMES):
-        save_channels_last(folder / f"{name}.nii.gz", np.random.default_rng(seed).random((2, *SHAPE), np.float32))
+        part, whole = np.random.default_rng(seed).random((2, *SHAPE), np.float32)
+        save_channels_last(folder / f"{name}.nii.gz", np.stack([part / 2, whole]))
     save_nifti(labels / "p1_ed_gt.nii.gz", label_of(0, (0, 1, 2, 7)))
     options = {"structures": ["a=1", "both=1+2"], "sigmoid": True}
     run(folder, labels, tmp_path / "a", **options)
@@ -403,6 +414,20 @@ def test_codes_of_no_structure_are_named_once(labels: Path, tmp_path: Path, capl
     run(folder, labels, tmp_path / "b", **options, workers=2)
     codes = "codes 7, 8, 9, 10, 11 and 2 more, in 2 of 3 label maps"
     assert warned(caplog) == [f"{labels}: {codes}, belong to no structure and count as background"]
+
+
+def test_channels_of_regions_in_another_order_are_named(
+    labels: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "predictions"
+    for seed, name in enumerate(NAMES):
+        part, whole = np.random.default_rng(seed).random((2, *SHAPE), np.float32)
+        save_channels_last(folder / f"{name}.nii.gz", np.stack([whole, part / 2]))
+    run(folder, labels, tmp_path / "a", structures=["both=1+2", "a=1"], sigmoid=True)
+    assert warned(caplog) == []
+    run(folder, labels, tmp_path / "b", structures=["a=1", "both=1+2"], sigmoid=True)
+    of_order = "a, which is a part of both by its codes, is predicted larger than it"
+    assert warned(caplog) == [f"{folder}: {of_order}; --structures names the channels in their order"]
 
 
 def test_codes_of_label_maps_that_are_compared(labels: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
