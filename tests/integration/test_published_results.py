@@ -6,6 +6,7 @@ import csv
 import itertools
 import json
 import math
+import operator
 import re
 import shutil
 import subprocess
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 from monai.bundle import ConfigParser
-from scipy.stats import rankdata
+from scipy.stats import kendalltau, rankdata
 
 from calib_components.fingerprint import EVALUATION, TRAINING, fingerprint
 from calib_components.handlers.evaluation_files import read_regions
@@ -28,7 +29,7 @@ from calib_components.tools.comparison.cell_settings import Condition
 from calib_components.tools.comparison.published import PUBLISHED, RANKED
 from calib_components.tools.comparison.results import read_results
 from calib_components.tools.comparison.settings import TABLE1, choose_settings
-from calib_components.tools.comparison.statistics import paired_difference
+from calib_components.tools.comparison.statistics import mean_with_interval, paired_difference
 from scripts.draw_results import draw_results
 from tests.helpers import ROOT, SHARED, run_script
 
@@ -232,7 +233,20 @@ def test_confidence_and_accuracy_are_those_of_the_bins() -> None:
     home, bssfp, lge = confidence_and_accuracy(FURTHER / "nacl_softmax")
     shown = "it is {:.0f} % confident and {:.0f} % right at home, {:.0f} % and {:.0f} % on bSSFP and {:.0f} % and"
     assert f"{shown.format(*home, *bssfp, lge[0])} {lge[1]:.0f} % on LGE" in section("## Beyond", "### The shipped")
-    assert f"NACL on the softmax by {lge[0] - lge[1]:.0f}, and CE" in section("## What to use when", "## Three seeds")
+    gaps = {
+        (method, folder): operator.sub(*confidence_and_accuracy(SEEDS / method, folder)[2])
+        for method in TITLES
+        for folder in ("", "temperature")
+    }
+    ls, nacl, fl = (gaps[method, ""] for method in ("label_smoothing", "nacl", "focal"))
+    others = [gaps[name, ""] for name in ("mbls", "entropy_penalty", "svls")] + [gaps["ce_dice", "temperature"]]
+    others.append(lge[0] - lge[1])
+    shown = (
+        f"LS and NACL as trained were overconfident by {ls:.0f} and {nacl:.0f} percentage points where a structure is "
+        f"predicted, the others and CE + Dice with a temperature by {min(others):.0f} to {max(others):.0f}, in an "
+        f"order that cannot be told; FL was underconfident by {-fl:.0f} even there"
+    )
+    assert shown in section("## What to use when", "## Three seeds")
 
 
 PLACES_OF_CELLS = ("", "on_bssfp", "on_lge")
@@ -275,6 +289,19 @@ def test_claims_of_the_paper_have_the_differences_of_the_reports(measure: str, c
         if (folder, test_set, measure) == (SEEDS, "", "ece"):
             before, after = float(row["p_value"]), float(row["p_value_holm"])
             assert f"only before correction ({before:.3f}; after it, p = {after:.2f})" in cells_of_claim(claim)[-1]
+
+
+@pytest.mark.parametrize("measure", ["ece", "cece"])
+def test_claims_of_table_2_have_the_differences_of_the_report(measure: str) -> None:
+    *cells, _, _ = cells_of_claim(f"higher {measure.upper()} with the penalty on the softmax")
+    for cell, test_set in zip(cells, ("", "_on_bssfp", "_on_lge"), strict=True):
+        (row,) = (
+            row
+            for row in read_table(VARIANTS / f"report/conditions{test_set}.csv")
+            if (row["method"], row["measure"]) == ("nacl_softmax", measure)
+            and (row["temperature"], row["reference_temperature"]) == ("without", "without")
+        )
+        assert cell == "{:+.3f} [{:+.3f}, {:+.3f}]".format(*(float(row[name]) for name in ("mean", "low", "high")))
 
 
 def test_claims_of_the_paper_have_the_ranks_of_the_means() -> None:
@@ -456,6 +483,17 @@ def test_page_has_the_ranks_of_the_overview() -> None:
     assert f"without temperature, {svls}, NACL {nacl}, CE + Dice {ce_dice}, and with it" in text
     ce_dice, svls, nacl = (of("probabilities_temperature", method) for method in ("ce_dice", "svls", "nacl"))
     assert f"and with it, {svls}, {nacl} and {ce_dice}" in text
+    sums = dict.fromkeys(("nacl", "ce_dice", "svls"), 0.0)
+    for folder, place in ((SEEDS, ""), (SEEDS, "bssfp"), (SEEDS, "lge"), (CHAOS, "")):
+        methods = {method.name: method for method in read_results(folder).at(Condition(place)).methods}
+        for measure in RANKED:
+            values = {name: methods[name].by_run(measure) for name in sums}
+            if folder == SEEDS:
+                values["ce_dice"] = values["ce_dice"][:2]  # without the third network
+            means = [np.nanmean(np.nanmean(of_runs, axis=0)) for of_runs in values.values()]
+            for name, rank in zip(sums, rankdata([-mean if measure == "dsc" else mean for mean in means]), strict=True):
+                sums[name] += rank
+    assert "without it, the sum-ranks are {:g}, {:g} and {:g}.".format(*sums.values()) in text
 
 
 def test_what_shift_adds_and_what_is_plausible_to_each_loss() -> None:
@@ -496,7 +534,116 @@ def test_what_uncertainty_finds_on_lge() -> None:
         f"over all thresholds (AURC, lower is better) LS ({ls}), MbLS and NACL (both {nacl}) find errors less well "
         f"than the others ({min(aurc.values())} to {max(aurc.values())})"
     )
+    text = section("### What they show", "### Where the rankings")
+    assert shown in text
+    differences, ends_of = {}, {}
+    for place in ("lge", "bssfp"):
+        at = read_results(SEEDS).at(Condition(place))
+        methods = {method.name: method.by_run("aurc") for method in at.methods}
+        found = [paired_difference(methods[name], methods["ce_dice"], at.patients) for name in ("nacl", "mbls")]
+        differences[place] = "{:.4f} and {:.4f} on".format(*(difference.mean for difference in found))
+        ends_of[place] = "; ".join(f"{difference.low:.4f} to {difference.high:.4f}" for difference in found)
+    shown = (
+        f"by {differences['lge']} LGE (95 % intervals {ends_of['lge']}), and by {differences['bssfp']} bSSFP "
+        f"({ends_of['bssfp']})"
+    )
+    assert shown in text
+
+
+def test_brier_scores_are_those_of_the_reports() -> None:
+    def mean(method: str, test_set: str = "", temperature: str = "without") -> str:
+        (row,) = (
+            row
+            for row in read_table(SEEDS / f"report/means{test_set}.csv")
+            if (row["method"], row["measure"], row["temperature"]) == (method, "brier_all", temperature)
+        )
+        return f"{float(row['mean']):.4f}"
+
+    ecp, svls, mbls, nacl = (mean(name) for name in ("entropy_penalty", "svls", "mbls", "nacl"))
+    shown = (
+        f"at home CE + Dice with a temperature {mean('ce_dice', '', 'with')}, ECP {ecp}, SVLS {svls}, MbLS {mbls} and "
+        f"NACL {nacl}; on LGE, MbLS and NACL have the lowest, {mean('mbls', '_on_lge')} and {mean('nacl', '_on_lge')}, "
+        f"against {mean('ce_dice', '_on_lge', 'with')}."
+    )
     assert shown in section("### What they show", "### Where the rankings")
+
+
+def test_rankings_agree_as_much_as_the_page_says() -> None:
+    taus = {}
+    for temperature in ("without", "with"):
+        for place in ("", "_on_bssfp", "_on_lge"):
+            means: dict[str, list[float]] = {}
+            for row in read_table(SEEDS / f"report/means{place}.csv"):
+                if row["temperature"] == temperature and row["measure"] in ("ece", "ece_predicted"):
+                    means.setdefault(row["measure"], []).append(float(row["mean"]))
+            taus[temperature, place] = f"{kendalltau(*means.values()).statistic:+.2f}"
+    home, bssfp, lge = (taus["without", place] for place in ("", "_on_bssfp", "_on_lge"))
+    assert home == lge
+    text = section("### Where the rankings", "### What the paper")
+    assert f"at home and on LGE (Kendall's tau {home}), but not on bSSFP ({bssfp})" in text
+    home, bssfp, lge = (taus["with", place] for place in ("", "_on_bssfp", "_on_lge"))
+    assert f"With temperatures, tau is {home} at home, {bssfp} on bSSFP and {lge} on LGE" in text
+
+
+def test_networks_of_one_loss_differ_in_hd95() -> None:
+    shown = []
+    for place in ("bssfp", "lge"):
+        (ce_dice,) = (m for m in read_results(SEEDS).at(Condition(place)).methods if m.name == "ce_dice")
+        shown.append("{:.1f}, {:.1f} and {:.1f}".format(*(np.nanmean(run.values("hd95")) for run in ce_dice.runs)))
+    of_ce_dice = f"the mean HD95 of CE + Dice is {shown[0]} voxels on bSSFP, and {shown[1]} on LGE"
+    assert of_ce_dice in section("### What they show", "### Where the rankings")
+
+
+def test_ensemble_is_compared_with_single_networks() -> None:
+    text, shown = section("## Ensembles of", "## The weight of"), {}
+    of_folders = {folder: read_results(folder) for folder in (SEEDS, FURTHER)}
+    for place, test_set in (("own", ""), ("bssfp", "bssfp"), ("lge", "lge")):
+        cases = read_table(ROOT / f"results/acdc/ensembles/{place}/ensemble_of_ce_dice_T/cases.csv")
+        at = {
+            (folder.name, scaled): {m.name: m for m in results.at(Condition(test_set, scaled)).methods}
+            for folder, results in of_folders.items()
+            for scaled in (False, True)
+        }
+        patients = of_folders[SEEDS].at(Condition(test_set)).patients
+        for measure, folder, scaled, method in (
+            ("nll_all", "three_seeds", True, "ce_dice"),
+            ("nll_all", "further", True, "nacl_softmax"),
+            ("ece_predicted", "three_seeds", False, "entropy_penalty"),
+            ("ece_predicted", "three_seeds", False, "svls"),
+        ):
+            values = np.array([float(row[measure]) for row in cases])
+            others = at[folder, scaled][method].by_run(measure)
+            found = paired_difference(values, others, patients)
+            low, high = sorted((abs(found.low), abs(found.high)))
+            shown[method, place] = f"{abs(found.mean):.4f} ({low:.4f} to {high:.4f})"
+            if method == "ce_dice":
+                difference = values - others.mean(0)
+                assert all(difference[np.array(patients) == name].mean() < 0 for name in set(patients))
+            if (method, place) == ("nacl_softmax", "lge"):
+                assert found.low < 0 < found.high
+    own, bssfp, lge = (shown["ce_dice", place] for place in ("own", "bssfp", "lge"))
+    assert f"CE + Dice with one: by {own} at home, by {bssfp} on bSSFP and by {lge} on LGE; and" in text
+    own, bssfp = (shown["nacl_softmax", place] for place in ("own", "bssfp"))
+    assert f"softmax with one, by {own} at home and by {bssfp} on bSSFP" in text
+    ecp, svls = (shown[name, "bssfp"] for name in ("entropy_penalty", "svls"))
+    assert f"is above that of single networks of ECP, by {ecp}, and of SVLS, by {svls}." in text
+
+
+def test_intervals_hold_as_often_as_the_page_says() -> None:
+    """The patients of CE + Dice are the population that others are drawn from; seeds differ, and patients do not."""
+    found, rng, draws = read_results(SEEDS), np.random.default_rng(0), 500
+    (ce_dice,) = (method for method in found.methods if method.name == "ce_dice")
+    patients, shares = np.array(found.patients), []
+    for measure in ("nll_all", "hd95"):
+        values = ce_dice.values(measure)
+        population = np.array([np.nanmean(values[patients == name]) for name in sorted(set(found.patients))])
+        drawn = [mean_with_interval(rng.choice(population, 16)) for _ in range(draws)]
+        shares.append(np.mean([each.low <= population.mean() <= each.high for each in drawn]))
+    runs = rng.normal(size=(draws, 2, 3, 1)) + np.zeros(16)
+    held = np.mean([each.low <= 0 <= each.high for each in itertools.starmap(paired_difference, runs)])
+    text = section("## Three seeds", "### What they show")
+    assert f"held the mean NLL in {100 * shares[0]:.0f} % and the mean HD95 in {100 * shares[1]:.0f} %" in text
+    assert f"those of three seeds held it in {100 * held:.0f} %" in text
 
 
 def test_variation_is_that_of_the_report() -> None:
@@ -562,6 +709,7 @@ def test_readme_has_the_nll_of_the_reports() -> None:
         "CE + Dice, temperature": ("three_seeds/report/means{}.csv", "ce_dice", "with"),
         "ECP (entropy penalty)": ("three_seeds/report/means{}.csv", "entropy_penalty", "without"),
         "NACL on the softmax": ("further/report/means{}.csv", "nacl_softmax", "without"),
+        "SVLS": ("three_seeds/report/means{}.csv", "svls", "without"),
         "NACL on the logits": ("three_seeds/report/means{}.csv", "nacl", "without"),
         "NACL on the logits, temperature": ("three_seeds/report/means{}.csv", "nacl", "with"),
     }  # fmt: skip
@@ -604,9 +752,11 @@ def test_shipped_weights_are_of_the_setting_that_the_protocol_chooses() -> None:
     ecp, svls, small, ce_dice = (f"{lowest[name]:.4f}" for name in (*first[1:4], "ce_dice"))
     assert f"The next are ECP ({ecp}), SVLS ({svls}) and NACL with weight 0.01 ({small}, one seed)" in text
     assert f"CE + Dice with a temperature has {ce_dice}" in text
-    assert f"L1-ACE, two of whose three seeds are measured, has {lowest['l1_ace']:.4f} with a temperature" in text
-    fits = [read_temperature(FURTHER / f"l1_ace/seed{seed}/temperature").temperature for seed in range(2)]
-    assert "(T = {:.2f} and {:.2f}, CE + Dice".format(*fits) in section("## Beyond the seven", "### The shipped")
+    assert f"L1-ACE has {lowest['l1_ace']:.4f} with a temperature" in text
+    fits = [read_temperature(FURTHER / f"l1_ace/seed{seed}/temperature").temperature for seed in range(3)]
+    ends_of_fits = f"(T = {min(fits):.2f} to {max(fits):.2f}"
+    assert f"{ends_of_fits}, CE + Dice" in section("## Beyond the seven", "### The shipped")
+    assert f"leaves it overconfident {ends_of_fits})" in section("## What to use when", "## Three seeds")
     ensemble = read_temperature(ROOT / "results/acdc/ensembles/own/ensemble_of_ce_dice_T").nll_after
     assert f"The ensemble of CE + Dice with a temperature ({ensemble:.4f})" in text
     page = " ".join((BUNDLE / "docs/README.md").read_text().split())
@@ -680,10 +830,14 @@ def test_shipped_network_is_compared_with_cross_entropy_and_dice() -> None:
     nll = "the second {:.4f}, and {:.4f}, {:.4f} and {:.4f}".format(fit, *(of["nll_all"]["mean"] for of in summaries))
     assert nll in section("### The shipped", "## Ensembles")
     myocardium = summaries[0]["dsc_MYO"]["mean"], np.nanmean(at["", False]["ce_dice"].values("dsc_MYO"))
-    assert "that of its myocardium at home is {:.3f}, against {:.3f}.".format(*myocardium) in " ".join(text.split())
+    shown = "its myocardium at home has {:.3f}, that of CE + Dice {:.3f}.".format(*myocardium)
+    assert shown in " ".join(text.split())
     (first,) = re.findall(r"0\.\d{4}, 0\.\d{4} and (0\.\d{4}) on ACDC", section("### The shipped", "## Ensembles"))
     differs = float(first) - summaries[2]["nll_all"]["mean"]
-    assert f"differed from the first by {differs:.3f} in NLL on LGE" in " ".join(text.split())
+    assert f"its NLL was {differs:.3f} higher than the second's" in " ".join(text.split())
+    of_second = summaries[2]["dsc"]["mean"], summaries[2]["ece_predicted"]["mean"]
+    shown = "that of the second is {:.3f}, the ECE where a structure is predicted 0.150 and {:.3f}".format(*of_second)
+    assert shown in section("### The shipped", "## Ensembles")
 
 
 def test_bundle_says_what_its_weights_reach() -> None:
@@ -762,6 +916,11 @@ def test_model_card_has_the_intervals_of_its_weights(column: int, test_set: str,
         [cell.strip() for cell in line.strip("|").split("|")] for line in re.findall(r"^\|.*\|$", page, re.MULTILINE)
     ]
     shown = {row[0]: row[column] for row in rows if row[0] in TABLE and len(row) == 4}
+    bins = read_regions(SHIPPED / test_set / "temperature")["predicted"]["top_label"]
+    sums = bins.confidence_sum.sum(), bins.num_correct.sum()
+    confidence, accuracy = (f"{100 * (each / bins.count.sum()).item():.0f}" for each in sums)
+    (row,) = (row for row in rows if row[0].startswith("confidence / accuracy"))
+    assert row[column] == f"{confidence} / {accuracy} %"
     for title, measure in TABLE.items():
         mean, low, high = (f"{float(means[measure][name]):.3f}" for name in ("mean", "low", "high"))
         if_true = f" ({float(means[measure]['if_true']):.3f})" if means[measure]["if_true"] else ""

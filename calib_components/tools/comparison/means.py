@@ -39,7 +39,7 @@ __all__ = [
     "temperature_section",
 ]
 
-OF_REGIONS = ("ece_all", "ece_predicted", "ece_plausible", "nll_all")
+OF_REGIONS = ("ece_all", "ece_predicted", "ece_plausible", "nll_all", "brier_all")
 OF_FOREGROUND = ("ece", "cece", "nll", "brier")
 # By a temperature, which changes no segmentation.
 CHANGED = ("ece_all", "ece_predicted", "ece_plausible", "ece", "nll_all")
