@@ -21,6 +21,7 @@ import pytest
 import torch
 import yaml
 from monai.bundle import ConfigParser
+from monai.data import MetaTensor
 
 from calib_components.handlers.evaluation import read_regions, read_thresholds
 from calib_components.handlers.temperature import read_temperature
@@ -323,6 +324,31 @@ def test_yaml(page: Path) -> None:
             assert logits.grad is not None
         else:
             parser.parse()
+
+
+def test_maps_of_monais_transforms(tmp_path: Path) -> None:
+    """As the page writes them; the network has seen a part of the image, whose axes are stored in another order."""
+    p, affine = softmax_of(0, 3), np.diag([-1.5, 1.25, 8.0, 1.0])[:, [2, 0, 1, 3]]
+    save_nifti(tmp_path / "images" / "scan.nii.gz", p[0], affine)
+    save_nifti(tmp_path / "labels" / "scan.nii.gz", label_of(0, (0, 1, 2)), affine)
+    (config,) = configs(ROOT / "docs/own_predictions.md")
+    loading = [
+        {"_target_": "LoadImaged", "keys": "image", "ensure_channel_first": True},
+        {"_target_": "Orientationd", "keys": "image", "axcodes": "RAS"},
+        {"_target_": "CenterSpatialCropd", "keys": "image", "roi_size": [4, 4, 4]},
+    ]
+    parser = ConfigParser(config | {"preprocessing": {"_target_": "Compose", "transforms": loading}})
+    parser["postprocessing"]["transforms"][-1]["output_dir"] = str(tmp_path / "predictions")
+    item = parser.get_parsed_content("preprocessing")({"image": str(tmp_path / "images" / "scan.nii.gz")})
+    item["pred"] = MetaTensor(torch.randn(3, *item["image"].shape[1:]), meta=item["image"].meta)
+    parser.get_parsed_content("postprocessing")(item)
+    done = run_script(
+        "scripts/evaluate_predictions.py", tmp_path / "predictions", tmp_path / "labels", "--out", tmp_path / "out"
+    )
+    assert done.returncode == 0, done.stderr
+    saved = nib.load(tmp_path / "predictions" / "scan_probability.nii.gz")
+    np.testing.assert_allclose(saved.affine, affine)
+    assert (saved.get_fdata()[..., 0] == 1).sum() == p[0].size - item["image"].numel()
 
 
 def test_arguments_of_another_loss_must_go() -> None:
