@@ -31,80 +31,12 @@ from monai.bundle import (
 
 from calib_components.errors import InputError, check_writable, error_line, nearest
 from calib_components.facts import Facts
-from calib_components.metrics.regions import Region
-from calib_components.posthoc.network import HIGHEST_TEMPERATURE, LOWEST_TEMPERATURE
+from calib_components.options import OPTIONS, PATH, PATHS, TYPED
 
 __all__ = ["OneLineErrors", "check_ids", "check_values", "facts_in_use", "read_as_typed", "running_config", "start_run"]
 
 ENTRIES = ("_meta_", "finalize", "imports", "initialize", "run", "save_execute_config")  # that MONAI looks up
 GROUPS = ("train", "validate")
-TYPED: dict[str, bool | None] = {"true": True, "false": False, "null": None}  # as on a command line
-
-
-def _is_count(least: int) -> Callable[[Any], bool]:
-    return lambda value: type(value) is int and value >= least
-
-
-def _is_rate(value: Any) -> bool:
-    return type(value) in (int, float) and 0 < value < float("inf")
-
-
-def _is_temperature(value: Any) -> bool:
-    return value is None or (type(value) in (int, float) and LOWEST_TEMPERATURE <= value <= HIGHEST_TEMPERATURE)
-
-
-def _is_region(value: Any) -> bool:
-    try:
-        Region.parse(value)
-    except ValueError:
-        return False
-    return True
-
-
-def _is_size(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 2 and all(type(v) is int and v > 0 and v % 16 == 0 for v in value)
-
-
-def _is_bool(value: Any) -> bool:
-    return type(value) is bool
-
-
-def _are_folders(value: Any) -> bool:
-    return value is None or (isinstance(value, list) and value != [] and all(map(_is_path, value)))
-
-
-def _is_path(value: Any) -> bool:
-    # MONAI reads # as ::, and Fire as the beginning of a comment: files would go to another folder.
-    return isinstance(value, str) and value != "" and "#" not in value and "::" not in value
-
-
-PATH = ("a path without # or ::; write ./NAME if it reads as a number", _is_path)
-PATHS = (
-    "bundle_root",
-    "ckpt_dir",
-    "dataset_dir",
-    "datalist",
-    "load_path",
-    "output_dir",
-    "calibrated_path",
-    "facts_file",
-)
-# Options of which a wrong value would be understood as another or fail late, with what is expected.
-OPTIONS: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    **dict.fromkeys(PATHS, PATH),
-    **dict.fromkeys(("batch_size", "max_epochs", "val_interval"), ("a whole number of at least 1", _is_count(1))),
-    "num_classes": ("a whole number of at least 2", _is_count(2)),
-    "num_workers": ("a whole number of at least 0", _is_count(0)),
-    "seed": ("a whole number from 0 to 4294967295", lambda value: _is_count(0)(value) and value < 2**32),
-    "learning_rate": ("a number above 0", _is_rate),
-    "cache": ("a number of MiB of at least 0", lambda value: value == 0 or _is_rate(value)),
-    **dict.fromkeys(("image_size", "crop_size"), ("two multiples of 16, such as [128,128]", _is_size)),
-    **dict.fromkeys(("amp", "bfloat16", "compile", "resume", "any_orientation", "tta"), ("true or false", _is_bool)),
-    "temperature": (f"a number from {LOWEST_TEMPERATURE} to {HIGHEST_TEMPERATURE}, or null to fit it", _is_temperature),
-    "pool": ("a list of folders of earlier fits, or null", _are_folders),
-    "region": ("a region such as all, predicted or plausible(0.1), or class indices", _is_region),
-    "split": ("training, validation or testing", lambda value: value in ("training", "validation", "testing")),
-}
 
 
 def start_run(folders: Sequence[str] = ()) -> None:
@@ -123,6 +55,11 @@ def start_run(folders: Sequence[str] = ()) -> None:
     if workflow is None:
         return
     config = workflow.parser
+    if int(os.environ.get("LOCAL_WORLD_SIZE", 1)) > 1 and not torch.distributed.is_initialized():  # by torchrun
+        raise InputError(
+            "config_file: expected configs/multi_gpu_train.yaml or multi_gpu_evaluate.yaml among the files for several "
+            "processes, got none: each would do all the work"
+        )
     _check_typed_paths(sys.argv)
     check_ids(config, workflow.config_root_path, {workflow.init_id, workflow.run_id, workflow.final_id})
     check_values(config)
@@ -222,6 +159,20 @@ def check_values(config: ConfigParser) -> None:
             value = config.get_parsed_content(name)
             if not is_right(value):
                 raise InputError(f"{name}: expected {expected}, got {value!r}")
+    if "train" in config and "split" not in config:  # nor to be evaluated
+        epochs, interval = (config.get_parsed_content(name) for name in ("max_epochs", "val_interval"))
+        if epochs % interval:
+            logging.getLogger(__name__).warning(
+                "val_interval: expected a divisor of max_epochs, %d, got %d; epochs after the last validation are not "
+                "chosen from",
+                epochs,
+                interval,
+            )
+    if [config.get_parsed_content(name, default=None) for name in ("tta", "any_orientation")] == [True, False]:
+        raise InputError(
+            "tta: expected false for a network that was not trained on slices in all orientations (any_orientation "
+            "false), got true"
+        )
     if "facts" in config:  # options such as --num_classes may not fit the other facts
         facts_in_use(config)
         if "slice_axis" in config:

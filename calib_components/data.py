@@ -50,6 +50,7 @@ __all__ = [
 
 IMAGE, LABEL, SOURCE = "image.nii", "label.nii", "source.json"
 CONTENT = "content"  # in source.json: SHA-256 of the two files
+AGAIN = "prepare the data again"
 REPLACED = ".replaced-"  # prefix of a case while another takes its place
 Items = Sequence[Mapping[str, Any]]
 Prepare = Callable[[Mapping[str, Any]], Mapping[str, Any]]
@@ -200,39 +201,38 @@ def read_datalist(
                 raise InputError(f"{file}: expected {key} of {split} case {number} to be text, got {value!r:.60}")
         if item["case"] in items:
             raise InputError(f"{file}: expected every case once, got {item['case']} twice for {split}")
-        patient = "" if item.get("patient") is None else str(item["patient"]).strip()
         item = {**item, "image": str(folder / item["image"]), "label": str(folder / item["label"])}
-        item["patient"] = patient or item["case"]
+        item["patient"] = _patient(item)
         _check_case(item, image_size, in_channels)
         items[item["case"]] = item
     return list(items.values())
 
 
 def _warn_of_overlap(content: Mapping[str, Any], split: str, file: Path) -> None:
-    """Warn of patients, or else cases, that are in the training as well."""
+    """Warn of patients, or else cases, that the weights were trained on or chosen by."""
+    listed = {name: items for name, items in content.items() if isinstance(items, list)}
+    names = {name: {_patient(item) for item in items if isinstance(item, dict)} for name, items in listed.items()}
+    for other, seen in {"training": "are trained on", "validation": "choose the epoch"}.items():
+        if other == split:
+            break
+        if shared := sorted(names.get(other, set()) & names[split]):
+            logging.getLogger(__name__).warning(
+                "%s: %d of the patients for %s %s as well, such as %s.", file, len(shared), split, seen, shared[0]
+            )
 
-    def names(items: Any) -> set[str]:
-        found = [item for item in items if isinstance(item, dict)] if isinstance(items, list) else []
-        return {str(item.get("patient", item.get("case"))) for item in found}
 
-    shared = sorted(names(content.get("training")) & names(content[split])) if split != "training" else []
-    if shared:
-        logging.getLogger(__name__).warning(
-            "%s: %d of the patients for %s are trained on as well, such as %s.", file, len(shared), split, shared[0]
-        )
+def _patient(item: Mapping[str, Any]) -> str:
+    patient = "" if item.get("patient") is None else str(item["patient"]).strip()
+    return patient or str(item.get("case"))
 
 
 def _check_case(item: Mapping[str, Any], image_size: Sequence[int], in_channels: int) -> None:
     image, label = (check_whole(item[key]).shape for key in ("image", "label"))
     _check_size(item["image"], image, image_size)
     if (image[3:] or (1,)) != (in_channels,):
-        raise InputError(
-            f"{item['image']}: expected {in_channels} channel(s), got shape {image}; prepare the data again"
-        )
+        raise InputError(f"{item['image']}: expected {in_channels} channel(s), got shape {image}; {AGAIN}")
     if label != image[:3]:
-        raise InputError(
-            f"{item['label']}: expected shape {image[:3]} as its image, got {label}; prepare the data again"
-        )
+        raise InputError(f"{item['label']}: expected shape {image[:3]} as its image, got {label}; {AGAIN}")
 
 
 def _check_size(file: str, shape: Sequence[int], image_size: Sequence[int]) -> None:

@@ -247,3 +247,8 @@ def fingerprint_of_cases(datalist: Path, folder: Path) -> str | None:
         return hashlib.sha256("".join(source[CONTENT] for source in sources).encode()).hexdigest()
     except (OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError):
         return None
+
+
+def fingerprint_of_list(datalist: Path) -> str:
+    """Return the SHA-256 of a list of prepared cases, or of nothing where there is none."""
+    return hashlib.sha256(datalist.read_bytes() if datalist.is_file() else b"").hexdigest()

@@ -89,7 +89,7 @@ def rank_heat_map(ranks: ArrayLike, totals: ArrayLike, methods: Sequence[str], c
         digits = 0 if (fractions == 0).all() else 1 if np.isin(fractions, (0, 0.5)).all() else 2
         for (row, column), value in np.ndenumerate(values):
             if not np.isnan(value):
-                color = "white" if shade[row, column] < 0.6 else "black"
+                color = "white" if shade[row, column] < 0.3 else "black"  # whichever has more contrast
                 axes.text(column, row, f"{value:.{digits}f}", ha="center", va="center", color=color)
         axes.set_xticks(range(len(names)), [literal(name, TICK, 2) for name in names])
         axes.xaxis.tick_top()

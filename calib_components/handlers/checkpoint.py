@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
+import math
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -21,10 +21,10 @@ from monai.utils import set_determinism
 from calib_components.bundle import facts_in_use, running_config
 from calib_components.data import SliceDataset
 from calib_components.errors import InputError, reading, writing
-from calib_components.facts import Facts, has_other_facts, write_facts
-from calib_components.fingerprint import changes, fingerprint, fingerprint_of_cases
+from calib_components.facts import FACTS, Facts, facts_beside, has_other_facts, write_facts
+from calib_components.fingerprint import changes, fingerprint, fingerprint_of_cases, fingerprint_of_list
 from calib_components.handlers.temperature import EXPORT_ENDINGS
-from calib_components.handlers.weights import serialize
+from calib_components.handlers.weights import LAST, serialize
 from calib_components.posthoc import find_temperature, set_temperature
 
 __all__ = ["TrainingCheckpoint"]
@@ -87,13 +87,14 @@ class TrainingCheckpoint:
         dataset_dir: str | os.PathLike | None = None,
     ) -> None:
         self.best_path = Path(ckpt_dir) / "model.pt"
-        self.last_path = Path(ckpt_dir) / "last.ckpt"
+        self.last_path = Path(ckpt_dir) / LAST
         if isinstance(network, torch.nn.parallel.DistributedDataParallel):
             network = network.module
         self.stateful: dict[str, Any] = {"network": network, "optimizer": optimizer, "lr_scheduler": lr_scheduler}
         self.evaluator = evaluator
         self.seed = seed
         self.resume = resume
+        self._told = False
         config = running_config()
         self.facts = facts_in_use(config) if config is not None and "facts" in config else None
         self.settings = _settings(
@@ -118,8 +119,8 @@ class TrainingCheckpoint:
         """Refuse to write other facts beside weights that are not trained here: they would be taken for theirs."""
         folder = self.best_path.parent
         found = [file for kind in WEIGHTS for file in sorted(folder.glob(f"[!.]*{kind}"))]
-        others = [file for file in found if file not in (self.best_path, self.last_path)]
-        if others and self.facts is not None and has_other_facts(self._own_facts(), folder):
+        others = [file for file in found if file != self.best_path]
+        if others and self.facts is not None and facts_beside(folder / FACTS) != self._own_facts():
             raise InputError(
                 f"ckpt_dir: expected a folder without weights of other data, got {others[0]}; choose another folder, "
                 "or move or delete it"
@@ -171,6 +172,16 @@ class TrainingCheckpoint:
             set_temperature(self.stateful["network"], 1.0)
 
     def _save(self, engine: Trainer) -> None:
+        best = self.evaluator.state
+        if best.best_metric_epoch != NEVER and math.isnan(best.best_metric):
+            best.best_metric_epoch = NEVER  # MONAI would keep it for ever: nothing is larger than NaN
+            if not self._told:
+                self._told = True
+                logging.getLogger(__name__).warning(
+                    "validation: expected a structure in a label or a prediction, got none after epoch %d; as long as "
+                    "there is none, model.pt holds the weights of the last epoch",
+                    engine.state.epoch,
+                )
         if idist.get_rank() != 0:
             return
         weights = self.stateful["network"].state_dict()
@@ -180,7 +191,6 @@ class TrainingCheckpoint:
                 f"{self.best_path.parent} are those of epochs before; try a lower learning_rate"
             )
         self.best_path.parent.mkdir(parents=True, exist_ok=True)
-        best = self.evaluator.state
         if best.best_metric_epoch in (engine.state.epoch, NEVER):
             with writing(self.best_path) as file:
                 file.write_bytes(serialize(weights))
@@ -210,7 +220,7 @@ def _settings(config: ConfigParser | None, datalist: Path, folder: Path) -> dict
     """All that decides the numbers of the run that is being configured, as plain data."""
     return {
         **(fingerprint(config.get()) if config is not None else {}),
-        "data": hashlib.sha256(datalist.read_bytes() if datalist.is_file() else b"").hexdigest(),
+        "data": fingerprint_of_list(datalist),
         CASES: fingerprint_of_cases(datalist, folder),
         "processes": idist.get_world_size(),
     }

@@ -15,10 +15,13 @@ from typing import Any
 import torch
 from ignite.engine import Engine, Events
 
+from calib_components.bundle import running_config
 from calib_components.errors import InputError, make_folder, reading, writing
 from calib_components.facts import FACTS, Facts, facts_beside, write_facts
+from calib_components.fingerprint import fingerprint_of_cases, fingerprint_of_list
 from calib_components.posthoc import find_temperature
 from calib_components.posthoc.network import HIGHEST_TEMPERATURE, LOWEST_TEMPERATURE
+from calib_components.transforms import PIXEL_SIZE_FACTOR
 
 __all__ = [
     "WeightsCheckpointLoader",
@@ -33,6 +36,7 @@ __all__ = [
 
 TEMPERATURE = "temperature"  # its name in a state dict
 MEMBERS = "members."  # what names in that of an ensemble begin with
+LAST = "last.ckpt"  # the state of a training, see `TrainingCheckpoint`
 
 
 def load_weights(network: torch.nn.Module, file: str | os.PathLike) -> None:
@@ -203,6 +207,7 @@ class WeightsCheckpointLoader:
         trained_on, file = facts_beside(self.load_path), Path(self.load_path).with_name(FACTS)
         if trained_on is not None and self.facts is not None:
             _compare_facts(trained_on, self.facts, file)
+            warn_of_other_split(self.load_path)
         load_weights(self.network, self.load_path)
         if trained_on is None:
             logging.getLogger(__name__).warning(
@@ -211,6 +216,32 @@ class WeightsCheckpointLoader:
                 file,
             )
         logging.getLogger(__name__).info("Loaded the weights in %s", self.load_path)
+
+
+def warn_of_other_split(file: str | os.PathLike) -> None:
+    """Warn of weights whose training, which is recorded beside them, had another list of the cases that are run.
+
+    Args:
+        file: File of the weights.
+
+    Raises:
+        InputError: The record of the training is broken.
+    """
+    config, state = running_config(), Path(file).with_name(LAST)
+    if config is None or not {"datalist", "dataset_dir"} <= config.get().keys() or not state.is_file():
+        return
+    datalist, folder = (Path(config.get_parsed_content(name)) for name in ("datalist", "dataset_dir"))
+    with reading(state, "a checkpoint of a training"):
+        settings = torch.load(state, map_location="cpu", weights_only=True, mmap=True)["settings"]
+        same_cases = settings.get("cases") == fingerprint_of_cases(datalist, folder)
+    if same_cases and datalist.is_file() and settings["data"] != fingerprint_of_list(datalist):
+        logging.getLogger(__name__).warning(
+            "%s: expected weights that were trained with %s, got ones of another list of the same cases, by %s beside "
+            "them; if their split was another one, some of these patients were trained on",
+            file,
+            datalist,
+            LAST,
+        )
 
 
 def _read(network: torch.nn.Module, file: str | os.PathLike) -> dict[str, torch.Tensor]:
@@ -303,6 +334,14 @@ def _compare_facts(trained_on: Facts, data: Facts, file: Path) -> None:
             logging.getLogger(__name__).warning(
                 "%s: expected weights of the data's %s, %s, got %s; compare results with care", file, name, own, got
             )
+    if trained_on.pixel_size is not None and data.pixel_size is not None:
+        (least, most), (smallest, largest) = trained_on.pixel_size, data.pixel_size
+        if smallest * PIXEL_SIZE_FACTOR < least or largest > most * PIXEL_SIZE_FACTOR:
+            logging.getLogger(__name__).warning(
+                "%s: expected weights of pixels like the data's, %.3g to %.3g mm, got %.3g to %.3g mm; do not rely on "
+                "results",
+                file, smallest, largest, least, most,
+            )  # fmt: skip
 
 
 def _ends(weights: Mapping[str, torch.Tensor]) -> tuple[int, int]:

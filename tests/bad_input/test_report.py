@@ -195,7 +195,7 @@ CASES = [
     Case("epochs a text", of_training(max_epochs="2"), "RESULTS/ce_dice/seed0/settings.json: training: expected max_ep"),
     Case("size a number", of_training(image_size=64), "RESULTS/ce_dice/seed0/settings.json: training: expected image_"),
     Case("seed not a number", replace(SETTINGS, '"seed": 0', '"seed": NaN'), f"RESULTS/{SETTINGS}: {A_JSON}the number"),
-    Case("another split", change(SETTINGS, evaluation={"split": "validation"}), "RESULTS/nacl/seed0: not comparable"),
+    Case("another split", change(SETTINGS, evaluation={"split": "validation"}), "RESULTS/nacl/seed0: expected the same split as "),
     # plan.json
     Case("plan an object", put("plan.json", "{}"), "RESULTS/plan.json: expected a list of cells, got {}"),
     Case("plan of texts", put("plan.json", '["nacl"]'), "RESULTS/plan.json: expected method, seed, commands, got 'nacl'"),
@@ -242,7 +242,7 @@ CASES = [
     Case(
         "another number of bins",
         bins(count=[[9]], num_correct=[[4.0]], confidence_sum=[[5.0]]),
-        "RESULTS/nacl/seed0: not comparable with RESULTS/ce_dice/seed0: bins of calibration.json differs",
+        "RESULTS/nacl/seed0: expected the same bins of calibration.json as RESULTS/ce_dice/seed0, got another",
     ),
     # logits.json
     Case("logits a list", put(LOGITS, "[]"), f"RESULTS/{LOGITS}: {SOME_LOGITS}"),
@@ -251,7 +251,7 @@ CASES = [
     Case("ragged logits", change(LOGITS, magnitudes=[[1], [1, 2]]), f"RESULTS/{LOGITS}: {SOME_LOGITS}setting an array"),
     Case("logits below 0", change(LOGITS, magnitudes=[[-1.0] * 4] * 4), f"RESULTS/{LOGITS}: expected names and magni"),
     Case("class names of numbers", change(LOGITS, class_names=[0, 1, 2, 3]), f"RESULTS/{LOGITS}: expected names and"),
-    Case("other class names", change(LOGITS, class_names=list("abcd")), "RESULTS/nacl/seed0: not comparable with "),
+    Case("other class names", change(LOGITS, class_names=list("abcd")), "RESULTS/nacl/seed0: expected the same class_names of "),
     # summary.json
     Case("summary a list", put(SUMMARY, "[]"), f"RESULTS/{SUMMARY}: {A_SUMMARY}"),
     Case("no spurious", change(SUMMARY, spurious=None), f"RESULTS/{SUMMARY}: {A_SUMMARY}one that lacks 'spurious'"),
@@ -276,7 +276,7 @@ CASES = [
     Case(
         "folds beside cells of one split",
         lambda results: make_finished_cell(results, "svls", 0, 0.1, fold=0),
-        "RESULTS/svls/seed0_fold0: not comparable with RESULTS/ce_dice/seed0: folds differs",
+        "RESULTS/svls/seed0_fold0: expected the same folds as RESULTS/ce_dice/seed0, got another",
     ),
     # arguments
     Case("out is results", nothing, f"{OWN_FOLDER}RESULTS, which holds the results", ("RESULTS", "--out", "RESULTS")),

@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -224,6 +225,45 @@ def test_other_errors_are_shown_as_ever(tmp_path: Path, capsys: pytest.CaptureFi
 )  # fmt: skip
 def test_values_that_are_right(name: str, value: Any) -> None:
     check_values(ConfigParser({name: value}))
+
+
+@pytest.mark.parametrize(
+    ("bundle", "tta", "any_orientation"),
+    [("flare_ct", True, None), ("acdc_mri", "true", False), ("flare_ct", False, None), ("acdc_mri", True, None)],
+)
+def test_orientations_that_were_not_trained_on_are_not_averaged_over(
+    bundle: str, tta: Any, any_orientation: bool | None
+) -> None:
+    folder, config = ROOT / "bundles" / f"{bundle}_nacl_segmentation", ConfigParser()
+    config.read_config(str(folder / "configs/inference.yaml"))
+    config.update({"tta": tta, "bundle_root": str(folder)})
+    if any_orientation is not None:
+        config["any_orientation"] = any_orientation
+    if tta and (bundle == "flare_ct" or any_orientation is False):
+        with pytest.raises(InputError, match=r"^tta: expected false for a network that was not trained on slices in a"):
+            check_values(config)
+    else:
+        check_values(config)
+
+
+def test_processes_that_do_not_share_the_work_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("calib_components.bundle._running_workflow", lambda: SimpleNamespace(parser=ConfigParser()))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")  # as torchrun does
+    with pytest.raises(InputError, match=r"^config_file: expected configs/multi_gpu_train.yaml or multi_gpu_evaluate"):
+        start_run()
+
+
+@pytest.mark.parametrize(("interval", "warned"), [(1, 0), (4, 0), (60, 1), (200, 1)])
+def test_epochs_that_are_not_validated_are_warned_of(
+    interval: int, warned: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = ConfigParser()
+    config.read_config(str(ROOT / "bundles/acdc_mri_nacl_segmentation/configs/train.yaml"))
+    config.update({"val_interval": interval, "bundle_root": str(ROOT / "bundles/acdc_mri_nacl_segmentation")})
+    check_values(config)
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) == warned
+    assert all(f"expected a divisor of max_epochs, 100, got {interval}; epochs after" in line for line in lines)
 
 
 def test_a_slice_axis_without_effect_is_refused() -> None:

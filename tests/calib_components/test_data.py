@@ -456,3 +456,11 @@ def test_patients_that_are_trained_on_as_well_are_warned_of(tmp_path: Path, capl
     (data / "datalist.json").write_text(json.dumps(content))
     read_datalist(data / "datalist.json", "testing", data, SIZE, 1)
     assert "1 of the patients for testing are trained on as well, such as p7." in caplog.text
+    caplog.clear()
+    content["training"][0]["patient"] = content["validation"][0]["patient"] = None  # a patient of their own each
+    content["validation"][1]["patient"] = " p7 "
+    (data / "datalist.json").write_text(json.dumps(content))
+    read_datalist(data / "datalist.json", "validation", data, SIZE, 1)
+    assert caplog.text == ""
+    read_datalist(data / "datalist.json", "testing", data, SIZE, 1)
+    assert "1 of the patients for testing choose the epoch as well, such as p7." in caplog.text

@@ -177,7 +177,7 @@ def test_finished_cells_are_skipped_and_other_settings_are_an_error(compared: Pa
     assert done.out.count("seed 0: finished before") == 2
     done = run_here(command(prepared, compared, "ce_dice", max_epochs=3))
     assert done.code == 1
-    assert "ce_dice/seed0: made with other settings (max_epochs); delete it" in done.err
+    assert "ce_dice/seed0: expected results of the same settings, got others (max_epochs); delete it" in done.err
     assert settings.stat().st_mtime_ns == before
 
 

@@ -47,7 +47,7 @@ def train(
         bundle: Folder of the ACDC bundle.
     """
     set_up(rounds, threads)
-    logging.disable(logging.INFO)
+    logging.disable(logging.WARNING)  # of the interval of validations, too
     images = torch.randn(slices, 1, size, size)
     labels = torch.randint(4, (slices, 1, size, size), dtype=torch.uint8)
     data = [{"image": i, "label": y} for i, y in zip(images, labels, strict=True)]

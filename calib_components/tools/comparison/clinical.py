@@ -187,6 +187,7 @@ def chosen_thresholds(found: Evaluations, chosen: Mapping[str, float]) -> str:
         change = paired_difference(own, usual, found.patients)
         size = " ".join([number(change.mean, "dsc", DIFFERENCE), *interval(change, "dsc", DIFFERENCE)])
         parts.append(f"{name} {threshold:.2f} (DSC {size} against {USUAL})")
+    parts += [f"none for {name}, which they lack" for name in evaluation.threshold_structures if name not in chosen]
     return f"Thresholds chosen on the validation cases: {', '.join(parts)}."
 
 
@@ -249,7 +250,9 @@ def expected_dsc_section(found: Evaluations) -> Section | None:
         notes = " ".join(interval(correlation, "rho"))
         worst, count, _ = worst_cases(expected, true)
         named = f"{method.label} {number(correlation.mean, 'rho')} {notes}".strip()
-        texts.append(f"{named}, {worst} of {count}")
+        texts.append(
+            f"{named}, {f'{worst} of {count}' if count else 'of equal DSC, so that it is open which are the worst'}"
+        )
         places = _places(true)
         for place, index in enumerate(np.argsort(expected, kind="stable"), start=1):
             case = printable(found.first.cases[index])

@@ -95,6 +95,7 @@ class _Calibration(NamedTuple):
     confidence: float
     accuracy: float
     gap: Estimate
+    size: float  # sum over bins of mean differences of confidence and accuracy, whatever their signs
     p_value: float  # that all bins are right
     p_value_of_gap: float  # that confidence is right as a mean
     cases: int
@@ -137,12 +138,11 @@ def _verdict(found: _Calibration, p_value: float) -> tuple[str, str]:
         return "unknown", "that cannot be told"
     if p_value >= SIGNIFICANT:
         return "none", "no miscalibration is shown"
-    if found.p_value_of_gap >= SIGNIFICANT or found.gap.low <= 0 <= found.gap.high:
-        return "shown", "the model is too confident in some bins and not confident enough in others"
-    direction = "over" if found.gap.mean > 0 else "under"
-    if abs(found.gap.mean) < SLIGHT:
-        return "slight", f"the model is slightly {direction}confident"
-    return "shown", f"the model is {direction}confident"
+    verdict, slightly = ("slight", "slightly ") if found.size < SLIGHT else ("shown", "")
+    untold = found.p_value_of_gap >= SIGNIFICANT or found.gap.low <= 0 <= found.gap.high
+    if untold or abs(found.gap.mean) < found.size / 2:
+        return verdict, f"the model is {slightly}too confident in some bins and not confident enough in others"
+    return verdict, f"the model is {slightly}{'over' if found.gap.mean > 0 else 'under'}confident"
 
 
 def _in_region(method: Method, region: str, patients: Sequence[str]) -> _Calibration:
@@ -155,6 +155,7 @@ def _in_region(method: Method, region: str, patients: Sequence[str]) -> _Calibra
         confidence,
         accuracy,
         mean_with_interval(total, patients),
+        float(np.abs(mean_of_defined(gaps)).sum()),
         sign_flip_p_value(gaps, patients),
         sign_flip_p_value(total[:, None], patients),
         int((~np.isnan(total)).sum()),

@@ -59,8 +59,8 @@ ABOUT_FURTHER = {
 }
 ABOUT_TEMPERATURE = (
     "+ T: the same network, its logits divided by the temperature T, which was fitted on the validation split of its "
-    "own data (below T: its 95 % interval). T > 1: the network was overconfident there; T < 1: underconfident. The "
-    "segmentation stays the same. "
+    "own data (below T: its 95 % interval; of several seeds, from the lowest T to the highest). T > 1: the network was "
+    "overconfident there; T < 1: underconfident. The segmentation stays the same. "
 )
 ABOUT_TEMPERATURE_OF_FOLDS = (
     "Here T is one number for the networks of all folds, fitted on the validation splits of all. Each test patient "
@@ -277,7 +277,7 @@ def temperature_section(results: Results) -> Section:
         f"the validation cases (region {results.first.settings.calibration.get('region', 'all')}). "
     )
     for warning, labels in _warnings(results).items():
-        caption += f"{', '.join(labels)}: {warning} "
+        caption += f"{'; '.join(labels)}: {warning} "
     header = ["", "T", "test set", *(heading(measure, "foreground") for measure in measures)]
     return Section("temperature", "What temperature changes", caption.strip(), header, rows, records)
 
@@ -286,9 +286,11 @@ def _warnings(results: Results) -> dict[str, list[str]]:
     """Return what to know of the temperatures, and the methods that it is said of."""
     labels: dict[str, list[str]] = {}
     for method in results.methods:
-        for fit in (cell.temperature for cell in method.cells if cell.temperature is not None):
-            for warning in fit.warnings():
-                labels[warning] = list(dict.fromkeys([*labels.get(warning, []), method.label]))
+        several = len(method.runs) > 1
+        for cell in method.cells:
+            label = f"{method.label}, seed {cell.settings.seed}" if several else method.label
+            for warning in cell.temperature.warnings() if cell.temperature is not None else ():
+                labels[warning] = list(dict.fromkeys([*labels.get(warning, []), label]))
     return labels
 
 

@@ -267,7 +267,10 @@ class Comparison:
     @property
     def resampled(self) -> str:
         """What intervals are over, as text."""
-        return "seeds and patients" if self.has_several_runs else "patients"
+        several = [len(method.runs) > 1 for method in self.methods]
+        if all(several):
+            return "seeds and patients"
+        return "patients, and seeds where a method has several" if any(several) else "patients"
 
     @property
     def has_regions(self) -> bool:

@@ -230,7 +230,7 @@ def _ranks_section(datasets: Sequence[RankedDataset], ranking: Ranking) -> tuple
         for row, record, total in zip(rows, records, totals, strict=True):
             row.append(TableCell(number(total, "sum_rank")))
             record[f"sum_rank_on_{dataset.name}"] = total
-    resampled = "seeds and patients" if any(d.plain.has_several_runs for d in datasets) else "patients"
+    resampled = max((dataset.plain.resampled for dataset in datasets), key=len)
     caption = (
         f"By {', '.join(names[:-1])} and {names[-1]} on each data set; {ABOUT_RANKS} Columns of data sets: the part of "
         f"the sum-rank. Of the last two columns: 95 % intervals, of the sum-rank over {resampled}, of the "
@@ -240,9 +240,8 @@ def _ranks_section(datasets: Sequence[RankedDataset], ranking: Ranking) -> tuple
     pictures = [Picture(f"{name}_{ranking.name}", title, png) for name, title, png in pictures]
     rows = [[*row, *line] for row, line in zip(rows, cells, strict=True)]
     section = Section(f"ranks_{ranking.name}", ranking.title, caption, header, rows, records, pictures)
-    first, second = (records[i] for i in sorted(range(len(records)), key=lambda i: records[i]["sum_rank"])[:2])
-    order = "and" if first["sum_rank"] == second["sum_rank"] else "then"
-    labels = {method.name: method.label for method in methods}
-    sums = {record["method"]: line[0] for record, line in zip(records, cells, strict=True)}
-    shown = [" ".join([labels[r["method"]], sums[r["method"]].text, *sums[r["method"]].notes]) for r in (first, second)]
-    return section, f"{ranking.title}: lowest sum-rank {shown[0]}, {order} {shown[1]}."
+    shown: dict[float, list[str]] = {}
+    for method, record, line in zip(methods, records, cells, strict=True):
+        shown.setdefault(record["sum_rank"], []).append(" ".join([method.label, line[0].text, *line[0].notes]))
+    lowest = [" and ".join(shown[total]) for total in sorted(shown)[:2]]
+    return section, f"{ranking.title}: lowest sum-rank {', then '.join(lowest)}."

@@ -82,7 +82,9 @@ def to_markdown(title: str, conclusion: str, notice: str, sections: Sequence[Sec
             lines = [[_escaped_in_table(name) for name in section.header], ["---"] * len(section.header)]
             lines += [[_cell_markdown(cell) for cell in row] for row in section.rows]
             parts.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
-        parts += [f"![{_escaped(picture.title)}]({quote(picture.name)}.png)" for picture in section.pictures]
+        for picture in section.pictures:
+            title = _escaped(picture.title)
+            parts += [f"**{title}**", f"![{_escaped(section.title)}: {title}]({quote(picture.name)}.png)"]
     return "\n\n".join(parts) + "\n"
 
 
@@ -154,7 +156,8 @@ def _section_html(section: Section) -> str:
         data = base64.b64encode(picture.png).decode()
         width = int.from_bytes(picture.png[16:20], "big") * 5 // 9  # sharp on high-resolution screens
         least = f' style="min-width: {WIDE}px"' if width > WIDE else ""
-        image = f'<img width="{width}"{least} alt="{title}" src="data:image/png;base64,{data}">'
+        alt = f"{html.escape(section.title)}: {title}"
+        image = f'<img width="{width}"{least} alt="{alt}" src="data:image/png;base64,{data}">'
         parts.append(f"<figure><figcaption>{title}</figcaption>\n{image}</figure>")
     return "\n".join(parts)
 

@@ -303,8 +303,8 @@ def check_unchanged(cell: PlannedCell) -> None:
             changes = read_settings(folder).changes(cell.settings, evaluated)
             if changes:
                 raise InputError(
-                    f"{folder}: made with other settings ({', '.join(changes)}); delete it to run the cell again, or "
-                    "choose another --out"
+                    f"{folder}: expected results of the same settings, got others ({', '.join(changes)}); delete it to "
+                    "run the cell again, or choose another --out"
                 )
     if cell.results.is_dir() and (cell.unfinished_steps() or cell.steps_of_all_folds()):
         made = read_settings(cell.results)
@@ -356,7 +356,7 @@ def check_comparable(cells: Sequence[PlannedCell], out: Path) -> None:
     for cell in cells:
         for name, other in ((cells[0].name, cells[0].settings), *others):
             if differences := cell.settings.differences(other):
-                raise InputError(f"{cell.name}: not comparable with {name}: {', '.join(differences)} differs")
+                raise InputError(f"{cell.name}: expected the same {', '.join(differences)} as {name}, got another")
     fold_of: dict[str, int | None] = {}
     for cell in cells:
         for patient in cell.settings.patients.values():

@@ -91,8 +91,9 @@ def report(results: Path, out: Path = Path("report"), reference: str | None = No
         sections.append(variation_section(found))
     if found.has_regions and len(found.at(Condition(scaled=True)).methods) > 1:
         sections.append(calibration_ranks_section(found))
-    sections += [ranks_section(found, about=about), reliability_section(found), logits_section(found)]
-    sections += [structures_section(found), cells_section(found)]
+    if len(found.methods) > 1:
+        sections.append(ranks_section(found, about=about))
+    sections += [reliability_section(found), logits_section(found), structures_section(found), cells_section(found)]
     notice = " ".join(_notices(found, None if base else reference or REFERENCE))
     cases = cases_sections(found, base, ABOUT_CONTOURS)
     write_report(title, conclude(found, base), notice, cases, sections, out)

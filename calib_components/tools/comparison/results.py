@@ -274,7 +274,8 @@ def _check_comparable(cells: Sequence[FinishedCell]) -> None:
                 _refuse(evaluation.folder, earlier.folder, [f"ground truth of {changed[0]}"])
         run = (cell.settings.method, cell.settings.seed)
         of_run = scaled.setdefault(run, cell) if cell.temperature is not None else cell
-        if of_run.temperature != cell.temperature:
+        fits = [None if one.temperature is None else one.temperature.to_dict() for one in (of_run, cell)]  # without NaN
+        if fits[0] != fits[1]:
             raise InputError(
                 f"{cell.folder}: expected one temperature for all folds, got another one than {of_run.folder}"
             )
@@ -295,7 +296,7 @@ def _other_form(one: CellEvaluation, other: CellEvaluation) -> list[str]:
 
 def _refuse(folder: Path, other: Path, differing: Sequence[str]) -> None:
     if differing:
-        raise InputError(f"{folder}: not comparable with {other}: {', '.join(differing)} differs")
+        raise InputError(f"{folder}: expected the same {', '.join(differing)} as {other}, got another")
 
 
 class PlanEntry(NamedTuple):

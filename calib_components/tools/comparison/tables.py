@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -26,6 +27,8 @@ __all__ = [
 MEAN, DIFFERENCE = "", "+"  # styles of a number, see number
 NONE = "n/a"  # in place of a number
 SIGNIFICANT = 0.05
+SCORES = ("ece", "cece", "smooth_ece", "nll", "brier")  # of which a small one is not 0
+MOST_DIGITS = 5
 MEASURES = {**METRICS, "smooth_ece": Measure("smooth ECE", False)}
 OF_STRUCTURES = ("dsc", "hd95")  # means over structures, whatever the region
 
@@ -66,6 +69,8 @@ def number(value: float, measure: str, style: str = MEAN) -> str:
     if measure == "sum_rank":
         return f"{value:g}"
     digits = (2 if measure.startswith(("hd95", "mean_case_rank")) else 3) + (style == DIFFERENCE)
+    if measure.startswith(SCORES) and 0 < abs(value) < 0.5 * 10**-digits:
+        digits = min(MOST_DIGITS, -math.floor(math.log10(abs(value))))  # all voxels may make them tiny
     return f"{round(value, digits) + 0.0:{style}.{digits}f}"  # + 0.0: no -0.000
 
 

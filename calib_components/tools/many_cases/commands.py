@@ -196,8 +196,8 @@ def _check_unchanged(file: Path, settings: Mapping[str, Any], run: BundleRun, ha
             changed = changes(before, settings) if before != settings else []
         if changed:
             raise InputError(
-                f"{run.output_dir}: made with other settings ({', '.join(changed)}); delete it to run its cases again, "
-                "or choose another --output_dir"
+                f"{run.output_dir}: expected results of the same settings, got others ({', '.join(changed)}); delete "
+                "it to run its cases again, or choose another --output_dir"
             )
     elif has_results:
         raise InputError(

@@ -86,7 +86,10 @@ def prepare_cases(
         _print_notes({case.name: sources[case.name] for case in done}, facts)
         if gone := sorted(prepared - {case.name for case in cases}):
             print(f"{out}: {_such_as(gone, 'prepared case')} not in the data set any more, and not listed")
-        training = write_datalists(done, facts, out, fractions, seed, folds)
+        listed = write_datalists(done, facts, out, fractions, seed, folds)
+        training, validation = ([item["case"] for item in listed[split]] for split in ("training", "validation"))
+        if validation and all(sources[case]["classes"] == [0] for case in validation):
+            print("No structure in any label for validation, which so chooses no epoch. See --fractions and --seed.")
         if not folds and (stale := sorted(out.glob(FOLD.format("*")))):
             print(f"{stale[0]}: kept as it is, and {len(stale) - 1} more; give --folds to list the folds again")
         write_facts(replace(facts, pixel_size=_pixel_size(out, training or [case.name for case in done])), out)

@@ -88,7 +88,7 @@ def divide(groups: Mapping[str, str], fractions: Sequence[float], seed: int) -> 
 
 def write_datalists(
     cases: Sequence[Case], facts: Facts, out: Path, fractions: Sequence[float], seed: int, folds: int | None
-) -> list[str]:
+) -> dict[str, list[dict[str, str]]]:
     """Split the patients of prepared cases, write the lists for MONAI, and print what is in each split.
 
     `out/datalist.json` is one split by `fractions`. If `folds` are given, `out/datalist_fold0.json` and so on are the
@@ -103,7 +103,7 @@ def write_datalists(
         folds: See `split_folds`; None for no cross-validation.
 
     Returns:
-        Names of the training cases in `out/datalist.json`.
+        The items of `out/datalist.json`, by split.
 
     Raises:
         InputError: A patient would change the split that it has in a present list, there are more folds than patients,
@@ -149,7 +149,7 @@ def write_datalists(
         print("No patient for validation: training will keep the weights of its last epoch. See --fractions.")
     if folds:
         print(f"{out}: {folds} folds, {FOLD.format(0)} to {FOLD.format(folds - 1)}, each patient tested in one of them")
-    return [item["case"] for item in listed["training"]]
+    return listed
 
 
 def check_folds(folds: int | None, patients: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import errno
+import math
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -41,7 +42,9 @@ def train(
     )
     scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, [max_epochs // 2])
     best_epoch = options.pop("best_epoch", -1)  # by default, none was validated yet
-    evaluator: Any = SimpleNamespace(state=SimpleNamespace(best_metric=-1, best_metric_epoch=best_epoch))
+    evaluator: Any = SimpleNamespace(
+        state=SimpleNamespace(best_metric=options.pop("best_metric", -1), best_metric_epoch=best_epoch)
+    )
     if change := options.pop("at_epoch_2", None):
         trainer.add_event_handler(Events.EPOCH_STARTED(once=2), change)
     TrainingCheckpoint(folder, network, optimizer, scheduler, evaluator, seed=0, **options).attach(trainer)
@@ -58,6 +61,17 @@ def test_model_is_that_of_the_best_epoch(tmp_path: Path) -> None:
     assert model == second["network"]
     assert model != last["network"]
     assert (last["epoch"], last["best_metric_epoch"]) == (4, 2)
+
+
+def test_model_is_that_of_the_last_epoch_where_no_metric_is_defined(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """MONAI takes the first NaN for the best metric, and no later number is larger than NaN."""
+    last = train(tmp_path, best_epoch=1, best_metric=math.nan)
+    assert torch.load(tmp_path / "model.pt", weights_only=True) == last["network"]
+    assert (last["epoch"], last["best_metric_epoch"]) == (4, -1)
+    (line,) = (record.getMessage() for record in caplog.records if record.levelname == "WARNING")
+    assert line.startswith("validation: expected a structure in a label or a prediction, got none after epoch 1; ")
 
 
 def test_scaler_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

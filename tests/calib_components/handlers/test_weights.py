@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections import OrderedDict
@@ -11,10 +12,12 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from ignite.engine import Engine
+from monai.bundle import ConfigParser
 from monai.networks.nets import UNet
 
 from calib_components.errors import InputError
 from calib_components.facts import Facts, write_facts
+from calib_components.fingerprint import fingerprint_of_cases, fingerprint_of_list
 from calib_components.handlers import WeightsCheckpointLoader, load_torchscript, load_weights
 from calib_components.handlers.weights import check_weights, join_weights, with_temperature
 from calib_components.posthoc import EnsembleUNet, TemperatureScaled, TemperatureUNet
@@ -41,6 +44,38 @@ def test_weights_are_in_the_network_when_the_engine_starts(wrap: Callable[[Any],
     assert not torch.equal(other[0].weight, trained[0].weight)
     engine.run([0])
     torch.testing.assert_close(other.state_dict(), trained.state_dict(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("change", "warned"), [("", 0), ("split", 1), ("cases", 0), ("no record", 0)])
+def test_weights_of_another_split_of_the_cases_are_warned_of(
+    change: str, warned: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    datalist, folder = tmp_path / "datalist.json", tmp_path / "weights"
+    for case in "ab":
+        (tmp_path / case).mkdir()
+        (tmp_path / case / "source.json").write_text(json.dumps({"content": case}))
+    a, b = ({"image": f"{case}/image.nii"} for case in "ab")
+    datalist.write_text(json.dumps({"training": [a], "testing": [b]}))
+    folder.mkdir()
+    trained = network()
+    torch.save(trained.state_dict(), folder / "model.pt")
+    write_facts(TestFactsOfTheData.DATA, folder)
+    settings = {"data": fingerprint_of_list(datalist), "cases": fingerprint_of_cases(datalist, tmp_path)}
+    if change != "no record":
+        torch.save({"settings": settings}, folder / "last.ckpt")
+    if change == "split":
+        datalist.write_text(json.dumps({"training": [b], "testing": [a]}))
+    if change == "cases":
+        datalist.write_text(json.dumps({"training": [b], "testing": []}))
+    config = ConfigParser({"datalist": str(datalist), "dataset_dir": str(tmp_path)})
+    monkeypatch.setattr("calib_components.handlers.weights.running_config", lambda: config)
+    engine = Engine(lambda *_: None)
+    WeightsCheckpointLoader(folder / "model.pt", network(), TestFactsOfTheData.DATA).attach(engine)
+    engine.run([0])
+    lines = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert [line.startswith(f"{folder}/model.pt: expected weights that were trained with") for line in lines] == (
+        [True] * warned
+    )
 
 
 class TestFactsOfTheData:
@@ -103,6 +138,15 @@ class TestFactsOfTheData:
     ) -> None:
         self.load(tmp_path, data, **trained_on)
         assert [record for record in caplog.records if record.levelname == "WARNING"] == []
+
+    @pytest.mark.parametrize(("sizes", "warned"), [([1.0, 1.1], 0), ([0.4, 5.9], 0), ([0.3, 1.5], 1), ([1.0, 6.1], 1)])
+    def test_pixels_of_another_size_are_warned_of(
+        self, sizes: list[float], warned: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        self.load(tmp_path, replace(self.DATA, pixel_size=sizes), pixel_size=[1.0, 2.0])
+        lines = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+        expected = f"{tmp_path}/facts.yaml: expected weights of pixels like the data's, {sizes[0]:g} to {sizes[1]:g} mm"
+        assert lines == [f"{expected}, got 1 to 2 mm; do not rely on results"] * warned
 
     def test_weights_without_facts_are_warned_of(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         self.load(tmp_path, self.DATA)

@@ -248,7 +248,7 @@ def test_every_fold_is_evaluated_on_the_whole_of_a_further_test_set(tmp_path: Pa
             lambda cell: (cell / "temperature/cases.csv").write_text(
                 (cell / "temperature/cases.csv").read_text().replace("ece_all", "ece_some")
             ),
-            r"seed0/temperature: not comparable with .*ce_dice/seed0: columns of cases.csv differs",
+            r"seed0/temperature: expected the same columns of cases.csv as .*ce_dice/seed0, got another",
         ),
     ],
 )

@@ -115,6 +115,17 @@ def test_is_the_same_byte_for_byte_and_replaces_another_report(folders: list[Pat
     assert not list(out.glob("*_paper*"))
 
 
+def test_methods_of_equal_sum_rank_are_named_together(tmp_path: Path) -> None:
+    """The same numbers under three names."""
+    folders = [_renamed(make(tmp_path / name, METHODS, 0)) for name in ("heart", "abdomen")]
+    for folder in folders:
+        for cases in folder.glob("*/seed*/cases.csv"):
+            cases.write_bytes((folder / "ce_dice" / cases.parent.name / "cases.csv").read_bytes())
+    report_datasets(folders, tmp_path / "report")
+    first = (tmp_path / "report" / "report.md").read_text().split("\n\n")[1]
+    assert "lowest sum-rank CE+DSC 16 [16, 16] and SVLS 16 [16, 16] and NACL 16 [16, 16]." in first
+
+
 def test_without_temperature_or_regions_there_is_no_ranking_by_them(folders: list[Path], tmp_path: Path) -> None:
     plain = _renamed(make(tmp_path / "plain", METHODS, 0, temperature=None))
     report_datasets([folders[0], plain], tmp_path / "report")

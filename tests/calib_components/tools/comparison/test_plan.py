@@ -162,9 +162,9 @@ class TestFurtherTestSets:
         self.finish(data, {"b": scanner})
         (scanner / "datalist.json").write_text(json.dumps(make_datalist("x", "y", "z")))
         planned = self.plan(data, {"b": scanner})
-        with pytest.raises(InputError, match=r"made with other settings \(test set b\)"):
+        with pytest.raises(InputError, match=r"expected results of the same settings, got others \(test set b\)"):
             check_unchanged(planned)
-        with pytest.raises(InputError, match=r"mbls.*not comparable with .*nacl_max/seed0: test set b differs"):
+        with pytest.raises(InputError, match=r"mbls.*expected the same test set b as .*nacl_max/seed0, got another"):
             check_comparable([replace(planned, name="mbls", results=data / "mbls")], data.parent / "out")
 
 
@@ -193,7 +193,7 @@ def test_overrides_that_the_fingerprints_do_not_show_are_recorded(data: Path) ->
     hidden = {"train::handlers": [], "validate::handlers": [], "rank": 1}
     cell = plan(data, **inert, **shown, **hidden)
     assert cell.settings.overrides == hidden
-    with pytest.raises(InputError, match=r"not comparable with .*: train::handlers, .* differs"):
+    with pytest.raises(InputError, match=r"expected the same train::handlers, .* as .*, got another"):
         check_comparable([plan(data, **shown), cell], data.parent / "out")
 
 
@@ -298,7 +298,9 @@ def test_cell_made_with_other_settings_is_an_error(
     getattr(made, folder).mkdir(parents=True)
     write_settings(made.settings, getattr(made, folder))
     check_unchanged(made)
-    with pytest.raises(InputError, match=rf"nacl_max/seed0: made with other settings {message}; delete it"):
+    with pytest.raises(
+        InputError, match=rf"nacl_max/seed0: expected results of the same settings, got others {message}; delete it"
+    ):
         check_unchanged(planned)
 
 
@@ -307,7 +309,9 @@ def test_another_evaluation_invalidates_results_but_not_a_training(data: Path) -
     for folder in (made.results, made.work):
         folder.mkdir(parents=True)
         write_settings(made.settings, folder)
-    with pytest.raises(InputError, match=r"out/nacl_max/seed0: made with other settings \(split\)"):
+    with pytest.raises(
+        InputError, match=r"out/nacl_max/seed0: expected results of the same settings, got others \(split\)"
+    ):
         check_unchanged(planned)
     shutil.rmtree(made.results)
     check_unchanged(planned)
@@ -319,7 +323,7 @@ def test_other_data_invalidate_a_cell(data: Path) -> None:
     write_settings(made.settings, made.work)
     listed = json.loads((data / "datalist.json").read_text())
     (data / "datalist.json").write_text(json.dumps({**listed, "validation": []}))
-    with pytest.raises(InputError, match=r"made with other settings \(the data\)"):
+    with pytest.raises(InputError, match=r"expected results of the same settings, got others \(the data\)"):
         check_unchanged(plan(data))
 
 
@@ -342,7 +346,7 @@ def test_cases_that_hold_something_else_invalidate_a_cell(data: Path) -> None:
     check_unchanged(plan(data))
     check_unchanged(unknown)
     sources[0].write_text('{"content": "2"}')
-    with pytest.raises(InputError, match=r"made with other settings \(the data\)"):
+    with pytest.raises(InputError, match=r"expected results of the same settings, got others \(the data\)"):
         check_unchanged(plan(data))
     assert made.settings.differences(plan(data, cell_seed=1).settings) == ["cases"]
     assert made.settings.differences(unknown.settings) == []
@@ -400,7 +404,7 @@ def test_loss_file_that_changes_more_than_the_loss_is_not_comparable(
     mine = bundle / "configs" / "losses" / "mine.yaml"
     mine.write_text(yaml.safe_dump({"loss": {"_target_": "torch.nn.CrossEntropyLoss"}, **changes}))
     cells = [plan(data, setting, bundle) for setting in (NACL_MAX, Setting("mine", "mine", "mine"))]
-    with pytest.raises(InputError, match=f"mine, seed 0: not comparable with nacl_max, seed 0: {message} differs"):
+    with pytest.raises(InputError, match=f"mine, seed 0: expected the same {message} as nacl_max, seed 0, got another"):
         check_comparable(cells, data.parent / "out")
 
 
@@ -411,7 +415,7 @@ def test_cells_that_are_not_planned_are_compared_too(data: Path, state: str) -> 
     folder.mkdir(parents=True)
     write_settings(made.settings, folder)
     check_comparable([made], data.parent / "out")
-    with pytest.raises(InputError, match=r"nacl_max, seed 0: not comparable with .*ce_dice/seed0: learning_rate diff"):
+    with pytest.raises(InputError, match=r"nacl_max, seed 0: expected the same learning_rate as .*ce_dice/seed0, got"):
         check_comparable([plan(data)], data.parent / "out")
 
 
@@ -499,7 +503,9 @@ class TestFolds:
         """As earlier versions fitted it."""
         cell = self.plan(folds, NACL_MAX, 0)
         self.finish(cell, calibration={"split": "validation", "region": "all"})
-        with pytest.raises(InputError, match=r"seed0_fold0: made with other settings \(calibration\)"):
+        with pytest.raises(
+            InputError, match=r"seed0_fold0: expected results of the same settings, got others \(calibration\)"
+        ):
             check_unchanged(cell)
 
     def test_fold_that_is_trained_again_needs_the_others_again(self, folds: Path) -> None:
@@ -516,7 +522,7 @@ class TestFolds:
         other = PRESETS["table1"][0]
         cells = [self.plan(folds, setting, fold) for setting in (NACL_MAX, other) for fold in (0, 1)]
         check_comparable(cells, folds.parent / "out")
-        with pytest.raises(InputError, match=r"ce_dice, seed 0: not comparable with nacl_max.*: folds differs"):
+        with pytest.raises(InputError, match=r"ce_dice, seed 0: expected the same folds as nacl_max.*, got another"):
             check_comparable([cells[0], plan(folds, other)], folds.parent / "out")
 
     @pytest.mark.parametrize("folds_given", [1, 3])

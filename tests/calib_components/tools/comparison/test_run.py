@@ -188,7 +188,7 @@ class TestArguments:
         shutil.copytree(ACDC / "configs", tmp_path / "bundle" / "configs")
         mine = tmp_path / "bundle" / "configs" / "losses" / "mine.yaml"
         mine.write_text("loss:\n  _target_: torch.nn.CrossEntropyLoss\nlearning_rate: 0.01\n")
-        message = "mine, seed 0: not comparable with nacl, seed 0: learning_rate differs"
+        message = "mine, seed 0: expected the same learning_rate as nacl, seed 0, got another"
         with pytest.raises(InputError, match=message):
             compare_losses(**{**options(data, tmp_path / "out", "nacl", "mine"), "bundle": tmp_path / "bundle"})
         assert not (tmp_path / "out").exists()
@@ -568,7 +568,9 @@ class TestMadeUpCells:
         other = replace(cell.settings, training={"max_epochs": 2})
         cell.work.mkdir(parents=True)
         write_settings(other, cell.work)
-        with pytest.raises(InputError, match=r"work/cell: made with other settings \(max_epochs\)"):
+        with pytest.raises(
+            InputError, match=r"work/cell: expected results of the same settings, got others \(max_epochs\)"
+        ):
             run_cell(cell)
         assert read_settings(cell.work) == other
 

@@ -261,12 +261,13 @@ class TestInference:
         infer(**options)
         before = files(options["output_dir"])
         with pytest.raises(
-            InputError, match=r"out: made with other settings \(tta \(false, now true\)\); delete it to"
+            InputError,
+            match=r"out: expected results of the same settings, got others \(tta \(false, now true\)\); delete it to",
         ):
             infer(**options, tta=True)
         others = make_weights(ACDC, tmp_path / "others")
         (others / "model.pt").write_bytes((weights / "model.pt").read_bytes() + b"x")
-        with pytest.raises(InputError, match=r"made with other settings \(weights \("):
+        with pytest.raises(InputError, match=r"expected results of the same settings, got others \(weights \("):
             infer(**{**options, "ckpt_dir": str(others)})
         assert files(options["output_dir"]) == before
 
@@ -396,7 +397,7 @@ class TestEvaluation:
         datalist = options["dataset_dir"] / "datalist.json"
         listed = json.loads(datalist.read_text())
         datalist.write_text(json.dumps({**listed, "testing": listed["testing"][:1]}))
-        with pytest.raises(InputError, match=r"made with other settings \(datalist \("):
+        with pytest.raises(InputError, match=r"expected results of the same settings, got others \(datalist \("):
             evaluate(**options)
 
     def test_data_that_were_prepared_anew_are_measured_again(

@@ -161,6 +161,18 @@ class TestNotes:
         other = np.asanyarray(nib.load(out / "patient001_frame09" / "label.nii").dataobj)
         np.testing.assert_array_equal(label, other)
 
+    def test_no_structure_for_validation(
+        self, src: Path, out: Path, prepare: Prepare, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        note = "No structure in any label for validation, which so chooses no epoch. See --fractions and --seed."
+        prepare(out=out.with_name("whole"), fractions=(0.5, 0.5, 0.0))
+        assert note not in capsys.readouterr().out
+        (validated, *_) = json.loads((out.with_name("whole") / "datalist.json").read_text())["validation"]
+        for file in src.rglob(f"{validated['patient']}_*_gt.nii.gz"):
+            save(file, np.zeros_like(np.asanyarray(nib.load(file).dataobj)))
+        prepare(out=out, fractions=(0.5, 0.5, 0.0))
+        assert note in capsys.readouterr().out
+
     def test_slices_along_different_axes(
         self, src: Path, out: Path, prepare: Prepare, capsys: pytest.CaptureFixture[str]
     ) -> None:
