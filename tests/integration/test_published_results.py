@@ -646,6 +646,26 @@ def test_intervals_hold_as_often_as_the_page_says() -> None:
     assert f"those of three seeds held it in {100 * held:.0f} %" in text
 
 
+def test_cross_entropy_alone_is_as_the_page_says() -> None:
+    fit = read_temperature(FURTHER / "cross_entropy/seed0/temperature")
+    text = section("## Beyond the seven", "### The shipped")
+    assert f"(T = {fit.temperature:.2f}; its interval, {fit.low:.2f} to {fit.high:.2f}, holds 1)" in text
+    assert f"(one network) needed no temperature (T = {fit.temperature:.2f})" in section("# Results", "## Three seeds")
+    losses = " ".join((ROOT / "docs/losses.md").read_text().split())
+    assert f"of cross-entropy alone [{fit.temperature:.2f}](results.md#beyond-the-seven)" in losses
+    seeds, further = read_results(SEEDS), read_results(FURTHER)
+    for place in ("", "bssfp", "lge"):
+        at = {m.name: m for results in (seeds, further) for m in results.at(Condition(place)).methods}
+        control, patients = at["cross_entropy"].by_run("nll_all"), seeds.at(Condition(place)).patients
+        for name in ("nacl_softmax", "entropy_penalty", "svls"):
+            difference = paired_difference(control, at[name].by_run("nll_all"), patients)
+            assert difference.low < 0 < difference.high
+        if not place:
+            nacl = paired_difference(at["nacl"].by_run("nll_all"), control, patients)
+            shown = f"NACL's NLL at home is {nacl.mean:.3f} higher"
+            assert shown in section("### What the paper claims", "## Beyond the seven")
+
+
 def test_variation_is_that_of_the_report() -> None:
     rows = {
         row["method"]: row
@@ -683,16 +703,16 @@ def test_myocardium_has_a_lower_dsc_in_most_patients() -> None:
         means[method.name] = {patient: fmean(values) for patient, values in of_patients.items()}
     methods = {method.name: method.by_run("dsc_MYO") for method in found.methods}
     further = read_results(FURTHER).methods
-    methods |= {method.name: method.by_run("dsc_MYO") for method in further if method.name == "nacl_softmax"}
+    methods |= {method.name: method.by_run("dsc_MYO") for method in further}
     higher, intervals = [], []
-    for name in ("nacl_softmax", "entropy_penalty", "svls"):
+    for name in ("cross_entropy", "nacl_softmax", "entropy_penalty", "svls"):
         difference = paired_difference(methods["ce_dice"], methods[name], found.patients)
         higher.append(f"{difference.mean:.3f}")
         intervals.append(f"{difference.low:.3f} to {difference.high:.3f}")
-    shown = "is {} (NACL on the softmax), {} (ECP) and {} (SVLS) higher (95 % intervals {}; {}; {})".format(
-        *higher, *intervals
-    )
-    assert shown in section("## What to use when", "## Three seeds")
+    shown = "is {} (CE), {} (NACL on the softmax), {} (ECP) and {} (SVLS) higher (95 % intervals {}; {}; {}; {})"
+    assert shown.format(*higher, *intervals) in section("## What to use when", "## Three seeds")
+    control = f"has a DSC of the myocardium of {np.nanmean(methods['cross_entropy']):.3f}."
+    assert control in section("### What they show", "### Where the rankings")
     reference = means.pop("ce_dice")
     lower = [sum(of[patient] < reference[patient] for patient in reference) for of in means.values()]
     all_means = [fmean(of.values()) for of in means.values()]
@@ -708,6 +728,7 @@ def test_readme_has_the_nll_of_the_reports() -> None:
         "CE + Dice": ("three_seeds/report/means{}.csv", "ce_dice", "without"),
         "CE + Dice, temperature": ("three_seeds/report/means{}.csv", "ce_dice", "with"),
         "ECP (entropy penalty)": ("three_seeds/report/means{}.csv", "entropy_penalty", "without"),
+        "cross-entropy alone (one network)": ("further/report/means{}.csv", "cross_entropy", "without"),
         "NACL on the softmax": ("further/report/means{}.csv", "nacl_softmax", "without"),
         "SVLS": ("three_seeds/report/means{}.csv", "svls", "without"),
         "NACL on the logits": ("three_seeds/report/means{}.csv", "nacl", "without"),
@@ -757,6 +778,8 @@ def test_shipped_weights_are_of_the_setting_that_the_protocol_chooses() -> None:
     ends_of_fits = f"(T = {min(fits):.2f} to {max(fits):.2f}"
     assert f"{ends_of_fits}, CE + Dice" in section("## Beyond the seven", "### The shipped")
     assert f"leaves it overconfident {ends_of_fits})" in section("## What to use when", "## Three seeds")
+    (control,) = (row for row in read_reported(FURTHER, "cells") if row["method"] == "cross_entropy")
+    assert f"Cross-entropy alone has {float(control[column]):.4f} (one network): the protocol" in text
     ensemble = read_temperature(ROOT / "results/acdc/ensembles/own/ensemble_of_ce_dice_T").nll_after
     assert f"The ensemble of CE + Dice with a temperature ({ensemble:.4f})" in text
     page = " ".join((BUNDLE / "docs/README.md").read_text().split())
@@ -765,6 +788,7 @@ def test_shipped_weights_are_of_the_setting_that_the_protocol_chooses() -> None:
     assert shown in page
     of_ecp = [float(cell[column]) for cell in of_method["entropy_penalty"]]
     assert f"ECP is next, {ecp} ({min(of_ecp):.4f} to {max(of_ecp):.4f})" in page
+    assert f"measured as a control: {float(control[column]):.4f}, one network" in page
     fit = read_temperature(SHIPPED / "temperature")
     assert f"T = {fit.temperature:.2f}, which is in the weights" in page
     assert f"(95 % interval {fit.low:.2f} to {fit.high:.2f})" in page

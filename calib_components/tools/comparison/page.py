@@ -84,7 +84,7 @@ def to_markdown(title: str, conclusion: str, notice: str, sections: Sequence[Sec
             parts.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
         for picture in section.pictures:
             title = _escaped(picture.title)
-            parts += [f"**{title}**", f"![{_escaped(section.title)}: {title}]({quote(picture.name)}.png)"]
+            parts += [f"*{title}*", f"![{_escaped(section.title)}: {title}]({quote(picture.name)}.png)"]
     return "\n\n".join(parts) + "\n"
 
 

@@ -157,7 +157,9 @@ def test_diagrams_show_the_regions_without_and_with_temperature(whole: Path, pag
 
 def test_means_are_drawn_for_each_test_set_with_patients_enough(page: Path) -> None:
     assert sorted(path.name for path in page.glob("means*.png")) == ["means.png"]  # "scanner" has three patients
-    assert "![Means with 95 % intervals; hollow: with temperature](means.png)" in (page / "report.md").read_text()
+    assert (
+        "![Means: Means with 95 % intervals; hollow: with temperature](means.png)" in (page / "report.md").read_text()
+    )
 
 
 def test_network_that_predicts_no_foreground_has_no_diagram_of_it(results: Path) -> None:
