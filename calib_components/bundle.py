@@ -55,10 +55,12 @@ def start_run(folders: Sequence[str] = ()) -> None:
     if workflow is None:
         return
     config = workflow.parser
-    if int(os.environ.get("LOCAL_WORLD_SIZE", 1)) > 1 and not torch.distributed.is_initialized():  # by torchrun
+    by_torchrun = "LOCAL_WORLD_SIZE" in os.environ and int(os.environ.get("WORLD_SIZE", 1)) > 1
+    if by_torchrun and not torch.distributed.is_initialized():
+        expected = "configs/multi_gpu_train.yaml or multi_gpu_evaluate.yaml among the files"
         raise InputError(
-            "config_file: expected configs/multi_gpu_train.yaml or multi_gpu_evaluate.yaml among the files for several "
-            "processes, got none: each would do all the work"
+            f"config_file: expected {expected if 'validate' in config else 'inference in one process'}, got several "
+            "processes that would each do all the work"
         )
     _check_typed_paths(sys.argv)
     check_ids(config, workflow.config_root_path, {workflow.init_id, workflow.run_id, workflow.final_id})
@@ -160,13 +162,15 @@ def check_values(config: ConfigParser) -> None:
             if not is_right(value):
                 raise InputError(f"{name}: expected {expected}, got {value!r}")
     if "train" in config and "split" not in config:  # nor to be evaluated
-        epochs, interval = (config.get_parsed_content(name) for name in ("max_epochs", "val_interval"))
+        epochs, interval = (config.get_parsed_content(name, default=1) for name in ("max_epochs", "val_interval"))
         if epochs % interval:
             logging.getLogger(__name__).warning(
-                "val_interval: expected a divisor of max_epochs, %d, got %d; epochs after the last validation are not "
-                "chosen from",
+                "val_interval: expected a divisor of max_epochs, %d, got %d; %s",
                 epochs,
                 interval,
+                "nothing is validated, and model.pt is that of the last epoch"
+                if interval > epochs
+                else "epochs after the last validation are not chosen from",
             )
     if [config.get_parsed_content(name, default=None) for name in ("tta", "any_orientation")] == [True, False]:
         raise InputError(

@@ -246,6 +246,11 @@ class InSlabsd(MapTransform):
         return item
 
 
+def has_other_pixels(sizes: Sequence[float], trained_on: Sequence[float]) -> bool:
+    """Return whether pixels, from the smallest size to the largest, are far smaller or larger than those trained on."""
+    return sizes[0] * PIXEL_SIZE_FACTOR < trained_on[0] or sizes[1] > trained_on[1] * PIXEL_SIZE_FACTOR
+
+
 class CheckVolumed(MapTransform):
     """Check a preprocessed volume, and warn if its pixels are unlike those that the network was trained on.
 
@@ -270,7 +275,7 @@ class CheckVolumed(MapTransform):
             if self.pixel_size is not None and isinstance(image, MetaTensor):
                 smallest, largest = self.pixel_size
                 sizes = affine_to_spacing(image.affine, dtype=np.float64)[:2]
-                if sizes.min() * PIXEL_SIZE_FACTOR < smallest or sizes.max() > largest * PIXEL_SIZE_FACTOR:
+                if has_other_pixels((sizes.min(), sizes.max()), self.pixel_size):
                     logging.getLogger(__name__).warning(
                         "%s: expected pixels of %.3g to %.3g mm on the network's grid, as it was trained on, got "
                         "%.3g x %.3g mm; do not rely on its result",

@@ -173,13 +173,15 @@ class TrainingCheckpoint:
 
     def _save(self, engine: Trainer) -> None:
         best = self.evaluator.state
-        if best.best_metric_epoch != NEVER and math.isnan(best.best_metric):
-            best.best_metric_epoch = NEVER  # MONAI would keep it for ever: nothing is larger than NaN
+        if best.best_metric_epoch != NEVER and (best.best_metric == 0 or math.isnan(best.best_metric)):
+            # Where labels have no structure, the DSC is NaN or 0, of which MONAI would keep the first for ever.
+            best.best_metric_epoch = NEVER
             if not self._told:
                 self._told = True
                 logging.getLogger(__name__).warning(
-                    "validation: expected a structure in a label or a prediction, got none after epoch %d; as long as "
-                    "there is none, model.pt holds the weights of the last epoch",
+                    "validation: expected a DSC above 0, got %g after epoch %d; until there is one, model.pt holds the "
+                    "weights of the last epoch",
+                    best.best_metric,
                     engine.state.epoch,
                 )
         if idist.get_rank() != 0:

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from ignite.engine import Engine, Events
+from monai.bundle import ConfigParser
 
 from calib_components.bundle import running_config
 from calib_components.errors import InputError, make_folder, reading, writing
@@ -21,7 +22,7 @@ from calib_components.facts import FACTS, Facts, facts_beside, write_facts
 from calib_components.fingerprint import fingerprint_of_cases, fingerprint_of_list
 from calib_components.posthoc import find_temperature
 from calib_components.posthoc.network import HIGHEST_TEMPERATURE, LOWEST_TEMPERATURE
-from calib_components.transforms import PIXEL_SIZE_FACTOR
+from calib_components.transforms import has_other_pixels
 
 __all__ = [
     "WeightsCheckpointLoader",
@@ -207,7 +208,8 @@ class WeightsCheckpointLoader:
         trained_on, file = facts_beside(self.load_path), Path(self.load_path).with_name(FACTS)
         if trained_on is not None and self.facts is not None:
             _compare_facts(trained_on, self.facts, file)
-            warn_of_other_split(self.load_path)
+            if (config := running_config()) is not None:
+                warn_of_other_split(self.load_path, config)
         load_weights(self.network, self.load_path)
         if trained_on is None:
             logging.getLogger(__name__).warning(
@@ -218,23 +220,25 @@ class WeightsCheckpointLoader:
         logging.getLogger(__name__).info("Loaded the weights in %s", self.load_path)
 
 
-def warn_of_other_split(file: str | os.PathLike) -> None:
+def warn_of_other_split(file: str | os.PathLike, config: ConfigParser) -> None:
     """Warn of weights whose training, which is recorded beside them, had another list of the cases that are run.
 
     Args:
         file: File of the weights.
+        config: What is run; without a list of cases, there is nothing to say.
 
     Raises:
         InputError: The record of the training is broken.
     """
-    config, state = running_config(), Path(file).with_name(LAST)
-    if config is None or not {"datalist", "dataset_dir"} <= config.get().keys() or not state.is_file():
+    state = Path(file).with_name(LAST)
+    if not {"datalist", "dataset_dir"} <= config.get().keys() or not state.is_file():
         return
     datalist, folder = (Path(config.get_parsed_content(name)) for name in ("datalist", "dataset_dir"))
-    with reading(state, "a checkpoint of a training"):
+    with reading(state, "a checkpoint of a training, or no file"):
         settings = torch.load(state, map_location="cpu", weights_only=True, mmap=True)["settings"]
-        same_cases = settings.get("cases") == fingerprint_of_cases(datalist, folder)
-    if same_cases and datalist.is_file() and settings["data"] != fingerprint_of_list(datalist):
+        cases, listed = settings["cases"], settings["data"]
+    known = cases is not None and cases == fingerprint_of_cases(datalist, folder)
+    if known and listed != fingerprint_of_list(datalist):
         logging.getLogger(__name__).warning(
             "%s: expected weights that were trained with %s, got ones of another list of the same cases, by %s beside "
             "them; if their split was another one, some of these patients were trained on",
@@ -336,7 +340,7 @@ def _compare_facts(trained_on: Facts, data: Facts, file: Path) -> None:
             )
     if trained_on.pixel_size is not None and data.pixel_size is not None:
         (least, most), (smallest, largest) = trained_on.pixel_size, data.pixel_size
-        if smallest * PIXEL_SIZE_FACTOR < least or largest > most * PIXEL_SIZE_FACTOR:
+        if has_other_pixels((smallest, largest), trained_on.pixel_size):
             logging.getLogger(__name__).warning(
                 "%s: expected weights of pixels like the data's, %.3g to %.3g mm, got %.3g to %.3g mm; do not rely on "
                 "results",

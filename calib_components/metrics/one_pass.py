@@ -202,7 +202,8 @@ class _Expected:
             at, values = (index + lanes * size).flatten(), confidence.flatten()
             if kind == "classwise":
                 # Nearly all probabilities of many classes are in the first bin, whose sums are what the others leave.
-                others = (index % num_bins > 0).flatten().nonzero().squeeze(1)
+                are_others = index % num_bins > 0
+                others, has_first = are_others.flatten().nonzero().squeeze(1), ~are_others.all(1)
                 at, values, columns = at[others], values[others], others.remainder_(len(lanes))
             for region, weight, count, total in self._weights(voxels, confidence):
                 if kind == "top_label":
@@ -213,7 +214,7 @@ class _Expected:
                     counts, sums = (
                         sum_by_index(at, of_others, size).view(-1, num_bins) for of_others in (part, part * values)
                     )
-                    counts[:, 0] = (count - counts.sum(1)).clamp_min(0)
+                    counts[:, 0] = (count - counts.sum(1)).clamp_min(0).where(has_first, 0)
                     sums[:, 0] = (total - sums.sum(1)).clamp_min(0).minimum(counts[:, 0])  # but for rounding, it is
                     fields = [counts, sums]
                 for field, of_bins in enumerate(fields):
@@ -240,7 +241,8 @@ class _Expected:
                 # predicted: so sums of confidences.
                 everywhere, where_predicted = (observed[region]["classwise"][1] for region in NEEDED)
                 inside = classes[-self.bins.rows["classwise"] :, None]
-                result["classwise"][2] = inside * everywhere + (1 - inside) * union * where_predicted
+                correct = inside * everywhere + (1 - inside) * union * where_predicted
+                result["classwise"][2] = correct.minimum(result["classwise"][0])  # but for rounding, it is
             results.append({f"{kind}_if_true": fields for kind, fields in result.items()})
         return results
 

@@ -246,10 +246,19 @@ def test_orientations_that_were_not_trained_on_are_not_averaged_over(
         check_values(config)
 
 
-def test_processes_that_do_not_share_the_work_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("calib_components.bundle._running_workflow", lambda: SimpleNamespace(parser=ConfigParser()))
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")  # as torchrun does
-    with pytest.raises(InputError, match=r"^config_file: expected configs/multi_gpu_train.yaml or multi_gpu_evaluate"):
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [({"validate": {}}, "configs/multi_gpu_train.yaml or multi_gpu_evaluate.yaml"), ({}, "inference in one process")],
+)
+def test_processes_that_do_not_share_the_work_are_refused(
+    content: dict[str, Any], expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "calib_components.bundle._running_workflow", lambda: SimpleNamespace(parser=ConfigParser(content))
+    )
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")  # as torchrun does, on two machines
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match=rf"^config_file: expected {expected}.*, got several processes"):
         start_run()
 
 
@@ -263,7 +272,8 @@ def test_epochs_that_are_not_validated_are_warned_of(
     check_values(config)
     lines = [record.getMessage() for record in caplog.records]
     assert len(lines) == warned
-    assert all(f"expected a divisor of max_epochs, 100, got {interval}; epochs after" in line for line in lines)
+    ending = "nothing is validated" if interval > 100 else "epochs after the last validation"
+    assert all(f"expected a divisor of max_epochs, 100, got {interval}; {ending}" in line for line in lines)
 
 
 def test_a_slice_axis_without_effect_is_refused() -> None:

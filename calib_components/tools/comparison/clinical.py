@@ -250,9 +250,7 @@ def expected_dsc_section(found: Evaluations) -> Section | None:
         notes = " ".join(interval(correlation, "rho"))
         worst, count, _ = worst_cases(expected, true)
         named = f"{method.label} {number(correlation.mean, 'rho')} {notes}".strip()
-        texts.append(
-            f"{named}, {f'{worst} of {count}' if count else 'of equal DSC, so that it is open which are the worst'}"
-        )
+        texts.append(f"{named}, {f'{worst} of {count}' if count else 'where equal values leave open which these are'}")
         places = _places(true)
         for place, index in enumerate(np.argsort(expected, kind="stable"), start=1):
             case = printable(found.first.cases[index])

@@ -21,11 +21,12 @@ from calib_components.tools.comparison.statistics import (
     paired_difference,
 )
 
-__all__ = ["TOLERANCE", "Comparison", "Evaluation", "Method", "Run", "same_cases"]
+__all__ = ["TOLERANCE", "WHERE_SEVERAL", "Comparison", "Evaluation", "Method", "Run", "same_cases"]
 
 T = TypeVar("T", bound=Hashable)
 TOLERANCE = 1e-6  # of values in files
 CONCLUDED = ("nll_all", "ece_all", "ece_predicted")
+WHERE_SEVERAL = "patients, and seeds where a method has several"  # what intervals are over
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -270,7 +271,7 @@ class Comparison:
         several = [len(method.runs) > 1 for method in self.methods]
         if all(several):
             return "seeds and patients"
-        return "patients, and seeds where a method has several" if any(several) else "patients"
+        return WHERE_SEVERAL if any(several) else "patients"
 
     @property
     def has_regions(self) -> bool:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from calib_components.errors import InputError
 from calib_components.tools.comparison.cell_settings import Condition
 from calib_components.tools.comparison.means import ABOUT_REGIONS, Row, mean_rows
+from calib_components.tools.comparison.measured import WHERE_SEVERAL
 from calib_components.tools.comparison.page import Picture, Section, TableCell
 from calib_components.tools.comparison.published import RANKED
 from calib_components.tools.comparison.ranks import column_ranks, means_over_common_cases
@@ -230,7 +231,8 @@ def _ranks_section(datasets: Sequence[RankedDataset], ranking: Ranking) -> tuple
         for row, record, total in zip(rows, records, totals, strict=True):
             row.append(TableCell(number(total, "sum_rank")))
             record[f"sum_rank_on_{dataset.name}"] = total
-    resampled = max((dataset.plain.resampled for dataset in datasets), key=len)
+    over = {dataset.plain.resampled for dataset in datasets}
+    resampled = over.pop() if len(over) == 1 else WHERE_SEVERAL
     caption = (
         f"By {', '.join(names[:-1])} and {names[-1]} on each data set; {ABOUT_RANKS} Columns of data sets: the part of "
         f"the sum-rank. Of the last two columns: 95 % intervals, of the sum-rank over {resampled}, of the "

@@ -14,6 +14,7 @@ from calib_components.bundle import check_ids, check_values
 from calib_components.errors import InputError, check_writable, make_folder, reading, writing
 from calib_components.fingerprint import EVALUATION, INFERENCE, changes
 from calib_components.handlers.evaluation_writing import check_evaluation, check_once
+from calib_components.handlers.weights import warn_of_other_split
 from calib_components.inference import ImageFolder, find_images
 from calib_components.tools.comparison.arguments import check_path
 from calib_components.tools.comparison.datalists import digest
@@ -119,6 +120,7 @@ def evaluate(
     with explaining(files[0].parent):
         cases = [PreparedCase(item) for item in config.get_parsed_content("validate::dataset::data")]
         weights = digest_weights(config.get_parsed_content("load_path"))
+        warn_of_other_split(config.get_parsed_content("load_path"), config)
         settings["datalist"] = digest(Path(config.get_parsed_content("datalist")))
     run = Evaluation(tuple(files), options, output_dir, weights)
     check_once([case.name for case in cases])

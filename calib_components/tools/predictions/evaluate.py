@@ -50,6 +50,7 @@ REPORT, CASES = "report", "cases"  # folders inside the output folder, of the pa
 MEASURED = ".measured"  # likewise, of the cases of an evaluation that is not finished
 REGIONS = ("all", "predicted", "plausible", "predicted_band", "union", "band")
 DRAWS = 20
+RECORD = 2  # version of what is kept of a measured case
 CUBIC_MM = 1000  # in a millilitre
 
 
@@ -271,7 +272,7 @@ def _stamp(case: Case, classes: Classes, temperature: float | None, image: Path 
     """Say what a case is measured from, and how."""
     files = [*case.prediction.files, case.label, *case.prediction.grids, *([image] if image else [])]
     states = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    return json.dumps([__version__, case.prediction.kind, repr(classes), temperature, states])
+    return json.dumps([__version__, RECORD, case.prediction.kind, repr(classes), temperature, states])
 
 
 def _find_images(folder: Path, cases: Sequence[Case]) -> dict[str, Path]:

@@ -63,15 +63,16 @@ def test_model_is_that_of_the_best_epoch(tmp_path: Path) -> None:
     assert (last["epoch"], last["best_metric_epoch"]) == (4, 2)
 
 
-def test_model_is_that_of_the_last_epoch_where_no_metric_is_defined(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("metric", [math.nan, 0.0])
+def test_model_is_that_of_the_last_epoch_where_labels_have_no_structure(
+    metric: float, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """MONAI takes the first NaN for the best metric, and no later number is larger than NaN."""
-    last = train(tmp_path, best_epoch=1, best_metric=math.nan)
+    last = train(tmp_path, best_epoch=1, best_metric=metric)
     assert torch.load(tmp_path / "model.pt", weights_only=True) == last["network"]
     assert (last["epoch"], last["best_metric_epoch"]) == (4, -1)
     (line,) = (record.getMessage() for record in caplog.records if record.levelname == "WARNING")
-    assert line.startswith("validation: expected a structure in a label or a prediction, got none after epoch 1; ")
+    assert line.startswith(f"validation: expected a DSC above 0, got {metric:g} after epoch 1; until there is one, ")
 
 
 def test_scaler_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

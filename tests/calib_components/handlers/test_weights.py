@@ -46,7 +46,7 @@ def test_weights_are_in_the_network_when_the_engine_starts(wrap: Callable[[Any],
     torch.testing.assert_close(other.state_dict(), trained.state_dict(), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize(("change", "warned"), [("", 0), ("split", 1), ("cases", 0), ("no record", 0)])
+@pytest.mark.parametrize(("change", "warned"), [("", 0), ("split", 1), ("cases", 0), ("unknown", 0), ("no record", 0)])
 def test_weights_of_another_split_of_the_cases_are_warned_of(
     change: str, warned: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -61,6 +61,10 @@ def test_weights_of_another_split_of_the_cases_are_warned_of(
     torch.save(trained.state_dict(), folder / "model.pt")
     write_facts(TestFactsOfTheData.DATA, folder)
     settings = {"data": fingerprint_of_list(datalist), "cases": fingerprint_of_cases(datalist, tmp_path)}
+    if change == "unknown":  # of an earlier version, or prepared elsewhere
+        settings["cases"] = None
+        (tmp_path / "a" / "source.json").unlink()
+        datalist.write_text(json.dumps({"training": [b], "testing": [a]}))
     if change != "no record":
         torch.save({"settings": settings}, folder / "last.ckpt")
     if change == "split":
