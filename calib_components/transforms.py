@@ -275,7 +275,7 @@ class CheckVolumed(MapTransform):
             if self.pixel_size is not None and isinstance(image, MetaTensor):
                 smallest, largest = self.pixel_size
                 sizes = affine_to_spacing(image.affine, dtype=np.float64)[:2]
-                if has_other_pixels((sizes.min(), sizes.max()), self.pixel_size):
+                if has_other_pixels((float(sizes.min()), float(sizes.max())), self.pixel_size):
                     logging.getLogger(__name__).warning(
                         "%s: expected pixels of %.3g to %.3g mm on the network's grid, as it was trained on, got "
                         "%.3g x %.3g mm; do not rely on its result",
