@@ -32,6 +32,7 @@ __all__ = [
     "load_torchscript",
     "load_weights",
     "serialize",
+    "warn_of_other_split",
     "with_temperature",
 ]
 
