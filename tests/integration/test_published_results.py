@@ -16,6 +16,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import nibabel
 import numpy as np
 import pytest
 from monai.bundle import ConfigParser
@@ -968,13 +969,16 @@ def test_brats_page_has_the_numbers_of_leave_one_out() -> None:
             *(float(found[measure, temperature][name]) for name in ("mean", "low", "high"))
         )
 
-    assert f"DSC {shown('dsc_WT')} for the whole tumour, {shown('dsc_TC')} for\nits core, 0 for" in page
+    text = " ".join(page.split())
+    assert f"DSC {shown('dsc_WT')} for the whole tumour, {shown('dsc_TC')} for its core, 0 for" in text
     for title, temperature in (("as trained", "without"), ("T = 0.61", "with")):
         cells = (shown(measure, temperature) for measure in ("nll_all", "ece_all", "ece_predicted"))
         assert f"| {title} | {' | '.join(cells)} |" in page
+    assert found["dsc_ET", None]["cases"] == "6"
+    of_case = {}
     for fold in range(7):
-        with open(BRATS / f"nacl/seed0_fold{fold}/cases.csv", newline="") as file:
-            (row,) = csv.DictReader(file)
+        (row,) = read_table(BRATS / f"nacl/seed0_fold{fold}/cases.csv")
+        of_case[row["case"].removeprefix("BraTS2021_")] = row
         dsc = (row[f"dsc_{name}"] for name in ("WT", "TC", "ET"))
         cells = " | ".join(f"{float(value):.2f}" if value else "-" for value in dsc)
         assert re.search(rf"\| {row['case']} \| [\d,]+ \| [\d,]+ \| {re.escape(cells)} \|", page)
@@ -983,9 +987,43 @@ def test_brats_page_has_the_numbers_of_leave_one_out() -> None:
     expected = {f"mean_dice_{name}": found[f"dsc_{short}", None] for name, short in names.items()}
     expected |= {f"mean_{name}": found[name, "with"] for name in ("nll_all", "ece_all", "ece_predicted")}
     assert metrics == {f"{name}_leave_one_out": round(float(row["mean"]), 3) for name, row in expected.items()}
+
+    def share(case: str, structure: str) -> float:
+        return float(of_case[case][f"segmented_volume_{structure}"]) / float(of_case[case][f"true_volume_{structure}"])
+
+    missed = [f"{100 - 100 * share('01479', name):.0f} %" for name in ("WT", "TC")]
+    assert "{} is missed, and {} of its core (01479)".format(*missed) in text
+    assert f"{share('01485', 'TC'):.0f} times its volume in 01485, {share('01481', 'TC'):.0f} times in 01481" in text
+    assert f"({float(of_case['01485']['true_volume_TC']):.0f} voxels in 01485)" in text
+    wrongly = (f"{float(of_case[case]['segmented_volume_ET']):.0f}" for case in ("01477", "01483"))
+    assert "marks some ({} and {} voxels in 01477 and 01483,".format(*wrongly) in text
+    plain, scaled = (
+        [share_of_bins(BRATS / f"nacl/seed0_fold{fold}" / place) for fold in range(7)] for place in ("", "temperature")
+    )
+    (before, right), (after, _) = (np.sum(sums, axis=0)[:2] / np.sum(sums, axis=0)[2] for sums in (plain, scaled))
+    assert (
+        f"{100 * before:.0f} % confident as trained, {100 * after:.0f} % with T, and {100 * right:.0f} % right" in text
+    )
+    of_cases = [100 * accurate / count for _, accurate, count in plain]
+    assert f"({min(of_cases):.0f} to {max(of_cases):.0f} % right)" in text
     temperature = read_temperature(BRATS / "nacl/seed0_fold0/temperature")
     interval = f"T = {temperature.temperature:.2f} (95 % interval {temperature.low:.2f} to {temperature.high:.2f})"
-    assert interval in " ".join(page.split())
+    assert interval in text
+
+
+@pytest.mark.skipif(not (SHARED / "data/brats").is_dir(), reason="needs ../shared/data/brats")
+def test_brats_page_has_the_sizes_of_the_labels() -> None:
+    page = (ROOT / "bundles/brats_mri_nacl_segmentation/docs/README.md").read_text()
+    for file in (SHARED / "data/brats").rglob("*_seg.nii*"):
+        codes = np.asarray(nibabel.load(file).dataobj)
+        core, enhancing = np.isin(codes, (1, 4)).sum(), (codes == 4).sum()
+        assert f"| {file.name.partition('_seg')[0]} | {core:,} | {enhancing:,} |" in page
+
+
+def share_of_bins(folder: Path) -> tuple[float, float, float]:
+    """Where a structure is predicted: sums of confidence and of correct voxels, and the number of voxels."""
+    bins = read_regions(folder)["predicted"]["top_label"]
+    return bins.confidence_sum.sum().item(), bins.num_correct.sum().item(), bins.count.sum().item()
 
 
 def test_flare_page_says_what_one_scan_teaches_of_the_other() -> None:
@@ -995,7 +1033,33 @@ def test_flare_page_says_what_one_scan_teaches_of_the_other() -> None:
     for summary in summaries:
         means = (summary[f"dsc_{name}"]["mean"] for name in ("liver", "kidneys", "spleen", "pancreas"))
         assert f" | {' | '.join(f'{mean:.2f}' for mean in means)} |" in page
-    assert f"has an ECE of {summaries[0]['ece_predicted']['mean']:.2f} where it predicts an organ" in page
+    (thick, correct, _), (thin, correct_on_thin, _) = (
+        100 * sums / sums[2] for sums in (np.array(share_of_bins(folder / f"seed0_fold{fold}")) for fold in (0, 1))
+    )
+    ece = f"(ECE {summaries[0]['ece_predicted']['mean']:.2f})"
+    shown = f"is {thick:.0f} % confident and {correct:.0f} % right on the scan with 3 mm voxels {ece}, and {thin:.0f} %"
+    assert f"{shown} and {correct_on_thin:.0f} % on that of 11 slices" in page
+    (found,) = read_table(folder / "seed0_fold1/cases.csv")
+    volumes = [
+        sum(float(value or 0) for name, value in found.items() if name.startswith(kind))
+        for kind in ("segmented_volume", "true_volume")
+    ]
+    assert volumes[0] < volumes[1] / 10
+    own = ROOT / "results/flare/training_scans"
+    dsc = json.loads((own / "summary.json").read_text())
+    liver, kidneys, spleen, pancreas = (
+        f"{dsc[f'dsc_{name}']['mean']:.2f}" for name in ("liver", "kidneys", "spleen", "pancreas")
+    )
+    shown = (
+        f"it has a DSC of {liver} for the liver, {kidneys} for the kidneys, {spleen} for the spleen and {pancreas} for"
+    )
+    assert shown in page
+    bins = read_regions(own)["predicted"]["top_label_per_case"]
+    confidence, accuracy = (
+        sorted(f"{100 * value:.0f}" for value in (sums.sum(1) / bins.count.sum(1)).tolist())
+        for sums in (bins.confidence_sum, bins.num_correct)
+    )
+    assert "is {} and {} % confident and {} and {} % right where".format(*confidence, *accuracy) in page
     metrics = json.loads((bundle / "configs/metadata.json").read_text())["eval_metrics"]
     mean = fmean(summary["dsc"]["mean"] for summary in summaries)
     assert metrics["mean_dice_of_networks_trained_on_the_other_scan"] == round(mean, 3)
