@@ -240,12 +240,12 @@ def test_confidence_and_accuracy_are_those_of_the_bins() -> None:
         for folder in ("", "temperature")
     }
     ls, nacl, fl = (gaps[method, ""] for method in ("label_smoothing", "nacl", "focal"))
-    others = [gaps[name, ""] for name in ("mbls", "entropy_penalty", "svls")] + [gaps["ce_dice", "temperature"]]
-    others.append(lge[0] - lge[1])
+    others = [gaps[name, ""] for name in ("mbls", "entropy_penalty", "svls")]
+    others += [gaps[name, "temperature"] for name in ("ce_dice", "focal")] + [lge[0] - lge[1]]
     shown = (
         f"LS and NACL as trained were overconfident by {ls:.0f} and {nacl:.0f} percentage points where a structure is "
-        f"predicted, MbLS, ECP, SVLS, NACL on the softmax and CE + Dice with a temperature by {min(others):.0f} to "
-        f"{max(others):.0f}; FL was underconfident by {-fl:.0f} even there"
+        f"predicted; MbLS, ECP, SVLS and NACL on the softmax, and FL and CE + Dice with a temperature, by "
+        f"{min(others):.0f} to {max(others):.0f}; FL as trained was underconfident by {-fl:.0f} even there"
     )
     assert shown in section("## What to use when", "## Three seeds")
 
@@ -662,7 +662,9 @@ def test_cross_entropy_alone_is_as_the_page_says() -> None:
         at = {m.name: m for results in (seeds, further) for m in results.at(Condition(place)).methods}
         control, patients = at["cross_entropy"].by_run("nll_all"), seeds.at(Condition(place)).patients
         alike = ("cross_entropy", "nacl_softmax", "entropy_penalty", "svls")
-        for one, other in itertools.combinations((at[name].by_run("nll_all") for name in alike), 2):
+        of_alike = [at[name].by_run("nll_all") for name in alike]
+        (ce_dice,) = (m for m in seeds.at(Condition(place, True)).methods if m.name == "ce_dice")
+        for one, other in itertools.combinations([*of_alike, ce_dice.by_run("nll_all")], 2):
             difference = paired_difference(one, other, patients)
             assert difference.low < 0 < difference.high
         if not place:
@@ -714,8 +716,21 @@ def test_myocardium_has_a_lower_dsc_in_most_patients() -> None:
         difference = paired_difference(methods["ce_dice"], methods[name], found.patients)
         higher.append(f"{difference.mean:.3f}")
         intervals.append(f"{difference.low:.3f} to {difference.high:.3f}")
-    shown = "is {} (CE), {} (NACL on the softmax), {} (ECP) and {} (SVLS) higher (95 % intervals {}; {}; {}; {})"
-    assert shown.format(*higher, *intervals) in section("## What to use when", "## Three seeds")
+    shown = (
+        "is {} (CE), {} (NACL on the softmax), {} (ECP) and {} (SVLS) higher with CE + Dice at home (95 % intervals {}"
+    )
+    text = section("## What to use when", "## Three seeds")
+    assert f"{shown.format(*higher, '; '.join(intervals))})" in text
+    for place in ("bssfp", "lge"):
+        folders = [results.at(Condition(place)) for results in (read_results(SEEDS), read_results(FURTHER))]
+        at = {method.name: method.by_run("dsc_MYO") for found in folders for method in found.methods}
+        of_alike = {name: at[name] for name in ("cross_entropy", "nacl_softmax", "entropy_penalty", "svls")}
+        for values in of_alike.values():
+            difference = paired_difference(values, at["ce_dice"], folders[0].patients)
+            assert difference.low < 0 < difference.high
+        if place == "bssfp":
+            means_of = sorted(f"{np.nanmean(values):.3f}" for values in of_alike.values())
+            assert f"on bSSFP lower ({np.nanmean(at['ce_dice']):.3f}; {means_of[0]} to {means_of[-1]})" in text
     control = f"has a DSC of the myocardium of {np.nanmean(methods['cross_entropy']):.3f}."
     assert control in section("### What they show", "### Where the rankings")
     reference = means.pop("ce_dice")
@@ -726,6 +741,30 @@ def test_myocardium_has_a_lower_dsc_in_most_patients() -> None:
         f"and lower in {min(lower)} to {max(lower)} of {len(reference)} patients"
     )
     assert shown in " ".join((ROOT / "docs/results.md").read_text().split())
+
+
+def test_short_form_has_the_numbers_of_the_reports() -> None:
+    def nll(temperature: str, test_set: str) -> str:
+        (mean,) = (
+            float(row["mean"])
+            for row in read_table(SEEDS / f"report/means{test_set}.csv")
+            if (row["method"], row["temperature"], row["measure"]) == ("ce_dice", temperature, "nll_all")
+        )
+        return f"{mean:.3f}"
+
+    text = section("## In short", "## Terms")
+    home, bssfp, lge = (f"from {nll('without', at)} to {nll('with', at)}" for at in ("", "_on_bssfp", "_on_lge"))
+    assert f"{home} at home, {bssfp} on bSSFP and {lge} on LGE" in text
+    home, _, lge = confidence_and_accuracy(SEEDS / "nacl")
+    assert "{:.0f} % confident and {:.0f} % right), and not first".format(*home) in text
+    assert "even NACL is {:.0f} % confident and {:.0f} % right".format(*lge) in text
+    summaries = (
+        json.loads((ROOT / f"results/acdc/ensembles/{place}/ensemble_of_ce_dice_T/summary.json").read_text())
+        for place in ("own", "bssfp", "lge")
+    )
+    assert (
+        "{:.3f} at home, {:.3f} on bSSFP and {:.3f} on LGE.".format(*(s["nll_all"]["mean"] for s in summaries)) in text
+    )
 
 
 def test_readme_has_the_nll_of_the_reports() -> None:
@@ -771,7 +810,8 @@ def test_shipped_weights_are_of_the_setting_that_the_protocol_chooses() -> None:
     assert (f"{method}/seed{seed}", column) == (f"{SHIPPED.parent.name}/{SHIPPED.name}", "val_nll_with_temperature")
     of_seeds = [read_temperature(SHIPPED.parent / f"seed{seed}/temperature").nll_after for seed in range(3)]
     text = section("### The shipped", "## Ensembles")
-    assert "({:.4f}; three seeds: {:.4f}, {:.4f} and {:.4f})".format(fmean(of_seeds), *of_seeds) in text
+    shown = "({:.4f}; three seeds: {:.4f}, {:.4f} and {:.4f}; the last two, run because the first led, {:.4f})"
+    assert shown.format(fmean(of_seeds), *of_seeds, fmean(of_seeds[1:])) in text
     lowest = {name: min(mean(name, column) for column in columns) for name in of_method}
     *first, _ = sorted(lowest, key=lambda name: lowest[name])
     assert first[:4] == [SHIPPED.parent.name, "entropy_penalty", "svls", "nacl_0.01"]
