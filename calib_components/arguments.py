@@ -1,4 +1,4 @@
-"""Checks of arguments, shared by losses and metrics: errors of the form `name: expected ..., got ...`."""
+"""Checks of arguments, shared by losses, metrics and others: errors of the form `name: expected ..., got ...`."""
 
 from __future__ import annotations
 

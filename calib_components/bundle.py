@@ -158,7 +158,12 @@ def check_values(config: ConfigParser) -> None:
         _check_device(config.get_parsed_content("device"), "validate" in config)
     for name, (expected, is_right) in OPTIONS.items():
         if name in config:
-            value = config.get_parsed_content(name)
+            try:
+                value = config.get_parsed_content(name)
+            except Exception as error:  # of MONAI, or whatever the expression raises
+                raise InputError(
+                    f"{name}: expected {expected}, got {config[name]!r}, a reference or expression of MONAI that fails"
+                ) from error
             if not is_right(value):
                 raise InputError(f"{name}: expected {expected}, got {value!r}")
     if "train" in config and "split" not in config:  # nor to be evaluated

@@ -46,11 +46,12 @@ def _are_folders(value: Any) -> bool:
 
 
 def _is_path(value: Any) -> bool:
-    # MONAI reads # as ::, and Fire as the beginning of a comment: files would go to another folder.
-    return isinstance(value, str) and value != "" and "#" not in value and "::" not in value
+    # MONAI reads # as ::, and Fire as the beginning of a comment; a shell leaves the ~ of --output_dir=~/results as it
+    # is. Files would go to another folder.
+    return isinstance(value, str) and value != "" and "#" not in value and "::" not in value and value[0] != "~"
 
 
-PATH = ("a path without # or ::; write ./NAME if it reads as a number", _is_path)
+PATH = ("a path without # or ::; write ./NAME if it reads as a number or begins with ~", _is_path)
 PATHS = (
     "bundle_root",
     "ckpt_dir",

@@ -44,6 +44,7 @@ SLAB = 2**22  # values of a slab: its voxels times the classes
 SLOPE = "scl_slope"  # of a map's metadata: the step of the whole numbers that it holds
 # The file's name that gzip keeps in its own header: programs that save a map again, such as viewers, leave it out.
 MARK = "map of calib_components"
+MOST_OF_A_SOFTMAX = 1.01  # interpolated and rounded
 COMPRESSION = 1  # higher levels of gzip take several times as long for a few per cent
 
 
@@ -51,9 +52,19 @@ def fill_background(probabilities: torch.Tensor) -> torch.Tensor:
     """Set the probability of the background, class 0 of `(N, *S)`, to 1 minus the sum of the other classes.
 
     Resampling to the image's own grid pads with zeros where the network did not see a voxel: there, background gets 1.
+
+    Raises:
+        InputError: These are not the probabilities of a softmax, such as of channels with a sigmoid each.
     """
     structures = probabilities[1:]
-    return torch.cat([1 - structures.sum(0, keepdim=True), structures]).clamp(0, 1)
+    sums = structures.sum(0, keepdim=True)
+    if len(structures) == 0 or sums.max() > MOST_OF_A_SOFTMAX:
+        got = f"sums of up to {sums.max():.3g}" if len(structures) else "one channel"
+        raise InputError(
+            f"probabilities: expected the background and classes that add up to at most 1, got {got}; leave this out "
+            "for channels with a sigmoid each"
+        )
+    return torch.cat([1 - sums, structures]).clamp(0, 1)
 
 
 def structure_probabilities(probabilities: torch.Tensor, structures: Sequence[Sequence[int]]) -> torch.Tensor:

@@ -38,11 +38,7 @@ BIN = 13  # the annotated bin of the reliability diagrams, 0.87 to 0.93
 
 
 def draw_overview(out: Path = ROOT / "docs" / "overview.png") -> None:
-    """Draw the picture.
-
-    Args:
-        out: The PNG file to write.
-    """
+    """Draw the picture to a PNG file."""
     figure = Figure(figsize=(11.5, 2.95), dpi=150, facecolor="white")
     left, right = figure.subfigures(1, 2, squeeze=False)[0]
     left.suptitle("A phantom heart, segmented with the ACDC bundle", fontsize=11, y=0.98)

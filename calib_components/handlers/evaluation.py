@@ -117,7 +117,7 @@ class EvaluationWriter:
             of such records, whichever processes have written them.
 
     Raises:
-        ValueError: One of the three metrics named above is missing.
+        ValueError: `dsc`, `ece` or `logits` is missing.
         InputError: During the evaluation, if its files cannot be written, a case comes twice, or the network has
             another number of channels than there are names; at its start, if names of structures give a column
             twice, such as `a` and `a_if_true`.

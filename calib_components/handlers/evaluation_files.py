@@ -36,6 +36,7 @@ __all__ = [
     "write_cases",
     "write_logits",
     "write_risk_coverage",
+    "write_summary",
     "write_thresholds",
     "writing_in",
 ]
@@ -244,6 +245,11 @@ def write_calibration(
         "regions": {name: {kind: b.to_dict() for kind, b in kinds.items()} for name, kinds in regions.items()},
     }
     (folder / "calibration.json").write_text(json.dumps(calibration) + "\n")
+
+
+def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
+    """Write `summary.json`, see `read_summary`."""
+    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
 
 
 def write_logits(folder: Path, class_names: Sequence[str], magnitudes: torch.Tensor) -> None:

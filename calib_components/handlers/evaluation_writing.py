@@ -26,6 +26,7 @@ from calib_components.handlers.evaluation_files import (
     write_cases,
     write_logits,
     write_risk_coverage,
+    write_summary,
     write_thresholds,
     writing_in,
 )
@@ -171,7 +172,7 @@ def write_evaluation(
             if first:
                 (_clear(output_dir) / "cases").mkdir(parents=True)
                 write_cases(unfinished, cases, _columns(values, structures))
-                (unfinished / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+                write_summary(unfinished, summary)
                 if regions:
                     write_calibration(unfinished, class_names, cases, bins, regions)
                 if magnitudes is not None:

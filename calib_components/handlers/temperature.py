@@ -22,7 +22,6 @@ from calib_components.facts import FACTS, Facts, facts_beside, write_facts
 from calib_components.handlers.weights import WeightsCheckpointLoader, check_beside, check_weights, with_temperature
 from calib_components.metrics import CalibrationBins, ECEMetric
 from calib_components.posthoc import TemperatureEstimate, TemperatureScaling, find_temperature, set_temperature
-from calib_components.posthoc.network import HIGHEST_TEMPERATURE, LOWEST_TEMPERATURE
 
 __all__ = ["TemperatureCalibration", "calibration_cases", "read_temperature", "write_temperature"]
 
@@ -199,9 +198,6 @@ class TemperatureCalibration:
             raise InputError(f"split: expected {', '.join(SPLITS)}, got {self.split!r}")
         if self.pool is not None and not self.pool:
             raise InputError("pool: expected folders of earlier fits, got none")
-        if self.temperature is not None and not LOWEST_TEMPERATURE <= self.temperature <= HIGHEST_TEMPERATURE:
-            limits = f"{LOWEST_TEMPERATURE} to {HIGHEST_TEMPERATURE}"
-            raise InputError(f"temperature: expected a number from {limits}, got {self.temperature!r}")
         check_writable("calibrated_path", self.calibrated_path.parent)
         for file in (self.calibrated_path, *self._reports()):
             if file.exists() and not file.is_file():
@@ -223,7 +219,7 @@ class TemperatureCalibration:
             for case, output in zip(engine.state.batch, engine.state.output, strict=True):
                 logits, label = output["pred"][None].float(), output["label"][None]
                 if fit is not None:
-                    _update(fit, logits, label, case["patient"])
+                    fit.update(logits, label, case["patient"])
                 for metric in metrics.values():
                     metric(logits.softmax(1), label)
 
@@ -294,13 +290,6 @@ class TemperatureCalibration:
         for export in sorted(file.parent.glob(f"{glob.escape(file.stem)}.*")):
             if is_new and export.suffix in EXPORT_ENDINGS:
                 log.warning("%s: made from the weights as they were before; export it again, or delete it", export)
-
-
-def _update(fit: TemperatureScaling, logits: torch.Tensor, label: torch.Tensor, patient: str) -> None:
-    try:
-        fit.update(logits, label, patient)
-    except ValueError as error:  # the case has been checked; the region may be that of a class beyond the network's
-        raise InputError(str(error)) from error
 
 
 def _read_fits(folders: Sequence[str | os.PathLike], empty: TemperatureScaling) -> TemperatureScaling:

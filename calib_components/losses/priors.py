@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from calib_components.arguments import check_choice, check_count, check_ignore_index, check_number, is_whole
+from calib_components.errors import InputError
 from calib_components.losses import defaults
 from calib_components.losses.inputs import Target, check_target, plain
 from calib_components.losses.slabs import Slab, slabs
@@ -106,7 +107,7 @@ def check_prior(prior: str, kernel_size: int, sigma: float, padding: str) -> Non
     check_choice("padding", padding, PADDINGS)
     smallest = 3 if prior == "gaussian" else 1  # the weights of the SVLS kernel come from neighbours
     if not is_whole(kernel_size) or kernel_size < smallest or kernel_size % 2 == 0:
-        raise ValueError(f"kernel_size: expected an odd number of at least {smallest}, got {kernel_size!r}")
+        raise InputError(f"kernel_size: expected an odd number of at least {smallest}, got {kernel_size!r}")
     check_number("sigma", sigma, 0.1)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numbers
 from abc import abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -176,16 +177,16 @@ class _MaskMetric(CaseMetric):
         self.include_background = include_background
 
     @abstractmethod
-    def score(self, y_pred: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    def score(self, y_pred: torch.Tensor, y: torch.Tensor, **options: Any) -> torch.Tensor:
         """Compute the value of each case and structure, `(B, C)`, from boolean masks."""
 
-    def measure(self, y_pred: torch.Tensor, y: torch.Tensor) -> list[torch.Tensor]:
+    def measure(self, y_pred: torch.Tensor, y: torch.Tensor, **options: Any) -> list[torch.Tensor]:
         y_pred, y = _masks(y_pred, y)
         if not self.include_background:
             if y_pred.shape[1] == 1:
                 raise ValueError("y_pred: expected at least 2 channels with include_background=False, got 1")
             y_pred, y = y_pred[:, 1:], y[:, 1:]
-        return [self.score(y_pred, y), _voxels(y_pred), _voxels(y)]
+        return [self.score(y_pred, y, **options), _voxels(y_pred), _voxels(y)]
 
     def case_values(self) -> torch.Tensor:
         return self.gathered()[0]
@@ -294,7 +295,8 @@ class HD95Metric(_MaskMetric):
 
     Args:
         include_background: False leaves out channel 0. Set it to True if no channel is background.
-        spacing: Size of a voxel along each spatial axis, such as in mm; None measures in voxels.
+        spacing: Size of a voxel along each spatial axis, such as in mm; None measures in voxels. Cases of another
+            spacing are given theirs in the call, as with MONAI's metrics: `metric(y_pred, y, spacing=(1.5, 1.5))`.
 
     Raises:
         TypeError: An option is not one of these.
@@ -315,5 +317,5 @@ class HD95Metric(_MaskMetric):
         super().__init__(include_background)
         self.spacing = spacing
 
-    def score(self, y_pred: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        return hausdorff_distance_95(y_pred, y, self.spacing)
+    def score(self, y_pred: torch.Tensor, y: torch.Tensor, spacing: Sequence[float] | None = None) -> torch.Tensor:
+        return hausdorff_distance_95(y_pred, y, self.spacing if spacing is None else spacing)

@@ -123,7 +123,7 @@ def risk_coverage(
     return RiskCoverage(coverage, risk, aurc, error_share)
 
 
-class _Counted:
+class _DistinctNumbers:
     """Different numbers, and how often each was added."""
 
     def __init__(self) -> None:
@@ -152,7 +152,7 @@ class _Ranking:
     """Different confidences of the voxels of a case, each with its number of voxels and of errors."""
 
     def __init__(self) -> None:
-        self.all, self.wrong = _Counted(), _Counted()
+        self.all, self.wrong = _DistinctNumbers(), _DistinctNumbers()
 
     def add(self, confidence: torch.Tensor, wrong: torch.Tensor) -> None:
         self.all.add(confidence)

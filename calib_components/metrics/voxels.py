@@ -1,8 +1,8 @@
 """Reading voxels: checks probabilities and labels, and yields the voxels that count for a metric in chunks.
 
 Chunks keep the working memory independent of the size of the volume and the number of regions: on a CPU about 3 MiB, or
-20 MiB in most metrics; chunks on a GPU are larger. (A case that is not contiguous in memory is copied
-once. A band needs the classes of a whole case, a few bytes per voxel.)
+20 MiB in most metrics; chunks on a GPU are larger. (A case that is not contiguous in memory is copied once. A band
+needs the classes of a whole case, a few bytes per voxel.)
 
 Which voxels count is described by a `Region`, see `calib_components.metrics.regions`. Ignored voxels never do.
 

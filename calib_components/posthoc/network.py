@@ -6,6 +6,7 @@ Source: Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, secti
 from __future__ import annotations
 
 import inspect
+import itertools
 import math
 import numbers
 from functools import wraps
@@ -40,12 +41,12 @@ class TemperatureScaled(_WithTemperature):
 
     Args:
         network: A network that returns logits as one tensor. Its own state dict is a part of this one's, each name with
-            the prefix `network.`.
+            the prefix `network.`. The temperature is on its device, and its mode, training or evaluation, stays.
         temperature: The temperature, from 0.001 to 1000.
 
     Raises:
         TypeError: The temperature is not a number.
-        ValueError: The temperature is out of its range.
+        InputError: The temperature is out of its range; or, when called, the network returns no tensor.
 
     Examples:
         >>> import torch
@@ -60,11 +61,21 @@ class TemperatureScaled(_WithTemperature):
     def __init__(self, network: torch.nn.Module, temperature: float = 1.0) -> None:
         super().__init__()
         self.network = network
-        self.register_buffer("temperature", torch.ones(()))
+        own = next(itertools.chain(network.parameters(), network.buffers()), None)
+        self.register_buffer("temperature", torch.ones((), device=None if own is None else own.device))
         set_temperature(self, temperature)
+        # A new module is in training, and what restores the mode of a network, as MONAI's `eval_mode`, would then put
+        # an evaluated one into training.
+        self.training = network.training
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.network(x) / self.temperature
+        logits = self.network(x)
+        if not torch.jit.is_scripting() and not isinstance(logits, torch.Tensor):
+            raise InputError(
+                f"network: expected one tensor of logits, got {type(logits).__name__}; wrap a module that returns the "
+                "full-size output alone"
+            )
+        return logits / self.temperature
 
 
 class TemperatureUNet(_WithTemperature, UNet):
@@ -155,6 +166,8 @@ EXPORTED = [network.__name__ for network in (TemperatureScaled, TemperatureUNet,
 def find_temperature(network: torch.nn.Module) -> torch.Tensor | None:
     """Return the temperature of a network, the buffer itself, whose value changes with the weights; None without one.
 
+    A network that moves to another device or type gets a new buffer: look for it afterwards.
+
     Args:
         network: A network of this module, scripted or traced or not, or what `torch.compile`, `DataParallel` or
             `DistributedDataParallel` made of it. A buffer of that name in other networks is something else.
@@ -179,7 +192,7 @@ def set_temperature(network: torch.nn.Module, temperature: float) -> None:
 
     Raises:
         TypeError: The network has no temperature, or the temperature is not a number.
-        ValueError: The temperature is out of its range.
+        InputError: The temperature is out of its range.
     """
     own = find_temperature(network)
     if own is None:
@@ -191,5 +204,5 @@ def set_temperature(network: torch.nn.Module, temperature: float) -> None:
     if isinstance(temperature, bool) or not isinstance(temperature, numbers.Real):
         raise TypeError(f"temperature: {expected}, got {temperature!r}")
     if not LOWEST_TEMPERATURE <= temperature <= HIGHEST_TEMPERATURE:
-        raise ValueError(f"temperature: {expected}, got {temperature}")
+        raise InputError(f"temperature: {expected}, got {temperature}")
     own.fill_(temperature)

@@ -119,9 +119,14 @@ class TemperatureScaling:
         names = _check_group(group, len(logits))
         lowest, highest = logits.aminmax()
         if lowest >= 0 and highest <= 1:
+            remedy = (
+                "p.double().logit(1e-12)"
+                if self.sigmoid or logits.shape[1] == 1
+                else "p.double().clamp_min(1e-12).log()"
+            )
             warn_once(
                 "logits: expected the output of a network before softmax or sigmoid, got only values from 0 to 1; if "
-                "these are probabilities p, give p.clamp_min(1e-12).log()"
+                f"these are probabilities p, give {remedy}"
             )
         sums = logits.new_zeros((len(logits), SUMS), dtype=torch.float64)
         for voxels in read_voxels(logits, y, self.region, self.ignore_index, self.sigmoid, logits=True):

@@ -1,1 +1,4 @@
-"""What people run: preparation of data, the comparison of losses and its report. Needs the extra `bundles`."""
+"""What people run: preparation of data, comparisons of losses, saved predictions, nnU-Net, many cases.
+
+Needs the extra `bundles`.
+"""

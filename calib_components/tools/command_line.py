@@ -50,7 +50,8 @@ def _value(text: str) -> Any:
 def _path(text: str) -> Path:
     if not text:  # such as an unset variable of a shell, which Path would take for the current folder
         raise ValueError
-    return Path(text)
+    # A shell leaves the ~ of --out=~/results as it is.
+    return Path(text).expanduser() if text.startswith("~/") else Path(text)
 
 
 # How the text of an option is read, by the annotation of the parameter. Fire would read any text as a Python literal

@@ -107,6 +107,9 @@ ROWS = [
     Row("bfloat16 of text", "bfloat16: expected true or false, got 'half'", options={"bfloat16": "half"}),
     Row("flag of a component", "optimizer::amsgrad: expected true or false, got 'no'", options={"optimizer::amsgrad": "no"}),
     Row("another slice axis", "slice_axis: expected null, that of the facts, since prepared", options={"slice_axis": 0}),
+    Row("path that a shell left as it is", "output_dir: expected a path without # or ::; write ./NAME if it reads as a number or begins with ~, got '~/a'", options={"output_dir": "~/a"}),
+    Row("path that is a reference", "output_dir: expected a path without # or ::; write ./NAME if it reads as a number or begins with ~, got '@none', a reference or expression of MONAI that fails", options={"output_dir": "@none"}),
+    Row("path that is an expression", "ckpt_dir: expected a path without # or ::; write ./NAME if it reads as a number or begins with ~, got '$HOME', a reference or", options={"ckpt_dir": "$HOME"}),
     Row("path with a number sign", "output_dir: expected a path without # or ::", options={"output_dir": "{data}/a#b"}),
     Row("compile of text", "compile: expected true or false, got 'inductor'", options={"compile": "inductor"}),
     Row("negative cache", "cache: expected a number of MiB of at least 0, got -1", options={"cache": -1}),
@@ -128,6 +131,7 @@ ROWS = [
     Row("unsuitable margin", "margin: expected a number of at least 0, got -1", options={"loss": {"_target_": "calib_components.losses.MbLSLoss", "margin": -1}}),
     Row("negative weight of the penalty", "penalty_weight: expected a number of at least 0, got -1", options={"loss::penalty_weight": -1}),
     Row("no such prior", "prior: expected one of", options={"loss::prior": "average"}),
+    Row("even window", "kernel_size: expected an odd number of at least 1, got 4", options={"loss::kernel_size": 4}),
     Row("crop larger than the slice", "options: expected crop_size of at most the image_size", options={"crop_size": [48, 48]}),
     Row("classes beyond the facts", "options: expected 5 class_names", options={"num_classes": 5}),
     Row("structure of no class", "options: expected structures of class indices from 0 to 3", options={"structures": {"RV": [7]}}),
@@ -240,7 +244,7 @@ def test_a_path_that_fire_cuts_is_refused(
     ended = run_bundle_as_typed(ACDC, "train.yaml", **places)
     assert (
         ended.err
-        == "ckpt_dir: expected a path without # or ::; write ./NAME if it reads as a number, got 'weights#2'\n"
+        == "ckpt_dir: expected a path without # or ::; write ./NAME if it reads as a number or begins with ~, got 'weights#2'\n"
     )
     assert not any((tmp_path / "weights").iterdir())
 

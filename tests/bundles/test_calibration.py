@@ -89,7 +89,7 @@ def test_temperature_is_that_of_the_whole_validation_split(calibrated: Path, tra
     network = config.get_parsed_content("network_def").eval()
     load_weights(network, trained / "model.pt")
     temperature = read_temperature(calibrated / "eval").temperature
-    slope = scale = 0.0
+    derivative = scale = 0.0
     for item in json.loads((prepared / "datalist.json").read_text())["validation"]:
         image, label = (
             torch.from_numpy(np.float32(nib.load(prepared / item[key]).dataobj)) for key in ("image", "label")
@@ -97,9 +97,9 @@ def test_temperature_is_that_of_the_whole_validation_split(calibrated: Path, tra
         with torch.no_grad():
             logits = network(image.movedim(-1, 0)[:, None]).double()
         p, true = (logits / temperature).softmax(1), label.movedim(-1, 0)[:, None].long()
-        slopes = (p * logits).sum(1) - logits.gather(1, true)[:, 0]
-        slope, scale = slope + slopes.sum().item(), scale + slopes.abs().sum().item()
-    assert abs(slope) < 1e-4 * scale
+        derivatives = (p * logits).sum(1) - logits.gather(1, true)[:, 0]
+        derivative, scale = derivative + derivatives.sum().item(), scale + derivatives.abs().sum().item()
+    assert abs(derivative) < 1e-4 * scale
 
 
 def evaluate(folder: Path, prepared: Path, out: Path, **options: Any) -> list[dict[str, str]]:

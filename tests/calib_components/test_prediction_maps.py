@@ -118,6 +118,14 @@ def test_background_is_what_the_structures_leave() -> None:
     assert fill_background(torch.tensor([[0.0], [0.7], [0.30001]])).min() >= 0
 
 
+@pytest.mark.parametrize(
+    ("sigmoids", "got"), [([[0.9], [0.8], [0.7]], "sums of up to 1.5"), ([[0.9]], "one channel")], ids=["three", "one"]
+)
+def test_channels_of_sigmoids_have_no_background(sigmoids: list[list[float]], got: str) -> None:
+    with pytest.raises(InputError, match=f"^probabilities: expected the background and classes .*, got {got}; leave"):
+        fill_background(torch.tensor(sigmoids))
+
+
 def test_structures_may_share_classes() -> None:
     maps = structure_probabilities(PROBABILITIES, [[2], [1, 2]])
     torch.testing.assert_close(maps, torch.tensor([[0.5, 0.2, 0, 0], [0.25, 0.6, 0, 0], [0.5, 0.8, 1, 0]]))

@@ -57,7 +57,7 @@ TEXTS = [
     ((SEEDS,), "## Three seeds", "## Beyond the seven"),
     ((FURTHER,), "## Beyond the seven", "## Ensembles of"),
     ((VARIANTS,), "## The weight of NACL's penalty", "## A second anatomy"),
-    ((CHAOS,), "## A second anatomy", "## What differs"),
+    ((CHAOS,), "## A second anatomy", "## Abdominal CT"),
 ]
 OF_TEXTS = pytest.mark.parametrize(
     ("folders", "begin", "end"), TEXTS, ids=["summary", "three_seeds", "further", "variants", "chaos"]
@@ -447,7 +447,7 @@ def test_page_has_the_temperatures_and_the_published_numbers_of_the_variants() -
 
 
 def test_page_says_what_one_patient_of_chaos_does_to_the_temperatures() -> None:
-    text = section("## A second anatomy", "## What differs")
+    text = section("## A second anatomy", "## Abdominal CT")
     methods = ("ce_dice", "svls", "nacl")
     ce_dice, svls, nacl = fits = [read_temperature(CHAOS / method / "seed0_fold0/temperature") for method in methods]
     assert f"(T = {ce_dice.temperature:.2f})" in text
@@ -468,7 +468,7 @@ def test_page_says_what_one_patient_of_chaos_does_to_the_temperatures() -> None:
 
 
 def test_page_has_the_ranks_of_the_overview() -> None:
-    text = section("## A second anatomy", "## What differs")
+    text = section("## A second anatomy", "## Abdominal CT")
 
     def of(ranking: str, method: str) -> str:
         with open(ROOT / f"results/overview/ranks_{ranking}.csv", newline="") as file:
@@ -476,14 +476,13 @@ def test_page_has_the_ranks_of_the_overview() -> None:
         rank, low, high = (float(row[f"sum_rank{end}"]) for end in ("", "_low", "_high"))
         return f"{rank:.0f} [{low:.0f}, {high:.0f}]"
 
-    ce_dice, svls, nacl = (of("paper", method) for method in ("ce_dice", "svls", "nacl"))
-    assert f"the sum-rank of NACL is {nacl}, that of CE + Dice {ce_dice} and that of SVLS {svls}" in text
-    ce_dice, svls, nacl = (of("paper_temperature", method) for method in ("ce_dice", "svls", "nacl"))
-    assert f"CE + Dice comes first: {ce_dice}, NACL {nacl}, SVLS {svls}" in text
-    ce_dice, svls, nacl = (of("probabilities", method) for method in ("ce_dice", "svls", "nacl"))
-    assert f"without temperature, {svls}, NACL {nacl}, CE + Dice {ce_dice}, and with it" in text
-    ce_dice, svls, nacl = (of("probabilities_temperature", method) for method in ("ce_dice", "svls", "nacl"))
-    assert f"and with it, {svls}, {nacl} and {ce_dice}" in text
+    titles = ("the paper's measures", "DSC, HD95, NLL, ECE over all and predicted voxels")
+    for title, ranking in zip(titles, ("paper", "probabilities"), strict=True):
+        plain, scaled = (
+            " | ".join(of(f"{ranking}{suffix}", method) for method in ("nacl", "ce_dice", "svls"))
+            for suffix in ("", "_temperature")
+        )
+        assert f"| {title} | {plain} | | the same, with temperatures | {scaled} |" in text
     sums = dict.fromkeys(("nacl", "ce_dice", "svls"), 0.0)
     for folder, place in ((SEEDS, ""), (SEEDS, "bssfp"), (SEEDS, "lge"), (CHAOS, "")):
         methods = {method.name: method for method in read_results(folder).at(Condition(place)).methods}
@@ -642,21 +641,21 @@ def test_intervals_hold_as_often_as_the_page_says() -> None:
         shares.append(np.mean([each.low <= population.mean() <= each.high for each in drawn]))
     runs = rng.normal(size=(draws, 2, 3, 1)) + np.zeros(16)
     held = np.mean([each.low <= 0 <= each.high for each in itertools.starmap(paired_difference, runs)])
-    text = section("## Three seeds", "### What they show")
+    text = section("## How far to trust", "## What differs")
     assert f"held the mean NLL in {100 * shares[0]:.0f} % and the mean HD95 in {100 * shares[1]:.0f} %" in text
     assert f"those of three seeds held it in {100 * held:.0f} %" in text
 
 
 def test_cross_entropy_alone_is_as_the_page_says() -> None:
-    fits = [read_temperature(FURTHER / f"cross_entropy/seed{seed}/temperature") for seed in range(2)]
-    assert all(fit.low < 1 < fit.high for fit in fits)
-    temperatures = "{:.2f} and {:.2f}".format(*(fit.temperature for fit in fits))
-    assert f"(T = {temperatures}, and each interval holds 1): it" in section("## Beyond the seven", "### The shipped")
-    assert f"(two networks) is not: it needed no temperature (T = {temperatures})" in section(
-        "# Results", "## Three seeds"
-    )
+    fits = [read_temperature(FURTHER / f"cross_entropy/seed{seed}/temperature") for seed in range(3)]
+    assert [fit.low < 1 < fit.high for fit in fits] == [True, True, False]
+    first, second, last = (f"{fit.temperature:.2f}" for fit in fits)
+    interval = f"the interval of the last, {fits[2].low:.2f} to {fits[2].high:.2f}, just leaves out 1"
+    text = section("## Beyond the seven", "### The shipped")
+    assert f"hardly any temperature** (T = {first}, {second} and {last}; {interval}): it" in text
+    assert f"alone is hardly (T = {first} to {last})." in section("## What to use when", "## Three seeds")
     losses = " ".join((ROOT / "docs/losses.md").read_text().split())
-    assert f"was not, with [{temperatures}](results.md#beyond-the-seven) (two networks)" in losses
+    assert f"alone hardly was, with [{first} to {last}](results.md#beyond-the-seven)." in losses
     seeds, further = read_results(SEEDS), read_results(FURTHER)
     for place in ("", "bssfp", "lge"):
         at = {m.name: m for results in (seeds, further) for m in results.at(Condition(place)).methods}
@@ -687,7 +686,7 @@ def test_variation_is_that_of_the_report() -> None:
         for column in ("sd_seeds", "sd_patients")
     )
     shown = f"the standard deviation of the seeds' means is {seeds}, that of the patients' means {patients}."
-    assert shown in section("## Three seeds", "### What they show")
+    assert shown in section("## How far to trust", "## What differs")
 
 
 def test_intervals_of_the_temperatures_are_as_the_page_says() -> None:
@@ -772,7 +771,7 @@ def test_readme_has_the_nll_of_the_reports() -> None:
         "CE + Dice": ("three_seeds/report/means{}.csv", "ce_dice", "without"),
         "CE + Dice, temperature": ("three_seeds/report/means{}.csv", "ce_dice", "with"),
         "ECP (entropy penalty)": ("three_seeds/report/means{}.csv", "entropy_penalty", "without"),
-        "cross-entropy alone (two networks)": ("further/report/means{}.csv", "cross_entropy", "without"),
+        "cross-entropy alone": ("further/report/means{}.csv", "cross_entropy", "without"),
         "NACL on the softmax": ("further/report/means{}.csv", "nacl_softmax", "without"),
         "SVLS": ("three_seeds/report/means{}.csv", "svls", "without"),
         "NACL on the logits": ("three_seeds/report/means{}.csv", "nacl", "without"),
@@ -823,8 +822,12 @@ def test_shipped_weights_are_of_the_setting_that_the_protocol_chooses() -> None:
     ends_of_fits = f"(T = {min(fits):.2f} to {max(fits):.2f}"
     assert f"{ends_of_fits}, CE + Dice" in section("## Beyond the seven", "### The shipped")
     assert f"leaves it overconfident {ends_of_fits})" in section("## What to use when", "## Three seeds")
-    control = fmean(float(row[column]) for row in read_reported(FURTHER, "cells") if row["method"] == "cross_entropy")
-    assert f"Cross-entropy alone has {control:.4f} (two networks): the protocol" in text
+    controls = [float(row[column]) for row in read_reported(FURTHER, "cells") if row["method"] == "cross_entropy"]
+    control = (
+        f"has {fmean(controls):.4f} (three seeds: {controls[0]:.4f}, {controls[1]:.4f} and {controls[2]:.4f}), so the"
+    )
+    assert control in text
+    assert fmean(controls) > fmean(of_seeds)
     ensemble = read_temperature(ROOT / "results/acdc/ensembles/own/ensemble_of_ce_dice_T").nll_after
     assert f"The ensemble of CE + Dice with a temperature ({ensemble:.4f})" in text
     page = " ".join((BUNDLE / "docs/README.md").read_text().split())
@@ -833,7 +836,8 @@ def test_shipped_weights_are_of_the_setting_that_the_protocol_chooses() -> None:
     assert shown in page
     of_ecp = [float(cell[column]) for cell in of_method["entropy_penalty"]]
     assert f"ECP is next, {ecp} ({min(of_ecp):.4f} to {max(of_ecp):.4f})" in page
-    assert f"measured as a control: {control:.4f}, two networks" in page
+    ends_of_controls = f"({min(controls):.4f} to {max(controls):.4f})"
+    assert f"measured as a control, has {fmean(controls):.4f} {ends_of_controls}." in page
     fit = read_temperature(SHIPPED / "temperature")
     assert f"T = {fit.temperature:.2f}, which is in the weights" in page
     assert f"(95 % interval {fit.low:.2f} to {fit.high:.2f})" in page

@@ -74,7 +74,7 @@ class CellEvaluation(Evaluation):
     """A trained network evaluated under one condition.
 
     Attributes:
-        bins: Bins of the predicted class over the ground-truth foreground, pooled over cases, `(1, bins)`.
+        bins: Bins of the predicted class in the metric's own region, pooled over cases, `(1, bins)`.
         class_names: Names of the N classes.
         magnitudes: Mean magnitude of the logits, `(N, N)`, by ground-truth class and channel; NaN where undefined.
     """

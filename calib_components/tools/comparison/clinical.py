@@ -17,7 +17,6 @@ from calib_components.figures.clinical import (
     threshold_curves,
     volume_agreement,
 )
-from calib_components.metrics import ThresholdTable
 from calib_components.tools.comparison.conclusion import worst_cases
 from calib_components.tools.comparison.evaluations import Evaluations, FolderEvaluation
 from calib_components.tools.comparison.page import Picture, Section, TableCell, to_png
@@ -145,7 +144,7 @@ def thresholds_section(found: Evaluations, validation: FolderEvaluation | None) 
                 records.append({**record, "chosen": is_chosen})
                 if is_chosen or np.isclose(threshold, SHOWN).any():
                     rows.append(cells)
-        tables = _threshold_tables(method.evaluation)
+        tables = {name: counts.table(index) for index, name in enumerate(method.evaluation.threshold_structures)}
         pictures.append(Picture(f"thresholds_{method.name}", method.label, to_png(threshold_curves(tables, chosen))))
     if not rows:
         return None
@@ -196,13 +195,6 @@ def choose_thresholds(validation: FolderEvaluation) -> dict[str, float]:
     counts = validation.thresholds
     best = [] if counts is None else counts.best().tolist()
     return {name: value for name, value in zip(validation.threshold_structures, best, strict=True) if value == value}
-
-
-def _threshold_tables(evaluation: FolderEvaluation) -> dict[str, ThresholdTable]:
-    counts = evaluation.thresholds
-    if counts is None:
-        return {}
-    return {name: counts.table(index) for index, name in enumerate(evaluation.threshold_structures)}
 
 
 def risk_section(found: Evaluations) -> Section | None:

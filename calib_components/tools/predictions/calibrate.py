@@ -14,7 +14,7 @@ import torch
 from nibabel import Nifti1Image
 
 from calib_components.errors import UNFINISHED, InputError, check_writable, make_folder, printable, writing
-from calib_components.handlers.temperature import TEMPERATURE_FILE, write_temperature
+from calib_components.handlers.temperature import TEMPERATURE_FILE, read_temperature, write_temperature
 from calib_components.inference import LONGEST_NAME
 from calib_components.metrics.regions import Region
 from calib_components.tools.locks import only_run
@@ -24,7 +24,7 @@ from calib_components.tools.predictions.fit import fit_temperature, logits_of
 from calib_components.tools.predictions.formats import Header, Prediction, read_header, read_probabilities
 from calib_components.tools.predictions.pairs import Case, classes_of, find_cases, find_predictions, patients_of
 
-__all__ = ["calibrate_predictions", "scale_probabilities"]
+__all__ = ["calibrate_predictions", "scale_probabilities", "temperature_of"]
 
 PRELOAD = [__name__]
 
@@ -78,6 +78,15 @@ def calibrate_predictions(
             f"{cases[0].prediction.files[0]}: expected probabilities to fit a temperature, got a label map"
         )
     targets = _find_targets(apply_to, cases[0])
+    for folder, found in (
+        (predictions, [case.prediction for case in cases]),
+        (apply_to, [each for each, _ in targets]),
+    ):
+        if (earlier := temperature_of(folder, found)) is not None:
+            raise InputError(
+                f"{folder}: expected predictions as the network gives them, got some that are divided by T = "
+                f"{earlier:.4g} already, as {TEMPERATURE_FILE} there says"
+            )
     target_patients = patients_of([prediction.name for prediction, _ in targets], patient_pattern)
     both = sum(patient in set(patients.values()) for patient in target_patients.values())
     names = [*(_result_name(*target) for target in targets), TEMPERATURE_FILE]
@@ -104,6 +113,12 @@ def calibrate_predictions(
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
     print(printable(out))
+
+
+def temperature_of(folder: Path, predictions: Sequence[Prediction]) -> float | None:
+    """Return what `calibrate_predictions`, which writes its maps beside it, has divided the logits by, if it has."""
+    beside = all(file.parent == folder for prediction in predictions for file in prediction.files)
+    return read_temperature(folder).temperature if beside and (folder / TEMPERATURE_FILE).exists() else None
 
 
 def _find_targets(folder: Path, case: Case) -> list[tuple[Prediction, Header]]:

@@ -18,7 +18,6 @@ from calib_components.errors import InputError, check_writable, make_folder, rea
 from calib_components.handlers.evaluation_pictures import DrawnSlice, draw_slice, largest_slice
 from calib_components.handlers.evaluation_records import read_record, read_slice, record_file, write_record
 from calib_components.handlers.evaluation_writing import check_evaluation, write_evaluation
-from calib_components.handlers.temperature import TEMPERATURE_FILE, read_temperature
 from calib_components.inference import find_images
 from calib_components.metrics import (
     CalibrationMetric,
@@ -40,6 +39,7 @@ from calib_components.tools.comparison.report_files import PAGE, check_report_fo
 from calib_components.tools.comparison.tables import channels_text
 from calib_components.tools.locks import only_run
 from calib_components.tools.parallel import check_workers, parallel
+from calib_components.tools.predictions.calibrate import temperature_of
 from calib_components.tools.predictions.classes import Classes, paint
 from calib_components.tools.predictions.noted import note, warn
 from calib_components.tools.predictions.pairs import Case, Saved, classes_of, find_cases, patients_of, read_case
@@ -50,7 +50,7 @@ REPORT, CASES = "report", "cases"  # folders inside the output folder, of the pa
 MEASURED = ".measured"  # likewise, of the cases of an evaluation that is not finished
 REGIONS = ("all", "predicted", "plausible", "predicted_band", "union", "band")
 DRAWS = 20
-RECORD = 2  # version of what is kept of a measured case
+RECORD = 3  # version of what is kept of a measured case
 CUBIC_MM = 1000  # in a millilitre
 
 
@@ -104,7 +104,7 @@ def evaluate_predictions(
     _check_folder(out, predictions, labels, *([images] if images else []))
     if validation is not None:
         _check_validation(validation, out, classes, cases[0].channels)
-    temperature = _temperature_of(predictions, cases)
+    temperature = temperature_of(predictions, [case.prediction for case in cases])
     metrics = _metrics(classes, cases[0].channels > 0, temperature)
     images_of_cases = [pictured.get(case.name) for case in cases]
     stamps = [_stamp(case, classes, temperature, image) for case, image in zip(cases, images_of_cases, strict=True)]
@@ -212,7 +212,7 @@ def _measure(item: tuple[Case, str, Path | None], classes: Classes, temperature:
             measured = metric.measure(y_pred[None], y[None], **options)
         stored[name] = [measured] if isinstance(measured, torch.Tensor) else measured
     drawn = _draw(saved, classes, image, case.label, predicted, true)
-    write_record(folder, case.name, stored, drawn, stamp=stamp, notes=note(saved))
+    write_record(folder, case.name, stored, drawn, stamp=stamp, notes=note(case, saved, classes))
 
 
 def _masks(saved: Saved, classes: Classes) -> tuple[torch.Tensor, torch.Tensor]:
@@ -293,12 +293,6 @@ def _find_images(folder: Path, cases: Sequence[Case]) -> dict[str, Path]:
             )
         found[name] = file
     return found
-
-
-def _temperature_of(predictions: Path, cases: Sequence[Case]) -> float | None:
-    """Return what `calibrate_predictions`, which writes its maps beside it, has divided the logits by, if it has."""
-    beside = all(file.parent == predictions for case in cases for file in case.prediction.files)
-    return read_temperature(predictions).temperature if beside and (predictions / TEMPERATURE_FILE).exists() else None
 
 
 def _check_folder(out: Path, *inputs: Path) -> None:

@@ -16,6 +16,7 @@ from calib_components.metrics.voxels import read_voxels
 from calib_components.posthoc import TemperatureEstimate, TemperatureScaling
 from calib_components.tools.parallel import parallel
 from calib_components.tools.predictions.classes import IGNORED, Classes
+from calib_components.tools.predictions.noted import other_beside, warn_of_other_beside
 from calib_components.tools.predictions.pairs import Case, Saved, read_case
 
 __all__ = ["fit_temperature", "logits_of"]
@@ -49,18 +50,24 @@ def fit_temperature(
     Raises:
         InputError: A file cannot be read, see `read_case`, or there are no voxels in the region.
     """
+    if region.kind == "structure" and classes.codes != tuple({index} for index in range(len(classes.codes))):
+        raise InputError(
+            f"--region: expected a name such as predicted where label codes are not the numbers of the channels, got "
+            f"{region.name}, which counts channels"
+        )
     pooled = TemperatureScaling(region, IGNORED if cropped else classes.ignore_index, classes.sigmoid)
     fit_case = functools.partial(_fit_case, classes=classes, region=region, patients=patients, cropped=cropped)
     with parallel(fit_case, cases, processes, "fit", PRELOAD) as results:
         fitted = list(results)
-    for fit, _ in fitted:
+    for fit, _, _ in fitted:
         pooled.add(fit)
+    warn_of_other_beside([case.prediction.files[0] for case in cases], [share for _, _, share in fitted])
     try:
         estimate = pooled.compute()
     except ValueError as error:
         name = "--region" if region.kind != "all" else "labels" if cropped else "--ignore_index"
         raise InputError(f"{name}: expected voxels to fit a temperature on, got none: {error}") from error
-    _print(estimate, region, [denied for _, denied in fitted])
+    _print(estimate, region, [denied for _, denied, _ in fitted])
     return estimate
 
 
@@ -73,7 +80,7 @@ class _Denied(NamedTuple):
 
 def _fit_case(
     case: Case, classes: Classes, region: Region, patients: Mapping[str, str], cropped: bool
-) -> tuple[TemperatureScaling, _Denied]:
+) -> tuple[TemperatureScaling, _Denied, float]:
     saved = read_case(case, classes)
     assert saved.probabilities is not None
     fit = TemperatureScaling(region, IGNORED if cropped else classes.ignore_index, classes.sigmoid)
@@ -82,7 +89,7 @@ def _fit_case(
         saved.label.masked_fill_((foreground == 0).all(0), IGNORED)
     logits = logits_of(saved.probabilities, saved.lowest, saved.highest, classes.sigmoid)
     fit.update(logits[None], saved.label[None], patients[case.name])
-    return fit, _count_denied(saved, saved.probabilities, fit)
+    return fit, _count_denied(saved, saved.probabilities, fit), other_beside(case, saved, classes)
 
 
 def _count_denied(saved: Saved, probabilities: torch.Tensor, fit: TemperatureScaling) -> _Denied:

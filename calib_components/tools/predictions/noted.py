@@ -5,26 +5,31 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from nibabel.orientations import apply_orientation
 
-from calib_components.tools.predictions.classes import IGNORED, Classes
-from calib_components.tools.predictions.formats import SUM_SLACK
-from calib_components.tools.predictions.pairs import Case, Saved
+from calib_components.inference import NIFTI
+from calib_components.tools.predictions.classes import IGNORED, Classes, label_classes
+from calib_components.tools.predictions.formats import SUM_SLACK, Header, read_label_map, turn_onto
+from calib_components.tools.predictions.pairs import Case, Saved, is_label_map
 
-__all__ = ["note", "warn"]
+__all__ = ["note", "other_beside", "warn", "warn_of_other_beside"]
 
 SHOWN = 5  # codes in a message
+POSTPROCESSED = 0.05  # share of a case's structures that post-processing may change
 
 
-def note(saved: Saved) -> dict[str, Any]:
+def note(case: Case, saved: Saved, classes: Classes) -> dict[str, Any]:
     """Note of a case what is to be said of all cases together."""
     p = saved.probabilities
     return {
         "other_codes": list(saved.other_codes),
         "other_predicted": list(saved.other_predicted),
+        "other_beside": other_beside(case, saved, classes),
         "is_unit": all(side == 1 for side in saved.spacing),
         "voxels": int((saved.label != IGNORED).sum()),
         # Where nothing is segmented, probabilities of exactly 0 are no sign of a label map.
@@ -60,6 +65,7 @@ def warn(
     _warn_of_absent(counts, classes, labels)
     _warn_of_others(labels, [noted["other_codes"] for noted in notes])
     _warn_of_others(predictions, [noted["other_predicted"] for noted in notes])
+    warn_of_other_beside([case.prediction.files[0] for case in cases], [noted["other_beside"] for noted in notes])
     _warn_of_hard([case.prediction.files[0] for case, noted in zip(cases, notes, strict=True) if noted["is_hard"]])
     if classes.sigmoid and all(noted["adds_up"] for noted in notes):
         logging.getLogger(__name__).warning(
@@ -74,6 +80,44 @@ def warn(
             "%s: every header says voxels of 1 x 1 x 1 mm; if headers lost their spacing, millimetres and millilitres "
             "here are voxels",
             labels,
+        )
+
+
+def other_beside(case: Case, saved: Saved, classes: Classes) -> float:
+    """Compare an array with the label map beside it, if there is one.
+
+    Args:
+        case: What `find_cases` found.
+        saved: What `read_case` read.
+        classes: What the channels are.
+
+    Returns:
+        Of the voxels with a structure in either, the share that have another class in the other.
+
+    Raises:
+        InputError: The label map cannot be read, or its voxels are not those of the label.
+    """
+    file = next((grid for grid in case.prediction.grids if NIFTI.fullmatch(grid.name)), None)
+    if file is None or classes.sigmoid or not is_label_map(file):
+        return 0.0
+    codes, affine = read_label_map(file)
+    label_map, _ = label_classes(codes, replace(classes, ignore_code=None, others_allowed=True), file)
+    prediction = saved.prediction.numpy()
+    turn = turn_onto(Header(0, codes.shape, affine), saved.affine, prediction.shape, (file, case.label))
+    beside = label_map[0] if turn is None else apply_orientation(label_map[0], turn)
+    return float((beside != prediction).sum() / max(((beside > 0) | (prediction > 0)).sum(), 1))
+
+
+def warn_of_other_beside(files: Sequence[Path], shares: Sequence[float]) -> None:
+    """Warn of label maps that are not those of the probabilities beside them, such as those of another run."""
+    if others := [(file, share) for file, share in zip(files, shares, strict=True) if share > POSTPROCESSED]:
+        (file, share), *more = others
+        logging.getLogger(__name__).warning(
+            "%s: expected the most probable class to be that of the label map beside it, got another one in %.0f %% of "
+            "the voxels with a structure%s; the files may be of different runs, or their axes in another order",
+            file,
+            100 * share,
+            f", and so on in {len(more)} more" if more else "",
         )
 
 

@@ -31,7 +31,7 @@ from calib_components.tools.predictions.formats import (
     turn_onto,
 )
 
-__all__ = ["Case", "Saved", "classes_of", "find_cases", "find_predictions", "patients_of", "read_case"]
+__all__ = ["Case", "Saved", "classes_of", "find_cases", "find_predictions", "is_label_map", "patients_of", "read_case"]
 
 ARRAYS = (".npz", ".npy")
 LABEL_SUFFIXES = ("_gt", "_seg", "_label")
@@ -181,7 +181,8 @@ def find_predictions(folder: Path, names: Collection[str] = (), numbered: bool =
         Each prediction by its name, sorted.
 
     Raises:
-        InputError: The folder cannot be read or has no predictions, or two predictions have one name.
+        InputError: The folder cannot be read or has no predictions, or two predictions have one name: also NAME and
+            NAME_seg if NAME, maybe the image, has whole numbers.
     """
     groups = _by_stem(_files(folder))
     candidates: dict[str, list[tuple[int, Prediction]]] = defaultdict(list)  # with their ranks; 0 is the best
@@ -210,13 +211,15 @@ def find_predictions(folder: Path, names: Collection[str] = (), numbered: bool =
 def _best(name: str, candidates: Sequence[tuple[int, Prediction]]) -> Prediction:
     """Choose among the predictions of one name."""
     (rank, best), *others = sorted(candidates, key=lambda candidate: candidate[0])
-    if others and others[0][0] == rank:
+    is_labels = best.kind == "probability" and is_label_map(best.files[0])
+    if others and (others[0][0] == rank or is_labels):
         other = others[0][1].files[0]
         raise InputError(f"{best.files[0]}: expected one prediction called {name}, got another, {other}")
-    return replace(best, kind="labels") if best.kind == "probability" and _is_label_map(best.files[0]) else best
+    return replace(best, kind="labels") if is_labels else best
 
 
-def _is_label_map(file: Path) -> bool:
+def is_label_map(file: Path) -> bool:
+    """Whether a NIfTI file has one whole number for each voxel."""
     image = open_nifti(file)
     is_volume = len(image.shape) == 3 or image.shape[3:] == (1,)
     return is_volume and image.get_data_dtype().kind in "iu" and cast(Any, image.dataobj).slope == 1
@@ -234,7 +237,7 @@ def _numbered(
         key: tuple(files[index] for index in range(len(files)))
         for key, files in found.items()
         if len(files) > 1 and files.keys() == set(range(len(files)))
-        if len(open_nifti(files[0]).shape) == 3 and not _is_label_map(files[0])
+        if len(open_nifti(files[0]).shape) == 3 and not is_label_map(files[0])
     }
 
 
@@ -298,6 +301,14 @@ def classes_of(
             first.files[0],
             cases[0].channels,
             len(classes.names),
+        )
+    given, channels = list(classes.structures), list(classes.names[1:])
+    if cases[0].channels and not classes.sigmoid and given != channels and sorted(given) == sorted(channels):
+        logging.getLogger(__name__).warning(
+            "%s: the channels after the background are taken in ascending order of codes, not as in --structures: %s%s",
+            first.files[0],
+            ", ".join(channels[:SHOWN]),
+            " and so on" if len(channels) > SHOWN else "",
         )
     return classes
 

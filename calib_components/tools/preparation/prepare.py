@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from calib_components.data import IMAGE, REPLACED, check_whole, write_case
-from calib_components.errors import UNFINISHED, InputError, reading
-from calib_components.facts import FACTS, Facts, write_facts
+from calib_components.errors import UNFINISHED, InputError
+from calib_components.facts import FACTS, Facts, facts_beside, write_facts
 from calib_components.tools.locks import only_run
 from calib_components.tools.parallel import check_workers, parallel
 from calib_components.tools.preparation.case import Case, read_done, transform_case
@@ -119,11 +118,12 @@ def _check_folders(source: Path, out: Path) -> None:
 def _check_recipe(facts: Facts, out: Path) -> Facts:
     """Return the facts that the present cases were prepared with, which must be the same."""
     file = out / FACTS
-    with reading(file, "the facts of the cases there"):
-        try:
-            present = Facts.parse(yaml.safe_load(file.read_text(encoding="utf-8")), str(file))
-        except InputError as error:
-            raise InputError(f"{error}; choose another folder") from error
+    try:
+        present = facts_beside(file)
+    except InputError as error:
+        raise InputError(f"{error}; choose another folder") from error
+    if present is None:
+        raise InputError(f"{file}: expected the facts of the cases there, got no such file; choose another folder")
     for name in RECIPE:
         if getattr(present, name) != getattr(facts, name):
             old, new = (textwrap.shorten(str(getattr(either, name)), 100) for either in (present, facts))

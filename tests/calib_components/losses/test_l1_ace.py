@@ -99,8 +99,8 @@ def test_value_and_gradient_equal_the_definition(
         voxel = (*index, *[1] * (len(shape) - 4))
         step = np.zeros(shape)
         step[voxel] = 1e-6
-        slope = (l1_ace(z + step, truth, *options) - l1_ace(z - step, truth, *options)) / 2e-6
-        assert logits.grad[voxel].item() == pytest.approx(slope, abs=1e-9)
+        derivative = (l1_ace(z + step, truth, *options) - l1_ace(z - step, truth, *options)) / 2e-6
+        assert logits.grad[voxel].item() == pytest.approx(derivative, abs=1e-9)
 
 
 @every_shape

@@ -1,4 +1,4 @@
-"""NLL of probabilities that were rounded to 0 and 1, against values computed by hand."""
+"""`CalibrationMetric`: structures, sigmoids, and probabilities that were rounded to 0 and 1, against values by hand."""
 
 from __future__ import annotations
 

@@ -154,6 +154,18 @@ def test_spacing_may_be_a_tensor_or_an_array() -> None:
         assert hausdorff_distance_95(mask(0, 9), mask(0), spacing=spacing).item() == pytest.approx(16.2)
 
 
+def test_cases_of_other_spacings_are_given_theirs() -> None:
+    """As with MONAI's metrics."""
+    y_pred, y = torch.zeros(1, 1, 4, 4), torch.zeros(1, 1, 4, 4)
+    y_pred[..., 0, 0], y[..., 0, 3] = 1, 1
+    metric = HD95Metric(include_background=True)
+    metric(y_pred, y)
+    metric(y_pred, y, spacing=(1.5, 2.0))
+    assert metric.aggregate("none").flatten().tolist() == [3, 6]
+    with pytest.raises(TypeError, match="spacing"):
+        DSCMetric()(y_pred, y, spacing=(1, 1))
+
+
 def test_spacing_has_one_value_per_axis() -> None:
     for spacing in ((1, 2, 3), 1.5):
         message = f"spacing: expected one value for each of the 2 spatial axes, got {spacing}"

@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from monai.networks.nets import UNet
+from monai.networks.utils import eval_mode
 from torch.nn.parallel import DistributedDataParallel
 
 from calib_components.errors import InputError
@@ -50,6 +51,30 @@ def test_logits_are_divided_by_the_temperature(temperature: float) -> None:
     x = torch.randn(2, 1, 16, 16)
     for network, plain in networks(temperature):
         assert torch.equal(network(x), plain(x) / temperature)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_mode_of_the_network_stays(training: bool) -> None:
+    """What restores the mode of the scaled network must not put an evaluated one into training."""
+    network = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 1), torch.nn.BatchNorm2d(2), torch.nn.Dropout()).train(training)
+    scaled = TemperatureScaled(network)
+    with eval_mode(scaled):
+        assert not any(module.training for module in scaled.modules())
+    assert {module.training for module in scaled.modules()} == {training}
+
+
+def test_temperature_is_on_the_device_of_the_network() -> None:
+    assert TemperatureScaled(torch.nn.Conv2d(1, 2, 1, device="meta")).temperature.device.type == "meta"
+    assert TemperatureScaled(torch.nn.Identity(), 2).temperature.device.type == "cpu"
+
+
+def test_network_of_several_outputs_is_an_error() -> None:
+    class DeepSupervision(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+            return [x, x[..., ::2]]
+
+    with pytest.raises(InputError, match=r"^network: expected one tensor of logits, got list; wrap a module that"):
+        TemperatureScaled(DeepSupervision())(torch.zeros(1, 2, 4))
 
 
 def test_half_precision_stays_half() -> None:

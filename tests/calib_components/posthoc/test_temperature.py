@@ -309,7 +309,7 @@ def test_leave_one_out_equals_fits_without_them() -> None:
 
 
 def test_nll_of_perfect_logits_is_not_negative() -> None:
-    """Rounded, the integral of its slope is a little more than the NLL that it starts from."""
+    """Rounded, the integral of its derivative is a little more than the NLL that it starts from."""
     y = torch.arange(3).repeat(1, 1, 40)
     for size in (1, 2, 5, 10):
         logits = size * torch.nn.functional.one_hot(y[:, 0], 3).movedim(-1, 1).double() - 1
@@ -589,7 +589,7 @@ def test_memory_does_not_grow_with_cases() -> None:
 
 
 def test_steep_margins() -> None:
-    """Nearly all voxels right by about 60: the slope falls by many powers of ten within an octave."""
+    """Nearly all voxels right by about 60: the derivative falls by many powers of ten within an octave."""
     generator = np.random.default_rng(0)
     gap = torch.from_numpy(np.concatenate([generator.normal(60, 5, 20_000), generator.normal(60, 5, 2)]))
     logits = torch.stack([torch.zeros_like(gap), -gap])[None]
@@ -613,6 +613,11 @@ def test_probabilities_in_place_of_logits_are_warned_of(monkeypatch: pytest.Monk
     assert not said
     fit(logits.softmax(1), y)
     assert "got only values from 0 to 1" in said[0]
+    assert said[0].endswith("if these are probabilities p, give p.double().clamp_min(1e-12).log()")
+    p = torch.tensor([[[0.1, 0.6, 0.0, 1.0]]])
+    TemperatureScaling(sigmoid=True).update(p, torch.tensor([[[0, 1, 0, 1]]]), "a")
+    assert said[1].endswith("if these are probabilities p, give p.double().logit(1e-12)")
+    torch.testing.assert_close(p.double().logit(1e-12).sigmoid(), p.double())
 
 
 @pytest.mark.parametrize("temperature", [None, 0, -2.0, math.inf, 9.0])

@@ -136,6 +136,14 @@ def test_a_command_without_required_arguments_runs_without_any(monkeypatch: pyte
     assert calls == [{}]
 
 
+def test_home_folder_that_a_shell_left_as_it_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (_, read) = command_line.READERS[Path]
+    assert [read(text) for text in ("~/results", "a~", "~a", "./~/b")] == [
+        tmp_path / "results", Path("a~"), Path("~a"), Path("~/b")
+    ]  # fmt: skip
+
+
 def test_empty_path_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SystemExit) as caught:
         run(monkeypatch, "work", "")

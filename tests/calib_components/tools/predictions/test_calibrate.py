@@ -286,6 +286,7 @@ def test_regions_of_our_inference_lose_the_background_before_them(folders: tuple
     expected = expit(logit(np.stack([p[1] + p[2], p[2]], -1)) / temperature)
     np.testing.assert_allclose(scaled, expected, atol=1e-5)
     again = tmp_path / "again"  # what was written can be read with the same options
+    (out / "temperature.json").unlink()  # which says that they are scaled already
     calibrate_predictions(out, labels, apply_to=out, out=again, **options)
     assert read_temperature(again).temperature == pytest.approx(1, abs=1e-4)
 
@@ -517,11 +518,37 @@ def test_unsuitable_folders_are_refused_before_the_fit(folders: tuple[Path, Path
         calibrate_predictions(*folders, apply_to=predictions, out=tmp_path / "new", workers=0)
 
 
+def test_predictions_that_are_scaled_already_are_refused(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    test, out = save_targets(tmp_path / "test", 0), tmp_path / "scaled"
+    calibrate_predictions(*folders, apply_to=test, out=out, workers=1)
+    message = f"^{out}: expected predictions as the network gives them, got some that are divided by T = [12].* already"
+    with pytest.raises(InputError, match=message):
+        calibrate_predictions(*folders, apply_to=out, out=tmp_path / "twice", workers=1)
+    shutil.copy(out / "temperature.json", folders[0])
+    with pytest.raises(InputError, match=f"^{folders[0]}: expected predictions as the network gives them, got some"):
+        calibrate_predictions(*folders, apply_to=test, out=tmp_path / "twice", workers=1)
+    assert not (tmp_path / "twice").exists()
+
+
+def test_a_region_of_channels_needs_codes_of_the_same_numbers(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    """The label code 3 is channel 2 here."""
+    predictions, labels = folders
+    for file in labels.iterdir():
+        label = np.asarray(nib.load(file).dataobj)
+        save_nifti(file, np.where(label == 2, 3, label).astype(np.uint8))
+    given = {"apply_to": predictions, "out": tmp_path / "scaled", "structures": ["a=1", "b=3"], "workers": 1}
+    with pytest.raises(
+        InputError, match=r"^--region: expected a name such as predicted where .*, got structure_2, which"
+    ):
+        calibrate_predictions(*folders, **given, region=2)
+    calibrate_predictions(*folders, **given, region="predicted")
+
+
 @pytest.mark.slow
 def test_the_command_line_with_several_processes(folders: tuple[Path, Path], tmp_path: Path) -> None:
     predictions, labels = folders
     calibrate_predictions(*folders, apply_to=predictions, out=tmp_path / "one", workers=1)
-    arguments = ("--apply_to", predictions, "--out", tmp_path / "two", "--workers", 2, "--structures", "b=2,a=1")
+    arguments = ("--apply_to", predictions, "--out", tmp_path / "two", "--workers", 2, "--structures", "a=1,b=2")
     done = run_script("scripts/calibrate_predictions.py", predictions, labels, *arguments)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("T = ")

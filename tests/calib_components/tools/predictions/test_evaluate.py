@@ -430,6 +430,27 @@ def test_channels_of_regions_in_another_order_are_named(
     assert warned(caplog) == [f"{folder}: {of_order}; --structures names the channels in their order"]
 
 
+@pytest.mark.parametrize("turned", [False, True])
+def test_label_maps_of_another_run_beside_arrays_are_spoken_of(
+    turned: bool, labels: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """nnU-Net writes both; post-processing changes a few voxels only."""
+    folder, affine = tmp_path / "nnunet", AFFINE
+    if turned:  # the label map, as the image was, and not the array
+        affine = AFFINE @ nib.orientations.inv_ornt_aff(np.array([[0, -1], [1, 1], [2, 1]]), SHAPE)
+    for name in NAMES:
+        p = softmax_of(NAMES.index(name))
+        save_nnunet(folder, name, p, sitk_properties())
+        of_array = p.argmax(0).astype(np.uint8)
+        save_nifti(folder / f"{name}.nii.gz", of_array[::-1] if turned else of_array, affine)
+    evaluate_predictions(folder, labels, out=tmp_path / "evaluation", workers=1)
+    assert warned(caplog) == []
+    save_nifti(folder / f"{NAMES[1]}.nii.gz", (softmax_of(9).argmax(0)).astype(np.uint8), affine)
+    evaluate_predictions(folder, labels, out=tmp_path / "evaluation", workers=1)
+    (line,) = warned(caplog)
+    assert line.startswith(f"{folder / NAMES[1]}.npz: expected the most probable class to be that of the label map")
+
+
 def test_codes_of_label_maps_that_are_compared(labels: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for name in NAMES:
         save_nifti(tmp_path / "maps" / f"{name}.nii.gz", label_of(3, (0, 1, 2, 5)))

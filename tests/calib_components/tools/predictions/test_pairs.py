@@ -224,6 +224,28 @@ def test_label_maps_have_no_probabilities(tmp_path: Path) -> None:
     assert torch.equal(read_one(tmp_path, ["ET=4"], ignore=9).prediction, saved.prediction)
 
 
+def test_an_image_beside_its_segmentation_is_not_the_prediction(tmp_path: Path) -> None:
+    predictions, _ = places(tmp_path)
+    save_nifti(predictions / "scan.nii.gz", np.full(SHAPE, -900, np.int16))
+    save_nifti(predictions / "scan_seg.nii.gz", LABEL)
+    with pytest.raises(InputError, match=r"scan.nii.gz: expected one prediction called scan, got another, .*scan_seg"):
+        find_predictions(predictions)
+
+
+def test_channels_in_another_order_than_the_structures_are_spoken_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    predictions, labels = places(tmp_path)
+    save_channels_last(predictions / "case.nii.gz", P)
+    save_nifti(labels / "case.nii", LABEL)
+    check_softmax(read_one(tmp_path, ["LV=1", "RV=2"]))
+    assert caplog.messages == []
+    check_softmax(read_one(tmp_path, ["RV=2", "LV=1"]))
+    (line,) = caplog.messages
+    assert line.startswith(f"{predictions}/case.nii.gz: the channels after the background are taken in ascending order")
+    assert line.endswith("not as in --structures: LV, RV")
+
+
 def test_predictions_without_a_label_are_named(tmp_path: Path) -> None:
     predictions, labels = places(tmp_path)
     for name in ("a", "b", *(f"extra{index}" for index in range(7))):

@@ -65,7 +65,7 @@ class TestPresentFile:
         ("content", "message"),
         [
             ("", "expected the facts of a data set, got None"),
-            ("a: [", "expected the facts of the cases there, got while parsing"),
+            ("a: [", "expected the facts of a data set, got while parsing"),
             ("- 3", "expected the facts of a data set, got"),
             ("num_classes: 3", "expected the facts of a data set, got none called dataset"),
             ({"crop_size": "$__import__('os').mkdir('ran')"}, "expected crop_size to be two positive whole numbers"),
@@ -92,7 +92,7 @@ class TestPresentFile:
     def test_cases_without_it_are_refused(self, out: Path, prepare: Any) -> None:
         prepare()
         (out / FACTS).unlink()
-        with pytest.raises(InputError, match=r"facts\.yaml: expected the facts of the cases there, got No such file"):
+        with pytest.raises(InputError, match=r"facts\.yaml: expected the facts of the cases there, got no such file"):
             prepare()
         for case in out.glob("patient*"):
             shutil.rmtree(case)
