@@ -163,7 +163,7 @@ def test_cases_of_other_spacings_are_given_theirs() -> None:
     metric(y_pred, y, spacing=(1.5, 2.0))
     assert metric.aggregate("none").flatten().tolist() == [3, 6]
     with pytest.raises(TypeError, match="spacing"):
-        DSCMetric()(y_pred, y, spacing=(1, 1))
+        DSCMetric(include_background=True)(y_pred, y, spacing=(1, 1))
 
 
 def test_spacing_has_one_value_per_axis() -> None:
