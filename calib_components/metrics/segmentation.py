@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numbers
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -176,9 +177,10 @@ class _MaskMetric(CaseMetric):
         check_flag("include_background", include_background)
         self.include_background = include_background
 
+    @property
     @abstractmethod
-    def score(self, y_pred: torch.Tensor, y: torch.Tensor, **options: Any) -> torch.Tensor:
-        """Compute the value of each case and structure, `(B, C)`, from boolean masks."""
+    def score(self) -> Callable[..., torch.Tensor]:
+        """What computes the value of each case and structure, `(B, C)`, from boolean masks and options of the call."""
 
     def measure(self, y_pred: torch.Tensor, y: torch.Tensor, **options: Any) -> list[torch.Tensor]:
         y_pred, y = _masks(y_pred, y)
@@ -278,8 +280,9 @@ class DSCMetric(_MaskMetric):
         tensor(0.6667, dtype=torch.float64)
     """
 
-    def score(self, y_pred: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        return dice(y_pred, y)
+    @property
+    def score(self) -> Callable[..., torch.Tensor]:
+        return dice
 
 
 class HD95Metric(_MaskMetric):
@@ -317,5 +320,6 @@ class HD95Metric(_MaskMetric):
         super().__init__(include_background)
         self.spacing = spacing
 
-    def score(self, y_pred: torch.Tensor, y: torch.Tensor, spacing: Sequence[float] | None = None) -> torch.Tensor:
-        return hausdorff_distance_95(y_pred, y, self.spacing if spacing is None else spacing)
+    @property
+    def score(self) -> Callable[..., torch.Tensor]:
+        return partial(hausdorff_distance_95, spacing=self.spacing)  # that of a call comes before it
