@@ -161,8 +161,12 @@ def check_values(config: ConfigParser) -> None:
             try:
                 value = config.get_parsed_content(name)
             except Exception as error:  # of MONAI, or whatever the expression raises
+                cause: BaseException = error
+                while cause.__cause__ is not None:
+                    cause = cause.__cause__
                 raise InputError(
-                    f"{name}: expected {expected}, got {config[name]!r}, a reference or expression of MONAI that fails"
+                    f"{name}: expected {expected}, got {config[name]!r}, which MONAI cannot evaluate: "
+                    f"{type(cause).__name__}: {' '.join(str(cause).split()).rstrip(',')}"
                 ) from error
             if not is_right(value):
                 raise InputError(f"{name}: expected {expected}, got {value!r}")

@@ -51,7 +51,7 @@ def _is_path(value: Any) -> bool:
     return isinstance(value, str) and value != "" and "#" not in value and "::" not in value and value[0] != "~"
 
 
-PATH = ("a path without # or ::; write ./NAME if it reads as a number or begins with ~", _is_path)
+PATH = ("a path without # or ::, with no ~ in front; write ./NAME if it reads as a number", _is_path)
 PATHS = (
     "bundle_root",
     "ckpt_dir",

@@ -61,8 +61,8 @@ def fill_background(probabilities: torch.Tensor) -> torch.Tensor:
     if len(structures) == 0 or sums.max() > MOST_OF_A_SOFTMAX:
         got = f"sums of up to {sums.max():.3g}" if len(structures) else "one channel"
         raise InputError(
-            f"probabilities: expected the background and classes that add up to at most 1, got {got}; leave this out "
-            "for channels with a sigmoid each"
+            f"probabilities: expected the background and classes that add up to at most 1, got {got}; apply softmax "
+            "before fill_background, and leave it out if each channel has a sigmoid"
         )
     return torch.cat([1 - sums, structures]).clamp(0, 1)
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import numbers
-from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -177,18 +175,16 @@ class _MaskMetric(CaseMetric):
         check_flag("include_background", include_background)
         self.include_background = include_background
 
-    @property
-    @abstractmethod
-    def score(self) -> Callable[..., torch.Tensor]:
-        """What computes the value of each case and structure, `(B, C)`, from boolean masks and options of the call."""
-
-    def measure(self, y_pred: torch.Tensor, y: torch.Tensor, **options: Any) -> list[torch.Tensor]:
+    def scored(
+        self, y_pred: torch.Tensor, y: torch.Tensor, score: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+    ) -> list[torch.Tensor]:
+        """Compute what is stored, with a function of boolean masks that gives a value of each case and structure."""
         y_pred, y = _masks(y_pred, y)
         if not self.include_background:
             if y_pred.shape[1] == 1:
                 raise ValueError("y_pred: expected at least 2 channels with include_background=False, got 1")
             y_pred, y = y_pred[:, 1:], y[:, 1:]
-        return [self.score(y_pred, y, **options), _voxels(y_pred), _voxels(y)]
+        return [score(y_pred, y), _voxels(y_pred), _voxels(y)]
 
     def case_values(self) -> torch.Tensor:
         return self.gathered()[0]
@@ -280,9 +276,8 @@ class DSCMetric(_MaskMetric):
         tensor(0.6667, dtype=torch.float64)
     """
 
-    @property
-    def score(self) -> Callable[..., torch.Tensor]:
-        return dice
+    def measure(self, y_pred: torch.Tensor, y: torch.Tensor) -> list[torch.Tensor]:
+        return self.scored(y_pred, y, dice)
 
 
 class HD95Metric(_MaskMetric):
@@ -320,6 +315,8 @@ class HD95Metric(_MaskMetric):
         super().__init__(include_background)
         self.spacing = spacing
 
-    @property
-    def score(self) -> Callable[..., torch.Tensor]:
-        return partial(hausdorff_distance_95, spacing=self.spacing)  # that of a call comes before it
+    def measure(
+        self, y_pred: torch.Tensor, y: torch.Tensor, spacing: Sequence[float] | None = None
+    ) -> list[torch.Tensor]:
+        spacing = self.spacing if spacing is None else spacing
+        return self.scored(y_pred, y, partial(hausdorff_distance_95, spacing=spacing))

@@ -110,9 +110,9 @@ ROWS = [
     Row("pool and temperature", "temperature: expected null beside a pool of fits, got 2",
         options={"pool": ["fold0"], "temperature": 2}),
     Row("no such device", "device: expected one that PyTorch finds, got 'gpu'", options={"device": "gpu"}),
-    Row("weights that read as a number", "load_path: expected a path without # or ::; write ./NAME if it reads as a number or begins with ~, got 20241125", options={"load_path": 20241125}),
-    Row("result that reads as a number", "calibrated_path: expected a path without # or ::; write ./NAME if it reads as a number or begins with ~, got 20241125", options={"calibrated_path": 20241125}),
-    Row("empty place of the result", "calibrated_path: expected a path without # or ::; write ./NAME if it reads as a number or begins with ~, got ''", options={"calibrated_path": ""}),
+    Row("weights that read as a number", "load_path: expected a path without # or ::, with no ~ in front; write ./NAME if it reads as a number, got 20241125", options={"load_path": 20241125}),
+    Row("result that reads as a number", "calibrated_path: expected a path without # or ::, with no ~ in front; write ./NAME if it reads as a number, got 20241125", options={"calibrated_path": 20241125}),
+    Row("empty place of the result", "calibrated_path: expected a path without # or ::, with no ~ in front; write ./NAME if it reads as a number, got ''", options={"calibrated_path": ""}),
     # Weights
     Row("no weights", "{root}/none/model.pt: expected trained weights, got no such file; train first, or set --load_path",
         options={"ckpt_dir": "{root}/none"}),

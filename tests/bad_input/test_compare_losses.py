@@ -126,7 +126,7 @@ CASES = [
     Case("train.yaml broken", put(CONFIG, "a: ["), f"{CONFIG}: expected a readable file, got while parsing"),
     Case("train.yaml binary", put(CONFIG, JUNK), f"{CONFIG}: expected a readable file, got "),
     Case("train.yaml nested", put(CONFIG, "a: " + NESTED), f"{CONFIG}: expected a readable file, got "),
-    Case("train.yaml refers to nothing", put(CONFIG, TRAIN + "amp: '@nothing'"), "bundle/configs: expected settings"),
+    Case("train.yaml refers to nothing", put(CONFIG, TRAIN + "amp: '@nothing'"), "amp: expected true or false, got '@nothing', which MONAI cannot"),
     Case("train.yaml refers to itself", put(CONFIG, TRAIN + "amp: '@amp'"), "amp: expected a value, got references"),
     Case("no evaluate.yaml", remove("bundle/configs/evaluate.yaml"), "bundle/configs/evaluate.yaml: expected a read"),
     Case("no calibrate.yaml", remove(CALIBRATE), f"{CALIBRATE}: expected a readable file, got"),

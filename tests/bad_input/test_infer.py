@@ -133,8 +133,8 @@ def facts(before: str, after: str) -> Callable[[Path], Any]:
 NIFTI = "{}/in/scan.nii.gz: expected a readable NIfTI file, got "
 IMAGES = [
     Case("folder missing", nothing, "dataset_dir: expected a NIfTI file or a folder, got {}/no", {"dataset_dir": "{}/no"}),
-    Case("folder a number", nothing, "dataset_dir: expected a path without # or ::; write ./NAME if it reads as a number or begins with ~, got 20241125", {"dataset_dir": 20241125}),
-    Case("folder empty text", nothing, "dataset_dir: expected a path without # or ::; write ./NAME if it reads as a number or begins with ~, got ''", {"dataset_dir": ""}),
+    Case("folder a number", nothing, "dataset_dir: expected a path without # or ::, with no ~ in front; write ./NAME if it reads as a number, got 20241125", {"dataset_dir": 20241125}),
+    Case("folder empty text", nothing, "dataset_dir: expected a path without # or ::, with no ~ in front; write ./NAME if it reads as a number, got ''", {"dataset_dir": ""}),
     Case("folder without images", lambda f: (f / "in/scan.nii.gz").unlink(), "dataset_dir: expected .nii or .nii.gz images"),
     Case("folder of labels", rename("scan_seg.nii.gz"), "dataset_dir: expected .nii or .nii.gz images, got none in {}/in"),
     Case("folder a broken link", link("l", "no"), "dataset_dir: expected a NIfTI file or a folder", {"dataset_dir": "{}/l"}),
@@ -254,7 +254,7 @@ WEIGHTS = [
     Case("state of a training", weights(lambda state: {"network": state, "optimizer": {}}), MODEL + "the state of a training"),
     Case("load_path missing", nothing, "{}/no.pt: expected trained weights", {"load_path": "{}/no.pt"}),
     Case("load_path a number", nothing,
-         "load_path: expected a path without # or ::; write ./NAME if it reads as a number or begins with ~, got 2024",
+         "load_path: expected a path without # or ::, with no ~ in front; write ./NAME if it reads as a number, got 2024",
          {"load_path": 2024}),
     Case("TorchScript missing", nothing, "{}/weights/model.ts: expected a TorchScript file, got none", {}, "inference_ts.yaml"),
     Case("TorchScript garbage", content("weights/model.ts", b"x" * 99), "{}/weights/model.ts: expected a TorchScript file",

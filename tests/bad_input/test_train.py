@@ -107,9 +107,9 @@ ROWS = [
     Row("bfloat16 of text", "bfloat16: expected true or false, got 'half'", options={"bfloat16": "half"}),
     Row("flag of a component", "optimizer::amsgrad: expected true or false, got 'no'", options={"optimizer::amsgrad": "no"}),
     Row("another slice axis", "slice_axis: expected null, that of the facts, since prepared", options={"slice_axis": 0}),
-    Row("path that a shell left as it is", "output_dir: expected a path without # or ::; write ./NAME if it reads as a number or begins with ~, got '~/a'", options={"output_dir": "~/a"}),
-    Row("path that is a reference", "output_dir: expected a path without # or ::; write ./NAME if it reads as a number or begins with ~, got '@none', a reference or expression of MONAI that fails", options={"output_dir": "@none"}),
-    Row("path that is an expression", "ckpt_dir: expected a path without # or ::; write ./NAME if it reads as a number or begins with ~, got '$HOME', a reference or", options={"ckpt_dir": "$HOME"}),
+    Row("path that a shell left as it is", "output_dir: expected a path without # or ::, with no ~ in front; write ./NAME if it reads as a number, got '~/a'", options={"output_dir": "~/a"}),
+    Row("path that is a reference", "output_dir: expected a path without # or ::, with no ~ in front; write ./NAME if it reads as a number, got '@none', which MONAI cannot evaluate: ", options={"output_dir": "@none"}),
+    Row("path that is an expression", "ckpt_dir: expected a path without # or ::, with no ~ in front; write ./NAME if it reads as a number, got '$HOME', which MONAI cannot evaluate: NameError: name 'HOME' is not defined", options={"ckpt_dir": "$HOME"}),
     Row("path with a number sign", "output_dir: expected a path without # or ::", options={"output_dir": "{data}/a#b"}),
     Row("compile of text", "compile: expected true or false, got 'inductor'", options={"compile": "inductor"}),
     Row("negative cache", "cache: expected a number of MiB of at least 0, got -1", options={"cache": -1}),
@@ -244,7 +244,7 @@ def test_a_path_that_fire_cuts_is_refused(
     ended = run_bundle_as_typed(ACDC, "train.yaml", **places)
     assert (
         ended.err
-        == "ckpt_dir: expected a path without # or ::; write ./NAME if it reads as a number or begins with ~, got 'weights#2'\n"
+        == "ckpt_dir: expected a path without # or ::, with no ~ in front; write ./NAME if it reads as a number, got 'weights#2'\n"
     )
     assert not any((tmp_path / "weights").iterdir())
 

@@ -118,7 +118,7 @@ def test_ids_of_the_bundle_need_no_effect(tmp_path: Path, caplog: pytest.LogCapt
         ("image_size", 128, "two multiples of 16"),
         ("crop_size", [0, 3], "two multiples of 16"),
         ("resume", "yes", "true or false"),
-        ("dataset_dir", 20241125, "a path without # or ::; write ./NAME if it reads as a number or begins with ~"),
+        ("dataset_dir", 20241125, "a path without # or ::, with no ~ in front; write ./NAME if it reads as a number"),
         ("output_dir", "", "a path"),
         ("split", "test", "training, validation or testing"),
         ("device", "gpu", "one that PyTorch finds"),

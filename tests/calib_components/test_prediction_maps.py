@@ -122,7 +122,7 @@ def test_background_is_what_the_structures_leave() -> None:
     ("sigmoids", "got"), [([[0.9], [0.8], [0.7]], "sums of up to 1.5"), ([[0.9]], "one channel")], ids=["three", "one"]
 )
 def test_channels_of_sigmoids_have_no_background(sigmoids: list[list[float]], got: str) -> None:
-    with pytest.raises(InputError, match=f"^probabilities: expected the background and classes .*, got {got}; leave"):
+    with pytest.raises(InputError, match=f"^probabilities: expected the background and classes .*, got {got}; apply"):
         fill_background(torch.tensor(sigmoids))
 
 

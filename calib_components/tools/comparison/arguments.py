@@ -9,6 +9,7 @@ import torch
 
 from calib_components.errors import InputError
 from calib_components.facts import EVALUATED
+from calib_components.options import PATH
 from calib_components.tools.comparison.cell_settings import is_set_name
 
 __all__ = ["check_path", "check_places", "is_device", "read_test_sets"]
@@ -40,8 +41,9 @@ def check_path(name: str, path: Path) -> None:
     """
     if str(path).startswith(EVALUATED) or not str(path).isprintable():
         raise InputError(f"--{name}: expected a path that does not start with $, @ or %, got {path}; write ./NAME")
-    if "#" in str(path) or "::" in str(path):
-        raise InputError(f"--{name}: expected a path without # or ::, got {path}")
+    expected, is_right = PATH
+    if not is_right(str(path)):
+        raise InputError(f"--{name}: expected {expected}, got {path}")
 
 
 def read_test_sets(texts: Sequence[str], dataset_dir: Path) -> dict[str, Path]:

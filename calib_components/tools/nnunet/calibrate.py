@@ -168,6 +168,8 @@ def _read_model(model: Path) -> _Model:
         ending = dataset["file_ending"]
         label_manager = manager.get_label_manager(dataset)
         named = {name: codes for name, codes in dataset["labels"].items() if name not in ("background", "ignore")}
+    if not label_manager.has_regions:  # their channels are in the order of codes, regions in that of the file
+        named = dict(sorted(named.items(), key=lambda item: item[1]))
     if ending not in ENDINGS:
         raise InputError(f"{model / 'dataset.json'}: expected a file_ending of {' or '.join(ENDINGS)}, got {ending}")
     structures = [

@@ -85,7 +85,8 @@ def calibrate_predictions(
         if (earlier := temperature_of(folder, found)) is not None:
             raise InputError(
                 f"{folder}: expected predictions as the network gives them, got some that are divided by T = "
-                f"{earlier:.4g} already, as {TEMPERATURE_FILE} there says"
+                f"{earlier:.4g} already, as {TEMPERATURE_FILE} there says; give those before scaling, or delete that "
+                "file if this T is part of the network"
             )
     target_patients = patients_of([prediction.name for prediction, _ in targets], patient_pattern)
     both = sum(patient in set(patients.values()) for patient in target_patients.values())

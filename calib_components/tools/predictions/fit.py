@@ -50,18 +50,20 @@ def fit_temperature(
     Raises:
         InputError: A file cannot be read, see `read_case`, or there are no voxels in the region.
     """
-    if region.kind == "structure" and classes.codes != tuple({index} for index in range(len(classes.codes))):
-        raise InputError(
-            f"--region: expected a name such as predicted where label codes are not the numbers of the channels, got "
-            f"{region.name}, which counts channels"
-        )
+    if not classes.sigmoid:  # of which each channel has the classes 0 and 1
+        for channel, codes in enumerate(classes.codes):
+            if channel in region.classes and codes != {channel}:
+                raise InputError(
+                    f"--region: expected a name such as predicted, got {list(region.classes)}: channel {channel} has "
+                    f"the label code {'+'.join(map(str, sorted(codes)))}"
+                )
     pooled = TemperatureScaling(region, IGNORED if cropped else classes.ignore_index, classes.sigmoid)
     fit_case = functools.partial(_fit_case, classes=classes, region=region, patients=patients, cropped=cropped)
     with parallel(fit_case, cases, processes, "fit", PRELOAD) as results:
         fitted = list(results)
     for fit, _, _ in fitted:
         pooled.add(fit)
-    warn_of_other_beside([case.prediction.files[0] for case in cases], [share for _, _, share in fitted])
+    warn_of_other_beside([case.prediction.files[0] for case in cases], [beside for _, _, beside in fitted])
     try:
         estimate = pooled.compute()
     except ValueError as error:
@@ -80,7 +82,7 @@ class _Denied(NamedTuple):
 
 def _fit_case(
     case: Case, classes: Classes, region: Region, patients: Mapping[str, str], cropped: bool
-) -> tuple[TemperatureScaling, _Denied, float]:
+) -> tuple[TemperatureScaling, _Denied, tuple[int, int]]:
     saved = read_case(case, classes)
     assert saved.probabilities is not None
     fit = TemperatureScaling(region, IGNORED if cropped else classes.ignore_index, classes.sigmoid)
@@ -89,7 +91,8 @@ def _fit_case(
         saved.label.masked_fill_((foreground == 0).all(0), IGNORED)
     logits = logits_of(saved.probabilities, saved.lowest, saved.highest, classes.sigmoid)
     fit.update(logits[None], saved.label[None], patients[case.name])
-    return fit, _count_denied(saved, saved.probabilities, fit), other_beside(case, saved, classes)
+    beside = (0, 0) if cropped else other_beside(case, saved, classes)  # cropped ones have been compared
+    return fit, _count_denied(saved, saved.probabilities, fit), beside
 
 
 def _count_denied(saved: Saved, probabilities: torch.Tensor, fit: TemperatureScaling) -> _Denied:

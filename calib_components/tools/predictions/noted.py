@@ -20,7 +20,7 @@ from calib_components.tools.predictions.pairs import Case, Saved, is_label_map
 __all__ = ["note", "other_beside", "warn", "warn_of_other_beside"]
 
 SHOWN = 5  # codes in a message
-POSTPROCESSED = 0.05  # share of a case's structures that post-processing may change
+POSTPROCESSED = 0.05  # share of the voxels of structures that post-processing may change
 
 
 def note(case: Case, saved: Saved, classes: Classes) -> dict[str, Any]:
@@ -29,7 +29,7 @@ def note(case: Case, saved: Saved, classes: Classes) -> dict[str, Any]:
     return {
         "other_codes": list(saved.other_codes),
         "other_predicted": list(saved.other_predicted),
-        "other_beside": other_beside(case, saved, classes),
+        "other_beside": list(other_beside(case, saved, classes)),
         "is_unit": all(side == 1 for side in saved.spacing),
         "voxels": int((saved.label != IGNORED).sum()),
         # Where nothing is segmented, probabilities of exactly 0 are no sign of a label map.
@@ -83,8 +83,8 @@ def warn(
         )
 
 
-def other_beside(case: Case, saved: Saved, classes: Classes) -> float:
-    """Compare an array with the label map beside it, if there is one.
+def other_beside(case: Case, saved: Saved, classes: Classes) -> tuple[int, int]:
+    """Compare an array with the label map beside it, if there is one; a file with other codes may be the image.
 
     Args:
         case: What `find_cases` found.
@@ -92,32 +92,39 @@ def other_beside(case: Case, saved: Saved, classes: Classes) -> float:
         classes: What the channels are.
 
     Returns:
-        Of the voxels with a structure in either, the share that have another class in the other.
+        How many voxels have a class in one that they do not have in the other, and how many have a structure in either.
 
     Raises:
         InputError: The label map cannot be read, or its voxels are not those of the label.
     """
     file = next((grid for grid in case.prediction.grids if NIFTI.fullmatch(grid.name)), None)
     if file is None or classes.sigmoid or not is_label_map(file):
-        return 0.0
+        return 0, 0
     codes, affine = read_label_map(file)
-    label_map, _ = label_classes(codes, replace(classes, ignore_code=None, others_allowed=True), file)
+    label_map, others = label_classes(codes, replace(classes, ignore_code=None, others_allowed=True), file)
+    if others:
+        return 0, 0
     prediction = saved.prediction.numpy()
     turn = turn_onto(Header(0, codes.shape, affine), saved.affine, prediction.shape, (file, case.label))
     beside = label_map[0] if turn is None else apply_orientation(label_map[0], turn)
-    return float((beside != prediction).sum() / max(((beside > 0) | (prediction > 0)).sum(), 1))
+    return int((beside != prediction).sum()), int(((beside > 0) | (prediction > 0)).sum())
 
 
-def warn_of_other_beside(files: Sequence[Path], shares: Sequence[float]) -> None:
-    """Warn of label maps that are not those of the probabilities beside them, such as those of another run."""
-    if others := [(file, share) for file, share in zip(files, shares, strict=True) if share > POSTPROCESSED]:
-        (file, share), *more = others
+def warn_of_other_beside(files: Sequence[Path], found: Sequence[Sequence[int]]) -> None:
+    """Warn of label maps that are not those of the probabilities beside them, such as those of another run.
+
+    Args:
+        files: File of the probabilities of each case.
+        found: What `other_beside` returned.
+    """
+    others, voxels = (sum(numbers) for numbers in zip(*found, strict=True))
+    if others > POSTPROCESSED * voxels:
+        worst, _ = max(zip(files, found, strict=True), key=lambda pair: pair[1][0])
         logging.getLogger(__name__).warning(
             "%s: expected the most probable class to be that of the label map beside it, got another one in %.0f %% of "
-            "the voxels with a structure%s; the files may be of different runs, or their axes in another order",
-            file,
-            100 * share,
-            f", and so on in {len(more)} more" if more else "",
+            "the voxels with a structure in all cases; the files may be of different runs, or axes in another order",
+            worst,
+            100 * others / voxels,
         )
 
 

@@ -214,7 +214,8 @@ def _best(name: str, candidates: Sequence[tuple[int, Prediction]]) -> Prediction
     is_labels = best.kind == "probability" and is_label_map(best.files[0])
     if others and (others[0][0] == rank or is_labels):
         other = others[0][1].files[0]
-        raise InputError(f"{best.files[0]}: expected one prediction called {name}, got another, {other}")
+        hint = f"; if {best.files[0].name} is the image, move it away" if is_labels else ""
+        raise InputError(f"{best.files[0]}: expected one prediction called {name}, got another, {other}{hint}")
     return replace(best, kind="labels") if is_labels else best
 
 

@@ -162,7 +162,7 @@ def test_cases_of_other_spacings_are_given_theirs() -> None:
     metric(y_pred, y)
     metric(y_pred, y, spacing=(1.5, 2.0))
     assert metric.aggregate("none").flatten().tolist() == [3, 6]
-    with pytest.raises(TypeError, match="spacing"):
+    with pytest.raises(TypeError, match="unexpected keyword argument 'spacing'"):
         DSCMetric(include_background=True)(y_pred, y, spacing=(1, 1))
 
 

@@ -89,7 +89,10 @@ class TestArguments:
             ({"folds": 2, "datalist": Path("x")}, r"--folds: expected a number of at least 2, and no --datalist"),
             ({"folds": 2}, r"--folds: expected datalist_fold0.json to datalist_fold1.json in .*, got none; prepare"),
             ({"out": Path("$out")}, r"--out: expected a path that does not start with \$, @ or %, got \$out; write ./"),
-            ({"out": Path("results#1")}, r"--out: expected a path without # or ::, got results#1"),
+            (
+                {"out": Path("results#1")},
+                r"--out: expected a path without # or ::, with no ~ .*, got results#1",
+            ),
             ({"executor": "slurm"}, r"--workers, --devices: expected --executor local, got slurm"),
         ],
     )

@@ -537,11 +537,49 @@ def test_a_region_of_channels_needs_codes_of_the_same_numbers(folders: tuple[Pat
         label = np.asarray(nib.load(file).dataobj)
         save_nifti(file, np.where(label == 2, 3, label).astype(np.uint8))
     given = {"apply_to": predictions, "out": tmp_path / "scaled", "structures": ["a=1", "b=3"], "workers": 1}
-    with pytest.raises(
-        InputError, match=r"^--region: expected a name such as predicted where .*, got structure_2, which"
-    ):
+    message = r"^--region: expected a name such as predicted, got \[2\]: channel 2 has the label code 3$"
+    with pytest.raises(InputError, match=message):
         calibrate_predictions(*folders, **given, region=2)
-    calibrate_predictions(*folders, **given, region="predicted")
+    for region in (1, "predicted"):
+        calibrate_predictions(*folders, **given, region=region)
+
+
+def test_a_region_of_sigmoids_is_that_of_their_classes(tmp_path: Path) -> None:
+    """Which are 0 and 1, whatever the label codes are."""
+    predictions, labels = tmp_path / "validation", tmp_path / "labels"
+    for case in CASES:
+        p = softmax_of(CASES.index(case))[:1]
+        save_channels_last(predictions / f"{case}.nii", p)
+        save_label(labels, case, p, sigmoid=True)
+    options = {"structures": ["whole=1+4"], "sigmoid": True, "workers": 1}
+    calibrate_predictions(predictions, labels, apply_to=predictions, out=tmp_path / "scaled", region=1, **options)
+    calibrate_predictions(predictions, labels, apply_to=predictions, out=tmp_path / "all", **options)
+    of_structure, of_all = (read_temperature(tmp_path / name) for name in ("scaled", "all"))
+    assert 0 < of_structure.voxels < of_all.voxels
+
+
+@pytest.mark.parametrize("changed", [1, 40])
+def test_label_maps_of_another_run_beside_what_is_fitted(
+    changed: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Post-processing changes a few voxels only; a file of other numbers may be the image."""
+    predictions, labels = tmp_path / "validation", tmp_path / "labels"
+    for case in CASES:
+        p = softmax(logits_of(case), axis=0)
+        save_nnunet(predictions, case, p, sitk_properties())
+        label_map = p.argmax(0).astype(np.uint8)
+        label_map.flat[:changed] = (label_map.flat[:changed] + 1) % 3
+        save_nifti(predictions / f"{case}.nii.gz", label_map)
+        save_label(labels, case, p)
+    options = {"apply_to": predictions, "out": tmp_path / "scaled", "workers": 1}
+    calibrate_predictions(predictions, labels, **options)
+    assert len(caplog.messages) == (changed > 1)
+    assert all("most probable class to be that of the label map beside it" in message for message in caplog.messages)
+    caplog.clear()
+    for case in CASES:
+        save_nifti(predictions / f"{case}.nii.gz", np.full(SHAPE, -1000, np.int16))
+    calibrate_predictions(predictions, labels, **options)
+    assert caplog.messages == []
 
 
 @pytest.mark.slow
