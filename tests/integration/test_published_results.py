@@ -446,6 +446,21 @@ def test_page_has_the_temperatures_and_the_published_numbers_of_the_variants() -
     assert f"DSC {dsc}, ECE {ece} and CECE {cece}, in the order" in text
 
 
+def test_page_has_the_temperatures_and_the_published_numbers_of_the_priors() -> None:
+    text = section("### The priors", "## A second anatomy")
+    priors = [name for name in ("gaussian", "max", "min", "median", "mode") if (VARIANTS / f"nacl_{name}").is_dir()]
+    for prior in priors:
+        temperature = read_temperature(VARIANTS / f"nacl_{prior}/seed0/temperature").temperature
+        assert f"**`{prior}`** (T = {temperature:.2f})" in text
+    of_paper = [PUBLISHED["acdc"][name] for name in ("nacl", *(f"nacl_{prior}" for prior in priors))]
+    dsc, _, ece, cece = (
+        ", ".join(f"{value:.3f}".lstrip("0") for value in values) for values in zip(*of_paper, strict=True)
+    )
+    shown = text.replace(" and .", ", .")
+    assert f"DSC {dsc}, ECE {ece}" in shown
+    assert f"CECE {cece}:" in shown
+
+
 def test_page_says_what_one_patient_of_chaos_does_to_the_temperatures() -> None:
     text = section("## A second anatomy", "## Abdominal CT")
     methods = ("ce_dice", "svls", "nacl")
