@@ -368,28 +368,9 @@ def test_invalid_probabilities(name: str) -> None:
         ({"penalty_weight": -0.1}, "penalty_weight: expected a number of at least 0, got -0.1"),
     ],
 )
-def test_invalid_options_of_nacl(options: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        NACLLoss(**options)
+def test_invalid_options_of_the_functional_form(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         nacl_loss(LOGITS, TARGET, **options)
-
-
-@pytest.mark.parametrize(
-    ("loss", "option", "message"),
-    [
-        (SVLSLoss, {"kernel_size": 1}, "kernel_size: expected an odd number of at least 3, got 1"),
-        (SVLSLoss, {"sigma": 0.0}, "sigma: expected a number of at least 0.1, got 0.0"),
-        (LabelSmoothingLoss, {"alpha": 1.5}, "alpha: expected a number from 0 to 1, got 1.5"),
-        (FocalLoss, {"gamma": -1.0}, "gamma: expected a number of at least 0, got -1.0"),
-        (MbLSLoss, {"margin": -1.0}, "margin: expected a number of at least 0, got -1.0"),
-        (MbLSLoss, {"penalty_weight": math.nan}, "penalty_weight: expected a number of at least 0, got nan"),
-        (EntropyPenaltyLoss, {"penalty_weight": -1}, "penalty_weight: expected a number of at least 0, got -1"),
-    ],
-)
-def test_invalid_options_of_other_losses(loss: type[torch.nn.Module], option: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        loss(**option)
 
 
 def test_label_out_of_range_is_an_error_in_compiled_code() -> None:
