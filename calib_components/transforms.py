@@ -34,6 +34,7 @@ __all__ = [
 PIXEL_SIZE_FACTOR = 3  # how far off the trained pixel sizes an image may be before there is a warning
 SAME_SPACING = 1e-3  # relative difference of spacings that are one number, rounded
 SLAB = 16  # slices whose values are changed at once
+MOST_LABELS = 16  # different whole numbers that a channel of an image has more of
 LEAST_CONTRAST = 1e-3  # of the range of a channel, that all but the brightest and darkest 0.1 % of its voxels span
 
 
@@ -81,9 +82,13 @@ class SlicesLastd(MapTransform, InvertibleTransform):
         if slice_axis not in (None, 0, 1, 2) or isinstance(slice_axis, bool):
             raise InputError(f"slice_axis: expected 0, 1, 2 or None, got {slice_axis!r}")
         self.slice_axis = slice_axis
+        self._has_warned = False
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Return the item with each volume as `(C, H, W, D)`, contiguous in memory, D counting the slices."""
+        """Return the item with each volume as `(C, H, W, D)`, contiguous in memory, D counting the slices.
+
+        Warn once if the axis that was found is not that of the fewest voxels: a header may have lost its spacing.
+        """
         item = dict(data)
         axis = self.slice_axis
         for key in self.key_iterator(item):
@@ -91,6 +96,13 @@ class SlicesLastd(MapTransform, InvertibleTransform):
             if axis is None:
                 affine = volume.affine if isinstance(volume, MetaTensor) else torch.eye(4)
                 axis = slice_axis(affine_to_spacing(affine, dtype=float).tolist(), volume.shape[1:])
+                if not self._has_warned and volume.shape[1 + axis] > min(volume.shape[1:]):
+                    self._has_warned = True
+                    logging.getLogger(__name__).warning(
+                        "%s: slices are taken to lie along axis %d of the file, of the largest spacing, though another "
+                        "axis of %s has fewer voxels; if that is wrong, set --slice_axis",
+                        file_name(volume), axis, tuple(volume.shape[1:]),
+                    )  # fmt: skip
             order = [other for other in range(3) if other != axis] + [axis]
             item[key] = _permute(volume, order)
             self.push_transform(item[key], orig_size=volume.shape[1:], extra_info={"axis": axis})
@@ -132,8 +144,8 @@ class LoadVolumed(LoadImaged):
         """Return the item with volumes in place of the paths.
 
         Raises:
-            InputError: A file cannot be read, see `NiftiReader`; its values are not finite in float32; or there is
-                nothing to see, see `check_contrast`.
+            InputError: A file cannot be read, see `NiftiReader`; its values are not finite in float32; there is
+                nothing to see, see `check_contrast`; or it looks like a label map.
         """
         item = super().__call__(data, reader)
         for key in self.key_iterator(item):
@@ -141,7 +153,21 @@ class LoadVolumed(LoadImaged):
             for index, channel in enumerate(item[key].as_tensor()):
                 file = str(files[index if len(files) > 1 else 0])
                 check_contrast(check_finite(MetaTensor(channel[None], meta={"filename_or_obj": file})))
+                _check_grey_values(channel, file)
         return item
+
+
+def _check_grey_values(channel: torch.Tensor, file: str) -> None:
+    """Refuse a label map that lies among the images, whose own map would be taken for that of a case."""
+    low, high = (float(end) for end in channel.aminmax())
+    if high - low >= 2**16 or not torch.equal(channel, channel.round()):
+        return
+    counts = torch.bincount((channel - low).long().flatten())
+    if (number := int((counts > 0).sum())) <= MOST_LABELS:
+        raise InputError(
+            f"{file}: expected an image, got only {number} different whole numbers, as in a label map; move label maps "
+            "to another folder"
+        )
 
 
 class ClassIndicesd(MapTransform):

@@ -195,6 +195,8 @@ class TrainingCheckpoint:
         self.best_path.parent.mkdir(parents=True, exist_ok=True)
         if best.best_metric_epoch in (engine.state.epoch, NEVER):
             with writing(self.best_path) as file:
+                for name, values in weights.items():  # for machines without a GPU, whatever reads them
+                    weights[name] = values.cpu()
                 file.write_bytes(serialize(weights))
                 self._write_facts()
         state = {name: holder.state_dict() for name, holder in self.stateful.items()}

@@ -19,7 +19,13 @@ from monai.engines import Evaluator
 from calib_components.data import read_datalist
 from calib_components.errors import InputError, check_writable, make_folder, reading, writing
 from calib_components.facts import FACTS, Facts, facts_beside, write_facts
-from calib_components.handlers.weights import WeightsCheckpointLoader, check_beside, check_weights, with_temperature
+from calib_components.handlers.weights import (
+    LAST,
+    WeightsCheckpointLoader,
+    check_beside,
+    check_weights,
+    with_temperature,
+)
 from calib_components.metrics import CalibrationBins, ECEMetric
 from calib_components.posthoc import TemperatureEstimate, TemperatureScaling, find_temperature, set_temperature
 
@@ -209,6 +215,13 @@ class TemperatureCalibration:
             )
         if self.calibrated_path.exists():  # never over a file of others
             check_weights(self.network, self.calibrated_path)
+            folder = self.calibrated_path.resolve().parent
+            is_of_training = self.calibrated_path.name == "model.pt" and (folder / LAST).exists()
+            if is_of_training and folder != Path(self.load_path).resolve().parent:
+                raise InputError(
+                    f"calibrated_path: expected a file that is not the model.pt of another training, got "
+                    f"{self.calibrated_path}"
+                )
         check_beside(self.calibrated_path, facts_beside(self.load_path), "calibrated_path")
 
     def _run_network(self, fit: TemperatureScaling | None = None) -> Bins:

@@ -368,5 +368,11 @@ def load_torchscript(file: str | os.PathLike, device: torch.device | str) -> tor
     """
     if not Path(file).is_file():
         raise InputError(f"{file}: expected a TorchScript file, got none; write one with monai.bundle ckpt_export")
+    if facts_beside(file) is None:
+        logging.getLogger(__name__).warning(
+            "%s: expected the facts of the data that the network was trained on, got no such file; the bundle's own "
+            "are used: copy those of the weights if they differ",
+            Path(file).with_name(FACTS),
+        )
     with reading(file, "a TorchScript file, as monai.bundle ckpt_export writes it"):
         return torch.jit.load(file, map_location=device)

@@ -7,14 +7,37 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
-from calib_components.errors import InputError, check_writable, writing
+from calib_components.errors import InputError, check_writable, error_line, writing
 
 
 def write_half(target: Path, error: Exception) -> None:
     with writing(target) as file:
         file.write_text("half")
         raise error
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (
+            torch.OutOfMemoryError("CUDA out of memory."),
+            "memory: expected enough on the device, got none left; try a",
+        ),
+        (
+            RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error."),
+            "num_workers: expected memory for each, got a worker that was killed; try 0: DataLoader worker (pid 7) is",
+        ),
+    ],
+)
+def test_what_to_do_if_memory_is_short(error: Exception, line: str) -> None:
+    wrapped = RuntimeError("failed to run")
+    wrapped.__cause__ = error
+    shown = error_line(wrapped)
+    assert shown is not None
+    assert shown.startswith(line)
+    assert error_line(RuntimeError("another")) is None
 
 
 class TestWriting:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,17 @@ class TestSlicesLastd:
         for plain in (torch.rand(1, 8, 3, 9), MetaTensor(torch.rand(1, 8, 3, 9))):
             assert transform({"image": plain})["image"].shape == (1, 8, 9, 3)
 
+    def test_an_axis_with_more_voxels_than_another_is_spoken_of_once(self, caplog: pytest.LogCaptureFixture) -> None:
+        """Ten slices, whose distance the header has lost."""
+        stack, right = (volume(torch.rand(1, 12, 11, 10), np.diag([1.4, 1.4, side, 1])) for side in (1, 10))
+        transform = SlicesLastd("image")
+        assert transform({"image": right})["image"].shape == (1, 12, 11, 10)
+        assert caplog.messages == []
+        for _ in range(2):
+            assert transform({"image": stack})["image"].shape == (1, 12, 10, 11)
+        (line,) = caplog.messages
+        assert "along axis 1 of the file, of the largest spacing, though another axis of (12, 11, 10) has fewer" in line
+
     def test_singular_affine(self) -> None:
         stored = volume(torch.rand(1, 4, 3, 5), np.zeros((4, 4)))
         transform = SlicesLastd("image", slice_axis=1)
@@ -145,6 +157,16 @@ def save(file: Path, array: np.ndarray) -> Path:
 
 
 class TestLoadVolumed:
+    @pytest.mark.parametrize("codes", [[0, 1, 2, 4], [0, 255], [-1, 0, 1], range(16)], ids=str)
+    def test_label_map_among_the_images(self, codes: Sequence[int], tmp_path: Path) -> None:
+        array = np.random.default_rng(0).choice(list(codes), (9, 8, 7)).astype(np.int16)
+        file = save(tmp_path / "scan_mask.nii.gz", array)
+        message = f"^{file}: expected an image, got only {len(codes)} different whole numbers, as in a label map; move"
+        with pytest.raises(InputError, match=message):
+            LoadVolumed("image")({"image": str(file)})
+        for image in (array * 0.5, np.arange(17 * 8 * 7).reshape(17, 8, 7).astype(np.int16) // 56):
+            LoadVolumed("image")({"image": str(save(tmp_path / "image.nii.gz", image))})
+
     def test_channels_of_one_file_and_of_several(self, tmp_path: Path) -> None:
         array = np.arange(48, dtype=np.int16).reshape(4, 3, 2, 2)
         whole = save(tmp_path / "a.nii.gz", array)

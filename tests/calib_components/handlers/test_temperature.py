@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import logging
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -279,6 +280,18 @@ class TestAnotherFolder:
         written = torch.load(tmp_path / "a" / "b" / "hospital.pt", weights_only=True)
         assert written["temperature"] == pytest.approx(read_temperature(tmp_path / "out").temperature)
         calibrate(calibrated_path=tmp_path / "a" / "b" / "hospital.pt")  # again
+
+    def test_of_another_training_is_refused(self, calibrate: Callable[..., TemperatureScaled], tmp_path: Path) -> None:
+        """Its `last.ckpt` would stay beside weights of this one."""
+        shutil.copytree(tmp_path / "models", tmp_path / "other")
+        (tmp_path / "other" / "last.ckpt").touch()
+        before = snapshot(tmp_path)
+        with pytest.raises(
+            InputError, match=r"^calibrated_path: expected a file that is not the model.pt of another tr"
+        ):
+            calibrate(calibrated_path=tmp_path / "other" / "model.pt")
+        assert snapshot(tmp_path) == before
+        calibrate(calibrated_path=tmp_path / "other" / "hospital.pt")
 
     @pytest.mark.parametrize("there", ["facts", "weights"])
     def test_of_other_weights_is_refused(
