@@ -770,7 +770,7 @@ FAULTS = [
         "facts of bytes",
         written("out/facts.yaml", b"\xff\x00"),
         "src",
-        "out/facts.yaml: expected the facts of the cases",
+        "out/facts.yaml: expected the facts of a data set",
     ),
     Fault(
         "no facts", lambda: Path("out/facts.yaml").unlink(), "src", "out/facts.yaml: expected the facts of the cases"
