@@ -457,7 +457,7 @@ def test_page_has_the_temperatures_and_the_published_numbers_of_the_priors() -> 
         ", ".join(f"{value:.3f}".lstrip("0") for value in values) for values in zip(*of_paper, strict=True)
     )
     shown = text.replace(" and .", ", .")
-    assert f"DSC {dsc}, ECE {ece}" in shown
+    assert f"DSC {dsc}, ECE {ece}, and" in shown
     assert f"CECE {cece}:" in shown
 
 
