@@ -26,7 +26,6 @@ __all__ = [
 # As shown in a traceback, which is all that a DataLoader's worker passes on.
 SHOWN = re.compile(r"^(?:[\w.]+\.)?InputError: (.*)$", re.MULTILINE)
 UNFINISHED = ".unfinished-"  # prefix of a file while it is written
-KILLED = re.compile(r"DataLoader worker \(pid")
 DISK = (errno.EACCES, errno.EDQUOT, errno.ENOSPC, errno.EPERM, errno.EROFS)
 
 
@@ -69,7 +68,7 @@ def error_line(error: BaseException | None) -> str | None:
             line = printable(f"{error.filename or 'disk'}: expected to be written, got {error.strerror}")
         elif line is None and type(error).__name__ == "OutOfMemoryError":  # of torch
             line = printable(f"memory: expected enough on the device, got none left; try a lower batch_size: {error}")
-        elif line is None and isinstance(error, RuntimeError) and KILLED.match(str(error)):
+        elif line is None and str(error).startswith("DataLoader worker (pid"):
             line = printable(f"num_workers: expected memory for each, got a worker that was killed; try 0: {error}")
         error = error.__cause__ or error.__context__
     return line
