@@ -57,8 +57,11 @@ def test_no_dead_links(page: Path) -> None:
 
 
 def anchors(page: Path) -> set[str]:
-    """The anchors that a page's headings have on GitHub and on the site."""
-    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    """The anchors of a page's headings, and of those that it includes on the site."""
+    text = page.read_text()
+    for included in re.findall(r'^--8<-- "([^:"]+)', text, re.MULTILINE):
+        text += (ROOT / included).read_text()
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 

@@ -44,8 +44,8 @@ COMMANDS: dict[str, tuple[Callable[..., None], list[str]]] = {
         ["evaluation of 4x40x40x4", "all metrics of evaluate.yaml"],
     ),
     "inference": (
-        partial(benchmarks.inference, size=64, slices=4, num_classes=3, whole=True),
-        ["inference, 64x64x4, 3 classes", "whole volumes", "slabs"],
+        partial(benchmarks.inference, size=128, slices=4, num_classes=3, whole=True),
+        ["inference, 128x128x4, 3 classes", "whole volumes", "slabs"],
     ),
 }
 
