@@ -26,6 +26,7 @@ from calib_components.fingerprint import changes, fingerprint, fingerprint_of_ca
 from calib_components.handlers.temperature import EXPORT_ENDINGS
 from calib_components.handlers.weights import LAST, serialize
 from calib_components.posthoc import find_temperature, set_temperature
+from calib_components.posthoc.network import unwrapped
 
 __all__ = ["TrainingCheckpoint"]
 
@@ -43,8 +44,9 @@ class TrainingCheckpoint:
     file is replaced in one step, so a process that is killed, or a full disk, leaves the previous one intact. MONAI
     Label would take `last.pt` for weights.
 
-    `last.ckpt` also has the fingerprint of the run, see `calib_components.fingerprint`: a run with other settings,
-    other data or another number of processes cannot resume from it.
+    `last.ckpt` also has the fingerprint of the run, see `calib_components.fingerprint`: a run with other settings of
+    the bundle, other data or another number of processes cannot resume from it. Outside of a bundle's run, settings are
+    not known, and it is for you to keep them.
 
     All randomness of an epoch (augmentation, dropout, and the order of a sampler without a seed of its own) is seeded
     with `seed` and the number of the epoch. A resumed run therefore draws the same numbers as an uninterrupted one, and
@@ -59,8 +61,8 @@ class TrainingCheckpoint:
 
     Args:
         ckpt_dir: Folder of the two files.
-        network: Network to train. The weights of a `DistributedDataParallel` network are saved as those of the network
-            inside it.
+        network: Network to train. Of what `DistributedDataParallel` or `torch.compile` made of one, the weights of the
+            network inside are saved.
         optimizer: Its optimizer.
         lr_scheduler: Its learning-rate scheduler.
         evaluator: The validation engine, whose `best_metric_epoch` says when the metric was best.
@@ -88,8 +90,7 @@ class TrainingCheckpoint:
     ) -> None:
         self.best_path = Path(ckpt_dir) / "model.pt"
         self.last_path = Path(ckpt_dir) / LAST
-        if isinstance(network, torch.nn.parallel.DistributedDataParallel):
-            network = network.module
+        network = unwrapped(network)
         self.stateful: dict[str, Any] = {"network": network, "optimizer": optimizer, "lr_scheduler": lr_scheduler}
         self.evaluator = evaluator
         self.seed = seed

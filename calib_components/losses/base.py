@@ -20,6 +20,8 @@ HINTS = {
     "weight": "classes are not weighted",
     "classes": "the number of classes is read from the logits",
     "num_classes": "the number of classes is read from the logits",
+    "label_smoothing": "LabelSmoothingLoss has it, as alpha",
+    "alpha": "the weight of a penalty is called penalty_weight; classes are not weighted",
     "dim": "2D or 3D is read from the logits",
     "kernel_ops": "the option is called prior",
     "distance_type": "the option is called penalty",

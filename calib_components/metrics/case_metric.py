@@ -114,7 +114,9 @@ class CaseMetric(CumulativeIterationMetric):
             ValueError: No case has been added.
         """
         # All processes gather all parts together; afterwards a single one may read any of them.
-        own, *_ = [CumulativeIterationMetric.get_buffer(part) for part in self.parts]
+        for part in self.parts:
+            part._sync()
+        own = CumulativeIterationMetric.get_buffer(self)
         if own is None:
             raise self._no_case()
         return own

@@ -29,7 +29,8 @@ LARGEST_NUM_BINS = 10_000  # so that numbers of bins fit into int32 for any numb
 NEEDED = (ALL, PREDICTED)
 SET_BINS = 2**14  # most bins, times sets of regions, that are summed at once: more would not fit a cache
 SMALLEST = torch.finfo(torch.float32).tiny  # in place of a probability of 0 in a logarithm
-LOWEST_HALF, HIGHEST_HALF = 2.0**-25, 1 - 2.0**-12  # in float16, half a step from 0 and from 1, which others round to
+LOWEST_HALF = 2.0**-25  # in float16, half a step from 0, which others round to; bfloat16 goes as low as float32
+HALF_TYPES = (torch.float16, torch.bfloat16)
 
 Scores = Mapping[str, Callable[[Voxels], torch.Tensor]]
 
@@ -85,7 +86,9 @@ def measure_regions(
     bins = Bins(y_pred, num_bins, sigmoid or y_pred.shape[1] == 1)
     kinds = [kind for kind in ("top_label", "classwise") if kind in measures]
     if y_pred.dtype == torch.float16:
-        lowest, highest = max(lowest, LOWEST_HALF), min(highest, HIGHEST_HALF)
+        lowest = max(lowest, LOWEST_HALF)
+    if y_pred.dtype in HALF_TYPES:
+        highest = min(highest, 1 - torch.finfo(y_pred.dtype).eps / 4)  # half a step from 1
     limits = [1 - highest, lowest] if bins.sigmoid else [lowest]
     nll = functools.partial(_nll, lowest=torch.tensor(limits, dtype=torch.float64, device=bins.device))
     of_voxels: Scores = {"nll": nll, "brier": _brier}

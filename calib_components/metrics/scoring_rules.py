@@ -31,6 +31,8 @@ def negative_log_likelihood(
 
     `s_y` is the probability of the true class. Those below the smallest normal float32 (87.3 nats), in float16 below
     half its smallest step (17.3 nats), are replaced by it, so that a single voxel does not make the mean infinite.
+    Likewise, a probability of 1 of a sigmoid in float16 or bfloat16 counts as half a step less (8.3 or 6.2 nats where
+    the truth is 0).
 
     Shape:
         - y_pred: `(B, N, *S)`, with N classes or channels and any number of spatial dimensions.

@@ -11,7 +11,7 @@ import torch
 from scipy.ndimage import binary_erosion, find_objects
 from scipy.spatial import KDTree
 
-from calib_components.arguments import check_count, check_flag
+from calib_components.arguments import check_count, check_flag, warn_once
 from calib_components.metrics.case_metric import CaseMetric, plain_tensor
 
 __all__ = ["DSCMetric", "HD95Metric", "dice", "hausdorff_distance_95", "structure_masks"]
@@ -183,6 +183,12 @@ class _MaskMetric(CaseMetric):
         if not self.include_background:
             if y_pred.shape[1] == 1:
                 raise ValueError("y_pred: expected at least 2 channels with include_background=False, got 1")
+            overlap = int((y[:, 0] & y[:, 1:].any(1)).sum())
+            if overlap:
+                warn_once(
+                    f"y: expected background in channel 0, which is left out, got {overlap} of its voxels in other "
+                    "channels too; set include_background=True if each channel is a structure"
+                )
             y_pred, y = y_pred[:, 1:], y[:, 1:]
         return [score(y_pred, y), _voxels(y_pred), _voxels(y)]
 
@@ -254,7 +260,8 @@ class DSCMetric(_MaskMetric):
     of each structure and `aggregate("none")` all values, `(cases, structures)`. A structure in neither prediction nor
     ground truth is NaN and left out of the means. See also `missed` and `spurious`.
 
-    `monai.metrics.DiceMetric` differs: it has other arguments and includes the background by default.
+    `monai.metrics.DiceMetric` differs: it has other arguments, includes the background by default, and leaves out a
+    structure that is predicted but not in the ground truth, which is 0 here.
 
     Shape:
         - y_pred: `(B, C, *S)` or a list of `(C, *S)`: masks, one-hot or overlapping.

@@ -254,6 +254,7 @@ def read_chunks(
     """
     check_ignore_index(ignore_index)
     check_temperature(temperature)
+    divisor = 1.0 if temperature is None else float(temperature)
     channels = y_pred.shape[1]
     sigmoid = sigmoid or channels == 1
     num_classes = 2 if sigmoid else channels
@@ -261,7 +262,7 @@ def read_chunks(
         region.true_classes(num_classes)  # checks those of a structure
     bands = [region for region in regions if region.kind in ("band", "predicted_band")]
     step = max(1, (enlarge * CPU_CHUNK if y_pred.device.type == "cpu" else GPU_CHUNK) // num_classes)
-    invalid = torch.zeros(4, dtype=torch.int64, device="cpu")
+    invalid = torch.zeros(5, dtype=torch.int64, device="cpu")
     any_voxel, only_0_and_1 = False, True
     for case, channel in ((b, k) for b in range(len(y_pred)) for k in range(channels if sigmoid else 1)):
         rows = slice(channel, channel + 1) if sigmoid else slice(None)
@@ -274,14 +275,7 @@ def read_chunks(
             values = p[:, part].double() if double else p[:, part]
             if sigmoid:
                 values = torch.cat([torch.zeros_like(values) if logits else 1 - values, values])
-            return Voxels(
-                case,
-                channel,
-                values,
-                decode_labels(y[:, part]),
-                logits,
-                1.0 if temperature is None else float(temperature),
-            )
+            return Voxels(case, channel, values, decode_labels(y[:, part]), logits, divisor)
 
         masks = {}
         if bands:  # the predicted class of probabilities is the same in any precision
@@ -362,20 +356,20 @@ def _all_valid(voxels: Voxels) -> bool:
 
 
 def _count_invalid(voxels: Voxels, sigmoid: bool) -> torch.Tensor:
-    """Numbers of values not finite, values outside [0, 1], voxels with another sum than 1, and invalid labels."""
+    """Numbers of values not finite, values outside [0, 1], voxels with another sum than 1, with only 0, bad labels."""
     values, label = voxels.values, voxels.label
     given = values[1:] if sigmoid else values
     finite = given.isfinite()
     outside = finite & ((given < -RANGE_TOLERANCE) | (given > 1 + RANGE_TOLERANCE))
     wrong_sum = (values.sum(0) - 1).abs() > SUM_TOLERANCE
     wrong_label = (label < 0) | (label >= len(values))
-    return torch.stack([(~finite).sum(), outside.sum(), wrong_sum.sum(), wrong_label.sum()]).cpu()
+    return torch.stack([each.sum() for each in (~finite, outside, wrong_sum, ~values.any(0), wrong_label)]).cpu()
 
 
 def _describe_invalid(
     invalid: list[int], y_pred: torch.Tensor, ignore_index: int | None, sigmoid: bool, logits: bool
 ) -> str:
-    not_finite, outside, wrong_sum, invalid_labels = invalid
+    not_finite, outside, wrong_sum, all_zero, invalid_labels = invalid
     values, channels = y_pred.numel(), y_pred.shape[1]
     voxels = values if sigmoid else values // channels
     if logits and not_finite:
@@ -385,6 +379,12 @@ def _describe_invalid(
     if outside and not logits:
         remedy = f"y_pred looks like logits; apply {'sigmoid' if sigmoid else 'softmax'}"
         return f"y_pred: expected probabilities, got {outside} of {values} values outside [0, 1]: {remedy}"
+    if all_zero > wrong_sum / 2 and not logits:
+        return (
+            "y_pred: expected probabilities that sum to 1 over the classes, got another sum in "
+            f"{wrong_sum} of {voxels} voxels, 0 in {all_zero}, as outside of a crop that was inverted; background is 1 "
+            "there, see calib_components.prediction_maps.fill_background"
+        )
     if wrong_sum and not logits:
         return (
             "y_pred: expected probabilities that sum to 1 over the classes, got another sum in "

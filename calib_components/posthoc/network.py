@@ -163,6 +163,17 @@ EnsembleUNet.__init__.__signature__ = inspect.Signature(  # type: ignore[attr-de
 EXPORTED = [network.__name__ for network in (TemperatureScaled, TemperatureUNet, EnsembleUNet)]
 
 
+def unwrapped(network: torch.nn.Module) -> torch.nn.Module:
+    """Return the network inside of what `torch.compile`, `DataParallel` or `DistributedDataParallel` made of it."""
+    while True:
+        if isinstance(network, torch.nn.DataParallel | torch.nn.parallel.DistributedDataParallel):
+            network = network.module
+        elif isinstance(inner := getattr(network, "_orig_mod", None), torch.nn.Module):  # of torch.compile
+            network = inner
+        else:
+            return network
+
+
 def find_temperature(network: torch.nn.Module) -> torch.Tensor | None:
     """Return the temperature of a network, the buffer itself, whose value changes with the weights; None without one.
 
@@ -172,10 +183,7 @@ def find_temperature(network: torch.nn.Module) -> torch.Tensor | None:
         network: A network of this module, scripted or traced or not, or what `torch.compile`, `DataParallel` or
             `DistributedDataParallel` made of it. A buffer of that name in other networks is something else.
     """
-    if isinstance(network, torch.nn.DataParallel | torch.nn.parallel.DistributedDataParallel):
-        return find_temperature(network.module)
-    if isinstance(inner := getattr(network, "_orig_mod", None), torch.nn.Module):  # of torch.compile
-        return find_temperature(inner)
+    network = unwrapped(network)
     exported = isinstance(network, torch.jit.ScriptModule) and network.original_name in EXPORTED
     if not isinstance(network, _WithTemperature) and not exported:
         return None

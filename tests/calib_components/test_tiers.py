@@ -18,8 +18,9 @@ def test_training_needs_neither_matplotlib_nor_fire_nor_the_tools() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_losses_and_metrics_need_no_extra() -> None:
+def test_losses_metrics_and_posthoc_need_no_extra() -> None:
     extras = ("matplotlib", "fire", "nibabel", "ignite", "yaml", "tensorboard", "tqdm")
-    code = f"import sys; sys.modules.update(dict.fromkeys({extras}))\nfrom calib_components import losses, metrics"
+    imports = "from calib_components import losses, metrics, posthoc"
+    code = f"import sys; sys.modules.update(dict.fromkeys({extras}))\n{imports}"
     done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -104,6 +104,13 @@ def test_temperature_is_1_in_training_and_what_it_saves(temperature: float, tmp_
     assert torch.load(tmp_path / "scaled" / "model.pt", weights_only=True)["temperature"] == 1
 
 
+def test_weights_of_a_compiled_network_are_those_of_the_network_inside(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    plain = torch.nn.Linear(1, 1)
+    compiled = torch.compile(copy.deepcopy(plain), backend="eager")
+    assert train(tmp_path / "compiled", network=compiled)["network"] == train(tmp_path, network=plain)["network"]
+
+
 def test_training_with_a_temperature_goes_on_to_the_same_bits(tmp_path: Path) -> None:
     torch.manual_seed(0)
     whole, first, rest = (TemperatureScaled(torch.nn.Linear(1, 1), 0.5) for _ in range(3))

@@ -27,8 +27,10 @@ def test_a_probability_of_zero_has_a_finite_nll() -> None:
     impossible = torch.tensor([1.0, 0.0]).view(1, 2, 1)
     assert negative_log_likelihood(impossible, torch.ones(1, 1, 1)).item() == pytest.approx(87.336, abs=1e-3)
     assert negative_log_likelihood(impossible.half(), torch.ones(1, 1, 1)).item() == pytest.approx(25 * math.log(2))
-    certain = torch.ones(1, 1, 1, dtype=torch.float16)  # of a sigmoid; the largest number below 1 is 2^-11 less
-    assert negative_log_likelihood(certain, 0 * certain, False).item() == pytest.approx(12 * math.log(2))
+    # Of a sigmoid; the largest number below 1 is 2^-11 or 2^-8 less.
+    for dtype, bits in ((torch.float16, 12), (torch.bfloat16, 9)):
+        certain = torch.ones(1, 1, 1, dtype=dtype)
+        assert negative_log_likelihood(certain, 0 * certain, False).item() == pytest.approx(bits * math.log(2))
 
 
 def test_case_without_foreground_is_nan() -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from scipy.ndimage import binary_erosion, distance_transform_edt
 
+from calib_components.arguments import warn_once
 from calib_components.metrics import DSCMetric, HD95Metric, dice, hausdorff_distance_95, structure_masks
 from tests.helpers import SHARED
 
@@ -115,6 +116,15 @@ def test_structures_may_share_classes() -> None:
     label = torch.tensor([[[0, 1, 2, 3]]])
     masks = structure_masks(label, [[3], [1, 3], [1, 2, 3]])
     assert masks.int().tolist() == [[[0, 0, 0, 1]], [[0, 1, 0, 1]], [[0, 1, 1, 1]]]
+
+
+def test_a_structure_that_is_left_out_as_background_is_warned_of() -> None:
+    regions = structure_masks(torch.tensor([[[0, 1, 2, 3]]]), [[3], [1, 3], [1, 2, 3]])[None]
+    for metric in (DSCMetric, HD95Metric):
+        with pytest.warns(UserWarning, match="^y: expected background in channel 0.*, got 1 of its voxels in other"):
+            metric()(regions, regions)
+        metric(include_background=True)(regions, regions)  # says nothing
+        warn_once.cache_clear()  # they say the same
 
 
 @pytest.mark.parametrize(

@@ -48,6 +48,11 @@ ONE_HOT = F.one_hot(Y[:, 0], 4).movedim(-1, 1)
         (spoil(P, -0.1, 4), Y, r"4 of 240 values outside \[0, 1\]: y_pred looks like logits; apply softmax$"),
         (spoil(P, 1.5, 5), Y, r"5 of 240 values outside \[0, 1\]"),
         (P.log(), Y, r"outside \[0, 1\].*looks like logits; apply softmax"),
+        (
+            P * (torch.arange(6) > 1),
+            Y,
+            "another sum in 20 of 60 voxels, 0 in 20, as outside of a crop.*prediction_maps.fill_background$",
+        ),
         (P / 2, Y, "sum to 1 over the classes, got another sum in 60 of 60 voxels; apply softmax to the logits"),
         (
             P,
