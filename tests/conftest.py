@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from calib_components.arguments import warn_once
 from calib_components.tools.phantoms import make_phantoms
 from calib_components.tools.preparation import COMMANDS
 from tests.helpers import ROOT
+
+settings.register_profile("tests", deadline=None, derandomize=True)  # the same examples, however busy the cores are
+settings.load_profile("tests")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -24,6 +29,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if not item.path.is_relative_to(ROOT / "tests" / "calib_components"):
             item.add_marker("no_cover")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def without_mlflow_in_processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Leave MLflow, which takes a second of every import of MONAI's handlers, out of processes that tests start."""
+    folder = tmp_path_factory.mktemp("without")
+    (folder / "mlflow.py").write_text("raise ImportError\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -2,7 +2,7 @@
 
 from calib_components.handlers.checkpoint import TrainingCheckpoint
 from calib_components.handlers.evaluation import EvaluationWriter, check_case
-from calib_components.handlers.processes import join_process_group, share_cases
+from calib_components.handlers.processes import join_process_group, leave_process_group, share_cases
 from calib_components.handlers.temperature import (
     TemperatureCalibration,
     calibration_cases,
@@ -19,6 +19,7 @@ __all__ = [
     "calibration_cases",
     "check_case",
     "join_process_group",
+    "leave_process_group",
     "load_torchscript",
     "load_weights",
     "read_temperature",

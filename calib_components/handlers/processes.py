@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import logging
 
 import torch
@@ -11,7 +13,7 @@ from torch.utils.data import Dataset
 
 from calib_components.errors import InputError
 
-__all__ = ["join_process_group", "share_cases"]
+__all__ = ["join_process_group", "leave_process_group", "share_cases"]
 
 
 def join_process_group(device: torch.device | str) -> None:
@@ -27,6 +29,17 @@ def join_process_group(device: torch.device | str) -> None:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     if dist.get_rank() > 0:
         logging.disable(logging.INFO)
+
+
+def leave_process_group() -> None:
+    """Leave the process group, when all processes have come here.
+
+    A process that ended while another was still saving, or while a network still held the group, sometimes aborted:
+    what holds it goes before Python ends, with the threads of the group.
+    """
+    dist.barrier()
+    dist.destroy_process_group()
+    atexit.register(gc.collect)
 
 
 def share_cases(dataset: Dataset, repeat_few: bool = False) -> DistributedSampler | None:

@@ -89,7 +89,6 @@ ROWS = [
     Row("misspelt nested id", "loss::penalty_wieght: expected an id that the configuration uses, got one without effect; did you mean loss::penalty_weight?", options={"loss::penalty_wieght": 0.1}),
     Row("misspelt part of train", "train::dataloder: expected an id that the configuration uses, got one without effect; did you mean train::dataloader?", options={"train::dataloder": 1}),
     Row("argument of a component", "train::trainer::max_epoch: expected an id that the configuration uses, got one without effect; did you mean train::trainer::max_epochs?", options={"train::trainer::max_epoch": 1}),
-    Row("no such loss", "loss: expected a class or function", options={"loss": {"_target_": "NoLoss"}}),
     Row("no epoch", "max_epochs: expected a whole number of at least 1, got 0", options={"max_epochs": 0}),
     Row("text for a number", "max_epochs: expected a whole number of at least 1, got 'ten'", options={"max_epochs": "ten"}),
     Row("fraction of an epoch", "max_epochs: expected a whole number", options={"max_epochs": 1.5}),

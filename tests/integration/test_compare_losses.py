@@ -183,7 +183,8 @@ def test_finished_cells_are_skipped_and_other_settings_are_an_error(compared: Pa
 
 def test_interrupted_comparison_says_how_to_continue(prepared: Path, tmp_path: Path) -> None:
     work = tmp_path / "work" / "ce_dice" / "seed0"
-    killed = subprocess.Popen(command(prepared, tmp_path, "ce_dice"), cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    typed = command(prepared, tmp_path, "ce_dice", max_epochs=99)
+    killed = subprocess.Popen(typed, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     while not (work / "last.ckpt").is_file():
         assert killed.poll() is None
         time.sleep(0.01)
@@ -192,7 +193,7 @@ def test_interrupted_comparison_says_how_to_continue(prepared: Path, tmp_path: P
     assert killed.returncode == 1
     assert "compare_losses: interrupted; run the same command again to continue" in errors
     assert not (tmp_path / "ce_dice" / "seed0").exists()
-    assert torch.load(work / "last.ckpt", weights_only=True)["epoch"] == 1
+    assert torch.load(work / "last.ckpt", weights_only=True)["epoch"] < 99
 
 
 def check_same_results(whole: Path, resumed: Path) -> None:
@@ -234,7 +235,8 @@ def test_comparison_killed_at_five_moments_ends_with_the_same_results(
         killed.kill()
         killed.wait()
         for process in running(tmp_path) if runs_too else ():
-            os.kill(process, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # ended meanwhile
+                os.kill(process, signal.SIGKILL)
     done = run(command(prepared, tmp_path, "ce_dice"))
     assert done.returncode == 0, done.stdout + done.stderr
     check_same_results(compared, tmp_path)

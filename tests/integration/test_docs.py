@@ -38,7 +38,7 @@ from tests.helpers import ACDC, ROOT, make_brats, make_flare, run_script
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
 SMALL = {  # options that are added after a command
-    r"prepare_data\.py \w+": "--image_size 32,32 --fractions 0.4,0.3,0.3",
+    r"prepare_data\.py \w+": "--image_size 32,32 --fractions 0.4,0.3,0.3 --workers 1",
     r"compare_losses\.py": "--max_epochs 1 --devices cpu --num_workers 0",
     r"(evaluate|calibrate)_predictions\.py": "--workers 1",
     r"run_cases\.py \w+": "--device cpu",
@@ -139,7 +139,7 @@ def test_commands_of_the_readme(repository: Path, places: dict[str, Path]) -> No
     smaller = {
         "--patients 36": "--patients 8",
         "--patients 10": "--patients 1",
-        "96,96": "32,32",
+        "96,96": "32,32 --workers 1",
         "epochs 15": "epochs 1",
     }
     for long, short in smaller.items():

@@ -55,7 +55,8 @@ def test_every_command_runs(command: str, monkeypatch: pytest.MonkeyPatch, capfd
     modules = {name: import_module(f"calib_components.tools.benchmarks.{name}") for name in ("losses", "metrics")}
     for module in modules.values():
         monkeypatch.setattr(module, "SHAPES", SMALL)
-    modes = {name: MODES[name] for name in ("float32", "bfloat16, compile")}  # to compile takes most of the time
+    small = {"network_def::channels": [8, 16], "network_def::strides": [2]}  # to compile takes most of the time
+    modes = {name: {**MODES[name], **small} for name in ("float32", "bfloat16, compile")}
     monkeypatch.setattr("calib_components.tools.benchmarks.training.MODES", modes)
     monkeypatch.setattr(modules["metrics"], "_smooth_case", small_case)
     monkeypatch.setattr(modules["metrics"], "STRUCTURES", {"ventricle": ((24, 24, 6), (5, 5, 2), (1.5, 1.5, 10.0))})

@@ -15,13 +15,14 @@ from calib_components.handlers import join_process_group, share_cases
 
 SCRIPT = """
 import logging, sys, torch.distributed as dist
-from calib_components.handlers import join_process_group
+from calib_components.handlers import join_process_group, leave_process_group
 logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s")
 join_process_group("cpu")
 join_process_group("cpu")  # a second call changes nothing
 logging.info(f"rank {dist.get_rank()} of {dist.get_world_size()} through {dist.get_backend()}")
 logging.warning(f"warning of {dist.get_rank()}")
-dist.destroy_process_group()
+leave_process_group()
+assert not dist.is_initialized()
 """
 
 

@@ -181,7 +181,7 @@ def labels_and_window(draw):
     return torch.tensor(labels).unsqueeze(1), draw(st.sampled_from([3, 5]))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(labels_and_window(), st.sampled_from(PRIORS), st.sampled_from(PADDINGS))
 def test_prior_sums_to_one_where_the_window_holds_a_valid_voxel(drawn, prior, padding):
     labels, kernel_size = drawn
@@ -193,7 +193,7 @@ def test_prior_sums_to_one_where_the_window_holds_a_valid_voxel(drawn, prior, pa
     torch.testing.assert_close(total, total.round(), rtol=0, atol=1e-6)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(labels_and_window(), st.permutations(range(4)), st.sampled_from(["mean", "gaussian"]))
 def test_permuting_the_classes_permutes_the_proportions(drawn, order, prior):
     labels, kernel_size = drawn
@@ -203,7 +203,7 @@ def test_permuting_the_classes_permutes_the_proportions(drawn, order, prior):
     torch.testing.assert_close(result_renamed[:, order], result)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(labels_and_window())
 def test_reversing_the_classes_swaps_max_and_min(drawn):
     labels, kernel_size = drawn

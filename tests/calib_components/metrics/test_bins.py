@@ -107,7 +107,6 @@ def test_float64_edges_belong_to_the_lower_bin(num_bins: int) -> None:
 
 
 @only_0_and_1
-@settings(deadline=None)
 @given(st.integers(1, 200), st.floats(0, 1, width=32), st.booleans())
 def test_bin_of_a_float32_is_exact(num_bins: int, p: float, near_an_edge: bool) -> None:
     if near_an_edge:
@@ -140,7 +139,7 @@ def brute_force(y_pred: torch.Tensor, y: torch.Tensor, num_bins: int) -> dict[st
     }
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 10_000), st.integers(2, 6), st.integers(1, 30), st.sampled_from([1, 40, 10**6]))
 def test_equals_the_definition_for_any_chunk(seed: int, num_classes: int, num_bins: int, chunk: int) -> None:
     y_pred, y = random_case(seed, (1, num_classes, 6, 11))
@@ -155,7 +154,7 @@ def test_equals_the_definition_for_any_chunk(seed: int, num_classes: int, num_bi
     assert classwise.expected_error().item() == pytest.approx(expected["cece"], abs=1e-12)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 10_000), st.permutations(range(5)), st.booleans())
 def test_parts_of_a_volume_in_any_order_add_up_to_the_whole(seed: int, order: list[int], classwise: bool) -> None:
     y_pred, y = random_case(seed, (2, 3, 10, 6))
@@ -168,7 +167,7 @@ def test_parts_of_a_volume_in_any_order_add_up_to_the_whole(seed: int, order: li
     torch.testing.assert_close(merged.expected_error(), whole.expected_error(), rtol=0, atol=1e-14, equal_nan=True)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 10_000), st.permutations(range(4)))
 def test_errors_do_not_depend_on_the_order_of_classes(seed: int, order: list[int]) -> None:
     y_pred, y = random_case(seed)

@@ -195,7 +195,7 @@ def test_closed_form_by_hand() -> None:
 # Bands
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 10**6), st.lists(st.integers(1, 8), min_size=1, max_size=3), st.sampled_from([0.5, 1.5, 2, 3.7]))
 def test_band_equals_its_definition(seed: int, shape: list[int], radius: float) -> None:
     rng = np.random.default_rng(seed)

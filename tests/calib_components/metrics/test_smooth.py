@@ -7,6 +7,7 @@ import math
 import monai.metrics.metric
 import numpy as np
 import pytest
+import relplot
 import torch
 from numpy.typing import NDArray
 from scipy.optimize import brentq
@@ -79,7 +80,6 @@ def test_bins_change_little(kind: str, number: int) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_equals_the_authors(kind: str) -> None:
     """Their widths are multiples of 1 / 1024, and their integral a sum over 200 points."""
-    relplot = pytest.importorskip("relplot")
     confidence, correct = draw(kind, 20_000)
     confidence = confidence.clip(max=0.998)  # they count confidences of 1 by half
     assert smooth_error(confidence, correct) == pytest.approx(relplot.smECE(confidence, correct), abs=1e-3)

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from sklearn import metrics as sklearn
 
 from calib_components.metrics import ThresholdCounts, ThresholdMetric, threshold_counts
 
@@ -36,7 +37,6 @@ def test_counts_by_numpy() -> None:
 
 
 def test_table_by_scikit_learn() -> None:
-    sklearn = pytest.importorskip("sklearn.metrics")
     y_pred, y = example()
     metric = ThresholdMetric(STRUCTURES)
     metric(y_pred, y)

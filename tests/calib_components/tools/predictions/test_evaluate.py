@@ -335,7 +335,7 @@ def test_page_of_the_command(predictions: Path, labels: Path, tmp_path: Path) ->
         save_nifti(tmp_path / "images" / f"{name}_0000.nii.gz", 100 * softmax_of(seed)[0])
     done = run_script(
         ROOT / "scripts" / "evaluate_predictions.py", predictions, labels, "--out", tmp_path / "out",
-        "--structures", "a=1,b=2", "--images", tmp_path / "images", "--patient_pattern", r"p\d",
+        "--structures", "a=1,b=2", "--images", tmp_path / "images", "--patient_pattern", r"p\d", "--workers", "1",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "report/index.html" in done.stdout
