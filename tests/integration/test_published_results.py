@@ -37,6 +37,7 @@ from tests.helpers import ROOT, SHARED, run_script
 DATA = SHARED / "data" / "acdc"
 SEEDS = ROOT / "results/acdc/three_seeds"
 FURTHER = ROOT / "results/acdc/further"
+WITHOUT_DICE = ROOT / "results/acdc/without_dice"
 SHIPPED = FURTHER / "nacl_softmax/seed0"  # the cell of the weights in the ACDC bundle
 BRATS = ROOT / "results/brats/leave_one_out"
 BUNDLE = ROOT / "bundles/acdc_mri_nacl_segmentation"
@@ -53,14 +54,17 @@ ABDOMEN = {  # where CHAOS differs from ACDC
 }
 # A part of the page on results, from one text to another, and the folders that have its numbers.
 TEXTS = [
-    ((SEEDS, FURTHER), "# Results", "## Three seeds"),
+    ((SEEDS, FURTHER, WITHOUT_DICE), "# Results", "## Three seeds"),
     ((SEEDS,), "## Three seeds", "## Beyond the seven"),
-    ((FURTHER,), "## Beyond the seven", "## Ensembles of"),
+    ((FURTHER,), "## Beyond the seven", "### Against cross-entropy"),
+    ((WITHOUT_DICE,), "### Against cross-entropy", "### The shipped setting"),
     ((VARIANTS,), "## The weight of NACL's penalty", "## A second anatomy"),
     ((CHAOS,), "## A second anatomy", "## Abdominal CT"),
 ]
 OF_TEXTS = pytest.mark.parametrize(
-    ("folders", "begin", "end"), TEXTS, ids=["summary", "three_seeds", "further", "variants", "chaos"]
+    ("folders", "begin", "end"),
+    TEXTS,
+    ids=["summary", "three_seeds", "further", "against_cross_entropy", "variants", "chaos"],
 )
 NUMBERS = {7: "seven", 8: "eight"}
 TITLES = {
@@ -125,8 +129,15 @@ def test_no_picture_of_a_patient_is_kept() -> None:
 
 @pytest.mark.parametrize(
     ("folder", "reference"),
-    [(SEEDS, "ce_dice"), (FURTHER, "ce_dice"), (VARIANTS, None), (CHAOS, "ce_dice"), (BRATS, None)],
-    ids=["three_seeds", "further", "variants", "chaos", "brats"],
+    [
+        (SEEDS, "ce_dice"),
+        (FURTHER, "ce_dice"),
+        (WITHOUT_DICE, "cross_entropy"),
+        (VARIANTS, None),
+        (CHAOS, "ce_dice"),
+        (BRATS, None),
+    ],
+    ids=["three_seeds", "further", "without_dice", "variants", "chaos", "brats"],
 )
 def test_report_is_rebuilt_byte_for_byte(folder: Path, reference: str | None, tmp_path: Path) -> None:
     results = shutil.copytree(folder, tmp_path / "results", ignore=shutil.ignore_patterns("cases", "work"))
@@ -518,7 +529,10 @@ def test_page_has_the_ranks_of_the_overview() -> None:
             means = [np.nanmean(np.nanmean(of_runs, axis=0)) for of_runs in values.values()]
             for name, rank in zip(sums, rankdata([-mean if measure == "dsc" else mean for mean in means]), strict=True):
                 sums[name] += rank
-    assert "without it, the sum-ranks are {:g}, {:g} and {:g}.".format(*sums.values()) in text
+    expected = (
+        "without it, the sum-ranks by the paper's measures are {:g} for NACL, {:g} for CE + Dice and {:g} for SVLS."
+    )
+    assert expected.format(*sums.values()) in text
 
 
 def test_what_shift_adds_and_what_is_plausible_to_each_loss() -> None:
@@ -1063,11 +1077,11 @@ def test_brats_page_has_the_numbers_of_leave_one_out() -> None:
         return float(of_case[case][f"segmented_volume_{structure}"]) / float(of_case[case][f"true_volume_{structure}"])
 
     missed = [f"{100 - 100 * share('01479', name):.0f} %" for name in ("WT", "TC")]
-    assert "{} is missed, and {} of its core (01479)".format(*missed) in text
+    assert "volume is {} too small, and that of its core {} (01479)".format(*missed) in text
     assert f"{share('01485', 'TC'):.0f} times its volume in 01485, {share('01481', 'TC'):.0f} times in 01481" in text
     assert f"({float(of_case['01485']['true_volume_TC']):.0f} voxels in 01485)" in text
     wrongly = (f"{float(of_case[case]['segmented_volume_ET']):.0f}" for case in ("01477", "01483"))
-    assert "marks some ({} and {} voxels in 01477 and 01483,".format(*wrongly) in text
+    assert "marks some ({} and {} voxels of the network's coarser grid in 01477 and 01483,".format(*wrongly) in text
     plain, scaled = (
         [share_of_bins(BRATS / f"nacl/seed0_fold{fold}" / place) for fold in range(7)] for place in ("", "temperature")
     )
