@@ -30,7 +30,7 @@ from monai.bundle import (
 )
 
 from calib_components.errors import InputError, check_writable, error_line, nearest
-from calib_components.facts import Facts
+from calib_components.facts import FACTS, Facts
 from calib_components.options import OPTIONS, PATH, PATHS, TYPED
 
 __all__ = ["OneLineErrors", "check_ids", "check_values", "facts_in_use", "read_as_typed", "running_config", "start_run"]
@@ -65,10 +65,19 @@ def start_run(folders: Sequence[str] = ()) -> None:
     _check_typed_paths(sys.argv)
     check_ids(config, workflow.config_root_path, {workflow.init_id, workflow.run_id, workflow.final_id})
     check_values(config)
+    _check_facts_file(config)
     for name in folders:
         check_writable(name, config.get_parsed_content(name))
     if config.get_parsed_content("compile", default=False):
         _check_compiler(config.get_parsed_content("device"))
+
+
+def _check_facts_file(config: ConfigParser) -> None:
+    """Refuse a `facts_file` in place of which the facts of another folder, or those of the bundle, would be taken."""
+    file, folder = (Path(str(config.get_parsed_content(name, default=""))) for name in ("facts_file", "dataset_dir"))
+    is_one = file.name == FACTS and (file.parent == folder or file.is_file())
+    if file.suffix in (".yaml", ".yml") and not is_one:
+        raise InputError(f"facts_file: expected a file that is there and is called {FACTS}, got {file}")
 
 
 def _check_typed_paths(arguments: Sequence[str]) -> None:

@@ -119,6 +119,11 @@ class TrainingCheckpoint:
     def _check_folder(self, _: Trainer) -> None:
         """Refuse to write other facts beside weights that are not trained here: they would be taken for theirs."""
         folder = self.best_path.parent
+        if self.facts is not None and (lists := sorted(folder.glob("datalist*.json"))):
+            raise InputError(
+                f"ckpt_dir: expected another folder than that of prepared cases, whose {FACTS} would be replaced, got "
+                f"one with {lists[0]}"
+            )
         found = [file for kind in WEIGHTS for file in sorted(folder.glob(f"[!.]*{kind}"))]
         others = [file for file in found if file != self.best_path]
         if others and self.facts is not None and facts_beside(folder / FACTS) != self._own_facts():

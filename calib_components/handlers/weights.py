@@ -131,13 +131,15 @@ def join_weights(*files: Path, out: Path) -> None:
 
     Raises:
         InputError: There are fewer than two, a file is missing or not of this kind, holds values that are NaN or
-            infinite or an unsuitable temperature, the networks or the facts of their data differ, or the new file is
-            one of them, there with something else than an ensemble, beside weights of other data, or cannot be written.
+            infinite or an unsuitable temperature, the networks or the facts of their data differ, one is there twice,
+            their trainings had other lists of cases, or the new file is one of them, there with something else than an
+            ensemble, beside weights of other data, or cannot be written.
     """
     if len(files) < 2:
         raise InputError(f"files: expected the weights of at least two networks, got {len(files)}")
     if out.resolve() in [file.resolve() for file in files]:
         raise InputError(f"--out: expected a new file, got {out}, which is that of a member")
+    trained: dict[str, Path] = {}  # by what the record beside a network says of its list of cases
     joined: dict[str, torch.Tensor] = {}
     first: dict[str, torch.Tensor] = {}
     for number, file in enumerate(files):
@@ -155,6 +157,16 @@ def join_weights(*files: Path, out: Path) -> None:
             _check_temperature(weights[TEMPERATURE])
             if any(name.startswith(MEMBERS) for name in weights):
                 raise ValueError("those of an ensemble")
+        for other in range(number):
+            if all(joined[f"{MEMBERS}{other}.{name}"].equal(values) for name, values in weights.items()):
+                raise InputError(f"files: expected different networks, got {file}, which is that of {files[other]}")
+        if (state := file.with_name(LAST)).is_file():
+            trained.setdefault(str(_trained_with(state)[1]), file)
+        if len(trained) > 1:
+            raise InputError(
+                f"{file}: expected a network trained with the list of cases of {files[0]}, got one of another list, by "
+                f"{LAST} beside them; folds are trained on the patients that others are tested on"
+            )
         joined.update({f"{MEMBERS}{number}.{name}": values for name, values in weights.items()})
     if out.exists():
         with reading(out, "weights of an ensemble or no file"):
@@ -221,6 +233,13 @@ class WeightsCheckpointLoader:
         logging.getLogger(__name__).info("Loaded the weights in %s", self.load_path)
 
 
+def _trained_with(state: Path) -> tuple[Any, Any]:
+    """Fingerprints of the cases and of their list, in the last checkpoint of a training."""
+    with reading(state, "a checkpoint of a training, or no file"):
+        settings = torch.load(state, map_location="cpu", weights_only=True, mmap=True)["settings"]
+        return settings["cases"], settings["data"]
+
+
 def warn_of_other_split(file: str | os.PathLike, config: ConfigParser) -> None:
     """Warn of weights whose training, which is recorded beside them, had another list of the cases that are run.
 
@@ -235,9 +254,7 @@ def warn_of_other_split(file: str | os.PathLike, config: ConfigParser) -> None:
     if not {"datalist", "dataset_dir"} <= config.get().keys() or not state.is_file():
         return
     datalist, folder = (Path(config.get_parsed_content(name)) for name in ("datalist", "dataset_dir"))
-    with reading(state, "a checkpoint of a training, or no file"):
-        settings = torch.load(state, map_location="cpu", weights_only=True, mmap=True)["settings"]
-        cases, listed = settings["cases"], settings["data"]
+    cases, listed = _trained_with(state)
     known = cases is not None and cases == fingerprint_of_cases(datalist, folder)
     if known and listed != fingerprint_of_list(datalist):
         logging.getLogger(__name__).warning(

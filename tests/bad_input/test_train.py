@@ -134,6 +134,9 @@ ROWS = [
     Row("crop larger than the slice", "options: expected crop_size of at most the image_size", options={"crop_size": [48, 48]}),
     Row("classes beyond the facts", "options: expected 5 class_names", options={"num_classes": 5}),
     Row("structure of no class", "options: expected structures of class indices from 0 to 3", options={"structures": {"RV": [7]}}),
+    Row("facts of another name", "facts_file: expected a file that is there and is called facts.yaml, got {data}/facts_2.yaml", lambda folder: shutil.copy(folder / "facts.yaml", folder / "facts_2.yaml"), options={"facts_file": "{data}/facts_2.yaml"}),
+    Row("facts that are not there", "facts_file: expected a file that is there and is called facts.yaml, got {data}/none/facts.yaml", options={"facts_file": "{data}/none/facts.yaml"}),
+    Row("weights among the cases", "ckpt_dir: expected another folder than that of prepared cases, whose facts.yaml would be replaced, got one with {data}/datalist.json", options={"ckpt_dir": "{data}"}),
     # The list of cases
     Row("no data", "{data}/none/datalist.json: expected a list of prepared cases", options={"dataset_dir": "{data}/none"}),
     Row("no list", LIST + "a list of prepared cases, got no such file", lambda folder: (folder / "datalist.json").unlink()),

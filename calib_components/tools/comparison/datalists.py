@@ -99,6 +99,8 @@ def _patients(splits: dict[str, Any], split: Any, datalist: Path) -> dict[str, s
     for item in cases:
         if not isinstance(item, dict) or not (is_name(item.get("case")) and is_name(item.get("patient"))):
             raise InputError(f"{datalist}: expected a case and its patient for {split}, got {item!r:.60}")
+        if "/" in item["case"]:  # results would name it by its last part
+            raise InputError(f"{datalist}: expected names of cases without /, got {item['case']!r:.60} for {split}")
     patients = {item["case"]: item["patient"] for item in cases}
     if len(patients) < len(cases):
         raise InputError(f"{datalist}: expected every case for {split} once, got one of them twice")

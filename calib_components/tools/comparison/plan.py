@@ -298,6 +298,9 @@ def check_unchanged(cell: PlannedCell) -> None:
     """
     if cell.results.is_dir() and not (cell.results / "settings.json").is_file():
         raise InputError(f"{cell.results}: expected a finished cell, got a folder without settings.json; delete it")
+    others = [file for file in cell.work.glob("*") if file.name != "lock"]
+    if others and not any((folder / "settings.json").is_file() for folder in (cell.results, cell.work)):
+        raise InputError(f"--work: expected a folder of its own, got one with {cell.work}, which is of something else")
     for folder, evaluated in ((cell.results, True), (cell.work, False)):
         if (folder / "settings.json").is_file():
             changes = read_settings(folder).changes(cell.settings, evaluated)

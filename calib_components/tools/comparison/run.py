@@ -244,7 +244,10 @@ def _run_on_slurm(cells: Sequence[PlannedCell], of_all_folds: bool, executor: An
     jobs: list[Any] = []
 
     def submit(cell: PlannedCell) -> Any:
-        jobs.append(executor.submit(run_cell, cell, of_all_folds=of_all_folds))
+        try:
+            jobs.append(executor.submit(run_cell, cell, of_all_folds=of_all_folds))
+        except RuntimeError as error:  # of Slurm
+            raise InputError(f"--slurm: expected a job that is accepted, got {one_line(error)}") from error
         return jobs[-1]
 
     try:
@@ -338,13 +341,14 @@ def compare_losses(
     check_comparable(cells, out)
     check_folds(cells)
     check_plan(out)
+    is_new = not work.is_dir() or not any(work.iterdir())
     cluster = slurm_executor(work / "slurm", slurm or {}) if executor == "slurm" else None
 
     for folder in (out, work):
         make_folder(folder)
     with locked(out / LOCK):  # other commands may have another work folder
-        if not (ignored := work / ".gitignore").exists():
-            with writing(ignored) as file:
+        if is_new:
+            with writing(work / ".gitignore") as file:
                 file.write_text("*\n")
         add_to_plan([cell.entry() for cell in cells], out)
     if without := [cell.name for cell in cells if not cell.settings.calibration]:

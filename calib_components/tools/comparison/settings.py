@@ -77,12 +77,17 @@ def choose_settings(names: Sequence[str], bundle: Path) -> list[Setting]:
         bundle: Folder of the bundle.
 
     Raises:
-        InputError: A name is unknown.
+        InputError: A name is unknown, or has two meanings.
     """
     known = {setting.name: setting for preset in (*PRESETS.values(), FURTHER) for setting in preset}
     files = sorted(path.stem for path in (bundle / "configs" / "losses").glob("*.yaml"))
     chosen: dict[str, Setting] = {}
     for name in names:
+        if name in files and (name in PRESETS or (name in known and known[name].loss != name)):
+            file = bundle / "configs" / "losses" / f"{name}.yaml"
+            raise InputError(
+                f"--losses: expected one meaning of {name}, got a setting of the paper and {file}; rename it"
+            )
         if name in PRESETS:
             chosen.update((setting.name, setting) for setting in PRESETS[name])
         elif name in known:

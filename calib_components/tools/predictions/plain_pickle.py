@@ -11,8 +11,10 @@ import io
 import math
 import pickle
 import re
+import struct
 from collections import OrderedDict
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -90,10 +92,23 @@ for _core in ("core", "_core"):
 
 
 class _Reader(pickle._Unpickler):  # the one in Python, which is memory-safe
+    read: Callable[[int], bytes]  # these two are set when it loads
+    append: Callable[[Any], None]
+
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in ALLOWED:
             raise pickle.UnpicklingError(f"{module}.{name}, which is no plain value; it was not loaded")
         return ALLOWED[module, name]
+
+    def load_bytearray8(self) -> None:
+        """Python's own reserves as much memory as the pickle says, whatever it holds."""
+        (size,) = struct.unpack("<Q", self.read(8))
+        content = self.read(size)
+        if len(content) < size:
+            raise pickle.UnpicklingError("pickle data was truncated")
+        self.append(bytearray(content))
+
+    dispatch: ClassVar[dict[int, Any]] = {**pickle._Unpickler.dispatch, pickle.BYTEARRAY8[0]: load_bytearray8}
 
 
 def load_plain(content: bytes) -> Any:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
@@ -399,6 +400,20 @@ class TestJoinedWeights:
         assert (out.parent / "facts.yaml").read_text() == (files[0].parent / "facts.yaml").read_text()
         assert sorted(path.name for path in out.parent.iterdir()) == ["facts.yaml", "model.pt"]
 
+    def test_of_networks_that_were_trained_on_other_cases_is_an_error(self, tmp_path: Path) -> None:
+        """As are the folds of a cross-validation, by the record beside each."""
+        files = [tmp_path / f"seed0_fold{fold}/model.pt" for fold in range(3)]
+        for fold, file in enumerate(files):
+            self.save(file, self.FACTS)
+            torch.save({"settings": {"cases": "same", "data": f"list {fold // 2}"}}, file.with_name("last.ckpt"))
+        join_weights(*files[:2], out=tmp_path / "both/model.pt")
+        message = (
+            "fold2/model.pt: expected a network trained with the list of cases of .*fold0/model.pt, got one of another"
+        )
+        with pytest.raises(InputError, match=message):
+            join_weights(*files, out=tmp_path / "all/model.pt")
+        assert not (tmp_path / "all").exists()
+
     def test_of_another_number_of_members_do_not_load(self, tmp_path: Path) -> None:
         files = [tmp_path / f"{seed}.pt" for seed in range(2)]
         for file in files:
@@ -412,15 +427,18 @@ class TestJoinedWeights:
     def test_what_does_not_fit_is_an_error(self, tmp_path: Path) -> None:
         first, wider, of_others, out = (tmp_path / f"{name}/model.pt" for name in ("first", "wider", "others", "out"))
         self.save(first, self.FACTS)
+        self.save(second := tmp_path / "second/model.pt", self.FACTS)
         self.save(wider, self.FACTS, channels=(4, 16))
         self.save(of_others, replace(self.FACTS, dataset="flare"))
         (tmp_path / "text.pt").write_text("no weights")
         infinite, hot, ensemble, plain = (tmp_path / f"{name}.pt" for name in ("infinite", "hot", "ensemble", "plain"))
         weights = torch.load(first, weights_only=True)
         torch.save(weights, plain)  # without facts beside it
+        self.save(other_plain := tmp_path / "other_plain.pt")
         torch.save({name: values / 0 for name, values in weights.items()}, infinite)
         torch.save(weights | {"temperature": torch.tensor(1e4)}, hot)
         torch.save({f"members.0.{name}": values for name, values in weights.items()}, ensemble)
+        copied = shutil.copytree(second.parent, tmp_path / "copied") / "model.pt"
         for files, message in (
             ([first], "files: expected the weights of at least two networks, got 1"),
             ([first, tmp_path / "none.pt"], "none.pt: expected trained weights, got no such file"),
@@ -430,29 +448,34 @@ class TestJoinedWeights:
             ([infinite] * 2, r"infinite.pt: expected trained weights, got values that are NaN or infinite in "),
             ([hot] * 2, r"hot.pt: expected trained weights, got a temperature of 10000, which is not from"),
             ([ensemble] * 2, r"ensemble.pt: expected trained weights, got those of an ensemble"),
+            (
+                [first, second, first],
+                r"files: expected different networks, got .*first/model.pt, which is that of .*first",
+            ),
+            ([second, copied], r"files: expected different networks, got .*copied/model.pt, which is that of .*second"),
         ):
             with pytest.raises(InputError, match=message):
                 join_weights(*files, out=out)
         assert not out.exists()
         before = first.read_bytes()
         with pytest.raises(InputError, match=r"--out: expected a new file, got .*, which is that of a member"):
-            join_weights(first, first, out=first)
+            join_weights(first, second, out=first)
         assert first.read_bytes() == before
         with pytest.raises(
             InputError, match=r"--out: expected a folder without weights of other data, got .*others; choose"
         ):
-            join_weights(plain, plain, out=of_others.with_name("new.pt"))
+            join_weights(plain, other_plain, out=of_others.with_name("new.pt"))
         with pytest.raises(
             InputError, match=r"--out: expected a folder without weights of other data, got .*others; choose"
         ):
-            join_weights(first, first, out=of_others.with_name("new.pt"))
+            join_weights(first, second, out=of_others.with_name("new.pt"))
         assert not of_others.with_name("new.pt").exists()
         with pytest.raises(InputError, match=r"--out: expected a folder without weights of other data"):
-            join_weights(first, first, out=plain.with_name("new.pt"))  # its facts would be those of plain.pt, too
+            join_weights(first, second, out=plain.with_name("new.pt"))  # its facts would be those of plain.pt, too
         before = wider.read_bytes()
         with pytest.raises(InputError, match=r"model.pt: expected weights of an ensemble or no file, got those of one"):
-            join_weights(first, first, out=wider)
+            join_weights(first, second, out=wider)
         assert wider.read_bytes() == before
-        join_weights(first, first, out=out)
+        join_weights(first, second, out=out)
         out.write_bytes(with_temperature(out, torch.tensor(1.5)))
-        join_weights(first, first, out=out)  # an ensemble may be replaced
+        join_weights(first, second, out=out)  # an ensemble may be replaced

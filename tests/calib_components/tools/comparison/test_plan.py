@@ -268,6 +268,10 @@ TWICE = {**make_datalist("a", "b", "c"), "testing": make_datalist("a", "b", "c")
         ('{"training": [{"case": "a"}]}', "expected a case and its patient for training, got {'case': 'a'}"),
         (json.dumps(make_datalist("a", "b", "a")), "expected other patients for testing than for training, got a"),
         (json.dumps(TWICE), "expected every case for testing once, got one of them"),
+        (
+            json.dumps(make_datalist("a", "b", "site1/c")),
+            "expected names of cases without /, got 'site1/c_1' for testing",
+        ),
     ],
 )
 def test_broken_list_of_cases_is_an_error(content: str, message: str, data: Path) -> None:
@@ -356,6 +360,15 @@ def test_results_without_settings_are_an_error(data: Path) -> None:
     cell = plan(data)
     cell.results.mkdir(parents=True)
     with pytest.raises(InputError, match=r"expected a finished cell, got a folder without settings.json; delete it"):
+        check_unchanged(cell)
+
+
+def test_work_of_something_else_is_an_error(data: Path) -> None:
+    cell = plan(data)
+    (cell.work / "eval").mkdir(parents=True)
+    with pytest.raises(
+        InputError, match=rf"^--work: expected a folder of its own, got one with {cell.work}, which is of"
+    ):
         check_unchanged(cell)
 
 

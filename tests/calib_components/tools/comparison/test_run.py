@@ -293,6 +293,26 @@ class TestComparison:
         compare_losses(**{**options(data, tmp_path / "out", "nacl_max", "ce_dice", "mbls"), **slurm})
         assert runs == [("mbls, seed 0", False)]
 
+    def test_slurm_that_accepts_no_job_is_one_line(
+        self, data: Path, tmp_path: Path, slurm: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def refuse(*_: Any, **__: Any) -> None:
+            raise RuntimeError("sbatch: error: invalid partition specified: nosuch")
+
+        monkeypatch.setattr(sys.modules["submitit"].SlurmExecutor, "submit", refuse)
+        with pytest.raises(InputError, match=r"^--slurm: expected a job that is accepted, got sbatch: error: invalid"):
+            compare_losses(**{**options(data, tmp_path / "out", "nacl"), **slurm})
+
+    def test_gitignore_is_written_into_a_new_folder_only(
+        self, data: Path, tmp_path: Path, runs: list[tuple[str, bool]]
+    ) -> None:
+        (tmp_path / "mine").mkdir()
+        (tmp_path / "mine" / "notes.txt").touch()
+        compare_losses(**options(data, tmp_path / "out", "nacl"), work=tmp_path / "mine")
+        assert sorted(file.name for file in (tmp_path / "mine").iterdir() if file.is_file()) == ["notes.txt"]
+        compare_losses(**options(data, tmp_path / "out2", "nacl"))
+        assert (tmp_path / "out2" / "work" / ".gitignore").read_text() == "*\n"
+
     def test_slurm_gets_a_job_for_each_fold_and_then_one_with_the_temperature_of_all(
         self, folds: Path, tmp_path: Path, runs: list[tuple[str, bool]], slurm: dict[str, Any]
     ) -> None:
@@ -419,9 +439,8 @@ class TestFold:
 
     def test_temperature_is_added_to_the_finished_fold(self, tmp_path: Path) -> None:
         cell = self.fold(tmp_path)
-        (cell.work).mkdir(parents=True)
-        (cell.work / "model.pt").touch()
         assert run_cells([cell], lambda cell: done(run_cell(cell))) == {}
+        (cell.work / "model.pt").touch()
         files = ["cases.csv", "history.csv", "settings.json"]
         assert sorted(path.name for path in cell.results.iterdir()) == files
         first = read_settings(cell.results)
@@ -439,10 +458,9 @@ class TestFold:
     def test_further_test_set_and_temperature_can_be_added_in_either_order(self, tmp_path: Path) -> None:
         for first, second in ((True, False), (False, True)):
             cell = self.fold(tmp_path / str(first))
-            (cell.work).mkdir(parents=True)
+            assert run_cell(cell)
             for name in ("model.pt", "model_calibrated.pt"):
                 (cell.work / name).touch()
-            assert run_cell(cell)
             if first:
                 assert run_cell(cell, of_all_folds=True)
             folder = cell.work / "eval" / "on_b" / "temperature"

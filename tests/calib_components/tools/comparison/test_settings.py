@@ -38,6 +38,16 @@ def test_a_file_in_the_bundle_is_a_loss_too(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("name", ["nacl_gaussian", "table1"])
+def test_a_file_called_as_a_setting_is_an_error(name: str, tmp_path: Path) -> None:
+    (tmp_path / "configs" / "losses").mkdir(parents=True)
+    (tmp_path / "configs" / "losses" / f"{name}.yaml").touch()
+    with pytest.raises(
+        InputError, match=f"^--losses: expected one meaning of {name}, got a setting of the paper and .*yaml"
+    ):
+        choose_settings([name], tmp_path)
+
+
 def test_unknown_name_is_an_error() -> None:
     with pytest.raises(InputError, match=r"--losses: expected names among table1, table2, .*, got 'nalc'"):
         choose_settings(["nacl", "nalc"], ACDC)

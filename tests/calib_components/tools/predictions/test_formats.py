@@ -286,6 +286,12 @@ def test_an_array_without_its_bytes_is_refused() -> None:
         load_plain(pickle.dumps(Vast()))
 
 
+def test_bytes_that_are_not_there_take_no_memory() -> None:
+    """For so many, Python's own reader ends with a MemoryError."""
+    with pytest.raises(pickle.UnpicklingError, match="truncated"):
+        load_plain(b"\x80\x05" + pickle.BYTEARRAY8 + (2**60).to_bytes(8, "little"))
+
+
 @pytest.mark.parametrize("shape", [(0, 4, 5, 6), (3, 0, 5, 4)])
 def test_arrays_without_a_voxel_are_refused(shape: tuple[int, ...], tmp_path: Path) -> None:
     np.savez(tmp_path / "case.npz", probabilities=np.zeros(shape, np.float32))
