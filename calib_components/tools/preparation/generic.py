@@ -16,9 +16,10 @@ from calib_components.tools.preparation.facts import facts_of_dataset
 from calib_components.tools.preparation.prepare import prepare_cases
 
 LIKE = ("acdc", "flare", "brats")
+WHOLE_NAME = ".+"
 
 
-def find_cases(src: Path, patient: str = ".+") -> list[Case]:
+def find_cases(src: Path, patient: str = WHOLE_NAME) -> list[Case]:
     """Find every name that has an image in `images` or a label in `labels`.
 
     Args:
@@ -81,7 +82,7 @@ def prepare_generic(
     *,
     like: str = "acdc",
     in_channels: int = 1,
-    patient: str = ".+",
+    patient: str = WHOLE_NAME,
     image_size: Sequence[int] | None = None,
     slice_axis: int | None = None,
     fractions: Sequence[float] = (0.7, 0.1, 0.2),
@@ -148,3 +149,5 @@ def prepare_generic(
         skip_bad=skip_bad,
         ignore_headers=ignore_headers,
     )
+    if patient == WHOLE_NAME:
+        print("Each case counts as a patient of its own. If some are of the same patient, give --patient (see --help).")
