@@ -30,7 +30,6 @@ NEEDED = (ALL, PREDICTED)
 SET_BINS = 2**14  # most bins, times sets of regions, that are summed at once: more would not fit a cache
 SMALLEST = torch.finfo(torch.float32).tiny  # in place of a probability of 0 in a logarithm
 LOWEST_HALF = 2.0**-25  # in float16, half a step from 0, which others round to; bfloat16 goes as low as float32
-HALF_TYPES = (torch.float16, torch.bfloat16)
 
 Scores = Mapping[str, Callable[[Voxels], torch.Tensor]]
 
@@ -87,7 +86,7 @@ def measure_regions(
     kinds = [kind for kind in ("top_label", "classwise") if kind in measures]
     if y_pred.dtype == torch.float16:
         lowest = max(lowest, LOWEST_HALF)
-    if y_pred.dtype in HALF_TYPES:
+    if y_pred.dtype in (torch.float16, torch.bfloat16):
         highest = min(highest, 1 - torch.finfo(y_pred.dtype).eps / 4)  # half a step from 1
     limits = [1 - highest, lowest] if bins.sigmoid else [lowest]
     nll = functools.partial(_nll, lowest=torch.tensor(limits, dtype=torch.float64, device=bins.device))
