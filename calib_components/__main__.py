@@ -8,15 +8,15 @@ import sys
 def main() -> None:
     """Run a command with the arguments of the process."""
     try:
-        from calib_components.tools import command_line
-        from calib_components.tools.comparison import compare_losses, report_folders
+        from calib_components.tools import cli
+        from calib_components.tools.compare import compare_losses, report_folders
+        from calib_components.tools.evaluate import calibrate_predictions, evaluate_predictions
         from calib_components.tools.nnunet import COMMANDS as NNUNET
-        from calib_components.tools.predictions import calibrate_predictions, evaluate_predictions
-        from calib_components.tools.preparation import COMMANDS
+        from calib_components.tools.prepare import COMMANDS
     except ModuleNotFoundError as error:
         hint = 'install the extra, in a clone: pip install -e ".[bundles]"'
         sys.exit(f"calib-components: expected the module {error.name}, got none; {hint}")
-    commands: command_line.Commands = {
+    commands: cli.Commands = {
         "prepare_data": COMMANDS,
         "compare_losses": compare_losses,
         "report": report_folders,
@@ -24,7 +24,7 @@ def main() -> None:
         "calibrate_predictions": calibrate_predictions,
         "nnunet": NNUNET,
     }
-    command_line.run("calib-components", commands)
+    cli.run("calib-components", commands)
 
 
 if __name__ == "__main__":

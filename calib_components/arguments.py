@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
-import math
 import numbers
-import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from calib_components.errors import InputError
+from calib_components.errors import InputError, check_choice, check_count, check_number, warn_once  # noqa: F401
 
 
 def is_whole(value: Any) -> bool:
@@ -18,31 +15,10 @@ def is_whole(value: Any) -> bool:
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
-def check_number(name: str, value: Any, lowest: float, highest: float = math.inf) -> None:
-    """Raise `InputError` unless an argument is a finite number from `lowest` to `highest`."""
-    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if not (is_number and lowest <= value <= highest and value < math.inf):
-        bounds = f"of at least {lowest}" if highest == math.inf else f"from {lowest} to {highest}"
-        raise InputError(f"{name}: expected a number {bounds}, got {value!r}")
-
-
-def check_count(name: str, value: Any, lowest: int, highest: float = math.inf) -> None:
-    """Raise `InputError` unless an argument is a whole number, not a float, from `lowest` to `highest`."""
-    if not is_whole(value) or not lowest <= value <= highest:
-        bounds = f"of at least {lowest}" if highest == math.inf else f"from {lowest} to {highest}"
-        raise InputError(f"{name}: expected a whole number {bounds}, got {value!r}")
-
-
 def check_flag(name: str, value: Any) -> None:
     """Raise `InputError` unless an argument is True or False."""
     if not isinstance(value, bool):
         raise InputError(f"{name}: expected True or False, got {value!r}")
-
-
-def check_choice(name: str, value: Any, choices: Iterable[str]) -> None:
-    """Raise `InputError` unless an argument is one of several texts."""
-    if not isinstance(value, str) or value not in choices:
-        raise InputError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}")
 
 
 def check_ignore_index(value: Any) -> None:
@@ -68,9 +44,3 @@ def check_known(owner: type, options: Iterable[str], hints: Mapping[str, str]) -
             hint = f"; {hints[name]}" if name in hints else ""
             expected = f"an option of {owner.__name__} ({', '.join(known) or 'none'})"
             raise TypeError(f"{name}: expected {expected}, got another{hint}")
-
-
-@functools.cache
-def warn_once(message: str) -> None:
-    """Warn of unusual input, once per process."""
-    warnings.warn(message, stacklevel=2)

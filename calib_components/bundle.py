@@ -29,8 +29,8 @@ from monai.bundle import (
     ReferenceResolver,
 )
 
+from calib_components.data.facts import FACTS, Facts
 from calib_components.errors import InputError, check_writable, error_line, nearest
-from calib_components.facts import FACTS, Facts
 from calib_components.options import OPTIONS, PATH, PATHS, TYPED
 
 __all__ = ["OneLineErrors", "check_ids", "check_values", "facts_in_use", "read_as_typed", "running_config", "start_run"]

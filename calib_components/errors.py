@@ -4,22 +4,32 @@ from __future__ import annotations
 
 import difflib
 import errno
+import functools
+import math
+import numbers
 import os
 import re
 import tempfile
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 __all__ = [
     "UNFINISHED",
     "InputError",
+    "check_choice",
+    "check_count",
+    "check_number",
+    "check_output",
     "check_writable",
     "error_line",
     "make_folder",
     "nearest",
     "printable",
     "reading",
+    "warn_once",
     "writing",
 ]
 
@@ -173,3 +183,55 @@ def _reason(error: Exception) -> str:
         return f"one that lacks {error}"
     reason = getattr(error, "strerror", None) or str(error)
     return " ".join(reason.split()) or type(error).__name__
+
+
+def check_output(folder: str | os.PathLike, marker: str, overwrite: bool = False) -> Path:
+    """Check that a command may write to a folder: it is new, empty or an earlier output, or `overwrite` is set.
+
+    Args:
+        folder: Output folder. It is not created.
+        marker: A file that every output of the command has, such as `summary.json`.
+        overwrite: Whether the folder may hold other files.
+
+    Raises:
+        InputError: The folder holds other files, or is a file.
+    """
+    path = Path(folder)
+    if path.exists() and not path.is_dir():
+        raise InputError(f"Output folder is a file: {path}.")
+    if path.is_dir() and not overwrite and not (path / marker).exists() and any(path.iterdir()):
+        raise InputError(f"Output folder is not empty: {path}. Pass --overwrite to write into it.")
+    return path
+
+
+def check_number(name: str, value: Any, lowest: float, highest: float = math.inf) -> None:
+    """Raise `InputError` unless an argument is a finite number from `lowest` to `highest`."""
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, numbers.Real)
+        or not (lowest <= value <= highest and value < math.inf)
+    ):
+        raise InputError(f"{name} must be a number {_bounds(lowest, highest)}, got {value!r}.")
+
+
+def check_count(name: str, value: Any, lowest: int, highest: float = math.inf) -> None:
+    """Raise `InputError` unless an argument is an integer from `lowest` to `highest`."""
+    is_whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if not (is_whole and lowest <= value <= highest):
+        raise InputError(f"{name} must be an integer {_bounds(lowest, highest)}, got {value!r}.")
+
+
+def _bounds(lowest: float, highest: float) -> str:
+    return f"of at least {lowest}" if highest == math.inf else f"from {lowest} to {highest}"
+
+
+def check_choice(name: str, value: Any, choices: Iterable[str]) -> None:
+    """Raise `InputError` unless an argument is one of several strings."""
+    if value not in (known := list(choices)):
+        raise InputError(f"{name} must be one of {', '.join(map(repr, known))}, got {value!r}.")
+
+
+@functools.cache
+def warn_once(message: str) -> None:
+    """Warn of unusual input, once per process."""
+    warnings.warn(message, stacklevel=2)

@@ -10,7 +10,7 @@ python scripts/bench.py inference [--size 512] [--slices 600] [--num_classes 5] 
 
 from __future__ import annotations
 
-from calib_components.tools import benchmarks, command_line
+from calib_components.tools import benchmarks, cli
 
 if __name__ == "__main__":
-    command_line.run("bench", {name: getattr(benchmarks, name) for name in benchmarks.__all__})
+    cli.run("bench", {name: getattr(benchmarks, name) for name in benchmarks.__all__})

@@ -9,8 +9,8 @@ interval over patients and what to know of it; and writes a scaled map for each 
 
 from __future__ import annotations
 
-from calib_components.tools import command_line
-from calib_components.tools.predictions import calibrate_predictions
+from calib_components.tools import cli
+from calib_components.tools.evaluate import calibrate_predictions
 
 if __name__ == "__main__":
-    command_line.run("calibrate_predictions", calibrate_predictions)
+    cli.run("calibrate_predictions", calibrate_predictions)

@@ -14,8 +14,8 @@ made with other settings is an error. `scripts/report.py OUT` makes tables and f
 
 from __future__ import annotations
 
-from calib_components.tools import command_line
-from calib_components.tools.comparison import compare_losses
+from calib_components.tools import cli
+from calib_components.tools.compare import compare_losses
 
 if __name__ == "__main__":
-    command_line.run("compare_losses", compare_losses)
+    cli.run("compare_losses", compare_losses)

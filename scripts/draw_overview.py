@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from calib_components.errors import writing
 from calib_components.handlers.evaluation_files import read_regions
 from calib_components.metrics import CalibrationBins
-from calib_components.tools.command_line import run
+from calib_components.tools.cli import run
 
 ROOT = Path(__file__).resolve().parents[1]
 BUNDLE = ROOT / "bundles" / "acdc_mri_nacl_segmentation"

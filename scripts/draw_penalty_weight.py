@@ -13,8 +13,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for a clone that
 
 from calib_components.errors import writing
 from calib_components.handlers.evaluation_files import read_regions
-from calib_components.tools.command_line import run
-from calib_components.tools.comparison.page import to_png
+from calib_components.tools.cli import run
+from calib_components.tools.report.page import to_png
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results/acdc/variants"

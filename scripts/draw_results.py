@@ -10,9 +10,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for a clone that
 
 from calib_components.errors import writing
 from calib_components.figures import mean_intervals
-from calib_components.tools.command_line import run
-from calib_components.tools.comparison.page import to_png
-from calib_components.tools.comparison.settings import FURTHER, PRESETS
+from calib_components.tools.cli import run
+from calib_components.tools.compare.settings import FURTHER, PRESETS
+from calib_components.tools.report.page import to_png
 
 ROOT = Path(__file__).resolve().parents[1]
 REPORTS = [ROOT / f"results/acdc/{name}/report" for name in ("three_seeds", "further")]

@@ -9,8 +9,8 @@ folders.
 
 from __future__ import annotations
 
-from calib_components.tools import command_line
-from calib_components.tools.predictions import evaluate_predictions
+from calib_components.tools import cli
+from calib_components.tools.evaluate import evaluate_predictions
 
 if __name__ == "__main__":
-    command_line.run("evaluate_predictions", evaluate_predictions)
+    cli.run("evaluate_predictions", evaluate_predictions)

@@ -21,10 +21,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for a clone that is not installed
 
 from calib_components.errors import InputError, reading
-from calib_components.tools import command_line
-from calib_components.tools.comparison.settings import FURTHER, PRESETS
-from calib_components.tools.comparison.statistics import Estimate
-from calib_components.tools.comparison.tables import heading, interval, number
+from calib_components.tools import cli
+from calib_components.tools.compare.settings import FURTHER, PRESETS
+from calib_components.tools.report.statistics import Estimate
+from calib_components.tools.report.tables import heading, interval, number
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ("README.md", "docs/*.md", "bundles/*/docs/README.md")
@@ -116,4 +116,4 @@ def _one_per_mean(records: Iterable[Mapping[str, str]]) -> Iterator[Mapping[str,
 
 
 if __name__ == "__main__":
-    command_line.run("fill_tables", fill)
+    cli.run("fill_tables", fill)

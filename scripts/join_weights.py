@@ -10,7 +10,7 @@ The bundle runs it as one network, to evaluate, calibrate or infer, with
 from __future__ import annotations
 
 from calib_components.handlers.weights import join_weights
-from calib_components.tools import command_line
+from calib_components.tools import cli
 
 if __name__ == "__main__":
-    command_line.run("join_weights", join_weights)
+    cli.run("join_weights", join_weights)

@@ -15,8 +15,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for a clone that is not installed
 
-from calib_components.tools import command_line
+from calib_components.tools import cli
 from calib_components.tools.phantoms import make_phantoms
 
 if __name__ == "__main__":
-    command_line.run("make_phantoms", make_phantoms)
+    cli.run("make_phantoms", make_phantoms)

@@ -18,14 +18,14 @@ from zipfile import ZipFile, ZipInfo
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for a clone that is not installed
 
+from calib_components.data.facts import facts_beside
 from calib_components.errors import InputError, make_folder, reading, writing
-from calib_components.facts import facts_beside
-from calib_components.tools import command_line
+from calib_components.tools import cli
 
 ROOT = Path(__file__).resolve().parents[1]
 REQUIRED, METADATA = ("LICENSE", "configs", "docs"), "configs/metadata.json"
 WEIGHTS, FACTS = "models/model.pt", "models/facts.yaml"  # facts of the data that they were trained on
-TOOLS = ("__init__.py", "command_line.py", "locks.py", "parallel.py", "preparation")  # those that prepare data
+TOOLS = ("__init__.py", "cli.py", "locks.py", "parallel.py", "prepare")  # those that prepare data
 SUFFIXES = (".py", ".typed", ".yaml")
 
 
@@ -116,4 +116,4 @@ def package_bundle(bundle: Path, out: Path = Path("dist")) -> None:
 
 
 if __name__ == "__main__":
-    command_line.run("package_bundle", package_bundle)
+    cli.run("package_bundle", package_bundle)

@@ -20,8 +20,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for a clone or a bundle's zip, which is not installed
 
-from calib_components.tools import command_line
-from calib_components.tools.preparation import COMMANDS
+from calib_components.tools import cli
+from calib_components.tools.prepare import COMMANDS
 
 if __name__ == "__main__":
-    command_line.run("prepare_data", COMMANDS)
+    cli.run("prepare_data", COMMANDS)

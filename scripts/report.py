@@ -13,8 +13,8 @@ and `scripts/evaluate_predictions.py` write, are compared on their common cases;
 
 from __future__ import annotations
 
-from calib_components.tools import command_line
-from calib_components.tools.comparison import report_folders
+from calib_components.tools import cli
+from calib_components.tools.compare import report_folders
 
 if __name__ == "__main__":
-    command_line.run("report", report_folders)
+    cli.run("report", report_folders)

@@ -9,8 +9,8 @@ The same command continues after an interruption. `docs/many_cases.md` has the r
 
 from __future__ import annotations
 
-from calib_components.tools import command_line
+from calib_components.tools import cli
 from calib_components.tools.many_cases import evaluate, infer
 
 if __name__ == "__main__":
-    command_line.run("run_cases", {"infer": infer, "evaluate": evaluate})
+    cli.run("run_cases", {"infer": infer, "evaluate": evaluate})

@@ -3,7 +3,7 @@
     python scripts/sync_bundles.py [--check]
 
 A data set is one file of facts. `train.yaml` and `inference.yaml` are facts + network + body, concatenated; the
-overlays and `logging.conf` are the same in every bundle. `calib_components/tools/preparation` has a copy of the facts,
+overlays and `logging.conf` are the same in every bundle. `calib_components/tools/prepare` has a copy of the facts,
 so that the installed package can prepare data.
 """
 
@@ -14,11 +14,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for a clone that is not installed
 
-from calib_components.tools import command_line
+from calib_components.tools import cli
 
 ROOT = Path(__file__).resolve().parents[1] / "bundles"
 COMMON = ROOT / "common"
-PREPARATION = Path(__file__).resolve().parents[1] / "calib_components" / "tools" / "preparation"
+PREPARATION = Path(__file__).resolve().parents[1] / "calib_components" / "tools" / "prepare"
 BUNDLES = {
     "acdc": "acdc_mri_nacl_segmentation",
     "flare": "flare_ct_nacl_segmentation",
@@ -76,4 +76,4 @@ def sync(check: bool = False) -> None:
 
 
 if __name__ == "__main__":
-    command_line.run("sync_bundles", sync)
+    cli.run("sync_bundles", sync)

@@ -12,7 +12,7 @@ from hypothesis import settings
 
 from calib_components.arguments import warn_once
 from calib_components.tools.phantoms import make_phantoms
-from calib_components.tools.preparation import COMMANDS
+from calib_components.tools.prepare import COMMANDS
 from tests.helpers import ROOT
 
 settings.register_profile("tests", deadline=None, derandomize=True)  # the same examples, however busy the cores are

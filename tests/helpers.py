@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from monai.bundle import ConfigParser
 
-from calib_components.facts import write_facts
+from calib_components.data.facts import write_facts
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"

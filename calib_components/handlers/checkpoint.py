@@ -19,10 +19,10 @@ from monai.engines import Evaluator, Trainer
 from monai.utils import set_determinism
 
 from calib_components.bundle import facts_in_use, running_config
-from calib_components.data import SliceDataset
+from calib_components.data.cases import SliceDataset
+from calib_components.data.facts import FACTS, Facts, facts_beside, has_other_facts, write_facts
 from calib_components.errors import InputError, reading, writing
-from calib_components.facts import FACTS, Facts, facts_beside, has_other_facts, write_facts
-from calib_components.fingerprint import changes, fingerprint, fingerprint_of_cases, fingerprint_of_list
+from calib_components.handlers.fingerprint import changes, fingerprint, fingerprint_of_cases, fingerprint_of_list
 from calib_components.handlers.temperature import EXPORT_ENDINGS
 from calib_components.handlers.weights import LAST, serialize
 from calib_components.posthoc import find_temperature, set_temperature
@@ -44,9 +44,9 @@ class TrainingCheckpoint:
     file is replaced in one step, so a process that is killed, or a full disk, leaves the previous one intact. MONAI
     Label would take `last.pt` for weights.
 
-    `last.ckpt` also has the fingerprint of the run, see `calib_components.fingerprint`: a run with other settings of
-    the bundle, other data or another number of processes cannot resume from it. Outside of a bundle's run, settings are
-    not known, and it is for you to keep them.
+    `last.ckpt` also has the fingerprint of the run, see `calib_components.handlers.fingerprint`: a run with other
+    settings of the bundle, other data or another number of processes cannot resume from it. Outside of a bundle's run,
+    settings are not known, and it is for you to keep them.
 
     All randomness of an epoch (augmentation, dropout, and the order of a sampler without a seed of its own) is seeded
     with `seed` and the number of the epoch. A resumed run therefore draws the same numbers as an uninterrupted one, and

@@ -13,7 +13,7 @@ from ignite.engine import Engine, Events
 from monai.data import MetaTensor
 from monai.handlers import IgniteMetricHandler
 
-from calib_components.data import check_labels
+from calib_components.data.cases import check_labels
 from calib_components.errors import InputError
 from calib_components.handlers.evaluation_files import (
     read_calibration,
@@ -27,8 +27,8 @@ from calib_components.handlers.evaluation_files import (
 from calib_components.handlers.evaluation_pictures import DrawnSlice, draw_slice, largest_slice
 from calib_components.handlers.evaluation_records import read_record, read_slice, write_record
 from calib_components.handlers.evaluation_writing import check_once, start_evaluation, write_evaluation
+from calib_components.inference.maps import normalized_entropy
 from calib_components.metrics import CalibrationMetric, DSCMetric, LogitMagnitudeMetric, structure_masks
-from calib_components.prediction_maps import normalized_entropy
 
 __all__ = [
     "EvaluationWriter",

@@ -16,9 +16,9 @@ import torch
 from ignite.engine import Events
 from monai.engines import Evaluator
 
-from calib_components.data import read_datalist
+from calib_components.data.cases import read_datalist
+from calib_components.data.facts import FACTS, Facts, facts_beside, write_facts
 from calib_components.errors import InputError, check_writable, make_folder, reading, writing
-from calib_components.facts import FACTS, Facts, facts_beside, write_facts
 from calib_components.handlers.weights import (
     LAST,
     WeightsCheckpointLoader,

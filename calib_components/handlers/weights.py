@@ -17,12 +17,12 @@ from ignite.engine import Engine, Events
 from monai.bundle import ConfigParser
 
 from calib_components.bundle import running_config
+from calib_components.data.facts import FACTS, Facts, facts_beside, write_facts
+from calib_components.data.transforms import has_other_pixels
 from calib_components.errors import InputError, make_folder, reading, writing
-from calib_components.facts import FACTS, Facts, facts_beside, write_facts
-from calib_components.fingerprint import fingerprint_of_cases, fingerprint_of_list
+from calib_components.handlers.fingerprint import fingerprint_of_cases, fingerprint_of_list
 from calib_components.posthoc import find_temperature
 from calib_components.posthoc.network import HIGHEST_TEMPERATURE, LOWEST_TEMPERATURE
-from calib_components.transforms import has_other_pixels
 
 __all__ = [
     "WeightsCheckpointLoader",

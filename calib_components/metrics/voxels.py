@@ -383,7 +383,7 @@ def _describe_invalid(
         return (
             "y_pred: expected probabilities that sum to 1 over the classes, got another sum in "
             f"{wrong_sum} of {voxels} voxels, 0 in {all_zero}, as outside of a crop that was inverted; background is 1 "
-            "there, see calib_components.prediction_maps.fill_background"
+            "there, see calib_components.inference.maps.fill_background"
         )
     if wrong_sum and not logits:
         return (

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 from unittest import mock
 
-from calib_components.tools import command_line
+from calib_components.tools import cli
 
 
 class Outcome(NamedTuple):
@@ -22,8 +22,8 @@ class Outcome(NamedTuple):
     err: str
 
 
-def run_as_typed(name: str, commands: command_line.Commands, argv: Sequence[object]) -> Outcome:
-    """Run a command in this process, as `command_line.run` does with these arguments."""
+def run_as_typed(name: str, commands: cli.Commands, argv: Sequence[object]) -> Outcome:
+    """Run a command in this process, as `cli.run` does with these arguments."""
     out, err, code = io.StringIO(), io.StringIO(), 0
     with (
         mock.patch.object(sys, "argv", [name, *map(str, argv)]),
@@ -31,7 +31,7 @@ def run_as_typed(name: str, commands: command_line.Commands, argv: Sequence[obje
         contextlib.redirect_stderr(err),
     ):
         try:
-            command_line.run(name, commands)
+            cli.run(name, commands)
         except SystemExit as end:  # Python prints a text as it ends, and then the code is 1
             code = end.code if isinstance(end.code, int) else int(end.code is not None)
             if isinstance(end.code, str):

@@ -10,9 +10,9 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from calib_components.tools.predictions import calibrate_predictions
+from calib_components.tools.evaluate import calibrate_predictions
 from tests.bad_input.harness import run_as_typed, snapshot
-from tests.calib_components.tools.predictions.made_up import (
+from tests.calib_components.tools.evaluate.made_up import (
     AFFINE,
     SHAPE,
     label_of,

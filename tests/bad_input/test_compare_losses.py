@@ -12,18 +12,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from tests.calib_components.tools.compare.made_up import make_datalist
 
-from calib_components.tools.comparison import compare_losses
-from calib_components.tools.comparison.cell_settings import CellSettings, write_settings
+from calib_components.tools.compare import compare_losses
+from calib_components.tools.compare.cell_settings import CellSettings, write_settings
 from tests.bad_input.harness import run_as_typed, snapshot
-from tests.calib_components.tools.comparison.made_up import make_datalist
 from tests.helpers import run_script
 
 TRAIN = """
 dataset_dir: "$@bundle_root + '/data'"
 datalist: "$@dataset_dir + '/datalist.json'"
 facts:
-  _target_: calib_components.facts.read_facts
+  _target_: calib_components.data.facts.read_facts
   file: "$@dataset_dir + '/facts.yaml'"
   dataset: acdc
   num_classes: 2
@@ -296,7 +296,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     put(LIST, DATALIST)(folder)
     with pytest.MonkeyPatch.context() as context:
         context.chdir(folder)
-        context.setattr("calib_components.tools.comparison.run.run_cell", finish)
+        context.setattr("calib_components.tools.compare.run.run_cell", finish)
         assert run("--losses=other").code == 0
     for left in (PLAN, "out/commands.sh", "out/work"):
         remove(left)(folder)
@@ -310,7 +310,7 @@ def folder(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     def run_cell(*_: object) -> None:
         raise AssertionError("a cell was run")
 
-    monkeypatch.setattr("calib_components.tools.comparison.run.run_cell", run_cell)
+    monkeypatch.setattr("calib_components.tools.compare.run.run_cell", run_cell)
     shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -369,7 +369,7 @@ def test_nothing_is_written_before_the_lock(folder: Path, monkeypatch: pytest.Mo
     """Two commands may start together."""
     found: list[list[str]] = []
     monkeypatch.setattr(fcntl, "flock", lambda *_: found.append(os.listdir(folder / "out" / "work")))
-    monkeypatch.setattr("calib_components.tools.comparison.run.run_cell", finish)
+    monkeypatch.setattr("calib_components.tools.compare.run.run_cell", finish)
     assert run().code == 0
     assert found == [[]]
     assert sorted(os.listdir(folder / "out" / "work")) == [".gitignore"]

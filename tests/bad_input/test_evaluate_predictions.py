@@ -13,9 +13,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from calib_components.tools.predictions import evaluate_predictions
+from calib_components.tools.evaluate import evaluate_predictions
 from tests.bad_input.harness import run_as_typed, snapshot
-from tests.calib_components.tools.predictions.made_up import (
+from tests.calib_components.tools.evaluate.made_up import (
     AFFINE,
     SHAPE,
     first_version_properties,

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 
-from calib_components.prediction_maps import MARK
+from calib_components.inference.maps import MARK
 from tests.bad_input.harness import snapshot
 from tests.helpers import ACDC, BRATS, ROOT, SPACING, make_weights, run_bundle_as_typed, save
 

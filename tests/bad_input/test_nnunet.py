@@ -20,14 +20,14 @@ from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerNoM
 from calib_components.tools.nnunet import COMMANDS, trainers
 from calib_components.tools.nnunet.checkpoint import read_checkpoint
 from tests.bad_input.harness import run_as_typed, snapshot
-from tests.calib_components.tools.nnunet.made_up import LABELS, NAME, make_model, plans_of, validation_of
-from tests.calib_components.tools.predictions.made_up import (
+from tests.calib_components.tools.evaluate.made_up import (
     AFFINE,
     SHAPE,
     save_nifti,
     save_nnunet,
     sitk_properties,
 )
+from tests.calib_components.tools.nnunet.made_up import LABELS, NAME, make_model, plans_of, validation_of
 from tests.helpers import make_acdc
 
 MODEL = f"results/{NAME}/nnUNetTrainerNoMirroring__nnUNetPlans__2d"

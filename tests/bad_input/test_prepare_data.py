@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import yaml
 
-from calib_components.tools.preparation import COMMANDS
+from calib_components.tools.prepare import COMMANDS
 from tests.bad_input.harness import run_as_typed, snapshot
 from tests.helpers import ROOT, SPACING, blocks, make_acdc, make_brats, make_flare, save
 

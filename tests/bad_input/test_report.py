@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from tests.calib_components.tools.compare.made_up import make_finished_cell, make_folder, make_results
 
-from calib_components.tools.comparison import report_folders
+from calib_components.tools.compare import report_folders
 from tests.bad_input.harness import run_as_typed, snapshot
-from tests.calib_components.tools.comparison.made_up import make_finished_cell, make_folder, make_results
 from tests.helpers import run_script
 
 

@@ -20,7 +20,7 @@ import yaml
 from monai.bundle import ConfigParser
 
 from calib_components.bundle import check_values
-from calib_components.data import LoadSliced, list_slices
+from calib_components.data.cases import LoadSliced, list_slices
 from calib_components.errors import InputError
 from tests.bad_input.harness import snapshot
 from tests.helpers import ACDC, make_prepared, run_bundle, run_bundle_as_typed, save

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from calib_components.__main__ import main
-from calib_components.tools.preparation import COMMANDS
+from calib_components.tools.prepare import COMMANDS
 from tests.helpers import make_acdc
 
 # Pretends that a module is not installed.

@@ -22,10 +22,10 @@ import pytest
 import torch
 
 from calib_components.handlers.evaluation import read_cases
-from calib_components.tools.comparison import compare_losses, report
-from calib_components.tools.comparison.processes import ProcessGroup
-from calib_components.tools.comparison.results import read_results
-from calib_components.tools.preparation import COMMANDS
+from calib_components.tools.compare import compare_losses, report
+from calib_components.tools.compare.processes import ProcessGroup
+from calib_components.tools.prepare import COMMANDS
+from calib_components.tools.report.results import read_results
 from tests.bad_input.harness import Outcome, run_as_typed
 from tests.helpers import ACDC, ROOT
 

@@ -25,7 +25,7 @@ from monai.data import MetaTensor
 
 from calib_components.handlers.evaluation import read_regions, read_thresholds
 from calib_components.handlers.temperature import read_temperature
-from tests.calib_components.tools.predictions.made_up import (
+from tests.calib_components.tools.evaluate.made_up import (
     label_of,
     save_channels_last,
     save_nifti,

@@ -22,15 +22,15 @@ import pytest
 from monai.bundle import ConfigParser
 from scipy.stats import kendalltau, rankdata
 
-from calib_components.fingerprint import EVALUATION, TRAINING, fingerprint
 from calib_components.handlers.evaluation_files import read_regions
+from calib_components.handlers.fingerprint import EVALUATION, TRAINING, fingerprint
 from calib_components.handlers.temperature import read_temperature
-from calib_components.tools.comparison import report, report_datasets, report_evaluations
-from calib_components.tools.comparison.cell_settings import Condition
-from calib_components.tools.comparison.published import PUBLISHED, RANKED
-from calib_components.tools.comparison.results import read_results
-from calib_components.tools.comparison.settings import TABLE1, choose_settings
-from calib_components.tools.comparison.statistics import mean_with_interval, paired_difference
+from calib_components.tools.compare import report, report_datasets, report_evaluations
+from calib_components.tools.compare.cell_settings import Condition
+from calib_components.tools.compare.settings import TABLE1, choose_settings
+from calib_components.tools.report.published import PUBLISHED, RANKED
+from calib_components.tools.report.results import read_results
+from calib_components.tools.report.statistics import mean_with_interval, paired_difference
 from scripts.draw_results import draw_results
 from tests.helpers import ROOT, SHARED, run_script
 

@@ -22,9 +22,9 @@ from calib_components.tools.phantoms import (
     draw_patient,
     make_phantoms,
 )
-from calib_components.tools.preparation.acdc import find_cases
-from calib_components.tools.preparation.case import load_case
-from calib_components.tools.preparation.facts import facts_of_dataset
+from calib_components.tools.prepare.acdc import find_cases
+from calib_components.tools.prepare.case import load_case
+from calib_components.tools.prepare.facts import facts_of_dataset
 from tests.bad_input.harness import run_as_typed
 
 

@@ -21,8 +21,8 @@ import numpy as np
 import pytest
 import torch
 
+from calib_components.data.facts import write_facts
 from calib_components.errors import InputError
-from calib_components.facts import write_facts
 from scripts.package_bundle import package_bundle
 from tests.helpers import (
     ACDC,
@@ -148,8 +148,8 @@ def test_holds_the_bundle_what_it_uses_and_nothing_else(tmp_path: Path) -> None:
     assert {"configs/calibrate.yaml", "calib_components/posthoc/temperature.py"} <= set(inside)
     assert [name for name in inside if name.startswith("scripts/")] == ["scripts/prepare_data.py"]
     tools = {name.removeprefix("calib_components/tools/") for name in inside if "/tools/" in name}
-    assert {"__init__.py", "command_line.py", "parallel.py", "preparation/acdc.py", "preparation/acdc.yaml"} <= tools
-    at_the_top = {"__init__.py", "command_line.py", "locks.py", "parallel.py", "preparation"}
+    assert {"__init__.py", "cli.py", "parallel.py", "prepare/acdc.py", "prepare/acdc.yaml"} <= tools
+    at_the_top = {"__init__.py", "cli.py", "locks.py", "parallel.py", "prepare"}
     assert {name.split("/")[0] for name in tools} == at_the_top
     assert not any(name.endswith("__main__.py") for name in inside)
     assert not any("last.ckpt" in name or "__pycache__" in name for name in inside)

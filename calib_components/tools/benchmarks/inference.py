@@ -22,8 +22,8 @@ from monai.engines import SupervisedEvaluator
 from monai.inferers import SliceInferer
 from monai.transforms import Activationsd, AsDiscreted, Compose, CopyItemsd, Invertd, Lambdad, SaveImaged
 
-from calib_components.facts import Facts, write_facts
-from calib_components.prediction_maps import fill_background, normalized_entropy
+from calib_components.data.facts import Facts, write_facts
+from calib_components.inference.maps import fill_background, normalized_entropy
 from calib_components.tools.benchmarks.timing import BUNDLES, peak_resident_mib, set_up
 
 __all__ = ["inference"]

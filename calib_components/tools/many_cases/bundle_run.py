@@ -20,9 +20,9 @@ from calib_components.bundle import check_values
 from calib_components.errors import InputError, error_line, make_folder, printable, reading
 from calib_components.handlers import EvaluationWriter
 from calib_components.handlers.evaluation_records import record_file
-from calib_components.inference import Image, ImageFolder
-from calib_components.prediction_maps import MAPS, check_own_map
-from calib_components.tools.configs import explaining, read_configs
+from calib_components.inference.images import Image, ImageFolder
+from calib_components.inference.maps import MAPS, check_own_map
+from calib_components.tools.compare.configs import explaining, read_configs
 from calib_components.tools.locks import locked
 
 __all__ = ["WORK", "BundleRun", "Evaluation", "Inference", "PreparedCase", "digest_weights"]

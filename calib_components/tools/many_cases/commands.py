@@ -12,13 +12,13 @@ from monai.bundle import ConfigParser
 
 from calib_components.bundle import check_ids, check_values
 from calib_components.errors import InputError, check_writable, make_folder, reading, writing
-from calib_components.fingerprint import EVALUATION, INFERENCE, changes
 from calib_components.handlers.evaluation_writing import check_evaluation, check_once
+from calib_components.handlers.fingerprint import EVALUATION, INFERENCE, changes
 from calib_components.handlers.weights import warn_of_other_split
-from calib_components.inference import ImageFolder, find_images
-from calib_components.tools.comparison.arguments import check_path
-from calib_components.tools.comparison.datalists import digest
-from calib_components.tools.configs import checked_settings, explaining, read_configs
+from calib_components.inference.images import ImageFolder, find_images
+from calib_components.tools.compare.arguments import check_path
+from calib_components.tools.compare.configs import checked_settings, explaining, read_configs
+from calib_components.tools.compare.datalists import digest
 from calib_components.tools.locks import LOCK, locked
 from calib_components.tools.many_cases.bundle_run import (
     BundleRun,

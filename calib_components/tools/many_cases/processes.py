@@ -13,9 +13,9 @@ import torch
 from tqdm import tqdm
 
 from calib_components.errors import InputError, printable
+from calib_components.tools.compare.slurm import check_executor, one_line, slurm_executor
 from calib_components.tools.many_cases.bundle_run import BundleRun
 from calib_components.tools.parallel import check_workers, parallel
-from calib_components.tools.slurm import check_executor, one_line, slurm_executor
 
 __all__ = ["Resources", "Share", "run_here", "run_jobs"]
 

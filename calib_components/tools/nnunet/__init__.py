@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from calib_components.tools.command_line import Command
+from calib_components.tools.cli import Command
 from calib_components.tools.nnunet.calibrate import calibrate_model
 from calib_components.tools.nnunet.dataset import make_acdc
 

@@ -21,15 +21,15 @@ from calib_components.errors import InputError, check_writable, reading, writing
 from calib_components.handlers.temperature import write_temperature
 from calib_components.handlers.weights import serialize
 from calib_components.metrics.regions import Region
+from calib_components.tools.evaluate.classes import Classes
+from calib_components.tools.evaluate.fit import fit_temperature
+from calib_components.tools.evaluate.formats import read_label_map
+from calib_components.tools.evaluate.pairs import Case, classes_of, find_cases, patients_of, read_case
 from calib_components.tools.locks import LOCK, locked
 from calib_components.tools.nnunet.checkpoint import check_network, read_checkpoint, scale_checkpoint
 from calib_components.tools.nnunet.dataset import SPLITS
 from calib_components.tools.nnunet.environment import folder_of, nnunet_module
 from calib_components.tools.parallel import check_workers, parallel
-from calib_components.tools.predictions.classes import Classes
-from calib_components.tools.predictions.fit import fit_temperature
-from calib_components.tools.predictions.formats import read_label_map
-from calib_components.tools.predictions.pairs import Case, classes_of, find_cases, patients_of, read_case
 
 __all__ = ["calibrate_model"]
 

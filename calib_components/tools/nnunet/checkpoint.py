@@ -14,8 +14,8 @@ import numpy as np
 import torch
 
 from calib_components.errors import InputError, reading
+from calib_components.tools.evaluate.plain_pickle import ALLOWED, plain
 from calib_components.tools.nnunet.environment import nnunet_module
-from calib_components.tools.predictions.plain_pickle import ALLOWED, plain
 
 __all__ = ["check_network", "read_checkpoint", "scale_checkpoint"]
 

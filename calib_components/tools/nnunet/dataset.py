@@ -16,11 +16,11 @@ from tqdm import tqdm
 
 from calib_components.errors import UNFINISHED, InputError, make_folder, reading, writing
 from calib_components.tools.nnunet.environment import folder_of
-from calib_components.tools.preparation.acdc import find_cases
-from calib_components.tools.preparation.case import Case
-from calib_components.tools.preparation.command import require_cases
-from calib_components.tools.preparation.facts import facts_of_dataset
-from calib_components.tools.preparation.split import divide
+from calib_components.tools.prepare.acdc import find_cases
+from calib_components.tools.prepare.case import Case
+from calib_components.tools.prepare.command import require_cases
+from calib_components.tools.prepare.facts import facts_of_dataset
+from calib_components.tools.prepare.split import divide
 
 __all__ = ["make_acdc"]
 

@@ -20,8 +20,8 @@ from monai.engines import SupervisedEvaluator
 from scipy.optimize import minimize_scalar
 
 from calib_components import figures
+from calib_components.data.facts import Facts, write_facts
 from calib_components.errors import InputError
-from calib_components.facts import Facts, write_facts
 from calib_components.handlers import TemperatureCalibration, calibration_cases, read_temperature, write_temperature
 from calib_components.metrics import CalibrationBins, Region, calibration_bins
 from calib_components.posthoc import TemperatureEstimate, TemperatureScaled

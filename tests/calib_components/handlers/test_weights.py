@@ -16,10 +16,10 @@ from ignite.engine import Engine
 from monai.bundle import ConfigParser
 from monai.networks.nets import UNet
 
+from calib_components.data.facts import Facts, write_facts
 from calib_components.errors import InputError
-from calib_components.facts import Facts, write_facts
-from calib_components.fingerprint import fingerprint_of_cases, fingerprint_of_list
 from calib_components.handlers import WeightsCheckpointLoader, load_torchscript, load_weights
+from calib_components.handlers.fingerprint import fingerprint_of_cases, fingerprint_of_list
 from calib_components.handlers.weights import check_weights, join_weights, with_temperature
 from calib_components.posthoc import EnsembleUNet, TemperatureScaled, TemperatureUNet
 

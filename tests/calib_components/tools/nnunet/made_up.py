@@ -14,7 +14,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from scipy.special import expit, softmax
 
 from calib_components.tools.nnunet.trainers.loss_trainers import nnUNetTrainerNACL
-from tests.calib_components.tools.predictions.made_up import (
+from tests.calib_components.tools.evaluate.made_up import (
     SHAPE,
     save_nifti,
     save_nnunet,

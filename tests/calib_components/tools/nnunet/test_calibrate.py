@@ -24,6 +24,7 @@ from calib_components.tools.nnunet.calibrate import calibrate_model
 from calib_components.tools.nnunet.checkpoint import read_checkpoint
 from calib_components.tools.nnunet.trainers.loss_trainers import nnUNetTrainerNACL
 from tests.bad_input.harness import snapshot
+from tests.calib_components.tools.evaluate.made_up import SHAPE, save_nifti, save_nnunet, sitk_properties
 from tests.calib_components.tools.nnunet.made_up import (
     CASES,
     CPU,
@@ -35,7 +36,6 @@ from tests.calib_components.tools.nnunet.made_up import (
     make_model,
     validation_of,
 )
-from tests.calib_components.tools.predictions.made_up import SHAPE, save_nifti, save_nnunet, sitk_properties
 
 LAYERS = {f"/network_weights/decoder.seg_layers.{i}.{name}" for i in range(3) for name in ("weight", "bias")}
 

@@ -1,0 +1,5 @@
+"""Prepared cases, facts of a data set, NIfTI files and transforms."""
+
+from calib_components.data.cases import CaseDataset, LoadSliced, SliceDataset, read_datalist
+
+__all__ = ["CaseDataset", "LoadSliced", "SliceDataset", "read_datalist"]

@@ -1,0 +1,337 @@
+"""Transforms of volumes: reading them with checks, and bringing their slices to one position in the array."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.data.utils import affine_to_spacing
+from monai.transforms import Compose, InvertibleTransform, LoadImaged, MapLabelValue, MapTransform
+
+from calib_components.data.nifti import NiftiReader
+from calib_components.errors import InputError, error_line
+
+__all__ = [
+    "CheckVolumed",
+    "ClassIndicesd",
+    "InSlabsd",
+    "LoadVolumed",
+    "NamedCompose",
+    "SlicesLastd",
+    "check_contrast",
+    "check_finite",
+    "check_label_codes",
+    "file_name",
+    "slice_axis",
+]
+
+PIXEL_SIZE_FACTOR = 3  # how far off the trained pixel sizes an image may be before there is a warning
+SAME_SPACING = 1e-3  # relative difference of spacings that are one number, rounded
+SLAB = 16  # slices whose values are changed at once
+MOST_LABELS = 16  # different whole numbers that a channel of an image has more of
+LEAST_CONTRAST = 1e-3  # of the range of a channel, that all but the brightest and darkest 0.1 % of its voxels span
+
+
+def slice_axis(spacing: Sequence[float], shape: Sequence[int]) -> int:
+    """Find the axis along which the slices of a volume lie.
+
+    Args:
+        spacing: Distance of the voxels along each axis, in any unit.
+        shape: Number of voxels along each axis.
+
+    Returns:
+        The axis of the largest spacing; of several, the one with the fewest voxels; of several of those, the last. The
+        only axis with a single voxel comes before all of them: such a volume is one slice, whatever its header says.
+
+    Examples:
+        >>> slice_axis([1.5, 10.0, 1.5], [224, 9, 256])
+        1
+        >>> slice_axis([1.0, 1.0, 1.0], [240, 155, 240])
+        1
+    """
+    single = [axis for axis, length in enumerate(shape) if length == 1]
+    if len(single) == 1:
+        return single[0]
+    widest = [axis for axis, size in enumerate(spacing) if size >= max(spacing) * (1 - SAME_SPACING)]
+    return min(widest, key=lambda axis: (shape[axis], -axis))
+
+
+class SlicesLastd(MapTransform, InvertibleTransform):
+    """Move the axis along which the slices of a volume lie to the last position.
+
+    The other two axes keep their order, and nothing is flipped, so that a volume gives the same array wherever its
+    file has the slices. The affine of a `MetaTensor` follows; without one, the spacing counts as equal.
+
+    Args:
+        keys: Volumes `(C, H, W, D)` on one grid. The first one decides on the axis.
+        slice_axis: The axis, 0 to 2; None to find it with `slice_axis`.
+        allow_missing_keys: Skip keys that the item lacks.
+
+    Raises:
+        InputError: `slice_axis` is not an axis.
+    """
+
+    def __init__(self, keys: KeysCollection, slice_axis: int | None = None, allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, allow_missing_keys)
+        if slice_axis not in (None, 0, 1, 2) or isinstance(slice_axis, bool):
+            raise InputError(f"slice_axis: expected 0, 1, 2 or None, got {slice_axis!r}")
+        self.slice_axis = slice_axis
+        self._has_warned = False
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Return the item with each volume as `(C, H, W, D)`, contiguous in memory, D counting the slices.
+
+        Warn once if the axis that was found is not that of the fewest voxels: a header may have lost its spacing.
+        """
+        item = dict(data)
+        axis = self.slice_axis
+        for key in self.key_iterator(item):
+            volume = item[key]
+            if axis is None:
+                affine = volume.affine if isinstance(volume, MetaTensor) else torch.eye(4)
+                axis = slice_axis(affine_to_spacing(affine, dtype=float).tolist(), volume.shape[1:])
+                if not self._has_warned and volume.shape[1 + axis] > min(volume.shape[1:]):
+                    self._has_warned = True
+                    logging.getLogger(__name__).warning(
+                        "%s: slices are taken to lie along axis %d of the file, of the largest spacing, though another "
+                        "axis of %s has fewer voxels; if that is wrong, set --slice_axis",
+                        file_name(volume), axis, tuple(volume.shape[1:]),
+                    )  # fmt: skip
+            order = [other for other in range(3) if other != axis] + [axis]
+            item[key] = _permute(volume, order)
+            self.push_transform(item[key], orig_size=volume.shape[1:], extra_info={"axis": axis})
+        return item
+
+    def inverse(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Return the item with the axes of each volume where they were."""
+        item = dict(data)
+        for key in self.key_iterator(item):
+            axis = int(self.pop_transform(item[key])["extra_info"]["axis"])
+            order = [0, 1]
+            order.insert(axis, 2)
+            item[key] = _permute(item[key], order)
+        return item
+
+
+def _permute(volume: torch.Tensor, order: Sequence[int]) -> torch.Tensor:
+    """The axes of `(C, H, W, D)` in another order, and the columns of the affine with them."""
+    moved = volume.permute(0, *(axis + 1 for axis in order)).contiguous()
+    if isinstance(moved, MetaTensor):
+        moved.affine = moved.affine[:, [*order, 3]]
+    return moved
+
+
+class LoadVolumed(LoadImaged):
+    """Load the NIfTI files of images as `(C, H, W, D)`, float32; those of several channels are stacked in their order.
+
+    Args:
+        keys: Entries of the item that are a path, or the paths of all channels. A label, which may well have one value
+            everywhere, is not for this loader.
+        allow_missing_keys: Skip keys that the item lacks.
+    """
+
+    def __init__(self, keys: KeysCollection, allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, ensure_channel_first=True, allow_missing_keys=allow_missing_keys)
+        self.register(NiftiReader())  # the last one comes first
+
+    def __call__(self, data: Mapping[Hashable, Any], reader: Any = None) -> dict[Hashable, Any]:
+        """Return the item with volumes in place of the paths.
+
+        Raises:
+            InputError: A file cannot be read, see `NiftiReader`; its values are not finite in float32; there is
+                nothing to see, see `check_contrast`; or it looks like a label map.
+        """
+        item = super().__call__(data, reader)
+        for key in self.key_iterator(item):
+            files = [data[key]] if isinstance(data[key], str | Path) else data[key]
+            for index, channel in enumerate(item[key].as_tensor()):
+                file = str(files[index if len(files) > 1 else 0])
+                check_contrast(check_finite(MetaTensor(channel[None], meta={"filename_or_obj": file})))
+                _check_grey_values(channel, file)
+        return item
+
+
+def _check_grey_values(channel: torch.Tensor, file: str) -> None:
+    """Refuse a label map that lies among the images, whose own map would be taken for that of a case."""
+    few = channel[::8, ::8, ::8].unique()  # spares images the copies of a whole scan below
+    if len(few) > MOST_LABELS or not torch.equal(few, few.round()):
+        return
+    low, high = (float(end) for end in channel.aminmax())
+    if high - low >= 2**16 or not torch.equal(channel, channel.round()):
+        return
+    counts = torch.bincount((channel - low).long().flatten())
+    if (number := int((counts > 0).sum())) <= MOST_LABELS:
+        raise InputError(
+            f"{file}: expected an image, got only {number} different whole numbers, as in a label map; move label maps "
+            "to another folder"
+        )
+
+
+class ClassIndicesd(MapTransform):
+    """Turn the values of label files into class indices.
+
+    Args:
+        keys: The labels.
+        label_codes: Value of each class, by index.
+    """
+
+    def __init__(self, keys: KeysCollection, label_codes: Sequence[int]) -> None:
+        super().__init__(keys)
+        self.label_codes = list(label_codes)
+        self.map = MapLabelValue(self.label_codes, range(len(self.label_codes)))
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Return the item with class indices.
+
+        Raises:
+            InputError: See `check_label_codes`.
+        """
+        item = dict(data)
+        for key in self.key_iterator(item):
+            check_label_codes(item[key], self.label_codes, file_name(item[key]))
+            item[key] = self.map(item[key])
+        return item
+
+
+def check_label_codes(label: torch.Tensor, label_codes: Sequence[int], file: str | Path) -> None:
+    """Raise an `InputError` that names the file if a label has other values than those of the classes."""
+    if not torch.isin(label, torch.tensor(label_codes, dtype=label.dtype)).all():
+        unknown = ", ".join(f"{value:.9g}" for value in np.setdiff1d(label.numpy(), label_codes)[:5])
+        raise InputError(f"{file}: expected label values from {list(label_codes)}, got {unknown}")
+
+
+def file_name(image: Any) -> str:
+    """Return the file that an image was loaded from, for messages; `image` if it is not known."""
+    return str(image.meta.get("filename_or_obj", "image")) if isinstance(image, MetaTensor) else "image"
+
+
+def check_finite(image: torch.Tensor) -> torch.Tensor:
+    """Return the image, or raise an `InputError` that names its file if a value is NaN or infinite.
+
+    One such value would spread over the whole image in normalisation.
+    """
+    if image.numel() and not torch.isfinite(torch.stack(torch.aminmax(image))).all():  # without a copy of the image
+        invalid = int((~torch.isfinite(image)).sum())
+        raise InputError(f"{file_name(image)}: expected finite values, got {invalid} that are NaN or infinite")
+    return image
+
+
+def check_contrast(image: torch.Tensor) -> torch.Tensor:
+    """Return the image `(C, *S)`, or raise an `InputError` that names its file if there is nothing to see in a channel.
+
+    That is so if all voxels have one value, as in air, or if a few voxels are so far off that the others, compared with
+    them, have one value.
+    """
+    for index, channel in enumerate(image):
+        where = f" in channel {index}" if len(image) > 1 else ""
+        expected = f"{file_name(image)}: expected an image with contrast{where}"
+        if channel.numel() == 0:
+            raise InputError(f"{expected}, got no voxel")
+        values = channel.detach().cpu().numpy()
+        darkest, dark, bright, brightest = np.percentile(values, [0, 0.1, 99.9, 100]).tolist()
+        if darkest == brightest:
+            raise InputError(f"{expected}, got {darkest:g} everywhere")
+        if bright - dark < LEAST_CONTRAST * (brightest - darkest):
+            raise InputError(
+                f"{expected}, got a few voxels between {darkest:.3g} and {brightest:.3g}, beside which the others are "
+                "all the same"
+            )
+    return image
+
+
+class InSlabsd(MapTransform):
+    """Change the values of volumes in place, a slab of slices at a time.
+
+    MONAI's transforms of intensities hold several copies of a volume, which is much for a scan of the whole body.
+
+    Args:
+        keys: Volumes `(C, H, W, D)`, floating point, which are overwritten.
+        transform: Gives each voxel a value that follows from its own alone, such as `ScaleIntensityRange`.
+        allow_missing_keys: Skip keys that the item lacks.
+    """
+
+    def __init__(self, keys: KeysCollection, transform: Callable, allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.transform = transform
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Return the item, whose volumes have new values.
+
+        Raises:
+            InputError: A volume is not floating point.
+        """
+        item = dict(data)
+        for key in self.key_iterator(item):
+            if not item[key].is_floating_point():
+                raise InputError(f"{file_name(item[key])}: expected floating-point values, got {item[key].dtype}")
+            for slab in torch.as_tensor(item[key]).as_subclass(torch.Tensor).split(SLAB, dim=-1):
+                slab.copy_(self.transform(slab))
+        return item
+
+
+def has_other_pixels(sizes: Sequence[float], trained_on: Sequence[float]) -> bool:
+    """Return whether pixels, from the smallest size to the largest, are far smaller or larger than those trained on."""
+    return sizes[0] * PIXEL_SIZE_FACTOR < trained_on[0] or sizes[1] > trained_on[1] * PIXEL_SIZE_FACTOR
+
+
+class CheckVolumed(MapTransform):
+    """Check a preprocessed volume, and warn if its pixels are unlike those that the network was trained on.
+
+    Args:
+        keys: Volumes `(C, H, W, D)` on the network's grid.
+        pixel_size: Smallest and largest in-plane size of a pixel of the training images on this grid, in millimetres;
+            None if it is not known.
+    """
+
+    def __init__(self, keys: KeysCollection, pixel_size: Sequence[float] | None = None) -> None:
+        super().__init__(keys)
+        self.pixel_size = pixel_size
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Return the item as it is.
+
+        Raises:
+            InputError: A value is not finite, or there is nothing to see in a channel, see `check_contrast`.
+        """
+        for key in self.key_iterator(dict(data)):
+            image = check_contrast(check_finite(data[key]))
+            if self.pixel_size is not None and isinstance(image, MetaTensor):
+                smallest, largest = self.pixel_size
+                sizes = affine_to_spacing(image.affine, dtype=np.float64)[:2]
+                if has_other_pixels((float(sizes.min()), float(sizes.max())), self.pixel_size):
+                    logging.getLogger(__name__).warning(
+                        "%s: expected pixels of %.3g to %.3g mm on the network's grid, as it was trained on, got "
+                        "%.3g x %.3g mm; do not rely on its result",
+                        file_name(image), smallest, largest, *sizes,
+                    )  # fmt: skip
+        return dict(data)
+
+
+class NamedCompose(Compose):
+    """MONAI's `Compose` for an item with an `image`, whose file is named if a transform fails."""
+
+    def __call__(self, input_: Any, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+        """Return the transformed item.
+
+        Raises:
+            InputError: A transform refused the image, by a `ValueError` or `RuntimeError`. Other errors stay as they
+                are.
+        """
+        try:
+            return super().__call__(input_, *args, **kwargs)
+        except Exception as error:
+            if (line := error_line(error)) is None:
+                cause: BaseException = error
+                while cause.__cause__ is not None:  # MONAI wraps it once for each transform around it
+                    cause = cause.__cause__
+                if not isinstance(cause, RuntimeError | ValueError):
+                    raise
+                name = file_name(input_.get("image"))
+                line = f"{name}: expected an image that can be preprocessed, got {' '.join(str(cause).split())}"
+            raise InputError(line) from None

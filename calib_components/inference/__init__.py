@@ -1,0 +1,5 @@
+"""Inference: the images of a folder, inferers, and maps on the grid of an image."""
+
+from calib_components.inference.images import ImageFolder
+
+__all__ = ["ImageFolder"]

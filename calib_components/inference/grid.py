@@ -1,0 +1,147 @@
+"""The way back from the network's grid to that of the image, a slab of slices at a time.
+
+All that brings an image to the network's grid moves its axes one by one: reorientation, cropping, padding, resizing.
+MONAI's `Invertd` undoes it with whole volumes in memory. Here each axis of the image has its own steps back, so that a
+slab needs no more of the network's volume than the slices that its own follow from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from monai.data import MetaTensor
+
+from calib_components.data.nifti import axes_onto
+from calib_components.errors import InputError
+
+__all__ = ["ImageGrid"]
+
+Step = Callable[[torch.Tensor, int], torch.Tensor]  # of images `(*, *, H, W)`, along -2 or -1
+
+
+class _Axis(NamedTuple):
+    """An axis of the image: the axis of the network's grid that it lies along, and the steps back from there."""
+
+    source: int
+    steps: tuple[Step, ...] = ()
+
+    def then(self, step: Step) -> _Axis:
+        return _Axis(self.source, (*self.steps, step))
+
+    def apply(self, images: torch.Tensor, dim: int) -> torch.Tensor:
+        for step in self.steps:
+            images = step(images, dim)
+        return images
+
+
+class ImageGrid:
+    """The grid of an image, as the file has it.
+
+    Args:
+        image: The preprocessed image `(C, H, W, D)`, with MONAI's record of what was done to it.
+
+    Raises:
+        InputError: Something else was done than reorientation, cropping, padding and linear resizing.
+
+    Attributes:
+        shape: Number of voxels along each axis.
+        affine: `(4, 4)`, from voxel indices to millimetres.
+    """
+
+    def __init__(self, image: MetaTensor) -> None:
+        self._axes = [_Axis(0), _Axis(1), _Axis(2)]
+        affine = image.affine.numpy()
+        for operation in reversed(image.applied_operations):
+            self._axes, affine = _undo(operation, self._axes, affine)
+        self.affine = np.asarray(image.meta["original_affine"])
+        # Weights `(own, network)` of the network's slices in each slice.
+        lengths = [image.shape[1 + axis.source] for axis in self._axes]
+        weights = [axis.apply(torch.eye(n)[None, None], -2)[0, 0] for axis, n in zip(self._axes, lengths, strict=True)]
+        self.shape = tuple(len(of_axis) for of_axis in weights)
+        self._weights = weights[2]
+
+    def slab(
+        self, volume: torch.Tensor, start: int, stop: int, function: Callable[[torch.Tensor], torch.Tensor]
+    ) -> torch.Tensor:
+        """Bring a slab to this grid.
+
+        Args:
+            volume: On the network's grid, `(N, H, W, D)`.
+            start: First voxel along the third axis of this grid.
+            stop: End of the slab.
+            function: What is done first to the part of the volume that the slab needs, `(N, *S)`.
+
+        Returns:
+            `(N, stop - start, Y, X)`, the order of a NIfTI file; 0 where the network saw nothing.
+        """
+        x, y, z = self._axes
+        weights = self._weights[start:stop]
+        used = weights.any(0).nonzero().flatten().tolist() or [0]
+        first, last = used[0], used[-1] + 1
+        part = volume.narrow(1 + z.source, first, last - first)
+        part = function(part.permute(0, *(1 + axis.source for axis in (z, y, x))).contiguous())
+        part = _weighted(part, weights[:, first:last].to(part))
+        return x.apply(y.apply(part, -2), -1)
+
+
+def _weighted(slices: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Return weighted sums `(N, new, H, W)` of slices `(N, old, H, W)`."""
+    if torch.equal(weights, torch.eye(len(weights)).to(weights)):
+        return slices
+    return torch.einsum("ij,njhw->nihw", weights, slices)
+
+
+def _undo(operation: Mapping[str, Any], axes: list[_Axis], affine: np.ndarray) -> tuple[list[_Axis], np.ndarray]:
+    """Return the axes before an operation was done, and an affine whose axes point where theirs do."""
+    name, info = operation["class"], operation["extra_info"]
+    if "pad_info" in info:  # of a crop that also padded
+        axes, affine = _undo(info["pad_info"], axes, affine)
+    if "cropped" in info:
+        sizes = np.reshape(info["cropped"], (-1, 2)).tolist()
+        axes = [axis.then(_pad(*pair)) if any(pair) else axis for axis, pair in zip(axes, sizes, strict=True)]
+    elif "padded" in info:
+        sizes = np.reshape(info["padded"], (-1, 2))[1:].tolist()  # those of channels come first
+        axes = [axis.then(_crop(*pair)) if any(pair) else axis for axis, pair in zip(axes, sizes, strict=True)]
+    elif name == "Resize" and info["mode"] in ("linear", "bilinear", "trilinear"):
+        lengths, aligned = operation["orig_size"], info["align_corners"] is True
+        axes = [axis.then(_resize(int(length), aligned)) for axis, length in zip(axes, lengths, strict=True)]
+    elif name == "SlicesLastd":
+        order = [0, 1]
+        order.insert(info["axis"], 2)
+        axes, affine = [axes[axis] for axis in order], affine[:, [*order, 3]]
+    elif name == "Orientation":
+        before = np.asarray(info["original_affine"])
+        turn = axes_onto(affine, before)
+        places = [int(to) for to in turn[:, 0]]
+        flips = turn[:, 1].tolist()
+        turned = [axis if flip == 1 else axis.then(torch.Tensor.flip) for axis, flip in zip(axes, flips, strict=True)]
+        axes, affine = [turned[places.index(axis)] for axis in range(3)], before
+    else:
+        raise InputError(
+            f"volume_transforms: expected what moves along the axes of an image (orientation, crops, padding, linear "
+            f"resizing), got {name}, whose way back is not known"
+        )
+    return axes, affine
+
+
+def _pad(before: int, after: int) -> Step:
+    return lambda images, dim: F.pad(images, (before, after) if dim == -1 else (0, 0, before, after))
+
+
+def _crop(before: int, after: int) -> Step:
+    return lambda images, dim: images.narrow(dim, before, images.shape[dim] - before - after)
+
+
+def _resize(length: int, align_corners: bool) -> Step:
+    def step(images: torch.Tensor, dim: int) -> torch.Tensor:
+        size = list(images.shape[-2:])
+        if size[dim] == length:
+            return images
+        size[dim] = length
+        return F.interpolate(images, size, mode="bilinear", align_corners=align_corners)
+
+    return step

@@ -1,0 +1,93 @@
+"""Inference slice by slice, which need not depend on how slices are turned, and in bfloat16."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from monai.inferers import Inferer, SimpleInferer
+
+from calib_components.arguments import check_count
+from calib_components.errors import InputError
+from calib_components.inference.scratch import release, scratch
+
+__all__ = ["Bfloat16Inferer", "SlicesInferer"]
+
+
+class Bfloat16Inferer(SimpleInferer):
+    """Apply a network to a batch in mixed precision of bfloat16, on any device.
+
+    MONAI's engines use float16, on CUDA alone, whose gradients need to be scaled; those of bfloat16 do not.
+
+    Args:
+        enabled: Whether to do so; otherwise this is MONAI's `SimpleInferer`.
+    """
+
+    def __init__(self, enabled: bool) -> None:
+        super().__init__()
+        self.enabled = enabled
+
+    def __call__(self, inputs: torch.Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Return what the network returns for the inputs."""
+        if not self.enabled:  # MONAI's own mixed precision stays as it is
+            return super().__call__(inputs, network, *args, **kwargs)
+        with torch.autocast(inputs.device.type, torch.bfloat16):
+            return super().__call__(inputs, network, *args, **kwargs)
+
+
+class SlicesInferer(Inferer):
+    """Run a 2D network over the slices of volumes; their logits may be larger than memory.
+
+    Slices are those of the last axis. On request, the logits of a slice are the mean over its flips and quarter turns:
+    square slices are seen in all eight orientations, others in the four that keep their size. For square slices the
+    prediction then turns with the image, exactly but for rounding, whatever the network has learnt.
+
+    Args:
+        batch_size: Number of slices that the network gets at once.
+        average: Whether to average over orientations.
+
+    Raises:
+        InputError: `batch_size` is not a whole number of at least 1.
+    """
+
+    def __init__(self, batch_size: int, average: bool = False) -> None:
+        super().__init__()
+        check_count("batch_size", batch_size, 1)
+        self.batch_size = batch_size
+        self.average = average
+
+    def __call__(self, inputs: torch.Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Return the logits `(B, N, H, W, D)` of `(B, C, H, W, D)`, on the CPU, in a file if they are many.
+
+        Raises:
+            InputError: The shape of `inputs` is another, or a size is 0.
+        """
+        if inputs.ndim != 5 or 0 in inputs.shape:
+            raise InputError(f"inputs: expected (B, C, H, W, D) without a size of 0, got shape {tuple(inputs.shape)}")
+        batch, _, _, _, depth = inputs.shape
+        logits = None  # (B, D, N, H, W)
+        for case in range(batch):
+            for start in range(0, depth, self.batch_size):
+                stop = min(start + self.batch_size, depth)
+                slices = torch.as_tensor(inputs[case, ..., start:stop]).movedim(-1, 0).contiguous()
+                result = self._infer(slices, lambda seen: network(seen, *args, **kwargs))
+                if logits is None:
+                    dtype = torch.promote_types(result.dtype, torch.float32)
+                    logits = scratch((batch, depth, *result.shape[1:]), dtype)
+                logits[case, start:stop] = result
+                release(logits)
+        assert logits is not None
+        return logits.permute(0, 2, 3, 4, 1)
+
+    def _infer(self, slices: torch.Tensor, network: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        if not self.average:
+            return network(slices)
+        turns = range(4) if slices.shape[2] == slices.shape[3] else (0, 2)
+        total: Any = 0
+        for flip in ([], [2]):
+            for quarter in turns:
+                seen = slices.flip(flip).rot90(quarter, (2, 3)).contiguous()
+                logits = network(seen).rot90(-quarter, (2, 3)).flip(flip)
+                total = total + logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return total / (2 * len(turns))

@@ -1,0 +1,1 @@
+"""Reports of evaluations: one evaluation, or a comparison of several."""

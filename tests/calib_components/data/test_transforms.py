@@ -1,0 +1,320 @@
+"""Volumes are read with checks, and slices come last wherever a file has them."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.data import DataLoader, Dataset, MetaTensor, decollate_batch
+from monai.transforms import Compose, Invertd, Lambdad, Resized, ScaleIntensityRange
+
+from calib_components.data.transforms import (
+    CheckVolumed,
+    InSlabsd,
+    LoadVolumed,
+    NamedCompose,
+    SlicesLastd,
+    check_contrast,
+    check_finite,
+    slice_axis,
+)
+from calib_components.errors import InputError, error_line
+
+
+class TestSliceAxis:
+    @pytest.mark.parametrize(
+        ("spacing", "shape", "axis"),
+        [
+            ([1.5, 1.5, 10], [200, 220, 9], 2),
+            ([1.5, 10, 1.5], [200, 9, 220], 1),
+            ([10, 1.5, 1.5], [9, 200, 220], 0),
+            ([1, 1, 1.2], [20, 30, 300], 2),  # the spacing decides, not the length
+            ([1, 1, 1], [240, 155, 240], 1),  # equal: the shortest
+            ([1, 1, 1], [64, 64, 64], 2),  # still equal: the last
+            ([1, 1, 1], [30, 30, 64], 1),
+            ([2, 2, 1], [30, 20, 5], 1),
+            ([1.0004, 1, 1], [90, 90, 60], 2),  # equal but for rounding
+            ([1.002, 1, 1], [90, 90, 60], 0),
+            ([1.5, 1.5, 1], [200, 220, 1], 2),  # one slice, whose header does not know its thickness
+            ([1, 8, 1], [1, 200, 1], 1),
+        ],
+    )
+    def test_largest_spacing_then_fewest_voxels_then_last(
+        self, spacing: list[float], shape: list[int], axis: int
+    ) -> None:
+        assert slice_axis(spacing, shape) == axis
+
+
+OBLIQUE = np.array([[0.9, -0.8, 4.0, 10], [1.1, 0.7, 3.0, -20], [-0.4, 0.9, 8.0, 5], [0, 0, 0, 1]])
+
+
+def volume(array: torch.Tensor, affine: np.ndarray = OBLIQUE) -> MetaTensor:
+    return MetaTensor(array, affine=torch.from_numpy(affine))
+
+
+def at_axis(axis: int) -> tuple[MetaTensor, list[int]]:
+    """The volume 0, 1, 2, ... of shape (2, 5, 6, 3) with its slices along another axis, and the order of the axes."""
+    order = [0, 1]
+    order.insert(axis, 2)
+    array = torch.arange(2 * 5 * 6 * 3.0).view(2, 5, 6, 3).permute(0, *(i + 1 for i in order))
+    return volume(array, OBLIQUE[:, [*order, 3]]), order
+
+
+class TestSlicesLastd:
+    @pytest.mark.parametrize("axis", [0, 1, 2])
+    def test_the_position_of_the_slices_in_the_file_changes_nothing(self, axis: int) -> None:
+        stored, _ = at_axis(axis)
+        item = SlicesLastd("image")({"image": stored, "case": "a"})
+        moved = item["image"]
+        assert item["case"] == "a"
+        assert torch.equal(moved.as_tensor(), torch.arange(180.0).view(2, 5, 6, 3))
+        assert moved.stride() == (90, 18, 3, 1)  # the same order in memory, so that rounding is the same, too
+        np.testing.assert_array_equal(moved.affine, OBLIQUE)
+
+    @pytest.mark.parametrize("axis", [0, 1, 2])
+    def test_inverse(self, axis: int) -> None:
+        stored, _ = at_axis(axis)
+        transform = SlicesLastd("image")
+        moved = transform({"image": stored})
+        back = transform.inverse(moved)["image"]
+        assert torch.equal(back.as_tensor(), stored.as_tensor())
+        np.testing.assert_array_equal(back.affine, stored.affine)
+        assert back.applied_operations == []
+
+    @pytest.mark.parametrize("axis", [0, 1, 2])
+    def test_invertd_undoes_it_on_predictions(self, axis: int) -> None:
+        stored, _ = at_axis(axis)
+        keys = ["image", "label"]
+        preprocessing = Compose(
+            [
+                SlicesLastd(keys, allow_missing_keys=True),
+                Resized(keys, [10, 12, -1], mode="nearest-exact", allow_missing_keys=True),
+            ]
+        )
+        loader = DataLoader(Dataset([{"image": stored}], preprocessing), batch_size=1)
+        (batch,) = loader
+        assert batch["image"].shape == (1, 2, 10, 12, 3)
+        batch["pred"] = MetaTensor(batch["image"].as_tensor() + 1)
+        (item,) = decollate_batch(batch)
+        pred = Invertd("pred", preprocessing, orig_keys="image", nearest_interp=True)(item)["pred"]
+        assert torch.equal(pred.as_tensor(), stored.as_tensor() + 1)
+        np.testing.assert_allclose(pred.affine, stored.affine, atol=1e-6)
+
+    def test_the_first_key_decides_for_all(self) -> None:
+        stored, _ = at_axis(0)
+        label = volume(stored.as_tensor()[:1], np.diag([1, 1, 9, 1.0]))  # a header of its own
+        item = SlicesLastd(["image", "label"])({"image": stored, "label": label})
+        assert item["image"].shape[1:] == item["label"].shape[1:] == (5, 6, 3)
+        np.testing.assert_array_equal(item["label"].affine, np.diag([1, 1, 9, 1.0])[:, [1, 2, 0, 3]])
+
+    def test_option_overrides(self) -> None:
+        array = torch.rand(1, 5, 6, 7)
+        moved = SlicesLastd("image", slice_axis=0)({"image": volume(array)})["image"]
+        assert torch.equal(moved.as_tensor(), array.permute(0, 2, 3, 1))
+
+    def test_without_an_affine_the_shortest_axis_counts(self) -> None:
+        transform = SlicesLastd("image")
+        for plain in (torch.rand(1, 8, 3, 9), MetaTensor(torch.rand(1, 8, 3, 9))):
+            assert transform({"image": plain})["image"].shape == (1, 8, 9, 3)
+
+    def test_an_axis_with_more_voxels_than_another_is_spoken_of_once(self, caplog: pytest.LogCaptureFixture) -> None:
+        """Ten slices, whose distance the header has lost."""
+        stack, right = (volume(torch.rand(1, 12, 11, 10), np.diag([1.4, 1.4, side, 1])) for side in (1, 10))
+        transform = SlicesLastd("image")
+        assert transform({"image": right})["image"].shape == (1, 12, 11, 10)
+        assert caplog.messages == []
+        for _ in range(2):
+            assert transform({"image": stack})["image"].shape == (1, 12, 10, 11)
+        (line,) = caplog.messages
+        assert "along axis 1 of the file, of the largest spacing, though another axis of (12, 11, 10) has fewer" in line
+
+    def test_singular_affine(self) -> None:
+        stored = volume(torch.rand(1, 4, 3, 5), np.zeros((4, 4)))
+        transform = SlicesLastd("image", slice_axis=1)
+        assert torch.equal(transform.inverse(transform({"image": stored}))["image"].as_tensor(), stored.as_tensor())
+
+    def test_keys_may_be_missing_only_if_allowed(self) -> None:
+        assert SlicesLastd(["image", "label"], allow_missing_keys=True)({"image": at_axis(1)[0]}).keys() == {"image"}
+        with pytest.raises(KeyError):
+            SlicesLastd(["image", "label"])({"image": at_axis(1)[0]})
+
+    @pytest.mark.parametrize("value", [3, -1, "0", True, 1.5])
+    def test_no_axis(self, value: Any) -> None:
+        with pytest.raises(InputError, match=r"^slice_axis: expected 0, 1, 2 or None, got "):
+            SlicesLastd("image", slice_axis=value)
+
+
+def save(file: Path, array: np.ndarray) -> Path:
+    nib.Nifti1Image(array, np.eye(4)).to_filename(file)
+    return file
+
+
+class TestLoadVolumed:
+    @pytest.mark.parametrize("codes", [[0, 1, 2, 4], [0, 255], [-1, 0, 1], range(16)], ids=str)
+    def test_label_map_among_the_images(self, codes: Sequence[int], tmp_path: Path) -> None:
+        array = np.random.default_rng(0).choice(list(codes), (9, 8, 7)).astype(np.int16)
+        file = save(tmp_path / "scan_mask.nii.gz", array)
+        message = f"^{file}: expected an image, got only {len(codes)} different whole numbers, as in a label map; move"
+        with pytest.raises(InputError, match=message):
+            LoadVolumed("image")({"image": str(file)})
+        for image in (array * 0.5, np.arange(17 * 8 * 7).reshape(17, 8, 7).astype(np.int16) // 56):
+            LoadVolumed("image")({"image": str(save(tmp_path / "image.nii.gz", image))})
+
+    def test_channels_of_one_file_and_of_several(self, tmp_path: Path) -> None:
+        array = np.arange(48, dtype=np.int16).reshape(4, 3, 2, 2)
+        whole = save(tmp_path / "a.nii.gz", array)
+        parts = [str(save(tmp_path / f"a_{i}.nii", array[..., i])) for i in range(2)]
+        for files in (str(whole), [str(whole)], parts):
+            image = LoadVolumed("image")({"image": files})["image"]
+            assert image.dtype == torch.float32
+            np.testing.assert_array_equal(image, np.moveaxis(array, -1, 0))
+
+    def test_truncated_file_of_several_is_named(self, tmp_path: Path) -> None:
+        rng = np.random.default_rng(0)
+        files = [save(tmp_path / f"a_{i}.nii.gz", rng.normal(size=(9, 9, 9))) for i in range(3)]
+        files[1].write_bytes(files[1].read_bytes()[:3000])
+        with pytest.raises(InputError, match=f"^{files[1]}: expected a complete NIfTI file, got "):
+            LoadVolumed("image")({"image": [str(file) for file in files]})
+
+    def test_files_of_different_shape(self, tmp_path: Path) -> None:
+        files = [str(save(tmp_path / f"a_{i}.nii", np.ones((4, 3, 2 + i)))) for i in range(2)]
+        message = rf"^{files[1]}: expected shape \(4, 3, 2\) as in {files[0]}, got \(4, 3, 3\)$"
+        with pytest.raises(InputError, match=message):
+            LoadVolumed("image")({"image": files})
+
+    @pytest.mark.parametrize("value", [math.nan, math.inf, 1e39])  # the last one is infinite as float32
+    def test_values_that_are_not_finite(self, value: float, tmp_path: Path) -> None:
+        array = np.zeros((4, 3, 2))
+        array[0, 0, 0] = value
+        file = save(tmp_path / "a.nii", array)
+        with pytest.raises(InputError, match=f"^{file}: expected finite values, got 1 that are NaN or infinite$"):
+            LoadVolumed("image")({"image": str(file)})
+
+    def test_channel_of_several_without_contrast_is_named(self, tmp_path: Path) -> None:
+        rng = np.random.default_rng(0)
+        for value, got in ((0, "0 everywhere"), (3e38, "a few voxels between .* and 3e\\+38, beside which")):
+            arrays = rng.normal(size=(3, 12, 12, 12))
+            arrays[1] *= value > 0
+            arrays[1, 2, 2, 2] = value
+            files = [save(tmp_path / f"{value}_{i}.nii", array) for i, array in enumerate(arrays)]
+            with pytest.raises(
+                InputError, match=f"^{re.escape(str(files[1]))}: expected an image with contrast, got {got}"
+            ):
+                LoadVolumed("image")({"image": [str(file) for file in files]})
+
+    def test_monai_label_gets_metadata_of_its_own(self, tmp_path: Path) -> None:
+        file = save(tmp_path / "a.nii", np.arange(24.0).reshape(4, 3, 2))
+        transform = LoadVolumed("image")
+        transform._loader.image_only = False  # as MONAI Label does
+        assert transform({"image": str(file)})["image_meta_dict"]["filename_or_obj"] == str(file)
+
+
+class TestInSlabs:
+    def test_equals_the_transform_of_the_whole_volume(self) -> None:
+        image = volume(300 * torch.randn(2, 6, 5, 35))
+        transform = ScaleIntensityRange(-160, 240, 0, 1, clip=True)
+        expected, label = transform(image.clone()), torch.ones(1, 6, 5, 35)
+        item = InSlabsd("image", transform)({"image": image, "label": label})
+        assert torch.equal(item["image"], expected)
+        assert item["image"] is image  # with its affine and MONAI's record of what was done
+        assert item["label"] is label
+
+    def test_whole_numbers_would_be_cut(self) -> None:
+        with pytest.raises(InputError, match=r"^image: expected floating-point values, got torch\.int16"):
+            InSlabsd("image", torch.sqrt)({"image": torch.ones(1, 4, 4, 4, dtype=torch.int16)})
+
+    def test_key_may_be_missing_only_if_allowed(self) -> None:
+        assert InSlabsd("image", torch.square, allow_missing_keys=True)({}) == {}
+        with pytest.raises(KeyError, match="image"):
+            InSlabsd("image", torch.square)({})
+
+
+def test_values_that_are_not_finite_name_the_file() -> None:
+    image = MetaTensor(torch.ones(1, 4, 4, 3), meta={"filename_or_obj": "scan.nii.gz"})
+    assert check_finite(image) is image
+    image[0, 0, 0, :2] = torch.tensor([math.nan, math.inf])
+    with pytest.raises(InputError, match=r"^scan.nii.gz: expected finite values, got 2 that are NaN or infinite$"):
+        check_finite(image)
+    with pytest.raises(InputError, match=r"^image: expected finite"):
+        check_finite(torch.tensor(math.nan))
+
+
+class TestCheckContrast:
+    def test_any_structure_is_contrast(self) -> None:
+        noise = torch.rand(2, 20, 20, 20)
+        small = torch.zeros(1, 20, 20, 20)
+        small[0, 4:8, 4:8, 4] = 1  # 0.2 % of the voxels
+        bright = noise.clone()
+        bright[:, 0, 0, 0] = 900
+        for image in (noise, small, bright, noise * 1e-30, noise[:1] - 1e4):
+            assert check_contrast(image) is image
+
+    @pytest.mark.parametrize("value", [0, -1000, 1e30])
+    def test_one_value(self, value: float) -> None:
+        image = MetaTensor(torch.full((2, 4, 4, 3), float(value)), meta={"filename_or_obj": "scan.nii.gz"})
+        image[0] = torch.rand(4, 4, 3)
+        message = f"scan.nii.gz: expected an image with contrast in channel 1, got {value:g} everywhere"
+        with pytest.raises(InputError) as error:
+            check_contrast(image)
+        assert str(error.value) == message
+
+    def test_one_voxel_that_swallows_the_others(self) -> None:
+        image = torch.rand(1, 20, 20, 20)
+        image[0, 3, 3, 3] = 3e38
+        with pytest.raises(InputError, match=r"^image: expected .* contrast, got a few voxels between .* and 3e\+38"):
+            check_contrast(image)
+
+    def test_no_voxel(self) -> None:
+        with pytest.raises(InputError, match=r"got no voxel$"):
+            check_contrast(torch.zeros(1, 0, 4, 4))
+
+
+@pytest.mark.parametrize(("size", "warned"), [(0.39, True), (0.41, False), (5.9, False), (6.1, True)])
+def test_pixels_unlike_those_of_the_training_are_warned_of(
+    size: float, warned: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    image = MetaTensor(
+        torch.rand(1, 4, 4, 3), affine=torch.tensor([size, 1.5, 20, 1]).diag(), meta={"filename_or_obj": "a.nii"}
+    )
+    CheckVolumed("image", [1.2, 2.0])({"image": image})
+    expected = "a.nii: expected pixels of 1.2 to 2 mm on the network's grid, as it was trained on, got "
+    assert [record.getMessage().startswith(expected) for record in caplog.records] == [True] * warned
+
+
+class TestNamedCompose:
+    IMAGE = MetaTensor(torch.rand(1, 2, 2, 2), meta={"filename_or_obj": "scan.nii.gz"})
+
+    def fail(self, error: Exception) -> None:
+        def function(_: torch.Tensor) -> torch.Tensor:
+            raise error
+
+        NamedCompose([NamedCompose([Compose([Lambdad("image", function)])])])({"image": self.IMAGE})
+
+    @pytest.mark.parametrize("kind", [ValueError, RuntimeError])
+    def test_file_is_named_once(self, kind: type[Exception]) -> None:
+        message = "scan.nii.gz: expected an image that can be preprocessed, got something of several lines"
+        with pytest.raises(InputError, match=f"^{message}$"):
+            self.fail(kind("something\nof several lines"))
+
+    def test_line_of_a_check_stays(self) -> None:
+        error = InputError("scan.nii.gz: expected contrast, got none")
+        error.__cause__ = OSError("what it was raised from")
+        with pytest.raises(InputError, match=r"^scan.nii.gz: expected contrast, got none$"):
+            self.fail(error)
+
+    @pytest.mark.parametrize("bug", [MemoryError(), TypeError("a bug"), KeyError("label")], ids=repr)
+    def test_other_errors_stay(self, bug: Exception) -> None:
+        with pytest.raises(RuntimeError, match="applying transform") as error:  # by MONAI
+            self.fail(bug)
+        cause: BaseException = error.value
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        assert cause is bug
+        assert error_line(error.value) is None

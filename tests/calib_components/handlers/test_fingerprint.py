@@ -1,0 +1,302 @@
+"""The settings that make two runs comparable: which changes of a bundle reach the fingerprint, and which do not."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from monai.bundle import ConfigParser
+
+from calib_components.errors import InputError
+from calib_components.handlers.fingerprint import (
+    EVALUATION,
+    INFERENCE,
+    PLACES,
+    TRAINING,
+    changes,
+    differing,
+    fingerprint,
+)
+from tests.helpers import ACDC, BUNDLES
+
+
+def parse(*files: str, bundle: Path = ACDC) -> ConfigParser:
+    parser = ConfigParser()
+    parser.read_config([str(bundle / "configs" / file) for file in files])
+    return parser
+
+
+def changed(parser: ConfigParser, name: str, value: Any) -> dict[str, Any]:
+    other = ConfigParser(copy.deepcopy(parser.get()))
+    other.set(value, name)
+    return other.get()
+
+
+@pytest.mark.parametrize("bundle", BUNDLES, ids=lambda bundle: bundle.name)
+def test_is_plain_data_with_references_to_its_own_ids_alone(bundle: Path) -> None:
+    training = fingerprint(parse("train.yaml", bundle=bundle).get())
+    assert training.keys() == TRAINING.keys()
+    assert json.loads(json.dumps(training)) == training
+    references = set(re.findall(r'"@([^"]+)"', json.dumps(training)))
+    assert references <= {*training, *PLACES}
+    assert {"network", "optimizer", "loss", "train::dataset", "train::dataloader", "amp"} <= references
+    assert training["train::trainer"]["network"] == "@network"
+    assert training["network"] == "$@network_def.to(@device, memory_format=torch.channels_last)"
+    assert training["optimizer"] == {
+        "_target_": "torch.optim.Adam",
+        "params": "$@network.parameters()",
+        "lr": 0.001,
+        "fused": True,
+    }
+    assert training["lr_scheduler"] == {
+        "_target_": "torch.optim.lr_scheduler.MultiStepLR",
+        "optimizer": "@optimizer",
+        "milestones": [50],
+    }
+    assert training["volume_transforms"][-1]["_target_"] in ("NormalizeIntensityd", "Resized")
+
+
+@pytest.mark.parametrize("bundle", BUNDLES, ids=lambda bundle: bundle.name)
+def test_runs_with_another_seed_differ_in_it_alone(bundle: Path) -> None:
+    parser = parse("train.yaml", bundle=bundle)
+    before = fingerprint(parser.get())
+    assert fingerprint(changed(parser, "seed", 1)) == {**before, "seed": 1}
+
+
+def test_seed_is_shown_where_it_is_no_id_of_its_own() -> None:
+    config = {"seed": 0, "postprocessing": {"_target_": "monai.transforms.RandFlip", "seed": "@seed"}}
+    assert fingerprint(config, INFERENCE)["postprocessing"]["seed"] == 0
+
+
+def test_of_an_evaluation_has_its_split_and_no_training() -> None:
+    evaluation = fingerprint(parse("train.yaml", "evaluate.yaml").get(), EVALUATION)
+    assert evaluation.keys() == EVALUATION.keys()
+    assert evaluation["split"] == "testing"
+    assert evaluation["validate::inferer"]["roi_size"] == [144, 144]
+    assert "loss" not in evaluation
+
+
+def test_leaves_the_configuration_alone() -> None:
+    config = parse("train.yaml").get()
+    before = copy.deepcopy(config)
+    fingerprint(config)
+    assert config == before
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("seed", 1),
+        ("max_epochs", 99),
+        ("batch_size", 8),
+        ("learning_rate", 0.01),
+        ("val_interval", 2),
+        ("amp", False),
+        ("num_classes", 5),
+        ("in_channels", 2),
+        ("label_codes", [0, 85, 170, 255]),
+        ("structures", {"LV": [3]}),
+        ("image_size", [192, 192]),
+        ("crop_size", [128, 128]),
+        ("volume_transforms::2::upper", 99.0),
+        ("network_def::num_res_units", 3),
+        ("loss", {"_target_": "calib_components.losses.FocalLoss"}),
+        ("loss::prior", "max"),
+        ("optimizer::_target_", "torch.optim.SGD"),
+        ("optimizer::weight_decay", 0.1),
+        ("lr_scheduler::milestones", [10]),
+        ("lr_scheduler::_disabled_", True),
+        ("train::preprocessing::transforms::3::prob", 0.5),
+        ("train::preprocessing::transforms::3::_disabled_", "$@rank == 0"),
+        ("train::preprocessing::transforms::3::_disabled_", "$@network.training"),
+        ("train::dataloader::shuffle", False),
+        ("train::dataloader::sampler", {"_target_": "DistributedSampler", "dataset": "@train::dataset"}),
+        ("train::inferer::_target_", "PatchInferer"),
+        ("train::dataset::transform", "@validate::preprocessing"),
+        ("train::dataset::data", "$monai.data.load_decathlon_datalist(@datalist, True, 'validation', @dataset_dir)"),
+        ("train::trainer::epoch_length", 10),
+        ("train::trainer::amp", False),
+        ("train::trainer::inferer", "@validate::inferer"),
+        ("train::trainer::loss_function", {"_target_": "torch.nn.CrossEntropyLoss"}),
+        ("train::trainer::network", "$@network_def.half()"),
+        ("train::trainer::optimizer", "$torch.optim.SGD(@network.parameters(), 0.1)"),
+        ("train::trainer::train_data_loader", "@validate::dataloader"),
+        ("network", "$@network_def.to(@device).half()"),
+        ("optimizer::params", "$@network_def.model[0].parameters()"),
+        ("prepare::transforms::1::label_codes", [0, 1, 2, 4]),
+        ("validate::dataset::data", "$monai.data.load_decathlon_datalist(@datalist, True, 'testing', @dataset_dir)"),
+        ("validate::evaluator::network", "$@network_def.half()"),
+        ("validate::evaluator::postprocessing", {"_target_": "Compose"}),
+        ("validate::evaluator::metric_cmp_fn", "$lambda current, best: current < best"),
+        ("validate::key_metric", {"dice": {"_target_": "MeanDice"}}),
+        ("validate::key_metric::val_dsc::metric_fn::_target_", "calib_components.metrics.HD95Metric"),
+        ("validate::key_metric::val_dsc::output_transform", "$monai.handlers.from_engine(['pred', 'label'])"),
+        ("validate::postprocessing::transforms::5::func", "$lambda x: x"),
+        (
+            "validate::postprocessing::transforms::0",
+            {"_target_": "Lambdad", "keys": "pred", "func": "$lambda x: x / 2"},
+        ),
+        ("validate::preprocessing::transforms::1::roi_size", [64, 64, -1]),
+        ("validate::inferer::mode", "gaussian"),
+        ("validate::postprocessing::transforms::2::softmax", False),
+        ("validate::postprocessing::transforms::2", {"_target_": "KeepLargestConnectedComponentd", "keys": "pred"}),
+    ],
+)
+def test_shows_each_setting_that_matters(name: str, value: Any) -> None:
+    parser = parse("train.yaml")
+    first = name if name in TRAINING else "::".join(name.split("::")[:2])
+    first = first if first in TRAINING else name.partition("::")[0]
+    before, after = fingerprint(parser.get()), fingerprint(changed(parser, name, value))
+    assert before[first] != after[first]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("split", "validation"),
+        ("network", "$@network_def.half()"),
+        ("validate::dataset::data", "$monai.data.load_decathlon_datalist(@datalist, True, 'training', @dataset_dir)"),
+        ("validate::key_metric::dsc::metric_fn::include_background", False),
+        ("validate::additional_metrics", {}),
+        ("validate::additional_metrics::ece::metric_fn::num_bins", 10),
+        ("validate::additional_metrics::ece::metric_fn::foreground_only", False),
+        ("validate::additional_metrics::hd95::metric_fn::spacing", [1.0, 1.0, 10.0]),
+        ("validate::additional_metrics::ece::output_transform", "$monai.handlers.from_engine(['logits', 'label'])"),
+        (
+            "validate::postprocessing::transforms::0",
+            {"_target_": "Lambdad", "keys": "pred", "func": "$lambda x: x / 2"},
+        ),
+        ("validate::evaluator::network", "$@network_def.half()"),
+        ("validate::evaluator::postprocessing", "@validate::postprocessing"),
+    ],
+)
+def test_of_an_evaluation_shows_each_setting_that_matters(name: str, value: Any) -> None:
+    parser = parse("train.yaml", "evaluate.yaml")
+    assert fingerprint(changed(parser, name, value), EVALUATION) != fingerprint(parser.get(), EVALUATION)
+
+
+def reword_expressions(parser: ConfigParser) -> None:
+    parser["crop_size"] = "$[min(144, side) for side in @image_size]"
+    parser["optimizer"]["lr"] = "$float(@learning_rate)"
+    parser["lr_scheduler"]["milestones"] = [50]
+    parser["amp"] = "$str(@device).startswith('cuda')"
+
+
+def rename_helpers(parser: ConfigParser) -> None:
+    parser["side"] = 144
+    parser["crop_size"] = ["@side", "$@side"]
+    parser["augmentation"] = parser["train"]["preprocessing"]
+    parser["train"]["preprocessing"] = "@augmentation"
+    parser["resize"] = parser["volume_transforms"][0]
+    parser["volume_transforms"][0] = "@resize"
+    parser["model"] = parser["network_def"]
+    parser["network_def"] = "@model"
+
+
+def change_handlers_and_metrics_that_observe(parser: ConfigParser) -> None:
+    parser["train"]["handlers"].append({"_target_": "GarbageCollector"})
+    parser["validate"]["handlers"] = []
+    parser["train"]["key_metric"] = {}
+    parser["train"]["trainer"]["metric_cmp_fn"] = "$lambda current, best: current < best"
+
+
+def move_it(parser: ConfigParser) -> None:
+    for name in ("bundle_root", "ckpt_dir", "dataset_dir", "datalist", "output_dir"):
+        parser[name] = "/elsewhere"
+    parser["device"] = "cuda:1"
+    parser["num_workers"] = 7
+    parser["resume"] = True
+    parser["class_names"] = ["a", "b", "c", "d"]
+
+
+def write_it_at_greater_length(parser: ConfigParser) -> None:
+    parser["network_def"].update({"_target_": "monai.networks.nets.UNet", "_desc_": "2D", "_disabled_": False})
+    off = {"_target_": "RandFlipd", "keys": "image", "_disabled_": "$@rank == 0"}
+    parser["train"]["preprocessing"]["transforms"].append(off)
+    parser["train"]["dataloader"]["persistent_workers"] = "$@num_workers > 0"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [reword_expressions, rename_helpers, change_handlers_and_metrics_that_observe, move_it, write_it_at_greater_length],
+)
+def test_does_not_show_what_leaves_the_numbers_alone(change: Callable[[ConfigParser], None]) -> None:
+    parser = parse("train.yaml")
+    before, evaluation_before = fingerprint(parser.get()), fingerprint(parser.get(), EVALUATION)
+    change(parser)
+    assert fingerprint(parser.get()) == before
+    assert fingerprint(parser.get(), EVALUATION) == evaluation_before
+
+
+def test_additional_metrics_of_a_training_are_not_shown() -> None:
+    parser = parse("train.yaml")
+    before = fingerprint(parser.get())
+    assert fingerprint(changed(parser, "validate::additional_metrics", {})) == before
+
+
+@pytest.mark.parametrize(
+    ("disabled", "shown"),
+    [
+        (True, None),
+        (" TRUE ", None),
+        ("$@rank == 0", None),
+        (False, {"_target_": "Loss"}),
+        ("$@rank > 0", {"_target_": "Loss"}),
+        ("$@optimizer is None and 1", {"_target_": "Loss"}),
+        ("$@loss_module.off", {"_target_": "Loss", "_disabled_": "$@loss_module.off"}),
+        (
+            "$@network_def.off",
+            {"_target_": "Loss", "_disabled_": {"$@network_def.off": {"network_def": {"_target_": "UNet"}}}},
+        ),
+    ],
+)
+def test_only_true_disables(disabled: Any, shown: Any) -> None:
+    config = {
+        "rank": 0,
+        "network_def": {"_target_": "UNet"},
+        "optimizer": {"_target_": "SGD"},
+        "loss": {"_target_": "Loss", "_disabled_": disabled},
+    }
+    assert fingerprint(config, {"loss": ()}) == {"loss": shown}
+
+
+def test_expression_without_a_plain_value_is_shown_with_what_it_refers_to() -> None:
+    config = {
+        "batch_size": 3,
+        "loss": {"_target_": "Loss", "weight": "$torch.ones(@batch_size)", "dtype": "$torch.half"},
+    }
+    assert fingerprint(config)["loss"] == {
+        "_target_": "Loss",
+        "weight": {"$torch.ones(@batch_size)": {"batch_size": 3}},
+        "dtype": "$torch.half",
+    }
+
+
+def test_broken_expressions_are_shown_as_they_are() -> None:
+    config = {"image_size": "$[1,", "crop_size": "$@nothing[0]", "loss": {"_target_": "Loss", "at": "user@host"}}
+    assert fingerprint(config) == config
+
+
+def test_references_that_form_a_circle_are_an_error() -> None:
+    with pytest.raises(InputError, match="image_size: expected a value, got references that form a circle"):
+        fingerprint({"image_size": "@crop_size", "crop_size": "$list(@image_size)"})
+
+
+def test_plain_settings_stand_for_those_that_follow_from_them() -> None:
+    one = {"learning_rate": 0.1, "optimizer": {"_target_": "SGD", "lr": 0.1}, "seed": 0}
+    other = {"learning_rate": 0.2, "optimizer": {"_target_": "SGD", "lr": 0.2}, "seed": 0}
+    assert differing(one, other) == ["learning_rate"]
+    assert differing({"loss": {"_target_": "A"}}, {"loss": {"_target_": "B"}}) == ["loss"]
+    assert differing(one, one) == []
+
+
+def test_changes_give_both_values() -> None:
+    before = {"seed": 0, "loss": {"_target_": "Loss", "margin": 5.0, "weight": [1, 2]}}
+    assert changes(before, {**before, "seed": 1}) == ["seed (0, now 1)"]
+    assert changes(before, {"seed": 0, "loss": {**before["loss"], "margin": 3.0}}) == ["loss (5.0, now 3.0)"]
+    assert changes({}, {"datalist": "abc"}) == ['datalist (null, now "abc")']

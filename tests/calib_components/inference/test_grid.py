@@ -1,0 +1,92 @@
+"""The way back to the image's grid, compared with MONAI's."""
+
+from __future__ import annotations
+
+from itertools import permutations, product
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.data import MetaTensor
+from monai.transforms import Compose, Invertd, Orientation, Rotate90, Spacing
+
+from calib_components.errors import InputError
+from calib_components.inference.grid import ImageGrid
+from tests.helpers import ACDC, BRATS, ROOT, inference_config
+
+FLARE = ROOT / "bundles" / "flare_ct_nacl_segmentation"
+AFFINES = {
+    "mirrored": [[-2, 0, 0, 5], [0, 2, 0, 1], [0, 0, 3, 4], [0, 0, 0, 1]],
+    "sagittal": [[0, 0, -3, 5], [1.5, 0, 0, 1], [0, -1.5, 0, 4], [0, 0, 0, 1]],
+    "coronal": [[2, 0, 0, 5], [0, 0, 3, 1], [0, 2, 0, 4], [0, 0, 0, 1]],
+}
+
+
+def preprocessed(bundle: Path, affine: str, folder: Path) -> tuple[Compose, MetaTensor]:
+    """An image of air around noise, as the bundle prepares it for its network."""
+    rng = np.random.default_rng(0)
+    channels = {BRATS: (4,)}.get(bundle, ())
+    values = np.full((60, 50, 20, *channels), -1000 if bundle == FLARE else 0, np.int16)
+    inner = values[5:-3, 3:-7, 2:-1]
+    inner[:] = rng.integers(1, 300, inner.shape)
+    nib.save(nib.Nifti1Image(values, np.array(AFFINES[affine])), folder / "scan.nii.gz")
+    transform = inference_config(bundle).get_parsed_content("preprocessing")
+    return transform, transform({"image": str(folder / "scan.nii.gz")})["image"]
+
+
+@pytest.mark.parametrize("affine", AFFINES)
+@pytest.mark.parametrize("bundle", [ACDC, FLARE, BRATS])
+def test_slabs_are_those_of_monai(bundle: Path, affine: str, tmp_path: Path) -> None:
+    transform, image = preprocessed(bundle, affine, tmp_path)
+    logits = torch.randn(3, *image.shape[1:])
+    back = Invertd("pred", transform, "image", nearest_interp=False)
+    expected = back({"pred": MetaTensor(logits.softmax(0)), "image": image})["pred"].as_tensor()
+    grid = ImageGrid(image)
+    assert grid.shape == expected.shape[1:] == (60, 50, 20)
+    np.testing.assert_array_equal(grid.affine, AFFINES[affine])
+    for start, stop in ((0, 20), (0, 1), (7, 13), (19, 20)):
+        slab = grid.slab(logits, start, stop, lambda part: part.softmax(0))
+        torch.testing.assert_close(slab.permute(0, 3, 2, 1), expected[..., start:stop], rtol=0, atol=1e-6)
+
+
+def test_only_the_slices_that_a_slab_needs_are_used(tmp_path: Path) -> None:
+    _, image = preprocessed(ACDC, "mirrored", tmp_path)
+    seen = []
+    ImageGrid(image).slab(torch.zeros(2, *image.shape[1:]), 3, 5, lambda part: seen.append(part.shape) or part)
+    assert seen == [(2, 2, 144, 144)]
+
+
+@pytest.mark.parametrize(
+    "directions",
+    [
+        nib.eulerangles.euler2mat(z=np.pi / 4),  # between two axes
+        nib.eulerangles.euler2mat(y=np.pi / 4, x=3 * np.pi / 4),  # between all
+        [
+            [0.48, -0.2805, 0.8312],
+            [0.6, -0.5863, -0.5443],
+            [0.64, 0.76, -0.1131],
+        ],  # near them, and its own turns differ
+    ],
+    ids=["between two", "between all", "oblique"],
+)
+def test_each_voxel_comes_back_to_its_place(directions: Any) -> None:
+    shape = (5, 4, 3)
+    voxels = torch.arange(60.0).view(1, *shape)
+    for order, signs in product(permutations(range(3)), product((1, -1), repeat=3)):
+        affine = nib.affines.from_matvec((np.array(directions) @ np.diag([1.5, 1.25, 8.0]))[:, order] * signs)
+        image = Orientation("RAS")(MetaTensor(voxels, affine=affine, meta={"original_affine": affine}))
+        slab = ImageGrid(image).slab(image.as_tensor(), 0, 3, lambda part: part)
+        assert torch.equal(slab.permute(0, 3, 2, 1), voxels)
+
+
+@pytest.mark.parametrize("transform", [Rotate90(), Spacing((1.0, 1.0, 1.0))])
+def test_way_back_that_is_not_known(transform: Any) -> None:
+    meta = {"original_affine": np.eye(4)}
+    image = transform(MetaTensor(torch.zeros(1, 8, 8, 8), affine=2 * torch.eye(4), meta=meta))
+    with pytest.raises(
+        InputError, match=r"^volume_transforms: expected what moves along the axes of an image .*, got "
+    ):
+        ImageGrid(image)

@@ -1,0 +1,90 @@
+"""Averaging over the orientations of slices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from monai.inferers import SliceInferer
+
+from calib_components.errors import InputError
+from calib_components.inference.inferers import Bfloat16Inferer, SlicesInferer
+
+torch.manual_seed(0)
+NETWORK = torch.nn.Conv2d(2, 3, 3, padding=1).double()  # sees how a slice is turned
+SLICES = SliceInferer(roi_size=(16, 16), sw_batch_size=3, spatial_dim=2)
+TURNS: list[Callable[[torch.Tensor], torch.Tensor]] = [
+    lambda x: x,
+    lambda x: x.flip(2),
+    lambda x: x.flip(3),
+    lambda x: x.flip(2, 3),
+    lambda x: x.transpose(2, 3),
+    lambda x: x.transpose(2, 3).flip(2),
+    lambda x: x.transpose(2, 3).flip(3),
+    lambda x: x.transpose(2, 3).flip(2, 3),
+]
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 16])
+def test_slices_are_those_of_monai(batch_size: int) -> None:
+    volume = torch.rand(2, 2, 16, 16, 4, dtype=torch.float64)
+    torch.testing.assert_close(SlicesInferer(batch_size)(volume, NETWORK), SLICES(volume, NETWORK))
+
+
+@pytest.mark.parametrize("batch_size", [0, -1, 1.5, True])
+def test_a_batch_has_slices(batch_size: Any) -> None:
+    with pytest.raises(InputError, match=f"^batch_size: expected a whole number of at least 1, got {batch_size}$"):
+        SlicesInferer(batch_size)
+
+
+@pytest.mark.parametrize("shape", [(1, 2, 16, 16), (1, 2, 16, 16, 0), (0, 2, 16, 16, 4)])
+def test_inputs_are_volumes(shape: tuple[int, ...]) -> None:
+    with pytest.raises(InputError, match=r"^inputs: expected \(B, C, H, W, D\) without a size of 0, got shape \("):
+        SlicesInferer(1)(torch.zeros(shape), NETWORK)
+
+
+@pytest.mark.parametrize("turn", TURNS)
+def test_prediction_turns_with_a_square_slice(turn: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    volume = torch.rand(1, 2, 16, 16, 4, dtype=torch.float64)
+    inferer = SlicesInferer(3, average=True)
+    torch.testing.assert_close(inferer(turn(volume), NETWORK), turn(inferer(volume, NETWORK)))
+    if turn is not TURNS[0]:
+        assert (SLICES(turn(volume), NETWORK) - turn(SLICES(volume, NETWORK))).abs().max() > 0.01
+
+
+def test_mean_of_the_eight_orientations() -> None:
+    # A network that gives the column: its mean over the orientations of a square is that of rows and columns, mirrored.
+    columns = torch.arange(16.0).view(1, 1, 1, 16)
+    logits = SlicesInferer(3, average=True)(
+        torch.zeros(1, 1, 16, 16, 2), lambda x: columns.expand(len(x), 1, 16, 16).clone()
+    )
+    torch.testing.assert_close(logits, torch.full((1, 1, 16, 16, 2), 7.5))
+
+
+def test_other_slices_are_flipped_only() -> None:
+    network_saw = []
+
+    def network(x: torch.Tensor) -> torch.Tensor:
+        network_saw.append(tuple(x.shape[2:]))
+        return x
+
+    inferer = SlicesInferer(3, average=True)
+    volume = torch.rand(1, 1, 16, 24, 3)
+    torch.testing.assert_close(inferer(volume, network), volume)
+    assert network_saw == [(16, 24)] * 4
+
+
+def test_orientations_in_half_precision_are_added_up_in_single() -> None:
+    """Eight times 1000.5 is no number of half precision."""
+    logits = SlicesInferer(3, average=True)(torch.zeros(1, 1, 16, 16, 2), lambda x: torch.full_like(x, 1000.5).half())
+    torch.testing.assert_close(logits, torch.full((1, 1, 16, 16, 2), 1000.5))
+
+
+def test_bfloat16_is_that_of_autocast() -> None:
+    network, inputs = torch.nn.Conv2d(2, 3, 3), torch.randn(4, 2, 8, 8)
+    result = Bfloat16Inferer(enabled=True)(inputs, network)
+    assert result.dtype == torch.bfloat16
+    assert torch.equal(result, network.bfloat16()(inputs.bfloat16()))
+    assert torch.equal(Bfloat16Inferer(enabled=False)(inputs, network.float()), network(inputs))

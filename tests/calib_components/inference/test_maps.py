@@ -1,0 +1,267 @@
+"""The maps that are made of a network's logits, and their files."""
+
+from __future__ import annotations
+
+import gzip
+import math
+import resource
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.data import MetaTensor
+
+from calib_components.errors import InputError
+from calib_components.inference import maps as prediction_maps
+from calib_components.inference.maps import (
+    PredictionMapsd,
+    SaveMapd,
+    fill_background,
+    label_map,
+    normalized_entropy,
+    structure_probabilities,
+)
+
+MODALITIES = ("_flair", "_t1", "_t1ce", "_t2")
+
+
+def make_map(*shape: int, dtype: torch.dtype = torch.float64) -> MetaTensor:
+    affine = torch.diag(torch.tensor([2.0, 2, 5, 1], dtype=torch.float64))
+    meta = {"filename_or_obj": "in/scan_t1.nii.gz"}
+    return MetaTensor(torch.arange(math.prod(shape)).view(shape).to(dtype), affine=affine, meta=meta)
+
+
+class TestSaveMapd:
+    def test_a_label_map_of_somebody_else_is_not_replaced(self, tmp_path: Path) -> None:
+        volume = make_map(1, 4, 3, 2, dtype=torch.uint8)
+        save = SaveMapd("seg", tmp_path, MODALITIES)
+        save({"seg": volume})
+        save({"seg": volume})  # again
+        made = nib.load(tmp_path / "scan_seg.nii.gz")
+        by_hand = nib.Nifti1Image(np.ones((4, 3, 2), np.uint8), made.affine, made.header)
+        nib.save(by_hand, tmp_path / "scan_seg.nii.gz")
+        before = (tmp_path / "scan_seg.nii.gz").read_bytes()
+        with pytest.raises(
+            InputError, match=r"scan_seg.nii.gz: expected no file or a map of an earlier run, got another"
+        ):
+            save({"seg": volume})
+        assert (tmp_path / "scan_seg.nii.gz").read_bytes() == before
+
+    def test_maps_of_an_earlier_run_are_warned_of_once(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        save = SaveMapd(["seg", "probability"], tmp_path, allow_missing_keys=True)
+        for name in ("a", "b"):
+            (tmp_path / f"{name}_probability.nii.gz").write_bytes(b"earlier")
+            volume = make_map(1, 4, 3, 2)
+            volume.meta["filename_or_obj"] = f"{name}.nii.gz"
+            save({"seg": volume})
+        (record,) = caplog.records
+        assert record.getMessage().startswith(f"{tmp_path}/a_probability.nii.gz: stays as an earlier run saved it")
+        assert (tmp_path / "b_probability.nii.gz").read_bytes() == b"earlier"
+
+    @pytest.mark.parametrize(
+        ("volume", "shape", "stored"),
+        [
+            (make_map(1, 4, 3, 2), (4, 3, 2), np.float32),
+            (make_map(1, 4, 3, 1), (4, 3, 1), np.float32),  # one slice stays a volume, as the image is
+            (make_map(3, 4, 3, 2), (4, 3, 2, 3), np.float32),
+            (make_map(1, 4, 3, 2, dtype=torch.uint8), (4, 3, 2), np.uint8),
+            (make_map(1, 10, 10, 5, dtype=torch.int32), (10, 10, 5), np.int32),
+        ],
+        ids=["volume", "slice", "channels", "labels", "large labels"],
+    )
+    def test_values_affine_and_type(
+        self, volume: MetaTensor, shape: tuple[int, ...], stored: type, tmp_path: Path
+    ) -> None:
+        item = SaveMapd("seg", tmp_path / "new" / "out", MODALITIES)({"seg": volume, "id": 3})
+        assert item["seg"] is volume
+        (file,) = (tmp_path / "new" / "out").iterdir()
+        assert file.name == "scan_seg.nii.gz"
+        saved = nib.Nifti1Image.from_filename(file)
+        assert saved.shape == shape
+        assert saved.get_data_dtype() == stored
+        np.testing.assert_array_equal(saved.get_fdata(), volume.movedim(0, -1).numpy().reshape(shape))
+        np.testing.assert_array_equal(saved.affine, np.diag([2, 2, 5, 1]))
+
+    def test_full_disk_leaves_what_was_there(self, tmp_path: Path) -> None:
+        file = tmp_path / "scan_t1_seg.nii.gz"
+        SaveMapd("seg", tmp_path)({"seg": make_map(1, 4, 4, 3)})
+        before, (soft, hard) = file.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+        noise = make_map(1, 40, 40, 40)
+        noise[:] = torch.rand(1, 40, 40, 40)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+        try:
+            with pytest.raises(InputError, match=f"^{file}: expected a file that can be written, got File too large$"):
+                SaveMapd("seg", tmp_path)({"seg": noise})
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert list(tmp_path.iterdir()) == [file]
+        assert file.read_bytes() == before
+
+    def test_folder_that_cannot_be_made(self, tmp_path: Path) -> None:
+        (tmp_path / "file").touch()
+        with pytest.raises(
+            InputError, match=f"^{tmp_path}/file/out: expected a folder that can be made, got Not a dir"
+        ):
+            SaveMapd("seg", tmp_path / "file" / "out")({"seg": make_map(1, 4, 3, 2)})
+
+
+# Three classes, four voxels; the last one was padded with zeros when it was brought to the image's own grid.
+PROBABILITIES = torch.tensor([[0.5, 0.2, 0.0, 0.0], [0.25, 0.2, 1.0, 0.0], [0.25, 0.6, 0.0, 0.0]])
+
+
+def test_background_is_what_the_structures_leave() -> None:
+    filled = fill_background(PROBABILITIES)
+    torch.testing.assert_close(filled, torch.tensor([[0.5, 0.2, 0, 1], [0.25, 0.2, 1, 0], [0.25, 0.6, 0, 0]]))
+    assert fill_background(torch.tensor([[0.0], [0.7], [0.30001]])).min() >= 0
+
+
+@pytest.mark.parametrize(
+    ("sigmoids", "got"), [([[0.9], [0.8], [0.7]], "sums of up to 1.5"), ([[0.9]], "one channel")], ids=["three", "one"]
+)
+def test_channels_of_sigmoids_have_no_background(sigmoids: list[list[float]], got: str) -> None:
+    with pytest.raises(InputError, match=f"^probabilities: expected the background and classes .*, got {got}; apply"):
+        fill_background(torch.tensor(sigmoids))
+
+
+def test_structures_may_share_classes() -> None:
+    maps = structure_probabilities(PROBABILITIES, [[2], [1, 2]])
+    torch.testing.assert_close(maps, torch.tensor([[0.5, 0.2, 0, 0], [0.25, 0.6, 0, 0], [0.5, 0.8, 1, 0]]))
+
+
+def test_entropy_is_0_for_certainty_and_1_for_ignorance() -> None:
+    p = torch.tensor([[1.0, 1 / 3, 0.5], [0.0, 1 / 3, 0.5], [0.0, 1 / 3, 0.0]])
+    torch.testing.assert_close(normalized_entropy(p), torch.tensor([[0, 1, math.log(2) / math.log(3)]]))
+
+
+def test_label_map_has_the_codes_of_the_data_set() -> None:
+    labels = label_map(fill_background(PROBABILITIES), [0, 1, 4])
+    assert labels.dtype == torch.uint8
+    assert labels.tolist() == [[0, 4, 1, 0]]
+
+
+def test_label_map_of_many_classes_and_large_codes() -> None:
+    probabilities = torch.eye(300)
+    assert label_map(probabilities, list(range(300))).tolist() == [list(range(300))]
+    assert label_map(probabilities[:2], [0, -1]).tolist() == [[0, -1] + [0] * 298]
+    assert label_map(probabilities[:2], [0, 255]).dtype == torch.uint8
+
+
+LOGITS = torch.randn(3, 4, 3, 2, generator=torch.Generator().manual_seed(0))
+AFFINE = torch.diag(torch.tensor([2.0, 2, 5, 1], dtype=torch.float64))
+STRUCTURES = {"core": [2], "whole": [1, 2]}
+
+
+def item(logits: torch.Tensor = LOGITS) -> dict[str, Any]:
+    """Logits on the grid of their image, which nothing was done to."""
+    meta = {"filename_or_obj": "in/scan_t1.nii.gz", "original_affine": AFFINE.numpy()}
+    return {"pred": logits, "image": MetaTensor(torch.zeros(1, *logits.shape[1:]), affine=AFFINE, meta=meta), "id": 7}
+
+
+@pytest.mark.parametrize("slab", [1, 10**6])
+@pytest.mark.parametrize(("bits", "dtype"), [(16, torch.uint16), (8, torch.uint8)])
+def test_prediction_maps(bits: int, dtype: torch.dtype, slab: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prediction_maps, "SLAB", slab)
+    given = item()
+    maps = PredictionMapsd("pred", STRUCTURES, [0, 1, 4], bits=bits)(given)
+    assert maps.keys() == {"pred", "image", "id", "seg", "probability", "uncertainty"}
+    filled = fill_background(LOGITS.softmax(0))
+    for name, expected in (
+        ("probability", structure_probabilities(filled, [[2], [1, 2]])),
+        ("uncertainty", normalized_entropy(filled)),
+    ):
+        assert maps[name].dtype == dtype
+        values = maps[name].as_tensor().float() * maps[name].meta["scl_slope"]
+        torch.testing.assert_close(values, expected, rtol=0, atol=0.5 / (2**bits - 1) + 1e-6)
+    for name in ("pred", "seg"):
+        torch.testing.assert_close(maps[name].as_tensor(), label_map(filled, [0, 1, 4]))
+    for name in ("pred", "seg", "probability", "uncertainty"):
+        torch.testing.assert_close(maps[name].affine, AFFINE)
+        assert maps[name].meta["filename_or_obj"] == "in/scan_t1.nii.gz"
+    assert given["pred"] is LOGITS
+
+
+def test_maps_are_stored_as_shares_of_the_largest_number(tmp_path: Path) -> None:
+    maps = PredictionMapsd("pred", STRUCTURES, [0, 1, 4])(item())
+    SaveMapd(["seg", "probability", "uncertainty"], tmp_path, MODALITIES)(maps)
+    stored = nib.Nifti1Image.from_filename(tmp_path / "scan_probability.nii.gz")
+    assert (stored.get_data_dtype(), stored.shape) == (np.uint16, (4, 3, 2, 3))
+    expected = structure_probabilities(LOGITS.softmax(0), [[2], [1, 2]]).movedim(0, -1).numpy()
+    np.testing.assert_allclose(stored.get_fdata(), expected, atol=0.5 / 65535 + 1e-6)
+    assert nib.Nifti1Image.from_filename(tmp_path / "scan_seg.nii.gz").get_data_dtype() == np.uint8
+
+
+@pytest.mark.parametrize("save_names", [["label"], "label", ("probability",), ["uncertainty", "label"]])
+def test_only_what_is_asked_for_is_made_and_saved(save_names: Any, tmp_path: Path) -> None:
+    maps = PredictionMapsd("pred", STRUCTURES, [0, 1, 4], save=save_names)(item())
+    SaveMapd(["seg", "uncertainty", "probability"], tmp_path, MODALITIES, allow_missing_keys=True)(maps)
+    names = [save_names] if isinstance(save_names, str) else save_names
+    endings = {"label": "seg"}
+    assert {path.name for path in tmp_path.iterdir()} == {f"scan_{endings.get(n, n)}.nii.gz" for n in names}
+
+
+def test_uncertainty_is_shown_in_place_of_the_label_map() -> None:
+    maps = PredictionMapsd("pred", STRUCTURES, [0, 1, 4], show_uncertainty=True)(item())
+    expected = normalized_entropy(fill_background(LOGITS.softmax(0)))
+    torch.testing.assert_close(maps["pred"].as_tensor(), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("structures", "codes", "message"),
+    [
+        ({"a": [3]}, [0, 1, 4], "structures: expected class indices from 0 to 2, got [[3]]"),
+        ({"a": [1], "b": [1, -1]}, [0, 1, 4], "structures: expected class indices from 0 to 2, got [[1], [1, -1]]"),
+        ({"a": [1]}, [0, 1], "label_codes: expected 3, one for each class, got [0, 1]"),
+        ({"a": [1]}, [0, 1, 2, 3], "label_codes: expected 3, one for each class, got [0, 1, 2, 3]"),
+    ],
+)
+def test_structures_and_codes_of_other_classes(
+    structures: dict[str, list[int]], codes: list[int], message: str
+) -> None:
+    with pytest.raises(InputError) as error:
+        PredictionMapsd("pred", structures, codes)(item())
+    assert str(error.value) == message
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"show_uncertainty": "maybe"}, "show_uncertainty: expected true or false, got 'maybe'"),
+        ({"bits": 12}, "bits: expected 8 or 16, got 12"),
+        ({"bits": True}, "bits: expected 8 or 16, got True"),
+        ({"save": []}, "save: expected some of label, uncertainty, probability, got []"),
+        ({"save": "seg"}, "save: expected some of label, uncertainty, probability, got 'seg'"),
+        (
+            {"save": ["label", "label"]},
+            "save: expected some of label, uncertainty, probability, got ['label', 'label']",
+        ),
+        ({"save": 3}, "save: expected some of label, uncertainty, probability, got 3"),
+    ],
+)
+def test_unsuitable_options(option: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError) as error:
+        PredictionMapsd("pred", {"a": [1]}, [0, 1], **option)
+    assert str(error.value) == message
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_logits_that_are_not_finite(value: float) -> None:
+    """Of a network that overflows in half precision, say."""
+    logits = LOGITS.clone()
+    logits[1, 2, 2, 1] = value
+    maps = PredictionMapsd("pred", STRUCTURES, [0, 1, 4])
+    with pytest.raises(
+        InputError, match=r"^in/scan_t1.nii.gz: expected finite logits of the network, got some .* --amp"
+    ):
+        maps(item(logits))
+
+
+def test_label_map_has_no_scale_factor(tmp_path: Path) -> None:
+    """Whatever the image's header holds: nibabel reads it, NaN in memory, into the image's metadata."""
+    given = item()
+    given["image"].meta["scl_slope"] = np.array(np.nan, np.float32)
+    SaveMapd("seg", tmp_path)(PredictionMapsd("pred", STRUCTURES, [0, 1, 4])(given))
+    header = gzip.decompress((tmp_path / "scan_t1_seg.nii.gz").read_bytes())[:348]
+    assert np.frombuffer(header[112:120], "<f4").tolist() == [1, 0]  # scl_slope and scl_inter

@@ -1,0 +1,144 @@
+"""What the channels of predictions are, from the options of a command and the number of channels."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from calib_components.errors import InputError
+from calib_components.tools.evaluate.classes import IGNORED, Classes, label_classes, name_classes, paint
+
+BRATS = ["WT=1+2+4", "TC=1+4", "ET=4"]
+EACH = [f"s{code}={code}" for code in range(1, 254)]
+
+
+@pytest.mark.parametrize(
+    ("channels", "structures", "names", "codes", "expected"),
+    [
+        (3, None, ["background", "class1", "class2"], [[0], [1], [2]], {"class1": [1], "class2": [2]}),
+        (3, ["b=2", "a=1"], ["background", "a", "b"], [[0], [1], [2]], {"b": [2], "a": [1]}),
+        (3, ["b=2"], ["background", "class1", "b"], [[0], [1], [2]], {"b": [2]}),
+        (4, ["c=7", "a=2", "b=4"], ["background", "a", "b", "c"], [[0], [2], [4], [7]], {"c": [3], "a": [1], "b": [2]}),
+        (2, ["liver=1+2"], ["background", "liver"], [[0], [1, 2]], {"liver": [1]}),
+        (4, ["kidney=1+2", "cyst=3"], ["background", "class1", "class2", "cyst"], [[0], [1], [2], [3]],
+         {"kidney": [1, 2], "cyst": [3]}),
+        (3, ["whole=1+2", "core=2"], ["background", "class1", "core"], [[0], [1], [2]], {"whole": [1, 2], "core": [2]}),
+        (4, BRATS, ["background", "class1", "class2", "ET"], [[0], [1], [2], [4]],
+         {"WT": [1, 2, 3], "TC": [1, 3], "ET": [3]}),
+        (0, ["a=5", "b=3"], ["background", "b", "a"], [[0], [3], [5]], {"a": [2], "b": [1]}),
+        (0, BRATS, ["background", "class1", "class2", "ET"], [[0], [1], [2], [4]],
+         {"WT": [1, 2, 3], "TC": [1, 3], "ET": [3]}),
+    ],
+)  # fmt: skip
+def test_classes_of_a_softmax_and_of_label_maps(
+    channels: int, structures: list[str] | None, names: list[str], codes: list[list[int]], expected: dict
+) -> None:
+    classes = name_classes(channels, structures)
+    assert list(classes.names) == names
+    assert [sorted(code) for code in classes.codes] == codes
+    assert classes.structures == expected
+    assert list(classes.structures) == list(expected)  # in the order given
+    assert (classes.sigmoid, classes.others_allowed, classes.skip, classes.ignore_index) == (
+        False,
+        channels == 0,
+        0,
+        None,
+    )
+
+
+@pytest.mark.parametrize(
+    ("channels", "structures", "sigmoid", "with_background", "names", "skip"),
+    [
+        (3, BRATS, True, False, ["WT", "TC", "ET"], 0),
+        (4, BRATS, True, True, ["WT", "TC", "ET"], 1),
+        (3, BRATS, True, True, ["WT", "TC", "ET"], 0),
+        (2, None, True, False, ["class1", "class2"], 0),
+        (1, ["tumour=2"], False, False, ["tumour"], 0),
+        (1, None, False, False, ["class1"], 0),
+    ],
+)
+def test_channels_with_a_sigmoid_each(
+    channels: int, structures: list[str] | None, sigmoid: bool, with_background: bool, names: list[str], skip: int
+) -> None:
+    classes = name_classes(channels, structures, sigmoid, with_background=with_background)
+    assert (list(classes.names), classes.sigmoid, classes.skip) == (names, True, skip)
+    assert classes.structures == {name: [index] for index, name in enumerate(names)}
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"channels": 0}, r"--structures: expected the structures in the label maps, such as"),
+        ({"channels": 3, "structures": BRATS}, r"--structures: expected the structures of 3 channels, the background"),
+        ({"channels": 2, "structures": ["a=1", "b=2"]}, "expected the structures of 2 channels"),
+        (
+            {"channels": 1, "structures": ["a=1", "b=2"]},
+            r"a structure for each of the 1 channel\(s\).* got 2: a, b; if these are label maps, store",
+        ),
+        ({"channels": 4, "structures": BRATS, "sigmoid": True}, r"for each of the 4 channel\(s\).* got 3: WT, TC, ET"),
+        ({"channels": 5, "structures": BRATS, "sigmoid": True, "with_background": True}, r"each of the 5 channel\(s\)"),
+        ({"channels": 3, "structures": ["a=1", "a=2"]}, "--structures: expected different names, got a twice"),
+        ({"channels": 3, "structures": []}, "--structures: expected at least one structure, such as liver=1, got none"),
+        ({"channels": 3, "structures": ["a", "b=2"]}, "--structures: expected name=code .*, got 'a'"),
+        ({"channels": 3, "structures": ["a=one"]}, "--structures: expected name=code .*, got 'a=one'"),
+        ({"channels": 3, "structures": ["a=0+1"]}, "label codes above 0, the background's, got 'a=0"),
+        ({"channels": 3, "ignore_index": 2}, "--ignore_index: expected a label code of no class, got 2"),
+        ({"channels": 1, "ignore_index": 0}, "--ignore_index: expected a label code of no class, got 0"),
+        (
+            {"channels": 3, "sigmoid": True, "ignore_index": 0},
+            "--ignore_index: expected a label code of no class, got 0",
+        ),
+        ({"channels": 300}, "expected at most 254 channels, got 300"),
+        (
+            {"channels": 0, "structures": [*EACH, "last=254"]},
+            "--structures: expected at most 254 classes, .*, got 255$",
+        ),
+        (
+            {"channels": 0, "structures": ["a=1", f"all={'+'.join(map(str, range(1, 401)))}"]},
+            "254 classes, .*, got 401$",
+        ),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(options: dict, expected: str) -> None:
+    with pytest.raises(InputError, match=expected):
+        name_classes(**options)
+
+
+LABEL = np.array([[[0, 1, 2, 4, 9]]])
+
+
+def test_labels_of_a_softmax_are_class_indices() -> None:
+    label, others = label_classes(LABEL, name_classes(4, BRATS, ignore_index=9), "label")
+    assert others == []
+    assert label.tolist() == [[[[0, 1, 2, 3, IGNORED]]]]
+    assert label.dtype == np.uint8
+
+
+def test_labels_of_sigmoids_are_masks() -> None:
+    label = label_classes(LABEL, name_classes(3, BRATS, sigmoid=True, ignore_index=9), "label")[0]
+    masks = [[0, 1, 1, 1], [0, 1, 0, 1], [0, 0, 0, 1]]
+    assert label.tolist() == [[[[*mask, IGNORED]]] for mask in masks]
+
+
+@pytest.mark.parametrize("classes", [name_classes(4, BRATS), name_classes(1), name_classes(3, sigmoid=True)])
+def test_unknown_label_codes_are_refused(classes: Classes) -> None:
+    with pytest.raises(InputError, match=r"label: expected label codes 0, .*, got .*9; --structures names"):
+        label_classes(LABEL, classes, "label")
+
+
+def test_label_maps_of_as_many_classes_as_bytes_hold() -> None:
+    classes = name_classes(0, EACH, ignore_index=300)
+    assert label_classes(np.array([0, 1, 253, 300]), classes, "label")[0].tolist() == [[0, 1, 253, IGNORED]]
+    of_one = name_classes(0, [f"all={'+'.join(map(str, range(1, 401)))}"])  # many codes, but one class
+    assert label_classes(np.array([0, 255, 256, 401]), of_one, "label")[0].tolist() == [[0, 1, 1, 0]]
+
+
+def test_other_structures_than_the_named_ones_are_background_of_sigmoids() -> None:
+    label, others = label_classes(LABEL, name_classes(1, ["tumour=2+4"]), "label")
+    assert (label.tolist(), others) == ([[[[0, 0, 1, 1, 0]]]], [1, 9])
+
+
+def test_small_structures_are_drawn_over_large_ones() -> None:
+    classes = name_classes(3, ["ET=4", "WT=1+2+4", "TC=1+4"], sigmoid=True)
+    masks = np.array([[0, 0, 0, 1, 0], [0, 1, 1, 1, 0], [0, 0, 1, 1, 1]], bool)
+    assert paint(masks, classes).tolist() == [0, 2, 3, 1, 3]

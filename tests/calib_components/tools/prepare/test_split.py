@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from monai.data import load_decathlon_datalist
+
+from calib_components.errors import InputError
+from calib_components.tools.prepare.split import SPLITS, split_folds, split_patients
+from tests.helpers import make_acdc
+
+Prepare = Callable[..., None]
+
+
+class TestSplitPatients:
+    groups = st.dictionaries(st.text(min_size=1, max_size=3), st.sampled_from("ABC"), min_size=1, max_size=60)
+    parts = st.tuples(*[st.integers(0, 10)] * 3).filter(any)
+
+    @given(groups=groups, parts=parts, seed=st.integers(0, 5))
+    def test_sizes_and_groups_are_close_to_their_shares(
+        self, groups: dict[str, str], parts: tuple[int, ...], seed: int
+    ) -> None:
+        fractions = [part / sum(parts) for part in parts]
+        splits = split_patients(groups, fractions, seed)
+        assert splits.keys() == groups.keys()
+        assert splits == split_patients(dict(reversed(groups.items())), fractions, seed)
+        for split, fraction in zip(SPLITS, fractions, strict=True):
+            members = [patient for patient in splits if splits[patient] == split]
+            assert abs(len(members) - fraction * len(groups)) < 1
+            for group, size in Counter(groups.values()).items():
+                assert abs(sum(groups[patient] == group for patient in members) - fraction * size) < 2
+
+    def test_eighty_patients_of_five_groups(self) -> None:
+        groups = {f"patient{i:03d}": "ABCDE"[i % 5] for i in range(80)}
+        splits = split_patients(groups, (0.7, 0.1, 0.2), 0)
+        assert Counter(splits.values()) == {"training": 56, "validation": 8, "testing": 16}
+        for split, sizes in (("training", {11, 12}), ("validation", {1, 2}), ("testing", {3, 4})):
+            assert set(Counter(groups[patient] for patient in splits if splits[patient] == split).values()) <= sizes
+        assert splits != split_patients(groups, (0.7, 0.1, 0.2), 1)
+
+    def test_fractions_may_be_zero(self) -> None:
+        groups = dict.fromkeys("abcdefg", "")
+        assert set(split_patients(groups, (0, 0, 1), 0).values()) == {"testing"}
+        assert set(split_patients(groups, (0.5, 0, 0.5), 0).values()) == {"training", "testing"}
+
+
+class TestFolds:
+    @given(groups=TestSplitPatients.groups.filter(lambda groups: len(groups) > 1), data=st.data())
+    def test_each_patient_is_tested_once(self, groups: dict[str, str], data: st.DataObject) -> None:
+        folds = data.draw(st.integers(2, len(groups)))
+        found = split_folds(groups, folds, seed=0)
+        assert len(found) == folds
+        tested = [patient for split in found for patient in split if split[patient] == "testing"]
+        assert sorted(tested) == sorted(groups)
+        for split in found:
+            sizes = Counter(split.values())
+            assert split.keys() == groups.keys()
+            assert abs(sizes["testing"] - len(groups) / folds) < 1
+            assert (sizes["validation"] > 0) == (folds > 2)
+            assert sizes["training"] > 0 or folds == len(groups) == 2
+
+    def test_nine_patients_in_three_folds_by_hand(self) -> None:
+        """Each fold validates on what the next one tests."""
+        first, second, third = split_folds(dict.fromkeys("abcdefghi", ""), 3, seed=0)
+        parts = [{p for p in fold if fold[p] == "testing"} for fold in (first, second, third)]
+        assert [len(part) for part in parts] == [3, 3, 3]
+        assert {p for p in first if first[p] == "validation"} == parts[1]
+        assert {p for p in third if third[p] == "validation"} == parts[0]
+        assert {p for p in second if second[p] == "training"} == parts[0]
+
+    def test_files(self, tmp_path: Path, out: Path, prepare: Prepare, capsys: pytest.CaptureFixture[str]) -> None:
+        prepare(make_acdc(tmp_path / "src", patients=5), folds=5)
+        assert "5 folds, datalist_fold0.json to datalist_fold4.json" in capsys.readouterr().out
+        tested = []
+        for fold in range(5):
+            datalist = json.loads((out / f"datalist_fold{fold}.json").read_text())
+            assert (datalist["folds"], datalist["seed"], datalist["numTest"]) == (5, 0, 2)
+            assert [len(datalist[split]) for split in SPLITS] == [6, 2, 2]
+            tested += [item["case"] for item in datalist["testing"]]
+        assert sorted(tested) == sorted(path.name for path in out.glob("patient*"))
+        before = {file: file.read_bytes() for file in out.glob("datalist*")}
+        for options in ({"folds": 4}, {"folds": 5, "seed": 1}):
+            with pytest.raises(InputError, match=r"datalist(_fold\d)?\.json: expected .*; choose another folder or"):
+                prepare(**options)
+        prepare()  # leaves the folds as they are
+        assert "datalist_fold0.json: kept as it is, and 4 more" in capsys.readouterr().out
+        assert {file: file.read_bytes() for file in out.glob("datalist*")} == before
+
+
+class TestDatalist:
+    def test_monai_reads_it(self, tmp_path: Path, out: Path, prepare: Prepare) -> None:
+        prepare(make_acdc(tmp_path / "src", patients=10))
+        datalist = json.loads((out / "datalist.json").read_text())
+        assert datalist["labels"]["3"] == "left ventricle"
+        assert datalist["image_size"] == [16, 32]
+        patients = {}
+        for split, size in (("training", 14), ("validation", 2), ("testing", 4)):
+            items = load_decathlon_datalist(out / "datalist.json", True, split, base_dir=out)
+            assert len(items) == size
+            assert all(Path(item[key]).is_file() for item in items for key in ("image", "label"))
+            patients[split] = {item["patient"] for item in items}
+        assert not patients["training"] & patients["testing"]
+
+    def test_split_without_validation_is_mentioned(self, prepare: Prepare, capsys: pytest.CaptureFixture[str]) -> None:
+        prepare(fractions=(0.5, 0, 0.5))
+        assert "No patient for validation" in capsys.readouterr().out
+
+    def test_no_patient_silently_changes_its_split(self, out: Path, prepare: Prepare) -> None:
+        prepare(fractions=(1, 0, 0))
+        before = (out / "datalist.json").read_bytes()
+        message = "got 4 that would move, such as patient001_frame01 from training to testing; choose another folder"
+        with pytest.raises(InputError, match=message):
+            prepare(fractions=(0, 0, 1))
+        assert (out / "datalist.json").read_bytes() == before
+        (out / "datalist.json").unlink()
+        prepare(fractions=(0, 0, 1))
+        assert len(json.loads((out / "datalist.json").read_text())["testing"]) == 4
+
+    def test_new_patients_may_be_added(self, src: Path, out: Path, prepare: Prepare) -> None:
+        prepare(fractions=(0, 0, 1))
+        make_acdc(src, patients=3)
+        prepare(fractions=(0, 0, 1))
+        assert len(json.loads((out / "datalist.json").read_text())["testing"]) == 6
+
+    @pytest.mark.parametrize("text", ["", "[]", "{}"])
+    def test_broken_file_is_an_error(self, text: str, out: Path, prepare: Prepare) -> None:
+        prepare()
+        (out / "datalist.json").write_text(text)
+        with pytest.raises(InputError, match=r"datalist\.json: expected a list of prepared cases, got"):
+            prepare()
