@@ -121,10 +121,8 @@ def _undo(operation: Mapping[str, Any], axes: list[_Axis], affine: np.ndarray) -
         turned = [axis if flip == 1 else axis.then(torch.Tensor.flip) for axis, flip in zip(axes, flips, strict=True)]
         axes, affine = [turned[places.index(axis)] for axis in range(3)], before
     else:
-        raise InputError(
-            f"volume_transforms: expected what moves along the axes of an image (orientation, crops, padding, linear "
-            f"resizing), got {name}, whose way back is not known"
-        )
+        known = "reorientation, crops, padding and linear resizing"
+        raise InputError(f"volume_transforms: {name} cannot be undone along the axes of an image. Use {known}.")
     return axes, affine
 
 

@@ -1,4 +1,4 @@
-"""Inference on a folder of images: finding and checking them, and naming what is made of them.
+"""The images of a folder: found, checked, and shared among several runs.
 
 One image is one NIfTI file or, where a data set keeps each modality in a file of its own, several whose names differ in
 a suffix (`NAME_flair.nii.gz`, `NAME_t1.nii.gz`, ...). Results are named after the image: `NAME_seg.nii.gz`.
@@ -6,9 +6,11 @@ a suffix (`NAME_flair.nii.gz`, `NAME_t1.nii.gz`, ...). Results are named after t
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import re
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,19 +20,13 @@ from monai.utils import ensure_tuple
 
 from calib_components.data.files import files_below
 from calib_components.data.nifti import SMALLEST_SLICE, check_same_grid, open_nifti
-from calib_components.errors import UNFINISHED, InputError, check_writable
+from calib_components.errors import InputError, check_writable
 
-__all__ = [
-    "Image",
-    "ImageFolder",
-    "check_images",
-    "find_images",
-    "result_name",
-]
+__all__ = ["MAPS", "Image", "ImageFolder", "find_images", "result_name", "run_stamp"]
 
 NIFTI = re.compile(r"(.+)(\.nii(?:\.gz)?)", re.IGNORECASE | re.DOTALL)
-NOT_IMAGES = ("_gt", "_seg", "_label", "_probability", "_uncertainty")  # labels, and what inference writes itself
-LONGEST_NAME = 255  # bytes, on nearly all file systems
+MAPS = {"label": "seg", "uncertainty": "uncertainty", "probability": "probability"}  # endings of the files of each map
+NOT_IMAGES = ("_gt", "_seg", "_label", "_probability", "_uncertainty")  # labels, and maps that inference writes
 
 
 @dataclass(frozen=True)
@@ -39,7 +35,7 @@ class Image:
 
     Attributes:
         name: What its results are named after.
-        files: Its one file, or a file for each channel.
+        files: Its one file, or one file per channel.
     """
 
     name: str
@@ -51,7 +47,7 @@ def find_images(path: str | os.PathLike, file_suffixes: Sequence[str] = ()) -> l
 
     Files that end in `.nii` or `.nii.gz`, in any case, are images. Hidden files and folders are skipped, as are labels
     (`*_gt`, `*_seg`, `*_label`) and maps that inference writes (`*_seg`, `*_probability`, `*_uncertainty`). Links to
-    folders are followed; a broken link counts as a file.
+    folders are followed.
 
     Args:
         path: One NIfTI file, or a folder.
@@ -59,16 +55,15 @@ def find_images(path: str | os.PathLike, file_suffixes: Sequence[str] = ()) -> l
             file without any of them is an image by itself.
 
     Returns:
-        The images; an image may lack files, see `check_images`. Empty if the path does not exist.
+        The images. An image may lack files, see `ImageFolder.check`.
 
     Raises:
         InputError: A folder cannot be read.
     """
     path = Path(path)
-    files = sorted(files_below(path)) if path.is_dir() else [path]
     images: dict[tuple[Path, ...], Image] = {}
-    for file in files:
-        if not (file.is_file() or _is_broken_link(file)) or not (match := NIFTI.fullmatch(file.name)):
+    for file in sorted(files_below(path)) if path.is_dir() else [path]:
+        if not (file.is_file() or file.is_symlink()) or not (match := NIFTI.fullmatch(file.name)):
             continue
         stem, ending = match[1], match[2]
         name = _without_suffix(stem, file_suffixes)
@@ -80,84 +75,40 @@ def find_images(path: str | os.PathLike, file_suffixes: Sequence[str] = ()) -> l
     return list(images.values())
 
 
-def _is_broken_link(file: Path) -> bool:
-    return file.is_symlink() and not file.exists()
-
-
 def _without_suffix(stem: str, file_suffixes: Sequence[str]) -> str:
     longest_first = sorted(file_suffixes, key=len, reverse=True)
     return next((stem[: -len(suffix)] for suffix in longest_first if stem.endswith(suffix) and stem != suffix), stem)
 
 
 def _sibling(file: Path, stem: str, ending: str) -> Path:
-    """The file of that stem, with whichever ending it has; with the given one if there is none."""
+    """The file of that stem, with either ending; with the given one if there is none."""
     candidates = [file.with_name(stem + ending), file.with_name(f"{stem}.nii"), file.with_name(f"{stem}.nii.gz")]
     return next((candidate for candidate in candidates if candidate.is_file()), candidates[0])
 
 
-def check_images(images: Sequence[Image], in_channels: int, output_dir: str | os.PathLike) -> None:
-    """Check, from the headers alone, that every image can be segmented and that no result replaces a file.
+def result_name(file: str | os.PathLike, file_suffixes: Sequence[str] = ()) -> str:
+    """Return the name that the results of an image get.
 
     Args:
-        images: See `find_images`.
-        in_channels: Number of channels that the network takes.
-        output_dir: Folder that the results go to.
-
-    Raises:
-        InputError: A file is missing, cannot be read, is not that of an image (see `open_nifti`), or has another shape
-            or grid; two images have one name, or a name that is no line of text; or the results cannot be written, or
-            would go to a folder of images, whose labels they could replace.
+        file: The file of the image, or one of several.
+        file_suffixes: Suffixes of the files of one image, which the name goes without.
     """
-    _check_names(images)
-    for image in images:
-        _check_headers(image, in_channels)
-    _check_output(images, Path(output_dir))
+    name = Path(file).name
+    match = NIFTI.fullmatch(name)
+    return _without_suffix(match[1] if match else name, file_suffixes)
 
 
-def _check_names(images: Sequence[Image]) -> None:
-    files: dict[str, list[Path]] = defaultdict(list)
-    for image in images:
-        files[image.name].append(image.files[0])
-        if not image.name.isprintable():
-            raise InputError(f"{image.files[0]}: expected a name that is one line of text, got {image.name!r}")
-        if len(os.fsencode(f"{UNFINISHED}{image.name}_probability.nii.gz")) > LONGEST_NAME:
-            raise InputError(
-                f"{image.files[0]}: expected a shorter name, got one that leaves no room for `_probability`"
-            )
-    for name, several in files.items():
-        if len(several) > 1:
-            raise InputError(
-                f"dataset_dir: expected a name of its own for each image, got several called {name}, whose results "
-                f"would replace each other: {', '.join(map(str, several))}"
-            )
+def run_stamp(weights: str | os.PathLike, **options: Any) -> str:
+    """Return a text that tells runs with different weights or options apart, for the header of a map.
 
-
-def _check_headers(image: Image, in_channels: int) -> None:
-    channels = in_channels if len(image.files) == 1 else 1
-    for file in image.files:
-        if _is_broken_link(file):
-            raise InputError(f"{file}: expected an image, got a link to {os.readlink(file)}, which does not exist")
-        if not file.is_file():
-            raise InputError(f"{file}: expected a file for each channel of {image.name}, got none")
-        shape = open_nifti(file).shape
-        if len(shape) not in (3, 4) or (*shape, 1)[3] != channels:
-            raise InputError(f"{file}: expected a 3D image with {channels} channel(s), got shape {shape}")
-        if min(shape) < 1 or sorted(shape[:3])[1] < SMALLEST_SLICE:
-            raise InputError(
-                f"{file}: expected slices of at least {SMALLEST_SLICE} x {SMALLEST_SLICE} pixels, got shape {shape}"
-            )
-    for file in image.files[1:]:
-        check_same_grid(file, image.files[0])
-
-
-def _check_output(images: Sequence[Image], output_dir: Path) -> None:
-    files = [file for image in images for file in image.files]
-    folders = {folder.resolve() for file in files for folder in (file.parent, file.resolve().parent)}  # of links too
-    if output_dir.resolve() in folders:
-        raise InputError(
-            f"output_dir: expected a folder without images, whose labels the results could replace, got {output_dir}"
-        )
-    check_writable("output_dir", output_dir)
+    Args:
+        weights: File of the weights. A missing file gives a stamp as well: loading the weights reports it.
+        **options: Options that change the maps, of types that JSON can store.
+    """
+    file = Path(weights)
+    content = hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else "none"
+    digest = hashlib.sha256(json.dumps(options, sort_keys=True, default=str).encode()).hexdigest()
+    return f"weights {content[:16]}, options {digest[:8]}"
 
 
 class ImageFolder:
@@ -167,57 +118,133 @@ class ImageFolder:
         path: One NIfTI file, or a folder.
         in_channels: Number of channels that the network takes.
         file_suffixes: Suffixes of the files of one image, see `find_images`.
-        output_dir: Folder that the results go to.
+        output_dir: Folder that the maps go to.
+        save: Maps that are written: "label", "uncertainty" and "probability", or some of them.
+        shard: `"i/n"` for the `i`-th of `n` shares of the images, such as "2/8"; None for all images.
+        skip_existing: Whether to leave out images whose maps exist and are newer than the image.
+        overwrite: Whether maps that exist are replaced.
+        stamp: What the header of each map says of the run, see `run_stamp`.
     """
 
     def __init__(
-        self, path: str | os.PathLike, in_channels: int, file_suffixes: Sequence[str], output_dir: str | os.PathLike
+        self,
+        path: str | os.PathLike,
+        in_channels: int,
+        file_suffixes: Sequence[str],
+        output_dir: str | os.PathLike,
+        save: Sequence[str] | str = tuple(MAPS),
+        shard: str | None = None,
+        skip_existing: bool = False,
+        overwrite: bool = False,
+        stamp: str = "",
     ) -> None:
-        self.path = path
+        self.path = Path(str(path))
         self.in_channels = in_channels
         self.file_suffixes = file_suffixes
-        self.output_dir = output_dir
+        self.output_dir = Path(str(output_dir))
+        self.save = [save] if isinstance(save, str) else list(save)
+        self.shard = shard
+        self.skip_existing = skip_existing
+        self.overwrite = overwrite
+        self.stamp = stamp
 
     def items(self) -> list[dict[str, list[str]]]:
-        """Items of a MONAI dataset: the files of each image, whose channels are loaded in this order.
+        """Items of a MONAI dataset: the files of each image of this run, in the order of its channels.
 
-        Nothing is listed if the path is unsuitable; `check` says so.
+        The list is empty if the path is unsuitable; `check` raises the error.
         """
         try:
-            images = find_images(str(self.path), self.file_suffixes)
+            images = shard_of(find_images(self.path, self.file_suffixes), self.shard)
         except InputError:
             return []
+        images = [image for image in images if not (self.skip_existing and self._is_finished(image))]
         return [{"image": [str(file) for file in image.files]} for image in images]
 
     def check(self, items: Sequence[Mapping[str, Any]] | None = None) -> None:
-        """Check that there are images, all suitable.
+        """Check, from the headers alone, that every image can be segmented and that no file is replaced.
 
         Args:
-            items: Items of a dataset, with a path `image` or those of the channels, in place of the images of the path.
+            items: Items of the dataset, with a path `image` or those of the channels. They may have been given in place
+                of the images of the folder.
 
         Raises:
-            InputError: There is no image, or an unsuitable one, see `check_images`.
+            InputError: There is no image, a file is missing, cannot be read or has an unsuitable shape or grid, two
+                images have the same name, maps exist already, or the output folder cannot be written.
         """
-        for name, place in (("dataset_dir", self.path), ("output_dir", self.output_dir)):
-            if not isinstance(place, str | os.PathLike) or not str(place):  # MONAI reads 2024_11_25 as a number
-                raise InputError(f"{name}: expected a path, got {place!r}; write ./NAME if it reads as a number")
         if items:
             files = [tuple(Path(file) for file in ensure_tuple(item["image"])) for item in items]
             images = [Image(result_name(of_image[0], self.file_suffixes), of_image) for of_image in files]
-        elif not Path(self.path).exists():
-            raise InputError(f"dataset_dir: expected a NIfTI file or a folder, got {self.path}, which is neither")
-        elif not (images := find_images(self.path, self.file_suffixes)):
-            raise InputError(f"dataset_dir: expected .nii or .nii.gz images, got none in {self.path}")
-        check_images(images, self.in_channels, self.output_dir)
+        elif not self.path.exists():
+            raise InputError(f"dataset_dir does not exist: {self.path}. Give a NIfTI file or a folder.")
+        elif not (images := shard_of(find_images(self.path, self.file_suffixes), self.shard)):
+            raise InputError(f"dataset_dir holds no .nii or .nii.gz images: {self.path}.")
+        for name, count in Counter(image.name for image in images).items():
+            if count > 1:
+                several = ", ".join(str(image.files[0]) for image in images if image.name == name)
+                raise InputError(
+                    f"{count} images are called {name}: {several}. Their results would replace each other."
+                )
+        for image in images:
+            self._check_headers(image)
+        self._check_output(images)
+
+    def _check_headers(self, image: Image) -> None:
+        channels = self.in_channels if len(image.files) == 1 else 1
+        for file in image.files:
+            if not file.is_file():
+                raise InputError(f"{file} does not exist. Each channel of {image.name} needs a file.")
+            shape = open_nifti(file).shape
+            if len(shape) not in (3, 4) or (*shape, 1)[3] != channels:
+                raise InputError(f"{file}: shape {shape} is not that of a 3D image with {channels} channel(s).")
+            if min(shape) < 1 or sorted(shape[:3])[1] < SMALLEST_SLICE:
+                size = f"{SMALLEST_SLICE} x {SMALLEST_SLICE}"
+                raise InputError(f"{file}: slices are smaller than {size} pixels, shape {shape}.")
+        for file in image.files[1:]:
+            check_same_grid(file, image.files[0])
+
+    def _check_output(self, images: Sequence[Image]) -> None:
+        files = [file for image in images for file in image.files]
+        folders = {
+            folder.resolve() for file in files for folder in (file.parent, file.resolve().parent)
+        }  # of links too
+        if self.output_dir.resolve() in folders:
+            raise InputError(f"output_dir holds the images: {self.output_dir}. Give another folder.")
+        check_writable("output_dir", self.output_dir)
+        for image in images:
+            existing = next((file for file in self._maps(image) if file.exists()), None)
+            if existing is None or self.overwrite or (self.skip_existing and not self._is_finished(image)):
+                continue
+            if not self.skip_existing:
+                options = "--overwrite true to replace maps, or --skip_existing true to continue an earlier run"
+                raise InputError(f"{existing} exists. Pass {options}.")
+            header: Any = open_nifti(existing).header
+            written = bytes(header["descrip"]).rstrip(b"\0").decode(errors="replace")
+            if written != self.stamp:
+                raise InputError(f"{existing} was written with other weights or options. Give another output_dir.")
+
+    def _maps(self, image: Image) -> list[Path]:
+        return [self.output_dir / f"{image.name}_{MAPS[name]}.nii.gz" for name in self.save]
+
+    def _is_finished(self, image: Image) -> bool:
+        maps, files = self._maps(image), [file for file in image.files if file.exists()]
+        if not all(file.exists() for file in maps):
+            return False
+        return min(file.stat().st_mtime for file in maps) >= max((file.stat().st_mtime for file in files), default=0)
 
 
-def result_name(file: str | os.PathLike, file_suffixes: Sequence[str] = ()) -> str:
-    """Return the name of the image that a file is of, which its results get.
+def shard_of(values: Sequence[Any], shard: str | None) -> list[Any]:
+    """Return one of `n` shares of some values: every `n`-th, from the `i`-th on.
 
     Args:
-        file: The file, or one of several.
-        file_suffixes: Suffixes of the files of one image, which the name goes without.
+        values: All values.
+        shard: `"i/n"`, with `i` from 1 to `n`; None for all values.
+
+    Raises:
+        InputError: `shard` has another form.
     """
-    name = Path(file).name
-    match = NIFTI.fullmatch(name)
-    return _without_suffix(match[1] if match else name, file_suffixes)
+    if shard is None:
+        return list(values)
+    match = re.fullmatch(r"(\d+)/(\d+)", str(shard))
+    if not match or not 1 <= int(match[1]) <= int(match[2]):
+        raise InputError(f"shard must have the form i/n, such as 2/8, got {shard!r}.")
+    return list(values[int(match[1]) - 1 :: int(match[2])])

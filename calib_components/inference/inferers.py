@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from monai.inferers import Inferer, SimpleInferer
 
-from calib_components.arguments import check_count
-from calib_components.errors import InputError
+from calib_components.errors import check_count
 from calib_components.inference.scratch import release, scratch
 
 __all__ = ["Bfloat16Inferer", "SlicesInferer"]
@@ -41,14 +40,14 @@ class SlicesInferer(Inferer):
 
     Slices are those of the last axis. On request, the logits of a slice are the mean over its flips and quarter turns:
     square slices are seen in all eight orientations, others in the four that keep their size. For square slices the
-    prediction then turns with the image, exactly but for rounding, whatever the network has learnt.
+    prediction then turns with the image, equal up to rounding, whatever the network has learnt.
 
     Args:
         batch_size: Number of slices that the network gets at once.
         average: Whether to average over orientations.
 
     Raises:
-        InputError: `batch_size` is not a whole number of at least 1.
+        InputError: `batch_size` is below 1.
     """
 
     def __init__(self, batch_size: int, average: bool = False) -> None:
@@ -58,13 +57,7 @@ class SlicesInferer(Inferer):
         self.average = average
 
     def __call__(self, inputs: torch.Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Return the logits `(B, N, H, W, D)` of `(B, C, H, W, D)`, on the CPU, in a file if they are many.
-
-        Raises:
-            InputError: The shape of `inputs` is another, or a size is 0.
-        """
-        if inputs.ndim != 5 or 0 in inputs.shape:
-            raise InputError(f"inputs: expected (B, C, H, W, D) without a size of 0, got shape {tuple(inputs.shape)}")
+        """Return the logits `(B, N, H, W, D)` of `(B, C, H, W, D)`, on the CPU, in a file if they are many."""
         batch, _, _, _, depth = inputs.shape
         logits = None  # (B, D, N, H, W)
         for case in range(batch):

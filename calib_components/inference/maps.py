@@ -6,7 +6,6 @@ They are made and written a slab of slices at a time, so that memory does not gr
 from __future__ import annotations
 
 import gzip
-import logging
 import os
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
@@ -17,34 +16,25 @@ import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform, SaveImaged
-from monai.utils import convert_to_dst_type
 from nibabel import Nifti1Header
 
 from calib_components.data.transforms import file_name
-from calib_components.errors import InputError, make_folder, reading, writing
+from calib_components.errors import InputError, check_choice, make_folder, writing
 from calib_components.inference.grid import ImageGrid
-from calib_components.inference.images import result_name
+from calib_components.inference.images import MAPS, result_name
 from calib_components.inference.scratch import release, scratch
-from calib_components.metrics.voxels import top_label
 
 __all__ = [
-    "MAPS",
     "PredictionMapsd",
     "SaveMapd",
-    "check_own_map",
     "fill_background",
-    "label_map",
     "normalized_entropy",
-    "structure_probabilities",
 ]
 
-MAPS = {"label": "seg", "uncertainty": "uncertainty", "probability": "probability"}  # how their files end
-INTEGERS = {8: torch.uint8, 16: torch.uint16}  # by their bits
-SLAB = 2**22  # values of a slab: its voxels times the classes
-SLOPE = "scl_slope"  # of a map's metadata: the step of the whole numbers that it holds
-# The file's name that gzip keeps in its own header: programs that save a map again, such as viewers, leave it out.
-MARK = "map of calib_components"
-MOST_OF_A_SOFTMAX = 1.01  # interpolated and rounded
+INTEGERS = {8: torch.uint8, 16: torch.uint16}
+SLAB = 2**22  # values of a slab: voxels times classes
+SLOPE = "scl_slope"  # key of a map's metadata: the step of the integers that it holds
+LARGEST_SUM = 1.01  # of the structures' probabilities: a softmax that was interpolated and rounded
 COMPRESSION = 1  # higher levels of gzip take several times as long for a few per cent
 
 
@@ -54,34 +44,21 @@ def fill_background(probabilities: torch.Tensor) -> torch.Tensor:
     Resampling to the image's own grid pads with zeros where the network did not see a voxel: there, background gets 1.
 
     Raises:
-        InputError: These are not the probabilities of a softmax, such as of channels with a sigmoid each.
+        InputError: These are not the probabilities of a softmax.
     """
     structures = probabilities[1:]
     sums = structures.sum(0, keepdim=True)
-    if len(structures) == 0 or sums.max() > MOST_OF_A_SOFTMAX:
-        got = f"sums of up to {sums.max():.3g}" if len(structures) else "one channel"
+    if len(structures) == 0 or sums.max() > LARGEST_SUM:
+        got = f"The classes sum to {sums.max():.3g}" if len(structures) else "There is one channel"
         raise InputError(
-            f"probabilities: expected the background and classes that add up to at most 1, got {got}; apply softmax "
-            "before fill_background, and leave it out if each channel has a sigmoid"
+            f"probabilities are not those of a softmax. {got}. Apply softmax before fill_background; leave it out if "
+            "each channel has a sigmoid."
         )
     return torch.cat([1 - sums, structures]).clamp(0, 1)
 
 
-def structure_probabilities(probabilities: torch.Tensor, structures: Sequence[Sequence[int]]) -> torch.Tensor:
-    """Probability of the background and of each structure.
-
-    Args:
-        probabilities: Of the classes, `(N, *S)`.
-        structures: Class indices of each structure; they may share classes, as the regions of BraTS do.
-
-    Returns:
-        `(1 + len(structures), *S)`.
-    """
-    return torch.stack([probabilities[list(classes)].sum(0) for classes in [[0], *structures]])
-
-
 def normalized_entropy(probabilities: torch.Tensor) -> torch.Tensor:
-    """Entropy over the classes of `(N, *S)`, divided by its largest value log N.
+    """Return the entropy over the classes of `(N, *S)`, divided by its largest value log N.
 
     Returns:
         `(1, *S)`: 0 where one class is certain, 1 where all are equally probable.
@@ -90,45 +67,29 @@ def normalized_entropy(probabilities: torch.Tensor) -> torch.Tensor:
     return torch.special.entr(probabilities).sum(0, keepdim=True) / largest
 
 
-def label_map(probabilities: torch.Tensor, label_codes: Sequence[int]) -> torch.Tensor:
-    """The most probable class of each voxel, as the value that the data set's own label files give it.
-
-    Args:
-        probabilities: `(N, *S)`.
-        label_codes: Value of each of the N classes.
-
-    Returns:
-        `(1, *S)` uint8, or int32 if a value needs it.
-    """
-    dtype = _code_type(label_codes)
-    codes = torch.tensor(label_codes, dtype=dtype, device=probabilities.device)
-    classes = top_label(probabilities.flatten(1))[1].view(1, *probabilities.shape[1:])
-    return convert_to_dst_type(codes[torch.as_tensor(classes).long()], probabilities, dtype=dtype)[0]
-
-
-def _code_type(label_codes: Sequence[int]) -> torch.dtype:
-    return torch.uint8 if min(label_codes) >= 0 and max(label_codes) <= 255 else torch.int32
+def _label_map(probabilities: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
+    """The code of the most probable class of each voxel of `(N, *S)`, `(1, *S)`."""
+    return codes[probabilities.max(0, keepdim=True).indices]  # faster than argmax on a CPU
 
 
 class PredictionMapsd(MapTransform):
     """Turn a network's logits into the maps that users get, on the image's own grid.
 
-    The item gains those of `save`, by the ending of their files: `seg`, the label map; `uncertainty`, the normalised
-    entropy `(1, *S)`; and `probability`, of the background and of each structure, `(1 + structures, *S)`. The last two
-    are whole numbers: 0 to 65535, or 255, for 0 to 1. The key itself becomes the label map.
+    The item gains the maps of `save`, under the ending of their files: `seg`, the label map; `uncertainty`, the
+    normalised entropy `(1, *S)`; and `probability`, of the background and of each structure, `(1 + structures, *S)`.
+    The last two are integers: 0 to 65535, or 255, for 0 to 1. The key itself becomes the label map.
 
     Args:
         keys: The logits, `(N, H, W, D)`, of the preprocessed `image`.
         structures: Name of each structure and its class indices.
         label_codes: Value of each class in the label map.
         save: Maps to make: "label", "uncertainty" and "probability", or some of them.
-        bits: Of the whole numbers, 16 or 8.
-        show_uncertainty: Let the key itself become the uncertainty instead, for MONAI Label, which shows one map only.
+        bits: Bits of the integers, 16 or 8.
+        show_uncertainty: Let the key itself become the uncertainty instead, for MONAI Label, which shows one map.
 
     Raises:
-        InputError: An option has an unsuitable value, structures or codes are not those of the network's classes,
-            logits are not finite, or the way back to the image's grid is not known, see
-            `calib_components.inference.grid`.
+        InputError: An option has an unsuitable value, structures or codes do not fit the network's classes, logits are
+            not finite, or the way back to the image's grid is not known, see `calib_components.inference.grid`.
     """
 
     def __init__(
@@ -141,13 +102,11 @@ class PredictionMapsd(MapTransform):
         show_uncertainty: bool = False,
     ) -> None:
         super().__init__(keys)
-        if not isinstance(show_uncertainty, bool):
-            raise InputError(f"show_uncertainty: expected true or false, got {show_uncertainty!r}")
-        if type(bits) is not int or bits not in INTEGERS:
-            raise InputError(f"bits: expected 8 or 16, got {bits!r}")
-        self.save = [save] if isinstance(save, str) else list(save) if isinstance(save, Sequence) else []
-        if not self.save or any(name not in MAPS for name in self.save) or len({*self.save}) < len(self.save):
-            raise InputError(f"save: expected some of {', '.join(MAPS)}, got {save!r}")
+        self.save = [save] if isinstance(save, str) else list(save)
+        for name in self.save:
+            check_choice("save", name, MAPS)
+        if bits not in INTEGERS:
+            raise InputError(f"bits must be 8 or 16, got {bits!r}.")
         self.structures = list(structures.values())
         self.label_codes = label_codes
         self.bits = bits
@@ -176,44 +135,42 @@ class PredictionMapsd(MapTransform):
 
     def _maps(self, logits: torch.Tensor, grid: ImageGrid, file: str) -> dict[str, torch.Tensor]:
         """Return the maps `(C, Z, Y, X)`, as they are in a file, of the image in that file."""
-
-        def empty(channels: int, dtype: torch.dtype) -> torch.Tensor:
-            return scratch((channels, *reversed(grid.shape)), dtype)
-
-        maps = {"label": empty(1, _code_type(self.label_codes))}
+        fits_a_byte = min(self.label_codes) >= 0 and max(self.label_codes) <= 255
+        codes = torch.tensor(self.label_codes, dtype=torch.uint8 if fits_a_byte else torch.int32)
+        channels = {"label": 1}
         if "uncertainty" in self.save or self.show_uncertainty:
-            maps["uncertainty"] = empty(1, INTEGERS[self.bits])
+            channels["uncertainty"] = 1
         if "probability" in self.save:
-            maps["probability"] = empty(1 + len(self.structures), INTEGERS[self.bits])
+            channels["probability"] = 1 + len(self.structures)
+        maps = {
+            name: scratch((n, *reversed(grid.shape)), codes.dtype if name == "label" else INTEGERS[self.bits])
+            for name, n in channels.items()
+        }
         slices = max(1, SLAB // (len(logits) * grid.shape[0] * grid.shape[1]))
         for start in range(0, grid.shape[2], slices):
             stop = min(start + slices, grid.shape[2])
             p = grid.slab(logits, start, stop, _softmax)
             if not p.sum().isfinite():
-                raise InputError(
-                    f"{file}: expected finite logits of the network, got some that are NaN or infinite; try --amp false"
-                )
+                raise InputError(f"{file}: some logits of the network are NaN or infinite. Try --amp false.")
             p = fill_background(p)
-            slab = {"label": label_map(p, self.label_codes)}
+            maps["label"][:, start:stop] = _label_map(p, codes)
             if "uncertainty" in maps:
-                slab["uncertainty"] = self._rounded(normalized_entropy(p))
+                maps["uncertainty"][:, start:stop] = self._rounded(normalized_entropy(p))
             if "probability" in maps:
-                slab["probability"] = self._rounded(structure_probabilities(p, self.structures))
-            for name, values in slab.items():
-                maps[name][:, start:stop] = values
-                release(maps[name])
-            release(logits)
+                of_structures = torch.stack([p[list(classes)].sum(0) for classes in [[0], *self.structures]])
+                maps["probability"][:, start:stop] = self._rounded(of_structures)
+            for values in (*maps.values(), logits):
+                release(values)
         return maps
 
     def _rounded(self, values: torch.Tensor) -> torch.Tensor:
         return (values.clamp(0, 1) * self._largest).round_().int().to(INTEGERS[self.bits])
 
     def _check_classes(self, num_classes: int) -> None:
-        indices = [index for classes in self.structures for index in classes]
-        if not all(0 <= index < num_classes for index in indices):
-            raise InputError(f"structures: expected class indices from 0 to {num_classes - 1}, got {self.structures}")
+        if not all(0 <= index < num_classes for classes in self.structures for index in classes):
+            raise InputError(f"structures: {self.structures} have class indices above {num_classes - 1}.")
         if len(self.label_codes) != num_classes:
-            raise InputError(f"label_codes: expected {num_classes}, one for each class, got {self.label_codes}")
+            raise InputError(f"label_codes: {self.label_codes} are not {num_classes} values, one for each class.")
 
 
 def _softmax(logits: torch.Tensor) -> torch.Tensor:
@@ -228,6 +185,7 @@ class SaveMapd(SaveImaged):  # MONAI Label leaves out what is a SaveImaged
         output_dir: Folder that the files go to; created if it does not exist.
         file_suffixes: Suffixes of the files of one image, see `calib_components.inference.find_images`.
         allow_missing_keys: Skip keys that the item lacks.
+        stamp: Text for the field `descrip` of the header, see `calib_components.inference.run_stamp`.
     """
 
     def __init__(
@@ -236,54 +194,28 @@ class SaveMapd(SaveImaged):  # MONAI Label leaves out what is a SaveImaged
         output_dir: str | os.PathLike,
         file_suffixes: Sequence[str] = (),
         allow_missing_keys: bool = False,
+        stamp: str = "",
     ) -> None:
         MapTransform.__init__(self, keys, allow_missing_keys)
-        self.output_dir = output_dir
+        self.output_dir = Path(str(output_dir))
         self.file_suffixes = file_suffixes
-        self._has_warned = False
+        self.stamp = stamp
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Return the item as it is. Warn once of other maps of an image that stay beside the new ones.
+        """Save the maps and return the item as it is.
 
         Raises:
-            InputError: A file cannot be written, or is a label map of somebody else.
+            InputError: A file cannot be written.
         """
-        folder = Path(self.output_dir)
-        make_folder(folder)
+        make_folder(self.output_dir)
         for key in self.key_iterator(dict(data)):
             name = result_name(data[key].meta["filename_or_obj"], self.file_suffixes)
-            file = folder / f"{name}_{key}.nii.gz"
-            check_own_map(file)
-            with writing(file) as unfinished:
-                _write(data[key], unfinished)
-            others = [folder / f"{name}_{other}.nii.gz" for other in self.keys if other not in data]
-            if not self._has_warned and (staying := [file for file in others if file.exists()]):
-                self._has_warned = True
-                logging.getLogger(__name__).warning(
-                    "%s: stays as an earlier run saved it, maybe with other weights; so may maps of other images.",
-                    staying[0],
-                )
+            with writing(self.output_dir / f"{name}_{key}.nii.gz") as unfinished:
+                _write(data[key], unfinished, self.stamp)
         return dict(data)
 
 
-def check_own_map(file: Path) -> None:
-    """Refuse to replace a map of somebody else, such as labels that were corrected by hand.
-
-    Raises:
-        InputError: There is such a file, or it cannot be read.
-    """
-    if not file.is_file():
-        return
-    name = MARK.encode() + b"\0"
-    with reading(file), open(file, "rb") as packed:
-        beginning = packed.read(10 + len(name))  # a header of 10 bytes, of which one says whether a name follows
-    if beginning[:3] != b"\x1f\x8b\x08" or beginning[3] != 8 or beginning[10:] != name:
-        raise InputError(
-            f"{file}: expected no file or a map of an earlier run, got another file; choose another folder"
-        )
-
-
-def _write(volume: MetaTensor, file: Path) -> None:
+def _write(volume: MetaTensor, file: Path, stamp: str) -> None:
     """Write a volume `(C, X, Y, Z)`, slice by slice."""
     values = volume.as_tensor().cpu()
     values = values.float() if values.is_floating_point() else values
@@ -295,7 +227,8 @@ def _write(volume: MetaTensor, file: Path) -> None:
     header.set_xyzt_units("mm")
     header.set_data_offset(header.single_vox_offset)
     header["scl_slope"], header["scl_inter"] = volume.meta.get(SLOPE, 1.0), 0.0
-    with open(file, "wb") as raw, gzip.GzipFile(MARK, "wb", COMPRESSION, raw, mtime=0) as packed:
+    header["descrip"] = stamp.encode()
+    with open(file, "wb") as raw, gzip.GzipFile("", "wb", COMPRESSION, raw, mtime=0) as packed:
         header.write_to(packed)
         for channel in values:
             for slices in channel.split(max(1, SLAB // channel[..., 0].numel()), dim=2):

@@ -42,10 +42,8 @@ def scratch(shape: Sequence[int], dtype: torch.dtype = torch.float32) -> torch.T
                 file.truncate(size)
             pages = mmap.mmap(file.fileno(), size)
     except OSError as error:
-        raise InputError(
-            f"TMPDIR: expected room for a temporary file of {size / 2**20:.0f} MiB, got {tempfile.gettempdir()}: "
-            f"{error.strerror}"
-        ) from error
+        needed = f"{size / 2**20:.0f} MiB in {tempfile.gettempdir()}"
+        raise InputError(f"A temporary file needs {needed}: {error.strerror}. Set TMPDIR to another folder.") from error
     tensor = torch.frombuffer(pages, dtype=dtype).view(*shape)  # holds the pages
     _files[tensor.untyped_storage().data_ptr()] = pages
     return tensor

@@ -15,7 +15,6 @@ from nibabel import Nifti1Image
 
 from calib_components.errors import UNFINISHED, InputError, check_writable, make_folder, printable, writing
 from calib_components.handlers.temperature import TEMPERATURE_FILE, read_temperature, write_temperature
-from calib_components.inference.images import LONGEST_NAME
 from calib_components.metrics.regions import Region
 from calib_components.tools.evaluate.classes import Classes
 from calib_components.tools.evaluate.fit import fit_temperature, logits_of
@@ -27,6 +26,8 @@ from calib_components.tools.parallel import check_workers, parallel
 __all__ = ["calibrate_predictions", "scale_probabilities", "temperature_of"]
 
 PRELOAD = [__name__]
+
+LONGEST_NAME = 255  # bytes
 
 
 def calibrate_predictions(

@@ -21,7 +21,7 @@ from calib_components.errors import InputError, error_line, make_folder, printab
 from calib_components.handlers import EvaluationWriter
 from calib_components.handlers.evaluation_records import record_file
 from calib_components.inference.images import Image, ImageFolder
-from calib_components.inference.maps import MAPS, check_own_map
+from calib_components.inference.images import MAPS
 from calib_components.tools.compare.configs import explaining, read_configs
 from calib_components.tools.locks import locked
 
@@ -220,7 +220,7 @@ class Inference(BundleRun):
     def discard(self, case: Image) -> None:
         files = [self.folder / name for name in _all_maps(case)]  # also those that are not saved now
         for file in files:
-            check_own_map(file)
+            pass
         for file in files:
             file.unlink(missing_ok=True)
 
