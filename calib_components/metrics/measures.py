@@ -1,0 +1,232 @@
+"""The table of measures of an evaluation. Columns of `cases.csv`, entries of `summary.json` and headings follow it.
+
+A new measure is one entry of `MEASURES`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any, NamedTuple
+
+import torch
+
+from calib_components.metrics import (
+    CalibrationBins,
+    Region,
+    RiskCoverage,
+    Volumes,
+    dice,
+    expected_dsc,
+    hausdorff_distance_95,
+    risk_coverage,
+    smooth_calibration_error,
+    structure_masks,
+    structure_volumes,
+)
+from calib_components.metrics.one_pass import measure_regions
+
+__all__ = ["MEASURES", "REGIONS", "Case", "Column", "Measure", "columns", "find_column", "measure_case"]
+
+# A column without a region in its name, such as `ece`, is of the first one, that of the paper.
+REGIONS = ("foreground", "all", "predicted", "plausible", "predicted_band", "union", "band")
+SMOOTH = REGIONS[:3]  # regions of the smooth ECE
+DRAWS = 20  # sets of labels drawn from the probabilities, for structures: they may be small
+NARROW = 1920  # bins of the smooth ECE
+SUFFIXES = ("_if_true", "_resampled")  # which follow the region in the name of a column
+
+Values = Mapping[str, float]  # by region or structure; of the whole case by ""
+
+
+@dataclass(eq=False)
+class Case:
+    """A case to measure. What several measures need is computed once.
+
+    Args:
+        label: Class index, `(1, *S)`; for sigmoids 0 or 1, `(N, *S)`.
+        structures: Class indices by name, such as `{"heart": [1, 2]}`; for sigmoids, the channel of each.
+        probabilities: `(N, *S)`; None for a label map.
+        prediction: Predicted class index, `(*S)`; not needed for sigmoids.
+        sigmoid: Whether each channel is a binary problem of its own.
+        ignore_index: Value of the label of voxels to leave out.
+        temperature: By which the logits were divided, see `CalibrationMetric`.
+        spacing: Size of a voxel along each axis, for HD95; None measures in voxels.
+        voxel_volume: Volume of a voxel.
+        lowest: Takes the place of lower probabilities in the NLL.
+        highest: Takes the place of higher probabilities of sigmoids in the NLL.
+    """
+
+    label: torch.Tensor
+    structures: Mapping[str, Sequence[int]]
+    probabilities: torch.Tensor | None = None
+    prediction: torch.Tensor | None = None
+    sigmoid: bool = False
+    ignore_index: int | None = None
+    temperature: float | None = None
+    spacing: Sequence[float] | None = None
+    voxel_volume: float = 1.0
+    lowest: float = 0.0
+    highest: float = 1.0
+
+    def call(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        """Call a function of probabilities `(1, N, *S)` and label."""
+        assert self.probabilities is not None
+        batch = {"y_pred": self.probabilities[None], "y": self.label[None]}
+        return function(*arguments, **batch, ignore_index=self.ignore_index, sigmoid=self.sigmoid, **options)
+
+    def by_structure(self, values: torch.Tensor) -> Values:
+        """Values `(1, structures)` by the name of the structure."""
+        return dict(zip(self.structures, values[0].tolist(), strict=True))
+
+    @cached_property
+    def masks(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Masks of the structures in the prediction and in the label, `(1, structures, *S)`."""
+        classes = [*self.structures.values()]
+        if self.sigmoid and self.probabilities is not None:
+            channels = [channel for channel, *_ in classes]
+            predicted, true = self.probabilities[channels] > 0.5, self.label[channels] == 1
+        else:
+            assert self.prediction is not None
+            predicted, true = (structure_masks(of, classes) for of in (self.prediction[None], self.label))
+        kept = (self.label != (math.nan if self.ignore_index is None else self.ignore_index)).all(0)
+        return (predicted & kept)[None], (true & kept)[None]
+
+    @cached_property
+    def regions(self) -> dict[str, Region]:
+        """`REGIONS` and the structures, by name. Structures are no regions of sigmoids, whose labels are 0 and 1."""
+        structures = {} if self.sigmoid else {f"structure_{name}": list(of) for name, of in self.structures.items()}
+        return {name: Region.parse(of) for name, of in [*zip(REGIONS, REGIONS, strict=True), *structures.items()]}
+
+    @cached_property
+    def measured(self) -> dict[str, dict[str, Any]]:
+        """Bins of each region, "top_label", "classwise" and these with "_if_true", and scores, by name."""
+        more = {"temperature": self.temperature, "draws": DRAWS, "lowest": self.lowest, "highest": self.highest}
+        kinds = ["top_label", "classwise", "if_true", "nll", "brier"]
+        found = self.call(measure_regions, regions=[*self.regions.values()], measures=kinds, **more)
+        return {
+            region: {kind: CalibrationBins(*fields) if len(fields) > 1 else fields[0] for kind, fields in of.items()}
+            for region, of in zip(self.regions, found, strict=True)
+        }
+
+    @cached_property
+    def volumes(self) -> Volumes:
+        """Volumes of the structures."""
+        return self.call(structure_volumes, structures=self.structures, voxel_volume=self.voxel_volume)
+
+    @cached_property
+    def risk(self) -> RiskCoverage:
+        """Risk-coverage curve over all voxels."""
+        return self.call(risk_coverage)
+
+
+@dataclass(frozen=True)
+class Measure:
+    """An entry of the table of measures.
+
+    Attributes:
+        name: Name of its column, without a region or structure.
+        title: Heading of its column in tables.
+        better: "lower", "higher", or "" if neither is.
+        unit: Entry of `summary.json` that has its unit, "unit" or "volume_unit"; "" without one.
+        scope: "region", "structure" or "case": what a column is of.
+        function: Gives the values of a case by region or structure.
+        bins: Kind of bins that it is the error of; those of all cases together have an error, too.
+        of_masks: Whether a label map has it.
+    """
+
+    name: str
+    title: str
+    better: str
+    unit: str
+    scope: str
+    function: Callable[[Case], Values]
+    bins: str = ""
+    of_masks: bool = False
+
+    def column(self, place: str) -> str:
+        """Return the name of its column of a region or structure."""
+        if not place or (self.scope, place) == ("region", REGIONS[0]):
+            return self.name
+        suffix = next((suffix for suffix in SUFFIXES if self.name.endswith(suffix)), "")
+        return f"{self.name.removesuffix(suffix)}_{place}{suffix}"
+
+
+class Column(NamedTuple):
+    """What a column is of: a measure, and a region or structure; "" for a case, and for a mean over structures."""
+
+    measure: Measure
+    place: str
+
+
+def _of_masks(function: Callable[..., torch.Tensor], case: Case, **options: Any) -> Values:
+    return case.by_structure(function(*case.masks, **options))
+
+
+def _of_regions(kind: str, case: Case) -> Values:
+    """Errors of bins, or scores, of the regions that have them; NaN where there is no voxel."""
+    found = {region: of[kind] for region, of in case.measured.items() if kind in of}
+    values = {region: of.expected_error() if isinstance(of, CalibrationBins) else of for region, of in found.items()}
+    empty = {region for region in found if not case.measured[region]["top_label"].count.any()}
+    return {region: math.nan if region in empty else value.item() for region, value in values.items()}
+
+
+def _smooth_ece(case: Case) -> Values:
+    regions = [case.regions[name] for name in SMOOTH]
+    found = case.call(measure_regions, regions=regions, measures=["top_label"], num_bins=NARROW)
+    errors = (smooth_calibration_error(CalibrationBins(*of["top_label"])) for of in found)
+    return {name: error.item() for name, error in zip(SMOOTH, errors, strict=True)}
+
+
+def _volumes(field: str, case: Case) -> Values:
+    return case.by_structure(getattr(case.volumes, field))
+
+
+def _bins(kind: str) -> dict[str, Any]:
+    return {"function": partial(_of_regions, kind), "bins": kind}
+
+
+MEASURES = (
+    Measure("dsc", "DSC", "higher", "", "structure", partial(_of_masks, dice), of_masks=True),
+    Measure("hd95", "HD95", "lower", "unit", "structure",
+            lambda case: _of_masks(hausdorff_distance_95, case, spacing=case.spacing), of_masks=True),
+    Measure("ece", "ECE", "lower", "", "region", **_bins("top_label")),
+    Measure("cece", "CECE", "lower", "", "region", **_bins("classwise")),
+    Measure("nll", "NLL", "lower", "", "region", partial(_of_regions, "nll")),
+    Measure("brier", "Brier", "lower", "", "region", partial(_of_regions, "brier")),
+    Measure("ece_if_true", "ECE if true", "", "", "region", **_bins("top_label_if_true")),
+    Measure("cece_if_true", "CECE if true", "", "", "region", **_bins("classwise_if_true")),
+    Measure("ece_resampled", "ECE of drawn labels", "", "", "region", partial(_of_regions, "resampled")),
+    Measure("smooth_ece", "smooth ECE", "lower", "", "region", _smooth_ece),
+    Measure("true_volume", "true volume", "", "volume_unit", "structure", partial(_volumes, "true")),
+    Measure("segmented_volume", "segmented volume", "", "volume_unit", "structure", partial(_volumes, "segmented")),
+    Measure("expected_volume", "expected volume", "", "volume_unit", "structure", partial(_volumes, "expected")),
+    Measure("volume_low", "lowest volume", "", "volume_unit", "structure", partial(_volumes, "low")),
+    Measure("volume_high", "highest volume", "", "volume_unit", "structure", partial(_volumes, "high")),
+    Measure("expected_dsc", "expected DSC", "higher", "", "structure",
+            lambda case: case.by_structure(case.call(expected_dsc, structures=case.structures))),
+    Measure("aurc", "AURC", "lower", "", "case", lambda case: {"": case.risk.aurc.item()}),
+    Measure("error_share_5", "errors in 5 %", "higher", "", "case", lambda case: {"": case.risk.error_share.item()}),
+)  # fmt: skip
+
+
+def columns(structures: Sequence[str]) -> Iterator[tuple[str, Column]]:
+    """Give the name of every column that an evaluation of these structures can have, in order, and what it is of."""
+    regions = [*REGIONS, *(f"structure_{name}" for name in structures)]
+    for measure in MEASURES:
+        for place in {"region": regions, "structure": structures, "case": [""]}[measure.scope]:
+            yield measure.column(place), Column(measure, place)
+
+
+def find_column(name: str, structures: Sequence[str]) -> Column | None:
+    """Return what a column is of, or a mean over structures, such as "dsc"; None if it is of no measure."""
+    return {**{measure.name: Column(measure, "") for measure in MEASURES}, **dict(columns(structures))}.get(name)
+
+
+def measure_case(case: Case) -> dict[str, float]:
+    """Return the value of each column of a case, NaN where it is not defined; of a label map, those of its masks."""
+    measures = [measure for measure in MEASURES if measure.of_masks or case.probabilities is not None]
+    values = {measure.name: measure.function(case) for measure in measures}
+    found = ((name, values.get(column.measure.name, {}), column.place) for name, column in columns([*case.structures]))
+    return {name: of_places[place] for name, of_places, place in found if place in of_places}
