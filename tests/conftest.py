@@ -10,9 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from calib_components.arguments import warn_once
-from calib_components.tools.phantoms import make_phantoms
-from calib_components.tools.prepare import COMMANDS
+from calib_components.errors import warn_once
 from tests.helpers import ROOT
 
 settings.register_profile("tests", deadline=None, derandomize=True)  # the same examples, however busy the cores are
@@ -60,6 +58,8 @@ def leaves_no_log_handlers() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Phantom hearts of 10 patients in the challenge's layout."""
+    from calib_components.tools.phantoms import make_phantoms
+
     out = tmp_path_factory.mktemp("phantoms")
     make_phantoms(out, patients=10, seed=1)
     return out
@@ -68,6 +68,8 @@ def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def prepared(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The phantoms prepared at 64 x 64: 6 patients to train on, 2 to validate, 2 to test."""
+    from calib_components.tools.prepare import COMMANDS
+
     out = tmp_path_factory.mktemp("prepared")
     COMMANDS["acdc"](phantoms, out, image_size=(64, 64), fractions=(0.6, 0.2, 0.2), workers=1)
     return out

@@ -86,7 +86,5 @@ def test_each_voxel_comes_back_to_its_place(directions: Any) -> None:
 def test_way_back_that_is_not_known(transform: Any) -> None:
     meta = {"original_affine": np.eye(4)}
     image = transform(MetaTensor(torch.zeros(1, 8, 8, 8), affine=2 * torch.eye(4), meta=meta))
-    with pytest.raises(
-        InputError, match=r"^volume_transforms: expected what moves along the axes of an image .*, got "
-    ):
+    with pytest.raises(InputError, match="volume_transforms"):
         ImageGrid(image)

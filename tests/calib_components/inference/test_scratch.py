@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import os
-import tempfile
 from pathlib import Path
 
 import pytest
@@ -61,10 +60,5 @@ def test_without_fallocate(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "IN_MEMORY", 0)
-    with pytest.raises(InputError, match=r"^TMPDIR: expected room for a temporary file of 953674316 MiB, got /.*: "):
+    with pytest.raises(InputError, match=r"953674316 MiB.*TMPDIR"):
         scratch((10**9, 10**6), torch.uint8)
-    monkeypatch.setattr(tempfile, "tempdir", "/nowhere")
-    with pytest.raises(
-        InputError, match=r"^TMPDIR: expected room for a temporary file of 0 MiB, got /nowhere: No such"
-    ):
-        scratch((1,))
