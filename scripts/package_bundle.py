@@ -14,7 +14,7 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from zipfile import ZipFile, ZipInfo
+from zipfile import ZipFile, ZipInfo, is_zipfile
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for a clone that is not installed
 
@@ -25,7 +25,7 @@ from calib_components.tools import cli
 ROOT = Path(__file__).resolve().parents[1]
 REQUIRED, METADATA = ("LICENSE", "configs", "docs"), "configs/metadata.json"
 WEIGHTS, FACTS = "models/model.pt", "models/facts.yaml"  # facts of the data that they were trained on
-TOOLS = ("__init__.py", "cli.py", "locks.py", "parallel.py", "prepare")  # those that prepare data
+TOOLS = ("__init__.py", "cli.py", "locks.py", "prepare")  # those that prepare data
 SUFFIXES = (".py", ".typed", ".yaml")
 
 
@@ -43,16 +43,11 @@ def contents(bundle: Path) -> dict[str, Path]:
     """
     for name in (*REQUIRED, METADATA):
         if not (bundle / name).exists():
-            raise InputError(f"{bundle / name}: expected a file or folder, as in every bundle, got none")
-    for name in ("LICENSE", METADATA, WEIGHTS, FACTS):
-        if (bundle / name).is_dir():
-            raise InputError(f"{bundle / name}: expected a file, got a folder")
+            raise InputError(f"{bundle / name} is missing. Every bundle has it.")
+    if (bundle / WEIGHTS).is_file() and not is_zipfile(bundle / WEIGHTS):  # such as a pointer of Git LFS
+        raise InputError(f"{bundle / WEIGHTS} does not hold weights as torch.save writes them.")
     packed = [path for name in (*REQUIRED, "large_files.yml", WEIGHTS, FACTS) for path in _files(bundle / name)]
     files = {str(path.relative_to(bundle)): path for path in packed}
-    if WEIGHTS in files:
-        with reading(files[WEIGHTS], "weights as torch.save writes them"), ZipFile(files[WEIGHTS]) as weights:
-            if not any(name.endswith("/data.pkl") for name in weights.namelist()):
-                raise ValueError("another zip file")
     files.update({str(path.relative_to(ROOT)): path for path in (*_components(), ROOT / "scripts" / "prepare_data.py")})
     return dict(sorted(files.items()))
 
@@ -60,56 +55,53 @@ def contents(bundle: Path) -> dict[str, Path]:
 def _components() -> Iterator[Path]:
     """The files of `calib_components` that a bundle uses."""
     package = ROOT / "calib_components"
-    for child in package.iterdir():
-        if child.name not in ("tools", "__main__.py"):
-            yield from (path for path in _files(child) if path.suffix in SUFFIXES)
-    for name in TOOLS:
-        yield from (path for path in _files(package / "tools" / name) if path.suffix in SUFFIXES)
+    parts = [child for child in package.iterdir() if child.name not in ("tools", "__main__.py")]
+    for part in (*parts, *(package / "tools" / name for name in TOOLS)):
+        yield from (path for path in _files(part) if path.suffix in SUFFIXES)
 
 
 def _files(path: Path) -> Iterator[Path]:
     """The file, or the files in the folder and below, without hidden ones and those that Python has compiled."""
     if path.resolve() != path:
-        raise InputError(f"{path}: expected a file or folder of the bundle itself, got a symbolic link")
-    if path.is_dir():
+        raise InputError(f"{path} is a symbolic link, which may lead out of the bundle. Put the file itself there.")
+    if path.is_file():
+        yield path
+    elif path.is_dir():
         for child in path.iterdir():
             if not child.name.startswith(".") and child.name != "__pycache__":
                 yield from _files(child)
-    elif path.is_file() and path.name.isprintable():
-        yield path
-    elif path.exists():
-        raise InputError(f"{path}: expected a file with a name of one line, got another")
 
 
-def package_bundle(bundle: Path, out: Path = Path("dist")) -> None:
+def package_bundle(bundle: Path, out: Path = Path("dist"), *, overwrite: bool = False) -> None:
     """Pack a bundle into one zip that is complete by itself.
 
     Args:
         bundle: Folder of the bundle.
         out: Folder to write `<name>_v<version>.zip` to, with the version from the bundle's metadata.
+        overwrite: Whether to replace an archive of this version.
 
     Raises:
-        InputError: The bundle is incomplete or unsuitable, or the zip cannot be written; an earlier one stays.
+        InputError: The bundle is incomplete or unsuitable, or the zip exists or cannot be written.
     """
     root = bundle.resolve()
-    files, metadata = contents(root), root / METADATA
-    with reading(metadata, "JSON with a version"):
+    files = contents(root)
+    with reading(root / METADATA, "JSON with a version") as metadata:
         version = json.loads(metadata.read_text(encoding="utf-8"))["version"]
-    if not isinstance(version, str) or not re.fullmatch(r"[0-9]+(\.[0-9A-Za-z]+)*", version):
-        raise InputError(f"{metadata}: expected a version of the form 1.2.3, got {version!r:.60}")
+    if not re.fullmatch(r"[0-9]+(\.[0-9A-Za-z]+)*", str(version)):
+        raise InputError(f"{root / METADATA}: version must have the form 1.2.3, got {version!r}.")
     facts_beside(root / WEIGHTS)  # an error if they are broken
-    if packed := [name for name in ("configs", "docs", "models") if (root / name) in (out.resolve() / "_").parents]:
-        raise InputError(f"--out: expected a folder that is not packed itself, got {out}, in the bundle's {packed[0]}")
+    if any((root / name) in (out.resolve() / "_").parents for name in ("configs", "docs")):
+        raise InputError(f"--out is packed itself: {out}. Choose another folder.")
     archive = out / f"{root.name}_v{version}.zip"
+    if archive.exists() and not overwrite:
+        raise InputError(f"Archive exists: {archive}. Pass --overwrite to replace it.")
     make_folder(out)
     with writing(archive) as unfinished, ZipFile(unfinished, "w") as package:
         for name, path in files.items():
             member = ZipInfo(f"{root.name}/{name}")  # dated 1980-01-01, and stored: deflated bytes vary by machine
             member.create_system = 3  # Unix, so that the mode is read
             member.external_attr = 0o100644 << 16
-            with reading(path):
-                content = path.read_bytes()
-            package.writestr(member, content)
+            package.writestr(member, path.read_bytes())
     print(f"{archive}: {len(files)} files, {archive.stat().st_size / 1e6:.1f} MB")
     if WEIGHTS not in files:
         print(f"It holds no weights: the bundle has no {WEIGHTS}.")

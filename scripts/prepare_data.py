@@ -21,7 +21,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for a clone or a bundle's zip, which is not installed
 
 from calib_components.tools import cli
-from calib_components.tools.prepare import COMMANDS
+from calib_components.tools.prepare import prepare_data
 
 if __name__ == "__main__":
-    cli.run("prepare_data", COMMANDS)
+    cli.run("prepare_data", prepare_data)

@@ -68,8 +68,8 @@ def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def prepared(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The phantoms prepared at 64 x 64: 6 patients to train on, 2 to validate, 2 to test."""
-    from calib_components.tools.prepare import COMMANDS
+    from calib_components.tools.prepare import prepare_data
 
     out = tmp_path_factory.mktemp("prepared")
-    COMMANDS["acdc"](phantoms, out, image_size=(64, 64), fractions=(0.6, 0.2, 0.2), workers=1)
+    prepare_data("acdc", phantoms, out, image_size=(64, 64), fractions=(0.6, 0.2, 0.2), workers=1)
     return out

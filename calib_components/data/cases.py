@@ -1,7 +1,7 @@
 """Prepared cases: how they are stored, and their slices as items of a MONAI dataset.
 
 A prepared case is a folder with two uncompressed NIfTI files on the network's grid: `image.nii`, int16 with a scale
-factor, `(H, W, D)` or `(H, W, D, C)`, and `label.nii`, uint8 class indices, `(H, W, D)`; `source.json` records what
+factor, `(H, W, D)` or `(H, W, D, C)`, and `label.nii`, uint8 class indices, `(H, W, D)`. `source.json` records what
 they were made from and what they hold. A slice along the third axis is read without reading the rest of the volume.
 """
 
@@ -11,14 +11,13 @@ import atexit
 import hashlib
 import json
 import logging
-import math
 import os
 import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,12 +27,11 @@ from monai.data.utils import set_rnd
 from monai.transforms import MapTransform
 from monai.utils import ensure_tuple
 from nibabel import Nifti1Image
-from nibabel.spatialimages import SpatialImage
 from numpy.typing import ArrayLike
 
 from calib_components.data.facts import MOST_CLASSES
-from calib_components.data.files import other_files
 from calib_components.data.nifti import check_same_grid, open_nifti
+from calib_components.data.transforms import check_finite
 from calib_components.errors import UNFINISHED, InputError, reading
 
 __all__ = [
@@ -41,7 +39,6 @@ __all__ = [
     "LoadSliced",
     "SliceDataset",
     "check_labels",
-    "check_whole",
     "list_slices",
     "load_slice",
     "read_datalist",
@@ -50,8 +47,8 @@ __all__ = [
 
 IMAGE, LABEL, SOURCE = "image.nii", "label.nii", "source.json"
 CONTENT = "content"  # in source.json: SHA-256 of the two files
-AGAIN = "prepare the data again"
 REPLACED = ".replaced-"  # prefix of a case while another takes its place
+SPLITS = ("training", "validation", "testing")
 Items = Sequence[Mapping[str, Any]]
 Prepare = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 
@@ -62,9 +59,8 @@ def write_case(
     label: torch.Tensor,
     affine: ArrayLike,
     source: Mapping[str, Any] | None = None,
-    replace: bool = False,
 ) -> None:
-    """Write a prepared case: a folder that appears complete or not at all.
+    """Write a prepared case: a folder that appears complete or not at all. It replaces a case of that name.
 
     Args:
         folder: Folder to create; its parent exists.
@@ -72,18 +68,13 @@ def write_case(
         label: Class indices, `(1, H, W, D)`.
         affine: `(4, 4)`, from voxel indices to millimetres, of image and label.
         source: What the case was made from, written to `source.json` with the SHA-256 of the two files.
-        replace: Whether to replace a prepared case that is there.
 
     Raises:
-        OSError: The folder exists.
-        InputError: It holds something else than a prepared case, or cannot be written, as on a full disk; or a label
-            is no class index below 256.
+        InputError: The folder cannot be written, as on a full disk; a value of the image is not finite; or a label is
+            no class index below 256.
     """
     folder = Path(folder)
-    if folder.exists() and not replace:
-        raise FileExistsError(f"{folder}: expected no such folder yet, got one")
-    if folder.exists() and (others := other_files(folder, {IMAGE, LABEL, SOURCE}) if folder.is_dir() else ["a file"]):
-        raise InputError(f"{folder}: expected a prepared case or nothing, got {others[0]}; choose another folder")
+    check_finite(image)  # one scale factor could not hold NaN
     check_labels(label, MOST_CLASSES, folder)  # which are stored as bytes
     unfinished, old = (folder.with_name(f"{prefix}{folder.name}") for prefix in (UNFINISHED, REPLACED))
     content = hashlib.sha256()
@@ -102,40 +93,14 @@ def write_case(
             folder.rename(old)
         unfinished.rename(folder)
     except OSError as error:
-        raise InputError(f"{folder}: expected a folder that can be written, got {error.strerror or error}") from error
+        raise InputError(f"{folder}: cannot be written: {error.strerror or error}.") from error
     finally:
         for leftover in (unfinished, old):
             shutil.rmtree(leftover, ignore_errors=True)
 
 
-def check_whole(file: str | os.PathLike) -> SpatialImage:
-    """Check that a file of a prepared case is there and whole, by its header and its size alone.
-
-    Args:
-        file: Uncompressed NIfTI file.
-
-    Returns:
-        The volume, whose values have not been read.
-
-    Raises:
-        InputError: The file is missing, is no NIfTI file of a volume, or has not the size that its header demands; see
-            also `open_nifti`.
-    """
-    if not Path(file).is_file():
-        raise InputError(f"{file}: expected a prepared volume, got no such file; prepare the data again")
-    image = open_nifti(Path(file))
-    demanded = cast(Any, image.dataobj).offset + math.prod(image.shape) * image.get_data_dtype().itemsize
-    if (size := Path(file).stat().st_size) != demanded:
-        raise InputError(
-            f"{file}: expected {demanded} bytes, as its header demands, got {size}; prepare the data again"
-        )
-    if len(image.shape) < 3 or not all(image.shape):
-        raise InputError(f"{file}: expected a volume, got shape {image.shape}; prepare the data again")
-    return image
-
-
 def check_labels(label: torch.Tensor, num_classes: int, file: str | os.PathLike) -> None:
-    """Check that a label holds the class indices of a network and no others.
+    """Check that a label holds class indices of a network and no other values.
 
     Args:
         label: Class indices, of any shape.
@@ -143,15 +108,13 @@ def check_labels(label: torch.Tensor, num_classes: int, file: str | os.PathLike)
         file: The file that the label is from, for messages.
 
     Raises:
-        InputError: A value is not a whole number from 0 to `num_classes - 1`.
+        InputError: A value is not an integer from 0 to `num_classes - 1`.
     """
     values = label if label.is_floating_point() else label.long()  # 256, compared with bytes, would count as 0
     valid = (values >= 0) & (values < num_classes) & (values % 1 == 0)  # not where NaN
     if not valid.all():
         wrong = label[~valid][0].item()
-        raise InputError(
-            f"{file}: expected class indices from 0 to {num_classes - 1}, those of the network, got {wrong:g}"
-        )
+        raise InputError(f"{file}: label {wrong:g} is not a class index from 0 to {num_classes - 1}.")
 
 
 def read_datalist(
@@ -164,12 +127,14 @@ def read_datalist(
 ) -> list[dict[str, Any]]:
     """Read the prepared cases of a split, and check by their headers that they are there, whole, and of one size.
 
+    Patients for validation or testing that the network is also trained on, or chosen by, are named in a warning.
+
     Args:
         file: `datalist.json`, as `prepare_data` writes it.
         split: `training`, `validation` or `testing`.
         folder: Folder that the paths in the file are relative to.
-        image_size: Expected number of rows and columns of a slice.
-        in_channels: Expected number of channels of an image.
+        image_size: Number of rows and columns of every slice.
+        in_channels: Number of channels of every image.
         may_be_empty: Whether the split may have no cases.
 
     Returns:
@@ -181,65 +146,49 @@ def read_datalist(
             missing, truncated, or of another size.
     """
     file, folder = Path(str(file)), Path(str(folder))  # MONAI reads the folder 2024 as a number
-    if not file.exists():
-        raise InputError(f"{file}: expected a list of prepared cases, got no such file; run prepare_data first")
-    with reading(file, "a list of prepared cases"):
+    with reading(file):
         content = json.loads(file.read_text())
-    listed = content.get(split) if isinstance(content, dict) else None
-    if not isinstance(listed, list):
-        raise InputError(f"{file}: expected a list of prepared cases for {split}, got none; run prepare_data again")
-    if not listed and not may_be_empty:
-        raise InputError(
-            f"{file}: expected at least one case for {split}, got none; prepare the data again with other --fractions"
-        )
-    _warn_of_overlap(content, split, file)
-    items: dict[str, dict[str, Any]] = {}
-    for number, item in enumerate(listed, 1):
-        for key in ("case", "image", "label"):
-            value = item.get(key) if isinstance(item, dict) else None
-            if not (isinstance(value, str) and value.strip() and value.isprintable()):
-                raise InputError(f"{file}: expected {key} of {split} case {number} to be text, got {value!r:.60}")
-        if item["case"] in items:
-            raise InputError(f"{file}: expected every case once, got {item['case']} twice for {split}")
-        item = {**item, "image": str(folder / item["image"]), "label": str(folder / item["label"])}
-        item["patient"] = _patient(item)
-        _check_case(item, image_size, in_channels)
-        items[item["case"]] = item
-    return list(items.values())
+        listed = {name: [_item(item, folder) for item in content.get(name, [])] for name in SPLITS}
+    if not listed[split] and not may_be_empty:
+        raise InputError(f"{file}: no case for {split}. Run prepare_data again with other --fractions.")
+    _warn_of_overlap(listed, split, file)
+    names = [item["case"] for item in listed[split]]
+    for item in listed[split]:
+        if names.count(item["case"]) > 1:
+            raise InputError(f"{file}: case {item['case']} occurs twice for {split}.")
+        image, label = (open_nifti(item[key]).shape for key in ("image", "label"))
+        _check_size(item["image"], image, image_size)
+        if (*image, 1)[3] != in_channels:
+            raise InputError(f"{item['image']}: shape {image} is not that of {in_channels} channel(s).")
+        if label != image[:3]:
+            raise InputError(f"{item['label']}: shape {label} differs from {image[:3]} of its image.")
+    return listed[split]
 
 
-def _warn_of_overlap(content: Mapping[str, Any], split: str, file: Path) -> None:
-    """Warn of patients, or else cases, that the weights were trained on or chosen by."""
-    listed = {name: items for name, items in content.items() if isinstance(items, list)}
-    names = {name: {_patient(item) for item in items if isinstance(item, dict)} for name, items in listed.items()}
+def _item(item: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Return the item of a case with absolute paths and a patient."""
+    patient = str(item.get("patient") or item["case"]).strip()
+    paths = {key: str(folder / item[key]) for key in ("image", "label")}
+    return {**item, "patient": patient, **paths}
+
+
+def _warn_of_overlap(listed: Mapping[str, Items], split: str, file: Path) -> None:
+    """Warn of patients that the weights were trained on or chosen by."""
+    patients = {name: {item["patient"] for item in items} for name, items in listed.items()}
     for other, seen in {"training": "are trained on", "validation": "choose the epoch"}.items():
         if other == split:
             break
-        if shared := sorted(names.get(other, set()) & names[split]):
+        if shared := sorted(patients[other] & patients[split]):
             logging.getLogger(__name__).warning(
                 "%s: %d of the patients for %s %s as well, such as %s.", file, len(shared), split, seen, shared[0]
             )
 
 
-def _patient(item: Mapping[str, Any]) -> str:
-    patient = "" if item.get("patient") is None else str(item["patient"]).strip()
-    return patient or str(item.get("case"))
-
-
-def _check_case(item: Mapping[str, Any], image_size: Sequence[int], in_channels: int) -> None:
-    image, label = (check_whole(item[key]).shape for key in ("image", "label"))
-    _check_size(item["image"], image, image_size)
-    if (image[3:] or (1,)) != (in_channels,):
-        raise InputError(f"{item['image']}: expected {in_channels} channel(s), got shape {image}; {AGAIN}")
-    if label != image[:3]:
-        raise InputError(f"{item['label']}: expected shape {image[:3]} as its image, got {label}; {AGAIN}")
-
-
 def _check_size(file: str, shape: Sequence[int], image_size: Sequence[int]) -> None:
-    if tuple(shape[:2]) != tuple(image_size):
+    if len(shape) < 3 or tuple(shape[:2]) != tuple(image_size):
         raise InputError(
-            f"{file}: expected slices of the image_size {list(image_size)}, got {list(shape[:2])}; "
-            "prepare the data again, or set image_size to the size they were prepared at"
+            f"{file}: shape {tuple(shape)} is not that of slices of the image_size {list(image_size)}. Set image_size "
+            "to the size the cases were prepared at, or prepare them again."
         )
 
 
@@ -248,7 +197,7 @@ def list_slices(cases: Items, image_size: Sequence[int]) -> list[dict[str, Any]]
 
     Args:
         cases: Items with the path of an `image` and a `label`, such as `read_datalist` returns.
-        image_size: Expected number of rows and columns of a slice.
+        image_size: Number of rows and columns of every slice.
 
     Returns:
         One item for each slice along the third axis: the case's item and the index `slice`.
@@ -258,7 +207,7 @@ def list_slices(cases: Items, image_size: Sequence[int]) -> list[dict[str, Any]]
     """
     slices: list[dict[str, Any]] = []
     for case in cases:
-        shape = check_whole(case["image"]).shape
+        shape = open_nifti(case["image"]).shape
         _check_size(case["image"], shape, image_size)
         slices.extend({**case, "slice": index} for index in range(shape[2]))
     return slices
@@ -277,7 +226,7 @@ def load_slice(path: str | os.PathLike, index: int) -> torch.Tensor:
     Raises:
         InputError: The file has vanished or is truncated, or has no such slice.
     """
-    with reading(path, "a whole prepared volume"):
+    with reading(path):
         values = np.asarray(Nifti1Image.from_filename(path).dataobj[:, :, index])
     if values.dtype != np.uint8:
         values = values.astype(np.float32)
@@ -334,7 +283,7 @@ class SliceDataset(CacheDataset):
     Args:
         data: As in `CaseDataset`.
         prepare: As in `CaseDataset`.
-        image_size: Expected number of rows and columns of a slice.
+        image_size: Number of rows and columns of every slice.
         transform: Applied to an item when it is requested.
         cache: MiB of slices that are kept. Workers that are forked share them; others read all slices from their files.
 
@@ -352,7 +301,7 @@ class SliceDataset(CacheDataset):
     ) -> None:
         slices = list_slices(_prepared(data, prepare), image_size)
         if not slices:
-            raise InputError("train::dataset: expected at least one case, got none")
+            raise InputError("train::dataset: there is no case to train on.")
         size = sum(load_slice(slices[0][key], 0).nbytes for key in ("image", "label"))
         self._seed = torch.tensor(-1).share_memory_()  # -1: none; workers that stay see it change
         super().__init__(slices, transform, cache_num=int(cache * 2**20 / size), progress=sys.stderr.isatty())
@@ -385,16 +334,7 @@ def _prepared(data: Items, prepare: Prepare) -> list[Mapping[str, Any]]:
         logging.getLogger(__name__).info("Preparing %d cases in %s.", len(raw), folder)
         for index in raw:
             check_same_grid(items[index]["label"], ensure_tuple(items[index]["image"])[0])
-            items[index] = _write_raw(items[index], prepare(items[index]), folder / str(index))
+            case, volumes = folder / str(index), prepare(items[index])
+            write_case(case, volumes["image"], volumes["label"], volumes["image"].affine)
+            items[index] = {"case": str(case), "image": str(case / IMAGE), "label": str(case / LABEL)}
     return items
-
-
-def _write_raw(item: Mapping[str, Any], volumes: Mapping[str, Any], folder: Path) -> dict[str, str]:
-    """Write the prepared volumes of a raw item, and return the item of the prepared case."""
-    if invalid := int((~torch.isfinite(volumes["image"])).sum()):
-        raise InputError(
-            f"{item['image']}: expected finite values after preparation, got {invalid} that are NaN or infinite"
-        )
-    check_labels(volumes["label"], MOST_CLASSES, item["label"])
-    write_case(folder, volumes["image"], volumes["label"], volumes["image"].affine)
-    return {"case": str(folder), "image": str(folder / IMAGE), "label": str(folder / LABEL)}

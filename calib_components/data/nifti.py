@@ -1,8 +1,9 @@
-"""NIfTI files: opening them with checks of their headers, and where their voxels lie."""
+"""NIfTI files: finding and opening them with checks of their headers, and where their voxels lie."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,6 +24,7 @@ __all__ = [
     "axes_onto",
     "check_affine",
     "check_same_grid",
+    "files_below",
     "grid_distance",
     "open_nifti",
     "read_stored",
@@ -30,68 +32,93 @@ __all__ = [
 ]
 
 SMALLEST_SLICE = 4  # pixels along a side
-SAME_GRID = 0.1  # of the smallest side of a voxel: headers that agree differ by far less, by rounding
+SAME_GRID = 0.1  # of the smallest side of a voxel; rounding of headers moves voxels by far less
 SLAB = 16  # slices that are converted at once
-GZIP_RATIO = 1032  # gzip makes nothing smaller by more
 UNITS = {1: "metres", 3: "micrometres"}  # codes of NIfTI; 2 is millimetres, and so is 0, unknown
 
 
-def open_nifti(file: str | Path, any_affine: bool = False) -> SpatialImage:
-    """Open a NIfTI file and check what its header says; the voxels are not read.
+def files_below(folder: str | os.PathLike) -> Iterator[Path]:
+    """List the files in a folder and its subfolders, sorted in each, without hidden files and folders.
+
+    Links to folders are followed. Each folder is listed once, however many links lead to it.
+
+    Args:
+        folder: The folder.
+
+    Yields:
+        The path of each file. A broken link counts as a file.
+
+    Raises:
+        InputError: A folder cannot be read.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise InputError(f"{error.filename}: cannot read the folder: {error.strerror}.")
+
+    seen = set()
+    for place, subfolders, names in os.walk(str(folder), onerror=refuse, followlinks=True):
+        if (real := os.path.realpath(place)) in seen:
+            subfolders.clear()
+            continue
+        seen.add(real)
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        yield from (Path(place, name) for name in sorted(names) if not name.startswith("."))
+
+
+def open_nifti(file: str | os.PathLike, any_affine: bool = False) -> SpatialImage:
+    """Open a NIfTI file and check its header. The voxels are not read.
 
     Args:
         file: The file.
-        any_affine: Whether its affine does not matter.
+        any_affine: Accept any affine.
 
     Raises:
-        InputError: It is no NIfTI file, it is shorter than its header demands, its values are not real numbers, or its
-            affine is not in millimetres, not finite or cannot be inverted.
+        InputError: The file is not NIfTI, is shorter than its header demands, holds other values than real numbers, or
+            its affine is not in millimetres, not finite or singular.
     """
-    with reading(file, "a readable NIfTI file"):
+    with reading(file):
         image = cast(SpatialImage, nibabel.load(file))
-        dtype, affine, proxy = image.get_data_dtype(), image.affine, cast(Any, image.dataobj)
-        size = Path(file).stat().st_size
+        dtype, affine, size = image.get_data_dtype(), image.affine, os.path.getsize(file)
     if dtype.kind not in "iuf":
-        raise InputError(f"{file}: expected one real number per voxel, got {dtype}")
+        raise InputError(f"{file}: values are of type {dtype}. Convert them to one real number per voxel.")
     if not any_affine:
         code = int(cast(Any, image.header)["xyzt_units"]) % 8  # the other bits are the unit of time
         if code in UNITS:
             raise InputError(
-                f"{file}: expected lengths in millimetres, got {UNITS[code]}, as xyzt_units in its header says; "
-                "convert its affine, or set the unit to mm if it is wrong"
+                f"{file}: the header states lengths in {UNITS[code]}. Convert the affine to millimetres, or correct "
+                "xyzt_units."
             )
         check_affine(affine, file)
-    demanded = proxy.offset + dtype.itemsize * int(np.prod(image.shape, dtype=np.int64))
-    if size * (1 if Path(file).suffix.lower() == ".nii" else GZIP_RATIO) < demanded:
-        raise InputError(f"{file}: expected {demanded} bytes, as its header demands, got {size}; it is truncated")
+    demanded = cast(Any, image.dataobj).offset + dtype.itemsize * int(np.prod(image.shape, dtype=np.int64))
+    if size < demanded and str(file).lower().endswith(".nii"):  # the end of a compressed file is found when it is read
+        raise InputError(f"{file}: file is truncated, {size} of {demanded} bytes. Copy it again.")
     return image
 
 
-def check_affine(affine: np.ndarray, file: str | Path) -> None:
-    """Check that an affine `(4, 4)` is finite and can be inverted.
+def check_affine(affine: np.ndarray, file: str | os.PathLike) -> None:
+    """Check that an affine `(4, 4)` is finite and invertible.
 
     Raises:
         InputError: It is not; the message names the file.
     """
-    got = affine[:3].round(3).tolist()
     if not np.isfinite(affine).all():
-        raise InputError(f"{file}: expected an affine of finite numbers, got {got}")
+        raise InputError(f"{file}: affine has values that are not finite: {affine[:3].round(3).tolist()}.")
     lengths = np.linalg.norm(affine[:3, :3], axis=0)
     if lengths.min() == 0 or abs(np.linalg.det(affine[:3, :3] / lengths)) < 1e-3:
-        raise InputError(f"{file}: expected an affine whose three axes differ in direction, got {got}")
+        raise InputError(f"{file}: affine is singular: {affine[:3].round(3).tolist()}.")
 
 
 def grid_distance(affine: np.ndarray, other: np.ndarray, shape: Sequence[int]) -> float:
     """Return how far apart the voxels of two volumes of one shape lie.
 
     Args:
-        affine: Of one volume, `(4, 4)`.
-        other: Of the volume that it belongs to.
+        affine: Affine of one volume, `(4, 4)`.
+        other: Affine of the reference, `(4, 4)`.
         shape: Number of voxels along each axis.
 
     Returns:
-        The largest distance of two corners, in millimetres; 0 if it is no more than a tenth of the smallest side of a
-        voxel, as it is where headers agree but for rounding.
+        The largest distance between corresponding corners in millimetres. Distances up to a tenth of the smallest side
+        of a voxel count as 0, since headers are rounded.
     """
     corners = np.array(list(np.ndindex(2, 2, 2))) * (np.array(shape[:3]) - 1)
     difference = affine - other
@@ -103,70 +130,78 @@ def axes_onto(affine: np.ndarray, target: np.ndarray) -> np.ndarray:
     """Find the order and directions in which the axes of a volume run along those of another one.
 
     Args:
-        affine: Of the volume, `(4, 4)`.
-        target: Of the other one.
+        affine: Affine of the volume, `(4, 4)`.
+        target: Affine of the other one, `(4, 4)`.
 
     Returns:
-        For `nibabel.orientations.apply_orientation` and `inv_ornt_aff`, `(3, 2)`: the axis of the other volume that
-        each axis lies along, and 1 or, where it runs against it, -1.
+        An orientation `(3, 2)` for `nibabel.orientations`: for each axis, the axis of the other volume along which it
+        lies, and its direction, 1 or -1.
     """
     return io_orientation(from_matvec(np.linalg.solve(target[:3, :3], affine[:3, :3])))
 
 
-def check_same_grid(file: str | Path, other: str | Path) -> None:
-    """Check that the voxels of two NIfTI files lie at the same places, by their headers.
+def check_same_grid(file: str | os.PathLike, other: str | os.PathLike) -> None:
+    """Check by their headers that the voxels of two NIfTI files lie at the same places.
 
     Args:
-        file: A file, for the message.
-        other: The file that it belongs to.
+        file: The file to check.
+        other: The reference.
 
     Raises:
-        InputError: They do not, or see `open_nifti`.
+        InputError: Shape or affine differs, or see `open_nifti`.
     """
-    opened, expected = open_nifti(file), open_nifti(other)
-    shape, grid = opened.shape[:3], expected.shape[:3]
+    opened, reference = open_nifti(file), open_nifti(other)
+    shape, grid = opened.shape[:3], reference.shape[:3]
     if shape != grid:
-        raise InputError(f"{file}: expected shape {grid} as in {other}, got {shape}")
-    if distance := grid_distance(opened.affine, expected.affine, grid):
+        raise InputError(f"{file}: shape {shape} differs from {grid} of {other}.")
+    if distance := grid_distance(opened.affine, reference.affine, grid):
         raise InputError(
-            f"{file}: expected the voxels of {other}, in the same order, got others, up to {distance:.3g} mm away"
+            f"{file}: affine differs from that of {other} by up to {distance:.3g} mm. Resample one to the grid of the "
+            "other."
         )
 
 
-def read_stored(image: SpatialImage, file: str | Path) -> np.ndarray:
+def read_stored(image: SpatialImage, file: str | os.PathLike) -> np.ndarray:
     """Read the voxels of a file as they are stored, without its scale factor.
 
     Args:
-        image: What `open_nifti` gives.
+        image: What `open_nifti` returns.
         file: The file.
 
     Raises:
-        InputError: The file ends too early, or gzip finds that bytes have changed, which nibabel does not look for.
+        InputError: The file is truncated, or the checksum of gzip is wrong, which nibabel does not verify.
     """
     proxy = cast(Any, image.dataobj)
-    with reading(file, "a complete NIfTI file"), ImageOpener(proxy.file_like) as opened:
+    with reading(file), ImageOpener(proxy.file_like) as opened:
         stored = array_from_file(proxy.shape, proxy.dtype, cast(Any, opened), proxy.offset)
         if str(file).lower().endswith(".gz"):
-            opened.read()  # the end, where the checksum is
+            opened.read()  # the checksum is at the end
     return stored
 
 
-def read_values(image: SpatialImage, file: str | Path) -> np.ndarray:
-    """Read the voxels of a file as float32; arguments and errors are those of `read_stored`."""
-    slope, inter = (np.float32(getattr(image.dataobj, name)) for name in ("slope", "inter"))
-    with np.errstate(over="ignore"):  # what is too large for float32 becomes infinite
-        return np.asarray(apply_read_scaling(read_stored(image, file), slope, inter), np.float32)
+def read_values(image: SpatialImage, file: str | os.PathLike) -> np.ndarray:
+    """Read the voxels of a file as float32, C-ordered; arguments and errors are those of `read_stored`.
+
+    Slabs of slices are converted one at a time: nibabel makes float64 of integers with a scale factor, which takes
+    three times the memory. Values beyond the range of float32 become infinite.
+    """
+    proxy, stored = cast(Any, image.dataobj), read_stored(image, file)
+    values = np.empty(stored.shape, np.float32)
+    axis = min(2, stored.ndim - 1)
+    with np.errstate(over="ignore"):
+        for start in range(0, stored.shape[axis], SLAB):
+            slab = (*[slice(None)] * axis, slice(start, start + SLAB))
+            values[slab] = apply_read_scaling(stored[slab], proxy.slope, proxy.inter)
+    return values
 
 
 class NiftiReader(NibabelReader):
-    """MONAI's reader of NIfTI files, with `open_nifti`, with errors that name the file, and with less memory.
+    """MONAI's reader of NIfTI files with the checks of `open_nifti`; values are those of `read_values`.
 
-    Values are float32, and C-ordered. Those of a CT with a slope, which NiBabel gives in float64, would take three
-    times the memory on their way there. The affine is the one that nibabel gives: MONAI's reader takes that of the
-    qform, even if the header marks it as unset, where the sform has other lengths than `pixdim`.
+    The affine is that of nibabel. MONAI's reader takes the affine of the qform even where the header marks it as unset.
 
     Args:
-        any_affine: Whether the affine does not matter.
+        any_affine: Accept any affine.
     """
 
     def __init__(self, any_affine: bool = False) -> None:
@@ -177,13 +212,12 @@ class NiftiReader(NibabelReader):
         """Open a file, or those of the channels of an image, whose affine is that of the first one.
 
         Raises:
-            InputError: See `open_nifti`; or the voxels of the channels lie at other places.
+            InputError: See `open_nifti` and, for channels, `check_same_grid`.
         """
-        files = [data] if isinstance(data, str | Path) else list(data)
-        images = [open_nifti(file, self.any_affine) for file in files]
-        for file in files[1:]:
-            check_same_grid(file, files[0])
-        self.filenames = files
+        self.filenames = [data] if isinstance(data, str | Path) else list(data)
+        images = [open_nifti(file, self.any_affine) for file in self.filenames]
+        for file in self.filenames[1:]:
+            check_same_grid(file, self.filenames[0])
         self._affine = images[0].affine
         return images if len(images) > 1 else images[0]
 
@@ -191,11 +225,4 @@ class NiftiReader(NibabelReader):
         return self._affine.copy()
 
     def _get_array_data(self, img: Any, filename: Any) -> Any:
-        proxy, stored = img.dataobj, read_stored(img, filename)
-        values = np.empty(stored.shape, np.float32)
-        axis = min(2, stored.ndim - 1)
-        with np.errstate(over="ignore"):  # what is too large for float32 becomes infinite
-            for start in range(0, stored.shape[axis], SLAB):
-                slab = (*[slice(None)] * axis, slice(start, start + SLAB))
-                values[slab] = apply_read_scaling(stored[slab], proxy.slope, proxy.inter)
-        return values
+        return read_values(img, filename)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -13,9 +13,10 @@ from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.data.utils import affine_to_spacing
 from monai.transforms import Compose, InvertibleTransform, LoadImaged, MapLabelValue, MapTransform
+from monai.utils import ensure_tuple
 
 from calib_components.data.nifti import NiftiReader
-from calib_components.errors import InputError, error_line
+from calib_components.errors import InputError
 
 __all__ = [
     "CheckVolumed",
@@ -28,14 +29,21 @@ __all__ = [
     "check_finite",
     "check_label_codes",
     "file_name",
+    "has_other_pixels",
     "slice_axis",
 ]
 
 PIXEL_SIZE_FACTOR = 3  # how far off the trained pixel sizes an image may be before there is a warning
-SAME_SPACING = 1e-3  # relative difference of spacings that are one number, rounded
+SAME_SPACING = 1e-3  # relative difference of spacings that are equal up to rounding
 SLAB = 16  # slices whose values are changed at once
-MOST_LABELS = 16  # different whole numbers that a channel of an image has more of
+MOST_LABELS = 16  # different whole numbers in a label map; an image has more
 LEAST_CONTRAST = 1e-3  # of the range of a channel, that all but the brightest and darkest 0.1 % of its voxels span
+Image = TypeVar("Image", bound=torch.Tensor)
+
+
+def file_name(image: Any) -> str:
+    """Return the file that an image was loaded from, for messages; `image` if it is not known."""
+    return str(image.meta.get("filename_or_obj", "image")) if isinstance(image, MetaTensor) else "image"
 
 
 def slice_axis(spacing: Sequence[float], shape: Sequence[int]) -> int:
@@ -79,8 +87,8 @@ class SlicesLastd(MapTransform, InvertibleTransform):
 
     def __init__(self, keys: KeysCollection, slice_axis: int | None = None, allow_missing_keys: bool = False) -> None:
         super().__init__(keys, allow_missing_keys)
-        if slice_axis not in (None, 0, 1, 2) or isinstance(slice_axis, bool):
-            raise InputError(f"slice_axis: expected 0, 1, 2 or None, got {slice_axis!r}")
+        if slice_axis not in (None, 0, 1, 2):
+            raise InputError(f"slice_axis must be 0, 1, 2 or None, got {slice_axis!r}.")
         self.slice_axis = slice_axis
         self._has_warned = False
 
@@ -94,27 +102,29 @@ class SlicesLastd(MapTransform, InvertibleTransform):
         for key in self.key_iterator(item):
             volume = item[key]
             if axis is None:
-                affine = volume.affine if isinstance(volume, MetaTensor) else torch.eye(4)
-                axis = slice_axis(affine_to_spacing(affine, dtype=float).tolist(), volume.shape[1:])
-                if not self._has_warned and volume.shape[1 + axis] > min(volume.shape[1:]):
-                    self._has_warned = True
-                    logging.getLogger(__name__).warning(
-                        "%s: slices are taken to lie along axis %d of the file, of the largest spacing, though another "
-                        "axis of %s has fewer voxels; if that is wrong, set --slice_axis",
-                        file_name(volume), axis, tuple(volume.shape[1:]),
-                    )  # fmt: skip
-            order = [other for other in range(3) if other != axis] + [axis]
-            item[key] = _permute(volume, order)
+                axis = self._find_axis(volume)
+            item[key] = _permute(volume, [other for other in range(3) if other != axis] + [axis])
             self.push_transform(item[key], orig_size=volume.shape[1:], extra_info={"axis": axis})
         return item
+
+    def _find_axis(self, volume: torch.Tensor) -> int:
+        affine = volume.affine if isinstance(volume, MetaTensor) else torch.eye(4)
+        shape = tuple(volume.shape[1:])
+        axis = slice_axis(affine_to_spacing(affine, dtype=float).tolist(), shape)
+        if not self._has_warned and shape[axis] > min(shape):
+            self._has_warned = True
+            logging.getLogger(__name__).warning(
+                "%s: slices are taken along axis %d of the file, which has the largest spacing, though another axis of "
+                "%s has fewer voxels. Set --slice_axis if that is wrong.", file_name(volume), axis, shape,
+            )  # fmt: skip
+        return axis
 
     def inverse(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return the item with the axes of each volume where they were."""
         item = dict(data)
         for key in self.key_iterator(item):
-            axis = int(self.pop_transform(item[key])["extra_info"]["axis"])
             order = [0, 1]
-            order.insert(axis, 2)
+            order.insert(int(self.pop_transform(item[key])["extra_info"]["axis"]), 2)
             item[key] = _permute(item[key], order)
         return item
 
@@ -144,33 +154,24 @@ class LoadVolumed(LoadImaged):
         """Return the item with volumes in place of the paths.
 
         Raises:
-            InputError: A file cannot be read, see `NiftiReader`; its values are not finite in float32; there is
-                nothing to see, see `check_contrast`; or it looks like a label map.
+            InputError: A file cannot be read, see `NiftiReader`; its values are not finite in float32; it lacks
+                contrast, see `check_contrast`; or it looks like a label map.
         """
         item = super().__call__(data, reader)
         for key in self.key_iterator(item):
-            files = [data[key]] if isinstance(data[key], str | Path) else data[key]
+            files = ensure_tuple(data[key])
             for index, channel in enumerate(item[key].as_tensor()):
                 file = str(files[index if len(files) > 1 else 0])
                 check_contrast(check_finite(MetaTensor(channel[None], meta={"filename_or_obj": file})))
-                _check_grey_values(channel, file)
+                few = channel[::8, ::8, ::8].unique()  # spares images the sorting of all voxels
+                if len(few) <= MOST_LABELS and _looks_like_labels(channel):
+                    raise InputError(f"{file}: looks like a label map, not an image. Move it to another folder.")
         return item
 
 
-def _check_grey_values(channel: torch.Tensor, file: str) -> None:
-    """Refuse a label map that lies among the images, whose own map would be taken for that of a case."""
-    few = channel[::8, ::8, ::8].unique()  # spares images the copies of a whole scan below
-    if len(few) > MOST_LABELS or not torch.equal(few, few.round()):
-        return
-    low, high = (float(end) for end in channel.aminmax())
-    if high - low >= 2**16 or not torch.equal(channel, channel.round()):
-        return
-    counts = torch.bincount((channel - low).long().flatten())
-    if (number := int((counts > 0).sum())) <= MOST_LABELS:
-        raise InputError(
-            f"{file}: expected an image, got only {number} different whole numbers, as in a label map; move label maps "
-            "to another folder"
-        )
+def _looks_like_labels(channel: torch.Tensor) -> bool:
+    values = channel.unique()
+    return len(values) <= MOST_LABELS and torch.equal(values, values.round())
 
 
 class ClassIndicesd(MapTransform):
@@ -203,45 +204,36 @@ def check_label_codes(label: torch.Tensor, label_codes: Sequence[int], file: str
     """Raise an `InputError` that names the file if a label has other values than those of the classes."""
     if not torch.isin(label, torch.tensor(label_codes, dtype=label.dtype)).all():
         unknown = ", ".join(f"{value:.9g}" for value in np.setdiff1d(label.numpy(), label_codes)[:5])
-        raise InputError(f"{file}: expected label values from {list(label_codes)}, got {unknown}")
+        raise InputError(f"{file}: label values {unknown} are none of {list(label_codes)}.")
 
 
-def file_name(image: Any) -> str:
-    """Return the file that an image was loaded from, for messages; `image` if it is not known."""
-    return str(image.meta.get("filename_or_obj", "image")) if isinstance(image, MetaTensor) else "image"
-
-
-def check_finite(image: torch.Tensor) -> torch.Tensor:
+def check_finite(image: Image) -> Image:
     """Return the image, or raise an `InputError` that names its file if a value is NaN or infinite.
 
     One such value would spread over the whole image in normalisation.
     """
     if image.numel() and not torch.isfinite(torch.stack(torch.aminmax(image))).all():  # without a copy of the image
-        invalid = int((~torch.isfinite(image)).sum())
-        raise InputError(f"{file_name(image)}: expected finite values, got {invalid} that are NaN or infinite")
+        raise InputError(f"{file_name(image)}: {int((~torch.isfinite(image)).sum())} values are NaN or infinite.")
     return image
 
 
-def check_contrast(image: torch.Tensor) -> torch.Tensor:
-    """Return the image `(C, *S)`, or raise an `InputError` that names its file if there is nothing to see in a channel.
+def check_contrast(image: Image) -> Image:
+    """Return the image `(C, *S)`, or raise an `InputError` that names its file if a channel lacks contrast.
 
     That is so if all voxels have one value, as in air, or if a few voxels are so far off that the others, compared with
     them, have one value.
     """
     for index, channel in enumerate(image):
-        where = f" in channel {index}" if len(image) > 1 else ""
-        expected = f"{file_name(image)}: expected an image with contrast{where}"
+        where = f"{file_name(image)}: channel {index}" if len(image) > 1 else f"{file_name(image)}: the image"
         if channel.numel() == 0:
-            raise InputError(f"{expected}, got no voxel")
+            raise InputError(f"{where} has no voxel.")
         values = channel.detach().cpu().numpy()
         darkest, dark, bright, brightest = np.percentile(values, [0, 0.1, 99.9, 100]).tolist()
         if darkest == brightest:
-            raise InputError(f"{expected}, got {darkest:g} everywhere")
+            raise InputError(f"{where} has no contrast: all values are {darkest:g}.")
         if bright - dark < LEAST_CONTRAST * (brightest - darkest):
-            raise InputError(
-                f"{expected}, got a few voxels between {darkest:.3g} and {brightest:.3g}, beside which the others are "
-                "all the same"
-            )
+            span = f"{darkest:.3g} to {brightest:.3g}"
+            raise InputError(f"{where} has no contrast: a few outliers span {span}, all other values are the same.")
     return image
 
 
@@ -261,15 +253,9 @@ class InSlabsd(MapTransform):
         self.transform = transform
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Return the item, whose volumes have new values.
-
-        Raises:
-            InputError: A volume is not floating point.
-        """
+        """Return the item, whose volumes have new values."""
         item = dict(data)
         for key in self.key_iterator(item):
-            if not item[key].is_floating_point():
-                raise InputError(f"{file_name(item[key])}: expected floating-point values, got {item[key].dtype}")
             for slab in torch.as_tensor(item[key]).as_subclass(torch.Tensor).split(SLAB, dim=-1):
                 slab.copy_(self.transform(slab))
         return item
@@ -297,18 +283,16 @@ class CheckVolumed(MapTransform):
         """Return the item as it is.
 
         Raises:
-            InputError: A value is not finite, or there is nothing to see in a channel, see `check_contrast`.
+            InputError: A value is not finite, or a channel lacks contrast, see `check_contrast`.
         """
         for key in self.key_iterator(dict(data)):
             image = check_contrast(check_finite(data[key]))
             if self.pixel_size is not None and isinstance(image, MetaTensor):
-                smallest, largest = self.pixel_size
                 sizes = affine_to_spacing(image.affine, dtype=np.float64)[:2]
                 if has_other_pixels((float(sizes.min()), float(sizes.max())), self.pixel_size):
                     logging.getLogger(__name__).warning(
-                        "%s: expected pixels of %.3g to %.3g mm on the network's grid, as it was trained on, got "
-                        "%.3g x %.3g mm; do not rely on its result",
-                        file_name(image), smallest, largest, *sizes,
+                        "%s: pixels of %.3g x %.3g mm on the network's grid, which was trained on %.3g to %.3g mm. Do "
+                        "not rely on the result.", file_name(image), *sizes, *self.pixel_size,
                     )  # fmt: skip
         return dict(data)
 
@@ -326,12 +310,12 @@ class NamedCompose(Compose):
         try:
             return super().__call__(input_, *args, **kwargs)
         except Exception as error:
-            if (line := error_line(error)) is None:
-                cause: BaseException = error
-                while cause.__cause__ is not None:  # MONAI wraps it once for each transform around it
-                    cause = cause.__cause__
-                if not isinstance(cause, RuntimeError | ValueError):
-                    raise
-                name = file_name(input_.get("image"))
-                line = f"{name}: expected an image that can be preprocessed, got {' '.join(str(cause).split())}"
-            raise InputError(line) from None
+            cause: BaseException = error
+            while cause.__cause__ is not None and not isinstance(cause, InputError):  # MONAI wraps it several times
+                cause = cause.__cause__
+            if isinstance(cause, InputError):
+                raise cause from None
+            if not isinstance(cause, RuntimeError | ValueError):
+                raise
+            reason = " ".join(str(cause).split())
+            raise InputError(f"{file_name(input_.get('image'))}: image cannot be preprocessed: {reason}") from None

@@ -1,14 +1,16 @@
-"""Locks, which keep runs out of each other's way. A lock is gone with its process, also with one that was killed."""
+"""One run at a time in an output folder."""
 
 from __future__ import annotations
 
 import fcntl
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TextIO
 
-from calib_components.errors import InputError
+from filelock import FileLock, Timeout
+
+from calib_components.errors import InputError, make_folder
 
 __all__ = ["LOCK", "locked", "only_run", "try_lock"]
 
@@ -17,20 +19,23 @@ LOCK = ".lock"
 
 @contextmanager
 def only_run(folder: Path) -> Iterator[None]:
-    """Make a folder, and refuse other runs that write to it; the hidden file of the lock stays.
+    """Make a folder, and lock it while the context is open. The hidden file of the lock stays.
 
     Raises:
-        InputError: Another run writes to it, or it cannot be written.
+        InputError: Another process has locked the folder, or it cannot be written.
     """
-    with ExitStack() as stack:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            is_alone = try_lock(stack.enter_context(open(folder / LOCK, "w")))
-        except OSError as error:
-            raise InputError(f"{folder}: expected a folder that can be written, got {error.strerror}") from error
-        if not is_alone:
-            raise InputError(f"{folder}: expected no other run that writes to it, got one")
+    make_folder(folder)
+    lock = FileLock(folder / LOCK, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise InputError(f"{folder}: another run writes to this folder. Wait for its end, or choose another.") from None
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written: {error.strerror or error}.") from error
+    try:
         yield
+    finally:
+        lock.release()
 
 
 @contextmanager

@@ -129,6 +129,6 @@ def test_generated_files_that_differ_or_have_lost_their_source_are_named(
         sync(check=True)
     assert error.value.code == 1
     assert capsys.readouterr().out == (
-        f"{configs}/losses/old.yaml: has no source in bundles/common: delete it\n"
-        f"{configs}/train.yaml: differs from bundles/common: run scripts/sync_bundles.py\n"
+        f"{configs}/losses/old.yaml: has no source: delete it\n"
+        f"{configs}/train.yaml: differs from its source: run scripts/sync_bundles.py\n"
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from calib_components.__main__ import main
-from calib_components.tools.prepare import COMMANDS
+from calib_components.tools.prepare import prepare_data
 from tests.helpers import make_acdc
 
 # Pretends that a module is not installed.
@@ -94,7 +94,7 @@ def test_prepares_data_from_any_folder(tmp_path: Path) -> None:
     options = ("--image_size", "16,32", "--fractions", "0,0,1")
     done = run(tmp_path, "-m", "calib_components", "prepare_data", "acdc", "src", "a/out", *options)
     assert done.returncode == 0, done.stderr
-    COMMANDS["acdc"](src, tmp_path / "b" / "out", image_size=(16, 32), fractions=(0, 0, 1), workers=1)
+    prepare_data("acdc", src, tmp_path / "b" / "out", image_size=(16, 32), fractions=(0, 0, 1), workers=1)
     files = [path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*") if path.is_file()]
     assert len(files) == 15, files
     for file in files:

@@ -24,7 +24,7 @@ import torch
 from calib_components.handlers.evaluation import read_cases
 from calib_components.tools.compare import compare_losses, report
 from calib_components.tools.compare.processes import ProcessGroup
-from calib_components.tools.prepare import COMMANDS
+from calib_components.tools.prepare import prepare_data
 from calib_components.tools.report.results import read_results
 from tests.bad_input.harness import Outcome, run_as_typed
 from tests.helpers import ACDC, ROOT
@@ -150,7 +150,7 @@ def test_another_test_set_is_evaluated_without_training_again(
     compared: Path, prepared: Path, phantoms: Path, tmp_path: Path
 ) -> None:
     out, scanner = shutil.copytree(compared, tmp_path / "out"), tmp_path / "scanner"
-    COMMANDS["acdc"](phantoms, scanner, image_size=(64, 64), fractions=(0.0, 0.0, 1.0), workers=1)
+    prepare_data("acdc", phantoms, scanner, image_size=(64, 64), fractions=(0.0, 0.0, 1.0), workers=1)
     done = run_here(command(prepared, out, "ce_dice", evaluate_on=f"scanner={prepared}"))
     assert done.code == 1
     assert "--evaluate_on: expected other data than --dataset_dir" in done.err
@@ -256,7 +256,7 @@ def running(folder: Path) -> list[int]:
 @pytest.mark.usefixtures("runs_in_this_process")
 def test_cross_validation_tests_every_patient_once(phantoms: Path, tmp_path: Path) -> None:
     data, out = tmp_path / "data", tmp_path / "out"
-    COMMANDS["acdc"](phantoms, data, image_size=(64, 64), fractions=(0.6, 0.2, 0.2), folds=3, workers=1)
+    prepare_data("acdc", phantoms, data, image_size=(64, 64), fractions=(0.6, 0.2, 0.2), folds=3, workers=1)
     options = {"losses": ["ce_dice"], "folds": 3, "devices": ["cpu"], "max_epochs": 1, "num_workers": 0}
     compare_losses(ACDC, data, out, **options)
     results = read_results(out)

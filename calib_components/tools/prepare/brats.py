@@ -5,30 +5,21 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from calib_components.data.files import files_below
+from calib_components.data.nifti import files_below
 from calib_components.tools.prepare.case import NIFTI, Case, nifti_file
-from calib_components.tools.prepare.command import dataset_command
-from calib_components.tools.prepare.facts import facts_of_dataset
+
+LAYOUT = "NAME_flair.nii.gz at any depth"
+SUFFIXES = ("_flair", "_t1", "_t1ce", "_t2")
 
 
 def find_cases(src: Path) -> list[Case]:
-    """Find the cases by their files; the group is HGG or LGG if a folder is called so."""
-    suffixes = facts_of_dataset("brats", src).file_suffixes
-    file_name = re.compile(rf"(.+)({'|'.join(suffixes)}|_seg){NIFTI}", re.IGNORECASE | re.DOTALL)
+    """List the cases by their files; the group is HGG or LGG if a folder is called so."""
+    file_name = re.compile(rf"(.+)({'|'.join(SUFFIXES)}|_seg){NIFTI}", re.IGNORECASE)
     cases = {}
     for file in files_below(src):
         if match := file_name.fullmatch(file.name):
             folder, name = file.parent, match[1]
             group = next((part for part in folder.relative_to(src).parts if part in ("HGG", "LGG")), "")
-            images = tuple(nifti_file(folder, name + suffix) for suffix in suffixes)
+            images = tuple(nifti_file(folder, name + suffix) for suffix in SUFFIXES)
             cases[folder, name] = Case(name, name, group, images, nifti_file(folder, f"{name}_seg"))
     return list(cases.values())
-
-
-prepare_brats = dataset_command(
-    "brats",
-    find_cases,
-    layout="NAME_flair.nii.gz at any depth",
-    summary="Prepare BraTS 2019 to 2021 (brain MR: FLAIR, T1, T1ce, T2), stratified by grade.",
-    src="Folder with the cases at any depth.",
-)

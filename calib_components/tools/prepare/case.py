@@ -1,4 +1,4 @@
-"""One case of a data set: what it consists of, what is wrong with it, and its preparation."""
+"""One case of a data set: its files, what is wrong with it, and its preparation."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from typing import Any
 import numpy as np
 import torch
 from monai.data import MetaTensor
-from monai.transforms import LoadImage, MapLabelValue
+from monai.transforms import LoadImage
+from nibabel.affines import voxel_sizes
+from nibabel.orientations import apply_orientation, inv_ornt_aff
 
-from calib_components.data.cases import CONTENT, IMAGE, LABEL, SOURCE, check_whole
-from calib_components.data.facts import FACTS, Facts
-from calib_components.data.nifti import SMALLEST_SLICE, NiftiReader
-from calib_components.data.transforms import SlicesLastd, check_contrast, check_finite, check_label_codes
-from calib_components.errors import InputError, reading
+from calib_components.data.cases import IMAGE, LABEL, SOURCE
+from calib_components.data.facts import Facts
+from calib_components.data.nifti import NiftiReader, axes_onto, grid_distance, open_nifti
+from calib_components.data.transforms import ClassIndicesd, SlicesLastd, check_contrast, check_finite, file_name
+from calib_components.errors import InputError
 from calib_components.tools.prepare.facts import volume_transforms
-from calib_components.tools.prepare.geometry import onto
 
-NIFTI = r"\.nii(\.gz)?"  # how the name of a NIfTI file ends, in small or capital letters
-RESERVED = re.compile(rf"{re.escape(FACTS)}|datalist.*\.json")  # files beside the folders of prepared cases
-FOUND = ("turned", "classes", "slice_axis", CONTENT)  # what source.json records, besides what a case was made from
+NIFTI = r"\.nii(\.gz)?"  # ending of a NIfTI file, in small or capital letters
+UNTURNED = np.array([[0, 1], [1, 1], [2, 1]])
 
 
 @dataclass(frozen=True)
@@ -49,18 +49,6 @@ class Case:
     problem: str = ""
 
 
-def list_folder(folder: Path) -> list[Path]:
-    """List what is in a folder, which may be missing.
-
-    Raises:
-        InputError: It cannot be read.
-    """
-    if not folder.exists():
-        return []
-    with reading(folder, "a readable folder"):
-        return sorted(folder.iterdir())
-
-
 def nifti_file(folder: Path, stem: str) -> Path:
     """Return the NIfTI file of a name in a folder, or `stem.nii.gz`, which need not exist."""
     return next(iter(_nifti_files(folder, stem)), folder / f"{stem}.nii.gz")
@@ -69,6 +57,25 @@ def nifti_file(folder: Path, stem: str) -> Path:
 def _nifti_files(folder: Path, stem: str) -> list[Path]:
     files = folder.glob(f"{glob.escape(stem)}.*")
     return sorted(file for file in files if re.fullmatch(NIFTI, file.name[len(stem) :], re.IGNORECASE))
+
+
+def find_pairs(image_folder: Path, label_folder: Path, image_suffix: str = "") -> list[Case]:
+    """List every name that has an image or a label; each is taken for a patient of its own."""
+    images, labels = _names(image_folder, image_suffix), _names(label_folder, "")
+    cases = []
+    for name in sorted(images | labels):
+        image, label = nifti_file(image_folder, name + image_suffix), nifti_file(label_folder, name)
+        problem = ""
+        if name not in images & labels:
+            missing = label if name in images else image
+            problem = f"{missing}: no such file. Image and label need the same name."
+        cases.append(Case(name, name, "", (image,), label, problem))
+    return cases
+
+
+def _names(folder: Path, suffix: str) -> set[str]:
+    pattern = re.compile(rf"([^.].*){re.escape(suffix)}{NIFTI}", re.IGNORECASE)
+    return {match[1] for file in folder.glob("*") if (match := pattern.fullmatch(file.name))}
 
 
 def made_from(case: Case, facts: Facts, ignore_headers: bool) -> dict[str, Any]:
@@ -84,17 +91,17 @@ def made_from(case: Case, facts: Facts, ignore_headers: bool) -> dict[str, Any]:
 def read_done(case: Case, facts: Facts, out: Path, ignore_headers: bool = False) -> dict[str, Any] | None:
     """Return what `source.json` of a prepared case records, or None if the case has to be prepared.
 
-    It need not be if both of its files are there, whole, and were made from the files that the data set has now.
+    It is kept if both of its files are there, whole, and were made from the files that the data set has now.
     """
     folder = out / case.name
     try:
         source = json.loads((folder / SOURCE).read_text())
-        shapes = [check_whole(folder / name).shape[:3] for name in (IMAGE, LABEL)]
+        image, label = (open_nifti(folder / name).shape[:3] for name in (IMAGE, LABEL))
     except (InputError, OSError, ValueError):
         return None
     now = made_from(case, facts, ignore_headers)
-    same = isinstance(source, dict) and source.keys() >= {*now, *FOUND} and all(source[key] == now[key] for key in now)
-    return source if same and shapes[0] == shapes[1] and not case.problem else None
+    same = all(source.get(key) == value for key, value in now.items())
+    return source if same and image == label and not case.problem else None
 
 
 def transform_case(case: Case, facts: Facts, ignore_headers: bool = False) -> dict[str, Any]:
@@ -105,28 +112,23 @@ def transform_case(case: Case, facts: Facts, ignore_headers: bool = False) -> di
         `turned` onto the image, the `classes` in the label, and the `slice_axis` of the file, if it was looked for.
 
     Raises:
-        InputError: See `load_case`; or the volume cannot be transformed, or there is nothing to see in it.
+        InputError: See `load_case`; or the volume cannot be transformed, or has no contrast afterwards.
     """
     source = made_from(case, facts, ignore_headers)  # before the files are read: if one changes, it is made anew
     data = load_case(case, facts, ignore_headers)
-    try:
-        data = volume_transforms(facts)(data)
-    except (RuntimeError, MemoryError) as error:  # raised by MONAI from the actual cause, such as an empty foreground
-        reason = " ".join(str(error.__cause__ or error).split()) or "not enough memory"
-        raise InputError(f"{case.images[0]}: expected a volume that can be transformed, got {reason}") from error
-    _check_values(case, data["image"])
-    label = MapLabelValue(facts.label_codes, range(facts.num_classes))(data["label"])
-    applied = data["image"].applied_operations
-    axes = [done["extra_info"]["axis"] for done in applied if done["class"] == SlicesLastd.__name__]
+    turned = data.pop("turned")
+    data = volume_transforms(facts)(data)
+    image = check_contrast(check_finite(data["image"]))
+    axes = [done["extra_info"]["axis"] for done in image.applied_operations if done["class"] == SlicesLastd.__name__]
     source |= {
-        "turned": data["turned"],
-        "classes": np.unique(label.numpy()).astype(int).tolist(),
+        "turned": turned,
+        "classes": np.unique(data["label"].numpy()).astype(int).tolist(),
         "slice_axis": next(iter(axes), None),
     }
-    return {"image": data["image"], "label": label, "source": source}
+    return {**data, "source": source}
 
 
-def load_case(case: Case, facts: Facts, ignore_headers: bool = False) -> dict[str, Any]:
+def load_case(case: Case, facts: Facts, ignore_headers: bool = False) -> dict[Any, Any]:
     """Load a case and check it.
 
     Args:
@@ -136,8 +138,8 @@ def load_case(case: Case, facts: Facts, ignore_headers: bool = False) -> dict[st
             whatever their headers state.
 
     Returns:
-        `image` `(C, H, W, D)` and `label` `(1, H, W, D)`, float32, both on the voxels of the first image; and `turned`,
-        the names of the files whose axes had to be reordered or flipped for that.
+        `image` `(C, H, W, D)` and `label` `(1, H, W, D)` with class indices, float32, both on the voxels of the first
+        image; and `turned`, the names of the files whose axes had to be reordered or flipped for that.
 
     Raises:
         InputError: A file is missing, cannot be read or has values that are not finite; their voxels do not lie at the
@@ -145,58 +147,60 @@ def load_case(case: Case, facts: Facts, ignore_headers: bool = False) -> dict[st
     """
     if case.problem:
         raise InputError(case.problem)
-    if not case.name.isprintable() or RESERVED.fullmatch(case.name):
-        raise InputError(f"{case.label}: expected another name, of printable characters, got {case.name!r}")
-    turned = []
-
-    def load_onto(path: Path, image: MetaTensor) -> torch.Tensor:
-        volume = _load_volume(path, any_affine=ignore_headers)
-        if ignore_headers:
-            if volume.shape[1:] != image.shape[1:]:
-                expected, got = tuple(image.shape[1:]), tuple(volume.shape[1:])
-                raise InputError(f"{path}: expected shape {expected} as in {case.images[0]}, got {got}")
-            return volume.as_tensor()
-        array, moved = onto(volume, path, image, case.images[0])
-        if moved:
-            turned.append(path.name)
-        return array
-
-    first = _load_volume(case.images[0])
-    channels = [first.as_tensor(), *(load_onto(path, first) for path in case.images[1:])]
-    image = MetaTensor(torch.cat(channels), first.affine)
-    _check_channels(case.images[0], image, facts.in_channels)
-
-    label = MetaTensor(load_onto(case.label, first), first.affine)
-    _check_channels(case.label, label, 1)
-    check_label_codes(label, facts.label_codes, case.label)
-    _check_values(case, image)
-    return {"image": image, "label": label, "turned": turned}
+    first = check_contrast(check_finite(_load_volume(case.images[0])))
+    channels, turned = [first.as_tensor()], []
+    for path in (*case.images[1:], case.label):
+        volume, is_turned = onto(_load_volume(path, ignore_headers), first, ignore_headers)
+        if path != case.label:
+            check_contrast(check_finite(volume))
+        channels.append(volume.as_tensor())
+        turned += [path.name] * is_turned
+    label = channels.pop()
+    image = MetaTensor(torch.cat(channels), first.affine, meta={"filename_or_obj": str(case.images[0])})
+    for path, found, expected in ((case.images[0], len(image), facts.in_channels), (case.label, len(label), 1)):
+        if found != expected:
+            raise InputError(f"{path}: {found} channel(s) in place of {expected}.")
+    item: dict[Any, Any] = {"image": image, "turned": turned}
+    item["label"] = MetaTensor(label, first.affine, meta={"filename_or_obj": str(case.label)})
+    return ClassIndicesd("label", facts.label_codes)(item)
 
 
-def _check_values(case: Case, image: torch.Tensor) -> None:
-    """Refuse values that are not finite, and channels in which there is nothing to see."""
-    for index, file in enumerate(case.images):
-        channels = image if len(case.images) == 1 else image[index : index + 1]
-        check_contrast(check_finite(MetaTensor(torch.Tensor(channels), meta={"filename_or_obj": str(file)})))
+def onto(volume: MetaTensor, image: MetaTensor, ignore_headers: bool = False) -> tuple[MetaTensor, bool]:
+    """Bring a volume onto the voxels of an image, without interpolation: its axes are reordered and flipped if needed.
+
+    Args:
+        volume: `(C, H, W, D)`, with the affine of its file.
+        image: `(C, H, W, D)`, with the affine of its file.
+        ignore_headers: Whether to take the voxels for those of the image if only the shapes agree.
+
+    Returns:
+        The volume on the voxels of the image, and whether it had to be reordered or flipped.
+
+    Raises:
+        InputError: The voxels do not lie at the same places.
+    """
+    name, reference = file_name(volume), file_name(image)
+    affine, target, grid = np.asarray(volume.affine), np.asarray(image.affine), tuple(image.shape[1:])
+    turn = UNTURNED if ignore_headers else axes_onto(affine, target)
+    array = np.moveaxis(apply_orientation(volume.as_tensor().movedim(0, -1).numpy(), turn), -1, 0)
+    if array.shape[1:] != grid:
+        raise InputError(f"{name}: shape {tuple(volume.shape[1:])} differs from {grid} of {reference}.")
+    moved = affine @ inv_ornt_aff(turn, volume.shape[1:])
+    if not ignore_headers and (away := grid_distance(moved, target, grid)):
+        sizes = " and ".join(" x ".join(f"{size:.4g}" for size in voxel_sizes(either)) for either in (moved, target))
+        raise InputError(
+            f"{name}: affine differs from that of {reference} by up to {away:.3g} mm, with voxels of {sizes} mm. "
+            "Resample one to the grid of the other, or pass --ignore_headers if the header is wrong."
+        )
+    turned = MetaTensor(torch.from_numpy(np.ascontiguousarray(array)), image.affine, meta={"filename_or_obj": name})
+    return turned, not np.array_equal(turn, UNTURNED)
 
 
 def _load_volume(path: Path, any_affine: bool = False) -> MetaTensor:
-    if not path.is_file():
-        found = "a folder" if path.is_dir() else "a broken link" if path.is_symlink() else "no such file"
-        raise InputError(f"{path}: expected a NIfTI file, got {found}")
     stem = re.sub(f"{NIFTI}$", "", path.name, flags=re.IGNORECASE)
     if len(files := _nifti_files(path.parent, stem)) > 1:
-        raise InputError(f"{path}: expected one file of that name, got {files[1].name} as well; remove one of them")
-    with reading(path, "a readable NIfTI file"):
-        volume = LoadImage(ensure_channel_first=True)(path, reader=NiftiReader(any_affine))
-    if volume.ndim != 4 or volume.numel() == 0:
-        raise InputError(f"{path}: expected a 3D volume, got shape {tuple(volume.shape[1:])}")
-    if sorted(volume.shape[1:])[1] < SMALLEST_SLICE:
-        smallest = f"{SMALLEST_SLICE} x {SMALLEST_SLICE} pixels"
-        raise InputError(f"{path}: expected slices of at least {smallest}, got shape {tuple(volume.shape[1:])}")
+        raise InputError(f"{path}: {files[1].name} is there as well. Remove one of them.")
+    volume = LoadImage(ensure_channel_first=True)(path, reader=NiftiReader(any_affine))
+    if volume.ndim != 4:
+        raise InputError(f"{path}: shape {tuple(volume.shape[1:])} is not that of a 3D volume.")
     return volume
-
-
-def _check_channels(path: Path, volume: torch.Tensor, expected: int) -> None:
-    if len(volume) != expected:
-        raise InputError(f"{path}: expected {expected} channel(s), got {len(volume)}")

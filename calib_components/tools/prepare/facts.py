@@ -9,9 +9,9 @@ from typing import Any
 
 import yaml
 from monai.bundle import ConfigParser
-from monai.transforms import Compose
 
 from calib_components.data.facts import MULTIPLE, Facts
+from calib_components.data.transforms import NamedCompose
 from calib_components.errors import InputError
 
 
@@ -30,38 +30,25 @@ def facts_of_dataset(
         InputError: The size is not two multiples of 16, or there is no such axis.
     """
     content = {key: value for key, value in _config(name)["facts"].items() if key not in ("_target_", "file")}
-    size = content["image_size"] if image_size is None else image_size
-    if not isinstance(size, list | tuple) or len(size) != 2 or not all(map(_is_side, size)):
-        raise InputError(
-            f"image_size: expected two whole numbers, multiples of {MULTIPLE}, such as 192,192, got {size}"
-        )
-    if slice_axis not in (None, 0, 1, 2):
-        raise InputError(f"slice_axis: expected 0, 1 or 2, got {slice_axis}")
+    size = list(image_size or content["image_size"])
+    if len(size) != 2 or any(side <= 0 or side % MULTIPLE for side in size):
+        raise InputError(f"image_size must be two multiples of {MULTIPLE}, such as 192,192, got {size}.")
     if slice_axis is not None and "@slice_axis" not in str(_config(name)["volume_transforms"]):
-        raise InputError(f"slice_axis: expected none for data like {name}, whose slices are axial, got {slice_axis}")
+        raise InputError(f"slice_axis is of no use for data like {name}: their slices are axial.")
     content["crop_size"] = [min(sides) for sides in zip(size, content["crop_size"], strict=True)]
-    content |= {"image_size": list(size), "slice_axis": slice_axis, "source": str(source.resolve())}
+    content |= {"image_size": size, "slice_axis": slice_axis, "source": str(source.resolve())}
     return Facts.parse(content, f"{name}.yaml")
 
 
-def volume_transforms(facts: Facts) -> Compose:
+def volume_transforms(facts: Facts) -> NamedCompose:
     """Build the transforms from loaded, channel-first volumes to the network's grid and intensities.
 
     The transforms are the package's own; of the facts, only `image_size` and `slice_axis` enter, as values.
     """
-    config = ConfigParser(
-        {
-            "image_size": list(facts.image_size),
-            "slice_axis": facts.slice_axis,
-            "volume_transforms": _config(facts.dataset)["volume_transforms"],
-        }
-    )
-    return Compose(config.get_parsed_content("volume_transforms"))
+    config = {"image_size": facts.image_size, "slice_axis": facts.slice_axis}
+    config["volume_transforms"] = _config(facts.dataset)["volume_transforms"]
+    return NamedCompose(ConfigParser(config).get_parsed_content("volume_transforms"))
 
 
 def _config(name: str) -> dict[str, Any]:
     return yaml.safe_load(resources.files(__package__).joinpath(f"{name}.yaml").read_text())
-
-
-def _is_side(side: object) -> bool:
-    return type(side) is int and side > 0 and side % MULTIPLE == 0

@@ -5,27 +5,29 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+import os
 import shutil
 import statistics
 import sys
-import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import torch
+from tqdm.contrib.concurrent import thread_map
 
-from calib_components.data.cases import IMAGE, REPLACED, check_whole, write_case
+from calib_components.data.cases import IMAGE, REPLACED, write_case
 from calib_components.data.facts import FACTS, Facts, facts_beside, write_facts
-from calib_components.errors import UNFINISHED, InputError
+from calib_components.data.nifti import open_nifti
+from calib_components.errors import UNFINISHED, InputError, check_count
 from calib_components.tools.locks import only_run
-from calib_components.tools.parallel import check_workers, parallel
 from calib_components.tools.prepare.case import Case, read_done, transform_case
-from calib_components.tools.prepare.split import FOLD, check_folds, write_datalists
+from calib_components.tools.prepare.split import check_folds, write_datalists
 
 # The facts that decide what a prepared case holds: cases prepared with different ones must not mix.
 RECIPE = ("dataset", "source", "in_channels", "label_codes", "image_size", "slice_axis")
+MOST_WORKERS = 8  # by default, since each holds a case in memory
 
 
 def prepare_cases(
@@ -49,21 +51,23 @@ def prepare_cases(
         fractions: Shares of the patients for training, validation and testing; they sum to 1.
         seed: Seed of the split.
         folds: Number of folds of a cross-validation to list as well.
-        workers: Number of processes, and so of cases in memory; None for one per core, at most 8.
+        workers: Number of cases that are prepared at a time; None for one per core, at most 8.
         skip_bad: Leave bad cases out and list them at the end; otherwise the first one, by name, is an error.
         ignore_headers: See `load_case`.
 
     Raises:
-        InputError: An argument or a case is not as expected, `out` holds cases that were prepared differently or cannot
-            be written, a patient would change the split that it has in the present lists, or a worker was killed.
+        InputError: An argument or a case is unsuitable, `out` holds other files or cases that were prepared
+            differently, it cannot be written, or a patient would change the split that it has in the present lists.
     """
     cases = sorted(cases, key=lambda case: case.name)
-    _check_arguments(cases, fractions, seed, folds, workers)
-    _check_folders(Path(facts.source), out)
+    _check_arguments(cases, fractions, seed, folds)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = min(cores, MOST_WORKERS) if workers is None else workers
+    check_count("workers", workers, 1)
+    _check_output(Path(facts.source), out)
     with only_run(out):
         for leftover in (*out.glob(f"{UNFINISHED}*"), *out.glob(f"{REPLACED}*")):
-            is_folder = leftover.is_dir() and not leftover.is_symlink()
-            shutil.rmtree(leftover) if is_folder else leftover.unlink()
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
         prepared = {file.parent.name for file in out.glob(f"*/{IMAGE}")}
         facts = replace(facts, pixel_size=_check_recipe(facts, out).pixel_size if prepared else None)
         write_facts(facts, out)
@@ -71,17 +75,14 @@ def prepare_cases(
 
         sources: dict[str, Any] = {case.name: read_done(case, facts, out, ignore_headers) for case in cases}
         missing = [case for case in cases if sources[case.name] is None]
-        kept = len(cases) - len(missing)
-        attempt = functools.partial(_attempt, facts=facts, out=out, ignore_headers=ignore_headers)
-        made, problems = _prepare(missing, attempt, check_workers(workers), out.name, skip_bad)
-        for problem in problems.values():
-            print(f"skipped: {problem}", file=sys.stderr)
-        sources |= made
-        done = [case for case in cases if case.name not in problems]
+        attempt = functools.partial(_attempt, facts=facts, out=out, skip_bad=skip_bad, ignore_headers=ignore_headers)
+        sources |= _prepare(missing, attempt, workers, out.name)
+        done = [case for case in cases if sources[case.name] is not None]
         if not done:
-            raise InputError(f"{out}: expected at least one good case, got none")
-        again = len(prepared & made.keys())
-        print(f"{out}: {kept} case(s) kept, {len(made)} made" + (f", of these {again} anew" if again else ""))
+            raise InputError(f"{out}: there is no good case.")
+        made = {case.name for case in missing if sources[case.name] is not None}
+        again = f", of these {len(prepared & made)} anew" if prepared & made else ""
+        print(f"{out}: {len(cases) - len(missing)} case(s) kept, {len(made)} made{again}")
         _print_notes({case.name: sources[case.name] for case in done}, facts)
         if gone := sorted(prepared - {case.name for case in cases}):
             print(f"{out}: {_such_as(gone, 'prepared case')} not in the data set any more, and not listed")
@@ -89,79 +90,69 @@ def prepare_cases(
         training, validation = ([item["case"] for item in listed[split]] for split in ("training", "validation"))
         if validation and all(sources[case]["classes"] == [0] for case in validation):
             print("No structure in any label for validation, which so chooses no epoch. See --fractions and --seed.")
-        if not folds and (stale := sorted(out.glob(FOLD.format("*")))):
-            print(f"{stale[0]}: kept as it is, and {len(stale) - 1} more; give --folds to list the folds again")
         write_facts(replace(facts, pixel_size=_pixel_size(out, training or [case.name for case in done])), out)
 
 
-def _check_arguments(
-    cases: Sequence[Case], fractions: Sequence[float], seed: int, folds: int | None, workers: int | None
-) -> None:
-    if np.shape(fractions) != (3,) or not min(fractions) >= 0 or not math.isclose(sum(fractions), 1, abs_tol=1e-6):
-        raise InputError(f"fractions: expected three numbers of at least 0 that sum to 1, got {fractions}")
-    if seed < 0:
-        raise InputError(f"seed: expected a whole number of at least 0, got {seed}")
-    check_workers(workers)
+def _check_arguments(cases: Sequence[Case], fractions: Sequence[float], seed: int, folds: int | None) -> None:
+    if len(fractions) != 3 or min(fractions) < 0 or not math.isclose(sum(fractions), 1, abs_tol=1e-6):
+        raise InputError(f"fractions must be three numbers of at least 0 that sum to 1, got {fractions}.")
+    check_count("seed", seed, 0)
     check_folds(folds, len({case.patient for case in cases}))
     for first, second in itertools.pairwise(cases):
         if first.name == second.name:
-            raise InputError(f"{second.label}: expected one case {second.name}, got a second besides {first.label}")
+            raise InputError(f"{second.label}: two cases are called {second.name}, see {first.label}. Rename one.")
 
 
-def _check_folders(source: Path, out: Path) -> None:
-    """Refuse to write among the files of a data set, whose folders might be taken for prepared ones."""
+def _check_output(source: Path, out: Path) -> None:
+    """Refuse to write among the files of a data set, and into a folder of other files."""
     place = out.resolve()
     if place == source or place in source.parents or source in place.parents:
-        raise InputError(f"{out}: expected a folder apart from the data set's, got one that holds or is in {source}")
+        raise InputError(f"{out}: the output folder holds or lies in that of the data set. Choose another one.")
+    if out.is_dir() and not (out / FACTS).exists() and any(not path.name.startswith(".") for path in out.iterdir()):
+        raise InputError(f"Output folder is not empty: {out}. Choose another one.")
 
 
 def _check_recipe(facts: Facts, out: Path) -> Facts:
     """Return the facts that the present cases were prepared with, which must be the same."""
-    file = out / FACTS
-    try:
-        present = facts_beside(file)
-    except InputError as error:
-        raise InputError(f"{error}; choose another folder") from error
-    if present is None:
-        raise InputError(f"{file}: expected the facts of the cases there, got no such file; choose another folder")
+    present = facts_beside(out / FACTS)
+    assert present is not None  # see _check_output
     for name in RECIPE:
         if getattr(present, name) != getattr(facts, name):
-            old, new = (textwrap.shorten(str(getattr(either, name)), 100) for either in (present, facts))
             raise InputError(
-                f"{file}: expected {name} {new}, got {old}, which the cases there were prepared with; choose another "
-                "folder"
+                f"{out / FACTS}: the cases there were prepared with {name} {getattr(present, name)}, not "
+                f"{getattr(facts, name)}. Choose another folder."
             )
     return present
 
 
-def _prepare(
-    missing: Sequence[Case], attempt: Callable[[Case], Any], workers: int, name: str, skip_bad: bool
-) -> tuple[dict[str, Any], dict[str, str]]:
-    """Prepare what is missing; return what is recorded of each good case, and what is wrong with each bad one."""
-    made, problems = {}, {}
-    with parallel(attempt, missing, workers, name, ["monai.bundle", "monai.transforms"]) as results:
-        for case, (source, problem) in zip(missing, results, strict=True):
-            if problem and not skip_bad:
-                raise InputError(problem)
-            if problem:
-                problems[case.name] = problem
-            else:
-                made[case.name] = source
-    return made, problems
+def _prepare(missing: Sequence[Case], attempt: Any, workers: int, name: str) -> dict[str, Any]:
+    """Prepare what is missing, a thread for each case; return what is recorded of each case, None of a skipped one."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the last digits of sums depend on it
+    try:
+        done = thread_map(attempt, missing, max_workers=workers, desc=name, unit="case", leave=False, disable=None)
+    finally:
+        torch.set_num_threads(threads)
+    for _, problem in done:
+        if problem:
+            print(f"skipped: {problem}", file=sys.stderr)
+    return {case.name: source for case, (source, _) in zip(missing, done, strict=True)}
 
 
-def _attempt(case: Case, facts: Facts, out: Path, ignore_headers: bool) -> tuple[dict[str, Any], str]:
-    """Prepare a case; return what is recorded of it, and what is wrong with it. An error is one of writing."""
+def _attempt(case: Case, facts: Facts, out: Path, skip_bad: bool, ignore_headers: bool) -> tuple[Any, str]:
+    """Prepare a case; return what is recorded of it or, if a bad case is skipped, what is wrong with it."""
     try:
         data = transform_case(case, facts, ignore_headers)
     except InputError as error:
-        return {}, str(error)
-    write_case(out / case.name, data["image"], data["label"], data["image"].affine, data["source"], replace=True)
+        if not skip_bad:
+            raise
+        return None, str(error)
+    write_case(out / case.name, data["image"], data["label"], data["image"].affine, data["source"])
     return data["source"], ""
 
 
 def _print_notes(sources: Mapping[str, Mapping[str, Any]], facts: Facts) -> None:
-    """Say what was found in the prepared cases that need not be wrong but may be."""
+    """Print what was found in the prepared cases that may be wrong."""
     if turned := [file for source in sources.values() for file in source["turned"]]:
         print(f"{_such_as(turned, 'file')} turned onto the voxels of the image, as the headers state")
     axes = {name: source["slice_axis"] for name, source in sources.items()}
@@ -184,5 +175,5 @@ def _such_as(names: Sequence[str], kind: str) -> str:
 
 def _pixel_size(out: Path, names: Sequence[str]) -> list[float]:
     """The smallest and largest side of a pixel in these cases, in millimetres."""
-    sides = [float(side) for name in names for side in check_whole(out / name / IMAGE).header.get_zooms()[:2]]
+    sides = [float(side) for name in names for side in open_nifti(out / name / IMAGE).header.get_zooms()[:2]]
     return [round(min(sides), 4), round(max(sides), 4)]

@@ -9,14 +9,15 @@ import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from calib_components.data.cases import IMAGE, LABEL
+from calib_components.data.cases import IMAGE, LABEL, SPLITS
 from calib_components.data.facts import DATALIST, Facts
-from calib_components.errors import InputError, reading, writing
+from calib_components.errors import InputError, check_count, reading, writing
 from calib_components.tools.prepare.case import Case
 
-SPLITS = ("training", "validation", "testing")
 FOLD = "datalist_fold{}.json"  # of cross-validation, numbered from 0
+AGAIN = "Choose another folder or, to split again, delete the datalists."
 
 
 def split_patients(groups: Mapping[str, str], fractions: Sequence[float], seed: int) -> dict[str, str]:
@@ -111,19 +112,18 @@ def write_datalists(
     """
     groups = {case.patient: case.group for case in cases}
     check_folds(folds, len(groups))
-    splits = {out / DATALIST: split_patients(groups, fractions, seed)}
-    for fold, split in enumerate(split_folds(groups, folds, seed) if folds else []):
-        splits[out / FOLD.format(fold)] = split
     present = sorted(out.glob(FOLD.format("*")))
     if folds and present and len(present) != folds:
-        raise InputError(
-            f"{present[-1]}: expected {folds} folds as in --folds, got {len(present)}; choose another folder or, to "
-            "split again, delete these files"
-        )
-    for file, split in splits.items():
+        raise InputError(f"{present[-1]}: there are {len(present)} folds, not {folds}. {AGAIN}")
+    if present and not folds:
+        print(f"{present[0]}: kept as it is, and {len(present) - 1} more; give --folds to list the folds again")
+    patients = split_patients(groups, fractions, seed)
+    splits: dict[Path, tuple[Any, dict]] = {out / DATALIST: (patients, {"fractions": list(fractions)})}
+    for fold, split in enumerate(split_folds(groups, folds, seed) if folds else []):
+        splits[out / FOLD.format(fold)] = (split, {"folds": folds})
+    for file, (split, _) in splits.items():
         _check_unchanged({case.name: split[case.patient] for case in cases}, file)
-    for file, split in splits.items():
-        made_with = {"fractions": list(fractions)} if file.name == DATALIST else {"folds": folds}
+    for file, (split, made_with) in splits.items():
         listed = _list_cases(cases, split)
         datalist = {
             "name": out.name,
@@ -140,9 +140,9 @@ def write_datalists(
         if not file.is_file() or file.read_text() != text:
             with writing(file) as unfinished:
                 unfinished.write_text(text)
-    patients = Counter(splits[out / DATALIST].values())
-    listed = _list_cases(cases, splits[out / DATALIST])
-    counts = ", ".join(f"{split} {patients[split]} ({len(listed[split])} cases)" for split in SPLITS)
+    listed = _list_cases(cases, patients)
+    count = Counter(patients.values())
+    counts = ", ".join(f"{split} {count[split]} ({len(listed[split])} cases)" for split in SPLITS)
     size = sum(file.stat().st_size for case in cases for file in (out / case.name).iterdir()) / len(cases)
     print(f"{out}: patients for {counts}; {size / 1e6:.1f} MB per case")
     if listed["training"] and not listed["validation"]:
@@ -153,13 +153,9 @@ def write_datalists(
 
 
 def check_folds(folds: int | None, patients: int) -> None:
-    """Check the number of folds against that of the patients.
-
-    Raises:
-        InputError: It is not from 2 to the number of patients.
-    """
-    if folds is not None and not 2 <= folds <= patients:
-        raise InputError(f"folds: expected 2 to {patients}, the number of patients, got {folds}")
+    """Raise `InputError` unless the number of folds is from 2 to the number of patients, or None."""
+    if folds is not None:
+        check_count("folds", folds, 2, patients)
 
 
 def _list_cases(cases: Sequence[Case], split: Mapping[str, str]) -> dict[str, list[dict[str, str]]]:
@@ -175,14 +171,9 @@ def _check_unchanged(splits: Mapping[str, str], datalist: Path) -> None:
     """A model may have been trained on the present split, so no case may silently move to another."""
     if not datalist.is_file():
         return
-    with reading(datalist, "a list of prepared cases"):
+    with reading(datalist):
         present = json.loads(datalist.read_text())
         before = {item["case"]: split for split in SPLITS for item in present[split]}
-    moved = sorted(case for case in before.keys() & splits.keys() if before[case] != splits[case])
-    if moved:
-        first = moved[0]
-        raise InputError(
-            f"{datalist}: expected every case to stay in its split, got {len(moved)} that would move, "
-            f"such as {first} from {before[first]} to {splits[first]}; choose another folder or, to split again, "
-            "delete this file"
-        )
+    for case in sorted(before.keys() & splits.keys()):
+        if before[case] != splits[case]:
+            raise InputError(f"{datalist}: {case} would move from {before[case]} to {splits[case]}. {AGAIN}")
