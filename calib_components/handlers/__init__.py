@@ -1,19 +1,15 @@
-"""Handlers: training that survives an interruption, trained weights, their temperature, and files of an evaluation."""
+"""Handlers: training that survives an interruption, trained weights, their calibration, and files of an evaluation."""
 
+from calib_components.handlers.calibration import Calibration, calibration_cases, read_estimate, write_estimate
 from calib_components.handlers.checkpoint import TrainingCheckpoint
-from calib_components.handlers.evaluation import EvaluationWriter, check_case
+from calib_components.handlers.evaluation import EvaluationRecords, EvaluationWriter, check_case
 from calib_components.handlers.processes import join_process_group, leave_process_group, share_cases
-from calib_components.handlers.temperature import (
-    TemperatureCalibration,
-    calibration_cases,
-    read_temperature,
-    write_temperature,
-)
 from calib_components.handlers.weights import WeightsCheckpointLoader, load_torchscript, load_weights
 
 __all__ = [
+    "Calibration",
+    "EvaluationRecords",
     "EvaluationWriter",
-    "TemperatureCalibration",
     "TrainingCheckpoint",
     "WeightsCheckpointLoader",
     "calibration_cases",
@@ -22,7 +18,7 @@ __all__ = [
     "leave_process_group",
     "load_torchscript",
     "load_weights",
-    "read_temperature",
+    "read_estimate",
     "share_cases",
-    "write_temperature",
+    "write_estimate",
 ]

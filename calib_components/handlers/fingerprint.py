@@ -1,11 +1,9 @@
 """Fingerprint of a run: the settings of a bundle that reach its numbers, as plain data.
 
-Two runs are comparable, and a finished run is still valid, if their fingerprints are equal. The fingerprint has every
-setting of the listed ids except comments, the device, the number of workers, places (`PLACES`) and the names of helper
-ids. Rounding depends on the device, but no more than numbers do on a seed.
-
-Not covered: handlers, `initialize` and `run`, which are taken to be those of the bundle, and the content of files and
-the code of classes and functions, of which the names are shown. What prepared cases hold has a fingerprint of its own.
+Two runs are comparable, and a finished run is still valid, if their fingerprints are equal. Not covered: comments, the
+device, the number of workers, places and the names of helper ids, which reach no number (rounding depends on the
+device, but no more than numbers do on a seed); handlers, `initialize` and `run`; and the content of files and the code
+of classes, of which the names are shown. What prepared cases hold has a fingerprint of its own.
 """
 
 from __future__ import annotations
@@ -25,7 +23,16 @@ from monai.bundle import ConfigExpression, ConfigParser, ReferenceResolver
 from calib_components.data.cases import CONTENT, SOURCE
 from calib_components.errors import InputError
 
-__all__ = ["EVALUATION", "INFERENCE", "TRAINING", "changes", "differing", "fingerprint", "fingerprint_of_cases"]
+__all__ = [
+    "EVALUATION",
+    "LOADING",
+    "TRAINING",
+    "changes",
+    "differing",
+    "fingerprint",
+    "fingerprint_of_cases",
+    "fingerprint_of_list",
+]
 
 INERT = ("_desc_", "_requires_")
 LOADING = ("num_workers", "pin_memory", "persistent_workers", "prefetch_factor", "multiprocessing_context")
@@ -35,39 +42,19 @@ SEED = "seed"
 ALIKE = {"calib_components.posthoc.TemperatureUNet": "UNet"}
 # Ids of a bundle, each with the arguments of its components that are left out.
 DATA_AND_NETWORK: Mapping[str, tuple[str, ...]] = {
-    "num_classes": (),
-    "in_channels": (),
-    "label_codes": (),
-    "structures": (),
-    "image_size": (),
-    "crop_size": (),
-    "amp": (),
-    "volume_transforms": (),
-    "prepare": (),
-    "network_def": (),
-    "network": (),
-    "validate::preprocessing": (),
-    "validate::dataset": (),
+    **dict.fromkeys(("num_classes", "in_channels", "label_codes", "structures", "image_size", "crop_size", "amp"), ()),
+    **dict.fromkeys(("volume_transforms", "prepare", "network_def", "network"), ()),
+    **dict.fromkeys(("validate::preprocessing", "validate::dataset", "validate::inferer"), ()),
+    **dict.fromkeys(("validate::postprocessing", "validate::key_metric"), ()),
     "validate::dataloader": LOADING,
-    "validate::inferer": (),
-    "validate::postprocessing": (),
-    "validate::key_metric": (),
 }
-TRAINING: Mapping[str, tuple[str, ...]] = {
-    "seed": (),
-    "max_epochs": (),
-    "batch_size": (),
-    "learning_rate": (),
-    "val_interval": (),  # validation selects the weights that are kept, by its key metric; other metrics observe
+TRAINING: Mapping[str, tuple[str, ...]] = {  # validation selects the weights that are kept; other metrics observe
+    **dict.fromkeys(("seed", "max_epochs", "batch_size", "learning_rate", "val_interval"), ()),
     **DATA_AND_NETWORK,
+    **dict.fromkeys(("loss", "optimizer", "lr_scheduler", "train::preprocessing", "train::inferer"), ()),
     "validate::evaluator": ("device", "val_handlers", "additional_metrics"),
-    "loss": (),
-    "optimizer": (),
-    "lr_scheduler": (),
-    "train::preprocessing": (),
     "train::dataset": ("cache",),
     "train::dataloader": LOADING,
-    "train::inferer": (),
     "train::trainer": ("device", "train_handlers", "key_train_metric", "additional_metrics", "metric_cmp_fn"),
 }
 EVALUATION: Mapping[str, tuple[str, ...]] = {
@@ -77,49 +64,22 @@ EVALUATION: Mapping[str, tuple[str, ...]] = {
     "validate::evaluator": ("device", "val_handlers"),
 }
 
-INFERENCE: Mapping[str, tuple[str, ...]] = {
-    "bits": (),
-    "tta": (),
-    "in_channels": (),
-    "label_codes": (),
-    "structures": (),
-    "file_suffixes": (),
-    "image_size": (),
-    "crop_size": (),
-    "amp": (),
-    "volume_transforms": (),
-    "preprocessing": (),
-    "network_def": (),
-    "network": (),
-    "inferer": ("batch_size",),  # of slices that are predicted one by one
-    "postprocessing": ("save",),  # which maps are written
-}
-
 
 def fingerprint(config: Mapping[str, Any], ids: Mapping[str, tuple[str, ...]] = TRAINING) -> dict[str, Any]:
-    """Return the settings of a run that reach its numbers.
+    """Return the settings of a run that reach its numbers, as JSON data.
 
-    References and `$` expressions are replaced by their values, with two exceptions. A reference to the seed, or to a
-    component that the fingerprint has under its own id, stays a reference, such as `network: "@network"` of a trainer.
-    An expression that needs a component to be built, a place or the seed, or whose value is not plain data, stays as
-    text, together with the values of what it refers to.
+    References and `$` expressions are replaced by their values. A reference to the seed, or to a component that the
+    fingerprint has under its own id, stays, such as `network: "@network"` of a trainer. An expression that needs a
+    component to be built, a place or the seed, or whose value is not plain data, stays as text, together with the
+    values of what it refers to.
 
     Args:
         config: Configuration of a bundle after overrides, as `ConfigParser.get()` returns it. It is not changed.
-        ids: Ids to include, each with the arguments of its components that are left out: `TRAINING`, `EVALUATION` or
-            `INFERENCE`.
-
-    Returns:
-        The value of each id that the configuration has, as JSON data. `amp` has a value for each type of device.
+        ids: Ids to include, as far as they are there, each with the arguments of its components that are left out:
+            `TRAINING` or `EVALUATION`.
 
     Raises:
         InputError: References form a circle.
-
-    Examples:
-        >>> from calib_components.handlers.fingerprint import fingerprint
-        >>> config = {"learning_rate": 0.01, "optimizer": {"_target_": "torch.optim.SGD", "lr": "@learning_rate"}}
-        >>> fingerprint(config)["optimizer"]
-        {'_target_': 'torch.optim.SGD', 'lr': 0.01}
     """
     parser = ConfigParser(copy.deepcopy(dict(config)))
     parser.get_parsed_content("imports", default=None)  # parses, and imports the modules that expressions use
@@ -138,7 +98,7 @@ def fingerprint(config: Mapping[str, Any], ids: Mapping[str, tuple[str, ...]] = 
             elif name in parser:
                 settings[name] = resolver.resolve(parser[name])
         except RecursionError:
-            raise InputError(f"{name}: expected a value, got references that form a circle") from None
+            raise InputError(f"{name}: references form a circle.") from None
     return json.loads(json.dumps(settings, default=str))
 
 
@@ -168,13 +128,7 @@ def _first_difference(one: Any, other: Any) -> tuple[str, str]:
 
 @dataclass(frozen=True)
 class _Resolver:
-    """Turns parts of a configuration into plain data.
-
-    Attributes:
-        parser: The configuration.
-        ids: Ids that the fingerprint has.
-        left_out: Arguments of components that are left out.
-    """
+    """Turns parts of a configuration into plain data; `ids` are those of the fingerprint."""
 
     parser: ConfigParser
     ids: Container[str]
@@ -234,18 +188,19 @@ def fingerprint_of_cases(datalist: Path, folder: Path) -> str | None:
     """Return the SHA-256 of what the prepared cases of a list hold, as `source.json` of each records it.
 
     Args:
-        datalist: List of the prepared cases of all splits; a broken one has no fingerprint.
+        datalist: List of the prepared cases of all splits.
         folder: Folder that the paths in it are relative to.
 
     Returns:
-        The same for cases that were prepared again to the same voxels; None where a case has no such record.
+        The same for cases that were prepared again to the same voxels; None without a list, or where a case has no such
+        record.
     """
     try:
         splits = json.loads(datalist.read_text())
         images = {item["image"] for name in ("training", "validation", "testing") for item in splits.get(name, ())}
         sources = [json.loads((folder / image).with_name(SOURCE).read_text()) for image in sorted(images)]
         return hashlib.sha256("".join(source[CONTENT] for source in sources).encode()).hexdigest()
-    except (OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return None
 
 

@@ -1,21 +1,26 @@
-"""Post-hoc calibration of a trained network: temperature scaling."""
+"""Post-hoc calibration of a trained network."""
 
-from calib_components.posthoc.estimate import TemperatureEstimate
+from calib_components.posthoc.base import KINDS, Calibrator, Estimate
 from calib_components.posthoc.network import (
     EnsembleUNet,
     TemperatureScaled,
     TemperatureUNet,
+    find_calibrator,
     find_temperature,
-    set_temperature,
+    set_calibrator,
 )
-from calib_components.posthoc.temperature import TemperatureScaling
+from calib_components.posthoc.temperature import TemperatureEstimate, TemperatureScaling
 
 __all__ = [
+    "KINDS",
+    "Calibrator",
     "EnsembleUNet",
+    "Estimate",
     "TemperatureEstimate",
     "TemperatureScaled",
     "TemperatureScaling",
     "TemperatureUNet",
+    "find_calibrator",
     "find_temperature",
-    "set_temperature",
+    "set_calibrator",
 ]

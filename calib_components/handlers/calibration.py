@@ -1,0 +1,245 @@
+"""Calibration of trained weights: a calibrator is fitted on cases, and written into the weights."""
+
+from __future__ import annotations
+
+import glob
+import io
+import json
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import ignite.distributed as idist
+import torch
+from ignite.engine import Events
+from monai.engines import Evaluator
+
+from calib_components.data.cases import read_datalist
+from calib_components.data.facts import Facts, facts_beside
+from calib_components.errors import InputError, check_choice, check_writable, make_folder, reading, writing
+from calib_components.handlers.weights import (
+    EXPORT_ENDINGS,
+    WeightsCheckpointLoader,
+    check_beside,
+    read_weights,
+    with_calibrator,
+    write_weights,
+)
+from calib_components.metrics import CalibrationBins, ECEMetric
+from calib_components.posthoc import KINDS, Calibrator, Estimate, set_calibrator
+
+__all__ = ["Calibration", "calibration_cases", "read_estimate", "write_estimate"]
+
+Bins = dict[str, CalibrationBins]  # by their region
+WORSE = 1.1  # times the error before, from which an error after the fit is warned of
+REGIONS = {"all": "all voxels", "predicted": "predicted foreground"}  # that errors are reported in
+SPLITS = {  # what to know of a fit on a split
+    "training": "The network was trained on these cases and is more confident on them than on others: the temperature "
+    "is too low for other patients.",
+    "validation": "If the network was validated on these cases, they also chose its epoch: errors on other patients "
+    "are higher.",
+    "testing": "Results of these weights on the same test cases are no longer independent of them.",
+}
+
+
+def calibration_cases(temperature: float | None, pool: Sequence[Any] | None, **options: Any) -> list[dict[str, Any]]:
+    """Return the cases to fit on, see `read_datalist` for options; none if a temperature or earlier fits are given."""
+    return read_datalist(**options) if temperature is None and pool is None else []
+
+
+class Calibration:
+    """Fit a calibrator to trained weights, and write it into them.
+
+    The network runs over the cases twice: uncalibrated, for the fit, and calibrated, for the calibration errors after
+    it. It writes, all of them or none:
+
+    - the weights, with the calibrator. All else in the file stays, so that fitting again gives the same bytes.
+    - `temperature.json`: the estimate, see `read_estimate`. Files of another calibrator have its name.
+    - `temperature_fit.json`: what the fit keeps of each patient, see `Calibrator.to_dict`, for `pool`.
+    - `reliability_temperature.png`: reliability before and after, over all voxels and the predicted foreground.
+
+    Across several processes, the fit and the errors are those of all cases, and the first process writes.
+
+    Args:
+        evaluator: Runs the network over the cases. Items of its batches have the name of their `patient`, those of its
+            output a `label` `(1, *S)` and the logits `pred` `(N, *S)`.
+        network: The network, which carries a calibrator: see `calib_components.posthoc`.
+        calibrator: What is fitted, and to which region.
+        load_path: Trained weights.
+        calibrated_path: File of the calibrated weights, which may be the same. In another folder, it gets the
+            `facts.yaml` of the weights beside it.
+        output_dir: Folder of the other files.
+        split: Split that the cases are from, for what is said of the fit.
+        temperature: A temperature to write into the weights without a fit. The other files, which an earlier fit may
+            have left, are removed: they would be of another temperature.
+        pool: Folders of earlier fits, such as those of all folds of a cross-validation, each with the network of its
+            fold: one calibrator is fitted to all their patients, each of whom is in one of them, without any case.
+            `temperature_fit.json` stays as it is then, and there is no figure.
+        facts: Facts of the data, which are compared with those of the weights; None not to compare them.
+
+    Raises:
+        InputError: From `run`, if the network carries no calibrator, an argument is not as described, the weights are
+            not suitable (see `WeightsCheckpointLoader`), there are no voxels in the region, an earlier fit is missing
+            or of another region, `calibrated_path` has other weights, or a file cannot be written.
+    """
+
+    def __init__(
+        self,
+        evaluator: Evaluator,
+        network: torch.nn.Module,
+        calibrator: Calibrator,
+        load_path: str | os.PathLike,
+        calibrated_path: str | os.PathLike,
+        output_dir: str | os.PathLike,
+        split: str = "validation",
+        temperature: float | None = None,
+        pool: Sequence[str | os.PathLike] | None = None,
+        facts: Facts | None = None,
+    ) -> None:
+        check_choice("split", split, SPLITS)
+        if temperature is not None and pool is not None:
+            raise InputError("temperature: give either a temperature or a pool of fits.")
+        self.evaluator, self.network, self.calibrator = evaluator, network, calibrator
+        self.load_path, self.calibrated_path, self.output_dir = Path(load_path), Path(calibrated_path), Path(output_dir)
+        self.split, self.temperature, self.pool, self.facts = split, temperature, pool, facts
+        self._log = logging.getLogger(__name__)
+
+    def run(self) -> None:
+        """Fit the calibrator, or take the given temperature, and write the weights."""
+        set_calibrator(self.network, type(self.calibrator)())
+        self._check_places()
+        name, files = self.calibrator.name, {}
+        if self.temperature is not None:
+            self.calibrator.set_state({"temperature": self.temperature})
+            files = dict.fromkeys((f"{name}.json", f"{name}_fit.json", f"reliability_{name}.png"))
+        elif self.pool is not None:
+            if idist.get_rank() == 0:  # `compute` puts together what all processes have
+                _add_fits(self.pool, self.calibrator)
+            files = {**self._fit(), f"reliability_{name}.png": None}
+        else:
+            WeightsCheckpointLoader(self.load_path, self.network, self.facts)(self.evaluator)
+            set_calibrator(self.network, type(self.calibrator)())
+            before = self._run_network(self.calibrator)
+            files = {**self._fit(), f"{name}_fit.json": _encoded(self.calibrator.to_dict())}
+            set_calibrator(self.network, self.calibrator)
+            after = self._run_network()
+            if idist.get_rank() == 0:
+                files[f"reliability_{name}.png"] = _diagram(before, after)
+                self._compare(before, after)
+        if idist.get_rank() == 0:
+            self._write(files)
+
+    def _check_places(self) -> None:
+        """Say before the work what would keep the files from being written."""
+        check_writable("calibrated_path", self.calibrated_path.parent)
+        weights = read_weights(self.load_path)[1]
+        if self.calibrated_path.exists():
+            there, parameters = read_weights(self.calibrated_path)[1], self.calibrator.state().keys()
+            names = {*weights, *there} - parameters
+            if not all(name in weights and name in there and weights[name].equal(there[name]) for name in names):
+                raise InputError(f"calibrated_path: {self.calibrated_path} has other weights. Choose another file.")
+        check_beside(self.calibrated_path, facts_beside(self.load_path), "calibrated_path")
+
+    def _run_network(self, fit: Calibrator | None = None) -> Bins:
+        """Run the network over all cases, and add them to the fit; return the bins of each region."""
+        metrics = {region: ECEMetric(region=region) for region in REGIONS}
+
+        def add(engine: Evaluator) -> None:
+            for case, output in zip(engine.state.batch, engine.state.output, strict=True):
+                logits, label = output["pred"][None].float(), output["label"][None]
+                if fit is not None:
+                    fit.update(logits, label, case["patient"])
+                for metric in metrics.values():
+                    metric(logits.softmax(1), label)
+
+        with self.evaluator.add_event_handler(Events.ITERATION_COMPLETED, add):
+            self.evaluator.run()
+        return {region: metric.bins for region, metric in metrics.items()}
+
+    def _fit(self) -> dict[str, bytes | None]:
+        estimate: Estimate = self.calibrator.compute()
+        if idist.get_rank() == 0:
+            self._log.info("%s %s", self.calibrator.name.capitalize(), estimate.summary())
+            region = self.calibrator.region.name
+            self._log.info("NLL %.4f -> %.4f (region %s)", estimate.nll_before, estimate.nll_after, region)
+            for warning in estimate.warnings():
+                self._log.warning("%s", warning)
+        return {f"{estimate.name}.json": _encoded(estimate.to_dict(), indent=2)}
+
+    def _compare(self, before: Bins, after: Bins) -> None:
+        errors = {r: [bins[r].expected_error().item() for bins in (before, after)] for r in REGIONS}
+        self._log.info("ECE %s", ", ".join(f"{a:.4f} -> {b:.4f} ({REGIONS[r]})" for r, (a, b) in errors.items()))
+        for region, (old, new) in errors.items():
+            if new > WORSE * old:
+                title, name = REGIONS[region], self.calibrator.name
+                self._log.warning("The ECE of %s is larger with this %s. It cannot serve all voxels.", title, name)
+        self._log.info("%s", SPLITS[self.split])
+
+    def _write(self, files: Mapping[str, bytes | None]) -> None:
+        """Write the weights and the other files, all or none; those without content are removed."""
+        if any(content is not None for content in files.values()):
+            make_folder(self.output_dir)
+        file, content = self.calibrated_path, with_calibrator(self.load_path, self.calibrator)
+        is_new = not file.is_file() or file.read_bytes() != content
+        with ExitStack() as stack:
+            for name, report in files.items():
+                if report is not None:
+                    stack.enter_context(writing(self.output_dir / name)).write_bytes(report)
+            write_weights(file, content, facts_beside(self.load_path), "calibrated_path")
+            for name in (name for name, report in files.items() if report is None):
+                (self.output_dir / name).unlink(missing_ok=True)
+        self._log.info("Wrote the %s into %s", self.calibrator.name, file)
+        for export in sorted(file.parent.glob(f"{glob.escape(file.stem)}.*")):
+            if is_new and export.suffix in EXPORT_ENDINGS:
+                self._log.warning("%s was made from the weights before calibration. Export it again.", export)
+
+
+def _encoded(content: Any, **options: Any) -> bytes:
+    return (json.dumps(content, allow_nan=False, **options) + "\n").encode()
+
+
+def _diagram(before: Bins, after: Bins) -> bytes:
+    from calib_components.figures import reliability_diagram  # training must not need matplotlib
+
+    when, content = {"before": before, "after": after}, io.BytesIO()
+    panels = {f"{region}, {time}": bins[region] for region in REGIONS for time, bins in when.items()}
+    reliability_diagram(panels, bands=True).savefig(content, format="png")
+    return content.getvalue()
+
+
+def _add_fits(folders: Sequence[str | os.PathLike], whole: Calibrator) -> None:
+    """Add earlier fits of the same kind to a calibrator."""
+    found: dict[str, Path] = {}
+    for file in (Path(folder) / f"{whole.name}_fit.json" for folder in folders):
+        with reading(file, "a fit of calibrate.yaml"):
+            content = json.loads(file.read_bytes())
+            whole.add(type(whole).from_dict(content))
+        for patient in content["patients"]:
+            if patient in found:
+                raise InputError(f"{file}: patient {patient} is in {found[patient]}, too.")
+            found[patient] = file
+
+
+def read_estimate(folder: str | os.PathLike) -> Any:
+    """Read what `write_estimate` wrote into a folder, such as the `output_dir` of a calibration.
+
+    Raises:
+        InputError: The file is missing or broken.
+    """
+    files = {Path(folder) / f"{kind.name}.json": kind.estimate for kind in KINDS.values()}
+    for file, kind in sorted(files.items(), key=lambda item: not item[0].exists()):
+        with reading(file, "a fitted calibrator"):
+            return kind.from_dict(json.loads(file.read_bytes()))
+
+
+def write_estimate(estimate: Estimate, folder: str | os.PathLike) -> None:
+    """Write the report of a fit, such as `temperature.json`, into a folder.
+
+    Raises:
+        InputError: It cannot be written.
+    """
+    with writing(Path(folder) / f"{estimate.name}.json") as unfinished:
+        unfinished.write_bytes(_encoded(estimate.to_dict(), indent=2))

@@ -1,0 +1,213 @@
+"""The interface of calibrators: fitted to logits patient by patient, applied to logits, stored as a few tensors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+
+from calib_components.errors import InputError, warn_once
+from calib_components.metrics.regions import Region
+from calib_components.metrics.voxels import check_tensors, read_voxels
+
+__all__ = ["CARRIED", "KINDS", "Array", "Calibrator", "Estimate"]
+
+Array = NDArray[np.float64]
+KINDS: dict[str, type[Calibrator]] = {}  # every calibrator by its name
+CARRIED = "calibrator."  # prefix of its parameters in a network, which the names in a state dict lack
+
+
+class Estimate:
+    """The report of a fit: a frozen dataclass with these fields among others, and three texts for readers."""
+
+    name: ClassVar[str]  # of its calibrator
+    nll_before: float
+    nll_after: float
+    patients: int
+    voxels: int
+
+    def summary(self) -> str:
+        """Return what was fitted and how uncertain it is, as one line."""
+        raise NotImplementedError
+
+    def effect(self, by_prediction: bool = True) -> str:
+        """Return what calibration does to probabilities, as one sentence."""
+        raise NotImplementedError
+
+    def warnings(self) -> list[str]:
+        """Return what a user should know before relying on the fit, one sentence each."""
+        raise NotImplementedError
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as data that JSON can store; NaN becomes None."""
+        values = asdict(self)  # type: ignore[call-overload]  # a subclass is a dataclass
+        return {k: None if isinstance(value, float) and math.isnan(value) else value for k, value in values.items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Any:
+        """Inverse of `to_dict`."""
+        return cls(**{name: math.nan if value is None else value for name, value in values.items()})
+
+
+class Calibrator(torch.nn.Module):
+    """Base class of calibrators: fitted like a metric, applied by calling it on logits.
+
+    `update` with each batch, then `compute`. A new calibrator leaves logits as they are. Its parameters are buffers;
+    `set_calibrator` puts them into a network, whose weights and exports then carry them.
+
+    What is kept of a patient is one row of sums over voxels: memory does not grow with voxels, and resampled patients
+    are other sums of rows. Across several processes, `compute` and `to_dict` put the patients of all together, so every
+    process must call them. A subclass has a `name`, the type of its `estimate`, buffers, `forward`, `voxel_sums` and
+    `solve`.
+
+    Args:
+        region: The voxels to fit, see `calib_components.metrics.regions`. Fitted to a region chosen by the ground
+            truth, probabilities are not calibrated. The prediction before calibration chooses voxels.
+        ignore_index: Ground-truth value of voxels to leave out; their logits are not checked.
+        sigmoid: Whether each channel is a binary problem of its own, as one channel always is.
+
+    Raises:
+        InputError: The region is unknown.
+    """
+
+    name: ClassVar[str]  # of its files: NAME.json is the estimate, NAME_fit.json what is kept of each patient
+    estimate: ClassVar[type[Estimate]]
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        KINDS[cls.name] = cls
+
+    def __init__(self, region: Any = "all", ignore_index: int | None = None, sigmoid: bool = False) -> None:
+        super().__init__()
+        self.region, self.ignore_index, self.sigmoid = Region.parse(region), ignore_index, sigmoid
+        self.reset()
+
+    def voxel_sums(self, logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+        """Return sums over voxels of logits `(N, voxels)` and class indices `(voxels,)`, float64, `(K,)`.
+
+        With sigmoid, N is 2, and the logit of class 0 is 0.
+        """
+        raise NotImplementedError
+
+    def solve(self, names: Sequence[str], rows: Array) -> Estimate:
+        """Set the parameters that fit patients, by their names and rows `(patients, K)`; return the estimate."""
+        raise NotImplementedError
+
+    @classmethod
+    def check_state(cls, state: Mapping[str, torch.Tensor]) -> None:
+        """Raise `InputError` if parameters are out of their range."""
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Return the parameters by their names."""
+        return dict(self.named_buffers())
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Replace the parameters, in place where the shape stays, by a tensor or number for each name in `state()`.
+
+        Raises:
+            InputError: A value is out of its range.
+        """
+        self.check_state(state)
+        for name, own in self.state().items():
+            values = torch.as_tensor(state[name]).to(own)
+            if values.shape == own.shape:
+                own.copy_(values)
+            else:  # such as one value for each class
+                self.register_buffer(name, values.clone())
+
+    def reset(self) -> None:
+        """Forget all voxels; the parameters stay."""
+        self._rows: dict[str, Array] = {}
+
+    def update(self, logits: torch.Tensor, y: torch.Tensor, group: str | Sequence[str]) -> None:
+        """Add the voxels of a batch to the fit.
+
+        Shape:
+            - logits: `(B, N, *S)`, with N classes, or channels of sigmoids.
+            - y: `(B, 1, *S)` class index, or `(B, N, *S)` one-hot; for sigmoids, `(B, N, *S)`, 0 or 1.
+
+        Args:
+            logits: Output of a network before softmax or sigmoid, of any floating-point type.
+            y: Ground truth, of any type that holds whole numbers.
+            group: Name of the patient, or the names of the patients of the B cases. Cases of one patient may be spread
+                over batches and processes.
+
+        Raises:
+            InputError: Shapes do not match, some logits are NaN or infinite, `y` holds invalid labels, or there are not
+                as many names as cases. Nothing is added then.
+        """
+        logits, y = check_tensors(logits, y, self.sigmoid, "logits")
+        names = [group] * len(logits) if isinstance(group, str) else list(group)
+        if len(names) != len(logits):
+            raise InputError(f"group has {len(names)} names for {len(logits)} cases. Give one name for each case.")
+        lowest, highest = logits.aminmax()
+        if lowest >= 0 and highest <= 1:
+            binary = self.sigmoid or logits.shape[1] == 1
+            remedy = "p.double().logit(1e-12)" if binary else "p.double().clamp_min(1e-12).log()"
+            warn_once(f"All logits are between 0 and 1. If they are probabilities p, pass {remedy}.")
+        sums: dict[int, torch.Tensor] = {}  # no entry for a case without a voxel in the region
+        for voxels in read_voxels(logits, y, self.region, self.ignore_index, self.sigmoid, logits=True):
+            sums[voxels.case] = sums.get(voxels.case, 0) + self.voxel_sums(voxels.logits, voxels.label)
+        self._add({names[case]: row.cpu().numpy()} for case, row in sums.items())
+
+    def add(self, other: Calibrator) -> None:
+        """Add the patients of another fit, such as of another process; those of the same name are one.
+
+        Raises:
+            InputError: The other fit has another region, `ignore_index` or `sigmoid`. Nothing is added then.
+        """
+        if (own := self._options()) != (others := other._options()):
+            raise InputError(f"Fits with different options cannot be added: {own} and {others}.")
+        self._add([other._rows])
+
+    def compute(self) -> Any:
+        """Fit the parameters to all voxels added so far, in all processes, and return the `Estimate`.
+
+        Raises:
+            InputError: No voxel has been added.
+        """
+        rows = self._gathered()
+        if not rows:
+            raise InputError(f"There are no voxels in region {self.region.name!r} to fit a {self.name} to.")
+        return self.solve(list(rows), np.array(list(rows.values())))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the options and the rows of the patients of all processes, as data that JSON can store.
+
+        So fits can be put together elsewhere, such as those of several folds. Patients keep their names.
+        """
+        return {**self._options(), "patients": {name: row.tolist() for name, row in self._gathered().items()}}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Calibrator:
+        """Inverse of `to_dict`."""
+        fit = cls(Region(**values["region"]), values["ignore_index"], values["sigmoid"])
+        fit._add([{name: np.array(row, dtype=float) for name, row in values["patients"].items()}])
+        return fit
+
+    def _options(self) -> dict[str, Any]:
+        return {"region": asdict(self.region), "ignore_index": self.ignore_index, "sigmoid": self.sigmoid}
+
+    def _add(self, parts: Any) -> None:
+        for name, row in (item for part in parts for item in part.items()):
+            self._rows[name] = self._rows.get(name, 0) + row
+
+    def _gathered(self) -> dict[str, Array]:
+        """The rows of the patients of all processes, in the order of their names."""
+        parts: list[Any] = [self._rows]
+        if dist.is_available() and dist.is_initialized():
+            parts = [None] * dist.get_world_size()
+            dist.all_gather_object(parts, self._rows)
+        whole = type(self)()
+        whole._add(parts)
+        return {name: whole._rows[name] for name in sorted(whole._rows)}
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        # In the weights of a network, the parameters stand beside those of the network.
+        super()._save_to_state_dict(destination, prefix.removesuffix(CARRIED), keep_vars)
