@@ -6,21 +6,22 @@ import itertools
 import json
 import math
 import re
-import subprocess
-import sys
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 import fiducio
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
+from hypothesis import given
+from hypothesis import strategies as st
 from monai.data import MetaTensor
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 from torch.nn import functional as F
 
+from calib_components.errors import InputError
 from calib_components.metrics import Region, calibration_bins
 from calib_components.posthoc import TemperatureEstimate, TemperatureScaling, temperature
 
@@ -178,42 +179,47 @@ def test_order_and_batches_do_not_matter() -> None:
     assert scaling.compute().voxels == 25
 
 
-def test_fits_of_parts_add_up_to_the_fit_of_all() -> None:
+def test_parts_add_up_to_the_whole_also_through_a_file() -> None:
+    """Fits of two folds: patient a has a case in each part, b and c in one."""
+    for region in ([1, 3], Region("band", 2.5, spacing=(1, 1, 3))):
+        logits, y = draw(SHAPES[3])
+        whole, first, second = (TemperatureScaling(region) for _ in range(3))
+        whole.update(logits, y, NAMES)
+        first.update(logits[:2], y[:2], NAMES[:2])
+        second.update(logits[2:], y[2:], NAMES[2:])
+        of_second = second.compute()
+        first.add(TemperatureScaling.from_dict(json.loads(json.dumps(second.to_dict(), allow_nan=False))))
+        assert_same(first.compute(), whole.compute())
+        assert first.compute().patients == 3
+        assert second.compute() == of_second
+
+
+def test_processes_put_their_patients_together(monkeypatch: pytest.MonkeyPatch) -> None:
     logits, y = draw(SHAPES[2])
-    whole, first, second = (TemperatureScaling() for _ in range(3))
-    whole.update(logits, y, NAMES)  # patient a has a case in each part, b and c in one
-    first.update(logits[:2], y[:2], NAMES[:2])
-    second.update(logits[2:], y[2:], NAMES[2:])
-    of_second = second.compute()
-    first.add(second)
-    assert first.compute() == whole.compute()
-    assert first.compute().patients == 3
-    assert second.compute() == of_second
-    empty = TemperatureScaling()
-    empty.add(second)
-    empty.update(logits[:1], y[:1], "a")
-    assert empty.compute().patients == 2
-    assert second.compute() == of_second  # which shares nothing with the fit that it was added to
+    parts = [TemperatureScaling("foreground") for _ in range(3)]  # the last process has no case
+    parts[0].update(logits[[0, 3]], y[[0, 3]], ["a", "c"])
+    parts[1].update(logits[[1, 2]], y[[1, 2]], ["b", "a"])
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "get_world_size", lambda: len(parts))
+    monkeypatch.setattr(dist, "all_gather_object", lambda gathered, _: gathered.__setitem__(slice(None), rows))
+    rows = [part._rows for part in parts]
+    estimates = [part.compute() for part in parts]
+    assert estimates[0] == estimates[1] == estimates[2]
+    monkeypatch.undo()
+    assert_same(estimates[0], fit(logits, y, NAMES, region="foreground"))
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"region": "foreground"}, "region 'foreground' as in this one, got 'all'"),
-        ({"region": Region("band", 2, spacing=(1, 1))}, "region .*"),
-        ({"ignore_index": 3}, "ignore_index 3 as in this one, got None"),
-        ({"sigmoid": True}, "sigmoid True as in this one, got False"),
-    ],
-)
-def test_fits_of_other_kinds_cannot_be_added(options: dict[str, Any], message: str) -> None:
+    "options", [{"region": "foreground"}, {"region": Region("band", 2, spacing=(1, 1))}, {"ignore_index": 3},
+                {"sigmoid": True}],
+)  # fmt: skip
+def test_fits_with_other_options_cannot_be_added(options: dict[str, Any]) -> None:
     scaling, other = TemperatureScaling(**options), TemperatureScaling()
-    other.update(LOGITS, Y, "a")
-    with pytest.raises(ValueError, match=rf"^other: expected a fit with {message}$"):
+    other.update(*draw((2, 3, 4, 4)), "a")
+    with pytest.raises(InputError, match="different options"):
         scaling.add(other)
-    with pytest.raises(ValueError, match=r"got none$"):
+    with pytest.raises(InputError, match="no voxels"):
         scaling.compute()
-    with pytest.raises(TypeError, match=r"^other: expected a TemperatureScaling, got TemperatureEstimate$"):
-        scaling.add(other.compute())  # type: ignore[arg-type]
 
 
 def test_several_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -223,39 +229,19 @@ def test_several_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     assert_same(fit(logits, y, NAMES), expected)
 
 
-TWO_RANKS = """
-import json, sys
-import torch, torch.distributed as dist
-from calib_components.posthoc import TemperatureScaling
-dist.init_process_group("gloo")
-saved = torch.load(sys.argv[1])
-for parts in ([[0, 3], [1, 2]], [[0, 1, 2, 3], []]):  # patient "a" is in cases 0 and 2
-    scaling = TemperatureScaling("foreground")
-    for case in parts[dist.get_rank()]:
-        scaling.update(saved["logits"][case : case + 1], saved["y"][case : case + 1], saved["names"][case])
-    print(json.dumps(scaling.compute().to_dict()))
-dist.destroy_process_group()
-"""
-
-
-def test_two_processes(tmp_path: Path) -> None:
-    logits, y = draw(SHAPES[2])
-    names = ["Zoë a", "b", "Zoë a", "c"]
-    torch.save({"logits": logits, "y": y, "names": names}, tmp_path / "data.pt")
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--no-python"]
-    command = [*launcher, sys.executable, "-c", TWO_RANKS, str(tmp_path / "data.pt")]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    estimates = [TemperatureEstimate.from_dict(json.loads(line)) for line in done.stdout.splitlines()]
-    assert len(estimates) == 4
-    for estimate in estimates:
-        assert_same(estimate, fit(logits, y, names, region="foreground"))
+def test_what_is_kept_does_not_grow_with_cases() -> None:
+    scaling = TemperatureScaling()
+    for _ in range(5):
+        scaling.update(*draw((2, 3, 8, 8)), ["a", "b"])
+        assert {row.size for row in scaling._rows.values()} == {28}
+    assert scaling._rows.keys() == {"a", "b"}
 
 
 def test_separable_classes() -> None:
     estimate = fit(*SEPARABLE)
     assert (estimate.temperature, estimate.at_edge) == (1 / 8, True)
     assert estimate.nll_after == pytest.approx((math.log1p(math.exp(-16)) + math.log1p(math.exp(-8))) / 2, rel=1e-3)
-    assert estimate.warnings()[0].startswith("The temperature, 0.125, is at the edge of its range, 0.125 to 8:")
+    assert "edge" in estimate.warnings()[0]
 
 
 def test_logits_that_say_nothing() -> None:
@@ -274,13 +260,33 @@ def test_large_logits() -> None:
     assert few.voxels == 800
 
 
+def test_steep_margins() -> None:
+    """Nearly all voxels right by about 60: the derivative falls by many powers of ten within an octave."""
+    generator = np.random.default_rng(0)
+    gap = torch.from_numpy(np.concatenate([generator.normal(60, 5, 20_000), generator.normal(60, 5, 2)]))
+    logits = torch.stack([torch.zeros_like(gap), -gap])[None]
+    y = torch.cat([torch.zeros(20_000), torch.ones(2)]).long()[None, None]
+    estimate = fit(logits, y)
+    expected = minimum(*voxels(logits, y))
+    assert estimate.temperature == pytest.approx(expected[0], rel=1e-5)
+    assert estimate.nll_after == pytest.approx(expected[2], rel=1e-6)
+
+
+def test_nll_of_perfect_logits_is_not_negative() -> None:
+    """Rounded, the integral of its derivative is a little more than the NLL that it starts from."""
+    y = torch.arange(3).repeat(1, 1, 40)
+    for size in (1, 2, 5, 10):
+        estimate = fit(size * F.one_hot(y[:, 0], 3).movedim(-1, 1).double() - 1, y)
+        assert estimate.at_edge
+        assert 0 <= estimate.nll_after < estimate.nll_before
+
+
 def test_one_patient() -> None:
     estimate = fit(*draw((2, 3, 8, 8)), "a")
-    assert estimate.patients == 1
-    assert estimate.leave_one_out == {}
+    assert (estimate.patients, estimate.leave_one_out) == (1, {})
     assert all(map(math.isnan, (estimate.low, estimate.high, estimate.coverage)))
     (warning,) = estimate.warnings()
-    assert warning.startswith("The temperature was fitted on 1 patient, fewer than 6:")
+    assert "1 patient, fewer than 6" in warning
 
 
 def test_patients_without_a_voxel_do_not_count() -> None:
@@ -289,15 +295,8 @@ def test_patients_without_a_voxel_do_not_count() -> None:
     estimate = fit(logits, y, ["a", "b", "c"], region="foreground")
     assert estimate.patients == 2
     assert estimate.leave_one_out.keys() == {"a", "c"}
-    scaling = TemperatureScaling("foreground")
-    scaling.update(logits[1:2], y[1:2], "b")
-    message = r"^TemperatureScaling: expected at least one voxel in region 'foreground', got none$"
-    with pytest.raises(ValueError, match=message):
-        scaling.compute()
-    with pytest.raises(
-        ValueError, match=r"^TemperatureScaling: expected at least one voxel in region 'all', got none$"
-    ):
-        TemperatureScaling().compute()
+    with pytest.raises(InputError, match="no voxels in region 'foreground'"):
+        fit(logits[1:2], y[1:2], region="foreground")
 
 
 def test_leave_one_out_equals_fits_without_them() -> None:
@@ -308,25 +307,26 @@ def test_leave_one_out_equals_fits_without_them() -> None:
         assert left_out[name] == pytest.approx(fit(logits[kept], y[kept]).temperature, rel=1e-9)
 
 
-def test_nll_of_perfect_logits_is_not_negative() -> None:
-    """Rounded, the integral of its derivative is a little more than the NLL that it starts from."""
-    y = torch.arange(3).repeat(1, 1, 40)
-    for size in (1, 2, 5, 10):
-        logits = size * torch.nn.functional.one_hot(y[:, 0], 3).movedim(-1, 1).double() - 1
-        estimate = fit(logits, y)
-        assert estimate.at_edge
-        assert 0 <= estimate.nll_after < estimate.nll_before
+@given(st.floats(0.3, 3), st.integers(0, 5))
+def test_temperature_follows_the_scale_of_logits(scale: float, seed: int) -> None:
+    logits, y = draw((2, 4, 10, 10), 1.0, seed)
+    once, scaled = fit(logits.double(), y), fit(logits.double() * scale, y)
+    assert scaled.temperature == pytest.approx(once.temperature * scale, rel=2e-5)
+    assert scaled.nll_after == pytest.approx(once.nll_after, rel=1e-6)
 
 
-def test_after_scaling_the_temperature_is_one() -> None:
+def test_applied_it_leaves_a_temperature_of_1() -> None:
     logits, y = draw((2, 4, 30, 30))
-    first = fit(logits, y)
-    again = fit(logits.double() / first.temperature, y)
+    scaling = TemperatureScaling()
+    assert torch.equal(scaling(logits), logits)  # a new one changes nothing
+    scaling.update(logits, y, "a")
+    first = scaling.compute()
+    again = fit(scaling(logits.double()), y)
     assert again.temperature == pytest.approx(1, rel=1e-6)
     assert again.nll_before == pytest.approx(first.nll_after, rel=1e-6)
     before, after = (
-        calibration_bins((logits.double() / t).softmax(1), y, foreground_only=False).pooled().expected_error()
-        for t in (1, first.temperature)
+        calibration_bins(each.softmax(1), y, foreground_only=False).pooled().expected_error()
+        for each in (logits.double(), scaling(logits.double()))
     )
     assert after < 0.03 < 0.1 < before
 
@@ -349,8 +349,9 @@ def patients(number: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 def test_intervals_hold_the_temperature_of_the_population(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(temperature, "RESAMPLES", 400)
+    monkeypatch.setattr(temperature, "SIMULATED_RESAMPLES", 400)
     monkeypatch.setattr(temperature, "SIMULATIONS", 50)
-    number, studies = 20, 100
+    number, studies = 20, 60
     logits, y = patients(number * studies, 1)
     true = fit(logits, y).temperature
     estimates = [
@@ -359,7 +360,7 @@ def test_intervals_hold_the_temperature_of_the_population(monkeypatch: pytest.Mo
     ]
     covered = np.mean([estimate.low <= true <= estimate.high for estimate in estimates])
     simulated = np.mean([estimate.coverage for estimate in estimates])
-    assert 0.86 <= covered <= 0.99  # a share of 95 % of 100 has a standard error of 2 %
+    assert 0.85 <= covered <= 0.99  # a share of 95 % of 60 has a standard error of 3 %
     assert simulated == pytest.approx(covered, abs=0.07)
 
 
@@ -370,7 +371,6 @@ def test_interval_and_coverage_equal_those_of_all_possible_resamples() -> None:
     refits = {tuple(sorted(draw)): 0.0 for draw in draws.tolist()}
     for drawn in refits:
         refits[drawn] = fit(logits[list(drawn)], y[list(drawn)]).temperature
-    assert len(refits) == 35
 
     def temperatures(sample: np.ndarray) -> np.ndarray:
         """Those of all resamples of a sample, each as likely as any other."""
@@ -392,236 +392,94 @@ def test_equal_patients_leave_no_doubt() -> None:
     assert estimate.warnings() == []
 
 
-def test_warnings() -> None:
-    estimate = TemperatureEstimate(1.1, 0.9, 1.3, 0.874, {"a": 1.0}, 0.3, 0.2, 5, 100, False)
-    assert estimate.warnings() == [
-        (
-            "The temperature was fitted on 5 patients, fewer than 6: its interval is not reliable (simulated coverage "
-            "87 %, not 95 %)."
-        ),
-        "The 95 % interval of the temperature, 0.900 to 1.300, includes 1: scaling may not be needed.",
-    ]
-    assert replace(estimate, patients=6, low=1.01).warnings() == []
-
-
-def test_summary() -> None:
-    estimate = TemperatureEstimate(1.1, 0.9, 1.3, 0.874, {"a": 1.0, "b": 1.25}, 0.3, 0.2, 2, 100, False)
-    assert estimate.summary() == (
-        "1.100, fitted on 2 patients; 95 % interval 0.900 to 1.300 (held the true temperature in 87 % of simulations); "
-        "1.000 to 1.250 without one of them"
-    )
-    unknown = replace(estimate, coverage=math.nan, at_edge=True)
-    assert unknown.summary() == (
-        "1.100, fitted on 2 patients; 95 % interval 0.900 to 1.300; 1.000 to 1.250 without one of them"
-    )
-    one = replace(estimate, low=math.nan, high=math.nan, coverage=math.nan, leave_one_out={}, patients=1)
-    assert one.summary() == "1.100, fitted on 1 patient"
-
-
-@pytest.mark.parametrize(
-    ("values", "expected"),
-    [
-        ((1.1, 1.05, 1.3), "T > 1: the model was overconfident on these patients; its probabilities become softer."),
-        ((0.8, 0.7, 0.9), "T < 1: the model was underconfident on these patients; its probabilities become sharper."),
-        ((1.1, 0.9, 1.3), "T > 1: the model may have been overconfident on these patients; .* become softer."),
-        ((0.9, 0.8, 1.0), "T < 1: the model may have been underconfident on these patients; .* become sharper."),
-        ((0.9, math.nan, math.nan), "T < 1: the model may have been underconfident .*"),
-        ((1.0, 0.9, 1.1), "T = 1: the probabilities stay as they are."),
-    ],
-)
-def test_effect(values: tuple[float, float, float], expected: str) -> None:
-    assert re.fullmatch(expected, TemperatureEstimate(*values, 0.9, {}, 0.3, 0.2, 8, 100, False).effect())
-
-
-def test_effect_on_voxels_that_the_ground_truth_chose() -> None:
-    """There the temperature of a calibrated model is not 1."""
-    estimate = TemperatureEstimate(1.5, 1.4, 1.6, 0.9, {}, 0.3, 0.2, 8, 100, False)
-    assert estimate.effect(by_prediction=False) == "T > 1: the probabilities become softer."
-
-
-def test_interval_that_ends_at_the_edge_is_warned_of() -> None:
-    estimate = TemperatureEstimate(1.5, 0.125, 1.6, 0.9, {}, 0.3, 0.2, 8, 100, False)
-    edge, includes = estimate.warnings()
-    assert edge == "The 95 % interval of the temperature ends at the edge of its range, 0.125 to 8: it may be wider."
-    assert "includes 1" in includes
-
-
-class TestKeptFit:
-    @pytest.mark.parametrize(
-        "region", ["all", "plausible(0.1)", "band", [1, 3], Region("band", 2.5, spacing=(1, 1, 3))]
-    )
-    def test_parts_put_together_are_the_whole(self, region: Any) -> None:
-        """Fits of two folds, which come back from files."""
-        logits, y = draw(SHAPES[3])
-        parts = [TemperatureScaling(region), TemperatureScaling(region)]
-        parts[0].update(logits[:2], y[:2], NAMES[:2])
-        parts[1].update(logits[2:], y[2:], NAMES[2:])
-        pooled = TemperatureScaling(region)
-        for part in parts:
-            pooled.add(TemperatureScaling.from_dict(json.loads(json.dumps(part.to_dict(), allow_nan=False))))
-        assert_same(pooled.compute(), fit(logits, y, NAMES, region=region))
-
-    def test_options_come_back(self) -> None:
-        scaling = TemperatureScaling("predicted", 255, True)
-        again = TemperatureScaling.from_dict(scaling.to_dict())
-        assert (again.region, again.ignore_index, again.sigmoid) == (scaling.region, 255, True)
+class TestEstimate:
+    ESTIMATE = TemperatureEstimate(1.1, 0.9, 1.3, 0.874, {"a": 1.0, "b": 1.25}, 0.3, 0.2, 5, 100, False)
 
     @pytest.mark.parametrize(
-        ("change", "message"),
+        ("changes", "words"),
         [
-            ({"patients": []}, r"^patients: expected the sums of each patient, got list$"),
-            ({"patients": {"a": [1.0] * 27}}, r"^patients: expected 28 sums over voxels for a, got \[1.0, "),
-            ({"patients": {"a": [math.nan] * 28}}, r"^patients: expected 28 sums over voxels for a, got \[nan, "),
-            ({"patients": {"a": [0.0] * 28}}, r"^patients: expected 28 sums over voxels for a, got \[0.0, "),
-            ({"patients": {"a": [1.0] * 27 + [-1.0]}}, r"^patients: expected 28 sums over voxels for a, got "),
-            ({"patients": {"a": ["1"] * 28}}, r"^patients: expected 28 sums over voxels for a, got \['1', "),
-            ({"patients": {"a": [10**400] * 28}}, r"^patients: expected 28 sums over voxels for a, got \[1000"),
-            ({"patients": {"": [1.0] * 28}}, r"^patients: expected names, got ''$"),
-            ({"region": {"kind": "nowhere"}}, r"^region: expected one of 'all', .*, got 'nowhere'$"),
-            ({"region": {"sort": "all"}}, r"^region: expected the fields of a region, got \{'sort': 'all'\}$"),
-            ({"region": "all"}, r"^region: expected the fields of a region, got 'all'$"),
-            ({"sigmoid": 1}, r"^sigmoid: expected "),
-            ({"temperature": 1}, r"^values: expected a dictionary with region, .*, got region, .*, temperature$"),
+            ({}, [r"5 patients, fewer than 6: .*87 %", "0.900 to 1.300, includes 1"]),
+            ({"patients": 6, "low": 1.01}, []),
+            ({"patients": 8, "low": 0.125}, ["ends at the edge", "includes 1"]),
         ],
     )
-    def test_broken_one_is_an_error(self, change: dict[str, Any], message: str) -> None:
-        with pytest.raises(ValueError, match=message):
-            TemperatureScaling.from_dict({**TemperatureScaling().to_dict(), **change})
+    def test_warnings(self, changes: dict[str, Any], words: list[str]) -> None:
+        warnings = replace(self.ESTIMATE, **changes).warnings()
+        assert len(warnings) == len(words)
+        assert all(re.search(word, warning) for word, warning in zip(words, warnings, strict=True))
 
+    def test_summary(self) -> None:
+        assert self.ESTIMATE.summary() == (
+            "1.100, fitted on 5 patients; 95 % interval 0.900 to 1.300 (held the true temperature in 87 % of "
+            "simulations); 1.000 to 1.250 without one of them"
+        )
+        assert "simulations" not in replace(self.ESTIMATE, coverage=math.nan, at_edge=True).summary()
+        one = replace(self.ESTIMATE, low=math.nan, high=math.nan, coverage=math.nan, leave_one_out={}, patients=1)
+        assert one.summary() == "1.100, fitted on 1 patient"
 
-def test_json() -> None:
-    for names in ("a", NAMES):
-        estimate = fit(*draw(SHAPES[2]), names)
-        text = json.dumps(estimate.to_dict(), allow_nan=False)
-        assert_same(TemperatureEstimate.from_dict(json.loads(text)), estimate)
+    @pytest.mark.parametrize(
+        ("values", "expected"),
+        [
+            ((1.1, 1.05, 1.3), "T > 1: the model was overconfident .* softer."),
+            ((0.8, 0.7, 0.9), "T < 1: the model was underconfident .* sharper."),
+            ((1.1, 0.9, 1.3), "T > 1: the model may have been overconfident .* softer."),
+            ((0.9, math.nan, math.nan), "T < 1: the model may have been underconfident .*"),
+            ((1.0, 0.9, 1.1), "T = 1: the probabilities stay as they are."),
+        ],
+    )
+    def test_effect(self, values: tuple[float, float, float], expected: str) -> None:
+        estimate = TemperatureEstimate(*values, 0.9, {}, 0.3, 0.2, 8, 100, False)
+        assert re.fullmatch(expected, estimate.effect())
+        assert "confident" not in estimate.effect(by_prediction=False)  # of voxels that the ground truth chose
 
-
-def test_errors_of_from_dict() -> None:
-    values = fit(*draw(SHAPES[2]), NAMES).to_dict()
-    for name, wrong in {
-        "temperature": "2",
-        "voxels": 1.5,
-        "at_edge": 1,
-        "leave_one_out": [],
-        "nll_after": True,
-    }.items():
-        with pytest.raises(ValueError, match=rf"^{name}: expected a value of type \w+, got "):
-            TemperatureEstimate.from_dict({**values, name: wrong})
-    with pytest.raises(ValueError, match=r"^leave_one_out: expected a number for each patient, got \{'a': 'x'\}$"):
-        TemperatureEstimate.from_dict({**values, "leave_one_out": {"a": "x"}})
-    values.pop("low")
-    with pytest.raises(
-        ValueError, match=r"^values: expected a dictionary with temperature, low, .*, got temperature, h"
-    ):
-        TemperatureEstimate.from_dict(values)
-    with pytest.raises(ValueError, match=r"^values: expected a dictionary with .*, got list$"):
-        TemperatureEstimate.from_dict([1])  # type: ignore[arg-type]
+    def test_json(self) -> None:
+        for names in ("a", NAMES):
+            estimate = fit(*draw(SHAPES[2]), names)
+            text = json.dumps(estimate.to_dict(), allow_nan=False)
+            assert_same(TemperatureEstimate.from_dict(json.loads(text)), estimate)
 
 
 LOGITS, Y = draw((2, 3, 4, 4))
+BROKEN = LOGITS.clone()
+BROKEN[1, 0, 2, 1:3] = math.nan
 
 
 @pytest.mark.parametrize(
-    ("logits", "y", "group", "error", "message"),
+    ("logits", "y", "group", "message"),
     [
-        (LOGITS.numpy(), Y, "a", TypeError, r"logits: expected a torch\.Tensor, got ndarray"),
-        (LOGITS, None, "a", TypeError, r"y: expected a torch\.Tensor, got NoneType"),
-        (LOGITS.int(), Y, "a", TypeError, r"logits: expected a floating-point type, got torch\.int32"),
-        (LOGITS[0, 0], Y, "a", ValueError, r"logits: expected shape \(B, N, \*S\) .*got \(4, 4\)"),
-        (LOGITS[:, :, :0], Y[:, :, :0], "a", ValueError, r"logits: expected at least one voxel, got .*"),
-        (LOGITS, Y[:, 0], "a", ValueError, r"y: expected shape .*got \(2, 4, 4\); add the channel: y.unsqueeze\(1\)"),
-        (LOGITS, Y + 2, "a", ValueError, r"y: expected class indices from 0 to 2 .*"),
-        (LOGITS, Y, ["a"], ValueError, r"group: expected a name for each of 2 cases, got 1"),
-        (LOGITS, Y, ["a", 3], TypeError, r"group: expected the name of a patient .*got \['a', 3\]"),
-        (LOGITS, Y, "", TypeError, r"group: expected the name of a patient .*got ''"),
-        (LOGITS, Y, 3, TypeError, r"group: expected the name of a patient .*got 3"),
+        (LOGITS, Y[:, 0], "a", "y"),
+        (LOGITS, Y + 2, "a", "y"),
+        (LOGITS, Y, ["a"], "group"),
+        (BROKEN, Y, ["a", "b"], "logits"),
     ],
 )
-def test_errors(logits: Any, y: Any, group: Any, error: type[Exception], message: str) -> None:
-    with pytest.raises(error, match=f"^{message}$"):
-        TemperatureScaling().update(logits, y, group)
-
-
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_after_an_error_nothing_was_added(value: float) -> None:
+def test_after_an_error_nothing_was_added(logits: Any, y: Any, group: Any, message: str) -> None:
     scaling = TemperatureScaling()
-    logits = LOGITS.clone()
-    logits[1, 0, 2, 1:3] = value
-    with pytest.raises(ValueError, match=r"^logits: expected finite values, got 2 of 96 that are NaN or infinite$"):
-        scaling.update(logits, Y, ["a", "b"])
-    with pytest.raises(ValueError, match="got none"):
+    with pytest.raises(ValueError, match=message):
+        scaling.update(logits, y, group)
+    with pytest.raises(InputError, match="no voxels"):
         scaling.compute()
 
 
 def test_errors_of_options() -> None:
-    for options, message in (
-        ({"region": "fore"}, r"region: expected one of 'all', .*got 'fore'"),
-        ({"ignore_index": 1.5}, r"ignore_index: expected a whole number or None, got 1\.5"),
-        ({"sigmoid": 1}, r"sigmoid: expected True or False, got 1"),
-    ):
-        with pytest.raises(ValueError, match=f"^{message}$"):
-            TemperatureScaling(**options)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"^region: expected class indices from 0 to 2, got \[3\]$"):
+    with pytest.raises(InputError, match="region"):
+        TemperatureScaling("fore")
+    with pytest.raises(ValueError, match="region"):
         fit(LOGITS, Y, region=3)
-
-
-MEMORY = """
-import resource, torch
-from calib_components.posthoc import TemperatureScaling
-torch.manual_seed(0)
-logits = 3 * torch.randn(1, 4, 224, 224, 10)
-y = logits.argmax(1, keepdim=True).to(torch.uint8)
-y[..., ::2] = 1
-for cases in (10, 100):
-    scaling = TemperatureScaling()
-    for case in range(cases):
-        scaling.update(logits.clone(), y.clone(), f"patient {case}")
-    assert scaling.compute().voxels == cases * 224 * 224 * 10
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
-"""
-
-
-@pytest.mark.slow
-def test_memory_does_not_grow_with_cases() -> None:
-    done = subprocess.run([sys.executable, "-c", MEMORY], check=True, capture_output=True, text=True)
-    ten, hundred = map(int, done.stdout.split())
-    assert hundred < 1.05 * ten
-
-
-def test_steep_margins() -> None:
-    """Nearly all voxels right by about 60: the derivative falls by many powers of ten within an octave."""
-    generator = np.random.default_rng(0)
-    gap = torch.from_numpy(np.concatenate([generator.normal(60, 5, 20_000), generator.normal(60, 5, 2)]))
-    logits = torch.stack([torch.zeros_like(gap), -gap])[None]
-    y = torch.cat([torch.zeros(20_000), torch.ones(2)]).long()[None, None]
-    estimate = fit(logits, y)
-    expected = minimize_scalar(
-        lambda log: torch.nn.functional.cross_entropy(logits / math.exp(log), y[:, 0]).item(),
-        bounds=(0, 2),
-        method="bounded",
-        options={"xatol": 1e-10},
-    )
-    assert estimate.temperature == pytest.approx(math.exp(expected.x), rel=1e-5)
-    assert estimate.nll_after == pytest.approx(expected.fun, rel=1e-6)
+    for value in (0, -1.0, math.nan, math.inf, 0.0009999, 1000.1):
+        with pytest.raises(InputError, match="temperature"):
+            TemperatureScaling().set_state({"temperature": value})
 
 
 def test_probabilities_in_place_of_logits_are_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
-    monkeypatch.setattr("calib_components.posthoc.temperature.warn_once", said.append)
+    monkeypatch.setattr("calib_components.posthoc.base.warn_once", said.append)
     logits, y = draw(SHAPES[2])
     fit(logits, y)
     assert not said
     fit(logits.softmax(1), y)
-    assert "got only values from 0 to 1" in said[0]
-    assert said[0].endswith("if these are probabilities p, give p.double().clamp_min(1e-12).log()")
+    assert said[0].endswith("pass p.double().clamp_min(1e-12).log().")
     p = torch.tensor([[[0.1, 0.6, 0.0, 1.0]]])
     TemperatureScaling(sigmoid=True).update(p, torch.tensor([[[0, 1, 0, 1]]]), "a")
-    assert said[1].endswith("if these are probabilities p, give p.double().logit(1e-12)")
+    assert said[1].endswith("pass p.double().logit(1e-12).")
     torch.testing.assert_close(p.double().logit(1e-12).sigmoid(), p.double())
-
-
-@pytest.mark.parametrize("temperature", [None, 0, -2.0, math.inf, 9.0])
-def test_saved_temperature_is_within_the_range(temperature: float | None) -> None:
-    saved = {**fit(*draw(SHAPES[2])).to_dict(), "temperature": temperature}
-    with pytest.raises(ValueError, match=r"^temperature: expected a number from 0.125 to 8, got "):
-        TemperatureEstimate.from_dict(saved)
