@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import io
 import json
 import shutil
@@ -12,6 +14,7 @@ from contextlib import redirect_stderr
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 import monai
 import nibabel as nib
@@ -20,6 +23,7 @@ import torch
 from monai.bundle import ConfigParser
 
 from calib_components.data.facts import write_facts
+from calib_components.tools import cli
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
@@ -174,3 +178,40 @@ def run_bundle_as_typed(bundle: Path, *configs: str, **override: Any) -> Ended:
         finally:
             sys.excepthook = sys.__excepthook__
     return Ended(0, "")
+
+
+class Outcome(NamedTuple):
+    """What a user sees of a command that has ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+def run_as_typed(name: str, commands: cli.Commands, argv: Sequence[object]) -> Outcome:
+    """Run a command in this process, as `cli.run` does with these arguments."""
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with (
+        mock.patch.object(sys, "argv", [name, *map(str, argv)]),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        try:
+            cli.run(name, commands)
+        except SystemExit as end:  # Python prints a text as it ends, and then the code is 1
+            code = end.code if isinstance(end.code, int) else int(end.code is not None)
+            if isinstance(end.code, str):
+                print(end.code, file=sys.stderr)
+    return Outcome(code, out.getvalue(), err.getvalue())
+
+
+def snapshot(folder: Path) -> dict[str, str]:
+    """Return the hash of each file below a folder, and where links point, by their names relative to it."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        name = str(path.relative_to(folder))
+        if path.is_symlink():
+            found[name] = f"-> {path.readlink()}"
+        else:
+            found[name] = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "folder"
+    return found
