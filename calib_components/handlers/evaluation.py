@@ -1,21 +1,31 @@
-"""An Ignite handler that writes the files of an evaluation."""
+"""An evaluation: each case is measured and recorded, and the records of all cases become the files.
+
+So several processes, GPUs or jobs can measure different cases, an evaluation that was interrupted continues with the
+cases that have no record, and the probabilities may be those of a bundle or anybody's.
+"""
 
 from __future__ import annotations
 
-import os
+import logging
+import shutil
+from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
+import ignite.distributed as idist
+import pandas as pd
 import torch
+from filelock import FileLock
 from ignite.engine import Engine, Events
 from monai.data import MetaTensor
-from monai.handlers import IgniteMetricHandler
+from monai.utils import convert_to_tensor
 
 from calib_components.data.cases import check_labels
-from calib_components.errors import InputError
+from calib_components.errors import InputError, check_writable, make_folder
 from calib_components.handlers.evaluation_files import (
+    draw_cases,
+    draw_reliability,
     read_calibration,
     read_cases,
     read_logits,
@@ -23,16 +33,25 @@ from calib_components.handlers.evaluation_files import (
     read_risk_coverage,
     read_summary,
     read_thresholds,
+    replacing,
+    write_calibration,
+    write_cases,
+    write_logits,
+    write_risk_coverage,
+    write_summary,
+    write_thresholds,
 )
-from calib_components.handlers.evaluation_pictures import DrawnSlice, draw_slice, largest_slice
-from calib_components.handlers.evaluation_records import read_record, read_slice, write_record
-from calib_components.handlers.evaluation_writing import check_once, start_evaluation, write_evaluation
+from calib_components.handlers.evaluation_records import EvaluationRecords
 from calib_components.inference.maps import normalized_entropy
-from calib_components.metrics import CalibrationMetric, DSCMetric, LogitMagnitudeMetric, structure_masks
+from calib_components.metrics import dice, threshold_counts
+from calib_components.metrics.logits import logit_magnitude_sums
+from calib_components.metrics.measures import MEASURES, Case, columns, measure_case
 
 __all__ = [
+    "EvaluationRecords",
     "EvaluationWriter",
     "check_case",
+    "check_columns",
     "read_calibration",
     "read_cases",
     "read_logits",
@@ -40,7 +59,12 @@ __all__ = [
     "read_risk_coverage",
     "read_summary",
     "read_thresholds",
+    "record_case",
+    "write_evaluation",
 ]
+
+PER_CASE = ("all", "predicted")  # regions whose bins are kept of each case
+SHOWN = ("dsc", "hd95", "ece_all", "ece_predicted", "ece", "cece", "nll", "brier")  # among the metrics of an engine
 
 
 def check_case(item: Mapping[Hashable, Any]) -> Mapping[Hashable, Any]:
@@ -57,10 +81,10 @@ def check_case(item: Mapping[Hashable, Any]) -> Mapping[Hashable, Any]:
             classes.
     """
     if not item["image"].isfinite().all():
-        raise InputError(f"{_file(item, 'image')}: expected finite values, got some that are NaN or infinite")
+        raise InputError(f"{_file(item, 'image')}: image has NaN or infinite values.")
     check_labels(item["label"], len(item["pred"]), _file(item, "label"))
     if not item["pred"].isfinite().all():
-        raise InputError(f"{item['case']}: expected finite logits, got some that are NaN or infinite; try --amp false")
+        raise InputError(f"{item['case']}: logits of the network are NaN or infinite. Try --amp false.")
     return item
 
 
@@ -70,16 +94,188 @@ def _file(item: Mapping[Hashable, Any], key: str) -> str:
     return item[key].meta["filename_or_obj"] if known else item["case"]
 
 
-class EvaluationWriter:
-    """Write what an evaluation measured, per case and in summary.
+def record_case(
+    case: Case,
+    prediction: torch.Tensor,
+    label: torch.Tensor,
+    image: torch.Tensor | None = None,
+    logits: torch.Tensor | None = None,
+) -> dict[str, Any]:
+    """Measure a case.
 
-    - `cases.csv`: One row a case. `ece`, `cece`, `nll` and `brier` are those of the metric's own region, `ece_REGION`
-      and so on those of each further region. Regions with a closed form have `ece_if_true` and `cece_if_true`, the
-      errors if the probabilities were true; structures have `ece_REGION_resampled`, the mean ECE of drawn labels.
-      `smooth_ece` is the ECE without bins. Of each structure: its `true_volume`, its `segmented_volume`, that of
-      the predicted label map, its `expected_volume`, and `volume_low` and `volume_high`, where its probability is above
-      .95 and .05; `expected_dsc`, from the probabilities alone. `aurc` is the area under the risk-coverage curve, and
-      `error_share_5` the share of the errors that are among the 5 % most uncertain voxels.
+    Args:
+        case: The case.
+        prediction: Map of classes to draw, `(H, W, D)`.
+        label: Map of classes to draw, `(H, W, D)`.
+        image: Grey values, `(H, W, D)`.
+        logits: `(N, H, W, D)`, of which mean magnitudes are kept.
+
+    Returns:
+        The record: the `values` of columns, the structures that only the ground truth (`missed`) or only the prediction
+        (`spurious`) has, the `slice` to draw, and of probabilities also `bins`, `thresholds`, `risk` and `logits`.
+    """
+    found, true = ({name for name, m in zip(case.structures, mask[0], strict=True) if m.any()} for mask in case.masks)
+    record: dict[str, Any] = {
+        "values": measure_case(case),
+        "missed": [name for name in case.structures if name in true - found],
+        "spurious": [name for name in case.structures if name in found - true],
+        "slice": _slice(case, prediction, label, image),
+    }
+    if case.probabilities is not None:
+        kinds = {measure.bins for measure in MEASURES}
+        record["bins"] = {r: {k: v for k, v in of.items() if k in kinds} for r, of in case.measured.items()}
+        record["thresholds"] = case.call(threshold_counts, structures=case.structures)
+        record["risk"] = case.risk.coverage, case.risk.risk
+        record["temperature"] = 1.0 if case.temperature is None else float(case.temperature)
+        record["sigmoid"] = case.sigmoid or len(case.probabilities) == 1
+    if logits is not None:
+        record["logits"] = logit_magnitude_sums(logits[None], case.label[None], case.ignore_index)
+    return record
+
+
+def _slice(case: Case, prediction: torch.Tensor, label: torch.Tensor, image: torch.Tensor | None) -> dict[str, Any]:
+    """Maps of the slice with the most foreground, its DSC, and the structures that are missed in it."""
+    foreground = label > 0 if (label > 0).any() else prediction > 0
+    index = int(foreground.flatten(0, -2).sum(0).argmax())
+    found, true = (masks[..., index] for masks in case.masks)
+    uncertainty = None
+    if case.probabilities is not None:
+        p = case.probabilities[..., index]
+        channels = [torch.stack([1 - q, q]) for q in p] if case.sigmoid else [p]
+        uncertainty = torch.stack([normalized_entropy(each)[0] for each in channels]).amax(0)
+    return {
+        "image": None if image is None else image[..., index].clone(),  # of a view, the whole volume would be saved
+        "label": label[..., index].int().clone(),
+        "prediction": prediction[..., index].int().clone(),
+        "uncertainty": uncertainty,
+        "dsc": dice(found, true).nanmean().item(),
+        "missed": [name for i, name in enumerate(case.structures) if true[0, i].any() and not found[0, i].any()],
+    }
+
+
+def write_evaluation(
+    records: EvaluationRecords,
+    structures: Sequence[str],
+    class_names: Sequence[str],
+    unit: str = "voxels",
+    volume_unit: str = "voxels",
+    check: Callable[[Sequence[Mapping[str, Any]]], None] | None = None,
+) -> dict[str, Any] | None:
+    """Write the files of an evaluation if all cases have a record, and remove the records.
+
+    The files appear together and replace those of an earlier evaluation; other files in the folder stay.
+
+    Args:
+        records: The records.
+        structures: Names of the structures.
+        class_names: Names of the classes, or of the channels of sigmoids.
+        unit: Unit of distances: "mm" or "voxels".
+        volume_unit: Unit of volumes: "ml" or "voxels".
+        check: Is called with all records before the files are written.
+
+    Returns:
+        The content of `summary.json`; None if another process has to measure cases, or has written the files.
+
+    Raises:
+        InputError: The files cannot be written.
+    """
+    make_folder(records.folder)
+    with FileLock(records.folder / ".lock"):  # of two processes that finish at the same time, one writes
+        missing = [case for case in records.cases if not records.has(case)]
+        if missing:
+            message = "%d of %d cases have no record: the process that measures the last one writes the evaluation."
+            logging.getLogger(__name__).info(message, len(missing), len(records.cases))
+            return None
+        measured = [records.read(case) for case in records.cases]
+        if check is not None:
+            check(measured)
+        with replacing(records.output_dir) as folder:
+            patients = {case: item["patient"] for case, item in records.cases.items()}
+            summary = _write_files(folder, patients, measured, structures, class_names)
+            summary |= {"unit": unit, "volume_unit": volume_unit}
+            write_summary(folder, summary)
+        shutil.rmtree(records.folder, ignore_errors=True)
+    message = "Wrote the evaluation of %d cases to %s"
+    logging.getLogger(__name__).info(message, len(records.cases), records.output_dir)
+    return summary
+
+
+def _write_files(
+    folder: Path,
+    patients: Mapping[str, str],
+    records: Sequence[Mapping[str, Any]],
+    structures: Sequence[str],
+    class_names: Sequence[str],
+) -> dict[str, Any]:
+    """Write all files but the summary, and return what is in it."""
+    cases, first = [*patients], records[0]
+    table = pd.DataFrame([record["values"] for record in records])
+    write_cases(folder, cases, dict(table.items()))
+    means: dict[str, pd.Series] = {}
+    for measure in MEASURES:
+        of_structures = [measure.column(name) for name in structures]
+        if measure.scope == "structure" and of_structures[0] in table:
+            means[measure.name] = table[of_structures].mean(axis=1)
+    statistics = {
+        name: {"mean": float(values.mean()), "std": float(values.std()), "n": int(values.count())}
+        for name, values in {**means, **dict(table.items())}.items()
+    }
+    summary = {"cases": len(cases), **statistics, "temperature": first.get("temperature", 1.0)}
+    for kind in ("missed", "spurious"):
+        found = [(case, name) for case, record in zip(cases, records, strict=True) for name in record[kind]]
+        summary[kind] = [{"case": case, "structure": name} for case, name in found]
+    summary["patients"] = dict(patients)
+    drawn_names = ["background", *class_names] if first.get("sigmoid") else class_names
+    draw_cases(folder, cases, means["dsc"].to_list(), [record["slice"] for record in records], drawn_names)
+    if "bins" in first:
+        summary |= {"channels": len(class_names), "sigmoid": first["sigmoid"]}
+        summary |= _write_calibration(folder, cases, records, class_names)
+        counts = _joined([record["thresholds"] for record in records], thresholds=first["thresholds"].thresholds)
+        write_thresholds(folder, structures, cases, counts)
+        risk = torch.cat([record["risk"][1] for record in records])
+        write_risk_coverage(folder, cases, first["risk"][0], risk)
+    if "logits" in first:
+        sums, count = (torch.cat(parts).sum(0) for parts in zip(*(record["logits"] for record in records), strict=True))
+        write_logits(folder, class_names, sums / count[:, None])
+    return summary
+
+
+def _joined(parts: Sequence[Any], **shared: Any) -> Any:
+    """Join dataclasses of tensors whose first dimension is the cases; fields that they share are given."""
+    names = [name for name in vars(parts[0]) if name not in shared]
+    return type(parts[0])(**{name: torch.cat([getattr(part, name) for part in parts]) for name in names}, **shared)
+
+
+def _write_calibration(
+    folder: Path, cases: Sequence[str], records: Sequence[Mapping[str, Any]], class_names: Sequence[str]
+) -> dict[str, float]:
+    """Write the bins, and draw them; return the errors of all cases together."""
+    bins = {
+        region: {kind: _joined([record["bins"][region][kind] for record in records]) for kind in kinds}
+        for region, kinds in records[0]["bins"].items()
+    }
+    pooled = {region: {kind: each.pooled() for kind, each in kinds.items()} for region, kinds in bins.items()}
+    errors = {
+        f"{measure.column(region)}_pooled": kinds[measure.bins].expected_error().item()
+        for measure in MEASURES
+        for region, kinds in pooled.items()
+        if measure.bins in kinds
+    }
+    own = {kind: bins["foreground"][kind] for kind in ("top_label", "classwise")}
+    per_case = {region: {"top_label_per_case": bins[region]["top_label"]} for region in PER_CASE}
+    regions = {region: {**kinds, **per_case.get(region, {})} for region, kinds in pooled.items()}
+    write_calibration(folder, class_names, cases, own, regions)
+    draw_reliability(folder, class_names, pooled)
+    return errors
+
+
+class EvaluationWriter:
+    """Measure each case that an engine has run on, and write the files of the evaluation when all cases are measured.
+
+    - `cases.csv`: One row a case, the measures of `calib_components.metrics.measures`. `ece`, `cece`, `nll` and `brier`
+      are those of the ground-truth foreground, `ece_REGION` and so on those of each further region. Regions with a
+      closed form have `ece_if_true` and `cece_if_true`, the errors if the probabilities were true; structures have
+      `ece_REGION_resampled`, the mean ECE of drawn labels.
     - `summary.json`: Mean, standard deviation over cases and number of cases of every measure, the pooled calibration
       errors, the temperature that the logits were divided by (1 without), the structures that only the ground truth
       has (`missed`) or only the prediction (`spurious`), the patient of each case, the units of distances (`unit`) and
@@ -89,149 +285,79 @@ class EvaluationWriter:
     - `logits.json`: Mean magnitude of the logits, by ground-truth class and channel.
     - `thresholds.json`: What is found of each structure if it is where its probability is above a threshold.
     - `risk_coverage.json`: The error rate among the most confident voxels of each case, for each share of them.
-    - `reliability.png`: Of the predicted class, over all voxels, the predicted and the ground-truth foreground, as far
-      as they are measured.
-    - `reliability_classes.png`: Of each class, over all voxels, if they are measured. Among voxels of the ground-truth
-      foreground, background could never be right.
+    - `reliability.png`: Of the predicted class, over all voxels, the predicted and the ground-truth foreground.
+    - `reliability_classes.png`: Of each class, over all voxels.
     - `cases/best.png`, `median.png` and `worst.png`: Of the cases ordered by DSC, the slice with the most foreground
-      and its uncertainty. Of every case only that slice is kept until then. One case has only the best, two have no
-      median.
+      and its uncertainty. One case has only the best, two have no median.
 
-    The files are written to a hidden folder, tables before figures, and replace those of an earlier evaluation once all
-    are there; other files in the output folder stay. Means of the CECE, NLL and Brier score, and of the ECE of all
-    voxels and of the predicted foreground (`ece_all`, `ece_predicted`), are added to `engine.state.metrics`.
+    In several processes, each measures its cases, and the first writes. Some means go to `engine.state.metrics`.
 
     Args:
-        output_dir: Folder of the files.
-        metrics: The handlers that update the metrics, by name: `dsc` with a `DSCMetric`, `ece` with a
-            `CalibrationMetric` (for calibration errors, NLL and Brier score), `logits` with a `LogitMagnitudeMetric`,
-            `thresholds` with a `ThresholdMetric`, `selective` with a `RiskCoverageMetric`, and any whose
-            `aggregate("none")` returns `(cases, structures)`.
-        structures: Names of the structures and their class indices, in the order of the metrics' columns.
+        records: The records of the cases.
+        structures: Names of the structures and their class indices.
         class_names: Names of the classes, in the order of the network's channels.
         batch_transform: Gets the names of a batch's cases, or their folders, from `engine.state.batch`.
-        output_transform: Gets their images, probabilities and labels, lists of channel-first volumes, from
+        output_transform: Gets their images, probabilities, labels and logits, lists of channel-first volumes, from
             `engine.state.output`.
-        patient_transform: Gets the patient of each case of a batch; None if each case is a patient of its own.
-        records: Folder, which exists, that gets a record of each case in place of the files; `assemble` makes the files
-            of such records, whichever processes have written them.
+        temperature: By which the logits were divided, a number or a tensor of one element; None is 1.
 
     Raises:
-        ValueError: `dsc`, `ece` or `logits` is missing.
-        InputError: During the evaluation, if its files cannot be written, a case comes twice, or the network has
-            another number of channels than there are names; at its start, if names of structures give a column
-            twice, such as `a` and `a_if_true`.
+        InputError: At the start of a run, if two columns would have the same name or the folder cannot be written;
+            during it, if a case has no name in the records or another number of channels than there are names.
     """
 
     def __init__(
         self,
-        output_dir: str | os.PathLike,
-        metrics: Mapping[str, IgniteMetricHandler],
+        records: EvaluationRecords,
         structures: Mapping[str, Sequence[int]],
         class_names: Sequence[str],
         batch_transform: Callable[[Any], Sequence[str]],
         output_transform: Callable[[Any], Sequence[Sequence[torch.Tensor]]],
-        patient_transform: Callable[[Any], Sequence[str]] | None = None,
-        records: str | os.PathLike | None = None,
+        temperature: float | torch.Tensor | None = None,
     ) -> None:
-        self.output_dir = Path(output_dir)
-        self.metrics: dict[str, Any] = {name: handler.metric_fn for name, handler in metrics.items()}
-        for name, kind in (("dsc", DSCMetric), ("ece", CalibrationMetric), ("logits", LogitMagnitudeMetric)):
-            if not isinstance(self.metrics.get(name), kind):
-                got = type(self.metrics[name]).__name__ if name in self.metrics else "none"
-                raise ValueError(f"metrics: expected a handler of a {kind.__name__} called {name!r}, got {got}")
+        self.records = records
         self.structures = dict(structures)
         self.class_names = list(class_names)
         self.batch_transform = batch_transform
         self.output_transform = output_transform
-        self.patient_transform = patient_transform
-        self.records = records
-        self._cases: list[str] = []
-        self._patients: list[str] = []
-        self._slices: dict[str, DrawnSlice] = {}
+        self.temperature = temperature
 
     def attach(self, engine: Engine) -> None:
         """
         Args:
-            engine: The evaluator that updates the metrics.
+            engine: The evaluator.
         """
-        engine.add_event_handler(Events.EPOCH_STARTED, self._reset)
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self._keep)
+        engine.add_event_handler(Events.EPOCH_STARTED, self._start)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._measure)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._write)
 
-    def start(self) -> None:
-        """Check that the files can be written, see `start_evaluation`."""
-        start_evaluation(self.output_dir, self.metrics, self.structures)
+    def _start(self) -> None:
+        check_columns([*self.structures])
+        check_writable("output_dir", self.records.output_dir)
 
-    def assemble(self, cases: Sequence[str]) -> None:
-        """Write the files from records.
-
-        Args:
-            cases: Names of the cases, in the order of the files.
-
-        Raises:
-            InputError: A record is missing or broken, or the files cannot be written.
-        """
-        if self.records is None:
-            raise ValueError("records: expected the folder of the records, got None")
-        self.start()
-        patients = []
-        for metric in self.metrics.values():
-            metric.reset()
-        for case in cases:
-            record = read_record(self.records, case)
-            for name, metric in self.metrics.items():
-                metric.extend(*record["stored"][name])
-            patients.append(record["patient"])
-        self._write_files(cases, patients, partial(read_slice, self.records))
-
-    def _reset(self) -> None:
-        if self.records is None:
-            self.start()
-        self._cases.clear()
-        self._patients.clear()
-        self._slices.clear()
-
-    def _keep(self, engine: Engine) -> None:
-        cases = [Path(case).name for case in self.batch_transform(engine.state.batch)]
-        self._cases.extend(cases)
-        self._patients.extend(cases if self.patient_transform is None else self.patient_transform(engine.state.batch))
-        check_once(self._cases)
-        for case, image, probabilities, label in zip(cases, *self.output_transform(engine.state.output), strict=True):
+    def _measure(self, engine: Engine) -> None:
+        outputs = self.output_transform(engine.state.output)
+        for name, *volumes in zip(self.batch_transform(engine.state.batch), *outputs, strict=True):
+            if (name := Path(name).name) not in self.records.cases:
+                raise InputError(f"{name} is not in the list of cases of this evaluation.")
+            image, probabilities, label, logits = (convert_to_tensor(volume, track_meta=False) for volume in volumes)
             if len(probabilities) != len(self.class_names):
-                raise InputError(
-                    f"class_names: expected {len(probabilities)} names, one per channel of the network, got "
-                    f"{', '.join(self.class_names)}"
-                )
+                raise InputError(f"class_names has {len(self.class_names)} names for {len(probabilities)} channels.")
             prediction = probabilities.max(0).indices  # what argmax(0) gives, in a fraction of its time
-            index = largest_slice(prediction, label[0])
-            maps = prediction[..., index], label[0, ..., index]
-            masks = zip(*(structure_masks(of[None], [*self.structures.values()]) for of in maps), strict=True)
-            self._slices[case] = draw_slice(
-                image[0, ..., index],
-                *maps,
-                normalized_entropy(probabilities[..., index])[0],
-                dict(zip(self.structures, masks, strict=True)),
-            )
+            temperature = None if self.temperature is None else float(self.temperature)
+            case = Case(label, self.structures, probabilities, prediction, temperature=temperature)
+            self.records.write(name, record_case(case, prediction, label[0], image[0], logits))
 
     def _write(self, engine: Engine) -> None:
-        engine.state.metrics |= _means(self.metrics["ece"])  # beside those of the handlers
-        if self.records is None:
-            self._write_files(self._cases, self._patients, self._slices.get)
-            return
-        stored = {name: metric.stored_tensors() for name, metric in self.metrics.items()}
-        for i, (case, patient) in enumerate(zip(self._cases, self._patients, strict=True)):
-            of_case = {name: [values[i : i + 1] for values in several] for name, several in stored.items()}
-            write_record(self.records, case, of_case, self._slices[case], patient=patient)
-
-    def _write_files(
-        self, cases: Sequence[str], patients: Sequence[str], slice_of: Callable[[str], DrawnSlice | None]
-    ) -> None:
-        write_evaluation(self.output_dir, cases, self.metrics, self.structures, self.class_names, slice_of, patients)
+        idist.barrier()
+        if idist.get_rank() == 0 and (summary := write_evaluation(self.records, [*self.structures], self.class_names)):
+            engine.state.metrics |= {name: summary[name]["mean"] for name in SHOWN}
 
 
-def _means(ece: CalibrationMetric) -> dict[str, float]:
-    """Means over cases that are shown at the end of an evaluation, beside the ECE."""
-    parts = {"cece": ece.cece, "nll": ece.nll, "brier": ece.brier}
-    parts |= {f"ece_{name}": ece.regions[name] for name in ("all", "predicted") if name in ece.regions}
-    return {name: part.aggregate().item() for name, part in parts.items()}
+def check_columns(structures: Sequence[str]) -> None:
+    """Raise `InputError` if two columns, or pooled errors, would have the same name, of which one would be lost."""
+    names = [name for name, _ in columns(structures)]
+    names += [f"{name}_pooled" for name, column in columns(structures) if column.measure.bins]
+    for name, count in Counter(names).items():
+        if count > 1:
+            raise InputError(f"structures: {', '.join(structures)} give two columns called {name}. Rename one.")

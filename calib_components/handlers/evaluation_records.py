@@ -1,65 +1,99 @@
-"""What an evaluation has measured of each case, in a file of its own, until all cases are measured."""
+"""Records: what an evaluation has measured of each case, in a file of its own, until all cases are measured."""
 
 from __future__ import annotations
 
 import hashlib
 import io
+import logging
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+from torch.serialization import safe_globals
 
-from calib_components.errors import reading, writing
-from calib_components.handlers.evaluation_pictures import DrawnSlice
+from calib_components.errors import InputError, make_folder, reading, writing
+from calib_components.inference.images import shard_of
+from calib_components.metrics import CalibrationBins, ThresholdCounts
 
-__all__ = ["read_record", "read_slice", "record_file", "write_record"]
-
-
-def record_file(folder: str | os.PathLike, case: str) -> Path:
-    """Return the file of a case; the case may have any name, however long."""
-    return Path(folder) / f"{hashlib.sha256(os.fsencode(case)).hexdigest()[:32]}.pt"
+__all__ = ["EvaluationRecords"]
 
 
-def write_record(
-    folder: str | os.PathLike, case: str, stored: Mapping[str, Sequence[torch.Tensor]], drawn: DrawnSlice, **notes: Any
-) -> None:
-    """Write what was measured of a case, completely or not at all.
+class EvaluationRecords:
+    """What is measured of each case, in a file of its own in the output folder until the evaluation is written.
+
+    A record counts if it has the stamp of this evaluation and is newer than the files of its case.
 
     Args:
-        folder: Folder of the records, which exists.
-        case: Name of the case.
-        stored: What each metric stores of it, by the name of the metric, as `CaseMetric.extend` takes it.
-        drawn: The slice that may be drawn.
-        **notes: Further entries, plain data.
+        output_dir: Folder of the evaluation.
+        cases: An item for each case, such as those of `read_datalist`: its name `case`, its `patient`, and its files.
+        stamp: Text that differs for other weights or options, see `calib_components.inference.run_stamp`.
+        files: Keys of an item whose values are a file or several.
 
     Raises:
-        InputError: It cannot be written.
+        InputError: Two cases have the same name.
     """
-    of_slice = {key: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for key, v in vars(drawn).items()}
-    # Copies, since of a view torch.save writes all that it is a view of.
-    alone = {name: [values.cpu().clone() for values in several] for name, several in stored.items()}
-    with writing(record_file(folder, case)) as file:
+
+    def __init__(
+        self,
+        output_dir: str | os.PathLike,
+        cases: Sequence[Mapping[str, Any]],
+        stamp: str = "",
+        files: Sequence[str] = ("image", "label"),
+    ) -> None:
+        self.output_dir = Path(output_dir)
+        self.folder = self.output_dir / ".records"
+        self.cases = {Path(item["case"]).name: item for item in cases}
+        self.stamp = stamp
+        self.files = files
+        for name, count in Counter(Path(item["case"]).name for item in cases).items():
+            if count > 1:
+                raise InputError(f"{count} cases are called {name}. Their results would replace each other.")
+
+    def to_measure(self, shard: str | None = None, skip_existing: bool = False) -> list[Mapping[str, Any]]:
+        """Return the items of the cases to measure.
+
+        Args:
+            shard: `"i/n"` for the `i`-th of `n` shares of the cases; None for all of them.
+            skip_existing: Whether to leave out cases that have a record.
+
+        Raises:
+            InputError: `shard` has another form, or is a share without cases.
+        """
+        if not (names := shard_of([*self.cases], shard)):
+            raise InputError(f"shard {shard} has none of the {len(self.cases)} cases. Use fewer shards.")
+        missing = [name for name in names if not (skip_existing and self.has(name))]
+        if skip_existing:
+            logging.getLogger(__name__).info("%d of %d cases have a record.", len(names) - len(missing), len(names))
+        # Without a case, an engine does not run, and nothing would be written: the last case is measured again.
+        return [self.cases[name] for name in missing or names[-1:]]
+
+    def has(self, case: str) -> bool:
+        """Whether a case has a record of this evaluation."""
+        if not (file := self._file(case)).is_file():
+            return False
+        values = [self.cases[case].get(key, []) for key in self.files]
+        sources = [file for v in values for file in ([v] if isinstance(v, str | os.PathLike) else v)]
+        changed = max((os.stat(source).st_mtime_ns for source in sources), default=0)
+        return file.stat().st_mtime_ns >= changed and self.read(case)["stamp"] == self.stamp
+
+    def write(self, case: str, record: Mapping[str, Any]) -> None:
+        """Write the record of a case, see `record_case`, completely or not at all."""
         content = io.BytesIO()  # a full disk is no OSError to torch.save
-        torch.save({"stored": alone, "slice": of_slice, **notes}, content)
-        file.write_bytes(content.getvalue())
+        torch.save({"stamp": self.stamp, **record}, content)
+        make_folder(self.folder)
+        with writing(self._file(case)) as file:
+            file.write_bytes(content.getvalue())
 
+    def read(self, case: str) -> dict[str, Any]:
+        """Read the record of a case."""
+        with (
+            reading(self._file(case), "the record of a case") as file,
+            safe_globals([CalibrationBins, ThresholdCounts]),
+        ):
+            return torch.load(file, "cpu", weights_only=True)
 
-def read_record(folder: str | os.PathLike, case: str) -> dict[str, Any]:
-    """Read what `write_record` wrote: `stored`, `slice` and the notes.
-
-    Raises:
-        InputError: The record is missing or broken.
-    """
-    with reading(record_file(folder, case), "what was measured of a case") as file:
-        return torch.load(file, weights_only=True)
-
-
-def read_slice(folder: str | os.PathLike, case: str) -> DrawnSlice:
-    """Read the slice of a case that may be drawn. Arguments and errors as in `read_record`."""
-    of_slice: dict[str, Any] = {}
-    for key, value in read_record(folder, case)["slice"].items():
-        of_slice[key] = value.numpy() if isinstance(value, torch.Tensor) else value
-    return DrawnSlice(**of_slice)
+    def _file(self, case: str) -> Path:
+        return self.folder / f"{hashlib.sha256(os.fsencode(case)).hexdigest()[:32]}.pt"  # names may be long

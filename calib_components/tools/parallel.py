@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 import os
 import signal
@@ -17,7 +18,7 @@ from tqdm import tqdm
 
 from calib_components.errors import InputError
 
-__all__ = ["check_workers", "parallel"]
+__all__ = ["check_workers", "map_cases", "parallel"]
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -34,6 +35,34 @@ def check_workers(workers: int | None) -> int:
         raise InputError(f"workers: expected a whole number of at least 1, got {workers}")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return workers or min(cores, MOST)
+
+
+def map_cases(
+    function: Callable[[Item], Result], items: Sequence[Item], workers: int | None = None, name: str = "cases"
+) -> list[Result]:
+    """Return the result of a function for each item, computed in several processes, with a progress bar on terminals.
+
+    Args:
+        function: A function of a module, or a `functools.partial` of one.
+        items: Such as cases.
+        workers: Number of processes; None for one per core, at most 8. With one, or one item, this process does it all.
+        name: Name of the progress bar.
+
+    Raises:
+        InputError: A process died, or the number is not at least 1.
+    """
+    bar = functools.partial(tqdm, desc=name, total=len(items), unit="case", leave=False, disable=None)
+    if (count := min(check_workers(workers), len(items))) < 2:
+        return [function(item) for item in bar(items)]
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([getattr(function, "func", function).__module__])  # imports once for all processes
+    pool = ProcessPoolExecutor(count, context, _start_worker, (1,))
+    try:
+        return list(bar(pool.map(function, items)))
+    except BrokenProcessPool:
+        raise InputError("A worker process died, perhaps for lack of memory. Try fewer --workers.") from None
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The fit of a temperature on saved predictions."""
+"""The fit of a calibrator on saved predictions."""
 
 from __future__ import annotations
 
@@ -6,36 +6,36 @@ import functools
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from calib_components.errors import InputError
 from calib_components.metrics.regions import Region
 from calib_components.metrics.voxels import read_voxels
-from calib_components.posthoc import TemperatureEstimate, TemperatureScaling
+from calib_components.posthoc import KINDS, Calibrator, Estimate
 from calib_components.tools.evaluate.classes import IGNORED, Classes
-from calib_components.tools.evaluate.noted import other_beside, warn_of_other_beside
+from calib_components.tools.evaluate.notes import other_beside, warn_of_other_beside
 from calib_components.tools.evaluate.pairs import Case, Saved, read_case
-from calib_components.tools.parallel import parallel
+from calib_components.tools.parallel import map_cases
 
-__all__ = ["fit_temperature", "logits_of"]
+__all__ = ["fit_calibrator", "logits_of"]
 
-PRELOAD = [__name__]
-DECISIVE = 0.1  # share of the NLL by voxels of probability 0 from which they are spoken of
+DECISIVE = 0.1  # share of the NLL by voxels with a stored probability of 0, from which they are reported
 
 
-def fit_temperature(
+def fit_calibrator(
     cases: Sequence[Case],
     classes: Classes,
     region: Region,
     patients: Mapping[str, str],
-    processes: int,
+    workers: int | None = None,
     cropped: bool = False,
-) -> TemperatureEstimate:
-    """Fit a temperature on saved probabilities, and print what to know of it.
+    kind: str = "temperature",
+) -> tuple[Calibrator, Estimate]:
+    """Fit a calibrator on saved probabilities, and print what to know of it.
 
-    The logarithms of probabilities are the logits, but for one number a voxel that softmax does not see; with sigmoid
+    The logarithms of probabilities are the logits, up to one number for each voxel, which softmax ignores; with sigmoid
     channels, the logits are log p - log(1 - p).
 
     Args:
@@ -43,9 +43,10 @@ def fit_temperature(
         classes: What their channels are.
         region: Voxels to fit on.
         patients: Patient of each case, by its name.
-        processes: Number of processes, each with a case in memory.
+        workers: Number of processes, each with a case in memory.
         cropped: Whether the network saw a part of each image only, outside of which the background was stored as
             certain: such voxels are left out.
+        kind: Name of the calibrator.
 
     Raises:
         InputError: A file cannot be read, see `read_case`, or there are no voxels in the region.
@@ -53,75 +54,66 @@ def fit_temperature(
     if not classes.sigmoid:  # of which each channel has the classes 0 and 1
         for channel, codes in enumerate(classes.codes):
             if channel in region.classes and codes != {channel}:
+                code = "+".join(map(str, sorted(codes)))
                 raise InputError(
-                    f"--region: expected a name such as predicted, got {list(region.classes)}: channel {channel} has "
-                    f"the label code {'+'.join(map(str, sorted(codes)))}"
+                    f"--region: channel {channel} has the label code {code}. Name a region like predicted."
                 )
-    pooled = TemperatureScaling(region, IGNORED if cropped else classes.ignore_index, classes.sigmoid)
-    fit_case = functools.partial(_fit_case, classes=classes, region=region, patients=patients, cropped=cropped)
-    with parallel(fit_case, cases, processes, "fit", PRELOAD) as results:
-        fitted = list(results)
-    for fit, _, _ in fitted:
-        pooled.add(fit)
-    warn_of_other_beside([case.prediction.files[0] for case in cases], [beside for _, _, beside in fitted])
-    try:
-        estimate = pooled.compute()
-    except ValueError as error:
-        name = "--region" if region.kind != "all" else "labels" if cropped else "--ignore_index"
-        raise InputError(f"{name}: expected voxels to fit a temperature on, got none: {error}") from error
-    _print(estimate, region, [denied for _, denied, _ in fitted])
-    return estimate
+    pooled = KINDS[kind](region, IGNORED if cropped else classes.ignore_index, classes.sigmoid)
+    fit = functools.partial(_fit_case, empty=pooled, classes=classes, patients=patients, cropped=cropped)
+    fitted = map_cases(fit, cases, workers, "fit")
+    for of_case, _, _ in fitted:
+        pooled.add(of_case)
+    warn_of_other_beside([noted for _, _, noted in fitted])
+    estimate = pooled.compute()
+    where = "all voxels" if region.kind == "all" else f"the voxels of region {region.name}"
+    print(f"{'T' if kind == 'temperature' else kind} = {estimate.summary()}")
+    print(f"NLL {estimate.nll_before:.4f} -> {estimate.nll_after:.4f} over {where}, which it is fitted on")
+    print("\n".join([estimate.effect(region.by_prediction), *estimate.warnings()]))
+    voxels, nll = (sum(values) for values in zip(*(denied for _, denied, _ in fitted), strict=True))
+    if (share := nll / max(estimate.nll_before * estimate.voxels, nll, 1e-9)) >= DECISIVE:
+        number = sum(denied.voxels > 0 for _, denied, _ in fitted)
+        print(
+            f"{voxels} voxels, in {number} of {len(cases)} cases, have a stored probability of 0 for their label and "
+            f"make up {100 * share:.0f} % of the NLL, so they decide the fit. They may lie outside of what the network "
+            "saw, or be rounded to 0."
+        )
+    return pooled, estimate
 
 
 class _Denied(NamedTuple):
-    """Voxels whose stored probability of what they are is 0."""
+    """Voxels whose stored probability of their label is 0."""
 
     voxels: int
     nll: float
 
 
 def _fit_case(
-    case: Case, classes: Classes, region: Region, patients: Mapping[str, str], cropped: bool
-) -> tuple[TemperatureScaling, _Denied, tuple[int, int]]:
+    case: Case, empty: Calibrator, classes: Classes, patients: Mapping[str, str], cropped: bool
+) -> tuple[Calibrator, _Denied, dict[str, Any]]:
     saved = read_case(case, classes)
     assert saved.probabilities is not None
-    fit = TemperatureScaling(region, IGNORED if cropped else classes.ignore_index, classes.sigmoid)
+    fit = type(empty)(empty.region, empty.ignore_index, empty.sigmoid)
     if cropped:
         foreground = saved.probabilities if classes.sigmoid else saved.probabilities[1:]
         saved.label.masked_fill_((foreground == 0).all(0), IGNORED)
     logits = logits_of(saved.probabilities, saved.lowest, saved.highest, classes.sigmoid)
     fit.update(logits[None], saved.label[None], patients[case.name])
     beside = (0, 0) if cropped else other_beside(case, saved, classes)  # cropped ones have been compared
-    return fit, _count_denied(saved, saved.probabilities, fit), beside
+    return fit, _count_denied(saved, fit), {"file": str(case.prediction.files[0]), "beside": beside}
 
 
-def _count_denied(saved: Saved, probabilities: torch.Tensor, fit: TemperatureScaling) -> _Denied:
+def _count_denied(saved: Saved, fit: Calibrator) -> _Denied:
+    assert saved.probabilities is not None
     number, nll = 0, 0.0
     options = (fit.region, fit.ignore_index, fit.sigmoid)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "y_pred: expected probabilities, got only 0 and 1")  # spoken of as denied
-        for voxels in read_voxels(probabilities[None], saved.label[None], *options):
+        warnings.filterwarnings("ignore", message="y_pred")  # of values that are 0 or 1 only: see `DECISIVE`
+        for voxels in read_voxels(saved.probabilities[None], saved.label[None], *options):
             denied = voxels.label[voxels.p_label == 0]
             spurious = int((denied == 0).sum()) if fit.sigmoid else 0  # a stored 1 where there is nothing
             number += len(denied)
             nll -= (len(denied) - spurious) * math.log(saved.lowest) + spurious * math.log(1 - saved.highest)
     return _Denied(number, nll)
-
-
-def _print(estimate: TemperatureEstimate, region: Region, denied: Sequence[_Denied]) -> None:
-    where = "all voxels" if region.kind == "all" else f"the voxels of region {region.name}"
-    print(f"T = {estimate.summary()}")
-    print(f"NLL {estimate.nll_before:.4f} -> {estimate.nll_after:.4f} over {where}, which T is fitted on")
-    print(estimate.effect(region.by_prediction))
-    for warning in estimate.warnings():
-        print(warning)
-    voxels, nll = (sum(values) for values in zip(*denied, strict=True))
-    if (share := nll / max(estimate.nll_before * estimate.voxels, nll, 1e-9)) >= DECISIVE:
-        print(
-            f"{voxels} voxels, in {sum(case.voxels > 0 for case in denied)} of {len(denied)} cases, have a stored "
-            f"probability of 0 for what they are and make up {100 * share:.0f} % of the NLL, so they decide T. They "
-            "may lie outside of what the network saw, or be rounded to 0."
-        )
 
 
 def logits_of(probabilities: torch.Tensor, lowest: float, highest: float, sigmoid: bool) -> torch.Tensor:
