@@ -124,7 +124,6 @@ class Calibration:
             set_calibrator(self.network, type(self.calibrator)())
             before = self._run_network(self.calibrator)
             files = {**self._fit(), f"{name}_fit.json": _encoded(self.calibrator.to_dict())}
-            set_calibrator(self.network, self.calibrator)
             after = self._run_network()
             if idist.get_rank() == 0:
                 files[f"reliability_{name}.png"] = _diagram(before, after)
@@ -161,6 +160,7 @@ class Calibration:
 
     def _fit(self) -> dict[str, bytes | None]:
         estimate: Estimate = self.calibrator.compute()
+        set_calibrator(self.network, self.calibrator)
         if idist.get_rank() == 0:
             self._log.info("%s %s", self.calibrator.name.capitalize(), estimate.summary())
             region = self.calibrator.region.name

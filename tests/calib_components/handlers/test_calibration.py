@@ -1,0 +1,394 @@
+"""Calibration of trained weights: fitted, and written into them. Whole runs are in tests/bundles."""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.figure import Figure
+from monai.data import DataLoader, Dataset
+from monai.engines import SupervisedEvaluator
+
+from calib_components import figures
+from calib_components.data.facts import Facts, write_facts
+from calib_components.errors import InputError
+from calib_components.handlers import Calibration, calibration_cases, read_estimate, write_estimate
+from calib_components.metrics import CalibrationBins, calibration_bins
+from calib_components.posthoc import TemperatureEstimate, TemperatureScaled, TemperatureScaling
+from tests.helpers import ACDC, SIZE, make_prepared, snapshot
+
+CLASSES, PATIENTS, TRUE = 3, 8, 0.6
+FACTS = Facts("acdc", 3, 1, ["background", "a", "b"], [0, 1, 2], {"a": [1]}, [], [32, 32], [16, 16])
+NAMES = ["reliability_temperature.png", "temperature.json", "temperature_fit.json"]
+
+
+def network() -> TemperatureScaled:
+    """A network that passes its logits on."""
+    scaled = TemperatureScaled(torch.nn.Conv2d(CLASSES, CLASSES, 1, bias=False))
+    with torch.no_grad():
+        scaled.network.weight.copy_(torch.eye(CLASSES)[..., None, None])
+    return scaled
+
+
+@pytest.fixture(scope="module")
+def cases() -> list[dict[str, Any]]:
+    """Two cases of each patient: images that are logits, and labels drawn from them at the temperature TRUE."""
+    generator = torch.Generator().manual_seed(0)
+    items = []
+    for index in range(2 * PATIENTS):
+        image = 2 * torch.randn((CLASSES, 12, 10), generator=generator)
+        p = (image / TRUE).softmax(0).movedim(0, -1).reshape(-1, CLASSES)
+        label = p.multinomial(1, generator=generator).reshape(1, 12, 10)
+        items.append({"case": f"case{index}", "patient": f"patient{index // 2}", "image": image, "label": label})
+    return items
+
+
+@pytest.fixture(autouse=True)
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, CalibrationBins]]:
+    """The panels of each figure, which is not drawn here: that takes a second."""
+    panels: list[dict[str, CalibrationBins]] = []
+
+    def draw(bins: dict[str, CalibrationBins], bands: bool) -> Figure:
+        panels.append(bins)
+        return Figure(figsize=(1, 1), dpi=30)
+
+    monkeypatch.setattr(figures, "reliability_diagram", draw)
+    return panels
+
+
+@pytest.fixture
+def calibrate(cases: list[dict[str, Any]], tmp_path: Path) -> Callable[..., TemperatureScaled]:
+    """Calibrate the weights in `models`, and give the network afterwards."""
+    (tmp_path / "models").mkdir()
+    torch.save(network().state_dict(), tmp_path / "models" / "model.pt")
+
+    def run(items: list[dict[str, Any]] = cases, region: Any = "all", **options: Any) -> TemperatureScaled:
+        loader = DataLoader(Dataset(items), batch_size=2)
+        scaled, file = network(), tmp_path / "models" / "model.pt"
+        evaluator = SupervisedEvaluator(device=torch.device("cpu"), val_data_loader=loader, network=scaled)
+        given = {"load_path": file, "calibrated_path": file, "output_dir": tmp_path / "out", "network": scaled}
+        Calibration(evaluator, calibrator=TemperatureScaling(region), **{**given, **options}).run()
+        return scaled
+
+    return run
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return torch.load(folder / "models" / "model.pt", weights_only=True)
+
+
+def messages(caplog: pytest.LogCaptureFixture, level: int = logging.WARNING) -> list[str]:
+    """What the package itself said. The weights have no facts."""
+    own = [r for r in caplog.records if r.name.startswith("calib_components") and r.levelno >= level]
+    return [line for line in (record.getMessage() for record in own) if "facts.yaml" not in line]
+
+
+def full_disk(*_: Any, **__: Any) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_writes_what_the_calibrator_fits_and_nothing_else(
+    calibrate: Callable[..., TemperatureScaled], cases: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    before = weights(tmp_path)
+    scaled = calibrate()
+    estimate, fit = read_estimate(tmp_path / "out"), TemperatureScaling()
+    for case in cases:
+        fit.update(case["image"][None], case["label"][None], case["patient"])
+    assert estimate == fit.compute()
+    assert estimate.low < TRUE < estimate.high
+    assert (estimate.patients, estimate.voxels) == (PATIENTS, 2 * PATIENTS * 120)
+    assert json.loads((tmp_path / "out" / "temperature_fit.json").read_text())["patients"] == fit.to_dict()["patients"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == NAMES
+    after = weights(tmp_path)
+    assert after.pop("temperature").item() == scaled.temperature.item() == np.float32(estimate.temperature)
+    del before["temperature"]
+    torch.testing.assert_close(after, before, rtol=0, atol=0)
+    once = snapshot(tmp_path)
+    calibrate()  # again, from calibrated weights
+    assert snapshot(tmp_path) == once
+
+
+def test_reliability_is_drawn_before_and_after(
+    calibrate: Callable[..., TemperatureScaled],
+    cases: list[dict[str, Any]],
+    drawn: list[dict[str, CalibrationBins]],
+    tmp_path: Path,
+) -> None:
+    temperature = calibrate().temperature
+    (panels,) = drawn
+    images, labels = (torch.stack([case[key] for case in cases]) for key in ("image", "label"))
+    assert list(panels) == ["all, before", "all, after", "predicted, before", "predicted, after"]
+    for region in ("all", "predicted"):
+        for when, logits in (("before", images), ("after", images / temperature)):
+            expected = calibration_bins(logits.softmax(1), labels, region=region).pooled()
+            assert torch.equal(panels.pop(f"{region}, {when}").count, expected.count)
+    assert (tmp_path / "out" / "reliability_temperature.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_given_temperature_is_written_without_a_case_and_removes_reports_of_another(
+    calibrate: Callable[..., TemperatureScaled], tmp_path: Path
+) -> None:
+    calibrate([], temperature=1)
+    undone = snapshot(tmp_path)
+    assert not (tmp_path / "out").exists()
+    calibrate()
+    (tmp_path / "out" / "cases.csv").touch()
+    calibrate([], temperature=0.5)
+    assert weights(tmp_path)["temperature"] == 0.5
+    assert [file.name for file in (tmp_path / "out").iterdir()] == ["cases.csv"]
+    calibrate([], temperature=1)
+    assert snapshot(tmp_path / "models") == {name[7:]: h for name, h in undone.items() if name.startswith("models/")}
+
+
+def test_what_else_a_file_holds_stays(calibrate: Callable[..., TemperatureScaled], tmp_path: Path) -> None:
+    content = {"model": network().state_dict(), "optimizer": {"state": {}}, "epoch": 3}
+    torch.save(content, tmp_path / "models" / "model.pt")
+    calibrate()
+    after = torch.load(tmp_path / "models" / "model.pt", weights_only=True)
+    assert {name: after[name] for name in ("optimizer", "epoch")} == {"optimizer": {"state": {}}, "epoch": 3}
+    assert after["model"]["temperature"] == pytest.approx(read_estimate(tmp_path / "out").temperature)
+
+
+@pytest.mark.parametrize(
+    ("split", "words"), [("training", "too low"), ("validation", "epoch"), ("testing", "no longer independent")]
+)
+def test_what_was_fitted_is_said(
+    split: str,
+    words: str,
+    calibrate: Callable[..., TemperatureScaled],
+    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path,
+) -> None:
+    caplog.set_level(logging.INFO, "calib_components")
+    calibrate(split=split)
+    _, temperature, nll, ece, of_split, *_ = messages(caplog, logging.INFO)
+    estimate = read_estimate(tmp_path / "out")
+    assert temperature == f"Temperature {estimate.summary()}"
+    assert nll == f"NLL {estimate.nll_before:.4f} -> {estimate.nll_after:.4f} (region all)"
+    before, after = (float(value) for value in ece.split(" (all")[0].removeprefix("ECE ").split(" -> "))
+    assert before > 3 * after
+    assert words in of_split
+
+
+def test_warnings_of_the_fit_are_passed_on(
+    calibrate: Callable[..., TemperatureScaled],
+    cases: list[dict[str, Any]],
+    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path,
+) -> None:
+    calibrate(cases[:2])
+    assert messages(caplog) == read_estimate(tmp_path / "out").warnings() != []
+
+
+def test_an_error_that_grows_is_warned_of(
+    calibrate: Callable[..., TemperatureScaled], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calibrate()
+    assert "is larger" not in caplog.text
+    monkeypatch.setattr("calib_components.handlers.calibration.WORSE", 0)
+    calibrate()
+    assert "ECE of predicted foreground is larger with this temperature" in caplog.text
+
+
+def test_exports_of_the_weights_before_are_named_once(
+    calibrate: Callable[..., TemperatureScaled], caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    for name in ("model.ts", "model.onnx", "model.pt.plan", "other.ts", "model.txt"):
+        (tmp_path / "models" / name).touch()
+    calibrate()
+    assert [line.split(" was made")[0] for line in messages(caplog)] == [
+        f"{tmp_path}/models/{name}" for name in ("model.onnx", "model.pt.plan", "model.ts")
+    ]
+    caplog.clear()
+    calibrate()
+    assert not messages(caplog)
+
+
+class TestAnotherFile:
+    def test_gets_the_facts_of_the_weights(self, calibrate: Callable[..., TemperatureScaled], tmp_path: Path) -> None:
+        write_facts(FACTS, tmp_path / "models")
+        before, file = snapshot(tmp_path / "models"), tmp_path / "a" / "b" / "hospital.pt"
+        for _ in range(2):
+            calibrate(calibrated_path=file, facts=FACTS)
+        assert snapshot(tmp_path / "models") == before
+        assert (file.parent / "facts.yaml").read_bytes() == (tmp_path / "models" / "facts.yaml").read_bytes()
+        assert torch.load(file, weights_only=True)["temperature"] == pytest.approx(TRUE, abs=0.1)
+
+    @pytest.mark.parametrize("there", ["other facts", "other weights", "other data beside", "an image"])
+    def test_of_others_is_left_alone(
+        self, there: str, calibrate: Callable[..., TemperatureScaled], tmp_path: Path
+    ) -> None:
+        write_facts(FACTS, tmp_path / "models")
+        (tmp_path / "other").mkdir()
+        file = tmp_path / "other" / "hospital.pt"
+        if there == "other weights":
+            torch.save({**network().state_dict(), "network.weight": torch.ones(3, 3, 1, 1)}, file)
+        elif there == "an image":
+            file.write_bytes(b"an image")
+        else:
+            write_facts(replace(FACTS, crop_size=[32, 32]), tmp_path / "other")
+            torch.save(network().state_dict(), tmp_path / "other" / "model.pt")
+        before = snapshot(tmp_path)
+        for options in ({}, {"temperature": 2.0}):
+            with pytest.raises(InputError, match="other"):
+                calibrate(calibrated_path=file, **options)
+        assert snapshot(tmp_path) == before
+
+    def test_is_found_through_a_link(self, calibrate: Callable[..., TemperatureScaled], tmp_path: Path) -> None:
+        (tmp_path / "models" / "link.pt").symlink_to("model.pt")
+        calibrate(load_path=tmp_path / "models/link.pt", calibrated_path=tmp_path / "models/link.pt", temperature=2.0)
+        assert (tmp_path / "models" / "link.pt").is_symlink()
+        assert weights(tmp_path)["temperature"] == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"split": "holdout"}, "split"),
+        ({"temperature": 0}, "temperature"),
+        ({"temperature": float("nan")}, "temperature"),
+        ({"temperature": 2, "pool": ["fold0"]}, "temperature"),
+        ({"network": torch.nn.Conv2d(1, 3, 1)}, "Conv2d carries no calibrator"),
+        ({"region": [7]}, "region"),
+        ({"load_path": "absent.pt"}, "absent.pt"),
+        ({"facts": replace(FACTS, class_names=["background", "b", "a"])}, "class_names"),
+    ],
+)
+def test_mistakes_leave_all_as_it_was(
+    options: dict[str, Any], message: str, calibrate: Callable[..., TemperatureScaled], tmp_path: Path
+) -> None:
+    write_facts(FACTS, tmp_path / "models")
+    before = snapshot(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        calibrate(**options)
+    assert snapshot(tmp_path) == before
+
+
+def test_region_without_voxels(
+    calibrate: Callable[..., TemperatureScaled], cases: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    before = snapshot(tmp_path)
+    with pytest.raises(InputError, match="no voxels in region 'foreground'"):
+        calibrate([{**case, "label": torch.zeros(1, 12, 10)} for case in cases], region="foreground")
+    assert snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize("failing", [1, 2, 3, 4])
+def test_full_disk_leaves_all_as_it_was(
+    failing: int, calibrate: Callable[..., TemperatureScaled], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calibrate()
+    torch.save(network().state_dict(), tmp_path / "models" / "model.pt")
+    before, write, written = snapshot(tmp_path), Path.write_bytes, []
+
+    def write_some(path: Path, content: bytes) -> int:
+        written.append(path)
+        return full_disk() if len(written) == failing else write(path, content)  # type: ignore[return-value]
+
+    monkeypatch.setattr(Path, "write_bytes", write_some)
+    with pytest.raises(InputError, match="No space left on device"):
+        calibrate()
+    assert snapshot(tmp_path) == before
+
+
+class TestPool:
+    """One temperature for several networks, here of two folds."""
+
+    @pytest.fixture
+    def folds(
+        self, calibrate: Callable[..., TemperatureScaled], cases: list[dict[str, Any]], tmp_path: Path
+    ) -> list[Path]:
+        folders = [tmp_path / "fold0", tmp_path / "fold1"]
+        calibrate(cases[:6], output_dir=folders[0])
+        calibrate(cases[6:], output_dir=folders[1])
+        return folders
+
+    def test_is_fitted_to_the_patients_of_all_without_a_case(
+        self, folds: list[Path], calibrate: Callable[..., TemperatureScaled], tmp_path: Path
+    ) -> None:
+        own = [read_estimate(folder).temperature for folder in folds]
+        scaled = calibrate([], pool=folds)
+        pooled = read_estimate(tmp_path / "out")
+        assert min(own) < pooled.temperature < max(own)
+        assert weights(tmp_path)["temperature"].item() == scaled.temperature.item() == np.float32(pooled.temperature)
+        calibrate(output_dir=tmp_path / "whole")
+        both = [asdict(pooled), asdict(read_estimate(tmp_path / "whole"))]
+        leave_one_out = [estimate.pop("leave_one_out") for estimate in both]
+        assert leave_one_out[0] == pytest.approx(leave_one_out[1])
+        assert both[0] == pytest.approx(both[1])
+
+    def test_of_each_fold_in_its_own_folder_is_the_same(
+        self, folds: list[Path], calibrate: Callable[..., TemperatureScaled]
+    ) -> None:
+        """The fit of each stays, so that the next one pools the same; the figure, of another temperature, goes."""
+        kept = [(folder / "temperature_fit.json").read_bytes() for folder in folds]
+        for folder in folds:
+            calibrate([], pool=folds, output_dir=folder)
+        assert read_estimate(folds[0]) == read_estimate(folds[1])
+        assert [(folder / "temperature_fit.json").read_bytes() for folder in folds] == kept
+        assert sorted(file.name for file in folds[0].iterdir()) == NAMES[1:]
+
+    @pytest.mark.parametrize(
+        ("pool", "region", "message"),
+        [
+            (["fold0", "fold1"], "predicted", "different options"),
+            (["fold0", "fold1", "fold0"], "all", "patient0 is in"),
+            (["fold2"], "all", "fold2/temperature_fit.json: .*No such file"),
+            (["empty"], "all", "empty/temperature_fit.json: .*region"),
+            ([], "all", "no voxels"),
+        ],
+    )
+    def test_what_cannot_be_pooled_leaves_all_as_it_was(
+        self,
+        pool: list[str],
+        region: str,
+        message: str,
+        folds: list[Path],
+        calibrate: Callable[..., TemperatureScaled],
+        tmp_path: Path,
+    ) -> None:
+        (tmp_path / "empty").mkdir()
+        (tmp_path / "empty" / "temperature_fit.json").write_text("{}")
+        before = snapshot(tmp_path)
+        with pytest.raises(InputError, match=message):
+            calibrate([], region=region, pool=[tmp_path / name for name in pool])
+        assert snapshot(tmp_path) == before
+
+
+def test_estimate_comes_back_from_its_file(tmp_path: Path) -> None:
+    estimate = TemperatureEstimate(0.7, 0.6, 0.8, 0.9, {"a": 0.65, "b": 0.75}, 0.2, 0.1, 2, 100, False)
+    write_estimate(estimate, tmp_path)
+    assert read_estimate(tmp_path) == estimate
+    one = replace(estimate, low=np.nan, high=np.nan, coverage=np.nan, leave_one_out={}, patients=1)
+    write_estimate(one, tmp_path)
+    assert str(read_estimate(tmp_path)) == str(one)
+    assert json.loads((tmp_path / "temperature.json").read_text())["low"] is None
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]", '{"temperature": 0.7}'])
+def test_missing_or_broken_estimate_is_named(content: str | None, tmp_path: Path) -> None:
+    if content is not None:
+        (tmp_path / "temperature.json").write_text(content)
+    with pytest.raises(InputError, match=r"temperature.json: cannot read"):
+        read_estimate(tmp_path)
+
+
+def test_cases_are_read_where_they_are_needed(tmp_path: Path) -> None:
+    data = make_prepared(ACDC, tmp_path / "data")
+    place: dict[str, Any] = {"file": data / "datalist.json", "folder": data, "image_size": SIZE, "in_channels": 1}
+    assert [item["case"] for item in calibration_cases(None, None, split="validation", **place)] == [
+        "validation0",
+        "validation1",
+    ]
+    place["file"].unlink()
+    assert calibration_cases(1.0, None, split="validation", **place) == []
+    assert calibration_cases(None, ["fold0"], split="validation", **place) == []
