@@ -198,8 +198,8 @@ def onto(volume: MetaTensor, image: MetaTensor, ignore_headers: bool = False) ->
 
 def _load_volume(path: Path, any_affine: bool = False) -> MetaTensor:
     stem = re.sub(f"{NIFTI}$", "", path.name, flags=re.IGNORECASE)
-    if len(files := _nifti_files(path.parent, stem)) > 1:
-        raise InputError(f"{path}: {files[1].name} is there as well. Remove one of them.")
+    if others := [file.name for file in _nifti_files(path.parent, stem) if file.name != path.name]:
+        raise InputError(f"{path}: {others[0]} is there as well. Remove one of them.")
     volume = LoadImage(ensure_channel_first=True)(path, reader=NiftiReader(any_affine))
     if volume.ndim != 4:
         raise InputError(f"{path}: shape {tuple(volume.shape[1:])} is not that of a 3D volume.")

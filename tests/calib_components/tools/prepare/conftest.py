@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from calib_components.tools.prepare import COMMANDS
+from calib_components.tools.prepare import prepare_data
 from tests.helpers import make_acdc
 
 
@@ -26,9 +26,9 @@ def out(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def prepare(src: Path, out: Path) -> Callable[..., None]:
-    """Prepares `src` into `out`, or other folders, at 16 x 32 in this process; takes options of the command."""
+    """Prepares `src` into `out`, or other folders, at 16 x 32; takes options of the command."""
 
     def prepare(src: Path = src, out: Path = out, **options: Any) -> None:
-        COMMANDS["acdc"](src, out, **{"image_size": (16, 32), "workers": 1, **options})
+        prepare_data("acdc", src, out, **{"image_size": (16, 32), "workers": 1, **options})
 
     return prepare

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from monai.data import load_decathlon_datalist
 
+from calib_components.data.cases import SPLITS
 from calib_components.errors import InputError
-from calib_components.tools.prepare.split import SPLITS, split_folds, split_patients
+from calib_components.tools.prepare.split import split_folds, split_patients
 from tests.helpers import make_acdc
 
 Prepare = Callable[..., None]
@@ -85,7 +86,7 @@ class TestFolds:
         assert sorted(tested) == sorted(path.name for path in out.glob("patient*"))
         before = {file: file.read_bytes() for file in out.glob("datalist*")}
         for options in ({"folds": 4}, {"folds": 5, "seed": 1}):
-            with pytest.raises(InputError, match=r"datalist(_fold\d)?\.json: expected .*; choose another folder or"):
+            with pytest.raises(InputError, match=r"datalist.*\.json: "):
                 prepare(**options)
         prepare()  # leaves the folds as they are
         assert "datalist_fold0.json: kept as it is, and 4 more" in capsys.readouterr().out
@@ -96,40 +97,28 @@ class TestDatalist:
     def test_monai_reads_it(self, tmp_path: Path, out: Path, prepare: Prepare) -> None:
         prepare(make_acdc(tmp_path / "src", patients=10))
         datalist = json.loads((out / "datalist.json").read_text())
-        assert datalist["labels"]["3"] == "left ventricle"
-        assert datalist["image_size"] == [16, 32]
-        patients = {}
+        assert (datalist["labels"]["3"], datalist["image_size"]) == ("left ventricle", [16, 32])
+        patients: list[str] = []
         for split, size in (("training", 14), ("validation", 2), ("testing", 4)):
             items = load_decathlon_datalist(out / "datalist.json", True, split, base_dir=out)
             assert len(items) == size
             assert all(Path(item[key]).is_file() for item in items for key in ("image", "label"))
-            patients[split] = {item["patient"] for item in items}
-        assert not patients["training"] & patients["testing"]
+            patients += {item["patient"] for item in items}
+        assert sorted(patients) == sorted({path.name[:10] for path in out.glob("patient*")})  # each in one split
 
-    def test_split_without_validation_is_mentioned(self, prepare: Prepare, capsys: pytest.CaptureFixture[str]) -> None:
-        prepare(fractions=(0.5, 0, 0.5))
-        assert "No patient for validation" in capsys.readouterr().out
-
-    def test_no_patient_silently_changes_its_split(self, out: Path, prepare: Prepare) -> None:
+    def test_no_patient_silently_changes_its_split(
+        self, src: Path, out: Path, prepare: Prepare, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         prepare(fractions=(1, 0, 0))
+        assert "No patient for validation" in capsys.readouterr().out
         before = (out / "datalist.json").read_bytes()
-        message = "got 4 that would move, such as patient001_frame01 from training to testing; choose another folder"
-        with pytest.raises(InputError, match=message):
+        with pytest.raises(InputError, match=r"datalist\.json: patient001_frame01 would move from training to testing"):
             prepare(fractions=(0, 0, 1))
         assert (out / "datalist.json").read_bytes() == before
+        (out / "datalist.json").write_text("{}")
+        with pytest.raises(InputError, match=r"datalist\.json: "):
+            prepare(fractions=(0, 0, 1))
         (out / "datalist.json").unlink()
-        prepare(fractions=(0, 0, 1))
-        assert len(json.loads((out / "datalist.json").read_text())["testing"]) == 4
-
-    def test_new_patients_may_be_added(self, src: Path, out: Path, prepare: Prepare) -> None:
-        prepare(fractions=(0, 0, 1))
         make_acdc(src, patients=3)
         prepare(fractions=(0, 0, 1))
         assert len(json.loads((out / "datalist.json").read_text())["testing"]) == 6
-
-    @pytest.mark.parametrize("text", ["", "[]", "{}"])
-    def test_broken_file_is_an_error(self, text: str, out: Path, prepare: Prepare) -> None:
-        prepare()
-        (out / "datalist.json").write_text(text)
-        with pytest.raises(InputError, match=r"datalist\.json: expected a list of prepared cases, got"):
-            prepare()

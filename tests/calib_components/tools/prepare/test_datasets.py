@@ -1,0 +1,185 @@
+"""The cases and the facts of each data set."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from calib_components.data.facts import read_facts
+from calib_components.errors import InputError
+from calib_components.tools.prepare import acdc, brats, flare, generic, prepare_data
+from calib_components.tools.prepare.facts import facts_of_dataset, volume_transforms
+from tests.helpers import blocks, make_brats, make_flare, save
+
+
+def read(path: Path) -> np.ndarray:
+    return np.asanyarray(nib.load(path).dataobj)
+
+
+class TestAcdc:
+    def test_cases_below_training_or_in_the_folder_itself(self, src: Path) -> None:
+        shutil.copytree(src / "training" / "patient001", src / "testing" / "patient101")
+        cases = acdc.find_cases(src)
+        assert sorted(cases, key=str) == sorted(acdc.find_cases(src / "training"), key=str)
+        assert {case.patient for case in cases} == {"patient001", "patient002"}  # not those of the challenge's test
+        first = min(cases, key=lambda case: case.name)
+        assert (first.name, first.group, first.label.name) == (
+            "patient001_frame01", "NOR", "patient001_frame01_gt.nii.gz"
+        )  # fmt: skip
+        with pytest.raises(InputError, match=r"no cases found.*Info\.cfg"):
+            prepare_data("acdc", src.parent, src.parent / "out")
+
+    @pytest.mark.parametrize(
+        ("content", "is_read"),
+        [(b"\xef\xbb\xbfED: 1\nES: 12\nNurse: M\xfcller\n", True), (b"ED: 1\n", False), (b"ED: a\nES: b", False)],
+    )
+    def test_frames_of_info(self, content: bytes, is_read: bool, src: Path) -> None:
+        file = src / "training" / "patient001" / "Info.cfg"
+        file.write_bytes(content)
+        cases = [case for case in acdc.find_cases(src) if case.patient == "patient001"]
+        names = {case.name for case in cases}
+        assert names == ({"patient001_frame01", "patient001_frame12"} if is_read else {"patient001"})
+        assert all(case.problem.startswith(str(file)) != is_read for case in cases)
+
+
+class TestBrats:
+    def test_cases_at_any_depth(self, tmp_path: Path) -> None:
+        make_brats(tmp_path / "MICCAI" / "HGG" / "A", "A")
+        make_brats(tmp_path / "LGG" / "B", "B", ending="nii")
+        make_brats(tmp_path, "C_1")
+        (tmp_path / "._C_1_flair.nii.gz").touch()  # as macOS leaves them
+        (tmp_path / "C_1_t1.nii.gz").unlink()
+        cases = sorted(brats.find_cases(tmp_path), key=lambda case: case.name)
+        assert [(case.name, case.group) for case in cases] == [("A", "HGG"), ("B", "LGG"), ("C_1", "")]
+        assert [path.name for path in cases[1].images] == ["B_flair.nii", "B_t1.nii", "B_t1ce.nii", "B_t2.nii"]
+        assert cases[2].images[1].name == "C_1_t1.nii.gz"  # which is missing
+
+    def test_codes_channels_and_the_whole_brain(self, out: Path, tmp_path: Path) -> None:
+        make_brats(tmp_path / "src", "A")
+        prepare_data("brats", tmp_path / "src", out, workers=1)
+        image, label = read(out / "A" / "image.nii"), read(out / "A" / "label.nii")
+        assert image.shape == (192, 192, 128, 4)
+        assert np.unique(label).tolist() == [0, 1, 2, 3]
+        brain = np.abs(image).max(axis=-1) > 1e-2  # 18 x 20 voxels in plane, not resampled, over the whole height
+        assert [brain.any(axis=axes).sum() for axes in ((1, 2), (0, 2), (0, 1))] == [18, 20, 128]
+        for channel in range(4):
+            assert abs(image[..., channel][brain].mean()) < 0.05
+            assert abs(image[..., channel][brain].std() - 1) < 0.05
+
+    def test_two_cases_of_one_name(self, out: Path, tmp_path: Path) -> None:
+        make_brats(tmp_path / "src" / "HGG", "A")
+        make_brats(tmp_path / "src" / "LGG", "A")
+        with pytest.raises(InputError, match="two cases are called A"):
+            prepare_data("brats", tmp_path / "src", out)
+
+
+class TestFlare:
+    def test_orientation_and_spacing_are_taken_from_the_header(self, out: Path, tmp_path: Path) -> None:
+        """The same body stored in three ways is prepared to the same volume."""
+        body = np.full((24, 20, 5), -1000, np.int16)
+        body[4:-4, 2:-2] = np.indices((16, 16, 5)).sum(axis=0) * 10 - 100
+        label = blocks(body.shape, [1, 2, 3, 4])
+        affine = np.diag([2.0, 2.0, 5.0, 1.0])
+        make_flare(tmp_path / "src", "a", body, label, affine)
+        # Its axes point to inferior, left, anterior, from the corner that is voxel (23, 0, 4) above.
+        turned = np.array([[0, -2, 0, 46], [0, 0, 2, 0], [-5, 0, 0, 20], [0, 0, 0, 1.0]])
+        make_flare(tmp_path / "src", "b", *(v[::-1, :, ::-1].transpose(2, 0, 1) for v in (body, label)), turned)
+        finer = np.diag([1.0, 1.0, 5.0, 1.0])
+        make_flare(tmp_path / "src", "c", *(v.repeat(2, axis=0).repeat(2, axis=1) for v in (body, label)), finer)
+        prepare_data("flare", tmp_path / "src", out, image_size=(32, 32), workers=1)
+        a, b, c = (nib.load(out / name / "image.nii") for name in "abc")
+        np.testing.assert_allclose(a.get_fdata(), b.get_fdata(), atol=1e-4)
+        np.testing.assert_allclose(a.affine, b.affine, atol=1e-4)
+        np.testing.assert_allclose(a.get_fdata(), c.get_fdata(), atol=0.03)  # half a step of 10 HU in 400
+        for name in "bc":
+            np.testing.assert_array_equal(read(out / name / "label.nii"), read(out / "a" / "label.nii"))
+        np.testing.assert_allclose(a.header.get_zooms(), [1, 1, 5])
+
+    def test_window_of_hounsfield_units(self, out: Path, tmp_path: Path) -> None:
+        body = np.full((24, 20, 5), -1000, np.int16)
+        body[4:-4, 2:-2] = np.linspace(-150, 400, 16 * 16 * 5).reshape(16, 16, 5)  # inside, all of it above -160
+        make_flare(tmp_path / "src", "a", body, blocks(body.shape, [1, 2, 3, 4]), np.diag([2.0, 2, 5, 1]))
+        make_flare(tmp_path / "src", "b", body - 9000, blocks(body.shape, [1, 2, 3, 4]), np.diag([2.0, 2, 5, 1]))
+        with pytest.raises(InputError, match=r"b_0000\.nii\.gz: image cannot be preprocessed"):  # no body above -160
+            prepare_data("flare", tmp_path / "src", out, image_size=(16, 16), workers=1)
+        expected = ((body[4:-4, 2:-2] + 160.0) / 400).clip(0, 1)
+        np.testing.assert_allclose(nib.load(out / "a" / "image.nii").get_fdata(), expected, atol=1e-4)
+
+    def test_image_or_label_without_the_other(self, tmp_path: Path) -> None:
+        save(tmp_path / "TrainingImg" / "a_0000.NII.GZ", np.zeros((4, 4, 4)))
+        save(tmp_path / "TrainingMask" / "b.nii", np.zeros((4, 4, 4)))
+        a, b = flare.find_cases(tmp_path)
+        assert (a.images[0].name, b.label.name) == ("a_0000.NII.GZ", "b.nii")
+        assert a.problem.startswith(f"{a.label}: no such file")
+        assert b.problem.startswith(f"{b.images[0]}: no such file")
+
+
+class TestGeneric:
+    @pytest.fixture
+    def own(self, tmp_path: Path) -> Path:
+        """Two patients of two files each, with two channels."""
+        for name in ("p1_a", "p1_b", "p2_a", "p2_b"):
+            save(tmp_path / "own" / "images" / f"{name}.nii.gz", np.random.default_rng(0).random((18, 16, 4, 2)))
+            save(tmp_path / "own" / "labels" / f"{name}.nii.gz", blocks((18, 16, 4), [1, 2]))
+        return tmp_path / "own"
+
+    def test_facts_configure_a_bundle(self, own: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        prepare_data(
+            "generic", own, out, ["'liver'", "tumour"], in_channels=2, patient="[^_]+", fractions=(0.5, 0, 0.5)
+        )
+        assert "a patient of its own" not in (shown := capsys.readouterr().out)
+        assert "patients for training 1 (2 cases), validation 0 (0 cases), testing 1 (2 cases)" in shown
+        assert nib.load(out / "p1_a" / "image.nii").shape == (224, 224, 4, 2)
+        facts = read_facts(out / "facts.yaml", **asdict(facts_of_dataset("acdc", own)))
+        assert (facts.dataset, facts.num_classes, facts.in_channels) == ("acdc", 3, 2)
+        assert facts.class_names == ["background", "liver", "tumour"]
+        assert facts.structures == {"liver": [1], "tumour": [2]}
+        assert facts.label_codes == [0, 1, 2]
+        assert facts.crop_size == facts.image_size == [224, 224]
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"labels": None}, "labels: give the names"),
+            ({"labels": ["a", "a"]}, "labels: 'a' occurs twice"),
+            ({"like": "flair"}, "like must be one of"),
+            ({"in_channels": 0}, "in_channels must be"),
+            ({"patient": "("}, "patient: .* not a regular expression"),
+            ({"patient": "x*"}, "patient: 'x[*]' does not match the start of the name 'p1_a'"),
+            ({"dataset": "acdcc"}, "dataset must be one of"),
+            ({"dataset": "acdc"}, "labels is an option of the data set generic"),
+            ({"src": Path("absent")}, "absent: no such folder"),
+        ],
+        ids=str,
+    )
+    def test_unsuitable_options(self, options: dict[str, Any], message: str, own: Path, out: Path) -> None:
+        given = {"dataset": "generic", "src": own, "out": out, "labels": ["a", "b"], "in_channels": 2, **options}
+        with pytest.raises(InputError, match=message):
+            prepare_data(**given)
+        assert not out.exists()
+
+    def test_each_case_is_a_patient_without_a_pattern(self, own: Path) -> None:
+        assert [case.patient for case in generic.find_cases(own)] == ["p1_a", "p1_b", "p2_a", "p2_b"]
+
+
+class TestFacts:
+    def test_network_sees_no_more_than_the_slice(self, tmp_path: Path) -> None:
+        facts = facts_of_dataset("acdc", tmp_path, (96, 160), slice_axis=1)
+        assert (facts.image_size, facts.crop_size, facts.slice_axis) == ([96, 160], [96, 144], 1)
+        first, second, *_ = volume_transforms(facts).transforms
+        assert (first.slice_axis, second.resizer.spatial_size) == (1, [96, 160, -1])
+
+    @pytest.mark.parametrize("size", [(128,), (120, 128), (-16, 16), (16.5, 16)])
+    def test_unsuitable_size(self, size: Any) -> None:
+        with pytest.raises(InputError, match="image_size must be two multiples of 16"):
+            facts_of_dataset("acdc", Path(), size)
+
+    def test_axis_where_the_header_decides(self) -> None:
+        with pytest.raises(InputError, match="slice_axis is of no use for data like flare"):
+            facts_of_dataset("flare", Path(), slice_axis=2)
