@@ -71,8 +71,7 @@ def test_model_is_that_of_the_last_epoch_where_labels_have_no_structure(
     last = train(tmp_path, best_epoch=1, best_metric=metric)
     assert torch.load(tmp_path / "model.pt", weights_only=True) == last["network"]
     assert (last["epoch"], last["best_metric_epoch"]) == (4, -1)
-    (line,) = (record.getMessage() for record in caplog.records if record.levelname == "WARNING")
-    assert line.startswith(f"validation: expected a DSC above 0, got {metric:g} after epoch 1; until there is one, ")
+    assert f"DSC is {metric:g}" in caplog.text
 
 
 def test_scaler_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,12 +88,11 @@ def test_a_run_without_amp_goes_on_with_it(tmp_path: Path) -> None:
     assert train(tmp_path, amp=True, resume=True)["epoch"] == 4
 
 
-@pytest.mark.parametrize("temperature", [1.0, 0.5])
-def test_temperature_is_1_in_training_and_what_it_saves(temperature: float, tmp_path: Path) -> None:
+def test_calibrator_changes_nothing_in_training_and_what_it_saves(tmp_path: Path) -> None:
     """Also where it starts from calibrated weights."""
     torch.manual_seed(0)
     plain = torch.nn.Linear(1, 1)
-    scaled = TemperatureScaled(copy.deepcopy(plain), temperature)
+    scaled = TemperatureScaled(copy.deepcopy(plain), 0.5)
     expected = train(tmp_path / "plain", network=plain)["network"]
     trained = train(tmp_path / "scaled", network=scaled)["network"]
     assert trained.pop("temperature") == 1
@@ -125,7 +123,7 @@ def test_resuming_with_other_data_is_an_error(tmp_path: Path) -> None:
     datalist.write_text("{}")
     before = train(tmp_path, stop_after=1, datalist=datalist)
     datalist.write_text('{"training": []}')
-    with pytest.raises(InputError, match=r"last.ckpt: expected .* the same settings, got .* other data \(.*now"):
+    with pytest.raises(InputError, match=r"last.ckpt .*other settings: data \("):
         train(tmp_path, resume=True, datalist=datalist)
     assert torch.load(tmp_path / "last.ckpt", weights_only=True) == before
 
@@ -144,24 +142,24 @@ def test_resuming_with_cases_that_hold_something_else_is_an_error(tmp_path: Path
     source.write_text('{"files": [], "content": "1"}')
     train(tmp_path / "out", stop_after=4, resume=True, **places)
     source.write_text('{"files": [], "content": "2"}')
-    with pytest.raises(InputError, match=r"last.ckpt: expected .* the same settings, got .* other cases \(.*now"):
+    with pytest.raises(InputError, match=r"last.ckpt .*other settings: cases \("):
         train(tmp_path / "out", resume=True, **places)
 
 
 @pytest.mark.parametrize(
     ("damage", "got"),
     [
-        (lambda file: file.write_bytes(b""), "got EOFError"),
-        (lambda file: file.write_bytes(file.read_bytes()[:300]), "got PytorchStreamReader failed"),
-        (lambda file: torch.save({"network": {}}, file), "got one that lacks 'settings'"),
-        (lambda file: torch.save(SimpleNamespace(), file), "got Weights only load failed"),
+        (lambda file: file.write_bytes(b""), "EOFError"),
+        (lambda file: file.write_bytes(file.read_bytes()[:300]), "PytorchStreamReader failed"),
+        (lambda file: torch.save({"network": {}}, file), "'settings' is missing"),
+        (lambda file: torch.save(SimpleNamespace(), file), "Weights only load failed"),
     ],
     ids=["empty", "truncated", "other", "pickled code"],
 )
 def test_a_broken_checkpoint_is_named(tmp_path: Path, damage: Callable[[Path], Any], got: str) -> None:
     train(tmp_path, stop_after=1)
     damage(tmp_path / "last.ckpt")
-    with pytest.raises(InputError, match=rf"last.ckpt: expected a checkpoint of a training, {got}"):
+    with pytest.raises(InputError, match=rf"last.ckpt: cannot read a checkpoint of a training: {got}"):
         train(tmp_path, resume=True)
 
 
@@ -174,7 +172,7 @@ def test_a_full_disk_leaves_the_files_of_the_epoch_before(tmp_path: Path, monkey
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "write_bytes", fill)
-        with pytest.raises(InputError, match=r"model.pt: expected a file that can be written, got No space left"):
+        with pytest.raises(InputError, match=r"model.pt: cannot write the file: No space left"):
             train(tmp_path, resume=True)
     assert torch.load(tmp_path / "last.ckpt", weights_only=True) == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["last.ckpt", "model.pt"]
@@ -205,8 +203,8 @@ def test_each_process_draws_its_own_numbers(tmp_path: Path, monkeypatch: pytest.
     drawn = []
     for rank in (0, 1):
         monkeypatch.setattr("ignite.distributed.get_rank", lambda rank=rank: rank)
-        checkpoint = TrainingCheckpoint(tmp_path, None, None, None, None, seed=0)  # type: ignore[arg-type]
-        checkpoint._seed_epoch(SimpleNamespace(state=SimpleNamespace(epoch=1), data_loader=None))  # type: ignore[arg-type]
+        checkpoint = TrainingCheckpoint(tmp_path, torch.nn.Linear(1, 1), None, None, None, seed=0)  # type: ignore[arg-type]
+        checkpoint._start_epoch(SimpleNamespace(state=SimpleNamespace(epoch=1), data_loader=None))  # type: ignore[arg-type]
         drawn.append(torch.rand(1).item())
     assert drawn[0] != drawn[1]
 
@@ -219,7 +217,7 @@ def test_weights_that_are_no_longer_finite_replace_none(tmp_path: Path) -> None:
         trainer.network.weight.data.fill_(torch.inf)
 
     network = torch.nn.Linear(1, 1)
-    with pytest.raises(InputError, match=r"^network: expected finite weights after epoch 2, got NaN or infinity; .*"):
+    with pytest.raises(InputError, match=r"NaN or infinite after epoch 2"):
         train(tmp_path, resume=True, network=network, at_epoch_2=diverge)
     assert torch.load(tmp_path / "last.ckpt", weights_only=True) == before
     assert torch.load(tmp_path / "model.pt", weights_only=True) == model

@@ -15,7 +15,6 @@ from monai.bundle import ConfigParser
 from calib_components.errors import InputError
 from calib_components.handlers.fingerprint import (
     EVALUATION,
-    INFERENCE,
     PLACES,
     TRAINING,
     changes,
@@ -68,11 +67,6 @@ def test_runs_with_another_seed_differ_in_it_alone(bundle: Path) -> None:
     assert fingerprint(changed(parser, "seed", 1)) == {**before, "seed": 1}
 
 
-def test_seed_is_shown_where_it_is_no_id_of_its_own() -> None:
-    config = {"seed": 0, "postprocessing": {"_target_": "monai.transforms.RandFlip", "seed": "@seed"}}
-    assert fingerprint(config, INFERENCE)["postprocessing"]["seed"] == 0
-
-
 def test_of_an_evaluation_has_its_split_and_no_training() -> None:
     evaluation = fingerprint(parse("train.yaml", "evaluate.yaml").get(), EVALUATION)
     assert evaluation.keys() == EVALUATION.keys()
@@ -92,48 +86,29 @@ def test_leaves_the_configuration_alone() -> None:
     ("name", "value"),
     [
         ("seed", 1),
-        ("max_epochs", 99),
-        ("batch_size", 8),
         ("learning_rate", 0.01),
-        ("val_interval", 2),
         ("amp", False),
         ("num_classes", 5),
-        ("in_channels", 2),
-        ("label_codes", [0, 85, 170, 255]),
         ("structures", {"LV": [3]}),
-        ("image_size", [192, 192]),
         ("crop_size", [128, 128]),
         ("volume_transforms::2::upper", 99.0),
         ("network_def::num_res_units", 3),
         ("loss", {"_target_": "calib_components.losses.FocalLoss"}),
-        ("loss::prior", "max"),
-        ("optimizer::_target_", "torch.optim.SGD"),
         ("optimizer::weight_decay", 0.1),
-        ("lr_scheduler::milestones", [10]),
         ("lr_scheduler::_disabled_", True),
         ("train::preprocessing::transforms::3::prob", 0.5),
         ("train::preprocessing::transforms::3::_disabled_", "$@rank == 0"),
         ("train::preprocessing::transforms::3::_disabled_", "$@network.training"),
-        ("train::dataloader::shuffle", False),
         ("train::dataloader::sampler", {"_target_": "DistributedSampler", "dataset": "@train::dataset"}),
-        ("train::inferer::_target_", "PatchInferer"),
-        ("train::dataset::transform", "@validate::preprocessing"),
         ("train::dataset::data", "$monai.data.load_decathlon_datalist(@datalist, True, 'validation', @dataset_dir)"),
         ("train::trainer::epoch_length", 10),
-        ("train::trainer::amp", False),
-        ("train::trainer::inferer", "@validate::inferer"),
         ("train::trainer::loss_function", {"_target_": "torch.nn.CrossEntropyLoss"}),
         ("train::trainer::network", "$@network_def.half()"),
-        ("train::trainer::optimizer", "$torch.optim.SGD(@network.parameters(), 0.1)"),
-        ("train::trainer::train_data_loader", "@validate::dataloader"),
-        ("network", "$@network_def.to(@device).half()"),
         ("optimizer::params", "$@network_def.model[0].parameters()"),
         ("prepare::transforms::1::label_codes", [0, 1, 2, 4]),
         ("validate::dataset::data", "$monai.data.load_decathlon_datalist(@datalist, True, 'testing', @dataset_dir)"),
         ("validate::evaluator::network", "$@network_def.half()"),
-        ("validate::evaluator::postprocessing", {"_target_": "Compose"}),
         ("validate::evaluator::metric_cmp_fn", "$lambda current, best: current < best"),
-        ("validate::key_metric", {"dice": {"_target_": "MeanDice"}}),
         ("validate::key_metric::val_dsc::metric_fn::_target_", "calib_components.metrics.HD95Metric"),
         ("validate::key_metric::val_dsc::output_transform", "$monai.handlers.from_engine(['pred', 'label'])"),
         ("validate::postprocessing::transforms::5::func", "$lambda x: x"),
@@ -141,8 +116,6 @@ def test_leaves_the_configuration_alone() -> None:
             "validate::postprocessing::transforms::0",
             {"_target_": "Lambdad", "keys": "pred", "func": "$lambda x: x / 2"},
         ),
-        ("validate::preprocessing::transforms::1::roi_size", [64, 64, -1]),
-        ("validate::inferer::mode", "gaussian"),
         ("validate::postprocessing::transforms::2::softmax", False),
         ("validate::postprocessing::transforms::2", {"_target_": "KeepLargestConnectedComponentd", "keys": "pred"}),
     ],
@@ -162,11 +135,6 @@ def test_shows_each_setting_that_matters(name: str, value: Any) -> None:
         ("network", "$@network_def.half()"),
         ("validate::dataset::data", "$monai.data.load_decathlon_datalist(@datalist, True, 'training', @dataset_dir)"),
         ("validate::key_metric::dsc::metric_fn::include_background", False),
-        ("validate::additional_metrics", {}),
-        ("validate::additional_metrics::ece::metric_fn::num_bins", 10),
-        ("validate::additional_metrics::ece::metric_fn::foreground_only", False),
-        ("validate::additional_metrics::hd95::metric_fn::spacing", [1.0, 1.0, 10.0]),
-        ("validate::additional_metrics::ece::output_transform", "$monai.handlers.from_engine(['logits', 'label'])"),
         (
             "validate::postprocessing::transforms::0",
             {"_target_": "Lambdad", "keys": "pred", "func": "$lambda x: x / 2"},
@@ -283,7 +251,7 @@ def test_broken_expressions_are_shown_as_they_are() -> None:
 
 
 def test_references_that_form_a_circle_are_an_error() -> None:
-    with pytest.raises(InputError, match="image_size: expected a value, got references that form a circle"):
+    with pytest.raises(InputError, match="image_size: references form a circle"):
         fingerprint({"image_size": "@crop_size", "crop_size": "$list(@image_size)"})
 
 
