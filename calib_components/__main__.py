@@ -9,15 +9,15 @@ def main() -> None:
     """Run a command with the arguments of the process."""
     try:
         from calib_components.tools import cli
-        from calib_components.tools.compare import compare_losses, report_folders
+        from calib_components.tools.compare import compare_losses
         from calib_components.tools.evaluate import calibrate_predictions, evaluate_predictions
         from calib_components.tools.nnunet import COMMANDS as NNUNET
-        from calib_components.tools.prepare import COMMANDS
+        from calib_components.tools.prepare import prepare_data
+        from calib_components.tools.report.report import report_folders
     except ModuleNotFoundError as error:
-        hint = 'install the extra, in a clone: pip install -e ".[bundles]"'
-        sys.exit(f"calib-components: expected the module {error.name}, got none; {hint}")
+        sys.exit(f"calib-components: no module {error.name}. Install the extra: pip install -e '.[bundles]'")
     commands: cli.Commands = {
-        "prepare_data": COMMANDS,
+        "prepare_data": prepare_data,
         "compare_losses": compare_losses,
         "report": report_folders,
         "evaluate_predictions": evaluate_predictions,

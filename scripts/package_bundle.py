@@ -25,21 +25,15 @@ from calib_components.tools import cli
 ROOT = Path(__file__).resolve().parents[1]
 REQUIRED, METADATA = ("LICENSE", "configs", "docs"), "configs/metadata.json"
 WEIGHTS, FACTS = "models/model.pt", "models/facts.yaml"  # facts of the data that they were trained on
-TOOLS = ("__init__.py", "cli.py", "locks.py", "prepare")  # those that prepare data
+TOOLS = ("__init__.py", "cli.py", "prepare")  # those that prepare data
 SUFFIXES = (".py", ".typed", ".yaml")
 
 
 def contents(bundle: Path) -> dict[str, Path]:
-    """List the files of a bundle's package, by their path in the bundle.
-
-    Args:
-        bundle: Folder of the bundle, as an absolute path without symbolic links.
-
-    Returns:
-        The file to pack for each path, sorted.
+    """Return the files of a bundle's package, by their path in it, sorted; `bundle` is an absolute path without links.
 
     Raises:
-        InputError: A part is missing or behind a symbolic link, which may lead out of the bundle.
+        InputError: A part is missing or behind a symbolic link.
     """
     for name in (*REQUIRED, METADATA):
         if not (bundle / name).exists():

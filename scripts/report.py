@@ -14,7 +14,7 @@ and `scripts/evaluate_predictions.py` write, are compared on their common cases;
 from __future__ import annotations
 
 from calib_components.tools import cli
-from calib_components.tools.compare import report_folders
+from calib_components.tools.report.report import report_folders
 
 if __name__ == "__main__":
     cli.run("report", report_folders)

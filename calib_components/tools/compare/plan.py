@@ -1,17 +1,21 @@
-"""Planned cells: their commands, the settings they are made with, and checks before anything runs."""
+"""Planned cells: the commands of each, and the settings that it is made with. Nothing is written here."""
 
 from __future__ import annotations
 
 import copy
+import json
 import re
+import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from fire.parser import DefaultParseValue
 from monai.bundle import ConfigParser
 
-from calib_components.errors import InputError, nearest
+from calib_components.bundle import check_values, read_as_typed
+from calib_components.errors import InputError, nearest, reading
 from calib_components.handlers.fingerprint import (
     EVALUATION,
     LOADING,
@@ -19,257 +23,269 @@ from calib_components.handlers.fingerprint import (
     differing,
     fingerprint,
     fingerprint_of_cases,
+    fingerprint_of_list,
 )
-from calib_components.tools.compare.cell_settings import (
-    CellSettings,
-    Condition,
-    check_fields,
-    is_name,
-    read_settings,
-)
-from calib_components.tools.compare.configs import checked_settings, read_configs
-from calib_components.tools.compare.datalists import digest, has_cases, read_patients, read_test_patients
+from calib_components.tools.compare.cell_settings import CellSettings
 from calib_components.tools.compare.settings import Setting
-from calib_components.tools.compare.steps import Step, command
-from calib_components.tools.report.results import PlanEntry
 
-__all__ = ["WORK", "PlannedCell", "check_comparable", "check_folds", "check_unchanged", "find_folds", "plan_cell"]
+__all__ = ["PlannedCell", "Protocol", "Step", "bundle_command", "read_patients"]
 
-SET_PER_CELL = ("bundle_root", "ckpt_dir", "device", "load_path", "output_dir", "resume", "seed")
+Ids = Mapping[str, tuple[str, ...]]
+SET_PER_CELL = ("bundle_root", "ckpt_dir", "device", "load_path", "loss", "output_dir", "resume", "seed")
 # Further options that have no effect on numbers: places, names for display, and who does the work.
 WITHOUT_EFFECT = ("dataset_dir", "datalist", "facts_file", "class_names", "file_suffixes", "cache", *LOADING)
-# What reaches a temperature, besides the trained network.
-CALIBRATION: Mapping[str, tuple[str, ...]] = {"split": (), "region": ()}
+# What reaches a calibrator, besides the trained network.
+CALIBRATION: Ids = {"split": (), "region": ()}
 # What a further test set has in common with the data of the training.
-GEOMETRY: Mapping[str, tuple[str, ...]] = dict.fromkeys(
-    ("in_channels", "class_names", "structures", "image_size", "crop_size"), ()
-)
-WORK = "work"  # folder in the results, unless the user names another
-WEIGHTS, CALIBRATED = "model.pt", "model_calibrated.pt"
-OWN_FIT = "fit"  # folder in the results of a fold: the fit on its own validation split, see TemperatureCalibration
+GEOMETRY: Ids = dict.fromkeys(("in_channels", "class_names", "structures", "image_size", "crop_size"), ())
+# Weights with the calibrator; folder of the evaluation with it; of a fold, that of the fit on its own validation split.
+CALIBRATED, SCALED, OWN_FIT = "model_calibrated.pt", "temperature", "fit"
 
 
 @dataclass(frozen=True)
+class Step:
+    """One run of the bundle.
+
+    Attributes:
+        name: What it does; its log is `NAME.log`.
+        command: The command. That of a training resumes if it is run again.
+        output: A file in the results of the cell that is there once the step is finished.
+        needs_all_folds: Whether it needs a calibrator that is fitted to all folds of a run.
+    """
+
+    name: str
+    command: list[str]
+    output: str
+    needs_all_folds: bool = False
+
+    @property
+    def shown(self) -> str:
+        """The command as typed in a shell, with double quotes where they suffice."""
+        quoted = ((word, shlex.quote(word)) for word in self.command)
+        return " ".join(f'"{word}"' if word != q and not re.search(r'["$`\\!]', word) else q for word, q in quoted)
+
+
+@dataclass(frozen=True, eq=False)
 class PlannedCell:
     """A cell to run: one setting, one seed and, with cross-validation, one fold.
 
     Attributes:
         name: Name in messages.
-        results: Folder of the small files; it exists once the cell is finished.
+        settings: What the cell is made with, kept as `settings.json` in its results.
+        results: Folder of the small files; it exists once the cell is trained and evaluated.
         work: Folder of checkpoints, logs and TensorBoard's files.
-        steps: The runs that train, fit the temperature, and evaluate without and with it, in this order; of a fold,
-            those that need all folds come last.
-        settings: What the cell is made with, kept as `settings.json` in both folders.
+        steps: The runs that train, fit the calibrator, and evaluate without and with it.
     """
 
     name: str
+    settings: CellSettings
     results: Path
     work: Path
     steps: list[Step]
-    settings: CellSettings
 
-    @property
-    def of_run(self) -> tuple[str, int]:
-        """What the folds of a run have in common: method and seed."""
-        return self.settings.method, self.settings.seed
-
-    def unfinished_steps(self) -> list[Step]:
-        """Return the steps to run: of a finished cell, those for further test sets that it was not evaluated on.
-
-        Those that need all folds are left out.
-        """
-        if not self.results.is_dir():
-            return [step for step in self.steps if not step.needs_all_folds]
-        made = read_settings(self.results)
-        lacking = [step for step in self.steps if step.test_set not in ("", *made.evaluate_on)]
-        return [step for step in lacking if made.calibration or not step.needs_all_folds]
-
-    def steps_of_all_folds(self) -> list[Step]:
-        """Return the steps to run once all folds of the run are finished."""
-        is_scaled = self.results.is_dir() and read_settings(self.results).calibration
-        return [] if is_scaled else [step for step in self.steps if step.needs_all_folds]
-
-    def progress(self, steps: Sequence[Step]) -> tuple[int, int]:
-        """Return how much of some steps is done and how much there is; each epoch of a training counts as a step."""
-        log = self.work / "train.log"
-        epochs = re.findall(r"Epoch\[(\d+)\]", log.read_text(errors="replace")) if log.is_file() else []
-        last = int(epochs[-1]) if epochs else 0
-        return (
-            sum(last if step.writes is None else step.writes.is_file() for step in steps),
-            sum(self.settings.training["max_epochs"] if step.writes is None else 1 for step in steps),
-        )
-
-    def entry(self) -> PlanEntry:
-        """Return all commands: those that made what is finished, and those that are left."""
-        made = read_settings(self.results).commands if self.results.is_dir() else []
-        left = [step.shown for step in self.unfinished_steps()]
-        return PlanEntry(self.settings, [*made, *left], [step.shown for step in self.steps_of_all_folds()])
+    def unfinished(self, of_all_folds: bool = False) -> list[Step]:
+        """Return the steps without results, those that need all folds or the others."""
+        steps = [step for step in self.steps if step.needs_all_folds == of_all_folds]
+        return [step for step in steps if not (self.results / step.output).is_file()]
 
 
-def find_folds(folds: int, dataset_dir: Path) -> None:
-    """Check that prepared data have exactly so many folds: `datalist_fold0.json` and so on.
+@dataclass(frozen=True)
+class Protocol:
+    """What all cells of a comparison have in common.
 
-    Raises:
-        InputError: They have none, or another number.
-    """
-    found = {file.name for file in dataset_dir.glob("datalist_fold*.json")}
-    if found != {f"datalist_fold{fold}.json" for fold in range(folds)}:
-        got = ", ".join(sorted(found)) or "none"
-        raise InputError(
-            f"--folds: expected datalist_fold0.json to datalist_fold{folds - 1}.json in {dataset_dir}, got {got}; "
-            f"prepare_data --folds {folds} writes them"
-        )
-
-
-def _list_of_fold(dataset_dir: Path, fold: int) -> Path:
-    return dataset_dir / f"datalist_fold{fold}.json"
-
-
-def plan_cell(
-    setting: Setting,
-    seed: int,
-    bundle: Path,
-    dataset_dir: Path,
-    out: Path,
-    work: Path,
-    overrides: Mapping[str, Any],
-    fold: int | None = None,
-    folds: int | None = None,
-    evaluate_on: Mapping[str, Path] | None = None,
-) -> PlannedCell:
-    """Work out the commands of a cell and what it is made with; nothing is written.
-
-    Args:
-        setting: How to train.
-        seed: Seed of the training.
+    Attributes:
         bundle: Folder of the bundle.
         dataset_dir: Folder of the prepared data.
         out: Folder of the results of all cells.
         work: Folder of the work of all cells.
         overrides: Ids of `train.yaml` and `evaluate.yaml` and their values.
-        fold: Number of the fold to evaluate, from 0; None without cross-validation.
-        folds: Number of folds.
-        evaluate_on: Folders of further prepared test sets by their names.
-
-    Raises:
-        InputError: An override is unknown or wrong, or there are no data.
+        folds: Number of folds; None without cross-validation.
+        test_sets: Folders of further prepared test sets by name.
     """
-    configs = bundle / "configs"
-    train_files = [configs / "train.yaml", configs / "losses" / f"{setting.loss}.yaml"]
-    evaluate_files = [configs / "train.yaml", configs / "evaluate.yaml"]
-    calibrate_files = [configs / "train.yaml", configs / "calibrate.yaml"]
-    train, evaluate = read_configs(train_files), read_configs(evaluate_files)
-    for name in overrides:
-        _check_override(name, train, evaluate)
-    if fold is not None:
-        overrides = {**overrides, "datalist": str(_list_of_fold(dataset_dir, fold))}
-    for_training = {name: value for name, value in overrides.items() if name in train}
-    for_evaluation = {name: value for name, value in overrides.items() if name in evaluate}
-    own = {**setting.overrides, "seed": seed}
-    places = {"bundle_root": str(bundle), "dataset_dir": str(dataset_dir)}
-    train.update({**places, **for_training, **own})
-    evaluate.update({**places, **for_evaluation})
-    training, evaluation = checked_settings(train, TRAINING, configs), checked_settings(evaluate, EVALUATION, configs)
-    datalist = Path(str(overrides.get("datalist", dataset_dir / "datalist.json")))
-    lists = [datalist] if folds is None else [_list_of_fold(dataset_dir, number) for number in range(folds)]
-    # A further test set has its own list and facts, and all its cases for testing are evaluated.
-    kept = {name: value for name, value in for_evaluation.items() if name not in ("datalist", "facts_file")}
-    further = {
-        name: {**kept, "dataset_dir": str(folder), "split": "testing"} for name, folder in (evaluate_on or {}).items()
-    }
-    settings = CellSettings(
-        method=setting.name,
-        label=setting.label,
-        seed=seed,
-        bundle=bundle.resolve().name,
-        patients=read_patients(datalist, evaluation.get("split")),
-        datalist=digest(datalist),
-        training=training,
-        evaluation=evaluation,
-        overrides={
-            name: value
-            for name, value in overrides.items()
-            if name.rpartition("::")[2] not in WITHOUT_EFFECT
-            and not (_shows(name, train, TRAINING) or _shows(name, evaluate, EVALUATION))
-        },
-        commands=[],
-        made_with={},
-        fold=fold,
-        folds=folds,
-        calibration=_calibration(calibrate_files, {**places, **for_training}, lists, evaluation.get("split")),
-        evaluate_on={
-            name: _test_set(evaluate, evaluate_files, {**places, **options}) for name, options in further.items()
-        },
-        cases=fingerprint_of_cases(datalist, dataset_dir),
-    )
-    here, results = work / settings.folder, out / settings.folder
-    in_work = {**places, "ckpt_dir": here}
-    options = {**in_work, "output_dir": here, "resume": True, **for_training, **own}
-    steps = [Step("train", command(train_files, options))]
 
-    def add_fit(name: str, output: Path, weights: str, **options: Any) -> None:
-        of_cell = {**in_work, "output_dir": output, "calibrated_path": here / weights}
-        fit = command(calibrate_files, {**of_cell, **for_training, **options})
-        steps.append(Step(name, fit, output / "temperature.json", needs_all_folds="pool" in options))
+    bundle: Path
+    dataset_dir: Path
+    out: Path
+    work: Path
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    folds: int | None = None
+    test_sets: Mapping[str, Path] = field(default_factory=dict)
 
-    conditions = settings.conditions
-    if crossed := fold is not None and settings.calibration != {}:
-        if has_cases(datalist, settings.calibration["split"]):
-            add_fit("calibrate", here / "eval" / OWN_FIT, "model_own_temperature.pt")
-        conditions = sorted(conditions, key=lambda condition: condition.scaled)
-    for condition in conditions:
-        output = here / "eval" / condition.folder
-        if condition == Condition(scaled=True):
-            if crossed:
-                add_fit("pool", output, CALIBRATED, pool=_own_fits(settings, dataset_dir, out))
-            else:
-                add_fit("calibrate", output, CALIBRATED)
-        name = "evaluate" + "_temperature" * condition.scaled + f"_on_{condition.test_set}" * bool(condition.test_set)
-        weights = {"load_path": here / CALIBRATED} if condition.scaled else {}
-        options = {**in_work, "output_dir": output, **weights, **further.get(condition.test_set, for_evaluation)}
-        evaluate_command = command(evaluate_files, options)
-        needs_all_folds = crossed and condition.scaled
-        steps.append(Step(name, evaluate_command, output / "summary.json", condition.test_set, needs_all_folds))
-    settings = replace(settings, commands=[step.shown for step in steps])
-    return PlannedCell(settings.name, results, here, steps, settings)
+    def plan_cell(self, setting: Setting, seed: int, fold: int | None = None) -> PlannedCell:
+        """Work out the commands of a cell and what it is made with.
 
+        Args:
+            setting: How to train.
+            seed: Seed of the training.
+            fold: Number of the fold to evaluate, from 0; None without cross-validation.
 
-def _calibration(
-    files: Sequence[Path], options: Mapping[str, Any], lists: Sequence[Path], evaluated: Any
-) -> dict[str, Any]:
-    """Return what the temperature is fitted on; nothing if there are no cases for it, or these are those evaluated."""
-    calibrate = read_configs(files)
-    calibrate.update(dict(options))
-    calibration = fingerprint(calibrate.get(), CALIBRATION)
-    check_fields(calibration, ["split"], {"split": ("the name of a split", is_name)}, str(files[-1]))
-    split = calibration["split"]
-    if split == evaluated or not any(has_cases(datalist, split) for datalist in lists):
-        return {}
-    return {**calibration, **({"folds": len(lists)} if len(lists) > 1 else {})}
-
-
-def _own_fits(settings: CellSettings, dataset_dir: Path, out: Path) -> list[str]:
-    """Return the folders of the fits of all folds that have cases for it."""
-    split, folds = settings.calibration["split"], range(settings.calibration["folds"])
-    having = [fold for fold in folds if has_cases(_list_of_fold(dataset_dir, fold), split)]
-    return [str(out / replace(settings, fold=fold).folder / OWN_FIT) for fold in having]
-
-
-def _test_set(own: ConfigParser, files: Sequence[Path], options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what is recorded of a further test set, and check that it was prepared like the own data."""
-    further, folder = read_configs(files), Path(options["dataset_dir"])
-    patients = read_test_patients(folder / "datalist.json")
-    further.update(dict(options))
-    if others := differing(fingerprint(own.get(), GEOMETRY), checked_settings(further, GEOMETRY, files[0].parent)):
-        raise InputError(
-            f"--evaluate_on: expected data prepared like those of the training, got {folder} with another "
-            f"{', '.join(others)}; prepare it with the same options"
+        Raises:
+            InputError: An override is unknown or wrong, there are no data, or a patient is evaluated and trained on.
+        """
+        datalist = self.datalist(fold)
+        overrides = dict(self.overrides) if fold is None else {**self.overrides, "datalist": str(datalist)}
+        train, evaluate = self._read("train", f"losses/{setting.loss}"), self._read("train", "evaluate")
+        _check_overrides(overrides, train, evaluate)
+        for_training = {name: value for name, value in overrides.items() if name in train}
+        for_evaluation = {name: value for name, value in overrides.items() if name in evaluate}
+        own = {**setting.overrides, "seed": seed}
+        training = _settings(train, {**self._places, **for_training, **own}, TRAINING)
+        evaluation = _settings(evaluate, {**self._places, **for_evaluation}, EVALUATION)
+        # A further test set has its own list and facts, and all its cases for testing are evaluated.
+        kept = {name: value for name, value in for_evaluation.items() if name not in ("datalist", "facts_file")}
+        further = {name: {**kept, "dataset_dir": str(place)} for name, place in self.test_sets.items()}
+        settings = CellSettings(
+            method=setting.name,
+            label=setting.label,
+            seed=seed,
+            bundle=self.bundle.resolve().name,
+            datalist=fingerprint_of_list(datalist),
+            patients=_evaluated_patients(datalist, evaluation["split"]),
+            training=training,
+            evaluation=evaluation,
+            overrides={
+                name: value
+                for name, value in overrides.items()
+                if name.rpartition("::")[2] not in WITHOUT_EFFECT
+                and not (_shows(train, name, TRAINING) or _shows(evaluate, name, EVALUATION))
+            },
+            fold=fold,
+            folds=self.folds,
+            calibration=self._calibration(for_training, evaluation["split"]),
+            evaluate_on={name: self._test_set(evaluate, options) for name, options in further.items()},
+            cases=fingerprint_of_cases(datalist, self.dataset_dir),
         )
-    datalist = folder / "datalist.json"
-    return {"datalist": digest(datalist), "cases": fingerprint_of_cases(datalist, folder), "patients": patients}
+        work, results = self.work / settings.folder, self.out / settings.folder
+
+        def step(name: str, config: str, output: str, options: Mapping[str, Any], late: bool = False) -> Step:
+            options = {**self._places, "ckpt_dir": work, "output_dir": (work / "eval" / output).parent, **options}
+            return Step(name, bundle_command(self._files("train", config), options), output, late)
+
+        def evaluations(scaled: bool) -> list[Step]:
+            weights = {"load_path": work / CALIBRATED} if scaled else {}
+            name, folder = ("evaluate_temperature", SCALED) if scaled else ("evaluate", "")
+            late = scaled and fold is not None
+            steps = [step(name, "evaluate", str(Path(folder, "summary.json")), {**weights, **for_evaluation}, late)]
+            for test_set, options in further.items():
+                output, options = str(Path(f"on_{test_set}", folder, "summary.json")), {**weights, **options}
+                steps.append(step(f"{name}_on_{test_set}", "evaluate", output, {**options, "split": "testing"}, late))
+            return steps
+
+        options = {"output_dir": work, "resume": True, **for_training, **own}
+        steps = [step("train", f"losses/{setting.loss}", "history.csv", options), *evaluations(scaled=False)]
+        if settings.calibration:
+            fit = f"{SCALED if fold is None else OWN_FIT}/temperature.json"
+            weights = {"calibrated_path": work / (CALIBRATED if fold is None else "model_own_temperature.pt")}
+            lists = {replace(settings, fold=one).folder: self.datalist(one) for one in self._folds}
+            having = [one for one, cases in lists.items() if read_patients(cases, settings.calibration["split"])]
+            if settings.folder in having:
+                steps.append(step("calibrate", "calibrate", fit, {**weights, **for_training}))
+            if fold is not None:
+                weights = {
+                    "calibrated_path": work / CALIBRATED,
+                    "pool": [str(self.out / one / OWN_FIT) for one in having],
+                }
+                steps.append(step("pool", "calibrate", f"{SCALED}/temperature.json", {**weights, **for_training}, True))
+            steps += evaluations(scaled=True)
+        name = f"{setting.name}, seed {seed}" + ("" if fold is None else f", fold {fold}")
+        return PlannedCell(name, settings, results, work, steps)
+
+    @property
+    def _places(self) -> dict[str, Any]:
+        return {"bundle_root": str(self.bundle), "dataset_dir": str(self.dataset_dir)}
+
+    @property
+    def _folds(self) -> Sequence[int | None]:
+        return [None] if self.folds is None else range(self.folds)
+
+    def datalist(self, fold: int | None) -> Path:
+        """Return the list of prepared cases, or that of a fold."""
+        if fold is not None:
+            return self.dataset_dir / f"datalist_fold{fold}.json"
+        return Path(str(self.overrides.get("datalist", self.dataset_dir / "datalist.json")))
+
+    def seen_patients(self, test_set: str) -> list[str]:
+        """Return the patients of a further test set that networks are trained, selected or calibrated on."""
+        lists = [
+            read_patients(self.datalist(fold), name) for fold in self._folds for name in ("training", "validation")
+        ]
+        tested = read_patients(self.test_sets[test_set] / "datalist.json", "testing")
+        return sorted({patient for patients in lists for patient in patients.values()} & {*tested.values()})
+
+    def _files(self, *names: str) -> list[Path]:
+        return [self.bundle / "configs" / f"{name}.yaml" for name in names]
+
+    def _read(self, *names: str) -> ConfigParser:
+        parser = ConfigParser()
+        with reading(self._files(*names)[-1], "a configuration of the bundle"):
+            parser.read_config([str(file) for file in self._files(*names)])
+        return parser
+
+    def _calibration(self, options: Mapping[str, Any], evaluated: str) -> dict[str, Any]:
+        """Return what the calibrator is fitted on; nothing if there are no cases for it, or these are evaluated."""
+        parser = self._read("train", "calibrate")
+        parser.update({**self._places, **options})
+        calibration = fingerprint(parser.get(), CALIBRATION)
+        split = calibration["split"]
+        if split == evaluated or not any(read_patients(self.datalist(fold), split) for fold in self._folds):
+            return {}
+        return {**calibration, **({"folds": self.folds} if self.folds else {})}
+
+    def _test_set(self, own: ConfigParser, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what is recorded of a further test set, and check that it was prepared like the own data."""
+        folder = Path(options["dataset_dir"])
+        datalist = folder / "datalist.json"
+        here = _settings(self._read("train", "evaluate"), {**self._places, **options}, GEOMETRY)
+        if others := differing(fingerprint(own.get(), GEOMETRY), here):
+            raise InputError(
+                f"--evaluate_on: {folder} and the data of the training differ in {', '.join(others)}. Prepare it with "
+                "the same options."
+            )
+        if not (patients := read_patients(datalist, "testing")):
+            raise InputError(f"{datalist} has no cases for testing. Prepare the data with --fractions 0,0,1.")
+        cases = fingerprint_of_cases(datalist, folder)
+        return {"datalist": fingerprint_of_list(datalist), "cases": cases, "patients": patients}
 
 
-def _shows(name: str, parser: ConfigParser, ids: Mapping[str, tuple[str, ...]]) -> bool:
+def bundle_command(files: Sequence[Path], options: Mapping[str, Any]) -> list[str]:
+    """Return a command that runs a bundle.
+
+    Args:
+        files: Its configuration files.
+        options: Ids that are overridden and their values.
+    """
+    config_file = "[" + ",".join(repr(str(file)) for file in files) + "]"
+    typed = [f"--{name}={_typed(value)}" for name, value in options.items()]
+    return ["python", "-m", "monai.bundle", "run", f"--config_file={config_file}", *typed]
+
+
+def _typed(value: Any) -> str:
+    """Return a value as it is typed for Fire: text that Fire would read as something else, such as a number, quoted."""
+    text = str(value)
+    return repr(text) if isinstance(value, str | Path) and DefaultParseValue(text) != text else text
+
+
+def _settings(parser: ConfigParser, options: Mapping[str, Any], ids: Ids) -> dict[str, Any]:
+    """Return the fingerprint of a run with options, whose values are checked."""
+    with reading("options", "values that the bundle can use"):  # MONAI wraps what goes wrong
+        parser.update(dict(options))
+        read_as_typed(parser)
+        settings = fingerprint(parser.get(), ids)
+        parser["device"] = "cpu"  # planning uses no GPU; a run checks its own device
+        check_values(parser)
+    return settings
+
+
+def _check_overrides(overrides: Mapping[str, Any], train: ConfigParser, evaluate: ConfigParser) -> None:
+    for name in overrides:
+        if name.partition("::")[0] in SET_PER_CELL:
+            raise InputError(f"--{name} is set for each cell. Losses are files in configs/losses, named by --losses.")
+        if name not in train and name not in evaluate:
+            hint = nearest(name, [*train.get(), *evaluate.get()], "--")
+            raise InputError(f"--{name} is not an id of the bundle's train.yaml or evaluate.yaml{hint}")
+
+
+def _shows(parser: ConfigParser, name: str, ids: Ids) -> bool:
     """Whether a fingerprint shows the value of an id: it changes with it."""
     if name not in parser:
         return False
@@ -278,92 +294,25 @@ def _shows(name: str, parser: ConfigParser, ids: Mapping[str, tuple[str, ...]]) 
     return fingerprint(changed.get(), ids) != fingerprint(parser.get(), ids)
 
 
-def _check_override(name: str, train: ConfigParser, evaluate: ConfigParser) -> None:
-    first = name.partition("::")[0]
-    if first in SET_PER_CELL:
-        raise InputError(f"--{name}: expected an option of the comparison, got one that it sets for each cell")
-    if first == "loss":
-        raise InputError(f"--{name}: expected losses as files in configs/losses that --losses names, got a single loss")
-    if name not in train and name not in evaluate:
-        hint = nearest(name, [*train.get(), *evaluate.get()], "--")
-        raise InputError(f"--{name}: expected an id of the bundle's train.yaml or evaluate.yaml, got no such id{hint}")
-
-
-def check_unchanged(cell: PlannedCell) -> None:
-    """Check that what exists of a cell was made with the same settings, and what is missing can be made.
+def read_patients(datalist: Path, split: str) -> dict[str, str]:
+    """Return the patient of each case of a split.
 
     Raises:
-        InputError: It was made with others, the folder of its results is not that of a finished cell, or it has no
-            weights to evaluate on a further test set.
+        InputError: The list is missing or broken, or has a case twice.
     """
-    if cell.results.is_dir() and not (cell.results / "settings.json").is_file():
-        raise InputError(f"{cell.results}: expected a finished cell, got a folder without settings.json; delete it")
-    others = [file for file in cell.work.glob("*") if file.name != "lock"]
-    if others and not any((folder / "settings.json").is_file() for folder in (cell.results, cell.work)):
-        raise InputError(f"--work: expected a folder of its own, got one with {cell.work}, which is of something else")
-    for folder, evaluated in ((cell.results, True), (cell.work, False)):
-        if (folder / "settings.json").is_file():
-            changes = read_settings(folder).changes(cell.settings, evaluated)
-            if changes:
-                raise InputError(
-                    f"{folder}: expected results of the same settings, got others ({', '.join(changes)}); delete it to "
-                    "run the cell again, or choose another --out"
-                )
-    if cell.results.is_dir() and (cell.unfinished_steps() or cell.steps_of_all_folds()):
-        made = read_settings(cell.results)
-        lacking = [name for name in made.evaluate_on if name not in cell.settings.evaluate_on]
-        if cell.steps_of_all_folds() and lacking:
-            raise InputError(
-                f"--evaluate_on: expected {lacking[0]}=DIR too, on which {cell.results} was evaluated and will be with "
-                "the temperature of all folds, got none"
-            )
-        for file in (WEIGHTS, CALIBRATED) if made.calibration else (WEIGHTS,):
-            if not (cell.work / file).is_file():
-                raise InputError(
-                    f"{cell.work / file}: expected the weights of a finished cell, to evaluate them with another "
-                    f"temperature or test set, got no such file; delete {cell.results} to run the cell again"
-                )
+    with reading(datalist, "the list of prepared cases, as prepare_data writes it"):
+        cases = json.loads(datalist.read_text(encoding="utf-8")).get(split, [])
+        patients = {item["case"]: item.get("patient", item["case"]) for item in cases}
+    if len(patients) < len(cases):
+        raise InputError(f"{datalist}: a case of {split} is listed twice.")
+    return patients
 
 
-def check_folds(cells: Sequence[PlannedCell]) -> None:
-    """Check that no fold has the temperature of all folds while one of its run is still to be trained.
-
-    Raises:
-        InputError: One has.
-    """
-    untrained = {cell.of_run: cell for cell in cells if not cell.results.is_dir()}
-    for cell in cells:
-        is_scaled = cell.results.is_dir() and "folds" in read_settings(cell.results).calibration
-        if is_scaled and cell.of_run in untrained:
-            raise InputError(
-                f"{cell.results}: expected no temperature of all folds before {untrained[cell.of_run].name} is "
-                "finished, got one; delete the results of all folds of this run, to evaluate them again"
-            )
-
-
-def check_comparable(cells: Sequence[PlannedCell], out: Path) -> None:
-    """Check that cells differ in loss, seed and fold alone: a file in `configs/losses` can change more than the loss.
-
-    With folds, every patient is to be evaluated in one of them.
-
-    Args:
-        cells: Planned cells.
-        out: Folder of the results, with whose cells, finished or started, they will be compared.
-
-    Raises:
-        InputError: They differ in more.
-    """
-    planned = {folder for cell in cells for folder in (cell.results, cell.work)}
-    made = sorted(out.glob("*/seed*/settings.json")) + sorted((out / WORK).glob("*/seed*/settings.json"))
-    others = [(str(file.parent), read_settings(file.parent)) for file in made if file.parent not in planned]
-    for cell in cells:
-        for name, other in ((cells[0].name, cells[0].settings), *others):
-            if differences := cell.settings.differences(other):
-                raise InputError(f"{cell.name}: expected the same {', '.join(differences)} as {name}, got another")
-    fold_of: dict[str, int | None] = {}
-    for cell in cells:
-        for patient in cell.settings.patients.values():
-            if (fold := fold_of.setdefault(patient, cell.settings.fold)) != cell.settings.fold:
-                raise InputError(
-                    f"--folds: expected every patient in one fold, got {patient} in {fold} and {cell.settings.fold}"
-                )
+def _evaluated_patients(datalist: Path, split: str) -> dict[str, str]:
+    """Return the patient of each case of a split, none of whom is trained on or, for another split, validated on."""
+    if not (patients := read_patients(datalist, split)):
+        raise InputError(f"{datalist} has no cases for {split}.")
+    for other in {"training", "validation"} - {split} if split != "training" else ():
+        if both := {*patients.values()} & {*read_patients(datalist, other).values()}:
+            raise InputError(f"{datalist}: patient {min(both)} is in {split} and in {other}.")
+    return patients

@@ -1,0 +1,120 @@
+"""Jobs side by side on this machine, or on a Slurm cluster."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from calib_components.errors import InputError, check_choice, check_count
+
+__all__ = ["make_executor", "run_command", "run_jobs"]
+
+POLL = 0.5  # seconds
+_running: set[subprocess.Popen] = set()  # processes that an interrupt ends
+_is_interrupted = threading.Event()
+
+
+def make_executor(name: str, workers: int, folder: Path, slurm: Mapping[str, Any] | None) -> Any:
+    """Return what starts jobs: threads of this process, or submitit.
+
+    Args:
+        name: "local" or "slurm".
+        workers: Number of local jobs at a time.
+        folder: Where submitit keeps the logs and results of jobs.
+        slurm: Parameters of the jobs, see `submitit.SlurmExecutor.update_parameters`.
+
+    Raises:
+        InputError: submitit or Slurm is not installed, or a parameter is unknown.
+    """
+    check_choice("--executor", name, ("local", "slurm"))
+    check_count("--workers", workers, 1)
+    if name == "local":
+        return ThreadPoolExecutor(workers)
+    try:
+        import submitit
+
+        executor = submitit.SlurmExecutor(folder=folder)
+        executor.update_parameters(**(slurm or {}))
+    except ImportError:
+        raise InputError("--executor slurm needs submitit. Install it: pip install -e '.[slurm]'") from None
+    except (
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:  # no Slurm, or an unknown parameter
+        raise InputError(f"--executor slurm: {str(error).splitlines()[0]}") from None
+    return executor
+
+
+def run_jobs(
+    jobs: Mapping[str, Callable[[], str | None]],
+    executor: Any,
+    total: int | None = None,
+    count_done: Callable[[], int] | None = None,
+) -> dict[str, str]:
+    """Run jobs, say when each has ended, and end all of them on an interrupt.
+
+    Args:
+        jobs: Functions by name. Each returns why it failed, or None if it did not.
+        executor: From `make_executor`. Slurm gets the jobs as an array.
+        total: Number of units of progress to show; None for the number of jobs.
+        count_done: Counts those that are done; None to count the jobs.
+
+    Returns:
+        Why jobs failed, in one line, by name.
+    """
+    failed = {}
+    with executor.batch() if jobs and hasattr(executor, "batch") else contextlib.nullcontext():
+        running = {name: executor.submit(job) for name, job in jobs.items()}
+    try:
+        with tqdm(total=total or len(jobs), unit="job" if total is None else "case", disable=None) as bar:
+            while running:
+                time.sleep(POLL)
+                for name in [name for name, job in running.items() if job.done()]:
+                    try:
+                        reason = running.pop(name).result()
+                    except Exception as error:  # such as of a job that was cancelled: submitit's ends with the reason
+                        reason = (str(error).strip().splitlines() or [repr(error)])[-1]
+                    if reason is not None:
+                        failed[name] = reason
+                    tqdm.write(f"{name}: {reason or 'finished'}")
+                done = len(jobs) - len(running) if count_done is None else count_done()
+                bar.update(max(0, done - bar.n))
+    finally:
+        if running:
+            _is_interrupted.set()
+        for job in running.values():
+            job.cancel()
+        for process in list(_running):
+            process.terminate()
+    return failed
+
+
+def run_command(command: Sequence[str], log_file: Path) -> str | None:
+    """Run a command, whose output is added to a file.
+
+    Returns:
+        Why it failed, in one line; None if it did not.
+    """
+    with open(log_file, "a") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+    _running.add(process)
+    try:
+        if _is_interrupted.is_set():
+            process.terminate()
+        code = process.wait()
+    finally:
+        process.kill()  # on an interrupt of this thread
+        _running.discard(process)
+    if code == 0:
+        return None
+    lines = [line for line in log_file.read_text(errors="replace").splitlines() if line.strip()]
+    return f"{lines[-1] if lines else f'exit code {code}'}; see {log_file}"
