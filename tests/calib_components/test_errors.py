@@ -1,15 +1,28 @@
-"""Files are written whole or not at all, and what keeps them from being written is one line."""
+"""Files are written whole or not at all, and what keeps them from being read or written is one line."""
 
 from __future__ import annotations
 
 import errno
+import json
 import os
 from pathlib import Path
 
 import pytest
-import torch
 
-from calib_components.errors import InputError, check_writable, error_line, writing
+from calib_components.errors import (
+    InputError,
+    check_choice,
+    check_count,
+    check_number,
+    check_output,
+    check_writable,
+    error_line,
+    make_folder,
+    nearest,
+    printable,
+    reading,
+    writing,
+)
 
 
 def write_half(target: Path, error: Exception) -> None:
@@ -18,31 +31,10 @@ def write_half(target: Path, error: Exception) -> None:
         raise error
 
 
-@pytest.mark.parametrize(
-    ("error", "line"),
-    [
-        (
-            torch.OutOfMemoryError("CUDA out of memory."),
-            "memory: expected enough on the device, got none left; try a",
-        ),
-        (
-            RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error."),
-            "num_workers: expected memory for each, got a worker that was killed; try 0: DataLoader worker (pid 7) is",
-        ),
-    ],
-)
-def test_what_to_do_if_memory_is_short(error: Exception, line: str) -> None:
-    wrapped = RuntimeError("failed to run")
-    wrapped.__cause__ = error
-    shown = error_line(wrapped)
-    assert shown is not None
-    assert shown.startswith(line)
-    assert error_line(RuntimeError("another")) is None
-
-
 class TestWriting:
     def test_earlier_file_stays_until_the_new_one_is_whole(self, tmp_path: Path) -> None:
         target = tmp_path / "a.txt"
+        (tmp_path / ".unfinished-a.txt").write_text("half")  # of a process that was killed
         target.write_text("old")
         with writing(target) as file:
             file.write_text("new")
@@ -53,48 +45,79 @@ class TestWriting:
     def test_full_disk(self, tmp_path: Path) -> None:
         target = tmp_path / "a.txt"
         target.write_text("old")
-        with pytest.raises(InputError, match=f"^{target}: expected a file that can be written, got No space left"):
+        with pytest.raises(InputError, match=f"^{target}: .*No space left"):
             write_half(target, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
         assert target.read_text() == "old"
         assert list(tmp_path.iterdir()) == [target]
 
-    @pytest.mark.parametrize("error", [RuntimeError("a bug"), ValueError("a bug"), InputError("b: expected c, got d")])
+    @pytest.mark.parametrize("error", [RuntimeError("a bug"), ValueError("a bug"), InputError("b is wrong")])
     def test_what_is_no_failed_write_stays_as_it_is(self, error: Exception, tmp_path: Path) -> None:
         with pytest.raises(type(error)) as raised:
             write_half(tmp_path / "a.txt", error)
         assert raised.value is error
         assert list(tmp_path.iterdir()) == []
 
-    @pytest.mark.parametrize(
-        ("name", "reason"),
-        [("file/a", "Not a directory"), ("a" * 250, "File name too long"), ("absent/a", "No such file or directory")],
-    )
-    def test_place_where_nothing_can_be_is_named(self, name: str, reason: str, tmp_path: Path) -> None:
+    def test_places_where_nothing_can_be_are_named(self, tmp_path: Path) -> None:
         (tmp_path / "file").touch()
-        message = f"{tmp_path / name}: expected a file that can be written, got {reason}"
-        with pytest.raises(InputError, match=f"^{message}$"), writing(tmp_path / name) as file:
-            file.write_text("a")
-
-    def test_leftover_of_a_killed_process_goes_with_the_next_write(self, tmp_path: Path) -> None:
-        (tmp_path / ".unfinished-a.txt").write_text("half")
-        with writing(tmp_path / "a.txt") as file:
-            file.write_text("a")
-        assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+        for name in ("file/a", "a" * 250, "absent/a"):
+            with pytest.raises(InputError, match=f"{tmp_path / name}: cannot write"), writing(tmp_path / name) as file:
+                file.write_text("a")
+        with pytest.raises(InputError, match="file/a: cannot make"):
+            make_folder(tmp_path / "file" / "a")
+        for name in ("file", "file/a/b"):
+            with pytest.raises(InputError, match="out: cannot write"):
+                check_writable("out", tmp_path / name)
+        check_writable("out", tmp_path / "a" / "b")
+        assert [path.name for path in tmp_path.iterdir()] == ["file"]  # nothing was made
 
 
 @pytest.mark.parametrize(
-    ("folder", "reason"),
-    [("file", "Not a directory"), ("file/a/b", "Not a directory"), ("link/a", "No such file or directory")],
+    ("content", "reason"), [(None, "No such file"), ("", "Expecting value"), ("{}", "'a' is missing")]
 )
-def test_folder_that_cannot_be_written(folder: str, reason: str, tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    (tmp_path / "link").symlink_to("gone")
-    with pytest.raises(InputError) as error:
-        check_writable("out", tmp_path / folder)
-    assert str(error.value) == f"out: expected a folder that can be written, got {tmp_path / folder}: {reason}"
+def test_what_goes_wrong_in_reading_names_the_file(content: str | None, reason: str, tmp_path: Path) -> None:
+    if content is not None:
+        (tmp_path / "a.json").write_text(content)
+    expected = f"a.json: cannot read numbers: {reason}"
+    with pytest.raises(InputError, match=expected), reading(tmp_path / "a.json", "numbers") as file:
+        json.loads(file.read_text())["a"]
 
 
-def test_folder_that_can_be_written_is_not_made(tmp_path: Path) -> None:
-    check_writable("out", tmp_path / "a" / "b")
-    check_writable("out", tmp_path)
-    assert list(tmp_path.iterdir()) == []
+def test_output_folder_is_new_empty_or_an_earlier_output(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    check_output(out, "summary.json")
+    out.mkdir()
+    check_output(out, "summary.json")
+    (out / "thesis.docx").touch()
+    with pytest.raises(InputError, match="--overwrite"):
+        check_output(out, "summary.json")
+    check_output(out, "summary.json", overwrite=True)
+    (out / "summary.json").touch()
+    check_output(out, "summary.json")
+    with pytest.raises(InputError, match="file"):
+        check_output(out / "summary.json", "summary.json")
+
+
+def test_arguments() -> None:
+    check_number("a", 0, 0)
+    check_count("a", 3, 1, 3)
+    check_choice("a", "x", ["x", "y"])
+    for value in (-1, float("nan"), float("inf"), "1", True):
+        with pytest.raises(InputError, match="a must be a number of at least 0"):
+            check_number("a", value, 0)
+    for value in (4, 1.0, True, "2"):
+        with pytest.raises(InputError, match="a must be an integer from 1 to 3"):
+            check_count("a", value, 1, 3)
+    with pytest.raises(InputError, match="a must be one of 'x', 'y'"):
+        check_choice("a", "z", ["x", "y"])
+
+
+def test_line_of_the_first_input_error_among_causes() -> None:
+    wrapped = RuntimeError("failed to run")
+    wrapped.__cause__ = InputError("two\nlines")
+    assert error_line(wrapped) == "two"
+    worker = RuntimeError("Traceback:\n  File\ncalib_components.errors.InputError: a.nii is broken.\n\nRuntimeError: x")
+    assert error_line(worker) == "a.nii is broken."
+    assert error_line(RuntimeError("another")) is error_line(None) is None
+    assert printable("two\nlines") == "two\\nlines"
+    assert nearest("sed", ["seed", "device"], "--") == "; did you mean --seed?"
+    assert nearest("xyz", ["seed"]) == ""
