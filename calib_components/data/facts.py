@@ -8,13 +8,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from calib_components.errors import InputError, nearest, reading, writing
+from calib_components.errors import InputError, reading, writing
 
 __all__ = [
     "FACTS",
@@ -77,14 +77,10 @@ class Facts:
         Raises:
             InputError: A fact is unknown or missing, or facts contradict each other.
         """
-        known = {field.name: field for field in fields(cls)}
-        for key in content:
-            if key not in known:
-                raise InputError(f"{name}: unknown fact {key!r}{nearest(str(key), known)}.")
-        for key, field in known.items():
-            if key not in content and field.default is MISSING:
-                raise InputError(f"{name}: the fact {key} is missing.")
-        facts = cls(**content)
+        try:
+            facts = cls(**content)
+        except TypeError as error:
+            raise InputError(f"{name}: not the facts of a data set: {error}.") from error
         if facts.schema_version > cls.schema_version:
             raise InputError(f"{name}: written by a newer version of calib_components. Update the package.")
         for key in ("class_names", "label_codes"):

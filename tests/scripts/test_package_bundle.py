@@ -148,8 +148,8 @@ def test_holds_the_bundle_what_it_uses_and_nothing_else(tmp_path: Path) -> None:
     assert {"configs/calibrate.yaml", "calib_components/posthoc/temperature.py"} <= set(inside)
     assert [name for name in inside if name.startswith("scripts/")] == ["scripts/prepare_data.py"]
     tools = {name.removeprefix("calib_components/tools/") for name in inside if "/tools/" in name}
-    assert {"__init__.py", "cli.py", "locks.py", "prepare/acdc.py", "prepare/acdc.yaml"} <= tools
-    at_the_top = {"__init__.py", "cli.py", "locks.py", "prepare"}
+    assert {"__init__.py", "cli.py", "prepare/acdc.py", "prepare/acdc.yaml"} <= tools
+    at_the_top = {"__init__.py", "cli.py", "prepare"}
     assert {name.split("/")[0] for name in tools} == at_the_top
     assert not any(name.endswith("__main__.py") for name in inside)
     assert not any("last.ckpt" in name or "__pycache__" in name for name in inside)

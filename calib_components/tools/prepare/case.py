@@ -6,6 +6,7 @@ import glob
 import json
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,19 @@ class Case:
     images: tuple[Path, ...] = ()
     label: Path = Path()
     problem: str = ""
+
+
+def require_cases(find_cases: Callable[[Path], list[Case]], src: Path, layout: str) -> list[Case]:
+    """List the cases in a folder, of which there must be at least one.
+
+    Raises:
+        InputError: The folder is missing, or has no case.
+    """
+    if not src.is_dir():
+        raise InputError(f"{src}: no such folder.")
+    if not (cases := find_cases(src)):
+        raise InputError(f"{src}: no cases found. The layout is {layout}.")
+    return cases
 
 
 def nifti_file(folder: Path, stem: str) -> Path:

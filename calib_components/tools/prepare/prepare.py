@@ -1,102 +1,163 @@
-"""Preparation of a whole data set: several cases at a time, continued where an earlier run ended."""
+"""The command that prepares a data set: several cases at a time, continued where an earlier run ended."""
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
 import os
+import re
 import shutil
 import statistics
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from tqdm.contrib.concurrent import thread_map
 
 from calib_components.data.cases import IMAGE, REPLACED, write_case
-from calib_components.data.facts import FACTS, Facts, facts_beside, write_facts
+from calib_components.data.facts import FACTS, Facts, check_class_names, facts_beside, write_facts
 from calib_components.data.nifti import open_nifti
-from calib_components.errors import UNFINISHED, InputError, check_count
-from calib_components.tools.locks import only_run
-from calib_components.tools.prepare.case import Case, read_done, transform_case
+from calib_components.errors import UNFINISHED, InputError, check_choice, check_count, make_folder
+from calib_components.tools.prepare import acdc, brats, flare, generic
+from calib_components.tools.prepare.case import Case, read_done, require_cases, transform_case
+from calib_components.tools.prepare.facts import facts_of_dataset
 from calib_components.tools.prepare.split import check_folds, write_datalists
 
+DATASETS = {"acdc": acdc, "flare": flare, "brats": brats, "generic": generic}
+LIKE = ("acdc", "flare", "brats")  # those with a bundle
 # The facts that decide what a prepared case holds: cases prepared with different ones must not mix.
 RECIPE = ("dataset", "source", "in_channels", "label_codes", "image_size", "slice_axis")
 MOST_WORKERS = 8  # by default, since each holds a case in memory
 
 
-def prepare_cases(
-    cases: Sequence[Case],
-    facts: Facts,
+def prepare_data(
+    dataset: str,
+    src: Path,
     out: Path,
+    labels: Sequence[str] | None = None,
     *,
-    fractions: Sequence[float],
-    seed: int,
+    like: str | None = None,
+    in_channels: int | None = None,
+    patient: str | None = None,
+    image_size: Sequence[int] | None = None,
+    slice_axis: int | None = None,
+    fractions: Sequence[float] = (0.7, 0.1, 0.2),
     folds: int | None = None,
+    seed: int = 0,
     workers: int | None = None,
     skip_bad: bool = False,
     ignore_headers: bool = False,
 ) -> None:
-    """Prepare the cases that `out` lacks, then write `out/datalist.json` for all of them.
+    """Prepare a data set: write its cases on the network's grid, their facts and the lists of the splits.
+
+    The same command continues an interrupted run.
 
     Args:
-        cases: Cases to prepare.
-        facts: Facts of the data set, with its source.
-        out: Folder of the prepared cases; created if missing.
-        fractions: Shares of the patients for training, validation and testing; they sum to 1.
+        dataset: acdc (ACDC 2017, cardiac cine MR), flare (FLARE 2021, abdominal CT), brats (BraTS 2019 to 2021, brain
+            MR) or generic (your own images and labels).
+        src: Folder of the data set as downloaded. acdc: holds `training`, or `patientNNN` folders. flare: holds
+            `TrainingImg` and `TrainingMask`. brats: holds cases at any depth. generic: holds `images` and `labels` with
+            files of the same names.
+        out: Folder of the prepared cases.
+        labels: Names of the structures, in the order of their values in the label files: 1, 2, ..., where 0 is the
+            background (generic only).
+        like: Data set whose geometry and intensities to follow: acdc (MR, slices as stored), flare (abdominal CT) or
+            brats (brain MR without the skull) (generic only). Default: acdc.
+        in_channels: Channels of an image; if more than one, they are the fourth axis of the file (generic only).
+            Default: 1.
+        patient: Regular expression for the start of a case's name that identifies the patient, such as '[^_]+', so
+            that all files of a patient stay in one split. Default: what the data set states, or else the whole name.
+        image_size: In-plane size of the slices, such as 128,128, multiples of 16. Default: that of the bundle.
+        slice_axis: Axis of the files along which the slices lie, 0, 1 or 2 (acdc, and generic like acdc). Default:
+            that of the largest spacing; if equal, the shortest.
+        fractions: Shares of the patients for training, validation and testing; 0,0,1 makes an external test set.
+        folds: Number of folds for cross-validation by patient: datalist_fold0.json and so on are written as well.
         seed: Seed of the split.
-        folds: Number of folds of a cross-validation to list as well.
-        workers: Number of cases that are prepared at a time; None for one per core, at most 8.
-        skip_bad: Leave bad cases out and list them at the end; otherwise the first one, by name, is an error.
-        ignore_headers: See `load_case`.
+        workers: Number of cases that are prepared at a time. Default: one per core, at most 8.
+        skip_bad: Leave bad cases out and list them at the end.
+        ignore_headers: Take label voxels for those of the image, whatever the headers state, if the shapes agree.
 
     Raises:
-        InputError: An argument or a case is unsuitable, `out` holds other files or cases that were prepared
-            differently, it cannot be written, or a patient would change the split that it has in the present lists.
+        InputError: An argument, the source or a case is unsuitable.
     """
+    check_choice("dataset", dataset, DATASETS)
+    check_choice("like", like or "acdc", LIKE)
+    if dataset == "generic":
+        facts = _own_facts(facts_of_dataset(like or "acdc", src, image_size, slice_axis), labels, in_channels)
+    else:
+        for name, value in {"labels": labels, "like": like, "in_channels": in_channels}.items():
+            if value is not None:
+                raise InputError(f"{name} is an option of the data set generic. Leave it out for {dataset}.")
+        facts = facts_of_dataset(dataset, src, image_size, slice_axis)
+    cases = require_cases(DATASETS[dataset].find_cases, src, DATASETS[dataset].LAYOUT)
+    if patient is not None:
+        cases = [replace(case, patient=_patient_of(case, patient)) for case in cases]
     cases = sorted(cases, key=lambda case: case.name)
-    _check_arguments(cases, fractions, seed, folds)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    workers = min(cores, MOST_WORKERS) if workers is None else workers
-    check_count("workers", workers, 1)
+    _check_arguments(cases, fractions, seed, folds, workers)
     _check_output(Path(facts.source), out)
-    with only_run(out):
+    with _only_run(out):
         for leftover in (*out.glob(f"{UNFINISHED}*"), *out.glob(f"{REPLACED}*")):
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
         prepared = {file.parent.name for file in out.glob(f"*/{IMAGE}")}
         facts = replace(facts, pixel_size=_check_recipe(facts, out).pixel_size if prepared else None)
         write_facts(facts, out)
         print("classes:", ", ".join(f"{index} {name}" for index, name in enumerate(facts.class_names)))
-
-        sources: dict[str, Any] = {case.name: read_done(case, facts, out, ignore_headers) for case in cases}
-        missing = [case for case in cases if sources[case.name] is None]
-        attempt = functools.partial(_attempt, facts=facts, out=out, skip_bad=skip_bad, ignore_headers=ignore_headers)
-        sources |= _prepare(missing, attempt, workers, out.name)
-        done = [case for case in cases if sources[case.name] is not None]
-        if not done:
-            raise InputError(f"{out}: there is no good case.")
-        made = {case.name for case in missing if sources[case.name] is not None}
-        again = f", of these {len(prepared & made)} anew" if prepared & made else ""
-        print(f"{out}: {len(cases) - len(missing)} case(s) kept, {len(made)} made{again}")
-        _print_notes({case.name: sources[case.name] for case in done}, facts)
+        sources = _prepare(cases, facts, out, workers, skip_bad, ignore_headers)
+        _print_notes(sources, facts)
         if gone := sorted(prepared - {case.name for case in cases}):
             print(f"{out}: {_such_as(gone, 'prepared case')} not in the data set any more, and not listed")
-        listed = write_datalists(done, facts, out, fractions, seed, folds)
+        listed = write_datalists([case for case in cases if case.name in sources], facts, out, fractions, seed, folds)
         training, validation = ([item["case"] for item in listed[split]] for split in ("training", "validation"))
         if validation and all(sources[case]["classes"] == [0] for case in validation):
             print("No structure in any label for validation, which so chooses no epoch. See --fractions and --seed.")
-        write_facts(replace(facts, pixel_size=_pixel_size(out, training or [case.name for case in done])), out)
+        write_facts(replace(facts, pixel_size=_pixel_size(out, training or sources)), out)
+    if dataset == "generic" and patient is None:
+        print("Each case counts as a patient of its own. If some are of the same patient, give --patient (see --help).")
 
 
-def _check_arguments(cases: Sequence[Case], fractions: Sequence[float], seed: int, folds: int | None) -> None:
+def _own_facts(facts: Facts, labels: Sequence[str] | None, in_channels: int | None) -> Facts:
+    """Return the facts of a user's own data, which follow the geometry and intensities of a data set."""
+    if not labels:
+        raise InputError("labels: give the names of the structures, such as --labels liver,spleen.")
+    names = [str(name).strip("'\" ") for name in labels]  # without quotes that a shell has left
+    check_class_names(names, "labels")
+    channels = 1 if in_channels is None else in_channels
+    check_count("in_channels", channels, 1)
+    return replace(
+        facts,
+        num_classes=len(names) + 1,
+        in_channels=channels,
+        class_names=["background", *names],
+        label_codes=list(range(len(names) + 1)),
+        structures={name: [index] for index, name in enumerate(names, start=1)},
+        file_suffixes=[],
+        crop_size=facts.image_size,
+    )
+
+
+def _patient_of(case: Case, pattern: str) -> str:
+    try:
+        match = re.match(pattern, case.name)
+    except re.error as error:
+        raise InputError(f"patient: {pattern!r} is not a regular expression: {error}.") from error
+    if not match or not match[0]:
+        raise InputError(f"patient: {pattern!r} does not match the start of the name {case.name!r}.")
+    return match[0]
+
+
+def _check_arguments(
+    cases: Sequence[Case], fractions: Sequence[float], seed: int, folds: int | None, workers: int | None
+) -> None:
     if len(fractions) != 3 or min(fractions) < 0 or not math.isclose(sum(fractions), 1, abs_tol=1e-6):
         raise InputError(f"fractions must be three numbers of at least 0 that sum to 1, got {fractions}.")
     check_count("seed", seed, 0)
+    if workers is not None:
+        check_count("workers", workers, 1)
     check_folds(folds, len({case.patient for case in cases}))
     for first, second in itertools.pairwise(cases):
         if first.name == second.name:
@@ -112,6 +173,23 @@ def _check_output(source: Path, out: Path) -> None:
         raise InputError(f"Output folder is not empty: {out}. Choose another one.")
 
 
+@contextmanager
+def _only_run(out: Path) -> Iterator[None]:
+    """Make a folder, and refuse other runs that write to it; the hidden file of the lock stays."""
+    make_folder(out)
+    lock = FileLock(out / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise InputError(f"{out}: another run writes to this folder. Wait for its end, or choose another.") from None
+    except OSError as error:
+        raise InputError(f"{out}: cannot be written: {error.strerror or error}.") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def _check_recipe(facts: Facts, out: Path) -> Facts:
     """Return the facts that the present cases were prepared with, which must be the same."""
     present = facts_beside(out / FACTS)
@@ -125,30 +203,44 @@ def _check_recipe(facts: Facts, out: Path) -> Facts:
     return present
 
 
-def _prepare(missing: Sequence[Case], attempt: Any, workers: int, name: str) -> dict[str, Any]:
-    """Prepare what is missing, a thread for each case; return what is recorded of each case, None of a skipped one."""
+def _prepare(
+    cases: Sequence[Case], facts: Facts, out: Path, workers: int | None, skip_bad: bool, ignore_headers: bool
+) -> dict[str, Any]:
+    """Prepare what is missing, a thread for each case; return what is recorded of each good case, by name."""
+    found = {case.name: read_done(case, facts, out, ignore_headers) for case in cases}
+    missing = [case for case in cases if found[case.name] is None]
+    present = {case.name for case in missing if (out / case.name / IMAGE).exists()}
+
+    def attempt(case: Case) -> str:
+        try:
+            data = transform_case(case, facts, ignore_headers)
+        except InputError as error:
+            if not skip_bad:
+                raise
+            return str(error)
+        write_case(out / case.name, data["image"], data["label"], data["image"].affine, data["source"])
+        found[case.name] = data["source"]
+        return ""
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = workers or min(cores, MOST_WORKERS)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # the last digits of sums depend on it
     try:
-        done = thread_map(attempt, missing, max_workers=workers, desc=name, unit="case", leave=False, disable=None)
+        problems = thread_map(
+            attempt, missing, max_workers=workers, desc=out.name, unit="case", leave=False, disable=None
+        )
     finally:
         torch.set_num_threads(threads)
-    for _, problem in done:
-        if problem:
-            print(f"skipped: {problem}", file=sys.stderr)
-    return {case.name: source for case, (source, _) in zip(missing, done, strict=True)}
-
-
-def _attempt(case: Case, facts: Facts, out: Path, skip_bad: bool, ignore_headers: bool) -> tuple[Any, str]:
-    """Prepare a case; return what is recorded of it or, if a bad case is skipped, what is wrong with it."""
-    try:
-        data = transform_case(case, facts, ignore_headers)
-    except InputError as error:
-        if not skip_bad:
-            raise
-        return None, str(error)
-    write_case(out / case.name, data["image"], data["label"], data["image"].affine, data["source"])
-    return data["source"], ""
+    for problem in filter(None, problems):
+        print(f"skipped: {problem}", file=sys.stderr)
+    good = {name: source for name, source in found.items() if source is not None}
+    if not good:
+        raise InputError(f"{out}: there is no good case.")
+    kept = len(cases) - len(missing)
+    again = f", of these {len(present & good.keys())} anew" if present & good.keys() else ""
+    print(f"{out}: {kept} case(s) kept, {len(good) - kept} made{again}")
+    return good
 
 
 def _print_notes(sources: Mapping[str, Mapping[str, Any]], facts: Facts) -> None:
@@ -173,7 +265,7 @@ def _such_as(names: Sequence[str], kind: str) -> str:
     return f"{len(names)} {kind}(s), such as {names[0]},"
 
 
-def _pixel_size(out: Path, names: Sequence[str]) -> list[float]:
+def _pixel_size(out: Path, names: Iterable[str]) -> list[float]:
     """The smallest and largest side of a pixel in these cases, in millimetres."""
     sides = [float(side) for name in names for side in open_nifti(out / name / IMAGE).header.get_zooms()[:2]]
     return [round(min(sides), 4), round(max(sides), 4)]

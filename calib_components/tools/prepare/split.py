@@ -21,16 +21,7 @@ AGAIN = "Choose another folder or, to split again, delete the datalists."
 
 
 def split_patients(groups: Mapping[str, str], fractions: Sequence[float], seed: int) -> dict[str, str]:
-    """Divide patients into training, validation and testing, each with its share of every group.
-
-    Args:
-        groups: Group of each patient; the order of the entries does not matter.
-        fractions: Shares of training, validation and testing.
-        seed: Seed of the random order, see `divide`.
-
-    Returns:
-        The split of each patient.
-    """
+    """Return the split of each patient; each split has its fraction of every group, see `divide`."""
     parts = divide(groups, fractions, seed)
     return {patient: split for split, part in zip(SPLITS, parts, strict=True) for patient in part}
 
@@ -39,10 +30,10 @@ def split_folds(groups: Mapping[str, str], folds: int, seed: int) -> list[dict[s
     """Divide patients for cross-validation: each is tested in exactly one fold.
 
     Args:
-        groups: As in `split_patients`.
+        groups: Group of each patient.
         folds: Number of folds. Fold i tests part i of as many equal parts, selects weights on the next part, and trains
             on the others; of two folds, each trains on all of the other part and selects nothing.
-        seed: As in `split_patients`.
+        seed: See `divide`.
 
     Returns:
         For each fold, the split of each patient.
@@ -99,8 +90,8 @@ def write_datalists(
         cases: The cases in `out`, in the order in which they are listed.
         facts: Facts that the cases were prepared with.
         out: Folder of the prepared cases.
-        fractions: See `split_patients`.
-        seed: See `split_patients`.
+        fractions: Shares of the patients for training, validation and testing.
+        seed: Seed of the random order.
         folds: See `split_folds`; None for no cross-validation.
 
     Returns:
