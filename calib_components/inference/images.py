@@ -18,8 +18,7 @@ from typing import Any
 
 from monai.utils import ensure_tuple
 
-from calib_components.data.files import files_below
-from calib_components.data.nifti import SMALLEST_SLICE, check_same_grid, open_nifti
+from calib_components.data.nifti import SMALLEST_SLICE, check_same_grid, files_below, open_nifti
 from calib_components.errors import InputError, check_writable
 
 __all__ = ["MAPS", "Image", "ImageFolder", "find_images", "result_name", "run_stamp"]
