@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import subprocess
 import threading
 import time
@@ -104,17 +105,20 @@ def run_command(command: Sequence[str], log_file: Path) -> str | None:
     Returns:
         Why it failed, in one line; None if it did not.
     """
-    with open(log_file, "a") as log:
+    with open(log_file, "a+", errors="replace") as log:
+        start = log.tell()
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
-    _running.add(process)
-    try:
-        if _is_interrupted.is_set():
-            process.terminate()
-        code = process.wait()
-    finally:
-        process.kill()  # on an interrupt of this thread
-        _running.discard(process)
+        _running.add(process)
+        try:
+            if _is_interrupted.is_set():
+                process.terminate()
+            code = process.wait()
+        finally:
+            process.kill()  # on an interrupt of this thread
+            _running.discard(process)
+        log.seek(start)
+        lines = [line for line in log.read().splitlines() if line.strip()]
     if code == 0:
         return None
-    lines = [line for line in log_file.read_text(errors="replace").splitlines() if line.strip()]
-    return f"{lines[-1] if lines else f'exit code {code}'}; see {log_file}"
+    raised = [line for line in lines if re.match(r"[\w.]*(Error|Exception): ", line)]  # the cause comes first
+    return f"{(raised[:1] or lines[-1:] or [f'exit code {code}'])[0]}; see {log_file}"

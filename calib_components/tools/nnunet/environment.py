@@ -13,28 +13,16 @@ __all__ = ["folder_of", "nnunet_module"]
 
 
 def folder_of(variable: str) -> Path:
-    """Return the folder that an environment variable of nnU-Net names.
-
-    Raises:
-        InputError: It is not set, or there is no such folder.
-    """
-    if not (value := os.environ.get(variable)):
-        raise InputError(f"{variable}: expected nnU-Net's environment variable, the path of a folder, got none")
-    if not Path(value).is_dir():
-        raise InputError(f"{variable}: expected the path of a folder, got {value}, which is no folder")
+    """Return the folder that an environment variable of nnU-Net names; `InputError` if there is none."""
+    value = os.environ.get(variable, "")
+    if not (value and Path(value).is_dir()):
+        raise InputError(f"{variable} must name a folder, as nnU-Net's environment variable, got {value!r}.")
     return Path(value)
 
 
 def nnunet_module(name: str) -> ModuleType:
-    """Import a module of nnU-Net, such as `utilities.label_handling`, where it is needed: the import takes seconds.
-
-    Raises:
-        InputError: nnU-Net is not installed.
-    """
+    """Import a module of nnU-Net, such as `utilities.find_objects`, where it is needed: the import takes seconds."""
     try:
         return importlib.import_module(f"nnunetv2.{name}")
     except ModuleNotFoundError as error:
-        raise InputError(
-            f"{error.name}: expected to be installed, got none; install the extra, in a clone: pip install -e "
-            '".[nnunet]"'
-        ) from error
+        raise InputError(f"No module {error.name}. Install the extra: pip install -e '.[nnunet]'") from error

@@ -1,7 +1,8 @@
 """Trainers of nnU-Net with NACL and the losses that it is compared with.
 
 nnU-Net imports this file by itself, from the folder that the environment variable `nnUNet_extTrainer` names, and looks
-for the class that `-tr` names.
+for the class that `-tr` names. There is `nnUNetTrainerNAME` for each `NAMELoss` that can take the place of
+cross-entropy, and `nnUNetTrainerNACLDice`; `nnUNetTrainerNAME_5epochs` trains for five epochs.
 
 At full resolution, the cross-entropy in nnU-Net's own loss is replaced by one of our losses. The lower resolutions of
 deep supervision keep the cross-entropy: nothing is ever predicted from them, so their confidence does not matter, and
@@ -9,14 +10,15 @@ a window of three of their voxels covers 6, 12, 24, ... voxels of the image, whe
 about it. Weights of the resolutions, Dice, optimizer, augmentation and all else are nnU-Net's. With `penalty_weight` 0,
 `nnUNetTrainerNACL` is nnU-Net's `nnUNetTrainerCELoss`, and `nnUNetTrainerNACLDice` its default.
 
-For other settings, derive a class in a file of your own, in another folder that `nnUNet_extTrainer` names; folders are
-separated by colons.
+The options of a loss, such as `penalty_weight`, are attributes of its trainer. For other values, derive a class in a
+file of your own, in another folder that `nnUNet_extTrainer` names; folders are separated by colons.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+import inspect
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from nnunetv2.training.loss.robust_ce_loss import RobustCrossEntropyLoss
@@ -24,14 +26,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import Tensor, nn
 
 from calib_components.errors import InputError
-from calib_components.losses import (
-    EntropyPenaltyLoss,
-    FocalLoss,
-    LabelSmoothingLoss,
-    MbLSLoss,
-    NACLLoss,
-    SVLSLoss,
-)
+from calib_components.losses import LOSSES, L1ACELoss
 
 CUDA = torch.device("cuda")
 
@@ -60,25 +55,27 @@ class FullResolution(nn.Module):
         return total
 
 
-class VoxelLossTrainer(nnUNetTrainer, ABC):
+class VoxelLossTrainer(nnUNetTrainer):
     """Base of the trainers: nnU-Net's, with another loss in place of the cross-entropy at full resolution."""
 
+    voxel_loss_class: ClassVar[type[nn.Module]]
+    options: ClassVar[Sequence[str]] = ()  # arguments of the loss, which are attributes of the trainer
     use_dice = False  # whether Dice is added at every resolution, as in nnU-Net's default
 
-    @abstractmethod
     def voxel_loss(self, ignore_index: int | None) -> nn.Module:
         """Return the loss that takes the place of cross-entropy.
 
         Args:
             ignore_index: Label of voxels to leave out; None if the data set has none.
         """
+        options = {name: getattr(self, name) for name in self.options}
+        return self.voxel_loss_class(**options, ignore_index=ignore_index)
 
     def _build_loss(self) -> nn.Module:
         if self.label_manager.has_regions:
             raise InputError(
-                "labels in dataset.json: expected classes that exclude each other, got regions that overlap; "
-                f"the loss of {type(self).__name__} is one of a softmax, and regions have a sigmoid each. Train with "
-                "nnUNetTrainer and calibrate its checkpoint"
+                f"{type(self).__name__} needs classes that exclude each other, but labels in dataset.json are regions "
+                "that overlap. Train with nnUNetTrainer and calibrate its checkpoint."
             )
         # Two of nnU-Net's own losses, so that its options, weights and compilation are those of its version.
         full, lower = super()._build_loss(), super()._build_loss()
@@ -91,8 +88,8 @@ class VoxelLossTrainer(nnUNetTrainer, ABC):
         # Others are those of a trainer that this one is combined with.
         if type(cross_entropy) is not RobustCrossEntropyLoss or (self.use_dice and is_alone):
             raise InputError(
-                f"{type(self).__name__}: expected nnU-Net's cross-entropy with Dice, of which the former is "
-                f"replaced, got {type(lower).__name__}"
+                f"{type(self).__name__} replaces the cross-entropy of nnU-Net's Dice with cross-entropy, and cannot be "
+                f"combined with {type(lower).__name__}."
             )
         if self.use_dice:
             full.ce = voxel_loss
@@ -101,73 +98,6 @@ class VoxelLossTrainer(nnUNetTrainer, ABC):
             if not is_alone:
                 lower.weight_dice = 0
         return FullResolution(full, lower, weights) if self.enable_deep_supervision else full
-
-
-class nnUNetTrainerNACL(VoxelLossTrainer):  # noqa: N801
-    """Trainer with `NACLLoss`: cross-entropy with a penalty that ties logits to the labels around each voxel."""
-
-    penalty_weight = 0.1
-
-    def voxel_loss(self, ignore_index: int | None) -> nn.Module:
-        """Return the loss, see `VoxelLossTrainer`."""
-        return NACLLoss(penalty_weight=self.penalty_weight, ignore_index=ignore_index)
-
-
-class nnUNetTrainerNACLDice(nnUNetTrainerNACL):  # noqa: N801
-    """Trainer with `NACLLoss` and Dice."""
-
-    use_dice = True
-
-
-class nnUNetTrainerSVLS(VoxelLossTrainer):  # noqa: N801
-    """Trainer with `SVLSLoss`: labels smoothed over their neighbours."""
-
-    sigma = 2.0
-
-    def voxel_loss(self, ignore_index: int | None) -> nn.Module:
-        """Return the loss, see `VoxelLossTrainer`."""
-        return SVLSLoss(sigma=self.sigma, ignore_index=ignore_index)
-
-
-class nnUNetTrainerMbLS(VoxelLossTrainer):  # noqa: N801
-    """Trainer with `MbLSLoss`: cross-entropy with a penalty on margins between logits."""
-
-    margin = 5.0
-    penalty_weight = 0.1
-
-    def voxel_loss(self, ignore_index: int | None) -> nn.Module:
-        """Return the loss, see `VoxelLossTrainer`."""
-        return MbLSLoss(margin=self.margin, penalty_weight=self.penalty_weight, ignore_index=ignore_index)
-
-
-class nnUNetTrainerFocal(VoxelLossTrainer):  # noqa: N801
-    """Trainer with `FocalLoss`."""
-
-    gamma = 3.0
-
-    def voxel_loss(self, ignore_index: int | None) -> nn.Module:
-        """Return the loss, see `VoxelLossTrainer`."""
-        return FocalLoss(gamma=self.gamma, ignore_index=ignore_index)
-
-
-class nnUNetTrainerLabelSmoothing(VoxelLossTrainer):  # noqa: N801
-    """Trainer with `LabelSmoothingLoss`."""
-
-    alpha = 0.1
-
-    def voxel_loss(self, ignore_index: int | None) -> nn.Module:
-        """Return the loss, see `VoxelLossTrainer`."""
-        return LabelSmoothingLoss(alpha=self.alpha, ignore_index=ignore_index)
-
-
-class nnUNetTrainerEntropyPenalty(VoxelLossTrainer):  # noqa: N801
-    """Trainer with `EntropyPenaltyLoss`: cross-entropy with a penalty on confident predictions."""
-
-    penalty_weight = 0.1
-
-    def voxel_loss(self, ignore_index: int | None) -> nn.Module:
-        """Return the loss, see `VoxelLossTrainer`."""
-        return EntropyPenaltyLoss(penalty_weight=self.penalty_weight, ignore_index=ignore_index)
 
 
 class FiveEpochs(nnUNetTrainer):
@@ -180,29 +110,27 @@ class FiveEpochs(nnUNetTrainer):
         self.num_epochs = 5
 
 
-class nnUNetTrainerNACL_5epochs(FiveEpochs, nnUNetTrainerNACL):  # noqa: N801
-    """`nnUNetTrainerNACL` for five epochs."""
+def _trainer_of(loss: type[nn.Module]) -> type[VoxelLossTrainer]:
+    """Return a trainer with a loss, whose options are its attributes."""
+    parameters = inspect.signature(loss).parameters.values()
+    options = {option.name: option.default for option in parameters if option.name != "ignore_index"}
+    about = {"__module__": __name__, "__doc__": f"Trainer with `{loss.__name__}`."}
+    name = f"nnUNetTrainer{loss.__name__.removesuffix('Loss')}"
+    return type(name, (VoxelLossTrainer,), {**about, "voxel_loss_class": loss, "options": (*options,), **options})
 
 
-class nnUNetTrainerNACLDice_5epochs(FiveEpochs, nnUNetTrainerNACLDice):  # noqa: N801
-    """`nnUNetTrainerNACLDice` for five epochs."""
-
-
-class nnUNetTrainerSVLS_5epochs(FiveEpochs, nnUNetTrainerSVLS):  # noqa: N801
-    """`nnUNetTrainerSVLS` for five epochs."""
-
-
-class nnUNetTrainerMbLS_5epochs(FiveEpochs, nnUNetTrainerMbLS):  # noqa: N801
-    """`nnUNetTrainerMbLS` for five epochs."""
-
-
-class nnUNetTrainerFocal_5epochs(FiveEpochs, nnUNetTrainerFocal):  # noqa: N801
-    """`nnUNetTrainerFocal` for five epochs."""
-
-
-class nnUNetTrainerLabelSmoothing_5epochs(FiveEpochs, nnUNetTrainerLabelSmoothing):  # noqa: N801
-    """`nnUNetTrainerLabelSmoothing` for five epochs."""
-
-
-class nnUNetTrainerEntropyPenalty_5epochs(FiveEpochs, nnUNetTrainerEntropyPenalty):  # noqa: N801
-    """`nnUNetTrainerEntropyPenalty` for five epochs."""
+# L1-ACE is added to cross-entropy and Dice, the others take the place of cross-entropy.
+TRAINERS = {
+    trainer.__name__: trainer
+    for trainer in (_trainer_of(loss) for loss in LOSSES.values() if not issubclass(loss, L1ACELoss))
+}
+TRAINERS["nnUNetTrainerNACLDice"] = type(
+    "nnUNetTrainerNACLDice",
+    (TRAINERS["nnUNetTrainerNACL"],),
+    {"__module__": __name__, "__doc__": "Trainer with `NACLLoss` and Dice.", "use_dice": True},
+)
+TRAINERS |= {
+    f"{name}_5epochs": type(f"{name}_5epochs", (FiveEpochs, trainer), {"__module__": __name__})
+    for name, trainer in TRAINERS.items()
+}
+globals().update(TRAINERS)  # where nnU-Net looks for a class by its name
