@@ -23,7 +23,7 @@ from monai.transforms import Compose, LoadImaged, RandGaussianNoised
 from calib_components.data import CaseDataset, LoadSliced, SliceDataset, read_datalist
 from calib_components.data.cases import check_labels, list_slices, load_slice, write_case
 from calib_components.errors import InputError
-from tests.helpers import ACDC, ROOT, SIZE, make_prepared, save
+from tests.helpers import ACDC, SIZE, make_prepared, save
 
 BOTH = ["image", "label"]
 
@@ -168,11 +168,6 @@ def test_slice_that_is_not_there(tmp_path: Path) -> None:
 class TestRawCases:
     """Cases as MONAI Label gives them."""
 
-    def item(self, folder: Path, image: np.ndarray, label: np.ndarray, affine: np.ndarray) -> dict[str, str]:
-        for name, array, at in (("image", image, np.diag([-1.5, -1.5, 5, 1])), ("label", label, affine)):
-            save(folder / f"{name}.nii", array, at)
-        return {name: str(folder / f"{name}.nii") for name in BOTH}
-
     def test_prepared_as_prepare_data_does(self, phantoms: Path, prepared: Path) -> None:
         config = ConfigParser(ConfigParser.load_config_file(ACDC / "configs" / "train.yaml"))
         config["image_size"] = [64, 64]
@@ -190,22 +185,10 @@ class TestRawCases:
         assert len(slices) == 2 * case["image"].shape[-1]
         assert slices[0]["image"].shape == (1, 64, 64)
 
-    def test_orientation_follows_the_sform(self, tmp_path: Path) -> None:
-        config = ConfigParser(
-            ConfigParser.load_config_file(ROOT / "bundles/flare_ct_nacl_segmentation/configs/train.yaml")
-        )
-        config["image_size"] = [32, 32]
-        label = np.zeros((32, 32, 4), np.uint8)
-        label[2:8, 3:9] = 1
-        item = self.item(tmp_path, label.astype(np.float32), label, np.diag([-1.5, -1.5, 5, 1]))
-        prepare = config.get_parsed_content("prepare")
-        (case,) = CaseDataset([item], prepare, LoadImaged(keys=BOTH, ensure_channel_first=True))
-        assert torch.equal(case["image"] > case["image"].mean(), case["label"] > 0)
-        assert case["label"][0, 23:, 23:].any()  # turned to RAS, both
-
     def test_label_of_another_grid(self, tmp_path: Path) -> None:
-        array = np.zeros((4, 4, 2), np.float32)
-        item = self.item(tmp_path, array, array, np.diag([1.5, -1.5, 5, 1]))
+        item = {name: str(tmp_path / f"{name}.nii") for name in BOTH}
+        save(tmp_path / "image.nii", np.zeros((4, 4, 2)), np.diag([-1.5, -1.5, 5, 1]))
+        save(tmp_path / "label.nii", np.zeros((4, 4, 2)), np.diag([1.5, -1.5, 5, 1]))
         with pytest.raises(InputError, match=r"label\.nii: affine differs from that of .*image\.nii by up to 9 mm"):
             CaseDataset([item], dict)
 
