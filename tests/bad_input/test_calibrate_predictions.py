@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from calib_components.tools.evaluate import calibrate_predictions
-from tests.bad_input.harness import run_as_typed, snapshot
 from tests.calib_components.tools.evaluate.made_up import (
     AFFINE,
     SHAPE,
@@ -21,7 +20,7 @@ from tests.calib_components.tools.evaluate.made_up import (
     save_nnunet,
     softmax_of,
 )
-from tests.helpers import ROOT, run_script
+from tests.helpers import ROOT, run_as_typed, run_script, snapshot
 
 NAMES = ("a", "b")
 SHIFTED = AFFINE + np.eye(4)[:, [3, 3, 3, 0]] * 5

@@ -16,8 +16,7 @@ from tests.calib_components.tools.compare.made_up import make_datalist
 
 from calib_components.tools.compare import compare_losses
 from calib_components.tools.compare.cell_settings import CellSettings, write_settings
-from tests.bad_input.harness import run_as_typed, snapshot
-from tests.helpers import run_script
+from tests.helpers import run_as_typed, run_script, snapshot
 
 TRAIN = """
 dataset_dir: "$@bundle_root + '/data'"

@@ -21,8 +21,7 @@ import yaml
 from calib_components import figures
 from calib_components.handlers import evaluation_writing
 from calib_components.handlers.evaluation import read_cases
-from tests.bad_input.harness import snapshot
-from tests.helpers import ACDC, Ended, make_prepared, make_weights, run_bundle_as_typed, save
+from tests.helpers import ACDC, Ended, make_prepared, make_weights, run_bundle_as_typed, save, snapshot
 
 Damage = Callable[[Path], Any]
 

@@ -19,7 +19,6 @@ from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerNoM
 
 from calib_components.tools.nnunet import COMMANDS, trainers
 from calib_components.tools.nnunet.checkpoint import read_checkpoint
-from tests.bad_input.harness import run_as_typed, snapshot
 from tests.calib_components.tools.evaluate.made_up import (
     AFFINE,
     SHAPE,
@@ -28,7 +27,7 @@ from tests.calib_components.tools.evaluate.made_up import (
     sitk_properties,
 )
 from tests.calib_components.tools.nnunet.made_up import LABELS, NAME, make_model, plans_of, validation_of
-from tests.helpers import make_acdc
+from tests.helpers import make_acdc, run_as_typed, snapshot
 
 MODEL = f"results/{NAME}/nnUNetTrainerNoMirroring__nnUNetPlans__2d"
 LABELS_OF = f"preprocessed/{NAME}/gt_segmentations"

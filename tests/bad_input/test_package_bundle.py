@@ -15,8 +15,7 @@ import pytest
 import torch
 
 from scripts.package_bundle import package_bundle
-from tests.bad_input.harness import run_as_typed, snapshot
-from tests.helpers import run_script
+from tests.helpers import run_as_typed, run_script, snapshot
 
 
 class Case(NamedTuple):

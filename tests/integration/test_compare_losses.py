@@ -20,14 +20,13 @@ import fire
 import monai.bundle
 import pytest
 import torch
+from calib_components.tools.compare.processes import ProcessGroup
+from calib_components.tools.report.results import read_results
 
 from calib_components.handlers.evaluation import read_cases
 from calib_components.tools.compare import compare_losses, report
-from calib_components.tools.compare.processes import ProcessGroup
 from calib_components.tools.prepare import prepare_data
-from calib_components.tools.report.results import read_results
-from tests.bad_input.harness import Outcome, run_as_typed
-from tests.helpers import ACDC, ROOT
+from tests.helpers import ACDC, ROOT, Outcome, run_as_typed
 
 
 def command(prepared: Path, out: Path, losses: str, **further: Any) -> list[str]:

@@ -13,8 +13,7 @@ import torch
 
 from calib_components.tools import benchmarks
 from calib_components.tools.benchmarks.training import MODES
-from tests.bad_input.harness import run_as_typed
-from tests.helpers import run_script
+from tests.helpers import run_as_typed, run_script
 
 SMALL = ((2, 4, 16, 16), (1, 3, 8, 8, 8))
 

@@ -25,7 +25,7 @@ from calib_components.tools.phantoms import (
 from calib_components.tools.prepare.acdc import find_cases
 from calib_components.tools.prepare.case import load_case
 from calib_components.tools.prepare.facts import facts_of_dataset
-from tests.bad_input.harness import run_as_typed
+from tests.helpers import run_as_typed
 
 
 @pytest.fixture(scope="module")

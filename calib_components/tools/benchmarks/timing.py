@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from calib_components.arguments import check_count
+from calib_components.errors import check_count
 
 __all__ = ["BUNDLES", "Step", "interleaved_seconds", "peak_memory_mib", "peak_resident_mib", "print_ratios", "set_up"]
 

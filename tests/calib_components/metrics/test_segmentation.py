@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy.ndimage import binary_erosion, distance_transform_edt
 
-from calib_components.arguments import warn_once
+from calib_components.errors import warn_once
 from calib_components.metrics import DSCMetric, HD95Metric, dice, hausdorff_distance_95, structure_masks
 from tests.helpers import SHARED
 

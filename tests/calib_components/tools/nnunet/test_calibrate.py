@@ -19,11 +19,10 @@ from scipy.optimize import minimize_scalar
 from scipy.special import expit, log_softmax, logit
 
 from calib_components.errors import UNFINISHED, InputError
-from calib_components.handlers.temperature import read_temperature
+from calib_components.handlers.calibration import read_estimate
 from calib_components.tools.nnunet.calibrate import calibrate_model
 from calib_components.tools.nnunet.checkpoint import read_checkpoint
 from calib_components.tools.nnunet.trainers.loss_trainers import nnUNetTrainerNACL
-from tests.bad_input.harness import snapshot
 from tests.calib_components.tools.evaluate.made_up import SHAPE, save_nifti, save_nnunet, sitk_properties
 from tests.calib_components.tools.nnunet.made_up import (
     CASES,
@@ -36,6 +35,7 @@ from tests.calib_components.tools.nnunet.made_up import (
     make_model,
     validation_of,
 )
+from tests.helpers import snapshot
 
 LAYERS = {f"/network_weights/decoder.seg_layers.{i}.{name}" for i in range(3) for name in ("weight", "bias")}
 
@@ -78,7 +78,7 @@ def test_the_temperature_is_fitted_on_all_folds_and_divides_the_logits_of_each(
     capsys.readouterr()
     calibrate_model(model, workers=1)
 
-    estimate = read_temperature(model)
+    estimate = read_estimate(model)
     temperature, voxels = fitted(ALL)
     assert estimate.temperature == pytest.approx(temperature, rel=1e-4)
     assert 1.6 < estimate.temperature < 2.5
@@ -122,7 +122,7 @@ def test_nnunet_alone_predicts_with_a_calibrated_checkpoint(model: Path, monkeyp
         monkeypatch.delenv("nnUNet_extTrainer", raising=False)
         logits.append(predictor.predict_logits_from_preprocessed_data(image).float())
     assert logits[0].std() > 0.05
-    expected = logits[0] / read_temperature(model).temperature
+    expected = logits[0] / read_estimate(model).temperature
     torch.testing.assert_close(logits[1], expected, atol=5e-3 * float(expected.abs().max()), rtol=0)
 
 
@@ -140,14 +140,14 @@ def test_labels_may_be_elsewhere_and_several_cases_of_a_patient(
     monkeypatch.delenv("nnUNet_preprocessed")
     monkeypatch.chdir(model)
     calibrate_model(Path(), labels=folders / "labels", patient_pattern=r"p\d", workers=1)
-    estimate = read_temperature(model)
+    estimate = read_estimate(model)
     assert estimate.temperature == pytest.approx(fitted(ALL)[0], rel=1e-4)
     assert estimate.patients == 4
 
 
 def test_a_region(model: Path) -> None:
     calibrate_model(model, region="predicted", workers=1)
-    estimate = read_temperature(model)
+    estimate = read_estimate(model)
     temperature, voxels = fitted(ALL, predicted_only=True)
     assert estimate.temperature == pytest.approx(temperature, rel=1e-4)
     assert estimate.voxels == voxels < 6 * np.prod(SHAPE)
@@ -163,7 +163,7 @@ def test_one_fold(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (model / name).mkdir()
         (model / name / "checkpoint_final.pth").touch()
     calibrate_model(model, workers=1)
-    assert read_temperature(model).temperature == pytest.approx(fitted([*CASES[1]])[0], rel=1e-4)
+    assert read_estimate(model).temperature == pytest.approx(fitted([*CASES[1]])[0], rel=1e-4)
     out = capsys.readouterr().out
     assert " -f 1 -chk " in out
     assert "T is that of single folds" not in out
@@ -174,7 +174,7 @@ def test_voxels_to_ignore(folders: Path) -> None:
     labels = {**LABELS, "ignore": IGNORE}
     model = make_model(folders / "results", folders / "preprocessed", labels)
     calibrate_model(model, workers=1)
-    estimate = read_temperature(model)
+    estimate = read_estimate(model)
     temperature, voxels = fitted(ALL, labels)
     assert estimate.temperature == pytest.approx(temperature, rel=1e-4)
     assert estimate.voxels == voxels == 6 * np.prod(SHAPE) * 4 // 6
@@ -184,7 +184,7 @@ def test_regions_with_a_sigmoid_each(folders: Path) -> None:
     """Of nnU-Net's own trainer, which the losses of this package cannot replace there."""
     model = make_model(folders / "results", folders / "preprocessed", REGIONS, trainer=nnUNetTrainer)
     calibrate_model(model, workers=1)
-    assert read_temperature(model).temperature == pytest.approx(fitted(ALL, REGIONS)[0], rel=1e-4)
+    assert read_estimate(model).temperature == pytest.approx(fitted(ALL, REGIONS)[0], rel=1e-4)
     calibrated = torch.load(model / "fold_1" / "checkpoint_calibrated.pth", weights_only=True)
     assert calibrated["network_weights"]["decoder.seg_layers.2.bias"].shape == (2,)
 
@@ -288,7 +288,7 @@ def test_a_validation_that_lacks_cases_is_refused(model: Path, folders: Path) ->
 def test_a_fold_beyond_the_splits_has_one_that_nnunet_drew(model: Path, folders: Path) -> None:
     write_splits(folders, CASES[0])
     calibrate_model(model, workers=1)
-    assert read_temperature(model).temperature == pytest.approx(fitted(ALL)[0], rel=1e-4)
+    assert read_estimate(model).temperature == pytest.approx(fitted(ALL)[0], rel=1e-4)
 
 
 def test_weights_newer_than_their_validation_are_warned_of(
@@ -315,7 +315,7 @@ def test_voxels_outside_of_the_crop_are_left_out(
     case = CASES[0][0]
     p, predicted, label = validation_of(case, labels)
     calibrate_model(model, workers=1)
-    before = read_temperature(model)
+    before = read_estimate(model)
     beyond = [(0, 0), (2, 0), (0, 0)]  # voxels that the crop cuts off
     p = np.pad(p, [(0, 0), *beyond])
     if labels == LABELS:
@@ -326,7 +326,7 @@ def test_voxels_outside_of_the_crop_are_left_out(
     labelled = folders / "preprocessed" / NAME / "gt_segmentations" / f"{case}.nii.gz"
     save_nifti(labelled, np.pad(label, beyond, constant_values=1))
     calibrate_model(model, workers=1)
-    assert read_temperature(model) == before
+    assert read_estimate(model) == before
 
 
 def test_labels_other_than_those_of_the_training_are_refused(model: Path) -> None:

@@ -14,8 +14,8 @@ import pytest
 
 from calib_components.errors import InputError
 from calib_components.tools.nnunet.dataset import make_acdc
-from tests.bad_input.harness import snapshot
 from tests.helpers import make_acdc as make_download
+from tests.helpers import snapshot
 
 PATIENTS = 7
 CASES = [f"patient{patient:03d}_frame{frame}" for patient in range(1, PATIENTS + 1) for frame in ("01", "09")]
