@@ -44,8 +44,8 @@ from calib_components.handlers.evaluation_files import (
 from calib_components.handlers.evaluation_records import EvaluationRecords
 from calib_components.inference.maps import normalized_entropy
 from calib_components.metrics import dice, threshold_counts
-from calib_components.metrics.logits import logit_magnitude_sums
 from calib_components.metrics.measures import MEASURES, Case, columns, measure_case
+from calib_components.metrics.scores import logit_magnitude_sums
 
 __all__ = [
     "EvaluationRecords",

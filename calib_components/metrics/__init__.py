@@ -1,13 +1,38 @@
-"""Calibration and segmentation metrics with the conventions of MONAI."""
+"""Calibration and segmentation metrics with the conventions of MONAI.
 
-from calib_components.metrics.bins import CalibrationBins, calibration_bins
-from calib_components.metrics.calibration import CECEMetric, ECEMetric, adaptive_calibration_error
-from calib_components.metrics.calibration_metric import CalibrationMetric
-from calib_components.metrics.consistency import consistency_bands, resampled_errors
-from calib_components.metrics.expected_dice import ExpectedDSCMetric, expected_dsc
-from calib_components.metrics.logits import LogitMagnitudeMetric
+A function takes a batch and returns the value of each case. A metric is called with batches, or lists of channel-first
+cases of any sizes; then `aggregate()` is the mean over cases and `aggregate("none")` the value of each. Values are
+float64. One that is undefined, such as that of a case without voxels, is NaN and left out of every mean.
+
+These arguments are the same everywhere:
+
+- `y_pred`: Probabilities of any floating-point type, `(B, N, *S)`, with N classes or channels and any number of
+  spatial dimensions.
+- `y`: Ground truth of any type that holds whole numbers: class index `(B, 1, *S)` or one-hot `(B, N, *S)`; for sigmoids
+  0 or 1, `(B, N, *S)`.
+- `num_bins`: Number of bins of equal width on (0, 1], up to 10,000.
+- `region`: Which voxels count, see `calib_components.metrics.regions`: a `Region`, its name, such as "predicted" or
+  "band(3)", or class indices.
+- `foreground_only`: True is the region "foreground", False is "all".
+- `ignore_index`: Ground-truth value of voxels to leave out; their probabilities are not checked.
+- `sigmoid`: Whether each channel is a binary problem of its own, with a probability from a sigmoid and ground truth 0
+  or 1. One channel always is.
+- `structures`: Class indices by name, such as `{"heart": [1, 2]}`; for sigmoids, the channel of each.
+
+These errors, too. `InputError`, a `ValueError`: shapes do not match or hold no voxel, `y_pred` does not hold
+probabilities, `y` holds invalid labels, or an option has an unsuitable value.
+"""
+
+from calib_components.metrics.bins import CalibrationBins, calibration_bins, consistency_bands, resampled_errors
+from calib_components.metrics.calibration import CalibrationMetric, CECEMetric, ECEMetric
 from calib_components.metrics.regions import Region
-from calib_components.metrics.scoring_rules import BrierMetric, NLLMetric, brier_score, negative_log_likelihood
+from calib_components.metrics.scores import (
+    BrierMetric,
+    NLLMetric,
+    brier_score,
+    logit_magnitude_sums,
+    negative_log_likelihood,
+)
 from calib_components.metrics.segmentation import (
     DSCMetric,
     HD95Metric,
@@ -16,9 +41,9 @@ from calib_components.metrics.segmentation import (
     structure_masks,
 )
 from calib_components.metrics.selective import RiskCoverage, RiskCoverageMetric, risk_coverage
-from calib_components.metrics.smooth import SmoothECEMetric, smooth_calibration_error
-from calib_components.metrics.thresholds import ThresholdCounts, ThresholdMetric, ThresholdTable, threshold_counts
-from calib_components.metrics.volume import VolumeMetric, Volumes, structure_volumes
+from calib_components.metrics.smooth import adaptive_calibration_error, smooth_calibration_error
+from calib_components.metrics.thresholds import ThresholdCounts, ThresholdTable, threshold_counts
+from calib_components.metrics.volumes import ExpectedDSCMetric, VolumeMetric, Volumes, expected_dsc, structure_volumes
 
 __all__ = [
     "BrierMetric",
@@ -29,14 +54,11 @@ __all__ = [
     "ECEMetric",
     "ExpectedDSCMetric",
     "HD95Metric",
-    "LogitMagnitudeMetric",
     "NLLMetric",
     "Region",
     "RiskCoverage",
     "RiskCoverageMetric",
-    "SmoothECEMetric",
     "ThresholdCounts",
-    "ThresholdMetric",
     "ThresholdTable",
     "VolumeMetric",
     "Volumes",
@@ -47,6 +69,7 @@ __all__ = [
     "dice",
     "expected_dsc",
     "hausdorff_distance_95",
+    "logit_magnitude_sums",
     "negative_log_likelihood",
     "resampled_errors",
     "risk_coverage",

@@ -2,23 +2,27 @@
 
 The bins are computed once; every error and diagram is a small reduction of them. Counts are int64 and sums float64:
 float32 sums become inexact from about one million voxels per bin.
+
+Consistency resampling says how far bins of calibrated probabilities are from the diagonal by chance. If the
+probabilities are calibrated, each prediction in a bin is correct with the probability that it states, so that the
+number of correct ones is about binomial with the count and mean confidence of the bin. This supposes independent
+voxels; those of one image are not, so bands are too narrow and resampled errors too small. Source: Broecker and Smith,
+"Increasing the Reliability of Reliability Diagrams", Weather and Forecasting 22, 2007.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from calib_components.arguments import check_flag
-from calib_components.metrics.case_metric import plain_tensor
-from calib_components.metrics.one_pass import measure_regions
+from calib_components.errors import InputError, check_count, check_number
+from calib_components.metrics.measuring import measure_regions
 from calib_components.metrics.regions import choose_region
-from calib_components.metrics.voxels import RANGE_TOLERANCE
 
-__all__ = ["CalibrationBins", "calibration_bins"]
+__all__ = ["CalibrationBins", "calibration_bins", "consistency_bands", "resampled_errors"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +40,9 @@ class CalibrationBins:
             were true.
         confidence_sum: Their sum, float64.
         num_correct: How many of the predictions were correct, float64.
+
+    Raises:
+        InputError: The shapes differ or are others.
 
     Examples:
         >>> import torch
@@ -56,13 +63,11 @@ class CalibrationBins:
     num_correct: torch.Tensor
 
     def __post_init__(self) -> None:
-        for name, field in vars(self).items():
-            plain_tensor(field, name)
         shapes = [tuple(field.shape) for field in vars(self).values()]
         if len(set(shapes)) > 1 or len(shapes[0]) not in (2, 3):
-            raise ValueError(
-                "count, confidence_sum and num_correct: expected one shape, (B, bins) or (B, N, bins), got "
-                f"{shapes[0]}, {shapes[1]} and {shapes[2]}"
+            raise InputError(
+                "count, confidence_sum and num_correct must have one shape, (B, bins) or (B, N, bins), got "
+                f"{shapes[0]}, {shapes[1]} and {shapes[2]}."
             )
 
     @property
@@ -77,16 +82,13 @@ class CalibrationBins:
 
     def __add__(self, other: CalibrationBins) -> CalibrationBins:
         """Merge case by case: the bins of two parts of the same cases give the bins of the whole."""
-        if self.count.shape != other.count.shape:
-            raise ValueError(
-                f"other: expected bins of the same shape, {tuple(self.count.shape)}, got {tuple(other.count.shape)}: "
-                "pool the cases first with pooled()"
+        if self.count.shape != other.count.shape:  # others would broadcast
+            raise InputError(
+                f"Bins of shapes {tuple(self.count.shape)} and {tuple(other.count.shape)} cannot be added. "
+                "Pool the cases first with pooled()."
             )
-        return CalibrationBins(
-            self.count + other.count,
-            self.confidence_sum + other.confidence_sum,
-            self.num_correct + other.num_correct,
-        )
+        fields = zip(vars(self).values(), vars(other).values(), strict=True)
+        return CalibrationBins(*(own + others for own, others in fields))
 
     def pooled(self) -> CalibrationBins:
         """Sum over cases, as if all voxels belonged to one case, `B = 1`."""
@@ -96,12 +98,11 @@ class CalibrationBins:
         """Split classwise bins `(B, N, num_bins)` into the bins `(B, num_bins)` of each class.
 
         Raises:
-            ValueError: These are top-label bins.
+            InputError: These are top-label bins.
         """
         if self.count.ndim == 2:
-            raise ValueError(f"per_class: expected classwise bins (B, N, bins), got shape {tuple(self.count.shape)}")
-        fields = (field.unbind(1) for field in vars(self).values())
-        return [CalibrationBins(*fields_of_class) for fields_of_class in zip(*fields, strict=True)]
+            raise InputError(f"per_class needs classwise bins (B, N, bins), got shape {tuple(self.count.shape)}.")
+        return [CalibrationBins(*of) for of in zip(*(field.unbind(1) for field in vars(self).values()), strict=True)]
 
     def expected_error(self) -> torch.Tensor:
         """Expected calibration error: ECE of top-label bins, CECE (mean over classes) of classwise bins.
@@ -142,45 +143,10 @@ class CalibrationBins:
 
         Args:
             fields: Nested lists by name of the field.
-
-        Raises:
-            ValueError: A field is missing or does not hold numbers, or the shapes do not match.
         """
-        if not isinstance(fields, Mapping):
-            raise ValueError(f"fields: expected a dictionary of nested lists, got {type(fields).__name__}")
-        names = ["count", "confidence_sum", "num_correct"]
-        missing = [name for name in names if name not in fields]
-        if missing:
-            raise ValueError(
-                f"fields: expected {', '.join(names)}, got {', '.join(map(str, fields)) or 'none'} "
-                f"(missing: {', '.join(missing)})"
-            )
-        bins = cls(
-            _count(fields["count"]),
-            _tensor("confidence_sum", fields["confidence_sum"]),
-            _tensor("num_correct", fields["num_correct"]),
-        )
-        for name, sums in (("confidence_sum", bins.confidence_sum), ("num_correct", bins.num_correct)):
-            tolerance = RANGE_TOLERANCE * bins.count.abs()
-            if not ((sums >= -tolerance) & (sums <= bins.count + tolerance)).all():  # False where NaN
-                raise ValueError(f"{name}: expected sums between 0 and the count of each bin, got others")
-        return bins
-
-
-def _tensor(name: str, values: list) -> torch.Tensor:
-    try:
-        return torch.tensor(values, dtype=torch.float64)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{name}: expected nested lists of numbers, got {error}") from None
-
-
-def _count(values: list) -> torch.Tensor:
-    """Int64 if all are written without a decimal point, else float64, as `to_dict` writes the two."""
-    count = _tensor("count", values)
-    if not count.isfinite().all():
-        raise ValueError("count: expected finite numbers, got others")
-    as_written = torch.tensor(values)
-    return count if as_written.is_floating_point() else as_written.long()
+        count = torch.tensor(fields["count"])
+        sums = (torch.tensor(fields[name], dtype=torch.float64) for name in ("confidence_sum", "num_correct"))
+        return cls(count.double() if count.is_floating_point() else count, *sums)
 
 
 def _mean_over_classes(errors: torch.Tensor) -> torch.Tensor:
@@ -202,45 +168,90 @@ def calibration_bins(
     Probabilities of any type are compared with the bin edges `i / num_bins` in float64; a probability within 1e-15 of
     an edge counts as equal to it.
 
-    Shape:
-        - y_pred: `(B, N, *S)`, with N classes or channels and any number of spatial dimensions.
-        - y: `(B, 1, *S)` class index, or `(B, N, *S)` one-hot; for sigmoids 0 or 1, `(B, N, *S)`.
-        - output: bins of B cases.
+    Other arguments and errors: see `calib_components.metrics`.
 
     Args:
-        y_pred: Probabilities of any floating-point type.
-        y: Ground truth, of any type that holds whole numbers.
-        num_bins: Number of bins.
-        foreground_only: True is the region "foreground", False is "all".
-        ignore_index: Ground-truth value of voxels to leave out; their probabilities are not checked.
         classwise: False bins the highest probability of each voxel, which is correct where its class is the ground
             truth (for ECE). True bins the probability of every class, which is correct where that class is the ground
             truth (for CECE).
-        region: Which voxels count, see `calib_components.metrics.regions`: a `Region`, its name, or class indices; None
-            is "foreground", voxels whose ground truth is not class 0.
-        sigmoid: Whether each channel is a binary problem of its own, with a probability from a sigmoid and ground truth
-            0 or 1. One channel always is.
+        region: See `calib_components.metrics`; None is "foreground".
 
     Returns:
         Bins of each case, on the device of `y_pred`.
-
-    Raises:
-        TypeError: An input is not a tensor, or `y_pred` is not of a floating-point type.
-        ValueError: Shapes do not match or hold no voxel, `y_pred` does not hold probabilities, `y` holds invalid
-            labels, or an option has an unsuitable value.
 
     Examples:
         >>> import torch
         >>> from calib_components.metrics import calibration_bins
         >>> y_pred = torch.tensor([[[0.1, 0.3, 0.4], [0.9, 0.7, 0.6]]])  # one case, two classes, three voxels
         >>> y = torch.tensor([[[1, 1, 0]]])
-        >>> bins = calibration_bins(y_pred, y, num_bins=2, foreground_only=False)
+        >>> bins = calibration_bins(y_pred, y, num_bins=2, region="all")
         >>> bins.count.tolist(), bins.num_correct.tolist()
         ([[0, 3]], [[0.0, 2.0]])
         >>> round(bins.expected_error().item(), 4)  # |(0.9 + 0.7 + 0.6) / 3 - 2 / 3|
         0.0667
     """
-    check_flag("classwise", classwise)
     kind = "classwise" if classwise else "top_label"
     regions = [choose_region(region, foreground_only)]
     return CalibrationBins(*measure_regions(y_pred, y, regions, [kind], num_bins, ignore_index, sigmoid)[0][kind])
+
+
+def consistency_bands(
+    bins: CalibrationBins, level: float = 0.95, draws: int = 1000, seed: int = 0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Range of the accuracy of each bin that is expected by chance if the probabilities are calibrated.
+
+    Meant for regions chosen by the prediction; in others, calibrated probabilities are not on the diagonal.
+
+    Args:
+        bins: Observed bins, with whole counts.
+        level: Probability of the range.
+        draws: How often labels are drawn.
+        seed: Seed of the draws.
+
+    Returns:
+        Lower and upper quantiles of the accuracy, float64 in the shape of the bins; NaN where the bin is empty.
+
+    Raises:
+        InputError: Counts are not whole numbers, or an option has an unsuitable value.
+
+    Examples:
+        >>> import torch
+        >>> from calib_components.metrics import CalibrationBins, consistency_bands
+        >>> confidence_sum = torch.tensor([[2000.0, 900.0]], dtype=torch.float64)
+        >>> bins = CalibrationBins(torch.tensor([[10_000, 1000]]), confidence_sum, confidence_sum)
+        >>> low, high = consistency_bands(bins)
+        >>> [[round(value, 2) for value in row] for row in (low[0].tolist(), high[0].tolist())]
+        [[0.19, 0.88], [0.21, 0.92]]
+    """
+    check_number("level", level, 0, 1)
+    accuracies = torch.stack([drawn.accuracy for drawn in _drawn(bins, draws, seed)])
+    tail = (1 - level) / 2
+    low, high = accuracies.quantile(accuracies.new_tensor([tail, 1 - tail]), 0)
+    return low, high
+
+
+def resampled_errors(bins: CalibrationBins, draws: int = 1000, seed: int = 0) -> torch.Tensor:
+    """Expected calibration errors if labels are drawn from the mean confidence of each bin: what chance alone gives.
+
+    Args:
+        bins: Observed bins, with whole counts; classwise bins give the mean over classes.
+        draws: How often labels are drawn.
+        seed: Seed of the draws.
+
+    Returns:
+        Float64 `(B, draws)`; NaN for a case without voxels.
+
+    Raises:
+        InputError: Counts are not whole numbers, or an option has an unsuitable value.
+    """
+    return torch.stack([drawn.expected_error() for drawn in _drawn(bins, draws, seed)], 1)
+
+
+def _drawn(bins: CalibrationBins, draws: int, seed: int) -> Iterator[CalibrationBins]:
+    check_count("draws", draws, 1)
+    if bins.count.is_floating_point():
+        raise InputError("bins must have whole counts, as observed ones have, got those expected if true.")
+    generator = torch.Generator(bins.count.device).manual_seed(seed)
+    count, probability = bins.count.double(), bins.confidence.nan_to_num().clamp(0, 1)
+    for _ in range(draws):
+        yield CalibrationBins(bins.count, bins.confidence_sum, torch.binomial(count, probability, generator))

@@ -26,12 +26,13 @@ from calib_components.metrics import (
     structure_masks,
     structure_volumes,
 )
-from calib_components.metrics.one_pass import measure_regions
+from calib_components.metrics.calibration import measure_regions
+from calib_components.metrics.regions import REGIONS as KINDS
 
 __all__ = ["MEASURES", "REGIONS", "Case", "Column", "Measure", "columns", "find_column", "measure_case"]
 
 # A column without a region in its name, such as `ece`, is of the first one, that of the paper.
-REGIONS = ("foreground", "all", "predicted", "plausible", "predicted_band", "union", "band")
+REGIONS = tuple(KINDS)
 SMOOTH = REGIONS[:3]  # regions of the smooth ECE
 DRAWS = 20  # sets of labels drawn from the probabilities, for structures: they may be small
 NARROW = 1920  # bins of the smooth ECE

@@ -31,25 +31,84 @@ image than the number of voxels suggests.
 
 from __future__ import annotations
 
-import numbers
+import functools
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from scipy.ndimage import find_objects
 
-from calib_components.arguments import check_flag, is_whole
-from calib_components.errors import InputError
+from calib_components.errors import InputError, check_choice
 
-__all__ = ["IGNORED", "Region", "band_mask", "choose_region"]
+if TYPE_CHECKING:
+    from calib_components.metrics.voxels import Voxels
 
-BY_PREDICTION = ("all", "predicted", "plausible", "predicted_band")
-BY_GROUND_TRUTH = ("foreground", "union", "band")
-DEFAULTS = {"plausible": 0.05, "predicted_band": 2.0, "band": 2.0}
-LARGEST_RADIUS = 1000  # in voxels; with the limits of a spacing, its square and those of distances are finite
-SMALLEST_SPACING, LARGEST_SPACING = 1e-6, 1e6
+__all__ = ["IGNORED", "REGIONS", "Region", "RegionKind", "band_mask", "choose_region"]
+
 IGNORED = -1  # stands for the class of an ignored voxel in a map of classes
+SLAB = 2**22  # voxels in which faces are looked for at a time
+
+
+@dataclass(frozen=True)
+class RegionKind:
+    """What chooses the voxels of a region.
+
+    Attributes:
+        mask: Finds the voxels that are in the region, from some voxels and the region. If `own_label`, it is also given
+            labels `(N, 1)`, every class for each voxel, and returns a mask that broadcasts to `(N, voxels)`: which
+            class would put which voxel into the region. The error that true probabilities would have follows from it.
+        by_prediction: Whether the prediction alone decides. True probabilities have no error then.
+        own_label: Whether nothing but the prediction and the label of a voxel itself decide.
+        parameter: Default of its parameter, which is at least 0; None without one.
+        limit: The parameter is below this.
+    """
+
+    mask: Callable[[Voxels, Region], torch.Tensor]
+    by_prediction: bool = False
+    own_label: bool = False
+    parameter: float | None = None
+    limit: float = math.inf
+
+
+def _plausible(voxels: Voxels, region: Region) -> torch.Tensor:
+    p, temperature = voxels.p, voxels.temperature
+    if temperature == 1:
+        return 1 - p[0] > region.limit
+    # At T = 1, the odds of foreground are the sum over k > 0 of (p_k / p_0)^T, which is from one to N - 1 times its
+    # largest term. This decides nearly all voxels without the powers of all classes.
+    log_odds = math.log(region.limit / (1 - region.limit)) if region.limit > 0 else -math.inf
+    largest = temperature * (p[1:].amax(0).clamp_min(0).log() - p[0].clamp_min(0).log())
+    mask = largest > log_odds
+    unsure = (~mask & (largest + math.log(len(p) - 1) > log_odds)).nonzero().squeeze(1)
+    powers = temperature * p[:, unsure].clamp_min(0).log()
+    mask[unsure] = powers[1:].logsumexp(0) - powers[0] > log_odds
+    return mask
+
+
+def _structure(voxels: Voxels, region: Region) -> torch.Tensor:
+    if region.classes[-1] >= len(voxels.values):
+        raise InputError(f"region has class indices {list(region.classes)}, y_pred has 0 to {len(voxels.values) - 1}.")
+    return functools.reduce(torch.logical_or, [voxels.label == k for k in region.classes])
+
+
+# The regions of an evaluation, the paper's first. A new region is a new entry.
+REGIONS = {
+    "foreground": RegionKind(lambda voxels, _: voxels.label != 0, own_label=True),
+    "all": RegionKind(lambda voxels, _: torch.ones_like(voxels.label, dtype=torch.bool), by_prediction=True),
+    "predicted": RegionKind(lambda voxels, _: voxels.predicted != 0, by_prediction=True),
+    "plausible": RegionKind(_plausible, by_prediction=True, parameter=0.05, limit=1.0),
+    "predicted_band": RegionKind(
+        lambda voxels, region: voxels.near_face("predicted", region.limit, region.spacing),
+        by_prediction=True,
+        parameter=2.0,
+    ),
+    "union": RegionKind(lambda voxels, _: (voxels.label != 0) | (voxels.predicted != 0), own_label=True),
+    "band": RegionKind(lambda voxels, region: voxels.near_face("label", region.limit, region.spacing), parameter=2.0),
+}
+STRUCTURE = RegionKind(_structure, own_label=True)
 
 
 @dataclass(frozen=True)
@@ -59,15 +118,14 @@ class Region:
     `Region.parse` makes one of a name or of class indices; the constructor is needed only for bands in mm.
 
     Args:
-        kind: "all", "predicted", "plausible", "predicted_band", "foreground", "union", "band" or "structure".
+        kind: A name of `REGIONS`, such as "predicted", or "structure".
         parameter: Threshold of "plausible" (default 0.05), or radius of a band (default 2) in voxels or in the unit of
-            `spacing`, at most 1000 voxels.
+            `spacing`.
         classes: Class indices of a "structure".
-        spacing: Size of a voxel along each spatial axis, such as in mm, from 1e-6 to 1e6; None measures in voxels. Only
-            for bands.
+        spacing: Size of a voxel along each spatial axis, such as in mm; None measures in voxels. Only for bands.
 
     Raises:
-        ValueError: An argument has an unsuitable value.
+        InputError: An argument has an unsuitable value.
 
     Examples:
         >>> from calib_components.metrics import Region
@@ -85,30 +143,20 @@ class Region:
     spacing: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
-        if self.kind not in (*BY_PREDICTION, *BY_GROUND_TRUTH, "structure"):
-            raise InputError(_message(self.kind))
-        is_band, is_structure = self.kind.endswith("band"), self.kind == "structure"
-        if self.spacing is not None:
-            if not is_band:
-                raise InputError(f"spacing: expected None for region {self.kind!r}, got {self.spacing!r}")
-            object.__setattr__(self, "spacing", _sizes(self.spacing))
-        if self.parameter is None:
-            object.__setattr__(self, "parameter", DEFAULTS.get(self.kind))
-        elif self.kind not in DEFAULTS:
-            raise InputError(f"region: expected no parameter for {self.kind!r}, got {self.parameter!r}")
-        else:
-            is_number = isinstance(self.parameter, numbers.Real) and not isinstance(self.parameter, bool)
-            largest = LARGEST_RADIUS * min(self.spacing or (1,))
-            if not (is_number and (0 < self.parameter <= largest if is_band else 0 <= self.parameter < 1)):
-                radius = f"a radius above 0 and at most {LARGEST_RADIUS} voxels"
-                expected = radius if is_band else "a threshold of at least 0 and below 1"
-                raise InputError(f"region: expected {expected} for {self.kind!r}, got {self.parameter!r}")
-            object.__setattr__(self, "parameter", float(self.parameter))
-        classes = _listed(self.classes)
-        if classes is None or bool(classes) != is_structure or not all(is_whole(k) and k >= 0 for k in classes):
-            expected = "class indices" if is_structure else f"no classes for {self.kind!r}"
-            raise InputError(f"region: expected {expected}, got {self.classes if classes is None else classes}")
-        object.__setattr__(self, "classes", tuple(sorted({int(k) for k in classes})))
+        check_choice("region", self.kind, [*REGIONS, "structure"])
+        default, limit = self._kind.parameter, self._kind.limit
+        value = default if self.parameter is None else float(self.parameter)
+        if value is not None and (default is None or not 0 <= value < limit):
+            limits = "no parameter" if default is None else f"a parameter from 0 to below {limit}"
+            raise InputError(f"region {self.kind!r} takes {limits}, got {value}.")
+        classes = tuple(sorted({int(k) for k in self.classes}))
+        if bool(classes) != (self.kind == "structure"):
+            raise InputError(f"region 'structure' needs class indices, and no other takes them, got {self.kind!r}.")
+        spacing = None if self.spacing is None else tuple(map(float, self.spacing))
+        if spacing is not None and not all(0 < size < float("inf") for size in spacing):
+            raise InputError(f"spacing must hold a number above 0 for each spatial axis, got {spacing}.")
+        for name, field in (("parameter", value), ("classes", classes), ("spacing", spacing)):
+            object.__setattr__(self, name, field)
 
     @classmethod
     def parse(cls, value: Any) -> Region:
@@ -119,18 +167,18 @@ class Region:
                 index or a sequence of them: that structure.
 
         Raises:
-            ValueError: The value describes no region.
+            InputError: The value describes no region.
         """
         if isinstance(value, Region):
             return value
-        classes = [value] if is_whole(value) else value
         if isinstance(value, str):
-            found = re.fullmatch(r"(\w+)(?:\((\d*\.?\d+(?:e[+-]?\d+)?)\))?", value)
-            if found and found[1] in (*BY_PREDICTION, *BY_GROUND_TRUTH):
+            if found := re.fullmatch(r"(\w+)(?:\((\d*\.?\d+(?:e[+-]?\d+)?)\))?", value):
                 return cls(found[1], None if found[2] is None else float(found[2]))
-        elif isinstance(classes, Sequence) and classes and all(is_whole(k) and k >= 0 for k in classes):
-            return cls("structure", classes=tuple(classes))
-        raise InputError(_message(value))
+        else:
+            classes = value if isinstance(value, Sequence) else [value]
+            if classes and all(hasattr(k, "__index__") and not isinstance(k, bool) and k >= 0 for k in classes):
+                return cls("structure", classes=tuple(classes))
+        raise InputError(f"region must be one of {', '.join(REGIONS)}, or class indices, got {value!r}.")
 
     @property
     def name(self) -> str:
@@ -143,20 +191,20 @@ class Region:
             return "_".join(["structure", *map(str, self.classes)])
         if self.spacing is not None:
             return f"{self.kind}({_number(self.limit)} at {'x'.join(map(_number, self.spacing))})"
-        return self.kind if self.parameter == DEFAULTS.get(self.kind) else f"{self.kind}({_number(self.limit)})"
+        return self.kind if self.parameter == self._kind.parameter else f"{self.kind}({_number(self.limit)})"
 
     @property
     def by_prediction(self) -> bool:
         """Whether the prediction alone decides which voxels count; if so, true probabilities have no error."""
-        return self.kind in BY_PREDICTION
+        return self._kind.by_prediction
 
     @property
     def has_closed_form(self) -> bool:
-        """Whether a voxel's prediction and own label decide: "foreground", "union" and structures.
+        """Whether a voxel's prediction and own label decide, as for "foreground", "union" and structures.
 
         For these, the error that true probabilities would have is computed.
         """
-        return self.kind in ("foreground", "union", "structure")
+        return self._kind.own_label
 
     @property
     def limit(self) -> float:
@@ -164,77 +212,43 @@ class Region:
         assert self.parameter is not None
         return self.parameter
 
-    def true_classes(self, num_classes: int) -> list[int]:
-        """Classes whose voxels are in the region whatever is predicted; none for regions without a closed form."""
-        if self.kind == "structure":
-            if self.classes[-1] >= num_classes:
-                raise InputError(
-                    f"region: expected class indices from 0 to {num_classes - 1}, got {list(self.classes)}"
-                )
-            return list(self.classes)
-        return list(range(1, num_classes)) if self.has_closed_form else []
+    def mask(self, voxels: Voxels) -> torch.Tensor:
+        """Return which voxels are in the region, see `RegionKind.mask`."""
+        return self._kind.mask(voxels, self)
 
+    def select(self, voxels: Voxels) -> Voxels:
+        """Return those of some voxels that are in the region."""
+        mask = self.mask(voxels)
+        return voxels if mask.all() else voxels.select(mask)
 
-def _listed(values: Any) -> list[Any] | None:
-    try:
-        return list(values)
-    except TypeError:
-        return None
-
-
-def _sizes(spacing: Any) -> tuple[float, ...]:
-    sizes: list[float] | None = _listed(spacing)
-    if not sizes or not all(isinstance(s, numbers.Real) and SMALLEST_SPACING <= s <= LARGEST_SPACING for s in sizes):
-        expected = f"a number from {SMALLEST_SPACING:g} to {LARGEST_SPACING:g} for each spatial axis"
-        raise InputError(f"spacing: expected {expected}, got {spacing!r}")
-    return tuple(map(float, sizes))
+    @property
+    def _kind(self) -> RegionKind:
+        return STRUCTURE if self.kind == "structure" else REGIONS[self.kind]
 
 
 def _number(value: float) -> str:
     return repr(value).removesuffix(".0")
 
 
-def _message(value: Any) -> str:
-    names = ", ".join(map(repr, (*BY_PREDICTION, *BY_GROUND_TRUTH)))
-    return f"region: expected one of {names}, or class indices, got {value!r}"
-
-
-def choose_region(region: Any, foreground_only: bool | None) -> Region:
-    """Return the region of a metric: `region`, or what `foreground_only` says, or "foreground" if both are None.
+def choose_region(region: Any, foreground_only: bool | None, default: str = "foreground") -> Region:
+    """Return the region of a metric: `region`, or what `foreground_only` says, or the default if both are None.
 
     Raises:
-        ValueError: `region` describes none, `foreground_only` is not True, False or None, or the two differ.
+        InputError: `region` describes none, or the two differ.
     """
     if foreground_only is None:
-        return Region.parse("foreground" if region is None else region)
-    check_flag("foreground_only", foreground_only)
+        return Region.parse(default if region is None else region)
     same = Region("foreground" if foreground_only else "all")
     if region is not None and Region.parse(region) != same:
-        raise InputError(
-            f"foreground_only: expected None if region is given, got {foreground_only} and region={region!r}"
-        )
+        raise InputError(f"foreground_only={foreground_only} differs from region={region!r}. Give one of them.")
     return same
 
 
 def band_mask(classes: torch.Tensor, radius: float, spacing: Sequence[float] | None = None) -> torch.Tensor:
-    """Find the voxels at most `radius` from a face between voxels of different classes.
+    """Find the voxels `(*S)` at most `radius` from a face between voxels of different classes `(*S)`.
 
-    Exact for any spacing: the distance is from the center of a voxel to the nearest point of the face. Takes a few
-    bytes per voxel; its time grows with the number of voxels within the radius.
-
-    Shape:
-        - classes, output: `(*S)`.
-
-    Args:
-        classes: Class of each voxel; `IGNORED` where a voxel is ignored, whose faces do not count.
-        radius: Largest distance, in the unit of `spacing`.
-        spacing: Size of a voxel along each axis; None measures in voxels.
-
-    Returns:
-        Boolean mask.
-
-    Raises:
-        ValueError: `spacing` does not have one value for each axis.
+    Exact for any spacing: the distance is from the center of a voxel to the nearest point of the face. A voxel of the
+    class `IGNORED` has no face. The volume is read in slabs along its first axis, for little memory.
 
     Examples:
         >>> import torch
@@ -242,38 +256,51 @@ def band_mask(classes: torch.Tensor, radius: float, spacing: Sequence[float] | N
         >>> band_mask(torch.tensor([0, 0, 0, 1, 1, 1]), radius=1.5).int()  # the face is between the third and fourth
         tensor([0, 1, 1, 1, 1, 0], dtype=torch.int32)
     """
-    if spacing is None:
-        spacing = (1.0,) * classes.ndim
-    if len(spacing) != classes.ndim:
-        raise InputError(f"spacing: expected one value for each of the {classes.ndim} spatial axes, got {spacing}")
+    sizes = (1.0,) * classes.ndim if spacing is None else tuple(spacing)
+    if len(sizes) != classes.ndim:
+        raise InputError(f"spacing must have one value for each of the {classes.ndim} spatial axes, got {spacing}.")
+    margins = [int(min(radius / size + 1, length)) for size, length in zip(sizes, classes.shape, strict=True)]
+    step = max(1, SLAB * len(classes) // classes.numel())
     mask = torch.zeros(classes.shape, dtype=torch.bool, device=classes.device)
-    counts = classes != IGNORED
-    faces = [_faces(classes, counts, axis) for axis in range(classes.ndim)]
-    box = _box_around_faces(faces, mask.shape, [int(radius / size + 0.5) for size in spacing])
-    if box is None:
-        return mask
-    in_box = mask[box]  # a view
-    limit = radius**2 * (1 + 1e-9)  # so that rounding leaves out no voxel at exactly this distance
-    for axis, size in enumerate(spacing):
-        within = list(box)
-        within[axis] = slice(box[axis].start, box[axis].stop - 1)
-        others = [(other, spacing[other]) for other in reversed(range(classes.ndim)) if other != axis]
-        for steps in range(in_box.shape[axis] - 1):
-            left = limit - ((steps + 0.5) * size) ** 2
-            if left < 0:
-                break
-            near = _dilate(faces[axis][tuple(within)], left, others)
-            length = near.shape[axis] - steps
-            in_box.narrow(axis, 0, length).logical_or_(near.narrow(axis, steps, length))  # voxels i - steps
-            in_box.narrow(axis, 1 + steps, length).logical_or_(near.narrow(axis, 0, length))  # voxels i + 1 + steps
+    for start in range(0, len(classes), step):
+        end = min(start + step + 1, len(classes))  # a face to the next slab, too
+        if (box := _box_around_faces(classes[start:end])) is None:
+            continue
+        shift = (start, *[0] * (classes.ndim - 1))
+        padded = tuple(
+            slice(max(0, part.start + at - margin), part.stop + at + margin)
+            for part, at, margin in zip(box, shift, margins, strict=True)
+        )
+        mask[padded] |= _near_faces(classes[padded], radius, sizes)
     return mask
 
 
-def _faces(classes: torch.Tensor, counts: torch.Tensor, axis: int) -> torch.Tensor:
-    """Whether there is a face between voxels i and i + 1 along an axis."""
-    length = classes.shape[axis] - 1
-    differ = classes.narrow(axis, 0, length) != classes.narrow(axis, 1, length)
-    return differ.logical_and_(counts.narrow(axis, 0, length)).logical_and_(counts.narrow(axis, 1, length))
+def _box_around_faces(classes: torch.Tensor) -> tuple[slice, ...] | None:
+    """Smallest box with all voxels at faces, of ignored ones as well; None without faces."""
+    at_face = torch.zeros(classes.shape, dtype=torch.uint8, device=classes.device)
+    for axis, length in enumerate(classes.shape):
+        differ = classes.narrow(axis, 0, length - 1) != classes.narrow(axis, 1, length - 1)
+        at_face.narrow(axis, 0, length - 1).logical_or_(differ)
+        at_face.narrow(axis, 1, length - 1).logical_or_(differ)
+    boxes = find_objects(at_face.cpu().numpy())
+    return boxes[0] if boxes else None
+
+
+def _near_faces(classes: torch.Tensor, radius: float, sizes: Sequence[float]) -> torch.Tensor:
+    mask = torch.zeros(classes.shape, dtype=torch.bool, device=classes.device)
+    limit = radius**2 * (1 + 1e-9)  # so that rounding leaves out no voxel at exactly this distance
+    for axis, size in enumerate(sizes):
+        low, high = classes.narrow(axis, 0, classes.shape[axis] - 1), classes.narrow(axis, 1, classes.shape[axis] - 1)
+        faces = (low != high) & (low != IGNORED) & (high != IGNORED)
+        others = [(other, sizes[other]) for other in range(classes.ndim) if other != axis]
+        for steps in range(faces.shape[axis]):
+            if (left := limit - ((steps + 0.5) * size) ** 2) < 0:
+                break
+            near = _dilate(faces, left, others)
+            length = near.shape[axis] - steps
+            mask.narrow(axis, 0, length).logical_or_(near.narrow(axis, steps, length))  # below the face
+            mask.narrow(axis, 1 + steps, length).logical_or_(near.narrow(axis, 0, length))  # above it
+    return mask
 
 
 def _dilate(faces: torch.Tensor, limit: float, axes: Sequence[tuple[int, float]]) -> torch.Tensor:
@@ -283,30 +310,10 @@ def _dilate(faces: torch.Tensor, limit: float, axes: Sequence[tuple[int, float]]
     (axis, size), *rest = axes
     spread = _dilate(faces, limit, rest).clone()
     for steps in range(1, faces.shape[axis]):
-        left = limit - ((steps - 0.5) * size) ** 2
-        if left < 0:
+        if (left := limit - ((steps - 0.5) * size) ** 2) < 0:
             break
         near = _dilate(faces, left, rest)
         length = faces.shape[axis] - steps
         spread.narrow(axis, steps, length).logical_or_(near.narrow(axis, 0, length))
         spread.narrow(axis, 0, length).logical_or_(near.narrow(axis, steps, length))
     return spread
-
-
-def _box_around_faces(
-    faces: Sequence[torch.Tensor], shape: Sequence[int], margins: Sequence[int]
-) -> tuple[slice, ...] | None:
-    """Smallest box that holds the voxels of the faces along each axis and a margin; None without faces."""
-    at_face = torch.zeros(shape, dtype=torch.bool, device=faces[0].device)
-    for axis, along in enumerate(faces):
-        at_face.narrow(axis, 0, along.shape[axis]).logical_or_(along)
-        at_face.narrow(axis, 1, along.shape[axis]).logical_or_(along)
-    box = []
-    for axis, margin in enumerate(margins):
-        rest = [other for other in range(len(shape)) if other != axis]
-        # The maximum of bytes takes a fraction of the time of `any`.
-        where = (at_face.byte().amax(rest) if rest else at_face).nonzero()
-        if len(where) == 0:
-            return None
-        box.append(slice(max(int(where[0]) - margin, 0), min(int(where[-1]) + margin + 1, shape[axis])))
-    return tuple(box)

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import numbers
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from scipy.ndimage import binary_erosion, find_objects
 from scipy.spatial import KDTree
 
-from calib_components.arguments import check_count, check_flag, warn_once
-from calib_components.metrics.case_metric import CaseMetric, plain_tensor
+from calib_components.errors import InputError, warn_once
+from calib_components.metrics.base import CaseMetric, plain_tensor
 
 __all__ = ["DSCMetric", "HD95Metric", "dice", "hausdorff_distance_95", "structure_masks"]
 
@@ -33,8 +31,7 @@ def dice(y_pred: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         Float64; 0 for a structure in only one of the two, NaN for a structure in neither.
 
     Raises:
-        TypeError: An input is not a tensor.
-        ValueError: Shapes do not match or hold no voxel, or values are not masks or class indices.
+        InputError: Shapes do not match or hold no voxel, or values are not masks or class indices.
 
     Source: Dice, "Measures of the amount of ecologic association between species", Ecology 26, 1945.
 
@@ -58,23 +55,15 @@ def hausdorff_distance_95(
     percentiles. The surface consists of the voxels of the structure that have a face neighbour outside it; everything
     beyond the image is outside.
 
-    Shape:
-        - y_pred: `(B, C, *S)`, with two or three spatial dimensions.
-        - y: `(B, C, *S)`, or `(B, 1, *S)` class index if `y_pred` is one-hot.
-        - output: `(B, C)`.
-
     Args:
-        y_pred: Masks of 0 and 1, one-hot or overlapping.
-        y: Masks of 0 and 1, or class index.
+        y_pred, y: As in `dice`, with two or three spatial dimensions.
         spacing: Size of a voxel along each axis of `*S`, such as in mm; None measures in voxels.
 
     Returns:
-        Float64, in the unit of `spacing`; NaN unless the structure is in both.
+        Float64 `(B, C)`, in the unit of `spacing`; NaN unless the structure is in both.
 
     Raises:
-        TypeError: An input is not a tensor.
-        ValueError: Shapes do not match or hold no voxel, values are not masks or class indices, or `spacing` does not
-            have one positive value per axis.
+        InputError: As `dice`, or `spacing` does not have one positive value per axis.
 
     Examples:
         >>> import torch
@@ -85,32 +74,23 @@ def hausdorff_distance_95(
         tensor([[8.1000]], dtype=torch.float64)
     """
     y_pred, y = _masks(y_pred, y)
-    if isinstance(spacing, torch.Tensor):  # such as `MetaTensor.pixdim`
-        spacing = spacing.tolist()
-    if spacing is not None and np.shape(spacing) != (y.ndim - 2,):
-        raise ValueError(f"spacing: expected one value for each of the {y.ndim - 2} spatial axes, got {spacing}")
-    if spacing is not None and not all(isinstance(size, numbers.Real) and 0 < size < np.inf for size in spacing):
-        raise ValueError(f"spacing: expected positive numbers, got {spacing}")
+    sizes = np.ones(y.ndim - 2) if spacing is None else np.asarray(spacing, dtype=float)
+    if sizes.shape != (y.ndim - 2,) or not ((sizes > 0) & (sizes < np.inf)).all():
+        raise InputError(f"spacing must have a positive number for each of {y.ndim - 2} spatial axes, got {spacing}.")
     if y.ndim not in (4, 5):
-        raise ValueError(f"y_pred: expected two or three spatial dimensions, got shape {tuple(y_pred.shape)}")
+        raise InputError(f"y_pred must have two or three spatial dimensions, got shape {tuple(y_pred.shape)}.")
     result = torch.full(y.shape[:2], torch.nan, dtype=torch.float64, device=y.device)
     in_both = (_voxels(y_pred) > 0) & (_voxels(y) > 0)
     for case, structure in in_both.nonzero().tolist():
         predicted, true = y_pred[case, structure].cpu().numpy(), y[case, structure].cpu().numpy()
         (box,) = find_objects((predicted | true).astype(np.uint8))
-        surfaces = [_surface(mask[box]) for mask in (predicted, true)]
-        sizes = 1 if spacing is None else np.asarray(spacing)
+        surfaces = [mask[box] & ~binary_erosion(mask[box]) for mask in (predicted, true)]
         distances = [_distances(start, end, sizes) for start, end in (surfaces, surfaces[::-1])]
         result[case, structure] = np.percentile(np.concatenate(distances), 95)
     return result
 
 
-def _surface(mask: np.ndarray) -> np.ndarray:
-    """Mask of the voxels that have a face neighbour outside a mask."""
-    return mask & ~binary_erosion(mask)
-
-
-def _distances(start: np.ndarray, end: np.ndarray, spacing: np.ndarray | int) -> np.ndarray:
+def _distances(start: np.ndarray, end: np.ndarray, spacing: np.ndarray) -> np.ndarray:
     """Distance of each voxel of the surface `start` to the nearest of `end`."""
     apart = np.argwhere(start & ~end) * spacing  # all others are at no distance
     # Its time depends on the size of the surfaces, that of a distance transform on the box around them. With these
@@ -122,21 +102,15 @@ def _distances(start: np.ndarray, end: np.ndarray, spacing: np.ndarray | int) ->
 def structure_masks(label: torch.Tensor, structures: Sequence[Sequence[int]]) -> torch.Tensor:
     """Masks of structures, each the union of one or more classes.
 
-    Shape:
-        - label: `(1, *S)`.
-        - output: `(len(structures), *S)`.
-
     Args:
-        label: Class index.
+        label: Class index `(1, *S)`.
         structures: Class indices of each structure. Structures may overlap, as the regions of BraTS do.
 
     Returns:
-        Boolean masks.
+        Boolean masks `(len(structures), *S)`.
 
     Raises:
-        TypeError: `label` is not a tensor.
-        ValueError: `label` does not have exactly one channel or holds other values than class indices, or a structure
-            is not a list of them.
+        InputError: `label` does not have exactly one channel or holds other values than class indices.
 
     Examples:
         >>> import torch
@@ -146,19 +120,12 @@ def structure_masks(label: torch.Tensor, structures: Sequence[Sequence[int]]) ->
                 [0, 1, 0, 1],
                 [0, 1, 1, 1]], dtype=torch.int32)
     """
-    label = plain_tensor(label, "label")
+    label = plain_tensor(label)
     if label.shape[:1] != (1,):
-        raise ValueError(f"label: expected one map of class indices, (1, *S), got shape {tuple(label.shape)}")
-    if not structures:
-        raise ValueError("structures: expected at least one structure, got none")
-    for classes in structures:
-        if not isinstance(classes, Sequence) or isinstance(classes, str) or not classes:
-            raise ValueError(f"structures: expected a list of class indices for each structure, got {classes!r}")
-        for k in classes:
-            check_count("structures", k, 0)
+        raise InputError(f"label must be one map of class indices, (1, *S), got shape {tuple(label.shape)}.")
     indices = label.long()  # in uint8, class 300 would be 44
     if (indices < 0).any() or (label.is_floating_point() and (indices != label).any()):
-        raise ValueError("label: expected class indices, whole numbers of at least 0, got others")
+        raise InputError("label must hold class indices, whole numbers of at least 0. Do not interpolate labels.")
     return torch.cat([torch.isin(indices, torch.tensor(classes, device=indices.device)) for classes in structures])
 
 
@@ -167,30 +134,84 @@ def _voxels(mask: torch.Tensor) -> torch.Tensor:
     return torch.stack([each.count_nonzero() for each in mask.flatten(0, 1)]).view(mask.shape[:2])
 
 
-class _MaskMetric(CaseMetric):
-    """Stores the value of each case and structure, and the structure's voxels in prediction and ground truth."""
+def _masks(y_pred: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Check both and return them as boolean masks `(B, C, *S)`."""
+    y_pred, y = plain_tensor(y_pred), plain_tensor(y)
+    if y_pred.ndim < 3 or y_pred.numel() == 0:
+        raise InputError(f"y_pred must have shape (B, C, *S) and at least one voxel, got {tuple(y_pred.shape)}.")
+    batch, channels, *spatial = y_pred.shape
+    if y.shape == y_pred.shape:
+        return _binary(y_pred, "y_pred"), _binary(y, "y")
+    if y.shape != (batch, 1, *spatial):
+        expected = f"{(batch, 1, *spatial)} (class index) or {tuple(y_pred.shape)} (masks)"
+        raise InputError(f"y must have shape {expected} to match y_pred, got {tuple(y.shape)}.")
+    indices = y if y.is_floating_point() else y.long()  # PyTorch does not compare uint16 with int64
+    masks = indices == torch.arange(channels, device=y.device).view(-1, *[1] * len(spatial))
+    if invalid := int((~masks.any(1)).sum()):
+        raise InputError(
+            f"y must hold class indices from 0 to {channels - 1}, got other values in {invalid} of {y.numel()} voxels."
+        )
+    y_pred = _binary(y_pred, "y_pred")
+    if not_one_hot := int((y_pred.sum(1) != 1).sum()):
+        raise InputError(
+            f"y_pred must be one-hot because y is a class index, got {not_one_hot} of {y.numel()} voxels in several "
+            "classes or none. For overlapping regions, give y as masks too (see structure_masks)."
+        )
+    return y_pred, masks
+
+
+def _binary(masks: torch.Tensor, name: str) -> torch.Tensor:
+    if invalid := int(((masks != 0) & (masks != 1)).sum()):
+        raise InputError(
+            f"{name} must hold masks of 0 and 1, got other values in {invalid} of {masks.numel()} elements. "
+            "Give the one-hot encoding of the predicted class."
+        )
+    return masks != 0
+
+
+class DSCMetric(CaseMetric):
+    """Dice similarity coefficient (DSC) of each case and structure, see `dice`, which has the same shapes and errors.
+
+    `aggregate()` averages over the structures of each case, then over cases; `aggregate("mean_batch")` returns the mean
+    of each structure and `aggregate("none")` all values, `(cases, structures)`. A structure in neither prediction nor
+    ground truth is NaN and left out of the means. See also `missed` and `spurious`.
+
+    `monai.metrics.DiceMetric` differs: it has other arguments, includes the background by default, and leaves out a
+    structure that is predicted but not in the ground truth, which is 0 here.
+
+    Args:
+        include_background: False leaves out channel 0. Set it to True if no channel is background.
+
+    Examples:
+        >>> import torch
+        >>> from calib_components.metrics import DSCMetric
+        >>> metric = DSCMetric()
+        >>> _ = metric(torch.tensor([[[1, 0, 0], [0, 1, 1]]]), torch.tensor([[[0, 0, 1]]]))
+        >>> metric.aggregate()  # 2 * 1 / (2 + 1)
+        tensor(0.6667, dtype=torch.float64)
+    """
 
     def __init__(self, include_background: bool = False) -> None:
         super().__init__()
-        check_flag("include_background", include_background)
         self.include_background = include_background
 
-    def scored(
-        self, y_pred: torch.Tensor, y: torch.Tensor, score: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-    ) -> list[torch.Tensor]:
-        """Compute what is stored, with a function of boolean masks that gives a value of each case and structure."""
+    def measure(self, y_pred: torch.Tensor, y: torch.Tensor) -> list[torch.Tensor]:
+        y_pred, y = self.chosen(y_pred, y)
+        return [dice(y_pred, y), _voxels(y_pred), _voxels(y)]
+
+    def chosen(self, y_pred: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the masks of the structures that count."""
         y_pred, y = _masks(y_pred, y)
-        if not self.include_background:
-            if y_pred.shape[1] == 1:
-                raise ValueError("y_pred: expected at least 2 channels with include_background=False, got 1")
-            overlap = int((y[:, 0] & y[:, 1:].any(1)).sum())
-            if overlap:
-                warn_once(
-                    f"y: expected background in channel 0, which is left out, got {overlap} of its voxels in other "
-                    "channels too; set include_background=True if each channel is a structure"
-                )
-            y_pred, y = y_pred[:, 1:], y[:, 1:]
-        return [score(y_pred, y), _voxels(y_pred), _voxels(y)]
+        if self.include_background:
+            return y_pred, y
+        if y_pred.shape[1] == 1:
+            raise InputError("y_pred has one channel, which is left out as background. Set include_background=True.")
+        if overlap := int((y[:, 0] & y[:, 1:].any(1)).sum()):
+            warn_once(
+                f"y has {overlap} voxels of channel 0 in other channels too, but channel 0 is left out as background. "
+                "Set include_background=True if each channel is a structure."
+            )
+        return y_pred[:, 1:], y[:, 1:]
 
     def case_values(self) -> torch.Tensor:
         return self.gathered()[0]
@@ -208,114 +229,15 @@ class _MaskMetric(CaseMetric):
         return (true == 0) & (predicted > 0)
 
 
-def _masks(y_pred: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Check both and return them as boolean masks `(B, C, *S)`."""
-    y_pred, y = plain_tensor(y_pred, "y_pred"), plain_tensor(y, "y")
-    if y_pred.ndim < 3:
-        raise ValueError(f"y_pred: expected shape (B, C, *S), got {tuple(y_pred.shape)}")
-    if y_pred.numel() == 0:
-        raise ValueError(f"y_pred: expected at least one voxel, got shape {tuple(y_pred.shape)}")
-    batch, channels, *spatial = y_pred.shape
-    if y.shape == (batch, 1, *spatial) and channels > 1:
-        indices = y if y.is_floating_point() else y.long()  # PyTorch does not compare uint16 with int64
-        masks = indices == torch.arange(channels, device=y.device).view(-1, *[1] * len(spatial))
-        invalid = int((~masks.any(1)).sum())
-        if invalid:
-            raise ValueError(
-                f"y: expected class indices from 0 to {channels - 1}, got other values in {invalid} of {y.numel()} "
-                "voxels"
-            )
-        y_pred = _binary(y_pred, "y_pred")
-        not_one_hot = int((y_pred.sum(1) != 1).sum())
-        if not_one_hot:
-            raise ValueError(
-                f"y_pred: expected one-hot masks because y is a class index, got {not_one_hot} of {y.numel()} voxels "
-                "in several classes or none: for overlapping regions, give y as masks too (see structure_masks)"
-            )
-        return y_pred, masks
-    if y.shape == y_pred.shape:
-        return _binary(y_pred, "y_pred"), _binary(y, "y")
-    raise ValueError(
-        f"y: expected shape {(batch, 1, *spatial)} (class index) or {tuple(y_pred.shape)} (masks) to match y_pred, "
-        f"got {tuple(y.shape)}"
-    )
-
-
-def _binary(masks: torch.Tensor, name: str) -> torch.Tensor:
-    if masks.dtype == torch.bool:
-        return masks
-    invalid = int(((masks != 0) & (masks != 1)).sum())
-    if invalid:
-        raise ValueError(
-            f"{name}: expected masks of 0 and 1, got other values in {invalid} of {masks.numel()} elements: "
-            "give the one-hot encoding of the predicted class"
-        )
-    return masks != 0
-
-
-class DSCMetric(_MaskMetric):
-    """Dice similarity coefficient (DSC) of each case and structure, see `dice`.
-
-    `aggregate()` averages over the structures of each case, then over cases; `aggregate("mean_batch")` returns the mean
-    of each structure and `aggregate("none")` all values, `(cases, structures)`. A structure in neither prediction nor
-    ground truth is NaN and left out of the means. See also `missed` and `spurious`.
-
-    `monai.metrics.DiceMetric` differs: it has other arguments, includes the background by default, and leaves out a
-    structure that is predicted but not in the ground truth, which is 0 here.
-
-    Shape:
-        - y_pred: `(B, C, *S)` or a list of `(C, *S)`: masks, one-hot or overlapping.
-        - y: the same, or `(B, 1, *S)` class index if `y_pred` is one-hot.
-
-    Args:
-        include_background: False leaves out channel 0. Set it to True if no channel is background.
-
-    Raises:
-        TypeError: An option is not one of these.
-        ValueError: `include_background` is neither True nor False. Calls raise the errors of `dice`.
-
-    Examples:
-        >>> import torch
-        >>> from calib_components.metrics import DSCMetric
-        >>> metric = DSCMetric()
-        >>> _ = metric(torch.tensor([[[1, 0, 0], [0, 1, 1]]]), torch.tensor([[[0, 0, 1]]]))
-        >>> metric.aggregate()  # 2 * 1 / (2 + 1)
-        tensor(0.6667, dtype=torch.float64)
-    """
-
-    def measure(self, y_pred: torch.Tensor, y: torch.Tensor) -> list[torch.Tensor]:
-        return self.scored(y_pred, y, dice)
-
-
-class HD95Metric(_MaskMetric):
+class HD95Metric(DSCMetric):
     """95th percentile of the Hausdorff distance (HD95) of each case and structure, see `hausdorff_distance_95`.
 
-    `aggregate()` averages over the structures of each case, then over cases; `aggregate("mean_batch")` returns the mean
-    of each structure and `aggregate("none")` all values, `(cases, structures)`. A structure that is not in both
-    prediction and ground truth is NaN and left out of the means. See also `missed` and `spurious`.
-
-    Shape:
-        - y_pred: `(B, C, *S)` or a list of `(C, *S)`: masks, one-hot or overlapping.
-        - y: the same, or `(B, 1, *S)` class index if `y_pred` is one-hot.
+    Used like `DSCMetric`. A structure that is not in both prediction and ground truth is NaN and left out of the means.
 
     Args:
         include_background: False leaves out channel 0. Set it to True if no channel is background.
         spacing: Size of a voxel along each spatial axis, such as in mm; None measures in voxels. Cases of another
             spacing are given theirs in the call, as with MONAI's metrics: `metric(y_pred, y, spacing=(1.5, 1.5))`.
-
-    Raises:
-        TypeError: An option is not one of these.
-        ValueError: `include_background` is neither True nor False. Calls raise the errors of `hausdorff_distance_95`.
-
-    Examples:
-        >>> import torch
-        >>> from calib_components.metrics import HD95Metric
-        >>> y_pred, y = torch.zeros(1, 1, 4, 4), torch.zeros(1, 1, 4, 4)
-        >>> y_pred[..., 0, 0], y[..., 0, 3] = 1, 1
-        >>> metric = HD95Metric(include_background=True, spacing=(1.5, 1.5))
-        >>> _ = metric(y_pred, y)
-        >>> metric.aggregate()
-        tensor(4.5000, dtype=torch.float64)
     """
 
     def __init__(self, include_background: bool = False, spacing: Sequence[float] | None = None) -> None:
@@ -325,5 +247,6 @@ class HD95Metric(_MaskMetric):
     def measure(
         self, y_pred: torch.Tensor, y: torch.Tensor, spacing: Sequence[float] | None = None
     ) -> list[torch.Tensor]:
-        spacing = self.spacing if spacing is None else spacing
-        return self.scored(y_pred, y, partial(hausdorff_distance_95, spacing=spacing))
+        y_pred, y = self.chosen(y_pred, y)
+        distances = hausdorff_distance_95(y_pred, y, self.spacing if spacing is None else spacing)
+        return [distances, _voxels(y_pred), _voxels(y)]

@@ -8,11 +8,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from calib_components.arguments import check_flag, check_ignore_index
-from calib_components.metrics.case_metric import CaseMetric
+from calib_components.metrics.base import CaseMetric
 from calib_components.metrics.regions import Region
-from calib_components.metrics.threads import one_thread
-from calib_components.metrics.voxels import ENLARGE, check_tensors, read_voxels
+from calib_components.metrics.voxels import Voxels, check_tensors, read_voxels
 
 __all__ = ["RiskCoverage", "RiskCoverageMetric", "risk_coverage"]
 
@@ -20,7 +18,6 @@ __all__ = ["RiskCoverage", "RiskCoverageMetric", "risk_coverage"]
 COVERAGE = torch.tensor(
     [i / 100 for i in range(1, 100)] + [i / 1000 for i in range(991, 1000)] + [i / 10000 for i in range(9991, 10001)],
     dtype=torch.float64,
-    device="cpu",
 )
 UNCERTAIN = 0.05  # share of the voxels that are called uncertain
 PENDING = 2**20  # voxels that wait until equal confidences are joined
@@ -42,7 +39,6 @@ class RiskCoverage(NamedTuple):
     error_share: torch.Tensor
 
 
-@one_thread()
 def risk_coverage(
     y_pred: torch.Tensor,
     y: torch.Tensor,
@@ -63,25 +59,12 @@ def risk_coverage(
     Memory grows with the number of different confidences of a case, by about 50 bytes for each. They are far fewer than
     its voxels where most are background.
 
-    Shape:
-        - y_pred: `(B, N, *S)`, with N classes or channels and any number of spatial dimensions.
-        - y: `(B, 1, *S)` class index, or `(B, N, *S)` one-hot; for sigmoids 0 or 1, `(B, N, *S)`.
-
     Args:
-        y_pred: Probabilities of any floating-point type.
-        y: Ground truth, of any type that holds whole numbers.
-        region: Which voxels count, see `calib_components.metrics.regions`: a `Region`, its name, or class indices.
-        ignore_index: Ground-truth value of voxels to leave out.
-        sigmoid: Whether each channel is a binary problem of its own, with a probability from a sigmoid and ground truth
-            0 or 1. One channel always is. A voxel counts once in each channel.
+        y_pred, y, region, ignore_index, sigmoid: See `calib_components.metrics`. A voxel counts once in each channel of
+            sigmoids.
 
     Returns:
         Float64; NaN for a case without voxels, and `error_share` also for one without errors.
-
-    Raises:
-        TypeError: An input is not a tensor, or `y_pred` is not of a floating-point type.
-        ValueError: Shapes do not match or hold no voxel, `y_pred` does not hold probabilities, `y` holds invalid
-            labels, or an option has an unsuitable value.
 
     Sources: El-Yaniv and Wiener, "On the Foundations of Noise-free Selective Classification", JMLR 11, 2010, and
     Geifman and El-Yaniv, "Selective Classification for Deep Neural Networks", NeurIPS 2017 (the curve). Jaeger et al.,
@@ -99,72 +82,55 @@ def risk_coverage(
         tensor([[0.0000, 0.3333, 0.2500]], dtype=torch.float64)
     """
     y_pred, y = check_tensors(y_pred, y, sigmoid)
+    rankings: dict[int, _Ranking] = {}
     coverage = COVERAGE.to(y_pred.device, copy=True)
     risk = torch.full((len(y_pred), len(coverage)), torch.nan, dtype=torch.float64, device=y_pred.device)
     aurc, error_share = risk[:, :2].clone().unbind(1)
-    ranking = _Ranking()
 
-    def finish(case: int) -> None:
-        count, errors = ranking.by_confidence()
-        risk[case], aurc[case], error_share[case] = _curve(count, errors)
+    def finish() -> None:
+        for case, ranking in rankings.items():
+            risk[case], aurc[case], error_share[case] = _curve(*ranking.by_confidence())
+        rankings.clear()
 
-    case = -1
-    for voxels in read_voxels(y_pred, y, Region.parse(region), ignore_index, sigmoid, enlarge=ENLARGE):
-        if voxels.case != case:
-            if case >= 0:
-                finish(case)
-            case, ranking = voxels.case, _Ranking()
-        confidence, predicted = voxels.top
-        # In the type of y_pred, the probability 1 - p of a sigmoid's background has as few values as p.
-        confidence = confidence.to(y_pred.dtype)
-        ranking.add(confidence if confidence.dtype == torch.float64 else confidence.float(), predicted != voxels.label)
-    if case >= 0:
-        finish(case)
+    for voxels in read_voxels(y_pred, y, Region.parse(region), ignore_index, sigmoid):
+        if voxels.case not in rankings:
+            finish()  # one case in memory
+            rankings[voxels.case] = _Ranking()
+        rankings[voxels.case].add(voxels, y_pred.dtype)
+    finish()
     return RiskCoverage(coverage, risk, aurc, error_share)
 
 
-class _DistinctNumbers:
-    """Different numbers, and how often each was added."""
+class _Ranking:
+    """Different confidences of the voxels of a case, with the number of right and of wrong ones."""
 
     def __init__(self) -> None:
-        self.values, self.count = np.empty(0), np.empty(0, np.int64)
+        self.keys: NDArray[Any] = np.empty(0, np.uint64)
+        self.count: NDArray[Any] = np.empty(0)
         self.pending: list[NDArray[Any]] = []
-        self.limit = PENDING
 
-    def add(self, values: torch.Tensor) -> None:
-        self.pending.append(values.cpu().numpy())
-        if sum(map(len, self.pending)) > self.limit:
+    def add(self, voxels: Voxels, dtype: torch.dtype) -> None:
+        # In the type of y_pred, the probability 1 - p of a sigmoid's background has as few values as p. Read as
+        # integers, positive floats keep their order; the last bit says whether the voxel is wrong.
+        confidence = voxels.confidence.to(dtype)
+        bits = confidence.view(torch.int64) if dtype == torch.float64 else confidence.float().view(torch.int32)
+        self.pending.append((2 * bits + (voxels.predicted != voxels.label)).cpu().numpy())
+        if sum(map(len, self.pending)) > PENDING + 2 * len(self.keys):  # so that joining takes n log n
             self.join()
 
     def join(self) -> None:
-        """Count what is pending; NumPy sorts many times faster than PyTorch on a CPU."""
-        if not self.pending:
-            return
-        values, count = np.unique(np.concatenate(self.pending), return_counts=True)
-        if len(self.values):
-            values, index = np.unique(np.concatenate([self.values, values]), return_inverse=True)
-            count = np.bincount(index, np.concatenate([self.count, count])).astype(np.int64)
-        self.values, self.count, self.pending = values, count, []
-        self.limit = PENDING + 2 * len(values)  # so that joining takes n log n
-
-
-class _Ranking:
-    """Different confidences of the voxels of a case, each with its number of voxels and of errors."""
-
-    def __init__(self) -> None:
-        self.all, self.wrong = _DistinctNumbers(), _DistinctNumbers()
-
-    def add(self, confidence: torch.Tensor, wrong: torch.Tensor) -> None:
-        self.all.add(confidence)
-        self.wrong.add(confidence[wrong])
+        """Count what is pending."""
+        keys, count = np.unique(np.concatenate(self.pending), return_counts=True)  # without an index, which is slow
+        self.keys, index = np.unique(np.concatenate([self.keys, keys.astype(np.uint64)]), return_inverse=True)
+        self.count, self.pending = np.bincount(index, np.concatenate([self.count, count])), []
 
     def by_confidence(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Numbers of voxels and of errors, the highest confidence first."""
-        self.all.join()
-        self.wrong.join()
-        errors = np.zeros(len(self.all.values))
-        errors[np.searchsorted(self.all.values, self.wrong.values)] = self.wrong.count
-        return torch.from_numpy(self.all.count).double().flip(0), torch.from_numpy(errors).flip(0)
+        if self.pending:
+            self.join()
+        _, group = np.unique(self.keys >> 1, return_inverse=True)
+        wrong = np.bincount(group, self.count * (self.keys & 1))
+        return tuple(torch.from_numpy(each).flip(0) for each in (np.bincount(group, self.count), wrong))  # type: ignore
 
 
 def _curve(count: torch.Tensor, errors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -207,43 +173,15 @@ class RiskCoverageMetric(CaseMetric):
     `aggregate()` is the mean AURC over cases and `aggregate("none")` that of each case. A case without voxels is NaN
     and left out of the mean.
 
-    Shape:
-        - y_pred: `(B, N, *S)`, with N classes or channels, or a list of `(N, *S)`.
-        - y: `(B, 1, *S)` class index or `(B, N, *S)` one-hot, for sigmoids 0 or 1, `(B, N, *S)`; or a list of these
-          without `B`.
-
-    Args:
-        region: Which voxels count, see `calib_components.metrics.regions`: a `Region`, its name, or class indices.
-        ignore_index: Ground-truth value of voxels to leave out.
-        sigmoid: Whether each channel is a binary problem of its own, with a probability from a sigmoid and ground truth
-            0 or 1. One channel always is.
-
-    Raises:
-        TypeError: An option is not one of these.
-        ValueError: An option has an unsuitable value. Calls raise the errors of `risk_coverage`.
-
-    Examples:
-        >>> import torch
-        >>> from calib_components.metrics import RiskCoverageMetric
-        >>> metric = RiskCoverageMetric()
-        >>> _ = metric(torch.tensor([[[0.1, 0.3, 0.4], [0.9, 0.7, 0.6]]]), torch.tensor([[[1, 1, 0]]]))
-        >>> metric.aggregate()  # (0 + 0 + 1 / 3) / 3
-        tensor(0.1111, dtype=torch.float64)
-        >>> metric.error_share  # 5 % of three voxels are 0.15 of one
-        tensor([0.1500], dtype=torch.float64)
+    Arguments and errors: see `calib_components.metrics`.
     """
 
     def __init__(self, region: Any = "all", ignore_index: int | None = None, sigmoid: bool = False) -> None:
         super().__init__()
-        check_ignore_index(ignore_index)
-        check_flag("sigmoid", sigmoid)
-        self.region = Region.parse(region)
-        self.ignore_index = ignore_index
-        self.sigmoid = sigmoid
+        self.region, self.ignore_index, self.sigmoid = Region.parse(region), ignore_index, sigmoid
 
     def measure(self, y_pred: torch.Tensor, y: torch.Tensor) -> list[torch.Tensor]:
-        curve = risk_coverage(y_pred, y, self.region, self.ignore_index, self.sigmoid)
-        return [curve.risk, curve.aurc, curve.error_share]
+        return [*risk_coverage(y_pred, y, self.region, self.ignore_index, self.sigmoid)[1:]]
 
     @property
     def coverage(self) -> torch.Tensor:

@@ -156,7 +156,7 @@ def _measure(
         label = label.masked_fill(label == classes.ignore_index, 0)
     painted = torch.from_numpy(paint(label.numpy() == 1, classes)) if classes.sigmoid else label[0]
     with reading(case.prediction.files[0], "a prediction that can be measured"), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "y_pred: expected probabilities, got only 0 and 1")  # `warn` says it once
+        warnings.filterwarnings("ignore", "y_pred holds only 0 and 1")  # `warn` says it once
         record = record_case(measured, saved.prediction, painted, grey)
     present = [name for name, mask in zip(classes.structures, measured.masks[1][0], strict=True) if mask.any()]
     records.write(case.name, {**record, "notes": {**note(case, saved, classes), "present": present}})
