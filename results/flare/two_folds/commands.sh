@@ -1,9 +1,0 @@
-# Run these in the folder in which compare_losses was started. To choose a GPU, add --device=cuda:1.
-
-# nacl, seed 0, fold 0
-python -m monai.bundle run "--config_file=['bundles/flare_ct_nacl_segmentation/configs/train.yaml','bundles/flare_ct_nacl_segmentation/configs/losses/nacl.yaml']" --bundle_root=bundles/flare_ct_nacl_segmentation --dataset_dir=/tmp/flare --ckpt_dir=results/flare/two_folds/work/nacl/seed0_fold0 --output_dir=results/flare/two_folds/work/nacl/seed0_fold0 --resume=True --max_epochs=200 --compile=true --datalist=/tmp/flare/datalist_fold0.json --seed=0
-python -m monai.bundle run "--config_file=['bundles/flare_ct_nacl_segmentation/configs/train.yaml','bundles/flare_ct_nacl_segmentation/configs/evaluate.yaml']" --bundle_root=bundles/flare_ct_nacl_segmentation --dataset_dir=/tmp/flare --ckpt_dir=results/flare/two_folds/work/nacl/seed0_fold0 --output_dir=results/flare/two_folds/work/nacl/seed0_fold0/eval --max_epochs=200 --compile=true --datalist=/tmp/flare/datalist_fold0.json
-
-# nacl, seed 0, fold 1
-python -m monai.bundle run "--config_file=['bundles/flare_ct_nacl_segmentation/configs/train.yaml','bundles/flare_ct_nacl_segmentation/configs/losses/nacl.yaml']" --bundle_root=bundles/flare_ct_nacl_segmentation --dataset_dir=/tmp/flare --ckpt_dir=results/flare/two_folds/work/nacl/seed0_fold1 --output_dir=results/flare/two_folds/work/nacl/seed0_fold1 --resume=True --max_epochs=200 --compile=true --datalist=/tmp/flare/datalist_fold1.json --seed=0
-python -m monai.bundle run "--config_file=['bundles/flare_ct_nacl_segmentation/configs/train.yaml','bundles/flare_ct_nacl_segmentation/configs/evaluate.yaml']" --bundle_root=bundles/flare_ct_nacl_segmentation --dataset_dir=/tmp/flare --ckpt_dir=results/flare/two_folds/work/nacl/seed0_fold1 --output_dir=results/flare/two_folds/work/nacl/seed0_fold1/eval --max_epochs=200 --compile=true --datalist=/tmp/flare/datalist_fold1.json
