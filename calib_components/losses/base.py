@@ -1,37 +1,361 @@
-"""Base of the losses."""
+"""Base of the losses: checks of input and target, and the mean over the voxels with its gradient.
+
+The mean is computed slab by slab. Plain PyTorch on whole volumes writes and reads half a dozen tensors of the size of
+the logits. In a slab, all that a formula needs in between stays in the caches of a CPU, and the only large tensor is
+the gradient. Each slab runs on one thread: threads that share every operation wait for each other some hundred times in
+a loss, which takes a multiple of the time where another process uses the same cores.
+
+Labels are checked everywhere. On CUDA, the check is a `torch._assert_async`, so that the GPU does not wait: the error
+appears at the next synchronisation, as for a label out of range in `torch.nn.functional.cross_entropy`. Logits are
+checked on the CPU only: on CUDA, `torch.amp.GradScaler` skips a step whose float16 logits overflowed.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+import math
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from calib_components.arguments import check_known
+from calib_components.errors import InputError, warn_once
 
-# What to do instead of giving an option of MONAI's losses.
-HINTS = {
-    "reduction": "the loss is always a mean over what counts",
-    "to_onehot_y": "class indices are accepted as they are, and so is one-hot where the loss is defined for it",
-    "softmax": "give logits, the loss applies softmax itself",
-    "use_softmax": "give logits, the loss applies softmax itself",
-    "sigmoid": "give logits of N >= 2 classes, the loss applies softmax itself",
-    "other_act": "give logits, the loss applies softmax itself",
-    "include_background": "every class counts; ignore_index leaves out voxels",
-    "weight": "classes are not weighted",
-    "classes": "the number of classes is read from the logits",
-    "num_classes": "the number of classes is read from the logits",
-    "label_smoothing": "LabelSmoothingLoss has it, as alpha",
-    "alpha": "the weight of a penalty is called penalty_weight; classes are not weighted",
-    "dim": "2D or 3D is read from the logits",
-    "kernel_ops": "the option is called prior",
-    "distance_type": "the option is called penalty",
-    "right": "a probability on an edge belongs to the bin below",
-}
+SUM_TOLERANCE = 1e-2  # allowed deviation of a sum of probabilities from 1; bfloat16 rounds by about this much
+# Logits in a slab. On a CPU it fits into the caches, and up to four are worked on at a time, more only if they are
+# smaller. On a GPU each kernel has work for all of it.
+CPU_SLAB = 2**18
+GPU_SLAB = 2**24
+MOST_THREADS = 8
+
+Result = TypeVar("Result")
+
+
+class Slab(NamedTuple):
+    """Several images, or several rows (of the first spatial dimension) of one image."""
+
+    images: slice
+    rows: slice
+
+
+@dataclass(frozen=True)
+class Labels:
+    """A checked target.
+
+    Attributes:
+        values: Class index of each voxel, `(B, 1, *S)`, in the smallest integer type that holds -1 to N, with -1 at
+            ignored voxels; or the probability of each class, `(B, N, *S)`, in the type of the logits.
+        num_classes: Number of classes N.
+        has_ignored: Whether values may be -1.
+    """
+
+    values: Tensor
+    num_classes: int
+    has_ignored: bool
+
+    @property
+    def are_probabilities(self) -> bool:
+        """Whether the values are probabilities."""
+        return self.values.is_floating_point()
+
+    def probabilities(self, slab: Slab, dtype: torch.dtype) -> Tensor:
+        """Probability of each class in a slab, `(b, N, h, ...)`: one-hot, and 0 at ignored voxels, for indices."""
+        values = self.values[slab.images, :, slab.rows]
+        return values if self.are_probabilities else one_hot(values, self.num_classes).to(dtype)
+
+    def counted(self, slab: Slab, dtype: torch.dtype) -> Tensor | None:
+        """1 at voxels that count and 0 at ignored ones, `(b, 1, h, ...)`; None if all count."""
+        return (self.values[slab.images, :, slab.rows] >= 0).to(dtype) if self.has_ignored else None
+
+    def num_counted(self) -> int | Tensor:
+        """Number of voxels that count, at least 1."""
+        return (self.values >= 0).sum().clamp(min=1) if self.has_ignored else self.values[:, 0].numel()
+
+
+# What `prepare` returns: maps a slab to the third argument of `voxel_loss` there.
+Prepared = Callable[[Slab], Tensor]
 
 
 class CalibrationLoss(nn.Module):
-    """Base of the losses: says what to do instead of giving options that only MONAI's losses have."""
+    """Base of the losses: the mean of `voxel_loss` over the voxels that count.
 
-    def __new__(cls, *_: Any, **options: Any) -> Any:
-        check_known(cls, options, HINTS)
-        return super().__new__(cls)
+    A loss is this class with a `voxel_loss`. If that needs more than the logits and labels of its voxels, such as their
+    neighbours, `prepare` provides it.
+
+    Args:
+        ignore_index: Label of voxels that do not count, or None.
+    """
+
+    accepts_probabilities = True  # as target
+
+    def __init__(self, ignore_index: int | None = None) -> None:
+        super().__init__()
+        self.ignore_index = ignore_index
+
+    def voxel_loss(self, logits: Tensor, labels: Tensor, *prepared: Any, **_: Any) -> Tensor:
+        """Loss of each voxel, `(b, h, ...)`.
+
+        Args:
+            logits: `(b, N, h, ...)`, float32 or float64.
+            labels: Probability of each class, in shape and type of the logits; one-hot where the target holds class
+                indices, and 0 at ignored voxels.
+            *prepared: What `prepare` provides, if anything.
+        """
+        raise NotImplementedError
+
+    def prepare(self, logits: Tensor, labels: Labels) -> Prepared | None:
+        """Return a function from a slab to the third argument of `voxel_loss` there; None if it takes two.
+
+        Args:
+            logits: All logits, `(B, N, *S)`, without gradient.
+            labels: All labels.
+        """
+        return None
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        """Return the loss, a scalar; it is 0, with a gradient of 0, if every voxel is ignored.
+
+        Args:
+            input: Logits, `(B, N, *S)`, with two or three spatial dimensions and N >= 2.
+            target: Class indices, `(B, 1, *S)` or `(B, *S)`; or probabilities, `(B, N, *S)`.
+
+        Raises:
+            InputError: The shapes do not match, or the values are not logits, class indices or probabilities.
+        """
+        logits, labels = self.check_inputs(input, target)
+        return self.mean(logits, labels)
+
+    def check_inputs(self, input: Tensor, target: Tensor) -> tuple[Tensor, Labels]:
+        """Return the logits as plain float32 (or float64) tensor, and the checked target."""
+        logits = plain(input)
+        if logits.ndim not in (4, 5) or logits.shape[1] < 2:
+            raise InputError(
+                f"input must be logits of shape (B, N, H, W) or (B, N, H, W, D) with N >= 2 classes, got "
+                f"{tuple(logits.shape)}. For the one channel x of a sigmoid, pass torch.cat([zeros_like(x), x], 1)."
+            )
+        if logits.dtype in (torch.float16, torch.bfloat16):
+            logits = logits.float()
+        labels = check_target(plain(target), logits.shape, self.ignore_index, logits.dtype)
+        if labels.are_probabilities and not self.accepts_probabilities:
+            raise InputError(f"target must hold class indices for {self}, got probabilities.")
+        if not (logits.is_cuda or torch.compiler.is_compiling()):
+            _warn_of_probabilities(logits.detach())
+        return logits, labels
+
+    def mean(self, logits: Tensor, labels: Labels) -> Tensor:
+        """Mean of `voxel_loss` over the voxels that count.
+
+        The gradient is computed together with the value, where one is needed. Code compiled by `torch.compile` and
+        second derivatives take all voxels at once. `torch.func` is not supported.
+        """
+        prepared, num_counted = self.prepare(logits.detach(), labels), labels.num_counted()
+
+        def part_of_mean(logits: Tensor, slab: Slab) -> Tensor:
+            """What a slab, of which these are the logits, adds to the mean."""
+            extras = () if prepared is None else (prepared(slab),)
+            losses = self.voxel_loss(logits, labels.probabilities(slab, logits.dtype), *extras)
+            counted = labels.counted(slab, logits.dtype)
+            return (losses if counted is None else losses * counted[:, 0]).sum() / num_counted
+
+        if torch.compiler.is_compiling():
+            mean = part_of_mean(logits, whole(logits))
+        elif torch.is_grad_enabled() and logits.requires_grad:
+            mean = _Mean.apply(logits, labels.values, part_of_mean)
+        else:
+            mean = _mean_and_gradient(logits, part_of_mean, with_gradient=False)[0]
+        if mean.is_cuda:
+            return mean
+        return _require(mean, mean.detach().isfinite(), "input: logits must be finite", logits.detach())
+
+
+PartOfMean = Callable[[Tensor, Slab], Tensor]
+
+
+class _Mean(torch.autograd.Function):
+    """The mean; its gradient is kept for the backward pass and scaled there, in place."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, values: Tensor, part_of_mean: PartOfMean) -> Tensor:
+        # The labels, too, so that PyTorch notices if they have changed when a gradient is computed again.
+        ctx.save_for_backward(logits, values)
+        ctx.part_of_mean = part_of_mean
+        mean, ctx.gradient = _mean_and_gradient(logits, part_of_mean, with_gradient=True)
+        return mean
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None]:
+        logits, _ = ctx.saved_tensors
+        if torch.is_grad_enabled():  # create_graph=True: the gradient is to be differentiated
+            mean = ctx.part_of_mean(logits, whole(logits))
+            return torch.autograd.grad(mean, logits, grad_output, create_graph=True)[0], None, None
+        gradient, ctx.gradient = ctx.gradient, None
+        if gradient is None:  # retain_graph=True: the tensor of the first pass belongs to whoever got it
+            gradient = _mean_and_gradient(logits, ctx.part_of_mean, with_gradient=True)[1]
+        return gradient.mul_(grad_output), None, None
+
+
+def _mean_and_gradient(
+    logits: Tensor, part_of_mean: PartOfMean, *, with_gradient: bool
+) -> tuple[Tensor, Tensor | None]:
+    gradient = torch.empty_like(logits) if with_gradient else None
+
+    def run(slab: Slab) -> Tensor:
+        images, rows = slab
+        with torch.set_grad_enabled(with_gradient):
+            part = logits[images, :, rows].detach().requires_grad_(with_gradient)
+            mean = part_of_mean(part, slab)
+        if gradient is not None:
+            (gradient[images, :, rows],) = torch.autograd.grad(mean, part)
+        return mean.detach()
+
+    return torch.stack(map_slabs(run, logits.shape, logits.device)).sum(), gradient
+
+
+def map_slabs(function: Callable[[Slab], Result], shape: torch.Size, device: torch.device) -> list[Result]:
+    """Results of a function for all slabs of `(B, N, *S)`, in order. On a CPU, each slab runs on one thread."""
+    if torch.compiler.is_compiling():
+        return [function(Slab(slice(0, shape[0]), slice(0, shape[2])))]
+    if device.type != "cpu":
+        return [function(slab) for slab in split(shape, GPU_SLAB)]
+    num_threads = min(torch.get_num_threads(), MOST_THREADS)
+    slabs = split(shape, CPU_SLAB * 4 // max(num_threads, 4))
+    if min(num_threads, len(slabs)) == 1:
+        return [function(slab) for slab in slabs]
+    return list(_threads(num_threads, os.getpid()).map(function, slabs))
+
+
+def split(shape: torch.Size, size: int) -> list[Slab]:
+    """Divide `(B, N, *S)` into slabs of about this many logits."""
+    per_row = shape[1] * math.prod(shape[3:])
+    num_rows = min(max(size // per_row, 1), shape[2])
+    num_images = max(size // (per_row * shape[2]), 1)
+    return [
+        Slab(slice(image, min(image + num_images, shape[0])), slice(row, min(row + num_rows, shape[2])))
+        for image in range(0, shape[0], num_images)
+        for row in range(0, shape[2], num_rows)
+    ]
+
+
+def whole(logits: Tensor) -> Slab:
+    """All voxels as one slab."""
+    return Slab(slice(0, logits.shape[0]), slice(0, logits.shape[2]))
+
+
+@functools.cache
+def _threads(count: int, process: int) -> ThreadPoolExecutor:
+    """Threads each of which runs PyTorch's operations alone; others in a process that was forked."""
+    before = torch.get_num_threads()
+    pool = ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,))
+    barrier = threading.Barrier(count)
+    list(pool.map(lambda _: barrier.wait(), range(count)))  # all have started
+    torch.set_num_threads(before)  # for threads that others start later
+    return pool
+
+
+def plain(tensor: Tensor) -> Tensor:
+    """Return a plain tensor, without the slow bookkeeping of subclasses such as `monai.data.MetaTensor`."""
+    return tensor if type(tensor) is Tensor else tensor.as_subclass(Tensor)
+
+
+def one_hot(indices: Tensor, num_classes: int) -> Tensor:
+    """One-hot `(B, N, *S)` of class indices `(B, 1, *S)`, in their type; all zero where the index is not a class.
+
+    Comparing in place stays in the small type, which on a CPU is several times faster than going through bool.
+    """
+    return indices.repeat(1, num_classes, *[1] * (indices.ndim - 2)).eq_(classes_like(indices, num_classes))
+
+
+def classes_like(tensor: Tensor, num_classes: int) -> Tensor:
+    """All class indices along the second dimension, in the type of a tensor."""
+    return torch.arange(num_classes, dtype=tensor.dtype, device=tensor.device).view(-1, *[1] * (tensor.ndim - 2))
+
+
+def check_target(target: Tensor, shape: torch.Size, ignore_index: int | None, dtype: torch.dtype) -> Labels:
+    """Check a target for logits of shape `(B, N, *S)`.
+
+    Args:
+        target: Class indices, `(B, 1, *S)` or `(B, *S)`, of any type that holds whole numbers; or probabilities,
+            `(B, N, *S)`. Treated as a constant: no gradient flows into it.
+        shape: Shape of the logits.
+        ignore_index: Label of voxels that do not count, or None.
+        dtype: Type of probabilities.
+
+    Raises:
+        InputError: The shapes do not match, or the values are neither class indices nor probabilities.
+    """
+    batch, num_classes, *space = shape
+    target = target.detach().unsqueeze(1) if target.shape == (batch, *space) else target.detach()
+    if target.shape == (batch, num_classes, *space):
+        if ignore_index is not None:
+            raise InputError("ignore_index must be None if the target holds probabilities.")
+        values, sums = target.to(dtype), target.sum(1, dtype=dtype)
+        values = _require(values, values.min() >= 0, "target: probabilities must not be negative", values)
+        is_one = ((sums - 1).abs() <= SUM_TOLERANCE).all()
+        values = _require(values, is_one, "target: probabilities of a voxel must sum to 1 over the classes", sums)
+        return Labels(values, num_classes, has_ignored=False)
+    if target.shape != (batch, 1, *space):
+        raise InputError(
+            f"target must have shape {(batch, 1, *space)} or {(batch, *space)} (class indices) or {tuple(shape)} "
+            f"(probabilities) for logits of shape {tuple(shape)}, got {tuple(target.shape)}."
+        )
+    indices = target.long()
+    if target.is_floating_point():
+        message = "target: class indices must be whole numbers"
+        indices = _require(indices, (indices == target).all(), message, target)
+    message = f"target: class indices must be from 0 to {num_classes - 1}"
+    is_counted = None
+    if ignore_index is not None:
+        message += f", or ignore_index {ignore_index}"
+        is_counted = indices.clone().ne_(ignore_index)
+        indices = indices * is_counted
+    lowest, highest = indices.aminmax()
+    indices = indices.to(next(t for t in (torch.int8, torch.int16, torch.int32) if num_classes <= torch.iinfo(t).max))
+    if is_counted is not None:
+        indices = (indices + 1).mul_(is_counted.to(indices.dtype)).sub_(1)
+    is_valid = (lowest >= 0) & (highest < num_classes)
+    indices = _require(indices, is_valid, message, torch.stack((lowest, highest)))
+    return Labels(indices, num_classes, has_ignored=ignore_index is not None)
+
+
+def _warn_of_probabilities(logits: Tensor) -> None:
+    """Warn of an input after softmax. The first image is tested before all others, since it rules most inputs out."""
+    for part in (logits[0], logits):
+        lowest, highest = part.aminmax()
+        if not 0 <= lowest < highest <= 1:
+            return
+    warn_once(
+        "input holds only values from 0 to 1, as after softmax or sigmoid. Pass the output of the network before it: "
+        "the loss applies softmax itself."
+    )
+
+
+def _require(checked: Tensor, condition: Tensor, message: str, values: Tensor) -> Tensor:
+    """Return the tensor `checked`, or raise an error with the range of `values`; see the module's docstring."""
+    if torch.compiler.is_compiling():
+        # Adding the operator's result, which is False, makes all that follows wait for the operator.
+        return checked + _raise_unless(condition, values, message)
+    if checked.is_cuda:
+        torch._assert_async(condition, message)
+    elif not condition:
+        raise InputError(f"{message}, got values from {values.min().item()} to {values.max().item()}.")
+    return checked
+
+
+@torch.library.custom_op(
+    "calib_components::raise_unless",
+    mutates_args=(),
+    schema="(Tensor condition, Tensor values, str message) -> Tensor",
+)
+def _raise_unless(condition: Tensor, values: Tensor, message: str) -> Tensor:
+    """`_require` as an operator: inductor would compile an assertion into a parallel loop, where C++ aborts."""
+    return _require(torch.zeros_like(condition), condition, message, values)
+
+
+@_raise_unless.register_fake
+def _(condition: Tensor, values: Tensor, message: str) -> Tensor:
+    return torch.zeros_like(condition)

@@ -5,30 +5,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from calib_components.arguments import check_ignore_index, check_number
-from calib_components.losses import defaults
+from calib_components.errors import check_number
 from calib_components.losses.base import CalibrationLoss
-from calib_components.losses.inputs import check_inputs
-from calib_components.losses.slabs import Slab, mean_over_voxels
-
-
-def entropy_penalty_loss(
-    input: Tensor,
-    target: Tensor,
-    *,
-    penalty_weight: float = defaults.PENALTY_WEIGHT,
-    ignore_index: int | None = None,
-) -> Tensor:
-    """Functional form of `EntropyPenaltyLoss`, which documents formula, shapes, options and errors."""
-    check_number("penalty_weight", penalty_weight, 0)
-    logits, checked = check_inputs(input, target, ignore_index)
-
-    def voxel_losses(logits: Tensor, labels: Tensor, _: Slab) -> Tensor:
-        log_probabilities = F.log_softmax(logits, dim=1)
-        entropy = -(log_probabilities.exp() * log_probabilities).sum(1)
-        return F.cross_entropy(logits, labels, reduction="none") - penalty_weight / logits.shape[1] * entropy
-
-    return mean_over_voxels(voxel_losses, logits, checked)
 
 
 class EntropyPenaltyLoss(CalibrationLoss):
@@ -56,12 +34,10 @@ class EntropyPenaltyLoss(CalibrationLoss):
 
     Args:
         penalty_weight: Weight of the entropy (the paper's beta, lambda in the NACL paper). Default: `0.1`.
-        ignore_index: Label of voxels that do not count; for class indices only. If every voxel is ignored, the loss is
-            0. Default: `None`.
+        ignore_index: Label of voxels that do not count; for class indices only. Default: `None`.
 
     Raises:
-        TypeError: The input is not floating point, or the target is not a tensor of numbers.
-        ValueError: The weight is negative, the shapes do not match, or the values are not logits, class indices or
+        InputError: The weight is negative, the shapes do not match, or the values are not logits, class indices or
             probabilities.
 
     Examples:
@@ -73,12 +49,12 @@ class EntropyPenaltyLoss(CalibrationLoss):
         >>> loss(logits, labels).backward()
     """
 
-    def __init__(self, penalty_weight: float = defaults.PENALTY_WEIGHT, ignore_index: int | None = None) -> None:
-        super().__init__()
-        check_ignore_index(ignore_index)
+    def __init__(self, penalty_weight: float = 0.1, ignore_index: int | None = None) -> None:
+        super().__init__(ignore_index)
         check_number("penalty_weight", penalty_weight, 0)
         self.penalty_weight = penalty_weight
-        self.ignore_index = ignore_index
 
-    def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        return entropy_penalty_loss(input, target, penalty_weight=self.penalty_weight, ignore_index=self.ignore_index)
+    def voxel_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        log_probabilities = F.log_softmax(logits, dim=1)
+        entropy = -(log_probabilities.exp() * log_probabilities).mean(1)
+        return -(labels * log_probabilities).sum(1) - self.penalty_weight * entropy

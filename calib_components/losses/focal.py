@@ -6,29 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from calib_components.arguments import check_ignore_index, check_number
-from calib_components.losses import defaults
+from calib_components.errors import check_number
 from calib_components.losses.base import CalibrationLoss
-from calib_components.losses.inputs import check_inputs
-from calib_components.losses.slabs import Slab, mean_over_voxels
-
-
-def focal_loss(
-    input: Tensor, target: Tensor, *, gamma: float = defaults.GAMMA, ignore_index: int | None = None
-) -> Tensor:
-    """Functional form of `FocalLoss`, which documents formula, shapes, options and errors."""
-    check_number("gamma", gamma, 0)
-    logits, checked = check_inputs(input, target, ignore_index)
-    if checked.is_soft:
-        raise ValueError("target: expected class indices for the focal loss, got probabilities")
-
-    def voxel_losses(logits: Tensor, labels: Tensor, _: Slab) -> Tensor:
-        cross_entropy = F.cross_entropy(logits, labels, reduction="none")
-        # For gamma < 1 the derivative of (1 - s_y) ** gamma is infinite at s_y = 1, so 1 - s_y is kept above 0.
-        one_minus_s = -torch.expm1(-cross_entropy).clamp(max=-torch.finfo(logits.dtype).tiny)
-        return one_minus_s**gamma * cross_entropy
-
-    return mean_over_voxels(voxel_losses, logits, checked)
 
 
 class FocalLoss(CalibrationLoss):
@@ -56,11 +35,10 @@ class FocalLoss(CalibrationLoss):
     Args:
         gamma: Focusing parameter. 0 gives cross-entropy; larger values give less weight to confident voxels. Default:
             `3.0`.
-        ignore_index: Label of voxels that do not count. If every voxel is ignored, the loss is 0. Default: `None`.
+        ignore_index: Label of voxels that do not count. Default: `None`.
 
     Raises:
-        TypeError: The input is not floating point, or the target is not a tensor of numbers.
-        ValueError: Gamma is negative, the shapes do not match, or the values are not logits or class indices.
+        InputError: Gamma is negative, the shapes do not match, or the values are not logits or class indices.
 
     Examples:
         >>> import torch
@@ -71,12 +49,15 @@ class FocalLoss(CalibrationLoss):
         >>> loss(logits, labels).backward()
     """
 
-    def __init__(self, gamma: float = defaults.GAMMA, ignore_index: int | None = None) -> None:
-        super().__init__()
-        check_ignore_index(ignore_index)
+    accepts_probabilities = False
+
+    def __init__(self, gamma: float = 3.0, ignore_index: int | None = None) -> None:
+        super().__init__(ignore_index)
         check_number("gamma", gamma, 0)
         self.gamma = gamma
-        self.ignore_index = ignore_index
 
-    def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        return focal_loss(input, target, gamma=self.gamma, ignore_index=self.ignore_index)
+    def voxel_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        cross_entropy = F.cross_entropy(logits, labels, reduction="none")
+        # For gamma < 1 the derivative of (1 - s_y) ** gamma is infinite at s_y = 1, so 1 - s_y is kept above 0.
+        one_minus_s = -torch.expm1(-cross_entropy).clamp(max=-torch.finfo(logits.dtype).tiny)
+        return one_minus_s**self.gamma * cross_entropy

@@ -5,27 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from calib_components.arguments import check_flag, check_ignore_index
-from calib_components.losses import defaults
-from calib_components.losses.base import CalibrationLoss
-from calib_components.losses.inputs import Target, check_inputs
-from calib_components.losses.slabs import Slab, VoxelLosses, mean_over_voxels, slabs
-from calib_components.metrics.one_pass import check_num_bins
-from calib_components.metrics.sorted_voxels import LANES, bin_index, sum_by_index
-
-
-def l1_ace_loss(
-    input: Tensor,
-    target: Tensor,
-    *,
-    num_bins: int = defaults.NUM_BINS,
-    ignore_empty_classes: bool = defaults.IGNORE_EMPTY_CLASSES,
-    ignore_index: int | None = None,
-) -> Tensor:
-    """Functional form of `L1ACELoss`, which documents formula, shapes, options and errors."""
-    check_ace_options(num_bins, ignore_empty_classes)
-    logits, checked = check_inputs(input, target, ignore_index)
-    return mean_over_voxels(ace_of_voxels(logits, checked, num_bins, ignore_empty_classes), logits, checked)
+from calib_components.errors import check_count
+from calib_components.losses.base import CalibrationLoss, Labels, Prepared, Slab, map_slabs
 
 
 class L1ACELoss(CalibrationLoss):
@@ -71,13 +52,11 @@ class L1ACELoss(CalibrationLoss):
     Args:
         num_bins: Number of bins. Default: `20`.
         ignore_empty_classes: Whether the error of a class that an image does not contain counts as 0. Default: `True`.
-        ignore_index: Label of voxels that do not count; for class indices only. If every voxel is ignored, the loss is
-            0. Default: `None`.
+        ignore_index: Label of voxels that do not count; for class indices only. Default: `None`.
 
     Raises:
-        TypeError: The input is not floating point, or the target is not a tensor of numbers.
-        ValueError: The number of bins is not from 1 to 10,000, the shapes do not match, or the values are not logits,
-            class indices or probabilities.
+        InputError: The number of bins is below 1, the shapes do not match, or the values are not logits, class indices
+            or probabilities.
 
     Examples:
         >>> import torch
@@ -89,97 +68,46 @@ class L1ACELoss(CalibrationLoss):
         >>> (dice_ce(logits, labels) + 0.3 * l1_ace(logits, labels)).backward()
     """
 
-    def __init__(
-        self,
-        num_bins: int = defaults.NUM_BINS,
-        ignore_empty_classes: bool = defaults.IGNORE_EMPTY_CLASSES,
-        ignore_index: int | None = None,
-    ) -> None:
-        super().__init__()
-        check_ignore_index(ignore_index)
-        check_ace_options(num_bins, ignore_empty_classes)
+    def __init__(self, num_bins: int = 20, ignore_empty_classes: bool = True, ignore_index: int | None = None) -> None:
+        super().__init__(ignore_index)
+        check_count("num_bins", num_bins, 1)
         self.num_bins = num_bins
         self.ignore_empty_classes = ignore_empty_classes
-        self.ignore_index = ignore_index
 
-    def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        return l1_ace_loss(
-            input,
-            target,
-            num_bins=self.num_bins,
-            ignore_empty_classes=self.ignore_empty_classes,
-            ignore_index=self.ignore_index,
-        )
+    def prepare(self, logits: Tensor, labels: Labels) -> Prepared:
+        """Return the factor of each bin, which the voxels of a slab share.
 
+        With `p` and `y` the predicted and the true probability of a class, the gap of a bin is `|sum(p - y)| / count`.
+        This is the sum over its voxels of `p - y` times a factor, `sign / count`: L1-ACE is a mean over voxels, once a
+        first pass has found the factors.
+        """
+        shape = (3, *logits.shape[:2], self.num_bins)
+        sums = torch.zeros(shape, dtype=torch.float64, device=logits.device)
 
-def check_ace_options(num_bins: int, ignore_empty_classes: bool) -> None:
-    """Raise `ValueError` unless the options of `L1ACELoss` are suitable."""
-    check_num_bins(num_bins)
-    check_flag("ignore_empty_classes", ignore_empty_classes)
+        def sums_of_slab(slab: Slab) -> tuple[slice, Tensor]:
+            p = logits[slab.images, :, slab.rows].softmax(1)
+            y, counted = labels.probabilities(slab, p.dtype), labels.counted(slab, p.dtype)
+            excess = p.double() - y
+            ones = torch.ones_like(excess) if counted is None else counted.double().expand_as(excess)
+            bins, zeros = self._bins(p).flatten(2), torch.zeros_like(sums[0, slab.images])
+            parts = [zeros.scatter_add(2, bins, each.flatten(2)) for each in (ones, excess * ones)]
+            return slab.images, torch.stack([*parts, y.flatten(2).sum(2, keepdim=True).expand_as(zeros)])
 
+        for images, part in map_slabs(sums_of_slab, logits.shape, logits.device):
+            sums[:, images] += part
+        count, excess, present = sums
+        num_filled = (count > 0).sum(-1, keepdim=True)
+        factors = excess.sign() / (count * num_filled).clamp(min=1) * labels.num_counted() / count[..., 0].numel()
+        if self.ignore_empty_classes:
+            factors = factors * (present > 0)
+        factors = factors.to(logits.dtype)
+        return lambda slab: factors[slab.images]
 
-def ace_of_voxels(logits: Tensor, target: Target, num_bins: int, ignore_empty_classes: bool) -> VoxelLosses:
-    """Divide L1-ACE among the voxels: the mean of the returned losses over the voxels that count is L1-ACE.
-
-    With `p` and `y` the predicted and the true probability of a class, the gap of a bin is `|sum(p - y)| / count`. This
-    is the sum over its voxels of `p - y` times a factor, `sign / count`. A first pass over the slabs finds the factors.
-    """
-    factors = _bin_factors(logits.detach(), target.labels, target.mask, int(num_bins), ignore_empty_classes)
-
-    def voxel_losses(logits: Tensor, labels: Tensor, slab: Slab) -> Tensor:
+    def voxel_loss(self, logits: Tensor, labels: Tensor, factors: Tensor) -> Tensor:
         p = logits.softmax(1)
-        bins = _bins(p.detach(), num_bins).long()
-        factor = factors[slab[0]].gather(2, bins).view(p.shape)
-        return (factor * (p - true_probabilities(labels, p))).sum(1)
+        factor = factors.gather(2, self._bins(p.detach()).flatten(2)).view_as(p)
+        return (factor * (p - labels)).sum(1)
 
-    return voxel_losses
-
-
-def true_probabilities(labels: Tensor, p: Tensor) -> Tensor:
-    """Labels of a checked target as probabilities, in shape and type of the predicted ones."""
-    return labels if labels.is_floating_point() else torch.zeros_like(p).scatter_(1, labels.unsqueeze(1), 1)
-
-
-def _bins(p: Tensor, num_bins: int) -> Tensor:
-    """Bin of each probability, `(B, N, voxels)`; of NaN, which is an error on a CPU only, any bin."""
-    return bin_index(p.flatten(2).double(), num_bins).clamp_(min=0)
-
-
-@torch.library.custom_op(
-    "calib_components::ace_bin_factors",
-    mutates_args=(),
-    schema="(Tensor logits, Tensor labels, Tensor? mask, int num_bins, bool ignore_empty_classes) -> Tensor",
-)
-def _bin_factors(
-    logits: Tensor, labels: Tensor, mask: Tensor | None, num_bins: int, ignore_empty_classes: bool
-) -> Tensor:
-    """Factor of each bin, `(B, N, num_bins)`; an operator of its own, in slabs in compiled code, too."""
-    num_images, num_classes = logits.shape[:2]
-    count, excess = torch.zeros(2, num_images, num_classes, num_bins, dtype=torch.float64, device=logits.device)
-    present = torch.zeros(num_images, num_classes, 1, dtype=torch.bool, device=logits.device)
-    for slab in slabs(logits.shape, logits.device):
-        images, _, rows = slab
-        p = logits[slab].softmax(1)
-        y = true_probabilities(labels[slab] if labels.is_floating_point() else labels[images, rows], p)
-        bins, p, y = _bins(p, num_bins), p.flatten(2), y.flatten(2)
-        valid = None
-        if mask is not None:
-            valid = mask[images, rows].flatten(1).unsqueeze(1).expand_as(p)
-            p, y = p * valid, y * valid
-        rows_of_bins, voxels = p.shape[0] * num_classes, p.shape[2]
-        size = rows_of_bins * num_bins
-        first = torch.arange(0, size, num_bins, dtype=torch.int32, device=p.device).view(-1, num_classes, 1)
-        lane = torch.arange(voxels, dtype=torch.int32, device=p.device) & (LANES - 1)
-        index = bins + first + lane * size
-        count[images] += sum_by_index(index, valid, size).view(-1, num_classes, num_bins)
-        excess[images] += sum_by_index(index, p.double() - y, size).view(-1, num_classes, num_bins)
-        present[images] |= (y > 0).any(2, keepdim=True)
-    num_filled = (count > 0).sum(-1, keepdim=True)
-    num_valid = count[:, 0].sum()
-    factors = excess.sign() / (count * num_filled).clamp(min=1) * num_valid / (num_images * num_classes)
-    return (factors * present if ignore_empty_classes else factors).to(logits.dtype)
-
-
-@_bin_factors.register_fake
-def _(logits: Tensor, labels: Tensor, mask: Tensor | None, num_bins: int, ignore_empty_classes: bool) -> Tensor:
-    return logits.new_empty(*logits.shape[:2], num_bins)
+    def _bins(self, p: Tensor) -> Tensor:
+        """Bin of each probability; of NaN, any bin."""
+        return (p.double() * self.num_bins).ceil().long().sub(1).clamp(0, self.num_bins - 1)

@@ -5,38 +5,14 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from calib_components.arguments import check_ignore_index, check_number
-from calib_components.losses import defaults
-from calib_components.losses.base import CalibrationLoss
-from calib_components.losses.inputs import Target, check_inputs
-from calib_components.losses.l1_ace import ace_of_voxels, check_ace_options, true_probabilities
-from calib_components.losses.slabs import Slab, mean_over_voxels
+from calib_components.errors import check_number
+from calib_components.losses.base import Labels, whole
+from calib_components.losses.l1_ace import L1ACELoss
 
 SMOOTH = 1e-5  # as in MONAI: the overlap of a class that is neither predicted nor present counts as complete
 
 
-def l1_ace_dice_ce_loss(
-    input: Tensor,
-    target: Tensor,
-    *,
-    penalty_weight: float = defaults.ACE_WEIGHT,
-    num_bins: int = defaults.NUM_BINS,
-    ignore_empty_classes: bool = defaults.IGNORE_EMPTY_CLASSES,
-    ignore_index: int | None = None,
-) -> Tensor:
-    """Functional form of `L1ACEDiceCELoss`, which documents formula, shapes, options and errors."""
-    check_number("penalty_weight", penalty_weight, 0)
-    check_ace_options(num_bins, ignore_empty_classes)
-    logits, checked = check_inputs(input, target, ignore_index)
-    ace = ace_of_voxels(logits, checked, num_bins, ignore_empty_classes)
-
-    def voxel_losses(logits: Tensor, labels: Tensor, slab: Slab) -> Tensor:
-        return F.cross_entropy(logits, labels, reduction="none") + penalty_weight * ace(logits, labels, slab)
-
-    return mean_over_voxels(voxel_losses, logits, checked) + _dice(logits, checked)
-
-
-class L1ACEDiceCELoss(CalibrationLoss):
+class L1ACEDiceCELoss(L1ACELoss):
     """Cross-entropy plus Dice plus L1 average calibration error, the loss of the paper on L1-ACE.
 
     ```python
@@ -64,13 +40,11 @@ class L1ACEDiceCELoss(CalibrationLoss):
         num_bins: Number of bins, see `L1ACELoss`. Default: `20`.
         ignore_empty_classes: Whether the calibration error of a class that an image does not contain counts as 0.
             Default: `True`.
-        ignore_index: Label of voxels that do not count; for class indices only. If every voxel is ignored, the loss is
-            0. Default: `None`.
+        ignore_index: Label of voxels that do not count; for class indices only. Default: `None`.
 
     Raises:
-        TypeError: The input is not floating point, or the target is not a tensor of numbers.
-        ValueError: The weight is negative, the number of bins is not from 1 to 10,000, the shapes do not match, or the
-            values are not logits, class indices or probabilities.
+        InputError: The weight is negative, the number of bins is below 1, the shapes do not match, or the values are
+            not logits, class indices or probabilities.
 
     Examples:
         >>> import torch
@@ -83,36 +57,27 @@ class L1ACEDiceCELoss(CalibrationLoss):
 
     def __init__(
         self,
-        penalty_weight: float = defaults.ACE_WEIGHT,
-        num_bins: int = defaults.NUM_BINS,
-        ignore_empty_classes: bool = defaults.IGNORE_EMPTY_CLASSES,
+        penalty_weight: float = 1.0,
+        num_bins: int = 20,
+        ignore_empty_classes: bool = True,
         ignore_index: int | None = None,
     ) -> None:
-        super().__init__()
-        check_ignore_index(ignore_index)
+        super().__init__(num_bins, ignore_empty_classes, ignore_index)
         check_number("penalty_weight", penalty_weight, 0)
-        check_ace_options(num_bins, ignore_empty_classes)
         self.penalty_weight = penalty_weight
-        self.num_bins = num_bins
-        self.ignore_empty_classes = ignore_empty_classes
-        self.ignore_index = ignore_index
 
-    def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        return l1_ace_dice_ce_loss(
-            input,
-            target,
-            penalty_weight=self.penalty_weight,
-            num_bins=self.num_bins,
-            ignore_empty_classes=self.ignore_empty_classes,
-            ignore_index=self.ignore_index,
-        )
+    def mean(self, logits: Tensor, labels: Labels) -> Tensor:
+        return super().mean(logits, labels) + dice_loss(logits, labels)
+
+    def voxel_loss(self, logits: Tensor, labels: Tensor, factors: Tensor) -> Tensor:
+        cross_entropy = F.cross_entropy(logits, labels, reduction="none")
+        return cross_entropy + self.penalty_weight * super().voxel_loss(logits, labels, factors)
 
 
-def _dice(logits: Tensor, target: Target) -> Tensor:
-    """`monai.losses.DiceLoss(softmax=True)`, over the voxels that count and in a form that can be compiled."""
-    p = logits.softmax(1)
-    y = true_probabilities(target.labels, p)
-    if target.mask is not None:
-        p, y = p * target.mask.unsqueeze(1), y * target.mask.unsqueeze(1)
+def dice_loss(logits: Tensor, labels: Labels) -> Tensor:
+    """`monai.losses.DiceLoss(softmax=True)`, over the voxels that count."""
+    p, y = logits.softmax(1), labels.probabilities(whole(logits), logits.dtype)
+    counted = labels.counted(whole(logits), logits.dtype)
+    p = p if counted is None else p * counted
     overlap, sizes = (p * y).flatten(2).sum(2), (p + y).flatten(2).sum(2)
     return (1 - (2 * overlap + SMOOTH) / (sizes + SMOOTH)).mean()

@@ -5,24 +5,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from calib_components.arguments import check_ignore_index, check_number
-from calib_components.losses import defaults
+from calib_components.errors import check_number
 from calib_components.losses.base import CalibrationLoss
-from calib_components.losses.inputs import check_inputs
-from calib_components.losses.slabs import Slab, mean_over_voxels
-
-
-def label_smoothing_loss(
-    input: Tensor, target: Tensor, *, alpha: float = defaults.ALPHA, ignore_index: int | None = None
-) -> Tensor:
-    """Functional form of `LabelSmoothingLoss`, which documents formula, shapes, options and errors."""
-    check_number("alpha", alpha, 0, 1)
-    logits, checked = check_inputs(input, target, ignore_index)
-
-    def voxel_losses(logits: Tensor, labels: Tensor, _: Slab) -> Tensor:
-        return F.cross_entropy(logits, labels, label_smoothing=alpha, reduction="none")
-
-    return mean_over_voxels(voxel_losses, logits, checked)
 
 
 class LabelSmoothingLoss(CalibrationLoss):
@@ -48,12 +32,10 @@ class LabelSmoothingLoss(CalibrationLoss):
 
     Args:
         alpha: Amount of smoothing, from 0 to 1. Default: `0.1`.
-        ignore_index: Label of voxels that do not count; for class indices only. If every voxel is ignored, the loss is
-            0. Default: `None`.
+        ignore_index: Label of voxels that do not count; for class indices only. Default: `None`.
 
     Raises:
-        TypeError: The input is not floating point, or the target is not a tensor of numbers.
-        ValueError: Alpha is out of range, the shapes do not match, or the values are not logits, class indices or
+        InputError: Alpha is out of range, the shapes do not match, or the values are not logits, class indices or
             probabilities.
 
     Examples:
@@ -65,12 +47,10 @@ class LabelSmoothingLoss(CalibrationLoss):
         >>> loss(logits, labels).backward()
     """
 
-    def __init__(self, alpha: float = defaults.ALPHA, ignore_index: int | None = None) -> None:
-        super().__init__()
-        check_ignore_index(ignore_index)
+    def __init__(self, alpha: float = 0.1, ignore_index: int | None = None) -> None:
+        super().__init__(ignore_index)
         check_number("alpha", alpha, 0, 1)
         self.alpha = alpha
-        self.ignore_index = ignore_index
 
-    def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        return label_smoothing_loss(input, target, alpha=self.alpha, ignore_index=self.ignore_index)
+    def voxel_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(logits, labels, label_smoothing=self.alpha, reduction="none")

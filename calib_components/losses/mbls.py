@@ -5,31 +5,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from calib_components.arguments import check_ignore_index, check_number
-from calib_components.losses import defaults
+from calib_components.errors import check_number
 from calib_components.losses.base import CalibrationLoss
-from calib_components.losses.inputs import check_inputs
-from calib_components.losses.slabs import Slab, mean_over_voxels
-
-
-def mbls_loss(
-    input: Tensor,
-    target: Tensor,
-    *,
-    margin: float = defaults.MARGIN,
-    penalty_weight: float = defaults.PENALTY_WEIGHT,
-    ignore_index: int | None = None,
-) -> Tensor:
-    """Functional form of `MbLSLoss`, which documents formula, shapes, options and errors."""
-    check_number("margin", margin, 0)
-    check_number("penalty_weight", penalty_weight, 0)
-    logits, checked = check_inputs(input, target, ignore_index)
-
-    def voxel_losses(logits: Tensor, labels: Tensor, _: Slab) -> Tensor:
-        excess = F.relu(logits.amax(1, keepdim=True) - margin - logits)
-        return F.cross_entropy(logits, labels, reduction="none") + penalty_weight / logits.shape[1] * excess.sum(1)
-
-    return mean_over_voxels(voxel_losses, logits, checked)
 
 
 class MbLSLoss(CalibrationLoss):
@@ -57,12 +34,10 @@ class MbLSLoss(CalibrationLoss):
     Args:
         margin: Largest difference to the largest logit that is not penalised (the paper's m). Default: `5.0`.
         penalty_weight: Weight of the penalty (the paper's lambda). Default: `0.1`.
-        ignore_index: Label of voxels that do not count; for class indices only. If every voxel is ignored, the loss is
-            0. Default: `None`.
+        ignore_index: Label of voxels that do not count; for class indices only. Default: `None`.
 
     Raises:
-        TypeError: The input is not floating point, or the target is not a tensor of numbers.
-        ValueError: The margin or weight is negative, the shapes do not match, or the values are not logits, class
+        InputError: The margin or weight is negative, the shapes do not match, or the values are not logits, class
             indices or probabilities.
 
     Examples:
@@ -74,25 +49,13 @@ class MbLSLoss(CalibrationLoss):
         >>> loss(logits, labels).backward()
     """
 
-    def __init__(
-        self,
-        margin: float = defaults.MARGIN,
-        penalty_weight: float = defaults.PENALTY_WEIGHT,
-        ignore_index: int | None = None,
-    ) -> None:
-        super().__init__()
-        check_ignore_index(ignore_index)
+    def __init__(self, margin: float = 5.0, penalty_weight: float = 0.1, ignore_index: int | None = None) -> None:
+        super().__init__(ignore_index)
         check_number("margin", margin, 0)
         check_number("penalty_weight", penalty_weight, 0)
         self.margin = margin
         self.penalty_weight = penalty_weight
-        self.ignore_index = ignore_index
 
-    def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        return mbls_loss(
-            input,
-            target,
-            margin=self.margin,
-            penalty_weight=self.penalty_weight,
-            ignore_index=self.ignore_index,
-        )
+    def voxel_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        excess = F.relu(logits.amax(1, keepdim=True) - logits - self.margin)
+        return F.cross_entropy(logits, labels, reduction="none") + self.penalty_weight * excess.mean(1)

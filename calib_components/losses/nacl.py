@@ -5,41 +5,9 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from calib_components.arguments import check_choice, check_ignore_index, check_number
-from calib_components.losses import defaults
-from calib_components.losses.base import CalibrationLoss
-from calib_components.losses.inputs import check_inputs
-from calib_components.losses.priors import check_prior, slab_prior
-from calib_components.losses.slabs import Slab, mean_over_voxels
-
-PENALTIES = ("l1", "l2")
-CONSTRAINTS = ("logits", "softmax")
-
-
-def nacl_loss(
-    input: Tensor,
-    target: Tensor,
-    *,
-    prior: str = defaults.PRIOR,
-    kernel_size: int = defaults.KERNEL_SIZE,
-    sigma: float = defaults.SIGMA,
-    penalty: str = defaults.PENALTY,
-    constraint: str = defaults.CONSTRAINT,
-    penalty_weight: float = defaults.PENALTY_WEIGHT,
-    padding: str = defaults.PADDING,
-    ignore_index: int | None = None,
-) -> Tensor:
-    """Functional form of `NACLLoss`, which documents formula, shapes, options and errors."""
-    _check_options(prior, kernel_size, sigma, penalty, constraint, penalty_weight, padding)
-    logits, checked = check_inputs(input, target, ignore_index)
-
-    def voxel_losses(logits: Tensor, labels: Tensor, slab: Slab) -> Tensor:
-        expected = slab_prior(checked, slab, logits.shape[1], prior, kernel_size, sigma, padding, logits.dtype)
-        difference = (logits if constraint == "logits" else logits.softmax(1)) - expected
-        distance = difference.abs() if penalty == "l1" else difference.square()
-        return F.cross_entropy(logits, labels, reduction="none") + penalty_weight / logits.shape[1] * distance.sum(1)
-
-    return mean_over_voxels(voxel_losses, logits, checked)
+from calib_components.errors import check_choice, check_number
+from calib_components.losses.base import CalibrationLoss, Labels, Prepared
+from calib_components.losses.priors import PROPORTIONS, Window
 
 
 class NACLLoss(CalibrationLoss):
@@ -88,12 +56,11 @@ class NACLLoss(CalibrationLoss):
         constraint: What is kept near the prior, `"logits"` (the paper's choice) or `"softmax"`. Default: `"logits"`.
         penalty_weight: Weight of the penalty (the paper's lambda). Default: `0.1`.
         padding: Labels beyond the image, `"replicate"` or `"background"`; see `neighbor_prior`. Default: `"replicate"`.
-        ignore_index: Label of voxels that count neither in the means nor in any window; for class indices only. If
-            every voxel is ignored, the loss is 0. Default: `None`.
+        ignore_index: Label of voxels that count neither in the means nor in any window; for class indices only.
+            Default: `None`.
 
     Raises:
-        TypeError: The input is not floating point, or the target is not a tensor of numbers.
-        ValueError: An option has an unknown value or the weight is negative, the shapes do not match, or the values are
+        InputError: An option has an unknown value or the weight is negative, the shapes do not match, or the values are
             not logits, class indices or probabilities.
 
     Examples:
@@ -107,46 +74,29 @@ class NACLLoss(CalibrationLoss):
 
     def __init__(
         self,
-        prior: str = defaults.PRIOR,
-        kernel_size: int = defaults.KERNEL_SIZE,
-        sigma: float = defaults.SIGMA,
-        penalty: str = defaults.PENALTY,
-        constraint: str = defaults.CONSTRAINT,
-        penalty_weight: float = defaults.PENALTY_WEIGHT,
-        padding: str = defaults.PADDING,
+        prior: str = "mean",
+        kernel_size: int = 3,
+        sigma: float = 2.0,
+        penalty: str = "l1",
+        constraint: str = "logits",
+        penalty_weight: float = 0.1,
+        padding: str = "replicate",
         ignore_index: int | None = None,
     ) -> None:
-        super().__init__()
-        check_ignore_index(ignore_index)
-        _check_options(prior, kernel_size, sigma, penalty, constraint, penalty_weight, padding)
-        self.prior = prior
-        self.kernel_size = kernel_size
-        self.sigma = sigma
+        super().__init__(ignore_index)
+        self.window = Window(prior, kernel_size, sigma, padding)
+        check_choice("penalty", penalty, ("l1", "l2"))
+        check_choice("constraint", constraint, ("logits", "softmax"))
+        check_number("penalty_weight", penalty_weight, 0)
         self.penalty = penalty
         self.constraint = constraint
         self.penalty_weight = penalty_weight
-        self.padding = padding
-        self.ignore_index = ignore_index
+        self.accepts_probabilities = prior in PROPORTIONS
 
-    def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        return nacl_loss(
-            input,
-            target,
-            prior=self.prior,
-            kernel_size=self.kernel_size,
-            sigma=self.sigma,
-            penalty=self.penalty,
-            constraint=self.constraint,
-            penalty_weight=self.penalty_weight,
-            padding=self.padding,
-            ignore_index=self.ignore_index,
-        )
+    def prepare(self, logits: Tensor, labels: Labels) -> Prepared:
+        return lambda slab: self.window.prior(labels, slab, logits.dtype)
 
-
-def _check_options(
-    prior: str, kernel_size: int, sigma: float, penalty: str, constraint: str, penalty_weight: float, padding: str
-) -> None:
-    check_prior(prior, kernel_size, sigma, padding)
-    check_choice("penalty", penalty, PENALTIES)
-    check_choice("constraint", constraint, CONSTRAINTS)
-    check_number("penalty_weight", penalty_weight, 0)
+    def voxel_loss(self, logits: Tensor, labels: Tensor, prior: Tensor) -> Tensor:
+        difference = (logits if self.constraint == "logits" else logits.softmax(1)) - prior
+        distance = difference.abs() if self.penalty == "l1" else difference.square()
+        return F.cross_entropy(logits, labels, reduction="none") + self.penalty_weight * distance.mean(1)

@@ -5,33 +5,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from calib_components.arguments import check_ignore_index
-from calib_components.losses import defaults
-from calib_components.losses.base import CalibrationLoss
-from calib_components.losses.inputs import check_inputs
-from calib_components.losses.priors import check_prior, slab_prior
-from calib_components.losses.slabs import Slab, mean_over_voxels
-
-
-def svls_loss(
-    input: Tensor,
-    target: Tensor,
-    *,
-    kernel_size: int = defaults.KERNEL_SIZE,
-    sigma: float = defaults.SIGMA,
-    ignore_index: int | None = None,
-) -> Tensor:
-    """Functional form of `SVLSLoss`, which documents formula, shapes, options and errors."""
-    check_prior("gaussian", kernel_size, sigma, "replicate")
-    logits, checked = check_inputs(input, target, ignore_index)
-
-    def voxel_losses(logits: Tensor, _: Tensor, slab: Slab) -> Tensor:
-        soft_labels = slab_prior(
-            checked, slab, logits.shape[1], "gaussian", kernel_size, sigma, "replicate", logits.dtype
-        )
-        return -(soft_labels * F.log_softmax(logits, dim=1)).sum(1)
-
-    return mean_over_voxels(voxel_losses, logits, checked)
+from calib_components.losses.base import CalibrationLoss, Labels, Prepared
+from calib_components.losses.priors import Window
 
 
 class SVLSLoss(CalibrationLoss):
@@ -62,12 +37,10 @@ class SVLSLoss(CalibrationLoss):
     Args:
         kernel_size: Side length of the kernel (square or cube) in voxels, odd and at least 3. Default: `3`.
         sigma: Standard deviation of the Gaussian in voxels. Default: `2.0`.
-        ignore_index: Label of voxels that do not count; for class indices only. If every voxel is ignored, the loss is
-            0. Default: `None`.
+        ignore_index: Label of voxels that do not count; for class indices only. Default: `None`.
 
     Raises:
-        TypeError: The input is not floating point, or the target is not a tensor of numbers.
-        ValueError: The kernel size is even or the sigma too small, the shapes do not match, or the values are not
+        InputError: The kernel size is even or the sigma too small, the shapes do not match, or the values are not
             logits, class indices or probabilities.
 
     Examples:
@@ -79,18 +52,12 @@ class SVLSLoss(CalibrationLoss):
         >>> loss(logits, labels).backward()
     """
 
-    def __init__(
-        self,
-        kernel_size: int = defaults.KERNEL_SIZE,
-        sigma: float = defaults.SIGMA,
-        ignore_index: int | None = None,
-    ) -> None:
-        super().__init__()
-        check_ignore_index(ignore_index)
-        check_prior("gaussian", kernel_size, sigma, "replicate")
-        self.kernel_size = kernel_size
-        self.sigma = sigma
-        self.ignore_index = ignore_index
+    def __init__(self, kernel_size: int = 3, sigma: float = 2.0, ignore_index: int | None = None) -> None:
+        super().__init__(ignore_index)
+        self.window = Window("gaussian", kernel_size, sigma)
 
-    def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        return svls_loss(input, target, kernel_size=self.kernel_size, sigma=self.sigma, ignore_index=self.ignore_index)
+    def prepare(self, logits: Tensor, labels: Labels) -> Prepared:
+        return lambda slab: self.window.prior(labels, slab, logits.dtype)
+
+    def voxel_loss(self, logits: Tensor, labels: Tensor, soft_labels: Tensor) -> Tensor:
+        return F.cross_entropy(logits, soft_labels, reduction="none")

@@ -1,0 +1,153 @@
+"""The base of the losses: bad input, compiled code and threads."""
+
+from __future__ import annotations
+
+import math
+import os
+import warnings
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from calib_components.errors import InputError
+from calib_components.losses import (
+    EntropyPenaltyLoss,
+    FocalLoss,
+    L1ACEDiceCELoss,
+    L1ACELoss,
+    LabelSmoothingLoss,
+    MbLSLoss,
+    NACLLoss,
+    SVLSLoss,
+    base,
+    neighbor_prior,
+)
+from tests.calib_components.losses.test_losses import (
+    FORMULAS,
+    SHAPES,
+    example,
+    num_threads,
+    one_hot,
+    value_and_gradient,
+)
+
+X, Y = example(SHAPES[0])
+P = X.softmax(1)
+NAN = torch.where(X.max() == X, math.nan, X)
+
+
+@pytest.mark.parametrize(
+    ("logits", "target", "message"),
+    [
+        (X[0], Y, "input must be logits"),
+        (X[:, :1], Y, "one channel x of a sigmoid"),
+        (X, Y[..., :4], "target must have shape"),
+        (X.movedim(1, -1), Y, "target must have shape"),
+        (X, Y + 2, "target: class indices must be from 0 to 3, got values from 2 to 4"),
+        (X, Y - 1, "target: class indices must be from 0 to 3, got values from -1 to 1"),
+        (X, (Y - 1).to(torch.uint8), "class indices must be from 0 to 3"),
+        (X, Y + 0.5, "whole numbers"),
+        (X, Y.float().masked_fill(Y == 1, math.nan), "whole numbers"),
+        (X, X, "must not be negative"),
+        (X, torch.where(P.max() == P, math.nan, P), "must not be negative"),
+        (X, X.sigmoid(), "sum to 1"),
+        (NAN, Y, "input: logits must be finite"),
+        (torch.where(X.max() == X, math.inf, X), Y, "input: logits must be finite"),
+    ],
+)
+def test_bad_input(logits: torch.Tensor, target: torch.Tensor, message: str) -> None:
+    for loss in (NACLLoss(), LabelSmoothingLoss(), L1ACELoss(), L1ACEDiceCELoss()):
+        with pytest.raises(InputError, match=message):
+            loss(logits, target)
+
+
+def test_ignore_index_and_target() -> None:
+    with pytest.raises(InputError, match="or ignore_index 254"):
+        SVLSLoss(ignore_index=254)(X, torch.full_like(Y, 255))
+    with pytest.raises(InputError, match="ignore_index"):
+        MbLSLoss(ignore_index=255)(X, P)
+    torch.testing.assert_close(NACLLoss(ignore_index=-100)(X, Y.to(torch.uint8)), NACLLoss()(X, Y))
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (lambda: NACLLoss(prior="average"), "prior"),
+        (lambda: NACLLoss(padding="zeros"), "padding"),
+        (lambda: NACLLoss(penalty="L1"), "penalty"),
+        (lambda: NACLLoss(constraint="logit"), "constraint"),
+        (lambda: NACLLoss(penalty_weight=-0.1), "penalty_weight"),
+        (lambda: NACLLoss(kernel_size=4), "kernel_size"),
+        (lambda: NACLLoss(kernel_size=-1), "kernel_size"),
+        (lambda: SVLSLoss(kernel_size=1), "kernel_size"),
+        (lambda: SVLSLoss(sigma=0), "sigma"),
+        (lambda: FocalLoss(gamma=-1), "gamma"),
+        (lambda: LabelSmoothingLoss(alpha=2), "alpha"),
+        (lambda: MbLSLoss(margin=math.nan), "margin"),
+        (lambda: MbLSLoss(penalty_weight=-1), "penalty_weight"),
+        (lambda: EntropyPenaltyLoss(penalty_weight=-1), "penalty_weight"),
+        (lambda: L1ACELoss(num_bins=0), "num_bins"),
+        (lambda: L1ACEDiceCELoss(penalty_weight=-1), "penalty_weight"),
+        (lambda: neighbor_prior(Y, 1), "num_classes"),
+        (lambda: neighbor_prior(Y[0, 0], 4), "target"),
+        (lambda: neighbor_prior(torch.zeros(1, 2, 5, 5, 5), 3), "target"),
+        (lambda: neighbor_prior(Y, 2), "target"),
+        (lambda: neighbor_prior(P, 4, "mode"), "target"),
+    ],
+)
+def test_bad_options(make: Callable[[], object], name: str) -> None:
+    with pytest.raises(InputError, match=f"^{name}"):
+        make()
+
+
+@pytest.mark.parametrize("loss", [NACLLoss(), FocalLoss()], ids=repr)
+def test_probabilities_in_place_of_logits_warn_once(loss: torch.nn.Module) -> None:
+    for activated in (P, X.sigmoid(), one_hot(Y, 4)):
+        base.warn_once.cache_clear()
+        with pytest.warns(UserWarning, match="softmax"):
+            loss(activated, Y)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loss(P, Y)
+        base.warn_once.cache_clear()
+        for logits in (X, torch.zeros_like(X), 1.5 * P, torch.cat([P[:2], X[2:]])):
+            loss(logits, Y)
+
+
+@pytest.mark.parametrize("name", ["nacl_mean", "nacl_mode", "nacl_median", "svls", "focal", "l1_ace_dice_ce"])
+def test_compiled_equals_eager(name: str) -> None:
+    loss = FORMULAS[name][0](ignore_index=1)
+    torch._dynamo.reset()
+    compiled = torch.compile(loss, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(value_and_gradient(compiled, X, Y), value_and_gradient(loss, X, Y))
+    if name == "nacl_mean":
+        with pytest.raises(ValueError, match="class indices must be from 0 to 3"):
+            compiled(X, Y + 2)
+        with pytest.raises(ValueError, match="logits must be finite"):
+            compiled(NAN, Y)
+
+
+@pytest.mark.slow
+def test_compiled_with_inductor() -> None:
+    """With two threads: an assertion that fails in a parallel loop of compiled code would end the process."""
+    logits, target = (part.repeat(2, 1, 20, 20) for part in example(SHAPES[0]))
+    torch._dynamo.reset()
+    with num_threads(2):
+        compiled = torch.compile(NACLLoss(), fullgraph=True)
+        torch.testing.assert_close(
+            value_and_gradient(compiled, logits, target), value_and_gradient(NACLLoss(), logits, target)
+        )
+        with pytest.raises(ValueError, match="class indices must be from 0 to 3"):
+            compiled(logits, target + 2)
+
+
+def test_threads_of_the_losses_leave_the_number_of_threads_and_are_others_after_a_fork(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(base, "CPU_SLAB", 100)
+    expected = NACLLoss()(X, Y)
+    with num_threads(2):
+        torch.testing.assert_close(NACLLoss()(X, Y), expected)
+        assert torch.get_num_threads() == 2
+        assert base._threads(2, os.getpid()) is not base._threads(2, -1)
