@@ -21,9 +21,9 @@ from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
 from calib_components.errors import writing
-from calib_components.handlers.evaluation_files import read_regions
 from calib_components.metrics import CalibrationBins
 from calib_components.tools.cli import run
+from calib_components.tools.report.data import Row, read_compact
 
 ROOT = Path(__file__).resolve().parents[1]
 BUNDLE = ROOT / "bundles" / "acdc_mri_nacl_segmentation"
@@ -31,8 +31,11 @@ RESULTS = ROOT / "results" / "acdc" / "further"
 CASE, SLICE = "patient004_frame01", 4  # one that suits a network which was not trained on phantoms
 HALF = 38  # pixels from the centre of the heart to the edge of the picture
 STRUCTURES = {"right ventricle": "#e69f00", "myocardium": "#56b4e9", "left ventricle": "#cc79a7"}
-NETWORKS = ("ce_dice/seed0", "ce_dice/seed0/temperature", "nacl_softmax/seed0")
-TITLES = ("CE + Dice", "with temperature", "NACL on the softmax")
+NETWORKS = {  # of seed 0
+    "CE + Dice": Row("ce_dice"),
+    "with temperature": Row("ce_dice", "with"),
+    "NACL on the softmax": Row("nacl_softmax"),
+}
 ACCURACY, OVER, UNDER = "tab:blue", "lightcoral", "gold"  # as in calib_components.figures
 BIN = 13  # the annotated bin of the reliability diagrams, 0.87 to 0.93
 
@@ -47,8 +50,9 @@ def draw_overview(out: Path = ROOT / "docs" / "overview.png") -> None:
     add_legend(left, STRUCTURES)
     right.suptitle("Predicted foreground of 16 test patients of ACDC", fontsize=11, y=0.98)
     panels = right.subplots(1, 3, gridspec_kw={"left": 0.08, "right": 0.98, "bottom": 0.22, "top": 0.8, "wspace": 0.2})
-    for axes, folder, title in zip(panels, NETWORKS, TITLES, strict=True):
-        draw_reliability(axes, read_regions(RESULTS / folder)["predicted"]["top_label"], title)
+    results = read_compact(RESULTS)
+    for axes, (title, row) in zip(panels, NETWORKS.items(), strict=True):
+        draw_reliability(axes, results.pooled_bins(row, "predicted", seed=0), title)
         axes.tick_params(labelleft=axes is panels[0])
     panels[0].set_ylabel("accuracy", fontsize=9, labelpad=2)
     add_legend(right, {"accuracy": ACCURACY, "overconfident": OVER, "underconfident": UNDER})

@@ -12,14 +12,13 @@ from matplotlib.figure import Figure
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for a clone that is not installed
 
 from calib_components.errors import writing
-from calib_components.handlers.evaluation_files import read_regions
 from calib_components.tools.cli import run
-from calib_components.tools.report.page import to_png
+from calib_components.tools.report.data import Row, read_compact
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results/acdc/variants"
 NETWORKS = {0.01: "nacl_0.01", 0.03: "nacl_0.03", 0.1: "nacl", 0.3: "nacl_0.3"}
-PLACES = {"ACDC": ".", "bSSFP, another hospital": "on_bssfp", "LGE, another sequence": "on_lge"}
+PLACES = {"ACDC": "", "bSSFP, another hospital": "bssfp", "LGE, another sequence": "lge"}
 
 
 def ceiling(weight: float, num_classes: int) -> float:
@@ -33,7 +32,7 @@ def draw_penalty_weight(results: Path = RESULTS, out: Path = ROOT / "docs" / "pe
     """Draw the picture.
 
     Args:
-        results: Folder that compare_losses wrote.
+        results: Compact results of the comparison.
         out: The PNG file to write.
     """
     figure = Figure(figsize=(11, 3.2), dpi=150, layout="constrained")
@@ -44,8 +43,9 @@ def draw_penalty_weight(results: Path = RESULTS, out: Path = ROOT / "docs" / "pe
     left.axvline(0.1, color="black", linewidth=1, linestyle="--")
     left.set(xlabel="penalty_weight", ylabel="Highest confidence", ylim=(0.7, 1), title="Ceiling, N classes")
     left.legend(frameon=False)
-    for axes, (place, folder) in zip(others, PLACES.items(), strict=True):
-        bins = [read_regions(results / name / "seed0" / folder)["predicted"]["top_label"] for name in NETWORKS.values()]
+    found = read_compact(results)
+    for axes, (place, test_set) in zip(others, PLACES.items(), strict=True):
+        bins = [found.pooled_bins(Row(name, test_set=test_set), "predicted") for name in NETWORKS.values()]
         for sums, label in (("confidence_sum", "confidence"), ("num_correct", "accuracy")):
             means = [(getattr(of_weight, sums).sum() / of_weight.count.sum()).item() for of_weight in bins]
             axes.plot(list(NETWORKS), means, marker="o", label=label)
@@ -55,7 +55,7 @@ def draw_penalty_weight(results: Path = RESULTS, out: Path = ROOT / "docs" / "pe
     others[0].set_ylabel("Where a structure is predicted")
     others[0].legend(frameon=False)
     with writing(out) as unfinished:
-        unfinished.write_bytes(to_png(figure))
+        figure.savefig(unfinished, format="png")
 
 
 if __name__ == "__main__":

@@ -2,11 +2,12 @@
 
     python scripts/report.py results/acdc/three_seeds --out report --reference ce_dice
     python scripts/report.py results/acdc/three_seeds results/chaos --out report
-    python scripts/report.py results/acdc/three_seeds/svls/seed0 results/acdc/three_seeds/nacl/seed0 --out report
+    python scripts/report.py eval_of_one_network eval_of_another --out report
+    python scripts/report.py my_results --out report --compact my_results_in_five_files
 
-The first is the results folder of `scripts/compare_losses.py`; the methods of several of them are ranked over all
-their data sets. Evaluation folders, which `evaluate.yaml` of a bundle
-and `scripts/evaluate_predictions.py` write, are compared on their common cases; one alone is described. The page,
+The first is the results folder of `scripts/compare_losses.py`, or its compact form; the methods of several of them are
+ranked over all their data sets. Evaluation folders, which `evaluate.yaml` of a bundle and
+`scripts/evaluate_predictions.py` write, are compared on their common cases; one alone is described. The page,
 `index.html`, begins with its conclusion, holds all its figures and needs no network; the same tables are in
 `report.md` and CSV files.
 """

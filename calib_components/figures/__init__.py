@@ -1,10 +1,13 @@
-"""Figures, drawn from saved results without running a network. Requires matplotlib, unlike losses and metrics."""
+"""Figures, drawn from saved results without running a network. Requires matplotlib, unlike losses and metrics.
 
-from calib_components.figures.cases import uncertainty_overlay
+Every function returns a `matplotlib.figure.Figure` without a window: save it with `figure.savefig(path)`.
+"""
+
 from calib_components.figures.clinical import (
     expected_dsc_scatter,
     risk_coverage_curves,
     threshold_curves,
+    uncertainty_overlay,
     volume_agreement,
 )
 from calib_components.figures.comparison import logit_bars, mean_intervals, rank_heat_map, rank_lines

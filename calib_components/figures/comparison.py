@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -10,11 +9,11 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from numpy.typing import ArrayLike
 
-from calib_components.figures.style import NAME, TICK, class_color, literal
+from calib_components.figures.style import NAME, PALETTE, TICK, class_color, literal, panel_grid
 
 __all__ = ["logit_bars", "mean_intervals", "rank_heat_map", "rank_lines"]
 
-COLORS = 8  # of class_color, before they repeat
+BLUE = PALETTE[7]
 
 
 def mean_intervals(panels: Mapping[str, ArrayLike], rows: Sequence[str], hollow: Sequence[bool]) -> Figure:
@@ -25,36 +24,25 @@ def mean_intervals(panels: Mapping[str, ArrayLike], rows: Sequence[str], hollow:
         rows: Names of the rows, from above.
         hollow: Whether the mark of a row is hollow, such as those of networks with a temperature.
 
-    Returns:
-        A figure without a window.
-
     Examples:
         >>> from calib_components.figures import mean_intervals
         >>> means = [[0.05, 0.04, 0.06], [0.03, 0.02, 0.04]]
         >>> figure = mean_intervals({"ECE": means}, ["SVLS", "SVLS + T"], [False, True])
     """
-    if not panels:
-        raise ValueError("panels: expected at least one, got none")
-    tables = {title: np.asarray(table, float) for title, table in panels.items()}
-    color, columns = class_color(7), min(len(tables), 3)
-    lines = math.ceil(len(tables) / columns)
-    size = (1.4 + 2.5 * columns, lines * (0.7 + 0.21 * len(rows)))
-    figure = Figure(figsize=size, dpi=150, layout="constrained")
-    all_axes = figure.subplots(lines, columns, squeeze=False, sharey=True).flatten()
-    for axes, (title, table) in zip(all_axes, tables.items(), strict=False):
-        for row, (mean, low, high) in enumerate(table):
-            axes.plot([low, high], [row, row], color=color, linewidth=1.5)
-            axes.plot(mean, row, "o", color=color, markersize=5, markerfacecolor="white" if hollow[row] else color)
+    figure, grid = panel_grid(len(panels), 3, 2.5, 0.7 + 0.21 * len(rows), extra=(1.4, 0))
+    for (axes,), (title, table) in zip(grid, panels.items(), strict=True):
+        for row, (mean, low, high) in enumerate(np.asarray(table, float)):
+            axes.plot([low, high], [row, row], color=BLUE, linewidth=1.5)
+            axes.plot(mean, row, "o", color=BLUE, markersize=5, markerfacecolor="white" if hollow[row] else BLUE)
         axes.set_title(title, fontsize="medium")
-        axes.set_yticks(range(len(rows)), [literal(name, NAME) for name in rows])
+        first = axes.get_subplotspec().is_first_col()
+        axes.set_yticks(range(len(rows)), [literal(name, NAME) for name in rows] if first else [""] * len(rows))
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.tick_params(axis="y", length=0)
         axes.tick_params(axis="x", labelsize="small")
         axes.grid(axis="x", color="#dddddd", linewidth=0.8)
         axes.set_axisbelow(True)
         axes.spines[["top", "right", "left"]].set_visible(False)
-    for axes in all_axes[len(tables) :]:
-        axes.remove()
     return figure
 
 
@@ -66,9 +54,6 @@ def rank_heat_map(ranks: ArrayLike, totals: ArrayLike, methods: Sequence[str], c
         totals: One number per method, such as the sum or the mean of its ranks; the smallest is best.
         methods: Names of the methods.
         columns: Names of the columns, and one more for the totals.
-
-    Returns:
-        A figure without a window.
 
     Examples:
         >>> from calib_components.figures import rank_heat_map
@@ -110,34 +95,26 @@ def rank_lines(panels: Mapping[str, ArrayLike], methods: Sequence[str], columns:
         methods: Names of the methods.
         columns: Names of the columns.
 
-    Returns:
-        A figure without a window.
-
     Examples:
         >>> from calib_components.figures import rank_lines
         >>> figure = rank_lines({"without": [[1, 2], [2, 1]], "with": [[1, 1], [2, 2]]}, ["A", "B"], ["ECE", "NLL"])
     """
-    tables = {title: np.asarray(ranks, float) for title, ranks in panels.items()}
-    size = (1.4 + (0.4 + 0.85 * len(columns)) * len(tables), 1.2 + 0.3 * len(methods))
+    size = (1.4 + (0.4 + 0.85 * len(columns)) * len(panels), 1.2 + 0.3 * len(methods))
     figure = Figure(figsize=size, dpi=150, layout="constrained")
-    all_axes = figure.subplots(1, len(tables), squeeze=False)[0]
-    last = len(columns) - 1
-    for axes, (title, ranks) in zip(all_axes, tables.items(), strict=True):
-        for index, of_method in enumerate(ranks):
-            name, style = literal(methods[index], NAME), "-" if index < COLORS else "--"
+    all_axes, last = figure.subplots(1, len(panels), squeeze=False)[0], len(columns) - 1
+    for axes, (title, ranks) in zip(all_axes, panels.items(), strict=True):
+        for index, of_method in enumerate(np.asarray(ranks, float)):
+            name, style = literal(methods[index], NAME), "-" if index < len(PALETTE) else "--"
             axes.plot(of_method, style, color=class_color(index + 1), marker="o", markersize=14, linewidth=2)
             for column, rank in enumerate(of_method):
                 axes.text(column, rank, f"{rank:g}", ha="center", va="center", fontsize="x-small")
-            place = {"textcoords": "offset points", "va": "center"}
-            if axes is all_axes[0]:
-                axes.annotate(name, (0, of_method[0]), (-12, 0), ha="right", **place)
-            if axes is all_axes[-1]:
-                axes.annotate(name, (last, of_method[last]), (12, 0), ha="left", **place)
+            for beside, place, offset, side in ((all_axes[0], 0, -12, "right"), (all_axes[-1], last, 12, "left")):
+                if axes is beside:
+                    point = {"textcoords": "offset points", "va": "center", "ha": side}
+                    axes.annotate(name, (place, of_method[place]), (offset, 0), **point)
         axes.set_title(title, fontsize="medium")
         axes.set_xticks(range(len(columns)), [literal(name, TICK, 2) for name in columns], fontsize="small")
-        axes.set_yticks([])
-        axes.set_ylim(len(methods) + 0.5, 0.5)
-        axes.set_xlim(-0.3, last + 0.3)
+        axes.set(yticks=[], ylim=(len(methods) + 0.5, 0.5), xlim=(-0.3, last + 0.3))
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
     return figure
@@ -151,41 +128,24 @@ def logit_bars(magnitudes: Mapping[str, ArrayLike], class_names: Sequence[str]) 
             `calib_components.metrics.LogitMagnitudeMetric.magnitudes`.
         class_names: Names of the N classes.
 
-    Returns:
-        A figure without a window.
-
     Examples:
         >>> from calib_components.figures import logit_bars
         >>> figure = logit_bars({"NACL": [[2.1, 0.3], [0.4, 1.9]]}, ["background", "heart"])
     """
-    if not magnitudes:
-        raise ValueError("magnitudes: expected at least one method, got none")
-    tables = {name: np.asarray(table, float) for name, table in magnitudes.items()}
-    num_classes = len(class_names)
-    columns = min(len(tables), 4)
-    rows = math.ceil(len(tables) / columns)
-    figure = Figure(figsize=(2.5 * columns + 0.6, 2.3 * rows + 0.6), dpi=150, layout="constrained")
-    panels = figure.subplots(rows, columns, squeeze=False, sharey=True).flatten()
-    width = 0.8 / num_classes
-    for axes, (name, table) in zip(panels, tables.items(), strict=False):
-        for channel in range(num_classes):
-            offset = (channel - (num_classes - 1) / 2) * width
-            axes.bar(np.arange(num_classes) + offset, table[:, channel], width, color=class_color(channel))
+    number = len(class_names)
+    figure, grid = panel_grid(len(magnitudes), 4, 2.5, 2.3, extra=(0.6, 0.6), sharey=True)
+    width = 0.8 / number
+    for (axes,), (name, table) in zip(grid, magnitudes.items(), strict=True):
+        for channel, values in enumerate(np.asarray(table, float).T):
+            offset = (channel - (number - 1) / 2) * width
+            axes.bar(np.arange(number) + offset, values, width, color=class_color(channel))
         axes.set_title(literal(name, NAME), fontsize="medium")
-        axes.set_xticks(range(num_classes), [literal(name, TICK, 4) for name in class_names], fontsize="x-small")
+        axes.set_xticks(range(number), [literal(name, TICK, 4) for name in class_names], fontsize="x-small")
         axes.spines[["top", "right"]].set_visible(False)
-    for axes in panels[len(tables) :]:
-        axes.remove()
     figure.supylabel("mean |logit|", fontsize="medium")
     figure.supxlabel("ground truth", fontsize="medium")
-    handles = [Patch(color=class_color(k)) for k in range(num_classes)]
-    figure.legend(
-        handles,
-        [literal(name, NAME) for name in class_names],
-        title="logit of",
-        loc="outside upper center",
-        ncols=min(num_classes, columns + 1),
-        frameon=False,
-        fontsize="small",
-    )
+    handles = [Patch(color=class_color(k), label=literal(name, NAME)) for k, name in enumerate(class_names)]
+    columns = min(number, min(len(magnitudes), 4) + 1)
+    place = {"loc": "outside upper center", "frameon": False, "fontsize": "small"}
+    figure.legend(handles=handles, title="logit of", ncols=columns, **place)
     return figure

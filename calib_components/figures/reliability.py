@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 
@@ -12,15 +11,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from calib_components.figures.style import literal
+from calib_components.figures.style import PANEL_TITLE, literal, panel_grid
 from calib_components.metrics import CalibrationBins, consistency_bands, resampled_errors
 
 __all__ = ["reliability_diagram"]
 
-MAX_COLUMNS = 5
-SMALLEST_SHARE = 1e-5  # where the axis of shares begins
-IF_TRUE = "if probabilities were true"
-BY_CHANCE = "by chance alone"
+SMALLEST_SHARE = 1e-5  # of the voxels: bins with fewer are not drawn
 
 
 def reliability_diagram(
@@ -48,11 +44,8 @@ def reliability_diagram(
             title, those of some panels are enough.
         bands: Whether to draw where 95 % of the accuracies of resampled labels are, in panels without `if_true`.
 
-    Returns:
-        A figure without a window; save it with `figure.savefig(path)`.
-
     Raises:
-        ValueError: Names are not one for each class, bins by title are classwise, or `if_true` does not match `bins`.
+        ValueError: Names are not one for each class, or `if_true` does not match `bins`.
 
     Source: Broecker and Smith, "Increasing the Reliability of Reliability Diagrams", Weather and Forecasting 22, 2007
     (the bands).
@@ -60,89 +53,71 @@ def reliability_diagram(
     Examples:
         >>> import torch
         >>> from calib_components.figures import reliability_diagram
-        >>> from calib_components.metrics import CalibrationBins, ECEMetric
+        >>> from calib_components.metrics import ECEMetric
         >>> metric = ECEMetric()
         >>> _ = metric(torch.rand(1, 4, 32, 32, 8).softmax(1), torch.randint(4, (1, 1, 32, 32, 8)))
         >>> reliability_diagram(metric.bins, if_true=metric.bins_if_true).savefig("reliability.png")  # doctest: +SKIP
-
-        Saved bins are drawn in the same way:
-
-        >>> saved = metric.bins.to_dict()
-        >>> figure = reliability_diagram(CalibrationBins.from_dict(saved))
     """
-    panels = _panels(bins, class_names)
-    expected = {} if if_true is None else _panels(if_true, class_names)
+    panels = _bins_of_panels(bins, class_names)
+    expected = {} if if_true is None else _bins_of_panels(if_true, class_names)
     for title, panel in expected.items():
         if title not in panels or panel.count.shape != panels[title].count.shape:
-            raise ValueError(f"if_true: expected the panels and number of bins of bins, got others in {title!r}")
-
-    columns = min(len(panels), MAX_COLUMNS)
-    rows = math.ceil(len(panels) / columns)
-    figure = Figure(figsize=(3 * columns + 1, 4.2 * rows + 0.4), dpi=150, layout="constrained")
-    grid = figure.add_gridspec(2 * rows, columns, height_ratios=[3, 1] * rows)
+            raise ValueError(f"if_true must have panels and numbers of bins of bins, {title!r} has not.")
+    figure, grid = panel_grid(len(panels), 5, 3, 4.2, height_ratios=[3, 1])
     legend: dict[str, Artist] = {}
-    for number, (title, panel) in enumerate(panels.items()):
-        row, column = divmod(number, columns)
-        upper, lower = figure.add_subplot(grid[2 * row, column]), figure.add_subplot(grid[2 * row + 1, column])
-        _draw_panel(upper, lower, panel, literal(title, 26, 3))
+    for (title, panel), (upper, lower) in zip(panels.items(), grid, strict=True):
+        _draw_reliability(upper, lower, panel, literal(title, PANEL_TITLE, 3))
         if title in expected:
             _mark_if_true(upper, panel, expected[title])
         elif bands:
             _mark_bands(upper, panel)
-        if column == 0:
+        if upper.get_subplotspec().is_first_col():
             classwise = isinstance(bins, CalibrationBins) and bins.count.ndim == 3
             upper.set_ylabel("Frequency of the class" if classwise else "Accuracy")
             lower.set_ylabel("Voxels")
         for handle, label in zip(*upper.get_legend_handles_labels(), strict=True):
             legend.setdefault(label, handle)
-    columns = min(4 if len(legend) == 4 else 3, 2 * columns)
+    columns = min(4 if len(legend) == 4 else 3, 2 * min(len(panels), 5))
     figure.legend([*legend.values()], [*legend], loc="outside lower center", ncols=columns, frameon=False)
     return figure
 
 
-def _panels(
+def _bins_of_panels(
     bins: CalibrationBins | Mapping[str, CalibrationBins], class_names: Sequence[str] | None
 ) -> dict[str, CalibrationBins]:
-    """Bins `(1, bins)` of each panel by its title."""
+    """Return bins `(1, bins)` of each panel by its title."""
     if isinstance(bins, Mapping):
-        if not bins:
-            raise ValueError("bins: expected at least one panel, got none")
-        for title, panel in bins.items():
-            if panel.count.ndim == 3:
-                raise ValueError(f"bins: expected top-label bins for each title, got classwise bins for {title!r}")
         return {title: panel.pooled() for title, panel in bins.items()}
     if bins.count.ndim == 2:
         return {"Predicted class": bins.pooled()}
     panels = bins.pooled().per_class()
     titles = [f"Class {k}" for k in range(len(panels))] if class_names is None else list(class_names)
     if len(set(titles)) != len(panels) or len(titles) != len(panels):
-        raise ValueError(f"class_names: expected {len(panels)} names, one per class of the bins, got {titles}")
+        raise ValueError(f"class_names must have {len(panels)} names, one per class of the bins, got {titles}.")
     return dict(zip(titles, panels, strict=True))
 
 
-def _draw_panel(upper: Axes, lower: Axes, bins: CalibrationBins, title: str) -> None:
+def _draw_reliability(upper: Axes, lower: Axes, bins: CalibrationBins, title: str) -> None:
     count, confidence, accuracy = (
         np.asarray(field[0].cpu(), dtype=float) for field in (bins.count, bins.confidence, bins.accuracy)
     )
-    shown = _shown(bins)
+    shown, width = _shown(bins), 1 / len(count)
     share, confidence, accuracy = count[shown] / count.sum(), confidence[shown], accuracy[shown]
-    width = 1 / len(count)
     draw = partial(upper.bar, shown * width, width=width, align="edge", edgecolor="white", linewidth=0.5)
-    over, under = np.maximum(confidence - accuracy, 0), np.maximum(accuracy - confidence, 0)
     draw(accuracy, color="tab:blue", label="accuracy")
+    over, under = np.maximum(confidence - accuracy, 0), np.maximum(accuracy - confidence, 0)
     draw(over, bottom=accuracy, color="lightcoral", label="gap, overconfident")
     draw(under, bottom=confidence, color="gold", label="gap, underconfident")
     upper.plot([0, 1], [0, 1], color="black", linewidth=1, linestyle="--", label="perfect calibration")
     upper.set(xlim=(0, 1), ylim=(0, 1), title=f"{title}\npooled ECE {bins.expected_error().item():.4f}")
     upper.tick_params(labelbottom=False)
-
     lower.bar(shown * width, share, width=width, align="edge", color="tab:gray", edgecolor="white", linewidth=0.5)
     lower.set(xlim=(0, 1), yscale="log", ylim=(SMALLEST_SHARE, 1), xlabel="Confidence")
     lower.set_yticks([1e-4, 1e-2, 1], labels=["0.01 %", "1 %", "100 %"])
 
 
 def _shown(bins: CalibrationBins) -> NDArray[np.int64]:
-    """Indices of the bins that are drawn."""
+    """Return the indices of the bins that are drawn."""
     count = bins.count[0].cpu().numpy()
     return np.flatnonzero(count > SMALLEST_SHARE * count.sum())
 
@@ -152,21 +127,14 @@ def _mark_if_true(axes: Axes, bins: CalibrationBins, if_true: CalibrationBins) -
     shown, width = _shown(bins), 1 / bins.count.shape[1]
     accuracy = if_true.accuracy[0].cpu().numpy()[shown]
     axes.hlines(accuracy, (shown + 0.15) * width, (shown + 0.85) * width, color="black", label="accuracy if true")
-    axes.set_title(f"{axes.get_title()}\n{if_true.expected_error().item():.4f} {IF_TRUE}")
+    axes.set_title(f"{axes.get_title()}\n{if_true.expected_error().item():.4f} if probabilities were true")
 
 
 def _mark_bands(axes: Axes, bins: CalibrationBins) -> None:
     """Draw where the accuracy of each bin would be if the probabilities were true and voxels independent."""
     shown, width = _shown(bins), 1 / bins.count.shape[1]
     low, high = (bound[0].cpu().numpy()[shown] for bound in consistency_bands(bins))
-    axes.bar(
-        (shown + 0.25) * width,
-        high - low,
-        bottom=low,
-        width=width / 2,
-        align="edge",
-        color=(0, 0, 0, 0.35),
-        edgecolor="black",
-        label="accuracy if true, 95 %\n(independent voxels)",
-    )
-    axes.set_title(f"{axes.get_title()}\n{resampled_errors(bins).mean().item():.4f} {BY_CHANCE}")
+    bar = {"width": width / 2, "align": "edge", "color": (0, 0, 0, 0.35), "edgecolor": "black"}
+    label = "accuracy if true, 95 %\n(independent voxels)"
+    axes.bar((shown + 0.25) * width, high - low, bottom=low, label=label, **bar)
+    axes.set_title(f"{axes.get_title()}\n{resampled_errors(bins).mean().item():.4f} by chance alone")

@@ -1,19 +1,56 @@
-"""Names and colors, as all figures draw them."""
+"""What figures share: a grid of panels, names and colours."""
 
 from __future__ import annotations
 
+import math
 import textwrap
+from collections.abc import Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from calib_components.errors import printable
 
-__all__ = ["NAME", "TICK", "TITLE", "class_color", "literal"]
+__all__ = ["NAME", "PALETTE", "PANEL_TITLE", "TICK", "TITLE", "class_color", "draw_legend", "literal", "panel_grid"]
 
-# Characters that fit into a line: of a figure's title, in a legend, below a group of bars.
-TITLE, NAME, TICK = 75, 40, 10
+# Characters that fit into a line: of a figure's title, of a panel's, in a legend, below a group of bars.
+TITLE, PANEL_TITLE, NAME, TICK = 75, 26, 40, 10
+PALETTE = ("#999999", "#e69f00", "#56b4e9", "#cc79a7", "#009e73", "#f0e442", "#d55e00", "#0072b2")  # Okabe and Ito
+
+
+def panel_grid(
+    number: int,
+    most: int,
+    width: float,
+    height: float,
+    extra: tuple[float, float] = (1, 0.4),
+    height_ratios: Sequence[float] = (1,),
+    sharey: bool = False,
+) -> tuple[Figure, list[list[Axes]]]:
+    """Return a figure of panels, at most so many in a row, and the axes of each panel, from above."""
+    if number == 0:
+        raise ValueError("A figure needs at least one panel, got none.")
+    rows = math.ceil(number / most)
+    columns = min(number, most)
+    parts = len(height_ratios)
+    size = (width * columns + extra[0], height * rows + extra[1])
+    figure = Figure(figsize=size, dpi=150, layout="constrained")
+    grid = figure.add_gridspec(parts * rows, columns, height_ratios=[*height_ratios] * rows)
+    panels: list[list[Axes]] = []
+    for i in range(number):
+        row, column = divmod(i, columns)
+        shared = {"sharey": panels[0][0]} if sharey and panels else {}
+        panels.append([figure.add_subplot(grid[parts * row + part, column], **shared) for part in range(parts)])
+    return figure, panels
+
+
+def draw_legend(figure: Figure, axes: Axes, columns: int) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize="small")
 
 
 def literal(text: str, width: int, lines: int = 1) -> str:
-    """A user's text as matplotlib draws it literally, in so many lines of that width; the rest is cut off."""
+    """Return a user's text as matplotlib draws it literally, in so many lines of that width; the rest is cut off."""
     wrapped = textwrap.wrap(printable(text), width)
     if len(wrapped) > lines:
         wrapped[lines - 1 :] = [f"{' '.join(wrapped[lines - 1 :])[: width - 3]}..."]
@@ -22,5 +59,5 @@ def literal(text: str, width: int, lines: int = 1) -> str:
 
 
 def class_color(k: int) -> str:
-    """Grey for the background, then a palette suited to colour-blind readers (Okabe and Ito)."""
-    return ("#999999", "#e69f00", "#56b4e9", "#cc79a7", "#009e73", "#f0e442", "#d55e00", "#0072b2")[k % 8]
+    """Return grey for the background, then a colour suited to colour-blind readers."""
+    return PALETTE[k % len(PALETTE)]

@@ -62,7 +62,7 @@ def read_cases(folder: Folder) -> tuple[list[str], dict[str, Array]]:
         if not file.read_bytes().endswith(b"\n"):
             raise ValueError("a table that is cut off in its last line")
         options = {"na_values": [""], "keep_default_na": False, "encoding_errors": "surrogateescape"}
-        table = pd.read_csv(file, dtype={"case": str}, float_precision="round_trip", **options)
+        table = pd.read_csv(file, dtype={"case": str}, **options)
         cases = table.pop("case").tolist()
         return cases, {name: values.to_numpy(float) for name, values in table.items()}
 

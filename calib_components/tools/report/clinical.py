@@ -1,27 +1,21 @@
-"""Sections of the report that a clinician reads: volumes, thresholds, risk and coverage, and cases by expected DSC.
-
-They show evaluation folders; each section is None where no folder has what it needs.
-"""
+"""Sections of the report that a clinician reads: volumes, thresholds, risk and coverage, and cases by expected DSC."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
-from calib_components.errors import printable
-from calib_components.figures.clinical import (
-    expected_dsc_scatter,
-    risk_coverage_curves,
-    threshold_curves,
-    volume_agreement,
-)
-from calib_components.tools.report.conclusion import worst_cases
-from calib_components.tools.report.evaluations import Evaluations, FolderEvaluation
-from calib_components.tools.report.page import Picture, Section, TableCell, to_png
+from calib_components.errors import InputError, printable
+from calib_components.figures import expected_dsc_scatter, risk_coverage_curves, threshold_curves, volume_agreement
+from calib_components.handlers.evaluation import read_cases, read_risk_coverage, read_thresholds
+from calib_components.metrics import ThresholdCounts
+from calib_components.tools.report.conclusion import expected_and_true, worst_cases
+from calib_components.tools.report.data import Results, Row
+from calib_components.tools.report.page import Cell, Picture, Section, to_png
 from calib_components.tools.report.statistics import (
-    Array,
     Estimate,
     mean_of_defined,
     mean_with_interval,
@@ -29,263 +23,249 @@ from calib_components.tools.report.statistics import (
     ratio_with_interval,
     spearman_with_interval,
 )
-from calib_components.tools.report.tables import DIFFERENCE, NONE, interval, number
+from calib_components.tools.report.text import interval, number
 
-__all__ = [
-    "choose_thresholds",
-    "chosen_thresholds",
-    "expected_dsc_section",
-    "risk_section",
-    "thresholds_section",
-    "volumes_section",
-]
+__all__ = ["choose_thresholds", "chosen_thresholds", "clinical_sections"]
 
 SHOWN = (0.1, 0.25, 0.5, 0.75, 0.9)  # thresholds in the table; the figure has all
-VOLUMES = ("expected_volume", "true_volume", "volume_low", "volume_high")
+VOLUMES = ("expected", "true", "low", "high")  # as in the figure
+COLUMNS = {"expected": "expected_volume", "true": "true_volume", "low": "volume_low", "high": "volume_high"}
 USUAL = 0.5
 LOWEST = 10  # cases in the table of the lowest expected DSC
 
 
-def volumes_section(found: Evaluations) -> Section | None:
-    """Return the segmented and the expected against the true volume of each structure."""
-    structures = found.first.with_columns(*VOLUMES)
-    if not structures:
-        return None
-    unit = found.methods[0].evaluation.volume_unit
-    has_segmented = set(structures) <= {*found.first.with_columns("segmented_volume")}
-    kinds = ("segmented", "expected") if has_segmented else ("expected",)
-    rows, records, pictures = [], [], []
-    for method in found.methods:
-        drawn = {}
-        for name in structures:
-            expected, true, low, high = drawn[name] = tuple(method.values(f"{part}_{name}") for part in VOLUMES)
-            row = [TableCell(method.label), TableCell(name), TableCell(_volume(float(mean_of_defined(true)), unit))]
-            record: dict[str, Any] = {"method": method.name, "structure": name, "unit": unit}
-            for kind in kinds:
-                volume = method.values(f"{kind}_volume_{name}")
-                bias, relative = _bias_and_relative_error(volume, true, found.patients)
-                row += [
-                    TableCell(_volume(float(mean_of_defined(volume)), unit)),
-                    TableCell(_volume(bias.mean, unit, "+"), _interval(bias, lambda value: _volume(value, unit, "+"))),
-                    TableCell(_percent(relative.mean), _interval(relative, _percent)),
-                ]
-                prefix = "" if kind == "expected" else f"{kind}_"
-                for measure, estimate in (("bias", bias), ("relative_error_percent", relative)):
-                    ends = {f"{prefix}{measure}_low": estimate.low, f"{prefix}{measure}_high": estimate.high}
-                    record |= {f"{prefix}{measure}": estimate.mean, **ends}
-            present = (true > 0) & ~np.isnan(expected)  # the range nearly always has the 0 of an absent one
-            inside, cases = int(np.sum(present & (low <= true) & (true <= high))), int(np.sum(present))
-            rows.append([*row, TableCell(f"{inside} of {cases}")])
-            records.append({**record, "inside": inside, "cases": cases})
-        pictures.append(Picture(f"volumes_{method.name}", method.label, to_png(volume_agreement(drawn, unit))))
-    segmented = f"Segmented volume: that of the label map, in {unit}. " if has_segmented else ""
-    caption = (
-        f"{segmented}Expected volume of a structure: the sum of its probabilities, in {unit}. Bias: how much larger "
-        "than the true volume, mean over cases; relative error: mean size of the difference, in per cent of the true "
-        "volume; below both, their 95 % intervals over patients. In range: how often, of the cases that have the "
-        "structure, the true volume lies between a cautious volume, of the voxels that are almost surely the structure "
-        "(p > .95), and a generous one, of all that could be it (p > .05). The range leaves out voxels with p < .05; "
-        "there can be so many of them that the sum of their probabilities is large, and the expected volume above the "
-        "range. If probabilities were true and voxels fully dependent (one random number decides all), at least 90 % "
-        "of true volumes would lie in this range where some voxel has p > .95; for independent voxels a far narrower "
-        "range would hold as many."
-    )
-    header = ["", "structure", f"true volume ({unit})"]
-    for kind in kinds:
-        header += [f"{kind} volume ({unit})", f"its bias ({unit})", "its relative error ↓"]
-    header, rows = _without_name(found, [*header, "in range"], rows)
-    return Section("volumes", "Volumes", caption, header, rows, records, pictures)
-
-
-def _bias_and_relative_error(volume: Array, true: Array, patients: Sequence[str]) -> tuple[Estimate, Estimate]:
-    """Return the mean difference to the true volume, and its mean size in per cent of it."""
-    difference = volume - true
-    present = np.where(true > 0, true, np.nan)
-    return mean_with_interval(difference, patients), mean_with_interval(100 * np.abs(difference) / present, patients)
-
-
-def _without_name(
-    found: Evaluations, header: list[str], rows: list[list[TableCell]]
-) -> tuple[list[str], list[list[TableCell]]]:
-    """Return header and rows without the column that names the network, if there is only one."""
-    start = 1 if len(found.methods) == 1 else 0
-    return header[start:], [row[start:] for row in rows]
-
-
-def thresholds_section(found: Evaluations, validation: FolderEvaluation | None) -> Section | None:
-    """Return sensitivity, specificity, PPV and DSC at some thresholds.
+def clinical_sections(results: Results, chosen: Mapping[str, float]) -> list[Section]:
+    """Return the sections of evaluation folders that have what they need.
 
     Args:
-        found: The evaluations.
-        validation: Evaluation of validation cases on which the threshold of each structure is chosen; None for none.
+        results: The evaluations.
+        chosen: Threshold of each structure that was chosen on validation cases; empty for none.
     """
-    chosen = {} if validation is None else choose_thresholds(validation)
-    rows, records, pictures = [], [], []
-    for method in found.methods:
-        counts = method.evaluation.thresholds
-        if counts is None:
+    sections = [_volumes(results), _thresholds(results, chosen), _risk(results), _expected_dsc(results)]
+    alone = len(results.methods) == 1
+    return [
+        replace(section, header=section.header[alone:], rows=[row[alone:] for row in section.rows])
+        for section in sections
+        if section is not None
+    ]
+
+
+def _cell(estimate: Estimate, unit: str, signed: bool = False) -> Cell:
+    return Cell(number(estimate.mean, unit, signed), interval(estimate, unit, signed))
+
+
+def _volumes(results: Results) -> Section | None:
+    """Return the segmented and the expected against the true volume of each structure."""
+    structures = [name for name in results.structures if results.has(f"expected_volume_{name}")]
+    if not structures:
+        return None
+    unit, patients = results.about["volume_unit"], results.patients()
+    cells, records, pictures = [], [], []
+    for method in results.methods:
+        drawn = {}
+        for name in structures:
+            values = {part: results.values(Row(method), f"{c}_{name}")[0] for part, c in COLUMNS.items()}
+            drawn[name] = [values[part] for part in VOLUMES]
+            true = values["true"]
+            row = [Cell(results.about["labels"][method]), Cell(name), Cell(number(mean_of_defined(true), unit))]
+            record = {"method": method, "structure": name, "unit": unit}
+            for kind in ("segmented", "expected"):
+                volume = results.values(Row(method), f"{kind}_volume_{name}")[0]
+                bias = mean_with_interval(volume - true, patients)
+                with np.errstate(divide="ignore", invalid="ignore"):
+                    relative = np.where(true > 0, 100 * np.abs(volume - true) / true, np.nan)
+                error = mean_with_interval(relative, patients)
+                row += [Cell(number(mean_of_defined(volume), unit)), _cell(bias, unit, True), _cell(error, "percent")]
+                for measure, found in (("bias", bias), ("relative_error_percent", error)):
+                    ends = {
+                        f"{kind}_{measure}{end}": value
+                        for end, value in zip(("", "_low", "_high"), found[:3], strict=True)
+                    }
+                    record |= ends
+            present = (true > 0) & ~np.isnan(values["expected"])
+            inside = int(np.sum(present & (values["low"] <= true) & (true <= values["high"])))
+            cells.append([*row, Cell(f"{inside} of {present.sum()}")])
+            records.append({**record, "inside": inside, "cases": int(present.sum())})
+        picture = to_png(volume_agreement(drawn, unit))
+        pictures.append(Picture(f"volumes_{method}", results.about["labels"][method], picture))
+    caption = (
+        f"In {unit}. Segmented volume: that of the label map. Expected volume: the sum of the probabilities of the "
+        "structure. Bias: mean difference to the true volume; relative error: mean size of the difference in per cent "
+        "of the true volume; below both, 95 % intervals over patients. In range: cases that have the structure whose "
+        "true volume lies between that of the voxels with p > .95 and that of the voxels with p > .05. If "
+        "probabilities were true and voxels fully dependent, at least 90 % would. The expected volume can be above "
+        "this range: the sum of many probabilities below .05 can be large."
+    )
+    header = ["", "structure", "true volume"]
+    for kind in ("segmented", "expected"):
+        header += [f"{kind} volume", "its bias", "its relative error ↓"]
+    return Section("volumes", "Volumes", caption, [*header, "in range"], cells, records, pictures)
+
+
+def _counts(folder: Path, cases: list[str] | None = None) -> tuple[list[str], ThresholdCounts] | None:
+    """Return structures and counts at each threshold of an evaluation, of the given cases; None without them."""
+    if not (folder / "thresholds.json").exists():
+        return None
+    structures, counts = read_thresholds(folder)
+    if cases is not None:
+        index = _index(folder, cases)
+        fields = ("true_positive", "predicted", "true", "voxels")
+        counts = replace(counts, **{name: getattr(counts, name)[index] for name in fields})
+    return structures, counts
+
+
+def _index(folder: Path, cases: list[str]) -> list[int]:
+    names, _ = read_cases(folder)
+    return [names.index(case) for case in cases]
+
+
+def _thresholds(results: Results, chosen: Mapping[str, float]) -> Section | None:
+    """Return sensitivity, specificity, PPV and DSC at some thresholds."""
+    cells, records, pictures = [], [], []
+    for method in results.methods:
+        if (found := _counts(results.folders[method], [*results.places().index])) is None:
             continue
-        for index, structure in enumerate(method.evaluation.threshold_structures):
+        (structures, counts), label = found, results.about["labels"][method]
+        for index, structure in enumerate(structures):
             estimates = {
-                name: ratio_with_interval(np.asarray(above), np.asarray(below), found.patients)
+                name: ratio_with_interval(np.asarray(above), np.asarray(below), results.patients())
                 for name, (above, below) in counts.ratios(index).items()
             }
             for place, threshold in enumerate(counts.thresholds.tolist()):
-                record = {"method": method.name, "structure": structure, "threshold": round(threshold, 4)}
                 is_chosen = bool(np.isclose(threshold, chosen.get(structure, np.nan)))
-                note = "chosen" if is_chosen else "usual" if np.isclose(threshold, USUAL) else ""
-                mark = "bold" if is_chosen else ""
-                cells = [TableCell(method.label), TableCell(structure)]
-                cells.append(TableCell(f"{threshold:.2f}", [note] if note else [], mark))
+                notes, mark = ["chosen"] * is_chosen, "bold" * is_chosen
+                row = [Cell(label), Cell(structure), Cell(f"{threshold:.2f}", notes, mark)]
+                record = {"method": method, "structure": structure, "threshold": round(threshold, 4)}
                 for name, of_thresholds in estimates.items():
                     estimate = of_thresholds[place]
+                    digits = "aurc" if 0.999 < estimate.mean < 1 else "dsc"  # specificity is near 1
+                    row.append(_cell(estimate, digits)._replace(mark=mark))
                     record |= {name: estimate.mean, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
-                    cells.append(TableCell(_specific(estimate.mean), _interval(estimate, _specific), mark))
                 records.append({**record, "chosen": is_chosen})
                 if is_chosen or np.isclose(threshold, SHOWN).any():
-                    rows.append(cells)
-        tables = {name: counts.table(index) for index, name in enumerate(method.evaluation.threshold_structures)}
-        pictures.append(Picture(f"thresholds_{method.name}", method.label, to_png(threshold_curves(tables, chosen))))
-    if not rows:
+                    cells.append(row)
+        figure = threshold_curves({name: counts.table(index) for index, name in enumerate(structures)}, chosen)
+        pictures.append(Picture(f"thresholds_{method}", label, to_png(figure)))
+    if not cells:
         return None
     caption = (
         "A structure is where its probability is above the threshold. Sensitivity, specificity and PPV (positive "
         "predictive value) are of the voxels of all cases together, DSC is the mean over the cases that have the "
-        "structure; below each, its 95 % interval over patients. Specificity is high wherever most of the volume is "
-        f"background. The usual threshold is {USUAL}. "
+        f"structure; below each, its 95 % interval over patients. The usual threshold is {USUAL}. "
     )
     caption += (
-        "No threshold was chosen: to choose one by the highest mean DSC of validation cases, give their evaluation "
-        "folder with --validation. The best row of these test cases is no choice: it would be too optimistic."
-        if validation is None
-        else f"In bold: the threshold with the highest mean DSC on the {len(validation.cases)} cases of the validation "
-        "folder."
+        "In bold: the threshold with the highest mean DSC on the validation cases. "
+        f"{chosen_thresholds(results, chosen)}"
+        if chosen
+        else "No threshold was chosen: give the evaluation folder of validation cases with --validation. The best row "
+        "of these test cases is no choice: it would be too optimistic."
     )
-    if chosen:
-        caption += f" {chosen_thresholds(found, chosen)}"
     header = ["", "structure", "threshold", "sensitivity ↑", "specificity ↑", "PPV ↑", "DSC ↑"]
-    header, rows = _without_name(found, header, rows)
-    return Section("thresholds", "Thresholds", caption, header, rows, records, pictures)
+    return Section("thresholds", "Thresholds", caption, header, cells, records, pictures)
 
 
-def chosen_thresholds(found: Evaluations, chosen: Mapping[str, float]) -> str:
-    """Return what chosen thresholds change, as one sentence.
+def choose_thresholds(folder: Path, results: Results) -> dict[str, float]:
+    """Return the threshold of each structure with the highest mean DSC on validation cases.
 
     Args:
-        found: The evaluation of one network.
-        chosen: The threshold of each structure, see `choose_thresholds`.
+        folder: Evaluation folder of the validation cases.
+        results: The evaluation that thresholds are chosen for.
+
+    Raises:
+        InputError: The folder has no thresholds, or those of other structures.
     """
-    evaluation = found.methods[0].evaluation
-    counts = evaluation.thresholds
-    assert counts is not None
+    if (found := _counts(folder)) is None:
+        raise InputError(
+            f"--validation: {folder} has no thresholds.json. Give an evaluation folder with probabilities."
+        )
+    structures, counts = found
+    if {*structures} != {*results.structures}:
+        raise InputError(
+            f"--validation: {folder} has the structures {', '.join(structures)}, the evaluation "
+            f"{', '.join(results.structures)}."
+        )
+    return {name: value for name, value in zip(structures, counts.best().tolist(), strict=True) if value == value}
+
+
+def chosen_thresholds(results: Results, chosen: Mapping[str, float]) -> str:
+    """Return what chosen thresholds change in the DSC, as one sentence."""
+    (method,) = results.methods
+    found = _counts(results.folders[method], [*results.places().index])
+    assert found is not None
+    structures, counts = found
     at, parts = counts.thresholds.numpy(), []
     for name, threshold in chosen.items():
-        index = evaluation.threshold_structures.index(name)
+        index = structures.index(name)
         dsc = np.where(counts.true[:, [index]].numpy() > 0, counts.dsc[:, index].numpy(), np.nan)
         own, usual = (dsc[:, np.abs(at - value).argmin()] for value in (threshold, USUAL))
-        change = paired_difference(own, usual, found.patients)
-        size = " ".join([number(change.mean, "dsc", DIFFERENCE), *interval(change, "dsc", DIFFERENCE)])
+        change = paired_difference(own, usual, results.patients())
+        size = " ".join([number(change.mean, "dsc", True), *interval(change, "dsc", True)])
         parts.append(f"{name} {threshold:.2f} (DSC {size} against {USUAL})")
-    parts += [f"none for {name}, which they lack" for name in evaluation.threshold_structures if name not in chosen]
+    parts += [f"none for {name}, which they lack" for name in structures if name not in chosen]
     return f"Thresholds chosen on the validation cases: {', '.join(parts)}."
 
 
-def choose_thresholds(validation: FolderEvaluation) -> dict[str, float]:
-    """Return the threshold of each structure with the highest mean DSC on validation cases."""
-    counts = validation.thresholds
-    best = [] if counts is None else counts.best().tolist()
-    return {name: value for name, value in zip(validation.threshold_structures, best, strict=True) if value == value}
-
-
-def risk_section(found: Evaluations) -> Section | None:
+def _risk(results: Results) -> Section | None:
     """Return error rates among the most confident voxels, and the share of errors among the most uncertain ones."""
-    if not {"aurc", "error_share_5"} <= found.first.columns.keys():
+    if not results.has("aurc", "error_share_5"):
         return None
-    rows, records, risks = [], [], {}
-    coverage = found.methods[0].evaluation.coverage
-    for method in found.methods:
-        area = mean_with_interval(method.values("aurc"), found.patients)
-        share = mean_with_interval(100 * method.values("error_share_5"), found.patients)
-        rows.append(
-            [
-                TableCell(method.label),
-                TableCell(f"{area.mean:.5f}", _interval(area, lambda value: f"{value:.5f}")),
-                TableCell(_percent(share.mean), _interval(share, _percent)),
-            ]
-        )
-        for name, estimate in (("aurc", area), ("error_share_5_percent", share)):
-            records.append({"method": method.name, "measure": name, **estimate._asdict()})
-        evaluation = method.evaluation
-        if evaluation.risk.size and np.array_equal(evaluation.coverage, coverage):
-            risks[method.label] = mean_of_defined(evaluation.risk)
+    cells, records, risks, coverages = [], [], {}, []
+    for method in results.methods:
+        values = {name: results.values(Row(method), name)[0] for name in ("aurc", "error_share_5")}
+        area = mean_with_interval(values["aurc"], results.patients())
+        share = mean_with_interval(100 * values["error_share_5"], results.patients())
+        cells.append([Cell(results.about["labels"][method]), _cell(area, "aurc"), _cell(share, "percent")])
+        for name, found in (("aurc", area), ("error_share_5_percent", share)):
+            records.append({"method": method, "measure": name, **found._asdict()})
+        folder = results.folders[method]
+        if (folder / "risk_coverage.json").exists():
+            coverage, risk = read_risk_coverage(folder)
+            coverages.append(coverage)
+            if np.array_equal(coverage, coverages[0]):
+                risks[results.about["labels"][method]] = mean_of_defined(
+                    risk[_index(folder, [*results.places().index])]
+                )
+    pictures = []
+    if risks:
+        pictures = [Picture("risk_coverage", "Risk over coverage", to_png(risk_coverage_curves(coverages[0], risks)))]
     caption = (
         "Voxels are ordered by the probability of their predicted class. Risk is the error rate among the most "
         "confident share of them, the coverage; AURC is the area under this curve, mean over cases, with its 95 % "
         "interval over patients. It falls with fewer errors and with a better order, not with better calibration. The "
         "last column: the share of all errors that lie among the 5 % most uncertain voxels of the case."
     )
-    pictures = []
-    if risks:
-        pictures = [Picture("risk_coverage", "Risk over coverage", to_png(risk_coverage_curves(coverage, risks)))]
     header = ["", "AURC ↓", "errors among the 5 % most uncertain voxels ↑"]
-    return Section("risk_coverage", "Risk and coverage", caption, header, rows, records, pictures)
+    return Section("risk_coverage", "Risk and coverage", caption, header, cells, records, pictures)
 
 
-def expected_dsc_section(found: Evaluations) -> Section | None:
+def _expected_dsc(results: Results) -> Section | None:
     """Return the cases by their expected DSC, the lowest first, beside their true DSC."""
-    if not found.first.with_columns("expected_dsc"):
+    if not any(results.has(f"expected_dsc_{name}") for name in results.structures):
         return None
-    rows, records, pictures, texts = [], [], [], []
-    for method in found.methods:
-        expected, true = method.expected_and_true()
-        correlation = spearman_with_interval(expected, true, found.patients)
-        notes = " ".join(interval(correlation, "rho"))
-        worst, count, _ = worst_cases(expected, true)
-        named = f"{method.label} {number(correlation.mean, 'rho')} {notes}".strip()
-        texts.append(f"{named}, {f'{worst} of {count}' if count else 'where equal values leave open which these are'}")
-        places = _places(true)
-        for place, index in enumerate(np.argsort(expected, kind="stable"), start=1):
-            case = printable(found.first.cases[index])
-            cells = [method.label, str(place), case, number(expected[index], "dsc"), number(true[index], "dsc")]
-            record = {"method": method.name, "case": case}
-            records.append({**record, "expected_dsc": float(expected[index]), "dsc": float(true[index])})
+    cells, records, pictures, texts = [], [], [], []
+    names = [*results.places().index]
+    for method in results.methods:
+        label = results.about["labels"][method]
+        expected, true = expected_and_true(results, Row(method))
+        correlation = spearman_with_interval(expected, true, results.patients())
+        found, count, _ = worst_cases(expected, true)
+        told = f"{found} of {count}" if count else "where equal values leave open which these are"
+        texts.append(" ".join([label, number(correlation.mean, "rho"), *interval(correlation, "rho")]) + f", {told}")
+        places = np.argsort(np.argsort(true, kind="stable"), kind="stable") + 1
+        for place, i in enumerate(np.argsort(expected, kind="stable"), start=1):
+            pair = [number(of[i], "dsc") for of in (expected, true)]
+            of_true = "n/a" if np.isnan(true[i]) else str(places[i])
+            line = [label, str(place), printable(names[i]), *pair, of_true]
+            records.append({"method": method, "case": printable(names[i]), "expected_dsc": expected[i], "dsc": true[i]})
             if place <= LOWEST:
-                rows.append([TableCell(text) for text in [*cells, places[index]]])
-        drawn = to_png(expected_dsc_scatter(expected, true))
-        pictures.append(Picture(f"expected_dsc_{method.name}", method.label, drawn))
-    shown = f"the {LOWEST} cases" if len(found.first.cases) > LOWEST else "the cases"
+                cells.append([Cell(text) for text in line])
+        pictures.append(Picture(f"expected_dsc_{method}", label, to_png(expected_dsc_scatter(expected, true))))
     caption = (
         "Expected DSC: from the probabilities alone, without the ground truth; mean over structures. If low confidence "
         "finds the bad cases, those with the lowest expected DSC, which one would review first, also have the lowest "
-        f"true DSC. Spearman's rank correlation of the two, with its 95 % interval over patients, and how many of the "
-        f"worst cases, a fifth of all, are among as many of lowest expected DSC: {'; '.join(texts)}. "
-        f"The table has {shown} with the lowest expected DSC; place 1 is the lowest."
+        "true DSC. Spearman's rank correlation of the two, with its 95 % interval over patients, and how many of the "
+        f"worst cases, a fifth of all, are among as many of lowest expected DSC: {'; '.join(texts)}. The table has at "
+        f"most {LOWEST} cases of each; place 1 is the lowest."
     )
     header = ["", "place", "case", "expected DSC", "true DSC", "place by true DSC"]
-    header, rows = _without_name(found, header, rows)
-    return Section("expected_dsc", "Cases by expected DSC", caption, header, rows, records, pictures)
-
-
-def _places(values: Array) -> list[str]:
-    """Return the place of each value, the lowest first; none where it is undefined."""
-    order = {int(index): place for place, index in enumerate(np.argsort(values, kind="stable"), start=1)}
-    return [NONE if np.isnan(value) else str(order[index]) for index, value in enumerate(values)]
-
-
-def _volume(value: float, unit: str, style: str = "") -> str:
-    """Return a volume: hundredths of a millilitre, or whole voxels."""
-    digits = 2 if unit == "ml" else 0
-    return NONE if np.isnan(value) else f"{round(value, digits) + 0.0:{style}.{digits}f}"
-
-
-def _percent(value: float) -> str:
-    return NONE if np.isnan(value) else f"{value:.1f} %"
-
-
-def _specific(value: float) -> str:
-    """Return a share with more digits near 1, where specificity lies."""
-    return NONE if np.isnan(value) else f"{value:.5f}" if 0.999 < value < 1 else f"{value:.3f}"
-
-
-def _interval(estimate: Estimate, text: Callable[[float], str]) -> list[str]:
-    return [] if np.isnan(estimate.low) else [f"[{text(estimate.low)}, {text(estimate.high)}]"]
+    return Section("expected_dsc", "Cases by expected DSC", caption, header, cells, records, pictures)

@@ -1,249 +1,296 @@
-"""The report over several data sets: how methods rank over all, by the paper's measures and by probabilities."""
+"""Rankings: of one comparison, by several regions, and over several data sets."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy.stats import kendalltau
 
 from calib_components.errors import InputError
-from calib_components.tools.compare.cell_settings import Condition
-from calib_components.tools.report.means import ABOUT_REGIONS, Row, mean_rows
-from calib_components.tools.report.measured import WHERE_SEVERAL
-from calib_components.tools.report.page import Picture, Section, TableCell
-from calib_components.tools.report.published import RANKED
-from calib_components.tools.report.ranks import column_ranks, means_over_common_cases
-from calib_components.tools.report.report_files import DATASETS, check_outside, write_report
-from calib_components.tools.report.results import Results, read_results
-from calib_components.tools.report.sections import ABOUT_RANKS, RANK_HEADINGS, rank_tables, ranked_cases
-from calib_components.tools.report.statistics import FEWEST_PATIENTS
-from calib_components.tools.report.tables import heading, higher_is_better, number, plain_heading
+from calib_components.figures import rank_heat_map, rank_lines
+from calib_components.tools.report.data import WITH, WITHOUT, Results, Row
+from calib_components.tools.report.page import Cell, Picture, Section, check_outside, to_png, write_report
+from calib_components.tools.report.published import dataset_of
+from calib_components.tools.report.ranks import (
+    RankedCases,
+    case_ranks,
+    column_ranks,
+    mean_case_ranks,
+    means_over_common_cases,
+    sum_rank,
+    sum_ranks,
+)
+from calib_components.tools.report.readers import read_cells
+from calib_components.tools.report.sections import ABOUT_REGIONS, about_intervals, mean_rows
+from calib_components.tools.report.statistics import FEWEST_PATIENTS, mean_of_defined
+from calib_components.tools.report.text import (
+    RANKED,
+    TRUSTED,
+    best_marks,
+    heading,
+    higher_is_better,
+    interval,
+    listed,
+    number,
+)
 
-__all__ = ["report_datasets"]
+__all__ = ["calibration_ranks_section", "rank_tables", "ranked_cases", "ranks_section", "report_datasets"]
 
-# Segmentation, the proper score of all probabilities, and calibration where the prediction chooses the voxels.
-TRUSTED = ("dsc", "hd95", "nll_all", "ece_all", "ece_predicted")
+# The paper's region first, then those that the prediction chooses, and the score of all probabilities.
+BY_REGION = ("ece", "ece_predicted", "ece_plausible", "ece_all", "nll_all")
 MEANS = ("dsc", "nll_all", "ece_all", "ece_predicted", "ece")
+RANKINGS = {  # name in files: title, measures, temperature
+    "paper": ("The paper's measures, without temperature", RANKED, WITHOUT),
+    "paper_temperature": ("The paper's measures, with temperature", RANKED, WITH),
+    "probabilities": ("All voxels and predicted foreground, without temperature", TRUSTED, WITHOUT),
+    "probabilities_temperature": ("All voxels and predicted foreground, with temperature", TRUSTED, WITH),
+}
+ABOUT_RANKS = (
+    "1 is best, ties share the mean rank. sum-rank: the sum of the ranks of the means, each over the cases in which "
+    "all methods have a value: HD95 has none where a structure is missed or spurious. mean-case-rank: the mean of the "
+    "ranks on single cases, where a method without a value ranks last. A case with nothing to find is ranked by DSC "
+    "alone. 95 % intervals are over patients, of these trained networks; there is none where fewer than six patients "
+    "have all values."
+)
 
 
-class Ranking(NamedTuple):
-    """What methods are ranked by.
+def ranked_cases(results: Results, rows: Sequence[Row], measures: Sequence[str], population: int = 0) -> RankedCases:
+    """Return what rows of a test set are ranked by.
 
-    Attributes:
-        name: Name in files.
-        title: Title in the report.
-        measures: The measures of each data set.
-        scaled: Whether with temperature.
+    A value that is undefined in one seed counts as undefined. Cases with nothing to find are ranked by DSC alone: a
+    method that rightly finds nothing has no error of calibration in what it predicts.
     """
-
-    name: str
-    title: str
-    measures: tuple[str, ...]
-    scaled: bool
-
-
-RANKINGS = [
-    Ranking("paper", "The paper's measures, without temperature", RANKED, False),
-    Ranking("paper_temperature", "The paper's measures, with temperature", RANKED, True),
-    Ranking("probabilities", "All voxels and predicted foreground, without temperature", TRUSTED, False),
-    Ranking("probabilities_temperature", "All voxels and predicted foreground, with temperature", TRUSTED, True),
-]
+    nothing = np.any([results.finds_nothing(row) for row in rows], axis=0)
+    values = [
+        [np.where(nothing & (name != "dsc"), np.nan, results.comparable(row, name).mean(0)) for name in measures]
+        for row in rows
+    ]
+    return RankedCases(np.swapaxes(np.array(values), 1, 2), results.patients(rows[0].test_set), population)
 
 
-class RankedDataset(NamedTuple):
-    """A test set with the methods that were evaluated on all test sets, in the same order.
+def rank_tables(
+    datasets: Sequence[RankedCases], methods: dict[str, str], measures: Sequence[str], columns: Sequence[str]
+) -> tuple[list[list[Cell]], list[dict[str, Any]], list[Picture]]:
+    """Return sum-rank and mean-case-rank of each method as cells and as records, and their heat maps.
+
+    Args:
+        datasets: What they are ranked by.
+        methods: Labels of the methods by name.
+        measures: The measures.
+        columns: Names of the columns of the heat maps: the measures of each data set.
+    """
+    better = [higher_is_better(measure) for measure in measures]
+    of_means = [column_ranks(means_over_common_cases(dataset.values), better) for dataset in datasets]
+    of_cases = [mean_of_defined(case_ranks(dataset.values, better), axis=1) for dataset in datasets]
+    cells: list[list[Cell]] = [[] for _ in methods]
+    records: list[dict[str, Any]] = [{"method": name} for name in methods]
+    pictures = []
+    for name, title, estimates, ranks, last in (
+        ("sum_rank", "Ranks of the means", sum_ranks(datasets, better), of_means, "sum"),
+        ("mean_case_rank", "Mean of the ranks on single cases", mean_case_ranks(datasets, better), of_cases, "mean"),
+    ):
+        for line, record, estimate, mark in zip(cells, records, estimates, best_marks(estimates, name), strict=True):
+            line.append(Cell(number(estimate.mean, name), interval(estimate, name), mark))
+            record |= {name: estimate.mean, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+        totals = [estimate.mean for estimate in estimates]
+        figure = rank_heat_map(np.concatenate(ranks, axis=1), totals, [*methods.values()], [*columns, last])
+        pictures.append(Picture(name, title, to_png(figure)))
+    return cells, records, pictures
+
+
+RANK_HEADINGS = ("sum-rank ↓", "mean-case-rank ↓")
+
+
+def ranks_section(results: Results, measures: Sequence[str]) -> Section:
+    """Return both rankings of the methods without temperature, and their heat maps."""
+    measures = [measure for measure in measures if results.has(measure)]
+    names, rows = [heading(measure, arrow=False) for measure in measures], results.rows(temperatures=[WITHOUT])
+    methods = {row.method: results.label(row) for row in rows}
+    cells, records, pictures = rank_tables([ranked_cases(results, rows, measures)], methods, measures, names)
+    lines = [[Cell(label), *line] for label, line in zip(methods.values(), cells, strict=True)]
+    caption = f"Without temperature, over {listed(names)}. {ABOUT_RANKS}"
+    return Section("ranks", "Ranks", caption, ["", *RANK_HEADINGS], lines, records, pictures)
+
+
+def calibration_ranks_section(results: Results) -> Section:
+    """Return the rankings by the paper's ECE and by regions that the prediction chooses, of all test sets."""
+    measures = [measure for measure in BY_REGION if results.has(measure)]
+    names, better = [heading(m, arrow=False) for m in measures], [higher_is_better(m) for m in measures]
+    cells, records, pictures, agreements = [], [], [], []
+    for test_set in ("", *results.test_sets):
+        methods = [row.method for row in results.rows(test_set, [WITH])]
+        if len(methods) < 2:
+            continue
+        place, panels = test_set or f"own {results.about['split']}", {}
+        lines = [[Cell(place), Cell(results.about["labels"][name])] for name in methods]
+        for temperature in (WITHOUT, WITH):
+            rows = [Row(name, temperature, test_set) for name in methods]
+            means = means_over_common_cases(ranked_cases(results, rows, measures).values)
+            panels[temperature] = ranks = column_ranks(means, better)
+            for i, j in np.ndindex(*ranks.shape):
+                lines[i].append(Cell(f"{ranks[i, j]:g}", [number(means[i, j], measures[j])]))
+                record = {"test_set": test_set, "method": methods[i], "temperature": temperature}
+                records.append(record | {"measure": measures[j], "mean": means[i, j], "rank": ranks[i, j]})
+        taus = [f"{kendalltau(of[:, 0], of[:, 1]).statistic:+.2f} {title} temperature" for title, of in panels.items()]
+        agreements.append(f"{place}: {' and '.join(taus)}")
+        labels = [results.about["labels"][name] for name in methods]
+        figure = rank_lines({f"{title} temperature": of for title, of in panels.items()}, labels, names)
+        name = "calibration_ranks" + f"_on_{test_set}" * bool(test_set)
+        pictures.append(Picture(name, f"Ranks on {place}", to_png(figure)))
+        cells += lines
+    caption = (
+        "Rank of each mean over the cases in which all have a value, 1 is best, and the mean below it. Ranks do not "
+        "tell differences from chance: see the intervals above. The ground truth chooses the foreground, where an "
+        "underconfident network has less of the error that even true probabilities have; the prediction chooses the "
+        "other regions. Kendall's tau of the first two columns, 1 if they agree and -1 if reversed: "
+        f"{'; '.join(agreements)}."
+    )
+    header = ["test set", "", *(f"{name}, {temperature} T" for temperature in (WITHOUT, WITH) for name in names)]
+    return Section("calibration_ranks", "Rankings by calibration", caption, header, cells, records, pictures)
+
+
+class Dataset(NamedTuple):
+    """A test set of a comparison.
 
     Attributes:
         name: Name in tables and figures.
-        networks: Number of the results folder that its networks are from.
-        population: Number of its patients: test sets that list the same ones, of a folder or of the same prepared data,
-            share it.
-        datalist: SHA-256 of the list of prepared cases.
-        plain: Its results without temperature.
-        scaled: Those with temperature.
+        results: The comparison that it is from.
+        test_set: Its name there.
+        population: Data sets with the same number have the same patients.
     """
 
     name: str
-    networks: int
+    results: Results
+    test_set: str
     population: int
-    datalist: str
-    plain: Results
-    scaled: Results
 
-    def at(self, scaled: bool) -> Results:
-        """Return the results without or with temperature."""
-        return self.scaled if scaled else self.plain
+    def rows(self, methods: Sequence[str], temperature: str) -> list[Row]:
+        """Return the rows of some methods."""
+        rows = (Row(name, temperature, self.test_set) for name in methods)
+        return [row for row in rows if row in self.results.groups]
 
 
-def report_datasets(folders: Sequence[Path], out: Path = Path("report")) -> None:
+def report_datasets(folders: Sequence[Path], out: Path = Path("report"), overwrite: bool = False) -> None:
     """Write tables and figures of several comparisons: the ranks of their methods over all data sets and test sets.
 
     A data set has the name of the paper's with the same structures, otherwise that of its folder. Methods are those
-    that were evaluated on all. Files, and what holds of them, are as for `report`.
+    that were evaluated on all.
 
     Args:
         folders: Results folders of compare_losses.
         out: Folder for the report.
+        overwrite: Whether the folder may hold other files.
 
     Raises:
-        InputError: A file of the results is missing or broken, there are fewer than two methods in common, or the
-            folder holds other files or cannot be written.
+        InputError: A file is missing or broken, fewer than two methods are common to all, or `out` cannot be written.
     """
-    found = [read_results(folder) for folder in folders]
-    for folder, results in zip(folders, found, strict=True):
-        check_outside(out, folder, results.planned)
+    found = [read_cells(folder) for folder in folders]
+    check_outside(out, *folders)
     datasets = _datasets(folders, found)
-    sections, conclusions, notices = [_means_section(datasets)], [], _notices(folders, found, datasets)
-    for ranking in RANKINGS:
-        if len(datasets[0].at(ranking.scaled).methods) < 2:  # all data sets have the same
-            notices.append(f"No ranking by {_lower(ranking.title)}: fewer than two methods were evaluated so on all.")
-        elif any(dataset.plain.measured(ranking.measures) != [*ranking.measures] for dataset in datasets):
-            notices.append(f"No ranking by {_lower(ranking.title)}: not all data sets have these measures.")
-        else:
-            section, sentence = _ranks_section(datasets, ranking)
-            sections.append(section)
-            conclusions.append(sentence)
-    title = DATASETS + ", ".join(dataset.name for dataset in datasets)
-    write_report(title, " ".join(conclusions), " ".join(notices), [], sections, out)
+    evaluated = [{row.method for row in d.results.rows(d.test_set, [WITHOUT])} for d in datasets]
+    order = list(dict.fromkeys(name for results in found for name in results.methods))
+    methods = [name for name in order if all(name in names for names in evaluated)]
+    if len(methods) < 2:
+        raise InputError(f"Fewer than two methods are common to all data sets: {', '.join(methods) or 'none'}.")
+    labels = {name: label for results in reversed(found) for name, label in results.about["labels"].items()}
+    sections, conclusions = [_means_section(datasets, methods)], []
+    notices = _notices(folders, found, datasets, [labels[name] for name in order if name not in methods])
+    for name, (title, measures, temperature) in RANKINGS.items():
+        common = [m for m in methods if all(d.rows([m], temperature) for d in datasets)]
+        if len(common) < 2 or not all(d.results.has(*measures) for d in datasets):
+            notices.append(f"No ranking by {title[0].lower()}{title[1:]}: not all data sets have it of two methods.")
+            continue
+        section, sentence = _ranks_section(datasets, {m: labels[m] for m in common}, name)
+        sections.append(section)
+        conclusions.append(sentence)
+    title = "Losses ranked over data sets: " + ", ".join(dataset.name for dataset in datasets)
+    write_report(title, " ".join(conclusions), " ".join(notices), sections, out, overwrite=overwrite)
 
 
-def _lower(text: str) -> str:
-    return text[:1].lower() + text[1:]
-
-
-def _datasets(folders: Sequence[Path], found: Sequence[Results]) -> list[RankedDataset]:
-    """Return every test set with the methods that all have."""
-    datasets: list[RankedDataset] = []
-    for networks, (folder, results) in enumerate(zip(folders, found, strict=True)):
+def _datasets(folders: Sequence[Path], found: Sequence[Results]) -> list[Dataset]:
+    """Return every test set."""
+    datasets: list[Dataset] = []
+    for folder, results in zip(folders, found, strict=True):
         for test_set in ("", *results.test_sets):
-            name = test_set or (results.dataset.upper() if results.dataset else folder.resolve().name)
-            plain, scaled = (results.at(Condition(test_set, with_temperature)) for with_temperature in (False, True))
-            settings = plain.first.settings
-            datalist = settings.evaluate_on[test_set]["datalist"] if test_set else settings.datalist
+            paper, folder_name = dataset_of(results), folder.resolve().name
+            name = test_set or (paper.upper() if paper else folder_name)
+            taken = [dataset.name for dataset in datasets]
+            name = f"{folder_name} {name}" if name in taken else name
+            if name in taken:
+                raise InputError(f"Two data sets are called {name}. Rename one of the folders.")
             same = (
-                dataset.population
-                for dataset in datasets
-                if {*dataset.plain.patients} == {*plain.patients}
-                and (dataset.networks == networks or dataset.datalist == datalist)
+                d.population
+                for d in datasets
+                if {*d.results.patients(d.test_set)} == {*results.patients(test_set)}
+                and (d.results is results or _datalist(d.results, d.test_set) == _datalist(results, test_set))
             )
-            population = next(same, len(datasets))
-            datasets.append(RankedDataset(name, networks, population, datalist, plain, scaled))
-    given = Counter(dataset.name for dataset in datasets)
-    names = [
-        f"{folders[dataset.networks].resolve().name} {dataset.name}" if given[dataset.name] > 1 else dataset.name
-        for dataset in datasets
-    ]
-    if twice := [name for name, times in Counter(names).items() if times > 1]:
-        raise InputError(f"folders: expected other data sets or folders of other names, got {twice[0]} twice")
-    methods = {
-        scaled: [{method.name for method in dataset.at(scaled).methods} for dataset in datasets]
-        for scaled in (False, True)
-    }
-    common = {scaled: set.intersection(*of_all) for scaled, of_all in methods.items()}
-    if len(common[False]) < 2:
-        name, fewest = min(zip(names, methods[False], strict=True), key=lambda pair: len(pair[1]))
-        raise InputError(
-            f"folders: expected at least two methods that all data sets have, got {len(common[False])}; {name} has "
-            f"{', '.join(sorted(fewest))}"
-        )
-    order = list(dict.fromkeys(method.name for results in found for method in results.methods))
-    return [
-        dataset._replace(
-            name=name,
-            plain=_only(dataset.plain, order, common[False]),
-            scaled=_only(dataset.scaled, order, common[True]),
-        )
-        for name, dataset in zip(names, datasets, strict=True)
-    ]
+            datasets.append(Dataset(name, results, test_set, next(same, len(datasets))))
+    return datasets
 
 
-def _only(results: Results, order: Sequence[str], chosen: set[str]) -> Results:
-    of_name = {method.name: method for method in results.methods}
-    return replace(results, methods=[of_name[name] for name in order if name in chosen])
+def _datalist(results: Results, test_set: str) -> str | None:
+    return results.about["datalists"].get(test_set)
 
 
-def _notices(folders: Sequence[Path], found: Sequence[Results], datasets: Sequence[RankedDataset]) -> list[str]:
+def _notices(
+    folders: Sequence[Path], found: Sequence[Results], datasets: Sequence[Dataset], left_out: Sequence[str]
+) -> list[str]:
     """Return what a reader should know before the numbers."""
-    ranked = {method.name for method in datasets[0].plain.methods}
-    left_out = list(dict.fromkeys(m.label for results in found for m in results.methods if m.name not in ranked))
     notices = [f"Not evaluated on all, and left out: {', '.join(left_out)}."] if left_out else []
     for folder, results in zip(folders, found, strict=True):
         name = folder.resolve().name
-        if results.missing:
-            notices.append(f"Not finished in {name}: {'; '.join(results.missing)}.")
-        if results.unfinished_test_sets:
-            listed = ", ".join(results.unfinished_test_sets)
-            notices.append(f"Not evaluated with all folds yet in {name}: {listed}.")
-        if results.split != "testing":
-            notices.append(f"Those of {name} are cases of the {results.split} split.")
-        seeds = {m.label: ", ".join(str(run.settings.seed) for run in m.runs) for m in results.methods}
-        if len(set(seeds.values())) > 1:
-            listed = "; ".join(f"{label} {numbers}" for label, numbers in seeds.items())
-            notices.append(f"Losses in {name} have different seeds, so ranks are not entirely fair: {listed}.")
-    if few := [dataset.name for dataset in datasets if len(set(dataset.plain.patients)) < FEWEST_PATIENTS]:
+        if results.about["missing"]:
+            notices.append(f"Not finished in {name}: {'; '.join(results.about['missing'])}.")
+        if results.about["split"] != "testing":
+            notices.append(f"Those of {name} are cases of the {results.about['split']} split.")
+    few = [d.name for d in datasets if len({*d.results.patients(d.test_set)}) < FEWEST_PATIENTS]
+    if few:
         notices.append(f"Too few patients for intervals of the sum-rank: {', '.join(few)}.")
-    shared = {
-        dataset.population: [other.name for other in datasets if other.population == dataset.population]
-        for dataset in datasets
-    }
-    for names in shared.values():
-        if len(names) > 1:
-            notices.append(f"Taken to be of the same patients, who have the same names: {', '.join(names)}.")
+    for population, number_of in Counter(d.population for d in datasets).items():
+        if number_of > 1:
+            names = ", ".join(d.name for d in datasets if d.population == population)
+            notices.append(f"Taken to be of the same patients, who have the same names: {names}.")
     return notices
 
 
-def _means_section(datasets: Sequence[RankedDataset]) -> Section:
+def _means_section(datasets: Sequence[Dataset], methods: Sequence[str]) -> Section:
     """Return the means of all methods on all data sets, without and with temperature."""
-    measures = [name for name in MEANS if all(dataset.plain.measured([name]) for dataset in datasets)]
+    measures = [name for name in MEANS if all(dataset.results.has(name) for dataset in datasets)]
     cells, records = [], []
     for dataset in datasets:
-        rows = [
-            Row(method, TableCell(method.label + suffix), {"temperature": temperature})
-            for suffix, temperature, scaled in (("", "without", False), (" + T", "with", True))
-            for method in dataset.at(scaled).methods
-        ]
-        lines, of_dataset = mean_rows(rows, measures, dataset.plain)
-        cells += [[TableCell(dataset.name), *line] for line in lines]
+        rows = [row for name in methods for t in (WITHOUT, WITH) for row in dataset.rows([name], t)]
+        lines, of_dataset, _ = mean_rows(dataset.results, rows, measures)
+        cells += [[Cell(dataset.name), *line] for line in lines]
         records += [{"dataset": dataset.name, **record} for record in of_dataset]
     caption = (
         "Mean over the cases of each data set, with its 95 % interval; the best of each is bold, the second best "
-        f"underlined. {ABOUT_REGIONS if 'ece_all' in measures else ''}+ T: with temperature."
+        f"underlined. + T: with temperature. {ABOUT_REGIONS}{about_intervals(datasets[0].results)}"
     )
-    header = ["data set", "", *(heading(measure, "foreground") for measure in measures)]
-    return Section("means", "Means", caption, header, cells, records)
+    return Section("means", "Means", caption, ["data set", "", *map(heading, measures)], cells, records)
 
 
-def _ranks_section(datasets: Sequence[RankedDataset], ranking: Ranking) -> tuple[Section, str]:
+def _ranks_section(datasets: Sequence[Dataset], methods: dict[str, str], ranking: str) -> tuple[Section, str]:
     """Return both rankings over all data sets with their heat maps, and the sentence that names the first methods."""
-    measures, methods = ranking.measures, datasets[0].at(ranking.scaled).methods
-    names = [plain_heading(measure) for measure in measures]
-    cases = [
-        ranked_cases(dataset.at(ranking.scaled), measures, dataset.networks, dataset.population) for dataset in datasets
-    ]
+    title, measures, temperature = RANKINGS[ranking]
+    names, better = [heading(m, arrow=False) for m in measures], [higher_is_better(m) for m in measures]
+    cases = [ranked_cases(d.results, d.rows([*methods], temperature), measures, d.population) for d in datasets]
     columns = [f"{dataset.name} {name}" for dataset in datasets for name in names]
     cells, records, pictures = rank_tables(cases, methods, measures, columns)
-    rows = [[TableCell(method.label)] for method in methods]
-    better = [higher_is_better(measure) for measure in measures]
+    lines = [[Cell(label)] for label in methods.values()]
     for dataset, of_dataset in zip(datasets, cases, strict=True):
-        totals = column_ranks(means_over_common_cases(of_dataset.of_methods), better).sum(1)
-        for row, record, total in zip(rows, records, totals, strict=True):
-            row.append(TableCell(number(total, "sum_rank")))
+        totals = sum_rank(means_over_common_cases(of_dataset.values), better)
+        for line, record, total in zip(lines, records, totals, strict=True):
+            line.append(Cell(number(total, "sum_rank")))
             record[f"sum_rank_on_{dataset.name}"] = total
-    over = {dataset.plain.resampled for dataset in datasets}
-    resampled = over.pop() if len(over) == 1 else WHERE_SEVERAL
-    caption = (
-        f"By {', '.join(names[:-1])} and {names[-1]} on each data set; {ABOUT_RANKS} Columns of data sets: the part of "
-        f"the sum-rank. Of the last two columns: 95 % intervals, of the sum-rank over {resampled}, of the "
-        "mean-case-rank over patients."
-    )
+    caption = f"By {listed(names)} on each data set. {ABOUT_RANKS} Columns of data sets: the part of the sum-rank."
     header = ["", *(dataset.name for dataset in datasets), *RANK_HEADINGS]
-    pictures = [Picture(f"{name}_{ranking.name}", title, png) for name, title, png in pictures]
-    rows = [[*row, *line] for row, line in zip(rows, cells, strict=True)]
-    section = Section(f"ranks_{ranking.name}", ranking.title, caption, header, rows, records, pictures)
-    shown: dict[float, list[str]] = {}
-    for method, record, line in zip(methods, records, cells, strict=True):
-        shown.setdefault(record["sum_rank"], []).append(" ".join([method.label, line[0].text, *line[0].notes]))
-    lowest = [" and ".join(shown[total]) for total in sorted(shown)[:2]]
-    return section, f"{ranking.title}: lowest sum-rank {', then '.join(lowest)}."
+    pictures = [picture._replace(name=f"{picture.name}_{ranking}") for picture in pictures]
+    shown = [[*line, *further] for line, further in zip(lines, cells, strict=True)]
+    section = Section(f"ranks_{ranking}", title, caption, header, shown, records, pictures)
+    order = sorted(range(len(records)), key=lambda i: records[i]["sum_rank"])[:2]
+    first = [" ".join([[*methods.values()][i], cells[i][0].text, *cells[i][0].notes]) for i in order]
+    return section, f"{title}: lowest sum-rank {', then '.join(first)}."

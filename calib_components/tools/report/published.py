@@ -1,28 +1,10 @@
-"""What the paper reports: its measures, structures and tables."""
+"""What the paper reports: structures and tables."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from calib_components.tools.report.data import Results
 
-__all__ = ["METRICS", "PUBLISHED", "RANKED", "STRUCTURES", "Measure"]
-
-
-class Measure(NamedTuple):
-    """Name of a measure, and whether higher values are better."""
-
-    label: str
-    higher_is_better: bool
-
-
-METRICS = {
-    "dsc": Measure("DSC", True),
-    "hd95": Measure("HD95", False),
-    "ece": Measure("ECE", False),
-    "cece": Measure("CECE", False),
-    "nll": Measure("NLL", False),
-    "brier": Measure("Brier", False),
-}
-RANKED = ("dsc", "hd95", "ece", "cece")  # the four that the paper reports and ranks by
+__all__ = ["PUBLISHED", "STRUCTURES", "dataset_of"]
 
 # The structures that the paper segments in each data set.
 STRUCTURES = {
@@ -68,3 +50,8 @@ PUBLISHED: dict[str, dict[str, tuple[float, float, float, float]]] = {
         "nacl": (0.850, 5.78, 0.112, 0.097),
     },
 }
+
+
+def dataset_of(results: Results) -> str | None:
+    """Return the paper's data set with the same structures, whatever the images are; None if there is none."""
+    return next((name for name, structures in STRUCTURES.items() if structures == results.structures), None)

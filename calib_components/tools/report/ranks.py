@@ -1,4 +1,4 @@
-"""Ranks of methods: of their means, as the paper has them, and on single cases."""
+"""Ranks of methods: of their means, as the paper has them, and on single cases. Intervals are over patients."""
 
 from __future__ import annotations
 
@@ -10,25 +10,37 @@ from numpy.typing import ArrayLike
 from scipy.stats import rankdata
 
 from calib_components.tools.report.statistics import (
+    FEWEST_PATIENTS,
     Array,
     Estimate,
-    draw_weights,
+    bootstrap_interval,
     mean_of_defined,
     mean_with_interval,
-    percentiles,
 )
 
 __all__ = [
     "RankedCases",
     "case_ranks",
     "column_ranks",
-    "mean_case_rank_with_interval",
+    "mean_case_ranks",
     "means_over_common_cases",
     "sum_rank",
-    "sum_rank_with_interval",
+    "sum_ranks",
 ]
 
-PATIENTS, RUNS = 1, 2  # streams of random numbers
+
+class RankedCases(NamedTuple):
+    """What methods are ranked by on a data set.
+
+    Attributes:
+        values: `(methods, cases, metrics)`; NaN where undefined.
+        patients: Patient of each case.
+        population: Data sets with the same number have the same patients, who are resampled together.
+    """
+
+    values: Array
+    patients: Sequence[str]
+    population: int = 0
 
 
 def column_ranks(means: ArrayLike, higher_is_better: ArrayLike) -> Array:
@@ -50,79 +62,6 @@ def sum_rank(means: ArrayLike, higher_is_better: ArrayLike) -> Array:
     return column_ranks(means, higher_is_better).sum(1)
 
 
-class RankedCases(NamedTuple):
-    """What methods are ranked by on a data set.
-
-    Attributes:
-        values: `(runs, cases, metrics)` of each method: runs are its trainings. A value that is undefined (NaN) in one
-            run counts as undefined in all.
-        patients: The patient of each case.
-        networks: Number of the comparison that the networks are from: data sets of one number are those that the same
-            networks were evaluated on.
-        population: Number of the set of patients: data sets of one number are of the same patients.
-    """
-
-    values: Sequence[Array]
-    patients: Sequence[str]
-    networks: int = 0
-    population: int = 0
-
-    @property
-    def of_methods(self) -> Array:
-        """The means over runs, `(methods, cases, metrics)`."""
-        return np.stack([np.asarray(runs, float).mean(0) for runs in self.values])
-
-
-def sum_rank_with_interval(datasets: Sequence[RankedCases], higher_is_better: ArrayLike) -> list[Estimate]:
-    """Return the `sum_rank` of the means over common cases and its 95 % percentile bootstrap interval.
-
-    Each resample draws as many patients of a population as there are, and as many runs of a method's networks, with
-    replacement: the same for all data sets that share them.
-
-    Args:
-        datasets: What is ranked, with the same methods and metrics; ranks are summed over all.
-        higher_is_better: `(metrics,)`.
-
-    Returns:
-        One estimate per method, without an interval if too few patients of one of the data sets have a value of every
-        method in one of the metrics.
-    """
-    methods = len(datasets[0].values)
-    totals, resampled = np.zeros(methods), np.zeros((methods, 1))
-    for dataset in datasets:
-        totals = totals + sum_rank(means_over_common_cases(dataset.of_methods), higher_is_better)
-        resampled = resampled + _resampled_sum_ranks(dataset, higher_is_better)
-    fewest = min(_fewest_patients(dataset) for dataset in datasets)
-    return [Estimate(float(total), *percentiles(ranks, fewest)) for total, ranks in zip(totals, resampled, strict=True)]
-
-
-def _fewest_patients(dataset: RankedCases) -> int:
-    """Return the number of patients with a value of every method, of the metric that has the fewest."""
-    lacking = np.isnan(dataset.of_methods)  # (methods, cases, metrics)
-    patients = np.asarray(dataset.patients)
-    return min(len(set(patients[~of_metric.any(0)])) for of_metric in np.moveaxis(lacking, 2, 0))
-
-
-def _resampled_sum_ranks(dataset: RankedCases, higher_is_better: ArrayLike) -> Array:
-    """Return the sum-ranks on a data set in each resample, `(methods, resamples)`."""
-    names, index = np.unique(np.asarray(dataset.patients), return_inverse=True)
-    by_patient = (index == np.arange(len(names))[:, None]).astype(float)  # (patients, cases)
-    common = ~np.isnan(dataset.of_methods).any(0)  # (cases, metrics)
-    weights = draw_weights(len(names), PATIENTS, dataset.population)
-    counts = weights @ (by_patient @ common)
-    means = []
-    with np.errstate(invalid="ignore"):  # 0 / 0 is NaN, which ranks all methods alike
-        for place, runs in enumerate(dataset.values):
-            drawn = np.ones((1, 1))
-            if len(runs) > 1:
-                drawn = draw_weights(len(runs), RUNS, dataset.networks, place) / len(runs)
-            sums = [weights @ (by_patient @ np.where(common, run, 0)) for run in runs]
-            means.append(sum(drawn[:, number, None] * of_run for number, of_run in enumerate(sums)) / counts)
-    stacked = np.stack(means)  # (methods, resamples, metrics)
-    ranks = column_ranks(stacked.reshape(methods := len(stacked), -1), np.tile(higher_is_better, len(weights)))
-    return ranks.reshape(methods, *stacked.shape[1:]).sum(2)
-
-
 def case_ranks(values: ArrayLike, higher_is_better: ArrayLike) -> Array:
     """Rank the methods on each case and metric.
 
@@ -134,40 +73,56 @@ def case_ranks(values: ArrayLike, higher_is_better: ArrayLike) -> Array:
         `(methods, cases, metrics)`: 1 is best, ties share the mean rank; NaN where no method has a value.
     """
     values = np.asarray(values, float)
-    methods, cases, metrics = values.shape
-    columns = values.reshape(methods, cases * metrics)
-    ranks = column_ranks(columns, np.tile(higher_is_better, cases))
+    columns = values.reshape(len(values), -1)
+    ranks = column_ranks(columns, np.tile(higher_is_better, values.shape[1]))
     ranks[:, np.isnan(columns).all(0)] = np.nan
     return ranks.reshape(values.shape)
 
 
 def means_over_common_cases(values: ArrayLike) -> Array:
-    """Return the mean of each metric over the cases where every method has a value: means that can be ranked fairly.
-
-    Args:
-        values: `(methods, cases, metrics)`.
-
-    Returns:
-        `(methods, metrics)`; NaN where there is no such case.
-    """
+    """Return the means `(methods, metrics)` over the cases where every method has a value."""
     values = np.asarray(values, float)
-    common = np.where(np.isnan(values).any(0), np.nan, values)
-    return mean_of_defined(common.swapaxes(0, 1))
+    return mean_of_defined(np.where(np.isnan(values).any(0), np.nan, values), axis=1)
 
 
-def mean_case_rank_with_interval(
-    values: ArrayLike, higher_is_better: ArrayLike, groups: Sequence[str]
-) -> list[Estimate]:
-    """Return the mean of each method's ranks over all cases and metrics, and its 95 % bootstrap interval over patients.
+def sum_ranks(datasets: Sequence[RankedCases], higher_is_better: ArrayLike) -> list[Estimate]:
+    """Return the `sum_rank` of each method over data sets and its 95 % interval.
 
-    Args:
-        values: `(methods, cases, metrics)`, as in `case_ranks`.
-        higher_is_better: `(metrics,)`.
-        groups: The group of each case, as in `mean_with_interval`.
-
-    Returns:
-        One estimate per method.
+    There is no interval where fewer than six patients of a data set have values of all methods in some metric.
     """
-    ranks = case_ranks(values, higher_is_better)
-    repeated = [group for group in groups for _ in range(ranks.shape[2])]  # a case has one rank per metric
-    return [mean_with_interval(of_method.flatten(), repeated) for of_method in ranks]
+    totals = sum(sum_rank(means_over_common_cases(dataset.values), higher_is_better) for dataset in datasets)
+    populations = list(dict.fromkeys(dataset.population for dataset in datasets))
+    parts, numbers, fewest = [], {}, np.inf
+    for dataset in datasets:
+        names, index = np.unique(np.asarray(dataset.patients), return_inverse=True)
+        by_patient = (index == np.arange(len(names))[:, None]).astype(float)  # (patients, cases)
+        common = ~np.isnan(dataset.values).any(0)
+        counts = by_patient @ common  # (patients, metrics)
+        parts.append((by_patient @ np.where(common, dataset.values, 0), counts))
+        numbers[dataset.population] = len(names)
+        fewest = min(fewest, (counts > 0).sum(0).min())
+    if fewest < FEWEST_PATIENTS:
+        return [Estimate(float(total)) for total in totals]
+
+    def statistic(*drawn: Array) -> Array:
+        result = 0.0
+        for dataset, (sums, counts) in zip(datasets, parts, strict=True):
+            indices = drawn[populations.index(dataset.population)]
+            means = sums[:, indices].sum(-2) / counts[indices].sum(-2)  # (methods, ..., metrics)
+            flat = np.moveaxis(means, -1, 1).reshape(len(means), means.shape[-1], -1)
+            ranks = [
+                column_ranks(flat[:, k], np.tile(better, flat.shape[2])) for k, better in enumerate(higher_is_better)
+            ]
+            result = result + sum(ranks).reshape(len(means), *indices.shape[:-1])
+        return result
+
+    low, high = bootstrap_interval(statistic, *numbers.values())
+    return [Estimate(*map(float, of)) for of in zip(totals, low, high, strict=True)]
+
+
+def mean_case_ranks(datasets: Sequence[RankedCases], higher_is_better: ArrayLike) -> list[Estimate]:
+    """Return the mean of each method's ranks over all cases and metrics of data sets, and its 95 % interval."""
+    ranks = np.concatenate([case_ranks(dataset.values, higher_is_better) for dataset in datasets], axis=1)
+    patients = [f"{dataset.population}/{name}" for dataset in datasets for name in dataset.patients]
+    repeated = np.repeat(patients, ranks.shape[2])  # a case has one rank per metric
+    return [mean_with_interval(of_method.ravel(), repeated) for of_method in ranks]

@@ -1,17 +1,22 @@
+"""Intervals and tests against numpy, scipy and simulation."""
+
 from __future__ import annotations
 
 from itertools import product
 
 import numpy as np
 import pytest
-from scipy.stats import spearmanr
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
 
-from calib_components.tools.compare import statistics
-from calib_components.tools.report.ranks import RankedCases, mean_case_rank_with_interval, sum_rank_with_interval
 from calib_components.tools.report.statistics import (
+    Estimate,
     holm,
     mean_with_interval,
     paired_difference,
+    ratio_with_interval,
+    seeds_and_patients,
     sign_flip_p_value,
     spearman_with_interval,
 )
@@ -19,238 +24,193 @@ from calib_components.tools.report.statistics import (
 NAN = np.nan
 
 
-@pytest.fixture
-def two_patients_suffice(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For examples small enough to work out by hand."""
-    monkeypatch.setattr(statistics, "FEWEST_PATIENTS", 2)
+def patients_of(cases: int, each: int = 2) -> list[str]:
+    return [f"p{i // each}" for i in range(cases)]
 
 
-class TestMeanWithInterval:
-    def test_covers_what_a_normal_interval_would(self) -> None:
-        values = np.random.default_rng(0).normal(size=400)
-        mean, low, high = mean_with_interval(values)
-        half = 1.96 * values.std() / 20
-        assert mean == pytest.approx(values.mean())
-        assert (low, high) == pytest.approx((mean - half, mean + half), abs=0.1 * half)
-
-    def test_copies_of_a_patient_add_no_certainty(self) -> None:
-        values = np.random.default_rng(0).normal(size=50)
-        patients = [f"p{i}" for i in range(50)]
-        assert mean_with_interval(np.tile(values, 4), patients * 4) == pytest.approx(
-            mean_with_interval(values, patients)
-        )
-        _, low, high = mean_with_interval(values, patients)
-        _, low_4, high_4 = mean_with_interval(np.tile(values, 4))
-        assert high_4 - low_4 == pytest.approx((high - low) / 2, rel=0.1)
-
-    @pytest.mark.usefixtures("two_patients_suffice")
-    def test_undefined_values_are_left_out(self) -> None:
-        assert mean_with_interval([1, NAN, 3, NAN]) == mean_with_interval([1, 3])
-        assert mean_with_interval([1, NAN, 3], ["a", "b", "b"]) == mean_with_interval([1, 3])
-        assert np.isnan(mean_with_interval([NAN, NAN])).all()
-
-    def test_one_patient_gives_no_interval(self) -> None:
-        mean, *interval = mean_with_interval([0.5, 0.7], ["a", "a"])
-        assert mean == pytest.approx(0.6)
-        assert np.isnan(interval).all()
-
-    @pytest.mark.usefixtures("two_patients_suffice")
-    def test_of_equal_values_has_no_width(self) -> None:
-        assert mean_with_interval([0.5, 0.5, 0.5]) == (0.5, 0.5, 0.5)
+def test_mean_covers_what_a_normal_interval_would() -> None:
+    values = np.random.default_rng(0).normal(size=400)
+    found, half = mean_with_interval(values), 1.96 * values.std() / 20
+    assert found.mean == pytest.approx(values.mean())
+    assert found[1:3] == pytest.approx((found.mean - half, found.mean + half), abs=0.1 * half)
 
 
-class TestSeveralRuns:
-    @pytest.mark.usefixtures("two_patients_suffice")
-    def test_value_of_a_case_is_the_mean_over_the_runs_that_have_one(self) -> None:
-        assert mean_with_interval([[1, 5, NAN], [3, NAN, NAN]]).mean == (2 + 5) / 2
-
-    def test_equal_runs_add_nothing(self) -> None:
-        values = np.random.default_rng(0).normal(size=(2, 30))
-        groups = [f"p{i // 2}" for i in range(30)]
-        for runs in (values[:1], np.repeat(values[:1], 3, axis=0)):
-            assert mean_with_interval(runs, groups) == pytest.approx(mean_with_interval(values[0], groups))
-            assert paired_difference(runs, values[1], groups) == pytest.approx(
-                paired_difference(values[0], values[1], groups)
-            )
-
-    @pytest.mark.usefixtures("two_patients_suffice")
-    def test_runs_alone_by_hand(self) -> None:
-        # All cases alike: of the 27 draws of three runs, one in 27 (3.7 %) has the first or the last alone.
-        runs = np.array([[0.0], [1.0], [5.0]]) + np.zeros(4)
-        assert mean_with_interval(runs) == pytest.approx((2, 0, 5))
-
-    def test_interval_is_that_of_every_draw(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(statistics, "RESAMPLES", 200)
-        rng = np.random.default_rng(0)
-        values, reference = rng.normal(size=(3, 40)), rng.normal(size=(2, 40))
-        values[1, :5], reference[:, 7] = NAN, NAN
-        groups = np.array([f"p{i // 2}" for i in range(40)])
-        patients = np.random.default_rng(0).integers(20, size=(200, 20))
-        cases = [np.concatenate([np.flatnonzero(groups == np.unique(groups)[i]) for i in draw]) for draw in patients]
-        runs, of_reference = (
-            np.random.default_rng((0, stream)).integers(number, size=(200, number))
-            for stream, number in ((1, 3), (2, 2))
-        )
-        first, second = (
-            [statistics.mean_of_defined(of[draw]) for draw in drawn]
-            for of, drawn in ((values, runs), (reference, of_reference))
-        )
-        means = [np.nanmean(of_cases[drawn]) for of_cases, drawn in zip(first, cases, strict=True)]
-        expected = np.nanmean(statistics.mean_of_defined(values)), *np.quantile(means, [0.025, 0.975])
-        assert mean_with_interval(values, groups.tolist()) == pytest.approx(expected)
-        differences = [np.nanmean((a - b)[drawn]) for a, b, drawn in zip(first, second, cases, strict=True)]
-        estimate = paired_difference(values, reference, groups.tolist())
-        assert estimate[1:3] == pytest.approx(tuple(np.quantile(differences, [0.025, 0.975])))
-        assert estimate.cases == 39
-
-    def test_same_networks_are_drawn_together(self) -> None:
-        runs = np.random.default_rng(0).normal(size=(3, 12))
-        assert paired_difference(runs + 1, runs, same_runs=True) == pytest.approx((1, 1, 1, 2 / 2**12, 12))
-        apart = paired_difference(runs + 1, runs)
-        assert apart.low < 1 < apart.high
-
-    def test_covers_what_a_normal_interval_would(self) -> None:
-        # Effects of many runs and of many patients add up: the variance of the mean is the sum of both.
-        rng = np.random.default_rng(0)
-        of_runs, of_patients = rng.normal(size=(50, 1)), 2 * rng.normal(size=200)
-        mean, low, high = mean_with_interval(of_runs + of_patients)
-        half = 1.96 * np.sqrt(of_runs.var() / 50 + of_patients.var() / 200)
-        assert (low, high) == pytest.approx((mean - half, mean + half), abs=0.1 * half)
+def test_copies_of_a_patient_add_no_certainty() -> None:
+    values = np.random.default_rng(0).normal(size=50)
+    names = patients_of(50, 1)
+    assert mean_with_interval(np.tile(values, 4), names * 4)[:3] == pytest.approx(mean_with_interval(values, names)[:3])
+    widths = [found.high - found.low for found in map(mean_with_interval, (values, np.tile(values, 4)))]
+    assert widths[1] == pytest.approx(widths[0] / 2, rel=0.1)
 
 
-class TestPairedDifference:
-    @pytest.mark.usefixtures("two_patients_suffice")
-    def test_by_hand(self) -> None:
-        # Differences 1, 2, 3, -4, 5: the negative ranks sum to 4, and 7 of 32 sign patterns give a sum of at most 4.
-        difference = paired_difference([2, 4, 6, 1, 10], [1, 2, 3, 5, 5])
-        assert difference.mean == pytest.approx(7 / 5)
-        assert difference.low < 0 < difference.high
-        assert difference.p_value == pytest.approx(2 * 7 / 32)
-        assert difference.cases == 5
-
-    @pytest.mark.usefixtures("two_patients_suffice")
-    def test_leaves_out_cases_where_either_is_undefined(self) -> None:
-        difference = paired_difference([2, NAN, 3, 9], [1, 5, NAN, 8])
-        assert difference == (1, 1, 1, 0.5, 2)
-
-    @pytest.mark.usefixtures("two_patients_suffice")
-    def test_tests_the_means_of_patients(self) -> None:
-        # Means of the patients: 1, 2, 3. All of one sign: p = 2 / 2^3.
-        difference = paired_difference([0, 2, 2, 2, 3, 3], np.zeros(6), ["a", "a", "b", "b", "c", "c"])
-        assert difference.mean == 2
-        assert difference.p_value == pytest.approx(0.25)
-        assert difference.cases == 6
-
-    @pytest.mark.usefixtures("two_patients_suffice")
-    def test_nothing_differs(self) -> None:
-        assert paired_difference([1, 2, 3], [1, 2, 3]) == (0, 0, 0, 1, 3)
-
-    def test_nothing_to_compare(self) -> None:
-        difference = paired_difference([NAN, 1], [1, NAN])
-        assert np.isnan(difference[:4]).all()
-        assert difference.cases == 0
+def test_undefined_values_are_left_out() -> None:
+    values = np.arange(8.0)
+    with_nan = np.append(values, [NAN, NAN])
+    assert mean_with_interval(with_nan)[:3] == mean_with_interval(values)[:3]
+    assert mean_with_interval(with_nan).cases == 8
+    assert np.isnan(mean_with_interval([NAN, NAN]).mean)
 
 
-class TestSignFlip:
-    def test_all_choices_of_signs(self) -> None:
-        """Every choice once in place of random ones; two values of six patients, two cases of the first."""
-        rng = np.random.default_rng(1)
-        values, groups = rng.normal(0, 1, (7, 2)), ["a", "a", "b", "c", "d", "e", "f"]
-        sums = np.concatenate([values[:2].sum(0, keepdims=True), values[2:]])
-        sizes = [np.abs((np.array(signs)[:, None] * sums).sum(0)).sum() for signs in product([-1, 1], repeat=6)]
-        exact = np.mean(np.array(sizes) >= np.abs(sums.sum(0)).sum() * (1 - 1e-9))
-        assert 0.1 < exact < 0.9
-        assert sign_flip_p_value(values, groups) == pytest.approx(exact, rel=1e-12)
-
-    def test_random_choices_are_near_all_of_them(self) -> None:
-        """Of 16 patients and 15 values, as in the results that are kept."""
-        values = np.random.default_rng(1).normal(0.1, 1, (16, 15))
-        signs = np.array(list(product([-1.0, 1.0], repeat=16)))
-        exact = (np.abs(signs @ values).sum(1) >= np.abs(values.sum(0)).sum() * (1 - 1e-9)).mean()
-        assert 0.1 < exact < 0.9
-        assert sign_flip_p_value(values) == pytest.approx(exact, abs=0.02)
-
-    def test_one_side_is_two_of_all_choices(self) -> None:
-        assert sign_flip_p_value(np.ones((8, 1)), list("abcdefgh")) == pytest.approx(2 / 2**8, rel=1e-12)
-
-    def test_undefined_cases_and_few_patients(self) -> None:
-        values = np.array([[1.0, 1.0]] * 6 + [[NAN, 1.0]])
-        assert sign_flip_p_value(values, list("abcdefg")) == sign_flip_p_value(values[:6], list("abcdef"))
-        assert np.isnan(sign_flip_p_value(values, list("abcdeeg")))
-        assert np.isnan(sign_flip_p_value(values[6:], ["a"]))
-
-    def test_false_alarms_with_dependent_voxels_and_patients_of_any_size(self) -> None:
-        """Calibrated patients: probabilities of one number of blocks each, whose voxels all have the same label."""
-        rng = np.random.default_rng(0)
-        alarms = 0
-        for _ in range(200):
-            values = []
-            for _ in range(10):
-                blocks = rng.integers(2, 50)
-                size, p = rng.lognormal(0, 1.5, blocks), rng.uniform(0.5, 1, blocks)
-                gap = size * (p - (rng.random(blocks) < p)) / size.sum()
-                values.append(np.bincount((p * 15).astype(int), gap, 15))
-            alarms += sign_flip_p_value(np.array(values), [str(i) for i in range(10)]) < 0.05
-        assert alarms <= 18  # 10 expected
+@pytest.mark.parametrize(("patients", "enough"), [(5, False), (6, True)])
+def test_six_patients_are_needed_however_many_cases(patients: int, enough: bool) -> None:
+    names, values = patients_of(3 * patients, 3), np.random.default_rng(0).uniform(1, 2, size=(2, 3 * patients))
+    found = [
+        mean_with_interval(values[0], names),
+        mean_with_interval(values, names),
+        paired_difference(values[0] + 1, values[1], names),
+        spearman_with_interval(*values, names),
+        *ratio_with_interval(values.T, values.T + 1, names),
+    ]
+    assert [estimate.has_interval for estimate in found] == [enough] * 6
+    p_value = paired_difference(values[0] + 1, values[1], names).p_value
+    assert p_value == pytest.approx(2 / 2**6) if enough else np.isnan(p_value)
 
 
-class TestHolm:
-    def test_by_hand(self) -> None:
-        np.testing.assert_allclose(holm([0.01, 0.04, 0.03, 0.005]), [0.03, 0.06, 0.06, 0.02])
-
-    def test_is_at_most_1_and_skips_tests_that_were_not_made(self) -> None:
-        np.testing.assert_allclose(holm([0.6, NAN, 0.04, 0.7]), [1, NAN, 0.12, 1])
-        assert holm([]).shape == (0,)
-
-
-class TestFewPatients:
-    """Five patients have no interval and no test, however many cases they have; six have."""
-
-    @pytest.mark.parametrize(("patients", "enough"), [(5, False), (6, True)])
-    def test_six_patients_are_needed(self, patients: int, enough: bool) -> None:
-        groups = [f"p{i // 3}" for i in range(3 * patients)]
-        values = np.random.default_rng(0).uniform(size=(2, 3 * patients, 1))
-        difference = paired_difference(1 + values[0, :, 0], values[1, :, 0], groups)
-        if enough:
-            assert difference.p_value == pytest.approx(2 / 2**6)
-        for number in (
-            difference.low,
-            difference.p_value,
-            mean_with_interval(values[0, :, 0], groups).high,
-            sum_rank_with_interval([RankedCases(values[:, None], groups)], [True])[0].low,
-            mean_case_rank_with_interval(values, [True], groups)[1].low,
-        ):
-            assert np.isnan(number) != enough
-
-    def test_patients_without_a_value_do_not_count(self) -> None:
-        values = [0.1, 0.2, 0.3, 0.4, 0.5, NAN]
-        assert np.isnan(mean_with_interval(values)[1:]).all()
-        assert np.isnan(paired_difference(values, np.zeros(6)).p_value)
-        assert paired_difference(values, np.zeros(6)).mean == pytest.approx(0.3)
+def test_difference_is_that_of_common_cases_and_pairs_cases() -> None:
+    values = np.random.default_rng(1).normal(size=20)
+    found = paired_difference(np.append(values + 0.1, NAN), np.append(values, 3))
+    assert found[:3] == pytest.approx((0.1, 0.1, 0.1))
+    assert found.cases == 20
+    assert paired_difference(values, values)[:4] == (0, 0, 0, 1)
 
 
-class TestSpearman:
-    def test_equals_scipy_with_ties_and_undefined_values(self) -> None:
-        rng = np.random.default_rng(0)
-        values, others = rng.integers(5, size=30).astype(float), rng.normal(size=30)
-        values[3], others[7] = NAN, NAN
-        expected = spearmanr(values, others, nan_policy="omit").statistic
-        assert spearman_with_interval(values, others).mean == pytest.approx(expected)
+def test_ratio_of_sums() -> None:
+    above, below = np.random.default_rng(2).uniform(size=(2, 30, 2))
+    above[:, 1] = below[:, 1] = 0
+    first, second = ratio_with_interval(above, below, patients_of(30))
+    assert first.mean == pytest.approx(above[:, 0].sum() / below[:, 0].sum())
+    assert first.low < first.mean < first.high
+    assert np.isnan(second.mean)
+    assert not second.has_interval
 
-    def test_resamples_whole_groups(self) -> None:
-        """The same resamples with scipy: cases of a drawn patient are repeated."""
-        rng = np.random.default_rng(1)
-        values, noise = rng.normal(size=(2, 20))
-        others, groups = values + noise, [f"p{i // 2}" for i in range(20)]
-        drawn = np.random.default_rng(0).integers(10, size=(10_000, 10))[:2000]
-        cases = (2 * drawn[..., None] + [0, 1]).reshape(2000, 20)
-        resampled = [spearmanr(values[row], others[row]).statistic for row in cases]
-        estimate = spearman_with_interval(values, others, groups)
-        np.testing.assert_allclose(estimate[1:], np.quantile(resampled, [0.025, 0.975]), atol=0.03)
 
-    def test_few_groups_have_no_interval_and_equal_values_no_correlation(self) -> None:
-        few = spearman_with_interval([1, 2, 3, 4], [1, 2, 3, 4], ["a", "a", "b", "b"])
-        assert few.mean == pytest.approx(1)
-        assert np.isnan(few[1:]).all()
-        assert np.isnan(spearman_with_interval([1] * 8, range(8))).all()
-        assert np.isnan(spearman_with_interval([NAN] * 8, range(8))).all()
+def oracle(tables: list[np.ndarray]) -> tuple[float, float]:
+    """Squared standard error and degrees of freedom, from the formula written out with loops."""
+    seeds, patients = [len(t) for t in tables], tables[0].shape[1]
+    spread = [np.var([row.mean() for row in t], ddof=1) for t in tables]
+    difference = [np.mean(tables[0][:, p]) - sum(np.mean(t[:, p]) for t in tables[1:]) for p in range(patients)]
+    of_patients, noise = np.var(difference, ddof=1), []
+    for t in tables:
+        total = 0.0
+        for s, p in product(range(len(t)), range(patients)):
+            total += (t[s, p] - t[s].mean() - t[:, p].mean() + t.mean()) ** 2
+        noise.append(total / ((len(t) - 1) * (patients - 1)))
+    of_seeds = sum(a / s for a, s in zip(spread, seeds, strict=True))
+    se2 = of_seeds + of_patients / patients - sum(e / (s * patients) for e, s in zip(noise, seeds, strict=True))
+    se2 = max(se2, of_patients / patients, of_seeds)
+    terms = [(a / s, s - 1) for a, s in zip(spread, seeds, strict=True)] + [(of_patients / patients, patients - 1)]
+    return se2, se2**2 / sum(part**2 / df for part, df in terms)
+
+
+@pytest.mark.parametrize("seeds", [(3,), (3, 3), (2, 5)])
+def test_t_interval_is_the_formula(seeds: tuple[int, ...]) -> None:
+    rng = np.random.default_rng(3)
+    people = rng.normal(size=10)
+    tables = [people + rng.normal(size=(s, 1)) + 0.5 * rng.normal(size=(s, 10)) for s in seeds]
+    mean = tables[0].mean() - sum(t.mean() for t in tables[1:])
+    se2, df = oracle(tables)
+    low, high, p_value = seeds_and_patients(mean, tables)
+    assert (low, high) == pytest.approx(stats.t.interval(0.95, df, mean, se2**0.5))
+    assert p_value == pytest.approx(2 * stats.t.sf(abs(mean) / se2**0.5, df))
+    found = mean_with_interval(tables[0]) if len(tables) == 1 else paired_difference(*tables)
+    assert found[:3] == pytest.approx((mean, low, high))
+    assert np.isnan(found.p_value) if len(tables) == 1 else found.p_value == pytest.approx(p_value)
+
+
+def test_cases_of_a_patient_count_as_one_in_the_t_interval() -> None:
+    runs = np.random.default_rng(4).normal(size=(3, 8))
+    assert mean_with_interval(np.repeat(runs, 2, axis=1), patients_of(16))[:3] == pytest.approx(
+        mean_with_interval(runs)[:3]
+    )
+    uneven = np.concatenate([runs, runs[:, :3]], axis=1)  # three patients have two cases
+    found = mean_with_interval(uneven, [*patients_of(8, 1), *patients_of(3, 1)])
+    assert found.mean == pytest.approx(uneven.mean())
+    assert found.low < found.mean < found.high
+
+
+def test_seed_without_a_value_takes_the_mean_of_the_others() -> None:
+    runs = np.random.default_rng(5).normal(size=(3, 10))
+    runs[0, 2] = NAN
+    filled = runs.copy()
+    filled[0, 2] = runs[1:, 2].mean()
+    assert mean_with_interval(runs)[:3] == pytest.approx(mean_with_interval(filled)[:3])
+
+
+def test_same_networks_are_paired_by_seed() -> None:
+    rng = np.random.default_rng(6)
+    runs = rng.normal(size=(3, 1)) + rng.normal(size=(3, 12))
+    paired = paired_difference(runs + 0.01 * rng.normal(size=(3, 12)), runs, same_seeds=True)
+    assert paired.high - paired.low < 0.1 < np.subtract(*paired_difference(runs + 0.01, runs)[2:0:-1])
+
+
+def test_one_seed_on_one_side_is_over_patients_alone() -> None:
+    runs = np.random.default_rng(7).normal(size=(3, 12))
+    assert paired_difference(runs[0], runs[1:]) == paired_difference(runs[0], runs[1:].mean(0))
+
+
+def simulated(draw: int, effects: tuple[float, float, float]) -> Estimate:
+    """The difference of two losses that are equally good: effects of seeds, patients, and both."""
+    rng = np.random.default_rng(draw)
+    of_seeds, of_patients, of_both = effects
+    difference_of_patients = of_patients * rng.normal(size=16)
+    tables = [of_seeds * rng.normal(size=(3, 1)) + of_both * rng.normal(size=(3, 16)) for _ in range(2)]
+    return paired_difference(tables[0] + difference_of_patients, tables[1])
+
+
+@pytest.mark.parametrize("effects", [(1, 0.1, 0.5), (0.3, 1, 0.5), (0.2, 1, 0), (0.5, 2, 1)])
+def test_coverage_of_the_t_interval_over_new_trainings_and_patients(effects: tuple[float, float, float]) -> None:
+    found = [simulated(draw, effects) for draw in range(800)]
+    covered = np.mean([estimate.low <= 0 <= estimate.high for estimate in found])
+    assert 0.93 <= covered <= 0.99
+    assert np.mean([estimate.p_value < 0.05 for estimate in found]) == pytest.approx(1 - covered)
+
+
+def test_sign_flips_are_all_choices_of_signs() -> None:
+    rng = np.random.default_rng(1)
+    values, names = rng.normal(size=(7, 2)), ["a", "a", "b", "c", "d", "e", "f"]
+    sums = np.concatenate([values[:2].sum(0, keepdims=True), values[2:]])
+    sizes = [np.abs(np.array(signs) @ sums).sum() for signs in product([-1, 1], repeat=6)]
+    exact = np.mean(np.array(sizes) >= np.abs(sums.sum(0)).sum() * (1 - 1e-9))
+    assert sign_flip_p_value(values, names) == pytest.approx(exact)
+
+
+def test_random_sign_flips_are_near_all_of_them() -> None:
+    values = np.random.default_rng(1).normal(0.1, 1, (16, 15))
+    signs = np.array(list(product([-1.0, 1.0], repeat=16)))
+    exact = (np.abs(signs @ values).sum(1) >= np.abs(values.sum(0)).sum()).mean()
+    assert sign_flip_p_value(values) == pytest.approx(exact, abs=0.02)
+
+
+def test_sign_flips_leave_out_undefined_cases() -> None:
+    values = np.array([[1.0, 1.0]] * 6 + [[NAN, 1.0]])
+    assert sign_flip_p_value(values) == sign_flip_p_value(values[:6]) == pytest.approx(2 / 2**6)
+    assert np.isnan(sign_flip_p_value(values[1:]))
+
+
+def test_spearman_is_that_of_scipy_and_resamples_patients() -> None:
+    rng = np.random.default_rng(0)
+    values, others = rng.integers(5, size=30).astype(float), rng.normal(size=30)
+    values[3], others[7] = NAN, NAN
+    expected = stats.spearmanr(values, others, nan_policy="omit").statistic
+    assert spearman_with_interval(values, others).mean == pytest.approx(expected)
+    base, noise = rng.normal(size=(2, 20))
+    drawn = 2 * rng.integers(10, size=(2000, 10))[..., None] + [0, 1]
+    resampled = [stats.spearmanr(base[i.ravel()], (base + noise)[i.ravel()]).statistic for i in drawn]
+    found = spearman_with_interval(base, base + noise, patients_of(20))
+    np.testing.assert_allclose(found[1:3], np.quantile(resampled, [0.025, 0.975]), atol=0.06)
+    assert np.isnan(spearman_with_interval([1] * 8, range(8)).mean)
+
+
+def test_holm_by_hand() -> None:
+    np.testing.assert_allclose(holm([0.01, 0.04, 0.03, 0.005]), [0.03, 0.06, 0.06, 0.02])
+    np.testing.assert_allclose(holm([0.6, NAN, 0.04, 0.7]), [1, NAN, 0.12, 1])
+    assert holm([]).shape == (0,)
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
+def test_holm_lies_between_the_p_values_and_bonferroni(p_values: list[float]) -> None:
+    adjusted, given_p = holm(p_values), np.array(p_values)
+    assert (adjusted >= given_p).all()
+    assert (adjusted <= np.minimum(len(p_values) * given_p, 1) + 1e-12).all()
+    order = np.argsort(p_values)
+    assert (np.diff(adjusted[order]) >= 0).all()

@@ -1,0 +1,253 @@
+"""What a report is made from: tables of cases, bins, cells and temperatures, and their compact form on disk.
+
+A *method* is a setting of a loss, or one evaluation folder. It is trained with one or more seeds. With
+cross-validation, cases of all folds are joined; on a further test set, where the networks of all folds have the same
+cases, a value is their mean.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+
+from calib_components.errors import make_folder, reading, writing
+from calib_components.metrics import CalibrationBins
+from calib_components.tools.report.statistics import Array
+
+__all__ = ["COMPACT", "KEYS", "SUMS", "WITH", "WITHOUT", "Results", "Row", "read_compact", "write_compact"]
+
+WITHOUT, WITH = "without", "with"  # a temperature
+KEYS = ["method", "seed", "fold", "test_set", "temperature"]
+TEXTS = ("method", "test_set", "case", "patient", "region", "leave_one_out", "warnings")
+SUMS = ("count", "confidence", "correct")
+COMPACT = "comparison.json"
+
+
+class Row(NamedTuple):
+    """A line of a table: a method on a test set, without or with its temperature.
+
+    Attributes:
+        method: Name of the method.
+        temperature: "without" or "with".
+        test_set: Name of a further test set; empty for the split that is compared.
+    """
+
+    method: str
+    temperature: str = WITHOUT
+    test_set: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Results:
+    """What was measured.
+
+    Attributes:
+        cases: A line for each evaluated case: `KEYS`, `case`, `patient`, numbers of `missed` and `spurious` structures,
+            and the columns of `cases.csv`.
+        bins: A line for each case and region with bins of each case: `KEYS`, `case`, `region` and sums of each bin.
+        cells: A line for each trained network: what was run. Empty for evaluation folders.
+        temperatures: A line for each fitted temperature.
+        about: What holds for all: `labels` of the methods, `split`, `folds`, `unit`, `missing` and others.
+        folders: Evaluation folder of each method, if there is one: it may hold pictures.
+    """
+
+    cases: pd.DataFrame
+    bins: pd.DataFrame
+    cells: pd.DataFrame
+    temperatures: pd.DataFrame
+    about: dict[str, Any]
+    folders: Mapping[str, Path] = field(default_factory=dict)
+
+    @cached_property
+    def groups(self) -> dict[Row, pd.DataFrame]:
+        """The cases of each row, with the means over structures as columns of their own."""
+        table = self.cases.copy()
+        for measure in ("dsc", "hd95"):
+            table[measure] = table[[f"{measure}_{name}" for name in self.structures]].mean(axis=1)
+        return {Row(*key): group for key, group in table.groupby([*Row._fields], sort=False)}
+
+    @property
+    def methods(self) -> list[str]:
+        """Names of the methods that have results, in their order."""
+        return [name for name in self.about["labels"] if Row(name) in self.groups]
+
+    @property
+    def structures(self) -> list[str]:
+        """Names of the segmented structures."""
+        return [name.removeprefix("dsc_") for name in self.cases if name.startswith("dsc_")]
+
+    @property
+    def test_sets(self) -> list[str]:
+        """Names of the further test sets."""
+        return [name for name in self.cases["test_set"].unique() if name]
+
+    @property
+    def folds(self) -> int | None:
+        """Number of folds; None without cross-validation."""
+        return self.about.get("folds")
+
+    def label(self, row: Row) -> str:
+        """Return the name of a row in tables and figures."""
+        return self.about["labels"][row.method] + " + T" * (row.temperature == WITH)
+
+    def rows(self, test_set: str = "", temperatures: Sequence[str] = (WITHOUT, WITH)) -> list[Row]:
+        """Return the rows of a test set: each method, and below it the method with its temperature."""
+        rows = (Row(name, temperature, test_set) for name in self.methods for temperature in temperatures)
+        return [row for row in rows if row in self.groups]
+
+    def only(self, methods: Sequence[str]) -> Results:
+        """Return the results of some methods, in the given order."""
+        labels = {name: self.about["labels"][name] for name in methods}
+        tables = {
+            name: table[table["method"].isin(methods)] if len(table) else table
+            for name in ("cases", "bins", "cells", "temperatures")
+            for table in [getattr(self, name)]
+        }
+        return replace(self, **tables, about=self.about | {"labels": labels})
+
+    def places(self, test_set: str = "") -> pd.Series:
+        """Return the patient of each case of a test set, by case."""
+        return self._places[test_set]
+
+    @cached_property
+    def _places(self) -> dict[str, pd.Series]:
+        table = self.cases[["test_set", "case", "patient"]].drop_duplicates()
+        return {name: group.set_index("case")["patient"] for name, group in table.groupby("test_set")}
+
+    def patients(self, test_set: str = "") -> list[str]:
+        """Return the patient of each case of a test set."""
+        return self.places(test_set).tolist()
+
+    def count(self, test_set: str = "") -> str:
+        """Return how many patients there are, as text; or cases, if each is its own patient."""
+        places = self.places(test_set)
+        number, kind = places.nunique(), "case" if (places == places.index).all() else "patient"
+        return f"{number} {kind}{'s' * (number != 1)}"
+
+    def seeds(self, row: Row) -> int:
+        """Return the number of seeds of a row."""
+        return self.groups[row]["seed"].nunique()
+
+    def values(self, row: Row, measure: str) -> Array:
+        """Return a measure of each seed and case, `(seeds, cases)`; NaN where it is undefined."""
+        return self._by_seed(row, self.groups[row][measure])
+
+    def comparable(self, row: Row, measure: str) -> Array:
+        """As `values`, for differences and ranks, which must not reward missing a difficult structure.
+
+        A case with a missed or spurious structure in any seed has no HD95. The DSC is 1 where there is nothing to find
+        and nothing is found.
+        """
+        table = self.groups[row]
+        column = table[measure].fillna(1) if measure == "dsc" else table[measure]
+        values = self._by_seed(row, column)
+        if not measure.startswith("hd95"):
+            return values
+        defined = [table[[f"{name}_{s}" for s in self.structures]].notna() for name in ("dsc", "hd95")]
+        complete = self._by_seed(row, pd.Series((defined[0].values == defined[1].values).all(1), table.index)) == 1
+        return np.where(complete.all(0), values, np.nan)
+
+    def finds_nothing(self, row: Row) -> Array:
+        """Return whether there is nothing to find in a case and a seed finds nothing, `(cases,)`."""
+        return self._by_seed(row, self.groups[row]["dsc"].isna()).any(0)
+
+    def found_in_one(self, row: Row) -> list[float]:
+        """Return how many structures are missed and how many are spurious, on average over seeds (and networks)."""
+        return [float(np.nansum(self.values(row, name), axis=1).mean()) for name in ("missed", "spurious")]
+
+    def has(self, *measures: str) -> bool:
+        """Return whether all of some measures were measured."""
+        return {*measures} <= {*self.cases, "dsc", "hd95"}
+
+    def _by_seed(self, row: Row, column: pd.Series) -> Array:
+        """Return a column as `(seeds, cases)`: the mean over the networks of several folds, where they have a value."""
+        values = column.to_numpy(float)
+        defined = ~np.isnan(values)
+        seeds, cases = self._index[row]
+        shape = (seeds.max() + 1, len(self.places(row.test_set)))
+        sums, counts = np.zeros(shape), np.zeros(shape)
+        np.add.at(sums, (seeds[defined], cases[defined]), values[defined])
+        np.add.at(counts, (seeds[defined], cases[defined]), 1)
+        return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
+
+    @cached_property
+    def _index(self) -> dict[Row, tuple[NDArray[np.intp], NDArray[np.intp]]]:
+        """Place of each case of a row among its seeds, and among the cases of its test set."""
+        return {
+            row: (pd.factorize(table["seed"], sort=True)[0], self.places(row.test_set).index.get_indexer(table["case"]))
+            for row, table in self.groups.items()
+        }
+
+    def regions(self, row: Row) -> list[str]:
+        """Return the regions that have bins of each case."""
+        return [region for of, region in self._bins if of == row]
+
+    @cached_property
+    def _bins(self) -> dict[tuple[Row, str], pd.DataFrame]:
+        keys = [*Row._fields, "region"]
+        return {(Row(*key[:3]), key[3]): group for key, group in self.bins.groupby(keys, sort=False)}
+
+    def case_bins(self, row: Row, region: str) -> tuple[Array, Array, Array]:
+        """Return count, sum of confidences and number correct of each bin, `(seeds, cases, bins)`."""
+        names = [name for name in self.bins if name.startswith(SUMS)]
+        summed = self._bins[row, region].groupby(["seed", "case"])[names].sum()
+        index = pd.MultiIndex.from_product([summed.index.unique("seed"), self.places(row.test_set).index])
+        values = summed.reindex(index).to_numpy().reshape(len(index.unique(0)), -1, 3, len(names) // 3)
+        return tuple(np.moveaxis(values, 2, 0))
+
+    def pooled_bins(self, row: Row, region: str, seed: int | None = None) -> CalibrationBins:
+        """Return the bins of a region, of all cases and of one or all seeds together, `(1, bins)`."""
+        parts = self.case_bins(row, region)
+        chosen = slice(None) if seed is None else [seed]
+        count, *sums = (torch.from_numpy(np.nansum(part[chosen], axis=(0, 1)))[None] for part in parts)
+        return CalibrationBins(count.long(), *sums)
+
+
+def write_compact(results: Results, folder: Path) -> None:
+    """Write results as five files, from which `read_compact` and `report` give the same tables.
+
+    Numbers have six significant digits.
+    """
+    make_folder(folder)
+    for name in ("cases", "bins", "cells", "temperatures"):
+        table = getattr(results, name)
+        packed = name in ("cases", "bins")
+        if table.empty:
+            continue
+        with writing(folder / f"{name}.csv{'.gz' * packed}") as file:
+            compression: Any = {"method": "gzip", "mtime": 0} if packed else None
+            table.to_csv(file, index=False, float_format="%.6g", compression=compression)
+    with writing(folder / COMPACT) as file:
+        file.write_text(json.dumps(results.about, indent=1) + "\n")
+
+
+def read_compact(folder: Path) -> Results:
+    """Read what `write_compact` wrote.
+
+    Raises:
+        InputError: A file is missing or broken.
+    """
+    tables = {}
+    for name in ("cases", "bins", "cells", "temperatures"):
+        packed = name in ("cases", "bins")
+        file = folder / f"{name}.csv{'.gz' * packed}"
+        if not packed and not file.exists():
+            tables[name] = pd.DataFrame()
+            continue
+        with reading(file, "a table of compact results"):
+            columns = pd.read_csv(file, nrows=0).columns
+            texts = {*TEXTS, *(["temperature"] * packed)} & {*columns}
+            undefined = {column: [""] for column in columns if column not in texts}  # a case may be called NA
+            types = dict.fromkeys(texts, str)
+            tables[name] = pd.read_csv(file, dtype=types, keep_default_na=False, na_values=undefined)
+    with reading(folder / COMPACT, "what compact results are about") as file:
+        return Results(**tables, about=json.loads(file.read_bytes()))
