@@ -94,9 +94,12 @@ def load_weights(network: torch.nn.Module, file: str | os.PathLike) -> None:
     """
     _, weights = read_weights(file)
     with reading(file, "weights of this network"):
-        carried = (calibrator_in(weights) if find_calibrator(network) else None) or find_calibrator(network)
-        own = carried.state() if carried is not None else {}
-        _compare({**own, **weights}, {**network.state_dict(), **own})
+        expected = network.state_dict()
+        if (own := find_calibrator(network)) is not None:
+            carried = (calibrator_in(weights) or type(own)()).state()
+            weights = {**carried, **weights}
+            expected = {**{name: values for name, values in expected.items() if name not in own.state()}, **carried}
+        _compare(weights, expected)
         network.load_state_dict(weights)
 
 

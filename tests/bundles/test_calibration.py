@@ -6,6 +6,8 @@ import csv
 import io
 import json
 import shutil
+import subprocess
+import sys
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -16,8 +18,7 @@ import pytest
 import torch
 from monai.networks.nets import UNet
 
-from calib_components.handlers import load_weights, read_temperature
-from tests.bad_input.harness import snapshot
+from calib_components.handlers import read_estimate
 from tests.bundles.test_multi_gpu import run_two
 from tests.helpers import (
     ACDC,
@@ -28,6 +29,7 @@ from tests.helpers import (
     make_prepared,
     make_weights,
     run_bundle,
+    snapshot,
 )
 
 
@@ -72,7 +74,7 @@ def calibrated(trained: Path, prepared: Path, tmp_path_factory: pytest.TempPathF
 
 def test_only_the_temperature_is_added(trained: Path, calibrated: Path) -> None:
     before, after = (torch.load(folder / "model.pt", weights_only=True) for folder in (trained, calibrated))
-    estimate = read_temperature(calibrated / "eval")
+    estimate = read_estimate(calibrated / "eval")
     assert after.pop("temperature") == np.float32(estimate.temperature)
     assert abs(estimate.temperature - 1) > 0.01  # otherwise the other tests show little
     assert estimate.patients == 2
@@ -83,25 +85,6 @@ def test_only_the_temperature_is_added(trained: Path, calibrated: Path) -> None:
     assert (calibrated / "eval" / "reliability_temperature.png").stat().st_size > 10_000
 
 
-def test_temperature_is_that_of_the_whole_validation_split(calibrated: Path, trained: Path, prepared: Path) -> None:
-    """The derivative of the NLL over all its voxels is zero at T."""
-    config = inference_config(ACDC)
-    network = config.get_parsed_content("network_def").eval()
-    load_weights(network, trained / "model.pt")
-    temperature = read_temperature(calibrated / "eval").temperature
-    derivative = scale = 0.0
-    for item in json.loads((prepared / "datalist.json").read_text())["validation"]:
-        image, label = (
-            torch.from_numpy(np.float32(nib.load(prepared / item[key]).dataobj)) for key in ("image", "label")
-        )
-        with torch.no_grad():
-            logits = network(image.movedim(-1, 0)[:, None]).double()
-        p, true = (logits / temperature).softmax(1), label.movedim(-1, 0)[:, None].long()
-        derivatives = (p * logits).sum(1) - logits.gather(1, true)[:, 0]
-        derivative, scale = derivative + derivatives.sum().item(), scale + derivatives.abs().sum().item()
-    assert abs(derivative) < 1e-4 * scale
-
-
 def evaluate(folder: Path, prepared: Path, out: Path, **options: Any) -> list[dict[str, str]]:
     places = {"dataset_dir": str(prepared), "ckpt_dir": str(folder), "output_dir": str(out)}
     run_bundle(ACDC, "train.yaml", "evaluate.yaml", **places, **options)
@@ -109,8 +92,9 @@ def evaluate(folder: Path, prepared: Path, out: Path, **options: Any) -> list[di
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 def test_evaluation(calibrated: Path, trained: Path, prepared: Path, tmp_path: Path) -> None:
-    temperature = read_temperature(calibrated / "eval").temperature
+    temperature = read_estimate(calibrated / "eval").temperature
     own = evaluate(calibrated, prepared, tmp_path / "own")
     expected = evaluate(trained, prepared, tmp_path / "expected", network_def=divided(temperature))
     before = evaluate(trained, prepared, tmp_path / "before")
@@ -127,6 +111,7 @@ def test_evaluation(calibrated: Path, trained: Path, prepared: Path, tmp_path: P
     assert json.loads((tmp_path / "own" / "summary.json").read_text())["temperature"] == np.float32(temperature)
 
 
+@pytest.mark.slow
 def test_inference(calibrated: Path, trained: Path, phantoms: Path, tmp_path: Path) -> None:
     image = phantoms / "training" / "patient001" / "patient001_frame01.nii.gz"
 
@@ -137,7 +122,7 @@ def test_inference(calibrated: Path, trained: Path, phantoms: Path, tmp_path: Pa
         return {kind: nib.load(tmp_path / name / f"patient001_frame01_{kind}.nii.gz").get_fdata() for kind in kinds}
 
     own = maps(calibrated, "own")
-    expected = maps(trained, "expected", network_def=divided(read_temperature(calibrated / "eval").temperature))
+    expected = maps(trained, "expected", network_def=divided(read_estimate(calibrated / "eval").temperature))
     before = maps(trained, "before")
     step = 1.001 / 65535  # of the whole numbers that maps are stored as
     np.testing.assert_allclose(own["probability"], expected["probability"], rtol=0, atol=step)
@@ -146,20 +131,6 @@ def test_inference(calibrated: Path, trained: Path, phantoms: Path, tmp_path: Pa
     np.testing.assert_allclose(of_label, own["probability"].max(-1), rtol=0, atol=step)  # but for equal ones
     assert np.abs(own["probability"] - before["probability"]).max() > 0.01
     assert (own["seg"] != before["seg"]).mean() < 0.05  # interpolated probabilities may have another maximum
-
-
-def test_label_map_is_the_same_on_the_grid_of_the_network(calibrated: Path, trained: Path, prepared: Path) -> None:
-    networks = [inference_config(ACDC).get_parsed_content("network_def").eval() for _ in range(2)]
-    for network, folder in zip(networks, (calibrated, trained), strict=True):
-        load_weights(network, folder / "model.pt")
-    images = [
-        torch.from_numpy(np.float32(nib.load(prepared / item["image"]).dataobj)).movedim(-1, 0)[:, None]
-        for item in json.loads((prepared / "datalist.json").read_text())["testing"]
-    ]
-    with torch.no_grad():
-        own, before = (torch.cat([network(image).softmax(1) for image in images]) for network in networks)
-    assert torch.equal(own.argmax(1), before.argmax(1))
-    assert not torch.allclose(own, before, atol=0.01)
 
 
 def test_calibrating_again_and_undoing_it(calibrated: Path, trained: Path, prepared: Path, tmp_path: Path) -> None:
@@ -174,6 +145,7 @@ def test_calibrating_again_and_undoing_it(calibrated: Path, trained: Path, prepa
     torch.testing.assert_close(undone, torch.load(trained / "model.pt", weights_only=True), rtol=0, atol=0)
 
 
+@pytest.mark.slow
 def test_training_again_starts_and_ends_without_it(calibrated: Path, prepared: Path, tmp_path: Path) -> None:
     """As MONAI Label does, which loads the weights before it trains further."""
     load = {
@@ -191,6 +163,7 @@ def test_training_again_starts_and_ends_without_it(calibrated: Path, prepared: P
     torch.testing.assert_close(weights[name], loaded[name], rtol=0, atol=1e-6)  # they were loaded
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bundle", [bundle for bundle in BUNDLES if bundle != ACDC], ids=lambda path: path.name)
 def test_every_bundle_calibrates_on_the_split_that_is_named(bundle: Path, tmp_path: Path) -> None:
     make_prepared(bundle, tmp_path / "data")
@@ -199,7 +172,7 @@ def test_every_bundle_calibrates_on_the_split_that_is_named(bundle: Path, tmp_pa
     options = {"split": "testing", "region": "foreground", "calibrated_path": str(tmp_path / "hospital" / "model.pt")}
     before = snapshot(tmp_path / "models")
     run_bundle(bundle, "train.yaml", "calibrate.yaml", output_dir=str(tmp_path / "eval"), **places, **options)
-    estimate = read_temperature(tmp_path / "eval")
+    estimate = read_estimate(tmp_path / "eval")
     assert set(estimate.leave_one_out) == {"testing0", "testing1"}
     weights = torch.load(tmp_path / "hospital" / "model.pt", weights_only=True)
     assert weights["temperature"] == np.float32(estimate.temperature)
@@ -207,44 +180,55 @@ def test_every_bundle_calibrates_on_the_split_that_is_named(bundle: Path, tmp_pa
     assert snapshot(tmp_path / "models") == before
 
 
-def in_one_process(bundle: Path) -> str:
-    with redirect_stdout(io.StringIO()) as printed:
-        run_bundle(bundle, "train.yaml", "calibrate.yaml", image_size=list(SIZE))
-    return printed.getvalue()
-
-
-def in_two_processes(bundle: Path) -> str:
-    return run_two(bundle, "train", "calibrate", "multi_gpu_evaluate")
-
-
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
 def test_two_processes_fit_what_one_does(tmp_path: Path) -> None:
     bundle = copy_with_weights(ACDC, tmp_path)
     make_prepared(bundle, bundle / "data", 5)  # not a multiple of two
     original = (bundle / "models" / "model.pt").read_bytes()
-    weights, estimates = [], []
-    for calibrate in (in_one_process, in_two_processes):
-        (bundle / "models" / "model.pt").write_bytes(original)
-        assert calibrate(bundle).count("Wrote the temperature ") == 1
-        weights.append(torch.load(bundle / "models" / "model.pt", weights_only=True))
-        estimates.append(read_temperature(bundle / "eval"))
+    with redirect_stdout(io.StringIO()) as printed:
+        run_bundle(bundle, "train.yaml", "calibrate.yaml", image_size=list(SIZE))
+    weights = [torch.load(bundle / "models" / "model.pt", weights_only=True)]
+    estimates = [read_estimate(bundle / "eval")]
+    (bundle / "models" / "model.pt").write_bytes(original)
+    by_two = run_two(bundle, "train", "calibrate", "multi_gpu_evaluate")
+    weights.append(torch.load(bundle / "models" / "model.pt", weights_only=True))
+    estimates.append(read_estimate(bundle / "eval"))
+    assert [text.count("Wrote the temperature ") for text in (printed.getvalue(), by_two)] == [1, 1]
     assert estimates[0].voxels == estimates[1].voxels
     assert estimates[1].temperature == pytest.approx(estimates[0].temperature, rel=1e-9)
     assert estimates[1].leave_one_out == pytest.approx(estimates[0].leave_one_out, rel=1e-9)
     torch.testing.assert_close(weights[1], weights[0], rtol=1e-7, atol=0)
 
 
-@pytest.mark.slow
-def test_more_processes_than_cases(tmp_path: Path) -> None:
-    """Those of a split are too few for a fit; a given temperature needs none."""
-    bundle = copy_with_weights(ACDC, tmp_path)
-    make_prepared(bundle, bundle / "data", 1)
-    before = snapshot(bundle / "models")
-    with pytest.raises(AssertionError) as failed:
-        run_two(bundle, "train", "calibrate", "multi_gpu_evaluate")
-    line = "validate::dataset: expected at least 2 cases, one for each process, got 1; use fewer processes\n"
-    assert line in str(failed.value)
-    assert str(failed.value).count("Traceback") == 1  # that of torchrun
-    assert snapshot(bundle / "models") == before
-    run_two(bundle, "train", "calibrate", "multi_gpu_evaluate", temperature=0.5)
-    assert torch.load(bundle / "models" / "model.pt", weights_only=True)["temperature"] == 0.5
+class TestAsTyped:
+    """In a process of its own, with what Fire makes of options."""
+
+    def run(self, folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
+        configs = [str(ACDC / "configs" / name) for name in ("train.yaml", "calibrate.yaml")]
+        places = [f"--dataset_dir={folder}/data", f"--ckpt_dir={folder}", f"--output_dir={folder}/eval"]
+        command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", str(configs), "--device=cpu"]
+        return subprocess.run([*command, *places, *options], capture_output=True, text=True, check=False)
+
+    @pytest.fixture
+    def folder(self, tmp_path: Path) -> Path:
+        make_prepared(ACDC, tmp_path / "data")
+        return make_weights(ACDC, tmp_path)
+
+    def test_calibrates(self, folder: Path) -> None:
+        done = self.run(folder, "--region=[1,2]", "--split=testing", "--num_workers=0")
+        assert done.returncode == 0, done.stderr
+        fit = json.loads((folder / "eval" / "temperature_fit.json").read_text())
+        assert fit["region"]["classes"] == [1, 2]
+        assert fit["patients"].keys() == {"testing0", "testing1"}
+
+    def test_a_broken_file_ends_with_one_line(self, folder: Path) -> None:
+        """Its error comes from a worker that loads data, through MONAI."""
+        file = folder / "data" / "validation0" / "image.nii"
+        file.write_bytes(file.read_bytes()[:2000])
+        before = snapshot(folder)
+        done = self.run(folder, "--num_workers=1")
+        assert done.returncode == 1
+        assert done.stderr.splitlines()[-1].startswith(str(file))
+        assert "Traceback" not in done.stdout + done.stderr
+        assert snapshot(folder) == before

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from monai.networks.nets import UNet
 from monai.networks.utils import eval_mode
 
 from calib_components.errors import InputError
+from calib_components.handlers import load_weights
 from calib_components.posthoc import (
     KINDS,
     Calibrator,
@@ -173,7 +175,7 @@ class TestAnotherCalibrator:
         yield Shift
         del KINDS["shift"]
 
-    def test_is_carried_loaded_exported_and_undone(self, shift: type[Calibrator]) -> None:
+    def test_is_carried_loaded_exported_and_undone(self, shift: type[Calibrator], tmp_path: Path) -> None:
         fitted = shift()
         fitted.set_state({"shift": torch.tensor([1.0, 0.0, -1.0, 2.0])})
         (network, plain), _ = networks(1)
@@ -185,6 +187,12 @@ class TestAnotherCalibrator:
             torch.testing.assert_close(each(X), expected)
         assert find_temperature(other) is None
         assert type(calibrator_in(network.state_dict())) is shift
+        torch.save({**plain.state_dict(), "temperature": torch.tensor(2.0)}, tmp_path / "model.pt")
+        load_weights(other, tmp_path / "model.pt")
+        torch.testing.assert_close(other(X), plain(X) / 2)
+        torch.save(network.state_dict(), tmp_path / "model.pt")
+        load_weights(other, tmp_path / "model.pt")
+        torch.testing.assert_close(other(X), expected)
         set_calibrator(other, TemperatureScaling())
         torch.testing.assert_close(other(X), plain(X))
 
