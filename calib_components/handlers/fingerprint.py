@@ -21,7 +21,6 @@ from typing import Any
 from monai.bundle import ConfigExpression, ConfigParser, ReferenceResolver
 
 from calib_components.data.cases import CONTENT, SOURCE
-from calib_components.errors import InputError
 
 __all__ = [
     "EVALUATION",
@@ -77,9 +76,6 @@ def fingerprint(config: Mapping[str, Any], ids: Mapping[str, tuple[str, ...]] = 
         config: Configuration of a bundle after overrides, as `ConfigParser.get()` returns it. It is not changed.
         ids: Ids to include, as far as they are there, each with the arguments of its components that are left out:
             `TRAINING` or `EVALUATION`.
-
-    Raises:
-        InputError: References form a circle.
     """
     parser = ConfigParser(copy.deepcopy(dict(config)))
     parser.get_parsed_content("imports", default=None)  # parses, and imports the modules that expressions use
@@ -89,16 +85,13 @@ def fingerprint(config: Mapping[str, Any], ids: Mapping[str, tuple[str, ...]] = 
     settings: dict[str, Any] = {}
     for name, left_out in ids.items():
         resolver = _Resolver(parser, ids, left_out)
-        try:
-            if name == "amp" and name in parser:  # its default depends on the device
-                settings[name] = {}
-                for device in ("cuda", "cpu"):  # ends with that of all other settings
-                    parser["device"] = device
-                    settings[name][device] = resolver.resolve(parser[name])
-            elif name in parser:
-                settings[name] = resolver.resolve(parser[name])
-        except RecursionError:
-            raise InputError(f"{name}: references form a circle.") from None
+        if name == "amp" and name in parser:  # its default depends on the device
+            settings[name] = {}
+            for device in ("cuda", "cpu"):  # ends with that of all other settings
+                parser["device"] = device
+                settings[name][device] = resolver.resolve(parser[name])
+        elif name in parser:
+            settings[name] = resolver.resolve(parser[name])
     return json.loads(json.dumps(settings, default=str))
 
 

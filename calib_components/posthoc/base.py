@@ -37,7 +37,12 @@ class Estimate:
         raise NotImplementedError
 
     def effect(self, by_prediction: bool = True) -> str:
-        """Return what calibration does to probabilities, as one sentence."""
+        """Return what the fit says about the network and does to its probabilities, as one sentence.
+
+        Args:
+            by_prediction: Whether the prediction alone chose the voxels of the fit, see `Region.by_prediction`.
+                Otherwise the fit of a calibrated network changes it, and says nothing about its confidence.
+        """
         raise NotImplementedError
 
     def warnings(self) -> list[str]:

@@ -83,7 +83,6 @@ class TemperatureEstimate(Estimate):
     at_edge: bool
 
     def summary(self) -> str:
-        """Return the temperature and its uncertainty, as one line."""
         line = f"{self.temperature:.3f}, fitted on {self._number()}"
         if self.patients > 1:
             line += f"; 95 % interval {self.low:.3f} to {self.high:.3f}"
@@ -94,12 +93,6 @@ class TemperatureEstimate(Estimate):
         return line
 
     def effect(self, by_prediction: bool = True) -> str:
-        """Return what the temperature says about the network and does to its probabilities, as one sentence.
-
-        Args:
-            by_prediction: Whether the prediction alone chose the voxels of the fit, see `Region.by_prediction`.
-                Otherwise the temperature of a calibrated network is not 1, and says nothing about its confidence.
-        """
         if self.temperature == 1:
             return "T = 1: the probabilities stay as they are."
         softer = self.temperature > 1
@@ -111,7 +104,6 @@ class TemperatureEstimate(Estimate):
         return f"{relation} the model {was} {confident} on these patients; its probabilities become {become}."
 
     def warnings(self) -> list[str]:
-        """Return what a user should know before relying on the temperature, one sentence each; often none."""
         sentences, of_range = [], f"at the edge of its range, {LOWEST:g} to {HIGHEST:g}"
         if self.at_edge:
             sentences.append(

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 from monai.bundle import ConfigParser
 
-from calib_components.errors import InputError
 from calib_components.handlers.fingerprint import (
     EVALUATION,
     PLACES,
@@ -248,11 +247,6 @@ def test_expression_without_a_plain_value_is_shown_with_what_it_refers_to() -> N
 def test_broken_expressions_are_shown_as_they_are() -> None:
     config = {"image_size": "$[1,", "crop_size": "$@nothing[0]", "loss": {"_target_": "Loss", "at": "user@host"}}
     assert fingerprint(config) == config
-
-
-def test_references_that_form_a_circle_are_an_error() -> None:
-    with pytest.raises(InputError, match="image_size: references form a circle"):
-        fingerprint({"image_size": "@crop_size", "crop_size": "$list(@image_size)"})
 
 
 def test_plain_settings_stand_for_those_that_follow_from_them() -> None:
