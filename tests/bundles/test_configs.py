@@ -113,6 +113,24 @@ def test_slices_are_flipped_and_turned_as_any_orientation_says(bundle: Path, tur
     assert ("RandFlipd" in used, "RandRotate90d" in used) == (turned, turned)
 
 
+@pytest.mark.parametrize("bundle", BUNDLES, ids=lambda path: path.name)
+def test_what_decides_the_weights_is_what_the_pages_say(bundle: Path) -> None:
+    """The epoch of the best DSC is kept, the order of slices follows from the seed, and validation cases calibrate."""
+    parser = ConfigParser()
+    parser.read_config([str(bundle / "configs" / name) for name in ("train.yaml", "calibrate.yaml")])
+    assert parser["split"] == "validation"
+    parser.read_config(str(bundle / "configs" / "train.yaml"))
+    assert parser["validate::evaluator::key_val_metric"] == "@validate::key_metric"
+    (metric,) = parser["validate::key_metric"].values()
+    assert metric["metric_fn"]["_target_"] == "calib_components.metrics.DSCMetric"
+    seeds = []
+    for seed in (0, 1):
+        parser.update({"seed": seed})
+        seeds.append(parser.get_parsed_content("train::sampler::seed"))
+        parser.ref_resolver.reset()
+    assert abs(seeds[0] - seeds[1]) > parser["max_epochs"]  # to which the epoch is added
+
+
 def test_generated_files_are_in_step_with_their_source() -> None:
     sync(check=True)
 

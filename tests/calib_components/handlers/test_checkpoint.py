@@ -199,14 +199,21 @@ def test_epoch_is_saved_after_all_other_handlers_even_those_attached_later(tmp_p
     assert torch.load(tmp_path / "last.ckpt", weights_only=True)["epoch"] == 1
 
 
-def test_each_process_draws_its_own_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_best_metric_is_that_of_the_run_that_was_interrupted(tmp_path: Path) -> None:
+    train(tmp_path, stop_after=2, best_metric=0.5, best_epoch=1)
+    resumed = train(tmp_path, resume=True)
+    assert (resumed["best_metric"], resumed["best_metric_epoch"]) == (0.5, 1)
+
+
+def test_each_process_and_epoch_draws_its_own_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = []
-    for rank in (0, 1):
+    for rank, epoch in ((0, 1), (1, 1), (0, 2), (0, 1)):
         monkeypatch.setattr("ignite.distributed.get_rank", lambda rank=rank: rank)
         checkpoint = TrainingCheckpoint(tmp_path, torch.nn.Linear(1, 1), None, None, None, seed=0)  # type: ignore[arg-type]
-        checkpoint._start_epoch(SimpleNamespace(state=SimpleNamespace(epoch=1), data_loader=None))  # type: ignore[arg-type]
+        checkpoint._start_epoch(SimpleNamespace(state=SimpleNamespace(epoch=epoch), data_loader=None))  # type: ignore[arg-type]
         drawn.append(torch.rand(1).item())
-    assert drawn[0] != drawn[1]
+    assert len({*drawn}) == 3
+    assert drawn[0] == drawn[3]
 
 
 def test_weights_that_are_no_longer_finite_replace_none(tmp_path: Path) -> None:
