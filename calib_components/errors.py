@@ -37,10 +37,7 @@ WORKER = re.compile(r"InputError: (.*)")  # in the traceback that a DataLoader's
 
 
 class InputError(ValueError):
-    """A file, folder or argument is unsuitable.
-
-    The message, one line, names the file or argument and the remedy. It is printed without a traceback.
-    """
+    """A file, folder or argument is unsuitable. The message is one line, printed without a traceback."""
 
 
 def printable(text: object) -> str:
@@ -117,12 +114,7 @@ def writing(file: str | os.PathLike) -> Iterator[Path]:
 
 
 def check_writable(name: str, folder: str | os.PathLike) -> None:
-    """Raise `InputError` unless a folder can be written, or made if it is not there. Nothing is made.
-
-    Args:
-        name: Argument that the folder is from, for messages.
-        folder: The folder.
-    """
+    """Raise `InputError` unless the folder of an argument can be written, or made if it is not there."""
     path = Path(folder).absolute()
     there = next(place for place in (path, *path.parents) if os.path.lexists(place))
     try:
