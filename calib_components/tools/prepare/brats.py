@@ -7,19 +7,20 @@ from pathlib import Path
 
 from calib_components.data.nifti import files_below
 from calib_components.tools.prepare.case import NIFTI, Case, nifti_file
+from calib_components.tools.prepare.facts import facts_of_dataset
 
 LAYOUT = "NAME_flair.nii.gz at any depth"
-SUFFIXES = ("_flair", "_t1", "_t1ce", "_t2")
 
 
 def find_cases(src: Path) -> list[Case]:
     """List the cases by their files; the group is HGG or LGG if a folder is called so."""
-    file_name = re.compile(rf"(.+)({'|'.join(SUFFIXES)}|_seg){NIFTI}", re.IGNORECASE)
+    suffixes = facts_of_dataset("brats", src).file_suffixes
+    file_name = re.compile(rf"(.+)({'|'.join(suffixes)}|_seg){NIFTI}", re.IGNORECASE)
     cases = {}
     for file in files_below(src):
         if match := file_name.fullmatch(file.name):
             folder, name = file.parent, match[1]
             group = next((part for part in folder.relative_to(src).parts if part in ("HGG", "LGG")), "")
-            images = tuple(nifti_file(folder, name + suffix) for suffix in SUFFIXES)
+            images = tuple(nifti_file(folder, name + suffix) for suffix in suffixes)
             cases[folder, name] = Case(name, name, group, images, nifti_file(folder, f"{name}_seg"))
     return list(cases.values())
