@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import os
@@ -9,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +21,18 @@ from calib_components.errors import InputError, check_writable, reading, writing
 from calib_components.handlers.calibration import write_estimate
 from calib_components.handlers.weights import serialize
 from calib_components.metrics.regions import Region
+from calib_components.tools.evaluate.classes import Classes
 from calib_components.tools.evaluate.fit import fit_calibrator
-from calib_components.tools.evaluate.pairs import Case, classes_of, find_cases, patients_of
+from calib_components.tools.evaluate.pairs import Case, classes_of, find_cases, patients_of, read_case
 from calib_components.tools.nnunet.checkpoint import check_trainer, read_checkpoint, scale_checkpoint
 from calib_components.tools.nnunet.dataset import SPLITS
 from calib_components.tools.nnunet.environment import folder_of, nnunet_module
+from calib_components.tools.parallel import map_cases
 
 __all__ = ["calibrate_model"]
 
 TRAINED, CALIBRATED = "checkpoint_final.pth", "checkpoint_calibrated.pth"
+ROUNDING = 1e-6  # of probabilities that nnU-Net saved in float32
 AGAIN = "Run nnUNetv2_train for this fold again, with --val --npz."
 
 
@@ -92,8 +97,12 @@ def calibrate_model(
     structures = [
         f"{name}={'+'.join(map(str, [codes] if isinstance(codes, int) else codes))}" for name, codes in named.items()
     ]
+    if cases[0].channels != (channels := len(structures) + (not manager.has_regions)):  # with one of the background
+        raise InputError(f"{cases[0].prediction.files[0]} must have {channels} channels, as in dataset.json. {AGAIN}")
     classes = classes_of(cases, structures, manager.has_regions, manager.ignore_label)
     patients = patients_of([case.name for case in cases], patient_pattern)
+    if not manager.has_regions:
+        map_cases(functools.partial(_check_current, classes=classes), cases, workers, "check")
     print(f"{model}: {', '.join(fold.name for fold in folds)}, {len(cases)} validation cases")
     calibrator, estimate = fit_calibrator(cases, classes, fitted_on, patients, workers, cropped=True)
     temperature = float(calibrator.state()["temperature"])
@@ -164,3 +173,12 @@ def _find_validation(fold: Path, labels: Path, splits: Sequence[dict[str, list[s
     if min(times) < (fold / TRAINED).stat().st_mtime:
         logging.getLogger(__name__).warning("%s: files are older than %s, perhaps of another training", folder, TRAINED)
     return find_cases(folder, labels, warn_left_out=False)
+
+
+def _check_current(case: Case, classes: Classes) -> None:
+    """Check that probabilities are those of the label map beside them, which any later validation replaces."""
+    saved = read_case(replace(case, label=case.prediction.grids[-1]), classes)
+    assert saved.probabilities is not None
+    predicted = saved.probabilities.gather(0, saved.label.long().clamp(max=len(saved.probabilities) - 1))
+    if (saved.probabilities.amax(0) - predicted > ROUNDING).any():
+        raise InputError(f"{case.prediction.files[0]} is of an earlier training than the label map beside it. {AGAIN}")

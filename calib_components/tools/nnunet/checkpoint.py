@@ -35,8 +35,9 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
     """
     with reading(file, "a checkpoint of nnU-Net"), torch.serialization.safe_globals(NUMBERS):
         checkpoint = torch.load(file, map_location="cpu", weights_only=True)
-        weights, _, _ = (checkpoint[key] for key in ("network_weights", "init_args", "trainer_name"))
-    if not any(map(LAYER.fullmatch, weights)):
+        weights, _, _ = (dict(checkpoint)[key] for key in ("network_weights", "init_args", "trainer_name"))
+        has_layers = any(map(LAYER.fullmatch, weights))
+    if not has_layers:
         raise InputError(f"{file}: the network has no layers decoder.seg_layers, which only U-Nets of nnU-Net have.")
     if "temperature" in checkpoint:
         raise InputError(f"{file} has a temperature already, {checkpoint['temperature']}. Use the file as trained.")

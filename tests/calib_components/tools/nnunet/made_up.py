@@ -13,7 +13,7 @@ import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from scipy.special import expit, softmax
 
-from calib_components.tools.nnunet.trainers.loss_trainers import nnUNetTrainerNACL
+from calib_components.tools.nnunet.trainers.loss_trainers import TRAINERS
 from tests.calib_components.tools.evaluate.made_up import (
     SHAPE,
     save_nifti,
@@ -21,6 +21,7 @@ from tests.calib_components.tools.evaluate.made_up import (
     sitk_properties,
 )
 
+NACL = TRAINERS["nnUNetTrainerNACL"]
 CPU = torch.device("cpu")
 NAME = "Dataset001_Made"
 LABELS = {"background": 0, "a": 1, "b": 2}
@@ -83,7 +84,7 @@ def plans_of(dimensions: int = 2, architecture: str = "PlainConvUNet", features:
 
 
 def make_trainer(
-    trainer: Callable[..., nnUNetTrainer] = nnUNetTrainerNACL,
+    trainer: Callable[..., nnUNetTrainer] = NACL,
     plans: dict[str, Any] | None = None,
     labels: Mapping[str, Any] = LABELS,
     deep_supervision: bool = True,
@@ -129,7 +130,7 @@ def make_model(
     preprocessed: Path,
     labels: Mapping[str, Any] = LABELS,
     folds: Sequence[int] = (0, 1),
-    trainer: type[nnUNetTrainer] = nnUNetTrainerNACL,
+    trainer: type[nnUNetTrainer] = NACL,
 ) -> Path:
     """A trained model of `Dataset001_Made`: its folds, each with what it saved of its validation, and the labels."""
     made = make_trainer(trainer, labels=labels)
@@ -137,11 +138,6 @@ def make_model(
     for fold in folds:
         validation = model / f"fold_{fold}" / "validation"
         validation.mkdir(parents=True, exist_ok=True)
-        for case in CASES[fold]:
-            p, predicted, label = validation_of(case, labels)
-            save_nnunet(validation, case, p, sitk_properties(), dtype=np.float32)
-            save_nifti(validation / f"{case}.nii.gz", predicted)
-            save_nifti(preprocessed / NAME / "gt_segmentations" / f"{case}.nii.gz", label)
         with torch.no_grad():
             for parameter in made.network.parameters():
                 parameter.add_(0.1 * torch.randn_like(parameter))
@@ -150,25 +146,24 @@ def make_model(
         made._best_ema = np.float64(0.75)
         made.my_init_kwargs["fold"] = fold
         made.save_checkpoint(str(model / f"fold_{fold}" / "checkpoint_final.pth"))
+        for case in CASES[fold]:
+            p, predicted, label = validation_of(case, labels)
+            save_nnunet(validation, case, p, sitk_properties(), dtype=np.float32)
+            save_nifti(validation / f"{case}.nii.gz", predicted)
+            save_nifti(preprocessed / NAME / "gt_segmentations" / f"{case}.nii.gz", label)
         (validation / "summary.json").write_text("{}")
     (model / "plans.json").write_text(json.dumps(plans_of()))
     (model / "dataset.json").write_text(json.dumps(dataset_of(labels)))
     return model
 
 
-def leaves(value: Any, place: str = "") -> dict[str, Any]:
-    """The values in a checkpoint, by where they are."""
-    if isinstance(value, dict):
-        entries = value.items()
-    elif isinstance(value, list | tuple):
-        entries = dict(enumerate(value)).items()
-    else:
-        return {place: value}
-    return {name: leaf for key, entry in entries for name, leaf in leaves(entry, f"{place}/{key}").items()}
-
-
-def changed(one: Any, other: Any) -> set[str]:
+def changed(one: Any, other: Any, place: str = "") -> set[str]:
     """Where two checkpoints differ."""
-    first, second = leaves(one), leaves(other)
-    both = first.keys() & second.keys()
-    return {place for place in both if not np.array_equal(first[place], second[place])} | first.keys() ^ second.keys()
+    if isinstance(one, list | tuple):
+        one, other = (dict(enumerate(values)) for values in (one, other))
+    if isinstance(one, dict):
+        parts = (
+            {key} if key not in one or key not in other else changed(one[key], other[key], key) for key in one | other
+        )
+        return {f"{place}/{name}" for names in parts for name in names}
+    return set() if np.array_equal(one, other) else {place}
