@@ -120,7 +120,7 @@ def check_values(config: ConfigParser) -> None:
     if "facts" in config:  # options such as --num_classes may not fit the other facts
         facts_in_use(config)
         _check_slice_axis(config)
-        _check_facts_file(Path(str(values["facts_file"])), Path(str(values.get("dataset_dir"))))
+        _check_facts_file(Path(str(values.get("facts_file"))), Path(str(values.get("dataset_dir"))))
 
 
 def _is_size(value: Any) -> bool:
