@@ -1,35 +1,130 @@
-"""ECE, CECE and adaptive ECE: values of cases, bins, and ECE and CECE from one pass."""
+"""The metrics of calibration and their base: batches and lists, reductions, handlers, processes, several regions."""
 
 from __future__ import annotations
 
-import monai.metrics.metric
-import numpy as np
+import subprocess
+import sys
+
 import pytest
 import torch
+from ignite.engine import Engine
+from monai.data import MetaTensor
+from monai.handlers import IgniteMetricHandler
+from torch.nn import functional as F
 
+from calib_components import metrics
+from calib_components.errors import InputError
 from calib_components.metrics import (
+    BrierMetric,
     CalibrationMetric,
     CECEMetric,
+    DSCMetric,
     ECEMetric,
-    adaptive_calibration_error,
+    ExpectedDSCMetric,
+    HD95Metric,
+    NLLMetric,
+    Region,
+    VolumeMetric,
+    brier_score,
     calibration_bins,
+    negative_log_likelihood,
 )
-from tests.helpers import SHARED
+from calib_components.metrics.base import CaseMetric
 
+ALL_METRICS = [getattr(metrics, name) for name in metrics.__all__ if name.endswith("Metric")]
 CASES = 4
 
 
-def cases() -> tuple[torch.Tensor, torch.Tensor]:
+def new(metric_type: type) -> CaseMetric:
+    """A metric with the options that it needs."""
+    of_structures = metric_type in (VolumeMetric, ExpectedDSCMetric)
+    return metric_type({"first": [1], "both": [1, 2]}) if of_structures else metric_type()
+
+
+def cases(metric_type: type = ECEMetric) -> tuple[torch.Tensor, torch.Tensor]:
     """Four cases of three classes; the last one has no foreground."""
     generator = torch.Generator().manual_seed(0)
     y_pred = (2 * torch.randn(CASES, 3, 8, 7, 6, generator=generator)).softmax(1)
     y = torch.randint(3, (CASES, 1, 8, 7, 6), generator=generator)
     y[-1] = 0
+    if metric_type in (DSCMetric, HD95Metric):
+        y_pred = F.one_hot(y_pred.argmax(1), 3).movedim(-1, 1)
     return y_pred, y
 
 
 def assert_equal(actual: torch.Tensor, expected: torch.Tensor) -> None:
     torch.testing.assert_close(actual, expected, rtol=0, atol=1e-14, equal_nan=True)
+
+
+@pytest.mark.parametrize("metric_type", ALL_METRICS)
+def test_batches_lists_and_engines_give_the_same(metric_type: type) -> None:
+    y_pred, y = cases(metric_type)
+    whole, one_by_one, lists, handled = (new(metric_type) for _ in range(4))
+    whole(y_pred, y)
+    for case in range(CASES):
+        one_by_one(MetaTensor(y_pred[case : case + 1]), MetaTensor(y[case : case + 1]))
+    lists(list(y_pred), list(y))
+    engine = Engine(lambda _, batch: batch)
+    IgniteMetricHandler(metric_fn=handled).attach(engine, "value")
+    engine.run([(y_pred[:2], y[:2]), (list(y_pred[2:]), list(y[2:]))], max_epochs=2)
+    values = whole.aggregate("none")
+    assert values.dtype == torch.float64
+    assert len(values) == CASES
+    for metric in (one_by_one, lists, handled):
+        assert_equal(metric.aggregate("none"), values)
+        assert type(metric.aggregate()) is torch.Tensor
+    assert engine.state.metrics["value"] == pytest.approx(whole.aggregate().item(), abs=1e-14)
+    assert_equal(engine.state.metric_details["value"], whole.get_buffer())
+    assert_equal(whole.aggregate(), values.reshape(CASES, -1).nanmean(1).nanmean())
+    if metric_type is not CECEMetric:  # which has a test of its own
+        assert_equal(whole.aggregate("mean_batch"), values.nanmean(0))
+
+
+@pytest.mark.parametrize("metric_type", ALL_METRICS)
+def test_reset_and_errors(metric_type: type) -> None:
+    y_pred, y = cases(metric_type)
+    metric = new(metric_type)
+    with pytest.raises(InputError, match=metric_type.__name__):
+        metric.aggregate()
+    metric(y_pred, y)
+    with pytest.raises(InputError, match="reduction"):
+        metric.aggregate("sum")
+    metric.reset()
+    with pytest.raises(InputError, match="no case"):
+        metric.aggregate()
+    with pytest.raises(InputError, match="as many cases as y_pred, 4, got 3"):
+        metric(list(y_pred), list(y[:3]))
+    with pytest.raises(TypeError, match="y must be a"):
+        metric(y_pred, y.numpy())  # type: ignore[arg-type]
+
+
+def test_a_call_that_fails_leaves_no_trace() -> None:
+    y_pred, y = cases()
+    metric = CalibrationMetric(regions=["all"])
+    with pytest.raises(InputError, match="y_pred"):
+        metric([y_pred[0], 2 * y_pred[1]], list(y[:2]))
+    metric(y_pred[2:], y[2:])
+    assert len(metric.aggregate("none")) == len(metric.regions["all"].nll.aggregate("none")) == 2
+
+
+def test_values_are_those_of_the_functions() -> None:
+    y_pred, y = cases()
+    for metric, values in (
+        (ECEMetric(10, ignore_index=1), calibration_bins(y_pred, y, 10, ignore_index=1).expected_error()),
+        (CECEMetric(foreground_only=False), calibration_bins(y_pred, y, 15, False, classwise=True).expected_error()),
+        (NLLMetric(ignore_index=2), negative_log_likelihood(y_pred, y, ignore_index=2)),
+        (BrierMetric(foreground_only=False), brier_score(y_pred, y, foreground_only=False)),
+    ):
+        metric(y_pred, y)
+        assert_equal(metric.aggregate("none"), values)
+
+
+def test_default_regions() -> None:
+    """The paper's for its errors; one in which true probabilities have no error where there are several."""
+    assert {metric().region.name for metric in (ECEMetric, CECEMetric, NLLMetric, BrierMetric)} == {"foreground"}
+    metric = CalibrationMetric()
+    assert {part.region.name for part in (metric, metric.cece, metric.nll, metric.brier)} == {"predicted"}
+    assert CalibrationMetric(foreground_only=True).cece.region.name == "foreground"
 
 
 @pytest.mark.parametrize("metric_type", [ECEMetric, CECEMetric])
@@ -41,135 +136,110 @@ def test_bins_per_case_and_pooled(metric_type: type) -> None:
     expected = calibration_bins(y_pred, y, classwise=metric_type is CECEMetric)
     assert metric.case_bins.to_dict() == expected.to_dict()
     assert metric.bins.to_dict() == expected.pooled().to_dict()
-    assert metric.case_bins.count.dtype == torch.int64
 
 
 def test_mean_batch_of_cece_is_one_value_per_class() -> None:
     y_pred, y = cases()
     metric = CECEMetric()
     metric(y_pred, y)
-    per_class = metric.aggregate("mean_batch")
-    by_definition = []
-    for case in range(CASES - 1):  # the last case is NaN
-        bins = calibration_bins(y_pred[case : case + 1], y[case : case + 1], classwise=True)
-        gaps = (bins.confidence - bins.accuracy).abs().nan_to_num()
-        by_definition.append((bins.count / bins.count.sum(-1, keepdim=True) * gaps).sum(-1)[0])
-    assert per_class.shape == (3,)
-    torch.testing.assert_close(per_class, torch.stack(by_definition).mean(0))
-    torch.testing.assert_close(per_class.mean(), metric.aggregate())
-    assert metric.aggregate("none").shape == (CASES,)
+    bins = calibration_bins(y_pred[:3], y[:3], classwise=True)  # the last case is NaN
+    gaps = (bins.confidence - bins.accuracy).abs().nan_to_num()
+    expected = (bins.count / bins.count.sum(-1, keepdim=True) * gaps).sum(-1).mean(0)
+    torch.testing.assert_close(metric.aggregate("mean_batch"), expected)
+    torch.testing.assert_close(metric.aggregate("mean_batch").mean(), metric.aggregate())
 
 
-def test_mean_batch_of_ece_is_the_mean_over_cases() -> None:
-    metric = ECEMetric()
-    metric(*cases())
-    assert_equal(metric.aggregate("mean_batch"), metric.aggregate("none").nanmean())
-
-
-def test_a_case_without_foreground_is_left_out_of_the_mean() -> None:
+def test_one_pass_gives_all_measures_of_all_regions() -> None:
     y_pred, y = cases()
-    metric = ECEMetric()
-    metric(y_pred, y)
-    assert metric.aggregate("none").isnan().tolist() == [False, False, False, True]
-    assert_equal(metric.aggregate(), metric.aggregate("none")[:3].mean())
-    metric.reset()
-    metric(y_pred[-1:], y[-1:])
-    assert metric.aggregate().isnan()
+    regions = ["all", "band(3)", Region("band", 3, spacing=(1, 1, 2)), [1, 2]]
+    options = {"num_bins": 10, "ignore_index": 2}
+    metric = CalibrationMetric(region="union", regions=regions, structures={"wall": [1]}, **options)
+    names = ["all", "band(3)", "band(3 at 1x1x2)", "structure_1_2", "structure_wall"]
+    assert list(metric.regions) == names
+    metric(list(y_pred), list(y))
+    for region, of_region in zip(["union", *regions, 1], [metric, *metric.regions.values()], strict=True):
+        for kind, part in ((ECEMetric, of_region), (CECEMetric, of_region.cece)):
+            alone = kind(region=region, **options)
+            alone(y_pred, y)
+            for reduction in ("none", "mean_batch", "mean"):
+                assert_equal(part.aggregate(reduction), alone.aggregate(reduction))
+                assert_equal(part.aggregate_if_true(reduction), alone.aggregate_if_true(reduction))
+            assert part.bins.to_dict() == alone.bins.to_dict()
+        assert_equal(of_region.nll.aggregate(), negative_log_likelihood(y_pred, y, None, 2, region).nanmean())
+        assert_equal(of_region.brier.aggregate(), brier_score(y_pred, y, None, 2, region).nanmean())
+        assert of_region.aggregate_resampled().isnan()
+    with pytest.raises(InputError, match="part of another metric"):
+        metric.cece(y_pred, y)
 
 
-@pytest.mark.parametrize("as_list", [False, True])
-def test_one_pass_gives_ece_and_cece(as_list: bool) -> None:
+def test_temperature_is_read_at_every_call() -> None:
+    logits = (
+        torch.randn(2, 3, 9, 9, generator=torch.Generator().manual_seed(0)) + torch.tensor([3.0, 0, 0])[:, None, None]
+    )
+    y, temperature = torch.zeros(2, 1, 9, 9), torch.ones(())
+    metric = CalibrationMetric(regions=["plausible"], temperature=temperature)
+    counts = []
+    for value in (1.0, 0.5, 2.0):
+        temperature.fill_(value)
+        metric.reset()
+        metric((logits / value).softmax(1), y)
+        counts.append(metric.regions["plausible"].bins.count.sum().item())
+    assert 0 < counts[0] == counts[1] == counts[2] < 162
+
+
+def test_unsuitable_options() -> None:
+    for options, name in (
+        ({"regions": ["all", "some"]}, "region"),
+        ({"regions": ["all", "all"]}, "regions"),
+        ({"structures": {"heart": "all"}}, "heart"),
+        ({"structures": {"heart": [1]}, "sigmoid": True}, "structures"),
+        ({"lowest": 2}, "lowest"),
+        ({"highest": -0.1}, "highest"),
+    ):
+        with pytest.raises(InputError, match=name):
+            CalibrationMetric(**options)
     y_pred, y = cases()
-    options = {"num_bins": 10, "foreground_only": False, "ignore_index": 2}
-    both, ece, cece = CalibrationMetric(**options), ECEMetric(**options), CECEMetric(**options)
-    for metric in (both, ece, cece):
-        metric(*(list(x) if as_list else x for x in (y_pred, y)))
-    for reduction in ("none", "mean_batch", "mean"):
-        assert torch.equal(both.aggregate(reduction), ece.aggregate(reduction))
-        assert torch.equal(both.cece.aggregate(reduction), cece.aggregate(reduction))
-    assert torch.equal(both.get_buffer(), ece.get_buffer())
-    assert both.bins.to_dict() == ece.bins.to_dict()
-    assert both.cece.bins.to_dict() == cece.bins.to_dict()
-    assert len(both) == len(both.cece) == CASES
-    both.reset()
-    assert len(both) == len(both.cece) == 0
+    for num_bins in (0, 2.5, 10**9):
+        with pytest.raises(InputError, match="num_bins"):
+            ECEMetric(num_bins)(y_pred, y)
 
 
-def test_aggregate_gathers_ece_and_cece_of_all_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    gathered = []
-
-    def gather(data: torch.Tensor, concat: bool) -> torch.Tensor:
-        """Stands for two processes that have the same cases."""
-        assert concat
-        gathered.append(data.shape)
-        return torch.cat([data, data])
-
-    monkeypatch.setattr(monai.metrics.metric, "evenly_divisible_all_gather", gather)
-    y_pred, y = cases()
-    metric = CalibrationMetric()
-    metric(y_pred, y)
-    metric.aggregate()
-    # Observed and expected bins, and one value each for NLL and Brier score.
-    assert sorted(gathered) == [(CASES,)] * 2 + [(CASES, 3, 15)] * 6 + [(CASES, 15)] * 6
-    assert len(metric.cece.aggregate("none")) == len(metric.aggregate("none")) == 2 * CASES
-    assert metric.cece.bins.count.sum() == 2 * 3 * (y > 0).sum()
-    assert len(gathered) == 14  # so that a single process may read the CECE after aggregate()
-
-
-@pytest.mark.parametrize("name", ["metrics_k2", "metrics_k4"])
-def test_adaptive_error_equals_the_authors(name: str) -> None:
-    path = SHARED / "golden" / f"{name}.npz"
-    if not path.is_file():
-        pytest.skip(f"golden values not found: {path}")
-    values = dict(np.load(path))
-    y_pred = torch.from_numpy(values["logits"]).softmax(1).movedim(1, 0)[None]
-    expected = values["aece_foreground/bins15"].item()
-    error = adaptive_calibration_error(y_pred, torch.from_numpy(values["labels"])[None, None])
-    assert error.item() == pytest.approx(expected, abs=1e-6)
-
-
-def test_adaptive_error_by_hand() -> None:
-    # Ten voxels of class 1 with confidence 0.55, 0.60 ... 1.00; the first four are wrong: their label is class 2.
-    p1 = torch.linspace(0.55, 1.0, 10, dtype=torch.float64)
-    y_pred = torch.stack([torch.zeros_like(p1), p1, 1 - p1])[None]
-    y = torch.tensor([2] * 4 + [1] * 6).view(1, 1, -1)
-    # Two bins, (0.55, 0.80] and (0.80, 1.00]: the least confident voxel is in neither.
-    gaps = (0.60 + 0.65 + 0.70 - 0.25 - 0.20, 0.15 + 0.10 + 0.05 + 0.0)
-    assert adaptive_calibration_error(y_pred, y, num_bins=2).item() == pytest.approx(sum(gaps) / 10)
-
-
-def test_adaptive_error_with_more_bins_than_voxels() -> None:
-    # The least confident voxel is in no bin, the other alone in one.
-    p1 = torch.tensor([0.6, 0.9], dtype=torch.float64)
-    y_pred, y = torch.stack([1 - p1, p1])[None], torch.ones(1, 1, 2)
-    assert adaptive_calibration_error(y_pred, y, num_bins=15).item() == pytest.approx(0.1 / 2)
-
-
-def test_adaptive_error_of_a_constant_prediction_is_its_gap() -> None:
-    y_pred = torch.tensor([0.1, 0.9]).view(1, 2, 1).repeat(1, 1, 1000)
-    y = (torch.arange(1000) % 4 > 0).long().view(1, 1, -1)
-    error = adaptive_calibration_error(y_pred, y, foreground_only=False)
-    assert error.item() == pytest.approx(0.15 * 999 / 1000, abs=1e-6)
-
-
-def test_adaptive_error_of_a_case_without_foreground_is_nan() -> None:
-    assert adaptive_calibration_error(*cases()).isnan().tolist() == [False, False, False, True]
-
-
-def test_channel_of_sigmoids_without_voxels_is_left_out_of_the_mean_over_channels() -> None:
-    """As the enhancing part of a tumour that has none: the other channels have an error."""
-    y_pred = torch.tensor([[[0.2, 0.7], [0.1, 0.3]]])
-    y = torch.tensor([[[0, 1], [0, 0]]])
-    metric = CECEMetric(sigmoid=True)  # over the foreground of each channel
-    metric(y_pred, y)
-    assert metric.aggregate().item() == pytest.approx(0.3)
-    torch.testing.assert_close(metric.aggregate("mean_batch")[0].item(), 0.3)
-
-
-def test_case_without_voxels_has_no_error_if_true_either() -> None:
-    """So that both means are over the same cases."""
+def test_a_case_without_voxels_is_left_out_of_both_means() -> None:
     p = torch.tensor([[0.3, 0.6], [0.7, 0.4]])
     metric = ECEMetric()
     metric(torch.stack([p, p]), torch.tensor([[[1, 1]], [[0, 0]]]))
     assert metric.aggregate("none").isnan().tolist() == [False, True]
     assert metric.aggregate_if_true("none").isnan().tolist() == [False, True]
+    assert_equal(metric.aggregate(), metric.aggregate("none")[0])
+
+
+def test_channel_of_sigmoids_without_voxels_is_left_out_of_the_mean_over_channels() -> None:
+    """As the enhancing part of a tumour that has none: the other channels have an error."""
+    metric = CECEMetric(sigmoid=True)  # over the foreground of each channel
+    metric(torch.tensor([[[0.2, 0.7], [0.1, 0.3]]]), torch.tensor([[[0, 1], [0, 0]]]))
+    assert metric.aggregate().item() == pytest.approx(0.3)
+
+
+TWO_RANKS = """
+import torch, torch.distributed as dist
+from calib_components.metrics import CalibrationMetric
+dist.init_process_group("gloo")
+generator = torch.Generator().manual_seed(0)
+y_pred, y = torch.randn(3, 2, 5, 4, generator=generator).softmax(1), torch.ones(3, 1, 5, 4)
+own = [[0, 1], [2]][dist.get_rank()]  # cases of this process
+metric = CalibrationMetric(regions=["all", 1], draws=2)
+metric(y_pred[own], y[own])
+found = metric.regions["all"].cece.aggregate("none")
+assert len(metric.regions["structure_1"].aggregate_resampled("none")) == len(metric.brier.aggregate("none")) == 3
+dist.destroy_process_group()
+alone = CalibrationMetric(region="all")
+alone(y_pred, y)
+assert torch.equal(found.sort().values, alone.cece.aggregate("none").sort().values)
+"""
+
+
+@pytest.mark.slow
+def test_several_processes_gather_their_cases() -> None:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--no-python"]
+    done = subprocess.run([*launcher, sys.executable, "-c", TWO_RANKS], check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

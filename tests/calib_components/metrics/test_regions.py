@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from decimal import Decimal
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,18 +13,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from calib_components.errors import InputError
 from calib_components.metrics import (
-    BrierMetric,
     CalibrationBins,
     CalibrationMetric,
-    CECEMetric,
     ECEMetric,
-    NLLMetric,
     Region,
-    adaptive_calibration_error,
-    brier_score,
     calibration_bins,
-    negative_log_likelihood,
     resampled_errors,
     voxels,
 )
@@ -94,28 +90,32 @@ def test_parse_and_name(value: Any, region: Region, name: str) -> None:
     assert region.name == name
 
 
-@given(st.sampled_from(["plausible", "band", "predicted_band"]), st.floats(0, 1, exclude_min=True, exclude_max=True))
-def test_names_are_read_as_the_region_they_name(kind: str, parameter: float) -> None:
-    """So names of different regions differ."""
-    for value in [parameter] if kind == "plausible" else [parameter, 1 / parameter]:
-        if value <= 1000:
-            assert Region.parse(Region(kind, value).name) == Region(kind, value)
+@pytest.mark.parametrize(
+    "value",
+    ["everywhere", 1.5, [], [1.0], -1, None, "band(-1)", "plausible(1)", "foreground(2)", "structure", Region],
+)
+def test_what_is_no_region(value: Any) -> None:
+    with pytest.raises(InputError, match="region"):
+        Region.parse(value)
+
+
+def test_unsuitable_spacing_and_classes() -> None:
+    for spacing in ((1, 0), (1, float("nan"))):
+        with pytest.raises(InputError, match="spacing"):
+            Region("band", spacing=spacing)
+    p, y = blobs((8, 9)), draw_labels(blobs((8, 9)), 0)
+    with pytest.raises(InputError, match="spacing"):
+        calibration_bins(p, y, region=Region("band", spacing=(1, 1, 1)))
+    with pytest.raises(InputError, match=r"\[1, 4\].*0 to 3"):
+        calibration_bins(p, y, region=[1, 4])
+    with pytest.raises(InputError, match="foreground_only=True"):
+        calibration_bins(p, y, region="all", foreground_only=True)
 
 
 def test_what_chooses_the_voxels() -> None:
     regions = {Region.parse(region) for region in REGIONS}
     assert {r.name for r in regions if r.by_prediction} == {"all", "predicted", "plausible", "predicted_band"}
     assert {r.name for r in regions if r.has_closed_form} == {"foreground", "union", "structure_1", "structure_2_3"}
-
-
-def test_foreground_only_is_another_name() -> None:
-    p, y = blobs((8, 9)), draw_labels(blobs((8, 9)), 0)
-    for flag, region in ((True, "foreground"), (False, "all"), (None, "foreground")):
-        expected = calibration_bins(p, y, region=region).to_dict()
-        assert calibration_bins(p, y, foreground_only=flag).to_dict() == expected
-        assert calibration_bins(p, y, foreground_only=flag, region=region).to_dict() == expected
-    metrics = (ECEMetric, CECEMetric, CalibrationMetric, NLLMetric, BrierMetric)
-    assert {metric(foreground_only=False).region.name for metric in metrics} == {"all"}
 
 
 # By hand: two classes, six voxels in a row
@@ -171,7 +171,7 @@ def test_closed_form_by_hand() -> None:
     """Of two voxels with p_1 = 0.8 and 0.4, which have weights 0.8 and 0.4 in the foreground."""
     p1 = torch.tensor([0.8, 0.4], dtype=torch.float64)
     p = torch.stack([1 - p1, p1])[None]
-    metric = CalibrationMetric(regions=["union", "predicted", "band"])
+    metric = CalibrationMetric(region="foreground", regions=["union", "predicted", "band"])
     metric(p, torch.tensor([[[1, 0]]]))
     # The first is correct with certainty (0.8 instead of 1), the second never (0.6 instead of 0).
     assert metric.aggregate_if_true().item() == pytest.approx((0.8 * 0.2 + 0.4 * 0.6) / 1.2)
@@ -219,16 +219,19 @@ def test_band_around_a_corner() -> None:
 
 def test_no_face_no_band() -> None:
     assert not band_mask(torch.ones(4, 5, dtype=torch.int32), 3).any()
-    with pytest.raises(ValueError, match=r"^spacing: expected one value for each of the 2 spatial axes, got \(1\.0,\)"):
+    with pytest.raises(InputError, match="spacing"):
         band_mask(torch.ones(4, 5), 3, (1.0,))
 
 
-def test_band_in_mm_in_a_metric() -> None:
-    p = blobs((10, 12, 9))
-    y = draw_labels(p, 0)
-    for kind, classes in (("band", y[0, 0]), ("predicted_band", p[0].argmax(0))):
-        bins = calibration_bins(p, y, region=Region(kind, 4, spacing=(1, 1.5, 5)))
-        assert bins.count.sum() == by_definition.band(classes.numpy(), 4, (1, 1.5, 5)).sum()
+@pytest.mark.parametrize("slab", [1, 50, 2**22])
+@pytest.mark.parametrize("spacing", [None, (1.0, 1.5, 5.0), (4.0, 0.7, 0.7)])
+def test_slabs_of_a_band_do_not_matter(slab: int, spacing: tuple | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("calib_components.metrics.regions.SLAB", slab)
+    classes = draw_labels(blobs((14, 13, 9)), 0)[0, 0]
+    classes[torch.rand(classes.shape, generator=torch.Generator().manual_seed(1)) < 0.1] = IGNORED
+    for radius in (0.5, 2, 4):
+        found = band_mask(classes.int(), radius, spacing)
+        assert np.array_equal(found.numpy(), by_definition.band(classes.numpy(), radius, spacing))
 
 
 # All measures in all regions
@@ -256,8 +259,7 @@ def assert_equals_definitions(p: torch.Tensor, y: torch.Tensor, temperature: flo
 
 
 @pytest.mark.parametrize("shape", [(40, 50), (20, 16, 18)])
-@pytest.mark.parametrize("temperature", [None, 0.6, 1.7])
-@pytest.mark.parametrize("chunk", [50, voxels.CPU_CHUNK])
+@pytest.mark.parametrize(("temperature", "chunk"), [(None, 500), (0.6, voxels.CPU_CHUNK), (1.7, voxels.CPU_CHUNK)])
 def test_small_cases(
     shape: tuple[int, ...], temperature: float | None, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -267,16 +269,9 @@ def test_small_cases(
     assert_equals_definitions(scaled, draw_labels(p, 1), temperature, 1e-12)
 
 
-def test_two_million_voxels() -> None:
-    p = blobs((104, 136, 144), sharpness=20).float()
-    assert_equals_definitions(p, draw_labels(p.double(), 1), None, 1e-9)
-
-
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("chunk", [50, voxels.CPU_CHUNK])
-def test_sums_of_half_precision(dtype: torch.dtype, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Probabilities that do not sum to 1, of voxels that are sorted and of those that are surely background."""
-    monkeypatch.setattr(voxels, "CPU_CHUNK", chunk)
+def test_sums_of_half_precision(dtype: torch.dtype) -> None:
+    """Probabilities that do not sum to 1, of voxels of any class and of those that are surely background."""
     p = blobs((30, 40), sharpness=20)
     half = p.to(dtype)
     sums = half.double().sum(1)
@@ -285,65 +280,7 @@ def test_sums_of_half_precision(dtype: torch.dtype, chunk: int, monkeypatch: pyt
     assert_equals_definitions(half, draw_labels(p, 1), None, 1e-12)
 
 
-@pytest.mark.slow
-def test_a_whole_brain() -> None:
-    p = blobs((240, 240, 155), sharpness=20).float()
-    assert_equals_definitions(p, draw_labels(p.double(), 1), 0.7, 1e-9)
-
-
-@pytest.mark.parametrize("num_bins", [1, 2, 15, 99])
-def test_any_number_of_bins(num_bins: int) -> None:
-    """Voxels that are surely background are not sorted: they, too, must be where their confidence belongs."""
-    p = blobs((30, 20), sharpness=20)
-    y = draw_labels(p, 0)
-    for metric in (ECEMetric(num_bins), CECEMetric(num_bins)):
-        metric(p, y)
-        bins = metric.bins_if_true
-        assert bins is not None
-        probability = p[:, 1:].sum()
-        torch.testing.assert_close(bins.count.sum(-1), probability.expand_as(bins.count[..., 0]))
-        confidence = bins.confidence[bins.count > 1e-9]
-        edges = torch.arange(num_bins, dtype=torch.float64) / num_bins
-        low = edges.expand_as(bins.count)[bins.count > 1e-9]
-        assert ((confidence > low - 1e-12) & (confidence <= low + 1 / num_bins + 1e-12)).all()
-
-
-def test_functions_and_metrics_agree_with_the_pass() -> None:
-    p, y = blobs((12, 10, 8)), draw_labels(blobs((12, 10, 8)), 0)
-    metrics = metric_of(REGIONS)
-    next(iter(metrics.values()))(p, y)
-    for region, metric in metrics.items():
-        assert negative_log_likelihood(p, y, region=region).item() == pytest.approx(metric.nll.aggregate().item())
-        assert brier_score(p, y, region=region).item() == pytest.approx(metric.brier.aggregate().item())
-        for classwise, part in ((False, metric), (True, metric.cece)):
-            bins = calibration_bins(p, y, region=region, classwise=classwise)
-            assert torch.equal(bins.count, part.case_bins.count)
-            torch.testing.assert_close(bins.confidence_sum, part.case_bins.confidence_sum)
-        for kind in (ECEMetric, CECEMetric):
-            alone = kind(region=region)
-            alone(p, y)
-            part = metric if kind is ECEMetric else metric.cece
-            torch.testing.assert_close(alone.aggregate_if_true(), part.aggregate_if_true(), equal_nan=True)
-        mask = by_definition.inside(region, p[0].numpy(), y[0, 0].numpy())
-        of_mask = adaptive_calibration_error(p[:, :, mask], y[:, :, mask], region="all")
-        assert adaptive_calibration_error(p, y, region=region).item() == pytest.approx(of_mask.item())
-
-
-def test_temperature_is_read_at_every_call() -> None:
-    p = blobs((20, 20), sharpness=4)
-    y = draw_labels(p, 0)
-    temperature = torch.ones(())
-    metric = CalibrationMetric(region="plausible", temperature=temperature)
-    counts = []
-    for value in (1.0, 0.5, 2.0):
-        temperature.fill_(value)
-        metric.reset()
-        metric(p.log().div(value).softmax(1), y)
-        counts.append(metric.bins.count.sum().item())
-    assert counts[0] == counts[1] == counts[2] > 0
-
-
-@pytest.mark.parametrize("temperature", [1e-3, 0.005, 0.6, 1.7, 50, 700, 1e5])
+@pytest.mark.parametrize("temperature", [1e-3, 0.6, 1.7, 700])
 @pytest.mark.parametrize("threshold", [0, 0.05, 0.99])
 @pytest.mark.parametrize("classes", [2, 4])
 def test_plausible_at_any_temperature(temperature: float, threshold: float, classes: int) -> None:
@@ -358,50 +295,8 @@ def test_plausible_at_any_temperature(temperature: float, threshold: float, clas
             Decimal(value) ** Decimal(temperature) if value else Decimal(0) for value in probabilities
         )
         expected.append(sum(others) > Decimal(threshold) * (background + sum(others)))
-    voxels_of_p = voxels.Voxels(0, 0, p, torch.zeros(200, dtype=torch.int64), temperature=temperature)
-    assert voxels_of_p.inside(Region("plausible", threshold)).tolist() == expected
-
-
-def test_metric_of_a_further_region_has_the_temperature() -> None:
-    p = blobs((20, 20), sharpness=4).log().div(0.5).softmax(1)
-    metric = CalibrationMetric(regions=["plausible"], temperature=0.5, lowest=0.1, highest=0.9)
-    metric(p, draw_labels(p, 0))
-    together, nll = metric.regions["plausible"].bins, metric.regions["plausible"].nll.aggregate()
-    metric.reset()
-    metric.regions["plausible"](p, draw_labels(p, 0))
-    separate = metric.regions["plausible"].bins
-    torch.testing.assert_close(metric.regions["plausible"].nll.aggregate(), nll)
-    torch.testing.assert_close(separate.count, together.count, rtol=0, atol=0)
-    torch.testing.assert_close(separate.confidence_sum, together.confidence_sum, rtol=1e-12, atol=0)
-    torch.testing.assert_close(separate.num_correct, together.num_correct, rtol=0, atol=0)
-    assert len(metric) == 0
-    alone = CalibrationMetric(region="plausible")  # at temperature 1
-    alone(p, draw_labels(p, 0))
-    assert alone.bins.count.sum() != together.count.sum()
-
-
-def test_names_and_structures() -> None:
-    regions = ["all", "band(3)", Region("band", 3, spacing=(1, 2)), [1, 2]]
-    metric = CalibrationMetric(regions=regions, structures={"heart": [1, 2], "wall": [3]})
-    names = ["all", "band(3)", "band(3 at 1x2)", "structure_1_2", "structure_heart", "structure_wall"]
-    assert list(metric.regions) == names
-    p, y = blobs((9, 9)), draw_labels(blobs((9, 9)), 0)
-    metric(list(p), list(y))
-    metric(p, y)
-    assert metric.regions["structure_1_2"].aggregate() == metric.regions["structure_heart"].aggregate()
-    assert len(metric.regions["all"].brier) == len(metric.regions["structure_wall"].cece) == len(metric) == 2
-    metric.reset()
-    assert len(metric.regions["all"].nll) == len(metric.regions["structure_wall"]) == 0
-
-
-def test_a_region_beside_itself() -> None:
-    p, y = blobs((9, 9)), draw_labels(blobs((9, 9)), 0)
-    for region in ("all", "foreground"):
-        metric = CalibrationMetric(region=region, regions=["all", "foreground"])
-        metric(p, y)
-        again = metric.regions[region]
-        assert values_of(metric) == values_of(again)
-        assert metric.aggregate_if_true() == again.aggregate_if_true()
+    found = Region("plausible", threshold).mask(SimpleNamespace(p=p, temperature=temperature))  # type: ignore[arg-type]
+    assert found.tolist() == expected
 
 
 # Perfect calibration: labels drawn from the predictions
@@ -414,7 +309,7 @@ def chance(bins: CalibrationBins) -> float:
     return (bins.count * variance.sqrt()).sum(-1).mean().item() / total + 0.5 / total**0.5
 
 
-@pytest.mark.parametrize("shape", [(400, 400), (60, 50, 60)])
+@pytest.mark.parametrize("shape", [(300, 300), (50, 40, 40)])
 def test_labels_drawn_from_the_predictions(shape: tuple[int, ...]) -> None:
     p = blobs(shape)
     metrics = metric_of([*BY_PREDICTION, *CLOSED_FORM])
@@ -428,17 +323,6 @@ def test_labels_drawn_from_the_predictions(shape: tuple[int, ...]) -> None:
                 assert error < 1.5 * resampled_errors(part.bins, 100).max(), region
             else:
                 assert if_true > 0.02, region  # so that the comparison says something
-
-
-def test_regions_chosen_by_the_prediction_go_to_zero() -> None:
-    small, large = metric_of(BY_PREDICTION), metric_of(BY_PREDICTION)
-    for metrics, size in ((small, 40), (large, 640)):
-        p = blobs((size, size), sharpness=4)
-        next(iter(metrics.values()))(p, draw_labels(p, 5))
-    for region in BY_PREDICTION:
-        for of_small, of_large in ((small[region], large[region]), (small[region].cece, large[region].cece)):
-            assert of_large.aggregate() < 0.3 * of_small.aggregate(), region
-            assert of_large.aggregate() < 0.01, region
 
 
 def test_small_structures_have_an_error_by_chance() -> None:
@@ -473,10 +357,9 @@ def test_structures_that_overlap_are_drawn_as_if_alone() -> None:
         torch.testing.assert_close(found[name], errors({name: classes})[name])
 
 
-@pytest.mark.parametrize("chunk", [64, voxels.CPU_CHUNK])
-def test_other_labels_are_drawn_for_another_case(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_labels_are_drawn_for_another_case(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same for a case wherever it comes, others for another case: the mean over cases has less of their chance."""
-    monkeypatch.setattr(voxels, "CPU_CHUNK", chunk)
+    monkeypatch.setattr(voxels, "CPU_CHUNK", 400)
     p = blobs((12, 12), sharpness=12).repeat(20, 1, 1, 1)
     for case in range(20):  # that differ in voxels far from the structure
         p[case].flatten(1)[:, :case] = torch.tensor([[0.5], [0.5], [0], [0]])
@@ -513,7 +396,7 @@ def test_one_channel_is_two_classes() -> None:
                 torch.testing.assert_close(of_one[:, 0], of_two[:, 1])
 
 
-@pytest.mark.parametrize("chunk", [16, voxels.CPU_CHUNK])
+@pytest.mark.parametrize("chunk", [200, voxels.CPU_CHUNK])
 def test_channels_of_sigmoids(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each channel is a case of two classes; ECE, NLL and Brier score pool them, CECE is their mean."""
     monkeypatch.setattr(voxels, "CPU_CHUNK", chunk)
@@ -545,22 +428,3 @@ def test_channels_of_sigmoids(chunk: int, monkeypatch: pytest.MonkeyPatch) -> No
             pooled = np.concatenate([p[:, ~out] for p, _, out in channels], 1)
             if_true = by_definition.Case(pooled, np.ones(pooled.shape[1], bool)).errors_if_true(region)
             assert metric.aggregate_if_true().item() == pytest.approx(if_true["ece"], abs=1e-12)
-
-
-def test_logits_are_read_with_their_region() -> None:
-    logits = torch.randn(2, 4, 6, 5, generator=torch.Generator().manual_seed(0))
-    y = draw_labels(logits.double().softmax(1), 0)
-    for region in map(Region.parse, REGIONS):
-        found = list(read_voxels(*check_tensors(logits, y, name="logits"), region, logits=True))
-        expected = list(read_voxels(*check_tensors(logits.double().softmax(1), y), region))
-        assert [each.case for each in found] == [each.case for each in expected]
-        for a, b in zip(found, expected, strict=True):
-            torch.testing.assert_close(a.logits.softmax(0), b.p)
-            assert torch.equal(a.label, b.label)
-    (one,) = read_voxels(*check_tensors(logits[:1, :1], y[:1] > 0), Region("all"), logits=True)
-    assert torch.equal(one.logits, torch.stack([torch.zeros(30), logits[0, 0].flatten()]).double())
-    logits[0, 0, :3, 0] = torch.inf
-    with pytest.raises(ValueError, match=r"^logits: expected finite values, got 3 of 240 that are NaN or infinite$"):
-        list(read_voxels(logits, y, Region("all"), logits=True))
-    with pytest.raises(ValueError, match=r"^logits: expected voxels read from logits, got probabilities$"):
-        _ = expected[0].logits

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 from torch.nn import functional as F
 
+from calib_components.errors import InputError
 from calib_components.metrics import (
     ECEMetric,
+    Region,
     adaptive_calibration_error,
-    brier_score,
     calibration_bins,
-    negative_log_likelihood,
+    risk_coverage,
     voxels,
 )
+from calib_components.metrics.voxels import check_tensors, read_voxels
 
 
 def spoil(tensor: torch.Tensor, value: float, count: int) -> torch.Tensor:
-    spoiled = tensor.clone()
+    spoiled = tensor.clone(memory_format=torch.contiguous_format)
     spoiled.view(-1)[:count] = value
     return spoiled
 
@@ -31,90 +35,103 @@ ONE_HOT = F.one_hot(Y[:, 0], 4).movedim(-1, 1)
 @pytest.mark.parametrize(
     ("y_pred", "y", "message"),
     [
-        (P[0], Y, r"^y: expected shape \(4, 1, 6\) .*got \(2, 1, 5, 6\)$"),
-        (P[:, :1], Y, r"^y: expected 0 or 1 in each channel, got other values in \d+ of 60 voxels$"),
-        (
-            P[:, :1],
-            ONE_HOT,
-            r"^y: expected shape \(2, 1, 5, 6\) \(0 or 1 in each channel\) to match y_pred, got \(2, 4, 5",
-        ),
-        (P[:, :, 0, 0], Y[:, :, 0, 0], r"^y_pred: expected shape \(B, N, \*S\)"),
-        (P, Y[:, 0], r"^y: expected shape \(2, 1, 5, 6\) \(class index\) or \(2, 4, 5, 6\).*got \(2, 5, 6\)"),
+        (P[:, :1], Y, r"y must hold 0 or 1 in each channel, .* in \d+ of 60"),
+        (P[:, :1], ONE_HOT, r"y must have shape \(2, 1, 5, 6\) \(0 or 1 in each channel\)"),
+        (P[:, :, 0, 0], Y[:, :, 0, 0], r"y_pred must have shape \(B, N, \*S\)"),
+        (P[:, :, :0], Y[:, :, :0], "at least one voxel"),
+        (Y, P, "floating-point type"),
+        (P, Y[:, 0], r"y must have shape \(2, 1, 5, 6\) .* Add the channel: y.unsqueeze\(1\)"),
+        (P.movedim(1, -1), Y, r"The classes are the second dimension of y_pred: y_pred.movedim\(-1, 1\)"),
         (P, Y[..., :5], r"got \(2, 1, 5, 5\)"),
-        (P, ONE_HOT[:, :3], r"got \(2, 3, 5, 6\)"),
         (P, Y[:1], r"got \(1, 1, 5, 6\)"),
-        (spoil(P, torch.nan, 3), Y, "^y_pred: expected probabilities, got 3 of 240 values that are NaN or infinite$"),
-        (spoil(P, torch.inf, 2), Y, "got 2 of 240 values that are NaN or infinite"),
-        (spoil(P, -0.1, 4), Y, r"4 of 240 values outside \[0, 1\]: y_pred looks like logits; apply softmax$"),
-        (spoil(P, 1.5, 5), Y, r"5 of 240 values outside \[0, 1\]"),
-        (P.log(), Y, r"outside \[0, 1\].*looks like logits; apply softmax"),
-        (
-            P * (torch.arange(6) > 1),
-            Y,
-            "another sum in 20 of 60 voxels, 0 in 20, as outside of a crop.*prediction_maps.fill_background$",
-        ),
-        (P / 2, Y, "sum to 1 over the classes, got another sum in 60 of 60 voxels; apply softmax to the logits"),
-        (
-            P,
-            spoil(Y, 4, 7),
-            "^y: expected class indices from 0 to 3 or their one-hot encoding, got other values in 7 of 60 voxels$",
-        ),
-        (P, spoil(Y, -1, 2), "2 of 60 voxels"),
-        (P, spoil(Y.float(), 1.5, 6), "6 of 60 voxels"),
-        (P, spoil(Y.float(), torch.nan, 6), "6 of 60 voxels"),
-        (P, torch.zeros_like(ONE_HOT), "60 of 60 voxels"),
-        (P, ONE_HOT * 2, "60 of 60 voxels"),
-        (P, ONE_HOT.float() * 0.8 + 0.05, "60 of 60 voxels"),
+        (spoil(P, torch.nan, 3), Y, "y_pred must be finite, got 3 of 240"),
+        (spoil(P, torch.inf, 2), Y, "got 2 of 240"),
+        (spoil(P, -0.1, 4), Y, r"4 of 240 values outside \[0, 1\]. Apply softmax"),
+        (P.log(), Y, r"outside \[0, 1\]. Apply softmax"),
+        (P * (torch.arange(6) > 1), Y, "y_pred is 0 for all classes in 20 of 60 voxels.*fill_background"),
+        (P / 2, Y, "sum to 1 .* in 60 of 60 voxels. Apply softmax .* sigmoid=True"),
+        (P, spoil(Y, 4, 7), "y must hold class indices from 0 to 3 .* in 7 of 60"),
+        (P, spoil(Y, -1, 2), "in 2 of 60"),
+        (P, spoil(Y.float(), 1.5, 6), "in 6 of 60"),
+        (P, spoil(Y.float(), torch.nan, 6), "in 6 of 60"),
+        (P, torch.zeros_like(ONE_HOT), "in 60 of 60"),
+        (P, torch.ones_like(ONE_HOT), "in 60 of 60"),
+        (P, ONE_HOT.float() * 0.8 + 0.05, "in 60 of 60"),
     ],
 )
 def test_one_error_reports_the_number_of_invalid_values(y_pred: torch.Tensor, y: torch.Tensor, message: str) -> None:
-    for measure in (calibration_bins, adaptive_calibration_error, negative_log_likelihood, brier_score):
-        with pytest.raises(ValueError, match=message):
+    for measure in (calibration_bins, adaptive_calibration_error, risk_coverage):
+        with pytest.raises(InputError, match=message):
             measure(y_pred, y)
 
 
-def test_a_single_voxel_is_checked() -> None:
-    for y_pred, y in ((P[:1, :, :1, :1] / 2, Y[:1, :, :1, :1]), (P[:1, :, :1, :1], Y[:1, :, :1, :1] + 4)):
-        with pytest.raises(ValueError, match="in 1 of 1 voxels"):
-            calibration_bins(y_pred, y)
+def test_errors_of_sigmoids() -> None:
+    for y_pred, y, message in (
+        (P, Y, r"y must have shape \(2, 4, 5, 6\) \(0 or 1"),
+        (P.log(), ONE_HOT, "of 240 values outside .* Apply sigmoid"),
+        (spoil(P, torch.nan, 1), ONE_HOT, "got 1 of 240"),
+        (P, spoil(ONE_HOT, 254, 1), r"y must hold 0 or 1 in each channel \(or ignore_index=255\), .* in 1 of 240"),
+    ):
+        with pytest.raises(InputError, match=message):
+            calibration_bins(y_pred, y, sigmoid=True, ignore_index=255)
 
 
 def test_errors_count_the_values_of_all_chunks_and_cases(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(voxels, "CPU_CHUNK", 8)
     spoiled = P.clone()
     spoiled[:, 0, 0, ::2] = torch.nan
-    with pytest.raises(ValueError, match="6 of 240 values that are NaN"):
+    with pytest.raises(InputError, match="6 of 240"):
         calibration_bins(spoiled, Y)
 
 
-def test_background_voxels_are_checked_as_well() -> None:
-    with pytest.raises(ValueError, match=r"^y_pred: expected probabilities, got 1 of 240 values that are NaN"):
-        calibration_bins(spoil(P, torch.nan, 1), torch.zeros_like(Y), foreground_only=True)
+def test_voxels_outside_of_the_region_are_checked_as_well() -> None:
+    with pytest.raises(InputError, match="got 1 of 240"):
+        calibration_bins(spoil(P, torch.nan, 1), torch.zeros_like(Y), region="foreground")
 
 
-def test_labels_other_than_the_ignored_one_are_checked() -> None:
-    with pytest.raises(ValueError, match=r"from 0 to 3 \(or ignore_index=255\).*in 2 of 60 voxels"):
-        calibration_bins(P, spoil(spoil(Y, 255, 5), 254, 2), ignore_index=255)
-
-
-def test_wrong_types_and_settings() -> None:
-    with pytest.raises(TypeError, match=r"^y_pred: expected a torch\.Tensor, got ndarray$"):
-        calibration_bins(P.numpy(), Y)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match=r"^y: expected a torch\.Tensor, got NoneType$"):
-        calibration_bins(P, None)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match=r"^y_pred: expected probabilities of a floating-point type, got torch\.int64$"):
-        calibration_bins(ONE_HOT, Y)
-    with pytest.raises(ValueError, match=r"^num_bins: expected a whole number from 1 to 10000, got 0$"):
-        calibration_bins(P, Y, num_bins=0)
-    with pytest.raises(ValueError, match=r"^num_bins: expected a whole number from 1 to 10000, got 0$"):
-        ECEMetric(num_bins=0)
-
-
-def test_ignored_voxels_are_not_checked() -> None:
-    y_pred, y = P, Y.clone()
-    y[..., 0] = -1
-    broken = y_pred.clone()
-    broken[..., 0] = torch.nan
-    expected = calibration_bins(y_pred[..., 1:], y[..., 1:]).to_dict()
-    assert calibration_bins(y_pred, y, ignore_index=-1).to_dict() == expected
+def test_ignored_voxels_are_not_checked_and_others_are() -> None:
+    y, broken = Y.clone(), P.clone()
+    y[..., 0], broken[..., 0] = -1, torch.nan
+    expected = calibration_bins(P[..., 1:], Y[..., 1:]).to_dict()
     assert calibration_bins(broken, y, ignore_index=-1).to_dict() == expected
+    with pytest.raises(InputError, match=r"from 0 to 3 or one-hot \(or ignore_index=255\).*in 2 of 60"):
+        calibration_bins(P, spoil(spoil(Y, 255, 5), 254, 2), ignore_index=255)
+    with pytest.raises(InputError, match="ignore_index=-1"):  # which a byte does not hold
+        calibration_bins(P, spoil(Y.byte(), 255, 1), ignore_index=-1)
+
+
+def test_a_one_hot_prediction_warns_once() -> None:
+    with pytest.warns(UserWarning, match="y_pred holds only 0 and 1"):
+        ECEMetric()(ONE_HOT.float(), Y)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ECEMetric()(ONE_HOT.float(), Y)
+        one_soft_voxel = ONE_HOT.float()
+        one_soft_voxel[-1, :, -1, -1] = 0.25
+        voxels.warn_once.cache_clear()
+        for y_pred in (P, one_soft_voxel):
+            ECEMetric()(y_pred, Y)
+        ECEMetric(ignore_index=255)(ONE_HOT.float(), torch.full_like(Y, 255))  # no voxel at all
+
+
+@pytest.mark.parametrize(
+    "region", ["all", "predicted", "plausible", "predicted_band", "foreground", "union", "band", 1]
+)
+def test_logits_are_read_with_their_region(region: object) -> None:
+    logits = torch.randn(2, 4, 6, 5, generator=torch.Generator().manual_seed(0))
+    y = torch.randint(4, (2, 1, 6, 5), generator=torch.Generator().manual_seed(1))
+    found = list(read_voxels(*check_tensors(logits, y, name="logits"), Region.parse(region), logits=True))
+    expected = list(read_voxels(*check_tensors(logits.double().softmax(1), y), Region.parse(region)))
+    assert [each.case for each in found] == [each.case for each in expected] == [0, 1]
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a.logits.softmax(0), b.p)
+        assert torch.equal(a.label, b.label)
+
+
+def test_logits_of_one_channel_and_invalid_ones() -> None:
+    logits, y = torch.randn(1, 1, 6, 5), torch.ones(1, 1, 6, 5)
+    (one,) = read_voxels(*check_tensors(logits, y), Region("all"), logits=True)
+    assert torch.equal(one.logits, torch.stack([torch.zeros(30), logits.flatten()]).double())
+    logits[0, 0, :3, 0] = torch.inf
+    with pytest.raises(InputError, match="logits must be finite, got 3 of 30"):
+        list(read_voxels(logits, y, Region("all"), logits=True))
