@@ -278,7 +278,7 @@ class CaseDataset(Dataset):
 
 
 class SliceDataset(CacheDataset):
-    """The slices of such cases, see `list_slices`; as many as fit are kept in memory, as they are before augmentation.
+    """The slices of prepared or raw cases; as many as fit are kept in memory, as they are before augmentation.
 
     Args:
         data: As in `CaseDataset`.
