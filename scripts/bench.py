@@ -10,7 +10,13 @@ python scripts/bench.py inference [--size 512] [--slices 600] [--num_classes 5] 
 
 from __future__ import annotations
 
-from calib_components.tools import benchmarks, cli
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for this folder, and a clone that is not installed
+
+from calib_components.tools import cli
+from scripts import benchmarks
 
 if __name__ == "__main__":
     cli.run("bench", {name: getattr(benchmarks, name) for name in benchmarks.__all__})

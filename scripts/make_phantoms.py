@@ -13,10 +13,10 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for a clone that is not installed
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for this folder, and a clone that is not installed
 
 from calib_components.tools import cli
-from calib_components.tools.phantoms import make_phantoms
+from scripts.benchmarks.phantoms import make_phantoms
 
 if __name__ == "__main__":
     cli.run("make_phantoms", make_phantoms)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -11,21 +12,18 @@ import pytest
 from scipy.ndimage import distance_transform_edt
 
 from calib_components.errors import InputError
-from calib_components.tools.phantoms import (
-    GROUPS,
-    LV,
-    MYO,
-    PIXEL,
-    RV,
-    SCANNERS,
-    _smooth_field,
-    draw_patient,
-    make_phantoms,
-)
 from calib_components.tools.prepare.acdc import find_cases
 from calib_components.tools.prepare.case import load_case
 from calib_components.tools.prepare.facts import facts_of_dataset
-from tests.helpers import run_as_typed
+from scripts.benchmarks.phantoms import (
+    GROUPS,
+    LV,
+    MYO,
+    RV,
+    SCANNERS,
+    draw_patient,
+    make_phantoms,
+)
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +91,7 @@ def test_rater_errs(monkeypatch: pytest.MonkeyPatch) -> None:
     """The labelled border deviates from the true one by 1.5 pixels; the image stays."""
     heart, scanner = GROUPS["DCM"], SCANNERS["a"]
     drawn = [frame for seed in range(10) for frame in draw_patient(heart, scanner, np.random.default_rng(seed))]
-    monkeypatch.setattr("calib_components.tools.phantoms.RATER", 0.0)
+    monkeypatch.setattr("scripts.benchmarks.phantoms.RATER", 0.0)
     true = [frame for seed in range(10) for frame in draw_patient(heart, scanner, np.random.default_rng(seed))]
     errors = []
     for (image, label), (same_image, true_label) in zip(drawn, true, strict=True):
@@ -106,16 +104,6 @@ def test_rater_errs(monkeypatch: pytest.MonkeyPatch) -> None:
     assert deviations.std() == pytest.approx(1.5, rel=0.15)
 
 
-def test_fields_are_smooth() -> None:
-    """The correlation of white noise that a Gaussian has smoothed is a Gaussian of sqrt(2) times its width."""
-    field = _smooth_field((96, 96, 40), np.random.default_rng(0))
-    assert field.std() == pytest.approx(1)
-    in_plane, across = ((field[4:], field[:-4]), (field[..., 1:], field[..., :-1]))
-    expected = np.exp(-((4 * PIXEL / 6.0) ** 2) / 4)
-    assert np.corrcoef(*map(np.ravel, in_plane))[0, 1] == pytest.approx(expected, abs=0.05)
-    assert 0.3 < np.corrcoef(*map(np.ravel, across))[0, 1] < 0.6
-
-
 def test_seed(root: Path, tmp_path: Path) -> None:
     make_phantoms(tmp_path / "same", patients=2, seed=3)
     make_phantoms(tmp_path / "other", patients=2, seed=4)
@@ -126,7 +114,7 @@ def test_seed(root: Path, tmp_path: Path) -> None:
             np.testing.assert_array_equal(image, nib.load(root / name).get_fdata())
         else:
             assert file.read_text() == (root / name).read_text()
-    with pytest.raises(InputError, match=r"patient001: expected phantoms of seed 4, scanner a, got other data"):
+    with pytest.raises(InputError, match="not empty"):
         make_phantoms(tmp_path / "same", patients=2, seed=4)
     first = Path("training/patient001/patient001_frame01.nii.gz")
     assert nib.load(tmp_path / "other" / first).shape != nib.load(root / first).shape
@@ -146,36 +134,21 @@ def test_scanner(root: Path, tmp_path: Path) -> None:
     assert other_noise.mean() > 1.5 * noise.mean()
     shapes = [[label.shape for _, label in volumes(folder / "training" / "patient001")] for folder in (root, tmp_path)]
     assert shapes[0] != shapes[1]
-    with pytest.raises(InputError, match=r"patient001: expected phantoms of seed 3, scanner a, got other data; choose"):
+    with pytest.raises(InputError, match="not empty"):
         make_phantoms(tmp_path, patients=5, seed=3)
 
 
 def test_other_data_stay_as_they_are(tmp_path: Path) -> None:
     scan = tmp_path / "training" / "patient003" / "patient003_frame01.nii.gz"
     scan.parent.mkdir(parents=True)
-    scan.write_text("a real heart")  # even without Info.cfg
-    with pytest.raises(InputError, match=r"patient003: expected phantoms of seed 0, scanner a, got other data"):
+    scan.write_text("a real heart")
+    with pytest.raises(InputError, match="not empty"):
         make_phantoms(tmp_path, patients=4)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [scan]
 
 
-@pytest.mark.parametrize(
-    ("typed", "line"),
-    [
-        ("out --patients 0", "patients: expected a whole number of at least 1, got 0"),
-        ("out --seed=-1", "seed: expected a whole number of at least 0, got -1"),
-        ("out --scanner c", "scanner: expected a or b, got c"),
-        ("out --patients many", "--patients: expected a whole number, got 'many'"),
-        (
-            "file",
-            "file/training/patient001: expected a file or folder that can be read and written, got Not a directory",
-        ),
-        ("", "--out: expected a value, got none; see make_phantoms --help"),
-    ],
-)
-def test_bad_arguments(typed: str, line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "file").touch()
-    done = run_as_typed("make_phantoms", make_phantoms, typed.split())
-    assert (done.code, done.err) == (1, f"make_phantoms: {line}\n")
-    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+@pytest.mark.parametrize("options", [{"patients": 0}, {"seed": -1}, {"scanner": "c"}])
+def test_bad_options(options: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=f"^{next(iter(options))}"):
+        make_phantoms(tmp_path / "out", **options)
+    assert not [*tmp_path.iterdir()]

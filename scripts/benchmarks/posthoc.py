@@ -8,9 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from calib_components.posthoc import TemperatureScaling
-from calib_components.tools.benchmarks.timing import Step, print_ratios, set_up
-
-__all__ = ["posthoc"]
+from scripts.benchmarks.timing import Step, print_ratios, set_up
 
 
 def _concatenate_and_minimize(logits: list[torch.Tensor], y: list[torch.Tensor]) -> float:
@@ -40,10 +38,10 @@ def posthoc(device: str = "cpu", rounds: int = 5, threads: int = 2, cases: int =
     """The streaming fit of a temperature, its interval included, over L-BFGS on the logits of all cases concatenated.
 
     Args:
-        device: where to run, "cpu" or "cuda".
-        rounds: how many times each is timed.
+        device: Where to run, "cpu" or "cuda".
+        rounds: How many times each is timed.
         threads: CPU threads for PyTorch.
-        cases: number of cases, each of another patient.
+        cases: Number of cases, each of another patient.
     """
     set_up(rounds, threads)
     shape = (1, 4, 144, 144, 10)

@@ -12,10 +12,7 @@ from typing import Any
 import torch
 from monai.bundle import ConfigWorkflow
 
-from calib_components.tools.benchmarks.timing import BUNDLES, Step, print_ratios, set_up
-
-__all__ = ["train"]
-
+from scripts.benchmarks.timing import BUNDLES, Step, print_ratios, set_up
 
 MODES: dict[str, dict[str, bool]] = {
     "float32": {},
@@ -31,7 +28,6 @@ def train(
     threads: int = 2,
     slices: int = 1024,
     size: int = 144,
-    bundle: Path = BUNDLES / "acdc_mri_nacl_segmentation",
 ) -> None:
     """An epoch through the ACDC bundle's workflow over one of a bare PyTorch loop, same network and in-memory tensors.
 
@@ -39,12 +35,11 @@ def train(
     validation, which the bare loop lacks.
 
     Args:
-        device: where to run, "cpu" or "cuda".
-        rounds: how many epochs of each are timed.
+        device: Where to run, "cpu" or "cuda".
+        rounds: How many epochs of each are timed.
         threads: CPU threads for PyTorch.
-        slices: number of slices in the data set; the training patients of ACDC have about as many.
-        size: rows and columns of a slice.
-        bundle: Folder of the ACDC bundle.
+        slices: Number of slices in the data set; the training patients of ACDC have about as many.
+        size: Rows and columns of a slice.
     """
     set_up(rounds, threads)
     logging.disable(logging.WARNING)  # of the interval of validations, too
@@ -52,7 +47,7 @@ def train(
     labels = torch.randint(4, (slices, 1, size, size), dtype=torch.uint8)
     data = [{"image": i, "label": y} for i, y in zip(images, labels, strict=True)]
     with TemporaryDirectory() as folder:
-        workflows = {name: _trainer(bundle, data, Path(folder, name), device, mode) for name, mode in MODES.items()}
+        workflows = {name: _trainer(data, Path(folder, name), device, mode) for name, mode in MODES.items()}
         network = copy.deepcopy(workflows["float32"].network).to(memory_format=torch.contiguous_format)
         optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
         loss_function = workflows["float32"].loss_function
@@ -72,7 +67,7 @@ def train(
         print_ratios(f"training epoch, {slices} slices of {size} x {size}", steps, rounds, device)
 
 
-def _trainer(bundle: Path, data: list[dict[str, Any]], folder: Path, device: str, mode: dict[str, Any]) -> Any:
+def _trainer(data: list[dict[str, Any]], folder: Path, device: str, mode: dict[str, Any]) -> Any:
     options: dict[str, Any] = {
         "device": device,
         "amp": False,
@@ -84,7 +79,9 @@ def _trainer(bundle: Path, data: list[dict[str, Any]], folder: Path, device: str
         "validate::dataset": [],
         **mode,
     }
-    workflow = ConfigWorkflow(str(bundle / "configs" / "train.yaml"), workflow_type="train", **options)
+    workflow = ConfigWorkflow(
+        str(BUNDLES / "acdc_mri_nacl_segmentation" / "configs" / "train.yaml"), workflow_type="train", **options
+    )
     workflow.initialize()
     return workflow.trainer
 

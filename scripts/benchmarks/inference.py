@@ -24,9 +24,7 @@ from monai.transforms import Activationsd, AsDiscreted, Compose, CopyItemsd, Inv
 
 from calib_components.data.facts import Facts, write_facts
 from calib_components.inference.maps import fill_background, normalized_entropy
-from calib_components.tools.benchmarks.timing import BUNDLES, peak_resident_mib, set_up
-
-__all__ = ["inference"]
+from scripts.benchmarks.timing import BUNDLES, peak_resident_mib, set_up
 
 
 def inference(
@@ -36,7 +34,6 @@ def inference(
     rounds: int = 1,
     threads: int = 2,
     whole: bool = False,
-    bundle: Path = BUNDLES / "flare_ct_nacl_segmentation",
 ) -> None:
     """Seconds, peak memory and bytes of an inference through the FLARE bundle, with random weights.
 
@@ -51,16 +48,17 @@ def inference(
         threads: CPU threads for PyTorch.
         whole: Compare it with MONAI's transforms of whole volumes, which take about 30 MB of memory for each slice of
             512 x 512 with 5 classes.
-        bundle: Folder of the FLARE bundle.
     """
     set_up(rounds, threads)
-    runs = {"whole volumes": _run_whole, "slabs": _run} if whole else {"slabs": _run}
+    runs = {"whole volumes": _run_whole, "slabs": ConfigWorkflow.run} if whole else {"slabs": ConfigWorkflow.run}
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     peaks, written = {}, {}
     with TemporaryDirectory() as folder:
         place = Path(folder)
         _make_volume(place / "images" / "scan.nii.gz", (size, size, slices))
-        copy = shutil.copytree(bundle, place / "bundle", ignore=shutil.ignore_patterns("*.pt", "*.ts"))
+        copy = shutil.copytree(
+            BUNDLES / "flare_ct_nacl_segmentation", place / "bundle", ignore=shutil.ignore_patterns("*.pt", "*.ts")
+        )
         _make_weights(copy, num_classes)
         for _ in range(rounds):
             for name, run in runs.items():
@@ -93,19 +91,9 @@ def _make_weights(bundle: Path, num_classes: int) -> None:
     """Write random weights and the facts of so many classes."""
     names = ["background", *(f"class{k}" for k in range(1, num_classes))]
     facts = Facts(
-        dataset="flare",
-        num_classes=num_classes,
-        in_channels=1,
-        class_names=names,
-        label_codes=list(range(num_classes)),
-        structures={name: [k] for k, name in enumerate(names) if k},
-        file_suffixes=[],
-        image_size=[192, 192],
-        crop_size=[192, 192],
-        slice_axis=None,
-        pixel_size=None,
-        source="",
-    )
+        "flare", num_classes, 1, names, list(range(num_classes)), {name: [k] for k, name in enumerate(names) if k},
+        file_suffixes=[], image_size=[192, 192], crop_size=[192, 192],
+    )  # fmt: skip
     write_facts(facts, bundle / "models")
     workflow = _workflow(bundle, bundle)
     torch.manual_seed(0)
@@ -115,19 +103,11 @@ def _make_weights(bundle: Path, num_classes: int) -> None:
 def _workflow(bundle: Path, place: Path) -> Any:
     logging.disable(logging.INFO)
     warnings.simplefilter("ignore")
-    options = {
-        "bundle_root": str(bundle),
-        "dataset_dir": str(place / "images"),
-        "output_dir": str(place / "out"),
-        "device": "cpu",
-    }
+    folders = {"bundle_root": bundle, "dataset_dir": place / "images", "output_dir": place / "out"}
+    options = {"device": "cpu", **{name: str(folder) for name, folder in folders.items()}}
     workflow = ConfigWorkflow(str(bundle / "configs" / "inference.yaml"), workflow_type="infer", **options)
     workflow.initialize()
     return workflow
-
-
-def _run(workflow: ConfigWorkflow) -> None:
-    workflow.run()
 
 
 def _run_whole(workflow: ConfigWorkflow) -> None:
@@ -157,7 +137,7 @@ def _run_whole(workflow: ConfigWorkflow) -> None:
         network=get("network"),
         inferer=SliceInferer(roi_size=get("crop_size"), sw_batch_size=get("batch_size"), spatial_dim=2),
         postprocessing=postprocessing,
-        val_handlers=get("handlers")[:2],  # errors in one line, the weights
+        val_handlers=get("handlers")[:1],  # the weights
     ).run()
 
 

@@ -1,6 +1,7 @@
 """The measures of an evaluation as published code computes them: from their definitions, in NumPy and SciPy.
 
-One case at a time: probabilities `(N, *S)` and labels `(*S)`. Each function returns values by name.
+One case at a time: probabilities `(N, *S)` and labels `(*S)`. Each function returns values by the names of the columns
+of an evaluation, which for the region of the paper, the foreground, have no suffix.
 """
 
 from __future__ import annotations
@@ -12,19 +13,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
-
-__all__ = [
-    "calibration_errors",
-    "dice_scores",
-    "expected_dice_scores",
-    "hausdorff_distances",
-    "logit_magnitudes",
-    "region_masks",
-    "risk_and_coverage",
-    "smooth_errors",
-    "threshold_counts",
-    "volumes",
-]
 
 Array = NDArray[Any]
 Structures = Mapping[str, Sequence[int]]
@@ -41,13 +29,9 @@ def dice_scores(p: Array, label: Array, structures: Structures) -> dict[str, Any
 
 
 def hausdorff_distances(p: Array, label: Array, structures: Structures) -> dict[str, Any]:
-    """HD95 in voxels, by medpy if it is installed."""
-    try:
-        from medpy.metric.binary import hd95
-    except ImportError:
-        hd95 = _hd95
+    """HD95 in voxels, as medpy computes it."""
     prediction = p.argmax(0)
-    return {f"hd95_{name}": hd95(np.isin(prediction, k), np.isin(label, k)) for name, k in structures.items()}
+    return {f"hd95_{name}": _hd95(np.isin(prediction, k), np.isin(label, k)) for name, k in structures.items()}
 
 
 def _hd95(predicted: Array, true: Array) -> float:
@@ -58,10 +42,10 @@ def _hd95(predicted: Array, true: Array) -> float:
 
 
 def region_masks(p: Array, label: Array, structures: Structures) -> dict[str, Array]:
-    """Masks of the regions of an evaluation, at a temperature of 1."""
+    """Masks of the regions of an evaluation, at a temperature of 1, by the suffix of their columns."""
     prediction = p.argmax(0)
     masks = {
-        "foreground": label > 0,
+        "": label > 0,
         "all": np.ones(label.shape, bool),
         "predicted": prediction > 0,
         "plausible": 1 - p[0] > 0.05,
@@ -69,7 +53,8 @@ def region_masks(p: Array, label: Array, structures: Structures) -> dict[str, Ar
         "union": (label > 0) | (prediction > 0),
         "band": _band(label),
     }
-    return masks | {f"structure_{name}": np.isin(label, classes) for name, classes in structures.items()}
+    masks |= {f"structure_{name}": np.isin(label, classes) for name, classes in structures.items()}
+    return {f"_{name}" if name else "": mask for name, mask in masks.items()}
 
 
 def _band(classes: Array, radius: int = 2) -> Array:
@@ -90,11 +75,11 @@ def calibration_errors(p: Array, label: Array, masks: Mapping[str, Array], num_b
     for name, mask in masks.items():
         inside, true = p[:, mask], label[mask]
         one_hot = np.eye(len(p), dtype=p.dtype)[true].T
-        values[f"ece_{name}"] = _error(inside.max(0), inside.argmax(0) == true, num_bins)
-        values[f"cece_{name}"] = np.mean([_error(inside[k], true == k, num_bins) for k in range(len(p))])
+        values[f"ece{name}"] = _error(inside.max(0), inside.argmax(0) == true, num_bins)
+        values[f"cece{name}"] = np.mean([_error(inside[k], true == k, num_bins) for k in range(len(p))])
         of_label = np.take_along_axis(inside, true[None], 0)
-        values[f"nll_{name}"] = -np.log(np.clip(of_label, np.finfo(np.float32).tiny, 1)).mean()
-        values[f"brier_{name}"] = np.sum((inside - one_hot) ** 2, 0).mean()
+        values[f"nll{name}"] = -np.log(np.clip(of_label, np.finfo(np.float32).tiny, 1)).mean()
+        values[f"brier{name}"] = np.sum((inside - one_hot) ** 2, 0).mean()
     return values
 
 
@@ -113,7 +98,7 @@ def smooth_errors(p: Array, label: Array, masks: Mapping[str, Array]) -> dict[st
     """Smooth ECE in the regions of an evaluation: residuals on a grid, smoothed until the error is the width."""
     confidence, residual = p.max(0), p.max(0) - (p.argmax(0) == label)
     values: dict[str, Any] = {}
-    for name in ("foreground", "all", "predicted"):
+    for name in ("", "_all", "_predicted"):
         mask = masks[name]
         on_grid = np.histogram(confidence[mask], 2000, (0, 1), weights=residual[mask])[0] / mask.sum()
         low, high = 0.0, 1.0
@@ -121,19 +106,8 @@ def smooth_errors(p: Array, label: Array, masks: Mapping[str, Array]) -> dict[st
             width = (low + high) / 2
             smoothed = ndimage.gaussian_filter1d(on_grid, width * len(on_grid))  # reflects at 0 and 1
             low, high = (low, width) if np.abs(smoothed).sum() <= width else (width, high)
-        values[f"smooth_ece_{name}"] = high
+        values[f"smooth_ece{name}"] = high
     return values
-
-
-def threshold_counts(p: Array, label: Array, structures: Structures) -> dict[str, Any]:
-    """Numbers of voxels, and of voxels of the structure, above each of 99 thresholds."""
-    counts = {}
-    for name, classes in structures.items():
-        of_structure, true = p[list(classes)].sum(0), np.isin(label, classes)
-        above = [of_structure > i / 100 for i in range(1, 100)]
-        counts[f"predicted_{name}"] = np.array([np.sum(mask) for mask in above])
-        counts[f"true_positive_{name}"] = np.array([np.sum(mask & true) for mask in above])
-    return counts
 
 
 def risk_and_coverage(p: Array, label: Array) -> dict[str, Any]:
@@ -149,11 +123,11 @@ def volumes(p: Array, label: Array, structures: Structures) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for name, classes in structures.items():
         of_structure = p[list(classes)].sum(0)
-        values[f"expected_{name}"] = of_structure.sum(dtype=np.float64)
-        values[f"true_{name}"] = np.isin(label, classes).sum()
-        values[f"segmented_{name}"] = np.isin(prediction, classes).sum()
-        values[f"low_{name}"] = np.sum(of_structure > 0.95)
-        values[f"high_{name}"] = np.sum(of_structure > 0.05)
+        values[f"expected_volume_{name}"] = of_structure.sum(dtype=np.float64)
+        values[f"true_volume_{name}"] = np.isin(label, classes).sum()
+        values[f"segmented_volume_{name}"] = np.isin(prediction, classes).sum()
+        values[f"volume_low_{name}"] = np.sum(of_structure > 0.95)
+        values[f"volume_high_{name}"] = np.sum(of_structure > 0.05)
     return values
 
 
@@ -166,10 +140,3 @@ def expected_dice_scores(p: Array, structures: Structures) -> dict[str, Any]:
         overlap = of_structure[predicted].sum(dtype=np.float64)
         scores[f"expected_dsc_{name}"] = 2 * overlap / (predicted.sum() + of_structure.sum(dtype=np.float64))
     return scores
-
-
-def logit_magnitudes(logits: Array, label: Array) -> dict[str, Any]:
-    """Mean magnitude of the logits, by class of the ground truth and channel."""
-    magnitudes = np.abs(logits)
-    table = [magnitudes[:, label == k].mean(1, dtype=np.float64) for k in range(len(logits))]
-    return {"logits": np.stack(table)}

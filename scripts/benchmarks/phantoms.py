@@ -1,10 +1,4 @@
-"""Phantoms: small data sets of short-axis hearts in the layout of ACDC.
-
-Each patient has a left ventricle (bright disc), its myocardium (dark ring) and a right ventricle (bright crescent) at
-end-diastole and end-systole, in a chest with other bright structures, noise and a bias field. The borders of the label
-deviate at random from those of the image, like those of a rater who errs: no network can be certain there, so
-calibration can be measured. The five groups of ACDC differ, exaggeratedly, in cavity, wall and contraction.
-"""
+"""Phantoms: small data sets of short-axis hearts in the layout of ACDC, see scripts/make_phantoms.py."""
 
 from __future__ import annotations
 
@@ -19,9 +13,7 @@ from scipy.ndimage import gaussian_filter
 from scipy.special import expit
 from tqdm import tqdm
 
-from calib_components.errors import InputError, writing
-
-__all__ = ["make_phantoms"]
+from calib_components.errors import check_choice, check_count, check_output, make_folder, writing
 
 Array = NDArray[np.float64]
 
@@ -86,35 +78,27 @@ def make_phantoms(out: Path, patients: int = 20, seed: int = 0, scanner: str = "
         scanner: a, or b: other patients, whose images are blurred, noisier and of another contrast.
 
     Raises:
-        InputError: The folder holds another data set or cannot be written, or an argument is not as expected.
+        InputError: The folder holds another data set or cannot be written, or an argument has an unsuitable value.
     """
-    if patients < 1:
-        raise InputError(f"patients: expected a whole number of at least 1, got {patients}")
-    if seed < 0:
-        raise InputError(f"seed: expected a whole number of at least 0, got {seed}")
-    if scanner not in SCANNERS:
-        raise InputError(f"scanner: expected {' or '.join(SCANNERS)}, got {scanner}")
-    origin = f"seed {seed}, scanner {scanner}"
-    for other in sorted((out / "training").glob("patient*")):
-        ours = (other / "Info.cfg").is_file() and _is_phantom(other / "Info.cfg", origin)
-        if not ours and not (other.is_dir() and not any(other.iterdir())):
-            raise InputError(f"{other}: expected phantoms of {origin}, got other data; choose another folder")
+    check_count("patients", patients, 1)
+    check_count("seed", seed, 0)
+    check_choice("scanner", scanner, SCANNERS)
+    marker = f"phantoms_of_scanner_{scanner}_seed_{seed}"
+    check_output(out, marker)
+    make_folder(out)
+    (out / marker).touch()
     for number in tqdm(range(1, patients + 1), unit="patient", leave=False, disable=None):
         rng = np.random.default_rng([seed, number, list(SCANNERS).index(scanner)])
         group = list(GROUPS)[number % len(GROUPS)]
         folder = out / "training" / f"patient{number:03d}"
         folder.mkdir(parents=True, exist_ok=True)
         systole = int(rng.integers(7, 14))
-        (folder / "Info.cfg").write_text(f"ED: 1\nES: {systole}\nGroup: {group}\nPhantom: {origin}\n")
+        (folder / "Info.cfg").write_text(f"ED: 1\nES: {systole}\nGroup: {group}\n")
         frames = draw_patient(GROUPS[group], SCANNERS[scanner], rng)
         for frame, (image, label) in zip((1, systole), frames, strict=True):
             stem = f"patient{number:03d}_frame{frame:02d}"
             _save(image, folder / f"{stem}.nii.gz")
             _save(label, folder / f"{stem}_gt.nii.gz")
-
-
-def _is_phantom(info_file: Path, origin: str) -> bool:
-    return info_file.read_bytes().endswith(f"\nPhantom: {origin}\n".encode())
 
 
 def draw_patient(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import accumulate
 from pathlib import Path
 
@@ -13,10 +13,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from calib_components.errors import check_count
 
-__all__ = ["BUNDLES", "Step", "interleaved_seconds", "peak_memory_mib", "peak_resident_mib", "print_ratios", "set_up"]
-
 Step = Callable[[], object]
-BUNDLES = Path(__file__).resolve().parents[3] / "bundles"  # of the clone
+BUNDLES = Path(__file__).resolve().parents[2] / "bundles"  # of the clone
 
 
 def set_up(rounds: int, threads: int) -> None:
@@ -31,7 +29,7 @@ def set_up(rounds: int, threads: int) -> None:
     torch.manual_seed(0)
 
 
-def interleaved_seconds(steps: dict[str, Step], rounds: int, device: str) -> dict[str, list[float]]:
+def interleaved_seconds(steps: Mapping[str, Step], rounds: int, device: str) -> dict[str, list[float]]:
     """Return the seconds of every step once a round, for `rounds` rounds after one warm-up round.
 
     Whatever slows the machine down for a while then slows every step of those rounds, so ratios within a round hold.
@@ -56,8 +54,11 @@ def peak_memory_mib(step: Step, device: str) -> float:
         step()
         torch.cuda.synchronize(device)
         return (torch.cuda.max_memory_allocated(device) - before) / 2**20
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the profiler does not see what threads of the losses allocate
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         step()
+    torch.set_num_threads(threads)
     changes = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
     changes.sort(key=lambda event: event.start_ns())
     return max(accumulate((event.nbytes() for event in changes), initial=0)) / 2**20
