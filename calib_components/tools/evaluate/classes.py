@@ -60,15 +60,15 @@ def parse_structures(texts: Sequence[str]) -> dict[str, Codes]:
         {'WT': [1, 2, 4], 'ET': [4]}
     """
     if not texts:
-        raise InputError("--structures: expected at least one structure, such as liver=1, got none")
+        raise InputError("--structures names no structure. Pass structures such as liver=1.")
     structures, names = {}, []
     for text in texts:
         if not (match := re.fullmatch(r"(.+)=(\d+(?:\+\d+)*)", text)):
-            raise InputError(f"--structures: expected name=code or name=code+code, such as WT=1+2+4, got {text!r}")
+            raise InputError(f"--structures: {text!r} is not name=code or name=code+code, such as WT=1+2+4.")
         names.append(match[1])
         structures[match[1]] = frozenset(map(int, match[2].split("+")))
         if 0 in structures[match[1]]:
-            raise InputError(f"--structures: expected label codes above 0, the background's, got {text!r}")
+            raise InputError(f"--structures: {text!r} has the code of the background, 0.")
     check_class_names(names, "--structures")
     return structures
 
@@ -105,9 +105,9 @@ def name_classes(
         ('WT', 'TC', 'ET')
     """
     if channels > MOST:
-        raise InputError(f"predictions: expected at most {MOST} channels, got {channels}")
+        raise InputError(f"Predictions have {channels} channels, more than {MOST}.")
     if structures is None and channels == 0:
-        raise InputError("--structures: expected the structures in the label maps, such as liver=1,tumour=2, got none")
+        raise InputError("Label maps need --structures, such as liver=1,tumour=2.")
     given = parse_structures(structures if structures is not None else _default(channels, sigmoid))
     if channels == 1 or (channels and sigmoid):
         classes = _sigmoid_classes(channels, given, with_background)
@@ -115,12 +115,9 @@ def name_classes(
     else:
         classes = replace(_softmax_classes(channels, given), others_allowed=channels == 0)
         if len(classes.codes) > MOST:  # of label maps
-            raise InputError(
-                f"--structures: expected at most {MOST} classes, the background and each code or structure apart from "
-                f"the others, got {len(classes.codes)}"
-            )
+            raise InputError(f"--structures has {len(classes.codes)} classes, more than {MOST}.")
     if ignore_index == 0 or any(ignore_index in codes for codes in classes.codes):
-        raise InputError(f"--ignore_index: expected a label code of no class, got {ignore_index}")
+        raise InputError(f"--ignore_index: {ignore_index} is the label code of a class.")
     return replace(classes, ignore_code=ignore_index)
 
 
@@ -132,11 +129,8 @@ def _default(channels: int, sigmoid: bool) -> list[str]:
 def _sigmoid_classes(channels: int, given: Mapping[str, Codes], with_background: bool) -> Classes:
     skip = channels - len(given)
     if skip and (skip, with_background) != (1, True):
-        hint = "; if these are label maps, store them as integers" if channels == 1 else ""
-        raise InputError(
-            f"--structures: expected a structure for each of the {channels} channel(s), in their order, got "
-            f"{len(given)}: {', '.join(given)}{hint}"
-        )
+        hint = " If these are label maps, store them as integers." if channels == 1 else ""
+        raise InputError(f"--structures has {len(given)} names for {channels} channels. Name each in order.{hint}")
     structures = {name: [index] for index, name in enumerate(given)}
     return Classes(tuple(given), tuple(given.values()), structures, sigmoid=True, skip=skip)
 
@@ -151,9 +145,8 @@ def _softmax_classes(channels: int, given: Mapping[str, Codes]) -> Classes:
         codes = [frozenset([code]) for code in separate]
     if channels not in (0, len(codes)):
         raise InputError(
-            f"--structures: expected the structures of {channels} channels, the background and {channels - 1} classes, "
-            f"got {', '.join(given)}; name each class with its label code, or use --sigmoid if channels are structures "
-            "with a sigmoid each"
+            f"--structures: {', '.join(given)} are not the classes of {channels} channels, the background first. Name "
+            "each class with its label code, or pass --sigmoid if channels are structures with a sigmoid each."
         )
     own = {codes: name for name, codes in reversed([*given.items()])}
     names = ["background", *(own.get(code, f"class{'+'.join(map(str, sorted(code)))}") for code in codes[1:])]
@@ -193,8 +186,8 @@ def label_classes(label: np.ndarray, classes: Classes, name: object) -> tuple[np
         unknown = ", ".join(f"{value:.9g}" for value in others[:5])
         codes = ", ".join(map(str, sorted({0}.union(*classes.codes))))
         raise InputError(
-            f"{name}: expected label codes {codes}, got {unknown}; --structures names the codes of each structure, and "
-            "--ignore_index that of voxels to leave out"
+            f"{name}: label codes {unknown} are unknown; known: {codes}. --structures names those of each structure, "
+            "--ignore_index that of voxels to leave out."
         )
     result[:, ignored] = IGNORED
     return result, others
