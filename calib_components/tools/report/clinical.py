@@ -16,6 +16,7 @@ from calib_components.tools.report.conclusion import expected_and_true, worst_ca
 from calib_components.tools.report.data import Results, Row
 from calib_components.tools.report.page import Cell, Picture, Section, to_png
 from calib_components.tools.report.statistics import (
+    Array,
     Estimate,
     mean_of_defined,
     mean_with_interval,
@@ -119,6 +120,18 @@ def _index(folder: Path, cases: list[str]) -> list[int]:
     return [names.index(case) for case in cases]
 
 
+def _ratios(counts: ThresholdCounts, structure: int) -> dict[str, tuple[Array, Array]]:
+    """Return numerators and denominators, `(cases, T)` each, of sums over cases at each threshold."""
+    positive, predicted = (part[:, structure].numpy() for part in (counts.true_positive, counts.predicted))
+    true, voxels = (part[:, structure, None].numpy() + 0 * predicted for part in (counts.true, counts.voxels))
+    return {
+        "sensitivity": (positive, true),
+        "specificity": (voxels - true - (predicted - positive), voxels - true),
+        "ppv": (positive, predicted),
+        "dsc": (np.where(true > 0, counts.dsc[:, structure].numpy(), 0), true > 0),  # a mean over cases
+    }
+
+
 def _thresholds(results: Results, chosen: Mapping[str, float]) -> Section | None:
     """Return sensitivity, specificity, PPV and DSC at some thresholds."""
     cells, records, pictures = [], [], []
@@ -128,8 +141,8 @@ def _thresholds(results: Results, chosen: Mapping[str, float]) -> Section | None
         (structures, counts), label = found, results.about["labels"][method]
         for index, structure in enumerate(structures):
             estimates = {
-                name: ratio_with_interval(np.asarray(above), np.asarray(below), results.patients())
-                for name, (above, below) in counts.ratios(index).items()
+                name: ratio_with_interval(above, below, results.patients())
+                for name, (above, below) in _ratios(counts, index).items()
             }
             for place, threshold in enumerate(counts.thresholds.tolist()):
                 is_chosen = bool(np.isclose(threshold, chosen.get(structure, np.nan)))

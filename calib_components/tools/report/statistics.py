@@ -249,12 +249,11 @@ def ratio_with_interval(
     above, below = (np.stack([np.bincount(index, c, len(names)) for c in part[defined].T]) for part in parts)
     with np.errstate(invalid="ignore"):  # 0 / 0 is NaN
         ratios = above.sum(1) / below.sum(1)
-    if len(names) < FEWEST_PATIENTS:
-        return [Estimate(float(ratio)) for ratio in ratios]
-    low, high = bootstrap_interval(lambda i: above[:, i].sum(-1) / below[:, i].sum(-1), len(names))
-    enough = (below > 0).sum(1) >= FEWEST_PATIENTS
-    low, high = np.where(enough, [low, high], np.nan)
-    return [Estimate(*map(float, ends)) for ends in zip(ratios, low, high, strict=True)]
+    ends = np.full((2, len(ratios)), np.nan)
+    if (enough := (below > 0).sum(1) >= FEWEST_PATIENTS).any():
+        above, below = above[enough], below[enough]
+        ends[:, enough] = bootstrap_interval(lambda i: above[:, i].sum(-1) / below[:, i].sum(-1), len(names))
+    return [Estimate(*map(float, of)) for of in zip(ratios, *ends, strict=True)]
 
 
 def spearman_with_interval(values: ArrayLike, others: ArrayLike, patients: Sequence[str] | None = None) -> Estimate:

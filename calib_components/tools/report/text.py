@@ -48,6 +48,8 @@ COMPARED = ("dsc", "hd95", *CONCLUDED, "ece", "cece")
 SIGNIFICANT = 0.05
 NONE = "n/a"  # in place of a number
 MOST_DIGITS = 5
+VOLUMES = ("ml", "voxels")
+DIGITS = {"hd95": 2, "mean": 2, "ml": 2, "voxels": 0, "aurc": 5}  # others have 3
 
 
 def heading(measure: str, structures: Sequence[str] = (), arrow: bool = True) -> str:
@@ -66,18 +68,16 @@ def higher_is_better(measure: str) -> bool:
 
 
 def number(value: float, measure: str, signed: bool = False) -> str:
-    """Return a number with the digits of its measure; a difference with its sign and one more digit."""
-    if np.isnan(value):
+    """Return a number with the digits of its measure or unit; a difference with its sign and one more digit."""
+    value, column = float(value), find_column(measure, [])
+    if math.isnan(value):
         return NONE
     if measure == "sum_rank":
         return f"{value:g}"
     if measure == "percent":
         return f"{value:.1f} %"
-    digits = {"hd95": 2, "mean_case_rank": 2, "ml": 2, "voxels": 0, "aurc": 5}.get(measure.partition("_on_")[0], 3)
-    if measure.startswith("hd95_"):
-        digits = 2
-    digits += signed and measure not in ("ml", "voxels")
-    column = find_column(measure, [])
+    name = measure if column is None else column.measure.name
+    digits = DIGITS.get(name.partition("_")[0], 3) + (signed and measure not in VOLUMES)
     if column is not None and column.measure.scope == "region" and 0 < abs(value) < 0.5 * 10**-digits:
         digits = min(MOST_DIGITS, -math.floor(math.log10(abs(value))))  # a small error is not 0
     return f"{round(value, digits) + 0.0:{'+' * signed}.{digits}f}"  # + 0.0: no -0.000

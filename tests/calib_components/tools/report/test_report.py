@@ -1,0 +1,329 @@
+"""Conclusions, sections and pages of reports of made-up numbers."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from calib_components.errors import InputError
+from calib_components.tools.report import clinical, overview, sections
+from calib_components.tools.report.conclusion import conclude_differences, conclude_one, worst_cases
+from calib_components.tools.report.data import Results, Row
+from calib_components.tools.report.overview import ranked_cases, report_datasets
+from calib_components.tools.report.page import Cell, Picture, Section, write_report
+from calib_components.tools.report.readers import read_cells, read_evaluations
+from calib_components.tools.report.report import report, report_evaluations, report_folders
+from calib_components.tools.report.sections import differences, mean_rows, means_section, reference_pairs
+from calib_components.tools.report.statistics import Estimate, holm, mean_with_interval
+from calib_components.tools.report.text import best_marks, heading, number
+from tests.calib_components.tools.report.made_up import PNG, cases_of, write_cell, write_comparison, write_evaluation
+from tests.helpers import run_script
+
+
+@pytest.fixture(autouse=True)
+def undrawn(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """Figures are made, but not rendered, except in slow tests."""
+    for module in (clinical, overview, sections) if "slow" not in request.keywords else ():
+        monkeypatch.setattr(module, "to_png", lambda figure: PNG)
+
+
+def one(folder: Path, gap: Any, **options: Any) -> str:
+    return conclude_one(read_evaluations([write_evaluation(folder, gap=gap, **options)]))
+
+
+ALTERNATING = np.repeat([0.1, -0.1], 2).tolist() * 4  # by patients
+
+
+@pytest.mark.parametrize(
+    ("gap", "answer", "kind"),
+    [
+        (0.1, "Not well calibrated", "the model is overconfident"),
+        (0.004, "Slightly miscalibrated", "the model is slightly overconfident"),
+        (ALTERNATING, "No miscalibration shown", "no miscalibration is shown"),
+    ],
+)
+def test_conclusion_about_one_network(gap: Any, answer: str, kind: str, tmp_path: Path) -> None:
+    text = one(tmp_path, gap)
+    assert text.startswith(f"{answer}: in the predicted foreground, {kind} (confidence ")
+    assert "Low confidence points to bad cases: Spearman's correlation" in text
+    assert "patients of another origin" in text
+
+
+def test_underconfident_network(tmp_path: Path) -> None:
+    text = one(tmp_path, -0.05)
+    assert "the model is underconfident" in text
+    confidence, accuracy = map(float, re.findall(r"confidence (0\.\d+), accuracy (0\.\d+)", text)[0])
+    assert accuracy - confidence == pytest.approx(0.05, abs=0.002)
+    assert "p = 0.016" in text  # 2 of 2^8 signs, times 2 by Holm's correction
+
+
+def test_few_patients_and_label_maps_have_no_verdict(tmp_path: Path) -> None:
+    few = one(tmp_path / "few", 0.1, patient_of=cases_of(5))
+    assert few.startswith("Too few patients to tell whether the model is calibrated")
+    assert few.endswith("5 patients: too few to tell how it is for others.")
+    labels = one(tmp_path / "labels", 0.1, with_probabilities=False)
+    assert labels.startswith("The mean DSC of 8 patients is 0.")
+    assert "nothing can be said about calibration" in labels
+
+
+def test_worst_cases_are_a_fifth() -> None:
+    true = np.array([0.1, 0.2, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.92, 0.95, np.nan])
+    expected = np.array([0.5, 0.3, 0.4, 0.7, 0.8, 0.9, 0.9, 0.9, 0.9, 0.9, 0.1])
+    assert worst_cases(expected, true) == (1, 2, 10)
+    assert worst_cases(np.full(5, 0.5), true[:5]) == (0, 0, 5)  # equal values leave it open
+
+
+def two(tmp_path: Path, gaps: tuple[float, float], **options: Any) -> Results:
+    folders = [
+        write_evaluation(tmp_path / name, gap=gap, seed=i, **options)
+        for i, (name, gap) in enumerate(zip(("first", "second"), gaps, strict=True))
+    ]
+    return read_evaluations(folders)
+
+
+def test_conclusion_about_two_networks_names_what_is_significant(tmp_path: Path) -> None:
+    found = two(tmp_path, (0.1, 0.02))
+    table = differences(found, reference_pairs(found, "first"), ["nll_all", "ece_all", "ece_predicted"])
+    text = conclude_differences(found, "first", table)
+    assert text.startswith("Compared with first, second has a lower NLL over all voxels (-0.08")
+    assert "a lower ECE in the predicted foreground (-0.08" in text
+    assert "Holm-corrected for 3 comparisons" in text
+    assert "No significant difference" not in text
+    swapped = differences(found, reference_pairs(found, "second"), ["nll_all", "ece_all", "ece_predicted"])
+    assert "first has a higher NLL over all voxels (+0.08" in conclude_differences(found, "second", swapped)
+
+
+def test_conclusion_about_equal_networks_says_so(tmp_path: Path) -> None:
+    found = two(tmp_path, (0.05, 0.05))
+    table = differences(found, reference_pairs(found, "first"), ["nll_all", "ece_all", "ece_predicted"])
+    text = conclude_differences(found, "first", table)
+    assert text.startswith("No significant difference to first on these 8 patients: second in NLL over all voxels")
+    assert "Compared with" not in text
+
+
+def test_differences_are_corrected_over_methods_and_concluded_measures(tmp_path: Path) -> None:
+    write_comparison(tmp_path, temperature=0.8)
+    found = read_cells(tmp_path)
+    table = differences(found, reference_pairs(found, "ce_dice"), ["dsc", "nll_all", "ece_all", "ece"])
+    family = table[(table["temperature"] == "without") & (table["reference_temperature"] == "without")]
+    assert family["measure"].tolist() == ["dsc", "nll_all", "ece_all", "ece"]
+    own = family.set_index("measure")
+    assert own.loc[["dsc", "ece"], "p_value_holm"].tolist() == own.loc[["dsc", "ece"], "p_value"].tolist()
+    together = own.loc[["nll_all", "ece_all"]]
+    assert together["p_value_holm"].tolist() == holm(together["p_value"]).tolist()
+    itself = table[table["method"] == "ce_dice"]
+    assert {*itself["measure"]} == {"nll_all", "ece_all", "ece"}  # a temperature changes no segmentation
+    scaled = itself[(itself["temperature"] == "with") & (itself["measure"] == "ece_all")].iloc[0]
+    pair = [found.values(Row("ce_dice", t), "ece_all") for t in ("with", "without")]
+    assert scaled["mean"] == pytest.approx((pair[0] - pair[1]).mean())
+    assert scaled["high"] - scaled["low"] < 0.01  # the same networks are paired
+
+
+def test_means_have_intervals_published_values_and_spread(tmp_path: Path) -> None:
+    write_comparison(tmp_path)
+    found = read_cells(tmp_path)
+    rows = found.rows()
+    cells, records, estimates = mean_rows(found, rows, ["dsc", "ece", "ece_all"])
+    values = found.values(rows[0], "ece_all")
+    assert estimates["ece_all"][0] == mean_with_interval(values, found.patients())
+    assert cells[0][2].notes[-2:] == ("paper 0.137", "0.100 if true") or [*cells[0][2].notes][-2:] == [
+        "paper 0.137", "0.100 if true",
+    ]  # fmt: skip
+    table = pd.DataFrame(records).set_index(["method", "measure"])
+    record = table.loc["ce_dice", "ece_all"]
+    assert record["seeds"] == 2
+    assert record["sd_seeds"] == pytest.approx(values.mean(1).std(ddof=1))
+    of_patients = values.mean(0).reshape(-1, 2).mean(1)
+    assert record["sd_patients"] == pytest.approx(of_patients.std(ddof=1))
+    section = means_section(found, ["dsc", "absent", "ece_all"])
+    assert section.header == ["", "DSC ↑", "ECE all ↓", "missed / spurious"]
+
+
+def test_case_with_nothing_to_find_is_ranked_by_dsc_alone(tmp_path: Path) -> None:
+    undefined = np.where(np.arange(16) == 5, np.nan, 0.8)
+    names = [f"{metric}_{s}" for metric in ("dsc", "hd95") for s in ("RV", "MYO", "LV")]
+    write_evaluation(tmp_path / "right", changed=dict.fromkeys(names, undefined))
+    write_evaluation(tmp_path / "wrong", changed={n: np.where(np.isnan(undefined), 0.0, 0.8) for n in names})
+    found = read_evaluations([tmp_path / "right", tmp_path / "wrong"])
+    ranked = ranked_cases(found, found.rows(), ["dsc", "ece_all"])
+    assert ranked.values[:, 5, 0].tolist() == [1, 0]
+    assert np.isnan(ranked.values[:, 5, 1]).all()
+
+
+def test_text_of_numbers() -> None:
+    assert [number(v, "ece_all") for v in (0.0123, 0.0004, 0.000004, 0)] == ["0.012", "0.0004", "0.00000", "0.000"]
+    assert (number(-0.0001, "dsc", signed=True), number(2.346, "hd95"), number(np.nan, "dsc")) == (
+        "-0.0001", "2.35", "n/a",
+    )  # fmt: skip
+    assert (heading("ece_predicted"), heading("dsc_RV", ["RV"]), heading("ece", arrow=False)) == (
+        "ECE predicted ↓", "DSC RV ↑", "ECE foreground",
+    )  # fmt: skip
+    estimates = [Estimate(mean, mean - 0.1, mean + 0.1) for mean in (0.9, 0.8, 0.9, 0.7)]
+    assert best_marks(estimates, "dsc") == ["bold", "underlined", "bold", ""]
+    assert best_marks(estimates, "ece") == ["", "underlined", "", "bold"]
+    assert best_marks([*estimates, Estimate(0.5)], "dsc") == [""] * 5
+
+
+HOSTILE = "a|b <script>x</script> [link](http://x)"
+
+
+def page_of(folder: Path, **options: Any) -> str:
+    pictures = [Picture("a picture", "Title", PNG)]
+    section = Section("table", HOSTILE, HOSTILE, ["", "x"], [[Cell(HOSTILE), Cell("1", ["note"], "bold")]], [{"x": 1}])
+    shown = [section, Section("figures", "Figures", "", pictures=pictures)]
+    write_report("Title", HOSTILE, "Notice.", shown, folder, **options)
+    return (folder / "index.html").read_text()
+
+
+def test_page_holds_tables_and_figures_and_no_markup_of_names(tmp_path: Path) -> None:
+    page = page_of(tmp_path / "out")
+    assert "<script>" not in page
+    assert '<span class="bold">1</span><small>note</small>' in page
+    assert 'width="284"' in page  # 512 pixels
+    assert 'src="data:image/png;base64,' in page
+    assert not re.search(r"(src|href)=\"http", page)
+    markdown = (tmp_path / "out/report.md").read_text()
+    assert "| a\\|b &lt;script>x&lt;/script> [link]\\(http://x) | **1**<br>note |" in markdown
+    assert "](a%20picture.png)" in markdown
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == [
+        "a picture.png", "index.html", "report.md", "table.csv",
+    ]  # fmt: skip
+
+
+def test_report_replaces_an_earlier_one_but_no_other_files(tmp_path: Path) -> None:
+    page_of(tmp_path / "out")
+    write_report("Title", "", "", [Section("other", "Other", "", records=[{"y": 2}])], tmp_path / "out")
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {"index.html", "report.md", "other.csv"}
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes/notes.txt").write_text("mine")
+    with pytest.raises(InputError, match="overwrite"):
+        page_of(tmp_path / "notes")
+    page_of(tmp_path / "notes", overwrite=True)
+    assert (tmp_path / "notes/notes.txt").read_text() == "mine"
+
+
+def test_report_of_a_comparison(tmp_path: Path) -> None:
+    write_comparison(tmp_path / "runs", temperature=0.8, test_sets=("scanner",))
+    (tmp_path / "runs/nacl/seed0/cases").mkdir()
+    (tmp_path / "runs/nacl/seed0/cases/best.png").write_bytes(PNG)
+    report(tmp_path / "runs", tmp_path / "out", "ce_dice", compact=tmp_path / "compact")
+    page = (tmp_path / "out/index.html").read_text()
+    assert page.index("Compared with CE+DSC, NACL has a lower") < page.index("shift): scanner") < page.index("Means")
+    assert "Not finished yet: svls, seed 0; svls, seed 1." in page
+    assert "Cases: NACL" in page
+    csv = {file.name for file in (tmp_path / "out").glob("*.csv")}
+    assert csv == {
+        "means.csv", "means_on_scanner.csv", "differences.csv", "differences_on_scanner.csv", "temperature.csv",
+        "ranks.csv", "calibration_ranks.csv", "structures.csv", "cells.csv",
+    }  # fmt: skip
+    report(tmp_path / "compact", tmp_path / "again", "ce_dice")
+    first, second = (pd.read_csv(tmp_path / name / "differences.csv") for name in ("out", "again"))
+    pd.testing.assert_frame_equal(first, second, rtol=1e-2, atol=1e-5)
+    for file in ("logits.png", "reliability_nacl.png"):
+        assert (tmp_path / "out" / file).exists()
+
+
+def test_report_without_the_reference_or_with_few_patients_says_so(tmp_path: Path) -> None:
+    write_cell(tmp_path / "runs", "svls")
+    write_cell(tmp_path / "runs", "ce_dice")
+    report(tmp_path / "runs", tmp_path / "out")
+    assert "No differences: nacl is not among" in (tmp_path / "out/report.md").read_text()
+    assert not (tmp_path / "out/differences.csv").exists()
+    with pytest.raises(InputError, match="--reference"):
+        report(tmp_path / "runs", tmp_path / "out", "ncl")
+
+
+def test_report_of_one_evaluation_with_chosen_thresholds(tmp_path: Path) -> None:
+    tested = write_evaluation(tmp_path / "test")
+    chosen_on = write_evaluation(tmp_path / "val", cases_of(6, first=30))
+    report_evaluations([tested], tmp_path / "out", chosen_on)
+    page = (tmp_path / "out/report.md").read_text()
+    assert page.startswith("# Is it calibrated? test\n\nNot well calibrated")
+    for title in ("Volumes", "Thresholds", "Risk and coverage", "Cases by expected DSC", "Reliability diagrams"):
+        assert f"\n## {title}\n" in page
+    assert "Thresholds chosen on the validation cases: RV 0." in page
+    volumes = pd.read_csv(tmp_path / "out/volumes.csv").iloc[0]
+    assert (volumes["expected_bias"], volumes["segmented_bias"]) == pytest.approx((2, -1))
+    thresholds = pd.read_csv(tmp_path / "out/thresholds.csv")
+    row = thresholds[(thresholds["structure"] == "RV") & np.isclose(thresholds["threshold"], 0.5)].iloc[0]
+    assert row["sensitivity"] == pytest.approx(0.9)  # 900 of 1000 voxels, of 1050 that are predicted
+    assert row["ppv"] == pytest.approx(900 / 1050, abs=1e-3)
+    assert thresholds.groupby("structure")["chosen"].sum().tolist() == [1, 1, 1]
+    assert "patients are in the validation folder too" not in page
+    report_evaluations([tested], tmp_path / "out", tested)
+    assert "8 of the patients are in the validation folder too" in (tmp_path / "out/report.md").read_text()
+
+
+def test_report_of_several_evaluations(tmp_path: Path) -> None:
+    folders = [write_evaluation(tmp_path / name, gap=gap) for name, gap in (("a", 0.1), ("b", 0.02), ("c", 0.1))]
+    report_evaluations(folders, tmp_path / "out", reference="b")
+    page = (tmp_path / "out/report.md").read_text()
+    assert page.startswith("# Evaluations compared: a, b, c\n\nCompared with b, a has a higher NLL")
+    assert pd.read_csv(tmp_path / "out/ranks.csv")["method"].tolist() == ["a", "b", "c"]
+    report_evaluations([write_evaluation(tmp_path / "l", with_probabilities=False)], tmp_path / "labels")
+    assert "\n## Volumes\n" not in (tmp_path / "labels/report.md").read_text()
+
+
+def test_report_of_several_data_sets(tmp_path: Path) -> None:
+    for name, first in (("one", 0), ("two", 40)):
+        write_comparison(tmp_path / name, temperature=0.9, test_sets=("scanner",) if first else ())
+    report_datasets([tmp_path / "one", tmp_path / "two"], tmp_path / "out")
+    page = (tmp_path / "out/report.md").read_text()
+    assert page.startswith("# Losses ranked over data sets: ACDC, two ACDC, scanner")
+    assert "Taken to be of the same patients, who have the same names: ACDC, two ACDC." in page
+    ranks = pd.read_csv(tmp_path / "out/ranks_probabilities.csv").set_index("method")
+    parts = ranks[[name for name in ranks if name.startswith("sum_rank_on_")]]
+    assert parts.sum(axis=1).tolist() == ranks["sum_rank"].tolist()
+    assert ranks.loc["nacl", "sum_rank"] < ranks.loc["ce_dice", "sum_rank"]
+    write_cell(tmp_path / "alone", "nacl")
+    with pytest.raises(InputError, match="two methods"):
+        report_datasets([tmp_path / "one", tmp_path / "alone"], tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("options", "keyword"),
+    [
+        ({"validation": Path("eval")}, "--validation"),
+        ({"out": Path("runs")}, "--out"),
+        ({"folders": ["eval"], "compact": Path("x")}, "--compact"),
+        ({"folders": ["runs", "other"], "reference": "nacl"}, "--reference"),
+        ({"folders": ["eval", "runs"]}, r"cases\.csv"),
+        ({"folders": ["eval"], "out": Path(".")}, "--out"),
+        ({"folders": ["eval", "eval2"], "validation": Path("eval")}, "--validation"),
+        ({"folders": ["eval"], "validation": Path("labels")}, "thresholds.json"),
+        ({"folders": ["eval"], "reference": "x"}, "--reference"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(
+    options: dict[str, Any], keyword: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("eval", "eval2"):
+        write_evaluation(Path(name))
+    write_evaluation(Path("labels"), with_probabilities=False)
+    for name in ("runs", "other"):
+        write_cell(Path(name), "nacl")
+    folders = map(Path, options.pop("folders", ["runs"]))
+    with pytest.raises(InputError, match=keyword):
+        report_folders(*folders, **options)
+    assert not Path("report").exists()
+
+
+def test_script_reports_an_evaluation(tmp_path: Path) -> None:
+    done = run_script("scripts/report.py", write_evaluation(tmp_path / "eval"), "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[0] == str(tmp_path / "out/index.html")
+    assert json.loads((tmp_path / "eval/summary.json").read_text())["unit"] == "mm"
+
+
+def test_script_refuses_an_empty_folder_in_one_line(tmp_path: Path) -> None:
+    done = run_script("scripts/report.py", tmp_path, "--out", tmp_path / "out")
+    assert done.returncode == 2
+    assert "no finished cell" in done.stderr
+    assert "Traceback" not in done.stderr
