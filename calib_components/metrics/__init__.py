@@ -26,13 +26,7 @@ probabilities, `y` holds invalid labels, or an option has an unsuitable value.
 from calib_components.metrics.bins import CalibrationBins, calibration_bins, consistency_bands, resampled_errors
 from calib_components.metrics.calibration import CalibrationMetric, CECEMetric, ECEMetric
 from calib_components.metrics.regions import Region
-from calib_components.metrics.scores import (
-    BrierMetric,
-    NLLMetric,
-    brier_score,
-    logit_magnitude_sums,
-    negative_log_likelihood,
-)
+from calib_components.metrics.scores import BrierMetric, NLLMetric, logit_magnitude_sums
 from calib_components.metrics.segmentation import (
     DSCMetric,
     HD95Metric,
@@ -42,8 +36,16 @@ from calib_components.metrics.segmentation import (
 )
 from calib_components.metrics.selective import RiskCoverage, RiskCoverageMetric, risk_coverage
 from calib_components.metrics.smooth import adaptive_calibration_error, smooth_calibration_error
-from calib_components.metrics.thresholds import ThresholdCounts, ThresholdTable, threshold_counts
-from calib_components.metrics.volumes import ExpectedDSCMetric, VolumeMetric, Volumes, expected_dsc, structure_volumes
+from calib_components.metrics.volumes import (
+    ExpectedDSCMetric,
+    ThresholdCounts,
+    ThresholdTable,
+    VolumeMetric,
+    Volumes,
+    expected_dsc,
+    structure_volumes,
+    threshold_counts,
+)
 
 __all__ = [
     "BrierMetric",
@@ -63,14 +65,12 @@ __all__ = [
     "VolumeMetric",
     "Volumes",
     "adaptive_calibration_error",
-    "brier_score",
     "calibration_bins",
     "consistency_bands",
     "dice",
     "expected_dsc",
     "hausdorff_distance_95",
     "logit_magnitude_sums",
-    "negative_log_likelihood",
     "resampled_errors",
     "risk_coverage",
     "smooth_calibration_error",

@@ -40,11 +40,7 @@ class CaseMetric(CumulativeIterationMetric):
         """Return the value of each case, float64 `(cases,)` or `(cases, structures)`; NaN where it is undefined."""
 
     def gathered(self) -> Any:
-        """Return what `measure` computed, concatenated over cases and processes: a tensor or a list of tensors.
-
-        Raises:
-            InputError: No case has been added.
-        """
+        """Return what `measure` computed, concatenated over cases and processes: a tensor or a list of tensors."""
         values = super().get_buffer()
         if values is None:
             raise InputError(f"{type(self).__name__} has no case. Call it before aggregate(), in every process.")

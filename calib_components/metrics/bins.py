@@ -1,13 +1,6 @@
-"""Reliability bins, and the calibration errors computed from them.
+"""Reliability bins, the calibration errors computed from them, and how large these are by chance.
 
-The bins are computed once; every error and diagram is a small reduction of them. Counts are int64 and sums float64:
-float32 sums become inexact from about one million voxels per bin.
-
-Consistency resampling says how far bins of calibrated probabilities are from the diagonal by chance. If the
-probabilities are calibrated, each prediction in a bin is correct with the probability that it states, so that the
-number of correct ones is about binomial with the count and mean confidence of the bin. This supposes independent
-voxels; those of one image are not, so bands are too narrow and resampled errors too small. Source: Broecker and Smith,
-"Increasing the Reliability of Reliability Diagrams", Weather and Forecasting 22, 2007.
+Counts are int64 and sums float64: float32 sums become inexact from about one million voxels per bin.
 """
 
 from __future__ import annotations
@@ -40,22 +33,6 @@ class CalibrationBins:
             were true.
         confidence_sum: Their sum, float64.
         num_correct: How many of the predictions were correct, float64.
-
-    Raises:
-        InputError: The shapes differ or are others.
-
-    Examples:
-        >>> import torch
-        >>> from calib_components.metrics import CalibrationBins
-        >>> sums = torch.tensor([[4.0, 0.0, 9.0]], dtype=torch.float64)
-        >>> num_correct = torch.tensor([[2.0, 0.0, 9.0]], dtype=torch.float64)
-        >>> bins = CalibrationBins(torch.tensor([[20, 0, 10]]), sums, num_correct)
-        >>> bins.confidence.tolist()
-        [[0.2, nan, 0.9]]
-        >>> bins.accuracy.tolist()
-        [[0.1, nan, 0.9]]
-        >>> round(bins.expected_error().item(), 4)  # 20 / 30 * |0.2 - 0.1|
-        0.0667
     """
 
     count: torch.Tensor
@@ -95,11 +72,7 @@ class CalibrationBins:
         return CalibrationBins(*(field.sum(0, keepdim=True) for field in vars(self).values()))
 
     def per_class(self) -> list[CalibrationBins]:
-        """Split classwise bins `(B, N, num_bins)` into the bins `(B, num_bins)` of each class.
-
-        Raises:
-            InputError: These are top-label bins.
-        """
+        """Split classwise bins `(B, N, num_bins)` into the bins `(B, num_bins)` of each class."""
         if self.count.ndim == 2:
             raise InputError(f"per_class needs classwise bins (B, N, bins), got shape {tuple(self.count.shape)}.")
         return [CalibrationBins(*of) for of in zip(*(field.unbind(1) for field in vars(self).values()), strict=True)]
@@ -107,25 +80,17 @@ class CalibrationBins:
     def expected_error(self) -> torch.Tensor:
         """Expected calibration error: ECE of top-label bins, CECE (mean over classes) of classwise bins.
 
-        `sum_bins count / total * |confidence - accuracy|`.
-
-        Returns:
-            Float64 `(B,)`; NaN for a case without voxels. The same holds for the other two errors.
+        `sum_bins count / total * |confidence - accuracy|`, float64 `(B,)`; NaN for a case without voxels. This holds
+        for the other two errors as well: classwise bins give the mean over classes.
         """
         return _mean_over_classes((self.confidence_sum - self.num_correct).abs().sum(-1) / self.count.sum(-1))
 
     def average_error(self) -> torch.Tensor:
-        """Average calibration error (ACE), `(B,)`: the unweighted mean of `|confidence - accuracy|` of non-empty bins.
-
-        Classwise bins give the mean over classes.
-        """
+        """Average calibration error (ACE), `(B,)`: the mean of `|confidence - accuracy|` over non-empty bins."""
         return _mean_over_classes(self._gaps().nanmean(-1))
 
     def maximum_error(self) -> torch.Tensor:
-        """Maximum calibration error (MCE), `(B,)`: the largest `|confidence - accuracy|` of a bin.
-
-        Classwise bins give the mean over classes.
-        """
+        """Maximum calibration error (MCE), `(B,)`: the largest `|confidence - accuracy|` of a bin."""
         gaps = self._gaps()
         return _mean_over_classes(torch.where(gaps.isnan().all(-1), torch.nan, gaps.nan_to_num().amax(-1)))
 
@@ -139,11 +104,7 @@ class CalibrationBins:
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, list]) -> CalibrationBins:
-        """Inverse of `to_dict`.
-
-        Args:
-            fields: Nested lists by name of the field.
-        """
+        """Inverse of `to_dict`."""
         count = torch.tensor(fields["count"])
         sums = (torch.tensor(fields[name], dtype=torch.float64) for name in ("confidence_sum", "num_correct"))
         return cls(count.double() if count.is_floating_point() else count, *sums)
@@ -200,7 +161,9 @@ def consistency_bands(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Range of the accuracy of each bin that is expected by chance if the probabilities are calibrated.
 
-    Meant for regions chosen by the prediction; in others, calibrated probabilities are not on the diagonal.
+    Then the number of correct predictions in a bin is about binomial with its count and mean confidence. This supposes
+    independent voxels; those of one image are not, so the range is too narrow. Meant for regions chosen by the
+    prediction; in others, calibrated probabilities are not on the diagonal.
 
     Args:
         bins: Observed bins, with whole counts.
@@ -214,14 +177,7 @@ def consistency_bands(
     Raises:
         InputError: Counts are not whole numbers, or an option has an unsuitable value.
 
-    Examples:
-        >>> import torch
-        >>> from calib_components.metrics import CalibrationBins, consistency_bands
-        >>> confidence_sum = torch.tensor([[2000.0, 900.0]], dtype=torch.float64)
-        >>> bins = CalibrationBins(torch.tensor([[10_000, 1000]]), confidence_sum, confidence_sum)
-        >>> low, high = consistency_bands(bins)
-        >>> [[round(value, 2) for value in row] for row in (low[0].tolist(), high[0].tolist())]
-        [[0.19, 0.88], [0.21, 0.92]]
+    Source: Broecker and Smith, "Increasing the Reliability of Reliability Diagrams", Weather and Forecasting 22, 2007.
     """
     check_number("level", level, 0, 1)
     accuracies = torch.stack([drawn.accuracy for drawn in _drawn(bins, draws, seed)])
@@ -233,16 +189,10 @@ def consistency_bands(
 def resampled_errors(bins: CalibrationBins, draws: int = 1000, seed: int = 0) -> torch.Tensor:
     """Expected calibration errors if labels are drawn from the mean confidence of each bin: what chance alone gives.
 
-    Args:
-        bins: Observed bins, with whole counts; classwise bins give the mean over classes.
-        draws: How often labels are drawn.
-        seed: Seed of the draws.
+    Arguments, errors and source are those of `consistency_bands`; classwise bins give the mean over classes.
 
     Returns:
         Float64 `(B, draws)`; NaN for a case without voxels.
-
-    Raises:
-        InputError: Counts are not whole numbers, or an option has an unsuitable value.
     """
     return torch.stack([drawn.expected_error() for drawn in _drawn(bins, draws, seed)], 1)
 

@@ -52,7 +52,7 @@ class ECEMetric(RegionMetric):
     ) -> None:
         super().__init__(foreground_only, ignore_index, region, sigmoid)
         self.num_bins = num_bins
-        self.measures = (self.kind, "if_true")
+        self.measures: tuple[str, ...] = (self.kind, "if_true")
 
     @property
     def case_bins(self) -> CalibrationBins:
@@ -117,18 +117,6 @@ class CECEMetric(ECEMetric):
 
     Source: Kull et al., "Beyond temperature scaling: Obtaining well-calibrated multi-class probabilities with Dirichlet
     calibration", NeurIPS 2019.
-
-    Examples:
-        >>> import torch
-        >>> from calib_components.metrics import CECEMetric
-        >>> y_pred = torch.tensor([[[0.2, 0.4], [0.7, 0.6], [0.1, 0.0]]])  # one case, three classes, two voxels
-        >>> y = torch.tensor([[[1, 1]]])
-        >>> metric = CECEMetric()
-        >>> _ = metric(y_pred, y)
-        >>> metric.aggregate("mean_batch")
-        tensor([0.3000, 0.3500, 0.0500], dtype=torch.float64)
-        >>> metric.aggregate()
-        tensor(0.2333, dtype=torch.float64)
     """
 
     kind = "classwise"
@@ -205,7 +193,7 @@ class CalibrationMetric(ECEMetric):
             raise InputError("structures must be None for sigmoids, whose labels are 0 and 1 in each channel.")
         check_number("lowest", lowest, 0, 1)
         check_number("highest", highest, 0, 1)
-        self.measures = ("top_label", "classwise", "if_true", "nll", "brier")
+        self.measures = (*self.measures, "classwise", "nll", "brier")
         self.temperature, self.options = temperature, {"draws": draws, "lowest": lowest, "highest": highest}
         self.cece = CECEMetric(region=self.region, sigmoid=sigmoid).view(self, 0)
         self.nll = NLLMetric(region=self.region, sigmoid=sigmoid).view(self, 0)

@@ -231,11 +231,7 @@ def _number(value: float) -> str:
 
 
 def choose_region(region: Any, foreground_only: bool | None, default: str = "foreground") -> Region:
-    """Return the region of a metric: `region`, or what `foreground_only` says, or the default if both are None.
-
-    Raises:
-        InputError: `region` describes none, or the two differ.
-    """
+    """Return the region of a metric: `region`, or what `foreground_only` says, or the default if both are None."""
     if foreground_only is None:
         return Region.parse(default if region is None else region)
     same = Region("foreground" if foreground_only else "all")
@@ -249,12 +245,6 @@ def band_mask(classes: torch.Tensor, radius: float, spacing: Sequence[float] | N
 
     Exact for any spacing: the distance is from the center of a voxel to the nearest point of the face. A voxel of the
     class `IGNORED` has no face. The volume is read in slabs along its first axis, for little memory.
-
-    Examples:
-        >>> import torch
-        >>> from calib_components.metrics.regions import band_mask
-        >>> band_mask(torch.tensor([0, 0, 0, 1, 1, 1]), radius=1.5).int()  # the face is between the third and fourth
-        tensor([0, 1, 1, 1, 1, 0], dtype=torch.int32)
     """
     sizes = (1.0,) * classes.ndim if spacing is None else tuple(spacing)
     if len(sizes) != classes.ndim:

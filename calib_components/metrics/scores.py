@@ -15,7 +15,7 @@ from calib_components.metrics.measuring import measure_regions
 from calib_components.metrics.regions import choose_region
 from calib_components.metrics.voxels import check_tensors, read_chunks
 
-__all__ = ["BrierMetric", "NLLMetric", "RegionMetric", "brier_score", "logit_magnitude_sums", "negative_log_likelihood"]
+__all__ = ["BrierMetric", "NLLMetric", "RegionMetric", "logit_magnitude_sums"]
 
 Own = TypeVar("Own", bound="RegionMetric")
 
@@ -26,7 +26,7 @@ class RegionMetric(CaseMetric):
     Arguments and errors: see `calib_components.metrics`.
     """
 
-    measures: tuple[str, ...]
+    measures: tuple[str, ...] = ()
     default_region = "foreground"
     num_bins = 15
 
@@ -74,84 +74,40 @@ class RegionMetric(CaseMetric):
 
 
 class NLLMetric(RegionMetric):
-    """Negative log-likelihood of each case, see `negative_log_likelihood`, which has the same options and errors.
-
-    `aggregate()` is the mean over cases and `aggregate("none")` the value of each case. A case without voxels is NaN
-    and left out of the mean.
-    """
-
-    measures = ("nll",)
-
-
-class BrierMetric(RegionMetric):
-    """Brier score of each case, see `brier_score`, which has the same options and errors.
-
-    `aggregate()` is the mean over cases and `aggregate("none")` the value of each case. A case without voxels is NaN
-    and left out of the mean.
-    """
-
-    measures = ("brier",)
-
-
-def negative_log_likelihood(
-    y_pred: torch.Tensor,
-    y: torch.Tensor,
-    foreground_only: bool | None = None,
-    ignore_index: int | None = None,
-    region: Any = None,
-    sigmoid: bool = False,
-) -> torch.Tensor:
-    """Negative log-likelihood (NLL) of each case: mean over voxels (and channels of sigmoids) of `-log s_y`, in nats.
+    """Negative log-likelihood (NLL): mean over voxels (and channels of sigmoids) of `-log s_y`, in nats.
 
     `s_y` is the probability of the true class. Those below the smallest normal float32 (87.3 nats), in float16 below
     half its smallest step (17.3 nats), are replaced by it, so that a single voxel does not make the mean infinite.
     Likewise, a probability of 1 of a sigmoid in float16 or bfloat16 counts as half a step less (8.3 or 6.2 nats where
     the truth is 0).
 
-    Arguments and errors: see `calib_components.metrics`. The default region is "foreground".
+    `aggregate()` is the mean over cases and `aggregate("none")` the value of each case. A case without voxels is NaN
+    and left out of the mean.
 
-    Returns:
-        Float64 `(B,)`; NaN for a case without voxels.
+    Arguments and errors: see `calib_components.metrics`. The default region is "foreground".
 
     Examples:
         >>> import torch
-        >>> from calib_components.metrics import negative_log_likelihood
-        >>> y_pred = torch.tensor([[[0.1, 0.3, 0.4], [0.9, 0.7, 0.6]]])  # one case, two classes, three voxels
-        >>> negative_log_likelihood(y_pred, torch.tensor([[[1, 1, 0]]]))  # -(log 0.9 + log 0.7) / 2
-        tensor([0.2310], dtype=torch.float64)
+        >>> from calib_components.metrics import NLLMetric
+        >>> metric = NLLMetric()
+        >>> _ = metric(torch.tensor([[[0.1, 0.3], [0.9, 0.7]]]), torch.tensor([[[1, 1]]]))
+        >>> metric.aggregate()  # -(log 0.9 + log 0.7) / 2
+        tensor(0.2310, dtype=torch.float64)
     """
-    regions = [choose_region(region, foreground_only)]
-    return measure_regions(y_pred, y, regions, ["nll"], ignore_index=ignore_index, sigmoid=sigmoid)[0]["nll"][0]
+
+    measures = ("nll",)
 
 
-def brier_score(
-    y_pred: torch.Tensor,
-    y: torch.Tensor,
-    foreground_only: bool | None = None,
-    ignore_index: int | None = None,
-    region: Any = None,
-    sigmoid: bool = False,
-) -> torch.Tensor:
-    """Brier score of each case: mean over voxels of `sum_k (s_k - q_k)^2`, from 0 (best) to 2.
+class BrierMetric(RegionMetric):
+    """Brier score: mean over voxels of `sum_k (s_k - q_k)^2`, from 0 (best) to 2.
 
-    `s` are the probabilities and `q` is the one-hot ground truth. A channel of sigmoids counts as two classes.
-
-    Arguments and errors: see `calib_components.metrics`. The default region is "foreground".
-
-    Returns:
-        Float64 `(B,)`; NaN for a case without voxels.
+    `s` are the probabilities and `q` is the one-hot ground truth. A channel of sigmoids counts as two classes. Used
+    like `NLLMetric`.
 
     Source: Brier, "Verification of forecasts expressed in terms of probability", Monthly Weather Review 78, 1950.
-
-    Examples:
-        >>> import torch
-        >>> from calib_components.metrics import brier_score
-        >>> y_pred = torch.tensor([[[0.1, 0.3, 0.4], [0.9, 0.7, 0.6]]])  # one case, two classes, three voxels
-        >>> brier_score(y_pred, torch.tensor([[[1, 1, 0]]]))  # (2 * 0.1^2 + 2 * 0.3^2) / 2
-        tensor([0.1000], dtype=torch.float64)
     """
-    regions = [choose_region(region, foreground_only)]
-    return measure_regions(y_pred, y, regions, ["brier"], ignore_index=ignore_index, sigmoid=sigmoid)[0]["brier"][0]
+
+    measures = ("brier",)
 
 
 def logit_magnitude_sums(
@@ -172,14 +128,6 @@ def logit_magnitude_sums(
 
     Source: Murugesan et al., "Trust Your Neighbours: Penalty-Based Constraints for Model Calibration", MICCAI 2023,
     Fig. 2.
-
-    Examples:
-        >>> import torch
-        >>> from calib_components.metrics import logit_magnitude_sums
-        >>> logits = torch.tensor([[[1.0, -2.0, 3.0], [0.0, 4.0, -6.0]]])  # one case, two classes, three voxels
-        >>> sums, count = logit_magnitude_sums(logits, torch.tensor([[[0, 1, 1]]]))
-        >>> sums.tolist(), count.tolist()
-        ([[[1.0, 0.0], [5.0, 10.0]]], [[1, 2]])
     """
     logits, y = check_tensors(logits, y, name="logits")
     batch, classes = logits.shape[:2]

@@ -181,14 +181,6 @@ class DSCMetric(CaseMetric):
 
     Args:
         include_background: False leaves out channel 0. Set it to True if no channel is background.
-
-    Examples:
-        >>> import torch
-        >>> from calib_components.metrics import DSCMetric
-        >>> metric = DSCMetric()
-        >>> _ = metric(torch.tensor([[[1, 0, 0], [0, 1, 1]]]), torch.tensor([[[0, 0, 1]]]))
-        >>> metric.aggregate()  # 2 * 1 / (2 + 1)
-        tensor(0.6667, dtype=torch.float64)
     """
 
     def __init__(self, include_background: bool = False) -> None:

@@ -1,8 +1,7 @@
 """Reading voxels: checks probabilities and labels, and yields the voxels that count in chunks.
 
-Chunks keep the working memory independent of the size of the volume and the number of regions: some 20 MiB on a CPU;
-chunks on a GPU are larger. (A case that is not contiguous in memory is copied once. A band needs the classes of a whole
-case, a few bytes per voxel.)
+Chunks keep the working memory independent of the size of the volume and the number of regions: some 20 MiB on a CPU.
+(A case that is not contiguous in memory is copied. A band takes a few bytes for each voxel of a case.)
 
 With `sigmoid`, each channel is a binary problem of its own: it is read like a prediction of two classes, with
 probabilities `1 - p` and `p`. One channel alone is always read in this way.
@@ -144,9 +143,7 @@ class _Volume:
         """Mask `(voxels,)` of a band of the whole volume."""
         key = classes, radius, spacing
         if key not in self._bands:
-            dtype = (
-                torch.int8 if self.num_classes < 128 else torch.int32
-            )  # comparing bytes takes a fraction of the time
+            dtype = torch.int8 if self.num_classes < 128 else torch.int32
             parts = []
             for voxels in self._all_voxels():
                 found = getattr(voxels, classes)
@@ -160,13 +157,10 @@ class _Volume:
 def check_tensors(
     y_pred: torch.Tensor, y: torch.Tensor, sigmoid: bool = False, name: str = "y_pred"
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Check types and shapes of a prediction `(B, N, *S)` and its ground truth, and return both as plain tensors.
+    """Check types and shapes of probabilities or logits and their ground truth, and return both as plain tensors.
 
-    Args:
-        y_pred: Probabilities or logits, `(B, N, *S)`.
-        y: Class index, `(B, 1, *S)`, or its one-hot encoding, `(B, N, *S)`; for sigmoids 0 or 1, `(B, N, *S)`.
-        sigmoid: Whether each channel is a binary problem of its own, as one channel always is.
-        name: Name of the argument `y_pred` in errors.
+    Arguments are described in `calib_components.metrics`; `name` is that of `y_pred` in errors. This is the one place
+    that checks them.
 
     Raises:
         InputError: `y_pred` is not of a floating-point type, or the shapes are wrong or do not match.
@@ -234,14 +228,17 @@ def read_chunks(
     sigmoid = sigmoid or y_pred.shape[1] == 1
     options = {"ignore_index": ignore_index, "temperature": temperature or 1, "logits": logits}
     channels = range(y_pred.shape[1] if sigmoid else 1)
-    volumes = [_Volume(y_pred, y, case, k, sigmoid, **options) for case in range(len(y_pred)) for k in channels]
+
+    def volumes() -> Iterator[_Volume]:  # one in memory
+        return (_Volume(y_pred, y, case, k, sigmoid, **options) for case in range(len(y_pred)) for k in channels)
+
     any_voxel, only_0_and_1 = False, not logits
-    for volume in volumes:
+    for volume in volumes():
         for voxels in volume.chunks():
             if len(voxels.label) == 0:
                 continue
             if not _is_valid(voxels, logits):
-                counts = [_count_invalid(part) for volume in volumes for part in volume.chunks()]
+                counts = [_count_invalid(part) for volume in volumes() for part in volume.chunks()]
                 raise InputError(_describe_invalid(torch.stack(counts).sum(0).tolist(), y_pred, options, sigmoid))
             only_0_and_1 = only_0_and_1 and bool(((voxels.p == 0) | (voxels.p == 1)).all())
             any_voxel = True

@@ -10,7 +10,7 @@ import torch
 from sklearn import metrics as sklearn
 
 from calib_components.errors import InputError
-from calib_components.metrics import CalibrationMetric, brier_score, logit_magnitude_sums, negative_log_likelihood
+from calib_components.metrics import BrierMetric, CalibrationMetric, NLLMetric, logit_magnitude_sums
 
 P1 = torch.tensor([0.000, 0.25, 0.50, 0.625, 1.0, 0.875])  # probability of class 1 of two
 Y_PRED = torch.stack([1 - P1, P1])[None]
@@ -18,11 +18,23 @@ Y = torch.tensor([0, 1, 1, 1, 1, 0]).view(1, 1, -1)
 TRUE_P = np.array([1.0, 0.25, 0.5, 0.625, 1.0, 0.125])
 
 
+def nll(y_pred: torch.Tensor, y: torch.Tensor, region: str = "foreground") -> float:
+    metric = NLLMetric(region=region)
+    metric(y_pred, y)
+    return metric.aggregate().item()
+
+
+def brier(y_pred: torch.Tensor, y: torch.Tensor, region: str = "foreground") -> float:
+    metric = BrierMetric(region=region)
+    metric(y_pred, y)
+    return metric.aggregate().item()
+
+
 def test_values_by_hand() -> None:
-    assert negative_log_likelihood(Y_PRED, Y, region="all").item() == pytest.approx(-np.log(TRUE_P).mean())
-    assert negative_log_likelihood(Y_PRED, Y).item() == pytest.approx(-np.log(TRUE_P[1:5]).mean())
-    assert brier_score(Y_PRED, Y, region="all").item() == pytest.approx((2 * (1 - TRUE_P) ** 2).mean())
-    assert brier_score(Y_PRED, Y).item() == pytest.approx((2 * (1 - TRUE_P[1:5]) ** 2).mean())
+    assert nll(Y_PRED, Y, region="all") == pytest.approx(-np.log(TRUE_P).mean())
+    assert nll(Y_PRED, Y) == pytest.approx(-np.log(TRUE_P[1:5]).mean())
+    assert brier(Y_PRED, Y, region="all") == pytest.approx((2 * (1 - TRUE_P) ** 2).mean())
+    assert brier(Y_PRED, Y) == pytest.approx((2 * (1 - TRUE_P[1:5]) ** 2).mean())
 
 
 def test_values_by_scikit_learn() -> None:
@@ -30,21 +42,21 @@ def test_values_by_scikit_learn() -> None:
     y_pred = (2 * torch.randn(1, 4, 500, generator=generator, dtype=torch.float64)).softmax(1)
     y = torch.randint(4, (1, 1, 500), generator=generator)
     p, label = y_pred[0].T.numpy(), y[0, 0].numpy()
-    assert negative_log_likelihood(y_pred, y, region="all").item() == pytest.approx(sklearn.log_loss(label, p))
+    assert nll(y_pred, y, region="all") == pytest.approx(sklearn.log_loss(label, p))
     two, is_1 = torch.stack([1 - y_pred[:, 1], y_pred[:, 1]], 1), y == 1
     of_class = sklearn.brier_score_loss(is_1[0, 0].numpy(), p[:, 1])
-    assert brier_score(two, is_1, region="all").item() == pytest.approx(2 * of_class)
+    assert brier(two, is_1, region="all") == pytest.approx(2 * of_class)
 
 
 @pytest.mark.filterwarnings("ignore:y_pred holds only 0 and 1")
 def test_a_probability_of_zero_has_a_finite_nll() -> None:
     impossible = torch.tensor([1.0, 0.0]).view(1, 2, 1)
-    assert negative_log_likelihood(impossible, torch.ones(1, 1, 1)).item() == pytest.approx(87.336, abs=1e-3)
-    assert negative_log_likelihood(impossible.half(), torch.ones(1, 1, 1)).item() == pytest.approx(25 * math.log(2))
+    assert nll(impossible, torch.ones(1, 1, 1)) == pytest.approx(87.336, abs=1e-3)
+    assert nll(impossible.half(), torch.ones(1, 1, 1)) == pytest.approx(25 * math.log(2))
     # Of a sigmoid; the largest number below 1 is 2^-11 or 2^-8 less.
     for dtype, bits in ((torch.float16, 12), (torch.bfloat16, 9)):
         certain = torch.ones(1, 1, 1, dtype=dtype)
-        assert negative_log_likelihood(certain, 0 * certain, False).item() == pytest.approx(bits * math.log(2))
+        assert nll(certain, 0 * certain, "all") == pytest.approx(bits * math.log(2))
 
 
 def test_probabilities_that_were_rounded_count_as_what_they_can_have_been() -> None:

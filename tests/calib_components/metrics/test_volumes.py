@@ -122,6 +122,7 @@ def test_volumes_by_numpy() -> None:
         for found, expected in (
             (metric.true, np.isin(label, classes)),
             (metric.expected, of_structure),
+            (metric.segmented, np.isin(p.argmax(1), classes)),
             (metric.low, rounded > np.float32(0.95)),
             (metric.high, rounded > np.float32(0.05)),
         ):
@@ -271,14 +272,6 @@ def test_cases_without_the_structure() -> None:
     assert table.ppv.tolist() == pytest.approx([4 / 8, 3 / 4, 1])
     assert table.specificity.tolist() == pytest.approx([12 / 16, 15 / 16, 1])
     assert counts.best().tolist() == [counts.thresholds[0]]
-
-
-def test_ratios_of_cases_give_the_table() -> None:
-    found = threshold_counts(*softmax_case(5, 4), STRUCTURES)
-    table = found.table(1)
-    for name, (above, below) in found.ratios(1).items():
-        assert above.shape == below.shape == (3, 99)
-        np.testing.assert_array_equal(getattr(table, name), above.sum(0) / below.sum(0).double())
 
 
 def test_best_threshold() -> None:
