@@ -42,8 +42,9 @@ TITLES = {"all": "all voxels", "predicted": "predicted foreground", "foreground"
 
 def write_cases(folder: Path, cases: Sequence[str], columns: Mapping[str, Any]) -> None:
     """Write `cases.csv`: the name of each case, and its value `(cases,)` in each column, empty where it is NaN."""
-    table = pd.DataFrame({"case": list(cases), **{name: np.asarray(values) for name, values in columns.items()}})
-    table.to_csv(folder / "cases.csv", index=False, errors="surrogateescape")  # file names may hold any bytes
+    names = pd.Series(list(cases), dtype=object)  # file names may hold any bytes, a string of pandas may not
+    table = pd.DataFrame({"case": names, **{name: np.asarray(values) for name, values in columns.items()}})
+    table.to_csv(folder / "cases.csv", index=False, errors="surrogateescape")
 
 
 def read_cases(folder: Folder) -> tuple[list[str], dict[str, Array]]:
@@ -62,7 +63,7 @@ def read_cases(folder: Folder) -> tuple[list[str], dict[str, Array]]:
         if not file.read_bytes().endswith(b"\n"):
             raise ValueError("a table that is cut off in its last line")
         options = {"na_values": [""], "keep_default_na": False, "encoding_errors": "surrogateescape"}
-        table = pd.read_csv(file, dtype={"case": str}, **options)
+        table = pd.read_csv(file, dtype={"case": object}, **options)
         cases = table.pop("case").tolist()
         return cases, {name: values.to_numpy(float) for name, values in table.items()}
 
