@@ -33,14 +33,17 @@ CPU_SLAB = 2**18
 GPU_SLAB = 2**24
 MOST_THREADS = 8
 
-Result = TypeVar("Result")
-
 
 class Slab(NamedTuple):
     """Several images, or several rows (of the first spatial dimension) of one image."""
 
     images: slice
     rows: slice
+
+
+Result = TypeVar("Result")
+PartOfMean = Callable[[Tensor, Slab], Tensor]  # from the logits of a slab
+Prepared = Callable[[Slab], Tensor]  # see `CalibrationLoss.prepare`
 
 
 @dataclass(frozen=True)
@@ -77,18 +80,24 @@ class Labels:
         return (self.values >= 0).sum().clamp(min=1) if self.has_ignored else self.values[:, 0].numel()
 
 
-# What `prepare` returns: maps a slab to the third argument of `voxel_loss` there.
-Prepared = Callable[[Slab], Tensor]
-
-
 class CalibrationLoss(nn.Module):
     """Base of the losses: the mean of `voxel_loss` over the voxels that count.
 
     A loss is this class with a `voxel_loss`. If that needs more than the logits and labels of its voxels, such as their
     neighbours, `prepare` provides it.
 
+    Shape:
+        - input: Logits, `(B, N, H, W)` or `(B, N, H, W, D)` with N >= 2. Float16 and bfloat16 are computed in float32.
+        - target: Class indices, `(B, 1, *S)` or `(B, *S)`, of any type that holds whole numbers; or probabilities,
+          `(B, N, *S)`. No gradient flows into it.
+        - output: A scalar; 0, with a gradient of 0, if every voxel is ignored.
+
     Args:
-        ignore_index: Label of voxels that do not count, or None.
+        ignore_index: Label of voxels that do not count; for class indices only. Default: `None`.
+
+    Raises:
+        InputError: An option has an unsuitable value, the shapes do not match, or the values are not logits, class
+            indices or probabilities.
     """
 
     accepts_probabilities = True  # as target
@@ -118,15 +127,7 @@ class CalibrationLoss(nn.Module):
         return None
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        """Return the loss, a scalar; it is 0, with a gradient of 0, if every voxel is ignored.
-
-        Args:
-            input: Logits, `(B, N, *S)`, with two or three spatial dimensions and N >= 2.
-            target: Class indices, `(B, 1, *S)` or `(B, *S)`; or probabilities, `(B, N, *S)`.
-
-        Raises:
-            InputError: The shapes do not match, or the values are not logits, class indices or probabilities.
-        """
+        """Return the loss of logits and a target."""
         logits, labels = self.check_inputs(input, target)
         return self.mean(logits, labels)
 
@@ -171,9 +172,6 @@ class CalibrationLoss(nn.Module):
         if mean.is_cuda:
             return mean
         return _require(mean, mean.detach().isfinite(), "input: logits must be finite", logits.detach())
-
-
-PartOfMean = Callable[[Tensor, Slab], Tensor]
 
 
 class _Mean(torch.autograd.Function):
@@ -276,18 +274,7 @@ def classes_like(tensor: Tensor, num_classes: int) -> Tensor:
 
 
 def check_target(target: Tensor, shape: torch.Size, ignore_index: int | None, dtype: torch.dtype) -> Labels:
-    """Check a target for logits of shape `(B, N, *S)`.
-
-    Args:
-        target: Class indices, `(B, 1, *S)` or `(B, *S)`, of any type that holds whole numbers; or probabilities,
-            `(B, N, *S)`. Treated as a constant: no gradient flows into it.
-        shape: Shape of the logits.
-        ignore_index: Label of voxels that do not count, or None.
-        dtype: Type of probabilities.
-
-    Raises:
-        InputError: The shapes do not match, or the values are neither class indices nor probabilities.
-    """
+    """Check a target, as `CalibrationLoss` documents it, for logits of a shape; probabilities get this type."""
     batch, num_classes, *space = shape
     target = target.detach().unsqueeze(1) if target.shape == (batch, *space) else target.detach()
     if target.shape == (batch, num_classes, *space):

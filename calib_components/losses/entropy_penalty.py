@@ -26,19 +26,11 @@ class EntropyPenaltyLoss(CalibrationLoss):
     Departure from the paper: its entropy is the sum over the N classes. Here it is the mean over classes, as in the
     code of the NACL paper's authors, so a `penalty_weight` of 0.1 corresponds to 0.1 / N in the paper.
 
-    Shape:
-        - input: Logits, `(B, N, H, W)` or `(B, N, H, W, D)`. Float16 and bfloat16 are computed in float32.
-        - target: Class indices, `(B, 1, *S)` or `(B, *S)`, of any type that holds whole numbers; or probabilities,
-          `(B, N, *S)`.
-        - output: A scalar.
+    Shapes and errors are those of `CalibrationLoss`.
 
     Args:
         penalty_weight: Weight of the entropy (the paper's beta, lambda in the NACL paper). Default: `0.1`.
-        ignore_index: Label of voxels that do not count; for class indices only. Default: `None`.
-
-    Raises:
-        InputError: The weight is negative, the shapes do not match, or the values are not logits, class indices or
-            probabilities.
+        ignore_index: Label of voxels that do not count, see `CalibrationLoss`. Default: `None`.
 
     Examples:
         >>> import torch

@@ -27,18 +27,12 @@ class FocalLoss(CalibrationLoss):
     Departures from Lin et al.: softmax over N classes instead of one sigmoid, no class weights (their alpha), and the
     mean over all voxels that count, as in Mukhoti et al. and the NACL paper.
 
-    Shape:
-        - input: Logits, `(B, N, H, W)` or `(B, N, H, W, D)`. Float16 and bfloat16 are computed in float32.
-        - target: Class indices, `(B, 1, *S)` or `(B, *S)`, of any type that holds whole numbers.
-        - output: A scalar.
+    The target holds class indices. Shapes and errors are those of `CalibrationLoss`.
 
     Args:
         gamma: Focusing parameter. 0 gives cross-entropy; larger values give less weight to confident voxels. Default:
             `3.0`.
-        ignore_index: Label of voxels that do not count. Default: `None`.
-
-    Raises:
-        InputError: Gamma is negative, the shapes do not match, or the values are not logits or class indices.
+        ignore_index: Label of voxels that do not count, see `CalibrationLoss`. Default: `None`.
 
     Examples:
         >>> import torch

@@ -43,20 +43,12 @@ class L1ACELoss(CalibrationLoss):
     supported. `num_bins` and `ignore_empty_classes` are called so in `HardL1ACELoss`, which is proposed for MONAI (pull
     request 9092): with `softmax=True, to_onehot_y=True` it is the same loss of class indices `(B, 1, *S)`.
 
-    Shape:
-        - input: Logits, `(B, N, H, W)` or `(B, N, H, W, D)`. Float16 and bfloat16 are computed in float32.
-        - target: Class indices, `(B, 1, *S)` or `(B, *S)`, of any type that holds whole numbers; or probabilities,
-          `(B, N, *S)`.
-        - output: A scalar.
+    Shapes and errors are those of `CalibrationLoss`.
 
     Args:
         num_bins: Number of bins. Default: `20`.
         ignore_empty_classes: Whether the error of a class that an image does not contain counts as 0. Default: `True`.
-        ignore_index: Label of voxels that do not count; for class indices only. Default: `None`.
-
-    Raises:
-        InputError: The number of bins is below 1, the shapes do not match, or the values are not logits, class indices
-            or probabilities.
+        ignore_index: Label of voxels that do not count, see `CalibrationLoss`. Default: `None`.
 
     Examples:
         >>> import torch

@@ -29,22 +29,14 @@ class L1ACEDiceCELoss(L1ACELoss):
     Departures from the authors' code: the three weights, equal there too, are 1 instead of 0.33, and Dice has no
     squares in its denominator, so that the loss differs from `DiceCELoss` in nothing but the added term.
 
-    Shape:
-        - input: Logits, `(B, N, H, W)` or `(B, N, H, W, D)`. Float16 and bfloat16 are computed in float32.
-        - target: Class indices, `(B, 1, *S)` or `(B, *S)`, of any type that holds whole numbers; or probabilities,
-          `(B, N, *S)`.
-        - output: A scalar.
+    Shapes and errors are those of `CalibrationLoss`.
 
     Args:
         penalty_weight: Weight of L1-ACE; those of cross-entropy and Dice are 1. Default: `1.0`.
         num_bins: Number of bins, see `L1ACELoss`. Default: `20`.
         ignore_empty_classes: Whether the calibration error of a class that an image does not contain counts as 0.
             Default: `True`.
-        ignore_index: Label of voxels that do not count; for class indices only. Default: `None`.
-
-    Raises:
-        InputError: The weight is negative, the number of bins is below 1, the shapes do not match, or the values are
-            not logits, class indices or probabilities.
+        ignore_index: Label of voxels that do not count, see `CalibrationLoss`. Default: `None`.
 
     Examples:
         >>> import torch

@@ -24,19 +24,11 @@ class LabelSmoothingLoss(CalibrationLoss):
 
     Departures from the paper: none; as there, the smoothing distribution is uniform over the classes.
 
-    Shape:
-        - input: Logits, `(B, N, H, W)` or `(B, N, H, W, D)`. Float16 and bfloat16 are computed in float32.
-        - target: Class indices, `(B, 1, *S)` or `(B, *S)`, of any type that holds whole numbers; or probabilities,
-          `(B, N, *S)`.
-        - output: A scalar.
+    Shapes and errors are those of `CalibrationLoss`.
 
     Args:
         alpha: Amount of smoothing, from 0 to 1. Default: `0.1`.
-        ignore_index: Label of voxels that do not count; for class indices only. Default: `None`.
-
-    Raises:
-        InputError: Alpha is out of range, the shapes do not match, or the values are not logits, class indices or
-            probabilities.
+        ignore_index: Label of voxels that do not count, see `CalibrationLoss`. Default: `None`.
 
     Examples:
         >>> import torch

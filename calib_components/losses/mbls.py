@@ -25,20 +25,12 @@ class MbLSLoss(CalibrationLoss):
     Departure from the paper: its penalty is the sum over the N classes. Here it is the mean over classes, as in the
     authors' code, so a `penalty_weight` of 0.1 corresponds to 0.1 / N in the paper's equation.
 
-    Shape:
-        - input: Logits, `(B, N, H, W)` or `(B, N, H, W, D)`. Float16 and bfloat16 are computed in float32.
-        - target: Class indices, `(B, 1, *S)` or `(B, *S)`, of any type that holds whole numbers; or probabilities,
-          `(B, N, *S)`.
-        - output: A scalar.
+    Shapes and errors are those of `CalibrationLoss`.
 
     Args:
         margin: Largest difference to the largest logit that is not penalised (the paper's m). Default: `5.0`.
         penalty_weight: Weight of the penalty (the paper's lambda). Default: `0.1`.
-        ignore_index: Label of voxels that do not count; for class indices only. Default: `None`.
-
-    Raises:
-        InputError: The margin or weight is negative, the shapes do not match, or the values are not logits, class
-            indices or probabilities.
+        ignore_index: Label of voxels that do not count, see `CalibrationLoss`. Default: `None`.
 
     Examples:
         >>> import torch

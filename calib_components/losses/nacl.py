@@ -41,11 +41,7 @@ class NACLLoss(CalibrationLoss):
     equation. Beyond the image the labels at the border are repeated, where the authors' code takes background
     (`padding="background"`).
 
-    Shape:
-        - input: Logits, `(B, N, H, W)` or `(B, N, H, W, D)`. Float16 and bfloat16 are computed in float32.
-        - target: Class indices, `(B, 1, *S)` or `(B, *S)`, of any type that holds whole numbers; or probabilities,
-          `(B, N, *S)`, with the priors `mean` and `gaussian`.
-        - output: A scalar.
+    Probabilities as target need the prior `mean` or `gaussian`. Shapes and errors are those of `CalibrationLoss`.
 
     Args:
         prior: `"mean"` (the paper's choice), `"gaussian"`, `"max"`, `"min"`, `"median"` or `"mode"`; see
@@ -56,12 +52,8 @@ class NACLLoss(CalibrationLoss):
         constraint: What is kept near the prior, `"logits"` (the paper's choice) or `"softmax"`. Default: `"logits"`.
         penalty_weight: Weight of the penalty (the paper's lambda). Default: `0.1`.
         padding: Labels beyond the image, `"replicate"` or `"background"`; see `neighbor_prior`. Default: `"replicate"`.
-        ignore_index: Label of voxels that count neither in the means nor in any window; for class indices only.
-            Default: `None`.
-
-    Raises:
-        InputError: An option has an unknown value or the weight is negative, the shapes do not match, or the values are
-            not logits, class indices or probabilities.
+        ignore_index: Label of voxels that count neither in the means nor in any window, see `CalibrationLoss`. Default:
+            `None`.
 
     Examples:
         >>> import torch

@@ -28,20 +28,12 @@ class SVLSLoss(CalibrationLoss):
     the voxels that count. The default `sigma` is that of the NACL paper. The authors' code locates the centre of every
     kernel as if its size were 3; here it is the kernel's own centre.
 
-    Shape:
-        - input: Logits, `(B, N, H, W)` or `(B, N, H, W, D)`. Float16 and bfloat16 are computed in float32.
-        - target: Class indices, `(B, 1, *S)` or `(B, *S)`, of any type that holds whole numbers; or probabilities,
-          `(B, N, *S)`.
-        - output: A scalar.
+    Shapes and errors are those of `CalibrationLoss`.
 
     Args:
         kernel_size: Side length of the kernel (square or cube) in voxels, odd and at least 3. Default: `3`.
         sigma: Standard deviation of the Gaussian in voxels. Default: `2.0`.
-        ignore_index: Label of voxels that do not count; for class indices only. Default: `None`.
-
-    Raises:
-        InputError: The kernel size is even or the sigma too small, the shapes do not match, or the values are not
-            logits, class indices or probabilities.
+        ignore_index: Label of voxels that do not count, see `CalibrationLoss`. Default: `None`.
 
     Examples:
         >>> import torch

@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import monai.losses
 import numpy as np
 import pytest
 import torch
 
-from calib_components.losses import (
-    EntropyPenaltyLoss,
-    FocalLoss,
-    LabelSmoothingLoss,
-    MbLSLoss,
-    NACLLoss,
-    SVLSLoss,
-)
+from calib_components.losses import EntropyPenaltyLoss, FocalLoss, LabelSmoothingLoss, MbLSLoss, NACLLoss, SVLSLoss
 from tests.helpers import SHARED
 
 GOLDEN = SHARED / "golden"
@@ -37,15 +28,14 @@ def loss_of(name: str, padding: str) -> torch.nn.Module:
         return NACLLoss(prior=prior, kernel_size=int(size[1:]), penalty=penalty, constraint=constraint, padding=padding)
     if kind == "ce":
         return monai.losses.DiceCELoss(to_onehot_y=True, softmax=True)
-    value = float(settings[0].lstrip("abcdefghijklmnopqrstuvwxyz"))
-    losses: dict[str, Any] = {
-        "focal": lambda: FocalLoss(gamma=value),
-        "ecp": lambda: EntropyPenaltyLoss(penalty_weight=value),
-        "ls": lambda: LabelSmoothingLoss(alpha=value),
-        "svls": lambda: SVLSLoss(sigma=value),
-        "mbls": lambda: MbLSLoss(margin=value),
-    }
-    return losses[kind]()
+    option, loss = {
+        "focal": ("gamma", FocalLoss),
+        "ecp": ("penalty_weight", EntropyPenaltyLoss),
+        "ls": ("alpha", LabelSmoothingLoss),
+        "svls": ("sigma", SVLSLoss),
+        "mbls": ("margin", MbLSLoss),
+    }[kind]
+    return loss(**{option: float(settings[0].lstrip("abcdefghijklmnopqrstuvwxyz"))})
 
 
 def names(file: str) -> list[str]:

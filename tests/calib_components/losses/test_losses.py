@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -264,22 +263,6 @@ def test_focal_gradient_is_finite_at_probability_one(gamma: float) -> None:
     assert value.isfinite()
     assert gradient.isfinite().all()
     assert (gradient[..., 0] == 0).all()
-
-
-def test_values_by_hand() -> None:
-    """Two voxels side by side, two classes, logits (0, log 3): softmax (1/4, 3/4); labels 1 and 0."""
-    logits = torch.tensor([0.0, math.log(3)]).view(1, 2, 1, 1).expand(1, 2, 1, 2)
-    target = torch.tensor([1, 0]).view(1, 1, 1, 2)
-    ce = (-math.log(3 / 4) - math.log(1 / 4)) / 2
-    focal_value = (-(1 / 16) * math.log(3 / 4) - (9 / 16) * math.log(1 / 4)) / 2
-    assert FocalLoss(gamma=2)(logits, target).item() == pytest.approx(focal_value)
-    entropy = -(1 / 4 * math.log(1 / 4) + 3 / 4 * math.log(3 / 4))
-    assert EntropyPenaltyLoss()(logits, target).item() == pytest.approx(ce - 0.1 * entropy / 2)
-    assert LabelSmoothingLoss()(logits, target).item() == pytest.approx(ce)  # of both voxels, the labels balance
-    assert MbLSLoss(margin=1.0)(logits, target).item() == pytest.approx(ce + 0.1 * (math.log(3) - 1) / 2)
-    # Window with replicated border: two thirds the voxel's own label, one third its neighbour's.
-    distance = (1 / 3 + (math.log(3) - 2 / 3) + 2 / 3 + (math.log(3) - 1 / 3)) / 4
-    assert NACLLoss()(logits, target).item() == pytest.approx(ce + 0.1 * distance)
 
 
 def test_defaults_are_those_of_table_1() -> None:
