@@ -60,6 +60,5 @@ def share_cases(dataset: Dataset, repeat_few: bool = False) -> DistributedSample
     if cases == 0 or (repeat_few and cases < processes):
         return None
     if cases < processes:
-        expected = f"at least {processes} cases, one for each process"
-        raise InputError(f"validate::dataset: expected {expected}, got {cases}; use fewer processes")
+        raise InputError(f"validate::dataset has {cases} cases for {processes} processes. Use fewer processes.")
     return DistributedSampler(dataset, even_divisible=False, shuffle=False)

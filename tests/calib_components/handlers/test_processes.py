@@ -26,6 +26,7 @@ assert not dist.is_initialized()
 """
 
 
+@pytest.mark.slow
 def test_the_first_of_two_processes_logs() -> None:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--no-python"]
     done = subprocess.run([*launcher, sys.executable, "-c", SCRIPT], check=True, capture_output=True, text=True)
@@ -55,8 +56,7 @@ def test_each_case_goes_to_one_process(as_process: Callable[[int, int], None]) -
 
 def test_more_processes_than_cases(as_process: Callable[[int, int], None]) -> None:
     as_process(0, 3)
-    expected = "^validate::dataset: expected at least 3 cases, one for each process, got 2; use fewer processes$"
-    with pytest.raises(InputError, match=expected):
+    with pytest.raises(InputError, match="2 cases for 3 processes"):
         share_cases(cast(Dataset, ["case0", "case1"]))
     assert share_cases(cast(Dataset, ["case0", "case1"]), repeat_few=True) is None
     assert share_cases(cast(Dataset, [])) is None
