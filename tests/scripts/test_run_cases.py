@@ -1,0 +1,142 @@
+"""Shares of many cases: their commands, what runs them, and that their results are those of one run."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import fire
+import nibabel as nib
+import numpy as np
+import pytest
+import submitit
+
+from calib_components.errors import InputError
+from calib_components.tools import jobs
+from scripts import run_cases
+from tests.helpers import ACDC, ROOT, copy_with_weights, make_images, make_prepared, run_bundle
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(jobs, "POLL", 0.01)
+    yield
+    jobs._is_interrupted.clear()
+
+
+@pytest.fixture
+def commands(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """The options of the commands that would run, as Fire reads them."""
+    read: list[dict[str, Any]] = []
+
+    def record(command: Sequence[str], log: Path) -> str | None:
+        fire.Fire(lambda **options: read.append(options), [*command[4:]])
+        return "killed; see LOG" if read[-1]["shard"] == "2/2" else None
+
+    monkeypatch.setattr(run_cases, "run_command", record)
+    return read
+
+
+def test_images_are_shared_among_no_more_shares_than_there_are(
+    tmp_path: Path, commands: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle, images = copy_with_weights(ACDC, tmp_path), make_images(ACDC, tmp_path / "images")
+    (file,) = images.iterdir()
+    file.with_name("other.nii.gz").write_bytes(file.read_bytes())
+    with pytest.raises(SystemExit) as caught:
+        run_cases.infer(bundle, dataset_dir=images, output_dir=tmp_path / "1e3", workers=3, save="label", tta=True)
+    assert caught.value.code == 1
+    assert sorted(options["shard"] for options in commands) == ["1/2", "2/2"]
+    assert all(options["skip_existing"] is True and options["tta"] is True for options in commands)
+    assert {options["output_dir"] for options in commands} == {str(tmp_path / "1e3")}
+    out = capsys.readouterr().out
+    assert "1 of 2 shares are finished, 1 failed" in out
+    assert "share 2 of 2: killed; see LOG" in out
+
+
+def test_prepared_cases_are_shared(tmp_path: Path, commands: list[dict[str, Any]]) -> None:
+    bundle = copy_with_weights(ACDC, tmp_path / "bundle")
+    data = make_prepared(ACDC, tmp_path / "data", cases=1)
+    run_cases.evaluate(bundle, dataset_dir=data, output_dir=tmp_path / "out", workers=4)
+    assert [options["shard"] for options in commands] == ["1/1"]
+    assert [Path(file).stem for file in commands[0]["config_file"]] == ["train", "evaluate"]
+
+
+@pytest.mark.parametrize(
+    ("given", "word"),
+    [
+        ({"shard": "1/2"}, "--shard"), ({"executor": "slrum"}, "--executor"), ({"workers": 0}, "--workers"),
+        ({"dataset_dir": Path("absent")}, "absent"), ({"bundle": Path("absent")}, "inference.yaml"),
+        ({"executor": "slurm", "slurm": {"hours": 3}}, "hours"),
+    ],
+)  # fmt: skip
+def test_wrong_arguments_are_refused_before_anything_runs(
+    given: dict[str, Any], word: str, tmp_path: Path, commands: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "srun").touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    images = make_images(ACDC, tmp_path / "images")
+    options = {"bundle": copy_with_weights(ACDC, tmp_path), "dataset_dir": images, "output_dir": tmp_path / "out"}
+    with pytest.raises(InputError, match=word):
+        run_cases.infer(**{**options, **given})
+    assert commands == []
+
+
+@pytest.mark.slow
+def test_maps_of_shares_are_those_of_one_run(tmp_path: Path) -> None:
+    bundle, images = copy_with_weights(ACDC, tmp_path), make_images(ACDC, tmp_path / "images")
+    (file,) = images.iterdir()
+    file.with_name("other.nii.gz").write_bytes(file.read_bytes())
+    run_bundle(bundle, "inference.yaml", dataset_dir=str(images), output_dir=str(tmp_path / "whole"), device="cpu")
+    typed = ["scripts/run_cases.py", "infer", bundle, f"--dataset_dir={images}", f"--output_dir={tmp_path / 'out'}"]
+    command = [sys.executable, *map(str, typed), "--workers=2", "--device=cpu"]
+    assert subprocess.run(command, cwd=ROOT, check=False).returncode == 0
+    for one in (tmp_path / "whole").glob("*.nii.gz"):
+        np.testing.assert_array_equal(nib.load(tmp_path / "out" / one.name).dataobj, nib.load(one).dataobj)
+
+
+class TestJobs:
+    def test_reasons_are_one_line_and_others_go_on(self) -> None:
+        def fail() -> str | None:
+            raise ValueError("first\nlast")
+
+        works: dict[str, Callable[[], str | None]] = {"a": lambda: None, "b": lambda: "no memory", "c": fail}
+        failed = jobs.run_jobs(works, jobs.make_executor("local", 2, Path(), None))
+        assert failed == {"b": "no memory", "c": "last"}
+
+    def test_command_says_why_it_failed(self, tmp_path: Path) -> None:
+        log = tmp_path / "log"
+        log.write_text("ValueError: of an earlier run\n")
+        for code, reason in (
+            ("print('ok')", None),
+            ("try:\n int('x')\nexcept ValueError as e:\n raise RuntimeError('wrapped') from e", "ValueError: invalid"),
+            ("import sys; sys.exit('image_size: wrong')", "image_size: wrong"),
+            ("import os; os._exit(3)", "exit code 3"),
+        ):
+            found = jobs.run_command([sys.executable, "-c", code], log)
+            assert found is None if reason is None else str(found).startswith(reason) and str(found).endswith(str(log))
+
+    def test_interrupt_ends_processes_and_starts_no_others(self, tmp_path: Path) -> None:
+        def wait() -> str | None:
+            return jobs.run_command([sys.executable, "-c", "import time; time.sleep(600)"], tmp_path / "log")
+
+        executor = jobs.make_executor("local", 1, tmp_path, None)
+
+        def interrupt() -> int:
+            if jobs._running:
+                raise KeyboardInterrupt
+            return 0
+
+        with pytest.raises(KeyboardInterrupt):
+            jobs.run_jobs({"a": wait, "b": wait}, executor, total=2, count_done=interrupt)
+        executor.shutdown()  # returns, since the first process was ended and the second never began
+        assert jobs._running == set()
+
+    def test_jobs_of_submitit(self, tmp_path: Path) -> None:
+        """Its executor that runs jobs in this process stands for that of Slurm."""
+        executor = submitit.DebugExecutor(tmp_path)
+        assert jobs.run_jobs({"a": lambda: None, "b": lambda: "no GPU"}, executor) == {"b": "no GPU"}
