@@ -30,7 +30,7 @@ def train(
     """Train, perhaps only for the first epochs, and give what last.ckpt holds."""
     torch.manual_seed(0)
     network = options.pop("network", torch.nn.Linear(1, 1))
-    optimizer = torch.optim.SGD(network.parameters(), 0.1)
+    optimizer = torch.optim.SGD(network.parameters(), 0.1, momentum=0.9)
     trainer = SupervisedTrainer(
         device=torch.device("cpu"),
         max_epochs=max_epochs,
