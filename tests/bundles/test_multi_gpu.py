@@ -16,6 +16,7 @@ import torch
 
 from tests.helpers import ACDC, BUNDLES, SIZE, copy_with_weights, inference_config, make_prepared, run_bundle
 
+pytestmark = pytest.mark.slow
 CASES = 5  # not a multiple of two
 
 
@@ -96,7 +97,6 @@ def test_training_gives_weights_that_one_process_can_use(bundle: Path) -> None:
     torch.testing.assert_close(torch.load(bundle / "run" / "last.ckpt", weights_only=True)["network"], weights)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("validated", [0, 1])
 def test_training_with_fewer_validation_cases_than_processes(validated: int, tmp_path: Path) -> None:
     """Each process validates all of them."""

@@ -23,8 +23,8 @@ import yaml
 from monai.bundle import ConfigParser
 from monai.data import MetaTensor
 
+from calib_components.handlers.calibration import read_estimate
 from calib_components.handlers.evaluation import read_regions, read_thresholds
-from calib_components.handlers.temperature import read_temperature
 from tests.calib_components.tools.evaluate.made_up import (
     label_of,
     save_channels_last,
@@ -134,6 +134,7 @@ def test_picture_of_the_readme(tmp_path: Path) -> None:
         assert 50_000 < picture.stat().st_size < 300_000
 
 
+@pytest.mark.slow
 def test_commands_of_the_readme(repository: Path, places: dict[str, Path]) -> None:
     demo = repository / "scripts" / "demo"
     smaller = {
@@ -156,11 +157,12 @@ def test_commands_of_the_readme(repository: Path, places: dict[str, Path]) -> No
     assert (repository / "demo" / "report" / "index.html").is_file()
     assert (repository / "evaluation" / "report" / "index.html").is_file()
     weights = torch.load(repository / "calibration" / "model.pt", weights_only=True)
-    assert weights["temperature"] == pytest.approx(read_temperature(repository / "calibration").temperature)
+    assert weights["temperature"] == pytest.approx(read_estimate(repository / "calibration").temperature)
     assert (repository / "predictions" / "patient001_frame01_uncertainty.nii.gz").is_file()
     assert (repository / "own" / "models" / "model.pt").is_file()
 
 
+@pytest.mark.slow
 def test_commands_for_own_data(repository: Path, places: dict[str, Path]) -> None:
     prepare, use, _ = blocks(ROOT / "docs/own_data.md", "bash")
     run([prepare, use], repository, places)
@@ -187,6 +189,7 @@ def save_predictions(folder: Path) -> dict[str, Path]:
     return places
 
 
+@pytest.mark.slow
 def test_commands_for_own_predictions(repository: Path) -> None:
     printed = run(blocks(ROOT / "docs/own_predictions.md", "bash"), repository, save_predictions(repository))
     for name in ("evaluation", "evaluation_validation", "evaluation_nnunet", "evaluation_scaled"):
@@ -200,10 +203,11 @@ def test_commands_for_own_predictions(repository: Path) -> None:
     assert "evaluation_nnunet" in (repository / "models_compared" / "report.md").read_text()
     assert " over all voxels, which T is fitted on\n" in printed
     assert "too optimistic" not in printed
-    assert f"\nT = {read_temperature(repository / 'scaled').summary()}\n" in printed
+    assert f"\nT = {read_estimate(repository / 'scaled').summary()}\n" in printed
     assert "evaluation_scaled" in (repository / "temperature_report" / "report.md").read_text()
 
 
+@pytest.mark.slow
 def test_commands_for_many_cases(repository: Path, places: dict[str, Path], prepared: Path) -> None:
     images = places["ACDC"] / "training" / "patient001"
     run(blocks(ROOT / "docs/many_cases.md", "bash"), repository, {"IMAGES": images, "PREPARED": prepared})
@@ -241,6 +245,7 @@ def test_commands_of_the_comparison(repository: Path, prepared: Path, monkeypatc
     assert means[0] < (means[1] + means[2]) / 2  # of a mean of probabilities, by Jensen's inequality
 
 
+@pytest.mark.slow
 def test_commands_of_packaging(repository: Path) -> None:
     shutil.copytree(ROOT / "calib_components", repository / "calib_components")
     run(blocks(ROOT / "docs/packaging.md", "bash"), repository, {})
@@ -249,13 +254,14 @@ def test_commands_of_packaging(repository: Path) -> None:
     assert (repository / version[0]).is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("bundle", "images", "expected"),
     [
         ("acdc_mri_nacl_segmentation", "ACDC/training/patient001", "patient001_frame01"),
         # The same commands, except for names and sizes; these are those of ACDC in part.
-        pytest.param("flare_ct_nacl_segmentation", "FLARE/TrainingImg", "train_003_0000", marks=pytest.mark.slow),
-        pytest.param("brats_mri_nacl_segmentation", "BRATS", "BraTS19_3", marks=pytest.mark.slow),
+        ("flare_ct_nacl_segmentation", "FLARE/TrainingImg", "train_003_0000"),
+        ("brats_mri_nacl_segmentation", "BRATS", "BraTS19_3"),
     ],
 )
 def test_commands_of_a_bundle(
@@ -326,6 +332,7 @@ def test_yaml(page: Path) -> None:
             parser.parse()
 
 
+@pytest.mark.slow
 def test_maps_of_monais_transforms(tmp_path: Path) -> None:
     """As the page writes them; the network has seen a part of the image, whose axes are stored in another order."""
     p, affine = softmax_of(0, 3), np.diag([-1.5, 1.25, 8.0, 1.0])[:, [2, 0, 1, 3]]
