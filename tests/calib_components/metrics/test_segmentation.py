@@ -90,6 +90,14 @@ def test_absent_structures() -> None:
     assert hd95.aggregate().item() == 0
 
 
+def test_the_mean_is_first_over_the_structures_of_a_case() -> None:
+    metric = DSCMetric(include_background=True)
+    metric(torch.cat([mask(1), mask(1)], 1), torch.cat([mask(1), mask(1)], 1))
+    metric(torch.cat([mask(1), mask()], 1), torch.cat([mask(2), mask()], 1))  # of one structure
+    assert metric.aggregate().item() == 0.5
+    assert metric.aggregate("mean_batch").tolist() == [0.5, 1]
+
+
 def test_a_distance_to_nothing_is_nan() -> None:
     assert hausdorff_distance_95(mask(1, 2, 3, 4), mask()).isnan()
     assert hausdorff_distance_95(mask(), mask(1, 2, 3, 4)).isnan()
