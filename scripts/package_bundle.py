@@ -30,20 +30,17 @@ SUFFIXES = (".py", ".typed", ".yaml")
 
 
 def contents(bundle: Path) -> dict[str, Path]:
-    """Return the files of a bundle's package, by their path in it, sorted; `bundle` is an absolute path without links.
-
-    Raises:
-        InputError: A part is missing or behind a symbolic link.
-    """
+    """Return the files of a bundle's package, by their path in it, sorted; `bundle` is a resolved path."""
     for name in (*REQUIRED, METADATA):
         if not (bundle / name).exists():
             raise InputError(f"{bundle / name} is missing. Every bundle has it.")
     if (bundle / WEIGHTS).is_file() and not is_zipfile(bundle / WEIGHTS):  # such as a pointer of Git LFS
         raise InputError(f"{bundle / WEIGHTS} does not hold weights as torch.save writes them.")
     packed = [path for name in (*REQUIRED, "large_files.yml", WEIGHTS, FACTS) for path in _files(bundle / name)]
-    files = {str(path.relative_to(bundle)): path for path in packed}
-    files.update({str(path.relative_to(ROOT)): path for path in (*_components(), ROOT / "scripts" / "prepare_data.py")})
-    return dict(sorted(files.items()))
+    ours = (*_components(), ROOT / "scripts" / "prepare_data.py")
+    return dict(
+        sorted((str(path.relative_to(top)), path) for top, of in ((bundle, packed), (ROOT, ours)) for path in of)
+    )
 
 
 def _components() -> Iterator[Path]:

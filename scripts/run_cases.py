@@ -4,8 +4,7 @@
       --executor slurm --slurm "{partition: gpu, gpus_per_node: 1, time: 60}" --jobs 50
     python scripts/run_cases.py evaluate BUNDLE --dataset_dir PREPARED --output_dir EVALUATION --workers 2
 
-A share is a run of the bundle with `--shard i/n --skip_existing true`. The same command continues after an
-interruption. `docs/many_cases.md` has the rest.
+A share is a run of the bundle with `--shard i/n --skip_existing true`. The same command continues an interrupted one.
 """
 
 from __future__ import annotations

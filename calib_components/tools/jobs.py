@@ -16,8 +16,6 @@ from tqdm import tqdm
 
 from calib_components.errors import InputError, check_choice, check_count
 
-__all__ = ["make_executor", "run_command", "run_jobs"]
-
 POLL = 0.5  # seconds
 _running: set[subprocess.Popen] = set()  # processes that an interrupt ends
 _is_interrupted = threading.Event()

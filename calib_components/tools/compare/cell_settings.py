@@ -11,8 +11,6 @@ from typing import Any
 from calib_components.errors import reading, writing
 from calib_components.handlers.fingerprint import differing
 
-__all__ = ["CellSettings", "add_to_plan", "read_settings", "write_settings"]
-
 
 @dataclass(frozen=True)
 class CellSettings:

@@ -28,8 +28,6 @@ from calib_components.handlers.fingerprint import (
 from calib_components.tools.compare.cell_settings import CellSettings
 from calib_components.tools.compare.settings import Setting
 
-__all__ = ["PlannedCell", "Protocol", "Step", "bundle_command", "read_patients"]
-
 Ids = Mapping[str, tuple[str, ...]]
 SET_PER_CELL = ("bundle_root", "ckpt_dir", "device", "load_path", "loss", "output_dir", "resume", "seed")
 # Further options that have no effect on numbers: places, names for display, and who does the work.

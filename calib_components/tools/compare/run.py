@@ -20,16 +20,10 @@ from filelock import FileLock
 
 import calib_components
 from calib_components.errors import InputError, make_folder, writing
-from calib_components.tools.compare.cell_settings import (
-    add_to_plan,
-    read_settings,
-    write_settings,
-)
+from calib_components.tools.compare.cell_settings import add_to_plan, read_settings, write_settings
 from calib_components.tools.compare.plan import SCALED, PlannedCell, Protocol, Step
 from calib_components.tools.compare.settings import choose_settings
 from calib_components.tools.jobs import make_executor, run_command, run_jobs
-
-__all__ = ["compare_losses", "run_cell", "write_history"]
 
 
 def run_cell(cell: PlannedCell, of_all_folds: bool, devices: queue.SimpleQueue[str] | None = None) -> str | None:

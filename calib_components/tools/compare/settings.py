@@ -9,8 +9,6 @@ from typing import Any
 
 from calib_components.errors import InputError
 
-__all__ = ["FURTHER", "PRESETS", "TABLE1", "Setting", "choose_settings"]
-
 
 @dataclass(frozen=True)
 class Setting:
@@ -30,16 +28,9 @@ class Setting:
 
 
 LABELS = {  # of overlays, in tables and figures; others are called as their file
-    "ce_dice": "CE+DSC",
-    "focal": "FL",
-    "entropy_penalty": "ECP",
-    "label_smoothing": "LS",
-    "svls": "SVLS",
-    "mbls": "MbLS",
-    "nacl": "NACL",
-    "cross_entropy": "CE",
-    "l1_ace": "CE+DSC+L1-ACE",
-}
+    "ce_dice": "CE+DSC", "focal": "FL", "entropy_penalty": "ECP", "label_smoothing": "LS", "svls": "SVLS",
+    "mbls": "MbLS", "nacl": "NACL", "cross_entropy": "CE", "l1_ace": "CE+DSC+L1-ACE",
+}  # fmt: skip
 
 
 def _overlay(loss: str) -> Setting:

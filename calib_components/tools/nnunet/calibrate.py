@@ -29,8 +29,6 @@ from calib_components.tools.nnunet.dataset import SPLITS
 from calib_components.tools.nnunet.environment import folder_of, nnunet_module
 from calib_components.tools.parallel import map_cases
 
-__all__ = ["calibrate_model"]
-
 TRAINED, CALIBRATED = "checkpoint_final.pth", "checkpoint_calibrated.pth"
 ROUNDING = 1e-6  # of probabilities that nnU-Net saved in float32
 AGAIN = "Run nnUNetv2_train for this fold again, with --val --npz."

@@ -13,8 +13,6 @@ import torch
 from calib_components.errors import InputError, reading
 from calib_components.tools.nnunet.environment import nnunet_module
 
-__all__ = ["check_trainer", "read_checkpoint", "scale_checkpoint"]
-
 LAYER = re.compile(r"decoder\.seg_layers\.\d+\.(weight|bias)")  # gives the logits of one resolution
 TRAINER = "nnUNetTrainer"
 # Numbers of NumPy, which nnU-Net's logger puts into a checkpoint beside weights, as NumPy 1 and 2 call them.

@@ -21,8 +21,6 @@ from calib_components.tools.prepare.case import Case, require_cases
 from calib_components.tools.prepare.facts import facts_of_dataset
 from calib_components.tools.prepare.split import divide
 
-__all__ = ["make_acdc"]
-
 FOLDS = 5  # of nnU-Net's cross-validation
 SPLITS = "splits_final.json"  # where nnU-Net looks for the folds
 ENDING = ".nii.gz"
@@ -57,8 +55,8 @@ def make_acdc(src: Path, *, dataset_id: int = 27, seed: int = 0) -> None:
     if both := sorted(groups.keys() & {case.patient for case in testing}):
         raise InputError(f"{src}: patient {both[0]} is in training and in testing.")
     for case in (*training, *testing):
-        if case.problem or not all(file.is_file() for file in (*case.images, case.label)):
-            raise InputError(case.problem or f"{src}: {case.name} lacks its image or label.")
+        if not all(file.is_file() for file in (*case.images, case.label)):
+            raise InputError(f"{src}: {case.name} lacks its image or label.")
 
     unfinished, splits = raw / f"{UNFINISHED}{name}", preprocessed / name / SPLITS
     shutil.rmtree(unfinished, ignore_errors=True)

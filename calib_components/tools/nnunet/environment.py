@@ -9,8 +9,6 @@ from types import ModuleType
 
 from calib_components.errors import InputError
 
-__all__ = ["folder_of", "nnunet_module"]
-
 
 def folder_of(variable: str) -> Path:
     """Return the folder that an environment variable of nnU-Net names; `InputError` if there is none."""
