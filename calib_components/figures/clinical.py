@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from itertools import cycle
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -19,6 +20,7 @@ from calib_components.figures.style import (
     TITLE,
     class_color,
     draw_legend,
+    is_first,
     literal,
     panel_grid,
 )
@@ -77,13 +79,13 @@ def volume_agreement(volumes: Mapping[str, Sequence[ArrayLike]], unit: str) -> F
             (present & ~inside, RED, "^", "true volume outside"),
             (~present, GREY, "x", "case without the structure"),
         ):
-            marks = {"color": color, "marker": marker, "zorder": 3, "clip_on": False, "label": label}
+            marks: dict[str, Any] = {"color": color, "marker": marker, "zorder": 3, "clip_on": False, "label": label}
             axes.scatter(true[chosen], expected[chosen], 22, **marks)
         bias = f"bias {_signed((expected - true).mean())} {unit}" if len(true) else "no case"
         counts = f"in range: {(present & inside).sum()} of {present.sum()}"
         axes.set_title(f"{literal(name, PANEL_TITLE, 2)}\n{bias}\n{counts}", fontsize="medium")
         axes.set(xlim=(0, largest), ylim=(0, largest), xlabel=f"true volume ({unit})")
-        if axes.get_subplotspec().is_first_col():
+        if is_first(axes):
             axes.set_ylabel(f"expected volume ({unit})")
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_locator(MaxNLocator(4))
@@ -122,7 +124,7 @@ def threshold_curves(tables: Mapping[str, ThresholdTable], chosen: Mapping[str, 
         axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="threshold of the probability")
         axes.set_title(literal(name, PANEL_TITLE, 2), fontsize="medium")
         axes.grid(color="0.9")
-        if axes.get_subplotspec().is_first_col():
+        if is_first(axes):
             axes.set_ylabel("value")
     draw_legend(figure, grid[0][0], 3)
     return figure

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from numpy.typing import ArrayLike
 
-from calib_components.figures.style import NAME, PALETTE, TICK, class_color, literal, panel_grid
+from calib_components.figures.style import NAME, PALETTE, TICK, class_color, is_first, literal, panel_grid
 
 __all__ = ["logit_bars", "mean_intervals", "rank_heat_map", "rank_lines"]
 
@@ -35,7 +36,7 @@ def mean_intervals(panels: Mapping[str, ArrayLike], rows: Sequence[str], hollow:
             axes.plot([low, high], [row, row], color=BLUE, linewidth=1.5)
             axes.plot(mean, row, "o", color=BLUE, markersize=5, markerfacecolor="white" if hollow[row] else BLUE)
         axes.set_title(title, fontsize="medium")
-        first = axes.get_subplotspec().is_first_col()
+        first = is_first(axes)
         axes.set_yticks(range(len(rows)), [literal(name, NAME) for name in rows] if first else [""] * len(rows))
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.tick_params(axis="y", length=0)
@@ -110,7 +111,7 @@ def rank_lines(panels: Mapping[str, ArrayLike], methods: Sequence[str], columns:
                 axes.text(column, rank, f"{rank:g}", ha="center", va="center", fontsize="x-small")
             for beside, place, offset, side in ((all_axes[0], 0, -12, "right"), (all_axes[-1], last, 12, "left")):
                 if axes is beside:
-                    point = {"textcoords": "offset points", "va": "center", "ha": side}
+                    point: dict[str, Any] = {"textcoords": "offset points", "va": "center", "ha": side}
                     axes.annotate(name, (place, of_method[place]), (offset, 0), **point)
         axes.set_title(title, fontsize="medium")
         axes.set_xticks(range(len(columns)), [literal(name, TICK, 2) for name in columns], fontsize="small")
@@ -146,6 +147,6 @@ def logit_bars(magnitudes: Mapping[str, ArrayLike], class_names: Sequence[str]) 
     figure.supxlabel("ground truth", fontsize="medium")
     handles = [Patch(color=class_color(k), label=literal(name, NAME)) for k, name in enumerate(class_names)]
     columns = min(number, min(len(magnitudes), 4) + 1)
-    place = {"loc": "outside upper center", "frameon": False, "fontsize": "small"}
+    place: dict[str, Any] = {"loc": "outside upper center", "frameon": False, "fontsize": "small"}
     figure.legend(handles=handles, title="logit of", ncols=columns, **place)
     return figure

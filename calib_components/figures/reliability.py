@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 from matplotlib.artist import Artist
@@ -11,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from calib_components.figures.style import PANEL_TITLE, literal, panel_grid
+from calib_components.figures.style import PANEL_TITLE, is_first, literal, panel_grid
 from calib_components.metrics import CalibrationBins, consistency_bands, resampled_errors
 
 __all__ = ["reliability_diagram"]
@@ -71,7 +72,7 @@ def reliability_diagram(
             _mark_if_true(upper, panel, expected[title])
         elif bands:
             _mark_bands(upper, panel)
-        if upper.get_subplotspec().is_first_col():
+        if is_first(upper):
             classwise = isinstance(bins, CalibrationBins) and bins.count.ndim == 3
             upper.set_ylabel("Frequency of the class" if classwise else "Accuracy")
             lower.set_ylabel("Voxels")
@@ -134,7 +135,7 @@ def _mark_bands(axes: Axes, bins: CalibrationBins) -> None:
     """Draw where the accuracy of each bin would be if the probabilities were true and voxels independent."""
     shown, width = _shown(bins), 1 / bins.count.shape[1]
     low, high = (bound[0].cpu().numpy()[shown] for bound in consistency_bands(bins))
-    bar = {"width": width / 2, "align": "edge", "color": (0, 0, 0, 0.35), "edgecolor": "black"}
+    bar: dict[str, Any] = {"width": width / 2, "align": "edge", "color": (0, 0, 0, 0.35), "edgecolor": "black"}
     label = "accuracy if true, 95 %\n(independent voxels)"
     axes.bar((shown + 0.25) * width, high - low, bottom=low, label=label, **bar)
     axes.set_title(f"{axes.get_title()}\n{resampled_errors(bins).mean().item():.4f} by chance alone")

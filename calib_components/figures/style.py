@@ -11,8 +11,6 @@ from matplotlib.figure import Figure
 
 from calib_components.errors import printable
 
-__all__ = ["NAME", "PALETTE", "PANEL_TITLE", "TICK", "TITLE", "class_color", "draw_legend", "literal", "panel_grid"]
-
 # Characters that fit into a line: of a figure's title, of a panel's, in a legend, below a group of bars.
 TITLE, PANEL_TITLE, NAME, TICK = 75, 26, 40, 10
 PALETTE = ("#999999", "#e69f00", "#56b4e9", "#cc79a7", "#009e73", "#f0e442", "#d55e00", "#0072b2")  # Okabe and Ito
@@ -42,6 +40,12 @@ def panel_grid(
         shared = {"sharey": panels[0][0]} if sharey and panels else {}
         panels.append([figure.add_subplot(grid[parts * row + part, column], **shared) for part in range(parts)])
     return figure, panels
+
+
+def is_first(axes: Axes) -> bool:
+    """Return whether a panel is the first of its row."""
+    place = axes.get_subplotspec()
+    return place is not None and place.is_first_col()
 
 
 def draw_legend(figure: Figure, axes: Axes, columns: int) -> None:

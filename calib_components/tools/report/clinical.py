@@ -26,8 +26,6 @@ from calib_components.tools.report.statistics import (
 )
 from calib_components.tools.report.text import interval, number
 
-__all__ = ["choose_thresholds", "chosen_thresholds", "clinical_sections"]
-
 SHOWN = (0.1, 0.25, 0.5, 0.75, 0.9)  # thresholds in the table; the figure has all
 VOLUMES = ("expected", "true", "low", "high")  # as in the figure
 COLUMNS = {"expected": "expected_volume", "true": "true_volume", "low": "volume_low", "high": "volume_high"}
@@ -68,7 +66,7 @@ def _volumes(results: Results) -> Section | None:
             values = {part: results.values(Row(method), f"{c}_{name}")[0] for part, c in COLUMNS.items()}
             drawn[name] = [values[part] for part in VOLUMES]
             true = values["true"]
-            row = [Cell(results.about["labels"][method]), Cell(name), Cell(number(mean_of_defined(true), unit))]
+            row = [Cell(results.about["labels"][method]), Cell(name), Cell(number(float(mean_of_defined(true)), unit))]
             record = {"method": method, "structure": name, "unit": unit}
             for kind in ("segmented", "expected"):
                 volume = results.values(Row(method), f"{kind}_volume_{name}")[0]
@@ -76,7 +74,11 @@ def _volumes(results: Results) -> Section | None:
                 with np.errstate(divide="ignore", invalid="ignore"):
                     relative = np.where(true > 0, 100 * np.abs(volume - true) / true, np.nan)
                 error = mean_with_interval(relative, patients)
-                row += [Cell(number(mean_of_defined(volume), unit)), _cell(bias, unit, True), _cell(error, "percent")]
+                row += [
+                    Cell(number(float(mean_of_defined(volume)), unit)),
+                    _cell(bias, unit, True),
+                    _cell(error, "percent"),
+                ]
                 for measure, found in (("bias", bias), ("relative_error_percent", error)):
                     ends = {
                         f"{kind}_{measure}{end}": value

@@ -36,8 +36,6 @@ from calib_components.tools.report.text import (
     p_text,
 )
 
-__all__ = ["conclude_differences", "conclude_one", "concluded", "expected_and_true", "worst_cases"]
-
 PLACES = {"predicted": "in the predicted foreground", "all": "over all voxels"}
 SLIGHT = 0.01  # difference of confidence and accuracy
 ANSWERS = {  # from the mildest to what outweighs the others

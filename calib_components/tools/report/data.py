@@ -23,8 +23,6 @@ from calib_components.errors import make_folder, reading, writing
 from calib_components.metrics import CalibrationBins
 from calib_components.tools.report.statistics import Array
 
-__all__ = ["COMPACT", "KEYS", "SUMS", "WITH", "WITHOUT", "Results", "Row", "read_compact", "write_compact"]
-
 WITHOUT, WITH = "without", "with"  # a temperature
 KEYS = ["method", "seed", "fold", "test_set", "temperature"]
 TEXTS = ("method", "test_set", "case", "patient", "region", "leave_one_out", "warnings")
@@ -156,9 +154,9 @@ class Results:
         complete = self._by_seed(row, pd.Series((defined[0].values == defined[1].values).all(1), table.index)) == 1
         return np.where(complete.all(0), values, np.nan)
 
-    def finds_nothing(self, row: Row) -> Array:
+    def finds_nothing(self, row: Row) -> NDArray[np.bool_]:
         """Return whether there is nothing to find in a case and a seed finds nothing, `(cases,)`."""
-        return self._by_seed(row, self.groups[row]["dsc"].isna()).any(0)
+        return np.asarray((self._by_seed(row, self.groups[row]["dsc"].isna()) > 0).any(axis=0))
 
     def found_in_one(self, row: Row) -> list[float]:
         """Return how many structures are missed and how many are spurious, on average over seeds (and networks)."""

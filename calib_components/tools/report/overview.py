@@ -13,7 +13,7 @@ from scipy.stats import kendalltau
 from calib_components.errors import InputError
 from calib_components.figures import rank_heat_map, rank_lines
 from calib_components.tools.report.data import WITH, WITHOUT, Results, Row
-from calib_components.tools.report.page import Cell, Picture, Section, check_outside, to_png, write_report
+from calib_components.tools.report.page import Cell, Picture, Section, to_png, write_report
 from calib_components.tools.report.published import dataset_of
 from calib_components.tools.report.ranks import (
     RankedCases,
@@ -37,8 +37,6 @@ from calib_components.tools.report.text import (
     listed,
     number,
 )
-
-__all__ = ["calibration_ranks_section", "rank_tables", "ranked_cases", "ranks_section", "report_datasets"]
 
 # The paper's region first, then those that the prediction chooses, and the score of all probabilities.
 BY_REGION = ("ece", "ece_predicted", "ece_plausible", "ece_all", "nll_all")
@@ -132,7 +130,7 @@ def calibration_ranks_section(results: Results) -> Section:
             means = means_over_common_cases(ranked_cases(results, rows, measures).values)
             panels[temperature] = ranks = column_ranks(means, better)
             for i, j in np.ndindex(*ranks.shape):
-                lines[i].append(Cell(f"{ranks[i, j]:g}", [number(means[i, j], measures[j])]))
+                lines[i].append(Cell(f"{ranks[i, j]:g}", [number(float(means[i, j]), measures[j])]))
                 record = {"test_set": test_set, "method": methods[i], "temperature": temperature}
                 records.append(record | {"measure": measures[j], "mean": means[i, j], "rank": ranks[i, j]})
         taus = [f"{kendalltau(of[:, 0], of[:, 1]).statistic:+.2f} {title} temperature" for title, of in panels.items()]
@@ -180,16 +178,10 @@ def report_datasets(folders: Sequence[Path], out: Path = Path("report"), overwri
     A data set has the name of the paper's with the same structures, otherwise that of its folder. Methods are those
     that were evaluated on all.
 
-    Args:
-        folders: Results folders of compare_losses.
-        out: Folder for the report.
-        overwrite: Whether the folder may hold other files.
-
     Raises:
-        InputError: A file is missing or broken, fewer than two methods are common to all, or `out` cannot be written.
+        InputError: See `report_folders`; or fewer than two methods are common to all.
     """
     found = [read_cells(folder) for folder in folders]
-    check_outside(out, *folders)
     datasets = _datasets(folders, found)
     evaluated = [{row.method for row in d.results.rows(d.test_set, [WITHOUT])} for d in datasets]
     order = list(dict.fromkeys(name for results in found for name in results.methods))

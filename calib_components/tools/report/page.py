@@ -14,9 +14,7 @@ import jinja2
 import pandas as pd
 from matplotlib.figure import Figure
 
-from calib_components.errors import InputError, check_output, make_folder, writing
-
-__all__ = ["Cell", "Picture", "Section", "check_outside", "to_png", "write_report"]
+from calib_components.errors import check_output, make_folder, writing
 
 PAGE, MARKDOWN = "index.html", "report.md"
 
@@ -148,14 +146,3 @@ def write_report(
     for text in (conclusion, notice):
         if text:
             print(text)
-
-
-def check_outside(out: Path, *sources: Path) -> None:
-    """Check that the folder of a report is not one of those that it is about, nor around it.
-
-    Raises:
-        InputError: It is.
-    """
-    for source in (source.resolve() for source in sources):
-        if out.resolve() in (source, *source.parents):
-            raise InputError(f"--out: {out} holds the results that are reported. Choose a folder of its own.")

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from calib_components.tools.report.data import Results
 
-__all__ = ["PUBLISHED", "STRUCTURES", "dataset_of"]
-
 # The structures that the paper segments in each data set.
 STRUCTURES = {
     "flare": ["liver", "kidneys", "spleen", "pancreas"],

@@ -18,16 +18,6 @@ from calib_components.tools.report.statistics import (
     mean_with_interval,
 )
 
-__all__ = [
-    "RankedCases",
-    "case_ranks",
-    "column_ranks",
-    "mean_case_ranks",
-    "means_over_common_cases",
-    "sum_rank",
-    "sum_ranks",
-]
-
 
 class RankedCases(NamedTuple):
     """What methods are ranked by on a data set.
@@ -90,7 +80,8 @@ def sum_ranks(datasets: Sequence[RankedCases], higher_is_better: ArrayLike) -> l
 
     There is no interval where fewer than six patients of a data set have values of all methods in some metric.
     """
-    totals = sum(sum_rank(means_over_common_cases(dataset.values), higher_is_better) for dataset in datasets)
+    better = np.asarray(higher_is_better)
+    totals = np.sum([sum_rank(means_over_common_cases(dataset.values), better) for dataset in datasets], axis=0)
     populations = list(dict.fromkeys(dataset.population for dataset in datasets))
     parts, numbers, fewest = [], {}, np.inf
     for dataset in datasets:
@@ -105,24 +96,23 @@ def sum_ranks(datasets: Sequence[RankedCases], higher_is_better: ArrayLike) -> l
         return [Estimate(float(total)) for total in totals]
 
     def statistic(*drawn: Array) -> Array:
-        result = 0.0
+        result = []
         for dataset, (sums, counts) in zip(datasets, parts, strict=True):
             indices = drawn[populations.index(dataset.population)]
             means = sums[:, indices].sum(-2) / counts[indices].sum(-2)  # (methods, ..., metrics)
             flat = np.moveaxis(means, -1, 1).reshape(len(means), means.shape[-1], -1)
-            ranks = [
-                column_ranks(flat[:, k], np.tile(better, flat.shape[2])) for k, better in enumerate(higher_is_better)
-            ]
-            result = result + sum(ranks).reshape(len(means), *indices.shape[:-1])
-        return result
+            pairs = zip(flat.swapaxes(0, 1), better, strict=True)
+            ranks = [column_ranks(values, np.full(values.shape[1], is_better)) for values, is_better in pairs]
+            result.append(np.sum(ranks, axis=0).reshape(len(means), *indices.shape[:-1]))
+        return np.sum(result, axis=0)
 
     low, high = bootstrap_interval(statistic, *numbers.values())
-    return [Estimate(*map(float, of)) for of in zip(totals, low, high, strict=True)]
+    return [Estimate(float(m), float(a), float(b)) for m, a, b in zip(totals, low, high, strict=True)]
 
 
 def mean_case_ranks(datasets: Sequence[RankedCases], higher_is_better: ArrayLike) -> list[Estimate]:
     """Return the mean of each method's ranks over all cases and metrics of data sets, and its 95 % interval."""
     ranks = np.concatenate([case_ranks(dataset.values, higher_is_better) for dataset in datasets], axis=1)
     patients = [f"{dataset.population}/{name}" for dataset in datasets for name in dataset.patients]
-    repeated = np.repeat(patients, ranks.shape[2])  # a case has one rank per metric
+    repeated = np.repeat(patients, ranks.shape[2]).tolist()  # a case has one rank per metric
     return [mean_with_interval(of_method.ravel(), repeated) for of_method in ranks]

@@ -16,8 +16,6 @@ from calib_components.handlers.calibration import read_estimate
 from calib_components.handlers.evaluation import read_cases, read_logits, read_regions, read_summary
 from calib_components.tools.report.data import COMPACT, KEYS, SUMS, WITH, WITHOUT, Results, read_compact
 
-__all__ = ["check_same_cases", "read_cells", "read_evaluation", "read_evaluations"]
-
 TRAINING = ("max_epochs", "batch_size", "learning_rate", "val_interval", "image_size", "crop_size")
 TOLERANCE = 2e-6  # of volumes, relative
 TABLES = ("cases", "bins")
@@ -69,7 +67,10 @@ def read_cells(folder: Path) -> Results:
         raise InputError(f"{folder}: no finished cell, METHOD/seedN/settings.json, is in it.")
     _check_comparable(found)
     tables: dict[str, list[pd.DataFrame]] = {name: [] for name in TABLES}
-    cells, temperatures, magnitudes, folders, about = [], [], {}, {}, {}
+    cells, temperatures = [], []
+    magnitudes: dict[str, list[Any]] = {}
+    folders: dict[str, Path] = {}
+    about: dict[str, Any] = {}
     for cell, settings in found.items():
         keys = {name: settings.get(name) or 0 for name in KEYS[:3]}
         for of_keys, place in _evaluations(cell, settings):

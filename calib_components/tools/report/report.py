@@ -10,7 +10,7 @@ from calib_components.tools.report.clinical import choose_thresholds, chosen_thr
 from calib_components.tools.report.conclusion import conclude_differences, conclude_one
 from calib_components.tools.report.data import WITH, WITHOUT, Results, write_compact
 from calib_components.tools.report.overview import calibration_ranks_section, ranks_section, report_datasets
-from calib_components.tools.report.page import Picture, Section, check_outside, write_report
+from calib_components.tools.report.page import Picture, Section, write_report
 from calib_components.tools.report.published import dataset_of
 from calib_components.tools.report.readers import read_cells, read_evaluation, read_evaluations
 from calib_components.tools.report.sections import (
@@ -27,8 +27,6 @@ from calib_components.tools.report.sections import (
 )
 from calib_components.tools.report.statistics import FEWEST_PATIENTS
 from calib_components.tools.report.text import COMPARED, RANKED, SHOWN, TRUSTED
-
-__all__ = ["read_evaluations", "report", "report_evaluations", "report_folders"]
 
 REFERENCE = "nacl"
 PICTURED = 3  # methods whose cases are shown; those of the others are folded away
@@ -51,29 +49,14 @@ def report(
     overwrite: bool = False,
     compact: Path | None = None,
 ) -> None:
-    """Write tables and figures of a comparison.
-
-    `index.html` is one page that holds all its figures and needs no network. `report.md` and the CSV files hold the
-    same tables, and the PNG files the figures. Cells that are not finished are named and left out.
-
-    Args:
-        results: Folder that compare_losses wrote, or a compact form of it.
-        out: Folder for the report.
-        reference: Method that the others are compared with; default: nacl.
-        overwrite: Whether `out` may hold other files.
-        compact: Folder for a compact form of the results, which can be reported again; default: none is written.
-
-    Raises:
-        InputError: A file of the results is missing or broken, the reference is unknown, or `out` is not suitable.
-    """
+    """Write tables and figures of a comparison. Arguments and errors as in `report_folders`."""
     found = read_cells(results)
-    check_outside(out, results)
     if reference is not None:
         check_choice("--reference", reference, found.about["planned"])
     if compact is not None:
         write_compact(found, compact)
-    base = reference or REFERENCE
-    base = base if base in found.methods else None
+    name = reference or REFERENCE
+    base = name if name in found.methods else None
     sections = [means_section(found, SHOWN, test_set) for test_set in ("", *found.test_sets)]
     conclusion, measures = "", [measure for measure in COMPARED if found.has(measure)]
     if any(row.temperature == WITH for row in found.groups):
@@ -138,22 +121,8 @@ def report_evaluations(
     reference: str | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Write tables and figures of one evaluation folder, or of several on the cases that all have.
-
-    Args:
-        folders: What the evaluation of a bundle or evaluate_predictions wrote.
-        out: Folder for the report, see `report`.
-        validation: Evaluation folder of validation cases, which chooses the thresholds of the one network; default:
-            none are chosen.
-        reference: Name of the folder that the others are compared with; default: the first.
-        overwrite: Whether `out` may hold other files.
-
-    Raises:
-        InputError: A file of the folders is missing or broken, they cannot be compared, the reference is unknown, or
-            `out` is not suitable.
-    """
+    """Write tables and figures of evaluation folders, on the cases that all have. Arguments as in `report_folders`."""
     found = read_evaluations(folders)
-    check_outside(out, *folders)
     labels = {label: name for name, label in found.about["labels"].items()}
     if reference is not None:
         check_choice("--reference", reference, labels)
@@ -212,9 +181,12 @@ def report_folders(
 ) -> None:
     """Write tables and figures of a comparison of losses, of several comparisons, or of evaluations.
 
+    `index.html` is one page that holds all its figures and needs no network. `report.md` and the CSV files hold the
+    same tables, and the PNG files the figures. Cells that are not finished are named and left out.
+
     Args:
-        folders: The results folder of compare_losses; several of them, whose data sets are ranked together; or one or
-            several evaluation folders, which are compared on their common cases.
+        folders: The results folder of compare_losses, or its compact form; several of them, whose data sets are ranked
+            together; or one or several evaluation folders, which are compared on their common cases.
         out: Folder for the report.
         reference: Method, or name of the evaluation folder, that the others are compared with; default: nacl, or the
             first folder. Not for several results folders, whose methods are ranked.
@@ -224,7 +196,8 @@ def report_folders(
         overwrite: Whether `out` may hold other files.
 
     Raises:
-        InputError: See `report`, `report_datasets` and `report_evaluations`.
+        InputError: A file is missing or broken, results cannot be compared, an option is unknown or does not go with
+            these folders, or `out` holds other files or cannot be written.
     """
     if not folders or any((folder / "cases.csv").exists() for folder in folders):
         if compact is not None:

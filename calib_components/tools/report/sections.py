@@ -35,20 +35,6 @@ from calib_components.tools.report.text import (
     p_text,
 )
 
-__all__ = [
-    "cases_sections",
-    "cells_section",
-    "differences",
-    "differences_section",
-    "logits_section",
-    "mean_rows",
-    "means_section",
-    "reference_pairs",
-    "reliability_section",
-    "structures_section",
-    "temperature_section",
-]
-
 ABOUT_REGIONS = (
     "The prediction chooses the voxels of these regions, so true probabilities have an ECE of 0 there, up to sampling: "
     "all, every voxel; predicted, where a structure is predicted; plausible, where the probability of a structure is "
@@ -105,7 +91,7 @@ def mean_rows(
                 notes.append(f"paper {number(of_paper, measure)}")
                 record["published"] = of_paper
             if results.has(f"{measure}_if_true"):
-                record["if_true"] = float(mean_of_defined(results.values(row, f"{measure}_if_true")).mean())
+                record["if_true"] = float(mean_of_defined(mean_of_defined(results.values(row, f"{measure}_if_true"))))
                 notes.append(f"{number(record['if_true'], measure)} if true")
             line.append(Cell(number(estimate.mean, measure), notes, mark))
             records.append(record)

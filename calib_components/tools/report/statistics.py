@@ -5,7 +5,8 @@ are percentiles of a bootstrap over patients, and tests flip the signs of patien
 With several trainings (seeds) of each method, seeds and patients are both random: intervals and tests are those of
 Student's t, see `seeds_and_patients`. Fewer than six patients (`FEWEST_PATIENTS`) have neither.
 
-Undefined values are NaN. Means leave them out.
+Undefined values are NaN. Means leave them out. `patients` are the patient of each case; None stands for one case per
+patient.
 """
 
 from __future__ import annotations
@@ -16,21 +17,6 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
-
-__all__ = [
-    "FEWEST_PATIENTS",
-    "Array",
-    "Estimate",
-    "bootstrap_interval",
-    "holm",
-    "mean_of_defined",
-    "mean_with_interval",
-    "paired_difference",
-    "ratio_with_interval",
-    "seeds_and_patients",
-    "sign_flip_p_value",
-    "spearman_with_interval",
-]
 
 Array = NDArray[np.float64]
 
@@ -96,7 +82,6 @@ def mean_with_interval(values: ArrayLike, patients: Sequence[str] | None = None)
     Args:
         values: `(cases,)`, or `(seeds, cases)` of several trainings. The value of a case is the mean over the seeds
             that have one; cases without any (NaN) are left out.
-        patients: Patient of each case; None for one case per patient.
 
     Returns:
         The estimate, without a p-value.
@@ -113,7 +98,6 @@ def paired_difference(
         values: `(cases,)`, or `(seeds, cases)` of several trainings. Cases where either method has no value (NaN) are
             left out.
         reference: The same for the method to compare with, which may have another number of seeds.
-        patients: Patient of each case; None for one case per patient.
         same_seeds: Whether both are of the same trained networks, such as without and with a temperature.
 
     Returns:
@@ -203,7 +187,6 @@ def sign_flip_p_value(values: ArrayLike, patients: Sequence[str] | None = None) 
 
     Args:
         values: `(cases, K)`. A case with an undefined value (NaN) is left out.
-        patients: Patient of each case; None for one case per patient.
 
     Returns:
         The p-value, exact for up to 13 patients; NaN with fewer than `FEWEST_PATIENTS`.
@@ -237,7 +220,6 @@ def ratio_with_interval(
     Args:
         numerators: `(cases, ratios)`.
         denominators: `(cases, ratios)`, at least 0. A case with 0 for all ratios is left out.
-        patients: Patient of each case; None for one case per patient.
 
     Returns:
         One estimate per ratio: NaN where all denominators are 0, without an interval where fewer than
@@ -253,7 +235,7 @@ def ratio_with_interval(
     if (enough := (below > 0).sum(1) >= FEWEST_PATIENTS).any():
         above, below = above[enough], below[enough]
         ends[:, enough] = bootstrap_interval(lambda i: above[:, i].sum(-1) / below[:, i].sum(-1), len(names))
-    return [Estimate(*map(float, of)) for of in zip(ratios, *ends, strict=True)]
+    return [Estimate(float(m), float(low), float(high)) for m, low, high in zip(ratios, *ends, strict=True)]
 
 
 def spearman_with_interval(values: ArrayLike, others: ArrayLike, patients: Sequence[str] | None = None) -> Estimate:
@@ -262,7 +244,6 @@ def spearman_with_interval(values: ArrayLike, others: ArrayLike, patients: Seque
     Args:
         values: `(cases,)`. A case where either value is undefined (NaN) is left out.
         others: `(cases,)`.
-        patients: Patient of each case; None for one case per patient.
 
     Returns:
         The correlation in place of the mean; NaN where all values are equal.

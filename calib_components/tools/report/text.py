@@ -10,23 +10,6 @@ import numpy as np
 from calib_components.metrics.measures import find_column
 from calib_components.tools.report.statistics import Estimate
 
-__all__ = [
-    "COMPARED",
-    "CONCLUDED",
-    "NONE",
-    "RANKED",
-    "SHOWN",
-    "TRUSTED",
-    "best_marks",
-    "heading",
-    "higher_is_better",
-    "interval",
-    "is_significant",
-    "listed",
-    "number",
-    "p_text",
-]
-
 # What conclusions are drawn from: the score of all probabilities, and calibration where the prediction chooses voxels.
 CONCLUDED = ("nll_all", "ece_all", "ece_predicted")
 RANKED = ("dsc", "hd95", "ece", "cece")  # what the paper reports and ranks by

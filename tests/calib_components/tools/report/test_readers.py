@@ -158,6 +158,22 @@ def test_evaluations_keep_common_cases_and_columns(tmp_path: Path) -> None:
     assert found.case_bins(Row("b_eval"), "all")[0].shape == (1, 14, 15)
 
 
+def test_cases_are_paired_by_name_whatever_their_order(tmp_path: Path) -> None:
+    volumes = {f"true_volume_{s}": 80 + 2.0 * np.arange(16)[::-1] for s in ("RV", "MYO", "LV")}
+    one = write_evaluation(tmp_path / "a")
+    two = write_evaluation(tmp_path / "b", dict(reversed(cases_of(8).items())), seed=1, changed=volumes)
+    found = read_evaluations([one, two])
+    by_name = pd.read_csv(two / "cases.csv", index_col="case")["nll_all"]
+    assert found.values(Row("b"), "nll_all")[0].tolist() == by_name[list(cases_of(8))].tolist()
+    for method in ("svls", "nacl"):
+        cell = write_cell(tmp_path / "cells", method)
+        names = cases_of(8) if method == "svls" else dict(reversed(cases_of(8).items()))
+        write_evaluation(cell, names, changed=volumes if method == "nacl" else None)
+    values = read_cells(tmp_path / "cells").values(Row("svls"), "nll_all")[0]
+    first = pd.read_csv(tmp_path / "cells/svls/seed0/cases.csv", index_col="case")["nll_all"]
+    assert values.tolist() == first[read_cells(tmp_path / "cells").places().index].tolist()
+
+
 def test_patients_are_those_that_a_folder_knows(tmp_path: Path) -> None:
     known = write_evaluation(tmp_path / "a")
     own = write_evaluation(tmp_path / "b", {case: case for case in cases_of(8)})

@@ -290,11 +290,11 @@ def test_report_of_several_data_sets(tmp_path: Path) -> None:
     ("options", "keyword"),
     [
         ({"validation": Path("eval")}, "--validation"),
-        ({"out": Path("runs")}, "--out"),
+        ({"out": Path("runs")}, "not empty"),
         ({"folders": ["eval"], "compact": Path("x")}, "--compact"),
         ({"folders": ["runs", "other"], "reference": "nacl"}, "--reference"),
         ({"folders": ["eval", "runs"]}, r"cases\.csv"),
-        ({"folders": ["eval"], "out": Path(".")}, "--out"),
+        ({"folders": ["eval"], "out": Path(".")}, "not empty"),
         ({"folders": ["eval", "eval2"], "validation": Path("eval")}, "--validation"),
         ({"folders": ["eval"], "validation": Path("labels")}, "thresholds.json"),
         ({"folders": ["eval"], "reference": "x"}, "--reference"),
