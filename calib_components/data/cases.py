@@ -29,17 +29,14 @@ from monai.utils import ensure_tuple
 from nibabel import Nifti1Image
 from numpy.typing import ArrayLike
 
-from calib_components.data.facts import MOST_CLASSES
 from calib_components.data.nifti import check_same_grid, open_nifti
-from calib_components.data.transforms import check_finite
+from calib_components.data.transforms import check_finite, check_labels
 from calib_components.errors import UNFINISHED, InputError, reading
 
 __all__ = [
     "CaseDataset",
     "LoadSliced",
     "SliceDataset",
-    "check_labels",
-    "list_slices",
     "load_slice",
     "read_datalist",
     "write_case",
@@ -47,7 +44,6 @@ __all__ = [
 
 IMAGE, LABEL, SOURCE = "image.nii", "label.nii", "source.json"
 CONTENT = "content"  # in source.json: SHA-256 of the two files
-REPLACED = ".replaced-"  # prefix of a case while another takes its place
 SPLITS = ("training", "validation", "testing")
 Items = Sequence[Mapping[str, Any]]
 Prepare = Callable[[Mapping[str, Any]], Mapping[str, Any]]
@@ -60,7 +56,7 @@ def write_case(
     affine: ArrayLike,
     source: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a prepared case: a folder that appears complete or not at all. It replaces a case of that name.
+    """Write a prepared case. The folder appears when it is complete, and replaces a case of that name.
 
     Args:
         folder: Folder to create; its parent exists.
@@ -70,13 +66,13 @@ def write_case(
         source: What the case was made from, written to `source.json` with the SHA-256 of the two files.
 
     Raises:
-        InputError: The folder cannot be written, as on a full disk; a value of the image is not finite; or a label is
-            no class index below 256.
+        InputError: The folder cannot be written; a value of the image is not finite; or a label is no class index
+            below 256.
     """
     folder = Path(folder)
     check_finite(image)  # one scale factor could not hold NaN
-    check_labels(label, MOST_CLASSES, folder)  # which are stored as bytes
-    unfinished, old = (folder.with_name(f"{prefix}{folder.name}") for prefix in (UNFINISHED, REPLACED))
+    check_labels(label, range(256), folder)  # stored as bytes
+    unfinished = folder.with_name(f"{UNFINISHED}{folder.name}")
     content = hashlib.sha256()
     try:
         unfinished.mkdir()
@@ -89,32 +85,12 @@ def write_case(
             content.update((unfinished / name).read_bytes())
         if source is not None:
             (unfinished / SOURCE).write_text(json.dumps({**source, CONTENT: content.hexdigest()}, indent=1))
-        if folder.exists():
-            folder.rename(old)
+        shutil.rmtree(folder, ignore_errors=True)
         unfinished.rename(folder)
     except OSError as error:
         raise InputError(f"{folder}: cannot be written: {error.strerror or error}.") from error
     finally:
-        for leftover in (unfinished, old):
-            shutil.rmtree(leftover, ignore_errors=True)
-
-
-def check_labels(label: torch.Tensor, num_classes: int, file: str | os.PathLike) -> None:
-    """Check that a label holds class indices of a network and no other values.
-
-    Args:
-        label: Class indices, of any shape.
-        num_classes: Number of classes of the network.
-        file: The file that the label is from, for messages.
-
-    Raises:
-        InputError: A value is not an integer from 0 to `num_classes - 1`.
-    """
-    values = label if label.is_floating_point() else label.long()  # 256, compared with bytes, would count as 0
-    valid = (values >= 0) & (values < num_classes) & (values % 1 == 0)  # not where NaN
-    if not valid.all():
-        wrong = label[~valid][0].item()
-        raise InputError(f"{file}: label {wrong:g} is not a class index from 0 to {num_classes - 1}.")
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def read_datalist(
@@ -125,7 +101,7 @@ def read_datalist(
     in_channels: int,
     may_be_empty: bool = False,
 ) -> list[dict[str, Any]]:
-    """Read the prepared cases of a split, and check by their headers that they are there, whole, and of one size.
+    """Read the prepared cases of a split, and check by their headers that they are complete and of one size.
 
     Patients for validation or testing that the network is also trained on, or chosen by, are named in a warning.
 
@@ -138,8 +114,8 @@ def read_datalist(
         may_be_empty: Whether the split may have no cases.
 
     Returns:
-        An item for each case: its name `case`, its `patient`, which is the case itself where the file names none, the
-        absolute paths `image` and `label`, and what else the file states.
+        An item for each case: its name `case`, its `patient` (the case itself where the file names none), the absolute
+        paths `image` and `label`, and what else the file states.
 
     Raises:
         InputError: The file is missing or malformed, the split has no cases or one of them twice, or a volume is
@@ -166,14 +142,12 @@ def read_datalist(
 
 
 def _item(item: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """Return the item of a case with absolute paths and a patient."""
     patient = str(item.get("patient") or item["case"]).strip()
     paths = {key: str(folder / item[key]) for key in ("image", "label")}
     return {**item, "patient": patient, **paths}
 
 
 def _warn_of_overlap(listed: Mapping[str, Items], split: str, file: Path) -> None:
-    """Warn of patients that the weights were trained on or chosen by."""
     patients = {name: {item["patient"] for item in items} for name, items in listed.items()}
     for other, seen in {"training": "are trained on", "validation": "choose the epoch"}.items():
         if other == split:
@@ -190,27 +164,6 @@ def _check_size(file: str, shape: Sequence[int], image_size: Sequence[int]) -> N
             f"{file}: shape {tuple(shape)} is not that of slices of the image_size {list(image_size)}. Set image_size "
             "to the size the cases were prepared at, or prepare them again."
         )
-
-
-def list_slices(cases: Items, image_size: Sequence[int]) -> list[dict[str, Any]]:
-    """List every slice of the prepared cases; only the headers are read.
-
-    Args:
-        cases: Items with the path of an `image` and a `label`, such as `read_datalist` returns.
-        image_size: Number of rows and columns of every slice.
-
-    Returns:
-        One item for each slice along the third axis: the case's item and the index `slice`.
-
-    Raises:
-        InputError: A case was prepared at another size, or its image is missing or truncated.
-    """
-    slices: list[dict[str, Any]] = []
-    for case in cases:
-        shape = open_nifti(case["image"]).shape
-        _check_size(case["image"], shape, image_size)
-        slices.extend({**case, "slice": index} for index in range(shape[2]))
-    return slices
 
 
 def load_slice(path: str | os.PathLike, index: int) -> torch.Tensor:
@@ -235,7 +188,7 @@ def load_slice(path: str | os.PathLike, index: int) -> torch.Tensor:
 
 
 class LoadSliced(MapTransform):
-    """Replace the paths in an item of `list_slices` by the slices that they hold.
+    """Replace the paths in an item of `SliceDataset` by the slices that they hold.
 
     Args:
         keys: Entries of the item that are paths.
@@ -254,7 +207,7 @@ class LoadSliced(MapTransform):
         """
         slices = {key: load_slice(data[key], data["slice"]) for key in self.key_iterator(data)}
         if self.num_classes is not None:
-            check_labels(slices["label"], self.num_classes, data["label"])
+            check_labels(slices["label"], range(self.num_classes), data["label"])
         return slices
 
 
@@ -285,10 +238,10 @@ class SliceDataset(CacheDataset):
         prepare: As in `CaseDataset`.
         image_size: Number of rows and columns of every slice.
         transform: Applied to an item when it is requested.
-        cache: MiB of slices that are kept. Workers that are forked share them; others read all slices from their files.
+        cache: MiB of slices that are kept. Forked workers share them; others read all slices from the files.
 
     Raises:
-        InputError: See `CaseDataset` and `list_slices`.
+        InputError: There is no case, or one has slices of another size; see also `CaseDataset`.
     """
 
     def __init__(
@@ -299,7 +252,11 @@ class SliceDataset(CacheDataset):
         transform: Callable | None = None,
         cache: float = 0,
     ) -> None:
-        slices = list_slices(_prepared(data, prepare), image_size)
+        slices: list[dict[str, Any]] = []
+        for case in _prepared(data, prepare):
+            shape = open_nifti(case["image"]).shape
+            _check_size(case["image"], shape, image_size)
+            slices.extend({**case, "slice": index} for index in range(shape[2]))
         if not slices:
             raise InputError("train::dataset: there is no case to train on.")
         size = sum(load_slice(slices[0][key], 0).nbytes for key in ("image", "label"))
@@ -307,15 +264,11 @@ class SliceDataset(CacheDataset):
         super().__init__(slices, transform, cache_num=int(cache * 2**20 / size), progress=sys.stderr.isatty())
 
     def seed_items(self, seed: int) -> None:
-        """Let the randomness of each item follow from a seed and its index alone, whichever worker it is drawn in.
-
-        Args:
-            seed: Another one for each epoch.
-        """
+        """Let the randomness of each item follow from a seed, another in each epoch, and its index alone."""
         self._seed.fill_(seed)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out what is kept: each tensor would reach a worker that is not forked as a file of its own."""
+        """Leave the cache out: each tensor would reach a worker that is not forked as a file of its own."""
         return {**vars(self), "_cache": [], "cache_num": 0}
 
     def _transform(self, index: int) -> Any:
@@ -326,7 +279,7 @@ class SliceDataset(CacheDataset):
 
 
 def _prepared(data: Items, prepare: Prepare) -> list[Mapping[str, Any]]:
-    """Return the items, those of raw cases replaced by those of the cases prepared from them."""
+    """Return the items with raw cases replaced by prepared ones."""
     items = list(data)
     if raw := [index for index, item in enumerate(items) if "case" not in item]:
         folder = Path(tempfile.mkdtemp(prefix="cases-"))

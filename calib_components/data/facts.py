@@ -1,7 +1,4 @@
-"""The facts of a data set, and the file `facts.yaml` that records them beside prepared cases and beside weights.
-
-The file is data: nothing in it is evaluated.
-"""
+"""The facts of a data set. `facts.yaml` records them beside prepared cases and weights; it is never evaluated."""
 
 from __future__ import annotations
 
@@ -21,14 +18,12 @@ __all__ = [
     "Facts",
     "check_class_names",
     "facts_beside",
-    "has_other_facts",
     "read_facts",
     "write_facts",
 ]
 
 FACTS, DATALIST = "facts.yaml", "datalist.json"  # in a folder of prepared cases
 MULTIPLE = 16  # sides of a slice, which the network halves four times
-MOST_CLASSES = 256  # a prepared label has one byte per voxel
 
 
 @dataclass(frozen=True)
@@ -94,22 +89,11 @@ class Facts:
 
 
 def check_class_names(names: Sequence[str], name: str) -> None:
-    """Check names of structures.
-
-    Args:
-        names: The names, without the background.
-        name: Argument or file that they are from, for messages.
-
-    Raises:
-        InputError: A name is empty or not printable, occurs twice or is "background".
-    """
-    for structure in names:
-        if not structure.strip() or not structure.isprintable():
-            raise InputError(f"{name}: a name must be one line of text, got {structure!r}.")
+    """Raise `InputError` if a name of a structure, given by the argument `name`, is empty, repeated or "background"."""
+    if not all(structure.strip() for structure in names) or len(set(names)) < len(names):
+        raise InputError(f"{name}: names of structures must be different and not empty, got {list(names)}.")
     if "background" in map(str.lower, names):
         raise InputError(f"{name}: name the structures only. The background is class 0.")
-    if repeated := [structure for index, structure in enumerate(names) if structure in names[:index]]:
-        raise InputError(f"{name}: {repeated[0]!r} occurs twice.")
 
 
 def read_facts(file: str | os.PathLike, **own: Any) -> Facts:
@@ -125,36 +109,25 @@ def read_facts(file: str | os.PathLike, **own: Any) -> Facts:
     """
     default, facts = Facts.parse(own, "facts"), facts_beside(file)
     place = Path(str(file)).with_name(FACTS)
-    if facts is None:
-        _check_listed_classes(place, default.class_names)
-        return default
-    if facts.dataset != default.dataset:
+    datalist = place.with_name(DATALIST)
+    if facts is None and datalist.is_file():
+        with reading(datalist):
+            listed = list(json.loads(datalist.read_text()).get("labels", {}).values())
+        if listed and listed != default.class_names:
+            raise InputError(
+                f"{place}: no such file, and {DATALIST} names other classes than the bundle: {', '.join(listed)}. Copy "
+                "the file as well, or prepare the data again."
+            )
+    if facts is not None and facts.dataset != default.dataset:
         raise InputError(
             f"{place}: the data are prepared like {facts.dataset}, the bundle is for {default.dataset}. Use the bundle "
             f"of {facts.dataset}, or prepare the data again."
         )
-    return facts
-
-
-def _check_listed_classes(file: Path, class_names: Sequence[str]) -> None:
-    """Refuse prepared cases that have lost their facts, if their list names other classes."""
-    datalist = file.with_name(DATALIST)
-    if datalist.is_file():
-        with reading(datalist):
-            listed = list(json.loads(datalist.read_text()).get("labels", {}).values())
-        if listed and listed != list(class_names):
-            raise InputError(
-                f"{file}: no such file, and {DATALIST} names other classes than the bundle: {', '.join(listed)}. Copy "
-                "the file as well, or prepare the data again."
-            )
+    return facts or default
 
 
 def facts_beside(file: str | os.PathLike) -> Facts | None:
-    """Read `facts.yaml`, given as that file or as one beside it; None if there is none.
-
-    Raises:
-        InputError: The file is broken.
-    """
+    """Read `facts.yaml`, given as that file or as one beside it; None if there is none."""
     file = Path(str(file)).with_name(FACTS)  # MONAI reads a folder 2024 as a number
     if not file.exists():
         return None
@@ -162,18 +135,9 @@ def facts_beside(file: str | os.PathLike) -> Facts | None:
         return Facts.parse(yaml.safe_load(file.read_text(encoding="utf-8")), str(file))
 
 
-def has_other_facts(facts: Facts, folder: str | os.PathLike) -> bool:
-    """Return whether a folder has no `facts.yaml` with these facts."""
-    return facts_beside(Path(folder) / FACTS) != facts
-
-
 def write_facts(facts: Facts, folder: str | os.PathLike) -> None:
-    """Write `facts.yaml` into a folder, unless it is there with the same content.
-
-    Raises:
-        InputError: It cannot be written.
-    """
-    if has_other_facts(facts, folder):
+    """Write `facts.yaml` into a folder, unless it is there with the same content."""
+    if facts_beside(Path(folder) / FACTS) != facts:
         with writing(Path(folder) / FACTS) as unfinished:
             content = yaml.safe_dump(asdict(facts), sort_keys=False, allow_unicode=True)
             unfinished.write_text(content, encoding="utf-8")

@@ -19,7 +19,6 @@ from nibabel.volumeutils import apply_read_scaling, array_from_file
 from calib_components.errors import InputError, reading
 
 __all__ = [
-    "SMALLEST_SLICE",
     "NiftiReader",
     "axes_onto",
     "check_affine",
@@ -31,25 +30,15 @@ __all__ = [
     "read_values",
 ]
 
-SMALLEST_SLICE = 4  # pixels along a side
 SAME_GRID = 0.1  # of the smallest side of a voxel; rounding of headers moves voxels by far less
 SLAB = 16  # slices that are converted at once
 UNITS = {1: "metres", 3: "micrometres"}  # codes of NIfTI; 2 is millimetres, and so is 0, unknown
 
 
 def files_below(folder: str | os.PathLike) -> Iterator[Path]:
-    """List the files in a folder and its subfolders, sorted in each, without hidden files and folders.
+    """List the files in a folder and its subfolders, sorted in each, without hidden ones.
 
-    Links to folders are followed. Each folder is listed once, however many links lead to it.
-
-    Args:
-        folder: The folder.
-
-    Yields:
-        The path of each file. A broken link counts as a file.
-
-    Raises:
-        InputError: A folder cannot be read.
+    Links to folders are followed once. A broken link counts as a file. A folder that cannot be read is an `InputError`.
     """
 
     def refuse(error: OSError) -> None:
@@ -96,11 +85,7 @@ def open_nifti(file: str | os.PathLike, any_affine: bool = False) -> SpatialImag
 
 
 def check_affine(affine: np.ndarray, file: str | os.PathLike) -> None:
-    """Check that an affine `(4, 4)` is finite and invertible.
-
-    Raises:
-        InputError: It is not; the message names the file.
-    """
+    """Raise an `InputError` that names the file unless an affine `(4, 4)` is finite and invertible."""
     if not np.isfinite(affine).all():
         raise InputError(f"{file}: affine has values that are not finite: {affine[:3].round(3).tolist()}.")
     lengths = np.linalg.norm(affine[:3, :3], axis=0)
@@ -127,29 +112,16 @@ def grid_distance(affine: np.ndarray, other: np.ndarray, shape: Sequence[int]) -
 
 
 def axes_onto(affine: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """Find the order and directions in which the axes of a volume run along those of another one.
+    """Return how the axes of a volume run along those of a target, from the affines `(4, 4)` of both.
 
-    Args:
-        affine: Affine of the volume, `(4, 4)`.
-        target: Affine of the other one, `(4, 4)`.
-
-    Returns:
-        An orientation `(3, 2)` for `nibabel.orientations`: for each axis, the axis of the other volume along which it
-        lies, and its direction, 1 or -1.
+    The result is an orientation `(3, 2)` for `nibabel.orientations`: for each axis, the axis of the target along which
+    it lies, and its direction, 1 or -1.
     """
     return io_orientation(from_matvec(np.linalg.solve(target[:3, :3], affine[:3, :3])))
 
 
 def check_same_grid(file: str | os.PathLike, other: str | os.PathLike) -> None:
-    """Check by their headers that the voxels of two NIfTI files lie at the same places.
-
-    Args:
-        file: The file to check.
-        other: The reference.
-
-    Raises:
-        InputError: Shape or affine differs, or see `open_nifti`.
-    """
+    """Raise `InputError` if the header of a NIfTI file has another shape or affine than that of `other`."""
     opened, reference = open_nifti(file), open_nifti(other)
     shape, grid = opened.shape[:3], reference.shape[:3]
     if shape != grid:
@@ -162,11 +134,7 @@ def check_same_grid(file: str | os.PathLike, other: str | os.PathLike) -> None:
 
 
 def read_stored(image: SpatialImage, file: str | os.PathLike) -> np.ndarray:
-    """Read the voxels of a file as they are stored, without its scale factor.
-
-    Args:
-        image: What `open_nifti` returns.
-        file: The file.
+    """Read the voxels of a file, opened by `open_nifti`, as they are stored, without its scale factor.
 
     Raises:
         InputError: The file is truncated, or the checksum of gzip is wrong, which nibabel does not verify.
@@ -182,8 +150,8 @@ def read_stored(image: SpatialImage, file: str | os.PathLike) -> np.ndarray:
 def read_values(image: SpatialImage, file: str | os.PathLike) -> np.ndarray:
     """Read the voxels of a file as float32, C-ordered; arguments and errors are those of `read_stored`.
 
-    Slabs of slices are converted one at a time: nibabel makes float64 of integers with a scale factor, which takes
-    three times the memory. Values beyond the range of float32 become infinite.
+    Values beyond the range of float32 become infinite. Slabs are converted one at a time, since nibabel makes float64
+    of integers with a scale factor.
     """
     proxy, stored = cast(Any, image.dataobj), read_stored(image, file)
     values = np.empty(stored.shape, np.float32)

@@ -25,9 +25,9 @@ __all__ = [
     "LoadVolumed",
     "NamedCompose",
     "SlicesLastd",
-    "check_contrast",
     "check_finite",
-    "check_label_codes",
+    "check_image",
+    "check_labels",
     "file_name",
     "has_other_pixels",
     "slice_axis",
@@ -54,8 +54,8 @@ def slice_axis(spacing: Sequence[float], shape: Sequence[int]) -> int:
         shape: Number of voxels along each axis.
 
     Returns:
-        The axis of the largest spacing; of several, the one with the fewest voxels; of several of those, the last. The
-        only axis with a single voxel comes before all of them: such a volume is one slice, whatever its header says.
+        The axis of the largest spacing; of several, the one with the fewest voxels; of several of those, the last. If
+        a single axis has one voxel, it is that axis, whatever the header says.
 
     Examples:
         >>> slice_axis([1.5, 10.0, 1.5], [224, 9, 256])
@@ -80,15 +80,10 @@ class SlicesLastd(MapTransform, InvertibleTransform):
         keys: Volumes `(C, H, W, D)` on one grid. The first one decides on the axis.
         slice_axis: The axis, 0 to 2; None to find it with `slice_axis`.
         allow_missing_keys: Skip keys that the item lacks.
-
-    Raises:
-        InputError: `slice_axis` is not an axis.
     """
 
     def __init__(self, keys: KeysCollection, slice_axis: int | None = None, allow_missing_keys: bool = False) -> None:
         super().__init__(keys, allow_missing_keys)
-        if slice_axis not in (None, 0, 1, 2):
-            raise InputError(f"slice_axis must be 0, 1, 2 or None, got {slice_axis!r}.")
         self.slice_axis = slice_axis
         self._has_warned = False
 
@@ -101,8 +96,7 @@ class SlicesLastd(MapTransform, InvertibleTransform):
         axis = self.slice_axis
         for key in self.key_iterator(item):
             volume = item[key]
-            if axis is None:
-                axis = self._find_axis(volume)
+            axis = self._find_axis(volume) if axis is None else axis
             item[key] = _permute(volume, [other for other in range(3) if other != axis] + [axis])
             self.push_transform(item[key], orig_size=volume.shape[1:], extra_info={"axis": axis})
         return item
@@ -154,17 +148,16 @@ class LoadVolumed(LoadImaged):
         """Return the item with volumes in place of the paths.
 
         Raises:
-            InputError: A file cannot be read, see `NiftiReader`; its values are not finite in float32; it lacks
-                contrast, see `check_contrast`; or it looks like a label map.
+            InputError: A file cannot be read, see `NiftiReader`; has values that are not finite in float32; lacks
+                contrast, see `check_image`; or looks like a label map.
         """
         item = super().__call__(data, reader)
         for key in self.key_iterator(item):
             files = ensure_tuple(data[key])
             for index, channel in enumerate(item[key].as_tensor()):
                 file = str(files[index if len(files) > 1 else 0])
-                check_contrast(check_finite(MetaTensor(channel[None], meta={"filename_or_obj": file})))
-                few = channel[::8, ::8, ::8].unique()  # spares images the sorting of all voxels
-                if len(few) <= MOST_LABELS and _looks_like_labels(channel):
+                check_image(MetaTensor(channel[None], meta={"filename_or_obj": file}))
+                if _looks_like_labels(channel[::8, ::8, ::8]) and _looks_like_labels(channel):  # sorting all is slow
                     raise InputError(f"{file}: looks like a label map, not an image. Move it to another folder.")
         return item
 
@@ -191,39 +184,36 @@ class ClassIndicesd(MapTransform):
         """Return the item with class indices.
 
         Raises:
-            InputError: See `check_label_codes`.
+            InputError: See `check_labels`.
         """
         item = dict(data)
         for key in self.key_iterator(item):
-            check_label_codes(item[key], self.label_codes, file_name(item[key]))
+            check_labels(item[key], self.label_codes, file_name(item[key]))
             item[key] = self.map(item[key])
         return item
 
 
-def check_label_codes(label: torch.Tensor, label_codes: Sequence[int], file: str | Path) -> None:
-    """Raise an `InputError` that names the file if a label has other values than those of the classes."""
-    if not torch.isin(label, torch.tensor(label_codes, dtype=label.dtype)).all():
-        unknown = ", ".join(f"{value:.9g}" for value in np.setdiff1d(label.numpy(), label_codes)[:5])
-        raise InputError(f"{file}: label values {unknown} are none of {list(label_codes)}.")
+def check_labels(label: torch.Tensor, codes: Sequence[int], file: str | Path) -> None:
+    """Raise an `InputError` that names the file if a label has other values than the codes of the classes."""
+    if not torch.isin(label, torch.tensor(codes, dtype=label.dtype, device=label.device)).all():
+        unknown = ", ".join(f"{value:.9g}" for value in np.setdiff1d(label.cpu().numpy(), codes)[:5])
+        known = f"the class indices 0 to {codes[-1]}" if isinstance(codes, range) else list(codes)
+        raise InputError(f"{file}: label values {unknown} are none of {known}.")
 
 
 def check_finite(image: Image) -> Image:
-    """Return the image, or raise an `InputError` that names its file if a value is NaN or infinite.
-
-    One such value would spread over the whole image in normalisation.
-    """
+    """Return the image, or raise an `InputError` that names its file if a value is NaN or infinite."""
     if image.numel() and not torch.isfinite(torch.stack(torch.aminmax(image))).all():  # without a copy of the image
         raise InputError(f"{file_name(image)}: {int((~torch.isfinite(image)).sum())} values are NaN or infinite.")
     return image
 
 
-def check_contrast(image: Image) -> Image:
-    """Return the image `(C, *S)`, or raise an `InputError` that names its file if a channel lacks contrast.
+def check_image(image: Image) -> Image:
+    """Return the image `(C, *S)`, or raise an `InputError` that names its file if it is not finite or lacks contrast.
 
-    That is so if all voxels have one value, as in air, or if a few voxels are so far off that the others, compared with
-    them, have one value.
+    A channel lacks contrast if all voxels have one value, or all but a few outliers do, compared with the outliers.
     """
-    for index, channel in enumerate(image):
+    for index, channel in enumerate(check_finite(image)):
         where = f"{file_name(image)}: channel {index}" if len(image) > 1 else f"{file_name(image)}: the image"
         if channel.numel() == 0:
             raise InputError(f"{where} has no voxel.")
@@ -283,10 +273,10 @@ class CheckVolumed(MapTransform):
         """Return the item as it is.
 
         Raises:
-            InputError: A value is not finite, or a channel lacks contrast, see `check_contrast`.
+            InputError: See `check_image`.
         """
         for key in self.key_iterator(dict(data)):
-            image = check_contrast(check_finite(data[key]))
+            image = check_image(data[key])
             if self.pixel_size is not None and isinstance(image, MetaTensor):
                 sizes = affine_to_spacing(image.affine, dtype=np.float64)[:2]
                 if has_other_pixels((float(sizes.min()), float(sizes.max())), self.pixel_size):

@@ -21,7 +21,7 @@ from ignite.engine import Engine, Events
 from monai.data import MetaTensor
 from monai.utils import convert_to_tensor
 
-from calib_components.data.cases import check_labels
+from calib_components.data.transforms import check_labels
 from calib_components.errors import InputError, check_writable, make_folder
 from calib_components.handlers.evaluation_files import (
     draw_cases,
@@ -82,7 +82,7 @@ def check_case(item: Mapping[Hashable, Any]) -> Mapping[Hashable, Any]:
     """
     if not item["image"].isfinite().all():
         raise InputError(f"{_file(item, 'image')}: image has NaN or infinite values.")
-    check_labels(item["label"], len(item["pred"]), _file(item, "label"))
+    check_labels(item["label"], range(len(item["pred"])), _file(item, "label"))
     if not item["pred"].isfinite().all():
         raise InputError(f"{item['case']}: logits of the network are NaN or infinite. Try --amp false.")
     return item

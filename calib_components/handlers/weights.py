@@ -16,7 +16,7 @@ from ignite.engine import Engine, Events
 from monai.bundle import ConfigParser
 
 from calib_components.bundle import running_config
-from calib_components.data.facts import DATALIST, FACTS, Facts, facts_beside, has_other_facts, write_facts
+from calib_components.data.facts import DATALIST, FACTS, Facts, facts_beside, write_facts
 from calib_components.data.transforms import has_other_pixels
 from calib_components.errors import InputError, make_folder, reading, writing
 from calib_components.handlers.fingerprint import fingerprint_of_cases, fingerprint_of_list
@@ -159,7 +159,7 @@ def write_weights(file: Path, content: bytes | memoryview, facts: Facts | None, 
     make_folder(file.parent)
     with writing(file.resolve()) as unfinished:  # a link stays one
         unfinished.write_bytes(content)
-        if facts is not None and has_other_facts(facts, file.parent):
+        if facts is not None and facts_beside(file) != facts:
             file.unlink(missing_ok=True)  # never beside facts of others, even if the process is killed here
             write_facts(facts, file.parent)
 

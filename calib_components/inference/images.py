@@ -18,7 +18,7 @@ from typing import Any
 
 from monai.utils import ensure_tuple
 
-from calib_components.data.nifti import SMALLEST_SLICE, check_same_grid, files_below, open_nifti
+from calib_components.data.nifti import check_same_grid, files_below, open_nifti
 from calib_components.errors import InputError, check_writable
 
 __all__ = ["MAPS", "Image", "ImageFolder", "find_images", "result_name", "run_stamp"]
@@ -45,8 +45,7 @@ def find_images(path: str | os.PathLike, file_suffixes: Sequence[str] = ()) -> l
     """Find the images in a folder and its subfolders, sorted by file.
 
     Files that end in `.nii` or `.nii.gz`, in any case, are images. Hidden files and folders are skipped, as are labels
-    (`*_gt`, `*_seg`, `*_label`) and maps that inference writes (`*_seg`, `*_probability`, `*_uncertainty`). Links to
-    folders are followed.
+    (`*_gt`, `*_seg`, `*_label`) and maps that inference writes. Links to folders are followed.
 
     Args:
         path: One NIfTI file, or a folder.
@@ -86,12 +85,7 @@ def _sibling(file: Path, stem: str, ending: str) -> Path:
 
 
 def result_name(file: str | os.PathLike, file_suffixes: Sequence[str] = ()) -> str:
-    """Return the name that the results of an image get.
-
-    Args:
-        file: The file of the image, or one of several.
-        file_suffixes: Suffixes of the files of one image, which the name goes without.
-    """
+    """Return the name that the results of an image get, from one of its files."""
     name = Path(file).name
     match = NIFTI.fullmatch(name)
     return _without_suffix(match[1] if match else name, file_suffixes)
@@ -195,17 +189,12 @@ class ImageFolder:
             shape = open_nifti(file).shape
             if len(shape) not in (3, 4) or (*shape, 1)[3] != channels:
                 raise InputError(f"{file}: shape {shape} is not that of a 3D image with {channels} channel(s).")
-            if min(shape) < 1 or sorted(shape[:3])[1] < SMALLEST_SLICE:
-                size = f"{SMALLEST_SLICE} x {SMALLEST_SLICE}"
-                raise InputError(f"{file}: slices are smaller than {size} pixels, shape {shape}.")
         for file in image.files[1:]:
             check_same_grid(file, image.files[0])
 
     def _check_output(self, images: Sequence[Image]) -> None:
         files = [file for image in images for file in image.files]
-        folders = {
-            folder.resolve() for file in files for folder in (file.parent, file.resolve().parent)
-        }  # of links too
+        folders = {folder.resolve() for file in files for folder in (file.parent, file.resolve().parent)}
         if self.output_dir.resolve() in folders:
             raise InputError(f"output_dir holds the images: {self.output_dir}. Give another folder.")
         check_writable("output_dir", self.output_dir)
@@ -214,8 +203,9 @@ class ImageFolder:
             if existing is None or self.overwrite or (self.skip_existing and not self._is_finished(image)):
                 continue
             if not self.skip_existing:
-                options = "--overwrite true to replace maps, or --skip_existing true to continue an earlier run"
-                raise InputError(f"{existing} exists. Pass {options}.")
+                raise InputError(
+                    f"{existing} exists. Pass --overwrite true, or --skip_existing true to continue a run."
+                )
             header: Any = open_nifti(existing).header
             written = bytes(header["descrip"]).rstrip(b"\0").decode(errors="replace")
             if written != self.stamp:
@@ -226,21 +216,12 @@ class ImageFolder:
 
     def _is_finished(self, image: Image) -> bool:
         maps, files = self._maps(image), [file for file in image.files if file.exists()]
-        if not all(file.exists() for file in maps):
-            return False
-        return min(file.stat().st_mtime for file in maps) >= max((file.stat().st_mtime for file in files), default=0)
+        done = [file.stat().st_mtime for file in maps if file.exists()]
+        return len(done) == len(maps) and min(done) >= max((file.stat().st_mtime for file in files), default=0)
 
 
 def shard_of(values: Sequence[Any], shard: str | None) -> list[Any]:
-    """Return one of `n` shares of some values: every `n`-th, from the `i`-th on.
-
-    Args:
-        values: All values.
-        shard: `"i/n"`, with `i` from 1 to `n`; None for all values.
-
-    Raises:
-        InputError: `shard` has another form.
-    """
+    """Return every `n`-th value, from the `i`-th on, for a `shard` of "i/n"; all values for None."""
     if shard is None:
         return list(values)
     match = re.fullmatch(r"(\d+)/(\d+)", str(shard))

@@ -28,7 +28,6 @@ class Bfloat16Inferer(SimpleInferer):
         self.enabled = enabled
 
     def __call__(self, inputs: torch.Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Return what the network returns for the inputs."""
         if not self.enabled:  # MONAI's own mixed precision stays as it is
             return super().__call__(inputs, network, *args, **kwargs)
         with torch.autocast(inputs.device.type, torch.bfloat16):

@@ -67,11 +67,6 @@ def normalized_entropy(probabilities: torch.Tensor) -> torch.Tensor:
     return torch.special.entr(probabilities).sum(0, keepdim=True) / largest
 
 
-def _label_map(probabilities: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
-    """The code of the most probable class of each voxel of `(N, *S)`, `(1, *S)`."""
-    return codes[probabilities.max(0, keepdim=True).indices]  # faster than argmax on a CPU
-
-
 class PredictionMapsd(MapTransform):
     """Turn a network's logits into the maps that users get, on the image's own grid.
 
@@ -88,8 +83,8 @@ class PredictionMapsd(MapTransform):
         show_uncertainty: Let the key itself become the uncertainty instead, for MONAI Label, which shows one map.
 
     Raises:
-        InputError: An option has an unsuitable value, structures or codes do not fit the network's classes, logits are
-            not finite, or the way back to the image's grid is not known, see `calib_components.inference.grid`.
+        InputError: An option has an unsuitable value, the codes do not fit the network's classes, logits are not
+            finite, or the way back to the image's grid is not known, see `calib_components.inference.grid`.
     """
 
     def __init__(
@@ -109,7 +104,7 @@ class PredictionMapsd(MapTransform):
             raise InputError(f"bits must be 8 or 16, got {bits!r}.")
         self.structures = list(structures.values())
         self.label_codes = label_codes
-        self.bits = bits
+        self.dtype, self.largest = INTEGERS[bits], 2**bits - 1
         self.show_uncertainty = show_uncertainty
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -117,24 +112,20 @@ class PredictionMapsd(MapTransform):
         image = item["image"]
         grid = ImageGrid(image)
         for key in self.key_iterator(item):
-            self._check_classes(len(item[key]))
-            maps = {
-                name: values.permute(0, 3, 2, 1)
-                for name, values in self._maps(item[key], grid, file_name(image)).items()
-            }
-            shown = maps["uncertainty"].float() / self._largest if self.show_uncertainty else maps["label"]
+            if len(self.label_codes) != len(item[key]):
+                raise InputError(
+                    f"label_codes: {self.label_codes} are not {len(item[key])} values, one for each class."
+                )
+            maps = self._maps(item[key], grid, file_name(image))
+            shown = maps["uncertainty"].float() / self.largest if self.show_uncertainty else maps["label"]
             results = {key: (shown, None), **{MAPS[name]: (maps[name], name != "label") for name in self.save}}
             for name, (values, is_share) in results.items():
-                meta = {**image.meta, SLOPE: 1 / self._largest if is_share else 1.0}  # the image's, as read, is NaN
+                meta = {**image.meta, SLOPE: 1 / self.largest if is_share else 1.0}  # the image's, as read, is NaN
                 item[name] = MetaTensor(values, affine=torch.from_numpy(grid.affine), meta=meta)
         return item
 
-    @property
-    def _largest(self) -> int:
-        return 2**self.bits - 1
-
     def _maps(self, logits: torch.Tensor, grid: ImageGrid, file: str) -> dict[str, torch.Tensor]:
-        """Return the maps `(C, Z, Y, X)`, as they are in a file, of the image in that file."""
+        """Return the maps `(C, X, Y, Z)`, stored with X first as in a file, of the image in that file."""
         fits_a_byte = min(self.label_codes) >= 0 and max(self.label_codes) <= 255
         codes = torch.tensor(self.label_codes, dtype=torch.uint8 if fits_a_byte else torch.int32)
         channels = {"label": 1}
@@ -143,17 +134,17 @@ class PredictionMapsd(MapTransform):
         if "probability" in self.save:
             channels["probability"] = 1 + len(self.structures)
         maps = {
-            name: scratch((n, *reversed(grid.shape)), codes.dtype if name == "label" else INTEGERS[self.bits])
+            name: scratch((n, *reversed(grid.shape)), codes.dtype if name == "label" else self.dtype)
             for name, n in channels.items()
         }
         slices = max(1, SLAB // (len(logits) * grid.shape[0] * grid.shape[1]))
         for start in range(0, grid.shape[2], slices):
             stop = min(start + slices, grid.shape[2])
-            p = grid.slab(logits, start, stop, _softmax)
+            p = grid.slab(logits, start, stop, lambda part: part.float().softmax(0))
             if not p.sum().isfinite():
                 raise InputError(f"{file}: some logits of the network are NaN or infinite. Try --amp false.")
             p = fill_background(p)
-            maps["label"][:, start:stop] = _label_map(p, codes)
+            maps["label"][:, start:stop] = codes[p.max(0, keepdim=True).indices]  # faster than argmax
             if "uncertainty" in maps:
                 maps["uncertainty"][:, start:stop] = self._rounded(normalized_entropy(p))
             if "probability" in maps:
@@ -161,20 +152,10 @@ class PredictionMapsd(MapTransform):
                 maps["probability"][:, start:stop] = self._rounded(of_structures)
             for values in (*maps.values(), logits):
                 release(values)
-        return maps
+        return {name: values.permute(0, 3, 2, 1) for name, values in maps.items()}
 
     def _rounded(self, values: torch.Tensor) -> torch.Tensor:
-        return (values.clamp(0, 1) * self._largest).round_().int().to(INTEGERS[self.bits])
-
-    def _check_classes(self, num_classes: int) -> None:
-        if not all(0 <= index < num_classes for classes in self.structures for index in classes):
-            raise InputError(f"structures: {self.structures} have class indices above {num_classes - 1}.")
-        if len(self.label_codes) != num_classes:
-            raise InputError(f"label_codes: {self.label_codes} are not {num_classes} values, one for each class.")
-
-
-def _softmax(logits: torch.Tensor) -> torch.Tensor:
-    return logits.float().softmax(0)
+        return (values.clamp(0, 1) * self.largest).round_().int().to(self.dtype)
 
 
 class SaveMapd(SaveImaged):  # MONAI Label leaves out what is a SaveImaged

@@ -22,14 +22,8 @@ _files: weakref.WeakValueDictionary[int, mmap.mmap] = weakref.WeakValueDictionar
 def scratch(shape: Sequence[int], dtype: torch.dtype = torch.float32) -> torch.Tensor:
     """Return a tensor to be filled: in memory if it is small, else in a temporary file that goes with it.
 
-    The file is in the folder for temporary files, which the environment variable TMPDIR chooses.
-
-    Args:
-        shape: Its shape.
-        dtype: Its type.
-
     Raises:
-        InputError: The file cannot be written or there is no room for it.
+        InputError: The folder for temporary files, TMPDIR, cannot be written or has no room.
     """
     size = math.prod(shape) * dtype.itemsize
     if size <= IN_MEMORY:
@@ -50,7 +44,7 @@ def scratch(shape: Sequence[int], dtype: torch.dtype = torch.float32) -> torch.T
 
 
 def release(tensor: torch.Tensor) -> None:
-    """Let go of the memory that a tensor of `scratch` takes, or a part of one; its values stay, in the file."""
+    """Free the memory of a tensor of `scratch`, or of a view of one; its values stay in the file."""
     pages = _files.get(tensor.untyped_storage().data_ptr())
     if pages is not None:
         pages.madvise(mmap.MADV_DONTNEED)

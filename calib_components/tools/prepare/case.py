@@ -1,4 +1,4 @@
-"""One case of a data set: its files, what is wrong with it, and its preparation."""
+"""One case of a data set: its files and its preparation."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from nibabel.orientations import apply_orientation, inv_ornt_aff
 from calib_components.data.cases import IMAGE, LABEL, SOURCE
 from calib_components.data.facts import Facts
 from calib_components.data.nifti import NiftiReader, axes_onto, grid_distance, open_nifti
-from calib_components.data.transforms import ClassIndicesd, SlicesLastd, check_contrast, check_finite, file_name
+from calib_components.data.transforms import ClassIndicesd, SlicesLastd, check_image, file_name
 from calib_components.errors import InputError
 from calib_components.tools.prepare.facts import volume_transforms
 
@@ -39,7 +39,6 @@ class Case:
         group: Group that splits are stratified by.
         images: File of the image, or a file for each channel.
         label: File of the label.
-        problem: What was found to be wrong with the case before any image was read; empty if nothing.
     """
 
     name: str
@@ -47,7 +46,6 @@ class Case:
     group: str = ""
     images: tuple[Path, ...] = ()
     label: Path = Path()
-    problem: str = ""
 
 
 def require_cases(find_cases: Callable[[Path], list[Case]], src: Path, layout: str) -> list[Case]:
@@ -76,15 +74,10 @@ def _nifti_files(folder: Path, stem: str) -> list[Path]:
 def find_pairs(image_folder: Path, label_folder: Path, image_suffix: str = "") -> list[Case]:
     """List every name that has an image or a label; each is taken for a patient of its own."""
     images, labels = _names(image_folder, image_suffix), _names(label_folder, "")
-    cases = []
-    for name in sorted(images | labels):
-        image, label = nifti_file(image_folder, name + image_suffix), nifti_file(label_folder, name)
-        problem = ""
-        if name not in images & labels:
-            missing = label if name in images else image
-            problem = f"{missing}: no such file. Image and label need the same name."
-        cases.append(Case(name, name, "", (image,), label, problem))
-    return cases
+    return [
+        Case(name, name, "", (nifti_file(image_folder, name + image_suffix),), nifti_file(label_folder, name))
+        for name in sorted(images | labels)
+    ]
 
 
 def _names(folder: Path, suffix: str) -> set[str]:
@@ -96,9 +89,10 @@ def made_from(case: Case, facts: Facts, ignore_headers: bool) -> dict[str, Any]:
     """Return what a case is prepared from now: its files with their sizes and times, and whether headers count."""
     files = []
     for file in (*case.images, case.label):
-        state = file.stat() if file.is_file() else None
-        name = os.path.relpath(file.parent.resolve() / file.name, facts.source)
-        files.append({"file": name, "size": state and state.st_size, "mtime_ns": state and state.st_mtime_ns})
+        if not file.is_file():
+            raise InputError(f"{file}: no such file. Image and label need the same name.")
+        name, state = os.path.relpath(file.parent.resolve() / file.name, facts.source), file.stat()
+        files.append({"file": name, "size": state.st_size, "mtime_ns": state.st_mtime_ns})
     return {"files": files, "ignore_headers": ignore_headers}
 
 
@@ -109,13 +103,12 @@ def read_done(case: Case, facts: Facts, out: Path, ignore_headers: bool = False)
     """
     folder = out / case.name
     try:
-        source = json.loads((folder / SOURCE).read_text())
+        source, now = json.loads((folder / SOURCE).read_text()), made_from(case, facts, ignore_headers)
         image, label = (open_nifti(folder / name).shape[:3] for name in (IMAGE, LABEL))
     except (InputError, OSError, ValueError):
         return None
-    now = made_from(case, facts, ignore_headers)
     same = all(source.get(key) == value for key, value in now.items())
-    return source if same and image == label and not case.problem else None
+    return source if same and image == label else None
 
 
 def transform_case(case: Case, facts: Facts, ignore_headers: bool = False) -> dict[str, Any]:
@@ -126,19 +119,17 @@ def transform_case(case: Case, facts: Facts, ignore_headers: bool = False) -> di
         `turned` onto the image, the `classes` in the label, and the `slice_axis` of the file, if it was looked for.
 
     Raises:
-        InputError: See `load_case`; or the volume cannot be transformed, or has no contrast afterwards.
+        InputError: A file is missing, see also `load_case`; or the volume cannot be transformed, or lacks contrast
+            afterwards.
     """
     source = made_from(case, facts, ignore_headers)  # before the files are read: if one changes, it is made anew
     data = load_case(case, facts, ignore_headers)
     turned = data.pop("turned")
     data = volume_transforms(facts)(data)
-    image = check_contrast(check_finite(data["image"]))
+    image = check_image(data["image"])
     axes = [done["extra_info"]["axis"] for done in image.applied_operations if done["class"] == SlicesLastd.__name__]
-    source |= {
-        "turned": turned,
-        "classes": np.unique(data["label"].numpy()).astype(int).tolist(),
-        "slice_axis": next(iter(axes), None),
-    }
+    classes = data["label"].as_tensor().unique().int().tolist()
+    source |= {"turned": turned, "classes": classes, "slice_axis": next(iter(axes), None)}
     return {**data, "source": source}
 
 
@@ -156,26 +147,23 @@ def load_case(case: Case, facts: Facts, ignore_headers: bool = False) -> dict[An
         image; and `turned`, the names of the files whose axes had to be reordered or flipped for that.
 
     Raises:
-        InputError: A file is missing, cannot be read or has values that are not finite; their voxels do not lie at the
-            same places; or the label has an unknown value.
+        InputError: A file cannot be read or has values that are not finite; voxels do not lie at the same places; or
+            the label has an unknown value.
     """
-    if case.problem:
-        raise InputError(case.problem)
-    first = check_contrast(check_finite(_load_volume(case.images[0])))
+    first = check_image(_load_volume(case.images[0]))
     channels, turned = [first.as_tensor()], []
     for path in (*case.images[1:], case.label):
         volume, is_turned = onto(_load_volume(path, ignore_headers), first, ignore_headers)
         if path != case.label:
-            check_contrast(check_finite(volume))
+            check_image(volume)
         channels.append(volume.as_tensor())
         turned += [path.name] * is_turned
-    label = channels.pop()
-    image = MetaTensor(torch.cat(channels), first.affine, meta={"filename_or_obj": str(case.images[0])})
-    for path, found, expected in ((case.images[0], len(image), facts.in_channels), (case.label, len(label), 1)):
-        if found != expected:
-            raise InputError(f"{path}: {found} channel(s) in place of {expected}.")
-    item: dict[Any, Any] = {"image": image, "turned": turned}
-    item["label"] = MetaTensor(label, first.affine, meta={"filename_or_obj": str(case.label)})
+    volumes = {"image": (torch.cat(channels[:-1]), case.images[0]), "label": (channels[-1], case.label)}
+    item: dict[Any, Any] = {"turned": turned}
+    for (key, (array, path)), expected in zip(volumes.items(), (facts.in_channels, 1), strict=True):
+        if len(array) != expected:
+            raise InputError(f"{path}: {len(array)} channel(s) in place of {expected}.")
+        item[key] = MetaTensor(array, first.affine, meta={"filename_or_obj": str(path)})
     return ClassIndicesd("label", facts.label_codes)(item)
 
 

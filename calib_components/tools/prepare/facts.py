@@ -12,7 +12,7 @@ from monai.bundle import ConfigParser
 
 from calib_components.data.facts import MULTIPLE, Facts
 from calib_components.data.transforms import NamedCompose
-from calib_components.errors import InputError
+from calib_components.errors import InputError, check_count
 
 
 def facts_of_dataset(
@@ -33,8 +33,10 @@ def facts_of_dataset(
     size = list(image_size or content["image_size"])
     if len(size) != 2 or any(side <= 0 or side % MULTIPLE for side in size):
         raise InputError(f"image_size must be two multiples of {MULTIPLE}, such as 192,192, got {size}.")
-    if slice_axis is not None and "@slice_axis" not in str(_config(name)["volume_transforms"]):
-        raise InputError(f"slice_axis is of no use for data like {name}: their slices are axial.")
+    if slice_axis is not None:
+        check_count("slice_axis", slice_axis, 0, 2)
+        if "@slice_axis" not in str(_config(name)["volume_transforms"]):
+            raise InputError(f"slice_axis is of no use for data like {name}: their slices are axial.")
     content["crop_size"] = [min(sides) for sides in zip(size, content["crop_size"], strict=True)]
     content |= {"image_size": size, "slice_axis": slice_axis, "source": str(source.resolve())}
     return Facts.parse(content, f"{name}.yaml")

@@ -9,8 +9,7 @@ import re
 import shutil
 import statistics
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,14 +18,14 @@ import torch
 from filelock import FileLock, Timeout
 from tqdm.contrib.concurrent import thread_map
 
-from calib_components.data.cases import IMAGE, REPLACED, write_case
+from calib_components.data.cases import IMAGE, write_case
 from calib_components.data.facts import FACTS, Facts, check_class_names, facts_beside, write_facts
 from calib_components.data.nifti import open_nifti
-from calib_components.errors import UNFINISHED, InputError, check_choice, check_count, make_folder
+from calib_components.errors import UNFINISHED, InputError, check_choice, check_count, check_writable, make_folder
 from calib_components.tools.prepare import acdc, brats, flare, generic
 from calib_components.tools.prepare.case import Case, read_done, require_cases, transform_case
 from calib_components.tools.prepare.facts import facts_of_dataset
-from calib_components.tools.prepare.split import check_folds, write_datalists
+from calib_components.tools.prepare.split import write_datalists
 
 DATASETS = {"acdc": acdc, "flare": flare, "brats": brats, "generic": generic}
 LIKE = ("acdc", "flare", "brats")  # those with a bundle
@@ -100,21 +99,24 @@ def prepare_data(
     cases = sorted(cases, key=lambda case: case.name)
     _check_arguments(cases, fractions, seed, folds, workers)
     _check_output(Path(facts.source), out)
-    with _only_run(out):
-        for leftover in (*out.glob(f"{UNFINISHED}*"), *out.glob(f"{REPLACED}*")):
+    make_folder(out)
+    check_writable("out", out)
+    try:
+        lock = FileLock(out / ".lock").acquire(timeout=0)
+    except Timeout:
+        raise InputError(f"{out}: another run writes to this folder. Wait for its end, or choose another.") from None
+    with lock:
+        for leftover in out.glob(f"{UNFINISHED}*"):
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
         prepared = {file.parent.name for file in out.glob(f"*/{IMAGE}")}
-        facts = replace(facts, pixel_size=_check_recipe(facts, out).pixel_size if prepared else None)
-        write_facts(facts, out)
+        _check_recipe(facts, out) if prepared else write_facts(facts, out)
         print("classes:", ", ".join(f"{index} {name}" for index, name in enumerate(facts.class_names)))
         sources = _prepare(cases, facts, out, workers, skip_bad, ignore_headers)
         _print_notes(sources, facts)
         if gone := sorted(prepared - {case.name for case in cases}):
             print(f"{out}: {_such_as(gone, 'prepared case')} not in the data set any more, and not listed")
         listed = write_datalists([case for case in cases if case.name in sources], facts, out, fractions, seed, folds)
-        training, validation = ([item["case"] for item in listed[split]] for split in ("training", "validation"))
-        if validation and all(sources[case]["classes"] == [0] for case in validation):
-            print("No structure in any label for validation, which so chooses no epoch. See --fractions and --seed.")
+        training = [item["case"] for item in listed["training"]]
         write_facts(replace(facts, pixel_size=_pixel_size(out, training or sources)), out)
     if dataset == "generic" and patient is None:
         print("Each case counts as a patient of its own. If some are of the same patient, give --patient (see --help).")
@@ -158,7 +160,8 @@ def _check_arguments(
     check_count("seed", seed, 0)
     if workers is not None:
         check_count("workers", workers, 1)
-    check_folds(folds, len({case.patient for case in cases}))
+    if folds is not None:
+        check_count("folds", folds, 2, len({case.patient for case in cases}))
     for first, second in itertools.pairwise(cases):
         if first.name == second.name:
             raise InputError(f"{second.label}: two cases are called {second.name}, see {first.label}. Rename one.")
@@ -173,34 +176,15 @@ def _check_output(source: Path, out: Path) -> None:
         raise InputError(f"Output folder is not empty: {out}. Choose another one.")
 
 
-@contextmanager
-def _only_run(out: Path) -> Iterator[None]:
-    """Make a folder, and refuse other runs that write to it; the hidden file of the lock stays."""
-    make_folder(out)
-    lock = FileLock(out / ".lock", timeout=0)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise InputError(f"{out}: another run writes to this folder. Wait for its end, or choose another.") from None
-    except OSError as error:
-        raise InputError(f"{out}: cannot be written: {error.strerror or error}.") from error
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def _check_recipe(facts: Facts, out: Path) -> Facts:
-    """Return the facts that the present cases were prepared with, which must be the same."""
+def _check_recipe(facts: Facts, out: Path) -> None:
+    """Refuse to mix cases with those of another recipe."""
     present = facts_beside(out / FACTS)
-    assert present is not None  # see _check_output
     for name in RECIPE:
         if getattr(present, name) != getattr(facts, name):
             raise InputError(
                 f"{out / FACTS}: the cases there were prepared with {name} {getattr(present, name)}, not "
                 f"{getattr(facts, name)}. Choose another folder."
             )
-    return present
 
 
 def _prepare(
@@ -209,7 +193,6 @@ def _prepare(
     """Prepare what is missing, a thread for each case; return what is recorded of each good case, by name."""
     found = {case.name: read_done(case, facts, out, ignore_headers) for case in cases}
     missing = [case for case in cases if found[case.name] is None]
-    present = {case.name for case in missing if (out / case.name / IMAGE).exists()}
 
     def attempt(case: Case) -> str:
         try:
@@ -238,8 +221,7 @@ def _prepare(
     if not good:
         raise InputError(f"{out}: there is no good case.")
     kept = len(cases) - len(missing)
-    again = f", of these {len(present & good.keys())} anew" if present & good.keys() else ""
-    print(f"{out}: {kept} case(s) kept, {len(good) - kept} made{again}")
+    print(f"{out}: {kept} case(s) kept, {len(good) - kept} made")
     return good
 
 

@@ -9,15 +9,14 @@ import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from calib_components.data.cases import IMAGE, LABEL, SPLITS
 from calib_components.data.facts import DATALIST, Facts
-from calib_components.errors import InputError, check_count, reading, writing
+from calib_components.errors import InputError, reading, writing
 from calib_components.tools.prepare.case import Case
 
 FOLD = "datalist_fold{}.json"  # of cross-validation, numbered from 0
-AGAIN = "Choose another folder or, to split again, delete the datalists."
+Listed = dict[str, list[dict[str, str]]]  # the items of each split
 
 
 def split_patients(groups: Mapping[str, str], fractions: Sequence[float], seed: int) -> dict[str, str]:
@@ -27,16 +26,10 @@ def split_patients(groups: Mapping[str, str], fractions: Sequence[float], seed: 
 
 
 def split_folds(groups: Mapping[str, str], folds: int, seed: int) -> list[dict[str, str]]:
-    """Divide patients for cross-validation: each is tested in exactly one fold.
+    """Return the split of each patient in each fold of a cross-validation, see `divide`.
 
-    Args:
-        groups: Group of each patient.
-        folds: Number of folds. Fold i tests part i of as many equal parts, selects weights on the next part, and trains
-            on the others; of two folds, each trains on all of the other part and selects nothing.
-        seed: See `divide`.
-
-    Returns:
-        For each fold, the split of each patient.
+    Fold i tests part i of as many equal parts, selects weights on the next part, and trains on the others. Of two
+    folds, each trains on all of the other part and selects nothing.
     """
     parts = divide(groups, [1 / folds] * folds, seed)
     found = []
@@ -54,12 +47,9 @@ def divide(groups: Mapping[str, str], fractions: Sequence[float], seed: int) -> 
     within two patients of its exact share.
 
     Args:
-        groups: Group of each patient; the order of the entries does not matter.
+        groups: Group of each patient, in any order.
         fractions: Share of each part.
         seed: Seed of the random order.
-
-    Returns:
-        The patients of each part.
     """
     rng = random.Random(seed)
     order = []
@@ -80,42 +70,29 @@ def divide(groups: Mapping[str, str], fractions: Sequence[float], seed: int) -> 
 
 def write_datalists(
     cases: Sequence[Case], facts: Facts, out: Path, fractions: Sequence[float], seed: int, folds: int | None
-) -> dict[str, list[dict[str, str]]]:
+) -> Listed:
     """Split the patients of prepared cases, write the lists for MONAI, and print what is in each split.
 
     `out/datalist.json` is one split by `fractions`. If `folds` are given, `out/datalist_fold0.json` and so on are the
     folds of a cross-validation over all patients.
 
-    Args:
-        cases: The cases in `out`, in the order in which they are listed.
-        facts: Facts that the cases were prepared with.
-        out: Folder of the prepared cases.
-        fractions: Shares of the patients for training, validation and testing.
-        seed: Seed of the random order.
-        folds: See `split_folds`; None for no cross-validation.
-
     Returns:
         The items of `out/datalist.json`, by split.
 
     Raises:
-        InputError: A patient would change the split that it has in a present list, there are more folds than patients,
-            or a list cannot be written.
+        InputError: A patient would change the split that it has in a present list, or a list cannot be written.
     """
     groups = {case.patient: case.group for case in cases}
-    check_folds(folds, len(groups))
     present = sorted(out.glob(FOLD.format("*")))
-    if folds and present and len(present) != folds:
-        raise InputError(f"{present[-1]}: there are {len(present)} folds, not {folds}. {AGAIN}")
     if present and not folds:
-        print(f"{present[0]}: kept as it is, and {len(present) - 1} more; give --folds to list the folds again")
+        print(f"{present[0]} and {len(present) - 1} more are kept. Give --folds to list the folds again.")
     patients = split_patients(groups, fractions, seed)
-    splits: dict[Path, tuple[Any, dict]] = {out / DATALIST: (patients, {"fractions": list(fractions)})}
+    lists = {out / DATALIST: ({"fractions": list(fractions)}, _list_cases(cases, patients))}
     for fold, split in enumerate(split_folds(groups, folds, seed) if folds else []):
-        splits[out / FOLD.format(fold)] = (split, {"folds": folds})
-    for file, (split, _) in splits.items():
-        _check_unchanged({case.name: split[case.patient] for case in cases}, file)
-    for file, (split, made_with) in splits.items():
-        listed = _list_cases(cases, split)
+        lists[out / FOLD.format(fold)] = ({"folds": folds}, _list_cases(cases, split))
+    for file, (_, listed) in lists.items():
+        _check_unchanged(listed, file)
+    for file, (made_with, listed) in lists.items():
         datalist = {
             "name": out.name,
             "labels": {str(index): name for index, name in enumerate(facts.class_names)},
@@ -127,15 +104,12 @@ def write_datalists(
             "numTest": len(listed["testing"]),
             **listed,
         }
-        text = json.dumps(datalist, indent=1)
-        if not file.is_file() or file.read_text() != text:
-            with writing(file) as unfinished:
-                unfinished.write_text(text)
-    listed = _list_cases(cases, patients)
+        with writing(file) as unfinished:
+            unfinished.write_text(json.dumps(datalist, indent=1))
+    _, listed = lists[out / DATALIST]
     count = Counter(patients.values())
     counts = ", ".join(f"{split} {count[split]} ({len(listed[split])} cases)" for split in SPLITS)
-    size = sum(file.stat().st_size for case in cases for file in (out / case.name).iterdir()) / len(cases)
-    print(f"{out}: patients for {counts}; {size / 1e6:.1f} MB per case")
+    print(f"{out}: patients for {counts}")
     if listed["training"] and not listed["validation"]:
         print("No patient for validation: training will keep the weights of its last epoch. See --fractions.")
     if folds:
@@ -143,14 +117,8 @@ def write_datalists(
     return listed
 
 
-def check_folds(folds: int | None, patients: int) -> None:
-    """Raise `InputError` unless the number of folds is from 2 to the number of patients, or None."""
-    if folds is not None:
-        check_count("folds", folds, 2, patients)
-
-
-def _list_cases(cases: Sequence[Case], split: Mapping[str, str]) -> dict[str, list[dict[str, str]]]:
-    listed: dict[str, list[dict[str, str]]] = {name: [] for name in SPLITS}
+def _list_cases(cases: Sequence[Case], split: Mapping[str, str]) -> Listed:
+    listed: Listed = {name: [] for name in SPLITS}
     for case in cases:
         image, label = f"{case.name}/{IMAGE}", f"{case.name}/{LABEL}"
         item = {"image": image, "label": label, "case": case.name, "patient": case.patient}
@@ -158,13 +126,18 @@ def _list_cases(cases: Sequence[Case], split: Mapping[str, str]) -> dict[str, li
     return listed
 
 
-def _check_unchanged(splits: Mapping[str, str], datalist: Path) -> None:
+def _check_unchanged(listed: Listed, file: Path) -> None:
     """A model may have been trained on the present split, so no case may silently move to another."""
-    if not datalist.is_file():
+    if not file.is_file():
         return
-    with reading(datalist):
-        present = json.loads(datalist.read_text())
-        before = {item["case"]: split for split in SPLITS for item in present[split]}
-    for case in sorted(before.keys() & splits.keys()):
-        if before[case] != splits[case]:
-            raise InputError(f"{datalist}: {case} would move from {before[case]} to {splits[case]}. {AGAIN}")
+    with reading(file):
+        before, now = (
+            {item["case"]: split for split in SPLITS for item in items[split]}
+            for items in (json.loads(file.read_text()), listed)
+        )
+    for case in sorted(before.keys() & now.keys()):
+        if before[case] != now[case]:
+            raise InputError(
+                f"{file}: {case} would move from {before[case]} to {now[case]}. Choose another folder or, to split "
+                "again, delete the datalists."
+            )

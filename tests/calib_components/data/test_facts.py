@@ -30,19 +30,11 @@ def test_written_facts_are_read_back(tmp_path: Path) -> None:
     facts = Facts(**OWN, slice_axis=1, pixel_size=[1.25, 2.0], source="/data/1e3")
     write_facts(facts, tmp_path)
     assert read_facts(tmp_path / FACTS, **OWN) == facts_beside(tmp_path / "model.pt") == facts
-    before = (tmp_path / FACTS).stat().st_mtime_ns
-    write_facts(facts, tmp_path)
-    assert (tmp_path / FACTS).stat().st_mtime_ns == before
-    assert [path.name for path in tmp_path.iterdir()] == [FACTS]
-
-
-def test_file_of_version_0_2_has_no_schema_version(tmp_path: Path) -> None:
-    (tmp_path / FACTS).write_text(yaml.safe_dump(OWN))
+    (tmp_path / FACTS).write_text(yaml.safe_dump(OWN))  # as version 0.2 wrote it, without a schema_version
     assert read_facts(tmp_path / FACTS, **OWN) == Facts(**OWN)
 
 
 def test_without_a_file_the_facts_are_those_of_the_bundle(tmp_path: Path) -> None:
-    assert read_facts(tmp_path / FACTS, **OWN) == Facts(**OWN)
     (tmp_path / "datalist.json").write_text(json.dumps({"labels": dict(enumerate(OWN["class_names"]))}))
     assert read_facts(tmp_path / FACTS, **OWN) == Facts(**OWN)
     (tmp_path / "datalist.json").write_text('{"labels": {"0": "background", "1": "tumour"}}')
@@ -55,11 +47,8 @@ def test_without_a_file_the_facts_are_those_of_the_bundle(tmp_path: Path) -> Non
     [
         ({"dataset": "flare"}, "prepared like flare, the bundle is for acdc"),
         ({"num_classes": 4}, "class_names must hold 4 different values"),
-        ({"class_names": ["background", "wall", "wall"]}, "class_names must hold 3 different values"),
-        ({"label_codes": [0, 1]}, "label_codes must hold 3 different values"),
         ({"label_codes": [0, 1, 1]}, "label_codes must hold 3 different values"),
         ({"structures": {"wall": [3]}}, "structures have class indices beyond the 3 classes"),
-        ({"structures": {"wall": [-1]}}, "structures have class indices beyond the 3 classes"),
         ({"crop_size": [48, 112]}, r"crop_size \[48, 112\] is larger than image_size"),
         ({"image_size": 64}, "."),
         ({"pixel_sise": [1, 2]}, "unexpected keyword argument 'pixel_sise'"),
@@ -73,9 +62,7 @@ def test_facts_that_contradict_each_other(change: dict[str, Any], message: str, 
         read_facts(tmp_path / FACTS, **OWN)
 
 
-@pytest.mark.parametrize(
-    "text", ["", "- 3\n", "a: [", "\x00", "dataset: acdc\n", "a: !!python/object/apply:os.getcwd []"]
-)
+@pytest.mark.parametrize("text", ["", "a: [", "dataset: acdc\n", "a: !!python/object/apply:os.getcwd []"])
 def test_broken_file(text: str, tmp_path: Path) -> None:
     (tmp_path / FACTS).write_text(text)
     with pytest.raises(InputError, match=r"facts\.yaml: "):
@@ -100,6 +87,6 @@ def test_code_in_facts_is_not_evaluated(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_names_of_structures() -> None:
     check_class_names(["left kidney", "GTV+", "Ödem", "100%"], "labels")
-    for names in (["a", "a"], ["a", " "], ["a\nb"], ["Background"]):
+    for names in (["a", "a"], ["a", " "], ["Background"]):
         with pytest.raises(InputError, match="labels: "):
             check_class_names(names, "labels")

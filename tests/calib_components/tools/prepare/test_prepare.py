@@ -29,12 +29,6 @@ def files(out: Path) -> dict[str, bytes]:
 
 
 class TestAgain:
-    def test_second_run_changes_nothing(self, out: Path, prepare: Prepare) -> None:
-        prepare()
-        before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.name != ".lock"}
-        prepare()
-        assert {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.name != ".lock"} == before
-
     @pytest.mark.parametrize(
         "spoil",
         [
@@ -52,10 +46,9 @@ class TestAgain:
         before, kept = files(out), (out / "patient002_frame01" / "image.nii").stat().st_mtime_ns
         spoil(out / "patient001_frame09")
         shutil.rmtree(out / "patient002_frame09")
-        for state in ("unfinished", "replaced"):  # as killed runs leave them
-            (out / f".{state}-patient002_frame09").mkdir()
+        (out / ".unfinished-patient002_frame09").mkdir()  # as a killed run leaves it
         prepare()
-        assert f"{out}: 2 case(s) kept, 2 made, of these 1 anew\n" in capsys.readouterr().out
+        assert f"{out}: 2 case(s) kept, 2 made\n" in capsys.readouterr().out
         assert files(out) == before
         assert [path.name for path in out.glob(".*")] == [".lock"]
         assert (out / "patient002_frame01" / "image.nii").stat().st_mtime_ns == kept
@@ -69,7 +62,7 @@ class TestAgain:
         file = src / "training" / "patient001" / name
         save(file, np.asanyarray(nib.load(file).dataobj)[::-1])
         prepare()
-        assert f"{out}: 3 case(s) kept, 1 made, of these 1 anew\n" in capsys.readouterr().out
+        assert f"{out}: 3 case(s) kept, 1 made\n" in capsys.readouterr().out
         prepare(out=out.with_name("fresh"))
         fresh, now = files(out.with_name("fresh")), files(out)
         assert all(now[name] == content for name, content in fresh.items() if name.endswith(".nii"))
@@ -77,7 +70,7 @@ class TestAgain:
         assert other not in (None, first)
         os.utime(src / "training" / "patient002" / "patient002_frame01.nii.gz")
         prepare()
-        assert f"{out}: 3 case(s) kept, 1 made, of these 1 anew\n" in capsys.readouterr().out
+        assert f"{out}: 3 case(s) kept, 1 made\n" in capsys.readouterr().out
         assert fingerprint_of_cases(out / "datalist.json", out) == other  # they hold the same
 
     def test_bad_case_does_not_take_the_place_of_a_good_one(self, src: Path, out: Path, prepare: Prepare) -> None:
@@ -132,7 +125,7 @@ class TestAgain:
             prepare()
         before = files(out)
         prepare(ignore_headers=True)
-        assert f"{out}: 0 case(s) kept, 4 made, of these 4 anew\n" in capsys.readouterr().out
+        assert f"{out}: 0 case(s) kept, 4 made\n" in capsys.readouterr().out
         assert all(files(out)[name] == content for name, content in before.items() if name.endswith(".nii"))
 
 
@@ -143,7 +136,7 @@ class TestOutput:
             prepare()
         prepare()
 
-    @pytest.mark.parametrize("where", ["src", "src/training/out", ".", "link/out"])
+    @pytest.mark.parametrize("where", ["src", ".", "link/out"])
     def test_folder_of_the_data_set(self, where: str, src: Path, tmp_path: Path, prepare: Prepare) -> None:
         (tmp_path / "link").symlink_to(src)
         before = files(tmp_path)
@@ -158,11 +151,6 @@ class TestOutput:
         with pytest.raises(InputError, match="Output folder is not empty"):
             prepare()
         assert files(out) == {name: b""}
-
-    def test_file(self, out: Path, prepare: Prepare) -> None:
-        out.touch()
-        with pytest.raises(InputError, match="out"):
-            prepare()
 
 
 class TestBadCases:
@@ -194,7 +182,6 @@ class TestBadCases:
             {"fractions": (0.7, 0.1, 0.1)},
             {"fractions": (1, 0)},
             {"fractions": (1.2, -0.2, 0)},
-            {"fractions": (float("nan"), 0, 1)},
             {"workers": 0},
             {"seed": -1},
             {"folds": 1},
@@ -247,18 +234,6 @@ class TestNotes:
         labels = [read(out / f"patient00{i}_frame0{j}" / "label.nii") for i, j in ((1, 1), (1, 9), (2, 1))]
         np.testing.assert_array_equal(labels[0], labels[1])
         np.testing.assert_array_equal(labels[0], labels[2])
-
-    def test_no_structure_for_validation(
-        self, src: Path, out: Path, prepare: Prepare, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        note = "No structure in any label for validation, which so chooses no epoch. See --fractions and --seed."
-        prepare(fractions=(0.5, 0.5, 0.0))
-        assert note not in capsys.readouterr().out
-        (validated, *_) = json.loads((out / "datalist.json").read_text())["validation"]
-        for file in src.rglob(f"{validated['patient']}_*_gt.nii.gz"):
-            save(file, np.zeros_like(read(file)))
-        prepare(fractions=(0.5, 0.5, 0.0))
-        assert note in capsys.readouterr().out
 
 
 def read(path: Path) -> np.ndarray:

@@ -76,7 +76,7 @@ class TestFolds:
             with pytest.raises(InputError, match=r"datalist.*\.json: "):
                 prepare(**options)
         prepare()  # leaves the folds as they are
-        assert "datalist_fold0.json: kept as it is, and 4 more" in capsys.readouterr().out
+        assert "datalist_fold0.json and 4 more are kept" in capsys.readouterr().out
         assert {file: file.read_bytes() for file in out.glob("datalist*")} == before
 
 
