@@ -77,7 +77,10 @@ class EvaluationRecords:
         values = [self.cases[case].get(key, []) for key in self.files]
         sources = [file for v in values for file in ([v] if isinstance(v, str | os.PathLike) else v)]
         changed = max((os.stat(source).st_mtime_ns for source in sources), default=0)
-        return file.stat().st_mtime_ns >= changed and self.read(case)["stamp"] == self.stamp
+        try:
+            return file.stat().st_mtime_ns >= changed and self.read(case)["stamp"] == self.stamp
+        except InputError:  # such as of another release
+            return False
 
     def write(self, case: str, record: Mapping[str, Any]) -> None:
         """Write the record of a case, see `record_case`, completely or not at all."""

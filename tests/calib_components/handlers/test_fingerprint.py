@@ -133,7 +133,7 @@ def test_shows_each_setting_that_matters(name: str, value: Any) -> None:
         ("split", "validation"),
         ("network", "$@network_def.half()"),
         ("validate::dataset::data", "$monai.data.load_decathlon_datalist(@datalist, True, 'training', @dataset_dir)"),
-        ("validate::key_metric::dsc::metric_fn::include_background", False),
+        ("validate::key_metric::val_dsc::metric_fn::include_background", False),
         (
             "validate::postprocessing::transforms::0",
             {"_target_": "Lambdad", "keys": "pred", "func": "$lambda x: x / 2"},
