@@ -27,9 +27,10 @@ from torch import Tensor, nn
 from calib_components.errors import InputError, warn_once
 
 SUM_TOLERANCE = 1e-2  # allowed deviation of a sum of probabilities from 1; bfloat16 rounds by about this much
-# Logits in a slab. On a CPU it fits into the caches, and up to four are worked on at a time, more only if they are
-# smaller. On a GPU each kernel has work for all of it.
-CPU_SLAB = 2**18
+# Logits in a slab. On a CPU, half a dozen tensors of this size for each of two threads fit into the caches; more threads
+# have smaller slabs. Threads take turns in calling operations, so that small slabs cost time. On a GPU each kernel has
+# work for all of it.
+CPU_SLAB = 2**19
 GPU_SLAB = 2**24
 MOST_THREADS = 8
 
@@ -221,7 +222,7 @@ def map_slabs(function: Callable[[Slab], Result], shape: torch.Size, device: tor
     if device.type != "cpu":
         return [function(slab) for slab in split(shape, GPU_SLAB)]
     num_threads = min(torch.get_num_threads(), MOST_THREADS)
-    slabs = split(shape, CPU_SLAB * 4 // max(num_threads, 4))
+    slabs = split(shape, CPU_SLAB * 2 // max(num_threads, 2))
     if min(num_threads, len(slabs)) == 1:
         return [function(slab) for slab in slabs]
     return list(_threads(num_threads, os.getpid()).map(function, slabs))

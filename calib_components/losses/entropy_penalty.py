@@ -48,5 +48,5 @@ class EntropyPenaltyLoss(CalibrationLoss):
 
     def voxel_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         log_probabilities = F.log_softmax(logits, dim=1)
-        entropy = -(log_probabilities.exp() * log_probabilities).mean(1)
-        return -(labels * log_probabilities).sum(1) - self.penalty_weight * entropy
+        entropy = -(log_probabilities.exp() * log_probabilities).sum(1)
+        return -(labels * log_probabilities).sum(1) - self.penalty_weight / logits.shape[1] * entropy

@@ -50,4 +50,5 @@ class MbLSLoss(CalibrationLoss):
 
     def voxel_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         excess = F.relu(logits.amax(1, keepdim=True) - logits - self.margin)
-        return F.cross_entropy(logits, labels, reduction="none") + self.penalty_weight * excess.mean(1)
+        penalty = self.penalty_weight / logits.shape[1] * excess.sum(1)
+        return F.cross_entropy(logits, labels, reduction="none") + penalty

@@ -89,6 +89,7 @@ class NACLLoss(CalibrationLoss):
         return lambda slab: self.window.prior(labels, slab, logits.dtype)
 
     def voxel_loss(self, logits: Tensor, labels: Tensor, prior: Tensor) -> Tensor:
+        cross_entropy = F.cross_entropy(logits, labels, reduction="none")
         difference = (logits if self.constraint == "logits" else logits.softmax(1)) - prior
         distance = difference.abs() if self.penalty == "l1" else difference.square()
-        return F.cross_entropy(logits, labels, reduction="none") + self.penalty_weight * distance.mean(1)
+        return cross_entropy + self.penalty_weight / logits.shape[1] * distance.sum(1)
