@@ -33,15 +33,6 @@ from calib_components.data.nifti import check_same_grid, open_nifti
 from calib_components.data.transforms import check_finite, check_labels
 from calib_components.errors import UNFINISHED, InputError, reading
 
-__all__ = [
-    "CaseDataset",
-    "LoadSliced",
-    "SliceDataset",
-    "load_slice",
-    "read_datalist",
-    "write_case",
-]
-
 IMAGE, LABEL, SOURCE = "image.nii", "label.nii", "source.json"
 CONTENT = "content"  # in source.json: SHA-256 of the two files
 SPLITS = ("training", "validation", "testing")

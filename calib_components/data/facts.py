@@ -13,15 +13,6 @@ import yaml
 
 from calib_components.errors import InputError, reading, writing
 
-__all__ = [
-    "FACTS",
-    "Facts",
-    "check_class_names",
-    "facts_beside",
-    "read_facts",
-    "write_facts",
-]
-
 FACTS, DATALIST = "facts.yaml", "datalist.json"  # in a folder of prepared cases
 MULTIPLE = 16  # sides of a slice, which the network halves four times
 

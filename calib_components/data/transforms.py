@@ -18,21 +18,6 @@ from monai.utils import ensure_tuple
 from calib_components.data.nifti import NiftiReader
 from calib_components.errors import InputError
 
-__all__ = [
-    "CheckVolumed",
-    "ClassIndicesd",
-    "InSlabsd",
-    "LoadVolumed",
-    "NamedCompose",
-    "SlicesLastd",
-    "check_finite",
-    "check_image",
-    "check_labels",
-    "file_name",
-    "has_other_pixels",
-    "slice_axis",
-]
-
 PIXEL_SIZE_FACTOR = 3  # how far off the trained pixel sizes an image may be before there is a warning
 SAME_SPACING = 1e-3  # relative difference of spacings that are equal up to rounding
 SLAB = 16  # slices whose values are changed at once

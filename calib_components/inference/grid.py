@@ -18,8 +18,6 @@ from monai.data import MetaTensor
 from calib_components.data.nifti import axes_onto
 from calib_components.errors import InputError
 
-__all__ = ["ImageGrid"]
-
 Step = Callable[[torch.Tensor, int], torch.Tensor]  # of images `(*, *, H, W)`, along -2 or -1
 
 

@@ -21,8 +21,6 @@ from monai.utils import ensure_tuple
 from calib_components.data.nifti import check_same_grid, files_below, open_nifti
 from calib_components.errors import InputError, check_writable
 
-__all__ = ["MAPS", "Image", "ImageFolder", "find_images", "result_name", "run_stamp"]
-
 NIFTI = re.compile(r"(.+)(\.nii(?:\.gz)?)", re.IGNORECASE | re.DOTALL)
 MAPS = {"label": "seg", "uncertainty": "uncertainty", "probability": "probability"}  # endings of the files of each map
 NOT_IMAGES = ("_gt", "_seg", "_label", "_probability", "_uncertainty")  # labels, and maps that inference writes
@@ -30,12 +28,7 @@ NOT_IMAGES = ("_gt", "_seg", "_label", "_probability", "_uncertainty")  # labels
 
 @dataclass(frozen=True)
 class Image:
-    """One image to segment.
-
-    Attributes:
-        name: What its results are named after.
-        files: Its one file, or one file per channel.
-    """
+    """One image to segment: the name of its results, and its one file or one file per channel."""
 
     name: str
     files: tuple[Path, ...]

@@ -11,8 +11,6 @@ from monai.inferers import Inferer, SimpleInferer
 from calib_components.errors import check_count
 from calib_components.inference.scratch import release, scratch
 
-__all__ = ["Bfloat16Inferer", "SlicesInferer"]
-
 
 class Bfloat16Inferer(SimpleInferer):
     """Apply a network to a batch in mixed precision of bfloat16, on any device.

@@ -24,13 +24,6 @@ from calib_components.inference.grid import ImageGrid
 from calib_components.inference.images import MAPS, result_name
 from calib_components.inference.scratch import release, scratch
 
-__all__ = [
-    "PredictionMapsd",
-    "SaveMapd",
-    "fill_background",
-    "normalized_entropy",
-]
-
 INTEGERS = {8: torch.uint8, 16: torch.uint16}
 SLAB = 2**22  # values of a slab: voxels times classes
 SLOPE = "scl_slope"  # key of a map's metadata: the step of the integers that it holds

@@ -13,8 +13,6 @@ import torch
 
 from calib_components.errors import InputError
 
-__all__ = ["release", "scratch"]
-
 IN_MEMORY = 2**28  # bytes; tensors up to this size are ordinary ones
 _files: weakref.WeakValueDictionary[int, mmap.mmap] = weakref.WeakValueDictionary()  # by the address of their bytes
 

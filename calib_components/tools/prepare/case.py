@@ -49,11 +49,7 @@ class Case:
 
 
 def require_cases(find_cases: Callable[[Path], list[Case]], src: Path, layout: str) -> list[Case]:
-    """List the cases in a folder, of which there must be at least one.
-
-    Raises:
-        InputError: The folder is missing, or has no case.
-    """
+    """List the cases in a folder; raise `InputError` if it is missing or has none."""
     if not src.is_dir():
         raise InputError(f"{src}: no such folder.")
     if not (cases := find_cases(src)):
@@ -97,10 +93,7 @@ def made_from(case: Case, facts: Facts, ignore_headers: bool) -> dict[str, Any]:
 
 
 def read_done(case: Case, facts: Facts, out: Path, ignore_headers: bool = False) -> dict[str, Any] | None:
-    """Return what `source.json` of a prepared case records, or None if the case has to be prepared.
-
-    It is kept if both of its files are there, whole, and were made from the files that the data set has now.
-    """
+    """Return what `source.json` records of a case; None unless it is whole and made from the present files."""
     folder = out / case.name
     try:
         source, now = json.loads((folder / SOURCE).read_text()), made_from(case, facts, ignore_headers)
@@ -134,13 +127,7 @@ def transform_case(case: Case, facts: Facts, ignore_headers: bool = False) -> di
 
 
 def load_case(case: Case, facts: Facts, ignore_headers: bool = False) -> dict[Any, Any]:
-    """Load a case and check it.
-
-    Args:
-        case: Case to load; several images are the channels of one.
-        facts: Facts of the data set, which state the number of channels and the values in label files.
-        ignore_headers: Whether to take the voxels of the label, and of further channels, for those of the first image
-            whatever their headers state.
+    """Load a case; several images are the channels of one.
 
     Returns:
         `image` `(C, H, W, D)` and `label` `(1, H, W, D)` with class indices, float32, both on the voxels of the first
@@ -168,18 +155,13 @@ def load_case(case: Case, facts: Facts, ignore_headers: bool = False) -> dict[An
 
 
 def onto(volume: MetaTensor, image: MetaTensor, ignore_headers: bool = False) -> tuple[MetaTensor, bool]:
-    """Bring a volume onto the voxels of an image, without interpolation: its axes are reordered and flipped if needed.
-
-    Args:
-        volume: `(C, H, W, D)`, with the affine of its file.
-        image: `(C, H, W, D)`, with the affine of its file.
-        ignore_headers: Whether to take the voxels for those of the image if only the shapes agree.
+    """Reorder and flip the axes of a volume `(C, H, W, D)` so that its voxels are those of an image `(C, H, W, D)`.
 
     Returns:
-        The volume on the voxels of the image, and whether it had to be reordered or flipped.
+        The volume on the voxels of the image, and whether its axes were reordered or flipped.
 
     Raises:
-        InputError: The voxels do not lie at the same places.
+        InputError: The voxels do not lie at the same places, or with `ignore_headers`, the shapes differ.
     """
     name, reference = file_name(volume), file_name(image)
     affine, target, grid = np.asarray(volume.affine), np.asarray(image.affine), tuple(image.shape[1:])

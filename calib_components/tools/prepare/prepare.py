@@ -123,7 +123,6 @@ def prepare_data(
 
 
 def _own_facts(facts: Facts, labels: Sequence[str] | None, in_channels: int | None) -> Facts:
-    """Return the facts of a user's own data, which follow the geometry and intensities of a data set."""
     if not labels:
         raise InputError("labels: give the names of the structures, such as --labels liver,spleen.")
     names = [str(name).strip("'\" ") for name in labels]  # without quotes that a shell has left
@@ -206,12 +205,11 @@ def _prepare(
         return ""
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    workers = workers or min(cores, MOST_WORKERS)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # the last digits of sums depend on it
     try:
         problems = thread_map(
-            attempt, missing, max_workers=workers, desc=out.name, unit="case", leave=False, disable=None
+            attempt, missing, max_workers=workers or min(cores, MOST_WORKERS), leave=False, disable=None
         )
     finally:
         torch.set_num_threads(threads)

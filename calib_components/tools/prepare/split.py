@@ -9,6 +9,7 @@ import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from calib_components.data.cases import IMAGE, LABEL, SPLITS
 from calib_components.data.facts import DATALIST, Facts
@@ -73,11 +74,8 @@ def write_datalists(
 ) -> Listed:
     """Split the patients of prepared cases, write the lists for MONAI, and print what is in each split.
 
-    `out/datalist.json` is one split by `fractions`. If `folds` are given, `out/datalist_fold0.json` and so on are the
-    folds of a cross-validation over all patients.
-
-    Returns:
-        The items of `out/datalist.json`, by split.
+    `out/datalist.json`, whose items are returned, is one split by `fractions`. If `folds` are given,
+    `out/datalist_fold0.json` and so on are the folds of a cross-validation over all patients.
 
     Raises:
         InputError: A patient would change the split that it has in a present list, or a list cannot be written.
@@ -87,7 +85,8 @@ def write_datalists(
     if present and not folds:
         print(f"{present[0]} and {len(present) - 1} more are kept. Give --folds to list the folds again.")
     patients = split_patients(groups, fractions, seed)
-    lists = {out / DATALIST: ({"fractions": list(fractions)}, _list_cases(cases, patients))}
+    lists: dict[Path, tuple[dict[str, Any], Listed]] = {}
+    lists[out / DATALIST] = ({"fractions": list(fractions)}, _list_cases(cases, patients))
     for fold, split in enumerate(split_folds(groups, folds, seed) if folds else []):
         lists[out / FOLD.format(fold)] = ({"folds": folds}, _list_cases(cases, split))
     for file, (_, listed) in lists.items():

@@ -72,16 +72,13 @@ def test_broken_file(text: str, tmp_path: Path) -> None:
 def test_code_in_facts_is_not_evaluated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     code = "$__import__('os').mkdir('ran')"
-    (tmp_path / FACTS).write_text(
-        yaml.safe_dump({**OWN, "structures": {"wall": [1], code: [2]}, "file_suffixes": [code]})
-    )
+    (tmp_path / FACTS).write_text(yaml.safe_dump({**OWN, "structures": {"wall": [1], code: [2]}}))
     parser = ConfigParser({
         "facts": {"_target_": "calib_components.data.facts.read_facts", "file": FACTS, **OWN},
         "structures": "$@facts.structures",
-        "suffixes": "$@facts.file_suffixes",
-        "used": {"_target_": "builtins.dict", "structures": "@structures", "suffixes": "@suffixes"},
+        "used": {"_target_": "builtins.dict", "structures": "@structures"},
     })  # fmt: skip
-    assert parser.get_parsed_content("used") == {"structures": {"wall": [1], code: [2]}, "suffixes": [code]}
+    assert parser.get_parsed_content("used") == {"structures": {"wall": [1], code: [2]}}
     assert [path.name for path in tmp_path.iterdir()] == [FACTS]
 
 

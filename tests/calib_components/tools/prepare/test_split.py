@@ -52,15 +52,6 @@ class TestFolds:
             assert (sizes["validation"] > 0) == (folds > 2)
             assert sizes["training"] > 0 or folds == len(groups) == 2
 
-    def test_nine_patients_in_three_folds_by_hand(self) -> None:
-        """Each fold validates on what the next one tests."""
-        first, second, third = split_folds(dict.fromkeys("abcdefghi", ""), 3, seed=0)
-        parts = [{p for p in fold if fold[p] == "testing"} for fold in (first, second, third)]
-        assert [len(part) for part in parts] == [3, 3, 3]
-        assert {p for p in first if first[p] == "validation"} == parts[1]
-        assert {p for p in third if third[p] == "validation"} == parts[0]
-        assert {p for p in second if second[p] == "training"} == parts[0]
-
     def test_files(self, tmp_path: Path, out: Path, prepare: Prepare, capsys: pytest.CaptureFixture[str]) -> None:
         prepare(make_acdc(tmp_path / "src", patients=5), folds=5)
         assert "5 folds, datalist_fold0.json to datalist_fold4.json" in capsys.readouterr().out
