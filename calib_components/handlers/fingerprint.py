@@ -1,9 +1,9 @@
 """Fingerprint of a run: the settings of a bundle that reach its numbers, as plain data.
 
 Two runs are comparable, and a finished run is still valid, if their fingerprints are equal. Not covered: comments, the
-device, the number of workers, places and the names of helper ids, which reach no number (rounding depends on the
-device, but no more than numbers do on a seed); handlers, `initialize` and `run`; and the content of files and the code
-of classes, of which the names are shown. What prepared cases hold has a fingerprint of its own.
+device, the number of workers, places and the names of helper ids, which reach no number; handlers, `initialize` and
+`run`; and the content of files and the code of classes, of which the names are shown. What prepared cases hold has a
+fingerprint of its own.
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ import hashlib
 import json
 import re
 import textwrap
-from collections.abc import Container, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +34,9 @@ __all__ = [
 
 INERT = ("_desc_", "_requires_")
 LOADING = ("num_workers", "pin_memory", "persistent_workers", "prefetch_factor", "multiprocessing_context")
-PLACES = ("bundle_root", "ckpt_dir", "datalist", "dataset_dir", "load_path", "output_dir", "facts_file")
-SEED = "seed"
-# Networks that give the same numbers: the temperature of the first is 1 until it is fitted, which changes its weights.
-ALIKE = {"calib_components.posthoc.TemperatureUNet": "UNet"}
-# Ids of a bundle, each with the arguments of its components that are left out.
+# Ids whose values reach no number: places, and the seed, which is shown once, under its own id.
+BY_NAME = ("bundle_root", "ckpt_dir", "datalist", "dataset_dir", "load_path", "output_dir", "facts_file", "seed")
+# Ids of a bundle, each with the arguments of its component that are left out.
 DATA_AND_NETWORK: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(("num_classes", "in_channels", "label_codes", "structures", "image_size", "crop_size", "amp"), ()),
     **dict.fromkeys(("volume_transforms", "prepare", "network_def", "network"), ()),
@@ -74,25 +71,43 @@ def fingerprint(config: Mapping[str, Any], ids: Mapping[str, tuple[str, ...]] = 
 
     Args:
         config: Configuration of a bundle after overrides, as `ConfigParser.get()` returns it. It is not changed.
-        ids: Ids to include, as far as they are there, each with the arguments of its components that are left out:
+        ids: Ids to include, as far as they are there, each with the arguments of its component that are left out:
             `TRAINING` or `EVALUATION`.
     """
     parser = ConfigParser(copy.deepcopy(dict(config)))
     parser.get_parsed_content("imports", default=None)  # parses, and imports the modules that expressions use
-    parser["device"] = "cpu"
+    parser["device"] = "cuda"  # on which the default of `amp` depends
     if "facts" in parser:  # what is read from a file, not which
         parser["facts"] = parser.get_parsed_content("facts")
-    settings: dict[str, Any] = {}
-    for name, left_out in ids.items():
-        resolver = _Resolver(parser, ids, left_out)
-        if name == "amp" and name in parser:  # its default depends on the device
-            settings[name] = {}
-            for device in ("cuda", "cpu"):  # ends with that of all other settings
-                parser["device"] = device
-                settings[name][device] = resolver.resolve(parser[name])
-        elif name in parser:
-            settings[name] = resolver.resolve(parser[name])
-    return json.loads(json.dumps(settings, default=str))
+    found = {name: _plain(parser[name], parser, ids, left_out) for name, left_out in ids.items() if name in parser}
+    return json.loads(json.dumps(found, default=str))
+
+
+def _plain(value: Any, parser: ConfigParser, ids: Mapping[str, Any], left_out: tuple[str, ...] = ()) -> Any:
+    """Return a part of a configuration with the values of references and expressions in their place."""
+    if isinstance(value, Mapping):
+        left_out = INERT + left_out
+        return {key: _plain(part, parser, ids) for key, part in value.items() if key not in left_out}
+    if isinstance(value, list | tuple):
+        return [_plain(part, parser, ids) for part in value]
+    if not isinstance(value, str):
+        return value
+    names = [name for name in ReferenceResolver.match_refs_pattern(value) if name in parser and name not in BY_NAME]
+    referred = {name: _plain(parser[name], parser, ids) for name in names}
+    shown = {name: v for name, v in referred.items() if name not in ids or not _is_built(v)}
+    if not ConfigExpression.is_expression(value):
+        return shown.get(value.removeprefix(ReferenceResolver.ref), value)
+    try:  # with the settings of components in place of the components
+        ready = ReferenceResolver.update_refs_pattern(value, dict(referred))
+        evaluated = ConfigExpression(ready, globals=parser.globals).evaluate({ReferenceResolver._vars: referred})
+        return json.loads(json.dumps(evaluated))
+    except (KeyError, RuntimeError, SyntaxError, TypeError, ValueError):
+        shown.pop("device", None)
+        return {value: shown} if shown else value
+
+
+def _is_built(value: Any) -> bool:
+    return re.search(r'"(_target_|\$)', json.dumps(value, default=str)) is not None
 
 
 def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
@@ -106,75 +121,13 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Describe what differs between two runs, such as `learning_rate (0.001, now 0.01)`."""
     described = []
     for name in differing(before, now):
-        old, new = _first_difference(before.get(name), now.get(name))
-        described.append(f"{name} ({textwrap.shorten(old, 80)}, now {textwrap.shorten(new, 80)})")
+        old, new = before.get(name), now.get(name)
+        while isinstance(old, Mapping) and isinstance(new, Mapping):
+            key = next(key for key in {**old, **new} if old.get(key) != new.get(key))
+            old, new = old.get(key), new.get(key)
+        texts = [textwrap.shorten(json.dumps(value), 80) for value in (old, new)]
+        described.append(f"{name} ({texts[0]}, now {texts[1]})")
     return described
-
-
-def _first_difference(one: Any, other: Any) -> tuple[str, str]:
-    """Return the innermost values that differ, as text."""
-    if isinstance(one, Mapping) and isinstance(other, Mapping):
-        name = next(key for key in {**one, **other} if one.get(key) != other.get(key))
-        return _first_difference(one.get(name), other.get(name))
-    return json.dumps(one), json.dumps(other)
-
-
-@dataclass(frozen=True)
-class _Resolver:
-    """Turns parts of a configuration into plain data; `ids` are those of the fingerprint."""
-
-    parser: ConfigParser
-    ids: Container[str]
-    left_out: tuple[str, ...] = ()
-
-    def resolve(self, value: Any) -> Any:
-        """Return a part of the configuration as plain data; as in MONAI, a disabled component is None."""
-        if isinstance(value, Mapping):
-            if self._is_disabled(value):
-                return None
-            left_out = (*INERT, *(self.left_out if "_target_" in value else ()))
-            parts = {key: part for key, part in value.items() if key not in left_out and not self._is_disabled(part)}
-            parts = {key: self.resolve(part) for key, part in parts.items()}
-            if parts.get("_disabled_") is False:
-                del parts["_disabled_"]
-            if "_target_" in parts:
-                target = re.sub(r"^monai\.(\w+\.)*", "", str(parts["_target_"]))  # MONAI allows short names
-                parts["_target_"] = ALIKE.get(target, target)
-            return parts
-        if isinstance(value, list | tuple):
-            return [self.resolve(part) for part in value if not self._is_disabled(part)]
-        if not isinstance(value, str):
-            return value
-        names = ReferenceResolver.match_refs_pattern(value)
-        within = replace(self, left_out=())
-        referred = {name: within.resolve(self.parser[name]) for name in names if name in self.parser}
-        if ConfigExpression.is_expression(value):
-            return self._evaluate(value, {name: part for name, part in referred.items() if not self._stays(name)})
-        name = value.removeprefix(ReferenceResolver.ref)
-        return value if self._stays(name) or self._has(name, referred) else referred.get(name, value)
-
-    def _stays(self, name: str) -> bool:
-        """Whether a reference stays: a place reaches no number, and a seed is shown once, as the id that it is."""
-        return name in PLACES or (name == SEED and SEED in self.ids)
-
-    def _has(self, name: str, referred: Mapping[str, Any]) -> bool:
-        """Whether the fingerprint has the id, and its value is not plain data; that of `amp` depends on the device."""
-        built = re.search(r'"(_target_"|\$)', json.dumps(referred.get(name), default=str))
-        return name in self.ids and (name == "amp" or built is not None)
-
-    def _is_disabled(self, value: Any) -> bool:
-        disabled = self.resolve(value.get("_disabled_")) if isinstance(value, Mapping) else None
-        return str(disabled).strip().lower() == "true"
-
-    def _evaluate(self, expression: str, referred: Mapping[str, Any]) -> Any:
-        """Evaluate an expression with the settings of components in place of the components."""
-        try:
-            ready = ReferenceResolver.update_refs_pattern(expression, dict(referred))
-            value = ConfigExpression(ready, globals=self.parser.globals).evaluate({ReferenceResolver._vars: referred})
-            return json.loads(json.dumps(value))
-        except (KeyError, RuntimeError, SyntaxError, TypeError, ValueError):
-            shown = {name: v for name, v in referred.items() if name != "device" and not self._has(name, referred)}
-            return {expression: shown} if shown else expression
 
 
 def fingerprint_of_cases(datalist: Path, folder: Path) -> str | None:
