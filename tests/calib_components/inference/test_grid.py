@@ -62,15 +62,10 @@ def test_only_the_slices_that_a_slab_needs_are_used(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "directions",
     [
-        nib.eulerangles.euler2mat(z=np.pi / 4),  # between two axes
-        nib.eulerangles.euler2mat(y=np.pi / 4, x=3 * np.pi / 4),  # between all
-        [
-            [0.48, -0.2805, 0.8312],
-            [0.6, -0.5863, -0.5443],
-            [0.64, 0.76, -0.1131],
-        ],  # near them, and its own turns differ
+        nib.eulerangles.euler2mat(y=np.pi / 4, x=3 * np.pi / 4),
+        [[0.48, -0.2805, 0.8312], [0.6, -0.5863, -0.5443], [0.64, 0.76, -0.1131]],
     ],
-    ids=["between two", "between all", "oblique"],
+    ids=["between all axes", "oblique"],
 )
 def test_each_voxel_comes_back_to_its_place(directions: Any) -> None:
     shape = (5, 4, 3)

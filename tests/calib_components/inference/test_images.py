@@ -62,10 +62,10 @@ def test_endings_may_differ_within_an_image(tmp_path: Path) -> None:
     assert names == ["_t1", "x_flair", "x", "x_t2", "y"]
 
 
-@pytest.mark.parametrize("name", ["a.nii.gz", "a_t1.nii.gz", "A.NII.GZ", "x.y.nii"])
-def test_results_are_named_after_the_image(name: str, tmp_path: Path) -> None:
-    (found,) = find_images(save(tmp_path / name), MODALITIES)
-    assert result_name(tmp_path / name, MODALITIES) == found.name
+def test_results_are_named_after_the_image(tmp_path: Path) -> None:
+    for file in ("a.nii.gz", "x_t1.nii.gz", "A.NII.GZ", "x.y.nii"):
+        (found,) = find_images(save(tmp_path / file), MODALITIES)
+        assert result_name(tmp_path / file, MODALITIES) == found.name
 
 
 def test_suitable_images_pass(tmp_path: Path) -> None:
@@ -84,14 +84,12 @@ def test_files_of_an_image_share_a_grid(tmp_path: Path) -> None:
     shifted = affine.copy()
     shifted[0, 3] = 3
     save(tmp_path / "in/x_t1.nii", affine=affine)
-    for other, fits in ((affine + 1e-3, True), (shifted, False)):
-        save(tmp_path / "in/x_t2.nii", affine=other)
-        folder = images_of(tmp_path, in_channels=2, file_suffixes=["_t1", "_t2"])
-        if fits:
-            folder.check()
-        else:
-            with pytest.raises(InputError, match=r"x_t2\.nii.* 3 mm"):
-                folder.check()
+    folder = images_of(tmp_path, in_channels=2, file_suffixes=["_t1", "_t2"])
+    save(tmp_path / "in/x_t2.nii", affine=affine + 1e-3)
+    folder.check()
+    save(tmp_path / "in/x_t2.nii", affine=shifted)
+    with pytest.raises(InputError, match=r"x_t2\.nii.* 3 mm"):
+        folder.check()
 
 
 @pytest.mark.parametrize(
@@ -124,7 +122,6 @@ def test_unsuitable_folders_are_named(tmp_path: Path) -> None:
 
 
 def test_items_given_in_place_of_the_folder_are_checked(tmp_path: Path) -> None:
-    images_of(tmp_path).check([{"image": str(save(tmp_path / "a.nii"))}])
     with pytest.raises(InputError, match=r"missing\.nii does not exist"):
         images_of(tmp_path).check([{"image": str(tmp_path / "missing.nii")}])
 

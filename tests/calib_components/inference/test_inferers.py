@@ -8,21 +8,15 @@ import pytest
 import torch
 from monai.inferers import SliceInferer
 
-from calib_components.errors import InputError
 from calib_components.inference.inferers import Bfloat16Inferer, SlicesInferer
 
 torch.manual_seed(0)
 NETWORK = torch.nn.Conv2d(2, 3, 3, padding=1).double()  # sees how a slice is turned
 SLICES = SliceInferer(roi_size=(16, 16), sw_batch_size=3, spatial_dim=2)
 TURNS: list[Callable[[torch.Tensor], torch.Tensor]] = [
-    lambda x: x,
     lambda x: x.flip(2),
-    lambda x: x.flip(3),
-    lambda x: x.flip(2, 3),
     lambda x: x.transpose(2, 3),
-    lambda x: x.transpose(2, 3).flip(2),
-    lambda x: x.transpose(2, 3).flip(3),
-    lambda x: x.transpose(2, 3).flip(2, 3),
+    lambda x: x.rot90(1, (2, 3)),
 ]
 
 
@@ -32,18 +26,12 @@ def test_slices_are_those_of_monai(batch_size: int) -> None:
     torch.testing.assert_close(SlicesInferer(batch_size)(volume, NETWORK), SLICES(volume, NETWORK))
 
 
-def test_a_batch_has_slices() -> None:
-    with pytest.raises(InputError, match="batch_size"):
-        SlicesInferer(0)
-
-
 @pytest.mark.parametrize("turn", TURNS)
 def test_prediction_turns_with_a_square_slice(turn: Callable[[torch.Tensor], torch.Tensor]) -> None:
     volume = torch.rand(1, 2, 16, 16, 4, dtype=torch.float64)
     inferer = SlicesInferer(3, average=True)
     torch.testing.assert_close(inferer(turn(volume), NETWORK), turn(inferer(volume, NETWORK)))
-    if turn is not TURNS[0]:
-        assert (SLICES(turn(volume), NETWORK) - turn(SLICES(volume, NETWORK))).abs().max() > 0.01
+    assert (SLICES(turn(volume), NETWORK) - turn(SLICES(volume, NETWORK))).abs().max() > 0.01
 
 
 def test_mean_of_the_eight_orientations() -> None:

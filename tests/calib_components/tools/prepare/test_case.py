@@ -95,7 +95,6 @@ BAD: list[tuple[str, Callable[[Path], Any], str]] = [
     ("image", changed(lambda v: v[:, :, 0]), "not that of a 3D volume"),
     ("image", changed(lambda v: v * 0 + 7), "no contrast"),
     ("image", changed(with_nan), "1 values are NaN or infinite"),
-    ("label", changed(with_nan), "label values nan are none of"),
     ("label", changed(lambda v: v * 2), "label values 4, 6 are none of [0, 1, 2, 3]"),
     ("label", lambda file: save(file, np.zeros((18, 16, 4)), from_matvec(np.eye(3), [3, 0, 0]) @ SPACING), "3 mm"),
 ]
@@ -126,9 +125,6 @@ def test_channels_of_several_files(case: Case, tmp_path: Path) -> None:
     np.testing.assert_array_equal(loaded["image"], np.stack([values + number for number in range(4)]))
     assert loaded["turned"] == ["b.nii"]
     assert loaded["label"].unique().tolist() == [0, 1, 2, 3]
-    save(files[2], values * 0)
-    with pytest.raises(InputError, match=r"c\.nii: the image has no contrast"):
-        load_case(several, facts)
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="no real images beside this checkout")
