@@ -37,10 +37,8 @@ Bins = dict[str, CalibrationBins]  # by their region
 WORSE = 1.1  # times the error before, from which an error after the fit is warned of
 REGIONS = {"all": "all voxels", "predicted": "predicted foreground"}  # that errors are reported in
 SPLITS = {  # what to know of a fit on a split
-    "training": "The network was trained on these cases and is more confident on them than on others: the temperature "
-    "is too low for other patients.",
-    "validation": "If the network was validated on these cases, they also chose its epoch: errors on other patients "
-    "are higher.",
+    "training": "The network is more confident on cases that it was trained on: the temperature is too low for others.",
+    "validation": "If these cases chose the epoch of the network, errors on other patients are higher.",
     "testing": "Results of these weights on the same test cases are no longer independent of them.",
 }
 
@@ -53,10 +51,9 @@ def calibration_cases(temperature: float | None, pool: Sequence[Any] | None, **o
 class Calibration:
     """Fit a calibrator to trained weights, and write it into them.
 
-    The network runs over the cases twice: uncalibrated, for the fit, and calibrated, for the calibration errors after
-    it. It writes, all of them or none:
+    The network runs over the cases twice, uncalibrated and calibrated. Written are, all of them or none:
 
-    - the weights, with the calibrator. All else in the file stays, so that fitting again gives the same bytes.
+    - the weights, with the calibrator. All else in the file stays.
     - `temperature.json`: the estimate, see `read_estimate`. Files of another calibrator have its name.
     - `temperature_fit.json`: what the fit keeps of each patient, see `Calibrator.to_dict`, for `pool`.
     - `reliability_temperature.png`: reliability before and after, over all voxels and the predicted foreground.
@@ -69,21 +66,19 @@ class Calibration:
         network: The network, which carries a calibrator: see `calib_components.posthoc`.
         calibrator: What is fitted, and to which region.
         load_path: Trained weights.
-        calibrated_path: File of the calibrated weights, which may be the same. In another folder, it gets the
-            `facts.yaml` of the weights beside it.
+        calibrated_path: File of the calibrated weights, which may be the same. Another folder gets `facts.yaml`, too.
         output_dir: Folder of the other files.
         split: Split that the cases are from, for what is said of the fit.
-        temperature: A temperature to write into the weights without a fit. The other files, which an earlier fit may
-            have left, are removed: they would be of another temperature.
-        pool: Folders of earlier fits, such as those of all folds of a cross-validation, each with the network of its
-            fold: one calibrator is fitted to all their patients, each of whom is in one of them, without any case.
-            `temperature_fit.json` stays as it is then, and there is no figure.
+        temperature: A temperature to write without a fit. The other files, of an earlier fit, are removed.
+        pool: Folders of earlier fits, such as of all folds of a cross-validation: one calibrator is fitted to all their
+            patients, each of whom is in one of them, without any case. `temperature_fit.json` stays as it is then, and
+            there is no figure.
         facts: Facts of the data, which are compared with those of the weights; None not to compare them.
 
     Raises:
-        InputError: From `run`, if the network carries no calibrator, an argument is not as described, the weights are
-            not suitable (see `WeightsCheckpointLoader`), there are no voxels in the region, an earlier fit is missing
-            or of another region, `calibrated_path` has other weights, or a file cannot be written.
+        InputError: From `run`, if the network carries no calibrator, the weights are not suitable (see
+            `WeightsCheckpointLoader`), there are no voxels in the region, an earlier fit is missing or of another
+            region, `calibrated_path` has other weights, or a file cannot be written.
     """
 
     def __init__(
@@ -132,13 +127,12 @@ class Calibration:
             self._write(files)
 
     def _check_places(self) -> None:
-        """Say before the work what would keep the files from being written."""
+        """Find out before the work what would keep the files from being written."""
         check_writable("calibrated_path", self.calibrated_path.parent)
-        weights = read_weights(self.load_path)[1]
         if self.calibrated_path.exists():
-            there, parameters = read_weights(self.calibrated_path)[1], self.calibrator.state().keys()
-            names = {*weights, *there} - parameters
-            if not all(name in weights and name in there and weights[name].equal(there[name]) for name in names):
+            own, there = (read_weights(file)[1] for file in (self.load_path, self.calibrated_path))
+            names = {*own, *there} - self.calibrator.state().keys()
+            if not all(name in own and name in there and own[name].equal(there[name]) for name in names):
                 raise InputError(f"calibrated_path: {self.calibrated_path} has other weights. Choose another file.")
         check_beside(self.calibrated_path, facts_beside(self.load_path), "calibrated_path")
 
@@ -162,9 +156,9 @@ class Calibration:
         estimate: Estimate = self.calibrator.compute()
         set_calibrator(self.network, self.calibrator)
         if idist.get_rank() == 0:
+            before, after, region = estimate.nll_before, estimate.nll_after, self.calibrator.region.name
             self._log.info("%s %s", self.calibrator.name.capitalize(), estimate.summary())
-            region = self.calibrator.region.name
-            self._log.info("NLL %.4f -> %.4f (region %s)", estimate.nll_before, estimate.nll_after, region)
+            self._log.info("NLL %.4f -> %.4f (region %s)", before, after, region)
             for warning in estimate.warnings():
                 self._log.warning("%s", warning)
         return {f"{estimate.name}.json": _encoded(estimate.to_dict(), indent=2)}
@@ -180,16 +174,16 @@ class Calibration:
 
     def _write(self, files: Mapping[str, bytes | None]) -> None:
         """Write the weights and the other files, all or none; those without content are removed."""
-        if any(content is not None for content in files.values()):
-            make_folder(self.output_dir)
         file, content = self.calibrated_path, with_calibrator(self.load_path, self.calibrator)
         is_new = not file.is_file() or file.read_bytes() != content
+        reports = {name: report for name, report in files.items() if report is not None}
+        if reports:
+            make_folder(self.output_dir)
         with ExitStack() as stack:
-            for name, report in files.items():
-                if report is not None:
-                    stack.enter_context(writing(self.output_dir / name)).write_bytes(report)
+            for name, report in reports.items():
+                stack.enter_context(writing(self.output_dir / name)).write_bytes(report)
             write_weights(file, content, facts_beside(self.load_path), "calibrated_path")
-            for name in (name for name, report in files.items() if report is None):
+            for name in files.keys() - reports.keys():
                 (self.output_dir / name).unlink(missing_ok=True)
         self._log.info("Wrote the %s into %s", self.calibrator.name, file)
         for export in sorted(file.parent.glob(f"{glob.escape(file.stem)}.*")):

@@ -35,26 +35,22 @@ class TrainingCheckpoint:
 
     After each epoch it writes `last.ckpt` (network, optimizer, scheduler, AMP scaler, epoch, best metric so far) and,
     if the evaluator has just reached its best key metric or has nothing to validate on, `model.pt` (the state dict of
-    the network alone), with `facts.yaml` beside it, from which inference learns what the weights were trained on. Each
-    file is replaced in one step, so a process that is killed, or a full disk, leaves the previous one intact. (Ignite's
-    `Checkpoint` removes the previous file first; MONAI Label would take `last.pt` for weights.)
+    the network alone), with the `facts.yaml` of its data. Each file is replaced in one step, so a process that is
+    killed, or a full disk, leaves the previous one. (Ignite's `Checkpoint` removes the previous file first.)
 
-    `last.ckpt` also has the fingerprint of the run, see `calib_components.handlers.fingerprint`: a run with other
-    settings of the bundle, other data or another number of processes cannot resume from it. Outside of a bundle's run,
-    settings are not known, and it is for you to keep them.
+    `last.ckpt` also has the fingerprint of the run, see `calib_components.handlers.fingerprint`: a bundle's run with
+    other settings, other data or another number of processes cannot resume from it.
 
     All randomness of an epoch (augmentation, dropout, and the order of a sampler without a seed of its own) is seeded
     with `seed` and the number of the epoch. A resumed run therefore draws the same numbers as an uninterrupted one, and
     on a CPU ends with the same bits. Workers that stay from epoch to epoch need a `SliceDataset` and a sampler that
     follows the epoch, such as MONAI's `DistributedSampler`.
 
-    A calibrator of the network, see `calib_components.posthoc`, changes nothing in training, also if the weights that
-    it starts from are calibrated: other weights need another calibration after training.
+    A calibrator of the network, see `calib_components.posthoc`, changes nothing in training.
 
     Args:
         ckpt_dir: Folder of the two files.
-        network: Network to train. Of what `DistributedDataParallel` or `torch.compile` made of one, the weights of the
-            network inside are saved.
+        network: Network to train, which `DistributedDataParallel` or `torch.compile` may wrap.
         optimizer: Its optimizer.
         lr_scheduler: Its learning-rate scheduler.
         evaluator: The validation engine, whose `best_metric_epoch` says when the metric was best.
@@ -81,10 +77,9 @@ class TrainingCheckpoint:
         dataset_dir: str | os.PathLike | None = None,
     ) -> None:
         self.best_path, self.last_path = Path(ckpt_dir) / "model.pt", Path(ckpt_dir) / LAST
-        self.stateful: dict[str, Any] = {
-            "network": unwrapped(network), "optimizer": optimizer, "lr_scheduler": lr_scheduler
-        }  # fmt: skip
-        self.evaluator, self.seed, self.resume = evaluator, seed, resume
+        self.network, self.evaluator, self.seed, self.resume = unwrapped(network), evaluator, seed, resume
+        self.stateful: dict[str, Any] = {"network": self.network, "optimizer": optimizer, "lr_scheduler": lr_scheduler}
+        self._log = logging.getLogger(__name__)
         config, self.facts = running_config(), None
         if config is not None and "facts" in config:
             self.facts = replace(facts_in_use(config), source="")  # weights travel, folders do not
@@ -111,7 +106,7 @@ class TrainingCheckpoint:
         if self.resume and self.last_path.is_file():
             self._load(engine)
         elif self.resume:
-            logging.getLogger(__name__).info("No %s to resume from: starting from the beginning.", self.last_path)
+            self._log.info("No %s to resume from: starting from the beginning.", self.last_path)
         # Handlers run in the order in which they were attached; now all others have been, which validate and log.
         if engine.has_event_handler(self._save, Events.EPOCH_COMPLETED):
             engine.remove_event_handler(self._save, Events.EPOCH_COMPLETED)
@@ -136,7 +131,7 @@ class TrainingCheckpoint:
         engine.state.iteration = checkpoint["epoch"] * engine.state.epoch_length
         self.evaluator.state.best_metric = checkpoint["best_metric"]
         self.evaluator.state.best_metric_epoch = checkpoint["best_metric_epoch"]
-        logging.getLogger(__name__).info("Resuming after epoch %d of %s.", checkpoint["epoch"], self.last_path)
+        self._log.info("Resuming after epoch %d of %s.", checkpoint["epoch"], self.last_path)
 
     def _start_epoch(self, engine: Trainer) -> None:
         seed = np.random.SeedSequence((self.seed, engine.state.epoch, idist.get_rank())).generate_state(1).item()
@@ -146,32 +141,30 @@ class TrainingCheckpoint:
             dataset.seed_items(seed)
         else:  # workers that do not stay seed their own copies; without workers, this one is used
             set_rnd(dataset, seed=seed)
-        if (calibrator := find_calibrator(self.stateful["network"])) is not None:
-            set_calibrator(self.stateful["network"], type(calibrator)())
+        if (calibrator := find_calibrator(self.network)) is not None:
+            set_calibrator(self.network, type(calibrator)())
 
     def _save(self, engine: Trainer) -> None:
         best, epoch = self.evaluator.state, engine.state.epoch
         if best.best_metric_epoch != NEVER and (best.best_metric == 0 or math.isnan(best.best_metric)):
             # Where labels have no structure, the DSC is NaN or 0, of which MONAI would keep the first for ever.
             best.best_metric_epoch = NEVER
-            logging.getLogger(__name__).warning(
-                "validation: the DSC is %g. model.pt is of this epoch", best.best_metric
-            )
+            self._log.warning("validation: the DSC is %g. model.pt is of this epoch", best.best_metric)
         if idist.get_rank() != 0:
             return
-        weights = self.stateful["network"].state_dict()
+        weights = self.network.state_dict()
         if not all(values.isfinite().all() for values in weights.values() if values.is_floating_point()):
             raise InputError(
                 f"network: weights are NaN or infinite after epoch {epoch}. The files in {self.best_path.parent} are "
                 "of epochs before. Try a lower --learning_rate."
             )
         make_folder(self.best_path.parent)
-        state = {name: holder.state_dict() for name, holder in self.stateful.items()}
-        state.update(epoch=epoch, settings=self.settings)
-        state.update(best_metric=best.best_metric, best_metric_epoch=best.best_metric_epoch)
         if best.best_metric_epoch in (epoch, NEVER):
             for name, values in weights.items():  # for machines without a GPU, whatever reads them
                 weights[name] = values.cpu()
             write_weights(self.best_path, serialize(weights), self.facts, "ckpt_dir")
+        state = {name: holder.state_dict() for name, holder in self.stateful.items()}
+        state.update(epoch=epoch, settings=self.settings)
+        state.update(best_metric=best.best_metric, best_metric_epoch=best.best_metric_epoch)
         with writing(self.last_path) as file:
             file.write_bytes(serialize(state))

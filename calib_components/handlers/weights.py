@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from ignite.engine import Engine, Events
-from monai.bundle import ConfigParser
 
 from calib_components.bundle import running_config
 from calib_components.data.facts import DATALIST, FACTS, Facts, facts_beside, write_facts
@@ -33,7 +32,6 @@ __all__ = [
     "load_weights",
     "read_weights",
     "serialize",
-    "warn_of_other_split",
     "with_calibrator",
     "write_weights",
 ]
@@ -49,8 +47,7 @@ def read_weights(file: str | os.PathLike) -> tuple[Any, dict[str, torch.Tensor]]
         file: A state dict, or a dictionary that holds one as `model`, as MONAI's `CheckpointSaver` writes it.
 
     Returns:
-        Whatever the file holds, and a copy of the state dict, with the versions of modules that PyTorch keeps beside
-        it.
+        Whatever the file holds, and a copy of the state dict.
 
     Raises:
         InputError: The file is missing or of another kind, or has values that are NaN or infinite.
@@ -81,8 +78,7 @@ def load_weights(network: torch.nn.Module, file: str | os.PathLike) -> None:
         file: See `read_weights`.
 
     Raises:
-        InputError: See `read_weights`; or the weights are those of another network, or their calibrator is out of its
-            range.
+        InputError: See `read_weights`; or the weights or their calibrator do not fit.
 
     Examples:
         >>> import tempfile
@@ -119,33 +115,20 @@ def serialize(state: Mapping[str, Any]) -> memoryview:
 
 
 def with_calibrator(file: str | os.PathLike, calibrator: Calibrator) -> memoryview:
-    """Return the content of a file of weights with another calibrator; nothing else in it changes.
-
-    Args:
-        file: See `read_weights`.
-        calibrator: The fitted calibrator.
-    """
+    """Return the content of a file of weights, see `read_weights`, with another calibrator and all else as it is."""
     content, weights = read_weights(file)
     if (before := calibrator_in(weights)) is not None and type(before) is not type(calibrator):
         for name in before.state():
             del weights[name]
     weights.update({name: values.cpu() for name, values in calibrator.state().items()})
-    if "model" in content:
-        content["model"] = weights
-    return serialize(content if "model" in content else weights)
+    if "model" not in content:
+        return serialize(weights)
+    content["model"] = weights
+    return serialize(content)
 
 
 def check_beside(file: Path, facts: Facts | None, name: str) -> None:
-    """Refuse to write weights, or their facts, beside weights of other data.
-
-    Args:
-        file: The file to write.
-        facts: Facts of the data that its weights were trained on; None if there are none.
-        name: What chooses the file, for messages.
-
-    Raises:
-        InputError: There are other weights, or the list of prepared cases, with other facts.
-    """
+    """Raise `InputError` if beside a file to write are weights or cases of other data; `name` is the id of the file."""
     there, folder = facts_beside(file), file.parent
     endings = (".pt", *EXPORT_ENDINGS)
     others = [path for path in folder.glob("[!.]*") if path.suffix in endings and path != file]
@@ -165,9 +148,7 @@ def write_weights(file: Path, content: bytes | memoryview, facts: Facts | None, 
 
 
 def join_weights(*files: Path, out: Path) -> None:
-    """Join the weights of several networks of one kind to those of their ensemble, see `EnsembleUNet`.
-
-    The facts of their data, in `facts.yaml` beside them, are written beside the new weights, too.
+    """Join the weights of several networks to those of their ensemble, see `EnsembleUNet`, with their `facts.yaml`.
 
     Args:
         files: The weights of the members, see `read_weights`.
@@ -184,19 +165,19 @@ def join_weights(*files: Path, out: Path) -> None:
     facts = facts_beside(files[0])
     first: dict[str, torch.Tensor] = {}
     joined: dict[str, torch.Tensor] = {}
-    trained: set[str] = set()  # the lists of cases, as far as a record beside a network says them
+    lists: set[str] = set()  # of cases, as far as a record beside the weights names one
     for number, file in enumerate(files):
+        _, weights = read_weights(file)
         if facts_beside(file) != facts:
             raise InputError(f"{file}: facts.yaml beside it differs from that of {files[0]}.")
-        _, weights = read_weights(file)
-        with reading(file, f"a network like that of {files[0]}"):
-            weights.setdefault("temperature", torch.ones(()))
-            first = first or weights
-            _compare(weights, first)
         if (state := file.with_name(LAST)).is_file():
-            trained.add(str(_trained_with(state)[1]))
-        if len(trained) > 1:  # folds are trained on the patients that others are tested on
+            lists.add(_trained_with(state)[1])
+        if len(lists) > 1:  # folds are trained on the patients that others are tested on
             raise InputError(f"{file}: {LAST} beside it is of another list of cases than those before. Join one split.")
+        weights.setdefault("temperature", torch.ones(()))
+        first = first or weights
+        with reading(file, f"a network like that of {files[0]}"):
+            _compare(weights, first)
         joined.update({f"members.{number}.{name}": values for name, values in weights.items()})
     write_weights(out, serialize(joined), facts, "--out")
 
@@ -234,8 +215,8 @@ class WeightsCheckpointLoader:
             log.warning("%s has no %s beside it: whether it suits these images is not checked", self.load_path, FACTS)
         elif self.facts is not None:
             _compare_facts(trained_on, self.facts, self.load_path)
-        if self.facts is not None and (config := running_config()) is not None:
-            warn_of_other_split(self.load_path, config)
+        if self.facts is not None:
+            _warn_of_other_split(self.load_path)
         load_weights(self.network, self.load_path)
         log.info("Loaded the weights in %s", self.load_path)
 
@@ -249,35 +230,33 @@ def _compare_facts(trained_on: Facts, data: Facts, file: Path) -> None:
             raise InputError(f"{file} was trained on data with {name} {got}, these have {own}. Use other weights.")
         if got != own:
             log.warning("%s was trained on data with %s %s, these have %s. Compare with care.", file, name, got, own)
-    if trained_on.pixel_size is not None and data.pixel_size is not None:
-        smallest, largest = data.pixel_size
-        if has_other_pixels((smallest, largest), trained_on.pixel_size):
-            log.warning(
-                "%s was trained on pixels of %.3g to %.3g mm, these have %.3g to %.3g mm. Do not rely on the results.",
-                file, *trained_on.pixel_size, smallest, largest,
-            )  # fmt: skip
+    before, now = trained_on.pixel_size, data.pixel_size
+    if before is not None and now is not None and has_other_pixels((now[0], now[1]), before):
+        text = "%s was trained on pixels of %.3g to %.3g mm, these have %.3g to %.3g mm. Do not rely on the results."
+        log.warning(text, file, *before, *now)
 
 
-def _trained_with(state: Path) -> tuple[Any, Any]:
+def _trained_with(state: Path) -> tuple[str | None, str]:
     """Fingerprints of the cases and of their list, in the last checkpoint of a training."""
     with reading(state, "a checkpoint of a training"):
         settings = torch.load(state, map_location="cpu", weights_only=True, mmap=True)["settings"]
         return settings["cases"], settings["data"]
 
 
-def warn_of_other_split(file: Path, config: ConfigParser) -> None:
-    """Warn of weights whose training, which is recorded beside them, had another list of the cases that are run."""
-    state = Path(file).with_name(LAST)
-    if "datalist" not in config or not state.is_file():
+def _warn_of_other_split(file: Path) -> None:
+    """Warn of weights whose training, recorded beside them, had another list of the cases that this run has."""
+    config, state = running_config(), file.with_name(LAST)
+    if config is None or "datalist" not in config or not state.is_file():
         return
     datalist, folder = (Path(config.get_parsed_content(name)) for name in ("datalist", "dataset_dir"))
     cases, listed = _trained_with(state)
-    same_cases = cases is not None and cases == fingerprint_of_cases(datalist, folder)
-    if same_cases and listed != fingerprint_of_list(datalist):
-        logging.getLogger(__name__).warning(
-            "%s was trained with another list of the cases in %s, as %s says. If the split differs, some of these "
-            "patients were trained on.", file, datalist, LAST,
-        )  # fmt: skip
+    if (
+        cases is not None
+        and cases == fingerprint_of_cases(datalist, folder)
+        and listed != fingerprint_of_list(datalist)
+    ):
+        text = "%s was trained with another list of the cases in %s. Some of these patients may have been trained on."
+        logging.getLogger(__name__).warning(text, file, datalist)
 
 
 def load_torchscript(file: str | os.PathLike, device: torch.device | str) -> torch.jit.ScriptModule:

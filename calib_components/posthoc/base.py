@@ -40,8 +40,7 @@ class Estimate:
         """Return what the fit says about the network and does to its probabilities, as one sentence.
 
         Args:
-            by_prediction: Whether the prediction alone chose the voxels of the fit, see `Region.by_prediction`.
-                Otherwise the fit of a calibrated network changes it, and says nothing about its confidence.
+            by_prediction: See `Region.by_prediction`; otherwise the fit says nothing about the network's confidence.
         """
         raise NotImplementedError
 
@@ -61,19 +60,16 @@ class Estimate:
 
 
 class Calibrator(torch.nn.Module):
-    """Base class of calibrators: fitted like a metric, applied by calling it on logits.
+    """Base class of calibrators: `update` with each batch, then `compute`; applied by calling it on logits.
 
-    `update` with each batch, then `compute`. A new calibrator leaves logits as they are. Its parameters are buffers;
-    `set_calibrator` puts them into a network, whose weights and exports then carry them.
-
-    What is kept of a patient is one row of sums over voxels: memory does not grow with voxels, and resampled patients
-    are other sums of rows. Across several processes, `compute` and `to_dict` put the patients of all together, so every
-    process must call them. A subclass has a `name`, the type of its `estimate`, buffers, `forward`, `voxel_sums` and
-    `solve`.
+    A new calibrator leaves logits as they are. Its parameters are buffers; `set_calibrator` puts them into a network,
+    whose weights and exports then carry them. What is kept of a patient is one row of sums over voxels. Across several
+    processes, `compute` and `to_dict` put the patients of all together, so every process must call them. A subclass has
+    a `name`, the type of its `estimate`, buffers, `forward`, `voxel_sums` and `solve`.
 
     Args:
-        region: The voxels to fit, see `calib_components.metrics.regions`. Fitted to a region chosen by the ground
-            truth, probabilities are not calibrated. The prediction before calibration chooses voxels.
+        region: The voxels to fit, see `calib_components.metrics.regions`; predictions are those before calibration.
+            Fitted to a region chosen by the ground truth, probabilities are not calibrated.
         ignore_index: Ground-truth value of voxels to leave out; their logits are not checked.
         sigmoid: Whether each channel is a binary problem of its own, as one channel always is.
 
@@ -94,10 +90,7 @@ class Calibrator(torch.nn.Module):
         self.reset()
 
     def voxel_sums(self, logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-        """Return sums over voxels of logits `(N, voxels)` and class indices `(voxels,)`, float64, `(K,)`.
-
-        With sigmoid, N is 2, and the logit of class 0 is 0.
-        """
+        """Return sums over voxels of logits `(N, voxels)` and class indices `(voxels,)`, float64, `(K,)`."""
         raise NotImplementedError
 
     def solve(self, names: Sequence[str], rows: Array) -> Estimate:
@@ -113,11 +106,7 @@ class Calibrator(torch.nn.Module):
         return dict(self.named_buffers())
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Replace the parameters, in place where the shape stays, by a tensor or number for each name in `state()`.
-
-        Raises:
-            InputError: A value is out of its range.
-        """
+        """Replace the parameters, in place where the shape stays, by a tensor or number for each name in `state()`."""
         self.check_state(state)
         for name, own in self.state().items():
             values = torch.as_tensor(state[name]).to(own)
@@ -140,8 +129,7 @@ class Calibrator(torch.nn.Module):
         Args:
             logits: Output of a network before softmax or sigmoid, of any floating-point type.
             y: Ground truth, of any type that holds whole numbers.
-            group: Name of the patient, or the names of the patients of the B cases. Cases of one patient may be spread
-                over batches and processes.
+            group: Name of the patient, or of those of the B cases, which may be spread over batches and processes.
 
         Raises:
             InputError: Shapes do not match, some logits are NaN or infinite, `y` holds invalid labels, or there are not
@@ -159,7 +147,8 @@ class Calibrator(torch.nn.Module):
         sums: dict[int, torch.Tensor] = {}  # no entry for a case without a voxel in the region
         for voxels in read_voxels(logits, y, self.region, self.ignore_index, self.sigmoid, logits=True):
             sums[voxels.case] = sums.get(voxels.case, 0) + self.voxel_sums(voxels.logits, voxels.label)
-        self._add({names[case]: row.cpu().numpy()} for case, row in sums.items())
+        for case, row in sums.items():
+            self._add({names[case]: row.cpu().numpy()})
 
     def add(self, other: Calibrator) -> None:
         """Add the patients of another fit, such as of another process; those of the same name are one.
@@ -169,7 +158,7 @@ class Calibrator(torch.nn.Module):
         """
         if (own := self._options()) != (others := other._options()):
             raise InputError(f"Fits with different options cannot be added: {own} and {others}.")
-        self._add([other._rows])
+        self._add(other._rows)
 
     def compute(self) -> Any:
         """Fit the parameters to all voxels added so far, in all processes, and return the `Estimate`.
@@ -183,35 +172,32 @@ class Calibrator(torch.nn.Module):
         return self.solve(list(rows), np.array(list(rows.values())))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the options and the rows of the patients of all processes, as data that JSON can store.
-
-        So fits can be put together elsewhere, such as those of several folds. Patients keep their names.
-        """
+        """Return the options, and the rows of the patients of all processes by their names, as JSON data."""
         return {**self._options(), "patients": {name: row.tolist() for name, row in self._gathered().items()}}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Calibrator:
         """Inverse of `to_dict`."""
         fit = cls(Region(**values["region"]), values["ignore_index"], values["sigmoid"])
-        fit._add([{name: np.array(row, dtype=float) for name, row in values["patients"].items()}])
+        fit._add({name: np.array(row, dtype=float) for name, row in values["patients"].items()})
         return fit
 
     def _options(self) -> dict[str, Any]:
         return {"region": asdict(self.region), "ignore_index": self.ignore_index, "sigmoid": self.sigmoid}
 
-    def _add(self, parts: Any) -> None:
-        for name, row in (item for part in parts for item in part.items()):
+    def _add(self, rows: Mapping[str, Array]) -> None:
+        for name, row in rows.items():
             self._rows[name] = self._rows.get(name, 0) + row
 
     def _gathered(self) -> dict[str, Array]:
         """The rows of the patients of all processes, in the order of their names."""
-        parts: list[Any] = [self._rows]
+        whole, parts = type(self)(), [self._rows]
         if dist.is_available() and dist.is_initialized():
-            parts = [None] * dist.get_world_size()
+            parts *= dist.get_world_size()
             dist.all_gather_object(parts, self._rows)
-        whole = type(self)()
-        whole._add(parts)
-        return {name: whole._rows[name] for name in sorted(whole._rows)}
+        for rows in parts:
+            whole._add(rows)
+        return dict(sorted(whole._rows.items()))
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         # In the weights of a network, the parameters stand beside those of the network.

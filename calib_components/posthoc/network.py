@@ -29,8 +29,7 @@ __all__ = [
 class Calibrated(torch.nn.Module):
     """Mixin of networks that carry a calibrator: at first a temperature of 1, afterwards that of the weights they load.
 
-    A state dict has the parameters of the calibrator beside those of the network, such as `temperature`. One without
-    any loads as a calibrator that changes nothing.
+    A state dict has its parameters beside those of the network. One without any loads as one that changes nothing.
     """
 
     __jit_unused_properties__ = ("temperature",)
@@ -60,8 +59,7 @@ class TemperatureScaled(Calibrated):
         - input, output: those of the network.
 
     Args:
-        network: A network that returns logits as one tensor. Its own state dict is a part of this one's, each name with
-            the prefix `network.`. The temperature is on its device, and its mode, training or evaluation, stays.
+        network: A network that returns logits as one tensor. In the state dict its names have the prefix `network.`.
         temperature: The temperature, from 0.001 to 1000.
 
     Raises:
@@ -83,8 +81,7 @@ class TemperatureScaled(Calibrated):
         own = next(itertools.chain(network.parameters(), network.buffers()), None)
         self.calibrator = TemperatureScaling().to(None if own is None else own.device)
         self.calibrator.set_state({"temperature": temperature})
-        # A new module is in training, and what restores the mode of a network, as MONAI's `eval_mode`, would then put
-        # an evaluated one into training.
+        # A new module is in training, into which MONAI's `eval_mode` would then put an evaluated network.
         self.training = self.calibrator.training = network.training
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -97,8 +94,7 @@ class TemperatureScaled(Calibrated):
 class TemperatureUNet(Calibrated, UNet):
     """MONAI's `UNet` that carries a calibrator, at first a temperature of 1.
 
-    Arguments and names in the state dict are those of `monai.networks.nets.UNet`, and one name more, `temperature`.
-    Weights of a `UNet` load as a temperature of 1.
+    Arguments and names in the state dict are those of `UNet`, whose weights load, and one name more, `temperature`.
 
     Examples:
         >>> from monai.networks.nets import UNet
@@ -131,8 +127,7 @@ class EnsembleUNet(Calibrated):
 
     Args:
         args: Arguments of `TemperatureUNet`, for each member.
-        members: Number of members, at least 2. `scripts/join_weights.py` joins the weights of as many networks to those
-            of this one, in which the names of the first have the prefix `members.0.`.
+        members: Number of members, at least 2. `scripts/join_weights.py` joins the weights of as many networks.
         options: Further arguments of `TemperatureUNet`, with at least two classes.
 
     Raises:
@@ -156,13 +151,10 @@ class EnsembleUNet(Calibrated):
 
 def unwrapped(network: torch.nn.Module) -> torch.nn.Module:
     """Return the network inside of what `torch.compile`, `DataParallel` or `DistributedDataParallel` made of it."""
-    while True:
-        if isinstance(network, torch.nn.DataParallel | torch.nn.parallel.DistributedDataParallel):
-            network = network.module
-        elif isinstance(inner := getattr(network, "_orig_mod", None), torch.nn.Module):  # of torch.compile
-            network = inner
-        else:
-            return network
+    if isinstance(network, torch.nn.DataParallel | torch.nn.parallel.DistributedDataParallel):
+        return unwrapped(network.module)
+    inner = getattr(network, "_orig_mod", None)  # of torch.compile
+    return network if inner is None else unwrapped(inner)
 
 
 def find_calibrator(network: torch.nn.Module) -> Calibrator | None:
@@ -174,8 +166,7 @@ def find_calibrator(network: torch.nn.Module) -> Calibrator | None:
 def find_temperature(network: torch.nn.Module) -> torch.Tensor | None:
     """Return the temperature that a network carries, scripted or not; None without one.
 
-    It is the buffer itself, whose value changes with the weights. A network that moves to another device or type gets a
-    new buffer: look for it afterwards.
+    It is the buffer itself, whose value changes with the weights, until the network moves to another device or type.
     """
     own = unwrapped(network)
     buffers = own.named_buffers() if isinstance(own, torch.jit.ScriptModule) or find_calibrator(own) else ()
@@ -184,10 +175,6 @@ def find_temperature(network: torch.nn.Module) -> torch.Tensor | None:
 
 def set_calibrator(network: torch.nn.Module, calibrator: Calibrator) -> None:
     """Put the parameters of a calibrator into a network; those of a new calibrator undo the calibration.
-
-    Args:
-        network: A network of this module, or what wraps it.
-        calibrator: A calibrator, which stays as it is.
 
     Raises:
         InputError: The network carries no calibrator.
@@ -203,11 +190,7 @@ def set_calibrator(network: torch.nn.Module, calibrator: Calibrator) -> None:
 
 
 def calibrator_in(weights: Mapping[str, torch.Tensor], prefix: str = "") -> Calibrator | None:
-    """Return the calibrator in a state dict, whose names have a prefix; None if there is none.
-
-    Raises:
-        InputError: Its parameters are out of their range.
-    """
+    """Return the calibrator in a state dict, whose names have a prefix; None if there is none."""
     for found in (kind() for kind in KINDS.values()):
         if all(f"{prefix}{name}" in weights for name in found.state()):
             found.set_state({name: weights[f"{prefix}{name}"] for name in found.state()})

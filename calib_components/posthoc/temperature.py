@@ -51,9 +51,8 @@ class TemperatureEstimate(Estimate):
         low: Lower end of its 95 % interval: the percentile bootstrap over patients. NaN with one patient.
         high: Upper end.
         coverage: Share of simulated intervals that hold the true temperature; below 0.95, the interval is too narrow
-            for this number of patients. A simulation takes the patients for the whole population, whose temperature is
-            `temperature`, draws as many from it with replacement, and computes their interval. NaN with one patient,
-            and where `at_edge`.
+            for this number of patients. A simulation draws as many from these patients, with replacement, as if they
+            were the population. NaN with one patient, and where `at_edge`.
         leave_one_out: The temperature fitted without each patient; empty with one patient.
         nll_before: Mean negative log-likelihood of the voxels at T = 1, in nats.
         nll_after: The same at the fitted temperature.
@@ -104,19 +103,20 @@ class TemperatureEstimate(Estimate):
         return f"{relation} the model {was} {confident} on these patients; its probabilities become {become}."
 
     def warnings(self) -> list[str]:
-        sentences, of_range = [], f"at the edge of its range, {LOWEST:g} to {HIGHEST:g}"
+        sentences, edge = [], f"at the edge of its range, {LOWEST:g} to {HIGHEST:g}"
         if self.at_edge:
             sentences.append(
-                f"The temperature, {self.temperature:g}, is {of_range}: the NLL has its minimum beyond it, or none. "
-                "Check that the logits and the ground truth belong together."
+                f"The temperature, {self.temperature:g}, is {edge}: check that logits and ground truth belong together."
             )
         elif self.low <= LOWEST or self.high >= HIGHEST:
-            sentences.append(f"The 95 % interval of the temperature ends {of_range}: it may be wider.")
+            sentences.append(f"The 95 % interval of the temperature ends {edge}: it may be wider.")
         if self.patients < FEWEST_PATIENTS:
-            simulated = f" (simulated coverage {100 * self.coverage:.0f} %, not 95 %)"
+            covered = (
+                "" if math.isnan(self.coverage) else f" (simulated coverage {100 * self.coverage:.0f} %, not 95 %)"
+            )
             sentences.append(
                 f"The temperature was fitted on {self._number()}, fewer than {FEWEST_PATIENTS}: its interval is not "
-                f"reliable{'' if math.isnan(self.coverage) else simulated}."
+                f"reliable{covered}."
             )
         if self.low <= 1 <= self.high:
             held = f"{self.low:.3f} to {self.high:.3f}"
@@ -185,25 +185,16 @@ class TemperatureScaling(Calibrator):
         log2_b = float(_roots(total))
         at_edge = bool(abs(log2_b) >= LOG2_B[-1])
         low = high = coverage = math.nan
-        leave_one_out: dict[str, float] = {}
+        others: dict[str, float] = {}
         if len(names) > 1:
             low, high = _interval(sums)
             coverage = math.nan if at_edge else _coverage(sums, log2_b)
-            others = (1 - np.eye(len(names))) @ sums  # adds up: a difference of sums would lose digits
-            leave_one_out = dict(zip(names, (2.0 ** -_roots(others)).tolist(), strict=True))
-        self.set_state({"temperature": 2.0**-log2_b})
-        return TemperatureEstimate(
-            temperature=2.0**-log2_b,
-            low=low,
-            high=high,
-            coverage=coverage,
-            leave_one_out=leave_one_out,
-            nll_before=float(unscaled / voxels),
-            nll_after=max(0.0, float((unscaled + _change(total, log2_b)) / voxels)),  # rounded
-            patients=len(names),
-            voxels=int(voxels),
-            at_edge=at_edge,
-        )
+            without = (1 - np.eye(len(names))) @ sums  # adds up: a difference of sums would lose digits
+            others = dict(zip(names, (2.0 ** -_roots(without)).tolist(), strict=True))
+        before, after = unscaled / voxels, max(0.0, (unscaled + _change(total, log2_b)) / voxels)  # rounded below 0
+        temperature, numbers = 2.0**-log2_b, (float(before), float(after), len(names), int(voxels))
+        self.set_state({"temperature": temperature})
+        return TemperatureEstimate(temperature, low, high, coverage, others, *numbers, at_edge)
 
 
 def _expected(sums: Array, log2_b: Array | float) -> Array:
@@ -231,12 +222,11 @@ def _change(total: Array, log2_b: float) -> float:
 
 
 def _percentiles(values: Any, statistic: Any, resamples: int, batch: int) -> Any:
-    """Return the percentile interval of a statistic of resampled values, along the last axis, from a fixed seed."""
-    options = {"axis": -1, "vectorized": True, "method": "percentile", "random_state": np.random.default_rng(0)}
-    found = bootstrap(
-        (values,), statistic, n_resamples=resamples, batch=max(1, batch), confidence_level=LEVEL, **options
-    )
-    return found.confidence_interval
+    """Return the ends of the percentile interval of resampled values, along the last axis, from a fixed seed."""
+    return bootstrap(
+        (values,), statistic, n_resamples=resamples, batch=max(1, batch), vectorized=True, axis=-1,
+        confidence_level=LEVEL, method="percentile", random_state=np.random.default_rng(0),
+    ).confidence_interval  # fmt: skip
 
 
 def _interval(sums: Array) -> tuple[float, float]:
@@ -250,7 +240,7 @@ def _interval(sums: Array) -> tuple[float, float]:
 def _coverage(sums: Array, log2_b: float) -> float:
     """Return the share of samples of as many patients whose interval holds the temperature of all.
 
-    The interval of the temperature holds that of all where the interval of the derivative, at `log2_b`, holds 0.
+    It does where the interval of the derivative, at `log2_b`, holds 0.
     """
     number, total = len(sums), sums.sum(0)
     drawn = np.random.default_rng(0).integers(number, size=(SIMULATIONS, number))
