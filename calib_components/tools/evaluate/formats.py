@@ -98,11 +98,7 @@ class Prediction:
         raise NotImplementedError
 
     def header(self) -> Header:
-        """Read what is known before the voxels are.
-
-        Raises:
-            InputError: A file cannot be read or has other axes, or the files do not belong together.
-        """
+        """Read what is known before the voxels are; raise `InputError` if the files do not belong together."""
         raise NotImplementedError
 
     def load(self) -> tuple[np.ndarray, np.dtype, float]:
@@ -338,11 +334,7 @@ def is_label_map(file: Path) -> bool:
 
 
 def open_label_map(file: Path) -> SpatialImage:
-    """Open a label file and check its header; the voxels are not read.
-
-    Raises:
-        InputError: See `open_nifti`; or it is not three-dimensional.
-    """
+    """Open a label file and check its header; the voxels are not read."""
     image = open_nifti(file)
     if len(image.shape) != 3 and image.shape[3:] != (1,):
         raise InputError(f"{file}: a volume of shape {image.shape} is no label map.")

@@ -45,15 +45,7 @@ def note(case: Case, saved: Saved, classes: Classes) -> dict[str, Any]:
 
 
 def warn(notes: Sequence[Notes], absent: Sequence[str], classes: Classes, predictions: Path, labels: Path) -> None:
-    """Warn of likely mistakes.
-
-    Args:
-        notes: Those of each case.
-        absent: Structures that no label has.
-        classes: What the channels are.
-        predictions: Folder of the predictions, for messages.
-        labels: Folder of the labels, likewise.
-    """
+    """Warn of likely mistakes, from the notes of each case and the structures that no label has."""
     logger = logging.getLogger(__name__)
     for name in absent:
         codes = sorted(set().union(*(classes.codes[channel] for channel in classes.structures[name])))
@@ -91,16 +83,7 @@ def warn(notes: Sequence[Notes], absent: Sequence[str], classes: Classes, predic
 def other_beside(case: Case, saved: Saved, classes: Classes) -> tuple[int, int]:
     """Compare an array with the label map beside it, if there is one; a file with other codes may be the image.
 
-    Args:
-        case: What `find_cases` found.
-        saved: What `read_case` read.
-        classes: What the channels are.
-
-    Returns:
-        How many voxels have a class in one that they do not have in the other, and how many have a structure in either.
-
-    Raises:
-        InputError: The label map cannot be read, or its voxels are not those of the label.
+    Returns the number of voxels with different classes in the two, and of those with a structure in either.
     """
     file = next((grid for grid in case.prediction.grids if NIFTI.fullmatch(grid.name)), None)
     if file is None or classes.sigmoid or not is_label_map(file):
@@ -116,11 +99,7 @@ def other_beside(case: Case, saved: Saved, classes: Classes) -> tuple[int, int]:
 
 
 def warn_of_other_beside(notes: Sequence[Notes]) -> None:
-    """Warn of label maps that are not those of the probabilities beside them, such as those of another run.
-
-    Args:
-        notes: Of each case, its `file`, and `beside`, what `other_beside` returned.
-    """
+    """Warn of label maps that are not those of the probabilities beside them, such as those of another run."""
     others, voxels = (sum(numbers) for numbers in zip(*(noted["beside"] for noted in notes), strict=True))
     if others > POSTPROCESSED * voxels:
         logging.getLogger(__name__).warning(

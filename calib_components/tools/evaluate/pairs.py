@@ -213,17 +213,10 @@ def _by_stem(folder: Path) -> Groups:
 
 
 def turn_onto(header: Header, target: np.ndarray, shape: tuple[int, ...], file: Path, label: Path) -> np.ndarray | None:
-    """Find how a prediction comes onto the voxels of a label: its axes may be in another order or direction.
+    """Find how the axes of a prediction are reordered and flipped to be those of a label; None if they stay.
 
-    Args:
-        header: Of the prediction. If its affine is not known, voxels are taken for those of the label if shapes agree.
-        target: Affine of the label.
-        shape: Shape of the label, `(X, Y, Z)`.
-        file: File of the prediction, for messages.
-        label: File of the label, likewise.
-
-    Returns:
-        How its axes are reordered and flipped, for `nibabel.orientations.apply_orientation`; None if they stay.
+    The label has the affine `target` and the shape `shape`. If the affine of the prediction is not known, its voxels
+    are taken for those of the label if shapes agree.
 
     Raises:
         InputError: Their voxels do not lie at the same places.

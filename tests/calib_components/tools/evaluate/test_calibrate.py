@@ -15,8 +15,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from scipy.special import expit, logit, softmax
 
+from calib_components import figures
 from calib_components.errors import InputError
 from calib_components.handlers import read_estimate
 from calib_components.handlers.evaluation import read_regions, read_summary
@@ -140,6 +142,8 @@ def test_the_plausible_foreground_of_calibrated_maps_is_that_of_before(
     sigmoid: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(evaluate, "report_evaluations", lambda *_: None)
+    for name in ("reliability_diagram", "uncertainty_overlay"):
+        monkeypatch.setattr(figures, name, lambda *_, **__: Figure(figsize=(1, 1), dpi=30))
     predictions, labels, scaled = tmp_path / "predictions", tmp_path / "labels", tmp_path / "scaled"
     for case in CASES[:8:2]:
         p = softmax_of(CASES.index(case), 2, scale=6.0)[:1] if sigmoid else softmax(logits_of(case), axis=0)
@@ -232,5 +236,5 @@ def test_an_interrupted_process_leaves_the_earlier_maps_and_can_be_repeated(fold
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=120)
-    assert b"Traceback" not in errors
+    assert b"interrupted" in errors
     assert {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()} == before

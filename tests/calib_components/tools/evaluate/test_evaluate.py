@@ -204,20 +204,24 @@ def test_rounding_of_bytes_moves_the_nll_by_little(predictions: Path, labels: Pa
     )  # with 1e-38 in place of 0, many times as much
 
 
-def test_shards_and_several_processes_give_the_files_of_one_run(
-    predictions: Path, labels: Path, tmp_path: Path, measured: list[str]
-) -> None:
+def test_shards_give_the_files_of_one_run(predictions: Path, labels: Path, tmp_path: Path, measured: list[str]) -> None:
     run(predictions, labels, tmp_path / "one")
     measured.clear()
     for shard in ("2/2", "1/2"):
         assert not (tmp_path / "shards" / "summary.json").exists()
         run(predictions, labels, tmp_path / "shards", shard=shard)
     assert measured == ["p1_es", "p1_ed", "p2_ed"]
-    run(predictions, labels, tmp_path / "workers", workers=2)
     for name in TABLES:
-        for folder in ("shards", "workers"):
-            assert (tmp_path / folder / name).read_bytes() == (tmp_path / "one" / name).read_bytes(), name
+        assert (tmp_path / "shards" / name).read_bytes() == (tmp_path / "one" / name).read_bytes(), name
     assert not (tmp_path / "shards" / ".records").exists()
+
+
+@pytest.mark.slow
+def test_workers_change_nothing(predictions: Path, labels: Path, tmp_path: Path) -> None:
+    for workers in (1, 2):
+        run(predictions, labels, tmp_path / str(workers), workers=workers)
+    for name in TABLES:
+        assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes(), name
 
 
 @pytest.mark.parametrize("change", ["prediction", "image", "calibration", "structures", "nothing"])
