@@ -158,17 +158,10 @@ def _check_size(file: str, shape: Sequence[int], image_size: Sequence[int]) -> N
 
 
 def load_slice(path: str | os.PathLike, index: int) -> torch.Tensor:
-    """Read one slice along the third axis of a NIfTI file.
-
-    Args:
-        path: Uncompressed file of shape `(H, W, D)` or `(H, W, D, C)`.
-        index: Position along the third axis.
+    """Read one slice along the third axis of an uncompressed NIfTI file of shape `(H, W, D)` or `(H, W, D, C)`.
 
     Returns:
         `(1, H, W)` or `(C, H, W)`: uint8 if stored as such, otherwise float32.
-
-    Raises:
-        InputError: The file has vanished or is truncated, or has no such slice.
     """
     with reading(path):
         values = np.asarray(Nifti1Image.from_filename(path).dataobj[:, :, index])

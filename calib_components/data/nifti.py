@@ -82,16 +82,11 @@ def check_affine(affine: np.ndarray, file: str | os.PathLike) -> None:
 
 
 def grid_distance(affine: np.ndarray, other: np.ndarray, shape: Sequence[int]) -> float:
-    """Return how far apart the voxels of two volumes of one shape lie.
-
-    Args:
-        affine: Affine of one volume, `(4, 4)`.
-        other: Affine of the reference, `(4, 4)`.
-        shape: Number of voxels along each axis.
+    """Return how far apart the voxels of two volumes of one shape lie, from the affines `(4, 4)` of both.
 
     Returns:
         The largest distance between corresponding corners in millimetres. Distances up to a tenth of the smallest side
-        of a voxel count as 0, since headers are rounded.
+        of a voxel of the other count as 0, since headers are rounded.
     """
     corners = np.array(list(np.ndindex(2, 2, 2))) * (np.array(shape[:3]) - 1)
     difference = affine - other

@@ -64,7 +64,7 @@ class TestWriteCase:
             write_case(tmp_path / "case", image + 1, image, np.eye(4), {"files": []})
         assert [path.name for path in tmp_path.iterdir()] == ["case"]
         assert {path.name: path.read_bytes() for path in (tmp_path / "case").iterdir()} == before
-        write_case(tmp_path / "case", image[..., :1] + 1, image[..., :1], np.eye(4))  # replaces it
+        write_case(tmp_path / "case", image[..., :1], image[..., :1], np.eye(4))  # replaces it
         assert nib.load(tmp_path / "case" / "label.nii").shape == (4, 4, 1)
 
     def test_label_that_is_no_byte_and_image_that_is_not_finite(self, tmp_path: Path) -> None:

@@ -139,11 +139,9 @@ class TestGeneric:
         ("options", "message"),
         [
             ({"labels": None}, "labels: give the names"),
-            ({"labels": ["a", "a"]}, "labels: names of structures must be different"),
             ({"like": "flair"}, "like must be one of"),
             ({"in_channels": 0}, "in_channels must be"),
             ({"patient": "x*"}, "patient: 'x[*]' does not match the start of the name 'p1_a'"),
-            ({"dataset": "acdcc"}, "dataset must be one of"),
             ({"dataset": "acdc"}, "labels is an option of the data set generic"),
             ({"src": Path("absent")}, "absent: no such folder"),
         ],
