@@ -70,7 +70,7 @@ def draw_regions(out: Path = ROOT / "docs" / "regions.png") -> None:
 
 def measure(logits: torch.Tensor, label: torch.Tensor, temperature: float) -> CalibrationMetric:
     """Measure all three regions of logits that are divided by a temperature."""
-    metric = CalibrationMetric(regions=["all", "predicted"])
+    metric = CalibrationMetric(region="foreground", regions=["all", "predicted"])
     metric((logits / temperature).softmax(1), label)
     return metric
 

@@ -21,9 +21,7 @@ class ECEMetric(RegionMetric):
     """Expected calibration error (ECE) of the predicted class, the top label.
 
     `sum_bins count / total * |mean confidence - accuracy|`, where the confidence of a voxel is its highest probability.
-
-    `aggregate()` is the mean over cases and `aggregate("none")` the value of each case. A case without voxels is NaN
-    and left out of the mean. `bins.expected_error()` is the error of all voxels pooled.
+    `bins.expected_error()` is the error of all voxels pooled.
 
     Arguments and errors: see `calib_components.metrics`. The default region is "foreground".
 

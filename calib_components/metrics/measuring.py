@@ -109,12 +109,7 @@ class _TopLabel:
         return [self._sum(None), self._sum(confidence), self._sum((predicted == self.voxels.label).double())]
 
     def if_true(self, mask: torch.Tensor, weight: torch.Tensor) -> list[torch.Tensor]:
-        """The same on average over labels, if each is true with its probability.
-
-        Args:
-            mask: Which class would put which voxel into the region, `(N, 1)` or `(N, voxels)`.
-            weight: Probability of being in the region, `(voxels,)`.
-        """
+        """The same if each label is true with its probability, from the mask of `RegionKind` and its probability."""
         confidence, predicted = self.voxels.top
         is_in = mask[predicted, 0] if mask.shape[1] == 1 else mask.gather(0, predicted[None])[0]
         return [self._sum(weight), self._sum(weight * confidence), self._sum(is_in * confidence)]

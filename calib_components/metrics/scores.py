@@ -81,9 +81,6 @@ class NLLMetric(RegionMetric):
     Likewise, a probability of 1 of a sigmoid in float16 or bfloat16 counts as half a step less (8.3 or 6.2 nats where
     the truth is 0).
 
-    `aggregate()` is the mean over cases and `aggregate("none")` the value of each case. A case without voxels is NaN
-    and left out of the mean.
-
     Arguments and errors: see `calib_components.metrics`. The default region is "foreground".
 
     Examples:

@@ -49,15 +49,10 @@ def risk_coverage(
     """Error rate among the most confident voxels of each case, over the share of voxels kept.
 
     The confidence of a voxel is its highest probability, and it is an error where the predicted class is not the ground
-    truth. `risk` at a coverage `c` is the error rate of the share `c` of voxels with the highest confidence; at 1, it
-    is that of all. The area under the curve (AURC) is the mean of the risk over every number of voxels kept, from 1 to
-    all; 0 is best. Where confidences are equal, the values are the mean over all orders of these voxels.
-
-    `error_share` is what an expert who reviews the 5 % least confident voxels would find of all errors; if confidence
-    said nothing of errors, it would be 0.05.
-
-    Memory grows with the number of different confidences of a case, by about 50 bytes for each. They are far fewer than
-    its voxels where most are background.
+    truth. `risk` at a coverage `c` is the error rate of the share `c` of voxels with the highest confidence. The area
+    under the curve (AURC) is the mean of the risk over every number of voxels kept, from 1 to all; 0 is best. Where
+    confidences are equal, the values are the mean over all orders of these voxels. `error_share` would be 0.05 if
+    confidence said nothing of errors. Memory grows by about 50 bytes with each different confidence of a case.
 
     Args:
         y_pred, y, region, ignore_index, sigmoid: See `calib_components.metrics`. A voxel counts once in each channel of

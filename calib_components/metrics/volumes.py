@@ -68,12 +68,10 @@ def structure_volumes(
     the ground truth on average, whether voxels are independent or not. Unlike the volume of the predicted class, it
     counts the many voxels in which a structure is unlikely.
 
-    How far the volume may be from it depends on how voxels depend on each other, which probabilities of single voxels
-    do not say. The range from `low`, the volume with `p > 0.95`, to `high`, that with `p > 0.05`, holds the volume with
-    a probability of at least 90 % if all voxels are fully dependent (comonotone): if one random number `u` decides for
+    The range from `low`, the volume with `p > 0.95`, to `high`, that with `p > 0.05`, holds the volume with a
+    probability of at least 90 % if all voxels are fully dependent (comonotone): if one random number `u` decides for
     all of them, and a voxel is in the structure where `p > u`. No other dependence with the same probabilities has a
-    larger variance; if voxels are independent, the interval is much narrower. Probabilities are compared in the type of
-    `y_pred`, as `p > 0.05` compares in PyTorch and NumPy.
+    larger variance. Probabilities are compared in the type of `y_pred`, as `p > 0.05` compares in PyTorch and NumPy.
 
     Other arguments and errors: see `calib_components.metrics`.
 
