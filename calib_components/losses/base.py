@@ -27,9 +27,9 @@ from torch import Tensor, nn
 from calib_components.errors import InputError, warn_once
 
 SUM_TOLERANCE = 1e-2  # allowed deviation of a sum of probabilities from 1; bfloat16 rounds by about this much
-# Logits in a slab. On a CPU, half a dozen tensors of this size for each of two threads fit into the caches; more threads
-# have smaller slabs. Threads take turns in calling operations, so that small slabs cost time. On a GPU each kernel has
-# work for all of it.
+# Logits in a slab. On a CPU, half a dozen tensors of this size for each of two threads fit into the caches, and more
+# threads have smaller slabs; threads take turns in calling operations, so that small slabs cost time. On a GPU each
+# kernel has work for all of it.
 CPU_SLAB = 2**19
 GPU_SLAB = 2**24
 MOST_THREADS = 8
