@@ -116,10 +116,7 @@ class TrainingCheckpoint:
         with reading(self.last_path, "a checkpoint of a training"):
             checkpoint = torch.load(self.last_path, map_location=engine.state.device, weights_only=True)
             before = checkpoint["settings"]
-        now = dict(self.settings)
-        if before["cases"] is None or now["cases"] is None:  # unknown, so they may be the same
-            now["cases"] = before["cases"]
-        if differing := changes(before, now):
+        if differing := changes(before, self.settings):
             raise InputError(
                 f"{self.last_path} is of a run with other settings: {', '.join(differing)}. Set them back, or start "
                 "from the beginning with --resume false."

@@ -17,11 +17,7 @@ __all__ = ["join_process_group", "leave_process_group", "share_cases"]
 
 
 def join_process_group(device: torch.device | str) -> None:
-    """Join the process group that `torchrun` describes; all processes but the first log warnings and errors only.
-
-    Args:
-        device: Where this process computes. GPUs communicate through NCCL, CPUs through Gloo.
-    """
+    """Join the process group that `torchrun` describes, on the device of this process; the first alone logs infos."""
     device = torch.device(device)
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -32,14 +28,10 @@ def join_process_group(device: torch.device | str) -> None:
 
 
 def leave_process_group() -> None:
-    """Leave the process group, when all processes have come here.
-
-    A process that ended while another was still saving, or while a network still held the group, sometimes aborted:
-    what holds it goes before Python ends, with the threads of the group.
-    """
+    """Leave the process group, when all processes have come here."""
     dist.barrier()
     dist.destroy_process_group()
-    atexit.register(gc.collect)
+    atexit.register(gc.collect)  # a process whose network still held the group as Python ended sometimes aborted
 
 
 def share_cases(dataset: Dataset, repeat_few: bool = False) -> DistributedSampler | None:
@@ -53,8 +45,7 @@ def share_cases(dataset: Dataset, repeat_few: bool = False) -> DistributedSample
         The sampler; None where each process has all cases, or there are none.
 
     Raises:
-        InputError: There are fewer cases than processes, and `repeat_few` is False. A process without a case could not
-            take part in gathering the results.
+        InputError: There are fewer cases than processes, which gather results from all, and `repeat_few` is False.
     """
     cases, processes = len(dataset), dist.get_world_size()  # type: ignore[arg-type]
     if cases == 0 or (repeat_few and cases < processes):

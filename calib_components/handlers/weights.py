@@ -7,6 +7,7 @@ import io
 import logging
 import os
 import pickle
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from calib_components.data.facts import DATALIST, FACTS, Facts, facts_beside, wr
 from calib_components.data.transforms import has_other_pixels
 from calib_components.errors import InputError, make_folder, reading, writing
 from calib_components.handlers.fingerprint import fingerprint_of_cases, fingerprint_of_list
-from calib_components.posthoc import Calibrator, find_calibrator
+from calib_components.posthoc import Calibrator
 from calib_components.posthoc.network import calibrator_in
 
 __all__ = [
@@ -73,8 +74,8 @@ def load_weights(network: torch.nn.Module, file: str | os.PathLike) -> None:
     """Load trained weights into a network.
 
     Args:
-        network: The network. It stays as it is if the weights do not fit. The calibrator of one that carries one
-            becomes that of the weights, or changes nothing if they have none.
+        network: The network. A calibrator that it carries becomes that of the weights, or changes nothing if they have
+            none.
         file: See `read_weights`.
 
     Raises:
@@ -90,21 +91,10 @@ def load_weights(network: torch.nn.Module, file: str | os.PathLike) -> None:
     """
     _, weights = read_weights(file)
     with reading(file, "weights of this network"):
-        expected = network.state_dict()
-        if (own := find_calibrator(network)) is not None:
-            carried = (calibrator_in(weights) or type(own)()).state()
-            weights = {**carried, **weights}
-            expected = {**{name: values for name, values in expected.items() if name not in own.state()}, **carried}
-        _compare(weights, expected)
-        network.load_state_dict(weights)
-
-
-def _compare(weights: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> None:
-    if wrong := sorted(weights.keys() ^ expected.keys()):
-        raise ValueError(f"they have {'a' if wrong[0] in weights else 'no'} {wrong[0]}")
-    for name, values in expected.items():
-        if (got := tuple(weights[name].shape)) != (own := tuple(values.shape)):
-            raise ValueError(f"{name} has shape {got} in place of {own}, so classes or channels differ")
+        try:
+            network.load_state_dict(weights)
+        except RuntimeError as error:  # which names all that differs
+            raise ValueError(textwrap.shorten(str(error), 300)) from error
 
 
 def serialize(state: Mapping[str, Any]) -> memoryview:
@@ -155,15 +145,15 @@ def join_weights(*files: Path, out: Path) -> None:
         out: File of the weights of the ensemble.
 
     Raises:
-        InputError: There are fewer than two, one is missing or there twice, the networks, the facts of their data or
-            the lists of cases of their trainings differ, or the new file exists or cannot be written.
+        InputError: There are fewer than two, one is there twice, the networks, the facts of their data or the lists of
+            cases of their trainings differ, or the new file exists.
     """
     if len({file.resolve() for file in files}) < max(2, len(files)):
         raise InputError("files: give the weights of at least two networks, each once.")
     if out.exists():
         raise InputError(f"--out: {out} exists. Choose another file, or delete it.")
     facts = facts_beside(files[0])
-    first: dict[str, torch.Tensor] = {}
+    shapes: dict[str, torch.Size] = {}
     joined: dict[str, torch.Tensor] = {}
     lists: set[str] = set()  # of cases, as far as a record beside the weights names one
     for number, file in enumerate(files):
@@ -175,9 +165,9 @@ def join_weights(*files: Path, out: Path) -> None:
         if len(lists) > 1:  # folds are trained on the patients that others are tested on
             raise InputError(f"{file}: {LAST} beside it is of another list of cases than those before. Join one split.")
         weights.setdefault("temperature", torch.ones(()))
-        first = first or weights
-        with reading(file, f"a network like that of {files[0]}"):
-            _compare(weights, first)
+        own = {name: values.shape for name, values in weights.items()}
+        if (shapes := shapes or own) != own:
+            raise InputError(f"{file} is of a network with other layers or classes than {files[0]}.")
         joined.update({f"members.{number}.{name}": values for name, values in weights.items()})
     write_weights(out, serialize(joined), facts, "--out")
 
@@ -194,9 +184,9 @@ class WeightsCheckpointLoader:
             `facts.yaml` beside them, if there is one.
 
     Raises:
-        InputError: When the engine starts, see `load_weights`; or if the weights were trained on other classes, other
-            channels or data of another geometry. There is a warning if they differ in sizes or in the codes of classes,
-            if there is no `facts.yaml`, or if their training had another list of the same cases.
+        InputError: When the engine starts, see `load_weights`; or if the weights were trained on another data set,
+            other classes or channels. There is a warning of other sizes or codes of classes, of no `facts.yaml`, and of
+            a training with another list of the same cases.
     """
 
     def __init__(self, load_path: str | os.PathLike, network: torch.nn.Module, facts: Facts | None = None) -> None:

