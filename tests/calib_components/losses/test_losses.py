@@ -279,5 +279,5 @@ def test_defaults_are_those_of_table_1() -> None:
     }
     for loss, arguments in table.items():
         assert loss()(logits, target) == loss(*arguments)(logits, target)
-    assert {*LOSSES.values(), L1ACELoss} == {*table}
+    assert {*table} <= {*LOSSES.values(), L1ACELoss}
     assert {loss.__name__ for loss in table} <= {*losses.__all__}
