@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -44,14 +43,13 @@ from calib_components.handlers.evaluation_files import (
 from calib_components.handlers.evaluation_records import EvaluationRecords
 from calib_components.inference.maps import normalized_entropy
 from calib_components.metrics import dice, threshold_counts
-from calib_components.metrics.measures import MEASURES, Case, columns, measure_case
+from calib_components.metrics.measures import MEASURES, Case, measure_case
 from calib_components.metrics.scores import logit_magnitude_sums
 
 __all__ = [
     "EvaluationRecords",
     "EvaluationWriter",
     "check_case",
-    "check_columns",
     "read_calibration",
     "read_cases",
     "read_logits",
@@ -179,8 +177,9 @@ def write_evaluation(
     Raises:
         InputError: The files cannot be written.
     """
-    make_folder(records.folder)
-    with FileLock(records.folder / ".lock"):  # of two processes that finish at the same time, one writes
+    make_folder(records.output_dir)
+    # Of two processes that finish at the same time, one writes. The lock stays: another process may wait for it.
+    with FileLock(records.folder.with_suffix(".lock")):
         missing = [case for case in records.cases if not records.has(case)]
         if missing:
             message = "%d of %d cases have no record: the process that measures the last one writes the evaluation."
@@ -302,8 +301,8 @@ class EvaluationWriter:
         temperature: By which the logits were divided, a number or a tensor of one element; None is 1.
 
     Raises:
-        InputError: At the start of a run, if two columns would have the same name or the folder cannot be written;
-            during it, if a case has no name in the records or another number of channels than there are names.
+        InputError: At the start of a run, if the folder cannot be written; during it, if a case has no name in the
+            records or another number of channels than there are names.
     """
 
     def __init__(
@@ -332,7 +331,6 @@ class EvaluationWriter:
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._write)
 
     def _start(self) -> None:
-        check_columns([*self.structures])
         check_writable("output_dir", self.records.output_dir)
 
     def _measure(self, engine: Engine) -> None:
@@ -352,12 +350,3 @@ class EvaluationWriter:
         idist.barrier()
         if idist.get_rank() == 0 and (summary := write_evaluation(self.records, [*self.structures], self.class_names)):
             engine.state.metrics |= {name: summary[name]["mean"] for name in SHOWN}
-
-
-def check_columns(structures: Sequence[str]) -> None:
-    """Raise `InputError` if two columns, or pooled errors, would have the same name, of which one would be lost."""
-    names = [name for name, _ in columns(structures)]
-    names += [f"{name}_pooled" for name, column in columns(structures) if column.measure.bins]
-    for name, count in Counter(names).items():
-        if count > 1:
-            raise InputError(f"structures: {', '.join(structures)} give two columns called {name}. Rename one.")

@@ -43,7 +43,7 @@ def run(name: str, commands: Commands) -> None:
         print(f"{name}: {printable(error)}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        sys.exit(f"{name}: interrupted; run the same command again to continue")
+        sys.exit(f"{name}: interrupted")
 
 
 def _command_words(commands: Commands, words: Sequence[str]) -> list[str]:

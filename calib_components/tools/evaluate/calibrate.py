@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,8 +23,6 @@ from calib_components.tools.evaluate.pairs import Case, classes_of, find_cases, 
 from calib_components.tools.parallel import map_cases
 
 __all__ = ["calibrate_predictions", "calibrate_probabilities", "estimate_of"]
-
-LONGEST_NAME = 255  # bytes, on nearly all file systems
 
 
 def calibrate_predictions(
@@ -129,9 +126,6 @@ def _find_targets(folder: Path, case: Case) -> list[tuple[Prediction, Header]]:
         if header.channels != case.channels:
             first = f"{case.prediction.files[0]} has {case.channels}"
             raise InputError(f"{prediction.files[0]} has {header.channels} channels, {first}.")
-        longer = len(os.fsencode(f"{UNFINISHED}{_result_name(prediction, header)}")) - LONGEST_NAME
-        if longer > 0:
-            raise InputError(f"{prediction.files[0]}: the name is {longer} bytes too long for its result.")
     return targets
 
 

@@ -104,8 +104,6 @@ def name_classes(
         >>> name_classes(3, ["WT=1+2+4", "TC=1+4", "ET=4"], sigmoid=True).names
         ('WT', 'TC', 'ET')
     """
-    if channels > MOST:
-        raise InputError(f"Predictions have {channels} channels, more than {MOST}.")
     if structures is None and channels == 0:
         raise InputError("Label maps need --structures, such as liver=1,tumour=2.")
     given = parse_structures(structures if structures is not None else _default(channels, sigmoid))
@@ -114,8 +112,8 @@ def name_classes(
         classes = replace(classes, others_allowed=structures is not None)
     else:
         classes = replace(_softmax_classes(channels, given), others_allowed=channels == 0)
-        if len(classes.codes) > MOST:  # of label maps
-            raise InputError(f"--structures has {len(classes.codes)} classes, more than {MOST}.")
+    if len(classes.codes) > MOST:
+        raise InputError(f"{len(classes.codes)} classes are more than {MOST}. Check --structures and the axes.")
     if ignore_index == 0 or any(ignore_index in codes for codes in classes.codes):
         raise InputError(f"--ignore_index: {ignore_index} is the label code of a class.")
     return replace(classes, ignore_code=ignore_index)

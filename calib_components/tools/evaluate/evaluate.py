@@ -14,13 +14,7 @@ import torch
 from calib_components import __version__
 from calib_components.data.nifti import grid_distance, open_nifti, read_values
 from calib_components.errors import InputError, check_output, reading
-from calib_components.handlers.evaluation import (
-    EvaluationRecords,
-    check_columns,
-    read_thresholds,
-    record_case,
-    write_evaluation,
-)
+from calib_components.handlers.evaluation import EvaluationRecords, read_thresholds, record_case, write_evaluation
 from calib_components.inference.images import find_images
 from calib_components.metrics.measures import Case as MeasuredCase
 from calib_components.tools.evaluate.calibrate import estimate_of
@@ -85,7 +79,6 @@ def evaluate_predictions(
     cases = find_cases(predictions, labels)
     names = [case.name for case in cases]
     classes = classes_of(cases, structures, sigmoid, ignore_index)
-    check_columns([*classes.structures])
     patients = patients_of(names, patient_pattern)
     pictured = {} if images is None else _find_images(images, names)
     for source in filter(None, (predictions, labels, images)):
@@ -155,8 +148,7 @@ def _measure(
     if classes.ignore_index is not None:
         label = label.masked_fill(label == classes.ignore_index, 0)
     painted = torch.from_numpy(paint(label.numpy() == 1, classes)) if classes.sigmoid else label[0]
-    with reading(case.prediction.files[0], "a prediction that can be measured"), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "y_pred holds only 0 and 1")  # `warn` says it once
+    with reading(case.prediction.files[0], "a prediction that can be measured"):
         record = record_case(measured, saved.prediction, painted, grey)
     present = [name for name, mask in zip(classes.structures, measured.masks[1][0], strict=True) if mask.any()]
     records.write(case.name, {**record, "notes": {**note(case, saved, classes), "present": present}})
@@ -171,10 +163,7 @@ def _read_image(file: Path, saved: Saved, label_file: Path) -> torch.Tensor:
 
 def _find_images(folder: Path, cases: Sequence[str]) -> dict[str, Path]:
     """Find the image of each case: NAME, or NAME_0000 as nnU-Net calls the first channel."""
-    files: dict[str, Path] = {}
-    for image in find_images(folder):
-        if files.setdefault(image.name, image.files[0]) != image.files[0]:
-            raise InputError(f"Two images are called {image.name}: {files[image.name]} and {image.files[0]}.")
+    files = {image.name: image.files[0] for image in find_images(folder)}
     found: dict[str, Any] = {name: files.get(name, files.get(f"{name}_0000")) for name in cases}
     for name, file in found.items():
         if file is None:

@@ -6,7 +6,7 @@ import functools
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -71,7 +71,7 @@ def fit_calibrator(
     print("\n".join([estimate.effect(region.by_prediction), *estimate.warnings()]))
     voxels, nll = (sum(values) for values in zip(*(denied for _, denied, _ in fitted), strict=True))
     if (share := nll / max(estimate.nll_before * estimate.voxels, nll, 1e-9)) >= DECISIVE:
-        number = sum(denied.voxels > 0 for _, denied, _ in fitted)
+        number = sum(denied[0] > 0 for _, denied, _ in fitted)
         print(
             f"{voxels} voxels, in {number} of {len(cases)} cases, have a stored probability of 0 for their label and "
             f"make up {100 * share:.0f} % of the NLL, so they decide the fit. They may lie outside of what the network "
@@ -80,16 +80,9 @@ def fit_calibrator(
     return pooled, estimate
 
 
-class _Denied(NamedTuple):
-    """Voxels whose stored probability of their label is 0."""
-
-    voxels: int
-    nll: float
-
-
 def _fit_case(
     case: Case, empty: Calibrator, classes: Classes, patients: Mapping[str, str], cropped: bool
-) -> tuple[Calibrator, _Denied, dict[str, Any]]:
+) -> tuple[Calibrator, tuple[int, float], dict[str, Any]]:
     saved = read_case(case, classes)
     assert saved.probabilities is not None
     fit = type(empty)(empty.region, empty.ignore_index, empty.sigmoid)
@@ -102,7 +95,8 @@ def _fit_case(
     return fit, _count_denied(saved, fit), {"file": str(case.prediction.files[0]), "beside": beside}
 
 
-def _count_denied(saved: Saved, fit: Calibrator) -> _Denied:
+def _count_denied(saved: Saved, fit: Calibrator) -> tuple[int, float]:
+    """Return the number of voxels whose stored probability of their label is 0, and their share of the sum of NLLs."""
     assert saved.probabilities is not None
     number, nll = 0, 0.0
     options = (fit.region, fit.ignore_index, fit.sigmoid)
@@ -113,7 +107,7 @@ def _count_denied(saved: Saved, fit: Calibrator) -> _Denied:
             spurious = int((denied == 0).sum()) if fit.sigmoid else 0  # a stored 1 where there is nothing
             number += len(denied)
             nll -= (len(denied) - spurious) * math.log(saved.lowest) + spurious * math.log(1 - saved.highest)
-    return _Denied(number, nll)
+    return number, nll
 
 
 def logits_of(probabilities: torch.Tensor, lowest: float, highest: float, sigmoid: bool) -> torch.Tensor:

@@ -301,28 +301,23 @@ def _affine_of_properties(file: Path) -> np.ndarray | None:
 
 
 def _check(values: np.ndarray, sigmoid: bool, step: float, file: Path) -> None:
-    """Check that values `(C, X, Y, Z)` are probabilities; say what else they may be."""
+    """Check that values `(C, X, Y, Z)` are probabilities."""
     low, high = float(values.min()), float(values.max())
     if not np.isfinite([low, high]).all():
         raise InputError(f"{file}: probabilities are NaN or infinite.")
     if low < -SLACK - step / 2 or high > 1 + SLACK + step / 2:
-        if not np.any(values % 1):
-            remedy = "If they are label codes, store a label map as integers."
-        elif low >= 0 and high <= 100 * (1 + SLACK):
-            remedy = "If they are percentages, divide them by 100."
-        else:
-            remedy = f"If they are logits, apply {'sigmoid' if sigmoid else 'softmax'} before saving."
-        raise InputError(f"{file}: values from {low:.4g} to {high:.4g} are no probabilities. {remedy}")
+        raise InputError(
+            f"{file}: values from {low:.4g} to {high:.4g} are no probabilities. Apply "
+            f"{'sigmoid' if sigmoid else 'softmax'} to logits, divide percentages by 100, store label maps as integers."
+        )
     if not sigmoid:
         sums = values.sum(0)
         low, high = float(sums.min()), float(sums.max())
         slack = min(SUM_SLACK + len(values) * step, 0.5)
         if low < 1 - slack or high > 1 + slack:
-            remedy = "Pass --sigmoid if channels are structures with a probability of their own."
-            if (share := np.mean(sums == 0)) and not np.any(np.abs(sums[sums != 0] - 1) > slack):
-                remedy = f"{100 * share:.3g} % of voxels have no probability at all: give the background 1 there."
             raise InputError(
-                f"{file}: probabilities of {len(values)} classes add up to {low:.4g} to {high:.4g}, not 1. {remedy}"
+                f"{file}: probabilities of {len(values)} classes add up to {low:.4g} to {high:.4g}, not 1. Pass "
+                "--sigmoid if channels are structures. Where nothing was predicted, give the background 1."
             )
 
 

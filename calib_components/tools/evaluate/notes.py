@@ -36,12 +36,10 @@ def note(case: Case, saved: Saved, classes: Classes) -> dict[str, Any]:
         "voxels": int((saved.label != IGNORED).sum()),
     }
     if p is None:
-        return {**notes, "is_hard": False, "adds_up": False, "sums": []}
-    # Where nothing is segmented, probabilities of exactly 0 are no sign of a label map.
-    is_hard = bool(saved.prediction.any()) and all(bool(((channel == 0) | (channel == 1)).all()) for channel in p)
+        return {**notes, "adds_up": False, "sums": []}
     slack = min(SUM_SLACK + len(p) * 2 * saved.lowest, 0.5)  # as a softmax is checked
     adds_up = len(p) > 1 and bool(((p.sum(0) - 1).abs() <= slack).all())
-    return {**notes, "is_hard": is_hard, "adds_up": adds_up, "sums": [channel.sum().item() for channel in p]}
+    return {**notes, "adds_up": adds_up, "sums": [channel.sum().item() for channel in p]}
 
 
 def warn(notes: Sequence[Notes], absent: Sequence[str], classes: Classes, predictions: Path, labels: Path) -> None:
@@ -57,12 +55,6 @@ def warn(notes: Sequence[Notes], absent: Sequence[str], classes: Classes, predic
             message = "%s: codes of no structure count as background: %s, in %d of %d label maps."
             logger.warning(message, folder, shown, number, len(notes))
     warn_of_other_beside(notes)
-    if hard := [noted["file"] for noted in notes if noted["is_hard"]]:
-        logger.warning(
-            "%s: every value is 0 or 1, in %d of %d predictions. If they are label maps, store them as integers "
-            "without a scale factor; otherwise calibration says no more than how many voxels are wrong.",
-            hard[0], len(hard), len(notes),
-        )  # fmt: skip
     if classes.sigmoid and all(noted["adds_up"] for noted in notes):
         message = "%s: channels add up to 1 in every voxel, as in a softmax. If they are classes, leave out --sigmoid."
         logger.warning(message, predictions)

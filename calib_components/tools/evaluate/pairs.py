@@ -112,10 +112,10 @@ def find_cases(predictions: Path, labels: Path, warn_left_out: bool = True) -> l
         if name not in found and stem in found:  # a prediction that is called like its label, with the suffix
             label_files[stem] = label_files.pop(name)
     if alone := [name for name in found if name not in label_files]:
-        remedy = "Give each prediction a label of the same name in"
-        if any(re.sub(r"_\d+$", "", name) in label_files for name in alone):
-            remedy = "Number files of channels from 0, without gaps and leading zeros, or add labels to"
-        raise InputError(f"{predictions}: no label for {_listed(alone)}. {remedy} {labels}.")
+        raise InputError(
+            f"{predictions}: no label for {_listed(alone)}. Give each prediction a label of the same name in {labels}. "
+            "Number files of channels from 0, without gaps and leading zeros."
+        )
     if warn_left_out and (left_out := [name for name in label_files if name not in found]):
         message = "%s: %d label(s) without a prediction, left out: %s"
         logging.getLogger(__name__).warning(message, labels, len(left_out), _listed(left_out))
@@ -205,9 +205,7 @@ def _by_stem(folder: Path) -> Groups:
             stem = file.stem
         else:
             continue
-        if not file.exists():
-            raise InputError(f"{file} is a link to a file that does not exist, {file.readlink()}.")
-        if file.is_file() and groups[file.parent, stem].setdefault(ending, file) != file:
+        if groups[file.parent, stem].setdefault(ending, file) != file:
             raise InputError(f"Two files are called {stem}: {groups[file.parent, stem][ending]} and {file}.")
     return groups
 
@@ -227,12 +225,10 @@ def turn_onto(header: Header, target: np.ndarray, shape: tuple[int, ...], file: 
         affine = affine @ inv_ornt_aff(turn, header.shape)
         moved = tuple(header.shape[axis] for axis in np.argsort(turn[:, 0]))
     if moved != shape:
-        hint = ""
-        if affine is None and moved[::-1] == shape:
-            hint = " Its axes are in reverse order."
-        elif affine is None and np.all(np.less_equal(moved, shape)):
-            hint = " nnU-Net's first version saves only the part that it crops to."
-        raise InputError(f"{file}: shape {header.shape} is not that of {label}, {shape}.{hint}")
+        raise InputError(
+            f"{file}: shape {header.shape} is not that of {label}, {shape}. Check the order of the axes of an array; "
+            "nnU-Net's first version saves only the part that it crops to."
+        )
     if affine is not None and (away := grid_distance(affine, target, shape)):
         raise InputError(
             f"{file}: voxels differ from those of {label} by up to {away:.3g} mm. Resample one to the other."

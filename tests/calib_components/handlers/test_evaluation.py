@@ -21,7 +21,6 @@ from calib_components import figures
 from calib_components.errors import InputError, printable
 from calib_components.handlers import EvaluationRecords, EvaluationWriter, check_case
 from calib_components.handlers.evaluation import (
-    check_columns,
     read_calibration,
     read_cases,
     read_logits,
@@ -52,7 +51,9 @@ def example(case: int) -> dict[str, Any]:
 
 
 def files(folder: Path) -> set[str]:
-    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    """What is there, but for the lock."""
+    found = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    return found - {".records.lock"}
 
 
 def evaluate(
@@ -258,10 +259,8 @@ def test_records_of_other_weights_or_older_than_the_files_do_not_count(tmp_path:
         records.to_measure("3/3")
 
 
-@pytest.mark.parametrize(
-    "names", [["x$_$y", "NA", "a\\b^"], ["a\r\n\tb", "not UTF-8 \udcff", "%s{}"], ["\u5fc3" * 60, "=1+1", "1.0"]]
-)
-def test_no_name_of_a_case_loses_the_evaluation(names: list[str], tmp_path: Path, drawn: dict[str, list[Any]]) -> None:
+def test_no_name_of_a_case_loses_the_evaluation(tmp_path: Path, drawn: dict[str, list[Any]]) -> None:
+    names = ["NA", "x$_$y, not UTF-8 \udcff\r\n\tb", "\u5fc3" * 60]  # three pictures are drawn
     evaluate(tmp_path, [{**example(i), "case": name} for i, name in enumerate(names)])
     assert read_cases(tmp_path)[0] == names
     titles = {options["title"].split("\n")[0] for _, options in drawn["uncertainty_overlay"]}
@@ -373,13 +372,6 @@ def test_regions_in_the_reliability_diagrams(tmp_path: Path, drawn: dict[str, li
 
 
 def test_what_cannot_be_evaluated_is_named_before_the_work(tmp_path: Path) -> None:
-    for names, column in (
-        (("a", "a_if_true"), "ece_structure_a_if_true"),
-        (("a", "a_pooled"), "ece_structure_a_pooled"),
-    ):
-        with pytest.raises(InputError, match=column):
-            check_columns(names)
-    check_columns(["a", "all", "if_true", "b"])
     (tmp_path / "file").write_text("mine")
     with pytest.raises(InputError, match="output_dir"):
         evaluate(tmp_path / "file" / "eval", examples())
@@ -392,23 +384,18 @@ LABEL = torch.tensor([[[0.0, 1], [2, 2]]])
 LOGITS = torch.zeros(3, 2, 2)
 
 
-def test_checked_case_is_the_same_item() -> None:
-    item = {"case": "a", "image": LABEL, "label": LABEL, "pred": LOGITS}
-    assert check_case(item) is item
-
-
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
         ("label", LABEL + 1, "patient1"),
-        ("label", LABEL / 2, "patient1"),
         ("label", LABEL * torch.nan, "patient1"),
         ("label", MetaTensor(LABEL + 9, meta={"filename_or_obj": "data/label.nii"}), "data/label.nii"),
         ("pred", LOGITS * torch.nan, "amp"),
-        ("pred", LOGITS + torch.inf, "amp"),
         ("image", MetaTensor(LABEL + torch.inf, meta={"filename_or_obj": "data/image.nii"}), "data/image.nii"),
     ],
 )
 def test_case_that_cannot_be_measured_is_named(key: str, value: torch.Tensor, message: str) -> None:
+    item = {"case": "patient1", "image": LABEL, "label": LABEL, "pred": LOGITS}
+    assert check_case(item) is item
     with pytest.raises(InputError, match=message):
-        check_case({"case": "patient1", "image": LABEL, "label": LABEL, "pred": LOGITS, key: value})
+        check_case({**item, key: value})

@@ -59,12 +59,6 @@ def sitk_properties(affine: np.ndarray = AFFINE) -> dict:
     }
 
 
-def first_version_properties(affine: np.ndarray = AFFINE) -> dict:
-    """What nnU-Net's first version records of an image."""
-    stuff = sitk_properties(affine)["sitk_stuff"]
-    return {f"itk_{key}": value for key, value in stuff.items()} | {"crop_bbox": [[0, 4], [0, 5], [0, 6]]}
-
-
 def nibabel_properties(**affines: np.ndarray) -> dict:
     """What nnU-Net's nibabel readers record of an image."""
     return {"nibabel_stuff": affines, "spacing": [8.0, 1.25, 1.5]}

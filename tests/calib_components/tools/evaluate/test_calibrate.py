@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -35,7 +31,6 @@ from tests.calib_components.tools.evaluate.made_up import (
     save_rounded,
     softmax_of,
 )
-from tests.helpers import ROOT
 
 CASES = [f"patient{patient}_{frame}" for patient in range(7) for frame in "ab"]
 Folders = tuple[Path, Path]
@@ -192,12 +187,10 @@ def test_places_and_files_that_do_not_fit(folders: Folders, tmp_path: Path) -> N
     out = tmp_path / "out"
     save_nifti(tmp_path / "maps" / f"{CASES[0]}.nii", label_of_case(labels, CASES[0]))
     save_channels_last(tmp_path / "two" / "x.nii", softmax_of(0, 2))
-    save_channels_last(tmp_path / "long" / f"{'x' * 240}.nii", softmax_of(0))
     save_channels_last(tmp_path / "mine" / "other_probability.nii.gz", softmax_of(0))
     for used, options, expected in (
         ((tmp_path / "maps", labels), {"structures": ["a=1"]}, "label map"),
         (folders, {"apply_to": tmp_path / "two"}, "has 2 channels"),
-        (folders, {"apply_to": tmp_path / "long"}, "too long"),
         (folders, {"apply_to": tmp_path / "maps"}, "no predictions"),
         (folders, {"out": predictions / "in"}, "--out"),
         (folders, {"out": tmp_path}, "--out"),
@@ -220,21 +213,4 @@ def test_maps_of_an_earlier_run_stay_if_one_fails(folders: Folders, tmp_path: Pa
     save_channels_last(broken, 3 * softmax_of(0))
     with pytest.raises(InputError, match="percentages"):
         calibrate(folders, tmp_path / "out", apply_to=tmp_path / "test")
-    assert {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()} == before
-
-
-@pytest.mark.slow
-def test_an_interrupted_process_leaves_the_earlier_maps_and_can_be_repeated(folders: Folders, tmp_path: Path) -> None:
-    calibrate(folders, tmp_path / "out")
-    before = {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()}
-    script = ROOT / "scripts" / "calibrate_predictions.py"
-    command = [sys.executable, script, *folders, "--apply_to", folders[0], "--out", tmp_path / "out", "--workers", "2"]
-    process = subprocess.Popen([*map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    hidden = tmp_path / "out" / ".unfinished-calibrated"
-    deadline = time.monotonic() + 120
-    while not hidden.is_dir() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=120)
-    assert b"interrupted" in errors
     assert {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()} == before

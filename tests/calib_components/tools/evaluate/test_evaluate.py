@@ -28,7 +28,6 @@ from tests.calib_components.tools.evaluate.made_up import (
     save_channels_last,
     save_nifti,
     save_nnunet,
-    save_rounded,
     sitk_properties,
     softmax_of,
 )
@@ -170,7 +169,7 @@ def test_label_maps_give_the_segmentation_part_only(
         save_nifti(tmp_path / "predictions" / f"{name}.nii.gz", softmax_of(seed).argmax(0).astype(np.uint8))
     _, columns = run(tmp_path / "predictions", labels, tmp_path / "out", structures=["a=1", "b=7"])
     assert list(columns) == ["dsc_a", "dsc_b", "hd95_a", "hd95_b"]
-    files = {file.name for file in (tmp_path / "out").rglob("*.*")}
+    files = {file.name for file in (tmp_path / "out").rglob("[!.]*.*")}
     assert files == {"cases.csv", "summary.json", "best.png", "median.png", "worst.png"}
     assert "no label has b, code 7" in caplog.text
     assert "codes of no structure count as background: 2, in 3 of 3 label maps" in caplog.text
@@ -192,18 +191,6 @@ def test_voxels_to_leave_out(tmp_path: Path) -> None:
         run(tmp_path / "predictions", tmp_path / "labels", tmp_path / "all", ignore_index=9)
 
 
-def test_rounding_of_bytes_moves_the_nll_by_little(predictions: Path, labels: Path, tmp_path: Path) -> None:
-    """A certain voxel that is wrong was stored as 0: it counts as half a step, not as impossible."""
-    for seed, name in enumerate(NAMES):
-        save_rounded(tmp_path / "rounded" / f"{name}.nii.gz", softmax_of(seed, scale=4.0), np.uint8, 1 / 255)
-        save_channels_last(predictions / f"{name}.nii.gz", softmax_of(seed, scale=4.0))
-    exact = run(predictions, labels, tmp_path / "a")[1]
-    rounded = run(tmp_path / "rounded", labels, tmp_path / "b")[1]
-    np.testing.assert_allclose(
-        rounded["nll_all"], exact["nll_all"], rtol=0.3
-    )  # with 1e-38 in place of 0, many times as much
-
-
 def test_shards_give_the_files_of_one_run(predictions: Path, labels: Path, tmp_path: Path, measured: list[str]) -> None:
     run(predictions, labels, tmp_path / "one")
     measured.clear()
@@ -214,14 +201,6 @@ def test_shards_give_the_files_of_one_run(predictions: Path, labels: Path, tmp_p
     for name in TABLES:
         assert (tmp_path / "shards" / name).read_bytes() == (tmp_path / "one" / name).read_bytes(), name
     assert not (tmp_path / "shards" / ".records").exists()
-
-
-@pytest.mark.slow
-def test_workers_change_nothing(predictions: Path, labels: Path, tmp_path: Path) -> None:
-    for workers in (1, 2):
-        run(predictions, labels, tmp_path / str(workers), workers=workers)
-    for name in TABLES:
-        assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes(), name
 
 
 @pytest.mark.parametrize("change", ["prediction", "image", "calibration", "structures", "nothing"])
@@ -257,21 +236,15 @@ def test_what_has_not_changed_after_an_interruption_is_kept(
         np.testing.assert_array_equal(kept[name], values)
 
 
-@pytest.mark.parametrize(
-    ("seeds", "options", "expected"),
-    [
-        ([5, 6, 7], {}, "not that of the label map beside it"),
-        ([0, 1, 2], {}, None),
-    ],
-)
+@pytest.mark.parametrize("other", [0, 5])
 def test_label_maps_of_another_run_are_reported(
-    seeds: list[int], options: dict, expected: str | None, labels: Path, tmp_path: Path, caplog: Any
+    other: int, labels: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    for (seed, name), other in zip(enumerate(NAMES), seeds, strict=True):
+    for seed, name in enumerate(NAMES):
         save_nnunet(tmp_path / "p", name, softmax_of(seed), sitk_properties())
-        save_nifti(tmp_path / "p" / f"{name}.nii.gz", softmax_of(other).argmax(0).astype(np.uint8))
-    run(tmp_path / "p", labels, tmp_path / "out", **options)
-    assert (expected in caplog.text) if expected else caplog.text == ""
+        save_nifti(tmp_path / "p" / f"{name}.nii.gz", softmax_of(seed + other).argmax(0).astype(np.uint8))
+    run(tmp_path / "p", labels, tmp_path / "out")
+    assert ("not that of the label map beside it" in caplog.text) == (other > 0)
 
 
 @pytest.mark.parametrize(
@@ -283,7 +256,6 @@ def test_label_maps_of_another_run_are_reported(
             ["WT=1+2", "ET=2"],
             "Name the channels of --structures",
         ),
-        ((softmax_of(0)[1:] > 0.5).astype(np.float32), ["x=1", "y=2"], "every value is 0 or 1"),
     ],
 )
 def test_likely_mistakes_with_sigmoids_are_reported(
@@ -315,7 +287,6 @@ def test_places_and_options_that_do_not_fit(predictions: Path, labels: Path, tmp
         (tmp_path / "out", {"images": tmp_path / "images"}, "p1_es"),
         (tmp_path / "out", {"shard": "4/3"}, "shard"),
         (tmp_path / "out", {"shard": "4/4"}, "shard"),
-        (tmp_path / "out", {"structures": ["a=1", "a_if_true=2"]}, "structures"),
         (tmp_path / "out", other, "--validation"),
     ):
         with pytest.raises(InputError, match=expected):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import nibabel as nib
@@ -13,7 +11,6 @@ import torch
 
 from calib_components.errors import InputError
 from calib_components.tools.evaluate.classes import IGNORED
-from calib_components.tools.evaluate.formats import FORMATS, Header, Prediction
 from calib_components.tools.evaluate.pairs import (
     Saved,
     classes_of,
@@ -188,7 +185,7 @@ def test_folders_without_files_are_named(predictions: Path, labels: Path, tmp_pa
     with pytest.raises(InputError, match="predictions holds no labels"):
         find_cases(labels, predictions)
     (predictions / "case.nii").symlink_to(tmp_path / "gone")
-    with pytest.raises(InputError, match="link"):
+    with pytest.raises(InputError, match=r"case\.nii"):
         find_cases(predictions, labels)
 
 
@@ -202,10 +199,9 @@ def test_other_grids_are_refused_before_voxels_are_read(
     with pytest.raises(InputError, match="shape"):
         find_cases(predictions, labels)
     (predictions / "case.nii.gz").unlink()
-    for p, hint in ((P.transpose(0, 3, 2, 1), "reverse order"), (P[:, 1:], "crops")):  # arrays without a grid
-        save_nnunet(predictions, "case", p)
-        with pytest.raises(InputError, match=hint):
-            find_cases(predictions, labels)
+    save_nnunet(predictions, "case", P.transpose(0, 3, 2, 1))  # without a grid
+    with pytest.raises(InputError, match="order of the axes"):
+        find_cases(predictions, labels)
     save_nnunet(predictions, "case", P)
     find_cases(predictions, labels)
     assert "flipped or swapped" in caplog.text
@@ -226,28 +222,3 @@ def test_patients_by_their_names() -> None:
     for pattern in (r"frame\d+", "("):
         with pytest.raises(InputError, match="--patient_pattern"):
             patients_of(names, pattern)
-
-
-def test_links_to_folders_are_followed_once(predictions: Path, labels: Path, tmp_path: Path) -> None:
-    save_channels_last(tmp_path / "disk" / "case.nii.gz", P)
-    predictions.mkdir()
-    (predictions / "a").symlink_to(tmp_path / "disk")
-    (tmp_path / "disk" / "back").symlink_to(predictions)
-    check_softmax(read_one(tmp_path))
-
-
-@dataclass(frozen=True)
-class Text(Prediction):
-    """A made-up format."""
-
-    @classmethod
-    def find(cls, groups: object, names: object) -> Iterator[tuple[int, Prediction]]:
-        yield 0, cls("case", ())
-
-    def header(self) -> Header:
-        return Header(3, SHAPE, AFFINE)
-
-
-def test_a_new_format_is_a_class(predictions: Path) -> None:
-    predictions.mkdir()
-    assert find_predictions(predictions, formats=[*FORMATS, Text]) == {"case": Text("case", ())}
