@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch.serialization import safe_globals
 
+from calib_components import __version__
 from calib_components.errors import InputError, make_folder, reading, writing
 from calib_components.inference.images import shard_of
 from calib_components.metrics import CalibrationBins, ThresholdCounts
@@ -24,7 +25,8 @@ __all__ = ["EvaluationRecords"]
 class EvaluationRecords:
     """What is measured of each case, in a file of its own in the output folder until the evaluation is written.
 
-    A record counts if it has the stamp of this evaluation and is newer than the files of its case.
+    A record counts if it has the stamp of this evaluation, in the name of its file, and is newer than the files of its
+    case.
 
     Args:
         output_dir: Folder of the evaluation.
@@ -75,17 +77,14 @@ class EvaluationRecords:
         if not (file := self._file(case)).is_file():
             return False
         values = [self.cases[case].get(key, []) for key in self.files]
-        sources = [file for v in values for file in ([v] if isinstance(v, str | os.PathLike) else v)]
+        sources = [source for v in values for source in ([v] if isinstance(v, str | os.PathLike) else v)]
         changed = max((os.stat(source).st_mtime_ns for source in sources), default=0)
-        try:
-            return file.stat().st_mtime_ns >= changed and self.read(case)["stamp"] == self.stamp
-        except InputError:  # such as of another release
-            return False
+        return file.stat().st_mtime_ns >= changed
 
     def write(self, case: str, record: Mapping[str, Any]) -> None:
         """Write the record of a case, see `record_case`, completely or not at all."""
         content = io.BytesIO()  # a full disk is no OSError to torch.save
-        torch.save({"stamp": self.stamp, **record}, content)
+        torch.save(record, content)
         make_folder(self.folder)
         with writing(self._file(case)) as file:
             file.write_bytes(content.getvalue())
@@ -99,4 +98,5 @@ class EvaluationRecords:
             return torch.load(file, "cpu", weights_only=True)
 
     def _file(self, case: str) -> Path:
-        return self.folder / f"{hashlib.sha256(os.fsencode(case)).hexdigest()[:32]}.pt"  # names may be long
+        name = b"\0".join(map(os.fsencode, (__version__, self.stamp, case)))  # may be long
+        return self.folder / f"{hashlib.sha256(name).hexdigest()[:32]}.pt"

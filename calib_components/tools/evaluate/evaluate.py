@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from calib_components import __version__
 from calib_components.data.nifti import grid_distance, open_nifti, read_values
 from calib_components.errors import InputError, check_output, reading
 from calib_components.handlers.evaluation import EvaluationRecords, read_thresholds, record_case, write_evaluation
@@ -19,7 +18,7 @@ from calib_components.inference.images import find_images
 from calib_components.metrics.measures import Case as MeasuredCase
 from calib_components.tools.evaluate.calibrate import estimate_of
 from calib_components.tools.evaluate.classes import Classes, paint
-from calib_components.tools.evaluate.notes import note, warn
+from calib_components.tools.evaluate.notes import check_notes, note
 from calib_components.tools.evaluate.pairs import Case, Saved, classes_of, find_cases, patients_of, read_case
 from calib_components.tools.parallel import map_cases
 from calib_components.tools.report.report import report_evaluations
@@ -90,36 +89,22 @@ def evaluate_predictions(
         raise InputError(f"--validation: {validation} has the structures {others}, not {[*classes.structures]}.")
     estimate = estimate_of(predictions, [case.prediction for case in cases])
     temperature = None if estimate is None else estimate.temperature
-    items = [
-        {"case": case.name, "patient": patients[case.name], "files": _files(case, pictured.get(case.name))}
-        for case in cases
-    ]
-    stamp = repr((__version__, type(cases[0].prediction).__name__, classes, temperature))
+    items = []
+    for case in cases:
+        files = [*case.prediction.files, *case.prediction.grids, case.label]
+        files += [pictured[case.name]] if case.name in pictured else []
+        items.append({"case": case.name, "patient": patients[case.name], "files": files})
+    stamp = repr((type(cases[0].prediction).__name__, classes, temperature))
     records = EvaluationRecords(out, items, stamp, files=["files"])
     check_output(out, records.folder.name if records.folder.exists() else "summary.json", overwrite)
     chosen = {item["case"] for item in records.to_measure(shard, skip_existing)}
     measure = functools.partial(_measure, records=records, classes=classes, temperature=temperature, images=pictured)
     map_cases(measure, [case for case in cases if case.name in chosen], workers, "evaluate")
-    check = functools.partial(_check, classes=classes, predictions=predictions, labels=labels)
+    check = functools.partial(check_notes, classes=classes, predictions=predictions, labels=labels)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"Glyph .* missing from")  # figures show a box for each
         if write_evaluation(records, [*classes.structures], classes.names, "mm", "ml", check):
             report_evaluations([out], out / REPORT, validation)
-
-
-def _check(records: Sequence[Mapping[str, Any]], classes: Classes, predictions: Path, labels: Path) -> None:
-    """Check what only all cases together tell."""
-    notes = [record["notes"] for record in records]
-    if not any(noted["voxels"] for noted in notes):
-        raise InputError(
-            f"--ignore_index: all voxels of all {len(notes)} labels have this code, {classes.ignore_code}."
-        )
-    present = set().union(*(noted["present"] for noted in notes))
-    warn(notes, [name for name in classes.structures if name not in present], classes, predictions, labels)
-
-
-def _files(case: Case, image: Path | None) -> list[Path]:
-    return [*case.prediction.files, *case.prediction.grids, case.label, *([image] if image else [])]
 
 
 def _measure(

@@ -33,10 +33,7 @@ def fit_calibrator(
     cropped: bool = False,
     kind: str = "temperature",
 ) -> tuple[Calibrator, Estimate]:
-    """Fit a calibrator on saved probabilities, and print what to know of it.
-
-    The logarithms of probabilities are the logits, up to one number for each voxel, which softmax ignores; with sigmoid
-    channels, the logits are log p - log(1 - p).
+    """Fit a calibrator on saved probabilities, and print what to know of it. See `calibrate_predictions`.
 
     Args:
         cases: What `find_cases` found.

@@ -61,14 +61,12 @@ class Stored(NamedTuple):
 
     Attributes:
         values: float32 `(C, X, Y, Z)`, from 0 to 1; with softmax, the sum over channels is 1.
-        step: Step that integers in the file were rounded to; 0 for floating-point numbers.
         lowest: What a stored 0 can have been, for logarithms: half the smallest number above 0 that the file can hold,
             or the smallest normal 32-bit number.
         highest: What a stored 1 can have been, likewise.
     """
 
     values: np.ndarray
-    step: float
     lowest: float
     highest: float
 
@@ -131,10 +129,10 @@ class Prediction:
         if not sigmoid:
             values /= values.sum(0)
         if step:
-            return Stored(values, step, step / 2, 1 - step / 2)
+            return Stored(values, step / 2, 1 - step / 2)
         if dtype == np.float16:
-            return Stored(values, step, 2.0**-25, 1 - 2.0**-12)
-        return Stored(values, step, SMALLEST, 1 - 2.0**-24)
+            return Stored(values, 2.0**-25, 1 - 2.0**-12)
+        return Stored(values, SMALLEST, 1 - 2.0**-24)
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,13 @@ from typing import Any
 
 from nibabel.orientations import apply_orientation
 
+from calib_components.errors import InputError
 from calib_components.inference.images import NIFTI
 from calib_components.tools.evaluate.classes import IGNORED, Classes, label_classes
 from calib_components.tools.evaluate.formats import SUM_SLACK, Header, is_label_map, read_label_map
 from calib_components.tools.evaluate.pairs import Case, Saved, turn_onto
 
-__all__ = ["note", "other_beside", "warn", "warn_of_other_beside"]
+__all__ = ["check_notes", "note", "other_beside", "warn_of_other_beside"]
 
 SHOWN = 5  # codes in a message
 POSTPROCESSED = 0.05  # share of the voxels of structures that post-processing may change
@@ -25,7 +26,7 @@ Notes = Mapping[str, Any]
 
 
 def note(case: Case, saved: Saved, classes: Classes) -> dict[str, Any]:
-    """Note of a case what `warn` needs to know of all cases."""
+    """Note of a case what `check_notes` needs to know of all cases."""
     p = saved.probabilities
     notes = {
         "file": str(case.prediction.files[0]),
@@ -42,10 +43,13 @@ def note(case: Case, saved: Saved, classes: Classes) -> dict[str, Any]:
     return {**notes, "adds_up": adds_up, "sums": [channel.sum().item() for channel in p]}
 
 
-def warn(notes: Sequence[Notes], absent: Sequence[str], classes: Classes, predictions: Path, labels: Path) -> None:
-    """Warn of likely mistakes, from the notes of each case and the structures that no label has."""
-    logger = logging.getLogger(__name__)
-    for name in absent:
+def check_notes(records: Sequence[Mapping[str, Any]], classes: Classes, predictions: Path, labels: Path) -> None:
+    """Check what only all cases together tell, and warn of likely mistakes."""
+    logger, notes = logging.getLogger(__name__), [record["notes"] for record in records]
+    if not any(noted["voxels"] for noted in notes):
+        raise InputError(f"--ignore_index: all voxels of all labels have this code, {classes.ignore_code}.")
+    present = set().union(*(noted["present"] for noted in notes))
+    for name in filter(lambda name: name not in present, classes.structures):
         codes = sorted(set().union(*(classes.codes[channel] for channel in classes.structures[name])))
         logger.warning("%s: no label has %s, code %s. Check --structures.", labels, name, "+".join(map(str, codes)))
     for folder, key in ((labels, "other_codes"), (predictions, "other_predicted")):
