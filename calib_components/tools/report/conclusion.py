@@ -1,9 +1,8 @@
 """What a report begins with: one to three sentences drawn from its numbers, without a claim that they do not support.
 
-Whether a network is calibrated is a test over patients of confidence against accuracy (`sign_flip_p_value`), not of the
-ECE against 0: the ECE of a calibrated network is above 0 by chance, by an amount that nobody knows:
-voxels depend on each other. Confidence minus accuracy is 0 on average however they do. For the same reason a lower ECE
-of one of two methods is reported as that; the NLL, which scores probabilities as a whole, stands beside it.
+Whether a network is calibrated is a test over patients of confidence minus accuracy (`sign_flip_p_value`), which is 0
+on average if it is calibrated. The ECE of a calibrated network is above 0 by chance, by an unknown amount: voxels
+depend on each other. For the same reason the NLL, which scores probabilities as a whole, stands beside a lower ECE.
 """
 
 from __future__ import annotations
@@ -13,11 +12,10 @@ import math
 import numpy as np
 import pandas as pd
 
-from calib_components.tools.report.data import Results, Row
+from calib_components.tools.report.data import WITHOUT, Results, Row
 from calib_components.tools.report.statistics import (
     FEWEST_PATIENTS,
     Array,
-    Estimate,
     holm,
     mean_of_defined,
     mean_with_interval,
@@ -27,59 +25,49 @@ from calib_components.tools.report.statistics import (
 from calib_components.tools.report.text import (
     CONCLUDED,
     SIGNIFICANT,
+    estimate_of,
     heading,
     higher_is_better,
-    interval,
     is_significant,
     listed,
     number,
     p_text,
+    with_interval,
 )
 
 PLACES = {"predicted": "in the predicted foreground", "all": "over all voxels"}
 SLIGHT = 0.01  # difference of confidence and accuracy
-ANSWERS = {  # from the mildest to what outweighs the others
-    "none": "No miscalibration shown",
-    "slight": "Slightly miscalibrated",
-    "unknown": "Too few patients to tell whether the model is calibrated",
-    "shown": "Not well calibrated",
+ANSWERS = {  # from the mildest to what outweighs the others: answer, and what it says of a region
+    "none": ("No miscalibration shown", "no miscalibration is shown"),
+    "slight": ("Slightly miscalibrated", "the model is slightly {}"),
+    "unknown": ("Too few patients to tell whether the model is calibrated", "that cannot be told"),
+    "shown": ("Not well calibrated", "the model is {}"),
 }
-
-
-def concluded(results: Results) -> list[str]:
-    """Return the measures that methods are compared by: of calibration, or without probabilities the DSC."""
-    return [measure for measure in CONCLUDED if results.has(measure)] or ["dsc"]
+NOTHING = "nothing can be said about calibration."
 
 
 def conclude_one(results: Results) -> str:
     """Return whether the one method is calibrated, and whether its confidence finds the bad cases."""
-    (name,), patients = results.methods, results.patients()
-    row, count = Row(name), results.count()
+    (name,), patients, count = results.methods, results.patients(), results.count()
+    row = Row(name)
     if not results.has("ece_predicted"):
         dsc = mean_with_interval(results.values(row, "dsc"), patients)
-        return (
-            f"The mean DSC of {count} is {_shown(dsc, 'dsc')}. There are no probabilities, so nothing can be said "
-            "about calibration."
-        )
-    sentences = [_calibration(results, row)]
-    if finds := _finds_bad_cases(results, row):
-        sentences.append(finds)
+        return f"The mean DSC of {count} is {with_interval(dsc, 'dsc')}. There are no probabilities, so {NOTHING}"
+    sentences = [_calibration(results, row), _finds_bad_cases(results, row)]
     if len(set(patients)) < FEWEST_PATIENTS:
         sentences.append(f"{count}: too few to tell how it is for others.")
     else:
         sentences.append(
-            f"These {count} cannot tell how it is for patients of another origin, nor of failures too rare to be among "
-            "them (in brackets: 95 % intervals)."
+            f"These {count} cannot tell how it is for patients of another origin (in brackets: 95 % intervals)."
         )
-    return " ".join(sentences)
+    return " ".join(filter(None, sentences))
 
 
 def _calibration(results: Results, row: Row) -> str:
     """Return the sentence that answers whether a method is calibrated, in both regions."""
-    patients = results.patients()
+    patients, parts, verdicts = results.patients(), [], []
     gaps = {region: _confidence_and_accuracy(results, row, region) for region in PLACES}
     p_values = holm([sign_flip_p_value(confidence - accuracy, patients) for confidence, accuracy in gaps.values()])
-    parts, verdicts = [], []
     for (region, (confidence, accuracy)), p_value in zip(gaps.items(), p_values.tolist(), strict=True):
         place, cases = PLACES[region], int((~np.isnan(confidence[:, 0])).sum())
         if cases == 0:  # a network may predict no foreground at all
@@ -89,17 +77,12 @@ def _calibration(results: Results, row: Row) -> str:
             place += f" of the {cases} of {len(patients)} cases that have one"
         verdict, kind = _verdict(confidence - accuracy, p_value, patients)
         verdicts.append(verdict)
-        means = [number(float(mean_of_defined(part.sum(1))), "ece") for part in (confidence, accuracy)]
-        error = mean_with_interval(results.values(row, f"ece_{region}"), patients)
-        shown = [
-            f"confidence {means[0]}",
-            f"accuracy {means[1]}",
-            *p_text(p_value),
-            f"ECE of a case {_shown(error, 'ece')}",
-        ]
-        parts.append(f"{place}, {kind} ({', '.join(shown)})")
+        sure, right = (number(float(mean_of_defined(part.sum(1))), "ece") for part in (confidence, accuracy))
+        error = with_interval(mean_with_interval(results.values(row, f"ece_{region}"), patients), "ece")
+        shown = [f"confidence {sure}", f"accuracy {right}", *p_text(p_value), f"ECE of a case {error}"]
+        parts.append(f"{place}, {ANSWERS[verdict][1].format(kind)} ({', '.join(shown)})")
     answer = max(verdicts, key=list(ANSWERS).index, default="unknown")
-    return f"{ANSWERS[answer]}: {'; '.join(parts)}. Chance alone gives a case an ECE above 0."
+    return f"{ANSWERS[answer][0]}: {'; '.join(parts)}. Chance alone gives a case an ECE above 0."
 
 
 def _confidence_and_accuracy(results: Results, row: Row, region: str) -> tuple[Array, Array]:
@@ -112,19 +95,14 @@ def _confidence_and_accuracy(results: Results, row: Row, region: str) -> tuple[A
 
 
 def _verdict(gaps: Array, p_value: float, patients: list[str]) -> tuple[str, str]:
-    """Return what a region says of the model, as a key of `ANSWERS` and in words."""
-    if math.isnan(p_value):
-        return "unknown", "that cannot be told"
-    if p_value >= SIGNIFICANT:
-        return "none", "no miscalibration is shown"
-    size = float(np.abs(mean_of_defined(gaps)).sum())
-    verdict, slightly = ("slight", "slightly ") if size < SLIGHT else ("shown", "")
-    total = gaps.sum(1)
-    gap = mean_with_interval(total, patients)
-    is_told = is_significant(gap, sign_flip_p_value(total[:, None], patients))
-    if not is_told or abs(gap.mean) < size / 2:
-        return verdict, f"the model is {slightly}too confident in some bins and not confident enough in others"
-    return verdict, f"the model is {slightly}{'over' if gap.mean > 0 else 'under'}confident"
+    """Return what a region says of the model, as a key of `ANSWERS`, and in which direction it is wrong."""
+    if math.isnan(p_value) or p_value >= SIGNIFICANT:
+        return "unknown" if math.isnan(p_value) else "none", ""
+    size, total = float(np.abs(mean_of_defined(gaps)).sum()), gaps.sum(1)
+    verdict, gap = "slight" if size < SLIGHT else "shown", mean_with_interval(total, patients)
+    if not is_significant(gap, sign_flip_p_value(total[:, None], patients)) or abs(gap.mean) < size / 2:
+        return verdict, "too confident in some bins and not confident enough in others"
+    return verdict, f"{'over' if gap.mean > 0 else 'under'}confident"
 
 
 def expected_and_true(results: Results, row: Row) -> tuple[Array, Array]:
@@ -156,12 +134,9 @@ def _finds_bad_cases(results: Results, row: Row) -> str:
         answer = "Low confidence goes with a lower DSC, but does not find the worst cases"
     else:
         answer = "Low confidence points to bad cases"
-    shown = f"Spearman's correlation of expected and true DSC is {_shown(correlation, 'rho')}"
+    shown = f"Spearman's correlation of expected and true DSC is {with_interval(correlation, 'rho')}"
     if count:
-        shown += (
-            f", and of the {count} worst case{'s' * (count > 1)}, {found} {'is' if found == 1 else 'are'} among the "
-            f"{count} of lowest expected DSC (by chance: {by_chance:.1f})"
-        )
+        shown += f"; worst cases among as many of lowest expected DSC: {found} of {count} (by chance: {by_chance:.1f})"
     return f"{answer}: {shown}."
 
 
@@ -194,52 +169,41 @@ def conclude_differences(results: Results, reference: str, table: pd.DataFrame) 
     Args:
         results: The results.
         reference: Name of the method that the others are compared with.
-        table: What `differences` returns for `concluded` measures.
+        table: What `differences` returns.
     """
-    measures, labels, patients = concluded(results), results.about["labels"], results.patients()
-    if len(set(patients)) < FEWEST_PATIENTS:
+    if len(set(results.patients())) < FEWEST_PATIENTS:
         return f"{results.count()}: too few to tell which method is better."
-    plain = table[(table["temperature"] == "without") & (table["reference_temperature"] == "without")]
+    measures = [measure for measure in CONCLUDED if results.has(measure)] or ["dsc"]
+    plain = table[(table["temperature"] == WITHOUT) & (table["reference_temperature"] == WITHOUT)]
     plain = plain[plain["measure"].isin(measures) & (plain["method"] != reference)]
     clauses, unknown, alone = [], [], plain["method"].nunique() == 1
     for name, of_method in plain.groupby("method", sort=False):
         groups: dict[str, list[str]] = {"better": [], "worse": [], "same": []}
         for record in of_method.to_dict("records"):
-            measure = record["measure"]
-            found = Estimate(*(record[field] for field in Estimate._fields))
-            group = "better" if (found.mean > 0) == higher_is_better(measure) else "worse"
-            group = group if is_significant(found, record["p_value_holm"]) else "same"
-            direction = "" if group == "same" else "a higher " if found.mean > 0 else "a lower "
-            size = " ".join([number(found.mean, measure, True), *interval(found, measure, True)])
-            notes = [size, *p_text(record["p_value_holm"])] + [f"{found.cases} cases"] * (found.cases < len(patients))
+            found, measure, p_value = estimate_of(record), record["measure"], record["p_value_holm"]
+            group, direction = "same", ""
+            if is_significant(found, p_value):
+                group = "better" if (found.mean > 0) == higher_is_better(measure) else "worse"
+                direction = "a higher " if found.mean > 0 else "a lower "
+            notes = [with_interval(found, measure, True), *p_text(p_value)]
             groups[group].append(f"{direction}{_title(measure)} ({', '.join(notes)})")
-        if told := [listed(groups[group]) for group in ("better", "worse") if groups[group]]:
-            clauses.append(f"{labels[name]} has {', but '.join(told)}")
+        if significant := [listed(groups[group]) for group in ("better", "worse") if groups[group]]:
+            clauses.append(f"{results.labels[name]} has {', but '.join(significant)}")
         if alone and groups["same"]:
-            unknown.append(f"{labels[name]} in {listed(groups['same'])}")
-        elif not told:
-            unknown.append(labels[name])
-    sentences = [f"Compared with {labels[reference]}, {'; '.join(clauses)}."] if clauses else []
+            unknown.append(f"{results.labels[name]} in {listed(groups['same'])}")
+        elif not significant:
+            unknown.append(results.labels[name])
+    label, corrected = results.labels[reference], f"; p-values are Holm-corrected for {len(plain)} comparisons"
+    sentences = [f"Compared with {label}, {'; '.join(clauses)}."] if clauses else []
     if unknown:
-        sentences.append(
-            f"No significant difference to {labels[reference]} on these {results.count()}: {', '.join(unknown)}."
-        )
+        sentences.append(f"No significant difference to {label} on these {results.count()}: {', '.join(unknown)}.")
+    sentences.append(f"In brackets: 95 % intervals{corrected * (len(plain) > 1)}.")
     sentences.append(
-        f"In brackets: 95 % intervals; p-values are Holm-corrected for {len(plain)} comparisons."
-        if len(plain) > 1
-        else "In brackets: the 95 % interval."
+        f"There are no probabilities in common, so {NOTHING}"
+        if measures == ["dsc"]
+        else "The NLL scores probabilities as a whole; part of an ECE is chance, more so of a less confident model."
     )
-    if measures == ["dsc"]:
-        sentences.append("There are no probabilities in common, so nothing can be said about calibration.")
-    else:
-        sentences.append(
-            "The NLL scores probabilities as a whole; part of an ECE is chance, a larger one in a less confident model."
-        )
     return " ".join(sentences)
-
-
-def _shown(estimate: Estimate, measure: str) -> str:
-    return " ".join([number(estimate.mean, measure), *interval(estimate, measure)])
 
 
 def _title(measure: str) -> str:

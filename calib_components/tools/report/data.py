@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,9 +25,10 @@ from calib_components.tools.report.statistics import Array
 
 WITHOUT, WITH = "without", "with"  # a temperature
 KEYS = ["method", "seed", "fold", "test_set", "temperature"]
-TEXTS = ("method", "test_set", "case", "patient", "region", "leave_one_out", "warnings")
+TEXTS = ["method", "test_set", "case", "patient", "region", "leave_one_out", "warnings"]  # columns
 SUMS = ("count", "confidence", "correct")
 COMPACT = "comparison.json"
+FILES = {"cases": ".csv.gz", "bins": ".csv.gz", "cells": ".csv", "temperatures": ".csv"}  # compact tables
 
 
 class Row(NamedTuple):
@@ -79,6 +80,11 @@ class Results:
         return [name for name in self.about["labels"] if Row(name) in self.groups]
 
     @property
+    def labels(self) -> dict[str, str]:
+        """Labels of the methods that have results, by name."""
+        return {name: self.about["labels"][name] for name in self.methods}
+
+    @property
     def structures(self) -> list[str]:
         """Names of the segmented structures."""
         return [name.removeprefix("dsc_") for name in self.cases if name.startswith("dsc_")]
@@ -87,11 +93,6 @@ class Results:
     def test_sets(self) -> list[str]:
         """Names of the further test sets."""
         return [name for name in self.cases["test_set"].unique() if name]
-
-    @property
-    def folds(self) -> int | None:
-        """Number of folds; None without cross-validation."""
-        return self.about.get("folds")
 
     def label(self, row: Row) -> str:
         """Return the name of a row in tables and figures."""
@@ -102,16 +103,6 @@ class Results:
         rows = (Row(name, temperature, test_set) for name in self.methods for temperature in temperatures)
         return [row for row in rows if row in self.groups]
 
-    def only(self, methods: Sequence[str]) -> Results:
-        """Return the results of some methods, in the given order."""
-        labels = {name: self.about["labels"][name] for name in methods}
-        tables = {
-            name: table[table["method"].isin(methods)] if len(table) else table
-            for name in ("cases", "bins", "cells", "temperatures")
-            for table in [getattr(self, name)]
-        }
-        return replace(self, **tables, about=self.about | {"labels": labels})
-
     def places(self, test_set: str = "") -> pd.Series:
         """Return the patient of each case of a test set, by case."""
         return self._places[test_set]
@@ -120,6 +111,10 @@ class Results:
     def _places(self) -> dict[str, pd.Series]:
         table = self.cases[["test_set", "case", "patient"]].drop_duplicates()
         return {name: group.set_index("case")["patient"] for name, group in table.groupby("test_set")}
+
+    def names(self, test_set: str = "") -> list[str]:
+        """Return the names of the cases of a test set."""
+        return self.places(test_set).index.tolist()
 
     def patients(self, test_set: str = "") -> list[str]:
         """Return the patient of each case of a test set."""
@@ -168,22 +163,9 @@ class Results:
 
     def _by_seed(self, row: Row, column: pd.Series) -> Array:
         """Return a column as `(seeds, cases)`: the mean over the networks of several folds, where they have a value."""
-        values = column.to_numpy(float)
-        defined = ~np.isnan(values)
-        seeds, cases = self._index[row]
-        shape = (seeds.max() + 1, len(self.places(row.test_set)))
-        sums, counts = np.zeros(shape), np.zeros(shape)
-        np.add.at(sums, (seeds[defined], cases[defined]), values[defined])
-        np.add.at(counts, (seeds[defined], cases[defined]), 1)
-        return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
-
-    @cached_property
-    def _index(self) -> dict[Row, tuple[NDArray[np.intp], NDArray[np.intp]]]:
-        """Place of each case of a row among its seeds, and among the cases of its test set."""
-        return {
-            row: (pd.factorize(table["seed"], sort=True)[0], self.places(row.test_set).index.get_indexer(table["case"]))
-            for row, table in self.groups.items()
-        }
+        table = self.groups[row]
+        by_seed = column.astype(float).groupby([table["seed"], table["case"]]).mean().unstack()
+        return by_seed.reindex(columns=self.names(row.test_set)).to_numpy()
 
     def regions(self, row: Row) -> list[str]:
         """Return the regions that have bins of each case."""
@@ -216,14 +198,12 @@ def write_compact(results: Results, folder: Path) -> None:
     Numbers have six significant digits.
     """
     make_folder(folder)
-    for name in ("cases", "bins", "cells", "temperatures"):
+    for name, suffix in FILES.items():
         table = getattr(results, name)
-        packed = name in ("cases", "bins")
-        if table.empty:
-            continue
-        with writing(folder / f"{name}.csv{'.gz' * packed}") as file:
-            compression: Any = {"method": "gzip", "mtime": 0} if packed else None
-            table.to_csv(file, index=False, float_format="%.6g", compression=compression)
+        if not table.empty:
+            with writing(folder / f"{name}{suffix}") as file:
+                compression: Any = {"method": "gzip", "mtime": 0} if suffix.endswith(".gz") else None
+                table.to_csv(file, index=False, float_format="%.6g", compression=compression)
     with writing(folder / COMPACT) as file:
         file.write_text(json.dumps(results.about, indent=1) + "\n")
 
@@ -235,17 +215,13 @@ def read_compact(folder: Path) -> Results:
         InputError: A file is missing or broken.
     """
     tables = {}
-    for name in ("cases", "bins", "cells", "temperatures"):
-        packed = name in ("cases", "bins")
-        file = folder / f"{name}.csv{'.gz' * packed}"
-        if not packed and not file.exists():
-            tables[name] = pd.DataFrame()
-            continue
-        with reading(file, "a table of compact results"):
-            columns = pd.read_csv(file, nrows=0).columns
-            texts = {*TEXTS, *(["temperature"] * packed)} & {*columns}
-            undefined = {column: [""] for column in columns if column not in texts}  # a case may be called NA
-            types = dict.fromkeys(texts, str)
-            tables[name] = pd.read_csv(file, dtype=types, keep_default_na=False, na_values=undefined)
+    for name, suffix in FILES.items():
+        file, tables[name] = folder / f"{name}{suffix}", pd.DataFrame()
+        if name in ("cases", "bins") or file.exists():
+            with reading(file, "a table of compact results"):
+                types = dict.fromkeys(TEXTS, str)
+                table = pd.read_csv(file, dtype=types, keep_default_na=False, na_values=[""])  # a case may be called NA
+            texts = table.columns.intersection(TEXTS)
+            tables[name] = table.assign(**table[texts].fillna(""))
     with reading(folder / COMPACT, "what compact results are about") as file:
         return Results(**tables, about=json.loads(file.read_bytes()))

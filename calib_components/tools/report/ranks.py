@@ -37,19 +37,19 @@ def column_ranks(means: ArrayLike, higher_is_better: ArrayLike) -> Array:
     """Rank the methods in each column of a table of means.
 
     Args:
-        means: `(methods, columns)`, one column for each data set and metric; NaN ranks last.
+        means: `(methods, ..., columns)`, one column for each data set and metric; NaN ranks last.
         higher_is_better: `(columns,)`.
 
     Returns:
-        `(methods, columns)`: 1 is best, ties share the mean rank.
+        `(methods, ..., columns)`: 1 is best, ties share the mean rank.
     """
     costs = np.where(higher_is_better, -1, 1) * np.asarray(means, float)
     return rankdata(np.where(np.isnan(costs), np.inf, costs), axis=0)
 
 
 def sum_rank(means: ArrayLike, higher_is_better: ArrayLike) -> Array:
-    """Return the sum of each method's ranks over the columns, `(methods,)`. Arguments as in `column_ranks`."""
-    return column_ranks(means, higher_is_better).sum(1)
+    """Return the sum of each method's ranks over the columns, `(methods, ...)`. Arguments as in `column_ranks`."""
+    return column_ranks(means, higher_is_better).sum(-1)
 
 
 def case_ranks(values: ArrayLike, higher_is_better: ArrayLike) -> Array:
@@ -63,10 +63,7 @@ def case_ranks(values: ArrayLike, higher_is_better: ArrayLike) -> Array:
         `(methods, cases, metrics)`: 1 is best, ties share the mean rank; NaN where no method has a value.
     """
     values = np.asarray(values, float)
-    columns = values.reshape(len(values), -1)
-    ranks = column_ranks(columns, np.tile(higher_is_better, values.shape[1]))
-    ranks[:, np.isnan(columns).all(0)] = np.nan
-    return ranks.reshape(values.shape)
+    return np.where(np.isnan(values).all(0), np.nan, column_ranks(values, higher_is_better))
 
 
 def means_over_common_cases(values: ArrayLike) -> Array:
@@ -96,15 +93,12 @@ def sum_ranks(datasets: Sequence[RankedCases], higher_is_better: ArrayLike) -> l
         return [Estimate(float(total)) for total in totals]
 
     def statistic(*drawn: Array) -> Array:
-        result = []
+        total = np.zeros(())
         for dataset, (sums, counts) in zip(datasets, parts, strict=True):
             indices = drawn[populations.index(dataset.population)]
             means = sums[:, indices].sum(-2) / counts[indices].sum(-2)  # (methods, ..., metrics)
-            flat = np.moveaxis(means, -1, 1).reshape(len(means), means.shape[-1], -1)
-            pairs = zip(flat.swapaxes(0, 1), better, strict=True)
-            ranks = [column_ranks(values, np.full(values.shape[1], is_better)) for values, is_better in pairs]
-            result.append(np.sum(ranks, axis=0).reshape(len(means), *indices.shape[:-1]))
-        return np.sum(result, axis=0)
+            total = total + sum_rank(means, better)
+        return total
 
     low, high = bootstrap_interval(statistic, *numbers.values())
     return [Estimate(float(m), float(a), float(b)) for m, a, b in zip(totals, low, high, strict=True)]

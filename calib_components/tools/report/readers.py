@@ -162,17 +162,17 @@ def _check_comparable(found: Mapping[Path, Mapping[str, Any]]) -> None:
 
 def _of_finished_runs(results: Results, missing: Sequence[tuple[str, int, int | None]]) -> Results:
     """Return results without runs that lack a fold, on the whole or on a test set."""
-    lacking = pd.MultiIndex.from_tuples([key[:2] for key in missing], names=["method", "seed"]) if missing else []
+    lacking = {key[:2] for key in missing}
     tables = {}
     for name in (*TABLES, "cells", "temperatures"):
         table = getattr(results, name)
-        if len(table) and len(lacking):
-            table = table[~pd.MultiIndex.from_frame(table[["method", "seed"]]).isin(lacking)]
+        if len(table) and lacking:
+            table = table[[run not in lacking for run in zip(table["method"], table["seed"], strict=True)]]
         tables[name] = table
     cases, fits = tables["cases"], tables["temperatures"]
     given = cases["test_set"].unique()
     finished = cases.groupby(["method", "seed", "test_set", "temperature"])["fold"].transform("nunique")
-    tables["cases"] = cases = cases[finished == (results.folds or 1)]
+    tables["cases"] = cases = cases[finished == (results.about.get("folds") or 1)]
     if cases.empty:
         raise InputError(f"No run is finished with all its folds. Missing: {'; '.join(results.about['missing'])}.")
     if len(fits) and (fits.groupby(["method", "seed"])["temperature"].nunique() > 1).any():
@@ -220,7 +220,7 @@ def read_evaluations(folders: Sequence[Path]) -> Results:
     for folder in folders:
         if not (folder / "cases.csv").exists():
             raise InputError(f"{folder}: no cases.csv. Give evaluation folders, or results of compare_losses alone.")
-    labels = _labels(folders)
+    labels = name_folders(folders)
     read = dict(zip(labels, map(read_evaluation, folders), strict=True))
     first, _, about = read[labels[0]]
     for label, (cases, _, about_other) in read.items():
@@ -233,27 +233,24 @@ def read_evaluations(folders: Sequence[Path]) -> Results:
     common = [case for case in first["case"] if all(case in set(cases["case"]) for cases, *_ in read.values())]
     if not common:
         raise InputError(f"No case is in all of {', '.join(labels)}: their names differ.")
-    columns = [name for name in first if all(name in cases for cases, *_ in read.values())]
     patients, notices = _patients(read, common)
-    if len(folders) > 1 and not any(name.startswith("true_volume_") for name in columns):
-        notices.append("Only names of cases were compared: label maps do not tell whether ground truths are the same.")
     tables: dict[str, list[pd.DataFrame]] = {name: [] for name in TABLES}
     everywhere = set.intersection(*({*bins["region"]} for _, bins, _ in read.values()))
     for label, (cases, bins, _) in read.items():
         keys = {"method": _name(label), "seed": 0, "fold": 0, "test_set": "", "temperature": WITHOUT}
-        kept = cases.set_index("case").loc[common].reset_index()[columns]
+        kept = cases.set_index("case").loc[common].reset_index()
         tables["cases"].append(kept.assign(patient=patients, **keys))
         tables["bins"].append(bins[bins["case"].isin(common) & bins["region"].isin(everywhere)].assign(**keys))
-        lacking = list(dict.fromkeys(name for other, *_ in read.values() for name in other if name not in cases))
-        left_out = [printable(case) for case in cases["case"] if case not in common]
-        for names, text in (
-            (left_out, f"Cases of {label} that not all have are left out"),
-            (["all that needs probabilities"] if "ece" in lacking else lacking, f"{label} lacks what others have"),
-        ):
-            if names:
-                more = f" and {len(names) - NAMED} more" * (len(names) > NAMED)
-                notices.append(f"{text}: {', '.join(names[:NAMED])}{more}.")
-    joined = {name: pd.concat(parts, ignore_index=True) for name, parts in tables.items()}
+    joined = {name: pd.concat(parts, ignore_index=True, join="inner") for name, parts in tables.items()}
+    for kind, kept, found in (
+        ("Cases", common, [case for cases, *_ in read.values() for case in cases["case"]]),
+        ("Columns", joined["cases"].columns, [name for cases, *_ in read.values() for name in cases]),
+    ):
+        if names := [printable(name) for name in dict.fromkeys(found) if name not in kept]:
+            more = f" and {len(names) - NAMED} more" * (len(names) > NAMED)
+            notices.append(f"{kind} that not all have are left out: {', '.join(names[:NAMED])}{more}.")
+    if len(folders) > 1 and not any(name.startswith("true_volume_") for name in joined["cases"]):
+        notices.append("Only names of cases were compared: label maps do not tell whether ground truths are the same.")
     about |= {"labels": {_name(label): label for label in labels}, "notices": notices}
     by_name = {_name(label): folder for label, folder in zip(labels, folders, strict=True)}
     results = Results(**joined, cells=pd.DataFrame(), temperatures=pd.DataFrame(), about=about, folders=by_name)
@@ -262,29 +259,28 @@ def read_evaluations(folders: Sequence[Path]) -> Results:
 
 
 def _patients(read: Mapping[str, Any], common: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return the patient of each common case, from the folders that know them, and what to say of it."""
-    found = {label: cases.set_index("case")["patient"].loc[common] for label, (cases, *_) in read.items()}
-    known = {label: patients for label, patients in found.items() if (patients != patients.index).any()}
-    if not known:
+    """Return the patient of each common case, from the folders that know them, and notices."""
+    found = pd.DataFrame({label: cases.set_index("case")["patient"].loc[common] for label, (cases, *_) in read.items()})
+    known = found.loc[:, found.ne(found.index.to_series(), axis=0).any()]
+    if known.empty:
         return list(common), [
             "Each case counts as a patient of its own. If some are of the same patient, intervals are too narrow."
         ]
-    first, patients = next(iter(known.items()))
-    for label, others in known.items():
-        if (differing := others.index[others != patients]).size:
-            raise InputError(f"{label}: case {printable(differing[0])} is of another patient than in {first}.")
-    return patients.tolist(), []
+    differing = known.index[known.nunique(axis=1) > 1]
+    if len(differing):
+        raise InputError(f"Case {printable(differing[0])} is of different patients in {', '.join(known)}.")
+    return known.iloc[:, 0].tolist(), []
 
 
 def _name(label: str) -> str:
     return label.replace("/", "_")
 
 
-def _labels(folders: Sequence[Path]) -> list[str]:
+def name_folders(folders: Sequence[Path]) -> list[str]:
     """Return what tells the folders apart: the last parts of their paths, as few as suffice."""
     parts = [folder.resolve().parts for folder in folders]
     for count in range(1, max(map(len, parts)) + 1):
         labels = [printable("/".join(of_folder[-count:])) for of_folder in parts]
         if len({_name(label) for label in labels}) == len(labels):
             return labels
-    raise InputError(f"An evaluation folder is given twice: {', '.join(map(str, folders))}.")
+    raise InputError(f"A folder is given twice: {', '.join(map(str, folders))}.")

@@ -10,7 +10,7 @@ from calib_components.tools.report.clinical import choose_thresholds, chosen_thr
 from calib_components.tools.report.conclusion import conclude_differences, conclude_one
 from calib_components.tools.report.data import WITH, WITHOUT, Results, write_compact
 from calib_components.tools.report.overview import calibration_ranks_section, ranks_section, report_datasets
-from calib_components.tools.report.page import Picture, Section, write_report
+from calib_components.tools.report.page import write_report
 from calib_components.tools.report.published import dataset_of
 from calib_components.tools.report.readers import read_cells, read_evaluation, read_evaluations
 from calib_components.tools.report.sections import (
@@ -30,7 +30,7 @@ from calib_components.tools.report.text import COMPARED, RANKED, SHOWN, TRUSTED
 
 REFERENCE = "nacl"
 PICTURED = 3  # methods whose cases are shown; those of the others are folded away
-OF_EVALUATIONS = ("ece_predicted_band", "smooth_ece_all", "smooth_ece_predicted")  # shown besides
+SMOOTH = ("smooth_ece_all", "smooth_ece_predicted")  # shown of evaluations
 FEW = 30  # patients
 ABOUT_FEW = (
     "Intervals over few patients are too narrow: in simulations with 8 and 16 patients, they held the mean in 87 and "
@@ -38,7 +38,7 @@ ABOUT_FEW = (
 )
 ABOUT_SHIFT = (
     "Of other origin than the training data (shift): {}. Nothing was fitted on these cases. A network can be more "
-    "wrong, and surer of it, than at home, and a temperature that helps at home can help less there or do harm."
+    "wrong and surer of it there, and a temperature can help less or do harm."
 )
 
 
@@ -55,63 +55,11 @@ def report(
         check_choice("--reference", reference, found.about["planned"])
     if compact is not None:
         write_compact(found, compact)
-    name = reference or REFERENCE
-    base = name if name in found.methods else None
-    sections = [means_section(found, SHOWN, test_set) for test_set in ("", *found.test_sets)]
-    conclusion, measures = "", [measure for measure in COMPARED if found.has(measure)]
-    if any(row.temperature == WITH for row in found.groups):
-        sections.append(temperature_section(found, measures))
-    if len(found.methods) == 1:
-        conclusion = conclude_one(found)
-    elif base is not None:
-        for test_set in ("", *found.test_sets):
-            table = differences(found, reference_pairs(found, base, test_set), measures)
-            conclusion = conclusion or conclude_differences(found, base, table)
-            if len(table):
-                sections.append(differences_section(found, base, table, test_set))
-    if len(found.rows(temperatures=[WITH])) > 1:
-        sections.append(calibration_ranks_section(found))
-    if len(found.methods) > 1:
-        sections.append(ranks_section(found, RANKED))
-    sections += [reliability_section(found)]
-    if found.about.get("magnitudes"):
-        sections.append(logits_section(found))
-    sections.append(structures_section(found))
-    if not found.cells.empty:
-        sections.append(cells_section(found))
-    data = dataset_of(found)
+    name, data, notices = reference or REFERENCE, dataset_of(found), _notices(found)
+    if name not in found.methods and len(found.methods) > 1:
+        notices.append(f"No differences: {name} is not among the finished methods. Choose --reference.")
     title = "Losses compared: " + (data.upper() if data else ", ".join(found.structures))
-    notice = " ".join(_notices(found, None if base or len(found.methods) == 1 else reference or REFERENCE))
-    cases = cases_sections(found, base)
-    write_report(title, conclusion, notice, [*cases[:PICTURED], *sections], out, cases[PICTURED:], overwrite)
-
-
-def _notices(results: Results, missing_reference: str | None) -> list[str]:
-    """Return what a reader should know before the numbers."""
-    about, notices = results.about, []
-    if len(set(results.patients())) < FEWEST_PATIENTS:
-        notices.append(
-            f"{results.count()}: too few to tell which loss is better. Intervals, tests and marks of the best need at "
-            f"least {FEWEST_PATIENTS}; cross-validation (compare_losses --folds) tests every patient."
-        )
-    if results.test_sets:
-        notices.append(ABOUT_SHIFT.format(", ".join(results.test_sets)))
-    for test_set in results.test_sets:
-        evaluated = [row.method for row in results.rows(test_set)]
-        if lacking := [about["labels"][name] for name in results.methods if name not in evaluated]:
-            notices.append(f"Not evaluated on {test_set}: {', '.join(lacking)}.")
-    if unfinished := about.get("unfinished_test_sets"):
-        notices.append(f"Not evaluated with all folds yet: {', '.join(unfinished)}.")
-    if about["missing"]:
-        notices.append(f"Not finished yet: {'; '.join(about['missing'])}.")
-    rows = results.rows(temperatures=[WITHOUT])
-    seeds = {results.label(row): ", ".join(map(str, sorted(results.groups[row]["seed"].unique()))) for row in rows}
-    if len(set(seeds.values())) > 1:
-        listed = "; ".join(f"{label} {numbers}" for label, numbers in seeds.items())
-        notices.append(f"Losses have different seeds, so differences and ranks are not entirely fair: {listed}.")
-    if missing_reference:
-        notices.append(f"No differences: {missing_reference} is not among the finished methods. Choose --reference.")
-    return notices
+    _write(found, title, name, notices, out, overwrite)
 
 
 def report_evaluations(
@@ -123,52 +71,88 @@ def report_evaluations(
 ) -> None:
     """Write tables and figures of evaluation folders, on the cases that all have. Arguments as in `report_folders`."""
     found = read_evaluations(folders)
-    labels = {label: name for name, label in found.about["labels"].items()}
+    names = {label: name for name, label in found.labels.items()}
     if reference is not None:
-        check_choice("--reference", reference, labels)
+        check_choice("--reference", reference, names)
     if validation is not None and len(folders) > 1:
         raise InputError("--validation needs one evaluation folder: thresholds are those of one network.")
-    base = labels[reference] if reference else found.methods[0]
-    shown = [measure for measure in (*SHOWN, *OF_EVALUATIONS) if found.has(measure)]
-    sections, notices, chosen = [means_section(found, shown)], list(found.about["notices"]), {}
-    if len(found.methods) > 1:
-        compared = TRUSTED if found.has("ece_all") else RANKED
-        measures = [measure for measure in compared if found.has(measure)]
-        table = differences(found, reference_pairs(found, base), measures)
-        conclusion = conclude_differences(found, base, table)
-        sections += [differences_section(found, base, table), ranks_section(found, measures)]
-    else:
+    notices = [*found.about["notices"], *_notices(found)]
+    if validation is not None and (both := {*read_evaluation(validation)[0]["patient"]} & {*found.patients()}):
+        notices.append(f"{len(both)} of the patients are in the validation folder too: thresholds were chosen on them.")
+    title = f"{'Evaluations compared:' if len(names) > 1 else 'Is it calibrated?'} {', '.join(names)}"
+    _write(found, title, names[reference] if reference else found.methods[0], notices, out, overwrite, validation)
+
+
+def _write(
+    found: Results,
+    title: str,
+    reference: str,
+    notices: Sequence[str],
+    out: Path,
+    overwrite: bool,
+    validation: Path | None = None,
+) -> None:
+    """Write the report of methods that are compared with one of them, or of one method."""
+    are_evaluations = "notices" in found.about
+    shown = (*SHOWN, *SMOOTH) if are_evaluations else SHOWN
+    measures, sets = [measure for measure in COMPARED if found.has(measure)], ("", *found.test_sets)
+    sections, conclusion = [means_section(found, shown, test_set) for test_set in sets], ""
+    if any(row.temperature == WITH for row in found.groups):
+        sections.append(temperature_section(found, measures))
+    if len(found.methods) == 1:
         conclusion = conclude_one(found)
-    if validation is not None:
-        chosen = choose_thresholds(validation, found)
-        conclusion += f" {chosen_thresholds(found, chosen)}"
-        both = {*read_evaluation(validation)[0]["patient"]} & {*found.patients()}
-        if both:
-            notices.append(
-                f"{len(both)} of the patients are in the validation folder too: thresholds were chosen on them."
-            )
+    elif reference in found.methods:
+        for test_set in sets:
+            table = differences(found, reference_pairs(found, reference, test_set), measures)
+            conclusion = conclusion or conclude_differences(found, reference, table)
+            if len(table):
+                sections.append(differences_section(found, reference, table, test_set))
+    if len(found.rows(temperatures=[WITH])) > 1:
+        sections.append(calibration_ranks_section(found))
+    if len(found.methods) > 1:
+        sections.append(ranks_section(found, TRUSTED if are_evaluations and found.has("ece_all") else RANKED))
     if found.has("ece_all"):
-        sections.append(_with_classes(reliability_section(found), found))
-    sections += [structures_section(found), *clinical_sections(found, chosen)]
-    number = len(set(found.patients()))
-    if number < FEWEST_PATIENTS:
-        notices.append(f"{found.count()}: intervals and tests need at least {FEWEST_PATIENTS}.")
-    elif number < FEW:
-        notices.append(ABOUT_FEW)
-    names = ", ".join(labels)
-    title = f"Evaluations compared: {names}" if len(labels) > 1 else f"Is it calibrated? {names}"
-    cases = cases_sections(found, base)
+        sections.append(reliability_section(found))
+    if found.about.get("magnitudes"):
+        sections.append(logits_section(found))
+    sections.append(structures_section(found))
+    if are_evaluations:
+        chosen = {} if validation is None else choose_thresholds(validation, found)
+        if chosen:
+            conclusion += f" {chosen_thresholds(found, chosen)}"
+        sections += clinical_sections(found, chosen)
+    elif not found.cells.empty:
+        sections.append(cells_section(found))
+    cases = cases_sections(found, reference)
     write_report(title, conclusion, " ".join(notices), [*cases[:PICTURED], *sections], out, cases[PICTURED:], overwrite)
 
 
-def _with_classes(section: Section, results: Results) -> Section:
-    """Return the section with the reliability diagrams of each class that evaluations kept."""
-    pictures = list(section.pictures)
-    for name, folder in results.folders.items():
-        if (file := folder / "reliability_classes.png").exists() and not results.about["notices"]:
-            title = f"{results.about['labels'][name]}: each class, over all voxels"
-            pictures.append(Picture(f"reliability_classes_{name}", title, file.read_bytes()))
-    return Section(section.name, section.title, section.caption, pictures=pictures)
+def _notices(results: Results) -> list[str]:
+    """Return what a reader should know before the numbers."""
+    about, notices, number = results.about, [], len({*results.patients()})
+    if number < FEWEST_PATIENTS:
+        notices.append(
+            f"{results.count()}: intervals, tests and marks of the best need at least {FEWEST_PATIENTS}. "
+            "Cross-validation (compare_losses --folds) tests every patient."
+        )
+    elif number < FEW and "notices" in about:
+        notices.append(ABOUT_FEW)
+    if results.test_sets:
+        notices.append(ABOUT_SHIFT.format(", ".join(results.test_sets)))
+    for test_set in results.test_sets:
+        evaluated = [row.method for row in results.rows(test_set)]
+        if lacking := [label for name, label in results.labels.items() if name not in evaluated]:
+            notices.append(f"Not evaluated on {test_set}: {', '.join(lacking)}.")
+    if unfinished := about.get("unfinished_test_sets"):
+        notices.append(f"Not evaluated with all folds yet: {', '.join(unfinished)}.")
+    if missing := about.get("missing"):
+        notices.append(f"Not finished yet: {'; '.join(missing)}.")
+    rows = results.rows(temperatures=[WITHOUT])
+    seeds = {results.label(row): ", ".join(map(str, sorted(results.groups[row]["seed"].unique()))) for row in rows}
+    if len(set(seeds.values())) > 1:
+        listed = "; ".join(f"{label} {numbers}" for label, numbers in seeds.items())
+        notices.append(f"Losses have different seeds, so differences and ranks are not entirely fair: {listed}.")
+    return notices
 
 
 def report_folders(

@@ -19,7 +19,7 @@ from calib_components.tools.report.overview import ranked_cases, report_datasets
 from calib_components.tools.report.page import Cell, Picture, Section, write_report
 from calib_components.tools.report.readers import read_cells, read_evaluations
 from calib_components.tools.report.report import report, report_evaluations, report_folders
-from calib_components.tools.report.sections import differences, mean_rows, means_section, reference_pairs
+from calib_components.tools.report.sections import differences, mean_records, means_section, reference_pairs
 from calib_components.tools.report.statistics import Estimate, holm, mean_with_interval
 from calib_components.tools.report.text import best_marks, heading, number
 from tests.calib_components.tools.report.made_up import PNG, cases_of, write_cell, write_comparison, write_evaluation
@@ -129,20 +129,18 @@ def test_means_have_intervals_published_values_and_spread(tmp_path: Path) -> Non
     write_comparison(tmp_path)
     found = read_cells(tmp_path)
     rows = found.rows()
-    cells, records, estimates = mean_rows(found, rows, ["dsc", "ece", "ece_all"])
+    records = mean_records(found, rows, ["dsc", "ece", "ece_all"])
     values = found.values(rows[0], "ece_all")
-    assert estimates["ece_all"][0] == mean_with_interval(values, found.patients())
-    assert cells[0][2].notes[-2:] == ("paper 0.137", "0.100 if true") or [*cells[0][2].notes][-2:] == [
-        "paper 0.137", "0.100 if true",
-    ]  # fmt: skip
     table = pd.DataFrame(records).set_index(["method", "measure"])
     record = table.loc["ce_dice", "ece_all"]
+    assert tuple(record[["mean", "low", "high"]]) == mean_with_interval(values, found.patients())[:3]
     assert record["seeds"] == 2
     assert record["sd_seeds"] == pytest.approx(values.mean(1).std(ddof=1))
     of_patients = values.mean(0).reshape(-1, 2).mean(1)
     assert record["sd_patients"] == pytest.approx(of_patients.std(ddof=1))
-    section = means_section(found, ["dsc", "absent", "ece_all"])
-    assert section.header == ["", "DSC ↑", "ECE all ↓", "missed / spurious"]
+    section = means_section(found, ["dsc", "absent", "ece", "ece_all"])
+    assert section.header == ["", "DSC ↑", "ECE foreground ↓", "ECE all ↓", "missed / spurious"]
+    assert [*section.rows[0][2].notes][-2:] == ["paper 0.137", "0.100 if true"]
 
 
 def test_case_with_nothing_to_find_is_ranked_by_dsc_alone(tmp_path: Path) -> None:
@@ -248,13 +246,14 @@ def test_report_of_one_evaluation_with_chosen_thresholds(tmp_path: Path) -> None
     for title in ("Volumes", "Thresholds", "Risk and coverage", "Cases by expected DSC", "Reliability diagrams"):
         assert f"\n## {title}\n" in page
     assert "Thresholds chosen on the validation cases: RV 0." in page
-    volumes = pd.read_csv(tmp_path / "out/volumes.csv").iloc[0]
-    assert (volumes["expected_bias"], volumes["segmented_bias"]) == pytest.approx((2, -1))
+    volumes = pd.read_csv(tmp_path / "out/volumes.csv").set_index(["structure", "measure"])["mean"]
+    assert volumes["RV"][["expected_minus_true", "segmented_minus_true"]].tolist() == pytest.approx([2, -1])
+    assert volumes["RV", "expected_relative_error"] == pytest.approx(np.mean(200 / (80 + 2 * np.arange(16))))
     thresholds = pd.read_csv(tmp_path / "out/thresholds.csv")
-    row = thresholds[(thresholds["structure"] == "RV") & np.isclose(thresholds["threshold"], 0.5)].iloc[0]
-    assert row["sensitivity"] == pytest.approx(0.9)  # 900 of 1000 voxels, of 1050 that are predicted
-    assert row["ppv"] == pytest.approx(900 / 1050, abs=1e-3)
-    assert thresholds.groupby("structure")["chosen"].sum().tolist() == [1, 1, 1]
+    means = thresholds.set_index(["structure", "threshold", "measure"])["mean"]
+    assert means["RV", 0.5, "sensitivity"] == pytest.approx(0.9)  # 900 of 1000 voxels, of 1050 that are predicted
+    assert means["RV", 0.5, "ppv"] == pytest.approx(900 / 1050, abs=1e-3)
+    assert thresholds[thresholds["chosen"]].groupby("structure")["threshold"].nunique().tolist() == [1, 1, 1]
     assert "patients are in the validation folder too" not in page
     report_evaluations([tested], tmp_path / "out", tested)
     assert "8 of the patients are in the validation folder too" in (tmp_path / "out/report.md").read_text()
