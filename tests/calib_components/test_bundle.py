@@ -69,12 +69,11 @@ def test_the_ids_of_every_bundle_have_an_effect(bundle: Path, files: tuple[str, 
     check_ids(config, bundle / "configs")
 
 
-@pytest.mark.parametrize("form", ["json", "yaml"])
-def test_an_exported_configuration_runs_from_its_own_folder(form: str, tmp_path: Path) -> None:
+def test_an_exported_configuration_runs_from_its_own_folder(tmp_path: Path) -> None:
     config = ConfigParser()
     config.read_config(str(BUNDLES[0] / "configs" / "train.yaml"))
     (tmp_path / "summary.json").write_text("[1, 2]")  # no configuration
-    ConfigParser.export_config_file(config.get(), str(tmp_path / f"train.{form}"), fmt=form)
+    ConfigParser.export_config_file(config.get(), str(tmp_path / "train.json"), fmt="json")
     check_ids(config, tmp_path)
 
 
@@ -206,15 +205,12 @@ def broken(_: Any) -> None:
     raise InputError("case0.nii: the file is truncated.")
 
 
-@pytest.mark.parametrize("num_workers", [0, 1])
-def test_a_mistake_in_a_transform_is_one_line_and_no_traceback_is_logged(
-    num_workers: int, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_mistake_in_a_transform_is_one_line_and_no_traceback_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     """MONAI wraps it, and a worker passes it on as the text of a traceback."""
     caplog.handler.addFilter(_is_no_mistake)
     engine = Engine(lambda *_: None)
     StatsHandler().attach(engine)
-    loader = torch.utils.data.DataLoader(monai.data.Dataset([1], Compose([broken])), num_workers=num_workers)
+    loader = torch.utils.data.DataLoader(monai.data.Dataset([1], Compose([broken])), num_workers=1)
     with pytest.raises(RuntimeError) as error:
         engine.run(loader)
     assert error_line(error.value) == "case0.nii: the file is truncated."

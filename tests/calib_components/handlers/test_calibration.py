@@ -95,7 +95,7 @@ def messages(caplog: pytest.LogCaptureFixture, level: int = logging.WARNING) -> 
 
 
 def test_writes_what_the_calibrator_fits_and_nothing_else(
-    calibrate: Calibrate, cases: list[dict[str, Any]], tmp_path: Path
+    calibrate: Calibrate, cases: list[dict[str, Any]], drawn: list[dict[str, CalibrationBins]], tmp_path: Path
 ) -> None:
     before = weights(tmp_path)
     scaled = calibrate()
@@ -111,26 +111,14 @@ def test_writes_what_the_calibrator_fits_and_nothing_else(
     assert after.pop("temperature").item() == scaled.temperature.item() == np.float32(estimate.temperature)
     del before["temperature"]
     torch.testing.assert_close(after, before, rtol=0, atol=0)
+    images, labels = (torch.stack([case[key] for case in cases]) for key in ("image", "label"))
+    for when, logits in (("before", images), ("after", images / scaled.temperature)):
+        for region in ("all", "predicted"):
+            expected = calibration_bins(logits.softmax(1), labels, region=region).pooled()
+            assert torch.equal(drawn[0].pop(f"{region}, {when}").count, expected.count)
     once = snapshot(tmp_path)
     calibrate()  # again, from calibrated weights
     assert snapshot(tmp_path) == once
-
-
-def test_reliability_is_drawn_before_and_after(
-    calibrate: Calibrate,
-    cases: list[dict[str, Any]],
-    drawn: list[dict[str, CalibrationBins]],
-    tmp_path: Path,
-) -> None:
-    temperature = calibrate().temperature
-    (panels,) = drawn
-    images, labels = (torch.stack([case[key] for case in cases]) for key in ("image", "label"))
-    assert list(panels) == ["all, before", "all, after", "predicted, before", "predicted, after"]
-    for region in ("all", "predicted"):
-        for when, logits in (("before", images), ("after", images / temperature)):
-            expected = calibration_bins(logits.softmax(1), labels, region=region).pooled()
-            assert torch.equal(panels.pop(f"{region}, {when}").count, expected.count)
-    assert (tmp_path / "out" / "reliability_temperature.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_given_temperature_is_written_without_a_case_and_removes_reports_of_another(
