@@ -26,14 +26,6 @@ from calib_components.figures.style import (
 )
 from calib_components.metrics import ThresholdTable
 
-__all__ = [
-    "expected_dsc_scatter",
-    "risk_coverage_curves",
-    "threshold_curves",
-    "uncertainty_overlay",
-    "volume_agreement",
-]
-
 GREY, ORANGE, SKY, PINK, GREEN, _, RED, BLUE = PALETTE
 WIDTH, PANEL = 6.4, 3.2  # of a figure and of one of several panels, in inches
 TALLEST = 8  # heights of a panel by its width: a slice of 1 x 512 pixels would be a picture of hundreds of megabytes

@@ -12,8 +12,6 @@ from numpy.typing import ArrayLike
 
 from calib_components.figures.style import NAME, PALETTE, TICK, class_color, is_first, literal, panel_grid
 
-__all__ = ["logit_bars", "mean_intervals", "rank_heat_map", "rank_lines"]
-
 BLUE = PALETTE[7]
 
 

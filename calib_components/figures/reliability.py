@@ -15,8 +15,6 @@ from numpy.typing import NDArray
 from calib_components.figures.style import PANEL_TITLE, is_first, literal, panel_grid
 from calib_components.metrics import CalibrationBins, consistency_bands, resampled_errors
 
-__all__ = ["reliability_diagram"]
-
 SMALLEST_SHARE = 1e-5  # of the voxels: bins with fewer are not drawn
 
 
