@@ -110,7 +110,7 @@ def _configure(
     files = [bundle / "configs" / f"{name}.yaml" for name in names]
     if given := [name for name in overrides if name in ("bundle_root", "shard", "skip_existing")]:
         raise InputError(f"--{given[0]} is set for each share. Use --workers or --jobs.")
-    options = {"bundle_root": str(bundle), **{name: str(place) for name, place in places.items()}}
+    options: dict[str, Any] = {"bundle_root": str(bundle), **{name: str(place) for name, place in places.items()}}
     options |= {**json.loads(json.dumps(overrides)), "skip_existing": True}  # lists instead of tuples, as in YAML
     config = ConfigParser()
     with reading(files[-1], "a configuration of the bundle"):

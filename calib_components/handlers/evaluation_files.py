@@ -186,9 +186,10 @@ def draw_cases(
         title = f"{printable(cases[i])}\nDSC {dsc[i]:.3f} of the volume, {drawn['dsc']:.3f} of this slice"
         if drawn["missed"]:
             title += f"\nmissed in this slice: {', '.join(drawn['missed'])}"
-        maps = (drawn[key] for key in ("image", "label", "prediction", "uncertainty"))
-        arrays = (None if each is None else each.numpy() for each in maps)
-        figure = uncertainty_overlay(*arrays, class_names=class_names, title=title)
+        names_of_maps = ("image", "label", "prediction", "uncertainty")
+        maps: list[Any] = [None if drawn[key] is None else drawn[key].numpy() for key in names_of_maps]
+        image, label, prediction, uncertainty = maps
+        figure = uncertainty_overlay(image, label, prediction, uncertainty, class_names=class_names, title=title)
         figure.savefig(folder / "cases" / f"{name}.png")
 
 

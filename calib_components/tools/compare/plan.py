@@ -173,7 +173,9 @@ class Protocol:
         steps = [step("train", f"losses/{setting.loss}", "history.csv", options), *evaluations(scaled=False)]
         if settings.calibration:
             fit = f"{SCALED if fold is None else OWN_FIT}/temperature.json"
-            weights = {"calibrated_path": work / (CALIBRATED if fold is None else "model_own_temperature.pt")}
+            weights: dict[str, Any] = {
+                "calibrated_path": work / (CALIBRATED if fold is None else "model_own_temperature.pt")
+            }
             lists = {replace(settings, fold=one).folder: self.datalist(one) for one in self._folds}
             having = [one for one, cases in lists.items() if read_patients(cases, settings.calibration["split"])]
             if settings.folder in having:

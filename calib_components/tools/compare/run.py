@@ -50,7 +50,7 @@ def run_cell(cell: PlannedCell, of_all_folds: bool, devices: queue.SimpleQueue[s
             if steps:
                 _publish(cell, steps, device)
     finally:
-        if devices:
+        if devices and device:
             devices.put(device)
     return None
 
@@ -202,8 +202,9 @@ def compare_losses(
         if seen := protocol.seen_patients(name):
             print(f"{name}: {len(seen)} of its patients have names of patients trained or validated on, as {seen[0]}")
     free: queue.SimpleQueue[str] | None = queue.SimpleQueue() if devices else None
-    for number in range(count if free else 0):
-        free.put(devices[number % len(devices)])
+    if free and devices:
+        for number in range(count):
+            free.put(devices[number % len(devices)])
 
     def run(chosen: Sequence[PlannedCell], of_all_folds: bool) -> dict[str, str]:
         return run_jobs({cell.name: partial(run_cell, cell, of_all_folds, free) for cell in chosen}, pool)

@@ -194,9 +194,9 @@ class ChannelFiles(Volume):
                 found[folder, match[1]][int(match[2])] = files[".nii"]
         for (_, name), numbered in found.items():
             if len(numbered) > 1 and numbered.keys() == set(range(len(numbered))):
-                files = tuple(numbered[index] for index in range(len(numbered)))
-                if len(open_nifti(files[0]).shape) == 3 and not is_label_map(files[0]):
-                    yield 0, cls(name, files)
+                parts = tuple(numbered[index] for index in range(len(numbered)))
+                if len(open_nifti(parts[0]).shape) == 3 and not is_label_map(parts[0]):
+                    yield 0, cls(name, parts)
 
     def channels(self, rest: tuple[int, ...]) -> int:
         return len(self.files)

@@ -300,7 +300,8 @@ def read_case(case: Case, classes: Classes) -> Saved:
     header, file = case.prediction.header(), case.prediction.files[0]
     codes, affine = read_label_map(case.label)
     label, other_codes = label_classes(codes, classes, case.label)
-    other_predicted, limits = [], (0.0, 1.0)
+    other_predicted: list[int] = []
+    limits = 0.0, 1.0
     if header.channels == 0:
         values, other_predicted = label_classes(read_label_map(file)[0], replace(classes, ignore_code=None), file)
     else:
@@ -315,5 +316,5 @@ def read_case(case: Case, classes: Classes) -> Saved:
     else:
         prediction = paint(values > 0.5, classes) if classes.sigmoid else values.argmax(0).astype(np.uint8)
     probabilities = torch.from_numpy(values) if header.channels else None
-    prediction, label = torch.from_numpy(prediction), torch.from_numpy(label)
-    return Saved(probabilities, prediction, label, affine, *limits, other_codes, other_predicted)
+    maps = torch.from_numpy(prediction), torch.from_numpy(label)
+    return Saved(probabilities, *maps, affine, *limits, other_codes, other_predicted)

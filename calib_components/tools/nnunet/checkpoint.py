@@ -17,7 +17,7 @@ LAYER = re.compile(r"decoder\.seg_layers\.\d+\.(weight|bias)")  # gives the logi
 TRAINER = "nnUNetTrainer"
 # Numbers of NumPy, which nnU-Net's logger puts into a checkpoint beside weights, as NumPy 1 and 2 call them.
 SCALAR = np.float64(0).__reduce__()[0]
-NUMBERS = [
+NUMBERS: list[Any] = [
     np.dtype,
     *(type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i4", "i8", "?")),
     *((SCALAR, f"numpy.{package}.multiarray.scalar") for package in ("core", "_core")),
