@@ -201,8 +201,7 @@ def test_commands_for_own_predictions(repository: Path) -> None:
     page = (repository / "evaluation" / "report" / "report.md").read_text()
     assert re.search(r"Thresholds chosen on the validation cases: RV [01].* \(DSC .* against 0.5\), MYO ", page)
     assert "evaluation_nnunet" in (repository / "models_compared" / "report.md").read_text()
-    assert " over all voxels, which T is fitted on\n" in printed
-    assert "too optimistic" not in printed
+    assert "over all voxels, which it is fitted on\n" in printed
     assert f"\nT = {read_estimate(repository / 'scaled').summary()}\n" in printed
     assert "evaluation_scaled" in (repository / "temperature_report" / "report.md").read_text()
 
