@@ -17,6 +17,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import yaml
@@ -24,7 +25,7 @@ from monai.bundle import ConfigParser
 from monai.data import MetaTensor
 
 from calib_components.handlers.calibration import read_estimate
-from calib_components.handlers.evaluation import read_regions, read_thresholds
+from calib_components.handlers.evaluation import read_thresholds
 from tests.calib_components.tools.evaluate.made_up import (
     label_of,
     save_channels_last,
@@ -113,17 +114,17 @@ def test_readme_is_short() -> None:
 
 def test_confidence_that_the_readme_names_is_that_of_the_results() -> None:
     text = " ".join(README.read_text().split())
-    for folder, sentence in (
-        ("ce_dice/seed0", "is {} confident and {} right"),
-        ("ce_dice/seed0/temperature", "with a temperature, {} and {}"),
-        ("nacl_softmax/seed0", "NACL on the softmax, {} and {}"),
+    table = pd.read_csv(ROOT / "results/acdc/further/bins.csv.gz")
+    table = table[table["test_set"].isna() & (table["seed"] == 0) & (table["region"] == "predicted")]
+    for method, temperature, sentence in (
+        ("ce_dice", "without", "is {} confident and {} right, in one bin {} and {};"),
+        ("ce_dice", "with", "with a temperature, {} and {}"),
+        ("nacl_softmax", "without", "NACL on the softmax, {} and {}"),
     ):
-        bins = read_regions(ROOT / "results/acdc/further" / folder)["predicted"]["top_label"]
-        shown = (f"{100 * (sums.sum() / bins.count.sum()):.0f} %" for sums in (bins.confidence_sum, bins.num_correct))
-        assert sentence.format(*shown) in text
-        if folder == "ce_dice/seed0":
-            of_bin = (f"{100 * values[0, 13]:.0f} %" for values in (bins.confidence, bins.accuracy))
-            assert "in one bin {} and {};".format(*of_bin) in text
+        bins = table[(table["method"] == method) & (table["temperature"] == temperature)].sum(numeric_only=True)
+        count, *sums = (bins.filter(regex=rf"^{name}_\d+$").to_numpy() for name in ("count", "confidence", "correct"))
+        shares = [of_bins.sum() / count.sum() for of_bins in sums] + [of_bins[13] / count[13] for of_bins in sums]
+        assert sentence.format(*(f"{100 * share:.0f} %" for share in shares)) in text
 
 
 @pytest.mark.slow

@@ -81,7 +81,7 @@ def infer(address: str, model: str, image: str, folder: Path, **params: Any) -> 
 
 def own_maps(bundle: Path, image: Path) -> dict[str, np.ndarray]:
     """The maps that the bundle itself makes of an image."""
-    run_bundle(bundle, "inference.yaml", dataset_dir=str(image))
+    run_bundle(bundle, "inference.yaml", dataset_dir=str(image), overwrite=True)
     name = image.name.removesuffix(".nii.gz")
     return {
         kind: nib.load(bundle / "predictions" / f"{name}_{kind}.nii.gz").get_fdata() for kind in ("seg", "uncertainty")
