@@ -25,7 +25,7 @@ from calib_components.tools import cli
 ROOT = Path(__file__).resolve().parents[1]
 REQUIRED, METADATA = ("LICENSE", "configs", "docs"), "configs/metadata.json"
 WEIGHTS, FACTS = "models/model.pt", "models/facts.yaml"  # facts of the data that they were trained on
-TOOLS = ("__init__.py", "cli.py", "prepare")  # those that prepare data
+TOOLS = ("__init__.py", "cli.py", "parallel.py", "prepare")  # those that prepare data
 SUFFIXES = (".py", ".typed", ".yaml")
 
 

@@ -16,11 +16,17 @@ from tqdm import tqdm
 
 from calib_components.errors import InputError, check_count
 
-__all__ = ["map_cases"]
-
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-MOST = 8  # processes by default, since each holds a case in memory
+MOST = 8  # workers by default, since each holds a case in memory
+
+
+def count_workers(workers: int | None) -> int:
+    """Return a number of workers after a check; by default one per core, at most 8."""
+    if workers is None:
+        return min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, MOST)
+    check_count("--workers", workers, 1)
+    return workers
 
 
 def map_cases(
@@ -31,15 +37,10 @@ def map_cases(
     Args:
         function: A function of a module, or a `functools.partial` of one.
         items: Such as cases.
-        workers: Number of processes; None for one per core, at most 8. With one, or one item, this process does it all.
+        workers: Number of processes, see `count_workers`. With one, or one item, this process does it all.
         name: Name of the progress bar.
-
-    Raises:
-        InputError: A process died, or the number is not at least 1.
     """
-    if workers is None:
-        workers = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, MOST)
-    check_count("--workers", workers, 1)
+    workers = count_workers(workers)
     bar = functools.partial(tqdm, desc=name, total=len(items), unit="case", leave=False, disable=None)
     if min(workers, len(items)) < 2:
         return [function(item) for item in bar(items)]

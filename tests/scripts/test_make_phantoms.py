@@ -47,7 +47,7 @@ def test_layout_is_that_of_acdc(root: Path) -> None:
     assert len(cases) == 20
     assert {case.group for case in cases} == set(GROUPS)
     for case in cases:
-        data = load_case(case, facts_of_dataset("acdc", root))
+        data, _ = load_case(case, facts_of_dataset("acdc", root))
         assert all(96 <= size <= 128 for size in data["image"].shape[1:3])
         assert 6 <= data["image"].shape[3] <= 10
         assert data["image"].pixdim.tolist() == [1.5, 1.5, 10.0]

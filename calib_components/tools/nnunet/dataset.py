@@ -55,8 +55,8 @@ def make_acdc(src: Path, *, dataset_id: int = 27, seed: int = 0) -> None:
     if both := sorted(groups.keys() & {case.patient for case in testing}):
         raise InputError(f"{src}: patient {both[0]} is in training and in testing.")
     for case in (*training, *testing):
-        if not all(file.is_file() for file in (*case.images, case.label)):
-            raise InputError(f"{src}: {case.name} lacks its image or label.")
+        if case.problem or not all(file.is_file() for file in (*case.images, case.label)):
+            raise InputError(case.problem or f"{src}: {case.name} lacks its image or label.")
 
     unfinished, splits = raw / f"{UNFINISHED}{name}", preprocessed / name / SPLITS
     shutil.rmtree(unfinished, ignore_errors=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from calib_components.errors import InputError
 from calib_components.tools.prepare.case import Case, nifti_file
 
 LAYOUT = "training/patientNNN/Info.cfg or patientNNN/Info.cfg"
@@ -24,8 +23,10 @@ def find_cases(src: Path) -> list[Case]:
             text = info_file.read_text("utf-8-sig", "replace")
             info = dict(re.findall(r"^\s*(\w+)\s*:\s*(.*?)\s*$", text, flags=re.MULTILINE))
             frames = {f"{patient}_frame{int(info[phase]):02d}" for phase in ("ED", "ES")}
-        except (OSError, KeyError, ValueError) as error:
-            raise InputError(f"{info_file}: cannot read the lines 'ED: FRAME' and 'ES: FRAME'.") from error
+        except (OSError, KeyError, ValueError):
+            problem = f"{info_file}: cannot read the lines 'ED: FRAME' and 'ES: FRAME'."
+            cases.append(Case(patient, patient, problem=problem))
+            continue
         for frame in frames:
             images = (nifti_file(folder, frame),)
             cases.append(Case(frame, patient, info.get("Group", ""), images, nifti_file(folder, f"{frame}_gt")))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import itertools
 import json
 import os
 import re
@@ -39,6 +40,7 @@ class Case:
         group: Group that splits are stratified by.
         images: File of the image, or a file for each channel.
         label: File of the label.
+        problem: Why the case cannot be prepared, if that is known before its files are read.
     """
 
     name: str
@@ -46,14 +48,18 @@ class Case:
     group: str = ""
     images: tuple[Path, ...] = ()
     label: Path = Path()
+    problem: str = ""
 
 
 def require_cases(find_cases: Callable[[Path], list[Case]], src: Path, layout: str) -> list[Case]:
-    """List the cases in a folder; raise `InputError` if it is missing or has none."""
+    """List the cases in a folder by name; raise `InputError` if it is missing, has none, or two of one name."""
     if not src.is_dir():
         raise InputError(f"{src}: no such folder.")
-    if not (cases := find_cases(src)):
+    if not (cases := sorted(find_cases(src), key=lambda case: case.name)):
         raise InputError(f"{src}: no cases found. The layout is {layout}.")
+    for first, second in itertools.pairwise(cases):
+        if first.name == second.name:
+            raise InputError(f"{second.label}: two cases are called {second.name}, see {first.label}. Rename one.")
     return cases
 
 
@@ -69,20 +75,20 @@ def _nifti_files(folder: Path, stem: str) -> list[Path]:
 
 def find_pairs(image_folder: Path, label_folder: Path, image_suffix: str = "") -> list[Case]:
     """List every name that has an image or a label; each is taken for a patient of its own."""
-    images, labels = _names(image_folder, image_suffix), _names(label_folder, "")
+    names = set()
+    for folder, suffix in ((image_folder, image_suffix), (label_folder, "")):
+        pattern = re.compile(rf"([^.].*){re.escape(suffix)}{NIFTI}", re.IGNORECASE)
+        names |= {match[1] for file in folder.glob("*") if (match := pattern.fullmatch(file.name))}
     return [
         Case(name, name, "", (nifti_file(image_folder, name + image_suffix),), nifti_file(label_folder, name))
-        for name in sorted(images | labels)
+        for name in sorted(names)
     ]
-
-
-def _names(folder: Path, suffix: str) -> set[str]:
-    pattern = re.compile(rf"([^.].*){re.escape(suffix)}{NIFTI}", re.IGNORECASE)
-    return {match[1] for file in folder.glob("*") if (match := pattern.fullmatch(file.name))}
 
 
 def made_from(case: Case, facts: Facts, ignore_headers: bool) -> dict[str, Any]:
     """Return what a case is prepared from now: its files with their sizes and times, and whether headers count."""
+    if case.problem:
+        raise InputError(case.problem)
     files = []
     for file in (*case.images, case.label):
         if not file.is_file():
@@ -110,14 +116,9 @@ def transform_case(case: Case, facts: Facts, ignore_headers: bool = False) -> di
     Returns:
         `image`, `label` with class indices, and `source`, which `source.json` records: see `made_from`, the files
         `turned` onto the image, the `classes` in the label, and the `slice_axis` of the file, if it was looked for.
-
-    Raises:
-        InputError: A file is missing, see also `load_case`; or the volume cannot be transformed, or lacks contrast
-            afterwards.
     """
     source = made_from(case, facts, ignore_headers)  # before the files are read: if one changes, it is made anew
-    data = load_case(case, facts, ignore_headers)
-    turned = data.pop("turned")
+    data, turned = load_case(case, facts, ignore_headers)
     data = volume_transforms(facts)(data)
     image = check_image(data["image"])
     axes = [done["extra_info"]["axis"] for done in image.applied_operations if done["class"] == SlicesLastd.__name__]
@@ -126,16 +127,12 @@ def transform_case(case: Case, facts: Facts, ignore_headers: bool = False) -> di
     return {**data, "source": source}
 
 
-def load_case(case: Case, facts: Facts, ignore_headers: bool = False) -> dict[Any, Any]:
+def load_case(case: Case, facts: Facts, ignore_headers: bool = False) -> tuple[dict[Any, Any], list[str]]:
     """Load a case; several images are the channels of one.
 
     Returns:
         `image` `(C, H, W, D)` and `label` `(1, H, W, D)` with class indices, float32, both on the voxels of the first
-        image; and `turned`, the names of the files whose axes had to be reordered or flipped for that.
-
-    Raises:
-        InputError: A file cannot be read or has values that are not finite; voxels do not lie at the same places; or
-            the label has an unknown value.
+        image; and the names of the files whose axes had to be reordered or flipped for that.
     """
     first = check_image(_load_volume(case.images[0]))
     channels, turned = [first.as_tensor()], []
@@ -145,23 +142,25 @@ def load_case(case: Case, facts: Facts, ignore_headers: bool = False) -> dict[An
             check_image(volume)
         channels.append(volume.as_tensor())
         turned += [path.name] * is_turned
-    volumes = {"image": (torch.cat(channels[:-1]), case.images[0]), "label": (channels[-1], case.label)}
-    item: dict[Any, Any] = {"turned": turned}
-    for (key, (array, path)), expected in zip(volumes.items(), (facts.in_channels, 1), strict=True):
+    *channels, label = channels
+    item: dict[Any, Any] = {}
+    for key, array, path, expected in (
+        ("image", torch.cat(channels), case.images[0], facts.in_channels),
+        ("label", label, case.label, 1),
+    ):
         if len(array) != expected:
             raise InputError(f"{path}: {len(array)} channel(s) in place of {expected}.")
         item[key] = MetaTensor(array, first.affine, meta={"filename_or_obj": str(path)})
-    return ClassIndicesd("label", facts.label_codes)(item)
+    return ClassIndicesd("label", facts.label_codes)(item), turned
 
 
 def onto(volume: MetaTensor, image: MetaTensor, ignore_headers: bool = False) -> tuple[MetaTensor, bool]:
     """Reorder and flip the axes of a volume `(C, H, W, D)` so that its voxels are those of an image `(C, H, W, D)`.
 
+    With `ignore_headers`, the voxels are taken for those of the image as they are stored.
+
     Returns:
         The volume on the voxels of the image, and whether its axes were reordered or flipped.
-
-    Raises:
-        InputError: The voxels do not lie at the same places, or with `ignore_headers`, the shapes differ.
     """
     name, reference = file_name(volume), file_name(image)
     affine, target, grid = np.asarray(volume.affine), np.asarray(image.affine), tuple(image.shape[1:])

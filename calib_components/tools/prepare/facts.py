@@ -25,17 +25,15 @@ def facts_of_dataset(
         source: Folder of the cases.
         image_size: In-plane size to prepare them at, in pixels; None for that of the bundle.
         slice_axis: Axis along which the slices lie in the files, 0 to 2; None to find it by the spacing.
-
-    Raises:
-        InputError: The size is not two multiples of 16, or there is no such axis.
     """
-    content = {key: value for key, value in _config(name)["facts"].items() if key not in ("_target_", "file")}
+    config = _config(name)
+    content = {key: value for key, value in config["facts"].items() if key not in ("_target_", "file")}
     size = list(image_size or content["image_size"])
     if len(size) != 2 or any(side <= 0 or side % MULTIPLE for side in size):
         raise InputError(f"image_size must be two multiples of {MULTIPLE}, such as 192,192, got {size}.")
     if slice_axis is not None:
         check_count("slice_axis", slice_axis, 0, 2)
-        if "@slice_axis" not in str(_config(name)["volume_transforms"]):
+        if "@slice_axis" not in str(config["volume_transforms"]):
             raise InputError(f"slice_axis is of no use for data like {name}: their slices are axial.")
     content["crop_size"] = [min(sides) for sides in zip(size, content["crop_size"], strict=True)]
     content |= {"image_size": size, "slice_axis": slice_axis, "source": str(source.resolve())}

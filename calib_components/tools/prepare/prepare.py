@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-import os
 import re
 import shutil
 import statistics
@@ -22,16 +20,16 @@ from calib_components.data.cases import IMAGE, write_case
 from calib_components.data.facts import FACTS, Facts, check_class_names, facts_beside, write_facts
 from calib_components.data.nifti import open_nifti
 from calib_components.errors import UNFINISHED, InputError, check_choice, check_count, check_writable, make_folder
+from calib_components.tools.parallel import count_workers
 from calib_components.tools.prepare import acdc, brats, flare, generic
 from calib_components.tools.prepare.case import Case, read_done, require_cases, transform_case
 from calib_components.tools.prepare.facts import facts_of_dataset
 from calib_components.tools.prepare.split import write_datalists
 
-DATASETS = {"acdc": acdc, "flare": flare, "brats": brats, "generic": generic}
-LIKE = ("acdc", "flare", "brats")  # those with a bundle
+LIKE = {"acdc": acdc, "flare": flare, "brats": brats}  # those with a bundle
+DATASETS = {**LIKE, "generic": generic}
 # The facts that decide what a prepared case holds: cases prepared with different ones must not mix.
 RECIPE = ("dataset", "source", "in_channels", "label_codes", "image_size", "slice_axis")
-MOST_WORKERS = 8  # by default, since each holds a case in memory
 
 
 def prepare_data(
@@ -80,9 +78,6 @@ def prepare_data(
         workers: Number of cases that are prepared at a time. Default: one per core, at most 8.
         skip_bad: Leave bad cases out and list them at the end.
         ignore_headers: Take label voxels for those of the image, whatever the headers state, if the shapes agree.
-
-    Raises:
-        InputError: An argument, the source or a case is unsuitable.
     """
     check_choice("dataset", dataset, DATASETS)
     check_choice("like", like or "acdc", LIKE)
@@ -96,8 +91,11 @@ def prepare_data(
     cases = require_cases(DATASETS[dataset].find_cases, src, DATASETS[dataset].LAYOUT)
     if patient is not None:
         cases = [replace(case, patient=_patient_of(case, patient)) for case in cases]
-    cases = sorted(cases, key=lambda case: case.name)
-    _check_arguments(cases, fractions, seed, folds, workers)
+    if len(fractions) != 3 or min(fractions) < 0 or not math.isclose(sum(fractions), 1, abs_tol=1e-6):
+        raise InputError(f"fractions must be three numbers of at least 0 that sum to 1, got {fractions}.")
+    if folds is not None:
+        check_count("folds", folds, 2, len({case.patient for case in cases}))
+    workers = count_workers(workers)
     _check_output(Path(facts.source), out)
     make_folder(out)
     check_writable("out", out)
@@ -125,17 +123,16 @@ def prepare_data(
 def _own_facts(facts: Facts, labels: Sequence[str] | None, in_channels: int | None) -> Facts:
     if not labels:
         raise InputError("labels: give the names of the structures, such as --labels liver,spleen.")
-    names = [str(name).strip("'\" ") for name in labels]  # without quotes that a shell has left
-    check_class_names(names, "labels")
+    check_class_names(labels, "labels")
     channels = 1 if in_channels is None else in_channels
     check_count("in_channels", channels, 1)
     return replace(
         facts,
-        num_classes=len(names) + 1,
+        num_classes=len(labels) + 1,
         in_channels=channels,
-        class_names=["background", *names],
-        label_codes=list(range(len(names) + 1)),
-        structures={name: [index] for index, name in enumerate(names, start=1)},
+        class_names=["background", *labels],
+        label_codes=list(range(len(labels) + 1)),
+        structures={name: [index] for index, name in enumerate(labels, start=1)},
         file_suffixes=[],
         crop_size=facts.image_size,
     )
@@ -151,25 +148,10 @@ def _patient_of(case: Case, pattern: str) -> str:
     return match[0]
 
 
-def _check_arguments(
-    cases: Sequence[Case], fractions: Sequence[float], seed: int, folds: int | None, workers: int | None
-) -> None:
-    if len(fractions) != 3 or min(fractions) < 0 or not math.isclose(sum(fractions), 1, abs_tol=1e-6):
-        raise InputError(f"fractions must be three numbers of at least 0 that sum to 1, got {fractions}.")
-    check_count("seed", seed, 0)
-    if workers is not None:
-        check_count("workers", workers, 1)
-    if folds is not None:
-        check_count("folds", folds, 2, len({case.patient for case in cases}))
-    for first, second in itertools.pairwise(cases):
-        if first.name == second.name:
-            raise InputError(f"{second.label}: two cases are called {second.name}, see {first.label}. Rename one.")
-
-
 def _check_output(source: Path, out: Path) -> None:
     """Refuse to write among the files of a data set, and into a folder of other files."""
     place = out.resolve()
-    if place == source or place in source.parents or source in place.parents:
+    if place.is_relative_to(source) or source.is_relative_to(place):
         raise InputError(f"{out}: the output folder holds or lies in that of the data set. Choose another one.")
     if out.is_dir() and not (out / FACTS).exists() and any(not path.name.startswith(".") for path in out.iterdir()):
         raise InputError(f"Output folder is not empty: {out}. Choose another one.")
@@ -187,7 +169,7 @@ def _check_recipe(facts: Facts, out: Path) -> None:
 
 
 def _prepare(
-    cases: Sequence[Case], facts: Facts, out: Path, workers: int | None, skip_bad: bool, ignore_headers: bool
+    cases: Sequence[Case], facts: Facts, out: Path, workers: int, skip_bad: bool, ignore_headers: bool
 ) -> dict[str, Any]:
     """Prepare what is missing, a thread for each case; return what is recorded of each good case, by name."""
     found = {case.name: read_done(case, facts, out, ignore_headers) for case in cases}
@@ -204,13 +186,10 @@ def _prepare(
         found[case.name] = data["source"]
         return ""
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # the last digits of sums depend on it
     try:
-        problems = thread_map(
-            attempt, missing, max_workers=workers or min(cores, MOST_WORKERS), leave=False, disable=None
-        )
+        problems = thread_map(attempt, missing, max_workers=workers, leave=False, disable=None)
     finally:
         torch.set_num_threads(threads)
     for problem in filter(None, problems):

@@ -45,12 +45,7 @@ def divide(groups: Mapping[str, str], fractions: Sequence[float], seed: int) -> 
 
     The patients are put in a random order in which the groups alternate in proportion to their sizes, and the order is
     cut. So the sizes are the fractions of the whole, rounded by largest remainder, and in each part every group is
-    within two patients of its exact share.
-
-    Args:
-        groups: Group of each patient, in any order.
-        fractions: Share of each part.
-        seed: Seed of the random order.
+    within two patients of its exact share. The order of `groups`, which has the group of each patient, has no effect.
     """
     rng = random.Random(seed)
     order = []
@@ -75,38 +70,35 @@ def write_datalists(
     """Split the patients of prepared cases, write the lists for MONAI, and print what is in each split.
 
     `out/datalist.json`, whose items are returned, is one split by `fractions`. If `folds` are given,
-    `out/datalist_fold0.json` and so on are the folds of a cross-validation over all patients.
-
-    Raises:
-        InputError: A patient would change the split that it has in a present list, or a list cannot be written.
+    `out/datalist_fold0.json` and so on are the folds of a cross-validation over all patients. A case that would change
+    the split that it has in a present list is an error.
     """
     groups = {case.patient: case.group for case in cases}
     present = sorted(out.glob(FOLD.format("*")))
     if present and not folds:
         print(f"{present[0]} and {len(present) - 1} more are kept. Give --folds to list the folds again.")
     patients = split_patients(groups, fractions, seed)
-    lists: dict[Path, tuple[dict[str, Any], Listed]] = {}
-    lists[out / DATALIST] = ({"fractions": list(fractions)}, _list_cases(cases, patients))
+    splits: dict[str, tuple[dict[str, Any], dict[str, str]]] = {DATALIST: ({"fractions": list(fractions)}, patients)}
     for fold, split in enumerate(split_folds(groups, folds, seed) if folds else []):
-        lists[out / FOLD.format(fold)] = ({"folds": folds}, _list_cases(cases, split))
-    for file, (_, listed) in lists.items():
-        _check_unchanged(listed, file)
-    for file, (made_with, listed) in lists.items():
+        splits[FOLD.format(fold)] = ({"folds": folds}, split)
+    for name, (_, split) in splits.items():
+        _check_unchanged(out / name, {case.name: split[case.patient] for case in cases})
+    lists = {name: _list_cases(cases, split) for name, (_, split) in splits.items()}
+    for name, listed in lists.items():
         datalist = {
             "name": out.name,
-            "labels": {str(index): name for index, name in enumerate(facts.class_names)},
+            "labels": {str(index): label for index, label in enumerate(facts.class_names)},
             "image_size": facts.image_size,
             "seed": seed,
-            **made_with,
+            **splits[name][0],
             "numTraining": len(listed["training"]),
             "numValidation": len(listed["validation"]),
             "numTest": len(listed["testing"]),
             **listed,
         }
-        with writing(file) as unfinished:
+        with writing(out / name) as unfinished:
             unfinished.write_text(json.dumps(datalist, indent=1))
-    _, listed = lists[out / DATALIST]
-    count = Counter(patients.values())
+    listed, count = lists[DATALIST], Counter(patients.values())
     counts = ", ".join(f"{split} {count[split]} ({len(listed[split])} cases)" for split in SPLITS)
     print(f"{out}: patients for {counts}")
     if listed["training"] and not listed["validation"]:
@@ -125,15 +117,13 @@ def _list_cases(cases: Sequence[Case], split: Mapping[str, str]) -> Listed:
     return listed
 
 
-def _check_unchanged(listed: Listed, file: Path) -> None:
+def _check_unchanged(file: Path, now: Mapping[str, str]) -> None:
     """A model may have been trained on the present split, so no case may silently move to another."""
     if not file.is_file():
         return
     with reading(file):
-        before, now = (
-            {item["case"]: split for split in SPLITS for item in items[split]}
-            for items in (json.loads(file.read_text()), listed)
-        )
+        content = json.loads(file.read_text())
+        before = {item["case"]: split for split in SPLITS for item in content[split]}
     for case in sorted(before.keys() & now.keys()):
         if before[case] != now[case]:
             raise InputError(

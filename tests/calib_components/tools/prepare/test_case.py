@@ -121,9 +121,9 @@ def test_channels_of_several_files(case: Case, tmp_path: Path) -> None:
     nib.save(turned, files[1])
     save(case.label, blocks(values.shape, [1, 2, 4]))
     several = Case("a", "a", images=tuple(files), label=case.label)
-    loaded = load_case(several, facts)
+    loaded, turned_files = load_case(several, facts)
     np.testing.assert_array_equal(loaded["image"], np.stack([values + number for number in range(4)]))
-    assert loaded["turned"] == ["b.nii"]
+    assert turned_files == ["b.nii"]
     assert loaded["label"].unique().tolist() == [0, 1, 2, 3]
 
 

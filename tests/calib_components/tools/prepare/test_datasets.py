@@ -40,8 +40,7 @@ class TestAcdc:
         assert names == {"patient001_frame01", "patient001_frame12"}
         for content in ("ED: 1", "ED: a\nES: b"):
             file.write_text(content)
-            with pytest.raises(InputError, match=r"patient001/Info\.cfg: cannot read the lines"):
-                acdc.find_cases(src)
+            assert any("patient001/Info.cfg: cannot read the lines" in case.problem for case in acdc.find_cases(src))
 
 
 class TestBrats:
@@ -122,9 +121,7 @@ class TestGeneric:
         return tmp_path / "own"
 
     def test_facts_configure_a_bundle(self, own: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        prepare_data(
-            "generic", own, out, ["'liver'", "tumour"], in_channels=2, patient="[^_]+", fractions=(0.5, 0, 0.5)
-        )
+        prepare_data("generic", own, out, ["liver", "tumour"], in_channels=2, patient="[^_]+", fractions=(0.5, 0, 0.5))
         assert "a patient of its own" not in (shown := capsys.readouterr().out)
         assert "patients for training 1 (2 cases), validation 0 (0 cases), testing 1 (2 cases)" in shown
         assert nib.load(out / "p1_a" / "image.nii").shape == (224, 224, 4, 2)
