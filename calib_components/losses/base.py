@@ -1,9 +1,8 @@
 """Base of the losses: checks of input and target, and the mean over the voxels with its gradient.
 
-The mean is computed slab by slab. Plain PyTorch on whole volumes writes and reads half a dozen tensors of the size of
-the logits. In a slab, all that a formula needs in between stays in the caches of a CPU, and the only large tensor is
-the gradient. Each slab runs on one thread: threads that share every operation wait for each other some hundred times in
-a loss, which takes a multiple of the time where another process uses the same cores.
+The mean is computed slab by slab, so that all that a formula needs in between stays in the caches of a CPU, and the
+only large tensor is the gradient. Each slab runs on one thread: threads that share every operation wait for each other
+some hundred times in a loss, which takes a multiple of the time where another process uses the same cores.
 
 Labels are checked everywhere. On CUDA, the check is a `torch._assert_async`, so that the GPU does not wait: the error
 appears at the next synchronisation, as for a label out of range in `torch.nn.functional.cross_entropy`. Logits are
@@ -12,10 +11,7 @@ checked on the CPU only: on CUDA, `torch.amp.GradScaler` skips a step whose floa
 
 from __future__ import annotations
 
-import functools
 import math
-import os
-import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -36,15 +32,16 @@ MOST_THREADS = 8
 
 
 class Slab(NamedTuple):
-    """Several images, or several rows (of the first spatial dimension) of one image."""
+    """An index of several images, or of several rows (of the first spatial dimension) of one image."""
 
     images: slice
+    classes: slice  # all of them
     rows: slice
 
 
 Result = TypeVar("Result")
-PartOfMean = Callable[[Tensor, Slab], Tensor]  # from the logits of a slab
 Prepared = Callable[[Slab], Tensor]  # see `CalibrationLoss.prepare`
+PartOfMean = Callable[[Tensor, Slab], Tensor]  # from the logits of a slab to what it adds to the mean
 
 
 @dataclass(frozen=True)
@@ -52,10 +49,8 @@ class Labels:
     """A checked target.
 
     Attributes:
-        values: Class index of each voxel, `(B, 1, *S)`, in the smallest integer type that holds -1 to N, with -1 at
-            ignored voxels; or the probability of each class, `(B, N, *S)`, in the type of the logits.
-        num_classes: Number of classes N.
-        has_ignored: Whether values may be -1.
+        values: Class index of each voxel, `(B, 1, *S)`, in an integer type that holds -1 to N, with -1 at ignored
+            voxels; or the probability of each class, `(B, N, *S)`, in the type of the logits.
     """
 
     values: Tensor
@@ -64,17 +59,16 @@ class Labels:
 
     @property
     def are_probabilities(self) -> bool:
-        """Whether the values are probabilities."""
         return self.values.is_floating_point()
 
     def probabilities(self, slab: Slab, dtype: torch.dtype) -> Tensor:
         """Probability of each class in a slab, `(b, N, h, ...)`: one-hot, and 0 at ignored voxels, for indices."""
-        values = self.values[slab.images, :, slab.rows]
+        values = self.values[slab]
         return values if self.are_probabilities else one_hot(values, self.num_classes).to(dtype)
 
     def counted(self, slab: Slab, dtype: torch.dtype) -> Tensor | None:
         """1 at voxels that count and 0 at ignored ones, `(b, 1, h, ...)`; None if all count."""
-        return (self.values[slab.images, :, slab.rows] >= 0).to(dtype) if self.has_ignored else None
+        return (self.values[slab] >= 0).to(dtype) if self.has_ignored else None
 
     def num_counted(self) -> int | Tensor:
         """Number of voxels that count, at least 1."""
@@ -108,7 +102,7 @@ class CalibrationLoss(nn.Module):
         self.ignore_index = ignore_index
 
     def voxel_loss(self, logits: Tensor, labels: Tensor, *prepared: Any, **_: Any) -> Tensor:
-        """Loss of each voxel, `(b, h, ...)`.
+        """Loss of each voxel of a slab, `(b, h, ...)`.
 
         Args:
             logits: `(b, N, h, ...)`, float32 or float64.
@@ -121,9 +115,7 @@ class CalibrationLoss(nn.Module):
     def prepare(self, logits: Tensor, labels: Labels) -> Prepared | None:
         """Return a function from a slab to the third argument of `voxel_loss` there; None if it takes two.
 
-        Args:
-            logits: All logits, `(B, N, *S)`, without gradient.
-            labels: All labels.
+        The logits are all of them, `(B, N, *S)`, without gradient.
         """
         return None
 
@@ -158,14 +150,13 @@ class CalibrationLoss(nn.Module):
         prepared, num_counted = self.prepare(logits.detach(), labels), labels.num_counted()
 
         def part_of_mean(logits: Tensor, slab: Slab) -> Tensor:
-            """What a slab, of which these are the logits, adds to the mean."""
             extras = () if prepared is None else (prepared(slab),)
             losses = self.voxel_loss(logits, labels.probabilities(slab, logits.dtype), *extras)
             counted = labels.counted(slab, logits.dtype)
             return (losses if counted is None else losses * counted[:, 0]).sum() / num_counted
 
         if torch.compiler.is_compiling():
-            mean = part_of_mean(logits, whole(logits))
+            mean = part_of_mean(logits, whole(logits.shape))
         elif torch.is_grad_enabled() and logits.requires_grad:
             mean = _Mean.apply(logits, labels.values, part_of_mean)
         else:
@@ -190,7 +181,7 @@ class _Mean(torch.autograd.Function):
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None]:
         logits, _ = ctx.saved_tensors
         if torch.is_grad_enabled():  # create_graph=True: the gradient is to be differentiated
-            mean = ctx.part_of_mean(logits, whole(logits))
+            mean = ctx.part_of_mean(logits, whole(logits.shape))
             return torch.autograd.grad(mean, logits, grad_output, create_graph=True)[0], None, None
         gradient, ctx.gradient = ctx.gradient, None
         if gradient is None:  # retain_graph=True: the tensor of the first pass belongs to whoever got it
@@ -204,12 +195,11 @@ def _mean_and_gradient(
     gradient = torch.empty_like(logits) if with_gradient else None
 
     def run(slab: Slab) -> Tensor:
-        images, rows = slab
         with torch.set_grad_enabled(with_gradient):
-            part = logits[images, :, rows].detach().requires_grad_(with_gradient)
+            part = logits[slab].detach().requires_grad_(with_gradient)
             mean = part_of_mean(part, slab)
         if gradient is not None:
-            (gradient[images, :, rows],) = torch.autograd.grad(mean, part)
+            (gradient[slab],) = torch.autograd.grad(mean, part)
         return mean.detach()
 
     return torch.stack(map_slabs(run, logits.shape, logits.device)).sum(), gradient
@@ -218,14 +208,18 @@ def _mean_and_gradient(
 def map_slabs(function: Callable[[Slab], Result], shape: torch.Size, device: torch.device) -> list[Result]:
     """Results of a function for all slabs of `(B, N, *S)`, in order. On a CPU, each slab runs on one thread."""
     if torch.compiler.is_compiling():
-        return [function(Slab(slice(0, shape[0]), slice(0, shape[2])))]
+        return [function(whole(shape))]
     if device.type != "cpu":
         return [function(slab) for slab in split(shape, GPU_SLAB)]
-    num_threads = min(torch.get_num_threads(), MOST_THREADS)
-    slabs = split(shape, CPU_SLAB * 2 // max(num_threads, 2))
-    if min(num_threads, len(slabs)) == 1:
+    num_threads = torch.get_num_threads()
+    slabs = split(shape, CPU_SLAB * 2 // max(min(num_threads, MOST_THREADS), 2))
+    workers = min(num_threads, MOST_THREADS, len(slabs))
+    if workers == 1:
         return [function(slab) for slab in slabs]
-    return list(_threads(num_threads, os.getpid()).map(function, slabs))
+    with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        results = list(pool.map(function, slabs))
+    torch.set_num_threads(num_threads)  # threads of PyTorch take the number that was set last, in any of them
+    return results
 
 
 def split(shape: torch.Size, size: int) -> list[Slab]:
@@ -234,26 +228,15 @@ def split(shape: torch.Size, size: int) -> list[Slab]:
     num_rows = min(max(size // per_row, 1), shape[2])
     num_images = max(size // (per_row * shape[2]), 1)
     return [
-        Slab(slice(image, min(image + num_images, shape[0])), slice(row, min(row + num_rows, shape[2])))
+        Slab(slice(image, image + num_images), slice(None), slice(row, min(row + num_rows, shape[2])))
         for image in range(0, shape[0], num_images)
         for row in range(0, shape[2], num_rows)
     ]
 
 
-def whole(logits: Tensor) -> Slab:
+def whole(shape: torch.Size) -> Slab:
     """All voxels as one slab."""
-    return Slab(slice(0, logits.shape[0]), slice(0, logits.shape[2]))
-
-
-@functools.cache
-def _threads(count: int, process: int) -> ThreadPoolExecutor:
-    """Threads each of which runs PyTorch's operations alone; others in a process that was forked."""
-    before = torch.get_num_threads()
-    pool = ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,))
-    barrier = threading.Barrier(count)
-    list(pool.map(lambda _: barrier.wait(), range(count)))  # all have started
-    torch.set_num_threads(before)  # for threads that others start later
-    return pool
+    return Slab(slice(0, shape[0]), slice(None), slice(0, shape[2]))
 
 
 def plain(tensor: Tensor) -> Tensor:
@@ -296,18 +279,18 @@ def check_target(target: Tensor, shape: torch.Size, ignore_index: int | None, dt
         message = "target: class indices must be whole numbers"
         indices = _require(indices, (indices == target).all(), message, target)
     message = f"target: class indices must be from 0 to {num_classes - 1}"
-    is_counted = None
+    ignored = None
     if ignore_index is not None:
         message += f", or ignore_index {ignore_index}"
-        is_counted = indices.clone().ne_(ignore_index)
-        indices = indices * is_counted
+        ignored = indices == ignore_index
+        indices = indices.masked_fill(ignored, 0)
     lowest, highest = indices.aminmax()
-    indices = indices.to(next(t for t in (torch.int8, torch.int16, torch.int32) if num_classes <= torch.iinfo(t).max))
-    if is_counted is not None:
-        indices = (indices + 1).mul_(is_counted.to(indices.dtype)).sub_(1)
+    values = indices.to(torch.int8 if num_classes <= 127 else torch.int16)
+    if ignored is not None:
+        values.masked_fill_(ignored, -1)
     is_valid = (lowest >= 0) & (highest < num_classes)
-    indices = _require(indices, is_valid, message, torch.stack((lowest, highest)))
-    return Labels(indices, num_classes, has_ignored=ignore_index is not None)
+    values = _require(values, is_valid, message, torch.stack((lowest, highest)))
+    return Labels(values, num_classes, has_ignored=ignore_index is not None)
 
 
 def _warn_of_probabilities(logits: Tensor) -> None:

@@ -31,14 +31,6 @@ class EntropyPenaltyLoss(CalibrationLoss):
     Args:
         penalty_weight: Weight of the entropy (the paper's beta, lambda in the NACL paper). Default: `0.1`.
         ignore_index: Label of voxels that do not count, see `CalibrationLoss`. Default: `None`.
-
-    Examples:
-        >>> import torch
-        >>> from calib_components.losses import EntropyPenaltyLoss
-        >>> loss = EntropyPenaltyLoss(penalty_weight=0.2)
-        >>> logits = torch.randn(2, 4, 64, 64, requires_grad=True)
-        >>> labels = torch.randint(4, (2, 1, 64, 64))
-        >>> loss(logits, labels).backward()
     """
 
     def __init__(self, penalty_weight: float = 0.1, ignore_index: int | None = None) -> None:

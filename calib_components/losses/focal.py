@@ -33,14 +33,6 @@ class FocalLoss(CalibrationLoss):
         gamma: Focusing parameter. 0 gives cross-entropy; larger values give less weight to confident voxels. Default:
             `3.0`.
         ignore_index: Label of voxels that do not count, see `CalibrationLoss`. Default: `None`.
-
-    Examples:
-        >>> import torch
-        >>> from calib_components.losses import FocalLoss
-        >>> loss = FocalLoss(gamma=2.0)
-        >>> logits = torch.randn(2, 4, 64, 64, requires_grad=True)
-        >>> labels = torch.randint(4, (2, 1, 64, 64))
-        >>> loss(logits, labels).backward()
     """
 
     accepts_probabilities = False

@@ -77,7 +77,7 @@ class L1ACELoss(CalibrationLoss):
         sums = torch.zeros(shape, dtype=torch.float64, device=logits.device)
 
         def sums_of_slab(slab: Slab) -> tuple[slice, Tensor]:
-            p = logits[slab.images, :, slab.rows].softmax(1)
+            p = logits[slab].softmax(1)
             y, counted = labels.probabilities(slab, p.dtype), labels.counted(slab, p.dtype)
             excess = p.double() - y
             ones = torch.ones_like(excess) if counted is None else counted.double().expand_as(excess)

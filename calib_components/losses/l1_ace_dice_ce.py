@@ -34,17 +34,8 @@ class L1ACEDiceCELoss(L1ACELoss):
     Args:
         penalty_weight: Weight of L1-ACE; those of cross-entropy and Dice are 1. Default: `1.0`.
         num_bins: Number of bins, see `L1ACELoss`. Default: `20`.
-        ignore_empty_classes: Whether the calibration error of a class that an image does not contain counts as 0.
-            Default: `True`.
+        ignore_empty_classes: See `L1ACELoss`. Default: `True`.
         ignore_index: Label of voxels that do not count, see `CalibrationLoss`. Default: `None`.
-
-    Examples:
-        >>> import torch
-        >>> from calib_components.losses import L1ACEDiceCELoss
-        >>> loss = L1ACEDiceCELoss()
-        >>> logits = torch.randn(2, 4, 64, 64, requires_grad=True)
-        >>> labels = torch.randint(4, (2, 1, 64, 64))
-        >>> loss(logits, labels).backward()
     """
 
     def __init__(
@@ -68,8 +59,9 @@ class L1ACEDiceCELoss(L1ACELoss):
 
 def dice_loss(logits: Tensor, labels: Labels) -> Tensor:
     """`monai.losses.DiceLoss(softmax=True)`, over the voxels that count."""
-    p, y = logits.softmax(1), labels.probabilities(whole(logits), logits.dtype)
-    counted = labels.counted(whole(logits), logits.dtype)
+    slab = whole(logits.shape)
+    p, y = logits.softmax(1), labels.probabilities(slab, logits.dtype)
+    counted = labels.counted(slab, logits.dtype)
     p = p if counted is None else p * counted
     overlap, sizes = (p * y).flatten(2).sum(2), (p + y).flatten(2).sum(2)
     return (1 - (2 * overlap + SMOOTH) / (sizes + SMOOTH)).mean()

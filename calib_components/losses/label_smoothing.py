@@ -29,14 +29,6 @@ class LabelSmoothingLoss(CalibrationLoss):
     Args:
         alpha: Amount of smoothing, from 0 to 1. Default: `0.1`.
         ignore_index: Label of voxels that do not count, see `CalibrationLoss`. Default: `None`.
-
-    Examples:
-        >>> import torch
-        >>> from calib_components.losses import LabelSmoothingLoss
-        >>> loss = LabelSmoothingLoss(alpha=0.2)
-        >>> logits = torch.randn(2, 4, 64, 64, requires_grad=True)
-        >>> labels = torch.randint(4, (2, 1, 64, 64))
-        >>> loss(logits, labels).backward()
     """
 
     def __init__(self, alpha: float = 0.1, ignore_index: int | None = None) -> None:

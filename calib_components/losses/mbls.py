@@ -31,14 +31,6 @@ class MbLSLoss(CalibrationLoss):
         margin: Largest difference to the largest logit that is not penalised (the paper's m). Default: `5.0`.
         penalty_weight: Weight of the penalty (the paper's lambda). Default: `0.1`.
         ignore_index: Label of voxels that do not count, see `CalibrationLoss`. Default: `None`.
-
-    Examples:
-        >>> import torch
-        >>> from calib_components.losses import MbLSLoss
-        >>> loss = MbLSLoss(margin=10.0)
-        >>> logits = torch.randn(2, 4, 64, 64, requires_grad=True)
-        >>> labels = torch.randint(4, (2, 1, 64, 64))
-        >>> loss(logits, labels).backward()
     """
 
     def __init__(self, margin: float = 5.0, penalty_weight: float = 0.1, ignore_index: int | None = None) -> None:

@@ -61,9 +61,6 @@ def neighbor_prior(
             as in the authors' code. `gaussian` always replicates, as it does there. Default: `"replicate"`.
         ignore_index: Label of the voxels to leave out; for class indices only. Default: `None`.
 
-    Returns:
-        The prior, which sums to 1 over the classes wherever the window holds a voxel that counts.
-
     Raises:
         InputError: An option has an unknown value, or the target does not match the options.
 
@@ -87,21 +84,13 @@ def neighbor_prior(
     if labels.are_probabilities and prior not in PROPORTIONS:
         raise InputError(f"target must hold class indices for the prior {prior!r}, got probabilities.")
     result = torch.empty(shape, dtype=dtype, device=target.device)
-
-    def fill(slab: Slab) -> None:
-        result[slab.images, :, slab.rows] = window.prior(labels, slab, dtype)
-
-    map_slabs(fill, shape, target.device)
+    map_slabs(lambda slab: result[slab].copy_(window.prior(labels, slab, dtype)), shape, target.device)
     return result
 
 
 @dataclass(frozen=True)
 class Window:
-    """How a prior comes from the labels around a voxel; see `neighbor_prior` for the attributes.
-
-    Raises:
-        InputError: An attribute has an unknown value.
-    """
+    """How a prior comes from the labels around a voxel; see `neighbor_prior` for the attributes."""
 
     kind: str = "mean"
     size: int = 3
@@ -118,13 +107,7 @@ class Window:
         check_number("sigma", self.sigma, 0.1)
 
     def prior(self, labels: Labels, slab: Slab, dtype: torch.dtype) -> Tensor:
-        """The prior in a slab, `(b, N, h, ...)`, from the labels of the slab and of the rows around it.
-
-        Args:
-            labels: Labels of all voxels; probabilities only for `"mean"` and `"gaussian"`.
-            slab: Which voxels.
-            dtype: Floating-point type of the result.
-        """
+        """The prior in a slab, `(b, N, h, ...)`, from the labels of the slab and of the rows around it."""
         num_classes, values = labels.num_classes, self._padded(labels, slab)
         if self.kind in PROPORTIONS:
             proportions = self._filter(values if labels.are_probabilities else one_hot(values, num_classes), dtype)

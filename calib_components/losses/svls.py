@@ -34,14 +34,6 @@ class SVLSLoss(CalibrationLoss):
         kernel_size: Side length of the kernel (square or cube) in voxels, odd and at least 3. Default: `3`.
         sigma: Standard deviation of the Gaussian in voxels. Default: `2.0`.
         ignore_index: Label of voxels that do not count, see `CalibrationLoss`. Default: `None`.
-
-    Examples:
-        >>> import torch
-        >>> from calib_components.losses import SVLSLoss
-        >>> loss = SVLSLoss(sigma=1.0)
-        >>> logits = torch.randn(2, 4, 64, 64, requires_grad=True)
-        >>> labels = torch.randint(4, (2, 1, 64, 64))
-        >>> loss(logits, labels).backward()
     """
 
     def __init__(self, kernel_size: int = 3, sigma: float = 2.0, ignore_index: int | None = None) -> None:

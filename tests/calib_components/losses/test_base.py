@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-import os
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -142,12 +142,12 @@ def test_compiled_with_inductor() -> None:
             compiled(logits, target + 2)
 
 
-def test_threads_of_the_losses_leave_the_number_of_threads_and_are_others_after_a_fork(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(base, "CPU_SLAB", 100)
-    expected = NACLLoss()(X, Y)
+def test_each_slab_runs_on_one_thread_and_others_have_as_many_as_before() -> None:
+    shape, cpu = torch.Size([2, 4, 300, 300]), torch.device("cpu")
     with num_threads(2):
-        torch.testing.assert_close(NACLLoss()(X, Y), expected)
-        assert torch.get_num_threads() == 2
-        assert base._threads(2, os.getpid()) is not base._threads(2, -1)
+        for _ in range(2):
+            seen = base.map_slabs(lambda _: torch.get_num_threads(), shape, cpu)
+            assert seen == [1] * len(base.split(shape, base.CPU_SLAB))
+            assert torch.get_num_threads() == 2
+            with ThreadPoolExecutor() as pool:
+                assert pool.submit(torch.get_num_threads).result() == 2
