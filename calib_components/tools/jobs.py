@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -29,9 +30,6 @@ def make_executor(name: str, workers: int, folder: Path, slurm: Mapping[str, Any
         workers: Number of local jobs at a time.
         folder: Where submitit keeps the logs and results of jobs.
         slurm: Parameters of the jobs, see `submitit.SlurmExecutor.update_parameters`.
-
-    Raises:
-        InputError: submitit or Slurm is not installed, or a parameter is unknown.
     """
     check_choice("--executor", name, ("local", "slurm"))
     check_count("--workers", workers, 1)
@@ -44,11 +42,7 @@ def make_executor(name: str, workers: int, folder: Path, slurm: Mapping[str, Any
         executor.update_parameters(**(slurm or {}))
     except ImportError:
         raise InputError("--executor slurm needs submitit. Install it: pip install -e '.[slurm]'") from None
-    except (
-        RuntimeError,
-        TypeError,
-        ValueError,
-    ) as error:  # no Slurm, or an unknown parameter
+    except (RuntimeError, TypeError, ValueError) as error:  # no Slurm, or an unknown parameter
         raise InputError(f"--executor slurm: {str(error).splitlines()[0]}") from None
     return executor
 
@@ -97,12 +91,17 @@ def run_jobs(
     return failed
 
 
-def run_command(command: Sequence[str], log_file: Path) -> str | None:
-    """Run a command, whose output is added to a file.
+def end(summary: str, failed: Mapping[str, str]) -> None:
+    """Print how jobs ended, and why those failed that did; then the process ends with exit code 1."""
+    print(f"{summary}, {len(failed)} failed")
+    for name, reason in failed.items():
+        print(f"{name}: {reason}")
+    if failed:
+        sys.exit(1)
 
-    Returns:
-        Why it failed, in one line; None if it did not.
-    """
+
+def run_command(command: Sequence[str], log_file: Path) -> str | None:
+    """Run a command, whose output is added to a file; return why it failed, in one line, or None."""
     with open(log_file, "a+", errors="replace") as log:
         start = log.tell()
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)

@@ -47,7 +47,9 @@ def test_images_are_shared_among_no_more_shares_than_there_are(
     (file,) = images.iterdir()
     file.with_name("other.nii.gz").write_bytes(file.read_bytes())
     with pytest.raises(SystemExit) as caught:
-        run_cases.infer(bundle, dataset_dir=images, output_dir=tmp_path / "1e3", workers=3, save="label", tta=True)
+        run_cases.run_cases(
+            "infer", bundle, dataset_dir=images, output_dir=tmp_path / "1e3", workers=3, save="label", tta=True
+        )
     assert caught.value.code == 1
     assert sorted(options["shard"] for options in commands) == ["1/2", "2/2"]
     assert all(options["skip_existing"] is True and options["tta"] is True for options in commands)
@@ -60,7 +62,7 @@ def test_images_are_shared_among_no_more_shares_than_there_are(
 def test_prepared_cases_are_shared(tmp_path: Path, commands: list[dict[str, Any]]) -> None:
     bundle = copy_with_weights(ACDC, tmp_path / "bundle")
     data = make_prepared(ACDC, tmp_path / "data", cases=1)
-    run_cases.evaluate(bundle, dataset_dir=data, output_dir=tmp_path / "out", workers=4)
+    run_cases.run_cases("evaluate", bundle, dataset_dir=data, output_dir=tmp_path / "out", workers=4)
     assert [options["shard"] for options in commands] == ["1/1"]
     assert [Path(file).stem for file in commands[0]["config_file"]] == ["train", "evaluate"]
 
@@ -68,7 +70,8 @@ def test_prepared_cases_are_shared(tmp_path: Path, commands: list[dict[str, Any]
 @pytest.mark.parametrize(
     ("given", "word"),
     [
-        ({"shard": "1/2"}, "--shard"), ({"executor": "slrum"}, "--executor"), ({"workers": 0}, "--workers"),
+        ({"command": "segment"}, "command"), ({"shard": "1/2"}, "--shard"),
+        ({"executor": "slrum"}, "--executor"), ({"workers": 0}, "--workers"),
         ({"dataset_dir": Path("absent")}, "absent"), ({"bundle": Path("absent")}, "inference.yaml"),
         ({"executor": "slurm", "slurm": {"hours": 3}}, "hours"),
     ],
@@ -80,9 +83,10 @@ def test_wrong_arguments_are_refused_before_anything_runs(
     (tmp_path / "bin" / "srun").touch(mode=0o755)
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     images = make_images(ACDC, tmp_path / "images")
-    options = {"bundle": copy_with_weights(ACDC, tmp_path), "dataset_dir": images, "output_dir": tmp_path / "out"}
+    bundle = copy_with_weights(ACDC, tmp_path)
+    options = {"command": "infer", "bundle": bundle, "dataset_dir": images, "output_dir": tmp_path / "out"}
     with pytest.raises(InputError, match=word):
-        run_cases.infer(**{**options, **given})
+        run_cases.run_cases(**{**options, **given})
     assert commands == []
 
 

@@ -55,6 +55,11 @@ class CellSettings:
     cases: str | None = None
 
     @property
+    def name(self) -> str:
+        """Name in messages."""
+        return f"{self.method}, seed {self.seed}" + ("" if self.fold is None else f", fold {self.fold}")
+
+    @property
     def folder(self) -> str:
         """Its folder in those of the results and the work."""
         return f"{self.method}/seed{self.seed}" + ("" if self.fold is None else f"_fold{self.fold}")
@@ -87,21 +92,13 @@ class CellSettings:
 
 
 def write_settings(settings: CellSettings, folder: Path) -> None:
-    """Write `settings.json`.
-
-    Raises:
-        InputError: It cannot be written.
-    """
+    """Write `settings.json`."""
     with writing(folder / "settings.json") as file:
         file.write_text(json.dumps(asdict(settings), indent=1) + "\n")
 
 
 def read_settings(folder: Path) -> CellSettings:
-    """Read `settings.json`.
-
-    Raises:
-        InputError: The file is missing or broken.
-    """
+    """Read `settings.json`."""
     with reading(folder / "settings.json", "the settings of a finished cell") as file:
         return CellSettings(**json.loads(file.read_text(encoding="utf-8")))
 
@@ -115,9 +112,6 @@ def add_to_plan(entries: Sequence[dict[str, Any]], folder: Path) -> None:
         entries: The `method`, the `seed`, the `fold` if any and the `commands` of each cell, and the commands
             `of_all_folds`, which follow once all folds of the run are finished.
         folder: Folder of the results.
-
-    Raises:
-        InputError: The plan that is there is broken, or a file cannot be written.
     """
     planned = {_key(entry) for entry in entries}
     runs = {key[:2] for key in planned}

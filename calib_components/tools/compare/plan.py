@@ -68,14 +68,12 @@ class PlannedCell:
     """A cell to run: one setting, one seed and, with cross-validation, one fold.
 
     Attributes:
-        name: Name in messages.
         settings: What the cell is made with, kept as `settings.json` in its results.
         results: Folder of the small files; it exists once the cell is trained and evaluated.
         work: Folder of checkpoints, logs and TensorBoard's files.
         steps: The runs that train, fit the calibrator, and evaluate without and with it.
     """
 
-    name: str
     settings: CellSettings
     results: Path
     work: Path
@@ -110,15 +108,12 @@ class Protocol:
     test_sets: Mapping[str, Path] = field(default_factory=dict)
 
     def plan_cell(self, setting: Setting, seed: int, fold: int | None = None) -> PlannedCell:
-        """Work out the commands of a cell and what it is made with.
+        """Work out the commands of a cell and what it is made with, and check both.
 
         Args:
             setting: How to train.
             seed: Seed of the training.
             fold: Number of the fold to evaluate, from 0; None without cross-validation.
-
-        Raises:
-            InputError: An override is unknown or wrong, there are no data, or a patient is evaluated and trained on.
         """
         datalist = self.datalist(fold)
         overrides = dict(self.overrides) if fold is None else {**self.overrides, "datalist": str(datalist)}
@@ -159,10 +154,7 @@ class Protocol:
             options = {**self._places, "ckpt_dir": work, "output_dir": (work / "eval" / output).parent, **options}
             return Step(name, bundle_command(self._files("train", config), options), output, late)
 
-        def evaluations(scaled: bool) -> list[Step]:
-            weights = {"load_path": work / CALIBRATED} if scaled else {}
-            name, folder = ("evaluate_temperature", SCALED) if scaled else ("evaluate", "")
-            late = scaled and fold is not None
+        def evaluations(name: str, folder: str, late: bool, **weights: Path) -> list[Step]:
             steps = [step(name, "evaluate", str(Path(folder, "summary.json")), {**weights, **for_evaluation}, late)]
             for test_set, options in further.items():
                 output, options = str(Path(f"on_{test_set}", folder, "summary.json")), {**weights, **options}
@@ -170,25 +162,21 @@ class Protocol:
             return steps
 
         options = {"output_dir": work, "resume": True, **for_training, **own}
-        steps = [step("train", f"losses/{setting.loss}", "history.csv", options), *evaluations(scaled=False)]
+        steps = [step("train", f"losses/{setting.loss}", "history.csv", options), *evaluations("evaluate", "", False)]
         if settings.calibration:
-            fit = f"{SCALED if fold is None else OWN_FIT}/temperature.json"
-            weights: dict[str, Any] = {
-                "calibrated_path": work / (CALIBRATED if fold is None else "model_own_temperature.pt")
-            }
+            in_folds = fold is not None
             lists = {replace(settings, fold=one).folder: self.datalist(one) for one in self._folds}
             having = [one for one, cases in lists.items() if read_patients(cases, settings.calibration["split"])]
             if settings.folder in having:
-                steps.append(step("calibrate", "calibrate", fit, {**weights, **for_training}))
-            if fold is not None:
-                weights = {
-                    "calibrated_path": work / CALIBRATED,
-                    "pool": [str(self.out / one / OWN_FIT) for one in having],
-                }
-                steps.append(step("pool", "calibrate", f"{SCALED}/temperature.json", {**weights, **for_training}, True))
-            steps += evaluations(scaled=True)
-        name = f"{setting.name}, seed {seed}" + ("" if fold is None else f", fold {fold}")
-        return PlannedCell(name, settings, results, work, steps)
+                fit = f"{OWN_FIT if in_folds else SCALED}/temperature.json"
+                path = work / ("model_own_temperature.pt" if in_folds else CALIBRATED)
+                steps.append(step("calibrate", "calibrate", fit, {"calibrated_path": path, **for_training}))
+            if in_folds:
+                pool = [str(self.out / one / OWN_FIT) for one in having]
+                options = {"calibrated_path": work / CALIBRATED, "pool": pool, **for_training}
+                steps.append(step("pool", "calibrate", f"{SCALED}/temperature.json", options, True))
+            steps += evaluations("evaluate_temperature", SCALED, in_folds, load_path=work / CALIBRATED)
+        return PlannedCell(settings, results, work, steps)
 
     @property
     def _places(self) -> dict[str, Any]:
@@ -206,11 +194,9 @@ class Protocol:
 
     def seen_patients(self, test_set: str) -> list[str]:
         """Return the patients of a further test set that networks are trained, selected or calibrated on."""
-        lists = [
-            read_patients(self.datalist(fold), name) for fold in self._folds for name in ("training", "validation")
-        ]
         tested = read_patients(self.test_sets[test_set] / "datalist.json", "testing")
-        return sorted({patient for patients in lists for patient in patients.values()} & {*tested.values()})
+        lists = [(self.datalist(fold), split) for fold in self._folds for split in ("training", "validation")]
+        return sorted({patient for place in lists for patient in read_patients(*place).values()} & {*tested.values()})
 
     def _files(self, *names: str) -> list[Path]:
         return [self.bundle / "configs" / f"{name}.yaml" for name in names]
@@ -248,12 +234,7 @@ class Protocol:
 
 
 def bundle_command(files: Sequence[Path], options: Mapping[str, Any]) -> list[str]:
-    """Return a command that runs a bundle.
-
-    Args:
-        files: Its configuration files.
-        options: Ids that are overridden and their values.
-    """
+    """Return a command that runs the configuration files of a bundle with options."""
     config_file = "[" + ",".join(repr(str(file)) for file in files) + "]"
     typed = [f"--{name}={_typed(value)}" for name, value in options.items()]
     return ["python", "-m", "monai.bundle", "run", f"--config_file={config_file}", *typed]
@@ -295,17 +276,10 @@ def _shows(parser: ConfigParser, name: str, ids: Ids) -> bool:
 
 
 def read_patients(datalist: Path, split: str) -> dict[str, str]:
-    """Return the patient of each case of a split.
-
-    Raises:
-        InputError: The list is missing or broken, or has a case twice.
-    """
+    """Return the patient of each case of a split."""
     with reading(datalist, "the list of prepared cases, as prepare_data writes it"):
         cases = json.loads(datalist.read_text(encoding="utf-8")).get(split, [])
-        patients = {item["case"]: item.get("patient", item["case"]) for item in cases}
-    if len(patients) < len(cases):
-        raise InputError(f"{datalist}: a case of {split} is listed twice.")
-    return patients
+        return {item["case"]: item.get("patient", item["case"]) for item in cases}
 
 
 def _evaluated_patients(datalist: Path, split: str) -> dict[str, str]:

@@ -23,7 +23,7 @@ from calib_components.errors import InputError, make_folder, writing
 from calib_components.tools.compare.cell_settings import add_to_plan, read_settings, write_settings
 from calib_components.tools.compare.plan import SCALED, PlannedCell, Protocol, Step
 from calib_components.tools.compare.settings import choose_settings
-from calib_components.tools.jobs import make_executor, run_command, run_jobs
+from calib_components.tools.jobs import end, make_executor, run_command, run_jobs
 
 
 def run_cell(cell: PlannedCell, of_all_folds: bool, devices: queue.SimpleQueue[str] | None = None) -> str | None:
@@ -155,10 +155,6 @@ def compare_losses(
             trained and evaluated once for each, and every patient tested once.
         evaluate_on: Further prepared test sets, such as those of another scanner, as NAME=DIR, separated by commas:
             every network is evaluated on their testing splits, too. Cells that are finished get those that they lack.
-
-    Raises:
-        InputError: An argument, a folder or a file is not as expected; nothing was run.
-        SystemExit: A cell failed.
     """
     work = out / "work" if work is None else work
     if work.resolve() == out.resolve():
@@ -195,9 +191,9 @@ def compare_losses(
         add_to_plan([_plan_entry(cell) for cell in cells], out)
     for cell in cells:
         if not cell.settings.calibration:
-            print(f"{cell.name}: no temperature, since there are no validation cases or these are evaluated")
+            print(f"{cell.settings.name}: no temperature, since there are no validation cases or these are evaluated")
         if not (cell.unfinished() or cell.unfinished(of_all_folds=True)):
-            print(f"{cell.name}: finished before, {cell.results}")
+            print(f"{cell.settings.name}: finished before, {cell.results}")
     for name in test_sets:
         if seen := protocol.seen_patients(name):
             print(f"{name}: {len(seen)} of its patients have names of patients trained or validated on, as {seen[0]}")
@@ -207,18 +203,14 @@ def compare_losses(
             free.put(devices[number % len(devices)])
 
     def run(chosen: Sequence[PlannedCell], of_all_folds: bool) -> dict[str, str]:
-        return run_jobs({cell.name: partial(run_cell, cell, of_all_folds, free) for cell in chosen}, pool)
+        return run_jobs({cell.settings.name: partial(run_cell, cell, of_all_folds, free) for cell in chosen}, pool)
 
     failed = run([cell for cell in cells if cell.unfinished()], False)
     incomplete = {_run_of(cell) for cell in cells if cell.unfinished()}
     late = [cell for cell in cells if cell.unfinished(of_all_folds=True) and _run_of(cell) not in incomplete]
     failed |= run(late, True)
     finished = [cell for cell in cells if not (cell.unfinished() or cell.unfinished(of_all_folds=True))]
-    print(f"{len(finished)} of {len(cells)} cells are finished, {len(failed)} failed")
-    for name, reason in failed.items():
-        print(f"{name}: {reason}")
-    if failed:
-        sys.exit(1)
+    end(f"{len(finished)} of {len(cells)} cells are finished", failed)
 
 
 def _run_of(cell: PlannedCell) -> tuple[str, int]:
@@ -240,11 +232,12 @@ def _check_comparable(cells: Sequence[PlannedCell], out: Path) -> None:
 
     A file in `configs/losses` can change more than the loss.
     """
-    finished = {str(file.parent): read_settings(file.parent) for file in sorted(out.glob("*/seed*/settings.json"))}
-    for cell in cells:
-        for name, other in {cells[0].name: cells[0].settings, **finished}.items():
-            if differences := cell.settings.differences(other):
+    compared = {cells[0].settings.name: cells[0].settings}
+    compared |= {str(file.parent): read_settings(file.parent) for file in sorted(out.glob("*/seed*/settings.json"))}
+    for settings in (cell.settings for cell in cells):
+        for name, other in compared.items():
+            if differences := settings.differences(other):
                 raise InputError(
-                    f"{cell.name} and {name} cannot be compared, since they differ in {', '.join(differences)}. Choose "
-                    "another --out, or delete results with other settings."
+                    f"{settings.name} and {name} cannot be compared, since they differ in {', '.join(differences)}. "
+                    "Choose another --out, or delete results with other settings."
                 )

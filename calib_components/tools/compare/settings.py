@@ -43,7 +43,6 @@ def _variants(loss: str, argument: str, *values: Any) -> list[Setting]:
 
 NACL = _overlay("nacl")
 TABLE1 = [_overlay(loss) for loss in ("ce_dice", "focal", "entropy_penalty", "label_smoothing", "svls", "mbls", "nacl")]
-FURTHER = [_overlay(loss) for loss in ("cross_entropy", "l1_ace")]  # in no preset: not of the paper
 PRESETS = {
     "table1": TABLE1,
     "table2": [
@@ -67,15 +66,7 @@ PRESETS = {
 
 
 def choose_settings(names: Sequence[str], bundle: Path) -> list[Setting]:
-    """Return settings by the names of presets, of settings in them, or of overlays; each once.
-
-    Args:
-        names: Names, in the order of the result.
-        bundle: Folder of the bundle.
-
-    Raises:
-        InputError: A name is unknown, or is that of an overlay and of something else.
-    """
+    """Return settings by the names of presets, of settings in them, or of overlays of a bundle; each once, in order."""
     overlays = {file.stem: _overlay(file.stem) for file in sorted((bundle / "configs" / "losses").glob("*.yaml"))}
     variants = {setting.name: setting for preset in PRESETS.values() for setting in preset if setting.overrides}
     known = {**PRESETS, **{name: [setting] for name, setting in (variants | overlays).items()}}
