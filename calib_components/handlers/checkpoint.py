@@ -19,13 +19,11 @@ from monai.utils import set_determinism
 
 from calib_components.bundle import facts_in_use, running_config
 from calib_components.data.cases import SliceDataset
-from calib_components.errors import InputError, make_folder, reading, writing
+from calib_components.errors import InputError, make_folder, reading
 from calib_components.handlers.fingerprint import changes, fingerprint, fingerprint_of_cases, fingerprint_of_list
-from calib_components.handlers.weights import LAST, check_beside, serialize, write_weights
+from calib_components.handlers.weights import LAST, check_beside, save, serialize, write_weights
 from calib_components.posthoc import find_calibrator
 from calib_components.posthoc.network import set_calibrator, unwrapped
-
-__all__ = ["TrainingCheckpoint"]
 
 NEVER = -1  # the epoch of the best metric that MONAI's engines start with
 
@@ -36,15 +34,14 @@ class TrainingCheckpoint:
     After each epoch it writes `last.ckpt` (network, optimizer, scheduler, AMP scaler, epoch, best metric so far) and,
     if the evaluator has just reached its best key metric or has nothing to validate on, `model.pt` (the state dict of
     the network alone), with the `facts.yaml` of its data. Each file is replaced in one step, so a process that is
-    killed, or a full disk, leaves the previous one. (Ignite's `Checkpoint` removes the previous file first.)
+    killed leaves the previous one. (Ignite's `Checkpoint` removes the previous file first.)
 
     `last.ckpt` also has the fingerprint of the run, see `calib_components.handlers.fingerprint`: a bundle's run with
     other settings, other data or another number of processes cannot resume from it.
 
-    All randomness of an epoch (augmentation, dropout, and the order of a sampler without a seed of its own) is seeded
-    with `seed` and the number of the epoch. A resumed run therefore draws the same numbers as an uninterrupted one, and
-    on a CPU ends with the same bits. Workers that stay from epoch to epoch need a `SliceDataset` and a sampler that
-    follows the epoch, such as MONAI's `DistributedSampler`.
+    All randomness of an epoch is seeded with `seed` and the number of the epoch, so on a CPU a resumed run ends with
+    the same bits as an uninterrupted one. Workers that stay from epoch to epoch need a `SliceDataset` and a sampler
+    that follows the epoch, such as MONAI's `DistributedSampler`.
 
     A calibrator of the network, see `calib_components.posthoc`, changes nothing in training.
 
@@ -160,5 +157,4 @@ class TrainingCheckpoint:
         state = {name: holder.state_dict() for name, holder in self.stateful.items()}
         state.update(epoch=epoch, settings=self.settings)
         state.update(best_metric=best.best_metric, best_metric_epoch=best.best_metric_epoch)
-        with writing(self.last_path) as file:
-            file.write_bytes(serialize(state))
+        save(state, self.last_path)

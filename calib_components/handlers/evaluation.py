@@ -22,44 +22,12 @@ from monai.utils import convert_to_tensor
 
 from calib_components.data.transforms import check_labels
 from calib_components.errors import InputError, check_writable, make_folder
-from calib_components.handlers.evaluation_files import (
-    draw_cases,
-    draw_reliability,
-    read_calibration,
-    read_cases,
-    read_logits,
-    read_regions,
-    read_risk_coverage,
-    read_summary,
-    read_thresholds,
-    replacing,
-    write_calibration,
-    write_cases,
-    write_logits,
-    write_risk_coverage,
-    write_summary,
-    write_thresholds,
-)
+from calib_components.handlers.evaluation_files import Evaluation, draw_cases, draw_reliability, replacing
 from calib_components.handlers.evaluation_records import EvaluationRecords
 from calib_components.inference.maps import normalized_entropy
-from calib_components.metrics import dice, threshold_counts
+from calib_components.metrics import CalibrationBins, dice, threshold_counts
 from calib_components.metrics.measures import MEASURES, Case, measure_case
 from calib_components.metrics.scores import logit_magnitude_sums
-
-__all__ = [
-    "EvaluationRecords",
-    "EvaluationWriter",
-    "check_case",
-    "read_calibration",
-    "read_cases",
-    "read_logits",
-    "read_regions",
-    "read_risk_coverage",
-    "read_summary",
-    "read_thresholds",
-    "record_case",
-    "write_evaluation",
-]
 
 PER_CASE = ("all", "predicted")  # regions whose bins are kept of each case
 SHOWN = ("dsc", "hd95", "ece_all", "ece_predicted", "ece", "cece", "nll", "brier")  # among the metrics of an engine
@@ -78,18 +46,17 @@ def check_case(item: Mapping[Hashable, Any]) -> Mapping[Hashable, Any]:
         InputError: The image or the logits are not finite, or the label holds other values than the indices of the N
             classes.
     """
+
+    def file(key: str) -> str:
+        known = isinstance(item[key], MetaTensor) and "filename_or_obj" in item[key].meta
+        return item[key].meta["filename_or_obj"] if known else item["case"]
+
     if not item["image"].isfinite().all():
-        raise InputError(f"{_file(item, 'image')}: image has NaN or infinite values.")
-    check_labels(item["label"], range(len(item["pred"])), _file(item, "label"))
+        raise InputError(f"{file('image')}: image has NaN or infinite values.")
+    check_labels(item["label"], range(len(item["pred"])), file("label"))
     if not item["pred"].isfinite().all():
         raise InputError(f"{item['case']}: logits of the network are NaN or infinite. Try --amp false.")
     return item
-
-
-def _file(item: Mapping[Hashable, Any], key: str) -> str:
-    """The file of a volume, as far as it is known; otherwise the name of the case."""
-    known = isinstance(item[key], MetaTensor) and "filename_or_obj" in item[key].meta
-    return item[key].meta["filename_or_obj"] if known else item["case"]
 
 
 def record_case(
@@ -105,7 +72,7 @@ def record_case(
         case: The case.
         prediction: Map of classes to draw, `(H, W, D)`.
         label: Map of classes to draw, `(H, W, D)`.
-        image: Grey values, `(H, W, D)`.
+        image: Grey values to draw, `(H, W, D)`.
         logits: `(N, H, W, D)`, of which mean magnitudes are kept.
 
     Returns:
@@ -120,8 +87,8 @@ def record_case(
         "slice": _slice(case, prediction, label, image),
     }
     if case.probabilities is not None:
-        kinds = {measure.bins for measure in MEASURES}
-        record["bins"] = {r: {k: v for k, v in of.items() if k in kinds} for r, of in case.measured.items()}
+        measured = {region: kinds.items() for region, kinds in case.measured.items()}
+        record["bins"] = {r: {k: v for k, v in of if isinstance(v, CalibrationBins)} for r, of in measured.items()}
         record["thresholds"] = case.call(threshold_counts, structures=case.structures)
         record["risk"] = case.risk.coverage, case.risk.risk
         record["temperature"] = 1.0 if case.temperature is None else float(case.temperature)
@@ -158,7 +125,7 @@ def write_evaluation(
     unit: str = "voxels",
     volume_unit: str = "voxels",
     check: Callable[[Sequence[Mapping[str, Any]]], None] | None = None,
-) -> dict[str, Any] | None:
+) -> Mapping[str, Any] | None:
     """Write the files of an evaluation if all cases have a record, and remove the records.
 
     The files appear together and replace those of an earlier evaluation; other files in the folder stay.
@@ -177,66 +144,82 @@ def write_evaluation(
     Raises:
         InputError: The files cannot be written.
     """
+    log, cases = logging.getLogger(__name__), [*records.cases]
     make_folder(records.output_dir)
     # Of two processes that finish at the same time, one writes. The lock stays: another process may wait for it.
     with FileLock(records.folder.with_suffix(".lock")):
-        missing = [case for case in records.cases if not records.has(case)]
-        if missing:
+        if missing := [case for case in cases if not records.has(case)]:
             message = "%d of %d cases have no record: the process that measures the last one writes the evaluation."
-            logging.getLogger(__name__).info(message, len(missing), len(records.cases))
+            log.info(message, len(missing), len(cases))
             return None
-        measured = [records.read(case) for case in records.cases]
+        measured = [records.read(case) for case in cases]
         if check is not None:
             check(measured)
+        patients = {case: item["patient"] for case, item in records.cases.items()}
+        evaluation = _joined_records(measured, patients, structures, class_names, unit=unit, volume_unit=volume_unit)
         with replacing(records.output_dir) as folder:
-            patients = {case: item["patient"] for case, item in records.cases.items()}
-            summary = _write_files(folder, patients, measured, structures, class_names)
-            summary |= {"unit": unit, "volume_unit": volume_unit}
-            write_summary(folder, summary)
+            evaluation.write(folder)
+            if evaluation.regions:
+                draw_reliability(folder, evaluation)
+            dsc = evaluation.cases[[f"dsc_{name}" for name in structures]].mean(axis=1)
+            drawn_names = ["background", *class_names] if evaluation.summary.get("sigmoid") else class_names
+            draw_cases(folder, cases, dsc.tolist(), [record["slice"] for record in measured], drawn_names)
         shutil.rmtree(records.folder, ignore_errors=True)
-    message = "Wrote the evaluation of %d cases to %s"
-    logging.getLogger(__name__).info(message, len(records.cases), records.output_dir)
-    return summary
+    log.info("Wrote the evaluation of %d cases to %s", len(cases), records.output_dir)
+    return evaluation.summary
 
 
-def _write_files(
-    folder: Path,
-    patients: Mapping[str, str],
+def _joined_records(
     records: Sequence[Mapping[str, Any]],
+    patients: Mapping[str, str],
     structures: Sequence[str],
     class_names: Sequence[str],
-) -> dict[str, Any]:
-    """Write all files but the summary, and return what is in it."""
-    cases, first = [*patients], records[0]
-    table = pd.DataFrame([record["values"] for record in records])
-    write_cases(folder, cases, dict(table.items()))
+    **units: str,
+) -> Evaluation:
+    """Put the records of all cases, of whom `patients` has the names in their order, together."""
+    table, first = pd.DataFrame([record["values"] for record in records]), records[0]
     means: dict[str, pd.Series] = {}
     for measure in MEASURES:
         of_structures = [measure.column(name) for name in structures]
         if measure.scope == "structure" and of_structures[0] in table:
             means[measure.name] = table[of_structures].mean(axis=1)
-    statistics = {
-        name: {"mean": float(values.mean()), "std": float(values.std()), "n": int(values.count())}
-        for name, values in {**means, **dict(table.items())}.items()
-    }
-    summary = {"cases": len(cases), **statistics, "temperature": first.get("temperature", 1.0)}
+    summary: dict[str, Any] = {"cases": len(records)}
+    for name, values in (*means.items(), *table.items()):
+        summary[name] = {"mean": float(values.mean()), "std": float(values.std()), "n": int(values.count())}
+    summary["temperature"] = first.get("temperature", 1.0)
     for kind in ("missed", "spurious"):
-        found = [(case, name) for case, record in zip(cases, records, strict=True) for name in record[kind]]
+        found = [(case, name) for case, record in zip(patients, records, strict=True) for name in record[kind]]
         summary[kind] = [{"case": case, "structure": name} for case, name in found]
     summary["patients"] = dict(patients)
-    drawn_names = ["background", *class_names] if first.get("sigmoid") else class_names
-    draw_cases(folder, cases, means["dsc"].to_list(), [record["slice"] for record in records], drawn_names)
+    table.insert(0, "case", pd.Series([*patients], dtype=object))  # names may hold any bytes, pandas' strings may not
+    parts: dict[str, Any] = {}
     if "bins" in first:
+        bins = {
+            region: {kind: _joined([record["bins"][region][kind] for record in records]) for kind in kinds}
+            for region, kinds in first["bins"].items()
+        }
+        regions = {region: {kind: each.pooled() for kind, each in kinds.items()} for region, kinds in bins.items()}
         summary |= {"channels": len(class_names), "sigmoid": first["sigmoid"]}
-        summary |= _write_calibration(folder, cases, records, class_names)
-        counts = _joined([record["thresholds"] for record in records], thresholds=first["thresholds"].thresholds)
-        write_thresholds(folder, structures, cases, counts)
-        risk = torch.cat([record["risk"][1] for record in records])
-        write_risk_coverage(folder, cases, first["risk"][0], risk)
+        for measure in MEASURES:
+            for region, kinds in regions.items():
+                if measure.bins in kinds:
+                    error = kinds[measure.bins].expected_error().item()
+                    summary[f"{measure.column(region)}_pooled"] = error
+        for region in PER_CASE:
+            regions[region]["top_label_per_case"] = bins[region]["top_label"]
+        thresholds = first["thresholds"].thresholds
+        parts = {
+            "regions": regions,
+            "per_case": {kind: bins["foreground"][kind] for kind in ("top_label", "classwise")},
+            "structures": structures,
+            "thresholds": _joined([record["thresholds"] for record in records], thresholds=thresholds),
+            "coverage": first["risk"][0].numpy(),
+            "risk": torch.cat([record["risk"][1] for record in records]).numpy(),
+        }
     if "logits" in first:
         sums, count = (torch.cat(parts).sum(0) for parts in zip(*(record["logits"] for record in records), strict=True))
-        write_logits(folder, class_names, sums / count[:, None])
-    return summary
+        parts["magnitudes"] = (sums / count[:, None]).numpy()
+    return Evaluation(table, summary | units, class_names, **parts)
 
 
 def _joined(parts: Sequence[Any], **shared: Any) -> Any:
@@ -245,51 +228,11 @@ def _joined(parts: Sequence[Any], **shared: Any) -> Any:
     return type(parts[0])(**{name: torch.cat([getattr(part, name) for part in parts]) for name in names}, **shared)
 
 
-def _write_calibration(
-    folder: Path, cases: Sequence[str], records: Sequence[Mapping[str, Any]], class_names: Sequence[str]
-) -> dict[str, float]:
-    """Write the bins, and draw them; return the errors of all cases together."""
-    bins = {
-        region: {kind: _joined([record["bins"][region][kind] for record in records]) for kind in kinds}
-        for region, kinds in records[0]["bins"].items()
-    }
-    pooled = {region: {kind: each.pooled() for kind, each in kinds.items()} for region, kinds in bins.items()}
-    errors = {
-        f"{measure.column(region)}_pooled": kinds[measure.bins].expected_error().item()
-        for measure in MEASURES
-        for region, kinds in pooled.items()
-        if measure.bins in kinds
-    }
-    own = {kind: bins["foreground"][kind] for kind in ("top_label", "classwise")}
-    per_case = {region: {"top_label_per_case": bins[region]["top_label"]} for region in PER_CASE}
-    regions = {region: {**kinds, **per_case.get(region, {})} for region, kinds in pooled.items()}
-    write_calibration(folder, class_names, cases, own, regions)
-    draw_reliability(folder, class_names, pooled)
-    return errors
-
-
 class EvaluationWriter:
     """Measure each case that an engine has run on, and write the files of the evaluation when all cases are measured.
 
-    - `cases.csv`: One row a case, the measures of `calib_components.metrics.measures`. `ece`, `cece`, `nll` and `brier`
-      are those of the ground-truth foreground, `ece_REGION` and so on those of each further region. Regions with a
-      closed form have `ece_if_true` and `cece_if_true`, the errors if the probabilities were true; structures have
-      `ece_REGION_resampled`, the mean ECE of drawn labels.
-    - `summary.json`: Mean, standard deviation over cases and number of cases of every measure, the pooled calibration
-      errors, the temperature that the logits were divided by (1 without), the structures that only the ground truth
-      has (`missed`) or only the prediction (`spurious`), the patient of each case, the units of distances (`unit`) and
-      volumes (`volume_unit`), the number of `channels`, and whether each has a `sigmoid` of its own.
-    - `calibration.json`: The bins, per case and pooled, and pooled in each region; those of the predicted class over
-      all voxels and the predicted foreground also of each case.
-    - `logits.json`: Mean magnitude of the logits, by ground-truth class and channel.
-    - `thresholds.json`: What is found of each structure if it is where its probability is above a threshold.
-    - `risk_coverage.json`: The error rate among the most confident voxels of each case, for each share of them.
-    - `reliability.png`: Of the predicted class, over all voxels, the predicted and the ground-truth foreground.
-    - `reliability_classes.png`: Of each class, over all voxels.
-    - `cases/best.png`, `median.png` and `worst.png`: Of the cases ordered by DSC, the slice with the most foreground
-      and its uncertainty. One case has only the best, two have no median.
-
-    In several processes, each measures its cases, and the first writes. Some means go to `engine.state.metrics`.
+    The files are those of `Evaluation`. In several processes, each measures its cases, and the first writes. Some means
+    go to `engine.state.metrics`.
 
     Args:
         records: The records of the cases.
@@ -314,18 +257,12 @@ class EvaluationWriter:
         output_transform: Callable[[Any], Sequence[Sequence[torch.Tensor]]],
         temperature: float | torch.Tensor | None = None,
     ) -> None:
-        self.records = records
-        self.structures = dict(structures)
-        self.class_names = list(class_names)
-        self.batch_transform = batch_transform
-        self.output_transform = output_transform
+        self.records, self.structures, self.class_names = records, dict(structures), list(class_names)
+        self.batch_transform, self.output_transform = batch_transform, output_transform
         self.temperature = temperature
 
     def attach(self, engine: Engine) -> None:
-        """
-        Args:
-            engine: The evaluator.
-        """
+        """Measure after each iteration of the evaluator, and write after its epoch."""
         engine.add_event_handler(Events.EPOCH_STARTED, self._start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._measure)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._write)

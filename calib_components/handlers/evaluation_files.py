@@ -1,4 +1,4 @@
-"""The files of an evaluation: what writes each of them, and what reads it."""
+"""The files of an evaluation, written and read, and its pictures."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,183 +35,128 @@ FILES = (  # all that an evaluation writes; the summary comes last, so where it 
 )
 SCHEMA_VERSION = 1  # of the JSON files; those of releases before 0.3 have none and are read as version 1
 Array = NDArray[np.float64]
-Folder = str | os.PathLike
-Bins = Mapping[str, CalibrationBins]  # by kind, see `read_regions`
+Bins = Mapping[str, CalibrationBins]  # by kind
 # Regions in the reliability diagram: what calibration means first, the paper's last.
 TITLES = {"all": "all voxels", "predicted": "predicted foreground", "foreground": "ground-truth foreground"}
 
 
-def write_cases(folder: Path, cases: Sequence[str], columns: Mapping[str, Any]) -> None:
-    """Write `cases.csv`: the name of each case, and its value `(cases,)` in each column, empty where it is NaN."""
-    names = pd.Series(list(cases), dtype=object)  # file names may hold any bytes, a string of pandas may not
-    table = pd.DataFrame({"case": names, **{name: np.asarray(values) for name, values in columns.items()}})
-    table.to_csv(folder / "cases.csv", index=False, errors="surrogateescape")
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """What the files of an evaluation hold. One of label maps has the first two, one of saved predictions no logits.
 
+    There are also pictures: `reliability.png`, of the predicted class, over all voxels, the predicted and the
+    ground-truth foreground; `reliability_classes.png`, of each class, over all voxels; and `cases/best.png`,
+    `median.png` and `worst.png`: of the cases ordered by DSC, the slice with the most foreground and its uncertainty.
+    One case has only the best, two have no median.
 
-def read_cases(folder: Folder) -> tuple[list[str], dict[str, Array]]:
-    """Read `cases.csv`.
-
-    Args:
-        folder: Where an evaluation was written.
-
-    Returns:
-        The names of the cases, and the values `(cases,)` of each column by its name; NaN where a measure is undefined.
-
-    Raises:
-        InputError: The file is missing, cut off or holds something else.
+    Attributes:
+        cases: `cases.csv`: one row a case, its name `case` and the measures of `calib_components.metrics.measures`, NaN
+            where undefined. `ece`, `cece`, `nll` and `brier` are those of the ground-truth foreground, `ece_REGION` and
+            so on those of each further region. Regions with a closed form have `ece_if_true` and `cece_if_true`, the
+            errors if the probabilities were true; structures have `ece_REGION_resampled`, the mean ECE of drawn labels.
+        summary: `summary.json`: mean, standard deviation over cases and number of cases of every measure, the pooled
+            calibration errors, the temperature that the logits were divided by (1 without), the structures that only
+            the ground truth has (`missed`) or only the prediction (`spurious`), the patient of each case, the units of
+            distances (`unit`) and volumes (`volume_unit`), the number of `channels`, and whether each has a `sigmoid`
+            of its own.
+        class_names: Names of the N classes, or of the channels of sigmoids.
+        regions: `calibration.json`: bins pooled over cases, by kind, of each region: `top_label` and `classwise`; for
+            regions with a closed form `top_label_if_true` and `classwise_if_true`, the bins if the probabilities were
+            true; and for all voxels and the predicted foreground `top_label_per_case`, those of each case.
+        per_case: `calibration.json`: `top_label` and `classwise` bins of each case in the ground-truth foreground.
+        structures: Names of the structures of `thresholds`.
+        thresholds: `thresholds.json`: what is found of each structure if it is where its probability is above a
+            threshold.
+        coverage: `risk_coverage.json`: shares of the voxels of a case, `(K,)`.
+        risk: `risk_coverage.json`: error rates among the most confident shares, `(cases, K)`.
+        magnitudes: `logits.json`: mean magnitudes of the logits, by ground-truth class and channel, `(N, N)`.
     """
-    with reading(Path(folder) / "cases.csv", "the cases of an evaluation") as file:
-        if not file.read_bytes().endswith(b"\n"):
-            raise ValueError("a table that is cut off in its last line")
-        options = {"na_values": [""], "keep_default_na": False, "encoding_errors": "surrogateescape"}
-        table = pd.read_csv(file, dtype={"case": object}, **options)
-        cases = table.pop("case").tolist()
-        return cases, {name: values.to_numpy(float) for name, values in table.items()}
+
+    cases: pd.DataFrame
+    summary: Mapping[str, Any]
+    class_names: Sequence[str] = ()
+    regions: Mapping[str, Bins] = field(default_factory=dict)
+    per_case: Bins = field(default_factory=dict)
+    structures: Sequence[str] = ()
+    thresholds: ThresholdCounts | None = None
+    coverage: Array | None = None
+    risk: Array | None = None
+    magnitudes: Array | None = None
+
+    def write(self, folder: Path) -> None:
+        """Write the table and the JSON files."""
+        self.cases.to_csv(folder / "cases.csv", index=False, errors="surrogateescape")
+        cases, class_names = self.cases["case"].tolist(), list(self.class_names)
+        _write_json(folder / "summary.json", self.summary, indent=2)
+        if self.thresholds is not None:
+            pooled = {kind: bins.pooled() for kind, bins in self.per_case.items()}
+            bins = {"per_case": self.per_case, "pooled": pooled, "regions": self.regions}
+            _write_json(folder / "calibration.json", {"class_names": class_names, "cases": cases, **bins})
+            counts = {"structures": list(self.structures), "cases": cases, "counts": self.thresholds}
+            _write_json(folder / "thresholds.json", counts)
+            risk = {"coverage": self.coverage, "cases": cases, "risk": self.risk}
+            _write_json(folder / "risk_coverage.json", risk)
+        if self.magnitudes is not None:
+            _write_json(folder / "logits.json", {"class_names": class_names, "magnitudes": self.magnitudes})
+
+    @classmethod
+    def read(cls, folder: str | os.PathLike) -> Evaluation:
+        """Read the files of an evaluation.
+
+        Raises:
+            InputError: A file is missing, cut off or holds something else.
+        """
+        folder, found = Path(folder), dict[str, Any]()
+        with reading(folder / "cases.csv", "the cases of an evaluation") as file:
+            if not file.read_bytes().endswith(b"\n"):
+                raise ValueError("a table that is cut off in its last line")
+            options = {"na_values": [""], "keep_default_na": False, "encoding_errors": "surrogateescape"}
+            table = pd.read_csv(file, dtype={"case": object}, **options)
+            table = table.astype({name: float for name in table if name != "case"})
+        with _read_json(folder / "summary.json") as summary:
+            has_probabilities = "channels" in summary
+        if has_probabilities:
+            with _read_json(folder / "calibration.json") as content:
+                found["class_names"] = content["class_names"]
+                found["regions"] = {name: _bins(kinds) for name, kinds in content["regions"].items()}
+                found["per_case"] = _bins(content["per_case"])
+            with _read_json(folder / "thresholds.json") as content:
+                found["structures"] = content["structures"]
+                found["thresholds"] = ThresholdCounts.from_dict(content["counts"])
+            with _read_json(folder / "risk_coverage.json") as content:
+                found |= {name: np.array(content[name], float) for name in ("coverage", "risk")}
+        if (folder / "logits.json").exists():  # of a bundle
+            with _read_json(folder / "logits.json") as content:
+                found["magnitudes"] = np.array(content["magnitudes"], float)
+        return cls(table, summary, **found)
 
 
-def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
-    """Write `summary.json`: statistics over cases, and what is known of all of them together."""
-    _write_json(folder / "summary.json", summary, indent=2)
-
-
-def read_summary(folder: Folder) -> dict[str, Any]:
-    """Read `summary.json`. Arguments and errors as in `read_cases`."""
-    with _read_json(folder, "summary.json") as content:
-        return content
-
-
-def write_calibration(
-    folder: Path, class_names: Sequence[str], cases: Sequence[str], bins: Bins, regions: Mapping[str, Bins]
-) -> None:
-    """Write `calibration.json`: bins of each case, `bins`, and those of each region, see `read_regions`."""
-    content = {
-        "class_names": list(class_names),
-        "cases": list(cases),
-        "per_case": {kind: of_cases.to_dict() for kind, of_cases in bins.items()},
-        "pooled": {kind: of_cases.pooled().to_dict() for kind, of_cases in bins.items()},
-        "regions": {name: {kind: b.to_dict() for kind, b in kinds.items()} for name, kinds in regions.items()},
-    }
-    _write_json(folder / "calibration.json", content)
-
-
-def read_calibration(folder: Folder) -> dict[str, CalibrationBins]:
-    """Read the bins pooled over cases from `calibration.json`, `top_label` and `classwise`. See `read_cases`."""
-    with _read_json(folder, "calibration.json") as content:
-        return {kind: CalibrationBins.from_dict(content["pooled"][kind]) for kind in ("top_label", "classwise")}
-
-
-def read_regions(folder: Folder) -> dict[str, dict[str, CalibrationBins]]:
-    """Read the bins of each region, pooled over cases, from `calibration.json`. Arguments and errors: see `read_cases`.
-
-    Returns:
-        Bins by kind, by the name of the region: `top_label` and `classwise`; for regions with a closed form
-        `top_label_if_true` and `classwise_if_true`, the bins if the probabilities were true; and for all voxels
-        and the predicted foreground `top_label_per_case`, those of each case.
-    """
-    with _read_json(folder, "calibration.json") as content:
-        return {
-            name: {kind: CalibrationBins.from_dict(fields) for kind, fields in kinds.items()}
-            for name, kinds in content["regions"].items()
-        }
-
-
-def write_logits(folder: Path, class_names: Sequence[str], magnitudes: torch.Tensor) -> None:
-    """Write `logits.json`: mean magnitudes `(N, N)`, by ground-truth class and channel."""
-    _write_json(folder / "logits.json", {"class_names": list(class_names), "magnitudes": magnitudes.tolist()})
-
-
-def read_logits(folder: Folder) -> tuple[list[str], Array]:
-    """Read the names of the N classes and the mean magnitudes `(N, N)` from `logits.json`. See `read_cases`."""
-    with _read_json(folder, "logits.json") as content:
-        return content["class_names"], np.array(content["magnitudes"], float)
-
-
-def write_thresholds(folder: Path, structures: Sequence[str], cases: Sequence[str], counts: ThresholdCounts) -> None:
-    """Write `thresholds.json`: counts of each case and structure at each threshold."""
-    content = {"structures": list(structures), "cases": list(cases), "counts": counts.to_dict()}
-    _write_json(folder / "thresholds.json", content)
-
-
-def read_thresholds(folder: Folder) -> tuple[list[str], ThresholdCounts]:
-    """Read the names of the structures and their counts at each threshold from `thresholds.json`. See `read_cases`."""
-    with _read_json(folder, "thresholds.json") as content:
-        return content["structures"], ThresholdCounts.from_dict(content["counts"])
-
-
-def write_risk_coverage(folder: Path, cases: Sequence[str], coverage: torch.Tensor, risk: torch.Tensor) -> None:
-    """Write `risk_coverage.json`: error rates `(cases, K)` among the most confident shares of the voxels, `(K,)`."""
-    content = {"coverage": coverage.tolist(), "cases": list(cases), "risk": risk.tolist()}
-    _write_json(folder / "risk_coverage.json", content)
-
-
-def read_risk_coverage(folder: Folder) -> tuple[Array, Array]:
-    """Read shares of the voxels `(K,)` and error rates `(cases, K)` from `risk_coverage.json`. See `read_cases`."""
-    with _read_json(folder, "risk_coverage.json") as content:
-        return np.array(content["coverage"], float), np.array(content["risk"], float)
-
-
-def draw_reliability(folder: Path, class_names: Sequence[str], regions: Mapping[str, Bins]) -> None:
-    """Draw `reliability.png`, of the predicted class, and `reliability_classes.png`, of each class over all voxels."""
-    from calib_components.figures import reliability_diagram  # training must not need matplotlib
-
-    kinds = ("top_label", "top_label_if_true")
-    bins, if_true = ({title: regions[r][kind] for r, title in TITLES.items() if kind in regions[r]} for kind in kinds)
-    reliability_diagram(bins, if_true=if_true, bands=True).savefig(folder / "reliability.png")
-    of_classes = reliability_diagram(regions["all"]["classwise"], class_names, bands=True)
-    of_classes.savefig(folder / "reliability_classes.png")
-
-
-def draw_cases(
-    folder: Path,
-    cases: Sequence[str],
-    dsc: Sequence[float],
-    slices: Sequence[Mapping[str, Any]],
-    class_names: Sequence[str],
-) -> None:
-    """Draw `cases/best.png`, `median.png` and `worst.png` by the mean DSC of each case.
-
-    Args:
-        folder: Where they are written.
-        cases: Names of the cases.
-        dsc: Mean DSC of each.
-        slices: The slice of each, see `calib_components.handlers.evaluation.record_case`.
-        class_names: Names of the classes in the slices, the background first.
-    """
-    from calib_components.figures import uncertainty_overlay  # training must not need matplotlib
-
-    ordered = sorted((i for i in range(len(cases)) if not math.isnan(dsc[i])), key=lambda i: dsc[i])
-    # Two cases have no median, and one is the best alone: later names win.
-    names = {len(ordered) // 2: "median", 0: "worst", len(ordered) - 1: "best"} if ordered else {}
-    for place, name in names.items():
-        i, drawn = ordered[place], slices[ordered[place]]
-        title = f"{printable(cases[i])}\nDSC {dsc[i]:.3f} of the volume, {drawn['dsc']:.3f} of this slice"
-        if drawn["missed"]:
-            title += f"\nmissed in this slice: {', '.join(drawn['missed'])}"
-        names_of_maps = ("image", "label", "prediction", "uncertainty")
-        maps: list[Any] = [None if drawn[key] is None else drawn[key].numpy() for key in names_of_maps]
-        image, label, prediction, uncertainty = maps
-        figure = uncertainty_overlay(image, label, prediction, uncertainty, class_names=class_names, title=title)
-        figure.savefig(folder / "cases" / f"{name}.png")
+def _bins(kinds: Mapping[str, Mapping[str, list]]) -> Bins:
+    return {kind: CalibrationBins.from_dict(fields) for kind, fields in kinds.items()}
 
 
 def _write_json(file: Path, content: Mapping[str, Any], indent: int | None = None) -> None:
-    text = json.dumps(_without_nan({"schema_version": SCHEMA_VERSION, **content}), indent=indent, allow_nan=False)
+    text = json.dumps(_plain({"schema_version": SCHEMA_VERSION, **content}), indent=indent, allow_nan=False)
     file.write_text(text + "\n")
 
 
-def _without_nan(value: Any) -> Any:
-    """Replace NaN by None, which JSON can hold."""
+def _plain(value: Any) -> Any:
+    """Return what JSON can hold; NaN becomes None."""
+    if isinstance(value, CalibrationBins | ThresholdCounts):
+        value = value.to_dict()
+    if isinstance(value, torch.Tensor | np.ndarray):
+        value = value.tolist()
     if isinstance(value, dict):
-        return {key: _without_nan(entry) for key, entry in value.items()}
+        return {key: _plain(entry) for key, entry in value.items()}
     if isinstance(value, list):
-        return [_without_nan(entry) for entry in value]
+        return [_plain(entry) for entry in value]
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
 @contextmanager
-def _read_json(folder: Folder, name: str) -> Iterator[dict[str, Any]]:
+def _read_json(file: Path) -> Iterator[dict[str, Any]]:
     """Give the content of a file, and name the file in errors."""
-    with reading(Path(folder) / name, "a file of an evaluation") as file:
+    with reading(file, "a file of an evaluation"):
         content = json.loads(file.read_bytes())
         if (version := content.get("schema_version", SCHEMA_VERSION)) != SCHEMA_VERSION:
             raise ValueError(f"one of schema version {version}, which needs another release of calib_components")
@@ -242,3 +188,45 @@ def replacing(folder: Path) -> Iterator[Path]:
         raise InputError(f"Evaluation cannot be written to {folder}: {error.strerror or error}.") from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def draw_reliability(folder: Path, evaluation: Evaluation) -> None:
+    """Draw `reliability.png`, of the predicted class, and `reliability_classes.png`, of each class over all voxels."""
+    from calib_components.figures import reliability_diagram  # training must not need matplotlib
+
+    regions = {title: evaluation.regions[name] for name, title in TITLES.items()}
+    bins, if_true = (
+        {title: kinds[kind] for title, kinds in regions.items() if kind in kinds}
+        for kind in ("top_label", "top_label_if_true")
+    )
+    reliability_diagram(bins, if_true=if_true, bands=True).savefig(folder / "reliability.png")
+    of_classes = evaluation.regions["all"]["classwise"]
+    reliability_diagram(of_classes, evaluation.class_names, bands=True).savefig(folder / "reliability_classes.png")
+
+
+def draw_cases(
+    folder: Path, cases: Sequence[str], dsc: Sequence[float], slices: Sequence[Mapping[str, Any]], names: Sequence[str]
+) -> None:
+    """Draw `cases/best.png`, `median.png` and `worst.png` by the mean DSC of each case.
+
+    Args:
+        folder: Where they are written.
+        cases: Names of the cases.
+        dsc: Mean DSC of each.
+        slices: The slice of each, see `calib_components.handlers.evaluation.record_case`.
+        names: Names of the classes in the slices, the background first.
+    """
+    from calib_components.figures import uncertainty_overlay  # training must not need matplotlib
+
+    ordered = sorted((i for i in range(len(cases)) if not math.isnan(dsc[i])), key=lambda i: dsc[i])
+    # Two cases have no median, and one is the best alone: later names win.
+    pictures = {len(ordered) // 2: "median", 0: "worst", len(ordered) - 1: "best"} if ordered else {}
+    for place, picture in pictures.items():
+        i, drawn = ordered[place], slices[ordered[place]]
+        title = f"{printable(cases[i])}\nDSC {dsc[i]:.3f} of the volume, {drawn['dsc']:.3f} of this slice"
+        if drawn["missed"]:
+            title += f"\nmissed in this slice: {', '.join(drawn['missed'])}"
+        keys = ("image", "label", "prediction", "uncertainty")
+        maps: list[Any] = [None if drawn[key] is None else drawn[key].numpy() for key in keys]
+        figure = uncertainty_overlay(*maps, class_names=names, title=title)
+        figure.savefig(folder / "cases" / f"{picture}.png")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import logging
 import os
 from collections import Counter
@@ -15,18 +14,16 @@ import torch
 from torch.serialization import safe_globals
 
 from calib_components import __version__
-from calib_components.errors import InputError, make_folder, reading, writing
+from calib_components.errors import InputError, make_folder, reading
+from calib_components.handlers.weights import save
 from calib_components.inference.images import shard_of
 from calib_components.metrics import CalibrationBins, ThresholdCounts
-
-__all__ = ["EvaluationRecords"]
 
 
 class EvaluationRecords:
     """What is measured of each case, in a file of its own in the output folder until the evaluation is written.
 
-    A record counts if it has the stamp of this evaluation, in the name of its file, and is newer than the files of its
-    case.
+    A record counts if it has the stamp of this evaluation and is newer than the files of its case.
 
     Args:
         output_dir: Folder of the evaluation.
@@ -45,11 +42,8 @@ class EvaluationRecords:
         stamp: str = "",
         files: Sequence[str] = ("image", "label"),
     ) -> None:
-        self.output_dir = Path(output_dir)
-        self.folder = self.output_dir / ".records"
-        self.cases = {Path(item["case"]).name: item for item in cases}
-        self.stamp = stamp
-        self.files = files
+        self.output_dir, self.folder = Path(output_dir), Path(output_dir) / ".records"
+        self.cases, self.stamp, self.files = {Path(item["case"]).name: item for item in cases}, stamp, files
         for name, count in Counter(Path(item["case"]).name for item in cases).items():
             if count > 1:
                 raise InputError(f"{count} cases are called {name}. Their results would replace each other.")
@@ -78,23 +72,16 @@ class EvaluationRecords:
             return False
         values = [self.cases[case].get(key, []) for key in self.files]
         sources = [source for v in values for source in ([v] if isinstance(v, str | os.PathLike) else v)]
-        changed = max((os.stat(source).st_mtime_ns for source in sources), default=0)
-        return file.stat().st_mtime_ns >= changed
+        return all(os.stat(source).st_mtime_ns <= file.stat().st_mtime_ns for source in sources)
 
     def write(self, case: str, record: Mapping[str, Any]) -> None:
-        """Write the record of a case, see `record_case`, completely or not at all."""
-        content = io.BytesIO()  # a full disk is no OSError to torch.save
-        torch.save(record, content)
+        """Write the record of a case, see `record_case`."""
         make_folder(self.folder)
-        with writing(self._file(case)) as file:
-            file.write_bytes(content.getvalue())
+        save(record, self._file(case))
 
     def read(self, case: str) -> dict[str, Any]:
         """Read the record of a case."""
-        with (
-            reading(self._file(case), "the record of a case") as file,
-            safe_globals([CalibrationBins, ThresholdCounts]),
-        ):
+        with reading(self._file(case)) as file, safe_globals([CalibrationBins, ThresholdCounts]):
             return torch.load(file, "cpu", weights_only=True)
 
     def _file(self, case: str) -> Path:

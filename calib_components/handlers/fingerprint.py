@@ -21,17 +21,6 @@ from monai.bundle import ConfigExpression, ConfigParser, ReferenceResolver
 
 from calib_components.data.cases import CONTENT, SOURCE
 
-__all__ = [
-    "EVALUATION",
-    "LOADING",
-    "TRAINING",
-    "changes",
-    "differing",
-    "fingerprint",
-    "fingerprint_of_cases",
-    "fingerprint_of_list",
-]
-
 INERT = ("_desc_", "_requires_")
 LOADING = ("num_workers", "pin_memory", "persistent_workers", "prefetch_factor", "multiprocessing_context")
 # Ids whose values reach no number: places, and the seed, which is shown once, under its own id.

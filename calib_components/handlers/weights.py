@@ -23,20 +23,6 @@ from calib_components.handlers.fingerprint import fingerprint_of_cases, fingerpr
 from calib_components.posthoc import Calibrator
 from calib_components.posthoc.network import calibrator_in
 
-__all__ = [
-    "EXPORT_ENDINGS",
-    "LAST",
-    "WeightsCheckpointLoader",
-    "check_beside",
-    "join_weights",
-    "load_torchscript",
-    "load_weights",
-    "read_weights",
-    "serialize",
-    "with_calibrator",
-    "write_weights",
-]
-
 LAST = "last.ckpt"  # the state of a training, see `TrainingCheckpoint`
 EXPORT_ENDINGS = (".ts", ".onnx", ".plan")  # by ckpt_export, by onnx_export, and TensorRT's engine
 
@@ -97,11 +83,29 @@ def load_weights(network: torch.nn.Module, file: str | os.PathLike) -> None:
             raise ValueError(textwrap.shorten(str(error), 300)) from error
 
 
+def load_torchscript(file: str | os.PathLike, device: torch.device | str) -> torch.jit.ScriptModule:
+    """Load a network with its weights from the file that MONAI's `ckpt_export` writes.
+
+    Raises:
+        InputError: There is no such file, or another one.
+    """
+    if facts_beside(file) is None:
+        logging.getLogger(__name__).warning("%s has no %s beside it: the bundle's own are used", file, FACTS)
+    with reading(file, "a TorchScript file, as monai.bundle ckpt_export writes it"):
+        return torch.jit.load(str(file), map_location=device)
+
+
 def serialize(state: Mapping[str, Any]) -> memoryview:
     """Return the content of a file that `torch.load` reads; the same state gives the same bytes."""
     content = io.BytesIO()  # to a file, torch.save hides why writing failed, and writes the file's name into it
     torch.save(state, content)
     return content.getbuffer()
+
+
+def save(state: Mapping[str, Any], file: Path) -> None:
+    """Write a file that `torch.load` reads, completely or not at all."""
+    with writing(file) as unfinished:
+        unfinished.write_bytes(serialize(state))
 
 
 def with_calibrator(file: str | os.PathLike, calibrator: Calibrator) -> memoryview:
@@ -152,24 +156,20 @@ def join_weights(*files: Path, out: Path) -> None:
         raise InputError("files: give the weights of at least two networks, each once.")
     if out.exists():
         raise InputError(f"--out: {out} exists. Choose another file, or delete it.")
-    facts = facts_beside(files[0])
-    shapes: dict[str, torch.Size] = {}
     joined: dict[str, torch.Tensor] = {}
-    lists: set[str] = set()  # of cases, as far as a record beside the weights names one
+    first: dict[str, Any] = {}  # what all have in common with the first
     for number, file in enumerate(files):
         _, weights = read_weights(file)
-        if facts_beside(file) != facts:
-            raise InputError(f"{file}: facts.yaml beside it differs from that of {files[0]}.")
-        if (state := file.with_name(LAST)).is_file():
-            lists.add(_trained_with(state)[1])
-        if len(lists) > 1:  # folds are trained on the patients that others are tested on
-            raise InputError(f"{file}: {LAST} beside it is of another list of cases than those before. Join one split.")
         weights.setdefault("temperature", torch.ones(()))
-        own = {name: values.shape for name, values in weights.items()}
-        if (shapes := shapes or own) != own:
-            raise InputError(f"{file} is of a network with other layers or classes than {files[0]}.")
+        shapes = {name: values.shape for name, values in weights.items()}
+        common = {"layers or classes": shapes, FACTS: facts_beside(file)}
+        if (state := file.with_name(LAST)).is_file():  # folds are trained on the patients that others are tested on
+            common["lists of cases"] = _trained_with(state)[1]
+        for what, own in common.items():
+            if first.setdefault(what, own) != own:
+                raise InputError(f"{file}: {what} differ from those of another file. Join networks of one split.")
         joined.update({f"members.{number}.{name}": values for name, values in weights.items()})
-    write_weights(out, serialize(joined), facts, "--out")
+    write_weights(out, serialize(joined), first[FACTS], "--out")
 
 
 class WeightsCheckpointLoader:
@@ -237,22 +237,7 @@ def _warn_of_other_split(file: Path) -> None:
         return
     datalist, folder = (Path(config.get_parsed_content(name)) for name in ("datalist", "dataset_dir"))
     cases, listed = _trained_with(state)
-    if (
-        cases is not None
-        and cases == fingerprint_of_cases(datalist, folder)
-        and listed != fingerprint_of_list(datalist)
-    ):
+    same_cases = cases is not None and cases == fingerprint_of_cases(datalist, folder)
+    if same_cases and listed != fingerprint_of_list(datalist):
         text = "%s was trained with another list of the cases in %s. Some of these patients may have been trained on."
         logging.getLogger(__name__).warning(text, file, datalist)
-
-
-def load_torchscript(file: str | os.PathLike, device: torch.device | str) -> torch.jit.ScriptModule:
-    """Load a network with its weights from the file that MONAI's `ckpt_export` writes.
-
-    Raises:
-        InputError: There is no such file, or another one.
-    """
-    if facts_beside(file) is None:
-        logging.getLogger(__name__).warning("%s has no %s beside it: the bundle's own are used", file, FACTS)
-    with reading(file, "a TorchScript file, as monai.bundle ckpt_export writes it"):
-        return torch.jit.load(str(file), map_location=device)

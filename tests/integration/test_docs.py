@@ -25,7 +25,7 @@ from monai.bundle import ConfigParser
 from monai.data import MetaTensor
 
 from calib_components.handlers.calibration import read_estimate
-from calib_components.handlers.evaluation import read_thresholds
+from calib_components.handlers.evaluation_files import Evaluation
 from tests.calib_components.tools.evaluate.made_up import (
     label_of,
     save_channels_last,
@@ -198,7 +198,7 @@ def test_commands_for_own_predictions(repository: Path) -> None:
         patients = json.loads((repository / name / "summary.json").read_text())["patients"]
         start = "patient1" if name == "evaluation_validation" else "patient"
         assert patients == {f"{start}{seed}_frame01": f"{start}{seed}" for seed in range(2)}
-    assert list(read_thresholds(repository / "evaluation_brats")[0]) == ["ET", "TC", "WT"]
+    assert Evaluation.read(repository / "evaluation_brats").structures == ["ET", "TC", "WT"]
     page = (repository / "evaluation" / "report" / "report.md").read_text()
     assert re.search(r"Thresholds chosen on the validation cases: RV [01].* \(DSC .* against 0.5\), MYO ", page)
     assert "evaluation_nnunet" in (repository / "models_compared" / "report.md").read_text()

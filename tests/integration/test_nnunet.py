@@ -23,7 +23,7 @@ import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
 from calib_components.handlers import read_estimate
-from calib_components.handlers.evaluation_files import read_regions
+from calib_components.handlers.evaluation_files import Evaluation
 from calib_components.tools.nnunet.checkpoint import read_checkpoint
 from tests.helpers import ROOT, SHARED
 from tests.integration.test_docs import blocks, run
@@ -136,7 +136,7 @@ def check_files(nnunet: Nnunet) -> None:
         assert len(patients) == 2 * TEST_PATIENTS
     plain, scaled = (nnunet.folder / "nnunet" / f"evaluation{name}" for name in ("", "_calibrated"))
     assert json.loads((scaled / "summary.json").read_text())["temperature"] == pytest.approx(estimate.temperature)
-    counts = [read_regions(folder)["plausible"]["top_label"].count.sum().item() for folder in (plain, scaled)]
+    counts = [Evaluation.read(folder).regions["plausible"]["top_label"].count.sum().item() for folder in (plain, scaled)]
     assert counts[1] == pytest.approx(counts[0], rel=0.01)  # logits are rounded
     assert "evaluation_calibrated" in (nnunet.folder / "nnunet" / "report" / "report.md").read_text()
     with zipfile.ZipFile(nnunet.folder / "nnunet" / "model.zip") as archive:

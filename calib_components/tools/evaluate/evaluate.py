@@ -13,7 +13,8 @@ import torch
 
 from calib_components.data.nifti import grid_distance, open_nifti, read_values
 from calib_components.errors import InputError, check_output, reading
-from calib_components.handlers.evaluation import EvaluationRecords, read_thresholds, record_case, write_evaluation
+from calib_components.handlers.evaluation import EvaluationRecords, record_case, write_evaluation
+from calib_components.handlers.evaluation_files import Evaluation
 from calib_components.inference.images import find_images
 from calib_components.metrics.measures import Case as MeasuredCase
 from calib_components.tools.evaluate.calibrate import estimate_of
@@ -85,7 +86,7 @@ def evaluate_predictions(
             raise InputError(f"--out: {out} holds {source}. Give another folder.")
     if validation is not None and cases[0].channels == 0:
         raise InputError("--validation chooses thresholds of probabilities, and the predictions are label maps.")
-    if validation is not None and (others := read_thresholds(validation)[0]) != [*classes.structures]:
+    if validation is not None and (others := Evaluation.read(validation).structures) != [*classes.structures]:
         raise InputError(f"--validation: {validation} has the structures {others}, not {[*classes.structures]}.")
     estimate = estimate_of(predictions, [case.prediction for case in cases])
     temperature = None if estimate is None else estimate.temperature

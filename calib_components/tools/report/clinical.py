@@ -11,7 +11,7 @@ import numpy as np
 
 from calib_components.errors import InputError, printable
 from calib_components.figures import expected_dsc_scatter, risk_coverage_curves, threshold_curves, volume_agreement
-from calib_components.handlers.evaluation import read_cases, read_risk_coverage, read_thresholds
+from calib_components.handlers.evaluation_files import Evaluation
 from calib_components.metrics import ThresholdCounts
 from calib_components.tools.report.conclusion import expected_and_true, worst_cases
 from calib_components.tools.report.data import Results, Row
@@ -92,18 +92,18 @@ def _volumes(results: Results) -> Section | None:
 
 def _counts(folder: Path, cases: list[str] | None = None) -> tuple[list[str], ThresholdCounts] | None:
     """Return structures and counts at each threshold of an evaluation, of the given cases; None without them."""
-    if not (folder / "thresholds.json").exists():
+    evaluation = Evaluation.read(folder)
+    if (counts := evaluation.thresholds) is None:
         return None
-    structures, counts = read_thresholds(folder)
     if cases is not None:
-        index = _index(folder, cases)
+        index = _index(evaluation, cases)
         fields = ("true_positive", "predicted", "true", "voxels")
         counts = replace(counts, **{name: getattr(counts, name)[index] for name in fields})
-    return structures, counts
+    return list(evaluation.structures), counts
 
 
-def _index(folder: Path, cases: list[str]) -> list[int]:
-    names, _ = read_cases(folder)
+def _index(evaluation: Evaluation, cases: list[str]) -> list[int]:
+    names = evaluation.cases["case"].tolist()
     return [names.index(case) for case in cases]
 
 
@@ -200,12 +200,11 @@ def _risk(results: Results) -> Section | None:
         for measure, unit, values in (("aurc", "aurc", area), ("error_share", "percent", 100 * share)):
             estimate = mean_with_interval(values, results.patients())._asdict()
             records.append({"method": method, "label": label, "measure": measure, "unit": unit, **estimate})
-        folder = results.folders[method]
-        if (folder / "risk_coverage.json").exists():
-            coverage, risk = read_risk_coverage(folder)
-            coverages.append(coverage)
-            if np.array_equal(coverage, coverages[0]):
-                risks[label] = mean_of_defined(risk[_index(folder, results.names())])
+        evaluation = Evaluation.read(results.folders[method])
+        if evaluation.coverage is not None and evaluation.risk is not None:
+            coverages.append(evaluation.coverage)
+            if np.array_equal(evaluation.coverage, coverages[0]):
+                risks[label] = mean_of_defined(evaluation.risk[_index(evaluation, results.names())])
     pictures = []
     if risks:
         pictures = [Picture("risk_coverage", "Risk over coverage", to_png(risk_coverage_curves(coverages[0], risks)))]

@@ -13,7 +13,7 @@ import pandas as pd
 
 from calib_components.errors import InputError, printable, reading
 from calib_components.handlers.calibration import read_estimate
-from calib_components.handlers.evaluation import read_cases, read_logits, read_regions, read_summary
+from calib_components.handlers.evaluation_files import Evaluation
 from calib_components.tools.report.data import COMPACT, KEYS, SUMS, WITH, WITHOUT, Results, read_compact
 
 TRAINING = ("max_epochs", "batch_size", "learning_rate", "val_interval", "image_size", "crop_size")
@@ -31,8 +31,8 @@ def read_evaluation(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame, dict[str,
     Raises:
         InputError: A file is missing or broken.
     """
-    names, columns = read_cases(folder)
-    summary = read_summary(folder)
+    evaluation = Evaluation.read(folder)
+    names, summary = evaluation.cases["case"].tolist(), evaluation.summary
     with reading(folder / "summary.json", "the summary of an evaluation"):
         counts = {kind: [str(found["case"]) for found in summary[kind]] for kind in ("missed", "spurious")}
         patients = [summary["patients"][name] for name in names]
@@ -41,9 +41,10 @@ def read_evaluation(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame, dict[str,
             kind = "{} sigmoid(s)" if summary["sigmoid"] else "a softmax over {} classes"
             about["channels"] = kind.format(summary["channels"])
     found_in_one = {kind: [of.count(name) for name in names] for kind, of in counts.items()}
-    cases = pd.DataFrame({"case": names, "patient": patients, **found_in_one, **columns})
+    known = pd.DataFrame({"case": names, "patient": patients, **found_in_one})
+    cases = pd.concat([known, evaluation.cases.drop(columns="case")], axis=1)
     tables = []
-    for region, kinds in (read_regions(folder) if about["channels"] else {}).items():
+    for region, kinds in evaluation.regions.items():
         if bins := kinds.get("top_label_per_case"):
             sums = zip(SUMS, (bins.count, bins.confidence_sum, bins.num_correct), strict=True)
             wide = {f"{name}_{i + 1}": part[:, i] for name, part in sums for i in range(part.shape[1])}
@@ -77,8 +78,9 @@ def read_cells(folder: Path) -> Results:
             *read, about = read_evaluation(place)
             for name, table in zip(TABLES, read, strict=True):
                 tables[name].append(pd.concat([pd.DataFrame([keys | of_keys] * len(table)), table], axis=1))
-        class_names, table = read_logits(cell)
-        magnitudes.setdefault(settings["method"], []).append(table)
+        evaluation = Evaluation.read(cell)
+        class_names = list(evaluation.class_names)
+        magnitudes.setdefault(settings["method"], []).append(evaluation.magnitudes)
         folders.setdefault(settings["method"], cell)
         cells.append(keys | _trained(cell) | settings["made_with"])
         if settings["calibration"]:

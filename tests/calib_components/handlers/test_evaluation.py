@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,24 +20,16 @@ from monai.handlers import from_engine
 
 from calib_components import figures
 from calib_components.errors import InputError, printable
-from calib_components.handlers import EvaluationRecords, EvaluationWriter, check_case
-from calib_components.handlers.evaluation import (
-    read_calibration,
-    read_cases,
-    read_logits,
-    read_regions,
-    read_risk_coverage,
-    read_summary,
-    read_thresholds,
-    record_case,
-)
-from calib_components.handlers.evaluation_files import FILES, replacing
+from calib_components.handlers import Evaluation, EvaluationRecords, EvaluationWriter, check_case
+from calib_components.handlers.evaluation import record_case
+from calib_components.handlers.evaluation_files import FILES
 from calib_components.metrics import CalibrationMetric, calibration_bins, risk_coverage, structure_volumes
 from calib_components.metrics.measures import MEASURES, REGIONS, Case, columns, find_column
 
 STRUCTURES = {"core": [1], "whole": [1, 2]}
 NAMES = ["air", "core", "rim"]
 CASES = 3
+read = Evaluation.read
 
 
 def example(case: int) -> dict[str, Any]:
@@ -57,17 +50,12 @@ def files(folder: Path) -> set[str]:
 
 
 def evaluate(
-    folder: Path,
-    items: Sequence[dict[str, Any]],
-    shard: str | None = None,
-    skip_existing: bool = False,
-    temperature: Any = None,
-    stamp: str = "",
+    folder: Path, items: Sequence[dict[str, Any]], temperature: Any = None, **choice: Any
 ) -> tuple[Engine, list[str]]:
     """Run an engine; return it, and the names of the cases that it measured."""
     cases = [{"case": item["case"], "patient": f"patient of {Path(item['case']).name}"} for item in items]
-    records = EvaluationRecords(folder, cases, stamp)
-    chosen = [case["case"] for case in records.to_measure(shard, skip_existing)]
+    records = EvaluationRecords(folder, cases)
+    chosen = [case["case"] for case in records.to_measure(**choice)]
     engine = Engine(lambda engine, batch: batch)
     transform = from_engine(["image", "pred", "label", "logits"])
     EvaluationWriter(records, STRUCTURES, NAMES, from_engine("case"), transform, temperature).attach(engine)
@@ -104,14 +92,13 @@ def evaluation(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_cases_have_the_columns_of_the_table_and_nothing_else_is_written(evaluation: Path) -> None:
     assert files(evaluation) == set(FILES)
-    cases, found = read_cases(evaluation)
-    assert cases == ["case0", "case1", "case2"]
-    known = dict(columns([*STRUCTURES]))
-    assert set(found) <= set(known)
+    found = read(evaluation).cases.set_index("case")
+    assert [*found.index] == ["case0", "case1", "case2"]
+    assert set(found) <= set(dict(columns([*STRUCTURES])))
     closed = {"ece_if_true", "ece_union_if_true", "ece_structure_core_if_true", "cece_structure_whole_if_true"}
     assert closed | {"ece_structure_core_resampled", "smooth_ece_predicted", "dsc_whole", "aurc"} < set(found)
     assert not any(name.startswith(("ece_all_", "ece_band_i", "ece_union_re")) for name in found)
-    assert len(found) == 2 * 2 + 9 * 4 + 4 * 2 + 2 + 3 + 5 * 2 + 2 + 2
+    assert len(found.columns) == 2 * 2 + 9 * 4 + 4 * 2 + 2 + 3 + 5 * 2 + 2 + 2
     assert np.isnan(found["hd95_core"]).tolist() == [False, True, False]
 
 
@@ -129,8 +116,8 @@ def test_table_of_measures() -> None:
 
 @pytest.mark.parametrize("temperature", [None, 0.5, torch.tensor(0.5)])
 def test_values_are_those_of_the_metrics(temperature: Any, tmp_path: Path) -> None:
-    evaluate(tmp_path, examples(), temperature=temperature)
-    _, found = read_cases(tmp_path)
+    shown = evaluate(tmp_path, examples(), temperature)[0].state.metrics
+    found, summary = read(tmp_path).cases, read(tmp_path).summary
     metric = CalibrationMetric(
         region="foreground", regions=REGIONS[1:], structures=STRUCTURES, temperature=temperature, draws=20
     )
@@ -143,14 +130,16 @@ def test_values_are_those_of_the_metrics(temperature: Any, tmp_path: Path) -> No
         volumes = structure_volumes(item["pred"][None], item["label"][None], STRUCTURES)
         assert found["expected_volume_core"][i] == volumes.expected[0, 0]
         assert found["segmented_volume_core"][i] == (item["pred"].argmax(0) == 1).sum()
-    assert read_summary(tmp_path)["temperature"] == (1 if temperature is None else 0.5)
+    assert summary["temperature"] == (1 if temperature is None else 0.5)
+    for name in ("ece", "cece", "nll", "brier", "dsc", "ece_all", "ece_predicted"):
+        assert shown[name] == pytest.approx(summary[name]["mean"])
 
 
 def test_summary_has_statistics_and_what_is_known_of_all_cases(evaluation: Path) -> None:
-    summary, (_, found) = read_summary(evaluation), read_cases(evaluation)
+    summary, found = read(evaluation).summary, read(evaluation).cases
     assert summary["cases"] == CASES
     for name in ("ece", "dsc_core", "hd95_core"):
-        defined = found[name][~np.isnan(found[name])]
+        defined = found[name].dropna().to_numpy()
         statistics = {"mean": defined.mean(), "std": defined.std(ddof=1), "n": len(defined)}
         assert summary[name] == pytest.approx(statistics)
     assert summary["dsc"]["mean"] == pytest.approx(np.mean([found["dsc_core"], found["dsc_whole"]]))
@@ -162,7 +151,7 @@ def test_summary_has_statistics_and_what_is_known_of_all_cases(evaluation: Path)
 
 
 def test_bins_of_regions(evaluation: Path) -> None:
-    regions, summary = read_regions(evaluation), read_summary(evaluation)
+    regions, summary = read(evaluation).regions, read(evaluation).summary
     assert list(regions) == [*REGIONS, "structure_core", "structure_whole"]
     items = examples()
     for region, kinds in regions.items():
@@ -180,31 +169,33 @@ def test_bins_of_regions(evaluation: Path) -> None:
         assert ("top_label_if_true" in kinds) == (region in ("foreground", "union") or region.startswith("structure"))
         assert ("top_label_per_case" in kinds) == (region in ("all", "predicted"))
     assert len(regions["all"]["top_label_per_case"].count) == CASES
-    for kind, bins in read_calibration(evaluation).items():
-        assert bins.to_dict() == regions["foreground"][kind].to_dict()
+    for kind, bins in read(evaluation).per_case.items():
+        assert bins.pooled().to_dict() == regions["foreground"][kind].to_dict()
 
 
 def test_logits_thresholds_and_risk(evaluation: Path) -> None:
-    names, magnitudes = read_logits(evaluation)
-    items = examples()
+    items, found = examples(), read(evaluation)
     logits, label = (torch.cat([item[key].flatten(1) for item in items], 1) for key in ("logits", "label"))
-    expected = logits[:, label[0] == 2].abs().double().mean(1)
-    assert names == NAMES
-    np.testing.assert_allclose(magnitudes[2], expected, rtol=1e-6)
-    structures, counts = read_thresholds(evaluation)
-    half = counts.thresholds.tolist().index(0.5)
-    assert structures == [*STRUCTURES]
-    assert counts.predicted[0, 1, half] == ((1 - items[0]["pred"][0]) > 0.5).sum()
-    coverage, risk = read_risk_coverage(evaluation)
-    np.testing.assert_array_equal(risk[1], risk_coverage(items[1]["pred"][None], items[1]["label"][None]).risk[0])
-    assert coverage[-1] == 1
+    assert found.class_names == NAMES
+    np.testing.assert_allclose(found.magnitudes[2], logits[:, label[0] == 2].abs().double().mean(1), rtol=1e-6)
+    half = found.thresholds.thresholds.tolist().index(0.5)
+    assert found.structures == [*STRUCTURES]
+    assert found.thresholds.predicted[0, 1, half] == ((1 - items[0]["pred"][0]) > 0.5).sum()
+    np.testing.assert_array_equal(found.risk[1], risk_coverage(items[1]["pred"][None], items[1]["label"][None]).risk[0])
+    assert found.coverage[-1] == 1
+
+
+def test_files_come_back_as_they_were_read(evaluation: Path, tmp_path: Path) -> None:
+    read(evaluation).write(tmp_path)
+    for name in files(tmp_path) - {"calibration.json"}:
+        assert (tmp_path / name).read_bytes() == (evaluation / name).read_bytes(), name
 
 
 def test_next_evaluation_replaces_all_files_and_leaves_others(tmp_path: Path) -> None:
     evaluate(tmp_path, examples())
     (tmp_path / "model.pt").write_text("weights")
     evaluate(tmp_path, examples(2))
-    assert read_summary(tmp_path)["cases"] == 2
+    assert read(tmp_path).summary["cases"] == 2
     assert files(tmp_path) == {*FILES, "model.pt"} - {"cases/median.png"}  # none of two cases
 
 
@@ -258,64 +249,53 @@ def test_records_of_other_weights_or_older_than_the_files_do_not_count(tmp_path:
 def test_no_name_of_a_case_loses_the_evaluation(tmp_path: Path, drawn: dict[str, list[Any]]) -> None:
     names = ["NA", "x$_$y, not UTF-8 \udcff\r\n\tb", "\u5fc3" * 60]  # three pictures are drawn
     evaluate(tmp_path, [{**example(i), "case": name} for i, name in enumerate(names)])
-    assert read_cases(tmp_path)[0] == names
+    assert read(tmp_path).cases["case"].tolist() == names
     titles = {options["title"].split("\n")[0] for _, options in drawn["uncertainty_overlay"]}
     assert titles == {printable(name) for name in names}
 
 
-def test_failure_leaves_the_earlier_evaluation_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("place", "kept"), [("before", True), ("halfway", False)])
+def test_failure_mixes_no_evaluations_and_loses_no_work(
+    place: str, kept: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     evaluate(tmp_path, examples())
     before = {name: (tmp_path / name).read_bytes() for name in files(tmp_path)}
-
-    def fail(*_: Any, **__: Any) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    with monkeypatch.context() as patched:
-        patched.setattr(figures, "reliability_diagram", fail)
-        with pytest.raises(InputError, match="No space left"):
-            evaluate(tmp_path, examples(2))
-    kept = {name for name in files(tmp_path) if not name.startswith(".records")}
-    assert {name: (tmp_path / name).read_bytes() for name in kept} == before
-    assert evaluate(tmp_path, examples(2), skip_existing=True)[1] == ["case1"]  # no work is lost
-    assert read_summary(tmp_path)["cases"] == 2
-
-
-def test_replacement_that_fails_halfway_leaves_no_summary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    evaluate(tmp_path, examples())
     replace = Path.replace
 
     def fail(source: Path, target: Path) -> Path:
-        if source.name == "logits.json":
-            raise OSError("disk is gone")
+        if source.name == "logits.json" or (place == "before" and source.suffix == ".json"):
+            raise OSError(errno.ENOSPC, "No space left on device")
         return replace(source, target)
 
-    monkeypatch.setattr(Path, "replace", fail)
-    with pytest.raises(InputError, match="disk is gone"), replacing(tmp_path) as folder:  # noqa: PT012
-        for name in FILES:
-            (folder / name).write_text("new")
-    assert files(tmp_path) == {"cases.csv", "calibration.json"}  # of the new evaluation: no summary, nothing old
+    def fill(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-
-def test_means_are_among_the_metrics_of_the_engine(tmp_path: Path) -> None:
-    metrics, summary = evaluate(tmp_path, examples())[0].state.metrics, read_summary(tmp_path)
-    for name in ("ece", "cece", "nll", "brier", "dsc", "ece_all", "ece_predicted"):
-        assert metrics[name] == pytest.approx(summary[name]["mean"])
+    with monkeypatch.context() as patched:
+        patched.setattr(*((figures, "reliability_diagram", fill) if kept else (Path, "replace", fail)))
+        with pytest.raises(InputError, match="No space left"):
+            evaluate(tmp_path, examples(2))
+    now = {name: (tmp_path / name).read_bytes() for name in files(tmp_path) if not name.startswith(".records")}
+    assert now == before if kept else now.keys() == {"cases.csv", "calibration.json"}  # no summary, nothing old
+    assert evaluate(tmp_path, examples(2), skip_existing=True)[1] == ["case1"]
+    assert read(tmp_path).summary["cases"] == 2
 
 
 @pytest.mark.parametrize(
-    ("read", "name", "content", "message"),
+    ("name", "content", "message"),
     [
-        (read_cases, "cases.csv", "case,dsc_core\na,1\nb,0.", "cut off"),
-        (read_cases, "cases.csv", "case,dsc_core\na,good\n", "good"),
-        (read_cases, "cases.csv", None, "No such file"),
-        (read_summary, "summary.json", "{", "property name"),
-        (read_summary, "summary.json", '{"schema_version": 99}', "99"),
-        (read_calibration, "calibration.json", '{"pooled": {}}', "top_label"),
-        (read_regions, "calibration.json", '{"regions": {"all": 1}}', "items"),
-        (read_logits, "logits.json", '{"class_names": []}', "magnitudes"),
+        ("cases.csv", "case,dsc_core\na,1\nb,0.", "cut off"),
+        ("cases.csv", "case,dsc_core\na,good\n", "good"),
+        ("summary.json", None, "No such file"),
+        ("summary.json", "{", "property name"),
+        ("summary.json", '{"schema_version": 99}', "99"),
+        ("calibration.json", '{"class_names": [], "regions": {"all": 1}}', "items"),
+        ("thresholds.json", None, "No such file"),
+        ("logits.json", '{"class_names": []}', "magnitudes"),
     ],
 )
-def test_broken_file_is_named(read: Any, name: str, content: str | None, message: str, tmp_path: Path) -> None:
+def test_broken_file_is_named(name: str, content: str | None, message: str, evaluation: Path, tmp_path: Path) -> None:
+    shutil.copytree(evaluation, tmp_path, dirs_exist_ok=True)
+    (tmp_path / name).unlink()
     if content is not None:
         (tmp_path / name).write_text(content)
     with pytest.raises(InputError, match=f"{name}.*{message}"):
@@ -329,7 +309,7 @@ def test_measures_without_a_value_are_null_in_json(tmp_path: Path) -> None:
     evaluate(tmp_path, [{**example(0), "label": torch.zeros(1, 8, 7, 4)}])
     for name in ("summary.json", "calibration.json", "logits.json"):
         json.loads((tmp_path / name).read_text(), parse_constant=refuse)  # of NaN, which only Python reads
-    summary = read_summary(tmp_path)
+    summary = read(tmp_path).summary
     assert summary["ece_pooled"] is None  # over the foreground, which there is none of
     assert summary["dsc"] == {"mean": 0, "std": None, "n": 1}
 
@@ -338,7 +318,7 @@ def test_measures_without_a_value_are_null_in_json(tmp_path: Path) -> None:
 def test_slices_that_are_drawn(cases: int, names: list[str], tmp_path: Path, drawn: dict[str, list[Any]]) -> None:
     evaluate(tmp_path, examples(cases))
     assert sorted(path.stem for path in (tmp_path / "cases").iterdir()) == names
-    _, found = read_cases(tmp_path)
+    found = read(tmp_path).cases
     dsc = (found["dsc_core"] + found["dsc_whole"]) / 2
     titles = {options["title"].split("\n")[0]: options["title"] for _, options in drawn["uncertainty_overlay"]}
     for (image, label, prediction, uncertainty), options in drawn["uncertainty_overlay"]:
@@ -357,7 +337,7 @@ def test_slices_that_are_drawn(cases: int, names: list[str], tmp_path: Path, dra
 
 def test_regions_in_the_reliability_diagrams(tmp_path: Path, drawn: dict[str, list[Any]]) -> None:
     evaluate(tmp_path, examples(1))
-    regions = read_regions(tmp_path)
+    regions = read(tmp_path).regions
     ((bins,), options), ((of_classes, names), _) = drawn["reliability_diagram"]
     titles = {"all voxels": "all", "predicted foreground": "predicted", "ground-truth foreground": "foreground"}
     assert {title: each.to_dict() for title, each in bins.items()} == {

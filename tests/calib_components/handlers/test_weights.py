@@ -265,9 +265,9 @@ class TestJoinedWeights:
         [
             ("one", "at least two"),
             ("twice", "each once"),
-            ("wider", "other layers"),
+            ("wider", "layers or classes"),
             ("facts", r"facts.yaml"),
-            ("list", "another list"),
+            ("list", "lists of cases"),
         ],
     )
     @pytest.mark.usefixtures("members")

@@ -17,7 +17,7 @@ from scipy.special import expit, logit, softmax
 from calib_components import figures
 from calib_components.errors import InputError
 from calib_components.handlers import read_estimate
-from calib_components.handlers.evaluation import read_regions, read_summary
+from calib_components.handlers.evaluation_files import Evaluation
 from calib_components.posthoc import TemperatureScaling
 from calib_components.tools.evaluate import calibrate_predictions, evaluate, evaluate_predictions
 from calib_components.tools.evaluate.calibrate import calibrate_probabilities
@@ -149,8 +149,8 @@ def test_the_plausible_foreground_of_calibrated_maps_is_that_of_before(
     def plausible_voxels(folder: Path, temperature: float) -> int:
         out = tmp_path / f"evaluation of {folder.name}"
         evaluate_predictions(folder, labels, out, sigmoid=sigmoid, workers=1)
-        assert read_summary(out)["temperature"] == pytest.approx(temperature)
-        return int(read_regions(out)["plausible"]["top_label"].count.sum())
+        assert Evaluation.read(out).summary["temperature"] == pytest.approx(temperature)
+        return int(Evaluation.read(out).regions["plausible"]["top_label"].count.sum())
 
     before, after = plausible_voxels(predictions, 1.0), plausible_voxels(scaled, estimate.temperature)
     assert before == pytest.approx(after, abs=1)  # a voxel at the threshold may be rounded to its other side

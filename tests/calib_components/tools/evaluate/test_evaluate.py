@@ -17,7 +17,7 @@ from sklearn.metrics import brier_score_loss
 from calib_components import figures
 from calib_components.errors import InputError
 from calib_components.handlers import write_estimate
-from calib_components.handlers.evaluation import read_cases, read_regions, read_summary, read_thresholds
+from calib_components.handlers.evaluation_files import Evaluation
 from calib_components.posthoc import TemperatureScaling
 from calib_components.tools.evaluate import evaluate, evaluate_predictions
 from tests.calib_components.metrics.by_definition import Case, inside
@@ -79,7 +79,10 @@ def hd95(predicted: np.ndarray, true: np.ndarray) -> float:
 
 def run(predictions: Path, labels: Path, out: Path, **options: Any) -> tuple[list[str], dict[str, np.ndarray]]:
     evaluate_predictions(predictions, labels, out, **{"structures": STRUCTURES, "workers": 1, **options})
-    return read_cases(out) if (out / "cases.csv").exists() else ([], {})
+    if not (out / "cases.csv").exists():
+        return [], {}
+    table = Evaluation.read(out).cases
+    return table.pop("case").tolist(), {name: values.to_numpy() for name, values in table.items()}
 
 
 def test_measures_are_those_of_numpy_and_scipy(predictions: Path, labels: Path, tmp_path: Path) -> None:
@@ -112,7 +115,7 @@ def test_measures_are_those_of_numpy_and_scipy(predictions: Path, labels: Path, 
             }
             for measure, value in expected.items():
                 assert columns[f"{measure}_{structure}"][i] == pytest.approx(value, abs=1e-6), measure
-    summary = read_summary(tmp_path / "out")
+    summary = Evaluation.read(tmp_path / "out").summary
     assert summary["patients"] == {"p1_ed": "p1", "p1_es": "p1", "p2_ed": "p2"}
     assert (summary["unit"], summary["volume_unit"], summary["temperature"]) == ("mm", "ml", 1)
 
@@ -157,9 +160,9 @@ def test_overlapping_regions_with_a_sigmoid_each(tmp_path: Path) -> None:
     measures = two_classes.measures(masks.ravel().astype(int), np.ones(p.size, bool))
     for measure in ("ece", "nll", "brier"):
         assert columns[f"{measure}_all"][0] == pytest.approx(measures[measure], abs=1e-6)
-    assert read_thresholds(tmp_path / "out")[0] == list(codes)
+    assert Evaluation.read(tmp_path / "out").structures == list(codes)
     assert not any("structure_" in name for name in columns)  # labels of sigmoids are 0 and 1
-    assert read_summary(tmp_path / "out")["sigmoid"]
+    assert Evaluation.read(tmp_path / "out").summary["sigmoid"]
 
 
 def test_label_maps_give_the_segmentation_part_only(
@@ -303,6 +306,6 @@ def test_a_process_writes_a_page_or_one_line(predictions: Path, labels: Path, tm
     done = run_script("scripts/evaluate_predictions.py", predictions, labels, "--out", tmp_path / "out", "--workers", 2)
     assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr
     assert (tmp_path / "out" / "report" / "index.html").stat().st_size > 10_000
-    assert len(read_regions(tmp_path / "out")) == 9
+    assert len(Evaluation.read(tmp_path / "out").regions) == 9
     refused = run_script("scripts/evaluate_predictions.py", predictions, labels, "--out", predictions)
     assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1)

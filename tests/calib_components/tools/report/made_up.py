@@ -8,16 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 
-from calib_components.handlers.evaluation_files import (
-    write_calibration,
-    write_cases,
-    write_logits,
-    write_risk_coverage,
-    write_summary,
-    write_thresholds,
-)
+from calib_components.handlers.evaluation_files import Evaluation
 from calib_components.metrics import CalibrationBins, ThresholdCounts
 
 STRUCTURES = ("RV", "MYO", "LV")
@@ -51,6 +45,7 @@ def write_evaluation(
     columns = {f"dsc_{s}": quality + rng.uniform(0, 0.05, n) for s in STRUCTURES}
     columns |= {f"hd95_{s}": rng.uniform(1, 5, n) for s in STRUCTURES}
     folder.mkdir(parents=True, exist_ok=True)
+    parts: dict[str, Any] = {}
     if with_probabilities:
         error = np.abs(gaps) + rng.uniform(0, 0.01, n)
         columns |= {
@@ -74,20 +69,18 @@ def write_evaluation(
         bins = CalibrationBins(count, (count * confidence).double(), correct)
         kinds = dict.fromkeys(("top_label", "classwise"), bins.pooled())
         regions = {"foreground": kinds, **dict.fromkeys(("all", "predicted"), kinds | {"top_label_per_case": bins})}
-        write_calibration(folder, CLASSES, cases, dict.fromkeys(kinds, bins), regions)
-        write_logits(folder, CLASSES, torch.from_numpy(rng.uniform(0, 9, (4, 4))))
+        parts |= {"regions": regions, "per_case": dict.fromkeys(kinds, bins), "magnitudes": rng.uniform(0, 9, (4, 4))}
         thresholds, whole = torch.arange(1, 20) / 20, torch.full((n, len(STRUCTURES)), 1000)
         predicted = (1500 * (1.2 - thresholds)).long().expand(*whole.shape, -1)
         positive = torch.minimum(predicted, whole[..., None]) * 9 // 10
-        counts = ThresholdCounts(thresholds.double(), positive, predicted, whole, 10 * whole)
-        write_thresholds(folder, STRUCTURES, cases, counts)
-        coverage = torch.linspace(0.05, 1, 20)
-        write_risk_coverage(folder, cases, coverage, torch.from_numpy(error)[:, None] * coverage**2)
+        parts["thresholds"] = ThresholdCounts(thresholds.double(), positive, predicted, whole, 10 * whole)
+        coverage = np.linspace(0.05, 1, 20)
+        parts |= {"coverage": coverage, "risk": error[:, None] * coverage**2}
         summary = {"channels": len(CLASSES), "sigmoid": False, **summary}
     columns |= {name: np.broadcast_to(values, n) for name, values in (changed or {}).items()}
-    write_cases(folder, cases, {name: torch.tensor(values) for name, values in columns.items()})
+    table = pd.DataFrame({"case": cases, **columns})
     known = {"missed": [], "spurious": [], "patients": dict(patient_of), "unit": "mm", "volume_unit": "ml"}
-    write_summary(folder, known | summary)
+    Evaluation(table, known | summary, CLASSES, structures=STRUCTURES, **parts).write(folder)
     return folder
 
 
