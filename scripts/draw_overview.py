@@ -6,7 +6,6 @@ diagrams of two losses, one of them without and with a temperature, from results
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import tempfile
 from functools import partial
@@ -20,10 +19,13 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for this folder, and a clone that is not installed
+
 from calib_components.errors import writing
 from calib_components.metrics import CalibrationBins
 from calib_components.tools.cli import run
 from calib_components.tools.report.data import Row, read_compact
+from scripts.benchmarks.phantoms import make_phantoms
 
 ROOT = Path(__file__).resolve().parents[1]
 BUNDLE = ROOT / "bundles" / "acdc_mri_nacl_segmentation"
@@ -69,7 +71,7 @@ def segmented_slice() -> list[NDArray]:
     """Draw a phantom, segment it, and give image, ground truth, prediction and uncertainty of a slice."""
     with tempfile.TemporaryDirectory() as folder:
         images, maps = Path(folder, "phantoms"), Path(folder, "maps")
-        subprocess.run([sys.executable, ROOT / "scripts" / "make_phantoms.py", images, "--patients", "4"], check=True)
+        make_phantoms(images, patients=4)
         case = images / "training" / CASE.partition("_")[0]
         places = {"dataset_dir": str(case), "output_dir": str(maps)}
         config = f"{BUNDLE}/configs/inference.yaml"

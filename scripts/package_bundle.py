@@ -10,15 +10,12 @@ bundle uses, which MONAI finds there. The same files give the same bytes, on any
 from __future__ import annotations
 
 import json
-import re
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from zipfile import ZipFile, ZipInfo, is_zipfile
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for a clone that is not installed
 
-from calib_components.data.facts import facts_beside
 from calib_components.errors import InputError, make_folder, reading, writing
 from calib_components.tools import cli
 
@@ -36,31 +33,22 @@ def contents(bundle: Path) -> dict[str, Path]:
             raise InputError(f"{bundle / name} is missing. Every bundle has it.")
     if (bundle / WEIGHTS).is_file() and not is_zipfile(bundle / WEIGHTS):  # such as a pointer of Git LFS
         raise InputError(f"{bundle / WEIGHTS} does not hold weights as torch.save writes them.")
-    packed = [path for name in (*REQUIRED, "large_files.yml", WEIGHTS, FACTS) for path in _files(bundle / name)]
-    ours = (*_components(), ROOT / "scripts" / "prepare_data.py")
-    return dict(
-        sorted((str(path.relative_to(top)), path) for top, of in ((bundle, packed), (ROOT, ours)) for path in of)
-    )
-
-
-def _components() -> Iterator[Path]:
-    """The files of `calib_components` that a bundle uses."""
     package = ROOT / "calib_components"
     parts = [child for child in package.iterdir() if child.name not in ("tools", "__main__.py")]
-    for part in (*parts, *(package / "tools" / name for name in TOOLS)):
-        yield from (path for path in _files(part) if path.suffix in SUFFIXES)
+    parts += [package / "tools" / name for name in TOOLS]
+    ours = [path for part in parts for path in _files(part) if path.suffix in SUFFIXES]
+    packed = [path for name in (*REQUIRED, "large_files.yml", WEIGHTS, FACTS) for path in _files(bundle / name)]
+    found = {str(path.relative_to(bundle)): path for path in packed}
+    found |= {str(path.relative_to(ROOT)): path for path in (*ours, ROOT / "scripts" / "prepare_data.py")}
+    return dict(sorted(found.items()))
 
 
-def _files(path: Path) -> Iterator[Path]:
+def _files(path: Path) -> list[Path]:
     """The file, or the files in the folder and below, without hidden ones and those that Python has compiled."""
-    if path.resolve() != path:
-        raise InputError(f"{path} is a symbolic link, which may lead out of the bundle. Put the file itself there.")
     if path.is_file():
-        yield path
-    elif path.is_dir():
-        for child in path.iterdir():
-            if not child.name.startswith(".") and child.name != "__pycache__":
-                yield from _files(child)
+        return [path]
+    below = {file: file.relative_to(path).parts for file in path.rglob("*") if file.is_file()}
+    return [file for file, parts in below.items() if not any(part[0] == "." or part == "__pycache__" for part in parts)]
 
 
 def package_bundle(bundle: Path, out: Path = Path("dist"), *, overwrite: bool = False) -> None:
@@ -70,19 +58,11 @@ def package_bundle(bundle: Path, out: Path = Path("dist"), *, overwrite: bool = 
         bundle: Folder of the bundle.
         out: Folder to write `<name>_v<version>.zip` to, with the version from the bundle's metadata.
         overwrite: Whether to replace an archive of this version.
-
-    Raises:
-        InputError: The bundle is incomplete or unsuitable, or the zip exists or cannot be written.
     """
     root = bundle.resolve()
     files = contents(root)
     with reading(root / METADATA, "JSON with a version") as metadata:
         version = json.loads(metadata.read_text(encoding="utf-8"))["version"]
-    if not re.fullmatch(r"[0-9]+(\.[0-9A-Za-z]+)*", str(version)):
-        raise InputError(f"{root / METADATA}: version must have the form 1.2.3, got {version!r}.")
-    facts_beside(root / WEIGHTS)  # an error if they are broken
-    if any((root / name) in (out.resolve() / "_").parents for name in ("configs", "docs")):
-        raise InputError(f"--out is packed itself: {out}. Choose another folder.")
     archive = out / f"{root.name}_v{version}.zip"
     if archive.exists() and not overwrite:
         raise InputError(f"Archive exists: {archive}. Pass --overwrite to replace it.")

@@ -5,12 +5,9 @@
     python scripts/prepare_data.py brats   SRC OUT    # NAME_{flair,t1,t1ce,t2,seg}.nii.gz, at any depth below SRC
     python scripts/prepare_data.py generic SRC OUT --labels liver,tumour    # SRC/{images,labels}/NAME.nii.gz
 
-A prepared case is a folder `OUT/NAME` with two uncompressed NIfTI files on the network's grid: `image.nii`, int16 with
-a scale factor, (H, W, D) or (H, W, D, C), and `label.nii`, uint8 class indices, (H, W, D). `OUT/facts.yaml` records
-what the cases were prepared with, and `OUT/datalist.json` lists the cases of each split. With `--folds K`,
-`OUT/datalist_fold0.json` and so on list the folds of a cross-validation.
-
-The same command continues an interrupted run: cases are kept that are whole and whose source files have not changed.
+`OUT` gets the cases on the network's grid, see `calib_components.data.cases`; `facts.yaml`, which records what they
+were prepared with; and `datalist.json` with the cases of each split. The same command continues an interrupted run:
+cases are kept that are whole and whose source files have not changed.
 """
 
 from __future__ import annotations

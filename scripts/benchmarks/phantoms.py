@@ -76,9 +76,6 @@ def make_phantoms(out: Path, patients: int = 20, seed: int = 0, scanner: str = "
         patients: Number of patients; the five groups take turns.
         seed: The same seed and scanner give the same files.
         scanner: a, or b: other patients, whose images are blurred, noisier and of another contrast.
-
-    Raises:
-        InputError: The folder holds another data set or cannot be written, or an argument has an unsuitable value.
     """
     check_count("patients", patients, 1)
     check_count("seed", seed, 0)

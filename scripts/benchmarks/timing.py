@@ -18,11 +18,7 @@ BUNDLES = Path(__file__).resolve().parents[2] / "bundles"  # of the clone
 
 
 def set_up(rounds: int, threads: int) -> None:
-    """Check how often and with how many threads of PyTorch to measure, use so many, and seed what is drawn.
-
-    Raises:
-        InputError: One is less than 1.
-    """
+    """Check how often and with how many threads of PyTorch to measure, use so many, and seed what is drawn."""
     check_count("rounds", rounds, 1)
     check_count("threads", threads, 1)
     torch.set_num_threads(threads)

