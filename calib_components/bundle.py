@@ -12,32 +12,22 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
-from pydoc import locate
 from types import TracebackType
 from typing import Any
 
 import torch
-from monai.bundle import (
-    ComponentLocator,
-    ConfigComponent,
-    ConfigExpression,
-    ConfigParser,
-    ConfigWorkflow,
-    ReferenceResolver,
-)
+from monai.bundle import ConfigExpression, ConfigParser, ConfigWorkflow, ReferenceResolver
 
 from calib_components.data.facts import FACTS, Facts
 from calib_components.errors import InputError, check_writable, error_line, nearest
-
-__all__ = ["check_ids", "check_values", "facts_in_use", "read_as_typed", "running_config", "start_run"]
 
 ENTRIES = ("_meta_", "finalize", "imports", "initialize", "run", "save_execute_config")  # that MONAI looks up
 GROUPS = ("train", "validate")
 TYPED: dict[str, bool | None] = {"true": True, "false": False, "null": None}  # as on a command line
 FLAGS = ("amp", "any_orientation", "bfloat16", "compile", "overwrite", "resume", "skip_existing", "tta")
-SIZES = ("image_size", "crop_size")
-PATHS = ("bundle_root", "ckpt_dir", "dataset_dir", "datalist", "load_path", "output_dir", "calibrated_path")
-MULTIPLE = 16  # what the network's four halvings divide a slice by
+PATHS = (
+    "bundle_root", "ckpt_dir", "dataset_dir", "datalist", "facts_file", "load_path", "output_dir", "calibrated_path"
+)  # fmt: skip
 
 
 def start_run(folders: Sequence[str] = ()) -> None:
@@ -106,45 +96,24 @@ def check_values(config: ConfigParser) -> None:
         InputError: A value is not suitable.
     """
     read_as_typed(config)
-    values = {n: config.get_parsed_content(n) for n in (*FLAGS, *SIZES, *PATHS, "device", "facts_file") if n in config}
-    for name in (name for name in FLAGS if not isinstance(values.get(name, False), bool)):  # any text would be true
-        raise InputError(f"{name} must be true or false, got {values[name]!r}.")
-    for name in (name for name in PATHS if str(values.get(name, "")).startswith("~")):
-        raise InputError(f"{name}: {values[name]} is not expanded. Write the path in full, or a space in place of '='.")
-    for name in (name for name in SIZES if not _is_size(values.get(name, [MULTIPLE] * 2))):
-        raise InputError(f"{name} must be two multiples of {MULTIPLE}, such as [128,128], got {values[name]!r}.")
+    values = {name: config.get_parsed_content(name) for name in (*FLAGS, *PATHS, "device") if name in config}
+    for name, value in values.items():
+        if name in FLAGS and not isinstance(value, bool):  # any text would be true
+            raise InputError(f"{name} must be true or false, got {value!r}.")
+        if name in PATHS and str(value).startswith("~"):
+            raise InputError(f"{name}: {value} is not expanded. Write the path in full, or a space in place of '='.")
     if "validate" in config and str(values.get("device")).startswith("mps"):
         raise InputError("device: mps has no float64, which the metrics need. Use cpu or cuda.")
     if values.get("tta") and values.get("any_orientation") is False:
         raise InputError("tta: the network was not trained on slices in all orientations (any_orientation is false).")
     if "facts" in config:  # options such as --num_classes may not fit the other facts
         facts_in_use(config)
-        _check_slice_axis(config)
-        _check_facts_file(Path(str(values.get("facts_file"))), Path(str(values.get("dataset_dir"))))
-
-
-def _is_size(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 2 and all(type(v) is int and v > 0 == v % MULTIPLE for v in value)
-
-
-def facts_in_use(config: ConfigParser) -> Facts:
-    """Return the facts of the data, with the options that replace some of them.
-
-    Raises:
-        InputError: They do not fit each other.
-    """
-    names = [field.name for field in fields(Facts) if field.name in config and field.name != "dataset"]  # MONAI's id
-    given = {name: config.get_parsed_content(name) for name in names}
-    return Facts.parse({**asdict(config.get_parsed_content("facts")), **given}, "options")
-
-
-def _check_slice_axis(config: ConfigParser) -> None:
-    """Refuse an axis that would have no effect here, and in training mislead later inference."""
-    known = config.get_parsed_content("facts").slice_axis
-    given = config.get_parsed_content("slice_axis", default=known)
-    is_used = "datalist" not in config and "slice_axis" in set(_references(config["volume_transforms"]))
-    if given != known and not is_used:  # prepared cases are cut into slices, other slices follow from the orientation
-        raise InputError(f"slice_axis: {given} has no effect here. Leave the option out.")
+        _check_facts_file(Path(str(values["facts_file"])), Path(str(values["dataset_dir"])))
+        known = config.get_parsed_content("facts").slice_axis
+        given = config.get_parsed_content("slice_axis", default=known)
+        is_used = "datalist" not in config and "slice_axis" in set(_references(config["volume_transforms"]))
+        if given != known and not is_used:  # in training it would mislead later inference
+            raise InputError(f"slice_axis: {given} has no effect here. Leave the option out.")
 
 
 def _check_facts_file(file: Path, folder: Path) -> None:
@@ -154,12 +123,15 @@ def _check_facts_file(file: Path, folder: Path) -> None:
         raise InputError(f"facts_file: {file} is missing, or not called {FACTS}.")
 
 
-def read_as_typed(config: ConfigParser) -> None:
-    """Read `true`, `null` and `128,128` as they are meant: on a command line, they are texts and a tuple for MONAI.
+def facts_in_use(config: ConfigParser) -> Facts:
+    """Return the facts of the data, with the options that replace some of them, checked against each other."""
+    names = [field.name for field in fields(Facts) if field.name in config and field.name != "dataset"]  # MONAI's id
+    given = {name: config.get_parsed_content(name) for name in names}
+    return Facts.parse({**asdict(config.get_parsed_content("facts")), **given}, "options")
 
-    Args:
-        config: Configuration after overrides; changed in place.
-    """
+
+def read_as_typed(config: ConfigParser) -> None:
+    """Read `true`, `null` and `128,128` as they are meant: on a command line, they are texts and a tuple for MONAI."""
     for name, value in config.get().items():
         if (typed := _as_typed(value)) != value:
             config[name] = typed
@@ -188,7 +160,7 @@ def check_ids(config: ConfigParser, folder: str | os.PathLike, entries: Iterable
         entries: Ids that MONAI runs, besides its usual ones.
 
     Raises:
-        InputError: An id has no effect; the message names the nearest one that has.
+        InputError: An id has no effect. The message names the nearest one that has.
     """
     content = config.get()
     used = {*ENTRIES, *entries}
@@ -199,15 +171,10 @@ def check_ids(config: ConfigParser, folder: str | os.PathLike, entries: Iterable
     known = set().union(*files)
     for name in unused:
         if name not in known:
-            raise _unknown(name, sorted({*used, *known}))
+            hint = nearest(name, sorted({*used, *known}))
+            raise InputError(f"{name}: no such option, it would have no effect{hint}")
         if not any(name in names and all(other in config for other in names) for names in files):
             logging.getLogger(__name__).warning("%s: no effect here, it is an id of another configuration", name)
-    for name, value in content.items():
-        _check_components(name, value, config.locator)
-
-
-def _unknown(name: str, others: Iterable[str]) -> InputError:
-    return InputError(f"{name}: no such option, it would have no effect{nearest(name, others)}")
 
 
 def _names(content: Mapping[str, Any]) -> Iterator[str]:
@@ -241,35 +208,3 @@ def _parents(name: str) -> Iterator[str]:
     while ReferenceResolver.sep in name:
         name = name.rpartition(ReferenceResolver.sep)[0]
         yield name
-
-
-def _check_components(name: str, value: Any, locator: ComponentLocator) -> None:
-    """Check that the components in a part of a configuration exist and have arguments of the names given."""
-    if isinstance(value, Mapping) and ConfigComponent.is_instantiable(value):
-        _check_component(name, value, locator)
-    if isinstance(value, Mapping | list | tuple):
-        for key, part in value.items() if isinstance(value, Mapping) else enumerate(value):
-            _check_components(f"{name}::{key}", part, locator)
-
-
-def _check_component(name: str, config: Mapping[str, Any], locator: ComponentLocator) -> None:
-    component = ConfigComponent(dict(config), locator=locator)
-    target = component.resolve_module_name()
-    if not isinstance(target, str) or target.startswith((ReferenceResolver.ref, "$")):
-        return
-    if (function := locate(target)) is None:
-        raise InputError(f"{name}: Python finds no class or function {config['_target_']}.")
-    try:
-        parameters = inspect.signature(function).parameters  # type: ignore[arg-type]
-    except (TypeError, ValueError):  # it has none that Python shows
-        return
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
-        return
-    for key in component.resolve_args():
-        if key not in parameters:
-            raise _unknown(f"{name}::{key}", [f"{name}::{parameter}" for parameter in parameters])
-        value, parameter = config[key], parameters[key]
-        is_text = isinstance(value, str) and not value.startswith((ReferenceResolver.ref, "$"))
-        is_flag = type(parameter.default) is bool and "str" not in str(parameter.annotation)
-        if is_text and is_flag and value.lower() not in TYPED:  # any text would be true
-            raise InputError(f"{name}::{key} must be true or false, got {value!r}.")

@@ -1,4 +1,4 @@
-"""The error for unsuitable files, folders and arguments, and files that are written completely or not at all."""
+"""The error for unsuitable files, folders and arguments; files and folders are written completely or not at all."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import functools
 import math
 import numbers
 import os
-import re
+import shutil
 import tempfile
 import warnings
 from collections.abc import Iterable, Iterator
@@ -15,25 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-__all__ = [
-    "UNFINISHED",
-    "InputError",
-    "check_choice",
-    "check_count",
-    "check_number",
-    "check_output",
-    "check_writable",
-    "error_line",
-    "make_folder",
-    "nearest",
-    "printable",
-    "reading",
-    "warn_once",
-    "writing",
-]
-
-UNFINISHED = ".unfinished-"  # prefix of a file while it is written
-WORKER = re.compile(r"InputError: (.*)")  # in the traceback that a DataLoader's worker passes on as text
+UNFINISHED = ".unfinished-"  # prefix of a file or folder while it is written
 
 
 class InputError(ValueError):
@@ -46,10 +28,13 @@ def printable(text: object) -> str:
 
 
 def error_line(error: BaseException | None) -> str | None:
-    """Return the message of the first `InputError` among an exception and its causes; None without one."""
+    """Return the message of the first `InputError` among an exception and its causes; None without one.
+
+    PyTorch passes the exception of a DataLoader's worker on as the text of a traceback.
+    """
     while error is not None:
-        if isinstance(error, InputError) or WORKER.search(str(error)):
-            return printable(WORKER.findall(f"InputError: {error}")[-1])
+        if isinstance(error, InputError) or "InputError: " in str(error):
+            return printable(str(error).split("InputError: ")[-1].splitlines()[0])
         error = error.__cause__ or error.__context__
     return None
 
@@ -62,18 +47,7 @@ def nearest(name: str, known: Iterable[str], dashes: str = "") -> str:
 
 @contextmanager
 def reading(file: str | os.PathLike, kind: str = "the file") -> Iterator[Path]:
-    """Turn whatever goes wrong while a file is read into an `InputError` that names the file.
-
-    Args:
-        file: The file, which the context gives as a path.
-        kind: What it should be.
-
-    Examples:
-        >>> with reading("absent.json") as file:
-        ...     file.read_text()
-        Traceback (most recent call last):
-        calib_components.errors.InputError: absent.json: cannot read the file: No such file or directory.
-    """
+    """Turn whatever goes wrong while a file is read into an `InputError` that names it and the `kind` it should be."""
     try:
         yield Path(file)
     except InputError:
@@ -86,20 +60,8 @@ def reading(file: str | os.PathLike, kind: str = "the file") -> Iterator[Path]:
 def writing(file: str | os.PathLike) -> Iterator[Path]:
     """Write a file completely or not at all, also on a full disk: a file that is there stays until the new one is.
 
-    Args:
-        file: The file, in a folder that exists. The context gives the path of a hidden file beside it, which takes its
-            place at the end.
-
-    Raises:
-        InputError: An `OSError` was raised; nothing is left of the hidden file.
-
-    Examples:
-        >>> import tempfile
-        >>> target = Path(tempfile.mkdtemp()) / "numbers.csv"
-        >>> with writing(target) as file:
-        ...     _ = file.write_text("1,2")
-        >>> target.read_text()
-        '1,2'
+    The context gives the path of a hidden file beside it, which takes its place at the end. An `OSError` becomes an
+    `InputError`; nothing is left of the hidden file.
     """
     target = Path(file)
     unfinished = target.with_name(f"{UNFINISHED}{target.name}")
@@ -111,6 +73,23 @@ def writing(file: str | os.PathLike) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # it was replaced, or could not be made
             unfinished.unlink()
+
+
+@contextmanager
+def writing_folder(folder: str | os.PathLike) -> Iterator[Path]:
+    """Write a folder completely or not at all, as `writing` does a file. One that is there is replaced at the end."""
+    target = Path(folder)
+    unfinished = target.with_name(f"{UNFINISHED}{target.name}")
+    try:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir()
+        yield unfinished
+        shutil.rmtree(target, ignore_errors=True)
+        unfinished.rename(target)
+    except OSError as error:
+        raise InputError(f"{target}: cannot write the folder: {_reason(error)}.") from error
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def check_writable(name: str, folder: str | os.PathLike) -> None:
@@ -139,13 +118,7 @@ def _reason(error: Exception) -> str:
 def check_output(folder: str | os.PathLike, marker: str, overwrite: bool = False) -> Path:
     """Check that a command may write to a folder: it is new, empty or an earlier output, or `overwrite` is set.
 
-    Args:
-        folder: Output folder. It is not created.
-        marker: A file that every output of the command has, such as `summary.json`.
-        overwrite: Whether the folder may hold other files.
-
-    Raises:
-        InputError: The folder holds other files, or is a file.
+    The folder is not created. Every output of the command has the file `marker`, such as `summary.json`.
     """
     path = Path(folder)
     if path.exists() and not path.is_dir():
@@ -157,18 +130,13 @@ def check_output(folder: str | os.PathLike, marker: str, overwrite: bool = False
 
 def check_number(name: str, value: Any, lowest: float, highest: float = math.inf) -> None:
     """Raise `InputError` unless an argument is a finite number from `lowest` to `highest`."""
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, numbers.Real)
-        or not (lowest <= float(value) <= highest and value < math.inf)
-    ):
+    if not (isinstance(value, numbers.Real) and lowest <= value <= highest and value < math.inf):
         raise InputError(f"{name} must be a number {_bounds(lowest, highest)}, got {value!r}.")
 
 
 def check_count(name: str, value: Any, lowest: int, highest: float = math.inf) -> None:
     """Raise `InputError` unless an argument is an integer from `lowest` to `highest`."""
-    is_whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-    if not (is_whole and lowest <= value <= highest):
+    if not (isinstance(value, numbers.Integral) and lowest <= value <= highest):
         raise InputError(f"{name} must be an integer {_bounds(lowest, highest)}, got {value!r}.")
 
 

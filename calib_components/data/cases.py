@@ -31,7 +31,7 @@ from numpy.typing import ArrayLike
 
 from calib_components.data.nifti import check_same_grid, open_nifti
 from calib_components.data.transforms import check_finite, check_labels
-from calib_components.errors import UNFINISHED, InputError, reading
+from calib_components.errors import InputError, reading, writing_folder
 
 IMAGE, LABEL, SOURCE = "image.nii", "label.nii", "source.json"
 CONTENT = "content"  # in source.json: SHA-256 of the two files
@@ -57,16 +57,12 @@ def write_case(
         source: What the case was made from, written to `source.json` with the SHA-256 of the two files.
 
     Raises:
-        InputError: The folder cannot be written; a value of the image is not finite; or a label is no class index
-            below 256.
+        InputError: The folder cannot be written, a value of the image is not finite, or a label is no class index.
     """
-    folder = Path(folder)
     check_finite(image)  # one scale factor could not hold NaN
     check_labels(label, range(256), folder)  # stored as bytes
-    unfinished = folder.with_name(f"{UNFINISHED}{folder.name}")
     content = hashlib.sha256()
-    try:
-        unfinished.mkdir()
+    with writing_folder(folder) as unfinished:
         for name, volume, dtype in ((IMAGE, image, np.int16), (LABEL, label.to(torch.uint8), np.uint8)):
             channel_last = volume[0].numpy() if len(volume) == 1 else volume.movedim(0, -1).numpy()
             nifti = Nifti1Image(channel_last, np.asarray(affine))
@@ -76,12 +72,6 @@ def write_case(
             content.update((unfinished / name).read_bytes())
         if source is not None:
             (unfinished / SOURCE).write_text(json.dumps({**source, CONTENT: content.hexdigest()}, indent=1))
-        shutil.rmtree(folder, ignore_errors=True)
-        unfinished.rename(folder)
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be written: {error.strerror or error}.") from error
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def read_datalist(
@@ -115,7 +105,7 @@ def read_datalist(
     file, folder = Path(str(file)), Path(str(folder))  # MONAI reads the folder 2024 as a number
     with reading(file):
         content = json.loads(file.read_text())
-        listed = {name: [_item(item, folder) for item in content.get(name, [])] for name in SPLITS}
+        listed = {name: [_with_paths(item, folder) for item in content.get(name, [])] for name in SPLITS}
     if not listed[split] and not may_be_empty:
         raise InputError(f"{file}: no case for {split}. Run prepare_data again with other --fractions.")
     _warn_of_overlap(listed, split, file)
@@ -132,10 +122,9 @@ def read_datalist(
     return listed[split]
 
 
-def _item(item: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+def _with_paths(item: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     patient = str(item.get("patient") or item["case"]).strip()
-    paths = {key: str(folder / item[key]) for key in ("image", "label")}
-    return {**item, "patient": patient, **paths}
+    return {**item, "patient": patient, "image": str(folder / item["image"]), "label": str(folder / item["label"])}
 
 
 def _warn_of_overlap(listed: Mapping[str, Items], split: str, file: Path) -> None:
@@ -152,17 +141,13 @@ def _warn_of_overlap(listed: Mapping[str, Items], split: str, file: Path) -> Non
 def _check_size(file: str, shape: Sequence[int], image_size: Sequence[int]) -> None:
     if len(shape) < 3 or tuple(shape[:2]) != tuple(image_size):
         raise InputError(
-            f"{file}: shape {tuple(shape)} is not that of slices of the image_size {list(image_size)}. Set image_size "
-            "to the size the cases were prepared at, or prepare them again."
+            f"{file}: shape {tuple(shape)} is not that of slices of the image_size {list(image_size)}, which is to be "
+            "the size the cases were prepared at."
         )
 
 
 def load_slice(path: str | os.PathLike, index: int) -> torch.Tensor:
-    """Read one slice along the third axis of an uncompressed NIfTI file of shape `(H, W, D)` or `(H, W, D, C)`.
-
-    Returns:
-        `(1, H, W)` or `(C, H, W)`: uint8 if stored as such, otherwise float32.
-    """
+    """Read one slice `(C, H, W)` of a prepared image or label: uint8 if stored as such, otherwise float32."""
     with reading(path):
         values = np.asarray(Nifti1Image.from_filename(path).dataobj[:, :, index])
     if values.dtype != np.uint8:
@@ -172,11 +157,14 @@ def load_slice(path: str | os.PathLike, index: int) -> torch.Tensor:
 
 
 class LoadSliced(MapTransform):
-    """Replace the paths in an item of `SliceDataset` by the slices that they hold.
+    """Replace the paths in an item of `SliceDataset` by the slices that they hold, `{key: (C, H, W)}`.
 
     Args:
         keys: Entries of the item that are paths.
         num_classes: Number of classes of the network; None to leave the entry `label` unchecked.
+
+    Raises:
+        InputError: When called: a file cannot be read, or the label has a class index beyond the network's.
     """
 
     def __init__(self, keys: KeysCollection, num_classes: int | None = None) -> None:
@@ -184,11 +172,6 @@ class LoadSliced(MapTransform):
         self.num_classes = num_classes
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, torch.Tensor]:
-        """Return `{key: (C, H, W)}` for each key, see `load_slice`.
-
-        Raises:
-            InputError: A file cannot be read, or the label has a class index beyond the network's.
-        """
         slices = {key: load_slice(data[key], data["slice"]) for key in self.key_iterator(data)}
         if self.num_classes is not None:
             check_labels(slices["label"], range(self.num_classes), data["label"])

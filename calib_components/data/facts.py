@@ -54,11 +54,7 @@ class Facts:
 
     @classmethod
     def parse(cls, content: Mapping[str, Any], name: str) -> Facts:
-        """Make facts of the content of a file or of the arguments of a bundle.
-
-        Args:
-            content: Values by the names above. Those with a default may be missing.
-            name: Where the facts are from, for messages.
+        """Make facts of values, which are from `name`: the content of a file, or the arguments of a bundle.
 
         Raises:
             InputError: A fact is unknown or missing, or facts contradict each other.
@@ -74,9 +70,17 @@ class Facts:
                 raise InputError(f"{name}: {key} must hold {facts.num_classes} different values, got {content[key]}.")
         if any(index not in range(facts.num_classes) for classes in facts.structures.values() for index in classes):
             raise InputError(f"{name}: structures have class indices beyond the {facts.num_classes} classes.")
+        for key in ("image_size", "crop_size"):
+            check_size(f"{name}: {key}", content[key])
         if any(crop > size for crop, size in zip(facts.crop_size, facts.image_size, strict=True)):
             raise InputError(f"{name}: crop_size {facts.crop_size} is larger than image_size {facts.image_size}.")
         return facts
+
+
+def check_size(name: str, size: Any) -> None:
+    """Raise `InputError` unless the size of slices, given by the argument `name`, is two multiples of 16."""
+    if not (isinstance(size, list) and len(size) == 2 and all(side > 0 == side % MULTIPLE for side in size)):
+        raise InputError(f"{name} must be two multiples of {MULTIPLE}, such as 192,192, got {size}.")
 
 
 def check_class_names(names: Sequence[str], name: str) -> None:
@@ -92,7 +96,7 @@ def read_facts(file: str | os.PathLike, **own: Any) -> Facts:
 
     Args:
         file: `facts.yaml`, or a file beside it, such as the weights.
-        **own: The facts of the bundle, see `Facts`.
+        **own: The facts of the bundle.
 
     Raises:
         InputError: The file is broken or of a data set with another geometry than the bundle's; or there is none beside
@@ -100,8 +104,7 @@ def read_facts(file: str | os.PathLike, **own: Any) -> Facts:
     """
     default, facts = Facts.parse(own, "facts"), facts_beside(file)
     place = Path(str(file)).with_name(FACTS)
-    datalist = place.with_name(DATALIST)
-    if facts is None and datalist.is_file():
+    if facts is None and (datalist := place.with_name(DATALIST)).is_file():
         with reading(datalist):
             listed = list(json.loads(datalist.read_text()).get("labels", {}).values())
         if listed and listed != default.class_names:

@@ -45,13 +45,9 @@ def files_below(folder: str | os.PathLike) -> Iterator[Path]:
 def open_nifti(file: str | os.PathLike, any_affine: bool = False) -> SpatialImage:
     """Open a NIfTI file and check its header. The voxels are not read.
 
-    Args:
-        file: The file.
-        any_affine: Accept any affine.
-
     Raises:
-        InputError: The file is not NIfTI, is shorter than its header demands, holds other values than real numbers, or
-            its affine is not in millimetres, not finite or singular.
+        InputError: The file is not NIfTI, is shorter than its header demands, or holds other values than real numbers;
+            or, unless `any_affine`, its affine is not in millimetres, not finite or singular.
     """
     with reading(file):
         image = cast(SpatialImage, nibabel.load(file))
@@ -84,9 +80,8 @@ def check_affine(affine: np.ndarray, file: str | os.PathLike) -> None:
 def grid_distance(affine: np.ndarray, other: np.ndarray, shape: Sequence[int]) -> float:
     """Return how far apart the voxels of two volumes of one shape lie, from the affines `(4, 4)` of both.
 
-    Returns:
-        The largest distance between corresponding corners in millimetres. Distances up to a tenth of the smallest side
-        of a voxel of the other count as 0, since headers are rounded.
+    This is the largest distance between corresponding corners in millimetres. Distances up to a tenth of the smallest
+    side of a voxel of the other count as 0, since headers are rounded.
     """
     corners = np.array(list(np.ndindex(2, 2, 2))) * (np.array(shape[:3]) - 1)
     difference = affine - other
@@ -95,10 +90,9 @@ def grid_distance(affine: np.ndarray, other: np.ndarray, shape: Sequence[int]) -
 
 
 def axes_onto(affine: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """Return how the axes of a volume run along those of a target, from the affines `(4, 4)` of both.
+    """Return the orientation `(3, 2)`, see `nibabel.orientations`, of a volume to a target, from the affines of both.
 
-    The result is an orientation `(3, 2)` for `nibabel.orientations`: for each axis, the axis of the target along which
-    it lies, and its direction, 1 or -1.
+    It states for each axis the axis of the target along which it lies, and its direction, 1 or -1.
     """
     return io_orientation(from_matvec(np.linalg.solve(target[:3, :3], affine[:3, :3])))
 
@@ -131,7 +125,7 @@ def read_stored(image: SpatialImage, file: str | os.PathLike) -> np.ndarray:
 
 
 def read_values(image: SpatialImage, file: str | os.PathLike) -> np.ndarray:
-    """Read the voxels of a file as float32, C-ordered; arguments and errors are those of `read_stored`.
+    """Read the voxels of a file as float32, C-ordered; errors are those of `read_stored`.
 
     Values beyond the range of float32 become infinite. Slabs are converted one at a time, since nibabel makes float64
     of integers with a scale factor.
@@ -150,9 +144,7 @@ class NiftiReader(NibabelReader):
     """MONAI's reader of NIfTI files with the checks of `open_nifti`; values are those of `read_values`.
 
     The affine is that of nibabel. MONAI's reader takes the affine of the qform even where the header marks it as unset.
-
-    Args:
-        any_affine: Accept any affine.
+    Files of several channels must lie on one grid, see `check_same_grid`.
     """
 
     def __init__(self, any_affine: bool = False) -> None:
@@ -160,11 +152,7 @@ class NiftiReader(NibabelReader):
         self.any_affine = any_affine
 
     def read(self, data: Any, **_: Any) -> Any:
-        """Open a file, or those of the channels of an image, whose affine is that of the first one.
-
-        Raises:
-            InputError: See `open_nifti` and, for channels, `check_same_grid`.
-        """
+        """Open a file, or those of the channels of an image, whose affine is that of the first one."""
         self.filenames = [data] if isinstance(data, str | Path) else list(data)
         images = [open_nifti(file, self.any_affine) for file in self.filenames]
         for file in self.filenames[1:]:

@@ -32,21 +32,10 @@ def file_name(image: Any) -> str:
 
 
 def slice_axis(spacing: Sequence[float], shape: Sequence[int]) -> int:
-    """Find the axis along which the slices of a volume lie.
+    """Return the axis along which the slices of a volume lie, from the spacing and the number of voxels of each axis.
 
-    Args:
-        spacing: Distance of the voxels along each axis, in any unit.
-        shape: Number of voxels along each axis.
-
-    Returns:
-        The axis of the largest spacing; of several, the one with the fewest voxels; of several of those, the last. If
-        a single axis has one voxel, it is that axis, whatever the header says.
-
-    Examples:
-        >>> slice_axis([1.5, 10.0, 1.5], [224, 9, 256])
-        1
-        >>> slice_axis([1.0, 1.0, 1.0], [240, 155, 240])
-        1
+    It is the axis of the largest spacing; of several, the one with the fewest voxels; of several of those, the last. If
+    a single axis has one voxel, it is that axis, whatever the header says.
     """
     single = [axis for axis, length in enumerate(shape) if length == 1]
     if len(single) == 1:
@@ -122,20 +111,17 @@ class LoadVolumed(LoadImaged):
     Args:
         keys: Entries of the item that are a path, or the paths of all channels. A label, which may well have one value
             everywhere, is not for this loader.
-        allow_missing_keys: Skip keys that the item lacks.
+
+    Raises:
+        InputError: When called: a file cannot be read, see `NiftiReader`; has values that are not finite in float32;
+            lacks contrast, see `check_image`; or looks like a label map.
     """
 
-    def __init__(self, keys: KeysCollection, allow_missing_keys: bool = False) -> None:
-        super().__init__(keys, ensure_channel_first=True, allow_missing_keys=allow_missing_keys)
+    def __init__(self, keys: KeysCollection) -> None:
+        super().__init__(keys, ensure_channel_first=True)
         self.register(NiftiReader())  # the last one comes first
 
     def __call__(self, data: Mapping[Hashable, Any], reader: Any = None) -> dict[Hashable, Any]:
-        """Return the item with volumes in place of the paths.
-
-        Raises:
-            InputError: A file cannot be read, see `NiftiReader`; has values that are not finite in float32; lacks
-                contrast, see `check_image`; or looks like a label map.
-        """
         item = super().__call__(data, reader)
         for key in self.key_iterator(item):
             files = ensure_tuple(data[key])
@@ -158,6 +144,9 @@ class ClassIndicesd(MapTransform):
     Args:
         keys: The labels.
         label_codes: Value of each class, by index.
+
+    Raises:
+        InputError: When called: a label has another value.
     """
 
     def __init__(self, keys: KeysCollection, label_codes: Sequence[int]) -> None:
@@ -166,11 +155,6 @@ class ClassIndicesd(MapTransform):
         self.map = MapLabelValue(self.label_codes, range(len(self.label_codes)))
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Return the item with class indices.
-
-        Raises:
-            InputError: See `check_labels`.
-        """
         item = dict(data)
         for key in self.key_iterator(item):
             check_labels(item[key], self.label_codes, file_name(item[key]))
@@ -220,15 +204,13 @@ class InSlabsd(MapTransform):
     Args:
         keys: Volumes `(C, H, W, D)`, floating point, which are overwritten.
         transform: Gives each voxel a value that follows from its own alone, such as `ScaleIntensityRange`.
-        allow_missing_keys: Skip keys that the item lacks.
     """
 
-    def __init__(self, keys: KeysCollection, transform: Callable, allow_missing_keys: bool = False) -> None:
-        super().__init__(keys, allow_missing_keys)
+    def __init__(self, keys: KeysCollection, transform: Callable) -> None:
+        super().__init__(keys)
         self.transform = transform
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Return the item, whose volumes have new values."""
         item = dict(data)
         for key in self.key_iterator(item):
             for slab in torch.as_tensor(item[key]).as_subclass(torch.Tensor).split(SLAB, dim=-1):
@@ -248,6 +230,9 @@ class CheckVolumed(MapTransform):
         keys: Volumes `(C, H, W, D)` on the network's grid.
         pixel_size: Smallest and largest in-plane size of a pixel of the training images on this grid, in millimetres;
             None if it is not known.
+
+    Raises:
+        InputError: When called: see `check_image`.
     """
 
     def __init__(self, keys: KeysCollection, pixel_size: Sequence[float] | None = None) -> None:
@@ -255,11 +240,6 @@ class CheckVolumed(MapTransform):
         self.pixel_size = pixel_size
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Return the item as it is.
-
-        Raises:
-            InputError: See `check_image`.
-        """
         for key in self.key_iterator(dict(data)):
             image = check_image(data[key])
             if self.pixel_size is not None and isinstance(image, MetaTensor):
@@ -273,15 +253,12 @@ class CheckVolumed(MapTransform):
 
 
 class NamedCompose(Compose):
-    """MONAI's `Compose` for an item with an `image`, whose file is named if a transform fails."""
+    """MONAI's `Compose` for an item with an `image`: an `InputError` names its file if a transform refuses it.
+
+    A transform does so by a `ValueError` or `RuntimeError`; other errors stay as they are.
+    """
 
     def __call__(self, input_: Any, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
-        """Return the transformed item.
-
-        Raises:
-            InputError: A transform refused the image, by a `ValueError` or `RuntimeError`. Other errors stay as they
-                are.
-        """
         try:
             return super().__call__(input_, *args, **kwargs)
         except Exception as error:

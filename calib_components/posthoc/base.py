@@ -16,15 +16,13 @@ from calib_components.errors import InputError, warn_once
 from calib_components.metrics.regions import Region
 from calib_components.metrics.voxels import check_tensors, read_voxels
 
-__all__ = ["CARRIED", "KINDS", "Array", "Calibrator", "Estimate"]
-
 Array = NDArray[np.float64]
 KINDS: dict[str, type[Calibrator]] = {}  # every calibrator by its name
 CARRIED = "calibrator."  # prefix of its parameters in a network, which the names in a state dict lack
 
 
 class Estimate:
-    """The report of a fit: a frozen dataclass with these fields among others, and three texts for readers."""
+    """The report of a fit: a frozen dataclass with these fields among others, and texts for readers."""
 
     name: ClassVar[str]  # of its calibrator
     nll_before: float
@@ -37,11 +35,7 @@ class Estimate:
         raise NotImplementedError
 
     def effect(self, by_prediction: bool = True) -> str:
-        """Return what the fit says about the network and does to its probabilities, as one sentence.
-
-        Args:
-            by_prediction: See `Region.by_prediction`; otherwise the fit says nothing about the network's confidence.
-        """
+        """Return what the fit does to probabilities and, with `Region.by_prediction`, says of the network."""
         raise NotImplementedError
 
     def warnings(self) -> list[str]:
@@ -87,7 +81,7 @@ class Calibrator(torch.nn.Module):
     def __init__(self, region: Any = "all", ignore_index: int | None = None, sigmoid: bool = False) -> None:
         super().__init__()
         self.region, self.ignore_index, self.sigmoid = Region.parse(region), ignore_index, sigmoid
-        self.reset()
+        self._rows: dict[str, Array] = {}  # of each patient
 
     def voxel_sums(self, logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
         """Return sums over voxels of logits `(N, voxels)` and class indices `(voxels,)`, float64, `(K,)`."""
@@ -109,10 +103,6 @@ class Calibrator(torch.nn.Module):
                 own.copy_(values)
             else:  # such as one value for each class
                 self.register_buffer(name, values.clone())
-
-    def reset(self) -> None:
-        """Forget all voxels; the parameters stay."""
-        self._rows: dict[str, Array] = {}
 
     def update(self, logits: torch.Tensor, y: torch.Tensor, group: str | Sequence[str]) -> None:
         """Add the voxels of a batch to the fit.

@@ -14,22 +14,11 @@ from calib_components.errors import InputError, check_count
 from calib_components.posthoc.base import CARRIED, KINDS, Calibrator
 from calib_components.posthoc.temperature import TemperatureScaling
 
-__all__ = [
-    "EnsembleUNet",
-    "TemperatureScaled",
-    "TemperatureUNet",
-    "calibrator_in",
-    "find_calibrator",
-    "find_temperature",
-    "set_calibrator",
-    "unwrapped",
-]
-
 
 class Calibrated(torch.nn.Module):
     """Mixin of networks that carry a calibrator: at first a temperature of 1, afterwards that of the weights they load.
 
-    A state dict has its parameters beside those of the network. One without any loads as one that changes nothing.
+    A state dict has its parameters beside those of the network; one without any loads as one that changes nothing.
     """
 
     __jit_unused_properties__ = ("temperature",)
@@ -63,7 +52,7 @@ class TemperatureScaled(Calibrated):
         temperature: The temperature, from 0.001 to 1000.
 
     Raises:
-        InputError: The temperature is out of its range; or, when called, the network returns no tensor.
+        InputError: The temperature is out of its range. When called: the network returns no tensor.
 
     Examples:
         >>> import torch
@@ -95,16 +84,6 @@ class TemperatureUNet(Calibrated, UNet):
     """MONAI's `UNet` that carries a calibrator, at first a temperature of 1.
 
     Arguments and names in the state dict are those of `UNet`, whose weights load, and one name more, `temperature`.
-
-    Examples:
-        >>> from monai.networks.nets import UNet
-        >>> from calib_components.posthoc import TemperatureUNet
-        >>> options = dict(spatial_dims=2, in_channels=1, out_channels=4, channels=(8, 16), strides=(2,))
-        >>> network = TemperatureUNet(**options)
-        >>> network.load_state_dict(UNet(**options).state_dict())
-        <All keys matched successfully>
-        >>> network.temperature
-        tensor(1.)
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:

@@ -25,8 +25,6 @@ from scipy.stats import bootstrap
 from calib_components.errors import check_number
 from calib_components.posthoc.base import Array, Calibrator, Estimate
 
-__all__ = ["TemperatureEstimate", "TemperatureScaling"]
-
 LOWEST, HIGHEST = 1 / 8, 8.0  # range that temperatures are fitted in
 LIMITS = 0.001, 1000  # of a given one; further out, logits overflow or vanish
 PER_OCTAVE = 4
@@ -59,14 +57,6 @@ class TemperatureEstimate(Estimate):
         patients: Number of patients with at least one voxel.
         voxels: Number of voxels; with sigmoid, those of all channels.
         at_edge: Whether the NLL has no minimum between 1/8 and 8, so that `temperature` is one of the two.
-
-    Examples:
-        >>> from calib_components.posthoc import TemperatureEstimate
-        >>> estimate = TemperatureEstimate(1.5, 0.9, 2.1, 0.88, {}, 0.21, 0.18, 8, 4096, False)
-        >>> estimate.warnings()
-        ['The 95 % interval of the temperature, 0.900 to 2.100, includes 1: scaling may not be needed.']
-        >>> estimate.effect()
-        'T > 1: the model may have been overconfident on these patients; its probabilities become softer.'
     """
 
     name = "temperature"
@@ -129,7 +119,7 @@ class TemperatureScaling(Calibrator):
     probabilities; with `sigmoid`, `sigmoid(logits / T)`, and the mean is over voxels and channels. On random logits its
     relative error is below 1e-5; it grows to 1 % where almost all voxels are right by one and the same large margin.
     Fit it on cases that did not train the network. Its interval is from resampling patients, 10 000 times from a fixed
-    seed, because the voxels of a patient are not independent. A few hundred bytes are kept of each patient.
+    seed, because the voxels of a patient are not independent.
 
     Examples:
         >>> import torch

@@ -81,10 +81,7 @@ def test_an_exported_configuration_runs_from_its_own_folder(tmp_path: Path) -> N
     ("overrides", "message"),
     [
         ({"learning_rat": 1}, "learning_rat: .*did you mean learning_rate?"),
-        ({"loss::margn": 1.0}, "loss::margn: .* did you mean loss::margin?"),
         ({"train::schedular": 1}, "train::schedular: .* did you mean train::scheduler?"),
-        ({"loss": {"_target_": "calib_components.losses.NACL"}}, "loss: .*NACL"),
-        ({"optimizer::nesterov": "no"}, "optimizer::nesterov must be true or false"),
     ],
 )
 def test_ids_without_effect(overrides: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -108,8 +105,6 @@ def test_ids_of_the_bundle_need_no_effect(tmp_path: Path, caplog: pytest.LogCapt
 @pytest.mark.parametrize(
     ("values", "name"),
     [
-        ({"image_size": 128}, "image_size"),
-        ({"crop_size": [120, 128]}, "crop_size"),
         ({"amp": "flase"}, "amp"),
         ({"output_dir": "~/a"}, "output_dir"),
         ({"validate": {}, "device": "mps:0"}, "device"),
@@ -135,13 +130,9 @@ def test_options_mean_what_is_typed() -> None:
     [
         ("acdc_mri", "inference.yaml", {"num_classes": 5}, "class_names"),
         ("acdc_mri", "inference.yaml", {"crop_size": [256, 256], "image_size": [240, 240]}, "crop_size"),
+        ("acdc_mri", "inference.yaml", {"crop_size": [120, 128]}, "crop_size must be two multiples of 16"),
         ("acdc_mri", "inference.yaml", {"facts_file": "facts_2.yaml"}, "facts_file"),
-        (
-            "acdc_mri",
-            "inference.yaml",
-            {"slice_axis": 0, "tta": True},
-            None,
-        ),  # its slices lie along an axis of the file
+        ("acdc_mri", "inference.yaml", {"slice_axis": 0, "tta": True}, None),  # its slices lie along one of the file
         ("acdc_mri", "train.yaml", {"slice_axis": 0}, "slice_axis"),  # it would mislead later inference
         ("flare_ct", "inference.yaml", {"slice_axis": 0}, "slice_axis"),
         ("flare_ct", "inference.yaml", {"tta": True}, "tta"),

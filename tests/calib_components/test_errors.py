@@ -22,6 +22,7 @@ from calib_components.errors import (
     printable,
     reading,
     writing,
+    writing_folder,
 )
 
 
@@ -49,6 +50,14 @@ class TestWriting:
             write_half(target, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
         assert target.read_text() == "old"
         assert list(tmp_path.iterdir()) == [target]
+
+    def test_folder_appears_when_it_is_complete_and_replaces_one(self, tmp_path: Path) -> None:
+        for content in ("old", "new"):
+            with writing_folder(tmp_path / "case") as folder:
+                (folder / content).touch()
+        with pytest.raises(InputError, match="case: cannot write"), writing_folder(tmp_path / "case") as folder:
+            (folder / "absent" / "half").touch()
+        assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")] == ["case", "case/new"]
 
     @pytest.mark.parametrize("error", [RuntimeError("a bug"), InputError("b is wrong")])
     def test_what_is_no_failed_write_stays_as_it_is(self, error: Exception, tmp_path: Path) -> None:

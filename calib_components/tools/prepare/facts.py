@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from monai.bundle import ConfigParser
 
-from calib_components.data.facts import MULTIPLE, Facts
+from calib_components.data.facts import Facts, check_size
 from calib_components.data.transforms import NamedCompose
 from calib_components.errors import InputError, check_count
 
@@ -29,8 +29,7 @@ def facts_of_dataset(
     config = _config(name)
     content = {key: value for key, value in config["facts"].items() if key not in ("_target_", "file")}
     size = list(image_size or content["image_size"])
-    if len(size) != 2 or any(side <= 0 or side % MULTIPLE for side in size):
-        raise InputError(f"image_size must be two multiples of {MULTIPLE}, such as 192,192, got {size}.")
+    check_size("image_size", size)
     if slice_axis is not None:
         check_count("slice_axis", slice_axis, 0, 2)
         if "@slice_axis" not in str(config["volume_transforms"]):

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
-import os
 import pickle
 import shutil
 from collections.abc import Callable
@@ -50,22 +48,6 @@ class TestWriteCase:
             assert torch.equal(read[1], label[..., index].byte())
         content = hashlib.sha256(files[0].read_bytes() + files[1].read_bytes()).hexdigest()
         assert json.loads((tmp_path / "case" / "source.json").read_text()) == {"files": [], "content": content}
-
-    def test_full_disk_leaves_the_present_case(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        image = torch.zeros(1, 4, 4, 2)
-        write_case(tmp_path / "case", image, image, np.eye(4))
-        before = {path.name: path.read_bytes() for path in (tmp_path / "case").iterdir()}
-
-        def fail(*_: object) -> None:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-        monkeypatch.setattr(Path, "write_text", fail)
-        with pytest.raises(InputError, match=r"case: .*No space left on device"):
-            write_case(tmp_path / "case", image + 1, image, np.eye(4), {"files": []})
-        assert [path.name for path in tmp_path.iterdir()] == ["case"]
-        assert {path.name: path.read_bytes() for path in (tmp_path / "case").iterdir()} == before
-        write_case(tmp_path / "case", image[..., :1], image[..., :1], np.eye(4))  # replaces it
-        assert nib.load(tmp_path / "case" / "label.nii").shape == (4, 4, 1)
 
     def test_label_that_is_no_byte_and_image_that_is_not_finite(self, tmp_path: Path) -> None:
         image = torch.zeros(1, 4, 4, 2)

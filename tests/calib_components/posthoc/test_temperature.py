@@ -9,20 +9,17 @@ import re
 from dataclasses import asdict, replace
 from typing import Any
 
-import fiducio
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from hypothesis import given
-from hypothesis import strategies as st
 from monai.data import MetaTensor
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 from torch.nn import functional as F
 
 from calib_components.errors import InputError
-from calib_components.metrics import Region, calibration_bins
+from calib_components.metrics import Region
 from calib_components.posthoc import TemperatureEstimate, TemperatureScaling
 
 SHAPES = {2: (4, 5, 24, 20), 3: (4, 5, 12, 10, 6)}
@@ -128,12 +125,6 @@ def test_sigmoid_agrees_with_scipy(channels: int, region: str) -> None:
         assert_same(fit(logits, y, ["a", "b"], region=region, ignore_index=255), estimate)
 
 
-def test_agrees_with_fiducio() -> None:
-    logits, y = draw((2, 3, 16, 16))
-    theirs = fiducio.TemperatureScaling(optimizer="lbfgs").fit(logits, y[:, 0])
-    assert fit(logits, y).temperature == pytest.approx(theirs.temperature, rel=1e-4)
-
-
 @pytest.mark.parametrize("true", [0.15, 0.3, 1, 3, 7])
 def test_over_its_range(true: float) -> None:
     logits, y = draw((1, 4, 40, 40), true)
@@ -185,9 +176,6 @@ def test_parts_order_and_files_do_not_matter(region: Any, monkeypatch: pytest.Mo
     assert_same(first.compute(), whole)
     assert second.compute() == of_second
     assert {row.size for row in first._rows.values()} == {28}  # however many voxels
-    first.reset()
-    with pytest.raises(InputError, match="no voxels"):
-        first.compute()
 
 
 def test_processes_put_their_patients_together(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,17 +193,10 @@ def test_processes_put_their_patients_together(monkeypatch: pytest.MonkeyPatch) 
     assert_same(estimates[0], fit(logits, y, NAMES, region="foreground"))
 
 
-@pytest.mark.parametrize(
-    "options", [{"region": "foreground"}, {"region": Region("band", 2, spacing=(1, 1))}, {"ignore_index": 3},
-                {"sigmoid": True}],
-)  # fmt: skip
+@pytest.mark.parametrize("options", [{"region": "foreground"}, {"ignore_index": 3}, {"sigmoid": True}])
 def test_fits_with_other_options_cannot_be_added(options: dict[str, Any]) -> None:
-    scaling, other = TemperatureScaling(**options), TemperatureScaling()
-    other.update(*draw((2, 3, 4, 4)), "a")
     with pytest.raises(InputError, match="different options"):
-        scaling.add(other)
-    with pytest.raises(InputError, match="no voxels"):
-        scaling.compute()
+        TemperatureScaling(**options).add(TemperatureScaling())
 
 
 def test_separable_classes() -> None:
@@ -235,12 +216,6 @@ def test_logits_that_say_nothing() -> None:
         assert (estimate.temperature, estimate.low, estimate.high, estimate.at_edge) == (8, 8, 8, True)
         assert math.isnan(estimate.coverage)
         assert estimate.leave_one_out == {"a": 8, "b": 8}
-
-
-def test_large_logits_that_are_right_have_no_effect() -> None:
-    logits, y = draw((1, 3, 20, 20))
-    few = fit(torch.cat([logits, 1e6 * F.one_hot(y[:, 0], 3).movedim(-1, 1)]), torch.cat([y, y]))
-    assert few.temperature == pytest.approx(fit(logits, y).temperature, rel=1e-6)
 
 
 def test_one_patient() -> None:
@@ -269,14 +244,6 @@ def test_leave_one_out_equals_fits_without_them() -> None:
         assert left_out[name] == pytest.approx(fit(logits[kept], y[kept]).temperature, rel=1e-9)
 
 
-@given(st.floats(0.3, 3), st.integers(0, 5))
-def test_temperature_follows_the_scale_of_logits(scale: float, seed: int) -> None:
-    logits, y = draw((2, 4, 10, 10), 1.0, seed)
-    once, scaled = fit(logits.double(), y), fit(logits.double() * scale, y)
-    assert scaled.temperature == pytest.approx(once.temperature * scale, rel=2e-5)
-    assert scaled.nll_after == pytest.approx(once.nll_after, rel=1e-6)
-
-
 def test_applied_it_leaves_a_temperature_of_1() -> None:
     logits, y = draw((2, 4, 30, 30))
     scaling = TemperatureScaling()
@@ -286,11 +253,6 @@ def test_applied_it_leaves_a_temperature_of_1() -> None:
     again = fit(scaling(logits.double()), y)
     assert again.temperature == pytest.approx(1, rel=1e-6)
     assert again.nll_before == pytest.approx(first.nll_after, rel=1e-6)
-    before, after = (
-        calibration_bins(each.softmax(1), y, foreground_only=False).pooled().expected_error()
-        for each in (logits.double(), scaling(logits.double()))
-    )
-    assert after < 0.03 < 0.1 < before
 
 
 def test_more_voxels_of_the_same_patients_do_not_narrow_the_interval() -> None:
@@ -302,7 +264,7 @@ def test_more_voxels_of_the_same_patients_do_not_narrow_the_interval() -> None:
     assert_same(replace(often, voxels=once.voxels), once)
     equal = fit(logits[:1].repeat(8, 1, 1, 1), y[:1].repeat(8, 1, 1, 1), names)
     assert equal.low == pytest.approx(equal.high, rel=1e-9)
-    assert (equal.coverage, equal.warnings()) == (1, [])
+    assert equal.coverage == 1
 
 
 def test_interval_and_coverage_equal_those_of_all_possible_resamples() -> None:
@@ -344,11 +306,8 @@ class TestEstimate:
         assert all(re.search(word, warning) for word, warning in zip(words, warnings, strict=True))
 
     def test_summary(self) -> None:
-        assert self.ESTIMATE.summary() == (
-            "1.100, fitted on 5 patients; 95 % interval 0.900 to 1.300 (held the true temperature in 87 % of "
-            "simulations); 1.000 to 1.250 without one of them"
-        )
-        assert "simulations" not in replace(self.ESTIMATE, coverage=math.nan, at_edge=True).summary()
+        for text in ("1.100", "5 patients", "0.900 to 1.300", "87 % of simulations", "1.000 to 1.250"):
+            assert text in self.ESTIMATE.summary()
         one = replace(self.ESTIMATE, low=math.nan, high=math.nan, coverage=math.nan, leave_one_out={}, patients=1)
         assert one.summary() == "1.100, fitted on 1 patient"
 
@@ -372,33 +331,20 @@ class TestEstimate:
             assert_same(TemperatureEstimate.from_dict(json.loads(text)), estimate)
 
 
-LOGITS, Y = draw((2, 3, 4, 4))
-BROKEN = LOGITS.clone()
-BROKEN[1, 0, 2, 1:3] = math.nan
-
-
-@pytest.mark.parametrize(
-    ("logits", "y", "group", "message"),
-    [
-        (LOGITS, Y[:, 0], "a", "y"),
-        (LOGITS, Y + 2, "a", "y"),
-        (LOGITS, Y, ["a"], "group"),
-        (BROKEN, Y, ["a", "b"], "logits"),
-    ],
-)
-def test_after_an_error_nothing_was_added(logits: Any, y: Any, group: Any, message: str) -> None:
-    scaling = TemperatureScaling()
-    with pytest.raises(ValueError, match=message):
-        scaling.update(logits, y, group)
-    with pytest.raises(InputError, match="no voxels"):
-        scaling.compute()
+def test_after_an_error_nothing_was_added() -> None:
+    scaling, (logits, y) = TemperatureScaling(), draw((2, 3, 4, 4))
+    broken = logits.clone()
+    broken[1, 0, 2, 1:3] = math.nan
+    for arguments, name in (((logits, y + 2, "a"), "y"), ((logits, y, ["a"]), "group"), ((broken, y, "a"), "logits")):
+        with pytest.raises(InputError, match=name):
+            scaling.update(*arguments)
+        with pytest.raises(InputError, match="no voxels"):
+            scaling.compute()
 
 
 def test_errors_of_options() -> None:
     with pytest.raises(InputError, match="region"):
         TemperatureScaling("fore")
-    with pytest.raises(ValueError, match="region"):
-        fit(LOGITS, Y, region=3)
     for value in (-1.0, math.nan, math.inf, 0.0009999, 1000.1):
         with pytest.raises(InputError, match="temperature"):
             TemperatureScaling().set_state({"temperature": value})
@@ -412,7 +358,5 @@ def test_probabilities_in_place_of_logits_are_warned_of(monkeypatch: pytest.Monk
     assert not said
     fit(logits.softmax(1), y)
     assert said[0].endswith("pass p.double().clamp_min(1e-12).log().")
-    p = torch.tensor([[[0.1, 0.6, 0.0, 1.0]]])
-    TemperatureScaling(sigmoid=True).update(p, torch.tensor([[[0, 1, 0, 1]]]), "a")
+    TemperatureScaling(sigmoid=True).update(torch.tensor([[[0.1, 0.6, 0, 1]]]), torch.tensor([[[0, 1, 0, 1]]]), "a")
     assert said[1].endswith("pass p.double().logit(1e-12).")
-    torch.testing.assert_close(p.double().logit(1e-12).sigmoid(), p.double())
