@@ -65,11 +65,11 @@ class ImageGrid:
     def slab(
         self, volume: torch.Tensor, start: int, stop: int, function: Callable[[torch.Tensor], torch.Tensor]
     ) -> torch.Tensor:
-        """Bring a slab to this grid.
+        """Bring the slab from `start` to `stop` along the third axis of this grid here.
 
         Args:
             volume: On the network's grid, `(N, H, W, D)`.
-            start: First voxel along the third axis of this grid.
+            start: First voxel.
             stop: End of the slab.
             function: What is done first to the part of the volume that the slab needs, `(N, *S)`.
 
@@ -82,15 +82,10 @@ class ImageGrid:
         first, last = used[0], used[-1] + 1
         part = volume.narrow(1 + z.source, first, last - first)
         part = function(part.permute(0, *(1 + axis.source for axis in (z, y, x))).contiguous())
-        part = _weighted(part, weights[:, first:last].to(part))
+        weights = weights[:, first:last].to(part)
+        if not torch.equal(weights, torch.eye(len(weights)).to(weights)):
+            part = torch.einsum("ij,njhw->nihw", weights, part)
         return x.apply(y.apply(part, -2), -1)
-
-
-def _weighted(slices: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Return weighted sums `(N, new, H, W)` of slices `(N, old, H, W)`."""
-    if torch.equal(weights, torch.eye(len(weights)).to(weights)):
-        return slices
-    return torch.einsum("ij,njhw->nihw", weights, slices)
 
 
 def _undo(operation: Mapping[str, Any], axes: list[_Axis], affine: np.ndarray) -> tuple[list[_Axis], np.ndarray]:

@@ -28,14 +28,14 @@ NOT_IMAGES = ("_gt", "_seg", "_label", "_probability", "_uncertainty")  # labels
 
 @dataclass(frozen=True)
 class Image:
-    """One image to segment: the name of its results, and its one file or one file per channel."""
+    """One image: the name of its results, and its one file or one file per channel."""
 
     name: str
     files: tuple[Path, ...]
 
 
 def find_images(path: str | os.PathLike, file_suffixes: Sequence[str] = ()) -> list[Image]:
-    """Find the images in a folder and its subfolders, sorted by file.
+    """Find the images in a folder and its subfolders, sorted by file; some may lack files, see `ImageFolder.check`.
 
     Files that end in `.nii` or `.nii.gz`, in any case, are images. Hidden files and folders are skipped, as are labels
     (`*_gt`, `*_seg`, `*_label`) and maps that inference writes. Links to folders are followed.
@@ -44,9 +44,6 @@ def find_images(path: str | os.PathLike, file_suffixes: Sequence[str] = ()) -> l
         path: One NIfTI file, or a folder.
         file_suffixes: Suffixes of the files of one image, in the order of its channels, such as `_flair` and `_t1`. A
             file without any of them is an image by itself.
-
-    Returns:
-        The images. An image may lack files, see `ImageFolder.check`.
 
     Raises:
         InputError: A folder cannot be read.
@@ -87,9 +84,7 @@ def result_name(file: str | os.PathLike, file_suffixes: Sequence[str] = ()) -> s
 def run_stamp(weights: str | os.PathLike, **options: Any) -> str:
     """Return a text that tells runs with different weights or options apart, for the header of a map.
 
-    Args:
-        weights: File of the weights. A missing file gives a stamp as well: loading the weights reports it.
-        **options: Options that change the maps, of types that JSON can store.
+    A missing file of weights gives a stamp as well: loading the weights reports it.
     """
     file = Path(weights)
     content = hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else "none"
@@ -128,17 +123,14 @@ class ImageFolder:
         self.in_channels = in_channels
         self.file_suffixes = file_suffixes
         self.output_dir = Path(str(output_dir))
-        self.save = [save] if isinstance(save, str) else list(save)
+        self.save = ensure_tuple(save)
         self.shard = shard
         self.skip_existing = skip_existing
         self.overwrite = overwrite
         self.stamp = stamp
 
     def items(self) -> list[dict[str, list[str]]]:
-        """Items of a MONAI dataset: the files of each image of this run, in the order of its channels.
-
-        The list is empty if the path is unsuitable; `check` raises the error.
-        """
+        """Items of a MONAI dataset: the files of each image of this run; none where `check` refuses the path."""
         try:
             images = shard_of(find_images(self.path, self.file_suffixes), self.shard)
         except InputError:
@@ -150,8 +142,7 @@ class ImageFolder:
         """Check, from the headers alone, that every image can be segmented and that no file is replaced.
 
         Args:
-            items: Items of the dataset, with a path `image` or those of the channels. They may have been given in place
-                of the images of the folder.
+            items: Items of a dataset, with a path `image` or those of the channels, in place of the folder's images.
 
         Raises:
             InputError: There is no image, a file is missing, cannot be read or has an unsuitable shape or grid, two

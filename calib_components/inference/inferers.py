@@ -13,12 +13,9 @@ from calib_components.inference.scratch import release, scratch
 
 
 class Bfloat16Inferer(SimpleInferer):
-    """Apply a network to a batch in mixed precision of bfloat16, on any device.
+    """Apply a network in mixed precision of bfloat16, on any device; unless `enabled`, as MONAI's `SimpleInferer` does.
 
     MONAI's engines use float16, on CUDA alone, whose gradients need to be scaled; those of bfloat16 do not.
-
-    Args:
-        enabled: Whether to do so; otherwise this is MONAI's `SimpleInferer`.
     """
 
     def __init__(self, enabled: bool) -> None:

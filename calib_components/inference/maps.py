@@ -16,6 +16,7 @@ import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform, SaveImaged
+from monai.utils import ensure_tuple
 from nibabel import Nifti1Header
 
 from calib_components.data.transforms import file_name
@@ -51,11 +52,7 @@ def fill_background(probabilities: torch.Tensor) -> torch.Tensor:
 
 
 def normalized_entropy(probabilities: torch.Tensor) -> torch.Tensor:
-    """Return the entropy over the classes of `(N, *S)`, divided by its largest value log N.
-
-    Returns:
-        `(1, *S)`: 0 where one class is certain, 1 where all are equally probable.
-    """
+    """Return the entropy over the classes of `(N, *S)`, divided by its largest value log N: `(1, *S)`, from 0 to 1."""
     largest = torch.log(torch.tensor(float(len(probabilities))))
     return torch.special.entr(probabilities).sum(0, keepdim=True) / largest
 
@@ -90,7 +87,7 @@ class PredictionMapsd(MapTransform):
         show_uncertainty: bool = False,
     ) -> None:
         super().__init__(keys)
-        self.save = [save] if isinstance(save, str) else list(save)
+        self.save = ensure_tuple(save)
         for name in self.save:
             check_choice("save", name, MAPS)
         if bits not in INTEGERS:
@@ -121,15 +118,12 @@ class PredictionMapsd(MapTransform):
         """Return the maps `(C, X, Y, Z)`, stored with X first as in a file, of the image in that file."""
         fits_a_byte = min(self.label_codes) >= 0 and max(self.label_codes) <= 255
         codes = torch.tensor(self.label_codes, dtype=torch.uint8 if fits_a_byte else torch.int32)
-        channels = {"label": 1}
+        shape = tuple(reversed(grid.shape))
+        maps = {"label": scratch((1, *shape), codes.dtype)}
         if "uncertainty" in self.save or self.show_uncertainty:
-            channels["uncertainty"] = 1
+            maps["uncertainty"] = scratch((1, *shape), self.dtype)
         if "probability" in self.save:
-            channels["probability"] = 1 + len(self.structures)
-        maps = {
-            name: scratch((n, *reversed(grid.shape)), codes.dtype if name == "label" else self.dtype)
-            for name, n in channels.items()
-        }
+            maps["probability"] = scratch((1 + len(self.structures), *shape), self.dtype)
         slices = max(1, SLAB // (len(logits) * grid.shape[0] * grid.shape[1]))
         for start in range(0, grid.shape[2], slices):
             stop = min(start + slices, grid.shape[2])
@@ -160,6 +154,9 @@ class SaveMapd(SaveImaged):  # MONAI Label leaves out what is a SaveImaged
         file_suffixes: Suffixes of the files of one image, see `calib_components.inference.find_images`.
         allow_missing_keys: Skip keys that the item lacks.
         stamp: Text for the field `descrip` of the header, see `calib_components.inference.run_stamp`.
+
+    Raises:
+        InputError: When called: a file cannot be written.
     """
 
     def __init__(
@@ -176,11 +173,6 @@ class SaveMapd(SaveImaged):  # MONAI Label leaves out what is a SaveImaged
         self.stamp = stamp
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Save the maps and return the item as it is.
-
-        Raises:
-            InputError: A file cannot be written.
-        """
         make_folder(self.output_dir)
         for key in self.key_iterator(dict(data)):
             name = result_name(data[key].meta["filename_or_obj"], self.file_suffixes)

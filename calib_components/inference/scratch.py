@@ -18,11 +18,7 @@ _files: weakref.WeakValueDictionary[int, mmap.mmap] = weakref.WeakValueDictionar
 
 
 def scratch(shape: Sequence[int], dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """Return a tensor to be filled: in memory if it is small, else in a temporary file that goes with it.
-
-    Raises:
-        InputError: The folder for temporary files, TMPDIR, cannot be written or has no room.
-    """
+    """Return a tensor to be filled: in memory if it is small, else in a temporary file that goes with it."""
     size = math.prod(shape) * dtype.itemsize
     if size <= IN_MEMORY:
         return torch.empty(*shape, dtype=dtype, device="cpu")

@@ -77,10 +77,6 @@ class TestGrid:
         assert grid_distance(changed(0, 3, 3.124), OBLIQUE, (5, 6, 3)) == 0  # a tenth of 1.25 mm, the smallest side
         assert grid_distance(changed(0, 3, 3.126), OBLIQUE, (5, 6, 3)) == pytest.approx(0.126)
 
-    def test_largest_distance_of_the_corners(self) -> None:
-        mirrored = OBLIQUE @ np.diag([-1, 1, 1, 1])
-        assert grid_distance(mirrored, OBLIQUE, (5, 6, 3)) == pytest.approx(4 * 2 * 1.25)
-
     @pytest.mark.parametrize(
         ("shape", "affine", "message"),
         [

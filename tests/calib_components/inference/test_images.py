@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from calib_components.errors import InputError
 from calib_components.inference import ImageFolder, find_images, run_stamp
-from calib_components.inference.images import Image, result_name, shard_of
+from calib_components.inference.images import Image, shard_of
 
 MODALITIES = ("_flair", "_t1", "_t1ce", "_t2")
 
@@ -60,12 +60,6 @@ def test_endings_may_differ_within_an_image(tmp_path: Path) -> None:
     assert [file.name for file in image.files] == ["x_flair.nii", "x_t1.nii.gz", "x_t1ce.nii.gz", "x_t2.nii.gz"]
     names = [image.name for image in find_images(tmp_path, ("_t1", "_ce_t1"))]  # the longest suffix counts
     assert names == ["_t1", "x_flair", "x", "x_t2", "y"]
-
-
-def test_results_are_named_after_the_image(tmp_path: Path) -> None:
-    for file in ("a.nii.gz", "x_t1.nii.gz", "A.NII.GZ", "x.y.nii"):
-        (found,) = find_images(save(tmp_path / file), MODALITIES)
-        assert result_name(tmp_path / file, MODALITIES) == found.name
 
 
 def test_suitable_images_pass(tmp_path: Path) -> None:
@@ -116,12 +110,6 @@ def test_unsuitable_folders_are_named(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     with pytest.raises(InputError, match="dataset_dir holds no"):
         images_of(tmp_path).check()
-    (tmp_path / "in/a.nii").write_bytes(b"not an image")
-    with pytest.raises(InputError, match=r"a\.nii"):
-        images_of(tmp_path).check()
-
-
-def test_items_given_in_place_of_the_folder_are_checked(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"missing\.nii does not exist"):
         images_of(tmp_path).check([{"image": str(tmp_path / "missing.nii")}])
 
@@ -168,9 +156,6 @@ def test_shards_hold_each_value_once(values: list[int], n: int) -> None:
     assert sorted(value for shard in shards for value in shard) == sorted(values)
     assert max(map(len, shards)) - min(map(len, shards)) <= 1
     assert shard_of(values, None) == values
-
-
-@pytest.mark.parametrize("shard", ["0/2", "3/2", "1"])
-def test_unsuitable_shards(shard: object) -> None:
-    with pytest.raises(InputError, match="shard"):
-        shard_of([1, 2], shard)  # type: ignore[arg-type]
+    for shard in ("0/2", "3/2", "1"):
+        with pytest.raises(InputError, match="shard"):
+            shard_of(values, shard)

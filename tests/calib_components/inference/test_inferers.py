@@ -34,15 +34,6 @@ def test_prediction_turns_with_a_square_slice(turn: Callable[[torch.Tensor], tor
     assert (SLICES(turn(volume), NETWORK) - turn(SLICES(volume, NETWORK))).abs().max() > 0.01
 
 
-def test_mean_of_the_eight_orientations() -> None:
-    # A network that gives the column: its mean over the orientations of a square is that of rows and columns, mirrored.
-    columns = torch.arange(16.0).view(1, 1, 1, 16)
-    logits = SlicesInferer(3, average=True)(
-        torch.zeros(1, 1, 16, 16, 2), lambda x: columns.expand(len(x), 1, 16, 16).clone()
-    )
-    torch.testing.assert_close(logits, torch.full((1, 1, 16, 16, 2), 7.5))
-
-
 def test_other_slices_are_flipped_only() -> None:
     network_saw = []
 
