@@ -6,25 +6,23 @@ import functools
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
+from nibabel.affines import voxel_sizes
 
-from calib_components.data.nifti import grid_distance, open_nifti, read_values
+from calib_components.data.nifti import check_same_grid, open_nifti, read_values
 from calib_components.errors import InputError, check_output, reading
 from calib_components.handlers.evaluation import EvaluationRecords, record_case, write_evaluation
 from calib_components.handlers.evaluation_files import Evaluation
 from calib_components.inference.images import find_images
 from calib_components.metrics.measures import Case as MeasuredCase
 from calib_components.tools.evaluate.calibrate import estimate_of
-from calib_components.tools.evaluate.classes import Classes, paint
+from calib_components.tools.evaluate.classes import IGNORED, Classes, paint
 from calib_components.tools.evaluate.notes import check_notes, note
-from calib_components.tools.evaluate.pairs import Case, Saved, classes_of, find_cases, patients_of, read_case
+from calib_components.tools.evaluate.pairs import Case, classes_of, find_cases, patients_of, read_case
 from calib_components.tools.parallel import map_cases
-from calib_components.tools.report.report import report_evaluations
-
-__all__ = ["evaluate_predictions"]
+from calib_components.tools.report.report import report_folders
 
 REPORT = "report"  # folder of the page inside the output folder
 CUBIC_MM = 1000  # in a millilitre
@@ -81,22 +79,21 @@ def evaluate_predictions(
     classes = classes_of(cases, structures, sigmoid, ignore_index)
     patients = patients_of(names, patient_pattern)
     pictured = {} if images is None else _find_images(images, names)
-    for source in filter(None, (predictions, labels, images)):
-        if out.resolve() in (source.resolve(), *source.resolve().parents):
-            raise InputError(f"--out: {out} holds {source}. Give another folder.")
-    if validation is not None and cases[0].channels == 0:
-        raise InputError("--validation chooses thresholds of probabilities, and the predictions are label maps.")
-    if validation is not None and (others := Evaluation.read(validation).structures) != [*classes.structures]:
-        raise InputError(f"--validation: {validation} has the structures {others}, not {[*classes.structures]}.")
+    if out.resolve() in [source.resolve() for source in (predictions, labels, images) if source is not None]:
+        raise InputError(f"--out: {out} holds files to read. Give another folder.")
+    if validation is not None:
+        if cases[0].channels == 0:
+            raise InputError("--validation chooses thresholds of probabilities, and the predictions are label maps.")
+        if (others := Evaluation.read(validation).structures) != [*classes.structures]:
+            raise InputError(f"--validation: {validation} has the structures {others}, not {[*classes.structures]}.")
     estimate = estimate_of(predictions, [case.prediction for case in cases])
     temperature = None if estimate is None else estimate.temperature
     items = []
     for case in cases:
         files = [*case.prediction.files, *case.prediction.grids, case.label]
-        files += [pictured[case.name]] if case.name in pictured else []
-        items.append({"case": case.name, "patient": patients[case.name], "files": files})
-    stamp = repr((type(cases[0].prediction).__name__, classes, temperature))
-    records = EvaluationRecords(out, items, stamp, files=["files"])
+        item = {"case": case.name, "patient": patients[case.name], "files": files}
+        items.append({**item, "image": pictured.get(case.name, [])})
+    records = EvaluationRecords(out, items, repr((classes, temperature)), files=["files", "image"])
     check_output(out, records.folder.name if records.folder.exists() else "summary.json", overwrite)
     chosen = {item["case"] for item in records.to_measure(shard, skip_existing)}
     measure = functools.partial(_measure, records=records, classes=classes, temperature=temperature, images=pictured)
@@ -105,7 +102,7 @@ def evaluate_predictions(
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"Glyph .* missing from")  # figures show a box for each
         if write_evaluation(records, [*classes.structures], classes.names, "mm", "ml", check):
-            report_evaluations([out], out / REPORT, validation)
+            report_folders(out, out=out / REPORT, validation=validation)
 
 
 def _measure(
@@ -116,7 +113,7 @@ def _measure(
     images: Mapping[str, Path],
 ) -> None:
     saved = read_case(case, classes)
-    grey = None if case.name not in images else _read_image(images[case.name], saved, case.label)
+    grey = None if case.name not in images else _read_image(images[case.name], case.label)
     measured = MeasuredCase(
         label=saved.label,
         structures=classes.structures,
@@ -125,33 +122,31 @@ def _measure(
         sigmoid=classes.sigmoid,
         ignore_index=classes.ignore_index,
         temperature=temperature,
-        spacing=saved.spacing,
+        spacing=tuple(map(float, voxel_sizes(saved.affine))),
         voxel_volume=float(abs(np.linalg.det(saved.affine[:3, :3])) / CUBIC_MM),
         lowest=saved.lowest,
         highest=saved.highest,
     )
-    label = saved.label
-    if classes.ignore_index is not None:
-        label = label.masked_fill(label == classes.ignore_index, 0)
-    painted = torch.from_numpy(paint(label.numpy() == 1, classes)) if classes.sigmoid else label[0]
+    label = saved.label.numpy()
+    painted = paint(label == 1, classes) if classes.sigmoid else np.where(label[0] == IGNORED, 0, label[0])
     with reading(case.prediction.files[0], "a prediction that can be measured"):
-        record = record_case(measured, saved.prediction, painted, grey)
+        record = record_case(measured, saved.prediction, torch.from_numpy(painted), grey)
     present = [name for name, mask in zip(classes.structures, measured.masks[1][0], strict=True) if mask.any()]
     records.write(case.name, {**record, "notes": {**note(case, saved, classes), "present": present}})
 
 
-def _read_image(file: Path, saved: Saved, label_file: Path) -> torch.Tensor:
-    image, shape = open_nifti(file), tuple(saved.prediction.shape)
-    if image.shape[:3] != shape or grid_distance(image.affine, saved.affine, shape):
-        raise InputError(f"{file}: the grid is not that of {label_file}. Resample one to the other.")
-    return torch.from_numpy(read_values(image, file).reshape(*shape, -1)[..., 0].copy())
+def _read_image(file: Path, label_file: Path) -> torch.Tensor:
+    check_same_grid(file, label_file)
+    image = open_nifti(file)
+    return torch.from_numpy(read_values(image, file).reshape(*image.shape[:3], -1)[..., 0].copy())
 
 
 def _find_images(folder: Path, cases: Sequence[str]) -> dict[str, Path]:
     """Find the image of each case: NAME, or NAME_0000 as nnU-Net calls the first channel."""
     files = {image.name: image.files[0] for image in find_images(folder)}
-    found: dict[str, Any] = {name: files.get(name, files.get(f"{name}_0000")) for name in cases}
-    for name, file in found.items():
-        if file is None:
+    found = {}
+    for name in cases:
+        if (file := files.get(name, files.get(f"{name}_0000"))) is None:
             raise InputError(f"{folder}: no image is called {name} or {name}_0000.")
+        found[name] = file
     return found

@@ -5,8 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import warnings
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
@@ -15,11 +14,9 @@ from calib_components.metrics.regions import Region
 from calib_components.metrics.voxels import read_voxels
 from calib_components.posthoc import KINDS, Calibrator, Estimate
 from calib_components.tools.evaluate.classes import IGNORED, Classes
-from calib_components.tools.evaluate.notes import other_beside, warn_of_other_beside
+from calib_components.tools.evaluate.notes import Notes, other_beside, warn_of_other_beside
 from calib_components.tools.evaluate.pairs import Case, Saved, read_case
 from calib_components.tools.parallel import map_cases
-
-__all__ = ["fit_calibrator", "logits_of"]
 
 DECISIVE = 0.1  # share of the NLL by voxels with a stored probability of 0, from which they are reported
 
@@ -31,6 +28,7 @@ def fit_calibrator(
     patients: Mapping[str, str],
     workers: int | None = None,
     cropped: bool = False,
+    check_beside: Callable[[Sequence[Notes]], None] = warn_of_other_beside,
     kind: str = "temperature",
 ) -> tuple[Calibrator, Estimate]:
     """Fit a calibrator on saved probabilities, and print what to know of it. See `calibrate_predictions`.
@@ -40,35 +38,29 @@ def fit_calibrator(
         classes: What their channels are.
         region: Voxels to fit on.
         patients: Patient of each case, by its name.
-        workers: Number of processes, each with a case in memory.
-        cropped: Whether the network saw a part of each image only, outside of which the background was stored as
-            certain: such voxels are left out.
+        workers: Number of processes.
+        cropped: Whether to leave out voxels of certain background, which lie outside of what the network saw.
+        check_beside: What to do about label maps beside the probabilities that are not of them.
         kind: Name of the calibrator.
-
-    Raises:
-        InputError: A file cannot be read, see `read_case`, or there are no voxels in the region.
     """
-    if not classes.sigmoid:  # of which each channel has the classes 0 and 1
-        for channel, codes in enumerate(classes.codes):
-            if channel in region.classes and codes != {channel}:
-                code = "+".join(map(str, sorted(codes)))
-                raise InputError(
-                    f"--region: channel {channel} has the label code {code}. Name a region like predicted."
-                )
+    other_codes = [channel for channel, codes in enumerate(classes.codes) if codes != {channel}]
+    if not classes.sigmoid and {*other_codes} & {*region.classes}:
+        raise InputError("--region: a class has a label code that is not its channel. Name a region like predicted.")
     pooled = KINDS[kind](region, IGNORED if cropped else classes.ignore_index, classes.sigmoid)
     fit = functools.partial(_fit_case, empty=pooled, classes=classes, patients=patients, cropped=cropped)
     fitted = map_cases(fit, cases, workers, "fit")
-    for of_case, _, _ in fitted:
+    for of_case, _ in fitted:
         pooled.add(of_case)
-    warn_of_other_beside([noted for _, _, noted in fitted])
+    notes = [noted for _, noted in fitted]
+    check_beside(notes)
     estimate = pooled.compute()
     where = "all voxels" if region.kind == "all" else f"the voxels of region {region.name}"
     print(f"{'T' if kind == 'temperature' else kind} = {estimate.summary()}")
     print(f"NLL {estimate.nll_before:.4f} -> {estimate.nll_after:.4f} over {where}, which it is fitted on")
     print("\n".join([estimate.effect(region.by_prediction), *estimate.warnings()]))
-    voxels, nll = (sum(values) for values in zip(*(denied for _, denied, _ in fitted), strict=True))
+    voxels, nll = (sum(noted[key] for noted in notes) for key in ("denied", "nll"))
     if (share := nll / max(estimate.nll_before * estimate.voxels, nll, 1e-9)) >= DECISIVE:
-        number = sum(denied[0] > 0 for _, denied, _ in fitted)
+        number = sum(noted["denied"] > 0 for noted in notes)
         print(
             f"{voxels} voxels, in {number} of {len(cases)} cases, have a stored probability of 0 for their label and "
             f"make up {100 * share:.0f} % of the NLL, so they decide the fit. They may lie outside of what the network "
@@ -79,7 +71,7 @@ def fit_calibrator(
 
 def _fit_case(
     case: Case, empty: Calibrator, classes: Classes, patients: Mapping[str, str], cropped: bool
-) -> tuple[Calibrator, tuple[int, float], dict[str, Any]]:
+) -> tuple[Calibrator, Notes]:
     saved = read_case(case, classes)
     assert saved.probabilities is not None
     fit = type(empty)(empty.region, empty.ignore_index, empty.sigmoid)
@@ -88,8 +80,9 @@ def _fit_case(
         saved.label.masked_fill_((foreground == 0).all(0), IGNORED)
     logits = logits_of(saved.probabilities, saved.lowest, saved.highest, classes.sigmoid)
     fit.update(logits[None], saved.label[None], patients[case.name])
-    beside = (0, 0) if cropped else other_beside(case, saved, classes)  # cropped ones have been compared
-    return fit, _count_denied(saved, fit), {"file": str(case.prediction.files[0]), "beside": beside}
+    denied, nll = _count_denied(saved, fit)
+    beside = other_beside(case, saved, classes)
+    return fit, {"file": str(case.prediction.files[0]), "beside": beside, "denied": denied, "nll": nll}
 
 
 def _count_denied(saved: Saved, fit: Calibrator) -> tuple[int, float]:

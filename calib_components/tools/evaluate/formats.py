@@ -1,55 +1,52 @@
-"""Predictions as people save them: one class for each format.
+"""Predictions as people save them: one reader class for each format.
 
 | class | files | axes |
 |---|---|---|
-| `ChannelFiles` | `NAME_0.nii.gz`, `NAME_1.nii.gz`, ...: one file for each channel | `(X, Y, Z)` |
+| `Nifti` | `NAME.nii.gz`, or `NAME_probability.nii.gz` of our inference | `(X, Y, Z, C)` or `(X, Y, Z)` |
+| | `NAME_0.nii.gz`, `NAME_1.nii.gz`, ...: a file for each channel | `(X, Y, Z)` |
+| | `NAME.nii.gz` or `NAME_seg.nii.gz` of whole numbers: a label map | `(X, Y, Z)` or `(X, Y, Z, 1)` |
 | `NnUNetArray` | `NAME.npz` of nnU-Net's `--save_probabilities`, with `NAME.pkl` or `NAME.nii.gz` | `(C, Z, Y, X)` |
 | `PlainArray` | `NAME.npy`, which may have `NAME.nii.gz` beside it | `(C, X, Y, Z)` or `(X, Y, Z)` |
-| `Volume` | `NAME.nii.gz`, or `NAME_probability.nii.gz` of our inference | `(X, Y, Z, C)` or `(X, Y, Z)` |
-| `LabelMap` | `NAME.nii.gz` or `NAME_seg.nii.gz` of whole numbers | `(X, Y, Z)` or `(X, Y, Z, 1)` |
 
-NIfTI files end in `.nii` or `.nii.gz`. `(X, Y, Z)` in place of four axes is one channel. Files are data: nothing in
-them is ever run, also not in a pickle. A new format is a class with `find`, `header` and `load`, and an entry of
-`FORMATS`.
+Files are data: nothing in them is ever run, also not in a pickle. A new format of arrays is a class with `header` and
+`load`, and an entry of `ARRAYS`.
 """
 
 from __future__ import annotations
 
-import re
-import zipfile
-from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping
+import io
+import pickle
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
-from nibabel.spatialimages import SpatialImage
-from nibabel.volumeutils import apply_read_scaling
 
-from calib_components.data.nifti import check_affine, check_same_grid, open_nifti, read_stored, read_values
+from calib_components.data.nifti import check_affine, check_same_grid, open_nifti, read_values
 from calib_components.errors import InputError, reading
-from calib_components.tools.evaluate.plain_pickle import load_plain
 
-__all__ = ["FORMATS", "Header", "LabelMap", "Prediction", "Stored", "is_label_map", "open_label_map", "read_label_map"]
-
+CROPPED = "nnU-Net's first version saves only the part that it crops to."
 KEYS = ("probabilities", "softmax")  # of the array in nnU-Net's files, versions 2 and 1
+ARRAY = "an array of numbers, as numpy saves it"
 SLACK = 1e-3  # beyond [0, 1], by rounding and interpolation
 SUM_SLACK = 1e-2  # of a sum of half-precision numbers
 SMALLEST = float(np.finfo(np.float32).tiny)  # in place of a 0 among 32-bit numbers, where a logarithm is taken
-PROBABILITY, UNCERTAINTY, SEGMENTATION = "_probability", "_uncertainty", "_seg"  # endings of what our inference writes
 
-Groups = Mapping[tuple[Path, str], Mapping[str, Path]]  # files by folder and name, then by ending; .nii is also .nii.gz
+# A pickle names what it calls. Numbers, texts and containers name nothing; arrays name these.
+PLAIN = {
+    ("collections", "OrderedDict"),
+    ("_codecs", "encode"),
+    ("__builtin__", "bytes"),
+    ("numpy", "dtype"),
+    ("numpy", "ndarray"),
+    *((f"numpy.{core}.multiarray", name) for core in ("core", "_core") for name in ("_reconstruct", "scalar")),
+    *((f"numpy.{core}.numeric", "_frombuffer") for core in ("core", "_core")),
+}
 
 
 class Header(NamedTuple):
-    """What is known of a prediction before its voxels are read.
-
-    Attributes:
-        channels: Number of channels; 0 for a label map.
-        shape: Number of voxels along each axis, `(X, Y, Z)`.
-        affine: `(4, 4)`, from voxel indices to millimetres in NIfTI's axes; None if no file says it.
-    """
+    """The number of channels, 0 for a label map, the shape `(X, Y, Z)`, and the affine; None if no file says it."""
 
     channels: int
     shape: tuple[int, ...]
@@ -57,14 +54,7 @@ class Header(NamedTuple):
 
 
 class Stored(NamedTuple):
-    """The probabilities of a file.
-
-    Attributes:
-        values: float32 `(C, X, Y, Z)`, from 0 to 1; with softmax, the sum over channels is 1.
-        lowest: What a stored 0 can have been, for logarithms: half the smallest number above 0 that the file can hold,
-            or the smallest normal 32-bit number.
-        highest: What a stored 1 can have been, likewise.
-    """
+    """Probabilities `(C, X, Y, Z)`, float32, and what a stored 0 and 1 can have been, for logarithms."""
 
     values: np.ndarray
     lowest: float
@@ -73,27 +63,14 @@ class Stored(NamedTuple):
 
 @dataclass(frozen=True)
 class Prediction:
-    """The files of one prediction. Each format is a subclass.
+    """The one file of a prediction, or a file for each channel. Each format is a subclass.
 
-    Attributes:
-        name: What it is called.
-        files: Its one file, or a file for each channel.
-        grids: Files beside an array, of which the first that does says where its voxels lie: `.pkl`, NIfTI.
+    The first of `grids` that knows, files beside an array, says where its voxels lie: `.pkl`, NIfTI.
     """
 
     name: str
     files: tuple[Path, ...]
     grids: tuple[Path, ...] = ()
-
-    @classmethod
-    def find(cls, groups: Groups, names: Collection[str]) -> Iterator[tuple[int, Prediction]]:
-        """Give the predictions of this format with their rank: the lowest of several of one name is taken.
-
-        Args:
-            groups: Files that are not in predictions of earlier formats.
-            names: Names that files have even if they end like a suffix, such as `patient_1`.
-        """
-        raise NotImplementedError
 
     def header(self) -> Header:
         """Read what is known before the voxels are; raise `InputError` if the files do not belong together."""
@@ -104,26 +81,20 @@ class Prediction:
         raise NotImplementedError
 
     def probabilities(self, sigmoid: bool, skip: int = 0) -> Stored:
-        """Read the probabilities, and check them.
+        """Read the probabilities without the first `skip` channels, and check them.
 
-        Values may be beyond [0, 1] by 0.001, and sums over channels of a softmax differ from 1 by 0.01 and the rounding
-        of integers. Values are then clipped and divided by their sum, so that what was rounded adds up to 1 again.
-
-        Args:
-            sigmoid: Whether each channel is a binary problem of its own.
-            skip: Number of channels at the start that are not read.
-
-        Raises:
-            InputError: A file cannot be read, or its values are not probabilities.
+        Values may be beyond [0, 1] by 0.001, and unless each channel has a sigmoid, their sums differ from 1 by 0.01
+        and the rounding of integers. They are then clipped and divided by their sums, so that these are 1 again. A
+        stored 0 can have been half the smallest number above 0 that the file can hold.
         """
-        values, dtype, step = self.load()
-        if dtype.kind != "f" and (dtype.kind not in "iu" or step == 1):
+        values, dtype, scale = self.load()
+        step = scale if dtype.kind in "iu" else 0.0
+        if dtype.kind not in "iuf" or step == 1:
             raise InputError(
                 f"{self.files[0]}: {dtype} values are no probabilities. Save floating-point numbers, or integers "
                 "with a scale factor in the header of a NIfTI file."
             )
         values = np.array(values[skip:], np.float32, order="C")
-        step = step if dtype.kind in "iu" else 0.0
         _check(values, sigmoid, step, self.files[0])
         values.clip(0, 1, out=values)
         if not sigmoid:
@@ -136,34 +107,19 @@ class Prediction:
 
 
 @dataclass(frozen=True)
-class Volume(Prediction):
-    """Probabilities in one NIfTI file, the channels along the fourth axis."""
-
-    axes: ClassVar[tuple[int, ...]] = (3, 4)
-
-    @classmethod
-    def find(cls, groups: Groups, names: Collection[str]) -> Iterator[tuple[int, Prediction]]:
-        for (_, stem), by_ending in groups.items():
-            if (file := by_ending.get(".nii")) is None or (stem not in names and stem.endswith(UNCERTAINTY)):
-                continue
-            suffixes = () if stem in names else (PROBABILITY, SEGMENTATION)
-            suffix = next((suffix for suffix in suffixes if stem.endswith(suffix)), "")
-            kind = LabelMap if is_label_map(file) else Volume
-            if kind is cls:
-                yield {PROBABILITY: 0, "": 1, SEGMENTATION: 2}[suffix], cls(stem.removesuffix(suffix), (file,))
+class Nifti(Prediction):
+    """Probabilities in one NIfTI file, the channels along the fourth axis, or a file for each; or a label map."""
 
     def header(self) -> Header:
-        first = open_nifti(self.files[0])
-        shape, rest = first.shape[:3], first.shape[3:]
-        if len(first.shape) not in self.axes or min(first.shape) < 1:
-            raise InputError(f"{self.files[0]}: a volume of shape {first.shape} is no prediction.")
+        image, several = open_nifti(self.files[0]), len(self.files) > 1
+        shape, rest = image.shape[:3], image.shape[3:]
+        if len(shape) < 3 or len(rest) > (0 if several else 1):
+            raise InputError(f"{self.files[0]}: a volume of shape {image.shape} is no prediction.")
         for file in self.files[1:]:
             check_same_grid(file, self.files[0])
-        return Header(self.channels(rest), shape, first.affine)
-
-    def channels(self, rest: tuple[int, ...]) -> int:
-        """Number of channels of files whose axes after the third are `rest`."""
-        return (*rest, 1)[0]
+        if several:
+            return Header(len(self.files), shape, image.affine)
+        return Header(0 if is_label_map(self.files[0]) else (*rest, 1)[0], shape, image.affine)
 
     def load(self) -> tuple[np.ndarray, np.dtype, float]:
         images = [open_nifti(file) for file in self.files]
@@ -173,78 +129,31 @@ class Volume(Prediction):
 
 
 @dataclass(frozen=True)
-class LabelMap(Volume):
-    """A label map: no probabilities."""
-
-    def channels(self, rest: tuple[int, ...]) -> int:
-        return 0
-
-
-@dataclass(frozen=True)
-class ChannelFiles(Volume):
-    """Probabilities in a NIfTI file for each channel, which are numbered from 0."""
-
-    axes: ClassVar[tuple[int, ...]] = (3,)
-
-    @classmethod
-    def find(cls, groups: Groups, names: Collection[str]) -> Iterator[tuple[int, Prediction]]:
-        found: dict[tuple[Path, str], dict[int, Path]] = defaultdict(dict)
-        for (folder, stem), files in groups.items():
-            if ".nii" in files and stem not in names and (match := re.fullmatch(r"(.+)_(0|[1-9]\d*)", stem, re.DOTALL)):
-                found[folder, match[1]][int(match[2])] = files[".nii"]
-        for (_, name), numbered in found.items():
-            if len(numbered) > 1 and numbered.keys() == set(range(len(numbered))):
-                parts = tuple(numbered[index] for index in range(len(numbered)))
-                if len(open_nifti(parts[0]).shape) == 3 and not is_label_map(parts[0]):
-                    yield 0, cls(name, parts)
-
-    def channels(self, rest: tuple[int, ...]) -> int:
-        return len(self.files)
-
-
-@dataclass(frozen=True)
 class PlainArray(Prediction):
     """Probabilities that `numpy.save` wrote."""
 
-    ending: ClassVar[str] = ".npy"
-    first_axis: ClassVar[str] = "(C, X, Y, Z)"
-
-    @classmethod
-    def find(cls, groups: Groups, names: Collection[str]) -> Iterator[tuple[int, Prediction]]:
-        for (_, stem), files in groups.items():
-            if cls.ending in files:
-                yield 0, cls(stem, (files[cls.ending],), tuple(files[end] for end in (".pkl", ".nii") if end in files))
-
     def array_shape(self) -> tuple[int, ...]:
-        """Shape of the array, `(C, X, Y, Z)`, from its header."""
+        """Return the shape of the array, `(C, X, Y, Z)`, from its header."""
         shape = np.load(self.files[0], mmap_mode="r", allow_pickle=False).shape
         return (1, *shape) if len(shape) == 3 else shape
 
     def header(self) -> Header:
-        with reading(self.files[0], "an array of numbers, as numpy saves it"):
+        with reading(self.files[0], ARRAY):
             shape = self.array_shape()
-        if len(shape) != 4 or min(shape) < 1:
-            raise InputError(f"{self.files[0]}: an array of {len(shape)} axes is no prediction {self.first_axis}.")
-        return Header(shape[0], shape[1:], self._affine(shape[1:]))
-
-    def _affine(self, shape: tuple[int, ...]) -> np.ndarray | None:
-        """Read where the voxels lie."""
+        if len(shape) != 4:
+            raise InputError(f"{self.files[0]}: an array of {len(shape)} axes is no prediction, channels first.")
+        affine = None
         for grid in self.grids:
-            if grid.suffix.lower() == ".pkl":
-                if (affine := _affine_of_properties(grid)) is not None:
-                    return affine
-                continue
-            image = open_nifti(grid)
-            if image.shape[:3] != shape:
-                raise InputError(
-                    f"{self.files[0]}: shape {shape} is not that of {grid} beside it, {image.shape[:3]}. nnU-Net's "
-                    "first version saves only the part that it crops to."
-                )
-            return image.affine
-        return None
+            if affine is None and grid.suffix.lower() == ".pkl":
+                affine = _affine_of_properties(grid)
+            elif affine is None:
+                affine, on_grid = open_nifti(grid).affine, open_nifti(grid).shape[:3]
+                if on_grid != shape[1:]:
+                    raise InputError(f"{self.files[0]}: shape {shape[1:]} is not {on_grid} of {grid}. {CROPPED}")
+        return Header(shape[0], shape[1:], affine)
 
     def load(self) -> tuple[np.ndarray, np.dtype, float]:
-        with reading(self.files[0], "an array of numbers, as numpy saves it") as file:
+        with reading(self.files[0], ARRAY) as file:
             values = np.load(file, allow_pickle=False)
         return values.reshape(-1, *values.shape[-3:]), values.dtype, 1.0
 
@@ -253,36 +162,40 @@ class PlainArray(Prediction):
 class NnUNetArray(PlainArray):
     """Probabilities of nnU-Net, the spatial axes in reverse order."""
 
-    ending: ClassVar[str] = ".npz"
-    first_axis: ClassVar[str] = "(C, Z, Y, X)"
-
     def array_shape(self) -> tuple[int, ...]:
-        with zipfile.ZipFile(self.files[0]) as archive, archive.open(f"{self._key(archive.namelist())}.npy") as array:
-            version = np.lib.format.read_magic(array)
-            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            shape = read(array)[0]
+        with np.load(self.files[0]) as archive, archive.zip.open(f"{self._key(archive.files)}.npy") as array:
+            np.lib.format.read_magic(array)
+            shape = np.lib.format.read_array_header_1_0(array)[0]
         return (*shape[:1], *shape[:0:-1])
 
     def load(self) -> tuple[np.ndarray, np.dtype, float]:
-        with reading(self.files[0], "an array of numbers, as numpy saves it") as file, np.load(file) as archive:
+        with reading(self.files[0], ARRAY) as file, np.load(file) as archive:
             values = archive[self._key(archive.files)].transpose(0, 3, 2, 1)
         return values, values.dtype, 1.0
 
     def _key(self, names: Collection[str]) -> str:
-        stems = [name.removesuffix(".npy") for name in names]
         for key in KEYS:
-            if key in stems:
+            if key in names:
                 return key
-        raise InputError(f"{self.files[0]}: no array is called {KEYS[0]}, as in nnU-Net's files: {', '.join(stems)}.")
+        raise InputError(f"{self.files[0]}: no array is called {KEYS[0]}, as in nnU-Net's files: {', '.join(names)}.")
 
 
-FORMATS: tuple[type[Prediction], ...] = (ChannelFiles, NnUNetArray, PlainArray, Volume, LabelMap)
+ARRAYS: dict[str, type[PlainArray]] = {".npz": NnUNetArray, ".npy": PlainArray}
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """Reads numbers, texts, containers and numeric arrays; for anything else it raises an error and runs nothing."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in PLAIN:
+            raise pickle.UnpicklingError(f"{module}.{name}, which is no plain value; it was not loaded")
+        return super().find_class(module, name)
 
 
 def _affine_of_properties(file: Path) -> np.ndarray | None:
     """Read the affine from the properties that nnU-Net saves; None if it did not record one."""
     with reading(file, "the properties of an image that nnU-Net saves") as path:
-        properties = load_plain(path.read_bytes())
+        properties = _PlainUnpickler(io.BytesIO(path.read_bytes())).load()
         if "nibabel_stuff" in properties:
             stuff = properties["nibabel_stuff"]  # the array has the axes that the image had for the network
             affine = np.array(stuff.get("reoriented_affine", stuff["original_affine"]), float).reshape(4, 4)
@@ -322,29 +235,18 @@ def _check(values: np.ndarray, sigmoid: bool, step: float, file: Path) -> None:
 def is_label_map(file: Path) -> bool:
     """Whether a NIfTI file has one whole number for each voxel."""
     image = open_nifti(file)
-    is_volume = len(image.shape) == 3 or image.shape[3:] == (1,)
-    return is_volume and image.get_data_dtype().kind in "iu" and cast(Any, image.dataobj).slope == 1
-
-
-def open_label_map(file: Path) -> SpatialImage:
-    """Open a label file and check its header; the voxels are not read."""
-    image = open_nifti(file)
-    if len(image.shape) != 3 and image.shape[3:] != (1,):
-        raise InputError(f"{file}: a volume of shape {image.shape} is no label map.")
-    return image
+    is_whole = image.get_data_dtype().kind in "iu" and cast(Any, image.dataobj).slope == 1
+    return is_whole and image.shape[3:] in ((), (1,))
 
 
 def read_label_map(file: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Read the codes of a label file, whole numbers `(X, Y, Z)`, and its affine.
-
-    Raises:
-        InputError: See `open_label_map`; or it has values that are not whole numbers.
-    """
-    image = open_label_map(file)
-    proxy = cast(Any, image.dataobj)
-    values = apply_read_scaling(read_stored(image, file), proxy.slope, proxy.inter).reshape(image.shape[:3])
-    if values.dtype.kind == "f":
-        if not np.isfinite(values).all() or np.any(values % 1) or np.any(np.abs(values) >= 2.0**63):
-            raise InputError(f"{file}: label codes are not whole numbers of 64 bits.")
-        values = values.astype(np.int64)
-    return values, image.affine
+    """Read the codes of a label file, whole numbers `(X, Y, Z)`, and its affine."""
+    image = open_nifti(file)
+    if image.shape[3:] not in ((), (1,)):
+        raise InputError(f"{file}: a volume of shape {image.shape} is no label map.")
+    values = read_values(image, file).reshape(image.shape[:3])
+    with np.errstate(invalid="ignore"):
+        codes = values.astype(np.int32)
+    if (codes != values).any():
+        raise InputError(f"{file}: label codes are not whole numbers.")
+    return codes, image.affine

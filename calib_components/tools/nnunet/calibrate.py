@@ -2,35 +2,26 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import logging
 import os
 import re
-from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-from filelock import FileLock
-from tqdm import tqdm
 
 from calib_components.errors import InputError, check_writable, reading, writing
 from calib_components.handlers.calibration import write_estimate
 from calib_components.handlers.weights import serialize
 from calib_components.metrics.regions import Region
-from calib_components.tools.evaluate.classes import Classes
 from calib_components.tools.evaluate.fit import fit_calibrator
-from calib_components.tools.evaluate.pairs import Case, classes_of, find_cases, patients_of, read_case
-from calib_components.tools.nnunet.checkpoint import check_trainer, read_checkpoint, scale_checkpoint
-from calib_components.tools.nnunet.dataset import SPLITS
-from calib_components.tools.nnunet.environment import folder_of, nnunet_module
-from calib_components.tools.parallel import map_cases
+from calib_components.tools.evaluate.notes import Notes
+from calib_components.tools.evaluate.pairs import Case, classes_of, find_cases, patients_of
+from calib_components.tools.nnunet.checkpoint import check_trainer, nnunet_module, read_checkpoint, scale_checkpoint
+from calib_components.tools.nnunet.dataset import SPLITS, folder_of
 
 TRAINED, CALIBRATED = "checkpoint_final.pth", "checkpoint_calibrated.pth"
-ROUNDING = 1e-6  # of probabilities that nnU-Net saved in float32
 AGAIN = "Run nnUNetv2_train for this fold again, with --val --npz."
 
 
@@ -76,35 +67,30 @@ def calibrate_model(
         dataset_name = plans["dataset_name"]
     with reading(model / "dataset.json", "the data set of nnU-Net") as file:
         dataset = json.loads(file.read_text())
-        ending = dataset["file_ending"]
         manager = nnunet_module("utilities.plans_handling.plans_handler").PlansManager(plans).get_label_manager(dataset)
-        named = {name: codes for name, codes in dataset["labels"].items() if name not in ("background", "ignore")}
-        if not manager.has_regions:  # their channels are in the order of codes, those of regions in that of the file
-            named = dict(sorted(named.items(), key=lambda item: item[1]))
-    if ending not in (".nii.gz", ".nii"):
-        raise InputError(f"{model / 'dataset.json'}: file_ending must be .nii.gz or .nii, got {ending}.")
+        structures = [
+            f"{name}={'+'.join(map(str, [codes] if isinstance(codes, int) else codes))}"
+            for name, codes in dataset["labels"].items()
+            if name not in ("background", "ignore")
+        ]
     check_writable("model", model)
     if labels is None:
         labels = folder_of("nnUNet_preprocessed") / dataset_name / "gt_segmentations"
-    for fold in tqdm(folds, "check networks", leave=False, disable=None):
+    for fold in folds:
         _check_fold(fold, configuration)
     splits = _read_splits(dataset_name, labels)
-    cases = [case for fold in folds for case in _find_validation(fold, labels, splits, ending)]
-    if twice := [name for name, times in Counter(case.name for case in cases).items() if times > 1]:
-        raise InputError(f"{model}: {twice[0]} is in the validation of several folds.")
-    structures = [
-        f"{name}={'+'.join(map(str, [codes] if isinstance(codes, int) else codes))}" for name, codes in named.items()
-    ]
-    if cases[0].channels != (channels := len(structures) + (not manager.has_regions)):  # with one of the background
-        raise InputError(f"{cases[0].prediction.files[0]} must have {channels} channels, as in dataset.json. {AGAIN}")
+    found: dict[str, Case] = {}
+    for fold in folds:
+        for case in _find_validation(fold, labels, splits, dataset["file_ending"]):
+            if found.setdefault(case.name, case) is not case:
+                raise InputError(f"{model}: {case.name} is in the validation of several folds.")
+    cases = [*found.values()]
     classes = classes_of(cases, structures, manager.has_regions, manager.ignore_label)
-    patients = patients_of([case.name for case in cases], patient_pattern)
-    if not manager.has_regions:
-        map_cases(functools.partial(_check_current, classes=classes), cases, workers, "check")
+    patients = patients_of([*found], patient_pattern)
     print(f"{model}: {', '.join(fold.name for fold in folds)}, {len(cases)} validation cases")
-    calibrator, estimate = fit_calibrator(cases, classes, fitted_on, patients, workers, cropped=True)
+    calibrator, estimate = fit_calibrator(cases, classes, fitted_on, patients, workers, True, _refuse_other_maps)
     temperature = float(calibrator.state()["temperature"])
-    with FileLock(model / ".lock"), ExitStack() as stack:  # all of them or none, of one run
+    with ExitStack() as stack:  # all of them or none
         for fold in folds:
             file = stack.enter_context(writing(fold / CALIBRATED))
             file.write_bytes(serialize(scale_checkpoint(read_checkpoint(fold / TRAINED), temperature)))
@@ -138,17 +124,14 @@ def _check_fold(fold: Path, configuration: str) -> None:
 
 
 def _read_splits(dataset_name: str, labels: Path) -> list[dict[str, list[str]]]:
-    """Return the splits of nnU-Net, from beside the labels unless these are given; none if there are none."""
-    folders = [labels.parent]
-    if "nnUNet_preprocessed" in os.environ:
-        folders.insert(0, folder_of("nnUNet_preprocessed") / dataset_name)
-    for file in (folder / SPLITS for folder in folders):
-        if file.is_file():
-            with reading(file, "the splits of nnU-Net"):
-                return json.loads(file.read_text())
-    logging.getLogger(__name__).warning(
-        "%s: no such file, so whether a fold was trained on its validation cases is not checked", folders[0] / SPLITS
-    )
+    """Return the splits of nnU-Net, from beside the labels where no environment variable names a folder."""
+    is_set = "nnUNet_preprocessed" in os.environ
+    file = (folder_of("nnUNet_preprocessed") / dataset_name if is_set else labels.parent) / SPLITS
+    if file.is_file():
+        with reading(file, "the splits of nnU-Net"):
+            return json.loads(file.read_text())
+    message = "%s: no such file, so whether a fold was trained on its validation cases is not checked"
+    logging.getLogger(__name__).warning(message, file)
     return []
 
 
@@ -167,16 +150,11 @@ def _find_validation(fold: Path, labels: Path, splits: Sequence[dict[str, list[s
             raise InputError(f"{folder / others[0]}.npz: {SPLITS} does not validate {fold.name} on it. Move it away.")
         if others := sorted(expected - probabilities):
             raise InputError(f"{folder}: {others[0]}.npz is missing, which is in {SPLITS}. {AGAIN}")
-    times = [file.stat().st_mtime for kind in ("npz", ending.lstrip(".")) for file in folder.glob(f"[!.]*.{kind}")]
-    if min(times) < (fold / TRAINED).stat().st_mtime:
-        logging.getLogger(__name__).warning("%s: files are older than %s, perhaps of another training", folder, TRAINED)
     return find_cases(folder, labels, warn_left_out=False)
 
 
-def _check_current(case: Case, classes: Classes) -> None:
+def _refuse_other_maps(notes: Sequence[Notes]) -> None:
     """Check that probabilities are those of the label map beside them, which any later validation replaces."""
-    saved = read_case(replace(case, label=case.prediction.grids[-1]), classes)
-    assert saved.probabilities is not None
-    predicted = saved.probabilities.gather(0, saved.label.long().clamp(max=len(saved.probabilities) - 1))
-    if (saved.probabilities.amax(0) - predicted > ROUNDING).any():
-        raise InputError(f"{case.prediction.files[0]} is of an earlier training than the label map beside it. {AGAIN}")
+    for noted in notes:
+        if noted["beside"][0]:
+            raise InputError(f"{noted['file']} is of an earlier training than the label map beside it. {AGAIN}")

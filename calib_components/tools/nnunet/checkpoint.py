@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import torch
 
 from calib_components.errors import InputError, reading
-from calib_components.tools.nnunet.environment import nnunet_module
 
 LAYER = re.compile(r"decoder\.seg_layers\.\d+\.(weight|bias)")  # gives the logits of one resolution
 TRAINER = "nnUNetTrainer"
@@ -24,13 +25,16 @@ NUMBERS: list[Any] = [
 ]
 
 
-def read_checkpoint(file: Path) -> dict[str, Any]:
-    """Read a checkpoint of one of nnU-Net's U-Nets: weights, numbers and texts. Nothing in the file is run.
+def nnunet_module(name: str) -> ModuleType:
+    """Import a module of nnU-Net, such as `utilities.find_objects`, where it is needed: the import takes seconds."""
+    try:
+        return importlib.import_module(f"nnunetv2.{name}")
+    except ModuleNotFoundError as error:
+        raise InputError(f"No module {error.name}. Install the extra: pip install -e '.[nnunet]'") from error
 
-    Raises:
-        InputError: It cannot be read, holds anything else, lacks what nnU-Net predicts with, has another architecture,
-            or has a temperature already.
-    """
+
+def read_checkpoint(file: Path) -> dict[str, Any]:
+    """Read a checkpoint of one of nnU-Net's U-Nets: weights, numbers and texts. Nothing in the file is run."""
     with reading(file, "a checkpoint of nnU-Net"), torch.serialization.safe_globals(NUMBERS):
         checkpoint = torch.load(file, map_location="cpu", weights_only=True)
         weights, _, _ = (dict(checkpoint)[key] for key in ("network_weights", "init_args", "trainer_name"))
@@ -55,11 +59,7 @@ def scale_checkpoint(checkpoint: Mapping[str, Any], temperature: float) -> dict[
 
 
 def check_trainer(file: Path, name: str) -> None:
-    """Check that the trainer of a checkpoint builds its network as nnU-Net's own does, which replaces it.
-
-    Raises:
-        InputError: It is not found, or builds a network of its own.
-    """
+    """Check that the trainer of a checkpoint builds its network as nnU-Net's own does, which replaces it."""
     own = nnunet_module("training.nnUNetTrainer.nnUNetTrainer").nnUNetTrainer
     with reading(file, f"a trainer that nnU-Net finds, or whose folder nnUNet_extTrainer names, called {name}"):
         trainer = nnunet_module("utilities.find_objects").recursive_find_trainer_class_by_name(name)

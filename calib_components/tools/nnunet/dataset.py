@@ -8,22 +8,27 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 
 from tqdm import tqdm
 
 from calib_components.errors import UNFINISHED, InputError, check_count, reading, writing
-from calib_components.tools.nnunet.environment import folder_of
 from calib_components.tools.prepare.acdc import LAYOUT, find_cases
-from calib_components.tools.prepare.case import Case, require_cases
-from calib_components.tools.prepare.facts import facts_of_dataset
+from calib_components.tools.prepare.case import require_cases
 from calib_components.tools.prepare.split import divide
 
 FOLDS = 5  # of nnU-Net's cross-validation
 SPLITS = "splits_final.json"  # where nnU-Net looks for the folds
-ENDING = ".nii.gz"
+
+
+def folder_of(variable: str) -> Path:
+    """Return the folder that an environment variable of nnU-Net names."""
+    value = os.environ.get(variable, "")
+    if not (value and Path(value).is_dir()):
+        raise InputError(f"{variable} must name a folder, as nnU-Net's environment variable, got {value!r}.")
+    return Path(value)
 
 
 def make_acdc(src: Path, *, dataset_id: int = 27, seed: int = 0) -> None:
@@ -60,17 +65,26 @@ def make_acdc(src: Path, *, dataset_id: int = 27, seed: int = 0) -> None:
 
     unfinished, splits = raw / f"{UNFINISHED}{name}", preprocessed / name / SPLITS
     shutil.rmtree(unfinished, ignore_errors=True)
-    _copy(training, unfinished / "imagesTr", unfinished / "labelsTr")
-    _copy(testing, unfinished / "imagesTs", unfinished / "labelsTs")
-    facts = facts_of_dataset("acdc", src)
+    copies = {}
+    for part, cases in (("Tr", training), ("Ts", testing)):
+        for kind, suffix in (("images", "_0000"), ("labels", "")):
+            (unfinished / f"{kind}{part}").mkdir(parents=True)
+            for case in cases:
+                source = case.images[0] if kind == "images" else case.label
+                copies[unfinished / f"{kind}{part}" / f"{case.name}{suffix}.nii.gz"] = source
+    for target, source in tqdm(copies.items(), "copy", leave=False, disable=None):
+        with reading(source):
+            content = source.read_bytes()
+        target.write_bytes(content if source.suffix.lower() == ".gz" else gzip.compress(content))
     description = {
         "channel_names": {"0": "cineMRI"},
-        "labels": {"background": 0, **{part: facts.label_codes[index] for part, (index,) in facts.structures.items()}},
+        "labels": {"background": 0, "RV": 1, "MYO": 2, "LV": 3},
         "numTraining": len(training),
-        "file_ending": ENDING,
+        "file_ending": ".nii.gz",
         "reference": "Bernard et al., IEEE TMI 2018",
         "licence": "CC BY-NC-SA 4.0",
     }
+    (unfinished / "dataset.json").write_text(json.dumps(description, indent=1))
     folds = [
         {
             "train": sorted(case.name for case in training if case.patient not in part),
@@ -78,22 +92,9 @@ def make_acdc(src: Path, *, dataset_id: int = 27, seed: int = 0) -> None:
         }
         for part in divide(groups, [1 / FOLDS] * FOLDS, seed)
     ]
-    (unfinished / "dataset.json").write_text(json.dumps(description, indent=1))
     splits.parent.mkdir()
     with writing(splits) as file:
         file.write_text(json.dumps(folds, indent=1))
     unfinished.replace(raw / name)
     print(f"{raw / name}: {len(training)} cases of {len(groups)} patients to train on, {len(testing)} to test on")
     print(f"{splits}: {FOLDS} folds by patient")
-
-
-def _copy(cases: Sequence[Case], images: Path, labels: Path) -> None:
-    """Copy images and labels under the names that nnU-Net expects."""
-    for folder in (images, labels):
-        folder.mkdir(parents=True)
-    for case in tqdm(cases, images.name, leave=False, disable=None):
-        targets = {images / f"{case.name}_0000{ENDING}": case.images[0], labels / f"{case.name}{ENDING}": case.label}
-        for target, source in targets.items():
-            with reading(source):
-                content = source.read_bytes()
-            target.write_bytes(content if source.suffix.lower() == ".gz" else gzip.compress(content))

@@ -20,15 +20,12 @@ import inspect
 from collections.abc import Sequence
 from typing import ClassVar
 
-import torch
-from nnunetv2.training.loss.robust_ce_loss import RobustCrossEntropyLoss
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.training.nnUNetTrainer.variants.training_length.nnUNetTrainer_Xepochs import nnUNetTrainer_5epochs
 from torch import Tensor, nn
 
 from calib_components.errors import InputError
 from calib_components.losses import LOSSES, L1ACELoss
-
-CUDA = torch.device("cuda")
 
 
 class FullResolution(nn.Module):
@@ -63,11 +60,7 @@ class VoxelLossTrainer(nnUNetTrainer):
     use_dice = False  # whether Dice is added at every resolution, as in nnU-Net's default
 
     def voxel_loss(self, ignore_index: int | None) -> nn.Module:
-        """Return the loss that takes the place of cross-entropy.
-
-        Args:
-            ignore_index: Label of voxels to leave out; None if the data set has none.
-        """
+        """Return the loss that takes the place of cross-entropy; `ignore_index` is None if all voxels count."""
         options = {name: getattr(self, name) for name in self.options}
         return self.voxel_loss_class(**options, ignore_index=ignore_index)
 
@@ -83,31 +76,11 @@ class VoxelLossTrainer(nnUNetTrainer):
         if self.enable_deep_supervision:
             weights, full, lower = full.weight_factors, full.loss, lower.loss
         voxel_loss = self.voxel_loss(self.label_manager.ignore_label)
-        cross_entropy = getattr(lower, "ce", lower)
-        is_alone = cross_entropy is lower
-        # Others are those of a trainer that this one is combined with.
-        if type(cross_entropy) is not RobustCrossEntropyLoss or (self.use_dice and is_alone):
-            raise InputError(
-                f"{type(self).__name__} replaces the cross-entropy of nnU-Net's Dice with cross-entropy, and cannot be "
-                f"combined with {type(lower).__name__}."
-            )
         if self.use_dice:
             full.ce = voxel_loss
-        else:  # without Dice, nnU-Net's loss of voxels that are all ignored is a number without a gradient
-            full = voxel_loss
-            if not is_alone:
-                lower.weight_dice = 0
+        else:
+            full, lower.weight_dice = voxel_loss, 0
         return FullResolution(full, lower, weights) if self.enable_deep_supervision else full
-
-
-class FiveEpochs(nnUNetTrainer):
-    """Five epochs instead of a thousand, to see whether everything works."""
-
-    def __init__(
-        self, plans: dict, configuration: str, fold: int, dataset_json: dict, device: torch.device = CUDA
-    ) -> None:
-        super().__init__(plans, configuration, fold, dataset_json, device)
-        self.num_epochs = 5
 
 
 def _trainer_of(loss: type[nn.Module]) -> type[VoxelLossTrainer]:
@@ -130,7 +103,7 @@ TRAINERS["nnUNetTrainerNACLDice"] = type(
     {"__module__": __name__, "__doc__": "Trainer with `NACLLoss` and Dice.", "use_dice": True},
 )
 TRAINERS |= {
-    f"{name}_5epochs": type(f"{name}_5epochs", (FiveEpochs, trainer), {"__module__": __name__})
+    f"{name}_5epochs": type(f"{name}_5epochs", (trainer, nnUNetTrainer_5epochs), {"__module__": __name__})
     for name, trainer in TRAINERS.items()
 }
 globals().update(TRAINERS)  # where nnU-Net looks for a class by its name

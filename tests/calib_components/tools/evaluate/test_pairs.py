@@ -58,7 +58,7 @@ def check_softmax(saved: Saved, p: np.ndarray = P, atol: float = 1e-6) -> None:
     torch.testing.assert_close(saved.probabilities, torch.from_numpy(p), atol=atol, rtol=0)
     assert torch.equal(saved.prediction, torch.from_numpy(p.argmax(0).astype(np.uint8)))
     assert torch.equal(saved.label, torch.from_numpy(LABEL[None]))
-    np.testing.assert_allclose(saved.spacing, [1.5, 1.25, 8.0], atol=1e-5)
+    np.testing.assert_allclose(saved.affine, AFFINE, atol=1e-4)
 
 
 def test_a_folder_of_our_inference_and_one_of_images_and_labels(predictions: Path, tmp_path: Path) -> None:
@@ -138,16 +138,6 @@ def test_label_maps_have_no_probabilities(predictions: Path, tmp_path: Path) -> 
     assert (saved.other_codes, saved.other_predicted) == ([1], [1, 2])
 
 
-def test_channels_in_another_order_than_the_structures_are_reported(
-    predictions: Path, labels: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    save_channels_last(predictions / "case.nii.gz", P)
-    read_one(tmp_path, ["LV=1", "RV=2"])
-    assert caplog.messages == []
-    read_one(tmp_path, ["RV=2", "LV=1"])
-    assert "ascending order of codes" in caplog.text
-
-
 def test_names_that_do_not_pair(predictions: Path, labels: Path, caplog: pytest.LogCaptureFixture) -> None:
     save_channels_last(predictions / "case.nii.gz", P)
     save_nifti(labels / "more.nii", LABEL)
@@ -168,16 +158,13 @@ def test_two_of_one_name_are_refused(predictions: Path, labels: Path) -> None:
     save_nnunet(predictions / "sub", "case", P)
     with pytest.raises(InputError, match="Two predictions are called case"):
         find_predictions(predictions)
-    save_nifti(labels / "sub" / "case.nii", LABEL)
-    with pytest.raises(InputError, match="Two labels are called case"):
-        find_cases(predictions, labels)
     save_nifti(labels / "case.nii", LABEL)
-    with pytest.raises(InputError, match="Two files are called case"):
+    with pytest.raises(InputError, match="Two labels are called case"):
         find_cases(predictions, labels)
 
 
 def test_folders_without_files_are_named(predictions: Path, labels: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"does not exist: .*predictions"):
+    with pytest.raises(InputError, match=r"predictions: cannot read the folder"):
         find_cases(predictions, labels)
     predictions.mkdir()
     with pytest.raises(InputError, match="predictions holds no predictions"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import pytest
@@ -10,8 +11,6 @@ import torch
 import torch.nn.functional as F
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.training.nnUNetTrainer.variants.loss.nnUNetTrainerCELoss import nnUNetTrainerCELoss
-from nnunetv2.training.nnUNetTrainer.variants.loss.nnUNetTrainerDiceLoss import nnUNetTrainerDiceLoss
-from nnunetv2.training.nnUNetTrainer.variants.loss.nnUNetTrainerTopkLoss import nnUNetTrainerDiceTopK10Loss
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from torch import Tensor, nn
 
@@ -29,14 +28,14 @@ from tests.calib_components.tools.nnunet.made_up import (
 )
 
 WITH_IGNORE = {**LABELS, "ignore": IGNORE}
-LOSSES: dict[str, Callable[[int | None], nn.Module]] = {
-    "NACL": lambda ignore: losses.NACLLoss("mean", 3, penalty_weight=0.1, ignore_index=ignore),
-    "NACLDice": lambda ignore: losses.NACLLoss("mean", 3, penalty_weight=0.1, ignore_index=ignore),
-    "SVLS": lambda ignore: losses.SVLSLoss(3, 2.0, ignore_index=ignore),
-    "MbLS": lambda ignore: losses.MbLSLoss(5.0, 0.1, ignore_index=ignore),
-    "Focal": lambda ignore: losses.FocalLoss(3.0, ignore_index=ignore),
-    "LabelSmoothing": lambda ignore: losses.LabelSmoothingLoss(0.1, ignore_index=ignore),
-    "EntropyPenalty": lambda ignore: losses.EntropyPenaltyLoss(0.1, ignore_index=ignore),
+LOSSES: dict[str, Callable[..., nn.Module]] = {
+    "NACL": partial(losses.NACLLoss, "mean", 3, penalty_weight=0.1),
+    "NACLDice": partial(losses.NACLLoss, "mean", 3, penalty_weight=0.1),
+    "SVLS": partial(losses.SVLSLoss, 3, 2.0),
+    "MbLS": partial(losses.MbLSLoss, 5.0, 0.1),
+    "Focal": partial(losses.FocalLoss, 3.0),
+    "LabelSmoothing": partial(losses.LabelSmoothingLoss, 0.1),
+    "EntropyPenalty": partial(losses.EntropyPenaltyLoss, 0.1),
 }
 WEIGHTS = (2 / 3, 1 / 3, 0)  # 1, 1/2 and 0 for 1/4, divided by their sum
 NACL, NACL_DICE = TRAINERS["nnUNetTrainerNACL"], TRAINERS["nnUNetTrainerNACLDice"]
@@ -97,7 +96,7 @@ def dice(output: Tensor, target: Tensor, batch: bool, ignored: Tensor) -> Tensor
 def test_full_resolution_has_our_loss_and_lower_ones_cross_entropy(name: str, dimensions: int, ignore: bool) -> None:
     labels: Mapping[str, Any] = WITH_IGNORE if ignore else LABELS
     outputs, targets = outputs_and_targets(dimensions, 0.3 * ignore)
-    ours = LOSSES[name](IGNORE if ignore else None)
+    ours = LOSSES[name](ignore_index=IGNORE if ignore else None)
 
     def definition(outputs: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
         total = torch.zeros(())
@@ -129,16 +128,9 @@ def test_a_batch_in_which_all_is_ignored_has_no_gradient(name: str) -> None:
     assert not any(gradient.any() for gradient in gradients)
 
 
-def test_regions_and_losses_without_cross_entropy_are_refused() -> None:
+def test_regions_are_refused() -> None:
     with pytest.raises(InputError, match="regions"):
         make_trainer(NACL, labels=REGIONS)._build_loss()
-    for base, other in (
-        (NACL_DICE, nnUNetTrainerCELoss), (NACL, nnUNetTrainerDiceLoss), (NACL_DICE, nnUNetTrainerDiceTopK10Loss)
-    ):  # fmt: skip
-        with pytest.raises(InputError, match="Combined"):
-            make_trainer(type("Combined", (base, other), {}))._build_loss()
-    loss = make_trainer(type("Combined", (NACL, nnUNetTrainerCELoss), {}))._build_loss()
-    assert type(loss.full) is losses.NACLLoss
 
 
 def test_training_steps_lower_the_loss() -> None:
