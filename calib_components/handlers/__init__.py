@@ -2,9 +2,8 @@
 
 from calib_components.handlers.calibration import Calibration, calibration_cases, read_estimate, write_estimate
 from calib_components.handlers.checkpoint import TrainingCheckpoint
-from calib_components.handlers.evaluation import EvaluationWriter, check_case
+from calib_components.handlers.evaluation import EvaluationRecords, EvaluationWriter, check_case
 from calib_components.handlers.evaluation_files import Evaluation
-from calib_components.handlers.evaluation_records import EvaluationRecords
 from calib_components.handlers.processes import join_process_group, leave_process_group, share_cases
 from calib_components.handlers.weights import WeightsCheckpointLoader, load_torchscript, load_weights
 

@@ -31,9 +31,6 @@ from calib_components.handlers.weights import (
 from calib_components.metrics import CalibrationBins, ECEMetric
 from calib_components.posthoc import KINDS, Calibrator, Estimate, set_calibrator
 
-__all__ = ["Calibration", "calibration_cases", "read_estimate", "write_estimate"]
-
-Bins = dict[str, CalibrationBins]  # by their region
 WORSE = 1.1  # times the error before, from which an error after the fit is warned of
 REGIONS = {"all": "all voxels", "predicted": "predicted foreground"}  # that errors are reported in
 SPLITS = {  # what to know of a fit on a split
@@ -70,9 +67,8 @@ class Calibration:
         output_dir: Folder of the other files.
         split: Split that the cases are from, for what is said of the fit.
         temperature: A temperature to write without a fit. The other files, of an earlier fit, are removed.
-        pool: Folders of earlier fits, such as of all folds of a cross-validation: one calibrator is fitted to all their
-            patients, each of whom is in one of them, without any case. `temperature_fit.json` stays as it is then, and
-            there is no figure.
+        pool: Folders of earlier fits, such as of all folds: one calibrator is fitted to all their patients, each of
+            whom is in one of them, without any case. `temperature_fit.json` stays, and there is no figure.
         facts: Facts of the data, which are compared with those of the weights; None not to compare them.
 
     Raises:
@@ -106,23 +102,24 @@ class Calibration:
         """Fit the calibrator, or take the given temperature, and write the weights."""
         set_calibrator(self.network, type(self.calibrator)())
         self._check_places()
-        name, files = self.calibrator.name, {}
+        name = self.calibrator.name
+        estimate, fit, figure = f"{name}.json", f"{name}_fit.json", f"reliability_{name}.png"
+        files: dict[str, bytes | None] = {}
         if self.temperature is not None:
             self.calibrator.set_state({"temperature": self.temperature})
-            files = dict.fromkeys((f"{name}.json", f"{name}_fit.json", f"reliability_{name}.png"))
+            files = dict.fromkeys((estimate, fit, figure))
         elif self.pool is not None:
             if idist.get_rank() == 0:  # `compute` puts together what all processes have
                 _add_fits(self.pool, self.calibrator)
-            files = {**self._fit(), f"reliability_{name}.png": None}
+            files = {estimate: self._fit(), figure: None}
         else:
             WeightsCheckpointLoader(self.load_path, self.network, self.facts)(self.evaluator)
             set_calibrator(self.network, type(self.calibrator)())
             before = self._run_network(self.calibrator)
-            files = {**self._fit(), f"{name}_fit.json": _encoded(self.calibrator.to_dict())}
+            files = {estimate: self._fit(), fit: _encoded(self.calibrator.to_dict())}
             after = self._run_network()
             if idist.get_rank() == 0:
-                files[f"reliability_{name}.png"] = _diagram(before, after)
-                self._compare(before, after)
+                files[figure] = self._compare(before, after)
         if idist.get_rank() == 0:
             self._write(files)
 
@@ -136,8 +133,8 @@ class Calibration:
                 raise InputError(f"calibrated_path: {self.calibrated_path} has other weights. Choose another file.")
         check_beside(self.calibrated_path, facts_beside(self.load_path), "calibrated_path")
 
-    def _run_network(self, fit: Calibrator | None = None) -> Bins:
-        """Run the network over all cases, and add them to the fit; return the bins of each region."""
+    def _run_network(self, fit: Calibrator | None = None) -> dict[str, CalibrationBins]:
+        """Run the network over all cases, and add them to the fit; return the bins by region."""
         metrics = {region: ECEMetric(region=region) for region in REGIONS}
 
         def add(engine: Evaluator) -> None:
@@ -152,7 +149,8 @@ class Calibration:
             self.evaluator.run()
         return {region: metric.bins for region, metric in metrics.items()}
 
-    def _fit(self) -> dict[str, bytes | None]:
+    def _fit(self) -> bytes:
+        """Fit the calibrator, put it into the network, and return the report."""
         estimate: Estimate = self.calibrator.compute()
         set_calibrator(self.network, self.calibrator)
         if idist.get_rank() == 0:
@@ -161,9 +159,12 @@ class Calibration:
             self._log.info("NLL %.4f -> %.4f (region %s)", before, after, region)
             for warning in estimate.warnings():
                 self._log.warning("%s", warning)
-        return {f"{estimate.name}.json": _encoded(estimate.to_dict(), indent=2)}
+        return _encoded(estimate.to_dict(), indent=2)
 
-    def _compare(self, before: Bins, after: Bins) -> None:
+    def _compare(self, before: Mapping[str, CalibrationBins], after: Mapping[str, CalibrationBins]) -> bytes:
+        """Say what the fit changed, and return the figure of it."""
+        from calib_components.figures import reliability_diagram  # training must not need matplotlib
+
         errors = {r: [bins[r].expected_error().item() for bins in (before, after)] for r in REGIONS}
         self._log.info("ECE %s", ", ".join(f"{a:.4f} -> {b:.4f} ({REGIONS[r]})" for r, (a, b) in errors.items()))
         for region, (old, new) in errors.items():
@@ -171,19 +172,23 @@ class Calibration:
                 title, name = REGIONS[region], self.calibrator.name
                 self._log.warning("The ECE of %s is larger with this %s. It cannot serve all voxels.", title, name)
         self._log.info("%s", SPLITS[self.split])
+        when, content = {"before": before, "after": after}, io.BytesIO()
+        panels = {f"{region}, {time}": bins[region] for region in REGIONS for time, bins in when.items()}
+        reliability_diagram(panels, bands=True).savefig(content, format="png")
+        return content.getvalue()
 
     def _write(self, files: Mapping[str, bytes | None]) -> None:
         """Write the weights and the other files, all or none; those without content are removed."""
         file, content = self.calibrated_path, with_calibrator(self.load_path, self.calibrator)
         is_new = not file.is_file() or file.read_bytes() != content
-        reports = {name: report for name, report in files.items() if report is not None}
-        if reports:
-            make_folder(self.output_dir)
         with ExitStack() as stack:
-            for name, report in reports.items():
-                stack.enter_context(writing(self.output_dir / name)).write_bytes(report)
+            for name, report in files.items():
+                if report is not None:
+                    make_folder(self.output_dir)
+                    stack.enter_context(writing(self.output_dir / name)).write_bytes(report)
             write_weights(file, content, facts_beside(self.load_path), "calibrated_path")
-            for name in files.keys() - reports.keys():
+        for name, report in files.items():
+            if report is None:
                 (self.output_dir / name).unlink(missing_ok=True)
         self._log.info("Wrote the %s into %s", self.calibrator.name, file)
         for export in sorted(file.parent.glob(f"{glob.escape(file.stem)}.*")):
@@ -195,15 +200,6 @@ def _encoded(content: Any, **options: Any) -> bytes:
     return (json.dumps(content, allow_nan=False, **options) + "\n").encode()
 
 
-def _diagram(before: Bins, after: Bins) -> bytes:
-    from calib_components.figures import reliability_diagram  # training must not need matplotlib
-
-    when, content = {"before": before, "after": after}, io.BytesIO()
-    panels = {f"{region}, {time}": bins[region] for region in REGIONS for time, bins in when.items()}
-    reliability_diagram(panels, bands=True).savefig(content, format="png")
-    return content.getvalue()
-
-
 def _add_fits(folders: Sequence[str | os.PathLike], whole: Calibrator) -> None:
     """Add earlier fits of the same kind to a calibrator."""
     found: dict[str, Path] = {}
@@ -212,9 +208,8 @@ def _add_fits(folders: Sequence[str | os.PathLike], whole: Calibrator) -> None:
             content = json.loads(file.read_bytes())
             whole.add(type(whole).from_dict(content))
         for patient in content["patients"]:
-            if patient in found:
-                raise InputError(f"{file}: patient {patient} is in {found[patient]}, too.")
-            found[patient] = file
+            if (other := found.setdefault(patient, file)) is not file:
+                raise InputError(f"{file}: patient {patient} is in {other}, too.")
 
 
 def read_estimate(folder: str | os.PathLike) -> Any:
@@ -224,9 +219,9 @@ def read_estimate(folder: str | os.PathLike) -> Any:
         InputError: The file is missing or broken.
     """
     files = {Path(folder) / f"{kind.name}.json": kind.estimate for kind in KINDS.values()}
-    for file, kind in sorted(files.items(), key=lambda item: not item[0].exists()):
-        with reading(file, "a fitted calibrator"):
-            return kind.from_dict(json.loads(file.read_bytes()))
+    file = next((file for file in files if file.exists()), next(iter(files)))
+    with reading(file, "a fitted calibrator"):
+        return files[file].from_dict(json.loads(file.read_bytes()))
 
 
 def write_estimate(estimate: Estimate, folder: str | os.PathLike) -> None:

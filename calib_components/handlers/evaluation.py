@@ -6,8 +6,11 @@ cases that have no record, and the probabilities may be those of a bundle or any
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import os
 import shutil
+from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,13 +22,16 @@ from filelock import FileLock
 from ignite.engine import Engine, Events
 from monai.data import MetaTensor
 from monai.utils import convert_to_tensor
+from torch.serialization import safe_globals
 
+from calib_components import __version__
 from calib_components.data.transforms import check_labels
-from calib_components.errors import InputError, check_writable, make_folder
+from calib_components.errors import InputError, make_folder, reading
 from calib_components.handlers.evaluation_files import Evaluation, draw_cases, draw_reliability, replacing
-from calib_components.handlers.evaluation_records import EvaluationRecords
+from calib_components.handlers.weights import save
+from calib_components.inference.images import shard_of
 from calib_components.inference.maps import normalized_entropy
-from calib_components.metrics import CalibrationBins, dice, threshold_counts
+from calib_components.metrics import CalibrationBins, ThresholdCounts, dice, threshold_counts
 from calib_components.metrics.measures import MEASURES, Case, measure_case
 from calib_components.metrics.scores import logit_magnitude_sums
 
@@ -70,9 +76,7 @@ def record_case(
 
     Args:
         case: The case.
-        prediction: Map of classes to draw, `(H, W, D)`.
-        label: Map of classes to draw, `(H, W, D)`.
-        image: Grey values to draw, `(H, W, D)`.
+        prediction, label, image: Maps of classes and grey values to draw, `(H, W, D)`.
         logits: `(N, H, W, D)`, of which mean magnitudes are kept.
 
     Returns:
@@ -118,6 +122,75 @@ def _slice(case: Case, prediction: torch.Tensor, label: torch.Tensor, image: tor
     }
 
 
+class EvaluationRecords:
+    """What is measured of each case, in a file of its own in the output folder until the evaluation is written.
+
+    A record counts if it has the stamp of this evaluation and is newer than the files of its case.
+
+    Args:
+        output_dir: Folder of the evaluation.
+        cases: An item for each case, such as those of `read_datalist`: its name `case`, its `patient`, and its files.
+        stamp: Text that differs for other weights or options, see `calib_components.inference.run_stamp`.
+        files: Keys of an item whose values are a file or several.
+
+    Raises:
+        InputError: Two cases have the same name.
+    """
+
+    def __init__(
+        self,
+        output_dir: str | os.PathLike,
+        cases: Sequence[Mapping[str, Any]],
+        stamp: str = "",
+        files: Sequence[str] = ("image", "label"),
+    ) -> None:
+        self.output_dir, self.folder = Path(output_dir), Path(output_dir) / ".records"
+        self.cases, self.stamp, self.files = {Path(item["case"]).name: item for item in cases}, stamp, files
+        for name, count in Counter(Path(item["case"]).name for item in cases).items():
+            if count > 1:
+                raise InputError(f"{count} cases are called {name}. Their results would replace each other.")
+
+    def to_measure(self, shard: str | None = None, skip_existing: bool = False) -> list[Mapping[str, Any]]:
+        """Return the items of the cases to measure.
+
+        Args:
+            shard: `"i/n"` for the `i`-th of `n` shares of the cases; None for all of them.
+            skip_existing: Whether to leave out cases that have a record.
+
+        Raises:
+            InputError: `shard` has another form, or is a share without cases.
+        """
+        if not (names := shard_of([*self.cases], shard)):
+            raise InputError(f"shard {shard} has none of the {len(self.cases)} cases. Use fewer shards.")
+        missing = [name for name in names if not (skip_existing and self.has(name))]
+        if skip_existing:
+            logging.getLogger(__name__).info("%d of %d cases have a record.", len(names) - len(missing), len(names))
+        # Without a case, an engine does not run, and nothing would be written: the last case is measured again.
+        return [self.cases[name] for name in missing or names[-1:]]
+
+    def has(self, case: str) -> bool:
+        """Whether a case has a record of this evaluation."""
+        if not (file := self._file(case)).is_file():
+            return False
+        values = [self.cases[case].get(key, []) for key in self.files]
+        sources = [source for v in values for source in ([v] if isinstance(v, str | os.PathLike) else v)]
+        return all(os.stat(source).st_mtime_ns <= file.stat().st_mtime_ns for source in sources)
+
+    def write(self, case: str, record: Mapping[str, Any]) -> None:
+        """Write the record of a case, see `record_case`."""
+        make_folder(self.folder)
+        save(record, self._file(case))
+
+    def read(self, case: str) -> dict[str, Any]:
+        """Read the record of a case."""
+        with reading(self._file(case)) as file, safe_globals([CalibrationBins, ThresholdCounts]):
+            return torch.load(file, "cpu", weights_only=True)
+
+    def _file(self, case: str) -> Path:
+        name = b"\0".join(map(os.fsencode, (__version__, self.stamp, case)))  # may be long
+        return self.folder / f"{hashlib.sha256(name).hexdigest()[:32]}.pt"
+
+
 def write_evaluation(
     records: EvaluationRecords,
     structures: Sequence[str],
@@ -140,9 +213,6 @@ def write_evaluation(
 
     Returns:
         The content of `summary.json`; None if another process has to measure cases, or has written the files.
-
-    Raises:
-        InputError: The files cannot be written.
     """
     log, cases = logging.getLogger(__name__), [*records.cases]
     make_folder(records.output_dir)
@@ -161,9 +231,9 @@ def write_evaluation(
             evaluation.write(folder)
             if evaluation.regions:
                 draw_reliability(folder, evaluation)
-            dsc = evaluation.cases[[f"dsc_{name}" for name in structures]].mean(axis=1)
+            dsc = evaluation.cases.set_index("case")[[f"dsc_{name}" for name in structures]].mean(axis=1)
             drawn_names = ["background", *class_names] if evaluation.summary.get("sigmoid") else class_names
-            draw_cases(folder, cases, dsc.tolist(), [record["slice"] for record in measured], drawn_names)
+            draw_cases(folder, dsc, [record["slice"] for record in measured], drawn_names)
         shutil.rmtree(records.folder, ignore_errors=True)
     log.info("Wrote the evaluation of %d cases to %s", len(cases), records.output_dir)
     return evaluation.summary
@@ -244,8 +314,8 @@ class EvaluationWriter:
         temperature: By which the logits were divided, a number or a tensor of one element; None is 1.
 
     Raises:
-        InputError: At the start of a run, if the folder cannot be written; during it, if a case has no name in the
-            records or another number of channels than there are names.
+        InputError: During a run, if the folder cannot be written, or a case has another number of channels than there
+            are names.
     """
 
     def __init__(
@@ -263,25 +333,19 @@ class EvaluationWriter:
 
     def attach(self, engine: Engine) -> None:
         """Measure after each iteration of the evaluator, and write after its epoch."""
-        engine.add_event_handler(Events.EPOCH_STARTED, self._start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._measure)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._write)
-
-    def _start(self) -> None:
-        check_writable("output_dir", self.records.output_dir)
 
     def _measure(self, engine: Engine) -> None:
         outputs = self.output_transform(engine.state.output)
         for name, *volumes in zip(self.batch_transform(engine.state.batch), *outputs, strict=True):
-            if (name := Path(name).name) not in self.records.cases:
-                raise InputError(f"{name} is not in the list of cases of this evaluation.")
             image, probabilities, label, logits = (convert_to_tensor(volume, track_meta=False) for volume in volumes)
             if len(probabilities) != len(self.class_names):
                 raise InputError(f"class_names has {len(self.class_names)} names for {len(probabilities)} channels.")
             prediction = probabilities.max(0).indices  # what argmax(0) gives, in a fraction of its time
             temperature = None if self.temperature is None else float(self.temperature)
             case = Case(label, self.structures, probabilities, prediction, temperature=temperature)
-            self.records.write(name, record_case(case, prediction, label[0], image[0], logits))
+            self.records.write(Path(name).name, record_case(case, prediction, label[0], image[0], logits))
 
     def _write(self, engine: Engine) -> None:
         idist.barrier()

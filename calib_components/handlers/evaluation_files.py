@@ -14,25 +14,15 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from numpy.typing import NDArray
 
 from calib_components.errors import InputError, printable, reading
 from calib_components.metrics import CalibrationBins, ThresholdCounts
 
-FILES = (  # all that an evaluation writes; the summary comes last, so where it is, the rest belongs to it
-    "cases.csv",
-    "calibration.json",
-    "logits.json",
-    "thresholds.json",
-    "risk_coverage.json",
-    "reliability.png",
-    "reliability_classes.png",
-    "cases/best.png",
-    "cases/median.png",
-    "cases/worst.png",
-    "summary.json",
-)
+PICTURES = ("reliability.png", "reliability_classes.png", "cases/best.png", "cases/median.png", "cases/worst.png")
+TABLES = ("cases.csv", "calibration.json", "logits.json", "thresholds.json", "risk_coverage.json")
+FILES = (*TABLES, *PICTURES, "summary.json")  # the summary comes last: where it is, the rest belongs to it
+MAPS = ("image", "label", "prediction", "uncertainty")  # of a slice
 SCHEMA_VERSION = 1  # of the JSON files; those of releases before 0.3 have none and are read as version 1
 Array = NDArray[np.float64]
 Bins = Mapping[str, CalibrationBins]  # by kind
@@ -136,21 +126,12 @@ def _bins(kinds: Mapping[str, Mapping[str, list]]) -> Bins:
 
 
 def _write_json(file: Path, content: Mapping[str, Any], indent: int | None = None) -> None:
-    text = json.dumps(_plain({"schema_version": SCHEMA_VERSION, **content}), indent=indent, allow_nan=False)
-    file.write_text(text + "\n")
+    def plain(value: Any) -> Any:
+        return value.to_dict() if isinstance(value, CalibrationBins | ThresholdCounts) else value.tolist()
 
-
-def _plain(value: Any) -> Any:
-    """Return what JSON can hold; NaN becomes None."""
-    if isinstance(value, CalibrationBins | ThresholdCounts):
-        value = value.to_dict()
-    if isinstance(value, torch.Tensor | np.ndarray):
-        value = value.tolist()
-    if isinstance(value, dict):
-        return {key: _plain(entry) for key, entry in value.items()}
-    if isinstance(value, list):
-        return [_plain(entry) for entry in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
+    text = json.dumps({"schema_version": SCHEMA_VERSION, **content}, default=plain)
+    without_nan = json.loads(text, parse_constant={"NaN": None}.__getitem__)
+    file.write_text(json.dumps(without_nan, indent=indent) + "\n")
 
 
 @contextmanager
@@ -167,11 +148,7 @@ def _read_json(file: Path) -> Iterator[dict[str, Any]]:
 def replacing(folder: Path) -> Iterator[Path]:
     """Give a hidden folder for the files of an evaluation, which replace those of an earlier one at the end.
 
-    The old ones go first, the new summary comes last: a process killed in between leaves no summary, and files of one
-    evaluation only.
-
-    Raises:
-        InputError: A file cannot be written. Files of an earlier evaluation stay.
+    A process that is killed meanwhile leaves the earlier ones, or files of the new one without its summary.
     """
     unfinished = folder / ".unfinished-evaluation"
     try:
@@ -204,29 +181,26 @@ def draw_reliability(folder: Path, evaluation: Evaluation) -> None:
     reliability_diagram(of_classes, evaluation.class_names, bands=True).savefig(folder / "reliability_classes.png")
 
 
-def draw_cases(
-    folder: Path, cases: Sequence[str], dsc: Sequence[float], slices: Sequence[Mapping[str, Any]], names: Sequence[str]
-) -> None:
-    """Draw `cases/best.png`, `median.png` and `worst.png` by the mean DSC of each case.
+def draw_cases(folder: Path, dsc: pd.Series, slices: Sequence[Mapping[str, Any]], class_names: Sequence[str]) -> None:
+    """Draw `cases/best.png`, `median.png` and `worst.png`.
 
     Args:
         folder: Where they are written.
-        cases: Names of the cases.
-        dsc: Mean DSC of each.
+        dsc: Mean DSC of each case, by its name.
         slices: The slice of each, see `calib_components.handlers.evaluation.record_case`.
-        names: Names of the classes in the slices, the background first.
+        class_names: Names of the classes in the slices, the background first.
     """
     from calib_components.figures import uncertainty_overlay  # training must not need matplotlib
 
-    ordered = sorted((i for i in range(len(cases)) if not math.isnan(dsc[i])), key=lambda i: dsc[i])
+    ordered = sorted((i for i, value in enumerate(dsc) if not math.isnan(value)), key=lambda i: dsc.iloc[i])
     # Two cases have no median, and one is the best alone: later names win.
-    pictures = {len(ordered) // 2: "median", 0: "worst", len(ordered) - 1: "best"} if ordered else {}
-    for place, picture in pictures.items():
-        i, drawn = ordered[place], slices[ordered[place]]
-        title = f"{printable(cases[i])}\nDSC {dsc[i]:.3f} of the volume, {drawn['dsc']:.3f} of this slice"
+    places = {len(ordered) // 2: "median", 0: "worst", len(ordered) - 1: "best"} if ordered else {}
+    for place, name in places.items():
+        drawn = slices[ordered[place]]
+        case, value = printable(dsc.index[ordered[place]]), dsc.iloc[ordered[place]]
+        title = f"{case}\nDSC {value:.3f} of the volume, {drawn['dsc']:.3f} of this slice"
         if drawn["missed"]:
             title += f"\nmissed in this slice: {', '.join(drawn['missed'])}"
-        keys = ("image", "label", "prediction", "uncertainty")
-        maps: list[Any] = [None if drawn[key] is None else drawn[key].numpy() for key in keys]
-        figure = uncertainty_overlay(*maps, class_names=names, title=title)
-        figure.savefig(folder / "cases" / f"{picture}.png")
+        maps = [None if drawn[key] is None else drawn[key].numpy() for key in MAPS]
+        figure = uncertainty_overlay(*maps, class_names=class_names, title=title)
+        figure.savefig(folder / "cases" / f"{name}.png")

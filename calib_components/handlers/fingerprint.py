@@ -1,9 +1,8 @@
 """Fingerprint of a run: the settings of a bundle that reach its numbers, as plain data.
 
 Two runs are comparable, and a finished run is still valid, if their fingerprints are equal. Not covered: comments, the
-device, the number of workers, places and the names of helper ids, which reach no number; handlers, `initialize` and
-`run`; and the content of files and the code of classes, of which the names are shown. What prepared cases hold has a
-fingerprint of its own.
+device, the number of workers, places and the names of helper ids; handlers, `initialize` and `run`; and the content of
+files and the code of classes, of which the names are shown. What prepared cases hold has a fingerprint of its own.
 """
 
 from __future__ import annotations
@@ -59,9 +58,8 @@ def fingerprint(config: Mapping[str, Any], ids: Mapping[str, tuple[str, ...]] = 
     values of what it refers to.
 
     Args:
-        config: Configuration of a bundle after overrides, as `ConfigParser.get()` returns it. It is not changed.
-        ids: Ids to include, as far as they are there, each with the arguments of its component that are left out:
-            `TRAINING` or `EVALUATION`.
+        config: Configuration of a bundle after overrides, as `ConfigParser.get()` returns it.
+        ids: Ids to include, as far as they are there, each with the arguments of its component that are left out.
     """
     parser = ConfigParser(copy.deepcopy(dict(config)))
     parser.get_parsed_content("imports", default=None)  # parses, and imports the modules that expressions use
@@ -83,7 +81,8 @@ def _plain(value: Any, parser: ConfigParser, ids: Mapping[str, Any], left_out: t
         return value
     names = [name for name in ReferenceResolver.match_refs_pattern(value) if name in parser and name not in BY_NAME]
     referred = {name: _plain(parser[name], parser, ids) for name in names}
-    shown = {name: v for name, v in referred.items() if name not in ids or not _is_built(v)}
+    is_built = {name: re.search(r'"(_target_|\$)', json.dumps(v, default=str)) for name, v in referred.items()}
+    shown = {name: v for name, v in referred.items() if name not in ids or not is_built[name]}
     if not ConfigExpression.is_expression(value):
         return shown.get(value.removeprefix(ReferenceResolver.ref), value)
     try:  # with the settings of components in place of the components
@@ -95,15 +94,10 @@ def _plain(value: Any, parser: ConfigParser, ids: Mapping[str, Any], left_out: t
         return {value: shown} if shown else value
 
 
-def _is_built(value: Any) -> bool:
-    return re.search(r'"(_target_|\$)', json.dumps(value, default=str)) is not None
-
-
 def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     """Return the settings that differ; if some are plain values, those alone, since others are derived from them."""
     names = [name for name in {**one, **other} if one.get(name) != other.get(name)]
-    plain = [name for name in names if "_target_" not in json.dumps([one.get(name), other.get(name)])]
-    return plain or names
+    return [name for name in names if "_target_" not in json.dumps([one.get(name), other.get(name)])] or names
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -122,13 +116,8 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 def fingerprint_of_cases(datalist: Path, folder: Path) -> str | None:
     """Return the SHA-256 of what the prepared cases of a list hold, as `source.json` of each records it.
 
-    Args:
-        datalist: List of the prepared cases of all splits.
-        folder: Folder that the paths in it are relative to.
-
-    Returns:
-        The same for cases that were prepared again to the same voxels; None without a list, or where a case has no such
-        record.
+    Cases that were prepared again to the same voxels have the same. None without a list, or for a case without such a
+    record. Paths in the list are relative to `folder`.
     """
     try:
         splits = json.loads(datalist.read_text())

@@ -13,8 +13,6 @@ from torch.utils.data import Dataset
 
 from calib_components.errors import InputError
 
-__all__ = ["join_process_group", "leave_process_group", "share_cases"]
-
 
 def join_process_group(device: torch.device | str) -> None:
     """Join the process group that `torchrun` describes, on the device of this process; the first alone logs infos."""
@@ -35,14 +33,11 @@ def leave_process_group() -> None:
 
 
 def share_cases(dataset: Dataset, repeat_few: bool = False) -> DistributedSampler | None:
-    """Return a sampler that gives each process its part of the cases, and each case to one process, in their order.
+    """Return a sampler that gives each case to one process; None where each process has all cases, or there are none.
 
     Args:
         dataset: The cases, with a length.
         repeat_few: Whether each process has all cases where there are fewer than processes.
-
-    Returns:
-        The sampler; None where each process has all cases, or there are none.
 
     Raises:
         InputError: There are fewer cases than processes, which gather results from all, and `repeat_few` is False.

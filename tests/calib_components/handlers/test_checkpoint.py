@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import errno
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -138,21 +137,6 @@ def test_a_broken_checkpoint_is_named(tmp_path: Path, damage: Callable[[Path], A
     damage(tmp_path / "last.ckpt")
     with pytest.raises(InputError, match=rf"last.ckpt: cannot read a checkpoint of a training: {got}"):
         train(tmp_path, resume=True)
-
-
-def test_a_full_disk_leaves_the_files_of_the_epoch_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = train(tmp_path, stop_after=1)
-
-    def fill(file: Path, content: Any) -> None:
-        file.write_text("half")
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "write_bytes", fill)
-        with pytest.raises(InputError, match=r"model.pt: cannot write the file: No space left"):
-            train(tmp_path, resume=True)
-    assert torch.load(tmp_path / "last.ckpt", weights_only=True) == before
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["last.ckpt", "model.pt"]
 
 
 def test_epoch_is_saved_after_all_other_handlers_even_those_attached_later(tmp_path: Path) -> None:

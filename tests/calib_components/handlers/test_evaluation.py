@@ -21,10 +21,10 @@ from monai.handlers import from_engine
 from calib_components import figures
 from calib_components.errors import InputError, printable
 from calib_components.handlers import Evaluation, EvaluationRecords, EvaluationWriter, check_case
-from calib_components.handlers.evaluation import record_case
 from calib_components.handlers.evaluation_files import FILES
 from calib_components.metrics import CalibrationMetric, calibration_bins, risk_coverage, structure_volumes
-from calib_components.metrics.measures import MEASURES, REGIONS, Case, columns, find_column
+from calib_components.metrics.measures import MEASURES, REGIONS, columns, find_column
+from tests.helpers import snapshot
 
 STRUCTURES = {"core": [1], "whole": [1, 2]}
 NAMES = ["air", "core", "rim"]
@@ -114,7 +114,7 @@ def test_table_of_measures() -> None:
     assert find_column("other", ["a"]) is None
 
 
-@pytest.mark.parametrize("temperature", [None, 0.5, torch.tensor(0.5)])
+@pytest.mark.parametrize("temperature", [None, torch.tensor(0.5)])
 def test_values_are_those_of_the_metrics(temperature: Any, tmp_path: Path) -> None:
     shown = evaluate(tmp_path, examples(), temperature)[0].state.metrics
     found, summary = read(tmp_path).cases, read(tmp_path).summary
@@ -153,19 +153,15 @@ def test_summary_has_statistics_and_what_is_known_of_all_cases(evaluation: Path)
 def test_bins_of_regions(evaluation: Path) -> None:
     regions, summary = read(evaluation).regions, read(evaluation).summary
     assert list(regions) == [*REGIONS, "structure_core", "structure_whole"]
-    items = examples()
     for region, kinds in regions.items():
         classes = STRUCTURES.get(region.removeprefix("structure_"), region)
-        for kind, classwise in (("top_label", False), ("classwise", True)):
-            each = [
-                calibration_bins(item["pred"][None], item["label"][None], region=classes, classwise=classwise)
-                for item in items
-            ]
+        for kind, name in (("top_label", "ece"), ("classwise", "cece")):
+            options = {"region": classes, "classwise": kind == "classwise"}
+            each = [calibration_bins(item["pred"][None], item["label"][None], **options) for item in examples()]
             pooled = (each[0] + each[1] + each[2]).expected_error().item()
             assert kinds[kind].expected_error().item() == pytest.approx(pooled)
             suffix = "" if region == "foreground" else f"_{region}"
-            name = f"{'cece' if classwise else 'ece'}{suffix}_pooled"
-            assert summary[name] == pytest.approx(pooled)
+            assert summary[f"{name}{suffix}_pooled"] == pytest.approx(pooled)
         assert ("top_label_if_true" in kinds) == (region in ("foreground", "union") or region.startswith("structure"))
         assert ("top_label_per_case" in kinds) == (region in ("all", "predicted"))
     assert len(regions["all"]["top_label_per_case"].count) == CASES
@@ -191,50 +187,22 @@ def test_files_come_back_as_they_were_read(evaluation: Path, tmp_path: Path) -> 
         assert (tmp_path / name).read_bytes() == (evaluation / name).read_bytes(), name
 
 
-def test_next_evaluation_replaces_all_files_and_leaves_others(tmp_path: Path) -> None:
-    evaluate(tmp_path, examples())
-    (tmp_path / "model.pt").write_text("weights")
-    evaluate(tmp_path, examples(2))
-    assert read(tmp_path).summary["cases"] == 2
-    assert files(tmp_path) == {*FILES, "model.pt"} - {"cases/median.png"}  # none of two cases
-
-
-def test_several_processes_write_what_one_would(evaluation: Path, tmp_path: Path) -> None:
-    items = examples()
-    for shard in ("3/3", "1/3", "2/3"):
+def test_shares_and_continued_runs_write_what_one_would(evaluation: Path, tmp_path: Path) -> None:
+    for shard in ("3/3", "1/3"):
+        evaluate(tmp_path, examples(), shard=shard)
         assert not (tmp_path / "summary.json").exists()
-        evaluate(tmp_path, items, shard=shard)
+    assert evaluate(tmp_path, examples(), skip_existing=True)[1] == ["case1"]
     assert files(tmp_path) == set(FILES)
-    for name in FILES:
-        if not name.endswith(".png"):
-            assert (tmp_path / name).read_bytes() == (evaluation / name).read_bytes(), name
-
-
-def test_evaluation_that_was_interrupted_continues(evaluation: Path, tmp_path: Path) -> None:
-    items = examples()
-    with pytest.raises(RuntimeError, match="stop"):
-        evaluate(tmp_path, [items[0], {**items[1], "pred": _Stop()}, items[2]])
-    assert not (tmp_path / "cases.csv").exists()
-    assert evaluate(tmp_path, items, skip_existing=True)[1] == ["case1", "case2"]
-    assert (tmp_path / "cases.csv").read_bytes() == (evaluation / "cases.csv").read_bytes()
-
-
-class _Stop(torch.Tensor):
-    """Probabilities that end the run."""
-
-    def __len__(self) -> int:
-        raise RuntimeError("stop")
+    for name in (name for name in FILES if not name.endswith(".png")):
+        assert (tmp_path / name).read_bytes() == (evaluation / name).read_bytes(), name
 
 
 def test_records_of_other_weights_or_older_than_the_files_do_not_count(tmp_path: Path) -> None:
     image = tmp_path / "image.nii"
     image.touch()
     items = [{"case": name, "patient": "a", "image": image} for name in ("a", "b")]
-    record = record_case(
-        Case(example(0)["label"], STRUCTURES, prediction=torch.zeros(8, 7, 4)), *2 * [torch.zeros(8, 7, 4)]
-    )
     records = EvaluationRecords(tmp_path / "out", items, "weights 1")
-    records.write("a", record)
+    records.write("a", {"values": {}})
     assert [records.has(name) for name in ("a", "b")] == [True, False]
     assert [item["case"] for item in records.to_measure(skip_existing=True)] == ["b"]
     assert not EvaluationRecords(tmp_path / "out", items, "weights 2").has("a")
@@ -254,30 +222,32 @@ def test_no_name_of_a_case_loses_the_evaluation(tmp_path: Path, drawn: dict[str,
     assert titles == {printable(name) for name in names}
 
 
-@pytest.mark.parametrize(("place", "kept"), [("before", True), ("halfway", False)])
+@pytest.mark.parametrize("fails", ["drawing", "replacing"])
 def test_failure_mixes_no_evaluations_and_loses_no_work(
-    place: str, kept: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    fails: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     evaluate(tmp_path, examples())
-    before = {name: (tmp_path / name).read_bytes() for name in files(tmp_path)}
-    replace = Path.replace
+    (tmp_path / "model.pt").write_text("weights")
+    before, replace = snapshot(tmp_path), Path.replace
+    del before[".records.lock"]
 
-    def fail(source: Path, target: Path) -> Path:
-        if source.name == "logits.json" or (place == "before" and source.suffix == ".json"):
+    def fail(first: Any, *rest: Any, **options: Any) -> Path:
+        if fails == "drawing" or first.name == "logits.json":
             raise OSError(errno.ENOSPC, "No space left on device")
-        return replace(source, target)
-
-    def fill(*_: Any, **__: Any) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
+        return replace(first, *rest, **options)
 
     with monkeypatch.context() as patched:
-        patched.setattr(*((figures, "reliability_diagram", fill) if kept else (Path, "replace", fail)))
+        patched.setattr(*((figures, "reliability_diagram") if fails == "drawing" else (Path, "replace")), fail)
         with pytest.raises(InputError, match="No space left"):
             evaluate(tmp_path, examples(2))
-    now = {name: (tmp_path / name).read_bytes() for name in files(tmp_path) if not name.startswith(".records")}
-    assert now == before if kept else now.keys() == {"cases.csv", "calibration.json"}  # no summary, nothing old
+    now = {name: text for name, text in snapshot(tmp_path).items() if not name.startswith(".records")}
+    if fails == "drawing":
+        assert now == before
+    else:  # files of the new one, and no summary
+        assert now.keys() == {"cases", "cases.csv", "calibration.json", "model.pt"}
     assert evaluate(tmp_path, examples(2), skip_existing=True)[1] == ["case1"]
     assert read(tmp_path).summary["cases"] == 2
+    assert files(tmp_path) == {*FILES, "model.pt"} - {"cases/median.png"}  # none of two cases
 
 
 @pytest.mark.parametrize(
@@ -320,7 +290,6 @@ def test_slices_that_are_drawn(cases: int, names: list[str], tmp_path: Path, dra
     assert sorted(path.stem for path in (tmp_path / "cases").iterdir()) == names
     found = read(tmp_path).cases
     dsc = (found["dsc_core"] + found["dsc_whole"]) / 2
-    titles = {options["title"].split("\n")[0]: options["title"] for _, options in drawn["uncertainty_overlay"]}
     for (image, label, prediction, uncertainty), options in drawn["uncertainty_overlay"]:
         case = int(options["title"][4])
         item, index = example(case), int((example(case)["label"][0] > 0).sum((0, 1)).argmax())
@@ -331,8 +300,7 @@ def test_slices_that_are_drawn(cases: int, names: list[str], tmp_path: Path, dra
         np.testing.assert_allclose(uncertainty, entropy[..., index], atol=1e-5)
         assert f"DSC {dsc[case]:.3f} of the volume" in options["title"]
         assert options["class_names"] == NAMES
-        if case == 1:
-            assert "missed in this slice: core" in titles["case1"]
+        assert ("missed in this slice: core" in options["title"]) == (case == 1)
 
 
 def test_regions_in_the_reliability_diagrams(tmp_path: Path, drawn: dict[str, list[Any]]) -> None:
@@ -347,13 +315,10 @@ def test_regions_in_the_reliability_diagrams(tmp_path: Path, drawn: dict[str, li
     assert (of_classes.to_dict(), names) == (regions["all"]["classwise"].to_dict(), NAMES)
 
 
-def test_what_cannot_be_evaluated_is_named_before_the_work(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("mine")
-    with pytest.raises(InputError, match="output_dir"):
-        evaluate(tmp_path / "file" / "eval", examples())
+def test_channels_without_a_name_are_an_error(tmp_path: Path) -> None:
     four = torch.rand(4, 8, 7, 4).softmax(0)
     with pytest.raises(InputError, match="3 names for 4 channels"):
-        evaluate(tmp_path / "out", [{**example(0), "logits": four, "pred": four}])
+        evaluate(tmp_path, [{**example(0), "logits": four, "pred": four}])
 
 
 LABEL = torch.tensor([[[0.0, 1], [2, 2]]])

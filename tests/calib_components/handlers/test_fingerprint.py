@@ -37,19 +37,12 @@ def test_is_plain_data_with_references_to_its_own_ids_alone(bundle: Path) -> Non
     assert training.keys() == TRAINING.keys()
     assert json.loads(json.dumps(training)) == training
     references = set(re.findall(r'"@([^"]+)"', json.dumps(training)))
-    assert references <= {*training, *BY_NAME}
     assert {"network", "optimizer", "loss", "train::dataset", "train::dataloader"} <= references
-    assert training["train::trainer"]["network"] == "@network"
+    assert references <= {*training, *BY_NAME}
+    lr, fused = training["optimizer"]["lr"], training["optimizer"]["fused"]
+    assert (lr, fused, training["lr_scheduler"]["milestones"]) == (0.001, True, [50])
     assert training["network"] == "$@network_def.to(@device, memory_format=torch.channels_last)"
-    assert training["optimizer"] == {
-        "_target_": "torch.optim.Adam",
-        "params": "$@network.parameters()",
-        "lr": 0.001,
-        "fused": True,
-    }
-    assert training["lr_scheduler"]["milestones"] == [50]
     assert fingerprint({**config, "seed": 1}) == {**training, "seed": 1}  # seeds differ in it alone
-    assert fingerprint(changed(ConfigParser(config), "validate::additional_metrics", {})) == training
 
 
 def test_of_an_evaluation_has_its_split_and_no_training() -> None:
@@ -57,7 +50,10 @@ def test_of_an_evaluation_has_its_split_and_no_training() -> None:
     assert evaluation.keys() == EVALUATION.keys()
     assert evaluation["split"] == "testing"
     assert evaluation["validate::inferer"]["roi_size"] == [144, 144]
-    assert "loss" not in evaluation
+
+
+TRANSFORMS = "train::preprocessing::transforms::3"
+TESTING = "$monai.data.load_decathlon_datalist(@datalist, True, 'testing', @dataset_dir)"
 
 
 @pytest.mark.parametrize(
@@ -70,36 +66,27 @@ def test_of_an_evaluation_has_its_split_and_no_training() -> None:
         ("loss", {"_target_": "calib_components.losses.FocalLoss"}),
         ("optimizer::weight_decay", 0.1),
         ("lr_scheduler::_disabled_", True),
-        ("train::preprocessing::transforms::4::prob", 0.5),
-        ("train::preprocessing::transforms::4::_disabled_", "$@network.training"),
+        (f"{TRANSFORMS}::prob", 0.25),
+        (f"{TRANSFORMS}::_disabled_", "$@network.training"),
         ("train::dataloader::sampler", {"_target_": "DistributedSampler", "dataset": "@train::dataset"}),
-        ("train::dataset::data", "$monai.data.load_decathlon_datalist(@datalist, True, 'validation', @dataset_dir)"),
+        ("train::dataset::data", TESTING),
         ("train::trainer::network", "$@network_def.half()"),
         ("prepare::transforms::1::label_codes", [0, 1, 2, 4]),
-        ("validate::dataset::data", "$monai.data.load_decathlon_datalist(@datalist, True, 'testing', @dataset_dir)"),
+        ("validate::dataset::data", TESTING),
         ("validate::evaluator::network", "$@network_def.half()"),
         ("validate::key_metric::val_dsc::metric_fn::_target_", "calib_components.metrics.HD95Metric"),
-        (
-            "validate::postprocessing::transforms::0",
-            {"_target_": "Lambdad", "keys": "pred", "func": "$lambda x: x / 2"},
-        ),
+        ("validate::postprocessing::transforms::0", {"_target_": "Lambdad", "func": "$lambda x: x / 2"}),
     ],
 )
 def test_shows_each_setting_that_matters(name: str, value: Any) -> None:
     parser = parse("train.yaml")
-    first = name if name in TRAINING else "::".join(name.split("::")[:2])
-    first = first if first in TRAINING else name.partition("::")[0]
     before, after = fingerprint(parser.get()), fingerprint(changed(parser, name, value))
+    first = next(id for id in TRAINING if f"{name}::".startswith(f"{id}::"))
     assert before[first] != after[first]
 
 
 @pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("split", "validation"),
-        ("network", "$@network_def.half()"),
-        ("validate::evaluator::postprocessing", "@validate::postprocessing"),
-    ],
+    ("name", "value"), [("split", "validation"), ("network", "$@network_def.half()"), ("crop_size", [64, 64])]
 )
 def test_of_an_evaluation_shows_each_setting_that_matters(name: str, value: Any) -> None:
     parser = parse("train.yaml", "evaluate.yaml")
@@ -118,13 +105,11 @@ def rename_helpers(parser: ConfigParser) -> None:
     parser["crop_size"] = ["@side", "$@side"]
     parser["augmentation"] = parser["train"]["preprocessing"]
     parser["train"]["preprocessing"] = "@augmentation"
-    parser["resize"] = parser["volume_transforms"][0]
-    parser["volume_transforms"][0] = "@resize"
     parser["model"] = parser["network_def"]
     parser["network_def"] = "@model"
 
 
-def change_handlers_and_metrics_that_observe(parser: ConfigParser) -> None:
+def change_what_only_observes(parser: ConfigParser) -> None:
     parser["train"]["handlers"].append({"_target_": "GarbageCollector"})
     parser["validate"]["handlers"] = []
     parser["train"]["key_metric"] = {}
@@ -137,18 +122,11 @@ def move_it(parser: ConfigParser) -> None:
     parser["device"] = "cuda:1"
     parser["num_workers"] = 7
     parser["resume"] = True
-    parser["class_names"] = ["a", "b", "c", "d"]
-
-
-def write_it_at_greater_length(parser: ConfigParser) -> None:
     parser["network_def"]["_desc_"] = "2D"
     parser["train"]["dataloader"]["persistent_workers"] = "$@num_workers > 0"
 
 
-@pytest.mark.parametrize(
-    "change",
-    [reword_expressions, rename_helpers, change_handlers_and_metrics_that_observe, move_it, write_it_at_greater_length],
-)
+@pytest.mark.parametrize("change", [reword_expressions, rename_helpers, change_what_only_observes, move_it])
 def test_does_not_show_what_leaves_the_numbers_alone(change: Callable[[ConfigParser], None]) -> None:
     parser = parse("train.yaml")
     before, evaluation_before = fingerprint(parser.get()), fingerprint(parser.get(), EVALUATION)
@@ -157,33 +135,16 @@ def test_does_not_show_what_leaves_the_numbers_alone(change: Callable[[ConfigPar
     assert fingerprint(parser.get(), EVALUATION) == evaluation_before
 
 
-def test_expression_without_a_plain_value_is_shown_with_what_it_refers_to() -> None:
-    config = {
-        "batch_size": 3,
-        "loss": {"_target_": "Loss", "weight": "$torch.ones(@batch_size)", "dtype": "$torch.half"},
-    }
-    assert fingerprint(config)["loss"] == {
-        "_target_": "Loss",
-        "weight": {"$torch.ones(@batch_size)": {"batch_size": 3}},
-        "dtype": "$torch.half",
-    }
+def test_expressions_without_a_plain_value_are_shown_as_they_are_with_what_they_refer_to() -> None:
+    loss = {"_target_": "Loss", "weight": "$torch.ones(@batch_size)", "dtype": "$torch.half", "at": "user@host"}
+    config = {"image_size": "$[1,", "crop_size": "$@nothing[0]", "loss": loss, "batch_size": 3}
+    assert fingerprint(config) == {**config, "loss": {**loss, "weight": {loss["weight"]: {"batch_size": 3}}}}
 
 
-def test_broken_expressions_are_shown_as_they_are() -> None:
-    config = {"image_size": "$[1,", "crop_size": "$@nothing[0]", "loss": {"_target_": "Loss", "at": "user@host"}}
-    assert fingerprint(config) == config
-
-
-def test_plain_settings_stand_for_those_that_follow_from_them() -> None:
+def test_differences_are_the_plain_settings_that_others_follow_from() -> None:
     one = {"learning_rate": 0.1, "optimizer": {"_target_": "SGD", "lr": 0.1}, "seed": 0}
     other = {"learning_rate": 0.2, "optimizer": {"_target_": "SGD", "lr": 0.2}, "seed": 0}
     assert differing(one, other) == ["learning_rate"]
-    assert differing({"loss": {"_target_": "A"}}, {"loss": {"_target_": "B"}}) == ["loss"]
     assert differing(one, one) == []
-
-
-def test_changes_give_both_values() -> None:
-    before = {"seed": 0, "loss": {"_target_": "Loss", "margin": 5.0, "weight": [1, 2]}}
-    assert changes(before, {**before, "seed": 1}) == ["seed (0, now 1)"]
-    assert changes(before, {"seed": 0, "loss": {**before["loss"], "margin": 3.0}}) == ["loss (5.0, now 3.0)"]
+    assert changes({"loss": {"_target_": "A", "k": 5.0}}, {"loss": {"_target_": "A", "k": 3}}) == ["loss (5.0, now 3)"]
     assert changes({}, {"datalist": "abc"}) == ['datalist (null, now "abc")']

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import logging
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -11,7 +10,7 @@ import torch.distributed as dist
 from torch.utils.data import Dataset
 
 from calib_components.errors import InputError
-from calib_components.handlers import join_process_group, share_cases
+from calib_components.handlers import share_cases
 
 SCRIPT = """
 import logging, sys, torch.distributed as dist
@@ -45,10 +44,3 @@ def test_each_case_goes_to_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match="1 cases for 2 processes"):
         share_cases(few)
     assert share_cases(few, repeat_few=True) is share_cases(cast(Dataset, [])) is None
-
-
-def test_without_a_launcher_it_is_an_error() -> None:
-    with pytest.raises(ValueError, match="environment variable RANK expected"):
-        join_process_group("cpu")
-    assert not dist.is_initialized()
-    assert logging.root.manager.disable == logging.NOTSET

@@ -65,6 +65,7 @@ def changed(**values: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
+        (None, "no such file.*Train first"),
         (b"garbage", "not a file of tensors"),
         ({"0.weight": Code()}, "not a file of tensors"),
         ({"network": {}, "optimizer": {}}, "use model.pt"),
@@ -81,26 +82,30 @@ def test_weights_that_do_not_fit_are_named(
     file = tmp_path / "model.pt"
     if isinstance(content, bytes):
         file.write_bytes(content)
-    else:
+    elif content is not None:
         torch.save(content, file)
     with pytest.raises(InputError, match=rf"^{re.escape(str(file))}: .*{message}") as error:
         load_weights(network(), file)
     assert "\n" not in str(error.value)
-    assert list(tmp_path.iterdir()) == [file]
+    assert list(tmp_path.iterdir()) == [file] * (content is not None)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
-def test_missing_truncated_and_torchscript_files(tmp_path: Path) -> None:
-    file = tmp_path / "model.pt"
-    with pytest.raises(InputError, match=r"no such file.*Train first"):
-        load_weights(network(), file)
+def test_torchscript_truncated_files_and_each_in_place_of_the_other(tmp_path: Path) -> None:
+    script, file = tmp_path / "model.ts", tmp_path / "model.pt"
+    conv, image = torch.nn.Conv2d(1, 2, 1), torch.rand(1, 1, 3, 3)
+    torch.jit.script(conv).save(script)
+    assert torch.equal(load_torchscript(script, "cpu")(image), conv(image))
+    with pytest.raises(InputError, match=r"inference_ts.yaml"):
+        load_weights(network(), script)
     torch.save(network().state_dict(), file)
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(InputError, match="not a file of tensors"):
         load_weights(network(), file)
-    torch.jit.script(network()).save(file)
-    with pytest.raises(InputError, match=r"inference_ts.yaml"):
-        load_weights(network(), file)
+    for other in (file, tmp_path / "absent.ts"):
+        with pytest.raises(InputError, match=rf"{other.name}: cannot read a TorchScript file") as error:
+            load_torchscript(other, "cpu")
+        assert "\n" not in str(error.value)
 
 
 class TestCalibrator:
@@ -163,23 +168,20 @@ class TestFactsOfTheData:
     @pytest.mark.parametrize(
         ("trained_on", "words"),
         [
-            ({"image_size": [64, 64]}, "image_size [64, 64], these have [32, 32]"),
-            ({}, "no facts.yaml"),
-            ({"source": "elsewhere"}, None),
+            ({"image_size": [64, 64]}, ["image_size [64, 64], these have [32, 32]"]),
+            ({}, ["no facts.yaml"]),
+            ({"source": "elsewhere"}, []),
+            ({"pixel_size": [0.4, 1.5]}, []),
+            ({"pixel_size": [3.1, 5.0]}, ["Do not rely"]),
+            ({"pixel_size": [0.1, 0.3]}, ["Do not rely"]),
         ],
     )
     def test_other_sizes_and_codes_are_warned_of(
-        self, trained_on: dict[str, Any], words: str | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+        self, trained_on: dict[str, Any], words: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
-        self.load(tmp_path, DATA, **trained_on)
-        assert [str(words) in line for line in warnings(caplog)] == [True] * (words is not None)
-
-    @pytest.mark.parametrize(("sizes", "warned"), [([0.4, 5.9], 0), ([0.3, 1.5], 1), ([1.0, 6.1], 1)])
-    def test_pixels_of_another_size_are_warned_of(
-        self, sizes: list[float], warned: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
-    ) -> None:
-        self.load(tmp_path, replace(DATA, pixel_size=sizes), pixel_size=[1.0, 2.0])
-        assert ["Do not rely" in line for line in warnings(caplog)] == [True] * warned
+        self.load(tmp_path, replace(DATA, pixel_size=[1.0, 1.5]), **trained_on)
+        found = warnings(caplog)
+        assert [word in line for word, line in zip(words, found, strict=True)] == [True] * len(words)
 
     @pytest.mark.parametrize(("change", "warned"), [("", 0), ("split", 1), ("cases", 0), ("no record", 0)])
     def test_another_split_of_the_cases_is_warned_of(
@@ -208,28 +210,24 @@ class TestFactsOfTheData:
         assert ["another list of the cases" in line for line in warnings(caplog)] == [True] * warned
 
 
-class TestWriting:
-    def test_facts_go_with_the_weights(self, tmp_path: Path) -> None:
-        file = tmp_path / "new" / "model.pt"
-        write_weights(file, b"weights", DATA, "out")
-        assert facts_beside(file) == DATA
-        other = replace(DATA, crop_size=[32, 32])
-        write_weights(file, b"others", other, "out")  # weights that are replaced
-        assert facts_beside(file) == other
-        write_weights(file.with_name("more.pt"), b"weights", other, "out")
-        for name in ("model.pt", "third.pt"):
-            with pytest.raises(InputError, match=r"out: .*other data"):
-                write_weights(file.with_name(name), b"weights", DATA, "out")
-        with pytest.raises(InputError, match=r"out: .*other data"):  # they would be taken for those of the facts
-            write_weights(file, b"weights", None, "out")
-        assert file.read_bytes() == b"others"
-
-    @pytest.mark.parametrize("name", ["model.ts", "datalist.json"])
-    def test_never_beside_files_of_other_data(self, name: str, tmp_path: Path) -> None:
-        (tmp_path / name).touch()
+def test_facts_go_with_the_weights(tmp_path: Path) -> None:
+    file = tmp_path / "new" / "model.pt"
+    write_weights(file, b"weights", DATA, "out")
+    assert facts_beside(file) == DATA
+    other = replace(DATA, crop_size=[32, 32])
+    write_weights(file, b"others", other, "out")  # weights that are replaced
+    assert facts_beside(file) == other
+    write_weights(file.with_name("more.pt"), b"weights", other, "out")
+    for name, facts in (("model.pt", DATA), ("third.pt", DATA), ("model.pt", None)):  # they would be taken for others
+        with pytest.raises(InputError, match=r"out: .*other data"):
+            write_weights(file.with_name(name), b"weights", facts, "out")
+    assert file.read_bytes() == b"others"
+    for name in ("model.ts", "datalist.json"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).touch()
         with pytest.raises(InputError, match="out"):
-            write_weights(tmp_path / "model.pt", b"weights", DATA, "out")
-        assert [path.name for path in tmp_path.iterdir()] == [name]
+            write_weights(tmp_path / name / "model.pt", b"weights", DATA, "out")
+        assert [path.name for path in (tmp_path / name).iterdir()] == [name]
 
 
 class TestJoinedWeights:
@@ -285,14 +283,3 @@ class TestJoinedWeights:
         with pytest.raises(InputError, match=message):
             join_weights(*files, out=tmp_path / "out" / "model.pt")
         assert not (tmp_path / "out").exists()
-
-
-def test_torchscript_file_and_others_in_its_place(tmp_path: Path) -> None:
-    file, conv, image = tmp_path / "model.ts", torch.nn.Conv2d(1, 2, 1), torch.rand(1, 1, 3, 3)
-    torch.jit.script(conv).save(file)
-    assert torch.equal(load_torchscript(file, "cpu")(image), conv(image))
-    for content in (b"garbage", None):
-        file.unlink() if content is None else file.write_bytes(content)
-        with pytest.raises(InputError, match=r"model.ts: cannot read a TorchScript file") as error:
-            load_torchscript(file, "cpu")
-        assert "\n" not in str(error.value)
