@@ -23,13 +23,9 @@ _is_interrupted = threading.Event()
 
 
 def make_executor(name: str, workers: int, folder: Path, slurm: Mapping[str, Any] | None) -> Any:
-    """Return what starts jobs: threads of this process, or submitit.
+    """Return what starts jobs: threads of this process, or submitit, which keeps logs and results in a folder.
 
-    Args:
-        name: "local" or "slurm".
-        workers: Number of local jobs at a time.
-        folder: Where submitit keeps the logs and results of jobs.
-        slurm: Parameters of the jobs, see `submitit.SlurmExecutor.update_parameters`.
+    The parameters of jobs on Slurm are those of `submitit.SlurmExecutor.update_parameters`.
     """
     check_choice("--executor", name, ("local", "slurm"))
     check_count("--workers", workers, 1)
@@ -58,8 +54,8 @@ def run_jobs(
     Args:
         jobs: Functions by name. Each returns why it failed, or None if it did not.
         executor: From `make_executor`. Slurm gets the jobs as an array.
-        total: Number of units of progress to show; None for the number of jobs.
-        count_done: Counts those that are done; None to count the jobs.
+        total: Number of units of progress to show, which `count_done` counts; None to show that of jobs.
+        count_done: Returns how many units are done.
 
     Returns:
         Why jobs failed, in one line, by name.

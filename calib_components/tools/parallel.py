@@ -34,11 +34,8 @@ def map_cases(
 ) -> list[Result]:
     """Return the result of a function for each item, computed in several processes, with a progress bar on terminals.
 
-    Args:
-        function: A function of a module, or a `functools.partial` of one.
-        items: Such as cases.
-        workers: Number of processes, see `count_workers`. With one, or one item, this process does it all.
-        name: Name of the progress bar.
+    The function is one of a module, or a `functools.partial` of one. With one worker, or one item, this process does it
+    all; see `count_workers` for the default.
     """
     workers = count_workers(workers)
     bar = functools.partial(tqdm, desc=name, total=len(items), unit="case", leave=False, disable=None)

@@ -14,45 +14,27 @@ from calib_components.handlers.fingerprint import differing
 
 @dataclass(frozen=True)
 class CellSettings:
-    """What a cell is made with: the content of its `settings.json`.
+    """What a cell is made with: the content of its `settings.json`."""
 
-    Attributes:
-        method: Name of the method.
-        label: Name of the method in tables and figures.
-        seed: Seed of the training.
-        bundle: Name of the bundle's folder.
-        datalist: SHA-256 of the list of prepared cases.
-        patients: The patient of each case that is evaluated.
-        training: Fingerprint of the training.
-        evaluation: Fingerprint of the evaluation.
-        overrides: Options whose effect the fingerprints do not show, as they were given.
-        commands: The commands that train and evaluate.
-        made_with: Versions and device, once the cell is finished.
-        fold: Number of the fold that is evaluated, from 0; None without cross-validation.
-        folds: Number of folds; None without cross-validation.
-        calibration: Split and region that the calibrator is fitted on, and the number of folds if it is that of all;
-            empty without a calibrator, or as long as not all folds are finished.
-        evaluate_on: Further test sets by name: the SHA-256 of the list of prepared cases, `datalist`, the fingerprint
-            of what these hold, `cases`, and the patient of each case, `patients`.
-        cases: Fingerprint of what the prepared cases hold; None where it was not recorded.
-    """
-
-    method: str
-    label: str
+    method: str  # name of the setting
+    label: str  # its name in tables and figures
     seed: int
-    bundle: str
-    datalist: str
-    patients: dict[str, str]
-    training: dict[str, Any]
-    evaluation: dict[str, Any]
-    overrides: dict[str, Any]
-    commands: list[str] = field(default_factory=list)
-    made_with: dict[str, str] = field(default_factory=dict)
-    fold: int | None = None
-    folds: int | None = None
+    bundle: str  # name of its folder
+    datalist: str  # SHA-256 of the list of prepared cases
+    patients: dict[str, str]  # of each case that is evaluated
+    training: dict[str, Any]  # fingerprint
+    evaluation: dict[str, Any]  # fingerprint
+    overrides: dict[str, Any]  # options whose effect the fingerprints do not show, as they were given
+    commands: list[str] = field(default_factory=list)  # those that trained and evaluated
+    made_with: dict[str, str] = field(default_factory=dict)  # versions and device, once the cell is finished
+    fold: int | None = None  # that is evaluated, from 0; None without cross-validation
+    folds: int | None = None  # how many
+    # Split and region that the calibrator is fitted on, and the number of folds if it is that of all; empty without a
+    # calibrator, or as long as not all folds are finished.
     calibration: dict[str, Any] = field(default_factory=dict)
+    # Further test sets by name, each with a `datalist`, `patients` and `cases` as those of the training's data.
     evaluate_on: dict[str, dict[str, Any]] = field(default_factory=dict)
-    cases: str | None = None
+    cases: str | None = None  # fingerprint of what the prepared cases hold; None where it was not recorded
 
     @property
     def name(self) -> str:
@@ -106,12 +88,8 @@ def read_settings(folder: Path) -> CellSettings:
 def add_to_plan(entries: Sequence[dict[str, Any]], folder: Path) -> None:
     """Add cells to `plan.json`, which tells the report what to expect, and their commands to `commands.sh`.
 
-    They replace all cells of the same methods and seeds, which may have been planned with other folds.
-
-    Args:
-        entries: The `method`, the `seed`, the `fold` if any and the `commands` of each cell, and the commands
-            `of_all_folds`, which follow once all folds of the run are finished.
-        folder: Folder of the results.
+    They replace all cells of the same methods and seeds, which may have been planned with other folds. An entry has a
+    `method`, a `seed`, perhaps a `fold`, `commands`, and those `of_all_folds`, which follow once all are finished.
     """
     planned = {_key(entry) for entry in entries}
     runs = {key[:2] for key in planned}

@@ -42,19 +42,12 @@ CALIBRATED, SCALED, OWN_FIT = "model_calibrated.pt", "temperature", "fit"
 
 @dataclass(frozen=True)
 class Step:
-    """One run of the bundle.
+    """One run of the bundle."""
 
-    Attributes:
-        name: What it does; its log is `NAME.log`.
-        command: The command. That of a training resumes if it is run again.
-        output: A file in the results of the cell that is there once the step is finished.
-        needs_all_folds: Whether it needs a calibrator that is fitted to all folds of a run.
-    """
-
-    name: str
-    command: list[str]
-    output: str
-    needs_all_folds: bool = False
+    name: str  # what it does; its log is NAME.log
+    command: list[str]  # that of a training resumes if it is run again
+    output: str  # a file in the results of the cell that is there once the step is finished
+    needs_all_folds: bool = False  # a calibrator that is fitted to all folds of a run
 
     @property
     def shown(self) -> str:
@@ -65,56 +58,33 @@ class Step:
 
 @dataclass(frozen=True, eq=False)
 class PlannedCell:
-    """A cell to run: one setting, one seed and, with cross-validation, one fold.
-
-    Attributes:
-        settings: What the cell is made with, kept as `settings.json` in its results.
-        results: Folder of the small files; it exists once the cell is trained and evaluated.
-        work: Folder of checkpoints, logs and TensorBoard's files.
-        steps: The runs that train, fit the calibrator, and evaluate without and with it.
-    """
+    """A cell to run: one setting, one seed and, with cross-validation, one fold."""
 
     settings: CellSettings
-    results: Path
-    work: Path
-    steps: list[Step]
+    results: Path  # folder of the small files; it exists once the cell is trained and evaluated
+    work: Path  # folder of checkpoints, logs and TensorBoard's files
+    steps: list[Step]  # the runs that train, fit the calibrator, and evaluate without and with it
 
-    def unfinished(self, of_all_folds: bool = False) -> list[Step]:
-        """Return the steps without results, those that need all folds or the others."""
-        steps = [step for step in self.steps if step.needs_all_folds == of_all_folds]
+    def unfinished(self, of_all_folds: bool | None = None) -> list[Step]:
+        """Return the steps without results: those that need all folds, the others, or both."""
+        steps = [step for step in self.steps if of_all_folds in (None, step.needs_all_folds)]
         return [step for step in steps if not (self.results / step.output).is_file()]
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """What all cells of a comparison have in common.
-
-    Attributes:
-        bundle: Folder of the bundle.
-        dataset_dir: Folder of the prepared data.
-        out: Folder of the results of all cells.
-        work: Folder of the work of all cells.
-        overrides: Ids of `train.yaml` and `evaluate.yaml` and their values.
-        folds: Number of folds; None without cross-validation.
-        test_sets: Folders of further prepared test sets by name.
-    """
+    """What all cells of a comparison have in common."""
 
     bundle: Path
     dataset_dir: Path
-    out: Path
-    work: Path
-    overrides: Mapping[str, Any] = field(default_factory=dict)
-    folds: int | None = None
-    test_sets: Mapping[str, Path] = field(default_factory=dict)
+    out: Path  # folder of the results of all cells
+    work: Path  # folder of the work of all cells
+    overrides: Mapping[str, Any] = field(default_factory=dict)  # ids of train.yaml and evaluate.yaml and their values
+    folds: int | None = None  # None without cross-validation
+    test_sets: Mapping[str, Path] = field(default_factory=dict)  # folders of further prepared test sets
 
     def plan_cell(self, setting: Setting, seed: int, fold: int | None = None) -> PlannedCell:
-        """Work out the commands of a cell and what it is made with, and check both.
-
-        Args:
-            setting: How to train.
-            seed: Seed of the training.
-            fold: Number of the fold to evaluate, from 0; None without cross-validation.
-        """
+        """Work out the commands of a cell and what it is made with, and check both."""
         datalist = self.datalist(fold)
         overrides = dict(self.overrides) if fold is None else {**self.overrides, "datalist": str(datalist)}
         train, evaluate = self._read("train", f"losses/{setting.loss}"), self._read("train", "evaluate")

@@ -19,7 +19,7 @@ import torch
 from filelock import FileLock
 
 import calib_components
-from calib_components.errors import InputError, make_folder, writing
+from calib_components.errors import InputError, make_folder, writing, writing_folder
 from calib_components.tools.compare.cell_settings import add_to_plan, read_settings, write_settings
 from calib_components.tools.compare.plan import SCALED, PlannedCell, Protocol, Step
 from calib_components.tools.compare.settings import choose_settings
@@ -27,15 +27,10 @@ from calib_components.tools.jobs import end, make_executor, run_command, run_job
 
 
 def run_cell(cell: PlannedCell, of_all_folds: bool, devices: queue.SimpleQueue[str] | None = None) -> str | None:
-    """Run the steps of a cell that have no results yet, and add theirs. Another process that runs it is waited for.
+    """Run the steps of a cell that have no results yet, those that need all folds or the others, and add theirs.
 
-    Args:
-        cell: The cell.
-        of_all_folds: Whether to run the steps that need all folds, or the others.
-        devices: Devices that are free, of which it takes one for its time; None for the bundle's choice.
-
-    Returns:
-        Why it failed, in one line; None if it did not.
+    It takes one of the devices that are free, if given, for its time. Another process that runs the cell is waited for.
+    Returns why it failed, in one line, or None.
     """
     device = devices.get() if devices else None
     make_folder(cell.work)
@@ -56,7 +51,7 @@ def run_cell(cell: PlannedCell, of_all_folds: bool, devices: queue.SimpleQueue[s
 
 
 def _publish(cell: PlannedCell, steps: Sequence[Step], device: str | None) -> None:
-    """Add what steps have written to the results of a cell, whose folder changes in one step."""
+    """Add what steps have written to the results of a cell, whose folder is replaced by one with these."""
     used = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     made_with = {
         "calib_components": calib_components.__version__,
@@ -65,29 +60,24 @@ def _publish(cell: PlannedCell, steps: Sequence[Step], device: str | None) -> No
         "device": torch.cuda.get_device_name(used) if used.type == "cuda" else str(used),
     }
     made = replace(cell.settings, made_with=made_with, evaluate_on={})
-    partial, old = (cell.results.with_name(f".{cell.results.name}.{kind}") for kind in ("partial", "old"))
-    for folder in (partial, old):
-        shutil.rmtree(folder, ignore_errors=True)
-    if cell.results.is_dir():
-        made = read_settings(cell.results)
-        shutil.copytree(cell.results, partial)
-    shutil.copytree(cell.work / "eval", partial, dirs_exist_ok=True)
-    if steps[0].name == "train":
-        write_history(cell.work, partial)
-    is_scaled = (partial / SCALED / "summary.json").is_file()
-    last = Path(SCALED if is_scaled else "", "summary.json")
-    test_sets = {**made.evaluate_on, **cell.settings.evaluate_on}
-    settings = replace(
-        made,
-        calibration=cell.settings.calibration if is_scaled else {},
-        evaluate_on={name: data for name, data in test_sets.items() if (partial / f"on_{name}" / last).is_file()},
-        commands=[*made.commands, *(step.shown for step in steps)],
-    )
-    write_settings(settings, partial)
-    if cell.results.is_dir():
-        cell.results.rename(old)
-    partial.rename(cell.results)
-    shutil.rmtree(old, ignore_errors=True)
+    make_folder(cell.results.parent)
+    with writing_folder(cell.results) as folder:
+        if cell.results.is_dir():
+            made = read_settings(cell.results)
+            shutil.copytree(cell.results, folder, dirs_exist_ok=True)
+        shutil.copytree(cell.work / "eval", folder, dirs_exist_ok=True)
+        if steps[0].name == "train":
+            write_history(cell.work, folder)
+        is_scaled = (folder / SCALED / "summary.json").is_file()
+        last = Path(SCALED if is_scaled else "", "summary.json")
+        test_sets = {**made.evaluate_on, **cell.settings.evaluate_on}
+        settings = replace(
+            made,
+            calibration=cell.settings.calibration if is_scaled else {},
+            evaluate_on={name: data for name, data in test_sets.items() if (folder / f"on_{name}" / last).is_file()},
+            commands=[*made.commands, *(step.shown for step in steps)],
+        )
+        write_settings(settings, folder)
 
 
 def write_history(work: Path, folder: Path) -> None:
@@ -192,7 +182,7 @@ def compare_losses(
     for cell in cells:
         if not cell.settings.calibration:
             print(f"{cell.settings.name}: no temperature, since there are no validation cases or these are evaluated")
-        if not (cell.unfinished() or cell.unfinished(of_all_folds=True)):
+        if not cell.unfinished():
             print(f"{cell.settings.name}: finished before, {cell.results}")
     for name in test_sets:
         if seen := protocol.seen_patients(name):
@@ -205,11 +195,11 @@ def compare_losses(
     def run(chosen: Sequence[PlannedCell], of_all_folds: bool) -> dict[str, str]:
         return run_jobs({cell.settings.name: partial(run_cell, cell, of_all_folds, free) for cell in chosen}, pool)
 
-    failed = run([cell for cell in cells if cell.unfinished()], False)
-    incomplete = {_run_of(cell) for cell in cells if cell.unfinished()}
+    failed = run([cell for cell in cells if cell.unfinished(of_all_folds=False)], False)
+    incomplete = {_run_of(cell) for cell in cells if cell.unfinished(of_all_folds=False)}
     late = [cell for cell in cells if cell.unfinished(of_all_folds=True) and _run_of(cell) not in incomplete]
     failed |= run(late, True)
-    finished = [cell for cell in cells if not (cell.unfinished() or cell.unfinished(of_all_folds=True))]
+    finished = [cell for cell in cells if not cell.unfinished()]
     end(f"{len(finished)} of {len(cells)} cells are finished", failed)
 
 

@@ -12,19 +12,12 @@ from calib_components.errors import InputError
 
 @dataclass(frozen=True)
 class Setting:
-    """One way to train.
+    """One way to train."""
 
-    Attributes:
-        name: Name of its folder in the results.
-        label: Name in tables and figures.
-        loss: Name of a file in the bundle's `configs/losses`.
-        overrides: Ids of the configuration and their values, where they differ from that file.
-    """
-
-    name: str
-    label: str
-    loss: str
-    overrides: dict[str, Any] = field(default_factory=dict)
+    name: str  # of its folder in the results
+    label: str  # in tables and figures
+    loss: str  # name of a file in the bundle's configs/losses
+    overrides: dict[str, Any] = field(default_factory=dict)  # ids and their values, where they differ from that file
 
 
 LABELS = {  # of overlays, in tables and figures; others are called as their file

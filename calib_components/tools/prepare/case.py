@@ -32,23 +32,14 @@ UNTURNED = np.array([[0, 1], [1, 1], [2, 1]])
 
 @dataclass(frozen=True)
 class Case:
-    """One volume of a data set and its label, as found in the download.
+    """One volume of a data set and its label, as found in the download."""
 
-    Attributes:
-        name: Name of its folder of prepared files.
-        patient: Patient that it shows; all cases of a patient are in the same split.
-        group: Group that splits are stratified by.
-        images: File of the image, or a file for each channel.
-        label: File of the label.
-        problem: Why the case cannot be prepared, if that is known before its files are read.
-    """
-
-    name: str
-    patient: str
-    group: str = ""
-    images: tuple[Path, ...] = ()
+    name: str  # of its folder of prepared files
+    patient: str  # all cases of a patient are in the same split
+    group: str = ""  # that splits are stratified by
+    images: tuple[Path, ...] = ()  # one file, or a file for each channel
     label: Path = Path()
-    problem: str = ""
+    problem: str = ""  # why it cannot be prepared, if that is known before its files are read
 
 
 def require_cases(find_cases: Callable[[Path], list[Case]], src: Path, layout: str) -> list[Case]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-import shutil
 import statistics
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,7 +18,7 @@ from tqdm.contrib.concurrent import thread_map
 from calib_components.data.cases import IMAGE, write_case
 from calib_components.data.facts import FACTS, Facts, check_class_names, facts_beside, write_facts
 from calib_components.data.nifti import open_nifti
-from calib_components.errors import UNFINISHED, InputError, check_choice, check_count, check_writable, make_folder
+from calib_components.errors import InputError, check_choice, check_count, check_writable, make_folder
 from calib_components.tools.parallel import count_workers
 from calib_components.tools.prepare import acdc, brats, flare, generic
 from calib_components.tools.prepare.case import Case, read_done, require_cases, transform_case
@@ -104,8 +103,6 @@ def prepare_data(
     except Timeout:
         raise InputError(f"{out}: another run writes to this folder. Wait for its end, or choose another.") from None
     with lock:
-        for leftover in out.glob(f"{UNFINISHED}*"):
-            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
         prepared = {file.parent.name for file in out.glob(f"*/{IMAGE}")}
         _check_recipe(facts, out) if prepared else write_facts(facts, out)
         print("classes:", ", ".join(f"{index} {name}" for index, name in enumerate(facts.class_names)))
@@ -203,7 +200,7 @@ def _prepare(
 
 
 def _print_notes(sources: Mapping[str, Mapping[str, Any]], facts: Facts) -> None:
-    """Print what was found in the prepared cases that may be wrong."""
+    """Print what is odd in the prepared cases."""
     if turned := [file for source in sources.values() for file in source["turned"]]:
         print(f"{_such_as(turned, 'file')} turned onto the voxels of the image, as the headers state")
     axes = {name: source["slice_axis"] for name, source in sources.items()}

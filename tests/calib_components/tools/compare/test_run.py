@@ -201,7 +201,7 @@ def test_a_cell_waits_for_another_process_and_finds_it_finished(data: Path, bund
 
 def test_what_a_killed_process_left_does_not_count(data: Path, bundle: Bundle) -> None:
     cell = plan(data)
-    left = [cell.work / "eval" / "old.json", cell.results.with_name(".seed0.partial") / "old.json"]
+    left = [cell.work / "eval" / "old.json", cell.results.with_name(".unfinished-seed0") / "old.json"]
     for file in left:
         file.parent.mkdir(parents=True)
         file.touch()
