@@ -10,8 +10,8 @@ import pandas as pd
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for a clone that is not installed
 
 from calib_components.errors import writing
-from calib_components.figures import mean_intervals
 from calib_components.tools.cli import run
+from calib_components.tools.report.figures import mean_intervals
 
 ROOT = Path(__file__).resolve().parents[1]
 REPORTS = [ROOT / f"results/acdc/{name}/report" for name in ("three_seeds", "further")]

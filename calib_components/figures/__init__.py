@@ -3,25 +3,7 @@
 Every function returns a `matplotlib.figure.Figure` without a window: save it with `figure.savefig(path)`.
 """
 
-from calib_components.figures.clinical import (
-    expected_dsc_scatter,
-    risk_coverage_curves,
-    threshold_curves,
-    uncertainty_overlay,
-    volume_agreement,
-)
-from calib_components.figures.comparison import logit_bars, mean_intervals, rank_heat_map, rank_lines
+from calib_components.figures.overlay import uncertainty_overlay
 from calib_components.figures.reliability import reliability_diagram
 
-__all__ = [
-    "expected_dsc_scatter",
-    "logit_bars",
-    "mean_intervals",
-    "rank_heat_map",
-    "rank_lines",
-    "reliability_diagram",
-    "risk_coverage_curves",
-    "threshold_curves",
-    "uncertainty_overlay",
-    "volume_agreement",
-]
+__all__ = ["reliability_diagram", "uncertainty_overlay"]

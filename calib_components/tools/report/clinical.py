@@ -1,20 +1,24 @@
-"""Sections of the report that a clinician reads: volumes, thresholds, risk and coverage, and cases by expected DSC."""
+"""Sections of evaluations that a clinician reads: volumes, thresholds, risk and coverage, and cases by expected DSC."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from calib_components.errors import InputError, printable
-from calib_components.figures import expected_dsc_scatter, risk_coverage_curves, threshold_curves, volume_agreement
 from calib_components.handlers.evaluation_files import Evaluation
-from calib_components.metrics import ThresholdCounts
 from calib_components.tools.report.conclusion import expected_and_true, worst_cases
 from calib_components.tools.report.data import Results, Row
+from calib_components.tools.report.figures import (
+    expected_dsc_scatter,
+    risk_coverage_curves,
+    threshold_curves,
+    volume_agreement,
+)
 from calib_components.tools.report.page import Cell, Picture, Section, to_png
 from calib_components.tools.report.statistics import (
     Array,
@@ -33,14 +37,13 @@ LOWEST = 10  # cases in the table of the lowest expected DSC
 
 
 def clinical_sections(results: Results, chosen: Mapping[str, float]) -> list[Section]:
-    """Return the sections of evaluation folders that have what they need.
-
-    Args:
-        results: The evaluations.
-        chosen: Threshold of each structure that was chosen on validation cases; empty for none.
-    """
-    sections = [_volumes(results), _thresholds(results, chosen), _risk(results), _expected_dsc(results)]
-    return [section for section in sections if section is not None]
+    """Return the sections of evaluations of probabilities, with thresholds that were chosen on validation cases."""
+    sections = []
+    if any(found.thresholds for found in results.evaluations.values()):
+        sections = [_thresholds(results, chosen)]
+    if results.has("aurc"):  # all have probabilities
+        sections = [_volumes(results), *sections, _risk(results), _expected_dsc(results)]
+    return sections
 
 
 def _section(name: str, title: str, caption: str, records: list[dict[str, Any]], pictures: list[Picture]) -> Section:
@@ -56,21 +59,17 @@ def _section(name: str, title: str, caption: str, records: list[dict[str, Any]],
     return Section(name, title, caption, ["", *keys, *header], lines, records, pictures)
 
 
-def _volumes(results: Results) -> Section | None:
+def _volumes(results: Results) -> Section:
     """Return the segmented and the expected against the true volume of each structure."""
-    structures = [name for name in results.structures if results.has(f"expected_volume_{name}")]
-    if not structures:
-        return None
-    unit, patients, records, pictures = results.about["volume_unit"], results.patients(), [], []
+    unit, records, pictures = results.about["volume_unit"], [], []
     for method, label in results.labels.items():
         drawn = {}
-        for name in structures:
-            keys = {"method": method, "label": label, "structure": name}
-            expected, true, low, high = drawn[name] = [
-                results.values(Row(method), f"{measure}_{name}")[0] for measure in VOLUMES
-            ]
+        for name in results.structures:
+            expected, true, low, high, segmented = (
+                results.values(Row(method), f"{measure}_{name}")[0] for measure in (*VOLUMES, "segmented_volume")
+            )
+            drawn[name] = expected, true, low, high
             measured = {"true_volume": (true, unit)}
-            segmented = results.values(Row(method), f"segmented_volume_{name}")[0]
             for kind, volume in (("segmented", segmented), ("expected", expected)):
                 relative = 100 * np.abs(volume - true) / np.where(true > 0, true, np.nan)
                 measured[f"{kind}_volume"] = volume, unit
@@ -79,8 +78,8 @@ def _volumes(results: Results) -> Section | None:
             inside = np.where((true > 0) & ~np.isnan(expected), 100.0 * ((low <= true) & (true <= high)), np.nan)
             measured["in_range"] = inside, "percent"
             for measure, (values, of_measure) in measured.items():
-                estimate = mean_with_interval(values, patients)._asdict()
-                records.append({**keys, "measure": measure, "unit": of_measure, **estimate})
+                keys = {"method": method, "label": label, "structure": name, "measure": measure, "unit": of_measure}
+                records.append(keys | mean_with_interval(values, results.patients())._asdict())
         pictures.append(Picture(f"volumes_{method}", label, to_png(volume_agreement(drawn, unit))))
     caption = (
         f"Means in {unit} with 95 % intervals over patients. Segmented volume: that of the label map. Expected volume: "
@@ -90,54 +89,46 @@ def _volumes(results: Results) -> Section | None:
     return _section("volumes", "Volumes", caption, records, pictures)
 
 
-def _counts(folder: Path, cases: list[str] | None = None) -> tuple[list[str], ThresholdCounts] | None:
-    """Return structures and counts at each threshold of an evaluation, of the given cases; None without them."""
-    evaluation = Evaluation.read(folder)
-    if (counts := evaluation.thresholds) is None:
-        return None
-    if cases is not None:
-        index = _index(evaluation, cases)
-        fields = ("true_positive", "predicted", "true", "voxels")
-        counts = replace(counts, **{name: getattr(counts, name)[index] for name in fields})
-    return list(evaluation.structures), counts
+def _ratios(results: Results, method: str) -> tuple[Array, dict[tuple[str, str], tuple[Array, Array]]]:
+    """Return thresholds, and numerators and denominators of ratios at each, `(cases, T)`, by structure and measure."""
+    found, ratios = results.evaluations[method], {}
+    assert found.thresholds is not None
+    index = _places(results, found)
+    for i, structure in enumerate(found.structures):
+        counts = found.thresholds
+        positive, predicted, dsc = (
+            part[index, i].numpy() for part in (counts.true_positive, counts.predicted, counts.dsc)
+        )
+        true, voxels = (part[index, i, None].expand(predicted.shape).numpy() for part in (counts.true, counts.voxels))
+        ratios[structure, "sensitivity"] = positive, true
+        ratios[structure, "specificity"] = voxels - true - (predicted - positive), voxels - true
+        ratios[structure, "ppv"] = positive, predicted
+        ratios[structure, "dsc"] = np.where(true > 0, dsc, 0), true > 0  # a mean over cases
+    return found.thresholds.thresholds.numpy(), ratios
 
 
-def _index(evaluation: Evaluation, cases: list[str]) -> list[int]:
-    names = evaluation.cases["case"].tolist()
-    return [names.index(case) for case in cases]
+def _places(results: Results, found: Evaluation) -> Any:
+    """Return where the cases of the results are in an evaluation."""
+    return pd.Index(found.cases["case"]).get_indexer(results.patients().index)
 
 
-def _ratios(counts: ThresholdCounts, structure: int) -> dict[str, tuple[Array, Array]]:
-    """Return numerators and denominators, `(cases, T)` each, of sums over cases at each threshold."""
-    positive, predicted = (part[:, structure].numpy() for part in (counts.true_positive, counts.predicted))
-    true, voxels = (part[:, structure, None].numpy() + 0 * predicted for part in (counts.true, counts.voxels))
-    return {
-        "sensitivity": (positive, true),
-        "specificity": (voxels - true - (predicted - positive), voxels - true),
-        "ppv": (positive, predicted),
-        "dsc": (np.where(true > 0, counts.dsc[:, structure].numpy(), 0), true > 0),  # a mean over cases
-    }
-
-
-def _thresholds(results: Results, chosen: Mapping[str, float]) -> Section | None:
+def _thresholds(results: Results, chosen: Mapping[str, float]) -> Section:
     """Return sensitivity, specificity, PPV and DSC at some thresholds."""
     records, pictures = [], []
     for method, label in results.labels.items():
-        if (found := _counts(results.folders[method], results.names())) is None:
+        if results.evaluations[method].thresholds is None:
             continue
-        structures, counts = found
-        for index, structure in enumerate(structures):
-            for measure, (above, below) in _ratios(counts, index).items():
-                estimates = ratio_with_interval(above, below, results.patients())
-                for threshold, estimate in zip(counts.thresholds.tolist(), estimates, strict=True):
-                    keys = {"method": method, "label": label, "structure": structure, "threshold": round(threshold, 4)}
-                    is_chosen = bool(np.isclose(threshold, chosen.get(structure, np.nan)))
-                    unit = "aurc" if 0.999 < estimate.mean < 1 else "dsc"  # digits: specificity is near 1
-                    records.append(keys | {"chosen": is_chosen, "measure": measure, "unit": unit, **estimate._asdict()})
-        figure = threshold_curves({name: counts.table(index) for index, name in enumerate(structures)}, chosen)
-        pictures.append(Picture(f"thresholds_{method}", label, to_png(figure)))
-    if not records:
-        return None
+        thresholds, ratios = _ratios(results, method)
+        curves = {structure: pd.DataFrame(index=thresholds) for structure, _ in ratios}
+        for (structure, measure), (above, below) in ratios.items():
+            estimates = ratio_with_interval(above, below, results.patients())
+            curves[structure][measure] = [estimate.mean for estimate in estimates]
+            for threshold, estimate in zip(thresholds.tolist(), estimates, strict=True):
+                keys = {"method": method, "label": label, "structure": structure, "threshold": round(threshold, 4)}
+                is_chosen = bool(np.isclose(threshold, chosen.get(structure, np.nan)))
+                unit = "aurc" if 0.999 < estimate.mean < 1 else "dsc"  # digits: specificity is near 1
+                records.append(keys | {"chosen": is_chosen, "measure": measure, "unit": unit, **estimate._asdict()})
+        pictures.append(Picture(f"thresholds_{method}", label, to_png(threshold_curves(curves, chosen))))
     caption = (
         "A structure is where its probability is above the threshold. Sensitivity, specificity and PPV (positive "
         "predictive value) are of the voxels of all cases together, DSC is the mean over the cases that have the "
@@ -152,89 +143,75 @@ def _thresholds(results: Results, chosen: Mapping[str, float]) -> Section | None
     return _section("thresholds", "Thresholds", caption, records, pictures)
 
 
-def choose_thresholds(folder: Path, results: Results) -> dict[str, float]:
-    """Return the threshold of each structure with the highest mean DSC on validation cases.
+def choose_thresholds(folder: Path, found: Evaluation, results: Results) -> tuple[dict[str, float], str]:
+    """Choose the threshold of each structure with the highest mean DSC on validation cases.
 
     Args:
         folder: Evaluation folder of the validation cases.
+        found: What is in it.
         results: The evaluation that thresholds are chosen for.
+
+    Returns:
+        The thresholds, and what they change in the DSC, as one sentence.
 
     Raises:
         InputError: The folder has no thresholds, or those of other structures.
     """
-    if (found := _counts(folder)) is None:
+    if found.thresholds is None:
         raise InputError(f"--validation: {folder} has no thresholds.json. Give an evaluation with probabilities.")
-    structures, counts = found
-    if {*structures} != {*results.structures}:
+    if {*found.structures} != {*results.structures}:
         raise InputError(
-            f"--validation: {folder} has the structures {', '.join(structures)}, the evaluation "
+            f"--validation: {folder} has the structures {', '.join(found.structures)}, the evaluation "
             f"{', '.join(results.structures)}."
         )
-    return {name: value for name, value in zip(structures, counts.best().tolist(), strict=True) if value == value}
-
-
-def chosen_thresholds(results: Results, chosen: Mapping[str, float]) -> str:
-    """Return what chosen thresholds change in the DSC, as one sentence."""
-    (method,) = results.methods
-    found = _counts(results.folders[method], results.names())
-    assert found is not None
-    structures, counts = found
-    at, parts = counts.thresholds.numpy(), []
+    best = dict(zip(found.structures, found.thresholds.best().tolist(), strict=True))
+    chosen = {name: threshold for name, threshold in best.items() if not np.isnan(threshold)}
+    (at, ratios), parts = _ratios(results, *results.methods), []
     for name, threshold in chosen.items():
-        index = structures.index(name)
-        dsc = np.where(counts.true[:, [index]].numpy() > 0, counts.dsc[:, index].numpy(), np.nan)
+        dsc = np.where(*ratios[name, "dsc"][::-1], np.nan)
         own, usual = (dsc[:, np.abs(at - value).argmin()] for value in (threshold, USUAL))
         change = paired_difference(own, usual, results.patients())
         parts.append(f"{name} {threshold:.2f} (DSC {with_interval(change, 'dsc', True)} against {USUAL})")
-    parts += [f"none for {name}, which they lack" for name in structures if name not in chosen]
-    return f"Thresholds chosen on the validation cases: {', '.join(parts)}."
+    parts += [f"none for {name}, which they lack" for name in results.structures if name not in chosen]
+    return chosen, f"Thresholds chosen on the validation cases: {', '.join(parts)}."
 
 
-def _risk(results: Results) -> Section | None:
+def _risk(results: Results) -> Section:
     """Return error rates among the most confident voxels, and the share of errors among the most uncertain ones."""
-    if not results.has("aurc", "error_share_5"):
-        return None
-    records, risks, coverages = [], {}, []
+    records, curves = [], {}
     for method, label in results.labels.items():
         area, share = (results.values(Row(method), name)[0] for name in ("aurc", "error_share_5"))
         for measure, unit, values in (("aurc", "aurc", area), ("error_share", "percent", 100 * share)):
             estimate = mean_with_interval(values, results.patients())._asdict()
             records.append({"method": method, "label": label, "measure": measure, "unit": unit, **estimate})
-        evaluation = Evaluation.read(results.folders[method])
-        if evaluation.coverage is not None and evaluation.risk is not None:
-            coverages.append(evaluation.coverage)
-            if np.array_equal(evaluation.coverage, coverages[0]):
-                risks[label] = mean_of_defined(evaluation.risk[_index(evaluation, results.names())])
-    pictures = []
-    if risks:
-        pictures = [Picture("risk_coverage", "Risk over coverage", to_png(risk_coverage_curves(coverages[0], risks)))]
+        found = results.evaluations[method]
+        curves[label] = found.coverage, mean_of_defined(found.risk[_places(results, found)])
     caption = (
         "Risk is the error rate among the most confident share of the voxels, the coverage. AURC is the area under "
         "this curve, mean over cases, with its 95 % interval over patients. It falls with fewer errors and with a "
         "better order of the voxels, not with better calibration."
     )
-    return _section("risk_coverage", "Risk and coverage", caption, records, pictures)
+    picture = Picture("risk_coverage", "Risk over coverage", to_png(risk_coverage_curves(curves)))
+    return _section("risk_coverage", "Risk and coverage", caption, records, [picture])
 
 
-def _expected_dsc(results: Results) -> Section | None:
+def _expected_dsc(results: Results) -> Section:
     """Return the cases by their expected DSC, the lowest first, beside their true DSC."""
-    if not any(results.has(f"expected_dsc_{name}") for name in results.structures):
-        return None
-    cells, records, pictures, texts = [], [], [], []
+    cells, tables, pictures, texts = [], [], [], []
     for method, label in results.labels.items():
         expected, true = expected_and_true(results, Row(method))
         correlation = spearman_with_interval(expected, true, results.patients())
         found, count, _ = worst_cases(expected, true)
         told = f"{found} of {count}" if count else "where equal values leave open which these are"
         texts.append(f"{label} {with_interval(correlation, 'rho')}, {told}")
-        places = np.argsort(np.argsort(true, kind="stable"), kind="stable") + 1
-        for place, i in enumerate(np.argsort(expected, kind="stable"), start=1):
-            case = printable(results.names()[i])
-            of_true = "n/a" if np.isnan(true[i]) else str(places[i])
-            records.append({"method": method, "case": case, "expected_dsc": expected[i], "dsc": true[i]})
-            if place <= LOWEST:
-                line = [label, str(place), case, number(expected[i], "dsc"), number(true[i], "dsc"), of_true]
-                cells.append([Cell(text) for text in line])
+        cases = [printable(name) for name in results.patients().index]
+        table = pd.DataFrame({"method": method, "case": cases, "expected_dsc": expected, "dsc": true})
+        places = table["dsc"].rank(method="first")
+        tables.append(table.sort_values("expected_dsc", kind="stable"))
+        for place, line in enumerate(tables[-1].head(LOWEST).itertuples(), start=1):
+            of_true = f"{places[line.Index]:.0f}" if line.dsc == line.dsc else "n/a"
+            texts_of_line = [str(place), line.case, number(line.expected_dsc, "dsc"), number(line.dsc, "dsc"), of_true]
+            cells.append([Cell(text) for text in (label, *texts_of_line)])
         pictures.append(Picture(f"expected_dsc_{method}", label, to_png(expected_dsc_scatter(expected, true))))
     caption = (
         "Expected DSC: from the probabilities alone, mean over structures. If low confidence finds bad cases, those "
@@ -243,4 +220,4 @@ def _expected_dsc(results: Results) -> Section | None:
         f"expected DSC: {'; '.join(texts)}. The table has at most {LOWEST} cases of each; place 1 is the lowest."
     )
     header = ["", "place", "case", "expected DSC", "true DSC", "place by true DSC"]
-    return Section("expected_dsc", "Cases by expected DSC", caption, header, cells, records, pictures)
+    return Section("expected_dsc", "Cases by expected DSC", caption, header, cells, pd.concat(tables), pictures)

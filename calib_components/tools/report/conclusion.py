@@ -7,7 +7,7 @@ depend on each other. For the same reason the NLL, which scores probabilities as
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -53,22 +53,21 @@ def conclude_one(results: Results) -> str:
     if not results.has("ece_predicted"):
         dsc = mean_with_interval(results.values(row, "dsc"), patients)
         return f"The mean DSC of {count} is {with_interval(dsc, 'dsc')}. There are no probabilities, so {NOTHING}"
-    sentences = [_calibration(results, row), _finds_bad_cases(results, row)]
-    if len(set(patients)) < FEWEST_PATIENTS:
-        sentences.append(f"{count}: too few to tell how it is for others.")
-    else:
-        sentences.append(
-            f"These {count} cannot tell how it is for patients of another origin (in brackets: 95 % intervals)."
-        )
-    return " ".join(filter(None, sentences))
+    last = f"These {count} cannot tell how it is for patients of another origin (in brackets: 95 % intervals)."
+    if patients.nunique() < FEWEST_PATIENTS:
+        last = f"{count}: too few to tell how it is for others."
+    return " ".join(filter(None, [_calibration(results, row), _finds_bad_cases(results, row), last]))
 
 
 def _calibration(results: Results, row: Row) -> str:
     """Return the sentence that answers whether a method is calibrated, in both regions."""
-    patients, parts, verdicts = results.patients(), [], []
-    gaps = {region: _confidence_and_accuracy(results, row, region) for region in PLACES}
-    p_values = holm([sign_flip_p_value(confidence - accuracy, patients) for confidence, accuracy in gaps.values()])
-    for (region, (confidence, accuracy)), p_value in zip(gaps.items(), p_values.tolist(), strict=True):
+    patients, parts, verdicts, shares = results.patients(), [], [], {}
+    for region in PLACES:  # what the voxels of each bin add to confidence and accuracy of a case, `(cases, bins)` each
+        count, *sums = results.case_bins(row, region)
+        total = count.sum(2, keepdims=True)
+        shares[region] = [mean_of_defined(part / np.where(total > 0, total, np.nan)) for part in sums]
+    p_values = holm([sign_flip_p_value(confidence - accuracy, patients) for confidence, accuracy in shares.values()])
+    for (region, (confidence, accuracy)), p_value in zip(shares.items(), p_values.tolist(), strict=True):
         place, cases = PLACES[region], int((~np.isnan(confidence[:, 0])).sum())
         if cases == 0:  # a network may predict no foreground at all
             parts.append(f"{place}, there is no voxel")
@@ -85,19 +84,10 @@ def _calibration(results: Results, row: Row) -> str:
     return f"{ANSWERS[answer][0]}: {'; '.join(parts)}. Chance alone gives a case an ECE above 0."
 
 
-def _confidence_and_accuracy(results: Results, row: Row, region: str) -> tuple[Array, Array]:
-    """Return what the voxels of each bin add to mean confidence and to accuracy of a case, each `(cases, bins)`."""
-    count, *sums = results.case_bins(row, region)
-    total = count.sum(2, keepdims=True)
-    share = np.where(total > 0, 1 / np.where(total > 0, total, 1), np.nan)
-    confidence, accuracy = (mean_of_defined(share * part) for part in sums)
-    return confidence, accuracy
-
-
-def _verdict(gaps: Array, p_value: float, patients: list[str]) -> tuple[str, str]:
+def _verdict(gaps: Array, p_value: float, patients: Sequence[str]) -> tuple[str, str]:
     """Return what a region says of the model, as a key of `ANSWERS`, and in which direction it is wrong."""
-    if math.isnan(p_value) or p_value >= SIGNIFICANT:
-        return "unknown" if math.isnan(p_value) else "none", ""
+    if not p_value < SIGNIFICANT:
+        return "unknown" if np.isnan(p_value) else "none", ""
     size, total = float(np.abs(mean_of_defined(gaps)).sum()), gaps.sum(1)
     verdict, gap = "slight" if size < SLIGHT else "shown", mean_with_interval(total, patients)
     if not is_significant(gap, sign_flip_p_value(total[:, None], patients)) or abs(gap.mean) < size / 2:
@@ -107,9 +97,8 @@ def _verdict(gaps: Array, p_value: float, patients: list[str]) -> tuple[str, str
 
 def expected_and_true(results: Results, row: Row) -> tuple[Array, Array]:
     """Return the expected and the true DSC of each case, `(cases,)`: means over the structures that have both."""
-    structures = [name for name in results.structures if results.has(f"expected_dsc_{name}")]
     pair = np.array([
-        [mean_of_defined(results.values(row, f"{measure}_{name}")) for name in structures]
+        [mean_of_defined(results.values(row, f"{measure}_{name}")) for name in results.structures]
         for measure in ("expected_dsc", "dsc")
     ])  # fmt: skip
     expected, true = mean_of_defined(np.where(np.isnan(pair).any(0), np.nan, pair), axis=1)
@@ -118,8 +107,6 @@ def expected_and_true(results: Results, row: Row) -> tuple[Array, Array]:
 
 def _finds_bad_cases(results: Results, row: Row) -> str:
     """Return the sentence about expected and true DSC; empty without an interval."""
-    if not any(results.has(f"expected_dsc_{name}") for name in results.structures):
-        return ""
     expected, true = expected_and_true(results, row)
     correlation = spearman_with_interval(expected, true, results.patients())
     if not correlation.has_interval:
@@ -143,24 +130,18 @@ def _finds_bad_cases(results: Results, row: Row) -> str:
 def worst_cases(expected: Array, true: Array) -> tuple[int, int, int]:
     """Return how many of the worst cases are among as many cases of lowest expected DSC.
 
-    Args:
-        expected: Expected DSC, `(cases,)`. A case where either value is undefined (NaN) is left out.
-        true: True DSC, `(cases,)`.
+    Worst cases are a fifth of the cases and at least one. Cases where either value is undefined (NaN) are left out.
 
     Returns:
-        How many are found, of how many worst cases, which are a fifth of the cases and at least one, and the cases.
-        0 of 0 where equal values leave open which cases these are.
+        How many are found, of how many worst cases, and the cases; 0 of 0 where equal values leave open which these
+        are.
     """
-    defined = ~np.isnan(expected) & ~np.isnan(true)
-    cases = int(defined.sum())
-    count = max(1, cases // 5)
-    chosen = []
-    for values in (true[defined], expected[defined]):
-        order = np.argsort(values, kind="stable")
-        if count < cases and values[order[count - 1]] == values[order[count]]:
-            return 0, 0, cases
-        chosen.append({*order[:count].tolist()})
-    return len(chosen[0] & chosen[1]), count, cases
+    pair = pd.DataFrame({"true": true, "expected": expected}).dropna()
+    count = max(1, len(pair) // 5)
+    chosen = [set(values.nsmallest(count, keep="all").index) for _, values in pair.items()]
+    if {*map(len, chosen)} != {count}:
+        return 0, 0, len(pair)
+    return len(chosen[0] & chosen[1]), count, len(pair)
 
 
 def conclude_differences(results: Results, reference: str, table: pd.DataFrame) -> str:
@@ -171,7 +152,7 @@ def conclude_differences(results: Results, reference: str, table: pd.DataFrame) 
         reference: Name of the method that the others are compared with.
         table: What `differences` returns.
     """
-    if len(set(results.patients())) < FEWEST_PATIENTS:
+    if results.patients().nunique() < FEWEST_PATIENTS:
         return f"{results.count()}: too few to tell which method is better."
     measures = [measure for measure in CONCLUDED if results.has(measure)] or ["dsc"]
     plain = table[(table["temperature"] == WITHOUT) & (table["reference_temperature"] == WITHOUT)]
@@ -185,14 +166,17 @@ def conclude_differences(results: Results, reference: str, table: pd.DataFrame) 
             if is_significant(found, p_value):
                 group = "better" if (found.mean > 0) == higher_is_better(measure) else "worse"
                 direction = "a higher " if found.mean > 0 else "a lower "
+            title, *place = heading(measure, arrow=False).split(" ", 1)
+            named = " ".join([title, *(PLACES.get(region, "") for region in place)])
             notes = [with_interval(found, measure, True), *p_text(p_value)]
-            groups[group].append(f"{direction}{_title(measure)} ({', '.join(notes)})")
+            groups[group].append(f"{direction}{named} ({', '.join(notes)})")
+        label = results.labels[name]
         if significant := [listed(groups[group]) for group in ("better", "worse") if groups[group]]:
-            clauses.append(f"{results.labels[name]} has {', but '.join(significant)}")
+            clauses.append(f"{label} has {', but '.join(significant)}")
         if alone and groups["same"]:
-            unknown.append(f"{results.labels[name]} in {listed(groups['same'])}")
+            unknown.append(f"{label} in {listed(groups['same'])}")
         elif not significant:
-            unknown.append(results.labels[name])
+            unknown.append(label)
     label, corrected = results.labels[reference], f"; p-values are Holm-corrected for {len(plain)} comparisons"
     sentences = [f"Compared with {label}, {'; '.join(clauses)}."] if clauses else []
     if unknown:
@@ -204,9 +188,3 @@ def conclude_differences(results: Results, reference: str, table: pd.DataFrame) 
         else "The NLL scores probabilities as a whole; part of an ECE is chance, more so of a less confident model."
     )
     return " ".join(sentences)
-
-
-def _title(measure: str) -> str:
-    """Return the name of a measure in a sentence, such as "ECE over all voxels"."""
-    title, _, place = heading(measure, arrow=False).partition(" ")
-    return " ".join([title, PLACES[place]] if place in PLACES else [title])

@@ -20,7 +20,9 @@ import torch
 from numpy.typing import NDArray
 
 from calib_components.errors import make_folder, reading, writing
+from calib_components.handlers.evaluation_files import Evaluation
 from calib_components.metrics import CalibrationBins
+from calib_components.tools.report.published import dataset_of
 from calib_components.tools.report.statistics import Array
 
 WITHOUT, WITH = "without", "with"  # a temperature
@@ -57,6 +59,7 @@ class Results:
         temperatures: A line for each fitted temperature.
         about: What holds for all: `labels` of the methods, `split`, `folds`, `unit`, `missing` and others.
         folders: Evaluation folder of each method, if there is one: it may hold pictures.
+        evaluations: The evaluation of each method, if evaluations are compared.
     """
 
     cases: pd.DataFrame
@@ -65,6 +68,7 @@ class Results:
     temperatures: pd.DataFrame
     about: dict[str, Any]
     folders: Mapping[str, Path] = field(default_factory=dict)
+    evaluations: Mapping[str, Evaluation] = field(default_factory=dict)
 
     @cached_property
     def groups(self) -> dict[Row, pd.DataFrame]:
@@ -74,25 +78,41 @@ class Results:
             table[measure] = table[[f"{measure}_{name}" for name in self.structures]].mean(axis=1)
         return {Row(*key): group for key, group in table.groupby([*Row._fields], sort=False)}
 
+    @cached_property
+    def bins_of(self) -> dict[tuple[Row, str], pd.DataFrame]:
+        """The bins of each row and region."""
+        groups = self.bins.groupby([*Row._fields, "region"], sort=False)
+        return {(Row(*row), region): group for (*row, region), group in groups}
+
     @property
-    def methods(self) -> list[str]:
-        """Names of the methods that have results, in their order."""
-        return [name for name in self.about["labels"] if Row(name) in self.groups]
+    def sets(self) -> list[str]:
+        """Names of the test sets; that of the split that is compared is empty."""
+        return self.cases["test_set"].unique().tolist()
+
+    @property
+    def test_sets(self) -> list[str]:
+        """Names of the further test sets."""
+        return [name for name in self.sets if name]
 
     @property
     def labels(self) -> dict[str, str]:
-        """Labels of the methods that have results, by name."""
-        return {name: self.about["labels"][name] for name in self.methods}
+        """Labels of the methods that have results, by name, in their order."""
+        labels, own = self.about["labels"], self.sets[0]
+        return {name: labels[name] for name in labels if Row(name, test_set=own) in self.groups}
+
+    @property
+    def methods(self) -> list[str]:
+        """Names of the methods that have results."""
+        return [*self.labels]
 
     @property
     def structures(self) -> list[str]:
         """Names of the segmented structures."""
         return [name.removeprefix("dsc_") for name in self.cases if name.startswith("dsc_")]
 
-    @property
-    def test_sets(self) -> list[str]:
-        """Names of the further test sets."""
-        return [name for name in self.cases["test_set"].unique() if name]
+    def has(self, *measures: str) -> bool:
+        """Return whether all of some measures were measured."""
+        return {*measures} <= {*self.cases, "dsc", "hd95"}
 
     def label(self, row: Row) -> str:
         """Return the name of a row in tables and figures."""
@@ -103,32 +123,31 @@ class Results:
         rows = (Row(name, temperature, test_set) for name in self.methods for temperature in temperatures)
         return [row for row in rows if row in self.groups]
 
-    def places(self, test_set: str = "") -> pd.Series:
+    def patients(self, test_set: str = "") -> pd.Series:
         """Return the patient of each case of a test set, by case."""
-        return self._places[test_set]
-
-    @cached_property
-    def _places(self) -> dict[str, pd.Series]:
-        table = self.cases[["test_set", "case", "patient"]].drop_duplicates()
-        return {name: group.set_index("case")["patient"] for name, group in table.groupby("test_set")}
-
-    def names(self, test_set: str = "") -> list[str]:
-        """Return the names of the cases of a test set."""
-        return self.places(test_set).index.tolist()
-
-    def patients(self, test_set: str = "") -> list[str]:
-        """Return the patient of each case of a test set."""
-        return self.places(test_set).tolist()
+        of_set = self.cases.loc[self.cases["test_set"] == test_set, ["case", "patient"]]
+        return of_set.drop_duplicates().set_index("case")["patient"]
 
     def count(self, test_set: str = "") -> str:
         """Return how many patients there are, as text; or cases, if each is its own patient."""
-        places = self.places(test_set)
-        number, kind = places.nunique(), "case" if (places == places.index).all() else "patient"
+        patients = self.patients(test_set)
+        number, kind = patients.nunique(), "case" if (patients == patients.index).all() else "patient"
         return f"{number} {kind}{'s' * (number != 1)}"
 
     def seeds(self, row: Row) -> int:
         """Return the number of seeds of a row."""
         return self.groups[row]["seed"].nunique()
+
+    @property
+    def papers(self) -> dict[str, str]:
+        """The paper's data set of a test set, as far as there is one."""
+        own = dataset_of(self.structures)
+        return self.about.get("papers", {"": own} if own and self.about.get("split") == "testing" else {})
+
+    def fits(self, row: Row) -> pd.DataFrame:
+        """Return the fitted temperatures of a row."""
+        fits = self.temperatures[self.temperatures["method"] == row.method]
+        return fits[fits["test_set"] == row.test_set] if "test_set" in fits else fits
 
     def values(self, row: Row, measure: str) -> Array:
         """Return a measure of each seed and case, `(seeds, cases)`; NaN where it is undefined."""
@@ -141,8 +160,7 @@ class Results:
         and nothing is found.
         """
         table = self.groups[row]
-        column = table[measure].fillna(1) if measure == "dsc" else table[measure]
-        values = self._by_seed(row, column)
+        values = self._by_seed(row, table[measure].fillna(1) if measure == "dsc" else table[measure])
         if not measure.startswith("hd95"):
             return values
         defined = [table[[f"{name}_{s}" for s in self.structures]].notna() for name in ("dsc", "hd95")]
@@ -153,43 +171,26 @@ class Results:
         """Return whether there is nothing to find in a case and a seed finds nothing, `(cases,)`."""
         return np.asarray((self._by_seed(row, self.groups[row]["dsc"].isna()) > 0).any(axis=0))
 
-    def found_in_one(self, row: Row) -> list[float]:
-        """Return how many structures are missed and how many are spurious, on average over seeds (and networks)."""
-        return [float(np.nansum(self.values(row, name), axis=1).mean()) for name in ("missed", "spurious")]
-
-    def has(self, *measures: str) -> bool:
-        """Return whether all of some measures were measured."""
-        return {*measures} <= {*self.cases, "dsc", "hd95"}
-
     def _by_seed(self, row: Row, column: pd.Series) -> Array:
         """Return a column as `(seeds, cases)`: the mean over the networks of several folds, where they have a value."""
         table = self.groups[row]
         by_seed = column.astype(float).groupby([table["seed"], table["case"]]).mean().unstack()
-        return by_seed.reindex(columns=self.names(row.test_set)).to_numpy()
-
-    def regions(self, row: Row) -> list[str]:
-        """Return the regions that have bins of each case."""
-        return [region for of, region in self._bins if of == row]
-
-    @cached_property
-    def _bins(self) -> dict[tuple[Row, str], pd.DataFrame]:
-        keys = [*Row._fields, "region"]
-        return {(Row(*key[:3]), key[3]): group for key, group in self.bins.groupby(keys, sort=False)}
+        return by_seed.reindex(columns=self.patients(row.test_set).index).to_numpy()
 
     def case_bins(self, row: Row, region: str) -> tuple[Array, Array, Array]:
         """Return count, sum of confidences and number correct of each bin, `(seeds, cases, bins)`."""
         names = [name for name in self.bins if name.startswith(SUMS)]
-        summed = self._bins[row, region].groupby(["seed", "case"])[names].sum()
-        index = pd.MultiIndex.from_product([summed.index.unique("seed"), self.places(row.test_set).index])
+        summed = self.bins_of[row, region].groupby(["seed", "case"])[names].sum()
+        index = pd.MultiIndex.from_product([summed.index.unique("seed"), self.patients(row.test_set).index])
         values = summed.reindex(index).to_numpy().reshape(len(index.unique(0)), -1, 3, len(names) // 3)
         return tuple(np.moveaxis(values, 2, 0))
 
     def pooled_bins(self, row: Row, region: str, seed: int | None = None) -> CalibrationBins:
         """Return the bins of a region, of all cases and of one or all seeds together, `(1, bins)`."""
-        parts = self.case_bins(row, region)
         chosen = slice(None) if seed is None else [seed]
-        count, *sums = (torch.from_numpy(np.nansum(part[chosen], axis=(0, 1)))[None] for part in parts)
-        return CalibrationBins(count.long(), *sums)
+        sums = (np.nansum(part[chosen], axis=(0, 1))[None] for part in self.case_bins(row, region))
+        count, *others = map(torch.from_numpy, sums)
+        return CalibrationBins(count.long(), *others)
 
 
 def write_compact(results: Results, folder: Path) -> None:

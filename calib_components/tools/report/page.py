@@ -57,6 +57,7 @@ class Section:
         rows: Cells of the table as it is shown.
         records: All numbers, for the CSV file.
         pictures: Figures below the table.
+        folded: Whether the page shows it when clicked alone.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Section:
     rows: Sequence[Sequence[Cell]] = ()
     records: Sequence[dict[str, Any]] | pd.DataFrame = field(default_factory=list)
     pictures: Sequence[Picture] = ()
+    folded: bool = False
 
 
 def to_png(figure: Figure) -> bytes:
@@ -80,33 +82,17 @@ def _markdown(text: str) -> str:
     return re.sub("<(?=[a-zA-Z/!?])", "&lt;", text).replace("](", r"]\(").replace("|", r"\|")
 
 
-def _markdown_table(section: Section) -> str:
-    """Return the table of a section; empty without one."""
-    lines = [[_markdown(name) for name in section.header], ["---"] * len(section.header)]
-    for row in section.rows:
-        forms = ({"bold": "**{}**", "underlined": "<ins>{}</ins>"}.get(cell.mark, "{}") for cell in row)
-        texts = (form.format(_markdown(cell.text)) for form, cell in zip(forms, row, strict=True))
-        lines.append(["<br>".join([text, *map(_markdown, cell.notes)]) for text, cell in zip(texts, row, strict=True)])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines if section.rows)
-
-
 ENVIRONMENT = jinja2.Environment(
     loader=jinja2.PackageLoader("calib_components.tools.report"),
     autoescape=jinja2.select_autoescape(["html.jinja"]),
     trim_blocks=True,
     undefined=jinja2.StrictUndefined,
 )
-ENVIRONMENT.filters |= {"md": _markdown, "table": _markdown_table}
+ENVIRONMENT.filters["md"] = _markdown
 
 
 def write_report(
-    title: str,
-    conclusion: str,
-    notice: str,
-    sections: Sequence[Section],
-    out: Path,
-    folded: Sequence[Section] = (),
-    overwrite: bool = False,
+    title: str, conclusion: str, notice: str, sections: Sequence[Section], out: Path, overwrite: bool = False
 ) -> None:
     """Write the files of a report, the page last, and print where it is.
 
@@ -118,7 +104,6 @@ def write_report(
         notice: Text that stands out below it; none if empty.
         sections: Sections to show. Pictures of cases are on the page alone.
         out: Folder of the report.
-        folded: Sections of the page to show when clicked.
         overwrite: Whether the folder may hold other files.
 
     Raises:
@@ -127,14 +112,13 @@ def write_report(
     check_output(out, PAGE, overwrite)
     texts = {"title": title, "conclusion": conclusion, "notice": notice}
     kept = [section for section in sections if not section.name.startswith("cases_")]
-    page = ENVIRONMENT.get_template(f"{PAGE.replace('index', 'page')}.jinja")
-    files: dict[str, bytes] = {f"{p.name}.png": p.png for section in kept for p in section.pictures}
+    files = {f"{picture.name}.png": picture.png for section in kept for picture in section.pictures}
     for section in kept:
         if len(section.records):
             files[f"{section.name}.csv"] = pd.DataFrame(section.records).to_csv(index=False).encode()
-    markdown = ENVIRONMENT.get_template(f"{MARKDOWN}.jinja").render(**texts, sections=kept)
+    markdown = ENVIRONMENT.get_template("report.md.jinja").render(**texts, sections=kept)
     files[MARKDOWN] = (re.sub(r"\n{3,}", "\n\n", markdown).strip() + "\n").encode()
-    files[PAGE] = page.render(**texts, sections=sections, folded=folded).encode()
+    files[PAGE] = ENVIRONMENT.get_template("page.html.jinja").render(**texts, sections=sections).encode()
     earlier = {*out.glob("*.csv"), *out.glob("*.png")} if (out / PAGE).exists() else set()
     make_folder(out)
     for name, content in files.items():
@@ -143,6 +127,4 @@ def write_report(
     for file in earlier - {out / name for name in files}:
         file.unlink()
     print(out / PAGE)
-    for text in (conclusion, notice):
-        if text:
-            print(text)
+    print(*filter(None, (conclusion, notice)), sep="\n")

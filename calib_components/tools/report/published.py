@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from calib_components.tools.report.data import Results
+from collections.abc import Sequence
 
 # The structures that the paper segments in each data set.
 STRUCTURES = {
@@ -50,6 +50,6 @@ PUBLISHED: dict[str, dict[str, tuple[float, float, float, float]]] = {
 }
 
 
-def dataset_of(results: Results) -> str | None:
-    """Return the paper's data set with the same structures, whatever the images are; None if there is none."""
-    return next((name for name, structures in STRUCTURES.items() if structures == results.structures), None)
+def dataset_of(structures: Sequence[str]) -> str | None:
+    """Return the paper's data set with these structures, whatever the images are; None if there is none."""
+    return next((name for name, known in STRUCTURES.items() if known == structures), None)

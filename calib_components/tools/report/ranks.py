@@ -16,6 +16,7 @@ from calib_components.tools.report.statistics import (
     bootstrap_interval,
     mean_of_defined,
     mean_with_interval,
+    sums_of_patients,
 )
 
 
@@ -23,90 +24,65 @@ class RankedCases(NamedTuple):
     """What methods are ranked by on a data set.
 
     Attributes:
-        values: `(methods, cases, metrics)`; NaN where undefined.
+        costs: `(methods, cases, metrics)`, the lower the better; NaN where undefined.
         patients: Patient of each case.
-        population: Data sets with the same number have the same patients, who are resampled together.
+        population: Data sets of the same population have the same patients, who are resampled together.
     """
 
-    values: Array
+    costs: Array
     patients: Sequence[str]
-    population: int = 0
+    population: str = ""
 
 
-def column_ranks(means: ArrayLike, higher_is_better: ArrayLike) -> Array:
-    """Rank the methods in each column of a table of means.
-
-    Args:
-        means: `(methods, ..., columns)`, one column for each data set and metric; NaN ranks last.
-        higher_is_better: `(columns,)`.
-
-    Returns:
-        `(methods, ..., columns)`: 1 is best, ties share the mean rank.
-    """
-    costs = np.where(higher_is_better, -1, 1) * np.asarray(means, float)
+def ranks_of(costs: ArrayLike) -> Array:
+    """Return the ranks of methods `(methods, ...)`: 1 is best, ties share the mean rank, undefined costs are last."""
+    costs = np.asarray(costs, float)
     return rankdata(np.where(np.isnan(costs), np.inf, costs), axis=0)
 
 
-def sum_rank(means: ArrayLike, higher_is_better: ArrayLike) -> Array:
-    """Return the sum of each method's ranks over the columns, `(methods, ...)`. Arguments as in `column_ranks`."""
-    return column_ranks(means, higher_is_better).sum(-1)
+def case_ranks(costs: ArrayLike) -> Array:
+    """Return the ranks on each case and metric, `(methods, cases, metrics)`; NaN where no method has a value."""
+    return np.where(np.isnan(costs).all(0), np.nan, ranks_of(costs))
 
 
-def case_ranks(values: ArrayLike, higher_is_better: ArrayLike) -> Array:
-    """Rank the methods on each case and metric.
-
-    Args:
-        values: `(methods, cases, metrics)`. An undefined value (NaN) ranks last.
-        higher_is_better: `(metrics,)`.
-
-    Returns:
-        `(methods, cases, metrics)`: 1 is best, ties share the mean rank; NaN where no method has a value.
-    """
-    values = np.asarray(values, float)
-    return np.where(np.isnan(values).all(0), np.nan, column_ranks(values, higher_is_better))
-
-
-def means_over_common_cases(values: ArrayLike) -> Array:
+def means_over_common_cases(costs: ArrayLike) -> Array:
     """Return the means `(methods, metrics)` over the cases where every method has a value."""
-    values = np.asarray(values, float)
-    return mean_of_defined(np.where(np.isnan(values).any(0), np.nan, values), axis=1)
+    return mean_of_defined(np.where(np.isnan(costs).any(0), np.nan, costs), axis=1)
 
 
-def sum_ranks(datasets: Sequence[RankedCases], higher_is_better: ArrayLike) -> list[Estimate]:
-    """Return the `sum_rank` of each method over data sets and its 95 % interval.
+def sum_ranks(datasets: Sequence[RankedCases]) -> list[Estimate]:
+    """Return the sum of the ranks of each method's means over data sets and metrics, and its 95 % interval.
 
     There is no interval where fewer than six patients of a data set have values of all methods in some metric.
     """
-    better = np.asarray(higher_is_better)
-    totals = np.sum([sum_rank(means_over_common_cases(dataset.values), better) for dataset in datasets], axis=0)
-    populations = list(dict.fromkeys(dataset.population for dataset in datasets))
+    totals = np.sum([ranks_of(means_over_common_cases(data.costs)).sum(-1) for data in datasets], axis=0)
     parts, numbers, fewest = [], {}, np.inf
-    for dataset in datasets:
-        names, index = np.unique(np.asarray(dataset.patients), return_inverse=True)
-        by_patient = (index == np.arange(len(names))[:, None]).astype(float)  # (patients, cases)
-        common = ~np.isnan(dataset.values).any(0)
-        counts = by_patient @ common  # (patients, metrics)
-        parts.append((by_patient @ np.where(common, dataset.values, 0), counts))
-        numbers[dataset.population] = len(names)
+    for data in datasets:
+        common = ~np.isnan(data.costs).any(0)
+        counts = sums_of_patients(common, data.patients)  # (patients, metrics)
+        sums = [sums_of_patients(of_method, data.patients) for of_method in np.where(common, data.costs, 0)]
+        parts.append((np.stack(sums), counts))
+        numbers[data.population] = len(counts)
         fewest = min(fewest, (counts > 0).sum(0).min())
     if fewest < FEWEST_PATIENTS:
         return [Estimate(float(total)) for total in totals]
 
     def statistic(*drawn: Array) -> Array:
+        indices = dict(zip(numbers, drawn, strict=True))
         total = np.zeros(())
-        for dataset, (sums, counts) in zip(datasets, parts, strict=True):
-            indices = drawn[populations.index(dataset.population)]
-            means = sums[:, indices].sum(-2) / counts[indices].sum(-2)  # (methods, ..., metrics)
-            total = total + sum_rank(means, better)
+        for data, (sums, counts) in zip(datasets, parts, strict=True):
+            chosen = indices[data.population]
+            means = sums[:, chosen].sum(-2) / counts[chosen].sum(-2)  # (methods, ..., metrics)
+            total = total + ranks_of(means).sum(-1)
         return total
 
     low, high = bootstrap_interval(statistic, *numbers.values())
     return [Estimate(float(m), float(a), float(b)) for m, a, b in zip(totals, low, high, strict=True)]
 
 
-def mean_case_ranks(datasets: Sequence[RankedCases], higher_is_better: ArrayLike) -> list[Estimate]:
+def mean_case_ranks(datasets: Sequence[RankedCases]) -> list[Estimate]:
     """Return the mean of each method's ranks over all cases and metrics of data sets, and its 95 % interval."""
-    ranks = np.concatenate([case_ranks(dataset.values, higher_is_better) for dataset in datasets], axis=1)
-    patients = [f"{dataset.population}/{name}" for dataset in datasets for name in dataset.patients]
+    ranks = np.concatenate([case_ranks(data.costs) for data in datasets], axis=1)
+    patients = [f"{data.population}/{name}" for data in datasets for name in data.patients]
     repeated = np.repeat(patients, ranks.shape[2]).tolist()  # a case has one rank per metric
     return [mean_with_interval(of_method.ravel(), repeated) for of_method in ranks]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,42 +16,37 @@ import pandas as pd
 from calib_components.errors import InputError, printable, reading
 from calib_components.handlers.calibration import read_estimate
 from calib_components.handlers.evaluation_files import Evaluation
-from calib_components.tools.report.data import COMPACT, KEYS, SUMS, WITH, WITHOUT, Results, read_compact
+from calib_components.tools.compare.cell_settings import CellSettings, read_settings
+from calib_components.tools.report.data import COMPACT, SUMS, WITH, WITHOUT, Results, read_compact
 
 TRAINING = ("max_epochs", "batch_size", "learning_rate", "val_interval", "image_size", "crop_size")
 TOLERANCE = 2e-6  # of volumes, relative
-TABLES = ("cases", "bins")
 NAMED = 6  # columns and cases that a notice names
 
 
-def read_evaluation(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, Any]]:
-    """Read an evaluation folder.
-
-    Returns:
-        Cases, bins and what holds for all, as those of `Results` without `KEYS`.
-
-    Raises:
-        InputError: A file is missing or broken.
-    """
-    evaluation = Evaluation.read(folder)
-    names, summary = evaluation.cases["case"].tolist(), evaluation.summary
-    with reading(folder / "summary.json", "the summary of an evaluation"):
-        counts = {kind: [str(found["case"]) for found in summary[kind]] for kind in ("missed", "spurious")}
-        patients = [summary["patients"][name] for name in names]
-        about = {"unit": summary["unit"], "volume_unit": summary["volume_unit"], "channels": ""}
-        if "channels" in summary:
-            kind = "{} sigmoid(s)" if summary["sigmoid"] else "a softmax over {} classes"
-            about["channels"] = kind.format(summary["channels"])
-    found_in_one = {kind: [of.count(name) for name in names] for kind, of in counts.items()}
-    known = pd.DataFrame({"case": names, "patient": patients, **found_in_one})
-    cases = pd.concat([known, evaluation.cases.drop(columns="case")], axis=1)
-    tables = []
-    for region, kinds in evaluation.regions.items():
-        if bins := kinds.get("top_label_per_case"):
-            sums = zip(SUMS, (bins.count, bins.confidence_sum, bins.num_correct), strict=True)
+def tables_of(found: Evaluation, **keys: Any) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the tables of cases and bins of an evaluation, see `Results`."""
+    names, cases = found.cases["case"], found.cases.copy()
+    cases.insert(1, "patient", names.map(dict(found.summary["patients"])))
+    for i, kind in enumerate(("missed", "spurious"), start=2):
+        cases.insert(i, kind, names.map(Counter(entry["case"] for entry in found.summary[kind])))
+    bins = [pd.DataFrame({"case": [], "region": []})]
+    for region, kinds in found.regions.items():
+        if of_cases := kinds.get("top_label_per_case"):
+            sums = zip(SUMS, (of_cases.count, of_cases.confidence_sum, of_cases.num_correct), strict=True)
             wide = {f"{name}_{i + 1}": part[:, i] for name, part in sums for i in range(part.shape[1])}
-            tables.append(pd.DataFrame({"case": names, "region": region, **wide}))
-    return cases, pd.concat(tables, ignore_index=True) if tables else pd.DataFrame({"case": [], "region": []}), about
+            bins.append(pd.DataFrame({"case": names, "region": region, **wide}))
+    joined = pd.concat(bins[1:] or bins, ignore_index=True)
+    cases, joined = (pd.concat([pd.DataFrame(keys, index=t.index), t], axis=1) for t in (cases, joined))
+    return cases, joined
+
+
+def _about(folder: Path, found: Evaluation) -> dict[str, str]:
+    """Return what evaluations must have in common to be compared."""
+    with reading(folder / "summary.json", "the summary of an evaluation"):
+        about = {name: found.summary[name] for name in ("unit", "volume_unit")}
+    kind = "{} sigmoid(s)" if found.summary.get("sigmoid") else "a softmax over {} classes"
+    return about | {"channels": kind.format(found.summary["channels"]) if found.regions else ""}
 
 
 def read_cells(folder: Path) -> Results:
@@ -60,67 +57,67 @@ def read_cells(folder: Path) -> Results:
     """
     if (folder / COMPACT).exists():
         return read_compact(folder)
-    found = {}
-    for file in sorted(folder.glob("*/seed*/settings.json")):
-        with reading(file, "the settings of a cell"):
-            found[file.parent] = json.loads(file.read_bytes())
+    found = {file.parent: read_settings(file.parent) for file in sorted(folder.glob("*/seed*/settings.json"))}
     if not found:
         raise InputError(f"{folder}: no finished cell, METHOD/seedN/settings.json, is in it.")
     _check_comparable(found)
-    tables: dict[str, list[pd.DataFrame]] = {name: [] for name in TABLES}
-    cells, temperatures = [], []
-    magnitudes: dict[str, list[Any]] = {}
+    cases, bins, cells, temperatures = [], [], [], []
     folders: dict[str, Path] = {}
-    about: dict[str, Any] = {}
+    magnitudes: dict[str, list[Any]] = {}
     for cell, settings in found.items():
-        keys = {name: settings.get(name) or 0 for name in KEYS[:3]}
-        for of_keys, place in _evaluations(cell, settings):
-            *read, about = read_evaluation(place)
-            for name, table in zip(TABLES, read, strict=True):
-                tables[name].append(pd.concat([pd.DataFrame([keys | of_keys] * len(table)), table], axis=1))
-        evaluation = Evaluation.read(cell)
-        class_names = list(evaluation.class_names)
-        magnitudes.setdefault(settings["method"], []).append(evaluation.magnitudes)
-        folders.setdefault(settings["method"], cell)
-        cells.append(keys | _trained(cell) | settings["made_with"])
-        if settings["calibration"]:
+        keys = {"method": settings.method, "seed": settings.seed, "fold": settings.fold or 0}
+        for test_set, temperature in itertools.product(("", *settings.evaluate_on), (WITHOUT, WITH)):
+            if temperature == WITH and not settings.calibration:
+                continue
+            place = cell / f"on_{test_set}" if test_set else cell
+            place = place / "temperature" if temperature == WITH else place
+            read = Evaluation.read(place)
+            of_cases, of_bins = tables_of(read, **keys, test_set=test_set, temperature=temperature)
+            cases.append(of_cases)
+            bins.append(of_bins)
+            if place == cell:
+                magnitudes.setdefault(settings.method, []).append(read.magnitudes)
+                about: dict[str, Any] = {**_about(place, read), "class_names": list(read.class_names)}
+        folders.setdefault(settings.method, cell)
+        cells.append(keys | _trained(cell) | settings.made_with)
+        if settings.calibration:
             fit = read_estimate(cell / "temperature")
             record = {name: json.dumps(v) if isinstance(v, dict) else v for name, v in fit.to_dict().items()}
             temperatures.append(keys | record | {"warnings": " ".join(fit.warnings())})
-    first, present = next(iter(found.values())), {_key(settings): settings["label"] for settings in found.values()}
-    expected = _expected(folder, [*found.values()])
-    missing = [key for key in expected if key not in present]
+    first, labels = next(iter(found.values())), {settings.method: settings.label for settings in found.values()}
+    plan = json.loads((folder / "plan.json").read_text()) if (folder / "plan.json").exists() else []
+    planned = [(entry["method"], entry["seed"], entry.get("fold")) for entry in plan]
+    planned += [(s.method, s.seed, fold) for s in found.values() for fold in range(s.folds or 0)]
+    finished = [(settings.method, settings.seed, settings.fold) for settings in found.values()]
+    missing = [run for run in dict.fromkeys(planned) if run not in finished]
+    methods = list(dict.fromkeys(method for method, *_ in [*planned, *finished]))
     about |= {
-        "labels": {key[0]: present[key] for key in expected if key in present},
-        "planned": list(dict.fromkeys(name for name, *_ in expected)),
+        "labels": {name: labels[name] for name in methods if name in labels},
+        "planned": methods,
         "missing": [f"{m}, seed {s}" + ("" if f is None else f", fold {f}") for m, s, f in missing],
-        "split": first["evaluation"]["split"],
-        "folds": first.get("folds"),
-        "fitted_in": first["calibration"].get("region", "all"),
-        "training": {name: first["training"].get(name) for name in TRAINING}
-        | {"channels": first["training"]["network_def"].get("channels")},
-        "datalists": {"": first["datalist"], **{n: d["datalist"] for n, d in first["evaluate_on"].items()}},
-        "class_names": class_names,
-        "magnitudes": {name: np.nanmean(of, axis=0).round(5).tolist() for name, of in magnitudes.items()},
+        "split": first.evaluation["split"],
+        "folds": first.folds,
+        "fitted_in": first.calibration.get("region", "all"),
+        "training": {name: first.training.get(name) for name in TRAINING}
+        | {"channels": first.training["network_def"].get("channels")},
+        "datalists": {"": first.datalist, **{name: of["datalist"] for name, of in first.evaluate_on.items()}},
+        "magnitudes": {name: np.nanmean(np.stack(of), axis=0).round(5).tolist() for name, of in magnitudes.items()},
     }
-    joined = {name: pd.concat(parts, ignore_index=True) for name, parts in tables.items()}
-    results = Results(**joined, cells=pd.DataFrame(cells), temperatures=pd.DataFrame(temperatures), about=about)
-    results = replace(_of_finished_runs(results, missing), folders=folders)
+    tables = [pd.concat(parts, ignore_index=True) for parts in (cases, bins)]
+    results = Results(*tables, pd.DataFrame(cells), pd.DataFrame(temperatures), about, folders)
+    results = _of_finished_runs(results, {run[:2] for run in missing})
     check_same_cases(results)
     return results
 
 
-def _key(entry: Mapping[str, Any]) -> tuple[str, int, int | None]:
-    return entry["method"], entry["seed"], entry.get("fold")
-
-
-def _evaluations(cell: Path, settings: Mapping[str, Any]) -> Iterator[tuple[dict[str, str], Path]]:
-    """Give test set, temperature and folder of each evaluation of a cell."""
-    for test_set in ("", *settings["evaluate_on"]):
-        place = cell / f"on_{test_set}" if test_set else cell
-        yield {"test_set": test_set, "temperature": WITHOUT}, place
-        if settings["calibration"]:
-            yield {"test_set": test_set, "temperature": WITH}, place / "temperature"
+def _check_comparable(found: Mapping[Path, CellSettings]) -> None:
+    """Check that cells differ in nothing but loss, seed and fold, and that a patient is in one fold."""
+    for (one, here), (other, there) in itertools.combinations(found.items(), 2):
+        if names := there.differences(here):
+            differing = ", ".join(names)
+            raise InputError(f"{other}: its {differing} differs from that of {one}. Such cells cannot be compared.")
+        if here.fold != there.fold and (both := {*here.patients.values()} & {*there.patients.values()}):
+            raise InputError(f"{other}: patient {min(both)} is in fold {there.fold} and in {here.fold}.")
 
 
 def _trained(folder: Path) -> dict[str, Any]:
@@ -135,51 +132,20 @@ def _trained(folder: Path) -> dict[str, Any]:
         return found | {"seconds_per_epoch": round(float(history["seconds"].median()), 1)}
 
 
-def _expected(folder: Path, found: Sequence[Mapping[str, Any]]) -> list[tuple[str, int, int | None]]:
-    """Return method, seed and fold of each planned cell, and of each fold of the finished ones."""
-    plan = json.loads((folder / "plan.json").read_text()) if (folder / "plan.json").exists() else []
-    folds = [{**settings, "fold": fold} for settings in found for fold in range(settings.get("folds") or 0)]
-    return list(dict.fromkeys(_key(entry) for entry in [*plan, *folds, *found]))
-
-
-def _check_comparable(found: Mapping[Path, Mapping[str, Any]]) -> None:
-    """Check that cells differ in nothing but loss, seed and fold, and that a patient is in one fold."""
-    protocols: dict[str, tuple[str, Any]] = {}
-    fold_of: dict[str, int | None] = {}
-    for cell, settings in found.items():
-        parts = settings["training"] | settings["evaluation"] | {"overrides": settings["overrides"]}
-        protocol = {name: value for name, value in parts.items() if name not in ("loss", "seed")}
-        protocol |= {"bundle": settings["bundle"], "folds": settings.get("folds"), "cases": settings.get("cases")}
-        protocol["calibration"] = settings["calibration"] or None  # that of all folds comes late
-        protocol[f"datalist of fold {settings.get('fold')}"] = settings["datalist"]
-        protocol |= {f"datalist of {name}": of["datalist"] for name, of in settings["evaluate_on"].items()}
-        for name, value in protocol.items():
-            there, known = protocols.setdefault(name, (str(cell), value)) if value is not None else (cell, None)
-            if known != value:
-                raise InputError(f"{cell}: its {name} differs from that of {there}. Such cells cannot be compared.")
-        for patient in settings["patients"].values():
-            if fold_of.setdefault(patient, settings.get("fold")) != settings.get("fold"):
-                raise InputError(f"{cell}: patient {patient} is in fold {settings['fold']} and in {fold_of[patient]}.")
-
-
-def _of_finished_runs(results: Results, missing: Sequence[tuple[str, int, int | None]]) -> Results:
-    """Return results without runs that lack a fold, on the whole or on a test set."""
-    lacking = {key[:2] for key in missing}
-    tables = {}
-    for name in (*TABLES, "cells", "temperatures"):
-        table = getattr(results, name)
-        if len(table) and lacking:
-            table = table[[run not in lacking for run in zip(table["method"], table["seed"], strict=True)]]
-        tables[name] = table
+def _of_finished_runs(results: Results, lacking: set[tuple[str, int]]) -> Results:
+    """Return results without runs, of a method and a seed, that lack a fold, on the whole or on a test set."""
+    tables = {name: getattr(results, name) for name in ("cases", "bins", "cells", "temperatures")}
+    for name, table in tables.items():
+        if not table.empty:
+            tables[name] = table[[run not in lacking for run in zip(table["method"], table["seed"], strict=True)]]
     cases, fits = tables["cases"], tables["temperatures"]
-    given = cases["test_set"].unique()
     finished = cases.groupby(["method", "seed", "test_set", "temperature"])["fold"].transform("nunique")
-    tables["cases"] = cases = cases[finished == (results.about.get("folds") or 1)]
-    if cases.empty:
+    tables["cases"] = cases[finished == (results.about["folds"] or 1)]
+    if tables["cases"].empty:
         raise InputError(f"No run is finished with all its folds. Missing: {'; '.join(results.about['missing'])}.")
     if len(fits) and (fits.groupby(["method", "seed"])["temperature"].nunique() > 1).any():
         raise InputError("Folds of one run have different temperatures. Run compare_losses again to fit one for all.")
-    unfinished = [name for name in given if name not in cases["test_set"].unique()]
+    unfinished = [name for name in cases["test_set"].unique() if name not in tables["cases"]["test_set"].unique()]
     return replace(results, **tables, about=results.about | {"unfinished_test_sets": unfinished})
 
 
@@ -189,10 +155,9 @@ def check_same_cases(results: Results) -> None:
     Raises:
         InputError: One lacks a case, or the volumes or the number of voxels of a case differ.
     """
-    network = ["method", "seed", "temperature"]
     volumes = [name for name in results.cases if name.startswith("true_volume_")]
     for (test_set, _), table in results.cases.groupby(["test_set", "fold"], sort=False):
-        number = table.drop_duplicates(network).shape[0]
+        number = table.drop_duplicates(["method", "seed", "temperature"]).shape[0]
         counts = table.groupby("case").size()
         if (counts != number).any():
             name = printable(counts.index[counts != number][0])
@@ -201,8 +166,7 @@ def check_same_cases(results: Results) -> None:
         differs = ((grouped.max() - grouped.min()) > TOLERANCE * grouped.max()).any(axis=1)
         voxels = results.bins[(results.bins["test_set"] == test_set) & (results.bins["region"] == "all")]
         sums = voxels.filter(like="count_").sum(axis=1).groupby(voxels["case"]).nunique()
-        wrong = [*differs.index[differs], *sums.index[sums > 1]]
-        if wrong:
+        if wrong := [*differs.index[differs], *sums.index[sums > 1]]:
             raise InputError(
                 f"Case {printable(wrong[0])}{f' of {test_set}' * bool(test_set)}: the ground truth differs between "
                 "evaluations in its volumes or voxels. Evaluate all on the same labels and grid."
@@ -222,60 +186,57 @@ def read_evaluations(folders: Sequence[Path]) -> Results:
     for folder in folders:
         if not (folder / "cases.csv").exists():
             raise InputError(f"{folder}: no cases.csv. Give evaluation folders, or results of compare_losses alone.")
-    labels = name_folders(folders)
-    read = dict(zip(labels, map(read_evaluation, folders), strict=True))
-    first, _, about = read[labels[0]]
-    for label, (cases, _, about_other) in read.items():
-        about["channels"] = about["channels"] or about_other["channels"]
-        structures = [{name for name in table if name.startswith("dsc_")} for table in (cases, first)]
-        pairs = {name: (about_other[name], about[name]) for name in about} | {"structures": structures}
-        for name, (here, there) in pairs.items():
-            if here != there and here != "":
-                raise InputError(f"{label}: {name} is {here}, that of {labels[0]} is {there}. They cannot be compared.")
-    common = [case for case in first["case"] if all(case in set(cases["case"]) for cases, *_ in read.values())]
+    labels = {label.replace("/", "_"): label for label in name_folders(folders)}
+    read = dict(zip(labels, map(Evaluation.read, folders), strict=True))
+    about: dict[str, Any] = {}
+    for label, folder, found in zip(labels.values(), folders, read.values(), strict=True):
+        structures = {name for name in found.cases if name.startswith("dsc_")}
+        for name, here in {**_about(folder, found), "structures": structures}.items():
+            about[name] = there = about.get(name) or here
+            if here not in (there, ""):
+                first = next(iter(labels.values()))
+                raise InputError(f"{label}: {name} is {here}, that of {first} is {there}. They cannot be compared.")
+    del about["structures"]
+    tables = [
+        tables_of(found, method=name, seed=0, fold=0, test_set="", temperature=WITHOUT) for name, found in read.items()
+    ]
+    all_cases = [cases["case"] for cases, _ in tables]
+    common = [case for case in all_cases[0] if all(case in {*of_one} for of_one in map(set, all_cases))]
     if not common:
-        raise InputError(f"No case is in all of {', '.join(labels)}: their names differ.")
-    patients, notices = _patients(read, common)
-    tables: dict[str, list[pd.DataFrame]] = {name: [] for name in TABLES}
-    everywhere = set.intersection(*({*bins["region"]} for _, bins, _ in read.values()))
-    for label, (cases, bins, _) in read.items():
-        keys = {"method": _name(label), "seed": 0, "fold": 0, "test_set": "", "temperature": WITHOUT}
-        kept = cases.set_index("case").loc[common].reset_index()
-        tables["cases"].append(kept.assign(patient=patients, **keys))
-        tables["bins"].append(bins[bins["case"].isin(common) & bins["region"].isin(everywhere)].assign(**keys))
-    joined = {name: pd.concat(parts, ignore_index=True, join="inner") for name, parts in tables.items()}
-    for kind, kept, found in (
-        ("Cases", common, [case for cases, *_ in read.values() for case in cases["case"]]),
-        ("Columns", joined["cases"].columns, [name for cases, *_ in read.values() for name in cases]),
+        raise InputError(f"No case is in all of {', '.join(labels.values())}: their names differ.")
+    patients, notices = _patients(dict(zip(labels.values(), [cases for cases, _ in tables], strict=True)), common)
+    everywhere = set.intersection(*({*bins["region"]} for _, bins in tables))
+    kept = [cases.set_index("case").loc[common].reset_index().assign(patient=patients) for cases, _ in tables]
+    cases = pd.concat(kept, ignore_index=True, join="inner")
+    bins = pd.concat([of_one for _, of_one in tables], ignore_index=True, join="inner")
+    bins = bins[bins["case"].isin(common) & bins["region"].isin(everywhere)]
+    for kind, known, found_in_some in (
+        ("Cases", common, itertools.chain(*all_cases)),
+        ("Columns", cases.columns, itertools.chain(*(of_one for of_one, _ in tables))),
     ):
-        if names := [printable(name) for name in dict.fromkeys(found) if name not in kept]:
+        if names := [printable(name) for name in dict.fromkeys(found_in_some) if name not in known]:
             more = f" and {len(names) - NAMED} more" * (len(names) > NAMED)
             notices.append(f"{kind} that not all have are left out: {', '.join(names[:NAMED])}{more}.")
-    if len(folders) > 1 and not any(name.startswith("true_volume_") for name in joined["cases"]):
+    if len(folders) > 1 and not any(name.startswith("true_volume_") for name in cases):
         notices.append("Only names of cases were compared: label maps do not tell whether ground truths are the same.")
-    about |= {"labels": {_name(label): label for label in labels}, "notices": notices}
-    by_name = {_name(label): folder for label, folder in zip(labels, folders, strict=True)}
-    results = Results(**joined, cells=pd.DataFrame(), temperatures=pd.DataFrame(), about=about, folders=by_name)
+    about |= {"labels": labels, "notices": notices}
+    by_name = dict(zip(labels, folders, strict=True))
+    results = Results(cases, bins, pd.DataFrame(), pd.DataFrame(), about, by_name, read)
     check_same_cases(results)
     return results
 
 
-def _patients(read: Mapping[str, Any], common: Sequence[str]) -> tuple[list[str], list[str]]:
+def _patients(read: Mapping[str, pd.DataFrame], common: Sequence[str]) -> tuple[list[str], list[str]]:
     """Return the patient of each common case, from the folders that know them, and notices."""
-    found = pd.DataFrame({label: cases.set_index("case")["patient"].loc[common] for label, (cases, *_) in read.items()})
+    found = pd.DataFrame({label: cases.set_index("case")["patient"].loc[common] for label, cases in read.items()})
     known = found.loc[:, found.ne(found.index.to_series(), axis=0).any()]
     if known.empty:
-        return list(common), [
-            "Each case counts as a patient of its own. If some are of the same patient, intervals are too narrow."
-        ]
+        notice = "Each case counts as a patient of its own. If some are of the same patient, intervals are too narrow."
+        return list(common), [notice]
     differing = known.index[known.nunique(axis=1) > 1]
     if len(differing):
         raise InputError(f"Case {printable(differing[0])} is of different patients in {', '.join(known)}.")
     return known.iloc[:, 0].tolist(), []
-
-
-def _name(label: str) -> str:
-    return label.replace("/", "_")
 
 
 def name_folders(folders: Sequence[Path]) -> list[str]:
@@ -283,6 +244,6 @@ def name_folders(folders: Sequence[Path]) -> list[str]:
     parts = [folder.resolve().parts for folder in folders]
     for count in range(1, max(map(len, parts)) + 1):
         labels = [printable("/".join(of_folder[-count:])) for of_folder in parts]
-        if len({_name(label) for label in labels}) == len(labels):
+        if len({label.replace("/", "_") for label in labels}) == len(labels):
             return labels
     raise InputError(f"A folder is given twice: {', '.join(map(str, folders))}.")

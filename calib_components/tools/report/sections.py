@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from calib_components.figures import logit_bars, mean_intervals, reliability_diagram
+from calib_components.figures import reliability_diagram
 from calib_components.tools.report.data import WITH, WITHOUT, Results, Row
+from calib_components.tools.report.figures import logit_bars, mean_intervals
 from calib_components.tools.report.page import Cell, Picture, Section, to_png
-from calib_components.tools.report.published import PUBLISHED, dataset_of
+from calib_components.tools.report.published import PUBLISHED
 from calib_components.tools.report.statistics import (
     FEWEST_PATIENTS,
     Estimate,
@@ -42,9 +43,7 @@ ABOUT_SEEDS = (
     "seed are over patients alone and about this trained network. "
 )
 ABOUT_PATIENTS = "Intervals are over patients: they are about these trained networks, not about another training. "
-FOUND_IN_ONE = "missed / spurious"
 DIAGRAMS = {"all": "All voxels", "predicted": "Predicted foreground"}
-DRAWN = ("nll_all", "ece_all", "ece_predicted")
 
 
 def about_intervals(results: Results) -> str:
@@ -60,7 +59,6 @@ def row_of(record: Record) -> Row:
 
 def mean_records(results: Results, rows: Sequence[Row], measures: Sequence[str]) -> list[dict[str, Any]]:
     """Return the mean of each measure and row with its interval and its spread over seeds and over patients."""
-    published = PUBLISHED.get(dataset_of(results) or "", {}) if results.about.get("split") == "testing" else {}
     records = []
     for measure, row in itertools.product(measures, rows):
         values, patients = results.values(row, measure), results.patients(row.test_set)
@@ -69,10 +67,10 @@ def mean_records(results: Results, rows: Sequence[Row], measures: Sequence[str])
         del record["p_value"]
         record["seeds"] = results.seeds(row)
         record["sd_seeds"] = float(pd.Series(mean_of_defined(values, axis=1)).std())
-        record["sd_patients"] = float(pd.Series(mean_of_defined(values)).groupby(np.asarray(patients)).mean().std())
-        of_paper = dict(zip(RANKED, published.get(row.method, ()), strict=False))
-        if measure in of_paper and row == Row(row.method):
-            record["published"] = of_paper[measure]
+        record["sd_patients"] = float(pd.Series(mean_of_defined(values)).groupby(patients.to_numpy()).mean().std())
+        paper = PUBLISHED.get(results.papers.get(row.test_set, ""), {}) if row.temperature == WITHOUT else {}
+        if measure in RANKED and row.method in paper:
+            record["published"] = paper[row.method][RANKED.index(measure)]
         if results.has(f"{measure}_if_true"):
             record["if_true"] = float(mean_of_defined(mean_of_defined(results.values(row, f"{measure}_if_true"))))
         records.append(record)
@@ -84,7 +82,7 @@ def row_cell(results: Results, row: Row) -> Cell:
     label = results.label(row)
     if row.temperature == WITHOUT or results.temperatures.empty:
         return Cell(label)
-    fits = results.temperatures[results.temperatures["method"] == row.method]
+    fits = results.fits(row)
     low, high = (f"{end:.2f}" for end in (fits["temperature"].min(), fits["temperature"].max()))
     if fits["seed"].nunique() > 1 or np.isnan(fits["low"].iloc[0]):
         return Cell(label, (f"T {low}" + f" to {high}" * (low != high),))
@@ -97,14 +95,15 @@ def means_section(results: Results, measures: Sequence[str], test_set: str = "")
     records = mean_records(results, rows, [measure for measure in measures if results.has(measure)])
     header, lines = tabulate(records, lambda record: (row_cell(results, row_of(record)),), marked=True)
     for row, line in zip(rows, lines, strict=True):
-        line.append(Cell(" / ".join(f"{round(count, 1):g}" for count in results.found_in_one(row))))
+        counts = (float(np.nansum(results.values(row, kind), axis=1).mean()) for kind in ("missed", "spurious"))
+        line.append(Cell(" / ".join(f"{round(count, 1):g}" for count in counts)))
     pictures = []
     panels = {
         heading(measure): [[r["mean"], r["low"], r["high"]] for r in records if r["measure"] == measure]
-        for measure in DRAWN
+        for measure in CONCLUDED
         if measure in measures and results.has(measure)
     }
-    if panels and len(rows) > 1 and len({*results.patients(test_set)}) >= FEWEST_PATIENTS:
+    if panels and len(rows) > 1 and results.patients(test_set).nunique() >= FEWEST_PATIENTS:
         hollow = [row.temperature == WITH for row in rows]
         figure = mean_intervals(panels, [results.label(row) for row in rows], hollow)
         pictures = [Picture(name, "Means with 95 % intervals; hollow: with temperature", to_png(figure))]
@@ -119,7 +118,7 @@ def means_section(results: Results, measures: Sequence[str], test_set: str = "")
             caption += ABOUT_TEMPERATURE + ABOUT_FOLDS * bool(results.about.get("folds"))
         caption += f"HD95 is in {results.about['unit']}. " + ABOUT_REGIONS * results.has("ece_all") + ABOUT_FOUND_IN_ONE
         caption += about_intervals(results)
-    return Section(name, title, caption, ["", *header, FOUND_IN_ONE], lines, records, pictures)
+    return Section(name, title, caption, ["", *header, "missed / spurious"], lines, records, pictures)
 
 
 def structures_section(results: Results) -> Section:
@@ -221,30 +220,37 @@ def temperature_section(results: Results, measures: Sequence[str]) -> Section:
 def reliability_section(results: Results) -> Section:
     """Return reliability diagrams of the predicted class for each method, without and with temperature."""
     pictures = []
-    for name in results.methods:
-        rows = [row for row in results.rows() if row.method == name]
+    for name, label in results.labels.items():
         panels = {
             title + " + T" * (row.temperature == WITH): results.pooled_bins(row, region)
             for region, title in DIAGRAMS.items()
-            for row in rows
-            if region in results.regions(row)
+            for row in results.rows()
+            if row.method == name and (row, region) in results.bins_of
         }
         panels = {title: bins for title, bins in panels.items() if bins.count.sum() > 0}
         if panels:
             figure = reliability_diagram(panels, bands=True)
             for axes in figure.axes:
                 axes.title.set_fontsize("medium")  # those of neighbours do not touch
-            pictures.append(Picture(f"reliability_{name}", results.labels[name], to_png(figure)))
-        file = results.folders.get(name, Path("nowhere")) / "reliability_classes.png"
-        if results.about.get("notices") == [] and file.exists():  # it is of all cases
-            title = f"{results.labels[name]}: each class, over all voxels"
-            pictures.append(Picture(f"reliability_classes_{name}", title, file.read_bytes()))
+            pictures.append(Picture(f"reliability_{name}", label, to_png(figure)))
+        if results.about.get("notices") == []:  # the figure of the evaluation is of all cases
+            pictures += saved_pictures(results, {"reliability_classes": f"{label}: each class, over all voxels"}, name)
     caption = (
         "Accuracy over confidence of the predicted class, of the voxels of all cases and seeds; the tables show means "
         "over cases instead. The dark bands hold 95 % of the accuracies that true probabilities would have if voxels "
         "were independent, which those of one image are not."
     )
     return Section("reliability", "Reliability diagrams", caption, pictures=pictures)
+
+
+def saved_pictures(results: Results, titles: dict[str, str], method: str) -> list[Picture]:
+    """Return the figures that the evaluation of a method has, of some with their titles."""
+    files = {name: results.folders.get(method, Path("nowhere")) / f"{name}.png" for name in titles}
+    return [
+        Picture(f"{file.stem}_{method}", titles[name], file.read_bytes())
+        for name, file in files.items()
+        if file.exists()
+    ]
 
 
 def logits_section(results: Results) -> Section:
@@ -279,24 +285,18 @@ def cells_section(results: Results) -> Section:
     return Section("cells", "What was run", caption, header, cells, table)
 
 
-def cases_sections(results: Results, first: str | None = None) -> list[Section]:
-    """Return the pictures of the best, median and worst case of each method, where they were kept."""
+def cases_sections(results: Results, first: str) -> list[Section]:
+    """Return the pictures of the best, median and worst case of each method, where they were kept; one method first."""
     caption = (
         "The best, median and worst case by the DSC of the volume: the slice with the most foreground, and the entropy "
         "of its probabilities, if there are any. Contours have the colours of the classes."
     )
-    sections = []
-    for name in sorted(results.methods, key=lambda name: name != first):
-        files = {
-            kind: results.folders.get(name, Path("nowhere")) / f"cases/{kind}.png"
-            for kind in ("best", "median", "worst")
-        }
-        pictures = [
-            Picture(f"{name}_{kind}", f"{kind.capitalize()} case", file.read_bytes())
-            for kind, file in files.items()
-            if file.exists()
-        ]
-        if pictures:
-            title = f"Cases: {results.about['labels'][name]}"
-            sections.append(Section(f"cases_{name}", title, caption, pictures=pictures))
-    return sections
+    titles = {f"cases/{kind}": f"{kind.capitalize()} case" for kind in ("best", "median", "worst")}
+    found = {
+        name: saved_pictures(results, titles, name) for name in sorted(results.methods, key=lambda name: name != first)
+    }
+    return [
+        Section(f"cases_{name}", f"Cases: {results.labels[name]}", caption, pictures=pictures)
+        for name, pictures in found.items()
+        if pictures
+    ]

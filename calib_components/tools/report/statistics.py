@@ -5,8 +5,7 @@ are percentiles of a bootstrap over patients, and tests flip the signs of patien
 With several trainings (seeds) of each method, seeds and patients are both random: intervals and tests are those of
 Student's t, see `seeds_and_patients`. Fewer than six patients (`FEWEST_PATIENTS`) have neither.
 
-Undefined values are NaN. Means leave them out. `patients` are the patient of each case; None stands for one case per
-patient.
+Undefined values are NaN. Means leave them out. `patients` are the patient of each case.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
@@ -43,9 +43,16 @@ class Estimate(NamedTuple):
 
 def mean_of_defined(values: ArrayLike, axis: int = 0) -> Array:
     """Return the mean along an axis without NaN; NaN where no value is defined."""
-    stacked = np.asarray(values, float)
-    count = (~np.isnan(stacked)).sum(axis)
-    return np.where(count > 0, np.nansum(stacked, axis=axis) / np.maximum(count, 1), np.nan)
+    return np.ma.filled(np.ma.masked_invalid(np.asarray(values, float)).mean(axis), np.nan)
+
+
+def sums_of_patients(values: ArrayLike, patients: Sequence[str]) -> Array:
+    """Return the sums over the cases of each patient, `(patients, ...)` of `(cases, ...)`; patients in their order."""
+    names, index = np.unique(np.asarray(patients), return_inverse=True)
+    values = np.asarray(values, float)
+    sums = np.zeros((len(names), *values.shape[1:]))
+    np.add.at(sums, index, values)
+    return sums
 
 
 def bootstrap_interval(
@@ -57,9 +64,6 @@ def bootstrap_interval(
         statistic: Maps drawn patient indices `(..., patients)`, one array for each population, to `(..., draws)`.
         patients: Number of patients of each population.
         resamples: Number of draws.
-
-    Returns:
-        Lower and upper ends.
     """
     with np.errstate(invalid="ignore", divide="ignore"):
         drawn = stats.bootstrap(
@@ -76,71 +80,55 @@ def bootstrap_interval(
     return low, high
 
 
-def mean_with_interval(values: ArrayLike, patients: Sequence[str] | None = None) -> Estimate:
+def mean_with_interval(values: ArrayLike, patients: Sequence[str]) -> Estimate:
     """Return the mean over cases and its 95 % interval.
 
     Args:
         values: `(cases,)`, or `(seeds, cases)` of several trainings. The value of a case is the mean over the seeds
             that have one; cases without any (NaN) are left out.
-
-    Returns:
-        The estimate, without a p-value.
     """
     return _compare([np.atleast_2d(np.asarray(values, float))], patients)._replace(p_value=np.nan)
 
 
 def paired_difference(
-    values: ArrayLike, reference: ArrayLike, patients: Sequence[str] | None = None, same_seeds: bool = False
+    values: ArrayLike, reference: ArrayLike, patients: Sequence[str], same_seeds: bool = False
 ) -> Estimate:
-    """Compare two methods on the same cases.
+    """Compare two methods on the same cases: the mean of `values - reference`, and the p-value of it being 0.
+
+    Where one of the two has a single seed, interval and p-value are over patients alone.
 
     Args:
         values: `(cases,)`, or `(seeds, cases)` of several trainings. Cases where either method has no value (NaN) are
             left out.
         reference: The same for the method to compare with, which may have another number of seeds.
         same_seeds: Whether both are of the same trained networks, such as without and with a temperature.
-
-    Returns:
-        The mean of `values - reference`, its interval, the p-value of the hypothesis that it is 0 and the number of
-        cases. Where one of the two has a single seed, interval and p-value are over patients alone.
     """
     tables = [np.atleast_2d(np.asarray(each, float)) for each in (values, reference)]
     return _compare([tables[0] - tables[1]] if same_seeds else tables, patients, tests=True)
 
 
-def _compare(tables: Sequence[Array], patients: Sequence[str] | None, tests: bool = False) -> Estimate:
+def _compare(tables: Sequence[Array], patients: Sequence[str], tests: bool = False) -> Estimate:
     """Return the mean of one table `(seeds, cases)`, or the difference of the means of two."""
     of_cases = [mean_of_defined(table) for table in tables]
     differences = of_cases[0] - of_cases[1] if len(tables) == 2 else of_cases[0]
     defined = ~np.isnan(differences)
-    names, index = np.unique(_labels(differences, patients)[defined], return_inverse=True)
-    cases = int(defined.sum())
+    cases, names = int(defined.sum()), np.asarray(patients)[defined]
     if cases == 0:
         return Estimate(np.nan)
     mean = float(differences[defined].mean())
-    if len(names) < FEWEST_PATIENTS:
+    if len({*names}) < FEWEST_PATIENTS:
         return Estimate(mean, cases=cases)
     if min(map(len, tables)) > 1:
-        # A seed without a value of a case takes the mean of the others.
-        filled = [np.where(np.isnan(t), of, t)[:, defined] for t, of in zip(tables, of_cases, strict=True)]
-        return Estimate(mean, *seeds_and_patients(mean, [_by_patient(table, index) for table in filled]), cases)
+        by_patient = []
+        for table, of in zip(tables, of_cases, strict=True):
+            filled = np.where(np.isnan(table), of, table)[:, defined]  # a seed without a value takes that of the others
+            # Linearised contributions of patients to the ratio of sums: those with more cases weigh more.
+            sums = sums_of_patients(filled.T - filled.mean(), names).T
+            by_patient.append(filled.mean() + sums * sums.shape[1] / cases)
+        return Estimate(mean, *seeds_and_patients(mean, by_patient), cases)
     (estimate,) = ratio_with_interval(np.where(defined, differences, 0)[:, None], defined[:, None], patients)
     p_value = sign_flip_p_value(differences[:, None], patients) if tests else np.nan
     return Estimate(mean, estimate.low, estimate.high, p_value, cases)
-
-
-def _labels(values: Array, patients: Sequence[str] | None) -> NDArray:
-    return np.arange(len(values)) if patients is None else np.asarray(patients)
-
-
-def _by_patient(table: Array, index: NDArray[np.intp]) -> Array:
-    """Return `(seeds, patients)` whose mean over patients is the mean over cases of each seed.
-
-    Patients with more cases weigh more: a value is the linearised contribution of a patient to the ratio of sums.
-    """
-    mean = table.mean()
-    sums = np.stack([np.bincount(index, row - mean) for row in table])
-    return mean + sums * sums.shape[1] / table.shape[1]
 
 
 def seeds_and_patients(mean: float, tables: Sequence[ArrayLike]) -> tuple[float, float, float]:
@@ -154,9 +142,6 @@ def seeds_and_patients(mean: float, tables: Sequence[ArrayLike]) -> tuple[float,
     Args:
         mean: The mean, or difference of means.
         tables: `(seeds, patients)` of one method, or of two methods on the same patients.
-
-    Returns:
-        Ends of the 95 % interval, and the p-value.
     """
     arrays = [np.asarray(table, float) for table in tables]
     parts, degrees, residual = [], [], 0.0
@@ -173,12 +158,12 @@ def seeds_and_patients(mean: float, tables: Sequence[ArrayLike]) -> tuple[float,
     if variance == 0:
         return mean, mean, float(mean == 0)
     freedom = variance**2 / sum(part**2 / degree for part, degree in zip(parts, degrees, strict=True))
-    error = variance**0.5
-    half = stats.t.ppf((1 + LEVEL) / 2, freedom) * error
-    return float(mean - half), float(mean + half), float(2 * stats.t.sf(abs(mean) / error, freedom))
+    t = stats.t(freedom, scale=variance**0.5)
+    half = t.ppf((1 + LEVEL) / 2)
+    return float(mean - half), float(mean + half), float(2 * t.sf(abs(mean)))
 
 
-def sign_flip_p_value(values: ArrayLike, patients: Sequence[str] | None = None) -> float:
+def sign_flip_p_value(values: ArrayLike, patients: Sequence[str]) -> float:
     """Test whether the means of several values over cases are all 0, by changing signs of patients.
 
     The statistic is the sum of the sizes of the means. All values of a patient change sign together, so they may depend
@@ -195,12 +180,11 @@ def sign_flip_p_value(values: ArrayLike, patients: Sequence[str] | None = None) 
     """
     values = np.asarray(values, float)
     defined = ~np.isnan(values).any(1)
-    names, index = np.unique(_labels(values, patients)[defined], return_inverse=True)
-    if len(names) < FEWEST_PATIENTS:
+    sums = sums_of_patients(values[defined], np.asarray(patients)[defined])
+    if len(sums) < FEWEST_PATIENTS:
         return np.nan
-    sums = np.stack([np.bincount(index, column) for column in values[defined].T], axis=1)  # (patients, K)
     result = stats.permutation_test(
-        (np.ones(len(names)),),
+        (np.ones(len(sums)),),
         lambda signs, axis=-1: np.abs(np.moveaxis(signs, axis, -1) @ sums).sum(-1),
         permutation_type="samples",
         vectorized=True,
@@ -212,9 +196,7 @@ def sign_flip_p_value(values: ArrayLike, patients: Sequence[str] | None = None) 
     return float(result.pvalue)
 
 
-def ratio_with_interval(
-    numerators: ArrayLike, denominators: ArrayLike, patients: Sequence[str] | None = None
-) -> list[Estimate]:
+def ratio_with_interval(numerators: ArrayLike, denominators: ArrayLike, patients: Sequence[str]) -> list[Estimate]:
     """Return ratios of sums over cases, such as a sensitivity over the voxels of all cases, with 95 % intervals.
 
     Args:
@@ -225,20 +207,19 @@ def ratio_with_interval(
         One estimate per ratio: NaN where all denominators are 0, without an interval where fewer than
         `FEWEST_PATIENTS` patients have one above 0.
     """
-    parts = np.stack([np.asarray(numerators, float), np.asarray(denominators, float)])
-    defined = parts[1].any(1)
-    names, index = np.unique(_labels(parts[1], patients)[defined], return_inverse=True)
-    above, below = (np.stack([np.bincount(index, c, len(names)) for c in part[defined].T]) for part in parts)
+    defined = (np.asarray(denominators) > 0).any(1)
+    names = np.asarray(patients)[defined]
+    above, below = (sums_of_patients(np.asarray(part)[defined], names).T for part in (numerators, denominators))
     with np.errstate(invalid="ignore"):  # 0 / 0 is NaN
         ratios = above.sum(1) / below.sum(1)
     ends = np.full((2, len(ratios)), np.nan)
     if (enough := (below > 0).sum(1) >= FEWEST_PATIENTS).any():
         above, below = above[enough], below[enough]
-        ends[:, enough] = bootstrap_interval(lambda i: above[:, i].sum(-1) / below[:, i].sum(-1), len(names))
+        ends[:, enough] = bootstrap_interval(lambda i: above[:, i].sum(-1) / below[:, i].sum(-1), below.shape[1])
     return [Estimate(float(m), float(low), float(high)) for m, low, high in zip(ratios, *ends, strict=True)]
 
 
-def spearman_with_interval(values: ArrayLike, others: ArrayLike, patients: Sequence[str] | None = None) -> Estimate:
+def spearman_with_interval(values: ArrayLike, others: ArrayLike, patients: Sequence[str]) -> Estimate:
     """Return Spearman's rank correlation of two values of the same cases and its 95 % interval over patients.
 
     Args:
@@ -250,7 +231,7 @@ def spearman_with_interval(values: ArrayLike, others: ArrayLike, patients: Seque
     """
     pair = np.stack([np.asarray(values, float), np.asarray(others, float)])
     defined = ~np.isnan(pair).any(0)
-    names, index = np.unique(_labels(pair[0], patients)[defined], return_inverse=True)
+    names, index = np.unique(np.asarray(patients)[defined], return_inverse=True)
     pair = pair[:, defined]
     if pair.shape[1] < 2 or (np.ptp(pair, axis=1) == 0).any():
         return Estimate(np.nan)
@@ -261,30 +242,14 @@ def spearman_with_interval(values: ArrayLike, others: ArrayLike, patients: Seque
 
     def statistic(drawn: NDArray[np.intp]) -> Array:
         chosen = (pair[:, np.concatenate([cases_of[i] for i in row])] for row in drawn.reshape(-1, len(names)))
-        found = [_pearson(*stats.rankdata(part, axis=1)) for part in chosen]
-        return np.reshape(found, drawn.shape[:-1])
+        return np.reshape([np.corrcoef(stats.rankdata(part, axis=1))[0, 1] for part in chosen], drawn.shape[:-1])
 
     low, high = bootstrap_interval(statistic, len(names), resamples=RESAMPLES // 5)
     return Estimate(correlation, float(low), float(high))
 
 
-def _pearson(ranks: Array, others: Array) -> float:
-    first, second = ranks - ranks.mean(), others - others.mean()
-    return float(first @ second / np.sqrt((first @ first) * (second @ second)))
-
-
 def holm(p_values: ArrayLike) -> Array:
-    """Return Holm's step-down adjusted p-values of tests that are made together.
-
-    Args:
-        p_values: `(tests,)`; NaN for a test that was not made, which stays NaN and does not count as a test.
-
-    Returns:
-        `(tests,)`, in the same order.
-    """
-    p_values = np.asarray(p_values, float)
-    adjusted = np.full(len(p_values), np.nan)
-    order = np.argsort(p_values)[: np.count_nonzero(~np.isnan(p_values))]  # NaN sorts last
-    stepped = p_values[order] * np.arange(len(order), 0, -1)
-    adjusted[order] = np.minimum(np.maximum.accumulate(stepped), 1)
-    return adjusted
+    """Return Holm's step-down adjusted p-values of tests that are made together; NaN is a test that was not made."""
+    given = pd.Series(p_values, dtype=float).reset_index(drop=True)
+    made = given.dropna().sort_values()
+    return (made * np.arange(len(made), 0, -1)).cummax().clip(upper=1).reindex(given.index).to_numpy()

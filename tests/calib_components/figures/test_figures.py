@@ -10,19 +10,8 @@ from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from calib_components.figures import (
-    expected_dsc_scatter,
-    logit_bars,
-    mean_intervals,
-    rank_heat_map,
-    rank_lines,
-    reliability_diagram,
-    risk_coverage_curves,
-    threshold_curves,
-    uncertainty_overlay,
-    volume_agreement,
-)
-from calib_components.metrics import CalibrationBins, ThresholdTable, consistency_bands, resampled_errors
+from calib_components.figures import reliability_diagram, uncertainty_overlay
+from calib_components.metrics import CalibrationBins, consistency_bands, resampled_errors
 
 # Class 0: 10 voxels at 0.6, 7 of them correct; 30 at 0.9, 15 of them correct. Class 1: 10 voxels at 0.25, none correct.
 BINS = CalibrationBins(
@@ -50,14 +39,14 @@ def legend(figure: Figure) -> list[str]:
     return [text.get_text() for text in figure.legends[0].get_texts()]
 
 
-def table(*dsc: float) -> ThresholdTable:
-    values = torch.tensor(dsc, dtype=torch.float64)
-    return ThresholdTable(torch.linspace(0.25, 0.75, len(dsc)), values, 1 - values, 0.5 * values, values)
-
-
-def volumes(scale: float = 1.0) -> list[np.ndarray]:
-    """Expected, true, low and high of three cases; the second is above its range."""
-    return [scale * np.array(values) for values in ([12.0, 20, 30], [10.0, 26, 30], [8.0, 15, 29], [15.0, 25, 31])]
+def assert_legible(*figures: Figure) -> None:
+    """Assert that names are drawn literally and nothing overlaps a legend."""
+    for figure in figures:
+        figure.draw_without_rendering()
+        assert not any(text._preprocess_math(text.get_text())[1] for text in figure.findobj(Text))
+        boxes = [box.get_window_extent() for box in figure.legends]
+        assert all(box.x0 >= 0 and box.x1 <= figure.bbox.width for box in boxes)
+        assert not any(box.overlaps(axes.get_window_extent()) for box in boxes for axes in figure.axes)
 
 
 def test_reliability_of_each_class() -> None:
@@ -104,82 +93,6 @@ def test_panels_by_title_have_bands_where_nothing_is_marked() -> None:
     assert bars(reliability_diagram(empty, bands=True).axes[0]) == []
 
 
-def test_heat_map_has_the_best_method_on_top() -> None:
-    figure = rank_heat_map([[2, 2.5], [1, 1], [3, np.nan]], [4.5, 2, 3], ["a", "b", "c"], ["DSC", "ECE", "sum"])
-    ranks, totals = figure.axes
-    assert [label.get_text() for label in ranks.get_yticklabels()] == ["b", "c", "a"]
-    assert [text.get_text() for text in ranks.texts] == ["1.0", "1.0", "3.0", "2.0", "2.5"]
-    assert [text.get_text() for text in totals.texts] == ["2.0", "3.0", "4.5"]
-
-
-def test_rank_lines_have_a_line_for_each_method_and_its_name_at_both_ends() -> None:
-    panels = {"without": [[1, 2.5], [2, 2.5], [3, 1]], "with": [[3, 1], [1, 2], [2, 3]]}
-    first, last = rank_lines(panels, ["A", "$B", "C"], ["ECE", "NLL"]).axes
-    assert [line.get_ydata().tolist() for line in first.lines] == panels["without"]
-    assert first.get_ylim()[0] > first.get_ylim()[1]  # rank 1 on top
-    for axes, column in ((first, 0), (last, 1)):
-        names = {text.xy: text.get_text() for text in axes.texts if hasattr(text, "xy")}
-        ranks = panels[axes.get_title()]
-        assert names == {(column, rank[column]): name for name, rank in zip(("A", r"\$B", "C"), ranks, strict=True)}
-
-
-def test_mean_intervals_have_a_line_and_a_mark_for_each_row() -> None:
-    means = [[2, 1, 4], [7, 6, 9], [np.nan, np.nan, np.nan]]
-    panels = {f"panel {i}": np.array(means) + i for i in range(4)}
-    figure = mean_intervals(panels, ["A", "$B", "C"], [False, True, False])
-    assert [axes.get_title() for axes in figure.axes] == list(panels)
-    first, second, *_, last = figure.axes
-    assert [text.get_text() for text in first.get_yticklabels()] == ["A", r"\$B", "C"]
-    assert [text.get_text() for text in second.get_yticklabels()] == ["", "", ""]
-    lines, marks = last.lines[::2], last.lines[1::2]
-    assert [list(line.get_xdata()) for line in lines[:2]] == [[4, 7], [9, 12]]
-    assert [(float(mark.get_xdata()[0]), mark.get_ydata()[0]) for mark in marks[:2]] == [(5, 0), (10, 1)]
-    assert [mark.get_markerfacecolor() == "white" for mark in marks] == [False, True, False]
-
-
-def test_logit_bars_are_the_table() -> None:
-    figure = logit_bars({f"method {i}": np.arange(9).reshape(3, 3) for i in range(5)}, ["background", "a", "b"])
-    assert [axes.get_title() for axes in figure.axes] == [f"method {i}" for i in range(5)]
-    heights = [bar.get_height() for bar in sorted(figure.axes[4].patches, key=lambda bar: bar.get_x())]
-    assert heights == list(range(9))  # by ground truth class, then logit
-
-
-def test_volumes_count_cases_in_range_and_leave_out_undefined_ones() -> None:
-    (axes,) = volume_agreement({"tumour": volumes()}, "ml").axes
-    assert axes.get_title() == "tumour\nbias -1.3 ml\nin range: 2 of 3"  # (2 - 6 + 0) / 3
-    _, inside, outside, absent = axes.collections
-    assert inside.get_offsets().tolist() == [[10, 12], [30, 30]]
-    assert outside.get_offsets().tolist() == [[26, 20]]
-    assert len(absent.get_offsets()) == 0
-    given = volumes()
-    given[1][0] = np.nan
-    assert volume_agreement({"a": given}, "ml").axes[0].get_title() == "a\nbias -3.0 ml\nin range: 1 of 2"
-    absent_case = [[12.0, 5], [10.0, 0], [8.0, 0], [15.0, 9]]
-    assert volume_agreement({"a": absent_case}, "ml").axes[0].get_title() == "a\nbias +3.5 ml\nin range: 1 of 1"
-
-
-def test_thresholds_mark_the_chosen_one_alone() -> None:
-    figure = threshold_curves({"tumour": table(0.5, 0.75, 0.25)}, {"tumour": 0.25})
-    sensitivity, specificity, ppv, dsc, line, chosen = figure.axes[0].lines
-    assert specificity.get_ydata().tolist() == [0.5, 0.25, 0.75]
-    assert ppv.get_ydata().tolist() == [0.25, 0.375, 0.125]
-    assert list(line.get_xdata()) == [0.25, 0.25]
-    assert (chosen.get_xdata().tolist(), chosen.get_ydata().tolist()) == ([0.25], [0.5])
-    assert sensitivity.get_xdata().tolist() == dsc.get_xdata().tolist() == [0.25, 0.5, 0.75]
-    assert len(threshold_curves({"a": table(0.5, 0.75, 0.25)}).axes[0].lines) == 4
-
-
-def test_risk_in_per_cent_and_expected_dsc() -> None:
-    figure = risk_coverage_curves([0, 0.5, 0.99, 1], {"NACL": [0, 0.01, 0.02, 0.04], "_x": [0, 0, 0, 1]})
-    assert figure.axes[0].lines[0].get_ydata().tolist() == [0, 1, 2, 4]
-    assert legend(figure) == ["NACL", " _x"]
-    transform = figure.axes[0].xaxis.get_transform()
-    np.testing.assert_allclose(transform.inverted().transform(transform.transform([0, 0.3, 0.999])), [0, 0.3, 0.999])
-    (axes,) = expected_dsc_scatter([0.9, 0.7, np.nan, 0.5], [0.8, 0.65, 0.1, np.nan]).axes
-    assert axes.collections[0].get_offsets().tolist() == [[0.9, 0.8], [0.7, 0.65]]
-    assert axes.get_xlim() == axes.get_ylim() == (0.6, 1)
-
-
 def test_overlay_draws_each_map_where_it_is() -> None:
     shape = (20, 30)
     label, prediction = np.zeros(shape, np.uint8), np.zeros(shape, np.uint8)
@@ -203,23 +116,11 @@ def test_overlay_draws_each_map_where_it_is() -> None:
 
 
 def test_names_are_drawn_literally_and_nothing_overlaps() -> None:
-    square = np.ones((len(HOSTILE), len(HOSTILE)))
     label = np.arange(8).repeat(8).reshape(8, 8)
-    figures = [
-        logit_bars(dict.fromkeys(HOSTILE, square), HOSTILE),
-        rank_heat_map([[1, 2]], [3], [HOSTILE[0]], [*HOSTILE[1:3], "sum"]),
+    assert_legible(
         reliability_diagram(dict.fromkeys(HOSTILE, TOP_LABEL)),
         uncertainty_overlay(label, label, label, label / 8, ["background", *HOSTILE], "a$_$b\n_c"),
-        volume_agreement({name: volumes(10.0**i) for i, name in enumerate(HOSTILE)}, "voxels"),
-        threshold_curves(dict.fromkeys(HOSTILE, table(0.5, 0.75, 0.25)), dict.fromkeys(HOSTILE, 0.5)),
-        risk_coverage_curves([0.1, 0.9, 1], dict.fromkeys(HOSTILE, np.linspace(0, 0.1, 3))),
-    ]
-    for figure in figures:
-        figure.draw_without_rendering()
-        assert not any(text._preprocess_math(text.get_text())[1] for text in figure.findobj(Text))
-        boxes = [box.get_window_extent() for box in figure.legends]
-        assert all(box.x0 >= 0 and box.x1 <= figure.bbox.width for box in boxes)
-        assert not any(box.overlaps(axes.get_window_extent()) for box in boxes for axes in figure.axes)
+    )
 
 
 @pytest.mark.parametrize(
@@ -229,7 +130,7 @@ def test_names_are_drawn_literally_and_nothing_overlaps() -> None:
         (lambda: reliability_diagram({"a": TOP_LABEL}, if_true={"b": IF_TRUE}), "if_true"),
         (lambda: reliability_diagram(BINS, ["a", "a"]), "class_names"),
         (lambda: uncertainty_overlay(None, np.full((8, 8), 2), np.zeros((8, 8)), None, NAMES), "class_names"),
-        (lambda: volume_agreement({}, "ml"), "at least one panel"),
+        (lambda: reliability_diagram({}), "at least one panel"),
     ],
 )
 def test_what_cannot_be_drawn(draw: object, keyword: str) -> None:

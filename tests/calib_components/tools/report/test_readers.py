@@ -12,11 +12,9 @@ import pandas as pd
 import pytest
 
 from calib_components.errors import InputError
-from calib_components.tools.report.data import Row, read_compact, write_compact
+from calib_components.tools.report.data import Row, write_compact
 from calib_components.tools.report.readers import read_cells, read_evaluations
 from tests.calib_components.tools.report.made_up import cases_of, write_cell, write_comparison, write_evaluation
-
-TABLES = ("cases", "bins", "cells", "temperatures")
 
 
 def test_cells_are_read_with_all_conditions(tmp_path: Path) -> None:
@@ -25,85 +23,57 @@ def test_cells_are_read_with_all_conditions(tmp_path: Path) -> None:
     assert found.about["missing"] == ["svls, seed 0", "svls, seed 1"]
     assert found.test_sets == ["scanner"]
     assert [found.label(row) for row in found.rows("scanner")] == ["CE+DSC", "CE+DSC + T", "NACL", "NACL + T"]
-    assert found.values(Row("nacl"), "nll_all").shape == (2, 16)
     assert found.values(Row("nacl", "with", "scanner"), "dsc").shape == (2, 12)
     assert found.count() == "8 patients"
     assert found.cells[["best_epoch", "best_val_dsc"]].drop_duplicates().values.tolist() == [[2, 0.8]]
     assert found.temperatures["temperature"].tolist() == [0.8] * 4
-
-
-def test_values_are_those_of_the_files(tmp_path: Path) -> None:
-    write_comparison(tmp_path)
-    found = read_cells(tmp_path)
     table = pd.read_csv(tmp_path / "nacl/seed1/cases.csv")
     mean = (table["dsc_RV"] + table["dsc_MYO"] + table["dsc_LV"]) / 3
     assert found.values(Row("nacl"), "dsc")[1] == pytest.approx(mean.to_numpy())
-    pooled = found.pooled_bins(Row("nacl"), "all")
-    assert pooled.count.tolist() == [[2 * 16 * 1000 * i for i in range(1, 16)]]
+    assert found.pooled_bins(Row("nacl"), "all").count.tolist() == [[2 * 16 * 1000 * i for i in range(1, 16)]]
 
 
 def test_compact_form_is_the_same_to_six_digits(tmp_path: Path) -> None:
     cells = tmp_path / "cells"
     write_comparison(cells, temperature=0.8, test_sets=("scanner",))
     found = read_cells(cells)
+    found.cases.loc[0, "case"] = "NA"  # a name, not an absent value
     write_compact(found, tmp_path / "compact")
     again = read_cells(tmp_path / "compact")
     assert again.about == found.about
-    for name in TABLES:
+    for name in ("cases", "bins", "cells", "temperatures"):
         pd.testing.assert_frame_equal(getattr(found, name), getattr(again, name), check_dtype=False, rtol=1e-5)
     assert sorted(file.name for file in (tmp_path / "compact").iterdir()) == [
         "bins.csv.gz", "cases.csv.gz", "cells.csv", "comparison.json", "temperatures.csv",
     ]  # fmt: skip
 
 
-def test_case_may_be_called_na(tmp_path: Path) -> None:
-    cells = write_cell(tmp_path / "cells", "nacl").parents[1]
-    found = read_cells(cells)
-    found.cases.loc[0, "case"] = "NA"
-    write_compact(found, tmp_path / "compact")
-    assert read_compact(tmp_path / "compact").cases["case"].tolist() == found.cases["case"].tolist()
-
-
-def test_folds_are_joined_at_home_and_averaged_elsewhere(tmp_path: Path) -> None:
-    for fold in (0, 1):
-        write_cell(tmp_path, "nacl", fold=fold, temperature=0.8, test_sets=("scanner",))
+def test_folds_are_joined_at_home_and_averaged_elsewhere_and_a_run_without_all_is_missing(tmp_path: Path) -> None:
+    for method, folds in (("nacl", (0, 1)), ("svls", (0,))):
+        for fold in folds:
+            write_cell(tmp_path, method, fold=fold, temperature=0.8, test_sets=("scanner",))
     found = read_cells(tmp_path)
+    assert found.methods == ["nacl"]
+    assert found.about["missing"] == ["svls, seed 0, fold 1"]
     assert found.values(Row("nacl"), "ece_all").shape == (1, 16)
     files = [tmp_path / f"nacl/seed0_fold{fold}/on_scanner/cases.csv" for fold in (0, 1)]
     mean = np.mean([pd.read_csv(file)["ece_all"] for file in files], axis=0)
     assert found.values(Row("nacl", test_set="scanner"), "ece_all")[0] == pytest.approx(mean)
 
 
-def test_run_without_all_folds_is_missing(tmp_path: Path) -> None:
-    for method, folds in (("nacl", (0, 1)), ("svls", (0,))):
-        for fold in folds:
-            write_cell(tmp_path, method, fold=fold)
-    found = read_cells(tmp_path)
-    assert found.methods == ["nacl"]
-    assert found.about["missing"] == ["svls, seed 0, fold 1"]
-
-
-def test_missed_structure_has_no_hd95_in_comparisons(tmp_path: Path) -> None:
-    cell = write_cell(tmp_path, "nacl")
-    hd95, dsc = np.full(16, 2.0), np.full(16, 0.8)
-    hd95[3], dsc[3] = np.nan, 0
-    missed = [{"case": "p01_2", "structure": "RV"}]
-    write_evaluation(cell, changed={"hd95_RV": hd95, "dsc_RV": dsc}, missed=missed)
-    found = read_cells(tmp_path)
-    assert np.isnan(found.values(Row("nacl"), "hd95")).sum() == 0  # the mean of the other structures
-    assert np.flatnonzero(np.isnan(found.comparable(Row("nacl"), "hd95"))).tolist() == [3]
-    assert found.found_in_one(Row("nacl")) == [1, 0]
-
-
-def test_finding_nothing_where_there_is_nothing_is_right(tmp_path: Path) -> None:
-    cell = write_cell(tmp_path, "nacl")
-    undefined = np.where(np.arange(16) == 5, np.nan, 0.5)
-    names = [f"{metric}_{s}" for metric in ("dsc", "hd95") for s in ("RV", "MYO", "LV")]
-    write_evaluation(cell, changed=dict.fromkeys(names, undefined))
-    found = read_cells(tmp_path)
-    assert np.isnan(found.values(Row("nacl"), "dsc")[0, 5])
-    assert found.comparable(Row("nacl"), "dsc")[0, 5] == 1
-    assert found.finds_nothing(Row("nacl")).nonzero()[0].tolist() == [5]
+def test_comparisons_reward_no_miss_and_no_wrong_structure(tmp_path: Path) -> None:
+    """A missed structure has no HD95; finding nothing where there is nothing is right."""
+    cell, undefined = write_cell(tmp_path, "nacl"), np.where(np.arange(16) == 5, np.nan, 0.5)
+    changed = dict.fromkeys([f"{metric}_{s}" for metric in ("dsc", "hd95") for s in ("RV", "MYO", "LV")], undefined)
+    changed["hd95_RV"] = np.where(np.arange(16) == 3, np.nan, undefined)
+    write_evaluation(cell, changed=changed, missed=[{"case": "p01_2", "structure": "RV"}])
+    found, row = read_cells(tmp_path), Row("nacl")
+    assert np.flatnonzero(np.isnan(found.values(row, "hd95"))).tolist() == [5]  # the mean of the other structures
+    assert np.flatnonzero(np.isnan(found.comparable(row, "hd95"))).tolist() == [3, 5]
+    assert found.values(row, "missed").tolist() == [[0, 0, 0, 1, *[0] * 12]]
+    assert np.isnan(found.values(row, "dsc")[0, 5])
+    assert found.comparable(row, "dsc")[0, 5] == 1
+    assert found.finds_nothing(row).nonzero()[0].tolist() == [5]
 
 
 def change_settings(cell: Path, **changed: Any) -> None:
@@ -142,11 +112,6 @@ def test_patient_in_two_folds_and_two_temperatures_of_a_run_are_refused(tmp_path
         read_cells(tmp_path)
 
 
-def test_folder_without_cells_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no finished cell"):
-        read_cells(tmp_path)
-
-
 def test_evaluations_keep_common_cases_and_columns(tmp_path: Path) -> None:
     one = write_evaluation(tmp_path / "a/eval", changed={"smooth_ece_all": 0.1})
     two = write_evaluation(tmp_path / "b/eval", cases_of(7))
@@ -171,7 +136,7 @@ def test_cases_are_paired_by_name_whatever_their_order(tmp_path: Path) -> None:
         write_evaluation(cell, names, changed=volumes if method == "nacl" else None)
     values = read_cells(tmp_path / "cells").values(Row("svls"), "nll_all")[0]
     first = pd.read_csv(tmp_path / "cells/svls/seed0/cases.csv", index_col="case")["nll_all"]
-    assert values.tolist() == first[read_cells(tmp_path / "cells").places().index].tolist()
+    assert values.tolist() == first[read_cells(tmp_path / "cells").patients().index].tolist()
 
 
 def test_patients_are_those_that_a_folder_knows(tmp_path: Path) -> None:
