@@ -34,7 +34,7 @@ def error_line(error: BaseException | None) -> str | None:
     """
     while error is not None:
         if isinstance(error, InputError) or "InputError: " in str(error):
-            return printable(str(error).split("InputError: ")[-1].splitlines()[0])
+            return printable(str(error).split("InputError: ")[-1].partition("\n")[0])
         error = error.__cause__ or error.__context__
     return None
 

@@ -142,10 +142,9 @@ class CalibrationLoss(nn.Module):
         return logits, labels
 
     def mean(self, logits: Tensor, labels: Labels) -> Tensor:
-        """Mean of `voxel_loss` over the voxels that count.
+        """Mean of `voxel_loss` over the voxels that count, computed together with its gradient, where one is needed.
 
-        The gradient is computed together with the value, where one is needed. Code compiled by `torch.compile` and
-        second derivatives take all voxels at once. `torch.func` is not supported.
+        Code compiled by `torch.compile` and second derivatives take all voxels at once. `torch.func` is not supported.
         """
         prepared, num_counted = self.prepare(logits.detach(), labels), labels.num_counted()
 

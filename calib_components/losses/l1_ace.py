@@ -30,18 +30,14 @@ class L1ACELoss(CalibrationLoss):
     This is not a loss to train with alone, since a network that predicts the frequency of each class everywhere has a
     value of 0. Add it to others, as `L1ACEDiceCELoss` does.
 
-    Without `ignore_empty_classes`, the value is the mean of `calibration_bins(probabilities, target, num_bins,
-    classwise=True, region="all").average_error()` over the images.
-
     Source: Barfoot et al., "Average Calibration Losses for Reliable Uncertainty in Medical Image Segmentation", IEEE
     Transactions on Medical Imaging 2026, <https://arxiv.org/abs/2506.03942>; first in "Average Calibration Error: A
     Differentiable Loss for Improved Reliability in Image Segmentation", MICCAI 2024,
     <https://arxiv.org/abs/2403.06759>
 
-    Departures from the authors' code: the edges of the bins are `i / num_bins`, as in `calibration_bins`, where theirs
+    Departures from the authors' code: the edges of the bins are `i / num_bins`, as in `CalibrationBins`, where theirs
     are stretched by 1e-7; sums are float64; one channel with a sigmoid, a choice of classes and class weights are not
-    supported. `num_bins` and `ignore_empty_classes` are called so in `HardL1ACELoss`, which is proposed for MONAI (pull
-    request 9092): with `softmax=True, to_onehot_y=True` it is the same loss of class indices `(B, 1, *S)`.
+    supported. MONAI's pull request 9092 proposes `HardL1ACELoss(softmax=True, to_onehot_y=True)`, the same loss.
 
     Shapes and errors are those of `CalibrationLoss`.
 
@@ -49,15 +45,6 @@ class L1ACELoss(CalibrationLoss):
         num_bins: Number of bins. Default: `20`.
         ignore_empty_classes: Whether the error of a class that an image does not contain counts as 0. Default: `True`.
         ignore_index: Label of voxels that do not count, see `CalibrationLoss`. Default: `None`.
-
-    Examples:
-        >>> import torch
-        >>> from monai.losses import DiceCELoss
-        >>> from calib_components.losses import L1ACELoss
-        >>> dice_ce, l1_ace = DiceCELoss(to_onehot_y=True, softmax=True), L1ACELoss()
-        >>> logits = torch.randn(2, 4, 64, 64, requires_grad=True)
-        >>> labels = torch.randint(4, (2, 1, 64, 64))
-        >>> (dice_ce(logits, labels) + 0.3 * l1_ace(logits, labels)).backward()
     """
 
     def __init__(self, num_bins: int = 20, ignore_empty_classes: bool = True, ignore_index: int | None = None) -> None:
@@ -67,11 +54,9 @@ class L1ACELoss(CalibrationLoss):
         self.ignore_empty_classes = ignore_empty_classes
 
     def prepare(self, logits: Tensor, labels: Labels) -> Prepared:
-        """Return the factor of each bin, which the voxels of a slab share.
+        """Return the factor of each bin, from a first pass over the voxels.
 
-        With `p` and `y` the predicted and the true probability of a class, the gap of a bin is `|sum(p - y)| / count`.
-        This is the sum over its voxels of `p - y` times a factor, `sign / count`: L1-ACE is a mean over voxels, once a
-        first pass has found the factors.
+        The gap of a bin is `|sum(p - y)| / count`, which is the sum over its voxels of `p - y` times `sign / count`.
         """
         shape = (3, *logits.shape[:2], self.num_bins)
         sums = torch.zeros(shape, dtype=torch.float64, device=logits.device)

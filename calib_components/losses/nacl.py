@@ -23,8 +23,7 @@ class NACLLoss(CalibrationLoss):
 
     Options change these lines as follows: `penalty="l2"` replaces `abs()` by `square()`, `constraint="softmax"`
     replaces `input` in the penalty by `input.softmax(1)`, and `prior`, `kernel_size`, `sigma` and `padding` are passed
-    to `neighbor_prior`. The priors `max`, `min`, `median` and `mode` are taken over class **indices**, so they depend
-    on how the classes are numbered.
+    to `neighbor_prior`.
 
     The penalty is a ceiling for the confidence. Where the window holds a single class `y`, the loss is smallest at a
     probability of exactly `1 - penalty_weight / N` of `y` (0.975 for 4 classes and the default weight), with the other
@@ -52,8 +51,7 @@ class NACLLoss(CalibrationLoss):
         constraint: What is kept near the prior, `"logits"` (the paper's choice) or `"softmax"`. Default: `"logits"`.
         penalty_weight: Weight of the penalty (the paper's lambda). Default: `0.1`.
         padding: Labels beyond the image, `"replicate"` or `"background"`; see `neighbor_prior`. Default: `"replicate"`.
-        ignore_index: Label of voxels that count neither in the means nor in any window, see `CalibrationLoss`. Default:
-            `None`.
+        ignore_index: Label of voxels that count neither in the means nor in any window. Default: `None`.
 
     Examples:
         >>> import torch

@@ -9,12 +9,11 @@ from __future__ import annotations
 import gzip
 import json
 import os
-import shutil
 from pathlib import Path
 
 from tqdm import tqdm
 
-from calib_components.errors import UNFINISHED, InputError, check_count, reading, writing
+from calib_components.errors import InputError, check_count, reading, writing, writing_folder
 from calib_components.tools.prepare.acdc import LAYOUT, find_cases
 from calib_components.tools.prepare.case import require_cases
 from calib_components.tools.prepare.split import divide
@@ -63,19 +62,13 @@ def make_acdc(src: Path, *, dataset_id: int = 27, seed: int = 0) -> None:
         if case.problem or not all(file.is_file() for file in (*case.images, case.label)):
             raise InputError(case.problem or f"{src}: {case.name} lacks its image or label.")
 
-    unfinished, splits = raw / f"{UNFINISHED}{name}", preprocessed / name / SPLITS
-    shutil.rmtree(unfinished, ignore_errors=True)
-    copies = {}
-    for part, cases in (("Tr", training), ("Ts", testing)):
-        for kind, suffix in (("images", "_0000"), ("labels", "")):
-            (unfinished / f"{kind}{part}").mkdir(parents=True)
-            for case in cases:
-                source = case.images[0] if kind == "images" else case.label
-                copies[unfinished / f"{kind}{part}" / f"{case.name}{suffix}.nii.gz"] = source
-    for target, source in tqdm(copies.items(), "copy", leave=False, disable=None):
-        with reading(source):
-            content = source.read_bytes()
-        target.write_bytes(content if source.suffix.lower() == ".gz" else gzip.compress(content))
+    folds = [
+        {
+            "train": sorted(case.name for case in training if case.patient not in part),
+            "val": sorted(case.name for case in training if case.patient in part),
+        }
+        for part in divide(groups, [1 / FOLDS] * FOLDS, seed)
+    ]
     description = {
         "channel_names": {"0": "cineMRI"},
         "labels": {"background": 0, "RV": 1, "MYO": 2, "LV": 3},
@@ -84,17 +77,22 @@ def make_acdc(src: Path, *, dataset_id: int = 27, seed: int = 0) -> None:
         "reference": "Bernard et al., IEEE TMI 2018",
         "licence": "CC BY-NC-SA 4.0",
     }
-    (unfinished / "dataset.json").write_text(json.dumps(description, indent=1))
-    folds = [
-        {
-            "train": sorted(case.name for case in training if case.patient not in part),
-            "val": sorted(case.name for case in training if case.patient in part),
-        }
-        for part in divide(groups, [1 / FOLDS] * FOLDS, seed)
-    ]
-    splits.parent.mkdir()
-    with writing(splits) as file:
-        file.write_text(json.dumps(folds, indent=1))
-    unfinished.replace(raw / name)
+    splits = preprocessed / name / SPLITS
+    with writing_folder(raw / name) as folder:
+        copies = {}
+        for part, cases in (("Tr", training), ("Ts", testing)):
+            for kind, suffix in (("images", "_0000"), ("labels", "")):
+                (folder / f"{kind}{part}").mkdir()
+                for case in cases:
+                    source = case.images[0] if kind == "images" else case.label
+                    copies[folder / f"{kind}{part}" / f"{case.name}{suffix}.nii.gz"] = source
+        for target, source in tqdm(copies.items(), "copy", leave=False, disable=None):
+            with reading(source):
+                content = source.read_bytes()
+            target.write_bytes(content if source.suffix.lower() == ".gz" else gzip.compress(content))
+        (folder / "dataset.json").write_text(json.dumps(description, indent=1))
+        splits.parent.mkdir()
+        with writing(splits) as file:
+            file.write_text(json.dumps(folds, indent=1))
     print(f"{raw / name}: {len(training)} cases of {len(groups)} patients to train on, {len(testing)} to test on")
     print(f"{splits}: {FOLDS} folds by patient")
