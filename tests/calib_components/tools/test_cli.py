@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,7 +12,6 @@ import pytest
 
 from calib_components.errors import InputError
 from calib_components.tools import cli
-from tests.helpers import ROOT
 
 calls: list[dict[str, Any]] = []
 
@@ -95,11 +93,3 @@ def test_mistake_ends_with_2_before_any_work(typed: str, monkeypatch: pytest.Mon
 def test_empty_path_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SystemExit):
         run(monkeypatch, "work", "")
-
-
-def test_console_entry_lists_its_commands() -> None:
-    command = [sys.executable, "-m", "calib_components", "--help"]
-    shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert shown.returncode == 0, shown.stderr
-    for name in ("prepare_data", "compare_losses", "report", "evaluate_predictions", "nnunet"):
-        assert name in shown.stdout + shown.stderr
