@@ -117,11 +117,8 @@ class Calibration:
             set_calibrator(self.network, type(self.calibrator)())
             before = self._run_network(self.calibrator)
             files = {estimate: self._fit(), fit: _encoded(self.calibrator.to_dict())}
-            after = self._run_network()
-            if idist.get_rank() == 0:
-                files[figure] = self._compare(before, after)
-        if idist.get_rank() == 0:
-            self._write(files)
+            files[figure] = self._compare(before, self._run_network())
+        self._write(files)
 
     def _check_places(self) -> None:
         """Find out before the work what would keep the files from being written."""
@@ -161,6 +158,7 @@ class Calibration:
                 self._log.warning("%s", warning)
         return _encoded(estimate.to_dict(), indent=2)
 
+    @idist.one_rank_only()
     def _compare(self, before: Mapping[str, CalibrationBins], after: Mapping[str, CalibrationBins]) -> bytes:
         """Say what the fit changed, and return the figure of it."""
         from calib_components.figures import reliability_diagram  # training must not need matplotlib
@@ -177,6 +175,7 @@ class Calibration:
         reliability_diagram(panels, bands=True).savefig(content, format="png")
         return content.getvalue()
 
+    @idist.one_rank_only()
     def _write(self, files: Mapping[str, bytes | None]) -> None:
         """Write the weights and the other files, all or none; those without content are removed."""
         file, content = self.calibrated_path, with_calibrator(self.load_path, self.calibrator)
@@ -213,11 +212,7 @@ def _add_fits(folders: Sequence[str | os.PathLike], whole: Calibrator) -> None:
 
 
 def read_estimate(folder: str | os.PathLike) -> Any:
-    """Read what `write_estimate` wrote into a folder, such as the `output_dir` of a calibration.
-
-    Raises:
-        InputError: The file is missing or broken.
-    """
+    """Read what `write_estimate` wrote into a folder, such as the `output_dir` of a calibration."""
     files = {Path(folder) / f"{kind.name}.json": kind.estimate for kind in KINDS.values()}
     file = next((file for file in files if file.exists()), next(iter(files)))
     with reading(file, "a fitted calibrator"):
@@ -225,10 +220,6 @@ def read_estimate(folder: str | os.PathLike) -> Any:
 
 
 def write_estimate(estimate: Estimate, folder: str | os.PathLike) -> None:
-    """Write the report of a fit, such as `temperature.json`, into a folder.
-
-    Raises:
-        InputError: It cannot be written.
-    """
+    """Write the report of a fit, such as `temperature.json`, into a folder."""
     with writing(Path(folder) / f"{estimate.name}.json") as unfinished:
         unfinished.write_bytes(_encoded(estimate.to_dict(), indent=2))

@@ -20,8 +20,7 @@ import pandas as pd
 import torch
 from filelock import FileLock
 from ignite.engine import Engine, Events
-from monai.data import MetaTensor
-from monai.utils import convert_to_tensor
+from monai.utils import convert_to_tensor, ensure_tuple
 from torch.serialization import safe_globals
 
 from calib_components import __version__
@@ -52,14 +51,9 @@ def check_case(item: Mapping[Hashable, Any]) -> Mapping[Hashable, Any]:
         InputError: The image or the logits are not finite, or the label holds other values than the indices of the N
             classes.
     """
-
-    def file(key: str) -> str:
-        known = isinstance(item[key], MetaTensor) and "filename_or_obj" in item[key].meta
-        return item[key].meta["filename_or_obj"] if known else item["case"]
-
     if not item["image"].isfinite().all():
-        raise InputError(f"{file('image')}: image has NaN or infinite values.")
-    check_labels(item["label"], range(len(item["pred"])), file("label"))
+        raise InputError(f"{item['case']}: image has NaN or infinite values.")
+    check_labels(item["label"], range(len(item["pred"])), f"{item['case']}: label")
     if not item["pred"].isfinite().all():
         raise InputError(f"{item['case']}: logits of the network are NaN or infinite. Try --amp false.")
     return item
@@ -172,8 +166,7 @@ class EvaluationRecords:
         """Whether a case has a record of this evaluation."""
         if not (file := self._file(case)).is_file():
             return False
-        values = [self.cases[case].get(key, []) for key in self.files]
-        sources = [source for v in values for source in ([v] if isinstance(v, str | os.PathLike) else v)]
+        sources = [source for key in self.files for source in ensure_tuple(self.cases[case].get(key, ()))]
         return all(os.stat(source).st_mtime_ns <= file.stat().st_mtime_ns for source in sources)
 
     def write(self, case: str, record: Mapping[str, Any]) -> None:

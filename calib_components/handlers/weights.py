@@ -28,16 +28,10 @@ EXPORT_ENDINGS = (".ts", ".onnx", ".plan")  # by ckpt_export, by onnx_export, an
 
 
 def read_weights(file: str | os.PathLike) -> tuple[Any, dict[str, torch.Tensor]]:
-    """Read a file of trained weights; no code in it is run.
+    """Return the content of a file of trained weights, and a copy of its state dict; no code in it is run.
 
-    Args:
-        file: A state dict, or a dictionary that holds one as `model`, as MONAI's `CheckpointSaver` writes it.
-
-    Returns:
-        Whatever the file holds, and a copy of the state dict.
-
-    Raises:
-        InputError: The file is missing or of another kind, or has values that are NaN or infinite.
+    The content is a state dict, or a dictionary that holds one as `model`, as MONAI's `CheckpointSaver` writes it.
+    Values that are NaN or infinite are an error.
     """
     if not Path(file).exists():
         raise InputError(f"{file}: no such file of trained weights. Train first, or set --load_path.")
@@ -66,14 +60,6 @@ def load_weights(network: torch.nn.Module, file: str | os.PathLike) -> None:
 
     Raises:
         InputError: See `read_weights`; or the weights or their calibrator do not fit.
-
-    Examples:
-        >>> import tempfile
-        >>> import torch
-        >>> from calib_components.handlers.weights import load_weights
-        >>> file = tempfile.mkdtemp() + "/model.pt"
-        >>> torch.save(torch.nn.Conv2d(1, 3, 1).state_dict(), file)
-        >>> load_weights(torch.nn.Conv2d(1, 3, 1), file)
     """
     _, weights = read_weights(file)
     with reading(file, "weights of this network"):
@@ -111,7 +97,7 @@ def save(state: Mapping[str, Any], file: Path) -> None:
 def with_calibrator(file: str | os.PathLike, calibrator: Calibrator) -> memoryview:
     """Return the content of a file of weights, see `read_weights`, with another calibrator and all else as it is."""
     content, weights = read_weights(file)
-    if (before := calibrator_in(weights)) is not None and type(before) is not type(calibrator):
+    if (before := calibrator_in(weights)) is not None:
         for name in before.state():
             del weights[name]
     weights.update({name: values.cpu() for name, values in calibrator.state().items()})

@@ -6,7 +6,7 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ import pytest
 import torch
 from ignite.engine import Engine
 from matplotlib.figure import Figure
-from monai.data import MetaTensor
 from monai.handlers import from_engine
 
 from calib_components import figures
@@ -321,22 +320,17 @@ def test_channels_without_a_name_are_an_error(tmp_path: Path) -> None:
         evaluate(tmp_path, [{**example(0), "logits": four, "pred": four}])
 
 
-LABEL = torch.tensor([[[0.0, 1], [2, 2]]])
-LOGITS = torch.zeros(3, 2, 2)
-
-
 @pytest.mark.parametrize(
-    ("key", "value", "message"),
+    ("key", "change", "message"),
     [
-        ("label", LABEL + 1, "patient1"),
-        ("label", LABEL * torch.nan, "patient1"),
-        ("label", MetaTensor(LABEL + 9, meta={"filename_or_obj": "data/label.nii"}), "data/label.nii"),
-        ("pred", LOGITS * torch.nan, "amp"),
-        ("image", MetaTensor(LABEL + torch.inf, meta={"filename_or_obj": "data/image.nii"}), "data/image.nii"),
+        ("label", lambda label: label + 1, "case0: label.* 3"),
+        ("label", lambda label: label * torch.nan, "case0: label.* nan"),
+        ("pred", lambda logits: logits * torch.nan, "case0: .*amp"),
+        ("image", lambda image: image + torch.inf, "case0: image"),
     ],
 )
-def test_case_that_cannot_be_measured_is_named(key: str, value: torch.Tensor, message: str) -> None:
-    item = {"case": "patient1", "image": LABEL, "label": LABEL, "pred": LOGITS}
+def test_case_that_cannot_be_measured_is_named(key: str, change: Callable[[Any], Any], message: str) -> None:
+    item = example(0)
     assert check_case(item) is item
     with pytest.raises(InputError, match=message):
-        check_case({**item, key: value})
+        check_case({**item, key: change(item[key])})

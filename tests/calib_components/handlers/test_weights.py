@@ -22,7 +22,7 @@ from calib_components.errors import InputError
 from calib_components.handlers import WeightsCheckpointLoader, load_torchscript, load_weights
 from calib_components.handlers.fingerprint import fingerprint_of_cases, fingerprint_of_list
 from calib_components.handlers.weights import join_weights, with_calibrator, write_weights
-from calib_components.posthoc import EnsembleUNet, TemperatureScaled, TemperatureScaling
+from calib_components.posthoc import EnsembleUNet, TemperatureScaling
 
 DATA = Facts("acdc", 2, 1, ["background", "heart"], [0, 1], {"heart": [1]}, [], [32, 32], [16, 16])
 UNET: dict[str, Any] = {"spatial_dims": 2, "in_channels": 1, "out_channels": 2, "channels": (4, 8), "strides": (2,)}
@@ -32,24 +32,8 @@ def network(channels: int = 1, classes: int = 2) -> torch.nn.Module:
     return torch.nn.Sequential(torch.nn.Conv2d(channels, 3, 3), torch.nn.PReLU(), torch.nn.Conv2d(3, classes, 1))
 
 
-def temperature(value: float) -> TemperatureScaling:
-    fitted = TemperatureScaling()
-    fitted.set_state({"temperature": value})
-    return fitted
-
-
 def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-
-
-def test_weights_are_in_the_network_when_the_engine_starts(tmp_path: Path) -> None:
-    trained, other = network(), network()
-    torch.save({"model": trained.state_dict(), "epoch": 3}, tmp_path / "model.pt")  # as CheckpointSaver writes them
-    engine = Engine(lambda *_: None)
-    WeightsCheckpointLoader(tmp_path / "model.pt", other).attach(engine)
-    assert not torch.equal(other[0].weight, trained[0].weight)
-    engine.run([0])
-    torch.testing.assert_close(other.state_dict(), trained.state_dict(), rtol=0, atol=0)
 
 
 class Code:
@@ -108,53 +92,33 @@ def test_torchscript_truncated_files_and_each_in_place_of_the_other(tmp_path: Pa
         assert "\n" not in str(error.value)
 
 
-class TestCalibrator:
-    def weights(self, **values: Any) -> dict[str, Any]:
-        return {**TemperatureScaled(network(), 0.5).state_dict(), **values}
-
-    def test_is_loaded_with_the_weights_and_changes_nothing_without_one(self, tmp_path: Path) -> None:
-        own, weights = TemperatureScaled(network(), 3.0), self.weights()
-        torch.save(weights, tmp_path / "model.pt")
-        load_weights(own, tmp_path / "model.pt")
-        assert own.temperature == 0.5
-        del weights["temperature"]
-        torch.save(weights, tmp_path / "model.pt")
-        load_weights(own, tmp_path / "model.pt")
-        assert own.temperature == 1
-
-    @pytest.mark.parametrize("value", [0.0009, 1000.5, torch.nan, [0.5, 0.5]])
-    def test_unsuitable_one_is_refused(self, value: Any, tmp_path: Path) -> None:
-        torch.save(self.weights(temperature=torch.tensor(value, dtype=torch.float64)), tmp_path / "model.pt")
-        own = TemperatureScaled(network(), 3.0)
-        with pytest.raises(InputError):
-            load_weights(own, tmp_path / "model.pt")
-        assert own.temperature == 3
-
-    @pytest.mark.parametrize("wrap", [lambda weights: weights, lambda weights: OrderedDict(model=weights, epoch=3)])
-    @pytest.mark.parametrize("before", [{}, {"temperature": torch.tensor(0.5)}])
-    def test_is_replaced_and_nothing_else(
-        self, before: dict[str, torch.Tensor], wrap: Callable[[Any], Any], tmp_path: Path
-    ) -> None:
-        """Also not the versions of modules, which PyTorch keeps in an attribute of the state dict."""
-        half = torch.nn.Sequential(network(), torch.nn.BatchNorm2d(2)).half().state_dict()
-        half.update(before)
-        file = tmp_path / "model.pt"
-        torch.save(wrap(half), file)
-        once = bytes(with_calibrator(file, temperature(0.7)))
-        file.write_bytes(once)
-        written = torch.load(file, weights_only=True)
-        torch.testing.assert_close(written, wrap({**half, "temperature": torch.tensor(0.7)}), rtol=0, atol=0)
-        assert written.get("model", written)._metadata["1"] == {"version": 2}
-        assert with_calibrator(file, temperature(0.7)) == once
+@pytest.mark.parametrize("wrap", [lambda weights: weights, lambda weights: OrderedDict(model=weights, epoch=3)])
+@pytest.mark.parametrize("before", [{}, {"temperature": torch.tensor(0.5)}])
+def test_calibrator_is_replaced_and_nothing_else(
+    before: dict[str, torch.Tensor], wrap: Callable[[Any], Any], tmp_path: Path
+) -> None:
+    """Also not the versions of modules, which PyTorch keeps in an attribute of the state dict."""
+    half, fitted = torch.nn.Sequential(network(), torch.nn.BatchNorm2d(2)).half().state_dict(), TemperatureScaling()
+    half.update(before)
+    file = tmp_path / "model.pt"
+    torch.save(wrap(half), file)
+    fitted.set_state({"temperature": 0.7})
+    once = bytes(with_calibrator(file, fitted))
+    file.write_bytes(once)
+    written = torch.load(file, weights_only=True)
+    torch.testing.assert_close(written, wrap({**half, "temperature": torch.tensor(0.7)}), rtol=0, atol=0)
+    assert written.get("model", written)._metadata["1"] == {"version": 2}
+    assert with_calibrator(file, fitted) == once
 
 
 class TestFactsOfTheData:
     def load(self, folder: Path, data: Facts | None, **trained_on: Any) -> None:
         trained, other, engine = network(), network(), Engine(lambda *_: None)
-        torch.save(trained.state_dict(), folder / "model.pt")
+        torch.save({"model": trained.state_dict(), "epoch": 3}, folder / "model.pt")  # as CheckpointSaver writes them
         if trained_on:
             write_facts(replace(DATA, **trained_on), folder)
         WeightsCheckpointLoader(folder / "model.pt", other, data).attach(engine)
+        assert not torch.equal(other[0].weight, trained[0].weight)
         engine.run([0])
         torch.testing.assert_close(other.state_dict(), trained.state_dict(), rtol=0, atol=0)
 
