@@ -149,61 +149,19 @@ def test_warnings_of_the_fit_of_larger_errors_and_of_exports(
     assert "ECE of predicted foreground is larger with this temperature" in caplog.messages[-1]
 
 
-class TestAnotherFile:
-    def test_gets_the_facts_of_the_weights(self, calibrate: Calibrate, tmp_path: Path) -> None:
-        write_facts(FACTS, tmp_path / "models")
-        before, file = snapshot(tmp_path / "models"), tmp_path / "a" / "b" / "hospital.pt"
-        for _ in range(2):
-            calibrate(calibrated_path=file, facts=FACTS)
-        assert snapshot(tmp_path / "models") == before
-        assert (file.parent / "facts.yaml").read_bytes() == (tmp_path / "models" / "facts.yaml").read_bytes()
-        assert torch.load(file, weights_only=True)["temperature"] == pytest.approx(TRUE, abs=0.1)
-
-    @pytest.mark.parametrize("there", ["other facts", "other weights", "an image"])
-    def test_of_others_is_left_alone(self, there: str, calibrate: Calibrate, tmp_path: Path) -> None:
-        write_facts(FACTS, tmp_path / "models")
-        (tmp_path / "other").mkdir()
-        file = tmp_path / "other" / "hospital.pt"
-        if there == "an image":
-            file.write_bytes(b"an image")
-        elif there == "other weights":
-            torch.save({**network().state_dict(), "network.weight": torch.ones(3, 3, 1, 1)}, file)
-        else:
-            write_facts(replace(FACTS, crop_size=[32, 32]), tmp_path / "other")
-            torch.save(network().state_dict(), tmp_path / "other" / "model.pt")
-        before = snapshot(tmp_path)
-        with pytest.raises(InputError, match="other"):
-            calibrate(calibrated_path=file, temperature=2.0)
-        assert snapshot(tmp_path) == before
-
-    def test_is_found_through_a_link(self, calibrate: Calibrate, tmp_path: Path) -> None:
-        link = tmp_path / "models" / "link.pt"
-        link.symlink_to("model.pt")
-        calibrate(load_path=link, calibrated_path=link, temperature=2.0)
-        assert link.is_symlink()
-        assert weights(tmp_path)["temperature"] == 2
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"split": "holdout"}, "split"),
-        ({"temperature": float("nan")}, "temperature"),
-        ({"temperature": 2, "pool": ["fold0"]}, "temperature"),
-        ({"network": torch.nn.Conv2d(1, 3, 1)}, "Conv2d carries no calibrator"),
-        ({"region": [7]}, "region"),
-        ({"load_path": "absent.pt"}, "absent.pt"),
-        ({"facts": replace(FACTS, class_names=["background", "b", "a"])}, "class_names"),
-    ],
-)
-def test_mistakes_leave_all_as_it_was(
-    options: dict[str, Any], message: str, calibrate: Calibrate, tmp_path: Path
-) -> None:
+def test_another_file_gets_the_facts_of_the_weights(calibrate: Calibrate, tmp_path: Path) -> None:
     write_facts(FACTS, tmp_path / "models")
-    before = snapshot(tmp_path)
-    with pytest.raises(ValueError, match=message):
-        calibrate(**options)
-    assert snapshot(tmp_path) == before
+    before, file = snapshot(tmp_path / "models"), tmp_path / "a" / "b" / "hospital.pt"
+    for _ in range(2):
+        calibrate(calibrated_path=file, facts=FACTS)
+    assert snapshot(tmp_path / "models") == before
+    assert (file.parent / "facts.yaml").read_bytes() == (tmp_path / "models" / "facts.yaml").read_bytes()
+    assert torch.load(file, weights_only=True)["temperature"] == pytest.approx(TRUE, abs=0.1)
+    link = tmp_path / "models" / "link.pt"
+    link.symlink_to("model.pt")
+    calibrate(load_path=link, calibrated_path=link, temperature=2.0)
+    assert link.is_symlink()
+    assert weights(tmp_path)["temperature"] == 2
 
 
 def test_full_disk_leaves_all_as_it_was(calibrate: Calibrate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -223,56 +181,70 @@ def test_full_disk_leaves_all_as_it_was(calibrate: Calibrate, tmp_path: Path, mo
     assert snapshot(tmp_path) == before
 
 
-class TestPool:
-    """One temperature for several networks, here of two folds."""
+@pytest.fixture
+def folds(calibrate: Calibrate, cases: list[dict[str, Any]], tmp_path: Path) -> list[Path]:
+    """Fits of two networks."""
+    folders = [tmp_path / "fold0", tmp_path / "fold1"]
+    calibrate(cases[:6], output_dir=folders[0])
+    calibrate(cases[6:], output_dir=folders[1])
+    return folders
 
-    @pytest.fixture
-    def folds(self, calibrate: Calibrate, cases: list[dict[str, Any]], tmp_path: Path) -> list[Path]:
-        folders = [tmp_path / "fold0", tmp_path / "fold1"]
-        calibrate(cases[:6], output_dir=folders[0])
-        calibrate(cases[6:], output_dir=folders[1])
-        return folders
 
-    def test_is_fitted_to_the_patients_of_all_without_a_case(
-        self, folds: list[Path], calibrate: Calibrate, tmp_path: Path
-    ) -> None:
-        scaled = calibrate([], pool=folds)
-        pooled = read_estimate(tmp_path / "out")
-        assert weights(tmp_path)["temperature"].item() == scaled.temperature.item() == np.float32(pooled.temperature)
-        calibrate(output_dir=tmp_path / "whole")
-        whole = read_estimate(tmp_path / "whole")
-        assert pooled.leave_one_out == pytest.approx(whole.leave_one_out)
-        assert (pooled.temperature, pooled.low, pooled.voxels) == pytest.approx(
-            (whole.temperature, whole.low, whole.voxels)
-        )
+def test_pool_is_fitted_to_the_patients_of_all_without_a_case(
+    folds: list[Path], calibrate: Calibrate, tmp_path: Path
+) -> None:
+    """The fit of each fold stays, so that the next one pools the same; the figure, of another temperature, goes."""
+    kept = [(folder / "temperature_fit.json").read_bytes() for folder in folds]
+    for folder in folds:
+        scaled = calibrate([], pool=folds, output_dir=folder)
+        assert sorted(file.name for file in folder.iterdir()) == NAMES[1:]
+    assert [(folder / "temperature_fit.json").read_bytes() for folder in folds] == kept
+    pooled, other = (read_estimate(folder) for folder in folds)
+    assert pooled == other
+    assert weights(tmp_path)["temperature"].item() == scaled.temperature.item() == np.float32(pooled.temperature)
+    calibrate(output_dir=tmp_path / "whole")
+    whole = read_estimate(tmp_path / "whole")
+    assert pooled.leave_one_out == pytest.approx(whole.leave_one_out)
+    for name in ("temperature", "low", "high", "nll_after", "voxels"):
+        assert getattr(pooled, name) == pytest.approx(getattr(whole, name))
 
-    def test_of_each_fold_in_its_own_folder_is_the_same(self, folds: list[Path], calibrate: Calibrate) -> None:
-        """The fit of each stays, so that the next one pools the same; the figure, of another temperature, goes."""
-        kept = [(folder / "temperature_fit.json").read_bytes() for folder in folds]
-        for folder in folds:
-            calibrate([], pool=folds, output_dir=folder)
-        assert read_estimate(folds[0]) == read_estimate(folds[1])
-        assert [(folder / "temperature_fit.json").read_bytes() for folder in folds] == kept
-        assert sorted(file.name for file in folds[0].iterdir()) == NAMES[1:]
 
-    @pytest.mark.parametrize(
-        ("pool", "region", "message"),
-        [
-            (["fold0", "fold1"], "predicted", "different options"),
-            (["fold0", "fold1", "fold0"], "all", "patient0 is in"),
-            (["empty"], "all", "empty/temperature_fit.json: .*region"),
-            ([], "all", "no voxels"),
-        ],
-    )
-    def test_what_cannot_be_pooled_leaves_all_as_it_was(
-        self, pool: list[str], region: str, message: str, folds: list[Path], calibrate: Calibrate, tmp_path: Path
-    ) -> None:
-        (tmp_path / "empty").mkdir()
-        (tmp_path / "empty" / "temperature_fit.json").write_text("{}")
-        before = snapshot(tmp_path)
-        with pytest.raises(InputError, match=message):
-            calibrate([], region=region, pool=[tmp_path / name for name in pool])
-        assert snapshot(tmp_path) == before
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"split": "holdout"}, "split"),
+        ({"temperature": float("nan")}, "temperature"),
+        ({"temperature": 2, "pool": ["fold0"]}, "temperature"),
+        ({"network": torch.nn.Conv2d(1, 3, 1)}, "Conv2d carries no calibrator"),
+        ({"region": [7]}, "region"),
+        ({"load_path": "absent.pt"}, "absent.pt"),
+        ({"facts": replace(FACTS, class_names=["background", "b", "a"])}, "class_names"),
+        ({"calibrated_path": "models/other.pt", "temperature": 2.0}, "other weights"),
+        ({"calibrated_path": "models/image.pt", "temperature": 2.0}, "image.pt: cannot read"),
+        ({"calibrated_path": "others/new.pt", "temperature": 2.0}, "other data"),
+        ({"pool": ["fold0", "fold1"], "region": "predicted"}, "different options"),
+        ({"pool": ["fold0", "fold1", "fold0"]}, "patient0 is in"),
+        ({"pool": ["empty"]}, "empty/temperature_fit.json: .*region"),
+        ({"pool": []}, "no voxels"),
+    ],
+)
+@pytest.mark.usefixtures("folds")
+def test_mistakes_leave_all_as_it_was(
+    options: dict[str, Any], message: str, calibrate: Calibrate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_facts(FACTS, "models")
+    torch.save({**network().state_dict(), "network.weight": torch.ones(3, 3, 1, 1)}, "models/other.pt")
+    Path("models/image.pt").write_bytes(b"an image")
+    for folder in ("others", "empty"):
+        Path(folder).mkdir()
+    write_facts(replace(FACTS, crop_size=[32, 32]), "others")
+    torch.save(network().state_dict(), "others/model.pt")
+    Path("empty/temperature_fit.json").write_text("{}")
+    before = snapshot(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        calibrate(**options)
+    assert snapshot(tmp_path) == before
 
 
 def test_estimate_comes_back_from_its_file(tmp_path: Path) -> None:
