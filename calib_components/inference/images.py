@@ -92,6 +92,7 @@ def run_stamp(weights: str | os.PathLike, **options: Any) -> str:
     return f"weights {content[:16]}, options {digest[:8]}"
 
 
+@dataclass
 class ImageFolder:
     """The images to segment, as a bundle's configuration names them. No file is read before a method is called.
 
@@ -107,27 +108,19 @@ class ImageFolder:
         stamp: What the header of each map says of the run, see `run_stamp`.
     """
 
-    def __init__(
-        self,
-        path: str | os.PathLike,
-        in_channels: int,
-        file_suffixes: Sequence[str],
-        output_dir: str | os.PathLike,
-        save: Sequence[str] | str = tuple(MAPS),
-        shard: str | None = None,
-        skip_existing: bool = False,
-        overwrite: bool = False,
-        stamp: str = "",
-    ) -> None:
-        self.path = Path(str(path))
-        self.in_channels = in_channels
-        self.file_suffixes = file_suffixes
-        self.output_dir = Path(str(output_dir))
-        self.save = ensure_tuple(save)
-        self.shard = shard
-        self.skip_existing = skip_existing
-        self.overwrite = overwrite
-        self.stamp = stamp
+    path: Path
+    in_channels: int
+    file_suffixes: Sequence[str]
+    output_dir: Path
+    save: Sequence[str] | str = tuple(MAPS)
+    shard: str | None = None
+    skip_existing: bool = False
+    overwrite: bool = False
+    stamp: str = ""
+
+    def __post_init__(self) -> None:
+        self.path, self.output_dir = Path(str(self.path)), Path(str(self.output_dir))  # MONAI gives text
+        self.save = ensure_tuple(self.save)
 
     def items(self) -> list[dict[str, list[str]]]:
         """Items of a MONAI dataset: the files of each image of this run; none where `check` refuses the path."""

@@ -121,11 +121,6 @@ class CalibrationLoss(nn.Module):
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """Return the loss of logits and a target."""
-        logits, labels = self.check_inputs(input, target)
-        return self.mean(logits, labels)
-
-    def check_inputs(self, input: Tensor, target: Tensor) -> tuple[Tensor, Labels]:
-        """Return the logits as plain float32 (or float64) tensor, and the checked target."""
         logits = plain(input)
         if logits.ndim not in (4, 5) or logits.shape[1] < 2:
             raise InputError(
@@ -139,7 +134,7 @@ class CalibrationLoss(nn.Module):
             raise InputError(f"target must hold class indices for {self}, got probabilities.")
         if not (logits.is_cuda or torch.compiler.is_compiling()):
             _warn_of_probabilities(logits.detach())
-        return logits, labels
+        return self.mean(logits, labels)
 
     def mean(self, logits: Tensor, labels: Labels) -> Tensor:
         """Mean of `voxel_loss` over the voxels that count, computed together with its gradient, where one is needed.

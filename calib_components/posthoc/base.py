@@ -131,7 +131,7 @@ class Calibrator(torch.nn.Module):
             warn_once(f"All logits are between 0 and 1. If they are probabilities p, pass {remedy}.")
         sums: dict[int, torch.Tensor] = {}  # no entry for a case without a voxel in the region
         for voxels in read_voxels(logits, y, self.region, self.ignore_index, self.sigmoid, logits=True):
-            sums[voxels.case] = sums.get(voxels.case, 0) + self.voxel_sums(voxels.logits, voxels.label)
+            sums[voxels.case] = sums.get(voxels.case, 0) + self.voxel_sums(voxels.values, voxels.label)
         for case, row in sums.items():
             self._add({names[case]: row.cpu().numpy()})
 

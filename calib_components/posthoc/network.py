@@ -52,7 +52,7 @@ class TemperatureScaled(Calibrated):
         temperature: The temperature, from 0.001 to 1000.
 
     Raises:
-        InputError: The temperature is out of its range. When called: the network returns no tensor.
+        InputError: The temperature is out of its range.
 
     Examples:
         >>> import torch
@@ -74,10 +74,7 @@ class TemperatureScaled(Calibrated):
         self.training = self.calibrator.training = network.training
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        logits = self.network(x)
-        if not torch.jit.is_scripting() and not isinstance(logits, torch.Tensor):
-            raise InputError(f"network returns a {type(logits).__name__}. Wrap one that returns a tensor of logits.")
-        return self.calibrator(logits)
+        return self.calibrator(self.network(x))
 
 
 class TemperatureUNet(Calibrated, UNet):

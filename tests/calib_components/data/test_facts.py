@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import yaml
-from monai.bundle import ConfigParser
 
 from calib_components.data.facts import FACTS, Facts, check_class_names, facts_beside, read_facts, write_facts
 from calib_components.errors import InputError
@@ -68,19 +67,6 @@ def test_broken_file(text: str, tmp_path: Path) -> None:
     (tmp_path / FACTS).write_text(text)
     with pytest.raises(InputError, match=r"facts\.yaml: "):
         read_facts(tmp_path / FACTS, **OWN)
-
-
-def test_code_in_facts_is_not_evaluated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    code = "$__import__('os').mkdir('ran')"
-    (tmp_path / FACTS).write_text(yaml.safe_dump({**OWN, "structures": {"wall": [1], code: [2]}}))
-    parser = ConfigParser({
-        "facts": {"_target_": "calib_components.data.facts.read_facts", "file": FACTS, **OWN},
-        "structures": "$@facts.structures",
-        "used": {"_target_": "builtins.dict", "structures": "@structures"},
-    })  # fmt: skip
-    assert parser.get_parsed_content("used") == {"structures": {"wall": [1], code: [2]}}
-    assert [path.name for path in tmp_path.iterdir()] == [FACTS]
 
 
 def test_names_of_structures() -> None:

@@ -75,15 +75,6 @@ def test_mode_and_device_of_the_network_stay(training: bool) -> None:
     assert scaled.temperature.device.type == "meta"
 
 
-def test_network_of_several_outputs_is_an_error() -> None:
-    class DeepSupervision(torch.nn.Module):
-        def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
-            return [x, x[..., ::2]]
-
-    with pytest.raises(InputError, match="list"):
-        TemperatureScaled(DeepSupervision())(torch.zeros(1, 2, 4))
-
-
 class TestWeights:
     def test_load_with_their_temperature_in_place(self) -> None:
         for network, _ in networks(0.67):

@@ -244,17 +244,6 @@ def test_leave_one_out_equals_fits_without_them() -> None:
         assert left_out[name] == pytest.approx(fit(logits[kept], y[kept]).temperature, rel=1e-9)
 
 
-def test_applied_it_leaves_a_temperature_of_1() -> None:
-    logits, y = draw((2, 4, 30, 30))
-    scaling = TemperatureScaling()
-    assert torch.equal(scaling(logits), logits)  # a new one changes nothing
-    scaling.update(logits, y, "a")
-    first = scaling.compute()
-    again = fit(scaling(logits.double()), y)
-    assert again.temperature == pytest.approx(1, rel=1e-6)
-    assert again.nll_before == pytest.approx(first.nll_after, rel=1e-6)
-
-
 def test_more_voxels_of_the_same_patients_do_not_narrow_the_interval() -> None:
     logits, y = draw((8, 3, 10, 10))
     names = list("abcdefgh")
@@ -311,18 +300,11 @@ class TestEstimate:
         one = replace(self.ESTIMATE, low=math.nan, high=math.nan, coverage=math.nan, leave_one_out={}, patients=1)
         assert one.summary() == "1.100, fitted on 1 patient"
 
-    @pytest.mark.parametrize(
-        ("values", "expected"),
-        [
-            ((1.1, 1.05, 1.3), "T > 1: the model was overconfident .* softer."),
-            ((0.9, math.nan, math.nan), "T < 1: the model may have been underconfident .* sharper."),
-            ((1.0, 0.9, 1.1), "T = 1: the probabilities stay as they are."),
-        ],
-    )
-    def test_effect(self, values: tuple[float, float, float], expected: str) -> None:
-        estimate = TemperatureEstimate(*values, 0.9, {}, 0.3, 0.2, 8, 100, False)
-        assert re.fullmatch(expected, estimate.effect())
-        assert "confident" not in estimate.effect(by_prediction=False)  # of voxels that the ground truth chose
+    def test_effect(self) -> None:
+        assert re.search("> 1: the model may have been overconfident .* softer", self.ESTIMATE.effect())
+        sure = replace(self.ESTIMATE, temperature=0.9, low=0.8, high=0.95)
+        assert re.search("< 1: the model was underconfident .* sharper", sure.effect())
+        assert "confident" not in sure.effect(by_prediction=False)  # of voxels that the ground truth chose
 
     def test_json(self) -> None:
         for names in ("a", NAMES):
