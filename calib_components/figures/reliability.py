@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -63,15 +63,11 @@ def reliability_diagram(
         if title not in panels or panel.count.shape != panels[title].count.shape:
             raise ValueError(f"if_true must have panels and numbers of bins of bins, {title!r} has not.")
     figure, grid = panel_grid(len(panels), 5, 3, 4.2, height_ratios=[3, 1])
+    classwise = isinstance(bins, CalibrationBins) and bins.count.ndim == 3
     legend: dict[str, Artist] = {}
     for (title, panel), (upper, lower) in zip(panels.items(), grid, strict=True):
-        _draw_reliability(upper, lower, panel, literal(title, PANEL_TITLE, 3))
-        if title in expected:
-            _mark_if_true(upper, panel, expected[title])
-        elif bands:
-            _mark_bands(upper, panel)
+        _draw_panel(upper, lower, panel, literal(title, PANEL_TITLE, 3), expected.get(title), bands)
         if is_first(upper):
-            classwise = isinstance(bins, CalibrationBins) and bins.count.ndim == 3
             upper.set_ylabel("Frequency of the class" if classwise else "Accuracy")
             lower.set_ylabel("Voxels")
         for handle, label in zip(*upper.get_legend_handles_labels(), strict=True):
@@ -96,44 +92,35 @@ def _bins_of_panels(
     return dict(zip(titles, panels, strict=True))
 
 
-def _draw_reliability(upper: Axes, lower: Axes, bins: CalibrationBins, title: str) -> None:
-    count, confidence, accuracy = (
-        np.asarray(field[0].cpu(), dtype=float) for field in (bins.count, bins.confidence, bins.accuracy)
-    )
-    shown, width = _shown(bins), 1 / len(count)
-    share, confidence, accuracy = count[shown] / count.sum(), confidence[shown], accuracy[shown]
-    draw = partial(upper.bar, shown * width, width=width, align="edge", edgecolor="white", linewidth=0.5)
-    draw(accuracy, color="tab:blue", label="accuracy")
+def _draw_panel(
+    upper: Axes, lower: Axes, bins: CalibrationBins, title: str, if_true: CalibrationBins | None, bands: bool
+) -> None:
+    share = (bins.count[0].double() / bins.count.sum().clamp(min=1)).cpu().numpy()
+    shown, width = np.flatnonzero(share > SMALLEST_SHARE), 1 / len(share)
+
+    def of_shown(values: torch.Tensor) -> NDArray[np.float64]:
+        return np.asarray(values[0].cpu(), float)[shown]
+
+    confidence, accuracy = of_shown(bins.confidence), of_shown(bins.accuracy)
+    bar: dict[str, Any] = {"width": width, "align": "edge", "edgecolor": "white", "linewidth": 0.5}
+    upper.bar(shown * width, accuracy, color="tab:blue", label="accuracy", **bar)
     over, under = np.maximum(confidence - accuracy, 0), np.maximum(accuracy - confidence, 0)
-    draw(over, bottom=accuracy, color="lightcoral", label="gap, overconfident")
-    draw(under, bottom=confidence, color="gold", label="gap, underconfident")
+    upper.bar(shown * width, over, bottom=accuracy, color="lightcoral", label="gap, overconfident", **bar)
+    upper.bar(shown * width, under, bottom=confidence, color="gold", label="gap, underconfident", **bar)
     upper.plot([0, 1], [0, 1], color="black", linewidth=1, linestyle="--", label="perfect calibration")
-    upper.set(xlim=(0, 1), ylim=(0, 1), title=f"{title}\npooled ECE {bins.expected_error().item():.4f}")
+    title += f"\npooled ECE {bins.expected_error().item():.4f}"
+    if if_true is not None:
+        ends = (shown + 0.15) * width, (shown + 0.85) * width
+        upper.hlines(of_shown(if_true.accuracy), *ends, color="black", label="accuracy if true")
+        title += f"\n{if_true.expected_error().item():.4f} if probabilities were true"
+    elif bands:
+        low, high = map(of_shown, consistency_bands(bins))
+        label = "accuracy if true, 95 %\n(independent voxels)"
+        band: dict[str, Any] = {"width": width / 2, "align": "edge", "color": (0, 0, 0, 0.35), "edgecolor": "black"}
+        upper.bar((shown + 0.25) * width, high - low, bottom=low, label=label, **band)
+        title += f"\n{resampled_errors(bins).mean().item():.4f} by chance alone"
+    upper.set(xlim=(0, 1), ylim=(0, 1), title=title)
     upper.tick_params(labelbottom=False)
-    lower.bar(shown * width, share, width=width, align="edge", color="tab:gray", edgecolor="white", linewidth=0.5)
+    lower.bar(shown * width, share[shown], color="tab:gray", **bar)
     lower.set(xlim=(0, 1), yscale="log", ylim=(SMALLEST_SHARE, 1), xlabel="Confidence")
     lower.set_yticks([1e-4, 1e-2, 1], labels=["0.01 %", "1 %", "100 %"])
-
-
-def _shown(bins: CalibrationBins) -> NDArray[np.int64]:
-    """Return the indices of the bins that are drawn."""
-    count = bins.count[0].cpu().numpy()
-    return np.flatnonzero(count > SMALLEST_SHARE * count.sum())
-
-
-def _mark_if_true(axes: Axes, bins: CalibrationBins, if_true: CalibrationBins) -> None:
-    """Draw a line at the accuracy of each bin if the probabilities were true."""
-    shown, width = _shown(bins), 1 / bins.count.shape[1]
-    accuracy = if_true.accuracy[0].cpu().numpy()[shown]
-    axes.hlines(accuracy, (shown + 0.15) * width, (shown + 0.85) * width, color="black", label="accuracy if true")
-    axes.set_title(f"{axes.get_title()}\n{if_true.expected_error().item():.4f} if probabilities were true")
-
-
-def _mark_bands(axes: Axes, bins: CalibrationBins) -> None:
-    """Draw where the accuracy of each bin would be if the probabilities were true and voxels independent."""
-    shown, width = _shown(bins), 1 / bins.count.shape[1]
-    low, high = (bound[0].cpu().numpy()[shown] for bound in consistency_bands(bins))
-    bar: dict[str, Any] = {"width": width / 2, "align": "edge", "color": (0, 0, 0, 0.35), "edgecolor": "black"}
-    label = "accuracy if true, 95 %\n(independent voxels)"
-    axes.bar((shown + 0.25) * width, high - low, bottom=low, label=label, **bar)
-    axes.set_title(f"{axes.get_title()}\n{resampled_errors(bins).mean().item():.4f} by chance alone")

@@ -144,18 +144,10 @@ def _thresholds(results: Results, chosen: Mapping[str, float]) -> Section:
 
 
 def choose_thresholds(folder: Path, found: Evaluation, results: Results) -> tuple[dict[str, float], str]:
-    """Choose the threshold of each structure with the highest mean DSC on validation cases.
-
-    Args:
-        folder: Evaluation folder of the validation cases.
-        found: What is in it.
-        results: The evaluation that thresholds are chosen for.
-
-    Returns:
-        The thresholds, and what they change in the DSC, as one sentence.
+    """Return the threshold of each structure with the highest mean DSC on validation cases, and a sentence about them.
 
     Raises:
-        InputError: The folder has no thresholds, or those of other structures.
+        InputError: The folder of the validation cases has no thresholds, or those of other structures.
     """
     if found.thresholds is None:
         raise InputError(f"--validation: {folder} has no thresholds.json. Give an evaluation with probabilities.")

@@ -131,10 +131,8 @@ def worst_cases(expected: Array, true: Array) -> tuple[int, int, int]:
     """Return how many of the worst cases are among as many cases of lowest expected DSC.
 
     Worst cases are a fifth of the cases and at least one. Cases where either value is undefined (NaN) are left out.
-
-    Returns:
-        How many are found, of how many worst cases, and the cases; 0 of 0 where equal values leave open which these
-        are.
+    Returned are how many are found, of how many worst cases, and the number of cases; 0 of 0 where equal values leave
+    open which these are.
     """
     pair = pd.DataFrame({"true": true, "expected": expected}).dropna()
     count = max(1, len(pair) // 5)
@@ -145,13 +143,7 @@ def worst_cases(expected: Array, true: Array) -> tuple[int, int, int]:
 
 
 def conclude_differences(results: Results, reference: str, table: pd.DataFrame) -> str:
-    """Return where methods are better and worse than the reference, and where the difference is not significant.
-
-    Args:
-        results: The results.
-        reference: Name of the method that the others are compared with.
-        table: What `differences` returns.
-    """
+    """Return where methods are better and worse than the reference, from the table of `differences`."""
     if results.patients().nunique() < FEWEST_PATIENTS:
         return f"{results.count()}: too few to tell which method is better."
     measures = [measure for measure in CONCLUDED if results.has(measure)] or ["dsc"]

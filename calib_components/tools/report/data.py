@@ -34,17 +34,11 @@ FILES = {"cases": ".csv.gz", "bins": ".csv.gz", "cells": ".csv", "temperatures":
 
 
 class Row(NamedTuple):
-    """A line of a table: a method on a test set, without or with its temperature.
-
-    Attributes:
-        method: Name of the method.
-        temperature: "without" or "with".
-        test_set: Name of a further test set; empty for the split that is compared.
-    """
+    """A line of a table: a method on a test set, without or with its temperature."""
 
     method: str
     temperature: str = WITHOUT
-    test_set: str = ""
+    test_set: str = ""  # empty for the split that is compared
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,7 +101,7 @@ class Results:
 
     @property
     def structures(self) -> list[str]:
-        """Names of the segmented structures."""
+        """Names of the structures."""
         return [name.removeprefix("dsc_") for name in self.cases if name.startswith("dsc_")]
 
     def has(self, *measures: str) -> bool:

@@ -6,7 +6,7 @@ import base64
 import io
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -47,27 +47,16 @@ class Picture(NamedTuple):
 
 @dataclass(frozen=True)
 class Section:
-    """A part of a report: a table, figures, or both.
+    """A part of a report: a table, figures, or both."""
 
-    Attributes:
-        name: Name of its CSV file.
-        title: Heading.
-        caption: Text below it.
-        header: Headings of the columns.
-        rows: Cells of the table as it is shown.
-        records: All numbers, for the CSV file.
-        pictures: Figures below the table.
-        folded: Whether the page shows it when clicked alone.
-    """
-
-    name: str
+    name: str  # of its CSV file
     title: str
     caption: str
     header: Sequence[str] = ()
-    rows: Sequence[Sequence[Cell]] = ()
-    records: Sequence[dict[str, Any]] | pd.DataFrame = field(default_factory=list)
+    rows: Sequence[Sequence[Cell]] = ()  # as they are shown
+    records: Sequence[dict[str, Any]] | pd.DataFrame = ()  # all numbers, for the CSV file
     pictures: Sequence[Picture] = ()
-    folded: bool = False
+    folded: bool = False  # on the page, shown when clicked alone
 
 
 def to_png(figure: Figure) -> bytes:
@@ -96,18 +85,11 @@ def write_report(
 ) -> None:
     """Write the files of a report, the page last, and print where it is.
 
-    Files of an earlier report are replaced, and removed where the new one lacks them.
-
-    Args:
-        title: Title of the page.
-        conclusion: What the page begins with.
-        notice: Text that stands out below it; none if empty.
-        sections: Sections to show. Pictures of cases are on the page alone.
-        out: Folder of the report.
-        overwrite: Whether the folder may hold other files.
+    Files of an earlier report are replaced, and removed where the new one lacks them. Pictures of cases are on the page
+    alone.
 
     Raises:
-        InputError: The folder holds other files, or cannot be written.
+        InputError: The folder holds other files and `overwrite` is not set, or it cannot be written.
     """
     check_output(out, PAGE, overwrite)
     texts = {"title": title, "conclusion": conclusion, "notice": notice}

@@ -21,16 +21,10 @@ from calib_components.tools.report.statistics import (
 
 
 class RankedCases(NamedTuple):
-    """What methods are ranked by on a data set.
+    """What methods are ranked by on a data set. Data sets of a population have the same patients."""
 
-    Attributes:
-        costs: `(methods, cases, metrics)`, the lower the better; NaN where undefined.
-        patients: Patient of each case.
-        population: Data sets of the same population have the same patients, who are resampled together.
-    """
-
-    costs: Array
-    patients: Sequence[str]
+    costs: Array  # (methods, cases, metrics), the lower the better; NaN where undefined
+    patients: Sequence[str]  # of each case
     population: str = ""
 
 

@@ -150,11 +150,7 @@ def _of_finished_runs(results: Results, lacking: set[tuple[str, int]]) -> Result
 
 
 def check_same_cases(results: Results) -> None:
-    """Check that all networks of a test set have the same cases with the same ground truth.
-
-    Raises:
-        InputError: One lacks a case, or the volumes or the number of voxels of a case differ.
-    """
+    """Raise `InputError` unless all networks of a test set have the same cases with the same ground truth."""
     volumes = [name for name in results.cases if name.startswith("true_volume_")]
     for (test_set, _), table in results.cases.groupby(["test_set", "fold"], sort=False):
         number = table.drop_duplicates(["method", "seed", "temperature"]).shape[0]
@@ -175,9 +171,6 @@ def check_same_cases(results: Results) -> None:
 
 def read_evaluations(folders: Sequence[Path]) -> Results:
     """Read evaluation folders and keep the cases and columns that all have.
-
-    Args:
-        folders: The folders. The last parts of their paths that tell them apart are their names.
 
     Raises:
         InputError: A file is missing or broken; folders have no case in common, or different structures, units,

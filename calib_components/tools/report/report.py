@@ -7,6 +7,7 @@ from pathlib import Path
 
 from calib_components.errors import InputError, check_choice
 from calib_components.handlers.evaluation_files import Evaluation
+from calib_components.tools.report import sections
 from calib_components.tools.report.clinical import choose_thresholds, clinical_sections
 from calib_components.tools.report.conclusion import conclude_differences, conclude_one
 from calib_components.tools.report.data import WITH, WITHOUT, Results, write_compact
@@ -19,18 +20,6 @@ from calib_components.tools.report.overview import (
 from calib_components.tools.report.page import Section, write_report
 from calib_components.tools.report.published import dataset_of
 from calib_components.tools.report.readers import name_folders, read_cells, read_evaluations
-from calib_components.tools.report.sections import (
-    cases_sections,
-    cells_section,
-    differences,
-    differences_section,
-    logits_section,
-    means_section,
-    reference_pairs,
-    reliability_section,
-    structures_section,
-    temperature_section,
-)
 from calib_components.tools.report.statistics import FEWEST_PATIENTS
 from calib_components.tools.report.text import COMPARED, RANKED, SHOWN, TRUSTED
 
@@ -76,7 +65,9 @@ def report_folders(
         InputError: A file is missing or broken, results cannot be compared, an option is unknown or does not go with
             these folders, or `out` holds other files or cannot be written.
     """
-    evaluations = not folders or any((folder / "cases.csv").exists() for folder in folders)
+    if not folders:
+        raise InputError("No folder is given. Give results of compare_losses, or evaluation folders.")
+    evaluations = any((folder / "cases.csv").exists() for folder in folders)
     several = len(folders) > 1 and not evaluations
     for name, value, fits, needs in (
         ("--compact", compact, not evaluations and not several, "the results of one comparison"),
@@ -87,53 +78,55 @@ def report_folders(
             raise InputError(f"{name} needs {needs}.")
     if several:
         found = join_comparisons(dict(zip(name_folders(folders), map(read_cells, folders), strict=True)))
-        sections, conclusion, notices = overview(found)
+        parts, conclusion, notices = overview(found)
         title = f"Losses ranked over data sets: {', '.join(found.sets)}"
     elif evaluations:
         found = read_evaluations(folders)
         names = {label: name for name, label in found.labels.items()}
-        check_choice("--reference", reference, [None, *names])
-        sections, conclusion, notices = _described(found, names.get(reference, found.methods[0]), validation)
+        reference = reference or next(iter(names))
+        check_choice("--reference", reference, names)
+        parts, conclusion, notices = _described(found, names[reference], validation)
         title = f"{'Evaluations compared:' if len(names) > 1 else 'Is it calibrated?'} {', '.join(names)}"
     else:
         found = read_cells(folders[0])
-        check_choice("--reference", reference, [None, *found.about["planned"]])
+        if reference is not None:
+            check_choice("--reference", reference, found.about["planned"])
         if compact is not None:
             write_compact(found, compact)
-        sections, conclusion, notices = _described(found, reference or REFERENCE)
+        parts, conclusion, notices = _described(found, reference or REFERENCE)
         data = dataset_of(found.structures)
         title = f"Losses compared: {data.upper() if data else ', '.join(found.structures)}"
-    write_report(title, conclusion, " ".join(notices), sections, out, overwrite)
+    write_report(title, conclusion, " ".join(notices), parts, out, overwrite)
 
 
 def _described(found: Results, reference: str, validation: Path | None = None) -> tuple[list[Section], str, list[str]]:
-    """Return sections, conclusion and notices of methods that are compared with one of them, or of one method."""
+    """Return parts, conclusion and notices of methods that are compared with one of them, or of one method."""
     shown = (*SHOWN, *SMOOTH) if found.evaluations else SHOWN
     measures, notices = [measure for measure in COMPARED if found.has(measure)], _notices(found)
-    sections, conclusion = [means_section(found, shown, test_set) for test_set in found.sets], ""
+    parts, conclusion = [sections.means_section(found, shown, test_set) for test_set in found.sets], ""
     if any(row.temperature == WITH for row in found.groups):
-        sections.append(temperature_section(found, measures))
+        parts.append(sections.temperature_section(found, measures))
     if len(found.methods) == 1:
         conclusion = conclude_one(found)
     elif reference in found.methods:
         for test_set in found.sets:
-            table = differences(found, reference_pairs(found, reference, test_set), measures)
+            table = sections.differences(found, sections.reference_pairs(found, reference, test_set), measures)
             conclusion = conclusion or conclude_differences(found, reference, table)
             if len(table):
-                sections.append(differences_section(found, reference, table, test_set))
+                parts.append(sections.differences_section(found, reference, table, test_set))
     else:
         notices.append(f"No differences: {reference} is not among the finished methods. Choose --reference.")
     if len(found.rows(temperatures=[WITH])) > 1:
-        sections.append(calibration_ranks_section(found))
+        parts.append(calibration_ranks_section(found))
     if len(found.methods) > 1:
         ranked = TRUSTED if found.evaluations and found.has("ece_all") else RANKED
         title = "Ranks" + ", without temperature" * any(row.temperature == WITH for row in found.groups)
-        sections.append(ranks_section(found, [measure for measure in ranked if found.has(measure)], title))
+        parts.append(ranks_section(found, [measure for measure in ranked if found.has(measure)], title))
     if found.has("ece_all"):
-        sections.append(reliability_section(found))
+        parts.append(sections.reliability_section(found))
     if found.about.get("magnitudes"):
-        sections.append(logits_section(found))
-    sections.append(structures_section(found))
+        parts.append(sections.logits_section(found))
+    parts.append(sections.structures_section(found))
     if found.evaluations:
         chosen = {}
         if validation is not None:
@@ -144,12 +137,12 @@ def _described(found: Results, reference: str, validation: Path | None = None) -
                 notices.append(
                     f"{len(both)} of the patients are in the validation folder too: thresholds were chosen on them."
                 )
-        sections += clinical_sections(found, chosen)
+        parts += clinical_sections(found, chosen)
     elif not found.cells.empty:
-        sections.append(cells_section(found))
-    cases = cases_sections(found, reference)
+        parts.append(sections.cells_section(found))
+    cases = sections.cases_sections(found, reference)
     folded = [replace(section, folded=True) for section in cases[PICTURED:]]
-    return [*cases[:PICTURED], *sections, *folded], conclusion, notices
+    return [*cases[:PICTURED], *parts, *folded], conclusion, notices
 
 
 def _notices(results: Results) -> list[str]:

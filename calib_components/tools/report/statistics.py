@@ -60,10 +60,7 @@ def bootstrap_interval(
 ) -> tuple[Array, Array]:
     """Return the ends of the 95 % percentile bootstrap interval of one or more statistics.
 
-    Args:
-        statistic: Maps drawn patient indices `(..., patients)`, one array for each population, to `(..., draws)`.
-        patients: Number of patients of each population.
-        resamples: Number of draws.
+    `statistic` maps drawn indices `(..., patients)`, one array for each population of patients, to `(..., draws)`.
     """
     with np.errstate(invalid="ignore", divide="ignore"):
         drawn = stats.bootstrap(
@@ -83,9 +80,8 @@ def bootstrap_interval(
 def mean_with_interval(values: ArrayLike, patients: Sequence[str]) -> Estimate:
     """Return the mean over cases and its 95 % interval.
 
-    Args:
-        values: `(cases,)`, or `(seeds, cases)` of several trainings. The value of a case is the mean over the seeds
-            that have one; cases without any (NaN) are left out.
+    `values` are `(cases,)`, or `(seeds, cases)` of several trainings. The value of a case is the mean over the seeds
+    that have one; cases without any (NaN) are left out.
     """
     return _compare([np.atleast_2d(np.asarray(values, float))], patients)._replace(p_value=np.nan)
 
@@ -95,13 +91,9 @@ def paired_difference(
 ) -> Estimate:
     """Compare two methods on the same cases: the mean of `values - reference`, and the p-value of it being 0.
 
-    Where one of the two has a single seed, interval and p-value are over patients alone.
-
-    Args:
-        values: `(cases,)`, or `(seeds, cases)` of several trainings. Cases where either method has no value (NaN) are
-            left out.
-        reference: The same for the method to compare with, which may have another number of seeds.
-        same_seeds: Whether both are of the same trained networks, such as without and with a temperature.
+    Both are `(cases,)`, or `(seeds, cases)` of several trainings. Cases where either has no value (NaN) are left out.
+    Where one of the two has a single seed, interval and p-value are over patients alone. `same_seeds` says that both
+    are of the same trained networks, such as without and with a temperature.
     """
     tables = [np.atleast_2d(np.asarray(each, float)) for each in (values, reference)]
     return _compare([tables[0] - tables[1]] if same_seeds else tables, patients, tests=True)
@@ -139,9 +131,7 @@ def seeds_and_patients(mean: float, tables: Sequence[ArrayLike]) -> tuple[float,
     larger of the first two terms. Both contain the residuals, hence the subtraction. Student's t has
     Welch-Satterthwaite degrees of freedom from S - 1 of each table and P - 1.
 
-    Args:
-        mean: The mean, or difference of means.
-        tables: `(seeds, patients)` of one method, or of two methods on the same patients.
+    `tables` are `(seeds, patients)`, of one method or of two on the same patients.
     """
     arrays = [np.asarray(table, float) for table in tables]
     parts, degrees, residual = [], [], 0.0
@@ -170,11 +160,8 @@ def sign_flip_p_value(values: ArrayLike, patients: Sequence[str]) -> float:
     on each other. Where a few patients are far off to one side, the test rejects too often: in simulations with a tenth
     of 16 patients far off, in 15 to 20 % of comparisons.
 
-    Args:
-        values: `(cases, K)`. A case with an undefined value (NaN) is left out.
-
-    Returns:
-        The p-value, exact for up to 13 patients; NaN with fewer than `FEWEST_PATIENTS`.
+    `values` are `(cases, K)`; a case with an undefined value (NaN) is left out. The p-value is exact for up to 13
+    patients, and NaN with fewer than `FEWEST_PATIENTS`.
 
     Source: Fisher, "The Design of Experiments", 1935.
     """
@@ -199,13 +186,8 @@ def sign_flip_p_value(values: ArrayLike, patients: Sequence[str]) -> float:
 def ratio_with_interval(numerators: ArrayLike, denominators: ArrayLike, patients: Sequence[str]) -> list[Estimate]:
     """Return ratios of sums over cases, such as a sensitivity over the voxels of all cases, with 95 % intervals.
 
-    Args:
-        numerators: `(cases, ratios)`.
-        denominators: `(cases, ratios)`, at least 0. A case with 0 for all ratios is left out.
-
-    Returns:
-        One estimate per ratio: NaN where all denominators are 0, without an interval where fewer than
-        `FEWEST_PATIENTS` patients have one above 0.
+    Both are `(cases, ratios)`; a case whose denominators are all 0 is left out. A ratio is NaN where all denominators
+    are 0, and has no interval where fewer than `FEWEST_PATIENTS` patients have one above 0.
     """
     defined = (np.asarray(denominators) > 0).any(1)
     names = np.asarray(patients)[defined]
@@ -222,12 +204,8 @@ def ratio_with_interval(numerators: ArrayLike, denominators: ArrayLike, patients
 def spearman_with_interval(values: ArrayLike, others: ArrayLike, patients: Sequence[str]) -> Estimate:
     """Return Spearman's rank correlation of two values of the same cases and its 95 % interval over patients.
 
-    Args:
-        values: `(cases,)`. A case where either value is undefined (NaN) is left out.
-        others: `(cases,)`.
-
-    Returns:
-        The correlation in place of the mean; NaN where all values are equal.
+    A case where either value is undefined (NaN) is left out. The correlation takes the place of the mean; it is NaN
+    where all values are equal.
     """
     pair = np.stack([np.asarray(values, float), np.asarray(others, float)])
     defined = ~np.isnan(pair).any(0)

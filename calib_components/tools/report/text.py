@@ -134,15 +134,10 @@ def tabulate(
     signed: bool = False,
     marked: bool = False,
 ) -> tuple[list[str], list[list[Cell]]]:
-    """Return headings and lines of the table of records, both in the order of their first records.
+    """Return headings and lines of the table of records, both in the order of their first records, or of `columns`.
 
-    Args:
-        records: The records.
-        row: Gives the first cells of the line of a record, with notes that are tuples.
-        column: Gives the heading of its column.
-        columns: All headings in their order; default: that of the records.
-        signed: Whether numbers have a sign, such as differences.
-        marked: Whether the best and the second best of each column are marked.
+    `row` gives the first cells of the line of a record, with notes that are tuples, and `column` its heading. Numbers
+    have a sign if they are `signed`, and the best and the second best of each column are marked if it is `marked`.
     """
     by_column: dict[str, list[Record]] = {name: [] for name in columns}
     for record in records:
