@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-import shutil
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from nibabel import Nifti1Image
 
-from calib_components.errors import UNFINISHED, InputError, check_output, make_folder, printable, writing
+from calib_components.errors import InputError, check_output, make_folder, printable, writing
 from calib_components.handlers import read_estimate, write_estimate
 from calib_components.metrics.regions import Region
 from calib_components.posthoc import KINDS, Calibrator
@@ -42,8 +42,8 @@ def calibrate_predictions(
     The logarithms of probabilities are the logits, up to one number for each voxel, which softmax ignores; with sigmoid
     channels, the logits are log p - log(1 - p). `out` gets a scaled map for each prediction in `apply_to`, float32 on
     its own grid: `NAME_probability.nii.gz` `(X, Y, Z, C)`, or where no file says where the voxels lie, `NAME.npz`
-    `(C, Z, Y, X)` as nnU-Net writes it. They are written to a hidden folder in it, and replace those of an earlier run
-    once all are there; `temperature.json` comes last.
+    `(C, Z, Y, X)` as nnU-Net writes it. They replace those of an earlier run once all are written; `temperature.json`
+    comes last.
 
     Args:
         predictions: Folder of predictions of validation cases: NIfTI files, nnU-Net's .npz, or .npy.
@@ -72,8 +72,8 @@ def calibrate_predictions(
     if channels == 0:
         raise InputError(f"{first[0]} is a label map, which has no probabilities to calibrate.")
     found = find_predictions(apply_to, join_channels=len(first) > 1)
-    targets = [(prediction, prediction.header()) for prediction in found.values()]
-    for prediction, header in targets:
+    headers = [prediction.header() for prediction in found.values()]
+    for prediction, header in zip(found.values(), headers, strict=True):
         if header.channels != channels:
             here = f"{prediction.files[0]} has {header.channels}"
             raise InputError(f"{here} channels, {first[0]} has {channels}. Label maps have 0.")
@@ -88,30 +88,26 @@ def calibrate_predictions(
         if source.resolve() in (out.resolve(), *out.resolve().parents):
             raise InputError(f"--out: {out} is in {source}. Give another folder.")
     check_output(out, f"{next(iter(KINDS))}.json", overwrite)
-    names = [_result_name(*target) for target in targets]
-    if others := sorted({file.name for end in ("*_probability.nii.gz", "*.npz") for file in out.glob(end)} - {*names}):
+    endings = [".npz" if header.affine is None else "_probability.nii.gz" for header in headers]
+    names = [f"{name}{ending}" for name, ending in zip(found, endings, strict=True)]
+    if others := sorted(
+        {file.name for end in ("_probability.nii.gz", ".npz") for file in out.glob(f"[!.]*{end}")} - {*names}
+    ):
         raise InputError(f"--out: {out / others[0]} is of another prediction. Delete it, or give another folder.")
     calibrator, estimate = fit_calibrator(cases, classes, fitted_on, patients, workers)
     if known := sum(patient in {*patients.values()} for patient in target_patients.values()):
         print(
-            f"{known} of the {len(targets)} predictions to scale belong to patients of the fit: their evaluation will "
+            f"{known} of the {len(found)} predictions to scale belong to patients of the fit: their evaluation will "
             "be too optimistic."
         )
-    unfinished = out / f"{UNFINISHED}calibrated"
-    shutil.rmtree(unfinished, ignore_errors=True)
-    make_folder(unfinished)
-    try:
-        apply = functools.partial(_calibrate_file, classes=classes, calibrator=calibrator, folder=unfinished)
-        map_cases(apply, targets, workers, "scale")
+    make_folder(out)
+    with ExitStack() as stack:
+        files = [stack.enter_context(writing(out / name)) for name in names]
+        apply = functools.partial(_calibrate_file, classes=classes, calibrator=calibrator)
+        map_cases(apply, [*zip(found.values(), headers, files, strict=True)], workers, "scale")
         for kind in KINDS:
             (out / f"{kind}.json").unlink(missing_ok=True)
-        for name in names:
-            (unfinished / name).replace(out / name)
-        write_estimate(estimate, out)  # where it is, all maps are of it
-    except OSError as error:
-        raise InputError(f"--out: {out} cannot be written: {error.strerror}.") from error
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+    write_estimate(estimate, out)  # where it is, all maps are of it
     print(printable(out))
 
 
@@ -121,21 +117,16 @@ def estimate_of(folder: Path, predictions: Sequence[Prediction]) -> Any:
     return read_estimate(folder) if beside and any((folder / f"{kind}.json").exists() for kind in KINDS) else None
 
 
-def _result_name(prediction: Prediction, header: Header) -> str:
-    return f"{prediction.name}.npz" if header.affine is None else f"{prediction.name}_probability.nii.gz"
-
-
-def _calibrate_file(target: tuple[Prediction, Header], classes: Classes, calibrator: Calibrator, folder: Path) -> None:
-    prediction, header = target
+def _calibrate_file(target: tuple[Prediction, Header, Path], classes: Classes, calibrator: Calibrator) -> None:
+    prediction, header, file = target
     stored = prediction.probabilities(classes.sigmoid, classes.skip)
     logits = logits_of(torch.from_numpy(stored.values), stored.lowest, stored.highest, classes.sigmoid)
     calibrated = calibrator(logits[None])[0]
     result = (calibrated.sigmoid() if classes.sigmoid else calibrated.softmax(0)).numpy()
-    with writing(folder / _result_name(prediction, header)) as file:
-        if header.affine is None:
-            np.savez_compressed(file, probabilities=result.transpose(0, 3, 2, 1))
-        else:
-            nifti = Nifti1Image(result[0] if len(result) == 1 else np.moveaxis(result, 0, -1), header.affine)
-            nifti.set_sform(header.affine, code=1)
-            nifti.set_qform(header.affine, code=1)
-            nifti.to_filename(file)
+    if header.affine is None:
+        np.savez_compressed(file, probabilities=result.transpose(0, 3, 2, 1))
+    else:
+        nifti = Nifti1Image(result[0] if len(result) == 1 else np.moveaxis(result, 0, -1), header.affine)
+        nifti.set_sform(header.affine, code=1)
+        nifti.set_qform(header.affine, code=1)
+        nifti.to_filename(file)

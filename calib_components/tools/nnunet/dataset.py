@@ -43,8 +43,7 @@ def make_acdc(src: Path, *, dataset_id: int = 27, seed: int = 0) -> None:
         seed: Seed of the folds.
 
     Raises:
-        InputError: There are no cases, one is incomplete, there are fewer than five patients, there already is a data
-            set or a split of this number, or a folder cannot be written.
+        InputError: The download is incomplete, or there already is a data set or a split of this number.
     """
     check_count("dataset_id", dataset_id, 1, 999)
     raw, preprocessed = folder_of("nnUNet_raw"), folder_of("nnUNet_preprocessed")

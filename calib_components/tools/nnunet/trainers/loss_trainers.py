@@ -20,6 +20,7 @@ import inspect
 from collections.abc import Sequence
 from typing import ClassVar
 
+from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.training.nnUNetTrainer.variants.training_length.nnUNetTrainer_Xepochs import nnUNetTrainer_5epochs
 from torch import Tensor, nn
@@ -33,23 +34,18 @@ class FullResolution(nn.Module):
 
     Args:
         full: Loss at full resolution.
-        lower: Loss at all lower resolutions.
-        weights: Weight of each resolution, from the full one down. Those of weight 0 are not computed.
+        lower: nnU-Net's loss of all resolutions, with their weights. It gives the full one away.
     """
 
-    def __init__(self, full: nn.Module, lower: nn.Module, weights: Sequence[float]) -> None:
+    def __init__(self, full: nn.Module, lower: DeepSupervisionWrapper) -> None:
         super().__init__()
-        self.full = full
-        self.lower = lower
-        self.weights = tuple(map(float, weights))
+        self.weight, *others = map(float, lower.weight_factors)
+        lower.weight_factors = (0.0, *others)
+        self.full, self.lower = full, lower
 
     def forward(self, outputs: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
         """Return the weighted sum over resolutions of `outputs` `(B, N, *S)` and `targets` `(B, 1, *S)`."""
-        total = self.weights[0] * self.full(outputs[0], targets[0])
-        for weight, output, target in zip(self.weights[1:], outputs[1:], targets[1:], strict=True):
-            if weight:
-                total = total + weight * self.lower(output, target)
-        return total
+        return self.weight * self.full(outputs[0], targets[0]) + self.lower(outputs, targets)
 
 
 class VoxelLossTrainer(nnUNetTrainer):
@@ -71,16 +67,15 @@ class VoxelLossTrainer(nnUNetTrainer):
                 "that overlap. Train with nnUNetTrainer and calibrate its checkpoint."
             )
         # Two of nnU-Net's own losses, so that its options, weights and compilation are those of its version.
-        full, lower = super()._build_loss(), super()._build_loss()
-        weights = [1.0]
-        if self.enable_deep_supervision:
-            weights, full, lower = full.weight_factors, full.loss, lower.loss
-        voxel_loss = self.voxel_loss(self.label_manager.ignore_label)
+        whole, lower = super()._build_loss(), super()._build_loss()
+        full = self.voxel_loss(self.label_manager.ignore_label)
         if self.use_dice:
-            full.ce = voxel_loss
-        else:
-            full, lower.weight_dice = voxel_loss, 0
-        return FullResolution(full, lower, weights) if self.enable_deep_supervision else full
+            own = whole.loss if self.enable_deep_supervision else whole
+            own.ce, full = full, own
+        if not self.enable_deep_supervision:
+            return full
+        lower.loss.weight_dice *= self.use_dice
+        return FullResolution(full, lower)
 
 
 def _trainer_of(loss: type[nn.Module]) -> type[VoxelLossTrainer]:

@@ -28,7 +28,6 @@ LABELS = {"background": 0, "a": 1, "b": 2}
 IGNORE = 3
 REGIONS = {"background": 0, "whole": [1, 2], "core": 2}
 CASES = {0: ("p1_a", "p1_b", "p2_a"), 1: ("p3_a", "p3_b", "p4_a")}  # of each fold
-UNET = "dynamic_network_architectures.architectures.unet."
 
 
 def dataset_of(labels: Mapping[str, Any] = LABELS) -> dict[str, Any]:
@@ -38,37 +37,32 @@ def dataset_of(labels: Mapping[str, Any] = LABELS) -> dict[str, Any]:
     return description | order
 
 
-def plans_of(dimensions: int = 2, architecture: str = "PlainConvUNet", features: int = 4) -> dict[str, Any]:
+def plans_of(dimensions: int = 2, architecture: str = "PlainConvUNet") -> dict[str, Any]:
     """What `plans.json` says of a network of four stages, so of three resolutions."""
     blocks = "n_conv_per_stage" if architecture == "PlainConvUNet" else "n_blocks_per_stage"
-    sizes = [1] * dimensions
+    network = {
+        "n_stages": 4,
+        "features_per_stage": [4, 8, 8, 8],
+        "conv_op": f"torch.nn.modules.conv.Conv{dimensions}d",
+        "kernel_sizes": [[3] * dimensions] * 4,
+        "strides": [[1] * dimensions] + [[2] * dimensions] * 3,
+        blocks: [1] * 4,
+        "n_conv_per_stage_decoder": [1] * 3,
+        "conv_bias": True,
+        "norm_op": f"torch.nn.modules.instancenorm.InstanceNorm{dimensions}d",
+        "norm_op_kwargs": {"eps": 1e-5, "affine": True},
+        "nonlin": "torch.nn.LeakyReLU",
+    }
     configuration = {
         "data_identifier": "made",
         "batch_size": 2,
         "patch_size": [32 if dimensions == 2 else 16] * dimensions,
         "spacing": [1.0] * dimensions,
-        "normalization_schemes": ["ZScoreNormalization"],
-        "use_mask_for_norm": [False],
         "batch_dice": dimensions == 2,
         "architecture": {
-            "network_class_name": architecture if "." in architecture else UNET + architecture,
-            "arch_kwargs": {
-                "n_stages": 4,
-                "features_per_stage": [features, 2 * features, 2 * features, 2 * features],
-                "conv_op": f"torch.nn.modules.conv.Conv{dimensions}d",
-                "kernel_sizes": [[3] * dimensions] * 4,
-                "strides": [sizes] + [[2] * dimensions] * 3,
-                blocks: [1] * 4,
-                "n_conv_per_stage_decoder": [1] * 3,
-                "conv_bias": True,
-                "norm_op": f"torch.nn.modules.instancenorm.InstanceNorm{dimensions}d",
-                "norm_op_kwargs": {"eps": 1e-5, "affine": True},
-                "dropout_op": None,
-                "dropout_op_kwargs": None,
-                "nonlin": "torch.nn.LeakyReLU",
-                "nonlin_kwargs": {"inplace": True},
-            },
-            "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
+            "network_class_name": f"dynamic_network_architectures.architectures.unet.{architecture}",
+            "arch_kwargs": network,
+            "_kw_requires_import": ["conv_op", "norm_op", "nonlin"],
         },
     }
     return {
@@ -78,7 +72,6 @@ def plans_of(dimensions: int = 2, architecture: str = "PlainConvUNet", features:
         "transpose_forward": [0, 1, 2],
         "transpose_backward": [0, 1, 2],
         "label_manager": "LabelManager",
-        "foreground_intensity_properties_per_channel": {},
         "configurations": {"2d" if dimensions == 2 else "3d_fullres": configuration},
     }
 

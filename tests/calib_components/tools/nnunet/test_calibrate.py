@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,14 +14,13 @@ import pytest
 import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from scipy.optimize import minimize_scalar
-from scipy.special import expit, log_softmax, logit
 
 from calib_components.errors import InputError
 from calib_components.handlers.calibration import read_estimate
+from calib_components.posthoc import TemperatureScaling
 from calib_components.tools.nnunet.calibrate import calibrate_model
-from calib_components.tools.nnunet.checkpoint import NUMBERS, read_checkpoint
-from tests.calib_components.tools.evaluate.made_up import SHAPE, save_nifti, save_nnunet, sitk_properties
+from calib_components.tools.nnunet.checkpoint import NUMBERS, read_checkpoint, scale_checkpoint
+from tests.calib_components.tools.evaluate.made_up import save_nifti, save_nnunet, sitk_properties
 from tests.calib_components.tools.nnunet.made_up import (
     CASES,
     CPU,
@@ -34,31 +34,27 @@ from tests.calib_components.tools.nnunet.made_up import (
 )
 from tests.helpers import snapshot
 
-LAYERS = {f"/network_weights/decoder.seg_layers.{i}.{name}" for i in range(3) for name in ("weight", "bias")}
 ALL = [*CASES[0], *CASES[1]]
 
 
-def fitted(cases: Sequence[str], labels: Mapping[str, Any] = LABELS, predicted_only: bool = False) -> tuple[float, int]:
-    """The temperature of the smallest NLL, and the number of voxels or channels of voxels that it is the mean over."""
-    scores, truths = [], []
-    for p, predicted, label in (validation_of(case, labels) for case in cases):
-        kept = (label != IGNORE) & ((predicted > 0) | (not predicted_only))
-        if labels == REGIONS:
-            scores.append(logit(p[:, kept].astype(float)))
-            truths.append(np.stack([label[kept] > 0, label[kept] == 2]))
-        else:
-            scores.append(np.log(p[:, kept].astype(float)))
-            truths.append(np.arange(3)[:, None] == label[kept])
-    score, truth = np.concatenate(scores, 1), np.concatenate(truths, 1)
+def fitted(
+    cases: Sequence[str], labels: Mapping[str, Any] = LABELS, region: str = "all", pattern: str = ".*"
+) -> tuple[float, int, int]:
+    """The temperature fitted to the logits of the cases, and the numbers of voxels and patients."""
+    sigmoid = labels == REGIONS
+    fit = TemperatureScaling(region, IGNORE if "ignore" in labels else None, sigmoid)
+    for case in cases:
+        p, _, label = validation_of(case, labels)
+        truth = np.stack([label > 0, label == 2]) if sigmoid else label[None]
+        logits = torch.from_numpy(p).double().logit() if sigmoid else torch.from_numpy(p).double().log()
+        fit.update(logits[None], torch.from_numpy(truth)[None], re.match(pattern, case)[0])
+    estimate = fit.compute()
+    return pytest.approx(estimate.temperature, rel=1e-4), estimate.voxels, estimate.patients
 
-    def nll(temperature: float) -> float:
-        if labels == REGIONS:
-            return -np.log(expit(np.where(truth, score, -score) / temperature)).sum()
-        return -log_softmax(score / temperature, axis=0)[truth].sum()
 
-    return minimize_scalar(nll, bounds=(0.2, 5), options={"xatol": 1e-7}).x, truth.size // (
-        1 if labels == REGIONS else 3
-    )
+def found(model: Path) -> tuple[float, int, int]:
+    estimate = read_estimate(model)
+    return estimate.temperature, estimate.voxels, estimate.patients
 
 
 @pytest.fixture
@@ -74,9 +70,7 @@ def test_the_temperature_is_fitted_on_all_folds_and_divides_the_logits_of_each(
     trained = [read_checkpoint(model / f"fold_{fold}" / "checkpoint_final.pth") for fold in (0, 1)]
     calibrate_model(model, workers=1)
     estimate = read_estimate(model)
-    temperature, voxels = fitted(ALL)
-    assert estimate.temperature == pytest.approx(temperature, rel=1e-4)
-    assert (estimate.voxels, estimate.patients) == (voxels, 6) == (6 * np.prod(SHAPE), 6)
+    assert found(model) == fitted(ALL)
     after = snapshot(folders)
     assert {name: after[name] for name in before} == before  # also checkpoint_final.pth, byte for byte
     added = {name.rpartition("__2d/")[2] for name in after.keys() - before.keys()}
@@ -84,10 +78,8 @@ def test_the_temperature_is_fitted_on_all_folds_and_divides_the_logits_of_each(
     for fold, checkpoint in enumerate(trained):
         with torch.serialization.safe_globals(NUMBERS):
             calibrated = torch.load(model / f"fold_{fold}" / "checkpoint_calibrated.pth", weights_only=True)
-        assert changed(checkpoint, calibrated) == LAYERS | {"/trainer_name", "/temperature"}
-        for name in (name.rpartition("/")[2] for name in LAYERS):
-            one, other = checkpoint["network_weights"][name], calibrated["network_weights"][name]
-            torch.testing.assert_close(other, one / estimate.temperature, atol=1e-7, rtol=1e-6)
+        assert calibrated["temperature"] == pytest.approx(estimate.temperature)
+        assert changed(scale_checkpoint(checkpoint, calibrated["temperature"]), calibrated) == set()
     assert f"-d {NAME} -tr nnUNetTrainerNACL -p nnUNetPlans -c 2d -f 0 -chk checkpoint_cal" in capsys.readouterr().out
     calibrate_model(model, workers=1)
     assert snapshot(folders) == after  # again gives the same
@@ -110,10 +102,7 @@ def test_labels_elsewhere_patients_and_a_region(
     monkeypatch.delenv("nnUNet_preprocessed")
     monkeypatch.chdir(model)
     calibrate_model(Path(), labels=folders / "labels", region="predicted", patient_pattern=r"p\d", workers=1)
-    estimate = read_estimate(model)
-    temperature, voxels = fitted(ALL, predicted_only=True)
-    assert estimate.temperature == pytest.approx(temperature, rel=1e-4)
-    assert (estimate.voxels, estimate.patients) == (voxels, 4)
+    assert found(model) == fitted(ALL, LABELS, "predicted", r"p\d")
     assert "whether a fold was trained on its validation cases is not checked" in caplog.text
 
 
@@ -124,7 +113,7 @@ def test_one_fold_beside_folders_that_are_none(folders: Path, capsys: pytest.Cap
         (model / name).mkdir()
         (model / name / "checkpoint_final.pth").touch()
     calibrate_model(model, workers=1)
-    assert read_estimate(model).temperature == pytest.approx(fitted(CASES[1])[0], rel=1e-4)
+    assert found(model) == fitted(CASES[1])
     assert "Several folds together" not in capsys.readouterr().out
     assert [file.parent.name for file in model.rglob("checkpoint_calibrated.pth")] == ["fold_1"]
 
@@ -134,10 +123,7 @@ def test_ignored_voxels_and_regions(labels: Mapping[str, Any], folders: Path) ->
     trainer = {"trainer": nnUNetTrainer} if labels == REGIONS else {}
     model = make_model(folders / "results", folders / "preprocessed", labels, **trainer)
     calibrate_model(model, workers=1)
-    temperature, voxels = fitted(ALL, labels)
-    estimate = read_estimate(model)
-    assert estimate.temperature == pytest.approx(temperature, rel=1e-4)
-    assert estimate.voxels == voxels
+    assert found(model) == fitted(ALL, labels)
 
 
 def test_voxels_outside_of_the_crop_are_left_out(model: Path, folders: Path) -> None:
