@@ -130,13 +130,13 @@ def check_output(folder: str | os.PathLike, marker: str, overwrite: bool = False
 
 def check_number(name: str, value: Any, lowest: float, highest: float = math.inf) -> None:
     """Raise `InputError` unless an argument is a finite number from `lowest` to `highest`."""
-    if not (isinstance(value, numbers.Real) and lowest <= value <= highest and value < math.inf):
+    if not (isinstance(value, numbers.Real) and lowest <= float(value) <= highest and float(value) < math.inf):
         raise InputError(f"{name} must be a number {_bounds(lowest, highest)}, got {value!r}.")
 
 
 def check_count(name: str, value: Any, lowest: int, highest: float = math.inf) -> None:
     """Raise `InputError` unless an argument is an integer from `lowest` to `highest`."""
-    if not (isinstance(value, numbers.Integral) and lowest <= value <= highest):
+    if not (isinstance(value, numbers.Integral) and lowest <= int(value) <= highest):
         raise InputError(f"{name} must be an integer {_bounds(lowest, highest)}, got {value!r}.")
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -162,7 +161,7 @@ class ClassIndicesd(MapTransform):
         return item
 
 
-def check_labels(label: torch.Tensor, codes: Sequence[int], file: str | Path) -> None:
+def check_labels(label: torch.Tensor, codes: Sequence[int], file: object) -> None:
     """Raise an `InputError` that names the file if a label has other values than the codes of the classes."""
     if not torch.isin(label, torch.tensor(codes, dtype=label.dtype, device=label.device)).all():
         unknown = ", ".join(f"{value:.9g}" for value in np.setdiff1d(label.cpu().numpy(), codes)[:5])

@@ -53,19 +53,14 @@ def find_images(path: str | os.PathLike, file_suffixes: Sequence[str] = ()) -> l
     for file in sorted(files_below(path)) if path.is_dir() else [path]:
         if not (file.is_file() or file.is_symlink()) or not (match := NIFTI.fullmatch(file.name)):
             continue
-        stem, ending = match[1], match[2]
-        name = _without_suffix(stem, file_suffixes)
+        stem, ending = match.groups()
+        name = result_name(file, file_suffixes)
         if name != stem:
             parts = tuple(_sibling(file, name + suffix, ending) for suffix in file_suffixes)
             images.setdefault(tuple(part for part in parts if part.is_file()), Image(name, parts))
         elif not stem.lower().endswith(NOT_IMAGES):
             images[file,] = Image(name, (file,))
     return list(images.values())
-
-
-def _without_suffix(stem: str, file_suffixes: Sequence[str]) -> str:
-    longest_first = sorted(file_suffixes, key=len, reverse=True)
-    return next((stem[: -len(suffix)] for suffix in longest_first if stem.endswith(suffix) and stem != suffix), stem)
 
 
 def _sibling(file: Path, stem: str, ending: str) -> Path:
@@ -76,9 +71,10 @@ def _sibling(file: Path, stem: str, ending: str) -> Path:
 
 def result_name(file: str | os.PathLike, file_suffixes: Sequence[str] = ()) -> str:
     """Return the name that the results of an image get, from one of its files."""
-    name = Path(file).name
-    match = NIFTI.fullmatch(name)
-    return _without_suffix(match[1] if match else name, file_suffixes)
+    match = NIFTI.fullmatch(Path(file).name)
+    stem = match[1] if match else Path(file).name
+    longest_first = sorted(file_suffixes, key=len, reverse=True)
+    return next((stem[: -len(suffix)] for suffix in longest_first if stem.endswith(suffix) and stem != suffix), stem)
 
 
 def run_stamp(weights: str | os.PathLike, **options: Any) -> str:
@@ -155,19 +151,16 @@ class ImageFolder:
                     f"{count} images are called {name}: {several}. Their results would replace each other."
                 )
         for image in images:
-            self._check_headers(image)
+            channels = self.in_channels if len(image.files) == 1 else 1
+            for file in image.files:
+                if not file.is_file():
+                    raise InputError(f"{file} does not exist. Each channel of {image.name} needs a file.")
+                shape = open_nifti(file).shape
+                if len(shape) not in (3, 4) or (*shape, 1)[3] != channels:
+                    raise InputError(f"{file}: shape {shape} is not that of a 3D image with {channels} channel(s).")
+            for file in image.files[1:]:
+                check_same_grid(file, image.files[0])
         self._check_output(images)
-
-    def _check_headers(self, image: Image) -> None:
-        channels = self.in_channels if len(image.files) == 1 else 1
-        for file in image.files:
-            if not file.is_file():
-                raise InputError(f"{file} does not exist. Each channel of {image.name} needs a file.")
-            shape = open_nifti(file).shape
-            if len(shape) not in (3, 4) or (*shape, 1)[3] != channels:
-                raise InputError(f"{file}: shape {shape} is not that of a 3D image with {channels} channel(s).")
-        for file in image.files[1:]:
-            check_same_grid(file, image.files[0])
 
     def _check_output(self, images: Sequence[Image]) -> None:
         files = [file for image in images for file in image.files]

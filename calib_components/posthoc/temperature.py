@@ -82,8 +82,6 @@ class TemperatureEstimate(Estimate):
         return line
 
     def effect(self, by_prediction: bool = True) -> str:
-        if self.temperature == 1:
-            return "T = 1: the probabilities stay as they are."
         softer = self.temperature > 1
         relation, become = f"T {'>' if softer else '<'} 1:", "softer" if softer else "sharper"
         if not by_prediction:
