@@ -28,13 +28,8 @@ def ceiling(weight: float, num_classes: int) -> float:
     return math.e / (math.e + num_classes - 1)
 
 
-def draw_penalty_weight(results: Path = RESULTS, out: Path = ROOT / "docs" / "penalty_weight.png") -> None:
-    """Draw the picture.
-
-    Args:
-        results: Compact results of the comparison.
-        out: The PNG file to write.
-    """
+def draw_penalty_weight(out: Path = ROOT / "docs" / "penalty_weight.png") -> None:
+    """Draw the picture to a PNG file."""
     figure = Figure(figsize=(11, 3.2), dpi=150, layout="constrained")
     left, *others = figure.subplots(1, 4)
     weights = np.linspace(0, 1, 201)
@@ -43,7 +38,7 @@ def draw_penalty_weight(results: Path = RESULTS, out: Path = ROOT / "docs" / "pe
     left.axvline(0.1, color="black", linewidth=1, linestyle="--")
     left.set(xlabel="penalty_weight", ylabel="Highest confidence", ylim=(0.7, 1), title="Ceiling, N classes")
     left.legend(frameon=False)
-    found = read_compact(results)
+    found = read_compact(RESULTS)
     for axes, (place, test_set) in zip(others, PLACES.items(), strict=True):
         bins = [found.pooled_bins(Row(name, test_set=test_set), "predicted") for name in NETWORKS.values()]
         for sums, label in (("confidence_sum", "confidence"), ("num_correct", "accuracy")):

@@ -20,11 +20,7 @@ REGIONS = {"all": "tab:gray", "predicted": "tab:blue", "foreground": "tab:red"}
 
 
 def draw_regions(out: Path = ROOT / "docs" / "regions.png") -> None:
-    """Draw the picture.
-
-    Args:
-        out: The PNG file to write.
-    """
+    """Draw the picture to a PNG file."""
     torch.manual_seed(0)
     logits = 2 * torch.randn(1, 4, 100, 100, 100)
     logits[:, 0] += 3  # two thirds of the voxels become background

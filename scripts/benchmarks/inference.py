@@ -28,12 +28,7 @@ from scripts.benchmarks.timing import BUNDLES, peak_resident_mib, set_up
 
 
 def inference(
-    size: int = 512,
-    slices: int = 600,
-    num_classes: int = 5,
-    rounds: int = 1,
-    threads: int = 2,
-    whole: bool = False,
+    size: int = 512, slices: int = 600, num_classes: int = 5, rounds: int = 1, threads: int = 2, whole: bool = False
 ) -> None:
     """Seconds, peak memory and bytes of an inference through the FLARE bundle, with random weights.
 

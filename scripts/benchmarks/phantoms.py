@@ -24,21 +24,13 @@ RATER = 1.5 * PIXEL  # standard deviation of the rater's borders from those of t
 
 @dataclass(frozen=True)
 class Heart:
-    """Size of a heart at its base.
+    """Size of a heart at its base; lengths are in mm."""
 
-    Attributes:
-        cavity: Radius of the left ventricle's cavity, in mm.
-        wall: Thickness of the myocardium, in mm.
-        right: Radius of the right ventricle, in mm.
-        contraction: Radius of the cavities at end-systole, relative to end-diastole.
-        scar: Share of its thickness that the wall lacks in one sector.
-    """
-
-    cavity: float
-    wall: float
-    right: float
-    contraction: float
-    scar: float = 0.0
+    cavity: float  # radius of the left ventricle's cavity
+    wall: float  # thickness of the myocardium
+    right: float  # radius of the right ventricle
+    contraction: float  # radius of the cavities at end-systole, relative to end-diastole
+    scar: float = 0.0  # share of its thickness that the wall lacks in one sector
 
 
 GROUPS = {
@@ -52,17 +44,11 @@ GROUPS = {
 
 @dataclass(frozen=True)
 class Scanner:
-    """What a scanner makes of the true image, whose values are in [0, 1].
+    """What a scanner makes of the true image, whose values are in [0, 1]."""
 
-    Attributes:
-        blur: Standard deviation of the blur in the plane, in pixels.
-        noise: Standard deviation of the noise.
-        gamma: Power of the true image; below 1, blood and muscle differ less.
-    """
-
-    blur: float
-    noise: float
-    gamma: float
+    blur: float  # standard deviation of the blur in the plane, in pixels
+    noise: float  # standard deviation of the noise
+    gamma: float  # power of the true image; below 1, blood and muscle differ less
 
 
 SCANNERS = {"a": Scanner(blur=0.0, noise=0.06, gamma=1.0), "b": Scanner(blur=1.5, noise=0.15, gamma=0.5)}

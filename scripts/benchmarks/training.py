@@ -22,13 +22,7 @@ MODES: dict[str, dict[str, bool]] = {
 }
 
 
-def train(
-    device: str = "cpu",
-    rounds: int = 3,
-    threads: int = 2,
-    slices: int = 1024,
-    size: int = 144,
-) -> None:
+def train(device: str = "cpu", rounds: int = 3, threads: int = 2, slices: int = 1024, size: int = 144) -> None:
     """An epoch through the ACDC bundle's workflow over one of a bare PyTorch loop, same network and in-memory tensors.
 
     The bare loop is in float32 and not compiled. The workflow's epoch includes its handlers and its checkpoint, not its
