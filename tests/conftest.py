@@ -1,4 +1,4 @@
-"""Data that the tests share: a phantom data set, prepared at a small size."""
+"""What the tests share: a phantom data set, prepared at a small size, and a network trained on it."""
 
 from __future__ import annotations
 
@@ -8,25 +8,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import settings
 
 from calib_components.errors import warn_once
-from tests.helpers import ROOT
+from tests.helpers import ACDC, run_bundle
 
 settings.register_profile("tests", deadline=None, derandomize=True)  # the same examples, however busy the cores are
 settings.load_profile("tests")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the longest test and the files of slow ones, so that processes end together; measure coverage in some.
-
-    Coverage is that of the package's own tests: those of whole runs would take twice as long with it.
-    """
+    """Begin with the longest test and the files of slow ones, so that processes end together."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: (item.path.name != "test_nnunet.py", item.path not in slow))
-    for item in items:
-        if not item.path.is_relative_to(ROOT / "tests" / "calib_components"):
-            item.add_marker("no_cover")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -73,3 +68,20 @@ def prepared(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("prepared")
     prepare_data("acdc", phantoms, out, image_size=(64, 64), fractions=(0.6, 0.2, 0.2), workers=1)
     return out
+
+
+@pytest.fixture(scope="session")
+def trained(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Checkpoints of the ACDC bundle after two epochs on them."""
+    out = tmp_path_factory.mktemp("trained")
+    run_bundle(ACDC, "train.yaml", dataset_dir=str(prepared), max_epochs=2, ckpt_dir=str(out), output_dir=str(out))
+    return out
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """What torchrun sets for each process: with more threads the network itself rounds differently."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

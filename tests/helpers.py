@@ -2,35 +2,31 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import io
 import json
 import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
-from contextlib import redirect_stderr
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
-from unittest import mock
+from typing import Any
 
 import monai
 import nibabel as nib
 import numpy as np
+import pytest
 import torch
 from monai.bundle import ConfigParser
 
 from calib_components.data.facts import write_facts
-from calib_components.tools import cli
+from calib_components.errors import error_line
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
 BUNDLES = sorted(path for path in (ROOT / "bundles").iterdir() if path.name != "common")
 ACDC = ROOT / "bundles" / "acdc_mri_nacl_segmentation"
 BRATS = ROOT / "bundles" / "brats_mri_nacl_segmentation"
-IMAGE_SIZE = [64, 64]  # of the phantoms that the fixture `prepared` prepares
 SIZE = (32, 32)  # of what make_prepared makes
 SPACING = np.diag([1.5, 1.25, 10.0, 1.0])
 
@@ -91,18 +87,13 @@ def inference_config(bundle: Path) -> ConfigParser:
 
 
 def copy_with_weights(bundle: Path, folder: Path) -> Path:
-    """Copy a bundle, but for what running it has left there; where it has no weights, the copy gets random ones."""
+    """Copy a bundle, but for what running it has left there."""
     copy = folder / bundle.name
     for name in ("configs", "docs"):
         shutil.copytree(bundle / name, copy / name)
     shutil.copy(bundle / "LICENSE", copy)
     (copy / "models").mkdir()
-    weights = Path("models", "model.pt")
-    if (bundle / weights).is_file():
-        shutil.copy(bundle / weights, copy / weights)
-    else:
-        torch.manual_seed(0)
-        torch.save(inference_config(bundle).get_parsed_content("network_def").state_dict(), copy / weights)
+    shutil.copy(bundle / "models" / "model.pt", copy / "models")
     return copy
 
 
@@ -156,53 +147,13 @@ def run_bundle(bundle: Path, *configs: str, **override: Any) -> None:
     )
 
 
-class Ended(NamedTuple):
-    """How a command ended: its exit code, and what it printed on standard error at its end."""
-
-    code: int
-    err: str
-
-
-def run_bundle_as_typed(bundle: Path, *configs: str, **override: Any) -> Ended:
-    """Run a bundle in this process, and end as a process of its own would."""
-    with redirect_stderr(io.StringIO()) as err:
-        try:
-            run_bundle(bundle, *configs, **override)
-        except SystemExit as error:
-            return Ended(1 if isinstance(error.code, str) else int(error.code or 0), str(error.code or ""))
-        except Exception as error:
-            err.truncate(0)
-            err.seek(0)
-            sys.excepthook(type(error), error, error.__traceback__)
-            return Ended(1, err.getvalue())
-        finally:
-            sys.excepthook = sys.__excepthook__
-    return Ended(0, "")
-
-
-class Outcome(NamedTuple):
-    """What a user sees of a command that has ended."""
-
-    code: int
-    out: str
-    err: str
-
-
-def run_as_typed(name: str, commands: cli.Commands, argv: Sequence[object]) -> Outcome:
-    """Run a command in this process, as `cli.run` does with these arguments."""
-    out, err, code = io.StringIO(), io.StringIO(), 0
-    with (
-        mock.patch.object(sys, "argv", [name, *map(str, argv)]),
-        contextlib.redirect_stdout(out),
-        contextlib.redirect_stderr(err),
-    ):
-        try:
-            cli.run(name, commands)
-        except SystemExit as end:  # Python prints a text as it ends, and then the code is 1
-            code = end.code if isinstance(end.code, int) else int(end.code is not None)
-            if isinstance(end.code, str):
-                print(end.code, file=sys.stderr)
-    return Outcome(code, out.getvalue(), err.getvalue())
+def refusal(bundle: Path, *configs: str, **override: Any) -> str:
+    """Run a bundle in this process with a mistake of the user, and return the line that is shown."""
+    with pytest.raises(Exception) as error:  # noqa: PT011
+        run_bundle(bundle, *configs, **override)
+    line = error_line(error.value)
+    assert line is not None
+    return line
 
 
 def snapshot(folder: Path) -> dict[str, str]:

@@ -14,9 +14,11 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
+import onnxruntime
 import pandas as pd
 import pytest
 import torch
@@ -26,6 +28,8 @@ from monai.data import MetaTensor
 
 from calib_components.handlers.calibration import read_estimate
 from calib_components.handlers.evaluation_files import Evaluation
+from calib_components.tools.evaluate import evaluate_predictions
+from scripts.draw_overview import draw_overview
 from tests.calib_components.tools.evaluate.made_up import (
     label_of,
     save_channels_last,
@@ -34,7 +38,7 @@ from tests.calib_components.tools.evaluate.made_up import (
     sitk_properties,
     softmax_of,
 )
-from tests.helpers import ACDC, ROOT, make_brats, make_flare, run_script
+from tests.helpers import ACDC, BRATS, BUNDLES, ROOT, inference_config, make_brats, run_bundle, save, snapshot
 
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
@@ -87,50 +91,20 @@ def repository(tmp_path: Path) -> Path:
 @pytest.fixture
 def places(tmp_path: Path, phantoms: Path) -> dict[str, Path]:
     """The reader's folders, by the names that the pages give them."""
-    downloads = tmp_path / "downloads"
+    mine, brats = tmp_path / "mine", tmp_path / "brats"
     rng = np.random.default_rng(0)
     for index in range(5):
-        make_brats(downloads / "brats" / ("HGG" if index % 2 else "LGG"), f"BraTS19_{index}")
-        body = rng.integers(-200, 300, (24, 20, 5)).astype(np.int16)
-        label = np.zeros(body.shape, np.uint8)
-        for code in range(1, 5):
-            label[4 * code : 4 * code + 4, 4:12, 1:-1] = code
-        make_flare(downloads / "flare", f"train_{index:03d}", body, label, np.diag([2.0, 2.0, 5.0, 1.0]))
-        for kind, array in (("images", body), ("labels", np.minimum(label, 2))):
-            (downloads / "mine" / kind).mkdir(parents=True, exist_ok=True)
-            nib.save(nib.Nifti1Image(array, np.eye(4)), downloads / "mine" / kind / f"scan{index}.nii.gz")
-    return {
-        "ACDC": phantoms,
-        "FLARE": downloads / "flare",
-        "BRATS": downloads / "brats",
-        "MINE": downloads / "mine",
-        "NEW": downloads / "mine" / "images",
-    }
-
-
-def test_readme_is_short() -> None:
-    assert len(README.read_text().splitlines()) <= 120
-
-
-def test_confidence_that_the_readme_names_is_that_of_the_results() -> None:
-    text = " ".join(README.read_text().split())
-    table = pd.read_csv(ROOT / "results/acdc/further/bins.csv.gz")
-    table = table[table["test_set"].isna() & (table["seed"] == 0) & (table["region"] == "predicted")]
-    for method, temperature, sentence in (
-        ("ce_dice", "without", "is {} confident and {} right, in one bin {} and {};"),
-        ("ce_dice", "with", "with a temperature, {} and {}"),
-        ("nacl_softmax", "without", "NACL on the softmax, {} and {}"),
-    ):
-        bins = table[(table["method"] == method) & (table["temperature"] == temperature)].sum(numeric_only=True)
-        count, *sums = (bins.filter(regex=rf"^{name}_\d+$").to_numpy() for name in ("count", "confidence", "correct"))
-        shares = [of_bins.sum() / count.sum() for of_bins in sums] + [of_bins[13] / count[13] for of_bins in sums]
-        assert sentence.format(*(f"{100 * share:.0f} %" for share in shares)) in text
+        make_brats(brats / ("HGG" if index % 2 else "LGG"), f"BraTS19_{index}")
+        save(mine / "images" / f"scan{index}.nii.gz", rng.integers(-200, 300, (24, 20, 5)).astype(np.int16), np.eye(4))
+        label = np.zeros((24, 20, 5), np.uint8)
+        label[4:8, 4:12, 1:-1], label[8:20, 4:12, 1:-1] = 1, 2
+        save(mine / "labels" / f"scan{index}.nii.gz", label, np.eye(4))
+    return {"ACDC": phantoms, "BRATS": brats, "MINE": mine, "NEW": mine / "images"}
 
 
 @pytest.mark.slow
 def test_picture_of_the_readme(tmp_path: Path) -> None:
-    done = run_script("scripts/draw_overview.py", "--out", tmp_path / "overview.png")
-    assert done.returncode == 0, done.stderr
+    draw_overview(tmp_path / "overview.png")
     for picture in (tmp_path / "overview.png", ROOT / "docs" / "overview.png"):
         assert 50_000 < picture.stat().st_size < 300_000
 
@@ -152,9 +126,8 @@ def test_commands_of_the_readme(repository: Path, places: dict[str, Path]) -> No
     places |= save_predictions(repository)
     table = run(blocks(README, "bash"), repository, places)
     for row in ("CE+DSC", "CE+DSC, T = ", "NACL", "NACL, T = "):
-        assert (
-            len(re.findall(rf"^  {re.escape(row)}[\d. ]", table, re.MULTILINE)) == 2
-        )  # at home and on another scanner
+        rows = re.findall(rf"^  {re.escape(row)}[\d. ]", table, re.MULTILINE)
+        assert len(rows) == 2  # at home and on another scanner
     assert (repository / "demo" / "report" / "index.html").is_file()
     assert (repository / "evaluation" / "report" / "index.html").is_file()
     weights = torch.load(repository / "calibration" / "model.pt", weights_only=True)
@@ -165,11 +138,15 @@ def test_commands_of_the_readme(repository: Path, places: dict[str, Path]) -> No
 
 @pytest.mark.slow
 def test_commands_for_own_data(repository: Path, places: dict[str, Path]) -> None:
-    prepare, use, _ = blocks(ROOT / "docs/own_data.md", "bash")
-    run([prepare, use], repository, places)
+    *commands, compare = blocks(ROOT / "docs/own_data.md", "bash")
+    assert "--losses nacl,ce_dice" in compare
+    run([*commands, compare.replace("--losses nacl,ce_dice", "--losses nacl")], repository, places)
     assert (repository / "own" / "eval" / "summary.json").is_file()
     seg = nib.load(repository / "own" / "predictions" / "scan0_seg.nii.gz")
     assert set(np.unique(seg.get_fdata())) <= {0, 1, 2}
+    page = (repository / "runs" / "own" / "report" / "report.md").read_text()
+    assert page.startswith("# Losses compared: liver, tumour\n")
+    assert "paper" not in page
 
 
 def save_predictions(folder: Path) -> dict[str, Path]:
@@ -208,21 +185,18 @@ def test_commands_for_own_predictions(repository: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
 def test_commands_for_many_cases(repository: Path, places: dict[str, Path], prepared: Path) -> None:
+    """Shares give the files of one run."""
     images = places["ACDC"] / "training" / "patient001"
     run(blocks(ROOT / "docs/many_cases.md", "bash"), repository, {"IMAGES": images, "PREPARED": prepared})
-    assert (repository / "maps" / "patient001_frame01_uncertainty.nii.gz").is_file()
-    assert (repository / "measured" / "summary.json").is_file()
-
-
-@pytest.mark.slow
-def test_commands_that_compare_on_own_data(repository: Path, places: dict[str, Path]) -> None:
-    prepare, _, compare = blocks(ROOT / "docs/own_data.md", "bash")
-    assert "--losses nacl,ce_dice" in compare
-    run([prepare, compare.replace("--losses nacl,ce_dice", "--losses nacl")], repository, places)
-    page = (repository / "runs" / "own" / "report" / "report.md").read_text()
-    assert page.startswith("# Losses compared: liver, tumour\n")
-    assert "paper" not in page
+    whole = {"maps": repository / "maps_of_one_run", "measured": repository / "measured_by_one_run"}
+    run_bundle(ACDC, "inference.yaml", dataset_dir=str(images), output_dir=str(whole["maps"]))
+    run_bundle(ACDC, "train.yaml", "evaluate.yaml", dataset_dir=str(prepared), output_dir=str(whole["measured"]))
+    for folder, files in (("maps", sorted(whole["maps"].iterdir())), ("measured", [whole["measured"] / "cases.csv"])):
+        assert files
+        for file in files:
+            assert (repository / folder / file.name).read_bytes() == file.read_bytes()
 
 
 @pytest.mark.slow
@@ -256,52 +230,97 @@ def test_commands_of_packaging(repository: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("bundle", "images", "expected"),
-    [
-        ("acdc_mri_nacl_segmentation", "ACDC/training/patient001", "patient001_frame01"),
-        # The same commands, except for names and sizes; these are those of ACDC in part.
-        ("flare_ct_nacl_segmentation", "FLARE/TrainingImg", "train_003_0000"),
-        ("brats_mri_nacl_segmentation", "BRATS", "BraTS19_3"),
-    ],
+    ("bundle", "images", "case"),
+    [(ACDC, "ACDC/training/patient001", "patient001_frame01"), (BRATS, "BRATS", "BraTS19_3")],
+    ids=["acdc", "brats"],
 )
 def test_commands_of_a_bundle(
-    bundle: str, images: str, expected: str, repository: Path, places: dict[str, Path]
+    bundle: Path,
+    images: str,
+    case: str,
+    repository: Path,
+    places: dict[str, Path],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    folder = repository / "bundles" / bundle
+    folder, page = repository / "bundles" / bundle.name, bundle / "docs" / "README.md"
     (folder / "models" / "model.pt").unlink()
     name, *below = images.split("/")
     places["IMAGES"] = places[name].joinpath(*below)
-    page, first = folder / "docs" / "README.md", ACDC / "docs" / "README.md"
-    same = [name for name in ("Calibrate", "Evaluate") if blocks(page, "bash", [name]) == blocks(first, "bash", [name])]
-    sections = ["Data", "Train", "Calibrate", "Evaluate", "Inference"]
-    left = [name for name in sections if bundle == ACDC.name or name not in same]
-    run(blocks(page, "bash", left), folder, places)
+    sections = ["Data", "Train", *(["Calibrate", "Evaluate"] if bundle == ACDC else []), "Inference"]
+    run(blocks(page, "bash", sections), folder, places)
     assert (folder / "models" / "model.pt").is_file()
-    assert (folder / "eval" / "summary.json").is_file() == ("Evaluate" in left)
-    for kind in ("seg", "probability", "uncertainty"):
-        assert (folder / "predictions" / f"{expected}_{kind}.nii.gz").is_file()
-    before = [(file.name, file.read_bytes()) for file in sorted((folder / "predictions").iterdir())]
-    shutil.rmtree(folder / "predictions")
+    assert (folder / "eval" / "summary.json").is_file() == (bundle == ACDC)
+    assert {f"{case}_{kind}.nii.gz" for kind in ("seg", "probability", "uncertainty")} <= maps(
+        folder / "predictions"
+    ).keys()
     (code,) = blocks(page, "python", ["Inference"])
-    subprocess.run([sys.executable, "-c", code.replace("IMAGES", str(places["IMAGES"]))], cwd=folder, check=True)
-    assert [(file.name, file.read_bytes()) for file in sorted((folder / "predictions").iterdir())] == before
+    monkeypatch.chdir(folder)
+    exec(code.replace("IMAGES", str(places["IMAGES"])).replace('"predictions"', '"again"'), {})
+    assert (folder / "predictions" / f"{case}_uncertainty.nii.gz").is_file()
+    assert snapshot(folder / "again") == snapshot(folder / "predictions")
 
 
-@pytest.mark.slow  # test_multi_gpu.py and test_exports.py check what comes out
-def test_commands_for_several_gpus_and_export(repository: Path, places: dict[str, Path]) -> None:
-    folder = repository / "bundles" / ACDC.name
+def test_pages_of_the_bundles_give_the_same_commands() -> None:
+    """So that those of ACDC stand for all; data are prepared from the package as from the repository."""
+    pages = [bundle / "docs" / "README.md" for bundle in BUNDLES]
+    for section in ("Train", "Calibrate", "Evaluate", "Inference", "Several GPUs"):
+        assert all(blocks(page, "bash", [section]) == blocks(pages[0], "bash", [section]) for page in pages)
+    for page in pages:
+        (command,) = blocks(page, "bash", ["Data"])
+        assert command.startswith("python ../../scripts/")
+        assert f"`{command.strip().replace('../../', '')}`" in page.read_text()
+
+
+def maps(folder: Path) -> dict[str, np.ndarray]:
+    return {file.name: np.asanyarray(nib.load(file).dataobj) for file in sorted(folder.glob("*.nii.gz"))}
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
+def test_two_processes_and_exports_give_what_one_process_does(repository: Path, places: dict[str, Path]) -> None:
+    """Of five test cases, which two processes cannot share equally, and one validation case, which both validate."""
+    folder, page = repository / "bundles" / ACDC.name, ACDC / "docs" / "README.md"
     places["IMAGES"] = places["ACDC"] / "training" / "patient001"
-    run(blocks(folder / "docs" / "README.md", "bash", ["Data", "Several GPUs", "Export"]), folder, places)
-    assert (folder / "eval" / "summary.json").is_file()
-    for name in ("model.ts", "model.onnx"):
-        assert (folder / "models" / name).is_file()
+    run(blocks(page, "bash", ["Data"]), folder, places)
+    datalist = json.loads((folder / "data" / "datalist.json").read_text())
+    datalist |= {"validation": datalist["validation"][:1], "testing": datalist["testing"][:5]}
+    (folder / "data" / "datalist.json").write_text(json.dumps(datalist))
 
+    def alone(*configs: str, **options: Any) -> None:
+        run_bundle(folder, *configs, image_size=[32, 32], output_dir=str(folder / "one"), **options)
 
-@pytest.mark.parametrize("page", sorted(ROOT.glob("bundles/*/docs/README.md")), ids=lambda page: page.parts[-3])
-def test_command_that_prepares_data_is_given_for_the_package_too(page: Path) -> None:
-    (command,) = blocks(page, "bash", ["Data"])
-    assert command.startswith("python ../../scripts/")
-    assert f"`{command.strip().replace('../../', '')}`" in page.read_text()
+    printed = run(blocks(page, "bash", ["Several GPUs"]), folder, places)
+    assert printed.count("Epoch[1] Complete") == 3  # of training, validation and evaluation, by one of the processes
+    assert printed.count("Wrote the evaluation of 5 cases") == 1
+    assert torch.load(folder / "models" / "last.ckpt", weights_only=True)["best_metric_epoch"] == 1
+    alone("train.yaml", "evaluate.yaml")
+    cases = [pd.read_csv(folder / name / "cases.csv", index_col="case").sort_index() for name in ("eval", "one")]
+    pd.testing.assert_frame_equal(*cases, check_exact=True)
+    two, one = (json.loads((folder / name / "summary.json").read_text()) for name in ("eval", "one"))
+    assert two.keys() == one.keys()
+    for name in one.keys() - {"missed", "spurious"}:
+        assert two[name] == pytest.approx(one[name], rel=0, abs=1e-12), name
+
+    alone("train.yaml", "calibrate.yaml", temperature=0.5)
+    run(blocks(page, "bash", ["Export"]), folder, places)
+    alone("inference.yaml", dataset_dir=str(places["IMAGES"]))
+    # Without a GPU, MONAI warns and goes on with PyTorch.
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    inference = {"dataset_dir": str(places["IMAGES"]), "image_size": [32, 32], "device": device}
+    run_bundle(folder, "inference.yaml", "inference_trt.yaml", output_dir=str(folder / "trt"), **inference)
+    expected = maps(folder / "one")
+    for name in ("predictions", "trt"):  # by TorchScript, and by TensorRT
+        found = maps(folder / name)
+        assert found.keys() == expected.keys()
+        for file, values in expected.items():
+            np.testing.assert_allclose(found[file], values, rtol=0, atol=0 if "seg" in file else 1e-4)
+    batch = torch.randn(3, 1, 144, 144, generator=torch.Generator().manual_seed(0))
+    network = inference_config(folder).get_parsed_content("network_def").eval()
+    network.load_state_dict(torch.load(folder / "models" / "model.pt", weights_only=True))
+    session = onnxruntime.InferenceSession(folder / "models" / "model.onnx", providers=["CPUExecutionProvider"])
+    (logits,) = session.run(None, {"image": batch.numpy()})
+    with torch.no_grad():
+        torch.testing.assert_close(torch.from_numpy(logits).softmax(1), network(batch).softmax(1), rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.stem)
@@ -349,17 +368,7 @@ def test_maps_of_monais_transforms(tmp_path: Path) -> None:
     item = parser.get_parsed_content("preprocessing")({"image": str(tmp_path / "images" / "scan.nii.gz")})
     item["pred"] = MetaTensor(torch.randn(3, *item["image"].shape[1:]), meta=item["image"].meta)
     parser.get_parsed_content("postprocessing")(item)
-    done = run_script(
-        "scripts/evaluate_predictions.py", tmp_path / "predictions", tmp_path / "labels", "--out", tmp_path / "out"
-    )
-    assert done.returncode == 0, done.stderr
+    evaluate_predictions(tmp_path / "predictions", tmp_path / "labels", tmp_path / "out")
     saved = nib.load(tmp_path / "predictions" / "scan_probability.nii.gz")
     np.testing.assert_allclose(saved.affine, affine)
     assert (saved.get_fdata()[..., 0] == 1).sum() == p[0].size - item["image"].numel()
-
-
-def test_arguments_of_another_loss_must_go() -> None:
-    """What the README warns of: a changed `_target_` alone is an error."""
-    before, after = configs(README)
-    with pytest.raises(RuntimeError, match="Failed to instantiate component"):
-        ConfigParser({"loss": {**before["loss"], **after["loss"]}}).get_parsed_content("loss")

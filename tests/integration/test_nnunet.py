@@ -14,7 +14,6 @@ import sys
 import sysconfig
 import zipfile
 from pathlib import Path
-from typing import NamedTuple
 
 import nibabel as nib
 import numpy as np
@@ -22,8 +21,7 @@ import pytest
 import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
-from calib_components.handlers import read_estimate
-from calib_components.handlers.evaluation_files import Evaluation
+from calib_components.handlers import Evaluation, read_estimate
 from calib_components.tools.nnunet.checkpoint import read_checkpoint
 from tests.helpers import ROOT, SHARED
 from tests.integration.test_docs import blocks, run
@@ -56,47 +54,20 @@ file.write_text(json.dumps(plans))
 PREDICT = "from nnunetv2.inference.predict_from_raw_data import predict_entry_point_modelfolder as predict; predict()"
 
 
-class Nnunet(NamedTuple):
-    """What the commands of the page left.
-
-    Attributes:
-        folder: Where they ran; nnU-Net's folders are in `nnunet`.
-        printed: What they printed.
-        environment: nnU-Net's environment variables, without the one for trainers.
-    """
-
-    folder: Path
-    printed: str
-    environment: dict[str, str]
-
-    @property
-    def model(self) -> Path:
-        """Folder of the trained model."""
-        return self.folder / "nnunet" / "results" / "Dataset027_ACDC" / f"{SHORT}__nnUNetPlans__2d"
-
-    @property
-    def images(self) -> Path:
-        """Folder of the test images."""
-        return self.folder / "nnunet" / "raw" / "Dataset027_ACDC" / "imagesTs"
-
-    def probabilities(self, name: str) -> dict[str, np.ndarray]:
-        """Probabilities of a folder of predictions, by case, `(C, Z, Y, X)`."""
-        files = sorted((self.folder / "nnunet" / name).glob("*.npz"))
-        assert len(files) == 2 * TEST_PATIENTS
-        return {file.stem: np.load(file)["probabilities"] for file in files}
-
-    def labels(self, name: str) -> dict[str, np.ndarray]:
-        """Label maps of a folder of predictions, by case."""
-        files = sorted((self.folder / "nnunet" / name).glob("*.nii.gz"))
-        return {file.name: np.asarray(nib.load(file).dataobj) for file in files}
+def probabilities(folder: Path) -> dict[str, np.ndarray]:
+    """Saved probabilities `(C, Z, Y, X)` by case."""
+    files = sorted(folder.glob("*.npz"))
+    assert len(files) == 2 * TEST_PATIENTS
+    return {file.stem: np.load(file)["probabilities"] for file in files}
 
 
-@pytest.fixture(scope="session")
-def nnunet(tmp_path_factory: pytest.TempPathFactory, phantoms: Path) -> Nnunet:
-    """Run the commands of the page, at a small size."""
-    folder = tmp_path_factory.mktemp("nnunet")
-    real = SHARED / "data" / "acdc"
-    for index, patient in enumerate(sorted(((real if real.is_dir() else phantoms) / "training").iterdir())[:PATIENTS]):
+def labels(folder: Path) -> dict[str, np.ndarray]:
+    return {file.name: np.asarray(nib.load(file).dataobj) for file in sorted(folder.glob("*.nii.gz"))}
+
+
+def run_page(folder: Path, acdc: Path) -> str:
+    """Run the commands of the page at a small size, and return what they print."""
+    for index, patient in enumerate(sorted((acdc / "training").iterdir())[:PATIENTS]):
         part = "testing" if index >= PATIENTS - TEST_PATIENTS else "training"
         shutil.copytree(patient, folder / "ACDC" / part / patient.name)
     (folder / "trainers").mkdir()
@@ -119,80 +90,79 @@ def nnunet(tmp_path_factory: pytest.TempPathFactory, phantoms: Path) -> Nnunet:
         text, changes = re.subn(pattern, replacement, text)
         assert changes, pattern
     limits = "export nnUNet_n_proc_DA=1 nnUNet_def_n_proc=1\n"  # 0 would stop the planning
-    printed = run([limits, text], folder, {"ACDC": folder / "ACDC"})
-    places = {f"nnUNet_{name}": str(folder / "nnunet" / name) for name in ("raw", "preprocessed", "results")}
-    return Nnunet(folder, printed, {**places, "nnUNet_def_n_proc": "1"})
+    return run([limits, text], folder, {"ACDC": folder / "ACDC"})
 
 
-def check_files(nnunet: Nnunet) -> None:
-    estimate = read_estimate(nnunet.model)
-    assert f"T = {estimate.summary()}" in nnunet.printed
-    splits = json.loads((nnunet.folder / "nnunet/preprocessed/Dataset027_ACDC/splits_final.json").read_text())
-    validated = {case[:10] for fold in splits[:2] for case in fold["val"]}
-    assert set(estimate.leave_one_out) == validated
+def check_files(nnunet: Path, model: Path, printed: str) -> None:
+    estimate = read_estimate(model)
+    assert f"T = {estimate.summary()}" in printed
+    splits = json.loads((nnunet / "preprocessed/Dataset027_ACDC/splits_final.json").read_text())
+    assert set(estimate.leave_one_out) == {case[:10] for fold in splits[:2] for case in fold["val"]}
     for name in ("evaluation", "evaluation_calibrated", "evaluation_five_folds", "evaluation_ensemble"):
-        assert (nnunet.folder / "nnunet" / name / "report" / "index.html").is_file()
-        patients = json.loads((nnunet.folder / "nnunet" / name / "summary.json").read_text())["patients"]
-        assert len(patients) == 2 * TEST_PATIENTS
-    plain, scaled = (nnunet.folder / "nnunet" / f"evaluation{name}" for name in ("", "_calibrated"))
-    assert json.loads((scaled / "summary.json").read_text())["temperature"] == pytest.approx(estimate.temperature)
-    counts = [Evaluation.read(folder).regions["plausible"]["top_label"].count.sum().item() for folder in (plain, scaled)]
+        assert (nnunet / name / "report" / "index.html").is_file()
+        assert len(Evaluation.read(nnunet / name).summary["patients"]) == 2 * TEST_PATIENTS
+    plain, scaled = (Evaluation.read(nnunet / f"evaluation{name}") for name in ("", "_calibrated"))
+    assert scaled.summary["temperature"] == pytest.approx(estimate.temperature)
+    counts = [found.regions["plausible"]["top_label"].count.sum().item() for found in (plain, scaled)]
     assert counts[1] == pytest.approx(counts[0], rel=0.01)  # logits are rounded
-    assert "evaluation_calibrated" in (nnunet.folder / "nnunet" / "report" / "report.md").read_text()
-    with zipfile.ZipFile(nnunet.folder / "nnunet" / "model.zip") as archive:
+    assert "evaluation_calibrated" in (nnunet / "report" / "report.md").read_text()
+    with zipfile.ZipFile(nnunet / "model.zip") as archive:
         packed = {Path(name).name for name in archive.namelist() if name.endswith(".pth")}
     assert packed == {"checkpoint_calibrated.pth"}
-    segmented, calibrated = nnunet.labels("segmented"), nnunet.labels("calibrated")
+    segmented, calibrated = labels(nnunet / "segmented"), labels(nnunet / "calibrated")
     assert segmented.keys() == calibrated.keys()
     assert all(np.array_equal(segmented[name], calibrated[name]) for name in segmented)
 
 
-def check_network(nnunet: Nnunet) -> None:
+def check_network(model: Path) -> None:
     """The calibrated checkpoint gives the logits divided by the temperature."""
     predictor = nnUNetPredictor(device=torch.device("cpu"))
-    predictor.initialize_from_trained_model_folder(str(nnunet.model), (0, 1), "checkpoint_calibrated.pth")
+    predictor.initialize_from_trained_model_folder(str(model), (0, 1), "checkpoint_calibrated.pth")
     assert predictor.trainer_name == "nnUNetTrainer"
     image = torch.randn(1, 1, 128, 128, generator=torch.Generator().manual_seed(0))
     for fold, calibrated in enumerate(predictor.list_of_parameters):
-        trained = read_checkpoint(nnunet.model / f"fold_{fold}" / "checkpoint_final.pth")
+        trained = read_checkpoint(model / f"fold_{fold}" / "checkpoint_final.pth")
         logits = []
         for weights in (trained["network_weights"], calibrated):
             predictor.network.load_state_dict(weights)
             with torch.inference_mode():
                 logits.append(predictor.network.eval()(image))
-        torch.testing.assert_close(logits[1], logits[0] / read_estimate(nnunet.model).temperature, atol=1e-5, rtol=0)
+        torch.testing.assert_close(logits[1], logits[0] / read_estimate(model).temperature, atol=1e-5, rtol=0)
 
 
-def check_without_this_package(nnunet: Nnunet, tmp_path: Path) -> None:
+def check_without_this_package(nnunet: Path, model: Path, folder: Path) -> None:
     """Anyone predicts with the calibrated checkpoint.
 
     The environment has what ours has, but not this package, which is in ours by a `.pth` file.
     """
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True)
-    python = tmp_path / "venv" / "bin" / "python"
-    (site,) = (tmp_path / "venv" / "lib").glob("python*/site-packages")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
+    (site,) = (folder / "lib").glob("python*/site-packages")
     (site / "others.pth").write_text(sysconfig.get_path("purelib"))
-    environment = {"PATH": os.environ["PATH"], "OMP_NUM_THREADS": "1", **nnunet.environment}
+    places = {f"nnUNet_{name}": str(nnunet / name) for name in ("raw", "preprocessed", "results")}
+    environment = {"PATH": os.environ["PATH"], "OMP_NUM_THREADS": "1", "nnUNet_def_n_proc": "1", **places}
 
     def run_alone(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-        command = [python, "-c", code, *map(str, arguments)]
-        return subprocess.run(command, cwd=tmp_path, env=environment, check=False, capture_output=True, text=True)
+        command = [folder / "bin" / "python", "-c", code, *map(str, arguments)]
+        return subprocess.run(command, cwd=folder, env=environment, check=False, capture_output=True, text=True)
 
     assert "No module named 'calib_components'" in run_alone("import calib_components").stderr
-    options = ["-f", "0", "-device", "cpu", "-npp", "1", "-nps", "1", "--save_probabilities"]
-    places = ["-m", nnunet.model, "-i", nnunet.images, "-o", nnunet.folder / "nnunet" / "alone"]
-    failed = run_alone(PREDICT, *options, *places)  # with the checkpoint as it was trained
+    options = ["-f", "0", "-device", "cpu", "-npp", "1", "-nps", "1", "--save_probabilities", "-m", model]
+    options += ["-i", nnunet / "raw" / "Dataset027_ACDC" / "imagesTs", "-o", nnunet / "alone"]
+    failed = run_alone(PREDICT, *options)  # with the checkpoint as it was trained
     assert f"Could not find requested nnunet trainer {SHORT}" in failed.stderr
-    done = run_alone(PREDICT, *options, *places, "-chk", "checkpoint_calibrated.pth")
+    done = run_alone(PREDICT, *options, "-chk", "checkpoint_calibrated.pth")
     assert done.returncode == 0, done.stderr
-    expected = nnunet.probabilities("calibrated")
-    for case, p in nnunet.probabilities("alone").items():
+    expected = probabilities(nnunet / "calibrated")
+    for case, p in probabilities(nnunet / "alone").items():
         np.testing.assert_array_equal(p, expected[case])
 
 
 @pytest.mark.slow
-def test_commands_of_the_page(nnunet: Nnunet, tmp_path: Path) -> None:
-    """One test, since each worker that had a part of it would run all commands."""
-    check_files(nnunet)
-    check_network(nnunet)
-    check_without_this_package(nnunet, tmp_path)
+def test_commands_of_the_page(tmp_path: Path, phantoms: Path) -> None:
+    real = SHARED / "data" / "acdc"
+    printed = run_page(tmp_path, real if real.is_dir() else phantoms)
+    nnunet = tmp_path / "nnunet"
+    model = nnunet / "results" / "Dataset027_ACDC" / f"{SHORT}__nnUNetPlans__2d"
+    check_files(nnunet, model, printed)
+    check_network(model)
+    check_without_this_package(nnunet, model, tmp_path / "venv")
