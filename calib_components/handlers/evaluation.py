@@ -266,8 +266,7 @@ def _joined_records(
         for measure in MEASURES:
             for region, kinds in regions.items():
                 if measure.bins in kinds:
-                    error = kinds[measure.bins].expected_error().item()
-                    summary[f"{measure.column(region)}_pooled"] = error
+                    summary[f"{measure.column(region)}_pooled"] = kinds[measure.bins].expected_error().item()
         for region in PER_CASE:
             regions[region]["top_label_per_case"] = bins[region]["top_label"]
         thresholds = first["thresholds"].thresholds
@@ -280,7 +279,7 @@ def _joined_records(
             "risk": torch.cat([record["risk"][1] for record in records]).numpy(),
         }
     if "logits" in first:
-        sums, count = (torch.cat(parts).sum(0) for parts in zip(*(record["logits"] for record in records), strict=True))
+        sums, count = (torch.cat([record["logits"][i] for record in records]).sum(0) for i in range(2))
         parts["magnitudes"] = (sums / count[:, None]).numpy()
     return Evaluation(table, summary | units, class_names, **parts)
 

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
-import subprocess
-import sys
+import logging
 from collections.abc import Iterable
 from typing import cast
 
@@ -10,26 +9,23 @@ import torch.distributed as dist
 from torch.utils.data import Dataset
 
 from calib_components.errors import InputError
-from calib_components.handlers import share_cases
-
-SCRIPT = """
-import logging, sys, torch.distributed as dist
-from calib_components.handlers import join_process_group, leave_process_group
-logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s")
-join_process_group("cpu")
-join_process_group("cpu")  # a second call changes nothing
-logging.info(f"rank {dist.get_rank()} of {dist.get_world_size()} through {dist.get_backend()}")
-logging.warning(f"warning of {dist.get_rank()}")
-leave_process_group()
-assert not dist.is_initialized()
-"""
+from calib_components.handlers import join_process_group, leave_process_group, share_cases
 
 
-@pytest.mark.slow
-def test_the_first_of_two_processes_logs() -> None:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--no-python"]
-    done = subprocess.run([*launcher, sys.executable, "-c", SCRIPT], check=True, capture_output=True, text=True)
-    assert sorted(done.stdout.splitlines()) == ["rank 0 of 2 through gloo", "warning of 0", "warning of 1"]
+def test_joins_the_group_of_torchrun_in_which_the_first_logs(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "localhost", "MASTER_PORT": 0}.items():
+        monkeypatch.setenv(name, str(value))
+    for _ in range(2):  # a second call changes nothing
+        join_process_group("cpu")
+    assert (dist.get_world_size(), dist.get_backend()) == (1, "gloo")
+    assert logging.root.manager.disable == logging.NOTSET
+    with monkeypatch.context() as patched:
+        patched.setattr(dist, "get_rank", lambda: 1)
+        join_process_group("cpu")
+    assert logging.root.manager.disable == logging.INFO
+    logging.disable(logging.NOTSET)
+    leave_process_group()
+    assert not dist.is_initialized()
 
 
 def test_each_case_goes_to_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
