@@ -83,9 +83,7 @@ def test_results_are_small_files_and_the_rest_is_apart(data: Path, bundle: Bundl
     assert settings.calibration == {"split": "validation", "region": "all"}
     assert settings.made_with["torch"] == torch.__version__
     plan = json.loads((out / "plan.json").read_text())
-    assert [(entry["method"], entry["seed"]) for entry in plan] == [
-        ("nacl", 0), ("ce_dice", 0), ("nacl", 1), ("ce_dice", 1)
-    ]  # fmt: skip
+    assert [f"{entry['method']} {entry['seed']}" for entry in plan] == ["nacl 0", "ce_dice 0", "nacl 1", "ce_dice 1"]
     assert plan[2]["commands"] == settings.commands
     assert (out / "work" / ".gitignore").read_text() == "*\n"
     assert {"cpu", "meta"} == set(bundle.devices)
