@@ -9,6 +9,7 @@ import re
 from dataclasses import asdict, replace
 from typing import Any
 
+import fiducio
 import numpy as np
 import pytest
 import torch
@@ -123,6 +124,12 @@ def test_sigmoid_agrees_with_scipy(channels: int, region: str) -> None:
     assert estimate.voxels == kept.sum()
     if channels == 1:
         assert_same(fit(logits, y, ["a", "b"], region=region, ignore_index=255), estimate)
+
+
+def test_agrees_with_fiducio() -> None:
+    logits, y = draw((2, 3, 16, 16))
+    theirs = fiducio.TemperatureScaling(optimizer="lbfgs").fit(logits, y[:, 0])
+    assert fit(logits, y).temperature == pytest.approx(theirs.temperature, rel=1e-4)
 
 
 @pytest.mark.parametrize("true", [0.15, 0.3, 1, 3, 7])
