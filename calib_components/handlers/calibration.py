@@ -9,6 +9,7 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from calib_components.handlers.weights import (
 from calib_components.metrics import CalibrationBins, ECEMetric
 from calib_components.posthoc import KINDS, Calibrator, Estimate, set_calibrator
 
+log = logging.getLogger(__name__)
 WORSE = 1.1  # times the error before, from which an error after the fit is warned of
 REGIONS = {"all": "all voxels", "predicted": "predicted foreground"}  # that errors are reported in
 SPLITS = {  # what to know of a fit on a split
@@ -45,6 +47,7 @@ def calibration_cases(temperature: float | None, pool: Sequence[Any] | None, **o
     return read_datalist(**options) if temperature is None and pool is None else []
 
 
+@dataclass(eq=False)
 class Calibration:
     """Fit a calibrator to trained weights, and write it into them.
 
@@ -77,26 +80,23 @@ class Calibration:
             region, `calibrated_path` has other weights, or a file cannot be written.
     """
 
-    def __init__(
-        self,
-        evaluator: Evaluator,
-        network: torch.nn.Module,
-        calibrator: Calibrator,
-        load_path: str | os.PathLike,
-        calibrated_path: str | os.PathLike,
-        output_dir: str | os.PathLike,
-        split: str = "validation",
-        temperature: float | None = None,
-        pool: Sequence[str | os.PathLike] | None = None,
-        facts: Facts | None = None,
-    ) -> None:
-        check_choice("split", split, SPLITS)
-        if temperature is not None and pool is not None:
+    evaluator: Evaluator
+    network: torch.nn.Module
+    calibrator: Calibrator
+    load_path: Path
+    calibrated_path: Path
+    output_dir: Path
+    split: str = "validation"
+    temperature: float | None = None
+    pool: Sequence[str | os.PathLike] | None = None
+    facts: Facts | None = None
+
+    def __post_init__(self) -> None:
+        check_choice("split", self.split, SPLITS)
+        if self.temperature is not None and self.pool is not None:
             raise InputError("temperature: give either a temperature or a pool of fits.")
-        self.evaluator, self.network, self.calibrator = evaluator, network, calibrator
-        self.load_path, self.calibrated_path, self.output_dir = Path(load_path), Path(calibrated_path), Path(output_dir)
-        self.split, self.temperature, self.pool, self.facts = split, temperature, pool, facts
-        self._log = logging.getLogger(__name__)
+        for name in ("load_path", "calibrated_path", "output_dir"):
+            setattr(self, name, Path(getattr(self, name)))
 
     def run(self) -> None:
         """Fit the calibrator, or take the given temperature, and write the weights."""
@@ -152,10 +152,10 @@ class Calibration:
         set_calibrator(self.network, self.calibrator)
         if idist.get_rank() == 0:
             before, after, region = estimate.nll_before, estimate.nll_after, self.calibrator.region.name
-            self._log.info("%s %s", self.calibrator.name.capitalize(), estimate.summary())
-            self._log.info("NLL %.4f -> %.4f (region %s)", before, after, region)
+            log.info("%s %s", self.calibrator.name.capitalize(), estimate.summary())
+            log.info("NLL %.4f -> %.4f (region %s)", before, after, region)
             for warning in estimate.warnings():
-                self._log.warning("%s", warning)
+                log.warning("%s", warning)
         return _encoded(estimate.to_dict(), indent=2)
 
     @idist.one_rank_only()
@@ -164,12 +164,12 @@ class Calibration:
         from calib_components.figures import reliability_diagram  # training must not need matplotlib
 
         errors = {r: [bins[r].expected_error().item() for bins in (before, after)] for r in REGIONS}
-        self._log.info("ECE %s", ", ".join(f"{a:.4f} -> {b:.4f} ({REGIONS[r]})" for r, (a, b) in errors.items()))
+        log.info("ECE %s", ", ".join(f"{a:.4f} -> {b:.4f} ({REGIONS[r]})" for r, (a, b) in errors.items()))
         for region, (old, new) in errors.items():
             if new > WORSE * old:
                 title, name = REGIONS[region], self.calibrator.name
-                self._log.warning("The ECE of %s is larger with this %s. It cannot serve all voxels.", title, name)
-        self._log.info("%s", SPLITS[self.split])
+                log.warning("The ECE of %s is larger with this %s. It cannot serve all voxels.", title, name)
+        log.info("%s", SPLITS[self.split])
         when, content = {"before": before, "after": after}, io.BytesIO()
         panels = {f"{region}, {time}": bins[region] for region in REGIONS for time, bins in when.items()}
         reliability_diagram(panels, bands=True).savefig(content, format="png")
@@ -189,10 +189,10 @@ class Calibration:
         for name, report in files.items():
             if report is None:
                 (self.output_dir / name).unlink(missing_ok=True)
-        self._log.info("Wrote the %s into %s", self.calibrator.name, file)
+        log.info("Wrote the %s into %s", self.calibrator.name, file)
         for export in sorted(file.parent.glob(f"{glob.escape(file.stem)}.*")):
             if is_new and export.suffix in EXPORT_ENDINGS:
-                self._log.warning("%s was made from the weights before calibration. Export it again.", export)
+                log.warning("%s was made from the weights before calibration. Export it again.", export)
 
 
 def _encoded(content: Any, **options: Any) -> bytes:

@@ -25,6 +25,7 @@ from calib_components.handlers.weights import LAST, check_beside, save, serializ
 from calib_components.posthoc import find_calibrator
 from calib_components.posthoc.network import set_calibrator, unwrapped
 
+log = logging.getLogger(__name__)
 NEVER = -1  # the epoch of the best metric that MONAI's engines start with
 
 
@@ -76,7 +77,6 @@ class TrainingCheckpoint:
         self.best_path, self.last_path = Path(ckpt_dir) / "model.pt", Path(ckpt_dir) / LAST
         self.network, self.evaluator, self.seed, self.resume = unwrapped(network), evaluator, seed, resume
         self.stateful: dict[str, Any] = {"network": self.network, "optimizer": optimizer, "lr_scheduler": lr_scheduler}
-        self._log = logging.getLogger(__name__)
         config, self.facts = running_config(), None
         if config is not None and "facts" in config:
             self.facts = replace(facts_in_use(config), source="")  # weights travel, folders do not
@@ -100,7 +100,7 @@ class TrainingCheckpoint:
         if self.resume and self.last_path.is_file():
             self._load(engine)
         elif self.resume:
-            self._log.info("No %s to resume from: starting from the beginning.", self.last_path)
+            log.info("No %s to resume from: starting from the beginning.", self.last_path)
         # Handlers run in the order in which they were attached; now all others have been, which validate and log.
         if engine.has_event_handler(self._save, Events.EPOCH_COMPLETED):
             engine.remove_event_handler(self._save, Events.EPOCH_COMPLETED)
@@ -122,7 +122,7 @@ class TrainingCheckpoint:
         engine.state.iteration = checkpoint["epoch"] * engine.state.epoch_length
         self.evaluator.state.best_metric = checkpoint["best_metric"]
         self.evaluator.state.best_metric_epoch = checkpoint["best_metric_epoch"]
-        self._log.info("Resuming after epoch %d of %s.", checkpoint["epoch"], self.last_path)
+        log.info("Resuming after epoch %d of %s.", checkpoint["epoch"], self.last_path)
 
     def _start_epoch(self, engine: Trainer) -> None:
         seed = np.random.SeedSequence((self.seed, engine.state.epoch, idist.get_rank())).generate_state(1).item()
@@ -140,7 +140,7 @@ class TrainingCheckpoint:
         if best.best_metric_epoch != NEVER and (best.best_metric == 0 or math.isnan(best.best_metric)):
             # Where labels have no structure, the DSC is NaN or 0, of which MONAI would keep the first for ever.
             best.best_metric_epoch = NEVER
-            self._log.warning("validation: the DSC is %g. model.pt is of this epoch", best.best_metric)
+            log.warning("validation: the DSC is %g. model.pt is of this epoch", best.best_metric)
         if idist.get_rank() != 0:
             return
         weights = self.network.state_dict()

@@ -12,6 +12,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from calib_components.metrics import CalibrationBins, ThresholdCounts, dice, thr
 from calib_components.metrics.measures import MEASURES, Case, measure_case
 from calib_components.metrics.scores import logit_magnitude_sums
 
+log = logging.getLogger(__name__)
 PER_CASE = ("all", "predicted")  # regions whose bins are kept of each case
 SHOWN = ("dsc", "hd95", "ece_all", "ece_predicted", "ece", "cece", "nll", "brier")  # among the metrics of an engine
 
@@ -158,7 +160,7 @@ class EvaluationRecords:
             raise InputError(f"shard {shard} has none of the {len(self.cases)} cases. Use fewer shards.")
         missing = [name for name in names if not (skip_existing and self.has(name))]
         if skip_existing:
-            logging.getLogger(__name__).info("%d of %d cases have a record.", len(names) - len(missing), len(names))
+            log.info("%d of %d cases have a record.", len(names) - len(missing), len(names))
         # Without a case, an engine does not run, and nothing would be written: the last case is measured again.
         return [self.cases[name] for name in missing or names[-1:]]
 
@@ -207,7 +209,7 @@ def write_evaluation(
     Returns:
         The content of `summary.json`; None if another process has to measure cases, or has written the files.
     """
-    log, cases = logging.getLogger(__name__), [*records.cases]
+    cases = [*records.cases]
     make_folder(records.output_dir)
     # Of two processes that finish at the same time, one writes. The lock stays: another process may wait for it.
     with FileLock(records.folder.with_suffix(".lock")):
@@ -290,6 +292,7 @@ def _joined(parts: Sequence[Any], **shared: Any) -> Any:
     return type(parts[0])(**{name: torch.cat([getattr(part, name) for part in parts]) for name in names}, **shared)
 
 
+@dataclass(eq=False)
 class EvaluationWriter:
     """Measure each case that an engine has run on, and write the files of the evaluation when all cases are measured.
 
@@ -310,18 +313,12 @@ class EvaluationWriter:
             are names.
     """
 
-    def __init__(
-        self,
-        records: EvaluationRecords,
-        structures: Mapping[str, Sequence[int]],
-        class_names: Sequence[str],
-        batch_transform: Callable[[Any], Sequence[str]],
-        output_transform: Callable[[Any], Sequence[Sequence[torch.Tensor]]],
-        temperature: float | torch.Tensor | None = None,
-    ) -> None:
-        self.records, self.structures, self.class_names = records, dict(structures), list(class_names)
-        self.batch_transform, self.output_transform = batch_transform, output_transform
-        self.temperature = temperature
+    records: EvaluationRecords
+    structures: Mapping[str, Sequence[int]]
+    class_names: Sequence[str]
+    batch_transform: Callable[[Any], Sequence[str]]
+    output_transform: Callable[[Any], Sequence[Sequence[torch.Tensor]]]
+    temperature: float | torch.Tensor | None = None
 
     def attach(self, engine: Engine) -> None:
         """Measure after each iteration of the evaluator, and write after its epoch."""

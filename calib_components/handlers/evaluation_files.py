@@ -201,6 +201,6 @@ def draw_cases(folder: Path, dsc: pd.Series, slices: Sequence[Mapping[str, Any]]
         title = f"{case}\nDSC {value:.3f} of the volume, {drawn['dsc']:.3f} of this slice"
         if drawn["missed"]:
             title += f"\nmissed in this slice: {', '.join(drawn['missed'])}"
-        maps = [None if drawn[key] is None else drawn[key].numpy() for key in MAPS]
-        figure = uncertainty_overlay(*maps, class_names=class_names, title=title)
+        maps: dict[str, Any] = {key: None if drawn[key] is None else drawn[key].numpy() for key in MAPS}
+        figure = uncertainty_overlay(**maps, class_names=class_names, title=title)
         figure.savefig(folder / "cases" / f"{name}.png")

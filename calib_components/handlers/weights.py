@@ -23,6 +23,7 @@ from calib_components.handlers.fingerprint import fingerprint_of_cases, fingerpr
 from calib_components.posthoc import Calibrator
 from calib_components.posthoc.network import calibrator_in
 
+log = logging.getLogger(__name__)
 LAST = "last.ckpt"  # the state of a training, see `TrainingCheckpoint`
 EXPORT_ENDINGS = (".ts", ".onnx", ".plan")  # by ckpt_export, by onnx_export, and TensorRT's engine
 
@@ -76,7 +77,7 @@ def load_torchscript(file: str | os.PathLike, device: torch.device | str) -> tor
         InputError: There is no such file, or another one.
     """
     if facts_beside(file) is None:
-        logging.getLogger(__name__).warning("%s has no %s beside it: the bundle's own are used", file, FACTS)
+        log.warning("%s has no %s beside it: the bundle's own are used", file, FACTS)
     with reading(file, "a TorchScript file, as monai.bundle ckpt_export writes it"):
         return torch.jit.load(str(file), map_location=device)
 
@@ -148,7 +149,7 @@ def join_weights(*files: Path, out: Path) -> None:
         _, weights = read_weights(file)
         weights.setdefault("temperature", torch.ones(()))
         shapes = {name: values.shape for name, values in weights.items()}
-        common = {"layers or classes": shapes, FACTS: facts_beside(file)}
+        common: dict[str, Any] = {"layers or classes": shapes, FACTS: facts_beside(file)}
         if (state := file.with_name(LAST)).is_file():  # folds are trained on the patients that others are tested on
             common["lists of cases"] = _trained_with(state)[1]
         for what, own in common.items():
@@ -183,8 +184,7 @@ class WeightsCheckpointLoader:
         engine.add_event_handler(Events.STARTED, self)
 
     def __call__(self, _: Engine) -> None:
-        log, trained_on = logging.getLogger(__name__), facts_beside(self.load_path)
-        if trained_on is None:
+        if (trained_on := facts_beside(self.load_path)) is None:
             log.warning("%s has no %s beside it: whether it suits these images is not checked", self.load_path, FACTS)
         elif self.facts is not None:
             _compare_facts(trained_on, self.facts, self.load_path)
@@ -196,7 +196,6 @@ class WeightsCheckpointLoader:
 
 def _compare_facts(trained_on: Facts, data: Facts, file: Path) -> None:
     """Refuse data that the weights give no right answer on, and warn of data unlike those that they were trained on."""
-    log = logging.getLogger(__name__)
     for name in ("dataset", "in_channels", "class_names", "label_codes", "image_size", "crop_size"):
         got, own = getattr(trained_on, name), getattr(data, name)
         if got != own and name in ("dataset", "in_channels", "class_names"):
@@ -226,4 +225,4 @@ def _warn_of_other_split(file: Path) -> None:
     same_cases = cases is not None and cases == fingerprint_of_cases(datalist, folder)
     if same_cases and listed != fingerprint_of_list(datalist):
         text = "%s was trained with another list of the cases in %s. Some of these patients may have been trained on."
-        logging.getLogger(__name__).warning(text, file, datalist)
+        log.warning(text, file, datalist)

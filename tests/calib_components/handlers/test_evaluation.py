@@ -289,14 +289,14 @@ def test_slices_that_are_drawn(cases: int, names: list[str], tmp_path: Path, dra
     assert sorted(path.stem for path in (tmp_path / "cases").iterdir()) == names
     found = read(tmp_path).cases
     dsc = (found["dsc_core"] + found["dsc_whole"]) / 2
-    for (image, label, prediction, uncertainty), options in drawn["uncertainty_overlay"]:
+    for _, options in drawn["uncertainty_overlay"]:
         case = int(options["title"][4])
         item, index = example(case), int((example(case)["label"][0] > 0).sum((0, 1)).argmax())
-        np.testing.assert_array_equal(image, item["image"][0, ..., index])
-        np.testing.assert_array_equal(label, item["label"][0, ..., index])
-        np.testing.assert_array_equal(prediction, item["pred"].argmax(0)[..., index])
+        np.testing.assert_array_equal(options["image"], item["image"][0, ..., index])
+        np.testing.assert_array_equal(options["label"], item["label"][0, ..., index])
+        np.testing.assert_array_equal(options["prediction"], item["pred"].argmax(0)[..., index])
         entropy = -(item["pred"] * item["pred"].log()).sum(0) / np.log(3)
-        np.testing.assert_allclose(uncertainty, entropy[..., index], atol=1e-5)
+        np.testing.assert_allclose(options["uncertainty"], entropy[..., index], atol=1e-5)
         assert f"DSC {dsc[case]:.3f} of the volume" in options["title"]
         assert options["class_names"] == NAMES
         assert ("missed in this slice: core" in options["title"]) == (case == 1)
