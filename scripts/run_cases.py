@@ -61,7 +61,8 @@ def run_cases(
     if given := [name for name in overrides if name in ("bundle_root", "shard", "skip_existing")]:
         raise InputError(f"--{given[0]} is set for each share. Use --workers or --jobs.")
     files = [bundle / "configs" / f"{name}.yaml" for name in CONFIGS[command]]
-    options = {"bundle_root": str(bundle), "dataset_dir": str(dataset_dir), "output_dir": str(output_dir)}
+    places = {"bundle_root": bundle, "dataset_dir": dataset_dir, "output_dir": output_dir}
+    options: dict[str, Any] = {name: str(place) for name, place in places.items()}
     options |= {**json.loads(json.dumps(overrides)), "skip_existing": True}  # lists instead of tuples, as in YAML
     config = ConfigParser()
     with reading(files[-1], "a configuration of the bundle"):
