@@ -26,7 +26,7 @@ class Classes:
         structures: Channels of each structure that is scored, by its name: class indices whose probabilities add up,
             or with `sigmoid`, one channel each.
         sigmoid: Whether each channel is a binary problem of its own, as one channel alone always is.
-        ignore_code: Value in label files of voxels to leave out.
+        ignore_code: Value in label files of voxels to leave out, which become `IGNORED`.
         others_allowed: Whether label files may hold further values, which are background then.
         skip: Number of channels at the start of a file that are not read.
     """
@@ -38,11 +38,6 @@ class Classes:
     ignore_code: int | None = None
     others_allowed: bool = False
     skip: int = 0
-
-    @property
-    def ignore_index(self) -> int | None:
-        """Value of voxels to leave out in what `label_classes` returns; None if there are none."""
-        return None if self.ignore_code is None else IGNORED
 
 
 def name_classes(

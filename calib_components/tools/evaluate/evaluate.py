@@ -120,7 +120,7 @@ def _measure(
         probabilities=saved.probabilities,
         prediction=saved.prediction,
         sigmoid=classes.sigmoid,
-        ignore_index=classes.ignore_index,
+        ignore_index=IGNORED,
         temperature=temperature,
         spacing=tuple(map(float, voxel_sizes(saved.affine))),
         voxel_volume=float(abs(np.linalg.det(saved.affine[:3, :3])) / CUBIC_MM),

@@ -46,7 +46,7 @@ def fit_calibrator(
     other_codes = [channel for channel, codes in enumerate(classes.codes) if codes != {channel}]
     if not classes.sigmoid and {*other_codes} & {*region.classes}:
         raise InputError("--region: a class has a label code that is not its channel. Name a region like predicted.")
-    pooled = KINDS[kind](region, IGNORED if cropped else classes.ignore_index, classes.sigmoid)
+    pooled = KINDS[kind](region, IGNORED, classes.sigmoid)
     fit = functools.partial(_fit_case, empty=pooled, classes=classes, patients=patients, cropped=cropped)
     fitted = map_cases(fit, cases, workers, "fit")
     for of_case, _ in fitted:

@@ -27,11 +27,10 @@ from calib_components.data.nifti import check_affine, check_same_grid, open_nift
 from calib_components.errors import InputError, reading
 
 CROPPED = "nnU-Net's first version saves only the part that it crops to."
-KEYS = ("probabilities", "softmax")  # of the array in nnU-Net's files, versions 2 and 1
 ARRAY = "an array of numbers, as numpy saves it"
 SLACK = 1e-3  # beyond [0, 1], by rounding and interpolation
 SUM_SLACK = 1e-2  # of a sum of half-precision numbers
-SMALLEST = float(np.finfo(np.float32).tiny)  # in place of a 0 among 32-bit numbers, where a logarithm is taken
+SMALLEST = float(np.finfo(np.float32).tiny)  # what a 0 of 32 bits can have been, for logarithms
 
 # A pickle names what it calls. Numbers, texts and containers name nothing; arrays name these.
 PLAIN = {
@@ -163,21 +162,20 @@ class NnUNetArray(PlainArray):
     """Probabilities of nnU-Net, the spatial axes in reverse order."""
 
     def array_shape(self) -> tuple[int, ...]:
-        with np.load(self.files[0]) as archive, archive.zip.open(f"{self._key(archive.files)}.npy") as array:
+        with np.load(self.files[0]) as archive, archive.zip.open(f"{_key(archive.files)}.npy") as array:
             np.lib.format.read_magic(array)
             shape = np.lib.format.read_array_header_1_0(array)[0]
         return (*shape[:1], *shape[:0:-1])
 
     def load(self) -> tuple[np.ndarray, np.dtype, float]:
         with reading(self.files[0], ARRAY) as file, np.load(file) as archive:
-            values = archive[self._key(archive.files)].transpose(0, 3, 2, 1)
+            values = archive[_key(archive.files)].transpose(0, 3, 2, 1)
         return values, values.dtype, 1.0
 
-    def _key(self, names: Collection[str]) -> str:
-        for key in KEYS:
-            if key in names:
-                return key
-        raise InputError(f"{self.files[0]}: no array is called {KEYS[0]}, as in nnU-Net's files: {', '.join(names)}.")
+
+def _key(names: Collection[str]) -> str:
+    """Return the name of nnU-Net's array; of its first version, if there is such a one."""
+    return "softmax" if "softmax" in names else "probabilities"
 
 
 ARRAYS: dict[str, type[PlainArray]] = {".npz": NnUNetArray, ".npy": PlainArray}

@@ -130,7 +130,8 @@ def find_predictions(folder: Path, names: Collection[str] = (), join_channels: b
         join_channels: Whether `NAME_0`, `NAME_1` and so on are the channels of one prediction.
     """
     candidates: dict[str, list[tuple[int, Prediction]]] = defaultdict(list)  # the lowest number of each name is taken
-    files, used = sorted(files_below(folder)), set()
+    files = sorted(files_below(folder))
+    used: set[Path] = set()
     for file in files:
         if array := ARRAYS.get(file.suffix):
             grids = tuple(grid for end in (".pkl", ".nii", ".nii.gz") if (grid := file.with_suffix(end)).is_file())
@@ -154,8 +155,8 @@ def find_predictions(folder: Path, names: Collection[str] = (), join_channels: b
     for name in sorted(candidates):
         (rank, best[name]), *others = sorted(candidates[name], key=lambda candidate: candidate[0])
         if others and others[0][0] == rank:
-            files = f"{best[name].files[0]} and {others[0][1].files[0]}"
-            raise InputError(f"Two predictions are called {name}: {files}. If one is the image, move it away.")
+            both = f"{best[name].files[0]} and {others[0][1].files[0]}"
+            raise InputError(f"Two predictions are called {name}: {both}. If one is the image, move it away.")
     return best
 
 

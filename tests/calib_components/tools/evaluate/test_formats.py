@@ -118,7 +118,7 @@ def test_wrong_files_are_refused(tmp_path: Path) -> None:
     first = save_nifti(tmp_path / "case_0.nii", P[0])
     moved = save_nifti(tmp_path / "moved.nii", P[1], AFFINE + np.eye(4)[:, [3, 3, 3, 0]])
     for prediction, expected in (
-        (NnUNetArray("case", (tmp_path / "other.npz",)), "logits"),
+        (NnUNetArray("case", (tmp_path / "other.npz",)), "other.npz.*probabilities"),
         (NnUNetArray("case", (tmp_path / "text.npz",)), "text.npz"),
         (nifti(save_nifti(tmp_path / "5d.nii", P[:, None])), "5d.nii"),
         (nifti(cut), "cut.nii"),
