@@ -64,6 +64,7 @@ def test_paths_and_text_are_taken_as_typed(text: str, monkeypatch: pytest.Monkey
 
 OPTIONS = [
     ("--labels=left kidney,2nd", ["left kidney", "2nd"]), ("--labels=['1', 'GTV+']", ["1", "GTV+"]),
+    ('--labels="left kidney","GTV+"', ["left kidney", "GTV+"]),
     ("--sizes=16,20", [16, 20]), ("--rate=1", 1), ("--rate=1e-3", 0.001), ("--fast", True), ("--fast=false", False),
     ("--limit=-3", -3),
 ]  # fmt: skip
