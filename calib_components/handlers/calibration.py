@@ -21,11 +21,11 @@ from monai.engines import Evaluator
 from calib_components.data.cases import read_datalist
 from calib_components.data.facts import Facts, facts_beside
 from calib_components.errors import InputError, check_choice, check_writable, make_folder, reading, writing
+from calib_components.handlers.evaluation_files import TITLES
 from calib_components.handlers.weights import (
     EXPORT_ENDINGS,
     WeightsCheckpointLoader,
     check_beside,
-    read_weights,
     with_calibrator,
     write_weights,
 )
@@ -34,7 +34,7 @@ from calib_components.posthoc import KINDS, Calibrator, Estimate, set_calibrator
 
 log = logging.getLogger(__name__)
 WORSE = 1.1  # times the error before, from which an error after the fit is warned of
-REGIONS = {"all": "all voxels", "predicted": "predicted foreground"}  # that errors are reported in
+REGIONS = ("all", "predicted")  # that errors are reported in
 SPLITS = {  # what to know of a fit on a split
     "training": "The network is more confident on cases that it was trained on: the temperature is too low for others.",
     "validation": "If these cases chose the epoch of the network, errors on other patients are higher.",
@@ -124,9 +124,8 @@ class Calibration:
         """Find out before the work what would keep the files from being written."""
         check_writable("calibrated_path", self.calibrated_path.parent)
         if self.calibrated_path.exists():
-            own, there = (read_weights(file)[1] for file in (self.load_path, self.calibrated_path))
-            names = {*own, *there} - self.calibrator.state().keys()
-            if not all(name in own and name in there and own[name].equal(there[name]) for name in names):
+            own, there = (with_calibrator(file, self.calibrator) for file in (self.load_path, self.calibrated_path))
+            if own != there:
                 raise InputError(f"calibrated_path: {self.calibrated_path} has other weights. Choose another file.")
         check_beside(self.calibrated_path, facts_beside(self.load_path), "calibrated_path")
 
@@ -164,10 +163,10 @@ class Calibration:
         from calib_components.figures import reliability_diagram  # training must not need matplotlib
 
         errors = {r: [bins[r].expected_error().item() for bins in (before, after)] for r in REGIONS}
-        log.info("ECE %s", ", ".join(f"{a:.4f} -> {b:.4f} ({REGIONS[r]})" for r, (a, b) in errors.items()))
+        log.info("ECE %s", ", ".join(f"{a:.4f} -> {b:.4f} ({TITLES[r]})" for r, (a, b) in errors.items()))
         for region, (old, new) in errors.items():
             if new > WORSE * old:
-                title, name = REGIONS[region], self.calibrator.name
+                title, name = TITLES[region], self.calibrator.name
                 log.warning("The ECE of %s is larger with this %s. It cannot serve all voxels.", title, name)
         log.info("%s", SPLITS[self.split])
         when, content = {"before": before, "after": after}, io.BytesIO()
