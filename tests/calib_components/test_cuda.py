@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -21,14 +22,17 @@ from calib_components.losses import (
 )
 from calib_components.losses.priors import PRIORS
 from calib_components.metrics import (
+    BrierMetric,
+    CECEMetric,
     DSCMetric,
+    ECEMetric,
+    ExpectedDSCMetric,
     HD95Metric,
-    Region,
-    risk_coverage,
-    structure_volumes,
-    threshold_counts,
+    NLLMetric,
+    RiskCoverageMetric,
+    VolumeMetric,
 )
-from calib_components.metrics.calibration import measure_regions
+from calib_components.metrics.base import CaseMetric
 from calib_components.metrics.regions import REGIONS
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
@@ -88,48 +92,35 @@ def test_label_out_of_range_is_an_error() -> None:
     assert "device-side assert" in done.stderr or "class indices" in done.stderr
 
 
-@pytest.mark.parametrize("metric_type", [DSCMetric, HD95Metric])
-def test_segmentation_metrics_are_those_of_the_cpu(metric_type: type) -> None:
-    logits, y = example()
-    masks = F.one_hot(logits.argmax(1), 4).movedim(-1, 1)
-    values = []
-    for device in ("cpu", "cuda"):
-        metric = metric_type()
-        metric(masks.to(device), y.to(device))
-        values.append(metric.aggregate("none").cpu())
-    torch.testing.assert_close(values[1], values[0], rtol=0, atol=1e-6)
+def values_on(device: str, metric: CaseMetric, y_pred: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    metric(y_pred.to(device), y.to(device))
+    return metric.aggregate("none").cpu()
 
 
 @pytest.mark.parametrize("deterministic", [False, True])
-def test_measures_of_all_regions_are_those_of_the_cpu(deterministic: bool) -> None:
+@pytest.mark.parametrize("region", [*REGIONS, 1, [2, 3]], ids=str)
+@pytest.mark.parametrize("metric", [ECEMetric, CECEMetric, NLLMetric, BrierMetric, RiskCoverageMetric])
+def test_metrics_of_regions_are_those_of_the_cpu(metric: Any, region: Any, deterministic: bool) -> None:
     logits, y = example()
-    y_pred, regions = logits.softmax(1), [Region.parse(region) for region in [*REGIONS, 1, [2, 3]]]
-    measures = ["top_label", "classwise", "if_true", "nll", "brier"]
     torch.use_deterministic_algorithms(deterministic)
     try:
-        found = [
-            measure_regions(y_pred.to(device), y.to(device), regions, measures, temperature=1.5, draws=2)
-            for device in ("cpu", "cuda")
-        ]
+        on_cpu, on_gpu = (values_on(device, metric(region=region), logits.softmax(1), y) for device in ("cpu", "cuda"))
     finally:
         torch.use_deterministic_algorithms(False)
-    for on_cpu, on_gpu in zip(*found, strict=True):
-        assert on_cpu.keys() == on_gpu.keys()
-        for name in on_cpu.keys() - {"resampled"}:  # whose numbers are drawn on the device
-            for one, other in zip(on_cpu[name], on_gpu[name], strict=True):
-                torch.testing.assert_close(other.cpu(), one, rtol=0, atol=1e-9)
+    torch.testing.assert_close(on_gpu, on_cpu, rtol=0, atol=1e-9, equal_nan=True)
 
 
-def test_measures_of_structures_are_those_of_the_cpu() -> None:
+@pytest.mark.parametrize("metric", [VolumeMetric, ExpectedDSCMetric])
+def test_metrics_of_structures_are_those_of_the_cpu(metric: Any) -> None:
     logits, y = example()
-    y_pred, structures = logits.softmax(1), {"a": [1], "bc": [2, 3]}
-    on_cpu, on_gpu = (
-        [
-            *structure_volumes(y_pred.to(device), y.to(device), structures),
-            *risk_coverage(y_pred.to(device), y.to(device)),
-            threshold_counts(y_pred.to(device), y.to(device), structures).predicted.double(),
-        ]
-        for device in ("cpu", "cuda")
-    )
-    for one, other in zip(on_cpu, on_gpu, strict=True):
-        torch.testing.assert_close(other.cpu(), one, rtol=1e-9, atol=1e-9)
+    structures = {"a": [1], "bc": [2, 3]}
+    on_cpu, on_gpu = (values_on(device, metric(structures), logits.softmax(1), y) for device in ("cpu", "cuda"))
+    torch.testing.assert_close(on_gpu, on_cpu, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("metric", [DSCMetric, HD95Metric])
+def test_metrics_of_masks_are_those_of_the_cpu(metric: Any) -> None:
+    logits, y = example()
+    masks = F.one_hot(logits.argmax(1), 4).movedim(-1, 1)
+    on_cpu, on_gpu = (values_on(device, metric(), masks, y) for device in ("cpu", "cuda"))
+    torch.testing.assert_close(on_gpu, on_cpu, rtol=0, atol=1e-6)
