@@ -18,11 +18,8 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-import torch
-from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
 from calib_components.handlers import Evaluation, read_estimate
-from calib_components.tools.nnunet.checkpoint import read_checkpoint
 from tests.helpers import ROOT, SHARED
 from tests.integration.test_docs import blocks, run
 
@@ -114,22 +111,6 @@ def check_files(nnunet: Path, model: Path, printed: str) -> None:
     assert all(np.array_equal(segmented[name], calibrated[name]) for name in segmented)
 
 
-def check_network(model: Path) -> None:
-    """The calibrated checkpoint gives the logits divided by the temperature."""
-    predictor = nnUNetPredictor(device=torch.device("cpu"))
-    predictor.initialize_from_trained_model_folder(str(model), (0, 1), "checkpoint_calibrated.pth")
-    assert predictor.trainer_name == "nnUNetTrainer"
-    image = torch.randn(1, 1, 128, 128, generator=torch.Generator().manual_seed(0))
-    for fold, calibrated in enumerate(predictor.list_of_parameters):
-        trained = read_checkpoint(model / f"fold_{fold}" / "checkpoint_final.pth")
-        logits = []
-        for weights in (trained["network_weights"], calibrated):
-            predictor.network.load_state_dict(weights)
-            with torch.inference_mode():
-                logits.append(predictor.network.eval()(image))
-        torch.testing.assert_close(logits[1], logits[0] / read_estimate(model).temperature, atol=1e-5, rtol=0)
-
-
 def check_without_this_package(nnunet: Path, model: Path, folder: Path) -> None:
     """Anyone predicts with the calibrated checkpoint.
 
@@ -164,5 +145,4 @@ def test_commands_of_the_page(tmp_path: Path, phantoms: Path) -> None:
     nnunet = tmp_path / "nnunet"
     model = nnunet / "results" / "Dataset027_ACDC" / f"{SHORT}__nnUNetPlans__2d"
     check_files(nnunet, model, printed)
-    check_network(model)
     check_without_this_package(nnunet, model, tmp_path / "venv")
