@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from nibabel import Nifti1Image
 
 from calib_components.errors import InputError, check_output, make_folder, printable, writing
 from calib_components.handlers import read_estimate, write_estimate
+from calib_components.inference.maps import write_map
 from calib_components.metrics.regions import Region
 from calib_components.posthoc import KINDS, Calibrator
 from calib_components.tools.evaluate.classes import Classes
@@ -122,11 +122,8 @@ def _calibrate_file(target: tuple[Prediction, Header, Path], classes: Classes, c
     stored = prediction.probabilities(classes.sigmoid, classes.skip)
     logits = logits_of(torch.from_numpy(stored.values), stored.lowest, stored.highest, classes.sigmoid)
     calibrated = calibrator(logits[None])[0]
-    result = (calibrated.sigmoid() if classes.sigmoid else calibrated.softmax(0)).numpy()
+    result = calibrated.sigmoid() if classes.sigmoid else calibrated.softmax(0)
     if header.affine is None:
-        np.savez_compressed(file, probabilities=result.transpose(0, 3, 2, 1))
+        np.savez_compressed(file, probabilities=result.permute(0, 3, 2, 1))
     else:
-        nifti = Nifti1Image(result[0] if len(result) == 1 else np.moveaxis(result, 0, -1), header.affine)
-        nifti.set_sform(header.affine, code=1)
-        nifti.set_qform(header.affine, code=1)
-        nifti.to_filename(file)
+        write_map(file, result, header.affine)

@@ -9,14 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from nibabel.affines import voxel_sizes
 
 from calib_components.data.nifti import check_same_grid, open_nifti, read_values
 from calib_components.errors import InputError, check_output, reading
 from calib_components.handlers.evaluation import EvaluationRecords, record_case, write_evaluation
 from calib_components.handlers.evaluation_files import Evaluation
 from calib_components.inference.images import find_images
-from calib_components.metrics.measures import Case as MeasuredCase
 from calib_components.tools.evaluate.calibrate import estimate_of
 from calib_components.tools.evaluate.classes import IGNORED, Classes, paint
 from calib_components.tools.evaluate.notes import check_notes, note
@@ -25,7 +23,6 @@ from calib_components.tools.parallel import map_cases
 from calib_components.tools.report.report import report_folders
 
 REPORT = "report"  # folder of the page inside the output folder
-CUBIC_MM = 1000  # in a millilitre
 
 
 def evaluate_predictions(
@@ -112,27 +109,13 @@ def _measure(
     temperature: float | None,
     images: Mapping[str, Path],
 ) -> None:
-    saved = read_case(case, classes)
+    saved = read_case(case, classes, temperature)
     grey = None if case.name not in images else _read_image(images[case.name], case.label)
-    measured = MeasuredCase(
-        label=saved.label,
-        structures=classes.structures,
-        probabilities=saved.probabilities,
-        prediction=saved.prediction,
-        sigmoid=classes.sigmoid,
-        ignore_index=IGNORED,
-        temperature=temperature,
-        spacing=tuple(map(float, voxel_sizes(saved.affine))),
-        voxel_volume=float(abs(np.linalg.det(saved.affine[:3, :3])) / CUBIC_MM),
-        lowest=saved.lowest,
-        highest=saved.highest,
-    )
     label = saved.label.numpy()
     painted = paint(label == 1, classes) if classes.sigmoid else np.where(label[0] == IGNORED, 0, label[0])
     with reading(case.prediction.files[0], "a prediction that can be measured"):
-        record = record_case(measured, saved.prediction, torch.from_numpy(painted), grey)
-    present = [name for name, mask in zip(classes.structures, measured.masks[1][0], strict=True) if mask.any()]
-    records.write(case.name, {**record, "notes": {**note(case, saved, classes), "present": present}})
+        record = record_case(saved, saved.prediction, torch.from_numpy(painted), grey)
+    records.write(case.name, {**record, "notes": note(case, saved, classes)})
 
 
 def _read_image(file: Path, label_file: Path) -> torch.Tensor:

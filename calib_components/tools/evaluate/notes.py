@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from nibabel.affines import voxel_sizes
 from nibabel.orientations import apply_orientation
 
 from calib_components.inference.images import NIFTI
@@ -29,10 +28,11 @@ def note(case: Case, saved: Saved, classes: Classes) -> dict[str, Any]:
     """Note of a case what `check_notes` needs to know of all cases."""
     notes = {
         "file": str(case.prediction.files[0]),
+        "present": [name for name, mask in zip(classes.structures, saved.masks[1][0], strict=True) if mask.any()],
         "other_codes": list(saved.other_codes),
         "other_predicted": list(saved.other_predicted),
         "beside": other_beside(case, saved, classes),
-        "is_unit": bool((voxel_sizes(saved.affine) == 1).all()),
+        "is_unit": saved.spacing == (1, 1, 1),
     }
     if saved.probabilities is not None:
         notes["sums"] = [channel.sum().item() for channel in saved.probabilities]

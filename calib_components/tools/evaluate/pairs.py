@@ -12,12 +12,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from nibabel.affines import voxel_sizes
 from nibabel.orientations import apply_orientation, inv_ornt_aff
 
 from calib_components.data.nifti import axes_onto, files_below, grid_distance, open_nifti
 from calib_components.errors import InputError
 from calib_components.inference.images import NIFTI
-from calib_components.tools.evaluate.classes import Classes, label_classes, name_classes, paint
+from calib_components.metrics.measures import Case as MeasuredCase
+from calib_components.tools.evaluate.classes import IGNORED, Classes, label_classes, name_classes, paint
 from calib_components.tools.evaluate.formats import (
     ARRAYS,
     CROPPED,
@@ -30,6 +32,7 @@ from calib_components.tools.evaluate.formats import (
 
 PROBABILITY, UNCERTAINTY = "_probability", "_uncertainty"  # suffixes of what our inference writes, beside _seg
 LABEL_SUFFIXES = ("_gt", "_seg", "_label")
+CUBIC_MM = 1000  # in a millilitre
 SHOWN = 5  # of many values in a message
 
 
@@ -47,30 +50,22 @@ class Case:
     channels: int
 
 
-@dataclass(frozen=True)
-class Saved:
-    """A prediction and its label as they were saved, on the voxels of the label.
+@dataclass(eq=False, kw_only=True)
+class Saved(MeasuredCase):
+    """A prediction and its label as they were saved, to be measured on the voxels of the label, in mm and ml.
 
     Attributes:
-        probabilities: float32 `(N, X, Y, Z)`; None if the prediction is a label map.
         prediction: uint8 `(X, Y, Z)`, the most probable class, or the class of a label map. With sigmoid channels, what
             `paint` makes of those above 0.5.
-        label: uint8, see `label_classes`.
         affine: `(4, 4)`, of the label.
-        lowest: In place of lower probabilities, where logarithms are taken, see `Prediction.probabilities`.
-        highest: In place of higher ones, likewise.
         other_codes: Codes in the label file that no structure has; they count as background.
         other_predicted: Likewise, in the file of a prediction that is a label map.
     """
 
-    probabilities: torch.Tensor | None
     prediction: torch.Tensor
-    label: torch.Tensor
     affine: np.ndarray
-    lowest: float = 0.0
-    highest: float = 1.0
-    other_codes: Sequence[int] = ()
-    other_predicted: Sequence[int] = ()
+    other_codes: Sequence[int]
+    other_predicted: Sequence[int]
 
 
 def find_cases(predictions: Path, labels: Path, warn_left_out: bool = True) -> list[Case]:
@@ -239,24 +234,36 @@ def patients_of(cases: Sequence[str], pattern: str | None) -> dict[str, str]:
     return {case: match[0] for case, match in found.items() if match}
 
 
-def read_case(case: Case, classes: Classes) -> Saved:
+def read_case(case: Case, classes: Classes, temperature: float | None = None) -> Saved:
     """Read a case that `find_cases` found, whose channels are what `classes_of` returned."""
     header, file = case.prediction.header(), case.prediction.files[0]
     codes, affine = read_label_map(case.label)
     label, other_codes = label_classes(codes, classes, case.label)
     other_predicted: list[int] = []
-    limits = 0.0, 1.0
     if header.channels == 0:
         values, other_predicted = label_classes(read_label_map(file)[0], replace(classes, ignore_code=None), file)
+        lowest, highest = 0.0, 1.0
     else:
-        stored = case.prediction.probabilities(classes.sigmoid, classes.skip)
-        values, limits = stored.values, (stored.lowest, stored.highest)
+        values, lowest, highest = case.prediction.probabilities(classes.sigmoid, classes.skip)
     if (turn := turn_onto(header, affine, codes.shape, file, case.label)) is not None:
         values = np.stack([apply_orientation(channel, turn) for channel in values])
     if header.channels == 0:
-        prediction, probabilities = values[0], None
+        prediction = values[0]
     else:
         prediction = paint(values > 0.5, classes) if classes.sigmoid else values.argmax(0).astype(np.uint8)
-        probabilities = torch.from_numpy(values)
-    maps = torch.from_numpy(prediction), torch.from_numpy(label)
-    return Saved(probabilities, *maps, affine, *limits, other_codes, other_predicted)
+    return Saved(
+        label=torch.from_numpy(label),
+        structures=classes.structures,
+        probabilities=torch.from_numpy(values) if header.channels else None,
+        prediction=torch.from_numpy(prediction),
+        sigmoid=classes.sigmoid,
+        ignore_index=IGNORED,
+        temperature=temperature,
+        spacing=tuple(map(float, voxel_sizes(affine))),
+        voxel_volume=float(abs(np.linalg.det(affine[:3, :3])) / CUBIC_MM),
+        lowest=lowest,
+        highest=highest,
+        affine=affine,
+        other_codes=other_codes,
+        other_predicted=other_predicted,
+    )
