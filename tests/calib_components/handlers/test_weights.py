@@ -9,7 +9,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import torch
@@ -194,56 +194,36 @@ def test_facts_go_with_the_weights(tmp_path: Path) -> None:
         assert [path.name for path in (tmp_path / name).iterdir()] == [name]
 
 
-class TestJoinedWeights:
-    FILES: ClassVar[list[str]] = ["seed0/model.pt", "seed1/model.pt", "seed2/model.pt"]
+def test_weights_of_an_ensemble_are_joined_if_they_belong_together(tmp_path: Path) -> None:
+    files, out = [tmp_path / f"seed{seed}" / "model.pt" for seed in range(3)], tmp_path / "new/folder/model.pt"
+    networks = [UNet(**UNET).eval() for _ in files]
+    weights: list[Any] = [each.state_dict() for each in networks]
+    weights[1], weights[2] = {"model": weights[1]}, weights[2] | {"temperature": torch.tensor(2.0)}
+    for file, content in zip(files, weights, strict=True):
+        file.parent.mkdir()
+        torch.save(content, file)
+        write_facts(DATA, file.parent)
+    join_weights(*files, out=out)
+    ensemble, x = EnsembleUNet(**UNET, members=3).eval(), torch.randn(1, 1, 16, 16)
+    load_weights(ensemble, out)
+    probabilities = [networks[0](x).softmax(1), networks[1](x).softmax(1), (networks[2](x) / 2).softmax(1)]
+    torch.testing.assert_close(ensemble(x).softmax(1), sum(probabilities) / 3)
+    assert facts_beside(out) == DATA
+    with pytest.raises(InputError, match="weights of this network"):
+        load_weights(EnsembleUNet(**UNET, members=2), out)
 
-    @pytest.fixture
-    def members(self, tmp_path: Path) -> list[torch.nn.Module]:
-        """Three networks: one wrapped, one calibrated."""
-        networks = [UNet(**UNET).eval() for _ in self.FILES]
-        weights: list[Any] = [each.state_dict() for each in networks]
-        weights[1], weights[2] = {"model": weights[1]}, weights[2] | {"temperature": torch.tensor(2.0)}
-        for name, content in zip(self.FILES, weights, strict=True):
-            (tmp_path / name).parent.mkdir()
-            torch.save(content, tmp_path / name)
-            write_facts(DATA, (tmp_path / name).parent)
-        return networks
-
-    def test_are_those_of_the_ensemble(self, members: list[torch.nn.Module], tmp_path: Path) -> None:
-        out = tmp_path / "new/folder/model.pt"
-        join_weights(*(tmp_path / name for name in self.FILES), out=out)
-        ensemble, x = EnsembleUNet(**UNET, members=3).eval(), torch.randn(1, 1, 16, 16)
-        load_weights(ensemble, out)
-        probabilities = [members[0](x).softmax(1), members[1](x).softmax(1), (members[2](x) / 2).softmax(1)]
-        torch.testing.assert_close(ensemble(x).softmax(1), sum(probabilities) / 3)
-        assert facts_beside(out) == DATA
-        with pytest.raises(InputError, match="weights of this network"):
-            load_weights(EnsembleUNet(**UNET, members=2), out)
-        with pytest.raises(InputError, match="--out"):
-            join_weights(*(tmp_path / name for name in self.FILES), out=out)
-
-    @pytest.mark.parametrize(
-        ("mistake", "message"),
-        [
-            ("one", "at least two"),
-            ("twice", "each once"),
-            ("wider", "layers or classes"),
-            ("facts", r"facts.yaml"),
-            ("list", "lists of cases"),
-        ],
-    )
-    @pytest.mark.usefixtures("members")
-    def test_what_does_not_fit_is_an_error(self, mistake: str, message: str, tmp_path: Path) -> None:
-        files = [tmp_path / name for name in self.FILES]
-        if mistake in ("one", "twice"):
-            files = files[:1] if mistake == "one" else [*files, files[0]]
-        elif mistake == "wider":
-            torch.save(UNet(**{**UNET, "channels": (4, 16)}).state_dict(), files[2])
-        elif mistake == "facts":
-            write_facts(replace(DATA, crop_size=[32, 32]), files[2].parent)
-        else:  # the folds of a cross-validation, by the record beside each
-            for fold, file in enumerate(files):
-                torch.save({"settings": {"cases": "same", "data": f"list {fold // 2}"}}, file.with_name("last.ckpt"))
+    def refuse(message: str, *given: Path, out: Path = tmp_path / "out" / "model.pt") -> None:
         with pytest.raises(InputError, match=message):
-            join_weights(*files, out=tmp_path / "out" / "model.pt")
+            join_weights(*given, out=out)
         assert not (tmp_path / "out").exists()
+
+    refuse("--out", *files, out=out)
+    refuse("at least two", files[0])
+    refuse("each once", *files, files[0])
+    for fold, file in enumerate(files):  # of a cross-validation, by the record beside each
+        torch.save({"settings": {"cases": "same", "data": f"list {fold // 2}"}}, file.with_name("last.ckpt"))
+    refuse("lists of cases", *files)
+    write_facts(replace(DATA, crop_size=[32, 32]), files[2].parent)
+    refuse("facts.yaml", *files)
+    torch.save(UNet(**{**UNET, "channels": (4, 16)}).state_dict(), files[2])
+    refuse("layers or classes", *files)
