@@ -22,15 +22,25 @@ from numpy.typing import NDArray
 from calib_components.errors import make_folder, reading, writing
 from calib_components.handlers.evaluation_files import Evaluation
 from calib_components.metrics import CalibrationBins
-from calib_components.tools.report.published import dataset_of
 from calib_components.tools.report.statistics import Array
 
 WITHOUT, WITH = "without", "with"  # a temperature
-KEYS = ["method", "seed", "fold", "test_set", "temperature"]
 TEXTS = ["method", "test_set", "case", "patient", "region", "leave_one_out", "warnings"]  # columns
 SUMS = ("count", "confidence", "correct")
 COMPACT = "comparison.json"
+STRUCTURES = {  # that the paper segments in each data set
+    "flare": ["liver", "kidneys", "spleen", "pancreas"],
+    "acdc": ["RV", "MYO", "LV"],
+    "brats": ["ET", "TC", "WT"],
+}
+# Murugesan et al., "Trust Your Neighbours", MICCAI 2023, Tables 1 to 3.
+PUBLISHED = pd.read_csv(Path(__file__).with_name("published.csv"), index_col=["dataset", "method"])
 FILES = {"cases": ".csv.gz", "bins": ".csv.gz", "cells": ".csv", "temperatures": ".csv"}  # compact tables
+
+
+def dataset_of(structures: Sequence[str]) -> str | None:
+    """Return the paper's data set with these structures, whatever the images are; None if there is none."""
+    return next((name for name, known in STRUCTURES.items() if known == structures), None)
 
 
 class Row(NamedTuple):
@@ -45,24 +55,17 @@ class Row(NamedTuple):
 class Results:
     """What was measured.
 
-    Attributes:
-        cases: A line for each evaluated case: `KEYS`, `case`, `patient`, numbers of `missed` and `spurious` structures,
-            and the columns of `cases.csv`.
-        bins: A line for each case and region with bins of each case: `KEYS`, `case`, `region` and sums of each bin.
-        cells: A line for each trained network: what was run. Empty for evaluation folders.
-        temperatures: A line for each fitted temperature.
-        about: What holds for all: `labels` of the methods, `split`, `folds`, `unit`, `missing` and others.
-        folders: Evaluation folder of each method, if there is one: it may hold pictures.
-        evaluations: The evaluation of each method, if evaluations are compared.
+    Tables of cases and bins begin with method, seed, fold, test set and temperature, those of cells and temperatures
+    with the first three. `about` holds the `labels` of the methods, `split`, `folds`, `unit`, `missing` and others.
     """
 
-    cases: pd.DataFrame
-    bins: pd.DataFrame
-    cells: pd.DataFrame
-    temperatures: pd.DataFrame
+    cases: pd.DataFrame  # of each: `patient`, numbers of `missed` and `spurious` structures, columns of `cases.csv`
+    bins: pd.DataFrame  # of each case and region: sums of each bin
+    cells: pd.DataFrame  # of each trained network: what was run; empty for evaluations
+    temperatures: pd.DataFrame  # of each fit
     about: dict[str, Any]
-    folders: Mapping[str, Path] = field(default_factory=dict)
-    evaluations: Mapping[str, Evaluation] = field(default_factory=dict)
+    folders: Mapping[str, Path] = field(default_factory=dict)  # of a method, which may hold pictures
+    evaluations: Mapping[str, Evaluation] = field(default_factory=dict)  # by method, if they are compared
 
     @cached_property
     def groups(self) -> dict[Row, pd.DataFrame]:
@@ -119,8 +122,12 @@ class Results:
 
     def patients(self, test_set: str = "") -> pd.Series:
         """Return the patient of each case of a test set, by case."""
-        of_set = self.cases.loc[self.cases["test_set"] == test_set, ["case", "patient"]]
-        return of_set.drop_duplicates().set_index("case")["patient"]
+        return self._patients[test_set]
+
+    @cached_property
+    def _patients(self) -> dict[str, pd.Series]:
+        table = self.cases[["test_set", "case", "patient"]].drop_duplicates()
+        return {name: of_set.set_index("case")["patient"] for name, of_set in table.groupby("test_set")}
 
     def count(self, test_set: str = "") -> str:
         """Return how many patients there are, as text; or cases, if each is its own patient."""

@@ -10,10 +10,9 @@ import pandas as pd
 from scipy.stats import kendalltau
 
 from calib_components.errors import InputError
-from calib_components.tools.report.data import WITH, WITHOUT, Results, Row
+from calib_components.tools.report.data import WITH, WITHOUT, Results, Row, dataset_of
 from calib_components.tools.report.figures import rank_heat_map, rank_lines
 from calib_components.tools.report.page import Cell, Picture, Section, to_png
-from calib_components.tools.report.published import dataset_of
 from calib_components.tools.report.ranks import (
     RankedCases,
     case_ranks,

@@ -10,7 +10,7 @@ from calib_components.handlers.evaluation_files import Evaluation
 from calib_components.tools.report import sections
 from calib_components.tools.report.clinical import choose_thresholds, clinical_sections
 from calib_components.tools.report.conclusion import conclude_differences, conclude_one
-from calib_components.tools.report.data import WITH, WITHOUT, Results, write_compact
+from calib_components.tools.report.data import WITH, WITHOUT, Results, dataset_of, write_compact
 from calib_components.tools.report.overview import (
     calibration_ranks_section,
     join_comparisons,
@@ -18,7 +18,6 @@ from calib_components.tools.report.overview import (
     ranks_section,
 )
 from calib_components.tools.report.page import Section, write_report
-from calib_components.tools.report.published import dataset_of
 from calib_components.tools.report.readers import name_folders, read_cells, read_evaluations
 from calib_components.tools.report.statistics import FEWEST_PATIENTS
 from calib_components.tools.report.text import COMPARED, RANKED, SHOWN, TRUSTED

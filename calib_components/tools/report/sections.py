@@ -11,10 +11,9 @@ import numpy as np
 import pandas as pd
 
 from calib_components.figures import reliability_diagram
-from calib_components.tools.report.data import WITH, WITHOUT, Results, Row
+from calib_components.tools.report.data import PUBLISHED, WITH, WITHOUT, Results, Row
 from calib_components.tools.report.figures import logit_bars, mean_intervals
 from calib_components.tools.report.page import Cell, Picture, Section, to_png
-from calib_components.tools.report.published import PUBLISHED
 from calib_components.tools.report.statistics import (
     FEWEST_PATIENTS,
     Estimate,
@@ -23,7 +22,7 @@ from calib_components.tools.report.statistics import (
     mean_with_interval,
     paired_difference,
 )
-from calib_components.tools.report.text import CONCLUDED, RANKED, Record, heading, listed, tabulate
+from calib_components.tools.report.text import CONCLUDED, Record, heading, listed, tabulate
 
 ABOUT_REGIONS = (
     "The prediction chooses the voxels of the regions all, predicted and plausible (p of a structure above .05): true "
@@ -68,9 +67,9 @@ def mean_records(results: Results, rows: Sequence[Row], measures: Sequence[str])
         record["seeds"] = results.seeds(row)
         record["sd_seeds"] = float(pd.Series(mean_of_defined(values, axis=1)).std())
         record["sd_patients"] = float(pd.Series(mean_of_defined(values)).groupby(patients.to_numpy()).mean().std())
-        paper = PUBLISHED.get(results.papers.get(row.test_set, ""), {}) if row.temperature == WITHOUT else {}
-        if measure in RANKED and row.method in paper:
-            record["published"] = paper[row.method][RANKED.index(measure)]
+        of_paper = results.papers.get(row.test_set), row.method
+        if row.temperature == WITHOUT and measure in PUBLISHED and of_paper in PUBLISHED.index:
+            record["published"] = PUBLISHED.loc[of_paper, measure]
         if results.has(f"{measure}_if_true"):
             record["if_true"] = float(mean_of_defined(mean_of_defined(results.values(row, f"{measure}_if_true"))))
         records.append(record)
@@ -125,12 +124,8 @@ def structures_section(results: Results) -> Section:
     """Return the mean DSC and HD95 of every structure."""
     measures = [f"{metric}_{name}" for metric in ("dsc", "hd95") for name in results.structures]
     records = mean_records(results, results.rows(temperatures=[WITHOUT]), measures)
-    header, lines = tabulate(
-        records,
-        lambda record: (Cell(record["label"]),),
-        lambda record: heading(record["measure"], results.structures),
-        marked=True,
-    )
+    titled = [record | {"column": heading(record["measure"], results.structures)} for record in records]
+    header, lines = tabulate(titled, lambda record: (Cell(record["label"]),), marked=True)
     caption = "Mean over the cases where the measure is defined, with its 95 % interval."
     return Section("structures", "Structures", caption, ["", *header], lines, records)
 
@@ -167,17 +162,16 @@ def reference_pairs(results: Results, reference: str, test_set: str = "") -> lis
 def differences_section(results: Results, reference: str, table: pd.DataFrame, test_set: str = "") -> Section:
     """Return the paired differences to a reference, from `differences` of `reference_pairs`, as a section."""
     rows, measures = results.rows(test_set), list(table["measure"].unique())
+    records = sorted(table.to_dict("records"), key=lambda record: rows.index(row_of(record)))
+    bases = [row for row in rows if row.method == reference]
     titles = {
         (base.temperature, measure): f"{heading(measure)} minus {results.label(base)}"
-        for base in rows
-        if base.method == reference
-        for measure in measures
+        for base, measure in itertools.product(bases, measures)
     }
     header, lines = tabulate(
-        sorted(table.to_dict("records"), key=lambda record: rows.index(row_of(record))),
+        [record | {"column": titles[record["reference_temperature"], record["measure"]]} for record in records],
         lambda record: (Cell(results.label(row_of(record))),),
-        lambda record: titles[record["reference_temperature"], record["measure"]],
-        [*titles.values()],
+        columns=[*titles.values()],
         signed=True,
     )
     together = [heading(measure, arrow=False) for measure in CONCLUDED if measure in measures]
@@ -256,11 +250,9 @@ def saved_pictures(results: Results, titles: dict[str, str], method: str) -> lis
 def logits_section(results: Results) -> Section:
     """Return the mean magnitude of the logits."""
     tables = {results.labels[name]: results.about["magnitudes"][name] for name in results.methods}
-    figure = logit_bars(tables, results.about["class_names"])
+    picture = Picture("logits", "Mean |logit|", to_png(logit_bars(tables, results.about["class_names"])))
     caption = "Mean magnitude of each logit over the voxels of each ground-truth class."
-    return Section(
-        "logits", "Magnitude of the logits", caption, pictures=[Picture("logits", "Mean |logit|", to_png(figure))]
-    )
+    return Section("logits", "Magnitude of the logits", caption, pictures=[picture])
 
 
 def cells_section(results: Results) -> Section:

@@ -148,9 +148,9 @@ def seeds_and_patients(mean: float, tables: Sequence[ArrayLike]) -> tuple[float,
     if variance == 0:
         return mean, mean, float(mean == 0)
     freedom = variance**2 / sum(part**2 / degree for part, degree in zip(parts, degrees, strict=True))
-    t = stats.t(freedom, scale=variance**0.5)
-    half = t.ppf((1 + LEVEL) / 2)
-    return float(mean - half), float(mean + half), float(2 * t.sf(abs(mean)))
+    half = stats.t.ppf((1 + LEVEL) / 2, freedom, scale=variance**0.5)
+    p_value = 2 * stats.t.sf(abs(mean), freedom, scale=variance**0.5)
+    return float(mean - half), float(mean + half), float(p_value)
 
 
 def sign_flip_p_value(values: ArrayLike, patients: Sequence[str]) -> float:

@@ -129,19 +129,18 @@ def to_cell(record: Record, signed: bool = False, mark: str = "") -> Cell:
 def tabulate(
     records: Sequence[Record],
     row: Callable[[Record], tuple[Cell, ...]],
-    column: Callable[[Record], str] = lambda record: heading(record["measure"]),
     columns: Sequence[str] = (),
     signed: bool = False,
     marked: bool = False,
 ) -> tuple[list[str], list[list[Cell]]]:
     """Return headings and lines of the table of records, both in the order of their first records, or of `columns`.
 
-    `row` gives the first cells of the line of a record, with notes that are tuples, and `column` its heading. Numbers
-    have a sign if they are `signed`, and the best and the second best of each column are marked if it is `marked`.
+    `row` gives the first cells of the line of a record, with notes that are tuples. Its heading is its "column" or that
+    of its measure. Differences are `signed`. The best and the second best of each column are marked if it is `marked`.
     """
     by_column: dict[str, list[Record]] = {name: [] for name in columns}
     for record in records:
-        by_column.setdefault(column(record), []).append(record)
+        by_column.setdefault(record.get("column") or heading(record["measure"]), []).append(record)
     lines: dict[tuple[Cell, ...], dict[str, Cell]] = {row(record): {} for record in records}
     for name, of_column in by_column.items():
         estimates = [estimate_of(record) for record in of_column]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 
 from calib_components.handlers.evaluation_files import Evaluation
 from calib_components.metrics import CalibrationBins, ThresholdCounts
+from calib_components.tools.compare.cell_settings import CellSettings, write_settings
 
 STRUCTURES = ("RV", "MYO", "LV")
 CLASSES = ["background", "right ventricle", "myocardium", "left ventricle"]
@@ -48,13 +50,8 @@ def write_evaluation(
     parts: dict[str, Any] = {}
     if with_probabilities:
         error = np.abs(gaps) + rng.uniform(0, 0.01, n)
-        columns |= {
-            "ece": error,
-            "cece": error / 2,
-            "nll": 4 * error,
-            "brier": 2 * error,
-            "ece_if_true": 0 * error + 0.1,
-        }
+        columns |= {"ece": error, "cece": error / 2, "nll": 4 * error, "brier": 2 * error}
+        columns["ece_if_true"] = np.full(n, 0.1)
         for region, share in (("all", 0.25), ("predicted", 1)):
             columns |= {f"{name}_{region}": share * columns[name] for name in ("ece", "cece", "nll", "brier")}
         for s in STRUCTURES:
@@ -106,30 +103,17 @@ def write_cell(
             write_evaluation(place / "temperature", patient_of, number, gap / 2)
     if temperature is not None:
         fit = {"temperature": temperature, "low": 0.9 * temperature, "high": 1.1 * temperature, "coverage": 0.93}
-        fit |= {
-            "leave_one_out": {},
-            "nll_before": 0.3,
-            "nll_after": 0.2,
-            "patients": 7,
-            "voxels": 999,
-            "at_edge": False,
-        }
+        fit |= {"leave_one_out": {}, "nll_before": 0.3, "nll_after": 0.2}
+        fit |= {"patients": 7, "voxels": 999, "at_edge": False}
         (cell / "temperature" / "temperature.json").write_text(json.dumps(fit))
-    training = {"seed": seed, "loss": method, "max_epochs": 2, "batch_size": 16, "learning_rate": 0.001}
-    training |= {
-        "image_size": [64, 64],
-        "crop_size": [48, 48],
-        "network_def": {"channels": [16, 32]},
-        "val_interval": 1,
-    }
-    settings = {
-        "method": method, "label": LABELS[method], "seed": seed, "bundle": "b", "datalist": f"list {fold}",
-        "patients": own, "training": training, "evaluation": {"split": "testing"}, "overrides": {}, "commands": [],
-        "made_with": {"torch": "2.6.1", "device": "cpu"}, "fold": fold, "folds": None if fold is None else 2,
-        "calibration": {} if temperature is None else {"split": "validation", "region": "all"},
-        "evaluate_on": {name: {"datalist": name, "patients": sets[name]} for name in test_sets},
-    }  # fmt: skip
-    (cell / "settings.json").write_text(json.dumps(settings | changed))
+    training = {"seed": seed, "loss": method, "max_epochs": 2, "network_def": {"channels": [16, 32]}}
+    settings = CellSettings(
+        method, LABELS[method], seed, "bundle", f"list {fold}", own, training, {"split": "testing"}, {},
+        made_with={"torch": "2.6.1", "device": "cpu"}, fold=fold, folds=None if fold is None else 2,
+        calibration={} if temperature is None else {"split": "validation", "region": "all"},
+        evaluate_on={name: {"datalist": name, "patients": sets[name]} for name in test_sets},
+    )  # fmt: skip
+    write_settings(replace(settings, **changed), cell)
     (cell / "history.csv").write_text("epoch,seconds,val_dsc\n1,2.5,0.7\n2,2.0,0.8\n")
     return cell
 

@@ -81,7 +81,7 @@ def change_settings(cell: Path, **changed: Any) -> None:
     file.write_text(json.dumps(json.loads(file.read_text()) | changed))
 
 
-TRAINING = {"loss": "svls", "seed": 1, "max_epochs": 3, "batch_size": 16, "learning_rate": 0.001}
+TRAINING = {"loss": "svls", "seed": 1, "max_epochs": 3, "network_def": {}}
 REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "another training": (lambda cell: change_settings(cell, training=TRAINING), "max_epochs"),
     "another split": (lambda cell: change_settings(cell, evaluation={"split": "validation"}), "split"),
