@@ -177,22 +177,22 @@ class SaveMapd(SaveImaged):  # MONAI Label leaves out what is a SaveImaged
         for key in self.key_iterator(dict(data)):
             name = result_name(data[key].meta["filename_or_obj"], self.file_suffixes)
             with writing(self.output_dir / f"{name}_{key}.nii.gz") as unfinished:
-                _write(data[key], unfinished, self.stamp)
+                volume, slope = data[key].as_tensor(), data[key].meta.get(SLOPE, 1.0)
+                write_map(unfinished, volume, np.asarray(data[key].affine), slope, self.stamp)
         return dict(data)
 
 
-def _write(volume: MetaTensor, file: Path, stamp: str) -> None:
-    """Write a volume `(C, X, Y, Z)`, slice by slice."""
-    values = volume.as_tensor().cpu()
-    values = values.float() if values.is_floating_point() else values
+def write_map(file: Path, volume: torch.Tensor, affine: np.ndarray, slope: float = 1.0, stamp: str = "") -> None:
+    """Write a volume `(C, X, Y, Z)` as a compressed NIfTI file, slice by slice; floating point becomes float32."""
+    values = volume.cpu().float() if volume.is_floating_point() else volume.cpu()
     header = Nifti1Header()
     header.set_data_dtype(values[:0].numpy().dtype)
     header.set_data_shape(values.shape[1:] if len(values) == 1 else (*values.shape[1:], len(values)))
-    header.set_sform(np.asarray(volume.affine), code=1)
-    header.set_qform(np.asarray(volume.affine), code=1)
+    header.set_sform(affine, code=1)
+    header.set_qform(affine, code=1)
     header.set_xyzt_units("mm")
     header.set_data_offset(header.single_vox_offset)
-    header["scl_slope"], header["scl_inter"] = volume.meta.get(SLOPE, 1.0), 0.0
+    header["scl_slope"], header["scl_inter"] = slope, 0.0
     header["descrip"] = stamp.encode()
     with open(file, "wb") as raw, gzip.GzipFile("", "wb", COMPRESSION, raw, mtime=0) as packed:
         header.write_to(packed)
