@@ -69,8 +69,8 @@ class Evaluation:
     per_case: Bins = field(default_factory=dict)
     structures: Sequence[str] = ()
     thresholds: ThresholdCounts | None = None
-    coverage: Array | None = None
-    risk: Array | None = None
+    coverage: Array = field(default_factory=lambda: np.empty(0))
+    risk: Array = field(default_factory=lambda: np.empty((0, 0)))
     magnitudes: Array | None = None
 
     def write(self, folder: Path) -> None:
