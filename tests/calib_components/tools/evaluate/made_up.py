@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 from pathlib import Path
 
@@ -10,6 +11,16 @@ import numpy as np
 
 SHAPE = (6, 5, 4)  # unequal, so that no order of axes passes for another
 AFFINE = nib.affines.from_matvec(nib.eulerangles.euler2mat(0.3, 0.2, 0.1) @ np.diag([1.5, 1.25, 8.0]), [-90, 30, 70])
+
+
+class Harmful:
+    """Its pickle makes a folder when it is loaded."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple:
+        return os.mkdir, (str(self.folder),)
 
 
 def softmax_of(seed: int, channels: int = 3, shape: tuple[int, ...] = SHAPE, scale: float = 2.0) -> np.ndarray:

@@ -29,7 +29,6 @@ from tests.calib_components.tools.evaluate.made_up import (
     sitk_properties,
     softmax_of,
 )
-from tests.helpers import run_script
 
 NAMES = ["p1_ed", "p1_es", "p2_ed"]
 STRUCTURES = ["a=1", "both=1+2"]
@@ -238,13 +237,3 @@ def test_places_and_options_that_do_not_fit(predictions: Path, labels: Path, tmp
     save_nifti(tmp_path / "images" / "p2_ed.nii.gz", label_of(0))
     with pytest.raises(InputError, match="affine"):
         run(predictions, labels, tmp_path / "out", images=tmp_path / "images")
-
-
-@pytest.mark.slow
-def test_a_process_writes_a_page_or_one_line(predictions: Path, labels: Path, tmp_path: Path) -> None:
-    done = run_script("scripts/evaluate_predictions.py", predictions, labels, "--out", tmp_path / "out", "--workers", 2)
-    assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr
-    assert (tmp_path / "out" / "report" / "index.html").stat().st_size > 10_000
-    assert len(Evaluation.read(tmp_path / "out").regions) == 9
-    refused = run_script("scripts/evaluate_predictions.py", predictions, labels, "--out", predictions)
-    assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from calib_components.tools.evaluate.formats import Nifti, NnUNetArray, PlainArr
 from tests.calib_components.tools.evaluate.made_up import (
     AFFINE,
     SHAPE,
+    Harmful,
     label_of,
     nibabel_properties,
     save_channels_last,
@@ -151,16 +151,6 @@ def test_a_segmentation_beside_an_array_gives_its_grid(tmp_path: Path) -> None:
     save_nnunet(tmp_path, "case", P[:, 1:], key="softmax")
     with pytest.raises(InputError, match="crops"):
         beside.header()
-
-
-class Harmful:
-    """Its pickle makes a folder when it is loaded."""
-
-    def __init__(self, mark: Path) -> None:
-        self.mark = mark
-
-    def __reduce__(self) -> tuple:
-        return os.mkdir, (str(self.mark),)
 
 
 def test_a_pickle_is_data_and_runs_nothing(tmp_path: Path) -> None:

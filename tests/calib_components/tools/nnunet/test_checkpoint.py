@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +11,8 @@ import torch
 
 from calib_components.errors import InputError
 from calib_components.tools.nnunet.checkpoint import check_trainer, read_checkpoint, scale_checkpoint
+from tests.calib_components.tools.evaluate.made_up import Harmful
 from tests.calib_components.tools.nnunet.made_up import changed, make_trainer, plans_of
-
-
-class Harmful:
-    """Makes a folder when its pickle is run."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def __reduce__(self) -> tuple[Callable, tuple]:
-        return os.mkdir, (str(self.folder),)
 
 
 def save_trained(file: Path, **options: Any) -> Any:
