@@ -45,7 +45,7 @@ PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
 SMALL = {  # options that are added after a command
     r"prepare_data\.py \w+": "--image_size 32,32 --fractions 0.4,0.3,0.3 --workers 1",
     r"compare_losses\.py": "--max_epochs 1 --devices cpu --num_workers 0",
-    r"(evaluate|calibrate)_predictions\.py": "--workers 1",
+    r"(evaluate|calibrate)_predictions\.py": "--workers 2",
     r"run_cases\.py \w+": "--device cpu",
     r"monai\.bundle run": "--image_size [32,32] --max_epochs 1 --device cpu --num_workers 0",
 }

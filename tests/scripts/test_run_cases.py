@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import fire
-import nibabel as nib
-import numpy as np
 import pytest
 import submitit
 
 from calib_components.errors import InputError
 from calib_components.tools import jobs
 from scripts import run_cases
-from tests.helpers import ACDC, ROOT, copy_with_weights, make_images, make_prepared, run_bundle
+from tests.helpers import ACDC, copy_with_weights, make_images, make_prepared
 
 
 @pytest.fixture(autouse=True)
@@ -87,19 +84,6 @@ def test_wrong_arguments_are_refused_before_anything_runs(
     with pytest.raises(InputError, match=word):
         run_cases.run_cases(**{**options, **given})
     assert commands == []
-
-
-@pytest.mark.slow
-def test_maps_of_shares_are_those_of_one_run(tmp_path: Path) -> None:
-    bundle, images = copy_with_weights(ACDC, tmp_path), make_images(ACDC, tmp_path / "images")
-    (file,) = images.iterdir()
-    file.with_name("other.nii.gz").write_bytes(file.read_bytes())
-    run_bundle(bundle, "inference.yaml", dataset_dir=str(images), output_dir=str(tmp_path / "whole"), device="cpu")
-    typed = ["scripts/run_cases.py", "infer", bundle, f"--dataset_dir={images}", f"--output_dir={tmp_path / 'out'}"]
-    command = [sys.executable, *map(str, typed), "--workers=2", "--device=cpu"]
-    assert subprocess.run(command, cwd=ROOT, check=False).returncode == 0
-    for one in (tmp_path / "whole").glob("*.nii.gz"):
-        np.testing.assert_array_equal(nib.load(tmp_path / "out" / one.name).dataobj, nib.load(one).dataobj)
 
 
 class TestJobs:
