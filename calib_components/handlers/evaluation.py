@@ -31,7 +31,7 @@ from calib_components.handlers.evaluation_files import Evaluation, draw_cases, d
 from calib_components.handlers.weights import save
 from calib_components.inference.images import shard_of
 from calib_components.inference.maps import normalized_entropy
-from calib_components.metrics import CalibrationBins, ThresholdCounts, dice, threshold_counts
+from calib_components.metrics import CalibrationBins, ThresholdCounts, dice
 from calib_components.metrics.measures import MEASURES, Case, measure_case
 from calib_components.metrics.scores import logit_magnitude_sums
 
@@ -89,7 +89,7 @@ def record_case(
     if case.probabilities is not None:
         measured = {region: kinds.items() for region, kinds in case.measured.items()}
         record["bins"] = {r: {k: v for k, v in of if isinstance(v, CalibrationBins)} for r, of in measured.items()}
-        record["thresholds"] = case.call(threshold_counts, structures=case.structures)
+        record["thresholds"] = case.of_structures.thresholds
         record["risk"] = case.risk.coverage, case.risk.risk
         record["temperature"] = 1.0 if case.temperature is None else float(case.temperature)
         record["sigmoid"] = case.sigmoid or len(case.probabilities) == 1

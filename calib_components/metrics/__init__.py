@@ -23,8 +23,9 @@ These errors, too. `InputError`, a `ValueError`: shapes do not match or hold no 
 probabilities, `y` holds invalid labels, or an option has an unsuitable value.
 """
 
-from calib_components.metrics.bins import CalibrationBins, calibration_bins, consistency_bands, resampled_errors
+from calib_components.metrics.bins import CalibrationBins, consistency_bands, resampled_errors
 from calib_components.metrics.calibration import CalibrationMetric, CECEMetric, ECEMetric
+from calib_components.metrics.measuring import calibration_bins
 from calib_components.metrics.regions import Region
 from calib_components.metrics.scores import BrierMetric, NLLMetric, logit_magnitude_sums
 from calib_components.metrics.segmentation import (
@@ -38,13 +39,10 @@ from calib_components.metrics.selective import RiskCoverage, RiskCoverageMetric,
 from calib_components.metrics.smooth import adaptive_calibration_error, smooth_calibration_error
 from calib_components.metrics.volumes import (
     ExpectedDSCMetric,
+    StructureMeasures,
     ThresholdCounts,
-    ThresholdTable,
     VolumeMetric,
-    Volumes,
-    expected_dsc,
-    structure_volumes,
-    threshold_counts,
+    measure_structures,
 )
 
 __all__ = [
@@ -60,21 +58,18 @@ __all__ = [
     "Region",
     "RiskCoverage",
     "RiskCoverageMetric",
+    "StructureMeasures",
     "ThresholdCounts",
-    "ThresholdTable",
     "VolumeMetric",
-    "Volumes",
     "adaptive_calibration_error",
     "calibration_bins",
     "consistency_bands",
     "dice",
-    "expected_dsc",
     "hausdorff_distance_95",
     "logit_magnitude_sums",
+    "measure_structures",
     "resampled_errors",
     "risk_coverage",
     "smooth_calibration_error",
     "structure_masks",
-    "structure_volumes",
-    "threshold_counts",
 ]

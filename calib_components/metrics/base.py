@@ -12,8 +12,6 @@ from monai.metrics import CumulativeIterationMetric
 
 from calib_components.errors import InputError, check_choice
 
-__all__ = ["CaseMetric", "plain_tensor"]
-
 
 def plain_tensor(value: torch.Tensor) -> torch.Tensor:
     """Return a tensor detached and without MONAI's metadata."""
@@ -31,13 +29,16 @@ class CaseMetric(CumulativeIterationMetric):
           cases.
     """
 
+    fields: tuple[str, ...] = ()  # names of the tensors that `measure` returns, which are attributes
+
+    def __getattr__(self, name: str) -> torch.Tensor:
+        if name in type(self).fields:
+            return self.gathered()[self.fields.index(name)]
+        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}.")
+
     @abstractmethod
     def measure(self, y_pred: torch.Tensor, y: torch.Tensor) -> torch.Tensor | list[torch.Tensor]:
         """Compute what is stored of a batch: one or more tensors whose first dimension is the cases."""
-
-    @abstractmethod
-    def case_values(self) -> torch.Tensor:
-        """Return the value of each case, float64 `(cases,)` or `(cases, structures)`; NaN where it is undefined."""
 
     def gathered(self) -> Any:
         """Return what `measure` computed, concatenated over cases and processes: a tensor or a list of tensors."""
@@ -47,8 +48,11 @@ class CaseMetric(CumulativeIterationMetric):
         return values
 
     def get_buffer(self) -> torch.Tensor:
-        """Return the values of the cases, which `IgniteMetricHandler` stores as the details of the metric."""
-        return self.case_values()
+        """Return the value of each case, float64 `(cases,)` or `(cases, structures)`; NaN where it is undefined.
+
+        `IgniteMetricHandler` stores them as the details of the metric.
+        """
+        return self.gathered()
 
     def aggregate(self, reduction: str = "mean") -> torch.Tensor:
         """Reduce the values of the cases; undefined (NaN) values are left out of every mean.
@@ -63,7 +67,7 @@ class CaseMetric(CumulativeIterationMetric):
         Raises:
             InputError: No case has been added, or the reduction is unknown.
         """
-        return self.reduce(self.case_values(), reduction)
+        return self.reduce(self.get_buffer(), reduction)
 
     @staticmethod
     def reduce(values: torch.Tensor, reduction: str) -> torch.Tensor:

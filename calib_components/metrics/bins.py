@@ -7,15 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 from calib_components.errors import InputError, check_count, check_number
-from calib_components.metrics.measuring import measure_regions
-from calib_components.metrics.regions import choose_region
-
-__all__ = ["CalibrationBins", "calibration_bins", "consistency_bands", "resampled_errors"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,13 +19,10 @@ class CalibrationBins:
 
     Bin `i` of `num_bins` holds the probabilities in `(i / num_bins, (i + 1) / num_bins]`; exactly 0 is in the first.
 
-    Shape:
-        - All fields and properties: `(B, num_bins)` for the top label, `(B, N, num_bins)` for each of `N` classes; `B`
-          cases.
+    All fields and properties have shape `(B, num_bins)` for the top label, or `(B, N, num_bins)` for each of N classes.
 
     Attributes:
-        count: Number of probabilities in each bin, int64; float64 where it is the number expected if the probabilities
-            were true.
+        count: Number of probabilities, int64; float64 where it is the number expected if the probabilities were true.
         confidence_sum: Their sum, float64.
         num_correct: How many of the predictions were correct, float64.
     """
@@ -43,18 +35,17 @@ class CalibrationBins:
         shapes = [tuple(field.shape) for field in vars(self).values()]
         if len(set(shapes)) > 1 or len(shapes[0]) not in (2, 3):
             raise InputError(
-                "count, confidence_sum and num_correct must have one shape, (B, bins) or (B, N, bins), got "
-                f"{shapes[0]}, {shapes[1]} and {shapes[2]}."
+                f"count, confidence_sum and num_correct must have one shape, (B, bins) or (B, N, bins), got {shapes}."
             )
 
     @property
     def confidence(self) -> torch.Tensor:
-        """Mean confidence of each bin, float64; NaN where the bin is empty."""
+        """Mean confidence of each bin; NaN where it is empty."""
         return self.confidence_sum / self.count
 
     @property
     def accuracy(self) -> torch.Tensor:
-        """Fraction of correct predictions in each bin, float64; NaN where the bin is empty."""
+        """Fraction of correct predictions in each bin; NaN where it is empty."""
         return self.num_correct / self.count
 
     def __add__(self, other: CalibrationBins) -> CalibrationBins:
@@ -64,8 +55,7 @@ class CalibrationBins:
                 f"Bins of shapes {tuple(self.count.shape)} and {tuple(other.count.shape)} cannot be added. "
                 "Pool the cases first with pooled()."
             )
-        fields = zip(vars(self).values(), vars(other).values(), strict=True)
-        return CalibrationBins(*(own + others for own, others in fields))
+        return CalibrationBins(*(field + getattr(other, name) for name, field in vars(self).items()))
 
     def pooled(self) -> CalibrationBins:
         """Sum over cases, as if all voxels belonged to one case, `B = 1`."""
@@ -73,26 +63,26 @@ class CalibrationBins:
 
     def per_class(self) -> list[CalibrationBins]:
         """Split classwise bins `(B, N, num_bins)` into the bins `(B, num_bins)` of each class."""
-        if self.count.ndim == 2:
-            raise InputError(f"per_class needs classwise bins (B, N, bins), got shape {tuple(self.count.shape)}.")
         return [CalibrationBins(*of) for of in zip(*(field.unbind(1) for field in vars(self).values()), strict=True)]
 
-    def expected_error(self) -> torch.Tensor:
+    def expected_error(self, mean: bool = True) -> torch.Tensor:
         """Expected calibration error: ECE of top-label bins, CECE (mean over classes) of classwise bins.
 
         `sum_bins count / total * |confidence - accuracy|`, float64 `(B,)`; NaN for a case without voxels. This holds
-        for the other two errors as well: classwise bins give the mean over classes.
+        for the other two errors as well: classwise bins give the mean over classes. Without `mean`, the error of each
+        class, `(B, N)`.
         """
-        return _mean_over_classes((self.confidence_sum - self.num_correct).abs().sum(-1) / self.count.sum(-1))
+        errors = (self.confidence_sum - self.num_correct).abs().sum(-1) / self.count.sum(-1)
+        return mean_over_classes(errors) if mean else errors
 
     def average_error(self) -> torch.Tensor:
         """Average calibration error (ACE), `(B,)`: the mean of `|confidence - accuracy|` over non-empty bins."""
-        return _mean_over_classes(self._gaps().nanmean(-1))
+        return mean_over_classes(self._gaps().nanmean(-1))
 
     def maximum_error(self) -> torch.Tensor:
         """Maximum calibration error (MCE), `(B,)`: the largest `|confidence - accuracy|` of a bin."""
         gaps = self._gaps()
-        return _mean_over_classes(torch.where(gaps.isnan().all(-1), torch.nan, gaps.nan_to_num().amax(-1)))
+        return mean_over_classes(torch.where(gaps.isnan().all(-1), torch.nan, gaps.nan_to_num().amax(-1)))
 
     def _gaps(self) -> torch.Tensor:
         """`|confidence - accuracy|` of each bin; NaN where it is empty."""
@@ -110,50 +100,9 @@ class CalibrationBins:
         return cls(count.double() if count.is_floating_point() else count, *sums)
 
 
-def _mean_over_classes(errors: torch.Tensor) -> torch.Tensor:
+def mean_over_classes(errors: torch.Tensor) -> torch.Tensor:
+    """Mean of classwise errors `(B, N)`; those of the top label, `(B,)`, as they are."""
     return errors.nanmean(1) if errors.ndim == 2 else errors  # a channel of sigmoids may have no voxel in the region
-
-
-def calibration_bins(
-    y_pred: torch.Tensor,
-    y: torch.Tensor,
-    num_bins: int = 15,
-    foreground_only: bool | None = None,
-    ignore_index: int | None = None,
-    classwise: bool = False,
-    region: Any = None,
-    sigmoid: bool = False,
-) -> CalibrationBins:
-    """Sort predicted probabilities into bins of equal width.
-
-    Probabilities of any type are compared with the bin edges `i / num_bins` in float64; a probability within 1e-15 of
-    an edge counts as equal to it.
-
-    Other arguments and errors: see `calib_components.metrics`.
-
-    Args:
-        classwise: False bins the highest probability of each voxel, which is correct where its class is the ground
-            truth (for ECE). True bins the probability of every class, which is correct where that class is the ground
-            truth (for CECE).
-        region: See `calib_components.metrics`; None is "foreground".
-
-    Returns:
-        Bins of each case, on the device of `y_pred`.
-
-    Examples:
-        >>> import torch
-        >>> from calib_components.metrics import calibration_bins
-        >>> y_pred = torch.tensor([[[0.1, 0.3, 0.4], [0.9, 0.7, 0.6]]])  # one case, two classes, three voxels
-        >>> y = torch.tensor([[[1, 1, 0]]])
-        >>> bins = calibration_bins(y_pred, y, num_bins=2, region="all")
-        >>> bins.count.tolist(), bins.num_correct.tolist()
-        ([[0, 3]], [[0.0, 2.0]])
-        >>> round(bins.expected_error().item(), 4)  # |(0.9 + 0.7 + 0.6) / 3 - 2 / 3|
-        0.0667
-    """
-    kind = "classwise" if classwise else "top_label"
-    regions = [choose_region(region, foreground_only)]
-    return CalibrationBins(*measure_regions(y_pred, y, regions, [kind], num_bins, ignore_index, sigmoid)[0][kind])
 
 
 def consistency_bands(
@@ -166,16 +115,13 @@ def consistency_bands(
     prediction; in others, calibrated probabilities are not on the diagonal.
 
     Args:
-        bins: Observed bins, with whole counts.
+        bins: Observed bins; `InputError` if their counts are not whole numbers.
         level: Probability of the range.
         draws: How often labels are drawn.
         seed: Seed of the draws.
 
     Returns:
         Lower and upper quantiles of the accuracy, float64 in the shape of the bins; NaN where the bin is empty.
-
-    Raises:
-        InputError: Counts are not whole numbers, or an option has an unsuitable value.
 
     Source: Broecker and Smith, "Increasing the Reliability of Reliability Diagrams", Weather and Forecasting 22, 2007.
     """
@@ -187,13 +133,7 @@ def consistency_bands(
 
 
 def resampled_errors(bins: CalibrationBins, draws: int = 1000, seed: int = 0) -> torch.Tensor:
-    """Expected calibration errors if labels are drawn from the mean confidence of each bin: what chance alone gives.
-
-    Arguments, errors and source are those of `consistency_bands`; classwise bins give the mean over classes.
-
-    Returns:
-        Float64 `(B, draws)`; NaN for a case without voxels.
-    """
+    """Expected calibration errors `(B, draws)` of labels drawn as for `consistency_bands`: what chance alone gives."""
     return torch.stack([drawn.expected_error() for drawn in _drawn(bins, draws, seed)], 1)
 
 

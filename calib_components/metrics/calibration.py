@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from itertools import islice
 from typing import Any
 
 import torch
 
-from calib_components.errors import InputError, check_number
-from calib_components.metrics.bins import CalibrationBins
-from calib_components.metrics.measuring import measure_regions
+from calib_components.metrics.bins import CalibrationBins, mean_over_classes
+from calib_components.metrics.measuring import Measured
 from calib_components.metrics.regions import Region
 from calib_components.metrics.scores import BrierMetric, NLLMetric, RegionMetric
-from calib_components.metrics.volumes import check_structures
-
-__all__ = ["CECEMetric", "CalibrationMetric", "ECEMetric", "measure_regions"]
 
 
 class ECEMetric(RegionMetric):
@@ -50,12 +47,16 @@ class ECEMetric(RegionMetric):
     ) -> None:
         super().__init__(foreground_only, ignore_index, region, sigmoid)
         self.num_bins = num_bins
-        self.measures: tuple[str, ...] = (self.kind, "if_true")
+        self.measures = (self.kind, "if_true")
+
+    def stored(self, found: Measured) -> list[torch.Tensor]:
+        bins = (found.bins[name] for name in (self.kind, f"{self.kind}_if_true") if name in found.bins)
+        return [field for each in bins for field in vars(each).values()]
 
     @property
     def case_bins(self) -> CalibrationBins:
         """Bins of each case."""
-        return CalibrationBins(*self.found(self.kind))
+        return CalibrationBins(*self.gathered()[:3])
 
     @property
     def bins(self) -> CalibrationBins:
@@ -69,7 +70,7 @@ class ECEMetric(RegionMetric):
         Counts are float64.
         """
         if self.region.has_closed_form:
-            return CalibrationBins(*self.found(f"{self.kind}_if_true"))
+            return CalibrationBins(*self.gathered()[3:])
         if self.region.by_prediction:
             bins = self.case_bins
             return CalibrationBins(bins.count.double(), bins.confidence_sum, bins.confidence_sum)
@@ -81,29 +82,24 @@ class ECEMetric(RegionMetric):
         bins = self.case_bins_if_true
         return None if bins is None else bins.pooled()
 
+    def get_buffer(self) -> torch.Tensor:
+        return self.case_bins.expected_error()
+
+    def aggregate(self, reduction: str = "mean") -> torch.Tensor:
+        return self._reduce_errors(self.case_bins.expected_error(mean=False), reduction)
+
     def aggregate_if_true(self, reduction: str = "mean") -> torch.Tensor:
         """Reduce the values that the error would have with many voxels if the probabilities were true.
 
         They are 0 for a region chosen by the prediction, and NaN for "band", where they depend on more than the
         probabilities, and for a case without voxels in the region. With few voxels, chance adds to them.
         """
-        observed, bins = self.case_bins, self.case_bins_if_true
-        if bins is None:
-            bins = CalibrationBins(observed.count, observed.confidence_sum * torch.nan, observed.num_correct)
-        has_voxels = observed.count.sum(-1, keepdim=True) > 0  # as the error itself: the others have none
-        return self.reduce_bins(
-            CalibrationBins(*(field.where(has_voxels, 0) for field in vars(bins).values())), reduction
-        )
+        bins, observed = self.case_bins_if_true, self.case_bins.expected_error(mean=False)
+        errors = observed * torch.nan if bins is None else bins.expected_error(mean=False)
+        return self._reduce_errors(errors.where(~observed.isnan(), torch.nan), reduction)
 
-    def aggregate(self, reduction: str = "mean") -> torch.Tensor:
-        return self.reduce_bins(self.case_bins, reduction)
-
-    def reduce_bins(self, bins: CalibrationBins, reduction: str) -> torch.Tensor:
-        """Reduce the errors of the bins of cases."""
-        return self.reduce(bins.expected_error(), reduction)
-
-    def case_values(self) -> torch.Tensor:
-        return self.case_bins.expected_error()
+    def _reduce_errors(self, errors: torch.Tensor, reduction: str) -> torch.Tensor:
+        return self.reduce(errors if reduction == "mean_batch" else mean_over_classes(errors), reduction)
 
 
 class CECEMetric(ECEMetric):
@@ -118,11 +114,6 @@ class CECEMetric(ECEMetric):
     """
 
     kind = "classwise"
-
-    def reduce_bins(self, bins: CalibrationBins, reduction: str) -> torch.Tensor:
-        if reduction == "mean_batch":
-            return torch.stack([of_class.expected_error() for of_class in bins.per_class()]).nanmean(1)
-        return super().reduce_bins(bins, reduction)
 
 
 class CalibrationMetric(ECEMetric):
@@ -140,14 +131,6 @@ class CalibrationMetric(ECEMetric):
     Args:
         region: See `calib_components.metrics`; None is "predicted", a region in which true probabilities have no error.
         regions: Further regions.
-        structures: Class indices by name, such as `{"heart": [1, 2]}`; each is a further region, "structure_heart".
-            Not for sigmoids, where 0 and 1 are labels of every channel.
-        temperature: Number or tensor of one element by which the logits of `y_pred` were divided, read at every call;
-            None is 1. The region "plausible" is decided without it, so that it has the same voxels at any temperature.
-        draws: How often labels are drawn from the probabilities, for `aggregate_resampled` of structures.
-        lowest: Takes the place of lower probabilities in the NLL, such as half a step of probabilities that were
-            rounded to 8 bits, in which a 0 need not have been one.
-        highest: Takes the place of higher probabilities of sigmoids in the NLL, likewise.
 
     Attributes:
         cece: A `CECEMetric`.
@@ -171,6 +154,7 @@ class CalibrationMetric(ECEMetric):
     """
 
     default_region = "predicted"
+    parts: Sequence[RegionMetric] = ()
 
     def __init__(
         self,
@@ -180,50 +164,31 @@ class CalibrationMetric(ECEMetric):
         region: Any = None,
         sigmoid: bool = False,
         regions: Sequence[Any] = (),
-        structures: Mapping[str, Sequence[int]] | None = None,
-        temperature: float | torch.Tensor | None = None,
-        draws: int = 0,
-        lowest: float = 0.0,
-        highest: float = 1.0,
     ) -> None:
         super().__init__(num_bins, foreground_only, ignore_index, region, sigmoid)
-        if structures and sigmoid:
-            raise InputError("structures must be None for sigmoids, whose labels are 0 and 1 in each channel.")
-        check_number("lowest", lowest, 0, 1)
-        check_number("highest", highest, 0, 1)
         self.measures = (*self.measures, "classwise", "nll", "brier")
-        self.temperature, self.options = temperature, {"draws": draws, "lowest": lowest, "highest": highest}
-        self.cece = CECEMetric(region=self.region, sigmoid=sigmoid).view(self, 0)
-        self.nll = NLLMetric(region=self.region, sigmoid=sigmoid).view(self, 0)
-        self.brier = BrierMetric(region=self.region, sigmoid=sigmoid).view(self, 0)
-        parsed = [(value if isinstance(value, str) else None, Region.parse(value)) for value in regions]
-        further = [(name or region.name, region) for name, region in parsed]
-        of_structures = check_structures(structures) if structures else {}
-        further += [(f"structure_{name}", Region.parse(classes)) for name, classes in of_structures.items()]
-        if len(dict(further)) < len(further):
-            raise InputError(f"regions must have each region once, got {', '.join(name for name, _ in further)}.")
-        self.regions = {
-            name: CalibrationMetric(region=region, sigmoid=sigmoid).view(self, i)
-            for i, (name, region) in enumerate(further, start=1)
-        }
-        self.measured = [self.region, *(region for _, region in further)]
-
-    def view(self, source: RegionMetric, position: int) -> CalibrationMetric:
-        for part in (self.cece, self.nll, self.brier):
-            part.view(source, position)
-        super().view(source, position)
-        return self
-
-    def aggregate_resampled(self, reduction: str = "mean") -> torch.Tensor:
-        """Reduce, as `aggregate` does, the mean ECE of each case over labels drawn from its probabilities.
-
-        Unlike `aggregate_if_true`, it includes what chance adds to the error of few voxels. NaN unless the region is a
-        structure and `draws` is not 0.
-        """
-        values, (errors,) = self.case_values(), self.found("resampled") or [torch.tensor(torch.nan)]
-        return self.reduce(torch.where(values.isnan(), torch.nan, errors.double()), reduction)
+        self.cece = CECEMetric(num_bins, None, ignore_index, self.region, sigmoid)
+        self.nll = NLLMetric(None, ignore_index, self.region, sigmoid)
+        self.brier = BrierMetric(None, ignore_index, self.region, sigmoid)
+        names = [value if isinstance(value, str) else Region.parse(value).name for value in regions]
+        further = [CalibrationMetric(num_bins, None, ignore_index, value, sigmoid) for value in regions]
+        self.regions = dict(zip(names, further, strict=True))
+        self.parts = [self, self.cece, self.nll, self.brier]  # metrics that store what one call measures
+        for metric in self.regions.values():
+            self.parts += metric.parts
 
     def measure(self, y_pred: torch.Tensor, y: torch.Tensor) -> list[torch.Tensor]:
-        if self.temperature is not None:
-            self.options["temperature"] = float(self.temperature)
-        return super().measure(y_pred, y)
+        regions = list(dict.fromkeys(part.region for part in self.parts))
+        found = dict(zip(regions, self.measure_in(regions, y_pred, y), strict=True))
+        values = [part.stored(found[part.region]) for part in self.parts]
+        self._sizes = [len(each) for each in values]
+        return [value for each in values for value in each]
+
+    def extend(self, *data: Any) -> None:
+        values = iter(data)
+        for part, size in zip(self.parts, self._sizes, strict=True):
+            ECEMetric.extend(part, *islice(values, size))
+
+    def reset(self) -> None:
+        for part in self.parts or [self]:
+            ECEMetric.reset(part)

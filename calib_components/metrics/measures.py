@@ -13,23 +13,14 @@ from typing import Any, NamedTuple
 
 import torch
 
-from calib_components.metrics import (
-    CalibrationBins,
-    Region,
-    RiskCoverage,
-    Volumes,
-    dice,
-    expected_dsc,
-    hausdorff_distance_95,
-    risk_coverage,
-    smooth_calibration_error,
-    structure_masks,
-    structure_volumes,
-)
-from calib_components.metrics.calibration import measure_regions
+from calib_components.metrics.bins import CalibrationBins
+from calib_components.metrics.measuring import measure_regions
 from calib_components.metrics.regions import REGIONS as KINDS
-
-__all__ = ["MEASURES", "REGIONS", "Case", "Column", "Measure", "columns", "find_column", "measure_case"]
+from calib_components.metrics.regions import Region
+from calib_components.metrics.segmentation import dice, hausdorff_distance_95, structure_masks
+from calib_components.metrics.selective import RiskCoverage, risk_coverage
+from calib_components.metrics.smooth import smooth_calibration_error
+from calib_components.metrics.volumes import StructureMeasures, measure_structures
 
 # A column without a region in its name, such as `ece`, is of the first one, that of the paper.
 REGIONS = tuple(KINDS)
@@ -52,7 +43,7 @@ class Case:
         prediction: Predicted class index, `(*S)`; not needed for sigmoids.
         sigmoid: Whether each channel is a binary problem of its own.
         ignore_index: Value of the label of voxels to leave out.
-        temperature: By which the logits were divided, see `CalibrationMetric`.
+        temperature: By which the logits were divided, see `measure_regions`.
         spacing: Size of a voxel along each axis, for HD95; None measures in voxels.
         voxel_volume: Volume of a voxel.
         lowest: Takes the place of lower probabilities in the NLL.
@@ -102,19 +93,16 @@ class Case:
 
     @cached_property
     def measured(self) -> dict[str, dict[str, Any]]:
-        """Bins of each region, "top_label", "classwise" and these with "_if_true", and scores, by name."""
+        """Bins and scores of each region, see `Measured`, by name."""
         more = {"temperature": self.temperature, "draws": DRAWS, "lowest": self.lowest, "highest": self.highest}
         kinds = ["top_label", "classwise", "if_true", "nll", "brier"]
         found = self.call(measure_regions, regions=[*self.regions.values()], measures=kinds, **more)
-        return {
-            region: {kind: CalibrationBins(*fields) if len(fields) > 1 else fields[0] for kind, fields in of.items()}
-            for region, of in zip(self.regions, found, strict=True)
-        }
+        return {name: {**of.bins, **of.scores} for name, of in zip(self.regions, found, strict=True)}
 
     @cached_property
-    def volumes(self) -> Volumes:
-        """Volumes of the structures."""
-        return self.call(structure_volumes, structures=self.structures, voxel_volume=self.voxel_volume)
+    def of_structures(self) -> StructureMeasures:
+        """Volumes, expected DSC and counts above thresholds of the structures."""
+        return self.call(measure_structures, structures=self.structures, voxel_volume=self.voxel_volume)
 
     @cached_property
     def risk(self) -> RiskCoverage:
@@ -167,21 +155,22 @@ def _of_masks(function: Callable[..., torch.Tensor], case: Case, **options: Any)
 
 def _of_regions(kind: str, case: Case) -> Values:
     """Errors of bins, or scores, of the regions that have them; NaN where there is no voxel."""
-    found = {region: of[kind] for region, of in case.measured.items() if kind in of}
-    values = {region: of.expected_error() if isinstance(of, CalibrationBins) else of for region, of in found.items()}
-    empty = {region for region in found if not case.measured[region]["top_label"].count.any()}
-    return {region: math.nan if region in empty else value.item() for region, value in values.items()}
+    values = {}
+    for region, found in case.measured.items():
+        if (value := found.get(kind)) is not None:
+            error = value.expected_error() if isinstance(value, CalibrationBins) else value
+            values[region] = error.item() if found["top_label"].count.any() else math.nan
+    return values
 
 
 def _smooth_ece(case: Case) -> Values:
     regions = [case.regions[name] for name in SMOOTH]
     found = case.call(measure_regions, regions=regions, measures=["top_label"], num_bins=NARROW)
-    errors = (smooth_calibration_error(CalibrationBins(*of["top_label"])) for of in found)
-    return {name: error.item() for name, error in zip(SMOOTH, errors, strict=True)}
+    return {name: smooth_calibration_error(of.bins["top_label"]).item() for name, of in zip(SMOOTH, found, strict=True)}
 
 
-def _volumes(field: str, case: Case) -> Values:
-    return case.by_structure(getattr(case.volumes, field))
+def _measured(field: str, case: Case) -> Values:
+    return case.by_structure(getattr(case.of_structures, field))
 
 
 def _bins(kind: str) -> dict[str, Any]:
@@ -200,13 +189,12 @@ MEASURES = (
     Measure("cece_if_true", "CECE if true", "", "", "region", **_bins("classwise_if_true")),
     Measure("ece_resampled", "ECE of drawn labels", "", "", "region", partial(_of_regions, "resampled")),
     Measure("smooth_ece", "smooth ECE", "lower", "", "region", _smooth_ece),
-    Measure("true_volume", "true volume", "", "volume_unit", "structure", partial(_volumes, "true")),
-    Measure("segmented_volume", "segmented volume", "", "volume_unit", "structure", partial(_volumes, "segmented")),
-    Measure("expected_volume", "expected volume", "", "volume_unit", "structure", partial(_volumes, "expected")),
-    Measure("volume_low", "lowest volume", "", "volume_unit", "structure", partial(_volumes, "low")),
-    Measure("volume_high", "highest volume", "", "volume_unit", "structure", partial(_volumes, "high")),
-    Measure("expected_dsc", "expected DSC", "higher", "", "structure",
-            lambda case: case.by_structure(case.call(expected_dsc, structures=case.structures))),
+    Measure("true_volume", "true volume", "", "volume_unit", "structure", partial(_measured, "true")),
+    Measure("segmented_volume", "segmented volume", "", "volume_unit", "structure", partial(_measured, "segmented")),
+    Measure("expected_volume", "expected volume", "", "volume_unit", "structure", partial(_measured, "expected")),
+    Measure("volume_low", "lowest volume", "", "volume_unit", "structure", partial(_measured, "low")),
+    Measure("volume_high", "highest volume", "", "volume_unit", "structure", partial(_measured, "high")),
+    Measure("expected_dsc", "expected DSC", "higher", "", "structure", partial(_measured, "expected_dsc")),
     Measure("aurc", "AURC", "lower", "", "case", lambda case: {"": case.risk.aurc.item()}),
     Measure("error_share_5", "errors in 5 %", "higher", "", "case", lambda case: {"": case.risk.error_share.item()}),
 )  # fmt: skip

@@ -9,18 +9,32 @@ structure, chance adds to it; the mean error over labels drawn from the probabil
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection, Sequence
+from typing import Any, NamedTuple
 
 import torch
 
 from calib_components.errors import check_count
-from calib_components.metrics.regions import Region
+from calib_components.metrics.bins import CalibrationBins
+from calib_components.metrics.regions import Region, choose_region
 from calib_components.metrics.voxels import Voxels, check_tensors, read_chunks
-
-__all__ = ["measure_regions"]
 
 SMALLEST = torch.finfo(torch.float32).tiny  # in place of a probability of 0 in a logarithm
 LOWEST_HALF = 2.0**-25  # in float16, half a step from 0, which others round to; bfloat16 goes as low as float32
+KINDS = ("top_label", "classwise")  # of bins
+
+
+class Measured(NamedTuple):
+    """Measures of a region.
+
+    Attributes:
+        bins: "top_label" and "classwise"; of a region with a closed form also "top_label_if_true", "classwise_if_true".
+        scores: "nll", "brier", and of a structure "resampled", the mean ECE over the drawn labels; `(B,)` each.
+    """
+
+    bins: dict[str, CalibrationBins]
+    scores: dict[str, torch.Tensor]
 
 
 def measure_regions(
@@ -35,186 +49,142 @@ def measure_regions(
     draws: int = 0,
     lowest: float = 0.0,
     highest: float = 1.0,
-) -> list[dict[str, list[torch.Tensor]]]:
-    """Measure probabilities in several regions.
-
-    Other arguments and errors: see `calib_components.metrics`.
+) -> list[Measured]:
+    """Measure probabilities in each of several regions. Other arguments and errors: see `calib_components.metrics`.
 
     Args:
-        regions: Where to measure.
         measures: Any of "top_label" and "classwise" (bins), "if_true" (also those that true probabilities would give),
             "nll" and "brier".
         temperature: By which the logits of `y_pred` were divided; the region "plausible" is decided without it.
         draws: How often labels are drawn from the probabilities, for structures.
-        lowest: Takes the place of lower probabilities in the NLL.
-        highest: Takes the place of higher probabilities of sigmoids in the NLL.
-
-    Returns:
-        For each region, by name: "top_label" `(B, num_bins)` and "classwise" `(B, N, num_bins)`, each as count, sum of
-        confidences and number correct; "top_label_if_true" and "classwise_if_true" in the same form, for regions with
-        a closed form; "nll" and "brier", `(B,)`; and "resampled", `(B,)`, the mean error of the top label over the
-        drawn labels of a structure.
+        lowest: Takes the place of lower probabilities in the NLL, such as half a step of probabilities that were
+            rounded to 8 bits, in which a 0 need not have been one.
+        highest: Takes the place of higher probabilities of sigmoids in the NLL, likewise.
     """
     y_pred, y = check_tensors(y_pred, y, sigmoid)
     check_count("num_bins", num_bins, 1, 10_000)
     sigmoid = sigmoid or y_pred.shape[1] == 1
-    floor = _lowest_probabilities(y_pred, sigmoid, lowest, highest)
-    every_class = torch.arange(len(floor), device=y_pred.device)[:, None]
-    kinds = {kind: sums for kind, sums in (("top_label", _TopLabel), ("classwise", _Classwise)) if kind in measures}
-    totals = [_Totals(region, y_pred, measures, num_bins, draws) for region in regions]
-    labels = _DrawnLabels(draws, num_bins)
-    for voxels in read_chunks(y_pred, y, ignore_index, sigmoid, temperature):
-        in_bins = {kind: sums(voxels, num_bins) for kind, sums in kinds.items()}
-        if any(len(total.drawn) for total in totals):
-            labels.draw(voxels)
-        for region, total in zip(regions, totals, strict=True):
-            part = region.select(voxels)
-            if len(part.label) > 0:
-                total.add_scores(part, floor)
-                for kind, sums in kinds.items():
-                    of_part = in_bins[kind] if part is voxels else sums(part, num_bins)
-                    _add(total.observed[kind], voxels, of_part.observed())
-            if not total.if_true and not len(total.drawn):
-                continue
-            mask = region.mask(voxels.with_label(every_class))
-            if total.if_true:
-                weight = (mask * voxels.p).sum(0) if mask.shape[1] > 1 else voxels.p[mask[:, 0]].sum(0)
-                for kind in kinds:
-                    _add(total.expected[kind], voxels, in_bins[kind].if_true(mask, weight))
-            if len(total.drawn):
-                total.drawn[:, voxels.case] += torch.einsum("dfkb,k->dfb", labels.sums, mask[:, 0].double())
-    return [total.results() for total in totals]
-
-
-def _lowest_probabilities(y_pred: torch.Tensor, sigmoid: bool, lowest: float, highest: float) -> torch.Tensor:
-    """What takes the place of lower probabilities of each class in the NLL."""
     if y_pred.dtype == torch.float16:
         lowest = max(lowest, LOWEST_HALF)
     if y_pred.dtype in (torch.float16, torch.bfloat16):
         highest = min(highest, 1 - torch.finfo(y_pred.dtype).eps / 4)  # half a step from 1
     limits = [1 - highest, lowest] if sigmoid else [lowest] * y_pred.shape[1]
-    return torch.tensor(limits, dtype=torch.float64, device=y_pred.device).clamp_min(SMALLEST)
-
-
-class _TopLabel:
-    """The highest probabilities of some voxels in bins."""
-
-    def __init__(self, voxels: Voxels, num_bins: int) -> None:
-        self.voxels, self.num_bins = voxels, num_bins
-        self.index = bin_index(voxels.confidence, num_bins)
-
-    def observed(self) -> list[torch.Tensor]:
-        """Counts, sums of confidences and numbers correct, `(1, num_bins)` each."""
-        confidence, predicted = self.voxels.top
-        return [self._sum(None), self._sum(confidence), self._sum((predicted == self.voxels.label).double())]
-
-    def if_true(self, mask: torch.Tensor, weight: torch.Tensor) -> list[torch.Tensor]:
-        """The same if each label is true with its probability, from the mask of `RegionKind` and its probability."""
-        confidence, predicted = self.voxels.top
-        is_in = mask[predicted, 0] if mask.shape[1] == 1 else mask.gather(0, predicted[None])[0]
-        return [self._sum(weight), self._sum(weight * confidence), self._sum(is_in * confidence)]
-
-    def _sum(self, weights: torch.Tensor | None) -> torch.Tensor:
-        return bincount(self.index, weights, self.num_bins).double()[None]
-
-
-class _Classwise:
-    """The probabilities of every class in bins, with the methods of `_TopLabel`: `(rows, num_bins)`, a row a class.
-
-    Nearly all probabilities of many classes are in the first bin. So only those above it are summed one by one; the
-    first bin has what they leave of the sum of the row.
-    """
-
-    def __init__(self, voxels: Voxels, num_bins: int) -> None:
-        self.voxels, self.first_class = voxels, voxels.first_class
-        self.p = voxels.p[self.first_class :]
-        self.shape = len(self.p), num_bins
-        index = bin_index(self.p, num_bins)
-        is_above = index > 0
-        number = is_above.sum(1)
-        self.has_first = number < self.p.shape[1]
-        self.above = is_above.flatten().nonzero().squeeze(1)
-        self.row = torch.repeat_interleave(torch.arange(len(number), device=number.device), number)
-        self.voxel = self.above - self.row * self.p.shape[1]
-        self.index = index.flatten().index_select(0, self.above) + self.row * num_bins
-        self.p_above = self.p.flatten().index_select(0, self.above)
-
-    def observed(self) -> list[torch.Tensor]:
-        label = self.voxels.label
-        count = self._sum(None, torch.full_like(self.p[:, 0], len(label)))
-        correct = (label.index_select(0, self.voxel) == self.row + self.first_class).double()
-        of_classes = bincount(label, None, len(self.voxels.p))[self.first_class :]
-        return [count, self._sum(self.p_above, self.p.sum(1)), self._sum(correct, of_classes)]
-
-    def if_true(self, mask: torch.Tensor, weight: torch.Tensor) -> list[torch.Tensor]:
-        weights, mask = weight.index_select(0, self.voxel), mask[self.first_class :]
-        if mask.shape[1] == 1:
-            is_in, of_rows = mask[:, 0].index_select(0, self.row), mask[:, 0] * self.p.sum(1)
-        else:
-            is_in, of_rows = mask.flatten()[self.above], (mask * self.p).sum(1)
-        count = self._sum(weights, weight.sum())
-        confidence_sum = self._sum(weights * self.p_above, self.p @ weight)
-        correct = self._sum(is_in * self.p_above, of_rows)
-        return [count, confidence_sum.minimum(count), correct.minimum(count)]  # as they are, but for rounding
-
-    def _sum(self, weights: torch.Tensor | None, of_rows: torch.Tensor) -> torch.Tensor:
-        """Sum the weights of the probabilities above the first bin; `of_rows` are the sums over all of a row."""
-        sums = bincount(self.index, weights, self.shape[0] * self.shape[1]).double().view(self.shape)
-        sums[:, 0] = (of_rows - sums.sum(1)).clamp_min(0).where(self.has_first, 0)
-        return sums
+    floor = y_pred.new_tensor(limits, dtype=torch.float64).clamp_min(SMALLEST)
+    totals = [_Totals(region, y_pred, measures, num_bins, draws, floor) for region in regions]
+    labels = _DrawnLabels(draws, num_bins)
+    for voxels in read_chunks(y_pred, y, ignore_index, sigmoid, temperature):
+        in_bins = {kind: _InBins(voxels, kind, num_bins) for kind in KINDS if kind in measures}
+        if any(len(total.drawn) for total in totals):
+            labels.draw(voxels)
+        for total in totals:
+            total.add(voxels, in_bins, labels)
+    return [total.results() for total in totals]
 
 
 class _Totals:
     """Sums over the voxels of a region, of each case."""
 
     def __init__(
-        self, region: Region, y_pred: torch.Tensor, measures: Collection[str], num_bins: int, draws: int
+        self,
+        region: Region,
+        y_pred: torch.Tensor,
+        measures: Collection[str],
+        num_bins: int,
+        draws: int,
+        floor: torch.Tensor,
     ) -> None:
-        def zeros(*shape: int) -> torch.Tensor:
-            return torch.zeros(shape, dtype=torch.float64, device=y_pred.device)
-
         batch, channels = y_pred.shape[:2]
-        rows = {kind: number for kind, number in (("top_label", 1), ("classwise", channels)) if kind in measures}
-        self.if_true = region.has_closed_form and "if_true" in measures
+        zeros = functools.partial(y_pred.new_zeros, dtype=torch.float64)
+        rows = {"top_label": 1, "classwise": channels}
+        kinds = [kind for kind in KINDS if kind in measures]
+        expected = kinds if region.has_closed_form and "if_true" in measures else []
+        self.region, self.num_bins, self.floor = region, num_bins, floor
         self.observed, self.expected = (
-            {kind: zeros(3, batch, rows[kind], num_bins) for kind in rows} for _ in range(2)
+            {kind: zeros(3, batch, rows[kind], num_bins) for kind in each} for each in (kinds, expected)
         )
         self.scores = {score: zeros(batch) for score in ("nll", "brier") if score in measures}
         self.voxels = zeros(batch)
         self.drawn = zeros(draws if region.kind == "structure" else 0, batch, 3, num_bins)
 
-    def add_scores(self, voxels: Voxels, floor: torch.Tensor) -> None:
-        """Add the scores of the voxels of a chunk."""
-        p_label = voxels.p_label
-        if "nll" in self.scores:
-            self.scores["nll"][voxels.case] -= p_label.maximum(floor[voxels.label]).log().sum()
-        if "brier" in self.scores:
-            self.scores["brier"][voxels.case] += (voxels.p.square().sum(0) - 2 * p_label + 1).sum()
-        self.voxels[voxels.case] += len(p_label)
+    def add(self, voxels: Voxels, in_bins: dict[str, _InBins], labels: _DrawnLabels) -> None:
+        """Add the voxels of a chunk that are in the region, or would be with another label."""
+        part, case = self.region.select(voxels), voxels.case
+        # A chunk is summed on its own first: one sum over millions of equal terms would drift, even in float64.
+        if len(part.label) > 0:
+            self.voxels[case] += len(part.label)
+            if "nll" in self.scores:
+                self.scores["nll"][case] -= part.p_label.maximum(self.floor[part.label]).log().sum()
+            if "brier" in self.scores:
+                self.scores["brier"][case] += (part.p.square().sum(0) - 2 * part.p_label + 1).sum()
+            for kind, total in self.observed.items():
+                of_part = in_bins[kind] if part is voxels else _InBins(part, kind, self.num_bins)
+                total[:, case, of_part.rows] += of_part.observed()
+        if self.expected or len(self.drawn):
+            every_class = torch.arange(len(voxels.p), device=voxels.p.device)[:, None]
+            mask = self.region.mask(voxels.with_label(every_class))
+            weight = (mask * voxels.p).sum(0) if mask.shape[1] > 1 else voxels.p[mask[:, 0]].sum(0)
+            for kind, total in self.expected.items():
+                total[:, case, in_bins[kind].rows] += in_bins[kind].if_true(mask, weight)
+            if len(self.drawn):
+                self.drawn[:, case] += torch.einsum("dfkb,k->dfb", labels.sums, mask[:, 0].double())
 
-    def results(self) -> dict[str, list[torch.Tensor]]:
-        """Return what `measure_regions` does of a region."""
-        results = {}
-        for kind, (count, *others) in self.observed.items():
-            results[kind] = [count.long(), *others]
-        if self.if_true:
-            results |= {f"{kind}_if_true": [*sums] for kind, sums in self.expected.items()}
-        for name in results:
-            if name.startswith("top_label"):
-                results[name] = [sums.squeeze(1) for sums in results[name]]
-        results |= {score: [total / self.voxels] for score, total in self.scores.items()}
+    def results(self) -> Measured:
+        """Return the measures of the region."""
+        bins = {kind: CalibrationBins(count.long(), *sums) for kind, (count, *sums) in self.observed.items()}
+        bins |= {f"{kind}_if_true": CalibrationBins(*sums) for kind, sums in self.expected.items()}
+        for kind in bins:
+            if kind.startswith("top_label"):
+                (bins[kind],) = bins[kind].per_class()
+        scores = {score: total / self.voxels for score, total in self.scores.items()}
         if len(self.drawn):
             count, confidence_sum, num_correct = self.drawn.unbind(2)
-            results["resampled"] = [((confidence_sum - num_correct).abs().sum(-1) / count.sum(-1)).nanmean(0)]
-        return results
+            scores["resampled"] = ((confidence_sum - num_correct).abs().sum(-1) / count.sum(-1)).nanmean(0)
+        return Measured(bins, scores)
 
 
-def _add(total: torch.Tensor, voxels: Voxels, sums: list[torch.Tensor]) -> None:
-    """Add the sums over a chunk `(rows, num_bins)` to those of cases; a channel of sigmoids has one row of several."""
-    # A chunk is summed on its own first: one sum over millions of equal terms would drift, even in float64.
-    of_case = total[:, voxels.case]
-    first = voxels.channel if of_case.shape[1] > 1 else 0
-    of_case[:, first : first + len(sums[0])] += torch.stack(sums)
+class _InBins:
+    """Probabilities of some voxels in bins: a row of the top label, or a row for each class.
+
+    Nearly all probabilities of many classes are in the first bin. So only those above it are summed one by one; the
+    first bin has what they leave of the sum of the row.
+    """
+
+    def __init__(self, voxels: Voxels, kind: str, num_bins: int) -> None:
+        volume, self.label = voxels.volume, voxels.label
+        if kind == "top_label":
+            self.p, self.event, self.rows = voxels.confidence[None], voxels.predicted[None], slice(0, 1)
+        else:
+            first = int(volume.sigmoid)
+            self.p = voxels.p[first:]
+            self.event = torch.arange(first, len(voxels.p), device=self.p.device)[:, None]
+            self.rows = slice(volume.channel, volume.channel + len(self.p))  # of a sigmoid, one of several
+        self.shape = len(self.p), num_bins
+        index = bin_index(self.p, num_bins)
+        self.has_first = (index == 0).any(1)
+        self.above = index.flatten().nonzero().squeeze(1) if self.has_first.any() else slice(None)
+        offset = torch.arange(0, len(self.p) * num_bins, num_bins, device=self.p.device)[:, None]
+        self.index = (index + offset).flatten()[self.above]
+
+    def observed(self) -> torch.Tensor:
+        """Counts, sums of confidences and numbers correct, `(3, rows, num_bins)`."""
+        correct = (self.event == self.label).double()
+        sums = [self._sum(None, len(self.label)), self._sum(self.p, self.p.sum(1)), self._sum(correct, correct.sum(1))]
+        return torch.stack(sums)
+
+    def if_true(self, mask: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """The same if each label is true with its probability, from the mask of `RegionKind` and its probability."""
+        is_in = mask[self.event, 0] if mask.shape[1] == 1 else mask.gather(0, self.event.expand_as(self.p))
+        correct = is_in * self.p
+        count = self._sum(weight.expand_as(self.p), weight.sum())
+        sums = [count, self._sum(weight * self.p, self.p @ weight), self._sum(correct, correct.sum(1))]
+        return torch.stack(sums).minimum(count)  # as they are, but for rounding
+
+    def _sum(self, weights: torch.Tensor | None, of_rows: torch.Tensor | int) -> torch.Tensor:
+        """Sum weights `(rows, voxels)` in each bin; `of_rows` are their sums over all bins of a row."""
+        above = None if weights is None else weights.flatten()[self.above]
+        sums = bincount(self.index, above, self.shape[0] * self.shape[1]).double().view(self.shape)
+        sums[:, 0] = (of_rows - sums.sum(1)).clamp_min(0).where(self.has_first, 0)
+        return sums
 
 
 class _DrawnLabels:
@@ -235,8 +205,9 @@ class _DrawnLabels:
         in_bin = bin_index(confidence, self.num_bins)
         # The bins of a case up to here are the seed: other numbers for other cases, but the same ones for this case
         # whichever come before it, since that depends on the number of processes.
-        if self.volume != (voxels.case, voxels.channel):
-            self.volume, self.seed = (voxels.case, voxels.channel), voxels.channel
+        volume = voxels.case, voxels.volume.channel
+        if self.volume != volume:
+            self.volume, self.seed = volume, voxels.volume.channel
         self.seed = hash((self.seed, int(in_bin.sum())))
         generator = torch.Generator(p.device).manual_seed(self.seed)
 
@@ -267,3 +238,45 @@ def bincount(index: torch.Tensor, weights: torch.Tensor | None, size: int) -> to
     if weights is None or not (index.is_cuda and torch.are_deterministic_algorithms_enabled()):
         return torch.bincount(index, weights, size)
     return torch.zeros(size, dtype=torch.float64, device=index.device).index_add_(0, index, weights)
+
+
+def calibration_bins(
+    y_pred: torch.Tensor,
+    y: torch.Tensor,
+    num_bins: int = 15,
+    foreground_only: bool | None = None,
+    ignore_index: int | None = None,
+    classwise: bool = False,
+    region: Any = None,
+    sigmoid: bool = False,
+) -> CalibrationBins:
+    """Sort predicted probabilities into bins of equal width.
+
+    Probabilities of any type are compared with the bin edges `i / num_bins` in float64; a probability within 1e-15 of
+    an edge counts as equal to it.
+
+    Other arguments and errors: see `calib_components.metrics`.
+
+    Args:
+        classwise: False bins the highest probability of each voxel, which is correct where its class is the ground
+            truth (for ECE). True bins the probability of every class, which is correct where that class is the ground
+            truth (for CECE).
+        region: See `calib_components.metrics`; None is "foreground".
+
+    Returns:
+        Bins of each case, on the device of `y_pred`.
+
+    Examples:
+        >>> import torch
+        >>> from calib_components.metrics import calibration_bins
+        >>> y_pred = torch.tensor([[[0.1, 0.3, 0.4], [0.9, 0.7, 0.6]]])  # one case, two classes, three voxels
+        >>> y = torch.tensor([[[1, 1, 0]]])
+        >>> bins = calibration_bins(y_pred, y, num_bins=2, region="all")
+        >>> bins.count.tolist(), bins.num_correct.tolist()
+        ([[0, 3]], [[0.0, 2.0]])
+        >>> round(bins.expected_error().item(), 4)  # |(0.9 + 0.7 + 0.6) / 3 - 2 / 3|
+        0.0667
+    """
+    kind = "classwise" if classwise else "top_label"
+    regions = [choose_region(region, foreground_only)]
+    return measure_regions(y_pred, y, regions, [kind], num_bins, ignore_index, sigmoid)[0].bins[kind]

@@ -32,6 +32,7 @@ image than the number of voxels suggests.
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -46,10 +47,7 @@ from calib_components.errors import InputError, check_choice
 if TYPE_CHECKING:
     from calib_components.metrics.voxels import Voxels
 
-__all__ = ["IGNORED", "REGIONS", "Region", "RegionKind", "band_mask", "choose_region"]
-
 IGNORED = -1  # stands for the class of an ignored voxel in a map of classes
-SLAB = 2**22  # voxels in which faces are looked for at a time
 
 
 @dataclass(frozen=True)
@@ -59,8 +57,8 @@ class RegionKind:
     Attributes:
         mask: Finds the voxels that are in the region, from some voxels and the region. If `own_label`, it is also given
             labels `(N, 1)`, every class for each voxel, and returns a mask that broadcasts to `(N, voxels)`: which
-            class would put which voxel into the region. The error that true probabilities would have follows from it.
-        by_prediction: Whether the prediction alone decides. True probabilities have no error then.
+            class would put which voxel into the region.
+        by_prediction: Whether the prediction alone decides.
         own_label: Whether nothing but the prediction and the label of a voxel itself decide.
         parameter: Default of its parameter, which is at least 0; None without one.
         limit: The parameter is below this.
@@ -74,18 +72,13 @@ class RegionKind:
 
 
 def _plausible(voxels: Voxels, region: Region) -> torch.Tensor:
-    p, temperature = voxels.p, voxels.temperature
+    p, temperature = voxels.p, voxels.volume.temperature
+    threshold = region.parameter or 0.0
     if temperature == 1:
-        return 1 - p[0] > region.limit
-    # At T = 1, the odds of foreground are the sum over k > 0 of (p_k / p_0)^T, which is from one to N - 1 times its
-    # largest term. This decides nearly all voxels without the powers of all classes.
-    log_odds = math.log(region.limit / (1 - region.limit)) if region.limit > 0 else -math.inf
-    largest = temperature * (p[1:].amax(0).clamp_min(0).log() - p[0].clamp_min(0).log())
-    mask = largest > log_odds
-    unsure = (~mask & (largest + math.log(len(p) - 1) > log_odds)).nonzero().squeeze(1)
-    powers = temperature * p[:, unsure].clamp_min(0).log()
-    mask[unsure] = powers[1:].logsumexp(0) - powers[0] > log_odds
-    return mask
+        return 1 - p[0] > threshold
+    # At T = 1, the odds of foreground are the sum over k > 0 of (p_k / p_0)^T.
+    powers = temperature * p.clamp_min(0).log()
+    return powers[1:].logsumexp(0) - powers[0] > (math.log(threshold / (1 - threshold)) if threshold else -math.inf)
 
 
 def _structure(voxels: Voxels, region: Region) -> torch.Tensor:
@@ -101,12 +94,10 @@ REGIONS = {
     "predicted": RegionKind(lambda voxels, _: voxels.predicted != 0, by_prediction=True),
     "plausible": RegionKind(_plausible, by_prediction=True, parameter=0.05, limit=1.0),
     "predicted_band": RegionKind(
-        lambda voxels, region: voxels.near_face("predicted", region.limit, region.spacing),
-        by_prediction=True,
-        parameter=2.0,
+        lambda voxels, region: voxels.near_face("predicted", region), by_prediction=True, parameter=2.0
     ),
     "union": RegionKind(lambda voxels, _: (voxels.label != 0) | (voxels.predicted != 0), own_label=True),
-    "band": RegionKind(lambda voxels, region: voxels.near_face("label", region.limit, region.spacing), parameter=2.0),
+    "band": RegionKind(lambda voxels, region: voxels.near_face("label", region), parameter=2.0),
 }
 STRUCTURE = RegionKind(_structure, own_label=True)
 
@@ -160,14 +151,11 @@ class Region:
 
     @classmethod
     def parse(cls, value: Any) -> Region:
-        """Return the region that a value describes.
+        """Return the region that a value describes, or raise `InputError`.
 
         Args:
             value: A `Region`; a name, which may have a parameter, such as "plausible(0.1)" or "band(3)"; or a class
                 index or a sequence of them: that structure.
-
-        Raises:
-            InputError: The value describes no region.
         """
         if isinstance(value, Region):
             return value
@@ -189,9 +177,10 @@ class Region:
         """
         if self.kind == "structure":
             return "_".join(["structure", *map(str, self.classes)])
-        if self.spacing is not None:
-            return f"{self.kind}({_number(self.limit)} at {'x'.join(map(_number, self.spacing))})"
-        return self.kind if self.parameter == self._kind.parameter else f"{self.kind}({_number(self.limit)})"
+        parameter, *sizes = (repr(value).removesuffix(".0") for value in (self.parameter, *(self.spacing or ())))
+        if sizes:
+            return f"{self.kind}({parameter} at {'x'.join(sizes)})"
+        return self.kind if self.parameter == self._kind.parameter else f"{self.kind}({parameter})"
 
     @property
     def by_prediction(self) -> bool:
@@ -200,17 +189,8 @@ class Region:
 
     @property
     def has_closed_form(self) -> bool:
-        """Whether a voxel's prediction and own label decide, as for "foreground", "union" and structures.
-
-        For these, the error that true probabilities would have is computed.
-        """
+        """Whether the prediction and label of a voxel itself decide: the error of true probabilities follows then."""
         return self._kind.own_label
-
-    @property
-    def limit(self) -> float:
-        """The parameter of a region that has one."""
-        assert self.parameter is not None
-        return self.parameter
 
     def mask(self, voxels: Voxels) -> torch.Tensor:
         """Return which voxels are in the region, see `RegionKind.mask`."""
@@ -224,10 +204,6 @@ class Region:
     @property
     def _kind(self) -> RegionKind:
         return STRUCTURE if self.kind == "structure" else REGIONS[self.kind]
-
-
-def _number(value: float) -> str:
-    return repr(value).removesuffix(".0")
 
 
 def choose_region(region: Any, foreground_only: bool | None, default: str = "foreground") -> Region:
@@ -244,66 +220,27 @@ def band_mask(classes: torch.Tensor, radius: float, spacing: Sequence[float] | N
     """Find the voxels `(*S)` at most `radius` from a face between voxels of different classes `(*S)`.
 
     Exact for any spacing: the distance is from the center of a voxel to the nearest point of the face. A voxel of the
-    class `IGNORED` has no face. The volume is read in slabs along its first axis, for little memory.
+    class `IGNORED` has no face.
     """
-    sizes = (1.0,) * classes.ndim if spacing is None else tuple(spacing)
+    sizes = (1.0,) * classes.ndim if spacing is None else spacing
     if len(sizes) != classes.ndim:
         raise InputError(f"spacing must have one value for each of the {classes.ndim} spatial axes, got {spacing}.")
-    margins = [int(min(radius / size + 1, length)) for size, length in zip(sizes, classes.shape, strict=True)]
-    step = max(1, SLAB * len(classes) // classes.numel())
-    mask = torch.zeros(classes.shape, dtype=torch.bool, device=classes.device)
-    for start in range(0, len(classes), step):
-        end = min(start + step + 1, len(classes))  # a face to the next slab, too
-        if (box := _box_around_faces(classes[start:end])) is None:
-            continue
-        shift = (start, *[0] * (classes.ndim - 1))
-        padded = tuple(
-            slice(max(0, part.start + at - margin), part.stop + at + margin)
-            for part, at, margin in zip(box, shift, margins, strict=True)
-        )
-        mask[padded] |= _near_faces(classes[padded], radius, sizes)
-    return mask
-
-
-def _box_around_faces(classes: torch.Tensor) -> tuple[slice, ...] | None:
-    """Smallest box with all voxels at faces, of ignored ones as well; None without faces."""
-    at_face = torch.zeros(classes.shape, dtype=torch.uint8, device=classes.device)
-    for axis, length in enumerate(classes.shape):
-        differ = classes.narrow(axis, 0, length - 1) != classes.narrow(axis, 1, length - 1)
-        at_face.narrow(axis, 0, length - 1).logical_or_(differ)
-        at_face.narrow(axis, 1, length - 1).logical_or_(differ)
-    boxes = find_objects(at_face.cpu().numpy())
-    return boxes[0] if boxes else None
-
-
-def _near_faces(classes: torch.Tensor, radius: float, sizes: Sequence[float]) -> torch.Tensor:
-    mask = torch.zeros(classes.shape, dtype=torch.bool, device=classes.device)
+    reach = [int(min(radius / size + 1, length)) for size, length in zip(sizes, classes.shape, strict=True)]
     limit = radius**2 * (1 + 1e-9)  # so that rounding leaves out no voxel at exactly this distance
-    for axis, size in enumerate(sizes):
-        low, high = classes.narrow(axis, 0, classes.shape[axis] - 1), classes.narrow(axis, 1, classes.shape[axis] - 1)
-        faces = (low != high) & (low != IGNORED) & (high != IGNORED)
-        others = [(other, sizes[other]) for other in range(classes.ndim) if other != axis]
-        for steps in range(faces.shape[axis]):
-            if (left := limit - ((steps + 0.5) * size) ** 2) < 0:
-                break
-            near = _dilate(faces, left, others)
-            length = near.shape[axis] - steps
-            mask.narrow(axis, 0, length).logical_or_(near.narrow(axis, steps, length))  # below the face
-            mask.narrow(axis, 1 + steps, length).logical_or_(near.narrow(axis, 0, length))  # above it
+    mask = torch.zeros(classes.shape, dtype=torch.bool, device=classes.device)
+    for axis, length in enumerate(classes.shape):
+        low, high = classes.narrow(axis, 0, length - 1), classes.narrow(axis, 1, length - 1)
+        faces = torch.zeros_like(mask)  # each at the voxel below it
+        faces.narrow(axis, 0, length - 1).copy_((low != high) & (low != IGNORED) & (high != IGNORED))
+        for box in find_objects(faces.byte().cpu().numpy()):  # around all faces; none without them
+            for offset in itertools.product(*(range(-n, n + 1) for n in reach)):  # from the voxel below the face
+                steps = [max(abs(n) - 0.5, 0) for n in offset]  # a face extends half a voxel
+                steps[axis] = abs(offset[axis] - 0.5)
+                if sum((n * size) ** 2 for n, size in zip(steps, sizes, strict=True)) <= limit:
+                    moved = [
+                        slice(max(part.start + n, 0), max(min(part.stop + n, end), 0))
+                        for part, n, end in zip(box, offset, classes.shape, strict=True)
+                    ]
+                    source = [slice(part.start - n, part.stop - n) for part, n in zip(moved, offset, strict=True)]
+                    mask[tuple(moved)] |= faces[tuple(source)]
     return mask
-
-
-def _dilate(faces: torch.Tensor, limit: float, axes: Sequence[tuple[int, float]]) -> torch.Tensor:
-    """Spread faces along axes in which they extend half a voxel, to squared distances up to a limit."""
-    if not axes:
-        return faces
-    (axis, size), *rest = axes
-    spread = _dilate(faces, limit, rest).clone()
-    for steps in range(1, faces.shape[axis]):
-        if (left := limit - ((steps - 0.5) * size) ** 2) < 0:
-            break
-        near = _dilate(faces, left, rest)
-        length = faces.shape[axis] - steps
-        spread.narrow(axis, steps, length).logical_or_(near.narrow(axis, 0, length))
-        spread.narrow(axis, 0, length).logical_or_(near.narrow(axis, steps, length))
-    return spread

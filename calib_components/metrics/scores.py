@@ -5,23 +5,19 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 
-from calib_components.errors import InputError
 from calib_components.metrics.base import CaseMetric
-from calib_components.metrics.measuring import measure_regions
-from calib_components.metrics.regions import choose_region
+from calib_components.metrics.measuring import Measured, measure_regions
+from calib_components.metrics.regions import Region, choose_region
 from calib_components.metrics.voxels import check_tensors, read_chunks
-
-__all__ = ["BrierMetric", "NLLMetric", "RegionMetric", "logit_magnitude_sums"]
-
-Own = TypeVar("Own", bound="RegionMetric")
 
 
 class RegionMetric(CaseMetric):
-    """Base of the metrics of what `measure_regions` finds in regions, of each case.
+    """Base of the metrics of what `measure_regions` finds in a region.
 
     Arguments and errors: see `calib_components.metrics`.
     """
@@ -40,37 +36,18 @@ class RegionMetric(CaseMetric):
         super().__init__()
         self.region = choose_region(region, foreground_only, self.default_region)
         self.ignore_index, self.sigmoid = ignore_index, sigmoid
-        self.measured = [self.region]
-        self.options: dict[str, Any] = {}
-        self.source, self.position = self, 0
-
-    def view(self: Own, source: RegionMetric, position: int) -> Own:
-        """Let this metric show the values of one region that another metric measures."""
-        self.source, self.position = source, position
-        return self
 
     def measure(self, y_pred: torch.Tensor, y: torch.Tensor) -> list[torch.Tensor]:
-        if self.source is not self:
-            raise InputError(f"This {type(self).__name__} is part of another metric. Call that one.")
-        options = {
-            "num_bins": self.num_bins,
-            "ignore_index": self.ignore_index,
-            "sigmoid": self.sigmoid,
-            **self.options,
-        }
-        results = measure_regions(y_pred, y, self.measured, self.measures, **options)
-        self._stored = [(i, name) for i, found in enumerate(results) for name, values in found.items() for _ in values]
-        return [value for found in results for values in found.values() for value in values]
+        (found,) = self.measure_in([self.region], y_pred, y)
+        return self.stored(found)
 
-    def found(self, name: str) -> list[torch.Tensor]:
-        """Return what `measure_regions` calls by this name, of all cases; nothing if the region does not have it."""
-        values = self.source.gathered()
-        values = [values] if isinstance(values, torch.Tensor) else values
-        at = zip(self.source._stored, values, strict=True)
-        return [value for stored, value in at if stored == (self.position, name)]
+    def measure_in(self, regions: Sequence[Region], y_pred: torch.Tensor, y: torch.Tensor) -> list[Measured]:
+        """Measure a batch in several regions."""
+        return measure_regions(y_pred, y, regions, self.measures, self.num_bins, self.ignore_index, self.sigmoid)
 
-    def case_values(self) -> torch.Tensor:
-        return self.found(self.measures[0])[0]
+    def stored(self, found: Measured) -> list[torch.Tensor]:
+        """Return what this metric stores of the measures of its region."""
+        return [found.scores[self.measures[0]]]
 
 
 class NLLMetric(RegionMetric):
@@ -131,7 +108,7 @@ def logit_magnitude_sums(
     sums = logits.new_zeros(batch, classes, classes, dtype=torch.float64)
     count = logits.new_zeros(batch, classes, dtype=torch.int64)
     for voxels in read_chunks(logits, y, ignore_index, logits=True):
-        one_hot = (voxels.label == torch.arange(len(voxels.logits), device=y.device)[:, None]).double()
-        sums[voxels.case] += (one_hot @ voxels.logits.abs().T)[-classes:, -classes:]
+        one_hot = (voxels.label == torch.arange(len(voxels.values), device=y.device)[:, None]).double()
+        sums[voxels.case] += (one_hot @ voxels.values.abs().T)[-classes:, -classes:]
         count[voxels.case] += one_hot.sum(1).long()[-classes:]
     return sums, count

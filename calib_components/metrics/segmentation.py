@@ -12,8 +12,6 @@ from scipy.spatial import KDTree
 from calib_components.errors import InputError, warn_once
 from calib_components.metrics.base import CaseMetric, plain_tensor
 
-__all__ = ["DSCMetric", "HD95Metric", "dice", "hausdorff_distance_95", "structure_masks"]
-
 
 def dice(y_pred: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """Dice similarity coefficient (DSC), `2 |A & B| / (|A| + |B|)`, of each case and structure.
@@ -174,7 +172,7 @@ class DSCMetric(CaseMetric):
 
     `aggregate()` averages over the structures of each case, then over cases; `aggregate("mean_batch")` returns the mean
     of each structure and `aggregate("none")` all values, `(cases, structures)`. A structure in neither prediction nor
-    ground truth is NaN and left out of the means. See also `missed` and `spurious`.
+    ground truth is NaN and left out of the means.
 
     `monai.metrics.DiceMetric` differs: it has other arguments, includes the background by default, and leaves out a
     structure that is predicted but not in the ground truth, which is 0 here.
@@ -187,9 +185,8 @@ class DSCMetric(CaseMetric):
         super().__init__()
         self.include_background = include_background
 
-    def measure(self, y_pred: torch.Tensor, y: torch.Tensor) -> list[torch.Tensor]:
-        y_pred, y = self.chosen(y_pred, y)
-        return [dice(y_pred, y), _voxels(y_pred), _voxels(y)]
+    def measure(self, y_pred: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return dice(*self.chosen(y_pred, y))
 
     def chosen(self, y_pred: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the masks of the structures that count."""
@@ -204,21 +201,6 @@ class DSCMetric(CaseMetric):
                 "Set include_background=True if each channel is a structure."
             )
         return y_pred[:, 1:], y[:, 1:]
-
-    def case_values(self) -> torch.Tensor:
-        return self.gathered()[0]
-
-    @property
-    def missed(self) -> torch.Tensor:
-        """Whether a structure of the ground truth is absent from the prediction: bool `(cases, structures)`."""
-        _, predicted, true = self.gathered()
-        return (true > 0) & (predicted == 0)
-
-    @property
-    def spurious(self) -> torch.Tensor:
-        """Whether a structure of the prediction is absent from the ground truth: bool `(cases, structures)`."""
-        _, predicted, true = self.gathered()
-        return (true == 0) & (predicted > 0)
 
 
 class HD95Metric(DSCMetric):
@@ -236,9 +218,5 @@ class HD95Metric(DSCMetric):
         super().__init__(include_background)
         self.spacing = spacing
 
-    def measure(
-        self, y_pred: torch.Tensor, y: torch.Tensor, spacing: Sequence[float] | None = None
-    ) -> list[torch.Tensor]:
-        y_pred, y = self.chosen(y_pred, y)
-        distances = hausdorff_distance_95(y_pred, y, self.spacing if spacing is None else spacing)
-        return [distances, _voxels(y_pred), _voxels(y)]
+    def measure(self, y_pred: torch.Tensor, y: torch.Tensor, spacing: Sequence[float] | None = None) -> torch.Tensor:
+        return hausdorff_distance_95(*self.chosen(y_pred, y), self.spacing if spacing is None else spacing)

@@ -12,15 +12,12 @@ from calib_components.metrics.base import CaseMetric
 from calib_components.metrics.regions import Region
 from calib_components.metrics.voxels import Voxels, check_tensors, read_voxels
 
-__all__ = ["RiskCoverage", "RiskCoverageMetric", "risk_coverage"]
-
 # 1 %, ... 99 %, then 99.1 %, ... 99.9 %, then 99.91 %, ... 100 %: few voxels are wrong where most are background.
 COVERAGE = torch.tensor(
     [i / 100 for i in range(1, 100)] + [i / 1000 for i in range(991, 1000)] + [i / 10000 for i in range(9991, 10001)],
     dtype=torch.float64,
 )
 UNCERTAIN = 0.05  # share of the voxels that are called uncertain
-PENDING = 2**20  # voxels that wait until equal confidences are joined
 
 
 class RiskCoverage(NamedTuple):
@@ -100,32 +97,22 @@ class _Ranking:
     """Different confidences of the voxels of a case, with the number of right and of wrong ones."""
 
     def __init__(self) -> None:
-        self.keys: NDArray[Any] = np.empty(0, np.uint64)
-        self.count: NDArray[Any] = np.empty(0)
-        self.pending: list[NDArray[Any]] = []
+        self.parts: list[tuple[NDArray[Any], NDArray[Any]]] = []
 
     def add(self, voxels: Voxels, dtype: torch.dtype) -> None:
         # In the type of y_pred, the probability 1 - p of a sigmoid's background has as few values as p. Read as
         # integers, positive floats keep their order; the last bit says whether the voxel is wrong.
         confidence = voxels.confidence.to(dtype)
         bits = confidence.view(torch.int64) if dtype == torch.float64 else confidence.float().view(torch.int32)
-        self.pending.append((2 * bits + (voxels.predicted != voxels.label)).cpu().numpy())
-        if sum(map(len, self.pending)) > PENDING + 2 * len(self.keys):  # so that joining takes n log n
-            self.join()
-
-    def join(self) -> None:
-        """Count what is pending."""
-        keys, count = np.unique(np.concatenate(self.pending), return_counts=True)  # without an index, which is slow
-        self.keys, index = np.unique(np.concatenate([self.keys, keys.astype(np.uint64)]), return_inverse=True)
-        self.count, self.pending = np.bincount(index, np.concatenate([self.count, count])), []
+        keys = (2 * bits.long() + (voxels.predicted != voxels.label)).cpu().numpy()
+        self.parts.append(np.unique(keys, return_counts=True))
 
     def by_confidence(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Numbers of voxels and of errors, the highest confidence first."""
-        if self.pending:
-            self.join()
-        _, group = np.unique(self.keys >> 1, return_inverse=True)
-        wrong = np.bincount(group, self.count * (self.keys & 1))
-        return tuple(torch.from_numpy(each).flip(0) for each in (np.bincount(group, self.count), wrong))  # type: ignore
+        keys, count = (np.concatenate(each) for each in zip(*self.parts, strict=True))
+        _, group = np.unique(keys >> 1, return_inverse=True)
+        wrong = np.bincount(group, count * (keys & 1))
+        return tuple(torch.from_numpy(each).flip(0) for each in (np.bincount(group, count), wrong))  # type: ignore
 
 
 def _curve(count: torch.Tensor, errors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -166,32 +153,20 @@ class RiskCoverageMetric(CaseMetric):
     """Risk-coverage curve of each case and the area under it (AURC), see `risk_coverage`.
 
     `aggregate()` is the mean AURC over cases and `aggregate("none")` that of each case. A case without voxels is NaN
-    and left out of the mean.
+    and left out of the mean. The attributes `coverage`, `risk` and `error_share` hold the rest of `RiskCoverage`.
 
     Arguments and errors: see `calib_components.metrics`.
     """
 
+    fields = RiskCoverage._fields[1:]
+
     def __init__(self, region: Any = "all", ignore_index: int | None = None, sigmoid: bool = False) -> None:
         super().__init__()
         self.region, self.ignore_index, self.sigmoid = Region.parse(region), ignore_index, sigmoid
+        self.coverage = COVERAGE.clone()
 
     def measure(self, y_pred: torch.Tensor, y: torch.Tensor) -> list[torch.Tensor]:
         return [*risk_coverage(y_pred, y, self.region, self.ignore_index, self.sigmoid)[1:]]
 
-    @property
-    def coverage(self) -> torch.Tensor:
-        """Shares of the voxels, from 0.01 to 1, `(K,)`."""
-        return COVERAGE.clone()
-
-    @property
-    def risk(self) -> torch.Tensor:
-        """Error rate of the most confident share `coverage` of the voxels of each case, `(cases, K)`."""
-        return self.gathered()[0]
-
-    @property
-    def error_share(self) -> torch.Tensor:
-        """Share of the errors that are among the 5 % least confident voxels of each case, `(cases,)`."""
-        return self.gathered()[2]
-
-    def case_values(self) -> torch.Tensor:
-        return self.gathered()[1]
+    def get_buffer(self) -> torch.Tensor:
+        return self.aurc

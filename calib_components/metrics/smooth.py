@@ -12,8 +12,6 @@ from calib_components.metrics.bins import CalibrationBins
 from calib_components.metrics.regions import choose_region
 from calib_components.metrics.voxels import check_tensors, read_voxels
 
-__all__ = ["adaptive_calibration_error", "smooth_calibration_error"]
-
 NUM_BINS = 1920
 FEWEST_BINS = 1000  # a smoothing of 0.001, what a case with a million voxels needs, is then one bin wide
 

@@ -6,9 +6,9 @@ The probability of a structure is the sum over its classes. With sigmoids, a str
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
@@ -17,181 +17,25 @@ from calib_components.metrics.base import CaseMetric
 from calib_components.metrics.regions import Region
 from calib_components.metrics.voxels import check_tensors, read_chunks
 
-__all__ = [
-    "ExpectedDSCMetric",
-    "ThresholdCounts",
-    "ThresholdTable",
-    "VolumeMetric",
-    "Volumes",
-    "check_structures",
-    "expected_dsc",
-    "structure_volumes",
-    "threshold_counts",
-]
-
-LOW, HIGH = 0.95, 0.05  # thresholds that bound the volume
 THRESHOLDS = torch.arange(1, 100, dtype=torch.float64) / 100
+LOW, HIGH = 94, 4  # positions of the thresholds 0.95 and 0.05, which bound the volume
 
 Structures = Mapping[str, Sequence[int]]
 
 
-class Volumes(NamedTuple):
-    """Volumes of the structures of each case, `(B, structures)` each, float64; see `structure_volumes`.
-
-    Attributes:
-        expected: Sum of the probabilities.
-        true: Volume of the ground truth.
-        low: Volume with probability above 0.95.
-        high: Volume with probability above 0.05.
-        segmented: Volume where a class of the structure is the most probable one; of sigmoids, with probability above
-            0.5.
-    """
-
-    expected: torch.Tensor
-    true: torch.Tensor
-    low: torch.Tensor
-    high: torch.Tensor
-    segmented: torch.Tensor
-
-
-def structure_volumes(
-    y_pred: torch.Tensor,
-    y: torch.Tensor,
-    structures: Structures,
-    ignore_index: int | None = None,
-    sigmoid: bool = False,
-    voxel_volume: float = 1.0,
-) -> Volumes:
-    """Expected, segmented and true volume of each structure, and a range of volumes.
-
-    The expected volume is the sum of the probabilities over voxels. If they are calibrated in an image, it is that of
-    the ground truth on average, whether voxels are independent or not. Unlike the volume of the predicted class, it
-    counts the many voxels in which a structure is unlikely.
-
-    The range from `low`, the volume with `p > 0.95`, to `high`, that with `p > 0.05`, holds the volume with a
-    probability of at least 90 % if all voxels are fully dependent (comonotone): if one random number `u` decides for
-    all of them, and a voxel is in the structure where `p > u`. No other dependence with the same probabilities has a
-    larger variance. Probabilities are compared in the type of `y_pred`, as `p > 0.05` compares in PyTorch and NumPy.
-
-    Other arguments and errors: see `calib_components.metrics`.
-
-    Args:
-        voxel_volume: Volume of one voxel, such as in ml; 1 gives numbers of voxels.
-
-    Returns:
-        Float64, in the unit of `voxel_volume`.
-
-    Sources: Popordanoska et al., "On the Relationship Between Calibrated Predictors and Unbiased Volume Estimation",
-    MICCAI 2021 (the expected volume). Dhaene et al., "The concept of comonotonicity in actuarial science and finance:
-    theory", Insurance: Mathematics and Economics 31, 2002 (the range).
-
-    Examples:
-        >>> import torch
-        >>> from calib_components.metrics import structure_volumes
-        >>> p = torch.tensor([0.01, 0.3, 0.9, 0.99])  # of class 1
-        >>> y_pred, y = torch.stack([1 - p, p]).unsqueeze(0), torch.tensor([[[0, 0, 1, 1]]])
-        >>> volumes = structure_volumes(y_pred, y, {"tumour": [1]}, voxel_volume=0.5)
-        >>> [round(volume.item(), 4) for volume in volumes]  # expected: 0.5 * (0.01 + 0.3 + 0.9 + 0.99)
-        [1.1, 1.0, 0.5, 1.5, 1.0]
-    """
-    y_pred, y = check_tensors(y_pred, y, sigmoid)
-    check_number("voxel_volume", voxel_volume, 0)
-    totals = torch.zeros(5, len(y_pred), len(structures), dtype=torch.float64, device=y_pred.device)
-    low, high = torch.tensor([LOW, HIGH], dtype=y_pred.dtype).double()
-    for at, voxels in read_structures(y_pred, y, structures, ignore_index, sigmoid):
-        above = [voxels.rounded > low, voxels.rounded > high, voxels.predicted]
-        totals[:, at[0], at[1]] += torch.stack([each.sum().double() for each in (voxels.p, voxels.true, *above)])
-    return Volumes(*(totals * float(voxel_volume)))
-
-
-def expected_dsc(
-    y_pred: torch.Tensor,
-    structures: Structures,
-    y: torch.Tensor | None = None,
-    ignore_index: int | None = None,
-    sigmoid: bool = False,
-) -> torch.Tensor:
-    """Dice similarity coefficient (DSC) to expect of each structure: an estimate of quality without ground truth.
-
-    `2 sum_A p / (|A| + sum p)`, where `A` are the voxels whose predicted class is in the structure (for a sigmoid:
-    `p > 0.5`) and `p` is its probability, the sum over its classes. This is the ratio of the expected numerator of the
-    DSC of `A` to its expected denominator, if the probabilities are calibrated. Cases in the order of this value show
-    the segmentations to check first.
-
-    Other arguments and errors: see `calib_components.metrics`.
-
-    Args:
-        y: Ground truth, which says only which voxels are ignored; None: none are.
-
-    Returns:
-        Float64 `(B, structures)`; 0 if the structure is predicted nowhere, NaN if its probability is 0 everywhere too.
-
-    Sources: Li et al., "Estimating Model Performance under Domain Shifts with Class-Specific Confidence Scores", MICCAI
-    2022 (as an estimate of the DSC). Borges et al., "Soft Dice Confidence: A Near-Optimal Confidence Estimator for
-    Selective Prediction in Semantic Segmentation", arXiv:2402.10665, 2024 (to order cases).
-
-    Examples:
-        >>> import torch
-        >>> from calib_components.metrics import expected_dsc
-        >>> p = torch.tensor([0.1, 0.3, 0.6, 1.0])  # of class 1
-        >>> expected_dsc(torch.stack([1 - p, p]).unsqueeze(0), {"tumour": [1]})  # 2 * (0.6 + 1) / (2 + 2)
-        tensor([[0.8000]], dtype=torch.float64)
-    """
-    if y is None and ignore_index is not None:
-        raise InputError("ignore_index needs y, which says where it is.")
-    if y is None:  # any valid label
-        y = torch.zeros_like(y_pred if sigmoid else y_pred[:, :1], dtype=torch.uint8)
-    y_pred, y = check_tensors(y_pred, y, sigmoid)
-    overlap, both = torch.zeros(2, len(y_pred), len(structures), dtype=torch.float64, device=y_pred.device)
-    for at, voxels in read_structures(y_pred, y, structures, ignore_index, sigmoid):
-        overlap[at] += voxels.p @ voxels.predicted.double()
-        both[at] += voxels.predicted.sum() + voxels.p.sum()
-    return 2 * overlap / both
-
-
-@dataclass(frozen=True, eq=False)
-class ThresholdTable:
-    """What each of T thresholds of the probability of a structure means, `(T,)` each; see `ThresholdCounts.table`.
-
-    Attributes:
-        thresholds: Thresholds, float64.
-        sensitivity: Share of the structure's voxels that are above the threshold, of all cases together.
-        specificity: Share of the other voxels that are not.
-        ppv: Positive predictive value (precision): share of the voxels above the threshold that are the structure's.
-        dsc: Dice similarity coefficient (DSC), mean over cases.
-    """
-
-    thresholds: torch.Tensor
-    sensitivity: torch.Tensor
-    specificity: torch.Tensor
-    ppv: torch.Tensor
-    dsc: torch.Tensor
-
-
 @dataclass(frozen=True, eq=False)
 class ThresholdCounts:
-    """Numbers of voxels above thresholds, of each case and structure: all that a table of thresholds needs.
+    """Numbers of voxels above thresholds, of each case and structure: all that sensitivity, PPV and the like need.
 
-    Shape:
-        - thresholds: `(T,)`, with T thresholds.
-        - true_positive, predicted: `(B, structures, T)`, with B cases.
-        - true, voxels: `(B, structures)`.
+    The probability of a structure is compared in the type of `y_pred`, as `p > 0.3` compares in PyTorch and NumPy: a
+    float32 probability of 0.3, which is slightly more, is not above 0.3.
 
     Attributes:
-        thresholds: Thresholds, float64.
-        true_positive: Number of voxels of the structure with a probability above each threshold, int64.
-        predicted: Number of all voxels with a probability above each threshold.
-        true: Number of voxels of the structure.
-        voxels: Number of voxels that are not ignored; it differs between channels of sigmoids if the ground truth does.
-
-    Examples:
-        >>> import torch
-        >>> from calib_components.metrics import threshold_counts
-        >>> p = torch.tensor([0.1, 0.3, 0.6, 0.9])  # of class 1
-        >>> y_pred, y = torch.stack([1 - p, p]).unsqueeze(0), torch.tensor([[[0, 1, 0, 1]]])
-        >>> table = threshold_counts(y_pred, y, {"tumour": [1]}).table(0)
-        >>> [round(values[19].item(), 4) for values in vars(table).values()]  # of p > 0.2: three voxels, two correct
-        [0.2, 1.0, 0.5, 0.6667, 0.8]
+        thresholds: 0.01, 0.02, ... 0.99, float64 `(T,)`.
+        true_positive: Number of voxels of the structure above each threshold, int64 `(B, structures, T)`.
+        predicted: Number of all voxels above each threshold, `(B, structures, T)`.
+        true: Number of voxels of the structure, `(B, structures)`.
+        voxels: Number of voxels that are not ignored, `(B, structures)`: channels of sigmoids may differ.
     """
 
     thresholds: torch.Tensor
@@ -202,37 +46,8 @@ class ThresholdCounts:
 
     @property
     def dsc(self) -> torch.Tensor:
-        """Dice similarity coefficient, `(B, structures, T)`.
-
-        0 for a structure in only one of prediction and ground truth, NaN for one in neither.
-        """
+        """Dice similarity coefficient `(B, structures, T)`; NaN for a structure in neither, 0 for one in one only."""
         return 2 * self.true_positive.double() / (self.predicted + self.true[..., None])
-
-    def table(self, structure: int) -> ThresholdTable:
-        """Return sensitivity, specificity, PPV and DSC of a structure at each threshold.
-
-        The first three are of the voxels of all cases together, and NaN where none count. The DSC is the mean over the
-        cases that have the structure, so that it is over the same ones at each threshold.
-
-        Args:
-            structure: Index of the structure.
-
-        Source: Altman and Bland, "Diagnostic tests 1: sensitivity and specificity", BMJ 308, 1994, and "2: predictive
-        values", BMJ 309, 1994.
-        """
-        true_positive, predicted = self.true_positive[:, structure], self.predicted[:, structure]
-        true, voxels = (field[:, structure, None].expand_as(predicted) for field in (self.true, self.voxels))
-
-        def pooled(above: torch.Tensor, below: torch.Tensor) -> torch.Tensor:
-            return above.double().sum(0) / below.sum(0)
-
-        return ThresholdTable(
-            self.thresholds.clone(),
-            sensitivity=pooled(true_positive, true),
-            specificity=pooled(voxels - true - (predicted - true_positive), voxels - true),
-            ppv=pooled(true_positive, predicted),
-            dsc=self.dsc[:, structure].where(true > 0, torch.nan).nanmean(0),
-        )
 
     def best(self) -> torch.Tensor:
         """Return the threshold with the highest mean DSC for each structure, `(structures,)`.
@@ -256,48 +71,112 @@ class ThresholdCounts:
         return cls(thresholds, *(torch.tensor(fields[name], dtype=torch.int64) for name in names))
 
 
-def threshold_counts(
+class StructureMeasures(NamedTuple):
+    """Measures of the structures of each case, see `measure_structures`.
+
+    Attributes:
+        expected: Expected volume, the sum of the probabilities; float64 `(B, structures)`, as the next ones.
+        true: Volume of the ground truth.
+        low: Volume with `p > 0.95`.
+        high: Volume with `p > 0.05`.
+        segmented: Volume where a class of the structure is the most probable one; of sigmoids, where `p > 0.5`.
+        expected_dsc: Expected DSC; 0 if the structure is predicted nowhere, NaN if its probability is 0 everywhere too.
+        thresholds: Counts above thresholds.
+    """
+
+    expected: torch.Tensor
+    true: torch.Tensor
+    low: torch.Tensor
+    high: torch.Tensor
+    segmented: torch.Tensor
+    expected_dsc: torch.Tensor
+    thresholds: ThresholdCounts
+
+
+def measure_structures(
     y_pred: torch.Tensor,
-    y: torch.Tensor,
+    y: torch.Tensor | None,
     structures: Structures,
     ignore_index: int | None = None,
     sigmoid: bool = False,
-) -> ThresholdCounts:
-    """Count the voxels of each structure with a probability above 0.01, 0.02, ... 0.99.
+    voxel_volume: float = 1.0,
+) -> StructureMeasures:
+    """Measure the structures of each case.
 
-    The probability of a structure is compared in the type of `y_pred`, as `p > 0.3` compares in PyTorch and NumPy: a
-    float32 probability of 0.3, which is slightly more, is not above 0.3.
+    The expected volume is the sum of the probabilities over voxels. If they are calibrated in an image, it is that of
+    the ground truth on average, whether voxels are independent or not. Unlike the volume of the predicted class, it
+    counts the many voxels in which a structure is unlikely. The range from `low` to `high` holds the volume with a
+    probability of at least 90 % if all voxels are fully dependent (comonotone): if one random number `u` decides for
+    all of them, and a voxel is in the structure where `p > u`. No other dependence with the same probabilities has a
+    larger variance.
 
-    Arguments and errors: see `calib_components.metrics`.
+    The expected Dice similarity coefficient (DSC) is an estimate of quality without ground truth: `2 sum_A p / (|A| +
+    sum p)`, where `A` are the voxels whose predicted class is in the structure. This is the ratio of the expected
+    numerator of the DSC of `A` to its expected denominator, if the probabilities are calibrated. Cases in the order of
+    this value show the segmentations to check first.
 
-    Returns:
-        Counts of each case and structure, on the device of `y_pred`; see `ThresholdCounts` for an example.
+    Other arguments and errors: see `calib_components.metrics`.
+
+    Args:
+        y: Ground truth; None for what does not depend on it: volumes of the prediction and the expected DSC.
+        voxel_volume: Volume of one voxel, such as in ml; 1 gives numbers of voxels.
+
+    Sources: Popordanoska et al., "On the Relationship Between Calibrated Predictors and Unbiased Volume Estimation",
+    MICCAI 2021 (the expected volume). Dhaene et al., "The concept of comonotonicity in actuarial science and finance:
+    theory", Insurance: Mathematics and Economics 31, 2002 (the range). Li et al., "Estimating Model Performance under
+    Domain Shifts with Class-Specific Confidence Scores", MICCAI 2022 (the expected DSC as an estimate). Borges et al.,
+    "Soft Dice Confidence: A Near-Optimal Confidence Estimator for Selective Prediction in Semantic Segmentation",
+    arXiv:2402.10665, 2024 (to order cases).
+
+    Examples:
+        >>> import torch
+        >>> from calib_components.metrics import measure_structures
+        >>> p = torch.tensor([0.01, 0.3, 0.9, 0.99])  # of class 1
+        >>> y_pred, y = torch.stack([1 - p, p]).unsqueeze(0), torch.tensor([[[0, 0, 1, 1]]])
+        >>> found = measure_structures(y_pred, y, {"tumour": [1]}, voxel_volume=0.5)
+        >>> [round(volume.item(), 4) for volume in found[:5]]  # expected: 0.5 * (0.01 + 0.3 + 0.9 + 0.99)
+        [1.1, 1.0, 0.5, 1.5, 1.0]
+        >>> found.expected_dsc  # 2 * (0.9 + 0.99) / (2 + 2.2)
+        tensor([[0.9000]], dtype=torch.float64)
     """
+    check_number("voxel_volume", voxel_volume, 0)
+    if y is None:
+        if ignore_index is not None:
+            raise InputError("ignore_index needs y, which says where it is.")
+        y = torch.zeros_like(y_pred if sigmoid else y_pred[:, :1], dtype=torch.uint8)  # any valid label
     y_pred, y = check_tensors(y_pred, y, sigmoid)
+    shape, channels = (len(y_pred), len(structures)), y_pred.shape[1]
+    sigmoid = sigmoid or channels == 1
+    checked = check_structures(structures, sigmoid, channels)
     thresholds = THRESHOLDS.to(y_pred.device, copy=True)
     edges = thresholds.to(y_pred.dtype).double()
-    shape = len(y_pred), len(structures)
-    true, voxels = torch.zeros(2, *shape, dtype=torch.int64, device=y_pred.device)
+    expected, overlap, both = torch.zeros(3, *shape, dtype=torch.float64, device=y_pred.device)
+    true, segmented, voxels = torch.zeros(3, *shape, dtype=torch.int64, device=y_pred.device)
     # Number of voxels above exactly so many thresholds; those above none are most of an image, and not needed.
     above, true_above = torch.zeros(2, *shape, len(edges) + 1, dtype=torch.int64, device=y_pred.device)
-    for at, part in read_structures(y_pred, y, structures, ignore_index, sigmoid):
-        true[at] += part.true.sum()
-        voxels[at] += len(part.p)
-        index = (part.rounded > edges[0]).nonzero().squeeze(1)
-        number = torch.bucketize(part.rounded[index], edges)
-        above[at] += torch.bincount(number, minlength=len(edges) + 1)
-        true_above[at] += torch.bincount(number[part.true[index]], minlength=len(edges) + 1)
+    for part in read_chunks(y_pred, y, ignore_index, sigmoid):
+        for number, classes in enumerate(checked.values()):
+            if sigmoid and classes != [part.volume.channel]:
+                continue
+            at, rows = (part.case, number), [1] if sigmoid else classes
+            is_in = torch.zeros(len(part.p), dtype=torch.bool, device=y.device)
+            is_in[rows] = True
+            p, is_true, is_segmented = part.p[rows].sum(0), is_in[part.label], is_in[part.predicted]
+            expected[at] += p.sum()
+            overlap[at] += p @ is_segmented.double()
+            both[at] += is_segmented.sum() + p.sum()
+            true[at] += is_true.sum()
+            segmented[at] += is_segmented.sum()
+            voxels[at] += len(p)
+            rounded = p.to(y_pred.dtype).double()
+            index = (rounded > edges[0]).nonzero().squeeze(1)
+            bins = torch.bucketize(rounded[index], edges)
+            above[at] += torch.bincount(bins, minlength=len(edges) + 1)
+            true_above[at] += torch.bincount(bins[is_true[index]], minlength=len(edges) + 1)
     true_positive, predicted = (count[..., 1:].flip(-1).cumsum(-1).flip(-1) for count in (true_above, above))
-    return ThresholdCounts(thresholds, true_positive, predicted, true, voxels)
-
-
-class _StructureVoxels(NamedTuple):
-    """Some voxels, and one structure: its probability, also as the type of `y_pred` holds it, and two masks."""
-
-    p: torch.Tensor
-    rounded: torch.Tensor
-    true: torch.Tensor
-    predicted: torch.Tensor
+    counts = ThresholdCounts(thresholds, true_positive, predicted, true, voxels)
+    volumes = (expected, true, predicted[..., LOW], predicted[..., HIGH], segmented)
+    return StructureMeasures(*(each.double() * float(voxel_volume) for each in volumes), 2 * overlap / both, counts)
 
 
 def check_structures(structures: Structures, sigmoid: bool = False, channels: float = math.inf) -> dict[str, list[int]]:
@@ -316,24 +195,6 @@ def check_structures(structures: Structures, sigmoid: bool = False, channels: fl
     return checked
 
 
-def read_structures(
-    y_pred: torch.Tensor, y: torch.Tensor, structures: Structures, ignore_index: int | None, sigmoid: bool
-) -> Iterator[tuple[tuple[int, int], _StructureVoxels]]:
-    """Yield the position of each case and structure, and the voxels that are not ignored, chunk by chunk."""
-    channels = y_pred.shape[1]
-    sigmoid = sigmoid or channels == 1
-    checked = check_structures(structures, sigmoid, channels)
-    for voxels in read_chunks(y_pred, y, ignore_index, sigmoid):
-        for number, classes in enumerate(checked.values()):
-            if sigmoid and classes != [voxels.channel]:
-                continue
-            rows = torch.tensor([1] if sigmoid else classes, device=y_pred.device)
-            is_in = torch.zeros(len(voxels.p), dtype=torch.bool, device=y_pred.device).index_fill(0, rows, True)
-            p = voxels.p[rows[0]] if len(rows) == 1 else voxels.p[rows].sum(0)
-            found = is_in[voxels.label], is_in[voxels.predicted]
-            yield (voxels.case, number), _StructureVoxels(p, p.to(y_pred.dtype).double(), *found)
-
-
 class _StructureMetric(CaseMetric):
     def __init__(self, structures: Structures, ignore_index: int | None = None, sigmoid: bool = False) -> None:
         super().__init__()
@@ -342,46 +203,35 @@ class _StructureMetric(CaseMetric):
 
 
 class VolumeMetric(_StructureMetric):
-    """Expected and true volume of the structures of each case, see `structure_volumes`.
+    """Expected and true volume of the structures of each case, see `measure_structures`.
 
     `aggregate()` is the mean over structures, then cases, of the expected volume minus the true one; 0 is without bias.
     `aggregate("mean_batch")` is the mean of each structure and `aggregate("none")` has all differences, `(cases,
-    structures)`. `volumes` and the attributes of its names hold the volumes, `(cases, structures)` each.
+    structures)`. So have the attributes `expected`, `true`, `low`, `high` and `segmented`.
 
     The call takes the volume of a voxel of these cases, such as in ml: `metric(y_pred, y, voxel_volume=0.02)`.
 
     Arguments and errors: see `calib_components.metrics`.
     """
 
+    fields = StructureMeasures._fields[:5]
+
     def measure(self, y_pred: torch.Tensor, y: torch.Tensor, voxel_volume: float = 1.0) -> list[torch.Tensor]:
-        return [*structure_volumes(y_pred, y, self.structures, self.ignore_index, self.sigmoid, voxel_volume)]
+        found = measure_structures(y_pred, y, self.structures, self.ignore_index, self.sigmoid, voxel_volume)
+        return [*found[: len(self.fields)]]
 
-    @property
-    def volumes(self) -> Volumes:
-        """All volumes."""
-        return Volumes(*self.gathered())
-
-    def __getattr__(self, name: str) -> Any:
-        if name not in Volumes._fields:
-            raise AttributeError(name)
-        return getattr(self.volumes, name)
-
-    def case_values(self) -> torch.Tensor:
-        return self.volumes.expected - self.volumes.true
+    def get_buffer(self) -> torch.Tensor:
+        return self.expected - self.true
 
 
 class ExpectedDSCMetric(_StructureMetric):
-    """Dice similarity coefficient (DSC) to expect of the structures of each case, see `expected_dsc`.
+    """Dice similarity coefficient (DSC) to expect of the structures of each case, see `measure_structures`.
 
-    It is called with the ground truth, as all metrics are, but uses it only to leave out ignored voxels. `aggregate()`
-    averages over the structures of each case, then over cases; `aggregate("mean_batch")` returns the mean of each
-    structure and `aggregate("none")` all values, `(cases, structures)`.
+    It is called with the ground truth, as all metrics are, but uses it only to leave out ignored voxels. Reductions are
+    those of `DSCMetric`.
 
     Arguments and errors: see `calib_components.metrics`.
     """
 
     def measure(self, y_pred: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        return expected_dsc(y_pred, self.structures, y, self.ignore_index, self.sigmoid)
-
-    def case_values(self) -> torch.Tensor:
-        return self.gathered()
+        return measure_structures(y_pred, y, self.structures, self.ignore_index, self.sigmoid).expected_dsc

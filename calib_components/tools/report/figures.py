@@ -137,7 +137,7 @@ def logit_bars(magnitudes: Mapping[str, ArrayLike], class_names: Sequence[str]) 
 def volume_agreement(volumes: Mapping[str, Sequence[ArrayLike]], unit: str) -> Figure:
     """Draw the expected over the true volume of each case, one panel for each structure.
 
-    A line through each case has its range, see `calib_components.metrics.structure_volumes`. The true volume is in it
+    A line through each case has its range, see `calib_components.metrics.measure_structures`. The true volume is in it
     if the line crosses the dashed one. Of the cases that have the structure, which the ground truth chooses, fewer than
     90 % may be in range.
 
@@ -209,7 +209,7 @@ def threshold_curves(tables: Mapping[str, pd.DataFrame], chosen: Mapping[str, fl
     return figure
 
 
-def risk_coverage_curves(curves: Mapping[str, tuple[ArrayLike, ArrayLike]]) -> Figure:
+def risk_coverage_curves(curves: Mapping[str, Sequence[ArrayLike]]) -> Figure:
     """Draw the error rate of the most confident voxels over their share, one curve for each method.
 
     The axis of coverage is logarithmic in the share of the voxels that are left out, since few of them are errors.

@@ -21,8 +21,9 @@ from calib_components import figures
 from calib_components.errors import InputError, printable
 from calib_components.handlers import Evaluation, EvaluationRecords, EvaluationWriter, check_case
 from calib_components.handlers.evaluation_files import FILES
-from calib_components.metrics import CalibrationMetric, calibration_bins, risk_coverage, structure_volumes
+from calib_components.metrics import Region, calibration_bins, measure_structures, risk_coverage
 from calib_components.metrics.measures import MEASURES, REGIONS, columns, find_column
+from calib_components.metrics.measuring import measure_regions
 from tests.helpers import snapshot
 
 STRUCTURES = {"core": [1], "whole": [1, 2]}
@@ -117,17 +118,17 @@ def test_table_of_measures() -> None:
 def test_values_are_those_of_the_metrics(temperature: Any, tmp_path: Path) -> None:
     shown = evaluate(tmp_path, examples(), temperature)[0].state.metrics
     found, summary = read(tmp_path).cases, read(tmp_path).summary
-    metric = CalibrationMetric(
-        region="foreground", regions=REGIONS[1:], structures=STRUCTURES, temperature=temperature, draws=20
-    )
-    for item in examples():
-        metric(item["pred"][None], item["label"][None])
-    for suffix, of_region in {"": metric, **{f"_{name}": each for name, each in metric.regions.items()}}.items():
-        for name, part in (("ece", of_region), ("cece", of_region.cece), ("nll", of_region.nll)):
-            np.testing.assert_allclose(found[f"{name}{suffix}"], part.aggregate("none"), atol=1e-12)
+    regions = {name: Region.parse(STRUCTURES.get(name, name)) for name in [*REGIONS, *STRUCTURES]}
+    kinds, divided = ["top_label", "classwise", "nll"], None if temperature is None else 0.5
     for i, item in enumerate(examples()):
-        volumes = structure_volumes(item["pred"][None], item["label"][None], STRUCTURES)
-        assert found["expected_volume_core"][i] == volumes.expected[0, 0]
+        y_pred, y = item["pred"][None], item["label"][None]
+        measured = measure_regions(y_pred, y, [*regions.values()], kinds, temperature=divided)
+        for region, (bins, scores) in zip(regions, measured, strict=True):
+            place = f"_structure_{region}" if region in STRUCTURES else f"_{region}".removesuffix("_foreground")
+            assert found[f"ece{place}"][i] == pytest.approx(bins["top_label"].expected_error().item(), abs=1e-12)
+            assert found[f"cece{place}"][i] == pytest.approx(bins["classwise"].expected_error().item(), abs=1e-12)
+            assert found[f"nll{place}"][i] == pytest.approx(scores["nll"].item(), abs=1e-12)
+        assert found["expected_volume_core"][i] == measure_structures(y_pred, y, STRUCTURES).expected[0, 0]
         assert found["segmented_volume_core"][i] == (item["pred"].argmax(0) == 1).sum()
     assert summary["temperature"] == (1 if temperature is None else 0.5)
     for name in ("ece", "cece", "nll", "brier", "dsc", "ece_all", "ece_predicted"):

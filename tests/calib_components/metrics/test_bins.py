@@ -25,7 +25,7 @@ from calib_components.metrics import (
     calibration_bins,
     voxels,
 )
-from calib_components.metrics.calibration import measure_regions
+from calib_components.metrics.measuring import measure_regions
 from tests.calib_components.metrics import by_definition
 from tests.helpers import SHARED
 
@@ -263,7 +263,7 @@ def test_only_bins_of_the_same_shape_are_added() -> None:
         CalibrationBins(top.count, top.confidence_sum, classwise.num_correct)
     with pytest.raises(InputError, match="one shape"):
         CalibrationBins(top.count[0], top.confidence_sum[0], top.num_correct[0])
-    with pytest.raises(InputError, match="classwise bins"):
+    with pytest.raises(InputError, match="one shape"):
         top.per_class()
 
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.ndimage import binary_dilation, distance_transform_edt
 
 from calib_components.errors import InputError
 from calib_components.metrics import (
@@ -23,6 +24,7 @@ from calib_components.metrics import (
     resampled_errors,
     voxels,
 )
+from calib_components.metrics.measuring import Measured, measure_regions
 from calib_components.metrics.regions import IGNORED, band_mask
 from calib_components.metrics.voxels import check_tensors, read_voxels
 from tests.calib_components.metrics import by_definition
@@ -49,16 +51,21 @@ def draw_labels(p: torch.Tensor, seed: int) -> torch.Tensor:
     return (p.cumsum(1) < u).sum(1, keepdim=True).clamp(max=p.shape[1] - 1)
 
 
-def metric_of(regions: Sequence[Any], **options: Any) -> dict[Any, CalibrationMetric]:
-    """One metric of the first region, and by region the metrics that it updates in the same pass."""
-    first, *others = regions
-    metric = CalibrationMetric(region=first, regions=others, **options)
-    return dict(zip(regions, [metric, *metric.regions.values()], strict=True))
+def measured(p: torch.Tensor, y: torch.Tensor, regions: Sequence[Any], **options: Any) -> dict[Any, Measured]:
+    """All measures of regions, in one pass."""
+    kinds = ["top_label", "classwise", "if_true", "nll", "brier"]
+    found = measure_regions(p, y, [Region.parse(region) for region in regions], kinds, **options)
+    return dict(zip(regions, found, strict=True))
 
 
-def values_of(metric: CalibrationMetric) -> dict[str, float]:
-    parts = {"ece": metric, "cece": metric.cece, "nll": metric.nll, "brier": metric.brier}
-    return {name: part.aggregate().item() for name, part in parts.items()}
+def values_of(found: Measured) -> dict[str, float]:
+    values = {"ece": found.bins["top_label"].expected_error(), "cece": found.bins["classwise"].expected_error()}
+    return {name: value.item() for name, value in {**values, **found.scores}.items() if name != "resampled"}
+
+
+def values_if_true(found: Measured) -> dict[str, float]:
+    names = {"ece": "top_label_if_true", "cece": "classwise_if_true"}
+    return {name: found.bins[kind].expected_error().item() for name, kind in names.items()}
 
 
 # Names
@@ -183,10 +190,27 @@ def test_closed_form_by_hand() -> None:
     assert metric.regions["predicted"].aggregate_if_true().item() == 0
     assert metric.regions["band"].aggregate_if_true().isnan()
     assert metric.regions["band"].bins_if_true is None
-    assert metric.aggregate_resampled().isnan()
 
 
 # Bands
+
+
+def band_by_distance_transform(classes: np.ndarray, radius: float, spacing: Sequence[float] | None) -> np.ndarray:
+    """Voxels near faces: on a grid of half the spacing, a face is the points between two voxels, and its edges."""
+    near = np.zeros(classes.shape, bool)
+    half = np.array(spacing or [1] * classes.ndim) / 2
+    for axis in range(classes.ndim):
+        low, high = (np.delete(classes, at, axis) for at in (-1, 0))
+        fine = np.zeros([2 * n + 1 for n in classes.shape], bool)
+        fine[tuple(slice(2, -2, 2) if a == axis else slice(1, None, 2) for a in range(classes.ndim))] = (
+            (low != high) & (low != IGNORED) & (high != IGNORED)
+        )
+        for other in set(range(classes.ndim)) - {axis}:
+            fine = binary_dilation(fine, np.ones([3 if a == other else 1 for a in range(classes.ndim)]))
+        if fine.any():
+            distance = distance_transform_edt(~fine, sampling=half)
+            near |= distance[(slice(1, None, 2),) * classes.ndim] <= radius + 1e-9
+    return near
 
 
 @settings(max_examples=60)
@@ -197,18 +221,7 @@ def test_band_equals_its_definition(seed: int, shape: list[int], radius: float) 
     classes[rng.random(shape) < 0.03] = IGNORED
     for spacing in (None, tuple(rng.choice([0.5, 1.0, 1.5, 3.0], len(shape)))):
         found = band_mask(torch.from_numpy(classes).int(), radius, spacing)
-        assert np.array_equal(found.numpy(), by_definition.band(classes, radius, spacing))
-
-
-@pytest.mark.parametrize("slab", [1, 50, 2**22])
-@pytest.mark.parametrize("spacing", [None, (1.0, 1.5, 5.0), (4.0, 0.7, 0.7)])
-def test_slabs_of_a_band_do_not_matter(slab: int, spacing: tuple | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("calib_components.metrics.regions.SLAB", slab)
-    classes = draw_labels(blobs((14, 13, 9)), 0)[0, 0]
-    classes[torch.rand(classes.shape, generator=torch.Generator().manual_seed(1)) < 0.1] = IGNORED
-    for radius in (0.5, 2, 4):
-        found = band_mask(classes.int(), radius, spacing)
-        assert np.array_equal(found.numpy(), by_definition.band(classes.numpy(), radius, spacing))
+        assert np.array_equal(found.numpy(), band_by_distance_transform(classes, radius, spacing))
 
 
 # All measures in all regions
@@ -219,20 +232,16 @@ def assert_equals_definitions(p: torch.Tensor, y: torch.Tensor, temperature: flo
     y = y.clone()
     ignored = torch.rand(y.shape, generator=torch.Generator().manual_seed(9)) < 0.02
     y[ignored] = IGNORE
-    metrics = metric_of(REGIONS, ignore_index=IGNORE, temperature=temperature)
-    next(iter(metrics.values()))(p, y)
     p0, label, out = p[0].double().numpy(), y[0, 0].numpy(), ignored[0, 0].numpy()
     case = by_definition.Case(p0, ~out)
-    for region, metric in metrics.items():
+    for region, found in measured(p, y, REGIONS, ignore_index=IGNORE, temperature=temperature).items():
         mask = by_definition.inside(region, p0, label, out, temperature or 1)
-        assert 0 < mask.sum() == metric.bins.count.sum()
-        assert values_of(metric) == pytest.approx(case.measures(label, mask), abs=tolerance)
+        assert 0 < mask.sum() == found.bins["top_label"].count.sum()
+        assert values_of(found) == pytest.approx(case.measures(label, mask), abs=tolerance)
         if region in CLOSED_FORM:
-            expected = case.errors_if_true(region)
-            assert metric.aggregate_if_true().item() == pytest.approx(expected["ece"], abs=tolerance)
-            assert metric.cece.aggregate_if_true().item() == pytest.approx(expected["cece"], abs=tolerance)
-        elif region in BY_PREDICTION:
-            assert metric.aggregate_if_true() == metric.cece.aggregate_if_true() == 0
+            assert values_if_true(found) == pytest.approx(case.errors_if_true(region), abs=tolerance)
+        else:
+            assert "top_label_if_true" not in found.bins
 
 
 @pytest.mark.parametrize("shape", [(40, 50), (20, 16, 18)])
@@ -272,7 +281,7 @@ def test_plausible_at_any_temperature(temperature: float, threshold: float, clas
             Decimal(value) ** Decimal(temperature) if value else Decimal(0) for value in probabilities
         )
         expected.append(sum(others) > Decimal(threshold) * (background + sum(others)))
-    found = Region("plausible", threshold).mask(SimpleNamespace(p=p, temperature=temperature))  # type: ignore[arg-type]
+    found = Region("plausible", threshold).mask(SimpleNamespace(p=p, volume=SimpleNamespace(temperature=temperature)))  # type: ignore[arg-type]
     assert found.tolist() == expected
 
 
@@ -289,17 +298,20 @@ def chance(bins: CalibrationBins) -> float:
 @pytest.mark.parametrize("shape", [(300, 300), (40, 30, 30)])
 def test_labels_drawn_from_the_predictions(shape: tuple[int, ...]) -> None:
     p = blobs(shape)
-    metrics = metric_of([*BY_PREDICTION, *CLOSED_FORM])
-    next(iter(metrics.values()))(p, draw_labels(p, 3))
-    for region, metric in metrics.items():
-        for part in (metric, metric.cece):
-            error, if_true = part.aggregate().item(), part.aggregate_if_true().item()
-            assert part.bins_if_true is not None
-            assert abs(error - if_true) < 2 * chance(part.bins_if_true), region
+    for region, found in measured(p, draw_labels(p, 3), [*BY_PREDICTION, *CLOSED_FORM]).items():
+        for kind in ("top_label", "classwise"):
+            bins, error = found.bins[kind], found.bins[kind].expected_error().item()
             if region in BY_PREDICTION:
-                assert error < 1.5 * resampled_errors(part.bins, 100).max(), region
+                assert error < 1.5 * resampled_errors(bins, 100).max(), region
             else:
-                assert if_true > 0.02, region  # so that the comparison says something
+                if_true = found.bins[f"{kind}_if_true"]
+                assert abs(error - if_true.expected_error().item()) < 2 * chance(if_true), region
+                assert if_true.expected_error() > 0.02, region  # so that the comparison says something
+
+
+def resampled(p: torch.Tensor, y: torch.Tensor, draws: int) -> torch.Tensor:
+    """Mean ECE of drawn labels in the structure 3."""
+    return measured(p, y, [3], draws=draws)[3].scores["resampled"]
 
 
 def test_small_structures_have_an_error_by_chance() -> None:
@@ -308,16 +320,10 @@ def test_small_structures_have_an_error_by_chance() -> None:
     simulated = ECEMetric(region=3)
     for seed in range(300):
         simulated(p, draw_labels(p, seed))
-    expected = simulated.aggregate("none").nanmean().item()
-    standard_error = simulated.aggregate("none").std().item() / 300**0.5
-    metric = CalibrationMetric(regions=["all"], structures={"inner": [3]}, draws=300)
-    metric(torch.cat([p, p]), draw_labels(p, 0).repeat(2, 1, 1, 1))
-    inner = metric.regions["structure_inner"]
-    drawn = inner.aggregate_resampled("none")
-    assert drawn[0] == drawn[1]  # of equal cases
-    assert drawn[0].item() == pytest.approx(expected, abs=5 * standard_error)
-    assert drawn[0] > 1.05 * inner.aggregate_if_true()
-    assert metric.regions["all"].aggregate_resampled().isnan()
+    errors = simulated.aggregate("none")
+    drawn = resampled(p, draw_labels(p, 0), draws=300).item()
+    assert drawn == pytest.approx(errors.nanmean().item(), abs=5 * errors.std().item() / 300**0.5)
+    assert drawn > 1.05 * values_if_true(measured(p, draw_labels(p, 0), [3])[3])["ece"]
 
 
 def test_other_labels_are_drawn_for_another_case(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -326,12 +332,8 @@ def test_other_labels_are_drawn_for_another_case(monkeypatch: pytest.MonkeyPatch
     p = blobs((12, 12), sharpness=12).repeat(20, 1, 1, 1)
     for case in range(20):  # that differ in voxels far from the structure
         p[case].flatten(1)[:, :case] = torch.tensor([[0.5], [0.5], [0], [0]])
-    metric, turned = CalibrationMetric(region=3, draws=4), CalibrationMetric(region=3, draws=4)
-    metric(p, draw_labels(p, 0))
-    for case in reversed(range(20)):
-        turned(p[case : case + 1], draw_labels(p, 0)[case : case + 1])
-    values = metric.aggregate_resampled("none")
-    assert torch.equal(turned.aggregate_resampled("none").flip(0), values)
+    values = resampled(p, draw_labels(p, 0), draws=4)
+    assert torch.equal(resampled(p.flip(0), draw_labels(p, 0).flip(0), draws=4).flip(0), values)
     assert len(values.unique()) > 15
 
 
@@ -339,24 +341,16 @@ def test_other_labels_are_drawn_for_another_case(monkeypatch: pytest.MonkeyPatch
 
 
 def test_one_channel_is_two_classes() -> None:
-    p, y = HAND_P[:, 1:], HAND_Y
-    for region in ("all", "predicted", "plausible", "predicted_band(1)", "foreground", "union", "band", 1):
-        one, two = CalibrationMetric(region=region), CalibrationMetric(region=region)
-        one(p, y.bool())
-        two(HAND_P, y)
-        assert one.bins.to_dict() == two.bins.to_dict()
-        assert one.cece.bins.count.shape == (1, 1, 15)
-        assert torch.equal(one.cece.bins.count[:, 0], two.cece.bins.count[:, 1])
-        assert torch.equal(one.cece.bins.num_correct[:, 0], two.cece.bins.num_correct[:, 1])
-        assert values_of(one)["nll"] == values_of(two)["nll"]
-        assert values_of(one)["brier"] == values_of(two)["brier"]
-        torch.testing.assert_close(one.aggregate_if_true(), two.aggregate_if_true(), equal_nan=True)
-        if one.region.has_closed_form:
-            assert one.cece.bins_if_true is not None
-            assert two.cece.bins_if_true is not None
-            for field in ("count", "num_correct"):
-                of_one, of_two = (getattr(metric.cece.bins_if_true, field) for metric in (one, two))
-                torch.testing.assert_close(of_one[:, 0], of_two[:, 1])
+    regions = ["all", "predicted", "plausible", "predicted_band(1)", "foreground", "union", "band", 1]
+    of_one, of_two = measured(HAND_P[:, 1:], HAND_Y.bool(), regions), measured(HAND_P, HAND_Y, regions)
+    for region in regions:
+        one, two = of_one[region], of_two[region]
+        assert one.scores == two.scores
+        for kind, bins in two.bins.items():
+            expected = bins.per_class()[1] if "classwise" in kind else bins
+            found = one.bins[kind].per_class()[0] if "classwise" in kind else one.bins[kind]
+            for name, field in vars(expected).items():
+                torch.testing.assert_close(getattr(found, name), field)
 
 
 @pytest.mark.parametrize("chunk", [200, voxels.CPU_CHUNK])
@@ -368,13 +362,12 @@ def test_channels_of_sigmoids(chunk: int, monkeypatch: pytest.MonkeyPatch) -> No
     ignored = torch.rand(y.shape, generator=torch.Generator().manual_seed(2)) < 0.03
     y[ignored] = IGNORE
     regions = [*BY_PREDICTION, "foreground", "union", (1,), (0, 1), "band"]
-    metrics = metric_of(regions, sigmoid=True, ignore_index=IGNORE, temperature=0.8, draws=2)
-    next(iter(metrics.values()))(foreground, y)
+    options = {"sigmoid": True, "ignore_index": IGNORE, "temperature": 0.8, "draws": 2}
     channels = []
     for k in range(3):
         p = foreground[0, k].numpy()
         channels.append((np.stack([1 - p, p]), y[0, k].numpy(), ignored[0, k].numpy()))
-    for region, metric in metrics.items():
+    for region, found in measured(foreground, y, regions, **options).items():
         masks = [by_definition.inside(region, p, label, out, 0.8) for p, label, out in channels]
         pooled_p = np.concatenate([p[:, mask] for (p, _, _), mask in zip(channels, masks, strict=True)], 1)
         pooled_y = np.concatenate([label[mask] for (_, label, _), mask in zip(channels, masks, strict=True)])
@@ -385,9 +378,9 @@ def test_channels_of_sigmoids(chunk: int, monkeypatch: pytest.MonkeyPatch) -> No
             confidence = p[1][mask]
             of_channels.append(by_definition.error(by_definition.bin_index(confidence), confidence, label[mask]))
         expected["cece"] = np.mean(of_channels)
-        assert values_of(metric) == pytest.approx(expected, abs=1e-12)
-        assert metric.cece.case_bins.count.shape == (1, 3, 15)
+        assert values_of(found) == pytest.approx(expected, abs=1e-12)
+        assert found.bins["classwise"].count.shape == (1, 3, 15)
         if region in ("foreground", "union", (1,)):
             pooled = np.concatenate([p[:, ~out] for p, _, out in channels], 1)
             if_true = by_definition.Case(pooled, np.ones(pooled.shape[1], bool)).errors_if_true(region)
-            assert metric.aggregate_if_true().item() == pytest.approx(if_true["ece"], abs=1e-12)
+            assert values_if_true(found)["ece"] == pytest.approx(if_true["ece"], abs=1e-12)

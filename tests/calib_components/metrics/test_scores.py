@@ -10,7 +10,8 @@ import torch
 from sklearn import metrics as sklearn
 
 from calib_components.errors import InputError
-from calib_components.metrics import BrierMetric, CalibrationMetric, NLLMetric, logit_magnitude_sums
+from calib_components.metrics import BrierMetric, NLLMetric, Region, logit_magnitude_sums
+from calib_components.metrics.measuring import measure_regions
 
 P1 = torch.tensor([0.000, 0.25, 0.50, 0.625, 1.0, 0.875])  # probability of class 1 of two
 Y_PRED = torch.stack([1 - P1, P1])[None]
@@ -60,16 +61,16 @@ def test_a_probability_of_zero_has_a_finite_nll() -> None:
 
 
 def test_probabilities_that_were_rounded_count_as_what_they_can_have_been() -> None:
-    p = torch.tensor([[[0.0, 1.0, 1.0, 0.95, 0.5]]])
-    y = torch.tensor([[[1, 0, 1, 0, 1]]])
-    metric = CalibrationMetric(region="all", sigmoid=True, lowest=0.01, highest=0.9)
-    metric(p, y)
+    def measure(p: torch.Tensor, y: torch.Tensor, sigmoid: bool) -> list[float]:
+        options = {"sigmoid": sigmoid, "lowest": 0.01, "highest": 0.9}
+        (found,) = measure_regions(p, y, [Region("all")], ["nll", "brier"], **options)
+        return [value.item() for value in found.scores.values()]
+
+    p, y = torch.tensor([[[0.0, 1.0, 1.0, 0.95, 0.5]]]), torch.tensor([[[1, 0, 1, 0, 1]]])
     expected = -(math.log(0.01) + 2 * math.log(0.1) + math.log(1) + math.log(0.5)) / 5
-    assert metric.nll.aggregate().item() == pytest.approx(expected)
-    assert metric.brier.aggregate().item() == pytest.approx(2 * (1 + 1 + 0.95**2 + 0.5**2) / 5)  # as they are
-    metric = CalibrationMetric(region="all", lowest=0.01, highest=0.9)  # a softmax has no highest probability
-    metric(torch.tensor([[[1.0, 0.0, 0.5], [0.0, 1.0, 0.5]]]), torch.tensor([[[1, 1, 1]]]))
-    assert metric.nll.aggregate().item() == pytest.approx(-(math.log(0.01) + math.log(0.5)) / 3)
+    assert measure(p, y, True) == pytest.approx([expected, 2 * (1 + 1 + 0.95**2 + 0.5**2) / 5])
+    p = torch.tensor([[[1.0, 0.0, 0.5], [0.0, 1.0, 0.5]]])  # a softmax has no highest probability
+    assert measure(p, torch.tensor([[[1, 1, 1]]]), False)[0] == pytest.approx(-(math.log(0.01) + math.log(0.5)) / 3)
 
 
 def test_magnitudes_of_logits_by_numpy() -> None:

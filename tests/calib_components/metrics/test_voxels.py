@@ -40,8 +40,7 @@ ONE_HOT = F.one_hot(Y[:, 0], 4).movedim(-1, 1)
         (P[:, :, 0, 0], Y[:, :, 0, 0], r"y_pred must have shape \(B, N, \*S\)"),
         (P[:, :, :0], Y[:, :, :0], "at least one voxel"),
         (Y, P, "floating-point type"),
-        (P, Y[:, 0], r"y must have shape \(2, 1, 5, 6\) .* Add the channel: y.unsqueeze\(1\)"),
-        (P.movedim(1, -1), Y, r"The classes are the second dimension of y_pred: y_pred.movedim\(-1, 1\)"),
+        (P, Y[:, 0], r"y must have shape \(2, 1, 5, 6\) .* to match y_pred, \(B, N, \*S\), got \(2, 5, 6\)"),
         (P, Y[..., :5], r"got \(2, 1, 5, 5\)"),
         (P, Y[:1], r"got \(1, 1, 5, 6\)"),
         (spoil(P, torch.nan, 3), Y, "y_pred must be finite, got 3 of 240"),
@@ -124,14 +123,14 @@ def test_logits_are_read_with_their_region(region: object) -> None:
     expected = list(read_voxels(*check_tensors(logits.double().softmax(1), y), Region.parse(region)))
     assert [each.case for each in found] == [each.case for each in expected] == [0, 1]
     for a, b in zip(found, expected, strict=True):
-        torch.testing.assert_close(a.logits.softmax(0), b.p)
+        torch.testing.assert_close(a.values.softmax(0), b.p)
         assert torch.equal(a.label, b.label)
 
 
 def test_logits_of_one_channel_and_invalid_ones() -> None:
     logits, y = torch.randn(1, 1, 6, 5), torch.ones(1, 1, 6, 5)
     (one,) = read_voxels(*check_tensors(logits, y), Region("all"), logits=True)
-    assert torch.equal(one.logits, torch.stack([torch.zeros(30), logits.flatten()]).double())
+    assert torch.equal(one.values, torch.stack([torch.zeros(30), logits.flatten()]).double())
     logits[0, 0, :3, 0] = torch.inf
     with pytest.raises(InputError, match="logits must be finite, got 3 of 30"):
         list(read_voxels(logits, y, Region("all"), logits=True))
