@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -71,11 +69,6 @@ def make_brats(folder: Path, name: str, ending: str = "nii.gz") -> None:
 def make_flare(root: Path, name: str, body: np.ndarray, label: np.ndarray, affine: np.ndarray) -> None:
     save(root / "TrainingImg" / f"{name}_0000.nii.gz", body, affine)
     save(root / "TrainingMask" / f"{name}.nii.gz", label, affine)
-
-
-def run_script(*arguments: object) -> subprocess.CompletedProcess[str]:
-    """Run a script of this repository as a user does."""
-    return subprocess.run([sys.executable, *map(str, arguments)], cwd=ROOT, check=False, capture_output=True, text=True)
 
 
 def inference_config(bundle: Path) -> ConfigParser:

@@ -22,7 +22,6 @@ from calib_components.tools.report.sections import differences, mean_records, me
 from calib_components.tools.report.statistics import Estimate, holm, mean_with_interval
 from calib_components.tools.report.text import best_marks, heading, number
 from tests.calib_components.tools.report.made_up import PNG, cases_of, write_cell, write_comparison, write_evaluation
-from tests.helpers import run_script
 
 
 @pytest.fixture(autouse=True)
@@ -292,9 +291,3 @@ def test_options_and_folders_that_do_not_fit_are_refused(
     with pytest.raises(InputError, match=keyword):
         report_folders(*map(Path, folders), **options)
     assert not Path("report").exists()
-
-
-def test_script_reports_an_evaluation(tmp_path: Path) -> None:
-    done = run_script("scripts/report.py", write_evaluation(tmp_path / "eval"), "--out", tmp_path / "out")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[0] == str(tmp_path / "out/index.html")
