@@ -170,13 +170,15 @@ def choose_thresholds(folder: Path, found: Evaluation, results: Results) -> tupl
 
 def _risk(results: Results) -> Section:
     """Return error rates among the most confident voxels, and the share of errors among the most uncertain ones."""
-    records, curves = [], {}
+    records: list[dict[str, Any]] = []
+    curves: dict[str, Any] = {}
     for method, label in results.labels.items():
         area, share = (results.values(Row(method), name)[0] for name in ("aurc", "error_share_5"))
         for measure, unit, values in (("aurc", "aurc", area), ("error_share", "percent", 100 * share)):
             estimate = mean_with_interval(values, results.patients())._asdict()
             records.append({"method": method, "label": label, "measure": measure, "unit": unit, **estimate})
         found = results.evaluations[method]
+        assert found.risk is not None
         curves[label] = found.coverage, mean_of_defined(found.risk[_places(results, found)])
     caption = (
         "Risk is the error rate among the most confident share of the voxels, the coverage. AURC is the area under "

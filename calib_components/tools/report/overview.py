@@ -59,7 +59,7 @@ def ranked_cases(results: Results, rows: Sequence[Row], measures: Sequence[str])
     """
     nothing, test_set = np.any([results.finds_nothing(row) for row in rows], axis=0), rows[0].test_set
     signs = [-1 if higher_is_better(name) else 1 for name in measures]
-    values = [[results.comparable(row, name).mean(0) for row in rows] for name in measures]
+    values = np.array([[results.comparable(row, name).mean(0) for row in rows] for name in measures])
     costs = np.moveaxis(values, 0, 2) * signs
     costs[:, nothing] = np.where([name == "dsc" for name in measures], costs[:, nothing], np.nan)
     population = results.about.get("populations", {}).get(test_set, test_set)
@@ -169,7 +169,7 @@ def join_comparisons(found: Mapping[str, Results]) -> Results:
             )
             populations[name] = next(same, name)
             datasets[name] = results, test_set
-    labels = {name: label for results in reversed(found.values()) for name, label in results.labels.items()}
+    labels = {name: label for results in reversed([*found.values()]) for name, label in results.labels.items()}
     order = list(dict.fromkeys(name for results in found.values() for name in results.methods))
     methods = [
         name for name in order if all(Row(name, test_set=of) in results.groups for results, of in datasets.values())

@@ -103,8 +103,8 @@ def read_cells(folder: Path) -> Results:
         "datalists": {"": first.datalist, **{name: of["datalist"] for name, of in first.evaluate_on.items()}},
         "magnitudes": {name: np.nanmean(np.stack(of), axis=0).round(5).tolist() for name, of in magnitudes.items()},
     }
-    tables = [pd.concat(parts, ignore_index=True) for parts in (cases, bins)]
-    results = Results(*tables, pd.DataFrame(cells), pd.DataFrame(temperatures), about, folders)
+    all_cases, all_bins = (pd.concat(parts, ignore_index=True) for parts in (cases, bins))
+    results = Results(all_cases, all_bins, pd.DataFrame(cells), pd.DataFrame(temperatures), about, folders)
     results = _of_finished_runs(results, {run[:2] for run in missing})
     check_same_cases(results)
     return results
@@ -194,7 +194,8 @@ def read_evaluations(folders: Sequence[Path]) -> Results:
         tables_of(found, method=name, seed=0, fold=0, test_set="", temperature=WITHOUT) for name, found in read.items()
     ]
     all_cases = [cases["case"] for cases, _ in tables]
-    common = [case for case in all_cases[0] if all(case in {*of_one} for of_one in map(set, all_cases))]
+    in_all = set.intersection(*map(set, all_cases))
+    common = [case for case in all_cases[0] if case in in_all]
     if not common:
         raise InputError(f"No case is in all of {', '.join(labels.values())}: their names differ.")
     patients, notices = _patients(dict(zip(labels.values(), [cases for cases, _ in tables], strict=True)), common)

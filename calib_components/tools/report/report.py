@@ -127,7 +127,7 @@ def _described(found: Results, reference: str, validation: Path | None = None) -
         parts.append(sections.logits_section(found))
     parts.append(sections.structures_section(found))
     if found.evaluations:
-        chosen = {}
+        chosen: dict[str, float] = {}
         if validation is not None:
             fitted = Evaluation.read(validation)
             chosen, sentence = choose_thresholds(validation, fitted, found)

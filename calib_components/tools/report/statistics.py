@@ -46,7 +46,7 @@ def mean_of_defined(values: ArrayLike, axis: int = 0) -> Array:
     return np.ma.filled(np.ma.masked_invalid(np.asarray(values, float)).mean(axis), np.nan)
 
 
-def sums_of_patients(values: ArrayLike, patients: Sequence[str]) -> Array:
+def sums_of_patients(values: ArrayLike, patients: ArrayLike) -> Array:
     """Return the sums over the cases of each patient, `(patients, ...)` of `(cases, ...)`; patients in their order."""
     names, index = np.unique(np.asarray(patients), return_inverse=True)
     values = np.asarray(values, float)
