@@ -265,17 +265,6 @@ def calibration_bins(
 
     Returns:
         Bins of each case, on the device of `y_pred`.
-
-    Examples:
-        >>> import torch
-        >>> from calib_components.metrics import calibration_bins
-        >>> y_pred = torch.tensor([[[0.1, 0.3, 0.4], [0.9, 0.7, 0.6]]])  # one case, two classes, three voxels
-        >>> y = torch.tensor([[[1, 1, 0]]])
-        >>> bins = calibration_bins(y_pred, y, num_bins=2, region="all")
-        >>> bins.count.tolist(), bins.num_correct.tolist()
-        ([[0, 3]], [[0.0, 2.0]])
-        >>> round(bins.expected_error().item(), 4)  # |(0.9 + 0.7 + 0.6) / 3 - 2 / 3|
-        0.0667
     """
     kind = "classwise" if classwise else "top_label"
     regions = [choose_region(region, foreground_only)]

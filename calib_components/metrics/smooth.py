@@ -37,14 +37,6 @@ def adaptive_calibration_error(
         Float64 `(B,)`; NaN for a case without voxels.
 
     Source: Mukhoti et al., "Calibrating Deep Neural Networks using Focal Loss", NeurIPS 2020 (AdaECE).
-
-    Examples:
-        >>> import torch
-        >>> from calib_components.metrics import adaptive_calibration_error
-        >>> p = torch.tensor([0.4, 0.5, 0.6, 0.7, 0.8, 0.9])  # of class 1
-        >>> y_pred, y = torch.stack([1 - p, p]).unsqueeze(0), torch.tensor([[[0, 0, 1, 1, 1, 1]]])
-        >>> adaptive_calibration_error(y_pred, y, num_bins=2)
-        tensor([0.1500], dtype=torch.float64)
     """
     y_pred, y = check_tensors(y_pred, y, sigmoid)
     check_count("num_bins", num_bins, 1)
@@ -90,14 +82,6 @@ def smooth_calibration_error(bins: CalibrationBins) -> torch.Tensor:
         InputError: These are classwise bins, or too few.
 
     Source: Blasiok and Nakkiran, "Smooth ECE: Principled Reliability Diagrams via Kernel Smoothing", ICLR 2024.
-
-    Examples:
-        >>> import torch
-        >>> from calib_components.metrics import calibration_bins, smooth_calibration_error
-        >>> y_pred = torch.tensor([[[0.1, 0.3, 0.4], [0.9, 0.7, 0.6]]])  # one case, two classes, three voxels
-        >>> bins = calibration_bins(y_pred, torch.tensor([[[1, 1, 0]]]), num_bins=1920, region="all")
-        >>> smooth_calibration_error(bins)  # residuals of 0.6 at 0.6, -0.3 at 0.7 and -0.1 at 0.9
-        tensor([0.1392], dtype=torch.float64)
     """
     shape = tuple(bins.count.shape)
     if len(shape) != 2 or shape[1] < FEWEST_BINS:

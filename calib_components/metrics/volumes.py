@@ -175,8 +175,13 @@ def measure_structures(
             true_above[at] += torch.bincount(bins[is_true[index]], minlength=len(edges) + 1)
     true_positive, predicted = (count[..., 1:].flip(-1).cumsum(-1).flip(-1) for count in (true_above, above))
     counts = ThresholdCounts(thresholds, true_positive, predicted, true, voxels)
-    volumes = (expected, true, predicted[..., LOW], predicted[..., HIGH], segmented)
-    return StructureMeasures(*(each.double() * float(voxel_volume) for each in volumes), 2 * overlap / both, counts)
+
+    def volume(number: torch.Tensor) -> torch.Tensor:
+        return number.double() * float(voxel_volume)
+
+    low, high = volume(predicted[..., LOW]), volume(predicted[..., HIGH])
+    dsc = 2 * overlap / both
+    return StructureMeasures(volume(expected), volume(true), low, high, volume(segmented), dsc, counts)
 
 
 def check_structures(structures: Structures, sigmoid: bool = False, channels: float = math.inf) -> dict[str, list[int]]:
@@ -218,7 +223,7 @@ class VolumeMetric(_StructureMetric):
 
     def measure(self, y_pred: torch.Tensor, y: torch.Tensor, voxel_volume: float = 1.0) -> list[torch.Tensor]:
         found = measure_structures(y_pred, y, self.structures, self.ignore_index, self.sigmoid, voxel_volume)
-        return [*found[: len(self.fields)]]
+        return [getattr(found, name) for name in self.fields]
 
     def get_buffer(self) -> torch.Tensor:
         return self.expected - self.true

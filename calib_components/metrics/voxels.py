@@ -41,7 +41,8 @@ class Voxels:
 
     def __init__(self, volume: Volume, index: torch.Tensor | slice, values: torch.Tensor, label: torch.Tensor) -> None:
         self.volume, self.case = volume, volume.case
-        self.values, self.label = values, label
+        self.values: torch.Tensor = values
+        self.label: torch.Tensor = label
         self._index = index
 
     @functools.cached_property

@@ -17,7 +17,6 @@ from scipy.ndimage import binary_dilation, distance_transform_edt
 from calib_components.errors import InputError
 from calib_components.metrics import (
     CalibrationBins,
-    CalibrationMetric,
     ECEMetric,
     Region,
     calibration_bins,
@@ -151,45 +150,6 @@ def test_regions_by_hand(region: Any, members: list[int]) -> None:
     assert torch.equal(found.label, HAND_Y[0, 0, members])
     of_region = calibration_bins(HAND_P, HAND_Y, region=region)
     assert of_region.to_dict() == calibration_bins(HAND_P[..., members], HAND_Y[..., members], region="all").to_dict()
-
-
-def test_a_face_of_an_ignored_voxel_does_not_count() -> None:
-    for ignored, members in ((1, [2, 3, 4, 5]), (3, [0, 1, 2]), (4, [0, 1, 2, 3])):
-        y = HAND_Y.clone()
-        y[..., ignored] = IGNORE
-        p = HAND_P.clone()
-        p[..., ignored] = torch.nan
-        bins = calibration_bins(p, y, region="band(1.5)", ignore_index=IGNORE)
-        kept = calibration_bins(HAND_P[..., members], HAND_Y[..., members], region="all")
-        assert bins.to_dict() == kept.to_dict(), ignored
-    y = HAND_Y.clone()
-    y[..., 3] = IGNORE  # one of the two faces of the prediction is left, between 4 and 5
-    bins = calibration_bins(HAND_P, y, region="predicted_band(0.5)", ignore_index=IGNORE)
-    assert bins.to_dict() == calibration_bins(HAND_P[..., 4:], HAND_Y[..., 4:], region="all").to_dict()
-
-
-def test_closed_form_by_hand() -> None:
-    """Of two voxels with p_1 = 0.8 and 0.4, which have weights 0.8 and 0.4 in the foreground."""
-    p1 = torch.tensor([0.8, 0.4], dtype=torch.float64)
-    p = torch.stack([1 - p1, p1])[None]
-    metric = CalibrationMetric(region="foreground", regions=["union", "predicted", "band"])
-    metric(p, torch.tensor([[[1, 0]]]))
-    # The first is correct with certainty (0.8 instead of 1), the second never (0.6 instead of 0).
-    assert metric.aggregate_if_true().item() == pytest.approx((0.8 * 0.2 + 0.4 * 0.6) / 1.2)
-    bins = metric.bins_if_true
-    assert bins is not None
-    assert bins.count[0, [11, 8]].tolist() == pytest.approx([0.8, 0.4])  # 0.8 and 0.6 in 15 bins
-    assert bins.confidence_sum[0, [11, 8]].tolist() == pytest.approx([0.64, 0.24])
-    assert bins.num_correct[0, [11, 8]].tolist() == pytest.approx([0.8, 0])
-    # Class 1 is certain, class 0 impossible.
-    assert metric.cece.aggregate_if_true("mean_batch").tolist() == pytest.approx(
-        [(0.8 * 0.2 + 0.4 * 0.6) / 1.2, (0.8 * 0.2 + 0.4 * 0.6) / 1.2]
-    )
-    # The first is predicted foreground, so it is in the union with any label and has no error.
-    assert metric.regions["union"].aggregate_if_true().item() == pytest.approx(0.4 * 0.6 / 1.4)
-    assert metric.regions["predicted"].aggregate_if_true().item() == 0
-    assert metric.regions["band"].aggregate_if_true().isnan()
-    assert metric.regions["band"].bins_if_true is None
 
 
 # Bands

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from itertools import pairwise
 
 import numpy as np
@@ -15,7 +14,6 @@ from scipy.stats import norm
 
 from calib_components.errors import InputError
 from calib_components.metrics import (
-    CalibrationBins,
     adaptive_calibration_error,
     calibration_bins,
     smooth_calibration_error,
@@ -73,16 +71,6 @@ def test_equals_its_definition_on_the_voxels(kind: str) -> None:
     assert smooth_error(confidence, correct) == pytest.approx(direct_error(confidence, correct), abs=5e-5)
 
 
-@pytest.mark.parametrize("number", [2000, 100_000])
-@pytest.mark.parametrize("kind", KINDS[2:])
-def test_bins_change_little(kind: str, number: int) -> None:
-    confidence, correct = draw(kind, number)
-    index = np.floor(confidence * 2**15).astype(int)  # bins 17 times as narrow
-    sums = [np.bincount(index, weights, 2**15) for weights in (None, confidence, correct)]
-    fine = smooth_calibration_error(CalibrationBins(*(torch.from_numpy(values)[None] for values in sums))).item()
-    assert smooth_error(confidence, correct) == pytest.approx(fine, abs=5e-5)
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_equals_the_authors(kind: str) -> None:
     """Their widths are multiples of 1 / 1024, and their integral a sum over 200 points."""
@@ -91,48 +79,11 @@ def test_equals_the_authors(kind: str) -> None:
     assert smooth_error(confidence, correct) == pytest.approx(relplot.smECE(confidence, correct), abs=1e-3)
 
 
-def test_three_voxels_of_the_docstring() -> None:
-    confidence, correct = np.array([0.9, 0.7, 0.6]), np.array([1.0, 1.0, 0.0])
-    assert direct_error(confidence, correct) == pytest.approx(0.1392, abs=5e-5)
-    assert smooth_error(confidence, correct) == pytest.approx(direct_error(confidence, correct), abs=1e-5)
-
-
-def test_two_residuals_in_closed_form() -> None:
-    # Half of the voxels at each of two centers of bins, residuals 0.2 and -0.2: with Gaussians d apart, the integral of
-    # the absolute difference is 2 (2 Phi(d / 2s) - 1).
-    low, high = (1279 + 0.5) / 1920, (1343 + 0.5) / 1920
-    bins = CalibrationBins(*(torch.zeros(1, 1920, dtype=torch.float64) for _ in range(3)))
-    for at, center, sign in ((1279, low, 1), (1343, high, -1)):
-        bins.count[0, at] = 500
-        bins.confidence_sum[0, at] = 500 * center
-        bins.num_correct[0, at] = 500 * (center - 0.2 * sign)
-    expected = brentq(lambda s: 0.2 * (2 * norm.cdf((high - low) / 2 / s) - 1) - s, 0.01, 0.2, xtol=1e-12)
-    assert smooth_calibration_error(bins).item() == pytest.approx(expected, abs=1e-6)
-
-
 def test_residuals_of_one_sign_do_not_depend_on_the_width() -> None:
     # Also at confidence 1, where the reflected half of the Gaussian must count.
     confidence = np.array([1.0] * 100 + [0.7] * 100)
     correct = np.array([1.0] * 90 + [0.0] * 10 + [1.0] * 60 + [0.0] * 40)
     assert smooth_error(confidence, correct) == pytest.approx(0.1, abs=1e-12)
-
-
-def test_a_perfect_prediction_has_no_error() -> None:
-    sums = torch.zeros(1, 1920, dtype=torch.float64)
-    sums[0, -1] = 50
-    assert smooth_calibration_error(CalibrationBins(sums.long(), sums, sums)).item() == 0
-
-
-def test_an_edge_between_bins_does_not_matter() -> None:
-    correct = np.array([1.0] * 500 + [1.0] * 100 + [0.0] * 400)
-    errors, smooth = [], []
-    for shift in (0, 0.002):
-        confidence = np.array([0.599] * 500 + [0.601] * 500) + shift
-        errors.append(calibration_bins(*as_input(confidence, correct), region="all").expected_error().item())
-        smooth.append(smooth_error(confidence, correct))
-    assert errors == pytest.approx([0.401, 0.002], abs=1e-9)
-    # 0.2 d sqrt(2 / pi) / s = s for residuals d apart
-    assert smooth == pytest.approx([math.sqrt(0.4 * 0.002 * norm.pdf(0))] * 2, abs=5e-4)
 
 
 def test_cases_and_pooled() -> None:
