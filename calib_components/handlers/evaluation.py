@@ -25,6 +25,7 @@ from monai.utils import convert_to_tensor, ensure_tuple
 from torch.serialization import safe_globals
 
 from calib_components import __version__
+from calib_components.data.overlap import content_of
 from calib_components.data.transforms import check_labels
 from calib_components.errors import InputError, make_folder, reading
 from calib_components.handlers.evaluation_files import Evaluation, draw_cases, draw_reliability, replacing
@@ -77,7 +78,8 @@ def record_case(
 
     Returns:
         The record: the `values` of columns, the structures that only the ground truth (`missed`) or only the prediction
-        (`spurious`) has, the `slice` to draw, and of probabilities also `bins`, `thresholds`, `risk` and `logits`.
+        (`spurious`) has, the `slice` to draw, the `content_of` the label, and of probabilities also `bins`,
+        `thresholds`, `risk` and `logits`.
     """
     found, true = ({name for name, m in zip(case.structures, mask[0], strict=True) if m.any()} for mask in case.masks)
     record: dict[str, Any] = {
@@ -85,6 +87,7 @@ def record_case(
         "missed": [name for name in case.structures if name in true - found],
         "spurious": [name for name in case.structures if name in found - true],
         "slice": _slice(case, prediction, label, image),
+        "content": content_of(case.label),
     }
     if case.probabilities is not None:
         measured = {region: kinds.items() for region, kinds in case.measured.items()}
@@ -256,6 +259,7 @@ def _joined_records(
         found = [(case, name) for case, record in zip(patients, records, strict=True) for name in record[kind]]
         summary[kind] = [{"case": case, "structure": name} for case, name in found]
     summary["patients"] = dict(patients)
+    summary["labels"] = {case: record["content"] for case, record in zip(patients, records, strict=True)}
     table.insert(0, "case", pd.Series([*patients], dtype=object))  # names may hold any bytes, pandas' strings may not
     parts: dict[str, Any] = {}
     if "bins" in first:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import shutil
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -46,9 +48,9 @@ class Evaluation:
             errors if the probabilities were true; structures have `ece_REGION_resampled`, the mean ECE of drawn labels.
         summary: `summary.json`: mean, standard deviation over cases and number of cases of every measure, the pooled
             calibration errors, the temperature that the logits were divided by (1 without), the structures that only
-            the ground truth has (`missed`) or only the prediction (`spurious`), the patient of each case, the units of
-            distances (`unit`) and volumes (`volume_unit`), the number of `channels`, and whether each has a `sigmoid`
-            of its own.
+            the ground truth has (`missed`) or only the prediction (`spurious`), the patient of each case, a hash of its
+            label (`labels`), the units of distances (`unit`) and volumes (`volume_unit`), the number of `channels`, and
+            whether each has a `sigmoid` of its own.
         class_names: Names of the N classes, or of the channels of sigmoids.
         regions: `calibration.json`: bins pooled over cases, by kind, of each region: `top_label` and `classwise`; for
             regions with a closed form `top_label_if_true` and `classwise_if_true`, the bins if the probabilities were
@@ -72,6 +74,17 @@ class Evaluation:
     coverage: Array = field(default_factory=lambda: np.empty(0))
     risk: Array = field(default_factory=lambda: np.empty((0, 0)))
     magnitudes: Array | None = None
+
+    def items(self, patient_pattern: str | None = None) -> list[dict[str, str]]:
+        """Return its cases for `find_shared`, with the patients that a pattern finds in their names, or as recorded."""
+        labels, items = self.summary.get("labels", {}), []
+        number = Counter(labels.values())
+        for case, patient in self.summary["patients"].items():
+            match = re.search(patient_pattern, case) if patient_pattern else None
+            content = labels.get(case, "")  # a label that several have tells no case from another
+            of = match[0] if match else patient
+            items.append({"case": case, "patient": of, "content": content if number[content] == 1 else ""})
+        return items
 
     def write(self, folder: Path) -> None:
         """Write the table and the JSON files."""

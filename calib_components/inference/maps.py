@@ -24,6 +24,7 @@ from calib_components.errors import InputError, check_choice, make_folder, writi
 from calib_components.inference.grid import ImageGrid
 from calib_components.inference.images import MAPS, result_name
 from calib_components.inference.scratch import release, scratch
+from calib_components.metrics.voxels import RANGE_TOLERANCE, SUM_TOLERANCE
 
 INTEGERS = {8: torch.uint8, 16: torch.uint16}
 SLAB = 2**22  # values of a slab: voxels times classes
@@ -52,7 +53,16 @@ def fill_background(probabilities: torch.Tensor) -> torch.Tensor:
 
 
 def normalized_entropy(probabilities: torch.Tensor) -> torch.Tensor:
-    """Return the entropy over the classes of `(N, *S)`, divided by its largest value log N: `(1, *S)`, from 0 to 1."""
+    """Return the entropy over the classes of `(N, *S)`, divided by its largest value log N: `(1, *S)`, from 0 to 1.
+
+    Raises an `InputError` if these are not the probabilities of a softmax, or a batch of them.
+    """
+    off = (probabilities.sum(0) - 1).abs().max()
+    if len(probabilities) < 2 or probabilities.min() < -RANGE_TOLERANCE or not off <= 2 * SUM_TOLERANCE:
+        raise InputError(
+            "probabilities must be (N, *S) and sum to 1 over the N classes. Apply softmax to logits; give the cases of "
+            "a batch one by one."
+        )
     largest = torch.log(torch.tensor(float(len(probabilities))))
     return torch.special.entr(probabilities).sum(0, keepdim=True) / largest
 

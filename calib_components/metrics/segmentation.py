@@ -11,6 +11,7 @@ from scipy.spatial import KDTree
 
 from calib_components.errors import InputError, warn_once
 from calib_components.metrics.base import CaseMetric, plain_tensor
+from calib_components.metrics.voxels import check_axes
 
 
 def dice(y_pred: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -138,6 +139,7 @@ def _masks(y_pred: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.T
     if y_pred.ndim < 3 or y_pred.numel() == 0:
         raise InputError(f"y_pred must have shape (B, C, *S) and at least one voxel, got {tuple(y_pred.shape)}.")
     batch, channels, *spatial = y_pred.shape
+    check_axes(y_pred, y)
     if y.shape == y_pred.shape:
         return _binary(y_pred, "y_pred"), _binary(y, "y")
     if y.shape != (batch, 1, *spatial):

@@ -7,7 +7,7 @@ With `sigmoid`, each channel is a binary problem of its own: it is read like a p
 probabilities `1 - p` and `p`. One channel alone is always read in this way.
 
 Every voxel that is not ignored must have probabilities in [0, 1] within 1e-5 that sum to 1 within 1e-2 (half precision
-rounds by about this much), and a valid label.
+rounds by about this much), and a valid label. Probabilities whose sum is off by more than rounding are divided by it.
 """
 
 from __future__ import annotations
@@ -26,6 +26,9 @@ from calib_components.metrics.regions import IGNORED, Region, band_mask
 CPU_CHUNK, GPU_CHUNK = 2**18, 2**23  # probabilities per chunk
 RANGE_TOLERANCE = 1e-5
 SUM_TOLERANCE = 1e-2
+SUM_ROUNDING = 1e-5
+FEWEST_SUMS = 16  # below which sums of 1 may be chance
+MANY = 8  # more overlapping structures in one dimension are the rows of an image
 INVALID_LABEL = torch.iinfo(torch.int64).min
 
 
@@ -44,6 +47,13 @@ class Voxels:
         self.values: torch.Tensor = values
         self.label: torch.Tensor = label
         self._index = index
+
+    def normalize(self) -> None:
+        """Divide probabilities by their sum where it is not 1 up to rounding."""
+        sums = self.values.sum(0)
+        is_off = (sums - 1).abs() > max(SUM_ROUNDING, torch.finfo(self.volume.values.dtype).eps)
+        if not self.volume.logits and is_off.any():
+            self.values = self.values / sums.where(is_off, 1)
 
     @functools.cached_property
     def p(self) -> torch.Tensor:
@@ -162,8 +172,39 @@ def check_tensors(
         expected = f"{tuple(y_pred.shape)} (0 or 1 in each channel)"
         if not sigmoid:
             expected = f"{(batch, 1, *spatial)} (class index) or {tuple(y_pred.shape)} (one-hot)"
-        raise InputError(f"y must have shape {expected} to match {name}, (B, N, *S), got {tuple(y.shape)}.")
+        hint = " Items of lists have no batch axis, (N, *S)." if channels == 1 else ""
+        raise InputError(f"y must have shape {expected} to match {name}, (B, N, *S), got {tuple(y.shape)}.{hint}")
+    check_axes(y_pred, y, sigmoid, name)
     return y_pred, y
+
+
+def check_axes(y_pred: torch.Tensor, y: torch.Tensor, sigmoid: bool = False, name: str = "y_pred") -> None:
+    """Raise `InputError` if values sum to 1 along an axis that is not that of classes, or has a sigmoid for each."""
+    if not sigmoid and _is_1(y_pred[..., :1].float().sum(1)):
+        return
+    if sigmoid and sum_to_1(y_pred, 1):
+        raise InputError(f"{name} sums to 1 over its channels, as a softmax does. Set sigmoid=False.")
+    if y_pred.ndim > 3 and sum_to_1(y_pred, 2):
+        raise InputError(f"{name} has its classes along the third axis. Items of lists have no batch axis, (N, *S).")
+    if y.shape == y_pred.shape and (
+        (sum_to_1(y_pred, 0) and sum_to_1(y, 0))
+        or (y.ndim == 3 and min(y.shape[1:]) > MANY and ((y == 1).sum(1) > 1).any())  # rows of one structure
+    ):
+        raise InputError(f"{name} has no batch axis: its classes lie along the first one. Give {name}[None], y[None].")
+
+
+def sum_to_1(values: torch.Tensor, axis: int) -> bool:
+    """Whether values that differ along an axis sum to 1 along it everywhere."""
+    if values.shape[axis] < 2 or values.numel() < FEWEST_SUMS * values.shape[axis]:
+        return False
+    if not _is_1(values[..., :1].float().sum(axis)):  # a part suffices nearly always
+        return False
+    values = values.float()
+    return _is_1(values.sum(axis)) and bool((values.amax(axis) - values.amin(axis) > 0.1).any())
+
+
+def _is_1(sums: torch.Tensor) -> bool:
+    return bool(((sums - 1).abs() <= SUM_TOLERANCE).all())
 
 
 def read_voxels(
@@ -219,6 +260,7 @@ def read_chunks(
         for voxels in volume.chunks():
             if not _is_valid(voxels):
                 raise InputError(_describe_invalid((part for each in volumes() for part in each.chunks()), y_pred))
+            voxels.normalize()
             only_0_and_1 = only_0_and_1 and bool(((voxels.p == 0) | (voxels.p == 1)).all())
             any_voxel = True
             yield voxels

@@ -8,6 +8,7 @@ import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from fire.parser import DefaultParseValue
 from monai.bundle import ConfigParser
 
 from calib_components.bundle import check_values, read_as_typed
+from calib_components.data.overlap import Shared, find_shared
 from calib_components.errors import InputError, nearest, reading
 from calib_components.handlers.fingerprint import (
     EVALUATION,
@@ -29,7 +31,7 @@ from calib_components.tools.compare.cell_settings import CellSettings
 from calib_components.tools.compare.settings import Setting
 
 Ids = Mapping[str, tuple[str, ...]]
-SET_PER_CELL = ("bundle_root", "ckpt_dir", "device", "load_path", "loss", "output_dir", "resume", "seed")
+SET_PER_CELL = ("bundle_root", "ckpt_dir", "device", "load_path", "loss", "output_dir", "overwrite", "resume", "seed")
 # Further options that have no effect on numbers: places, names for display, and who does the work.
 WITHOUT_EFFECT = ("dataset_dir", "datalist", "facts_file", "class_names", "file_suffixes", "cache", *LOADING)
 # What reaches a calibrator, besides the trained network.
@@ -97,13 +99,14 @@ class Protocol:
         # A further test set has its own list and facts, and all its cases for testing are evaluated.
         kept = {name: value for name, value in for_evaluation.items() if name not in ("datalist", "facts_file")}
         further = {name: {**kept, "dataset_dir": str(place)} for name, place in self.test_sets.items()}
+        listed = fingerprint_of_list(datalist)
         settings = CellSettings(
             method=setting.name,
             label=setting.label,
             seed=seed,
             bundle=self.bundle.resolve().name,
-            datalist=fingerprint_of_list(datalist),
-            patients=_evaluated_patients(datalist, evaluation["split"]),
+            datalist=listed,
+            patients=_evaluated_patients(datalist, evaluation["split"], self.dataset_dir, listed),
             training=training,
             evaluation=evaluation,
             overrides={
@@ -131,7 +134,7 @@ class Protocol:
                 steps.append(step(f"{name}_on_{test_set}", "evaluate", output, {**options, "split": "testing"}, late))
             return steps
 
-        options = {"output_dir": work, "resume": True, **for_training, **own}
+        options = {"output_dir": work, "resume": True, "overwrite": True, **for_training, **own}
         steps = [step("train", f"losses/{setting.loss}", "history.csv", options), *evaluations("evaluate", "", False)]
         if settings.calibration:
             in_folds = fold is not None
@@ -162,11 +165,16 @@ class Protocol:
             return self.dataset_dir / f"datalist_fold{fold}.json"
         return Path(str(self.overrides.get("datalist", self.dataset_dir / "datalist.json")))
 
-    def seen_patients(self, test_set: str) -> list[str]:
-        """Return the patients of a further test set that networks are trained, selected or calibrated on."""
-        tested = read_patients(self.test_sets[test_set] / "datalist.json", "testing")
+    def seen_cases(self, test_set: str) -> list[Shared]:
+        """Return cases of a further test set whose patients are called as in the training; its volumes are an error."""
+        folder = self.test_sets[test_set]
+        tested = read_cases(folder / "datalist.json", "testing", folder)
         lists = [(self.datalist(fold), split) for fold in self._folds for split in ("training", "validation")]
-        return sorted({patient for place in lists for patient in read_patients(*place).values()} & {*tested.values()})
+        shared = find_shared(tested, [item for place in lists for item in read_cases(*place, self.dataset_dir)])
+        for pair in shared:
+            if pair.is_volume:
+                raise InputError(f"--evaluate_on: {folder} has cases of the training: {pair}. Leave them out.")
+        return shared
 
     def _files(self, *names: str) -> list[Path]:
         return [self.bundle / "configs" / f"{name}.yaml" for name in names]
@@ -245,18 +253,24 @@ def _shows(parser: ConfigParser, name: str, ids: Ids) -> bool:
     return fingerprint(changed.get(), ids) != fingerprint(parser.get(), ids)
 
 
+def read_cases(datalist: Path, split: str, folder: Path) -> list[dict[str, Any]]:
+    """Return the cases of a split, for `find_shared`."""
+    with reading(datalist, "the list of prepared cases, as prepare_data writes it"):
+        cases = json.loads(datalist.read_bytes()).get(split, [])
+        return [{"patient": item["case"], **item, "image": folder / item.get("image", "")} for item in cases]
+
+
 def read_patients(datalist: Path, split: str) -> dict[str, str]:
     """Return the patient of each case of a split."""
-    with reading(datalist, "the list of prepared cases, as prepare_data writes it"):
-        cases = json.loads(datalist.read_text(encoding="utf-8")).get(split, [])
-        return {item["case"]: item.get("patient", item["case"]) for item in cases}
+    return {item["case"]: item["patient"] for item in read_cases(datalist, split, Path())}
 
 
-def _evaluated_patients(datalist: Path, split: str) -> dict[str, str]:
+@cache  # all cells have few lists; their content is an argument, since a list may change
+def _evaluated_patients(datalist: Path, split: str, folder: Path, content: str) -> dict[str, str]:
     """Return the patient of each case of a split, none of whom is trained on or, for another split, validated on."""
-    if not (patients := read_patients(datalist, split)):
+    if not (cases := read_cases(datalist, split, folder)):
         raise InputError(f"{datalist} has no cases for {split}.")
     for other in {"training", "validation"} - {split} if split != "training" else ():
-        if both := {*patients.values()} & {*read_patients(datalist, other).values()}:
-            raise InputError(f"{datalist}: patient {min(both)} is in {split} and in {other}.")
-    return patients
+        if shared := find_shared(cases, read_cases(datalist, other, folder)):
+            raise InputError(f"{datalist}: {shared[0]}, in {split} and in {other}.")
+    return read_patients(datalist, split)

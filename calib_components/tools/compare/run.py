@@ -170,6 +170,7 @@ def compare_losses(
         for fold in ([None] if folds is None else range(folds))
     ]
     _check_comparable(cells, out)
+    seen = {name: protocol.seen_cases(name) for name in test_sets}
     count = workers or len(devices or [None])
     pool = make_executor(executor, count, work / "slurm", slurm)
     is_new = not work.is_dir() or not any(work.iterdir())
@@ -185,8 +186,9 @@ def compare_losses(
         if not cell.unfinished():
             print(f"{cell.settings.name}: finished before, {cell.results}")
     for name in test_sets:
-        if seen := protocol.seen_patients(name):
-            print(f"{name}: {len(seen)} of its patients have names of patients trained or validated on, as {seen[0]}")
+        if seen[name]:
+            number = len({pair.one["patient"] for pair in seen[name]})
+            print(f"{name}: {number} of its patients have names of patients trained or validated on: {seen[name][0]}")
     free: queue.SimpleQueue[str] | None = queue.SimpleQueue() if devices else None
     if free and devices:
         for number in range(count):

@@ -20,6 +20,7 @@ from calib_components.tools.evaluate.classes import IGNORED, Classes, paint
 from calib_components.tools.evaluate.notes import check_notes, note
 from calib_components.tools.evaluate.pairs import Case, classes_of, find_cases, patients_of, read_case
 from calib_components.tools.parallel import map_cases
+from calib_components.tools.report.clinical import check_apart
 from calib_components.tools.report.report import report_folders
 
 REPORT = "report"  # folder of the page inside the output folder
@@ -81,8 +82,11 @@ def evaluate_predictions(
     if validation is not None:
         if cases[0].channels == 0:
             raise InputError("--validation chooses thresholds of probabilities, and the predictions are label maps.")
-        if (others := Evaluation.read(validation).structures) != [*classes.structures]:
+        fitted = Evaluation.read(validation)
+        if (others := fitted.structures) != [*classes.structures]:
             raise InputError(f"--validation: {validation} has the structures {others}, not {[*classes.structures]}.")
+        tested = [{"case": case, "patient": patient} for case, patient in patients.items()]
+        check_apart(tested, fitted.items(patient_pattern), validation)
     estimate = estimate_of(predictions, [case.prediction for case in cases])
     temperature = None if estimate is None else estimate.temperature
     items = []

@@ -14,7 +14,13 @@ from calib_components.metrics.regions import Region
 from calib_components.metrics.voxels import read_voxels
 from calib_components.posthoc import KINDS, Calibrator, Estimate
 from calib_components.tools.evaluate.classes import IGNORED, Classes
-from calib_components.tools.evaluate.notes import Notes, other_beside, warn_of_other_beside
+from calib_components.tools.evaluate.notes import (
+    Notes,
+    check_background,
+    count_right,
+    other_beside,
+    warn_of_other_beside,
+)
 from calib_components.tools.evaluate.pairs import Case, Saved, read_case
 from calib_components.tools.parallel import map_cases
 
@@ -52,6 +58,7 @@ def fit_calibrator(
     for of_case, _ in fitted:
         pooled.add(of_case)
     notes = [noted for _, noted in fitted]
+    check_background(notes)
     check_beside(notes)
     estimate = pooled.compute()
     where = "all voxels" if region.kind == "all" else f"the voxels of region {region.name}"
@@ -81,8 +88,8 @@ def _fit_case(
     logits = logits_of(saved.probabilities, saved.lowest, saved.highest, classes.sigmoid)
     fit.update(logits[None], saved.label[None], patients[case.name])
     denied, nll = _count_denied(saved, fit)
-    beside = other_beside(case, saved, classes)
-    return fit, {"file": str(case.prediction.files[0]), "beside": beside, "denied": denied, "nll": nll}
+    notes = {"file": str(case.prediction.files[0]), "beside": other_beside(case, saved, classes)}
+    return fit, {**notes, "right": count_right(saved), "denied": denied, "nll": nll}
 
 
 def _count_denied(saved: Saved, fit: Calibrator) -> tuple[int, float]:

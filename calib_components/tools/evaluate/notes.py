@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from nibabel.orientations import apply_orientation
 
+from calib_components.errors import InputError
 from calib_components.inference.images import NIFTI
-from calib_components.tools.evaluate.classes import Classes, label_classes
+from calib_components.tools.evaluate.classes import IGNORED, Classes, label_classes
 from calib_components.tools.evaluate.formats import Header, is_label_map, read_label_map
 from calib_components.tools.evaluate.pairs import Case, Saved, listed, turn_onto
 
@@ -32,6 +33,7 @@ def note(case: Case, saved: Saved, classes: Classes) -> dict[str, Any]:
         "other_codes": list(saved.other_codes),
         "other_predicted": list(saved.other_predicted),
         "beside": other_beside(case, saved, classes),
+        "right": count_right(saved),
         "is_unit": saved.spacing == (1, 1, 1),
     }
     if saved.probabilities is not None:
@@ -42,6 +44,7 @@ def note(case: Case, saved: Saved, classes: Classes) -> dict[str, Any]:
 def check_notes(records: Sequence[Mapping[str, Any]], classes: Classes, predictions: Path, labels: Path) -> None:
     """Check what only all cases together tell, and warn of likely mistakes."""
     logger, notes = logging.getLogger(__name__), [record["notes"] for record in records]
+    check_background(notes)
     present = set().union(*(noted["present"] for noted in notes))
     for name in filter(lambda name: name not in present, classes.structures):
         codes = sorted(set().union(*(classes.codes[channel] for channel in classes.structures[name])))
@@ -63,6 +66,26 @@ def check_notes(records: Sequence[Mapping[str, Any]], classes: Classes, predicti
     if all(noted["is_unit"] for noted in notes):
         message = "%s: voxels are 1 x 1 x 1 mm in every header. If spacings were lost, mm and ml here are voxels."
         logger.warning(message, labels)
+
+
+def count_right(saved: Saved) -> list[list[int]]:
+    """Count voxels of background and of structures: all, right ones, and right ones with the last channel first."""
+    channels = 0 if saved.probabilities is None or saved.sigmoid else len(saved.probabilities)
+    label, moved = saved.label[0], (saved.prediction.int() + 1) % max(channels, 1)
+    parts = (label == 0, (label > 0) & (label != IGNORED) & (channels > 0))
+    return [
+        [int((part & right).sum()) for right in (part, saved.prediction == label, moved == label)] for part in parts
+    ]
+
+
+def check_background(notes: Sequence[Notes]) -> None:
+    """Check that the background is not the last channel: a network that is merely bad never looks like this."""
+    voxels, right, moved = np.sum([noted["right"] for noted in notes], 0).T
+    if (right < voxels / 4).all() and (moved > voxels * [0.75, 0.5]).all():
+        raise InputError(
+            f"{notes[0]['file']}: the background seems to be the last channel: {right.sum() / voxels.sum():.0%} of all "
+            f"voxels are right, but {moved.sum() / voxels.sum():.0%} if it were the first. Save the background first."
+        )
 
 
 def other_beside(case: Case, saved: Saved, classes: Classes) -> tuple[int, int]:

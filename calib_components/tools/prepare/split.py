@@ -13,6 +13,7 @@ from typing import Any
 
 from calib_components.data.cases import IMAGE, LABEL, SPLITS
 from calib_components.data.facts import DATALIST, Facts
+from calib_components.data.overlap import find_shared
 from calib_components.errors import InputError, reading, writing
 from calib_components.tools.prepare.case import Case
 
@@ -84,6 +85,8 @@ def write_datalists(
     for name, (_, split) in splits.items():
         _check_unchanged(out / name, {case.name: split[case.patient] for case in cases})
     lists = {name: _list_cases(cases, split) for name, (_, split) in splits.items()}
+    for listed in lists.values():
+        _check_volumes(listed, out)
     for name, listed in lists.items():
         datalist = {
             "name": out.name,
@@ -117,12 +120,23 @@ def _list_cases(cases: Sequence[Case], split: Mapping[str, str]) -> Listed:
     return listed
 
 
+def _check_volumes(listed: Listed, out: Path) -> None:
+    """Refuse an image that is on two sides, under the names of two patients."""
+    for one, other in itertools.combinations(SPLITS, 2):
+        sides = ([{**item, "image": out / item["image"]} for item in listed[split]] for split in (one, other))
+        for first, second, _ in find_shared(*sides):
+            raise InputError(
+                f"{first['image']} and {second['image']} hold the same image, but would be for {one} and {other}. "
+                "Remove one of them from the data set, or let --patient give both the same patient."
+            )
+
+
 def _check_unchanged(file: Path, now: Mapping[str, str]) -> None:
     """A model may have been trained on the present split, so no case may silently move to another."""
     if not file.is_file():
         return
     with reading(file):
-        content = json.loads(file.read_text())
+        content = json.loads(file.read_bytes())
         before = {item["case"]: split for split in SPLITS for item in content[split]}
     for case in sorted(before.keys() & now.keys()):
         if before[case] != now[case]:

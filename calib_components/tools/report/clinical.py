@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from calib_components.data.overlap import Items, find_shared
 from calib_components.errors import InputError, printable
 from calib_components.handlers.evaluation_files import Evaluation
 from calib_components.tools.report.conclusion import expected_and_true, worst_cases
@@ -141,6 +142,20 @@ def _thresholds(results: Results, chosen: Mapping[str, float]) -> Section:
         "cases would be too optimistic."
     )
     return _section("thresholds", "Thresholds", caption, records, pictures)
+
+
+def check_apart(cases: Items, others: Items, folder: Path) -> list[str]:
+    """Refuse thresholds chosen on the cases under test; return a notice where only their names are the same."""
+    shared = find_shared(cases, others)
+    if certain := [pair for pair in shared if not pair.is_only_name]:
+        raise InputError(
+            f"--validation: {folder} has {len(certain)} of the cases or patients under test: {certain[0]}. Give an "
+            "evaluation of other patients."
+        )
+    about = (
+        "of the cases have names of the validation folder, too. If they are the same, thresholds were chosen on them."
+    )
+    return [f"{len(shared)} {about}"] if shared else []
 
 
 def choose_thresholds(folder: Path, found: Evaluation, results: Results) -> tuple[dict[str, float], str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from calib_components.errors import InputError, check_choice
 from calib_components.handlers.evaluation_files import Evaluation
 from calib_components.tools.report import sections
-from calib_components.tools.report.clinical import choose_thresholds, clinical_sections
+from calib_components.tools.report.clinical import check_apart, choose_thresholds, clinical_sections
 from calib_components.tools.report.conclusion import conclude_differences, conclude_one
 from calib_components.tools.report.data import WITH, WITHOUT, Results, dataset_of, write_compact
 from calib_components.tools.report.overview import (
@@ -132,10 +132,8 @@ def _described(found: Results, reference: str, validation: Path | None = None) -
             fitted = Evaluation.read(validation)
             chosen, sentence = choose_thresholds(validation, fitted, found)
             conclusion += f" {sentence}" if chosen else ""
-            if both := {*fitted.summary["patients"].values()} & {*found.patients()}:
-                notices.append(
-                    f"{len(both)} of the patients are in the validation folder too: thresholds were chosen on them."
-                )
+            (tested,) = found.evaluations.values()
+            notices += check_apart(tested.items(), fitted.items(), validation)
         parts += clinical_sections(found, chosen)
     elif not found.cells.empty:
         parts.append(sections.cells_section(found))

@@ -70,6 +70,9 @@ def test_channels_of_sigmoids_have_no_background() -> None:
 def test_entropy_is_0_for_certainty_and_1_for_ignorance() -> None:
     p = torch.tensor([[1.0, 1 / 3, 0.5], [0.0, 1 / 3, 0.5], [0.0, 1 / 3, 0.0]])
     torch.testing.assert_close(normalized_entropy(p), torch.tensor([[0, 1, math.log(2) / math.log(3)]]))
+    for wrong in (LOGITS, p.T[:, :, None].repeat(1, 1, 2), p[None], LOGITS.softmax(0)[:1]):
+        with pytest.raises(InputError, match="softmax to logits"):
+            normalized_entropy(wrong)
 
 
 LOGITS = torch.randn(3, 4, 3, 2, generator=torch.Generator().manual_seed(0))

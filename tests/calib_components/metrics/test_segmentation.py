@@ -111,6 +111,8 @@ def test_a_structure_that_is_left_out_as_background_is_warned_of() -> None:
         warn_once.cache_clear()  # they say the same
 
 
+LABELS = torch.arange(9).view(9, 1).expand(9, 12) // torch.tensor([3, 4])[:, None, None]
+ONE_HOT = torch.nn.functional.one_hot(LABELS, 3).movedim(-1, 1)  # (2, 3, 9, 12)
 MASKS = structure_masks(torch.tensor([[[0, 1, 2, 2]]]), [[1], [2], [1, 2]])[None]  # no channel of the background
 
 
@@ -124,6 +126,10 @@ MASKS = structure_masks(torch.tensor([[[0, 1, 2, 2]]]), [[1], [2], [1, 2]])[None
         (MASKS, torch.tensor([[[[0, 1, 2, 2]]]]), "y_pred must be one-hot .* 4 of 4 voxels in several classes or none"),
         (torch.zeros(4), torch.zeros(4), r"shape \(B, C, \*S\)"),
         (torch.zeros(1, 1, 4), torch.zeros(1, 1, 4), "one channel"),
+        (ONE_HOT[0], ONE_HOT[1], "no batch axis"),  # also of volumes, whose slices would be structures
+        (ONE_HOT[0, :, None].expand(3, 5, 9, 12), ONE_HOT[1, :, None].expand(3, 5, 9, 12), "no batch axis"),
+        (ONE_HOT[0, 1:2], ONE_HOT[1, 1:2], "no batch axis"),
+        ([ONE_HOT[:1]], [ONE_HOT[1:]], "Items of lists have no batch axis"),
     ],
 )
 def test_wrong_input(y_pred: torch.Tensor, y: torch.Tensor, message: str) -> None:

@@ -85,6 +85,7 @@ def test_regions_ignored_voxels_and_sigmoids() -> None:
     torch.testing.assert_close(in_region.risk, kept.risk)
     torch.testing.assert_close(in_region.aurc, kept.aurc)
 
+    y_pred = y_pred.double().square()  # not a softmax any more
     sigmoid = risk_coverage(y_pred, torch.stack([label == k for k in range(3)], 1), sigmoid=True)
     p = y_pred.flatten(1).double()  # the voxels of all channels in one row
     truth = torch.stack([label == k for k in range(3)], 1).flatten(1).long()

@@ -107,7 +107,8 @@ def test_channels_of_sigmoids_are_problems_of_two_classes() -> None:
 )
 def test_unsuitable_options(structures: Any, options: dict[str, Any], message: str) -> None:
     y_pred, y = softmax_case(3, 3)
-    y = (y == torch.arange(4).view(4, 1, 1)).int() if "sigmoid" in options else y
+    if "sigmoid" in options:
+        y_pred, y = y_pred**2, (y == torch.arange(4).view(4, 1, 1)).int()
     with pytest.raises(InputError, match=message):
         measure_structures(**{"y_pred": y_pred, "y": y, "structures": structures, **options})
 

@@ -10,8 +10,12 @@ from torch.nn import functional as F
 
 from calib_components.errors import InputError
 from calib_components.metrics import (
+    BrierMetric,
+    CalibrationMetric,
     ECEMetric,
+    NLLMetric,
     Region,
+    RiskCoverageMetric,
     adaptive_calibration_error,
     calibration_bins,
     risk_coverage,
@@ -69,7 +73,7 @@ def test_errors_of_sigmoids() -> None:
         (P, Y, r"y must have shape \(2, 4, 5, 6\) \(0 or 1"),
         (P.log(), ONE_HOT, "of 240 values outside .* Apply sigmoid"),
         (spoil(P, torch.nan, 1), ONE_HOT, "got 1 of 240"),
-        (P, spoil(ONE_HOT, 254, 1), r"y must hold 0 or 1 in each channel \(or ignore_index=255\), .* in 1 of 240"),
+        (P**2, spoil(ONE_HOT, 254, 1), r"y must hold 0 or 1 in each channel \(or ignore_index=255\), .* in 1 of 240"),
     ):
         with pytest.raises(InputError, match=message):
             calibration_bins(y_pred, y, sigmoid=True, ignore_index=255)
@@ -134,3 +138,64 @@ def test_logits_of_one_channel_and_invalid_ones() -> None:
     logits[0, 0, :3, 0] = torch.inf
     with pytest.raises(InputError, match="logits must be finite, got 3 of 30"):
         list(read_voxels(logits, y, Region("all"), logits=True))
+
+
+SIGMOIDS = torch.rand(2, 3, 5, 6, generator=GENERATOR)
+REGIONS = torch.stack([Y[:, 0] > 0, Y[:, 0] > 1, Y[:, 0] > 2], 1).float() * 0.9 + 0.05  # nested, as those of BraTS
+
+
+@pytest.mark.parametrize(
+    ("y_pred", "y", "sigmoid", "message"),
+    [
+        ([*P[:, None]], [*ONE_HOT[:, None]], False, r"Items of lists have no batch axis, \(N, \*S\)"),
+        ([*P[:, None]], [*ONE_HOT[:, None]], True, "Items of lists have no batch axis"),
+        ([*P[:, None]], [*Y[:, None]], False, "Items of lists have no batch axis"),
+        (P, ONE_HOT, True, "sums to 1 over its channels, as a softmax does. Set sigmoid=False"),
+        (P.half(), ONE_HOT, True, "sums to 1 over its channels"),
+        (P[0], ONE_HOT[0], False, r"no batch axis.* y_pred\[None\]"),
+        (P[0], ONE_HOT[0], True, "no batch axis"),
+        (P[0, :, None], ONE_HOT[0, :, None], True, "no batch axis"),
+        (torch.rand(1, 20, 30), torch.ones(1, 20, 30), True, "no batch axis"),
+    ],
+)
+def test_classes_along_another_axis_are_refused(
+    y_pred: torch.Tensor, y: torch.Tensor, sigmoid: bool, message: str
+) -> None:
+    for metric in (ECEMetric, NLLMetric, BrierMetric, RiskCoverageMetric, CalibrationMetric):
+        with pytest.raises(InputError, match=message):
+            metric(sigmoid=sigmoid)(y_pred, y)
+
+
+@pytest.mark.parametrize(
+    ("y_pred", "y"),
+    [
+        (SIGMOIDS, (SIGMOIDS > 0.3).int()),
+        (REGIONS, (REGIONS > 0.5).int()),
+        (SIGMOIDS[:, :1], (SIGMOIDS[:, :1] > 0.3).int()),
+        (torch.full((2, 2, 8, 8), 0.5), torch.ones(2, 2, 8, 8)),
+        (torch.stack([REGIONS[0], 1 - REGIONS[0]]), torch.stack([REGIONS[0], REGIONS[0]]).round()),
+        (torch.rand(1, 20, 1), torch.ones(1, 20, 1)),  # 20 labels of an image
+    ],
+)
+def test_sigmoids_of_structures_pass(y_pred: torch.Tensor, y: torch.Tensor) -> None:
+    for given in ((y_pred, y), ([*y_pred], [*y])):
+        assert ECEMetric(sigmoid=True, region="all")(*given) is not None
+
+
+def test_sums_that_are_not_1_are_divided_by() -> None:
+    off = P * torch.linspace(0.992, 1.008, 6)
+    exact, same = P.double() / P.double().sum(1, keepdim=True), P.clone()
+    for metric in (NLLMetric, BrierMetric, ECEMetric):
+        found = []
+        for y_pred in (off, exact, same):
+            measure = metric(region="all")
+            measure(y_pred, Y)
+            found.append(measure.aggregate().item())
+        assert found[0] == pytest.approx(found[1], abs=1e-6)
+    p = P.double().permute(1, 0, 2, 3)
+    label = Y.permute(1, 0, 2, 3)
+    measure = NLLMetric(region="all")
+    measure(P, Y)  # sums of float32 are left as they are
+    assert measure.aggregate("none").tolist() == pytest.approx(
+        (-p.gather(0, label)[0].log()).mean((1, 2)).tolist(), rel=1e-12
+    )

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import fire
+import numpy as np
 import pytest
 import yaml
 
@@ -18,7 +19,7 @@ from calib_components.tools.compare.cell_settings import CellSettings, add_to_pl
 from calib_components.tools.compare.plan import PlannedCell, Protocol
 from calib_components.tools.compare.settings import PRESETS, Setting, choose_settings
 from tests.calib_components.tools.compare.conftest import write_list
-from tests.helpers import ACDC
+from tests.helpers import ACDC, save
 
 NACL_MAX = next(setting for setting in PRESETS["table3"] if setting.name == "nacl_max")
 
@@ -136,7 +137,25 @@ class TestRefusals:
 
     def test_patients_of_a_test_set_that_the_network_has_seen_are_named(self, data: Path, scanner: Path) -> None:
         write_list(scanner, testing="abx")
-        assert Protocol(ACDC, data, data, data, {}, None, {"b": scanner}).seen_patients("b") == ["a", "b"]
+        protocol = Protocol(ACDC, data, data, data, {}, None, {"b": scanner})
+        assert [pair.one["patient"] for pair in protocol.seen_cases("b")] == ["a", "b"]
+
+    def test_volumes_of_the_training_are_refused(self, data: Path, scanner: Path) -> None:
+        rng = np.random.default_rng(0)
+        for folder in (data, scanner):
+            content = json.loads((folder / "datalist.json").read_text())
+            for item in (item for split in content.values() for item in split):
+                item["image"] = f"{item['case']}.nii"
+                save(folder / item["image"], rng.random((4, 4, 2), np.float32))
+            (folder / "datalist.json").write_text(json.dumps(content))
+        protocol = Protocol(ACDC, data, data, data, {}, None, {"b": scanner})
+        assert protocol.seen_cases("b") == []
+        shutil.copy(data / "b_1.nii", scanner / "y_1.nii")
+        with pytest.raises(InputError, match=r"--evaluate_on: .*same volume is on both sides \(y_1 and b_1\)"):
+            protocol.seen_cases("b")
+        shutil.copy(data / "a_1.nii", data / "c_1.nii")
+        with pytest.raises(InputError, match=r"datalist\.json: the same volume is on both sides \(c_1 and a_1\)"):
+            plan(data)
 
 
 class TestSettings:

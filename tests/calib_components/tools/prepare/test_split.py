@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from pathlib import Path
 
+import nibabel as nib
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -82,6 +83,20 @@ class TestDatalist:
             assert all(Path(item[key]).is_file() for item in items for key in ("image", "label"))
             patients += {item["patient"] for item in items}
         assert sorted(patients) == sorted({path.name[:10] for path in out.glob("patient*")})  # each in one split
+
+    def test_one_image_under_two_names_stays_on_one_side(self, src: Path, out: Path, prepare: Prepare) -> None:
+        training = src / "training"
+        for file in (training / "patient001").glob("*frame01.nii.gz"):  # with another label
+            nib.load(file).to_filename(training / "patient002" / file.name.replace("001", "002"))
+        with pytest.raises(
+            InputError, match=r"patient002_frame01/image\.nii hold the same image, but would be for train"
+        ):
+            prepare(fractions=(0.5, 0, 0.5))
+        assert not (out / "datalist.json").exists()
+        with pytest.raises(InputError, match="hold the same image"):
+            prepare(fractions=(0, 0, 1), folds=2)
+        prepare(fractions=(0, 0, 1))
+        prepare(out=out.with_name("other"), fractions=(0.5, 0, 0.5), patient="patient")
 
     def test_no_patient_silently_changes_its_split(self, out: Path, prepare: Prepare) -> None:
         assert "No patient for validation" in prepare(fractions=(1, 0, 0))

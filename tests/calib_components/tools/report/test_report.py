@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 
 from calib_components.errors import InputError
+from calib_components.handlers.evaluation_files import Evaluation
 from calib_components.tools.report import clinical, overview, sections
 from calib_components.tools.report.conclusion import conclude_differences, conclude_one, worst_cases
 from calib_components.tools.report.data import Row
@@ -225,9 +226,32 @@ def test_report_of_one_evaluation_with_chosen_thresholds(tmp_path: Path) -> None
     assert means["RV", 0.5, "sensitivity"] == pytest.approx(0.9)  # 900 of 1000 voxels, of 1050 that are predicted
     assert means["RV", 0.5, "ppv"] == pytest.approx(900 / 1050, abs=1e-3)
     assert thresholds[thresholds["chosen"]].groupby("structure")["threshold"].nunique().tolist() == [1, 1, 1]
-    assert "patients are in the validation folder too" not in page
-    report_folders(tested, out=tmp_path / "out", validation=tested)
-    assert "8 of the patients are in the validation folder too" in (tmp_path / "out/report.md").read_text()
+    assert "validation folder, too" not in page
+
+
+def test_thresholds_are_not_chosen_on_cases_under_test(tmp_path: Path) -> None:
+    cases, hashes = cases_of(8), {case: f"hash of {case}" for case in cases_of(8)}
+    tested, own = write_evaluation(tmp_path / "test", cases, labels=hashes), {case: case for case in cases}
+
+    def check(others: dict[str, str], labels: dict[str, str], pattern: str | None = None) -> list[str]:
+        found = [Evaluation.read(tested), Evaluation.read(write_evaluation(tmp_path / "val", others, labels=labels))]
+        return clinical.check_apart(found[0].items(), found[1].items(pattern), tmp_path / "val")
+
+    for others, labels, pattern, expected in (
+        (cases, {}, None, "16 of the cases or patients under test: patient p00"),
+        ({"p07_3": "p07", "x": "x"}, {}, None, "2 of .*p07_1 and p07_3"),
+        ({"p07_3": "p07_3"}, {}, r"p\d+", "2 of .*p07_1 and p07_3"),
+        (own, hashes, None, "16 of .*the same volume"),
+        ({f"x{case}": "x" for case in cases}, {f"x{case}": hashes[case] for case in cases}, None, "16 of .*volume"),
+    ):
+        with pytest.raises(InputError, match=f"--validation: .*val has {expected}"):
+            check(others, labels, pattern)
+    phantoms = {f"x{case}": f"x{case}" for case in cases}
+    assert check(phantoms, dict.fromkeys(phantoms, "hash of p00_1")) == []  # labels that are all the same
+    with pytest.raises(InputError, match="--validation"):
+        report_folders(tested, out=tmp_path / "out", validation=tested)
+    write_evaluation(tested, own)
+    assert check(own, {})[0].startswith("16 of the cases have names of the validation folder, too.")
 
 
 def test_report_of_several_evaluations(tmp_path: Path) -> None:

@@ -1,0 +1,87 @@
+"""Whether two sets of cases share a patient or a volume: no fit, threshold or test may be on cases seen before.
+
+A case is an item: its name `case`, its `patient` and, where known, the file `image` or the `content_of` its label.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import os
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from calib_components.errors import reading
+
+SAMPLE = 352  # bytes that are compared first: the header of a NIfTI file
+Items = Sequence[Mapping[str, Any]]
+
+
+class Shared(NamedTuple):
+    """A case of each set, with the same volume or else of the same patient."""
+
+    one: Mapping[str, Any]
+    other: Mapping[str, Any]
+    is_volume: bool
+
+    def __str__(self) -> str:
+        names = " and ".join(dict.fromkeys((self.one["case"], self.other["case"])))
+        shared = "the same volume" if self.is_volume else f"patient {self.one['patient']}"
+        return f"{shared} is on both sides ({names})"
+
+    @property
+    def is_only_name(self) -> bool:
+        """Whether two cases, of which no patient is stated, have no more in common than their name."""
+        return not self.is_volume and self.one["case"] == self.one["patient"] == self.other["case"]
+
+
+def find_shared(one: Items, other: Items) -> list[Shared]:
+    """Find the cases of one set that share a volume or a patient with the other; few files are read as a whole."""
+    patients, alike = {item["patient"]: item for item in reversed(other)}, defaultdict(list)
+    for item in other:
+        alike[_outline(item)].append(item)
+    found = []
+    for item in one:
+        candidates = alike.get(outline, ()) if (outline := _outline(item)) else ()
+        if same := next((each for each in candidates if _content(each) == _content(item)), None):
+            found.append(Shared(item, same, True))
+        elif item["patient"] in patients:
+            found.append(Shared(item, patients[item["patient"]], False))
+    return found
+
+
+def content_of(label: torch.Tensor) -> str:
+    """Return the SHA-256 of a label; an empty text for one without structures."""
+    values = label.to(torch.int16).cpu().contiguous()
+    shape = repr(tuple(values.shape)).encode()
+    return hashlib.sha256(shape + values.numpy().tobytes()).hexdigest() if values.any() else ""
+
+
+def _outline(item: Mapping[str, Any]) -> Any:
+    """What equal volumes have in common, and few others; None for one that is not known."""
+    try:
+        with open(item["image"], "rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            if _is_packed(item):  # it ends with checksum and size of its content
+                file.seek(size - 8)
+                return file.read()
+            file.seek(size // 2)
+            middle = file.read(SAMPLE)
+            file.seek(0)
+            return size, middle, file.read(SAMPLE)
+    except (KeyError, OSError):
+        return item.get("content") or None
+
+
+def _content(item: Mapping[str, Any]) -> str:
+    if "image" not in item:
+        return item["content"]
+    with reading(item["image"]) as path, (gzip.open if _is_packed(item) else open)(path, "rb") as file:
+        return hashlib.sha256(file.read()).hexdigest()
+
+
+def _is_packed(item: Mapping[str, Any]) -> bool:
+    return str(item["image"]).lower().endswith(".gz")

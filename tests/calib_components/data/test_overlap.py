@@ -1,0 +1,58 @@
+"""Whether two sets of cases share a patient or a volume."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from calib_components.data import overlap
+from calib_components.data.overlap import content_of, find_shared
+from tests.helpers import save
+
+
+def item(case: str, patient: str | None = None, **volume: object) -> dict[str, object]:
+    return {"case": case, "patient": patient or case, **volume}
+
+
+@pytest.mark.parametrize("ending", ["nii", "nii.gz"])
+def test_volumes_are_found_under_any_name_and_few_files_are_read(
+    ending: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = np.random.default_rng(0).random((6, 5, 4, 4), np.float32)
+    for index, name in enumerate(["a", "b", "c"]):
+        save(tmp_path / f"{name}.{ending}", values[index])
+    nib.load(tmp_path / f"b.{ending}").to_filename(tmp_path / f"renamed.{ending}")  # its name is in a .gz, too
+    shutil.copy(tmp_path / f"b.{ending}", tmp_path / f"twin.{ending}")
+    items = {name: item(name, image=tmp_path / f"{name}.{ending}") for name in ("a", "b", "c", "renamed", "twin", "no")}
+    read: list[object] = []
+    original = overlap._content
+    monkeypatch.setattr(overlap, "_content", lambda of: read.append(of["case"]) or original(of))
+    assert find_shared([items["a"], items["b"], items["no"]], [items["c"], item("d", image=tmp_path / "gone")]) == []
+    assert read == []
+    for other in ("renamed", "twin"):
+        (found,) = find_shared([items["a"], items["b"]], [items["c"], items[other]])
+        assert str(found) == f"the same volume is on both sides (b and {other})"
+        assert {*read} == {"b", other}
+        read.clear()
+
+
+def test_patients_and_names() -> None:
+    (found,) = find_shared([item("a_1", "a"), item("b_1", "b")], [item("a_2", "a"), item("c_1", "c")])
+    assert (str(found), found.is_only_name) == ("patient a is on both sides (a_1 and a_2)", False)
+    (found,) = find_shared([item("1", content="x")], [item("1", content="y")])  # two hospitals may number from 1
+    assert (str(found), found.is_only_name) == ("patient 1 is on both sides (1)", True)
+    (found,) = find_shared([item("1", content="x")], [item("1", content="x")])
+    assert (found.is_volume, found.is_only_name) == (True, False)
+
+
+def test_labels_tell_cases_apart_unless_they_are_empty() -> None:
+    label = torch.zeros(1, 4, 4, 2)
+    assert content_of(label) == ""
+    assert find_shared([item("a", content="")], [item("b", content="")]) == []
+    label[0, 1] = 2
+    assert content_of(label) == content_of(label.byte()) != content_of(label.movedim(3, 1))
