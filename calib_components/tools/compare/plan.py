@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -271,6 +272,8 @@ def _evaluated_patients(datalist: Path, split: str, folder: Path, content: str) 
     if not (cases := read_cases(datalist, split, folder)):
         raise InputError(f"{datalist} has no cases for {split}.")
     for other in {"training", "validation"} - {split} if split != "training" else ():
-        if shared := find_shared(cases, read_cases(datalist, other, folder)):
-            raise InputError(f"{datalist}: {shared[0]}, in {split} and in {other}.")
+        for shared in find_shared(cases, read_cases(datalist, other, folder)):
+            if other == "training" or not shared.is_volume:
+                raise InputError(f"{datalist}: {shared}, in {split} and in {other}.")
+            logging.getLogger(__name__).warning("%s: %s, in %s and in %s.", datalist, shared, split, other)
     return read_patients(datalist, split)

@@ -121,14 +121,15 @@ def _list_cases(cases: Sequence[Case], split: Mapping[str, str]) -> Listed:
 
 
 def _check_volumes(listed: Listed, out: Path) -> None:
-    """Refuse an image that is on two sides, under the names of two patients."""
+    """Refuse an image that is trained on and, under the name of another patient, not; name others on two sides."""
     for one, other in itertools.combinations(SPLITS, 2):
         sides = ([{**item, "image": out / item["image"]} for item in listed[split]] for split in (one, other))
         for first, second, _ in find_shared(*sides):
-            raise InputError(
-                f"{first['image']} and {second['image']} hold the same image, but would be for {one} and {other}. "
-                "Remove one of them from the data set, or let --patient give both the same patient."
-            )
+            message = f"{first['image']} and {second['image']} hold the same image, one for {one}, one for {other}."
+            message += " Remove one from the data set, or let --patient give both the same patient."
+            if one == "training":
+                raise InputError(message)
+            print(message)
 
 
 def _check_unchanged(file: Path, now: Mapping[str, str]) -> None:

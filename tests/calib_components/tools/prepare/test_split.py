@@ -88,15 +88,14 @@ class TestDatalist:
         training = src / "training"
         for file in (training / "patient001").glob("*frame01.nii.gz"):  # with another label
             nib.load(file).to_filename(training / "patient002" / file.name.replace("001", "002"))
-        with pytest.raises(
-            InputError, match=r"patient002_frame01/image\.nii hold the same image, but would be for train"
-        ):
+        with pytest.raises(InputError, match=r"patient002_frame01/image\.nii hold the same image, one for training"):
             prepare(fractions=(0.5, 0, 0.5))
         assert not (out / "datalist.json").exists()
         with pytest.raises(InputError, match="hold the same image"):
             prepare(fractions=(0, 0, 1), folds=2)
-        prepare(fractions=(0, 0, 1))
-        prepare(out=out.with_name("other"), fractions=(0.5, 0, 0.5), patient="patient")
+        assert "hold the same image" not in prepare(fractions=(0, 0, 1))
+        assert "hold the same image, one for validation" in prepare(out=out.with_name("b"), fractions=(0, 0.5, 0.5))
+        prepare(out=out.with_name("c"), fractions=(0.5, 0, 0.5), patient="patient")
 
     def test_no_patient_silently_changes_its_split(self, out: Path, prepare: Prepare) -> None:
         assert "No patient for validation" in prepare(fractions=(1, 0, 0))
