@@ -24,7 +24,10 @@ from calib_components.errors import InputError, check_writable, error_line, near
 ENTRIES = ("_meta_", "finalize", "imports", "initialize", "run", "save_execute_config")  # that MONAI looks up
 GROUPS = ("train", "validate")
 TYPED: dict[str, bool | None] = {"true": True, "false": False, "null": None}  # as on a command line
-FLAGS = ("amp", "any_orientation", "any_scanner", "bfloat16", "compile", "overwrite", "resume", "skip_existing", "tta")
+FLAGS = (
+    "amp", "any_orientation", "any_scanner", "bfloat16", "compile", "ignore_intensity", "nan_to_num", "overwrite",
+    "resume", "skip_existing", "tta"
+)  # fmt: skip
 PATHS = (
     "bundle_root", "ckpt_dir", "dataset_dir", "datalist", "facts_file", "load_path", "output_dir", "calibrated_path"
 )  # fmt: skip

@@ -126,7 +126,7 @@ def make_images(bundle: Path, folder: Path) -> Path:
     """One image of a bundle, `scan`, as it comes from a scanner: its own size and spacing."""
     rng = np.random.default_rng(1)
     for suffix in inference_config(bundle).get_parsed_content("facts").file_suffixes or [""]:
-        save(folder / f"scan{suffix}.nii.gz", rng.integers(-200, 900, (30, 41, 4)).astype(np.int16))
+        save(folder / f"scan{suffix}.nii.gz", rng.integers(-200, 300, (30, 41, 4)).astype(np.int16))
     return folder
 
 

@@ -104,7 +104,7 @@ def read_datalist(
     """
     file, folder = Path(str(file)), Path(str(folder))  # MONAI reads the folder 2024 as a number
     with reading(file):
-        content = json.loads(file.read_text())
+        content = json.loads(file.read_bytes())  # with or without a byte order mark
         listed = {name: [_with_paths(item, folder) for item in content.get(name, [])] for name in SPLITS}
     if not listed[split] and not may_be_empty:
         raise InputError(f"{file}: no case for {split}. Run prepare_data again with other --fractions.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -91,6 +92,21 @@ def check_class_names(names: Sequence[str], name: str) -> None:
         raise InputError(f"{name}: name the structures only. The background is class 0.")
 
 
+def parse_structures(texts: Sequence[str]) -> dict[str, frozenset[int]]:
+    """Read the label codes of each structure from `--structures`: `name=code`, or `name=code+code` for several."""
+    if not texts:
+        raise InputError("--structures names no structure. Pass structures such as liver=1.")
+    pairs = []
+    for text in texts:
+        if not (match := re.fullmatch(r"(.+)=(\d+(?:\+\d+)*)", text)):
+            raise InputError(f"--structures: {text!r} is not name=code or name=code+code, such as WT=1+2+4.")
+        pairs.append((match[1], frozenset(map(int, match[2].split("+")))))
+        if 0 in pairs[-1][1]:
+            raise InputError(f"--structures: {text!r} has the code of the background, 0.")
+    check_class_names([name for name, _ in pairs], "--structures")
+    return dict(pairs)
+
+
 def read_facts(file: str | os.PathLike, **own: Any) -> Facts:
     """Read the facts of a folder of prepared cases or of weights; those of the bundle if there is no `facts.yaml`.
 
@@ -106,7 +122,7 @@ def read_facts(file: str | os.PathLike, **own: Any) -> Facts:
     place = Path(str(file)).with_name(FACTS)
     if facts is None and (datalist := place.with_name(DATALIST)).is_file():
         with reading(datalist):
-            listed = list(json.loads(datalist.read_text()).get("labels", {}).values())
+            listed = list(json.loads(datalist.read_bytes()).get("labels", {}).values())
         if listed and listed != default.class_names:
             raise InputError(
                 f"{place}: no such file, and {DATALIST} names other classes than the bundle: {', '.join(listed)}. Copy "

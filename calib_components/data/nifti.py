@@ -43,7 +43,7 @@ def files_below(folder: str | os.PathLike) -> Iterator[Path]:
 
 
 def open_nifti(file: str | os.PathLike, any_affine: bool = False) -> SpatialImage:
-    """Open a NIfTI file and check its header. The voxels are not read.
+    """Open a NIfTI file and check its header. The voxels are not read. Of five axes, those of length 1 are dropped.
 
     Raises:
         InputError: The file is not NIfTI, is shorter than its header demands, or holds other values than real numbers;
@@ -65,6 +65,10 @@ def open_nifti(file: str | os.PathLike, any_affine: bool = False) -> SpatialImag
     demanded = cast(Any, image.dataobj).offset + dtype.itemsize * int(np.prod(image.shape, dtype=np.int64))
     if size < demanded and str(file).lower().endswith(".nii"):  # the end of a compressed file is found when it is read
         raise InputError(f"{file}: file is truncated, {size} of {demanded} bytes. Copy it again.")
+    if len(image.shape) > 4:  # such as (X, Y, Z, 1, C), with an axis of time
+        shape = (*image.shape[:3], *(length for length in image.shape[3:] if length > 1))
+        with reading(file):
+            image = type(image)(cast(Any, image.dataobj).reshape(shape), affine, image.header)
     return image
 
 
@@ -124,8 +128,8 @@ def read_stored(image: SpatialImage, file: str | os.PathLike) -> np.ndarray:
     return stored
 
 
-def read_values(image: SpatialImage, file: str | os.PathLike) -> np.ndarray:
-    """Read the voxels of a file as float32, C-ordered; errors are those of `read_stored`.
+def read_values(image: SpatialImage, file: str | os.PathLike, nan_to_num: bool = False) -> np.ndarray:
+    """Read the voxels of a file as float32, C-ordered, and on request NaN as 0; errors are those of `read_stored`.
 
     Values beyond the range of float32 become infinite. Slabs are converted one at a time, since nibabel makes float64
     of integers with a scale factor.
@@ -137,6 +141,8 @@ def read_values(image: SpatialImage, file: str | os.PathLike) -> np.ndarray:
         for start in range(0, stored.shape[axis], SLAB):
             slab = (*[slice(None)] * axis, slice(start, start + SLAB))
             values[slab] = apply_read_scaling(stored[slab], proxy.slope, proxy.inter)
+            if nan_to_num:
+                values[slab][np.isnan(values[slab])] = 0
     return values
 
 
@@ -147,9 +153,10 @@ class NiftiReader(NibabelReader):
     Files of several channels must lie on one grid, see `check_same_grid`.
     """
 
-    def __init__(self, any_affine: bool = False) -> None:
+    def __init__(self, any_affine: bool = False, nan_to_num: bool = False) -> None:
         super().__init__()
         self.any_affine = any_affine
+        self.nan_to_num = nan_to_num
 
     def read(self, data: Any, **_: Any) -> Any:
         """Open a file, or those of the channels of an image, whose affine is that of the first one."""
@@ -164,4 +171,4 @@ class NiftiReader(NibabelReader):
         return self._affine.copy()
 
     def _get_array_data(self, img: Any, filename: Any) -> Any:
-        return read_values(img, filename)
+        return read_values(img, filename, self.nan_to_num)

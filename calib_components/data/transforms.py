@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -21,7 +22,11 @@ PIXEL_SIZE_FACTOR = 3  # how far off the trained pixel sizes an image may be bef
 SAME_SPACING = 1e-3  # relative difference of spacings that are equal up to rounding
 SLAB = 16  # slices whose values are changed at once
 MOST_LABELS = 16  # different whole numbers in a label map; an image has more
+WHOLE = 1e-2  # from a whole number that a label with a scale factor is; an automatic one of bytes rounds by 4 / 255 / 2
 LEAST_CONTRAST = 1e-3  # of the range of a channel, that all but the brightest and darkest 0.1 % of its voxels span
+MOST_SAMPLED = 2**21  # voxels of a volume that are looked at for the unit of its values
+PADDING = -1500  # Hounsfield units below any tissue and air, whose noise is less than 500
+FAT = -40  # Hounsfield units: fat and air lie below
 Image = TypeVar("Image", bound=torch.Tensor)
 
 
@@ -110,15 +115,16 @@ class LoadVolumed(LoadImaged):
     Args:
         keys: Entries of the item that are a path, or the paths of all channels. A label, which may well have one value
             everywhere, is not for this loader.
+        nan_to_num: Whether NaN is read as 0.
 
     Raises:
         InputError: When called: a file cannot be read, see `NiftiReader`; has values that are not finite in float32;
             lacks contrast, see `check_image`; or looks like a label map.
     """
 
-    def __init__(self, keys: KeysCollection) -> None:
+    def __init__(self, keys: KeysCollection, nan_to_num: bool = False) -> None:
         super().__init__(keys, ensure_channel_first=True)
-        self.register(NiftiReader())  # the last one comes first
+        self.register(NiftiReader(nan_to_num=nan_to_num))  # the last one comes first
 
     def __call__(self, data: Mapping[Hashable, Any], reader: Any = None) -> dict[Hashable, Any]:
         item = super().__call__(data, reader)
@@ -127,14 +133,24 @@ class LoadVolumed(LoadImaged):
             for index, channel in enumerate(item[key].as_tensor()):
                 file = str(files[index if len(files) > 1 else 0])
                 check_image(MetaTensor(channel[None], meta={"filename_or_obj": file}))
-                if _looks_like_labels(channel[::8, ::8, ::8]) and _looks_like_labels(channel):  # sorting all is slow
+                if looks_like_labels(channel):
                     raise InputError(f"{file}: looks like a label map, not an image. Move it to another folder.")
         return item
 
 
-def _looks_like_labels(channel: torch.Tensor) -> bool:
-    values = channel.unique()
-    return len(values) <= MOST_LABELS and torch.equal(values, values.round())
+def looks_like_labels(channel: torch.Tensor) -> bool:
+    """Return whether a volume `(H, W, D)` holds a few whole numbers alone."""
+    for part in (channel[::8, ::8, ::8], channel):  # sorting all is slow
+        values = part.unique()
+        if len(values) > MOST_LABELS or not torch.equal(whole(values), values.round()):
+            return False
+    return True
+
+
+def whole(values: torch.Tensor) -> torch.Tensor:
+    """Return the values of a label rounded, if all are whole numbers up to the rounding of a scale factor."""
+    rounded = values.round()
+    return rounded if values.numel() and (values - rounded).abs_().max() <= WHOLE else values
 
 
 class ClassIndicesd(MapTransform):
@@ -156,8 +172,9 @@ class ClassIndicesd(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         item = dict(data)
         for key in self.key_iterator(item):
-            check_labels(item[key], self.label_codes, file_name(item[key]))
-            item[key] = self.map(item[key])
+            label = whole(item[key])
+            check_labels(label, self.label_codes, file_name(label))
+            item[key] = self.map(label)
         return item
 
 
@@ -172,7 +189,9 @@ def check_labels(label: torch.Tensor, codes: Sequence[int], file: object) -> Non
 def check_finite(image: Image) -> Image:
     """Return the image, or raise an `InputError` that names its file if a value is NaN or infinite."""
     if image.numel() and not torch.isfinite(torch.stack(torch.aminmax(image))).all():  # without a copy of the image
-        raise InputError(f"{file_name(image)}: {int((~torch.isfinite(image)).sum())} values are NaN or infinite.")
+        remedy = " Pass --nan_to_num true if NaN stands for 0." if image.isnan().any() else ""
+        count = int((~torch.isfinite(image)).sum())
+        raise InputError(f"{file_name(image)}: {count} values are NaN or infinite.{remedy}")
     return image
 
 
@@ -193,6 +212,52 @@ def check_image(image: Image) -> Image:
             span = f"{darkest:.3g} to {brightest:.3g}"
             raise InputError(f"{where} has no contrast: a few outliers span {span}, all other values are the same.")
     return image
+
+
+class CheckHounsfieldd(MapTransform):
+    """Check that the values of CT are Hounsfield units, by the shares of fat, air and soft tissue.
+
+    Padding outside of the field of view, clipping that leaves fat and soft tissue, metal and crops without air pass.
+
+    Args:
+        keys: Volumes `(C, H, W, D)` as they were read.
+
+    Raises:
+        InputError: When called: the values of a channel are not Hounsfield units.
+    """
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        for key in self.key_iterator(dict(data)):
+            for channel in torch.as_tensor(data[key]).as_subclass(torch.Tensor):
+                if found := _unlike_hounsfield_units(channel):
+                    raise InputError(
+                        f"{file_name(data[key])}: values from {channel.min():.6g} to {channel.max():.6g} are not "
+                        f"Hounsfield units of CT: {found}. Apply the rescale slope and intercept of the scan, or pass "
+                        "--ignore_intensity true."
+                    )
+        return dict(data)
+
+
+def _unlike_hounsfield_units(channel: torch.Tensor) -> str | None:
+    """Return what is found among the values `(H, W, D)` if it contradicts Hounsfield units."""
+    step = max(1, math.ceil((channel.numel() / MOST_SAMPLED) ** (1 / 3)))
+    sample = channel[::step, ::step, ::step].flatten()
+    below = sample[sample < PADDING]
+    seen = sample[(sample >= PADDING) & (sample != 0)]  # neither padding nor a background that was set to 0
+    body = seen[seen > FAT]
+
+    def share(values: torch.Tensor, lowest: float, highest: float) -> float:
+        return float(((values > lowest) & (values < highest)).sum()) / max(1, len(values))
+
+    varied = float((below != below.mode().values).sum()) / len(sample) if len(below) else 0.0
+    air, dark, window = share(seen, -math.inf, -500), share(seen, -math.inf, FAT), share(seen, -160, 240)
+    soft, bright = share(body, 20, 300), share(body, 300, math.inf)
+    if varied < 0.05 and min(dark, window) > 0.01 and bright < 0.4 and (soft > 0.16 or air > 0.01):
+        return None
+    return (
+        f"{varied:.0%} vary below {PADDING}, {dark:.1%} are below {FAT} (fat and air), {window:.1%} from -160 to 240; "
+        f"of those above {FAT}, {soft:.0%} are from 20 to 300 (soft tissue), {bright:.0%} above"
+    )
 
 
 class InSlabsd(MapTransform):

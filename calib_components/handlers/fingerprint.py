@@ -120,7 +120,7 @@ def fingerprint_of_cases(datalist: Path, folder: Path) -> str | None:
     record. Paths in the list are relative to `folder`.
     """
     try:
-        splits = json.loads(datalist.read_text())
+        splits = json.loads(datalist.read_bytes())
         images = {item["image"] for name in ("training", "validation", "testing") for item in splits.get(name, ())}
         sources = [json.loads((folder / image).with_name(SOURCE).read_text()) for image in sorted(images)]
         return hashlib.sha256("".join(source[CONTENT] for source in sources).encode()).hexdigest()

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,40 +42,48 @@ def find_images(path: str | os.PathLike, file_suffixes: Sequence[str] = ()) -> l
     (`*_gt`, `*_seg`, `*_label`) and maps that inference writes. Links to folders are followed.
 
     Args:
-        path: One NIfTI file, or a folder.
-        file_suffixes: Suffixes of the files of one image, in the order of its channels, such as `_flair` and `_t1`. A
-            file without any of them is an image by itself.
+        path: One NIfTI file, whatever it is called, or a folder.
+        file_suffixes: Suffixes of the files of one image, in any case, in the order of its channels, such as `_flair`
+            and `_t1`. A file without any of them is an image by itself.
 
     Raises:
         InputError: A folder cannot be read.
     """
     path = Path(path)
-    images: dict[tuple[Path, ...], Image] = {}
-    for file in sorted(files_below(path)) if path.is_dir() else [path]:
-        if not (file.is_file() or file.is_symlink()) or not (match := NIFTI.fullmatch(file.name)):
-            continue
-        stem, ending = match.groups()
-        name = result_name(file, file_suffixes)
-        if name != stem:
-            parts = tuple(_sibling(file, name + suffix, ending) for suffix in file_suffixes)
-            images.setdefault(tuple(part for part in parts if part.is_file()), Image(name, parts))
-        elif not stem.lower().endswith(NOT_IMAGES):
-            images[file,] = Image(name, (file,))
+    files = [file for file in (sorted(files_below(path)) if path.is_dir() else [path]) if _is_nifti(file)]
+    beside = [] if path.is_dir() else filter(_is_nifti, sorted(path.parent.glob("*")))
+    parts: dict[Path, dict[str, Path]] = defaultdict(dict)  # the files of each image, by suffix
+    for file in (*files, *beside):
+        name, suffix, _ = _split(file, file_suffixes)
+        parts[file.with_name(name)].setdefault(suffix, file)
+    images: dict[Path, Image] = {}
+    for file in files:
+        name, suffix, ending = _split(file, file_suffixes)
+        own = parts[file.with_name(name)]
+        if suffix and own[suffix] == file:
+            absent = {part.lower(): file.with_name(f"{name}{part}{ending}") for part in file_suffixes}
+            images.setdefault(file.with_name(name), Image(name, tuple(({**absent, **own})[part] for part in absent)))
+        elif suffix or file == path or not name.lower().endswith(NOT_IMAGES):
+            images[file] = Image(name, (file,))
     return list(images.values())
 
 
-def _sibling(file: Path, stem: str, ending: str) -> Path:
-    """The file of that stem, with either ending; with the given one if there is none."""
-    candidates = [file.with_name(stem + ending), file.with_name(f"{stem}.nii"), file.with_name(f"{stem}.nii.gz")]
-    return next((candidate for candidate in candidates if candidate.is_file()), candidates[0])
+def _is_nifti(file: Path) -> bool:
+    return (file.is_file() or file.is_symlink()) and NIFTI.fullmatch(file.name) is not None
+
+
+def _split(file: str | os.PathLike, file_suffixes: Sequence[str]) -> tuple[str, str, str]:
+    """Split the name of a file into that of its image, its suffix in small letters, if it has one, and its ending."""
+    match = NIFTI.fullmatch(Path(file).name)
+    stem, ending = match.groups() if match else (Path(file).name, "")
+    longest_first = sorted(map(str.lower, file_suffixes), key=len, reverse=True)
+    suffix = next((suffix for suffix in longest_first if stem.lower().endswith(suffix) and stem.lower() != suffix), "")
+    return stem[: len(stem) - len(suffix)], suffix, ending
 
 
 def result_name(file: str | os.PathLike, file_suffixes: Sequence[str] = ()) -> str:
     """Return the name that the results of an image get, from one of its files."""
-    match = NIFTI.fullmatch(Path(file).name)
-    stem = match[1] if match else Path(file).name
-    longest_first = sorted(file_suffixes, key=len, reverse=True)
-    return next((stem[: -len(suffix)] for suffix in longest_first if stem.endswith(suffix) and stem != suffix), stem)
+    return _split(file, file_suffixes)[0]
 
 
 def run_stamp(weights: str | os.PathLike, **options: Any) -> str:
@@ -130,6 +139,8 @@ class ImageFolder:
     def check(self, items: Sequence[Mapping[str, Any]] | None = None) -> None:
         """Check, from the headers alone, that every image can be segmented and that no file is replaced.
 
+        Files of the folder that are left out as labels or maps are counted in a warning.
+
         Args:
             items: Items of a dataset, with a path `image` or those of the channels, in place of the folder's images.
 
@@ -137,6 +148,12 @@ class ImageFolder:
             InputError: There is no image, a file is missing, cannot be read or has an unsuitable shape or grid, two
                 images have the same name, maps exist already, or the output folder cannot be written.
         """
+        below = filter(_is_nifti, files_below(self.path)) if self.path.is_dir() else ()
+        if left_out := [file for file in below if result_name(file).lower().endswith(NOT_IMAGES)]:
+            logging.getLogger(__name__).warning(
+                "%s: %d file(s) called like labels or maps are skipped, such as %s. Rename those that are images.",
+                self.path, len(left_out), left_out[0].name,
+            )  # fmt: skip
         if items:
             files = [tuple(Path(file) for file in ensure_tuple(item["image"])) for item in items]
             images = [Image(result_name(of_image[0], self.file_suffixes), of_image) for of_image in files]

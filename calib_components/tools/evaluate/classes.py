@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from calib_components.data.facts import check_class_names
+from calib_components.data.facts import parse_structures
 from calib_components.errors import InputError
 
 IGNORED = 255  # what voxels to leave out become in a label of bytes
@@ -72,7 +71,7 @@ def name_classes(
         raise InputError("Label maps need --structures, such as liver=1,tumour=2.")
     sigmoid = channels == 1 or (sigmoid and channels > 0)
     by_default = [f"class{code}={code}" for code in range(1, channels + sigmoid)]
-    given = _parse(by_default if structures is None else structures)
+    given = parse_structures(by_default if structures is None else structures)
     skip = channels - len(given) if sigmoid else 0
     if skip and (skip, with_background) != (1, True):
         hint = " If these are label maps, store them as integers." if channels == 1 else ""
@@ -89,21 +88,6 @@ def name_classes(
         indices = {name: [i for i, part in enumerate(codes) if part <= whole] for name, whole in given.items()}
     others_allowed = channels == 0 or (sigmoid and structures is not None)
     return Classes(tuple(names), tuple(codes), indices, sigmoid, ignore_index, others_allowed, skip)
-
-
-def _parse(texts: Sequence[str]) -> dict[str, Codes]:
-    """Read the label codes of each structure."""
-    if not texts:
-        raise InputError("--structures names no structure. Pass structures such as liver=1.")
-    pairs = []
-    for text in texts:
-        if not (match := re.fullmatch(r"(.+)=(\d+(?:\+\d+)*)", text)):
-            raise InputError(f"--structures: {text!r} is not name=code or name=code+code, such as WT=1+2+4.")
-        pairs.append((match[1], frozenset(map(int, match[2].split("+")))))
-        if 0 in pairs[-1][1]:
-            raise InputError(f"--structures: {text!r} has the code of the background, 0.")
-    check_class_names([name for name, _ in pairs], "--structures")
-    return dict(pairs)
 
 
 def _softmax_codes(channels: int, given: Mapping[str, Codes]) -> list[Codes]:

@@ -22,8 +22,10 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import numpy as np
+import torch
 
 from calib_components.data.nifti import check_affine, check_same_grid, open_nifti, read_values
+from calib_components.data.transforms import whole
 from calib_components.errors import InputError, reading
 
 CROPPED = "nnU-Net's first version saves only the part that it crops to."
@@ -242,7 +244,7 @@ def read_label_map(file: Path) -> tuple[np.ndarray, np.ndarray]:
     image = open_nifti(file)
     if image.shape[3:] not in ((), (1,)):
         raise InputError(f"{file}: a volume of shape {image.shape} is no label map.")
-    values = read_values(image, file).reshape(image.shape[:3])
+    values = whole(torch.from_numpy(read_values(image, file).reshape(image.shape[:3]))).numpy()
     with np.errstate(invalid="ignore"):
         codes = values.astype(np.int32)
     if (codes != values).any():

@@ -15,7 +15,8 @@ import torch
 from nibabel.affines import voxel_sizes
 from nibabel.orientations import apply_orientation, inv_ornt_aff
 
-from calib_components.data.nifti import axes_onto, files_below, grid_distance, open_nifti
+from calib_components.data.nifti import axes_onto, files_below, grid_distance, open_nifti, read_values
+from calib_components.data.transforms import looks_like_labels
 from calib_components.errors import InputError
 from calib_components.inference.images import NIFTI
 from calib_components.metrics.measures import Case as MeasuredCase
@@ -78,7 +79,7 @@ def find_cases(predictions: Path, labels: Path, warn_left_out: bool = True) -> l
 
     The cases are sorted by name.
     """
-    label_files = _find_labels(labels)
+    label_files = find_labels(labels)
     found = find_predictions(predictions, label_files)
     if alone := [name for name in found if name not in label_files]:
         raise InputError(
@@ -168,18 +169,33 @@ def _channel_files(stems: Mapping[Path, str], names: Collection[str]) -> list[Ni
     ]
 
 
-def _find_labels(folder: Path) -> dict[str, Path]:
-    """Find the labels in a folder and its subfolders, by the names of their predictions."""
-    files = [(match[1], file) for file in files_below(folder) if (match := NIFTI.fullmatch(file.name))]
-    if suffixed := [(stem, file) for stem, file in files if stem.endswith(LABEL_SUFFIXES)]:
-        files = [(stem[: stem.rindex("_")], file) for stem, file in suffixed]
-    if not files:
+def find_labels(folder: Path) -> dict[str, Path]:
+    """Find the labels in a folder and its subfolders, by the names of their predictions.
+
+    Files beside those with a suffix of labels are images, unless those of other names are all label maps.
+    """
+    plain = {file: match[1] for file in files_below(folder) if (match := NIFTI.fullmatch(file.name))}
+    suffixed = {file: stem[: stem.rindex("_")] for file, stem in plain.items() if stem.endswith(LABEL_SUFFIXES)}
+    plain = {file: stem for file, stem in plain.items() if file not in suffixed}
+    alone = [file for file, stem in plain.items() if stem not in suffixed.values()]
+    names = suffixed or plain
+    if suffixed and alone and all(map(_holds_labels, alone)):
+        names = {**plain, **{file: name for file, name in suffixed.items() if name not in plain.values()}}
+        if stray := sorted(file.name for file in suffixed if file not in names):
+            message = "%s: labels have no suffix; left out beside the file without it: %s"
+            logging.getLogger(__name__).warning(message, folder, listed(stray))
+    if not names:
         raise InputError(f"{folder} holds no labels: no .nii or .nii.gz files.")
     labels: dict[str, Path] = {}
-    for name, file in files:
+    for file, name in names.items():
         if labels.setdefault(name, file) != file:
             raise InputError(f"Two labels are called {name}: {labels[name]} and {file}.")
     return labels
+
+
+def _holds_labels(file: Path) -> bool:
+    image = open_nifti(file)
+    return len(image.shape) == 3 and looks_like_labels(torch.from_numpy(read_values(image, file)))
 
 
 def turn_onto(header: Header, target: np.ndarray, shape: tuple[int, ...], file: Path, label: Path) -> np.ndarray | None:

@@ -29,5 +29,5 @@ def find_cases(src: Path) -> list[Case]:
             continue
         for frame in frames:
             images = (nifti_file(folder, frame),)
-            cases.append(Case(frame, patient, info.get("Group", ""), images, nifti_file(folder, f"{frame}_gt")))
+            cases.append(Case(frame, patient, info.get("Group", ""), images, nifti_file(folder, frame, "_gt")))
     return cases

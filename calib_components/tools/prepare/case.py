@@ -10,12 +10,12 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from monai.data import MetaTensor
-from monai.transforms import LoadImage
+from monai.transforms import CenterSpatialCrop, LoadImage
 from nibabel.affines import voxel_sizes
 from nibabel.orientations import apply_orientation, inv_ornt_aff
 
@@ -42,6 +42,17 @@ class Case:
     problem: str = ""  # why it cannot be prepared, if that is known before its files are read
 
 
+class Options(NamedTuple):
+    """What the user vouches for, as the options of the command; what a case holds depends on it."""
+
+    ignore_headers: bool = False
+    ignore_intensity: bool = False
+    nan_to_num: bool = False
+
+
+DEFAULTS = Options()
+
+
 def require_cases(find_cases: Callable[[Path], list[Case]], src: Path, layout: str) -> list[Case]:
     """List the cases in a folder by name; raise `InputError` if it is missing, has none, or two of one name."""
     if not src.is_dir():
@@ -54,14 +65,14 @@ def require_cases(find_cases: Callable[[Path], list[Case]], src: Path, layout: s
     return cases
 
 
-def nifti_file(folder: Path, stem: str) -> Path:
-    """Return the NIfTI file of a name in a folder, or `stem.nii.gz`, which need not exist."""
-    return next(iter(_nifti_files(folder, stem)), folder / f"{stem}.nii.gz")
+def nifti_file(folder: Path, stem: str, suffix: str = "") -> Path:
+    """Return the NIfTI file of a name and a suffix in any case, or `STEMSUFFIX.nii.gz`, which need not exist."""
+    return next(iter(_nifti_files(folder, stem, suffix)), folder / f"{stem}{suffix}.nii.gz")
 
 
-def _nifti_files(folder: Path, stem: str) -> list[Path]:
-    files = folder.glob(f"{glob.escape(stem)}.*")
-    return sorted(file for file in files if re.fullmatch(NIFTI, file.name[len(stem) :], re.IGNORECASE))
+def _nifti_files(folder: Path, stem: str, suffix: str = "") -> list[Path]:
+    files, ending = folder.glob(f"{glob.escape(stem)}*"), re.compile(re.escape(suffix) + NIFTI, re.IGNORECASE)
+    return sorted(file for file in files if ending.fullmatch(file.name[len(stem) :]))
 
 
 def find_pairs(image_folder: Path, label_folder: Path, image_suffix: str = "") -> list[Case]:
@@ -71,13 +82,13 @@ def find_pairs(image_folder: Path, label_folder: Path, image_suffix: str = "") -
         pattern = re.compile(rf"([^.].*){re.escape(suffix)}{NIFTI}", re.IGNORECASE)
         names |= {match[1] for file in folder.glob("*") if (match := pattern.fullmatch(file.name))}
     return [
-        Case(name, name, "", (nifti_file(image_folder, name + image_suffix),), nifti_file(label_folder, name))
+        Case(name, name, "", (nifti_file(image_folder, name, image_suffix),), nifti_file(label_folder, name))
         for name in sorted(names)
     ]
 
 
-def made_from(case: Case, facts: Facts, ignore_headers: bool) -> dict[str, Any]:
-    """Return what a case is prepared from now: its files with their sizes and times, and whether headers count."""
+def made_from(case: Case, facts: Facts, options: Options) -> dict[str, Any]:
+    """Return what a case is prepared from now: its files with their sizes and times, and the options."""
     if case.problem:
         raise InputError(case.problem)
     files = []
@@ -86,14 +97,14 @@ def made_from(case: Case, facts: Facts, ignore_headers: bool) -> dict[str, Any]:
             raise InputError(f"{file}: no such file. Image and label need the same name.")
         name, state = os.path.relpath(file.parent.resolve() / file.name, facts.source), file.stat()
         files.append({"file": name, "size": state.st_size, "mtime_ns": state.st_mtime_ns})
-    return {"files": files, "ignore_headers": ignore_headers}
+    return {"files": files, **options._asdict()}
 
 
-def read_done(case: Case, facts: Facts, out: Path, ignore_headers: bool = False) -> dict[str, Any] | None:
+def read_done(case: Case, facts: Facts, out: Path, options: Options = DEFAULTS) -> dict[str, Any] | None:
     """Return what `source.json` records of a case; None unless it is whole and made from the present files."""
     folder = out / case.name
     try:
-        source, now = json.loads((folder / SOURCE).read_text()), made_from(case, facts, ignore_headers)
+        source, now = json.loads((folder / SOURCE).read_bytes()), made_from(case, facts, options)
         image, label = (open_nifti(folder / name).shape[:3] for name in (IMAGE, LABEL))
     except (InputError, OSError, ValueError):
         return None
@@ -101,34 +112,42 @@ def read_done(case: Case, facts: Facts, out: Path, ignore_headers: bool = False)
     return source if same and image == label else None
 
 
-def transform_case(case: Case, facts: Facts, ignore_headers: bool = False) -> dict[str, Any]:
+def transform_case(case: Case, facts: Facts, options: Options = DEFAULTS) -> dict[str, Any]:
     """Load a case and bring it to the network's grid.
 
     Returns:
         `image`, `label` with class indices, and `source`, which `source.json` records: see `made_from`, the files
-        `turned` onto the image, the `classes` in the label, and the `slice_axis` of the file, if it was looked for.
+        `turned` onto the image, the `classes` in the label, those of them that are `lost` to the network, and the
+        `slice_axis` of the file, if it was looked for.
     """
-    source = made_from(case, facts, ignore_headers)  # before the files are read: if one changes, it is made anew
-    data, turned = load_case(case, facts, ignore_headers)
-    data = volume_transforms(facts)(data)
+    source = made_from(case, facts, options)  # before the files are read: if one changes, it is made anew
+    data, turned = load_case(case, facts, options)
+    classes = _classes(data["label"])
+    data = volume_transforms(facts, options.ignore_intensity)(data)
     image = check_image(data["image"])
     axes = [done["extra_info"]["axis"] for done in image.applied_operations if done["class"] == SlicesLastd.__name__]
-    classes = data["label"].as_tensor().unique().int().tolist()
-    source |= {"turned": turned, "classes": classes, "slice_axis": next(iter(axes), None)}
+    seen = _classes(CenterSpatialCrop([*facts.crop_size, -1])(data["label"]))
+    lost = [index for index in classes if index not in seen]
+    source |= {"turned": turned, "classes": classes, "lost": lost, "slice_axis": next(iter(axes), None)}
     return {**data, "source": source}
 
 
-def load_case(case: Case, facts: Facts, ignore_headers: bool = False) -> tuple[dict[Any, Any], list[str]]:
+def _classes(label: torch.Tensor) -> list[int]:
+    return torch.as_tensor(label).unique().int().tolist()
+
+
+def load_case(case: Case, facts: Facts, options: Options = DEFAULTS) -> tuple[dict[Any, Any], list[str]]:
     """Load a case; several images are the channels of one.
 
     Returns:
         `image` `(C, H, W, D)` and `label` `(1, H, W, D)` with class indices, float32, both on the voxels of the first
         image; and the names of the files whose axes had to be reordered or flipped for that.
     """
-    first = check_image(_load_volume(case.images[0]))
+    reader, of_label = (NiftiReader(any_affine, options.nan_to_num) for any_affine in (False, options.ignore_headers))
+    first = check_image(_load_volume(case.images[0], reader))
     channels, turned = [first.as_tensor()], []
     for path in (*case.images[1:], case.label):
-        volume, is_turned = onto(_load_volume(path, ignore_headers), first, ignore_headers)
+        volume, is_turned = onto(_load_volume(path, of_label), first, options.ignore_headers)
         if path != case.label:
             check_image(volume)
         channels.append(volume.as_tensor())
@@ -170,11 +189,11 @@ def onto(volume: MetaTensor, image: MetaTensor, ignore_headers: bool = False) ->
     return turned, not np.array_equal(turn, UNTURNED)
 
 
-def _load_volume(path: Path, any_affine: bool = False) -> MetaTensor:
+def _load_volume(path: Path, reader: NiftiReader) -> MetaTensor:
     stem = re.sub(f"{NIFTI}$", "", path.name, flags=re.IGNORECASE)
     if others := [file.name for file in _nifti_files(path.parent, stem) if file.name != path.name]:
         raise InputError(f"{path}: {others[0]} is there as well. Remove one of them.")
-    volume = LoadImage(ensure_channel_first=True)(path, reader=NiftiReader(any_affine))
+    volume = LoadImage(ensure_channel_first=True)(path, reader=reader)
     if volume.ndim != 4:
         raise InputError(f"{path}: shape {tuple(volume.shape[1:])} is not that of a 3D volume.")
     return volume

@@ -39,12 +39,13 @@ def facts_of_dataset(
     return Facts.parse(content, f"{name}.yaml")
 
 
-def volume_transforms(facts: Facts) -> NamedCompose:
+def volume_transforms(facts: Facts, ignore_intensity: bool = False) -> NamedCompose:
     """Build the transforms from loaded, channel-first volumes to the network's grid and intensities.
 
     The transforms are the package's own; of the facts, only `image_size` and `slice_axis` enter, as values.
     """
-    config = {"image_size": facts.image_size, "slice_axis": facts.slice_axis}
+    config: dict[str, Any] = {"image_size": facts.image_size, "slice_axis": facts.slice_axis}
+    config["ignore_intensity"] = ignore_intensity
     config["volume_transforms"] = _config(facts.dataset)["volume_transforms"]
     return NamedCompose(ConfigParser(config).get_parsed_content("volume_transforms"))
 

@@ -16,12 +16,12 @@ from filelock import FileLock, Timeout
 from tqdm.contrib.concurrent import thread_map
 
 from calib_components.data.cases import IMAGE, write_case
-from calib_components.data.facts import FACTS, Facts, check_class_names, facts_beside, write_facts
+from calib_components.data.facts import FACTS, Facts, check_class_names, facts_beside, parse_structures, write_facts
 from calib_components.data.nifti import open_nifti
 from calib_components.errors import InputError, check_choice, check_count, check_writable, make_folder
 from calib_components.tools.parallel import count_workers
 from calib_components.tools.prepare import acdc, brats, flare, generic
-from calib_components.tools.prepare.case import Case, read_done, require_cases, transform_case
+from calib_components.tools.prepare.case import Case, Options, read_done, require_cases, transform_case
 from calib_components.tools.prepare.facts import facts_of_dataset
 from calib_components.tools.prepare.split import write_datalists
 
@@ -37,6 +37,7 @@ def prepare_data(
     out: Path,
     labels: Sequence[str] | None = None,
     *,
+    structures: Sequence[str] | None = None,
     like: str | None = None,
     in_channels: int | None = None,
     patient: str | None = None,
@@ -48,6 +49,8 @@ def prepare_data(
     workers: int | None = None,
     skip_bad: bool = False,
     ignore_headers: bool = False,
+    ignore_intensity: bool = False,
+    nan_to_num: bool = False,
 ) -> None:
     """Prepare a data set: write its cases on the network's grid, their facts and the lists of the splits.
 
@@ -62,6 +65,8 @@ def prepare_data(
         out: Folder of the prepared cases.
         labels: Names of the structures, in the order of their values in the label files: 1, 2, ..., where 0 is the
             background (generic only).
+        structures: In place of labels, names with their values, such as liver=6,tumour=255, or WT=1+2+4,TC=1+4,ET=4
+            for structures that consist of several (generic only).
         like: Data set whose geometry and intensities to follow: acdc (MR, slices as stored), flare (abdominal CT) or
             brats (brain MR without the skull) (generic only). Default: acdc.
         in_channels: Channels of an image; if more than one, they are the fourth axis of the file (generic only).
@@ -77,13 +82,17 @@ def prepare_data(
         workers: Number of cases that are prepared at a time. Default: one per core, at most 8.
         skip_bad: Leave bad cases out and list them at the end.
         ignore_headers: Take label voxels for those of the image, whatever the headers state, if the shapes agree.
+        ignore_intensity: Take CT whose values are not those of Hounsfield units (flare, and generic like flare).
+        nan_to_num: Take NaN for 0, such as outside of the brain.
     """
     check_choice("dataset", dataset, DATASETS)
     check_choice("like", like or "acdc", LIKE)
     if dataset == "generic":
-        facts = _own_facts(facts_of_dataset(like or "acdc", src, image_size, slice_axis), labels, in_channels)
+        facts = facts_of_dataset(like or "acdc", src, image_size, slice_axis)
+        facts = _own_facts(facts, labels, structures, in_channels)
     else:
-        for name, value in {"labels": labels, "like": like, "in_channels": in_channels}.items():
+        of_generic = {"labels": labels, "structures": structures, "like": like, "in_channels": in_channels}
+        for name, value in of_generic.items():
             if value is not None:
                 raise InputError(f"{name} is an option of the data set generic. Leave it out for {dataset}.")
         facts = facts_of_dataset(dataset, src, image_size, slice_axis)
@@ -106,7 +115,8 @@ def prepare_data(
         prepared = {file.parent.name for file in out.glob(f"*/{IMAGE}")}
         _check_recipe(facts, out) if prepared else write_facts(facts, out)
         print("classes:", ", ".join(f"{index} {name}" for index, name in enumerate(facts.class_names)))
-        sources = _prepare(cases, facts, out, workers, skip_bad, ignore_headers)
+        options = Options(ignore_headers, ignore_intensity, nan_to_num)
+        sources = _prepare(cases, facts, out, workers, skip_bad, options)
         _print_notes(sources, facts)
         if gone := sorted(prepared - {case.name for case in cases}):
             print(f"{out}: {_such_as(gone, 'prepared case')} not in the data set any more, and not listed")
@@ -117,19 +127,25 @@ def prepare_data(
         print("Each case counts as a patient of its own. If some are of the same patient, give --patient (see --help).")
 
 
-def _own_facts(facts: Facts, labels: Sequence[str] | None, in_channels: int | None) -> Facts:
-    if not labels:
-        raise InputError("labels: give the names of the structures, such as --labels liver,spleen.")
-    check_class_names(labels, "labels")
+def _own_facts(
+    facts: Facts, labels: Sequence[str] | None, structures: Sequence[str] | None, in_channels: int | None
+) -> Facts:
+    if bool(labels) == bool(structures):
+        remedy = "such as --labels liver,spleen for 1 and 2, or with their values, --structures liver=6,spleen=1"
+        raise InputError(f"labels: give the names of the structures, {remedy}.")
+    check_class_names(labels or [], "labels")
+    given = parse_structures(structures or [f"{name}={code}" for code, name in enumerate(labels or [], start=1)])
+    codes = sorted({0}.union(*given.values()))
+    names = {of_structure: name for name, of_structure in given.items()}
     channels = 1 if in_channels is None else in_channels
     check_count("in_channels", channels, 1)
     return replace(
         facts,
-        num_classes=len(labels) + 1,
+        num_classes=len(codes),
         in_channels=channels,
-        class_names=["background", *labels],
-        label_codes=list(range(len(labels) + 1)),
-        structures={name: [index] for index, name in enumerate(labels, start=1)},
+        class_names=["background", *(names.get(frozenset([code]), f"class{code}") for code in codes[1:])],
+        label_codes=codes,
+        structures={name: [codes.index(code) for code in sorted(of)] for name, of in given.items()},
         file_suffixes=[],
         crop_size=facts.image_size,
     )
@@ -166,15 +182,15 @@ def _check_recipe(facts: Facts, out: Path) -> None:
 
 
 def _prepare(
-    cases: Sequence[Case], facts: Facts, out: Path, workers: int, skip_bad: bool, ignore_headers: bool
+    cases: Sequence[Case], facts: Facts, out: Path, workers: int, skip_bad: bool, options: Options
 ) -> dict[str, Any]:
     """Prepare what is missing, a thread for each case; return what is recorded of each good case, by name."""
-    found = {case.name: read_done(case, facts, out, ignore_headers) for case in cases}
+    found = {case.name: read_done(case, facts, out, options) for case in cases}
     missing = [case for case in cases if found[case.name] is None]
 
     def attempt(case: Case) -> str:
         try:
-            data = transform_case(case, facts, ignore_headers)
+            data = transform_case(case, facts, options)
         except InputError as error:
             if not skip_bad:
                 raise
@@ -212,6 +228,9 @@ def _print_notes(sources: Mapping[str, Mapping[str, Any]], facts: Facts) -> None
         )
     if empty := [name for name, source in sources.items() if source["classes"] == [0]]:
         print(f"{_such_as(empty, 'case')} without any structure in the label")
+    if lost := {name: source["lost"] for name, source in sources.items() if source["lost"]}:
+        cropped = ", ".join(facts.class_names[index] for index in sorted(set().union(*lost.values())))
+        print(f"{_such_as([*lost], 'case')} with structures outside the crop or too small for the grid: {cropped}")
     seen = {index for source in sources.values() for index in source["classes"]}
     if unseen := [name for index, name in enumerate(facts.class_names) if index not in seen]:
         print(f"in no label of any case: {', '.join(unseen)}")

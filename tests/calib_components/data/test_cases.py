@@ -77,6 +77,11 @@ class TestReadDatalist:
         monkeypatch.chdir(data.parent)  # MONAI passes the folder 2024 as a number
         assert len(read_datalist("2024/datalist.json", "training", 2024, SIZE, 1)) == 2  # type: ignore[arg-type]
 
+    def test_byte_order_mark(self, data: Path) -> None:
+        file = data / "datalist.json"
+        file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+        assert len(self.read(data)) == 2
+
     def test_empty_split(self, data: Path) -> None:
         self.edit(data, validation=[])
         assert self.read(data, "validation", may_be_empty=True) == []

@@ -29,6 +29,8 @@ def test_written_facts_are_read_back(tmp_path: Path) -> None:
     facts = Facts(**OWN, slice_axis=1, pixel_size=[1.25, 2.0], source="/data/1e3")
     write_facts(facts, tmp_path)
     assert read_facts(tmp_path / FACTS, **OWN) == facts_beside(tmp_path / "model.pt") == facts
+    (tmp_path / FACTS).write_bytes(b"\xef\xbb\xbf" + (tmp_path / FACTS).read_bytes())  # by an editor on Windows
+    assert facts_beside(tmp_path / FACTS) == facts
     (tmp_path / FACTS).write_text(yaml.safe_dump(OWN))  # as version 0.2 wrote it, without a schema_version
     assert read_facts(tmp_path / FACTS, **OWN) == Facts(**OWN)
 

@@ -71,6 +71,16 @@ class TestOpenNifti:
             with pytest.raises(InputError, match=f"{name}: "):
                 open_nifti(tmp_path / name)
 
+    def test_axes_of_length_1_after_the_third_are_dropped_of_five(self, tmp_path: Path) -> None:
+        values = np.random.default_rng(0).integers(0, 9, (6, 5, 4, 1, 2)).astype("i2")
+        for shape, kept in ((values.shape, (6, 5, 4, 2)), ((6, 5, 8, 1, 1), (6, 5, 8)), ((6, 5, 8, 1), (6, 5, 8, 1))):
+            file = save(tmp_path / "a.nii.gz", values.reshape(shape))
+            assert open_nifti(file).shape == kept
+            reader = NiftiReader()
+            array, meta = reader.get_data(reader.read(file))
+            np.testing.assert_array_equal(array, values.reshape(kept))
+            np.testing.assert_array_equal(meta["affine"], OBLIQUE)
+
 
 class TestGrid:
     def test_rounding_is_no_difference(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import nibabel as nib
@@ -14,6 +14,7 @@ from monai.data import MetaTensor
 from monai.transforms import Compose, Lambdad, ScaleIntensityRange
 
 from calib_components.data.transforms import (
+    CheckHounsfieldd,
     CheckVolumed,
     ClassIndicesd,
     InSlabsd,
@@ -25,6 +26,7 @@ from calib_components.data.transforms import (
     slice_axis,
 )
 from calib_components.errors import InputError
+from tests.helpers import SHARED
 
 
 @pytest.mark.parametrize(
@@ -109,6 +111,18 @@ class TestLoadVolumed:
         for image in (array * 0.3, np.arange(17 * 8 * 7).reshape(17, 8, 7).astype(np.int16) // 56):
             LoadVolumed("image")({"image": str(save(tmp_path / "image.nii.gz", image))})
 
+    def test_nan_is_0_on_request(self, tmp_path: Path) -> None:
+        array = np.random.default_rng(0).normal(size=(8, 8, 35)).astype(np.float32)
+        array[0, :, 20:] = np.nan
+        file = str(save(tmp_path / "image.nii", array))
+        with pytest.raises(InputError, match=r"image\.nii: 120 values are NaN .* --nan_to_num true"):
+            LoadVolumed("image")({"image": file})
+        image = LoadVolumed("image", nan_to_num=True)({"image": file})["image"]
+        np.testing.assert_array_equal(image[0], np.nan_to_num(array))
+        array[1, 1, 1] = np.inf
+        with pytest.raises(InputError, match=r"1 values are NaN or infinite\.$"):
+            LoadVolumed("image", nan_to_num=True)({"image": str(save(tmp_path / "image.nii", array))})
+
     def test_channels_of_one_file_and_of_several(self, tmp_path: Path) -> None:
         array = np.arange(48, dtype=np.int16).reshape(4, 3, 2, 2)
         whole = save(tmp_path / "a.nii.gz", array)
@@ -138,13 +152,84 @@ class TestClassIndices:
         label = torch.tensor([[[[0.0, 1, 2, 4]]]])
         assert ClassIndicesd("label", [0, 1, 2, 4])({"label": label})["label"].flatten().tolist() == [0, 1, 2, 3]
 
-    @pytest.mark.parametrize("value", [3, 0.5, math.nan])
+    def test_codes_with_a_scale_factor_are_whole(self) -> None:
+        label = torch.tensor([[[[0.0, 1.000015, 0.99999994, 2.00784, 4]]]])  # automatic scaling of int16 and of bytes
+        assert ClassIndicesd("label", [0, 1, 2, 4])({"label": label})["label"].flatten().tolist() == [0, 1, 1, 2, 3]
+
+    @pytest.mark.parametrize("value", [3, 0.5, 1.02, math.nan])
     def test_other_code(self, value: float) -> None:
         label = MetaTensor(torch.tensor([[[[0.0, value]]]]), meta={"filename_or_obj": "a_gt.nii"})
         with pytest.raises(InputError, match=r"a_gt\.nii: label values .* are none of \[0, 1, 2, 4\]"):
             ClassIndicesd("label", [0, 1, 2, 4])({"label": label})
         with pytest.raises(InputError, match=r"a_gt\.nii: .* are none of the class indices 0 to 2"):
             check_labels(label, range(3), "a_gt.nii")
+
+
+def body(shape: tuple[int, int, int] = (40, 40, 24)) -> np.ndarray:
+    """Air, and in it fat, soft tissue and bone."""
+    rng = np.random.default_rng(0)
+    part = np.select([np.indices(shape)[0] >= shape[0] * share for share in (0.9, 0.5, 0.3)], [600, 50, -100], -1000)
+    return part + rng.normal(0, 15, shape)
+
+
+GOOD: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "as it is": lambda v: v,
+    "whole numbers": np.round,
+    "clipped to the window": lambda v: v.clip(-160, 240),
+    "clipped to a wider one": lambda v: v.clip(-1000, 1000),
+    **{f"padded with {p}": lambda v, p=p: np.pad(v, 6, constant_values=p) for p in (-1024, -2000, -3024, -32768)},
+    "padded twice": lambda v: np.pad(np.pad(v.clip(-1024), 9, constant_values=-3024), 1, constant_values=-1024),
+    "metal": lambda v: np.where(np.indices(v.shape).sum(0) < 9, 30000, v),
+    "without air": lambda v: v[12:],
+    "small": lambda v: v[17:23, :4, :2],
+    "fat and soft tissue": lambda v: v[15:34],
+    "outside set to 0": lambda v: np.where(v < -500, 0, v),
+    "noise": lambda v: v + np.random.default_rng(1).normal(0, 80, v.shape),
+    "no noise": lambda v: v.round(-2) + 10,
+}
+BAD: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "without intercept": lambda v: (v + 1024).clip(0, 4095),
+    "plus 1000": lambda v: v + 1000,
+    "without intercept, padded": lambda v: np.pad((v + 1024).clip(0), 6, constant_values=-2000),
+    "intercept twice": lambda v: v - 1024,
+    "wrapped": lambda v: v.round() % 65536,
+    "0 to 1": lambda v: (v.clip(-1000, 1000) + 1000) / 2000,
+    "8 bits": lambda v: ((v.clip(-160, 240) + 160) / 400 * 255).round(),
+    "z-scores": lambda v: (v - v.mean()) / v.std(),
+    "divided by 1000": lambda v: v / 1000,
+    "divided by 10": lambda v: v / 10,
+    "times 10": lambda v: v * 10,
+    "times 10, no air": lambda v: v[12:] * 10,
+    "without fat": lambda v: v.clip(0),
+    "MR": lambda v: np.random.default_rng(1).rayleigh(300, v.shape) - 5,
+}
+
+
+@pytest.mark.parametrize("change", GOOD.values(), ids=GOOD.keys())
+def test_hounsfield_units(change: Callable[[np.ndarray], np.ndarray]) -> None:
+    item = {"image": torch.from_numpy(change(body())[None]).float()}
+    assert CheckHounsfieldd("image")(item)["image"] is item["image"]
+
+
+@pytest.mark.parametrize("change", BAD.values(), ids=BAD.keys())
+def test_values_that_are_no_hounsfield_units(change: Callable[[np.ndarray], np.ndarray]) -> None:
+    channels = np.stack([body(), np.resize(change(body()), body().shape)])
+    scan = MetaTensor(torch.from_numpy(channels).float(), meta={"filename_or_obj": "scan.nii.gz"})
+    with pytest.raises(InputError, match=r"^scan\.nii\.gz: .* not Hounsfield units .*--ignore_intensity true"):
+        CheckHounsfieldd("image")({"image": scan})
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="no real images beside this checkout")
+def test_hounsfield_units_of_real_scans() -> None:
+    files = [(file, True) for file in (SHARED / "data" / "flare").glob("TrainingImg/*.nii.gz")]
+    files += [(SHARED / "data" / "chaos" / "images" / f"chaos0{i}.nii.gz", False) for i in (1, 2)]
+    for file, is_ct in files:
+        image = LoadVolumed("image")({"image": str(file)})
+        if is_ct:
+            CheckHounsfieldd("image")(image)
+        else:
+            with pytest.raises(InputError, match=f"{file.name}: .*Hounsfield"):
+                CheckHounsfieldd("image")(image)
 
 
 def test_slabs_equal_the_transform_of_the_whole_volume() -> None:

@@ -62,9 +62,33 @@ def test_endings_may_differ_within_an_image(tmp_path: Path) -> None:
     assert names == ["_t1", "x_flair", "x", "x_t2", "y"]
 
 
+def test_suffixes_may_be_in_capitals(tmp_path: Path) -> None:
+    names = [f"X{s}.nii.gz" for s in ("_FLAIR", "_t1", "_T1ce", "_T2")]
+    touch(tmp_path, *names, "x_t1.nii")  # another image
+    assert [[file.name for file in image.files] for image in find_images(tmp_path, MODALITIES)] == [
+        names, ["x_flair.nii", "x_t1.nii", "x_t1ce.nii", "x_t2.nii"]
+    ]  # fmt: skip
+    assert find_images(tmp_path / names[2], MODALITIES) == [Image("X", tuple(tmp_path / name for name in names))]
+
+
+def test_images_called_like_labels_are_counted_and_can_be_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("a", "b_seg", "c_GT", "d_probability"):
+        save(tmp_path / f"in/{name}.nii.gz")
+    folder = images_of(tmp_path)
+    folder.check(folder.items())
+    assert len(folder.items()) == 1
+    assert ["in: 3 file(s) called like labels" in message for message in caplog.messages] == [True]
+    named = images_of(tmp_path, path=tmp_path / "in/b_seg.nii.gz")
+    named.check()
+    assert named.items() == [{"image": [str(tmp_path / "in/b_seg.nii.gz")]}]
+    assert len(caplog.messages) == 1
+
+
 def test_suitable_images_pass(tmp_path: Path) -> None:
     save(tmp_path / "in/a.nii", 4, 4, 3)
-    save(tmp_path / "in/b.nii", 5, 4, 1, 1)
+    save(tmp_path / "in/b.nii", 5, 4, 1, 1, 1)
     cut = save(tmp_path / "in/c.nii.gz", 40, 40, 30)
     cut.write_bytes(cut.read_bytes()[:200])  # the header is enough here
     images_of(tmp_path).check()

@@ -172,6 +172,8 @@ def test_plain_values_of_any_pickle_are_read(protocol: int, tmp_path: Path) -> N
 def test_label_maps_are_whole_numbers(tmp_path: Path) -> None:
     codes, _ = read_label_map(save_nifti(tmp_path / "a.nii", label_of(0).astype(np.float32)[..., None]))
     np.testing.assert_array_equal(codes, label_of(0))
+    codes, _ = read_label_map(save_nifti(tmp_path / "a.nii", label_of(0) * np.float32(1.000015)))  # by a scale factor
+    np.testing.assert_array_equal(codes, label_of(0))
     for values in (P[0], np.full(SHAPE, np.nan, np.float32), P):
         with pytest.raises(InputError, match=r"a\.nii"):
             read_label_map(save_nifti(tmp_path / "a.nii", values))

@@ -71,6 +71,20 @@ def test_a_folder_of_our_inference_and_one_of_images_and_labels(predictions: Pat
     check_softmax(read_one(tmp_path))
 
 
+def test_a_stray_file_with_a_suffix_among_plain_labels(
+    predictions: Path, labels: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("case", "other"):
+        save_channels_last(predictions / f"{name}_probability.nii.gz", P)
+    save_nifti(labels / "case_seg.nii.gz", 3 - LABEL)
+    save_nifti(labels / "other.nii.gz", np.arange(LABEL.size, dtype=np.int16).reshape(SHAPE))  # an image
+    with pytest.raises(InputError, match="no label for other"):
+        find_cases(predictions, labels)
+    save_nifti(labels / "other.nii.gz", LABEL)
+    assert [case.label.name for case in find_cases(predictions, labels)] == ["case.nii.gz", "other.nii.gz"]
+    assert "case_seg.nii.gz" in caplog.text
+
+
 def test_a_folder_of_nnunet(predictions: Path, labels: Path, tmp_path: Path) -> None:
     save_nnunet(predictions, "case", P, sitk_properties())
     save_nifti(predictions / "case.nii.gz", P.argmax(0).astype(np.uint8))

@@ -68,6 +68,14 @@ class TestBrats:
         with pytest.raises(InputError, match="two cases are called A"):
             prepare_data("brats", tmp_path / "src", out)
 
+    def test_suffixes_in_capitals(self, src: Path, tmp_path: Path) -> None:
+        make_brats(tmp_path / "brats", "A")
+        for file in [*(tmp_path / "brats").glob("*"), *src.rglob("*_gt.nii.gz")]:
+            stem, _, suffix = file.name.removesuffix(".nii.gz").rpartition("_")
+            file.rename(file.with_name(f"{stem}_{suffix.upper()}.nii.gz"))
+        for case in (*brats.find_cases(tmp_path / "brats"), *acdc.find_cases(src)):
+            assert [file for file in (*case.images, case.label) if not file.is_file()] == []
+
 
 class TestFlare:
     def test_orientation_and_spacing_are_taken_from_the_header(self, out: Path, tmp_path: Path) -> None:
@@ -82,7 +90,7 @@ class TestFlare:
         make_flare(tmp_path / "src", "b", *(v[::-1, :, ::-1].transpose(2, 0, 1) for v in (body, label)), turned)
         finer = np.diag([1.0, 1.0, 5.0, 1.0])
         make_flare(tmp_path / "src", "c", *(v.repeat(2, axis=0).repeat(2, axis=1) for v in (body, label)), finer)
-        prepare_data("flare", tmp_path / "src", out, image_size=(32, 32), workers=1)
+        prepare_data("flare", tmp_path / "src", out, image_size=(32, 32), workers=1, fractions=(0, 0, 1))
         a, b, c = (nib.load(out / name / "image.nii") for name in "abc")
         np.testing.assert_allclose(a.get_fdata(), b.get_fdata(), atol=1e-4)
         np.testing.assert_allclose(a.affine, b.affine, atol=1e-4)
@@ -94,10 +102,14 @@ class TestFlare:
     def test_window_of_hounsfield_units(self, out: Path, tmp_path: Path) -> None:
         body = np.full((24, 20, 5), -1000, np.int16)
         body[4:-4, 2:-2] = np.linspace(-150, 400, 16 * 16 * 5).reshape(16, 16, 5)  # inside, all of it above -160
-        for name, shift in (("a", 0), ("b", -9000)):
+        for name, shift in (("a", 0), ("b", 1024)):
             make_flare(tmp_path / "src", name, body + shift, blocks(body.shape, [1, 2, 3, 4]), np.diag([2.0, 2, 5, 1]))
-        with pytest.raises(InputError, match=r"b_0000\.nii\.gz: image cannot be preprocessed"):  # no body above -160
-            prepare_data("flare", tmp_path / "src", out, image_size=(16, 16), workers=1)
+        options: dict[str, Any] = {"image_size": (16, 16), "workers": 1}
+        with pytest.raises(InputError, match=r"b_0000\.nii\.gz: .* not Hounsfield units .*--ignore_intensity"):
+            prepare_data("flare", tmp_path / "src", out, **options)
+        prepare_data("flare", tmp_path / "src", out, **options, ignore_intensity=True)
+        with pytest.raises(InputError, match=r"b_0000\.nii\.gz: "):  # what was ignored once is not the next time
+            prepare_data("flare", tmp_path / "src", out, **options)
         expected = ((body[4:-4, 2:-2] + 160.0) / 400).clip(0, 1)
         np.testing.assert_allclose(nib.load(out / "a" / "image.nii").get_fdata(), expected, atol=1e-4)
 
@@ -115,8 +127,9 @@ class TestGeneric:
     @pytest.fixture
     def own(self, tmp_path: Path) -> Path:
         """Two patients of two files each, with two channels."""
+        rng = np.random.default_rng(0)
         for name in ("p1_a", "p1_b", "p2_a", "p2_b"):
-            save(tmp_path / "own" / "images" / f"{name}.nii.gz", np.random.default_rng(0).random((18, 16, 4, 2)))
+            save(tmp_path / "own" / "images" / f"{name}.nii.gz", rng.random((18, 16, 4, 2)))
             save(tmp_path / "own" / "labels" / f"{name}.nii.gz", blocks((18, 16, 4), [1, 2]))
         return tmp_path / "own"
 
@@ -134,9 +147,32 @@ class TestGeneric:
         assert facts.crop_size == facts.image_size == [224, 224]
 
     @pytest.mark.parametrize(
+        ("structures", "codes", "names", "classes"),
+        [
+            (["tumour=255"], [0, 255], ["tumour"], {"tumour": [1]}),
+            (
+                ["WT=1+2+4", "TC=1+4", "ET=4"], [0, 1, 2, 4], ["class1", "class2", "ET"],
+                {"WT": [1, 2, 3], "TC": [1, 3], "ET": [3]},
+            ),
+        ],
+    )  # fmt: skip
+    def test_structures_with_their_values(
+        self, structures: list[str], codes: list[int], names: list[str], classes: dict[str, Any], own: Path, out: Path
+    ) -> None:
+        for file in (own / "labels").glob("*"):
+            save(file, blocks((18, 16, 4), codes[1:]))
+        prepare_data("generic", own, out, structures=structures, in_channels=2, fractions=(0, 0, 1))
+        facts = read_facts(out / "facts.yaml", **asdict(facts_of_dataset("acdc", own)))
+        assert (facts.label_codes, facts.class_names) == (codes, ["background", *names])
+        assert facts.structures == classes
+        assert np.unique(read(out / "p1_a" / "label.nii")).tolist() == list(range(len(codes)))
+
+    @pytest.mark.parametrize(
         ("options", "message"),
         [
             ({"labels": None}, "labels: give the names"),
+            ({"structures": ["a=1"]}, "labels: give the names"),
+            ({"labels": None, "structures": ["a"]}, "--structures: 'a' is not name=code"),
             ({"like": "flair"}, "like must be one of"),
             ({"in_channels": 0}, "in_channels must be"),
             ({"patient": "x*"}, "patient: 'x[*]' does not match the start of the name 'p1_a'"),

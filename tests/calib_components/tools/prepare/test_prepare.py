@@ -187,6 +187,31 @@ def test_what_is_odd_is_noted(src: Path, out: Path, prepare: Prepare) -> None:
         np.testing.assert_array_equal(label, other)
 
 
+def test_structures_outside_the_crop_are_not_in_no_label(src: Path, out: Path, prepare: Prepare) -> None:
+    label = np.zeros((18, 16, 4), np.uint8)
+    label[:3, :, 0], label[8:10, 7:9] = 3, 2  # the network sees 144 of 224 rows
+    for file in src.rglob("*_gt.nii.gz"):
+        save(file, label)
+    shown = prepare(image_size=(224, 224))
+    assert "with structures outside the crop or too small for the grid: left ventricle" in shown
+    assert "in no label of any case: right ventricle\n" in shown
+
+
+def test_nan_is_0_on_request(src: Path, out: Path, prepare: Prepare) -> None:
+    file = src / "training" / "patient001" / "patient001_frame01.nii.gz"
+    image = read(file).astype(np.float32)
+    image[:2] = np.nan
+    save(file, image)
+    with pytest.raises(InputError, match=rf"{file}: 128 values are NaN .*--nan_to_num"):
+        prepare()
+    prepare(nan_to_num=True)
+    save(file, np.nan_to_num(image))
+    prepare(out=out.with_name("other"))
+    for name in ("image.nii", "label.nii"):
+        first, second = (read(folder / "patient001_frame01" / name) for folder in (out, out.with_name("other")))
+        np.testing.assert_array_equal(first, second)
+
+
 def test_pixel_size_is_that_of_the_training_cases(src: Path, out: Path, prepare: Prepare) -> None:
     for file in (src / "training" / "patient002").glob("*.nii.gz"):  # all pixels twice as large
         save(file, read(file), np.diag([3.0, 2.5, 10.0, 1.0]))
