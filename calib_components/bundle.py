@@ -5,11 +5,14 @@ MONAI accepts a misspelt option silently, and wraps every exception of a compone
 
 from __future__ import annotations
 
+import copy
 import inspect
 import logging
 import os
 import sys
+import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
 from types import TracebackType
@@ -17,8 +20,9 @@ from typing import Any
 
 import torch
 from monai.bundle import ConfigExpression, ConfigParser, ConfigWorkflow, ReferenceResolver
+from monai.utils import ensure_tuple
 
-from calib_components.data.facts import FACTS, Facts
+from calib_components.data.facts import FACTS, Facts, facts_beside
 from calib_components.errors import InputError, check_writable, error_line, nearest
 
 ENTRIES = ("_meta_", "finalize", "imports", "initialize", "run", "save_execute_config")  # that MONAI looks up
@@ -31,24 +35,23 @@ FLAGS = (
 PATHS = (
     "bundle_root", "ckpt_dir", "dataset_dir", "datalist", "facts_file", "load_path", "output_dir", "calibrated_path"
 )  # fmt: skip
+COMPONENTS = ("calibrator", "loss", "lr_scheduler", "network_def", "optimizer")
+BEST, LAST = "model.pt", "last.ckpt"  # that a training writes into ckpt_dir: its best weights, and its state
 
 
 def start_run(folders: Sequence[str] = ()) -> None:
-    """Check the options of a run before any work; from then on, an `InputError` ends the process with one line.
+    """Check the options of a run before any work, and its files as `check_files` does.
 
     A bundle names it as the first item of `run`. In a process that runs no configuration of MONAI, it checks nothing.
 
     Args:
-        folders: Ids of the folders that the run writes to.
+        folders: Ids of the folders that the run writes to; with `ckpt_dir`, it is a training.
 
     Raises:
-        InputError: An id is misspelt or has an unsuitable value, or a folder cannot be written to.
+        InputError: An id is misspelt or has an unsuitable value, or a folder cannot be written to; see also
+            `check_training`.
     """
-    sys.excepthook = _show
-    for handler in logging.root.handlers:
-        handler.addFilter(_is_no_mistake)
-    workflow = _running_workflow()
-    if workflow is None:
+    if (workflow := check_files()) is None:
         return
     config = workflow.parser
     by_torchrun = "LOCAL_WORLD_SIZE" in os.environ and int(os.environ.get("WORLD_SIZE", 1)) > 1
@@ -59,6 +62,78 @@ def start_run(folders: Sequence[str] = ()) -> None:
     check_values(config)
     for name in folders:
         check_writable(name, config.get_parsed_content(name))
+    if "ckpt_dir" in folders:
+        check_training(config)
+
+
+def check_files() -> ConfigWorkflow | None:
+    """Return the workflow that runs, None if none does; from now on, an `InputError` ends the process with one line.
+
+    Raises:
+        InputError: The files of the configuration are not in order, or one is missing.
+    """
+    sys.excepthook = _show
+    for handler in logging.root.handlers:
+        handler.addFilter(_is_no_mistake)
+    workflow, files = _running_workflow()
+    if workflow is None:
+        return None
+    for file in files[1:]:
+        if {"facts", "run"} <= ConfigParser.load_config_file(file).keys():
+            raise InputError(f"config_file: {file} is complete and replaces what is before it. Give it first.")
+    config = workflow.parser
+    needed = {name.partition(ReferenceResolver.sep)[0] for name in (workflow.run_id, *_references(config.get()))}
+    missing = {name for name in needed if name and name not in config}  # an operator @ looks like an empty name
+    known = _names_of_files(workflow.config_root_path) if missing else {}
+    if bases := [file for file, names in known.items() if missing <= names]:
+        base = max(bases, key=lambda file: len(known[file]))
+        raise InputError(f"config_file: {min(missing)} is in none of the files. Give {base} before them.")
+    return workflow
+
+
+def check_training(config: ConfigParser) -> None:
+    """Check that a training replaces no weights unasked, and that its network and loss work, on slices of zeros.
+
+    A training that loads weights of the folder first, as that of MONAI Label does, continues from them.
+
+    Raises:
+        InputError: There are weights in `ckpt_dir`, or the network or the loss does not fit the data.
+    """
+    folder = Path(str(config.get_parsed_content("ckpt_dir")))
+    there = [name for name in (LAST, BEST) if (folder / name).exists()]
+    loaded = [Path(handler["load_path"]).parent for handler in config["train::handlers"] if "load_path" in handler]
+    resumes = config.get_parsed_content("resume") and LAST in there
+    if there and not (resumes or config.get_parsed_content("overwrite") or folder in loaded):
+        remedy = "--resume true to continue its training, " if LAST in there else ""
+        raise InputError(f"ckpt_dir: {folder} has {there[-1]}. Pass {remedy}--overwrite true, or another --ckpt_dir.")
+    facts, device = facts_in_use(config), config.get_parsed_content("device")
+    image, label = (torch.zeros(2, n, *facts.crop_size, device=device) for n in (facts.in_channels, 1))
+    trial = ConfigParser(copy.deepcopy(config.get()))  # draws none of the weights that are trained
+    with torch.no_grad(), _naming("network_def"):
+        logits = trial.get_parsed_content("network_def").to(device)(image)
+        if (shape := tuple(logits.shape)) != (2, facts.num_classes, *facts.crop_size):
+            raise InputError(
+                f"network_def: gives {shape} for two slices, not {facts.num_classes} classes of each pixel."
+            )
+    with _naming("loss"):
+        loss = trial.get_parsed_content("loss")
+        loss(logits, label).item()
+    for part in loss.modules() if isinstance(loss, torch.nn.Module) else ():
+        if not (getattr(part, "softmax", getattr(part, "use_softmax", True)) or getattr(part, "other_act", None)):
+            raise InputError(f"loss: {type(part).__name__} has no softmax, as the network's probabilities do. Set it.")
+
+
+@contextmanager
+def _naming(name: str) -> Iterator[None]:
+    """Turn what goes wrong in a component into an `InputError` that names its id."""
+    try:
+        yield
+    except Exception as error:
+        cause: BaseException = error
+        while cause.__cause__ is not None:  # MONAI wraps those of components
+            cause = cause.__cause__
+        line = f"{name}: {type(cause).__name__}: {textwrap.shorten(str(cause), 300).rstrip('.')}."
+        raise InputError(error_line(error) or line) from error
 
 
 def _show(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
@@ -71,23 +146,28 @@ def _show(kind: type[BaseException], error: BaseException, traceback: TracebackT
 
 def _is_no_mistake(record: logging.LogRecord) -> bool:
     """Keep the tracebacks that engines log of an `InputError` out of the log."""
-    return not (record.name.startswith("ignite.") and error_line(sys.exc_info()[1]))
+    return not (record.levelno >= logging.ERROR and error_line(sys.exc_info()[1]))
 
 
 def running_config() -> ConfigParser | None:
     """Return the configuration that is being run, None if none is."""
-    workflow = _running_workflow()
+    workflow, _ = _running_workflow()
     return None if workflow is None else workflow.parser
 
 
-def _running_workflow() -> ConfigWorkflow | None:
-    """MONAI does not hand the configuration to the components, so it is taken from the workflow among the callers."""
-    frame = inspect.currentframe()
+def _running_workflow() -> tuple[ConfigWorkflow | None, Sequence[str]]:
+    """MONAI does not hand the configuration to the components, so it is taken from the workflow among the callers.
+
+    With it come the files that it is made of, if a function of MONAI was given them.
+    """
+    workflow, frame = None, inspect.currentframe()
     while frame is not None:
-        if isinstance(workflow := frame.f_locals.get("self"), ConfigWorkflow):
-            return workflow
+        if workflow is None and isinstance(caller := frame.f_locals.get("self"), ConfigWorkflow):
+            workflow = caller
+        elif workflow is not None and frame.f_globals["__name__"] == "monai.bundle.scripts":
+            return workflow, ensure_tuple(frame.f_locals.get("config_file") or ())
         frame = frame.f_back
-    return None
+    return workflow, ()
 
 
 def check_values(config: ConfigParser) -> None:
@@ -99,7 +179,15 @@ def check_values(config: ConfigParser) -> None:
         InputError: A value is not suitable.
     """
     read_as_typed(config)
-    values = {name: config.get_parsed_content(name) for name in (*FLAGS, *PATHS, "device") if name in config}
+    values: dict[str, Any] = {}
+    for name in (*FLAGS, *PATHS, "device"):
+        if name in config:
+            with _naming(name):
+                values[name] = config.get_parsed_content(name)
+    for name, value in ((name, config.get(name)) for name in COMPONENTS):
+        if not isinstance(value, Mapping | None) and str(value)[:1] not in ("@", "$"):
+            file = f" Losses are files: give configs/losses/{Path(str(value)).stem}.yaml after train.yaml."
+            raise InputError(f"{name}: {value!r} is no component.{file if name == 'loss' else ' Set its _target_.'}")
     for name, value in values.items():
         if name in FLAGS and not isinstance(value, bool):  # any text would be true
             raise InputError(f"{name} must be true or false, got {value!r}.")
@@ -107,7 +195,9 @@ def check_values(config: ConfigParser) -> None:
             raise InputError(f"{name}: {value} is not expanded. Write the path in full, or a space in place of '='.")
     if "validate" in config and str(values.get("device")).startswith("mps"):
         raise InputError("device: mps has no float64, which the metrics need. Use cpu or cuda.")
-    if values.get("tta") and values.get("any_orientation") is False:
+    trained_on = facts_beside(values["load_path"]) if values.get("tta") and "load_path" in values else None
+    turned = None if trained_on is None else trained_on.any_orientation
+    if values.get("tta") and (values.get("any_orientation") if turned is None else turned) is False:
         raise InputError("tta: the network was not trained on slices in all orientations (any_orientation is false).")
     if "facts" in config:  # options such as --num_classes may not fit the other facts
         facts_in_use(config)
@@ -136,6 +226,8 @@ def facts_in_use(config: ConfigParser) -> Facts:
 def read_as_typed(config: ConfigParser) -> None:
     """Read `true`, `null` and `128,128` as they are meant: on a command line, they are texts and a tuple for MONAI."""
     for name, value in config.get().items():
+        if name in PATHS and str(value).startswith("%"):
+            raise InputError(f"{name}: MONAI reads {value}, which begins with %, as a reference. Write ./{value}.")
         if (typed := _as_typed(value)) != value:
             config[name] = typed
 
@@ -170,7 +262,7 @@ def check_ids(config: ConfigParser, folder: str | os.PathLike, entries: Iterable
     for name in _references(content):
         used |= {name, *_parents(name)}
     unused = [name for name in _names(content) if name not in used]
-    files = _names_of_files(folder) if unused else []
+    files = [*_names_of_files(folder).values()] if unused else []
     known = set().union(*files)
     for name in unused:
         if name not in known:
@@ -188,13 +280,13 @@ def _names(content: Mapping[str, Any]) -> Iterator[str]:
             yield from (f"{name}::{part}" for part in value)
 
 
-def _names_of_files(folder: str | os.PathLike) -> list[set[str]]:
+def _names_of_files(folder: str | os.PathLike) -> dict[Path, set[str]]:
     """The ids in each configuration file of a folder. A configuration made from a file has all of them."""
-    files = []
+    files = {}
     for file in (file for ending in ("yaml", "json") for file in Path(folder).glob(f"*.{ending}")):
         if isinstance(content := ConfigParser.load_config_file(file), Mapping):
             names = [name.lstrip("+") for name in _names(content)]
-            files.append({name for full in names for name in (full, *_parents(full))})
+            files[file] = {name for full in names for name in (full, *_parents(full))}
     return files
 
 

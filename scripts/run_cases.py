@@ -18,6 +18,7 @@ from typing import Any
 
 from monai.bundle import ConfigParser
 
+from calib_components.bundle import read_as_typed
 from calib_components.errors import InputError, check_choice, make_folder, reading
 from calib_components.inference.images import MAPS, find_images
 from calib_components.tools import cli
@@ -68,6 +69,7 @@ def run_cases(
     with reading(files[-1], "a configuration of the bundle"):
         config.read_config([str(file) for file in files])
     config.update(options)
+    read_as_typed(config)
     if command == "infer":
         images = config.get_parsed_content("images")
         images.check()

@@ -11,6 +11,7 @@ import atexit
 import hashlib
 import json
 import logging
+import math
 import os
 import shutil
 import sys
@@ -30,11 +31,13 @@ from nibabel import Nifti1Image
 from numpy.typing import ArrayLike
 
 from calib_components.data.nifti import check_same_grid, open_nifti
+from calib_components.data.overlap import find_shared
 from calib_components.data.transforms import check_finite, check_labels
 from calib_components.errors import InputError, reading, writing_folder
 
 IMAGE, LABEL, SOURCE = "image.nii", "label.nii", "source.json"
 CONTENT = "content"  # in source.json: SHA-256 of the two files
+MOST_CHECKED = 2**32  # bytes of images that a training reads whole to compare their hashes, in some 5 s
 SPLITS = ("training", "validation", "testing")
 Items = Sequence[Mapping[str, Any]]
 Prepare = Callable[[Mapping[str, Any]], Mapping[str, Any]]
@@ -81,10 +84,12 @@ def read_datalist(
     image_size: Sequence[int],
     in_channels: int,
     may_be_empty: bool = False,
+    refuse_trained: bool = False,
 ) -> list[dict[str, Any]]:
     """Read the prepared cases of a split, and check by their headers that they are complete and of one size.
 
-    Patients for validation or testing that the network is also trained on, or chosen by, are named in a warning.
+    A warning says which cases for validation or testing share a patient or a volume with those that the network is
+    trained on, or chosen by.
 
     Args:
         file: `datalist.json`, as `prepare_data` writes it.
@@ -93,6 +98,7 @@ def read_datalist(
         image_size: Number of rows and columns of every slice.
         in_channels: Number of channels of every image.
         may_be_empty: Whether the split may have no cases.
+        refuse_trained: Whether cases that the network is also trained on are an error, not a warning.
 
     Returns:
         An item for each case: its name `case`, its `patient` (the case itself where the file names none), the absolute
@@ -108,17 +114,16 @@ def read_datalist(
         listed = {name: [_with_paths(item, folder) for item in content.get(name, [])] for name in SPLITS}
     if not listed[split] and not may_be_empty:
         raise InputError(f"{file}: no case for {split}. Run prepare_data again with other --fractions.")
-    _warn_of_overlap(listed, split, file)
+    _check_apart(listed, split, file, refuse_trained)
     names = [item["case"] for item in listed[split]]
     for item in listed[split]:
         if names.count(item["case"]) > 1:
             raise InputError(f"{file}: case {item['case']} occurs twice for {split}.")
-        image, label = (open_nifti(item[key]).shape for key in ("image", "label"))
+        image = open_nifti(item["image"]).shape
         _check_size(item["image"], image, image_size)
         if (*image, 1)[3] != in_channels:
             raise InputError(f"{item['image']}: shape {image} is not that of {in_channels} channel(s).")
-        if label != image[:3]:
-            raise InputError(f"{item['label']}: shape {label} differs from {image[:3]} of its image.")
+        check_same_grid(item["label"], item["image"])
     return listed[split]
 
 
@@ -127,15 +132,15 @@ def _with_paths(item: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     return {**item, "patient": patient, "image": str(folder / item["image"]), "label": str(folder / item["label"])}
 
 
-def _warn_of_overlap(listed: Mapping[str, Items], split: str, file: Path) -> None:
-    patients = {name: {item["patient"] for item in items} for name, items in listed.items()}
+def _check_apart(listed: Mapping[str, Items], split: str, file: Path, refuse_trained: bool) -> None:
     for other, seen in {"training": "are trained on", "validation": "choose the epoch"}.items():
         if other == split:
             break
-        if shared := sorted(patients[other] & patients[split]):
-            logging.getLogger(__name__).warning(
-                "%s: %d of the patients for %s %s as well, such as %s.", file, len(shared), split, seen, shared[0]
-            )
+        if shared := find_shared(listed[split], listed[other]):
+            message = f"{file}: {len(shared)} of the cases for {split} {seen} as well: {shared[0]}."
+            if refuse_trained and other == "training":
+                raise InputError(f"{message} Leave them out of one of the two.")
+            logging.getLogger(__name__).warning("%s", message)
 
 
 def _check_size(file: str, shape: Sequence[int], image_size: Sequence[int]) -> None:
@@ -144,6 +149,20 @@ def _check_size(file: str, shape: Sequence[int], image_size: Sequence[int]) -> N
             f"{file}: shape {tuple(shape)} is not that of slices of the image_size {list(image_size)}, which is to be "
             "the size the cases were prepared at."
         )
+
+
+def check_content(item: Mapping[str, Any]) -> None:
+    """Raise `InputError` if the files of a prepared case have changed since, by the hash that `source.json` has."""
+    if (file := Path(item["image"]).with_name(SOURCE)).is_file():
+        content = hashlib.sha256()
+        with reading(file):
+            recorded = json.loads(file.read_bytes()).get(CONTENT)
+            for key in ("image", "label"):
+                content.update(Path(item[key]).read_bytes())
+        if recorded not in (None, content.hexdigest()):
+            raise InputError(
+                f"{file.parent}: image or label has changed since it was prepared. Prepare the case again."
+            )
 
 
 def load_slice(path: str | os.PathLike, index: int) -> torch.Tensor:
@@ -190,7 +209,8 @@ class CaseDataset(Dataset):
         transform: Applied to an item when it is requested.
 
     Raises:
-        InputError: A raw case has values that are NaN or infinite, or labels of other voxels or with other values.
+        InputError: A raw case has values that are NaN or infinite, or labels of other voxels or with other values; or
+            the files of a prepared case have changed since.
     """
 
     def __init__(self, data: Items, prepare: Prepare, transform: Callable | None = None) -> None:
@@ -208,7 +228,8 @@ class SliceDataset(CacheDataset):
         cache: MiB of slices that are kept. Forked workers share them; others read all slices from the files.
 
     Raises:
-        InputError: There is no case, or one has slices of another size; see also `CaseDataset`.
+        InputError: There is no case, one has slices of another size, or, unless the images take more than 4 GiB, files
+            of one have changed since it was prepared; see also `CaseDataset`.
     """
 
     def __init__(
@@ -220,7 +241,7 @@ class SliceDataset(CacheDataset):
         cache: float = 0,
     ) -> None:
         slices: list[dict[str, Any]] = []
-        for case in _prepared(data, prepare):
+        for case in _prepared(data, prepare, MOST_CHECKED):
             shape = open_nifti(case["image"]).shape
             _check_size(case["image"], shape, image_size)
             slices.extend({**case, "slice": index} for index in range(shape[2]))
@@ -245,9 +266,13 @@ class SliceDataset(CacheDataset):
         return super()._transform(index)
 
 
-def _prepared(data: Items, prepare: Prepare) -> list[Mapping[str, Any]]:
-    """Return the items with raw cases replaced by prepared ones."""
+def _prepared(data: Items, prepare: Prepare, most: float = math.inf) -> list[Mapping[str, Any]]:
+    """Return the items with raw cases replaced by prepared ones; of up to `most` bytes of images, check the content."""
     items = list(data)
+    cases = [item for item in items if "case" in item]
+    if sum(os.path.getsize(case["image"]) for case in cases) <= most:
+        for case in cases:
+            check_content(case)
     if raw := [index for index, item in enumerate(items) if "case" not in item]:
         folder = Path(tempfile.mkdtemp(prefix="cases-"))
         atexit.register(shutil.rmtree, folder, ignore_errors=True)

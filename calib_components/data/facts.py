@@ -18,6 +18,15 @@ FACTS, DATALIST = "facts.yaml", "datalist.json"  # in a folder of prepared cases
 MULTIPLE = 16  # sides of a slice, which the network halves four times
 
 
+class _Loader(yaml.SafeLoader):
+    """Reads YAML without aliases: a few lines of nested ones stand for gigabytes."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise ValueError("it has an alias (*); write the value in its place")
+        return super().compose_node(parent, index)
+
+
 @dataclass(frozen=True)
 class Facts:
     """What a data set is.
@@ -35,6 +44,7 @@ class Facts:
         slice_axis: Axis of the stored image along which the slices lie, 0 to 2; None to find it by the spacing.
         pixel_size: Smallest and largest in-plane size of a pixel of the training images on the network's grid, in
             millimetres; None if it is not known.
+        any_orientation: Whether weights were trained on slices in all orientations; None if it is not known.
         source: Folder that the prepared cases were made from.
         schema_version: Version of this list of facts.
     """
@@ -50,6 +60,7 @@ class Facts:
     crop_size: list[int]
     slice_axis: int | None = None
     pixel_size: list[float] | None = None
+    any_orientation: bool | None = None
     source: str = ""
     schema_version: int = 1
 
@@ -142,7 +153,7 @@ def facts_beside(file: str | os.PathLike) -> Facts | None:
     if not file.exists():
         return None
     with reading(file):
-        return Facts.parse(yaml.safe_load(file.read_text(encoding="utf-8")), str(file))
+        return Facts.parse(yaml.load(file.read_text(encoding="utf-8"), _Loader), str(file))
 
 
 def write_facts(facts: Facts, folder: str | os.PathLike) -> None:

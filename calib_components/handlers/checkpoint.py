@@ -12,20 +12,22 @@ from typing import Any
 import ignite.distributed as idist
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 from ignite.engine import Events
 from monai.data.utils import set_rnd
 from monai.engines import Evaluator, Trainer
 from monai.utils import set_determinism
 
-from calib_components.bundle import facts_in_use, running_config
+from calib_components.bundle import BEST, LAST, facts_in_use, running_config
 from calib_components.data.cases import SliceDataset
 from calib_components.errors import InputError, make_folder, reading
 from calib_components.handlers.fingerprint import changes, fingerprint, fingerprint_of_cases, fingerprint_of_list
-from calib_components.handlers.weights import LAST, check_beside, save, serialize, write_weights
+from calib_components.handlers.weights import check_beside, check_sums, save, serialize, write_weights
 from calib_components.posthoc import find_calibrator
 from calib_components.posthoc.network import set_calibrator, unwrapped
 
 log = logging.getLogger(__name__)
+WAIT = 10  # seconds for workers of a training that was killed, which hold its folder a little longer
 NEVER = -1  # the epoch of the best metric that MONAI's engines start with
 
 
@@ -58,8 +60,8 @@ class TrainingCheckpoint:
         dataset_dir: Folder of these cases; default: that of the list.
 
     Raises:
-        InputError: At the start of a run that resumes another one, or into a folder with weights of other data; when
-            weights are no longer finite; or if a file cannot be written.
+        InputError: At the start of a run that resumes another one, into a folder with weights of other data or while
+            another training writes into it; when weights are no longer finite; or if a file cannot be written.
     """
 
     def __init__(
@@ -74,7 +76,8 @@ class TrainingCheckpoint:
         datalist: str | os.PathLike = "",
         dataset_dir: str | os.PathLike | None = None,
     ) -> None:
-        self.best_path, self.last_path = Path(ckpt_dir) / "model.pt", Path(ckpt_dir) / LAST
+        self.best_path, self.last_path = Path(ckpt_dir) / BEST, Path(ckpt_dir) / LAST
+        self.lock = FileLock(Path(ckpt_dir) / ".lock", thread_local=False, is_singleton=True)  # of this process
         self.network, self.evaluator, self.seed, self.resume = unwrapped(network), evaluator, seed, resume
         self.stateful: dict[str, Any] = {"network": self.network, "optimizer": optimizer, "lr_scheduler": lr_scheduler}
         config, self.facts = running_config(), None
@@ -91,8 +94,16 @@ class TrainingCheckpoint:
         """Save after each epoch of the trainer, and resume when it starts."""
         engine.add_event_handler(Events.STARTED, self._start)
         engine.add_event_handler(Events.EPOCH_STARTED, self._start_epoch)  # after whatever has loaded weights
+        engine.add_event_handler(Events.COMPLETED, lambda: self.lock.release(force=True))
 
     def _start(self, engine: Trainer) -> None:
+        if idist.get_rank() == 0:
+            make_folder(self.best_path.parent)
+            try:
+                self.lock.acquire(WAIT)  # until the end of the run, or of the process
+            except Timeout as error:
+                folder = self.best_path.parent
+                raise InputError(f"ckpt_dir: another training writes into {folder}. Choose another folder.") from error
         if self.facts is not None:
             check_beside(self.best_path, self.facts, "ckpt_dir")
         if engine.scaler is not None:  # of AMP; MONAI has just created it
@@ -108,12 +119,13 @@ class TrainingCheckpoint:
 
     def _load(self, engine: Trainer) -> None:
         with reading(self.last_path, "a checkpoint of a training"):
+            check_sums(self.last_path)
             checkpoint = torch.load(self.last_path, map_location=engine.state.device, weights_only=True)
             before = checkpoint["settings"]
         if differing := changes(before, self.settings):
             raise InputError(
                 f"{self.last_path} is of a run with other settings: {', '.join(differing)}. Set them back, or start "
-                "from the beginning with --resume false."
+                "from the beginning with --resume false --overwrite true."
             )
         for name, holder in self.stateful.items():
             if name in checkpoint:  # a run that started without AMP has no scaler
@@ -149,7 +161,6 @@ class TrainingCheckpoint:
                 f"network: weights are NaN or infinite after epoch {epoch}. The files in {self.best_path.parent} are "
                 "of epochs before. Try a lower --learning_rate."
             )
-        make_folder(self.best_path.parent)
         if best.best_metric_epoch in (epoch, NEVER):
             for name, values in weights.items():  # for machines without a GPU, whatever reads them
                 weights[name] = values.cpu()

@@ -5,17 +5,23 @@ from __future__ import annotations
 import atexit
 import gc
 import logging
+import os
 
 import torch
 import torch.distributed as dist
 from monai.data import DistributedSampler
 from torch.utils.data import Dataset
 
+from calib_components.bundle import check_files
 from calib_components.errors import InputError
 
 
 def join_process_group(device: torch.device | str) -> None:
     """Join the process group that `torchrun` describes, on the device of this process; the first alone logs infos."""
+    check_files()
+    if "RANK" not in os.environ:
+        command = "torchrun --standalone --nproc_per_node=2 -m monai.bundle run"
+        raise InputError(f"config_file: with a multi_gpu file, start {command}. Or leave that file out.")
     device = torch.device(device)
     if device.type == "cuda":
         torch.cuda.set_device(device)

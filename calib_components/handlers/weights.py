@@ -8,14 +8,16 @@ import logging
 import os
 import pickle
 import textwrap
+import zipfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from ignite.engine import Engine, Events
 
-from calib_components.bundle import running_config
+from calib_components.bundle import LAST, running_config
 from calib_components.data.facts import DATALIST, FACTS, Facts, facts_beside, write_facts
 from calib_components.data.transforms import has_other_pixels
 from calib_components.errors import InputError, make_folder, reading, writing
@@ -24,7 +26,6 @@ from calib_components.posthoc import Calibrator
 from calib_components.posthoc.network import calibrator_in
 
 log = logging.getLogger(__name__)
-LAST = "last.ckpt"  # the state of a training, see `TrainingCheckpoint`
 EXPORT_ENDINGS = (".ts", ".onnx", ".plan")  # by ckpt_export, by onnx_export, and TensorRT's engine
 
 
@@ -37,6 +38,7 @@ def read_weights(file: str | os.PathLike) -> tuple[Any, dict[str, torch.Tensor]]
     if not Path(file).exists():
         raise InputError(f"{file}: no such file of trained weights. Train first, or set --load_path.")
     with reading(file, "trained weights"):
+        check_sums(file)
         try:
             content = torch.load(file, map_location="cpu", weights_only=True)
         except (EOFError, RuntimeError, pickle.UnpicklingError) as error:  # whose messages fill a page
@@ -49,6 +51,14 @@ def read_weights(file: str | os.PathLike) -> tuple[Any, dict[str, torch.Tensor]]
         if broken := [name for name, values in weights.items() if not torch.as_tensor(values).isfinite().all()]:
             raise ValueError(f"values of {broken[0]} are NaN or infinite")
         return content, copy.copy(weights)
+
+
+def check_sums(file: str | os.PathLike) -> None:
+    """Raise `ValueError` if a file of PyTorch is damaged: the checksums in it, which PyTorch does not compare."""
+    if zipfile.is_zipfile(file):  # neither of an old version of PyTorch nor truncated
+        with zipfile.ZipFile(file) as parts:
+            if (broken := parts.testzip()) is not None:
+                raise ValueError(f"it is damaged at {broken}; copy or train it again")
 
 
 def load_weights(network: torch.nn.Module, file: str | os.PathLike) -> None:
@@ -79,6 +89,7 @@ def load_torchscript(file: str | os.PathLike, device: torch.device | str) -> tor
     if facts_beside(file) is None:
         log.warning("%s has no %s beside it: the bundle's own are used", file, FACTS)
     with reading(file, "a TorchScript file, as monai.bundle ckpt_export writes it"):
+        check_sums(file)
         return torch.jit.load(str(file), map_location=device)
 
 
@@ -111,6 +122,8 @@ def with_calibrator(file: str | os.PathLike, calibrator: Calibrator) -> memoryvi
 def check_beside(file: Path, facts: Facts | None, name: str) -> None:
     """Raise `InputError` if beside a file to write are weights or cases of other data; `name` is the id of the file."""
     there, folder = facts_beside(file), file.parent
+    if there is not None and facts is not None and there.any_orientation is None:  # not known: written before
+        there = replace(there, any_orientation=facts.any_orientation)
     endings = (".pt", *EXPORT_ENDINGS)
     others = [path for path in folder.glob("[!.]*") if path.suffix in endings and path != file]
     if there != facts and (others or facts is None or (folder / DATALIST).exists()):
@@ -184,6 +197,8 @@ class WeightsCheckpointLoader:
         engine.add_event_handler(Events.STARTED, self)
 
     def __call__(self, _: Engine) -> None:
+        if isinstance(self.network, torch.jit.ScriptModule):  # which holds its weights
+            return
         if (trained_on := facts_beside(self.load_path)) is None:
             log.warning("%s has no %s beside it: whether it suits these images is not checked", self.load_path, FACTS)
         elif self.facts is not None:

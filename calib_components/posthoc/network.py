@@ -84,7 +84,10 @@ class TemperatureUNet(Calibrated, UNet):
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
+        try:
+            super().__init__(*args, **options)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"network_def: {error}") from error
         self.calibrator = TemperatureScaling()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -47,7 +47,7 @@ def test_training_keeps_best_and_last(trained: Path, prepared: Path) -> None:
     # Of several, MONAI Label takes the one with the shortest name, and leaves out what does not fit the network.
     assert [file.name for file in trained.glob("*.pt")] == ["model.pt"]
     facts, own = (yaml.safe_load((folder / "facts.yaml").read_text()) for folder in (prepared, trained))
-    assert own == {**facts, "source": ""}  # weights travel, folders do not
+    assert own == {**facts, "any_orientation": True, "source": ""}  # weights travel, folders do not
     assert facts["source"] != ""
 
 
@@ -66,6 +66,9 @@ def test_resuming_with_other_settings_is_refused(trained: Path, prepared: Path, 
     line = refusal(ACDC, "train.yaml", resume=True, max_epochs=2, learning_rate=0.01, **places)
     assert line.startswith(f"{folder}/last.ckpt is of a run with other settings: learning_rate (0.001, now 0.01)")
     assert snapshot(folder) == before
+    places["output_dir"] = str(tmp_path / "none")
+    assert re.match(f"ckpt_dir: {folder} has model.pt. .*--resume true", refusal(ACDC, "train.yaml", **places))
+    assert (snapshot(folder), (tmp_path / "none").exists()) == (before, False)
 
 
 @pytest.mark.slow
@@ -97,7 +100,8 @@ def test_training_killed_at_random_moments_resumes_to_the_same_bits(prepared: Pa
     expected = run(prepared, whole, max_epochs=4)
     arguments = {
         "config_file": ACDC / "configs" / "train.yaml", "bundle_root": ACDC, "dataset_dir": prepared,
-        "ckpt_dir": killed, "output_dir": killed, "max_epochs": 4, "num_workers": 1, "device": "cpu", "resume": True,
+        "ckpt_dir": killed, "output_dir": killed, "max_epochs": 4, "num_workers": 1, "device": "cpu",
+        "resume": True, "overwrite": True,
     }  # fmt: skip
     command = [sys.executable, "-m", "monai.bundle", "run", *(f"--{name}={value}" for name, value in arguments.items())]
     moments = random.Random(0)

@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,9 +21,17 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.handlers import StatsHandler
 from monai.transforms import Compose
 
-from calib_components.bundle import _is_no_mistake, check_ids, check_values, running_config, start_run
+from calib_components.bundle import (
+    _is_no_mistake,
+    check_ids,
+    check_training,
+    check_values,
+    running_config,
+    start_run,
+)
+from calib_components.data.facts import facts_beside, write_facts
 from calib_components.errors import InputError, error_line
-from tests.helpers import BUNDLES, ROOT
+from tests.helpers import ACDC, BUNDLES, ROOT, make_weights, refusal
 
 CONFIG = {
     "seed": 0,
@@ -109,6 +118,10 @@ def test_ids_of_the_bundle_need_no_effect(tmp_path: Path, caplog: pytest.LogCapt
         ({"output_dir": "~/a"}, "output_dir"),
         ({"validate": {}, "device": "mps:0"}, "device"),
         ({"tta": "true", "any_orientation": False}, "tta"),
+        ({"loss": "ce_dice"}, "loss: .*configs/losses/ce_dice.yaml"),
+        ({"optimizer": 0.1}, "optimizer: 0.1 is no component"),
+        ({"dataset_dir": "%data"}, "dataset_dir: .*begins with %"),
+        ({"dataset_dir": "$data"}, "dataset_dir: NameError"),
     ],
 )
 def test_values_that_would_be_taken_for_others(values: dict[str, Any], name: str) -> None:
@@ -146,12 +159,89 @@ def test_options_that_contradict_the_facts(bundle: str, file: str, overrides: di
         check_values(config)
 
 
+def test_the_orientations_that_weights_were_trained_on_decide(tmp_path: Path) -> None:
+    config = ConfigParser({"tta": True, "any_orientation": True, "load_path": str(tmp_path / "model.pt")})
+    check_values(config)
+    facts = facts_beside(make_weights(ACDC, tmp_path) / "model.pt")
+    assert facts is not None
+    for known in (None, True, False):
+        write_facts(replace(facts, any_orientation=known), tmp_path)
+        with pytest.raises(InputError, match="tta: ") if known is False else nullcontext():
+            check_values(config)
+    write_facts(replace(facts, any_orientation=True), tmp_path)
+    config["any_orientation"] = False  # the default of a bundle
+    check_values(config)
+
+
+@pytest.mark.parametrize(
+    ("files", "remedy"),
+    [
+        (["evaluate.yaml"], "Give .*configs/train.yaml before"),
+        (["calibrate.yaml"], "Give .*configs/train.yaml before"),
+        (["multi_gpu_train.yaml"], "Give .*configs/train.yaml before"),
+        (["multi_gpu_evaluate.yaml"], "Give .*configs/train.yaml before"),
+        (["inference_ts.yaml"], "Give .*configs/inference.yaml before"),
+        (["inference_trt.yaml"], "Give .*configs/inference.yaml before"),
+        (["inference.yaml", "evaluate.yaml"], "Give .*configs/train.yaml before"),
+        (["evaluate.yaml", "train.yaml"], "train.yaml is complete .* Give it first"),
+        (["losses/svls.yaml", "train.yaml"], "train.yaml is complete .* Give it first"),
+        (["train.yaml", "multi_gpu_train.yaml"], "torchrun"),
+    ],
+    ids=str,
+)
+def test_files_that_do_not_make_a_run(files: list[str], remedy: str, tmp_path: Path) -> None:
+    line = refusal(ACDC, *files, ckpt_dir=str(tmp_path), output_dir=str(tmp_path))
+    assert re.match(f"config_file: .*{remedy}", line)
+    assert list(tmp_path.iterdir()) == []
+
+
+class TestTraining:
+    def check(self, folder: Path, **overrides: Any) -> None:
+        config = ConfigParser()
+        config.read_config(str(ACDC / "configs" / "train.yaml"))
+        config.update({"bundle_root": str(ACDC), "device": "cpu", "ckpt_dir": str(folder), **overrides})
+        check_training(config)
+
+    @pytest.mark.parametrize("name", ["model.pt", "last.ckpt"])
+    def test_weights_are_replaced_on_request(self, name: str, tmp_path: Path) -> None:
+        self.check(tmp_path, resume=True)  # of nothing
+        (tmp_path / name).touch()
+        with pytest.raises(InputError, match=f"ckpt_dir: .* has {name}.*--overwrite true"):
+            self.check(tmp_path)
+        with pytest.raises(InputError) if name == "model.pt" else nullcontext():  # there is nothing to resume
+            self.check(tmp_path, resume=True)
+        self.check(tmp_path, overwrite=True)
+        loader = {"_target_": "CheckpointLoader", "load_path": str(tmp_path / "model.pt")}  # as MONAI Label's
+        self.check(tmp_path, **{"train::handlers": [loader]})
+
+    @pytest.mark.parametrize(
+        ("overrides", "message"),
+        [
+            ({"network_def::channels": [8] * 6}, "network_def: .*strides"),
+            ({"network_def::out_channels": 3}, "network_def: gives .* not 4 classes"),
+            ({"network_def::in_channels": 2}, "network_def: RuntimeError"),
+            ({"loss": None}, "loss: TypeError"),
+            ({"loss": {"_target_": "DiceCELoss", "to_onehot_y": True}}, "loss: DiceLoss has no softmax"),
+            ({"loss": {"_target_": "monai.losses.FocalLoss", "to_onehot_y": True}}, "loss: FocalLoss has no softmax"),
+            ({"loss": {"_target_": "torch.nn.CrossEntropyLoss"}}, "loss: RuntimeError"),
+            ({"loss": {"_target_": "torch.nn.MSELoss", "reduction": "none"}}, "loss: RuntimeError"),
+        ],
+    )
+    def test_network_and_loss_are_tried(self, overrides: dict[str, Any], message: str, tmp_path: Path) -> None:
+        with pytest.raises(InputError, match=f"^{message}"):
+            self.check(tmp_path, **overrides)
+
+    def test_every_loss_passes(self, tmp_path: Path) -> None:
+        for file in (ACDC / "configs" / "losses").iterdir():
+            self.check(tmp_path, **ConfigParser.load_config_file(file))
+
+
 @pytest.mark.parametrize(("content", "remedy"), [({"validate": {}}, "multi_gpu_train"), ({}, "Use one")])
 def test_processes_that_do_not_share_the_work_are_refused(
     content: dict[str, Any], remedy: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    workflow = SimpleNamespace(parser=ConfigParser(content))
-    monkeypatch.setattr("calib_components.bundle._running_workflow", lambda: workflow)
+    workflow = SimpleNamespace(parser=ConfigParser({"run": [], **content}), run_id="run")
+    monkeypatch.setattr("calib_components.bundle._running_workflow", lambda: (workflow, ()))
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")  # as torchrun does, on two machines
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(InputError, match=f"config_file: .*{remedy}"):
@@ -205,8 +295,7 @@ def test_a_mistake_in_a_transform_is_one_line_and_no_traceback_is_logged(caplog:
     with pytest.raises(RuntimeError) as error:
         engine.run(loader)
     assert error_line(error.value) == "case0.nii: the file is truncated."
-    own = [record for record in caplog.records if record.name.startswith("ignite") and record.levelno > logging.INFO]
-    assert own == []
+    assert [record for record in caplog.records if record.levelno > logging.INFO] == []
     with pytest.raises(ZeroDivisionError):  # whose log stays
         Engine(lambda *_: 1 / 0).run([1])
     assert "division by zero" in caplog.text

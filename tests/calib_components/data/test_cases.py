@@ -7,6 +7,7 @@ import json
 import pickle
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,8 @@ from monai.bundle import ConfigParser
 from monai.data import DataLoader
 from monai.transforms import Compose, LoadImaged, RandGaussianNoised
 
-from calib_components.data import CaseDataset, LoadSliced, SliceDataset, read_datalist
-from calib_components.data.cases import load_slice, write_case
+from calib_components.data import CaseDataset, LoadSliced, SliceDataset, cases, read_datalist
+from calib_components.data.cases import Items, load_slice, write_case
 from calib_components.errors import InputError
 from tests.helpers import ACDC, SIZE, make_prepared, save
 
@@ -122,8 +123,53 @@ class TestReadDatalist:
         self.read(data, "training")
         assert caplog.text == ""
         self.read(data, "testing")
-        assert "1 of the patients for testing are trained on as well, such as p7." in caplog.text
-        assert "1 of the patients for testing choose the epoch as well, such as p7." in caplog.text
+        assert "1 of the cases for testing are trained on as well: patient p7 is on both sides" in caplog.text
+        assert "1 of the cases for testing choose the epoch as well: patient p7 is on both sides" in caplog.text
+
+    def test_one_volume_under_two_names_and_a_fit_on_trained_cases(self, data: Path, caplog: Any) -> None:
+        shutil.copytree(data / "training1", data / "validation1", dirs_exist_ok=True)
+        self.read(data, "validation")
+        assert "the same volume is on both sides (validation1 and training1)" in caplog.text
+        with pytest.raises(InputError, match=r"1 of the cases for validation are trained on as well: the same volume"):
+            self.read(data, "validation", refuse_trained=True)
+        self.read(data, "training", refuse_trained=True)
+
+
+class TestChangedFiles:
+    """Of cases that were written with a hash."""
+
+    @pytest.fixture
+    def items(self, tmp_path: Path) -> list[dict[str, str]]:
+        rng = np.random.default_rng(0)
+        for case in "ab":
+            image, label = rng.normal(size=(1, *SIZE, 3)), rng.integers(0, 4, (1, *SIZE, 3))
+            volumes = [torch.from_numpy(volume.astype(np.float32)) for volume in (image, label)]
+            write_case(tmp_path / case, *volumes, np.eye(4), {})
+        return [{"case": case, **{key: str(tmp_path / case / f"{key}.nii") for key in BOTH}} for case in "ab"]
+
+    @pytest.mark.parametrize("key", BOTH)
+    def test_are_found(self, key: str, items: Items, monkeypatch: pytest.MonkeyPatch) -> None:
+        file = Path(items[1][key])
+        content = bytearray(file.read_bytes())
+        content[-1000] ^= 1
+        CaseDataset(items, dict)
+        SliceDataset(items, dict, SIZE)
+        file.write_bytes(content)
+        for read in (CaseDataset, partial(SliceDataset, image_size=SIZE)):
+            with pytest.raises(InputError, match="b: image or label has changed"):
+                read(items, dict)
+        monkeypatch.setattr(cases, "MOST_CHECKED", 1000)
+        assert len(SliceDataset(items, dict, SIZE)) == 6
+        file.with_name("source.json").write_text("{}")  # of an early version
+        CaseDataset(items, dict)
+
+    def test_a_label_that_was_saved_flipped(self, items: Items, tmp_path: Path) -> None:
+        (tmp_path / "datalist.json").write_text(json.dumps({"testing": items}))
+        read_datalist(tmp_path / "datalist.json", "testing", tmp_path, SIZE, 1)
+        label = nib.load(items[0]["label"])
+        nib.save(label.as_reoriented([[0, -1], [1, 1], [2, 1]]), items[0]["label"])
+        with pytest.raises(InputError, match="affine differs"):
+            read_datalist(tmp_path / "datalist.json", "testing", tmp_path, SIZE, 1)
 
 
 class TestRawCases:

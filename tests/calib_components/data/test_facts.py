@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,10 @@ def test_facts_that_contradict_each_other(change: dict[str, Any], message: str, 
         read_facts(tmp_path / FACTS, **OWN)
 
 
-@pytest.mark.parametrize("text", ["", "a: [", "dataset: acdc\n", "a: !!python/object/apply:os.getcwd []"])
+BOMB = "a: &a [1]\n" + "".join(f"{b}: &{b} [{f'*{a},' * 99}]\n" for a, b in itertools.pairwise("abcdefghijklm"))
+
+
+@pytest.mark.parametrize("text", ["", "a: [", "dataset: acdc\n", "a: !!python/object/apply:os.getcwd []", BOMB])
 def test_broken_file(text: str, tmp_path: Path) -> None:
     (tmp_path / FACTS).write_text(text)
     with pytest.raises(InputError, match=r"facts\.yaml: "):

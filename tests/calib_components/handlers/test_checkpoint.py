@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
 from ignite.engine import Events
 from monai.engines import SupervisedTrainer
 
 from calib_components.errors import InputError
-from calib_components.handlers import TrainingCheckpoint
+from calib_components.handlers import TrainingCheckpoint, checkpoint
 from calib_components.posthoc import TemperatureScaled
 
 
@@ -167,3 +168,14 @@ def test_weights_that_are_no_longer_finite_replace_none(tmp_path: Path) -> None:
         train(tmp_path, resume=True, network=network, at_epoch_2=diverge)
     assert torch.load(tmp_path / "last.ckpt", weights_only=True) == before
     assert torch.load(tmp_path / "model.pt", weights_only=True) == model
+
+
+def test_another_training_in_the_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint, "WAIT", 0)
+    with FileLock(tmp_path / ".lock"), pytest.raises(InputError, match="ckpt_dir: another training"):
+        train(tmp_path)
+    assert not (tmp_path / "last.ckpt").exists()
+    with pytest.raises(ZeroDivisionError):
+        train(tmp_path, stop_after=1, stop=lambda _: 1 / 0)
+    train(tmp_path)  # again in this process, which then holds it no longer
+    FileLock(tmp_path / ".lock", timeout=0).acquire().lock.release()

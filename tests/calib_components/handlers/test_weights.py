@@ -21,7 +21,7 @@ from calib_components.data.facts import Facts, facts_beside, write_facts
 from calib_components.errors import InputError
 from calib_components.handlers import WeightsCheckpointLoader, load_torchscript, load_weights
 from calib_components.handlers.fingerprint import fingerprint_of_cases, fingerprint_of_list
-from calib_components.handlers.weights import join_weights, with_calibrator, write_weights
+from calib_components.handlers.weights import join_weights, read_weights, with_calibrator, write_weights
 from calib_components.posthoc import EnsembleUNet, TemperatureScaling
 
 DATA = Facts("acdc", 2, 1, ["background", "heart"], [0, 1], {"heart": [1]}, [], [32, 32], [16, 16])
@@ -72,6 +72,23 @@ def test_weights_that_do_not_fit_are_named(
         load_weights(network(), file)
     assert "\n" not in str(error.value)
     assert list(tmp_path.iterdir()) == [file] * (content is not None)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+def test_flipped_bits_are_found(tmp_path: Path) -> None:
+    """Which PyTorch reads without a word."""
+    file, script, values = tmp_path / "model.pt", tmp_path / "model.ts", torch.full((4096,), 0.1).numpy().tobytes()
+    torch.save({"weight": torch.full((4096,), 0.1)}, file)
+    torch.jit.script(torch.nn.PReLU(4096, init=0.1)).save(script)
+    for each in (file, script):
+        content = bytearray(each.read_bytes())
+        content[content.index(values) + 8000] ^= 1
+        each.write_bytes(content)
+    assert torch.load(file, weights_only=True)["weight"].unique().numel() == 2
+    with pytest.raises(InputError, match=r"model\.pt: .*damaged at"):
+        read_weights(file)
+    with pytest.raises(InputError, match=r"model\.ts: .*damaged at"):
+        load_torchscript(script, "cpu")
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
@@ -182,6 +199,9 @@ def test_facts_go_with_the_weights(tmp_path: Path) -> None:
     write_weights(file, b"others", other, "out")  # weights that are replaced
     assert facts_beside(file) == other
     write_weights(file.with_name("more.pt"), b"weights", other, "out")
+    other = replace(other, any_orientation=False)  # was not known of the others, by an earlier version
+    write_weights(file, b"others", other, "out")
+    assert facts_beside(file) == other
     for name, facts in (("model.pt", DATA), ("third.pt", DATA), ("model.pt", None)):  # they would be taken for others
         with pytest.raises(InputError, match=r"out: .*other data"):
             write_weights(file.with_name(name), b"weights", facts, "out")
