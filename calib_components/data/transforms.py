@@ -217,7 +217,7 @@ def check_image(image: Image) -> Image:
 class CheckHounsfieldd(MapTransform):
     """Check that the values of CT are Hounsfield units, by the shares of fat, air and soft tissue.
 
-    Padding outside of the field of view, clipping that leaves fat and soft tissue, metal and crops without air pass.
+    Padding, clipping that leaves fat and soft tissue, metal and crops without air pass.
 
     Args:
         keys: Volumes `(C, H, W, D)` as they were read.

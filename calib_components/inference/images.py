@@ -50,22 +50,20 @@ def find_images(path: str | os.PathLike, file_suffixes: Sequence[str] = ()) -> l
         InputError: A folder cannot be read.
     """
     path = Path(path)
-    files = [file for file in (sorted(files_below(path)) if path.is_dir() else [path]) if _is_nifti(file)]
-    beside = [] if path.is_dir() else filter(_is_nifti, sorted(path.parent.glob("*")))
     parts: dict[Path, dict[str, Path]] = defaultdict(dict)  # the files of each image, by suffix
-    for file in (*files, *beside):
+    for file in sorted(files_below(path)) if path.is_dir() else [path, *sorted(path.parent.glob("*"))]:
         name, suffix, _ = _split(file, file_suffixes)
-        parts[file.with_name(name)].setdefault(suffix, file)
-    images: dict[Path, Image] = {}
-    for file in files:
-        name, suffix, ending = _split(file, file_suffixes)
-        own = parts[file.with_name(name)]
-        if suffix and own[suffix] == file:
-            absent = {part.lower(): file.with_name(f"{name}{part}{ending}") for part in file_suffixes}
-            images.setdefault(file.with_name(name), Image(name, tuple(({**absent, **own})[part] for part in absent)))
-        elif suffix or file == path or not name.lower().endswith(NOT_IMAGES):
-            images[file] = Image(name, (file,))
-    return list(images.values())
+        if _is_nifti(file) and (suffix or file == path or not name.lower().endswith(NOT_IMAGES)):
+            place = file.with_name(name) if suffix else file
+            parts[place if parts[place].get(suffix, file) == file else file][suffix] = file
+    return [_image(own, file_suffixes) for own in parts.values() if path.is_dir() or path in own.values()]
+
+
+def _image(own: Mapping[str, Path], file_suffixes: Sequence[str]) -> Image:
+    first = next(iter(own.values()))
+    name, suffix, ending = _split(first, file_suffixes)
+    files = [own.get(part.lower(), first.with_name(f"{name}{part}{ending}")) for part in file_suffixes]
+    return Image(name, tuple(files) if suffix else (first,))
 
 
 def _is_nifti(file: Path) -> bool:

@@ -181,9 +181,8 @@ def find_labels(folder: Path) -> dict[str, Path]:
     names = suffixed or plain
     if suffixed and alone and all(map(_holds_labels, alone)):
         names = {**plain, **{file: name for file, name in suffixed.items() if name not in plain.values()}}
-        if stray := sorted(file.name for file in suffixed if file not in names):
-            message = "%s: labels have no suffix; left out beside the file without it: %s"
-            logging.getLogger(__name__).warning(message, folder, listed(stray))
+        stray = [file.name for file in suffixed if file not in names]
+        logging.getLogger(__name__).warning("%s: labels have no suffix, left out: %s", folder, listed(stray) or "none")
     if not names:
         raise InputError(f"{folder} holds no labels: no .nii or .nii.gz files.")
     labels: dict[str, Path] = {}

@@ -122,18 +122,14 @@ def transform_case(case: Case, facts: Facts, options: Options = DEFAULTS) -> dic
     """
     source = made_from(case, facts, options)  # before the files are read: if one changes, it is made anew
     data, turned = load_case(case, facts, options)
-    classes = _classes(data["label"])
+    classes = data["label"].as_tensor().unique().int().tolist()
     data = volume_transforms(facts, options.ignore_intensity)(data)
     image = check_image(data["image"])
     axes = [done["extra_info"]["axis"] for done in image.applied_operations if done["class"] == SlicesLastd.__name__]
-    seen = _classes(CenterSpatialCrop([*facts.crop_size, -1])(data["label"]))
-    lost = [index for index in classes if index not in seen]
+    seen = CenterSpatialCrop([*facts.crop_size, -1])(data["label"].as_tensor())
+    lost = [index for index in classes if not (seen == index).any()]
     source |= {"turned": turned, "classes": classes, "lost": lost, "slice_axis": next(iter(axes), None)}
     return {**data, "source": source}
-
-
-def _classes(label: torch.Tensor) -> list[int]:
-    return torch.as_tensor(label).unique().int().tolist()
 
 
 def load_case(case: Case, facts: Facts, options: Options = DEFAULTS) -> tuple[dict[Any, Any], list[str]]:
