@@ -164,7 +164,7 @@ def _running_workflow() -> tuple[ConfigWorkflow | None, Sequence[str]]:
     while frame is not None:
         if workflow is None and isinstance(caller := frame.f_locals.get("self"), ConfigWorkflow):
             workflow = caller
-        elif workflow is not None and frame.f_globals["__name__"] == "monai.bundle.scripts":
+        elif workflow is not None and frame.f_globals.get("__name__") == "monai.bundle.scripts":
             return workflow, ensure_tuple(frame.f_locals.get("config_file") or ())
         frame = frame.f_back
     return workflow, ()
