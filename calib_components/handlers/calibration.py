@@ -44,7 +44,7 @@ SPLITS = {  # what to know of a fit on a split
 
 def calibration_cases(temperature: float | None, pool: Sequence[Any] | None, **options: Any) -> list[dict[str, Any]]:
     """Return the cases to fit on, see `read_datalist` for options; none if a temperature or earlier fits are given."""
-    return read_datalist(**options) if temperature is None and pool is None else []
+    return read_datalist(**options, refuse_trained=True) if temperature is None and pool is None else []
 
 
 @dataclass(eq=False)

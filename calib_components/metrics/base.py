@@ -85,4 +85,6 @@ class CaseMetric(CumulativeIterationMetric):
     def _compute_list(self, y_pred: TensorOrList, y: TensorOrList | None = None, **kwargs: Any) -> Any:
         if y is not None and len(y_pred) != len(y):  # the base class would leave out the rest
             raise InputError(f"y must have as many cases as y_pred, {len(y_pred)}, got {len(y)}.")
+        if batched := [tuple(item.shape) for item in y_pred if item.ndim > 4 and len(item) == 1]:
+            raise InputError(f"y_pred: items of lists have no batch axis, (N, *S), got {batched[0]}.")
         return super()._compute_list(y_pred, y, **kwargs)

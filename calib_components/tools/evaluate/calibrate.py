@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from calib_components.data.overlap import find_shared
 from calib_components.errors import InputError, check_output, make_folder, printable, writing
 from calib_components.handlers import read_estimate, write_estimate
 from calib_components.inference.maps import write_map
@@ -88,6 +89,10 @@ def calibrate_predictions(
         if source.resolve() in (out.resolve(), *out.resolve().parents):
             raise InputError(f"--out: {out} is in {source}. Give another folder.")
     check_output(out, f"{next(iter(KINDS))}.json", overwrite)
+    if not overwrite and any((out / f"{kind}.json").exists() for kind in KINDS):
+        read_estimate(out)  # an error if it is a file of somebody else
+        if fits := [*out.glob("*_fit.json")]:
+            raise InputError(f"--out: {fits[0]} is of calibrate.yaml. Give another folder, or pass --overwrite.")
     endings = [".npz" if header.affine is None else "_probability.nii.gz" for header in headers]
     names = [f"{name}{ending}" for name, ending in zip(found, endings, strict=True)]
     if others := sorted(
@@ -95,10 +100,14 @@ def calibrate_predictions(
     ):
         raise InputError(f"--out: {out / others[0]} is of another prediction. Delete it, or give another folder.")
     calibrator, estimate = fit_calibrator(cases, classes, fitted_on, patients, workers)
-    if known := sum(patient in {*patients.values()} for patient in target_patients.values()):
+    targets, fitted = (
+        [{"case": name, "patient": of[name], "image": prediction.files[0]} for name, prediction in named.items()]
+        for of, named in ((target_patients, found), (patients, {case.name: case.prediction for case in cases}))
+    )
+    if shared := find_shared(targets, fitted):
         print(
-            f"{known} of the {len(found)} predictions to scale belong to patients of the fit: their evaluation will "
-            "be too optimistic."
+            f"{len(shared)} of the {len(found)} predictions to scale belong to patients of the fit: {shared[0]}. Their "
+            "evaluation will be too optimistic."
         )
     make_folder(out)
     with ExitStack() as stack:

@@ -27,6 +27,7 @@ import torch
 from calib_components.data.nifti import check_affine, check_same_grid, open_nifti, read_values
 from calib_components.data.transforms import whole
 from calib_components.errors import InputError, reading
+from calib_components.metrics.voxels import sum_to_1
 
 CROPPED = "nnU-Net's first version saves only the part that it crops to."
 ARRAY = "an array of numbers, as numpy saves it"
@@ -221,6 +222,8 @@ def _check(values: np.ndarray, sigmoid: bool, step: float, file: Path) -> None:
             f"{file}: values from {low:.4g} to {high:.4g} are no probabilities. Apply "
             f"{'sigmoid' if sigmoid else 'softmax'} to logits, divide percentages by 100, store label maps as integers."
         )
+    if sigmoid and sum_to_1(torch.from_numpy(values)[None], 1):
+        raise InputError(f"{file}: channels sum to 1, as classes of a softmax do. Leave --sigmoid out.")
     if not sigmoid:
         sums = values.sum(0)
         low, high = float(sums.min()), float(sums.max())

@@ -6,18 +6,19 @@ import json
 import logging
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from calib_components.data.overlap import find_shared
 from calib_components.errors import InputError, check_writable, reading, writing
 from calib_components.handlers.calibration import write_estimate
 from calib_components.handlers.weights import serialize
 from calib_components.metrics.regions import Region
 from calib_components.tools.evaluate.fit import fit_calibrator
 from calib_components.tools.evaluate.notes import Notes
-from calib_components.tools.evaluate.pairs import Case, classes_of, find_cases, patients_of
+from calib_components.tools.evaluate.pairs import Case, classes_of, find_cases, find_labels, patients_of
 from calib_components.tools.nnunet.checkpoint import check_trainer, nnunet_module, read_checkpoint, scale_checkpoint
 from calib_components.tools.nnunet.dataset import SPLITS, folder_of
 
@@ -63,10 +64,10 @@ def calibrate_model(
         raise InputError(f"{model} must be called TRAINER__PLANS__CONFIGURATION, as nnU-Net calls it.")
     trainer, plans_name, configuration = parts
     with reading(model / "plans.json", "the plans of nnU-Net") as file:
-        plans = json.loads(file.read_text())
+        plans = json.loads(file.read_bytes())
         dataset_name = plans["dataset_name"]
     with reading(model / "dataset.json", "the data set of nnU-Net") as file:
-        dataset = json.loads(file.read_text())
+        dataset = json.loads(file.read_bytes())
         manager = nnunet_module("utilities.plans_handling.plans_handler").PlansManager(plans).get_label_manager(dataset)
         structures = [
             f"{name}={'+'.join(map(str, [codes] if isinstance(codes, int) else codes))}"
@@ -80,8 +81,20 @@ def calibrate_model(
         _check_fold(fold, configuration)
     splits = _read_splits(dataset_name, labels)
     found: dict[str, Case] = {}
+    ending, raw = dataset["file_ending"], os.environ.get("nnUNet_raw", "")  # noqa: SIM112
+
+    def items(names: Iterable[str]) -> list[dict[str, Any]]:
+        images = Path(raw, dataset_name, "imagesTr")  # if they are here
+        of = patients_of(sorted(names), patient_pattern)
+        return [{"case": name, "patient": of[name], "image": images / f"{name}_0000{ending}"} for name in of]
+
     for fold in folds:
-        for case in _find_validation(fold, labels, splits, dataset["file_ending"]):
+        own = {case.name: case for case in _find_validation(fold, labels, splits, ending)}
+        split = dict(enumerate(splits)).get(_number(fold), {})
+        others = split.get("train", find_labels(labels).keys() - own.keys())  # without a split, all others
+        if shared := find_shared(items(own), items(others)):
+            raise InputError(f"{fold} is trained on its validation: {shared[0]}. Split by patient, and train it again.")
+        for case in own.values():
             if found.setdefault(case.name, case) is not case:
                 raise InputError(f"{model}: {case.name} is in the validation of several folds.")
     cases = [*found.values()]
@@ -129,7 +142,7 @@ def _read_splits(dataset_name: str, labels: Path) -> list[dict[str, list[str]]]:
     file = (folder_of("nnUNet_preprocessed") / dataset_name if is_set else labels.parent) / SPLITS
     if file.is_file():
         with reading(file, "the splits of nnU-Net"):
-            return json.loads(file.read_text())
+            return json.loads(file.read_bytes())
     message = "%s: no such file, so whether a fold was trained on its validation cases is not checked"
     logging.getLogger(__name__).warning(message, file)
     return []

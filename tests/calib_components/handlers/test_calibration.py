@@ -265,3 +265,7 @@ def test_cases_are_read_where_they_are_needed(tmp_path: Path) -> None:
     assert calibration_cases(1.0, None, **place) == calibration_cases(None, ["fold0"], **place) == []
     with pytest.raises(InputError, match=r"datalist.json"):
         calibration_cases(None, None, **place)
+    items = [{"case": name, "patient": "p", "image": name, "label": name} for name in "ab"]
+    (tmp_path / "datalist.json").write_text(json.dumps({"training": items[:1], "validation": items[1:]}))
+    with pytest.raises(InputError, match=r"datalist.json: .* trained on as well: patient p is on both sides"):
+        calibration_cases(None, None, **place)

@@ -150,6 +150,7 @@ REGIONS = torch.stack([Y[:, 0] > 0, Y[:, 0] > 1, Y[:, 0] > 2], 1).float() * 0.9 
         ([*P[:, None]], [*ONE_HOT[:, None]], False, r"Items of lists have no batch axis, \(N, \*S\)"),
         ([*P[:, None]], [*ONE_HOT[:, None]], True, "Items of lists have no batch axis"),
         ([*P[:, None]], [*Y[:, None]], False, "Items of lists have no batch axis"),
+        ([torch.rand(1, 3, 4, 5, 6)], [torch.ones(1, 3, 4, 5, 6)], True, "items of lists have no batch axis"),
         (P, ONE_HOT, True, "sums to 1 over its channels, as a softmax does. Set sigmoid=False"),
         (P.half(), ONE_HOT, True, "sums to 1 over its channels"),
         (P[0], ONE_HOT[0], False, r"no batch axis.* y_pred\[None\]"),

@@ -100,6 +100,14 @@ def test_calibrated_maps_have_the_likelihood_that_was_fitted(folders: Folders, t
     assert -np.log(likelihoods).mean() == pytest.approx(estimate.nll_after, abs=1e-5)
 
 
+def test_predictions_of_the_fit_under_other_names_are_noted(folders: Folders, tmp_path: Path, capsys: Any) -> None:
+    save_channels_last(tmp_path / "test" / "t3.nii", softmax_of(99))
+    for index, case in enumerate(CASES[:3]):
+        nib.load(folders[0] / f"{case}.nii").to_filename(tmp_path / "test" / f"t{index}.nii")
+    calibrate(folders, tmp_path / "out", apply_to=tmp_path / "test")
+    assert "3 of the 4 predictions to scale belong to patients of the fit: the same volume" in capsys.readouterr().out
+
+
 def test_arrays_without_a_grid_stay_arrays(folders: Folders, tmp_path: Path) -> None:
     for case in CASES[:2]:
         save_nnunet(tmp_path / "arrays", case, softmax(logits_of(case), axis=0), dtype=np.float32)
@@ -175,6 +183,13 @@ def test_places_and_files_that_do_not_fit(folders: Folders, tmp_path: Path) -> N
         with pytest.raises(InputError, match=expected):
             calibrate(used, **{"out": out, **options})
     assert not out.exists()
+    calibrate(folders, tmp_path / "again")
+    (tmp_path / "again" / "temperature_fit.json").touch()  # of calibrate.yaml
+    with pytest.raises(InputError, match="--out: .*calibrate.yaml"):
+        calibrate(folders, tmp_path / "again")
+    (tmp_path / "again" / "temperature.json").write_text('{"T": 20.5}')  # of somebody else
+    with pytest.raises(InputError, match="temperature.json: cannot read"):
+        calibrate(folders, tmp_path / "again")
 
 
 def test_maps_of_an_earlier_run_stay_if_one_fails(folders: Folders, tmp_path: Path) -> None:

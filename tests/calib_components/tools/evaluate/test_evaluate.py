@@ -17,7 +17,7 @@ from calib_components.errors import InputError
 from calib_components.handlers import write_estimate
 from calib_components.handlers.evaluation_files import Evaluation
 from calib_components.posthoc import TemperatureScaling
-from calib_components.tools.evaluate import evaluate, evaluate_predictions
+from calib_components.tools.evaluate import calibrate_predictions, evaluate, evaluate_predictions
 from tests.calib_components.metrics.by_definition import Case, inside
 from tests.calib_components.tools.evaluate.made_up import (
     AFFINE,
@@ -110,6 +110,7 @@ def test_measures_are_those_of_numpy_and_scipy(predictions: Path, labels: Path, 
                 assert columns[f"{measure}_{structure}"][i] == pytest.approx(value, abs=1e-6), measure
     summary = Evaluation.read(tmp_path / "out").summary
     assert summary["patients"] == {"p1_ed": "p1", "p1_es": "p1", "p2_ed": "p2"}
+    assert len({*summary["labels"].values()}) == 3
     assert (summary["unit"], summary["volume_unit"], summary["temperature"]) == ("mm", "ml", 1)
 
 
@@ -218,12 +219,45 @@ def test_regions_in_another_order_and_headers_without_spacings_are_reported(
     assert "1 x 1 x 1 mm in every header" in caplog.text
 
 
+@pytest.mark.parametrize("channels", [2, 3])
+def test_background_as_the_last_channel_is_refused_and_a_bad_network_is_not(channels: int, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    label = np.where(rng.random(SHAPE) < 0.8, 0, rng.integers(1, channels, SHAPE)).astype(np.uint8)
+    save_nifti(tmp_path / "labels" / "x.nii.gz", label)
+    options = {"structures": ["a=1", "b=2"][: channels - 1], "workers": 1}
+    good = np.moveaxis(0.7 * np.eye(channels)[label] + 0.3 / channels, -1, 0).astype(np.float32)
+    good[:, :2] = softmax_of(0, channels)[:, :2]  # a third at random
+    save_channels_last(tmp_path / "p" / "x.nii.gz", np.roll(good, -1, axis=0))
+    with pytest.raises(InputError, match=r"x\.nii\.gz: the background seems to be the last channel: .* if it were"):
+        run(tmp_path / "p", tmp_path / "labels", tmp_path / "out", **options)
+    with pytest.raises(InputError, match="the background seems to be the last channel"):
+        calibrate_predictions(
+            tmp_path / "p", tmp_path / "labels", apply_to=tmp_path / "p", out=tmp_path / "T", **options
+        )
+    for bad in (
+        good,
+        softmax_of(1, channels),
+        np.roll(good, -1, axis=0)[:, :, ::-1],
+        0 * good + good[::-1, :1, :1, :1],
+    ):
+        save_channels_last(tmp_path / "p" / "x.nii.gz", np.ascontiguousarray(bad))
+        run(tmp_path / "p", tmp_path / "labels", tmp_path / "bad", **options)  # random, mirrored, of one class
+
+
+def test_softmaxes_as_sigmoids_are_refused(predictions: Path, labels: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"p1_ed\.nii\.gz: channels sum to 1.* --sigmoid"):
+        run(predictions, labels, tmp_path / "out", structures=["a=1", "b=2", "c=3"], sigmoid=True)
+
+
 def test_places_and_options_that_do_not_fit(predictions: Path, labels: Path, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("")
     save_nifti(tmp_path / "images" / "p1_ed.nii.gz", label_of(0))
     run(predictions, labels, tmp_path / "validation", structures=["c=1"])
+    run(predictions, labels, tmp_path / "seen")
+    pattern = {"validation": tmp_path / "seen", "patient_pattern": r"p\d"}
     for out, options, expected in (
+        (tmp_path / "out", pattern, "--validation: .*seen has 3 of .* patient p1 is on both sides"),
         (tmp_path / "mine", {}, "--overwrite"),
         (predictions, {}, "--out"),
         (tmp_path / "out", {"images": tmp_path / "images"}, "p1_es"),

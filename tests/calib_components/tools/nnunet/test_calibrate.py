@@ -143,6 +143,25 @@ def test_voxels_outside_of_the_crop_are_left_out(model: Path, folders: Path) -> 
     assert read_estimate(model) == before
 
 
+@pytest.mark.parametrize("known", ["splits", "labels"])  # without splits, a fold is trained on all other cases
+def test_a_patient_or_an_image_on_both_sides_of_a_fold(
+    known: str, model: Path, folders: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    splits, images = folders / "preprocessed" / NAME / "splits_final.json", folders / "raw" / NAME / "imagesTr"
+    monkeypatch.setenv("nnUNet_raw", str(folders / "raw"))
+    for index, case in enumerate(ALL):
+        save_nifti(images / f"{case}_0000.nii.gz", np.random.default_rng(index).random((4, 4, 3)))
+    if known == "splits":
+        splits.write_text(json.dumps([{"train": CASES[1 - fold], "val": CASES[fold]} for fold in (0, 1)]))
+    with pytest.raises(
+        InputError, match=r"fold_0 is trained on its validation: patient a is on both sides \(p1_a and p3"
+    ):
+        calibrate_model(model, patient_pattern="[ab]$", workers=1)
+    save_nifti(images / "p4_a_0000.nii.gz", np.random.default_rng(1).random((4, 4, 3)))
+    with pytest.raises(InputError, match=r"the same volume is on both sides \(p1_b and p4_a\)"):
+        calibrate_model(model, patient_pattern=r"p\d", workers=1)
+
+
 def break_model(how: str, model: Path, folders: Path) -> None:
     validation = model / "fold_1" / "validation"
     splits = folders / "preprocessed" / NAME / "splits_final.json"
