@@ -172,9 +172,9 @@ class ClassIndicesd(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         item = dict(data)
         for key in self.key_iterator(item):
-            label = whole(item[key])
-            check_labels(label, self.label_codes, file_name(label))
-            item[key] = self.map(label)
+            item[key] = whole(item[key])
+            check_labels(item[key], self.label_codes, file_name(item[key]))
+            item[key] = self.map(item[key])
         return item
 
 
