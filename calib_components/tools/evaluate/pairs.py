@@ -175,7 +175,7 @@ def find_labels(folder: Path) -> dict[str, Path]:
     Files beside those with a suffix of labels are images, unless those of other names are all label maps.
     """
     plain = {file: match[1] for file in files_below(folder) if (match := NIFTI.fullmatch(file.name))}
-    suffixed = {file: stem[: stem.rindex("_")] for file, stem in plain.items() if stem.endswith(LABEL_SUFFIXES)}
+    suffixed = {file: stem[: stem.rindex("_")] for file, stem in plain.items() if stem.lower().endswith(LABEL_SUFFIXES)}
     plain = {file: stem for file, stem in plain.items() if file not in suffixed}
     alone = [file for file, stem in plain.items() if stem not in suffixed.values()]
     names = suffixed or plain

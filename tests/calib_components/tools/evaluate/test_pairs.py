@@ -76,13 +76,13 @@ def test_a_stray_file_with_a_suffix_among_plain_labels(
 ) -> None:
     for name in ("case", "other"):
         save_channels_last(predictions / f"{name}_probability.nii.gz", P)
-    save_nifti(labels / "case_seg.nii.gz", 3 - LABEL)
+    save_nifti(labels / "case_SEG.nii.gz", 3 - LABEL)
     save_nifti(labels / "other.nii.gz", np.arange(LABEL.size, dtype=np.int16).reshape(SHAPE))  # an image
     with pytest.raises(InputError, match="no label for other"):
         find_cases(predictions, labels)
     save_nifti(labels / "other.nii.gz", LABEL)
     assert [case.label.name for case in find_cases(predictions, labels)] == ["case.nii.gz", "other.nii.gz"]
-    assert "case_seg.nii.gz" in caplog.text
+    assert "case_SEG.nii.gz" in caplog.text
 
 
 def test_a_folder_of_nnunet(predictions: Path, labels: Path, tmp_path: Path) -> None:
