@@ -56,8 +56,8 @@ def make_acdc(root: Path, patients: int = 2, shape: tuple[int, int, int] = (18, 
 
 
 def make_brats(folder: Path, name: str, ending: str = "nii.gz") -> None:
-    """One case of BraTS: noise in a brain that touches no side of the volume."""
-    rng = np.random.default_rng(0)
+    """One case of BraTS: noise of its own in a brain that touches no side of the volume."""
+    rng = np.random.default_rng([*name.encode()])
     shape = (22, 24, 9)
     brain = np.zeros(shape, np.int16)
     brain[1:-3, 2:-2, 1:-1] = 1
