@@ -40,7 +40,7 @@ BEST, LAST = "model.pt", "last.ckpt"  # that a training writes into ckpt_dir: it
 
 
 def start_run(folders: Sequence[str] = ()) -> None:
-    """Check the options of a run before any work, and its files as `check_files` does.
+    """Check the files and options of a run before any work; from then on, an `InputError` ends it with one line.
 
     A bundle names it as the first item of `run`. In a process that runs no configuration of MONAI, it checks nothing.
 
@@ -48,8 +48,8 @@ def start_run(folders: Sequence[str] = ()) -> None:
         folders: Ids of the folders that the run writes to; with `ckpt_dir`, it is a training.
 
     Raises:
-        InputError: An id is misspelt or has an unsuitable value, or a folder cannot be written to; see also
-            `check_training`.
+        InputError: Files are missing or in another order, an id is misspelt or has an unsuitable value, a folder cannot
+            be written to, a training would replace weights unasked, or its network or loss does not fit the data.
     """
     if (workflow := check_files()) is None:
         return
@@ -67,11 +67,7 @@ def start_run(folders: Sequence[str] = ()) -> None:
 
 
 def check_files() -> ConfigWorkflow | None:
-    """Return the workflow that runs, None if none does; from now on, an `InputError` ends the process with one line.
-
-    Raises:
-        InputError: The files of the configuration are not in order, or one is missing.
-    """
+    """Check that the files of a run are complete and in order, see `start_run`; return its workflow, None without."""
     sys.excepthook = _show
     for handler in logging.root.handlers:
         handler.addFilter(_is_no_mistake)
@@ -95,9 +91,6 @@ def check_training(config: ConfigParser) -> None:
     """Check that a training replaces no weights unasked, and that its network and loss work, on slices of zeros.
 
     A training that loads weights of the folder first, as that of MONAI Label does, continues from them.
-
-    Raises:
-        InputError: There are weights in `ckpt_dir`, or the network or the loss does not fit the data.
     """
     folder = Path(str(config.get_parsed_content("ckpt_dir")))
     there = [name for name in (LAST, BEST) if (folder / name).exists()]
@@ -180,11 +173,11 @@ def check_values(config: ConfigParser) -> None:
     """
     read_as_typed(config)
     values: dict[str, Any] = {}
-    for name in (*FLAGS, *PATHS, "device"):
-        if name in config:
-            with _naming(name):
-                values[name] = config.get_parsed_content(name)
-    for name, value in ((name, config.get(name)) for name in COMPONENTS):
+    for name in filter(config.__contains__, (*FLAGS, *PATHS, "device")):
+        with _naming(name):
+            values[name] = config.get_parsed_content(name)
+    for name in COMPONENTS:
+        value = config.get(name)
         if not isinstance(value, Mapping | None) and str(value)[:1] not in ("@", "$"):
             file = f" Losses are files: give configs/losses/{Path(str(value)).stem}.yaml after train.yaml."
             raise InputError(f"{name}: {value!r} is no component.{file if name == 'loss' else ' Set its _target_.'}")

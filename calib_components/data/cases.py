@@ -160,9 +160,7 @@ def check_content(item: Mapping[str, Any]) -> None:
             for key in ("image", "label"):
                 content.update(Path(item[key]).read_bytes())
         if recorded not in (None, content.hexdigest()):
-            raise InputError(
-                f"{file.parent}: image or label has changed since it was prepared. Prepare the case again."
-            )
+            raise InputError(f"{file.parent}: files have changed since. Delete the folder, and run prepare_data again.")
 
 
 def load_slice(path: str | os.PathLike, index: int) -> torch.Tensor:

@@ -156,7 +156,7 @@ class TestChangedFiles:
         SliceDataset(items, dict, SIZE)
         file.write_bytes(content)
         for read in (CaseDataset, partial(SliceDataset, image_size=SIZE)):
-            with pytest.raises(InputError, match="b: image or label has changed"):
+            with pytest.raises(InputError, match="b: files have changed"):
                 read(items, dict)
         monkeypatch.setattr(cases, "MOST_CHECKED", 1000)
         assert len(SliceDataset(items, dict, SIZE)) == 6
