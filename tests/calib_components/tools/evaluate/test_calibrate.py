@@ -185,10 +185,10 @@ def test_places_and_files_that_do_not_fit(folders: Folders, tmp_path: Path) -> N
     assert not out.exists()
     calibrate(folders, tmp_path / "again")
     (tmp_path / "again" / "temperature_fit.json").touch()  # of calibrate.yaml
-    with pytest.raises(InputError, match="--out: .*calibrate.yaml"):
+    with pytest.raises(InputError, match=r"--out: .*calibrate\.yaml"):
         calibrate(folders, tmp_path / "again")
     (tmp_path / "again" / "temperature.json").write_text('{"T": 20.5}')  # of somebody else
-    with pytest.raises(InputError, match="temperature.json: cannot read"):
+    with pytest.raises(InputError, match=r"temperature\.json: cannot read"):
         calibrate(folders, tmp_path / "again")
 
 
