@@ -1,8 +1,9 @@
 """What a report begins with: one to three sentences drawn from its numbers, without a claim that they do not support.
 
-Whether a network is calibrated is a test over patients of confidence minus accuracy (`sign_flip_p_value`), which is 0
-on average if it is calibrated. The ECE of a calibrated network is above 0 by chance, by an unknown amount: voxels
-depend on each other. For the same reason the NLL, which scores probabilities as a whole, stands beside a lower ECE.
+Whether a network is calibrated is a test over patients of confidence minus accuracy, which is 0 on average if it is;
+without significance, "no miscalibration" is shown only where the interval is close to 0. The ECE of a calibrated
+network is above 0 by chance, by an unknown amount: voxels depend on each other. For the same reason the NLL, which
+scores probabilities as a whole, stands beside a lower ECE.
 """
 
 from __future__ import annotations
@@ -16,11 +17,15 @@ from calib_components.tools.report.data import WITHOUT, Results, Row
 from calib_components.tools.report.statistics import (
     FEWEST_PATIENTS,
     Array,
+    Estimate,
+    bins_p_value,
+    calibration_gap,
     holm,
     mean_of_defined,
     mean_with_interval,
-    sign_flip_p_value,
+    smallest_p_value,
     spearman_with_interval,
+    sums_of_patients,
 )
 from calib_components.tools.report.text import (
     CONCLUDED,
@@ -36,13 +41,14 @@ from calib_components.tools.report.text import (
 )
 
 PLACES = {"predicted": "in the predicted foreground", "all": "over all voxels"}
-SLIGHT = 0.01  # difference of confidence and accuracy
+SLIGHT, CLOSE = 0.01, 0.1  # differences of confidence and accuracy
 ANSWERS = {  # from the mildest to what outweighs the others: answer, and what it says of a region
     "none": ("No miscalibration shown", "no miscalibration is shown"),
     "slight": ("Slightly miscalibrated", "the model is slightly {}"),
-    "unknown": ("Too few patients to tell whether the model is calibrated", "that cannot be told"),
+    "unknown": ("Too few patients to tell whether the model is calibrated", "{} cannot tell"),
     "shown": ("Not well calibrated", "the model is {}"),
 }
+UNTESTED = " Single bins are not tested: sign flips of so few patients cannot reach significance."
 NOTHING = "nothing can be said about calibration."
 
 
@@ -54,45 +60,71 @@ def conclude_one(results: Results) -> str:
         dsc = mean_with_interval(results.values(row, "dsc"), patients)
         return f"The mean DSC of {count} is {with_interval(dsc, 'dsc')}. There are no probabilities, so {NOTHING}"
     last = f"These {count} cannot tell how it is for patients of another origin (in brackets: 95 % intervals)."
-    if patients.nunique() < FEWEST_PATIENTS:
+    if patients.nunique() < 2:
         last = f"{count}: too few to tell how it is for others."
     return " ".join(filter(None, [_calibration(results, row), _finds_bad_cases(results, row), last]))
 
 
 def _calibration(results: Results, row: Row) -> str:
     """Return the sentence that answers whether a method is calibrated, in both regions."""
-    patients, parts, verdicts, shares = results.patients(), [], [], {}
-    for region in PLACES:  # what the voxels of each bin add to confidence and accuracy of a case, `(cases, bins)` each
-        count, *sums = results.case_bins(row, region)
-        total = count.sum(2, keepdims=True)
-        shares[region] = [mean_of_defined(part / np.where(total > 0, total, np.nan)) for part in sums]
-    p_values = holm([sign_flip_p_value(confidence - accuracy, patients) for confidence, accuracy in shares.values()])
-    for (region, (confidence, accuracy)), p_value in zip(shares.items(), p_values.tolist(), strict=True):
-        place, cases = PLACES[region], int((~np.isnan(confidence[:, 0])).sum())
+    patients, parts, verdicts = results.patients(), [], []
+    regions = [_shares(results, row, region) for region in PLACES]
+    judged = judge([shares for shares, _ in regions])
+    for region, (shares, cases), (verdict, kind, gap) in zip(PLACES, regions, judged, strict=True):
+        place = PLACES[region]
         if cases == 0:  # a network may predict no foreground at all
             parts.append(f"{place}, there is no voxel")
             continue
         if cases < len(patients):
             place += f" of the {cases} of {len(patients)} cases that have one"
-        verdict, kind = _verdict(confidence - accuracy, p_value, patients)
         verdicts.append(verdict)
-        sure, right = (number(float(mean_of_defined(part.sum(1))), "ece") for part in (confidence, accuracy))
+        sure, right = (number(share, "ece") for share in shares[1:].sum(2).mean(1))
         error = with_interval(mean_with_interval(results.values(row, f"ece_{region}"), patients), "ece")
-        shown = [f"confidence {sure}", f"accuracy {right}", *p_text(p_value), f"ECE of a case {error}"]
+        shown = [f"confidence {sure}", f"accuracy {right}", f"difference {with_interval(gap, 'ece')}"]
+        shown += [*p_text(gap.p_value), f"ECE of a case {error}"]
         parts.append(f"{place}, {ANSWERS[verdict][1].format(kind)} ({', '.join(shown)})")
     answer = max(verdicts, key=list(ANSWERS).index, default="unknown")
-    return f"{ANSWERS[answer][0]}: {'; '.join(parts)}. Chance alone gives a case an ECE above 0."
+    text = f"{ANSWERS[answer][0]}: {'; '.join(parts)}. Chance alone gives a case an ECE above 0."
+    smallest = max(smallest_p_value(gap.cases, 2 * len(judged)) for _, _, gap in judged)
+    return text + UNTESTED * (answer != "shown" and smallest >= SIGNIFICANT)
 
 
-def _verdict(gaps: Array, p_value: float, patients: Sequence[str]) -> tuple[str, str]:
-    """Return what a region says of the model, as a key of `ANSWERS`, and in which direction it is wrong."""
-    if not p_value < SIGNIFICANT:
-        return "unknown" if np.isnan(p_value) else "none", ""
-    size, total = float(np.abs(mean_of_defined(gaps)).sum()), gaps.sum(1)
-    verdict, gap = "slight" if size < SLIGHT else "shown", mean_with_interval(total, patients)
-    if not is_significant(gap, sign_flip_p_value(total[:, None], patients)) or abs(gap.mean) < size / 2:
-        return verdict, "too confident in some bins and not confident enough in others"
-    return verdict, f"{'over' if gap.mean > 0 else 'under'}confident"
+def _shares(results: Results, row: Row, region: str) -> tuple[Array, int]:
+    """Return what the voxels of each bin add to 1, confidence and accuracy of a patient, and the number of cases.
+
+    The first are means over the cases of a patient that have a voxel in the region, `(3, patients, bins)`.
+    """
+    sums = np.stack(results.case_bins(row, region))
+    total = sums[:1].sum(3, keepdims=True)
+    shares = np.moveaxis(mean_of_defined(sums / np.where(total > 0, total, np.nan), axis=1), 1, 0)
+    defined = ~np.isnan(shares[:, 0, 0])
+    names = results.patients()[defined]
+    cases = sums_of_patients(np.ones((len(names), 1, 1)), names)
+    return np.moveaxis(sums_of_patients(shares[defined], names) / cases, 0, 1), len(names)
+
+
+def judge(regions: Sequence[Array]) -> list[tuple[str, str, Estimate]]:
+    """Return what each region says of the model, as a key of `ANSWERS`; how it is wrong; and confidence minus accuracy.
+
+    Given of each region is what the voxels of each bin add to 1, confidence and accuracy of a patient,
+    `(3, patients, bins)`. The p-value is the lower one of mean and bins, corrected for both in all regions.
+    """
+    gaps = [calibration_gap(*shares[1:].sum(2)) for shares in regions]
+    testable = [smallest_p_value(gap.cases, 2 * len(gaps)) < SIGNIFICANT for gap in gaps]
+    of_bins = [bins_p_value(shares) if test else 1.0 for shares, test in zip(regions, testable, strict=True)]
+    p_values = holm([*(gap.p_value for gap in gaps), *of_bins]).reshape(2, -1).T
+    judged = []
+    for shares, gap, (p_gap, p_bins) in zip(regions, gaps, p_values, strict=True):
+        p_value, size = float(np.minimum(p_gap, p_bins)), float(np.abs(mean_of_defined(shares[1] - shares[2])).sum())
+        if p_value < SIGNIFICANT:
+            verdict, kind = "slight" if size < SLIGHT else "shown", f"{'over' if gap.mean > 0 else 'under'}confident"
+            if not p_gap < SIGNIFICANT or abs(gap.mean) < size / 2:
+                kind = "too confident in some bins and not confident enough in others"
+        else:
+            calibrated = gap.cases >= FEWEST_PATIENTS and max(-gap.low, gap.high, size) < CLOSE
+            verdict, kind = "none" if calibrated else "unknown", f"{gap.cases} patient{'s' * (gap.cases != 1)}"
+        judged.append((verdict, kind, gap._replace(p_value=p_value)))
+    return judged
 
 
 def expected_and_true(results: Results, row: Row) -> tuple[Array, Array]:
@@ -173,6 +205,11 @@ def conclude_differences(results: Results, reference: str, table: pd.DataFrame) 
     sentences = [f"Compared with {label}, {'; '.join(clauses)}."] if clauses else []
     if unknown:
         sentences.append(f"No significant difference to {label} on these {results.count()}: {', '.join(unknown)}.")
+    by_flips = 1 in (results.seeds(Row(reference)), max(results.seeds(Row(name)) for name in plain["method"]))
+    if by_flips and (smallest := smallest_p_value(results.patients().nunique(), len(plain))) >= SIGNIFICANT:
+        sentences.append(
+            f"No difference can be: sign flips of so few patients have p-values of {smallest:.3f} or more."
+        )
     sentences.append(f"In brackets: 95 % intervals{corrected * (len(plain) > 1)}.")
     sentences.append(
         f"There are no probabilities in common, so {NOTHING}"

@@ -148,7 +148,7 @@ def _notices(results: Results) -> list[str]:
     notices = list(about.get("notices", []))
     if number < FEWEST_PATIENTS:
         notices.append(
-            f"{results.count()}: intervals, tests and marks of the best need at least {FEWEST_PATIENTS}. "
+            f"{results.count()}: intervals, tests and marks of the best in tables need {FEWEST_PATIENTS}. "
             "Cross-validation (compare_losses --folds) tests every patient."
         )
     elif number < FEW and results.evaluations:

@@ -3,7 +3,8 @@
 Cases of a patient depend on each other, so patients are resampled, not cases. With one training of a method, intervals
 are percentiles of a bootstrap over patients, and tests flip the signs of patients: both are about this trained network.
 With several trainings (seeds) of each method, seeds and patients are both random: intervals and tests are those of
-Student's t, see `seeds_and_patients`. Fewer than six patients (`FEWEST_PATIENTS`) have neither.
+Student's t, see `seeds_and_patients`. Fewer than six patients (`FEWEST_PATIENTS`) have neither. Whether a network is
+calibrated is tested from two patients on, see `calibration_gap`.
 
 Undefined values are NaN. Means leave them out. `patients` are the patient of each case.
 """
@@ -24,6 +25,7 @@ RESAMPLES = 9_999
 SEED = 0  # a report has the same numbers each time it is made
 LEVEL = 0.95
 FEWEST_PATIENTS = 6  # with five, a test by signs cannot go below p = 2 / 2^5 = 0.0625
+PARTS, SPREAD = 7, 0.05  # of `calibration_gap`: they limit the false alarms of simulations, see the tests of `judge`
 
 
 class Estimate(NamedTuple):
@@ -181,6 +183,48 @@ def sign_flip_p_value(values: ArrayLike, patients: Sequence[str]) -> float:
         rng=np.random.default_rng(SEED),
     )
     return float(result.pvalue)
+
+
+def smallest_p_value(patients: int, comparisons: int) -> float:
+    """Return the smallest p-value that `sign_flip_p_value` and Holm's correction can reach."""
+    return min(1.0, comparisons * max(2.0 ** (1 - patients), 1 / (RESAMPLES + 1)))
+
+
+def calibration_gap(confidence: ArrayLike, accuracy: ArrayLike) -> Estimate:
+    """Return the mean of confidence minus accuracy over patients, its 95 % interval, and the p-value of it being 0.
+
+    They are those of Student's t, which alone rejects too often: all patients of a calibrated network can be right
+    where one in twenty is wrong, and so look underconfident with little spread. So p is at least that of t among
+    calibrated patients, drawn as right in some of `PARTS` parts with these confidences; among few patients, a smaller
+    `SPREAD` is no evidence. The interval contains 0 unless p < 0.05. One patient has neither. Both are `(patients,)`.
+    """
+    confidence, accuracy = np.asarray(confidence, float).clip(0, 1), np.asarray(accuracy, float)
+    mean, count = float(mean_of_defined(confidence - accuracy)), len(confidence)
+    if count < 2:
+        return Estimate(mean, cases=count)
+    drawn = np.random.default_rng(SEED).binomial(PARTS, confidence, (RESAMPLES, count)) / PARTS
+    gaps = (confidence - np.vstack([accuracy, drawn])).round(9)  # equal up to rounding is equal
+    errors = np.maximum(gaps.std(1, ddof=1) / count**0.5, 1e-9)
+    t = gaps.mean(1) / (errors + SPREAD / count**2)
+    tail = min((t >= t[0]).sum(), (t <= t[0]).sum())
+    student = stats.t(count - 1, scale=errors[0])
+    p_value = min(1, max(2 * student.sf(abs(mean)), 2 * tail / (RESAMPLES + 1)))
+    low, high = np.clip(mean + np.array(student.interval(LEVEL)), -1, 1)
+    if p_value >= 1 - LEVEL:
+        low, high = min(low, 0), max(high, 0)
+    return Estimate(mean, float(low), float(high), float(p_value), count)
+
+
+def bins_p_value(shares: Array) -> float:
+    """Test whether accuracy is confidence in each bin: sign flips of patients, with the guard of `calibration_gap`.
+
+    For that, right and wrong are exchanged in underconfident bins, so that they do not cancel overconfident ones.
+
+    `shares` are what the voxels of each bin add to 1, confidence and accuracy of a patient, `(3, patients, bins)`.
+    """
+    gaps = shares[1] - shares[2]
+    exchanged = np.where(gaps.mean(0) < 0, shares[0] - shares[1:], shares[1:]).sum(2)
+    return max(sign_flip_p_value(gaps, [*map(str, range(len(gaps)))]), calibration_gap(*exchanged).p_value)
 
 
 def ratio_with_interval(numerators: ArrayLike, denominators: ArrayLike, patients: Sequence[str]) -> list[Estimate]:

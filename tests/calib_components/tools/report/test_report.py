@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 from calib_components.errors import InputError
 from calib_components.handlers.evaluation_files import Evaluation
-from calib_components.tools.report import clinical, overview, sections
-from calib_components.tools.report.conclusion import conclude_differences, conclude_one, worst_cases
+from calib_components.tools.report import clinical, overview, sections, statistics
+from calib_components.tools.report.conclusion import conclude_differences, conclude_one, judge, worst_cases
 from calib_components.tools.report.data import Row
 from calib_components.tools.report.overview import ranked_cases
 from calib_components.tools.report.page import Cell, Picture, Section, write_report
@@ -35,14 +38,29 @@ def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
 ABOUT_ONE: dict[str, tuple[dict[str, Any], list[str]]] = {
     "overconfident": ({"gap": 0.1}, ["^Not well calibrated: in the predicted foreground, the model is overconfident"]),
     "slightly": ({"gap": 0.004}, ["^Slightly miscalibrated: in the predicted foreground, the model is slightly over"]),
-    "underconfident": ({"gap": -0.05}, ["the model is underconfident", "p = 0.016"]),  # 2 of 2^8 signs, times 2 by Holm
+    "underconfident": (
+        {"gap": -0.05},
+        ["the model is underconfident", r"difference -0.050 \[-0.050, -0.050\], p = 0.002"],
+    ),
     "nothing shown": (
         {"gap": np.repeat([0.1, -0.1], 2).tolist() * 4},  # by patients
         ["^No miscalibration shown", "Low confidence points to bad cases: Spearman", "patients of another origin"],
     ),
+    "bins": (
+        {"gap": np.repeat([0.2, -0.2], 2).tolist() * 3, "patient_of": cases_of(6)},
+        [
+            "^Too few patients to tell",
+            r"6 patients cannot tell \(conf.* \[-0.230, 0.2",
+            "Single bins are not tested",
+        ],
+    ),
+    "two patients": (
+        {"patient_of": cases_of(2), "gap": 1},
+        ["^Not well calibrated", "is overconfident.*, accuracy 0.000"],
+    ),
     "few patients": (
-        {"patient_of": cases_of(5)},
-        ["^Too few patients to tell whether the model is", "5 patients: too few to tell how it is for others.$"],
+        {"patient_of": cases_of(1)},
+        ["^Too few patients to tell whether the model is", "1 patient: too few to tell how it is for others.$"],
     ),
     "label maps": (
         {"with_probabilities": False},
@@ -56,9 +74,47 @@ def test_conclusion_about_one_network(name: str, tmp_path: Path) -> None:
     options, expected = ABOUT_ONE[name]
     text = conclude_one(read_evaluations([write_evaluation(tmp_path, **options)]))
     assert [pattern for pattern in expected if not re.search(pattern, text)] == []
-    if "gap" in options and np.isscalar(options["gap"]):
+    if "gap" in options and np.isscalar(options["gap"]) and options["gap"] < 1:
         confidence, accuracy = map(float, re.findall(r"confidence (0\.\d+), accuracy (0\.\d+)", text)[0])
         assert confidence - accuracy == pytest.approx(options["gap"], abs=0.002)
+
+
+def of_blocks(rng: np.random.Generator, patients: int, gap: float) -> list[np.ndarray]:
+    """Shares of two regions of blocks of voxels with one outcome, in patients that are right more or less often."""
+    confidence = 1 / (1 + np.exp(-rng.normal(2.5, 0.8, (patients, 40)) - rng.normal(0, 0.3, (patients, 1))))
+    outcome = 0.3 * rng.normal(size=(patients, 1)) + 0.95 * rng.normal(size=(patients, 40))
+    right = stats.norm.cdf(outcome) <= confidence - gap
+    voxels = np.stack([np.ones_like(confidence), confidence, right])[..., None]
+    shares = voxels * (np.minimum(confidence * 15, 14).astype(int)[..., None] == np.arange(15))
+    return [shares[:, :, :blocks].mean(2) for blocks in (15, 40)]
+
+
+def of_skewed(rng: np.random.Generator, patients: int, gap: float) -> list[np.ndarray]:
+    """Shares of two regions of one bin: most patients are all right, and a few mostly wrong."""
+    confidence = rng.uniform(0.93, 0.97, patients)
+    accuracy = rng.beta(3 * (confidence - gap), 3 * (1 - confidence + gap))
+    surer = [1 - (1 - share) / 4 for share in (confidence, accuracy)]
+    return [np.stack([np.ones(patients), *shares])[..., None] for shares in ((confidence, accuracy), surer)]
+
+
+@pytest.mark.parametrize(
+    ("simulated", "patients"),
+    [*product([of_blocks], [2, 3, 6, 8, 12]), (of_skewed, 3), (of_skewed, 6), (of_skewed, 12)],
+)
+def test_calibrated_and_uncalibrated_networks_with_dependent_voxels(
+    simulated: Callable[..., list[np.ndarray]], patients: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(statistics, "RESAMPLES", 999)
+    rng, runs = np.random.default_rng(patients), 150
+
+    def verdicts(gap: float) -> list[list[str]]:
+        return [[verdict for verdict, *_ in judge(simulated(rng, patients, gap))] for _ in range(runs)]
+
+    assert sum("shown" in found for found in verdicts(0)) <= stats.binom.ppf(0.99, runs, 0.08)
+    if patients in (6, 8):
+        far = [first for first, _ in verdicts(0.25)]
+        assert far.count("none") <= (simulated is of_skewed)  # all patients may be of those that are right
+        assert far.count("shown") >= 0.4 * runs * (simulated is of_blocks)
 
 
 def test_worst_cases_are_a_fifth() -> None:
@@ -87,6 +143,15 @@ def test_conclusion_about_two_networks_names_what_is_significant(tmp_path: Path)
     equal = compared(tmp_path, (0.05, 0.05))
     assert equal.startswith("No significant difference to first on these 8 patients: second in NLL over all voxels")
     assert "Compared with" not in equal
+
+
+def test_too_few_patients_for_any_significant_difference_are_named(tmp_path: Path) -> None:
+    for name, gap in (("first", 0.1), ("second", 0.02)):
+        write_evaluation(tmp_path / name, cases_of(6), gap=gap)
+    found = read_evaluations([tmp_path / "first", tmp_path / "second"])
+    table = differences(found, reference_pairs(found, "first"), ["nll_all", "ece_all", "ece_predicted"])
+    text = conclude_differences(found, "first", table)
+    assert "No difference can be: sign flips of so few patients have p-values of 0.094 or more" in text
 
 
 def test_differences_are_corrected_over_methods_and_concluded_measures(tmp_path: Path) -> None:

@@ -22,6 +22,8 @@ from calib_components.tools.report.ranks import (
 )
 from calib_components.tools.report.statistics import (
     Estimate,
+    bins_p_value,
+    calibration_gap,
     holm,
     mean_with_interval,
     paired_difference,
@@ -170,6 +172,24 @@ def test_sign_flips_are_all_choices_of_signs_or_near_them() -> None:
     signs = np.array(list(product([-1.0, 1.0], repeat=16)))
     exact = (np.abs(signs @ values).sum(1) >= np.abs(values.sum(0)).sum()).mean()
     assert sign_flip_p_value(values, patients_of(16)) == pytest.approx(exact, abs=0.02)
+
+
+def test_gap_is_that_of_student_unless_calibrated_patients_look_alike() -> None:
+    confidence, gaps = np.full(8, 0.6), np.random.default_rng(0).normal(0.3, 0.15, 8)
+    expected, found = stats.ttest_1samp(gaps, 0), calibration_gap(confidence, confidence - gaps)
+    assert found[:3] == pytest.approx((gaps.mean(), *expected.confidence_interval()))
+    assert expected.pvalue <= found.p_value < 0.05
+    all_right = calibration_gap(np.full(6, 0.95), np.ones(6))  # as 0.95 ** 42 of them are, with 7 parts each
+    assert all_right.p_value == pytest.approx(2 * 0.95**42, abs=0.02)
+    assert all_right.high == 0
+    assert calibration_gap([0.99] * 6, [0] * 6).p_value < 0.001
+    assert np.isnan(calibration_gap([0.99], [0])[1:4]).all()
+
+
+def test_bins_that_are_wrong_in_opposite_directions_do_not_cancel() -> None:
+    wrong = np.array([[0.5, 0.5], [0.4, 0.3], [0.25, 0.45]])[:, None].repeat(8, 1)
+    assert calibration_gap(*wrong[1:].sum(2)).p_value == 1
+    assert bins_p_value(wrong) == 2 / 2**8
 
 
 def test_spearman_is_that_of_scipy_and_resamples_patients() -> None:
