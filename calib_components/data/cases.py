@@ -267,10 +267,10 @@ class SliceDataset(CacheDataset):
 def _prepared(data: Items, prepare: Prepare, most: float = math.inf) -> list[Mapping[str, Any]]:
     """Return the items with raw cases replaced by prepared ones; of up to `most` bytes of images, check the content."""
     items = list(data)
-    cases = [item for item in items if "case" in item]
-    if sum(os.path.getsize(case["image"]) for case in cases) <= most:
-        for case in cases:
-            check_content(case)
+    ready = [item for item in items if "case" in item]
+    if sum(os.path.getsize(item["image"]) for item in ready) <= most:
+        for item in ready:
+            check_content(item)
     if raw := [index for index, item in enumerate(items) if "case" not in item]:
         folder = Path(tempfile.mkdtemp(prefix="cases-"))
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
