@@ -16,7 +16,7 @@ import torch
 
 from calib_components.errors import reading
 
-SAMPLE = 352  # bytes that are compared first: the header of a NIfTI file
+SAMPLE = 512  # bytes from the middle of a file that are compared first
 Items = Sequence[Mapping[str, Any]]
 
 
@@ -63,15 +63,10 @@ def content_of(label: torch.Tensor) -> str:
 def _outline(item: Mapping[str, Any]) -> Any:
     """What equal volumes have in common, and few others; None for one that is not known."""
     try:
+        size, is_packed = os.path.getsize(item["image"]), _is_packed(item)
         with open(item["image"], "rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            if _is_packed(item):  # it ends with checksum and size of its content
-                file.seek(size - 8)
-                return file.read()
-            file.seek(size // 2)
-            middle = file.read(SAMPLE)
-            file.seek(0)
-            return size, middle, file.read(SAMPLE)
+            file.seek(max(size - 8, 0) if is_packed else size // 2)  # gzip ends with a checksum of its content
+            return not is_packed and size, file.read(SAMPLE)
     except (KeyError, OSError):
         return item.get("content") or None
 

@@ -81,9 +81,8 @@ class Evaluation:
         number = Counter(labels.values())
         for case, patient in self.summary["patients"].items():
             match = re.search(patient_pattern, case) if patient_pattern else None
-            content = labels.get(case, "")  # a label that several have tells no case from another
-            of = match[0] if match else patient
-            items.append({"case": case, "patient": of, "content": content if number[content] == 1 else ""})
+            content = labels.get(case, "") if number[labels.get(case)] == 1 else ""  # not that of several cases
+            items.append({"case": case, "patient": match[0] if match else patient, "content": content})
         return items
 
     def write(self, folder: Path) -> None:

@@ -153,9 +153,9 @@ def check_apart(cases: Items, others: Items, folder: Path) -> list[str]:
             "evaluation of other patients."
         )
     about = (
-        "of the cases have names of the validation folder, too. If they are the same, thresholds were chosen on them."
+        f"{len(shared)} of the cases have names of the validation folder, too. If they are the same, thresholds were"
     )
-    return [f"{len(shared)} {about}"] if shared else []
+    return [f"{about} chosen on them."] if shared else []
 
 
 def choose_thresholds(folder: Path, found: Evaluation, results: Results) -> tuple[dict[str, float], str]:
