@@ -74,7 +74,7 @@ def test_prepares_trains_calibrates_evaluates_and_infers_with_stock_monai_only(b
     size, fractions = ",".join(map(str, SIZE)), "0.34,0.33,0.33"
     script = unpacked / "scripts" / "prepare_data.py"
     run(script, "acdc", tmp_path / "download", unpacked / "data", "--image_size", size, "--fractions", fractions)
-    run_bundle("train.yaml", max_epochs=1)
+    run_bundle("train.yaml", max_epochs=1, overwrite=True)
     run_bundle("train.yaml", "calibrate.yaml")
     run_bundle("train.yaml", "evaluate.yaml")
     run_bundle("inference.yaml", dataset_dir=str(make_images(ACDC, tmp_path / "images")))
