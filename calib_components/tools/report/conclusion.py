@@ -85,8 +85,8 @@ def _calibration(results: Results, row: Row) -> str:
         parts.append(f"{place}, {ANSWERS[verdict][1].format(kind)} ({', '.join(shown)})")
     answer = max(verdicts, key=list(ANSWERS).index, default="unknown")
     text = f"{ANSWERS[answer][0]}: {'; '.join(parts)}. Chance alone gives a case an ECE above 0."
-    smallest = max(smallest_p_value(gap.cases, 2 * len(judged)) for _, _, gap in judged)
-    return text + UNTESTED * (answer != "shown" and smallest >= SIGNIFICANT)
+    smallest = [smallest_p_value(gap.cases, 2 * len(judged)) for _, _, gap in judged if gap.cases]
+    return text + UNTESTED * (answer != "shown" and max(smallest, default=0) >= SIGNIFICANT)
 
 
 def _shares(results: Results, row: Row, region: str) -> tuple[Array, int]:
