@@ -24,7 +24,7 @@ Commands = Command | Mapping[str, "Commands"]
 def run(name: str, commands: Commands) -> None:
     """Run a command with the arguments of the process. It starts after all of its options were read.
 
-    An unknown option and an `InputError` end the process with exit code 2; the latter prints one line.
+    An unknown option and an `InputError` or `OSError` end the process with exit code 2; the latter two print one line.
 
     Args:
         name: Name of the command line in messages.
@@ -39,7 +39,7 @@ def run(name: str, commands: Commands) -> None:
             fire.Fire(_deferred(commands, chosen), name=name)
             for call in chosen:
                 call()
-    except InputError as error:
+    except (InputError, OSError) as error:
         print(f"{name}: {printable(error)}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:

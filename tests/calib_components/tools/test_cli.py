@@ -33,6 +33,8 @@ def accept(folder: Path, **options: Any) -> None:
     """Accept any option."""
     if folder == Path("broken"):
         raise InputError("broken: two\nlines")
+    if folder == Path("full"):
+        raise OSError(28, "No space left on device", "table.csv")
     calls.append({"folder": folder, **options})
 
 
