@@ -12,6 +12,7 @@ checked on the CPU only: on CUDA, `torch.amp.GradScaler` skips a step whose floa
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -75,7 +76,7 @@ class Labels:
         return (self.values >= 0).sum().clamp(min=1) if self.has_ignored else self.values[:, 0].numel()
 
 
-class CalibrationLoss(nn.Module):
+class CalibrationLoss(nn.Module, ABC):
     """Base of the losses: the mean of `voxel_loss` over the voxels that count.
 
     A loss is this class with a `voxel_loss`. If that needs more than the logits and labels of its voxels, such as their
@@ -101,6 +102,7 @@ class CalibrationLoss(nn.Module):
         super().__init__()
         self.ignore_index = ignore_index
 
+    @abstractmethod
     def voxel_loss(self, logits: Tensor, labels: Tensor, *prepared: Any, **_: Any) -> Tensor:
         """Loss of each voxel of a slab, `(b, h, ...)`.
 
@@ -110,7 +112,6 @@ class CalibrationLoss(nn.Module):
                 indices, and 0 at ignored voxels.
             *prepared: What `prepare` provides, if anything.
         """
-        raise NotImplementedError
 
     def prepare(self, logits: Tensor, labels: Labels) -> Prepared | None:
         """Return a function from a slab to the third argument of `voxel_loss` there; None if it takes two.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, ClassVar
@@ -21,7 +22,7 @@ KINDS: dict[str, type[Calibrator]] = {}  # every calibrator by its name
 CARRIED = "calibrator."  # prefix of its parameters in a network, which the names in a state dict lack
 
 
-class Estimate:
+class Estimate(ABC):
     """The report of a fit: a frozen dataclass with these fields among others, and texts for readers."""
 
     name: ClassVar[str]  # of its calibrator
@@ -30,17 +31,17 @@ class Estimate:
     patients: int
     voxels: int
 
+    @abstractmethod
     def summary(self) -> str:
         """Return what was fitted and how uncertain it is, as one line."""
-        raise NotImplementedError
 
+    @abstractmethod
     def effect(self, by_prediction: bool = True) -> str:
         """Return what the fit does to probabilities and, with `Region.by_prediction`, says of the network."""
-        raise NotImplementedError
 
+    @abstractmethod
     def warnings(self) -> list[str]:
         """Return what a user should know before relying on the fit, one sentence each."""
-        raise NotImplementedError
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as data that JSON can store; NaN becomes None."""

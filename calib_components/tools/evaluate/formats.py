@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import io
 import pickle
+from abc import ABC, abstractmethod
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,7 +65,7 @@ class Stored(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Prediction:
+class Prediction(ABC):
     """The one file of a prediction, or a file for each channel. Each format is a subclass.
 
     The first of `grids` that knows, files beside an array, says where its voxels lie: `.pkl`, NIfTI.
@@ -74,13 +75,13 @@ class Prediction:
     files: tuple[Path, ...]
     grids: tuple[Path, ...] = ()
 
+    @abstractmethod
     def header(self) -> Header:
         """Read what is known before the voxels are; raise `InputError` if the files do not belong together."""
-        raise NotImplementedError
 
+    @abstractmethod
     def load(self) -> tuple[np.ndarray, np.dtype, float]:
         """Read the values `(C, X, Y, Z)`; and the type and the scale factor that they are stored with."""
-        raise NotImplementedError
 
     def probabilities(self, sigmoid: bool, skip: int = 0) -> Stored:
         """Read the probabilities without the first `skip` channels, and check them.
