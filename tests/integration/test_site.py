@@ -18,7 +18,6 @@ PAGES = [
 ]
 
 
-@pytest.mark.slow
 def test_site_builds_without_warnings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_MKDOCS_2_WARNING", "1")
     monkeypatch.chdir(ROOT)
