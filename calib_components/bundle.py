@@ -35,7 +35,6 @@ FLAGS = (
 PATHS = (
     "bundle_root", "ckpt_dir", "dataset_dir", "datalist", "facts_file", "load_path", "output_dir", "calibrated_path"
 )  # fmt: skip
-COMPONENTS = ("calibrator", "loss", "lr_scheduler", "network_def", "optimizer")
 BEST, LAST = "model.pt", "last.ckpt"  # that a training writes into ckpt_dir: its best weights, and its state
 
 
@@ -167,46 +166,34 @@ def check_values(config: ConfigParser) -> None:
     """Check options whose mistakes would have no or another effect, as far as a configuration has them.
 
     What was typed on a command line is read first, see `read_as_typed`.
-
-    Raises:
-        InputError: A value is not suitable.
     """
     read_as_typed(config)
     values: dict[str, Any] = {}
     for name in filter(config.__contains__, (*FLAGS, *PATHS, "device")):
         with _naming(name):
             values[name] = config.get_parsed_content(name)
-    for name in COMPONENTS:
-        value = config.get(name)
-        if not isinstance(value, Mapping | None) and str(value)[:1] not in ("@", "$"):
-            file = f" Losses are files: give configs/losses/{Path(str(value)).stem}.yaml after train.yaml."
-            raise InputError(f"{name}: {value!r} is no component.{file if name == 'loss' else ' Set its _target_.'}")
+    if isinstance(loss := config.get("loss"), str) and loss[:1] not in ("@", "$"):
+        raise InputError(f"loss: give configs/losses/{Path(loss).stem}.yaml after train.yaml in place of this option.")
     for name, value in values.items():
         if name in FLAGS and not isinstance(value, bool):  # any text would be true
             raise InputError(f"{name} must be true or false, got {value!r}.")
         if name in PATHS and str(value).startswith("~"):
             raise InputError(f"{name}: {value} is not expanded. Write the path in full, or a space in place of '='.")
-    if "validate" in config and str(values.get("device")).startswith("mps"):
-        raise InputError("device: mps has no float64, which the metrics need. Use cpu or cuda.")
     trained_on = facts_beside(values["load_path"]) if values.get("tta") and "load_path" in values else None
     turned = None if trained_on is None else trained_on.any_orientation
     if values.get("tta") and (values.get("any_orientation") if turned is None else turned) is False:
         raise InputError("tta: the network was not trained on slices in all orientations (any_orientation is false).")
     if "facts" in config:  # options such as --num_classes may not fit the other facts
         facts_in_use(config)
-        _check_facts_file(Path(str(values["facts_file"])), Path(str(values["dataset_dir"])))
+        file, folder = Path(str(values["facts_file"])), Path(str(values["dataset_dir"]))
+        is_there = file.name == FACTS and (file.parent == folder or file.is_file())
+        if file.suffix in (".yaml", ".yml") and not is_there:  # other facts would be taken
+            raise InputError(f"facts_file: {file} is missing, or not called {FACTS}.")
         known = config.get_parsed_content("facts").slice_axis
         given = config.get_parsed_content("slice_axis", default=known)
         is_used = "datalist" not in config and "slice_axis" in set(_references(config["volume_transforms"]))
         if given != known and not is_used:  # in training it would mislead later inference
             raise InputError(f"slice_axis: {given} has no effect here. Leave the option out.")
-
-
-def _check_facts_file(file: Path, folder: Path) -> None:
-    """Refuse a file in place of which the facts of another folder, or those of the bundle, would be taken."""
-    is_one = file.name == FACTS and (file.parent == folder or file.is_file())
-    if file.suffix in (".yaml", ".yml") and not is_one:
-        raise InputError(f"facts_file: {file} is missing, or not called {FACTS}.")
 
 
 def facts_in_use(config: ConfigParser) -> Facts:
@@ -238,17 +225,9 @@ def _as_typed(value: Any) -> Any:
 def check_ids(config: ConfigParser, folder: str | os.PathLike, entries: Iterable[str] = ()) -> None:
     """Check that every id of a configuration has an effect, which a misspelt one has not.
 
-    An id has an effect if another one refers to it or to a part of it, or if it is an argument of a component. Those of
-    the bundle's files need not: what referred to them may have been overridden. Those of a file that is not a part of
-    the configuration are warned of.
-
-    Args:
-        config: Configuration after overrides.
-        folder: Folder of the bundle's configuration files.
-        entries: Ids that MONAI runs, besides its usual ones.
-
-    Raises:
-        InputError: An id has no effect. The message names the nearest one that has.
+    An id has an effect if another one refers to it or to a part of it, if it is an argument of a component, or if MONAI
+    runs it, as it does its usual ones and `entries`. Those of the bundle's files, in `folder`, need not: what referred
+    to them may have been overridden. Those of a file that is not a part of the configuration are warned of.
     """
     content = config.get()
     used = {*ENTRIES, *entries}

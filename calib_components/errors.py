@@ -130,18 +130,18 @@ def check_output(folder: str | os.PathLike, marker: str, overwrite: bool = False
 
 def check_number(name: str, value: Any, lowest: float, highest: float = math.inf) -> None:
     """Raise `InputError` unless an argument is a finite number from `lowest` to `highest`."""
-    if not (isinstance(value, numbers.Real) and lowest <= float(value) <= highest and float(value) < math.inf):
-        raise InputError(f"{name} must be a number {_bounds(lowest, highest)}, got {value!r}.")
+    _check_real(name, value, lowest, highest, numbers.Real, "a number")
 
 
 def check_count(name: str, value: Any, lowest: int, highest: float = math.inf) -> None:
     """Raise `InputError` unless an argument is an integer from `lowest` to `highest`."""
-    if not (isinstance(value, numbers.Integral) and lowest <= int(value) <= highest):
-        raise InputError(f"{name} must be an integer {_bounds(lowest, highest)}, got {value!r}.")
+    _check_real(name, value, lowest, highest, numbers.Integral, "an integer")
 
 
-def _bounds(lowest: float, highest: float) -> str:
-    return f"of at least {lowest}" if highest == math.inf else f"from {lowest} to {highest}"
+def _check_real(name: str, value: Any, lowest: float, highest: float, kind: type, noun: str) -> None:
+    if not (isinstance(value, kind) and lowest <= float(value) <= highest and float(value) < math.inf):
+        bounds = f"of at least {lowest}" if highest == math.inf else f"from {lowest} to {highest}"
+        raise InputError(f"{name} must be {noun} {bounds}, got {value!r}.")
 
 
 def check_choice(name: str, value: Any, choices: Iterable[str]) -> None:

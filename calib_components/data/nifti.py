@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import nibabel
 import numpy as np
 from monai.data import NibabelReader
 from nibabel.affines import from_matvec, voxel_sizes
 from nibabel.openers import ImageOpener
-from nibabel.orientations import io_orientation
+from nibabel.orientations import inv_ornt_aff, io_orientation
 from nibabel.spatialimages import SpatialImage
 from nibabel.volumeutils import apply_read_scaling, array_from_file
 
@@ -101,21 +101,47 @@ def axes_onto(affine: np.ndarray, target: np.ndarray) -> np.ndarray:
     return io_orientation(from_matvec(np.linalg.solve(target[:3, :3], affine[:3, :3])))
 
 
+class Grid(NamedTuple):
+    """Where the voxels of a volume lie: its affine `(4, 4)` and its shape; and what messages call it."""
+
+    affine: np.ndarray
+    shape: tuple[int, ...]
+    name: object
+
+
 def check_same_grid(file: str | os.PathLike, other: str | os.PathLike) -> None:
     """Raise `InputError` if the header of a NIfTI file has another shape or affine than that of `other`."""
-    opened, reference = open_nifti(file), open_nifti(other)
-    shape, grid = opened.shape[:3], reference.shape[:3]
-    if shape != grid:
-        raise InputError(f"{file}: shape {shape} differs from {grid} of {other}.")
-    if distance := grid_distance(opened.affine, reference.affine, grid):
+    _check_grids(*(Grid(image.affine, image.shape[:3], name) for name in (file, other) for image in [open_nifti(name)]))
+
+
+def turn_onto(own: Grid, other: Grid, remedy: str = "") -> np.ndarray | None:
+    """Return how to reorder and flip the axes of a volume to have the voxels of another; None if it has them.
+
+    Raises `InputError` if they lie at other places; `remedy` is what else helps then.
+    """
+    if own.shape == other.shape and not grid_distance(own.affine, other.affine, own.shape):
+        return None
+    turn = axes_onto(own.affine, other.affine)
+    moved = tuple(own.shape[axis] for axis in np.argsort(turn[:, 0]))
+    _check_grids(Grid(own.affine @ inv_ornt_aff(turn, own.shape), moved, own.name), other, remedy)
+    return turn
+
+
+def _check_grids(own: Grid, other: Grid, remedy: str = "") -> None:
+    if own.shape != other.shape:
+        raise InputError(f"{own.name}: shape {own.shape} differs from {other.shape} of {other.name}.")
+    if distance := grid_distance(own.affine, other.affine, own.shape):
         raise InputError(
-            f"{file}: affine differs from that of {other} by up to {distance:.3g} mm. Resample one to the grid of the "
-            "other."
+            f"{own.name}: affine differs from that of {other.name} by up to {distance:.3g} mm. Resample one to the grid "
+            f"of the other{remedy}."
         )
 
 
-def read_stored(image: SpatialImage, file: str | os.PathLike) -> np.ndarray:
-    """Read the voxels of a file, opened by `open_nifti`, as they are stored, without its scale factor.
+def read_values(image: SpatialImage, file: str | os.PathLike, nan_to_num: bool = False) -> np.ndarray:
+    """Read the voxels of a file, opened by `open_nifti`, as float32, C-ordered, and on request NaN as 0.
+
+    Values beyond the range of float32 become infinite. Slabs are converted one at a time, since nibabel makes float64
+    of integers with a scale factor.
 
     Raises:
         InputError: The file is truncated, or the checksum of gzip is wrong, which nibabel does not verify.
@@ -125,16 +151,6 @@ def read_stored(image: SpatialImage, file: str | os.PathLike) -> np.ndarray:
         stored = array_from_file(proxy.shape, proxy.dtype, cast(Any, opened), proxy.offset)
         if str(file).lower().endswith(".gz"):
             opened.read()  # the checksum is at the end
-    return stored
-
-
-def read_values(image: SpatialImage, file: str | os.PathLike, nan_to_num: bool = False) -> np.ndarray:
-    """Read the voxels of a file as float32, C-ordered, and on request NaN as 0; errors are those of `read_stored`.
-
-    Values beyond the range of float32 become infinite. Slabs are converted one at a time, since nibabel makes float64
-    of integers with a scale factor.
-    """
-    proxy, stored = cast(Any, image.dataobj), read_stored(image, file)
     values = np.empty(stored.shape, np.float32)
     axis = min(2, stored.ndim - 1)
     with np.errstate(over="ignore"):

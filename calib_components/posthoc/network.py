@@ -84,10 +84,7 @@ class TemperatureUNet(Calibrated, UNet):
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
-        try:
-            super().__init__(*args, **options)
-        except (TypeError, ValueError) as error:
-            raise InputError(f"network_def: {error}") from error
+        super().__init__(*args, **options)
         self.calibrator = TemperatureScaling()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from calib_components.data.overlap import find_shared
+from calib_components.data.overlap import find_shared, patients_of
 from calib_components.errors import InputError, check_output, make_folder, printable, writing
 from calib_components.handlers import read_estimate, write_estimate
 from calib_components.inference.maps import write_map
@@ -20,7 +20,7 @@ from calib_components.posthoc import KINDS, Calibrator
 from calib_components.tools.evaluate.classes import Classes
 from calib_components.tools.evaluate.fit import fit_calibrator, logits_of
 from calib_components.tools.evaluate.formats import Header, Prediction
-from calib_components.tools.evaluate.pairs import classes_of, find_cases, find_predictions, patients_of
+from calib_components.tools.evaluate.pairs import classes_of, find_cases, find_predictions
 from calib_components.tools.parallel import map_cases
 
 
@@ -88,13 +88,9 @@ def calibrate_predictions(
     for source in (predictions, labels, apply_to):
         if source.resolve() in (out.resolve(), *out.resolve().parents):
             raise InputError(f"--out: {out} is in {source}. Give another folder.")
-    check_output(out, f"{next(iter(KINDS))}.json", overwrite)
-    if not overwrite and any((out / f"{kind}.json").exists() for kind in KINDS):
-        read_estimate(out)  # an error if it is a file of somebody else
-        if fits := [*out.glob("*_fit.json")]:
-            raise InputError(f"--out: {fits[0]} is of calibrate.yaml. Give another folder, or pass --overwrite.")
     endings = [".npz" if header.affine is None else "_probability.nii.gz" for header in headers]
     names = [f"{name}{ending}" for name, ending in zip(found, endings, strict=True)]
+    check_output(out, names[0], overwrite)
     if others := sorted(
         {file.name for end in ("_probability.nii.gz", ".npz") for file in out.glob(f"[!.]*{end}")} - {*names}
     ):

@@ -13,11 +13,12 @@ import numpy as np
 import torch
 from nibabel.orientations import apply_orientation
 
+from calib_components.data.nifti import Grid, turn_onto
 from calib_components.errors import InputError
 from calib_components.inference.images import NIFTI
 from calib_components.tools.evaluate.classes import IGNORED, Classes, label_classes
-from calib_components.tools.evaluate.formats import Header, is_label_map, read_label_map
-from calib_components.tools.evaluate.pairs import Case, Saved, listed, turn_onto
+from calib_components.tools.evaluate.formats import is_label_map, read_label_map
+from calib_components.tools.evaluate.pairs import Case, Saved, listed
 
 POSTPROCESSED = 0.05  # share of the voxels of structures that post-processing may change
 ROUNDING = 1e-6  # of probabilities that nnU-Net saved in float32
@@ -101,7 +102,7 @@ def other_beside(case: Case, saved: Saved, classes: Classes) -> tuple[int, int]:
     label_map, others = label_classes(codes, replace(classes, ignore_code=None, others_allowed=True), file)
     if others:
         return 0, 0
-    turn = turn_onto(Header(0, codes.shape, affine), saved.affine, saved.prediction.shape, file, case.label)
+    turn = turn_onto(Grid(affine, codes.shape, file), Grid(saved.affine, tuple(saved.prediction.shape), case.label))
     if turn is not None:
         label_map = apply_orientation(label_map[0], turn)[None].copy()
     assert saved.probabilities is not None

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 from nibabel.affines import voxel_sizes
-from nibabel.orientations import apply_orientation, inv_ornt_aff
+from nibabel.orientations import apply_orientation
 
-from calib_components.data.nifti import axes_onto, files_below, grid_distance, open_nifti, read_values
+from calib_components.data.nifti import Grid, files_below, open_nifti, read_values, turn_onto
 from calib_components.data.transforms import looks_like_labels
 from calib_components.errors import InputError
 from calib_components.inference.images import NIFTI
@@ -92,7 +92,7 @@ def find_cases(predictions: Path, labels: Path, warn_left_out: bool = True) -> l
     cases, unknown = [], 0
     for name, prediction in found.items():
         header, image = prediction.header(), open_nifti(label_files[name])
-        turn_onto(header, image.affine, image.shape[:3], prediction.files[0], label_files[name])
+        _turn(header, prediction.files[0], Grid(image.affine, image.shape[:3], label_files[name]))
         cases.append(Case(name, prediction, label_files[name], header.channels))
         unknown += header.affine is None
         if header.channels != cases[0].channels:
@@ -197,26 +197,14 @@ def _holds_labels(file: Path) -> bool:
     return len(image.shape) == 3 and looks_like_labels(torch.from_numpy(read_values(image, file)))
 
 
-def turn_onto(header: Header, target: np.ndarray, shape: tuple[int, ...], file: Path, label: Path) -> np.ndarray | None:
-    """Return how to reorder and flip the axes of a prediction to those of a label; None if they are.
-
-    The label has the affine `target` and the shape `shape`. If their voxels do not lie at the same places, it is an
-    error; if the affine of the prediction is not known, shapes alone are compared.
-    """
-    affine, moved, turn = header.affine, header.shape, None
-    if affine is not None and (header.shape != shape or grid_distance(affine, target, shape)):
-        turn = axes_onto(affine, target)
-        affine = affine @ inv_ornt_aff(turn, header.shape)
-        moved = tuple(header.shape[axis] for axis in np.argsort(turn[:, 0]))
-    if moved != shape:
-        raise InputError(
-            f"{file}: shape {header.shape} is not that of {label}, {shape}. Check the order of the axes. {CROPPED}"
-        )
-    if affine is not None and (away := grid_distance(affine, target, shape)):
-        raise InputError(
-            f"{file}: voxels differ from those of {label} by up to {away:.3g} mm. Resample one to the other."
-        )
-    return turn
+def _turn(header: Header, file: Path, label: Grid) -> np.ndarray | None:
+    """Return how to turn the axes of a prediction to those of its label; without an affine, compare their shapes."""
+    if header.affine is not None:
+        return turn_onto(Grid(header.affine, header.shape, file), label)
+    if header.shape != label.shape:
+        shapes = f"shape {header.shape} is not that of {label.name}, {label.shape}"
+        raise InputError(f"{file}: {shapes}. Check the order of the axes. {CROPPED}")
+    return None
 
 
 def classes_of(
@@ -232,23 +220,6 @@ def classes_of(
     return classes
 
 
-def patients_of(cases: Sequence[str], pattern: str | None) -> dict[str, str]:
-    """Find the patient of each case, by the part of its name that a regular expression matches; None: all of it.
-
-    Examples:
-        >>> patients_of(["patient001_frame01", "patient001_frame12"], r"patient\\d+")
-        {'patient001_frame01': 'patient001', 'patient001_frame12': 'patient001'}
-    """
-    try:
-        found = {case: re.search(".+" if pattern is None else pattern, case) for case in cases}
-    except re.error as error:
-        raise InputError(f"--patient_pattern: {pattern!r} is no regular expression: {error}.") from None
-    for case, match in found.items():
-        if match is None or not match[0]:
-            raise InputError(f"--patient_pattern: {pattern!r} matches no part of the name {case}.")
-    return {case: match[0] for case, match in found.items() if match}
-
-
 def read_case(case: Case, classes: Classes, temperature: float | None = None) -> Saved:
     """Read a case that `find_cases` found, whose channels are what `classes_of` returned."""
     header, file = case.prediction.header(), case.prediction.files[0]
@@ -260,7 +231,7 @@ def read_case(case: Case, classes: Classes, temperature: float | None = None) ->
         lowest, highest = 0.0, 1.0
     else:
         values, lowest, highest = case.prediction.probabilities(classes.sigmoid, classes.skip)
-    if (turn := turn_onto(header, affine, codes.shape, file, case.label)) is not None:
+    if (turn := _turn(header, file, Grid(affine, codes.shape, case.label))) is not None:
         values = np.stack([apply_orientation(channel, turn) for channel in values])
     if header.channels == 0:
         prediction = values[0]

@@ -16,18 +16,16 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 from monai.transforms import CenterSpatialCrop, LoadImage
-from nibabel.affines import voxel_sizes
-from nibabel.orientations import apply_orientation, inv_ornt_aff
+from nibabel.orientations import apply_orientation
 
 from calib_components.data.cases import IMAGE, LABEL, SOURCE
 from calib_components.data.facts import Facts
-from calib_components.data.nifti import NiftiReader, axes_onto, grid_distance, open_nifti
+from calib_components.data.nifti import Grid, NiftiReader, open_nifti, turn_onto
 from calib_components.data.transforms import ClassIndicesd, SlicesLastd, check_image, file_name
 from calib_components.errors import InputError
 from calib_components.tools.prepare.facts import volume_transforms
 
 NIFTI = r"\.nii(\.gz)?"  # ending of a NIfTI file, in small or capital letters
-UNTURNED = np.array([[0, 1], [1, 1], [2, 1]])
 
 
 @dataclass(frozen=True)
@@ -168,21 +166,15 @@ def onto(volume: MetaTensor, image: MetaTensor, ignore_headers: bool = False) ->
     Returns:
         The volume on the voxels of the image, and whether its axes were reordered or flipped.
     """
-    name, reference = file_name(volume), file_name(image)
-    affine, target, grid = np.asarray(volume.affine), np.asarray(image.affine), tuple(image.shape[1:])
-    turn = UNTURNED if ignore_headers else axes_onto(affine, target)
-    array = np.moveaxis(apply_orientation(volume.as_tensor().movedim(0, -1).numpy(), turn), -1, 0)
-    if array.shape[1:] != grid:
-        raise InputError(f"{name}: shape {tuple(volume.shape[1:])} differs from {grid} of {reference}.")
-    moved = affine @ inv_ornt_aff(turn, volume.shape[1:])
-    if not ignore_headers and (away := grid_distance(moved, target, grid)):
-        sizes = " and ".join(" x ".join(f"{size:.4g}" for size in voxel_sizes(either)) for either in (moved, target))
-        raise InputError(
-            f"{name}: affine differs from that of {reference} by up to {away:.3g} mm, with voxels of {sizes} mm. "
-            "Resample one to the grid of the other, or pass --ignore_headers if the header is wrong."
-        )
-    turned = MetaTensor(torch.from_numpy(np.ascontiguousarray(array)), image.affine, meta={"filename_or_obj": name})
-    return turned, not np.array_equal(turn, UNTURNED)
+    name, target = file_name(volume), np.asarray(image.affine)
+    affine = target if ignore_headers else np.asarray(volume.affine)
+    own, other = Grid(affine, tuple(volume.shape[1:]), name), Grid(target, tuple(image.shape[1:]), file_name(image))
+    turn = turn_onto(own, other, ", or pass --ignore_headers if the header is wrong")
+    array = volume.as_tensor()
+    if turn is not None:
+        turned = np.moveaxis(apply_orientation(array.movedim(0, -1).numpy(), turn), -1, 0)
+        array = torch.from_numpy(np.ascontiguousarray(turned))
+    return MetaTensor(array, image.affine, meta={"filename_or_obj": name}), turn is not None
 
 
 def _load_volume(path: Path, reader: NiftiReader) -> MetaTensor:

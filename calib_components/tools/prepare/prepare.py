@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 import statistics
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,6 +17,7 @@ from tqdm.contrib.concurrent import thread_map
 from calib_components.data.cases import IMAGE, write_case
 from calib_components.data.facts import FACTS, Facts, check_class_names, facts_beside, parse_structures, write_facts
 from calib_components.data.nifti import open_nifti
+from calib_components.data.overlap import patients_of
 from calib_components.errors import InputError, check_choice, check_count, check_writable, make_folder
 from calib_components.tools.parallel import count_workers
 from calib_components.tools.prepare import acdc, brats, flare, generic
@@ -71,8 +71,8 @@ def prepare_data(
             brats (brain MR without the skull) (generic only). Default: acdc.
         in_channels: Channels of an image; if more than one, they are the fourth axis of the file (generic only).
             Default: 1.
-        patient: Regular expression for the start of a case's name that identifies the patient, such as '[^_]+', so
-            that all files of a patient stay in one split. Default: what the data set states, or else the whole name.
+        patient: Regular expression for the part of a case's name that names the patient, such as '[^_]+', so that all
+            files of a patient stay in one split. Default: what the data set states, or else the whole name.
         image_size: In-plane size of the slices, such as 128,128, multiples of 16. Default: that of the bundle.
         slice_axis: Axis of the files along which the slices lie, 0, 1 or 2 (acdc, and generic like acdc). Default:
             that of the largest spacing; if equal, the shortest.
@@ -98,7 +98,8 @@ def prepare_data(
         facts = facts_of_dataset(dataset, src, image_size, slice_axis)
     cases = require_cases(DATASETS[dataset].find_cases, src, DATASETS[dataset].LAYOUT)
     if patient is not None:
-        cases = [replace(case, patient=_patient_of(case, patient)) for case in cases]
+        patients = patients_of([case.name for case in cases], patient, "--patient")
+        cases = [replace(case, patient=patients[case.name]) for case in cases]
     if len(fractions) != 3 or min(fractions) < 0 or not math.isclose(sum(fractions), 1, abs_tol=1e-6):
         raise InputError(f"fractions must be three numbers of at least 0 that sum to 1, got {fractions}.")
     if folds is not None:
@@ -149,16 +150,6 @@ def _own_facts(
         file_suffixes=[],
         crop_size=facts.image_size,
     )
-
-
-def _patient_of(case: Case, pattern: str) -> str:
-    try:
-        match = re.match(pattern, case.name)
-    except re.error as error:
-        raise InputError(f"patient: {pattern!r} is not a regular expression: {error}.") from error
-    if not match or not match[0]:
-        raise InputError(f"patient: {pattern!r} does not match the start of the name {case.name!r}.")
-    return match[0]
 
 
 def _check_output(source: Path, out: Path) -> None:

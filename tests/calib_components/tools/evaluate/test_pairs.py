@@ -16,7 +16,6 @@ from calib_components.tools.evaluate.pairs import (
     classes_of,
     find_cases,
     find_predictions,
-    patients_of,
     read_case,
 )
 from tests.calib_components.tools.evaluate.made_up import (
@@ -214,12 +213,3 @@ def test_one_number_of_channels_a_folder(predictions: Path, labels: Path) -> Non
     save_nifti(labels / "other.nii", LABEL)
     with pytest.raises(InputError, match=r"other\.nii has 0 channels"):
         find_cases(predictions, labels)
-
-
-def test_patients_by_their_names() -> None:
-    names = ["a_patient001_frame01", "b_patient001_frame12", "patient002"]
-    assert list(patients_of(names, r"patient\d+").values()) == ["patient001", "patient001", "patient002"]
-    assert patients_of(names, None) == {name: name for name in names}
-    for pattern in (r"frame\d+", "("):
-        with pytest.raises(InputError, match="--patient_pattern"):
-            patients_of(names, pattern)
