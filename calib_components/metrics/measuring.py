@@ -10,7 +10,7 @@ structure, chance adds to it; the mean error over labels drawn from the probabil
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -18,11 +18,12 @@ import torch
 from calib_components.errors import check_count
 from calib_components.metrics.bins import CalibrationBins
 from calib_components.metrics.regions import Region, choose_region
-from calib_components.metrics.voxels import Voxels, check_tensors, read_chunks
+from calib_components.metrics.voxels import Voxels, check_tensors, read_voxels
 
 SMALLEST = torch.finfo(torch.float32).tiny  # in place of a probability of 0 in a logarithm
 LOWEST_HALF = 2.0**-25  # in float16, half a step from 0, which others round to; bfloat16 goes as low as float32
 KINDS = ("top_label", "classwise")  # of bins
+MANY_SETS = 4096  # of regions, before those without a voxel are left out
 
 
 class Measured(NamedTuple):
@@ -70,84 +71,72 @@ def measure_regions(
         highest = min(highest, 1 - torch.finfo(y_pred.dtype).eps / 4)  # half a step from 1
     limits = [1 - highest, lowest] if sigmoid else [lowest] * y_pred.shape[1]
     floor = y_pred.new_tensor(limits, dtype=torch.float64).clamp_min(SMALLEST)
-    totals = [_Totals(region, y_pred, measures, num_bins, draws, floor) for region in regions]
-    labels = _DrawnLabels(draws, num_bins)
-    for voxels in read_chunks(y_pred, y, ignore_index, sigmoid, temperature):
-        in_bins = {kind: _InBins(voxels, kind, num_bins) for kind in KINDS if kind in measures}
-        if any(len(total.drawn) for total in totals):
-            labels.draw(voxels)
-        for total in totals:
-            total.add(voxels, in_bins, labels)
-    return [total.results() for total in totals]
-
-
-class _Totals:
-    """Sums over the voxels of a region, of each case."""
-
-    def __init__(
-        self,
-        region: Region,
-        y_pred: torch.Tensor,
-        measures: Collection[str],
-        num_bins: int,
-        draws: int,
-        floor: torch.Tensor,
-    ) -> None:
-        batch, channels = y_pred.shape[:2]
-        zeros = functools.partial(y_pred.new_zeros, dtype=torch.float64)
-        rows = {"top_label": 1, "classwise": channels}
-        kinds = [kind for kind in KINDS if kind in measures]
-        expected = kinds if region.has_closed_form and "if_true" in measures else []
-        self.region, self.num_bins, self.floor = region, num_bins, floor
-        self.observed, self.expected = (
-            {kind: zeros(3, batch, rows[kind], num_bins) for kind in each} for each in (kinds, expected)
-        )
-        self.scores = {score: zeros(batch) for score in ("nll", "brier") if score in measures}
-        self.voxels = zeros(batch)
-        self.drawn = zeros(draws if region.kind == "structure" else 0, batch, 3, num_bins)
-
-    def add(self, voxels: Voxels, in_bins: dict[str, _InBins], labels: _DrawnLabels) -> None:
-        """Add the voxels of a chunk that are in the region, or would be with another label."""
-        part, case = self.region.select(voxels), voxels.case
+    batch, channels = y_pred.shape[:2]
+    zeros = functools.partial(y_pred.new_zeros, dtype=torch.float64)
+    rows = {"top_label": 1, "classwise": channels}
+    observed = {kind: zeros(3, len(regions), batch, rows[kind], num_bins) for kind in KINDS if kind in measures}
+    closed = [i for i, region in enumerate(regions) if region.has_closed_form and "if_true" in measures]
+    expected = {kind: torch.zeros_like(total) for kind, total in observed.items() if closed}
+    structures = [i for i, region in enumerate(regions) if region.kind == "structure" and draws > 0]
+    drawn = zeros(len(regions), draws, batch, 3, num_bins) if structures else zeros(0)
+    scores = {name: zeros(len(regions), batch) for name in SCORES if name in ("voxels", *measures)}
+    for voxels in read_voxels(y_pred, y, None, ignore_index, sigmoid, temperature):
         # A chunk is summed on its own first: one sum over millions of equal terms would drift, even in float64.
-        if len(part.label) > 0:
-            self.voxels[case] += len(part.label)
-            if "nll" in self.scores:
-                self.scores["nll"][case] -= part.p_label.maximum(self.floor[part.label]).log().sum()
-            if "brier" in self.scores:
-                self.scores["brier"][case] += (part.p.square().sum(0) - 2 * part.p_label + 1).sum()
-            for kind, total in self.observed.items():
-                of_part = in_bins[kind] if part is voxels else _InBins(part, kind, self.num_bins)
-                total[:, case, of_part.rows] += of_part.observed()
-        if self.expected or len(self.drawn):
-            every_class = torch.arange(len(voxels.p), device=voxels.p.device)[:, None]
-            mask = self.region.mask(voxels.with_label(every_class))
-            weight = (mask * voxels.p).sum(0) if mask.shape[1] > 1 else voxels.p[mask[:, 0]].sum(0)
-            for kind, total in self.expected.items():
-                total[:, case, in_bins[kind].rows] += in_bins[kind].if_true(mask, weight)
-            if len(self.drawn):
-                self.drawn[:, case] += torch.einsum("dfkb,k->dfb", labels.sums, mask[:, 0].double())
+        case, (members, sets) = voxels.case, _sets([region.mask(voxels) for region in regions])
+        for name, total in scores.items():
+            total[:, case] += members @ bincount(sets, SCORES[name](voxels, floor), members.shape[1])
+        in_bins = {kind: _InBins(voxels, kind, num_bins) for kind in observed}
+        for kind, binned in in_bins.items():
+            sums = binned.observed(sets, members.shape[1])
+            observed[kind][:, :, case, binned.rows] += torch.einsum("rs,fskb->frkb", members, sums)
+        by_label = _drawn_sums(voxels, draws, num_bins) if structures else None
+        every_class = voxels.with_label(torch.arange(len(voxels.p), device=voxels.p.device)[:, None])
+        for i in sorted({*closed, *structures}):
+            mask = regions[i].mask(every_class)
+            if i in closed:
+                weight = (mask * voxels.p).sum(0) if mask.shape[1] > 1 else voxels.p[mask[:, 0]].sum(0)
+                for kind, binned in in_bins.items():
+                    expected[kind][:, i, case, binned.rows] += binned.if_true(mask, weight)
+            if by_label is not None and i in structures:
+                drawn[i, :, case] += torch.einsum("dfkb,k->dfb", by_label, mask[:, 0].double())
+    results = []
+    for i in range(len(regions)):
+        bins = {kind: CalibrationBins(total[0, i].long(), *total[1:, i]) for kind, total in observed.items()}
+        bins |= {f"{kind}_if_true": CalibrationBins(*total[:, i]) for kind, total in expected.items() if i in closed}
+        bins |= {kind: each.per_class()[0] for kind, each in bins.items() if kind.startswith("top_label")}
+        means = {name: total[i] / scores["voxels"][i] for name, total in scores.items() if name != "voxels"}
+        if i in structures:
+            count, confidence_sum, num_correct = drawn[i].unbind(2)
+            means["resampled"] = ((confidence_sum - num_correct).abs().sum(-1) / count.sum(-1)).nanmean(0)
+        results.append(Measured(bins, means))
+    return results
 
-    def results(self) -> Measured:
-        """Return the measures of the region."""
-        bins = {kind: CalibrationBins(count.long(), *sums) for kind, (count, *sums) in self.observed.items()}
-        bins |= {f"{kind}_if_true": CalibrationBins(*sums) for kind, sums in self.expected.items()}
-        for kind in bins:
-            if kind.startswith("top_label"):
-                (bins[kind],) = bins[kind].per_class()
-        scores = {score: total / self.voxels for score, total in self.scores.items()}
-        if len(self.drawn):
-            count, confidence_sum, num_correct = self.drawn.unbind(2)
-            scores["resampled"] = ((confidence_sum - num_correct).abs().sum(-1) / count.sum(-1)).nanmean(0)
-        return Measured(bins, scores)
+
+SCORES: dict[str, Callable[[Voxels, torch.Tensor], torch.Tensor | None]] = {  # of each voxel; None is 1
+    "voxels": lambda voxels, floor: None,
+    "nll": lambda voxels, floor: -voxels.p_label.maximum(floor[voxels.label]).log(),
+    "brier": lambda voxels, floor: voxels.p.square().sum(0) - 2 * voxels.p_label + 1,
+}
+
+
+def _sets(masks: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Number the sets of regions that voxels are in, so that one sum by set serves all regions.
+
+    Returns:
+        Which regions have which set, `(regions, sets)`, and the set of each voxel.
+    """
+    sets, number = torch.zeros_like(masks[0], dtype=torch.int64), 1
+    for i, mask in enumerate(masks):
+        sets, number = 2 * sets + mask, 2 * number
+        if number > MANY_SETS or i == len(masks) - 1:  # keep those that some voxel is in
+            found = bincount(sets, None, number) > 0
+            sets, number = (found.cumsum(0) - 1)[sets], int(found.sum())
+    members = torch.stack([bincount(sets, mask.double(), number) for mask in masks])
+    return (members > 0).double(), sets
 
 
 class _InBins:
-    """Probabilities of some voxels in bins: a row of the top label, or a row for each class.
-
-    Nearly all probabilities of many classes are in the first bin. So only those above it are summed one by one; the
-    first bin has what they leave of the sum of the row.
-    """
+    """Probabilities of some voxels in bins: a row of the top label, or a row for each class."""
 
     def __init__(self, voxels: Voxels, kind: str, num_bins: int) -> None:
         volume, self.label = voxels.volume, voxels.label
@@ -158,73 +147,66 @@ class _InBins:
             self.p = voxels.p[first:]
             self.event = torch.arange(first, len(voxels.p), device=self.p.device)[:, None]
             self.rows = slice(volume.channel, volume.channel + len(self.p))  # of a sigmoid, one of several
-        self.shape = len(self.p), num_bins
-        index = bin_index(self.p, num_bins)
-        self.has_first = (index == 0).any(1)
-        self.above = index.flatten().nonzero().squeeze(1) if self.has_first.any() else slice(None)
-        offset = torch.arange(0, len(self.p) * num_bins, num_bins, device=self.p.device)[:, None]
-        self.index = (index + offset).flatten()[self.above]
+        self.size = len(self.p) * num_bins
+        bins = bin_index(self.p, num_bins)
+        self.index = bins + torch.arange(0, self.size, num_bins, device=self.p.device)[:, None]
+        above = bins.flatten().nonzero().squeeze(1)
+        few = 4 * len(above) < bins.numel()
+        self.above, self.has_first = (above, (bins == 0).any(1)) if few else (slice(None), None)
 
-    def observed(self) -> torch.Tensor:
-        """Counts, sums of confidences and numbers correct, `(3, rows, num_bins)`."""
-        correct = (self.event == self.label).double()
-        sums = [self._sum(None, len(self.label)), self._sum(self.p, self.p.sum(1)), self._sum(correct, correct.sum(1))]
-        return torch.stack(sums)
+    def observed(self, sets: torch.Tensor, number: int) -> torch.Tensor:
+        """Counts, sums of confidences and numbers correct in each of so many sets, `(3, number, rows, num_bins)`."""
+        index, size = self.index + sets * self.size, number * self.size
+        counts, sums = (bincount(index.flatten(), weights, size) for weights in (None, self.p.flatten()))
+        correct = bincount(index[self.event == self.label], None, size)
+        return torch.stack([counts, sums, correct]).view(3, number, len(self.p), -1)
 
     def if_true(self, mask: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        """The same if each label is true with its probability, from the mask of `RegionKind` and its probability."""
+        """The same in a region if labels are true with their probability, from `RegionKind.mask` and its probability.
+
+        Of many classes, nearly all probabilities are in the first bin. Then only those above it are summed one by one;
+        the first bin has what they leave of the sum of the row.
+        """
         is_in = mask[self.event, 0] if mask.shape[1] == 1 else mask.gather(0, self.event.expand_as(self.p))
-        correct = is_in * self.p
-        count = self._sum(weight.expand_as(self.p), weight.sum())
-        sums = [count, self._sum(weight * self.p, self.p @ weight), self._sum(correct, correct.sum(1))]
-        return torch.stack(sums).minimum(count)  # as they are, but for rounding
-
-    def _sum(self, weights: torch.Tensor | None, of_rows: torch.Tensor | int) -> torch.Tensor:
-        """Sum weights `(rows, voxels)` in each bin; `of_rows` are their sums over all bins of a row."""
-        above = None if weights is None else weights.flatten()[self.above]
-        sums = bincount(self.index, above, self.shape[0] * self.shape[1]).double().view(self.shape)
-        sums[:, 0] = (of_rows - sums.sum(1)).clamp_min(0).where(self.has_first, 0)
-        return sums
+        weights = (weight.expand_as(self.p), weight * self.p, is_in * self.p)
+        sums = torch.stack(
+            [bincount(self.index.flatten()[self.above], each.flatten()[self.above], self.size) for each in weights]
+        )
+        sums = sums.view(3, len(self.p), -1)
+        if self.has_first is not None:
+            whole = torch.stack([each.sum(1) for each in weights])
+            sums[..., 0] = (whole - sums.sum(-1)).clamp_min(0).where(self.has_first, 0)
+        return sums.minimum(sums[:1])  # as they are, but for rounding
 
 
-class _DrawnLabels:
-    """Labels drawn from the probabilities of some voxels.
+def _drawn_sums(voxels: Voxels, draws: int, num_bins: int) -> torch.Tensor:
+    """Draw labels from the probabilities of some voxels.
 
-    Attributes:
-        sums: Of the voxels with each label and in each bin of the top label: counts, sums of confidences and numbers
-            correct, `(draws, 3, N, num_bins)`.
+    Returns:
+        Of the voxels with each label and in each bin of the top label: counts, sums of confidences and numbers correct,
+        `(draws, 3, N, num_bins)`.
     """
+    p, (confidence, predicted), volume = voxels.p, voxels.top, voxels.volume
+    in_bin = bin_index(confidence, num_bins)
+    # The bins of a case up to here are the seed: other numbers for other cases, but the same ones for this case
+    # whichever come before it, since that depends on the number of processes.
+    volume.seed = hash((volume.seed, int(in_bin.sum())))
+    generator = torch.Generator(p.device).manual_seed(volume.seed)
 
-    def __init__(self, draws: int, num_bins: int) -> None:
-        self.draws, self.num_bins = draws, num_bins
-        self.volume, self.seed = (-1, 0), 0
+    def sums(label: torch.Tensor, at: torch.Tensor | slice) -> torch.Tensor:
+        index = label * num_bins + in_bin[at]
+        weights = (None, confidence[at], (label == predicted[at]).double())
+        return torch.stack([bincount(index, each, len(p) * num_bins) for each in weights])
 
-    def draw(self, voxels: Voxels) -> None:
-        """Draw the labels of some voxels."""
-        p, (confidence, predicted) = voxels.p, voxels.top
-        in_bin = bin_index(confidence, self.num_bins)
-        # The bins of a case up to here are the seed: other numbers for other cases, but the same ones for this case
-        # whichever come before it, since that depends on the number of processes.
-        volume = voxels.case, voxels.volume.channel
-        if self.volume != volume:
-            self.volume, self.seed = volume, voxels.volume.channel
-        self.seed = hash((self.seed, int(in_bin.sum())))
-        generator = torch.Generator(p.device).manual_seed(self.seed)
-
-        def sums(label: torch.Tensor, at: torch.Tensor | slice) -> torch.Tensor:
-            index = label * self.num_bins + in_bin[at]
-            weights = (None, confidence[at], (label == predicted[at]).double())
-            return torch.stack([bincount(index, of, len(p) * self.num_bins).double() for of in weights])
-
-        # Most labels are the predicted ones, which are summed once; then, in each draw, what differs.
-        usual, share, u = sums(predicted, slice(None)), confidence / p.sum(0), torch.empty_like(confidence)
-        drawn = []
-        for _ in range(self.draws):
-            at = (u.uniform_(generator=generator) >= share).nonzero().squeeze(1)
-            others = p[:, at].scatter(0, predicted[None, at], 0).clamp_min(0)
-            label = torch.multinomial(others.T, 1, generator=generator)[:, 0] if len(at) else at
-            drawn.append(usual + sums(label, at) - sums(predicted[at], at))
-        self.sums = torch.stack(drawn).view(self.draws, 3, len(p), self.num_bins)
+    # Most labels are the predicted ones, which are summed once; then, in each draw, what differs.
+    usual, share, u = sums(predicted, slice(None)), confidence / p.sum(0), torch.empty_like(confidence)
+    drawn = []
+    for _ in range(draws):
+        at = (u.uniform_(generator=generator) >= share).nonzero().squeeze(1)
+        others = p[:, at].scatter(0, predicted[None, at], 0).clamp_min(0)
+        label = torch.multinomial(others.T, 1, generator=generator)[:, 0] if len(at) else at
+        drawn.append(usual + sums(label, at) - sums(predicted[at], at))
+    return torch.stack(drawn).view(draws, 3, len(p), num_bins)
 
 
 def bin_index(p: torch.Tensor, num_bins: int) -> torch.Tensor:
@@ -234,9 +216,9 @@ def bin_index(p: torch.Tensor, num_bins: int) -> torch.Tensor:
 
 
 def bincount(index: torch.Tensor, weights: torch.Tensor | None, size: int) -> torch.Tensor:
-    """Return what `torch.bincount` does, also where PyTorch is told to use deterministic algorithms alone."""
+    """Return `torch.bincount` in float64, also where PyTorch is told to use deterministic algorithms alone."""
     if weights is None or not (index.is_cuda and torch.are_deterministic_algorithms_enabled()):
-        return torch.bincount(index, weights, size)
+        return torch.bincount(index, weights, size).double()
     return torch.zeros(size, dtype=torch.float64, device=index.device).index_add_(0, index, weights)
 
 

@@ -40,7 +40,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from scipy.ndimage import find_objects
+from torch.nn import functional as F
 
 from calib_components.errors import InputError, check_choice
 
@@ -227,20 +227,17 @@ def band_mask(classes: torch.Tensor, radius: float, spacing: Sequence[float] | N
         raise InputError(f"spacing must have one value for each of the {classes.ndim} spatial axes, got {spacing}.")
     reach = [int(min(radius / size + 1, length)) for size, length in zip(sizes, classes.shape, strict=True)]
     limit = radius**2 * (1 + 1e-9)  # so that rounding leaves out no voxel at exactly this distance
-    mask = torch.zeros(classes.shape, dtype=torch.bool, device=classes.device)
-    for axis, length in enumerate(classes.shape):
-        low, high = classes.narrow(axis, 0, length - 1), classes.narrow(axis, 1, length - 1)
-        faces = torch.zeros_like(mask)  # each at the voxel below it
-        faces.narrow(axis, 0, length - 1).copy_((low != high) & (low != IGNORED) & (high != IGNORED))
-        for box in find_objects(faces.byte().cpu().numpy()):  # around all faces; none without them
-            for offset in itertools.product(*(range(-n, n + 1) for n in reach)):  # from the voxel below the face
-                steps = [max(abs(n) - 0.5, 0) for n in offset]  # a face extends half a voxel
-                steps[axis] = abs(offset[axis] - 0.5)
-                if sum((n * size) ** 2 for n, size in zip(steps, sizes, strict=True)) <= limit:
-                    moved = [
-                        slice(max(part.start + n, 0), max(min(part.stop + n, end), 0))
-                        for part, n, end in zip(box, offset, classes.shape, strict=True)
-                    ]
-                    source = [slice(part.start - n, part.stop - n) for part, n in zip(moved, offset, strict=True)]
-                    mask[tuple(moved)] |= faces[tuple(source)]
-    return mask
+    padded = F.pad(classes, [n for n in reversed(reach) for _ in range(2)], value=IGNORED)
+    strides, flat = padded.stride(), padded.flatten()  # in which no step from a face leaves the padding
+    mask = torch.zeros(flat.shape, dtype=torch.bool, device=flat.device)
+    for axis, stride in enumerate(strides):
+        low, high = flat[:-stride], flat[stride:]
+        faces = (low != high) & (low != IGNORED) & (high != IGNORED)  # each at the voxel below it
+        for offset in itertools.product(*(range(-n, n + 1) for n in reach)):  # from the voxel below the face
+            steps = [max(abs(n) - 0.5, 0) for n in offset]  # a face extends half a voxel
+            steps[axis] = abs(offset[axis] - 0.5)
+            if sum((n * size) ** 2 for n, size in zip(steps, sizes, strict=True)) <= limit:
+                shift = sum(n * each for n, each in zip(offset, strides, strict=True))
+                start, stop = max(shift, 0), min(len(flat), len(faces) + shift)
+                mask[start:stop] |= faces[start - shift : stop - shift]
+    return mask.view(padded.shape)[tuple(slice(n, n + length) for n, length in zip(reach, classes.shape, strict=True))]

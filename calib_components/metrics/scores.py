@@ -13,7 +13,7 @@ import torch
 from calib_components.metrics.base import CaseMetric
 from calib_components.metrics.measuring import Measured, measure_regions
 from calib_components.metrics.regions import Region, choose_region
-from calib_components.metrics.voxels import check_tensors, read_chunks
+from calib_components.metrics.voxels import check_tensors, read_voxels
 
 
 class RegionMetric(CaseMetric):
@@ -107,7 +107,7 @@ def logit_magnitude_sums(
     batch, classes = logits.shape[:2]
     sums = logits.new_zeros(batch, classes, classes, dtype=torch.float64)
     count = logits.new_zeros(batch, classes, dtype=torch.int64)
-    for voxels in read_chunks(logits, y, ignore_index, logits=True):
+    for voxels in read_voxels(logits, y, None, ignore_index, logits=True):
         one_hot = (voxels.label == torch.arange(len(voxels.values), device=y.device)[:, None]).double()
         sums[voxels.case] += (one_hot @ voxels.values.abs().T)[-classes:, -classes:]
         count[voxels.case] += one_hot.sum(1).long()[-classes:]

@@ -11,7 +11,7 @@ from scipy.spatial import KDTree
 
 from calib_components.errors import InputError, warn_once
 from calib_components.metrics.base import CaseMetric, plain_tensor
-from calib_components.metrics.voxels import check_axes
+from calib_components.metrics.voxels import check_tensors
 
 
 def dice(y_pred: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -135,18 +135,12 @@ def _voxels(mask: torch.Tensor) -> torch.Tensor:
 
 def _masks(y_pred: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Check both and return them as boolean masks `(B, C, *S)`."""
-    y_pred, y = plain_tensor(y_pred), plain_tensor(y)
-    if y_pred.ndim < 3 or y_pred.numel() == 0:
-        raise InputError(f"y_pred must have shape (B, C, *S) and at least one voxel, got {tuple(y_pred.shape)}.")
-    batch, channels, *spatial = y_pred.shape
-    check_axes(y_pred, y)
+    y_pred, y = check_tensors(y_pred, y, masks=True)
     if y.shape == y_pred.shape:
         return _binary(y_pred, "y_pred"), _binary(y, "y")
-    if y.shape != (batch, 1, *spatial):
-        expected = f"{(batch, 1, *spatial)} (class index) or {tuple(y_pred.shape)} (masks)"
-        raise InputError(f"y must have shape {expected} to match y_pred, got {tuple(y.shape)}.")
+    channels = y_pred.shape[1]
     indices = y if y.is_floating_point() else y.long()  # PyTorch does not compare uint16 with int64
-    masks = indices == torch.arange(channels, device=y.device).view(-1, *[1] * len(spatial))
+    masks = indices == torch.arange(channels, device=y.device).view(-1, *[1] * (y.ndim - 2))
     if invalid := int((~masks.any(1)).sum()):
         raise InputError(
             f"y must hold class indices from 0 to {channels - 1}, got other values in {invalid} of {y.numel()} voxels."

@@ -15,7 +15,7 @@ import torch
 from calib_components.errors import InputError, check_number
 from calib_components.metrics.base import CaseMetric
 from calib_components.metrics.regions import Region
-from calib_components.metrics.voxels import check_tensors, read_chunks
+from calib_components.metrics.voxels import check_tensors, read_voxels
 
 THRESHOLDS = torch.arange(1, 100, dtype=torch.float64) / 100
 LOW, HIGH = 94, 4  # positions of the thresholds 0.95 and 0.05, which bound the volume
@@ -154,7 +154,7 @@ def measure_structures(
     true, segmented, voxels = torch.zeros(3, *shape, dtype=torch.int64, device=y_pred.device)
     # Number of voxels above exactly so many thresholds; those above none are most of an image, and not needed.
     above, true_above = torch.zeros(2, *shape, len(edges) + 1, dtype=torch.int64, device=y_pred.device)
-    for part in read_chunks(y_pred, y, ignore_index, sigmoid):
+    for part in read_voxels(y_pred, y, None, ignore_index, sigmoid):
         for number, classes in enumerate(checked.values()):
             if sigmoid and classes != [part.volume.channel]:
                 continue

@@ -13,8 +13,8 @@ rounds by about this much), and a valid label. Probabilities whose sum is off by
 from __future__ import annotations
 
 import functools
-import math
-from collections.abc import Iterable, Iterator
+import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -48,12 +48,24 @@ class Voxels:
         self.label: torch.Tensor = label
         self._index = index
 
-    def normalize(self) -> None:
-        """Divide probabilities by their sum where it is not 1 up to rounding."""
-        sums = self.values.sum(0)
-        is_off = (sums - 1).abs() > max(SUM_ROUNDING, torch.finfo(self.volume.values.dtype).eps)
-        if not self.volume.logits and is_off.any():
-            self.values = self.values / sums.where(is_off, 1)
+    def invalid(self) -> torch.Tensor:
+        """Numbers of values that are no probabilities or finite logits, of sums that are not 1, and of wrong labels.
+
+        Sums that are 1 within the tolerance, but not up to rounding, become 1.
+        """
+        volume, given = self.volume, self.values[int(self.volume.sigmoid) :]
+        middle, reach = (0.0, torch.finfo(torch.float64).max) if volume.logits else (0.5, 0.5 + RANGE_TOLERANCE)
+        wrong_values = ~((given - middle).abs() <= reach)  # also NaN
+        wrong_labels = (self.label < 0) | (self.label >= len(self.values))
+        wrong_sums = torch.zeros_like(wrong_labels)
+        if not volume.logits:
+            sums = self.values.sum(0)
+            off = (sums - 1).abs()
+            wrong_sums = off > SUM_TOLERANCE
+            is_off = off > max(SUM_ROUNDING, torch.finfo(volume.values.dtype).eps)
+            if is_off.any():
+                self.values = self.values / sums.where(is_off, 1)
+        return torch.stack([each.sum() for each in (wrong_values, wrong_sums, wrong_labels)])
 
     @functools.cached_property
     def p(self) -> torch.Tensor:
@@ -104,7 +116,7 @@ class Voxels:
 
 @dataclass(eq=False)
 class Volume:
-    """A case, or one channel of sigmoids: values `(N or 1, *S)` and ground truth; see `read_chunks`."""
+    """A case, or one channel of sigmoids: values `(N or 1, *S)` and ground truth; see `read_voxels`."""
 
     case: int
     channel: int
@@ -119,6 +131,7 @@ class Volume:
         self.spatial = self.values.shape[1:]
         self.values, self.y = self.values.flatten(1), self.y.flatten(1)
         self.bands: dict[tuple[str, Region], torch.Tensor] = {}
+        self.seed = self.channel  # of labels that are drawn
 
     def chunks(self) -> Iterator[Voxels]:
         """All voxels that are not ignored."""
@@ -154,31 +167,32 @@ class Volume:
 
 
 def check_tensors(
-    y_pred: torch.Tensor, y: torch.Tensor, sigmoid: bool = False, name: str = "y_pred"
+    y_pred: torch.Tensor, y: torch.Tensor, sigmoid: bool = False, name: str = "y_pred", masks: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Check types and shapes of probabilities or logits and their ground truth, and return both as plain tensors.
+    """Check types and shapes of probabilities, logits or masks and their ground truth; return both as plain tensors.
 
     Arguments are described in `calib_components.metrics`; `name` is that of `y_pred` in errors. This is the one place
     that checks them.
     """
     y_pred, y = plain_tensor(y_pred), plain_tensor(y)
-    if not y_pred.is_floating_point():
+    if not (masks or y_pred.is_floating_point()):
         raise InputError(f"{name} must be of a floating-point type, got {y_pred.dtype}. The order is {name}, y.")
     if y_pred.ndim < 3 or y_pred.numel() == 0:
         raise InputError(f"{name} must have shape (B, N, *S) and at least one voxel, got {tuple(y_pred.shape)}.")
     batch, channels, *spatial = y_pred.shape
-    sigmoid = sigmoid or channels == 1
+    sigmoid = not masks and (sigmoid or channels == 1)
     if y.shape != y_pred.shape and (sigmoid or y.shape != (batch, 1, *spatial)):
-        expected = f"{tuple(y_pred.shape)} (0 or 1 in each channel)"
-        if not sigmoid:
-            expected = f"{(batch, 1, *spatial)} (class index) or {tuple(y_pred.shape)} (one-hot)"
+        index = f"{(batch, 1, *spatial)} (class index) or "
+        shapes = (
+            f"{'' if sigmoid else index}{tuple(y_pred.shape)} ({'0 or 1 in each channel' if sigmoid else 'one-hot'})"
+        )
         hint = " Items of lists have no batch axis, (N, *S)." if channels == 1 else ""
-        raise InputError(f"y must have shape {expected} to match {name}, (B, N, *S), got {tuple(y.shape)}.{hint}")
-    check_axes(y_pred, y, sigmoid, name)
+        raise InputError(f"y must have shape {shapes} to match {name}, (B, N, *S), got {tuple(y.shape)}.{hint}")
+    _check_axes(y_pred, y, sigmoid, name)
     return y_pred, y
 
 
-def check_axes(y_pred: torch.Tensor, y: torch.Tensor, sigmoid: bool = False, name: str = "y_pred") -> None:
+def _check_axes(y_pred: torch.Tensor, y: torch.Tensor, sigmoid: bool, name: str) -> None:
     """Raise `InputError` if values sum to 1 along an axis that is not that of classes, or has a sigmoid for each."""
     if not sigmoid and _is_1(y_pred[..., :1].float().sum(1)):
         return
@@ -210,60 +224,60 @@ def _is_1(sums: torch.Tensor) -> bool:
 def read_voxels(
     y_pred: torch.Tensor,
     y: torch.Tensor,
-    region: Region,
-    ignore_index: int | None = None,
-    sigmoid: bool = False,
-    logits: bool = False,
-) -> Iterator[Voxels]:
-    """Yield the voxels of a region, chunk by chunk; see `read_chunks`."""
-    for voxels in read_chunks(y_pred, y, ignore_index, sigmoid, logits=logits):
-        if len((selected := region.select(voxels)).label) > 0:
-            yield selected
-
-
-def read_chunks(
-    y_pred: torch.Tensor,
-    y: torch.Tensor,
+    region: Region | None = None,
     ignore_index: int | None = None,
     sigmoid: bool = False,
     temperature: float | None = None,
     logits: bool = False,
 ) -> Iterator[Voxels]:
-    """Yield all voxels that are not ignored, chunk by chunk, each of one case, and of one channel for sigmoids.
+    """Yield the voxels that are not ignored, chunk by chunk, each of one case, and of one channel for sigmoids.
 
     If every probability is 0 or 1, there is a warning, once per process.
 
     Args:
         y_pred: Prediction from `check_tensors`.
         y: Ground truth from `check_tensors`.
+        region: The voxels to yield; None is all of them. Others are checked, too.
         ignore_index: Label of voxels to leave out; their probabilities are not checked.
         sigmoid: Whether each channel is a binary problem of its own.
         temperature: By which the logits of `y_pred` were divided; None is 1.
         logits: Whether `y_pred` holds logits.
 
     Raises:
-        InputError: Some values are not probabilities (or not finite logits) or not labels. The error counts them.
+        InputError: At the end, some values are not probabilities (or not finite logits) or not labels. It counts them.
     """
-    sigmoid = sigmoid or y_pred.shape[1] == 1
-    options = sigmoid, ignore_index, temperature or 1, logits
-
-    def volumes() -> Iterator[Volume]:  # one in memory
-        for case, (values, label) in enumerate(zip(y_pred, y, strict=True)):
-            if sigmoid:
-                for k in range(len(values)):
-                    yield Volume(case, k, values[k : k + 1], label[k : k + 1], *options)
-            else:
-                yield Volume(case, 0, values, label, *options)
-
+    channels = y_pred.shape[1]
+    sigmoid = sigmoid or channels == 1
+    step = 1 if sigmoid else channels
     any_voxel, only_0_and_1 = False, not logits
-    for volume in volumes():
-        for voxels in volume.chunks():
-            if not _is_valid(voxels):
-                raise InputError(_describe_invalid((part for each in volumes() for part in each.chunks()), y_pred))
-            voxels.normalize()
+    invalid = torch.zeros(3, dtype=torch.int64, device=y_pred.device)
+    for case, k in itertools.product(range(len(y_pred)), range(0, channels, step)):
+        values, label = y_pred[case, k : k + step], y[case, k : k + step]
+        for voxels in Volume(case, k, values, label, sigmoid, ignore_index, temperature or 1, logits).chunks():
+            invalid += voxels.invalid()
+            if invalid.any():  # the rest is counted only
+                continue
             only_0_and_1 = only_0_and_1 and bool(((voxels.p == 0) | (voxels.p == 1)).all())
             any_voxel = True
-            yield voxels
+            if len((selected := voxels if region is None else region.select(voxels)).label) > 0:
+                yield selected
+    wrong_values, wrong_sums, wrong_labels = invalid.tolist()
+    values_of, voxels_of = f"of {y_pred.numel()} values", f"of {y_pred.numel() // step} voxels"
+    ignored = "" if ignore_index is None else f" (or ignore_index={ignore_index})"
+    if wrong_values and logits:
+        raise InputError(f"logits must be finite, got {wrong_values} {values_of} that are NaN or infinite.")
+    if wrong_values:
+        remedy = f"Apply {'sigmoid' if sigmoid else 'softmax'} to logits."
+        raise InputError(f"y_pred has {wrong_values} {values_of} that are NaN or outside [0, 1]. {remedy}")
+    if wrong_sums:
+        raise InputError(
+            f"y_pred does not sum to 1 over the classes in {wrong_sums} {voxels_of}. Apply softmax to logits. If each "
+            "channel is a structure of its own, set sigmoid=True. Where a crop was inverted, set the background to 1 "
+            "outside (calib_components.inference.maps.fill_background)."
+        )
+    if wrong_labels:
+        given = "0 or 1 in each channel" if sigmoid else f"class indices from 0 to {channels - 1} or one-hot"
+        raise InputError(f"y must hold {given}{ignored}, got other values in {wrong_labels} {voxels_of}.")
     if any_voxel and only_0_and_1:
         warn_once(
             "y_pred holds only 0 and 1, like a one-hot segmentation, which says nothing of calibration. Give the "
@@ -279,50 +293,3 @@ def _class_index(y: torch.Tensor) -> torch.Tensor:
         return label.masked_fill_((largest != 1) | ((y != 0).sum(0) != 1), INVALID_LABEL)
     label = y[0].long()
     return label.masked_fill_(label != y[0], INVALID_LABEL) if y.is_floating_point() else label
-
-
-def _is_valid(voxels: Voxels) -> bool:
-    values, label = voxels.values, voxels.label
-    low_label, high_label, low, high = (value.item() for value in (*label.aminmax(), *values.aminmax()))
-    if not 0 <= low_label <= high_label < len(values):
-        return False
-    if voxels.volume.logits:
-        return -math.inf < low <= high < math.inf  # False where NaN
-    low_sum, high_sum = (value.item() for value in values.sum(0).aminmax())
-    in_range = -RANGE_TOLERANCE <= low <= high <= 1 + RANGE_TOLERANCE
-    return in_range and 1 - SUM_TOLERANCE <= low_sum <= high_sum <= 1 + SUM_TOLERANCE
-
-
-def _describe_invalid(chunks: Iterable[Voxels], y_pred: torch.Tensor) -> str:
-    """Return what is wrong with the voxels of a batch, and with how many."""
-    totals = torch.zeros(5, dtype=torch.int64, device=y_pred.device)
-    for part in chunks:
-        volume, given = part.volume, part.values[int(part.volume.sigmoid) :]
-        finite, wrong_label = given.isfinite(), (part.label < 0) | (part.label >= len(part.values))
-        outside = finite & ((given < -RANGE_TOLERANCE) | (given > 1 + RANGE_TOLERANCE))
-        wrong_sum = (part.values.sum(0) - 1).abs() > SUM_TOLERANCE
-        kinds = (~finite, outside, ~part.values.any(0), wrong_sum, wrong_label)
-        totals += torch.stack([each.sum() for each in kinds])
-    not_finite, outside, all_zero, wrong_sum, wrong_label = totals.tolist()
-    values, channels = y_pred.numel(), y_pred.shape[1]
-    voxels = values if volume.sigmoid else values // channels
-    if not_finite:
-        name = "logits" if volume.logits else "y_pred"
-        return f"{name} must be finite, got {not_finite} of {values} values that are NaN or infinite."
-    if not volume.logits:
-        if outside:
-            remedy = f"Apply {'sigmoid' if volume.sigmoid else 'softmax'} to logits."
-            return f"y_pred must hold probabilities, got {outside} of {values} values outside [0, 1]. {remedy}"
-        if all_zero > wrong_sum / 2:
-            return (
-                f"y_pred is 0 for all classes in {all_zero} of {voxels} voxels, as outside of a crop that was inverted."
-                " Background is 1 there, see calib_components.inference.maps.fill_background."
-            )
-        if wrong_sum:
-            return (
-                f"y_pred must sum to 1 over the classes, but does not in {wrong_sum} of {voxels} voxels. Apply softmax "
-                "to the logits. If each channel is a structure of its own with a sigmoid, set sigmoid=True."
-            )
-    expected = "0 or 1 in each channel" if volume.sigmoid else f"class indices from 0 to {channels - 1} or one-hot"
-    ignored = "" if volume.ignore_index is None else f" (or ignore_index={volume.ignore_index})"
-    return f"y must hold {expected}{ignored}, got other values in {wrong_label} of {voxels} voxels."

@@ -124,7 +124,7 @@ MASKS = structure_masks(torch.tensor([[[0, 1, 2, 2]]]), [[1], [2], [1, 2]])[None
         (torch.zeros(1, 2, 4, 4), torch.zeros(1, 2, 4, 5), r"y must have shape \(1, 1, 4, 4\) .* got \(1, 2, 4, 5\)"),
         (torch.zeros(1, 2, 4, 4), torch.full((1, 1, 4, 4), 2), "class indices from 0 to 1, .* in 16 of 16"),
         (MASKS, torch.tensor([[[[0, 1, 2, 2]]]]), "y_pred must be one-hot .* 4 of 4 voxels in several classes or none"),
-        (torch.zeros(4), torch.zeros(4), r"shape \(B, C, \*S\)"),
+        (torch.zeros(4), torch.zeros(4), r"shape \(B, N, \*S\)"),
         (torch.zeros(1, 1, 4), torch.zeros(1, 1, 4), "one channel"),
         (ONE_HOT[0], ONE_HOT[1], "no batch axis"),  # also of volumes, whose slices would be structures
         (ONE_HOT[0, :, None].expand(3, 5, 9, 12), ONE_HOT[1, :, None].expand(3, 5, 9, 12), "no batch axis"),

@@ -47,11 +47,11 @@ ONE_HOT = F.one_hot(Y[:, 0], 4).movedim(-1, 1)
         (P, Y[:, 0], r"y must have shape \(2, 1, 5, 6\) .* to match y_pred, \(B, N, \*S\), got \(2, 5, 6\)"),
         (P, Y[..., :5], r"got \(2, 1, 5, 5\)"),
         (P, Y[:1], r"got \(1, 1, 5, 6\)"),
-        (spoil(P, torch.nan, 3), Y, "y_pred must be finite, got 3 of 240"),
-        (spoil(P, torch.inf, 2), Y, "got 2 of 240"),
-        (spoil(P, -0.1, 4), Y, r"4 of 240 values outside \[0, 1\]. Apply softmax"),
+        (spoil(P, torch.nan, 3), Y, "y_pred has 3 of 240 values that are NaN or outside"),
+        (spoil(P, torch.inf, 2), Y, "has 2 of 240"),
+        (spoil(P, -0.1, 4), Y, r"4 of 240 values .* outside \[0, 1\]. Apply softmax"),
         (P.log(), Y, r"outside \[0, 1\]. Apply softmax"),
-        (P * (torch.arange(6) > 1), Y, "y_pred is 0 for all classes in 20 of 60 voxels.*fill_background"),
+        (P * (torch.arange(6) > 1), Y, "does not sum to 1 .* in 20 of 60 voxels.*fill_background"),
         (P / 2, Y, "sum to 1 .* in 60 of 60 voxels. Apply softmax .* sigmoid=True"),
         (P, spoil(Y, 4, 7), "y must hold class indices from 0 to 3 .* in 7 of 60"),
         (P, spoil(Y, -1, 2), "in 2 of 60"),
@@ -71,8 +71,8 @@ def test_one_error_reports_the_number_of_invalid_values(y_pred: torch.Tensor, y:
 def test_errors_of_sigmoids() -> None:
     for y_pred, y, message in (
         (P, Y, r"y must have shape \(2, 4, 5, 6\) \(0 or 1"),
-        (P.log(), ONE_HOT, "of 240 values outside .* Apply sigmoid"),
-        (spoil(P, torch.nan, 1), ONE_HOT, "got 1 of 240"),
+        (P.log(), ONE_HOT, "of 240 values .* outside .* Apply sigmoid"),
+        (spoil(P, torch.nan, 1), ONE_HOT, "has 1 of 240"),
         (P**2, spoil(ONE_HOT, 254, 1), r"y must hold 0 or 1 in each channel \(or ignore_index=255\), .* in 1 of 240"),
     ):
         with pytest.raises(InputError, match=message):
@@ -88,7 +88,7 @@ def test_errors_count_the_values_of_all_chunks_and_cases(monkeypatch: pytest.Mon
 
 
 def test_voxels_outside_of_the_region_are_checked_as_well() -> None:
-    with pytest.raises(InputError, match="got 1 of 240"):
+    with pytest.raises(InputError, match="has 1 of 240"):
         calibration_bins(spoil(P, torch.nan, 1), torch.zeros_like(Y), region="foreground")
 
 
