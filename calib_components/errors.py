@@ -57,39 +57,34 @@ def reading(file: str | os.PathLike, kind: str = "the file") -> Iterator[Path]:
 
 
 @contextmanager
-def writing(file: str | os.PathLike) -> Iterator[Path]:
-    """Write a file completely or not at all, also on a full disk: a file that is there stays until the new one is.
+def writing(path: str | os.PathLike) -> Iterator[Path]:
+    """Write a file or folder completely or not at all, also on a full disk: what is there stays until the new one is.
 
-    The context gives the path of a hidden file beside it, which takes its place at the end. An `OSError` becomes an
-    `InputError`; nothing is left of the hidden file.
+    The context gives a hidden path beside it, which takes its place at the end. An `OSError` becomes an `InputError`;
+    nothing is left at the hidden path.
     """
-    target = Path(file)
+    target = Path(path)
     unfinished = target.with_name(f"{UNFINISHED}{target.name}")
     try:
         yield unfinished
+        if unfinished.is_dir():
+            shutil.rmtree(target, ignore_errors=True)
         unfinished.replace(target)
     except OSError as error:
-        raise InputError(f"{target}: cannot write the file: {_reason(error)}.") from error
+        raise InputError(f"{target}: cannot write it: {_reason(error)}.") from error
     finally:
-        with suppress(OSError):  # it was replaced, or could not be made
+        with suppress(OSError):  # it was replaced, could not be made, or is a folder
             unfinished.unlink()
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 @contextmanager
 def writing_folder(folder: str | os.PathLike) -> Iterator[Path]:
-    """Write a folder completely or not at all, as `writing` does a file. One that is there is replaced at the end."""
-    target = Path(folder)
-    unfinished = target.with_name(f"{UNFINISHED}{target.name}")
-    try:
+    """Write a folder as `writing` does, which is empty at first."""
+    with writing(folder) as unfinished:
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir()
         yield unfinished
-        shutil.rmtree(target, ignore_errors=True)
-        unfinished.rename(target)
-    except OSError as error:
-        raise InputError(f"{target}: cannot write the folder: {_reason(error)}.") from error
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def check_writable(name: str, folder: str | os.PathLike) -> None:

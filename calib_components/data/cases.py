@@ -109,9 +109,7 @@ def read_datalist(
             missing, truncated, or of another size.
     """
     file, folder = Path(str(file)), Path(str(folder))  # MONAI reads the folder 2024 as a number
-    with reading(file):
-        content = json.loads(file.read_bytes())  # with or without a byte order mark
-        listed = {name: [_with_paths(item, folder) for item in content.get(name, [])] for name in SPLITS}
+    listed = read_lists(file, folder)
     if not listed[split] and not may_be_empty:
         raise InputError(f"{file}: no case for {split}. Run prepare_data again with other --fractions.")
     _check_apart(listed, split, file, refuse_trained)
@@ -125,6 +123,13 @@ def read_datalist(
             raise InputError(f"{item['image']}: shape {image} is not that of {in_channels} channel(s).")
         check_same_grid(item["label"], item["image"])
     return listed[split]
+
+
+def read_lists(file: Path, folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """Read the items of each split, see `read_datalist`, without looking at their files."""
+    with reading(file, "the list of prepared cases, as prepare_data writes it"):
+        content = json.loads(file.read_bytes())  # with or without a byte order mark
+        return {name: [_with_paths(item, folder) for item in content.get(name, [])] for name in SPLITS}
 
 
 def _with_paths(item: Mapping[str, Any], folder: Path) -> dict[str, Any]:

@@ -49,16 +49,10 @@ def run_jobs(
     total: int | None = None,
     count_done: Callable[[], int] | None = None,
 ) -> dict[str, str]:
-    """Run jobs, say when each has ended, and end all of them on an interrupt.
+    """Run jobs by name, say when each has ended, and end all of them on an interrupt; return why some failed, by name.
 
-    Args:
-        jobs: Functions by name. Each returns why it failed, or None if it did not.
-        executor: From `make_executor`. Slurm gets the jobs as an array.
-        total: Number of units of progress to show, which `count_done` counts; None to show that of jobs.
-        count_done: Returns how many units are done.
-
-    Returns:
-        Why jobs failed, in one line, by name.
+    A job returns why it failed, in one line, or None. Slurm gets the jobs as an array. The bar shows the number of
+    jobs, or what `count_done` says of a `total`.
     """
     failed = {}
     with executor.batch() if jobs and hasattr(executor, "batch") else contextlib.nullcontext():

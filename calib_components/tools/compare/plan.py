@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import logging
 import re
 import shlex
@@ -17,6 +16,7 @@ from fire.parser import DefaultParseValue
 from monai.bundle import ConfigParser
 
 from calib_components.bundle import check_values, read_as_typed
+from calib_components.data.cases import read_lists
 from calib_components.data.overlap import Shared, find_shared
 from calib_components.errors import InputError, nearest, reading
 from calib_components.handlers.fingerprint import (
@@ -169,9 +169,9 @@ class Protocol:
     def seen_cases(self, test_set: str) -> list[Shared]:
         """Return cases of a further test set whose patients are called as in the training; its volumes are an error."""
         folder = self.test_sets[test_set]
-        tested = read_cases(folder / "datalist.json", "testing", folder)
-        lists = [(self.datalist(fold), split) for fold in self._folds for split in ("training", "validation")]
-        shared = find_shared(tested, [item for place in lists for item in read_cases(*place, self.dataset_dir)])
+        lists = [read_lists(self.datalist(fold), self.dataset_dir) for fold in self._folds]
+        seen = [item for listed in lists for split in ("training", "validation") for item in listed[split]]
+        shared = find_shared(read_lists(folder / "datalist.json", folder)["testing"], seen)
         for pair in shared:
             if pair.is_volume:
                 raise InputError(f"--evaluate_on: {folder} has cases of the training: {pair}. Leave them out.")
@@ -254,25 +254,19 @@ def _shows(parser: ConfigParser, name: str, ids: Ids) -> bool:
     return fingerprint(changed.get(), ids) != fingerprint(parser.get(), ids)
 
 
-def read_cases(datalist: Path, split: str, folder: Path) -> list[dict[str, Any]]:
-    """Return the cases of a split, for `find_shared`."""
-    with reading(datalist, "the list of prepared cases, as prepare_data writes it"):
-        cases = json.loads(datalist.read_bytes()).get(split, [])
-        return [{"patient": item["case"], **item, "image": folder / item.get("image", "")} for item in cases]
-
-
 def read_patients(datalist: Path, split: str) -> dict[str, str]:
     """Return the patient of each case of a split."""
-    return {item["case"]: item["patient"] for item in read_cases(datalist, split, Path())}
+    return {item["case"]: item["patient"] for item in read_lists(datalist, Path())[split]}
 
 
 @cache  # all cells have few lists; their content is an argument, since a list may change
 def _evaluated_patients(datalist: Path, split: str, folder: Path, content: str) -> dict[str, str]:
     """Return the patient of each case of a split, none of whom is trained on or, for another split, validated on."""
-    if not (cases := read_cases(datalist, split, folder)):
+    listed = read_lists(datalist, folder)
+    if not listed[split]:
         raise InputError(f"{datalist} has no cases for {split}.")
     for other in {"training", "validation"} - {split} if split != "training" else ():
-        for shared in find_shared(cases, read_cases(datalist, other, folder)):
+        for shared in find_shared(listed[split], listed[other]):
             if other == "training" or not shared.is_volume:
                 raise InputError(f"{datalist}: {shared}, in {split} and in {other}.")
             logging.getLogger(__name__).warning("%s: %s, in %s and in %s.", datalist, shared, split, other)

@@ -171,6 +171,8 @@ def compare_losses(
     ]
     _check_comparable(cells, out)
     seen = {name: protocol.seen_cases(name) for name in test_sets}
+    if devices and executor != "local":
+        raise InputError("--devices: jobs on Slurm get their own devices. Leave the option out, see --slurm.")
     count = workers or len(devices or [None])
     pool = make_executor(executor, count, work / "slurm", slurm)
     is_new = not work.is_dir() or not any(work.iterdir())

@@ -53,13 +53,8 @@ def name_classes(
       and there is one for each channel. Otherwise the channels are label codes in ascending order: 0, 1, 2, ..., or if
       the structures name higher ones, 0 and all codes that they name.
 
-    Args:
-        channels: Number of channels in the files; 0 if they are label maps, of which `sigmoid` makes nothing else.
-        structures: `name=code`, or `name=code+code` for a structure that several label codes make up; None to call the
-            channels class1, class2, ...
-        sigmoid: Whether each channel is a structure with a sigmoid of its own.
-        ignore_index: Value in label files of voxels to leave out.
-        with_background: Whether files of sigmoids may have the background before them, which is not read then.
+    Label maps have 0 channels. Without structures, channels are called class1, class2, and so on. `with_background`,
+    files of sigmoids may have the background before them, which is not read then.
 
     Examples:
         >>> name_classes(3, ["tumour=2", "organ=1+2"]).structures

@@ -37,17 +37,10 @@ def fit_calibrator(
     check_beside: Callable[[Sequence[Notes]], None] = warn_of_other_beside,
     kind: str = "temperature",
 ) -> tuple[Calibrator, Estimate]:
-    """Fit a calibrator on saved probabilities, and print what to know of it. See `calibrate_predictions`.
+    """Fit a calibrator of a kind on saved probabilities, and print what to know of it. See `calibrate_predictions`.
 
-    Args:
-        cases: What `find_cases` found.
-        classes: What their channels are.
-        region: Voxels to fit on.
-        patients: Patient of each case, by its name.
-        workers: Number of processes.
-        cropped: Whether to leave out voxels of certain background, which lie outside of what the network saw.
-        check_beside: What to do about label maps beside the probabilities that are not of them.
-        kind: Name of the calibrator.
+    With `cropped`, voxels of certain background are left out, which lie outside of what the network saw. What to do
+    about label maps beside the probabilities that are not of them is up to `check_beside`.
     """
     other_codes = [channel for channel, codes in enumerate(classes.codes) if codes != {channel}]
     if not classes.sigmoid and {*other_codes} & {*region.classes}:

@@ -118,12 +118,8 @@ def find_predictions(folder: Path, names: Collection[str] = (), join_channels: b
     """Find the predictions in a folder and its subfolders, by their names, sorted.
 
     Uncertainty maps are skipped, and so are label maps beside probabilities of the same name. Two of one name are an
-    error: also NAME and NAME_seg if NAME, maybe the image, has whole numbers.
-
-    Args:
-        folder: The folder.
-        names: Names that files have even if they end like a suffix, such as `patient_1`.
-        join_channels: Whether `NAME_0`, `NAME_1` and so on are the channels of one prediction.
+    error: also NAME and NAME_seg if NAME, maybe the image, has whole numbers. Of `names`, known from the labels, a part
+    may look like a suffix, as of `patient_1`. `NAME_0`, `NAME_1` and so on are channels of one, with `join_channels`.
     """
     candidates: dict[str, list[tuple[int, Prediction]]] = defaultdict(list)  # the lowest number of each name is taken
     files = sorted(files_below(folder))

@@ -18,13 +18,9 @@ from calib_components.errors import InputError, check_count
 def facts_of_dataset(
     name: str, source: Path, image_size: Sequence[int] | None = None, slice_axis: int | None = None
 ) -> Facts:
-    """Return the facts of a data set that has a bundle, for the cases in a folder.
+    """Return the facts of a data set that has a bundle, for the cases in a folder; see `Facts`.
 
-    Args:
-        name: `acdc`, `flare` or `brats`.
-        source: Folder of the cases.
-        image_size: In-plane size to prepare them at, in pixels; None for that of the bundle.
-        slice_axis: Axis along which the slices lie in the files, 0 to 2; None to find it by the spacing.
+    Without an `image_size`, it is that of the bundle; without a `slice_axis`, slices are found by the spacing.
     """
     config = _config(name)
     content = {key: value for key, value in config["facts"].items() if key not in ("_target_", "file")}

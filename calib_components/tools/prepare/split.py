@@ -11,10 +11,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from calib_components.data.cases import IMAGE, LABEL, SPLITS
+from calib_components.data.cases import IMAGE, LABEL, SPLITS, read_lists
 from calib_components.data.facts import DATALIST, Facts
 from calib_components.data.overlap import find_shared
-from calib_components.errors import InputError, reading, writing
+from calib_components.errors import InputError, writing
 from calib_components.tools.prepare.case import Case
 
 FOLD = "datalist_fold{}.json"  # of cross-validation, numbered from 0
@@ -136,9 +136,7 @@ def _check_unchanged(file: Path, now: Mapping[str, str]) -> None:
     """A model may have been trained on the present split, so no case may silently move to another."""
     if not file.is_file():
         return
-    with reading(file):
-        content = json.loads(file.read_bytes())
-        before = {item["case"]: split for split in SPLITS for item in content[split]}
+    before = {item["case"]: split for split, items in read_lists(file, Path()).items() for item in items}
     for case in sorted(before.keys() & now.keys()):
         if before[case] != now[case]:
             raise InputError(

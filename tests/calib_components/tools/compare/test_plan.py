@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import yaml
 
+from calib_components.data.cases import read_lists
 from calib_components.errors import InputError
 from calib_components.tools.compare.cell_settings import CellSettings, add_to_plan, read_settings
 from calib_components.tools.compare.plan import PlannedCell, Protocol
@@ -143,11 +144,9 @@ class TestRefusals:
     def test_volumes_of_the_training_are_refused(self, data: Path, scanner: Path) -> None:
         rng = np.random.default_rng(0)
         for folder in (data, scanner):
-            content = json.loads((folder / "datalist.json").read_text())
-            for item in (item for split in content.values() for item in split):
-                item["image"] = f"{item['case']}.nii"
-                save(folder / item["image"], rng.random((4, 4, 2), np.float32))
-            (folder / "datalist.json").write_text(json.dumps(content))
+            for items in read_lists(folder / "datalist.json", folder).values():
+                for item in items:
+                    save(Path(item["image"]), rng.random((4, 4, 2), np.float32))
         protocol = Protocol(ACDC, data, data, data, {}, None, {"b": scanner})
         assert protocol.seen_cases("b") == []
         shutil.copy(data / "b_1.nii", scanner / "y_1.nii")

@@ -158,7 +158,8 @@ def test_folds_are_pooled_once_all_are_trained(data: Path, bundle: Bundle, capsy
 @pytest.mark.parametrize(
     ("given", "word"),
     [
-        ({"executor": "slrum"}, "--executor"), ({"workers": -1}, "--workers"), ({"work": Path("out")}, "--work"),
+        ({"executor": "slrum"}, "--executor"), ({"executor": "slurm", "devices": ["cuda:0"]}, "--devices"),
+        ({"workers": -1}, "--workers"), ({"work": Path("out")}, "--work"),
         ({"folds": 3}, "--folds"), ({"folds": 2, "datalist": Path("datalist.json")}, "--datalist"),
         ({"evaluate_on": ["a/b=scanner"]}, "--evaluate_on"), ({"evaluate_on": ["b=data"]}, "--evaluate_on"),
     ],
