@@ -122,18 +122,26 @@ def test_commands_of_the_readme(repository: Path, places: dict[str, Path]) -> No
         assert long in demo.read_text()
         demo.write_text(demo.read_text().replace(long, short))
     places["IMAGES"] = places["ACDC"] / "training" / "patient001"
-    places["PREPARED"] = repository / "demo" / "prepared" / "home"
     places |= save_predictions(repository)
-    table = run(blocks(README, "bash"), repository, places)
+    *commands, nnunet = re.findall(r"^\|[^|`]*\| `([^`]+)` \|", README.read_text(), re.MULTILINE)
+    assert len(commands) == 4
+    assert nnunet in "\n".join(blocks(ROOT / "docs/nnunet.md", "sh"))  # whose commands run with its page
+    printed = run([*blocks(README, "bash"), *(f"{command}\n" for command in commands)], repository, places)
     for row in ("CE+DSC", "CE+DSC, T = ", "NACL", "NACL, T = "):
-        rows = re.findall(rf"^  {re.escape(row)}[\d. ]", table, re.MULTILINE)
+        rows = re.findall(rf"^  {re.escape(row)}[\d. ]", printed, re.MULTILINE)
         assert len(rows) == 2  # at home and on another scanner
-    assert (repository / "demo" / "report" / "index.html").is_file()
-    assert (repository / "evaluation" / "report" / "index.html").is_file()
-    weights = torch.load(repository / "calibration" / "model.pt", weights_only=True)
-    assert weights["temperature"] == pytest.approx(read_estimate(repository / "calibration").temperature)
-    assert (repository / "predictions" / "patient001_frame01_uncertainty.nii.gz").is_file()
-    assert (repository / "own" / "models" / "model.pt").is_file()
+    for page in ("demo/report", "evaluation/report"):
+        assert (repository / page / "index.html").is_file()
+    assert (repository / "scaled" / "temperature.json").is_file()
+    assert (repository / "maps" / "patient001_frame01_uncertainty.nii.gz").is_file()
+    assert (repository / "own" / "data" / "datalist.json").is_file()
+
+
+def test_readme_is_short() -> None:
+    lines = README.read_text().splitlines()
+    assert len(lines) <= 70
+    assert max(map(len, lines)) <= 160
+    assert len(README.read_text().split()) <= 520
 
 
 @pytest.mark.slow
@@ -189,7 +197,7 @@ def test_commands_for_own_predictions(repository: Path) -> None:
 def test_commands_for_many_cases(repository: Path, places: dict[str, Path], prepared: Path) -> None:
     """Shares give the files of one run."""
     images = places["ACDC"] / "training" / "patient001"
-    run(blocks(ROOT / "docs/many_cases.md", "bash"), repository, {"IMAGES": images, "PREPARED": prepared})
+    run(blocks(ROOT / "docs/segment.md", "bash"), repository, {"IMAGES": images, "PREPARED": prepared})
     whole = {"maps": repository / "maps_of_one_run", "measured": repository / "measured_by_one_run"}
     run_bundle(ACDC, "inference.yaml", dataset_dir=str(images), output_dir=str(whole["maps"]))
     run_bundle(ACDC, "train.yaml", "evaluate.yaml", dataset_dir=str(prepared), output_dir=str(whole["measured"]))

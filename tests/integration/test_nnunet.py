@@ -20,12 +20,13 @@ import numpy as np
 import pytest
 
 from calib_components.handlers import Evaluation, read_estimate
+from calib_components.tools.evaluate import evaluate_predictions
 from tests.helpers import ROOT, SHARED
 from tests.integration.test_docs import blocks, run
 
 PAGE = ROOT / "docs/nnunet.md"
 PATIENTS, TEST_PATIENTS = 8, 2
-DOCUMENTED, SHORT = "nnUNetTrainerNACLDice", "nnUNetTrainerShort"
+DOCUMENTED, SHORT = "nnUNetTrainerNACLDice", "nnUNetTrainerShort"  # the latter also for nnU-Net's default
 TRAINER = f"""
 import torch
 from calib_components.tools.nnunet.trainers.loss_trainers import {DOCUMENTED}
@@ -74,9 +75,11 @@ def run_page(folder: Path, acdc: Path) -> str:
     for pattern, replacement in {
         r"(nnUNetv2_plan_and_preprocess .*)": r"\1 -np 1 -npfp 1; python shrink.py $nnUNet_preprocessed",
         r"(nnunet trainers\))": rf"\1:{folder / 'trainers'}",
-        rf"{DOCUMENTED}(?=__| )": SHORT,
+        r"(?<=/)nnUNetTrainer(?=__)": SHORT,
+        rf" -tr {DOCUMENTED}": "",
         "0 1 2 3 4": "0 1",
-        r"nnUNetv2_train": "nnUNetv2_train -device cpu",
+        r"nnUNetv2_train": f"nnUNetv2_train -device cpu -tr {SHORT}",
+        r"-d 27 -c 2d(?= -f| --save)": f"-d 27 -c 2d -tr {SHORT}",
         r"(nnUNetv2_predict\w*)": r"\1 -device cpu",
         r"(nnUNetv2_predict) ": r"\1 -npp 0 -nps 0 ",  # in one process
         r"(nnUNetv2_predict_from_modelfolder) ": r"\1 -npp 1 -nps 1 ",
@@ -87,6 +90,7 @@ def run_page(folder: Path, acdc: Path) -> str:
         text, changes = re.subn(pattern, replacement, text)
         assert changes, pattern
     limits = "export nnUNet_n_proc_DA=1 nnUNet_def_n_proc=1\n"  # 0 would stop the planning
+    limits += f"export nnUNet_extTrainer=$(calib-components nnunet trainers):{folder / 'trainers'}\n"
     return run([limits, text], folder, {"ACDC": folder / "ACDC"})
 
 
@@ -95,6 +99,10 @@ def check_files(nnunet: Path, model: Path, printed: str) -> None:
     assert f"T = {estimate.summary()}" in printed
     splits = json.loads((nnunet / "preprocessed/Dataset027_ACDC/splits_final.json").read_text())
     assert set(estimate.leave_one_out) == {case[:10] for fold in splits[:2] for case in fold["val"]}
+    options = {"structures": ["RV=1", "MYO=2", "LV=3"], "patient_pattern": "patient[0-9]+", "workers": 1}
+    for name in ("five_folds", "ensemble"):  # as the page evaluates others
+        truth = nnunet / "raw" / "Dataset027_ACDC" / "labelsTs"
+        evaluate_predictions(nnunet / name, truth, nnunet / f"evaluation_{name}", **options)
     for name in ("evaluation", "evaluation_calibrated", "evaluation_five_folds", "evaluation_ensemble"):
         assert (nnunet / name / "report" / "index.html").is_file()
         assert len(Evaluation.read(nnunet / name).summary["patients"]) == 2 * TEST_PATIENTS
