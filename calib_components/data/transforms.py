@@ -243,7 +243,8 @@ def _unlike_hounsfield_units(channel: torch.Tensor) -> str | None:
     step = max(1, math.ceil((channel.numel() / MOST_SAMPLED) ** (1 / 3)))
     sample = channel[::step, ::step, ::step].flatten()
     below = sample[sample < PADDING]
-    seen = sample[(sample >= PADDING) & (sample != 0)]  # neither padding nor a background that was set to 0
+    seen = sample[sample >= PADDING]
+    seen = seen[(seen != 0) & (seen > seen.amin())] if len(seen) else seen  # no padding, no background set to 0
     body = seen[seen > FAT]
 
     def share(values: torch.Tensor, lowest: float, highest: float) -> float:

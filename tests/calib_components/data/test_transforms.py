@@ -191,6 +191,7 @@ BAD: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "without intercept": lambda v: (v + 1024).clip(0, 4095),
     "plus 1000": lambda v: v + 1000,
     "without intercept, padded": lambda v: np.pad((v + 1024).clip(0), 6, constant_values=-2000),
+    "without intercept, padded with air": lambda v: np.pad((v + 1024).clip(0), 6, constant_values=-1024),
     "intercept twice": lambda v: v - 1024,
     "wrapped": lambda v: v.round() % 65536,
     "0 to 1": lambda v: (v.clip(-1000, 1000) + 1000) / 2000,
