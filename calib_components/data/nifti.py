@@ -132,8 +132,8 @@ def _check_grids(own: Grid, other: Grid, remedy: str = "") -> None:
         raise InputError(f"{own.name}: shape {own.shape} differs from {other.shape} of {other.name}.")
     if distance := grid_distance(own.affine, other.affine, own.shape):
         raise InputError(
-            f"{own.name}: affine differs from that of {other.name} by up to {distance:.3g} mm. Resample one to the grid "
-            f"of the other{remedy}."
+            f"{own.name}: affine differs from that of {other.name} by up to {distance:.3g} mm. Resample one to the "
+            f"grid of the other{remedy}."
         )
 
 

@@ -5,7 +5,6 @@ A case is an item: its name `case`, its `patient` and, where known, the file `im
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import os
 import re
@@ -15,7 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from calib_components.errors import InputError, reading
+from calib_components.errors import InputError
 
 SAMPLE = 512  # bytes from the middle of a file that are compared first
 Items = Sequence[Mapping[str, Any]]
@@ -47,7 +46,7 @@ def find_shared(one: Items, other: Items) -> list[Shared]:
     found = []
     for item in one:
         candidates = alike.get(outline, ()) if (outline := _outline(item)) else ()
-        if same := next((each for each in candidates if _content(each) == _content(item)), None):
+        if same := next((each for each in candidates if _outline(each, True) == _outline(item, True)), None):
             found.append(Shared(item, same, True))
         elif item["patient"] in patients:
             found.append(Shared(item, patients[item["patient"]], False))
@@ -78,23 +77,17 @@ def content_of(label: torch.Tensor) -> str:
     return hashlib.sha256(shape + values.numpy().tobytes()).hexdigest() if values.any() else ""
 
 
-def _outline(item: Mapping[str, Any]) -> Any:
-    """What equal volumes have in common, and few others; None for one that is not known."""
-    try:
-        size, is_packed = os.path.getsize(item["image"]), _is_packed(item)
-        with open(item["image"], "rb") as file:
-            file.seek(max(size - 8, 0) if is_packed else size // 2)  # gzip ends with a checksum of its content
-            return not is_packed and size, file.read(SAMPLE)
-    except (KeyError, OSError):
-        return item.get("content") or None
-
-
-def _content(item: Mapping[str, Any]) -> str:
+def _outline(item: Mapping[str, Any], whole: bool = False) -> Any:
+    """What equal volumes have in common, and few others, or `whole`, no others; None for one that is not known."""
     if "image" not in item:
-        return item["content"]
-    with reading(item["image"]) as path, (gzip.open if _is_packed(item) else open)(path, "rb") as file:
-        return hashlib.sha256(file.read()).hexdigest()
-
-
-def _is_packed(item: Mapping[str, Any]) -> bool:
-    return str(item["image"]).lower().endswith(".gz")
+        return item.get("content") or None
+    try:
+        with open(item["image"], "rb") as file:
+            if str(item["image"]).lower().endswith(".gz"):  # ends with a checksum and the size of its content
+                file.seek(-8, os.SEEK_END)
+                return file.read()
+            size = os.path.getsize(item["image"])
+            file.seek(0 if whole else size // 2)
+            return hashlib.sha256(file.read()).digest() if whole else (size, file.read(SAMPLE))
+    except OSError:
+        return None

@@ -31,8 +31,13 @@ def test_volumes_are_found_under_any_name_and_few_files_are_read(
     shutil.copy(tmp_path / f"b.{ending}", tmp_path / f"twin.{ending}")
     items = {name: item(name, image=tmp_path / f"{name}.{ending}") for name in ("a", "b", "c", "renamed", "twin", "no")}
     read: list[object] = []
-    original = overlap._content
-    monkeypatch.setattr(overlap, "_content", lambda of: read.append(of["case"]) or original(of))
+    original = overlap._outline
+
+    def outline(item: dict[str, object], whole: bool = False) -> object:
+        read.extend([item["case"]] * whole)
+        return original(item, whole)
+
+    monkeypatch.setattr(overlap, "_outline", outline)
     assert find_shared([items["a"], items["b"], items["no"]], [items["c"], item("d", image=tmp_path / "gone")]) == []
     assert read == []
     for other in ("renamed", "twin"):
