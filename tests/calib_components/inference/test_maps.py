@@ -30,12 +30,11 @@ class TestSaveMapd:
     @pytest.mark.parametrize(
         ("volume", "shape", "stored"),
         [
-            (make_map(1, 4, 3, 2), (4, 3, 2), np.float32),
             (make_map(1, 4, 3, 1), (4, 3, 1), np.float32),  # one slice stays a volume, as the image is
             (make_map(3, 4, 3, 2), (4, 3, 2, 3), np.float32),
             (make_map(1, 10, 10, 5, dtype=torch.int32), (10, 10, 5), np.int32),
         ],
-        ids=["volume", "slice", "channels", "labels"],
+        ids=["slice", "channels", "labels"],
     )
     def test_values_affine_and_type(
         self, volume: MetaTensor, shape: tuple[int, ...], stored: type, tmp_path: Path

@@ -162,12 +162,6 @@ def test_other_types_and_forms(dtype: torch.dtype) -> None:
         assert_same(fit(given_logits, given_y, ("a", "b")), expected)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-def test_on_a_gpu() -> None:
-    logits, y = draw((4, 3, 8, 7))
-    assert_same(fit(logits.cuda(), y.cuda(), NAMES), fit(logits, y, NAMES))
-
-
 @pytest.mark.parametrize("region", [[1, 3], Region("band", 2.5, spacing=(1, 1, 3))], ids=str)
 def test_parts_order_and_files_do_not_matter(region: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fits of two folds: patient a has a case in each part, b and c in one."""

@@ -244,11 +244,6 @@ def test_background_as_the_last_channel_is_refused_and_a_bad_network_is_not(chan
         run(tmp_path / "p", tmp_path / "labels", tmp_path / "bad", **options)  # random, mirrored, of one class
 
 
-def test_softmaxes_as_sigmoids_are_refused(predictions: Path, labels: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"p1_ed\.nii\.gz: channels sum to 1.* --sigmoid"):
-        run(predictions, labels, tmp_path / "out", structures=["a=1", "b=2", "c=3"], sigmoid=True)
-
-
 def test_places_and_options_that_do_not_fit(predictions: Path, labels: Path, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("")

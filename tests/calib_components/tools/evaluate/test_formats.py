@@ -96,6 +96,7 @@ def test_values_slightly_beyond_the_range_are_clipped_and_half_precision_has_lim
         (100 * P, False, "percentages"),
         (np.where(P[0, 0, 0, 0] == P, np.nan, P), False, "NaN"),
         (P[:2], False, "--sigmoid"),
+        (P, True, "channels sum to 1.* --sigmoid"),
         (np.where(np.arange(4) == 1, 0, P), False, "background 1"),
         ((255 * P).astype(np.uint8), False, "scale factor"),
         (P > 0.5, True, "bool"),
