@@ -32,9 +32,8 @@ from calib_components.handlers.evaluation_files import Evaluation, draw_cases, d
 from calib_components.handlers.weights import save
 from calib_components.inference.images import shard_of
 from calib_components.inference.maps import normalized_entropy
-from calib_components.metrics import CalibrationBins, ThresholdCounts, dice
+from calib_components.metrics import CalibrationBins, ThresholdCounts, dice, logit_magnitude_sums
 from calib_components.metrics.measures import MEASURES, Case, measure_case
-from calib_components.metrics.scores import logit_magnitude_sums
 
 log = logging.getLogger(__name__)
 PER_CASE = ("all", "predicted")  # regions whose bins are kept of each case

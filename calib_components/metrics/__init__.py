@@ -23,20 +23,12 @@ These errors, too. `InputError`, a `ValueError`: shapes do not match or hold no 
 probabilities, `y` holds invalid labels, or an option has an unsuitable value.
 """
 
-from calib_components.metrics.bins import CalibrationBins, consistency_bands, resampled_errors
-from calib_components.metrics.calibration import CalibrationMetric, CECEMetric, ECEMetric
-from calib_components.metrics.measuring import calibration_bins
+from calib_components.metrics.bins import CalibrationBins, consistency_bands, resampled_errors, smooth_calibration_error
+from calib_components.metrics.calibration import BrierMetric, CalibrationMetric, CECEMetric, ECEMetric, NLLMetric
+from calib_components.metrics.measuring import adaptive_calibration_error, calibration_bins, logit_magnitude_sums
 from calib_components.metrics.regions import Region
-from calib_components.metrics.scores import BrierMetric, NLLMetric, logit_magnitude_sums
-from calib_components.metrics.segmentation import (
-    DSCMetric,
-    HD95Metric,
-    dice,
-    hausdorff_distance_95,
-    structure_masks,
-)
+from calib_components.metrics.segmentation import DSCMetric, HD95Metric, dice, hausdorff_distance_95, structure_masks
 from calib_components.metrics.selective import RiskCoverage, RiskCoverageMetric, risk_coverage
-from calib_components.metrics.smooth import adaptive_calibration_error, smooth_calibration_error
 from calib_components.metrics.volumes import (
     ExpectedDSCMetric,
     StructureMeasures,

@@ -1,10 +1,13 @@
-"""Base of all metrics: values of each case, gathered across processes, and their mean."""
+"""Bases of metrics, whose values of cases are gathered across processes, and of dataclasses of tensors."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from typing import Any, Self
 
+import numpy as np
 import torch
 from monai.config import TensorOrList
 from monai.data import MetaTensor
@@ -18,6 +21,26 @@ def plain_tensor(value: torch.Tensor) -> torch.Tensor:
     return value.as_tensor().detach() if isinstance(value, MetaTensor) else value.detach()
 
 
+class CaseTensors:
+    """Base of dataclasses of tensors, whose first dimension is the cases if they have two or more dimensions."""
+
+    def to_dict(self) -> dict[str, list]:
+        """Return the fields as nested lists, which JSON stores exactly."""
+        return {name: field.tolist() for name, field in vars(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, list]) -> Self:
+        """Inverse of `to_dict`."""
+        return cls(*(torch.from_numpy(np.array(values[field.name])) for field in fields(cls)))  # type: ignore[arg-type]
+
+    @classmethod
+    def joined(cls, parts: Sequence[Self]) -> Self:
+        """Join the cases of several."""
+        names = [field.name for field in fields(cls)]  # type: ignore[arg-type]
+        values = [[getattr(part, name) for part in parts] for name in names]
+        return cls(*(torch.cat(each) if each[0].ndim > 1 else each[0] for each in values))
+
+
 class CaseMetric(CumulativeIterationMetric):
     """Base class of the metrics: call it with `(y_pred, y)`, then `aggregate()`, then `reset()`.
 
@@ -29,11 +52,13 @@ class CaseMetric(CumulativeIterationMetric):
           cases.
     """
 
-    fields: tuple[str, ...] = ()  # names of the tensors that `measure` returns, which are attributes
+    names: tuple[str, ...] = ()  # of the tensors that `measure` returns, which are attributes
+    source: CaseMetric | None = None  # what stores the tensors of this metric, among others, if not itself
+    place: int | slice = slice(None)  # of these tensors there
 
     def __getattr__(self, name: str) -> torch.Tensor:
-        if name in type(self).fields:
-            return self.gathered()[self.fields.index(name)]
+        if name in type(self).names:
+            return self.gathered()[self.names.index(name)]
         raise AttributeError(f"{type(self).__name__} has no attribute {name!r}.")
 
     @abstractmethod
@@ -42,6 +67,8 @@ class CaseMetric(CumulativeIterationMetric):
 
     def gathered(self) -> Any:
         """Return what `measure` computed, concatenated over cases and processes: a tensor or a list of tensors."""
+        if self.source is not None:
+            return self.source.gathered()[self.place]
         values = super().get_buffer()
         if values is None:
             raise InputError(f"{type(self).__name__} has no case. Call it before aggregate(), in every process.")

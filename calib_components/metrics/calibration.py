@@ -1,17 +1,80 @@
-"""Calibration errors of class probabilities: ECE and CECE, with NLL and Brier score in any number of regions."""
+"""Calibration errors and proper scoring rules of class probabilities: ECE, CECE, NLL and Brier score."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import islice
 from typing import Any
 
 import torch
 
+from calib_components.metrics.base import CaseMetric
 from calib_components.metrics.bins import CalibrationBins, mean_over_classes
-from calib_components.metrics.measuring import Measured
-from calib_components.metrics.regions import Region
-from calib_components.metrics.scores import BrierMetric, NLLMetric, RegionMetric
+from calib_components.metrics.measuring import Measured, measure_regions
+from calib_components.metrics.regions import Region, choose_region
+
+
+class RegionMetric(CaseMetric):
+    """Base of the metrics of what `measure_regions` finds in a region.
+
+    Arguments and errors: see `calib_components.metrics`.
+    """
+
+    measures: tuple[str, ...] = ()
+    default_region = "foreground"
+    num_bins = 15
+
+    def __init__(
+        self,
+        foreground_only: bool | None = None,
+        ignore_index: int | None = None,
+        region: Any = None,
+        sigmoid: bool = False,
+    ) -> None:
+        super().__init__()
+        self.region = choose_region(region, foreground_only, self.default_region)
+        self.ignore_index, self.sigmoid = ignore_index, sigmoid
+
+    def measure(self, y_pred: torch.Tensor, y: torch.Tensor) -> list[torch.Tensor]:
+        options = self.num_bins, self.ignore_index, self.sigmoid
+        return self.stored(*measure_regions(y_pred, y, [self.region], self.measures, *options))
+
+    def stored(self, found: Measured) -> list[torch.Tensor]:
+        """Return what this metric stores of the measures of its region."""
+        return [found.scores[self.measures[0]]]
+
+
+class NLLMetric(RegionMetric):
+    """Negative log-likelihood (NLL): mean over voxels (and channels of sigmoids) of `-log s_y`, in nats.
+
+    `s_y` is the probability of the true class. Those below the smallest normal float32 (87.3 nats), in float16 below
+    half its smallest step (17.3 nats), are replaced by it, so that a single voxel does not make the mean infinite.
+    Likewise, a probability of 1 of a sigmoid in float16 or bfloat16 counts as half a step less (8.3 or 6.2 nats where
+    the truth is 0).
+
+    Arguments and errors: see `calib_components.metrics`. The default region is "foreground".
+
+    Examples:
+        >>> import torch
+        >>> from calib_components.metrics import NLLMetric
+        >>> metric = NLLMetric()
+        >>> _ = metric(torch.tensor([[[0.1, 0.3], [0.9, 0.7]]]), torch.tensor([[[1, 1]]]))
+        >>> metric.aggregate()  # -(log 0.9 + log 0.7) / 2
+        tensor(0.2310, dtype=torch.float64)
+    """
+
+    measures = ("nll",)
+
+
+class BrierMetric(RegionMetric):
+    """Brier score: mean over voxels of `sum_k (s_k - q_k)^2`, from 0 (best) to 2.
+
+    `s` are the probabilities and `q` is the one-hot ground truth. A channel of sigmoids counts as two classes. Used
+    like `NLLMetric`.
+
+    Source: Brier, "Verification of forecasts expressed in terms of probability", Monthly Weather Review 78, 1950.
+    """
+
+    measures = ("brier",)
 
 
 class ECEMetric(RegionMetric):
@@ -46,8 +109,7 @@ class ECEMetric(RegionMetric):
         sigmoid: bool = False,
     ) -> None:
         super().__init__(foreground_only, ignore_index, region, sigmoid)
-        self.num_bins = num_bins
-        self.measures = (self.kind, "if_true")
+        self.num_bins, self.measures = num_bins, (self.kind, "if_true")
 
     def stored(self, found: Measured) -> list[torch.Tensor]:
         bins = (found.bins[name] for name in (self.kind, f"{self.kind}_if_true") if name in found.bins)
@@ -70,7 +132,7 @@ class ECEMetric(RegionMetric):
         Counts are float64.
         """
         if self.region.has_closed_form:
-            return CalibrationBins(*self.gathered()[3:])
+            return CalibrationBins(*self.gathered()[3:6])
         if self.region.by_prediction:
             bins = self.case_bins
             return CalibrationBins(bins.count.double(), bins.confidence_sum, bins.confidence_sum)
@@ -86,7 +148,7 @@ class ECEMetric(RegionMetric):
         return self.case_bins.expected_error()
 
     def aggregate(self, reduction: str = "mean") -> torch.Tensor:
-        return self._reduce_errors(self.case_bins.expected_error(mean=False), reduction)
+        return self.reduce(self.case_bins.expected_error(mean=reduction != "mean_batch"), reduction)
 
     def aggregate_if_true(self, reduction: str = "mean") -> torch.Tensor:
         """Reduce the values that the error would have with many voxels if the probabilities were true.
@@ -96,9 +158,7 @@ class ECEMetric(RegionMetric):
         """
         bins, observed = self.case_bins_if_true, self.case_bins.expected_error(mean=False)
         errors = observed * torch.nan if bins is None else bins.expected_error(mean=False)
-        return self._reduce_errors(errors.where(~observed.isnan(), torch.nan), reduction)
-
-    def _reduce_errors(self, errors: torch.Tensor, reduction: str) -> torch.Tensor:
+        errors = errors.where(~observed.isnan(), torch.nan)
         return self.reduce(errors if reduction == "mean_batch" else mean_over_classes(errors), reduction)
 
 
@@ -154,7 +214,6 @@ class CalibrationMetric(ECEMetric):
     """
 
     default_region = "predicted"
-    parts: Sequence[RegionMetric] = ()
 
     def __init__(
         self,
@@ -173,22 +232,19 @@ class CalibrationMetric(ECEMetric):
         names = [value if isinstance(value, str) else Region.parse(value).name for value in regions]
         further = [CalibrationMetric(num_bins, None, ignore_index, value, sigmoid) for value in regions]
         self.regions = dict(zip(names, further, strict=True))
-        self.parts = [self, self.cece, self.nll, self.brier]  # metrics that store what one call measures
+        self.parts = [self.cece, self.nll, self.brier]  # metrics whose tensors are stored here
         for metric in self.regions.values():
-            self.parts += metric.parts
+            self.parts += [metric, *metric.parts]
+        for part in self.parts:
+            part.source = self
 
     def measure(self, y_pred: torch.Tensor, y: torch.Tensor) -> list[torch.Tensor]:
-        regions = list(dict.fromkeys(part.region for part in self.parts))
-        found = dict(zip(regions, self.measure_in(regions, y_pred, y), strict=True))
-        values = [part.stored(found[part.region]) for part in self.parts]
-        self._sizes = [len(each) for each in values]
-        return [value for each in values for value in each]
-
-    def extend(self, *data: Any) -> None:
-        values = iter(data)
-        for part, size in zip(self.parts, self._sizes, strict=True):
-            ECEMetric.extend(part, *islice(values, size))
-
-    def reset(self) -> None:
-        for part in self.parts or [self]:
-            ECEMetric.reset(part)
+        regions = list(dict.fromkeys(part.region for part in (self, *self.parts)))
+        measured = measure_regions(y_pred, y, regions, self.measures, self.num_bins, self.ignore_index, self.sigmoid)
+        found = dict(zip(regions, measured, strict=True))
+        values = self.stored(found[self.region])
+        for part in self.parts:
+            stored, start = part.stored(found[part.region]), len(values)
+            part.place = start if len(stored) == 1 else slice(start, start + len(stored))
+            values += stored
+        return values

@@ -13,13 +13,12 @@ from typing import Any, NamedTuple
 
 import torch
 
-from calib_components.metrics.bins import CalibrationBins
+from calib_components.metrics.bins import CalibrationBins, smooth_calibration_error
 from calib_components.metrics.measuring import measure_regions
 from calib_components.metrics.regions import REGIONS as KINDS
 from calib_components.metrics.regions import Region
 from calib_components.metrics.segmentation import dice, hausdorff_distance_95, structure_masks
 from calib_components.metrics.selective import RiskCoverage, risk_coverage
-from calib_components.metrics.smooth import smooth_calibration_error
 from calib_components.metrics.volumes import StructureMeasures, measure_structures
 
 # A column without a region in its name, such as `ece`, is of the first one, that of the paper.

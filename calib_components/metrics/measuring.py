@@ -10,9 +10,11 @@ structure, chance adds to it; the mean error over labels drawn from the probabil
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from calib_components.errors import check_count
@@ -251,3 +253,70 @@ def calibration_bins(
     kind = "classwise" if classwise else "top_label"
     regions = [choose_region(region, foreground_only)]
     return measure_regions(y_pred, y, regions, [kind], num_bins, ignore_index, sigmoid)[0].bins[kind]
+
+
+def adaptive_calibration_error(
+    y_pred: torch.Tensor,
+    y: torch.Tensor,
+    num_bins: int = 15,
+    foreground_only: bool | None = None,
+    ignore_index: int | None = None,
+    region: Any = None,
+    sigmoid: bool = False,
+) -> torch.Tensor:
+    """Adaptive ECE of each case: like top-label ECE, but with bins that hold equally many voxels.
+
+    Bin edges are interpolated between the sorted confidences, and bins are `(lo, hi]`, as in the code published with
+    Murugesan et al., MICCAI 2023. So the least confident voxel is in no bin; if several are equally confident, one of
+    them is left out on average. Memory grows by some 50 bytes with each voxel of the region.
+
+    Arguments and errors: see `calib_components.metrics`. The default region is "foreground".
+
+    Returns:
+        Float64 `(B,)`; NaN for a case without voxels.
+
+    Source: Mukhoti et al., "Calibrating Deep Neural Networks using Focal Loss", NeurIPS 2020 (AdaECE).
+    """
+    y_pred, y = check_tensors(y_pred, y, sigmoid)
+    check_count("num_bins", num_bins, 1)
+    errors = torch.full((len(y_pred),), torch.nan, dtype=torch.float64, device=y_pred.device)
+    voxels = read_voxels(y_pred, y, choose_region(region, foreground_only), ignore_index, sigmoid)
+    for case, parts in itertools.groupby(voxels, lambda part: part.case):
+        found = [torch.stack([part.confidence, part.confidence - (part.predicted == part.label)]) for part in parts]
+        confidence, residual = torch.cat(found, 1).cpu().numpy()
+        number = len(confidence)
+        edges = np.interp(np.arange(num_bins) * number / num_bins, np.arange(number), np.sort(confidence))
+        sums = np.bincount(np.searchsorted(edges[1:], confidence), residual, num_bins)
+        sums[0] -= residual[confidence == edges[0]].mean()
+        errors[case] = np.abs(sums).sum() / number
+    return errors
+
+
+def logit_magnitude_sums(
+    logits: torch.Tensor, y: torch.Tensor, ignore_index: int | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sum `|l|` of every channel over the voxels of each ground-truth class, for their mean magnitude.
+
+    Args:
+        logits: Output of a network before softmax, `(B, N, *S)`.
+        y, ignore_index: See `calib_components.metrics`.
+
+    Returns:
+        The float64 sums by ground-truth class and channel, `(B, N, N)`, and the int64 numbers of voxels of each class,
+        `(B, N)`.
+
+    Raises:
+        InputError: Shapes do not match, some logits are NaN or infinite, or `y` holds invalid labels.
+
+    Source: Murugesan et al., "Trust Your Neighbours: Penalty-Based Constraints for Model Calibration", MICCAI 2023,
+    Fig. 2.
+    """
+    logits, y = check_tensors(logits, y, name="logits")
+    batch, classes = logits.shape[:2]
+    sums = logits.new_zeros(batch, classes, classes, dtype=torch.float64)
+    count = logits.new_zeros(batch, classes, dtype=torch.int64)
+    for voxels in read_voxels(logits, y, None, ignore_index, logits=True):
+        one_hot = (voxels.label == torch.arange(len(voxels.values), device=y.device)[:, None]).double()
+        sums[voxels.case] += (one_hot @ voxels.values.abs().T)[-classes:, -classes:]
+        count[voxels.case] += one_hot.sum(1).long()[-classes:]
+    return sums, count

@@ -37,7 +37,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch.nn import functional as F
@@ -50,8 +50,7 @@ if TYPE_CHECKING:
 IGNORED = -1  # stands for the class of an ignored voxel in a map of classes
 
 
-@dataclass(frozen=True)
-class RegionKind:
+class RegionKind(NamedTuple):
     """What chooses the voxels of a region.
 
     Attributes:
@@ -61,14 +60,12 @@ class RegionKind:
         by_prediction: Whether the prediction alone decides.
         own_label: Whether nothing but the prediction and the label of a voxel itself decide.
         parameter: Default of its parameter, which is at least 0; None without one.
-        limit: The parameter is below this.
     """
 
     mask: Callable[[Voxels, Region], torch.Tensor]
     by_prediction: bool = False
     own_label: bool = False
     parameter: float | None = None
-    limit: float = math.inf
 
 
 def _plausible(voxels: Voxels, region: Region) -> torch.Tensor:
@@ -78,7 +75,7 @@ def _plausible(voxels: Voxels, region: Region) -> torch.Tensor:
         return 1 - p[0] > threshold
     # At T = 1, the odds of foreground are the sum over k > 0 of (p_k / p_0)^T.
     powers = temperature * p.clamp_min(0).log()
-    return powers[1:].logsumexp(0) - powers[0] > (math.log(threshold / (1 - threshold)) if threshold else -math.inf)
+    return powers[1:].logsumexp(0) - powers[0] > torch.tensor(threshold).double().logit()
 
 
 def _structure(voxels: Voxels, region: Region) -> torch.Tensor:
@@ -92,7 +89,7 @@ REGIONS = {
     "foreground": RegionKind(lambda voxels, _: voxels.label != 0, own_label=True),
     "all": RegionKind(lambda voxels, _: torch.ones_like(voxels.label, dtype=torch.bool), by_prediction=True),
     "predicted": RegionKind(lambda voxels, _: voxels.predicted != 0, by_prediction=True),
-    "plausible": RegionKind(_plausible, by_prediction=True, parameter=0.05, limit=1.0),
+    "plausible": RegionKind(_plausible, by_prediction=True, parameter=0.05),
     "predicted_band": RegionKind(
         lambda voxels, region: voxels.near_face("predicted", region), by_prediction=True, parameter=2.0
     ),
@@ -135,16 +132,16 @@ class Region:
 
     def __post_init__(self) -> None:
         check_choice("region", self.kind, [*REGIONS, "structure"])
-        default, limit = self._kind.parameter, self._kind.limit
+        default = self._kind.parameter
         value = default if self.parameter is None else float(self.parameter)
-        if value is not None and (default is None or not 0 <= value < limit):
-            limits = "no parameter" if default is None else f"a parameter from 0 to below {limit}"
-            raise InputError(f"region {self.kind!r} takes {limits}, got {value}.")
+        if value is not None and (default is None or value < 0):
+            takes = "no parameter" if default is None else "a parameter from 0"
+            raise InputError(f"region {self.kind!r} takes {takes}, got {value}.")
         classes = tuple(sorted({int(k) for k in self.classes}))
         if bool(classes) != (self.kind == "structure"):
             raise InputError(f"region 'structure' needs class indices, and no other takes them, got {self.kind!r}.")
         spacing = None if self.spacing is None else tuple(map(float, self.spacing))
-        if spacing is not None and not all(0 < size < float("inf") for size in spacing):
+        if spacing is not None and not all(0 < size < math.inf for size in spacing):
             raise InputError(f"spacing must hold a number above 0 for each spatial axis, got {spacing}.")
         for name, field in (("parameter", value), ("classes", classes), ("spacing", spacing)):
             object.__setattr__(self, name, field)

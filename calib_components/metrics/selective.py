@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from calib_components.metrics.base import CaseMetric
 from calib_components.metrics.regions import Region
@@ -74,45 +75,28 @@ def risk_coverage(
         tensor([[0.0000, 0.3333, 0.2500]], dtype=torch.float64)
     """
     y_pred, y = check_tensors(y_pred, y, sigmoid)
-    rankings: dict[int, _Ranking] = {}
     coverage = COVERAGE.to(y_pred.device, copy=True)
     risk = torch.full((len(y_pred), len(coverage)), torch.nan, dtype=torch.float64, device=y_pred.device)
     aurc, error_share = risk[:, :2].clone().unbind(1)
-
-    def finish() -> None:
-        for case, ranking in rankings.items():
-            risk[case], aurc[case], error_share[case] = _curve(*ranking.by_confidence())
-        rankings.clear()
-
-    for voxels in read_voxels(y_pred, y, Region.parse(region), ignore_index, sigmoid):
-        if voxels.case not in rankings:
-            finish()  # one case in memory
-            rankings[voxels.case] = _Ranking()
-        rankings[voxels.case].add(voxels, y_pred.dtype)
-    finish()
+    voxels = read_voxels(y_pred, y, Region.parse(region), ignore_index, sigmoid)
+    for case, parts in itertools.groupby(voxels, lambda part: part.case):
+        risk[case], aurc[case], error_share[case] = _curve(*_count(parts, y_pred.dtype))
     return RiskCoverage(coverage, risk, aurc, error_share)
 
 
-class _Ranking:
-    """Different confidences of the voxels of a case, with the number of right and of wrong ones."""
-
-    def __init__(self) -> None:
-        self.parts: list[tuple[NDArray[Any], NDArray[Any]]] = []
-
-    def add(self, voxels: Voxels, dtype: torch.dtype) -> None:
+def _count(parts: Iterable[Voxels], dtype: torch.dtype) -> list[torch.Tensor]:
+    """Numbers of voxels and of errors with each confidence, the highest first."""
+    found = []
+    for voxels in parts:
         # In the type of y_pred, the probability 1 - p of a sigmoid's background has as few values as p. Read as
         # integers, positive floats keep their order; the last bit says whether the voxel is wrong.
         confidence = voxels.confidence.to(dtype)
         bits = confidence.view(torch.int64) if dtype == torch.float64 else confidence.float().view(torch.int32)
         keys = (2 * bits.long() + (voxels.predicted != voxels.label)).cpu().numpy()
-        self.parts.append(np.unique(keys, return_counts=True))
-
-    def by_confidence(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Numbers of voxels and of errors, the highest confidence first."""
-        keys, count = (np.concatenate(each) for each in zip(*self.parts, strict=True))
-        _, group = np.unique(keys >> 1, return_inverse=True)
-        wrong = np.bincount(group, count * (keys & 1))
-        return tuple(torch.from_numpy(each).flip(0) for each in (np.bincount(group, count), wrong))  # type: ignore
+        found.append(np.unique(keys, return_counts=True))
+    keys, count = (np.concatenate(each) for each in zip(*found, strict=True))
+    _, group = np.unique(keys >> 1, return_inverse=True)
+    return [torch.from_numpy(np.bincount(group, each)[::-1].copy()) for each in (count, count * (keys & 1))]
 
 
 def _curve(count: torch.Tensor, errors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -125,8 +109,9 @@ def _curve(count: torch.Tensor, errors: torch.Tensor) -> tuple[torch.Tensor, tor
     start, before = end - count, errors.cumsum(0) - errors
     offset = before - start * rate
     voxels, wrong = end[-1], errors.sum()
-    # Sum of offset / k + rate over the k voxels of each group.
-    aurc = (offset * _sum_of_inverses(start, end) + rate * count).sum() / voxels
+    # Sum of offset / k + rate over the k voxels of each group, where those of 1 / k are harmonic numbers.
+    inverses = torch.digamma(end + 1) - torch.digamma(start + 1)
+    aurc = (offset * inverses + rate * count).sum() / voxels
 
     def errors_among(kept: torch.Tensor) -> torch.Tensor:
         group = torch.searchsorted(end, kept).clamp_max(len(end) - 1)
@@ -135,18 +120,6 @@ def _curve(count: torch.Tensor, errors: torch.Tensor) -> tuple[torch.Tensor, tor
     kept = COVERAGE * voxels
     certain = errors_among((1 - UNCERTAIN) * voxels)
     return errors_among(kept) / kept, aurc, 1 - certain / wrong
-
-
-def _sum_of_inverses(start: torch.Tensor, end: torch.Tensor) -> torch.Tensor:
-    """`1 / (start + 1) + ... + 1 / end`, a difference of harmonic numbers, without cancellation of large ones."""
-
-    def rest(n: torch.Tensor) -> torch.Tensor:  # of the asymptotic series, after the logarithm
-        return 1 / (2 * n) - 1 / (12 * n**2) + 1 / (120 * n**4)
-
-    large = start.clamp_min(100)
-    near = torch.digamma(end + 1) - torch.digamma(start + 1)
-    far = torch.log1p((end - large) / large) + rest(end) - rest(large)
-    return torch.where(start < 100, near, far)
 
 
 class RiskCoverageMetric(CaseMetric):
@@ -158,7 +131,7 @@ class RiskCoverageMetric(CaseMetric):
     Arguments and errors: see `calib_components.metrics`.
     """
 
-    fields = RiskCoverage._fields[1:]
+    names = RiskCoverage._fields[1:]
 
     def __init__(self, region: Any = "all", ignore_index: int | None = None, sigmoid: bool = False) -> None:
         super().__init__()

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 
 from calib_components.errors import InputError, check_number
-from calib_components.metrics.base import CaseMetric
+from calib_components.metrics.base import CaseMetric, CaseTensors
 from calib_components.metrics.regions import Region
 from calib_components.metrics.voxels import check_tensors, read_voxels
 
@@ -24,7 +24,7 @@ Structures = Mapping[str, Sequence[int]]
 
 
 @dataclass(frozen=True, eq=False)
-class ThresholdCounts:
+class ThresholdCounts(CaseTensors):
     """Numbers of voxels above thresholds, of each case and structure: all that sensitivity, PPV and the like need.
 
     The probability of a structure is compared in the type of `y_pred`, as `p > 0.3` compares in PyTorch and NumPy: a
@@ -58,17 +58,6 @@ class ThresholdCounts:
         mean = self.dsc.where(self.true[..., None] > 0, torch.nan).nanmean(0).nan_to_num(-1)
         distance = (self.thresholds - 0.5).abs().masked_fill(mean < mean.amax(-1, keepdim=True), torch.inf)
         return self.thresholds[distance.argmin(-1)].masked_fill(mean.amax(-1) < 0, torch.nan)
-
-    def to_dict(self) -> dict[str, list]:
-        """Return the fields as nested lists, which JSON stores exactly."""
-        return {name: field.tolist() for name, field in vars(self).items()}
-
-    @classmethod
-    def from_dict(cls, fields: Mapping[str, list]) -> ThresholdCounts:
-        """Inverse of `to_dict`."""
-        thresholds = torch.tensor(fields["thresholds"], dtype=torch.float64)
-        names = ("true_positive", "predicted", "true", "voxels")
-        return cls(thresholds, *(torch.tensor(fields[name], dtype=torch.int64) for name in names))
 
 
 class StructureMeasures(NamedTuple):
@@ -150,8 +139,8 @@ def measure_structures(
     checked = check_structures(structures, sigmoid, channels)
     thresholds = THRESHOLDS.to(y_pred.device, copy=True)
     edges = thresholds.to(y_pred.dtype).double()
-    expected, overlap, both = torch.zeros(3, *shape, dtype=torch.float64, device=y_pred.device)
-    true, segmented, voxels = torch.zeros(3, *shape, dtype=torch.int64, device=y_pred.device)
+    expected, overlap, segmented = torch.zeros(3, *shape, dtype=torch.float64, device=y_pred.device)
+    true, voxels = torch.zeros(2, *shape, dtype=torch.int64, device=y_pred.device)
     # Number of voxels above exactly so many thresholds; those above none are most of an image, and not needed.
     above, true_above = torch.zeros(2, *shape, len(edges) + 1, dtype=torch.int64, device=y_pred.device)
     for part in read_voxels(y_pred, y, None, ignore_index, sigmoid):
@@ -161,12 +150,11 @@ def measure_structures(
             at, rows = (part.case, number), [1] if sigmoid else classes
             is_in = torch.zeros(len(part.p), dtype=torch.bool, device=y.device)
             is_in[rows] = True
-            p, is_true, is_segmented = part.p[rows].sum(0), is_in[part.label], is_in[part.predicted]
+            p, is_true, is_segmented = part.p[rows].sum(0), is_in[part.label], is_in[part.predicted].double()
             expected[at] += p.sum()
-            overlap[at] += p @ is_segmented.double()
-            both[at] += is_segmented.sum() + p.sum()
-            true[at] += is_true.sum()
+            overlap[at] += p @ is_segmented
             segmented[at] += is_segmented.sum()
+            true[at] += is_true.sum()
             voxels[at] += len(p)
             rounded = p.to(y_pred.dtype).double()
             index = (rounded > edges[0]).nonzero().squeeze(1)
@@ -174,29 +162,20 @@ def measure_structures(
             above[at] += torch.bincount(bins, minlength=len(edges) + 1)
             true_above[at] += torch.bincount(bins[is_true[index]], minlength=len(edges) + 1)
     true_positive, predicted = (count[..., 1:].flip(-1).cumsum(-1).flip(-1) for count in (true_above, above))
+    numbers = (expected, true, predicted[..., LOW], predicted[..., HIGH], segmented)
+    volumes = (number.double() * float(voxel_volume) for number in numbers)
     counts = ThresholdCounts(thresholds, true_positive, predicted, true, voxels)
-
-    def volume(number: torch.Tensor) -> torch.Tensor:
-        return number.double() * float(voxel_volume)
-
-    low, high = volume(predicted[..., LOW]), volume(predicted[..., HIGH])
-    dsc = 2 * overlap / both
-    return StructureMeasures(volume(expected), volume(true), low, high, volume(segmented), dsc, counts)
+    return StructureMeasures(*volumes, 2 * overlap / (segmented + expected), counts)
 
 
 def check_structures(structures: Structures, sigmoid: bool = False, channels: float = math.inf) -> dict[str, list[int]]:
     """Return the class indices of each structure, one each for sigmoids; raise `InputError` if they are not such."""
-    if not isinstance(structures, Mapping) or not structures:
-        raise InputError(f'structures must be class indices by name, such as {{"heart": [1, 2]}}, got {structures!r}.')
-    checked = {}
-    for name, classes in structures.items():
-        region = Region.parse(classes)
-        if region.kind != "structure" or (sigmoid and len(region.classes) > 1):
-            expected = "one channel" if sigmoid else "class indices"
-            raise InputError(f"structures must have {expected} for {name!r}, got {classes!r}.")
-        if region.classes[-1] >= channels:
-            raise InputError(f"structures has {classes!r} for {name!r}, y_pred has 0 to {channels - 1}.")
-        checked[name] = list(region.classes)
+    checked = {name: list(Region.parse(classes).classes) for name, classes in structures.items()}
+    for name, classes in checked.items():
+        if not classes or classes[-1] >= channels or (sigmoid and len(classes) > 1):
+            what = "one channel" if sigmoid else "class indices"
+            below = "" if channels == math.inf else f" below {channels}"
+            raise InputError(f"structures: give {what}{below} for {name!r}, got {structures[name]!r}.")
     return checked
 
 
@@ -219,11 +198,11 @@ class VolumeMetric(_StructureMetric):
     Arguments and errors: see `calib_components.metrics`.
     """
 
-    fields = StructureMeasures._fields[:5]
+    names = StructureMeasures._fields[:5]
 
     def measure(self, y_pred: torch.Tensor, y: torch.Tensor, voxel_volume: float = 1.0) -> list[torch.Tensor]:
         found = measure_structures(y_pred, y, self.structures, self.ignore_index, self.sigmoid, voxel_volume)
-        return [getattr(found, name) for name in self.fields]
+        return [getattr(found, name) for name in self.names]
 
     def get_buffer(self) -> torch.Tensor:
         return self.expected - self.true

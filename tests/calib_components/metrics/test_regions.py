@@ -92,7 +92,7 @@ def test_parse_and_name(value: Any, region: Region, name: str) -> None:
 
 @pytest.mark.parametrize(
     "value",
-    ["everywhere", 1.5, [], [1.0], -1, None, "band(-1)", "plausible(1)", "foreground(2)", "structure", Region],
+    ["everywhere", 1.5, [], [1.0], -1, None, "band(-1)", "foreground(2)", "structure", Region],
 )
 def test_what_is_no_region(value: Any) -> None:
     with pytest.raises(InputError, match="region"):

@@ -6,7 +6,6 @@ import torch
 from numpy.typing import NDArray
 
 from calib_components.metrics import RiskCoverageMetric, risk_coverage
-from calib_components.metrics.selective import _sum_of_inverses
 
 
 def curve_by_definition(confidence: NDArray, wrong: NDArray) -> NDArray:
@@ -92,13 +91,3 @@ def test_regions_ignored_voxels_and_sigmoids() -> None:
     flat = risk_coverage(torch.stack([1 - p, p], 1), truth[:, None])
     torch.testing.assert_close(sigmoid.aurc, flat.aurc)
     torch.testing.assert_close(sigmoid.error_share, flat.error_share)
-
-
-def test_sums_of_inverses() -> None:
-    start = torch.tensor([0, 0, 5, 99, 100, 1000, 250], dtype=torch.float64)
-    end = torch.tensor([1, 30, 6, 102, 101, 1500, 100_000], dtype=torch.float64)
-    for low, high, found in zip(start, end, _sum_of_inverses(start, end), strict=True):
-        exact = (1 / np.arange(int(low) + 1, int(high) + 1)).sum()
-        assert found.item() == pytest.approx(exact, rel=1e-12)
-    late = torch.tensor([2e9], dtype=torch.float64)
-    assert _sum_of_inverses(late, late + 1).item() == pytest.approx(1 / (2e9 + 1), rel=1e-12)

@@ -98,9 +98,7 @@ def test_channels_of_sigmoids_are_problems_of_two_classes() -> None:
     ("structures", "options", "message"),
     [
         *(({"a": classes}, {}, "structures|region") for classes in ([], "all", [1.0], [-1], [4])),
-        ([1], {}, "structures"),
-        ({}, {}, "structures"),
-        ({"a": [1, 2]}, {"sigmoid": True}, "one channel for 'a'"),
+        ({"a": [1, 2]}, {"sigmoid": True}, "one channel .*for 'a'"),
         ({"a": [1]}, {"voxel_volume": float("nan")}, "voxel_volume"),
         ({"a": [1]}, {"y": None, "ignore_index": 0}, "ignore_index"),
     ],
