@@ -282,7 +282,9 @@ def adaptive_calibration_error(
     errors = torch.full((len(y_pred),), torch.nan, dtype=torch.float64, device=y_pred.device)
     voxels = read_voxels(y_pred, y, choose_region(region, foreground_only), ignore_index, sigmoid)
     for case, parts in itertools.groupby(voxels, lambda part: part.case):
-        found = [torch.stack([part.confidence, part.confidence - (part.predicted == part.label)]) for part in parts]
+        found = [
+            torch.stack([part.confidence, part.confidence - (part.predicted == part.label).double()]) for part in parts
+        ]
         confidence, residual = torch.cat(found, 1).cpu().numpy()
         number = len(confidence)
         edges = np.interp(np.arange(num_bins) * number / num_bins, np.arange(number), np.sort(confidence))
