@@ -96,11 +96,6 @@ class TestWeights:
             inside.load_state_dict({f"part.{name}": value for name, value in weights.items()})
             assert find_temperature(network) == 1
 
-    def test_temperature_out_of_range_is_refused(self) -> None:
-        weights = {**TemperatureUNet(**OPTIONS).state_dict(), "temperature": torch.tensor(0.0)}
-        with pytest.raises(InputError, match="temperature"):
-            TemperatureUNet(**OPTIONS).load_state_dict(weights)
-
 
 def test_found_and_set_inside_of_what_wraps_a_network() -> None:
     for network in (TemperatureUNet(**OPTIONS), torch.nn.Linear(1, 1)):

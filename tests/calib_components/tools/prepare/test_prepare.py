@@ -80,7 +80,6 @@ class TestAgain:
         ("options", "message"),
         [
             ({"image_size": (32, 32)}, r"facts\.yaml: .* prepared with image_size \[16, 32\], not \[32, 32\]"),
-            ({"slice_axis": 2}, r"facts\.yaml: .* prepared with slice_axis None, not 2"),
             ({"src": Path("other")}, r"facts\.yaml: .* prepared with source"),
         ],
         ids=str,
