@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
+import json
 import logging
-import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -54,9 +54,8 @@ class Step:
 
     @property
     def shown(self) -> str:
-        """The command as typed in a shell, with double quotes where they suffice."""
-        quoted = ((word, shlex.quote(word)) for word in self.command)
-        return " ".join(f'"{word}"' if word != q and not re.search(r'["$`\\!]', word) else q for word, q in quoted)
+        """The command as typed in a shell."""
+        return shlex.join(self.command)
 
 
 @dataclass(frozen=True, eq=False)
@@ -214,7 +213,7 @@ class Protocol:
 
 def bundle_command(files: Sequence[Path], options: Mapping[str, Any]) -> list[str]:
     """Return a command that runs the configuration files of a bundle with options."""
-    config_file = "[" + ",".join(repr(str(file)) for file in files) + "]"
+    config_file = json.dumps([str(file) for file in files], ensure_ascii=False, separators=(",", ":"))
     typed = [f"--{name}={_typed(value)}" for name, value in options.items()]
     return ["python", "-m", "monai.bundle", "run", f"--config_file={config_file}", *typed]
 
@@ -222,7 +221,8 @@ def bundle_command(files: Sequence[Path], options: Mapping[str, Any]) -> list[st
 def _typed(value: Any) -> str:
     """Return a value as it is typed for Fire: text that Fire would read as something else, such as a number, quoted."""
     text = str(value)
-    return repr(text) if isinstance(value, str | Path) and DefaultParseValue(text) != text else text
+    is_read_otherwise = isinstance(value, str | Path) and DefaultParseValue(text) != text
+    return json.dumps(text, ensure_ascii=False) if is_read_otherwise else text
 
 
 def _settings(parser: ConfigParser, options: Mapping[str, Any], ids: Ids) -> dict[str, Any]:
