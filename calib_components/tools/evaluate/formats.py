@@ -17,7 +17,6 @@ from __future__ import annotations
 import io
 import pickle
 from abc import ABC, abstractmethod
-from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -30,7 +29,6 @@ from calib_components.data.transforms import whole
 from calib_components.errors import InputError, reading
 from calib_components.metrics.voxels import sum_to_1
 
-CROPPED = "nnU-Net's first version saves only the part that it crops to."
 ARRAY = "an array of numbers, as numpy saves it"
 SLACK = 1e-3  # beyond [0, 1], by rounding and interpolation
 SUM_SLACK = 1e-2  # of a sum of half-precision numbers
@@ -152,7 +150,7 @@ class PlainArray(Prediction):
             elif affine is None:
                 affine, on_grid = open_nifti(grid).affine, open_nifti(grid).shape[:3]
                 if on_grid != shape[1:]:
-                    raise InputError(f"{self.files[0]}: shape {shape[1:]} is not {on_grid} of {grid}. {CROPPED}")
+                    raise InputError(f"{self.files[0]}: shape {shape[1:]} is not {on_grid} of {grid}.")
         return Header(shape[0], shape[1:], affine)
 
     def load(self) -> tuple[np.ndarray, np.dtype, float]:
@@ -166,20 +164,15 @@ class NnUNetArray(PlainArray):
     """Probabilities of nnU-Net, the spatial axes in reverse order."""
 
     def array_shape(self) -> tuple[int, ...]:
-        with np.load(self.files[0]) as archive, archive.zip.open(f"{_key(archive.files)}.npy") as array:
+        with np.load(self.files[0]) as archive, archive.zip.open("probabilities.npy") as array:
             np.lib.format.read_magic(array)
             shape = np.lib.format.read_array_header_1_0(array)[0]
         return (*shape[:1], *shape[:0:-1])
 
     def load(self) -> tuple[np.ndarray, np.dtype, float]:
         with reading(self.files[0], ARRAY) as file, np.load(file) as archive:
-            values = archive[_key(archive.files)].transpose(0, 3, 2, 1)
+            values = archive["probabilities"].transpose(0, 3, 2, 1)
         return values, values.dtype, 1.0
-
-
-def _key(names: Collection[str]) -> str:
-    """Return the name of nnU-Net's array; of its first version, if there is such a one."""
-    return "softmax" if "softmax" in names else "probabilities"
 
 
 ARRAYS: dict[str, type[PlainArray]] = {".npz": NnUNetArray, ".npy": PlainArray}

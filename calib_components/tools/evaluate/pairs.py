@@ -23,7 +23,6 @@ from calib_components.metrics.measures import Case as MeasuredCase
 from calib_components.tools.evaluate.classes import IGNORED, Classes, label_classes, name_classes, paint
 from calib_components.tools.evaluate.formats import (
     ARRAYS,
-    CROPPED,
     Header,
     Nifti,
     Prediction,
@@ -199,7 +198,7 @@ def _turn(header: Header, file: Path, label: Grid) -> np.ndarray | None:
         return turn_onto(Grid(header.affine, header.shape, file), label)
     if header.shape != label.shape:
         shapes = f"shape {header.shape} is not that of {label.name}, {label.shape}"
-        raise InputError(f"{file}: {shapes}. Check the order of the axes. {CROPPED}")
+        raise InputError(f"{file}: {shapes}. Check the order of the axes.")
     return None
 
 

@@ -80,12 +80,11 @@ def save_nnunet(
     name: str,
     p: np.ndarray,
     properties: object = None,
-    key: str = "probabilities",
     dtype: type = np.float16,
 ) -> Path:
     """`NAME.npz` with axes in reverse order, and `NAME.pkl` where there are properties."""
     folder.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(folder / f"{name}.npz", **{key: p.transpose(0, 3, 2, 1).astype(dtype)})
+    np.savez_compressed(folder / f"{name}.npz", probabilities=p.transpose(0, 3, 2, 1).astype(dtype))
     if properties is not None:
         (folder / f"{name}.pkl").write_bytes(pickle.dumps(properties))
     return folder / f"{name}.npz"

@@ -49,7 +49,6 @@ def test_every_format_gives_the_same_probabilities(tmp_path: Path) -> None:
         "64 bits": nifti(save_channels_last(tmp_path / "c64.nii", P.astype(np.float64))),
         "channels": nifti(*(save_nifti(tmp_path / f"case_{index}.nii", channel) for index, channel in enumerate(P))),
         "npz": nnunet(tmp_path / "a", P, nibabel_properties(original_affine=AFFINE), dtype=np.float32),
-        "npz of version 1": nnunet(tmp_path / "b", P, key="softmax", dtype=np.float32),
         "npy": array(tmp_path, P),
     }
     for name, prediction in everything.items():
@@ -57,7 +56,7 @@ def test_every_format_gives_the_same_probabilities(tmp_path: Path) -> None:
         np.testing.assert_allclose(stored.values, P, atol=1e-7, err_msg=name)
         assert (stored.values.dtype, stored.lowest) == (np.float32, TINY), name
         assert (header.channels, header.shape) == (3, SHAPE), name
-        if name in ("npy", "npz of version 1"):
+        if name == "npy":
             assert header.affine is None
         else:
             np.testing.assert_allclose(header.affine, AFFINE, atol=1e-4, err_msg=name)
@@ -149,8 +148,8 @@ def test_a_segmentation_beside_an_array_gives_its_grid(tmp_path: Path) -> None:
     grid = save_nifti(tmp_path / "case.nii.gz", label_of(0))
     beside = NnUNetArray("case", (save_nnunet(tmp_path, "case", P),), (grid,))
     np.testing.assert_allclose(beside.header().affine, AFFINE, atol=1e-4)
-    save_nnunet(tmp_path, "case", P[:, 1:], key="softmax")
-    with pytest.raises(InputError, match="crops"):
+    save_nnunet(tmp_path, "case", P[:, 1:])
+    with pytest.raises(InputError, match="shape"):
         beside.header()
 
 
