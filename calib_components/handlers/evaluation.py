@@ -9,9 +9,9 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import shutil
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,14 @@ from calib_components import __version__
 from calib_components.data.overlap import content_of
 from calib_components.data.transforms import check_labels
 from calib_components.errors import InputError, make_folder, reading
-from calib_components.handlers.evaluation_files import Evaluation, draw_cases, draw_reliability, replacing
+from calib_components.handlers.evaluation_files import (
+    LOCK,
+    Evaluation,
+    check_output_dir,
+    draw_cases,
+    draw_reliability,
+    replacing,
+)
 from calib_components.handlers.weights import save
 from calib_components.inference.images import shard_of
 from calib_components.inference.maps import normalized_entropy
@@ -183,6 +190,13 @@ class EvaluationRecords:
         with reading(self._file(case)) as file, safe_globals([CalibrationBins, ThresholdCounts]):
             return torch.load(file, "cpu", weights_only=True)
 
+    def remove(self) -> None:
+        """Remove the records; those of another evaluation that goes on in the folder stay."""
+        for case in self.cases:
+            self._file(case).unlink(missing_ok=True)
+        with suppress(OSError):  # not empty
+            self.folder.rmdir()
+
     def _file(self, case: str) -> Path:
         name = b"\0".join(map(os.fsencode, (__version__, self.stamp, case)))  # may be long
         return self.folder / f"{hashlib.sha256(name).hexdigest()[:32]}.pt"
@@ -214,7 +228,7 @@ def write_evaluation(
     cases = [*records.cases]
     make_folder(records.output_dir)
     # Of two processes that finish at the same time, one writes. The lock stays: another process may wait for it.
-    with FileLock(records.folder.with_suffix(".lock")):
+    with FileLock(records.output_dir / LOCK):
         if missing := [case for case in cases if not records.has(case)]:
             message = "%d of %d cases have no record: the process that measures the last one writes the evaluation."
             log.info(message, len(missing), len(cases))
@@ -231,7 +245,7 @@ def write_evaluation(
             dsc = evaluation.cases.set_index("case")[[f"dsc_{name}" for name in structures]].mean(axis=1)
             drawn_names = ["background", *class_names] if evaluation.summary.get("sigmoid") else class_names
             draw_cases(folder, dsc, [record["slice"] for record in measured], drawn_names)
-        shutil.rmtree(records.folder, ignore_errors=True)
+        records.remove()
     log.info("Wrote the evaluation of %d cases to %s", len(cases), records.output_dir)
     return evaluation.summary
 
@@ -262,10 +276,9 @@ def _joined_records(
     table.insert(0, "case", pd.Series([*patients], dtype=object))  # names may hold any bytes, pandas' strings may not
     parts: dict[str, Any] = {}
     if "bins" in first:
-        bins = {
-            region: {kind: _joined([record["bins"][region][kind] for record in records]) for kind in kinds}
-            for region, kinds in first["bins"].items()
-        }
+        bins: dict[str, dict[str, CalibrationBins]] = defaultdict(dict)
+        for region, kind in ((region, kind) for region, kinds in first["bins"].items() for kind in kinds):
+            bins[region][kind] = CalibrationBins.joined([record["bins"][region][kind] for record in records])
         regions = {region: {kind: each.pooled() for kind, each in kinds.items()} for region, kinds in bins.items()}
         summary |= {"channels": len(class_names), "sigmoid": first["sigmoid"]}
         for measure in MEASURES:
@@ -274,12 +287,11 @@ def _joined_records(
                     summary[f"{measure.column(region)}_pooled"] = kinds[measure.bins].expected_error().item()
         for region in PER_CASE:
             regions[region]["top_label_per_case"] = bins[region]["top_label"]
-        thresholds = first["thresholds"].thresholds
         parts = {
             "regions": regions,
             "per_case": {kind: bins["foreground"][kind] for kind in ("top_label", "classwise")},
             "structures": structures,
-            "thresholds": _joined([record["thresholds"] for record in records], thresholds=thresholds),
+            "thresholds": ThresholdCounts.joined([record["thresholds"] for record in records]),
             "coverage": first["risk"][0].numpy(),
             "risk": torch.cat([record["risk"][1] for record in records]).numpy(),
         }
@@ -287,12 +299,6 @@ def _joined_records(
         sums, count = (torch.cat([record["logits"][i] for record in records]).sum(0) for i in range(2))
         parts["magnitudes"] = (sums / count[:, None]).numpy()
     return Evaluation(table, summary | units, class_names, **parts)
-
-
-def _joined(parts: Sequence[Any], **shared: Any) -> Any:
-    """Join dataclasses of tensors whose first dimension is the cases; fields that they share are given."""
-    names = [name for name in vars(parts[0]) if name not in shared]
-    return type(parts[0])(**{name: torch.cat([getattr(part, name) for part in parts]) for name in names}, **shared)
 
 
 @dataclass(eq=False)
@@ -325,6 +331,7 @@ class EvaluationWriter:
 
     def attach(self, engine: Engine) -> None:
         """Measure after each iteration of the evaluator, and write after its epoch."""
+        check_output_dir(self.records.output_dir)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._measure)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._write)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 import shutil
@@ -24,7 +23,7 @@ from calib_components.metrics import CalibrationBins, ThresholdCounts
 PICTURES = ("reliability.png", "reliability_classes.png", "cases/best.png", "cases/median.png", "cases/worst.png")
 TABLES = ("cases.csv", "calibration.json", "logits.json", "thresholds.json", "risk_coverage.json")
 FILES = (*TABLES, *PICTURES, "summary.json")  # the summary comes last: where it is, the rest belongs to it
-MAPS = ("image", "label", "prediction", "uncertainty")  # of a slice
+LOCK = ".records.lock"  # stays where an evaluation was written
 SCHEMA_VERSION = 1  # of the JSON files; those of releases before 0.3 have none and are read as version 1
 Array = NDArray[np.float64]
 Bins = Mapping[str, CalibrationBins]  # by kind
@@ -115,26 +114,16 @@ class Evaluation:
             options = {"na_values": [""], "keep_default_na": False, "encoding_errors": "surrogateescape"}
             table = pd.read_csv(file, dtype={"case": object}, **options)
             table = table.astype({name: float for name in table if name != "case"})
-        with _read_json(folder / "summary.json") as summary:
-            has_probabilities = "channels" in summary
-        if has_probabilities:
-            with _read_json(folder / "calibration.json") as content:
-                found["class_names"] = content["class_names"]
-                found["regions"] = {name: _bins(kinds) for name, kinds in content["regions"].items()}
-                found["per_case"] = _bins(content["per_case"])
-            with _read_json(folder / "thresholds.json") as content:
-                found["structures"] = content["structures"]
-                found["thresholds"] = ThresholdCounts.from_dict(content["counts"])
-            with _read_json(folder / "risk_coverage.json") as content:
-                found |= {name: np.array(content[name], float) for name in ("coverage", "risk")}
+        summary = _read_json(folder / "summary.json")
+        if "channels" in summary:  # of probabilities
+            found = _read_json(folder / "calibration.json", "class_names", "regions", "per_case")
+            found |= _read_json(folder / "thresholds.json", "structures", "counts")
+            found |= _read_json(folder / "risk_coverage.json", "coverage", "risk")
+            found["thresholds"] = found.pop("counts")
         if (folder / "logits.json").exists():  # of a bundle
-            with _read_json(folder / "logits.json") as content:
-                found["magnitudes"] = np.array(content["magnitudes"], float)
-        return cls(table, summary, **found)
-
-
-def _bins(kinds: Mapping[str, Mapping[str, list]]) -> Bins:
-    return {kind: CalibrationBins.from_dict(fields) for kind, fields in kinds.items()}
+            found |= _read_json(folder / "logits.json", "magnitudes")
+        arrays = {name: np.array(found[name], float) for name in ("coverage", "risk", "magnitudes") if name in found}
+        return cls(table, summary, **found | arrays)
 
 
 def _write_json(file: Path, content: Mapping[str, Any], indent: int | None = None) -> None:
@@ -146,14 +135,27 @@ def _write_json(file: Path, content: Mapping[str, Any], indent: int | None = Non
     file.write_text(json.dumps(without_nan, indent=indent) + "\n")
 
 
-@contextmanager
-def _read_json(file: Path) -> Iterator[dict[str, Any]]:
-    """Give the content of a file, and name the file in errors."""
+def _read_json(file: Path, *names: str) -> dict[str, Any]:
+    """Return the entries of a file that have these names; all without names."""
+
+    def tensors(values: dict[str, Any]) -> Any:
+        kinds = {"count": CalibrationBins, "thresholds": ThresholdCounts}
+        kind = next((kind for name, kind in kinds.items() if isinstance(values.get(name), list)), None)
+        return values if kind is None else kind.from_dict(values)
+
     with reading(file, "a file of an evaluation"):
-        content = json.loads(file.read_bytes())
+        content = json.loads(file.read_bytes(), object_hook=tensors)
         if (version := content.get("schema_version", SCHEMA_VERSION)) != SCHEMA_VERSION:
             raise ValueError(f"one of schema version {version}, which needs another release of calib_components")
-        yield content
+        return {name: content[name] for name in names or content}
+
+
+def check_output_dir(folder: Path) -> None:
+    """Raise `InputError` if a folder has a file that an evaluation would replace, and no evaluation wrote it."""
+    there = [name for name in FILES if (folder / name).is_file()]
+    summary = (folder / "summary.json").read_bytes() if "summary.json" in there else b""
+    if there and not (folder / LOCK).exists() and b'"missed"' not in summary:
+        raise InputError(f"output_dir: {folder / there[0]} is not of an evaluation. Choose another folder.")
 
 
 @contextmanager
@@ -204,15 +206,15 @@ def draw_cases(folder: Path, dsc: pd.Series, slices: Sequence[Mapping[str, Any]]
     """
     from calib_components.figures import uncertainty_overlay  # training must not need matplotlib
 
-    ordered = sorted((i for i, value in enumerate(dsc) if not math.isnan(value)), key=lambda i: dsc.iloc[i])
+    ordered = dsc.reset_index(drop=True).dropna().sort_values(kind="stable").index
     # Two cases have no median, and one is the best alone: later names win.
-    places = {len(ordered) // 2: "median", 0: "worst", len(ordered) - 1: "best"} if ordered else {}
+    places = {len(ordered) // 2: "median", 0: "worst", len(ordered) - 1: "best"} if len(ordered) else {}
     for place, name in places.items():
-        drawn = slices[ordered[place]]
-        case, value = printable(dsc.index[ordered[place]]), dsc.iloc[ordered[place]]
-        title = f"{case}\nDSC {value:.3f} of the volume, {drawn['dsc']:.3f} of this slice"
-        if drawn["missed"]:
-            title += f"\nmissed in this slice: {', '.join(drawn['missed'])}"
-        maps: dict[str, Any] = {key: None if drawn[key] is None else drawn[key].numpy() for key in MAPS}
+        number = ordered[place]
+        drawn, case = dict(slices[number]), printable(dsc.index[number])
+        title = f"{case}\nDSC {dsc.iloc[number]:.3f} of the volume, {drawn.pop('dsc'):.3f} of this slice"
+        if missed := drawn.pop("missed"):
+            title += f"\nmissed in this slice: {', '.join(missed)}"
+        maps: dict[str, Any] = {key: None if each is None else each.numpy() for key, each in drawn.items()}
         figure = uncertainty_overlay(**maps, class_names=class_names, title=title)
         figure.savefig(folder / "cases" / f"{name}.png")

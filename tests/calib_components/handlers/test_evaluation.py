@@ -214,6 +214,27 @@ def test_records_of_other_weights_or_older_than_the_files_do_not_count(tmp_path:
         records.to_measure("3/3")
 
 
+@pytest.mark.parametrize("name", ["cases.csv", "summary.json", "cases/best.png"])
+def test_file_that_no_evaluation_wrote_is_not_replaced(name: str, tmp_path: Path) -> None:
+    (tmp_path / "cases").mkdir()
+    (tmp_path / "temperature.json").touch()  # which the evaluation leaves alone
+    evaluate(tmp_path / "new", examples(1))
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(InputError, match=rf"output_dir: .*{name} is not of an evaluation"):
+        evaluate(tmp_path, examples(1))
+    assert (tmp_path / name).read_text() == "{}"
+    evaluate(tmp_path / "new", examples(2))  # of an evaluation
+
+
+def test_evaluation_that_ends_leaves_the_records_of_another_in_its_folder(tmp_path: Path) -> None:
+    other = EvaluationRecords(tmp_path, [{"case": "case0"}], "other weights")
+    other.write("case0", {})
+    evaluate(tmp_path, examples(1))
+    assert other.has("case0")
+    other.remove()
+    assert not other.folder.exists()
+
+
 def test_no_name_of_a_case_loses_the_evaluation(tmp_path: Path, drawn: dict[str, list[Any]]) -> None:
     names = ["NA", "x$_$y, not UTF-8 \udcff\r\n\tb", "\u5fc3" * 60]  # three pictures are drawn
     evaluate(tmp_path, [{**example(i), "case": name} for i, name in enumerate(names)])
@@ -258,7 +279,7 @@ def test_failure_mixes_no_evaluations_and_loses_no_work(
         ("summary.json", None, "No such file"),
         ("summary.json", "{", "property name"),
         ("summary.json", '{"schema_version": 99}', "99"),
-        ("calibration.json", '{"class_names": [], "regions": {"all": 1}}', "items"),
+        ("calibration.json", '{"class_names": [], "regions": {"all": 1}}', "per_case"),
         ("thresholds.json", None, "No such file"),
         ("logits.json", '{"class_names": []}', "magnitudes"),
     ],

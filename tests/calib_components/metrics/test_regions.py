@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from decimal import Decimal
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,7 +14,6 @@ from scipy.ndimage import binary_dilation, distance_transform_edt
 
 from calib_components.errors import InputError
 from calib_components.metrics import (
-    CalibrationBins,
     ECEMetric,
     Region,
     calibration_bins,
@@ -226,33 +223,7 @@ def test_sums_of_half_precision(dtype: torch.dtype) -> None:
     assert_equals_definitions(half, draw_labels(p, 1), None, 1e-12)
 
 
-@pytest.mark.parametrize("temperature", [1e-3, 0.6, 1.7, 700])
-@pytest.mark.parametrize("threshold", [0, 0.05, 0.99])
-@pytest.mark.parametrize("classes", [2, 4])
-def test_plausible_at_any_temperature(temperature: float, threshold: float, classes: int) -> None:
-    """Against decimals, whose exponents have no such limits as those of floats."""
-    generator = torch.Generator().manual_seed(classes)
-    p = torch.randn(classes, 200, generator=generator, dtype=torch.float64).mul(3).softmax(0)
-    p[:, :3] = torch.tensor([[0.0, 1e-300, 1.0], [1.0, 1.0, 0.0]]).double().repeat_interleave(classes // 2, 0)
-    p[:, :3] /= p[:, :3].sum(0)
-    expected = []
-    for probabilities in p.T.tolist():
-        background, *others = (
-            Decimal(value) ** Decimal(temperature) if value else Decimal(0) for value in probabilities
-        )
-        expected.append(sum(others) > Decimal(threshold) * (background + sum(others)))
-    found = Region("plausible", threshold).mask(SimpleNamespace(p=p, volume=SimpleNamespace(temperature=temperature)))  # type: ignore[arg-type]
-    assert found.tolist() == expected
-
-
-# Perfect calibration: labels drawn from the predictions
-
-
-def chance(bins: CalibrationBins) -> float:
-    """Size of what chance adds to an error: the mean standard error of the accuracy of bins, and of their counts."""
-    variance = (bins.accuracy * (1 - bins.accuracy) / bins.count).clamp(min=0).nan_to_num()
-    total = bins.count.sum(-1).mean().item()
-    return (bins.count * variance.sqrt()).sum(-1).mean().item() / total + 0.5 / total**0.5
+# Perfect calibration
 
 
 @pytest.mark.parametrize("shape", [(300, 300), (40, 30, 30)])
@@ -264,9 +235,8 @@ def test_labels_drawn_from_the_predictions(shape: tuple[int, ...]) -> None:
             if region in BY_PREDICTION:
                 assert error < 1.5 * resampled_errors(bins, 100).max(), region
             else:
-                if_true = found.bins[f"{kind}_if_true"]
-                assert abs(error - if_true.expected_error().item()) < 2 * chance(if_true), region
-                assert if_true.expected_error() > 0.02, region  # so that the comparison says something
+                if_true = found.bins[f"{kind}_if_true"].expected_error().item()
+                assert error == pytest.approx(if_true, rel=0.1, abs=0.005), region
 
 
 def resampled(p: torch.Tensor, y: torch.Tensor, draws: int) -> torch.Tensor:
@@ -298,19 +268,6 @@ def test_other_labels_are_drawn_for_another_case(monkeypatch: pytest.MonkeyPatch
 
 
 # Sigmoids
-
-
-def test_one_channel_is_two_classes() -> None:
-    regions = ["all", "predicted", "plausible", "predicted_band(1)", "foreground", "union", "band", 1]
-    of_one, of_two = measured(HAND_P[:, 1:], HAND_Y.bool(), regions), measured(HAND_P, HAND_Y, regions)
-    for region in regions:
-        one, two = of_one[region], of_two[region]
-        assert one.scores == two.scores
-        for kind, bins in two.bins.items():
-            expected = bins.per_class()[1] if "classwise" in kind else bins
-            found = one.bins[kind].per_class()[0] if "classwise" in kind else one.bins[kind]
-            for name, field in vars(expected).items():
-                torch.testing.assert_close(getattr(found, name), field)
 
 
 @pytest.mark.parametrize("chunk", [200, voxels.CPU_CHUNK])

@@ -79,13 +79,6 @@ def test_equals_the_authors(kind: str) -> None:
     assert smooth_error(confidence, correct) == pytest.approx(relplot.smECE(confidence, correct), abs=1e-3)
 
 
-def test_residuals_of_one_sign_do_not_depend_on_the_width() -> None:
-    # Also at confidence 1, where the reflected half of the Gaussian must count.
-    confidence = np.array([1.0] * 100 + [0.7] * 100)
-    correct = np.array([1.0] * 90 + [0.0] * 10 + [1.0] * 60 + [0.0] * 40)
-    assert smooth_error(confidence, correct) == pytest.approx(0.1, abs=1e-12)
-
-
 def test_cases_and_pooled() -> None:
     parts = [draw(kind, 1000) for kind in KINDS[:2]]
     y_pred, y = (torch.cat(values) for values in zip(*(as_input(*part) for part in parts), strict=True))
@@ -146,21 +139,3 @@ def test_adaptive_error_equals_the_authors(name: str) -> None:
     y_pred = torch.from_numpy(values["logits"]).softmax(1).movedim(1, 0)[None]
     error = adaptive_calibration_error(y_pred, torch.from_numpy(values["labels"])[None, None])
     assert error.item() == pytest.approx(values["aece_foreground/bins15"].item(), abs=1e-6)
-
-
-def test_adaptive_error_by_hand_in_regions_and_of_sigmoids() -> None:
-    # Ten voxels of class 1 with confidence 0.55, 0.60 ... 1.00; the first four are wrong: their label is class 2.
-    p1 = torch.linspace(0.55, 1.0, 10, dtype=torch.float64)
-    y_pred = torch.stack([torch.zeros_like(p1), p1, 1 - p1])[None]
-    y = torch.tensor([2] * 4 + [1] * 6).view(1, 1, -1)
-    # Two bins, (0.55, 0.80] and (0.80, 1.00]: the least confident voxel is in neither.
-    gaps = (0.60 + 0.65 + 0.70 - 0.25 - 0.20, 0.15 + 0.10 + 0.05 + 0.0)
-    assert adaptive_calibration_error(y_pred, y, num_bins=2).item() == pytest.approx(sum(gaps) / 10)
-    ignored = torch.cat([y, torch.full_like(y, 9)], -1)
-    doubled = torch.cat([y_pred, y_pred], -1)
-    assert adaptive_calibration_error(doubled, ignored, 2, ignore_index=9).item() == pytest.approx(sum(gaps) / 10)
-    assert adaptive_calibration_error(y_pred, 0 * y).isnan()
-    channels, labels = y_pred[:, 1:], torch.cat([y == 1, y == 2], 1)
-    flat = (channels.reshape(1, 1, -1), labels.reshape(1, 1, -1))
-    of_channels = adaptive_calibration_error(channels, labels, region="all", sigmoid=True)
-    torch.testing.assert_close(of_channels, adaptive_calibration_error(*flat, region="all"))
