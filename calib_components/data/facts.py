@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -93,29 +92,6 @@ def check_size(name: str, size: Any) -> None:
     """Raise `InputError` unless the size of slices, given by the argument `name`, is two multiples of 16."""
     if not (isinstance(size, list) and len(size) == 2 and all(side > 0 == side % MULTIPLE for side in size)):
         raise InputError(f"{name} must be two multiples of {MULTIPLE}, such as 192,192, got {size}.")
-
-
-def check_class_names(names: Sequence[str], name: str) -> None:
-    """Raise `InputError` if a name of a structure, given by the argument `name`, is empty, repeated or "background"."""
-    if not all(structure.strip() for structure in names) or len(set(names)) < len(names):
-        raise InputError(f"{name}: names of structures must be different and not empty, got {list(names)}.")
-    if "background" in map(str.lower, names):
-        raise InputError(f"{name}: name the structures only. The background is class 0.")
-
-
-def parse_structures(texts: Sequence[str]) -> dict[str, frozenset[int]]:
-    """Read the label codes of each structure from `--structures`: `name=code`, or `name=code+code` for several."""
-    if not texts:
-        raise InputError("--structures names no structure. Pass structures such as liver=1.")
-    pairs = []
-    for text in texts:
-        if not (match := re.fullmatch(r"(.+)=(\d+(?:\+\d+)*)", text)):
-            raise InputError(f"--structures: {text!r} is not name=code or name=code+code, such as WT=1+2+4.")
-        pairs.append((match[1], frozenset(map(int, match[2].split("+")))))
-        if 0 in pairs[-1][1]:
-            raise InputError(f"--structures: {text!r} has the code of the background, 0.")
-    check_class_names([name for name, _ in pairs], "--structures")
-    return dict(pairs)
 
 
 def read_facts(file: str | os.PathLike, **own: Any) -> Facts:

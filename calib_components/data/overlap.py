@@ -7,14 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-
-from calib_components.errors import InputError
 
 SAMPLE = 512  # bytes from the middle of a file that are compared first
 Items = Sequence[Mapping[str, Any]]
@@ -51,23 +48,6 @@ def find_shared(one: Items, other: Items) -> list[Shared]:
         elif item["patient"] in patients:
             found.append(Shared(item, patients[item["patient"]], False))
     return found
-
-
-def patients_of(cases: Sequence[str], pattern: str | None, option: str = "--patient_pattern") -> dict[str, str]:
-    """Find the patient of each case, by the part of its name that a regular expression matches; None: all of it.
-
-    Examples:
-        >>> patients_of(["patient001_frame01", "patient001_frame12"], r"patient\\d+")
-        {'patient001_frame01': 'patient001', 'patient001_frame12': 'patient001'}
-    """
-    try:
-        found = {case: re.search(".+" if pattern is None else pattern, case) for case in cases}
-    except re.error as error:
-        raise InputError(f"{option}: {pattern!r} is no regular expression: {error}.") from None
-    for case, match in found.items():
-        if match is None or not match[0]:
-            raise InputError(f"{option}: {pattern!r} matches no part of the name {case}.")
-    return {case: match[0] for case, match in found.items() if match}
 
 
 def content_of(label: torch.Tensor) -> str:

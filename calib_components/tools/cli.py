@@ -1,9 +1,10 @@
-"""Command lines: Fire calls functions, whose annotations say how options are read."""
+"""Command lines: Fire calls functions, whose annotations say how options are read; options of several commands."""
 
 from __future__ import annotations
 
 import functools
 import inspect
+import re
 import signal
 import sys
 import types
@@ -99,3 +100,43 @@ READERS: Mapping[Any, Callable[[str], Any]] = {  # other annotations: a Python l
     float: lambda text: int(text) if text.isdigit() else float(text),  # recorded as 1, not as 1.0
     bool: lambda text: {"true": True, "false": False}[text.lower()],
 }
+
+
+def check_class_names(names: Sequence[str], name: str) -> None:
+    """Raise `InputError` if a name of a structure, given by the argument `name`, is empty, repeated or "background"."""
+    if not all(structure.strip() for structure in names) or len(set(names)) < len(names):
+        raise InputError(f"{name}: names of structures must be different and not empty, got {list(names)}.")
+    if "background" in map(str.lower, names):
+        raise InputError(f"{name}: name the structures only. The background is class 0.")
+
+
+def parse_structures(texts: Sequence[str]) -> dict[str, frozenset[int]]:
+    """Read the label codes of each structure from `--structures`: `name=code`, or `name=code+code` for several."""
+    if not texts:
+        raise InputError("--structures names no structure. Pass structures such as liver=1.")
+    pairs = []
+    for text in texts:
+        if not (match := re.fullmatch(r"(.+)=(\d+(?:\+\d+)*)", text)):
+            raise InputError(f"--structures: {text!r} is not name=code or name=code+code, such as WT=1+2+4.")
+        pairs.append((match[1], frozenset(map(int, match[2].split("+")))))
+        if 0 in pairs[-1][1]:
+            raise InputError(f"--structures: {text!r} has the code of the background, 0.")
+    check_class_names([name for name, _ in pairs], "--structures")
+    return dict(pairs)
+
+
+def patients_of(cases: Sequence[str], pattern: str | None, option: str = "--patient_pattern") -> dict[str, str]:
+    """Find the patient of each case, by the part of its name that a regular expression matches; None: all of it.
+
+    Examples:
+        >>> patients_of(["patient001_frame01", "patient001_frame12"], r"patient\\d+")
+        {'patient001_frame01': 'patient001', 'patient001_frame12': 'patient001'}
+    """
+    try:
+        found = {case: re.search(".+" if pattern is None else pattern, case) for case in cases}
+    except re.error as error:
+        raise InputError(f"{option}: {pattern!r} is no regular expression: {error}.") from None
+    for case, match in found.items():
+        if match is None or not match[0]:
+            raise InputError(f"{option}: {pattern!r} matches no part of the name {case}.")
+    return {case: match[0] for case, match in found.items() if match}

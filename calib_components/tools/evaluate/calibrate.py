@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from calib_components.data.overlap import find_shared, patients_of
+from calib_components.data.overlap import find_shared
 from calib_components.errors import InputError, check_output, make_folder, printable, writing
 from calib_components.handlers import read_estimate, write_estimate
 from calib_components.inference.maps import write_map
 from calib_components.metrics.regions import Region
 from calib_components.posthoc import KINDS, Calibrator
+from calib_components.tools.cli import patients_of
 from calib_components.tools.evaluate.classes import Classes
 from calib_components.tools.evaluate.fit import fit_calibrator, logits_of
 from calib_components.tools.evaluate.formats import Header, Prediction

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from calib_components.data.facts import parse_structures
 from calib_components.errors import InputError
+from calib_components.tools.cli import parse_structures
 
 IGNORED = 255  # what voxels to leave out become in a label of bytes
 

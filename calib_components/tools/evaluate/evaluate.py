@@ -11,11 +11,11 @@ import numpy as np
 import torch
 
 from calib_components.data.nifti import check_same_grid, open_nifti, read_values
-from calib_components.data.overlap import patients_of
 from calib_components.errors import InputError, check_output, reading
 from calib_components.handlers.evaluation import EvaluationRecords, record_case, write_evaluation
 from calib_components.handlers.evaluation_files import Evaluation
 from calib_components.inference.images import find_images
+from calib_components.tools.cli import patients_of
 from calib_components.tools.evaluate.calibrate import estimate_of
 from calib_components.tools.evaluate.classes import IGNORED, Classes, paint
 from calib_components.tools.evaluate.notes import check_notes, note

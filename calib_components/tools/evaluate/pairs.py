@@ -208,11 +208,7 @@ def classes_of(
     """Find what the channels of these cases are, see `name_classes`."""
     channels, first = cases[0].channels, cases[0].prediction
     is_ours = first.files[0].name.startswith(f"{first.name}{PROBABILITY}.")
-    classes = name_classes(channels, structures, sigmoid, ignore_index, with_background=is_ours)
-    if classes.skip:
-        message = "%s: %d channels for %d structures; the first is taken for the background and not read"
-        logging.getLogger(__name__).warning(message, first.files[0], channels, len(classes.names))
-    return classes
+    return name_classes(channels, structures, sigmoid, ignore_index, with_background=is_ours)
 
 
 def read_case(case: Case, classes: Classes, temperature: float | None = None) -> Saved:

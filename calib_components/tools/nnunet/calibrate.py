@@ -11,11 +11,12 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from calib_components.data.overlap import find_shared, patients_of
+from calib_components.data.overlap import find_shared
 from calib_components.errors import InputError, check_writable, reading, writing
 from calib_components.handlers.calibration import write_estimate
 from calib_components.handlers.weights import serialize
 from calib_components.metrics.regions import Region
+from calib_components.tools.cli import patients_of
 from calib_components.tools.evaluate.fit import fit_calibrator
 from calib_components.tools.evaluate.notes import Notes
 from calib_components.tools.evaluate.pairs import Case, classes_of, find_cases, find_labels

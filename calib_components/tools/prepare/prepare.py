@@ -15,10 +15,10 @@ from filelock import FileLock, Timeout
 from tqdm.contrib.concurrent import thread_map
 
 from calib_components.data.cases import IMAGE, write_case
-from calib_components.data.facts import FACTS, Facts, check_class_names, facts_beside, parse_structures, write_facts
+from calib_components.data.facts import FACTS, Facts, facts_beside, write_facts
 from calib_components.data.nifti import open_nifti
-from calib_components.data.overlap import patients_of
 from calib_components.errors import InputError, check_choice, check_count, check_writable, make_folder
+from calib_components.tools.cli import check_class_names, parse_structures, patients_of
 from calib_components.tools.parallel import count_workers
 from calib_components.tools.prepare import acdc, brats, flare, generic
 from calib_components.tools.prepare.case import Case, Options, read_done, require_cases, transform_case

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from calib_components.data.facts import FACTS, Facts, check_class_names, facts_beside, read_facts, write_facts
+from calib_components.data.facts import FACTS, Facts, facts_beside, read_facts, write_facts
 from calib_components.errors import InputError
 
 OWN: dict[str, Any] = {
@@ -73,10 +73,3 @@ def test_broken_file(text: str, tmp_path: Path) -> None:
     (tmp_path / FACTS).write_text(text)
     with pytest.raises(InputError, match=r"facts\.yaml: "):
         read_facts(tmp_path / FACTS, **OWN)
-
-
-def test_names_of_structures() -> None:
-    check_class_names(["left kidney", "GTV+", "Ödem", "100%"], "labels")
-    for names in (["a", "a"], ["a", " "], ["Background"]):
-        with pytest.raises(InputError, match="labels: "):
-            check_class_names(names, "labels")

@@ -11,8 +11,7 @@ import pytest
 import torch
 
 from calib_components.data import overlap
-from calib_components.data.overlap import content_of, find_shared, patients_of
-from calib_components.errors import InputError
+from calib_components.data.overlap import content_of, find_shared
 from tests.helpers import save
 
 
@@ -62,12 +61,3 @@ def test_labels_tell_cases_apart_unless_they_are_empty() -> None:
     assert find_shared([item("a", content="")], [item("b", content="")]) == []
     label[0, 1] = 2
     assert content_of(label) == content_of(label.byte()) != content_of(label.movedim(3, 1))
-
-
-def test_patients_by_their_names() -> None:
-    names = ["a_patient001_frame01", "b_patient001_frame12", "patient002"]
-    assert list(patients_of(names, r"patient\d+").values()) == ["patient001", "patient001", "patient002"]
-    assert patients_of(names, None) == {name: name for name in names}
-    for pattern in (r"frame\d+", "("):
-        with pytest.raises(InputError, match="--patient_pattern"):
-            patients_of(names, pattern)

@@ -96,3 +96,19 @@ def test_mistake_ends_with_2_before_any_work(typed: str, monkeypatch: pytest.Mon
 def test_empty_path_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SystemExit):
         run(monkeypatch, "work", "")
+
+
+def test_names_of_structures() -> None:
+    cli.check_class_names(["left kidney", "GTV+", "Ödem", "100%"], "labels")
+    for names in (["a", "a"], ["a", " "], ["Background"]):
+        with pytest.raises(InputError, match="labels: "):
+            cli.check_class_names(names, "labels")
+
+
+def test_patients_by_their_names() -> None:
+    names = ["a_patient001_frame01", "b_patient001_frame12", "patient002"]
+    assert list(cli.patients_of(names, r"patient\d+").values()) == ["patient001", "patient001", "patient002"]
+    assert cli.patients_of(names, None) == {name: name for name in names}
+    for pattern in (r"frame\d+", "("):
+        with pytest.raises(InputError, match="--patient_pattern"):
+            cli.patients_of(names, pattern)
