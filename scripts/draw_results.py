@@ -1,33 +1,33 @@
-"""Draw docs/results.png: the NLL, and the ECE where a structure is predicted, of each loss on each test set."""
+"""Draw docs/results.png: the NLL over all voxels and where a structure is predicted, of each loss on each test set."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
 
-import pandas as pd
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for a clone that is not installed
 
 from calib_components.errors import writing
 from calib_components.tools.cli import run
 from calib_components.tools.report.figures import mean_intervals
+from scripts.fill_tables import ROOT, TITLES, results
 
-ROOT = Path(__file__).resolve().parents[1]
-REPORTS = [ROOT / f"results/acdc/{name}/report" for name in ("three_seeds", "further")]
-MEASURES = {"nll_all": "NLL, all voxels", "ece_predicted": "ECE, predicted foreground"}
-PLACES = {"": "ACDC", "_on_bssfp": "bSSFP", "_on_lge": "LGE"}
+LOSSES = ("ce_dice", "cross_entropy", "entropy_penalty", "svls", "nacl_softmax", "mbls", "nacl")
+MEASURES = {"nll_all": "NLL, all voxels", "nll_predicted": "NLL, predicted foreground"}
 
 
 def draw_results(out: Path = ROOT / "docs" / "results.png") -> None:
     """Draw the picture to a PNG file."""
-    panels = {}
-    for measure, title in MEASURES.items():
-        for place, origin in PLACES.items():
-            means = pd.concat([pd.read_csv(report / f"means{place}.csv") for report in REPORTS])
-            rows = means[means["measure"] == measure].drop_duplicates("label")  # what several reports have
-            panels[f"{title}: {origin}"] = rows[["mean", "low", "high"]]
-    figure = mean_intervals(panels, [*rows["label"]], [*(rows["temperature"] == "with")])
+    rows, means = [name + end for name in LOSSES for end in ("", "+T")], results("means")
+    panels = {
+        f"{title}: {TITLES[place]}": means.loc[place]
+        .loc[(rows, measure), :]
+        .reindex(rows, level=0)[["mean", "low", "high"]]
+        for measure, title in MEASURES.items()
+        for place in ("acdc", "bssfp", "lge")
+    }
+    labels = [means.loc["acdc", name, "dsc"]["label"] for name in rows]
+    figure = mean_intervals(panels, labels, [name.endswith("+T") for name in rows])
     with writing(out) as unfinished:
         figure.savefig(unfinished, format="png")
 

@@ -1,95 +1,199 @@
-"""Fill the tables of README and pages with the numbers of the reports in `results`, or check that they have them.
+"""Fill in the numbers of README and pages from the tables in `results`, or check them.
 
     python scripts/fill_tables.py [--check]
 
-A table stands between two comments, of which the first says what is in it:
+A table stands between two comments. The first names test sets, measures, methods and what is beside a mean: its
+`interval`, the number that the paper has (`published`), or nothing. `minus METHOD` makes it a table of differences,
+with p-values after Holm's correction. Columns may be sources, too, such as `confidence`:
 
-    <!-- table: results/acdc/three_seeds/report/means.csv | dsc, ece_all, ece | nacl, ce_dice | intervals -->
+    <!-- table: acdc, lge | dsc, nll_all | nacl, nacl+T | interval -->
     <!-- end of table -->
 
-The file of means of a report, its measures, and, if not all, its methods; with `intervals`, each mean has its 95 %
-interval.
+A comment after a text lists the sources of its percentages and of its numbers with two or more decimals, see `numbers`:
+
+    On LGE, NACL minus cross-entropy is -0.254 [-0.418, -0.090].
+    <!-- from: nacl - cross_entropy lge nll_predicted -->
 """
 
 from __future__ import annotations
 
+import functools
 import re
 import sys
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for a clone that is not installed
 
-from calib_components.errors import InputError, reading
+from calib_components.errors import InputError
+from calib_components.metrics.measures import find_column
 from calib_components.tools import cli
-from calib_components.tools.report.statistics import Estimate
-from calib_components.tools.report.text import heading, interval, number
+from calib_components.tools.report.statistics import Estimate, holm, paired_difference
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ("README.md", "docs/*.md", "bundles/*/docs/README.md")
-BEGIN, END = re.compile(r"<!-- table: (\S+) \| (.+) -->\n"), "<!-- end of table -->"
-INTERVALS = "intervals"
+FOLDERS = {f"acdc/{name}": "acdc" for name in ("three_seeds", "further", "ensembles", "variants")} | {"chaos": "chaos"}
+TITLES = {"acdc": "ACDC", "bssfp": "bSSFP", "lge": "LGE", "chaos": "CHAOS"}
+LOSSES = ("focal", "entropy_penalty", "label_smoothing", "svls", "mbls", "nacl", "nacl_softmax", "cross_entropy")
+DICE = ("ce_dice", "l1_ace")  # losses with a Dice term; p-values against CE + Dice are corrected over these, too
+TABLE = re.compile(r"(<!-- table: (.+?) -->\n)(?:.*\n)*?(<!-- end of table -->)")
+TEXT = re.compile(r"(<!-- from: (.+?) -->)")
+NUMBER = re.compile(r"(?<![\w.])[-+]?\d+\.\d\d+|\b\d+(?= %(?! interval))")
+TABLE1 = ["ce_dice", "focal", "entropy_penalty", "label_smoothing", "svls", "mbls", "nacl"]
+PAPER = ["dsc", "hd95", "ece", "cece"]  # measures of the paper
+SOURCES = {
+    "T": ("T", " to "),
+    "confidence": ("confidence / accuracy, %", " / "),
+    "rank": ("sum-rank ↓", ""),
+    "paper_rank": ("sum-rank (paper) ↓", ""),
+}
 
 
 def fill(check: bool = False) -> None:
-    """Write the tables.
+    """Write the numbers.
 
     Args:
-        check: Write nothing, and exit with 1 if a table differs from what would be written.
+        check: Write nothing, and exit with 1 if a number differs from what would be written.
     """
-    pages = {page: page.read_text() for pattern in PAGES for page in sorted(ROOT.glob(pattern))}
-    filled = {page: _filled(page, text) for page, text in pages.items()}
-    differing = [page for page in pages if filled[page] != pages[page]]
-    for page in differing:
-        if not check:
-            page.write_text(filled[page])
-        print(f"{page.relative_to(ROOT)}: {'differs: run scripts/fill_tables.py' if check else 'written'}")
+    differing = False
+    for page in [page for pattern in PAGES for page in sorted(ROOT.glob(pattern))]:
+        text = page.read_text()
+        try:
+            filled = TABLE.sub(lambda found: found[1] + _table(*found[2].split(" | ")) + found[3], text)
+            texts = TEXT.split(filled)
+            texts[:-1:3] = map(_text, texts[:-1:3], texts[2::3])
+            filled = "".join(part for index, part in enumerate(texts) if index % 3 < 2)
+        except KeyError as error:
+            raise InputError(f"{page}: {error} is not in the results.") from error
+        if filled != text:
+            differing = True
+            if not check:
+                page.write_text(filled)
+            print(f"{page.relative_to(ROOT)}: {'differs: run scripts/fill_tables.py' if check else 'written'}")
     if check and differing:
         sys.exit(1)
 
 
-def _filled(page: Path, text: str) -> str:
-    """Return the text of a page with its tables."""
-    done, *parts = re.split(r"(?m)^(?=<!-- table:)", text)
-    for part in parts:
-        begin, (_, end, after) = BEGIN.match(part), part.partition(END)
-        if begin is None or not end:
-            raise InputError(
-                f"{page}: {part.splitlines()[0]} must be <!-- table: FILE | MEASURES --> and end with {END}."
-            )
-        done += begin[0] + _table(begin[1], begin[2].split(" | ")) + end + after
-    return done
+@functools.cache
+def results(kind: str) -> pd.DataFrame:
+    """Return the means, cases, bins or temperatures of all folders, by test set and method, such as `nacl+T`."""
+    tables = []
+    for folder, home in FOLDERS.items():
+        for file in (ROOT / "results" / folder).glob("report/means*.csv" if kind == "means" else f"{kind}.csv*"):
+            table = pd.read_csv(file, dtype={"test_set": object}).copy()
+            if kind == "cases":
+                table = table.assign(dsc=table.filter(regex="^dsc_").mean(axis=1)).copy()
+            table["method"] += table["temperature"].map({"with": "+T"}).fillna("")
+            tables.append(table.assign(test_set=table.get("test_set", pd.Series(home, table.index)).fillna(home)))
+    table = pd.concat(tables)
+    keys = ["test_set", "method", *table.columns.intersection(["measure", "seed", "fold", "region", "case"])]
+    return table.drop_duplicates(keys).set_index(keys[:3] if kind == "means" else keys[:2]).sort_index()
 
 
-def _table(name: str, options: list[str]) -> str:
-    """Return the table of a CSV file."""
-    measures, *further = (option.split(", ") for option in options)
-    chosen = [method for names in further if names != [INTERVALS] for method in names]
-    with reading(ROOT / name, "the means of a report") as file:
-        means = pd.read_csv(file)
-    means = means[means["method"].isin(chosen) | (not chosen)].set_index(["label", "measure"])
-    lacking = {*chosen} - {*means["method"]}
-    lacking |= {m for m in measures for label in means.index.unique(0) if (label, m) not in means.index}
-    if lacking:
-        raise InputError(f"{name}: {', '.join(sorted(lacking))} is not in it.")
-    lines = [[""], ["---"]]
-    for measure in measures:
-        has_if_true = "if_true" in means and means.xs(measure, level="measure")["if_true"].notna().any()
-        lines[0].append(heading(measure).replace(" ↓", " (if true) ↓") if has_if_true else heading(measure))
-        lines[1].append("---")
-    for label in means.index.unique("label"):
-        line = [label]
-        for measure in measures:
-            row = means.loc[label, measure]
-            if_true = row.get("if_true", np.nan)
-            notes = [] if np.isnan(if_true) else [f"({number(if_true, measure)})"]
-            if [INTERVALS] in further:
-                notes += interval(Estimate(row["mean"], row["low"], row["high"]), measure)
-            line.append(" ".join([number(row["mean"], measure), *notes]))
-        lines.append(line)
+@functools.cache
+def difference(method: str, reference: str, test_set: str, measure: str) -> Estimate:
+    """Return the difference of two methods; its p-value is not corrected."""
+    here, there = (results("cases").loc[(test_set, name)] for name in (method, reference))
+    patients = here.groupby("case")["patient"].first()
+    tables = [rows.set_index(["seed", "case"])[measure].unstack() for rows in (here, there)]
+    return paired_difference(*tables, [*patients], same_seeds=method.split("+")[0] == reference.split("+")[0])
+
+
+def corrected(method: str, reference: str, test_set: str, measure: str) -> float:
+    """Return the p-value of a difference after Holm's correction over all losses, or those without a Dice term."""
+    plus, temperature = method.partition("+")[1:]
+    family = [*LOSSES, *DICE[1:]] if reference.startswith(DICE[0]) else LOSSES
+    others = [loss + plus + temperature for loss in family if loss != reference.split("+")[0]]
+    p_values = [difference(other, reference, test_set, measure).p_value for other in others]
+    return dict(zip(others, holm(p_values), strict=True))[method]
+
+
+def numbers(source: str) -> list[str]:
+    """Return the numbers of a text from a source.
+
+    `nacl+T lge dsc`: the mean. `nacl - ce_dice lge dsc`: the difference and its interval; after `sign`, the difference
+    alone; after `size`, that without its sign; after `p`, its p-value; after `holm`, that corrected. `T nacl acdc`: the
+    lowest and the highest temperature of the seeds. `confidence nacl lge`: mean confidence and accuracy of all voxels
+    where a structure is predicted, in percent. `rank nacl lge`: the sum of the ranks by the paper's measures.
+    `= 0.05`: no result.
+    """
+    match source.split():
+        case ["=", *constants]:
+            return constants
+        case ["T", method, home]:
+            fits = results("temperatures").loc[[(home, method.removesuffix("+T"))], "temperature"]
+            return [f"{end:.2f}" for end in sorted({fits.min(), fits.max()})]
+        case ["rank" | "paper_rank" as kind, method, test_set]:
+            found = results("means").loc[test_set].loc[TABLE1].unstack()["mean" if kind == "rank" else "published"]
+            return [f"{(found[PAPER] * [-1, 1, 1, 1]).rank().sum(axis=1)[method]:g}"]
+        case ["confidence", method, test_set]:
+            bins = results("bins").loc[(test_set, method)]
+            bins = bins[bins["region"] == "predicted"]
+            count, *sums = (bins.filter(like=name).sum().sum() for name in ("count", "confidence", "correct"))
+            return [f"{100 * part / count:.0f}" for part in sums]
+        case ["size" | "sign" as kind, method, "-", *rest]:
+            value = difference(method, *rest).mean
+            return [f"{abs(value):.3f}" if kind == "size" else f"{value:+.3f}"]
+        case ["p" | "holm" as kind, method, "-", *rest]:
+            return [f"{difference(method, *rest).p_value if kind == 'p' else corrected(method, *rest):.3f}"]
+        case [method, "-", *rest]:
+            return [f"{end:+.3f}" for end in difference(method, *rest)[:3]]
+        case [method, test_set, measure]:
+            return [f"{results('means').loc[test_set, method, measure]['mean']:.3f}"]
+    raise KeyError(source)
+
+
+def _text(text: str, sources: str) -> str:
+    """Return a text, of which the last paragraph has the numbers of the sources."""
+    start = max(0, *(text.rfind(mark) for mark in ("\n\n", "\n- ", "-->")))
+    values = [value for source in sources.split("; ") for value in numbers(source)]
+    if len(NUMBER.findall(text[start:])) != len(values):
+        raise InputError(f"The sources have {len(values)} numbers, the text has others: {text[start:].strip()}")
+    remaining = iter(values)
+    return text[:start] + NUMBER.sub(lambda _: next(remaining), text[start:])
+
+
+def _table(sets: str, measures: str, methods: str, beside: str = "") -> str:
+    """Return a table with a line for each method, and a column for each test set and measure."""
+    names, kind, reference = sets.split(", "), *beside.partition(" ")[::2]
+    columns = [(name, measure) for name in names for measure in measures.split(", ")]
+    several = len(names) > 1
+    lines = [["", *(f"{TITLES[name] * several} {_heading(measure, kind)}".strip() for name, measure in columns)]]
+    lines.append(["---"] * len(lines[0]))
+    for method in methods.split(", "):
+        cells = [_cell((method, *column), kind, reference) for column in columns]
+        lines.append([results("means").loc[names[0], method, "dsc"]["label"], *cells])
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _heading(measure: str, kind: str) -> str:
+    """Return the heading of a column, with an arrow to better values."""
+    if measure in SOURCES:
+        return SOURCES[measure][0]
+    column = find_column(measure, [])
+    if column is None:
+        raise KeyError(measure)
+    arrow = {"higher": " ↑", "lower": " ↓"}[column.measure.better]
+    return f"{column.measure.title} {column.place}".strip() + " (paper)" * (kind == "published") + arrow
+
+
+def _cell(place: tuple[str, str, str], kind: str, reference: str) -> str:
+    """Return the cell of a method, test set and measure."""
+    if place[2] in SOURCES:
+        return SOURCES[place[2]][1].join(numbers(f"{place[2]} {place[0]} {place[1]}"))
+    record = results("means").loc[place[1], place[0], place[2]]
+    digits = 2 if place[2] == "hd95" else 3
+    text, ends = f"{record['mean']:.{digits}f}", f" [{record['low']:.{digits}f}, {record['high']:.{digits}f}]"
+    if kind == "minus":
+        found, p_value = difference(place[0], reference, *place[1:]), corrected(place[0], reference, *place[1:])
+        p_text = "p < 0.001" if p_value < 0.001 else f"p = {p_value:.3f}"
+        text = f"{found.mean:+.3f} [{found.low:+.3f}, {found.high:+.3f}] {p_text}"
+        return f"**{text}**" if p_value < 0.05 else text
+    if kind == "published":
+        return f"{text} ({record['published']:.{digits}f})"
+    if_true = f" ({record['if_true']:.3f})" if record["if_true"] == record["if_true"] else ""
+    return text + if_true + ends * (kind == "interval")
 
 
 if __name__ == "__main__":
