@@ -23,7 +23,7 @@ from monai.bundle import ConfigExpression, ConfigParser, ConfigWorkflow, Referen
 from monai.utils import ensure_tuple
 
 from calib_components.data.facts import FACTS, Facts, facts_beside
-from calib_components.errors import InputError, check_writable, error_line, nearest
+from calib_components.errors import InputError, check_writable, error_line, nearest, root_cause
 
 ENTRIES = ("_meta_", "finalize", "imports", "initialize", "run", "save_execute_config")  # that MONAI looks up
 GROUPS = ("train", "validate")
@@ -121,11 +121,9 @@ def _naming(name: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        cause: BaseException = error
-        while cause.__cause__ is not None:  # MONAI wraps those of components
-            cause = cause.__cause__
+        cause = root_cause(error)
         line = f"{name}: {type(cause).__name__}: {textwrap.shorten(str(cause), 300).rstrip('.')}."
-        raise InputError(error_line(error) or line) from error
+        raise InputError(str(cause) if isinstance(cause, InputError) else line) from error
 
 
 def _show(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:

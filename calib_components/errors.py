@@ -39,6 +39,13 @@ def error_line(error: BaseException | None) -> str | None:
     return None
 
 
+def root_cause(error: BaseException) -> BaseException:
+    """Return the first `InputError` among an exception and its causes, or the last cause: MONAI wraps them."""
+    while error.__cause__ is not None and not isinstance(error, InputError):
+        error = error.__cause__
+    return error
+
+
 def nearest(name: str, known: Iterable[str], dashes: str = "") -> str:
     """Return a hint at the known name that is most like a misspelt one, `; did you mean ...?`; nothing if none is."""
     close = difflib.get_close_matches(name, list(known), 1)

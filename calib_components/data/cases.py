@@ -150,10 +150,8 @@ def _check_apart(listed: Mapping[str, Items], split: str, file: Path, refuse_tra
 
 def _check_size(file: str, shape: Sequence[int], image_size: Sequence[int]) -> None:
     if len(shape) < 3 or tuple(shape[:2]) != tuple(image_size):
-        raise InputError(
-            f"{file}: shape {tuple(shape)} is not that of slices of the image_size {list(image_size)}, which is to be "
-            "the size the cases were prepared at."
-        )
+        size = f"the image_size {list(image_size)}, which must be the size that the cases were prepared at"
+        raise InputError(f"{file}: shape {tuple(shape)} is not that of slices of {size}.")
 
 
 def check_content(item: Mapping[str, Any]) -> None:

@@ -111,15 +111,11 @@ def read_facts(file: str | os.PathLike, **own: Any) -> Facts:
         with reading(datalist):
             listed = list(json.loads(datalist.read_bytes()).get("labels", {}).values())
         if listed and listed != default.class_names:
-            raise InputError(
-                f"{place}: no such file, and {DATALIST} names other classes than the bundle: {', '.join(listed)}. Copy "
-                "the file as well, or prepare the data again."
-            )
+            others = f"{DATALIST} names other classes than the bundle: {', '.join(listed)}"
+            raise InputError(f"{place}: no such file, and {others}. Copy the file as well, or prepare the data again.")
     if facts is not None and facts.dataset != default.dataset:
-        raise InputError(
-            f"{place}: the data are prepared like {facts.dataset}, the bundle is for {default.dataset}. Use the bundle "
-            f"of {facts.dataset}, or prepare the data again."
-        )
+        remedy = f"Use the bundle of {facts.dataset}, or prepare the data again."
+        raise InputError(f"{place}: prepared like {facts.dataset}, the bundle is for {default.dataset}. {remedy}")
     return facts or default
 
 

@@ -16,7 +16,7 @@ from monai.transforms import Compose, InvertibleTransform, LoadImaged, MapLabelV
 from monai.utils import ensure_tuple
 
 from calib_components.data.nifti import NiftiReader
-from calib_components.errors import InputError
+from calib_components.errors import InputError, root_cause
 
 PIXEL_SIZE_FACTOR = 3  # how far off the trained pixel sizes an image may be before there is a warning
 SAME_SPACING = 1e-3  # relative difference of spacings that are equal up to rounding
@@ -255,10 +255,10 @@ def _unlike_hounsfield_units(channel: torch.Tensor) -> str | None:
     soft, bright = share(body, 20, 300), share(body, 300, math.inf)
     if varied < 0.05 and min(dark, window) > 0.01 and bright < 0.4 and (soft > 0.16 or air > 0.01):
         return None
-    return (
-        f"{varied:.0%} vary below {PADDING}, {dark:.1%} are below {FAT} (fat and air), {window:.1%} from -160 to 240; "
-        f"of those above {FAT}, {soft:.0%} are from 20 to 300 (soft tissue), {bright:.0%} above"
+    shares = (
+        f"{varied:.0%} vary below {PADDING}, {dark:.1%} are below {FAT} (fat, air), {window:.1%} from -160 to 240"
     )
+    return f"{shares}; of those above {FAT}, {soft:.0%} are from 20 to 300 (soft tissue), {bright:.0%} above"
 
 
 class InSlabsd(MapTransform):
@@ -327,9 +327,7 @@ class NamedCompose(Compose):
         try:
             return super().__call__(input_, *args, **kwargs)
         except Exception as error:
-            cause: BaseException = error
-            while cause.__cause__ is not None and not isinstance(cause, InputError):  # MONAI wraps it several times
-                cause = cause.__cause__
+            cause = root_cause(error)
             if isinstance(cause, InputError):
                 raise cause from None
             if not isinstance(cause, RuntimeError | ValueError):
