@@ -102,15 +102,9 @@ def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Describe what differs between two runs, such as `learning_rate (0.001, now 0.01)`."""
-    described = []
-    for name in differing(before, now):
-        old, new = before.get(name), now.get(name)
-        while isinstance(old, Mapping) and isinstance(new, Mapping):
-            key = next(key for key in {**old, **new} if old.get(key) != new.get(key))
-            old, new = old.get(key), new.get(key)
-        texts = [textwrap.shorten(json.dumps(value), 80) for value in (old, new)]
-        described.append(f"{name} ({texts[0]}, now {texts[1]})")
-    return described
+    names = differing(before, now)
+    texts = [[textwrap.shorten(json.dumps(run.get(name)), 80) for run in (before, now)] for name in names]
+    return [f"{name} ({old}, now {new})" for name, (old, new) in zip(names, texts, strict=True)]
 
 
 def fingerprint_of_cases(datalist: Path, folder: Path) -> str | None:

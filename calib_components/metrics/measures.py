@@ -148,10 +148,6 @@ class Column(NamedTuple):
     place: str
 
 
-def _of_masks(function: Callable[..., torch.Tensor], case: Case, **options: Any) -> Values:
-    return case.by_structure(function(*case.masks, **options))
-
-
 def _of_regions(kind: str, case: Case) -> Values:
     """Errors of bins, or scores, of the regions that have them; NaN where there is no voxel."""
     values = {}
@@ -177,9 +173,9 @@ def _bins(kind: str) -> dict[str, Any]:
 
 
 MEASURES = (
-    Measure("dsc", "DSC", "higher", "", "structure", partial(_of_masks, dice), of_masks=True),
+    Measure("dsc", "DSC", "higher", "", "structure", lambda case: case.by_structure(dice(*case.masks)), of_masks=True),
     Measure("hd95", "HD95", "lower", "unit", "structure",
-            lambda case: _of_masks(hausdorff_distance_95, case, spacing=case.spacing), of_masks=True),
+            lambda case: case.by_structure(hausdorff_distance_95(*case.masks, case.spacing)), of_masks=True),
     Measure("ece", "ECE", "lower", "", "region", **_bins("top_label")),
     Measure("cece", "CECE", "lower", "", "region", **_bins("classwise")),
     Measure("nll", "NLL", "lower", "", "region", partial(_of_regions, "nll")),
@@ -215,6 +211,4 @@ def find_column(name: str, structures: Sequence[str]) -> Column | None:
 def measure_case(case: Case) -> dict[str, float]:
     """Return the value of each column of a case, NaN where it is not defined; of a label map, those of its masks."""
     measures = [measure for measure in MEASURES if measure.of_masks or case.probabilities is not None]
-    values = {measure.name: measure.function(case) for measure in measures}
-    found = ((name, values.get(column.measure.name, {}), column.place) for name, column in columns([*case.structures]))
-    return {name: of_places[place] for name, of_places, place in found if place in of_places}
+    return {measure.column(place): each for measure in measures for place, each in measure.function(case).items()}

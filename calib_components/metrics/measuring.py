@@ -188,7 +188,7 @@ def _drawn_sums(voxels: Voxels, draws: int, num_bins: int) -> torch.Tensor:
         Of the voxels with each label and in each bin of the top label: counts, sums of confidences and numbers correct,
         `(draws, 3, N, num_bins)`.
     """
-    p, (confidence, predicted), volume = voxels.p, voxels.top, voxels.volume
+    p, confidence, predicted, volume = voxels.p, voxels.confidence, voxels.predicted, voxels.volume
     in_bin = bin_index(confidence, num_bins)
     # The bins of a case up to here are the seed: other numbers for other cases, but the same ones for this case
     # whichever come before it, since that depends on the number of processes.
