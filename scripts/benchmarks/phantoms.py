@@ -71,15 +71,17 @@ def make_phantoms(out: Path, patients: int = 20, seed: int = 0, scanner: str = "
     make_folder(out)
     (out / marker).touch()
     for number in tqdm(range(1, patients + 1), unit="patient", leave=False, disable=None):
-        rng = np.random.default_rng([seed, number, list(SCANNERS).index(scanner)])
+        place = list(SCANNERS).index(scanner)
+        rng = np.random.default_rng([seed, number, place])
         group = list(GROUPS)[number % len(GROUPS)]
-        folder = out / "training" / f"patient{number:03d}"
+        name = f"patient{number + 100 * place:03d}"  # no patient of one scanner is called as one of another
+        folder = out / "training" / name
         folder.mkdir(parents=True, exist_ok=True)
         systole = int(rng.integers(7, 14))
         (folder / "Info.cfg").write_text(f"ED: 1\nES: {systole}\nGroup: {group}\n")
         frames = draw_patient(GROUPS[group], SCANNERS[scanner], rng)
         for frame, (image, label) in zip((1, systole), frames, strict=True):
-            stem = f"patient{number:03d}_frame{frame:02d}"
+            stem = f"{name}_frame{frame:02d}"
             _save(image, folder / f"{stem}.nii.gz")
             _save(label, folder / f"{stem}_gt.nii.gz")
 

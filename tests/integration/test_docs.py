@@ -127,8 +127,8 @@ def test_commands_of_the_readme(repository: Path, places: dict[str, Path]) -> No
     assert len(commands) == 4
     assert nnunet in "\n".join(blocks(ROOT / "docs/nnunet.md", "sh"))  # whose commands run with its page
     printed = run([*blocks(README, "bash"), *(f"{command}\n" for command in commands)], repository, places)
-    for row in ("CE+DSC", "CE+DSC, T = ", "NACL", "NACL, T = "):
-        rows = re.findall(rf"^  {re.escape(row)}[\d. ]", printed, re.MULTILINE)
+    for row in ("CE+DSC", "CE+DSC + T", "NACL", "NACL + T"):
+        rows = re.findall(rf"^{re.escape(row)} +[\d.]+ +[\d.]+ +[\d.]+$", printed, re.MULTILINE)
         assert len(rows) == 2  # at home and on another scanner
     for page in ("demo/report", "evaluation/report"):
         assert (repository / page / "index.html").is_file()
