@@ -35,8 +35,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = ("README.md", "docs/*.md", "bundles/*/docs/README.md")
 FOLDERS = {f"acdc/{name}": "acdc" for name in ("three_seeds", "further", "ensembles", "variants")} | {"chaos": "chaos"}
 TITLES = {"acdc": "ACDC", "bssfp": "bSSFP", "lge": "LGE", "chaos": "CHAOS"}
+# p-values are corrected over these losses, and L1-ACE if it is compared with CE + Dice.
 LOSSES = ("focal", "entropy_penalty", "label_smoothing", "svls", "mbls", "nacl", "nacl_softmax", "cross_entropy")
-DICE = ("ce_dice", "l1_ace")  # losses with a Dice term; p-values against CE + Dice are corrected over these, too
 TABLE = re.compile(r"(<!-- table: (.+?) -->\n)(?:.*\n)*?(<!-- end of table -->)")
 TEXT = re.compile(r"(<!-- from: (.+?) -->)")
 NUMBER = re.compile(r"(?<![\w.])[-+]?\d+\.\d\d+|\b\d+(?= %(?! interval))")
@@ -103,7 +103,7 @@ def difference(method: str, reference: str, test_set: str, measure: str) -> Esti
 def corrected(method: str, reference: str, test_set: str, measure: str) -> float:
     """Return the p-value of a difference after Holm's correction over all losses, or those without a Dice term."""
     plus, temperature = method.partition("+")[1:]
-    family = [*LOSSES, *DICE[1:]] if reference.startswith(DICE[0]) else LOSSES
+    family = (*LOSSES, "l1_ace") if reference.startswith("ce_dice") else LOSSES
     others = [loss + plus + temperature for loss in family if loss != reference.split("+")[0]]
     p_values = [difference(other, reference, test_set, measure).p_value for other in others]
     return dict(zip(others, holm(p_values), strict=True))[method]
@@ -112,11 +112,10 @@ def corrected(method: str, reference: str, test_set: str, measure: str) -> float
 def numbers(source: str) -> list[str]:
     """Return the numbers of a text from a source.
 
-    `nacl+T lge dsc`: the mean. `nacl - ce_dice lge dsc`: the difference and its interval; after `sign`, the difference
-    alone; after `size`, that without its sign; after `p`, its p-value; after `holm`, that corrected. `T nacl acdc`: the
-    lowest and the highest temperature of the seeds. `confidence nacl lge`: mean confidence and accuracy of all voxels
-    where a structure is predicted, in percent. `rank nacl lge`: the sum of the ranks by the paper's measures.
-    `= 0.05`: no result.
+    `nacl+T lge dsc`: the mean. `nacl - ce_dice lge dsc`: the difference and its interval; after `size`, the difference
+    without its sign; after `p`, its p-value; after `holm`, that corrected. `T nacl acdc`: the lowest and the highest
+    temperature of the seeds. `confidence nacl lge`: mean confidence and accuracy of all voxels where a structure is
+    predicted, in percent. `rank nacl lge`: the sum of the ranks by the paper's measures. `= 0.05`: no result.
     """
     match source.split():
         case ["=", *constants]:
@@ -132,9 +131,8 @@ def numbers(source: str) -> list[str]:
             bins = bins[bins["region"] == "predicted"]
             count, *sums = (bins.filter(like=name).sum().sum() for name in ("count", "confidence", "correct"))
             return [f"{100 * part / count:.0f}" for part in sums]
-        case ["size" | "sign" as kind, method, "-", *rest]:
-            value = difference(method, *rest).mean
-            return [f"{abs(value):.3f}" if kind == "size" else f"{value:+.3f}"]
+        case ["size", method, "-", *rest]:
+            return [f"{abs(difference(method, *rest).mean):.3f}"]
         case ["p" | "holm" as kind, method, "-", *rest]:
             return [f"{difference(method, *rest).p_value if kind == 'p' else corrected(method, *rest):.3f}"]
         case [method, "-", *rest]:
