@@ -102,27 +102,20 @@ READERS: Mapping[Any, Callable[[str], Any]] = {  # other annotations: a Python l
 }
 
 
-def check_class_names(names: Sequence[str], name: str) -> None:
-    """Raise `InputError` if a name of a structure, given by the argument `name`, is empty, repeated or "background"."""
-    if not all(structure.strip() for structure in names) or len(set(names)) < len(names):
-        raise InputError(f"{name}: names of structures must be different and not empty, got {list(names)}.")
-    if "background" in map(str.lower, names):
-        raise InputError(f"{name}: name the structures only. The background is class 0.")
-
-
-def parse_structures(texts: Sequence[str]) -> dict[str, frozenset[int]]:
-    """Read the label codes of each structure from `--structures`: `name=code`, or `name=code+code` for several."""
+def parse_structures(texts: Sequence[str], option: str = "--structures") -> dict[str, frozenset[int]]:
+    """Read the label codes of each structure from an option: `name=code`, or `name=code+code` for several."""
     if not texts:
-        raise InputError("--structures names no structure. Pass structures such as liver=1.")
-    pairs = []
+        raise InputError(f"{option} names no structure. Pass structures such as liver=1.")
+    structures: dict[str, frozenset[int]] = {}
     for text in texts:
-        if not (match := re.fullmatch(r"(.+)=(\d+(?:\+\d+)*)", text)):
-            raise InputError(f"--structures: {text!r} is not name=code or name=code+code, such as WT=1+2+4.")
-        pairs.append((match[1], frozenset(map(int, match[2].split("+")))))
-        if 0 in pairs[-1][1]:
-            raise InputError(f"--structures: {text!r} has the code of the background, 0.")
-    check_class_names([name for name, _ in pairs], "--structures")
-    return dict(pairs)
+        if not (match := re.fullmatch(r"(.*\S.*)=(\d+(?:\+\d+)*)", text)):
+            raise InputError(f"{option}: {text!r} is not name=code or name=code+code, such as WT=1+2+4.")
+        name, codes = match[1], frozenset(map(int, match[2].split("+")))
+        if 0 in codes or name.lower() == "background":
+            raise InputError(f"{option}: {text!r} is the background, which is class 0. Name the structures only.")
+        if structures.setdefault(name, codes) is not codes:
+            raise InputError(f"{option}: {name} occurs twice.")
+    return structures
 
 
 def patients_of(cases: Sequence[str], pattern: str | None, option: str = "--patient_pattern") -> dict[str, str]:

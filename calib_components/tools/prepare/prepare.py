@@ -18,7 +18,7 @@ from calib_components.data.cases import IMAGE, write_case
 from calib_components.data.facts import FACTS, Facts, facts_beside, write_facts
 from calib_components.data.nifti import open_nifti
 from calib_components.errors import InputError, check_choice, check_count, check_writable, make_folder
-from calib_components.tools.cli import check_class_names, parse_structures, patients_of
+from calib_components.tools.cli import parse_structures, patients_of
 from calib_components.tools.parallel import count_workers
 from calib_components.tools.prepare import acdc, brats, flare, generic
 from calib_components.tools.prepare.case import Case, Options, read_done, require_cases, transform_case
@@ -134,8 +134,8 @@ def _own_facts(
     if bool(labels) == bool(structures):
         remedy = "such as --labels liver,spleen for 1 and 2, or with their values, --structures liver=6,spleen=1"
         raise InputError(f"labels: give the names of the structures, {remedy}.")
-    check_class_names(labels or [], "labels")
-    given = parse_structures(structures or [f"{name}={code}" for code, name in enumerate(labels or [], start=1)])
+    numbered = [f"{name}={code}" for code, name in enumerate(labels or [], start=1)]
+    given = parse_structures(numbered, "--labels") if labels else parse_structures(structures or [])
     codes = sorted({0}.union(*given.values()))
     names = {of_structure: name for name, of_structure in given.items()}
     channels = 1 if in_channels is None else in_channels

@@ -98,11 +98,12 @@ def test_empty_path_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         run(monkeypatch, "work", "")
 
 
-def test_names_of_structures() -> None:
-    cli.check_class_names(["left kidney", "GTV+", "Ödem", "100%"], "labels")
-    for names in (["a", "a"], ["a", " "], ["Background"]):
-        with pytest.raises(InputError, match="labels: "):
-            cli.check_class_names(names, "labels")
+def test_structures() -> None:
+    codes = cli.parse_structures(["left kidney=1", "GTV+=2+4", "Ödem=3", "a=b=5"])
+    assert codes == {"left kidney": {1}, "GTV+": {2, 4}, "Ödem": {3}, "a=b": {5}}
+    for texts in ([], ["a"], ["a=one"], [" =1"], ["a=0+1"], ["Background=1"], ["a=1", "a=1"]):
+        with pytest.raises(InputError, match=r"^--labels"):
+            cli.parse_structures(texts, "--labels")
 
 
 def test_patients_by_their_names() -> None:
