@@ -93,8 +93,8 @@ def evaluate_predictions(
     items = []
     for case in cases:
         files = [*case.prediction.files, *case.prediction.grids, case.label]
-        item = {"case": case.name, "patient": patients[case.name], "files": files}
-        items.append({**item, "image": pictured.get(case.name, [])})
+        image = pictured.get(case.name, [])
+        items.append({"case": case.name, "patient": patients[case.name], "files": files, "image": image})
     records = EvaluationRecords(out, items, repr((classes, temperature)), files=["files", "image"])
     check_output(out, records.folder.name if records.folder.exists() else "summary.json", overwrite)
     chosen = {item["case"] for item in records.to_measure(shard, skip_existing)}
@@ -108,11 +108,7 @@ def evaluate_predictions(
 
 
 def _measure(
-    case: Case,
-    records: EvaluationRecords,
-    classes: Classes,
-    temperature: float | None,
-    images: Mapping[str, Path],
+    case: Case, records: EvaluationRecords, classes: Classes, temperature: float | None, images: Mapping[str, Path]
 ) -> None:
     saved = read_case(case, classes, temperature)
     grey = None if case.name not in images else _read_image(images[case.name], case.label)
@@ -130,11 +126,8 @@ def _read_image(file: Path, label_file: Path) -> torch.Tensor:
 
 
 def _find_images(folder: Path, cases: Sequence[str]) -> dict[str, Path]:
-    """Find the image of each case: NAME, or NAME_0000 as nnU-Net calls the first channel."""
-    files = {image.name: image.files[0] for image in find_images(folder)}
-    found = {}
-    for name in cases:
-        if (file := files.get(name, files.get(f"{name}_0000"))) is None:
-            raise InputError(f"{folder}: no image is called {name} or {name}_0000.")
-        found[name] = file
-    return found
+    """Find the images in a folder, which has that of each case: NAME, or NAME_0000, nnU-Net's first channel."""
+    files = {image.name: image.files[0] for image in find_images(folder, ["_0000"])}
+    if missing := [name for name in cases if name not in files]:
+        raise InputError(f"{folder}: no image is called {missing[0]} or {missing[0]}_0000.")
+    return files
