@@ -95,16 +95,6 @@ class TestAgain:
             prepare(**options)
         assert files(out) == before
 
-    def test_headers_that_counted_do_not_count_the_next_time(self, src: Path, out: Path, prepare: Prepare) -> None:
-        prepare()
-        label = src / "training" / "patient001" / "patient001_frame01_gt.nii.gz"
-        save(label, read(label), np.diag([-1.0, -1.0, 1.0, 1.0]))
-        with pytest.raises(InputError, match="--ignore_headers"):
-            prepare()
-        before = files(out)
-        assert f"{out}: 0 case(s) kept, 4 made\n" in prepare(ignore_headers=True)
-        assert all(files(out)[name] == content for name, content in before.items() if name.endswith(".nii"))
-
 
 class TestOutput:
     def test_another_run_is_refused(self, out: Path, prepare: Prepare) -> None:
