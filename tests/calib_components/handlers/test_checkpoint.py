@@ -86,11 +86,6 @@ def test_all_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert train(tmp_path / "parts", amp=True, network=rest, resume=True) == whole
 
 
-def test_a_run_without_amp_goes_on_with_it(tmp_path: Path) -> None:
-    assert "scaler" not in train(tmp_path, stop_after=1)
-    assert train(tmp_path, amp=True, resume=True)["epoch"] == 4
-
-
 def test_calibrator_changes_nothing_in_training_and_what_it_saves(tmp_path: Path) -> None:
     """Also where it starts from calibrated weights, and where the network is compiled."""
     torch.manual_seed(0)

@@ -49,20 +49,6 @@ def test_by_definition(ties: bool, dtype: torch.dtype, monkeypatch: pytest.Monke
     assert metric.aggregate().item() == pytest.approx(metric.aggregate("none").mean().item())
 
 
-def test_grid() -> None:
-    coverage = RiskCoverageMetric().coverage
-    assert len(coverage) == 118
-    assert (coverage.diff() > 0).all()
-    assert coverage[[0, 98, 99, 107, 108, -1]].tolist() == [0.01, 0.99, 0.991, 0.999, 0.9991, 1.0]
-
-
-def test_equal_confidence_says_nothing() -> None:
-    curve = risk_coverage(torch.full((1, 1, 100), 0.25), (torch.arange(100) < 30)[None, None].long())
-    torch.testing.assert_close(curve.risk, torch.full((1, 118), 0.3, dtype=torch.float64))
-    assert curve.aurc.item() == pytest.approx(0.3)
-    assert curve.error_share.item() == pytest.approx(0.05)
-
-
 def test_undefined_cases() -> None:
     y_pred = torch.tensor([[[0.1, 0.2], [0.9, 0.8]]] * 2)
     metric = RiskCoverageMetric("foreground")

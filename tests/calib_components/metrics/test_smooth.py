@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 import numpy as np
 import pytest
 import relplot
@@ -100,34 +98,6 @@ def test_errors() -> None:
 
 
 # Adaptive ECE
-
-
-def sorted_error(confidence: Array, correct: Array, num_bins: int) -> float:
-    """Edges interpolated between sorted confidences, bins `(lo, hi]`; the mean of the lowest ones is left out once."""
-    number, error = len(confidence), 0.0
-    edges = np.interp(np.arange(num_bins) * number / num_bins, np.arange(number), np.sort(confidence))
-    for low, high in pairwise([*edges, np.inf]):
-        inside = (confidence > low) & (confidence <= high)
-        residual = (confidence - correct)[inside].sum()
-        if low == edges[0]:
-            lowest = confidence == low
-            residual += (confidence - correct)[lowest].sum() - (confidence - correct)[lowest].mean()
-        error += abs(residual)
-    return error / number
-
-
-@pytest.mark.parametrize("num_bins", [1, 2, 15, 200])
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])  # few values, so many are equal
-def test_adaptive_error_equals_its_definition(num_bins: int, dtype: torch.dtype) -> None:
-    generator = torch.Generator().manual_seed(0)
-    y_pred = torch.randn(2, 3, 500, generator=generator).softmax(1).to(dtype)
-    y = torch.randint(3, (2, 1, 500), generator=generator)
-    confidence, predicted = y_pred.double().max(1)
-    correct = (predicted == y[:, 0]).double()
-    expected = [sorted_error(*case, num_bins) for case in zip(confidence.numpy(), correct.numpy(), strict=True)]
-    found = adaptive_calibration_error(y_pred, y, num_bins, region="all")
-    # Bins of equal edges are empty in one definition and hold nothing in the other.
-    assert found.tolist() == pytest.approx(expected, abs=1e-12)
 
 
 @pytest.mark.parametrize("name", ["metrics_k2", "metrics_k4"])
