@@ -132,8 +132,8 @@ CLAIMS = [
     Claim("results", "where no loss differs significantly from cross-entropy on LGE", lambda: changes(
         PENALTIES, CE, ["lge"], ["nll_all"]) == {0}),
     # evidence.md
-    Claim("evidence", "Over all voxels, no loss was better than cross-entropy; where a structure is predicted, four "
-          "underconfident ones were", lambda: -1 not in changes(PENALTIES, CE, SETS, ["nll_all"])
+    Claim("evidence", "Over all voxels, no loss was shown to be better than cross-entropy; where a structure is "
+          "predicted, four underconfident ones were", lambda: -1 not in changes(PENALTIES, CE, SETS, ["nll_all"])
           and lowest(CE, "lge", "nll_predicted") == {*UNDERCONFIDENT}),
     Claim("evidence", "CE + Dice is overconfident", lambda: temperatures(DICE)[0] > temperatures("l1_ace")[1] > 1.2),
     Claim("evidence", "are underconfident, each at one untuned setting", lambda: all(
