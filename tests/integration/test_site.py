@@ -14,7 +14,7 @@ from tests.helpers import ROOT
 PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
     *sorted((ROOT / "docs").glob("*.md")),
-    *sorted(ROOT.glob("bundles/*/docs/README.md")),
+    *sorted(ROOT.glob("bundles/*/docs/*.md")),
 ]
 
 

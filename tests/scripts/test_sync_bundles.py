@@ -16,7 +16,8 @@ def test_files_that_differ_are_written(
 ) -> None:
     monkeypatch.setattr(sync_bundles, "ROOT", tmp_path)
     for bundle in sync_bundles.BUNDLES.values():
-        shutil.copytree(ROOT / "bundles" / bundle / "configs", tmp_path / bundle / "configs")
+        for name in ("configs", "docs"):
+            shutil.copytree(ROOT / "bundles" / bundle / name, tmp_path / bundle / name)
     train = tmp_path / ACDC.name / "configs" / "train.yaml"
     train.unlink()
     sync_bundles.sync()
