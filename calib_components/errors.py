@@ -132,16 +132,16 @@ def check_output(folder: str | os.PathLike, marker: str, overwrite: bool = False
 
 def check_number(name: str, value: Any, lowest: float, highest: float = math.inf) -> None:
     """Raise `InputError` unless an argument is a finite number from `lowest` to `highest`."""
-    _check_real(name, value, lowest, highest, numbers.Real, "a number")
+    _check_real(name, value, lowest, highest, isinstance(value, numbers.Real), "a number")
 
 
 def check_count(name: str, value: Any, lowest: int, highest: float = math.inf) -> None:
     """Raise `InputError` unless an argument is an integer from `lowest` to `highest`."""
-    _check_real(name, value, lowest, highest, numbers.Integral, "an integer")
+    _check_real(name, value, lowest, highest, isinstance(value, numbers.Integral), "an integer")
 
 
-def _check_real(name: str, value: Any, lowest: float, highest: float, kind: type, noun: str) -> None:
-    if not (isinstance(value, kind) and lowest <= float(value) <= highest and float(value) < math.inf):
+def _check_real(name: str, value: Any, lowest: float, highest: float, is_kind: bool, noun: str) -> None:
+    if not (is_kind and lowest <= float(value) <= highest and float(value) < math.inf):
         bounds = f"of at least {lowest}" if highest == math.inf else f"from {lowest} to {highest}"
         raise InputError(f"{name} must be {noun} {bounds}, got {value!r}.")
 
