@@ -5,14 +5,14 @@ Counts are int64 and sums float64: float32 sums become inexact from about one mi
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.fft import dct, idct
 from scipy.optimize import brentq
+from scipy.stats import binom
 
 from calib_components.errors import InputError, check_count, check_number
 from calib_components.metrics.base import CaseTensors
@@ -99,9 +99,7 @@ def mean_over_classes(errors: torch.Tensor) -> torch.Tensor:
     return errors.nanmean(1) if errors.ndim == 2 else errors  # a channel of sigmoids may have no voxel in the region
 
 
-def consistency_bands(
-    bins: CalibrationBins, level: float = 0.95, draws: int = 1000, seed: int = 0
-) -> tuple[torch.Tensor, torch.Tensor]:
+def consistency_bands(bins: CalibrationBins, level: float = 0.95) -> tuple[torch.Tensor, torch.Tensor]:
     """Range of the accuracy of each bin that is expected by chance if the probabilities are calibrated.
 
     Then the number of correct predictions in a bin is about binomial with its count and mean confidence. This supposes
@@ -111,8 +109,6 @@ def consistency_bands(
     Args:
         bins: Observed bins; `InputError` if their counts are not whole numbers.
         level: Probability of the range.
-        draws: How often labels are drawn.
-        seed: Seed of the draws.
 
     Returns:
         Lower and upper quantiles of the accuracy, float64 in the shape of the bins; NaN where the bin is empty.
@@ -120,25 +116,28 @@ def consistency_bands(
     Source: Broecker and Smith, "Increasing the Reliability of Reliability Diagrams", Weather and Forecasting 22, 2007.
     """
     check_number("level", level, 0, 1)
-    accuracies = torch.stack([drawn.accuracy for drawn in _drawn(bins, draws, seed)])
-    tail = (1 - level) / 2
-    low, high = accuracies.quantile(accuracies.new_tensor([tail, 1 - tail]), 0)
+    count, probability = _binomial(bins)
+    tails = ((1 - level) / 2, (1 + level) / 2)
+    low, high = (count.new_tensor(binom.ppf(tail, count.cpu(), probability.cpu())) / count for tail in tails)
     return low, high
 
 
 def resampled_errors(bins: CalibrationBins, draws: int = 1000, seed: int = 0) -> torch.Tensor:
-    """Expected calibration errors `(B, draws)` of labels drawn as for `consistency_bands`: what chance alone gives."""
-    return torch.stack([drawn.expected_error() for drawn in _drawn(bins, draws, seed)], 1)
+    """Expected calibration errors `(B, draws)` if the probabilities are calibrated: what chance alone gives.
 
-
-def _drawn(bins: CalibrationBins, draws: int, seed: int) -> Iterator[CalibrationBins]:
+    The numbers of correct predictions are drawn from the distribution of `consistency_bands`.
+    """
     check_count("draws", draws, 1)
+    generator = torch.Generator(bins.count.device).manual_seed(seed)
+    drawn = (replace(bins, num_correct=torch.binomial(*_binomial(bins), generator)) for _ in range(draws))
+    return torch.stack([each.expected_error() for each in drawn], 1)
+
+
+def _binomial(bins: CalibrationBins) -> tuple[torch.Tensor, torch.Tensor]:
+    """Number of draws and probability of success in each bin."""
     if bins.count.is_floating_point():
         raise InputError("bins must have whole counts, as observed ones have, got those expected if true.")
-    generator = torch.Generator(bins.count.device).manual_seed(seed)
-    count, probability = bins.count.double(), bins.confidence.nan_to_num().clamp(0, 1)
-    for _ in range(draws):
-        yield CalibrationBins(bins.count, bins.confidence_sum, torch.binomial(count, probability, generator))
+    return bins.count.double(), bins.confidence.nan_to_num().clamp(0, 1)
 
 
 def smooth_calibration_error(bins: CalibrationBins) -> torch.Tensor:
