@@ -96,8 +96,9 @@ def difference(method: str, reference: str, test_set: str, measure: str) -> Esti
     """Return the difference of two methods; its p-value is not corrected."""
     here, there = (results("cases").loc[(test_set, name)] for name in (method, reference))
     patients = here.groupby("case")["patient"].first()
-    tables = [rows.set_index(["seed", "case"])[measure].unstack() for rows in (here, there)]
-    return paired_difference(*tables, [*patients], same_seeds=method.split("+")[0] == reference.split("+")[0])
+    values, others = (rows.set_index(["seed", "case"])[measure].unstack() for rows in (here, there))
+    same = method.split("+")[0] == reference.split("+")[0]
+    return paired_difference(values, others, [*patients], same_seeds=same)
 
 
 def corrected(method: str, reference: str, test_set: str, measure: str) -> float:

@@ -129,7 +129,7 @@ CLAIMS = [
     Claim("results", "costs an NLL of 0.025", lambda: round(-np.log(1 - 0.1 / 4), 3) == 0.025),
     Claim("results", "That NACL, FL, LS and MbLS have the lower NLL on LGE is significant", lambda: lowest(
         CE, "lge", "nll_predicted") == {*UNDERCONFIDENT}),
-    Claim("results", "where no loss differs significantly from cross-entropy on LGE", lambda: changes(
+    Claim("results", "where no penalty differs significantly from cross-entropy on LGE", lambda: changes(
         PENALTIES, CE, ["lge"], ["nll_all"]) == {0}),
     # evidence.md
     Claim("evidence", "Over all voxels, no loss was shown to be better than cross-entropy; where a structure is "

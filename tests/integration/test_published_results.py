@@ -40,7 +40,7 @@ def table(file: str) -> pd.DataFrame:
     return pd.read_csv(RESULTS / file, dtype={"test_set": object}).fillna({"test_set": ""})
 
 
-def confidence_and_accuracy(found: Results, row: Row, seed: int | None = None) -> tuple[float, float]:
+def confidence_and_accuracy(found: Results, row: Row, seed: int | None = None) -> tuple[float, ...]:
     """Where a structure is predicted, in percent, all voxels pooled."""
     bins = found.pooled_bins(row, "predicted", seed)
     return tuple(100 * (sums.sum() / bins.count.sum()).item() for sums in (bins.confidence_sum, bins.num_correct))
