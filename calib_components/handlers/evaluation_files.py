@@ -122,8 +122,9 @@ class Evaluation:
             found["thresholds"] = found.pop("counts")
         if (folder / "logits.json").exists():  # of a bundle
             found |= _read_json(folder / "logits.json", "magnitudes")
-        arrays = {name: np.array(found[name], float) for name in ("coverage", "risk", "magnitudes") if name in found}
-        return cls(table, summary, **found | arrays)
+        for name in {"coverage", "risk", "magnitudes"} & found.keys():
+            found[name] = np.array(found[name], float)
+        return cls(table, summary, **found)
 
 
 def _write_json(file: Path, content: Mapping[str, Any], indent: int | None = None) -> None:
@@ -139,9 +140,9 @@ def _read_json(file: Path, *names: str) -> dict[str, Any]:
     """Return the entries of a file that have these names; all without names."""
 
     def tensors(values: dict[str, Any]) -> Any:
-        kinds = {"count": CalibrationBins, "thresholds": ThresholdCounts}
-        kind = next((kind for name, kind in kinds.items() if isinstance(values.get(name), list)), None)
-        return values if kind is None else kind.from_dict(values)
+        if "true_positive" in values:
+            return ThresholdCounts.from_dict(values)
+        return CalibrationBins.from_dict(values) if "confidence_sum" in values else values
 
     with reading(file, "a file of an evaluation"):
         content = json.loads(file.read_bytes(), object_hook=tensors)

@@ -154,7 +154,8 @@ class _InBins:
         self.index = bins + torch.arange(0, self.size, num_bins, device=self.p.device)[:, None]
         above = bins.flatten().nonzero().squeeze(1)
         few = 4 * len(above) < bins.numel()
-        self.above, self.has_first = (above, (bins == 0).any(1)) if few else (slice(None), None)
+        self.above: torch.Tensor | slice = above if few else slice(None)
+        self.has_first = (bins == 0).any(1) if few else None
 
     def observed(self, sets: torch.Tensor, number: int) -> torch.Tensor:
         """Counts, sums of confidences and numbers correct in each of so many sets, `(3, number, rows, num_bins)`."""

@@ -165,7 +165,7 @@ def measure_structures(
     numbers = (expected, true, predicted[..., LOW], predicted[..., HIGH], segmented)
     volumes = (number.double() * float(voxel_volume) for number in numbers)
     counts = ThresholdCounts(thresholds, true_positive, predicted, true, voxels)
-    return StructureMeasures(*volumes, 2 * overlap / (segmented + expected), counts)
+    return StructureMeasures(*volumes, 2 * overlap / (segmented + expected), counts)  # type: ignore[call-arg]
 
 
 def check_structures(structures: Structures, sigmoid: bool = False, channels: float = math.inf) -> dict[str, list[int]]:

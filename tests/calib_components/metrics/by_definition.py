@@ -2,32 +2,33 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.ndimage import binary_dilation, distance_transform_edt
 
 Array = NDArray[Any]
 BINS = 15
 
 
 def band(classes: Array, radius: float, spacing: Sequence[float] | None = None) -> Array:
-    """Voxels at most `radius` from a face between voxels of different classes; -1 is ignored."""
-    size = np.ones(classes.ndim) if spacing is None else np.array(spacing)
-    reach = [int(radius / s + 1) for s in size]
-    found = np.pad(np.zeros(classes.shape, bool), [(n, n) for n in reach])
+    """Voxels near faces, -1 is ignored: on a grid of half the spacing, a face is the points between two voxels."""
+    near = np.zeros(classes.shape, bool)
+    half = np.array(spacing or [1] * classes.ndim) / 2
     for axis in range(classes.ndim):
         low, high = (np.delete(classes, at, axis) for at in (-1, 0))
-        faces = (low != high) & (low != -1) & (high != -1)
-        for offset in itertools.product(*(range(-n, n + 1) for n in reach)):  # from the voxel below the face
-            distance = np.maximum(np.abs(np.array(offset, float)) - 0.5, 0)
-            distance[axis] = abs(offset[axis] - 0.5)
-            if ((distance * size) ** 2).sum() <= radius**2 + 1e-9:
-                shifted = (slice(n + o, n + o + m) for n, o, m in zip(reach, offset, faces.shape, strict=True))
-                found[tuple(shifted)] |= faces
-    return found[tuple(slice(n, n + m) for n, m in zip(reach, classes.shape, strict=True))]
+        fine = np.zeros([2 * n + 1 for n in classes.shape], bool)
+        fine[tuple(slice(2, -2, 2) if a == axis else slice(1, None, 2) for a in range(classes.ndim))] = (
+            (low != high) & (low != -1) & (high != -1)
+        )
+        for other in set(range(classes.ndim)) - {axis}:  # with its edges
+            fine = binary_dilation(fine, np.ones([3 if a == other else 1 for a in range(classes.ndim)]))
+        if fine.any():
+            distance = distance_transform_edt(~fine, sampling=half)
+            near |= distance[(slice(1, None, 2),) * classes.ndim] <= radius + 1e-9
+    return near
 
 
 def inside(

@@ -10,7 +10,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.ndimage import binary_dilation, distance_transform_edt
 
 from calib_components.errors import InputError
 from calib_components.metrics import (
@@ -152,24 +151,6 @@ def test_regions_by_hand(region: Any, members: list[int]) -> None:
 # Bands
 
 
-def band_by_distance_transform(classes: np.ndarray, radius: float, spacing: Sequence[float] | None) -> np.ndarray:
-    """Voxels near faces: on a grid of half the spacing, a face is the points between two voxels, and its edges."""
-    near = np.zeros(classes.shape, bool)
-    half = np.array(spacing or [1] * classes.ndim) / 2
-    for axis in range(classes.ndim):
-        low, high = (np.delete(classes, at, axis) for at in (-1, 0))
-        fine = np.zeros([2 * n + 1 for n in classes.shape], bool)
-        fine[tuple(slice(2, -2, 2) if a == axis else slice(1, None, 2) for a in range(classes.ndim))] = (
-            (low != high) & (low != IGNORED) & (high != IGNORED)
-        )
-        for other in set(range(classes.ndim)) - {axis}:
-            fine = binary_dilation(fine, np.ones([3 if a == other else 1 for a in range(classes.ndim)]))
-        if fine.any():
-            distance = distance_transform_edt(~fine, sampling=half)
-            near |= distance[(slice(1, None, 2),) * classes.ndim] <= radius + 1e-9
-    return near
-
-
 @settings(max_examples=60)
 @given(st.integers(0, 10**6), st.lists(st.integers(1, 8), min_size=1, max_size=3), st.sampled_from([0.5, 1.5, 2, 3.7]))
 def test_band_equals_its_definition(seed: int, shape: list[int], radius: float) -> None:
@@ -178,7 +159,7 @@ def test_band_equals_its_definition(seed: int, shape: list[int], radius: float) 
     classes[rng.random(shape) < 0.03] = IGNORED
     for spacing in (None, tuple(rng.choice([0.5, 1.0, 1.5, 3.0], len(shape)))):
         found = band_mask(torch.from_numpy(classes).int(), radius, spacing)
-        assert np.array_equal(found.numpy(), band_by_distance_transform(classes, radius, spacing))
+        assert np.array_equal(found.numpy(), by_definition.band(classes, radius, spacing))
 
 
 # All measures in all regions
