@@ -61,6 +61,11 @@ def test_federated_learning_evaluates_its_own_weights(bundle: Path) -> None:
     assert disabled == ["calib_components.handlers.WeightsCheckpointLoader"]
 
 
+def test_default_is_the_loss_of_the_acdc_weights_and_the_overlay_that_of_the_paper() -> None:
+    losses = (parser(ACDC, "train.yaml", *names).get_parsed_content("loss") for names in ((), ("losses/nacl.yaml",)))
+    assert [loss.constraint for loss in losses] == ["softmax", "logits"]
+
+
 @pytest.mark.parametrize("overlay", sorted((COMMON / "losses").iterdir()), ids=lambda file: file.stem)
 def test_overlays_set_a_loss_of_logits_and_labels(overlay: Path) -> None:
     loss = parser(ACDC, "train.yaml", f"losses/{overlay.name}").get_parsed_content("loss")
