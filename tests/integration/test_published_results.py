@@ -18,7 +18,6 @@ from calib_components.tools.compare.settings import TABLE1
 from calib_components.tools.prepare import prepare_data
 from calib_components.tools.report.data import Results, Row, read_compact
 from calib_components.tools.report.readers import check_same_cases
-from calib_components.tools.report.report import report_folders
 from calib_components.tools.report.statistics import mean_with_interval
 from scripts.draw_results import draw_results
 from scripts.fill_tables import difference, fill, numbers
@@ -210,15 +209,6 @@ def test_model_card_has_the_means_of_its_weights(column: int, test_set: str) -> 
     confidence, accuracy = confidence_and_accuracy(found, row, seed)
     (shown,) = (parts for title, parts in cells.items() if title.startswith("confidence / accuracy"))
     assert shown[column].strip() == f"{confidence:.0f} / {accuracy:.0f} %"
-
-
-@pytest.mark.slow
-def test_overview_is_rebuilt(tmp_path: Path) -> None:
-    report_folders(RESULTS / "acdc/three_seeds", RESULTS / "chaos", out=tmp_path)
-    for file in sorted((RESULTS / "overview").glob("*.csv")):
-        made, kept = pd.read_csv(tmp_path / file.name), pd.read_csv(file)
-        columns = [name for name in kept if not name.endswith(("low", "high"))]
-        pd.testing.assert_frame_equal(made[columns], kept[columns])
 
 
 @pytest.mark.slow
