@@ -98,7 +98,7 @@ def record_case(
     if case.probabilities is not None:
         measured = {region: kinds.items() for region, kinds in case.measured.items()}
         record["bins"] = {r: {k: v for k, v in of if isinstance(v, CalibrationBins)} for r, of in measured.items()}
-        record["thresholds"] = case.of_structures.thresholds
+        record["thresholds"] = case.structure_measures.thresholds
         record["risk"] = case.risk.coverage, case.risk.risk
         record["temperature"] = 1.0 if case.temperature is None else float(case.temperature)
         record["sigmoid"] = case.sigmoid or len(case.probabilities) == 1
@@ -261,9 +261,9 @@ def _joined_records(
     table, first = pd.DataFrame([record["values"] for record in records]), records[0]
     means: dict[str, pd.Series] = {}
     for measure in MEASURES:
-        of_structures = [measure.column(name) for name in structures]
-        if measure.scope == "structure" and of_structures[0] in table:
-            means[measure.name] = table[of_structures].mean(axis=1)
+        names = [measure.column(name) for name in structures]
+        if measure.scope == "structure" and names[0] in table:
+            means[measure.name] = table[names].mean(axis=1)
     summary: dict[str, Any] = {"cases": len(records)}
     for name, values in (*means.items(), *table.items()):
         summary[name] = {"mean": float(values.mean()), "std": float(values.std()), "n": int(values.count())}
@@ -318,8 +318,8 @@ class EvaluationWriter:
         temperature: By which the logits were divided, a number or a tensor of one element; None is 1.
 
     Raises:
-        InputError: During a run, if the folder cannot be written, or a case has another number of channels than there
-            are names.
+        InputError: When it is attached, if a file of the folder would be replaced that no evaluation wrote; during a
+            run, if the folder cannot be written, or a case has another number of channels than there are names.
     """
 
     records: EvaluationRecords

@@ -192,8 +192,8 @@ def draw_reliability(folder: Path, evaluation: Evaluation) -> None:
         for kind in ("top_label", "top_label_if_true")
     )
     reliability_diagram(bins, if_true=if_true, bands=True).savefig(folder / "reliability.png")
-    of_classes = evaluation.regions["all"]["classwise"]
-    reliability_diagram(of_classes, evaluation.class_names, bands=True).savefig(folder / "reliability_classes.png")
+    classwise = evaluation.regions["all"]["classwise"]
+    reliability_diagram(classwise, evaluation.class_names, bands=True).savefig(folder / "reliability_classes.png")
 
 
 def draw_cases(folder: Path, dsc: pd.Series, slices: Sequence[Mapping[str, Any]], class_names: Sequence[str]) -> None:

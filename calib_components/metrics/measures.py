@@ -99,7 +99,7 @@ class Case:
         return {name: {**of.bins, **of.scores} for name, of in zip(self.regions, found, strict=True)}
 
     @cached_property
-    def of_structures(self) -> StructureMeasures:
+    def structure_measures(self) -> StructureMeasures:
         """Volumes, expected DSC and counts above thresholds of the structures."""
         return self.call(measure_structures, structures=self.structures, voxel_volume=self.voxel_volume)
 
@@ -121,7 +121,7 @@ class Measure:
         scope: "region", "structure" or "case": what a column is of.
         function: Gives the values of a case by region or structure.
         bins: Kind of bins that it is the error of; those of all cases together have an error, too.
-        of_masks: Whether a label map has it.
+        masks: Whether a label map has it.
     """
 
     name: str
@@ -131,7 +131,7 @@ class Measure:
     scope: str
     function: Callable[[Case], Values]
     bins: str = ""
-    of_masks: bool = False
+    masks: bool = False
 
     def column(self, place: str) -> str:
         """Return the name of its column of a region or structure."""
@@ -148,7 +148,7 @@ class Column(NamedTuple):
     place: str
 
 
-def _of_regions(kind: str, case: Case) -> Values:
+def _region_values(kind: str, case: Case) -> Values:
     """Errors of bins, or scores, of the regions that have them; NaN where there is no voxel."""
     values = {}
     for region, found in case.measured.items():
@@ -164,32 +164,32 @@ def _smooth_ece(case: Case) -> Values:
     return {name: smooth_calibration_error(of.bins["top_label"]).item() for name, of in zip(SMOOTH, found, strict=True)}
 
 
-def _measured(field: str, case: Case) -> Values:
-    return case.by_structure(getattr(case.of_structures, field))
+def _structure(field: str) -> Callable[[Case], Values]:
+    return lambda case: case.by_structure(getattr(case.structure_measures, field))
 
 
 def _bins(kind: str) -> dict[str, Any]:
-    return {"function": partial(_of_regions, kind), "bins": kind}
+    return {"function": partial(_region_values, kind), "bins": kind}
 
 
 MEASURES = (
-    Measure("dsc", "DSC", "higher", "", "structure", lambda case: case.by_structure(dice(*case.masks)), of_masks=True),
+    Measure("dsc", "DSC", "higher", "", "structure", lambda case: case.by_structure(dice(*case.masks)), masks=True),
     Measure("hd95", "HD95", "lower", "unit", "structure",
-            lambda case: case.by_structure(hausdorff_distance_95(*case.masks, case.spacing)), of_masks=True),
+            lambda case: case.by_structure(hausdorff_distance_95(*case.masks, case.spacing)), masks=True),
     Measure("ece", "ECE", "lower", "", "region", **_bins("top_label")),
     Measure("cece", "CECE", "lower", "", "region", **_bins("classwise")),
-    Measure("nll", "NLL", "lower", "", "region", partial(_of_regions, "nll")),
-    Measure("brier", "Brier", "lower", "", "region", partial(_of_regions, "brier")),
+    Measure("nll", "NLL", "lower", "", "region", partial(_region_values, "nll")),
+    Measure("brier", "Brier", "lower", "", "region", partial(_region_values, "brier")),
     Measure("ece_if_true", "ECE if true", "", "", "region", **_bins("top_label_if_true")),
     Measure("cece_if_true", "CECE if true", "", "", "region", **_bins("classwise_if_true")),
-    Measure("ece_resampled", "ECE of drawn labels", "", "", "region", partial(_of_regions, "resampled")),
+    Measure("ece_resampled", "ECE of drawn labels", "", "", "region", partial(_region_values, "resampled")),
     Measure("smooth_ece", "smooth ECE", "lower", "", "region", _smooth_ece),
-    Measure("true_volume", "true volume", "", "volume_unit", "structure", partial(_measured, "true")),
-    Measure("segmented_volume", "segmented volume", "", "volume_unit", "structure", partial(_measured, "segmented")),
-    Measure("expected_volume", "expected volume", "", "volume_unit", "structure", partial(_measured, "expected")),
-    Measure("volume_low", "lowest volume", "", "volume_unit", "structure", partial(_measured, "low")),
-    Measure("volume_high", "highest volume", "", "volume_unit", "structure", partial(_measured, "high")),
-    Measure("expected_dsc", "expected DSC", "higher", "", "structure", partial(_measured, "expected_dsc")),
+    Measure("true_volume", "true volume", "", "volume_unit", "structure", _structure("true")),
+    Measure("segmented_volume", "segmented volume", "", "volume_unit", "structure", _structure("segmented")),
+    Measure("expected_volume", "expected volume", "", "volume_unit", "structure", _structure("expected")),
+    Measure("volume_low", "lowest volume", "", "volume_unit", "structure", _structure("low")),
+    Measure("volume_high", "highest volume", "", "volume_unit", "structure", _structure("high")),
+    Measure("expected_dsc", "expected DSC", "higher", "", "structure", _structure("expected_dsc")),
     Measure("aurc", "AURC", "lower", "", "case", lambda case: {"": case.risk.aurc.item()}),
     Measure("error_share_5", "errors in 5 %", "higher", "", "case", lambda case: {"": case.risk.error_share.item()}),
 )  # fmt: skip
@@ -210,5 +210,5 @@ def find_column(name: str, structures: Sequence[str]) -> Column | None:
 
 def measure_case(case: Case) -> dict[str, float]:
     """Return the value of each column of a case, NaN where it is not defined; of a label map, those of its masks."""
-    measures = [measure for measure in MEASURES if measure.of_masks or case.probabilities is not None]
+    measures = [measure for measure in MEASURES if measure.masks or case.probabilities is not None]
     return {measure.column(place): each for measure in measures for place, each in measure.function(case).items()}

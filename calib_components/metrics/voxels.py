@@ -254,22 +254,22 @@ def read_voxels(
             if len((selected := voxels if region is None else region.select(voxels)).label) > 0:
                 yield selected
     wrong_values, wrong_sums, wrong_labels = invalid.tolist()
-    values_of, voxels_of = f"of {y_pred.numel()} values", f"of {y_pred.numel() // step} voxels"
+    among_values, among_voxels = f"of {y_pred.numel()} values", f"of {y_pred.numel() // step} voxels"
     ignored = "" if ignore_index is None else f" (or ignore_index={ignore_index})"
     if wrong_values and logits:
-        raise InputError(f"logits must be finite, got {wrong_values} {values_of} that are NaN or infinite.")
+        raise InputError(f"logits must be finite, got {wrong_values} {among_values} that are NaN or infinite.")
     if wrong_values:
         remedy = f"Apply {'sigmoid' if sigmoid else 'softmax'} to logits."
-        raise InputError(f"y_pred has {wrong_values} {values_of} that are NaN or outside [0, 1]. {remedy}")
+        raise InputError(f"y_pred has {wrong_values} {among_values} that are NaN or outside [0, 1]. {remedy}")
     if wrong_sums:
         raise InputError(
-            f"y_pred does not sum to 1 over the classes in {wrong_sums} {voxels_of}. Apply softmax to logits. If each "
-            "channel is a structure of its own, set sigmoid=True. Where a crop was inverted, set the background to 1 "
-            "outside (calib_components.inference.maps.fill_background)."
+            f"y_pred does not sum to 1 over the classes in {wrong_sums} {among_voxels}. Apply softmax to logits. If "
+            "each channel is a structure of its own, set sigmoid=True. Where a crop was inverted, set the background "
+            "to 1 outside (calib_components.inference.maps.fill_background)."
         )
     if wrong_labels:
         given = "0 or 1 in each channel" if sigmoid else f"class indices from 0 to {channels - 1} or one-hot"
-        raise InputError(f"y must hold {given}{ignored}, got other values in {wrong_labels} {voxels_of}.")
+        raise InputError(f"y must hold {given}{ignored}, got other values in {wrong_labels} {among_voxels}.")
     if any_voxel and only_0_and_1:
         warn_once(
             "y_pred holds only 0 and 1, like a one-hot segmentation, which says nothing of calibration. Give the "
