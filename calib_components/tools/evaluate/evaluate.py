@@ -21,8 +21,8 @@ from calib_components.tools.evaluate.classes import IGNORED, Classes, paint
 from calib_components.tools.evaluate.notes import check_notes, note
 from calib_components.tools.evaluate.pairs import Case, classes_of, find_cases, read_case
 from calib_components.tools.parallel import map_cases
-from calib_components.tools.report.clinical import check_apart
 from calib_components.tools.report.report import report_folders
+from calib_components.tools.report.thresholds import check_apart
 
 REPORT = "report"  # folder of the page inside the output folder
 

@@ -1,35 +1,33 @@
-"""What a report begins with: one to three sentences drawn from its numbers, without a claim that they do not support.
+"""What a report begins with: at most three sentences drawn from its numbers, and what to do next.
 
-Whether a network is calibrated is a test over patients of confidence minus accuracy, which is 0 on average if it is;
-without significance, "no miscalibration" is shown only where the interval is close to 0. The ECE of a calibrated
-network is above 0 by chance, by an unknown amount: voxels depend on each other. For the same reason the NLL, which
-scores probabilities as a whole, stands beside a lower ECE.
+The DSC and its loss come first. A network that segments badly is not praised for its calibration, and no conclusion
+rests on the NLL over all voxels, which easy background decides.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import shlex
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 
+from calib_components.errors import printable
+from calib_components.tools.report.calibration import VERDICTS, judge_regions
 from calib_components.tools.report.data import WITHOUT, Results, Row
+from calib_components.tools.report.page import Answer
 from calib_components.tools.report.statistics import (
     FEWEST_PATIENTS,
-    Array,
-    Estimate,
-    bins_p_value,
-    calibration_gap,
-    holm,
     mean_of_defined,
     mean_with_interval,
     smallest_p_value,
-    spearman_with_interval,
-    sums_of_patients,
 )
-from calib_components.tools.report.text import (
-    CONCLUDED,
+from calib_components.tools.report.structures import expected_and_true
+from calib_components.tools.report.tables import (
+    DECIDING,
+    LOSS,
     SIGNIFICANT,
+    Record,
     estimate_of,
     heading,
     higher_is_better,
@@ -40,180 +38,140 @@ from calib_components.tools.report.text import (
     with_interval,
 )
 
-PLACES = {"predicted": "in the predicted foreground", "all": "over all voxels"}
-SLIGHT, CLOSE = 0.01, 0.1  # differences of confidence and accuracy
-ANSWERS = {  # from the mildest to what outweighs the others: answer, and what it says of a region
-    "none": ("No miscalibration shown", "no miscalibration is shown"),
-    "slight": ("Slightly miscalibrated", "the model is slightly {}"),
-    "unknown": ("Too few patients to tell whether the model is calibrated", "{} cannot tell"),
-    "shown": ("Not well calibrated", "the model is {}"),
+LOW = 0.7  # a mean DSC below this is low
+PLACES = {"predicted": "where a structure is predicted", "all": "over all voxels"}
+ANSWERS = {  # by verdict
+    "none": "No miscalibration is shown {place}: {shown}.",
+    "slight": "It is slightly {kind} {place}: {shown}.",
+    "unknown": "Too few patients to tell whether it is calibrated ({shown} {place}).",
+    "shown": "It is not well calibrated: {kind} {place} ({shown}).",
 }
-UNTESTED = " Single bins are not tested: sign flips of so few patients cannot reach significance."
-NOTHING = "nothing can be said about calibration."
+BUT_LOW = "Calibration does not make up for that ({shown} {place})."
+EVALUATE = "calib-components evaluate_predictions {} --out evaluation_next"
+COMPARE = "calib-components compare_losses BUNDLE --dataset_dir PREPARED --out RESULTS"
+BUNDLE = "python -m monai.bundle run --bundle_root BUNDLE --config_file \"['BUNDLE/configs/train.yaml'{}]\""
+CALIBRATE = "calib-components calibrate_predictions VALIDATION VALIDATION_LABELS --apply_to PREDICTIONS --out scaled"
+CALIBRATE_BUNDLE = BUNDLE.format(",'BUNDLE/configs/calibrate.yaml'")
+LONGER = "Improve the segmentation: train longer, above all with a loss without a Dice term, and ignore padded voxels."
 
 
-def conclude_one(results: Results) -> str:
-    """Return whether the one method is calibrated, and whether its confidence finds the bad cases."""
-    (name,), patients, count = results.methods, results.patients(), results.count()
-    row = Row(name)
+def conclude_one(results: Results) -> Answer:
+    """Return how well the one method segments, whether it is calibrated, and how right its expected DSC is."""
+    row = Row(*results.methods)
+    dsc = mean_with_interval(results.values(row, "dsc"), results.patients())
+    low, verdict = dsc.mean < LOW, "unknown"
+    sentences = [f"The mean DSC of {results.count()} is {with_interval(dsc, 'dsc')}{', which is low' * low}."]
     if not results.has("ece_predicted"):
-        dsc = mean_with_interval(results.values(row, "dsc"), patients)
-        return f"The mean DSC of {count} is {with_interval(dsc, 'dsc')}. There are no probabilities, so {NOTHING}"
-    last = f"These {count} cannot tell how it is for patients of another origin (in brackets: 95 % intervals)."
-    if patients.nunique() < 2:
-        last = f"{count}: too few to tell how it is for others."
-    return " ".join(filter(None, [_calibration(results, row), _finds_bad_cases(results, row), last]))
-
-
-def _calibration(results: Results, row: Row) -> str:
-    """Return the sentence that answers whether a method is calibrated, in both regions."""
-    patients, parts, verdicts = results.patients(), [], []
-    regions = [_shares(results, row, region) for region in PLACES]
-    judged = judge([shares for shares, _ in regions])
-    for region, (shares, cases), (verdict, kind, gap) in zip(PLACES, regions, judged, strict=True):
-        place = PLACES[region]
-        if cases == 0:  # a network may predict no foreground at all
-            parts.append(f"{place}, there is no voxel")
-            continue
-        if cases < len(patients):
-            place += f" of the {cases} of {len(patients)} cases that have one"
-        verdicts.append(verdict)
-        sure, right = (number(share, "ece") for share in shares[1:].sum(2).mean(1))
-        error = with_interval(mean_with_interval(results.values(row, f"ece_{region}"), patients), "ece")
-        shown = [f"confidence {sure}", f"accuracy {right}", f"difference {with_interval(gap, 'ece')}"]
-        shown += [*p_text(gap.p_value), f"ECE of a case {error}"]
-        parts.append(f"{place}, {ANSWERS[verdict][1].format(kind)} ({', '.join(shown)})")
-    answer = max(verdicts, key=list(ANSWERS).index, default="unknown")
-    text = f"{ANSWERS[answer][0]}: {'; '.join(parts)}. Chance alone gives a case an ECE above 0."
-    smallest = [smallest_p_value(gap.cases, 2 * len(judged)) for _, _, gap in judged if gap.cases]
-    return text + UNTESTED * (answer != "shown" and max(smallest, default=0) >= SIGNIFICANT)
-
-
-def _shares(results: Results, row: Row, region: str) -> tuple[Array, int]:
-    """Return what the voxels of each bin add to 1, confidence and accuracy of a patient, and the number of cases.
-
-    The first are means over the cases of a patient that have a voxel in the region, `(3, patients, bins)`.
-    """
-    sums = np.stack(results.case_bins(row, region))
-    total = sums[:1].sum(3, keepdims=True)
-    shares = np.moveaxis(mean_of_defined(sums / np.where(total > 0, total, np.nan), axis=1), 1, 0)
-    defined = ~np.isnan(shares[:, 0, 0])
-    names = results.patients()[defined]
-    cases = sums_of_patients(np.ones((len(names), 1, 1)), names)
-    return np.moveaxis(sums_of_patients(shares[defined], names) / cases, 0, 1), len(names)
-
-
-def judge(regions: Sequence[Array]) -> list[tuple[str, str, Estimate]]:
-    """Return what each region says of the model, as a key of `ANSWERS`; how it is wrong; and confidence minus accuracy.
-
-    Given of each region is what the voxels of each bin add to 1, confidence and accuracy of a patient,
-    `(3, patients, bins)`. The p-value is the lower one of mean and bins, corrected for both in all regions.
-    """
-    gaps = [calibration_gap(*shares[1:].sum(2)) for shares in regions]
-    testable = [smallest_p_value(gap.cases, 2 * len(gaps)) < SIGNIFICANT for gap in gaps]
-    of_bins = [bins_p_value(shares) if test else 1.0 for shares, test in zip(regions, testable, strict=True)]
-    p_values = holm([*(gap.p_value for gap in gaps), *of_bins]).reshape(2, -1).T
-    judged = []
-    for shares, gap, (p_gap, p_bins) in zip(regions, gaps, p_values, strict=True):
-        p_value, size = float(np.minimum(p_gap, p_bins)), float(np.abs(mean_of_defined(shares[1] - shares[2])).sum())
-        if p_value < SIGNIFICANT:
-            verdict, kind = "slight" if size < SLIGHT else "shown", f"{'over' if gap.mean > 0 else 'under'}confident"
-            if not p_gap < SIGNIFICANT or abs(gap.mean) < size / 2:
-                kind = "too confident in some bins and not confident enough in others"
-        else:
-            calibrated = gap.cases >= FEWEST_PATIENTS and max(-gap.low, gap.high, size) < CLOSE
-            verdict, kind = "none" if calibrated else "unknown", f"{gap.cases} patient{'s' * (gap.cases != 1)}"
-        judged.append((verdict, kind, gap._replace(p_value=p_value)))
-    return judged
-
-
-def expected_and_true(results: Results, row: Row) -> tuple[Array, Array]:
-    """Return the expected and the true DSC of each case, `(cases,)`: means over the structures that have both."""
-    pair = np.array([
-        [mean_of_defined(results.values(row, f"{measure}_{name}")) for name in results.structures]
-        for measure in ("expected_dsc", "dsc")
-    ])  # fmt: skip
-    expected, true = mean_of_defined(np.where(np.isnan(pair).any(0), np.nan, pair), axis=1)
-    return expected, true
-
-
-def _finds_bad_cases(results: Results, row: Row) -> str:
-    """Return the sentence about expected and true DSC; empty without an interval."""
+        sentences.append("Label maps have no probabilities: whether it is calibrated is unknown.")
+        return Answer(sentences, "Evaluate probabilities.", EVALUATE.format("PROBABILITIES LABELS"))
+    if judged := judge_regions(results, row):
+        region = max(judged, key=lambda of: [*VERDICTS].index(judged[of].verdict))
+        found, verdict = judged[region], judged[region].verdict
+        shown = f"confidence {number(found.confidence, 'ece')}, accuracy {number(found.accuracy, 'ece')}"
+        text = BUT_LOW if low and verdict in ("none", "slight") else ANSWERS[verdict]
+        sentences.append(text.format(place=PLACES[region], kind=found.kind, shown=shown))
     expected, true = expected_and_true(results, row)
-    correlation = spearman_with_interval(expected, true, results.patients())
-    if not correlation.has_interval:
-        return ""
-    found, count, cases = worst_cases(expected, true)
-    by_chance = count**2 / max(cases, 1)
-    if correlation.high < 0:
-        answer = "Low confidence does not find the bad cases"
-    elif correlation.low <= 0:
-        answer = "Whether low confidence finds the bad cases cannot be told"
-    elif count and found <= by_chance:
-        answer = "Low confidence goes with a lower DSC, but does not find the worst cases"
-    else:
-        answer = "Low confidence points to bad cases"
-    shown = f"Spearman's correlation of expected and true DSC is {with_interval(correlation, 'rho')}"
-    if count:
-        shown += f"; worst cases among as many of lowest expected DSC: {found} of {count} (by chance: {by_chance:.1f})"
-    return f"{answer}: {shown}."
+    if (optimism := mean_with_interval(expected - true, results.patients())).has_interval:
+        side = "too high" if optimism.low > 0 else "too low" if optimism.high < 0 else "neither too high nor too low"
+        shown = with_interval(optimism, "dsc", True)
+        sentences.append(f"The DSC expected without labels is {side} on average: expected minus true {shown}.")
+    return Answer(sentences, *_next_of_one(results, verdict, low))
 
 
-def worst_cases(expected: Array, true: Array) -> tuple[int, int, int]:
-    """Return how many of the worst cases are among as many cases of lowest expected DSC.
+def _next_of_one(results: Results, verdict: str, low: bool) -> tuple[str, str]:
+    """Return what to do next with one network, as a text and a command."""
+    found = next(iter(results.evaluations.values()), None)
+    of_bundle = found is None or found.magnitudes is not None  # saved predictions have no logits
+    if low:
+        train = f"{BUNDLE.format('')} --resume true --max_epochs 200"
+        return LONGER, train if of_bundle else EVALUATE.format("BETTER_PREDICTIONS LABELS")
+    if verdict == "unknown":
+        return "Evaluate more patients.", EVALUATE.format("MORE_PREDICTIONS MORE_LABELS")
+    if verdict == "none":
+        return "Test patients of another origin.", EVALUATE.format("OTHER_PREDICTIONS OTHER_LABELS")
+    again = found is not None and found.summary.get("temperature", 1) != 1
+    text = "Fit the temperature again, where structures are." if again else "Fit a temperature on validation patients."
+    return text, (CALIBRATE_BUNDLE if of_bundle else CALIBRATE) + " --region predicted" * again
 
-    Worst cases are a fifth of the cases and at least one. Cases where either value is undefined (NaN) are left out.
-    Returned are how many are found, of how many worst cases, and the number of cases; 0 of 0 where equal values leave
-    open which these are.
+
+def conclude_differences(results: Results, reference: str, table: pd.DataFrame) -> Answer:
+    """Return which methods have another DSC than the reference, and which have better or worse probabilities.
+
+    `table` is that of `calib_components.tools.report.comparison.differences`. Of two methods, the one with the lower
+    DSC is not called better for its probabilities, nor is one with a low DSC.
     """
-    pair = pd.DataFrame({"true": true, "expected": expected}).dropna()
-    count = max(1, len(pair) // 5)
-    chosen = [set(values.nsmallest(count, keep="all").index) for _, values in pair.items()]
-    if {*map(len, chosen)} != {count}:
-        return 0, 0, len(pair)
-    return len(chosen[0] & chosen[1]), count, len(pair)
-
-
-def conclude_differences(results: Results, reference: str, table: pd.DataFrame) -> str:
-    """Return where methods are better and worse than the reference, from the table of `differences`."""
-    if results.patients().nunique() < FEWEST_PATIENTS:
-        return f"{results.count()}: too few to tell which method is better."
-    measures = [measure for measure in CONCLUDED if results.has(measure)] or ["dsc"]
     plain = table[(table["temperature"] == WITHOUT) & (table["reference_temperature"] == WITHOUT)]
-    plain = plain[plain["measure"].isin(measures) & (plain["method"] != reference)]
-    clauses, unknown, alone = [], [], plain["method"].nunique() == 1
-    for name, of_method in plain.groupby("method", sort=False):
-        groups: dict[str, list[str]] = {"better": [], "worse": [], "same": []}
-        for record in of_method.to_dict("records"):
-            found, measure, p_value = estimate_of(record), record["measure"], record["p_value_holm"]
-            group, direction = "same", ""
-            if is_significant(found, p_value):
-                group = "better" if (found.mean > 0) == higher_is_better(measure) else "worse"
-                direction = "a higher " if found.mean > 0 else "a lower "
-            title, *place = heading(measure, arrow=False).split(" ", 1)
-            named = " ".join([title, *(PLACES.get(region, "") for region in place)])
-            notes = [with_interval(found, measure, True), *p_text(p_value)]
-            groups[group].append(f"{direction}{named} ({', '.join(notes)})")
-        label = results.labels[name]
-        if significant := [listed(groups[group]) for group in ("better", "worse") if groups[group]]:
-            clauses.append(f"{label} has {', but '.join(significant)}")
-        if alone and groups["same"]:
-            unknown.append(f"{label} in {listed(groups['same'])}")
-        elif not significant:
-            unknown.append(label)
-    label, corrected = results.labels[reference], f"; p-values are Holm-corrected for {len(plain)} comparisons"
-    sentences = [f"Compared with {label}, {'; '.join(clauses)}."] if clauses else []
-    if unknown:
-        sentences.append(f"No significant difference to {label} on these {results.count()}: {', '.join(unknown)}.")
-    by_flips = 1 in (results.seeds(Row(reference)), max(results.seeds(Row(name)) for name in plain["method"]))
-    if by_flips and (smallest := smallest_p_value(results.patients().nunique(), len(plain))) >= SIGNIFICANT:
-        sentences.append(
-            f"No difference can be: sign flips of so few patients have p-values of {smallest:.3f} or more."
-        )
-    sentences.append(f"In brackets: 95 % intervals{corrected * (len(plain) > 1)}.")
-    sentences.append(
-        f"There are no probabilities in common, so {NOTHING}"
-        if measures == ["dsc"]
-        else "The NLL scores probabilities as a whole; part of an ECE is chance, more so of a less confident model."
-    )
-    return " ".join(sentences)
+    found = {(record["method"], record["measure"]): record for record in plain.to_dict("records")}
+    dsc = {name: float(mean_of_defined(results.of_cases(Row(name), "dsc"))) for name in results.methods}
+    segments = {name: _change(found[name, "dsc"], LOSS) for name in dsc if name != reference}
+    told: dict[str, dict[str, str]] = {kind: {} for kind in ("Lower", "Higher", "Better", "Worse", "Untold")}
+    for name, change in segments.items():
+        if change:
+            told["Higher" if change > 0 else "Lower"][name] = _about(found, dsc, name, ["dsc"])
+        praised, blamed = change >= 0 and dsc[name] >= LOW, change <= 0
+        for kind, sign in (("Better" if praised else "Untold", 1), ("Worse" if blamed else "Untold", -1)):
+            if measures := [m for m in DECIDING if (name, m) in found and _change(found[name, m]) == sign]:
+                told[kind][name] = _about(found, dsc, name, measures)
+    texts = {kind: listed([results.labels[name] + text for name, text in of.items()]) for kind, of in told.items()}
+    label, count, patients = results.labels[reference], results.count(), results.patients().nunique()
+    base = f"{label} ({number(dsc[reference], 'dsc')})"
+    parts = [f"{kind} DSC than {base}: {texts[kind]}" for kind in ("Lower", "Higher") if told[kind]]
+    if not parts:
+        alone = "".join(f": {results.labels[name]}{_about(found, dsc, name, ['dsc'])}" for name in segments)
+        parts = [f"No DSC is clearly different from that of {base}{alone * (len(segments) == 1)}"]
+    sentences = ["; ".join(parts) + "."]
+    parts = [f"{kind} NLL or ECE than {label}: {texts[kind]}" for kind in ("Better", "Worse") if told[kind]]
+    if not results.has("nll_predicted"):
+        parts = ["There are no probabilities in common: calibration is not compared"]
+    elif patients < FEWEST_PATIENTS:
+        parts = [f"{count}: too few to tell whose NLL or ECE is better"]
+    elif not parts and not told["Untold"]:
+        smallest = smallest_p_value(patients, len(segments) * len(DECIDING))
+        by_flips = min(map(results.seeds, map(Row, dsc))) == 1 and smallest >= SIGNIFICANT
+        why = f", and none can: p-values of so few are {smallest:.3f} or more" * by_flips
+        parts = [f"No NLL or ECE differs significantly on these {count}{why}"]
+    sentences += ["; ".join(parts) + "."] * bool(parts)
+    if told["Lower"] or told["Untold"] or max(dsc.values()) < LOW:
+        sentences.append("A lower NLL or ECE does not make up for a low DSC.")
+    best = next(iter(told["Better"] or told["Higher"]), reference)
+    return Answer(sentences, *_next_of_several(results, best, dsc[best] < LOW))
+
+
+def _change(record: Record, limit: float = np.inf) -> int:
+    """Return 1 for a value that is better than the reference's, -1 for a worse one, 0 if that is not clear."""
+    estimate = estimate_of(record)
+    if not is_significant(estimate, record["p_value_holm"]) and not abs(estimate.mean) > limit:
+        return 0
+    return 1 if (estimate.mean > 0) == higher_is_better(record["measure"]) else -1
+
+
+def _about(
+    found: Mapping[tuple[str, str], Record], dsc: Mapping[str, float], name: str, measures: Sequence[str]
+) -> str:
+    """Return by what a method differs, of two methods with intervals and p-values."""
+    texts = []
+    for measure in measures:
+        record, text = found[name, measure], heading(measure, arrow=False)
+        notes = [with_interval(estimate_of(record), measure, True), *p_text(record["p_value_holm"])] * (len(dsc) == 2)
+        texts.append(" ".join([number(dsc[name], "dsc") if measure == "dsc" else text, ", ".join(notes)]).strip())
+    return f" ({'; '.join(texts)})"
+
+
+def _next_of_several(results: Results, best: str, low: bool) -> tuple[str, str]:
+    """Return what to do next after a comparison, as a text and a command."""
+    few, label = results.patients().nunique() < FEWEST_PATIENTS, results.labels[best]
+    if results.evaluations:
+        if low or few:
+            text = LONGER if low else "Evaluate more patients."
+            return text, EVALUATE.format("BETTER_PREDICTIONS LABELS" if low else "MORE_PREDICTIONS MORE_LABELS")
+        folder = shlex.quote(printable(results.folders[best]))
+        return f"See whether {label} is calibrated.", f"calib-components report {folder} --out report_of_one"
+    if low:
+        return LONGER, f"{COMPARE} --max_epochs 200"
+    if few:
+        return "Test every patient, by cross-validation.", f"{COMPARE} --folds 5"
+    if min(results.seeds(Row(name)) for name in results.methods) == 1:
+        return "Repeat the trainings: one of each does not tell a loss from chance.", f"{COMPARE} --seeds 0,1,2"
+    if not results.test_sets:
+        return "Test patients of another origin.", f"{COMPARE} --evaluate_on OTHER=PREPARED_OTHER"
+    return f"Train with {label} on your data.", BUNDLE.format(",'BUNDLE/configs/losses/LOSS.yaml'")

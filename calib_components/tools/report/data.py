@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from calib_components.errors import make_folder, reading, writing
 from calib_components.handlers.evaluation_files import Evaluation
 from calib_components.metrics import CalibrationBins
-from calib_components.tools.report.statistics import Array
+from calib_components.tools.report.statistics import Array, Estimate, mean_of_defined
 
 WITHOUT, WITH = "without", "with"  # a temperature
 TEXTS = ["method", "test_set", "case", "patient", "region", "leave_one_out", "warnings"]  # columns
@@ -36,11 +36,6 @@ STRUCTURES = {  # that the paper segments in each data set
 # Murugesan et al., "Trust Your Neighbours", MICCAI 2023, Tables 1 to 3.
 PUBLISHED = pd.read_csv(Path(__file__).with_name("published.csv"), index_col=["dataset", "method"])
 FILES = {"cases": ".csv.gz", "bins": ".csv.gz", "cells": ".csv", "temperatures": ".csv"}  # compact tables
-
-
-def dataset_of(structures: Sequence[str]) -> str | None:
-    """Return the paper's data set with these structures, whatever the images are; None if there is none."""
-    return next((name for name, known in STRUCTURES.items() if known == structures), None)
 
 
 class Row(NamedTuple):
@@ -94,8 +89,7 @@ class Results:
     @property
     def labels(self) -> dict[str, str]:
         """Labels of the methods that have results, by name, in their order."""
-        labels, own = self.about["labels"], self.sets[0]
-        return {name: labels[name] for name in labels if Row(name, test_set=own) in self.groups}
+        return {name: label for name, label in self.about["labels"].items() if Row(name) in self.groups}
 
     @property
     def methods(self) -> list[str]:
@@ -106,6 +100,11 @@ class Results:
     def structures(self) -> list[str]:
         """Names of the structures."""
         return [name.removeprefix("dsc_") for name in self.cases if name.startswith("dsc_")]
+
+    @property
+    def dataset(self) -> str | None:
+        """The paper's data set with these structures, whatever the images are; None if there is none."""
+        return next((name for name, known in STRUCTURES.items() if known == self.structures), None)
 
     def has(self, *measures: str) -> bool:
         """Return whether all of some measures were measured."""
@@ -129,6 +128,14 @@ class Results:
         table = self.cases[["test_set", "case", "patient"]].drop_duplicates()
         return {name: of_set.set_index("case")["patient"] for name, of_set in table.groupby("test_set")}
 
+    def of_cases(self, row: Row, measure: str) -> Array:
+        """Return a measure of each case, `(cases,)`: the mean over the seeds that have a value."""
+        return mean_of_defined(self.values(row, measure))
+
+    def record(self, row: Row, measure: str, estimate: Estimate, **keys: Any) -> dict[str, Any]:
+        """Return the record of an estimate, see `calib_components.tools.report.tables`."""
+        return {**row._asdict(), "label": self.label(row), **keys, "measure": measure, **estimate._asdict()}
+
     def count(self, test_set: str = "") -> str:
         """Return how many patients there are, as text; or cases, if each is its own patient."""
         patients = self.patients(test_set)
@@ -139,16 +146,9 @@ class Results:
         """Return the number of seeds of a row."""
         return self.groups[row]["seed"].nunique()
 
-    @property
-    def papers(self) -> dict[str, str]:
-        """The paper's data set of a test set, as far as there is one."""
-        own = dataset_of(self.structures)
-        return self.about.get("papers", {"": own} if own and self.about.get("split") == "testing" else {})
-
     def fits(self, row: Row) -> pd.DataFrame:
         """Return the fitted temperatures of a row."""
-        fits = self.temperatures[self.temperatures["method"] == row.method]
-        return fits[fits["test_set"] == row.test_set] if "test_set" in fits else fits
+        return self.temperatures[self.temperatures["method"] == row.method]
 
     def values(self, row: Row, measure: str) -> Array:
         """Return a measure of each seed and case, `(seeds, cases)`; NaN where it is undefined."""

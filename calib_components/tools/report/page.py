@@ -6,7 +6,7 @@ import base64
 import io
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,16 +15,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from calib_components.errors import check_output, make_folder, writing
+from calib_components.tools.report.tables import Record
 
 PAGE, MARKDOWN = "index.html", "report.md"
-
-
-class Cell(NamedTuple):
-    """A cell of a table: its text, smaller notes below it, and whether it is "bold" or "underlined"."""
-
-    text: str
-    notes: Sequence[str] = ()
-    mark: str = ""
 
 
 class Picture(NamedTuple):
@@ -45,18 +38,25 @@ class Picture(NamedTuple):
         return base64.b64encode(self.png).decode()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Section:
     """A part of a report: a table, figures, or both."""
 
     name: str  # of its CSV file
     title: str
     caption: str
-    header: Sequence[str] = ()
-    rows: Sequence[Sequence[Cell]] = ()  # as they are shown
-    records: Sequence[dict[str, Any]] | pd.DataFrame = ()  # all numbers, for the CSV file
+    table: pd.DataFrame = field(default_factory=pd.DataFrame)  # of `Cell`, as it is shown; its index names the lines
+    records: Sequence[Record] | pd.DataFrame = ()  # all numbers, for the CSV file
     pictures: Sequence[Picture] = ()
     folded: bool = False  # on the page, shown when clicked alone
+
+
+class Answer(NamedTuple):
+    """What a report begins with: its conclusion, and what to do next, as a text and a command."""
+
+    sentences: Sequence[str]
+    advice: str = ""
+    command: str = ""
 
 
 def to_png(figure: Figure) -> bytes:
@@ -81,9 +81,9 @@ ENVIRONMENT.filters["md"] = _markdown
 
 
 def write_report(
-    title: str, conclusion: str, notice: str, sections: Sequence[Section], out: Path, overwrite: bool = False
+    title: str, answer: Answer, notices: Sequence[str], sections: Sequence[Section], out: Path, overwrite: bool = False
 ) -> None:
-    """Write the files of a report, the page last, and print where it is.
+    """Write the files of a report, the page last, and print where it is and what it answers.
 
     Files of an earlier report are replaced, and removed where the new one lacks them. Pictures of cases are on the page
     alone.
@@ -92,15 +92,16 @@ def write_report(
         InputError: The folder holds other files and `overwrite` is not set, or it cannot be written.
     """
     check_output(out, PAGE, overwrite)
-    texts = {"title": title, "conclusion": conclusion, "notice": notice}
-    kept = [section for section in sections if not section.name.startswith("cases_")]
+    shown: dict[str, Any] = {"title": title, "answer": answer, "notices": notices}
+    sections = [section for section in sections if section.table.size or section.pictures]
+    kept = [section for section in sections if section.name != "pictures"]
     files = {f"{picture.name}.png": picture.png for section in kept for picture in section.pictures}
     for section in kept:
         if len(section.records):
             files[f"{section.name}.csv"] = pd.DataFrame(section.records).to_csv(index=False).encode()
-    markdown = ENVIRONMENT.get_template("report.md.jinja").render(**texts, sections=kept)
+    markdown = ENVIRONMENT.get_template("report.md.jinja").render(**shown, sections=kept)
     files[MARKDOWN] = (re.sub(r"\n{3,}", "\n\n", markdown).strip() + "\n").encode()
-    files[PAGE] = ENVIRONMENT.get_template("page.html.jinja").render(**texts, sections=sections).encode()
+    files[PAGE] = ENVIRONMENT.get_template("page.html.jinja").render(**shown, sections=sections).encode()
     earlier = {*out.glob("*.csv"), *out.glob("*.png")} if (out / PAGE).exists() else set()
     make_folder(out)
     for name, content in files.items():
@@ -109,4 +110,6 @@ def write_report(
     for file in earlier - {out / name for name in files}:
         file.unlink()
     print(out / PAGE)
-    print(*filter(None, (conclusion, notice)), sep="\n")
+    print(*answer.sentences)
+    if answer.command:
+        print(f"{answer.advice} {answer.command}")

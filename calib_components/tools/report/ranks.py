@@ -1,31 +1,30 @@
-"""Ranks of methods: of their means, as the paper has them, and on single cases. Intervals are over patients."""
+"""Ranks of methods: of their means, as the paper has them, and on single cases."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 from numpy.typing import ArrayLike
 from scipy.stats import rankdata
 
-from calib_components.tools.report.statistics import (
-    FEWEST_PATIENTS,
-    Array,
-    Estimate,
-    bootstrap_interval,
-    mean_of_defined,
-    mean_with_interval,
-    sums_of_patients,
+from calib_components.tools.report.data import WITH, WITHOUT, Results, Row
+from calib_components.tools.report.page import Section
+from calib_components.tools.report.statistics import Array, mean_of_defined
+from calib_components.tools.report.tables import RANKED, TRUSTED, Cell, heading, higher_is_better, listed
+
+RANKINGS = {  # name in files: title, measures, temperature
+    "paper": ("Ranks by the paper's measures", RANKED, WITHOUT),
+    "paper_temperature": ("Ranks by the paper's measures, with temperature", RANKED, WITH),
+    "probabilities": ("Ranks by segmentation and probabilities", TRUSTED, WITHOUT),
+    "probabilities_temperature": ("Ranks by segmentation and probabilities, with temperature", TRUSTED, WITH),
+}
+ABOUT = (
+    "1 is best, ties share the mean rank. sum-rank: the sum of the ranks of the means, each over the cases in which "
+    "all methods have a value. mean-case-rank: the mean of the ranks on single cases, where a method without a value "
+    "ranks last. A case with nothing to find is ranked by DSC alone. Ranks do not tell differences from chance."
 )
-
-
-class RankedCases(NamedTuple):
-    """What methods are ranked by on a data set. Data sets of a population have the same patients."""
-
-    costs: Array  # (methods, cases, metrics), the lower the better; NaN where undefined
-    patients: Sequence[str]  # of each case
-    population: str = ""
 
 
 def ranks_of(costs: ArrayLike) -> Array:
@@ -44,39 +43,37 @@ def means_over_common_cases(costs: ArrayLike) -> Array:
     return mean_of_defined(np.where(np.isnan(costs).any(0), np.nan, costs), axis=1)
 
 
-def sum_ranks(datasets: Sequence[RankedCases]) -> list[Estimate]:
-    """Return the sum of the ranks of each method's means over data sets and metrics, and its 95 % interval.
+def costs_of(results: Results, rows: Sequence[Row], measures: Sequence[str]) -> Array:
+    """Return what rows of a test set are ranked by, `(methods, cases, metrics)`: the lower, the better.
 
-    There is no interval where fewer than six patients of a data set have values of all methods in some metric.
+    A value that is undefined in one seed counts as undefined. Cases with nothing to find are ranked by DSC alone: a
+    method that rightly finds nothing has no error of calibration in what it predicts.
     """
-    totals = np.sum([ranks_of(means_over_common_cases(data.costs)).sum(-1) for data in datasets], axis=0)
-    parts, numbers, fewest = [], {}, np.inf
-    for data in datasets:
-        common = ~np.isnan(data.costs).any(0)
-        counts = sums_of_patients(common, data.patients)  # (patients, metrics)
-        sums = [sums_of_patients(of_method, data.patients) for of_method in np.where(common, data.costs, 0)]
-        parts.append((np.stack(sums), counts))
-        numbers[data.population] = len(counts)
-        fewest = min(fewest, (counts > 0).sum(0).min())
-    if fewest < FEWEST_PATIENTS:
-        return [Estimate(float(total)) for total in totals]
-
-    def statistic(*drawn: Array) -> Array:
-        indices = dict(zip(numbers, drawn, strict=True))
-        total = np.zeros(())
-        for data, (sums, counts) in zip(datasets, parts, strict=True):
-            chosen = indices[data.population]
-            means = sums[:, chosen].sum(-2) / counts[chosen].sum(-2)  # (methods, ..., metrics)
-            total = total + ranks_of(means).sum(-1)
-        return total
-
-    low, high = bootstrap_interval(statistic, *numbers.values())
-    return [Estimate(float(m), float(a), float(b)) for m, a, b in zip(totals, low, high, strict=True)]
+    nothing = np.any([results.finds_nothing(row) for row in rows], axis=0)
+    signs = [-1 if higher_is_better(name) else 1 for name in measures]
+    values = np.array([[results.comparable(row, name).mean(0) for row in rows] for name in measures])
+    costs = np.moveaxis(values, 0, 2) * signs
+    costs[:, nothing] = np.where([name == "dsc" for name in measures], costs[:, nothing], np.nan)
+    return costs
 
 
-def mean_case_ranks(datasets: Sequence[RankedCases]) -> list[Estimate]:
-    """Return the mean of each method's ranks over all cases and metrics of data sets, and its 95 % interval."""
-    ranks = np.concatenate([case_ranks(data.costs) for data in datasets], axis=1)
-    patients = [f"{data.population}/{name}" for data in datasets for name in data.patients]
-    repeated = np.repeat(patients, ranks.shape[2]).tolist()  # a case has one rank per metric
-    return [mean_with_interval(of_method.ravel(), repeated) for of_method in ranks]
+def ranks_sections(results: Results) -> list[Section]:
+    """Return the rankings of two or more methods, over the test sets where all have results."""
+    sections = []
+    for name, (title, wanted, temperature) in RANKINGS.items():
+        measures = [measure for measure in wanted if results.has(measure)]
+        methods = [m for m in results.methods if Row(m, temperature) in results.groups]
+        if len(methods) < 2 or (wanted == RANKED and measures != [*RANKED]):
+            continue
+        sets = {of: [Row(m, temperature, of) for m in methods] for of in results.sets}
+        costs = {of: costs_of(results, rows, measures) for of, rows in sets.items() if {*rows} <= {*results.groups}}
+        table = pd.DataFrame(index=pd.Index([results.labels[m] for m in methods], name="label"))
+        for of, of_set in costs.items():
+            table[f"sum-rank {of}".strip()] = ranks_of(means_over_common_cases(of_set)).sum(1)
+        if len(costs) > 1:
+            table["sum-rank of all"] = table.sum(axis=1)
+        table["mean-case-rank"] = np.nanmean(np.hstack([*map(case_ranks, costs.values())]), axis=(1, 2))
+        names = listed([heading(measure, arrow=False) for measure in measures])
+        cells = table.map(lambda rank: Cell(f"{round(rank, 2):g}"))
+        sections.append(Section(f"ranks_{name}", title, f"By {names}. {ABOUT}", cells, table.reset_index()))
+    return sections

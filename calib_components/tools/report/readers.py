@@ -1,4 +1,4 @@
-"""Readers of a report: results folders of compare_losses, and evaluation folders of any network."""
+"""Readers of a report: results folders of compare_losses, and evaluation folders."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ from calib_components.handlers.evaluation_files import Evaluation
 from calib_components.tools.compare.cell_settings import CellSettings, read_settings
 from calib_components.tools.report.data import COMPACT, SUMS, WITH, WITHOUT, Results, read_compact
 
-TRAINING = ("max_epochs", "batch_size", "learning_rate", "val_interval", "image_size", "crop_size")
 TOLERANCE = 2e-6  # of volumes, relative
 NAMED = 6  # columns and cases that a notice names
 
@@ -98,9 +97,6 @@ def read_cells(folder: Path) -> Results:
         "split": first.evaluation["split"],
         "folds": first.folds,
         "fitted_in": first.calibration.get("region", "all"),
-        "training": {name: first.training.get(name) for name in TRAINING}
-        | {"channels": first.training["network_def"].get("channels")},
-        "datalists": {"": first.datalist, **{name: of["datalist"] for name, of in first.evaluate_on.items()}},
         "magnitudes": {name: np.nanmean(np.stack(of), axis=0).round(5).tolist() for name, of in magnitudes.items()},
     }
     all_cases, all_bins = (pd.concat(parts, ignore_index=True) for parts in (cases, bins))
@@ -124,11 +120,10 @@ def _trained(folder: Path) -> dict[str, Any]:
     """Return what `history.csv` tells of a training."""
     with reading(folder / "history.csv", "a line for each epoch") as file:
         history = pd.read_csv(file)
-        found = {"epochs": len(history), "best_epoch": None, "best_val_dsc": None}
         scores = history.get("val_dsc", pd.Series(dtype=float)).dropna()
-        if len(scores):
-            best = scores.idxmax()
-            found |= {"best_epoch": int(history["epoch"][best]), "best_val_dsc": round(scores[best], 4)}
+        best = scores.idxmax() if len(scores) else None
+        found = {"epochs": len(history), "best_epoch": None if best is None else int(history["epoch"][best])}
+        found["best_val_dsc"] = None if best is None else round(scores[best], 4)
         return found | {"seconds_per_epoch": round(float(history["seconds"].median()), 1)}
 
 
@@ -190,47 +185,40 @@ def read_evaluations(folders: Sequence[Path]) -> Results:
                 first = next(iter(labels.values()))
                 raise InputError(f"{label}: {name} is {here}, that of {first} is {there}. They cannot be compared.")
     del about["structures"]
-    tables = [
-        tables_of(found, method=name, seed=0, fold=0, test_set="", temperature=WITHOUT) for name, found in read.items()
-    ]
-    all_cases = [cases["case"] for cases, _ in tables]
-    in_all = set.intersection(*map(set, all_cases))
-    common = [case for case in all_cases[0] if case in in_all]
-    if not common:
+    keys = {"seed": 0, "fold": 0, "test_set": "", "temperature": WITHOUT}
+    tables = [tables_of(found, method=name, **keys) for name, found in read.items()]
+    cases, bins = (pd.concat(parts, ignore_index=True, join="inner") for parts in zip(*tables, strict=True))
+    in_all = cases.groupby("case")["method"].transform("nunique") == len(folders)
+    if not in_all.any():
         raise InputError(f"No case is in all of {', '.join(labels.values())}: their names differ.")
-    patients, notices = _patients(dict(zip(labels.values(), [cases for cases, _ in tables], strict=True)), common)
-    everywhere = set.intersection(*({*bins["region"]} for _, bins in tables))
-    kept = [cases.set_index("case").loc[common].reset_index().assign(patient=patients) for cases, _ in tables]
-    cases = pd.concat(kept, ignore_index=True, join="inner")
-    bins = pd.concat([of_one for _, of_one in tables], ignore_index=True, join="inner")
-    bins = bins[bins["case"].isin(common) & bins["region"].isin(everywhere)]
-    for kind, known, found_in_some in (
-        ("Cases", common, itertools.chain(*all_cases)),
-        ("Columns", cases.columns, itertools.chain(*(of_one for of_one, _ in tables))),
+    columns = itertools.chain(*(table for table, _ in tables))
+    notices = []
+    for kind, names in (
+        ("Cases", cases["case"][~in_all]),
+        ("Columns", (name for name in columns if name not in cases)),
     ):
-        if names := [printable(name) for name in dict.fromkeys(found_in_some) if name not in known]:
-            more = f" and {len(names) - NAMED} more" * (len(names) > NAMED)
-            notices.append(f"{kind} that not all have are left out: {', '.join(names[:NAMED])}{more}.")
+        if left_out := [*dict.fromkeys(map(printable, names))]:
+            more = f" and {len(left_out) - NAMED} more" * (len(left_out) > NAMED)
+            notices.append(f"{kind} that not all have are left out: {', '.join(left_out[:NAMED])}{more}.")
+    cases = cases[in_all]
+    own = {case: case for case in cases["case"]}
+    known = cases[cases["patient"] != cases["case"]].groupby("case")["patient"]
+    if (differing := known.nunique() > 1).any():
+        raise InputError(
+            f"Case {printable(differing.idxmax())} is of different patients in {', '.join(labels.values())}."
+        )
+    cases = cases.assign(patient=cases["case"].map(own | known.first().to_dict()))
+    if not len(known):
+        notices.append("Each case counts as a patient. If some are of the same patient, intervals are too narrow.")
     if len(folders) > 1 and not any(name.startswith("true_volume_") for name in cases):
         notices.append("Only names of cases were compared: label maps do not tell whether ground truths are the same.")
+    everywhere = bins.groupby("region")["method"].transform("nunique") == len(folders)
+    bins = bins[everywhere & bins["case"].isin(cases["case"])]
     about |= {"labels": labels, "notices": notices}
-    by_name = dict(zip(labels, folders, strict=True))
-    results = Results(cases, bins, pd.DataFrame(), pd.DataFrame(), about, by_name, read)
+    folders_of = dict(zip(labels, folders, strict=True))
+    results = Results(cases, bins, pd.DataFrame(), pd.DataFrame(), about, folders_of, read)
     check_same_cases(results)
     return results
-
-
-def _patients(read: Mapping[str, pd.DataFrame], common: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return the patient of each common case, from the folders that know them, and notices."""
-    found = pd.DataFrame({label: cases.set_index("case")["patient"].loc[common] for label, cases in read.items()})
-    known = found.loc[:, found.ne(found.index.to_series(), axis=0).any()]
-    if known.empty:
-        notice = "Each case counts as a patient of its own. If some are of the same patient, intervals are too narrow."
-        return list(common), [notice]
-    differing = known.index[known.nunique(axis=1) > 1]
-    if len(differing):
-        raise InputError(f"Case {printable(differing[0])} is of different patients in {', '.join(known)}.")
-    return known.iloc[:, 0].tolist(), []
 
 
 def name_folders(folders: Sequence[Path]) -> list[str]:

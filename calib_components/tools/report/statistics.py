@@ -11,7 +11,7 @@ Undefined values are NaN. Means leave them out. `patients` are the patient of ea
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -57,28 +57,6 @@ def sums_of_patients(values: ArrayLike, patients: ArrayLike) -> Array:
     return sums
 
 
-def bootstrap_interval(
-    statistic: Callable[..., Array], *patients: int, resamples: int = RESAMPLES
-) -> tuple[Array, Array]:
-    """Return the ends of the 95 % percentile bootstrap interval of one or more statistics.
-
-    `statistic` maps drawn indices `(..., patients)`, one array for each population of patients, to `(..., draws)`.
-    """
-    with np.errstate(invalid="ignore", divide="ignore"):
-        drawn = stats.bootstrap(
-            [np.arange(number) for number in patients],
-            lambda *indices, axis=-1: statistic(*indices),
-            n_resamples=resamples,
-            batch=500,
-            method="percentile",
-            rng=np.random.default_rng(SEED),
-        ).bootstrap_distribution
-    undefined = np.isnan(drawn).all(-1)
-    ends = np.nanquantile(np.where(undefined[..., None], 0, drawn), [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=-1)
-    low, high = np.where(undefined, np.nan, ends)
-    return low, high
-
-
 def mean_with_interval(values: ArrayLike, patients: Sequence[str]) -> Estimate:
     """Return the mean over cases and its 95 % interval.
 
@@ -120,9 +98,19 @@ def _compare(tables: Sequence[Array], patients: Sequence[str], tests: bool = Fal
             sums = sums_of_patients(filled.T - filled.mean(), names).T
             by_patient.append(filled.mean() + sums * sums.shape[1] / cases)
         return Estimate(mean, *seeds_and_patients(mean, by_patient), cases)
-    (estimate,) = ratio_with_interval(np.where(defined, differences, 0)[:, None], defined[:, None], patients)
+    sums, counts = (sums_of_patients(values, names) for values in (differences[defined], np.ones(cases)))
+    found = stats.bootstrap(
+        (sums, counts),
+        lambda sums, counts, axis=-1: sums.sum(axis) / counts.sum(axis),
+        n_resamples=RESAMPLES,
+        paired=True,
+        vectorized=True,
+        batch=500,
+        method="percentile",
+        rng=np.random.default_rng(SEED),
+    ).confidence_interval
     p_value = sign_flip_p_value(differences[:, None], patients) if tests else np.nan
-    return Estimate(mean, estimate.low, estimate.high, p_value, cases)
+    return Estimate(mean, float(found.low), float(found.high), p_value, cases)
 
 
 def seeds_and_patients(mean: float, tables: Sequence[ArrayLike]) -> tuple[float, float, float]:
@@ -225,49 +213,6 @@ def bins_p_value(shares: Array) -> float:
     gaps = shares[1] - shares[2]
     exchanged = np.where(gaps.mean(0) < 0, shares[0] - shares[1:], shares[1:]).sum(2)
     return max(sign_flip_p_value(gaps, [*map(str, range(len(gaps)))]), calibration_gap(*exchanged).p_value)
-
-
-def ratio_with_interval(numerators: ArrayLike, denominators: ArrayLike, patients: Sequence[str]) -> list[Estimate]:
-    """Return ratios of sums over cases, such as a sensitivity over the voxels of all cases, with 95 % intervals.
-
-    Both are `(cases, ratios)`; a case whose denominators are all 0 is left out. A ratio is NaN where all denominators
-    are 0, and has no interval where fewer than `FEWEST_PATIENTS` patients have one above 0.
-    """
-    defined = (np.asarray(denominators) > 0).any(1)
-    names = np.asarray(patients)[defined]
-    above, below = (sums_of_patients(np.asarray(part)[defined], names).T for part in (numerators, denominators))
-    with np.errstate(invalid="ignore"):  # 0 / 0 is NaN
-        ratios = above.sum(1) / below.sum(1)
-    ends = np.full((2, len(ratios)), np.nan)
-    if (enough := (below > 0).sum(1) >= FEWEST_PATIENTS).any():
-        above, below = above[enough], below[enough]
-        ends[:, enough] = bootstrap_interval(lambda i: above[:, i].sum(-1) / below[:, i].sum(-1), below.shape[1])
-    return [Estimate(float(m), float(low), float(high)) for m, low, high in zip(ratios, *ends, strict=True)]
-
-
-def spearman_with_interval(values: ArrayLike, others: ArrayLike, patients: Sequence[str]) -> Estimate:
-    """Return Spearman's rank correlation of two values of the same cases and its 95 % interval over patients.
-
-    A case where either value is undefined (NaN) is left out. The correlation takes the place of the mean; it is NaN
-    where all values are equal.
-    """
-    pair = np.stack([np.asarray(values, float), np.asarray(others, float)])
-    defined = ~np.isnan(pair).any(0)
-    names, index = np.unique(np.asarray(patients)[defined], return_inverse=True)
-    pair = pair[:, defined]
-    if pair.shape[1] < 2 or (np.ptp(pair, axis=1) == 0).any():
-        return Estimate(np.nan)
-    correlation = float(stats.spearmanr(*pair).statistic)
-    if len(names) < FEWEST_PATIENTS:
-        return Estimate(correlation)
-    cases_of = [np.flatnonzero(index == patient) for patient in range(len(names))]
-
-    def statistic(drawn: NDArray[np.intp]) -> Array:
-        chosen = (pair[:, np.concatenate([cases_of[i] for i in row])] for row in drawn.reshape(-1, len(names)))
-        return np.reshape([np.corrcoef(stats.rankdata(part, axis=1))[0, 1] for part in chosen], drawn.shape[:-1])
-
-    low, high = bootstrap_interval(statistic, len(names), resamples=RESAMPLES // 5)
-    return Estimate(correlation, float(low), float(high))
 
 
 def holm(p_values: ArrayLike) -> Array:

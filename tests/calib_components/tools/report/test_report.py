@@ -15,65 +15,88 @@ from scipy import stats
 
 from calib_components.errors import InputError
 from calib_components.handlers.evaluation_files import Evaluation
-from calib_components.tools.report import clinical, overview, sections, statistics
-from calib_components.tools.report.conclusion import conclude_differences, conclude_one, judge, worst_cases
+from calib_components.tools.report import comparison, statistics
+from calib_components.tools.report.calibration import judge
+from calib_components.tools.report.comparison import differences, mean_records, means_section, reference_pairs
+from calib_components.tools.report.conclusion import conclude_differences, conclude_one
 from calib_components.tools.report.data import Row
-from calib_components.tools.report.overview import ranked_cases
-from calib_components.tools.report.page import Cell, Picture, Section, write_report
+from calib_components.tools.report.page import Answer, Picture, Section, write_report
+from calib_components.tools.report.ranks import costs_of
 from calib_components.tools.report.readers import read_cells, read_evaluations
 from calib_components.tools.report.report import report_folders
-from calib_components.tools.report.sections import differences, mean_records, means_section, reference_pairs
 from calib_components.tools.report.statistics import Estimate, holm, mean_with_interval
-from calib_components.tools.report.text import best_marks, heading, number
+from calib_components.tools.report.structures import confidence_and_accuracy, structures_section
+from calib_components.tools.report.tables import COMPARED, Cell, best_marks, heading, number
+from calib_components.tools.report.thresholds import check_apart
 from tests.calib_components.tools.report.made_up import PNG, cases_of, write_cell, write_comparison, write_evaluation
+
+STRUCTURES = ("RV", "MYO", "LV")
 
 
 @pytest.fixture(autouse=True)
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Figures are made, but not rendered."""
-    for module in (clinical, overview, sections):
-        monkeypatch.setattr(module, "to_png", lambda figure: PNG)
+    monkeypatch.setattr(comparison, "to_png", lambda figure: PNG)
 
 
-ABOUT_ONE: dict[str, tuple[dict[str, Any], list[str]]] = {
-    "overconfident": ({"gap": 0.1}, ["^Not well calibrated: in the predicted foreground, the model is overconfident"]),
-    "slightly": ({"gap": 0.004}, ["^Slightly miscalibrated: in the predicted foreground, the model is slightly over"]),
+def dsc(value: float) -> dict[str, float]:
+    return {f"dsc_{name}": value for name in STRUCTURES}
+
+
+OVER = "^The mean DSC of 8 patients is 0.7.* It is not well calibrated: overconfident where a structure is predicted"
+ABOUT_ONE: dict[str, tuple[dict[str, Any], list[str], str]] = {
+    "overconfident": (
+        {"gap": 0.1},
+        [OVER, r"too high on average: expected minus true \+0\.0500"],
+        "configs/calibrate.yaml",
+    ),
+    "slightly": (
+        {"gap": 0.004},
+        ["It is slightly overconfident where a structure is predicted: c"],
+        "configs/calibrate.yaml",
+    ),
     "underconfident": (
         {"gap": -0.05},
-        ["the model is underconfident", r"difference -0.050 \[-0.050, -0.050\], p = 0.002"],
+        ["not well calibrated: underconfident where"],
+        "configs/calibrate.yaml",
     ),
+    "with a temperature": ({"gap": 0.1, "temperature": 1.2}, [OVER], "--region predicted"),
     "nothing shown": (
         {"gap": np.repeat([0.1, -0.1], 2).tolist() * 4},  # by patients
-        ["^No miscalibration shown", "Low confidence points to bad cases: Spearman", "patients of another origin"],
+        ["No miscalibration is shown where a structure is predicted: confidence 0.6.*, accuracy 0.6"],
+        "OTHER_PREDICTIONS",
     ),
+    "bad segmentation": (
+        {"gap": np.repeat([0.1, -0.1], 2).tolist() * 4, "changed": dsc(0.4)},
+        [r"is 0.400 \[0.400, 0.400\], which is low. Calibration does not make up for that \(confidence 0.6"],
+        "--max_epochs 200",
+    ),
+    "bad and overconfident": ({"changed": dsc(0.4)}, ["which is low. It is not well calibrated: over"], "--max_epochs"),
     "bins": (
         {"gap": np.repeat([0.2, -0.2], 2).tolist() * 3, "patient_of": cases_of(6)},
-        [
-            "^Too few patients to tell",
-            r"6 patients cannot tell \(conf.* \[-0.230, 0.2",
-            "Single bins are not tested",
-        ],
+        [r"Too few patients to tell whether it is calibrated \(confidence"],
+        "MORE_PREDICTIONS",
     ),
     "two patients": (
         {"patient_of": cases_of(2), "gap": 1},
-        ["^Not well calibrated", "is overconfident.*, accuracy 0.000"],
+        ["It is not well calibrated: overconfident .*, accuracy 0.000"],
+        "--max_epochs",
     ),
-    "few patients": (
-        {"patient_of": cases_of(1)},
-        ["^Too few patients to tell whether the model is", "1 patient: too few to tell how it is for others.$"],
-    ),
-    "label maps": (
-        {"with_probabilities": False},
-        [r"^The mean DSC of 8 patients is 0\.", "nothing can be said about calibration"],
-    ),
+    "one patient": ({"patient_of": cases_of(1)}, ["Too few patients to tell"], "MORE_PREDICTIONS"),
+    "label maps": ({"with_probabilities": False}, ["8 patients is 0.7.* is unknown.$"], "PROBABILITIES LABELS"),
 }
 
 
 @pytest.mark.parametrize("name", ABOUT_ONE)
-def test_conclusion_about_one_network(name: str, tmp_path: Path) -> None:
-    options, expected = ABOUT_ONE[name]
-    text = conclude_one(read_evaluations([write_evaluation(tmp_path, **options)]))
+def test_answer_about_one_network(name: str, tmp_path: Path) -> None:
+    options, expected, command = ABOUT_ONE[name]
+    answer = conclude_one(read_evaluations([write_evaluation(tmp_path, **options)]))
+    text = " ".join(answer.sentences)
     assert [pattern for pattern in expected if not re.search(pattern, text)] == []
+    assert len(answer.sentences) <= 3
+    assert command in answer.command
+    (tmp_path / "logits.json").unlink(missing_ok=True)  # saved predictions have none
+    assert conclude_one(read_evaluations([tmp_path])).command.startswith("calib-components ")
     if "gap" in options and np.isscalar(options["gap"]) and options["gap"] < 1:
         confidence, accuracy = map(float, re.findall(r"confidence (0\.\d+), accuracy (0\.\d+)", text)[0])
         assert confidence - accuracy == pytest.approx(options["gap"], abs=0.002)
@@ -117,55 +140,85 @@ def test_calibrated_and_uncalibrated_networks_with_dependent_voxels(
         assert far.count("shown") >= 0.4 * runs * (simulated is of_blocks)
 
 
-def test_worst_cases_are_a_fifth() -> None:
-    true = np.array([0.1, 0.2, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.92, 0.95, np.nan])
-    expected = np.array([0.5, 0.3, 0.4, 0.7, 0.8, 0.9, 0.9, 0.9, 0.9, 0.9, 0.1])
-    assert worst_cases(expected, true) == (1, 2, 10)
-    assert worst_cases(np.full(5, 0.5), true[:5]) == (0, 0, 5)  # equal values leave it open
-
-
-def compared(tmp_path: Path, gaps: tuple[float, float], reference: str = "first") -> str:
-    """The conclusion about two networks."""
-    for seed, (name, gap) in enumerate(zip(("first", "second"), gaps, strict=True)):
-        write_evaluation(tmp_path / name, gap=gap, seed=seed)
-    found = read_evaluations([tmp_path / "first", tmp_path / "second"])
-    table = differences(found, reference_pairs(found, reference), ["nll_all", "ece_all", "ece_predicted"])
+def compared(tmp_path: Path, *networks: dict[str, Any], reference: str = "first") -> Answer:
+    """The answer about two networks."""
+    folders = [tmp_path / name for name in ("first", "second")]
+    for seed, (folder, options) in enumerate(zip(folders, networks, strict=True)):
+        write_evaluation(folder, seed=seed, **options)
+    found = read_evaluations(folders)
+    table = differences(found, reference_pairs(found, reference), [m for m in COMPARED if found.has(m)])
     return conclude_differences(found, reference, table)
 
 
-def test_conclusion_about_two_networks_names_what_is_significant(tmp_path: Path) -> None:
-    text = compared(tmp_path, (0.1, 0.02))
-    assert text.startswith("Compared with first, second has a lower NLL over all voxels (-0.08")
-    assert "a lower ECE in the predicted foreground (-0.08" in text
-    assert "Holm-corrected for 3 comparisons" in text
-    assert "No significant difference" not in text
-    assert "first has a higher NLL over all voxels (+0.08" in compared(tmp_path, (0.1, 0.02), "second")
-    equal = compared(tmp_path, (0.05, 0.05))
-    assert equal.startswith("No significant difference to first on these 8 patients: second in NLL over all voxels")
-    assert "Compared with" not in equal
+def test_answer_about_two_networks_names_what_is_significant(tmp_path: Path) -> None:
+    over, better = {"gap": 0.1, "changed": dsc(0.8)}, {"gap": 0.02, "changed": dsc(0.81)}
+    first, second = compared(tmp_path, over, better).sentences
+    assert first.startswith("Higher DSC than first (0.800): second (0.810 +0.0100 [+0.0100, +0.0100], p = ")
+    assert re.match(r"Better NLL or ECE than first: second \(NLL predicted -0\.3.*; ECE predicted -0\.0.*; ECE", second)
+    equal = {"gap": 0.05, "changed": dsc(0.8)}
+    answer = compared(tmp_path, equal, equal)
+    assert answer.sentences[0].startswith("No DSC is clearly different from that of first (0.800): second (0.800")
+    assert answer.sentences[1:] == ["No NLL or ECE differs significantly on these 8 patients."]
+    assert answer.command.startswith(f"calib-components report {tmp_path}/first --out")
+
+
+def test_network_that_segments_badly_is_not_praised(tmp_path: Path) -> None:
+    good, bad = {"gap": 0.1, "changed": dsc(0.82)}, {"gap": 0.02, "changed": dsc(0.4)}
+    warning = "A lower NLL or ECE does not make up for a low DSC."
+    answer = compared(tmp_path, good, bad)
+    assert [text.split(" (")[0] for text in answer.sentences] == ["Lower DSC than first", warning]
+    assert "/first " in answer.command
+    answer = compared(tmp_path, good, bad, reference="second")  # nor is a reference
+    assert [text.split(" (")[0] for text in answer.sentences] == ["Higher DSC than second", warning]
+    assert "/first " in answer.command
+    table = means_section(read_evaluations([tmp_path / "first", tmp_path / "second"]), ["dsc", "ece_all"]).table
+    assert [cell.mark for cell in table["ECE all ↓"]] == ["", ""]  # the lower one is not marked as the best
+    worse = compared(tmp_path, bad, {"gap": 0.1, "changed": dsc(0.4)}).sentences
+    assert worse[1].startswith("Worse NLL or ECE than first: second")
+    assert compared(tmp_path, {"changed": dsc(0.4)}, {"changed": dsc(0.4)}).sentences[-1] == warning
+
+
+def test_nll_of_all_voxels_decides_nothing(tmp_path: Path) -> None:
+    """What easy background decides is in the tables alone."""
+    same = {"gap": 0.05, "changed": dsc(0.8)}
+    lower = {"gap": 0.05, "changed": {**dsc(0.8), "nll_all": 0.01}}
+    assert compared(tmp_path, same, lower).sentences[1] == "No NLL or ECE differs significantly on these 8 patients."
 
 
 def test_too_few_patients_for_any_significant_difference_are_named(tmp_path: Path) -> None:
-    for name, gap in (("first", 0.1), ("second", 0.02)):
-        write_evaluation(tmp_path / name, cases_of(6), gap=gap)
-    found = read_evaluations([tmp_path / "first", tmp_path / "second"])
-    table = differences(found, reference_pairs(found, "first"), ["nll_all", "ece_all", "ece_predicted"])
-    text = conclude_differences(found, "first", table)
-    assert "No difference can be: sign flips of so few patients have p-values of 0.094 or more" in text
+    networks = [{"patient_of": cases_of(6), "gap": gap, "changed": dsc(0.8)} for gap in (0.1, 0.02)]
+    text = compared(tmp_path, *networks).sentences[1]
+    assert text.endswith(
+        "differs significantly on these 6 patients, and none can: p-values of so few are 0.094 or more."
+    )
 
 
-def test_differences_are_corrected_over_methods_and_concluded_measures(tmp_path: Path) -> None:
+def test_confidence_and_accuracy_of_a_structure_are_those_of_its_predicted_voxels(tmp_path: Path) -> None:
+    """90 voxels are predicted, 72 rightly, with a sum of 81; there are 100 of them, and a sum of 95 in all."""
+    volumes = {"segmented_volume_RV": 90.0, "true_volume_RV": 100.0, "expected_volume_RV": 95.0}
+    changed = volumes | {"dsc_RV": 2 * 72 / 190, "expected_dsc_RV": 2 * 81 / 185}
+    found = read_evaluations([write_evaluation(tmp_path, changed=changed)])
+    sure, right = confidence_and_accuracy(found, Row(tmp_path.name), "RV")
+    np.testing.assert_allclose(sure, 0.9)
+    np.testing.assert_allclose(right, 0.8)
+    records = pd.DataFrame(structures_section(found).records).set_index(["structure", "measure"])["mean"]
+    assert records["RV"][["confidence", "accuracy", "gap"]].tolist() == pytest.approx([0.9, 0.8, 0.1])
+    assert records["MYO", "optimism"] == pytest.approx(0.05)
+    assert records["RV"][["segmented_volume_error", "expected_volume_error"]].tolist() == [-10, -5]
+
+
+def test_differences_are_corrected_over_methods_and_deciding_measures(tmp_path: Path) -> None:
     write_comparison(tmp_path, temperature=0.8)
     found = read_cells(tmp_path)
-    table = differences(found, reference_pairs(found, "ce_dice"), ["dsc", "nll_all", "ece_all", "ece"])
+    table = differences(found, reference_pairs(found, "ce_dice"), ["dsc", "nll_predicted", "ece_all", "ece"])
     family = table[(table["temperature"] == "without") & (table["reference_temperature"] == "without")]
-    assert family["measure"].tolist() == ["dsc", "nll_all", "ece_all", "ece"]
+    assert family["measure"].tolist() == ["dsc", "nll_predicted", "ece_all", "ece"]
     own = family.set_index("measure")
     assert own.loc[["dsc", "ece"], "p_value_holm"].tolist() == own.loc[["dsc", "ece"], "p_value"].tolist()
-    together = own.loc[["nll_all", "ece_all"]]
+    together = own.loc[["nll_predicted", "ece_all"]]
     assert together["p_value_holm"].tolist() == holm(together["p_value"]).tolist()
     itself = table[table["method"] == "ce_dice"]
-    assert {*itself["measure"]} == {"nll_all", "ece_all", "ece"}  # a temperature changes no segmentation
+    assert {*itself["measure"]} == {"nll_predicted", "ece_all", "ece"}  # a temperature changes no segmentation
     scaled = itself[(itself["temperature"] == "with") & (itself["measure"] == "ece_all")].iloc[0]
     pair = [found.values(Row("ce_dice", t), "ece_all") for t in ("with", "without")]
     assert scaled["mean"] == pytest.approx((pair[0] - pair[1]).mean())
@@ -186,8 +239,8 @@ def test_means_have_intervals_published_values_and_spread(tmp_path: Path) -> Non
     of_patients = values.mean(0).reshape(-1, 2).mean(1)
     assert record["sd_patients"] == pytest.approx(of_patients.std(ddof=1))
     section = means_section(found, ["dsc", "absent", "ece", "ece_all"])
-    assert section.header == ["", "DSC ↑", "ECE foreground ↓", "ECE all ↓", "missed / spurious"]
-    assert [*section.rows[0][2].notes][-2:] == ["paper 0.137", "0.100 if true"]
+    assert [*section.table] == ["DSC ↑", "ECE foreground ↓", "ECE all ↓", "missed / spurious"]
+    assert [*section.table.iloc[0, 1].notes][-2:] == ["paper 0.137", "0.100 if true"]
 
 
 def test_case_with_nothing_to_find_is_ranked_by_dsc_alone(tmp_path: Path) -> None:
@@ -196,9 +249,9 @@ def test_case_with_nothing_to_find_is_ranked_by_dsc_alone(tmp_path: Path) -> Non
     write_evaluation(tmp_path / "right", changed=dict.fromkeys(names, undefined))
     write_evaluation(tmp_path / "wrong", changed={n: np.where(np.isnan(undefined), 0.0, 0.8) for n in names})
     found = read_evaluations([tmp_path / "right", tmp_path / "wrong"])
-    ranked = ranked_cases(found, found.rows(), ["dsc", "ece_all"])
-    assert ranked.costs[:, 5, 0].tolist() == [-1, 0]
-    assert np.isnan(ranked.costs[:, 5, 1]).all()
+    costs = costs_of(found, found.rows(), ["dsc", "ece_all"])
+    assert costs[:, 5, 0].tolist() == [-1, 0]
+    assert np.isnan(costs[:, 5, 1]).all()
 
 
 def test_text_of_numbers() -> None:
@@ -219,16 +272,18 @@ HOSTILE = "a|b <script>x</script> [link](http://x)"
 
 
 def page_of(folder: Path, **options: Any) -> str:
-    section = Section("table", HOSTILE, HOSTILE, ["", "x"], [[Cell(HOSTILE), Cell("1", ["note"], "bold")]], [{"x": 1}])
+    table = pd.DataFrame({"x": [Cell("1", ["note"], "bold")]}, pd.Index([HOSTILE], name="label"))
+    section = Section("table", HOSTILE, HOSTILE, table, [{"x": 1}])
     shown = [section, Section("figures", "Figures", "", pictures=[Picture("a picture", "Title", PNG)])]
-    write_report("Title", HOSTILE, "Notice.", shown, folder, **options)
+    write_report("Title", Answer([HOSTILE], "Do.", "this"), ["Notice."], shown, folder, **options)
     return (folder / "index.html").read_text()
 
 
 def test_page_holds_tables_and_figures_and_no_markup_of_names(tmp_path: Path) -> None:
     page = page_of(tmp_path)
-    assert "<script>" not in page
+    assert "<script>x" not in page
     assert '<span class="bold">1</span><small>note</small>' in page
+    assert "Next: Do.<code>this</code>" in page
     assert 'width="284"' in page  # 512 pixels
     assert not re.search(r"(src|href)=\"http", page)
     markdown = (tmp_path / "report.md").read_text()
@@ -244,7 +299,8 @@ def test_report_replaces_an_earlier_one_but_no_other_files(tmp_path: Path) -> No
         "report.md",
         "table.csv",
     }
-    write_report("Title", "", "", [Section("other", "Other", "", records=[{"y": 2}])], tmp_path / "out")
+    other = Section("other", "Other", "", pd.DataFrame({"y": [Cell("2")]}, ["a line"]), [{"y": 2}])
+    write_report("Title", Answer([]), [], [other], tmp_path / "out")
     assert {file.name for file in (tmp_path / "out").iterdir()} == {"index.html", "report.md", "other.csv"}
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(InputError, match="overwrite"):
@@ -259,19 +315,27 @@ def test_report_of_a_comparison(tmp_path: Path) -> None:
     (tmp_path / "runs/nacl/seed0/cases/best.png").write_bytes(PNG)
     report_folders(tmp_path / "runs", out=tmp_path / "out", reference="ce_dice", compact=tmp_path / "compact")
     page = (tmp_path / "out/index.html").read_text()
-    assert page.index("Compared with CE+DSC, NACL has a lower") < page.index("shift): scanner") < page.index("Means")
+    assert (
+        page.index("DSC than")
+        < page.index("ECE than CE+DSC: NACL")
+        < page.index("shift): scanner")
+        < page.index("Means")
+    )
     assert "Not finished yet: svls, seed 0; svls, seed 1." in page
-    assert "Cases: NACL" in page
+    assert "NACL: best case" in page
     csv = {file.name for file in (tmp_path / "out").glob("*.csv")}
     assert csv == {
-        "means.csv", "means_on_scanner.csv", "differences.csv", "differences_on_scanner.csv", "temperature.csv",
-        "ranks.csv", "calibration_ranks.csv", "structures.csv", "cells.csv",
+        "regions.csv", "structures.csv", "all_cases.csv", "means.csv", "means_on_scanner.csv", "differences.csv",
+        "differences_on_scanner.csv", "temperature.csv", "ranks_paper.csv", "ranks_paper_temperature.csv",
+        "ranks_probabilities.csv", "ranks_probabilities_temperature.csv", "logits.csv",
     }  # fmt: skip
+    ranks = pd.read_csv(tmp_path / "out/ranks_probabilities.csv", index_col="label")
+    assert ranks[["sum-rank", "sum-rank scanner"]].sum(axis=1).tolist() == ranks["sum-rank of all"].tolist()
+    assert {"nll_all", "nll_predicted"} <= {*pd.read_csv(tmp_path / "out/differences.csv")["measure"]}
     report_folders(tmp_path / "compact", out=tmp_path / "again")
     first, second = (pd.read_csv(tmp_path / name / "means.csv") for name in ("out", "again"))
     pd.testing.assert_frame_equal(first, second, rtol=1e-2, atol=1e-5)
-    for file in ("logits.png", "reliability_nacl.png"):
-        assert (tmp_path / "out" / file).exists()
+    assert (tmp_path / "out" / "reliability_nacl.png").exists()
 
 
 def test_report_of_one_evaluation_with_chosen_thresholds(tmp_path: Path) -> None:
@@ -279,18 +343,18 @@ def test_report_of_one_evaluation_with_chosen_thresholds(tmp_path: Path) -> None
     chosen_on = write_evaluation(tmp_path / "val", cases_of(6, first=30))
     report_folders(tested, out=tmp_path / "out", validation=chosen_on)
     page = (tmp_path / "out/report.md").read_text()
-    assert page.startswith("# Is it calibrated? test\n\nNot well calibrated")
-    for title in ("Volumes", "Thresholds", "Risk and coverage", "Cases by expected DSC", "Reliability diagrams"):
+    assert page.startswith("# Is it calibrated? test\n\nThe mean DSC of 8 patients is 0.7")
+    assert page.index("'BUNDLE/configs/calibrate.yaml'") < page.index("\n## ")
+    for title in ("Is it calibrated?", "Structures", "All cases", "Means", "Thresholds", "Reliability diagrams"):
         assert f"\n## {title}\n" in page
-    assert "Thresholds chosen on the validation cases: RV 0." in page
-    volumes = pd.read_csv(tmp_path / "out/volumes.csv").set_index(["structure", "measure"])["mean"]
-    assert volumes["RV"][["expected_minus_true", "segmented_minus_true"]].tolist() == pytest.approx([2, -1])
-    assert volumes["RV", "expected_relative_error"] == pytest.approx(np.mean(200 / (80 + 2 * np.arange(16))))
-    thresholds = pd.read_csv(tmp_path / "out/thresholds.csv")
-    means = thresholds.set_index(["structure", "threshold", "measure"])["mean"]
-    assert means["RV", 0.5, "sensitivity"] == pytest.approx(0.9)  # 900 of 1000 voxels, of 1050 that are predicted
-    assert means["RV", 0.5, "ppv"] == pytest.approx(900 / 1050, abs=1e-3)
-    assert thresholds[thresholds["chosen"]].groupby("structure")["threshold"].nunique().tolist() == [1, 1, 1]
+    assert re.search(r"Thresholds chosen on the validation cases: RV 0\.\d\d \(DSC .* against 0.5\), MYO", page)
+    cases = pd.read_csv(tmp_path / "out/all_cases.csv")
+    assert cases["dsc"].is_monotonic_increasing
+    assert (cases["optimism"] - cases["expected_dsc"] + cases["dsc"]).abs().max() < 1e-9
+    table = pd.read_csv(tmp_path / "out/thresholds.csv", index_col=["structure", "threshold"]).loc[("RV", "0.50")]
+    assert table["sensitivity ↑"] == pytest.approx(0.9)  # 900 of 1000 voxels, of 1050 that are predicted
+    assert table["PPV ↑"] == pytest.approx(900 / 1050, abs=1e-3)
+    assert len(re.findall(r"\| 0\.\d\d \(chosen\)", page)) == 3
     assert "validation folder, too" not in page
 
 
@@ -300,7 +364,7 @@ def test_thresholds_are_not_chosen_on_cases_under_test(tmp_path: Path) -> None:
 
     def check(others: dict[str, str], labels: dict[str, str], pattern: str | None = None) -> list[str]:
         found = [Evaluation.read(tested), Evaluation.read(write_evaluation(tmp_path / "val", others, labels=labels))]
-        return clinical.check_apart(found[0].items(), found[1].items(pattern), tmp_path / "val")
+        return check_apart(found[0].items(), found[1].items(pattern), tmp_path / "val")
 
     for others, labels, pattern, expected in (
         (cases, {}, None, "16 of the cases or patients under test: patient p00"),
@@ -323,25 +387,12 @@ def test_report_of_several_evaluations(tmp_path: Path) -> None:
     folders = [write_evaluation(tmp_path / name, gap=gap) for name, gap in (("a", 0.1), ("b", 0.02), ("c", 0.1))]
     report_folders(*folders, out=tmp_path / "out", reference="b")
     page = (tmp_path / "out/report.md").read_text()
-    assert page.startswith("# Evaluations compared: a, b, c\n\nCompared with b, a has a higher NLL")
-    assert pd.read_csv(tmp_path / "out/ranks.csv")["method"].tolist() == ["a", "b", "c"]
+    assert page.startswith("# Evaluations compared: a, b, c\n\nNo DSC is clearly different from that of b")
+    assert "Worse NLL or ECE than b: a (NLL predicted; ECE predicted; ECE all) and c" in page
+    assert pd.read_csv(tmp_path / "out/ranks_probabilities.csv")["label"].tolist() == ["a", "b", "c"]
     labels = write_evaluation(tmp_path / "labels", with_probabilities=False)
     report_folders(labels, folders[0], out=tmp_path / "out")
-    page = (tmp_path / "out/report.md").read_text()
-    assert ["\n## Volumes\n" in page, "\n## Thresholds\n" in page] == [False, True]
-
-
-def test_report_of_several_data_sets(tmp_path: Path) -> None:
-    for name, first in (("one", 0), ("two", 40)):
-        write_comparison(tmp_path / name, temperature=0.9, test_sets=("scanner",) if first else ())
-    report_folders(tmp_path / "one", tmp_path / "two", out=tmp_path / "out")
-    page = (tmp_path / "out/report.md").read_text()
-    assert page.startswith("# Losses ranked over data sets: ACDC, two ACDC, scanner")
-    assert "Taken to be of the same patients, who have the same names: ACDC, two ACDC." in page
-    ranks = pd.read_csv(tmp_path / "out/ranks_probabilities.csv").set_index("method")
-    parts = ranks[[name for name in ranks if name.startswith("sum_rank_on_")]]
-    assert parts.sum(axis=1).tolist() == ranks["sum_rank"].tolist()
-    assert ranks.loc["nacl", "sum_rank"] < ranks.loc["ce_dice", "sum_rank"]
+    assert "There are no probabilities in common" in (tmp_path / "out/report.md").read_text()
 
 
 def test_report_without_the_reference_says_so(tmp_path: Path) -> None:
@@ -359,8 +410,7 @@ def test_report_without_the_reference_says_so(tmp_path: Path) -> None:
         (["runs"], {"reference": "ncl"}, "--reference"),
         (["runs"], {"out": Path("runs")}, "not empty"),
         (["empty"], {}, "no finished cell"),
-        (["runs", "other"], {"reference": "nacl"}, "--reference"),
-        (["runs", "svls"], {}, "two methods"),
+        (["runs", "other"], {}, "one comparison"),
         (["eval"], {"compact": Path("x")}, "--compact"),
         (["eval"], {"reference": "x"}, "--reference"),
         (["eval"], {"validation": Path("labels")}, "thresholds.json"),

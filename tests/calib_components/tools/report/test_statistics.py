@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from itertools import product
 
 import numpy as np
@@ -12,14 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from calib_components.tools.report.data import PUBLISHED
-from calib_components.tools.report.ranks import (
-    RankedCases,
-    case_ranks,
-    mean_case_ranks,
-    means_over_common_cases,
-    ranks_of,
-    sum_ranks,
-)
+from calib_components.tools.report.ranks import case_ranks, means_over_common_cases, ranks_of
 from calib_components.tools.report.statistics import (
     Estimate,
     bins_p_value,
@@ -27,10 +19,8 @@ from calib_components.tools.report.statistics import (
     holm,
     mean_with_interval,
     paired_difference,
-    ratio_with_interval,
     seeds_and_patients,
     sign_flip_p_value,
-    spearman_with_interval,
 )
 
 NAN = np.nan
@@ -75,10 +65,8 @@ def test_six_patients_are_needed_however_many_cases(patients: int, enough: bool)
         mean_with_interval(values[0], names),
         mean_with_interval(values, names),
         paired_difference(values[0] + 1, values[1], names),
-        spearman_with_interval(*values, names),
-        *ratio_with_interval(values.T, values.T + 1, names),
     ]
-    assert [estimate.has_interval for estimate in found] == [enough] * 6
+    assert [estimate.has_interval for estimate in found] == [enough] * 3
     assert np.isfinite(found[2].p_value) == enough
 
 
@@ -90,15 +78,6 @@ def test_difference_is_that_of_common_cases_and_pairs_cases() -> None:
     assert difference(values, values)[:4] == (0, 0, 0, 1)
     runs = np.random.default_rng(7).normal(size=(3, 12))
     assert difference(runs[0], runs[1:]) == difference(runs[0], runs[1:].mean(0))  # one seed: over patients alone
-
-
-def test_ratio_of_sums() -> None:
-    above, below = np.random.default_rng(2).uniform(size=(2, 30, 2))
-    above[:, 1] = below[:, 1] = 0
-    first, second = ratio_with_interval(above, below, patients_of(30, 2))
-    assert first.mean == pytest.approx(above[:, 0].sum() / below[:, 0].sum())
-    assert first.low < first.mean < first.high
-    assert (np.isnan(second.mean), second.has_interval) == (True, False)
 
 
 def oracle(tables: list[np.ndarray]) -> tuple[float, float]:
@@ -192,20 +171,6 @@ def test_bins_that_are_wrong_in_opposite_directions_do_not_cancel() -> None:
     assert bins_p_value(wrong) == 2 / 2**8
 
 
-def test_spearman_is_that_of_scipy_and_resamples_patients() -> None:
-    rng = np.random.default_rng(0)
-    values, others = rng.integers(5, size=30).astype(float), rng.normal(size=30)
-    values[3], others[7] = NAN, NAN
-    expected = stats.spearmanr(values, others, nan_policy="omit").statistic
-    assert spearman_with_interval(values, others, patients_of(30)).mean == pytest.approx(expected)
-    base, noise = rng.normal(size=(2, 20))
-    drawn = 2 * rng.integers(10, size=(2000, 10))[..., None] + [0, 1]
-    resampled = [stats.spearmanr(base[i.ravel()], (base + noise)[i.ravel()]).statistic for i in drawn]
-    found = spearman_with_interval(base, base + noise, patients_of(20, 2))
-    np.testing.assert_allclose(found[1:3], np.quantile(resampled, [0.025, 0.975]), atol=0.06)
-    assert np.isnan(spearman_with_interval([1] * 8, range(8), patients_of(8)).mean)
-
-
 @given(st.lists(st.floats(0, 1) | st.just(NAN), max_size=12))
 def test_holm_is_the_step_down_procedure(p_values: list[float]) -> None:
     made = sorted(p for p in p_values if p == p)
@@ -230,49 +195,6 @@ def test_undefined_values_rank_last_and_leave_the_means_of_all() -> None:
     costs = np.array([[[0.1, 2.0], [0.3, NAN]], [[0.2, 2.0], [0.3, NAN]], [[0.4, NAN], [0.2, NAN]]])  # two cases
     expected = [[[1, 1.5], [2.5, NAN]], [[2, 1.5], [2.5, NAN]], [[3, 3], [1, NAN]]]
     np.testing.assert_array_equal(case_ranks(costs), expected)
-    found = mean_case_ranks([RankedCases(costs, ["a", "b"])])
-    assert [estimate.mean for estimate in found] == pytest.approx([5 / 3, 2, 7 / 3])
     hd95 = [[[2.0], [6.0], [4.0]], [[2.5], [NAN], [4.5]]]  # the second method misses the difficult case
     np.testing.assert_array_equal(means_over_common_cases(hd95), [[3.0], [3.5]])
     np.testing.assert_array_equal(ranks_of([2.0, NAN, 1.0]), [2, 3, 1])
-
-
-def test_interval_of_the_sum_rank_is_that_of_every_draw() -> None:
-    rng, names = np.random.default_rng(0), patients_of(24, 2)
-    costs = rng.normal(size=(3, 24, 2)) * [-1, 1]
-    costs[1, :3, 1] = NAN
-    rows = [np.flatnonzero(np.array(names) == name) for name in dict.fromkeys(names)]
-
-    def statistic(drawn: np.ndarray) -> np.ndarray:
-        return ranks_of(means_over_common_cases(costs[:, np.concatenate([rows[i] for i in drawn])])).sum(-1)
-
-    options = {"n_resamples": 999, "method": "percentile", "vectorized": False, "rng": np.random.default_rng(1)}
-    interval = stats.bootstrap((np.arange(12),), statistic, **options).confidence_interval
-    found = np.array(sum_ranks([RankedCases(costs, names)]))
-    np.testing.assert_allclose(found[:, 0], statistic(np.arange(12)))
-    np.testing.assert_allclose(found[:, 1:3].T, [interval.low, interval.high], atol=0.51)
-
-
-def test_data_sets_of_the_same_patients_are_resampled_together() -> None:
-    cases = RankedCases(np.random.default_rng(0).normal(size=(3, 12, 3)), patients_of(12))
-    others = cases._replace(population="other")
-    one, twice, apart = (np.array(sum_ranks(datasets)) for datasets in ([cases], [cases, cases], [cases, others]))
-    np.testing.assert_allclose(twice[:, :3], 2 * one[:, :3])
-    assert (apart[:, 2] - apart[:, 1]).sum() < 2 * (one[:, 2] - one[:, 1]).sum()
-
-
-UNKNOWN: dict[str, Callable[[np.ndarray], list[RankedCases]]] = {
-    "few patients in a data set": lambda costs: [
-        RankedCases(costs, patients_of(12)), RankedCases(costs[:, :5], patients_of(5), "few"),
-    ],
-    "few values of a metric": lambda costs: [
-        RankedCases(np.where(np.arange(12)[:, None] < [0, 7], NAN, costs), patients_of(12))
-    ],
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("reason", UNKNOWN)
-def test_sum_rank_has_no_interval_without_six_patients(reason: str) -> None:
-    costs = np.random.default_rng(0).uniform(size=(2, 12, 2))
-    assert sum_ranks([RankedCases(costs, patients_of(12))])[0].has_interval
-    assert not sum_ranks(UNKNOWN[reason](costs))[0].has_interval

@@ -1,4 +1,4 @@
-"""Numbers of a report as text, and tables from records. Which measures a report shows.
+"""Numbers of a report as text, and tables of them. Which measures a report shows.
 
 A record is a dictionary that names what was measured and has the fields of an `Estimate`. The CSV files of a report
 hold the records, and `tabulate` makes the table on its page from them.
@@ -7,44 +7,59 @@ hold the records, and `tabulate` makes the table on its page from them.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 
 from calib_components.metrics.measures import find_column
-from calib_components.tools.report.page import Cell
 from calib_components.tools.report.statistics import Estimate
 
 Record = Mapping[Any, Any]
 
-# What conclusions are drawn from: the score of all probabilities, and calibration where the prediction chooses voxels.
-CONCLUDED = ("nll_all", "ece_all", "ece_predicted")
+# What conclusions are drawn from: easy background does not decide these as it does the NLL of all voxels.
+DECIDING = ("nll_predicted", "ece_predicted", "ece_all")
 RANKED = ("dsc", "hd95", "ece", "cece")  # what the paper reports and ranks by
-TRUSTED = ("dsc", "hd95", *CONCLUDED)
+TRUSTED = ("dsc", "hd95", "nll_all", *DECIDING)
+COMPARED = (*TRUSTED, "ece", "cece")
 OF_REGIONS = ("ece_all", "ece_predicted", "ece_plausible", "nll_all", "nll_predicted", "brier_all")
 SHOWN = ("dsc", "hd95", *OF_REGIONS, "ece", "cece")
-COMPARED = ("dsc", "hd95", *CONCLUDED, "ece", "cece")
+FURTHER = ("smooth_ece_all", "smooth_ece_predicted", "aurc", "error_share_5")  # shown of evaluations, too
 
 SIGNIFICANT = 0.05
+LOSS = 0.05  # of DSC: a method that loses more is not called better, whether the loss is significant or not
 NONE = "n/a"  # in place of a number
 MOST_DIGITS = 5
 VOLUMES = ("ml", "voxels")
-DIGITS = {"hd95": 2, "mean": 2, "ml": 2, "voxels": 0, "aurc": 5}  # others have 3
+DIGITS = {"hd95": 2, "mean": 2, "ml": 2, "aurc": 5} | dict.fromkeys(
+    ("voxels", "missed", "spurious"), 0
+)  # others have 3
 TITLES = {  # of what is no column of cases.csv
-    "sum_rank": "sum-rank ↓",
-    "mean_case_rank": "mean-case-rank ↓",
-    "error_share": "errors among the 5 % most uncertain voxels ↑",
+    "error_share_5": "errors among the 5 % most uncertain voxels ↑",
+    "gap": "confidence minus accuracy",
+    "optimism": "expected minus true DSC",
+    "segmented_volume_error": "segmented minus true volume",
+    "expected_volume_error": "expected minus true volume",
+    "in_range": "volumes in range",
     "sensitivity": "sensitivity ↑",
     "specificity": "specificity ↑",
     "ppv": "PPV ↑",
 }
 
 
+class Cell(NamedTuple):
+    """A cell of a table: its text, smaller notes below it, and whether it is "bold" or "underlined"."""
+
+    text: str
+    notes: Sequence[str] = ()
+    mark: str = ""
+
+
 def heading(measure: str, structures: Sequence[str] = (), arrow: bool = True) -> str:
     """Return the heading of a column: title, region or structure, and an arrow that points to better values."""
     column = find_column(measure, structures)
-    if column is None:
+    if column is None or measure in TITLES:
         return TITLES.get(measure, measure.replace("_", " "))
     text = f"{column.measure.title} {column.place}".strip()
     return text + {"higher": " ↑", "lower": " ↓"}.get(column.measure.better, "") * arrow
@@ -61,8 +76,6 @@ def number(value: float, measure: str, signed: bool = False) -> str:
     value, column = float(value), find_column(measure, [])
     if math.isnan(value):
         return NONE
-    if measure == "sum_rank":
-        return f"{value:g}"
     if measure == "percent":
         return f"{value:.1f} %"
     name = measure if column is None else column.measure.name
@@ -79,21 +92,16 @@ def interval(estimate: Estimate, measure: str, signed: bool = False) -> list[str
     return [f"[{number(estimate.low, measure, signed)}, {number(estimate.high, measure, signed)}]"]
 
 
+def with_interval(estimate: Estimate, measure: str, signed: bool = False) -> str:
+    """Return a number and its interval in one line."""
+    return " ".join([number(estimate.mean, measure, signed), *interval(estimate, measure, signed)])
+
+
 def p_text(p_value: float) -> list[str]:
     """Return a p-value as a note; none if no test was made."""
     if np.isnan(p_value):
         return []
     return ["p < 0.001" if p_value < 0.001 else f"p = {p_value:.3f}"]
-
-
-def best_marks(estimates: Sequence[Estimate], measure: str) -> list[str]:
-    """Return which of the means, as they are printed, are best and second best; none without intervals."""
-    printed = [number(estimate.mean, measure) for estimate in estimates]
-    places = sorted({float(text) for text in printed if text != NONE}, reverse=higher_is_better(measure))
-    if len(places) < 2 or not all(e.has_interval for e in estimates if not np.isnan(e.mean)):
-        return [""] * len(estimates)
-    marks = dict(zip(places, ("bold", "underlined"), strict=False))
-    return ["" if text == NONE else marks.get(float(text), "") for text in printed]
 
 
 def is_significant(difference: Estimate, p_value: float) -> bool:
@@ -106,19 +114,14 @@ def listed(names: Sequence[str]) -> str:
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
-def with_interval(estimate: Estimate, measure: str, signed: bool = False) -> str:
-    """Return a number and its interval in one line."""
-    return " ".join([number(estimate.mean, measure, signed), *interval(estimate, measure, signed)])
-
-
 def estimate_of(record: Record) -> Estimate:
     """Return the estimate in a record."""
     return Estimate(**{name: record[name] for name in Estimate._fields if name in record})
 
 
-def to_cell(record: Record, signed: bool = False, mark: str = "") -> Cell:
+def to_cell(record: Record, mark: str = "") -> Cell:
     """Return the cell of a record: its number, and as notes its interval, p-value and values to compare with."""
-    estimate, unit = estimate_of(record), record.get("unit", record["measure"])
+    estimate, unit, signed = estimate_of(record), record.get("unit", record["measure"]), record.get("signed", False)
     p_value, published, if_true = (record.get(name, np.nan) for name in ("p_value_holm", "published", "if_true"))
     notes = [*interval(estimate, unit, signed), *p_text(p_value)]
     notes += [] if np.isnan(published) else [f"paper {number(published, unit)}"]
@@ -126,26 +129,29 @@ def to_cell(record: Record, signed: bool = False, mark: str = "") -> Cell:
     return Cell(number(estimate.mean, unit, signed), notes, "bold" if is_significant(estimate, p_value) else mark)
 
 
-def tabulate(
-    records: Sequence[Record],
-    row: Callable[[Record], tuple[Cell, ...]],
-    columns: Sequence[str] = (),
-    signed: bool = False,
-    marked: bool = False,
-) -> tuple[list[str], list[list[Cell]]]:
-    """Return headings and lines of the table of records, both in the order of their first records, or of `columns`.
+def best_marks(estimates: Sequence[Estimate], measure: str) -> list[str]:
+    """Return which of the means, as they are printed, are best and second best; none without intervals."""
+    printed = [number(estimate.mean, measure) for estimate in estimates]
+    places = sorted({float(text) for text in printed if text != NONE}, reverse=higher_is_better(measure))
+    if len(places) < 2 or not all(e.has_interval for e in estimates if not np.isnan(e.mean)):
+        return [""] * len(estimates)
+    marks = dict(zip(places, ("bold", "underlined"), strict=False))
+    return ["" if text == NONE else marks.get(float(text), "") for text in printed]
 
-    `row` gives the first cells of the line of a record, with notes that are tuples. Its heading is its "column" or that
-    of its measure. Differences are `signed`. The best and the second best of each column are marked if it is `marked`.
+
+def tabulate(records: Sequence[Record], index: Sequence[str], marked: bool = False) -> pd.DataFrame:
+    """Return the cells of records, with lines and columns in the order of their first records.
+
+    Records with the same values of `index` make a line. Their column is their "column", or the heading of their
+    measure. If `marked`, the best and the second best of each column are, among the lines that are not "unmarked".
     """
-    by_column: dict[str, list[Record]] = {name: [] for name in columns}
-    for record in records:
-        by_column.setdefault(record.get("column") or heading(record["measure"]), []).append(record)
-    lines: dict[tuple[Cell, ...], dict[str, Cell]] = {row(record): {} for record in records}
-    for name, of_column in by_column.items():
-        estimates = [estimate_of(record) for record in of_column]
-        marks = best_marks(estimates, of_column[0]["measure"]) if marked else [""] * len(estimates)
-        for record, mark in zip(of_column, marks, strict=True):
-            lines[row(record)][name] = to_cell(record, signed, mark)
-    table = [[*first, *(found.get(name, Cell("")) for name in by_column)] for first, found in lines.items()]
-    return list(by_column), table
+    table = pd.DataFrame({name: [str(record[name]) for record in records] for name in index})
+    table["column"] = [record.get("column") or heading(record["measure"]) for record in records]
+    table["mark"] = ""
+    for _, column in table[[marked and not record.get("unmarked") for record in records]].groupby("column"):
+        found = [records[place] for place in column.index]
+        table.loc[column.index, "mark"] = best_marks([*map(estimate_of, found)], found[0]["measure"])
+    table["cell"] = [to_cell(record, mark) for record, mark in zip(records, table["mark"], strict=True)]
+    lines, columns = table.set_index([*index]).index.unique(), table["column"].unique()
+    wide = table.pivot(index=[*index], columns="column", values="cell").reindex(index=lines, columns=columns)
+    return wide.map(lambda cell: cell if isinstance(cell, Cell) else Cell(""))
