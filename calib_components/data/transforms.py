@@ -243,21 +243,20 @@ def _unlike_hounsfield_units(channel: torch.Tensor) -> str | None:
     step = max(1, math.ceil((channel.numel() / MOST_SAMPLED) ** (1 / 3)))
     sample = channel[::step, ::step, ::step].flatten()
     below = sample[sample < PADDING]
-    seen = sample[sample >= PADDING]
-    seen = seen[(seen != 0) & (seen > seen.amin())] if len(seen) else seen  # no padding, no background set to 0
+    seen = sample[(sample >= PADDING) & (sample != 0)]  # neither padding nor a background that was set to 0
     body = seen[seen > FAT]
 
     def share(values: torch.Tensor, lowest: float, highest: float) -> float:
         return float(((values > lowest) & (values < highest)).sum()) / max(1, len(values))
 
     varied = float((below != below.mode().values).sum()) / len(sample) if len(below) else 0.0
-    air, dark, window = share(seen, -math.inf, -500), share(seen, -math.inf, FAT), share(seen, -160, 240)
     soft, bright = share(body, 20, 300), share(body, 300, math.inf)
+    if bright > 0.2:  # more than bone: perhaps raw values, padded with the lowest one
+        seen = seen[seen > seen.amin()]
+    air, dark, window = share(seen, -math.inf, -500), share(seen, -math.inf, FAT), share(seen, -160, 240)
     if varied < 0.05 and min(dark, window) > 0.01 and bright < 0.4 and (soft > 0.16 or air > 0.01):
         return None
-    shares = (
-        f"{varied:.0%} vary below {PADDING}, {dark:.1%} are below {FAT} (fat, air), {window:.1%} from -160 to 240"
-    )
+    shares = f"{varied:.0%} vary below {PADDING}, {dark:.1%} are below {FAT} (fat, air), {window:.1%} from -160 to 240"
     return f"{shares}; of those above {FAT}, {soft:.0%} are from 20 to 300 (soft tissue), {bright:.0%} above"
 
 

@@ -26,8 +26,9 @@ def test_layout_is_that_of_acdc_and_the_seed_decides(tmp_path: Path) -> None:
         assert data["image"].pixdim.tolist() == [1.5, 1.5, 10.0]
         same = nib.load(tmp_path / "same" / case.images[0].relative_to(tmp_path / "a"))
         np.testing.assert_array_equal(data["image"][0], same.get_fdata())
-    first = "training/patient001/patient001_frame01.nii.gz"
-    assert len({nib.load(tmp_path / name / first).shape for name in ("a", "seed", "scanner")}) == 3
+    first = [min((tmp_path / name / "training").glob("*/*_frame01.nii.gz")) for name in ("a", "seed", "scanner")]
+    assert len({nib.load(file).shape for file in first}) == 3
+    assert [file.name[:10] for file in first] == ["patient001", "patient001", "patient101"]
 
 
 def test_other_data_stay_as_they_are(tmp_path: Path) -> None:

@@ -186,12 +186,13 @@ GOOD: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "outside set to 0": lambda v: np.where(v < -500, 0, v),
     "noise": lambda v: v + np.random.default_rng(1).normal(0, 80, v.shape),
     "no noise": lambda v: v.round(-2) + 10,
+    "outside set to air, no fat": lambda v: np.where(v < 0, -1024, v.clip(0, 90)),
 }
 BAD: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "without intercept": lambda v: (v + 1024).clip(0, 4095),
     "plus 1000": lambda v: v + 1000,
     "without intercept, padded": lambda v: np.pad((v + 1024).clip(0), 6, constant_values=-2000),
-    "without intercept, padded with air": lambda v: np.pad((v + 1024).clip(0), 6, constant_values=-1024),
+    "without intercept, outside set to air": lambda v: np.where(v <= -1000, -1024, v + 1024),
     "intercept twice": lambda v: v - 1024,
     "wrapped": lambda v: v.round() % 65536,
     "0 to 1": lambda v: (v.clip(-1000, 1000) + 1000) / 2000,
