@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai import metrics as monai_metrics
 from monai.data import MetaTensor
+from scipy import stats
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -22,6 +23,8 @@ from calib_components.metrics import (
     CalibrationBins,
     Region,
     calibration_bins,
+    consistency_bands,
+    resampled_errors,
     voxels,
 )
 from calib_components.metrics.measuring import measure_regions
@@ -206,6 +209,48 @@ def test_only_bins_of_the_same_shape_are_added() -> None:
         CalibrationBins(top.count[0], top.confidence_sum[0], top.num_correct[0])
     with pytest.raises(InputError, match="one shape"):
         top.per_class()
+
+
+# What chance gives
+
+COUNT = torch.tensor([[10, 0, 400, 100_000], [25, 7, 1, 2_000_000]])
+CONFIDENCE = torch.tensor([[0.2, 0.5, 0.61, 0.93], [0.1, 0.34, 0.7, 1.0]], dtype=torch.float64)
+BINS = CalibrationBins(COUNT, COUNT * CONFIDENCE, torch.zeros(2, 4, dtype=torch.float64))
+
+
+def test_bands_are_binomial_quantiles() -> None:
+    low, high = consistency_bands(BINS, level=0.9)
+    assert low.isnan().tolist() == high.isnan().tolist() == (COUNT == 0).tolist()
+    at = COUNT > 0
+    for found, share in ((low[at], 0.05), (high[at], 0.95)):  # the fewest that so large a share does not exceed
+        correct = (found * COUNT[at]).round()
+        assert (stats.binom.cdf(correct, COUNT[at], CONFIDENCE[at]) >= share).all()
+        assert (stats.binom.cdf(correct - 1, COUNT[at], CONFIDENCE[at]) < share).all()
+
+
+def test_resampled_errors_are_those_of_drawn_labels() -> None:
+    errors = resampled_errors(BINS, draws=4000)
+    assert errors.shape == (2, 4000)
+    assert torch.equal(errors, resampled_errors(BINS, draws=4000))
+    assert not torch.equal(errors, resampled_errors(BINS, draws=4000, seed=1))
+    for i in range(2):
+        n, p = COUNT[i].numpy(), CONFIDENCE[i].numpy()
+        # The mean absolute deviation of each binomial; for many voxels, that of the normal distribution.
+        deviations = [
+            stats.binom(a, b).expect(lambda x, m=a * b: abs(x - m))
+            if a < 1000
+            else np.sqrt(2 / np.pi * a * b * (1 - b))
+            for a, b in zip(n, p, strict=True)
+            if a > 0
+        ]
+        assert abs(errors[i].mean().item() * n.sum() / sum(deviations) - 1) < 0.03
+
+
+def test_bands_need_observed_bins_and_a_level() -> None:
+    with pytest.raises(InputError, match="whole counts"):
+        resampled_errors(CalibrationBins(COUNT.double(), BINS.confidence_sum, BINS.num_correct))
+    with pytest.raises(InputError, match="level"):
+        consistency_bands(BINS, level=95)
 
 
 # Volumes on which float32 sums fail: exact values here, next to those of `monai.metrics` for the same input
