@@ -127,7 +127,8 @@ def _read_image(file: Path, label_file: Path) -> torch.Tensor:
 
 def _find_images(folder: Path, cases: Sequence[str]) -> dict[str, Path]:
     """Find the images in a folder, which has that of each case: NAME, or NAME_0000, nnU-Net's first channel."""
-    files = {image.name: image.files[0] for image in find_images(folder, ["_0000"])}
+    files = {image.name: image.files[0] for image in find_images(folder)}
+    files = {name.removesuffix("_0000"): file for name, file in files.items()} | files
     if missing := [name for name in cases if name not in files]:
         raise InputError(f"{folder}: no image is called {missing[0]} or {missing[0]}_0000.")
     return files

@@ -244,6 +244,12 @@ def test_background_as_the_last_channel_is_refused_and_a_bad_network_is_not(chan
         run(tmp_path / "p", tmp_path / "labels", tmp_path / "bad", **options)  # random, mirrored, of one class
 
 
+def test_images_of_pictures_are_called_like_a_case_or_its_first_channel(tmp_path: Path) -> None:
+    for name in ("a", "b_0000"):
+        save_nifti(tmp_path / f"{name}.nii.gz", label_of(0))
+    assert {"a", "b", "b_0000"} <= evaluate._find_images(tmp_path, ["a", "b", "b_0000"]).keys()  # maps of b_0000, too
+
+
 def test_places_and_options_that_do_not_fit(predictions: Path, labels: Path, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("")
