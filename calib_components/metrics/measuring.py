@@ -179,7 +179,7 @@ class _InBins:
         if self.has_first is not None:
             whole = torch.stack([each.sum(1) for each in weights])
             sums[..., 0] = (whole - sums.sum(-1)).clamp_min(0).where(self.has_first, 0)
-        return sums.minimum(sums[:1])  # as they are, but for rounding
+        return sums.minimum(sums[:1])  # as they are, up to rounding
 
 
 def _drawn_sums(voxels: Voxels, draws: int, num_bins: int) -> torch.Tensor:

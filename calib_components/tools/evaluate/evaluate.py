@@ -45,7 +45,7 @@ def evaluate_predictions(
 ) -> None:
     """Evaluate saved predictions of any model: segmentation, calibration, volumes and thresholds.
 
-    `out` gets the files that `evaluate.yaml` writes, see `calib_components.handlers.EvaluationWriter`, but for those of
+    `out` gets the files that `evaluate.yaml` writes, see `calib_components.handlers.EvaluationWriter`, except those of
     logits, and one page, `report/index.html`. HD95 is in millimetres, volumes in millilitres; bands are two voxels
     wide. Predictions that are label maps give the segmentation part only. Of predictions that `calibrate_predictions`
     has scaled, `temperature.json` beside them says by what, so that the plausible foreground has the same voxels as
