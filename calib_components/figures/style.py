@@ -27,7 +27,7 @@ def panel_grid(
 ) -> tuple[Figure, list[list[Axes]]]:
     """Return a figure of panels, at most so many in a row, and the axes of each panel, from above."""
     if number == 0:
-        raise ValueError("A figure needs at least one panel, got none.")
+        raise ValueError("A figure needs at least one panel.")
     rows = math.ceil(number / most)
     columns = min(number, most)
     parts = len(height_ratios)
