@@ -37,12 +37,12 @@ VERDICTS = {  # from the mildest to what outweighs the others
     "shown": "{}",
 }
 ABOUT = (
-    "Confidence is the mean probability of the predicted class, accuracy the share of voxels where it is right. In "
-    "both regions, the prediction chooses the voxels: of a calibrated network, the difference is 0 up to chance. Means "
-    "over patients; below the difference, its 95 % interval and p-value (Student's t and sign flips of patients in "
-    "single bins, Holm-corrected over these). Chance alone gives a case an ECE above 0. Ignore padded voxels "
-    "(ignore_index): they are easy background, and hide how confident a network is elsewhere. Patients of another "
-    "origin can be different."
+    "Confidence is the mean probability of the predicted class, accuracy the share of voxels where it is right. The "
+    "prediction chooses the voxels of both regions: if it is calibrated, the difference is 0 up to chance. Means over "
+    "patients; p-values are of the difference and of its single bins, Holm-corrected over these and both regions. "
+    "Chance alone gives a case an ECE above 0. Ignore padded voxels (ignore_index): as easy background, they hide how "
+    "confident a network is elsewhere; in one data set, the temperature was 1.03 with them and 1.18 without. Patients "
+    "of another origin can be different."
 )
 
 
@@ -126,4 +126,4 @@ def regions_section(results: Results) -> Section:
             records.append(results.record(row, "ece", ece, **keys, column="ECE of a case"))
             answers.append(Cell(found.text))
     table = tabulate(records, [*["label"] * (len(results.methods) > 1), "region"])
-    return Section("regions", "Is it calibrated?", ABOUT, table.assign(**{"calibrated?": answers}), records)
+    return Section("regions", "Confidence and accuracy", ABOUT, table.assign(**{"calibrated?": answers}), records)

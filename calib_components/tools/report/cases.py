@@ -30,7 +30,7 @@ def pictures_section(results: Results) -> Section:
     pictures = []
     for (name, label), kind in itertools.product(results.labels.items(), ("worst", "median", "best")):
         if (file := results.folders.get(name, Path("nowhere")) / f"cases/{kind}.png").exists():
-            pictures.append(Picture(f"{kind}_{name}", f"{label}: {kind} case", file.read_bytes()))
+            pictures.append(Picture(kind, f"{label}: {kind} case", file.read_bytes()))
     return Section("pictures", "Pictures of cases", ABOUT_PICTURES, pictures=pictures, folded=len(results.labels) > 1)
 
 

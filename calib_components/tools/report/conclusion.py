@@ -153,7 +153,7 @@ def _about(
     for measure in measures:
         record, text = found[name, measure], heading(measure, arrow=False)
         notes = [with_interval(estimate_of(record), measure, True), *p_text(record["p_value_holm"])] * (len(dsc) == 2)
-        texts.append(" ".join([number(dsc[name], "dsc") if measure == "dsc" else text, ", ".join(notes)]).strip())
+        texts.append(", ".join([number(dsc[name], "dsc") if measure == "dsc" else text, *notes]))
     return f" ({'; '.join(texts)})"
 
 

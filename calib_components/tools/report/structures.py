@@ -92,7 +92,8 @@ def structures_section(results: Results) -> Section:
     corrected = holm([record["p_value"] for record in records])  # of the differences alone: others have no p-value
     records = [{**record, "p_value_holm": p} for record, p in zip(records, corrected, strict=True)]
     table = tabulate(records, [*["label"] * (len(results.methods) > 1), "structure"])
-    return Section("structures", "Structures", ABOUT + ABOUT_EXPECTED * probable, table, records)
+    units = f"HD95 is in {results.about['unit']}, volumes are in {results.about['volume_unit']}. "
+    return Section("structures", "Structures", ABOUT + units + ABOUT_EXPECTED * probable, table, records)
 
 
 def _volumes(results: Results, row: Row, place: str) -> dict[str, Array]:

@@ -153,8 +153,10 @@ def compared(tmp_path: Path, *networks: dict[str, Any], reference: str = "first"
 def test_answer_about_two_networks_names_what_is_significant(tmp_path: Path) -> None:
     over, better = {"gap": 0.1, "changed": dsc(0.8)}, {"gap": 0.02, "changed": dsc(0.81)}
     first, second = compared(tmp_path, over, better).sentences
-    assert first.startswith("Higher DSC than first (0.800): second (0.810 +0.0100 [+0.0100, +0.0100], p = ")
-    assert re.match(r"Better NLL or ECE than first: second \(NLL predicted -0\.3.*; ECE predicted -0\.0.*; ECE", second)
+    assert first.startswith("Higher DSC than first (0.800): second (0.810, +0.0100 [+0.0100, +0.0100], p = ")
+    assert re.match(
+        r"Better NLL or ECE than first: second \(NLL predicted, -0\.3.*; ECE predicted, -0\.0.*; ECE", second
+    )
     equal = {"gap": 0.05, "changed": dsc(0.8)}
     answer = compared(tmp_path, equal, equal)
     assert answer.sentences[0].startswith("No DSC is clearly different from that of first (0.800): second (0.800")
@@ -345,7 +347,7 @@ def test_report_of_one_evaluation_with_chosen_thresholds(tmp_path: Path) -> None
     page = (tmp_path / "out/report.md").read_text()
     assert page.startswith("# Is it calibrated? test\n\nThe mean DSC of 8 patients is 0.7")
     assert page.index("'BUNDLE/configs/calibrate.yaml'") < page.index("\n## ")
-    for title in ("Is it calibrated?", "Structures", "All cases", "Means", "Thresholds", "Reliability diagrams"):
+    for title in ("Confidence and accuracy", "Structures", "All cases", "Means", "Thresholds", "Reliability diagrams"):
         assert f"\n## {title}\n" in page
     assert re.search(r"Thresholds chosen on the validation cases: RV 0\.\d\d \(DSC .* against 0.5\), MYO", page)
     cases = pd.read_csv(tmp_path / "out/all_cases.csv")
