@@ -204,6 +204,16 @@ def test_sums_of_half_precision(dtype: torch.dtype) -> None:
     assert_equals_definitions(half, draw_labels(p, 1), None, 1e-12)
 
 
+def test_many_regions_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("calib_components.metrics.measuring.MANY_SETS", 8)
+    p, y = blobs((12, 11)), draw_labels(blobs((12, 11)), 1)
+    regions = [*REGIONS, *(f"plausible(0.{i})" for i in range(1, 9))]
+    for region, found in measured(p, y, regions).items():
+        alone = measured(p, y, [region])[region]
+        assert values_of(found) == pytest.approx(values_of(alone), rel=1e-12)
+        assert torch.equal(found.bins["classwise"].count, alone.bins["classwise"].count)
+
+
 # Perfect calibration
 
 
