@@ -50,7 +50,7 @@ def fit_calibrator(
     fitted = map_cases(fit, cases, workers, "fit")
     for of_case, _ in fitted:
         pooled.add(of_case)
-    notes = [noted for _, noted in fitted]
+    notes = [note for _, note in fitted]
     check_background(notes)
     check_beside(notes)
     estimate = pooled.compute()
@@ -58,9 +58,9 @@ def fit_calibrator(
     print(f"{'T' if kind == 'temperature' else kind} = {estimate.summary()}")
     print(f"NLL {estimate.nll_before:.4f} -> {estimate.nll_after:.4f} over {where}, which it is fitted on")
     print("\n".join([estimate.effect(region.by_prediction), *estimate.warnings()]))
-    voxels, nll = (sum(noted[key] for noted in notes) for key in ("denied", "nll"))
+    voxels, nll = (sum(note[key] for note in notes) for key in ("denied", "nll"))
     if (share := nll / max(estimate.nll_before * estimate.voxels, nll, 1e-9)) >= DECISIVE:
-        number = sum(noted["denied"] > 0 for noted in notes)
+        number = sum(note["denied"] > 0 for note in notes)
         print(
             f"{voxels} voxels, in {number} of {len(cases)} cases, have a stored probability of 0 for their label and "
             f"make up {100 * share:.0f} % of the NLL, so they decide the fit. They may lie outside of what the network "

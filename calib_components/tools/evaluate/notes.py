@@ -46,25 +46,25 @@ def check_notes(records: Sequence[Mapping[str, Any]], classes: Classes, predicti
     """Check what only all cases together tell, and warn of likely mistakes."""
     logger, notes = logging.getLogger(__name__), [record["notes"] for record in records]
     check_background(notes)
-    present = set().union(*(noted["present"] for noted in notes))
+    present = set().union(*(note["present"] for note in notes))
     for name in filter(lambda name: name not in present, classes.structures):
         codes = sorted(set().union(*(classes.codes[channel] for channel in classes.structures[name])))
         logger.warning("%s: no label has %s, code %s. Check --structures.", labels, name, "+".join(map(str, codes)))
     for folder, key in ((labels, "other_codes"), (predictions, "other_predicted")):
-        if codes := sorted(set().union(*(noted[key] for noted in notes))):
-            number = sum(bool(noted[key]) for noted in notes)
+        if codes := sorted(set().union(*(note[key] for note in notes))):
+            number = sum(bool(note[key]) for note in notes)
             message = "%s: codes of no structure count as background: %s, in %d of %d label maps."
             logger.warning(message, folder, listed(codes), number, len(notes))
     warn_of_other_beside(notes)
     if classes.sigmoid:
-        sums = np.sum([noted["sums"] for noted in notes], 0)
+        sums = np.sum([note["sums"] for note in notes], 0)
         for inner, outer in itertools.permutations(range(len(sums)), 2):
             if classes.codes[inner] < classes.codes[outer] and sums[inner] > sums[outer]:
                 names = classes.names[inner], classes.names[outer]
                 message = "%s: %s is a part of %s, but predicted larger. Name --structures in the order of channels."
                 logger.warning(message, predictions, *names)
                 break
-    if all(noted["is_unit"] for noted in notes):
+    if all(note["is_unit"] for note in notes):
         message = "%s: voxels are 1 x 1 x 1 mm in every header. If spacings were lost, mm and ml here are voxels."
         logger.warning(message, labels)
 
@@ -81,7 +81,7 @@ def count_right(saved: Saved) -> list[list[int]]:
 
 def check_background(notes: Sequence[Notes]) -> None:
     """Check that the background is not the last channel: a network that is merely bad never looks like this."""
-    voxels, right, moved = np.sum([noted["right"] for noted in notes], 0).T
+    voxels, right, moved = np.sum([note["right"] for note in notes], 0).T
     if (right < voxels / 4).all() and (moved > voxels * [0.75, 0.5]).all():
         raise InputError(
             f"{notes[0]['file']}: the background seems to be the last channel: {right.sum() / voxels.sum():.0%} of all "
@@ -113,10 +113,10 @@ def other_beside(case: Case, saved: Saved, classes: Classes) -> tuple[int, int]:
 
 def warn_of_other_beside(notes: Sequence[Notes]) -> None:
     """Warn of label maps that are not those of the probabilities beside them, such as those of another run."""
-    others, voxels = np.sum([noted["beside"] for noted in notes], 0)
+    others, voxels = np.sum([note["beside"] for note in notes], 0)
     if others > POSTPROCESSED * voxels:
         logging.getLogger(__name__).warning(
             "%s: the most probable class is not that of the label map beside it in %.0f %% of the voxels with a "
             "structure in all cases. The files may be of different runs, or axes in another order.",
-            max(notes, key=lambda noted: noted["beside"][0])["file"], 100 * others / voxels,
+            max(notes, key=lambda note: note["beside"][0])["file"], 100 * others / voxels,
         )  # fmt: skip

@@ -169,6 +169,6 @@ def _find_validation(fold: Path, labels: Path, splits: Sequence[dict[str, list[s
 
 def _refuse_other_maps(notes: Sequence[Notes]) -> None:
     """Check that probabilities are those of the label map beside them, which any later validation replaces."""
-    for noted in notes:
-        if noted["beside"][0]:
-            raise InputError(f"{noted['file']} is of an earlier training than the label map beside it. {AGAIN}")
+    for note in notes:
+        if note["beside"][0]:
+            raise InputError(f"{note['file']} is of an earlier training than the label map beside it. {AGAIN}")
