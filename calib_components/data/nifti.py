@@ -111,7 +111,8 @@ class Grid(NamedTuple):
 
 def check_same_grid(file: str | os.PathLike, other: str | os.PathLike) -> None:
     """Raise `InputError` if the header of a NIfTI file has another shape or affine than that of `other`."""
-    _check_grids(*(Grid(image.affine, image.shape[:3], name) for name in (file, other) for image in [open_nifti(name)]))
+    own, reference = open_nifti(file), open_nifti(other)
+    _check_grids(Grid(own.affine, own.shape[:3], file), Grid(reference.affine, reference.shape[:3], other))
 
 
 def turn_onto(own: Grid, other: Grid, remedy: str = "") -> np.ndarray | None:

@@ -93,8 +93,8 @@ def evaluate_predictions(
     items = []
     for case in cases:
         files = [*case.prediction.files, *case.prediction.grids, case.label]
-        image = pictured.get(case.name, [])
-        items.append({"case": case.name, "patient": patients[case.name], "files": files, "image": image})
+        item = {"case": case.name, "patient": patients[case.name], "files": files}
+        items.append({**item, "image": pictured.get(case.name, [])})
     records = EvaluationRecords(out, items, repr((classes, temperature)), files=["files", "image"])
     check_output(out, records.folder.name if records.folder.exists() else "summary.json", overwrite)
     chosen = {item["case"] for item in records.to_measure(shard, skip_existing)}
