@@ -117,8 +117,8 @@ def means_section(results: Results, measures: Sequence[str], test_set: str = "")
 def differences(results: Results, pairs: Sequence[tuple[Row, Row]], measures: Sequence[str]) -> pd.DataFrame:
     """Return paired differences of rows to reference rows on the same cases, with Holm-corrected p-values.
 
-    P-values of a measure are corrected over the pairs with the same conditions; those of `DECIDING` over these
-    measures, too.
+    P-values of a measure are corrected over the pairs with the same temperatures, those of two methods apart from those
+    of a method and itself with a temperature; those of `DECIDING` over these measures, too.
     """
     records = []
     for (row, base), measure in itertools.product(pairs, measures):
@@ -127,46 +127,33 @@ def differences(results: Results, pairs: Sequence[tuple[Row, Row]], measures: Se
         here, there = (results.comparable(each, measure) for each in (row, base))
         patients = results.patients(row.test_set)
         found = paired_difference(here, there, patients, same_seeds=row.method == base.method)
-        names = {**row._asdict(), "reference_temperature": base.temperature, "measure": measure}
-        records.append(names | found._asdict())
-    columns = [*Row._fields, "reference_temperature", "measure", *Estimate._fields]
+        keys = {**row._asdict(), "reference": base.method, "reference_temperature": base.temperature}
+        records.append(keys | {"measure": measure} | found._asdict())
+    columns = [*Row._fields, "reference", "reference_temperature", "measure", *Estimate._fields]
     table = pd.DataFrame(records, columns=columns)
     family = table["measure"].where(~table["measure"].isin(DECIDING), "")
-    grouped = table.groupby(["test_set", "temperature", "reference_temperature", family], sort=False)
+    own = table["method"] == table["reference"]
+    grouped = table.groupby(["test_set", "temperature", "reference_temperature", own, family], sort=False)
     table["p_value_holm"] = grouped["p_value"].transform(holm) if records else np.nan
     return table
 
 
-def reference_pairs(results: Results, reference: str, test_set: str = "") -> list[tuple[Row, Row]]:
-    """Return all rows of a test set with the reference, without and with its temperature."""
+def pairs_of(results: Results, reference: str, test_set: str = "") -> list[tuple[Row, Row]]:
+    """Return all rows of a test set with those of the reference, and each method with temperature with itself."""
     rows = results.rows(test_set)
-    return [(row, base) for base in rows if base.method == reference for row in rows if row != base]
+    pairs = [(row, base) for base in rows if base.method == reference for row in rows if row.method != reference]
+    return pairs + [(row, row._replace(temperature=WITHOUT)) for row in rows if row.temperature == WITH]
 
 
-def differences_section(
-    results: Results, table: pd.DataFrame, name: str, title: str, about: str, reference: str | None = None
-) -> Section:
-    """Return a table of `differences` as a section; without a reference, each method is compared with itself."""
+def differences_section(results: Results, table: pd.DataFrame, test_set: str = "") -> Section:
+    """Return `differences` on a test set as a section."""
     records = []
     for record in table.to_dict("records"):
-        row = row_of(record)
-        base = Row(reference or row.method, record["reference_temperature"], row.test_set)
-        place = f" on {row.test_set}" * bool(row.test_set)
-        label = f"{label_with_temperature(results, row)} minus {results.label(base)}{place}"
+        base = results.label(Row(record["reference"], record["reference_temperature"]))
+        label = f"{label_with_temperature(results, row_of(record))} minus {base}"
         records.append(record | {"label": label, "signed": True})
-    caption = f"{about} {ABOUT_DIFFERENCES}{ABOUT_INTERVALS}"
-    return Section(name, title, caption, tabulate(records, ["label"]), table)
-
-
-def temperature_section(results: Results, measures: Sequence[str]) -> Section:
-    """Return the paired differences with temperature minus without, of every method on every test set."""
-    rows = [row for test_set in results.sets for row in results.rows(test_set, [WITH])]
-    table = differences(results, [(row, row._replace(temperature=WITHOUT)) for row in rows], measures)
-    about = (
-        "Negative is better, except over the foreground, which the ground truth chooses. T was fitted by the NLL of "
-        f"validation cases (region {results.about['fitted_in']})."
-    )
-    return differences_section(results, table, "temperature", "What temperature changes", about)
+    name, place = ("differences" + suffix * bool(test_set) for suffix in (f"_on_{test_set}", f" on {test_set}"))
+    return Section(name, place.capitalize(), ABOUT_DIFFERENCES + ABOUT_INTERVALS, tabulate(records, ["label"]), table)
 
 
 def reliability_section(results: Results) -> Section:

@@ -12,12 +12,11 @@ from calib_components.tools.report.comparison import (
     differences_section,
     logits_section,
     means_section,
-    reference_pairs,
+    pairs_of,
     reliability_section,
-    temperature_section,
 )
 from calib_components.tools.report.conclusion import conclude_differences, conclude_one
-from calib_components.tools.report.data import WITH, Results, write_compact
+from calib_components.tools.report.data import Results, write_compact
 from calib_components.tools.report.page import Answer, Section, write_report
 from calib_components.tools.report.ranks import ranks_sections
 from calib_components.tools.report.readers import read_cells, read_evaluations
@@ -110,24 +109,14 @@ def report_folders(
 
 
 def _compared(found: Results, reference: str) -> tuple[Answer, list[Section]]:
-    """Return the answer, and sections of what a temperature changes and of differences to the reference."""
-    sections, answer = [], Answer([f"No differences: {reference} is not among the finished methods."])
-    measures = [measure for measure in COMPARED if found.has(measure)]
-    if any(row.temperature == WITH for row in found.groups):
-        sections.append(temperature_section(found, measures))
-    if len(found.methods) == 1:
-        return conclude_one(found), sections
-    if reference not in found.methods:
-        return answer, sections
+    """Return the answer, and the sections of differences between methods, and without and with a temperature."""
+    answer, sections = Answer([f"No differences: {reference} is not among the finished methods."]), []
     for test_set in found.sets:
-        table = differences(found, reference_pairs(found, reference, test_set), measures)
-        if not test_set:
+        table = differences(found, pairs_of(found, reference, test_set), [m for m in COMPARED if found.has(m)])
+        sections += [differences_section(found, table, test_set)] if len(table) else []
+        if not test_set and reference in found.methods and len(found.methods) > 1:
             answer = conclude_differences(found, reference, table)
-        if len(table):
-            place, label = f"_on_{test_set}" * bool(test_set), found.labels[reference]
-            title = f"Differences to {label}" + f" on {test_set}" * bool(test_set)
-            sections.append(differences_section(found, table, f"differences{place}", title, "", reference))
-    return answer, sections
+    return conclude_one(found) if len(found.methods) == 1 else answer, sections
 
 
 def _notices(results: Results) -> list[str]:
