@@ -56,11 +56,6 @@ class Judgement(NamedTuple):
     accuracy: float = np.nan
     cases: int = 0
 
-    @property
-    def text(self) -> str:
-        """The verdict in words."""
-        return VERDICTS[self.verdict].format(self.kind)
-
 
 def judge(regions: Sequence[Array]) -> list[Judgement]:
     """Return what each region says of a network.
@@ -124,6 +119,6 @@ def regions_section(results: Results) -> Section:
             gap = {**keys, "signed": True, "p_value_holm": found.gap.p_value}
             records.append(results.record(row, "gap", found.gap, **gap))
             records.append(results.record(row, "ece", ece, **keys, column="ECE of a case"))
-            answers.append(Cell(found.text))
+            answers.append(Cell(VERDICTS[found.verdict].format(found.kind)))
     table = tabulate(records, [*["label"] * (len(results.methods) > 1), "region"])
     return Section("regions", "Confidence and accuracy", ABOUT, table.assign(**{"calibrated?": answers}), records)

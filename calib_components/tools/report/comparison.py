@@ -76,7 +76,8 @@ def label_with_temperature(results: Results, row: Row) -> str:
     """Return the label of a row and its temperature, or the range of those of several seeds."""
     if row.temperature == WITHOUT or results.temperatures.empty:
         return results.label(row)
-    found = results.fits(row)["temperature"]
+    fits = results.temperatures
+    found = fits["temperature"][fits["method"] == row.method]
     ends = dict.fromkeys(f"{end:.2f}" for end in (found.min(), found.max()))
     return f"{results.label(row)} ({' to '.join(ends)})"
 
@@ -105,7 +106,7 @@ def means_section(results: Results, measures: Sequence[str], test_set: str = "")
         pictures = [Picture(name, "Means with 95 % intervals; hollow: with temperature", to_png(figure))]
     caption = f"{results.count(test_set)}. Mean over cases, below it its 95 % interval. "
     if len(rows) > 1:
-        caption += f"The best is bold, the second best underlined, where the DSC is at most {LOSS} below the best. "
+        caption += f"The best is bold, where the DSC is at most {LOSS} below the best. "
     if not test_set:
         if any(row.temperature == WITH for row in rows):
             caption += ABOUT_TEMPERATURE + ABOUT_FOLDS * bool(results.about.get("folds"))

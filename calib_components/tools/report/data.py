@@ -146,10 +146,6 @@ class Results:
         """Return the number of seeds of a row."""
         return self.groups[row]["seed"].nunique()
 
-    def fits(self, row: Row) -> pd.DataFrame:
-        """Return the fitted temperatures of a row."""
-        return self.temperatures[self.temperatures["method"] == row.method]
-
     def values(self, row: Row, measure: str) -> Array:
         """Return a measure of each seed and case, `(seeds, cases)`; NaN where it is undefined."""
         return self._by_seed(row, self.groups[row][measure])

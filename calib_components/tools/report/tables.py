@@ -32,9 +32,7 @@ LOSS = 0.05  # of DSC: a method that loses more is not called better, whether th
 NONE = "n/a"  # in place of a number
 MOST_DIGITS = 5
 VOLUMES = ("ml", "voxels")
-DIGITS = {"hd95": 2, "mean": 2, "ml": 2, "aurc": 5} | dict.fromkeys(
-    ("voxels", "missed", "spurious"), 0
-)  # others have 3
+DIGITS = {"hd95": 2, "mean": 2, "ml": 2, "aurc": 5, "voxels": 0, "missed": 0, "spurious": 0}  # others have 3
 TITLES = {  # of what is no column of cases.csv
     "error_share_5": "errors among the 5 % most uncertain voxels ↑",
     "gap": "confidence minus accuracy",
@@ -42,18 +40,15 @@ TITLES = {  # of what is no column of cases.csv
     "segmented_volume_error": "segmented minus true volume",
     "expected_volume_error": "expected minus true volume",
     "in_range": "volumes in range",
-    "sensitivity": "sensitivity ↑",
-    "specificity": "specificity ↑",
-    "ppv": "PPV ↑",
 }
 
 
 class Cell(NamedTuple):
-    """A cell of a table: its text, smaller notes below it, and whether it is "bold" or "underlined"."""
+    """A cell of a table: its text, smaller notes below it, and whether it is bold."""
 
     text: str
     notes: Sequence[str] = ()
-    mark: str = ""
+    bold: bool = False
 
 
 def heading(measure: str, structures: Sequence[str] = (), arrow: bool = True) -> str:
@@ -119,39 +114,39 @@ def estimate_of(record: Record) -> Estimate:
     return Estimate(**{name: record[name] for name in Estimate._fields if name in record})
 
 
-def to_cell(record: Record, mark: str = "") -> Cell:
+def to_cell(record: Record, bold: bool = False) -> Cell:
     """Return the cell of a record: its number, and as notes its interval, p-value and values to compare with."""
     estimate, unit, signed = estimate_of(record), record.get("unit", record["measure"]), record.get("signed", False)
     p_value, published, if_true = (record.get(name, np.nan) for name in ("p_value_holm", "published", "if_true"))
     notes = [*interval(estimate, unit, signed), *p_text(p_value)]
     notes += [] if np.isnan(published) else [f"paper {number(published, unit)}"]
     notes += [] if np.isnan(if_true) else [f"{number(if_true, unit)} if true"]
-    return Cell(number(estimate.mean, unit, signed), notes, "bold" if is_significant(estimate, p_value) else mark)
+    return Cell(number(estimate.mean, unit, signed), notes, bool(bold or is_significant(estimate, p_value)))
 
 
-def best_marks(estimates: Sequence[Estimate], measure: str) -> list[str]:
-    """Return which of the means, as they are printed, are best and second best; none without intervals."""
+def are_best(estimates: Sequence[Estimate], measure: str) -> list[bool]:
+    """Return which of the means, as they are printed, are best; none if some have no interval, or all are the same."""
     printed = [number(estimate.mean, measure) for estimate in estimates]
-    places = sorted({float(text) for text in printed if text != NONE}, reverse=higher_is_better(measure))
-    if len(places) < 2 or not all(e.has_interval for e in estimates if not np.isnan(e.mean)):
-        return [""] * len(estimates)
-    marks = dict(zip(places, ("bold", "underlined"), strict=False))
-    return ["" if text == NONE else marks.get(float(text), "") for text in printed]
+    values = {float(text) for text in printed if text != NONE}
+    if len(values) < 2 or not all(e.has_interval for e in estimates if not np.isnan(e.mean)):
+        return [False] * len(estimates)
+    best = max(values) if higher_is_better(measure) else min(values)
+    return [text != NONE and float(text) == best for text in printed]
 
 
 def tabulate(records: Sequence[Record], index: Sequence[str], marked: bool = False) -> pd.DataFrame:
     """Return the cells of records, with lines and columns in the order of their first records.
 
     Records with the same values of `index` make a line. Their column is their "column", or the heading of their
-    measure. If `marked`, the best and the second best of each column are, among the lines that are not "unmarked".
+    measure. If `marked`, the best of each column is bold, among the lines that are not "unmarked".
     """
     table = pd.DataFrame({name: [str(record[name]) for record in records] for name in index})
     table["column"] = [record.get("column") or heading(record["measure"]) for record in records]
-    table["mark"] = ""
+    table["best"] = False
     for _, column in table[[marked and not record.get("unmarked") for record in records]].groupby("column"):
         found = [records[place] for place in column.index]
-        table.loc[column.index, "mark"] = best_marks([*map(estimate_of, found)], found[0]["measure"])
-    table["cell"] = [to_cell(record, mark) for record, mark in zip(records, table["mark"], strict=True)]
+        table.loc[column.index, "best"] = are_best([*map(estimate_of, found)], found[0]["measure"])
+    table["cell"] = [to_cell(record, best) for record, best in zip(records, table["best"], strict=True)]
     lines, columns = table.set_index([*index]).index.unique(), table["column"].unique()
     wide = table.pivot(index=[*index], columns="column", values="cell").reindex(index=lines, columns=columns)
     return wide.map(lambda cell: cell if isinstance(cell, Cell) else Cell(""))

@@ -26,7 +26,7 @@ from calib_components.tools.report.readers import read_cells, read_evaluations
 from calib_components.tools.report.report import report_folders
 from calib_components.tools.report.statistics import Estimate, holm, mean_with_interval
 from calib_components.tools.report.structures import confidence_and_accuracy, structures_section
-from calib_components.tools.report.tables import COMPARED, Cell, best_marks, heading, number
+from calib_components.tools.report.tables import COMPARED, Cell, are_best, heading, number
 from calib_components.tools.report.thresholds import check_apart
 from tests.calib_components.tools.report.made_up import PNG, cases_of, write_cell, write_comparison, write_evaluation
 
@@ -174,7 +174,7 @@ def test_network_that_segments_badly_is_not_praised(tmp_path: Path) -> None:
     assert [text.split(" (")[0] for text in answer.sentences] == ["Higher DSC than second", warning]
     assert "/first " in answer.command
     table = means_section(read_evaluations([tmp_path / "first", tmp_path / "second"]), ["dsc", "ece_all"]).table
-    assert [cell.mark for cell in table["ECE all ↓"]] == ["", ""]  # the lower one is not marked as the best
+    assert [cell.bold for cell in table["ECE all ↓"]] == [False, False]  # the lower one is not marked as the best
     worse = compared(tmp_path, bad, {"gap": 0.1, "changed": dsc(0.4)}).sentences
     assert worse[1].startswith("Worse NLL or ECE than first: second")
     assert compared(tmp_path, {"changed": dsc(0.4)}, {"changed": dsc(0.4)}).sentences[-1] == warning
@@ -259,16 +259,16 @@ def test_text_of_numbers() -> None:
         "ECE predicted ↓", "DSC RV ↑", "ECE foreground",
     )  # fmt: skip
     estimates = [Estimate(mean, mean - 0.1, mean + 0.1) for mean in (0.9, 0.8, 0.9, 0.7)]
-    assert best_marks(estimates, "dsc") == ["bold", "underlined", "bold", ""]
-    assert best_marks(estimates, "ece") == ["", "underlined", "", "bold"]
-    assert best_marks([*estimates, Estimate(0.5)], "dsc") == [""] * 5
+    assert are_best(estimates, "dsc") == [True, False, True, False]
+    assert are_best(estimates, "ece") == [False, False, False, True]
+    assert are_best([*estimates, Estimate(0.5)], "dsc") == [False] * 5
 
 
 HOSTILE = "a|b <script>x</script> [link](http://x)"
 
 
 def page_of(folder: Path, **options: Any) -> str:
-    table = pd.DataFrame({"x": [Cell("1", ["note"], "bold")]}, pd.Index([HOSTILE], name="label"))
+    table = pd.DataFrame({"x": [Cell("1", ["note"], True)]}, pd.Index([HOSTILE], name="label"))
     section = Section("table", HOSTILE, HOSTILE, table, [{"x": 1}])
     shown = [section, Section("figures", "Figures", "", pictures=[Picture("a picture", "Title", PNG)])]
     write_report("Title", Answer([HOSTILE], "Do.", "this"), ["Notice."], shown, folder, **options)
@@ -278,7 +278,7 @@ def page_of(folder: Path, **options: Any) -> str:
 def test_page_holds_tables_and_figures_and_no_markup_of_names(tmp_path: Path) -> None:
     page = page_of(tmp_path)
     assert "<script>x" not in page
-    assert '<span class="bold">1</span><small>note</small>' in page
+    assert "<b>1</b><small>note</small>" in page
     assert "Next: Do.<code>this</code>" in page
     assert 'width="284"' in page  # 512 pixels
     assert not re.search(r"(src|href)=\"http", page)
