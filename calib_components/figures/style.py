@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 
 from calib_components.errors import printable
 
-# Characters that fit into a line: of a figure's title, of a panel's, in a legend, below a group of bars.
-TITLE, PANEL_TITLE, NAME, TICK = 75, 26, 40, 10
+# Characters that fit into a line: of a figure's title, of a panel's, in a legend.
+TITLE, PANEL_TITLE, NAME = 75, 26, 40
 PALETTE = ("#999999", "#e69f00", "#56b4e9", "#cc79a7", "#009e73", "#f0e442", "#d55e00", "#0072b2")  # Okabe and Ito
 
 
@@ -23,7 +23,6 @@ def panel_grid(
     height: float,
     extra: tuple[float, float] = (1, 0.4),
     height_ratios: Sequence[float] = (1,),
-    sharey: bool = False,
 ) -> tuple[Figure, list[list[Axes]]]:
     """Return a figure of panels, at most so many in a row, and the axes of each panel, from above."""
     if number == 0:
@@ -37,8 +36,7 @@ def panel_grid(
     panels: list[list[Axes]] = []
     for i in range(number):
         row, column = divmod(i, columns)
-        shared = {"sharey": panels[0][0]} if sharey and panels else {}
-        panels.append([figure.add_subplot(grid[parts * row + part, column], **shared) for part in range(parts)])
+        panels.append([figure.add_subplot(grid[parts * row + part, column]) for part in range(parts)])
     return figure, panels
 
 
@@ -46,11 +44,6 @@ def is_first(axes: Axes) -> bool:
     """Return whether a panel is the first of its row."""
     place = axes.get_subplotspec()
     return place is not None and place.is_first_col()
-
-
-def draw_legend(figure: Figure, axes: Axes, columns: int) -> None:
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize="small")
 
 
 def literal(text: str, width: int, lines: int = 1) -> str:

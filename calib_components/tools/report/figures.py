@@ -8,13 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
-from calib_components.figures.style import (
-    NAME,
-    PALETTE,
-    is_first,
-    literal,
-    panel_grid,
-)
+from calib_components.figures.style import NAME, PALETTE, is_first, literal, panel_grid
 
 BLUE = PALETTE[-1]
 

@@ -34,7 +34,6 @@ MOST_DIGITS = 5
 VOLUMES = ("ml", "voxels")
 DIGITS = {"hd95": 2, "mean": 2, "ml": 2, "aurc": 5, "voxels": 0, "missed": 0, "spurious": 0}  # others have 3
 TITLES = {  # of what is no column of cases.csv
-    "error_share_5": "errors among the 5 % most uncertain voxels ↑",
     "gap": "confidence minus accuracy",
     "optimism": "expected minus true DSC",
     "segmented_volume_error": "segmented minus true volume",
@@ -54,7 +53,7 @@ class Cell(NamedTuple):
 def heading(measure: str, structures: Sequence[str] = (), arrow: bool = True) -> str:
     """Return the heading of a column: title, region or structure, and an arrow that points to better values."""
     column = find_column(measure, structures)
-    if column is None or measure in TITLES:
+    if column is None:
         return TITLES.get(measure, measure.replace("_", " "))
     text = f"{column.measure.title} {column.place}".strip()
     return text + {"higher": " ↑", "lower": " ↓"}.get(column.measure.better, "") * arrow

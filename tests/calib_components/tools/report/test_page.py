@@ -1,0 +1,72 @@
+"""Numbers as text, and the files of a report."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from calib_components.errors import InputError
+from calib_components.tools.report.page import Answer, Picture, Section, write_report
+from calib_components.tools.report.statistics import Estimate
+from calib_components.tools.report.tables import Cell, are_best, heading, number
+from tests.calib_components.tools.report.made_up import PNG
+
+
+def test_text_of_numbers() -> None:
+    assert [number(v, "ece_all") for v in (0.0123, 0.0004, 0.000004, 0)] == ["0.012", "0.0004", "0.00000", "0.000"]
+    assert (number(-0.0001, "dsc", signed=True), number(2.346, "hd95"), number(np.nan, "dsc")) == (
+        "-0.0001", "2.35", "n/a",
+    )  # fmt: skip
+    assert (heading("ece_predicted"), heading("dsc_RV", ["RV"]), heading("ece", arrow=False)) == (
+        "ECE predicted ↓", "DSC RV ↑", "ECE foreground",
+    )  # fmt: skip
+    estimates = [Estimate(mean, mean - 0.1, mean + 0.1) for mean in (0.9, 0.8, 0.9, 0.7)]
+    assert are_best(estimates, "dsc") == [True, False, True, False]
+    assert are_best(estimates, "ece") == [False, False, False, True]
+    assert are_best([*estimates, Estimate(0.5)], "dsc") == [False] * 5
+
+
+HOSTILE = "a|b <script>x</script> [link](http://x)"
+
+
+def page_of(folder: Path, **options: Any) -> str:
+    table = pd.DataFrame({"x": [Cell("1", ["note"], True)]}, pd.Index([HOSTILE], name="label"))
+    section = Section("table", HOSTILE, HOSTILE, table, [{"x": 1}])
+    shown = [section, Section("figures", "Figures", "", pictures=[Picture("a picture", "Title", PNG)])]
+    write_report("Title", Answer([HOSTILE], "Do.", "this"), ["Notice."], shown, folder, **options)
+    return (folder / "index.html").read_text()
+
+
+def test_page_holds_tables_and_figures_and_no_markup_of_names(tmp_path: Path) -> None:
+    page = page_of(tmp_path)
+    assert "<script>x" not in page
+    assert "<b>1</b><small>note</small>" in page
+    assert "Next: Do.<code>this</code>" in page
+    assert 'width="284"' in page  # 512 pixels
+    assert not re.search(r"(src|href)=\"http", page)
+    markdown = (tmp_path / "report.md").read_text()
+    assert "| a\\|b &lt;script>x&lt;/script> [link]\\(http://x) | **1**<br>note |" in markdown
+    assert "](a%20picture.png)" in markdown
+
+
+def test_report_replaces_an_earlier_one_but_no_other_files(tmp_path: Path) -> None:
+    page_of(tmp_path / "out")
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {
+        "a picture.png",
+        "index.html",
+        "report.md",
+        "table.csv",
+    }
+    other = Section("other", "Other", "", pd.DataFrame({"y": [Cell("2")]}, ["a line"]), [{"y": 2}])
+    write_report("Title", Answer([]), [], [other], tmp_path / "out")
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {"index.html", "report.md", "other.csv"}
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match="overwrite"):
+        page_of(tmp_path)
+    page_of(tmp_path, overwrite=True)
+    assert (tmp_path / "notes.txt").read_text() == "mine"
