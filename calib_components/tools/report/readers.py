@@ -82,7 +82,7 @@ def read_cells(folder: Path) -> Results:
         if settings.calibration:
             fit = read_estimate(cell / "temperature")
             record = {name: json.dumps(v) if isinstance(v, dict) else v for name, v in fit.to_dict().items()}
-            temperatures.append(keys | record | {"warnings": " ".join(fit.warnings())})
+            temperatures.append(keys | record)
     first, labels = next(iter(found.values())), {settings.method: settings.label for settings in found.values()}
     plan = json.loads((folder / "plan.json").read_text()) if (folder / "plan.json").exists() else []
     planned = [(entry["method"], entry["seed"], entry.get("fold")) for entry in plan]
@@ -96,7 +96,6 @@ def read_cells(folder: Path) -> Results:
         "missing": [f"{m}, seed {s}" + ("" if f is None else f", fold {f}") for m, s, f in missing],
         "split": first.evaluation["split"],
         "folds": first.folds,
-        "fitted_in": first.calibration.get("region", "all"),
         "magnitudes": {name: np.nanmean(np.stack(of), axis=0).round(5).tolist() for name, of in magnitudes.items()},
     }
     all_cases, all_bins = (pd.concat(parts, ignore_index=True) for parts in (cases, bins))
