@@ -87,7 +87,7 @@ def check_files() -> ConfigWorkflow | None:
 
 
 def check_training(config: ConfigParser) -> None:
-    """Check that a training replaces no weights unasked, and that its network and loss work, on slices of zeros.
+    """Check that a training replaces no weights unasked, and that its network and loss work, on samples of zeros.
 
     A training that loads weights of the folder first, as that of MONAI Label does, continues from them.
     """
@@ -105,11 +105,15 @@ def check_training(config: ConfigParser) -> None:
         logits = trial.get_parsed_content("network_def").to(device)(image)
         if (shape := tuple(logits.shape)) != (2, facts.num_classes, *facts.crop_size):
             raise InputError(
-                f"network_def: gives {shape} for two slices, not {facts.num_classes} classes of each pixel."
+                f"network_def: gives {shape} for two samples, not {facts.num_classes} classes of each of their voxels."
             )
     with _naming("loss"):
         loss = trial.get_parsed_content("loss")
         loss(logits, label).item()
+        if (ignored := trial.get_parsed_content("ignore_index", default=None)) is not None:
+            label[:, :, : label.shape[2] // 2] = ignored
+            if loss(logits, label) != loss(logits + logits * (label == ignored), label):
+                raise InputError(f"loss: padding counts, whose label is {ignored}. Let the loss have an ignore_index.")
     for part in loss.modules() if isinstance(loss, torch.nn.Module) else ():
         if not (getattr(part, "softmax", getattr(part, "use_softmax", True)) or getattr(part, "other_act", None)):
             raise InputError(f"loss: {type(part).__name__} has no softmax, as the network's probabilities do. Set it.")
@@ -182,12 +186,15 @@ def check_values(config: ConfigParser) -> None:
     if values.get("tta") and (values.get("any_orientation") if turned is None else turned) is False:
         raise InputError("tta: the network was not trained on slices in all orientations (any_orientation is false).")
     if "facts" in config:  # options such as --num_classes may not fit the other facts
+        facts = config.get_parsed_content("facts")
+        if facts.spatial_dims > config.get_parsed_content("spatial_dims", default=facts.spatial_dims):
+            raise InputError("config_file: data or weights are of a 3D network. Give configs/volumes.yaml, too.")
         facts_in_use(config)
         file, folder = Path(str(values["facts_file"])), Path(str(values["dataset_dir"]))
         is_there = file.name == FACTS and (file.parent == folder or file.is_file())
         if file.suffix in (".yaml", ".yml") and not is_there:  # other facts would be taken
             raise InputError(f"facts_file: {file} is missing, or not called {FACTS}.")
-        known = config.get_parsed_content("facts").slice_axis
+        known = facts.slice_axis
         given = config.get_parsed_content("slice_axis", default=known)
         is_used = "datalist" not in config and "slice_axis" in set(_references(config["volume_transforms"]))
         if given != known and not is_used:  # in training it would mislead later inference

@@ -3,14 +3,17 @@
     python scripts/sync_bundles.py [--check]
 
 The facts of a data set are one file in `calib_components/tools/prepare`, beside the function that lists its cases.
-`train.yaml` and `inference.yaml` are facts + network + body, concatenated. The network, the bodies, the overlays,
-`logging.conf` and `docs/commands.md` are the same in every bundle; their source is `bundles/common`.
+`train.yaml` and `inference.yaml` are facts + network + slices or volumes + body, concatenated; `volumes.yaml` is an
+overlay in bundles of slices. All but the facts, `docs/commands.md` too, is the same in every bundle; its source is
+`bundles/common`.
 """
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
+
+import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for a clone that is not installed
 
@@ -24,7 +27,9 @@ BUNDLES = {
     "acdc": "acdc_mri_nacl_segmentation",
     "flare": "flare_ct_nacl_segmentation",
     "brats": "brats_mri_nacl_segmentation",
+    "hippocampus": "hippocampus_mri_nacl_segmentation",
 }
+KINDS = {2: "slices.yaml", 3: "volumes.yaml"}  # by the dimensions of the network
 BODIES = ("train.yaml", "inference.yaml")
 COMMANDS = "commands.md"  # of every bundle's docs
 
@@ -32,11 +37,12 @@ COMMANDS = "commands.md"  # of every bundle's docs
 def sources(dataset: str) -> dict[Path, list[Path]]:
     """Return the generated files of a bundle, each with the files that it joins."""
     configs, facts = ROOT / BUNDLES[dataset] / "configs", FACTS / f"{dataset}.yaml"
-    no_overlays = (*BODIES, "network.yaml", COMMANDS)
-    overlays = [path for path in COMMON.rglob("*") if path.is_file() and path.name not in no_overlays]
+    kind = KINDS[yaml.safe_load(facts.read_text())["facts"].get("spatial_dims", 2)]
+    parts = (*BODIES, "network.yaml", KINDS[2], kind, COMMANDS)
+    overlays = [path for path in COMMON.rglob("*") if path.is_file() and path.name not in parts]
     return {
         configs.parent / "docs" / COMMANDS: [COMMON / COMMANDS],
-        **{configs / body: [facts, COMMON / "network.yaml", COMMON / body] for body in BODIES},
+        **{configs / body: [facts, COMMON / "network.yaml", COMMON / kind, COMMON / body] for body in BODIES},
         **{configs / path.relative_to(COMMON): [path] for path in overlays},
     }
 

@@ -17,13 +17,14 @@ import pytest
 import torch
 from monai.bundle import ConfigParser
 
-from calib_components.data.facts import write_facts
+from calib_components.data.facts import Facts, write_facts
 from calib_components.errors import error_line
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
 BUNDLES = sorted(path for path in (ROOT / "bundles").iterdir() if path.name != "common")
 ACDC = ROOT / "bundles" / "acdc_mri_nacl_segmentation"
+HIPPOCAMPUS = ROOT / "bundles" / "hippocampus_mri_nacl_segmentation"
 BRATS = ROOT / "bundles" / "brats_mri_nacl_segmentation"
 SIZE = (32, 32)  # of what make_prepared makes
 SPACING = np.diag([1.5, 1.25, 10.0, 1.0])
@@ -90,35 +91,42 @@ def copy_with_weights(bundle: Path, folder: Path) -> Path:
     return copy
 
 
+def small_facts(bundle: Path, size: Sequence[int] = SIZE) -> Facts:
+    """Facts of a bundle with slices of that size, all of which the network sees, or patches with that base."""
+    facts = inference_config(bundle).get_parsed_content("facts")
+    if facts.spatial_dims == 3:
+        return replace(facts, crop_size=[*size, 8])
+    return replace(facts, image_size=list(size), crop_size=list(size))
+
+
 def make_prepared(bundle: Path, folder: Path, cases: int = 2) -> Path:
     """Prepared cases of a bundle at 32 x 32, so many of each split: noise with a square of every class."""
-    facts = inference_config(bundle).get_parsed_content("facts")
+    facts = small_facts(bundle)
     rng = np.random.default_rng(0)
     datalist: dict[str, list[dict[str, Any]]] = {}
     for split in ("training", "validation", "testing"):
         datalist[split] = []
         for index in range(cases):
             case = f"{split}{index}"
-            label = np.zeros((*SIZE, 2 + index), np.uint8)
+            label = np.zeros((*SIZE, 5 * facts.spatial_dims - 8 + index), np.uint8)
             for k in range(1, facts.num_classes):
                 label[6 * k : 6 * k + 6, 8:20] = k
             channels = (facts.in_channels,) if facts.in_channels > 1 else ()
             save(folder / case / "image.nii", rng.normal(size=(*label.shape, *channels)).astype(np.float32))
             save(folder / case / "label.nii", label)
             datalist[split].append({"case": case, "image": f"{case}/image.nii", "label": f"{case}/label.nii"})
-    write_facts(replace(facts, image_size=list(SIZE), crop_size=list(SIZE), source=str(folder)), folder)
+    write_facts(replace(facts, source=str(folder)), folder)
     (folder / "datalist.json").write_text(json.dumps(datalist))
     return folder
 
 
 def make_weights(bundle: Path, folder: Path, size: Sequence[int] = SIZE) -> Path:
-    """Random weights of a bundle, and facts of slices of that size, all of which the network sees."""
+    """Random weights of a bundle, and facts as in `small_facts`."""
     config = inference_config(bundle)
     torch.manual_seed(0)
     folder.mkdir(parents=True, exist_ok=True)
     torch.save(config.get_parsed_content("network_def").state_dict(), folder / "model.pt")
-    facts = config.get_parsed_content("facts")
-    write_facts(replace(facts, image_size=list(size), crop_size=list(size), pixel_size=[1.2, 2.0]), folder)
+    write_facts(replace(small_facts(bundle, size), pixel_size=[1.2, 2.0]), folder)
     return folder
 
 

@@ -1,4 +1,4 @@
-"""Prepared cases: how they are stored, and their slices as items of a MONAI dataset.
+"""Prepared cases: how they are stored, and their slices or whole volumes as items of a MONAI dataset.
 
 A prepared case is a folder with two uncompressed NIfTI files on the network's grid: `image.nii`, int16 with a scale
 factor, `(H, W, D)` or `(H, W, D, C)`, and `label.nii`, uint8 class indices, `(H, W, D)`. `source.json` records what
@@ -81,7 +81,7 @@ def read_datalist(
     file: str | os.PathLike,
     split: str,
     folder: str | os.PathLike,
-    image_size: Sequence[int],
+    image_size: Sequence[int] | None,
     in_channels: int,
     may_be_empty: bool = False,
     refuse_trained: bool = False,
@@ -95,7 +95,7 @@ def read_datalist(
         file: `datalist.json`, as `prepare_data` writes it.
         split: `training`, `validation` or `testing`.
         folder: Folder that the paths in the file are relative to.
-        image_size: Number of rows and columns of every slice.
+        image_size: Number of rows and columns of every slice; None if each case has its own.
         in_channels: Number of channels of every image.
         may_be_empty: Whether the split may have no cases.
         refuse_trained: Whether cases that the network is also trained on are an error, not a warning.
@@ -148,8 +148,10 @@ def _check_apart(listed: Mapping[str, Items], split: str, file: Path, refuse_tra
             logging.getLogger(__name__).warning("%s", message)
 
 
-def _check_size(file: str, shape: Sequence[int], image_size: Sequence[int]) -> None:
-    if len(shape) < 3 or tuple(shape[:2]) != tuple(image_size):
+def _check_size(file: str, shape: Sequence[int], image_size: Sequence[int] | None) -> None:
+    if len(shape) < 3:
+        raise InputError(f"{file}: shape {tuple(shape)} is not that of a volume.")
+    if image_size is not None and tuple(shape[:2]) != tuple(image_size):
         size = f"the image_size {list(image_size)}, which must be the size that the cases were prepared at"
         raise InputError(f"{file}: shape {tuple(shape)} is not that of slices of {size}.")
 
@@ -166,18 +168,28 @@ def check_content(item: Mapping[str, Any]) -> None:
             raise InputError(f"{file.parent}: files have changed since. Delete the folder, and run prepare_data again.")
 
 
-def load_slice(path: str | os.PathLike, index: int) -> torch.Tensor:
-    """Read one slice `(C, H, W)` of a prepared image or label: uint8 if stored as such, otherwise float32."""
+def load_sample(path: str | os.PathLike, index: int | None = None) -> torch.Tensor:
+    """Read a prepared image or label: uint8 if stored as such, otherwise float32.
+
+    Args:
+        path: File of the volume.
+        index: Number of a slice; None for the whole volume.
+
+    Returns:
+        The slice `(C, H, W)` or the volume `(C, H, W, D)`.
+    """
     with reading(path):
-        values = np.asarray(Nifti1Image.from_filename(path).dataobj[:, :, index])
+        stored = Nifti1Image.from_filename(path).dataobj
+        values = np.asarray(stored if index is None else stored[:, :, index])
     if values.dtype != np.uint8:
         values = values.astype(np.float32)
-    channel_first = values[None] if values.ndim == 2 else np.moveaxis(values, -1, 0)
+    has_channels = len(stored.shape) == 4
+    channel_first = np.moveaxis(values, -1, 0) if has_channels else values[None]
     return torch.from_numpy(np.ascontiguousarray(channel_first))
 
 
 class LoadSliced(MapTransform):
-    """Replace the paths in an item of `SliceDataset` by the slices that they hold, `{key: (C, H, W)}`.
+    """Replace the paths in an item of `SliceDataset` by the slices or volumes that they hold, `{key: (C, *S)}`.
 
     Args:
         keys: Entries of the item that are paths.
@@ -192,10 +204,10 @@ class LoadSliced(MapTransform):
         self.num_classes = num_classes
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, torch.Tensor]:
-        slices = {key: load_slice(data[key], data["slice"]) for key in self.key_iterator(data)}
+        samples = {key: load_sample(data[key], data.get("slice")) for key in self.key_iterator(data)}
         if self.num_classes is not None:
-            check_labels(slices["label"], range(self.num_classes), data["label"])
-        return slices
+            check_labels(samples["label"], range(self.num_classes), data["label"])
+        return samples
 
 
 class CaseDataset(Dataset):
@@ -219,14 +231,15 @@ class CaseDataset(Dataset):
 
 
 class SliceDataset(CacheDataset):
-    """The slices of prepared or raw cases; as many as fit are kept in memory, as they are before augmentation.
+    """The slices of prepared or raw cases, or whole volumes; as many as fit are kept, as they are before augmentation.
 
     Args:
         data: As in `CaseDataset`.
         prepare: As in `CaseDataset`.
-        image_size: Number of rows and columns of every slice.
+        image_size: Number of rows and columns of every slice; None if each case has its own.
         transform: Applied to an item when it is requested.
-        cache: MiB of slices that are kept. Forked workers share them; others read all slices from the files.
+        cache: MiB of items that are kept in memory. Forked workers share them; others read all from the files.
+        spatial_dims: 2 for items that are slices, 3 for whole volumes.
 
     Raises:
         InputError: There is no case, one has slices of another size, or, unless the images take more than 4 GiB, files
@@ -237,20 +250,22 @@ class SliceDataset(CacheDataset):
         self,
         data: Items,
         prepare: Prepare,
-        image_size: Sequence[int],
+        image_size: Sequence[int] | None,
         transform: Callable | None = None,
         cache: float = 0,
+        spatial_dims: int = 2,
     ) -> None:
-        slices: list[dict[str, Any]] = []
+        samples: list[dict[str, Any]] = []
         for case in _prepared(data, prepare, MOST_CHECKED):
             shape = open_nifti(case["image"]).shape
             _check_size(case["image"], shape, image_size)
-            slices.extend({**case, "slice": index} for index in range(shape[2]))
-        if not slices:
+            indices = range(shape[2]) if spatial_dims == 2 else [None]
+            samples.extend({**case, "slice": index} for index in indices)
+        if not samples:
             raise InputError("train::dataset: there is no case to train on.")
-        size = sum(load_slice(slices[0][key], 0).nbytes for key in ("image", "label"))
+        size = sum(load_sample(samples[0][key], samples[0]["slice"]).nbytes for key in ("image", "label"))
         self._seed = torch.tensor(-1).share_memory_()  # -1: none; workers that stay see it change
-        super().__init__(slices, transform, cache_num=int(cache * 2**20 / size), progress=sys.stderr.isatty())
+        super().__init__(samples, transform, cache_num=int(cache * 2**20 / size), progress=sys.stderr.isatty())
 
     def seed_items(self, seed: int) -> None:
         """Let the randomness of each item follow from a seed, another in each epoch, and its index alone."""

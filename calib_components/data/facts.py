@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import operator
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -14,7 +15,8 @@ import yaml
 from calib_components.errors import InputError, reading, writing
 
 FACTS, DATALIST = "facts.yaml", "datalist.json"  # in a folder of prepared cases
-MULTIPLE = 16  # sides of a slice, which the network halves four times
+MULTIPLES = {2: 16, 3: 8}  # of the sides that a network sees, which it halves four times, or three times in 3D
+EXAMPLES = {2: "two multiples of 16, such as 192,192", 3: "three multiples of 8, such as 96,96,48"}
 
 
 class _Loader(yaml.SafeLoader):
@@ -31,19 +33,22 @@ class Facts:
     """What a data set is.
 
     Attributes:
-        dataset: Data set whose geometry and intensities the cases follow: `acdc`, `flare` or `brats`.
+        dataset: Data set whose geometry and intensities the cases follow: `acdc`, `flare`, `brats` or `hippocampus`.
         num_classes: Number of classes, with the background.
         in_channels: Number of channels of an image.
         class_names: Name of each class.
         label_codes: Value of each class in the data set's own label files.
         structures: Class indices of each structure that is scored, by its name.
         file_suffixes: Suffixes of the files of one image, in the order of its channels; empty if it is a single file.
-        image_size: In-plane size of every slice, in pixels.
-        crop_size: Size of the centre that the network sees, in pixels.
+        image_size: In-plane size of every slice, in pixels; None if cases keep their own size, for a 3D network.
+        crop_size: What the network sees at once, in pixels: the centre of a slice or, in 3D, a patch.
         slice_axis: Axis of the stored image along which the slices lie, 0 to 2; None to find it by the spacing.
         pixel_size: Smallest and largest in-plane size of a pixel of the training images on the network's grid, in
             millimetres; None if it is not known.
-        any_orientation: Whether weights were trained on slices in all orientations; None if it is not known.
+        any_orientation: Whether weights were trained on slices in all orientations, or on volumes mirrored left-right;
+            None if it is not known.
+        spatial_dims: 2 for a network of slices, 3 for one of volumes.
+        spacing: Size of voxels that volumes are resampled to, in millimetres; None to leave them as acquired.
         source: Folder that the prepared cases were made from.
         schema_version: Version of this list of facts.
     """
@@ -55,11 +60,13 @@ class Facts:
     label_codes: list[int]
     structures: dict[str, list[int]]
     file_suffixes: list[str]
-    image_size: list[int]
+    image_size: list[int] | None
     crop_size: list[int]
     slice_axis: int | None = None
     pixel_size: list[float] | None = None
     any_orientation: bool | None = None
+    spatial_dims: int = 2
+    spacing: list[float] | None = None
     source: str = ""
     schema_version: int = 1
 
@@ -81,17 +88,21 @@ class Facts:
                 raise InputError(f"{name}: {key} must hold {facts.num_classes} different values, got {content[key]}.")
         if any(index not in range(facts.num_classes) for classes in facts.structures.values() for index in classes):
             raise InputError(f"{name}: structures have class indices beyond the {facts.num_classes} classes.")
-        for key in ("image_size", "crop_size"):
-            check_size(f"{name}: {key}", content[key])
-        if any(crop > size for crop, size in zip(facts.crop_size, facts.image_size, strict=True)):
+        if facts.spatial_dims not in EXAMPLES:
+            raise InputError(f"{name}: spatial_dims must be 2 or 3, got {facts.spatial_dims!r}.")
+        check_size(f"{name}: crop_size", facts.crop_size, facts.spatial_dims)
+        if facts.image_size is not None or facts.spatial_dims == 2:
+            check_size(f"{name}: image_size", facts.image_size)
+        if facts.spatial_dims == 2 and any(map(operator.gt, facts.crop_size, facts.image_size or ())):
             raise InputError(f"{name}: crop_size {facts.crop_size} is larger than image_size {facts.image_size}.")
         return facts
 
 
-def check_size(name: str, size: Any) -> None:
-    """Raise `InputError` unless the size of slices, given by the argument `name`, is two multiples of 16."""
-    if not (isinstance(size, list) and len(size) == 2 and all(side > 0 == side % MULTIPLE for side in size)):
-        raise InputError(f"{name} must be two multiples of {MULTIPLE}, such as 192,192, got {size}.")
+def check_size(name: str, size: Any, number: int = 2) -> None:
+    """Raise `InputError` unless a size of so many dimensions, given by the argument `name`, suits the networks."""
+    multiple = MULTIPLES[number]
+    if not (isinstance(size, list) and len(size) == number and all(side > 0 == side % multiple for side in size)):
+        raise InputError(f"{name} must be {EXAMPLES[number]}, got {size}.")
 
 
 def read_facts(file: str | os.PathLike, **own: Any) -> Facts:

@@ -43,7 +43,8 @@ class ImageGrid:
         image: The preprocessed image `(C, H, W, D)`, with MONAI's record of what was done to it.
 
     Raises:
-        InputError: Something else was done than reorientation, cropping, padding and linear resizing.
+        InputError: Something else was done than reorientation, cropping, padding, linear resizing and, before that,
+            resampling to another spacing.
 
     Attributes:
         shape: Number of voxels along each axis.
@@ -102,6 +103,12 @@ def _undo(operation: Mapping[str, Any], axes: list[_Axis], affine: np.ndarray) -
     elif name == "Resize" and info["mode"] in ("linear", "bilinear", "trilinear"):
         lengths, aligned = operation["orig_size"], info["align_corners"] is True
         axes = [axis.then(_resize(int(length), aligned)) for axis, length in zip(axes, lengths, strict=True)]
+    elif name == "SpatialResample" and info["mode"] in ("linear", "bilinear", "trilinear"):
+        before = np.asarray(info["src_affine"])
+        ratios = (np.linalg.norm(before, axis=0) / np.linalg.norm(affine, axis=0))[:3].tolist()
+        lengths = [int(length) for length in operation["orig_size"]]
+        axes = [axis.then(_sample(*pair)) for axis, pair in zip(axes, zip(lengths, ratios, strict=True), strict=True)]
+        affine = before
     elif name == "SlicesLastd":
         order = [0, 1]
         order.insert(info["axis"], 2)
@@ -114,7 +121,7 @@ def _undo(operation: Mapping[str, Any], axes: list[_Axis], affine: np.ndarray) -
         turned = [axis if flip == 1 else axis.then(torch.Tensor.flip) for axis, flip in zip(axes, flips, strict=True)]
         axes, affine = [turned[places.index(axis)] for axis in range(3)], before
     else:
-        known = "reorientation, crops, padding and linear resizing"
+        known = "reorientation, crops, padding, linear resizing and resampling"
         raise InputError(f"volume_transforms: {name} cannot be undone along the axes of an image. Use {known}.")
     return axes, affine
 
@@ -134,5 +141,19 @@ def _resize(length: int, align_corners: bool) -> Step:
             return images
         size[dim] = length
         return F.interpolate(images, size, mode="bilinear", align_corners=align_corners)
+
+    return step
+
+
+def _sample(length: int, ratio: float) -> Step:
+    """Interpolate at so many positions, one every `ratio` voxels from the first."""
+
+    def step(images: torch.Tensor, dim: int) -> torch.Tensor:
+        last = images.shape[dim] - 1
+        places = (torch.arange(length, dtype=torch.float64) * ratio).clamp(max=last)
+        first = places.floor().long()
+        share = (places - first).to(images).unflatten(0, (length, 1) if dim == -2 else (1, length))
+        low, high = images.index_select(dim, first), images.index_select(dim, (first + 1).clamp(max=last))
+        return low.lerp(high, share)
 
     return step

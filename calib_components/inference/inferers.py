@@ -1,12 +1,12 @@
-"""Inference slice by slice, which need not depend on how slices are turned, and in bfloat16."""
+"""Inference slice by slice or patch by patch, which need not depend on how images are turned, and in bfloat16."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from monai.inferers import Inferer, SimpleInferer
+from monai.inferers import Inferer, SimpleInferer, SlidingWindowInferer
 
 from calib_components.errors import check_count
 from calib_components.inference.scratch import release, scratch
@@ -78,3 +78,38 @@ class SlicesInferer(Inferer):
                 logits = network(seen).rot90(-quarter, (2, 3)).flip(flip)
                 total = total + logits.to(torch.promote_types(logits.dtype, torch.float32))
         return total / (2 * len(turns))
+
+
+class PatchesInferer(SlidingWindowInferer):
+    """Run a 3D network over patches of volumes that overlap by half, weighted by a Gaussian, see MONAI's base class.
+
+    A volume smaller than a patch is padded with 0. On request, the logits of a patch are the mean over it and its
+    mirror image along the first axis, left and right. Logits are on the CPU.
+
+    Args:
+        patch_size: Number of voxels of a patch along each axis.
+        batch_size: Number of patches that the network gets at once.
+        average: Whether to average over the mirror images.
+
+    Raises:
+        InputError: `batch_size` is below 1.
+    """
+
+    def __init__(self, patch_size: Sequence[int], batch_size: int, average: bool = False) -> None:
+        check_count("batch_size", batch_size, 1)
+        super().__init__(patch_size, batch_size, overlap=0.5, mode="gaussian", device=torch.device("cpu"))
+        self.average = average
+
+    def __call__(self, inputs: torch.Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Return the logits `(B, N, H, W, D)` of `(B, C, H, W, D)`, on the CPU."""
+        return super().__call__(inputs, lambda patches: self._infer(patches, network), *args, **kwargs)
+
+    def _infer(self, patches: torch.Tensor, network: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        return (network(patches) + network(patches.flip(2)).flip(2)) / 2 if self.average else network(patches)
+
+
+def volume_inferer(crop_size: Sequence[int], batch_size: int, average: bool = False) -> Inferer:
+    """Return the inferer of what a network sees at once: `SlicesInferer`, or `PatchesInferer` for three sides."""
+    if len(crop_size) == 2:
+        return SlicesInferer(batch_size, average)
+    return PatchesInferer(crop_size, batch_size, average)

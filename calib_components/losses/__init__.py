@@ -1,6 +1,7 @@
 """NACL ("Trust Your Neighbours", MICCAI 2023), the calibration losses that the paper compares it with, and L1-ACE."""
 
 from calib_components.losses.base import CalibrationLoss
+from calib_components.losses.dice_ce import DiceCELoss
 from calib_components.losses.entropy_penalty import EntropyPenaltyLoss
 from calib_components.losses.focal import FocalLoss
 from calib_components.losses.l1_ace import L1ACELoss
@@ -14,6 +15,7 @@ from calib_components.losses.svls import SVLSLoss
 __all__ = [
     "LOSSES",
     "CalibrationLoss",
+    "DiceCELoss",
     "EntropyPenaltyLoss",
     "FocalLoss",
     "L1ACEDiceCELoss",

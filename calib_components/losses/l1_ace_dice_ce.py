@@ -6,10 +6,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from calib_components.errors import check_number
-from calib_components.losses.base import Labels, whole
+from calib_components.losses.base import Labels
+from calib_components.losses.dice_ce import dice_loss
 from calib_components.losses.l1_ace import L1ACELoss
-
-SMOOTH = 1e-5  # as in MONAI: the overlap of a class that is neither predicted nor present counts as complete
 
 
 class L1ACEDiceCELoss(L1ACELoss):
@@ -55,13 +54,3 @@ class L1ACEDiceCELoss(L1ACELoss):
     def voxel_loss(self, logits: Tensor, labels: Tensor, factors: Tensor) -> Tensor:
         cross_entropy = F.cross_entropy(logits, labels, reduction="none")
         return cross_entropy + self.penalty_weight * super().voxel_loss(logits, labels, factors)
-
-
-def dice_loss(logits: Tensor, labels: Labels) -> Tensor:
-    """`monai.losses.DiceLoss(softmax=True)`, over the voxels that count."""
-    slab = whole(logits.shape)
-    p, y = logits.softmax(1), labels.probabilities(slab, logits.dtype)
-    counted = labels.counted(slab, logits.dtype)
-    p = p if counted is None else p * counted
-    overlap, sizes = (p * y).flatten(2).sum(2), (p + y).flatten(2).sum(2)
-    return (1 - (2 * overlap + SMOOTH) / (sizes + SMOOTH)).mean()

@@ -76,7 +76,8 @@ def test_overlays_set_a_loss_of_logits_and_labels(overlay: Path) -> None:
 def test_slices_are_flipped_and_turned_as_any_orientation_says(turned: bool) -> None:
     parsed = parser(ACDC, "train.yaml")
     parsed.update({"bundle_root": str(ACDC), "any_orientation": turned})
-    used = [type(transform).__name__ for transform in parsed.get_parsed_content("train::preprocessing").transforms]
+    _, spatial, *_ = parsed.get_parsed_content("train::preprocessing").transforms
+    used = [type(transform).__name__ for transform in spatial.transforms]
     assert ("RandFlipd" in used, "RandRotate90d" in used) == (turned, turned)
 
 

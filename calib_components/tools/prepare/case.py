@@ -124,7 +124,9 @@ def transform_case(case: Case, facts: Facts, options: Options = DEFAULTS) -> dic
     data = volume_transforms(facts, options.ignore_intensity)(data)
     image = check_image(data["image"])
     axes = [done["extra_info"]["axis"] for done in image.applied_operations if done["class"] == SlicesLastd.__name__]
-    seen = CenterSpatialCrop([*facts.crop_size, -1])(data["label"].as_tensor())
+    seen = data["label"].as_tensor()
+    if facts.spatial_dims == 2:
+        seen = CenterSpatialCrop([*facts.crop_size, -1])(seen)
     lost = [index for index in classes if not (seen == index).any()]
     source |= {"turned": turned, "classes": classes, "lost": lost, "slice_axis": next(iter(axes), None)}
     return {**data, "source": source}

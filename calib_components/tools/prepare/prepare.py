@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 import statistics
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,20 +16,22 @@ from filelock import FileLock, Timeout
 from tqdm.contrib.concurrent import thread_map
 
 from calib_components.data.cases import IMAGE, write_case
-from calib_components.data.facts import FACTS, Facts, facts_beside, write_facts
+from calib_components.data.facts import FACTS, MULTIPLES, Facts, facts_beside, write_facts
 from calib_components.data.nifti import open_nifti
 from calib_components.errors import InputError, check_choice, check_count, check_writable, make_folder
 from calib_components.tools.cli import parse_structures, patients_of
 from calib_components.tools.parallel import count_workers
-from calib_components.tools.prepare import acdc, brats, flare, generic
+from calib_components.tools.prepare import acdc, brats, flare, generic, hippocampus, msd
 from calib_components.tools.prepare.case import Case, Options, read_done, require_cases, transform_case
 from calib_components.tools.prepare.facts import facts_of_dataset
 from calib_components.tools.prepare.split import write_datalists
 
-LIKE = {"acdc": acdc, "flare": flare, "brats": brats}  # those with a bundle
-DATASETS = {**LIKE, "generic": generic}
+LIKE = {"acdc": acdc, "flare": flare, "brats": brats, "hippocampus": hippocampus}  # those with a bundle
+OWN = {"generic": "acdc", "msd": "hippocampus"}  # which they are like by default
+DATASETS = {**LIKE, "generic": generic, "msd": msd}
+LARGEST_PATCH = 96  # voxels of a side, unless the data set has a patch of its own
 # The facts that decide what a prepared case holds: cases prepared with different ones must not mix.
-RECIPE = ("dataset", "source", "in_channels", "label_codes", "image_size", "slice_axis")
+RECIPE = ("dataset", "source", "in_channels", "label_codes", "image_size", "slice_axis", "spacing")
 
 
 def prepare_data(
@@ -43,6 +46,7 @@ def prepare_data(
     patient: str | None = None,
     image_size: Sequence[int] | None = None,
     slice_axis: int | None = None,
+    spacing: Sequence[float] | None = None,
     fractions: Sequence[float] = (0.7, 0.1, 0.2),
     folds: int | None = None,
     seed: int = 0,
@@ -58,24 +62,28 @@ def prepare_data(
 
     Args:
         dataset: acdc (ACDC 2017, cardiac cine MR), flare (FLARE 2021, abdominal CT), brats (BraTS 2019 to 2021, brain
-            MR) or generic (your own images and labels).
+            MR), hippocampus (Medical Segmentation Decathlon, Task04, brain MR), msd (another task of the Decathlon) or
+            generic (your own images and labels).
         src: Folder of the data set as downloaded. acdc: holds `training`, or `patientNNN` folders. flare: holds
-            `TrainingImg` and `TrainingMask`. brats: holds cases at any depth. generic: holds `images` and `labels` with
-            files of the same names.
+            `TrainingImg` and `TrainingMask`. brats: holds cases at any depth. hippocampus, msd: holds `imagesTr` and
+            `labelsTr`. generic: holds `images` and `labels` with files of the same names.
         out: Folder of the prepared cases.
         labels: Names of the structures, in the order of their values in the label files: 1, 2, ..., where 0 is the
-            background (generic only).
+            background (generic and msd). Default: those in dataset.json of msd.
         structures: In place of labels, names with their values, such as liver=6,tumour=255, or WT=1+2+4,TC=1+4,ET=4
-            for structures that consist of several (generic only).
-        like: Data set whose geometry and intensities to follow: acdc (MR, slices as stored), flare (abdominal CT) or
-            brats (brain MR without the skull) (generic only). Default: acdc.
-        in_channels: Channels of an image; if more than one, they are the fourth axis of the file (generic only).
-            Default: 1.
+            for structures that consist of several (generic and msd).
+        like: Data set whose geometry and intensities to follow: acdc (MR, slices as stored), flare (abdominal CT),
+            brats (brain MR without the skull) or hippocampus (MR, volumes for a 3D network) (generic and msd). Default:
+            acdc, for msd hippocampus.
+        in_channels: Channels of an image; if more than one, they are the fourth axis of the file (generic and msd).
+            Default: the number in dataset.json of msd, else 1.
         patient: Regular expression for the part of a case's name that names the patient, such as '[^_]+', so that all
             files of a patient stay in one split. Default: what the data set states, or else the whole name.
         image_size: In-plane size of the slices, such as 128,128, multiples of 16. Default: that of the bundle.
         slice_axis: Axis of the files along which the slices lie, 0, 1 or 2 (acdc, and generic like acdc). Default:
             that of the largest spacing; if equal, the shortest.
+        spacing: Size of voxels, in mm, that volumes are resampled to, such as 1,1,1.5 (hippocampus, and generic or msd
+            like it). Default: 1 mm for hippocampus, as acquired for the others.
         fractions: Shares of the patients for training, validation and testing; 0,0,1 makes an external test set.
         folds: Number of folds for cross-validation by patient: datalist_fold0.json and so on are written as well.
         seed: Seed of the split.
@@ -87,15 +95,19 @@ def prepare_data(
     """
     check_choice("dataset", dataset, DATASETS)
     check_choice("like", like or "acdc", LIKE)
-    if dataset == "generic":
-        facts = facts_of_dataset(like or "acdc", src, image_size, slice_axis)
-        facts = _own_facts(facts, labels, structures, in_channels)
+    if dataset in OWN:
+        facts = facts_of_dataset(like or OWN[dataset], src, image_size, slice_axis, spacing)
+        task = msd.read_task(src) if dataset == "msd" else {}
+        if not labels and not structures:
+            structures = task.get("structures")
+        channels = in_channels if in_channels is not None else task.get("in_channels", 1)
+        facts = replace(_own_facts(facts, labels, structures, channels), spacing=list(spacing) if spacing else None)
     else:
         of_generic = {"labels": labels, "structures": structures, "like": like, "in_channels": in_channels}
         for name, value in of_generic.items():
             if value is not None:
                 raise InputError(f"{name} is an option of the data set generic. Leave it out for {dataset}.")
-        facts = facts_of_dataset(dataset, src, image_size, slice_axis)
+        facts = facts_of_dataset(dataset, src, image_size, slice_axis, spacing)
     cases = require_cases(DATASETS[dataset].find_cases, src, DATASETS[dataset].LAYOUT)
     if patient is not None:
         patients = patients_of([case.name for case in cases], patient, "--patient")
@@ -123,14 +135,14 @@ def prepare_data(
             print(f"{out}: {_such_as(gone, 'prepared case')} not in the data set any more, and not listed")
         listed = write_datalists([case for case in cases if case.name in sources], facts, out, fractions, seed, folds)
         training = [item["case"] for item in listed["training"]]
+        if facts.spatial_dims == 3:
+            facts = replace(facts, crop_size=_patch(facts, out, sources, training, keep=dataset not in OWN))
         write_facts(replace(facts, pixel_size=_pixel_size(out, training or sources)), out)
-    if dataset == "generic" and patient is None:
+    if dataset in OWN and patient is None:
         print("Each case counts as a patient of its own. If some are of the same patient, give --patient (see --help).")
 
 
-def _own_facts(
-    facts: Facts, labels: Sequence[str] | None, structures: Sequence[str] | None, in_channels: int | None
-) -> Facts:
+def _own_facts(facts: Facts, labels: Sequence[str] | None, structures: Sequence[str] | None, channels: int) -> Facts:
     if bool(labels) == bool(structures):
         remedy = "such as --labels liver,spleen for 1 and 2, or with their values, --structures liver=6,spleen=1"
         raise InputError(f"labels: give the names of the structures, {remedy}.")
@@ -138,7 +150,6 @@ def _own_facts(
     given = parse_structures(numbered, "--labels") if labels else parse_structures(structures or [])
     codes = sorted({0}.union(*given.values()))
     names = {of_structure: name for name, of_structure in given.items()}
-    channels = 1 if in_channels is None else in_channels
     check_count("in_channels", channels, 1)
     return replace(
         facts,
@@ -148,7 +159,7 @@ def _own_facts(
         label_codes=codes,
         structures={name: [codes.index(code) for code in sorted(of)] for name, of in given.items()},
         file_suffixes=[],
-        crop_size=facts.image_size,
+        crop_size=facts.image_size or facts.crop_size,
     )
 
 
@@ -235,3 +246,18 @@ def _pixel_size(out: Path, names: Iterable[str]) -> list[float]:
     """The smallest and largest side of a pixel in these cases, in millimetres."""
     sides = [float(side) for name in names for side in open_nifti(out / name / IMAGE).header.get_zooms()[:2]]
     return [round(min(sides), 4), round(max(sides), 4)]
+
+
+def _patch(facts: Facts, out: Path, names: Iterable[str], training: Sequence[str], keep: bool) -> list[int]:
+    """The size of a patch: that of the facts, to keep, or one that holds a training case as far as memory allows."""
+    shapes = {name: open_nifti(out / name / IMAGE).shape[:3] for name in names}
+    patch = facts.crop_size
+    if not keep:
+        largest = [max(shapes[name][axis] for name in training or shapes) for axis in range(3)]
+        patch = [min(LARGEST_PATCH, -(-side // MULTIPLES[3]) * MULTIPLES[3]) for side in largest]
+    print(f"patches of {' x '.join(map(str, patch))} voxels (crop_size)")
+    if small := [name for name, shape in shapes.items() if any(map(operator.lt, shape, patch))]:
+        print(
+            f"{_such_as(small, 'case')} smaller than a patch along some axis: padded, which no loss or measure counts"
+        )
+    return patch

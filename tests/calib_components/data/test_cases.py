@@ -20,7 +20,7 @@ from monai.data import DataLoader
 from monai.transforms import Compose, LoadImaged, RandGaussianNoised
 
 from calib_components.data import CaseDataset, LoadSliced, SliceDataset, cases, read_datalist
-from calib_components.data.cases import Items, load_slice, write_case
+from calib_components.data.cases import Items, load_sample, write_case
 from calib_components.errors import InputError
 from tests.helpers import ACDC, SIZE, make_prepared, save
 
@@ -43,7 +43,7 @@ class TestWriteCase:
         for file in opened:
             np.testing.assert_array_equal(file.affine, affine)
         for index in range(3):
-            read = [load_slice(file, index) for file in files]
+            read = [load_sample(file, index) for file in files]
             torch.testing.assert_close(read[0], image[..., index], rtol=0, atol=1e-3)
             assert read[1].dtype == torch.uint8
             assert torch.equal(read[1], label[..., index].byte())

@@ -1,0 +1,46 @@
+"""Cross-entropy and Dice over the voxels that count."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from calib_components.errors import check_number
+from calib_components.losses.base import CalibrationLoss, Labels, whole
+
+SMOOTH = 1e-5  # as in MONAI: the overlap of a class that is neither predicted nor present counts as complete
+
+
+class DiceCELoss(CalibrationLoss):
+    """Cross-entropy plus Dice, `monai.losses.DiceCELoss(to_onehot_y=True, softmax=True)`, which can leave voxels out.
+
+    Patches of a 3D network are padded where a volume is smaller, and what a network says of padding must not count.
+
+    Shapes and errors are those of `CalibrationLoss`.
+
+    Args:
+        dice_weight: Weight of Dice; that of cross-entropy is 1. Default: `1.0`.
+        ignore_index: Label of voxels that do not count, see `CalibrationLoss`. Default: `None`.
+    """
+
+    def __init__(self, dice_weight: float = 1.0, ignore_index: int | None = None) -> None:
+        super().__init__(ignore_index)
+        check_number("dice_weight", dice_weight, 0)
+        self.dice_weight = dice_weight
+
+    def mean(self, logits: Tensor, labels: Labels) -> Tensor:
+        cross_entropy = super().mean(logits, labels)
+        return cross_entropy + self.dice_weight * dice_loss(logits, labels) if self.dice_weight else cross_entropy
+
+    def voxel_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(logits, labels, reduction="none")
+
+
+def dice_loss(logits: Tensor, labels: Labels) -> Tensor:
+    """`monai.losses.DiceLoss(softmax=True)`, over the voxels that count."""
+    slab = whole(logits.shape)
+    p, y = logits.softmax(1), labels.probabilities(slab, logits.dtype)
+    counted = labels.counted(slab, logits.dtype)
+    p = p if counted is None else p * counted
+    overlap, sizes = (p * y).flatten(2).sum(2), (p + y).flatten(2).sum(2)
+    return (1 - (2 * overlap + SMOOTH) / (sizes + SMOOTH)).mean()

@@ -1,0 +1,22 @@
+"""Medical Segmentation Decathlon, Task04: `hippocampus_NNN.nii.gz` in `imagesTr` and `labelsTr`."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+from calib_components.tools.prepare.case import Case, find_pairs
+
+LAYOUT = "imagesTr/hippocampus_NNN.nii.gz and labelsTr/hippocampus_NNN.nii.gz"
+
+
+def find_cases(src: Path) -> list[Case]:
+    """List the labelled cases; 2k - 1 and 2k are the two sides of patient k."""
+    return [_with_patient(case) for case in find_pairs(src / "imagesTr", src / "labelsTr")]
+
+
+def _with_patient(case: Case) -> Case:
+    if not (match := re.fullmatch(r"hippocampus_(\d+)", case.name)):
+        return replace(case, problem=f"{case.label}: not called hippocampus_NNN, which tells the patient.")
+    return replace(case, patient=f"patient{(int(match[1]) + 1) // 2:03d}")
