@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import inspect
 import logging
+import math
 import os
 import sys
 import textwrap
@@ -111,12 +112,21 @@ def check_training(config: ConfigParser) -> None:
         loss = trial.get_parsed_content("loss")
         loss(logits, label).item()
         if (ignored := trial.get_parsed_content("ignore_index", default=None)) is not None:
-            label[:, :, : label.shape[2] // 2] = ignored
-            if loss(logits, label) != loss(logits + logits * (label == ignored), label):
-                raise InputError(f"loss: padding counts, whose label is {ignored}. Let the loss have an ignore_index.")
+            _check_ignored(loss, logits, label, ignored)
     for part in loss.modules() if isinstance(loss, torch.nn.Module) else ():
         if not (getattr(part, "softmax", getattr(part, "use_softmax", True)) or getattr(part, "other_act", None)):
             raise InputError(f"loss: {type(part).__name__} has no softmax, as the network's probabilities do. Set it.")
+
+
+def _check_ignored(loss: torch.nn.Module, logits: torch.Tensor, label: torch.Tensor, ignored: int) -> None:
+    """Refuse a loss that counts padding, in a half of the samples whose label is set to `ignored`."""
+    label[:, :, : label.shape[2] // 2] = ignored
+    try:
+        one, other = (loss(changed, label) for changed in (logits, logits * (1 + (label == ignored).float())))
+    except (InputError, IndexError, RuntimeError):
+        one, other = math.nan, math.nan
+    if one != other:
+        raise InputError(f"loss: padding counts, whose label is {ignored}. Let the loss have that ignore_index.")
 
 
 @contextmanager

@@ -31,7 +31,7 @@ from calib_components.bundle import (
 )
 from calib_components.data.facts import facts_beside, write_facts
 from calib_components.errors import InputError, error_line
-from tests.helpers import ACDC, BUNDLES, ROOT, make_weights, refusal
+from tests.helpers import ACDC, BUNDLES, HIPPOCAMPUS, ROOT, make_weights, refusal
 
 CONFIG = {
     "seed": 0,
@@ -143,6 +143,8 @@ def test_options_mean_what_is_typed() -> None:
         ("acdc_mri", "train.yaml", {"slice_axis": 0}, "slice_axis"),  # it would mislead later inference
         ("flare_ct", "inference.yaml", {"slice_axis": 0}, "slice_axis"),
         ("flare_ct", "inference.yaml", {"tta": True}, "tta"),
+        ("hippocampus_mri", "train.yaml", {"crop_size": [40, 40]}, "crop_size must be three multiples of 8"),
+        ("hippocampus_mri", "train.yaml", {"spatial_dims": 2}, "of a 3D network. Give configs/volumes.yaml, too"),
     ],
 )
 def test_options_that_contradict_the_facts(bundle: str, file: str, overrides: dict[str, Any], name: str | None) -> None:
@@ -184,11 +186,16 @@ def test_files_that_do_not_make_a_run(files: list[str], remedy: str, tmp_path: P
     assert list(tmp_path.iterdir()) == []
 
 
+class CountsPadding(torch.nn.Module):
+    def forward(self, logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.cross_entropy(logits, label[:, 0].long() % 3)
+
+
 class TestTraining:
-    def check(self, folder: Path, **overrides: Any) -> None:
+    def check(self, folder: Path, bundle: Path = ACDC, **overrides: Any) -> None:
         config = ConfigParser()
-        config.read_config(str(ACDC / "configs" / "train.yaml"))
-        config.update({"bundle_root": str(ACDC), "device": "cpu", "ckpt_dir": str(folder), **overrides})
+        config.read_config(str(bundle / "configs" / "train.yaml"))
+        config.update({"bundle_root": str(bundle), "device": "cpu", "ckpt_dir": str(folder), **overrides})
         check_training(config)
 
     @pytest.mark.parametrize("name", ["model.pt", "last.ckpt"])
@@ -219,8 +226,18 @@ class TestTraining:
             self.check(tmp_path, **overrides)
 
     def test_every_loss_passes(self, tmp_path: Path) -> None:
-        for file in (ACDC / "configs" / "losses").iterdir():
-            self.check(tmp_path, **ConfigParser.load_config_file(file))
+        for bundle in (ACDC, HIPPOCAMPUS):
+            for file in (bundle / "configs" / "losses").iterdir():
+                self.check(tmp_path, bundle, **ConfigParser.load_config_file(file))
+
+    def test_padding_counts_in_no_loss(self, tmp_path: Path) -> None:
+        for loss in (
+            {"_target_": "DiceCELoss", "to_onehot_y": True, "softmax": True},
+            {"_target_": "calib_components.losses.NACLLoss", "ignore_index": 254},
+            {"_target_": "tests.calib_components.test_bundle.CountsPadding"},
+        ):
+            with pytest.raises(InputError, match="loss: padding counts, whose label is 255"):
+                self.check(tmp_path, HIPPOCAMPUS, loss=loss)
 
 
 @pytest.mark.parametrize(("content", "remedy"), [({"validate": {}}, "multi_gpu_train"), ({}, "Use one")])

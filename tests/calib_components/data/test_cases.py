@@ -22,7 +22,7 @@ from monai.transforms import Compose, LoadImaged, RandGaussianNoised
 from calib_components.data import CaseDataset, LoadSliced, SliceDataset, cases, read_datalist
 from calib_components.data.cases import Items, load_sample, write_case
 from calib_components.errors import InputError
-from tests.helpers import ACDC, SIZE, make_prepared, save
+from tests.helpers import ACDC, HIPPOCAMPUS, SIZE, make_prepared, save
 
 BOTH = ["image", "label"]
 
@@ -222,6 +222,16 @@ class TestSliceDataset:
             LoadSliced(BOTH, num_classes=3)(items[0])
         with pytest.raises(InputError, match="no case to train on"):
             SliceDataset([], dict, SIZE)
+
+    def test_whole_volumes(self, tmp_path: Path) -> None:
+        make_prepared(HIPPOCAMPUS, tmp_path)
+        cases = read_datalist(tmp_path / "datalist.json", "training", tmp_path, None, 1)
+        items = SliceDataset(cases, dict, None, LoadSliced(BOTH, num_classes=3), cache=1, spatial_dims=3)
+        assert [item["image"].shape for item in items] == [(1, *SIZE, 7), (1, *SIZE, 8)]  # of their own
+        assert items[1]["label"].dtype == torch.uint8
+        save(tmp_path / "training1" / "image.nii", np.zeros(SIZE))
+        with pytest.raises(InputError, match=r"image\.nii: shape .* is not that of a volume"):
+            read_datalist(tmp_path / "datalist.json", "training", tmp_path, None, 1)
 
     def test_as_many_as_fit_are_kept(self, dataset: Callable[..., SliceDataset], tmp_path: Path) -> None:
         kept, read_again = dataset(2.5 * SIZE[0] * SIZE[1] * (4 + 1) / 2**20), dataset(0)  # float32 and a byte

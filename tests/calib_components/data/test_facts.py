@@ -54,6 +54,9 @@ def test_without_a_file_the_facts_are_those_of_the_bundle(tmp_path: Path) -> Non
         ({"crop_size": [48, 112]}, r"crop_size \[48, 112\] is larger than image_size"),
         ({"image_size": 64}, "image_size must be two multiples of 16"),
         ({"crop_size": [48, 40]}, "crop_size must be two multiples of 16"),
+        ({"image_size": None}, "image_size must be two multiples of 16"),
+        ({"spatial_dims": 3}, "crop_size must be three multiples of 8"),
+        ({"spatial_dims": 4}, "spatial_dims must be 2 or 3"),
         ({"pixel_sise": [1, 2]}, "unexpected keyword argument 'pixel_sise'"),
         ({"schema_version": 2}, "newer version"),
     ],
@@ -63,6 +66,12 @@ def test_facts_that_contradict_each_other(change: dict[str, Any], message: str, 
     (tmp_path / FACTS).write_text(yaml.safe_dump({**OWN, **change}))
     with pytest.raises(InputError, match=rf"facts\.yaml: .*{message}"):
         read_facts(tmp_path / FACTS, **OWN)
+
+
+def test_patches_may_be_larger_than_cases_that_keep_their_size() -> None:
+    for image_size in (None, [32, 32]):
+        volumes = {"spatial_dims": 3, "image_size": image_size, "crop_size": [40, 48, 96], "spacing": [1, 1, 1.5]}
+        assert Facts.parse({**OWN, **volumes}, "facts").crop_size == [40, 48, 96]
 
 
 BOMB = "a: &a [1]\n" + "".join(f"{b}: &{b} [{f'*{a},' * 99}]\n" for a, b in itertools.pairwise("abcdefghijklm"))

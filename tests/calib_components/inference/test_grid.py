@@ -77,9 +77,21 @@ def test_each_voxel_comes_back_to_its_place(directions: Any) -> None:
         assert torch.equal(slab.permute(0, 3, 2, 1), voxels)
 
 
-@pytest.mark.parametrize("transform", [Rotate90(), Spacing((1.0, 1.0, 1.0))])
-def test_way_back_that_is_not_known(transform: Any) -> None:
+@pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (2.5, 1.0, 4.0), (2.0, 2.0, 3.0)])
+@pytest.mark.parametrize("affine", AFFINES)
+def test_volumes_come_back_from_another_spacing(affine: str, spacing: tuple[float, ...]) -> None:
+    """A linear image stays one, except beyond the last voxel of a coarser grid."""
+    voxels = torch.cartesian_prod(*(torch.arange(n) for n in (9, 8, 7))).double()
+    values = (voxels @ torch.tensor([1.0, 2.0, -3.0]).double()).view(1, 9, 8, 7).float()
+    image = MetaTensor(values, affine=AFFINES[affine], meta={"original_affine": np.array(AFFINES[affine])})
+    moved = Spacing(spacing)(Orientation("RAS", labels=None)(image))
+    slab = ImageGrid(moved).slab(moved.as_tensor(), 0, 7, lambda part: part).permute(0, 3, 2, 1)
+    assert slab.shape == values.shape
+    torch.testing.assert_close(slab[:, 2:-2, 2:-2, 2:-2], values[:, 2:-2, 2:-2, 2:-2])
+
+
+def test_way_back_that_is_not_known() -> None:
     meta = {"original_affine": np.eye(4)}
-    image = transform(MetaTensor(torch.zeros(1, 8, 8, 8), affine=2 * torch.eye(4), meta=meta))
+    image = Rotate90()(MetaTensor(torch.zeros(1, 8, 8, 8), affine=2 * torch.eye(4), meta=meta))
     with pytest.raises(InputError, match="volume_transforms"):
         ImageGrid(image)

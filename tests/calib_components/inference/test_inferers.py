@@ -1,4 +1,4 @@
-"""Averaging over the orientations of slices."""
+"""Slices and patches, and averages over their orientations."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from monai.inferers import SliceInferer
+from monai.inferers import SliceInferer, SlidingWindowInferer
 
-from calib_components.inference.inferers import Bfloat16Inferer, SlicesInferer
+from calib_components.inference.inferers import Bfloat16Inferer, PatchesInferer, SlicesInferer, volume_inferer
 
 torch.manual_seed(0)
 NETWORK = torch.nn.Conv2d(2, 3, 3, padding=1).double()  # sees how a slice is turned
@@ -51,6 +51,19 @@ def test_orientations_in_half_precision_are_added_up_in_single() -> None:
     """Eight times 1000.5 is no number of half precision."""
     logits = SlicesInferer(3, average=True)(torch.zeros(1, 1, 16, 16, 2), lambda x: torch.full_like(x, 1000.5).half())
     torch.testing.assert_close(logits, torch.full((1, 1, 16, 16, 2), 1000.5))
+
+
+@pytest.mark.parametrize("shape", [(16, 24, 12), (5, 9, 30)])
+def test_patches_are_those_of_monai_and_mirrored_on_request(shape: tuple[int, ...]) -> None:
+    """A smaller volume is padded, and what is returned has its size."""
+    network, volume = torch.nn.Conv3d(1, 3, 3, padding=1), torch.rand(1, 1, *shape)
+    logits = PatchesInferer((8, 16, 16), 2)(volume, network)
+    assert logits.shape == (1, 3, *shape)
+    torch.testing.assert_close(logits, SlidingWindowInferer((8, 16, 16), 2, 0.5, "gaussian")(volume, network))
+    inferer = volume_inferer((8, 16, 16), 2, average=True)
+    even = torch.rand(1, 1, 16, 9, 9)  # whose patches mirror each other
+    torch.testing.assert_close(inferer(even.flip(2), network), inferer(even, network).flip(2))
+    assert isinstance(volume_inferer((8, 16), 2), SlicesInferer)
 
 
 def test_bfloat16_is_that_of_autocast() -> None:

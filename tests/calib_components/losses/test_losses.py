@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from monai.data import MetaTensor
-from monai.losses import DiceCELoss
+from monai.losses import DiceCELoss, DiceLoss
 
 from calib_components.losses import (
     CalibrationLoss,
@@ -25,6 +25,7 @@ from calib_components.losses import (
     NACLLoss,
     SVLSLoss,
     base,
+    dice_ce,
     neighbor_prior,
 )
 from calib_components.losses.priors import PRIORS
@@ -99,6 +100,10 @@ FORMULAS: dict[str, tuple[Callable[..., CalibrationLoss], Loss]] = {
     ),
     "focal": (lambda **o: FocalLoss(2.0, **o), focal),
     "l1_ace": (lambda **o: L1ACELoss(7, **o), l1_ace),
+    "dice_ce": (
+        lambda **o: dice_ce.DiceCELoss(0.3, **o),
+        lambda x, q: F.cross_entropy(x, q) + 0.3 * DiceLoss(softmax=True)(x, q),
+    ),
     "l1_ace_dice_ce": (
         lambda **o: L1ACEDiceCELoss(0.3, 7, **o),
         lambda x, q: DiceCELoss(softmax=True)(x, q) + 0.3 * l1_ace(x, q),
@@ -282,6 +287,7 @@ def test_defaults_are_those_of_table_1() -> None:
         EntropyPenaltyLoss: [0.1, None],
         LabelSmoothingLoss: [0.1, None],
         FocalLoss: [3.0, None],
+        dice_ce.DiceCELoss: [1.0, None],
         L1ACELoss: [20, True, None],
         L1ACEDiceCELoss: [1.0, 20, True, None],
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 
 from calib_components.data.facts import read_facts
 from calib_components.errors import InputError
-from calib_components.tools.prepare import acdc, brats, flare, prepare_data
+from calib_components.tools.prepare import acdc, brats, flare, hippocampus, prepare_data
 from calib_components.tools.prepare.case import transform_case
 from calib_components.tools.prepare.facts import facts_of_dataset, volume_transforms
 from tests.helpers import blocks, make_brats, make_flare, save
@@ -195,3 +196,68 @@ def test_network_sees_no_more_than_the_slice(tmp_path: Path) -> None:
     assert (facts.image_size, facts.crop_size, facts.slice_axis) == ([96, 160], [96, 144], 1)
     first, second, *_ = volume_transforms(facts).transforms
     assert (first.slice_axis, second.resizer.spatial_size) == (1, [96, 160, -1])
+
+
+def make_msd(root: Path, names: list[str], shape: tuple[int, int, int], affine: np.ndarray, channels: int = 1) -> Path:
+    rng = np.random.default_rng(0)
+    for name in names:
+        save(root / "imagesTr" / f"{name}.nii.gz", rng.random((*shape, channels)).squeeze(), affine)
+        save(root / "labelsTr" / f"{name}.nii.gz", blocks(shape, [1, 2]), affine)
+    save(root / "imagesTr" / "._hidden.nii.gz", np.zeros(shape))
+    return root
+
+
+class TestDecathlon:
+    def test_sides_of_a_patient_stay_together(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        names = [f"hippocampus_{number:03d}" for number in (1, 2, 3, 4, 6, 367, 394)]
+        src = make_msd(tmp_path / "task", names, (10, 18, 9), np.diag([-1.0, 1.0, 1.0, 1.0]))
+        prepare_data("hippocampus", src, tmp_path / "out", fractions=(0.6, 0, 0.4))
+        patients = [case.patient for case in hippocampus.find_cases(src)]
+        assert patients == [f"patient{number:03d}" for number in (1, 1, 2, 2, 3, 184, 197)]
+        shown = capsys.readouterr().out
+        assert "patients for training 3" in shown
+        assert "patches of 40 x 56 x 40 voxels (crop_size)\n7 case(s), such as hippocampus_001, smaller" in shown
+        facts = read_facts(tmp_path / "out" / "facts.yaml", **asdict(facts_of_dataset("hippocampus", src)))
+        assert (facts.spatial_dims, facts.image_size, facts.crop_size) == (3, None, [40, 56, 40])
+        turned = read(tmp_path / "out" / names[0] / "label.nii")
+        np.testing.assert_array_equal(turned, read(src / "labelsTr" / f"{names[0]}.nii.gz")[::-1])  # RAS
+        save(src / "labelsTr" / "other.nii.gz", np.zeros((4, 4, 4)))
+        with pytest.raises(InputError, match=r"other\.nii\.gz: not called hippocampus_NNN"):
+            prepare_data("hippocampus", src, tmp_path / "again")
+
+    def test_a_task_of_other_names_channels_and_spacings(self, tmp_path: Path) -> None:
+        src = make_msd(
+            tmp_path / "task", ["p1_a", "p1_b", "p2_a"], (20, 18, 9), np.diag([0.5, 1.0, 2.0, 1.0]), channels=2
+        )
+        task = {"labels": {"0": "background", "1": "PZ", "2": "TZ"}, "modality": {"0": "T2", "1": "ADC"}}
+        (src / "dataset.json").write_text(json.dumps(task))
+        options: dict[str, Any] = {"patient": "[^_]+", "fractions": (0.5, 0, 0.5)}
+        prepare_data("msd", src, tmp_path / "out", spacing=(1, 1, 1), **options)
+        facts = read_facts(tmp_path / "out" / "facts.yaml", **asdict(facts_of_dataset("hippocampus", src)))
+        assert (facts.class_names, facts.in_channels) == (["background", "PZ", "TZ"], 2)
+        assert (facts.spacing, facts.crop_size) == ([1, 1, 1], [16, 24, 24])
+        assert nib.load(tmp_path / "out" / "p1_a" / "image.nii").shape == (10, 18, 17, 2)
+        prepare_data("msd", src, tmp_path / "acquired", ["inner", "outer"], **options)
+        facts = read_facts(tmp_path / "acquired" / "facts.yaml", **asdict(facts_of_dataset("hippocampus", src)))
+        assert (facts.structures, facts.spacing) == ({"inner": [1], "outer": [2]}, None)
+        assert nib.load(tmp_path / "acquired" / "p1_a" / "image.nii").shape == (20, 18, 9, 2)
+        prepare_data("msd", src, tmp_path / "slices", like="acdc", image_size=(32, 32), **options)
+        assert nib.load(tmp_path / "slices" / "p1_a" / "image.nii").shape == (32, 32, 9, 2)
+
+    @pytest.mark.parametrize(
+        ("dataset", "options", "message"),
+        [
+            ("generic", {}, "layout of the Medical Segmentation Decathlon. Name it msd"),
+            ("msd", {}, "labels: give the names"),
+            ("msd", {"labels": ["a", "b"], "image_size": (32, 32)}, "image_size is of no use"),
+            ("msd", {"labels": ["a", "b"], "spacing": (1, 1)}, "spacing must be three"),
+            ("msd", {"labels": ["a", "b"], "like": "acdc", "spacing": (1, 1, 1)}, "spacing is of no use"),
+            ("msd", {"labels": ["a", "b"], "in_channels": 2}, r"x\.nii\.gz: 1 channel\(s\) in place of 2"),
+            ("msd", {"labels": ["a"]}, r"x\.nii\.gz: label values 2 are none of \[0, 1\]"),
+        ],
+    )
+    def test_unsuitable_options(self, dataset: str, options: dict[str, Any], message: str, tmp_path: Path) -> None:
+        src = make_msd(tmp_path / "task", ["x"], (16, 16, 8), np.eye(4))
+        options = {"labels": ["a", "b"] if dataset == "generic" else None, **options}
+        with pytest.raises(InputError, match=message):
+            prepare_data(dataset, src, tmp_path / "out", fractions=(1, 0, 0), **options)
