@@ -25,6 +25,7 @@ SHARED = ROOT.parent / "shared"
 BUNDLES = sorted(path for path in (ROOT / "bundles").iterdir() if path.name != "common")
 ACDC = ROOT / "bundles" / "acdc_mri_nacl_segmentation"
 HIPPOCAMPUS = ROOT / "bundles" / "hippocampus_mri_nacl_segmentation"
+FLARE = ROOT / "bundles" / "flare_ct_nacl_segmentation"
 BRATS = ROOT / "bundles" / "brats_mri_nacl_segmentation"
 SIZE = (32, 32)  # of what make_prepared makes
 SPACING = np.diag([1.5, 1.25, 10.0, 1.0])

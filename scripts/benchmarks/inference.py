@@ -9,6 +9,7 @@ import time
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -28,7 +29,13 @@ from scripts.benchmarks.timing import BUNDLES, peak_resident_mib, set_up
 
 
 def inference(
-    size: int = 512, slices: int = 600, num_classes: int = 5, rounds: int = 1, threads: int = 2, whole: bool = False
+    size: int = 512,
+    slices: int = 600,
+    num_classes: int = 5,
+    rounds: int = 1,
+    threads: int = 2,
+    whole: bool = False,
+    patch: int | None = None,
 ) -> None:
     """Seconds, peak memory and bytes of an inference through the FLARE bundle, with random weights.
 
@@ -43,6 +50,7 @@ def inference(
         threads: CPU threads for PyTorch.
         whole: Compare it with MONAI's transforms of whole volumes, which take about 30 MB of memory for each slice of
             512 x 512 with 5 classes.
+        patch: Side of the patches of a 3D network, through the hippocampus bundle in place of that of FLARE.
     """
     set_up(rounds, threads)
     runs = {"whole volumes": _run_whole, "slabs": ConfigWorkflow.run} if whole else {"slabs": ConfigWorkflow.run}
@@ -51,10 +59,9 @@ def inference(
     with TemporaryDirectory() as folder:
         place = Path(folder)
         _make_volume(place / "images" / "scan.nii.gz", (size, size, slices))
-        copy = shutil.copytree(
-            BUNDLES / "flare_ct_nacl_segmentation", place / "bundle", ignore=shutil.ignore_patterns("*.pt", "*.ts")
-        )
-        _make_weights(copy, num_classes)
+        bundle = BUNDLES / ("hippocampus_mri_nacl_segmentation" if patch else "flare_ct_nacl_segmentation")
+        copy = shutil.copytree(bundle, place / "bundle", ignore=shutil.ignore_patterns("*.pt", "*.ts"))
+        _make_weights(copy, num_classes, patch)
         for _ in range(rounds):
             for name, run in runs.items():
                 # A process of its own: memory that was used before may be used again.
@@ -82,13 +89,15 @@ def _make_volume(file: Path, shape: tuple[int, int, int]) -> None:
     nib.save(nib.Nifti1Image(volume, np.diag([-0.8, -0.8, 1, 1])), file)
 
 
-def _make_weights(bundle: Path, num_classes: int) -> None:
+def _make_weights(bundle: Path, num_classes: int, patch: int | None) -> None:
     """Write random weights and the facts of so many classes."""
     names = ["background", *(f"class{k}" for k in range(1, num_classes))]
     facts = Facts(
         "flare", num_classes, 1, names, list(range(num_classes)), {name: [k] for k, name in enumerate(names) if k},
         file_suffixes=[], image_size=[192, 192], crop_size=[192, 192],
     )  # fmt: skip
+    if patch:
+        facts = replace(facts, dataset="hippocampus", spatial_dims=3, image_size=None, crop_size=[patch] * 3)
     write_facts(facts, bundle / "models")
     workflow = _workflow(bundle, bundle)
     torch.manual_seed(0)
