@@ -20,7 +20,7 @@ PATCH = [16, 24, 16]
 
 @pytest.fixture(scope="module")
 def task(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Task04 in small: ellipsoids of two halves, seven patients with both sides, in LPS; larger and smaller than a patch."""
+    """Task04 in small, in LPS: ellipsoids of two halves, some of them larger than a patch; both sides of 7 patients."""
     root, rng = tmp_path_factory.mktemp("task"), np.random.default_rng(0)
     for number in range(1, 15):
         shape = (14 + number % 5, 20 + number % 7, 18)
