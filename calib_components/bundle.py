@@ -110,6 +110,7 @@ def check_training(config: ConfigParser) -> None:
             )
     with _naming("loss"):
         loss = trial.get_parsed_content("loss")
+        logits -= 9  # which is no change, except that they look unlike probabilities, of which losses warn
         loss(logits, label).item()
         if (ignored := trial.get_parsed_content("ignore_index", default=None)) is not None:
             _check_ignored(loss, logits, label, ignored)

@@ -1,4 +1,4 @@
-"""Preparation of a data set, as downloaded, into cases that training reads slice by slice.
+"""Preparation of a data set, as downloaded, into cases that training reads as slices or volumes.
 
 A data set is one YAML file of facts and one function that lists its cases.
 """
