@@ -51,7 +51,8 @@ def test_model_card_has_the_numbers_of_the_metadata(bundle: Path, metadata: dict
     assert (card.library_name, card.pipeline_tag, card.model_name) == ("monai", "image-segmentation", bundle.name)
     assert {"monai", "medical"} <= {*card.tags}
     licence = card.license if card.license != "other" else card.license_name
-    assert licence in ("cc-by-nc-sa-4.0", "cc-by-sa-4.0", "terms-of-the-data")  # of the weights, which is not that of the code
+    licences = ("cc-by-nc-sa-4.0", "cc-by-sa-4.0", "terms-of-the-data")
+    assert licence in licences  # of the weights, which is not that of the code
     if licence == "terms-of-the-data":
         assert card.license_link == "LICENSE.md"  # the Hub takes no other; docs/packaging.md copies it there
     assert {result.metric_type: result.metric_value for result in card.eval_results} == metadata["eval_metrics"]

@@ -84,8 +84,7 @@ NETWORKS: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("bundle", [FLARE, BRATS], ids=lambda path: path.name)
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(("name", "bundle"), [("DynUNet", FLARE), ("SegResNet", BRATS), ("UNet", FLARE)], ids=str)
 def test_3d_networks_in_bundles_of_slices(name: str, bundle: Path, tmp_path: Path) -> None:
     make_prepared(bundle, tmp_path / "data")
     options = {"in_channels": "@in_channels", "out_channels": "@num_classes", "spatial_dims": 3, **NETWORKS[name]}
