@@ -216,9 +216,9 @@ class TestDecathlon:
         assert patients == [f"patient{number:03d}" for number in (1, 1, 2, 2, 3, 184, 197)]
         shown = capsys.readouterr().out
         assert "patients for training 3" in shown
-        assert "patches of 40 x 56 x 40 voxels (crop_size)\n7 case(s), such as hippocampus_001, smaller" in shown
+        assert "patches of 48 x 64 x 48 voxels (crop_size)\n7 case(s), such as hippocampus_001, smaller" in shown
         facts = read_facts(tmp_path / "out" / "facts.yaml", **asdict(facts_of_dataset("hippocampus", src)))
-        assert (facts.spatial_dims, facts.image_size, facts.crop_size) == (3, None, [40, 56, 40])
+        assert (facts.spatial_dims, facts.image_size, facts.crop_size) == (3, None, [48, 64, 48])
         turned = read(tmp_path / "out" / names[0] / "label.nii")
         np.testing.assert_array_equal(turned, read(src / "labelsTr" / f"{names[0]}.nii.gz")[::-1])  # RAS
         save(src / "labelsTr" / "other.nii.gz", np.zeros((4, 4, 4)))
