@@ -13,7 +13,7 @@ import pytest
 from monai.bundle import ConfigParser
 
 from calib_components.handlers.fingerprint import BY_NAME, EVALUATION, TRAINING, changes, differing, fingerprint
-from tests.helpers import ACDC, BUNDLES
+from tests.helpers import ACDC, BUNDLES, HIPPOCAMPUS
 
 
 def parse(*files: str, bundle: Path = ACDC) -> ConfigParser:
@@ -41,11 +41,12 @@ def test_is_plain_data_with_references_to_its_own_ids_alone(bundle: Path) -> Non
     assert references <= {*training, *BY_NAME}
     lr, fused = training["optimizer"]["lr"], training["optimizer"]["fused"]
     assert (lr, fused, training["lr_scheduler"]["milestones"]) == (0.001, True, [50])
-    assert training["network"] == "$@network_def.to(@device, memory_format=torch.channels_last)"
+    layout = "$torch.channels_last_3d" if bundle == HIPPOCAMPUS else "$torch.channels_last"
+    assert training["network"] == {"$@network_def.to(@device, memory_format=@memory_format)": {"memory_format": layout}}
     assert fingerprint({**config, "seed": 1}) == {**training, "seed": 1}  # seeds differ in it alone
 
 
-TRANSFORMS = "train::preprocessing::transforms::3"
+TRANSFORMS = "train::preprocessing::transforms::2::transforms::0"
 TESTING = "$monai.data.load_decathlon_datalist(@datalist, True, 'testing', @dataset_dir)"
 
 
