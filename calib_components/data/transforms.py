@@ -12,7 +12,7 @@ import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.data.utils import affine_to_spacing
-from monai.transforms import Compose, InvertibleTransform, LoadImaged, MapLabelValue, MapTransform
+from monai.transforms import Compose, InvertibleTransform, LoadImaged, MapLabelValue, MapTransform, Spacing
 from monai.utils import ensure_tuple
 
 from calib_components.data.nifti import NiftiReader
@@ -280,6 +280,26 @@ class InSlabsd(MapTransform):
             for slab in torch.as_tensor(item[key]).as_subclass(torch.Tensor).split(SLAB, dim=-1):
                 slab.copy_(self.transform(slab))
         return item
+
+
+class ResampledVolumesd(MapTransform):
+    """Resample volumes to a size of voxels, as MONAI's `Spacingd`, which fails on further entries such as `image_path`.
+
+    Args:
+        keys: Volumes `(C, H, W, D)`, each a `MetaTensor`.
+        spacing: Size of voxels along each axis, in millimetres.
+        mode: Interpolation of each key, `bilinear` or `nearest`.
+        allow_missing_keys: Skip keys that the item lacks.
+    """
+
+    def __init__(
+        self, keys: KeysCollection, spacing: Sequence[float], mode: Sequence[str], allow_missing_keys: bool = False
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.resample = {key: Spacing(spacing, mode=own) for key, own in zip(self.keys, mode, strict=True)}
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        return {**data, **{key: self.resample[key](data[key]) for key in self.key_iterator(dict(data))}}
 
 
 def has_other_pixels(sizes: Sequence[float], trained_on: Sequence[float]) -> bool:
