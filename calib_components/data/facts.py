@@ -90,9 +90,9 @@ class Facts:
             raise InputError(f"{name}: structures have class indices beyond the {facts.num_classes} classes.")
         if facts.spatial_dims not in EXAMPLES:
             raise InputError(f"{name}: spatial_dims must be 2 or 3, got {facts.spatial_dims!r}.")
-        check_size(f"{name}: crop_size", facts.crop_size, facts.spatial_dims)
         if facts.image_size is not None or facts.spatial_dims == 2:
             check_size(f"{name}: image_size", facts.image_size)
+        check_size(f"{name}: crop_size", facts.crop_size, facts.spatial_dims)
         if facts.spatial_dims == 2 and any(map(operator.gt, facts.crop_size, facts.image_size or ())):
             raise InputError(f"{name}: crop_size {facts.crop_size} is larger than image_size {facts.image_size}.")
         return facts

@@ -74,6 +74,7 @@ class L1ACELoss(CalibrationLoss):
             sums[:, images] += part
         count, excess, present = sums
         num_filled = (count > 0).sum(-1, keepdim=True)
+        # The mean over the voxels divides by their number; L1-ACE is a mean over the bins.
         factors = excess.sign() / (count * num_filled).clamp(min=1) * labels.num_counted() / count[..., 0].numel()
         if self.ignore_empty_classes:
             factors = factors * (present > 0)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from calib_components.errors import InputError
+from calib_components.errors import InputError, nearest
 
 
 @dataclass(frozen=True)
@@ -67,5 +67,7 @@ def choose_settings(names: Sequence[str], bundle: Path) -> list[Setting]:
         file = bundle / "configs" / "losses" / f"{both[0]}.yaml"
         raise InputError(f"--losses: {both[0]} is a setting of the paper and {file}. Rename the file.")
     if unknown := [name for name in names if name not in known]:
-        raise InputError(f"--losses: {unknown[0]!r} is unknown. Choose among {', '.join(known)}.")
+        raise InputError(
+            f"--losses: {unknown[0]!r} is unknown{nearest(unknown[0], known)}. See the settings in docs/comparison.md."
+        )
     return list({setting.name: setting for name in names for setting in known[name]}.values())

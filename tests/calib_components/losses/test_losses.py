@@ -15,6 +15,7 @@ from monai.data import MetaTensor
 from monai.losses import DiceCELoss, DiceLoss
 
 from calib_components.losses import (
+    LOSSES,
     CalibrationLoss,
     EntropyPenaltyLoss,
     FocalLoss,
@@ -110,6 +111,10 @@ FORMULAS: dict[str, tuple[Callable[..., CalibrationLoss], Loss]] = {
     ),
 }
 every_loss = pytest.mark.parametrize("name", FORMULAS)
+
+
+def test_each_loss_has_a_formula_here() -> None:
+    assert set(LOSSES.values()) <= {type(make()) for make, _ in FORMULAS.values()}
 
 
 def example(shape: tuple[int, ...], seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -279,7 +284,7 @@ def test_nacl_is_smallest_at_a_confidence_of_one_less_the_weight_by_the_classes(
     assert min(loss(logits + 0.01 * direction, label) for direction in directions) > loss(logits, label)
 
 
-def test_defaults_are_those_of_table_1() -> None:
+def test_defaults_are_those_of_the_papers() -> None:
     table = {
         NACLLoss: ["mean", 3, 2.0, "l1", "logits", 0.1, "replicate", None],
         SVLSLoss: [3, 2.0, None],
