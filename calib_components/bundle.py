@@ -198,8 +198,9 @@ def check_values(config: ConfigParser) -> None:
         raise InputError("tta: the network was not trained on slices in all orientations (any_orientation is false).")
     if "facts" in config:  # options such as --num_classes may not fit the other facts
         facts = config.get_parsed_content("facts")
-        if facts.spatial_dims > config.get_parsed_content("spatial_dims", default=facts.spatial_dims):
-            raise InputError("config_file: data or weights are of a 3D network. Give configs/volumes.yaml, too.")
+        asked = [config.get(f"network_def::{name}") for name in ("spatial_dims", "network::spatial_dims")]
+        if 3 in (facts.spatial_dims, *asked) and config.get_parsed_content("spatial_dims", default=3) == 2:
+            raise InputError("config_file: network, data or weights are 3D. Give configs/volumes.yaml, too.")
         facts_in_use(config)
         file, folder = Path(str(values["facts_file"])), Path(str(values["dataset_dir"]))
         is_there = file.name == FACTS and (file.parent == folder or file.is_file())

@@ -144,7 +144,8 @@ def test_options_mean_what_is_typed() -> None:
         ("flare_ct", "inference.yaml", {"slice_axis": 0}, "slice_axis"),
         ("flare_ct", "inference.yaml", {"tta": True}, "tta"),
         ("hippocampus_mri", "train.yaml", {"crop_size": [40, 40]}, "crop_size must be three multiples of 8"),
-        ("hippocampus_mri", "train.yaml", {"spatial_dims": 2}, "of a 3D network. Give configs/volumes.yaml, too"),
+        ("hippocampus_mri", "train.yaml", {"spatial_dims": 2}, "are 3D. Give configs/volumes.yaml, too"),
+        ("acdc_mri", "train.yaml", {"network_def::spatial_dims": 3}, "are 3D. Give configs/volumes.yaml, too"),
     ],
 )
 def test_options_that_contradict_the_facts(bundle: str, file: str, overrides: dict[str, Any], name: str | None) -> None:

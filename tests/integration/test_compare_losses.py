@@ -27,7 +27,8 @@ def test_a_killed_comparison_has_the_results_of_one_that_was_not(prepared: Path,
     options = {"dataset_dir": prepared, "devices": ["cpu"], "max_epochs": 2, "num_workers": 0}
     compare_losses(ACDC, out=whole, losses=["ce_dice"], **options)
     one, other = (folder / "ce_dice" / "seed0" for folder in (whole, continued))
-    assert json.loads((one / "settings.json").read_text())["training"]["loss"]["_target_"] == "DiceCELoss"
+    loss = json.loads((one / "settings.json").read_text())["training"]["loss"]
+    assert loss["_target_"] == "calib_components.losses.DiceCELoss"
     work, fit = whole / "work" / "ce_dice" / "seed0", read_estimate(one / "temperature")
     temperatures = [
         torch.load(work / name, weights_only=True)["temperature"] for name in ("model.pt", "model_calibrated.pt")
