@@ -22,7 +22,7 @@ import torch
 from scipy.interpolate import make_interp_spline
 from scipy.stats import bootstrap
 
-from calib_components.errors import check_number
+from calib_components.errors import check_number, printable
 from calib_components.posthoc.base import Array, Calibrator, Estimate
 
 LOWEST, HIGHEST = 1 / 8, 8.0  # range that temperatures are fitted in
@@ -34,6 +34,7 @@ SPLINE = make_interp_spline(LOG2_B, np.eye(len(LOG2_B)), k=5)  # of any values a
 SMALLEST = 1e-300  # in place of 0, before a logarithm
 
 FEWEST_PATIENTS = 6
+DECISIVE = 0.1  # change of log T without a patient, from which it is named if others change T far less
 LEVEL = 0.95
 RESAMPLES, SIMULATED_RESAMPLES = 10_000, 1_000
 SIMULATIONS = 500  # so that the standard error of a coverage of 95 % is 1 %
@@ -91,7 +92,11 @@ class TemperatureEstimate(Estimate):
         return f"{relation} the model {was} {confident} on these patients; its probabilities become {become}."
 
     def warnings(self) -> list[str]:
+        changes = {name: abs(math.log(other / self.temperature)) for name, other in self.leave_one_out.items()}
         sentences, edge = [], f"at the edge of its range, {LOWEST:g} to {HIGHEST:g}"
+        if changes and (largest := max(changes.values())) > max(DECISIVE, 3 * np.median([*changes.values()])):
+            name = next(name for name, change in changes.items() if change == largest)
+            sentences.append(f"T is {self.leave_one_out[name]:.2f} without {printable(name)}: look at it first.")
         if self.at_edge:
             sentences.append(
                 f"The temperature, {self.temperature:g}, is {edge}: check that logits and ground truth belong together."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import shlex
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -23,6 +24,8 @@ from calib_components.tools.evaluate.fit import fit_calibrator, logits_of
 from calib_components.tools.evaluate.formats import Header, Prediction
 from calib_components.tools.evaluate.pairs import classes_of, find_cases, find_predictions
 from calib_components.tools.parallel import map_cases
+
+EVALUATE = "calib-components evaluate_predictions {} LABELS --out evaluation_scaled"
 
 
 def calibrate_predictions(
@@ -115,6 +118,7 @@ def calibrate_predictions(
             (out / f"{kind}.json").unlink(missing_ok=True)
     write_estimate(estimate, out)  # where it is, all maps are of it
     print(printable(out))
+    print("Next, with the same options:", EVALUATE.format(shlex.quote(printable(out))))
 
 
 def estimate_of(folder: Path, predictions: Sequence[Prediction]) -> Any:

@@ -92,9 +92,9 @@ def _softmax_codes(channels: int, given: Mapping[str, Codes]) -> list[Codes]:
         return [frozenset([0]), *ascending]
     separate = range(channels) if max(named) < channels else sorted({0, *named})
     if channels not in (0, len(separate)):
+        classes = f"{channels - 1} class{'es' * (channels > 2)}"
         raise InputError(
-            f"--structures: {', '.join(given)} are not the classes of {channels} channels, the background first. Name "
-            "each class with its label code, or pass --sigmoid if channels are structures with a sigmoid each."
+            f"{channels} channels are the background and {classes}; --structures names {len(separate) - 1}. Name each class with its label code, or pass --sigmoid if channels are structures."
         )
     return [frozenset([code]) for code in separate]
 

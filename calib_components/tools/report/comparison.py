@@ -174,11 +174,12 @@ def reliability_section(results: Results) -> Section:
                 axes.title.set_fontsize("medium")  # those of neighbours do not touch
             pictures.append(Picture(f"reliability_{name}", label, to_png(figure)))
     caption = (
-        "Accuracy over confidence of the predicted class, of the voxels of all cases and seeds; the tables show means "
-        "over cases instead. The dark bands hold 95 % of the accuracies that true probabilities would have if voxels "
-        "were independent, which those of one image are not."
+        "Accuracy over confidence of the predicted class. Diagrams and their ECE are of the voxels of all cases and "
+        "seeds; the tables show means over cases. The dark bands hold 95 % of the accuracies that true probabilities "
+        "would have if voxels were independent, which those of one image are not."
     )
-    return Section("reliability", "Reliability diagrams", caption, pictures=pictures)
+    title = "Reliability diagrams, voxels pooled"
+    return Section("reliability", title, caption, pictures=pictures, folded=len(results.labels) > 1)
 
 
 def logits_section(results: Results) -> Section:

@@ -1,4 +1,4 @@
-"""What a report begins with: at most three sentences drawn from its numbers, and what to do next.
+"""What a report begins with: at most four sentences drawn from its numbers, and what to do next.
 
 The DSC and its loss come first. A network that segments badly is not praised for its calibration, and no conclusion
 rests on the NLL over all voxels, which easy background decides.
@@ -39,6 +39,8 @@ from calib_components.tools.report.tables import (
 )
 
 LOW = 0.7  # a mean DSC below this is low
+WORSE, SPREADS = 0.2, 5  # a case is named whose DSC is as far below the median: this, and median absolute deviations
+MOST = 3  # cases are named
 PLACES = {"predicted": "where a structure is predicted", "all": "over all voxels"}
 ANSWERS = {  # by verdict
     "none": "No miscalibration is shown {place}: {shown}.",
@@ -47,11 +49,16 @@ ANSWERS = {  # by verdict
     "shown": "It is not well calibrated: {kind} {place} ({shown}).",
 }
 BUT_LOW = "Calibration does not make up for that ({shown} {place})."
+UNSHOWN = "not shown to be too high or too low"
 EVALUATE = "calib-components evaluate_predictions {} --out evaluation_next"
 COMPARE = "calib-components compare_losses BUNDLE --dataset_dir PREPARED --out RESULTS"
 BUNDLE = "python -m monai.bundle run --bundle_root BUNDLE --config_file \"['BUNDLE/configs/train.yaml'{}]\""
-CALIBRATE = "calib-components calibrate_predictions VALIDATION VALIDATION_LABELS --apply_to PREDICTIONS --out scaled"
-CALIBRATE_BUNDLE = BUNDLE.format(",'BUNDLE/configs/calibrate.yaml'")
+CALIBRATE = (
+    "calib-components calibrate_predictions VALIDATION VALIDATION_LABELS --apply_to PREDICTIONS --out scaled{}\n"
+    "calib-components evaluate_predictions scaled LABELS --out evaluation_scaled\n"
+    "calib-components report {} evaluation_scaled --out temperature_report"
+)
+CALIBRATE_BUNDLE = BUNDLE.format(",'BUNDLE/configs/calibrate.yaml'") + "{}"
 LONGER = "Improve the segmentation: train longer, above all with a loss without a Dice term, and ignore padded voxels."
 
 
@@ -59,28 +66,49 @@ def conclude_one(results: Results) -> Answer:
     """Return how well the one method segments, whether it is calibrated, and how right its expected DSC is."""
     row = Row(*results.methods)
     dsc = mean_with_interval(results.values(row, "dsc"), results.patients())
-    low, verdict = dsc.mean < LOW, "unknown"
+    low = dsc.mean < LOW
     sentences = [f"The mean DSC of {results.count()} is {with_interval(dsc, 'dsc')}{', which is low' * low}."]
     if not results.has("ece_predicted"):
         sentences.append("Label maps have no probabilities: whether it is calibrated is unknown.")
-        return Answer(sentences, "Evaluate probabilities.", EVALUATE.format("PROBABILITIES LABELS"))
-    if judged := judge_regions(results, row):
-        region = max(judged, key=lambda of: [*VERDICTS].index(judged[of].verdict))
-        found, verdict = judged[region], judged[region].verdict
-        shown = f"confidence {number(found.confidence, 'ece')}, accuracy {number(found.accuracy, 'ece')}"
-        text = BUT_LOW if low and verdict in ("none", "slight") else ANSWERS[verdict]
-        sentences.append(text.format(place=PLACES[region], kind=found.kind, shown=shown))
+        return Answer([*sentences, *_worst_cases(results, row)], *_next_of_one(results, row.method, "unknown", low))
+    sentence, verdict = _calibration(results, row, low)
+    sentences += [sentence] * bool(sentence)
     expected, true = expected_and_true(results, row)
     if (optimism := mean_with_interval(expected - true, results.patients())).has_interval:
-        side = "too high" if optimism.low > 0 else "too low" if optimism.high < 0 else "neither too high nor too low"
+        side = "too high" if optimism.low > 0 else "too low" if optimism.high < 0 else UNSHOWN
         shown = with_interval(optimism, "dsc", True)
         sentences.append(f"The DSC expected without labels is {side} on average: expected minus true {shown}.")
-    return Answer(sentences, *_next_of_one(results, verdict, low))
+    return Answer([*sentences, *_worst_cases(results, row)], *_next_of_one(results, row.method, verdict, low))
 
 
-def _next_of_one(results: Results, verdict: str, low: bool) -> tuple[str, str]:
-    """Return what to do next with one network, as a text and a command."""
-    found = next(iter(results.evaluations.values()), None)
+def _worst_cases(results: Results, row: Row) -> list[str]:
+    """Return a sentence that names the cases with a DSC far below the others, if there are any."""
+    table = pd.DataFrame({"DSC": results.of_cases(row, "dsc")}, results.patients().index)
+    if results.has("aurc"):
+        table["expected"] = expected_and_true(results, row)[0]
+    below = table["DSC"].median() - table["DSC"]
+    worst = table[below > max(WORSE, SPREADS * below.abs().median())].sort_values("DSC")[:MOST]
+    shown = worst.apply(lambda of_kind: of_kind.name + " " + of_kind.map(lambda value: number(value, "dsc")))
+    named = [f"{printable(case)} ({', '.join(texts)})" for case, *texts in shown.itertuples(name=None)]
+    return [f"Look first at {listed(named)}."] if named else []
+
+
+def _calibration(results: Results, row: Row, low: bool) -> tuple[str, str]:
+    """Return whether a network is calibrated, as a sentence and a verdict."""
+    if not (judged := judge_regions(results, row)):
+        return "", "unknown"
+    region = max(judged, key=lambda of: [*VERDICTS].index(judged[of].verdict))
+    found, verdict = judged[region], judged[region].verdict
+    shown = f"confidence {number(found.confidence, 'ece')}, accuracy {number(found.accuracy, 'ece')}"
+    text = BUT_LOW if low and verdict in ("none", "slight") else ANSWERS[verdict]
+    return text.format(place=PLACES[region], kind=found.kind, shown=shown), verdict
+
+
+def _next_of_one(results: Results, method: str, verdict: str, low: bool) -> tuple[str, str]:
+    """Return what to do next with one network, as a text and commands."""
+    if not results.has("ece_predicted"):
+        return "Evaluate probabilities.", EVALUATE.format("PROBABILITIES LABELS")
+    found = results.evaluations.get(method)
     of_bundle = found is None or found.magnitudes is not None  # saved predictions have no logits
     if low:
         train = f"{BUNDLE.format('')} --resume true --max_epochs 200"
@@ -90,8 +118,10 @@ def _next_of_one(results: Results, verdict: str, low: bool) -> tuple[str, str]:
     if verdict == "none":
         return "Test patients of another origin.", EVALUATE.format("OTHER_PREDICTIONS OTHER_LABELS")
     again = found is not None and found.summary.get("temperature", 1) != 1
-    text = "Fit the temperature again, where structures are." if again else "Fit a temperature on validation patients."
-    return text, (CALIBRATE_BUNDLE if of_bundle else CALIBRATE) + " --region predicted" * again
+    text = "Fit the temperature again, where structures are" if again else "Fit a temperature on validation patients"
+    folder = shlex.quote(printable(results.folders.get(method, "evaluation")))
+    command = (CALIBRATE_BUNDLE if of_bundle else CALIBRATE).format(" --region predicted" * again, folder)
+    return f"{text}, evaluate with the same options, and compare.", command
 
 
 def conclude_differences(results: Results, reference: str, table: pd.DataFrame) -> Answer:
@@ -131,10 +161,19 @@ def conclude_differences(results: Results, reference: str, table: pd.DataFrame) 
         why = f", and none can: p-values of so few are {smallest:.3f} or more" * by_flips
         parts = [f"No NLL or ECE differs significantly on these {count}{why}"]
     sentences += ["; ".join(parts) + "."] * bool(parts)
+    if told["Better"] and len(dsc) == 2:
+        measures = [measure for measure in ("nll_all", "ece_all") if results.has(measure)]
+        pairs = {m: [results.of_cases(Row(name), m) for name in (reference, *segments)] for m in measures}
+        counts = [f"{heading(m, arrow=False)} in {(new < old).sum()}" for m, (old, new) in pairs.items()]
+        sentences.append(f"Of {len(results.patients())} cases, these are better: {listed(counts)}.")
     if told["Lower"] or told["Untold"] or max(dsc.values()) < LOW:
         sentences.append("A lower NLL or ECE does not make up for a low DSC.")
     best = next(iter(told["Better"] or told["Higher"]), reference)
-    return Answer(sentences, *_next_of_several(results, best, dsc[best] < LOW))
+    low, verdict = dsc[best] < LOW, "unknown"
+    if results.evaluations and results.has("ece_predicted") and not low:
+        sentence, verdict = _calibration(results, Row(best), low)
+        sentences += [f"{results.labels[best]}: {sentence}"] * bool(sentence)
+    return Answer(sentences, *_next_of_several(results, best, verdict, low))
 
 
 def _change(record: Record, limit: float = np.inf) -> int:
@@ -157,15 +196,11 @@ def _about(
     return f" ({'; '.join(texts)})"
 
 
-def _next_of_several(results: Results, best: str, low: bool) -> tuple[str, str]:
-    """Return what to do next after a comparison, as a text and a command."""
+def _next_of_several(results: Results, best: str, verdict: str, low: bool) -> tuple[str, str]:
+    """Return what to do next after a comparison, as a text and commands."""
     few, label = results.patients().nunique() < FEWEST_PATIENTS, results.labels[best]
     if results.evaluations:
-        if low or few:
-            text = LONGER if low else "Evaluate more patients."
-            return text, EVALUATE.format("BETTER_PREDICTIONS LABELS" if low else "MORE_PREDICTIONS MORE_LABELS")
-        folder = shlex.quote(printable(results.folders[best]))
-        return f"See whether {label} is calibrated.", f"calib-components report {folder} --out report_of_one"
+        return _next_of_one(results, best, verdict, low)
     if low:
         return LONGER, f"{COMPARE} --max_epochs 200"
     if few:

@@ -52,7 +52,7 @@ class Section:
 
 
 class Answer(NamedTuple):
-    """What a report begins with: its conclusion, and what to do next, as a text and a command."""
+    """What a report begins with: its conclusion, and what to do next, as a text and commands in lines."""
 
     sentences: Sequence[str]
     advice: str = ""
@@ -112,4 +112,4 @@ def write_report(
     print(out / PAGE)
     print(*answer.sentences)
     if answer.command:
-        print(f"{answer.advice} {answer.command}")
+        print(f"Next: {answer.advice}\n{answer.command}")

@@ -27,10 +27,7 @@ from calib_components.tools.report.thresholds import thresholds_section
 
 REFERENCE = "nacl"
 FEW = 30  # patients
-ABOUT_FEW = (
-    "Intervals over few patients are too narrow: in simulations with 8 and 16 patients, they held the mean in 87 and "
-    "92 %, that of skewed measures such as HD95 in about 78 and 83 %."
-)
+ABOUT_FEW = "Intervals are somewhat too narrow with few patients."
 ABOUT_SHIFT = (
     "Of other origin than the training data (shift): {}. Nothing was fitted on these cases. A network can be more "
     "wrong and surer of it there, and a temperature can help less or do harm."
@@ -93,6 +90,7 @@ def report_folders(
     measures = [*SHOWN, *FURTHER] if evaluations else SHOWN
     means = [means_section(found, measures, test_set) for test_set in found.sets]
     parts = [regions_section(found)] if found.has("ece_predicted") else []
+    parts += [reliability_section(found)] if found.has("ece_all") else []
     parts.append(structures_section(found))
     parts += [pictures_section(found), cases_section(found), *means]
     answer, compared = _compared(found, reference or REFERENCE)
@@ -101,8 +99,6 @@ def report_folders(
         section, alike = thresholds_section(found, validation)
         parts.append(section)
         notices += alike
-    if found.has("ece_all"):
-        parts.append(reliability_section(found))
     if found.about.get("magnitudes"):
         parts.append(logits_section(found))
     write_report(title, answer, notices, parts, out, overwrite)

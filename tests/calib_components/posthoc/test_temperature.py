@@ -287,6 +287,10 @@ class TestEstimate:
         [
             ({}, ["5 patients, fewer than 6", "0.900 to 1.300, includes 1"]),
             ({"patients": 6, "low": 1.01}, []),
+            (
+                {"patients": 6, "low": 1.01, "leave_one_out": {"a": 1.12, "b": 1.09, "c": 0.93, "d": 1.11}},
+                [r"^T is 0\.93 without c: look at it first\.$"],
+            ),
             ({"patients": 8, "low": 0.125}, ["ends at the edge", "includes 1"]),
         ],
     )

@@ -82,6 +82,7 @@ def test_the_temperature_is_that_of_the_logits_in_a_region(
     assert (estimate.patients, estimate.voxels) == (7, expected.voxels)
     printed = capsys.readouterr().out
     assert f"T = {estimate.summary()}" in printed
+    assert f"Next, with the same options: calib-components evaluate_predictions {tmp_path / 'out'} LABELS" in printed
     assert "14 of the 14 predictions to scale belong to patients of the fit" in printed
 
 

@@ -62,7 +62,7 @@ def test_channels_with_a_sigmoid_each(
     [
         ({"channels": 0}, "--structures"),
         ({"channels": 3, "structures": BRATS}, "--sigmoid"),
-        ({"channels": 2, "structures": ["a=1", "b=2"]}, "2 channels"),
+        ({"channels": 2, "structures": ["a=1", "b=2"]}, "2 channels are the background and 1 class; .* names 2"),
         ({"channels": 1, "structures": ["a=1", "b=2"]}, "label maps"),
         ({"channels": 4, "structures": BRATS, "sigmoid": True}, "3 names for 4 channels"),
         ({"channels": 5, "structures": BRATS, "sigmoid": True, "with_background": True}, "5 channels"),

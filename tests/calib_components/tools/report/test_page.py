@@ -47,6 +47,10 @@ def test_page_holds_tables_and_figures_and_no_markup_of_names(tmp_path: Path) ->
     assert "<script>x" not in page
     assert "<b>1</b><small>note</small>" in page
     assert "Next: Do.<code>this</code>" in page
+    glossary = (Path(__file__).parents[4] / "docs/glossary.md").read_text()
+    terms = re.findall("<dt>(.+?)</dt><dd>(.+?)</dd>", page)
+    assert len(terms) == page.count("<dt>")
+    assert [term for term in terms if f"| {' | '.join(term)} |" not in glossary] == []
     assert 'width="284"' in page  # 512 pixels
     assert not re.search(r"(src|href)=\"http", page)
     markdown = (tmp_path / "report.md").read_text()

@@ -39,7 +39,7 @@ def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(comparison, "to_png", lambda figure: PNG)
 
 
-def dsc(value: float) -> dict[str, float]:
+def dsc(value: Any) -> dict[str, Any]:
     return {f"dsc_{name}": value for name in STRUCTURES}
 
 
@@ -102,6 +102,14 @@ def test_answer_about_one_network(name: str, tmp_path: Path) -> None:
         assert confidence - accuracy == pytest.approx(options["gap"], abs=0.002)
 
 
+def test_cases_that_are_much_worse_than_the_others_are_named(tmp_path: Path) -> None:
+    values = np.array([0.8, 0.2, 0.81, 0.79, 0.8, 0.82, 0.38, 0.8])
+    changed = dsc(values) | {f"expected_dsc_{name}": 0.9 for name in STRUCTURES}
+    folder = write_evaluation(tmp_path, {f"c{i}": f"c{i}" for i in range(8)}, changed=changed)
+    named = "Look first at c1 (DSC 0.200, expected 0.900) and c6 (DSC 0.380, expected 0.900)."
+    assert conclude_one(read_evaluations([folder])).sentences[-1] == named
+
+
 def of_blocks(rng: np.random.Generator, patients: int, gap: float) -> list[np.ndarray]:
     """Shares of two regions of blocks of voxels with one outcome, in patients that are right more or less often."""
     confidence = 1 / (1 + np.exp(-rng.normal(2.5, 0.8, (patients, 40)) - rng.normal(0, 0.3, (patients, 1))))
@@ -152,7 +160,9 @@ def compared(tmp_path: Path, *networks: dict[str, Any], reference: str = "first"
 
 def test_answer_about_two_networks_names_what_is_significant(tmp_path: Path) -> None:
     over, better = {"gap": 0.1, "changed": dsc(0.8)}, {"gap": 0.02, "changed": dsc(0.81)}
-    first, second = compared(tmp_path, over, better).sentences
+    first, second, counts, verdict = compared(tmp_path, over, better).sentences
+    assert counts == "Of 16 cases, these are better: NLL all in 16 and ECE all in 16."
+    assert verdict.startswith("second: It is not well calibrated: overconfident where a structure is predicted")
     assert first.startswith("Higher DSC than first (0.800): second (0.810, +0.0100 [+0.0100, +0.0100], p = ")
     assert re.match(
         r"Better NLL or ECE than first: second \(NLL predicted, -0\.3.*; ECE predicted, -0\.0.*; ECE", second
@@ -160,19 +170,19 @@ def test_answer_about_two_networks_names_what_is_significant(tmp_path: Path) -> 
     equal = {"gap": 0.05, "changed": dsc(0.8)}
     answer = compared(tmp_path, equal, equal)
     assert answer.sentences[0].startswith("No DSC is clearly different from that of first (0.800): second (0.800")
-    assert answer.sentences[1:] == ["No NLL or ECE differs significantly on these 8 patients."]
-    assert answer.command.startswith(f"calib-components report {tmp_path}/first --out")
+    assert answer.sentences[1] == "No NLL or ECE differs significantly on these 8 patients."
+    assert "BUNDLE/configs/calibrate.yaml" in answer.command
 
 
 def test_network_that_segments_badly_is_not_praised(tmp_path: Path) -> None:
     good, bad = {"gap": 0.1, "changed": dsc(0.82)}, {"gap": 0.02, "changed": dsc(0.4)}
     warning = "A lower NLL or ECE does not make up for a low DSC."
     answer = compared(tmp_path, good, bad)
-    assert [text.split(" (")[0] for text in answer.sentences] == ["Lower DSC than first", warning]
-    assert "/first " in answer.command
+    assert [text.split(" (")[0] for text in answer.sentences[:-1]] == ["Lower DSC than first", warning]
+    assert answer.sentences[-1].startswith("first: It is not well calibrated: overconfident")
     answer = compared(tmp_path, good, bad, reference="second")  # nor is a reference
-    assert [text.split(" (")[0] for text in answer.sentences] == ["Higher DSC than second", warning]
-    assert "/first " in answer.command
+    assert [text.split(" (")[0] for text in answer.sentences[:-1]] == ["Higher DSC than second", warning]
+    assert answer.sentences[-1].startswith("first: It is not well calibrated: overconfident")
     table = means_section(read_evaluations([tmp_path / "first", tmp_path / "second"]), ["dsc", "ece_all"]).table
     assert [cell.bold for cell in table["ECE all ↓"]] == [False, False]  # the lower one is not marked as the best
     worse = compared(tmp_path, bad, {"gap": 0.1, "changed": dsc(0.4)}).sentences
@@ -286,8 +296,11 @@ def test_report_of_one_evaluation_with_chosen_thresholds(tmp_path: Path) -> None
     page = (tmp_path / "out/report.md").read_text()
     assert page.startswith("# Is it calibrated? test\n\nThe mean DSC of 8 patients is 0.7")
     assert page.index("'BUNDLE/configs/calibrate.yaml'") < page.index("\n## ")
-    for title in ("Confidence and accuracy", "Structures", "All cases", "Means", "Thresholds", "Reliability diagrams"):
+    for title in ("Confidence and accuracy", "Structures", "All cases", "Means", "Thresholds"):
         assert f"\n## {title}\n" in page
+    assert (
+        page.index("\n## Confidence") < page.index("\n## Reliability diagrams, voxels pooled") < page.index("\n## Str")
+    )
     assert re.search(r"Thresholds chosen on the validation cases: RV 0\.\d\d \(DSC .* against 0.5\), MYO", page)
     cases = pd.read_csv(tmp_path / "out/all_cases.csv")
     assert cases["dsc"].is_monotonic_increasing
