@@ -94,7 +94,8 @@ def _softmax_codes(channels: int, given: Mapping[str, Codes]) -> list[Codes]:
     if channels not in (0, len(separate)):
         classes = f"{channels - 1} class{'es' * (channels > 2)}"
         raise InputError(
-            f"{channels} channels are the background and {classes}; --structures names {len(separate) - 1}. Name each class with its label code, or pass --sigmoid if channels are structures."
+            f"{channels} channels are the background and {classes}; --structures names {len(separate) - 1}. "
+            "Name each class with its label code, or pass --sigmoid if channels are structures with a sigmoid each."
         )
     return [frozenset([code]) for code in separate]
 

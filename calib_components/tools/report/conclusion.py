@@ -164,8 +164,8 @@ def conclude_differences(results: Results, reference: str, table: pd.DataFrame) 
     if told["Better"] and len(dsc) == 2:
         measures = [measure for measure in ("nll_all", "ece_all") if results.has(measure)]
         pairs = {m: [results.of_cases(Row(name), m) for name in (reference, *segments)] for m in measures}
-        counts = [f"{heading(m, arrow=False)} in {(new < old).sum()}" for m, (old, new) in pairs.items()]
-        sentences.append(f"Of {len(results.patients())} cases, these are better: {listed(counts)}.")
+        counts = [f"{heading(m, arrow=False)} is better in {(new < old).sum()}" for m, (old, new) in pairs.items()]
+        sentences.append(f"Of {len(results.patients())} cases, {listed(counts)}.")
     if told["Lower"] or told["Untold"] or max(dsc.values()) < LOW:
         sentences.append("A lower NLL or ECE does not make up for a low DSC.")
     best = next(iter(told["Better"] or told["Higher"]), reference)

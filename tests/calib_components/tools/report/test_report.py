@@ -161,7 +161,7 @@ def compared(tmp_path: Path, *networks: dict[str, Any], reference: str = "first"
 def test_answer_about_two_networks_names_what_is_significant(tmp_path: Path) -> None:
     over, better = {"gap": 0.1, "changed": dsc(0.8)}, {"gap": 0.02, "changed": dsc(0.81)}
     first, second, counts, verdict = compared(tmp_path, over, better).sentences
-    assert counts == "Of 16 cases, these are better: NLL all in 16 and ECE all in 16."
+    assert counts == "Of 16 cases, NLL all is better in 16 and ECE all is better in 16."
     assert verdict.startswith("second: It is not well calibrated: overconfident where a structure is predicted")
     assert first.startswith("Higher DSC than first (0.800): second (0.810, +0.0100 [+0.0100, +0.0100], p = ")
     assert re.match(
