@@ -7,14 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from calib_components.errors import printable
 from calib_components.tools.report.data import WITHOUT, Results
 from calib_components.tools.report.page import Picture, Section
-from calib_components.tools.report.statistics import FEWEST_PATIENTS, Array
 from calib_components.tools.report.structures import expected_and_true
-from calib_components.tools.report.tables import Cell, heading, number, p_text
+from calib_components.tools.report.tables import Cell, heading, number
 
 OF_CASES = ("ece_predicted", "nll_all", "nll_predicted", "missed", "spurious")
 ABOUT = "The lowest DSC comes first. Click a heading to sort by it."
@@ -46,7 +44,6 @@ def cases_section(results: Results) -> Section:
         if results.has("aurc"):  # it has probabilities
             expected, true = expected_and_true(results, rows[0])
             values |= {"expected_dsc": expected, "optimism": expected - true}
-            caption = f"{caption} {about_expected(expected, true, patients)}"
         further = [*(f"dsc_{name}" for name in results.structures), *OF_CASES]
         table = pd.DataFrame(values | {name: results.of_cases(rows[0], name) for name in further if results.has(name)})
         titles = {name: heading(name, results.structures) for name in table}
@@ -59,13 +56,3 @@ def cases_section(results: Results) -> Section:
     if not (patients == patients.index).all():
         shown.insert(0, "patient", [Cell(printable(name)) for name in patients[table.index]])
     return Section("all_cases", "All cases", caption, shown, table.reset_index())
-
-
-def about_expected(expected: Array, true: Array, patients: pd.Series) -> str:
-    """Return whether cases with a lower expected DSC have a lower DSC."""
-    means = pd.DataFrame({"expected": expected, "true": true}).groupby(patients.to_numpy()).mean().dropna()
-    if len(means) >= FEWEST_PATIENTS and means.nunique().min() > 1:
-        rho, p_value = stats.spearmanr(means)
-        shown = f"{number(rho, 'rho')} ({p_text(p_value)[0]})"
-        return f"Spearman's correlation of expected and true DSC, over the means of patients: {shown}."
-    return ""
