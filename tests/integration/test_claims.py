@@ -216,7 +216,7 @@ CLAIMS = [
           "penalty was shown to be better", lambda: max(temperatures(CE)) < 1.1
           and -1 not in changes(PENALTIES, CE, ["acdc"], ("nll_all", *PREDICTED))
           and 1 not in changes(PENALTIES, CE, ["acdc"], ["dsc"])),
-    Claim("README", "the paper's loss was less overconfident", lambda: all(
+    Claim("README", "the paper's loss, NACL, was less overconfident", lambda: all(
         gap("nacl", "acdc") < 0 < gap("nacl", "lge") < gap(name, "lge") for name in (CE, DICE, DICE_T))),
     Claim("posthoc", "CE + Dice is overconfident, and a temperature lowers all errors. ECP needed none", lambda: all(
         sign(DICE_T, DICE, "acdc", name) < 0 for name in ("nll_all", "nll_predicted", "ece_all", "ece_predicted"))

@@ -128,7 +128,7 @@ def test_confidence_that_the_readme_names_is_that_of_the_results() -> None:
     for row in (Row("ce_dice"), Row("ce_dice", "with")):
         bins = results("acdc/further").pooled_bins(row, "predicted", 0)
         shares += [f"{100 * share[0, 13].item():.0f} %" for share in (bins.confidence, bins.accuracy)]
-    assert "is {} sure, it is {} right; after a temperature, which is one number, {} and {}".format(*shares) in text
+    assert "is {} sure, it is {} right; after a temperature (one number): {} sure, {} right".format(*shares) in text
 
 
 def test_ece_of_cases_is_that_of_their_bins() -> None:

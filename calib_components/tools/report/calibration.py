@@ -1,8 +1,8 @@
 """Confidence and accuracy of regions and structures, and whether a network is calibrated.
 
 Whether it is calibrated is a test over patients of confidence minus accuracy, which is 0 on average if it is; without
-significance, "no miscalibration" is shown only where the interval is close to 0. The ECE of a calibrated network is
-above 0 by chance, by an unknown amount: voxels depend on each other.
+significance, "no miscalibration" is shown only where the interval contains 0 and is close to it. The ECE of a
+calibrated network is above 0 by chance, by an unknown amount: voxels depend on each other.
 """
 
 from __future__ import annotations
@@ -74,7 +74,8 @@ def judge(regions: Sequence[Array]) -> list[Judgement]:
             if not p_gap < SIGNIFICANT or abs(gap.mean) < size / 2:
                 kind = "too confident in some bins and not confident enough in others"
         else:
-            calibrated = gap.cases >= FEWEST_PATIENTS and max(-gap.low, gap.high, size) < CLOSE
+            is_close = gap.low <= 0 <= gap.high and max(-gap.low, gap.high, size) < CLOSE
+            calibrated = gap.cases >= FEWEST_PATIENTS and is_close
             verdict, kind = "none" if calibrated else "unknown", f"{gap.cases} patient{'s' * (gap.cases != 1)}"
         judged.append(Judgement(verdict, kind, gap._replace(p_value=p_value)))
     return judged

@@ -59,7 +59,7 @@ CALIBRATE = (
     "calib-components report {} evaluation_scaled --out temperature_report"
 )
 CALIBRATE_BUNDLE = BUNDLE.format(",'BUNDLE/configs/calibrate.yaml'") + "{}"
-LONGER = "Improve the segmentation: train longer, above all with a loss without a Dice term, and ignore padded voxels."
+LONGER = "Improve the segmentation: train longer (losses without a Dice term need it most), and ignore padded voxels."
 
 
 def conclude_one(results: Results) -> Answer:
@@ -111,7 +111,7 @@ def _next_of_one(results: Results, method: str, verdict: str, low: bool) -> tupl
     found = results.evaluations.get(method)
     of_bundle = found is None or found.magnitudes is not None  # saved predictions have no logits
     if low:
-        train = f"{BUNDLE.format('')} --resume true --max_epochs 200"
+        train = f"{BUNDLE.format('')} --ckpt_dir LONGER --max_epochs 200"
         return LONGER, train if of_bundle else EVALUATE.format("BETTER_PREDICTIONS LABELS")
     if verdict == "unknown":
         return "Evaluate more patients.", EVALUATE.format("MORE_PREDICTIONS MORE_LABELS")

@@ -184,7 +184,8 @@ def calibration_gap(confidence: ArrayLike, accuracy: ArrayLike) -> Estimate:
     They are those of Student's t, which alone rejects too often: all patients of a calibrated network can be right
     where one in twenty is wrong, and so look underconfident with little spread. So p is at least that of t among
     calibrated patients, drawn as right in some of `PARTS` parts with these confidences; among few patients, a smaller
-    `SPREAD` is no evidence. The interval contains 0 unless p < 0.05. One patient has neither. Both are `(patients,)`.
+    `SPREAD` is no evidence. The interval is that of t: it may exclude 0 where p does not. One patient has neither. Both
+    are `(patients,)`.
     """
     confidence, accuracy = np.asarray(confidence, float).clip(0, 1), np.asarray(accuracy, float)
     mean, count = float(mean_of_defined(confidence - accuracy)), len(confidence)
@@ -198,8 +199,6 @@ def calibration_gap(confidence: ArrayLike, accuracy: ArrayLike) -> Estimate:
     student = stats.t(count - 1, scale=errors[0])
     p_value = min(1, max(2 * student.sf(abs(mean)), 2 * tail / (RESAMPLES + 1)))
     low, high = np.clip(mean + np.array(student.interval(LEVEL)), -1, 1)
-    if p_value >= 1 - LEVEL:
-        low, high = min(low, 0), max(high, 0)
     return Estimate(mean, float(low), float(high), float(p_value), count)
 
 

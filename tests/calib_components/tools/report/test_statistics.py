@@ -160,7 +160,7 @@ def test_gap_is_that_of_student_unless_calibrated_patients_look_alike() -> None:
     assert expected.pvalue <= found.p_value < 0.05
     all_right = calibration_gap(np.full(6, 0.95), np.ones(6))  # as 0.95 ** 42 of them are, with 7 parts each
     assert all_right.p_value == pytest.approx(2 * 0.95**42, abs=0.02)
-    assert all_right.high == 0
+    assert all_right.high < 0  # so that "no miscalibration" is not shown either
     assert calibration_gap([0.99] * 6, [0] * 6).p_value < 0.001
     assert np.isnan(calibration_gap([0.99], [0])[1:4]).all()
 
