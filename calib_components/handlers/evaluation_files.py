@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shutil
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -77,11 +76,9 @@ class Evaluation:
     def items(self, patient_pattern: str | None = None) -> list[dict[str, str]]:
         """Return its cases for `find_shared`, with the patients that a pattern finds in their names, or as recorded."""
         labels, items = self.summary.get("labels", {}), []
-        number = Counter(labels.values())
         for case, patient in self.summary["patients"].items():
             match = re.search(patient_pattern, case) if patient_pattern else None
-            content = labels.get(case, "") if number[labels.get(case)] == 1 else ""  # not that of several cases
-            items.append({"case": case, "patient": match[0] if match else patient, "content": content})
+            items.append({"case": case, "patient": match[0] if match else patient, "content": labels.get(case, "")})
         return items
 
     def write(self, folder: Path) -> None:

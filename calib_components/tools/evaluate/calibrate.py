@@ -94,7 +94,9 @@ def calibrate_predictions(
             raise InputError(f"--out: {out} is in {source}. Give another folder.")
     endings = [".npz" if header.affine is None else "_probability.nii.gz" for header in headers]
     names = [f"{name}{ending}" for name, ending in zip(found, endings, strict=True)]
-    check_output(out, names[0], overwrite)
+    estimates = [f"{kind}.json" for kind in KINDS]  # written last; calibrate.yaml writes one, too
+    estimate_there = next((name for name in estimates if (out / name).exists()), estimates[0])
+    check_output(out, names[0], estimate_there, overwrite=overwrite)
     if others := sorted(
         {file.name for end in ("_probability.nii.gz", ".npz") for file in out.glob(f"[!.]*{end}")} - {*names}
     ):

@@ -13,7 +13,7 @@ import torch
 from calib_components.data.nifti import check_same_grid, open_nifti, read_values
 from calib_components.errors import InputError, check_output, reading
 from calib_components.handlers.evaluation import EvaluationRecords, record_case, write_evaluation
-from calib_components.handlers.evaluation_files import Evaluation
+from calib_components.handlers.evaluation_files import Evaluation, check_output_dir
 from calib_components.inference.images import find_images
 from calib_components.tools.cli import patients_of
 from calib_components.tools.evaluate.calibrate import estimate_of
@@ -96,7 +96,9 @@ def evaluate_predictions(
         item = {"case": case.name, "patient": patients[case.name], "files": files}
         items.append({**item, "image": pictured.get(case.name, [])})
     records = EvaluationRecords(out, items, repr((classes, temperature)), files=["files", "image"])
-    check_output(out, records.folder.name if records.folder.exists() else "summary.json", overwrite)
+    check_output(out, records.folder.name if records.folder.exists() else "cases.csv", overwrite=overwrite)
+    if not overwrite:
+        check_output_dir(out)
     chosen = {item["case"] for item in records.to_measure(shard, skip_existing)}
     measure = functools.partial(_measure, records=records, classes=classes, temperature=temperature, images=pictured)
     map_cases(measure, [case for case in cases if case.name in chosen], workers, "evaluate")

@@ -91,7 +91,7 @@ def write_report(
     Raises:
         InputError: The folder holds other files and `overwrite` is not set, or it cannot be written.
     """
-    check_output(out, PAGE, overwrite)
+    check_output(out, MARKDOWN, overwrite=overwrite)
     shown: dict[str, Any] = {"title": title, "answer": answer, "notices": notices}
     sections = [section for section in sections if section.table.size or section.pictures]
     kept = [section for section in sections if section.name != "pictures"]
@@ -102,7 +102,7 @@ def write_report(
     markdown = ENVIRONMENT.get_template("report.md.jinja").render(**shown, sections=kept)
     files[MARKDOWN] = (re.sub(r"\n{3,}", "\n\n", markdown).strip() + "\n").encode()
     files[PAGE] = ENVIRONMENT.get_template("page.html.jinja").render(**shown, sections=sections).encode()
-    earlier = {*out.glob("*.csv"), *out.glob("*.png")} if (out / PAGE).exists() else set()
+    earlier = {*out.glob("*.csv"), *out.glob("*.png")} if (out / MARKDOWN).exists() else set()
     make_folder(out)
     for name, content in files.items():
         with writing(out / name) as file:

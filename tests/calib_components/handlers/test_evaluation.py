@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from ignite.engine import Engine
@@ -18,6 +19,7 @@ from matplotlib.figure import Figure
 from monai.handlers import from_engine
 
 from calib_components import figures
+from calib_components.data.overlap import find_shared
 from calib_components.errors import InputError, printable
 from calib_components.handlers import Evaluation, EvaluationRecords, EvaluationWriter, check_case
 from calib_components.handlers.evaluation_files import FILES
@@ -352,3 +354,9 @@ def test_case_that_cannot_be_measured_is_named(key: str, change: Callable[[Any],
     assert check_case(item) is item
     with pytest.raises(InputError, match=message):
         check_case({**item, key: change(item[key])})
+
+
+def test_volume_is_shared_also_if_two_cases_hold_it() -> None:
+    summary = {"patients": {"a": "a", "b": "b"}, "labels": {"a": "same", "b": "same"}}
+    fitted = Evaluation(pd.DataFrame(), summary, ())
+    assert find_shared([{"case": "c", "patient": "c", "content": "same"}], fitted.items())[0].is_volume

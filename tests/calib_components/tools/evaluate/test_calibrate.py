@@ -173,12 +173,14 @@ def test_places_and_files_that_do_not_fit(folders: Folders, tmp_path: Path) -> N
     save_channels_last(tmp_path / "two" / "x.nii", softmax_of(0, 2))
     save_channels_last(tmp_path / "mine" / "other_probability.nii.gz", softmax_of(0))
     (tmp_path / "mine" / "temperature.json").touch()  # of calibrate.yaml
+    save_channels_last(tmp_path / "maps of another network" / f"{CASES[0]}_probability.nii.gz", softmax_of(0))
     for used, options, expected in (
         ((tmp_path / "maps", labels), {"structures": ["a=1"]}, "label map"),
         (folders, {"apply_to": tmp_path / "two"}, "has 2 channels"),
         (folders, {"apply_to": tmp_path / "maps"}, "has 0 channels"),
         (folders, {"out": predictions / "in"}, "--out"),
         (folders, {"out": tmp_path / "mine"}, "--overwrite"),
+        (folders, {"out": tmp_path / "maps of another network"}, "--overwrite"),
         (folders, {"out": tmp_path / "mine", "overwrite": True}, "another prediction"),
         (folders, {"structures": ["b=1", "a=2+3"], "region": [2]}, "--region"),
     ):

@@ -252,7 +252,7 @@ def test_images_of_pictures_are_called_like_a_case_or_its_first_channel(tmp_path
 
 def test_places_and_options_that_do_not_fit(predictions: Path, labels: Path, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "notes.txt").write_text("")
+    (tmp_path / "mine" / "summary.json").write_text("{}")  # as nnU-Net has one
     save_nifti(tmp_path / "images" / "p1_ed.nii.gz", label_of(0))
     run(predictions, labels, tmp_path / "validation", structures=["c=1"])
     run(predictions, labels, tmp_path / "seen")

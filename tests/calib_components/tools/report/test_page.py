@@ -70,6 +70,7 @@ def test_report_replaces_an_earlier_one_but_no_other_files(tmp_path: Path) -> No
     write_report("Title", Answer([]), [], [other], tmp_path / "out")
     assert {file.name for file in (tmp_path / "out").iterdir()} == {"index.html", "report.md", "other.csv"}
     (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "index.html").write_text("mine, too")
     with pytest.raises(InputError, match="overwrite"):
         page_of(tmp_path)
     page_of(tmp_path, overwrite=True)
