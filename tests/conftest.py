@@ -53,7 +53,7 @@ def leaves_no_log_handlers() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Phantom hearts of 10 patients in the challenge's layout."""
-    from scripts.benchmarks.phantoms import make_phantoms
+    from tests.phantoms import make_phantoms
 
     out = tmp_path_factory.mktemp("phantoms")
     make_phantoms(out, patients=10, seed=1)
