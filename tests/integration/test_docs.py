@@ -120,6 +120,12 @@ def test_commands_of_the_readme(repository: Path, places: dict[str, Path]) -> No
         assert re.search(rf"^{re.escape(row)} +0\.\d+ ", printed, re.MULTILINE)
     for picture in (repository / "demo_output", ROOT / "docs"):  # of the README: that of the demo
         assert 50_000 < (picture / "overview.png").stat().st_size < 300_000
+    shares = []
+    for name in ("CE + Dice", "CE + Dice with T"):
+        bins = Evaluation.read(repository / "demo_output" / "evaluations" / name).regions["predicted"]["top_label"]
+        shares += [f"{100 * share[0, 13].item():.0f} %" for share in (bins.confidence, bins.accuracy)]
+    caption = "Where the network is {} sure, it is {} right; after a temperature (one number): {} sure, {} right."
+    assert caption.format(*shares) in README.read_text()
     assert (repository / "evaluation" / "report" / "index.html").is_file()
     assert (repository / "scaled" / "temperature.json").is_file()
     assert (repository / "maps" / "patient001_frame01_uncertainty.nii.gz").is_file()

@@ -122,15 +122,6 @@ def test_confidence_and_accuracy_of_the_pages_are_those_of_the_bins() -> None:
         assert numbers(f"confidence {method} {name or 'acdc'}") == [f"{share:.0f}" for share in shares]
 
 
-def test_confidence_that_the_readme_names_is_that_of_the_results() -> None:
-    text = " ".join((ROOT / "README.md").read_text().split())
-    shares = []
-    for row in (Row("ce_dice"), Row("ce_dice", "with")):
-        bins = results("acdc/further").pooled_bins(row, "predicted", 0)
-        shares += [f"{100 * share[0, 13].item():.0f} %" for share in (bins.confidence, bins.accuracy)]
-    assert "is {} sure, it is {} right; after a temperature (one number): {} sure, {} right".format(*shares) in text
-
-
 def test_ece_of_cases_is_that_of_their_bins() -> None:
     for folder in ("acdc/three_seeds", "chaos"):
         found = results(folder)
