@@ -40,7 +40,8 @@ ROOT = Path(__file__).resolve().parents[1]
 BUNDLE = ROOT / "bundles" / "hippocampus_mri_nacl_segmentation"
 DATA = ROOT / "demo" / "data"
 NETWORKS = {"CE + Dice": ROOT / "demo" / "ce_dice", "NACL": BUNDLE / "models"}
-TRAINED, EPOCHS = "CE + Dice, trained here", 20
+TRAINED = "CE + Dice, trained here"
+EPOCHS = 20  # of that
 BEFORE, AFTER = "CE + Dice", "CE + Dice with T"  # in the picture
 COLORS = ["#e69f00", "#56b4e9"]  # of the structures
 ACCURACY, OVER, UNDER = "tab:blue", "lightcoral", "gold"  # as in calib_components.figures
@@ -99,9 +100,9 @@ def measure(out: Path, train: bool, show: Callable[[str], None]) -> Results:
         return out / "evaluations" / name
 
     show(f"Prepare real patients. What the steps print is in {out / 'log.txt'}")
-    for split, source in zip(data, ("validation", "validation", "testing"), strict=True):
-        fractions = [float(name == split) for name in data]
-        prepare_data("hippocampus", DATA / source, data[split], fractions=fractions)
+    for split in (*["training"] * train, "validation", "testing"):
+        source = DATA / ("testing" if split == "testing" else "validation")
+        prepare_data("hippocampus", source, data[split], fractions=[float(name == split) for name in data])
     evaluations = []
     for name, trained in NETWORKS.items():
         show(f"Evaluate {name} as trained")
@@ -124,8 +125,8 @@ def measure(out: Path, train: bool, show: Callable[[str], None]) -> Results:
 def run(*configs: str, **options: Any) -> None:
     """Run the bundle, as `python -m monai.bundle run` does; what it logs goes to the file of the log."""
     files = [str(BUNDLE / "configs" / f"{name}.yaml") for name in configs]
-    options = {name: str(value) if isinstance(value, Path) else value for name, value in options.items()}
-    monai.bundle.run(config_file=files, bundle_root=str(BUNDLE), logging_file=False, num_workers=0, **options)
+    options |= {"config_file": files, "bundle_root": BUNDLE, "logging_file": False, "num_workers": 0}
+    monai.bundle.run(**{name: str(value) if isinstance(value, Path) else value for name, value in options.items()})
 
 
 def tabulate(results: Results) -> str:
