@@ -77,6 +77,8 @@ class Facts:
         Raises:
             InputError: A fact is unknown or missing, or facts contradict each other.
         """
+        if not isinstance(content, Mapping):
+            raise InputError(f"{name}: holds no facts of a data set. Copy the file that prepare_data wrote.")
         try:
             facts = cls(**content)
         except TypeError as error:
@@ -86,6 +88,10 @@ class Facts:
         for key in ("class_names", "label_codes"):
             if len(set(content[key])) != facts.num_classes or len(content[key]) != facts.num_classes:
                 raise InputError(f"{name}: {key} must hold {facts.num_classes} different values, got {content[key]}.")
+        if not all(isinstance(code, int) for code in facts.label_codes):
+            raise InputError(f"{name}: label_codes must be whole numbers, got {facts.label_codes}.")
+        if facts.slice_axis not in (None, 0, 1, 2):
+            raise InputError(f"{name}: slice_axis must be 0, 1 or 2, got {facts.slice_axis!r}.")
         if any(index not in range(facts.num_classes) for classes in facts.structures.values() for index in classes):
             raise InputError(f"{name}: structures have class indices beyond the {facts.num_classes} classes.")
         if facts.spatial_dims not in EXAMPLES:

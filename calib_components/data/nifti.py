@@ -18,6 +18,7 @@ from nibabel.volumeutils import apply_read_scaling, array_from_file
 
 from calib_components.errors import InputError, reading
 
+LABEL_SUFFIXES = ("_gt", "_seg", "_label")  # of the name of an image, for its label
 SAME_GRID = 0.1  # of the smallest side of a voxel; rounding of headers moves voxels by far less
 SLAB = 16  # slices that are converted at once
 UNITS = {1: "metres", 3: "micrometres"}  # codes of NIfTI; 2 is millimetres, and so is 0, unknown

@@ -13,7 +13,9 @@ from typing import Any, NamedTuple
 
 import torch
 
+HEADER = 352  # bytes before the voxels of an uncompressed NIfTI file, which may state another position
 SAMPLE = 512  # bytes from the middle of a file that are compared first
+SLAB = 16  # slices that are converted at once
 Items = Sequence[Mapping[str, Any]]
 
 
@@ -51,10 +53,18 @@ def find_shared(one: Items, other: Items) -> list[Shared]:
 
 
 def content_of(label: torch.Tensor) -> str:
-    """Return the SHA-256 of a label; an empty text for one without structures."""
-    values = label.to(torch.int16).cpu().contiguous()
-    shape = repr(tuple(values.shape)).encode()
-    return hashlib.sha256(shape + values.numpy().tobytes()).hexdigest() if values.any() else ""
+    """Return a hash of the structures along each axis of a label `(1, *S)`; an empty text for one without any.
+
+    It is the same for copies whose axes are in another order or flipped.
+    """
+    axes = range(label.ndim - 1)
+    slabs = [slab.long() * (slab.long() + 7) for slab in label[0].cpu().split(SLAB, -1)]
+    parts = [[slab.sum([other for other in axes if other != axis]) for slab in slabs] for axis in axes]
+    profiles = [sum(part) for part in parts[:-1]] + [torch.cat(parts[-1])]
+    if not profiles[0].any():
+        return ""
+    turned = sorted(min(each, each[::-1]) for each in (profile.tolist() for profile in profiles))
+    return hashlib.sha256(repr(turned).encode()).hexdigest()
 
 
 def _outline(item: Mapping[str, Any], whole: bool = False) -> Any:
@@ -67,7 +77,7 @@ def _outline(item: Mapping[str, Any], whole: bool = False) -> Any:
                 file.seek(-8, os.SEEK_END)
                 return file.read()
             size = os.path.getsize(item["image"])
-            file.seek(0 if whole else size // 2)
+            file.seek(HEADER if whole else size // 2)
             return hashlib.sha256(file.read()).digest() if whole else (size, file.read(SAMPLE))
     except OSError:
         return None

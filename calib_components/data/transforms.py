@@ -27,6 +27,7 @@ LEAST_CONTRAST = 1e-3  # of the range of a channel, that all but the brightest a
 MOST_SAMPLED = 2**21  # voxels of a volume that are looked at for the unit of its values
 PADDING = -1500  # Hounsfield units below any tissue and air, whose noise is less than 500
 FAT = -40  # Hounsfield units: fat and air lie below
+LIGHTEST_AIR = -850  # of lungs; air itself is near -1000
 Image = TypeVar("Image", bound=torch.Tensor)
 
 
@@ -118,8 +119,8 @@ class LoadVolumed(LoadImaged):
         nan_to_num: Whether NaN is read as 0.
 
     Raises:
-        InputError: When called: a file cannot be read, see `NiftiReader`; has values that are not finite in float32;
-            lacks contrast, see `check_image`; or looks like a label map.
+        InputError: When called: a file cannot be read, see `NiftiReader`; has values that are not finite in float32,
+            or is no image, see `check_image`.
     """
 
     def __init__(self, keys: KeysCollection, nan_to_num: bool = False) -> None:
@@ -133,8 +134,6 @@ class LoadVolumed(LoadImaged):
             for index, channel in enumerate(item[key].as_tensor()):
                 file = str(files[index if len(files) > 1 else 0])
                 check_image(MetaTensor(channel[None], meta={"filename_or_obj": file}))
-                if looks_like_labels(channel):
-                    raise InputError(f"{file}: looks like a label map, not an image. Move it to another folder.")
         return item
 
 
@@ -196,9 +195,10 @@ def check_finite(image: Image) -> Image:
 
 
 def check_image(image: Image) -> Image:
-    """Return the image `(C, *S)`, or raise an `InputError` that names its file if it is not finite or lacks contrast.
+    """Return the image `(C, *S)`, or raise an `InputError` that names its file.
 
-    A channel lacks contrast if all voxels have one value, or all but a few outliers do, compared with the outliers.
+    It must be finite, have contrast, and not look like a label map. A channel lacks contrast if all voxels have one
+    value, or all but a few outliers do, compared with the outliers.
     """
     for index, channel in enumerate(check_finite(image)):
         where = f"{file_name(image)}: channel {index}" if len(image) > 1 else f"{file_name(image)}: the image"
@@ -211,6 +211,8 @@ def check_image(image: Image) -> Image:
         if bright - dark < LEAST_CONTRAST * (brightest - darkest):
             span = f"{darkest:.3g} to {brightest:.3g}"
             raise InputError(f"{where} has no contrast: a few outliers span {span}, all other values are the same.")
+        if channel.ndim == 3 and looks_like_labels(channel):
+            raise InputError(f"{where} looks like a label map. Move it to another folder.")
     return image
 
 
@@ -254,6 +256,10 @@ def _unlike_hounsfield_units(channel: torch.Tensor) -> str | None:
     if bright > 0.2:  # more than bone: perhaps raw values, padded with the lowest one
         seen = seen[seen > seen.amin()]
     air, dark, window = share(seen, -math.inf, -500), share(seen, -math.inf, FAT), share(seen, -160, 240)
+    if (gas := seen[seen < -250]).numel() > 0.01 * len(seen) and (darkest := float(gas.quantile(0.05))) > LIGHTEST_AIR:
+        return f"air is at {darkest:.0f}, not near -1000"
+    if share(seen, -500, -200) > window:  # there is little between lung and fat
+        return "fat and soft tissue lie below -200"
     if varied < 0.05 and min(dark, window) > 0.01 and bright < 0.4 and (soft > 0.16 or air > 0.01):
         return None
     shares = f"{varied:.0%} vary below {PADDING}, {dark:.1%} are below {FAT} (fat, air), {window:.1%} from -160 to 240"

@@ -19,12 +19,12 @@ from typing import Any
 
 from monai.utils import ensure_tuple
 
-from calib_components.data.nifti import check_same_grid, files_below, open_nifti
+from calib_components.data.nifti import LABEL_SUFFIXES, check_same_grid, files_below, open_nifti
 from calib_components.errors import InputError, check_writable
 
 NIFTI = re.compile(r"(.+)(\.nii(?:\.gz)?)", re.IGNORECASE | re.DOTALL)
 MAPS = {"label": "seg", "uncertainty": "uncertainty", "probability": "probability"}  # endings of the files of each map
-NOT_IMAGES = ("_gt", "_seg", "_label", "_probability", "_uncertainty")  # labels, and maps that inference writes
+NOT_IMAGES = (*LABEL_SUFFIXES, "_probability", "_uncertainty")  # labels, and maps that inference writes
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import torch
 from nibabel.affines import voxel_sizes
 from nibabel.orientations import apply_orientation
 
-from calib_components.data.nifti import Grid, files_below, open_nifti, read_values, turn_onto
+from calib_components.data.nifti import LABEL_SUFFIXES, Grid, files_below, open_nifti, read_values, turn_onto
 from calib_components.data.transforms import looks_like_labels
 from calib_components.errors import InputError
 from calib_components.inference.images import NIFTI
@@ -31,7 +31,6 @@ from calib_components.tools.evaluate.formats import (
 )
 
 PROBABILITY, UNCERTAINTY = "_probability", "_uncertainty"  # suffixes of what our inference writes, beside _seg
-LABEL_SUFFIXES = ("_gt", "_seg", "_label")
 CUBIC_MM = 1000  # in a millilitre
 SHOWN = 5  # of many values in a message
 

@@ -20,7 +20,7 @@ from nibabel.orientations import apply_orientation
 
 from calib_components.data.cases import IMAGE, LABEL, SOURCE
 from calib_components.data.facts import Facts
-from calib_components.data.nifti import Grid, NiftiReader, open_nifti, turn_onto
+from calib_components.data.nifti import LABEL_SUFFIXES, Grid, NiftiReader, open_nifti, turn_onto
 from calib_components.data.transforms import ClassIndicesd, SlicesLastd, check_image, file_name
 from calib_components.errors import InputError
 from calib_components.tools.prepare.facts import volume_transforms
@@ -74,15 +74,29 @@ def _nifti_files(folder: Path, stem: str, suffix: str = "") -> list[Path]:
 
 
 def find_pairs(image_folder: Path, label_folder: Path, image_suffix: str = "") -> list[Case]:
-    """List every name that has an image or a label; each is taken for a patient of its own."""
-    names = set()
-    for folder, suffix in ((image_folder, image_suffix), (label_folder, "")):
-        pattern = re.compile(rf"([^.].*){re.escape(suffix)}{NIFTI}", re.IGNORECASE)
-        names |= {match[1] for file in folder.glob("*") if (match := pattern.fullmatch(file.name))}
+    """List every name that has an image or a label; each is taken for a patient of its own.
+
+    A label may have one of `LABEL_SUFFIXES`, unless its image is called so as well.
+    """
+    images, labels = names_in(image_folder, image_suffix), {}
+    for stem in names_in(label_folder):
+        plain = next((stem.removesuffix(end) for end in LABEL_SUFFIXES if stem.endswith(end)), stem)
+        labels.setdefault(stem if stem in images else plain, nifti_file(label_folder, stem))
     return [
-        Case(name, name, "", (nifti_file(image_folder, name, image_suffix),), nifti_file(label_folder, name))
-        for name in sorted(names)
+        Case(
+            name,
+            name,
+            images=(nifti_file(image_folder, name, image_suffix),),
+            label=labels.get(name, nifti_file(label_folder, name)),
+        )
+        for name in sorted({*images, *labels})
     ]
+
+
+def names_in(folder: Path, suffix: str = "") -> list[str]:
+    """List what precedes a suffix in the names of the NIfTI files of a folder, sorted."""
+    pattern = re.compile(rf"([^.].*){re.escape(suffix)}{NIFTI}", re.IGNORECASE)
+    return sorted(match[1] for file in folder.glob("*") if (match := pattern.fullmatch(file.name)))
 
 
 def made_from(case: Case, facts: Facts, options: Options) -> dict[str, Any]:

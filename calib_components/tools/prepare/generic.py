@@ -1,19 +1,22 @@
-"""Your own data: `images/NAME.nii.gz` and `labels/NAME.nii.gz`."""
+"""Your own data: `images/NAME.nii.gz` and `labels/NAME.nii.gz`, whose names may have the usual suffixes."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from calib_components.errors import InputError
-from calib_components.tools.prepare.case import Case, find_pairs
+from calib_components.tools.prepare.case import Case, find_pairs, names_in
 
+FIRST_CHANNEL = "_0000"  # at the end of the names of images, as nnU-Net has them
 LAYOUT = "images/NAME.nii.gz and labels/NAME.nii.gz"
 
 
 def find_cases(src: Path) -> list[Case]:
-    """List every name that has an image in `images` or a label in `labels`."""
+    """List every name that has an image in `images` or a label in `labels`, see `find_pairs`."""
     if (src / "imagesTr").is_dir():
         raise InputError(
             f"{src}: has the layout of the Medical Segmentation Decathlon. Name it msd in place of generic."
         )
-    return find_pairs(src / "images", src / "labels")
+    names = names_in(src / "images")
+    of_nnunet = bool(names) and all(name.endswith(FIRST_CHANNEL) for name in names)
+    return find_pairs(src / "images", src / "labels", FIRST_CHANNEL * of_nnunet)

@@ -25,7 +25,7 @@ RESAMPLES = 9_999
 SEED = 0  # a report has the same numbers each time it is made
 LEVEL = 0.95
 FEWEST_PATIENTS = 6  # with five, a test by signs cannot go below p = 2 / 2^5 = 0.0625
-PARTS, SPREAD = 7, 0.05  # of `calibration_gap`: they limit the false alarms of simulations, see the tests of `judge`
+PARTS, SPREAD = 5, 0.05  # of `calibration_gap`: they limit the false alarms of simulations, see the tests of `judge`
 
 
 class Estimate(NamedTuple):

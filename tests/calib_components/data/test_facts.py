@@ -50,6 +50,8 @@ def test_without_a_file_the_facts_are_those_of_the_bundle(tmp_path: Path) -> Non
         ({"dataset": "flare"}, "prepared like flare, the bundle is for acdc"),
         ({"num_classes": 4}, "class_names must hold 4 different values"),
         ({"label_codes": [0, 1, 1]}, "label_codes must hold 3 different values"),
+        ({"label_codes": [0, 1, "2"]}, "label_codes must be whole numbers"),
+        ({"slice_axis": 7}, "slice_axis must be 0, 1 or 2"),
         ({"structures": {"wall": [3]}}, "structures have class indices beyond the 3 classes"),
         ({"crop_size": [48, 112]}, r"crop_size \[48, 112\] is larger than image_size"),
         ({"image_size": 64}, "image_size must be two multiples of 16"),
@@ -65,6 +67,13 @@ def test_without_a_file_the_facts_are_those_of_the_bundle(tmp_path: Path) -> Non
 def test_facts_that_contradict_each_other(change: dict[str, Any], message: str, tmp_path: Path) -> None:
     (tmp_path / FACTS).write_text(yaml.safe_dump({**OWN, **change}))
     with pytest.raises(InputError, match=rf"facts\.yaml: .*{message}"):
+        read_facts(tmp_path / FACTS, **OWN)
+
+
+@pytest.mark.parametrize("content", ["", "- 1", "text"])
+def test_file_without_facts(content: str, tmp_path: Path) -> None:
+    (tmp_path / FACTS).write_text(content)
+    with pytest.raises(InputError, match=r"facts\.yaml: holds no facts"):
         read_facts(tmp_path / FACTS, **OWN)
 
 

@@ -28,6 +28,8 @@ def test_volumes_are_found_under_any_name_and_few_files_are_read(
         save(tmp_path / f"{name}.{ending}", values[index])
     nib.load(tmp_path / f"b.{ending}").to_filename(tmp_path / f"renamed.{ending}")  # its name is in a .gz, too
     shutil.copy(tmp_path / f"b.{ending}", tmp_path / f"twin.{ending}")
+    if ending == "nii":
+        save(tmp_path / "renamed.nii", values[1], np.diag([1, 1, 3.001, 1]))
     items = {name: item(name, image=tmp_path / f"{name}.{ending}") for name in ("a", "b", "c", "renamed", "twin", "no")}
     read: list[object] = []
     original = overlap._outline
@@ -60,4 +62,8 @@ def test_labels_tell_cases_apart_unless_they_are_empty() -> None:
     assert content_of(label) == ""
     assert find_shared([item("a", content="")], [item("b", content="")]) == []
     label[0, 1] = 2
-    assert content_of(label) == content_of(label.byte()) != content_of(label.movedim(3, 1))
+    assert content_of(label) == content_of(label.byte()) == content_of(label.movedim(3, 1))
+    label = torch.randint(4, (1, 9, 7, 40))
+    other = label.clone()
+    other[0, 2, 3, 4] = 3 - other[0, 2, 3, 4]
+    assert content_of(label) == content_of(label.flip(1, 3).transpose(1, 2)) != content_of(other)

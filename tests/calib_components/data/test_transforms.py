@@ -106,7 +106,7 @@ class TestLoadVolumed:
     @pytest.mark.parametrize("codes", [[0, 1, 2, 4], range(16)], ids=str)
     def test_label_map_among_the_images(self, codes: Sequence[int], tmp_path: Path) -> None:
         array = np.random.default_rng(0).choice(list(codes), (9, 8, 7)).astype(np.int16)
-        with pytest.raises(InputError, match=r"scan_mask\.nii\.gz: looks like a label map"):
+        with pytest.raises(InputError, match=r"scan_mask\.nii\.gz: the image looks like a label map"):
             LoadVolumed("image")({"image": str(save(tmp_path / "scan_mask.nii.gz", array))})
         for image in (array * 0.3, np.arange(17 * 8 * 7).reshape(17, 8, 7).astype(np.int16) // 56):
             LoadVolumed("image")({"image": str(save(tmp_path / "image.nii.gz", image))})
@@ -194,6 +194,9 @@ BAD: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "without intercept, padded": lambda v: np.pad((v + 1024).clip(0), 6, constant_values=-2000),
     "without intercept, outside set to air": lambda v: np.where(v <= -1000, -1024, v + 1024),
     "intercept twice": lambda v: v - 1024,
+    "plus 200": lambda v: v + 200,
+    "minus 300, clipped": lambda v: v.clip(-1000) - 300,
+    "halved": lambda v: v / 2,
     "wrapped": lambda v: v.round() % 65536,
     "0 to 1": lambda v: (v.clip(-1000, 1000) + 1000) / 2000,
     "8 bits": lambda v: ((v.clip(-160, 240) + 160) / 400 * 255).round(),
@@ -242,7 +245,7 @@ def test_slabs_equal_the_transform_of_the_whole_volume() -> None:
 
 def test_contrast() -> None:
     noise = torch.rand(2, 20, 20, 20)
-    small = torch.zeros(1, 20, 20, 20)
+    small = noise[:1] / 100
     small[0, 4:8, 4:8, 4] = 1  # 0.2 % of the voxels
     bright = noise.clone()
     bright[:, 0, 0, 0] = 900

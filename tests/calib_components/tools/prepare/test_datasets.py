@@ -147,6 +147,17 @@ class TestGeneric:
         assert facts.label_codes == [0, 1, 2]
         assert facts.crop_size == facts.image_size == [224, 224]
 
+    def test_usual_suffixes_and_label_maps_among_the_images(self, own: Path, out: Path) -> None:
+        for file in (own / "images").glob("*"):
+            file.rename(file.with_name(file.name.replace(".nii", "_0000.nii")))
+        for end, name in zip(("_gt", "_seg", "_label", ""), ("p1_a", "p1_b", "p2_a", "p2_b"), strict=True):
+            (own / "labels" / f"{name}.nii.gz").rename(own / "labels" / f"{name}{end}.nii.gz")
+        prepare_data("generic", own, out, ["liver", "tumour"], in_channels=2, fractions=(0, 0, 1))
+        assert sorted(path.parent.name for path in out.glob("*/image.nii")) == ["p1_a", "p1_b", "p2_a", "p2_b"]
+        shutil.copy(own / "labels" / "p2_b.nii.gz", own / "images" / "p1_a_0000.nii.gz")
+        with pytest.raises(InputError, match=r"p1_a_0000\.nii\.gz: the image looks like a label map"):
+            prepare_data("generic", own, out.with_name("other"), ["liver", "tumour"], fractions=(0, 0, 1))
+
     @pytest.mark.parametrize(
         ("structures", "codes", "names", "classes"),
         [
