@@ -273,10 +273,11 @@ def _joined_records(
         summary[kind] = [{"case": case, "structure": name} for case, name in found]
     summary["patients"] = dict(patients)
     summary["labels"] = {case: record["content"] for case, record in zip(patients, records, strict=True)}
-    for content, count in Counter(summary["labels"].values()).items():
-        if content and count > 1:
-            same = ", ".join(case for case, label in summary["labels"].items() if label == content)
-            log.warning("%d cases have the same label, and each counts: %s. Remove copies.", count, same)
+    by_label = defaultdict(list)
+    for case, content in summary["labels"].items():
+        by_label[content].append(case)
+    for same in (same for content, same in by_label.items() if content and len(same) > 1):
+        log.warning("%d cases have the same label, and each counts: %s.", len(same), ", ".join(same))
     table.insert(0, "case", pd.Series([*patients], dtype=object))  # names may hold any bytes, pandas' strings may not
     parts: dict[str, Any] = {}
     if "bins" in first:

@@ -78,7 +78,8 @@ def find_pairs(image_folder: Path, label_folder: Path, image_suffix: str = "") -
 
     A label may have one of `LABEL_SUFFIXES`, unless its image is called so as well.
     """
-    images, labels = names_in(image_folder, image_suffix), {}
+    images = names_in(image_folder, image_suffix)
+    labels: dict[str, Path] = {}
     for stem in names_in(label_folder):
         plain = next((stem.removesuffix(end) for end in LABEL_SUFFIXES if stem.endswith(end)), stem)
         labels.setdefault(stem if stem in images else plain, nifti_file(label_folder, stem))
