@@ -1,0 +1,123 @@
+"""The page of the estimates of many scans, worst first: one file that needs neither a network nor a library."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Mapping, Sequence
+from html import escape
+from string import Template
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+SIDE = 256  # pixels of the longer side of a picture
+GREYS = 64  # levels; more make files larger, not clearer
+COLORS = ("#e69f00", "#56b4e9", "#cc79a7", "#009e73", "#f0e442", "#d55e00", "#0072b2")  # Okabe and Ito
+
+
+def draw_slice(image: ArrayLike, masks: ArrayLike, affine: np.ndarray) -> bytes:
+    """Draw a slice with the contours of its structures as a PNG.
+
+    Args:
+        image: Grey values `(Y, X)`.
+        masks: Where the structures are predicted, `(structures, Y, X)`.
+        affine: That of the scan, `(4, 4)`, whose first two axes are X and Y. It gives pixels their shape, and turns the
+            patient's right side or front to the left, the front or head to the top.
+    """
+    layers = np.concatenate([np.nan_to_num(np.asarray(image, float))[None], np.asarray(masks, float)])
+    axes = affine[:3, 1::-1]  # of rows and columns
+    turned = [axis for axis in (0, 1) if axes[np.abs(axes[:, axis]).argmax(), axis] > 0]  # towards right, front, up
+    layers = np.flip(layers, [1 + axis for axis in turned])
+    sizes = np.linalg.norm(axes, axis=0) * layers.shape[1:]
+    for axis, length in enumerate(np.maximum(1, sizes * SIDE / sizes.max()).astype(int), start=1):
+        layers = layers.take(((np.arange(length) + 0.5) * layers.shape[axis] / length).astype(int), axis)
+    low, high = np.percentile(layers[0], [0.5, 99.5])
+    pixels = ((layers[0] - low) / max(high - low, 1e-12)).clip(0, 1) * (GREYS - 1)
+    for number, mask in enumerate(layers[1:] > 0):
+        padded = np.pad(mask, 1)
+        inside = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+        pixels[mask & ~inside] = GREYS + number % len(COLORS)
+    palette = np.linspace(0, 255, GREYS).astype(np.uint8).repeat(3).tobytes() + bytes.fromhex(
+        "".join(COLORS).replace("#", "")
+    )
+    rows = np.pad(pixels.astype(np.uint8), ((0, 0), (1, 0)))  # each begins with 0, no filter
+    header = struct.pack(">IIBBBBB", *pixels.shape[::-1], 8, 3, 0, 0, 0)  # 8 bits, a palette
+    content = b"\x89PNG\r\n\x1a\n"
+    for kind, data in ((b"IHDR", header), (b"PLTE", palette), (b"IDAT", zlib.compress(rows.tobytes())), (b"IEND", b"")):
+        content += struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    return content
+
+
+def _volume(row: Mapping[str, Any]) -> str:
+    low, high = row["volume_low_ml"], row["volume_high_ml"]
+    return f"{row['expected_volume_ml']:.3g}" + ("" if low is None else f" [{low:.3g}, {high:.3g}]")
+
+
+CELLS = {  # title, measure and text of each column
+    "expected DSC": ("expected_dsc", lambda row: f"{row['expected_dsc']:.2f}"),
+    "at least": ("dsc_lower_bound", lambda row: f"{row['dsc_lower_bound']:.2f}"),
+    "volume, ml": ("expected_volume_ml", _volume),
+    "uncertain": ("uncertain_share", lambda row: f"{row['uncertain_share']:.0%}"),
+    "agreement": ("agreement", lambda row: f"{row['agreement']:.2f}"),
+}
+
+
+def quality_page(records: Sequence[Mapping[str, Any]]) -> str:
+    """Return the page, in HTML, of what `calib_components.quality.table.choose` returned."""
+    names = [escape(record["scan"]) for record in records if record["review"] == "yes"]
+    shown = {measure for record in records for row in record["rows"] for measure in row if row[measure] is not None}
+    columns = {title: cell for title, cell in CELLS.items() if cell[0] in shown}
+    links = ", ".join(f'<a href="#{name}">{name}</a>' for name in names)
+    notes = " ".join(sorted({record["note"] for record in records}))
+    cards = "\n".join(_card(record, columns) for record in records)
+    return TEMPLATE.substitute(number=len(names), total=len(records), links=links, notes=notes, cards=cards)
+
+
+def _card(record: Mapping[str, Any], columns: Mapping[str, Any]) -> str:
+    lines = [f"<tr><th>{''.join(f'<th>{title}' for title in columns)}"]
+    for number, row in enumerate(record["rows"]):
+        cells = ("-" if row[measure] is None else text(row) for measure, text in columns.values())
+        mark = f'<i style="background:{COLORS[number % len(COLORS)]}"></i>'
+        lines.append(f"<tr><th>{mark}{escape(row['structure'])}{''.join(f'<td>{cell}' for cell in cells)}")
+    name, estimate = escape(record["scan"]), record["estimate"]
+    picture = (
+        f'<img loading="lazy" alt="" src="data:image/png;base64,{record["picture"]}">' if record["picture"] else ""
+    )
+    text = "No structure" if estimate is None else f"Expected DSC <b>{estimate:.2f}</b>"
+    text += f", {record['place']}" if record["place"] else ""
+    why = f'<p class="why">Check: {escape("; ".join(record["reasons"]))}.</p>' if record["reasons"] else ""
+    body = f"<h2>{name}</h2><p>{text}</p>{why}<table>{''.join(lines)}</table>"
+    return f'<article id="{name}" class="{record["review"]}">{picture}<div>{body}</div></article>'
+
+
+TEMPLATE = Template("""<!DOCTYPE html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Segmentations to check</title>
+<style>
+body { font: 15px/1.45 system-ui, sans-serif; color: #222; background: #f5f5f3; margin: auto; padding: 16px }
+body { max-width: 1400px } header, p { margin: 0 0 6px; max-width: 850px } h2 { font-size: 16px; margin: 0 }
+main { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 620px), 1fr)); gap: 12px }
+article { background: #fff; border-left: 6px solid #ccc; padding: 12px; display: flex; flex-wrap: wrap; gap: 12px }
+article { content-visibility: auto; contain-intrinsic-size: auto 260px; overflow-wrap: anywhere }
+article div { flex: 1 1 340px } article:target { outline: 3px solid #56b4e9 } img { width: 224px; margin-bottom: auto }
+.yes { border-color: #d55e00 } .why { color: #a33f00; font-weight: 600 } .note { color: #555; font-size: 13px }
+b { font-size: 20px } i { padding: 0 5px; margin-right: 6px } table { border-collapse: collapse; width: 100% }
+th, td { text-align: right; padding: 2px 4px; border-bottom: 1px solid #eee; font-size: 13px; font-weight: 400 }
+th:first-child { text-align: left }
+</style>
+<header>
+<h1>$number of $total segmentations to check</h1>
+<p>$links</p>
+<p>Scans are in the order of their expected DSC, worst first: the mean over structures, from the probabilities of the
+network alone. Trust the order more than the values, which are too high on images unlike those of the training.</p>
+<p class="note">$notes Uncertain: of the voxels with a probability above 5 %, the share that is not above 95 %.
+Pictures show the slice with the most uncertainty, and the contours of the prediction.</p>
+</header>
+<main>
+$cards
+</main>
+""")

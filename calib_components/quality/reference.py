@@ -1,0 +1,117 @@
+"""What labelled validation scans gave: the yardstick of the estimates of new scans, stored in the weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from calib_components.errors import InputError
+from calib_components.quality.estimates import StructureEstimate, mean_estimate
+
+Array = NDArray[np.float64]
+LEVEL, FEWEST_PATIENTS = 0.9, 9  # of the limits; with fewer patients there are none
+SMALLEST = 1e-12  # in place of 0, below a fraction
+UNDEFINED = -1.0  # in the weights, which hold finite numbers only
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """Estimates of labelled scans beside the truth, and what follows from them for a new scan.
+
+    The limits are split-conformal: each holds with a probability of at least 90 % for a new patient who is exchangeable
+    with these, for one structure. Of a patient with several scans, the worst counts. They need at least nine patients.
+    Source: Lei et al., "Distribution-Free Predictive Inference for Regression", JASA 2018.
+
+    Attributes:
+        structures: Names of the structures.
+        values: For each scan and structure the number that stands for the patient; 1 if the patient neither chose the
+            epoch of the network nor fitted its calibrator, else 0; estimated and true DSC, NaN for a structure in
+            neither prediction nor label; expected and true volume in voxels; `(scans, structures, 6)`.
+    """
+
+    structures: Sequence[str]
+    values: Array
+
+    @classmethod
+    def from_scans(
+        cls,
+        scans: Iterable[tuple[str, Mapping[str, StructureEstimate], Mapping[str, tuple[float, float]]]],
+        independent: bool = False,
+    ) -> Reference:
+        """Make the reference from the patient of each scan, its estimates, and its true DSC and volumes in voxels."""
+        names, estimates, truths = zip(*scans, strict=True)
+        rows = []
+        for patient, estimate, truth in zip(np.unique(names, return_inverse=True)[1], estimates, truths, strict=True):
+            row = []
+            for structure, (dsc, volume) in truth.items():
+                expected = math.nan if math.isnan(dsc) else np.nan_to_num(estimate[structure].expected_dsc)
+                row.append([patient, independent, expected, dsc, estimate[structure].expected_voxels, volume])
+            rows.append(row)
+        return cls(list(truths[0]), np.array(rows, float))
+
+    @classmethod
+    def from_tensor(cls, values: torch.Tensor, structures: Sequence[str]) -> Reference:
+        """Inverse of `to_tensor`. An empty tensor is that of weights without validation scans."""
+        table = values.double().cpu().numpy() if values.numel() else np.empty((0, len(structures), 6))
+        if table.shape[1] != len(structures):
+            raise InputError(
+                f"The weights have validation scans of {table.shape[1]} structures, not {len(structures)}."
+            )
+        return cls(structures, np.where(table == UNDEFINED, np.nan, table))
+
+    def to_tensor(self) -> torch.Tensor:
+        """Return the values for the weights. The names of the structures are in `facts.yaml` beside them."""
+        return torch.from_numpy(np.nan_to_num(self.values, nan=UNDEFINED))
+
+    @property
+    def always(self) -> list[str]:
+        """Structures that are in every one of the scans; all structures without any scan."""
+        return [name for name, volumes in zip(self.structures, self.values[..., 5].T, strict=True) if volumes.all()]
+
+    @property
+    def note(self) -> str:
+        """What a reader has to know of the limits."""
+        patients = len(np.unique(self.values[:, 0, 0]))
+        if patients < FEWEST_PATIENTS:
+            return f"No limits: the weights hold {patients} validation patients, and limits need {FEWEST_PATIENTS}."
+        seen = " They also chose the epoch or fitted the calibration of the network, so the limits are optimistic."
+        return (
+            f"Limits hold with 90 % probability for a new patient like the {patients} validation patients, for one "
+            f"structure. On images of another scanner they promise nothing.{'' if self.values[..., 1].all() else seen}"
+        )
+
+    def lower_bound(self, structure: str, estimate: float) -> float:
+        """Return the lower bound of the DSC, `estimate - q (1 - estimate)`; NaN with too few patients.
+
+        `q` is a quantile of the residuals `(estimate - DSC) / (1 - estimate)` of these scans.
+        """
+        estimates, dsc = self.values[:, list(self.structures).index(structure), 2:4].T
+        quantile = self._quantile((estimates - dsc) / np.maximum(1 - estimates, SMALLEST))
+        return float(np.maximum(0, estimate - quantile * max(1 - estimate, SMALLEST)))
+
+    def volume_range(self, structure: str, expected: float) -> tuple[float, float]:
+        """Return the range of the volume, `expected (1 - q)` to `expected (1 + q)`; NaN with too few patients.
+
+        `q` is a quantile of `|expected - true| / expected` of these scans.
+        """
+        _, dsc, predicted, true = self.values[:, list(self.structures).index(structure), 2:].T
+        quantile = self._quantile(np.abs(predicted - true) / np.maximum(predicted, SMALLEST) + 0 * dsc)
+        return float(expected * np.maximum(0, 1 - quantile)), expected * (1 + quantile)
+
+    def _quantile(self, residuals: Array) -> float:
+        """The conformal quantile over patients of the largest residual of each; NaN with too few of them."""
+        defined = ~np.isnan(residuals)
+        patients = self.values[defined, 0, 0]
+        worst = sorted(residuals[defined][patients == patient].max() for patient in np.unique(patients))
+        rank = math.ceil(LEVEL * (len(worst) + 1) - 1e-9)  # 0.9 * 10 is 9
+        return float(worst[rank - 1]) if rank <= len(worst) else math.nan
+
+    def place(self, estimate: float) -> tuple[int, int]:
+        """Return how many of these scans have a higher estimate, see `mean_estimate`, and the number of scans."""
+        rows = (dict(zip(self.structures, row, strict=True)) for row in self.values[..., 2])
+        return sum(mean_estimate(row, self.always) > estimate for row in rows), len(self.values)

@@ -1,0 +1,123 @@
+"""The estimates of many scans as files: one JSON file a scan, and from all of them `quality.csv` and `quality.html`.
+
+Each run, shard or restart writes the files of its own scans, and makes the table and the page from all that are there.
+"""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import json
+import math
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from calib_components.errors import InputError, check_number, make_folder, reading, writing
+from calib_components.quality.estimates import StructureEstimate, mean_estimate
+from calib_components.quality.page import quality_page
+from calib_components.quality.reference import Reference
+
+FOLDER = "quality"
+MEASURES = (
+    "expected_dsc", "dsc_lower_bound", "expected_volume_ml", "volume_low_ml", "volume_high_ml", "uncertain_share"
+)  # fmt: skip
+COLUMNS = ("scan", "structure", *MEASURES, "review", "reason")
+
+
+def describe_scan(
+    name: str,
+    estimates: Mapping[str, StructureEstimate],
+    reference: Reference,
+    voxel_ml: float = math.nan,
+    picture: bytes = b"",
+) -> dict[str, Any]:
+    """Return what the table and the page show of a scan, as JSON data.
+
+    Args:
+        name: Name of the scan.
+        estimates: Estimates of its structures, see `ScanEstimates`.
+        reference: The validation scans in the weights, if there are any.
+        voxel_ml: Volume of a voxel in ml; NaN, if the spacing is lost, gives no volumes.
+        picture: A PNG, see `draw_slice`.
+    """
+    reasons, rows = [], []
+    among = f", but is in all {len(reference.values)} validation scans" if len(reference.values) else ""
+    for structure, found in estimates.items():
+        values = (math.nan,) * 5
+        if found.predicted_voxels > 0:
+            bound, volumes = reference.lower_bound(structure, found.expected_dsc), (found.expected_voxels,)
+            volumes += reference.volume_range(structure, found.expected_voxels)
+            values = (found.expected_dsc, bound, *(voxel_ml * volume for volume in volumes))
+        elif structure in reference.always:
+            values = (0.0, *values[1:])
+            reasons.append(f"{structure} is not found{among}")
+        row = dict(zip((*MEASURES, "agreement"), (*values, found.uncertain_share, found.agreement), strict=True))
+        rows.append({"structure": structure, **{key: _finite(value) for key, value in row.items()}})
+    estimate = mean_estimate({row["structure"]: row["expected_dsc"] or 0.0 for row in rows}, reference.always)
+    higher, scans = reference.place(estimate)
+    place = f"lower than {'all' if higher == scans else f'{higher} of'} {scans} validation scans" if scans else ""
+    if math.isnan(estimate):
+        place, reasons = "", ["nothing is found"]
+    elif 0 < higher == scans:
+        reasons.append(f"its estimate is {place}")
+    shown = {"place": place, "note": reference.note, "picture": base64.b64encode(picture).decode()}
+    return {"scan": name, "estimate": _finite(estimate), "reasons": reasons, "rows": rows, **shown}
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def write_record(record: Mapping[str, Any], output_dir: str | os.PathLike) -> None:
+    """Write what `describe_scan` returned to `quality/SCAN.json` in a folder."""
+    make_folder(Path(output_dir) / FOLDER)
+    with writing(Path(output_dir) / FOLDER / f"{record['scan']}.json") as unfinished:
+        unfinished.write_text(json.dumps(record, allow_nan=False), encoding="utf-8")
+
+
+def choose(records: Sequence[Mapping[str, Any]], review: str = "0%", review_below: float = 0) -> list[dict[str, Any]]:
+    """Sort the scans, worst first, and add to each whether a person should look at it, `review`, and why, `reasons`.
+
+    That is so in any case where a structure is missing or the estimate is lower than those of all validation scans.
+
+    Args:
+        records: What `describe_scan` returned.
+        review: Share of the scans to look at, those with the lowest estimates, such as "20%".
+        review_below: Estimate below which scans are looked at.
+    """
+    share = re.fullmatch(r"(\d+(?:\.\d+)?) *%", str(review))
+    if share is None or float(share[1]) > 100:
+        raise InputError(f"review must be a percentage of the scans, such as 20%, got {review!r}.")
+    check_number("review_below", review_below, 0, 1)
+    ordered = sorted(records, key=lambda record: (record["estimate"] or 0.0, record["scan"]))
+    number, chosen = math.floor(float(share[1]) / 100 * len(ordered) + 0.5), []
+    for place, record in enumerate(ordered):
+        reasons = list(record["reasons"])
+        if (record["estimate"] or 0.0) < review_below:
+            reasons.append(f"its estimate is below {review_below:g}")
+        if place < number:
+            reasons.append(f"it is among the {number} of {len(ordered)} scans with the lowest estimates")
+        chosen.append({**record, "reasons": reasons, "review": "yes" if reasons else "no"})
+    return chosen
+
+
+def write_table(output_dir: str | os.PathLike, review: str = "0%", review_below: float = 0) -> None:
+    """Make `quality.csv` and `quality.html` from the scans in `quality/`; for the options, see `choose`."""
+    folder, files = Path(output_dir), None
+    while files != (there := sorted((folder / FOLDER).glob("[!.]*.json"))):  # another shard may add some meanwhile
+        files, records = there, []
+        for file in files:
+            with reading(file, "the estimates of a scan"):
+                records.append(json.loads(file.read_text(encoding="utf-8")))
+        chosen, text = choose(records, review, review_below), io.StringIO()
+        table = csv.DictWriter(text, COLUMNS, extrasaction="ignore", lineterminator="\n")
+        table.writeheader()
+        for record in chosen:
+            table.writerows({**record, "reason": "; ".join(record["reasons"]), **row} for row in record["rows"])
+        for name, content in (("quality.csv", text.getvalue()), ("quality.html", quality_page(chosen))):
+            with writing(folder / name) as unfinished:
+                unfinished.write_text(content, encoding="utf-8")

@@ -1,0 +1,89 @@
+"""Whether estimates of quality find the bad segmentations, where the truth is known."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+
+from calib_components.tools.report.statistics import FEWEST_PATIENTS, Array, Estimate, bootstrap_interval
+
+BAD, SHARE = 0.7, 0.2  # DSC below which a segmentation is bad; share of the scans that are reviewed
+RESAMPLES = 2000
+
+
+class Ranking(NamedTuple):
+    """How estimates order scans, with 95 % intervals over patients; see `rank_scans`.
+
+    Attributes:
+        gap_closed: `(random - AURC) / (random - optimal)`: 1 for the order of the DSC, 0 by chance.
+        aurc: Area under the risk-coverage curve: the mean over i of the mean of 1 - DSC of the i best estimates.
+        roc: Area under the ROC curve for DSC below 0.7; NaN where no or every scan is, as the next one.
+        found: Share of these scans that are among the 20 % with the lowest estimates.
+        spearman: Spearman's rank correlation of estimate and DSC.
+    """
+
+    gap_closed: Estimate
+    aurc: Estimate
+    roc: Estimate
+    found: Estimate
+    spearman: Estimate
+
+
+def rank_scans(estimates: ArrayLike, dsc: ArrayLike, patients: Sequence[str]) -> Ranking:
+    """Compare estimates, which are higher for better segmentations, with the DSC of the same scans.
+
+    Where estimates are equal, values are the mean over all orders of these scans. Scans without either (NaN) are left
+    out. There are no intervals with fewer than six patients.
+    """
+    pair = np.array([estimates, dsc], float)
+    defined = ~np.isnan(pair).any(0)
+    pair, (names, index) = pair[:, defined], np.unique(np.asarray(patients)[defined], return_inverse=True)
+    scans = [np.flatnonzero(index == patient) for patient in range(len(names))]
+
+    def statistic(drawn: NDArray[np.intp]) -> Array:
+        parts = (pair[:, np.concatenate([scans[i] for i in row])] for row in drawn.reshape(-1, len(names)))
+        return np.array([_measure(*part) for part in parts]).T.reshape(-1, *drawn.shape[:-1])
+
+    low = high = np.full(len(Ranking._fields), np.nan)
+    if len(names) >= FEWEST_PATIENTS:
+        low, high = bootstrap_interval(statistic, len(names), resamples=RESAMPLES)
+    rows = np.stack([_measure(*pair), low, high], 1).tolist()
+    return Ranking(*(Estimate(*row, cases=pair.shape[1]) for row in rows))
+
+
+def _measure(estimates: Array, dsc: Array) -> Array:
+    number, risk, is_bad = len(dsc), 1 - dsc, dsc < BAD
+    order = np.argsort(-estimates)
+    _, group, sizes = np.unique(-estimates[order], return_inverse=True, return_counts=True)
+
+    def ordered(values: Array) -> Array:  # equal estimates have the mean of their values
+        return (np.bincount(group, values[order]) / sizes)[group]
+
+    kept, bad = np.arange(1, number + 1), is_bad.sum()
+    aurc, optimal = ((values.cumsum() / kept).mean() for values in (ordered(risk), np.sort(risk)))
+    ranks = stats.rankdata(estimates)
+    reviewed = ordered(is_bad)[number - int(SHARE * number + 0.5) :]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        gap = (risk.mean() - aurc) / (risk.mean() - optimal)
+        roc = 1 - (ranks[is_bad].sum() - bad * (bad + 1) / 2) / (bad * (number - bad))
+        found = reviewed.sum() / bad if bad < number else np.nan
+        return np.array([gap, aurc, roc, found, np.corrcoef(ranks, stats.rankdata(dsc))[0, 1]])
+
+
+def coverage(bounds: ArrayLike, dsc: ArrayLike, patients: Sequence[str]) -> tuple[int, int, float, float]:
+    """Count the patients whose DSC is at least its lower bound in all scans; those without either (NaN) are left out.
+
+    Returns:
+        Their number, the number of patients, and the 95 % interval of the share (Clopper and Pearson).
+    """
+    bounds, dsc = np.asarray(bounds, float), np.asarray(dsc, float)
+    defined = ~np.isnan(bounds + dsc)
+    names, index = np.unique(np.asarray(patients)[defined], return_inverse=True)
+    failed = np.bincount(index, (dsc < bounds)[defined], minlength=len(names)) > 0
+    k, n = int((~failed).sum()), len(names)
+    low, high = stats.binomtest(k, n).proportion_ci() if n else (np.nan, np.nan)
+    return k, n, float(low), float(high)

@@ -1,0 +1,104 @@
+"""Estimates of one scan, against NumPy and against the measures that see labels."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from calib_components.errors import InputError
+from calib_components.metrics import measure_structures
+from calib_components.quality import PairwiseDice, ScanEstimates, mean_estimate
+
+STRUCTURES = {"whole": [1, 2, 3], "core": [1, 3], "edge": [2]}
+
+
+def probabilities(seed: int, shape: tuple[int, ...] = (4, 5, 6, 7), scale: float = 4) -> torch.Tensor:
+    logits = torch.from_numpy(np.random.default_rng(seed).normal(0, scale, shape))
+    logits[0] += scale
+    return logits.float().softmax(0)
+
+
+def by_definition(p: np.ndarray, classes: list[int]) -> list[float]:
+    own, predicted = p[classes].sum(0), np.isin(p.argmax(0), classes)
+    possible = own > 0.05
+    bits = -(own * np.log2(own) + (1 - own) * np.log2(1 - own))
+    return [
+        2 * own[predicted].sum() / (predicted.sum() + own.sum()),
+        own.sum(),
+        predicted.sum(),
+        1 - (own > 0.95).sum() / possible.sum(),
+        bits[possible].mean(),
+        own[predicted].mean(),
+    ]
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(0, 10**6), st.lists(st.integers(1, 4), max_size=4))
+def test_estimates_are_those_of_the_definition_however_the_scan_is_cut(seed: int, lengths: list[int]) -> None:
+    p = probabilities(seed)
+    scan = ScanEstimates(STRUCTURES)
+    for slab in p.tensor_split(np.minimum(np.cumsum(lengths), 5).tolist(), dim=1) if lengths else [p]:
+        if slab.shape[1]:
+            scan.update(slab)
+    for name, found in scan.compute().items():
+        np.testing.assert_allclose(found[:6], by_definition(p.double().numpy(), STRUCTURES[name]), rtol=1e-6)
+    own = [p.double()[classes].sum(0) for classes in STRUCTURES.values()]
+    variance = sum((each * (1 - each) * (p[0] < 0.95)).sum((1, 2)) for each in own)
+    assert scan.most_uncertain_slice == int(variance.argmax())
+
+
+def test_estimates_are_those_of_the_metric_that_is_given_labels() -> None:
+    p = probabilities(1)
+    scan = ScanEstimates(STRUCTURES)
+    scan.update(p)
+    measured = measure_structures(p[None], None, STRUCTURES)
+    for name, dsc, volume in zip(STRUCTURES, measured.expected_dsc[0], measured.expected[0], strict=True):
+        assert scan.compute()[name][:2] == pytest.approx((dsc.item(), volume.item()), rel=1e-6)
+
+
+def test_sigmoids_are_structures_of_their_own() -> None:
+    p = torch.tensor([[0.9, 0.6, 0.0, 0.3], [0.0, 0.0, 0.0, 0.02]]).view(2, 2, 2)
+    scan = ScanEstimates({"a": [0], "b": [1]}, sigmoid=True)
+    scan.update(p)
+    a, b = scan.compute().values()
+    assert a[:4] == pytest.approx((2 * 1.5 / (2 + 1.8), 1.8, 2, 1))
+    assert b[:3] == pytest.approx((0, 0.02, 0))
+    assert scan.most_uncertain_slice == 0
+
+
+def test_a_scan_without_structures_has_an_estimate_of_0_or_none() -> None:
+    scan = ScanEstimates({"a": [1], "b": [2]})
+    scan.update(torch.tensor([0.9, 0.1, 0.0]).view(3, 1, 1, 1).expand(3, 2, 4, 4))
+    a, b = scan.compute().values()
+    assert (a.expected_dsc, a.predicted_voxels) == (0, 0)
+    assert np.isnan(b.expected_dsc)
+    assert np.isnan(a.mean_confidence)
+
+
+def test_probabilities_of_fewer_classes_are_refused() -> None:
+    with pytest.raises(InputError, match="have 3 classes, but the structures need class 3"):
+        ScanEstimates(STRUCTURES).update(probabilities(0)[:3])
+
+
+def test_pairwise_dice_is_the_mean_over_pairs_however_voxels_are_cut() -> None:
+    labels = torch.from_numpy(np.random.default_rng(0).integers(0, 4, (3, 5, 50)))
+    agreement = PairwiseDice({**STRUCTURES, "nowhere": [9]})
+    for part in labels.split(2, dim=1):
+        agreement.update(part)
+    found = agreement.compute()
+    for name, classes in STRUCTURES.items():
+        masks = np.isin(labels.numpy(), classes)
+        pairs = [
+            2 * (masks[i] & masks[j]).sum() / (masks[i].sum() + masks[j].sum()) for i, j in ((0, 1), (0, 2), (1, 2))
+        ]
+        assert found[name] == pytest.approx(np.mean(pairs), rel=1e-12)
+    assert np.isnan(found["nowhere"])
+
+
+def test_a_missing_structure_counts_if_it_is_always_there() -> None:
+    assert mean_estimate({"a": 0.8, "b": 0.0, "c": np.nan}, ["b"]) == pytest.approx(0.4)
+    assert mean_estimate({"a": 0.8, "b": 0.0, "c": np.nan}, []) == pytest.approx(0.8)
+    assert np.isnan(mean_estimate({"a": 0.0}, []))

@@ -1,0 +1,126 @@
+"""The files of many scans: what is looked at and why, restarts and shards, and the page."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from calib_components.errors import InputError
+from calib_components.quality import Reference, describe_scan, draw_slice, write_record, write_table
+from calib_components.quality.table import choose
+from tests.calib_components.quality.made_up import estimate, reference
+
+NONE = Reference(["a", "b"], np.empty((0, 2, 6)))
+
+
+def record(name: str, dsc: float, known: Reference = NONE, **options: Any) -> dict[str, Any]:
+    return describe_scan(name, {"a": estimate(dsc), "b": estimate(dsc)}, known, **options)
+
+
+def test_the_table_has_the_columns_and_numbers_of_each_structure(tmp_path: Path) -> None:
+    known = reference(12)
+    write_record(record("one", 0.7, known, voxel_ml=0.002), tmp_path)
+    write_record(record("two", 0.8, known), tmp_path)  # its spacing is lost
+    write_table(tmp_path)
+    table = pd.read_csv(tmp_path / "quality.csv")
+    assert ",".join(table.columns) == (
+        "scan,structure,expected_dsc,dsc_lower_bound,expected_volume_ml,volume_low_ml,volume_high_ml,uncertain_share,"
+        "review,reason"
+    )
+    assert table[["scan", "structure"]].to_numpy().tolist() == [["one", "a"], ["one", "b"], ["two", "a"], ["two", "b"]]
+    low, high = known.volume_range("b", 1000)
+    expected = [0.7, known.lower_bound("b", 0.7), 2, low * 0.002, high * 0.002, 0.25]
+    np.testing.assert_allclose(table.iloc[1, 2:8].to_numpy(float), expected, rtol=1e-12)
+    assert table.iloc[3, 4:7].isna().all()
+
+
+def test_missing_structures_and_scans_unlike_the_validation_scans_are_always_reviewed() -> None:
+    known = reference(12)
+    missing = describe_scan("missing", {"a": estimate(0.9), "b": estimate(0, 3, 0)}, known)
+    assert missing["estimate"] == pytest.approx(0.45)
+    assert missing["reasons"][0] == "b is not found, but is in all 12 validation scans"
+    assert record("other body part", 0.1, known)["reasons"] == ["its estimate is lower than all 12 validation scans"]
+    assert record("good", 0.9, known)["reasons"] == []
+    optional = Reference(known.structures, known.values * [1, 1, 1, 1, 1, 0])
+    found = describe_scan("without b", {"a": estimate(0.9), "b": estimate(0, 3, 0)}, optional)
+    assert (found["estimate"], found["rows"][1]["expected_dsc"]) == (0.9, None)
+    nothing = {"a": estimate(0, 3, 0), "b": estimate(math.nan, 0, 0)}
+    assert describe_scan("empty", nothing, optional)["reasons"] == ["nothing is found"]
+    assert describe_scan("empty", nothing, NONE)["reasons"] == ["a is not found", "b is not found"]
+
+
+@pytest.mark.parametrize(
+    ("options", "reviewed"),
+    [({}, 0), ({"review": "20%"}, 2), ({"review": "25 %"}, 3), ({"review_below": 0.63}, 3), ({"review": "100%"}, 10)],
+)
+def test_the_worst_are_reviewed_and_come_first(options: dict[str, Any], reviewed: int) -> None:
+    chosen = choose([record(f"scan{i}", 0.69 - i / 100 * 0.99) for i in range(10)], **options)
+    assert [each["scan"] for each in chosen] == [f"scan{i}" for i in reversed(range(10))]
+    assert [each["review"] for each in chosen] == ["yes"] * reviewed + ["no"] * (10 - reviewed)
+    assert all(bool(each["reasons"]) == (each["review"] == "yes") for each in chosen)
+
+
+def test_unsuitable_options_and_files_are_refused(tmp_path: Path) -> None:
+    for review in ("0.2", "120%", "all"):
+        with pytest.raises(InputError, match="such as 20%"):
+            choose([], review)
+    with pytest.raises(InputError, match="review_below must be a number from 0 to 1"):
+        choose([], review_below=80)
+    write_record(record("one", 0.7), tmp_path)
+    (tmp_path / "quality" / "one.json").write_text('{"scan": ')
+    with pytest.raises(InputError, match=r"one.json: cannot read the estimates of a scan"):
+        write_table(tmp_path)
+
+
+def test_shards_and_restarts_end_in_the_same_files(tmp_path: Path) -> None:
+    for shards in (1, 3):
+        for shard in range(shards):
+            for i in range(shard, 9, shards):
+                write_record(record(f"scan{i}", 0.9 - 0.01 * i), tmp_path / str(shards))
+            write_table(tmp_path / str(shards), "20%")
+    for name in ("quality.csv", "quality.html"):
+        assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "3" / name).read_bytes()
+
+
+def test_the_page_is_complete_by_itself_and_shows_names_literally(tmp_path: Path) -> None:
+    picture = draw_slice(np.eye(9), [np.ones((9, 9))], np.eye(4))
+    for name, dsc in (("<b>&", 0.5), ("$scan", 0.9)):
+        write_record(record(name, dsc, reference(12, independent=False), voxel_ml=0.001, picture=picture), tmp_path)
+    write_table(tmp_path, review_below=0.6)
+    page = (tmp_path / "quality.html").read_text()
+    assert "1 of 2 segmentations to check" in page
+    assert "&lt;b&gt;&amp;" in page
+    assert page.index("&lt;b&gt;&amp;") < page.index("$scan")
+    assert "optimistic" in page
+    assert "lower than all 12 validation scans; its estimate is below 0.6." in page
+    assert not re.search(r"(src|href)=.(?!#|data:)", page)
+
+
+def test_a_picture_is_a_png_with_contours_turned_as_readers_expect() -> None:
+    image, mask = np.zeros((20, 40)), np.zeros((20, 40))
+    mask[2:8, 4:12] = 1  # near the origin: right and back of the patient, if axes point to the left and the front
+    content = draw_slice(image, [mask], np.diag([-1.0, 2.0, 5.0, 1.0]))
+    assert content[:8] == b"\x89PNG\r\n\x1a\n"
+    assert tuple(np.frombuffer(content[16:24], ">u4")) == (256, 256)  # 40 mm x 40 mm
+    start = content.index(b"IDAT")
+    length = int(np.frombuffer(content[start - 4 : start], ">u4")[0])
+    pixels = np.frombuffer(zlib.decompress(content[start + 4 : start + 4 + length]), np.uint8).reshape(256, 257)[:, 1:]
+    rows, columns = np.nonzero(pixels == 64)
+    scale = 256 / 40
+    assert (columns.min(), columns.max() + 1) == pytest.approx((4 * scale, 12 * scale), abs=1)
+    assert (rows.min(), rows.max() + 1) == pytest.approx((256 - 16 * scale, 256 - 4 * scale), abs=1)
+    assert (pixels[rows.min() + 3 : rows.max() - 3, columns.min() + 3 : columns.max() - 3] == 0).all()
+
+
+def test_records_hold_finite_numbers_only(tmp_path: Path) -> None:
+    nothing = estimate(math.nan, 0, 0)._replace(uncertain_share=math.nan)
+    write_record(describe_scan("empty", {"a": nothing}, Reference(["a"], np.empty((0, 1, 6)))), tmp_path)
+    assert json.loads((tmp_path / "quality" / "empty.json").read_text())["rows"][0]["uncertain_share"] is None

@@ -1,0 +1,57 @@
+"""Whether estimates find bad segmentations, against NumPy, SciPy and scikit-learn."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import spearmanr
+from sklearn.metrics import roc_auc_score
+
+from calib_components.tools.report.quality import coverage, rank_scans
+
+
+def aurc(estimates: np.ndarray, dsc: np.ndarray) -> float:
+    risk = (1 - dsc)[np.argsort(-estimates)]
+    return float(np.mean([risk[: i + 1].mean() for i in range(len(risk))]))
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(0, 10**6), st.integers(5, 40))
+def test_values_are_those_of_the_definitions(seed: int, number: int) -> None:
+    rng = np.random.default_rng(seed)
+    dsc = rng.uniform(0.4, 1, number)
+    dsc[:2] = 0.5, 0.9
+    estimates = np.tanh(dsc + rng.normal(0, 0.2, number))
+    found = rank_scans(estimates, dsc, ["one"] * number)
+    random, optimal = (1 - dsc).mean(), aurc(dsc, dsc)
+    assert found.aurc.mean == pytest.approx(aurc(estimates, dsc), abs=1e-12)
+    assert found.gap_closed.mean == pytest.approx((random - aurc(estimates, dsc)) / (random - optimal), abs=1e-9)
+    assert found.roc.mean == pytest.approx(roc_auc_score(dsc < 0.7, -estimates), abs=1e-12)
+    assert found.spearman.mean == pytest.approx(spearmanr(estimates, dsc).statistic, abs=1e-12)
+    lowest = np.argsort(estimates)[: int(0.2 * number + 0.5)]
+    assert found.found.mean == pytest.approx((dsc[lowest] < 0.7).sum() / (dsc < 0.7).sum(), abs=1e-12)
+
+
+def test_equal_estimates_close_no_gap_and_the_dsc_closes_all() -> None:
+    dsc = np.linspace(0.3, 1, 20)
+    same, best = rank_scans(np.ones(20), dsc, ["p"] * 20), rank_scans(dsc, dsc, ["p"] * 20)
+    assert (same.gap_closed.mean, same.roc.mean, same.found.mean) == pytest.approx((0, 0.5, 0.2))
+    assert (best.gap_closed.mean, best.roc.mean) == pytest.approx((1, 1))
+
+
+def test_intervals_are_over_patients_and_undefined_values_stay_out() -> None:
+    rng = np.random.default_rng(0)
+    dsc, patients = rng.uniform(0.75, 1, 30), [f"p{i}" for i in range(30)]
+    once = rank_scans([*(dsc + rng.normal(0, 0.1, 30)), np.nan], [*dsc, 0.1], [*patients, "q"])
+    assert once.gap_closed.cases == 30
+    assert once.gap_closed.low < once.gap_closed.mean < once.gap_closed.high
+    assert np.isnan([once.roc.mean, once.roc.low, once.found.mean]).all()  # no scan is bad
+    few = rank_scans(dsc, dsc, ["a", "b", "c"] * 10)
+    assert not few.gap_closed.has_interval
+
+
+def test_a_bound_has_to_hold_in_all_scans_of_a_patient() -> None:
+    found = coverage([0.5, 0.5, 0.5, np.nan], [0.6, 0.4, 0.5, 0.1], ["a", "a", "b", "c"])
+    assert found == (1, 2, pytest.approx(0.0126, abs=1e-4), pytest.approx(0.9874, abs=1e-4))
