@@ -10,12 +10,6 @@ from calib_components.quality.reference import Reference
 from calib_components.quality.table import describe_scan, write_record, write_table
 
 __all__ = [
-    "PairwiseDice",
-    "Reference",
-    "ScanEstimates",
-    "StructureEstimate",
-    "describe_scan",
-    "draw_slice",
-    "mean_estimate",
-]
-__all__ += ["write_record", "write_table"]
+    "PairwiseDice", "Reference", "ScanEstimates", "StructureEstimate", "describe_scan", "draw_slice", "mean_estimate",
+    "write_record", "write_table",
+]  # fmt: skip

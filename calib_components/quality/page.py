@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 
 SIDE = 256  # pixels of the longer side of a picture
 GREYS = 64  # levels; more make files larger, not clearer
-COLORS = ("#e69f00", "#56b4e9", "#cc79a7", "#009e73", "#f0e442", "#d55e00", "#0072b2")  # Okabe and Ito
+COLORS = ("e69f00", "56b4e9", "cc79a7", "009e73", "f0e442", "d55e00", "0072b2")  # Okabe and Ito
 
 
 def draw_slice(image: ArrayLike, masks: ArrayLike, affine: np.ndarray) -> bytes:
@@ -39,9 +39,7 @@ def draw_slice(image: ArrayLike, masks: ArrayLike, affine: np.ndarray) -> bytes:
         padded = np.pad(mask, 1)
         inside = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
         pixels[mask & ~inside] = GREYS + number % len(COLORS)
-    palette = np.linspace(0, 255, GREYS).astype(np.uint8).repeat(3).tobytes() + bytes.fromhex(
-        "".join(COLORS).replace("#", "")
-    )
+    palette = np.linspace(0, 255, GREYS).astype(np.uint8).repeat(3).tobytes() + bytes.fromhex("".join(COLORS))
     rows = np.pad(pixels.astype(np.uint8), ((0, 0), (1, 0)))  # each begins with 0, no filter
     header = struct.pack(">IIBBBBB", *pixels.shape[::-1], 8, 3, 0, 0, 0)  # 8 bits, a palette
     content = b"\x89PNG\r\n\x1a\n"
@@ -79,17 +77,16 @@ def _card(record: Mapping[str, Any], columns: Mapping[str, Any]) -> str:
     lines = [f"<tr><th>{''.join(f'<th>{title}' for title in columns)}"]
     for number, row in enumerate(record["rows"]):
         cells = ("-" if row[measure] is None else text(row) for measure, text in columns.values())
-        mark = f'<i style="background:{COLORS[number % len(COLORS)]}"></i>'
+        mark = f'<i style="background:#{COLORS[number % len(COLORS)]}"></i>'
         lines.append(f"<tr><th>{mark}{escape(row['structure'])}{''.join(f'<td>{cell}' for cell in cells)}")
     name, estimate = escape(record["scan"]), record["estimate"]
-    picture = (
-        f'<img loading="lazy" alt="" src="data:image/png;base64,{record["picture"]}">' if record["picture"] else ""
-    )
+    picture = f'<img loading="lazy" src="data:image/png;base64,{record["picture"]}">' if record["picture"] else ""
     text = "No structure" if estimate is None else f"Expected DSC <b>{estimate:.2f}</b>"
-    text += f", {record['place']}" if record["place"] else ""
-    why = f'<p class="why">Check: {escape("; ".join(record["reasons"]))}.</p>' if record["reasons"] else ""
-    body = f"<h2>{name}</h2><p>{text}</p>{why}<table>{''.join(lines)}</table>"
-    return f'<article id="{name}" class="{record["review"]}">{picture}<div>{body}</div></article>'
+    reasons = escape("; ".join(record["reasons"]))
+    text += f", {record['place']}" if record["place"] and record["place"] not in reasons else ""
+    why = f'<p class="why">Check: {reasons}.</p>' if reasons else ""
+    body = f"{picture}<div><h2>{name}</h2><p>{text}</p>{why}<table>{''.join(lines)}</table></div>"
+    return f'<article id="{name}" class="{record["review"]}">{body}</article>'
 
 
 TEMPLATE = Template("""<!DOCTYPE html>
@@ -101,13 +98,14 @@ TEMPLATE = Template("""<!DOCTYPE html>
 body { font: 15px/1.45 system-ui, sans-serif; color: #222; background: #f5f5f3; margin: auto; padding: 16px }
 body { max-width: 1400px } header, p { margin: 0 0 6px; max-width: 850px } h2 { font-size: 16px; margin: 0 }
 main { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 620px), 1fr)); gap: 12px }
-article { background: #fff; border-left: 6px solid #ccc; padding: 12px; display: flex; flex-wrap: wrap; gap: 12px }
-article { content-visibility: auto; contain-intrinsic-size: auto 260px; overflow-wrap: anywhere }
-article div { flex: 1 1 340px } article:target { outline: 3px solid #56b4e9 } img { width: 224px; margin-bottom: auto }
+article { background: #fff; border-left: 6px solid #ccc; padding: 12px; overflow-wrap: anywhere }
+article { content-visibility: auto; contain-intrinsic-size: auto 260px } article:target { outline: 3px solid #56b4e9 }
+img { float: left; width: 38%; max-width: 224px; margin-right: 12px } article div { display: flow-root }
 .yes { border-color: #d55e00 } .why { color: #a33f00; font-weight: 600 } .note { color: #555; font-size: 13px }
 b { font-size: 20px } i { padding: 0 5px; margin-right: 6px } table { border-collapse: collapse; width: 100% }
 th, td { text-align: right; padding: 2px 4px; border-bottom: 1px solid #eee; font-size: 13px; font-weight: 400 }
-th:first-child { text-align: left }
+th, td { overflow-wrap: normal } th:first-child { text-align: left } td { white-space: nowrap }
+@media (max-width: 600px) { article div { display: block } table { clear: both } }
 </style>
 <header>
 <h1>$number of $total segmentations to check</h1>

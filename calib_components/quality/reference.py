@@ -17,6 +17,7 @@ Array = NDArray[np.float64]
 LEVEL, FEWEST_PATIENTS = 0.9, 9  # of the limits; with fewer patients there are none
 SMALLEST = 1e-12  # in place of 0, below a fraction
 UNDEFINED = -1.0  # in the weights, which hold finite numbers only
+Scan = tuple[str, Mapping[str, StructureEstimate], Mapping[str, tuple[float, float]]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,11 +39,7 @@ class Reference:
     values: Array
 
     @classmethod
-    def from_scans(
-        cls,
-        scans: Iterable[tuple[str, Mapping[str, StructureEstimate], Mapping[str, tuple[float, float]]]],
-        independent: bool = False,
-    ) -> Reference:
+    def from_scans(cls, scans: Iterable[Scan], independent: bool = False) -> Reference:
         """Make the reference from the patient of each scan, its estimates, and its true DSC and volumes in voxels."""
         names, estimates, truths = zip(*scans, strict=True)
         rows = []
@@ -59,9 +56,7 @@ class Reference:
         """Inverse of `to_tensor`. An empty tensor is that of weights without validation scans."""
         table = values.double().cpu().numpy() if values.numel() else np.empty((0, len(structures), 6))
         if table.shape[1] != len(structures):
-            raise InputError(
-                f"The weights have validation scans of {table.shape[1]} structures, not {len(structures)}."
-            )
+            raise InputError(f"The reference in the weights has {table.shape[1]} structures, not {len(structures)}.")
         return cls(structures, np.where(table == UNDEFINED, np.nan, table))
 
     def to_tensor(self) -> torch.Tensor:
@@ -79,11 +74,11 @@ class Reference:
         patients = len(np.unique(self.values[:, 0, 0]))
         if patients < FEWEST_PATIENTS:
             return f"No limits: the weights hold {patients} validation patients, and limits need {FEWEST_PATIENTS}."
-        seen = " They also chose the epoch or fitted the calibration of the network, so the limits are optimistic."
+        seen = " They are optimistic: these patients also chose the epoch or fitted the calibration of the network."
         return (
-            f"Limits hold with 90 % probability for a new patient like the {patients} validation patients, for one "
-            f"structure. On images of another scanner they promise nothing.{'' if self.values[..., 1].all() else seen}"
-        )
+            f"Limits hold with 90 % probability for a new patient like the {patients} validation patients, for each "
+            "structure by itself. On images of another scanner they promise nothing."
+        ) + ("" if self.values[..., 1].all() else seen)
 
     def lower_bound(self, structure: str, estimate: float) -> float:
         """Return the lower bound of the DSC, `estimate - q (1 - estimate)`; NaN with too few patients.

@@ -25,15 +25,12 @@ FOLDER = "quality"
 MEASURES = (
     "expected_dsc", "dsc_lower_bound", "expected_volume_ml", "volume_low_ml", "volume_high_ml", "uncertain_share"
 )  # fmt: skip
+Estimates = Mapping[str, StructureEstimate]
 COLUMNS = ("scan", "structure", *MEASURES, "review", "reason")
 
 
 def describe_scan(
-    name: str,
-    estimates: Mapping[str, StructureEstimate],
-    reference: Reference,
-    voxel_ml: float = math.nan,
-    picture: bytes = b"",
+    name: str, estimates: Estimates, reference: Reference, voxel_ml: float = math.nan, picture: bytes = b""
 ) -> dict[str, Any]:
     """Return what the table and the page show of a scan, as JSON data.
 
@@ -96,11 +93,11 @@ def choose(records: Sequence[Mapping[str, Any]], review: str = "0%", review_belo
     ordered = sorted(records, key=lambda record: (record["estimate"] or 0.0, record["scan"]))
     number, chosen = math.floor(float(share[1]) / 100 * len(ordered) + 0.5), []
     for place, record in enumerate(ordered):
-        reasons = list(record["reasons"])
-        if (record["estimate"] or 0.0) < review_below:
-            reasons.append(f"its estimate is below {review_below:g}")
-        if place < number:
-            reasons.append(f"it is among the {number} of {len(ordered)} scans with the lowest estimates")
+        reasons = record["reasons"]
+        if not reasons and (record["estimate"] or 0.0) < review_below:
+            reasons = [f"its estimate is below {review_below:g}"]
+        if not reasons and place < number:
+            reasons = [f"it is among the {number} of {len(ordered)} scans with the lowest estimates"]
         chosen.append({**record, "reasons": reasons, "review": "yes" if reasons else "no"})
     return chosen
 

@@ -1,4 +1,4 @@
-"""Scans with estimates and truth, as if a network had segmented them."""
+"""Estimates and references, as if a network had segmented scans of the structures "a" and "b"."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 
 from calib_components.quality import Reference, StructureEstimate
 
-Truth = dict[str, tuple[float, float]]
+NO_REFERENCE = Reference(["a", "b"], np.empty((0, 2, 6)))
 
 
 def estimate(dsc: float, volume: float = 1000, predicted: float = 1000) -> StructureEstimate:
@@ -14,19 +14,10 @@ def estimate(dsc: float, volume: float = 1000, predicted: float = 1000) -> Struc
 
 
 def reference(patients: int, scans: int = 1, seed: int = 0, independent: bool = True) -> Reference:
-    """So many patients, each with so many scans of two structures; those of a patient are alike."""
-    rng = np.random.default_rng(seed)
-    rows = []
-    for patient in range(patients):
-        for _ in range(scans):
-            rows.append((f"p{patient}", *scan(rng, rng.normal())))
-    return Reference.from_scans(rows, independent)
-
-
-def scan(rng: np.random.Generator, patient: float) -> tuple[dict[str, StructureEstimate], Truth]:
-    estimates, truth = {}, {}
-    for name in ("a", "b"):
-        dsc, expected, volume = rng.uniform(0.6, 0.95), rng.uniform(500, 2000), rng.uniform(0.7, 1.3)
-        estimates[name] = estimate(float(dsc), float(expected))
-        truth[name] = (float(np.clip(dsc + 0.05 * (patient + rng.normal()), 0, 1)), float(expected * volume))
-    return estimates, truth
+    """So many patients, each with so many scans, whose errors are alike."""
+    rng, shape = np.random.default_rng(seed), (patients, scans, 2)
+    estimates, expected = rng.uniform(0.6, 0.99, shape), rng.uniform(500, 2000, shape)
+    errors = rng.normal(0, 0.05, shape) + rng.normal(0, 0.05, (patients, 1, 2))
+    dsc, true = (estimates + errors).clip(0, 1), expected * rng.uniform(0.7, 1.3, shape)
+    columns = np.broadcast_arrays(np.arange(patients)[:, None, None], independent, estimates, dsc, expected, true)
+    return Reference(["a", "b"], np.stack(columns, -1).reshape(-1, 2, 6))
