@@ -64,9 +64,10 @@ class ScanEstimates:
         if (highest := max(max(classes) for classes in self.structures.values())) >= number:
             raise InputError(f"probabilities have {number} classes, but the structures need class {highest}.")
         values = probabilities.flatten(1)
-        totals, voxels = values.sum(1, dtype=torch.float64), values.shape[1]
+        totals = probabilities.sum(-1).flatten(1).sum(1, dtype=torch.float64)  # a row is short enough for float32
         # Elsewhere, no structure is predicted or possible.
-        index = (values.amax(0) > POSSIBLE if self.sigmoid else values[0] < 1 - POSSIBLE).nonzero().squeeze(1)
+        inside = values.amax(0) > POSSIBLE if self.sigmoid else values[0] < 1 - POSSIBLE
+        index = inside.nonzero().squeeze(1)
         values = values[:, index]
         predicted, variance = values.argmax(0), torch.zeros_like(values[0])
         for column, classes in enumerate(map(list, self.structures.values())):
@@ -78,7 +79,7 @@ class ScanEstimates:
             sums = [totals[classes].sum(), *(part.sum(dtype=torch.float64) for part in parts)]
             self._sums[:, column] += torch.stack(sums).cpu()
             variance += p * (1 - p)
-        self._variances.append(torch.bincount(index // (voxels // slices), variance, minlength=slices).cpu())
+        self._variances.append(torch.bincount(index // (inside.numel() // slices), variance, minlength=slices).cpu())
 
     def compute(self) -> dict[str, StructureEstimate]:
         """Return the estimates of each structure, from all slices so far."""
