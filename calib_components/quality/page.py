@@ -29,7 +29,7 @@ def draw_slice(image: ArrayLike, masks: ArrayLike, affine: np.ndarray) -> bytes:
     layers = np.concatenate([np.nan_to_num(np.asarray(image, float))[None], np.asarray(masks, float)])
     axes = affine[:3, 1::-1]  # of rows and columns
     turned = [axis for axis in (0, 1) if axes[np.abs(axes[:, axis]).argmax(), axis] > 0]  # towards right, front, up
-    layers = np.flip(layers, [1 + axis for axis in turned])
+    layers = np.flip(layers, tuple(1 + axis for axis in turned))
     sizes = np.linalg.norm(axes, axis=0) * layers.shape[1:]
     for axis, length in enumerate(np.maximum(1, sizes * SIDE / sizes.max()).astype(int), start=1):
         layers = layers.take(((np.arange(length) + 0.5) * layers.shape[axis] / length).astype(int), axis)

@@ -41,20 +41,21 @@ def describe_scan(
         voxel_ml: Volume of a voxel in ml; NaN, if the spacing is lost, gives no volumes.
         picture: A PNG, see `draw_slice`.
     """
-    reasons, rows = [], []
+    reasons: list[str] = []
+    rows: list[dict[str, Any]] = []
     among = f", but is in all {len(reference.values)} validation scans" if len(reference.values) else ""
     for structure, found in estimates.items():
-        values = (math.nan,) * 5
+        values = [math.nan] * 5
         if found.predicted_voxels > 0:
-            bound, volumes = reference.lower_bound(structure, found.expected_dsc), (found.expected_voxels,)
-            volumes += reference.volume_range(structure, found.expected_voxels)
-            values = (found.expected_dsc, bound, *(voxel_ml * volume for volume in volumes))
+            bound = reference.lower_bound(structure, found.expected_dsc)
+            volumes = (found.expected_voxels, *reference.volume_range(structure, found.expected_voxels))
+            values = [found.expected_dsc, bound, *(voxel_ml * volume for volume in volumes)]
         elif structure in reference.always:
-            values = (0.0, *values[1:])
+            values[0] = 0.0
             reasons.append(f"{structure} is not found{among}")
-        row = dict(zip((*MEASURES, "agreement"), (*values, found.uncertain_share, found.agreement), strict=True))
-        rows.append({"structure": structure, **{key: _finite(value) for key, value in row.items()}})
-    estimate = mean_estimate({row["structure"]: row["expected_dsc"] or 0.0 for row in rows}, reference.always)
+        cells = map(_finite, [*values, found.uncertain_share, found.agreement])
+        rows.append({"structure": structure, **dict(zip((*MEASURES, "agreement"), cells, strict=True))})
+    estimate = mean_estimate({key: found.expected_dsc for key, found in estimates.items()}, reference.always)
     higher, scans = reference.place(estimate)
     place = f"lower than {'all' if higher == scans else f'{higher} of'} {scans} validation scans" if scans else ""
     if math.isnan(estimate):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -50,13 +51,15 @@ def rank_scans(estimates: ArrayLike, dsc: ArrayLike, patients: Sequence[str]) ->
 
     low = high = np.full(len(Ranking._fields), np.nan)
     if len(names) >= FEWEST_PATIENTS:
-        low, high = bootstrap_interval(statistic, len(names), resamples=RESAMPLES)
-    rows = np.stack([_measure(*pair), low, high], 1).tolist()
-    return Ranking(*(Estimate(*row, cases=pair.shape[1]) for row in rows))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", stats.DegenerateDataWarning)  # no scan of some draws is below 0.7
+            low, high = bootstrap_interval(statistic, len(names), resamples=RESAMPLES)
+    rows = zip(_measure(*pair).tolist(), low.tolist(), high.tolist(), strict=True)
+    return Ranking(*(Estimate(*row)._replace(cases=pair.shape[1]) for row in rows))
 
 
 def _measure(estimates: Array, dsc: Array) -> Array:
-    number, risk, is_bad = len(dsc), 1 - dsc, dsc < BAD
+    number, risk, is_bad = len(dsc), 1 - dsc, (dsc < BAD).astype(float)
     order = np.argsort(-estimates)
     _, group, sizes = np.unique(-estimates[order], return_inverse=True, return_counts=True)
 
@@ -69,7 +72,7 @@ def _measure(estimates: Array, dsc: Array) -> Array:
     reviewed = ordered(is_bad)[number - int(SHARE * number + 0.5) :]
     with np.errstate(invalid="ignore", divide="ignore"):
         gap = (risk.mean() - aurc) / (risk.mean() - optimal)
-        roc = 1 - (ranks[is_bad].sum() - bad * (bad + 1) / 2) / (bad * (number - bad))
+        roc = 1 - (ranks @ is_bad - bad * (bad + 1) / 2) / (bad * (number - bad))
         found = reviewed.sum() / bad if bad < number else np.nan
         return np.array([gap, aurc, roc, found, np.corrcoef(ranks, stats.rankdata(dsc))[0, 1]])
 
