@@ -27,6 +27,9 @@ def draw_slice(image: ArrayLike, masks: ArrayLike, affine: np.ndarray) -> bytes:
             patient's right side or front to the left, the front or head to the top.
     """
     layers = np.concatenate([np.nan_to_num(np.asarray(image, float))[None], np.asarray(masks, float)])
+    for axis in (1, 2):
+        if (filled := np.ptp(layers, axis=3 - axis).any(0).nonzero()[0]).size:  # margins of one grey value are left out
+            layers = layers.take(np.arange(filled[0], filled[-1] + 1), axis)
     axes = affine[:3, 1::-1]  # of rows and columns
     turned = [axis for axis in (0, 1) if axes[np.abs(axes[:, axis]).argmax(), axis] > 0]  # towards right, front, up
     layers = np.flip(layers, tuple(1 + axis for axis in turned))

@@ -10,7 +10,7 @@ import torch
 
 from calib_components.errors import InputError
 from calib_components.quality import Reference
-from tests.calib_components.quality.made_up import NO_REFERENCE, estimate, reference
+from tests.calib_components.quality.made_up import estimate, reference
 
 
 @pytest.mark.parametrize(("patients", "scans"), [(9, 1), (12, 3), (40, 2)])
@@ -68,11 +68,7 @@ def test_weights_hold_the_reference(independent: bool) -> None:
     np.testing.assert_array_equal(Reference.from_tensor(values, ["a", "b"]).values, found.values)
     with pytest.raises(InputError, match="has 2 structures, not 3"):
         Reference.from_tensor(values, ["a", "b", "c"])
+    empty = Reference.from_tensor(torch.empty(0), ["a", "b"])  # of weights without a reference
+    assert np.isnan(empty.lower_bound("a", 0.8))
+    assert (empty.place(0.8), empty.always) == ((0, 0), ["a", "b"])
     assert ("optimistic" in reference(9, independent=independent).note) is not independent
-
-
-def test_weights_without_a_reference_give_neither_limits_nor_places() -> None:
-    found = Reference.from_tensor(torch.empty(0), ["a", "b"])
-    assert found.values.shape == NO_REFERENCE.values.shape
-    assert math.isnan(found.lower_bound("a", 0.8))
-    assert (found.place(0.8), found.always) == ((0, 0), ["a", "b"])

@@ -101,6 +101,7 @@ def test_the_page_is_complete_by_itself_and_shows_names_literally(tmp_path: Path
 def test_a_picture_is_a_png_with_contours_turned_as_readers_expect() -> None:
     image, mask, scale = np.zeros((20, 40)), np.zeros((20, 40)), 256 / 40
     mask[2:8, 4:12] = 1  # near the origin: right and back of the patient, if axes point to the left and the front
+    image[::19, ::39] = 1  # the corners: nothing is left out
     content = draw_slice(image, [mask], np.diag([-1.0, 2.0, 5.0, 1.0]))  # 40 mm x 40 mm
     assert content[:8] == b"\x89PNG\r\n\x1a\n"
     start = content.index(b"IDAT")
@@ -109,4 +110,5 @@ def test_a_picture_is_a_png_with_contours_turned_as_readers_expect() -> None:
     rows, columns = np.nonzero(pixels == 64)
     assert (columns.min(), columns.max() + 1) == pytest.approx((4 * scale, 12 * scale), abs=1)
     assert (rows.min(), rows.max() + 1) == pytest.approx((256 - 16 * scale, 256 - 4 * scale), abs=1)
-    assert (pixels == 0).sum() > 256**2 - 400
+    assert (pixels == 0).sum() > 256**2 - 800
+    assert draw_slice(np.pad(image, 9), [np.pad(mask, 9)], np.diag([-1.0, 2.0, 5.0, 1.0])) == content
