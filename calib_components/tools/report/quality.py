@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-from calib_components.tools.report.statistics import FEWEST_PATIENTS, Array, Estimate, bootstrap_interval
+from calib_components.tools.report.statistics import FEWEST_PATIENTS, SEED, Array, Estimate
 
 BAD, SHARE = 0.7, 0.2  # DSC below which a segmentation is bad; share of the scans that are reviewed
 RESAMPLES = 2000
@@ -45,16 +45,18 @@ def rank_scans(estimates: ArrayLike, dsc: ArrayLike, patients: Sequence[str]) ->
     pair, (names, index) = pair[:, defined], np.unique(np.asarray(patients)[defined], return_inverse=True)
     scans = [np.flatnonzero(index == patient) for patient in range(len(names))]
 
-    def statistic(drawn: NDArray[np.intp]) -> Array:
+    def statistic(drawn: NDArray[np.intp], axis: int = -1) -> Array:
         parts = (pair[:, np.concatenate([scans[i] for i in row])] for row in drawn.reshape(-1, len(names)))
         return np.array([_measure(*part) for part in parts]).T.reshape(-1, *drawn.shape[:-1])
 
-    low = high = np.full(len(Ranking._fields), np.nan)
+    ends = np.full((2, len(Ranking._fields)), np.nan)
     if len(names) >= FEWEST_PATIENTS:
+        rng, numbers = np.random.default_rng(SEED), np.arange(len(names))
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", stats.DegenerateDataWarning)  # no scan of some draws is below 0.7
-            low, high = bootstrap_interval(statistic, len(names), resamples=RESAMPLES)
-    rows = zip(_measure(*pair).tolist(), low.tolist(), high.tolist(), strict=True)
+            warnings.simplefilter("ignore")  # in some draws, no scan is below 0.7
+            drawn = stats.bootstrap([numbers], statistic, n_resamples=RESAMPLES, method="percentile", rng=rng)
+            ends = np.nanquantile(drawn.bootstrap_distribution, [0.025, 0.975], axis=1)
+    rows = np.stack([_measure(*pair), *ends], 1).tolist()
     return Ranking(*(Estimate(*row)._replace(cases=pair.shape[1]) for row in rows))
 
 
