@@ -10,6 +10,7 @@ import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import ignite.distributed as idist
 import torch
 from ignite.engine import Events
 from monai.engines import Evaluator
+from monai.utils import convert_to_tensor
 
 from calib_components.data.cases import read_datalist
 from calib_components.data.facts import Facts, facts_beside
@@ -29,8 +31,11 @@ from calib_components.handlers.weights import (
     with_calibrator,
     write_weights,
 )
-from calib_components.metrics import CalibrationBins, ECEMetric
+from calib_components.metrics import CalibrationBins, ECEMetric, dice, structure_masks
 from calib_components.posthoc import KINDS, Calibrator, Estimate, set_calibrator
+from calib_components.posthoc.base import gathered
+from calib_components.quality import Reference, ScanEstimates, StructureEstimate
+from calib_components.quality.reference import Scan
 
 log = logging.getLogger(__name__)
 WORSE = 1.1  # times the error before, from which an error after the fit is warned of
@@ -53,7 +58,8 @@ class Calibration:
 
     The network runs over the cases twice, uncalibrated and calibrated. Written are, all of them or none:
 
-    - the weights, with the calibrator. All else in the file stays.
+    - the weights, with the calibrator, and the reference of the cases, see `calib_components.quality.Reference`. All
+      else in the file stays; a calibrator without cases removes the reference.
     - `temperature.json`: the estimate, see `read_estimate`. Files of another calibrator have its name.
     - `temperature_fit.json`: what the fit keeps of each patient, see `Calibrator.to_dict`, for `pool`.
     - `reliability_temperature.png`: reliability before and after, over all voxels and the predicted foreground.
@@ -65,6 +71,7 @@ class Calibration:
             output a `label` `(1, *S)` and the logits `pred` `(N, *S)`.
         network: The network, which carries a calibrator: see `calib_components.posthoc`.
         calibrator: What is fitted, and to which region.
+        structures: Class indices of the structures of the reference, by name.
         load_path: Trained weights.
         calibrated_path: File of the calibrated weights, which may be the same. Another folder gets `facts.yaml`, too.
         output_dir: Folder of the other files.
@@ -83,6 +90,7 @@ class Calibration:
     evaluator: Evaluator
     network: torch.nn.Module
     calibrator: Calibrator
+    structures: Mapping[str, Sequence[int]]
     load_path: Path
     calibrated_path: Path
     output_dir: Path
@@ -105,6 +113,7 @@ class Calibration:
         name = self.calibrator.name
         estimate, fit, figure = f"{name}.json", f"{name}_fit.json", f"reliability_{name}.png"
         files: dict[str, bytes | None] = {}
+        scans: list[Scan] = []
         if self.temperature is not None:
             self.calibrator.set_state({"temperature": self.temperature})
             files = dict.fromkeys((estimate, fit, figure))
@@ -117,8 +126,8 @@ class Calibration:
             set_calibrator(self.network, type(self.calibrator)())
             before = self._run_network(self.calibrator)
             files = {estimate: self._fit(), fit: _encoded(self.calibrator.to_dict())}
-            files[figure] = self._compare(before, self._run_network())
-        self._write(files)
+            files[figure] = self._compare(before, self._run_network(scans=scans))
+        self._write(files, gathered(scans))
 
     def _check_places(self) -> None:
         """Find out before the work what would keep the files from being written."""
@@ -129,21 +138,35 @@ class Calibration:
                 raise InputError(f"calibrated_path: {self.calibrated_path} has other weights. Choose another file.")
         check_beside(self.calibrated_path, facts_beside(self.load_path), "calibrated_path")
 
-    def _run_network(self, fit: Calibrator | None = None) -> dict[str, CalibrationBins]:
-        """Run the network over all cases, and add them to the fit; return the bins by region."""
+    def _run_network(
+        self, fit: Calibrator | None = None, scans: list[Scan] | None = None
+    ) -> dict[str, CalibrationBins]:
+        """Run the network over all cases, and add them to the fit or the scans; return the bins by region."""
         metrics = {region: ECEMetric(region=region) for region in REGIONS}
 
         def add(engine: Evaluator) -> None:
             for case, output in zip(engine.state.batch, engine.state.output, strict=True):
-                logits, label = output["pred"][None].float(), output["label"][None]
+                logits, label = (convert_to_tensor(output[key], track_meta=False)[None] for key in ("pred", "label"))
+                logits = logits.float()
                 if fit is not None:
                     fit.update(logits, label, case["patient"])
+                p = logits.softmax(1)
                 for metric in metrics.values():
-                    metric(logits.softmax(1), label)
+                    metric(p, label)
+                if scans is not None:
+                    scans.append((case["patient"], *self._measure(p[0], label[0])))
 
         with self.evaluator.add_event_handler(Events.ITERATION_COMPLETED, add):
             self.evaluator.run()
         return {region: metric.bins for region, metric in metrics.items()}
+
+    def _measure(self, p: torch.Tensor, label: torch.Tensor) -> tuple[dict[str, StructureEstimate], dict[str, Any]]:
+        """Return the estimates of a scan, and its true DSC and volumes in voxels."""
+        scan = ScanEstimates(self.structures)
+        scan.update(p)
+        masks = [structure_masks(labels, [*self.structures.values()]) for labels in (p.argmax(0, keepdim=True), label)]
+        values = zip(dice(*(of[None] for of in masks))[0].tolist(), masks[1].flatten(1).sum(1).tolist(), strict=True)
+        return scan.compute(), dict(zip(self.structures, values, strict=True))
 
     def _fit(self) -> bytes:
         """Fit the calibrator, put it into the network, and return the report."""
@@ -175,9 +198,10 @@ class Calibration:
         return content.getvalue()
 
     @idist.one_rank_only()
-    def _write(self, files: Mapping[str, bytes | None]) -> None:
+    def _write(self, files: Mapping[str, bytes | None], scans: Sequence[Scan]) -> None:
         """Write the weights and the other files, all or none; those without content are removed."""
-        file, content = self.calibrated_path, with_calibrator(self.load_path, self.calibrator)
+        reference = Reference.from_scans(sorted(scans, key=itemgetter(0))).to_tensor() if scans else None
+        file, content = self.calibrated_path, with_calibrator(self.load_path, self.calibrator, reference)
         is_new = not file.is_file() or file.read_bytes() != content
         with ExitStack() as stack:
             for name, report in files.items():
@@ -188,7 +212,7 @@ class Calibration:
         for name, report in files.items():
             if report is None:
                 (self.output_dir / name).unlink(missing_ok=True)
-        log.info("Wrote the %s into %s", self.calibrator.name, file)
+        log.info("Wrote the %s and %d scans for comparison into %s", self.calibrator.name, len(scans), file)
         for export in sorted(file.parent.glob(f"{glob.escape(file.stem)}.*")):
             if is_new and export.suffix in EXPORT_ENDINGS:
                 log.warning("%s was made from the weights before calibration. Export it again.", export)

@@ -23,7 +23,7 @@ from calib_components.data.transforms import has_other_pixels
 from calib_components.errors import InputError, make_folder, reading, writing
 from calib_components.handlers.fingerprint import fingerprint_of_cases, fingerprint_of_list
 from calib_components.posthoc import Calibrator
-from calib_components.posthoc.network import calibrator_in
+from calib_components.posthoc.network import REFERENCE, calibrator_in
 
 log = logging.getLogger(__name__)
 EXPORT_ENDINGS = (".ts", ".onnx", ".plan")  # by ckpt_export, by onnx_export, and TensorRT's engine
@@ -106,13 +106,21 @@ def save(state: Mapping[str, Any], file: Path) -> None:
         unfinished.write_bytes(serialize(state))
 
 
-def with_calibrator(file: str | os.PathLike, calibrator: Calibrator) -> memoryview:
-    """Return the content of a file of weights, see `read_weights`, with another calibrator and all else as it is."""
+def with_calibrator(
+    file: str | os.PathLike, calibrator: Calibrator, reference: torch.Tensor | None = None
+) -> memoryview:
+    """Return the content of a file of weights, see `read_weights`, with another calibrator and all else as it is.
+
+    The reference of the other calibrator, see `calib_components.quality.Reference`, takes the place of any before.
+    """
     content, weights = read_weights(file)
+    weights.pop(REFERENCE, None)
     if (before := calibrator_in(weights)) is not None:
         for name in before.state():
             del weights[name]
     weights.update({name: values.cpu() for name, values in calibrator.state().items()})
+    if reference is not None:
+        weights[REFERENCE] = reference
     if "model" not in content:
         return serialize(weights)
     content["model"] = weights
@@ -161,6 +169,7 @@ def join_weights(*files: Path, out: Path) -> None:
     for number, file in enumerate(files):
         _, weights = read_weights(file)
         weights.setdefault("temperature", torch.ones(()))
+        weights.pop(REFERENCE, None)  # of this member alone
         shapes = {name: values.shape for name, values in weights.items()}
         common: dict[str, Any] = {"layers or classes": shapes, FACTS: facts_beside(file)}
         if (state := file.with_name(LAST)).is_file():  # folds are trained on the patients that others are tested on

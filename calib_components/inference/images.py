@@ -21,6 +21,8 @@ from monai.utils import ensure_tuple
 
 from calib_components.data.nifti import LABEL_SUFFIXES, check_same_grid, files_below, open_nifti
 from calib_components.errors import InputError, check_writable
+from calib_components.quality import write_table
+from calib_components.quality.table import FOLDER, choose
 
 NIFTI = re.compile(r"(.+)(\.nii(?:\.gz)?)", re.IGNORECASE | re.DOTALL)
 MAPS = {"label": "seg", "uncertainty": "uncertainty", "probability": "probability"}  # endings of the files of each map
@@ -109,6 +111,7 @@ class ImageFolder:
         skip_existing: Whether to leave out images whose maps exist and are newer than the image.
         overwrite: Whether maps that exist are replaced.
         stamp: What the header of each map says of the run, see `run_stamp`.
+        review, review_below: Which scans a person should look at, see `calib_components.quality.write_table`.
     """
 
     path: Path
@@ -120,6 +123,8 @@ class ImageFolder:
     skip_existing: bool = False
     overwrite: bool = False
     stamp: str = ""
+    review: str = "20%"
+    review_below: float | None = None
 
     def __post_init__(self) -> None:
         self.path, self.output_dir = Path(str(self.path)), Path(str(self.output_dir))  # MONAI gives text
@@ -144,8 +149,10 @@ class ImageFolder:
 
         Raises:
             InputError: There is no image, a file is missing, cannot be read or has an unsuitable shape or grid, two
-                images have the same name, maps exist already, or the output folder cannot be written.
+                images have the same name, maps exist already, the output folder cannot be written, or `review` is not a
+                share.
         """
+        choose([], self.review, self.review_below)
         below = filter(_is_nifti, files_below(self.path)) if self.path.is_dir() else ()
         if left_out := [file for file in below if result_name(file).lower().endswith(NOT_IMAGES)]:
             logging.getLogger(__name__).warning(
@@ -196,11 +203,16 @@ class ImageFolder:
             if written != self.stamp:
                 raise InputError(f"{existing} was written with other weights or options. Give another output_dir.")
 
+    def write_table(self) -> None:
+        """Write the table and the page of the quality of all scans in the output folder."""
+        write_table(self.output_dir, self.review, self.review_below)
+
     def _maps(self, image: Image) -> list[Path]:
         return [self.output_dir / f"{image.name}_{MAPS[name]}.nii.gz" for name in self.save]
 
     def _is_finished(self, image: Image) -> bool:
-        maps, files = self._maps(image), [file for file in image.files if file.exists()]
+        record = self.output_dir / FOLDER / f"{image.name}.json"
+        maps, files = [*self._maps(image), record], [file for file in image.files if file.exists()]
         done = [file.stat().st_mtime for file in maps if file.exists()]
         return len(done) == len(maps) and min(done) >= max((file.stat().st_mtime for file in files), default=0)
 

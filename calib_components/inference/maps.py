@@ -6,6 +6,7 @@ They are made and written a slab of slices at a time, so that memory does not gr
 from __future__ import annotations
 
 import gzip
+import math
 import os
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
@@ -25,7 +26,11 @@ from calib_components.inference.grid import ImageGrid
 from calib_components.inference.images import MAPS, result_name
 from calib_components.inference.scratch import release, scratch
 from calib_components.metrics.voxels import RANGE_TOLERANCE, SUM_TOLERANCE
+from calib_components.posthoc import find_reference
+from calib_components.quality import Reference, ScanEstimates, describe_scan, draw_slice, write_record
 
+QUALITY = "quality"  # key of an item
+CUBIC_MM = 1000  # in a millilitre
 INTEGERS = {8: torch.uint8, 16: torch.uint16}
 SLAB = 2**22  # values of a slab: voxels times classes
 SLOPE = "scl_slope"  # key of a map's metadata: the step of the integers that it holds
@@ -72,7 +77,8 @@ class PredictionMapsd(MapTransform):
 
     The item gains the maps of `save`, under the ending of their files: `seg`, the label map; `uncertainty`, the
     normalised entropy `(1, *S)`; and `probability`, of the background and of each structure, `(1 + structures, *S)`.
-    The last two are integers: 0 to 65535, or 255, for 0 to 1. The key itself becomes the label map.
+    The last two are integers: 0 to 65535, or 255, for 0 to 1. The key itself becomes the label map. `quality` is what
+    `calib_components.quality.describe_scan` returns.
 
     Args:
         keys: The logits, `(N, H, W, D)`, of the preprocessed `image`.
@@ -81,6 +87,7 @@ class PredictionMapsd(MapTransform):
         save: Maps to make: "label", "uncertainty" and "probability", or some of them.
         bits: Bits of the integers, 16 or 8.
         show_uncertainty: Let the key itself become the uncertainty instead, for MONAI Label, which shows one map.
+        network: Network whose weights hold the reference of the quality; None for a quality without one.
 
     Raises:
         InputError: An option has an unsuitable value, the codes do not fit the network's classes, logits are not
@@ -95,6 +102,7 @@ class PredictionMapsd(MapTransform):
         save: Sequence[str] | str = tuple(MAPS),
         bits: int = 16,
         show_uncertainty: bool = False,
+        network: torch.nn.Module | None = None,
     ) -> None:
         super().__init__(keys)
         self.save = ensure_tuple(save)
@@ -102,7 +110,7 @@ class PredictionMapsd(MapTransform):
             check_choice("save", name, MAPS)
         if bits not in INTEGERS:
             raise InputError(f"bits must be 8 or 16, got {bits!r}.")
-        self.structures = list(structures.values())
+        self.structures, self.network = structures, network
         self.label_codes = label_codes
         self.dtype, self.largest = INTEGERS[bits], 2**bits - 1
         self.show_uncertainty = show_uncertainty
@@ -116,7 +124,9 @@ class PredictionMapsd(MapTransform):
                 raise InputError(
                     f"label_codes: {self.label_codes} are not {len(item[key])} values, one for each class."
                 )
-            maps = self._maps(item[key], grid, file_name(image))
+            scan = ScanEstimates(self.structures)
+            maps = self._maps(item[key], grid, file_name(image), scan)
+            item[QUALITY] = self._describe(scan, image, maps["label"], grid)
             shown = maps["uncertainty"].float() / self.largest if self.show_uncertainty else maps["label"]
             results = {key: (shown, None), **{MAPS[name]: (maps[name], name != "label") for name in self.save}}
             for name, (values, is_share) in results.items():
@@ -124,8 +134,21 @@ class PredictionMapsd(MapTransform):
                 item[name] = MetaTensor(values, affine=torch.from_numpy(grid.affine), meta=meta)
         return item
 
-    def _maps(self, logits: torch.Tensor, grid: ImageGrid, file: str) -> dict[str, torch.Tensor]:
-        """Return the maps `(C, X, Y, Z)`, stored with X first as in a file, of the image in that file."""
+    def _describe(self, scan: ScanEstimates, image: MetaTensor, label: torch.Tensor, grid: ImageGrid) -> dict[str, Any]:
+        """Return the quality of a scan, whose label map is `(1, X, Y, Z)`, with a picture."""
+        index = scan.most_uncertain_slice
+        grey = grid.slab(image.as_tensor(), index, index + 1, lambda part: part.float())[0, 0]
+        shown = label[0, :, :, index].T
+        masks = [torch.isin(shown, torch.tensor([self.label_codes[i] for i in of])) for of in self.structures.values()]
+        picture = draw_slice(grey, torch.stack(masks), grid.affine)
+        stored = torch.empty(0) if self.network is None else find_reference(self.network)
+        has_spacing = not np.array_equal(grid.affine, np.eye(4))
+        voxel_ml = abs(np.linalg.det(grid.affine[:3, :3])) / CUBIC_MM if has_spacing else math.nan
+        reference = Reference.from_tensor(stored, [*self.structures])
+        return describe_scan(file_name(image), scan.compute(), reference, voxel_ml, picture)
+
+    def _maps(self, logits: torch.Tensor, grid: ImageGrid, file: str, scan: ScanEstimates) -> dict[str, torch.Tensor]:
+        """Return the maps `(C, X, Y, Z)`, stored with X first as in a file, and measure the scan in that file."""
         fits_a_byte = min(self.label_codes) >= 0 and max(self.label_codes) <= 255
         codes = torch.tensor(self.label_codes, dtype=torch.uint8 if fits_a_byte else torch.int32)
         shape = tuple(reversed(grid.shape))
@@ -141,11 +164,12 @@ class PredictionMapsd(MapTransform):
             if not p.sum().isfinite():
                 raise InputError(f"{file}: some logits of the network are NaN or infinite. Try --amp false.")
             p = fill_background(p)
+            scan.update(p)
             maps["label"][:, start:stop] = codes[p.max(0, keepdim=True).indices]  # faster than argmax
             if "uncertainty" in maps:
                 maps["uncertainty"][:, start:stop] = self._rounded(normalized_entropy(p))
             if "probability" in maps:
-                of_structures = torch.stack([p[list(classes)].sum(0) for classes in [[0], *self.structures]])
+                of_structures = torch.stack([p[list(classes)].sum(0) for classes in [[0], *self.structures.values()]])
                 maps["probability"][:, start:stop] = self._rounded(of_structures)
             for values in (*maps.values(), logits):
                 release(values)
@@ -157,6 +181,8 @@ class PredictionMapsd(MapTransform):
 
 class SaveMapd(SaveImaged):  # MONAI Label leaves out what is a SaveImaged
     """Save maps as `NAME_KEY.nii.gz`, named after the image; a file appears completely or not at all.
+
+    The `quality` of an item goes to `quality/NAME.json`, see `calib_components.quality.write_table`.
 
     Args:
         keys: The maps, `(C, H, W, D)`; floating point is saved as float32, anything else as it is.
@@ -189,6 +215,9 @@ class SaveMapd(SaveImaged):  # MONAI Label leaves out what is a SaveImaged
             with writing(self.output_dir / f"{name}_{key}.nii.gz") as unfinished:
                 volume, slope = data[key].as_tensor(), data[key].meta.get(SLOPE, 1.0)
                 write_map(unfinished, volume, np.asarray(data[key].affine), slope, self.stamp)
+        if QUALITY in data:
+            name = result_name(data[QUALITY]["scan"], self.file_suffixes)
+            write_record({**data[QUALITY], "scan": name}, self.output_dir)
         return dict(data)
 
 

@@ -6,6 +6,7 @@ from calib_components.posthoc.network import (
     TemperatureScaled,
     TemperatureUNet,
     find_calibrator,
+    find_reference,
     find_temperature,
     set_calibrator,
 )
@@ -21,6 +22,7 @@ __all__ = [
     "TemperatureScaling",
     "TemperatureUNet",
     "find_calibrator",
+    "find_reference",
     "find_temperature",
     "set_calibrator",
 ]

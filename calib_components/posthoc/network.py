@@ -14,11 +14,14 @@ from calib_components.errors import InputError, check_count
 from calib_components.posthoc.base import CARRIED, KINDS, Calibrator
 from calib_components.posthoc.temperature import TemperatureScaling
 
+REFERENCE = "reference"  # name of the buffer
+
 
 class Calibrated(torch.nn.Module):
     """Mixin of networks that carry a calibrator: at first a temperature of 1, afterwards that of the weights they load.
 
-    A state dict has its parameters beside those of the network; one without any loads as one that changes nothing.
+    A state dict has its parameters beside those of the network; one without any loads as one that changes nothing. So
+    is the `reference` of calibrated weights, see `calib_components.quality.Reference`.
     """
 
     __jit_unused_properties__ = ("temperature",)
@@ -35,6 +38,9 @@ class Calibrated(torch.nn.Module):
         set_calibrator(self, carried)
         for name, values in carried.state().items():
             state_dict[f"{prefix}{CARRIED}{name}"] = state_dict.pop(f"{prefix}{name}", values)
+        if (reference := state_dict.get(f"{prefix}{REFERENCE}")) is not None:
+            device = next(iter(self.calibrator.state().values())).device
+            self.register_buffer(REFERENCE, torch.zeros_like(reference, device=device))
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
@@ -149,8 +155,15 @@ def find_temperature(network: torch.nn.Module) -> torch.Tensor | None:
     return dict(buffers).get(f"{CARRIED}temperature")
 
 
+def find_reference(network: torch.nn.Module) -> torch.Tensor:
+    """Return the reference in the weights of a network, scripted or not; an empty tensor without one."""
+    return dict(unwrapped(network).named_buffers()).get(REFERENCE, torch.empty(0))
+
+
 def set_calibrator(network: torch.nn.Module, calibrator: Calibrator) -> None:
     """Put the parameters of a calibrator into a network; those of a new calibrator undo the calibration.
+
+    The network loses its reference, which another calibrator gave.
 
     Raises:
         InputError: The network carries no calibrator.
@@ -163,6 +176,7 @@ def set_calibrator(network: torch.nn.Module, calibrator: Calibrator) -> None:
         device = next(iter(own.state().values())).device
         own = unwrapped(network).calibrator = type(calibrator)().to(device).train(own.training)
     own.set_state(calibrator.state())
+    unwrapped(network).register_buffer(REFERENCE, None)
 
 
 def calibrator_in(weights: Mapping[str, torch.Tensor], prefix: str = "") -> Calibrator | None:

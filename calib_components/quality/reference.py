@@ -30,16 +30,15 @@ class Reference:
 
     Attributes:
         structures: Names of the structures.
-        values: For each scan and structure the number that stands for the patient; 1 if the patient neither chose the
-            epoch of the network nor fitted its calibrator, else 0; estimated and true DSC, NaN for a structure in
-            neither prediction nor label; expected and true volume in voxels; `(scans, structures, 6)`.
+        values: For each scan and structure the number that stands for the patient; estimated and true DSC, NaN for a
+            structure in neither prediction nor label; expected and true volume, in any unit; `(scans, structures, 5)`.
     """
 
     structures: Sequence[str]
     values: Array
 
     @classmethod
-    def from_scans(cls, scans: Iterable[Scan], independent: bool = False) -> Reference:
+    def from_scans(cls, scans: Iterable[Scan]) -> Reference:
         """Make the reference from the patient of each scan, its estimates, and its true DSC and volumes in voxels."""
         names, estimates, truths = zip(*scans, strict=True)
         rows = []
@@ -47,26 +46,26 @@ class Reference:
             row = []
             for structure, (dsc, volume) in truth.items():
                 expected = math.nan if math.isnan(dsc) else np.nan_to_num(estimate[structure].expected_dsc)
-                row.append([patient, independent, expected, dsc, estimate[structure].expected_voxels, volume])
+                row.append([patient, expected, dsc, estimate[structure].expected_voxels, volume])
             rows.append(row)
         return cls(list(truths[0]), np.array(rows, float))
 
     @classmethod
     def from_tensor(cls, values: torch.Tensor, structures: Sequence[str]) -> Reference:
         """Inverse of `to_tensor`. An empty tensor is that of weights without validation scans."""
-        table = values.double().cpu().numpy() if values.numel() else np.empty((0, len(structures), 6))
+        table = values.double().cpu().numpy() if values.numel() else np.empty((0, len(structures), 5))
         if table.shape[1] != len(structures):
             raise InputError(f"The reference in the weights has {table.shape[1]} structures, not {len(structures)}.")
         return cls(structures, np.where(table == UNDEFINED, np.nan, table))
 
     def to_tensor(self) -> torch.Tensor:
         """Return the values for the weights. The names of the structures are in `facts.yaml` beside them."""
-        return torch.from_numpy(np.nan_to_num(self.values, nan=UNDEFINED))
+        return torch.from_numpy(np.nan_to_num(self.values, nan=UNDEFINED)).float()  # a GPU of Apple has no float64
 
     @property
     def always(self) -> list[str]:
         """Structures that are in every one of the scans; all structures without any scan."""
-        return [name for name, volumes in zip(self.structures, self.values[..., 5].T, strict=True) if volumes.all()]
+        return [name for name, volumes in zip(self.structures, self.values[..., 4].T, strict=True) if volumes.all()]
 
     @property
     def note(self) -> str:
@@ -74,18 +73,18 @@ class Reference:
         patients = len(np.unique(self.values[:, 0, 0]))
         if patients < FEWEST_PATIENTS:
             return f"No limits: the weights hold {patients} validation patients, and limits need {FEWEST_PATIENTS}."
-        seen = " They are optimistic: these patients also chose the epoch or fitted the calibration of the network."
         return (
             f"Limits hold with 90 % probability for a new patient like the {patients} validation patients, for each "
-            "structure by itself. On images of another scanner they promise nothing."
-        ) + ("" if self.values[..., 1].all() else seen)
+            "structure by itself. They are optimistic if these patients also chose the epoch or fitted the calibration "
+            "of the network, and promise nothing on images of another scanner."
+        )
 
     def lower_bound(self, structure: str, estimate: float) -> float:
         """Return the lower bound of the DSC, `estimate - q (1 - estimate)`; NaN with too few patients.
 
         `q` is a quantile of the residuals `(estimate - DSC) / (1 - estimate)` of these scans.
         """
-        estimates, dsc = self.values[:, list(self.structures).index(structure), 2:4].T
+        estimates, dsc = self.values[:, list(self.structures).index(structure), 1:3].T
         quantile = self._quantile((estimates - dsc) / np.maximum(1 - estimates, SMALLEST))
         return float(np.maximum(0, estimate - quantile * max(1 - estimate, SMALLEST)))
 
@@ -94,7 +93,7 @@ class Reference:
 
         `q` is a quantile of `|expected - true| / expected` of these scans.
         """
-        _, dsc, predicted, true = self.values[:, list(self.structures).index(structure), 2:].T
+        _, dsc, predicted, true = self.values[:, list(self.structures).index(structure), 1:].T
         quantile = self._quantile(np.abs(predicted - true) / np.maximum(predicted, SMALLEST) + 0 * dsc)
         return float(expected * np.maximum(0, 1 - quantile)), expected * (1 + quantile)
 
@@ -108,5 +107,5 @@ class Reference:
 
     def place(self, estimate: float) -> tuple[int, int]:
         """Return how many of these scans have a higher estimate, see `mean_estimate`, and the number of scans."""
-        rows = (dict(zip(self.structures, row, strict=True)) for row in self.values[..., 2])
+        rows = (dict(zip(self.structures, row, strict=True)) for row in self.values[..., 1])
         return sum(mean_estimate(row, self.always) > estimate for row in rows), len(self.values)

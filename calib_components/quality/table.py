@@ -77,33 +77,36 @@ def write_record(record: Mapping[str, Any], output_dir: str | os.PathLike) -> No
         unfinished.write_text(json.dumps(record, allow_nan=False), encoding="utf-8")
 
 
-def choose(records: Sequence[Mapping[str, Any]], review: str = "0%", review_below: float = 0) -> list[dict[str, Any]]:
+def choose(
+    records: Sequence[Mapping[str, Any]], review: str = "20%", review_below: float | None = None
+) -> list[dict[str, Any]]:
     """Sort the scans, worst first, and add to each whether a person should look at it, `review`, and why, `reasons`.
 
     That is so in any case where a structure is missing or the estimate is lower than those of all validation scans.
 
     Args:
         records: What `describe_scan` returned.
-        review: Share of the scans to look at, those with the lowest estimates, such as "20%".
-        review_below: Estimate below which scans are looked at.
+        review: Share of the scans to look at, those with the lowest estimates.
+        review_below: Estimate below which scans are looked at, in place of a share.
     """
     share = re.fullmatch(r"(\d+(?:\.\d+)?) *%", str(review))
     if share is None or float(share[1]) > 100:
         raise InputError(f"review must be a percentage of the scans, such as 20%, got {review!r}.")
-    check_number("review_below", review_below, 0, 1)
+    if review_below is not None:
+        check_number("review_below", review_below, 0, 1)
     ordered = sorted(records, key=lambda record: (record["estimate"] or 0.0, record["scan"]))
     number, chosen = math.floor(float(share[1]) / 100 * len(ordered) + 0.5), []
     for place, record in enumerate(ordered):
         reasons = record["reasons"]
-        if not reasons and (record["estimate"] or 0.0) < review_below:
+        if not reasons and review_below is not None and (record["estimate"] or 0.0) < review_below:
             reasons = [f"its estimate is below {review_below:g}"]
-        if not reasons and place < number:
+        elif not reasons and review_below is None and place < number:
             reasons = [f"it is among the {number} of {len(ordered)} scans with the lowest estimates"]
         chosen.append({**record, "reasons": reasons, "review": "yes" if reasons else "no"})
     return chosen
 
 
-def write_table(output_dir: str | os.PathLike, review: str = "0%", review_below: float = 0) -> None:
+def write_table(output_dir: str | os.PathLike, review: str = "20%", review_below: float | None = None) -> None:
     """Make `quality.csv` and `quality.html` from the scans in `quality/`; for the options, see `choose`."""
     folder, files = Path(output_dir), None
     while files != (there := sorted((folder / FOLDER).glob("[!.]*.json"))):  # another shard may add some meanwhile

@@ -7,6 +7,7 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -47,6 +48,7 @@ def probabilities(array: np.ndarray, affine: np.ndarray, weights: Path, folder: 
 
 def test_maps_are_on_the_grid_of_each_image(images: Path, weights: Path, tmp_path: Path) -> None:
     infer(images, weights, tmp_path)
+    table = pd.read_csv(tmp_path / "quality.csv")
     for name in ("straight", "oblique"):
         source = nib.load(images / f"{name}.nii.gz")
         kinds = ("seg", "probability", "uncertainty")
@@ -61,6 +63,10 @@ def test_maps_are_on_the_grid_of_each_image(images: Path, weights: Path, tmp_pat
         np.testing.assert_allclose(of_label, probability.max(-1), atol=STEP)
         entropy = -(probability * np.log(np.maximum(probability, 1e-30))).sum(-1) / np.log(4)
         np.testing.assert_allclose(uncertainty, entropy, atol=1e-4)
+        found = table[table["scan"] == name].set_index("structure")
+        volume = probability.sum((0, 1, 2)) * abs(np.linalg.det(source.affine)) / 1000
+        assert found.loc[["RV", "MYO", "LV"], "expected_volume_ml"].tolist() == pytest.approx(volume[1:], rel=1e-3)
+    assert "2 segmentations to check" in (tmp_path / "quality.html").read_text()
 
 
 def test_logits_are_divided_by_the_temperature_of_the_weights(weights: Path, tmp_path: Path) -> None:

@@ -20,12 +20,15 @@ from calib_components import figures
 from calib_components.data.facts import Facts, write_facts
 from calib_components.errors import InputError
 from calib_components.handlers import Calibration, calibration_cases, read_estimate, write_estimate
+from calib_components.handlers.weights import load_weights
 from calib_components.metrics import CalibrationBins, calibration_bins
-from calib_components.posthoc import TemperatureEstimate, TemperatureScaled, TemperatureScaling
+from calib_components.posthoc import TemperatureEstimate, TemperatureScaled, TemperatureScaling, find_reference
+from calib_components.quality import Reference
 from tests.helpers import snapshot
 
 CLASSES, PATIENTS, TRUE = 3, 8, 0.6
 FACTS = Facts("acdc", 3, 1, ["background", "a", "b"], [0, 1, 2], {"a": [1]}, [], [32, 32], [16, 16])
+STRUCTURES = {"b": [2], "both": [1, 2]}
 NAMES = ["reliability_temperature.png", "temperature.json", "temperature_fit.json"]
 
 
@@ -77,7 +80,8 @@ def calibrate(cases: list[dict[str, Any]], tmp_path: Path) -> Calibrate:
         scaled, file = network(), tmp_path / "models" / "model.pt"
         evaluator = SupervisedEvaluator(device=torch.device("cpu"), val_data_loader=loader, network=scaled)
         given = {"load_path": file, "calibrated_path": file, "output_dir": tmp_path / "out", "network": scaled}
-        Calibration(evaluator, calibrator=TemperatureScaling(region), **{**given, **options}).run()
+        given |= {"calibrator": TemperatureScaling(region), "structures": STRUCTURES, **options}
+        Calibration(evaluator, **given).run()
         return scaled
 
     return run
@@ -85,6 +89,23 @@ def calibrate(cases: list[dict[str, Any]], tmp_path: Path) -> Calibrate:
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     return torch.load(folder / "models" / "model.pt", weights_only=True)
+
+
+def load(folder: Path) -> TemperatureScaled:
+    scaled = network()
+    load_weights(scaled, folder / "models" / "model.pt")
+    return scaled
+
+
+def check_reference(found: torch.Tensor, cases: list[dict[str, Any]], temperature: torch.Tensor) -> None:
+    """Compare the reference with what NumPy makes of the cases."""
+    for row, case in zip(Reference.from_tensor(found, [*STRUCTURES]).values, cases, strict=True):
+        p, true = (case["image"] / temperature).softmax(0).double().numpy(), case["label"][0].numpy()
+        for values, classes in zip(row, STRUCTURES.values(), strict=True):
+            own, mask, is_true = p[classes].sum(0), np.isin(p.argmax(0), classes), np.isin(true, classes)
+            dsc = 2 * (mask & is_true).sum() / (mask.sum() + is_true.sum())
+            expected = (2 * own[mask].sum() / (mask.sum() + own.sum()), dsc, own.sum(), is_true.sum())
+            np.testing.assert_allclose(values, (int(case["patient"][7:]), *expected), rtol=1e-5)
 
 
 def test_writes_what_the_calibrator_fits_and_nothing_else(
@@ -103,6 +124,8 @@ def test_writes_what_the_calibrator_fits_and_nothing_else(
     after = weights(tmp_path)
     assert after.pop("temperature").item() == scaled.temperature.item() == np.float32(estimate.temperature)
     del before["temperature"]
+    assert torch.equal(after["reference"], find_reference(load(tmp_path)))
+    check_reference(after.pop("reference"), cases, scaled.temperature)
     torch.testing.assert_close(after, before, rtol=0, atol=0)
     images, labels = (torch.stack([case[key] for case in cases]) for key in ("image", "label"))
     for when, logits in (("before", images), ("after", images / scaled.temperature)):
@@ -123,6 +146,8 @@ def test_given_temperature_is_written_without_a_case_and_removes_reports_of_anot
     (tmp_path / "out" / "cases.csv").touch()
     calibrate([], temperature=0.5)
     assert weights(tmp_path)["temperature"] == 0.5
+    assert "reference" not in weights(tmp_path)
+    assert find_reference(load(tmp_path)).numel() == 0
     assert [file.name for file in (tmp_path / "out").iterdir()] == ["cases.csv"]
     calibrate([], temperature=1)
     assert snapshot(tmp_path / "models") == undone

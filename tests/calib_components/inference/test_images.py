@@ -111,6 +111,8 @@ def test_unsuitable_folders_are_named(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     with pytest.raises(InputError, match="dataset_dir holds no"):
         images_of(tmp_path).check()
+    with pytest.raises(InputError, match="review must be a percentage"):
+        images_of(tmp_path, review="20").check()
     with pytest.raises(InputError, match=r"missing\.nii does not exist"):
         images_of(tmp_path).check([{"image": str(tmp_path / "missing.nii")}])
 
@@ -132,6 +134,7 @@ def test_finished_images_are_skipped(tmp_path: Path) -> None:
     files = [save(tmp_path / f"in/{name}.nii") for name in "abc"]
     for name in ("a_seg", "a_uncertainty", "b_seg"):
         save(tmp_path / f"out/{name}.nii.gz", stamp="weights 1")
+    touch(tmp_path / "out" / "quality", "a.json", "b.json")
     options = {"save": ["label", "uncertainty"], "skip_existing": True, "stamp": "weights 1"}
     folder = images_of(tmp_path, **options)
     folder.check()
@@ -139,6 +142,9 @@ def test_finished_images_are_skipped(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="other weights"):
         images_of(tmp_path, **{**options, "stamp": "weights 2"}).check()
     os.utime(files[0], (2**33, 2**33))  # an image that is newer than its maps
+    assert len(folder.items()) == 3
+    os.utime(files[0], (0, 0))
+    (tmp_path / "out" / "quality" / "a.json").unlink()
     assert len(folder.items()) == 3
 
 

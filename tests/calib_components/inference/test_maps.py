@@ -9,6 +9,7 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from monai.data import MetaTensor
@@ -16,6 +17,9 @@ from monai.data import MetaTensor
 from calib_components.errors import InputError
 from calib_components.inference import maps as prediction_maps
 from calib_components.inference.maps import PredictionMapsd, SaveMapd, fill_background, normalized_entropy
+from calib_components.posthoc import TemperatureScaled
+from calib_components.quality import write_table
+from tests.calib_components.quality.made_up import reference
 
 MODALITIES = ("_flair", "_t1", "_t1ce", "_t2")
 
@@ -97,7 +101,7 @@ def test_prediction_maps(
     monkeypatch.setattr(prediction_maps, "SLAB", slab)
     given = item()
     maps = PredictionMapsd("pred", STRUCTURES, [0, 1, 4], bits=bits)(given)
-    assert maps.keys() == {"pred", "image", "id", "seg", "probability", "uncertainty"}
+    assert maps.keys() == {"pred", "image", "id", "seg", "probability", "uncertainty", "quality"}
     filled = fill_background(LOGITS.softmax(0))
     for name, expected in (("probability", of_structures(filled)), ("uncertainty", normalized_entropy(filled))):
         assert maps[name].dtype == dtype
@@ -120,13 +124,38 @@ def test_prediction_maps(
 def test_only_what_is_asked_for_is_made_and_saved(save: Any, endings: set[str], tmp_path: Path) -> None:
     maps = PredictionMapsd("pred", STRUCTURES, [0, 1, 4], save=save)(item())
     SaveMapd(["seg", "uncertainty", "probability"], tmp_path, MODALITIES, allow_missing_keys=True)(maps)
-    assert {path.name for path in tmp_path.iterdir()} == {f"scan_{ending}.nii.gz" for ending in endings}
+    assert {path.name for path in tmp_path.iterdir()} == {*(f"scan_{ending}.nii.gz" for ending in endings), "quality"}
 
 
 def test_uncertainty_is_shown_in_place_of_the_label_map() -> None:
     maps = PredictionMapsd("pred", STRUCTURES, [0, 1, 4], show_uncertainty=True)(item())
     expected = normalized_entropy(fill_background(LOGITS.softmax(0)))
     torch.testing.assert_close(maps["pred"].as_tensor(), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("slab", [1, 10**6])
+def test_the_quality_is_that_of_the_probabilities(slab: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(prediction_maps, "SLAB", slab)
+    known = reference(12)
+    network = TemperatureScaled(torch.nn.Identity())
+    network.load_state_dict({**network.state_dict(), "reference": known.to_tensor()})
+    SaveMapd("seg", tmp_path, MODALITIES)(PredictionMapsd("pred", STRUCTURES, [0, 1, 4], network=network)(item()))
+    write_table(tmp_path)
+    table, filled = pd.read_csv(tmp_path / "quality.csv"), fill_background(LOGITS.softmax(0)).double().numpy()
+    assert table[["scan", "structure"]].to_numpy().tolist() == [["scan", "core"], ["scan", "whole"]]
+    for row, own, classes in zip(table.itertuples(), ("a", "b"), STRUCTURES.values(), strict=True):
+        p, mask = filled[classes].sum(0), np.isin(filled.argmax(0), classes)
+        dsc, volume = 2 * p[mask].sum() / (mask.sum() + p.sum()), p.sum() * 0.02  # voxels of 20 mm3
+        expected = (dsc, known.lower_bound(own, dsc), volume, *known.volume_range(own, volume))
+        np.testing.assert_allclose(row[3:8], expected, rtol=1e-6, atol=1e-6)
+
+
+def test_there_are_no_volumes_if_the_spacing_is_lost() -> None:
+    given = item()
+    given["image"].meta["original_affine"] = np.eye(4)
+    found = PredictionMapsd("pred", STRUCTURES, [0, 1, 4])(given)["quality"]
+    assert found["rows"][0]["expected_dsc"] > 0
+    assert found["rows"][0]["expected_volume_ml"] is None
 
 
 def test_codes_that_a_byte_cannot_hold() -> None:

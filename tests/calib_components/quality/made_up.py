@@ -6,18 +6,18 @@ import numpy as np
 
 from calib_components.quality import Reference, StructureEstimate
 
-NO_REFERENCE = Reference(["a", "b"], np.empty((0, 2, 6)))
+NO_REFERENCE = Reference(["a", "b"], np.empty((0, 2, 5)))
 
 
 def estimate(dsc: float, volume: float = 1000, predicted: float = 1000) -> StructureEstimate:
     return StructureEstimate(dsc, volume, predicted, 0.25, 0.5, 0.9)
 
 
-def reference(patients: int, scans: int = 1, seed: int = 0, independent: bool = True) -> Reference:
+def reference(patients: int, scans: int = 1, seed: int = 0) -> Reference:
     """So many patients, each with so many scans, whose errors are alike."""
     rng, shape = np.random.default_rng(seed), (patients, scans, 2)
     estimates, expected = rng.uniform(0.6, 0.99, shape), rng.uniform(500, 2000, shape)
     errors = rng.normal(0, 0.05, shape) + rng.normal(0, 0.05, (patients, 1, 2))
     dsc, true = (estimates + errors).clip(0, 1), expected * rng.uniform(0.7, 1.3, shape)
-    columns = np.broadcast_arrays(np.arange(patients)[:, None, None], independent, estimates, dsc, expected, true)
-    return Reference(["a", "b"], np.stack(columns, -1).reshape(-1, 2, 6))
+    columns = np.broadcast_arrays(np.arange(patients)[:, None, None], estimates, dsc, expected, true)
+    return Reference(["a", "b"], np.stack(columns, -1).reshape(-1, 2, 5))

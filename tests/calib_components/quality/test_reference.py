@@ -16,7 +16,7 @@ from tests.calib_components.quality.made_up import estimate, reference
 @pytest.mark.parametrize(("patients", "scans"), [(9, 1), (12, 3), (40, 2)])
 def test_limits_are_those_of_the_definition(patients: int, scans: int) -> None:
     found = reference(patients, scans)
-    expected, dsc, predicted, true = found.values[:, 1, 2:].reshape(patients, scans, 4).transpose(2, 0, 1)
+    expected, dsc, predicted, true = found.values[:, 1, 1:].reshape(patients, scans, 4).transpose(2, 0, 1)
     rank = math.ceil(round(0.9 * (patients + 1), 9)) - 1
     for value in (0.3, 0.8, 0.99):
         q = sorted(((expected - dsc) / (1 - expected)).max(1))[rank]
@@ -37,7 +37,7 @@ def test_a_bound_holds_for_nine_in_ten_exchangeable_patients() -> None:
     for seed in range(5000):  # 19 patients of two scans, and a new one: the bound holds in 18 of 20 cases
         values = reference(20, scans=2, seed=seed).values
         known = Reference(["a", "b"], values[:-2])
-        held.append(all(dsc >= known.lower_bound("a", expected) for expected, dsc in values[-2:, 0, 2:4]))
+        held.append(all(dsc >= known.lower_bound("a", expected) for expected, dsc in values[-2:, 0, 1:3]))
     assert np.mean(held) == pytest.approx(0.9, abs=0.01)
 
 
@@ -53,22 +53,21 @@ def test_absent_structures_do_not_count_and_missed_ones_do() -> None:
     missed = ({"a": estimate(0.9), "b": estimate(math.nan, 0, 0)}, {"a": (0.9, 900.0), "b": (0.0, 50.0)})
     found = Reference.from_scans([("p", *absent), ("q", *missed)])
     assert found.always == ["a"]
-    np.testing.assert_array_equal(found.values[:, 1, 2:4], [[np.nan, np.nan], [0, 0]])
+    np.testing.assert_array_equal(found.values[:, 1, 1:3], [[np.nan, np.nan], [0, 0]])
     assert found.place(0.89) == (2, 2)  # "b" counts in neither
     assert found.place(0.95) == (0, 2)
 
 
-@pytest.mark.parametrize("independent", [True, False])
-def test_weights_hold_the_reference(independent: bool) -> None:
+def test_weights_hold_the_reference() -> None:
     rows = [("p", {"a": estimate(0.9), "b": estimate(math.nan)}, {"a": (0.8, 9.0), "b": (math.nan, 0.0)})]
-    found = Reference.from_scans(rows, independent)
+    found = Reference.from_scans(rows)
     values = found.to_tensor()
-    assert values.dtype == torch.float64
+    assert values.dtype == torch.float32  # as a GPU of Apple demands
     assert values.isfinite().all()
-    np.testing.assert_array_equal(Reference.from_tensor(values, ["a", "b"]).values, found.values)
+    np.testing.assert_allclose(Reference.from_tensor(values, ["a", "b"]).values, found.values, rtol=1e-7)
     with pytest.raises(InputError, match="has 2 structures, not 3"):
         Reference.from_tensor(values, ["a", "b", "c"])
     empty = Reference.from_tensor(torch.empty(0), ["a", "b"])  # of weights without a reference
     assert np.isnan(empty.lower_bound("a", 0.8))
     assert (empty.place(0.8), empty.always) == ((0, 0), ["a", "b"])
-    assert ("optimistic" in reference(9, independent=independent).note) is not independent
+    assert "optimistic" in reference(9).note

@@ -46,7 +46,7 @@ def test_missing_structures_and_scans_unlike_the_validation_scans_are_always_rev
     assert missing["reasons"][0] == "b is not found, but is in all 12 validation scans"
     assert record("other body part", 0.1, known)["reasons"] == ["its estimate is lower than all 12 validation scans"]
     assert record("good", 0.9, known)["reasons"] == []
-    optional = Reference(known.structures, known.values * [1, 1, 1, 1, 1, 0])
+    optional = Reference(known.structures, known.values * [1, 1, 1, 1, 0])
     found = describe_scan("without b", {"a": estimate(0.9), "b": estimate(0, 3, 0)}, optional)
     assert (found["estimate"], found["rows"][1]["expected_dsc"]) == (0.9, None)
     nothing = {"a": estimate(0, 3, 0), "b": estimate(math.nan, 0, 0)._replace(uncertain_share=math.nan)}
@@ -54,7 +54,7 @@ def test_missing_structures_and_scans_unlike_the_validation_scans_are_always_rev
     assert describe_scan("empty", nothing, NO_REFERENCE)["reasons"] == ["a is not found", "b is not found"]
 
 
-@pytest.mark.parametrize(("options", "reviewed"), [({}, 0), ({"review": "25 %"}, 3), ({"review_below": 0.63}, 4)])
+@pytest.mark.parametrize(("options", "reviewed"), [({}, 2), ({"review": "25 %"}, 3), ({"review_below": 0.63}, 4)])
 def test_the_worst_are_reviewed_and_come_first(options: dict[str, Any], reviewed: int) -> None:
     chosen = choose([record(f"scan{i}", 0.685 - i / 100) for i in range(10)], **options)
     assert [each["scan"] for each in chosen] == [f"scan{i}" for i in reversed(range(10))]
@@ -87,7 +87,7 @@ def test_shards_and_restarts_end_in_the_same_files(tmp_path: Path) -> None:
 def test_the_page_is_complete_by_itself_and_shows_names_literally(tmp_path: Path) -> None:
     picture = draw_slice(np.eye(9), [np.ones((9, 9))], np.eye(4))
     for name, dsc in (("<b>&", 0.5), ("$scan", 0.9)):
-        write_record(record(name, dsc, reference(12, independent=False), voxel_ml=0.001, picture=picture), tmp_path)
+        write_record(record(name, dsc, reference(12), voxel_ml=0.001, picture=picture), tmp_path)
     write_table(tmp_path, review_below=0.6)
     page = (tmp_path / "quality.html").read_text()
     assert "1 of 2 segmentations to check" in page
