@@ -4,7 +4,7 @@
 
 reads the probabilities that a network saved, such as nnU-Net with `--save_probabilities`, and writes one page,
 `evaluation/report/index.html`, and the files that a bundle's evaluation writes. `scripts/report.py A B C` compares such
-folders.
+folders. Without LABELS, `evaluation/quality.html` shows which predictions to check, from their probabilities alone.
 """
 
 from __future__ import annotations

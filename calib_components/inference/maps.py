@@ -6,7 +6,6 @@ They are made and written a slab of slices at a time, so that memory does not gr
 from __future__ import annotations
 
 import gzip
-import math
 import os
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
@@ -30,7 +29,6 @@ from calib_components.posthoc import find_reference
 from calib_components.quality import Reference, ScanEstimates, describe_scan, draw_slice, write_record
 
 QUALITY = "quality"  # key of an item
-CUBIC_MM = 1000  # in a millilitre
 INTEGERS = {8: torch.uint8, 16: torch.uint16}
 SLAB = 2**22  # values of a slab: voxels times classes
 SLOPE = "scl_slope"  # key of a map's metadata: the step of the integers that it holds
@@ -142,10 +140,8 @@ class PredictionMapsd(MapTransform):
         masks = [torch.isin(shown, torch.tensor([self.label_codes[i] for i in of])) for of in self.structures.values()]
         picture = draw_slice(grey, torch.stack(masks), grid.affine)
         stored = torch.empty(0) if self.network is None else find_reference(self.network)
-        has_spacing = not np.array_equal(grid.affine, np.eye(4))
-        voxel_ml = abs(np.linalg.det(grid.affine[:3, :3])) / CUBIC_MM if has_spacing else math.nan
         reference = Reference.from_tensor(stored, [*self.structures])
-        return describe_scan(file_name(image), scan.compute(), reference, voxel_ml, picture)
+        return describe_scan(file_name(image), scan.compute(), reference, grid.affine, picture)
 
     def _maps(self, logits: torch.Tensor, grid: ImageGrid, file: str, scan: ScanEstimates) -> dict[str, torch.Tensor]:
         """Return the maps `(C, X, Y, Z)`, stored with X first as in a file, and measure the scan in that file."""

@@ -16,12 +16,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from calib_components.errors import InputError, check_number, make_folder, reading, writing
 from calib_components.quality.estimates import StructureEstimate, mean_estimate
 from calib_components.quality.page import quality_page
 from calib_components.quality.reference import Reference
 
 FOLDER = "quality"
+CUBIC_MM = 1000  # in a millilitre
 MEASURES = (
     "expected_dsc", "dsc_lower_bound", "expected_volume_ml", "volume_low_ml", "volume_high_ml", "uncertain_share"
 )  # fmt: skip
@@ -30,7 +34,7 @@ COLUMNS = ("scan", "structure", *MEASURES, "review", "reason")
 
 
 def describe_scan(
-    name: str, estimates: Estimates, reference: Reference, voxel_ml: float = math.nan, picture: bytes = b""
+    name: str, estimates: Estimates, reference: Reference, affine: NDArray | None = None, picture: bytes = b""
 ) -> dict[str, Any]:
     """Return what the table and the page show of a scan, as JSON data.
 
@@ -38,9 +42,11 @@ def describe_scan(
         name: Name of the scan.
         estimates: Estimates of its structures, see `ScanEstimates`.
         reference: The validation scans in the weights, if there are any.
-        voxel_ml: Volume of a voxel in ml; NaN, if the spacing is lost, gives no volumes.
+        affine: From voxels to mm. Without one, or with the identity, the spacing is lost, and there are no volumes.
         picture: A PNG, see `draw_slice`.
     """
+    is_lost = affine is None or np.array_equal(affine, np.eye(4))
+    voxel_ml = math.nan if is_lost else float(abs(np.linalg.det(np.asarray(affine)[:3, :3])) / CUBIC_MM)
     reasons: list[str] = []
     rows: list[dict[str, Any]] = []
     among = f", but is in all {len(reference.values)} validation scans" if len(reference.values) else ""

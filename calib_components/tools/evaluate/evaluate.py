@@ -20,7 +20,9 @@ from calib_components.tools.evaluate.calibrate import estimate_of
 from calib_components.tools.evaluate.classes import IGNORED, Classes, paint
 from calib_components.tools.evaluate.notes import check_notes, note
 from calib_components.tools.evaluate.pairs import Case, classes_of, find_cases, read_case
+from calib_components.tools.evaluate.quality import estimate_quality, find_unlabelled
 from calib_components.tools.parallel import map_cases
+from calib_components.tools.report.quality import reference_of
 from calib_components.tools.report.report import report_folders
 from calib_components.tools.report.thresholds import check_apart
 
@@ -29,8 +31,8 @@ REPORT = "report"  # folder of the page inside the output folder
 
 def evaluate_predictions(
     predictions: Path,
-    labels: Path,
-    out: Path,
+    labels: Path | None = None,
+    out: Path = Path("evaluation"),
     *,
     structures: Sequence[str] | None = None,
     sigmoid: bool = False,
@@ -38,6 +40,8 @@ def evaluate_predictions(
     patient_pattern: str | None = None,
     images: Path | None = None,
     validation: Path | None = None,
+    review: str = "20%",
+    review_below: float | None = None,
     workers: int | None = None,
     shard: str | None = None,
     skip_existing: bool = False,
@@ -51,9 +55,13 @@ def evaluate_predictions(
     has scaled, `temperature.json` beside them says by what, so that the plausible foreground has the same voxels as
     before.
 
+    Without labels, `out` gets `quality.csv` and `quality.html`: what the probabilities say of the quality of each
+    prediction, the worst first.
+
     Args:
         predictions: Folder of probabilities or label maps, see `calib_components.tools.evaluate.formats`.
-        labels: Folder of label maps, NIfTI files of the same names; `_gt`, `_seg` or `_label` may follow.
+        labels: Folder of label maps, NIfTI files of the same names; `_gt`, `_seg` or `_label` may follow. Default: the
+            predictions have no labels.
         out: Folder of the results.
         structures: Label codes of the structures, such as `liver=1,tumour=2`, or `WT=1+2+4` of several codes. Default:
             class1, class2 and so on.
@@ -62,8 +70,10 @@ def evaluate_predictions(
         patient_pattern: Regular expression for the part of a case's name that names the patient, such as
             `patient[0-9]+`. Default: each case is a patient.
         images: Folder of the images, for the pictures. Default: pictures without them.
-        validation: Folder of an evaluation of other cases, on which the page chooses thresholds. Default: the page
-            chooses none.
+        validation: Folder of an evaluation of other cases, on which the page chooses thresholds, and which gives limits
+            of DSC and volume without labels. Default: neither.
+        review: Share of the predictions without labels to list, those of the lowest quality.
+        review_below: Expected DSC below which predictions without labels are listed, in place of a share.
         workers: Number of processes, each with a case in memory. Default: one per core, at most 8.
         shard: Measure one of several shares of the cases, such as 2/8 in the second of eight jobs. The job that
             measures the last case writes the files.
@@ -73,13 +83,14 @@ def evaluate_predictions(
     Raises:
         InputError: A file or option is unsuitable, files do not belong together, or results cannot be written.
     """
-    cases = find_cases(predictions, labels)
+    cases = find_unlabelled(predictions) if labels is None else find_cases(predictions, labels)
     names = [case.name for case in cases]
     classes = classes_of(cases, structures, sigmoid, ignore_index)
     patients = patients_of(names, patient_pattern)
     pictured = {} if images is None else _find_images(images, names)
     if out.resolve() in [source.resolve() for source in (predictions, labels, images) if source is not None]:
         raise InputError(f"--out: {out} holds files to read. Give another folder.")
+    reference = None
     if validation is not None:
         if cases[0].channels == 0:
             raise InputError("--validation chooses thresholds of probabilities, and the predictions are label maps.")
@@ -88,6 +99,10 @@ def evaluate_predictions(
             raise InputError(f"--validation: {validation} has the structures {others}, not {[*classes.structures]}.")
         tested = [{"case": case, "patient": patient} for case, patient in patients.items()]
         check_apart(tested, fitted.items(patient_pattern), validation)
+        reference = reference_of(fitted, patient_pattern)
+    if labels is None:
+        estimate_quality(cases, out, classes, reference, pictured, review, review_below, workers, shard, overwrite)
+        return
     estimate = estimate_of(predictions, [case.prediction for case in cases])
     temperature = None if estimate is None else estimate.temperature
     items = []

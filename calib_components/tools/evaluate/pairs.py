@@ -40,6 +40,7 @@ class Case:
     """A prediction and its label.
 
     Attributes:
+        label: Its label; one of its own files, if it has none.
         channels: Number of channels of the prediction; 0 for a label map.
     """
 
@@ -90,7 +91,7 @@ def find_cases(predictions: Path, labels: Path, warn_left_out: bool = True) -> l
     cases, unknown = [], 0
     for name, prediction in found.items():
         header, image = prediction.header(), open_nifti(label_files[name])
-        _turn(header, prediction.files[0], Grid(image.affine, image.shape[:3], label_files[name]))
+        turn_of(header, prediction.files[0], Grid(image.affine, image.shape[:3], label_files[name]))
         cases.append(Case(name, prediction, label_files[name], header.channels))
         unknown += header.affine is None
         if header.channels != cases[0].channels:
@@ -191,7 +192,7 @@ def _holds_labels(file: Path) -> bool:
     return len(image.shape) == 3 and looks_like_labels(torch.from_numpy(read_values(image, file)))
 
 
-def _turn(header: Header, file: Path, label: Grid) -> np.ndarray | None:
+def turn_of(header: Header, file: Path, label: Grid) -> np.ndarray | None:
     """Return how to turn the axes of a prediction to those of its label; without an affine, compare their shapes."""
     if header.affine is not None:
         return turn_onto(Grid(header.affine, header.shape, file), label)
@@ -221,7 +222,7 @@ def read_case(case: Case, classes: Classes, temperature: float | None = None) ->
         lowest, highest = 0.0, 1.0
     else:
         values, lowest, highest = case.prediction.probabilities(classes.sigmoid, classes.skip)
-    if (turn := _turn(header, file, Grid(affine, codes.shape, case.label))) is not None:
+    if (turn := turn_of(header, file, Grid(affine, codes.shape, case.label))) is not None:
         values = np.stack([apply_orientation(channel, turn) for channel in values])
     if header.channels == 0:
         prediction = values[0]

@@ -10,10 +10,24 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
+from calib_components.handlers.evaluation_files import Evaluation
+from calib_components.quality import Reference
 from calib_components.tools.report.statistics import FEWEST_PATIENTS, SEED, Array, Estimate
 
 BAD, SHARE = 0.7, 0.2  # DSC below which a segmentation is bad; share of the scans that are reviewed
 RESAMPLES = 2000
+
+
+def reference_of(evaluation: Evaluation, patient_pattern: str | None = None) -> Reference:
+    """Return the reference that an evaluation of validation cases is, of probabilities, for scans of the same model."""
+    names = [item["patient"] for item in evaluation.items(patient_pattern)]
+    measures = ("expected_dsc", "dsc", "expected_volume", "true_volume")
+    expected, dsc, *volumes = (
+        evaluation.cases[[f"{measure}_{name}" for name in evaluation.structures]].to_numpy() for measure in measures
+    )
+    expected = np.where(np.isnan(dsc), np.nan, np.nan_to_num(expected))
+    patients = np.unique(names, return_inverse=True)[1][:, None] * np.ones_like(dsc)
+    return Reference(evaluation.structures, np.stack([patients, expected, dsc, *volumes], -1))
 
 
 class Ranking(NamedTuple):

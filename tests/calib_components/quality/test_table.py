@@ -24,8 +24,8 @@ def record(name: str, dsc: float, known: Reference = NO_REFERENCE, **options: An
 
 def test_the_table_has_the_columns_and_numbers_of_each_structure(tmp_path: Path) -> None:
     known = reference(12)
-    write_record(record("one", 0.7, known, voxel_ml=0.002), tmp_path)
-    write_record(record("two", 0.8, known), tmp_path)  # its spacing is lost
+    write_record(record("one", 0.7, known, affine=np.diag([1.0, -1.0, 2.0, 1.0])), tmp_path)
+    write_record(record("two", 0.8, known, affine=np.eye(4)), tmp_path)  # its spacing is lost
     write_table(tmp_path)
     table = pd.read_csv(tmp_path / "quality.csv")
     assert ",".join(table.columns) == (
@@ -87,7 +87,9 @@ def test_shards_and_restarts_end_in_the_same_files(tmp_path: Path) -> None:
 def test_the_page_is_complete_by_itself_and_shows_names_literally(tmp_path: Path) -> None:
     picture = draw_slice(np.eye(9), [np.ones((9, 9))], np.eye(4))
     for name, dsc in (("<b>&", 0.5), ("$scan", 0.9)):
-        write_record(record(name, dsc, reference(12), voxel_ml=0.001, picture=picture), tmp_path)
+        write_record(
+            record(name, dsc, reference(12), affine=np.diag([-1.0, -1.0, 1.0, 1.0]), picture=picture), tmp_path
+        )
     write_table(tmp_path, review_below=0.6)
     page = (tmp_path / "quality.html").read_text()
     assert "1 of 2 segmentations to check" in page

@@ -7,6 +7,7 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from matplotlib.figure import Figure
@@ -248,6 +249,43 @@ def test_images_of_pictures_are_called_like_a_case_or_its_first_channel(tmp_path
     for name in ("a", "b_0000"):
         save_nifti(tmp_path / f"{name}.nii.gz", label_of(0))
     assert {"a", "b", "b_0000"} <= evaluate._find_images(tmp_path, ["a", "b", "b_0000"]).keys()  # maps of b_0000, too
+
+
+def test_quality_without_labels_is_that_of_numpy(predictions: Path, labels: Path, tmp_path: Path) -> None:
+    for seed in range(9):  # of validation patients, whose limits are those of the definition
+        save_nifti(tmp_path / "other labels" / f"v{seed}.nii.gz", softmax_of(100 + seed).argmax(0).astype(np.uint8))
+        save_channels_last(tmp_path / "other" / f"v{seed}.nii.gz", softmax_of(200 + seed))
+    run(tmp_path / "other", tmp_path / "other labels", tmp_path / "validation")
+    save_nifti(tmp_path / "images" / "p1_ed.nii.gz", np.random.default_rng(0).normal(size=SHAPE))
+    options: dict[str, Any] = {"structures": STRUCTURES, "workers": 1, "review": "33%"}
+    evaluate_predictions(predictions, None, tmp_path / "out", validation=tmp_path / "validation", **options)
+    table, fitted = pd.read_csv(tmp_path / "out" / "quality.csv"), Evaluation.read(tmp_path / "validation").cases
+    expected, true = fitted["expected_dsc_both"], fitted["dsc_both"]
+    q = sorted((expected - true) / (1 - expected))[8]
+    ranges = fitted["expected_volume_both"], fitted["true_volume_both"]
+    off = sorted(abs(ranges[0] - ranges[1]) / ranges[0])[8]
+    for name in NAMES:
+        p = np.moveaxis(nib.load(predictions / f"{name}.nii.gz").get_fdata(), 3, 0)
+        own, mask = p[[1, 2]].sum(0), np.isin(p.argmax(0), [1, 2])
+        value, volume = 2 * own[mask].sum() / (mask.sum() + own.sum()), own.sum() * SPACING.prod() / 1000
+        limits = max(0, value - q * (1 - value)), volume, volume * max(0, 1 - off), volume * (1 + off)
+        (found,) = table[(table["scan"] == name) & (table["structure"] == "both")].to_numpy()
+        np.testing.assert_allclose(found[2:7].astype(float), (value, *limits), rtol=1e-5, atol=1e-6)
+    assert table["review"].tolist().count("yes") >= len(STRUCTURES)
+    save_nnunet(tmp_path / "arrays", "p1_ed", softmax_of(0))  # without a grid: that of its image
+    evaluate_predictions(tmp_path / "arrays", out=tmp_path / "new", images=tmp_path / "images", **options)
+    again = pd.read_csv(tmp_path / "new" / "quality.csv")
+    assert again["expected_volume_ml"].notna().all()
+    assert again["dsc_lower_bound"].isna().all()
+
+
+def test_label_maps_without_labels_are_refused(labels: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"is a label map\. Quality is estimated from probabilities"):
+        evaluate_predictions(labels, out=tmp_path / "out", structures=STRUCTURES)
+    save_nnunet(tmp_path / "two", "a", softmax_of(0))
+    save_nnunet(tmp_path / "two", "b", softmax_of(0, 4))
+    with pytest.raises(InputError, match=r"4 channels, .* has 3"):
+        evaluate_predictions(tmp_path / "two", out=tmp_path / "out")
 
 
 def test_places_and_options_that_do_not_fit(predictions: Path, labels: Path, tmp_path: Path) -> None:
