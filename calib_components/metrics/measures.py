@@ -20,6 +20,7 @@ from calib_components.metrics.regions import Region
 from calib_components.metrics.segmentation import dice, hausdorff_distance_95, structure_masks
 from calib_components.metrics.selective import RiskCoverage, risk_coverage
 from calib_components.metrics.volumes import StructureMeasures, measure_structures
+from calib_components.quality.estimates import ScanEstimates, StructureEstimate
 
 # A column without a region in its name, such as `ece`, is of the first one, that of the paper.
 REGIONS = tuple(KINDS)
@@ -102,6 +103,15 @@ class Case:
     def structure_measures(self) -> StructureMeasures:
         """Volumes, expected DSC and counts above thresholds of the structures."""
         return self.call(measure_structures, structures=self.structures, voxel_volume=self.voxel_volume)
+
+    @cached_property
+    def estimates(self) -> dict[str, StructureEstimate]:
+        """What the probabilities say of each structure."""
+        assert self.probabilities is not None
+        kept = (self.label != (math.nan if self.ignore_index is None else self.ignore_index)).all(0)
+        scan = ScanEstimates(self.structures, self.sigmoid or len(self.probabilities) == 1)
+        scan.update(self.probabilities[:, kept].unsqueeze(1))
+        return scan.compute()
 
     @cached_property
     def risk(self) -> RiskCoverage:
@@ -190,6 +200,8 @@ MEASURES = (
     Measure("volume_low", "lowest volume", "", "volume_unit", "structure", _structure("low")),
     Measure("volume_high", "highest volume", "", "volume_unit", "structure", _structure("high")),
     Measure("expected_dsc", "expected DSC", "higher", "", "structure", _structure("expected_dsc")),
+    Measure("mean_entropy", "mean entropy", "lower", "", "structure",
+            lambda case: {name: found.mean_entropy for name, found in case.estimates.items()}),
     Measure("aurc", "AURC", "lower", "", "case", lambda case: {"": case.risk.aurc.item()}),
     Measure("error_share_5", "errors in 5 %", "higher", "", "case", lambda case: {"": case.risk.error_share.item()}),
 )  # fmt: skip

@@ -18,6 +18,7 @@ from calib_components.tools.report.comparison import (
 from calib_components.tools.report.conclusion import conclude_differences, conclude_one
 from calib_components.tools.report.data import Results, write_compact
 from calib_components.tools.report.page import Answer, Section, write_report
+from calib_components.tools.report.quality import quality_section
 from calib_components.tools.report.ranks import ranks_sections
 from calib_components.tools.report.readers import read_cells, read_evaluations
 from calib_components.tools.report.statistics import FEWEST_PATIENTS, smallest_p_value
@@ -97,7 +98,7 @@ def report_folders(
     parts += [*compared, *ranks]
     if len(found.evaluations) == 1 and (found.has("aurc") or validation is not None):
         section, alike = thresholds_section(found, validation)
-        parts.append(section)
+        parts += [section, quality_section(found, validation)]
         notices += alike
     if found.about.get("magnitudes"):
         parts.append(logits_section(found))

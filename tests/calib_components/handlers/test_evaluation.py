@@ -100,7 +100,7 @@ def test_cases_have_the_columns_of_the_table_and_nothing_else_is_written(evaluat
     closed = {"ece_if_true", "ece_union_if_true", "ece_structure_core_if_true", "cece_structure_whole_if_true"}
     assert closed | {"ece_structure_core_resampled", "smooth_ece_predicted", "dsc_whole", "aurc"} < set(found)
     assert not any(name.startswith(("ece_all_", "ece_band_i", "ece_union_re")) for name in found)
-    assert len(found.columns) == 2 * 2 + 9 * 4 + 4 * 2 + 2 + 3 + 5 * 2 + 2 + 2
+    assert len(found.columns) == 2 * 2 + 9 * 4 + 4 * 2 + 2 + 3 + 6 * 2 + 2 + 2
     assert np.isnan(found["hd95_core"]).tolist() == [False, True, False]
 
 
@@ -131,6 +131,9 @@ def test_values_are_those_of_the_metrics(temperature: Any, tmp_path: Path) -> No
             for name, value in expected.items():
                 assert found[f"{name}{place}"][i] == pytest.approx(value.item(), abs=1e-12)
         assert found["expected_volume_core"][i] == measure_structures(y_pred, y, STRUCTURES).expected[0, 0]
+        p = item["pred"][1][item["pred"][1] > 0.05].double()
+        bits = torch.special.entr(torch.stack([p, 1 - p])).sum(0).mean().item() / np.log(2)
+        assert found["mean_entropy_core"][i] == pytest.approx(bits, rel=1e-6, nan_ok=True)
         assert found["segmented_volume_core"][i] == (item["pred"].argmax(0) == 1).sum()
     assert summary["temperature"] == (1 if temperature is None else 0.5)
     for name in ("ece", "cece", "nll", "brier", "dsc", "ece_all", "ece_predicted"):

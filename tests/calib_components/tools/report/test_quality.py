@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 
-from calib_components.tools.report.quality import coverage, rank_scans
+from calib_components.tools.report.quality import coverage, quality_section, rank_scans
+from calib_components.tools.report.readers import read_evaluations
+from tests.calib_components.tools.report.made_up import STRUCTURES, cases_of, write_evaluation
 
 
 def aurc(estimates: np.ndarray, dsc: np.ndarray) -> float:
@@ -55,3 +60,28 @@ def test_intervals_are_over_patients_and_undefined_values_stay_out() -> None:
 def test_a_bound_has_to_hold_in_all_scans_of_a_patient() -> None:
     found = coverage([0.5, 0.5, 0.5, np.nan], [0.6, 0.4, 0.5, 0.1], ["a", "a", "b", "c"])
     assert found == (1, 2, pytest.approx(0.0126, abs=1e-4), pytest.approx(0.9874, abs=1e-4))
+
+
+def test_section_ranks_the_cases_and_counts_the_bounds_of_validation_patients(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    estimates = {f"expected_dsc_{s}": rng.uniform(0.3, 0.99, 16) for s in STRUCTURES}
+    estimates["expected_dsc_RV"][3] = 0  # not predicted, though it is in every validation case
+    changed = {**estimates, **{f"mean_entropy_{s}": rng.uniform(0, 1, 16) for s in STRUCTURES}}
+    tested = write_evaluation(tmp_path / "test", changed=changed)
+    fitted = write_evaluation(tmp_path / "val", cases_of(12, first=30), seed=1)
+    section = quality_section(read_evaluations([tested]), fitted)
+    cases, known = (pd.read_csv(folder / "cases.csv") for folder in (tested, fitted))
+    dsc, expected = (cases[[f"{m}_{s}" for s in STRUCTURES]] for m in ("dsc", "expected_dsc"))
+    found = rank_scans(expected.mean(axis=1), dsc.mean(axis=1), [*cases_of(8).values()])
+    (record,) = (
+        each for each in section.records
+        if (each["score"], each["structure"], each["measure"]) == ("expected DSC", "mean of structures", "gap_closed")
+    )  # fmt: skip
+    assert (record["mean"], record["low"]) == (found.gap_closed.mean, found.gap_closed.low)
+    assert {each["score"] for each in section.records} == {"expected DSC", "mean confidence", "1 - mean entropy"}
+    assert f"{(dsc.mean(axis=1) < 0.7).sum()} of 16 scans" in section.caption
+    assert ("not shown" in section.caption) == (found.gap_closed.low <= 0)
+    residuals = (known["expected_dsc_MYO"] - known["dsc_MYO"]) / (1 - known["expected_dsc_MYO"])
+    q = sorted(residuals.to_numpy().reshape(12, 2).max(1))[11]
+    holds = dsc["dsc_MYO"] >= expected["expected_dsc_MYO"] - q * (1 - expected["expected_dsc_MYO"])
+    assert f"MYO {holds.to_numpy().reshape(8, 2).all(1).sum()} of 8 [" in section.caption

@@ -296,7 +296,14 @@ def test_report_of_one_evaluation_with_chosen_thresholds(tmp_path: Path) -> None
     page = (tmp_path / "out/report.md").read_text()
     assert page.startswith("# Is it calibrated? test\n\nThe mean DSC of 8 patients is 0.7")
     assert page.index("'BUNDLE/configs/calibrate.yaml'") < page.index("\n## ")
-    for title in ("Confidence and accuracy", "Structures", "All cases", "Means", "Thresholds"):
+    for title in (
+        "Confidence and accuracy",
+        "Structures",
+        "All cases",
+        "Means",
+        "Thresholds",
+        "Does the expected DSC find the bad scans?",
+    ):
         assert f"\n## {title}\n" in page
     assert (
         page.index("\n## Confidence") < page.index("\n## Reliability diagrams, voxels pooled") < page.index("\n## Str")
