@@ -150,14 +150,19 @@ def find_temperature(network: torch.nn.Module) -> torch.Tensor | None:
 
     It is the buffer itself, whose value changes with the weights, until the network moves to another device or type.
     """
-    own = unwrapped(network)
-    buffers = own.named_buffers() if isinstance(own, torch.jit.ScriptModule) or find_calibrator(own) else ()
-    return dict(buffers).get(f"{CARRIED}temperature")
+    return _find_buffer(network, f"{CARRIED}temperature")
 
 
 def find_reference(network: torch.nn.Module) -> torch.Tensor:
     """Return the reference in the weights of a network, scripted or not; an empty tensor without one."""
-    return dict(unwrapped(network).named_buffers()).get(REFERENCE, torch.empty(0))
+    found = _find_buffer(network, REFERENCE)
+    return torch.empty(0) if found is None else found
+
+
+def _find_buffer(network: torch.nn.Module, name: str) -> torch.Tensor | None:
+    own = unwrapped(network)
+    buffers = own.named_buffers() if isinstance(own, torch.jit.ScriptModule) or find_calibrator(own) else ()
+    return dict(buffers).get(name)
 
 
 def set_calibrator(network: torch.nn.Module, calibrator: Calibrator) -> None:

@@ -114,10 +114,12 @@ def choose(
 
 def write_table(output_dir: str | os.PathLike, review: str = "20%", review_below: float | None = None) -> None:
     """Make `quality.csv` and `quality.html` from the scans in `quality/`; for the options, see `choose`."""
-    folder, files = Path(output_dir), None
-    while files != (there := sorted((folder / FOLDER).glob("[!.]*.json"))):  # another shard may add some meanwhile
-        files, records = there, []
-        for file in files:
+    from filelock import FileLock  # metrics must not need it
+
+    folder, records = Path(output_dir), []
+    make_folder(folder / FOLDER)
+    with FileLock(folder / FOLDER / ".lock"):  # of several shards, the last one to write has all scans
+        for file in sorted((folder / FOLDER).glob("[!.]*.json")):
             with reading(file, "the estimates of a scan"):
                 records.append(json.loads(file.read_text(encoding="utf-8")))
         chosen, text = choose(records, review, review_below), io.StringIO()

@@ -218,7 +218,10 @@ def test_weights_of_an_ensemble_are_joined_if_they_belong_together(tmp_path: Pat
     files, out = [tmp_path / f"seed{seed}" / "model.pt" for seed in range(3)], tmp_path / "new/folder/model.pt"
     networks = [UNet(**UNET).eval() for _ in files]
     weights: list[Any] = [each.state_dict() for each in networks]
-    weights[1], weights[2] = {"model": weights[1]}, weights[2] | {"temperature": torch.tensor(2.0)}
+    weights[1], weights[2] = (
+        {"model": weights[1]},
+        weights[2] | {"temperature": torch.tensor(2.0), "reference": torch.ones(1, 1, 5)},
+    )
     for file, content in zip(files, weights, strict=True):
         file.parent.mkdir()
         torch.save(content, file)

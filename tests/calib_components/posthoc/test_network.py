@@ -22,6 +22,7 @@ from calib_components.posthoc import (
     TemperatureScaling,
     TemperatureUNet,
     find_calibrator,
+    find_reference,
     find_temperature,
     set_calibrator,
 )
@@ -62,6 +63,22 @@ def test_logits_are_divided_by_the_temperature_also_in_exports() -> None:
             assert find_temperature(exported) == network.temperature == 2.5
     half = TemperatureScaled(torch.nn.Identity(), 2.0)(torch.tensor([3.0], dtype=torch.bfloat16))
     assert half.equal(torch.tensor([1.5], dtype=torch.bfloat16))
+
+
+def test_weights_and_exports_carry_the_reference_until_another_calibrator(tmp_path: Path) -> None:
+    network, values = TemperatureUNet(**OPTIONS), torch.rand(4, 2, 5)
+    assert find_reference(network).numel() == 0
+    network.load_state_dict({**network.state_dict(), "reference": values})
+    torch.jit.script(network).save(tmp_path / "model.ts")
+    assert torch.equal(find_reference(torch.jit.load(tmp_path / "model.ts")), values)
+    other = TemperatureUNet(**OPTIONS)
+    other.load_state_dict(network.state_dict())
+    assert torch.equal(find_reference(other), values)
+    set_calibrator(other, TemperatureScaling())
+    assert find_reference(other).numel() == 0
+    assert "reference" not in other.state_dict()
+    network.load_state_dict(other.state_dict())  # weights without one
+    assert find_reference(network).numel() == 0
 
 
 @pytest.mark.parametrize("training", [True, False])
