@@ -1,11 +1,14 @@
-"""MONAI Label's app for bundles, extended by active learning: it can pick the most uncertain image.
+"""MONAI Label's app for bundles, extended by quality: in answers, and to pick the image with the lowest or the most
+uncertain one.
 
 `scripts/monai_label` renames the app's own `main.py` to `monaibundle.py` and puts this file in its place.
 """
 
 from __future__ import annotations
 
+import functools
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import monaibundle
@@ -17,10 +20,10 @@ from monailabel.interfaces.tasks.strategy import Strategy
 
 
 class UncertaintyScoring(ScoringMethod):
-    """Scores each image without a label by the mean of its uncertainty map."""
+    """Scores each image without a label by the mean of its uncertainty map, and by its expected DSC."""
 
     def __init__(self, model: InferTask) -> None:
-        super().__init__("Mean uncertainty of images without a label")
+        super().__init__("Mean uncertainty and expected DSC of images without a label")
         self.model = model
 
     def __call__(self, request: dict[str, Any], datastore: Datastore) -> dict[str, int]:
@@ -33,30 +36,55 @@ class UncertaintyScoring(ScoringMethod):
                 logging.getLogger(__name__).exception("%s: not scored", image)
                 failed += 1
             else:
-                datastore.update_image_info(image, {"uncertainty": float(data["pred"].mean())})
+                scores = {"uncertainty": float(data["pred"].mean()), "expected_dsc": data["quality"]["estimate"] or 0.0}
+                datastore.update_image_info(image, scores)
         return {"executed": len(images) - failed, "failed": failed}
 
 
-class MostUncertain(Strategy):
-    """Picks the image without a label that has the highest score; images without a score come last."""
+class Pick(Strategy):
+    """Picks the image without a label that has the highest score, times a sign; images without a score come last."""
 
-    def __init__(self) -> None:
-        super().__init__("The most uncertain image")
+    def __init__(self, text: str, score: str, sign: int) -> None:
+        super().__init__(text)
+        self.score, self.sign = score, sign
 
     def __call__(self, request: dict[str, Any], datastore: Datastore) -> dict[str, Any] | None:
         images = datastore.get_unlabeled_images(request.get("label_tag"), request.get("labels"))
-        scores = {image: datastore.get_image_info(image).get("uncertainty", -1) for image in images}
-        if not scores:
+        infos = {image: datastore.get_image_info(image) for image in images}
+        if not infos:
             return None
-        image = max(scores, key=scores.__getitem__)
-        return {"id": image, "uncertainty": scores[image]}
+        image = max(infos, key=lambda name: self.sign * infos[name].get(self.score, -2 * self.sign))
+        return {"id": image, self.score: infos[image].get(self.score)}
+
+
+def _with_weights(task: InferTask, post_transforms: Callable[..., Any], data: dict[str, Any] | None = None) -> Any:
+    """Give the transforms the network that the server runs, whose weights hold the validation scans."""
+    transforms = post_transforms(data)
+    for transform in transforms:
+        if hasattr(transform, "network"):
+            transform.network = task._get_network(data["device"], data)
+    return transforms
 
 
 class BundleApp(monaibundle.MyApp, MONAILabelApp):  # the server looks for a direct subclass of MONAILabelApp
-    """MONAI Label's app for bundles, with a scoring method and a strategy called `uncertainty`."""
+    """MONAI Label's app for bundles: answers have the `quality` of the scan, and images can be picked by it.
+
+    There are a scoring method called `uncertainty`, and the strategies `uncertainty` and `quality`.
+    """
+
+    def init_infers(self) -> dict[str, InferTask]:
+        infers = super().init_infers()
+        for name in self.models:
+            infers[name].output_json_key = "quality"  # of the item; what is there becomes a part of the answer
+            infers[name].post_transforms = functools.partial(_with_weights, infers[name], infers[name].post_transforms)
+        return infers
 
     def init_strategies(self) -> dict[str, Strategy]:
-        return {**super().init_strategies(), "uncertainty": MostUncertain()}
+        own = {
+            "uncertainty": Pick("The most uncertain image", "uncertainty", 1),
+            "quality": Pick("The image with the lowest expected DSC", "expected_dsc", -1),
+        }
+        return {**super().init_strategies(), **own}
 
     def init_scoring_methods(self) -> dict[str, ScoringMethod]:
         (model,) = (self._infers[name] for name in self.models)

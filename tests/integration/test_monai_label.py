@@ -92,6 +92,9 @@ def test_infer_label_train_and_infer_again(phantoms: Path, tmp_path: Path) -> No
     facts = content["facts"]
     model = bundle.name
     run_bundle(bundle, "train.yaml", "calibrate.yaml", temperature=0.5)
+    weights = torch.load(bundle / "models" / "model.pt", weights_only=True)
+    weights["reference"] = torch.rand(12, 3, 5)  # as if of validation scans
+    torch.save(weights, bundle / "models" / "model.pt")
     run_bundle(bundle, "inference.yaml", dataset_dir=str(studies / f"{held_out}.nii.gz"))
     served = tmp_path / "home" / "monaibundle" / "model" / model / "models" / "model.pt"
 
@@ -108,6 +111,14 @@ def test_infer_label_train_and_infer_again(phantoms: Path, tmp_path: Path) -> No
         # The server uses more threads: what is rounded to 16 bits may differ by a step.
         np.testing.assert_allclose(uncertainty, next(own).get_fdata(), rtol=0, atol=1.1 / 65535)
         assert torch.load(served, weights_only=True)["temperature"] == 0.5
+
+        question = {"params": json.dumps({"device": "cpu"})}
+        answer = requests.post(
+            f"{address}/infer/{model}?image={held_out}&output=json", data=question, timeout=600
+        ).json()
+        record = json.loads((bundle / "predictions" / "quality" / f"{held_out}.json").read_text())
+        assert answer["estimate"] == pytest.approx(record["estimate"], rel=1e-4)
+        assert (answer["place"], answer["note"]) == (record["place"], record["note"])
 
         for name in names[1:]:
             with open(labels / f"{name}.nii.gz", "rb") as label:
@@ -136,6 +147,9 @@ def test_infer_label_train_and_infer_again(phantoms: Path, tmp_path: Path) -> No
         unlabelled = {
             name: infer(address, model, name, maps, show_uncertainty=True).mean() for name in (names[0], held_out)
         }
+        lowest = requests.post(f"{address}/activelearning/quality", json={}, timeout=60).json()
+        assert lowest["id"] in unlabelled
+        assert 0 <= lowest["expected_dsc"] < 1
         picked = requests.post(f"{address}/activelearning/uncertainty", json={}, timeout=60).json()
         assert picked["id"] == max(unlabelled, key=unlabelled.__getitem__)
         assert picked["uncertainty"] == pytest.approx(max(unlabelled.values()), abs=1e-5)

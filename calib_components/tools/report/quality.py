@@ -138,8 +138,8 @@ def quality_section(results: Results, validation: Path | None) -> Section:
     for title, values in estimates.items():
         scans = (dict(zip(values, scan, strict=True)) for scan in zip(*values.values(), strict=True))
         found[title, MEAN] = rank_scans([mean_estimate(scan, known.always) for scan in scans], dsc, patients)
-    for name, values in expected.items():
-        found["expected DSC", name] = rank_scans(values, true[name], patients)
+    for name in tested.structures:
+        found["expected DSC", name] = rank_scans(expected[name], true[name], patients)
     records: list[dict[str, Any]] = []
     for (title, name), ranking in found.items():
         for measure, column in TITLES.items():
@@ -149,8 +149,9 @@ def quality_section(results: Results, validation: Path | None) -> Section:
     caption += NOT_SHOWN * (not found["expected DSC", MEAN].gap_closed.low > 0)
     if validation is not None:
         held = []
-        for name, values in expected.items():
-            k, n, low, high = coverage([known.lower_bound(name, value) for value in values], true[name], patients)
+        for name in tested.structures:
+            bounds = [known.lower_bound(name, value) for value in expected[name]]
+            k, n, low, high = coverage(bounds, true[name], patients)
             held += [f"{name} {k} of {n} [{low:.2f}, {high:.2f}]"] * (n > 0)
         text = "The lower bound of the DSC, at 90 %, holds in all scans of patients: {}. {}"
         caption += text.format(", ".join(held) or "no bound", known.note)
