@@ -57,7 +57,7 @@ class Pick(Strategy):
         return {"id": image, self.score: infos[image].get(self.score)}
 
 
-def _with_weights(task: InferTask, post_transforms: Callable[..., Any], data: dict[str, Any] | None = None) -> Any:
+def _with_weights(task: InferTask, post_transforms: Callable[..., Any], data: dict[str, Any]) -> Any:
     """Give the transforms the network that the server runs, whose weights hold the validation scans."""
     transforms = post_transforms(data)
     for transform in transforms:

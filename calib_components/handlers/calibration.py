@@ -34,8 +34,7 @@ from calib_components.handlers.weights import (
 from calib_components.metrics import CalibrationBins, ECEMetric, dice, structure_masks
 from calib_components.posthoc import KINDS, Calibrator, Estimate, set_calibrator
 from calib_components.posthoc.base import gathered
-from calib_components.quality import Reference, ScanEstimates, StructureEstimate
-from calib_components.quality.reference import Scan
+from calib_components.quality import Reference, ScanEstimates
 
 log = logging.getLogger(__name__)
 WORSE = 1.1  # times the error before, from which an error after the fit is warned of
@@ -113,7 +112,7 @@ class Calibration:
         name = self.calibrator.name
         estimate, fit, figure = f"{name}.json", f"{name}_fit.json", f"reliability_{name}.png"
         files: dict[str, bytes | None] = {}
-        scans: list[Scan] = []
+        scans: list[Any] = []
         if self.temperature is not None:
             self.calibrator.set_state({"temperature": self.temperature})
             files = dict.fromkeys((estimate, fit, figure))
@@ -138,9 +137,7 @@ class Calibration:
                 raise InputError(f"calibrated_path: {self.calibrated_path} has other weights. Choose another file.")
         check_beside(self.calibrated_path, facts_beside(self.load_path), "calibrated_path")
 
-    def _run_network(
-        self, fit: Calibrator | None = None, scans: list[Scan] | None = None
-    ) -> dict[str, CalibrationBins]:
+    def _run_network(self, fit: Calibrator | None = None, scans: list[Any] | None = None) -> dict[str, CalibrationBins]:
         """Run the network over all cases, and add them to the fit or the scans; return the bins by region."""
         metrics = {region: ECEMetric(region=region) for region in REGIONS}
 
@@ -154,19 +151,20 @@ class Calibration:
                 for metric in metrics.values():
                     metric(p, label)
                 if scans is not None:
-                    scans.append((case["patient"], *self._measure(p[0], label[0])))
+                    scans.append((case["patient"], self._measure(p[0], label[0])))
 
         with self.evaluator.add_event_handler(Events.ITERATION_COMPLETED, add):
             self.evaluator.run()
         return {region: metric.bins for region, metric in metrics.items()}
 
-    def _measure(self, p: torch.Tensor, label: torch.Tensor) -> tuple[dict[str, StructureEstimate], dict[str, Any]]:
-        """Return the estimates of a scan, and its true DSC and volumes in voxels."""
+    def _measure(self, p: torch.Tensor, label: torch.Tensor) -> list[tuple[float, ...]]:
+        """Return estimated and true DSC, expected and true volume in voxels of each structure of a scan."""
         scan = ScanEstimates(self.structures)
         scan.update(p)
         masks = [structure_masks(labels, [*self.structures.values()]) for labels in (p.argmax(0, keepdim=True), label)]
-        values = zip(dice(*(of[None] for of in masks))[0].tolist(), masks[1].flatten(1).sum(1).tolist(), strict=True)
-        return scan.compute(), dict(zip(self.structures, values, strict=True))
+        dsc, volumes = dice(*(of[None] for of in masks))[0].tolist(), masks[1].flatten(1).sum(1).tolist()
+        found = zip(scan.compute().values(), dsc, volumes, strict=True)
+        return [(own.expected_dsc, true, own.expected_voxels, volume) for own, true, volume in found]
 
     def _fit(self) -> bytes:
         """Fit the calibrator, put it into the network, and return the report."""
@@ -198,9 +196,10 @@ class Calibration:
         return content.getvalue()
 
     @idist.one_rank_only()
-    def _write(self, files: Mapping[str, bytes | None], scans: Sequence[Scan]) -> None:
+    def _write(self, files: Mapping[str, bytes | None], scans: Sequence[Any]) -> None:
         """Write the weights and the other files, all or none; those without content are removed."""
-        reference = Reference.from_scans(sorted(scans, key=itemgetter(0))).to_tensor() if scans else None
+        patients, values = zip(*sorted(scans, key=itemgetter(0)), strict=True) if scans else ((), ())
+        reference = Reference.from_scans([*self.structures], patients, values).to_tensor() if scans else None
         file, content = self.calibrated_path, with_calibrator(self.load_path, self.calibrator, reference)
         is_new = not file.is_file() or file.read_bytes() != content
         with ExitStack() as stack:

@@ -22,10 +22,8 @@ class StructureEstimate(NamedTuple):
             none, and NaN if the probability is 0 everywhere, too.
         expected_voxels: Expected volume, `sum p`.
         predicted_voxels: Number of voxels predicted as the structure.
-        uncertain_share: Of the voxels with `p > 0.05`, the share with `p <= 0.95`; NaN without any, as the next one.
+        uncertain_share: Of the voxels with `p > 0.05`, the share with `p <= 0.95`; NaN without any, as the next.
         mean_entropy: Mean entropy of `p` over the voxels with `p > 0.05`, in bits.
-        mean_confidence: Mean of `p` over the predicted voxels; NaN without any.
-        agreement: Mean DSC over pairs of segmentations, see `PairwiseDice`; NaN if it was not measured.
     """
 
     expected_dsc: float
@@ -33,8 +31,6 @@ class StructureEstimate(NamedTuple):
     predicted_voxels: float
     uncertain_share: float
     mean_entropy: float
-    mean_confidence: float
-    agreement: float = math.nan
 
 
 class ScanEstimates:
@@ -69,10 +65,9 @@ class ScanEstimates:
         inside = values.amax(0) > POSSIBLE if self.sigmoid else values[0] < 1 - POSSIBLE
         index = inside.nonzero().squeeze(1)
         values = values[:, index]
-        predicted, variance = values.argmax(0), torch.zeros_like(values[0])
-        for column, classes in enumerate(map(list, self.structures.values())):
+        variance, masks = torch.zeros_like(values[0]), self.masks(values)
+        for column, (classes, is_predicted) in enumerate(zip(map(list, self.structures.values()), masks, strict=True)):
             p = values[classes].sum(0).clamp(0, 1)
-            is_predicted = p > 0.5 if self.sigmoid else torch.isin(predicted, predicted.new_tensor(classes))
             possible = p > POSSIBLE
             entropy = torch.special.entr(p) + torch.special.entr(1 - p)
             parts = (p * is_predicted, is_predicted, possible, p > CERTAIN, entropy * possible)
@@ -81,10 +76,18 @@ class ScanEstimates:
             variance += p * (1 - p)
         self._variances.append(torch.bincount(index // (inside.numel() // slices), variance, minlength=slices).cpu())
 
+    def masks(self, probabilities: torch.Tensor) -> list[torch.Tensor]:
+        """Return where each structure is predicted, `(*S)`, of probabilities `(N, *S)`."""
+        structures = map(list, self.structures.values())
+        if self.sigmoid:
+            return [probabilities[channel] > 0.5 for (channel,) in structures]
+        predicted = probabilities.argmax(0)
+        return [torch.isin(predicted, predicted.new_tensor(classes)) for classes in structures]
+
     def compute(self) -> dict[str, StructureEstimate]:
         """Return the estimates of each structure, from all slices so far."""
         expected, overlap, predicted, possible, certain, entropy = self._sums
-        shares = (1 - certain / possible, entropy / possible / math.log(2), overlap / predicted)
+        shares = (1 - certain / possible, entropy / possible / math.log(2))
         table = torch.stack([2 * overlap / (predicted + expected), expected, predicted, *shares], 1)
         return {name: StructureEstimate(*row) for name, row in zip(self.structures, table.tolist(), strict=True)}
 
@@ -92,31 +95,6 @@ class ScanEstimates:
     def most_uncertain_slice(self) -> int:
         """Index of the slice with the largest sum of `p (1 - p)` over voxels and structures."""
         return int(torch.cat(self._variances).argmax())
-
-
-class PairwiseDice:
-    """Agreement of several segmentations of one scan, such as of members of an ensemble: `update`, then `compute`.
-
-    Source: Zenk et al., "Benchmarking failure detection in medical image segmentation", Medical Image Analysis 2025.
-    """
-
-    def __init__(self, structures: Structures) -> None:
-        self.structures = structures
-        self._shared = dict.fromkeys(structures, torch.zeros((), dtype=torch.float64))
-
-    def update(self, labels: torch.Tensor) -> None:
-        """Add voxels: the class indices `(M, *S)` that M segmentations give them."""
-        for name, classes in self.structures.items():
-            masks = torch.isin(labels.flatten(1), labels.new_tensor(list(classes))).float()
-            self._shared[name] = self._shared[name] + (masks @ masks.T).double().cpu()  # exact below 2^24 voxels
-
-    def compute(self) -> dict[str, float]:
-        """Return the mean DSC over all pairs, for each structure; NaN if it is in none of the segmentations."""
-        found = {}
-        for name, shared in self._shared.items():
-            dsc = 2 * shared / (shared.diagonal()[:, None] + shared.diagonal())
-            found[name] = float(dsc[torch.ones_like(dsc).triu(1) > 0].nanmean())
-        return found
 
 
 def mean_estimate(expected_dsc: Mapping[str, float], always: Collection[str]) -> float:

@@ -61,7 +61,6 @@ CELLS = {  # title, measure and text of each column
     "at least": ("dsc_lower_bound", lambda row: f"{row['dsc_lower_bound']:.2f}"),
     "volume, ml": ("expected_volume_ml", _volume),
     "uncertain": ("uncertain_share", lambda row: f"{row['uncertain_share']:.0%}"),
-    "agreement": ("agreement", lambda row: f"{row['agreement']:.2f}"),
 }
 
 

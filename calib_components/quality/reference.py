@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from calib_components.errors import InputError
-from calib_components.quality.estimates import StructureEstimate, mean_estimate
+from calib_components.quality.estimates import mean_estimate
 
 Array = NDArray[np.float64]
 LEVEL, FEWEST_PATIENTS = 0.9, 9  # of the limits; with fewer patients there are none
 SMALLEST = 1e-12  # in place of 0, below a fraction
 UNDEFINED = -1.0  # in the weights, which hold finite numbers only
-Scan = tuple[str, Mapping[str, StructureEstimate], Mapping[str, tuple[float, float]]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,17 +37,12 @@ class Reference:
     values: Array
 
     @classmethod
-    def from_scans(cls, scans: Iterable[Scan]) -> Reference:
-        """Make the reference from the patient of each scan, its estimates, and its true DSC and volumes in voxels."""
-        names, estimates, truths = zip(*scans, strict=True)
-        rows = []
-        for patient, estimate, truth in zip(np.unique(names, return_inverse=True)[1], estimates, truths, strict=True):
-            row = []
-            for structure, (dsc, volume) in truth.items():
-                expected = math.nan if math.isnan(dsc) else np.nan_to_num(estimate[structure].expected_dsc)
-                row.append([patient, expected, dsc, estimate[structure].expected_voxels, volume])
-            rows.append(row)
-        return cls(list(truths[0]), np.array(rows, float))
+    def from_scans(cls, structures: Sequence[str], patients: Sequence[str], values: ArrayLike) -> Reference:
+        """Make the reference from the patient of each scan and the other values, `(scans, structures, 4)`."""
+        expected, dsc, *volumes = np.moveaxis(np.asarray(values, float), -1, 0)
+        numbers = np.unique(patients, return_inverse=True)[1][:, None] * np.ones_like(dsc)
+        expected = np.where(np.isnan(dsc), np.nan, np.nan_to_num(expected))
+        return cls(structures, np.stack([numbers, expected, dsc, *volumes], -1))
 
     @classmethod
     def from_tensor(cls, values: torch.Tensor, structures: Sequence[str]) -> Reference:

@@ -59,8 +59,8 @@ def describe_scan(
         elif structure in reference.always:
             values[0] = 0.0
             reasons.append(f"{structure} is not found{among}")
-        cells = map(_finite, [*values, found.uncertain_share, found.agreement])
-        rows.append({"structure": structure, **dict(zip((*MEASURES, "agreement"), cells, strict=True))})
+        cells = map(_finite, [*values, found.uncertain_share])
+        rows.append({"structure": structure, **dict(zip(MEASURES, cells, strict=True))})
     estimate = mean_estimate({key: found.expected_dsc for key, found in estimates.items()}, reference.always)
     higher, scans = reference.place(estimate)
     place = f"lower than {'all' if higher == scans else f'{higher} of'} {scans} validation scans" if scans else ""

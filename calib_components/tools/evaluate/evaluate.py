@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import functools
+import shutil
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+from nibabel.orientations import apply_orientation
 
-from calib_components.data.nifti import check_same_grid, open_nifti, read_values
+from calib_components.data.nifti import Grid, check_same_grid, open_nifti, read_values
 from calib_components.errors import InputError, check_output, reading
 from calib_components.handlers.evaluation import EvaluationRecords, record_case, write_evaluation
 from calib_components.handlers.evaluation_files import Evaluation, check_output_dir
-from calib_components.inference.images import find_images
+from calib_components.inference.images import find_images, shard_of
+from calib_components.quality import Reference, ScanEstimates, describe_scan, draw_slice, write_record, write_table
+from calib_components.quality.table import FOLDER, choose
 from calib_components.tools.cli import patients_of
 from calib_components.tools.evaluate.calibrate import estimate_of
 from calib_components.tools.evaluate.classes import IGNORED, Classes, paint
 from calib_components.tools.evaluate.notes import check_notes, note
-from calib_components.tools.evaluate.pairs import Case, classes_of, find_cases, read_case
-from calib_components.tools.evaluate.quality import estimate_quality, find_unlabelled
+from calib_components.tools.evaluate.pairs import Case, classes_of, find_cases, read_case, turn_of
 from calib_components.tools.parallel import map_cases
 from calib_components.tools.report.quality import reference_of
 from calib_components.tools.report.report import report_folders
@@ -83,14 +86,14 @@ def evaluate_predictions(
     Raises:
         InputError: A file or option is unsuitable, files do not belong together, or results cannot be written.
     """
-    cases = find_unlabelled(predictions) if labels is None else find_cases(predictions, labels)
+    cases = find_cases(predictions, labels)
     names = [case.name for case in cases]
     classes = classes_of(cases, structures, sigmoid, ignore_index)
     patients = patients_of(names, patient_pattern)
     pictured = {} if images is None else _find_images(images, names)
     if out.resolve() in [source.resolve() for source in (predictions, labels, images) if source is not None]:
         raise InputError(f"--out: {out} holds files to read. Give another folder.")
-    reference = None
+    reference = Reference.from_tensor(torch.empty(0), [*classes.structures])
     if validation is not None:
         if cases[0].channels == 0:
             raise InputError("--validation chooses thresholds of probabilities, and the predictions are label maps.")
@@ -101,7 +104,13 @@ def evaluate_predictions(
         check_apart(tested, fitted.items(patient_pattern), validation)
         reference = reference_of(fitted, patient_pattern)
     if labels is None:
-        estimate_quality(cases, out, classes, reference, pictured, review, review_below, workers, shard, overwrite)
+        choose([], review, review_below)
+        check_output(out, FOLDER, overwrite)
+        if shard is None:  # no scans of an earlier run
+            shutil.rmtree(out / FOLDER, ignore_errors=True)
+        estimate = functools.partial(_estimate, out=out, classes=classes, reference=reference, images=pictured)
+        map_cases(estimate, shard_of(cases, shard), workers, "estimate")
+        write_table(out, review, review_below)
         return
     estimate = estimate_of(predictions, [case.prediction for case in cases])
     temperature = None if estimate is None else estimate.temperature
@@ -134,6 +143,23 @@ def _measure(
     with reading(case.prediction.files[0], "a prediction that can be measured"):
         record = record_case(saved, saved.prediction, torch.from_numpy(painted), grey)
     records.write(case.name, {**record, "notes": note(case, saved, classes)})
+
+
+def _estimate(case: Case, out: Path, classes: Classes, reference: Reference, images: Mapping[str, Path]) -> None:
+    """Write the quality of a prediction without a label; where it has an image, on the grid of that."""
+    header, file = case.prediction.header(), images.get(case.name)
+    values, affine, grey = case.prediction.probabilities(classes.sigmoid, classes.skip).values, header.affine, None
+    if file is not None:
+        image = open_nifti(file)
+        if (turn := turn_of(header, case.label, Grid(image.affine, image.shape[:3], file))) is not None:
+            values = np.stack([apply_orientation(channel, turn) for channel in values])
+        affine, grey = image.affine, read_values(image, file).reshape(*image.shape[:3], -1)[..., 0]
+    p, scan = torch.from_numpy(values).permute(0, 3, 2, 1), ScanEstimates(classes.structures, classes.sigmoid)
+    scan.update(p)
+    shown, index = p[:, scan.most_uncertain_slice], scan.most_uncertain_slice
+    drawn = (shown.amax(0) if classes.sigmoid else 1 - shown[0]) if grey is None else grey[..., index].T
+    picture = draw_slice(drawn, torch.stack(scan.masks(shown)), np.eye(4) if affine is None else affine)
+    write_record(describe_scan(case.name, scan.compute(), reference, affine, picture), out)
 
 
 def _read_image(file: Path, label_file: Path) -> torch.Tensor:

@@ -68,19 +68,19 @@ class Saved(MeasuredCase):
     other_predicted: Sequence[int]
 
 
-def find_cases(predictions: Path, labels: Path, warn_left_out: bool = True) -> list[Case]:
+def find_cases(predictions: Path, labels: Path | None, warn_left_out: bool = True) -> list[Case]:
     """Find the predictions of a folder and the label of each, and check shapes and grids by the files' headers.
 
     Labels are NIfTI files called like their predictions, or with `_gt`, `_seg` or `_label` at the end, which
     predictions may have too; if a folder has such files, only these are labels, so that images may lie beside them.
     Subfolders are searched too. Labels without a prediction are left out. Axes of a prediction may be in another
-    order or direction than those of its label.
+    order or direction than those of its label. None stands for no labels, without which label maps are refused.
 
     The cases are sorted by name.
     """
-    label_files = find_labels(labels)
+    label_files = {} if labels is None else find_labels(labels)
     found = find_predictions(predictions, label_files)
-    if alone := [name for name in found if name not in label_files]:
+    if labels is not None and (alone := [name for name in found if name not in label_files]):
         raise InputError(
             f"{predictions}: no label for {listed(alone)}. Give each prediction a label of the same name in {labels}. "
             "Number files of channels from 0, without gaps and leading zeros."
@@ -90,10 +90,16 @@ def find_cases(predictions: Path, labels: Path, warn_left_out: bool = True) -> l
         logging.getLogger(__name__).warning(message, labels, len(left_out), listed(left_out))
     cases, unknown = [], 0
     for name, prediction in found.items():
-        header, image = prediction.header(), open_nifti(label_files[name])
-        turn_of(header, prediction.files[0], Grid(image.affine, image.shape[:3], label_files[name]))
-        cases.append(Case(name, prediction, label_files[name], header.channels))
-        unknown += header.affine is None
+        header, label = prediction.header(), label_files.get(name, prediction.files[0])
+        if labels is not None:
+            image = open_nifti(label)
+            turn_of(header, prediction.files[0], Grid(image.affine, image.shape[:3], label))
+            unknown += header.affine is None
+        elif header.channels == 0:
+            raise InputError(
+                f"{label} is a label map. Quality is estimated from probabilities: save those, or give labels."
+            )
+        cases.append(Case(name, prediction, label, header.channels))
         if header.channels != cases[0].channels:
             first, here = (f"{case.prediction.files[0]} has {case.channels}" for case in (cases[0], cases[-1]))
             raise InputError(f"{here} channels, {first}. Predictions need the same number; label maps have 0.")

@@ -21,7 +21,7 @@ from calib_components.tools.report.tables import tabulate
 
 BAD, SHARE = 0.7, 0.2  # DSC below which a segmentation is bad; share of the scans that are reviewed
 RESAMPLES = 1000
-TITLES = {"gap_closed": "gap closed ↑", "roc": "ROC ↑", "found": "found in 20 % ↑", "spearman": "Spearman ↑"}
+TITLES = ("gap closed ↑", "ROC ↑", "found in 20 % ↑", "Spearman ↑")  # of the values of a `Ranking`
 ABOUT = (
     "Whether the probabilities alone order the scans as their DSC does. Gap closed: 1 for the order of the DSC, 0 for "
     "a random one. ROC: area under the ROC curve for a DSC below 0.7. Found: share of these scans among the 20 % with "
@@ -33,29 +33,24 @@ NOT_SHOWN = "The expected DSC is not shown to order these scans: the interval of
 
 def reference_of(evaluation: Evaluation, patient_pattern: str | None = None) -> Reference:
     """Return the reference that an evaluation of validation cases is, of probabilities, for scans of the same model."""
-    names = [item["patient"] for item in evaluation.items(patient_pattern)]
+    names, patients = evaluation.structures, [item["patient"] for item in evaluation.items(patient_pattern)]
     measures = ("expected_dsc", "dsc", "expected_volume", "true_volume")
-    expected, dsc, *volumes = (
-        evaluation.cases[[f"{measure}_{name}" for name in evaluation.structures]].to_numpy() for measure in measures
-    )
-    expected = np.where(np.isnan(dsc), np.nan, np.nan_to_num(expected))
-    patients = np.unique(names, return_inverse=True)[1][:, None] * np.ones_like(dsc)
-    return Reference(evaluation.structures, np.stack([patients, expected, dsc, *volumes], -1))
+    values = [evaluation.cases[[f"{measure}_{name}" for name in names]] for measure in measures]
+    return Reference.from_scans(names, patients, np.stack(values, -1))
 
 
 class Ranking(NamedTuple):
     """How estimates order scans, with 95 % intervals over patients; see `rank_scans`.
 
     Attributes:
-        gap_closed: `(random - AURC) / (random - optimal)`: 1 for the order of the DSC, 0 by chance.
-        aurc: Area under the risk-coverage curve: the mean over i of the mean of 1 - DSC of the i best estimates.
+        gap_closed: `(random - AURC) / (random - optimal)`: 1 for the order of the DSC, 0 by chance. AURC is the area
+            under the risk-coverage curve: the mean over i of the mean of 1 - DSC of the i best estimates.
         roc: Area under the ROC curve for DSC below 0.7; NaN where no or every scan is, as the next one.
         found: Share of these scans that are among the 20 % with the lowest estimates.
         spearman: Spearman's rank correlation of estimate and DSC.
     """
 
     gap_closed: Estimate
-    aurc: Estimate
     roc: Estimate
     found: Estimate
     spearman: Estimate
@@ -103,7 +98,7 @@ def _measure(estimates: Array, dsc: Array) -> Array:
         gap = (risk.mean() - aurc) / (risk.mean() - optimal)
         roc = 1 - (ranks @ is_bad - bad * (bad + 1) / 2) / (bad * (number - bad))
         found = reviewed.sum() / bad if bad < number else np.nan
-        return np.array([gap, aurc, roc, found, np.corrcoef(ranks, stats.rankdata(dsc))[0, 1]])
+        return np.array([gap, roc, found, np.corrcoef(ranks, stats.rankdata(dsc))[0, 1]])
 
 
 def coverage(bounds: ArrayLike, dsc: ArrayLike, patients: Sequence[str]) -> tuple[int, int, float, float]:
@@ -134,19 +129,18 @@ def quality_section(results: Results, validation: Path | None) -> Section:
     if results.has(*(f"mean_entropy_{name}" for name in tested.structures)):
         entropy = {name: results.of_cases(row, f"mean_entropy_{name}") for name in tested.structures}
         estimates["1 - mean entropy"] = {name: 1 - values for name, values in entropy.items()}
-    dsc, found = results.of_cases(row, "dsc"), {}
+    dsc, rows = results.of_cases(row, "dsc"), list[tuple[str, str, ArrayLike, Array]]()
     for title, values in estimates.items():
         scans = (dict(zip(values, scan, strict=True)) for scan in zip(*values.values(), strict=True))
-        found[title, MEAN] = rank_scans([mean_estimate(scan, known.always) for scan in scans], dsc, patients)
-    for name in tested.structures:
-        found["expected DSC", name] = rank_scans(expected[name], true[name], patients)
+        rows.append((title, MEAN, [mean_estimate(scan, known.always) for scan in scans], dsc))
+    rows += [("expected DSC", name, expected[name], true[name]) for name in tested.structures]
     records: list[dict[str, Any]] = []
-    for (title, name), ranking in found.items():
-        for measure, column in TITLES.items():
-            keys = {"score": title, "structure": name, "column": column, "unit": "dsc"}
-            records.append(results.record(row, measure, getattr(ranking, measure), **keys))
+    for score, name, own, truth in rows:
+        ranking, keys = rank_scans(own, truth, patients), {"score": score, "structure": name, "unit": "dsc"}
+        found = zip(TITLES, ranking, strict=True)
+        records += [results.record(row, column, estimate, **keys, column=column) for column, estimate in found]
     caption = f"{ABOUT}{(dsc < BAD).sum()} of {len(dsc)} scans have a DSC below {BAD}. "
-    caption += NOT_SHOWN * (not found["expected DSC", MEAN].gap_closed.low > 0)
+    caption += NOT_SHOWN * (not records[0]["low"] > 0)
     if validation is not None:
         held = []
         for name in tested.structures:

@@ -10,7 +10,7 @@ NO_REFERENCE = Reference(["a", "b"], np.empty((0, 2, 5)))
 
 
 def estimate(dsc: float, volume: float = 1000, predicted: float = 1000) -> StructureEstimate:
-    return StructureEstimate(dsc, volume, predicted, 0.25, 0.5, 0.9)
+    return StructureEstimate(dsc, volume, predicted, 0.25, 0.5)
 
 
 def reference(patients: int, scans: int = 1, seed: int = 0) -> Reference:

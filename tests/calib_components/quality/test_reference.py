@@ -10,7 +10,7 @@ import torch
 
 from calib_components.errors import InputError
 from calib_components.quality import Reference
-from tests.calib_components.quality.made_up import estimate, reference
+from tests.calib_components.quality.made_up import reference
 
 
 @pytest.mark.parametrize(("patients", "scans"), [(9, 1), (12, 3), (40, 2)])
@@ -42,25 +42,24 @@ def test_a_bound_holds_for_nine_in_ten_exchangeable_patients() -> None:
 
 
 def test_certain_predictions_have_limits_too() -> None:
-    right = [(f"p{i}", {"a": estimate(1.0)}, {"a": (1.0, 1000.0)}) for i in range(20)]
-    wrong = [(f"q{i}", {"a": estimate(1.0)}, {"a": (0.2, 0.0)}) for i in range(20)]
-    assert Reference.from_scans(right).lower_bound("a", 1.0) == pytest.approx(1)
-    assert Reference.from_scans(right + wrong).lower_bound("a", 1.0) == pytest.approx(0.2)
+    right, wrong, names = [[(1, 1, 1000, 1000)]] * 20, [[(1, 0.2, 1000, 0)]] * 20, [f"p{i}" for i in range(40)]
+    assert Reference.from_scans(["a"], names[:20], right).lower_bound("a", 1.0) == pytest.approx(1)
+    assert Reference.from_scans(["a"], names, right + wrong).lower_bound("a", 1.0) == pytest.approx(0.2)
 
 
 def test_absent_structures_do_not_count_and_missed_ones_do() -> None:
-    absent = ({"a": estimate(0.9), "b": estimate(math.nan, 0, 0)}, {"a": (0.9, 900.0), "b": (math.nan, 0.0)})
-    missed = ({"a": estimate(0.9), "b": estimate(math.nan, 0, 0)}, {"a": (0.9, 900.0), "b": (0.0, 50.0)})
-    found = Reference.from_scans([("p", *absent), ("q", *missed)])
+    absent = [(0.9, 0.9, 1000, 900), (math.nan, math.nan, 0, 0)]
+    missed = [(0.9, 0.9, 1000, 900), (math.nan, 0, 0, 50)]
+    found = Reference.from_scans(["a", "b"], ["q", "p"], [absent, missed])
     assert found.always == ["a"]
+    assert found.values[:, 0, 0].tolist() == [1, 0]
     np.testing.assert_array_equal(found.values[:, 1, 1:3], [[np.nan, np.nan], [0, 0]])
     assert found.place(0.89) == (2, 2)  # "b" counts in neither
     assert found.place(0.95) == (0, 2)
 
 
 def test_weights_hold_the_reference() -> None:
-    rows = [("p", {"a": estimate(0.9), "b": estimate(math.nan)}, {"a": (0.8, 9.0), "b": (math.nan, 0.0)})]
-    found = Reference.from_scans(rows)
+    found = Reference.from_scans(["a", "b"], ["p"], [[(0.9, 0.8, 1000, 9), (math.nan, math.nan, 0, 0)]])
     values = found.to_tensor()
     assert values.dtype == torch.float32  # as a GPU of Apple demands
     assert values.isfinite().all()
