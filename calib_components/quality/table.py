@@ -25,6 +25,7 @@ from calib_components.quality.page import quality_page
 from calib_components.quality.reference import Reference
 
 FOLDER = "quality"
+LOCK = f"{FOLDER}/.lock"  # stays where a table was written
 CUBIC_MM = 1000  # in a millilitre
 MEASURES = (
     "expected_dsc", "dsc_lower_bound", "expected_volume_ml", "volume_low_ml", "volume_high_ml", "uncertain_share"
@@ -118,7 +119,7 @@ def write_table(output_dir: str | os.PathLike, review: str = "20%", review_below
 
     folder, records = Path(output_dir), []
     make_folder(folder / FOLDER)
-    with FileLock(folder / FOLDER / ".lock"):  # of several shards, the last one to write has all scans
+    with FileLock(folder / LOCK):  # of several shards, the last one to write has all scans
         for file in sorted((folder / FOLDER).glob("[!.]*.json")):
             with reading(file, "the estimates of a scan"):
                 records.append(json.loads(file.read_text(encoding="utf-8")))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import shutil
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,12 +12,12 @@ import torch
 from nibabel.orientations import apply_orientation
 
 from calib_components.data.nifti import Grid, check_same_grid, open_nifti, read_values
-from calib_components.errors import InputError, check_output, reading
+from calib_components.errors import InputError, check_output, make_folder, reading
 from calib_components.handlers.evaluation import EvaluationRecords, record_case, write_evaluation
 from calib_components.handlers.evaluation_files import Evaluation, check_output_dir
 from calib_components.inference.images import find_images, shard_of
 from calib_components.quality import Reference, ScanEstimates, describe_scan, draw_slice, write_record, write_table
-from calib_components.quality.table import FOLDER, choose
+from calib_components.quality.table import FOLDER, LOCK, choose
 from calib_components.tools.cli import patients_of
 from calib_components.tools.evaluate.calibrate import estimate_of
 from calib_components.tools.evaluate.classes import IGNORED, Classes, paint
@@ -105,9 +104,11 @@ def evaluate_predictions(
         reference = reference_of(fitted, patient_pattern)
     if labels is None:
         choose([], review, review_below)
-        check_output(out, FOLDER, overwrite)
-        if shard is None:  # no scans of an earlier run
-            shutil.rmtree(out / FOLDER, ignore_errors=True)
+        check_output(out, LOCK, overwrite)
+        make_folder(out / FOLDER)
+        (out / LOCK).touch()
+        for file in (out / FOLDER).glob("*.json") if shard is None else ():  # of an earlier run
+            file.unlink()
         estimate = functools.partial(_estimate, out=out, classes=classes, reference=reference, images=pictured)
         map_cases(estimate, shard_of(cases, shard), workers, "estimate")
         write_table(out, review, review_below)

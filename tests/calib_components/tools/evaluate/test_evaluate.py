@@ -277,6 +277,13 @@ def test_quality_without_labels_is_that_of_numpy(predictions: Path, labels: Path
     again = pd.read_csv(tmp_path / "new" / "quality.csv")
     assert again["expected_volume_ml"].notna().all()
     assert again["dsc_lower_bound"].isna().all()
+    for shard in ("1/2", "2/2"):
+        evaluate_predictions(predictions, out=tmp_path / "shards", shard=shard, **options)
+    evaluate_predictions(predictions, out=tmp_path / "new", **options)  # without the scans of an earlier run
+    assert (tmp_path / "new" / "quality.csv").read_bytes() == (tmp_path / "shards" / "quality.csv").read_bytes()
+    (tmp_path / "mine" / "quality").mkdir(parents=True)
+    with pytest.raises(InputError, match="--overwrite"):
+        evaluate_predictions(predictions, out=tmp_path / "mine", **options)
 
 
 def test_label_maps_without_labels_are_refused(labels: Path, tmp_path: Path) -> None:
