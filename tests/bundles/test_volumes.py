@@ -7,11 +7,13 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 from calib_components.data.facts import facts_beside
 from calib_components.handlers import Evaluation, read_estimate
+from calib_components.quality import Reference
 from calib_components.tools.prepare import prepare_data
 from tests.helpers import BRATS, FLARE, HIPPOCAMPUS, make_images, make_prepared, refusal, run_bundle, save
 
@@ -53,6 +55,12 @@ def test_from_raw_images_to_maps(task: Path, tmp_path: Path) -> None:
 
     infer: dict[str, Any] = {"dataset_dir": str(task / "imagesTr"), "ckpt_dir": str(tmp_path / "models")}
     run_bundle(HIPPOCAMPUS, "inference.yaml", output_dir=str(tmp_path / "maps"), **infer)
+    table = pd.read_csv(tmp_path / "maps" / "quality.csv").set_index(["scan", "structure"])
+    for case, expected in zip(found.cases["case"], found.cases["expected_dsc_anterior"], strict=True):
+        assert table.loc[(case, "anterior"), "expected_dsc"] == pytest.approx(expected, rel=1e-4)
+    weights = torch.load(tmp_path / "models" / "model.pt", weights_only=True)
+    reference = Reference.from_tensor(weights["reference"], ["anterior", "posterior"])
+    np.testing.assert_allclose(np.sort(reference.values[:, 0, 2]), np.sort(found.cases["dsc_anterior"]), rtol=1e-6)
     for case, nll in zip(found.cases["case"], found.cases["nll_all"], strict=True):
         own = nib.load(task / "labelsTr" / f"{case}.nii.gz")
         probability, seg = (nib.load(tmp_path / "maps" / f"{case}_{kind}.nii.gz") for kind in ("probability", "seg"))
@@ -101,6 +109,7 @@ def test_3d_networks_in_bundles_of_slices(name: str, bundle: Path, tmp_path: Pat
         images["ignore_intensity"] = True
     assert "Give configs/volumes.yaml, too" in refusal(bundle, "inference.yaml", **images, **places)
     run_bundle(bundle, "inference.yaml", "volumes.yaml", **images, **places, save="label")
-    (label,) = (tmp_path / "maps").iterdir()
+    (label,) = (tmp_path / "maps").glob("*.nii.gz")
+    assert "scan" in (tmp_path / "maps" / "quality.csv").read_text()
     assert nib.load(label).shape == (30, 41, 4)
     assert torch.load(tmp_path / "models" / "model.pt", weights_only=True)["temperature"] == 1

@@ -147,7 +147,7 @@ def quality_section(results: Results, validation: Path | None) -> Section:
             bounds = [known.lower_bound(name, value) for value in expected[name]]
             k, n, low, high = coverage(bounds, true[name], patients)
             held += [f"{name} {k} of {n} [{low:.2f}, {high:.2f}]"] * (n > 0)
-        text = "The lower bound of the DSC, at 90 %, holds in all scans of patients: {}. {}"
+        text = "Patients for whom the lower bound of the DSC, at 90 %, holds in every scan: {}. {}"
         caption += text.format(", ".join(held) or "no bound", known.note)
     table = tabulate(records, ["score", "structure"])
     return Section("quality", "Does the expected DSC find the bad scans?", caption, table, records)
