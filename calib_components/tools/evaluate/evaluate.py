@@ -104,7 +104,7 @@ def evaluate_predictions(
         reference = reference_of(fitted, patient_pattern)
     if labels is None:
         choose([], review, review_below)
-        check_output(out, LOCK, overwrite)
+        check_output(out, LOCK, overwrite=overwrite)
         make_folder(out / FOLDER)
         (out / LOCK).touch()
         for file in (out / FOLDER).glob("*.json") if shard is None else ():  # of an earlier run
