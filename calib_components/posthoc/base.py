@@ -22,13 +22,13 @@ KINDS: dict[str, type[Calibrator]] = {}  # every calibrator by its name
 CARRIED = "calibrator."  # prefix of its parameters in a network, which the names in a state dict lack
 
 
-def gathered(values: list[Any]) -> list[Any]:
-    """Return the values of all processes, which all have to call it."""
-    parts = [values]
+def gathered(own: Any) -> list[Any]:
+    """Return what each process has; all have to call it."""
+    parts = [own]
     if dist.is_available() and dist.is_initialized():
         parts *= dist.get_world_size()
-        dist.all_gather_object(parts, values)
-    return [value for part in parts for value in part]
+        dist.all_gather_object(parts, own)
+    return parts
 
 
 class Estimate(ABC):
@@ -187,7 +187,7 @@ class Calibrator(torch.nn.Module):
     def _gathered(self) -> dict[str, Array]:
         """The rows of the patients of all processes, in the order of their names."""
         whole = type(self)()
-        for rows in gathered([self._rows]):
+        for rows in gathered(self._rows):
             whole._add(rows)
         return dict(sorted(whole._rows.items()))
 
