@@ -126,7 +126,7 @@ class Calibration:
             before = self._run_network(self.calibrator)
             files = {estimate: self._fit(), fit: _encoded(self.calibrator.to_dict())}
             files[figure] = self._compare(before, self._run_network(scans=scans))
-        self._write(files, sum(gathered(scans), []))
+        self._write(files, [scan for part in gathered(scans) for scan in part])
 
     def _check_places(self) -> None:
         """Find out before the work what would keep the files from being written."""
