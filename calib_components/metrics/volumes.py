@@ -16,6 +16,7 @@ from calib_components.errors import InputError, check_number
 from calib_components.metrics.base import CaseMetric, CaseTensors
 from calib_components.metrics.regions import Region
 from calib_components.metrics.voxels import check_tensors, read_voxels
+from calib_components.quality.estimates import expected_dice
 
 THRESHOLDS = torch.arange(1, 100, dtype=torch.float64) / 100
 LOW, HIGH = 94, 4  # positions of the thresholds 0.95 and 0.05, which bound the volume
@@ -165,7 +166,7 @@ def measure_structures(
     numbers = (expected, true, predicted[..., LOW], predicted[..., HIGH], segmented)
     volumes = (number.double() * float(voxel_volume) for number in numbers)
     counts = ThresholdCounts(thresholds, true_positive, predicted, true, voxels)
-    return StructureMeasures(*volumes, 2 * overlap / (segmented + expected), counts)  # type: ignore[call-arg]
+    return StructureMeasures(*volumes, expected_dice(overlap, segmented, expected), counts)  # type: ignore[call-arg]
 
 
 def check_structures(structures: Structures, sigmoid: bool = False, channels: float = math.inf) -> dict[str, list[int]]:

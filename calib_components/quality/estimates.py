@@ -18,8 +18,7 @@ class StructureEstimate(NamedTuple):
     """What the probabilities of one scan say of one structure, whose probability at a voxel is `p`.
 
     Attributes:
-        expected_dsc: `2 sum_A p / (|A| + sum p)` over the voxels `A` predicted as the structure. It is 0 if there are
-            none, and NaN if the probability is 0 everywhere, too.
+        expected_dsc: See `expected_dice`.
         expected_voxels: Expected volume, `sum p`.
         predicted_voxels: Number of voxels predicted as the structure.
         uncertain_share: Of the voxels with `p > 0.05`, the share with `p <= 0.95`; NaN without any, as the next.
@@ -88,13 +87,26 @@ class ScanEstimates:
         """Return the estimates of each structure, from all slices so far."""
         expected, overlap, predicted, possible, certain, entropy = self._sums
         shares = (1 - certain / possible, entropy / possible / math.log(2))
-        table = torch.stack([2 * overlap / (predicted + expected), expected, predicted, *shares], 1)
+        table = torch.stack([expected_dice(overlap, predicted, expected), expected, predicted, *shares], 1)
         return {name: StructureEstimate(*row) for name, row in zip(self.structures, table.tolist(), strict=True)}
 
     @property
     def most_uncertain_slice(self) -> int:
         """Index of the slice with the largest sum of `p (1 - p)` over voxels and structures."""
         return int(torch.cat(self._variances).argmax())
+
+
+def expected_dice(overlap: torch.Tensor, predicted: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
+    """Return `2 sum_A p / (|A| + sum p)`, where `A` are the voxels predicted as a structure of probability `p`.
+
+    It is 0 if there are none, and NaN if the probability is 0 everywhere, too.
+
+    Args:
+        overlap: `sum_A p`.
+        predicted: `|A|`.
+        expected: `sum p`.
+    """
+    return 2 * overlap / (predicted + expected)
 
 
 def mean_estimate(expected_dsc: Mapping[str, float], always: Collection[str]) -> float:

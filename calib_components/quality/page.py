@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import struct
-import zlib
+import io
 from collections.abc import Mapping, Sequence
 from html import escape
 from string import Template
@@ -26,6 +25,8 @@ def draw_slice(image: ArrayLike, masks: ArrayLike, affine: np.ndarray) -> bytes:
         affine: That of the scan, `(4, 4)`, whose first two axes are X and Y. It gives pixels their shape, and turns the
             patient's right side or front to the left, the front or head to the top.
     """
+    from PIL import Image  # comes with matplotlib, which metrics do not need
+
     layers = np.concatenate([np.nan_to_num(np.asarray(image, float))[None], np.asarray(masks, float)])
     for axis in (1, 2):
         if (filled := np.ptp(layers, axis=3 - axis).any(0).nonzero()[0]).size:  # margins of one grey value are left out
@@ -42,13 +43,10 @@ def draw_slice(image: ArrayLike, masks: ArrayLike, affine: np.ndarray) -> bytes:
         padded = np.pad(mask, 1)
         inside = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
         pixels[mask & ~inside] = GREYS + number % len(COLORS)
-    palette = np.linspace(0, 255, GREYS).astype(np.uint8).repeat(3).tobytes() + bytes.fromhex("".join(COLORS))
-    rows = np.pad(pixels.astype(np.uint8), ((0, 0), (1, 0)))  # each begins with 0, no filter
-    header = struct.pack(">IIBBBBB", *pixels.shape[::-1], 8, 3, 0, 0, 0)  # 8 bits, a palette
-    content = b"\x89PNG\r\n\x1a\n"
-    for kind, data in ((b"IHDR", header), (b"PLTE", palette), (b"IDAT", zlib.compress(rows.tobytes())), (b"IEND", b"")):
-        content += struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-    return content
+    picture, content = Image.fromarray(pixels.astype(np.uint8)), io.BytesIO()
+    picture.putpalette(np.linspace(0, 255, GREYS).astype(np.uint8).repeat(3).tobytes() + bytes.fromhex("".join(COLORS)))
+    picture.save(content, "PNG")
+    return content.getvalue()
 
 
 def _volume(row: Mapping[str, Any]) -> str:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import math
 import re
-import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from calib_components.errors import InputError
 from calib_components.quality import Reference, describe_scan, draw_slice, write_record, write_table
@@ -106,9 +107,10 @@ def test_a_picture_is_a_png_with_contours_turned_as_readers_expect() -> None:
     image[::19, ::39] = 1  # the corners: nothing is left out
     content = draw_slice(image, [mask], np.diag([-1.0, 2.0, 5.0, 1.0]))  # 40 mm x 40 mm
     assert content[:8] == b"\x89PNG\r\n\x1a\n"
-    start = content.index(b"IDAT")
-    length = int.from_bytes(content[start - 4 : start], "big")
-    pixels = np.frombuffer(zlib.decompress(content[start + 4 : start + 4 + length]), np.uint8).reshape(256, 257)[:, 1:]
+    picture = Image.open(io.BytesIO(content))
+    pixels = np.asarray(picture)  # places in the palette
+    assert pixels.shape == (256, 256)
+    assert picture.getpalette()[64 * 3 :][:3] == [0xE6, 0x9F, 0x00]
     rows, columns = np.nonzero(pixels == 64)
     assert (columns.min(), columns.max() + 1) == pytest.approx((4 * scale, 12 * scale), abs=1)
     assert (rows.min(), rows.max() + 1) == pytest.approx((256 - 16 * scale, 256 - 4 * scale), abs=1)
