@@ -7,6 +7,7 @@ import itertools
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,9 +15,11 @@ import pytest
 from scipy import stats
 
 from calib_components.handlers import Evaluation
+from calib_components.quality import Reference
 from calib_components.tools.compare.settings import TABLE1
 from calib_components.tools.prepare import prepare_data
 from calib_components.tools.report.data import Results, Row, read_compact
+from calib_components.tools.report.quality import coverage, rank_scans
 from calib_components.tools.report.readers import check_same_cases
 from calib_components.tools.report.statistics import mean_with_interval
 from scripts.draw_results import draw_results
@@ -201,6 +204,109 @@ def test_model_card_has_the_means_of_its_weights(column: int, test_set: str) -> 
     confidence, accuracy = confidence_and_accuracy(found, row, seed)
     (shown,) = (parts for title, parts in cells.items() if title.startswith("confidence / accuracy"))
     assert shown[column].strip() == f"{confidence:.0f} / {accuracy:.0f} %"
+
+
+QUALITY = ("testing", "vendor_a", "vendor_b")  # test sets of the shipped weights' estimates of quality
+SCORES = {  # names of the rows, and columns of each structure or of the scan
+    "expected DSC": "expected_dsc",
+    "mean confidence, predicted voxels": "mean_confidence",
+    "1 - mean entropy, possible voxels": "mean_entropy",
+    "1 - mean entropy, predicted voxels": "entropy_predicted",
+    "1 - mean entropy, whole image": "entropy_image",
+    "pairwise Dice of 8 orientations": "pairwise_dice",
+}
+
+
+def of_structures(scans: pd.DataFrame, measure: str) -> np.ndarray:
+    return scans[[f"{measure}_{name}" for name in ("RV", "MYO", "LV")]].to_numpy()
+
+
+def score(scans: pd.DataFrame, measure: str) -> np.ndarray:
+    """What a scan has for a measure, higher for better scans: a structure that is not predicted counts as 0."""
+    if measure in scans:
+        return 1 - scans[measure].to_numpy()
+    values = of_structures(scans, measure)
+    return 1 - np.nanmean(values, 1) if "entropy" in measure else np.nan_to_num(values).mean(1)
+
+
+def reference(scans: pd.DataFrame) -> Reference:
+    measures = ("expected_dsc", "dsc", "expected_volume", "true_volume")
+    values = np.stack([of_structures(scans, measure) for measure in measures], -1)
+    return Reference.from_scans(["RV", "MYO", "LV"], [*scans["patient"]], values)
+
+
+def quality_rows() -> dict[str, list[str]]:
+    """The table of docs/quality.md: the texts of each row, one for each test set."""
+
+    def interval(found: Any) -> str:
+        return f"{found.mean:.2f} [{found.low:.2f}, {found.high:.2f}]"
+
+    tables = {name: table(f"acdc/quality/{name}.csv.gz") for name in QUALITY}
+    home = pd.concat([table("acdc/quality/validation.csv.gz"), tables["testing"]], ignore_index=True)
+    rows: dict[str, list[str]] = {}
+    for name, scans in tables.items():
+        dsc, patients = of_structures(scans, "dsc"), [*scans["patient"]]
+        mean, bad = dsc.mean(1), (dsc.mean(1) < 0.7).sum()
+        texts = {"DSC, true and expected": f"{mean.mean():.3f}, {score(scans, 'expected_dsc').mean():.3f}"}
+        for title, measure in SCORES.items():
+            found = rank_scans(score(scans, measure), mean, patients)
+            texts[f"gap closed: {title}"] = interval(found.gap_closed)
+            if measure in ("expected_dsc", "entropy_predicted", "pairwise_dice"):
+                texts[f"ROC: {title}"] = f"{interval(found.roc)}, {bad} scans" if bad else "no scan below 0.7"
+        for number, structure in enumerate(("RV", "MYO", "LV")):
+            estimates = scans[f"expected_dsc_{structure}"].to_numpy()
+            texts[f"Spearman: {structure}"] = interval(rank_scans(estimates, dsc[:, number], patients).spearman)
+            if name == "testing":  # each patient at home against the 23 others
+                scans_, bounds = home, np.zeros(len(home))
+                for patient in home["patient"].unique():
+                    own = (home["patient"] == patient).to_numpy()
+                    known = reference(home[~own])
+                    bounds[own] = [known.lower_bound(structure, x) for x in home[own][f"expected_dsc_{structure}"]]
+            else:
+                scans_, bounds = scans, [reference(home).lower_bound(structure, x) for x in estimates]
+            k, n, low, high = coverage(bounds, scans_[f"dsc_{structure}"], [*scans_["patient"]])
+            texts[f"bound holds: {structure}"] = f"{k} of {n} [{low:.2f}, {high:.2f}]"
+        for title, text in texts.items():
+            rows.setdefault(title, []).append(text)
+    return rows
+
+
+def test_table_of_quality_is_that_of_the_scans() -> None:
+    """Ends of intervals may differ by a bootstrap with other draws in other versions of scipy."""
+    lines = [line.strip("| ").split(" | ") for line in (ROOT / "docs" / "quality.md").read_text().splitlines()]
+    shown = {title: texts for title, *texts in lines}
+    for title, texts in quality_rows().items():
+        for here, there in zip(shown[title], texts, strict=True):
+            assert re.sub(r"\[.*\]", "", here) == re.sub(r"\[.*\]", "", there), title
+            ends = [[float(end) for end in re.findall(r"(-?\d\.\d+)[,\]]", text)] for text in (here, there)]
+            np.testing.assert_allclose(*ends, atol=0.025, err_msg=title)
+
+
+def gap_closed(estimates: np.ndarray, risk: np.ndarray) -> float:
+    own, optimal = ((risk[order].cumsum() / np.arange(1, len(risk) + 1)).mean() for order in (
+        np.argsort(-estimates), np.argsort(risk)
+    ))  # fmt: skip
+    return (risk.mean() - own) / (risk.mean() - optimal)
+
+
+@pytest.mark.parametrize(
+    ("measure", "expected"),
+    [
+        ("mean_confidence", (-0.02, -0.05, 0.01)),
+        ("entropy_predicted", (-0.02, -0.06, 0.02)),
+        ("entropy_image", (0.47, 0.27, 0.70)),
+        ("pairwise_dice", (-0.06, -0.13, -0.01)),
+    ],
+)
+def test_differences_of_estimates_on_mms(measure: str, expected: tuple[float, ...]) -> None:
+    scans = pd.concat([table(f"acdc/quality/{name}.csv.gz").assign(maker=name) for name in QUALITY[1:]])
+    risk, groups = 1 - of_structures(scans, "dsc").mean(1), scans.groupby(["maker", "patient"]).ngroup().to_numpy()
+    of_patient = [np.flatnonzero(groups == patient) for patient in range(80)]
+    rng, ours, others = np.random.default_rng(0), score(scans, "expected_dsc"), score(scans, measure)
+    draws = [np.arange(160), *(np.concatenate([of_patient[i] for i in rng.integers(0, 80, 80)]) for _ in range(1000))]
+    found = [gap_closed(ours[draw], risk[draw]) - gap_closed(others[draw], risk[draw]) for draw in draws]
+    assert found[0] == pytest.approx(expected[0], abs=0.005)
+    assert np.quantile(found[1:], [0.025, 0.975]) == pytest.approx(expected[1:], abs=0.025)
 
 
 @pytest.mark.slow
