@@ -66,7 +66,7 @@ class Reference:
         """What a reader has to know of the limits."""
         patients = len(np.unique(self.values[:, 0, 0]))
         if patients < FEWEST_PATIENTS:
-            return f"No limits: the weights hold {patients} validation patients, and limits need {FEWEST_PATIENTS}."
+            return f"No limits: there are {patients} validation patients, and limits need {FEWEST_PATIENTS}."
         return (
             f"Limits hold with 90 % probability for a new patient like the {patients} validation patients, for each "
             "structure by itself. They are optimistic if these patients also chose the epoch or fitted the calibration "

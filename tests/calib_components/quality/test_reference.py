@@ -69,4 +69,5 @@ def test_weights_hold_the_reference() -> None:
     empty = Reference.from_tensor(torch.empty(0), ["a", "b"])  # of weights without a reference
     assert np.isnan(empty.lower_bound("a", 0.8))
     assert (empty.place(0.8), empty.always) == ((0, 0), ["a", "b"])
+    assert "0 validation patients, and limits need 9" in empty.note
     assert "optimistic" in reference(9).note
