@@ -18,6 +18,7 @@ A comment after a text lists the sources of its percentages and of its numbers w
 from __future__ import annotations
 
 import functools
+import itertools
 import re
 import sys
 from pathlib import Path
@@ -34,9 +35,13 @@ from calib_components.tools.report.statistics import Estimate, holm, paired_diff
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ("README.md", "docs/*.md", "bundles/*/docs/README.md")
 FOLDERS = {f"acdc/{name}": "acdc" for name in ("three_seeds", "further", "ensembles", "variants")} | {"chaos": "chaos"}
-TITLES = {"acdc": "ACDC", "bssfp": "bSSFP", "lge": "LGE", "chaos": "CHAOS"}
+FOLDERS |= {"hippocampus": "hippocampus"}
+TITLES = {"acdc": "ACDC", "bssfp": "bSSFP", "lge": "LGE", "chaos": "CHAOS", "hippocampus": "hippocampus"}
 # p-values are corrected over these losses, and L1-ACE if it is compared with CE + Dice.
 LOSSES = ("focal", "entropy_penalty", "label_smoothing", "svls", "mbls", "nacl", "nacl_softmax", "cross_entropy")
+# In 3D, over these and the main measures together, as the protocol of the third round says.
+LOSSES_3D = ("cross_entropy", "nacl", "nacl_0.03", "mbls", "svls", "l1_ace")
+MAIN = ("nll_predicted", "ece_predicted")
 TABLE = re.compile(r"(<!-- table: (.+?) -->\n)(?:.*\n)*?(<!-- end of table -->)")
 TEXT = re.compile(r"(<!-- from: (.+?) -->)")
 NUMBER = re.compile(r"(?<![\w.])[-+]?\d+\.\d\d+|\b\d+(?= %(?! interval))")
@@ -105,9 +110,13 @@ def corrected(method: str, reference: str, test_set: str, measure: str) -> float
     """Return the p-value of a difference after Holm's correction over all losses, or those without a Dice term."""
     plus, temperature = method.partition("+")[1:]
     family = (*LOSSES, "l1_ace") if reference.startswith("ce_dice") else LOSSES
+    measures: tuple[str, ...] = (measure,)
+    if test_set == "hippocampus":
+        family, measures = LOSSES_3D, MAIN if measure in MAIN else measures
     others = [loss + plus + temperature for loss in family if loss != reference.split("+")[0]]
-    p_values = [difference(other, reference, test_set, measure).p_value for other in others]
-    return dict(zip(others, holm(p_values), strict=True))[method]
+    compared = list(itertools.product(others, measures))
+    p_values = [difference(other, reference, test_set, each).p_value for other, each in compared]
+    return dict(zip(compared, holm(p_values), strict=True))[method, measure]
 
 
 def numbers(source: str) -> list[str]:
