@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,6 +12,8 @@ from monai.inferers import Inferer, SimpleInferer, SlidingWindowInferer
 
 from calib_components.errors import check_count
 from calib_components.inference.scratch import release, scratch
+
+log = logging.getLogger(__name__)
 
 
 class Bfloat16Inferer(SimpleInferer):
@@ -83,8 +87,8 @@ class SlicesInferer(Inferer):
 class PatchesInferer(SlidingWindowInferer):
     """Run a 3D network over patches of volumes that overlap by half, weighted by a Gaussian, see MONAI's base class.
 
-    A volume smaller than a patch is padded with 0. On request, the logits of a patch are the mean over it and its
-    mirror image along the first axis, left and right. Logits are on the CPU.
+    A volume smaller than a patch is padded with 0; the first one is logged. On request, the logits of a patch are the
+    mean over it and its mirror image along the first axis, left and right. Logits are on the CPU.
 
     Args:
         patch_size: Number of voxels of a patch along each axis.
@@ -98,10 +102,14 @@ class PatchesInferer(SlidingWindowInferer):
     def __init__(self, patch_size: Sequence[int], batch_size: int, average: bool = False) -> None:
         check_count("batch_size", batch_size, 1)
         super().__init__(patch_size, batch_size, overlap=0.5, mode="gaussian", device=torch.device("cpu"))
-        self.average = average
+        self.average, self.is_logged = average, False
 
     def __call__(self, inputs: torch.Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Return the logits `(B, N, H, W, D)` of `(B, C, H, W, D)`, on the CPU."""
+        if not self.is_logged and any(map(operator.lt, inputs.shape[2:], self.roi_size)):
+            self.is_logged = True
+            sizes = (" x ".join(map(str, size)) for size in (inputs.shape[2:], self.roi_size))
+            log.info("An image of %s voxels is smaller than a patch of %s: padded.", *sizes)
         return super().__call__(inputs, lambda patches: self._infer(patches, network), *args, **kwargs)
 
     def _infer(self, patches: torch.Tensor, network: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:

@@ -128,8 +128,9 @@ class PredictionMapsd(MapTransform):
             shown = maps["uncertainty"].float() / self.largest if self.show_uncertainty else maps["label"]
             results = {key: (shown, None), **{MAPS[name]: (maps[name], name != "label") for name in self.save}}
             for name, (values, is_share) in results.items():
-                meta = {**image.meta, SLOPE: 1 / self.largest if is_share else 1.0}  # the image's, as read, is NaN
-                item[name] = MetaTensor(values, affine=torch.from_numpy(grid.affine), meta=meta)
+                meta = {**image.meta, "affine": torch.from_numpy(grid.affine)}
+                meta[SLOPE] = 1 / self.largest if is_share else 1.0  # the image's, as read, is NaN
+                item[name] = MetaTensor(values, meta=meta)
         return item
 
     def _describe(self, scan: ScanEstimates, image: MetaTensor, label: torch.Tensor, grid: ImageGrid) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,7 @@ BAD: list[tuple[str, Callable[[Path], Any], str]] = [
     ("image", changed(lambda v: np.stack([v] * 3, -1)), "3 channel(s) in place of 1"),
     ("label", changed(lambda v: np.stack([v] * 2, -1)), "2 channel(s) in place of 1"),
     ("image", changed(lambda v: v[:, :, 0]), "not that of a 3D volume"),
+    ("label", changed(lambda v: v[:-1]), "shape (17, 16, 4) differs from (18, 16, 4)"),
     ("image", changed(lambda v: v * 0 + 7), "no contrast"),
     ("image", changed(with_nan), "1 values are NaN or infinite"),
     ("label", changed(lambda v: v * 2), "label values 4, 6 are none of [0, 1, 2, 3]"),
@@ -96,9 +98,14 @@ BAD: list[tuple[str, Callable[[Path], Any], str]] = [
 ]
 
 
+@pytest.mark.parametrize("spatial_dims", [2, 3])
 @pytest.mark.parametrize(("key", "spoil", "message"), BAD)
-def test_bad_case_names_its_file(key: str, spoil: Callable[[Path], Any], message: str, case: Case) -> None:
+def test_bad_case_names_its_file(
+    key: str, spoil: Callable[[Path], Any], message: str, spatial_dims: int, case: Case
+) -> None:
     facts = facts_of_dataset("acdc", case.label.parent, (16, 32))
+    if spatial_dims == 3:
+        facts = replace(facts_of_dataset("hippocampus", case.label.parent), label_codes=facts.label_codes)
     file = case.label if key == "label" else case.images[0]
     spoil(file)
     with pytest.raises(InputError) as caught:
