@@ -5,7 +5,7 @@ python scripts/bench.py metrics [--device cuda]
 python scripts/bench.py evaluation [--device cuda]
 python scripts/bench.py posthoc [--device cuda]
 python scripts/bench.py train [--device cuda]
-python scripts/bench.py inference [--size 512] [--slices 600] [--num_classes 5] [--whole]
+python scripts/bench.py inference [--size 512] [--slices 600] [--num_classes 5] [--whole] [--patch 96]
 """
 
 from __future__ import annotations

@@ -26,6 +26,7 @@ import yaml
 from monai.bundle import ConfigParser
 from monai.data import MetaTensor
 
+from calib_components.data.facts import facts_beside
 from calib_components.handlers.calibration import read_estimate
 from calib_components.handlers.evaluation_files import Evaluation
 from calib_components.tools.evaluate import evaluate_predictions
@@ -37,7 +38,18 @@ from tests.calib_components.tools.evaluate.made_up import (
     sitk_properties,
     softmax_of,
 )
-from tests.helpers import ACDC, BRATS, BUNDLES, ROOT, inference_config, make_brats, run_bundle, save, snapshot
+from tests.helpers import (
+    ACDC,
+    BRATS,
+    BUNDLES,
+    HIPPOCAMPUS,
+    ROOT,
+    inference_config,
+    make_brats,
+    run_bundle,
+    save,
+    snapshot,
+)
 
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
@@ -48,6 +60,10 @@ SMALL = {  # options that are added after a command
     r"(evaluate|calibrate)_predictions\.py": "--workers 2",
     r"run_cases\.py \w+": "--device cpu",
     r"monai\.bundle run": "--image_size [32,32] --max_epochs 1 --device cpu --num_workers 0",
+}
+SMALL_3D = {
+    r"prepare_data\.py \w+": "--workers 1",
+    r"monai\.bundle run": "--crop_size [40,56,40] --max_epochs 1 --device cpu --num_workers 0",
 }
 SET_UP = re.compile(r"^python3 -m venv .*$", re.MULTILINE)  # the tests run in an environment that is set up
 
@@ -61,12 +77,12 @@ def blocks(page: Path, language: str, sections: list[str] | None = None) -> list
     return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
 
 
-def run(scripts: list[str], folder: Path, places: dict[str, Path]) -> str:
+def run(scripts: list[str], folder: Path, places: dict[str, Path], small: dict[str, str] = SMALL) -> str:
     """Run blocks of commands in one shell, with the reader's folders, and at a small size; return what they print."""
     script = SET_UP.sub("", "".join(scripts))
     for name, place in places.items():
         script = re.sub(rf"(?<![\w/]){name}\b", str(place), script)
-    for command, options in SMALL.items():
+    for command, options in small.items():
         script = re.sub(command, lambda found, options=options: f"{found[0]} {options}", script)
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     environment = {"OMP_NUM_THREADS": "1", **os.environ, "PATH": path}
@@ -99,7 +115,8 @@ def places(tmp_path: Path, phantoms: Path) -> dict[str, Path]:
         label = np.zeros((24, 20, 5), np.uint8)
         label[4:8, 4:12, 1:-1], label[8:20, 4:12, 1:-1] = 1, 2
         save(mine / "labels" / f"scan{index}.nii.gz", label, np.eye(4))
-    return {"ACDC": phantoms, "BRATS": brats, "MINE": mine, "NEW": mine / "images"}
+    task = ROOT / "demo" / "data" / "testing"
+    return {"ACDC": phantoms, "BRATS": brats, "TASK04": task, "MINE": mine, "NEW": mine / "images"}
 
 
 @pytest.mark.slow
@@ -141,15 +158,26 @@ def test_readme_is_short() -> None:
 
 @pytest.mark.slow
 def test_commands_for_own_data(repository: Path, places: dict[str, Path]) -> None:
-    *commands, compare = blocks(ROOT / "docs/own_data.md", "bash")
+    page = ROOT / "docs/own_data.md"
+    commands, volumes, compare = blocks(page, "bash")
+    assert [volumes] == blocks(page, "bash", ["Volumes"])
     assert "--losses nacl,ce_dice" in compare
-    run([*commands, compare.replace("--losses nacl,ce_dice", "--losses nacl")], repository, places)
+    run([commands, compare.replace("--losses nacl,ce_dice", "--losses nacl")], repository, places)
     assert (repository / "own" / "eval" / "summary.json").is_file()
     seg = nib.load(repository / "own" / "predictions" / "scan0_seg.nii.gz")
     assert set(np.unique(seg.get_fdata())) <= {0, 1, 2}
-    page = (repository / "runs" / "own" / "report" / "report.md").read_text()
-    assert page.startswith("# Losses compared: liver, tumour\n")
-    assert "paper" not in page
+    report = (repository / "runs" / "own" / "report" / "report.md").read_text()
+    assert report.startswith("# Losses compared: liver, tumour\n")
+    assert "paper" not in report
+
+    shutil.rmtree(repository / "own")
+    run([volumes], repository, {"TASK": places["TASK04"], "NEW": places["TASK04"] / "imagesTr"}, SMALL_3D)
+    facts = facts_beside(repository / "own" / "models" / "model.pt")
+    assert facts is not None
+    assert facts.spatial_dims == 3
+    assert len(read_estimate(repository / "own" / "eval").leave_one_out) == 3
+    assert (repository / "own" / "eval" / "summary.json").is_file()
+    assert len(maps(repository / "own" / "predictions")) == 3 * 16
 
 
 def save_predictions(folder: Path) -> dict[str, Path]:
@@ -233,8 +261,12 @@ def test_commands_of_packaging(repository: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("bundle", "images", "case"),
-    [(ACDC, "ACDC/training/patient001", "patient001_frame01"), (BRATS, "BRATS", "BraTS19_3")],
-    ids=["acdc", "brats"],
+    [
+        (ACDC, "ACDC/training/patient001", "patient001_frame01"),
+        (BRATS, "BRATS", "BraTS19_3"),
+        (HIPPOCAMPUS, "TASK04/imagesTr", "hippocampus_003"),
+    ],
+    ids=["acdc", "brats", "hippocampus"],
 )
 def test_commands_of_a_bundle(
     bundle: Path,
@@ -248,11 +280,12 @@ def test_commands_of_a_bundle(
     (folder / "models" / "model.pt").unlink()
     name, *below = images.split("/")
     places["IMAGES"] = places[name].joinpath(*below)
-    sections = ["Train", *(["Calibrate", "Evaluate"] if bundle == ACDC else [])]
+    sections = ["Train", *(["Calibrate", "Evaluate"] if bundle != BRATS else [])]
     data, infer = (blocks(page, "bash", [section]) for section in ("Data", "Inference"))
-    run([*data, *blocks(commands, "bash", sections), *infer], folder, places)
+    small = SMALL_3D if bundle == HIPPOCAMPUS else SMALL
+    run([*data, *blocks(commands, "bash", sections), *infer], folder, places, small)
     assert (folder / "models" / "model.pt").is_file()
-    assert (folder / "eval" / "summary.json").is_file() == (bundle == ACDC)
+    assert (folder / "eval" / "summary.json").is_file() == (bundle != BRATS)
     assert {f"{case}_{kind}.nii.gz" for kind in ("seg", "probability", "uncertainty")} <= maps(
         folder / "predictions"
     ).keys()

@@ -1,4 +1,4 @@
-"""A MONAI Label server with the ACDC bundle, asked over HTTP as a viewer does."""
+"""A MONAI Label server with the bundles of ACDC and, in 3D, the hippocampus, asked over HTTP as a viewer does."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ import requests
 import torch
 from monai.bundle import ConfigParser
 
-from tests.helpers import ACDC, ROOT, copy_with_weights, run_bundle
+from tests.helpers import ACDC, HIPPOCAMPUS, ROOT, copy_with_weights, run_bundle
 
 SIZE = 64
 
@@ -64,6 +64,24 @@ def infer(address: str, model: str, image: str, folder: Path, **params: Any) -> 
     path = folder / f"answer{len(list(folder.iterdir()))}.nii.gz"
     path.write_bytes(answer.content)
     return nib.load(path).get_fdata()
+
+
+def put_label(address: str, file: Path) -> None:
+    """Send a label for the image of the same name."""
+    with open(file, "rb") as label:
+        answer = requests.put(
+            f"{address}/datastore/label?image={file.name.removesuffix('.nii.gz')}&tag=final",
+            files={"label": (file.name, label)},
+            data={"params": "{}"},
+            timeout=60,
+        )
+    assert answer.ok, answer.text
+
+
+def train(address: str, model: str, **options: Any) -> None:
+    """Train on the labels of the server, until the end."""
+    answer = requests.post(f"{address}/train/{model}?run_sync=true", json={"device": "cpu", **options}, timeout=600)
+    assert answer.ok, answer.text
 
 
 def dice(one: np.ndarray, other: np.ndarray) -> float:
@@ -121,17 +139,8 @@ def test_infer_label_train_and_infer_again(phantoms: Path, tmp_path: Path) -> No
         assert (answer["place"], answer["note"]) == (record["place"], record["note"])
 
         for name in names[1:]:
-            with open(labels / f"{name}.nii.gz", "rb") as label:
-                answer = requests.put(
-                    f"{address}/datastore/label?image={name}&tag=final",
-                    files={"label": (f"{name}.nii.gz", label)},
-                    data={"params": "{}"},
-                    timeout=60,
-                )
-            assert answer.ok, answer.text
-        question = {"device": "cpu", "max_epochs": 12, "val_split": 0.2}
-        answer = requests.post(f"{address}/train/{model}?run_sync=true", json=question, timeout=600)
-        assert answer.ok, answer.text
+            put_label(address, labels / f"{name}.nii.gz")
+        train(address, model, max_epochs=12, val_split=0.2)
         assert dice(infer(address, model, held_out, maps), truth) > dice(first, truth)
         assert torch.load(served, weights_only=True)["temperature"] == 1  # other weights, which need another one
         # When the server starts again, it takes the one with the shortest name for weights.
@@ -153,3 +162,28 @@ def test_infer_label_train_and_infer_again(phantoms: Path, tmp_path: Path) -> No
         picked = requests.post(f"{address}/activelearning/uncertainty", json={}, timeout=60).json()
         assert picked["id"] == max(unlabelled, key=unlabelled.__getitem__)
         assert picked["uncertainty"] == pytest.approx(max(unlabelled.values()), abs=1e-5)
+
+
+@pytest.mark.slow
+def test_volumes_of_real_patients(tmp_path: Path) -> None:
+    source, maps = ROOT / "demo" / "data" / "testing", tmp_path / "maps"
+    maps.mkdir()
+    *labelled, held_out = sorted((source / "labelsTr").iterdir())[:4]
+    for label in (*labelled, held_out):
+        (tmp_path / "studies").mkdir(exist_ok=True)
+        shutil.copy(source / "imagesTr" / label.name, tmp_path / "studies")
+    model, name = HIPPOCAMPUS.name, held_out.name.removesuffix(".nii.gz")
+    options = {"dataset_dir": str(source / "imagesTr" / held_out.name), "output_dir": str(tmp_path / "own")}
+    run_bundle(HIPPOCAMPUS, "inference.yaml", **options)
+    truth, own = (nib.load(file).get_fdata() for file in (held_out, tmp_path / "own" / f"{name}_seg.nii.gz"))
+
+    with server(HIPPOCAMPUS, tmp_path / "studies", tmp_path / "home") as address:
+        first = infer(address, model, name, maps)
+        np.testing.assert_array_equal(first, own)
+        assert dice(first, truth) > 0.8
+        for label in labelled:
+            put_label(address, label)
+        train(address, model, max_epochs=2, val_split=0.34)
+        assert dice(infer(address, model, name, maps), truth) > 0.6
+    served = tmp_path / "home" / "monaibundle" / "model" / model / "models" / "model.pt"
+    assert torch.load(served, weights_only=True)["temperature"] == 1  # other weights, which need another one
