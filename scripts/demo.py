@@ -48,16 +48,21 @@ ACCURACY, OVER, UNDER = "tab:blue", "lightcoral", "gold"  # as in calib_componen
 BIN = 13  # the annotated bin of the reliability diagrams, 0.87 to 0.93
 FONT = 10.5  # on a figure 8 inches wide
 EXPLAINED = """
-Dice: overlap with the expert's segmentation. Sure: mean confidence where the network segments. Right: how often it is
-right there. Too sure by: the difference in points and its 95 % interval; 0 if the network is calibrated, below 0 if it
-is not sure enough. NLL: error of the probabilities there; lower is better. T: a temperature, one number, fitted on
-{fitted} other patients; the segmentation stays. {tested} patients and one training of each loss do not rank them.
+CE + Dice and NACL: the losses that the networks were trained with; NACL is one against overconfidence. T: a
+temperature, one number that divides a network's outputs; above 1, it lowers the confidence. It was fitted on {fitted}
+other patients, and leaves the segmentation as it is.{trained}
+
+Dice: overlap with the expert's segmentation, at best 1. Sure: mean confidence where the network segments. Right: how
+often it is right there. Too sure by: the difference in percentage points and its 95 % interval; 0 if the network is
+calibrated, below 0 if it is not sure enough. NLL: error of the probabilities there; lower is better. With {tested}
+patients and one training of each loss, these numbers do not tell which loss is better.
 
 Picture: {out}/overview.png
-Next:
+Next, after `. .venv/bin/activate`:
   all measures on one page         python scripts/report.py {out}/evaluations/* --out {out}/report
   predictions of your own network  docs/own_predictions.md
   images and labels of your own    docs/own_data.md"""
+TRAINED_HERE = " The network trained here saw {fitted} patients for {epochs} epochs, far less than the others."
 
 
 def demo(out: Path = Path("demo_output"), *, train: bool = False) -> None:
@@ -83,7 +88,8 @@ def demo(out: Path = Path("demo_output"), *, train: bool = False) -> None:
         draw(results, out)
     print(f"\n{tabulate(results)}")
     fitted, tested = (len([*(DATA / split / "imagesTr").iterdir()]) for split in ("validation", "testing"))
-    print(EXPLAINED.format(out=out, fitted=fitted, tested=tested))
+    trained = TRAINED_HERE.format(fitted=fitted, epochs=EPOCHS) if train else ""
+    print(EXPLAINED.format(out=out, fitted=fitted, tested=tested, trained=trained))
 
 
 def measure(out: Path, train: bool, show: Callable[[str], None]) -> Results:
@@ -157,7 +163,10 @@ def draw(results: Results, out: Path) -> None:
     for axes, name, title in zip(panels, (BEFORE, AFTER), ("before", "after a temperature"), strict=True):
         draw_reliability(axes, results.pooled_bins(Row(name), "predicted"), title)
         axes.tick_params(labelleft=axes is panels[0])
-    left.text(0.01, 0.22, "colours: front and back hippocampus\ndotted: the expert's borders", fontsize=FONT, va="top")
+    about = (
+        "colours: front and back hippocampus\ndotted: the expert's borders\nred bars: too sure, yellow: not sure enough"
+    )
+    left.text(0.01, 0.24, about, fontsize=FONT, va="top")
     panels[0].set_ylabel("right in %", fontsize=FONT, labelpad=2)
     with writing(out / "overview.png") as unfinished:
         figure.savefig(unfinished, format="png")
