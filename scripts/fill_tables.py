@@ -109,7 +109,7 @@ def difference(method: str, reference: str, test_set: str, measure: str) -> Esti
 def corrected(method: str, reference: str, test_set: str, measure: str) -> float:
     """Return the p-value of a difference after Holm's correction over all losses, or those without a Dice term."""
     plus, temperature = method.partition("+")[1:]
-    family = (*LOSSES, "l1_ace") if reference.startswith("ce_dice") else LOSSES
+    family: tuple[str, ...] = (*LOSSES, "l1_ace") if reference.startswith("ce_dice") else LOSSES
     measures: tuple[str, ...] = (measure,)
     if test_set == "hippocampus":
         family, measures = LOSSES_3D, MAIN if measure in MAIN else measures

@@ -69,10 +69,11 @@ def measure_weights(bundle: Path, dataset_dir: Path, weights: Path) -> list[dict
     evaluator, cases = config.get_parsed_content("validate::evaluator"), []
 
     def add(engine: Engine) -> None:
-        (read,), (item,) = engine.state.batch, engine.state.output
-        ace = CalibrationErrorMetric(NUM_BINS, include_background=False, calibration_reduction="average")
+        state: Any = engine.state
+        (read,), (item,) = state.batch, state.output
+        ace: Any = CalibrationErrorMetric(NUM_BINS, include_background=False, calibration_reduction="average")
         ace(item["pred"][None], one_hot(item["label"][None], len(item["pred"])))
-        dice = DiceMetric()
+        dice: Any = DiceMetric()
         dice(item["pred_masks"][None], item["label_masks"][None])
         cases.append({"case": read["case"], "dsc": dice.aggregate().item(), "ace": ace.aggregate().item()})
 

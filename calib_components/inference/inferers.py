@@ -102,13 +102,13 @@ class PatchesInferer(SlidingWindowInferer):
     def __init__(self, patch_size: Sequence[int], batch_size: int, average: bool = False) -> None:
         check_count("batch_size", batch_size, 1)
         super().__init__(patch_size, batch_size, overlap=0.5, mode="gaussian", device=torch.device("cpu"))
-        self.average, self.is_logged = average, False
+        self.patch_size, self.average, self.is_logged = patch_size, average, False
 
     def __call__(self, inputs: torch.Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Return the logits `(B, N, H, W, D)` of `(B, C, H, W, D)`, on the CPU."""
-        if not self.is_logged and any(map(operator.lt, inputs.shape[2:], self.roi_size)):
+        if not self.is_logged and any(map(operator.lt, inputs.shape[2:], self.patch_size)):
             self.is_logged = True
-            sizes = (" x ".join(map(str, size)) for size in (inputs.shape[2:], self.roi_size))
+            sizes = (" x ".join(map(str, size)) for size in (inputs.shape[2:], self.patch_size))
             log.info("An image of %s voxels is smaller than a patch of %s: padded.", *sizes)
         return super().__call__(inputs, lambda patches: self._infer(patches, network), *args, **kwargs)
 
