@@ -171,7 +171,10 @@ def test_commands_for_own_data(repository: Path, places: dict[str, Path]) -> Non
     assert "paper" not in report
 
     shutil.rmtree(repository / "own")
-    run([volumes], repository, {"TASK": places["TASK04"], "NEW": places["TASK04"] / "imagesTr"}, SMALL_3D)
+    task = shutil.copytree(places["TASK04"], repository / "task")
+    names = {"0": "background", "1": "anterior", "2": "posterior"}
+    (task / "dataset.json").write_text(json.dumps({"labels": names}))
+    run([volumes], repository, {"TASK": task, "NEW": task / "imagesTr"}, SMALL_3D)
     facts = facts_beside(repository / "own" / "models" / "model.pt")
     assert facts is not None
     assert facts.spatial_dims == 3
