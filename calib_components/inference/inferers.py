@@ -12,6 +12,7 @@ from monai.inferers import Inferer, SimpleInferer, SlidingWindowInferer
 
 from calib_components.errors import check_count
 from calib_components.inference.scratch import release, scratch
+from calib_components.quality.estimates import PairwiseDice, Structures
 
 log = logging.getLogger(__name__)
 
@@ -43,44 +44,55 @@ class SlicesInferer(Inferer):
     Args:
         batch_size: Number of slices that the network gets at once.
         average: Whether to average over orientations.
+        structures: Structures whose segmentations in these orientations are compared.
+
+    Attributes:
+        agreement: What `PairwiseDice` of the orientations gives for the last volumes; empty if they are not compared.
 
     Raises:
         InputError: `batch_size` is below 1.
     """
 
-    def __init__(self, batch_size: int, average: bool = False) -> None:
+    def __init__(self, batch_size: int, average: bool = False, structures: Structures | None = None) -> None:
         super().__init__()
         check_count("batch_size", batch_size, 1)
         self.batch_size = batch_size
         self.average = average
+        self.structures: Structures = structures or {}
+        self.agreement: dict[str, float] = {}
 
     def __call__(self, inputs: torch.Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> torch.Tensor:
         """Return the logits `(B, N, H, W, D)` of `(B, C, H, W, D)`, on the CPU, in a file if they are many."""
         batch, _, _, _, depth = inputs.shape
-        logits = None  # (B, D, N, H, W)
+        logits, pairs = None, PairwiseDice(self.structures)  # logits are (B, D, N, H, W)
         for case in range(batch):
             for start in range(0, depth, self.batch_size):
                 stop = min(start + self.batch_size, depth)
                 slices = torch.as_tensor(inputs[case, ..., start:stop]).movedim(-1, 0).contiguous()
-                result = self._infer(slices, lambda seen: network(seen, *args, **kwargs))
+                result = self._infer(slices, lambda seen: network(seen, *args, **kwargs), pairs)
                 if logits is None:
                     dtype = torch.promote_types(result.dtype, torch.float32)
                     logits = scratch((batch, depth, *result.shape[1:]), dtype)
                 logits[case, start:stop] = result
                 release(logits)
         assert logits is not None
+        self.agreement = pairs.compute() if self.average else {}
         return logits.permute(0, 2, 3, 4, 1)
 
-    def _infer(self, slices: torch.Tensor, network: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    def _infer(
+        self, slices: torch.Tensor, network: Callable[[torch.Tensor], torch.Tensor], pairs: PairwiseDice
+    ) -> torch.Tensor:
         if not self.average:
             return network(slices)
-        turns = range(4) if slices.shape[2] == slices.shape[3] else (0, 2)
+        turns, labels = range(4) if slices.shape[2] == slices.shape[3] else (0, 2), []
         total: Any = 0
         for flip in ([], [2]):
             for quarter in turns:
                 seen = slices.flip(flip).rot90(quarter, (2, 3)).contiguous()
                 logits = network(seen).rot90(-quarter, (2, 3)).flip(flip)
+                labels.append(logits.argmax(1))
                 total = total + logits.to(torch.promote_types(logits.dtype, torch.float32))
+        pairs.update(torch.stack(labels))
         return total / (2 * len(turns))
 
 
@@ -116,8 +128,10 @@ class PatchesInferer(SlidingWindowInferer):
         return (network(patches) + network(patches.flip(2)).flip(2)) / 2 if self.average else network(patches)
 
 
-def volume_inferer(crop_size: Sequence[int], batch_size: int, average: bool = False) -> Inferer:
+def volume_inferer(
+    crop_size: Sequence[int], batch_size: int, average: bool = False, structures: Structures | None = None
+) -> Inferer:
     """Return the inferer of what a network sees at once: `SlicesInferer`, or `PatchesInferer` for three sides."""
     if len(crop_size) == 2:
-        return SlicesInferer(batch_size, average)
+        return SlicesInferer(batch_size, average, structures)
     return PatchesInferer(crop_size, batch_size, average)

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
+from monai.inferers import Inferer
 from monai.transforms import MapTransform, SaveImaged
 from monai.utils import ensure_tuple
 from nibabel import Nifti1Header
@@ -86,6 +87,7 @@ class PredictionMapsd(MapTransform):
         bits: Bits of the integers, 16 or 8.
         show_uncertainty: Let the key itself become the uncertainty instead, for MONAI Label, which shows one map.
         network: Network whose weights hold the reference of the quality; None for a quality without one.
+        inferer: What made the logits, whose `agreement`, if it has one, is part of the quality.
 
     Raises:
         InputError: An option has an unsuitable value, the codes do not fit the network's classes, logits are not
@@ -101,6 +103,7 @@ class PredictionMapsd(MapTransform):
         bits: int = 16,
         show_uncertainty: bool = False,
         network: torch.nn.Module | None = None,
+        inferer: Inferer | None = None,
     ) -> None:
         super().__init__(keys)
         self.save = ensure_tuple(save)
@@ -108,7 +111,7 @@ class PredictionMapsd(MapTransform):
             check_choice("save", name, MAPS)
         if bits not in INTEGERS:
             raise InputError(f"bits must be 8 or 16, got {bits!r}.")
-        self.structures, self.network = structures, network
+        self.structures, self.network, self.inferer = structures, network, inferer
         self.label_codes = label_codes
         self.dtype, self.largest = INTEGERS[bits], 2**bits - 1
         self.show_uncertainty = show_uncertainty
@@ -142,7 +145,8 @@ class PredictionMapsd(MapTransform):
         picture = draw_slice(grey, torch.stack(masks), grid.affine)
         stored = torch.empty(0) if self.network is None else find_reference(self.network)
         reference = Reference.from_tensor(stored, [*self.structures])
-        return describe_scan(file_name(image), scan.compute(), reference, grid.affine, picture)
+        agreement = getattr(self.inferer, "agreement", {})
+        return describe_scan(file_name(image), scan.compute(), reference, grid.affine, picture, agreement)
 
     def _maps(self, logits: torch.Tensor, grid: ImageGrid, file: str, scan: ScanEstimates) -> dict[str, torch.Tensor]:
         """Return the maps `(C, X, Y, Z)`, stored with X first as in a file, and measure the scan in that file."""

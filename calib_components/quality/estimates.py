@@ -96,6 +96,32 @@ class ScanEstimates:
         return int(torch.cat(self._variances).argmax())
 
 
+class PairwiseDice:
+    """Agreement of several segmentations of one scan, such as those of turned images: `update`, then `compute`.
+
+    Source: Zenk et al., "Comparative benchmarking of failure detection methods in medical image segmentation", Medical
+    Image Analysis 2025.
+    """
+
+    def __init__(self, structures: Structures) -> None:
+        self.structures = structures
+        self._shared = dict.fromkeys(structures, torch.zeros((), dtype=torch.float64))
+
+    def update(self, labels: torch.Tensor) -> None:
+        """Add voxels: the class indices `(M, *S)` that M segmentations give them."""
+        for name, classes in self.structures.items():
+            masks = torch.isin(labels.flatten(1), labels.new_tensor(list(classes))).float()
+            self._shared[name] = self._shared[name] + (masks @ masks.T).double().cpu()  # exact below 2^24 voxels
+
+    def compute(self) -> dict[str, float]:
+        """Return the mean DSC over all pairs, for each structure; NaN if it is in none of the segmentations."""
+        found = {}
+        for name, shared in self._shared.items():
+            dsc = 2 * shared / (shared.diagonal()[:, None] + shared.diagonal())
+            found[name] = float(dsc[torch.ones_like(dsc).triu(1) > 0].nanmean())
+        return found
+
+
 def expected_dice(overlap: torch.Tensor, predicted: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
     """Return `2 sum_A p / (|A| + sum p)`, where `A` are the voxels predicted as a structure of probability `p`.
 

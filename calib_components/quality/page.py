@@ -59,6 +59,7 @@ CELLS = {  # title, measure and text of each column
     "at least": ("dsc_lower_bound", lambda row: f"{row['dsc_lower_bound']:.2f}"),
     "volume, ml": ("expected_volume_ml", _volume),
     "uncertain": ("uncertain_share", lambda row: f"{row['uncertain_share']:.0%}"),
+    "pairwise DSC": ("pairwise_dsc", lambda row: f"{row['pairwise_dsc']:.2f}"),
 }
 
 
@@ -110,10 +111,12 @@ th, td { overflow-wrap: normal } th:first-child { text-align: left } td { white-
 <header>
 <h1>$number of $total segmentations to check</h1>
 <p>$links</p>
-<p>Scans are in the order of their expected DSC, worst first: the mean over structures, from the probabilities of the
-network alone. Trust the order more than the values, which are too high on images unlike those of the training.</p>
-<p class="note">$notes Uncertain: of the voxels with a probability above 5 %, the share that is not above 95 %.
-Pictures show the slice with the most uncertainty, and the contours of the prediction.</p>
+<p>Scans are in the order of their expected DSC, worst first. It is the Dice similarity coefficient, 0 to 1, that the
+probabilities of the network let expect without labels, the mean over structures. Trust the order more than the values,
+which are too high on images unlike those of the training.</p>
+<p class="note">$notes Uncertain: of the voxels where the structure is possible (probability above 5 %), the share where
+it is not certain (95 % or less). Pictures show the slice with the most uncertainty, and the contours of the
+prediction.</p>
 </header>
 <main>
 $cards

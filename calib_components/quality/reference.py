@@ -66,7 +66,8 @@ class Reference:
         """What a reader has to know of the limits."""
         patients = len(np.unique(self.values[:, 0, 0]))
         if patients < FEWEST_PATIENTS:
-            return f"No limits: there are {patients} validation patients, and limits need {FEWEST_PATIENTS}."
+            count = f"{FEWEST_PATIENTS} validation patients: there are {patients}"
+            return f"DSC and volume have no limits, which need {count}."
         return (
             f"Limits hold with 90 % probability for a new patient like the {patients} validation patients, for each "
             "structure by itself. They are optimistic if these patients also chose the epoch or fitted the calibration "

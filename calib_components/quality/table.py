@@ -32,10 +32,16 @@ MEASURES = (
 )  # fmt: skip
 Estimates = Mapping[str, StructureEstimate]
 COLUMNS = ("scan", "structure", *MEASURES, "review", "reason")
+AGREEMENT = "pairwise_dsc"  # one more, where it was measured
 
 
 def describe_scan(
-    name: str, estimates: Estimates, reference: Reference, affine: NDArray | None = None, picture: bytes = b""
+    name: str,
+    estimates: Estimates,
+    reference: Reference,
+    affine: NDArray | None = None,
+    picture: bytes = b"",
+    agreement: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
     """Return what the table and the page show of a scan, as JSON data.
 
@@ -45,6 +51,7 @@ def describe_scan(
         reference: The validation scans in the weights, if there are any.
         affine: From voxels to mm. Without one, or with the identity, the spacing is lost, and there are no volumes.
         picture: A PNG, see `draw_slice`.
+        agreement: Mean DSC over pairs of segmentations of each structure, see `PairwiseDice`.
     """
     is_lost = affine is None or np.array_equal(affine, np.eye(4))
     voxel_ml = math.nan if is_lost else float(abs(np.linalg.det(np.asarray(affine)[:3, :3])) / CUBIC_MM)
@@ -60,8 +67,8 @@ def describe_scan(
         elif structure in reference.always:
             values[0] = 0.0
             reasons.append(f"{structure} is not found{among}")
-        cells = map(_finite, [*values, found.uncertain_share])
-        rows.append({"structure": structure, **dict(zip(MEASURES, cells, strict=True))})
+        cells = map(_finite, [*values, found.uncertain_share, (agreement or {}).get(structure, math.nan)])
+        rows.append({"structure": structure, **dict(zip((*MEASURES, AGREEMENT), cells, strict=True))})
     estimate = mean_estimate({key: found.expected_dsc for key, found in estimates.items()}, reference.always)
     higher, scans = reference.place(estimate)
     place = f"lower than {'all' if higher == scans else f'{higher} of'} {scans} validation scans" if scans else ""
@@ -124,7 +131,9 @@ def write_table(output_dir: str | os.PathLike, review: str = "20%", review_below
             with reading(file, "the estimates of a scan"):
                 records.append(json.loads(file.read_text(encoding="utf-8")))
         chosen, text = choose(records, review, review_below), io.StringIO()
-        table = csv.DictWriter(text, COLUMNS, extrasaction="ignore", lineterminator="\n")
+        compared = any(row.get(AGREEMENT) is not None for record in chosen for row in record["rows"])
+        columns = (*COLUMNS, AGREEMENT) if compared else COLUMNS
+        table = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
         table.writeheader()
         for record in chosen:
             table.writerows({**record, "reason": "; ".join(record["reasons"]), **row} for row in record["rows"])

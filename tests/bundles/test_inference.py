@@ -131,3 +131,6 @@ def test_averaged_over_orientations_the_turn_of_the_slices_changes_nothing(tmp_p
     expected = probabilities(array, affine, weights, tmp_path / "stored", tta=True)
     found = probabilities(np.rot90(array).copy(), affine, weights, tmp_path / "turned", tta=True)
     np.testing.assert_allclose(found, np.rot90(expected), atol=STEP)
+    tables = [pd.read_csv(tmp_path / folder / "out" / "quality.csv")["pairwise_dsc"] for folder in ("stored", "turned")]
+    assert (tables[0].between(0, 0.999) | tables[0].isna()).all()
+    np.testing.assert_allclose(*tables, atol=0.01)

@@ -9,6 +9,7 @@ import torch
 from monai.inferers import SliceInferer, SlidingWindowInferer
 
 from calib_components.inference.inferers import Bfloat16Inferer, PatchesInferer, SlicesInferer, volume_inferer
+from calib_components.quality import PairwiseDice
 
 torch.manual_seed(0)
 NETWORK = torch.nn.Conv2d(2, 3, 3, padding=1).double()  # sees how a slice is turned
@@ -32,6 +33,19 @@ def test_prediction_turns_with_a_square_slice(turn: Callable[[torch.Tensor], tor
     inferer = SlicesInferer(3, average=True)
     torch.testing.assert_close(inferer(turn(volume), NETWORK), turn(inferer(volume, NETWORK)))
     assert (SLICES(turn(volume), NETWORK) - turn(SLICES(volume, NETWORK))).abs().max() > 0.01
+
+
+def test_orientations_are_compared() -> None:
+    volume, structures = torch.rand(1, 2, 16, 16, 4, dtype=torch.float64), {"a": [1], "b": [1, 2]}
+    inferer, pairs = SlicesInferer(3, average=True, structures=structures), PairwiseDice(structures)
+    inferer(volume, NETWORK)
+    views = [(flip, quarter) for flip in ([], [2]) for quarter in range(4)]
+    turned = [SLICES(volume.flip(flip).rot90(quarter, (2, 3)), NETWORK) for flip, quarter in views]
+    back = [x.rot90(-quarter, (2, 3)).flip(flip) for x, (flip, quarter) in zip(turned, views, strict=True)]
+    pairs.update(torch.cat(back).argmax(1))
+    assert 0 < inferer.agreement["a"] < 1
+    assert inferer.agreement == pytest.approx(pairs.compute())
+    assert volume_inferer((16, 16), 3, structures=structures)(volume, NETWORK).shape == (1, 3, 16, 16, 4)
 
 
 def test_other_slices_are_flipped_only() -> None:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import entr
+from sklearn.metrics import f1_score
 
 from calib_components.errors import InputError
 from calib_components.metrics import measure_structures
-from calib_components.quality import ScanEstimates, mean_estimate
+from calib_components.quality import PairwiseDice, ScanEstimates, mean_estimate
 
 STRUCTURES = {"whole": [1, 2, 3], "core": [1, 3], "edge": [2]}
 
@@ -46,6 +49,18 @@ def test_estimates_are_those_of_the_metric_that_is_given_labels() -> None:
     found = np.array(list(scan.compute().values()))
     np.testing.assert_allclose(found[:, 0], measured.expected_dsc[0], rtol=1e-6)
     np.testing.assert_allclose(found[:, 1], measured.expected[0], rtol=1e-6)
+
+
+def test_pairwise_dice_is_that_of_scikit_learn() -> None:
+    labels, pairs = torch.randint(4, (3, 6, 5), generator=torch.Generator().manual_seed(0)), PairwiseDice(STRUCTURES)
+    for slab in labels.split(2, 1):
+        pairs.update(slab)
+    for name, classes in STRUCTURES.items():
+        masks = np.isin(labels.flatten(1), classes)
+        expected = np.mean([f1_score(one, other) for one, other in itertools.combinations(masks, 2)])
+        assert pairs.compute()[name] == pytest.approx(expected)
+    (none := PairwiseDice({"none": [7]})).update(labels)
+    assert np.isnan(none.compute()["none"])
 
 
 def test_sigmoids_are_structures_of_their_own() -> None:

@@ -29,7 +29,7 @@ def test_fewer_than_nine_patients_give_no_limits() -> None:
     found = reference(8, scans=5)
     assert math.isnan(found.lower_bound("a", 0.8))
     assert np.isnan(found.volume_range("a", 100)).all()
-    assert "8 validation patients, and limits need 9" in found.note
+    assert "limits, which need 9 validation patients: there are 8" in found.note
 
 
 def test_a_bound_holds_for_nine_in_ten_exchangeable_patients() -> None:
@@ -69,5 +69,5 @@ def test_weights_hold_the_reference() -> None:
     empty = Reference.from_tensor(torch.empty(0), ["a", "b"])  # of weights without a reference
     assert np.isnan(empty.lower_bound("a", 0.8))
     assert (empty.place(0.8), empty.always) == ((0, 0), ["a", "b"])
-    assert "0 validation patients, and limits need 9" in empty.note
+    assert "limits, which need 9 validation patients: there are 0" in empty.note
     assert "optimistic" in reference(9).note
