@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import glob
 import io
 import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from operator import itemgetter
@@ -22,6 +23,7 @@ from monai.utils import convert_to_tensor
 
 from calib_components.data.cases import read_datalist
 from calib_components.data.facts import Facts, facts_beside
+from calib_components.data.perturbation import Perturbation
 from calib_components.errors import InputError, check_choice, check_writable, make_folder, reading, writing
 from calib_components.handlers.evaluation_files import TITLES
 from calib_components.handlers.weights import (
@@ -31,14 +33,14 @@ from calib_components.handlers.weights import (
     with_calibrator,
     write_weights,
 )
-from calib_components.metrics import CalibrationBins, ECEMetric, dice, structure_masks
+from calib_components.metrics import dice, structure_masks
 from calib_components.posthoc import KINDS, Calibrator, Estimate, set_calibrator
 from calib_components.posthoc.base import gathered
+from calib_components.posthoc.costs import REGIONS, Costs
 from calib_components.quality import Reference, ScanEstimates
 
 log = logging.getLogger(__name__)
 WORSE = 1.1  # times the error before, from which an error after the fit is warned of
-REGIONS = ("all", "predicted")  # that errors are reported in
 SPLITS = {  # what to know of a fit on a split
     "training": "The network is more confident on cases that it was trained on: the temperature is too low for others.",
     "validation": "If these cases chose the epoch of the network, errors on other patients are higher.",
@@ -55,7 +57,8 @@ def calibration_cases(temperature: float | None, pool: Sequence[Any] | None, **o
 class Calibration:
     """Fit a calibrator to trained weights, and write it into them.
 
-    The network runs over the cases twice, uncalibrated and calibrated. Written are, all of them or none:
+    The network runs over the cases as often as the fit needs, and once more to measure its errors, beside those of what
+    else could be used. Written are, all of them or none:
 
     - the weights, with the calibrator, and the reference of the cases, see `calib_components.quality.Reference`. All
       else in the file stays; a calibrator without cases removes the reference.
@@ -79,6 +82,9 @@ class Calibration:
         pool: Folders of earlier fits, such as of all folds: one calibrator is fitted to all their patients, each of
             whom is in one of them, without any case. `temperature_fit.json` stays, and there is no figure.
         facts: Facts of the data, which are compared with those of the weights; None not to compare them.
+        perturbation: Changes the images that the calibrator is fitted on. Errors are those of the images as they are,
+            and stand beside those of a fit on them.
+        draws: Number of changed copies of each case.
 
     Raises:
         InputError: From `run`, if the network carries no calibrator, the weights are not suitable (see
@@ -97,6 +103,8 @@ class Calibration:
     temperature: float | None = None
     pool: Sequence[str | os.PathLike] | None = None
     facts: Facts | None = None
+    perturbation: Perturbation | None = None
+    draws: int = 1
 
     def __post_init__(self) -> None:
         check_choice("split", self.split, SPLITS)
@@ -110,22 +118,37 @@ class Calibration:
         set_calibrator(self.network, type(self.calibrator)())
         self._check_places()
         name = self.calibrator.name
-        estimate, fit, figure = f"{name}.json", f"{name}_fit.json", f"reliability_{name}.png"
-        files: dict[str, bytes | None] = {}
+        fit, figure = f"{name}_fit.json", f"reliability_{name}.png"
+        files: dict[str, bytes | None] = {  # nothing of another calibrator stays
+            file: None for kind in KINDS for file in (f"{kind}.json", f"{kind}_fit.json", f"reliability_{kind}.png")
+        }
         scans: list[Any] = []
         if self.temperature is not None:
             self.calibrator.set_state({"temperature": self.temperature})
-            files = dict.fromkeys((estimate, fit, figure))
         elif self.pool is not None:
             if idist.get_rank() == 0:  # `compute` puts together what all processes have
                 _add_fits(self.pool, self.calibrator)
-            files = {estimate: self._fit(), figure: None}
+            files[f"{name}.json"] = _encoded(self._compute().to_dict(), indent=2)
+            del files[fit]  # stays
         else:
             WeightsCheckpointLoader(self.load_path, self.network, self.facts)(self.evaluator)
             set_calibrator(self.network, type(self.calibrator)())
-            before = self._run_network(self.calibrator)
-            files = {estimate: self._fit(), fit: _encoded(self.calibrator.to_dict())}
-            files[figure] = self._compare(before, self._run_network(scans=scans))
+            others: dict[str, Calibrator] = {}
+            if self.perturbation is not None:
+                unchanged = others["fitted to the images as they are"] = copy.deepcopy(self.calibrator)
+                self._fit(unchanged, None)
+                unchanged.compute()
+            self._fit(self.calibrator, self.perturbation)
+            estimate = self._compute()
+            candidates = {
+                "before": type(self.calibrator)(),
+                "after": self.calibrator,
+                **estimate.alternatives(),
+                **others,
+            }
+            files |= {f"{name}.json": _encoded(estimate.to_dict(), indent=2), fit: _encoded(self.calibrator.to_dict())}
+            files[figure] = self._compare(self._measure({**own, **estimate.alternatives(), **others}, scans))
+        set_calibrator(self.network, self.calibrator)
         self._write(files, [scan for part in gathered(scans) for scan in part])
 
     def _check_places(self) -> None:
@@ -137,27 +160,61 @@ class Calibration:
                 raise InputError(f"calibrated_path: {self.calibrated_path} has other weights. Choose another file.")
         check_beside(self.calibrated_path, facts_beside(self.load_path), "calibrated_path")
 
-    def _run_network(self, fit: Calibrator | None = None, scans: list[Any] | None = None) -> dict[str, CalibrationBins]:
-        """Run the network over all cases, and add them to the fit or the scans; return the bins by region."""
-        metrics = {region: ECEMetric(region=region) for region in REGIONS}
+    def _run_network(self, use: Callable[..., None], perturbation: Perturbation | None = None) -> None:
+        """Run the network over all cases, of changed images if requested; `use` patients, logits and labels."""
+
+        def change(engine: Evaluator) -> None:
+            images = torch.stack([perturbation(image) for image in engine.state.batch["image"]])
+            engine.state.batch = {**engine.state.batch, "image": images}
 
         def add(engine: Evaluator) -> None:
             for case, output in zip(engine.state.batch, engine.state.output, strict=True):
                 logits, label = (convert_to_tensor(output[key], track_meta=False)[None] for key in ("pred", "label"))
-                logits = logits.float()
-                if fit is not None:
-                    fit.update(logits, label, case["patient"])
-                p = logits.softmax(1)
-                for metric in metrics.values():
-                    metric(p, label)
-                if scans is not None:
-                    scans.append((case["patient"], self._measure(p[0], label[0])))
+                use(case["patient"], logits.float(), label)
 
-        with self.evaluator.add_event_handler(Events.ITERATION_COMPLETED, add):
+        with ExitStack() as stack:
+            stack.enter_context(self.evaluator.add_event_handler(Events.ITERATION_COMPLETED, add))
+            if perturbation is not None:
+                stack.enter_context(self.evaluator.add_event_handler(Events.ITERATION_STARTED, change))
             self.evaluator.run()
-        return {region: metric.bins for region, metric in metrics.items()}
 
-    def _measure(self, p: torch.Tensor, label: torch.Tensor) -> list[tuple[float, ...]]:
+    def _fit(self, fit: Calibrator, perturbation: Perturbation | None) -> None:
+        """Add all cases to a fit, in as many passes as it needs."""
+        for _ in fit.passes():
+            if perturbation is not None:
+                perturbation.restart()
+            for _ in range(1 if perturbation is None else self.draws):
+                self._run_network(lambda patient, logits, label: fit.update(logits, label, patient), perturbation)
+
+    def _compute(self) -> Estimate:
+        """Compute the fit, and say what it is."""
+        estimate: Estimate = self.calibrator.compute()
+        if idist.get_rank() == 0:
+            before, after, region = estimate.nll_before, estimate.nll_after, self.calibrator.region.name
+            log.info("%s %s", self.calibrator.name.capitalize(), estimate.summary())
+            log.info("NLL %.4f -> %.4f (region %s)", before, after, region)
+            log.info("%s", estimate.effect(self.calibrator.region.by_prediction))
+            for warning in estimate.warnings():
+                log.warning("%s", warning)
+        return estimate
+
+    def _measure(self, candidates: Mapping[str, Calibrator], scans: list[Any]) -> dict[str, Costs]:
+        """Return what each calibrator costs on all cases, and list what the one called "after" gives of each scan."""
+        costs: dict[str, Costs] = {}
+
+        def use(patient: str, logits: torch.Tensor, label: torch.Tensor) -> None:
+            for name, candidate in candidates.items():
+                p = candidate.to(logits.device)(logits).softmax(1)
+                own = Costs.measure(p, label)
+                costs[name] = costs[name] + own if name in costs else own
+                if name == "after":
+                    scans.append((patient, self._measure_scan(p[0], label[0])))
+
+        self._run_network(use)
+        first, *others = gathered(costs)
+        return {name: sum((part[name] for part in others if part), own) for name, own in first.items()}
+
+    def _measure_scan(self, p: torch.Tensor, label: torch.Tensor) -> list[tuple[float, ...]]:
         """Return estimated and true DSC, expected and true volume in voxels of each structure of a scan."""
         scan = ScanEstimates(self.structures)
         scan.update(p)
@@ -166,32 +223,22 @@ class Calibration:
         found = zip(scan.compute().values(), dsc, volumes, strict=True)
         return [(own.expected_dsc, true, own.expected_voxels, volume) for own, true, volume in found]
 
-    def _fit(self) -> bytes:
-        """Fit the calibrator, put it into the network, and return the report."""
-        estimate: Estimate = self.calibrator.compute()
-        set_calibrator(self.network, self.calibrator)
-        if idist.get_rank() == 0:
-            before, after, region = estimate.nll_before, estimate.nll_after, self.calibrator.region.name
-            log.info("%s %s", self.calibrator.name.capitalize(), estimate.summary())
-            log.info("NLL %.4f -> %.4f (region %s)", before, after, region)
-            for warning in estimate.warnings():
-                log.warning("%s", warning)
-        return _encoded(estimate.to_dict(), indent=2)
-
     @idist.one_rank_only()
-    def _compare(self, before: Mapping[str, CalibrationBins], after: Mapping[str, CalibrationBins]) -> bytes:
+    def _compare(self, costs: Mapping[str, Costs]) -> bytes:
         """Say what the fit changed, and return the figure of it."""
         from calib_components.figures import reliability_diagram  # training must not need matplotlib
 
-        errors = {r: [bins[r].expected_error().item() for bins in (before, after)] for r in REGIONS}
-        log.info("ECE %s", ", ".join(f"{a:.4f} -> {b:.4f} ({TITLES[r]})" for r, (a, b) in errors.items()))
-        for region, (old, new) in errors.items():
+        for name, own in costs.items():
+            log.info("%s: %s", name.capitalize(), own.describe())
+        when = {time: costs[time].bins for time in ("before", "after")}
+        for region in REGIONS:
+            old, new = (bins[region].expected_error().item() for bins in when.values())
             if new > WORSE * old:
                 title, name = TITLES[region], self.calibrator.name
                 log.warning("The ECE of %s is larger with this %s. It cannot serve all voxels.", title, name)
         log.info("%s", SPLITS[self.split])
-        when, content = {"before": before, "after": after}, io.BytesIO()
-        panels = {f"{region}, {time}": bins[region] for region in REGIONS for time, bins in when.items()}
+        panels = {f"{name}, {time}": bins[name] for name in REGIONS for time, bins in when.items()}
+        content = io.BytesIO()
         reliability_diagram(panels, bands=True).savefig(content, format="png")
         return content.getvalue()
 

@@ -168,7 +168,8 @@ def join_weights(*files: Path, out: Path) -> None:
     first: dict[str, Any] = {}  # what all have in common with the first
     for number, file in enumerate(files):
         _, weights = read_weights(file)
-        weights.setdefault("temperature", torch.ones(()))
+        if calibrator_in(weights) is None:
+            weights["temperature"] = torch.ones(())
         weights.pop(REFERENCE, None)  # of this member alone
         shapes = {name: values.shape for name, values in weights.items()}
         common: dict[str, Any] = {"layers or classes": shapes, FACTS: facts_beside(file)}

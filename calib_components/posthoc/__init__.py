@@ -11,16 +11,21 @@ from calib_components.posthoc.network import (
     set_calibrator,
 )
 from calib_components.posthoc.temperature import TemperatureEstimate, TemperatureScaling
+from calib_components.posthoc.vector import BiasEstimate, ClassBias, VectorEstimate, VectorScaling
 
 __all__ = [
     "KINDS",
+    "BiasEstimate",
     "Calibrator",
+    "ClassBias",
     "EnsembleUNet",
     "Estimate",
     "TemperatureEstimate",
     "TemperatureScaled",
     "TemperatureScaling",
     "TemperatureUNet",
+    "VectorEstimate",
+    "VectorScaling",
     "find_calibrator",
     "find_reference",
     "find_temperature",

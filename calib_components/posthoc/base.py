@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, ClassVar
 
@@ -52,15 +52,25 @@ class Estimate(ABC):
     def warnings(self) -> list[str]:
         """Return what a user should know before relying on the fit, one sentence each."""
 
+    def alternatives(self) -> dict[str, Calibrator]:
+        """Return other calibrators, by what they are, whose errors should be reported next to those of this fit."""
+        return {}
+
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as data that JSON can store; NaN becomes None."""
-        values = asdict(self)  # type: ignore[call-overload]  # a subclass is a dataclass
-        return {k: None if isinstance(value, float) and math.isnan(value) else value for k, value in values.items()}
+        return _replaced(asdict(self), math.nan, None)  # type: ignore[call-overload]  # a subclass is a dataclass
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Any:
         """Inverse of `to_dict`."""
-        return cls(**{name: math.nan if value is None else value for name, value in values.items()})
+        return cls(**_replaced(dict(values), None, math.nan))
+
+
+def _replaced(value: Any, old: float | None, new: float | None) -> Any:
+    """Return dictionaries in dictionaries with NaN or None replaced by the other."""
+    if isinstance(value, dict):
+        return {name: _replaced(each, old, new) for name, each in value.items()}
+    return new if value is old or (old is not None and isinstance(value, float) and math.isnan(value)) else value
 
 
 class Calibrator(torch.nn.Module):
@@ -69,7 +79,8 @@ class Calibrator(torch.nn.Module):
     A new calibrator leaves logits as they are. Its parameters are buffers; `set_calibrator` puts them into a network,
     whose weights and exports then carry them. What is kept of a patient is one row of sums over voxels. Across several
     processes, `compute` and `to_dict` put the patients of all together, so every process must call them. A subclass has
-    a `name`, the type of its `estimate`, buffers, `forward`, `voxel_sums` and `solve`.
+    a `name`, the type of its `estimate`, buffers, `forward`, `voxel_sums` and `solve`. One that needs the cases several
+    times overrides `passes`.
 
     Args:
         region: The voxels to fit, see `calib_components.metrics.regions`; predictions are those before calibration.
@@ -83,6 +94,7 @@ class Calibrator(torch.nn.Module):
 
     name: ClassVar[str]  # of its files: NAME.json is the estimate, NAME_fit.json what is kept of each patient
     estimate: ClassVar[type[Estimate]]
+    is_affine: ClassVar[bool] = False  # in the logits: then it can become a part of the last layer of a network
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -91,15 +103,26 @@ class Calibrator(torch.nn.Module):
     def __init__(self, region: Any = "all", ignore_index: int | None = None, sigmoid: bool = False) -> None:
         super().__init__()
         self.region, self.ignore_index, self.sigmoid = Region.parse(region), ignore_index, sigmoid
+        self.regions = [self.region]  # that sums are kept of, the one to fit first
         self._rows: dict[str, Array] = {}  # of each patient
 
     def voxel_sums(self, logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-        """Return sums over voxels of logits `(N, voxels)` and class indices `(voxels,)`, float64, `(K,)`."""
+        """Return sums over voxels of logits `(N, voxels)` and class indices `(voxels,)`, float64, `(K,)`.
+
+        The first is the number of voxels.
+        """
         raise NotImplementedError
 
     def solve(self, names: Sequence[str], rows: Array) -> Estimate:
-        """Set the parameters that fit patients, by their names and rows `(patients, K)`; return the estimate."""
+        """Set the parameters that fit patients, by their names and rows `(patients, regions, K)`; return the estimate.
+
+        Each patient has voxels in the first region.
+        """
         raise NotImplementedError
+
+    def passes(self) -> Iterator[int]:
+        """Yield once for each pass over the cases that the fit needs; `update` with all of them in each."""
+        yield 0
 
     def state(self) -> dict[str, torch.Tensor]:
         """Return the parameters by their names."""
@@ -139,9 +162,11 @@ class Calibrator(torch.nn.Module):
             binary = self.sigmoid or logits.shape[1] == 1
             remedy = "p.double().logit(1e-12)" if binary else "p.double().clamp_min(1e-12).log()"
             warn_once(f"All logits are between 0 and 1. If they are probabilities p, pass {remedy}.")
-        sums: dict[int, torch.Tensor] = {}  # no entry for a case without a voxel in the region
-        for voxels in read_voxels(logits, y, self.region, self.ignore_index, self.sigmoid, logits=True):
-            sums[voxels.case] = sums.get(voxels.case, 0) + self.voxel_sums(voxels.values, voxels.label)
+        sums: dict[int, torch.Tensor] = {}
+        for voxels in read_voxels(logits, y, None, self.ignore_index, self.sigmoid, logits=True):
+            selected = (region.select(voxels) for region in self.regions)
+            rows = torch.stack([self.voxel_sums(each.values, each.label) for each in selected])
+            sums[voxels.case] = sums.get(voxels.case, 0) + rows
         for case, row in sums.items():
             self._add({names[case]: row.cpu().numpy()})
 
@@ -161,7 +186,7 @@ class Calibrator(torch.nn.Module):
         Raises:
             InputError: No voxel has been added.
         """
-        rows = self._gathered()
+        rows = {name: row for name, row in self._gathered().items() if row[0, 0] > 0}
         if not rows:
             raise InputError(f"There are no voxels in region {self.region.name!r} to fit a {self.name} to.")
         return self.solve(list(rows), np.array(list(rows.values())))
@@ -174,7 +199,10 @@ class Calibrator(torch.nn.Module):
     def from_dict(cls, values: Mapping[str, Any]) -> Calibrator:
         """Inverse of `to_dict`."""
         fit = cls(Region(**values["region"]), values["ignore_index"], values["sigmoid"])
-        fit._add({name: np.array(row, dtype=float) for name, row in values["patients"].items()})
+        rows = {name: np.array(row, dtype=float) for name, row in values["patients"].items()}
+        if any(row.ndim != 2 for row in rows.values()):
+            raise InputError("The fit is of an older version, which kept one region. Run it again.")
+        fit._add(rows)
         return fit
 
     def _options(self) -> dict[str, Any]:

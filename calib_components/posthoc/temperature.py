@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from scipy.interpolate import make_interp_spline
 from scipy.stats import bootstrap
 
 from calib_components.errors import check_number, printable
+from calib_components.metrics.regions import Region
 from calib_components.posthoc.base import Array, Calibrator, Estimate
 
 LOWEST, HIGHEST = 1 / 8, 8.0  # range that temperatures are fitted in
@@ -33,6 +34,7 @@ UNSCALED = 3 * PER_OCTAVE  # where b = 1
 SPLINE = make_interp_spline(LOG2_B, np.eye(len(LOG2_B)), k=5)  # of any values at LOG2_B: values @ SPLINE(x)
 SMALLEST = 1e-300  # in place of 0, before a logarithm
 
+COMPARED = ("all", "predicted")  # regions whose temperatures every fit gives
 FEWEST_PATIENTS = 6
 DECISIVE = 0.1  # change of log T without a patient, from which it is named if others change T far less
 LEVEL = 0.95
@@ -58,6 +60,9 @@ class TemperatureEstimate(Estimate):
         patients: Number of patients with at least one voxel.
         voxels: Number of voxels; with sigmoid, those of all channels.
         at_edge: Whether the NLL has no minimum between 1/8 and 8, so that `temperature` is one of the two.
+        region: Name of the region that it is fitted to.
+        regions: For this region, `all` and `predicted`, by name: the `temperature` fitted there, its interval, `low`
+            to `high`, and the NLL that it costs in each of them, `nll_REGION`. A region without a voxel is left out.
     """
 
     name = "temperature"
@@ -71,6 +76,8 @@ class TemperatureEstimate(Estimate):
     patients: int
     voxels: int
     at_edge: bool
+    region: str = "all"
+    regions: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def summary(self) -> str:
         line = f"{self.temperature:.3f}, fitted on {self._number()}"
@@ -109,7 +116,30 @@ class TemperatureEstimate(Estimate):
         if self.low <= 1 <= self.high:
             held = f"{self.low:.3f} to {self.high:.3f}"
             sentences.append(f"The 95 % interval of the temperature, {held}, includes 1: scaling may not be needed.")
+        if sentence := self._difference():
+            sentences.append(sentence)
         return sentences
+
+    def alternatives(self) -> dict[str, Calibrator]:
+        found: dict[str, Calibrator] = {}
+        for name, fitted in self.regions.items():
+            if name != self.region:
+                found[f"T of region {name}"] = scaling = TemperatureScaling(name)
+                scaling.set_state(fitted)
+        return found
+
+    def _difference(self) -> str:
+        """Return what it means that temperatures of regions differ, where their intervals do not overlap."""
+        first, second = (self.regions.get(name) for name in COMPARED)
+        if not (first and second and (first["high"] < second["low"] or second["high"] < first["low"])):
+            return ""
+        found = [f"{own['temperature']:.2f} [{own['low']:.2f}, {own['high']:.2f}]" for own in (first, second)]
+        costs = second["nll_all"] - first["nll_all"], first["nll_predicted"] - second["nll_predicted"]
+        return (
+            f"T is {found[0]} over all voxels, {found[1]} where a structure is predicted: one T cannot serve both. "
+            f"The second costs {costs[0]:.4f} of NLL over all voxels, the first {costs[1]:.4f} where a structure is "
+            "predicted. Fit it to the region whose probabilities you use, or try VectorScaling or ClassBias."
+        )
 
     def _number(self) -> str:
         return f"{self.patients} patient{'s' * (self.patients > 1)}"
@@ -139,9 +169,11 @@ class TemperatureScaling(Calibrator):
 
     name = "temperature"
     estimate = TemperatureEstimate
+    is_affine = True
 
     def __init__(self, region: Any = "all", ignore_index: int | None = None, sigmoid: bool = False) -> None:
         super().__init__(region, ignore_index, sigmoid)
+        self.regions = [*dict.fromkeys((self.region, *map(Region.parse, COMPARED)))]
         self.register_buffer("temperature", torch.ones(()))
 
     def forward(self, logits: torch.Tensor) -> torch.Tensor:
@@ -168,21 +200,34 @@ class TemperatureScaling(Calibrator):
         return sums
 
     def solve(self, names: Sequence[str], rows: Array) -> TemperatureEstimate:
-        voxels, unscaled, sums = rows[:, 0].sum(), rows[:, 1].sum(), rows[:, 2:]
-        total = sums.sum(0)
-        log2_b = float(_roots(total))
+        own = rows[:, 0]
+        voxels, unscaled, sums = own[:, 0].sum(), own[:, 1].sum(), own[:, 2:]
+        log2_b, *interval = _fit(sums)
         at_edge = bool(abs(log2_b) >= LOG2_B[-1])
-        low = high = coverage = math.nan
+        coverage = math.nan
         others: dict[str, float] = {}
         if len(names) > 1:
-            low, high = _interval(sums)
             coverage = math.nan if at_edge else _coverage(sums, log2_b)
             without = (1 - np.eye(len(names))) @ sums  # adds up: a difference of sums would lose digits
             others = dict(zip(names, (2.0 ** -_roots(without)).tolist(), strict=True))
-        before, after = unscaled / voxels, max(0.0, (unscaled + _change(total, log2_b)) / voxels)  # rounded below 0
-        temperature, numbers = 2.0**-log2_b, (float(before), float(after), len(names), int(voxels))
+        temperature, numbers = 2.0**-log2_b, (float(unscaled / voxels), _nll(own, log2_b), len(names), int(voxels))
         self.set_state({"temperature": temperature})
-        return TemperatureEstimate(temperature, low, high, coverage, others, *numbers, at_edge)
+        regions = self._compare(rows, {self.region.name: (log2_b, *interval)})
+        options = (others, *numbers, at_edge, self.region.name, regions)
+        return TemperatureEstimate(temperature, *interval, coverage, *options)
+
+    def _compare(self, rows: Array, fits: dict[str, tuple[float, ...]]) -> dict[str, dict[str, float]]:
+        """Return the fits of all regions, see `TemperatureEstimate.regions`; the first is given."""
+        present = {region.name: rows[rows[:, i, 0] > 0, i] for i, region in enumerate(self.regions)}
+        present = {name: own for name, own in present.items() if len(own)}
+        for name, own in present.items():
+            if name not in fits:
+                fits[name] = _fit(own[:, 2:])
+        return {
+            name: {"temperature": 2.0**-log2_b, "low": low, "high": high}
+            | {f"nll_{other}": _nll(there, log2_b) for other, there in present.items()}
+            for name, (log2_b, low, high) in fits.items()
+        }
 
 
 def _expected(sums: Array, log2_b: Array | float) -> Array:
@@ -199,6 +244,18 @@ def _roots(sums: Array) -> Array:
         low, high = np.where(rising, low, middle), np.where(rising, middle, high)
     beyond = [sums[..., 1] <= sums[..., 0], sums[..., -1] >= sums[..., 0]]
     return np.select(beyond, [LOG2_B[0], LOG2_B[-1]], (low + high) / 2)
+
+
+def _fit(sums: Array) -> tuple[float, float, float]:
+    """Return log2 b of patients with these `sums`, and the interval of T; NaN with one patient."""
+    interval = _interval(sums) if len(sums) > 1 else (math.nan, math.nan)
+    return float(_roots(sums.sum(0))), *interval
+
+
+def _nll(rows: Array, log2_b: float) -> float:
+    """Return the mean NLL at b of patients whose rows are those of `voxel_sums`."""
+    voxels, unscaled, total = rows[:, 0].sum(), rows[:, 1].sum(), rows[:, 2:].sum(0)
+    return max(0.0, float((unscaled + _change(total, log2_b)) / voxels))  # rounded, it may be below 0
 
 
 def _change(total: Array, log2_b: float) -> float:

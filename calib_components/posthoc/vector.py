@@ -1,0 +1,248 @@
+"""Vector scaling: a scale and a bias for each class, fitted in a few passes over the voxels.
+
+With `c` the logits less their mean over the classes, on which no probability depends, the probabilities are
+`softmax(s c + b)`. Their negative log-likelihood is convex in the parameters `(s, b)`. A pass at some parameters keeps
+its value, gradient and Hessian there, for each patient. The next pass is at the minimum of the quadratic function with
+the sums of all, a step of Newton's method, which is halved where the likelihood got worse. At the minimum, parameters
+of other samples of the same patients are one more step, with other sums of the same rows: so are the interval, and the
+likelihood of patients that are left out of the fit.
+
+Source: Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, section 4.2.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from calib_components.errors import InputError
+from calib_components.posthoc.base import Array, Calibrator, Estimate
+
+MOST_PASSES = 30
+TOLERANCE = 1e-5  # of a parameter
+FEWEST_PATIENTS = 2  # for each parameter, a rule of thumb
+RESAMPLES = 2_000
+
+
+@dataclass(frozen=True)
+class VectorEstimate(Estimate):
+    """Fitted scales and biases, and how far other patients could move them.
+
+    Attributes:
+        scale, scale_low, scale_high: Scale of each class and its 95 % interval, the percentile bootstrap over patients,
+            with one step of Newton's method for each resample. NaN with one patient.
+        bias, bias_low, bias_high: The same of the bias, whose mean over the classes is 0.
+        parameters: Number of parameters that probabilities depend on.
+        nll_before, nll_after: Mean negative log-likelihood of the voxels without and with them, in nats.
+        nll_left_out: The same of each patient with the parameters of the others, by one step. NaN with one patient.
+        changed: Number of voxels whose most probable class is another one.
+        patients, voxels: Numbers of patients and voxels.
+    """
+
+    name = "vector"
+    scale: list[float]
+    scale_low: list[float]
+    scale_high: list[float]
+    bias: list[float]
+    bias_low: list[float]
+    bias_high: list[float]
+    parameters: int
+    nll_before: float
+    nll_after: float
+    nll_left_out: float
+    changed: int
+    patients: int
+    voxels: int
+
+    def summary(self) -> str:
+        parts = [("scale", self.scale, self.scale_low, self.scale_high)] if len({*self.scale}) > 1 else []
+        parts.append(("bias", self.bias, self.bias_low, self.bias_high))
+        texts = (
+            f"{name} " + ", ".join(f"{v:.2f} [{low:.2f}, {high:.2f}]" for v, low, high in zip(*columns, strict=True))
+            for name, *columns in parts
+        )
+        return f"{'; '.join(texts)}, for the classes in their order, fitted on {self.patients} patients"
+
+    def effect(self, by_prediction: bool = True) -> str:
+        return f"The label of {self.changed} of {self.voxels} voxels changes."
+
+    def warnings(self) -> list[str]:
+        sentences = []
+        if self.patients < (fewest := FEWEST_PATIENTS * self.parameters):
+            sentences.append(
+                f"{self.patients} patients are fewer than {fewest} for {self.parameters} parameters: the intervals are "
+                "not reliable. A temperature needs fewer."
+            )
+        if self.nll_left_out > self.nll_before:
+            sentences.append(
+                f"The NLL of patients that are left out of the fit is {self.nll_left_out:.4f}, more than "
+                f"{self.nll_before:.4f} without it. Use a temperature."
+            )
+        return sentences
+
+
+class _Sums(NamedTuple):
+    """What is kept of patients, `(patients, ...)`, in this order."""
+
+    voxels: Array
+    nll_before: Array
+    nll: Array  # at the parameters
+    changed: Array
+    labels: Array  # number of voxels of each class
+    gradient: Array
+    hessian: Array
+
+    @classmethod
+    def read(cls, rows: Array) -> _Sums:
+        classes = round((math.sqrt(9 + 16 * (rows.shape[1] - 4)) - 3) / 8)
+        *numbers, labels, gradient, hessian = np.split(rows, [1, 2, 3, 4, 4 + classes, 4 + 3 * classes], axis=1)
+        hessian = hessian.reshape(len(rows), 2 * classes, 2 * classes)
+        return cls(*(number[:, 0] for number in numbers), labels, gradient, hessian)
+
+
+class VectorScaling(Calibrator):
+    """Multiplies the logits of each class by a scale and adds a bias; see `Calibrator` for its arguments.
+
+    The logits get a mean of 0 over the classes first. The fit takes about six passes over the cases, and keeps of each
+    patient `4 + 3 N + 4 N^2` numbers, with N classes. Labels may change.
+
+    Raises:
+        InputError: Channels are sigmoids. By `passes`, if a class is no voxel's label, or the fit does not converge, as
+            where the classes are separable. By `compute`, if the cases were not added in each of the `passes`.
+
+    Examples:
+        >>> import torch
+        >>> from calib_components.posthoc import ClassBias
+        >>> fit = ClassBias()
+        >>> logits = torch.tensor([[[4.0, 4.0, 4.0, 4.0], [0.0, 0.0, 0.0, 0.0]]])  # one case, two classes, four voxels
+        >>> for _ in fit.passes():
+        ...     fit.update(logits, torch.tensor([[[0, 0, 0, 1]]]), group="patient 1")
+        >>> estimate = fit.compute()
+        >>> fit(logits).softmax(1)[0, :, 0]  # three of the four voxels are class 0
+        tensor([0.7500, 0.2500])
+    """
+
+    name = "vector"
+    estimate = VectorEstimate
+    is_affine = True
+    has_scale: ClassVar[bool] = True
+
+    def __init__(self, region: Any = "all", ignore_index: int | None = None, sigmoid: bool = False) -> None:
+        super().__init__(region, ignore_index, sigmoid)
+        if sigmoid:
+            raise InputError(f"sigmoid: a {self.name} is of classes that exclude each other. Fit a temperature.")
+        if self.has_scale:
+            self.register_buffer("class_scale", torch.ones(1))
+        self.register_buffer("class_bias", torch.zeros(1))
+
+    def forward(self, logits: torch.Tensor) -> torch.Tensor:
+        centered = (logits - logits.mean(1, keepdim=True)).movedim(1, -1)
+        return (centered * self.class_scale + self.class_bias).movedim(-1, 1)
+
+    def passes(self) -> Iterator[int]:
+        lowest, start, step = math.inf, self._values(1), np.zeros(0)
+        for number in range(MOST_PASSES):
+            self._rows.clear()
+            yield number
+            sums = _Sums.read(np.array([*self._gathered().values()])[:, 0])
+            if (absent := np.flatnonzero(sums.labels.sum(0) == 0)).size:
+                raise InputError(
+                    f"No voxel has class {absent[0]}, so it has no {self.name}. Add cases or fit a temperature."
+                )
+            if (nll := sums.nll.sum()) > lowest * (1 + 1e-12):
+                step = step / 2
+            else:
+                lowest, start, step = nll, self._values(sums.labels.shape[1]), self._step(sums)
+                if abs(step).max() < TOLERANCE:
+                    return
+            self._set_values(start + step)
+        raise InputError(f"The {self.name} did not converge. The classes may be separable; fit a temperature.")
+
+    def voxel_sums(self, logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+        """Return what `_Sums` holds, of these voxels."""
+        centered, classes = logits - logits.mean(0), len(logits)
+        parameters = torch.from_numpy(self._values(classes)).to(logits)
+        calibrated = centered * parameters[:classes, None] + parameters[classes:, None]
+        true = F.one_hot(label, classes).T.to(logits)
+        nll = [(each.logsumexp(0) - (each * true).sum(0)).sum() for each in (centered, calibrated)]
+        changed = (centered.argmax(0) != calibrated.argmax(0)).sum()
+        p = calibrated.softmax(0)
+        inputs = torch.stack([centered, torch.ones_like(p)])  # (2, N, V), what scales and biases multiply
+        gradient = ((p - true) * inputs).sum(-1).flatten()
+        weighted = (p * inputs).flatten(0, 1)
+        same_class = torch.einsum("inv,jnv,nv->ijn", inputs, inputs, p).diag_embed()  # (2, 2, N, N)
+        hessian = same_class.transpose(1, 2).reshape(2 * classes, -1) - weighted @ weighted.T
+        numbers = torch.stack([logits.new_tensor(len(label)), *nll, changed])
+        return torch.cat([numbers, true.sum(1), gradient, hessian.flatten()])
+
+    def solve(self, names: Sequence[str], rows: Array) -> VectorEstimate:
+        sums = _Sums.read(rows[:, 0])
+        if abs(self._step(sums)).max() > 10 * TOLERANCE:
+            raise InputError(f"A {self.name} needs several passes: for _ in fit.passes(), update with all cases.")
+        voxels, classes, patients = sums.voxels.sum(), sums.labels.shape[1], len(names)
+        parameters = self._values(classes)
+        found, left_out = np.stack([parameters, *np.full((2, 2 * classes), math.nan)]), math.nan
+        if patients > 1:
+            times = np.random.default_rng(0).multinomial(patients, np.full(patients, 1 / patients), RESAMPLES)
+            found[1:] = np.quantile(parameters + self._step(sums, times), [0.025, 0.975], axis=0)
+            steps = self._step(sums, 1 - np.eye(patients))
+            curvature = np.einsum("pi,pij,pj->", steps, sums.hessian, steps)
+            left_out = float((sums.nll.sum() + (sums.gradient * steps).sum() + curvature / 2) / voxels)
+        columns = [*(each[:classes].tolist() for each in found), *(each[classes:].tolist() for each in found)]
+        means = [float(each.sum() / voxels) for each in (sums.nll_before, sums.nll)]
+        changed = int(sums.changed.sum())
+        number = classes - 1 + classes * self.has_scale
+        return self.estimate(*columns, number, *means, left_out, changed, patients, int(voxels))
+
+    def _step(self, sums: _Sums, times: Array | None = None) -> Array:
+        """Return the step to the minimum for each row of `times` that patients are there, or for once each."""
+        times = np.ones((1, len(sums.nll))) if times is None else times
+        gradient, hessian = times @ sums.gradient, np.einsum("rp,pij->rij", times, sums.hessian)
+        fitted = slice(0 if self.has_scale else sums.labels.shape[1], None)
+        steps = np.zeros_like(gradient)
+        inverse = np.linalg.pinv(hessian[:, fitted, fitted], rcond=1e-10, hermitian=True)  # equal biases change nothing
+        steps[:, fitted] = -np.einsum("rij,rj->ri", inverse, gradient[:, fitted])
+        return steps
+
+    def _values(self, classes: int) -> Array:
+        """Return the scales and the biases."""
+        scale = self.class_scale if self.has_scale else torch.ones(1)
+        return torch.cat([each.cpu().double().expand(classes) for each in (scale, self.class_bias)]).numpy()
+
+    def _set_values(self, values: Array) -> None:
+        scale, bias = np.split(values.ravel(), 2)
+        self.set_state({"class_scale": scale, "class_bias": bias})
+
+    def _options(self) -> dict[str, Any]:
+        """Rows belong to the parameters that they were summed at."""
+        return {**super()._options(), "state": {name: values.tolist() for name, values in self.state().items()}}
+
+    @classmethod
+    def from_dict(cls, values: Any) -> Any:
+        fit = super().from_dict(values)
+        fit.set_state({name: torch.tensor(each) for name, each in values["state"].items()})
+        return fit
+
+
+@dataclass(frozen=True)
+class BiasEstimate(VectorEstimate):
+    """Fitted biases, see `VectorEstimate`; all scales are 1."""
+
+    name = "bias"
+
+
+class ClassBias(VectorScaling):
+    """Adds a bias to the logits of each class, see `VectorScaling`: what corrects structures that are all too large."""
+
+    name = "bias"
+    estimate = BiasEstimate
+    has_scale = False
+
+    def forward(self, logits: torch.Tensor) -> torch.Tensor:
+        return (logits.movedim(1, -1) + self.class_bias).movedim(-1, 1)
