@@ -140,12 +140,7 @@ class Calibration:
                 unchanged.compute()
             self._fit(self.calibrator, self.perturbation)
             estimate = self._compute()
-            candidates = {
-                "before": type(self.calibrator)(),
-                "after": self.calibrator,
-                **estimate.alternatives(),
-                **others,
-            }
+            own = {"before": type(self.calibrator)(), "after": self.calibrator}
             files |= {f"{name}.json": _encoded(estimate.to_dict(), indent=2), fit: _encoded(self.calibrator.to_dict())}
             files[figure] = self._compare(self._measure({**own, **estimate.alternatives(), **others}, scans))
         set_calibrator(self.network, self.calibrator)

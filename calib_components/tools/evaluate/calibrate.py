@@ -38,11 +38,12 @@ def calibrate_predictions(
     sigmoid: bool = False,
     ignore_index: int | None = None,
     region: Any = "all",
+    calibrator: str = "temperature",
     patient_pattern: str | None = None,
     workers: int | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Fit a temperature on saved predictions, and scale others by it.
+    """Fit a temperature, or another calibrator, on saved predictions, and apply it to others.
 
     The logarithms of probabilities are the logits, up to one number for each voxel, which softmax ignores; with sigmoid
     channels, the logits are log p - log(1 - p). `out` gets a scaled map for each prediction in `apply_to`, float32 on
@@ -61,6 +62,8 @@ def calibrate_predictions(
         ignore_index: Label code of voxels to leave out of the fit.
         region: Voxels to fit the temperature on, such as predicted, see `calib_components.metrics.regions`. Fitted to a
             region chosen by the ground truth, probabilities are not calibrated.
+        calibrator: temperature; vector, a scale and a bias for each class; or bias, a bias alone. The last two may change
+            labels, and need more patients.
         patient_pattern: Regular expression for the part of a case's name that names the patient, such as patient[0-9]+.
             Default: each case is a patient.
         workers: Number of processes, each with a case in memory. Default: one per core, at most 8.
@@ -101,12 +104,12 @@ def calibrate_predictions(
         {file.name for end in ("_probability.nii.gz", ".npz") for file in out.glob(f"[!.]*{end}")} - {*names}
     ):
         raise InputError(f"--out: {out / others[0]} is of another prediction. Delete it, or give another folder.")
-    calibrator, estimate = fit_calibrator(cases, classes, fitted_on, patients, workers)
-    targets, fitted = (
+    fitted, estimate = fit_calibrator(cases, classes, fitted_on, patients, workers, kind=calibrator)
+    targets, used = (
         [{"case": name, "patient": of[name], "image": prediction.files[0]} for name, prediction in named.items()]
         for of, named in ((target_patients, found), (patients, {case.name: case.prediction for case in cases}))
     )
-    if shared := find_shared(targets, fitted):
+    if shared := find_shared(targets, used):
         print(
             f"{len(shared)} of the {len(found)} predictions to scale belong to patients of the fit: {shared[0]}. Their "
             "evaluation will be too optimistic."
@@ -114,7 +117,7 @@ def calibrate_predictions(
     make_folder(out)
     with ExitStack() as stack:
         files = [stack.enter_context(writing(out / name)) for name in names]
-        apply = functools.partial(_calibrate_file, classes=classes, calibrator=calibrator)
+        apply = functools.partial(_calibrate_file, classes=classes, calibrator=fitted)
         map_cases(apply, [*zip(found.values(), headers, files, strict=True)], workers, "scale")
         for kind in KINDS:
             (out / f"{kind}.json").unlink(missing_ok=True)

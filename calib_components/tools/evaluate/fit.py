@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
 import warnings
@@ -9,10 +10,11 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
-from calib_components.errors import InputError
+from calib_components.errors import InputError, check_choice
 from calib_components.metrics.regions import Region
 from calib_components.metrics.voxels import read_voxels
 from calib_components.posthoc import KINDS, Calibrator, Estimate
+from calib_components.posthoc.costs import Costs
 from calib_components.tools.evaluate.classes import IGNORED, Classes
 from calib_components.tools.evaluate.notes import (
     Notes,
@@ -45,11 +47,15 @@ def fit_calibrator(
     other_codes = [channel for channel, codes in enumerate(classes.codes) if codes != {channel}]
     if not classes.sigmoid and {*other_codes} & {*region.classes}:
         raise InputError("--region: a class has a label code that is not its channel. Name a region like predicted.")
+    check_choice("--calibrator", kind, KINDS)
     pooled = KINDS[kind](region, IGNORED, classes.sigmoid)
-    fit = functools.partial(_fit_case, empty=pooled, classes=classes, patients=patients, cropped=cropped)
-    fitted = map_cases(fit, cases, workers, "fit")
-    for of_case, _ in fitted:
-        pooled.add(of_case)
+    for _ in pooled.passes():
+        fit = functools.partial(
+            _fit_case, empty=copy.deepcopy(pooled), classes=classes, patients=patients, cropped=cropped
+        )
+        fitted = map_cases(fit, cases, workers, "fit")
+        for of_case, _ in fitted:
+            pooled.add(of_case)
     notes = [note for _, note in fitted]
     check_background(notes)
     check_beside(notes)
@@ -58,6 +64,11 @@ def fit_calibrator(
     print(f"{'T' if kind == 'temperature' else kind} = {estimate.summary()}")
     print(f"NLL {estimate.nll_before:.4f} -> {estimate.nll_after:.4f} over {where}, which it is fitted on")
     print("\n".join([estimate.effect(region.by_prediction), *estimate.warnings()]))
+    candidates = {"before": KINDS[kind](region, IGNORED, classes.sigmoid), "after": pooled, **estimate.alternatives()}
+    measure = functools.partial(_measure_case, candidates=candidates, classes=classes, cropped=cropped)
+    first, *others = map_cases(measure, cases, workers, "measure")
+    for name, own in first.items():
+        print(f"{name}: {sum((costs[name] for costs in others), own).describe()}")
     voxels, nll = (sum(note[key] for note in notes) for key in ("denied", "nll"))
     if (share := nll / max(estimate.nll_before * estimate.voxels, nll, 1e-9)) >= DECISIVE:
         number = sum(note["denied"] > 0 for note in notes)
@@ -72,17 +83,30 @@ def fit_calibrator(
 def _fit_case(
     case: Case, empty: Calibrator, classes: Classes, patients: Mapping[str, str], cropped: bool
 ) -> tuple[Calibrator, Notes]:
-    saved = read_case(case, classes)
-    assert saved.probabilities is not None
-    fit = type(empty)(empty.region, empty.ignore_index, empty.sigmoid)
-    if cropped:
-        foreground = saved.probabilities if classes.sigmoid else saved.probabilities[1:]
-        saved.label.masked_fill_((foreground == 0).all(0), IGNORED)
-    logits = logits_of(saved.probabilities, saved.lowest, saved.highest, classes.sigmoid)
+    saved, logits = _read_logits(case, classes, cropped)
+    fit = copy.deepcopy(empty)
     fit.update(logits[None], saved.label[None], patients[case.name])
     denied, nll = _count_denied(saved, fit)
     notes = {"file": str(case.prediction.files[0]), "beside": other_beside(case, saved, classes)}
     return fit, {**notes, "right": count_right(saved), "denied": denied, "nll": nll}
+
+
+def _measure_case(
+    case: Case, candidates: Mapping[str, Calibrator], classes: Classes, cropped: bool
+) -> dict[str, Costs]:
+    saved, logits = _read_logits(case, classes, cropped)
+    to_probabilities = torch.sigmoid if classes.sigmoid else functools.partial(torch.softmax, dim=1)
+    found = {name: to_probabilities(candidate(logits[None])) for name, candidate in candidates.items()}
+    return {name: Costs.measure(p, saved.label[None], IGNORED, classes.sigmoid) for name, p in found.items()}
+
+
+def _read_logits(case: Case, classes: Classes, cropped: bool) -> tuple[Saved, torch.Tensor]:
+    saved = read_case(case, classes)
+    assert saved.probabilities is not None
+    if cropped:
+        foreground = saved.probabilities if classes.sigmoid else saved.probabilities[1:]
+        saved.label.masked_fill_((foreground == 0).all(0), IGNORED)
+    return saved, logits_of(saved.probabilities, saved.lowest, saved.highest, classes.sigmoid)
 
 
 def _count_denied(saved: Saved, fit: Calibrator) -> tuple[int, float]:

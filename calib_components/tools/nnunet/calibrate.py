@@ -32,10 +32,11 @@ def calibrate_model(
     *,
     labels: Path | None = None,
     region: Any = "all",
+    calibrator: str = "temperature",
     patient_pattern: str | None = None,
     workers: int | None = None,
 ) -> None:
-    """Fit one temperature for all folds of a trained model, and write it into copies of their checkpoints.
+    """Fit one temperature, or another calibrator, for all folds of a trained model, and write it into copies of their checkpoints.
 
     It is fitted on the probabilities that each fold saved of its own validation cases, `fold_N/validation/*.npz`, on
     the grid of the images: after mirroring, tiles and resampling, all of which average logits, so that dividing the
@@ -47,6 +48,7 @@ def calibrate_model(
         labels: Folder of the labels of the training cases. Default: `$nnUNet_preprocessed/DATASET/gt_segmentations`.
         region: Voxels to fit the temperature on, such as predicted, see `calib_components.metrics.regions`. Fitted to a
             region chosen by the ground truth, probabilities are not calibrated.
+        calibrator: temperature, vector or bias, see `calibrate_predictions`.
         patient_pattern: Regular expression for the part of a case's name that names the patient, such as patient[0-9]+.
             Default: each case is a patient.
         workers: Number of processes, each with a case in memory. Default: one per core, at most 8.
@@ -102,12 +104,12 @@ def calibrate_model(
     classes = classes_of(cases, structures, manager.has_regions, manager.ignore_label)
     patients = patients_of([*found], patient_pattern)
     print(f"{model}: {', '.join(fold.name for fold in folds)}, {len(cases)} validation cases")
-    calibrator, estimate = fit_calibrator(cases, classes, fitted_on, patients, workers, True, _refuse_other_maps)
-    temperature = float(calibrator.state()["temperature"])
+    options = (cases, classes, fitted_on, patients, workers, True, _refuse_other_maps, calibrator)
+    fitted, estimate = fit_calibrator(*options)
     with ExitStack() as stack:  # all of them or none
         for fold in folds:
             file = stack.enter_context(writing(fold / CALIBRATED))
-            file.write_bytes(serialize(scale_checkpoint(read_checkpoint(fold / TRAINED), temperature)))
+            file.write_bytes(serialize(scale_checkpoint(read_checkpoint(fold / TRAINED), fitted)))
         write_estimate(estimate, model)
     print(
         f"Predict with: nnUNetv2_predict -d {dataset_name} -tr {trainer} -p {plans_name} -c {configuration} "

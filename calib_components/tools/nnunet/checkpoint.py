@@ -1,4 +1,4 @@
-"""nnU-Net's checkpoints: read as data, and with a temperature in the layers that give the logits."""
+"""nnU-Net's checkpoints: read as data, and with a calibrator in the layers that give the logits."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from calib_components.errors import InputError, reading
+from calib_components.posthoc import KINDS, Calibrator
 
 LAYER = re.compile(r"decoder\.seg_layers\.\d+\.(weight|bias)")  # gives the logits of one resolution
 TRAINER = "nnUNetTrainer"
@@ -41,21 +42,29 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
         has_layers = any(map(LAYER.fullmatch, weights))
     if not has_layers:
         raise InputError(f"{file}: the network has no layers decoder.seg_layers, which only U-Nets of nnU-Net have.")
-    if "temperature" in checkpoint:
-        raise InputError(f"{file} has a temperature already, {checkpoint['temperature']}. Use the file as trained.")
+    if found := {name for kind in KINDS.values() for name in kind().state()} & checkpoint.keys():
+        raise InputError(f"{file} has a {min(found)} already, {checkpoint[min(found)]}. Use the file as trained.")
     return checkpoint
 
 
-def scale_checkpoint(checkpoint: Mapping[str, Any], temperature: float) -> dict[str, Any]:
-    """Return a checkpoint whose network gives the logits divided by a temperature, with nnU-Net alone.
+def scale_checkpoint(checkpoint: Mapping[str, Any], calibrator: Calibrator) -> dict[str, Any]:
+    """Return a checkpoint whose network gives calibrated logits, with nnU-Net alone; the trainer becomes its own.
 
-    Weight and bias of each layer that gives logits are divided by it, and the trainer becomes nnU-Net's own.
+    The calibrator becomes a part of each layer that gives logits, so it must be affine, or there is an `InputError`.
     """
-    weights = {
-        name: value / temperature if LAYER.fullmatch(name) else value
-        for name, value in checkpoint["network_weights"].items()
-    }
-    return {**checkpoint, "network_weights": weights, "trainer_name": TRAINER, "temperature": temperature}
+    if not calibrator.is_affine:
+        raise InputError(
+            f"--calibrator: a {calibrator.name} cannot become a part of nnU-Net's layers. Use a temperature."
+        )
+    weights = dict(checkpoint["network_weights"])
+    for name in filter(LAYER.fullmatch, checkpoint["network_weights"]):
+        unit = torch.eye(len(weights[name]), dtype=torch.float64)
+        bias = calibrator(torch.zeros_like(unit))[0]  # of no logit; what a logit of 1 adds is a column of the matrix
+        matrix = (calibrator(unit) - bias).T
+        scaled = torch.einsum("nk,k...->n...", matrix, weights[name].double())
+        weights[name] = (scaled + bias if name.endswith("bias") else scaled).to(weights[name])
+    state = {name: values.tolist() for name, values in calibrator.state().items()}
+    return {**checkpoint, "network_weights": weights, "trainer_name": TRAINER, **state}
 
 
 def check_trainer(file: Path, name: str) -> None:
