@@ -19,6 +19,7 @@ from monai.bundle import ConfigParser
 
 from calib_components.data.facts import Facts, write_facts
 from calib_components.errors import error_line
+from calib_components.posthoc import Calibrator
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
@@ -129,6 +130,14 @@ def make_weights(bundle: Path, folder: Path, size: Sequence[int] = SIZE) -> Path
     torch.save(config.get_parsed_content("network_def").state_dict(), folder / "model.pt")
     write_facts(replace(small_facts(bundle, size), pixel_size=[1.2, 2.0]), folder)
     return folder
+
+
+def made_up(kind: type[Calibrator], classes: int) -> Calibrator:
+    """A calibrator of a kind, whose parameters are not those of a new one."""
+    calibrator = kind()
+    values = {1: torch.linspace(0.6, 1.5, classes), 0: torch.tensor(2.0)}  # for each class, or one
+    calibrator.set_state({name: values[own.ndim] for name, own in calibrator.state().items()})
+    return calibrator
 
 
 def make_images(bundle: Path, folder: Path) -> Path:

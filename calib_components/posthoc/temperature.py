@@ -200,34 +200,25 @@ class TemperatureScaling(Calibrator):
         return sums
 
     def solve(self, names: Sequence[str], rows: Array) -> TemperatureEstimate:
-        own = rows[:, 0]
-        voxels, unscaled, sums = own[:, 0].sum(), own[:, 1].sum(), own[:, 2:]
-        log2_b, *interval = _fit(sums)
-        at_edge = bool(abs(log2_b) >= LOG2_B[-1])
+        of_region = {region.name: rows[rows[:, i, 0] > 0, i] for i, region in enumerate(self.regions)}
+        fits = {name: _fit(own[:, 2:]) for name, own in of_region.items() if len(own)}
+        own, (log2_b, *interval) = rows[:, 0], fits[self.region.name]
+        sums, at_edge = own[:, 2:], bool(abs(log2_b) >= LOG2_B[-1])
         coverage = math.nan
         others: dict[str, float] = {}
         if len(names) > 1:
             coverage = math.nan if at_edge else _coverage(sums, log2_b)
             without = (1 - np.eye(len(names))) @ sums  # adds up: a difference of sums would lose digits
             others = dict(zip(names, (2.0 ** -_roots(without)).tolist(), strict=True))
-        temperature, numbers = 2.0**-log2_b, (float(unscaled / voxels), _nll(own, log2_b), len(names), int(voxels))
-        self.set_state({"temperature": temperature})
-        regions = self._compare(rows, {self.region.name: (log2_b, *interval)})
-        options = (others, *numbers, at_edge, self.region.name, regions)
-        return TemperatureEstimate(temperature, *interval, coverage, *options)
-
-    def _compare(self, rows: Array, fits: dict[str, tuple[float, ...]]) -> dict[str, dict[str, float]]:
-        """Return the fits of all regions, see `TemperatureEstimate.regions`; the first is given."""
-        present = {region.name: rows[rows[:, i, 0] > 0, i] for i, region in enumerate(self.regions)}
-        present = {name: own for name, own in present.items() if len(own)}
-        for name, own in present.items():
-            if name not in fits:
-                fits[name] = _fit(own[:, 2:])
-        return {
-            name: {"temperature": 2.0**-log2_b, "low": low, "high": high}
-            | {f"nll_{other}": _nll(there, log2_b) for other, there in present.items()}
-            for name, (log2_b, low, high) in fits.items()
+        numbers = (float(own[:, 1].sum() / own[:, 0].sum()), _nll(own, log2_b), len(names), int(own[:, 0].sum()))
+        regions = {
+            name: {"temperature": 2.0**-fitted, "low": low, "high": high}
+            | {f"nll_{other}": _nll(of_region[other], fitted) for other in fits}
+            for name, (fitted, low, high) in fits.items()
         }
+        self.set_state({"temperature": 2.0**-log2_b})
+        options = (coverage, others, *numbers, at_edge, self.region.name, regions)
+        return TemperatureEstimate(2.0**-log2_b, *interval, *options)
 
 
 def _expected(sums: Array, log2_b: Array | float) -> Array:

@@ -35,10 +35,8 @@ class VectorEstimate(Estimate):
     """Fitted scales and biases, and how far other patients could move them.
 
     Attributes:
-        scale, scale_low, scale_high: Scale of each class and its 95 % interval, the percentile bootstrap over patients,
-            with one step of Newton's method for each resample. NaN with one patient.
-        bias, bias_low, bias_high: The same of the bias, whose mean over the classes is 0.
-        parameters: Number of parameters that probabilities depend on.
+        parameters: The `value` of each scale and bias, and its 95 % interval, `low` to `high`: the percentile bootstrap
+            over patients, by one step of Newton's method for each resample. NaN with one patient.
         nll_before, nll_after: Mean negative log-likelihood of the voxels without and with them, in nats.
         nll_left_out: The same of each patient with the parameters of the others, by one step. NaN with one patient.
         changed: Number of voxels whose most probable class is another one.
@@ -46,13 +44,7 @@ class VectorEstimate(Estimate):
     """
 
     name = "vector"
-    scale: list[float]
-    scale_low: list[float]
-    scale_high: list[float]
-    bias: list[float]
-    bias_low: list[float]
-    bias_high: list[float]
-    parameters: int
+    parameters: dict[str, dict[str, float]]
     nll_before: float
     nll_after: float
     nll_left_out: float
@@ -61,23 +53,19 @@ class VectorEstimate(Estimate):
     voxels: int
 
     def summary(self) -> str:
-        parts = [("scale", self.scale, self.scale_low, self.scale_high)] if len({*self.scale}) > 1 else []
-        parts.append(("bias", self.bias, self.bias_low, self.bias_high))
-        texts = (
-            f"{name} " + ", ".join(f"{v:.2f} [{low:.2f}, {high:.2f}]" for v, low, high in zip(*columns, strict=True))
-            for name, *columns in parts
-        )
-        return f"{'; '.join(texts)}, for the classes in their order, fitted on {self.patients} patients"
+        texts = (f"{name} {p['value']:.2f} [{p['low']:.2f}, {p['high']:.2f}]" for name, p in self.parameters.items())
+        return f"{', '.join(texts)}, fitted on {self.patients} patients"
 
     def effect(self, by_prediction: bool = True) -> str:
         return f"The label of {self.changed} of {self.voxels} voxels changes."
 
     def warnings(self) -> list[str]:
         sentences = []
-        if self.patients < (fewest := FEWEST_PATIENTS * self.parameters):
+        number = len(self.parameters) - 1  # a constant added to all biases changes nothing
+        if self.patients < FEWEST_PATIENTS * number:
+            fewest = f"fewer than {FEWEST_PATIENTS * number}"
             sentences.append(
-                f"{self.patients} patients are fewer than {fewest} for {self.parameters} parameters: the intervals are "
-                "not reliable. A temperature needs fewer."
+                f"{self.patients} patients, {fewest}, for {number} parameters: intervals are not reliable."
             )
         if self.nll_left_out > self.nll_before:
             sentences.append(
@@ -186,29 +174,33 @@ class VectorScaling(Calibrator):
         if abs(self._step(sums)).max() > 10 * TOLERANCE:
             raise InputError(f"A {self.name} needs several passes: for _ in fit.passes(), update with all cases.")
         voxels, classes, patients = sums.voxels.sum(), sums.labels.shape[1], len(names)
-        parameters = self._values(classes)
-        found, left_out = np.stack([parameters, *np.full((2, 2 * classes), math.nan)]), math.nan
+        values, interval, left_out = self._values(classes), np.full((2, 2 * classes), math.nan), math.nan
         if patients > 1:
             times = np.random.default_rng(0).multinomial(patients, np.full(patients, 1 / patients), RESAMPLES)
-            found[1:] = np.quantile(parameters + self._step(sums, times), [0.025, 0.975], axis=0)
+            interval = np.quantile(values + self._step(sums, times), [0.025, 0.975], axis=0)
             steps = self._step(sums, 1 - np.eye(patients))
             curvature = np.einsum("pi,pij,pj->", steps, sums.hessian, steps)
             left_out = float((sums.nll.sum() + (sums.gradient * steps).sum() + curvature / 2) / voxels)
-        columns = [*(each[:classes].tolist() for each in found), *(each[classes:].tolist() for each in found)]
-        means = [float(each.sum() / voxels) for each in (sums.nll_before, sums.nll)]
-        changed = int(sums.changed.sum())
-        number = classes - 1 + classes * self.has_scale
-        return self.estimate(*columns, number, *means, left_out, changed, patients, int(voxels))
+        fitted = [f"{kind} of class {k}" for kind in ("scale", "bias") for k in range(classes)][self._fitted(classes)]
+        found = np.stack([values, *interval], 1)[self._fitted(classes)].tolist()
+        parameters = {
+            name: dict(zip(("value", "low", "high"), own, strict=True)) for name, own in zip(fitted, found, strict=True)
+        }
+        nll = [float(each.sum() / voxels) for each in (sums.nll_before, sums.nll)]
+        return self.estimate(parameters, *nll, left_out, int(sums.changed.sum()), patients, int(voxels))
 
     def _step(self, sums: _Sums, times: Array | None = None) -> Array:
         """Return the step to the minimum for each row of `times` that patients are there, or for once each."""
         times = np.ones((1, len(sums.nll))) if times is None else times
         gradient, hessian = times @ sums.gradient, np.einsum("rp,pij->rij", times, sums.hessian)
-        fitted = slice(0 if self.has_scale else sums.labels.shape[1], None)
+        fitted = self._fitted(sums.labels.shape[1])
         steps = np.zeros_like(gradient)
         inverse = np.linalg.pinv(hessian[:, fitted, fitted], rcond=1e-10, hermitian=True)  # equal biases change nothing
         steps[:, fitted] = -np.einsum("rij,rj->ri", inverse, gradient[:, fitted])
         return steps
+
+    def _fitted(self, classes: int) -> slice:
+        return slice(0 if self.has_scale else classes, None)
 
     def _values(self, classes: int) -> Array:
         """Return the scales and the biases."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,11 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from calib_components.metrics import dice, structure_masks
-from calib_components.metrics.measuring import measure_regions
-from calib_components.metrics.regions import Region
 from calib_components.posthoc import Calibrator, ClassBias, TemperatureScaling, VectorScaling
-from calib_components.quality import ScanEstimates
 
 HOME, FITTED_ON = "home", "validation"
 FITS: dict[str, tuple[type[Calibrator], str, str]] = {  # calibrator, region, and suffix of the set that it is fitted on
@@ -45,7 +40,12 @@ def read_logits(folder: Path) -> Iterator[tuple[str, str, torch.Tensor, torch.Te
     """Yield case, patient, logits `(1, N, *S)` and labels `(1, 1, *S)` of the .npz files of a folder."""
     for file in sorted(folder.glob("*.npz")):
         with np.load(file) as saved:
-            yield file.stem, str(saved["patient"]), torch.from_numpy(saved["l"])[None], torch.from_numpy(saved["y"])[None, None]
+            yield (
+                file.stem,
+                str(saved["patient"]),
+                torch.from_numpy(saved["l"])[None],
+                torch.from_numpy(saved["y"])[None, None],
+            )
 
 
 def fit(kind: type[Calibrator], region: str, folder: Path) -> tuple[Calibrator, Any]:
@@ -57,22 +57,31 @@ def fit(kind: type[Calibrator], region: str, folder: Path) -> tuple[Calibrator, 
     return calibrator, calibrator.compute()
 
 
-def measure(p: torch.Tensor, y: torch.Tensor, structures: Mapping[str, Sequence[int]]) -> dict[str, float]:
-    """Return the errors of the probabilities of a case."""
+def measure(logits: torch.Tensor, y: torch.Tensor, structures: Mapping[str, Sequence[int]]) -> dict[str, float]:
+    """Return the errors of the probabilities of a case, logits `(N, *S)` and labels `(*S)`."""
+    log_p, label = logits.flatten(1).log_softmax(0), y.flatten().long()
+    p = log_p.exp()
+    confidence, predicted = p.max(0)
+    correct, nll = (predicted == label).double(), -log_p.gather(0, label[None])[0].double()
     row: dict[str, float] = {}
-    found = measure_regions(p, y, [Region("all"), Region("predicted")], ["top_label", "nll"])
-    for region, own in zip(("all", "predicted"), found, strict=True):
-        bins = own.bins["top_label"]
-        row |= {f"nll_{region}": own.scores["nll"].item(), f"ece_{region}": bins.expected_error().item()}
-        sums = {name: getattr(bins, name).sum().item() for name in ("count", "confidence_sum", "num_correct")}
-        row |= {f"{name}_{region}": value for name, value in sums.items()}
-    scan = ScanEstimates(structures)
-    scan.update(p[0])
-    masks = [structure_masks(labels, [*structures.values()])[None] for labels in (p[0].argmax(0, keepdim=True), y[0])]
-    volumes = masks[1][0].flatten(1).sum(1).tolist()
-    for (name, own), dsc, true in zip(scan.compute().items(), dice(*masks)[0].tolist(), volumes, strict=True):
-        row |= {f"dsc_{name}": dsc, f"expected_dsc_{name}": own.expected_dsc, f"true_volume_{name}": true}
-        row |= {f"expected_volume_{name}": own.expected_voxels, f"segmented_volume_{name}": own.predicted_voxels}
+    for region, mask in (("all", slice(None)), ("predicted", predicted > 0)):
+        own = confidence[mask].double()
+        gaps = torch.bincount(((own * 15).ceil().long() - 1).clamp(0, 14), own - correct[mask], 15)
+        row |= {f"nll_{region}": nll[mask].mean().item(), f"ece_{region}": (gaps.abs().sum() / len(own)).item()}
+    row |= {"confidence": own.mean().item(), "accuracy": correct[mask].mean().item()}  # where a structure is predicted
+    entropy = torch.special.entr(p[:, mask]).sum(0)
+    row["mean_entropy"] = entropy.mean().item()
+    for name, classes in structures.items():
+        mask, true, own = (
+            torch.isin(predicted, torch.tensor(classes)),
+            torch.isin(label, torch.tensor(classes)),
+            p[classes].sum(0),
+        )
+        expected, segmented, volume = own.sum(dtype=torch.float64).item(), mask.sum().item(), true.sum().item()
+        inside = own[mask].sum(dtype=torch.float64).item()
+        row |= {f"dsc_{name}": 2 * (mask & true).sum().item() / max(segmented + volume, 1)}
+        row |= {f"expected_dsc_{name}": 2 * inside / (segmented + expected), f"expected_volume_{name}": expected}
+        row |= {f"true_volume_{name}": volume, f"segmented_volume_{name}": segmented}
     return row
 
 
@@ -91,15 +100,25 @@ def compare_calibrators(logits: Path, out: Path, structures: Mapping[str, Mappin
         for name, (kind, region, suffix) in FITS.items():
             calibrators[name], estimate = fit(kind, region, network / f"{FITTED_ON}{suffix}")
             fits.append({"network": network.name, "calibrator": name, "summary": estimate.summary()})
-            fits[-1] |= {"nll_before": estimate.nll_before, "nll_after": estimate.nll_after, "effect": estimate.effect()}
+            fits[-1] |= {
+                "nll_before": estimate.nll_before,
+                "nll_after": estimate.nll_after,
+                "effect": estimate.effect(),
+            }
             fits[-1] |= {"nll_left_out": getattr(estimate, "nll_left_out", None), "patients": estimate.patients}
             print(network.name, name, estimate.summary(), *estimate.warnings(), flush=True)
-        sites = [path for path in sorted(network.iterdir()) if not path.name.startswith(f"{FITTED_ON}_")]
+        sites = [path for path in sorted(network.iterdir()) if not path.name.startswith(FITTED_ON)]
         for site in sites:
             for case, patient, values, y in read_logits(site):
                 for name, calibrator in calibrators.items():
-                    keys = {"network": network.name, "site": site.name, "calibrator": name, "case": case, "patient": patient}
-                    rows.append(keys | measure(calibrator(values).softmax(1), y, structures[network.name]))
+                    keys = {
+                        "network": network.name,
+                        "site": site.name,
+                        "calibrator": name,
+                        "case": case,
+                        "patient": patient,
+                    }
+                    rows.append(keys | measure(calibrator(values)[0], y[0, 0], structures[network.name]))
             print(network.name, site.name, flush=True)
         out.mkdir(parents=True, exist_ok=True)
         pd.DataFrame(rows).to_csv(out / "cases.csv.gz", index=False, float_format="%.6g")

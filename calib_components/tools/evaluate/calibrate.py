@@ -62,8 +62,8 @@ def calibrate_predictions(
         ignore_index: Label code of voxels to leave out of the fit.
         region: Voxels to fit the temperature on, such as predicted, see `calib_components.metrics.regions`. Fitted to a
             region chosen by the ground truth, probabilities are not calibrated.
-        calibrator: temperature; vector, a scale and a bias for each class; or bias, a bias alone. The last two may change
-            labels, and need more patients.
+        calibrator: temperature; vector, a scale and a bias for each class; or bias, a bias alone. The last two need
+            more patients, and change labels.
         patient_pattern: Regular expression for the part of a case's name that names the patient, such as patient[0-9]+.
             Default: each case is a patient.
         workers: Number of processes, each with a case in memory. Default: one per core, at most 8.

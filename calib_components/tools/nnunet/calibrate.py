@@ -36,7 +36,7 @@ def calibrate_model(
     patient_pattern: str | None = None,
     workers: int | None = None,
 ) -> None:
-    """Fit one temperature, or another calibrator, for all folds of a trained model, and write it into copies of their checkpoints.
+    """Fit one temperature, or another calibrator, for all folds of a model, and write it into copies of checkpoints.
 
     It is fitted on the probabilities that each fold saved of its own validation cases, `fold_N/validation/*.npz`, on
     the grid of the images: after mirroring, tiles and resampling, all of which average logits, so that dividing the

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import onnxruntime
 import pytest
 import torch
 from monai.networks.nets import UNet
-from monai.networks.utils import eval_mode
+from monai.networks.utils import convert_to_onnx, eval_mode
 
 from calib_components.errors import InputError
 from calib_components.handlers import load_weights
@@ -27,6 +27,7 @@ from calib_components.posthoc import (
     set_calibrator,
 )
 from calib_components.posthoc.network import calibrator_in
+from tests.helpers import made_up
 
 OPTIONS: dict[str, Any] = {
     "spatial_dims": 2,
@@ -131,44 +132,59 @@ def test_temperature_of_another_network_is_something_else() -> None:
         set_calibrator(network, temperature(2))
 
 
-class TestAnotherCalibrator:
-    """One with a value for each class, which all that reads weights takes by the interface."""
+class Shift(Calibrator):
+    """What a further calibrator has to have, for all that reads weights to take it."""
 
-    @pytest.fixture
-    def shift(self) -> Iterator[type[Calibrator]]:
-        class Shift(Calibrator):
-            name = "shift"
+    name = "shift"
 
-            def __init__(self, *options: Any) -> None:
-                super().__init__(*options)
-                self.register_buffer("shift", torch.zeros(()))
+    def __init__(self, *options: Any) -> None:
+        super().__init__(*options)
+        self.register_buffer("shift", torch.zeros(1))
 
-            def forward(self, logits: torch.Tensor) -> torch.Tensor:
-                return logits + self.shift.reshape(1, -1, 1, 1)
+    def forward(self, logits: torch.Tensor) -> torch.Tensor:
+        return logits + self.shift.reshape(1, -1, 1, 1)
 
-        yield Shift
-        del KINDS["shift"]
 
-    def test_is_carried_loaded_exported_and_undone(self, shift: type[Calibrator], tmp_path: Path) -> None:
-        fitted = shift()
-        fitted.set_state({"shift": torch.tensor([1.0, 0.0, -1.0, 2.0])})
+del KINDS["shift"]  # it has no fit
+
+
+class TestEveryCalibrator:
+    @pytest.fixture(params=[*KINDS.values(), Shift], ids=lambda kind: kind.name)
+    def kind(self, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> type[Calibrator]:
+        monkeypatch.setitem(KINDS, request.param.name, request.param)
+        return request.param
+
+    def test_is_carried_loaded_exported_and_undone(self, kind: type[Calibrator], tmp_path: Path) -> None:
+        fitted = made_up(kind, 4)
         (network, plain), _ = networks(1)
         set_calibrator(network, fitted)
-        expected = plain(X) + fitted.state()["shift"].reshape(1, 4, 1, 1)
+        expected = fitted(plain(X))
+        assert not torch.allclose(expected.softmax(1), plain(X).softmax(1), atol=0.01)
         other = TemperatureUNet(**OPTIONS).eval()
         other.load_state_dict(network.state_dict())
-        for each in (network, other, torch.jit.script(network)):
+        torch.jit.script(network).save(tmp_path / "model.ts")
+        for each in (network, other, torch.jit.load(tmp_path / "model.ts")):
             torch.testing.assert_close(each(X), expected)
-        assert find_temperature(other) is None
-        assert type(calibrator_in(network.state_dict())) is shift
-        torch.save({**plain.state_dict(), "temperature": torch.tensor(2.0)}, tmp_path / "model.pt")
+        carried = calibrator_in(network.state_dict())
+        assert type(carried) is kind
+        torch.testing.assert_close(carried.state(), fitted.state())
+        torch.save({**plain.state_dict(), "temperature": torch.tensor(3.0)}, tmp_path / "model.pt")
         load_weights(other, tmp_path / "model.pt")
-        torch.testing.assert_close(other(X), plain(X) / 2)
+        torch.testing.assert_close(other(X), plain(X) / 3)
         torch.save(network.state_dict(), tmp_path / "model.pt")
         load_weights(other, tmp_path / "model.pt")
         torch.testing.assert_close(other(X), expected)
-        set_calibrator(other, TemperatureScaling())
-        torch.testing.assert_close(other(X), plain(X))
+        for undone in (kind(), TemperatureScaling()):
+            set_calibrator(other, undone)
+            torch.testing.assert_close(other(X).softmax(1), plain(X).softmax(1))
+
+    def test_onnx(self, kind: type[Calibrator], tmp_path: Path) -> None:
+        network = TemperatureScaled(torch.nn.Conv2d(1, 4, 3)).eval()
+        set_calibrator(network, made_up(kind, 4))
+        convert_to_onnx(network, [X], filename=tmp_path / "model.onnx", input_names=["x"], output_names=["logits"])
+        session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+        (logits,) = session.run(None, {"x": X.numpy()})
+        torch.testing.assert_close(torch.from_numpy(logits), network(X), atol=1e-5, rtol=1e-5)
 
 
 class TestEnsemble:

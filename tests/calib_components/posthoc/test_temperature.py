@@ -64,9 +64,18 @@ def assert_agrees(estimate: TemperatureEstimate, expected: tuple[float, float, f
 
 def assert_same(actual: TemperatureEstimate, expected: TemperatureEstimate) -> None:
     """Equal to rounding."""
-    a, b = asdict(actual), asdict(expected)
-    assert a.pop("leave_one_out") == pytest.approx(b.pop("leave_one_out"), rel=1e-9)
-    assert a == pytest.approx(b, rel=1e-9, nan_ok=True)
+    assert flat(asdict(actual)) == pytest.approx(flat(asdict(expected)), rel=1e-9, nan_ok=True)
+
+
+def flat(fields: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Fields of fields, by their path."""
+    found: dict[str, Any] = {}
+    for name, value in fields.items():
+        if isinstance(value, dict):
+            found |= flat(value, f"{prefix}{name}/")
+        else:
+            found |= {f"{name} {value}": 1} if isinstance(value, str) else {f"{prefix}{name}": value}
+    return found
 
 
 @pytest.mark.parametrize("dims", [2, 3])
@@ -108,6 +117,33 @@ def test_regions_are_those_of_the_metrics() -> None:
     squares[..., 6:] = 1
     logits = draw((1, 2, 12, 12))[0] * torch.tensor([0.3, 1])[:, None, None]
     assert_agrees(fit(logits, squares, region="band(1)"), minimum(*voxels(logits[..., 5:7], squares[..., 5:7])))
+
+
+@pytest.mark.parametrize("region", ["all", "predicted", "union"])
+def test_every_fit_compares_all_voxels_with_those_predicted(region: str) -> None:
+    logits, y = draw((4, 3, 20, 20))
+    logits[:, 1:] *= 3  # temperatures differ
+    estimate = fit(logits, y, NAMES, region=region)
+    assert estimate.region == region
+    assert estimate.regions.keys() == {region, "all", "predicted"}
+    all_logits, label = voxels(logits, y)
+    predicted = all_logits.argmax(1) > 0
+    for name, own in estimate.regions.items():
+        alone = fit(logits, y, NAMES, region=name)
+        assert [own[key] for key in ("temperature", "low", "high")] == [alone.temperature, alone.low, alone.high]
+        for other, mask in (("all", slice(None)), ("predicted", predicted)):
+            log_p = log_softmax(all_logits[mask] / own["temperature"], 1)
+            nll = -np.take_along_axis(log_p, label[mask][:, None], 1).mean()
+            assert own[f"nll_{other}"] == pytest.approx(nll, rel=1e-6)
+    others = {name: float(each.state()["temperature"]) for name, each in estimate.alternatives().items()}
+    expected = {name: own["temperature"] for name, own in estimate.regions.items() if name != region}
+    assert others == pytest.approx({f"T of region {name}": value for name, value in expected.items()})
+
+
+def test_a_region_without_a_voxel_is_left_out() -> None:
+    logits, y = draw((2, 3, 8, 8))
+    logits[:, 0] += 100
+    assert fit(logits, y, ["a", "b"]).regions.keys() == {"all"}
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -176,7 +212,7 @@ def test_parts_order_and_files_do_not_matter(region: Any, monkeypatch: pytest.Mo
     first.add(TemperatureScaling.from_dict(json.loads(json.dumps(second.to_dict(), allow_nan=False))))
     assert_same(first.compute(), whole)
     assert second.compute() == of_second
-    assert {row.size for row in first._rows.values()} == {28}  # however many voxels
+    assert {row.shape for row in first._rows.values()} == {(3, 28)}  # however many voxels
 
 
 def test_processes_put_their_patients_together(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -279,6 +315,13 @@ def test_interval_and_coverage_equal_those_of_all_possible_resamples() -> None:
     assert own.coverage == pytest.approx(np.mean(covered), abs=0.05)  # 500 samples have a standard error of 2 %
 
 
+def compared(*fits: tuple[float, ...]) -> dict[str, dict[str, float]]:
+    """Fits over all voxels and where a structure is predicted."""
+    nll = [{"nll_all": 0.2, "nll_predicted": 0.45}, {"nll_all": 0.21, "nll_predicted": 0.4}]
+    own = [dict(zip(("temperature", "low", "high"), each, strict=True)) for each in fits]
+    return {name: own[i] | nll[i] for i, name in enumerate(("all", "predicted"))}
+
+
 class TestEstimate:
     ESTIMATE = TemperatureEstimate(1.1, 0.9, 1.3, 0.874, {"a": 1.0, "b": 1.25}, 0.3, 0.2, 5, 100, False)
 
@@ -292,6 +335,12 @@ class TestEstimate:
                 [r"^T is 0\.93 without c: look at it first\.$"],
             ),
             ({"patients": 8, "low": 0.125}, ["ends at the edge", "includes 1"]),
+            (
+                {"patients": 8, "low": 1.01, "regions": compared((1.1, 1.0, 1.2), (1.5, 1.3, 1.7))},
+                [r"1\.10 \[1\.00, 1\.20\] over all .* 1\.50 .* costs 0\.0100 .* 0\.0500 where .* ClassBias"],
+            ),
+            ({"patients": 8, "low": 1.01, "regions": compared((1.5, 1.3, 1.7), (1.1, 1.0, 1.2))}, ["one T cannot"]),
+            ({"patients": 8, "low": 1.01, "regions": compared((1.1, 1.0, 1.3), (1.5, 1.3, 1.7))}, []),
         ],
     )
     def test_warnings(self, changes: dict[str, Any], words: list[str]) -> None:

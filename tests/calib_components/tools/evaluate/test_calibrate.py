@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from calib_components import figures
 from calib_components.errors import InputError
 from calib_components.handlers import read_estimate
 from calib_components.handlers.evaluation_files import Evaluation
-from calib_components.posthoc import TemperatureScaling
+from calib_components.posthoc import KINDS, TemperatureScaling
+from calib_components.posthoc.costs import Costs
 from calib_components.tools.evaluate import calibrate_predictions, evaluate, evaluate_predictions
 from tests.calib_components.tools.evaluate.made_up import (
     AFFINE,
@@ -82,20 +84,28 @@ def test_the_temperature_is_that_of_the_logits_in_a_region(
     assert (estimate.patients, estimate.voxels) == (7, expected.voxels)
     printed = capsys.readouterr().out
     assert f"T = {estimate.summary()}" in printed
+    before, after, *others = re.findall("^(?:before|after|T of .*): (all NLL.*)$", printed, re.MULTILINE)
+    logits = torch.stack([torch.from_numpy(logits_of(case)) for case in CASES])
+    labels = torch.stack([torch.from_numpy(label_of_case(folders[1], case))[None] for case in CASES])
+    for line, temperature in ((before, 1), (after, estimate.temperature)):
+        assert line == Costs.measure((logits / temperature).softmax(1), labels).describe()
+    assert len(others) == (1 if region in ("all", "predicted") else 2)
     assert f"Next, with the same options: calib-components evaluate_predictions {tmp_path / 'out'} LABELS" in printed
     assert "14 of the 14 predictions to scale belong to patients of the fit" in printed
 
 
-def test_calibrated_maps_have_the_likelihood_that_was_fitted(folders: Folders, tmp_path: Path) -> None:
-    estimate, likelihoods = calibrate(folders, tmp_path / "out"), []
-    files = [*(f"{case}_probability.nii.gz" for case in CASES), "temperature.json"]
+@pytest.mark.parametrize("kind", KINDS)
+def test_calibrated_maps_have_the_likelihood_that_was_fitted(kind: str, folders: Folders, tmp_path: Path) -> None:
+    estimate, likelihoods = calibrate(folders, tmp_path / "out", calibrator=kind), []
+    files = sorted([*(f"{case}_probability.nii.gz" for case in CASES), f"{kind}.json"])
     assert sorted(os.listdir(tmp_path / "out")) == files
     for case in CASES:
         image = nib.load(tmp_path / "out" / f"{case}_probability.nii.gz")
         scaled = np.asarray(image.dataobj)
         np.testing.assert_allclose(image.affine, AFFINE, atol=1e-4)
-        expected = softmax(logits_of(case) / estimate.temperature, axis=0)
-        np.testing.assert_allclose(np.moveaxis(scaled, -1, 0), expected, atol=1e-6)
+        if kind == "temperature":
+            expected = softmax(logits_of(case) / estimate.temperature, axis=0)
+            np.testing.assert_allclose(np.moveaxis(scaled, -1, 0), expected, atol=1e-6)
         label = label_of_case(folders[1], case)
         likelihoods.append(np.take_along_axis(scaled, label[..., None].astype(int), -1))
     assert -np.log(likelihoods).mean() == pytest.approx(estimate.nll_after, abs=1e-5)

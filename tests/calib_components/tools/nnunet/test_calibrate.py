@@ -79,7 +79,9 @@ def test_the_temperature_is_fitted_on_all_folds_and_divides_the_logits_of_each(
         with torch.serialization.safe_globals(NUMBERS):
             calibrated = torch.load(model / f"fold_{fold}" / "checkpoint_calibrated.pth", weights_only=True)
         assert calibrated["temperature"] == pytest.approx(estimate.temperature)
-        assert changed(scale_checkpoint(checkpoint, calibrated["temperature"]), calibrated) == set()
+        fit = TemperatureScaling()
+        fit.set_state(calibrated)
+        assert changed(scale_checkpoint(checkpoint, fit), calibrated) == set()
     assert f"-d {NAME} -tr nnUNetTrainerNACL -p nnUNetPlans -c 2d -f 0 -chk checkpoint_cal" in capsys.readouterr().out
     calibrate_model(model, workers=1)
     assert snapshot(folders) == after  # again gives the same

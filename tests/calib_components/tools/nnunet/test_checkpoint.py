@@ -10,9 +10,11 @@ import pytest
 import torch
 
 from calib_components.errors import InputError
+from calib_components.posthoc import Calibrator, TemperatureScaling, VectorScaling
 from calib_components.tools.nnunet.checkpoint import check_trainer, read_checkpoint, scale_checkpoint
 from tests.calib_components.tools.evaluate.made_up import Harmful
 from tests.calib_components.tools.nnunet.made_up import make_trainer, plans_of
+from tests.helpers import made_up
 
 
 def save_trained(file: Path, **options: Any) -> Any:
@@ -42,6 +44,7 @@ def test_a_pickle_that_does_more_than_hold_data_is_not_run(tmp_path: Path) -> No
         ({"network_weights": {"layers.0.weight": torch.ones(1)}}, "seg_layers"),  # of another architecture
         ({"network_weights": None}, "checkpoint"),
         ({"temperature": 1.5}, "temperature"),
+        ({"class_bias": [1.5, 2]}, "class_bias"),
         (None, "trainer_name"),
     ],
 )
@@ -55,20 +58,34 @@ def test_other_contents_are_refused(change: dict[str, Any] | None, word: str, tm
         read_checkpoint(tmp_path / "a.pth")
 
 
-@pytest.mark.parametrize(("architecture", "dimensions"), [("PlainConvUNet", 3), ("ResidualEncoderUNet", 2)])
-def test_logits_of_all_resolutions_are_divided(architecture: str, dimensions: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("architecture", "dimensions", "kind"),
+    [("PlainConvUNet", 3, TemperatureScaling), ("ResidualEncoderUNet", 2, VectorScaling)],
+)
+def test_logits_of_all_resolutions_are_calibrated(
+    architecture: str, dimensions: int, kind: type[Calibrator], tmp_path: Path
+) -> None:
     trainer = save_trained(tmp_path / "a.pth", plans=plans_of(dimensions, architecture))
-    scaled = scale_checkpoint(read_checkpoint(tmp_path / "a.pth"), 1.7)
-    assert (scaled["temperature"], scaled["trainer_name"]) == (1.7, "nnUNetTrainer")
     network = trainer.network.eval()
     image = torch.randn(1, 1, *trainer.configuration_manager.patch_size, generator=torch.Generator().manual_seed(5))
     with torch.no_grad():
         logits = network(image)
+        calibrator = made_up(kind, logits[0].shape[1])
+        scaled = scale_checkpoint(read_checkpoint(tmp_path / "a.pth"), calibrator)
         network.load_state_dict(scaled["network_weights"])
-        divided = network(image)
-    for one, other in zip(logits, divided, strict=True):
+        calibrated = network(image)
+    assert scaled["trainer_name"] == "nnUNetTrainer"
+    assert {name: scaled[name] for name in calibrator.state()} == {k: v.tolist() for k, v in calibrator.state().items()}
+    for one, other in zip(logits, calibrated, strict=True):
         assert one.std() > 0.05
-        torch.testing.assert_close(other, one / 1.7, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(other, calibrator(one), atol=1e-5, rtol=1e-5)
+
+
+def test_a_calibrator_that_is_no_layer_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_trained(tmp_path / "a.pth")
+    monkeypatch.setattr(VectorScaling, "is_affine", False)
+    with pytest.raises(InputError, match="vector cannot become a part"):
+        scale_checkpoint(read_checkpoint(tmp_path / "a.pth"), VectorScaling())
 
 
 @pytest.mark.parametrize(
