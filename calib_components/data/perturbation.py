@@ -12,8 +12,8 @@ from monai.utils import convert_to_tensor
 class Perturbation:
     """Change images by random transforms, and restore the mean and standard deviation that preparation gave them.
 
-    The transforms get an image whose lowest value is 0, as those of scanners. For a 2D network they get the slices of a
-    volume as channels: what is drawn is the same for all slices of a volume, and nothing happens across them.
+    The transforms get an image whose lowest value is 0, as that of a scanner. For a 2D network, slices are channels, so
+    that all slices of a volume get the same changes, and nothing happens across them.
 
     Args:
         transforms: Transforms of arrays `(C, *S)` that keep their shape, such as MONAI's `RandBiasField`.

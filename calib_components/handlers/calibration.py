@@ -40,6 +40,7 @@ from calib_components.posthoc.costs import REGIONS, Costs
 from calib_components.quality import Reference, ScanEstimates
 
 log = logging.getLogger(__name__)
+FILES = ("{}.json", "{}_fit.json", "reliability_{}.png")  # by the name of a calibrator; those of others are removed
 WORSE = 1.1  # times the error before, from which an error after the fit is warned of
 SPLITS = {  # what to know of a fit on a split
     "training": "The network is more confident on cases that it was trained on: the temperature is too low for others.",
@@ -62,7 +63,7 @@ class Calibration:
 
     - the weights, with the calibrator, and the reference of the cases, see `calib_components.quality.Reference`. All
       else in the file stays; a calibrator without cases removes the reference.
-    - `temperature.json`: the estimate, see `read_estimate`. Files of another calibrator have its name.
+    - `temperature.json`: the estimate, see `read_estimate`. Files of another calibrator have its name, and do not stay.
     - `temperature_fit.json`: what the fit keeps of each patient, see `Calibrator.to_dict`, for `pool`.
     - `reliability_temperature.png`: reliability before and after, over all voxels and the predicted foreground.
 
@@ -118,18 +119,16 @@ class Calibration:
         set_calibrator(self.network, type(self.calibrator)())
         self._check_places()
         name = self.calibrator.name
-        fit, figure = f"{name}_fit.json", f"reliability_{name}.png"
-        files: dict[str, bytes | None] = {  # nothing of another calibrator stays
-            file: None for kind in KINDS for file in (f"{kind}.json", f"{kind}_fit.json", f"reliability_{kind}.png")
-        }
+        report, fit, figure = FILES
+        files: dict[str, bytes | None] = {file.format(kind): None for kind in KINDS for file in FILES}
         scans: list[Any] = []
         if self.temperature is not None:
             self.calibrator.set_state({"temperature": self.temperature})
         elif self.pool is not None:
             if idist.get_rank() == 0:  # `compute` puts together what all processes have
                 _add_fits(self.pool, self.calibrator)
-            files[f"{name}.json"] = _encoded(self._compute().to_dict(), indent=2)
-            del files[fit]  # stays
+            files[report.format(name)] = _encoded(self._compute().to_dict(), indent=2)
+            del files[fit.format(name)]  # stays
         else:
             WeightsCheckpointLoader(self.load_path, self.network, self.facts)(self.evaluator)
             set_calibrator(self.network, type(self.calibrator)())
@@ -141,8 +140,11 @@ class Calibration:
             self._fit(self.calibrator, self.perturbation)
             estimate = self._compute()
             own = {"before": type(self.calibrator)(), "after": self.calibrator}
-            files |= {f"{name}.json": _encoded(estimate.to_dict(), indent=2), fit: _encoded(self.calibrator.to_dict())}
-            files[figure] = self._compare(self._measure({**own, **estimate.alternatives(), **others}, scans))
+            files[report.format(name)] = _encoded(estimate.to_dict(), indent=2)
+            files[fit.format(name)] = _encoded(self.calibrator.to_dict())
+            files[figure.format(name)] = self._compare(
+                self._measure({**own, **estimate.alternatives(), **others}, scans)
+            )
         set_calibrator(self.network, self.calibrator)
         self._write(files, [scan for part in gathered(scans) for scan in part])
 
@@ -225,7 +227,7 @@ class Calibration:
 
         for name, own in costs.items():
             log.info("%s: %s", name.capitalize(), own.describe())
-        when = {time: costs[time].bins for time in ("before", "after")}
+        when, content = {time: costs[time].bins for time in ("before", "after")}, io.BytesIO()
         for region in REGIONS:
             old, new = (bins[region].expected_error().item() for bins in when.values())
             if new > WORSE * old:
@@ -233,7 +235,6 @@ class Calibration:
                 log.warning("The ECE of %s is larger with this %s. It cannot serve all voxels.", title, name)
         log.info("%s", SPLITS[self.split])
         panels = {f"{name}, {time}": bins[name] for name in REGIONS for time, bins in when.items()}
-        content = io.BytesIO()
         reliability_diagram(panels, bands=True).savefig(content, format="png")
         return content.getvalue()
 

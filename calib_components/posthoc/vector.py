@@ -28,6 +28,8 @@ MOST_PASSES = 30
 TOLERANCE = 1e-5  # of a parameter
 FEWEST_PATIENTS = 2  # for each parameter, a rule of thumb
 RESAMPLES = 2_000
+ONCE = [[1.0]]  # each patient
+KEYS = ("value", "low", "high")
 
 
 @dataclass(frozen=True)
@@ -138,11 +140,11 @@ class VectorScaling(Calibrator):
         for number in range(MOST_PASSES):
             self._rows.clear()
             yield number
-            sums = _Sums.read(np.array([*self._gathered().values()])[:, 0])
+            if not (rows := [*self._gathered().values()]):
+                return  # `compute` says so
+            sums = _Sums.read(np.array(rows)[:, 0])
             if (absent := np.flatnonzero(sums.labels.sum(0) == 0)).size:
-                raise InputError(
-                    f"No voxel has class {absent[0]}, so it has no {self.name}. Add cases or fit a temperature."
-                )
+                raise InputError(f"No voxel has class {absent[0]}, so it has no {self.name}. Fit a temperature.")
             if (nll := sums.nll.sum()) > lowest * (1 + 1e-12):
                 step = step / 2
             else:
@@ -173,7 +175,7 @@ class VectorScaling(Calibrator):
         sums = _Sums.read(rows[:, 0])
         if abs(self._step(sums)).max() > 10 * TOLERANCE:
             raise InputError(f"A {self.name} needs several passes: for _ in fit.passes(), update with all cases.")
-        voxels, classes, patients = sums.voxels.sum(), sums.labels.shape[1], len(names)
+        voxels, classes, patients = sums.voxels.sum(), sums.labels.shape[1], len(rows)
         values, interval, left_out = self._values(classes), np.full((2, 2 * classes), math.nan), math.nan
         if patients > 1:
             times = np.random.default_rng(0).multinomial(patients, np.full(patients, 1 / patients), RESAMPLES)
@@ -181,17 +183,15 @@ class VectorScaling(Calibrator):
             steps = self._step(sums, 1 - np.eye(patients))
             curvature = np.einsum("pi,pij,pj->", steps, sums.hessian, steps)
             left_out = float((sums.nll.sum() + (sums.gradient * steps).sum() + curvature / 2) / voxels)
-        fitted = [f"{kind} of class {k}" for kind in ("scale", "bias") for k in range(classes)][self._fitted(classes)]
-        found = np.stack([values, *interval], 1)[self._fitted(classes)].tolist()
-        parameters = {
-            name: dict(zip(("value", "low", "high"), own, strict=True)) for name, own in zip(fitted, found, strict=True)
-        }
+        names = [f"{kind} of class {k}" for kind in ("scale", "bias") for k in range(classes)]
+        table = zip(names, np.stack([values, *interval], 1).tolist(), strict=True)
+        parameters = {name: dict(zip(KEYS, own, strict=True)) for name, own in [*table][self._fitted(classes)]}
         nll = [float(each.sum() / voxels) for each in (sums.nll_before, sums.nll)]
         return self.estimate(parameters, *nll, left_out, int(sums.changed.sum()), patients, int(voxels))
 
-    def _step(self, sums: _Sums, times: Array | None = None) -> Array:
-        """Return the step to the minimum for each row of `times` that patients are there, or for once each."""
-        times = np.ones((1, len(sums.nll))) if times is None else times
+    def _step(self, sums: _Sums, times: Any = ONCE) -> Array:
+        """Return the step to the minimum for each row of `times` that patients are there."""
+        times = np.broadcast_to(times, (len(times), len(sums.nll)))
         gradient, hessian = times @ sums.gradient, np.einsum("rp,pij->rij", times, sums.hessian)
         fitted = self._fitted(sums.labels.shape[1])
         steps = np.zeros_like(gradient)
@@ -208,8 +208,7 @@ class VectorScaling(Calibrator):
         return torch.cat([each.cpu().double().expand(classes) for each in (scale, self.class_bias)]).numpy()
 
     def _set_values(self, values: Array) -> None:
-        scale, bias = np.split(values.ravel(), 2)
-        self.set_state({"class_scale": scale, "class_bias": bias})
+        self.set_state(dict(zip(("class_scale", "class_bias"), np.split(values.ravel(), 2), strict=True)))
 
     def _options(self) -> dict[str, Any]:
         """Rows belong to the parameters that they were summed at."""

@@ -29,6 +29,19 @@ def test_evaluation_has_the_nll_of_the_fit(trained: Path, prepared: Path, tmp_pa
     assert found.summary["temperature"] == np.float32(estimate.temperature)
 
 
+def test_a_fit_on_changed_images_by_another_calibrator(trained: Path, prepared: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(trained, tmp_path / "weights")
+    places = {"dataset_dir": str(prepared), "ckpt_dir": str(folder), "output_dir": str(tmp_path / "fit")}
+    files = ("train.yaml", "calibrate.yaml", "perturb.yaml")
+    run_bundle(ACDC, *files, **places, draws=2, **{"calibrator::_target_": "calib_components.posthoc.ClassBias"})
+    estimate = read_estimate(tmp_path / "fit")
+    weights = torch.load(folder / "model.pt", weights_only=True)
+    values = [own["value"] for own in estimate.parameters.values()]
+    assert weights["class_bias"].tolist() == pytest.approx(values)
+    assert estimate.patients == 2
+    assert "temperature" not in weights
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("bundle", [bundle for bundle in BUNDLES if bundle != ACDC], ids=lambda path: path.name)
 def test_every_bundle_calibrates_on_the_split_and_region_that_are_named(bundle: Path, tmp_path: Path) -> None:

@@ -11,7 +11,9 @@ import pandas as pd
 import pytest
 import torch
 
-from tests.helpers import ACDC, SIZE, make_weights, refusal, run_bundle, save, snapshot
+from calib_components.handlers.weights import with_calibrator
+from calib_components.posthoc import Calibrator, ClassBias, TemperatureScaling
+from tests.helpers import ACDC, SIZE, made_up, make_weights, refusal, run_bundle, save, snapshot
 
 STEP = 1.001 / 65535  # of the whole numbers that maps are stored as
 
@@ -69,16 +71,16 @@ def test_maps_are_on_the_grid_of_each_image(images: Path, weights: Path, tmp_pat
     assert "2 segmentations to check" in (tmp_path / "quality.html").read_text()
 
 
-def test_logits_are_divided_by_the_temperature_of_the_weights(weights: Path, tmp_path: Path) -> None:
-    """On the grid of the network, the probabilities are then the normalised powers of those without it."""
+@pytest.mark.parametrize("kind", [TemperatureScaling, ClassBias])
+def test_logits_are_calibrated_as_the_weights_say(kind: type[Calibrator], weights: Path, tmp_path: Path) -> None:
+    """On the grid of the network; logarithms of the probabilities are logits."""
     array, affine = np.random.default_rng(0).integers(0, 1000, (64, 64, 2), np.int16), np.diag([1.5, 1.5, 10, 1])
-    calibrated = make_weights(ACDC, tmp_path / "weights", (64, 64))
-    content = torch.load(calibrated / "model.pt", weights_only=True) | {"temperature": torch.tensor(2.0)}
-    torch.save(content, calibrated / "model.pt")
-    powers = probabilities(array, affine, weights, tmp_path / "plain") ** 0.5
+    fitted, calibrated = made_up(kind, 4), make_weights(ACDC, tmp_path / "weights", (64, 64))
+    (calibrated / "model.pt").write_bytes(with_calibrator(calibrated / "model.pt", fitted))
+    plain = torch.from_numpy(probabilities(array, affine, weights, tmp_path / "plain"))
+    expected = fitted(plain.log().movedim(-1, 1)).softmax(1).movedim(1, -1)
     found = probabilities(array, affine, calibrated, tmp_path / "calibrated")
-    np.testing.assert_allclose(found, powers / powers.sum(-1, keepdims=True), atol=1e-4)
-    assert abs(found - powers**2).max() > 0.05
+    np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,16 @@ from calib_components.errors import InputError
 from calib_components.handlers import Calibration, calibration_cases, read_estimate, write_estimate
 from calib_components.handlers.weights import load_weights
 from calib_components.metrics import CalibrationBins, calibration_bins
-from calib_components.posthoc import TemperatureEstimate, TemperatureScaled, TemperatureScaling, find_reference
+from calib_components.posthoc import (
+    Calibrator,
+    ClassBias,
+    TemperatureEstimate,
+    TemperatureScaled,
+    TemperatureScaling,
+    VectorScaling,
+    find_reference,
+)
+from calib_components.posthoc.costs import Costs
 from calib_components.quality import Reference
 from tests.helpers import snapshot
 
@@ -135,6 +144,61 @@ def test_writes_what_the_calibrator_fits_and_nothing_else(
     once = snapshot(tmp_path)
     calibrate()  # again, from calibrated weights
     assert snapshot(tmp_path) == once
+
+
+class Double:
+    """Stands for transforms: logits that are twice as large, which need twice the temperature."""
+
+    restarts = 0
+
+    def restart(self) -> None:
+        self.restarts += 1
+
+    def __call__(self, image: torch.Tensor) -> torch.Tensor:
+        return 2 * image
+
+
+def test_fit_on_changed_images_and_its_price_on_unchanged_ones(
+    calibrate: Calibrate, cases: list[dict[str, Any]], caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    caplog.set_level("INFO")
+    calibrate()
+    unchanged = read_estimate(tmp_path / "out")
+    calibrate(perturbation=(change := Double()), draws=3)
+    estimate = read_estimate(tmp_path / "out")
+    assert estimate.temperature == pytest.approx(2 * unchanged.temperature, rel=1e-5)
+    assert (estimate.voxels, estimate.patients, change.restarts) == (3 * unchanged.voxels, PATIENTS, 1)
+    images, labels = (torch.stack([case[key] for case in cases]) for key in ("image", "label"))
+    for name, temperature in (
+        ("After", estimate.temperature),
+        ("Fitted to the images as they are", unchanged.temperature),
+    ):
+        costs = Costs.measure((images / temperature).softmax(1), labels)
+        assert f"{name}: {costs.describe()}" in caplog.text
+    check_reference(find_reference(load(tmp_path)), cases, torch.tensor(estimate.temperature))
+
+
+@pytest.mark.parametrize("kind", [VectorScaling, ClassBias])
+def test_other_calibrators_are_fitted_in_several_passes(
+    kind: type[Calibrator], calibrate: Calibrate, cases: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    calibrate()
+    scaled = calibrate(calibrator=kind())
+    names = [f"{kind.name}.json", f"{kind.name}_fit.json", f"reliability_{kind.name}.png"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(names)  # nothing of the temperature
+    fit = kind()
+    for _ in fit.passes():
+        for case in cases:
+            fit.update(case["image"][None], case["label"][None], case["patient"])
+    found, expected = read_estimate(tmp_path / "out"), fit.compute()
+    for name, own in expected.parameters.items():
+        assert found.parameters[name] == pytest.approx(own, abs=1e-5)
+    assert (found.nll_left_out, found.changed) == (pytest.approx(expected.nll_left_out), expected.changed)
+    image = cases[0]["image"][None]
+    torch.testing.assert_close(scaled(image), fit(image))
+    torch.testing.assert_close(load(tmp_path)(image), fit(image))
+    calibrate()
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == NAMES
 
 
 def test_given_temperature_is_written_without_a_case_and_removes_reports_of_another(
