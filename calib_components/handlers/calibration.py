@@ -161,6 +161,7 @@ class Calibration:
         """Run the network over all cases, of changed images if requested; `use` patients, logits and labels."""
 
         def change(engine: Evaluator) -> None:
+            assert perturbation is not None
             images = torch.stack([perturbation(image) for image in engine.state.batch["image"]])
             engine.state.batch = {**engine.state.batch, "image": images}
 

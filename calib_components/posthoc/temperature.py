@@ -202,7 +202,7 @@ class TemperatureScaling(Calibrator):
     def solve(self, names: Sequence[str], rows: Array) -> TemperatureEstimate:
         of_region = {region.name: rows[rows[:, i, 0] > 0, i] for i, region in enumerate(self.regions)}
         fits = {name: _fit(own[:, 2:]) for name, own in of_region.items() if len(own)}
-        own, (log2_b, *interval) = rows[:, 0], fits[self.region.name]
+        own, (log2_b, low, high) = rows[:, 0], fits[self.region.name]
         sums, at_edge = own[:, 2:], bool(abs(log2_b) >= LOG2_B[-1])
         coverage = math.nan
         others: dict[str, float] = {}
@@ -210,15 +210,15 @@ class TemperatureScaling(Calibrator):
             coverage = math.nan if at_edge else _coverage(sums, log2_b)
             without = (1 - np.eye(len(names))) @ sums  # adds up: a difference of sums would lose digits
             others = dict(zip(names, (2.0 ** -_roots(without)).tolist(), strict=True))
-        numbers = (float(own[:, 1].sum() / own[:, 0].sum()), _nll(own, log2_b), len(names), int(own[:, 0].sum()))
+        before, numbers = float(own[:, 1].sum() / own[:, 0].sum()), (len(names), int(own[:, 0].sum()))
         regions = {
-            name: {"temperature": 2.0**-fitted, "low": low, "high": high}
-            | {f"nll_{other}": _nll(of_region[other], fitted) for other in fits}
-            for name, (fitted, low, high) in fits.items()
+            name: dict(zip(("temperature", "low", "high"), (2.0 ** -fitted[0], *fitted[1:]), strict=True))
+            | {f"nll_{other}": _nll(of_region[other], fitted[0]) for other in fits}
+            for name, fitted in fits.items()
         }
         self.set_state({"temperature": 2.0**-log2_b})
-        options = (coverage, others, *numbers, at_edge, self.region.name, regions)
-        return TemperatureEstimate(2.0**-log2_b, *interval, *options)
+        found = (2.0**-log2_b, low, high, coverage, others, before, _nll(own, log2_b))
+        return TemperatureEstimate(*found, *numbers, at_edge, self.region.name, regions)
 
 
 def _expected(sums: Array, log2_b: Array | float) -> Array:

@@ -93,7 +93,8 @@ class _Sums(NamedTuple):
         classes = round((math.sqrt(9 + 16 * (rows.shape[1] - 4)) - 3) / 8)
         *numbers, labels, gradient, hessian = np.split(rows, [1, 2, 3, 4, 4 + classes, 4 + 3 * classes], axis=1)
         hessian = hessian.reshape(len(rows), 2 * classes, 2 * classes)
-        return cls(*(number[:, 0] for number in numbers), labels, gradient, hessian)
+        voxels, before, nll, changed = (number[:, 0] for number in numbers)
+        return cls(voxels, before, nll, changed, labels, gradient, hessian)
 
 
 class VectorScaling(Calibrator):
@@ -119,7 +120,7 @@ class VectorScaling(Calibrator):
     """
 
     name = "vector"
-    estimate = VectorEstimate
+    estimate: ClassVar[type[VectorEstimate]] = VectorEstimate
     is_affine = True
     has_scale: ClassVar[bool] = True
 
@@ -133,7 +134,7 @@ class VectorScaling(Calibrator):
 
     def forward(self, logits: torch.Tensor) -> torch.Tensor:
         centered = (logits - logits.mean(1, keepdim=True)).movedim(1, -1)
-        return (centered * self.class_scale + self.class_bias).movedim(-1, 1)
+        return (centered * self.class_scale + self.class_bias).movedim(-1, 1)  # type: ignore[operator]
 
     def passes(self) -> Iterator[int]:
         lowest, start, step = math.inf, self._values(1), np.zeros(0)
@@ -186,8 +187,8 @@ class VectorScaling(Calibrator):
         names = [f"{kind} of class {k}" for kind in ("scale", "bias") for k in range(classes)]
         table = zip(names, np.stack([values, *interval], 1).tolist(), strict=True)
         parameters = {name: dict(zip(KEYS, own, strict=True)) for name, own in [*table][self._fitted(classes)]}
-        nll = [float(each.sum() / voxels) for each in (sums.nll_before, sums.nll)]
-        return self.estimate(parameters, *nll, left_out, int(sums.changed.sum()), patients, int(voxels))
+        before, after = (float(each.sum() / voxels) for each in (sums.nll_before, sums.nll))
+        return self.estimate(parameters, before, after, left_out, int(sums.changed.sum()), patients, int(voxels))
 
     def _step(self, sums: _Sums, times: Any = ONCE) -> Array:
         """Return the step to the minimum for each row of `times` that patients are there."""
@@ -204,8 +205,8 @@ class VectorScaling(Calibrator):
 
     def _values(self, classes: int) -> Array:
         """Return the scales and the biases."""
-        scale = self.class_scale if self.has_scale else torch.ones(1)
-        return torch.cat([each.cpu().double().expand(classes) for each in (scale, self.class_bias)]).numpy()
+        state = {"class_scale": torch.ones(1), **self.state()}
+        return torch.cat([each.cpu().double().expand(classes) for each in state.values()]).numpy()
 
     def _set_values(self, values: Array) -> None:
         self.set_state(dict(zip(("class_scale", "class_bias"), np.split(values.ravel(), 2), strict=True)))
@@ -236,4 +237,4 @@ class ClassBias(VectorScaling):
     has_scale = False
 
     def forward(self, logits: torch.Tensor) -> torch.Tensor:
-        return (logits.movedim(1, -1) + self.class_bias).movedim(-1, 1)
+        return (logits.movedim(1, -1) + self.class_bias).movedim(-1, 1)  # type: ignore[operator]
