@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,24 @@ import torch
 from calib_components.posthoc import Calibrator, ClassBias, TemperatureScaling, VectorScaling
 
 HOME, FITTED_ON = "home", "validation"
+MEASURES = {  # of a case, and their titles
+    "nll_all": "NLL all", "nll_predicted": "NLL predicted", "ece_predicted": "ECE predicted",
+    "dsc_bias": "expected DSC - DSC", "volume_bias": "expected volume, %",
+}  # fmt: skip
+NETWORKS = {
+    "acdc_nacl": "ACDC, NACL", "hippocampus_nacl": "hippocampus, NACL", "hippocampus_ce_dice": "hippocampus, CE + Dice"
+}  # fmt: skip
+SITES = {HOME: HOME, "bssfp": "bSSFP", "vendor_a": "vendor A", "vendor_b": "vendor B", "lge": "LGE"}
+SITES |= {name: name for name in ("ghosting", "ringing")}
+SHOWN = (
+    "none",
+    "T",
+    "T predicted",
+    "vector",
+    "T perturbed",
+    "T predicted perturbed",
+    "vector perturbed",
+)  # on the page
 FITS: dict[str, tuple[type[Calibrator], str, str]] = {  # calibrator, region, and suffix of the set that it is fitted on
     "T": (TemperatureScaling, "all", ""),
     "T predicted": (TemperatureScaling, "predicted", ""),
@@ -123,3 +142,56 @@ def compare_calibrators(logits: Path, out: Path, structures: Mapping[str, Mappin
         out.mkdir(parents=True, exist_ok=True)
         pd.DataFrame(rows).to_csv(out / "cases.csv.gz", index=False, float_format="%.6g")
         pd.DataFrame(fits).to_csv(out / "fits.csv", index=False, float_format="%.6g")
+
+
+def summarize(folder: Path) -> pd.DataFrame:
+    """Return means over the cases of each network, site and calibrator, and their 95 % intervals over patients.
+
+    The bias of the expected DSC is a mean over the structures that it is defined for; that of the expected volume, in
+    percent, is of the sum over structures and cases.
+    """
+    cases = pd.read_csv(folder / "cases.csv.gz")
+    for name in ("dsc", "expected_dsc", "expected_volume", "true_volume"):
+        cases[name] = cases.filter(regex=f"^{name}_").mean(axis=1)
+    cases["dsc_bias"] = cases["expected_dsc"] - cases["dsc"]
+    records = []
+    for keys, own in cases.groupby(["network", "site", "calibrator"], sort=False):
+        patients, columns = own.groupby("patient"), [*list(MEASURES)[:-1], "expected_volume", "true_volume"]
+        sums, counts = patients[columns].sum().to_numpy(), patients.size().to_numpy()[:, None]
+        rng = np.random.default_rng(0)
+        times = np.vstack([np.ones(len(sums)), rng.multinomial(len(sums), np.full(len(sums), 1 / len(sums)), 2000)])
+        total = times @ sums
+        values = np.column_stack([total[:, :-2] / (times @ counts), 100 * (total[:, -2] / total[:, -1] - 1)])
+        low, high = np.quantile(values[1:], [0.025, 0.975], axis=0)
+        for measure, *numbers in zip(MEASURES, values[0], low, high, strict=True):
+            records.append([*keys, measure, *numbers])
+    columns = ["network", "site", "calibrator", "measure", "mean", "low", "high"]
+    return pd.DataFrame(records, columns=columns)
+
+
+def tabulate(means: pd.DataFrame) -> str:
+    """Return the means of all measures as a table in Markdown."""
+    lines = [["network", "set", "calibrator", *MEASURES.values()], ["---"] * (3 + len(MEASURES))]
+    for network, site, name, mean in _means(means):
+        numbers = [f"{mean[key]:+.3f}" if key == "dsc_bias" else f"{mean[key]:.4f}" for key in [*MEASURES][:-1]]
+        lines.append([NETWORKS[network], SITES[site], name, *numbers, f"{mean['volume_bias']:+.1f}"])
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def tabulate_page(means: pd.DataFrame) -> str:
+    """Return the NLL over all voxels and the bias of the expected DSC as a table in Markdown, a line for each set."""
+    cells: dict[tuple[str, str], list[str]] = {}
+    for network, site, name, mean in _means(means):
+        if name in SHOWN:
+            cells.setdefault((network, site), []).append(f"{mean['nll_all']:.4f}, {mean['dsc_bias']:+.3f}")
+    lines = [["network", "set", *SHOWN], ["---"] * (2 + len(SHOWN))]
+    lines += [[NETWORKS[network], SITES[site], *own] for (network, site), own in cells.items()]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _means(means: pd.DataFrame) -> Iterator[tuple[str, str, str, pd.Series]]:
+    """Yield network, set, calibrator and means, in the order of tables."""
+    groups = dict(list(means.groupby(["network", "site", "calibrator"])))
+    for network, site, name in itertools.product(NETWORKS, SITES, ("none", *FITS)):
+        if (network, site, name) in groups:
+            yield network, site, name, groups[network, site, name].set_index("measure")["mean"]
