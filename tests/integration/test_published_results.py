@@ -22,6 +22,7 @@ from calib_components.tools.report.data import Results, Row, read_compact
 from calib_components.tools.report.quality import coverage, rank_scans
 from calib_components.tools.report.readers import check_same_cases
 from calib_components.tools.report.statistics import mean_with_interval
+from scripts.benchmarks.calibrators import summarize, tabulate, tabulate_page
 from scripts.draw_results import draw_results
 from scripts.fill_tables import difference, fill, numbers
 from tests.helpers import ACDC, BRATS, ROOT, SHARED, run_bundle
@@ -112,6 +113,35 @@ def test_differences_of_the_pages_are_those_of_seeds_and_patients() -> None:
 def test_tables_of_the_pages_are_those_of_the_reports(capsys: pytest.CaptureFixture[str]) -> None:
     fill(check=True)
     assert capsys.readouterr().out == ""
+
+
+def test_tables_of_calibrators_are_those_of_the_cases() -> None:
+    folder = RESULTS / "calibrators"
+    means = pd.read_csv(folder / "means.csv")
+    pd.testing.assert_frame_equal(summarize(folder), means, rtol=1e-4)
+    assert (folder / "table.md").read_text() == tabulate(means)
+    page = " ".join((ROOT / "docs/posthoc.md").read_text().split())
+    assert tabulate_page(means) in (ROOT / "docs/posthoc.md").read_text()
+    mean = means.set_index(["calibrator", "measure", "network", "site"])["mean"].unstack(["network", "site"])
+    home = [name for name in mean.columns if name[1] == "home"]
+    changed, usual = mean.loc["T perturbed"], mean.loc["T"]
+    assert "on all eight sets on which nothing was fitted, the expected DSC came closer to the true one" in page
+    others = changed.columns.difference(home)
+    assert len(others) == 8
+    assert (changed.loc["dsc_bias", others].abs() < usual.loc["dsc_bias", others].abs()).all()
+    assert "the NLL over all voxels was not higher on any of them, and at home it rose by at most 0.0007" in page
+    rise = (changed - usual).loc["nll_all"]
+    assert rise[others].max() < 5e-5
+    assert round(rise[home].max(), 4) == 0.0007
+    assert "it lowered the NLL where a structure is predicted of the hippocampus network of CE + Dice" in page
+    vector = (mean.loc["vector perturbed"] - changed).loc["nll_predicted"]
+    assert vector["hippocampus_ce_dice"].max() < -0.01
+    assert "with the eight patients of ACDC, it raised the NLL on bSSFP and vendor A" in page
+    assert (mean.loc["vector perturbed"] - changed).loc[
+        "nll_all", [("acdc_nacl", "bssfp"), ("acdc_nacl", "vendor_a")]
+    ].min() > 0.001
+    assert "On LGE, the expected DSC is at least .14 too high with each of them" in page
+    assert mean.xs("dsc_bias", level="measure")["acdc_nacl", "lge"].drop("T perturbed twice").min() > 0.14
 
 
 def test_picture_is_that_of_the_reports(tmp_path: Path) -> None:
