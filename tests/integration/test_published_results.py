@@ -144,6 +144,23 @@ def test_tables_of_calibrators_are_those_of_the_cases() -> None:
     assert mean.xs("dsc_bias", level="measure")["acdc_nacl", "lge"].drop("T perturbed twice").min() > 0.14
 
 
+def test_temperature_of_the_scan_is_as_the_page_says() -> None:
+    table = pd.read_csv(RESULTS / "calibrators" / "scan_temperature.csv")
+    found = table.set_index(["fitted_on", "u", "network", "site"])
+    usual = found.loc[("validation", "none")]
+    scan, one = (found.loc["validation and perturbed"].loc[u] for u in ("mean entropy of the scan", "none"))
+    others = [place for place in usual.index if place[1] != "home"]
+    assert len(others) == 8
+    assert (scan["dsc_bias"][others].abs() < usual["dsc_bias"][others].abs() / 2).all()
+    home = (scan["nll_all"] - usual["nll_all"]).drop(others)
+    assert home.max() == pytest.approx(0.0004, abs=5e-5)
+    of_slice = found.loc["validation and perturbed"].loc["mean entropy of the slice"]
+    biases = [each["dsc_bias"]["acdc_nacl", "lge"] for each in (usual, scan, of_slice, one)]
+    text = " ".join((ROOT / "docs/posthoc.md").read_text().split())
+    assert "(LGE {:.3f} to {:.3f})".format(*biases[:2]) in text
+    assert "(LGE {:.3f}; one `T` of the same scans {:.3f})".format(*biases[2:]) in text
+
+
 def test_picture_is_that_of_the_reports(tmp_path: Path) -> None:
     draw_results(tmp_path / "results.png")
     assert (tmp_path / "results.png").stat().st_size > 50_000
