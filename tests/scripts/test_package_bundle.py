@@ -20,8 +20,10 @@ import torch
 
 from calib_components.data.facts import write_facts
 from calib_components.errors import InputError
+from calib_components.handlers.weights import load_weights, with_calibrator
+from calib_components.posthoc import VectorScaling, find_calibrator
 from scripts.package_bundle import package_bundle
-from tests.helpers import ACDC, SIZE, copy_with_weights, inference_config, make_acdc, make_images
+from tests.helpers import ACDC, SIZE, copy_with_weights, inference_config, made_up, make_acdc, make_images
 
 
 def pack(bundle: Path, out: Path) -> Path:
@@ -160,3 +162,14 @@ def test_monai_loads_the_network_from_a_local_folder(bundle: Path, tmp_path: Pat
     loaded = monai.bundle.load(ACDC.name, model=network, bundle_dir=str(tmp_path / "unpacked"), device="cpu")
     del weights["reference"]  # monai.bundle.load leaves out what a new network lacks, and serves no quality
     torch.testing.assert_close({**loaded.state_dict()}, {**weights}, rtol=0, atol=0)
+
+
+def test_any_calibrator_survives_the_zip(bundle: Path, tmp_path: Path) -> None:
+    fitted, file = made_up(VectorScaling, 4), bundle / "models" / "model.pt"
+    file.write_bytes(with_calibrator(file, fitted))
+    unpacked = unpack(pack(bundle, tmp_path / "dist"), tmp_path / "unpacked")
+    network = inference_config(bundle).get_parsed_content("network_def")
+    load_weights(network, unpacked / "models" / "model.pt")
+    found = find_calibrator(network)
+    assert type(found) is VectorScaling
+    torch.testing.assert_close(found.state(), fitted.state(), rtol=0, atol=0)
