@@ -203,6 +203,7 @@ class Calibrator(torch.nn.Module):
         if any(row.ndim != 2 for row in rows.values()):
             raise InputError("The fit is of an older version, which kept one region. Run it again.")
         fit._add(rows)
+        fit.set_state({**fit.state(), **values.get("state", {})})  # that the rows were summed at
         return fit
 
     def _options(self) -> dict[str, Any]:

@@ -62,19 +62,15 @@ class VectorEstimate(Estimate):
         return f"The label of {self.changed} of {self.voxels} voxels changes."
 
     def warnings(self) -> list[str]:
-        sentences = []
         number = len(self.parameters) - 1  # a constant added to all biases changes nothing
-        if self.patients < FEWEST_PATIENTS * number:
-            fewest = f"fewer than {FEWEST_PATIENTS * number}"
-            sentences.append(
-                f"{self.patients} patients, {fewest}, for {number} parameters: intervals are not reliable."
-            )
-        if self.nll_left_out > self.nll_before:
-            sentences.append(
-                f"The NLL of patients that are left out of the fit is {self.nll_left_out:.4f}, more than "
-                f"{self.nll_before:.4f} without it. Use a temperature."
-            )
-        return sentences
+        fewest, left_out = (
+            FEWEST_PATIENTS * number,
+            f"{self.nll_left_out:.4f}, more than {self.nll_before:.4f} without it",
+        )
+        few = f"{self.patients} patients, fewer than {fewest}, for {number} parameters: intervals are not reliable."
+        worse = f"The NLL of patients that are left out of the fit is {left_out}. Use a temperature."
+        found = {few: self.patients < fewest, worse: self.nll_left_out > self.nll_before}
+        return [sentence for sentence, is_so in found.items() if is_so]
 
 
 class _Sums(NamedTuple):
@@ -152,7 +148,7 @@ class VectorScaling(Calibrator):
                 lowest, start, step = nll, self._values(sums.labels.shape[1]), self._step(sums)
                 if abs(step).max() < TOLERANCE:
                     return
-            self._set_values(start + step)
+            self.set_state(dict(zip(("class_scale", "class_bias"), np.split((start + step).ravel(), 2), strict=True)))
         raise InputError(f"The {self.name} did not converge. The classes may be separable; fit a temperature.")
 
     def voxel_sums(self, logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
@@ -208,18 +204,9 @@ class VectorScaling(Calibrator):
         state = {"class_scale": torch.ones(1), **self.state()}
         return torch.cat([each.cpu().double().expand(classes) for each in state.values()]).numpy()
 
-    def _set_values(self, values: Array) -> None:
-        self.set_state(dict(zip(("class_scale", "class_bias"), np.split(values.ravel(), 2), strict=True)))
-
     def _options(self) -> dict[str, Any]:
         """Rows belong to the parameters that they were summed at."""
         return {**super()._options(), "state": {name: values.tolist() for name, values in self.state().items()}}
-
-    @classmethod
-    def from_dict(cls, values: Any) -> Any:
-        fit = super().from_dict(values)
-        fit.set_state({name: torch.tensor(each) for name, each in values["state"].items()})
-        return fit
 
 
 @dataclass(frozen=True)
