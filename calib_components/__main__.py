@@ -15,7 +15,7 @@ def main() -> None:
         from calib_components.tools.prepare import prepare_data
         from calib_components.tools.report.report import report_folders
     except ModuleNotFoundError as error:
-        sys.exit(f"calib-components: no module {error.name}. Install the extra: pip install -e '.[bundles]'")
+        sys.exit(f"calib-components: no module {error.name}. Install the extra: pip install 'WHEEL[bundles]'")
     commands: cli.Commands = {
         "prepare_data": prepare_data,
         "compare_losses": compare_losses,

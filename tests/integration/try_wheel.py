@@ -1,0 +1,31 @@
+"""What the installed wheel does without the repository. `scripts/release` runs it, with the Python that has the wheel."""
+
+import re
+import subprocess
+import sys
+from importlib.metadata import metadata
+from importlib.resources import files
+from pathlib import Path
+
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+import calib_components
+from calib_components.posthoc import TemperatureScaling
+from calib_components.tools.nnunet.trainers.loss_trainers import nnUNetTrainerNACLDice
+
+folder = Path(calib_components.__file__).parent
+assert folder.is_relative_to(sys.prefix), folder
+assert files(calib_components).joinpath("py.typed").is_file()
+description = metadata("calib-components").get_payload()
+for code in re.findall(r"^```python\n(.*?)^```", description, re.MULTILINE | re.DOTALL):  # losses and metrics
+    exec(code, {})
+logits = torch.randn(1, 3, 64, 64)
+labels = torch.distributions.Categorical(logits=logits.movedim(1, -1)).sample()[:, None]
+fit = TemperatureScaling()
+fit.update(2 * logits, labels, "patient")
+assert 1.5 < fit.compute().temperature < 2.5
+assert issubclass(nnUNetTrainerNACLDice, nnUNetTrainer)
+command = Path(sys.executable).with_name("calib-components")
+shown = subprocess.run([command, "--help"], check=True, capture_output=True, text=True)
+assert "evaluate_predictions" in shown.stdout + shown.stderr
