@@ -39,7 +39,7 @@ def sources(dataset: str) -> dict[Path, list[Path]]:
     configs, facts = ROOT / BUNDLES[dataset] / "configs", FACTS / f"{dataset}.yaml"
     kind = KINDS[yaml.safe_load(facts.read_text())["facts"].get("spatial_dims", 2)]
     parts = (*BODIES, "network.yaml", KINDS[2], kind, COMMANDS)
-    overlays = [path for path in COMMON.rglob("*") if path.is_file() and path.name not in parts]
+    overlays = [path for path in COMMON.rglob("*") if path.suffix in (".yaml", ".conf") and path.name not in parts]
     return {
         configs.parent / "docs" / COMMANDS: [COMMON / COMMANDS],
         **{configs / body: [facts, COMMON / "network.yaml", COMMON / kind, COMMON / body] for body in BODIES},

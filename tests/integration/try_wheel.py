@@ -1,4 +1,4 @@
-"""What the installed wheel does without the repository. `scripts/release` runs it, with the Python that has the wheel."""
+"""What the installed wheel does without the repository. `scripts/release` runs it by the Python that has the wheel."""
 
 import re
 import subprocess
