@@ -23,9 +23,9 @@ class TestBundle(unittest.TestCase):
         self.structures = [name.replace(" ", "_") for name in list(channels.values())[1:]]
         rng = np.random.default_rng(0)
         for case in range(4):
-            label = np.zeros((40, 36, 12), np.uint8)
+            label = np.zeros((40, 36, 6), np.uint8)
             for k in range(1, len(channels)):
-                label[8 * k : 8 * k + 8, 8:20, 2:-2] = k
+                label[8 * k : 8 * k + 8, 8:20, 1:-1] = k
             image = (100 * label + rng.integers(0, 100, label.shape)).astype(np.int16)
             for name, array in (("images", image), ("labels", label)):
                 (self.folder / "mine" / name).mkdir(parents=True, exist_ok=True)

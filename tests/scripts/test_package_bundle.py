@@ -3,11 +3,14 @@ else, and are the same bytes every time."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import subprocess
+import sys
 import sysconfig
+import tarfile
 import venv
 import zipfile
 from pathlib import Path
@@ -18,16 +21,27 @@ import nibabel as nib
 import pytest
 import torch
 
+import calib_components
 from calib_components.data.facts import write_facts
 from calib_components.errors import InputError
 from calib_components.handlers.weights import load_weights, with_calibrator
 from calib_components.posthoc import VectorScaling, find_calibrator
 from scripts.package_bundle import package_bundle
-from tests.helpers import ACDC, SIZE, copy_with_weights, inference_config, made_up, make_acdc, make_images
+from tests.helpers import ACDC, ROOT, SIZE, copy_with_weights, inference_config, made_up, make_acdc, make_images
+
+RUNS = """
+import json, sys
+from pathlib import Path
+from monai.bundle import run
+for options in json.loads(sys.argv[1]):
+    run(**options)
+import calib_components
+assert Path(calib_components.__file__).is_relative_to(sys.argv[2])
+"""
 
 
-def pack(bundle: Path, out: Path) -> Path:
-    package_bundle(bundle, out)
+def pack(bundle: Path, out: Path, **options: Any) -> Path:
+    package_bundle(bundle, out, **options)
     (archive,) = out.glob(f"{bundle.name}_v*.zip")
     return archive
 
@@ -49,40 +63,72 @@ def bundle(tmp_path: Path) -> Path:
     return copy_with_weights(ACDC, tmp_path / "source")
 
 
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An environment with the wheel, built, checked and tried as for a release."""
+    out = tmp_path_factory.mktemp("release")
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    command = ["bash", ROOT / "scripts" / "release", "--offline", out]
+    done = subprocess.run(command, check=False, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("PASSED") == 2
+    assert "evaluate_predictions" in done.stdout + done.stderr
+    (sdist,) = out.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        names = {name.split("/")[1] for name in archive.getnames() if "/" in name}
+    files = {"LICENSE", "PKG-INFO", "README.md", "pyproject.toml", "setup.cfg"}
+    assert names == {*files, "calib_components", "calib_components.egg-info"}
+    return out / "environment"
+
+
 @pytest.mark.slow
-def test_prepares_trains_calibrates_evaluates_and_infers_with_stock_monai_only(bundle: Path, tmp_path: Path) -> None:
-    """With a Python that has all that this one has except `calib_components`, in an empty folder."""
-    venv.create(tmp_path / "stock", symlinks=True)
-    (site_packages,) = (tmp_path / "stock").glob("lib/python*/site-packages")
-    (site_packages / "stock.pth").write_text(sysconfig.get_path("purelib"))
-    unpacked = unpack(pack(bundle, tmp_path / "dist"), tmp_path / "unpacked")
+@pytest.mark.parametrize("required", [False, True], ids=["stock_monai", "wheel"])
+def test_runs_where_only_stock_monai_or_the_wheel_is_installed(
+    required: bool, bundle: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """With a Python that has all that this one has except this repository, in an empty folder."""
+    if required:
+        environment = request.getfixturevalue("wheel")
+    else:
+        environment = tmp_path / "stock"
+        venv.create(environment, symlinks=True)
+        (site_packages,) = environment.glob("lib/python*/site-packages")
+        (site_packages / "stock.pth").write_text(sysconfig.get_path("purelib"))
+    unpacked = unpack(pack(bundle, tmp_path / "dist", required=required), tmp_path / "unpacked")
     make_acdc(tmp_path / "download", patients=3, shape=(30, 41, 4))
     empty = tmp_path / "empty"
     empty.mkdir()
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 
     def run(*arguments: object) -> None:
-        command = [tmp_path / "stock" / "bin" / "python", *map(str, arguments)]
-        done = subprocess.run(command, check=False, cwd=empty, env=environment, capture_output=True, text=True)
+        command = [environment / "bin" / "python", *map(str, arguments)]
+        variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        done = subprocess.run(command, check=False, cwd=empty, env=variables, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
 
-    def run_bundle(*configs: str, **further: Any) -> None:
+    def options(*configs: str, **further: Any) -> dict[str, Any]:
         files = [str(unpacked / "configs" / name) for name in configs]
         common = {"bundle_root": str(unpacked), "image_size": list(SIZE), "device": "cpu", "num_workers": 0}
-        options = {"config_file": files, **common, **further}
-        run("-m", "monai.bundle", "run", *(f"--{key}={value}" for key, value in options.items()))
+        return {"config_file": files, **common, **further}
 
-    run("-c", "import importlib.util as util; assert not util.find_spec('calib_components')")
     size, fractions = ",".join(map(str, SIZE)), "0.34,0.33,0.33"
     script = unpacked / "scripts" / "prepare_data.py"
     run(script, "acdc", tmp_path / "download", unpacked / "data", "--image_size", size, "--fractions", fractions)
-    run_bundle("train.yaml", max_epochs=1, overwrite=True)
-    run_bundle("train.yaml", "calibrate.yaml")
-    run_bundle("train.yaml", "evaluate.yaml")
-    run_bundle("inference.yaml", dataset_dir=str(make_images(ACDC, tmp_path / "images")))
-    assert (unpacked / "eval" / "summary.json").is_file()
+    runs = [options("train.yaml", max_epochs=1, overwrite=True)]
+    if not required:
+        runs += [options("train.yaml", "calibrate.yaml"), options("train.yaml", "evaluate.yaml")]
+    runs.append(options("inference.yaml", dataset_dir=str(make_images(ACDC, tmp_path / "images"))))
+    run("-c", RUNS, json.dumps(runs), environment if required else unpacked)
+    assert (unpacked / "eval" / "summary.json").is_file() == (not required)
     assert nib.load(unpacked / "predictions" / "scan_probability.nii.gz").shape[:3] == (30, 41, 4)
     assert list(empty.iterdir()) == []
+
+
+def test_requires_the_package_in_place_of_a_copy(bundle: Path, tmp_path: Path) -> None:
+    names = names_in(pack(bundle, tmp_path / "dist"))
+    archive = pack(bundle, tmp_path / "required", required=True)
+    assert names_in(archive) == [name for name in names if not name.startswith("calib_components/")]
+    metadata = json.loads(zipfile.ZipFile(archive).read(f"{ACDC.name}/configs/metadata.json"))
+    assert metadata["required_packages_version"]["calib-components"] == calib_components.__version__
 
 
 def test_holds_the_bundle_what_it_uses_and_nothing_else(bundle: Path, tmp_path: Path) -> None:
