@@ -300,13 +300,12 @@ def test_commands_of_a_bundle(
 
 
 def test_pages_of_the_bundles_give_the_same_commands() -> None:
-    """So that those of ACDC stand for all; data are prepared from the package as from the repository."""
+    """So that those of ACDC stand for all."""
     pages = [bundle / "docs" / "README.md" for bundle in BUNDLES]
     for page in pages:
         assert blocks(page, "bash", ["Inference"]) == blocks(pages[0], "bash", ["Inference"])
         (command,) = blocks(page, "bash", ["Data"])
-        assert command.startswith("python ../../scripts/")
-        assert f"`{command.strip().replace('../../', '')}`" in page.read_text()
+        assert command.startswith("python ../../scripts/")  # scripts/ in a package
 
 
 def maps(folder: Path) -> dict[str, np.ndarray]:
