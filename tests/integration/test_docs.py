@@ -252,7 +252,6 @@ def test_commands_of_the_comparison(repository: Path, prepared: Path, monkeypatc
     assert means[0] < (means[1] + means[2]) / 2  # of a mean of probabilities, by Jensen's inequality
 
 
-@pytest.mark.slow
 def test_commands_of_packaging(repository: Path) -> None:
     shutil.copytree(ROOT / "calib_components", repository / "calib_components")
     run(blocks(ROOT / "docs/packaging.md", "bash"), repository, {})

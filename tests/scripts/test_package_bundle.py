@@ -129,6 +129,7 @@ def test_requires_the_package_in_place_of_a_copy(bundle: Path, tmp_path: Path) -
     assert names_in(archive) == [name for name in names if not name.startswith("calib_components/")]
     metadata = json.loads(zipfile.ZipFile(archive).read(f"{ACDC.name}/configs/metadata.json"))
     assert metadata["required_packages_version"]["calib-components"] == calib_components.__version__
+    assert b"needs calib-components" in zipfile.ZipFile(archive).read(f"{ACDC.name}/docs/README.md")
 
 
 def test_holds_the_bundle_what_it_uses_and_nothing_else(bundle: Path, tmp_path: Path) -> None:
