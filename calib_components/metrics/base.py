@@ -5,13 +5,14 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
 from monai.config import TensorOrList
 from monai.data import MetaTensor
 from monai.metrics import CumulativeIterationMetric
+from typing_extensions import Self  # which PyTorch needs; Python has it from 3.11
 
 from calib_components.errors import InputError, check_choice
 
