@@ -64,14 +64,16 @@ def contents(bundle: Path, required: bool = False, huggingface: str | None = Non
 
 def readme(bundle: Path, metadata: dict[str, Any]) -> bytes:
     """Return the README of a package: the page of the bundle, in the order of the Model Zoo's template."""
-    page = (bundle / PAGE).read_text(encoding="utf-8").replace("../../scripts/", "scripts/")
-    start, *sections = re.split(r"^## (.*)$", re.sub(r"^### (.*)$", r"#### **\1**", page, flags=re.M), flags=re.M)
-    title, _, introduction = start.partition("\n")
-    texts = dict(zip(sections[::2], map(str.strip, sections[1::2]), strict=True))
     environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
     template = environment.from_string((ROOT / TEMPLATE).read_text(encoding="utf-8"))
-    known = {"huggingface_url": None, **metadata, "bundle": bundle.name, "title": title, "sections": texts}
-    return (template.render(known, introduction=introduction.strip()).rstrip() + "\n").encode()
+    with reading(bundle / PAGE, f"what {TEMPLATE} takes from it and from {METADATA}") as page:
+        text = page.read_text(encoding="utf-8").replace("../../scripts/", "scripts/")
+        text = re.sub(r"^### (.*)$", r"#### **\1**", text, flags=re.MULTILINE)
+        start, *parts = re.split(r"^## (.*)$", text, flags=re.MULTILINE)
+        title, _, introduction = start.partition("\n")
+        sections = dict(zip(parts[::2], map(str.strip, parts[1::2]), strict=True))
+        known = {"huggingface_url": None, **metadata, "bundle": bundle.name, "title": title, "sections": sections}
+        return (template.render(known, introduction=introduction.strip()).rstrip() + "\n").encode()
 
 
 def _files(path: Path) -> list[Path]:

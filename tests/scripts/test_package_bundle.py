@@ -27,7 +27,17 @@ from calib_components.errors import InputError
 from calib_components.handlers.weights import load_weights, with_calibrator
 from calib_components.posthoc import VectorScaling, find_calibrator
 from scripts.package_bundle import package_bundle
-from tests.helpers import ACDC, ROOT, SIZE, copy_with_weights, inference_config, made_up, make_acdc, make_images
+from tests.helpers import (
+    ACDC,
+    ROOT,
+    SIZE,
+    copy_with_weights,
+    inference_config,
+    made_up,
+    make_acdc,
+    make_images,
+    snapshot,
+)
 
 RUNS = """
 import json, sys
@@ -178,6 +188,7 @@ def test_same_files_give_the_same_bytes(bundle: Path, tmp_path: Path) -> None:
     [
         ("LICENSE", None, "LICENSE"),
         ("configs/metadata.json", "{", "metadata.json"),
+        ("docs/README.md", "# Title\n\n## Data\n", "README.md: cannot read"),
         ("models/model.pt", "version https://git-lfs.github.com/spec/v1", "torch.save"),
     ],
 )
@@ -198,6 +209,17 @@ def test_an_archive_is_replaced_on_demand(bundle: Path, tmp_path: Path) -> None:
     assert "docs/more.md" not in names_in(archive)
     package_bundle(bundle, tmp_path / "dist", overwrite=True)
     assert "docs/more.md" in names_in(archive)
+
+
+def test_a_request_to_the_zoo_has_the_files_of_the_archive(bundle: Path, tmp_path: Path) -> None:
+    models, unpacked = tmp_path / "zoo" / "models", unpack(pack(bundle, tmp_path / "dist"), tmp_path / "unpacked")
+    for overwrite in (False, True):
+        package_bundle(bundle, zoo=tmp_path / "zoo", overwrite=overwrite)
+        assert snapshot(models / ACDC.name) == snapshot(unpacked)
+        (models / ACDC.name / "docs" / "old.md").touch()
+    with pytest.raises(InputError, match="--overwrite"):
+        package_bundle(bundle, zoo=tmp_path / "zoo")
+    assert (tmp_path / "zoo" / "ci" / "unit_tests" / f"test_{ACDC.name}.py").is_file()
 
 
 def test_monai_loads_the_network_from_a_local_folder(bundle: Path, tmp_path: Path) -> None:
