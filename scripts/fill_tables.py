@@ -18,7 +18,6 @@ A comment after a text lists the sources of its percentages and of its numbers w
 from __future__ import annotations
 
 import functools
-import itertools
 import re
 import sys
 from pathlib import Path
@@ -39,9 +38,9 @@ FOLDERS |= {"hippocampus": "hippocampus"}
 TITLES = {"acdc": "ACDC", "bssfp": "bSSFP", "lge": "LGE", "chaos": "CHAOS", "hippocampus": "hippocampus"}
 # p-values are corrected over these losses, and L1-ACE if it is compared with CE + Dice.
 LOSSES = ("focal", "entropy_penalty", "label_smoothing", "svls", "mbls", "nacl", "nacl_softmax", "cross_entropy")
-# In 3D, over these and the main measures together, as the protocol of the third round says.
+# In 3D, over these, without and with T, and the main measures together, as the protocol of the third round says.
 LOSSES_3D = ("cross_entropy", "nacl", "nacl_0.03", "mbls", "svls", "l1_ace")
-MAIN = ("nll_predicted", "ece_predicted")
+MAIN = ["nll_predicted", "ece_predicted"]
 TABLE = re.compile(r"(<!-- table: (.+?) -->\n)(?:.*\n)*?(<!-- end of table -->)")
 TEXT = re.compile(r"(<!-- from: (.+?) -->)")
 NUMBER = re.compile(r"(?<![\w.])[-+]?\d+\.\d\d+|\b\d+(?= %(?! interval))")
@@ -109,14 +108,14 @@ def difference(method: str, reference: str, test_set: str, measure: str) -> Esti
 def corrected(method: str, reference: str, test_set: str, measure: str) -> float:
     """Return the p-value of a difference after Holm's correction over all losses, or those without a Dice term."""
     plus, temperature = method.partition("+")[1:]
-    family: tuple[str, ...] = (*LOSSES, "l1_ace") if reference.startswith("ce_dice") else LOSSES
-    measures: tuple[str, ...] = (measure,)
+    base, pairs, measures = reference.split("+")[0], [(plus + temperature, reference)], [measure]
+    family: tuple[str, ...] = (*LOSSES, "l1_ace") if base == "ce_dice" else LOSSES
     if test_set == "hippocampus":
-        family, measures = LOSSES_3D, MAIN if measure in MAIN else measures
-    others = [loss + plus + temperature for loss in family if loss != reference.split("+")[0]]
-    compared = list(itertools.product(others, measures))
-    p_values = [difference(other, reference, test_set, each).p_value for other, each in compared]
-    return dict(zip(compared, holm(p_values), strict=True))[method, measure]
+        family, pairs, measures = LOSSES_3D, [("", base), ("+T", base + "+T")], MAIN
+    others = [(loss + end, to) for loss in family if loss != base for end, to in pairs]
+    compared = [(*pair, each) for pair in others for each in measures]
+    p_values = [difference(*pair, test_set, each).p_value for *pair, each in compared]
+    return dict(zip(compared, holm(p_values), strict=True))[method, reference, measure]
 
 
 def numbers(source: str) -> list[str]:
