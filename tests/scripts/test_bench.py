@@ -42,6 +42,7 @@ def test_every_command_runs(command: str, monkeypatch: pytest.MonkeyPatch, capfd
     for name in ("losses", "metrics"):
         module = import_module(f"scripts.benchmarks.{name}")  # the package has a function of this name
         monkeypatch.setattr(module, "SHAPES", ((2, 4, 16, 16), (1, 3, 8, 8, 8)))
+    monkeypatch.setattr(import_module("scripts.benchmarks.losses"), "MANY_CLASSES", (1, 105, 8, 8, 8))
     small = {"network_def::channels": [8, 16], "network_def::strides": [2]}  # to compile takes most of the time
     modes = {name: {**MODES[name], **small} for name in ("float32", "bfloat16, compile")}
     monkeypatch.setattr("scripts.benchmarks.training.MODES", modes)
