@@ -6,18 +6,19 @@ import sys
 from importlib.metadata import entry_points, metadata
 from importlib.resources import files
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 import calib_components
 from calib_components.posthoc import TemperatureScaling
-from calib_components.tools.nnunet.trainers.loss_trainers import nnUNetTrainerNACLDice
+from calib_components.tools.nnunet.trainers import loss_trainers
 
 folder = Path(calib_components.__file__).parent
 assert folder.is_relative_to(sys.prefix), folder
-assert files(calib_components).joinpath("py.typed").is_file()
-description = metadata("calib-components").get_payload()
+assert files("calib_components").joinpath("py.typed").is_file()
+description = cast(Any, metadata("calib-components")).get_payload()
 for code in re.findall(r"^```python\n(.*?)^```", description, re.MULTILINE | re.DOTALL):  # losses and metrics
     exec(code, {})
 logits = torch.randn(1, 3, 64, 64)
@@ -25,7 +26,7 @@ labels = torch.distributions.Categorical(logits=logits.movedim(1, -1)).sample()[
 fit = TemperatureScaling()
 fit.update(2 * logits, labels, "patient")
 assert 1.5 < fit.compute().temperature < 2.5
-assert issubclass(nnUNetTrainerNACLDice, nnUNetTrainer)
+assert issubclass(vars(loss_trainers)["nnUNetTrainerNACLDice"], nnUNetTrainer)
 (command,) = entry_points(group="console_scripts", name="calib-components")
 sys.argv, os.environ["PAGER"] = ["calib-components", "--help"], "cat"
 command.load()()  # ends the process, with an error or not
