@@ -31,6 +31,7 @@ BUNDLES = {
 }
 KINDS = {2: "slices.yaml", 3: "volumes.yaml"}  # by the dimensions of the network
 BODIES = ("train.yaml", "inference.yaml")
+OF_MR = ("acdc", "hippocampus")  # have perturb.yaml, which is not for CT, nor for images without a background
 COMMANDS = "commands.md"  # of every bundle's docs
 
 
@@ -39,6 +40,7 @@ def sources(dataset: str) -> dict[Path, list[Path]]:
     configs, facts = ROOT / BUNDLES[dataset] / "configs", FACTS / f"{dataset}.yaml"
     kind = KINDS[yaml.safe_load(facts.read_text())["facts"].get("spatial_dims", 2)]
     parts = (*BODIES, "network.yaml", KINDS[2], kind, COMMANDS)
+    parts += ("perturb.yaml",) * (dataset not in OF_MR)
     overlays = [path for path in COMMON.rglob("*") if path.suffix in (".yaml", ".conf") and path.name not in parts]
     return {
         configs.parent / "docs" / COMMANDS: [COMMON / COMMANDS],

@@ -41,6 +41,7 @@ from calib_components.quality import Reference, ScanEstimates
 
 log = logging.getLogger(__name__)
 FILES = ("{}.json", "{}_fit.json", "reliability_{}.png")  # by the name of a calibrator; those of others are removed
+COPIES = "changed_copies"  # of each case, in the file of what a fit keeps
 WORSE = 1.1  # times the error before, from which an error after the fit is warned of
 SPLITS = {  # what to know of a fit on a split
     "training": "The network is more confident on cases that it was trained on: the temperature is too low for others.",
@@ -109,8 +110,13 @@ class Calibration:
 
     def __post_init__(self) -> None:
         check_choice("split", self.split, SPLITS)
-        if self.temperature is not None and self.pool is not None:
+        given = [name for name in ("temperature", "pool") if getattr(self, name) is not None]
+        if len(given) > 1:
             raise InputError("temperature: give either a temperature or a pool of fits.")
+        if given and "temperature" not in self.calibrator.state():
+            raise InputError(f"{given[0]}: it is of temperatures, not of a {self.calibrator.name}. Leave out one.")
+        if given and self.perturbation is not None:
+            raise InputError(f"{given[0]}: nothing is fitted to changed images then. Leave out perturb.yaml.")
         for name in ("load_path", "calibrated_path", "output_dir"):
             setattr(self, name, Path(getattr(self, name)))
 
@@ -141,12 +147,17 @@ class Calibration:
             estimate = self._compute()
             own = {"before": type(self.calibrator)(), "after": self.calibrator}
             files[report.format(name)] = _encoded(estimate.to_dict(), indent=2)
-            files[fit.format(name)] = _encoded(self.calibrator.to_dict())
+            files[fit.format(name)] = _encoded({**self.calibrator.to_dict(), COPIES: self._copies})
             files[figure.format(name)] = self._compare(
                 self._measure({**own, **estimate.alternatives(), **others}, scans)
             )
         set_calibrator(self.network, self.calibrator)
         self._write(files, [scan for part in gathered(scans) for scan in part])
+
+    @property
+    def _copies(self) -> int:
+        """Number of changed copies of each case that the calibrator is fitted to; 0 if it is fitted to the cases."""
+        return 0 if self.perturbation is None else self.draws
 
     def _check_places(self) -> None:
         """Find out before the work what would keep the files from being written."""
@@ -189,6 +200,8 @@ class Calibration:
         estimate: Estimate = self.calibrator.compute()
         if idist.get_rank() == 0:
             before, after, region = estimate.nll_before, estimate.nll_after, self.calibrator.region.name
+            if self._copies:
+                log.info("Fitted on %d changed copies of each case, which the next lines are about.", self._copies)
             log.info("%s %s", self.calibrator.name.capitalize(), estimate.summary())
             log.info("NLL %.4f -> %.4f (region %s)", before, after, region)
             log.info("%s", estimate.effect(self.calibrator.region.by_prediction))
@@ -268,10 +281,14 @@ def _encoded(content: Any, **options: Any) -> bytes:
 def _add_fits(folders: Sequence[str | os.PathLike], whole: Calibrator) -> None:
     """Add earlier fits of the same kind to a calibrator."""
     found: dict[str, Path] = {}
+    copies = set()
     for file in (Path(folder) / f"{whole.name}_fit.json" for folder in folders):
         with reading(file, "a fit of calibrate.yaml"):
             content = json.loads(file.read_bytes())
             whole.add(type(whole).from_dict(content))
+        copies.add(content.get(COPIES, 0))
+        if len(copies) > 1:
+            raise InputError(f"{file}: fitted on other copies of each case than the fits before. Fit all the same way.")
         for patient in content["patients"]:
             if (other := found.setdefault(patient, file)) is not file:
                 raise InputError(f"{file}: patient {patient} is in {other}, too.")

@@ -116,7 +116,7 @@ class Calibrator(torch.nn.Module):
     def solve(self, names: Sequence[str], rows: Array) -> Estimate:
         """Set the parameters that fit patients, by their names and rows `(patients, regions, K)`; return the estimate.
 
-        Each patient has voxels in the first region.
+        Each patient has voxels in one of the regions, and one of them in the first.
         """
         raise NotImplementedError
 
@@ -186,8 +186,8 @@ class Calibrator(torch.nn.Module):
         Raises:
             InputError: No voxel has been added.
         """
-        rows = {name: row for name, row in self._gathered().items() if row[0, 0] > 0}
-        if not rows:
+        rows = {name: row for name, row in self._gathered().items() if row[:, 0].any()}
+        if not any(row[0, 0] > 0 for row in rows.values()):
             raise InputError(f"There are no voxels in region {self.region.name!r} to fit a {self.name} to.")
         return self.solve(list(rows), np.array(list(rows.values())))
 

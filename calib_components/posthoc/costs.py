@@ -11,7 +11,7 @@ from calib_components.metrics.measuring import measure_regions
 from calib_components.metrics.regions import Region
 from calib_components.metrics.voxels import check_tensors, read_voxels
 
-REGIONS = ("all", "predicted")  # that errors are reported in
+REGIONS = ("all", "predicted")  # that errors are reported in; what is predicted follows from these probabilities
 
 
 @dataclass(frozen=True, eq=False)

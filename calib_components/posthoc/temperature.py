@@ -202,7 +202,8 @@ class TemperatureScaling(Calibrator):
     def solve(self, names: Sequence[str], rows: Array) -> TemperatureEstimate:
         of_region = {region.name: rows[rows[:, i, 0] > 0, i] for i, region in enumerate(self.regions)}
         fits = {name: _fit(own[:, 2:]) for name, own in of_region.items() if len(own)}
-        own, (log2_b, low, high) = rows[:, 0], fits[self.region.name]
+        names = [name for name, row in zip(names, rows, strict=True) if row[0, 0] > 0]
+        own, (log2_b, low, high) = of_region[self.region.name], fits[self.region.name]
         sums, at_edge = own[:, 2:], bool(abs(log2_b) >= LOG2_B[-1])
         coverage = math.nan
         others: dict[str, float] = {}

@@ -132,6 +132,11 @@ class VectorScaling(Calibrator):
         centered = (logits - logits.mean(1, keepdim=True)).movedim(1, -1)
         return (centered * self.class_scale + self.class_bias).movedim(-1, 1)  # type: ignore[operator]
 
+    def update(self, logits: torch.Tensor, y: torch.Tensor, group: str | Sequence[str]) -> None:
+        if logits.shape[1] == 1:
+            raise InputError(f"logits: one channel is a sigmoid, which has no {self.name}. Fit a temperature.")
+        super().update(logits, y, group)
+
     def passes(self) -> Iterator[int]:
         lowest, start, step = math.inf, self._values(1), np.zeros(0)
         for number in range(MOST_PASSES):

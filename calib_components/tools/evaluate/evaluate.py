@@ -114,13 +114,13 @@ def evaluate_predictions(
         write_table(out, review, review_below)
         return
     estimate = estimate_of(predictions, [case.prediction for case in cases])
-    temperature = None if estimate is None else estimate.temperature
+    temperature = getattr(estimate, "temperature", None)  # other calibrators have none
     items = []
     for case in cases:
         files = [*case.prediction.files, *case.prediction.grids, case.label]
         item = {"case": case.name, "patient": patients[case.name], "files": files}
         items.append({**item, "image": pictured.get(case.name, [])})
-    records = EvaluationRecords(out, items, repr((classes, temperature)), files=["files", "image"])
+    records = EvaluationRecords(out, items, repr((classes, estimate)), files=["files", "image"])
     check_output(out, records.folder.name if records.folder.exists() else "cases.csv", overwrite=overwrite)
     if not overwrite:
         check_output_dir(out)

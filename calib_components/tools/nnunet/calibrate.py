@@ -16,6 +16,7 @@ from calib_components.errors import InputError, check_writable, reading, writing
 from calib_components.handlers.calibration import write_estimate
 from calib_components.handlers.weights import serialize
 from calib_components.metrics.regions import Region
+from calib_components.posthoc import KINDS
 from calib_components.tools.cli import patients_of
 from calib_components.tools.evaluate.fit import fit_calibrator
 from calib_components.tools.evaluate.notes import Notes
@@ -110,6 +111,8 @@ def calibrate_model(
         for fold in folds:
             file = stack.enter_context(writing(fold / CALIBRATED))
             file.write_bytes(serialize(scale_checkpoint(read_checkpoint(fold / TRAINED), fitted)))
+        for kind in KINDS:
+            (model / f"{kind}.json").unlink(missing_ok=True)
         write_estimate(estimate, model)
     print(
         f"Predict with: nnUNetv2_predict -d {dataset_name} -tr {trainer} -p {plans_name} -c {configuration} "

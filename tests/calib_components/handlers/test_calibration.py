@@ -316,6 +316,9 @@ def test_pool_is_fitted_to_the_patients_of_all_without_a_case(
         ({"pool": ["fold0", "fold1", "fold0"]}, "patient0 is in"),
         ({"pool": ["empty"]}, "empty/temperature_fit.json: .*region"),
         ({"pool": []}, "no voxels"),
+        ({"pool": ["fold0", "changed"]}, "changed/temperature_fit.json: fitted on other copies"),
+        ({"pool": ["fold0"], "perturbation": Double()}, "pool: nothing is fitted to changed images"),
+        ({"temperature": 1.0, "calibrator": ClassBias()}, "temperature: it is of temperatures, not of a bias"),
     ],
 )
 @pytest.mark.usefixtures("folds")
@@ -331,6 +334,9 @@ def test_mistakes_leave_all_as_it_was(
     write_facts(replace(FACTS, crop_size=[32, 32]), "others")
     torch.save(network().state_dict(), "others/model.pt")
     Path("empty/temperature_fit.json").write_text("{}")
+    fitted = json.loads(Path("fold1/temperature_fit.json").read_text())
+    Path("changed").mkdir()
+    Path("changed/temperature_fit.json").write_text(json.dumps({**fitted, "changed_copies": 4}))
     before = snapshot(tmp_path)
     with pytest.raises(ValueError, match=message):
         calibrate(**options)

@@ -146,6 +146,15 @@ def test_a_region_without_a_voxel_is_left_out() -> None:
     assert fit(logits, y, ["a", "b"]).regions.keys() == {"all"}
 
 
+def test_patients_without_a_prediction_count_among_all_voxels() -> None:
+    logits, y = draw((4, 3, 20, 20))
+    logits[2:, 0] += 100
+    names = ["a", "b", "c", "d"]
+    both, whole = fit(logits, y, names, region="predicted"), fit(logits, y, names)
+    assert (both.patients, whole.patients) == (2, 4)
+    assert both.regions == whole.regions
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("region", ["all", "foreground"])
 def test_sigmoid_agrees_with_scipy(channels: int, region: str) -> None:

@@ -175,6 +175,8 @@ def test_mistakes() -> None:
         fit(ClassBias, logits, y.masked_fill(y == 1, 0))
     with pytest.raises(InputError, match="sigmoid"):
         VectorScaling(sigmoid=True)
+    with pytest.raises(InputError, match="one channel is a sigmoid"):
+        fit(ClassBias, logits[:, :1], y > 0)
     separable = torch.tensor([[[2.0, -1.0], [0.0, 0.0]]])
     with pytest.raises(InputError, match="did not converge"):
         fit(VectorScaling, separable, torch.tensor([[[0, 1]]]), "a")

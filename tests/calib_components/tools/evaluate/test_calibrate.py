@@ -109,6 +109,8 @@ def test_calibrated_maps_have_the_likelihood_that_was_fitted(kind: str, folders:
         label = label_of_case(folders[1], case)
         likelihoods.append(np.take_along_axis(scaled, label[..., None].astype(int), -1))
     assert -np.log(likelihoods).mean() == pytest.approx(estimate.nll_after, abs=1e-5)
+    evaluate_predictions(tmp_path / "out", folders[1], tmp_path / "evaluation")
+    assert Evaluation.read(tmp_path / "evaluation").summary["nll_all"]["n"] == len(CASES)
 
 
 def test_predictions_of_the_fit_under_other_names_are_noted(folders: Folders, tmp_path: Path, capsys: Any) -> None:
