@@ -110,8 +110,9 @@ class PairwiseDice:
     def update(self, labels: torch.Tensor) -> None:
         """Add voxels: the class indices `(M, *S)` that M segmentations give them."""
         for name, classes in self.structures.items():
-            masks = torch.isin(labels.flatten(1), labels.new_tensor(list(classes))).float()
-            self._shared[name] = self._shared[name] + (masks @ masks.T).double().cpu()  # exact below 2^24 voxels
+            masks = torch.isin(labels.flatten(1), labels.new_tensor(list(classes)))
+            shared = torch.stack([(masks & own).sum(1) for own in masks])  # mixed precision would round a product
+            self._shared[name] = self._shared[name] + shared.double().cpu()
 
     def compute(self) -> dict[str, float]:
         """Return the mean DSC over all pairs, for each structure; NaN if it is in none of the segmentations."""

@@ -107,10 +107,11 @@ def evaluate_predictions(
         check_output(out, LOCK, overwrite=overwrite)
         make_folder(out / FOLDER)
         (out / LOCK).touch()
-        for file in (out / FOLDER).glob("*.json") if shard is None else ():  # of an earlier run
-            file.unlink()
         estimate = functools.partial(_estimate, out=out, classes=classes, reference=reference, images=pictured)
         map_cases(estimate, shard_of(cases, shard), workers, "estimate")
+        for file in (out / FOLDER).glob("*.json") if shard is None else ():
+            if file.stem not in patients:  # of an earlier run
+                file.unlink()
         write_table(out, review, review_below)
         return
     estimate = estimate_of(predictions, [case.prediction for case in cases])
@@ -150,6 +151,9 @@ def _estimate(case: Case, out: Path, classes: Classes, reference: Reference, ima
     """Write the quality of a prediction without a label; where it has an image, on the grid of that."""
     header, file = case.prediction.header(), images.get(case.name)
     values, affine, grey = case.prediction.probabilities(classes.sigmoid, classes.skip).values, header.affine, None
+    if values[not classes.sigmoid :].any() and not ((values > 0) & (values < 1)).any():
+        name = case.prediction.files[0]
+        raise InputError(f"{name}: all values are 0 or 1, as those of a label map. Save probabilities.")
     if file is not None:
         image = open_nifti(file)
         if (turn := turn_of(header, case.label, Grid(image.affine, image.shape[:3], file))) is not None:

@@ -28,6 +28,7 @@ ABOUT = (
     "the lowest estimates. Estimates of a scan are means over structures; a structure that should be there and is not "
     "predicted counts as 0. Intervals are over patients. "
 )
+TOO_FEW = "There are too few patients for intervals. "
 NOT_SHOWN = "The expected DSC is not shown to order these scans: the interval of the gap closed holds 0. "
 
 
@@ -140,7 +141,8 @@ def quality_section(results: Results, validation: Path | None) -> Section:
         found = zip(TITLES, ranking, strict=True)
         records += [results.record(row, column, estimate, **keys, column=column) for column, estimate in found]
     caption = f"{ABOUT}{(dsc < BAD).sum()} of {len(dsc)} scans have a DSC below {BAD}. "
-    caption += NOT_SHOWN * (not records[0]["low"] > 0)
+    has_interval = records[0]["low"] is not None and not np.isnan(records[0]["low"])
+    caption += NOT_SHOWN * (not records[0]["low"] > 0) if has_interval else TOO_FEW
     if validation is not None:
         held = []
         for name in tested.structures:

@@ -59,6 +59,11 @@ def test_pairwise_dice_is_that_of_scikit_learn() -> None:
         masks = np.isin(labels.flatten(1), classes)
         expected = np.mean([f1_score(one, other) for one, other in itertools.combinations(masks, 2)])
         assert pairs.compute()[name] == pytest.approx(expected)
+    many, other = torch.ones(2, 2, 300, 300, dtype=torch.long), PairwiseDice({"all": [1]})
+    many[1, 0] = 0
+    with torch.autocast("cpu", torch.float16):  # whose largest number is 65504
+        other.update(many)
+    assert other.compute()["all"] == pytest.approx(2 / 3)
     (none := PairwiseDice({"none": [7]})).update(labels)
     assert np.isnan(none.compute()["none"])
 

@@ -289,6 +289,10 @@ def test_quality_without_labels_is_that_of_numpy(predictions: Path, labels: Path
 def test_label_maps_without_labels_are_refused(labels: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"is a label map\. Quality is estimated from probabilities"):
         evaluate_predictions(labels, out=tmp_path / "out", structures=STRUCTURES)
+    one_hot = np.eye(3)[softmax_of(0).argmax(0)]
+    save_nnunet(tmp_path / "one_hot", "a", np.moveaxis(one_hot, -1, 0))
+    with pytest.raises(InputError, match=r"a\.npz: all values are 0 or 1"):
+        evaluate_predictions(tmp_path / "one_hot", out=tmp_path / "out")
     save_nnunet(tmp_path / "two", "a", softmax_of(0))
     save_nnunet(tmp_path / "two", "b", softmax_of(0, 4))
     with pytest.raises(InputError, match=r"4 channels, .* has 3"):
