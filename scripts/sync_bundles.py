@@ -39,8 +39,7 @@ def sources(dataset: str) -> dict[Path, list[Path]]:
     """Return the generated files of a bundle, each with the files that it joins."""
     configs, facts = ROOT / BUNDLES[dataset] / "configs", FACTS / f"{dataset}.yaml"
     kind = KINDS[yaml.safe_load(facts.read_text())["facts"].get("spatial_dims", 2)]
-    parts = (*BODIES, "network.yaml", KINDS[2], kind, COMMANDS)
-    parts += ("perturb.yaml",) * (dataset not in OF_MR)
+    parts = [*BODIES, "network.yaml", KINDS[2], kind, COMMANDS, *["perturb.yaml"] * (dataset not in OF_MR)]
     overlays = [path for path in COMMON.rglob("*") if path.suffix in (".yaml", ".conf") and path.name not in parts]
     return {
         configs.parent / "docs" / COMMANDS: [COMMON / COMMANDS],
