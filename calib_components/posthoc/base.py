@@ -106,19 +106,19 @@ class Calibrator(torch.nn.Module):
         self.regions = [self.region]  # that sums are kept of, the one to fit first
         self._rows: dict[str, Array] = {}  # of each patient
 
+    @abstractmethod
     def voxel_sums(self, logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
         """Return sums over voxels of logits `(N, voxels)` and class indices `(voxels,)`, float64, `(K,)`.
 
         The first is the number of voxels.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def solve(self, names: Sequence[str], rows: Array) -> Estimate:
         """Set the parameters that fit patients, by their names and rows `(patients, regions, K)`; return the estimate.
 
         Each patient has voxels in one of the regions, and one of them in the first.
         """
-        raise NotImplementedError
 
     def passes(self) -> Iterator[int]:
         """Yield once for each pass over the cases that the fit needs; `update` with all of them in each."""
