@@ -11,6 +11,8 @@ import numpy as np
 import pandas as pd
 import torch
 
+from calib_components.metrics import measures
+from calib_components.metrics.measures import Case
 from calib_components.posthoc import Calibrator, ClassBias, TemperatureScaling, VectorScaling
 
 HOME, FITTED_ON = "home", "validation"
@@ -18,20 +20,13 @@ MEASURES = {  # of a case, and their titles
     "nll_all": "NLL all", "nll_predicted": "NLL predicted", "ece_predicted": "ECE predicted",
     "dsc_bias": "expected DSC - DSC", "volume_bias": "expected volume, %",
 }  # fmt: skip
+KEPT = ("nll", "ece", "dsc", "expected_dsc", "expected_volume", "true_volume")  # measures of a case
 NETWORKS = {
     "acdc_nacl": "ACDC, NACL", "hippocampus_nacl": "hippocampus, NACL", "hippocampus_ce_dice": "hippocampus, CE + Dice"
 }  # fmt: skip
 SITES = {HOME: HOME, "bssfp": "bSSFP", "vendor_a": "vendor A", "vendor_b": "vendor B", "lge": "LGE"}
 SITES |= {name: name for name in ("ghosting", "ringing")}
-SHOWN = (
-    "none",
-    "T",
-    "T predicted",
-    "vector",
-    "T perturbed",
-    "T predicted perturbed",
-    "vector perturbed",
-)  # on the page
+SHOWN = ("none", *(name + end for end in ("", " perturbed") for name in ("T", "T predicted", "vector")))  # on the page
 FITS: dict[str, tuple[type[Calibrator], str, str]] = {  # calibrator, region, and suffix of the set that it is fitted on
     "T": (TemperatureScaling, "all", ""),
     "T predicted": (TemperatureScaling, "predicted", ""),
@@ -59,12 +54,8 @@ def read_logits(folder: Path) -> Iterator[tuple[str, str, torch.Tensor, torch.Te
     """Yield case, patient, logits `(1, N, *S)` and labels `(1, 1, *S)` of the .npz files of a folder."""
     for file in sorted(folder.glob("*.npz")):
         with np.load(file) as saved:
-            yield (
-                file.stem,
-                str(saved["patient"]),
-                torch.from_numpy(saved["l"])[None],
-                torch.from_numpy(saved["y"])[None, None],
-            )
+            logits, y = (torch.from_numpy(saved[key])[None] for key in "ly")
+            yield file.stem, str(saved["patient"]), logits, y[None]
 
 
 def fit(kind: type[Calibrator], region: str, folder: Path) -> tuple[Calibrator, Any]:
@@ -78,30 +69,9 @@ def fit(kind: type[Calibrator], region: str, folder: Path) -> tuple[Calibrator, 
 
 def measure(logits: torch.Tensor, y: torch.Tensor, structures: Mapping[str, Sequence[int]]) -> dict[str, float]:
     """Return the errors of the probabilities of a case, logits `(N, *S)` and labels `(*S)`."""
-    log_p, label = logits.flatten(1).log_softmax(0), y.flatten().long()
-    p = log_p.exp()
-    confidence, predicted = p.max(0)
-    correct, nll = (predicted == label).double(), -log_p.gather(0, label[None])[0].double()
-    row: dict[str, float] = {}
-    for region, mask in (("all", slice(None)), ("predicted", predicted > 0)):
-        own = confidence[mask].double()
-        gaps = torch.bincount(((own * 15).ceil().long() - 1).clamp(0, 14), own - correct[mask], 15)
-        row |= {f"nll_{region}": nll[mask].mean().item(), f"ece_{region}": (gaps.abs().sum() / len(own)).item()}
-    row |= {"confidence": own.mean().item(), "accuracy": correct[mask].mean().item()}  # where a structure is predicted
-    entropy = torch.special.entr(p[:, mask]).sum(0)
-    row["mean_entropy"] = entropy.mean().item()
-    for name, classes in structures.items():
-        mask, true, own = (
-            torch.isin(predicted, torch.tensor(classes)),
-            torch.isin(label, torch.tensor(classes)),
-            p[classes].sum(0),
-        )
-        expected, segmented, volume = own.sum(dtype=torch.float64).item(), mask.sum().item(), true.sum().item()
-        inside = own[mask].sum(dtype=torch.float64).item()
-        row |= {f"dsc_{name}": 2 * (mask & true).sum().item() / max(segmented + volume, 1)}
-        row |= {f"expected_dsc_{name}": 2 * inside / (segmented + expected), f"expected_volume_{name}": expected}
-        row |= {f"true_volume_{name}": volume, f"segmented_volume_{name}": segmented}
-    return row
+    case = Case(y[None].long(), structures, logits.softmax(0), logits.argmax(0))
+    found = (measure for measure in measures.MEASURES if measure.name in KEPT)
+    return {measure.column(place): value for measure in found for place, value in measure.function(case).items()}
 
 
 def compare_calibrators(logits: Path, out: Path, structures: Mapping[str, Mapping[str, Sequence[int]]]) -> None:
@@ -118,26 +88,18 @@ def compare_calibrators(logits: Path, out: Path, structures: Mapping[str, Mappin
         calibrators: dict[str, Calibrator] = {"none": TemperatureScaling()}
         for name, (kind, region, suffix) in FITS.items():
             calibrators[name], estimate = fit(kind, region, network / f"{FITTED_ON}{suffix}")
-            fits.append({"network": network.name, "calibrator": name, "summary": estimate.summary()})
-            fits[-1] |= {
-                "nll_before": estimate.nll_before,
-                "nll_after": estimate.nll_after,
-                "effect": estimate.effect(),
-            }
-            fits[-1] |= {"nll_left_out": getattr(estimate, "nll_left_out", None), "patients": estimate.patients}
+            row = {"network": network.name, "calibrator": name, "summary": estimate.summary()}
+            row |= {key: getattr(estimate, key) for key in ("nll_before", "nll_after", "patients")}
+            row |= {"effect": estimate.effect(), "nll_left_out": getattr(estimate, "nll_left_out", None)}
+            fits.append(row)
             print(network.name, name, estimate.summary(), *estimate.warnings(), flush=True)
         sites = [path for path in sorted(network.iterdir()) if not path.name.startswith(FITTED_ON)]
         for site in sites:
             for case, patient, values, y in read_logits(site):
+                keys = {"network": network.name, "site": site.name, "case": case, "patient": patient}
                 for name, calibrator in calibrators.items():
-                    keys = {
-                        "network": network.name,
-                        "site": site.name,
-                        "calibrator": name,
-                        "case": case,
-                        "patient": patient,
-                    }
-                    rows.append(keys | measure(calibrator(values)[0], y[0, 0], structures[network.name]))
+                    found = measure(calibrator(values)[0], y[0, 0], structures[network.name])
+                    rows.append({**keys, "calibrator": name, **found})
             print(network.name, site.name, flush=True)
         out.mkdir(parents=True, exist_ok=True)
         pd.DataFrame(rows).to_csv(out / "cases.csv.gz", index=False, float_format="%.6g")
