@@ -51,6 +51,8 @@ SOURCES = {
     "confidence": ("confidence / accuracy, %", " / "),
     "rank": ("sum-rank ↓", ""),
     "paper_rank": ("sum-rank (paper) ↓", ""),
+    "expected_dsc": ("expected DSC", ""),
+    "ace": ("ACE ↓", ""),
 }
 
 
@@ -87,7 +89,10 @@ def results(kind: str) -> pd.DataFrame:
         for file in (ROOT / "results" / folder).glob("report/means*.csv" if kind == "means" else f"{kind}.csv*"):
             table = pd.read_csv(file, dtype={"test_set": object}).copy()
             if kind == "cases":
-                table = table.assign(dsc=table.filter(regex="^dsc_").mean(axis=1)).copy()
+                means = {name: table.filter(regex=f"^{name}_").mean(axis=1) for name in ("dsc", "expected_dsc")}
+                table = table.assign(**means).copy()
+                if (beside := file.with_name("ace.csv")).is_file():
+                    table = table.merge(pd.read_csv(beside).drop(columns="dsc"), how="left")
             table["method"] += table["temperature"].map({"with": "+T"}).fillna("")
             tables.append(table.assign(test_set=table.get("test_set", pd.Series(home, table.index)).fillna(home)))
     table = pd.concat(tables)
@@ -124,7 +129,8 @@ def numbers(source: str) -> list[str]:
     `nacl+T lge dsc`: the mean. `nacl - ce_dice lge dsc`: the difference and its interval; after `size`, the difference
     without its sign; after `p`, its p-value; after `holm`, that corrected. `T nacl acdc`: the lowest and the highest
     temperature of the seeds. `confidence nacl lge`: mean confidence and accuracy of all voxels where a structure is
-    predicted, in percent. `rank nacl lge`: the sum of the ranks by the paper's measures. `= 0.05`: no result.
+    predicted, in percent. `rank nacl lge`: the sum of the ranks by the paper's measures. `expected_dsc nacl lge`, `ace
+    nacl lge`: means of these. `= 0.05`: no result.
     """
     match source.split():
         case ["=", *constants]:
@@ -140,6 +146,8 @@ def numbers(source: str) -> list[str]:
             bins = bins[bins["region"] == "predicted"]
             count, *sums = (bins.filter(like=name).sum().sum() for name in ("count", "confidence", "correct"))
             return [f"{100 * part / count:.0f}" for part in sums]
+        case ["expected_dsc" | "ace" as column, method, test_set]:
+            return [f"{results('cases').loc[(test_set, method)][column].mean():.3f}"]
         case ["size", method, "-", *rest]:
             return [f"{abs(difference(method, *rest).mean):.3f}"]
         case ["p" | "holm" as kind, method, "-", *rest]:
