@@ -129,9 +129,9 @@ def compare_losses(
         bundle: Folder of the bundle.
         dataset_dir: Prepared data, the bundle's or your own.
         out: Folder for the results, which are small enough to keep in git.
-        losses: Presets (table1, table2, table3: those of the paper; tuning: the paper's grids and one for NACL,
-            evaluated on the validation split), settings in them, or files in the bundle's configs/losses; separated by
-            commas.
+        losses: Presets (table1, table2, table3: those of the paper; tuning: the paper's grids and weights of MbLS
+            and NACL, evaluated on the validation split), settings in them, or files in the bundle's configs/losses;
+            separated by commas.
         seeds: Seeds of the trainings, such as 0,1.
         work: Folder for checkpoints, logs and TensorBoard's files; default: OUT/work, which git ignores.
         workers: Number of cells that run side by side; default: one, or one for each of the devices. On the CPU, set

@@ -30,30 +30,36 @@ def _overlay(loss: str) -> Setting:
     return Setting(loss, LABELS.get(loss, loss), loss)
 
 
-def _variants(loss: str, argument: str, *values: Any) -> list[Setting]:
-    return [Setting(f"{loss}_{v}", f"{LABELS[loss]} {v}", loss, {f"loss::{argument}": v}) for v in values]
+def _variants(base: Setting, argument: str, *values: Any) -> list[Setting]:
+    return [
+        Setting(f"{base.name}_{v}", f"{base.label} {v}", base.loss, {**base.overrides, f"loss::{argument}": v})
+        for v in values
+    ]
 
 
-NACL = _overlay("nacl")
 TABLE1 = [_overlay(loss) for loss in ("ce_dice", "focal", "entropy_penalty", "label_smoothing", "svls", "mbls", "nacl")]
+_, FOCAL, ECP, LS, SVLS, MBLS, NACL = TABLE1
+NACL_SOFTMAX = _variants(NACL, "constraint", "softmax")[0]
 PRESETS = {
     "table1": TABLE1,
     "table2": [
         NACL,
-        *_variants("nacl", "constraint", "softmax"),
-        *_variants("nacl", "penalty", "l2"),
+        NACL_SOFTMAX,
+        *_variants(NACL, "penalty", "l2"),
         Setting("nacl_5x5", "NACL 5x5", "nacl", {"loss::kernel_size": 5}),
     ],
-    "table3": [NACL, *_variants("nacl", "prior", "gaussian", "max", "min", "median", "mode")],
-    # The paper's grids, and one for NACL. The values of Table 1 are in it under their plain names.
+    "table3": [NACL, *_variants(NACL, "prior", "gaussian", "max", "min", "median", "mode")],
+    # The paper's grids, and weights of MbLS and NACL. The values of Table 1 are in it under their plain names.
     "tuning": [
         *TABLE1,
-        *_variants("focal", "gamma", 1.0, 2.0),
-        *_variants("entropy_penalty", "penalty_weight", 0.2, 0.3),
-        *_variants("label_smoothing", "alpha", 0.2, 0.3),
-        *_variants("svls", "sigma", 0.5, 1.0),
-        *_variants("mbls", "margin", 3.0, 10.0),
-        *_variants("nacl", "penalty_weight", 0.01, 0.03, 0.3),
+        *_variants(FOCAL, "gamma", 1.0, 2.0),
+        *_variants(ECP, "penalty_weight", 0.2, 0.3),
+        *_variants(LS, "alpha", 0.2, 0.3),
+        *_variants(SVLS, "sigma", 0.5, 1.0),
+        *_variants(MBLS, "margin", 3.0, 10.0),
+        *_variants(MBLS, "penalty_weight", 0.3),
+        *_variants(NACL, "penalty_weight", 0.01, 0.03, 0.3),
+        *_variants(NACL_SOFTMAX, "penalty_weight", 1.0, 4.0),
     ],
 }
 

@@ -226,7 +226,7 @@ class TestChooseSettings:
 
         table1 = ["ce_dice", "focal", "entropy_penalty", "label_smoothing", "svls", "mbls", "nacl"]
         assert names("table1") == table1
-        assert len(names("tuning")) == 20
+        assert len(names("tuning")) == 23
         (bundle / "configs" / "losses" / "mine.yaml").write_text("loss: {_target_: torch.nn.CrossEntropyLoss}\n")
         assert names("nacl_softmax", "mine", "table2") == ["nacl_softmax", "mine", "nacl", "nacl_l2", "nacl_5x5"]
         assert choose_settings(["mine"], bundle) == [Setting("mine", "mine", "mine")]
