@@ -22,6 +22,7 @@ import re
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for a clone that is not installed
@@ -29,6 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for a clone that
 from calib_components.errors import InputError
 from calib_components.metrics.measures import find_column
 from calib_components.tools import cli
+from calib_components.tools.report.quality import order
 from calib_components.tools.report.statistics import Estimate, holm, paired_difference
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -52,6 +54,8 @@ SOURCES = {
     "rank": ("sum-rank ↓", ""),
     "paper_rank": ("sum-rank (paper) ↓", ""),
     "expected_dsc": ("expected DSC", ""),
+    "dsc_bias": ("expected DSC - DSC", ""),
+    "gap_closed": ("gap closed ↑", ""),
     "ace": ("ACE ↓", ""),
 }
 
@@ -90,14 +94,33 @@ def results(kind: str) -> pd.DataFrame:
             table = pd.read_csv(file, dtype={"test_set": object}).copy()
             if kind == "cases":
                 means = {name: table.filter(regex=f"^{name}_").mean(axis=1) for name in ("dsc", "expected_dsc")}
-                table = table.assign(**means).copy()
+                table = table.assign(**means, dsc_bias=means["expected_dsc"] - means["dsc"]).copy()
                 if (beside := file.with_name("ace.csv")).is_file():
                     table = table.merge(pd.read_csv(beside).drop(columns="dsc"), how="left")
             table["method"] += table["temperature"].map({"with": "+T"}).fillna("")
             tables.append(table.assign(test_set=table.get("test_set", pd.Series(home, table.index)).fillna(home)))
-    table = pd.concat(tables)
+    table = pd.concat(tables, ignore_index=True)
     keys = ["test_set", "method", *table.columns.intersection(["measure", "seed", "fold", "region", "case"])]
-    return table.drop_duplicates(keys).set_index(keys[:3] if kind == "means" else keys[:2]).sort_index()
+    table = table.drop_duplicates(keys).copy()
+    if kind == "cases":
+        networks = table.groupby(["test_set", "method", "seed"], group_keys=False)
+        table = table.assign(gap_closed=networks[["expected_dsc", "dsc", "patient"]].apply(_gap_closed))
+    return table.set_index(keys[:3] if kind == "means" else keys[:2]).sort_index()
+
+
+def _gap_closed(cases: pd.DataFrame) -> pd.Series[float]:
+    """Return pseudo-values: their mean is the gap that the expected DSC closes, their variance that of the jackknife.
+
+    With them, this statistic of all scans has intervals and tests as the mean of a measure (Busing et al., 1999).
+    """
+
+    estimates, dsc = cases[["expected_dsc", "dsc"]].to_numpy().T
+    patients, values = cases["patient"].to_numpy(), np.empty(len(cases))
+    whole = order(estimates, dsc)[0]
+    for patient in {*patients}:
+        own = patients == patient
+        values[own] = whole + (1 / own.mean() - 1) * (whole - order(estimates[~own], dsc[~own])[0])
+    return pd.Series(values - values.mean() + whole, cases.index)
 
 
 @functools.cache
@@ -146,8 +169,8 @@ def numbers(source: str) -> list[str]:
             bins = bins[bins["region"] == "predicted"]
             count, *sums = (bins.filter(like=name).sum().sum() for name in ("count", "confidence", "correct"))
             return [f"{100 * part / count:.0f}" for part in sums]
-        case ["expected_dsc" | "ace" as column, method, test_set]:
-            return [f"{results('cases').loc[(test_set, method)][column].mean():.3f}"]
+        case ["expected_dsc" | "dsc_bias" | "gap_closed" | "ace" as column, method, test_set]:
+            return [f"{results('cases').loc[(test_set, method)][column].mean():{'+' * (column == 'dsc_bias')}.3f}"]
         case ["size", method, "-", *rest]:
             return [f"{abs(difference(method, *rest).mean):.3f}"]
         case ["p" | "holm" as kind, method, "-", *rest]:
@@ -195,16 +218,16 @@ def _heading(measure: str, kind: str) -> str:
 
 def _cell(place: tuple[str, str, str], kind: str, reference: str) -> str:
     """Return the cell of a method, test set and measure."""
-    if place[2] in SOURCES:
-        return SOURCES[place[2]][1].join(numbers(f"{place[2]} {place[0]} {place[1]}"))
-    record = results("means").loc[place[1], place[0], place[2]]
-    digits = 2 if place[2] == "hd95" else 3
-    text, ends = f"{record['mean']:.{digits}f}", f" [{record['low']:.{digits}f}, {record['high']:.{digits}f}]"
     if kind == "minus":
         found, p_value = difference(place[0], reference, *place[1:]), corrected(place[0], reference, *place[1:])
         p_text = "p < 0.001" if p_value < 0.001 else f"p = {p_value:.3f}"
         text = f"{found.mean:+.3f} [{found.low:+.3f}, {found.high:+.3f}] {p_text}"
         return f"**{text}**" if p_value < 0.05 else text
+    if place[2] in SOURCES:
+        return SOURCES[place[2]][1].join(numbers(f"{place[2]} {place[0]} {place[1]}"))
+    record = results("means").loc[place[1], place[0], place[2]]
+    digits = 2 if place[2] == "hd95" else 3
+    text, ends = f"{record['mean']:.{digits}f}", f" [{record['low']:.{digits}f}, {record['high']:.{digits}f}]"
     if kind == "published":
         return f"{text} ({record['published']:.{digits}f})"
     if_true = f" ({record['if_true']:.3f})" if record["if_true"] == record["if_true"] else ""

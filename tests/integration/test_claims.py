@@ -173,6 +173,13 @@ CLAIMS = [
     Claim("evidence", "**L1-ACE** lowers the ECE of CE + Dice", lambda: all(
         change("l1_ace", DICE, name, "ece_predicted") < 0 for name in ("acdc", "lge"))
         and change("l1_ace", DICE_T, "lge", "nll_all") > 0),
+    Claim("evidence", "none differs significantly from CE + Dice in the gap closed", lambda: {
+        change(f"{name}{end}", f"{DICE}{end}", place, "gap_closed")
+        for name in (*LOSSES, "l1_ace") for end in ("", "+T") for place in SETS} == {0}),
+    Claim("evidence", "FL, LS, MbLS and NACL close less without a temperature on all three", lambda: all(
+        difference(name, DICE, place, "gap_closed").mean < 0 for name in UNDERCONFIDENT for place in SETS)),
+    Claim("evidence", "**The value** follows the confidence", lambda: all(
+        sign("nacl", CE, place, "dsc_bias") < 0 < sign("nacl+T", "nacl", place, "dsc_bias") for place in SETS)),
     Claim("evidence", "the ensemble of CE + Dice still has a lower NLL than its networks", lambda: sign(
         "ensemble_of_ce_dice+T", DICE_T, "acdc", "nll_all") < 0 < sign("ensemble_of_ce_dice", DICE, "acdc", "dsc")),
     Claim("evidence", "Averaging makes NACL more underconfident", lambda: all(

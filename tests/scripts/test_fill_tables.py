@@ -11,8 +11,9 @@ import pandas as pd
 import pytest
 
 from calib_components.errors import InputError
+from calib_components.tools.report.quality import rank_scans
 from scripts import fill_tables
-from scripts.fill_tables import corrected, difference, fill, numbers
+from scripts.fill_tables import _gap_closed, corrected, difference, fill, numbers
 
 MEANS = """method,temperature,test_set,label,measure,mean,low,high,published,if_true
 ce_dice,without,,CE+DSC,dsc,0.8804,0.86,0.9,0.828,
@@ -114,6 +115,21 @@ def test_texts(root: Path) -> None:
     fill()
     assert page.read_text().startswith("# Page\n\n- First: 0.12.\n- DSC 0.610, so 90 % right\n  at T = 0.3 to 1.50.\n")
     fill(check=True)
+
+
+def test_gap_closed_has_the_variance_of_the_jackknife() -> None:
+    rng = np.random.default_rng(0)
+    cases = pd.DataFrame({"dsc": rng.uniform(0.5, 1, 24), "patient": np.arange(24) % 8})
+    cases["expected_dsc"] = cases["dsc"] + rng.normal(0, 0.1, 24)
+
+    def measure(of: pd.DataFrame) -> float:
+        return rank_scans(of["expected_dsc"], of["dsc"], ["a"] * len(of))[0].mean
+
+    values = _gap_closed(cases)
+    assert values.mean() == pytest.approx(measure(cases))
+    without = [measure(cases[cases["patient"] != patient]) for patient in range(8)]
+    assert values.groupby(cases["patient"]).mean().var() / 8 == pytest.approx(7 * np.var(without))
+    assert values.groupby(cases["patient"]).nunique().max() == 1
 
 
 def test_differences(root: Path) -> None:

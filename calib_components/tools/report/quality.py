@@ -70,7 +70,7 @@ def rank_scans(estimates: ArrayLike, dsc: ArrayLike, patients: Sequence[str]) ->
 
     def statistic(drawn: NDArray[np.intp], axis: int = -1) -> Array:
         parts = (pair[:, np.concatenate([scans[i] for i in row])] for row in drawn.reshape(-1, len(names)))
-        return np.array([_measure(*part) for part in parts]).T.reshape(-1, *drawn.shape[:-1])
+        return np.array([order(*part) for part in parts]).T.reshape(-1, *drawn.shape[:-1])
 
     ends = np.full((2, len(Ranking._fields)), np.nan)
     if len(names) >= FEWEST_PATIENTS:
@@ -79,17 +79,18 @@ def rank_scans(estimates: ArrayLike, dsc: ArrayLike, patients: Sequence[str]) ->
             warnings.simplefilter("ignore")  # in some draws, no scan is below 0.7
             drawn = stats.bootstrap([numbers], statistic, n_resamples=RESAMPLES, method="percentile", rng=rng)
             ends = np.nanquantile(drawn.bootstrap_distribution, [0.025, 0.975], axis=1)
-    rows = np.stack([_measure(*pair), *ends], 1).tolist()
+    rows = np.stack([order(*pair), *ends], 1).tolist()
     return Ranking(*(Estimate(*row)._replace(cases=pair.shape[1]) for row in rows))
 
 
-def _measure(estimates: Array, dsc: Array) -> Array:
+def order(estimates: Array, dsc: Array) -> Array:
+    """Return the values of a `Ranking`, without intervals; see `rank_scans`."""
     number, risk, is_bad = len(dsc), 1 - dsc, (dsc < BAD).astype(float)
-    order = np.argsort(-estimates)
-    _, group, sizes = np.unique(-estimates[order], return_inverse=True, return_counts=True)
+    best_first = np.argsort(-estimates)
+    _, group, sizes = np.unique(-estimates[best_first], return_inverse=True, return_counts=True)
 
     def ordered(values: Array) -> Array:  # equal estimates have the mean of their values
-        return (np.bincount(group, values[order]) / sizes)[group]
+        return (np.bincount(group, values[best_first]) / sizes)[group]
 
     kept, bad = np.arange(1, number + 1), is_bad.sum()
     aurc, optimal = ((values.cumsum() / kept).mean() for values in (ordered(risk), np.sort(risk)))
