@@ -25,11 +25,12 @@ from calib_components.tools.report.statistics import mean_with_interval
 from scripts.benchmarks.calibrators import summarize, tabulate, tabulate_page
 from scripts.draw_results import draw_results
 from scripts.fill_tables import difference, fill, numbers
-from tests.helpers import ACDC, BRATS, ROOT, SHARED, run_bundle
+from tests.helpers import ACDC, BRATS, HIPPOCAMPUS, ROOT, SHARED, run_bundle
 
 DATA, RESULTS = SHARED / "data" / "acdc", ROOT / "results"
 FOLDERS = sorted(file.parent.relative_to(RESULTS).as_posix() for file in RESULTS.rglob("comparison.json"))
 SHIPPED = ("acdc/further", "nacl_softmax", 0)  # folder, method and seed of the weights in the ACDC bundle
+SHIPPED_3D = ("hippocampus", "nacl", 0)
 FLARE = ROOT / "bundles/flare_ct_nacl_segmentation"
 TEST_SETS = ("", "bssfp", "lge")
 
@@ -203,14 +204,15 @@ def test_shipped_weights_are_of_the_setting_that_the_protocol_chooses() -> None:
 
 
 def test_metadata_of_the_bundles_are_those_of_the_cases() -> None:
-    folder, method, seed = SHIPPED
-    found = results(folder)
-    metrics = json.loads((ACDC / "configs/metadata.json").read_text())["eval_metrics"]
-    names = {"dsc": "dice", "hd95": "hd95_voxels", "ece": "ece_ground_truth_foreground"}
-    assert metrics == {
-        f"mean_{names.get(measure, measure)}": round(found.values(Row(method, "with"), measure)[seed].mean(), digits)
-        for measure, digits in {"dsc": 3, "hd95": 2, "nll_all": 3, "ece_all": 3, "ece_predicted": 3, "ece": 3}.items()
-    }
+    for bundle, (folder, method, seed), unit in ((ACDC, SHIPPED, "voxels"), (HIPPOCAMPUS, SHIPPED_3D, "mm")):
+        found = results(folder)
+        metrics = json.loads((bundle / "configs/metadata.json").read_text())["eval_metrics"]
+        names = {"dsc": "dice", "hd95": f"hd95_{unit}", "ece": "ece_ground_truth_foreground"}
+        digits = {"dsc": 3, "hd95": 2, "nll_all": 3, "ece_all": 3, "ece_predicted": 3, "ece": 3}
+        assert metrics == {
+            f"mean_{names.get(name, name)}": round(found.values(Row(method, "with"), name)[seed].mean(), places)
+            for name, places in digits.items()
+        }
     metrics = json.loads((BRATS / "configs/metadata.json").read_text())["eval_metrics"]
     brats = results("brats/leave_one_out")
     expected = {
@@ -225,33 +227,49 @@ def test_metadata_of_the_bundles_are_those_of_the_cases() -> None:
     assert metrics["mean_dice_of_networks_trained_on_the_other_scan"] == round(mean, 3)
 
 
-def test_temperature_of_the_shipped_weights_is_on_their_page() -> None:
-    folder, method, seed = SHIPPED
+@pytest.mark.parametrize(
+    ("bundle", "shipped"), [(ACDC, SHIPPED), (HIPPOCAMPUS, SHIPPED_3D)], ids=["acdc", "hippocampus"]
+)
+def test_temperature_of_the_shipped_weights_is_on_their_page(bundle: Path, shipped: tuple[str, str, int]) -> None:
+    folder, method, seed = shipped
     fits = results(folder).temperatures
     (fit,) = fits[(fits["method"] == method) & (fits["seed"] == seed)].to_dict("records")
-    text = " ".join((ACDC / "docs/README.md").read_text().split())
-    assert f"T = {fit['temperature']:.2f}, which is in the weights" in text
+    text = " ".join((bundle / "docs/README.md").read_text().split())
+    assert f"T = {fit['temperature']:.2f}" in text
     assert f"(95 % interval {fit['low']:.2f} to {fit['high']:.2f})" in text
-    for names, follow in (
-        (json.loads(fit["leave_one_out"]), "were the validation patients"),
-        ({*results(folder).patients()}, "the test patients"),
-    ):
-        *numbers, last = sorted(name.removeprefix("patient") for name in names)
-        assert f"{', '.join(numbers)} and {last} {follow}" in text
+    names = sorted(name.removeprefix("patient") for name in json.loads(fit["leave_one_out"]))
+    if bundle == ACDC:
+        *tested, last = sorted({name.removeprefix("patient") for name in results(folder).patients()})
+        assert f"{', '.join(tested)} and {last} the test patients" in text
+        assert f"{', '.join(names[:-1])} and {names[-1]} were the validation patients" in text
+    else:
+        numbers = [str(int(name)) for name in names]
+        assert f"The validation patients were {', '.join(numbers[:-1])} and {numbers[-1]}." in text
 
 
-@pytest.mark.parametrize(("column", "test_set"), [(1, ""), (2, "bssfp"), (3, "lge")])
-def test_model_card_has_the_means_of_its_weights(column: int, test_set: str) -> None:
-    folder, method, seed = SHIPPED
+PLACES = [
+    (ACDC, SHIPPED, 1, ""),
+    (ACDC, SHIPPED, 2, "bssfp"),
+    (ACDC, SHIPPED, 3, "lge"),
+    (HIPPOCAMPUS, SHIPPED_3D, 2, ""),
+]
+
+
+@pytest.mark.parametrize(("bundle", "shipped", "column", "test_set"), PLACES)
+def test_model_card_has_the_means_of_its_weights(
+    bundle: Path, shipped: tuple[str, str, int], column: int, test_set: str
+) -> None:
+    folder, method, seed = shipped
     found, row = results(folder), Row(method, "with", test_set)
-    lines = re.findall(r"^\|.*\|$", (ACDC / "docs/README.md").read_text(), re.MULTILINE)
-    cells = {parts[0].strip(): parts for line in lines if len(parts := line.strip("|").split("|")) == 4}
+    lines = re.findall(r"^\|.*\|$", (bundle / "docs/README.md").read_text(), re.MULTILINE)
+    width = 4 if bundle == ACDC else 3
+    cells = {parts[0].strip(): parts for line in lines if len(parts := line.strip("|").split("|")) == width}
     for title, measure in (
-        ("DSC", "dsc"), ("NLL, all voxels", "nll_all"), ("NLL, predicted foreground", "nll_predicted"),
-        ("ECE, all voxels", "ece_all"),
+        ("NLL, all voxels", "nll_all"), ("NLL, predicted foreground", "nll_predicted"), ("ECE, all voxels", "ece_all"),
         ("ECE, predicted foreground", "ece_predicted"), ("ECE, true foreground (the paper's)", "ece"),
     ):  # fmt: skip
         assert cells[title][column].split()[0] == f"{np.nanmean(found.values(row, measure)[seed]):.3f}"
+    assert f"{np.nanmean(found.values(row, 'dsc')[seed]):.3f}" in "".join(cells["DSC"][1 : column + 1])
     confidence, accuracy = confidence_and_accuracy(found, row, seed)
     (shown,) = (parts for title, parts in cells.items() if title.startswith("confidence / accuracy"))
     assert shown[column].strip() == f"{confidence:.0f} / {accuracy:.0f} %"
