@@ -20,7 +20,12 @@ MEASURES = {  # of a case, and their titles
     "nll_all": "NLL all", "nll_predicted": "NLL predicted", "ece_predicted": "ECE predicted",
     "dsc_bias": "expected DSC - DSC", "volume_bias": "expected volume, %",
 }  # fmt: skip
-KEPT = ("nll", "ece", "dsc", "expected_dsc", "expected_volume", "true_volume")  # measures of a case
+REGIONAL = ("nll", "ece")
+MEASURED = [
+    each
+    for each in measures.MEASURES
+    if each.name in (*REGIONAL, "dsc", "expected_dsc", "expected_volume", "true_volume")
+]
 NETWORKS = {
     "acdc_nacl": "ACDC, NACL", "hippocampus_nacl": "hippocampus, NACL", "hippocampus_ce_dice": "hippocampus, CE + Dice"
 }  # fmt: skip
@@ -69,9 +74,15 @@ def fit(kind: type[Calibrator], region: str, folder: Path) -> tuple[Calibrator, 
 
 def measure(logits: torch.Tensor, y: torch.Tensor, structures: Mapping[str, Sequence[int]]) -> dict[str, float]:
     """Return the errors of the probabilities of a case, logits `(N, *S)` and labels `(*S)`."""
-    case = Case(y[None].long(), structures, logits.softmax(0), logits.argmax(0))
-    found = (measure for measure in measures.MEASURES if measure.name in KEPT)
-    return {measure.column(place): value for measure in found for place, value in measure.function(case).items()}
+    p, predicted = logits.softmax(0), logits.argmax(0)
+    case, inside = Case(y[None].long(), structures, p, predicted), predicted > 0
+    sure = {"confidence": p.amax(0)[inside].mean().item(), "accuracy": (predicted == y)[inside].double().mean().item()}
+    row = {(each, place): x for each in MEASURED for place, x in each.function(case).items()}
+    return sure | {
+        each.column(place): x
+        for (each, place), x in row.items()
+        if each.name not in REGIONAL or place in ("all", "predicted")
+    }
 
 
 def compare_calibrators(logits: Path, out: Path, structures: Mapping[str, Mapping[str, Sequence[int]]]) -> None:
