@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from calib_components.tools.report.data import PUBLISHED
-from scripts.fill_tables import FOLDERS, LOSSES, NUMBER, TABLE, TABLE1, TEXT, corrected, difference, numbers, results
+from scripts.fill_tables import LOSSES, NUMBER, TABLE, TABLE1, TEXT, corrected, difference, numbers, results
 from tests.helpers import ROOT
 
 CE, DICE, DICE_T = "cross_entropy", "ce_dice", "ce_dice+T"
@@ -259,7 +259,3 @@ def test_pages_are_short() -> None:
     for page, limit in {"results": 80, "evidence": 150, "paper": 150}.items():
         text = TABLE.sub("", (ROOT / f"docs/{page}.md").read_text())
         assert len([line for line in text.splitlines() if line.strip() and "<!--" not in line]) <= limit
-
-
-def test_all_folders_have_cases() -> None:
-    assert all((ROOT / "results" / folder / "cases.csv.gz").is_file() for folder in FOLDERS)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy import stats
 
 from calib_components.handlers.evaluation_files import Evaluation
@@ -68,17 +68,13 @@ def rank_scans(estimates: ArrayLike, dsc: ArrayLike, patients: Sequence[str]) ->
     pair, (names, index) = pair[:, defined], np.unique(np.asarray(patients)[defined], return_inverse=True)
     scans = [np.flatnonzero(index == patient) for patient in range(len(names))]
 
-    def statistic(drawn: NDArray[np.intp], axis: int = -1) -> Array:
-        parts = (pair[:, np.concatenate([scans[i] for i in row])] for row in drawn.reshape(-1, len(names)))
-        return np.array([order(*part) for part in parts]).T.reshape(-1, *drawn.shape[:-1])
-
     ends = np.full((2, len(Ranking._fields)), np.nan)
     if len(names) >= FEWEST_PATIENTS:
-        rng, numbers = np.random.default_rng(SEED), np.arange(len(names))
+        draws = np.random.default_rng(SEED).integers(len(names), size=(RESAMPLES, len(names)))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # in some draws, no scan is below 0.7
-            drawn = stats.bootstrap([numbers], statistic, n_resamples=RESAMPLES, method="percentile", rng=rng)
-            ends = np.nanquantile(drawn.bootstrap_distribution, [0.025, 0.975], axis=1)
+            found = [order(*pair[:, np.concatenate([scans[i] for i in row])]) for row in draws]
+            ends = np.nanquantile(found, [0.025, 0.975], axis=0)
     rows = np.stack([order(*pair), *ends], 1).tolist()
     return Ranking(*(Estimate(*row)._replace(cases=pair.shape[1]) for row in rows))
 

@@ -11,7 +11,6 @@ import pandas as pd
 import pytest
 import torch
 from matplotlib.figure import Figure
-from scipy.ndimage import binary_erosion, distance_transform_edt
 
 from calib_components import figures
 from calib_components.errors import InputError
@@ -20,6 +19,7 @@ from calib_components.handlers.evaluation_files import Evaluation
 from calib_components.posthoc import TemperatureScaling
 from calib_components.tools.evaluate import calibrate_predictions, evaluate, evaluate_predictions
 from tests.calib_components.metrics.by_definition import Case, inside
+from tests.calib_components.metrics.test_segmentation import by_distance_transform
 from tests.calib_components.tools.evaluate.made_up import (
     AFFINE,
     SHAPE,
@@ -71,13 +71,6 @@ def dsc(predicted: np.ndarray, true: np.ndarray) -> float:
     return 2 * (predicted & true).sum() / (predicted.sum() + true.sum())
 
 
-def hd95(predicted: np.ndarray, true: np.ndarray) -> float:
-    """In millimetres, by its definition."""
-    surfaces = [mask & ~binary_erosion(mask) for mask in (predicted, true)]
-    distances = [distance_transform_edt(~end, SPACING)[start] for start, end in (surfaces, surfaces[::-1])]
-    return float(np.percentile(np.concatenate(distances), 95))
-
-
 def run(predictions: Path, labels: Path, out: Path, **options: Any) -> tuple[list[str], dict[str, np.ndarray]]:
     evaluate_predictions(predictions, labels, out, **{"structures": STRUCTURES, "workers": 1, **options})
     if not (out / "cases.csv").exists():
@@ -103,7 +96,7 @@ def test_measures_are_those_of_numpy_and_scipy(predictions: Path, labels: Path, 
             predicted, true = np.isin(p.argmax(0), classes), np.isin(label, classes)
             expected = {
                 "dsc": dsc(predicted, true),
-                "hd95": hd95(predicted, true),
+                "hd95": by_distance_transform(predicted, true, SPACING),
                 "true_volume": true.sum() * millilitres,
                 "expected_volume": p[classes].sum() * millilitres,
             }
