@@ -125,7 +125,7 @@ def test_commands_of_the_readme(repository: Path, places: dict[str, Path]) -> No
     assert install.startswith("scripts/demo ")
     install = install.replace("scripts/demo", "scripts/demo --train")
     printed = run([install, *(f"{command}\n" for command in commands)], repository, places)
-    for row in ("CE + Dice", "CE + Dice with T = 1.49", "NACL", "NACL with T = 0.55", "CE + Dice, trained here"):
+    for row in ("CE + Dice", "CE + Dice with T = 1.49", "NACL", "NACL with T = 0.71", "CE + Dice, trained here"):
         assert re.search(rf"^{re.escape(row)} +0\.\d+ ", printed, re.MULTILINE)
     for picture in (repository / "demo_output", ROOT / "docs"):  # of the README: that of the demo
         assert 50_000 < (picture / "overview.png").stat().st_size < 300_000

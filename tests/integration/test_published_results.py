@@ -29,7 +29,7 @@ from tests.helpers import ACDC, BRATS, HIPPOCAMPUS, ROOT, SHARED, run_bundle
 DATA, RESULTS = SHARED / "data" / "acdc", ROOT / "results"
 FOLDERS = sorted(file.parent.relative_to(RESULTS).as_posix() for file in RESULTS.rglob("comparison.json"))
 SHIPPED = ("acdc/further", "nacl_softmax", 0)  # folder, method and seed of the weights in the ACDC bundle
-SHIPPED_3D = ("hippocampus", "nacl", 0)
+SHIPPED_3D = ("hippocampus", "nacl_0.03", 0)
 FLARE = ROOT / "bundles/flare_ct_nacl_segmentation"
 TEST_SETS = ("", "bssfp", "lge")
 
@@ -178,6 +178,12 @@ def test_shipped_weights_are_of_the_setting_that_the_protocol_chooses() -> None:
     of_method = cells[cells["method"] == method]
     assert (method, column) == (SHIPPED[1], "nll_after")
     assert of_method.loc[of_method[column].idxmin(), "seed"] == SHIPPED[2]
+
+
+def test_weights_of_the_hippocampus_are_those_that_the_protocol_chooses() -> None:
+    nll = table("hippocampus/validation.csv").set_index(["method", "seed"])["nll_predicted"]
+    method = nll.groupby("method").mean().loc[["nacl", "nacl_0.03"]].idxmin()
+    assert ("hippocampus", method, nll[method].idxmin()) == SHIPPED_3D
 
 
 def test_metadata_of_the_bundles_are_those_of_the_cases() -> None:
