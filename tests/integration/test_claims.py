@@ -72,6 +72,11 @@ def gap(method: str, test_set: str) -> int:
     return confidence - accuracy
 
 
+def closed(method: str) -> float:
+    """How much of the gap to the perfect order of the scans of LGE the expected DSC closes."""
+    return float(results("cases").loc[("lge", method), "gap_closed"].mean())
+
+
 def temperatures(method: str, home: str = "acdc") -> list[float]:
     return [*map(float, numbers(f"T {method} {home}"))]
 
@@ -124,9 +129,9 @@ CLAIMS = [
         max(temperatures(name)) < 0.75 and gap(name, "acdc") < 0 for name in UNDERCONFIDENT[:3])),
     Claim("results", "lower on ACDC than that of one network with a temperature", lambda: all(
         sign("ensemble_of_ce_dice+T", DICE_T, name, "nll_predicted") < 0 for name in SETS)),
-    Claim("results", "On LGE, it closed", lambda: np.array_equal(np.quantile([
-        float(numbers(f"gap_closed {name}{end} lge")[0]) for name in (*LOSSES, "ce_dice", "l1_ace") for end in ("", "+T")
-        ], [0, 1]), [float(numbers(f"gap_closed {name} lge")[0]) for name in ("label_smoothing", DICE_T)])),
+    Claim("results", "On LGE, it closed", lambda: all(
+        closed("label_smoothing") <= closed(name + end) <= closed(DICE_T)
+        for name in (*LOSSES, DICE, "l1_ace") for end in ("", "+T"))),
     Claim("results", "on abdominal MR of 14 patients, CE + Dice was overconfident, too", lambda: (
         results("cases").loc[("chaos", DICE), "patient"].nunique() == 14 and gap(DICE, "chaos") > 0)),
     Claim("results", "costs an NLL of 0.025", lambda: round(-np.log(1 - 0.1 / 4), 3) == 0.025),
