@@ -13,7 +13,7 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.fl.client.monai_algo import disable_ckpt_loaders
 
 from scripts.sync_bundles import sync
-from tests.helpers import ACDC, BUNDLES, ROOT, make_prepared
+from tests.helpers import ACDC, BUNDLES, HIPPOCAMPUS, ROOT, make_prepared
 
 COMMON = ROOT / "bundles" / "common"
 LOGIC = re.compile(r"\b(for|while|lambda|and|or|exit)\b|:=| if (?!torch\.cuda\.is_available\(\))")
@@ -61,9 +61,12 @@ def test_federated_learning_evaluates_its_own_weights(bundle: Path) -> None:
     assert disabled == ["calib_components.handlers.WeightsCheckpointLoader"]
 
 
-def test_default_is_the_loss_of_the_acdc_weights_and_the_overlay_that_of_the_paper() -> None:
-    losses = (parser(ACDC, "train.yaml", *names).get_parsed_content("loss") for names in ((), ("losses/nacl.yaml",)))
-    assert [loss.constraint for loss in losses] == ["softmax", "logits"]
+def test_default_is_the_loss_of_the_weights_and_the_overlay_that_of_the_paper() -> None:
+    for bundle, default in ((ACDC, ("softmax", 0.1)), (HIPPOCAMPUS, ("logits", 0.03))):
+        losses = (
+            parser(bundle, "train.yaml", *more).get_parsed_content("loss") for more in ((), ("losses/nacl.yaml",))
+        )
+        assert [(loss.constraint, loss.penalty_weight) for loss in losses] == [default, ("logits", 0.1)]
 
 
 @pytest.mark.parametrize("overlay", sorted((COMMON / "losses").iterdir()), ids=lambda file: file.stem)
