@@ -31,7 +31,7 @@ from calib_components.errors import InputError
 from calib_components.metrics.measures import find_column
 from calib_components.tools import cli
 from calib_components.tools.report.quality import order
-from calib_components.tools.report.statistics import Estimate, holm, paired_difference
+from calib_components.tools.report.statistics import Estimate, holm, mean_with_interval, paired_difference
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ("README.md", "docs/*.md", "bundles/*/docs/README.md")
@@ -133,6 +133,17 @@ def difference(method: str, reference: str, test_set: str, measure: str) -> Esti
     return paired_difference(values, others, [*patients], same_seeds=same)
 
 
+def calibration(method: str, test_set: str) -> Estimate:
+    """Return confidence minus accuracy where a structure is predicted, the mean over patients, with its interval."""
+    bins = results("bins").loc[(test_set, method)]
+    bins = bins[bins["region"] == "predicted"]
+    patients = results("cases").loc[(test_set, method)].groupby("case")["patient"].first()
+    sums = {name: bins.filter(like=name).sum(axis=1) for name in ("count", "confidence", "correct")}
+    by_patient = pd.DataFrame(sums).groupby([bins["seed"], bins["case"].map(patients)]).sum()
+    gaps = ((by_patient["confidence"] - by_patient["correct"]) / by_patient["count"]).unstack()
+    return mean_with_interval(gaps, [*gaps])
+
+
 def corrected(method: str, reference: str, test_set: str, measure: str) -> float:
     """Return the p-value of a difference after Holm's correction over all losses, or those without a Dice term."""
     plus, temperature = method.partition("+")[1:]
@@ -152,8 +163,8 @@ def numbers(source: str) -> list[str]:
     `nacl+T lge dsc`: the mean. `nacl - ce_dice lge dsc`: the difference and its interval; after `size`, the difference
     without its sign; after `p`, its p-value; after `holm`, that corrected. `T nacl acdc`: the lowest and the highest
     temperature of the seeds. `confidence nacl lge`: mean confidence and accuracy of all voxels where a structure is
-    predicted, in percent. `rank nacl lge`: the sum of the ranks by the paper's measures. `expected_dsc nacl lge`, `ace
-    nacl lge`: means of these. `= 0.05`: no result.
+    predicted, in percent. `gap nacl lge`: their difference, the mean over patients, and its interval. `rank nacl lge`:
+    the sum of the ranks by the paper's measures. `ace nacl lge`: a mean of cases. `= 0.05`: no result.
     """
     match source.split():
         case ["=", *constants]:
@@ -161,6 +172,8 @@ def numbers(source: str) -> list[str]:
         case ["T", method, home]:
             fits = results("temperatures").loc[[(home, method.removesuffix("+T"))], "temperature"]
             return [f"{end:.2f}" for end in sorted({fits.min(), fits.max()})]
+        case ["gap", method, test_set]:
+            return [f"{end:+.3f}" for end in calibration(method, test_set)[:3]]
         case ["rank" | "paper_rank" as kind, method, test_set]:
             found = results("means").loc[test_set].loc[TABLE1].unstack()["mean" if kind == "rank" else "published"]
             return [f"{(found[PAPER] * [-1, 1, 1, 1]).rank().sum(axis=1)[method]:g}"]

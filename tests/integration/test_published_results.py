@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 from calib_components.handlers import Evaluation
 from calib_components.quality import Reference
@@ -20,7 +21,7 @@ from calib_components.tools.prepare import prepare_data
 from calib_components.tools.report.data import Results, Row, read_compact
 from calib_components.tools.report.quality import coverage, order, rank_scans
 from calib_components.tools.report.readers import check_same_cases
-from calib_components.tools.report.statistics import mean_with_interval
+from calib_components.tools.report.statistics import mean_with_interval, sums_of_patients
 from scripts.benchmarks.calibrators import summarize, tabulate, tabulate_page
 from scripts.draw_results import draw_results
 from scripts.fill_tables import fill
@@ -208,6 +209,20 @@ def test_metadata_of_the_bundles_are_those_of_the_cases() -> None:
     metrics = json.loads((FLARE / "configs/metadata.json").read_text())["eval_metrics"]
     mean = results("flare/two_folds").values(Row("nacl"), "dsc").mean()
     assert metrics["mean_dice_of_networks_trained_on_the_other_scan"] == round(mean, 3)
+
+
+def test_means_of_forty_new_patients_are_as_the_page_says() -> None:
+    """The mean of 55 patients, and the spread of the patients' parts of a mean over volumes."""
+    folder, method, seed = SHIPPED_3D
+    found, ends = results(folder), []
+    patients = found.patients()
+    for measure in ("dsc", "nll_predicted", "ece_predicted"):
+        values = found.values(Row(method, "with"), measure)[seed]
+        parts = sums_of_patients(values - values.mean(), patients) * len({*patients}) / len(values)
+        half = stats.t.ppf(0.975, len(parts) - 1) * parts.std(ddof=1) * (1 / len(parts) + 1 / 40) ** 0.5
+        ends += [values.mean() - half, values.mean() + half]
+    text = "is {:.3f} to {:.3f}, the NLL where a structure is predicted {:.3f} to {:.3f}, and the ECE there {:.3f} to"
+    assert text.format(*ends) in " ".join((HIPPOCAMPUS / "docs/README.md").read_text().split())
 
 
 @pytest.mark.parametrize(
