@@ -109,7 +109,7 @@ def results(kind: str) -> pd.DataFrame:
 
 
 def _gap_closed(cases: pd.DataFrame) -> pd.Series[float]:
-    """Return pseudo-values: their mean is the gap that the expected DSC closes, their variance that of the jackknife.
+    """Return pseudo-values of the jackknife over patients, whose mean is the gap that the expected DSC closes.
 
     With them, this statistic of all scans has intervals and tests as the mean of a measure (Busing et al., 1999).
     """

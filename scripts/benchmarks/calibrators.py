@@ -77,10 +77,10 @@ def measure(logits: torch.Tensor, y: torch.Tensor, structures: Mapping[str, Sequ
     p, predicted = logits.softmax(0), logits.argmax(0)
     case, inside = Case(y[None].long(), structures, p, predicted), predicted > 0
     sure = {"confidence": p.amax(0)[inside].mean().item(), "accuracy": (predicted == y)[inside].double().mean().item()}
-    row = {(each, place): x for each in MEASURED for place, x in each.function(case).items()}
     return sure | {
-        each.column(place): x
-        for (each, place), x in row.items()
+        each.column(place): value
+        for each in MEASURED
+        for place, value in each.function(case).items()
         if each.name not in REGIONAL or place in ("all", "predicted")
     }
 
