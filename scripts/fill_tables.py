@@ -36,12 +36,20 @@ from calib_components.tools.report.statistics import Estimate, holm, mean_with_i
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ("README.md", "docs/*.md", "bundles/*/docs/README.md")
 FOLDERS = {f"acdc/{name}": "acdc" for name in ("three_seeds", "further", "ensembles", "variants")} | {"chaos": "chaos"}
-FOLDERS |= {"hippocampus": "hippocampus"}
-TITLES = {"acdc": "ACDC", "bssfp": "bSSFP", "lge": "LGE", "chaos": "CHAOS", "hippocampus": "hippocampus"}
+# Of networks trained on other data; the test set `seen` of the second is `few_seen`.
+OTHERS = {"hippocampus": "hippocampus", "few_patients": "few", "acdc/travel": "travel"}
+TITLES = {
+    "acdc": "ACDC", "bssfp": "bSSFP", "lge": "LGE", "chaos": "CHAOS", "hippocampus": "hippocampus",
+    "few": "test", "few_seen": "training",
+}  # fmt: skip
 # p-values are corrected over these losses, and L1-ACE if it is compared with CE + Dice.
 LOSSES = ("focal", "entropy_penalty", "label_smoothing", "svls", "mbls", "nacl", "nacl_softmax", "cross_entropy")
-# In 3D, over these, without and with T, and the main measures together, as the protocol of the third round says.
+# In 3D, over these against each reference, without and with T, and the main measures together, as the protocol says.
 LOSSES_3D = ("cross_entropy", "nacl", "nacl_0.03", "mbls", "svls", "l1_ace")
+FAMILIES: dict[str, dict[str, tuple[str, ...]]] = {
+    "hippocampus": {"ce_dice": LOSSES_3D},
+    "few": {"ce_dice": ("cross_entropy", "nacl", "svls"), "cross_entropy": ("nacl", "svls")},
+}
 MAIN = ["nll_predicted", "ece_predicted"]
 TABLE = re.compile(r"(<!-- table: (.+?) -->\n)(?:.*\n)*?(<!-- end of table -->)")
 TEXT = re.compile(r"(<!-- from: (.+?) -->)")
@@ -89,7 +97,7 @@ def fill(check: bool = False) -> None:
 def results(kind: str) -> pd.DataFrame:
     """Return the means, cases, bins or temperatures of all folders, by test set and method, such as `nacl+T`."""
     tables = []
-    for folder, home in FOLDERS.items():
+    for folder, home in (FOLDERS | OTHERS).items():
         for file in (ROOT / "results" / folder).glob("report/means*.csv" if kind == "means" else f"{kind}.csv*"):
             table = pd.read_csv(file, dtype={"test_set": object}).copy()
             if kind == "cases":
@@ -98,7 +106,9 @@ def results(kind: str) -> pd.DataFrame:
                 if (beside := file.with_name("ace.csv")).is_file():
                     table = table.merge(pd.read_csv(beside).drop(columns="dsc"), how="left")
             table["method"] += table["temperature"].map({"with": "+T"}).fillna("")
-            tables.append(table.assign(test_set=table.get("test_set", pd.Series(home, table.index)).fillna(home)))
+            test_set = table.get("test_set", pd.Series(index=table.index, dtype=object))
+            names = f"{home}_" + test_set if folder in OTHERS else test_set
+            tables.append(table.assign(test_set=names.fillna(home)))
     table = pd.concat(tables, ignore_index=True)
     keys = ["test_set", "method", *table.columns.intersection(["measure", "seed", "fold", "region", "case"])]
     table = table.drop_duplicates(keys).copy()
@@ -146,13 +156,13 @@ def calibration(method: str, test_set: str) -> Estimate:
 
 def corrected(method: str, reference: str, test_set: str, measure: str) -> float:
     """Return the p-value of a difference after Holm's correction over all losses, or those without a Dice term."""
-    plus, temperature = method.partition("+")[1:]
-    base, pairs, measures = reference.split("+")[0], [(plus + temperature, reference)], [measure]
-    family: tuple[str, ...] = (*LOSSES, "l1_ace") if base == "ce_dice" else LOSSES
-    if test_set == "hippocampus":
-        family, pairs, measures = LOSSES_3D, [("", base), ("+T", base + "+T")], MAIN
-    others = [(loss + end, to) for loss in family if loss != base for end, to in pairs]
-    compared = [(*pair, each) for pair in others for each in measures]
+    base, plus, temperature = reference.split("+")[0], *method.partition("+")[1:]
+    if test_set in FAMILIES:
+        pairs = [(loss, to) for to, losses in FAMILIES[test_set].items() for loss in losses]
+        compared = [(loss + end, to + end, each) for loss, to in pairs for end in ("", "+T") for each in MAIN]
+    else:
+        family = (*LOSSES, "l1_ace") if base == "ce_dice" else LOSSES
+        compared = [(loss + plus + temperature, reference, measure) for loss in family if loss != base]
     p_values = [difference(*pair, test_set, each).p_value for *pair, each in compared]
     return dict(zip(compared, holm(p_values), strict=True))[method, reference, measure]
 
