@@ -64,6 +64,7 @@ SOURCES = {
     "expected_dsc": ("expected DSC", ""),
     "dsc_bias": ("expected DSC - DSC", ""),
     "gap_closed": ("gap closed ↑", ""),
+    "agreement_closed": ("gap closed by pairwise DSC ↑", ""),
     "ace": ("ACE ↓", ""),
 }
 
@@ -103,7 +104,7 @@ def results(kind: str) -> pd.DataFrame:
             if kind == "cases":
                 means = {name: table.filter(regex=f"^{name}_").mean(axis=1) for name in ("dsc", "expected_dsc")}
                 table = table.assign(**means, dsc_bias=means["expected_dsc"] - means["dsc"]).copy()
-                if (beside := file.with_name("ace.csv")).is_file():
+                if (beside := file.with_name("networks.csv")).is_file():
                     table = table.merge(pd.read_csv(beside).drop(columns="dsc"), how="left")
             table["method"] += table["temperature"].map({"with": "+T"}).fillna("")
             test_set = table.get("test_set", pd.Series(index=table.index, dtype=object))
@@ -113,18 +114,24 @@ def results(kind: str) -> pd.DataFrame:
     keys = ["test_set", "method", *table.columns.intersection(["measure", "seed", "fold", "region", "case"])]
     table = table.drop_duplicates(keys).copy()
     if kind == "cases":
+        table["pairwise_dsc"] = table.get("pairwise_dsc", np.nan)  # not measured of all
         networks = table.groupby(["test_set", "method", "seed"], group_keys=False)
-        table = table.assign(gap_closed=networks[["expected_dsc", "dsc", "patient"]].apply(_gap_closed))
+        for name, estimate in (("gap_closed", "expected_dsc"), ("agreement_closed", "pairwise_dsc")):
+            table = table.assign(**{name: networks[[estimate, "dsc", "patient"]].apply(_gap_closed)})
     return table.set_index(keys[:3] if kind == "means" else keys[:2]).sort_index()
 
 
 def _gap_closed(cases: pd.DataFrame) -> pd.Series[float]:
-    """Return pseudo-values of the jackknife over patients, whose mean is the gap that the expected DSC closes.
+    """Return pseudo-values of the jackknife over patients, whose mean is the gap that an estimate closes.
 
     With them, this statistic of all scans has intervals and tests as the mean of a measure (Busing et al., 1999).
-    """
 
-    estimates, dsc = cases[["expected_dsc", "dsc"]].to_numpy().T
+    Args:
+        cases: Estimate, DSC and patient of the scans of a network.
+    """
+    estimates, dsc = cases.iloc[:, :2].to_numpy().T
+    if np.isnan(estimates).all():
+        return pd.Series(np.nan, cases.index)
     patients, values = cases["patient"].to_numpy(), np.empty(len(cases))
     whole = order(estimates, dsc)[0]
     for patient in {*patients}:
@@ -136,20 +143,30 @@ def _gap_closed(cases: pd.DataFrame) -> pd.Series[float]:
 @functools.cache
 def difference(method: str, reference: str, test_set: str, measure: str) -> Estimate:
     """Return the difference of two methods; its p-value is not corrected."""
-    here, there = (results("cases").loc[(test_set, name)] for name in (method, reference))
-    patients = here.groupby("case")["patient"].first()
-    values, others = (rows.set_index(["seed", "case"])[measure].unstack() for rows in (here, there))
+    (values, patients), (others, _) = (_of_cases(name, test_set, measure) for name in (method, reference))
     same = method.split("+")[0] == reference.split("+")[0]
-    return paired_difference(values, others, [*patients], same_seeds=same)
+    return paired_difference(values, others, patients, same_seeds=same)
 
 
-def calibration(method: str, test_set: str) -> Estimate:
-    """Return confidence minus accuracy where a structure is predicted, the mean over patients, with its interval."""
+def _of_cases(method: str, test_set: str, measure: str) -> tuple[np.ndarray, list[str]]:
+    """Return values `(seeds, cases)` and the patients of the cases."""
+    rows = results("cases").loc[(test_set, method)]
+    values = rows.set_index(["seed", "case"])[measure].unstack()
+    return values.to_numpy(), [*rows.groupby("case")["patient"].first()]
+
+
+def predicted(method: str, test_set: str) -> pd.DataFrame:
+    """Return number, sum of confidences and number correct where a structure is predicted, by seed and patient."""
     bins = results("bins").loc[(test_set, method)]
     bins = bins[bins["region"] == "predicted"]
     patients = results("cases").loc[(test_set, method)].groupby("case")["patient"].first()
     sums = {name: bins.filter(like=name).sum(axis=1) for name in ("count", "confidence", "correct")}
-    by_patient = pd.DataFrame(sums).groupby([bins["seed"], bins["case"].map(patients)]).sum()
+    return pd.DataFrame(sums).groupby([bins["seed"], bins["case"].map(patients)]).sum()
+
+
+def calibration(method: str, test_set: str) -> Estimate:
+    """Return confidence minus accuracy where a structure is predicted, the mean over patients, with its interval."""
+    by_patient = predicted(method, test_set)
     gaps = ((by_patient["confidence"] - by_patient["correct"]) / by_patient["count"]).unstack()
     return mean_with_interval(gaps, [*gaps])
 
@@ -174,7 +191,8 @@ def numbers(source: str) -> list[str]:
     without its sign; after `p`, its p-value; after `holm`, that corrected. `T nacl acdc`: the lowest and the highest
     temperature of the seeds. `confidence nacl lge`: mean confidence and accuracy of all voxels where a structure is
     predicted, in percent. `gap nacl lge`: their difference, the mean over patients, and its interval. `rank nacl lge`:
-    the sum of the ranks by the paper's measures. `ace nacl lge`: a mean of cases. `= 0.05`: no result.
+    the sum of the ranks by the paper's measures. `ace nacl lge`: a mean of cases; `interval nacl lge ace`: with its
+    interval. `= 0.05`: no result.
     """
     match source.split():
         case ["=", *constants]:
@@ -188,12 +206,12 @@ def numbers(source: str) -> list[str]:
             found = results("means").loc[test_set].loc[TABLE1].unstack()["mean" if kind == "rank" else "published"]
             return [f"{(found[PAPER] * [-1, 1, 1, 1]).rank().sum(axis=1)[method]:g}"]
         case ["confidence", method, test_set]:
-            bins = results("bins").loc[(test_set, method)]
-            bins = bins[bins["region"] == "predicted"]
-            count, *sums = (bins.filter(like=name).sum().sum() for name in ("count", "confidence", "correct"))
+            count, *sums = predicted(method, test_set).sum()
             return [f"{100 * part / count:.0f}" for part in sums]
-        case ["expected_dsc" | "dsc_bias" | "gap_closed" | "ace" as column, method, test_set]:
+        case ["expected_dsc" | "dsc_bias" | "gap_closed" | "agreement_closed" | "ace" as column, method, test_set]:
             return [f"{results('cases').loc[(test_set, method)][column].mean():{'+' * (column == 'dsc_bias')}.3f}"]
+        case ["interval", method, test_set, column]:
+            return [f"{end:.3f}" for end in mean_with_interval(*_of_cases(method, test_set, column))[:3]]
         case ["size", method, "-", *rest]:
             return [f"{abs(difference(method, *rest).mean):.3f}"]
         case ["p" | "holm" as kind, method, "-", *rest]:
@@ -246,6 +264,8 @@ def _cell(place: tuple[str, str, str], kind: str, reference: str) -> str:
         p_text = "p < 0.001" if p_value < 0.001 else f"p = {p_value:.3f}"
         text = f"{found.mean:+.3f} [{found.low:+.3f}, {found.high:+.3f}] {p_text}"
         return f"**{text}**" if p_value < 0.05 else text
+    if place[2].endswith("_closed") and kind == "interval":
+        return "{} [{}, {}]".format(*numbers(f"interval {' '.join(place)}"))
     if place[2] in SOURCES:
         return SOURCES[place[2]][1].join(numbers(f"{place[2]} {place[0]} {place[1]}"))
     record = results("means").loc[place[1], place[0], place[2]]
