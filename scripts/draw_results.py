@@ -10,7 +10,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for a clone that
 from calib_components.errors import writing
 from calib_components.tools.cli import run
 from calib_components.tools.report.figures import mean_intervals
-from scripts.fill_tables import ROOT, TITLES, results
+from scripts.fill_tables import ROOT, TITLES, label_of, mean
 
 LOSSES = ("ce_dice", "cross_entropy", "entropy_penalty", "svls", "nacl_softmax", "mbls", "nacl")
 MEASURES = {"nll_all": "NLL, all voxels", "nll_predicted": "NLL, predicted foreground"}
@@ -18,16 +18,13 @@ MEASURES = {"nll_all": "NLL, all voxels", "nll_predicted": "NLL, predicted foreg
 
 def draw_results(out: Path = ROOT / "docs" / "results.png") -> None:
     """Draw the picture to a PNG file."""
-    rows, means = [name + end for name in LOSSES for end in ("", "+T")], results("means")
+    rows = [name + end for name in LOSSES for end in ("", "+T")]
     panels = {
-        f"{title}: {TITLES[place]}": means.loc[place]
-        .loc[(rows, measure), :]
-        .reindex(rows, level=0)[["mean", "low", "high"]]
+        f"{title}: {TITLES[place]}": [mean(row, place, measure)[:3] for row in rows]
         for measure, title in MEASURES.items()
         for place in ("acdc", "bssfp", "lge")
     }
-    labels = [means.loc["acdc", name, "dsc"]["label"] for name in rows]
-    figure = mean_intervals(panels, labels, [name.endswith("+T") for name in rows])
+    figure = mean_intervals(panels, [*map(label_of, rows)], [name.endswith("+T") for name in rows])
     with writing(out) as unfinished:
         figure.savefig(unfinished, format="png")
 

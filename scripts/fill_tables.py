@@ -18,6 +18,7 @@ A comment after a text lists the sources of its percentages and of its numbers w
 from __future__ import annotations
 
 import functools
+import json
 import re
 import sys
 from pathlib import Path
@@ -30,6 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for a clone that
 from calib_components.errors import InputError
 from calib_components.metrics.measures import find_column
 from calib_components.tools import cli
+from calib_components.tools.report.data import COMPACT, PUBLISHED
 from calib_components.tools.report.quality import order
 from calib_components.tools.report.statistics import Estimate, holm, mean_with_interval, paired_difference
 
@@ -96,13 +98,13 @@ def fill(check: bool = False) -> None:
 
 @functools.cache
 def results(kind: str) -> pd.DataFrame:
-    """Return the means, cases, bins or temperatures of all folders, by test set and method, such as `nacl+T`."""
+    """Return the cases, bins or temperatures of all folders, by test set and method, such as `nacl+T`."""
     tables = []
     for folder, home in (FOLDERS | OTHERS).items():
-        for file in (ROOT / "results" / folder).glob("report/means*.csv" if kind == "means" else f"{kind}.csv*"):
+        for file in (ROOT / "results" / folder).glob(f"{kind}.csv*"):
             table = pd.read_csv(file, dtype={"test_set": object}).copy()
             if kind == "cases":
-                means = {name: table.filter(regex=f"^{name}_").mean(axis=1) for name in ("dsc", "expected_dsc")}
+                means = {name: table.filter(regex=f"^{name}_").mean(axis=1) for name in ("dsc", "hd95", "expected_dsc")}
                 table = table.assign(**means, dsc_bias=means["expected_dsc"] - means["dsc"]).copy()
                 if (beside := file.with_name("networks.csv")).is_file():
                     table = table.merge(pd.read_csv(beside).drop(columns="dsc"), how="left")
@@ -111,14 +113,23 @@ def results(kind: str) -> pd.DataFrame:
             names = f"{home}_" + test_set if folder in OTHERS else test_set
             tables.append(table.assign(test_set=names.fillna(home)))
     table = pd.concat(tables, ignore_index=True)
-    keys = ["test_set", "method", *table.columns.intersection(["measure", "seed", "fold", "region", "case"])]
+    keys = ["test_set", "method", *table.columns.intersection(["seed", "fold", "region", "case"])]
     table = table.drop_duplicates(keys).copy()
     if kind == "cases":
         table["pairwise_dsc"] = table.get("pairwise_dsc", np.nan)  # not measured of all
         networks = table.groupby(["test_set", "method", "seed"], group_keys=False)
         for name, estimate in (("gap_closed", "expected_dsc"), ("agreement_closed", "pairwise_dsc")):
             table = table.assign(**{name: networks[[estimate, "dsc", "patient"]].apply(_gap_closed)})
-    return table.set_index(keys[:3] if kind == "means" else keys[:2]).sort_index()
+    return table.set_index(keys[:2]).sort_index()
+
+
+@functools.cache
+def label_of(method: str) -> str:
+    """Return how a method, such as `nacl+T`, is called in tables."""
+    name, temperature, _ = method.partition("+")
+    files = [ROOT / "results" / folder / COMPACT for folder in FOLDERS | OTHERS]
+    known = [json.loads(file.read_text())["labels"] for file in files if file.is_file()]
+    return next(labels[name] for labels in known if name in labels) + " + T" * bool(temperature)
 
 
 def _gap_closed(cases: pd.DataFrame) -> pd.Series[float]:
@@ -141,6 +152,12 @@ def _gap_closed(cases: pd.DataFrame) -> pd.Series[float]:
 
 
 @functools.cache
+def mean(method: str, test_set: str, measure: str) -> Estimate:
+    """Return the mean of a measure of cases, with its interval."""
+    return mean_with_interval(*_of_cases(method, test_set, measure))
+
+
+@functools.cache
 def difference(method: str, reference: str, test_set: str, measure: str) -> Estimate:
     """Return the difference of two methods; its p-value is not corrected."""
     (values, patients), (others, _) = (_of_cases(name, test_set, measure) for name in (method, reference))
@@ -150,7 +167,7 @@ def difference(method: str, reference: str, test_set: str, measure: str) -> Esti
 
 def _of_cases(method: str, test_set: str, measure: str) -> tuple[np.ndarray, list[str]]:
     """Return values `(seeds, cases)` and the patients of the cases."""
-    rows = results("cases").loc[(test_set, method)]
+    rows = results("cases").loc[[(test_set, method)]]
     values = rows.set_index(["seed", "case"])[measure].unstack()
     return values.to_numpy(), [*rows.groupby("case")["patient"].first()]
 
@@ -203,15 +220,16 @@ def numbers(source: str) -> list[str]:
         case ["gap", method, test_set]:
             return [f"{end:+.3f}" for end in calibration(method, test_set)[:3]]
         case ["rank" | "paper_rank" as kind, method, test_set]:
-            found = results("means").loc[test_set].loc[TABLE1].unstack()["mean" if kind == "rank" else "published"]
+            ours = {of: [mean(name, test_set, of).mean for name in TABLE1] for of in PAPER}
+            found = pd.DataFrame(ours, TABLE1) if kind == "rank" else PUBLISHED.loc[test_set].loc[TABLE1]
             return [f"{(found[PAPER] * [-1, 1, 1, 1]).rank().sum(axis=1)[method]:g}"]
         case ["confidence", method, test_set]:
             count, *sums = predicted(method, test_set).sum()
             return [f"{100 * part / count:.0f}" for part in sums]
         case ["expected_dsc" | "dsc_bias" | "gap_closed" | "agreement_closed" | "ace" as column, method, test_set]:
-            return [f"{results('cases').loc[(test_set, method)][column].mean():{'+' * (column == 'dsc_bias')}.3f}"]
-        case ["interval", method, test_set, column]:
-            return [f"{end:.3f}" for end in mean_with_interval(*_of_cases(method, test_set, column))[:3]]
+            return [f"{mean(method, test_set, column).mean:{'+' * (column == 'dsc_bias')}.3f}"]
+        case ["interval", *place]:
+            return [f"{end:.3f}" for end in mean(*place)[:3]]
         case ["size", method, "-", *rest]:
             return [f"{abs(difference(method, *rest).mean):.3f}"]
         case ["p" | "holm" as kind, method, "-", *rest]:
@@ -219,7 +237,7 @@ def numbers(source: str) -> list[str]:
         case [method, "-", *rest]:
             return [f"{end:+.3f}" for end in difference(method, *rest)[:3]]
         case [method, test_set, measure]:
-            return [f"{results('means').loc[test_set, method, measure]['mean']:.3f}"]
+            return [f"{mean(method, test_set, measure).mean:.3f}"]
     raise KeyError(source)
 
 
@@ -242,7 +260,7 @@ def _table(sets: str, measures: str, methods: str, beside: str = "") -> str:
     lines.append(["---"] * len(lines[0]))
     for method in methods.split(", "):
         cells = [_cell((method, *column), kind, reference) for column in columns]
-        lines.append([results("means").loc[names[0], method, "dsc"]["label"], *cells])
+        lines.append([label_of(method), *cells])
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
@@ -268,12 +286,12 @@ def _cell(place: tuple[str, str, str], kind: str, reference: str) -> str:
         return "{} [{}, {}]".format(*numbers(f"interval {' '.join(place)}"))
     if place[2] in SOURCES:
         return SOURCES[place[2]][1].join(numbers(f"{place[2]} {place[0]} {place[1]}"))
-    record = results("means").loc[place[1], place[0], place[2]]
-    digits = 2 if place[2] == "hd95" else 3
-    text, ends = f"{record['mean']:.{digits}f}", f" [{record['low']:.{digits}f}, {record['high']:.{digits}f}]"
+    found, digits = mean(*place), 2 if place[2] == "hd95" else 3
+    text, ends = f"{found.mean:.{digits}f}", f" [{found.low:.{digits}f}, {found.high:.{digits}f}]"
     if kind == "published":
-        return f"{text} ({record['published']:.{digits}f})"
-    if_true = f" ({record['if_true']:.3f})" if record["if_true"] == record["if_true"] else ""
+        return f"{text} ({PUBLISHED.loc[(place[1], place[0]), place[2]]:.{digits}f})"
+    cases = results("cases").loc[(place[1], place[0])]
+    if_true = f" ({cases[column].mean():.3f})" if (column := f"{place[2]}_if_true") in cases else ""
     return text + if_true + ends * (kind == "interval")
 
 

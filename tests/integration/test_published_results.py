@@ -21,7 +21,7 @@ from calib_components.tools.prepare import prepare_data
 from calib_components.tools.report.data import Results, Row, read_compact
 from calib_components.tools.report.quality import coverage, order, rank_scans
 from calib_components.tools.report.readers import check_same_cases
-from calib_components.tools.report.statistics import mean_with_interval, sums_of_patients
+from calib_components.tools.report.statistics import sums_of_patients
 from scripts.benchmarks.calibrators import summarize, tabulate, tabulate_page
 from scripts.draw_results import draw_results
 from scripts.fill_tables import fill
@@ -75,23 +75,6 @@ def test_comparison_is_complete() -> None:
     assert {found.seeds(row) for row in found.groups} == {3}
     assert found.test_sets == ["bssfp", "lge"]
     assert [len({*found.patients(name)}) for name in TEST_SETS] == [16, 20, 20]
-
-
-MEANS = [file.relative_to(RESULTS).as_posix() for file in sorted(RESULTS.rglob("report/means*.csv"))]
-
-
-@pytest.mark.parametrize("file", MEANS)
-def test_published_means_are_rebuilt(file: str) -> None:
-    """Intervals of one seed are those of a bootstrap with other draws in other versions of scipy."""
-    folder, _, name = file.partition("/report/means")
-    found, test_set = results(folder), name.removeprefix("_on_").removesuffix(".csv")
-    for record in table(file).to_dict("records"):
-        values = found.values(Row(record["method"], record["temperature"], test_set), record["measure"])
-        rebuilt = mean_with_interval(values, found.patients(test_set))
-        assert record["mean"] == pytest.approx(rebuilt.mean, rel=1e-9)
-        assert (record["cases"], record["seeds"]) == (rebuilt.cases, len(values))
-        ends = [record["low"], record["high"]]
-        np.testing.assert_allclose(ends, [rebuilt.low, rebuilt.high], rtol=2e-2, atol=1e-4)
 
 
 def test_tables_of_the_pages_are_those_of_the_reports(capsys: pytest.CaptureFixture[str]) -> None:

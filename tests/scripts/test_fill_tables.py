@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from io import StringIO
 from pathlib import Path
@@ -12,21 +13,11 @@ import pytest
 
 from calib_components.errors import InputError
 from calib_components.tools.report.quality import rank_scans
+from calib_components.tools.report.statistics import mean_with_interval
 from scripts import fill_tables
 from scripts.fill_tables import _gap_closed, corrected, difference, fill, numbers
 
-MEANS = """method,temperature,test_set,label,measure,mean,low,high,published,if_true
-ce_dice,without,,CE+DSC,dsc,0.8804,0.86,0.9,0.828,
-ce_dice,without,,CE+DSC,ece,0.0551,0.04,0.07,0.137,0.0129
-ce_dice,with,,CE+DSC + T,dsc,0.8804,0.86,0.9,,
-ce_dice,with,,CE+DSC + T,ece,0.04,0.03,0.05,,0.041
-nacl,without,,NACL,dsc,0.8751,0.85,0.89,0.854,
-nacl,without,,NACL,ece,0.0449,0.03,0.06,0.048,0.2191
-"""
-LGE = """method,temperature,test_set,label,measure,mean,low,high,published,if_true
-ce_dice,without,lge,CE+DSC,dsc,0.6,0.5,0.7,,
-nacl,without,lge,NACL,dsc,0.61,0.52,0.69,,
-"""
+LABELS = {"ce_dice": "CE+DSC", "nacl": "NACL"}
 BINS = """method,seed,fold,test_set,temperature,case,region,count_1,count_2,confidence_1,correct_1
 nacl,0,0,,without,case0,predicted,10,30,33,33
 nacl,0,0,,without,case0,all,90,90,180,180
@@ -36,21 +27,37 @@ SHIFTS = {"focal": 0.01, "nacl": -0.2, "cross_entropy": 0}
 
 
 def make_cases() -> pd.DataFrame:
-    """Three losses, three seeds, eight patients."""
+    """Four losses, one with its temperature and one on two test sets; three seeds, eight patients."""
+    rows = [*((name, "without", "") for name in LOSSES), *(("ce_dice", end, "") for end in ("without", "with"))]
+    keys = [
+        (*row, seed, f"case{case}")
+        for row in [*rows, ("nacl", "without", "lge")]
+        for seed in range(3)
+        for case in range(8)
+    ]
+    table = pd.DataFrame(keys, columns=["method", "temperature", "test_set", "seed", "case"])
     rng = np.random.default_rng(0)
-    keys = [(name, seed, f"case{case}") for name in LOSSES for seed in range(3) for case in range(8)]
-    table = pd.DataFrame(keys, columns=["method", "seed", "case"])
-    nll = rng.normal(1 + table["method"].map(SHIFTS), 0.1)
-    return table.assign(nll_all=nll, patient=table["case"], temperature="without", test_set="", fold=0)
+    values = {name: rng.uniform(0.1, 0.9, len(table)) for name in ("dsc_RV", "dsc_LV", "ece", "ece_if_true")}
+    nll = rng.normal(1 + table["method"].map(SHIFTS).fillna(0), 0.1)
+    return table.assign(nll_all=nll, patient=table["case"], fold=0, **values)
+
+
+def cell(method: str, measure: str, temperature: str = "without", test_set: str = "", interval: bool = False) -> str:
+    """A cell of a table: the mean of a measure of the cases, the value if true, and the interval."""
+    cases = make_cases().set_index(["method", "temperature", "test_set"]).loc[(method, temperature, test_set)]
+    dsc = cases.assign(dsc=(cases["dsc_RV"] + cases["dsc_LV"]) / 2)
+    values = dsc.set_index(["seed", "case"])[measure].unstack()
+    found = mean_with_interval(values, [*values])
+    text = f"{found.mean:.3f}" + f" ({cases['ece_if_true'].mean():.3f})" * (measure == "ece")
+    return text + f" [{found.low:.3f}, {found.high:.3f}]" * interval
 
 
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     folder = tmp_path / "results/acdc/three_seeds"
-    (folder / "report").mkdir(parents=True)
+    folder.mkdir(parents=True)
     (tmp_path / "docs").mkdir()
-    (folder / "report/means.csv").write_text(MEANS)
-    (folder / "report/means_on_lge.csv").write_text(LGE)
+    (folder / "comparison.json").write_text(json.dumps({"labels": LABELS}))
     (folder / "temperatures.csv").write_text("method,seed,fold,temperature\nnacl,0,0,0.671\nnacl,1,0,0.685\n")
     pd.read_csv(StringIO(BINS)).to_csv(folder / "bins.csv.gz", index=False)
     make_cases().to_csv(folder / "cases.csv.gz", index=False)
@@ -62,8 +69,8 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def clear() -> None:
-    fill_tables.results.cache_clear()
-    fill_tables.difference.cache_clear()
+    for cached in (fill_tables.results, fill_tables.label_of, fill_tables.mean, fill_tables.difference):
+        cached.cache_clear()
 
 
 def page_with(root: Path, text: str) -> Path:
@@ -81,30 +88,42 @@ def table_of(what: str, rows: str = "old\n") -> str:
     [
         (
             "acdc | ece, dsc | ce_dice, ce_dice+T | interval",
-            """|  | ECE foreground ↓ | DSC ↑ |
-| --- | --- | --- |
-| CE+DSC | 0.055 (0.013) [0.040, 0.070] | 0.880 [0.860, 0.900] |
-| CE+DSC + T | 0.040 (0.041) [0.030, 0.050] | 0.880 [0.860, 0.900] |
-""",
+            [
+                "|  | ECE foreground ↓ | DSC ↑ |",
+                "| --- | --- | --- |",
+                *(
+                    f"| {label} | {cell('ce_dice', 'ece', end, interval=True)} | "
+                    f"{cell('ce_dice', 'dsc', end, interval=True)} |"
+                    for label, end in (("CE+DSC", "without"), ("CE+DSC + T", "with"))
+                ),
+            ],
         ),
-        ("acdc, lge | dsc | nacl", "|  | ACDC DSC ↑ | LGE DSC ↑ |\n| --- | --- | --- |\n| NACL | 0.875 | 0.610 |\n"),
+        (
+            "acdc, lge | dsc | nacl",
+            [
+                "|  | ACDC DSC ↑ | LGE DSC ↑ |",
+                "| --- | --- | --- |",
+                f"| NACL | {cell('nacl', 'dsc')} | {cell('nacl', 'dsc', test_set='lge')} |",
+            ],
+        ),
         (
             "acdc | dsc, T, confidence | nacl | published",
-            """|  | DSC (paper) ↑ | T | confidence / accuracy, % |
-| --- | --- | --- | --- |
-| NACL | 0.875 (0.854) | 0.67 to 0.69 | 82 / 82 |
-""",
+            [
+                "|  | DSC (paper) ↑ | T | confidence / accuracy, % |",
+                "| --- | --- | --- | --- |",
+                f"| NACL | {cell('nacl', 'dsc')} (0.854) | 0.67 to 0.69 | 82 / 82 |",
+            ],
         ),
     ],
 )
-def test_tables(what: str, rows: str, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_tables(what: str, rows: list[str], root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     page = page_with(root, table_of(what))
     with pytest.raises(SystemExit):
         fill(check=True)
     assert capsys.readouterr().out == "docs/page.md: differs: run scripts/fill_tables.py\n"
     assert "\nold\n" in page.read_text()
     fill()
-    assert page.read_text() == f"# Page\n\n{table_of(what, rows)}\n\nText.\n"
+    assert page.read_text() == f"# Page\n\n{table_of(what, chr(10).join([*rows, '']))}\n\nText.\n"
     fill(check=True)
 
 
@@ -113,7 +132,8 @@ def test_texts(root: Path) -> None:
     page = page_with(root, "- First: 0.12.\n- DSC 0.10, so 9 % right\n  at T = 0.3 to 1.00.\n  <!-- from: SOURCES -->")
     page.write_text(page.read_text().replace("SOURCES", "nacl lge dsc; = 90; = 1.50"))
     fill()
-    assert page.read_text().startswith("# Page\n\n- First: 0.12.\n- DSC 0.610, so 90 % right\n  at T = 0.3 to 1.50.\n")
+    dsc = cell("nacl", "dsc", test_set="lge")
+    assert page.read_text().startswith(f"# Page\n\n- First: 0.12.\n- DSC {dsc}, so 90 % right\n  at T = 0.3 to 1.50.\n")
     fill(check=True)
 
 
@@ -133,7 +153,7 @@ def test_gap_closed_has_the_variance_of_the_jackknife() -> None:
 
 
 def test_differences(root: Path) -> None:
-    values = make_cases().groupby("method")["nll_all"].mean()
+    values = make_cases().query("test_set == ''").groupby("method")["nll_all"].mean()
     found = difference("nacl", "cross_entropy", "acdc", "nll_all")
     assert found.mean == pytest.approx(values["nacl"] - values["cross_entropy"])
     assert found.low < found.mean < found.high < 0
