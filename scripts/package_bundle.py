@@ -2,7 +2,7 @@
 
     python scripts/package_bundle.py bundles/acdc_mri_nacl_segmentation --out dist
 
-writes `dist/acdc_mri_nacl_segmentation_v0.3.0.zip`, which holds one folder, named as the bundle: configs, docs,
+writes `dist/acdc_mri_nacl_segmentation_v0.4.0.zip`, which holds one folder, named as the bundle: configs, docs,
 LICENSE, weights and their facts if there are any, `scripts/prepare_data.py`, and the parts of `calib_components` that a
 bundle uses, which MONAI finds there. Its `docs/README.md` is made from the bundle's page and metadata. The same files
 give the same bytes, on any machine and day. Hidden files stay out.

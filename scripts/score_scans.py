@@ -26,9 +26,9 @@ from calib_components.tools import cli
 def score_scans(bundle: Path, dataset_dir: Path, out: Path, split: str = "testing") -> None:
     """Write a row for each scan: DSC, estimates and volumes in voxels of its structures, and entropies of the scan.
 
-    `pairwise_dice` is the mean over the pairs of label maps of a slice's eight orientations, all else of one.
-    `entropy_image` is the mean entropy over all voxels, `entropy_predicted` over those of a predicted structure, both
-    over the logarithm of the number of classes.
+    `averaged_dsc` is that of the mean logits of a slice's eight orientations (`--tta true`), `pairwise_dice` the mean
+    over the pairs of their label maps; all else is of one orientation. `entropy_image` is the mean entropy over all
+    voxels, `entropy_predicted` over those of a predicted structure, both over the logarithm of the number of classes.
 
     Args:
         bundle: Folder of a bundle of slices, with weights.
@@ -46,20 +46,22 @@ def score_scans(bundle: Path, dataset_dir: Path, out: Path, split: str = "testin
     orientations = SlicesInferer(16, average=True, structures=structures)
     rows = []
     for scan in scans:
-        orientations(scan["image"][None], network)
+        averaged = orientations(scan["image"][None], network)[0]
         logits, estimates = inferer(scan["image"][None], network)[0].as_tensor(), ScanEstimates(structures)
         p, predicted = logits.softmax(0), logits.argmax(0)
         estimates.update(p)
-        maps = (predicted[None], scan["label"].as_tensor())
-        masks, true = (structure_masks(labels, [*structures.values()]) for labels in maps)
-        entropy, dsc, volumes = normalized_entropy(p), dice(masks[None], true[None])[0].tolist(), true.flatten(1).sum(1)
+        maps = (predicted[None], averaged.argmax(0)[None], scan["label"].as_tensor())
+        *predictions, true = (structure_masks(labels, [*structures.values()]) for labels in maps)
+        dsc, averaged_dsc = dice(torch.stack(predictions), torch.stack([true, true])).tolist()
+        entropy, volumes = normalized_entropy(p), true.flatten(1).sum(1)
         row = {"case": scan["case"], "patient": scan["patient"], "entropy_image": entropy.mean().item()}
         row["entropy_predicted"] = entropy[:, predicted > 0].mean().item()
-        for number, (name, found) in enumerate(estimates.compute().items()):
-            row |= {f"dsc_{name}": dsc[number], f"expected_dsc_{name}": found.expected_dsc}
-            row |= {f"mean_entropy_{name}": found.mean_entropy, f"pairwise_dice_{name}": orientations.agreement[name]}
-            row[f"mean_confidence_{name}"] = p[structures[name]].sum(0)[masks[number] > 0].mean().item()
-            row |= {f"expected_volume_{name}": found.expected_voxels, f"true_volume_{name}": volumes[number].item()}
+        for number, (name, estimate) in enumerate(estimates.compute().items()):
+            row |= {f"dsc_{name}": dsc[number], f"averaged_dsc_{name}": averaged_dsc[number]}
+            row |= {f"expected_dsc_{name}": estimate.expected_dsc, f"mean_entropy_{name}": estimate.mean_entropy}
+            row |= {f"pairwise_dice_{name}": orientations.agreement[name]}
+            row[f"mean_confidence_{name}"] = p[structures[name]].sum(0)[predictions[0][number] > 0].mean().item()
+            row |= {f"expected_volume_{name}": estimate.expected_voxels, f"true_volume_{name}": volumes[number].item()}
         rows.append(row)
     pd.DataFrame(rows).to_csv(out, index=False, float_format="%.6g")
 

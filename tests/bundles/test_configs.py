@@ -62,7 +62,7 @@ def test_federated_learning_evaluates_its_own_weights(bundle: Path) -> None:
 
 
 def test_default_is_the_loss_of_the_weights_and_the_overlay_that_of_the_paper() -> None:
-    for bundle, default in ((ACDC, ("softmax", 0.1)), (HIPPOCAMPUS, ("logits", 0.03))):
+    for bundle, default in ((ACDC, ("logits", 0.1)), (HIPPOCAMPUS, ("logits", 0.03))):
         losses = (
             parser(bundle, "train.yaml", *more).get_parsed_content("loss") for more in ((), ("losses/nacl.yaml",))
         )
