@@ -38,8 +38,8 @@ from calib_components.tools.report.statistics import Estimate, holm, mean_with_i
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ("README.md", "docs/*.md", "bundles/*/docs/README.md")
 FOLDERS = {f"acdc/{name}": "acdc" for name in ("three_seeds", "further", "ensembles", "variants")} | {"chaos": "chaos"}
-# Of networks trained on other data; the test set `seen` of the second is `few_seen`.
-OTHERS = {"hippocampus": "hippocampus", "few_patients": "few", "acdc/travel": "travel"}
+# Of networks trained on other data; `seen`, the training cases of the second, is `few_seen`.
+OTHERS = {"hippocampus": "hippocampus", "few_patients": "few"}
 TITLES = {
     "acdc": "ACDC", "bssfp": "bSSFP", "lge": "LGE", "chaos": "CHAOS", "hippocampus": "hippocampus",
     "few": "test", "few_seen": "training",
@@ -189,7 +189,10 @@ def calibration(method: str, test_set: str) -> Estimate:
 
 
 def corrected(method: str, reference: str, test_set: str, measure: str) -> float:
-    """Return the p-value of a difference after Holm's correction over all losses, or those without a Dice term."""
+    """Return the p-value of a difference after Holm's correction: over `FAMILIES`, or a measure of all losses.
+
+    Against cross-entropy, these are those without a Dice term.
+    """
     base, plus, temperature = reference.split("+")[0], *method.partition("+")[1:]
     if test_set in FAMILIES:
         pairs = [(loss, to) for to, losses in FAMILIES[test_set].items() for loss in losses]
@@ -282,9 +285,7 @@ def _cell(place: tuple[str, str, str], kind: str, reference: str) -> str:
         p_text = "p < 0.001" if p_value < 0.001 else f"p = {p_value:.3f}"
         text = f"{found.mean:+.3f} [{found.low:+.3f}, {found.high:+.3f}] {p_text}"
         return f"**{text}**" if p_value < 0.05 else text
-    if place[2].endswith("_closed") and kind == "interval":
-        return "{} [{}, {}]".format(*numbers(f"interval {' '.join(place)}"))
-    if place[2] in SOURCES:
+    if place[2] in SOURCES and not (place[2].endswith("_closed") and kind == "interval"):
         return SOURCES[place[2]][1].join(numbers(f"{place[2]} {place[0]} {place[1]}"))
     found, digits = mean(*place), 2 if place[2] == "hd95" else 3
     text, ends = f"{found.mean:.{digits}f}", f" [{found.low:.{digits}f}, {found.high:.{digits}f}]"

@@ -27,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for a clone that
 
 from calib_components.errors import InputError, make_folder, writing
 from calib_components.quality import PairwiseDice
+from calib_components.quality.estimates import Structures
 from calib_components.tools import cli
 from calib_components.tools.compare.plan import CALIBRATED
 
@@ -43,18 +44,23 @@ def measure(bundle: Path, dataset_dir: Path, work: Path, out: Path) -> None:
         out: CSV file with the columns `method`, `seed`, `temperature`, `case`, `dsc`, `ace` and `pairwise_dsc`: the DSC
             of two seeds' segmentations, the mean over pairs and structures; empty with one seed.
     """
-    tables = []
+    structures, tables = _config(bundle, dataset_dir).get_parsed_content("structures"), []
     for method in sorted({weights.parents[1] for weights in work.glob(f"*/seed*/{CALIBRATED}")}):
         pairs, rows = defaultdict(list), []
         for weights in sorted(method.glob(f"seed*/{CALIBRATED}")):
             for file, temperature in ((weights, "with"), (weights.with_name("model.pt"), "without")):
-                network = {"method": method.name, "seed": int(weights.parts[-2][4:]), "temperature": temperature}
+                network = {
+                    "method": method.name,
+                    "seed": int(weights.parts[-2].removeprefix("seed")),
+                    "temperature": temperature,
+                }
                 for case, labels in measure_weights(bundle, dataset_dir, file):
                     rows.append(network | case)
                     if temperature == "without":
                         pairs[case["case"]].append(labels)
-        agreement = {case: _pairwise_dsc(torch.stack(labels)) for case, labels in pairs.items()}
+        agreement = {case: _pairwise_dsc(torch.stack(labels), structures) for case, labels in pairs.items()}
         tables.append(pd.DataFrame(rows).assign(pairwise_dsc=lambda table, found=agreement: table["case"].map(found)))
+        print(f"{method.name}: measured", flush=True)
     if not tables:
         raise InputError(f"{work}: no METHOD/seedN/{CALIBRATED}. Run compare_losses first.")
     table = pd.concat(tables).sort_values(keys := ["method", "seed", "temperature", "case"])
@@ -64,19 +70,23 @@ def measure(bundle: Path, dataset_dir: Path, work: Path, out: Path) -> None:
     print(table.groupby(keys[:3])[["dsc", "ace", "pairwise_dsc"]].mean().round(4).to_string())
 
 
-def _pairwise_dsc(labels: torch.Tensor) -> float:
+def _pairwise_dsc(labels: torch.Tensor, structures: Structures) -> float:
     """Return the mean DSC of pairs of segmentations `(M, *S)`, over structures that one of them has."""
-    pairs = PairwiseDice({str(k): [k] for k in range(1, int(labels.max()) + 1)})
+    pairs = PairwiseDice(structures)
     pairs.update(labels)
     return float(np.nanmean([*pairs.compute().values()])) if len(labels) > 1 else float("nan")
 
 
-def measure_weights(bundle: Path, dataset_dir: Path, weights: Path) -> list[tuple[dict[str, Any], torch.Tensor]]:
-    """Return `case`, `dsc` and `ace` of each test case, and its predicted classes."""
-    config = ConfigParser()
-    config.read_config(str(bundle / "configs" / "train.yaml"))
+def _config(bundle: Path, dataset_dir: Path) -> ConfigParser:
+    config = ConfigParser(ConfigParser.load_config_file(bundle / "configs" / "train.yaml"))
     options = {"bundle_root": str(bundle), "dataset_dir": str(dataset_dir), "num_workers": 0, "validate::handlers": []}
     config.update({**options, "validate::dataset::data::split": "testing"})
+    return config
+
+
+def measure_weights(bundle: Path, dataset_dir: Path, weights: Path) -> list[tuple[dict[str, Any], torch.Tensor]]:
+    """Return `case`, `dsc` and `ace` of each test case, and its predicted classes."""
+    config = _config(bundle, dataset_dir)
     network = config.get_parsed_content("network")
     network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
     evaluator, cases = config.get_parsed_content("validate::evaluator"), []

@@ -26,7 +26,7 @@ from calib_components.tools import cli
 def score_scans(bundle: Path, dataset_dir: Path, out: Path, split: str = "testing") -> None:
     """Write a row for each scan: DSC, estimates and volumes in voxels of its structures, and entropies of the scan.
 
-    `averaged_dsc` is that of the mean logits of a slice's eight orientations (`--tta true`), `pairwise_dice` the mean
+    `averaged_dsc` is that of the mean logits of a slice's eight orientations (`--tta true`), `pairwise_dsc` the mean
     over the pairs of their label maps; all else is of one orientation. `entropy_image` is the mean entropy over all
     voxels, `entropy_predicted` over those of a predicted structure, both over the logarithm of the number of classes.
 
@@ -59,7 +59,7 @@ def score_scans(bundle: Path, dataset_dir: Path, out: Path, split: str = "testin
         for number, (name, estimate) in enumerate(estimates.compute().items()):
             row |= {f"dsc_{name}": dsc[number], f"averaged_dsc_{name}": averaged_dsc[number]}
             row |= {f"expected_dsc_{name}": estimate.expected_dsc, f"mean_entropy_{name}": estimate.mean_entropy}
-            row |= {f"pairwise_dice_{name}": orientations.agreement[name]}
+            row |= {f"pairwise_dsc_{name}": orientations.agreement[name]}
             row[f"mean_confidence_{name}"] = p[structures[name]].sum(0)[predictions[0][number] > 0].mean().item()
             row |= {f"expected_volume_{name}": estimate.expected_voxels, f"true_volume_{name}": volumes[number].item()}
         rows.append(row)

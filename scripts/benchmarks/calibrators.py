@@ -27,7 +27,8 @@ MEASURED = [
     if each.name in (*REGIONAL, "dsc", "expected_dsc", "expected_volume", "true_volume")
 ]
 NETWORKS = {
-    "acdc_nacl": "ACDC, NACL", "hippocampus_nacl": "hippocampus, NACL", "hippocampus_ce_dice": "hippocampus, CE + Dice"
+    "acdc_nacl": "ACDC, NACL softmax", "hippocampus_nacl": "hippocampus, NACL",
+    "hippocampus_ce_dice": "hippocampus, CE + Dice",
 }  # fmt: skip
 SITES = {HOME: HOME, "bssfp": "bSSFP", "vendor_a": "vendor A", "vendor_b": "vendor B", "lge": "LGE"}
 SITES |= {name: name for name in ("ghosting", "ringing")}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 from pathlib import Path
 
 import nibabel as nib
@@ -43,9 +44,13 @@ def test_each_network_and_case_once(tmp_path: Path, capsys: pytest.CaptureFixtur
         states.append(changed | {"temperature": state["temperature"]})
         torch.save(states[seed], weights)
         torch.save({**states[seed], "temperature": torch.tensor(0.2)}, weights.with_name("model_calibrated.pt"))
+    shutil.copytree(tmp_path / "work" / "nacl" / "seed0", tmp_path / "work" / "svls" / "seed0")
     measure(**options)
 
-    found = pd.read_csv(out)
+    table = pd.read_csv(out)
+    alone, found = table[table["method"] == "svls"], table[table["method"] == "nacl"]
+    assert len(alone) == 4
+    assert alone["pairwise_dsc"].isna().all()
     networks = itertools.product(range(2), ("with", "without"))
     expected = [(seed, temperature, f"testing{index}") for seed, temperature in networks for index in range(2)]
     assert [*found[["seed", "temperature", "case"]].itertuples(index=False, name=None)] == expected

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from pathlib import Path
 
@@ -40,9 +41,18 @@ def test_estimates_of_each_scan(tmp_path: Path) -> None:
             ]
         p = turned[0].softmax(1).double()
         one, averaged = (logits.argmax(1).movedim(0, -1).numpy() for logits in (turned[0], sum(turned)))
+        entropy = -(p * p.log()).sum(1).movedim(0, -1).numpy() / np.log(4)
+        maps = [logits.argmax(1).movedim(0, -1).numpy() for logits in turned]
         for k, name in enumerate(("RV", "MYO", "LV"), start=1):
+            own = p[:, k].movedim(0, -1).numpy()
+            expected = 2 * own[one == k].sum() / ((one == k).sum() + own.sum())
+            assert row[f"expected_dsc_{name}"] == pytest.approx(expected, abs=1e-5)
+            assert row[f"mean_confidence_{name}"] == pytest.approx(own[one == k].mean(), abs=1e-5)
+            pairs = [dsc(first == k, second == k) for first, second in itertools.combinations(maps, 2)]
+            assert row[f"pairwise_dsc_{name}"] == pytest.approx(np.nanmean(pairs), abs=1e-5)
             assert row[f"dsc_{name}"] == pytest.approx(dsc(one == k, label == k), abs=1e-5)
             assert row[f"averaged_dsc_{name}"] == pytest.approx(dsc(averaged == k, label == k), abs=1e-5)
             assert row[f"true_volume_{name}"] == (label == k).sum()
             assert row[f"expected_volume_{name}"] == pytest.approx(p[:, k].sum().item(), rel=1e-4)
-        assert row["entropy_image"] == pytest.approx(-(p * p.log()).sum(1).mean().item() / np.log(4), abs=1e-5)
+        assert row["entropy_image"] == pytest.approx(entropy.mean(), abs=1e-5)
+        assert row["entropy_predicted"] == pytest.approx(entropy[one > 0].mean(), abs=1e-5)
