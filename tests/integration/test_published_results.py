@@ -290,6 +290,12 @@ def test_other_means_on_the_page_of_acdc_are_those_of_its_weights() -> None:
     assert f"the epoch ({cells['best_epoch']} of {cells['epochs']})" in page
     text = "{:.0f} % confident and {:.0f} % right on ACDC, {:.0f} % and {:.0f} % on Philips, and {:.0f} % and {:.0f} %"
     assert f"{text} on LGE".format(*shares) in page
+    found = results(folder)
+    lge, philips = (found.groups[Row(method, "without", name)] for name in ("lge", "vendor_b"))
+    expected = [cases.filter(like="expected_dsc_").mean(axis=None) for cases in (lge, philips)]
+    nll = lge["nll_predicted"].mean()
+    assert f"the expected DSC is {expected[0]:.3f}, and the NLL where a structure is predicted {nll:.3f}" in page
+    assert f"falls to {expected[1]:.3f}, and the NLL over all voxels rises to {philips['nll_all'].mean():.3f}" in page
 
 
 ELSEWHERE = ("vendor_b", "lge")  # sets that nothing was trained or fitted on, of the estimates of quality
