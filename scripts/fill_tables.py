@@ -39,7 +39,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = ("README.md", "docs/*.md", "bundles/*/docs/README.md")
 FOLDERS = {f"acdc/{name}": "acdc" for name in ("three_seeds", "further", "ensembles", "variants")} | {"chaos": "chaos"}
 # Of networks trained on other data; `seen`, the training cases of the second, is `few_seen`.
-OTHERS = {"hippocampus": "hippocampus", "few_patients": "few"}
+OTHERS = {"hippocampus": "hippocampus", "tuned": "hippocampus", "few_patients": "few"}
 TITLES = {
     "acdc": "ACDC", "bssfp": "bSSFP", "lge": "LGE", "chaos": "CHAOS", "hippocampus": "hippocampus",
     "few": "test", "few_seen": "training",
