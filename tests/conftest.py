@@ -34,6 +34,23 @@ def without_mlflow_in_processes(tmp_path_factory: pytest.TempPathFactory) -> Ite
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def operators_stay_alive() -> Iterator[None]:
+    """Keep operators that PyTorch replaces, as its ONNX exporter does.
+
+    ``torch.jit.script`` looks up builtins by ``id`` and takes an object at the address of a freed one for it.
+    """
+    register, kept = torch.jit._builtins._register_builtin, []
+
+    def keep(function: object, name: str) -> None:
+        kept.append(function)
+        register(function, name)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.jit._builtins, "_register_builtin", keep)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def warns_again() -> None:
     """Let each test see the warnings that come once per process, whatever ran before it."""
