@@ -205,7 +205,7 @@ class ImageFolder:
 
     def write_table(self) -> None:
         """Write the table and the page of the quality of all scans in the output folder."""
-        write_table(self.output_dir, self.review, self.review_below)
+        logging.getLogger(__name__).info(write_table(self.output_dir, self.review, self.review_below))
 
     def _maps(self, image: Image) -> list[Path]:
         return [self.output_dir / f"{image.name}_{MAPS[name]}.nii.gz" for name in self.save]

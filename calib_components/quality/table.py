@@ -24,7 +24,7 @@ from calib_components.quality.estimates import StructureEstimate, mean_estimate
 from calib_components.quality.page import quality_page
 from calib_components.quality.reference import Reference
 
-FOLDER = "quality"
+FOLDER, PAGE = "quality", "quality.html"
 LOCK = f"{FOLDER}/.lock"  # stays where a table was written
 CUBIC_MM = 1000  # in a millilitre
 MEASURES = (
@@ -120,8 +120,8 @@ def choose(
     return chosen
 
 
-def write_table(output_dir: str | os.PathLike, review: str = "20%", review_below: float | None = None) -> None:
-    """Make `quality.csv` and `quality.html` from the scans in `quality/`; for the options, see `choose`."""
+def write_table(output_dir: str | os.PathLike, review: str = "20%", review_below: float | None = None) -> str:
+    """Make `quality.csv` and `quality.html` from the scans in `quality/`, and say so; for the options, see `choose`."""
     from filelock import FileLock  # metrics must not need it
 
     folder, records = Path(output_dir), []
@@ -137,6 +137,7 @@ def write_table(output_dir: str | os.PathLike, review: str = "20%", review_below
         table.writeheader()
         for record in chosen:
             table.writerows({**record, "reason": "; ".join(record["reasons"]), **row} for row in record["rows"])
-        for name, content in (("quality.csv", text.getvalue()), ("quality.html", quality_page(chosen))):
+        for name, content in (("quality.csv", text.getvalue()), (PAGE, quality_page(chosen))):
             with writing(folder / name) as unfinished:
                 unfinished.write_text(content, encoding="utf-8")
+    return f"{folder / PAGE}: {sum(scan['review'] == 'yes' for scan in chosen)} of {len(chosen)} segmentations to check"

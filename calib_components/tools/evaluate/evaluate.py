@@ -12,7 +12,7 @@ import torch
 from nibabel.orientations import apply_orientation
 
 from calib_components.data.nifti import Grid, check_same_grid, open_nifti, read_values
-from calib_components.errors import InputError, check_output, make_folder, reading
+from calib_components.errors import InputError, check_output, make_folder, printable, reading
 from calib_components.handlers.evaluation import EvaluationRecords, record_case, write_evaluation
 from calib_components.handlers.evaluation_files import Evaluation, check_output_dir
 from calib_components.inference.images import find_images, shard_of
@@ -112,7 +112,7 @@ def evaluate_predictions(
         for file in (out / FOLDER).glob("*.json") if shard is None else ():
             if file.stem not in patients:  # of an earlier run
                 file.unlink()
-        write_table(out, review, review_below)
+        print(printable(write_table(out, review, review_below)))
         return
     estimate = estimate_of(predictions, [case.prediction for case in cases])
     temperature = getattr(estimate, "temperature", None)  # other calibrators have none

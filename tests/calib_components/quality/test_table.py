@@ -91,7 +91,8 @@ def test_the_page_is_complete_by_itself_and_shows_names_literally(tmp_path: Path
         write_record(
             record(name, dsc, reference(12), affine=np.diag([-1.0, -1.0, 1.0, 1.0]), picture=picture), tmp_path
         )
-    write_table(tmp_path, review_below=0.6)
+    said = write_table(tmp_path, review_below=0.6)
+    assert said == f"{tmp_path / 'quality.html'}: 1 of 2 segmentations to check"
     page = (tmp_path / "quality.html").read_text()
     assert "1 of 2 segmentations to check" in page
     assert "&lt;b&gt;&amp;" in page
