@@ -39,10 +39,11 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = ("README.md", "docs/*.md", "bundles/*/docs/README.md")
 FOLDERS = {f"acdc/{name}": "acdc" for name in ("three_seeds", "further", "ensembles", "variants")} | {"chaos": "chaos"}
 # Of networks trained on other data; `seen`, the training cases of the second, is `few_seen`.
-OTHERS = {"hippocampus": "hippocampus", "tuned": "hippocampus", "few_patients": "few"}
+OTHERS = {"hippocampus": "hippocampus", "tuned": "hippocampus", "few_patients": "few", "acdc/travel": "travel"}
 TITLES = {
     "acdc": "ACDC", "bssfp": "bSSFP", "lge": "LGE", "chaos": "CHAOS", "hippocampus": "hippocampus",
-    "few": "test", "few_seen": "training",
+    "few": "test", "few_seen": "training", "travel": "ACDC and Siemens", "travel_vendor_b": "Philips",
+    "travel_bssfp": "bSSFP", "travel_lge": "LGE",
 }  # fmt: skip
 # p-values are corrected over these losses, and L1-ACE if it is compared with CE + Dice.
 LOSSES = ("focal", "entropy_penalty", "label_smoothing", "svls", "mbls", "nacl", "nacl_softmax", "cross_entropy")
