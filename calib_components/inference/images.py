@@ -20,7 +20,7 @@ from typing import Any
 from monai.utils import ensure_tuple
 
 from calib_components.data.nifti import LABEL_SUFFIXES, check_same_grid, files_below, open_nifti
-from calib_components.errors import InputError, check_writable
+from calib_components.errors import InputError, check_writable, printable
 from calib_components.quality import write_table
 from calib_components.quality.table import FOLDER, choose
 
@@ -205,7 +205,7 @@ class ImageFolder:
 
     def write_table(self) -> None:
         """Write the table and the page of the quality of all scans in the output folder."""
-        logging.getLogger(__name__).info(write_table(self.output_dir, self.review, self.review_below))
+        logging.getLogger(__name__).info(printable(write_table(self.output_dir, self.review, self.review_below)))
 
     def _maps(self, image: Image) -> list[Path]:
         return [self.output_dir / f"{image.name}_{MAPS[name]}.nii.gz" for name in self.save]

@@ -59,7 +59,10 @@ CALIBRATE = (
     "calib-components report {} evaluation_scaled --out temperature_report"
 )
 CALIBRATE_BUNDLE = BUNDLE.format(",'BUNDLE/configs/calibrate.yaml'") + "{}"
-LONGER = "Improve the segmentation: train on scans of this origin, and longer, and ignore padded voxels."
+LONGER = (
+    "Improve the segmentation: train longer (losses without a Dice term need it most), on scans of this origin, "
+    "and ignore padded voxels."
+)
 
 
 def conclude_one(results: Results) -> Answer:
