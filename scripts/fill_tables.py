@@ -38,7 +38,7 @@ from calib_components.tools.report.statistics import Estimate, holm, mean_with_i
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ("README.md", "docs/*.md", "bundles/*/docs/README.md")
 FOLDERS = {f"acdc/{name}": "acdc" for name in ("three_seeds", "further", "ensembles", "variants")} | {"chaos": "chaos"}
-# Of networks trained on other data; `seen`, the training cases of the second, is `few_seen`.
+# Of networks trained on other data; `seen`, the training cases of `few_patients`, is `few_seen`.
 OTHERS = {"hippocampus": "hippocampus", "tuned": "hippocampus", "few_patients": "few", "acdc/travel": "travel"}
 TITLES = {
     "acdc": "ACDC", "bssfp": "bSSFP", "lge": "LGE", "chaos": "CHAOS", "hippocampus": "hippocampus",
