@@ -33,6 +33,7 @@ from calib_components.handlers.weights import (
     with_calibrator,
     write_weights,
 )
+from calib_components.inference.crops import Crop, crop_of
 from calib_components.metrics import dice, structure_masks
 from calib_components.posthoc import KINDS, Calibrator, Estimate, set_calibrator
 from calib_components.posthoc.base import gathered
@@ -169,7 +170,7 @@ class Calibration:
         check_beside(self.calibrated_path, facts_beside(self.load_path), "calibrated_path")
 
     def _run_network(self, use: Callable[..., None], perturbation: Perturbation | None = None) -> None:
-        """Run the network over all cases, of changed images if requested; `use` patients, logits and labels."""
+        """Run the network over all cases, of changed images if requested; `use` patients, logits, labels and crops."""
 
         def change(engine: Evaluator) -> None:
             assert perturbation is not None
@@ -179,7 +180,7 @@ class Calibration:
         def add(engine: Evaluator) -> None:
             for case, output in zip(engine.state.batch, engine.state.output, strict=True):
                 logits, label = (convert_to_tensor(output[key], track_meta=False)[None] for key in ("pred", "label"))
-                use(case["patient"], logits.float(), label)
+                use(case["patient"], logits.float(), label, crop_of(output["pred"]))
 
         with ExitStack() as stack:
             stack.enter_context(self.evaluator.add_event_handler(Events.ITERATION_COMPLETED, add))
@@ -189,11 +190,17 @@ class Calibration:
 
     def _fit(self, fit: Calibrator, perturbation: Perturbation | None) -> None:
         """Add all cases to a fit, in as many passes as it needs."""
+
+        def use(patient: str, logits: torch.Tensor, label: torch.Tensor, crop: Crop | None) -> None:
+            if crop is not None:  # outside, the logits do not depend on a calibrator in the weights
+                logits, label = crop.of(logits), crop.of(label)
+            fit.update(logits, label, patient)
+
         for _ in fit.passes():
             if perturbation is not None:
                 perturbation.restart()
             for _ in range(1 if perturbation is None else self.draws):
-                self._run_network(lambda patient, logits, label: fit.update(logits, label, patient), perturbation)
+                self._run_network(use, perturbation)
 
     def _compute(self) -> Estimate:
         """Compute the fit, and say what it is."""
@@ -213,7 +220,7 @@ class Calibration:
         """Return what each calibrator costs on all cases, and list what the one called "after" gives of each scan."""
         costs: dict[str, Costs] = {}
 
-        def use(patient: str, logits: torch.Tensor, label: torch.Tensor) -> None:
+        def use(patient: str, logits: torch.Tensor, label: torch.Tensor, _: Crop | None) -> None:
             for name, candidate in candidates.items():
                 p = candidate.to(logits.device)(logits).softmax(1)
                 own = Costs.measure(p, label)

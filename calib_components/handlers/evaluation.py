@@ -37,6 +37,7 @@ from calib_components.handlers.evaluation_files import (
     replacing,
 )
 from calib_components.handlers.weights import save
+from calib_components.inference.crops import crop_of
 from calib_components.inference.images import shard_of
 from calib_components.inference.maps import normalized_entropy
 from calib_components.metrics import CalibrationBins, ThresholdCounts, dice, logit_magnitude_sums
@@ -272,6 +273,8 @@ def _joined_records(
         found = [(case, name) for case, record in zip(patients, records, strict=True) for name in record[kind]]
         summary[kind] = [{"case": case, "structure": name} for case, name in found]
     summary["patients"] = dict(patients)
+    if "crop_center" in first:
+        summary["crop_center"] = {name: record["crop_center"] for name, record in zip(patients, records, strict=True)}
     summary["labels"] = {case: record["content"] for case, record in zip(patients, records, strict=True)}
     by_label = defaultdict(list)
     for case, content in summary["labels"].items():
@@ -343,13 +346,18 @@ class EvaluationWriter:
     def _measure(self, engine: Engine) -> None:
         outputs = self.output_transform(engine.state.output)
         for name, *volumes in zip(self.batch_transform(engine.state.batch), *outputs, strict=True):
+            crop = crop_of(volumes[-1])
             image, probabilities, label, logits = (convert_to_tensor(volume, track_meta=False) for volume in volumes)
             if len(probabilities) != len(self.class_names):
                 raise InputError(f"class_names has {len(self.class_names)} names for {len(probabilities)} channels.")
             prediction = probabilities.max(0).indices  # what argmax(0) gives, in a fraction of its time
             temperature = None if self.temperature is None else float(self.temperature)
             case = Case(label, self.structures, probabilities, prediction, temperature=temperature)
-            self.records.write(Path(name).name, record_case(case, prediction, label[0], image[0], logits))
+            record = record_case(case, prediction, label[0], image[0], logits)
+            if crop is not None:
+                crop.describe(Path(name).name, image.shape[1:3], log)
+                record["crop_center"] = crop.center(image.shape[1:3])
+            self.records.write(Path(name).name, record)
 
     def _write(self, engine: Engine) -> None:
         idist.barrier()

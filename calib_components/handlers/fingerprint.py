@@ -43,6 +43,7 @@ TRAINING: Mapping[str, tuple[str, ...]] = {  # validation selects the weights th
 }
 EVALUATION: Mapping[str, tuple[str, ...]] = {
     "split": (),
+    "crop_center": (),
     **DATA_AND_NETWORK,
     "validate::additional_metrics": (),
     "validate::evaluator": ("device", "val_handlers"),

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import logging
+import math
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+from monai.data import MetaTensor
 from monai.inferers import Inferer, SimpleInferer, SlidingWindowInferer
+from monai.utils import convert_to_tensor
 
-from calib_components.errors import check_count
+from calib_components.errors import InputError, check_count
+from calib_components.inference.crops import CROP, Crop, check_center, crop_at, find_crop
 from calib_components.inference.scratch import release, scratch
 from calib_components.quality.estimates import PairwiseDice, Structures
 
 log = logging.getLogger(__name__)
+Network = Callable[[torch.Tensor], torch.Tensor]
+OUTSIDE = 20.0  # logit of the background where the network is not asked, those of the other classes are 0
 
 
 class Bfloat16Inferer(SimpleInferer):
@@ -63,25 +70,28 @@ class SlicesInferer(Inferer):
 
     def __call__(self, inputs: torch.Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> torch.Tensor:
         """Return the logits `(B, N, H, W, D)` of `(B, C, H, W, D)`, on the CPU, in a file if they are many."""
-        batch, _, _, _, depth = inputs.shape
         logits, pairs = None, PairwiseDice(self.structures)  # logits are (B, D, N, H, W)
-        for case in range(batch):
-            for start in range(0, depth, self.batch_size):
-                stop = min(start + self.batch_size, depth)
-                slices = torch.as_tensor(inputs[case, ..., start:stop]).movedim(-1, 0).contiguous()
-                result = self._infer(slices, lambda seen: network(seen, *args, **kwargs), pairs)
+        for case, volume in enumerate(inputs):
+            parts = self.parts(volume, lambda seen: network(seen, *args, **kwargs), self.batch_size, pairs)
+            for start, part in parts:
                 if logits is None:
-                    dtype = torch.promote_types(result.dtype, torch.float32)
-                    logits = scratch((batch, depth, *result.shape[1:]), dtype)
-                logits[case, start:stop] = result
+                    dtype = torch.promote_types(part.dtype, torch.float32)
+                    logits = scratch((len(inputs), volume.shape[-1], *part.shape[1:]), dtype)
+                logits[case, start : start + len(part)] = part
                 release(logits)
         assert logits is not None
         self.agreement = pairs.compute() if self.average else {}
         return logits.permute(0, 2, 3, 4, 1)
 
-    def _infer(
-        self, slices: torch.Tensor, network: Callable[[torch.Tensor], torch.Tensor], pairs: PairwiseDice
-    ) -> torch.Tensor:
+    def parts(
+        self, volume: torch.Tensor, network: Network, batch_size: int, pairs: PairwiseDice
+    ) -> Iterator[tuple[int, torch.Tensor]]:
+        """Give the logits `(n, N, H, W)` of a few slices of `(C, H, W, D)` at a time, and the first one's number."""
+        for start in range(0, volume.shape[-1], batch_size):
+            slices = torch.as_tensor(volume[..., start : start + batch_size]).movedim(-1, 0).contiguous()
+            yield start, self._infer(slices, network, pairs)
+
+    def _infer(self, slices: torch.Tensor, network: Network, pairs: PairwiseDice) -> torch.Tensor:
         if not self.average:
             return network(slices)
         turns, labels = range(4) if slices.shape[2] == slices.shape[3] else (0, 2), []
@@ -94,6 +104,75 @@ class SlicesInferer(Inferer):
                 total = total + logits.to(torch.promote_types(logits.dtype, torch.float32))
         pairs.update(torch.stack(labels))
         return total / (2 * len(turns))
+
+
+class CropsInferer(Inferer):
+    """Run a 2D network that was trained on crops over slices: find the structures, then segment the crop around them.
+
+    A first pass over the whole slices finds where most of the foreground lies, see `find_crop`; the network sees the
+    crop around it in a second one. If the first finds nothing, the crop is the centre of the slices.
+
+    Args:
+        slices: Runs the network over slices.
+        size: Rows and columns of the crop, at most those of a slice.
+        center: Centre of the crop as shares of the sides of a slice, in place of a first pass.
+
+    Raises:
+        InputError: `center` is not two shares.
+    """
+
+    def __init__(self, slices: SlicesInferer, size: Sequence[int], center: Sequence[float] | None = None) -> None:
+        super().__init__()
+        check_center(center)
+        self.slices, self.size, self.center = slices, size, center
+
+    @property
+    def agreement(self) -> dict[str, float]:
+        """That of `SlicesInferer`, in the crop of the last volume."""
+        return self.slices.agreement
+
+    def __call__(self, inputs: torch.Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Return the logits `(B, N, H, W, D)` of `(B, C, H, W, D)`, on the CPU, in a file if they are many.
+
+        Outside of the crop, the logit of the background is 20, those of the others 0. The metadata have the crops.
+        """
+        volumes = convert_to_tensor(inputs, track_meta=False)
+        crops, logits = [], None  # logits are (B, D, H, W, N), of which slabs of slices lie together
+        for case, volume in enumerate(volumes):
+            crop = self._locate(volume, lambda seen: network(seen, *args, **kwargs))
+            seen = self.slices(crop.of(volume)[None], network, *args, **kwargs)[0].movedim(-1, 0)
+            if logits is None:
+                logits = scratch((len(volumes), len(seen), seen.shape[1], *volume.shape[1:3]), seen.dtype)
+            for number, part in enumerate(seen):
+                logits[case, number, 0], logits[case, number, 1:] = OUTSIDE, 0
+                crop.of(logits[case, number, ..., None])[..., 0] = part
+                release(logits)
+            crops.append(crop)
+        assert logits is not None
+        result = MetaTensor(logits.permute(0, 2, 3, 4, 1), meta={CROP: torch.tensor(crops)})
+        result.is_batch = True
+        return result
+
+    def _locate(self, volume: torch.Tensor, network: Network) -> Crop:
+        """Return where the network looks in the slices of `(C, H, W, D)`."""
+        sides = volume.shape[1:3]
+        if self.center is not None:
+            return crop_at(self.center, self.size, sides)
+        factor = min(
+            length & -length for length in self.size
+        )  # a U-Net may halve the sides as often as those of the crop
+
+        def padded(slices: torch.Tensor) -> torch.Tensor:
+            rows, columns = slices.shape[2:]
+            missing = (0, -columns % factor, 0, -rows % factor)
+            return network(F.pad(slices, missing, mode="replicate"))[..., :rows, :columns]
+
+        # Whole slices are larger: fewer at once.
+        batch_size = max(1, self.slices.batch_size * math.prod(self.size) // math.prod(sides))
+        foreground = torch.zeros(*sides, dtype=torch.int64)
+        for _, logits in self.slices.parts(volume, padded, batch_size, PairwiseDice({})):
+            foreground += (logits.argmax(1) > 0).sum(0).cpu()
+        return find_crop(foreground, self.size) or crop_at((0.5, 0.5), self.size, sides)._replace(is_found=False)
 
 
 class PatchesInferer(SlidingWindowInferer):
@@ -129,9 +208,26 @@ class PatchesInferer(SlidingWindowInferer):
 
 
 def volume_inferer(
-    crop_size: Sequence[int], batch_size: int, average: bool = False, structures: Structures | None = None
+    crop_size: Sequence[int],
+    batch_size: int,
+    average: bool = False,
+    structures: Structures | None = None,
+    image_size: Sequence[int] | None = None,
+    crop_center: Sequence[float] | None = None,
 ) -> Inferer:
-    """Return the inferer of what a network sees at once: `SlicesInferer`, or `PatchesInferer` for three sides."""
-    if len(crop_size) == 2:
-        return SlicesInferer(batch_size, average, structures)
-    return PatchesInferer(crop_size, batch_size, average)
+    """Return the inferer for what a network sees at once.
+
+    Args:
+        crop_size: Rows and columns of a slice, for `SlicesInferer`, or of a smaller crop, for `CropsInferer`; or the
+            three sides of a patch, for `PatchesInferer`.
+        batch_size, average, structures: See these.
+        image_size: Rows and columns of a slice.
+        crop_center: Where the crop lies, see `CropsInferer`; None to find it.
+    """
+    is_crop = len(crop_size) == 2 and image_size is not None and list(crop_size) != list(image_size)
+    if crop_center is not None and not is_crop:
+        raise InputError("crop_center: the network sees the whole image. Leave the option out.")
+    if len(crop_size) == 3:
+        return PatchesInferer(crop_size, batch_size, average)
+    slices = SlicesInferer(batch_size, average, structures)
+    return CropsInferer(slices, crop_size, crop_center) if is_crop else slices

@@ -6,6 +6,7 @@ They are made and written a slab of slices at a time, so that memory does not gr
 from __future__ import annotations
 
 import gzip
+import logging
 import os
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ from nibabel import Nifti1Header
 
 from calib_components.data.transforms import file_name
 from calib_components.errors import InputError, check_choice, make_folder, writing
+from calib_components.inference.crops import crop_of
 from calib_components.inference.grid import ImageGrid
 from calib_components.inference.images import MAPS, result_name
 from calib_components.inference.scratch import release, scratch
@@ -29,6 +31,7 @@ from calib_components.metrics.voxels import RANGE_TOLERANCE, SUM_TOLERANCE
 from calib_components.posthoc import find_reference
 from calib_components.quality import Reference, ScanEstimates, describe_scan, draw_slice, write_record
 
+log = logging.getLogger(__name__)
 QUALITY = "quality"  # key of an item
 INTEGERS = {8: torch.uint8, 16: torch.uint16}
 SLAB = 2**22  # values of a slab: voxels times classes
@@ -128,6 +131,10 @@ class PredictionMapsd(MapTransform):
             scan = ScanEstimates(self.structures)
             maps = self._maps(item[key], grid, file_name(image), scan)
             item[QUALITY] = self._describe(scan, image, maps["label"], grid)
+            if (crop := crop_of(item[key])) is not None:
+                crop.describe(file_name(image), image.shape[1:3], log)
+                item[QUALITY]["crop_center"] = crop.center(image.shape[1:3])
+                item[QUALITY]["reasons"] += [] if crop.is_found else ["nothing was found in the whole slices"]
             shown = maps["uncertainty"].float() / self.largest if self.show_uncertainty else maps["label"]
             results = {key: (shown, None), **{MAPS[name]: (maps[name], name != "label") for name in self.save}}
             for name, (values, is_share) in results.items():

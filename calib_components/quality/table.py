@@ -32,7 +32,7 @@ MEASURES = (
 )  # fmt: skip
 Estimates = Mapping[str, StructureEstimate]
 COLUMNS = ("scan", "structure", *MEASURES, "review", "reason")
-AGREEMENT = "pairwise_dsc"  # one more, where it was measured
+AGREEMENT, CENTER = OPTIONAL = ("pairwise_dsc", "crop_center")  # more, where there are any
 
 
 def describe_scan(
@@ -131,12 +131,16 @@ def write_table(output_dir: str | os.PathLike, review: str = "20%", review_below
             with reading(file, "the estimates of a scan"):
                 records.append(json.loads(file.read_text(encoding="utf-8")))
         chosen, text = choose(records, review, review_below), io.StringIO()
-        compared = any(row.get(AGREEMENT) is not None for record in chosen for row in record["rows"])
-        columns = (*COLUMNS, AGREEMENT) if compared else COLUMNS
+        known = {
+            name for record in chosen for row in (record, *record["rows"]) for name in row if row[name] is not None
+        }
+        columns = (*COLUMNS, *(name for name in OPTIONAL if name in known))
         table = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
         table.writeheader()
         for record in chosen:
-            table.writerows({**record, "reason": "; ".join(record["reasons"]), **row} for row in record["rows"])
+            center = ",".join(map(str, record.get(CENTER, ())))
+            shown = {**record, "reason": "; ".join(record["reasons"]), CENTER: center}
+            table.writerows({**shown, **row} for row in record["rows"])
         for name, content in (("quality.csv", text.getvalue()), (PAGE, quality_page(chosen))):
             with writing(folder / name) as unfinished:
                 unfinished.write_text(content, encoding="utf-8")

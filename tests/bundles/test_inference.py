@@ -13,7 +13,8 @@ import torch
 
 from calib_components.handlers.weights import with_calibrator
 from calib_components.posthoc import Calibrator, ClassBias, TemperatureScaling
-from tests.helpers import ACDC, SIZE, made_up, make_weights, refusal, run_bundle, save, snapshot
+from tests.helpers import ACDC, SHARED, SIZE, made_up, make_weights, refusal, run_bundle, save, snapshot
+from tests.phantoms import AFFINE, GROUPS, draw
 
 STEP = 1.001 / 65535  # of the whole numbers that maps are stored as
 
@@ -109,7 +110,7 @@ def test_shards_and_an_interruption_give_the_same_maps(images: Path, weights: Pa
 
 
 def test_outside_the_crop_is_background_and_certain(images: Path, weights: Path, tmp_path: Path) -> None:
-    infer(images / "straight.nii.gz", weights, tmp_path, crop_size=[32, 48])
+    infer(images / "straight.nii.gz", weights, tmp_path, crop_size=[32, 48], crop_center=[0.5, 0.5])
     seg, uncertainty = (nib.load(tmp_path / f"straight_{kind}.nii.gz").get_fdata() for kind in ("seg", "uncertainty"))
     inside = np.zeros((70, 61, 5), bool)
     inside[16:54, 6:55] = True  # a half and three quarters of 70 x 61, and the voxel that interpolation adds
@@ -136,3 +137,45 @@ def test_averaged_over_orientations_the_turn_of_the_slices_changes_nothing(tmp_p
     tables = [pd.read_csv(tmp_path / folder / "out" / "quality.csv")["pairwise_dsc"] for folder in ("stored", "turned")]
     assert (tables[0].between(0, 0.999) | tables[0].isna()).all()
     np.testing.assert_allclose(*tables, atol=0.01)
+
+
+def test_the_crop_lies_around_the_heart(tmp_path: Path) -> None:
+    """With the shipped weights, also in slices of other sizes; and the centre that was found gives the maps again."""
+    rng = np.random.default_rng(3)
+    heart = draw(np.array(GROUPS["DCM"]), (224, 224, 3), np.array([112, 112, 1.5]), rng)[0]
+    wide = draw(1.6 * np.array(GROUPS["DCM"]), (250, 380, 3), np.array([150, 250, 1.5]), rng)[0]
+    nothing = np.indices((150, 120, 3), np.int16)[0]
+    scans = {"centre": heart, "shifted": np.roll(heart, (32, -48), (0, 1)), "wide": wide, "nothing": nothing}
+    for name, array in scans.items():
+        save(tmp_path / "images" / f"{name}.nii.gz", array, AFFINE)
+    run_bundle(ACDC, "inference.yaml", dataset_dir=str(tmp_path / "images"), output_dir=str(tmp_path / "maps"))
+    table = pd.read_csv(tmp_path / "maps" / "quality.csv").groupby("scan").first()
+    found = {name: [float(share) for share in text.split(",")] for name, text in table["crop_center"].items()}
+    np.testing.assert_allclose(found["centre"], [0.5, 0.5], atol=0.06)
+    np.testing.assert_allclose(found["shifted"], [(112 + 32) / 224, (112 - 48) / 224], atol=0.06)
+    np.testing.assert_allclose(found["wide"], [150 / 250, 250 / 380], atol=0.06)
+    assert (found["nothing"], table["review"]["nothing"]) == ([0.5, 0.5], "yes")
+    assert "nothing was found in the whole slices" in table["reason"]["nothing"]
+    run_bundle(
+        ACDC,
+        "inference.yaml",
+        dataset_dir=str(tmp_path / "images" / "wide.nii.gz"),
+        output_dir=str(tmp_path / "given"),
+        crop_center=found["wide"],
+    )
+    first, again = (nib.load(tmp_path / folder / "wide_probability.nii.gz").get_fdata() for folder in ("maps", "given"))
+    np.testing.assert_array_equal(first, again)
+
+
+@pytest.mark.skipif(not (SHARED / "data" / "acdc").is_dir(), reason="no real images beside this checkout")
+def test_a_shifted_heart_is_segmented_as_the_heart_is(tmp_path: Path) -> None:
+    file = SHARED / "data" / "acdc" / "training" / "patient042" / "patient042_frame01.nii.gz"
+    scan, shift = nib.load(file).get_fdata().astype(np.int16), (40, -40)
+    moved = np.pad(scan, [(40, 40), (40, 40), (0, 0)], "constant", constant_values=scan.min())
+    moved = np.roll(moved, shift, (0, 1))[40:-40, 40:-40]
+    for name, array in (("stored", scan), ("moved", moved)):
+        save(tmp_path / "images" / f"{name}.nii.gz", array, AFFINE)
+    run_bundle(ACDC, "inference.yaml", dataset_dir=str(tmp_path / "images"), output_dir=str(tmp_path / "maps"))
+    stored, moved = (nib.load(tmp_path / "maps" / f"{name}_seg.nii.gz").get_fdata() for name in ("stored", "moved"))
+    heart, other = (np.roll(stored, shift, (0, 1)) > 0, moved > 0)
+    assert 2 * (heart & other).sum() > 0.98 * (heart.sum() + other.sum()) > 1000  # the crop may lie a pixel off

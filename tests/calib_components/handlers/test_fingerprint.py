@@ -76,7 +76,7 @@ def test_of_an_evaluation_has_its_split_and_no_training() -> None:
     parser = parse("train.yaml", "evaluate.yaml")
     evaluation = fingerprint(parser.get(), EVALUATION)
     assert evaluation.keys() == EVALUATION.keys()
-    assert (evaluation["split"], evaluation["validate::inferer"]["roi_size"]) == ("testing", [144, 144])
+    assert (evaluation["split"], evaluation["validate::inferer"]["crop_size"]) == ("testing", [144, 144])
     for name, value in (("split", "validation"), ("network", "$@network_def.half()"), ("crop_size", [64, 64])):
         assert fingerprint(changed(parser, name, value), EVALUATION) != evaluation
 

@@ -56,7 +56,7 @@ def test_only_the_slices_that_a_slab_needs_are_used(tmp_path: Path) -> None:
     _, image = preprocessed(ACDC, "mirrored", tmp_path)
     seen = []
     ImageGrid(image).slab(torch.zeros(2, *image.shape[1:]), 3, 5, lambda part: seen.append(part.shape) or part)
-    assert seen == [(2, 2, 144, 144)]
+    assert seen == [(2, 2, 224, 224)]
 
 
 @pytest.mark.parametrize(

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
+from monai.data import decollate_batch
 from monai.inferers import SliceInferer, SlidingWindowInferer
 
+from calib_components.errors import InputError
+from calib_components.inference.crops import crop_of
 from calib_components.inference.inferers import Bfloat16Inferer, PatchesInferer, SlicesInferer, volume_inferer
 from calib_components.quality import PairwiseDice
 
@@ -65,6 +69,81 @@ def test_orientations_in_half_precision_are_added_up_in_single() -> None:
     """Eight times 1000.5 is no number of half precision."""
     logits = SlicesInferer(3, average=True)(torch.zeros(1, 1, 16, 16, 2), lambda x: torch.full_like(x, 1000.5).half())
     torch.testing.assert_close(logits, torch.full((1, 1, 16, 16, 2), 1000.5))
+
+
+def bright(slices: torch.Tensor) -> torch.Tensor:
+    """A network that finds what is bright, and is less sure of it if it sees more."""
+    return torch.stack([torch.zeros_like(slices[:, 0]), slices[:, 0] * 100 / slices[0].numel()], 1)
+
+
+class TestCrops:
+    SIZE = (32, 48)
+
+    def make_volume(self, row: int, column: int, side: int = 12) -> torch.Tensor:
+        volume = torch.full((1, 1, 100, 90, 3), -1.0)
+        volume[..., row : row + side, column : column + side, :] = 1.0
+        return volume
+
+    def infer(self, volume: torch.Tensor, network: Any = bright, **options: Any) -> Any:
+        return volume_inferer(self.SIZE, 4, image_size=volume.shape[2:4], **options)(volume, network)
+
+    def test_a_shifted_volume_gives_the_shifted_logits(self) -> None:
+        logits = self.infer(self.make_volume(50, 40))
+        shifted = self.infer(self.make_volume(30, 60))
+        assert torch.equal(logits.roll((-20, 20), (2, 3)), shifted)
+        assert (logits.argmax(1) > 0).sum() == 12 * 12 * 3
+        crop = crop_of(logits[0])
+        assert crop == (40, 72, 22, 70, True)
+        outside = torch.ones(100, 90, dtype=torch.bool)
+        outside[40:72, 22:70] = False
+        expected = torch.tensor([20.0, 0.0])[:, None, None].expand(2, int(outside.sum()), 3)
+        assert torch.equal(logits.as_tensor()[0][:, outside], expected)
+        assert torch.equal(crop.of(logits.as_tensor()), bright_volume(crop.of(self.make_volume(50, 40))))
+
+    def test_of_several_volumes_each_has_its_crop(self) -> None:
+        both = torch.cat([self.make_volume(50, 40), self.make_volume(10, 5)])
+        logits = self.infer(both)
+        crops = [crop_of(own) for own in decollate_batch(logits)]
+        assert crops == [(40, 72, 22, 70, True), (0, 32, 0, 48, True)]
+        assert torch.equal(logits.as_tensor()[1:], self.infer(both[1:]).as_tensor())
+
+    def test_where_nothing_is_found_the_centre_is_segmented(self) -> None:
+        logits = self.infer(self.make_volume(50, 40, 0))
+        assert crop_of(logits[0]) == (34, 66, 21, 69, False)
+        assert (logits.argmax(1) == 0).all()
+
+    def test_a_given_centre_needs_one_pass(self) -> None:
+        sizes = []
+
+        def network(slices: torch.Tensor) -> torch.Tensor:
+            sizes.append(tuple(slices.shape[2:]))
+            return bright(slices)
+
+        logits = self.infer(self.make_volume(50, 40), network, crop_center=(0.5, 0.5))
+        assert crop_of(logits[0]) == (34, 66, 21, 69, True)
+        assert set(sizes) == {self.SIZE}
+        sizes.clear()
+        self.infer(self.make_volume(50, 40), network)
+        assert set(sizes) == {(112, 96), self.SIZE}  # a network that halves the crop four times can halve these
+
+    @pytest.mark.parametrize("options", [{"crop_size": (8, 16, 16)}, {"crop_size": (16, 16), "image_size": (16, 16)}])
+    def test_a_centre_without_a_crop_is_refused(self, options: dict[str, Any]) -> None:
+        with pytest.raises(InputError, match="crop_center: the network sees the whole image"):
+            volume_inferer(batch_size=2, crop_center=(0.5, 0.5), **options)
+
+    @pytest.mark.parametrize("turn", TURNS)
+    def test_averaged_over_orientations_the_prediction_turns(
+        self, turn: Callable[[torch.Tensor], torch.Tensor]
+    ) -> None:
+        volume = torch.rand(1, 2, 64, 64, 4, dtype=torch.float64)
+        inferer = volume_inferer((16, 16), 3, average=True, image_size=(64, 64))
+        torch.testing.assert_close(
+            inferer(turn(volume), NETWORK).as_tensor(), turn(inferer(volume, NETWORK).as_tensor())
+        )
+
+
+def bright_volume(volume: torch.Tensor) -> torch.Tensor:
+    return SlicesInferer(4)(volume, bright)
 
 
 @pytest.mark.parametrize("shape", [(16, 24, 16), (5, 9, 30)])

@@ -1,0 +1,95 @@
+"""Where a network that was trained on crops looks in slices: around what it finds in the whole, or a given point."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from scipy.ndimage import gaussian_filter
+
+from calib_components.errors import InputError
+
+SMOOTHING = 8.0  # pixels: standard deviation of the Gaussian that tells a heart from a few wrong voxels
+CROP = "crop"  # key of the metadata of logits
+
+
+class Crop(NamedTuple):
+    """A part of each slice `(H, W)`: rows from `top` to `bottom`, columns from `left` to `right`."""
+
+    top: int
+    bottom: int
+    left: int
+    right: int
+    is_found: bool = True  # False if nothing was found, and this is the centre
+
+    def of(self, volume: torch.Tensor) -> torch.Tensor:
+        """Return a view of the crop of `(*, H, W, D)`."""
+        return volume[..., self.top : self.bottom, self.left : self.right, :]
+
+    def center(self, slices: Sequence[int]) -> list[float]:
+        """Return the centre as shares of the sides of slices `(H, W)`, as precise as `crop_at` needs it."""
+        ends = (self.top + self.bottom, self.left + self.right)
+        return [round(end / 2 / side, 5) for end, side in zip(ends, slices, strict=True)]
+
+    def describe(self, name: str, slices: Sequence[int], log: logging.Logger) -> None:
+        """Log where the network looked in a scan with slices `(H, W)`."""
+        center = "{},{}".format(*self.center(slices))
+        if self.is_found:
+            log.info("%s: crop_center %s", name, center)
+        else:
+            log.warning("%s: nothing was found in the whole slices, so their centre was segmented. Look at it.", name)
+
+
+def crop_at(center: Sequence[float], size: Sequence[int], slices: Sequence[int]) -> Crop:
+    """Return the crop around a point, moved inside at a border.
+
+    Args:
+        center: The point, as shares of the sides of a slice: (0.5, 0.5) is its centre.
+        size: Rows and columns of the crop.
+        slices: Rows and columns of a slice.
+    """
+    starts = [share * side - length / 2 for share, length, side in zip(center, size, slices, strict=True)]
+    return _inside([round(start) for start in starts], size, slices)
+
+
+def find_crop(foreground: torch.Tensor, size: Sequence[int]) -> Crop | None:
+    """Return the crop around the place where most foreground lies; None without any.
+
+    That place is the maximum of the smoothed map. It lies between pixels for an even size, so that the crop of a turned
+    map is the turned crop.
+
+    Args:
+        foreground: Number of slices in which each pixel is foreground, `(H, W)`.
+        size: Rows and columns of the crop.
+    """
+    if not foreground.any():
+        return None
+    density = gaussian_filter(foreground.cpu().numpy().astype(float), SMOOTHING, mode="constant")
+    for axis, length in enumerate(size):
+        if length % 2 == 0:
+            density = (np.delete(density, 0, axis) + np.delete(density, -1, axis)) / 2
+    peak = np.unravel_index(density.argmax(), density.shape)
+    # Place i of an even side is the border of pixels i and i + 1.
+    starts = [int(place) - (length - 1) // 2 for place, length in zip(peak, size, strict=True)]
+    return _inside(starts, size, foreground.shape)
+
+
+def check_center(center: Sequence[float] | None) -> None:
+    """Raise `InputError` if a centre is not two shares."""
+    if center is not None and (len(center) != 2 or not all(0 <= share <= 1 for share in center)):
+        raise InputError(f"crop_center must be two shares of a slice's sides, such as .5,.5, got {center}.")
+
+
+def crop_of(logits: torch.Tensor) -> Crop | None:
+    """Return the crop that a network saw, from the metadata of its logits `(N, H, W, D)`; None for whole slices."""
+    values = logits.meta.get(CROP) if isinstance(logits, MetaTensor) else None
+    return None if values is None else Crop(*values.tolist())
+
+
+def _inside(starts: Sequence[int], size: Sequence[int], slices: Sequence[int]) -> Crop:
+    (top, left) = (min(max(start, 0), side - length) for start, length, side in zip(starts, size, slices, strict=True))
+    return Crop(top, top + size[0], left, left + size[1])

@@ -1,0 +1,74 @@
+"""Where a network of crops looks."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from monai.transforms import CenterSpatialCrop
+
+from calib_components.errors import InputError
+from calib_components.inference.crops import Crop, check_center, crop_at, find_crop
+
+sizes = st.tuples(st.integers(1, 12), st.integers(1, 12))
+
+
+def counts(rows: int, columns: int, *blobs: tuple[int, int, int]) -> torch.Tensor:
+    """A map with a disc of each row, column and radius."""
+    y, x = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+    return sum(((y - row) ** 2 + (x - column) ** 2 <= radius**2).long() for row, column, radius in blobs)
+
+
+@given(size=sizes, rows=st.integers(12, 40), columns=st.integers(12, 40), seed=st.integers(0, 99))
+@settings(deadline=None, max_examples=50)
+def test_crop_of_a_turned_map_is_the_turned_crop(size: tuple[int, int], rows: int, columns: int, seed: int) -> None:
+    foreground = torch.randint(5, (rows, columns), generator=torch.Generator().manual_seed(seed))
+    crop = find_crop(foreground, size)
+    assert crop is not None
+    top, bottom, left, right, _ = crop
+    assert find_crop(foreground.flip(0), size) == Crop(rows - bottom, rows - top, left, right)
+    assert find_crop(foreground.flip(1), size) == Crop(top, bottom, columns - right, columns - left)
+    assert find_crop(foreground.T, size[::-1]) == Crop(left, right, top, bottom)
+
+
+@given(size=sizes, rows=st.integers(12, 700), columns=st.integers(12, 700), center=st.tuples(*[st.floats(0, 1)] * 2))
+def test_a_crop_is_inside_and_its_centre_gives_it_again(
+    size: tuple[int, int], rows: int, columns: int, center: tuple[float, float]
+) -> None:
+    crop = crop_at(center, size, (rows, columns))
+    assert crop.of(torch.zeros(2, rows, columns, 3)).shape == (2, *size, 3)
+    assert crop_at(crop.center((rows, columns)), size, (rows, columns)) == crop
+
+
+@pytest.mark.parametrize("size", [(144, 145), (100, 61), (224, 225)])
+def test_halves_are_the_centre_as_monai_crops_it(size: tuple[int, int]) -> None:
+    volume = torch.rand(1, 224, 225, 2)
+    middle = CenterSpatialCrop([*size, -1])(volume)
+    assert torch.equal(crop_at((0.5, 0.5), size, (224, 225)).of(volume), torch.as_tensor(middle))
+
+
+def test_much_foreground_counts_and_far_voxels_do_not() -> None:
+    foreground = 3 * counts(224, 200, (150, 60, 20)) + 9 * counts(224, 200, (10, 190, 2))
+    assert find_crop(foreground, (101, 101)) == Crop(100, 201, 10, 111)
+    assert find_crop(counts(224, 200, (5, 199, 9)), (101, 101)) == Crop(0, 101, 99, 200)  # moved inside
+    assert find_crop(torch.zeros(224, 200), (101, 101)) is None
+
+
+@pytest.mark.parametrize("center", [(0.5,), (0.5, 1.5), (0.5, float("nan")), (112, 112)])
+def test_a_centre_is_two_shares(center: tuple[float, ...]) -> None:
+    with pytest.raises(InputError, match="crop_center must be two shares"):
+        check_center(center)
+
+
+def test_where_the_network_looked_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    log = logging.getLogger("test")
+    Crop(0, 112, 56, 168).describe("scan", (224, 224), log)
+    Crop(56, 168, 56, 168, is_found=False).describe("empty", (224, 224), log)
+    assert [(record.levelname, record.message) for record in caplog.records] == [
+        ("INFO", "scan: crop_center 0.25,0.5"),
+        ("WARNING", "empty: nothing was found in the whole slices, so their centre was segmented. Look at it."),
+    ]
