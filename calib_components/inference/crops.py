@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from monai.data import MetaTensor
-from scipy.ndimage import gaussian_filter
+from scipy.ndimage import center_of_mass, gaussian_filter
 
 from calib_components.errors import InputError
 
@@ -57,10 +57,10 @@ def crop_at(center: Sequence[float], size: Sequence[int], slices: Sequence[int])
 
 
 def find_crop(foreground: torch.Tensor, size: Sequence[int]) -> Crop | None:
-    """Return the crop around the place where most foreground lies; None without any.
+    """Return the crop around most of the foreground; None without any.
 
-    That place is the maximum of the smoothed map. It lies between pixels for an even size, so that the crop of a turned
-    map is the turned crop.
+    Its centre is the maximum of the smoothed map at first, and then, twice, the centre of mass of the foreground within
+    the crop: the maximum alone lies at one side of a heart, which cuts the other one where the heart fills the crop.
 
     Args:
         foreground: Number of slices in which each pixel is foreground, `(H, W)`.
@@ -68,14 +68,17 @@ def find_crop(foreground: torch.Tensor, size: Sequence[int]) -> Crop | None:
     """
     if not foreground.any():
         return None
-    density = gaussian_filter(foreground.cpu().numpy().astype(float), SMOOTHING, mode="constant")
-    for axis, length in enumerate(size):
-        if length % 2 == 0:
-            density = (np.delete(density, 0, axis) + np.delete(density, -1, axis)) / 2
-    peak = np.unravel_index(density.argmax(), density.shape)
-    # Place i of an even side is the border of pixels i and i + 1.
-    starts = [int(place) - (length - 1) // 2 for place, length in zip(peak, size, strict=True)]
-    return _inside(starts, size, foreground.shape)
+    counts = foreground.cpu().numpy().astype(float)
+    density = gaussian_filter(counts, SMOOTHING, mode="constant")
+    center: Sequence[float] = np.unravel_index(density.argmax(), density.shape)
+    for _ in range(2):
+        row, column = (
+            np.abs(np.arange(side) - middle) < length / 2
+            for side, middle, length in zip(counts.shape, center, size, strict=True)
+        )
+        center = center_of_mass(counts * np.outer(row, column))
+    starts = [round(middle - (length - 1) / 2) for middle, length in zip(center, size, strict=True)]
+    return _inside(starts, size, counts.shape)
 
 
 def check_center(center: Sequence[float] | None) -> None:

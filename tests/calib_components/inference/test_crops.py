@@ -22,10 +22,12 @@ def counts(rows: int, columns: int, *blobs: tuple[int, int, int]) -> torch.Tenso
     return sum(((y - row) ** 2 + (x - column) ** 2 <= radius**2).long() for row, column, radius in blobs)
 
 
-@given(size=sizes, rows=st.integers(12, 40), columns=st.integers(12, 40), seed=st.integers(0, 99))
+@given(size=sizes, margins=st.tuples(*[st.integers(0, 15)] * 2), seed=st.integers(0, 99))
 @settings(deadline=None, max_examples=50)
-def test_crop_of_a_turned_map_is_the_turned_crop(size: tuple[int, int], rows: int, columns: int, seed: int) -> None:
-    foreground = torch.randint(5, (rows, columns), generator=torch.Generator().manual_seed(seed))
+def test_crop_of_a_turned_map_is_the_turned_crop(size: tuple[int, int], margins: tuple[int, int], seed: int) -> None:
+    """If as many pixels can be left out on either side."""
+    rows, columns = (length + 2 * margin for length, margin in zip(size, margins, strict=True))
+    foreground = 1 + torch.randint(5, (rows, columns), generator=torch.Generator().manual_seed(seed))
     crop = find_crop(foreground, size)
     assert crop is not None
     top, bottom, left, right, _ = crop
@@ -48,6 +50,14 @@ def test_halves_are_the_centre_as_monai_crops_it(size: tuple[int, int]) -> None:
     volume = torch.rand(1, 224, 225, 2)
     middle = CenterSpatialCrop([*size, -1])(volume)
     assert torch.equal(crop_at((0.5, 0.5), size, (224, 225)).of(volume), torch.as_tensor(middle))
+
+
+def test_foreground_that_fills_the_crop_is_in_it_whole() -> None:
+    """Most of it lies at one side, as a heart's left ventricle does."""
+    foreground = 2 * counts(224, 224, (80, 100, 30)) + counts(224, 224, (125, 120, 50))
+    crop = find_crop(foreground, (144, 144))
+    assert crop is not None
+    assert crop.of(foreground[..., None]).sum() == foreground.sum()
 
 
 def test_much_foreground_counts_and_far_voxels_do_not() -> None:
