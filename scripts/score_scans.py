@@ -15,7 +15,6 @@ from monai.bundle import ConfigParser
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for a clone that is not installed
 
 from calib_components.handlers.weights import load_weights
-from calib_components.inference.inferers import SlicesInferer
 from calib_components.inference.maps import normalized_entropy
 from calib_components.metrics import dice, structure_masks
 from calib_components.quality import ScanEstimates
@@ -36,18 +35,20 @@ def score_scans(bundle: Path, dataset_dir: Path, out: Path, split: str = "testin
         out: CSV file.
         split: Cases of the data to score.
     """
-    config = ConfigParser(ConfigParser.load_config_file(bundle / "configs" / "train.yaml"))
+    config = ConfigParser()
+    config.read_config([str(bundle / "configs" / name) for name in ("train.yaml", "evaluate.yaml")])
     config.update({"bundle_root": str(bundle), "dataset_dir": str(dataset_dir), "device": "cpu"})
-    config["validate::dataset::data::split"] = split
-    keys = ("network", "validate::inferer", "structures", "validate::dataset")
-    network, inferer, structures, scans = (config.get_parsed_content(key) for key in keys)
+    config["split"] = split
+    config["validate::dataset::data"] = "@records::cases"
+    config["averaged"] = {**config["validate::inferer"], "average": True, "structures": "@structures"}
+    keys = ("network", "validate::inferer", "averaged", "structures", "validate::dataset")
+    network, inferer, orientations, structures, scans = map(config.get_parsed_content, keys)
     load_weights(network, bundle / "models" / "model.pt")
     network.eval()
-    orientations = SlicesInferer(16, average=True, structures=structures)
     rows = []
     for scan in scans:
-        averaged = orientations(scan["image"][None], network)[0]
-        logits, estimates = inferer(scan["image"][None], network)[0].as_tensor(), ScanEstimates(structures)
+        averaged = torch.as_tensor(orientations(scan["image"][None], network)[0])
+        logits, estimates = torch.as_tensor(inferer(scan["image"][None], network)[0]), ScanEstimates(structures)
         p, predicted = logits.softmax(0), logits.argmax(0)
         estimates.update(p)
         maps = (predicted[None], averaged.argmax(0)[None], scan["label"].as_tensor())

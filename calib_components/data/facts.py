@@ -41,7 +41,7 @@ class Facts:
         structures: Class indices of each structure that is scored, by its name.
         file_suffixes: Suffixes of the files of one image, in the order of its channels; empty if it is a single file.
         image_size: In-plane size of every slice, in pixels; None if cases keep their own size, for a 3D network.
-        crop_size: What the network sees at once, in pixels: the centre of a slice or, in 3D, a patch.
+        crop_size: What the network sees at once, in pixels: a part of a slice, its centre in training; in 3D, a patch.
         slice_axis: Axis of the stored image along which the slices lie, 0 to 2; None to find it by the spacing.
         pixel_size: Smallest and largest in-plane size of a pixel of the training images on the network's grid, in
             millimetres; None if it is not known.

@@ -33,7 +33,7 @@ from calib_components.handlers.weights import (
     with_calibrator,
     write_weights,
 )
-from calib_components.inference.crops import Crop, crop_of
+from calib_components.inference.crops import Crop, crop_of, cut
 from calib_components.metrics import dice, structure_masks
 from calib_components.posthoc import KINDS, Calibrator, Estimate, set_calibrator
 from calib_components.posthoc.base import gathered
@@ -192,9 +192,7 @@ class Calibration:
         """Add all cases to a fit, in as many passes as it needs."""
 
         def use(patient: str, logits: torch.Tensor, label: torch.Tensor, crop: Crop | None) -> None:
-            if crop is not None:  # outside, the logits do not depend on a calibrator in the weights
-                logits, label = crop.of(logits), crop.of(label)
-            fit.update(logits, label, patient)
+            fit.update(cut(crop, logits), cut(crop, label), patient)  # outside, no calibrator changes anything
 
         for _ in fit.passes():
             if perturbation is not None:
@@ -210,7 +208,7 @@ class Calibration:
             if self._copies:
                 log.info("Fitted on %d changed copies of each case, which the next lines are about.", self._copies)
             log.info("%s %s", self.calibrator.name.capitalize(), estimate.summary())
-            log.info("NLL %.4f -> %.4f (region %s)", before, after, region)
+            log.info("NLL %.4f -> %.4f (region %s, of what the network sees)", before, after, region)
             log.info("%s", estimate.effect(self.calibrator.region.by_prediction))
             for warning in estimate.warnings():
                 log.warning("%s", warning)
@@ -220,23 +218,31 @@ class Calibration:
         """Return what each calibrator costs on all cases, and list what the one called "after" gives of each scan."""
         costs: dict[str, Costs] = {}
 
-        def use(patient: str, logits: torch.Tensor, label: torch.Tensor, _: Crop | None) -> None:
+        def use(patient: str, logits: torch.Tensor, label: torch.Tensor, crop: Crop | None) -> None:
+            seen, truth = cut(crop, logits), cut(crop, label)
             for name, candidate in candidates.items():
-                p = candidate.to(logits.device)(logits).softmax(1)
-                own = Costs.measure(p, label)
+                p = candidate.to(logits.device)(seen).softmax(1)
+                own = Costs.measure(p, truth)
                 costs[name] = costs[name] + own if name in costs else own
                 if name == "after":
-                    scans.append((patient, self._measure_scan(p[0], label[0])))
+                    scans.append((patient, self._measure_scan(p[0], label[0], crop)))
 
         self._run_network(use)
         first, *others = gathered(costs)
         return {name: sum((part[name] for part in others if part), own) for name, own in first.items()}
 
-    def _measure_scan(self, p: torch.Tensor, label: torch.Tensor) -> list[tuple[float, ...]]:
-        """Return estimated and true DSC, expected and true volume in voxels of each structure of a scan."""
-        scan = ScanEstimates(self.structures)
+    def _measure_scan(self, p: torch.Tensor, label: torch.Tensor, crop: Crop | None) -> list[tuple[float, ...]]:
+        """Return estimated and true DSC, expected and true volume in voxels of each structure of a scan.
+
+        Args:
+            p: Probabilities of what the network saw; elsewhere, all is background.
+            label: `(1, H, W, D)`.
+            crop: What the network saw of the slices; None for all.
+        """
+        scan, predicted = ScanEstimates(self.structures), torch.zeros_like(label)
         scan.update(p)
-        masks = [structure_masks(labels, [*self.structures.values()]) for labels in (p.argmax(0, keepdim=True), label)]
+        cut(crop, predicted)[:] = p.argmax(0)
+        masks = [structure_masks(labels, [*self.structures.values()]) for labels in (predicted, label)]
         dsc, volumes = dice(*(of[None] for of in masks))[0].tolist(), masks[1].flatten(1).sum(1).tolist()
         found = zip(scan.compute().values(), dsc, volumes, strict=True)
         return [(own.expected_dsc, true, own.expected_voxels, volume) for own, true, volume in found]

@@ -37,7 +37,7 @@ from calib_components.handlers.evaluation_files import (
     replacing,
 )
 from calib_components.handlers.weights import save
-from calib_components.inference.crops import crop_of
+from calib_components.inference.crops import Crop, crop_of, cut
 from calib_components.inference.images import shard_of
 from calib_components.inference.maps import normalized_entropy
 from calib_components.metrics import CalibrationBins, ThresholdCounts, dice, logit_magnitude_sums
@@ -55,7 +55,7 @@ def check_case(item: Mapping[Hashable, Any]) -> Mapping[Hashable, Any]:
         item: The name of the `case`, its `image` `(C, *S)` and `label` `(1, *S)`, and the logits `pred` `(N, *S)`.
 
     Returns:
-        The item.
+        The item, with the logits on the device of the label: inferers keep those of large volumes in memory of the CPU.
 
     Raises:
         InputError: The image or the logits are not finite, or the label holds other values than the indices of the N
@@ -66,6 +66,8 @@ def check_case(item: Mapping[Hashable, Any]) -> Mapping[Hashable, Any]:
     check_labels(item["label"], range(len(item["pred"])), f"{item['case']}: label")
     if not item["pred"].isfinite().all():
         raise InputError(f"{item['case']}: logits of the network are NaN or infinite. Try --amp false.")
+    if item["pred"].device != item["label"].device:
+        return {**item, "pred": item["pred"].to(item["label"].device)}
     return item
 
 
@@ -75,6 +77,7 @@ def record_case(
     label: torch.Tensor,
     image: torch.Tensor | None = None,
     logits: torch.Tensor | None = None,
+    crop: Crop | None = None,
 ) -> dict[str, Any]:
     """Measure a case.
 
@@ -82,6 +85,7 @@ def record_case(
         case: The case.
         prediction, label, image: Maps of classes and grey values to draw, `(H, W, D)`.
         logits: `(N, H, W, D)`, of which mean magnitudes are kept.
+        crop: What the network saw of the slices, if it was not all; the magnitudes are those there.
 
     Returns:
         The record: the `values` of columns, the structures that only the ground truth (`missed`) or only the prediction
@@ -104,7 +108,8 @@ def record_case(
         record["temperature"] = 1.0 if case.temperature is None else float(case.temperature)
         record["sigmoid"] = case.sigmoid or len(case.probabilities) == 1
     if logits is not None:
-        record["logits"] = logit_magnitude_sums(logits[None], case.label[None], case.ignore_index)
+        seen, truth = cut(crop, logits[None]), cut(crop, case.label[None])
+        record["logits"] = logit_magnitude_sums(seen, truth, case.ignore_index)
     return record
 
 
@@ -274,7 +279,9 @@ def _joined_records(
         summary[kind] = [{"case": case, "structure": name} for case, name in found]
     summary["patients"] = dict(patients)
     if "crop_center" in first:
-        summary["crop_center"] = {name: record["crop_center"] for name, record in zip(patients, records, strict=True)}
+        by_case = dict(zip(patients, records, strict=True))
+        summary["crop_center"] = {case: record["crop_center"] for case, record in by_case.items()}
+        summary["crop_not_found"] = [case for case, record in by_case.items() if not record["is_crop_found"]]
     summary["labels"] = {case: record["content"] for case, record in zip(patients, records, strict=True)}
     by_label = defaultdict(list)
     for case, content in summary["labels"].items():
@@ -353,10 +360,10 @@ class EvaluationWriter:
             prediction = probabilities.max(0).indices  # what argmax(0) gives, in a fraction of its time
             temperature = None if self.temperature is None else float(self.temperature)
             case = Case(label, self.structures, probabilities, prediction, temperature=temperature)
-            record = record_case(case, prediction, label[0], image[0], logits)
+            record = record_case(case, prediction, label[0], image[0], logits, crop)
             if crop is not None:
-                crop.describe(Path(name).name, image.shape[1:3], log)
-                record["crop_center"] = crop.center(image.shape[1:3])
+                log.info("%s: %s", Path(name).name, crop.describe(image.shape[1:3]))
+                record |= {"crop_center": crop.center(image.shape[1:3]), "is_crop_found": crop.is_found}
             self.records.write(Path(name).name, record)
 
     def _write(self, engine: Engine) -> None:

@@ -47,8 +47,9 @@ class Evaluation:
         summary: `summary.json`: mean, standard deviation over cases and number of cases of every measure, the pooled
             calibration errors, the temperature that the logits were divided by (1 without), the structures that only
             the ground truth has (`missed`) or only the prediction (`spurious`), the patient of each case, a hash of its
-            label (`labels`), the centre of the crop that the network saw (`crop_center`), the units of distances
-            (`unit`) and volumes (`volume_unit`), the number of `channels`, and whether each has a `sigmoid` of its own.
+            label (`labels`), the centre of the crop that the network saw (`crop_center`) and the cases in which it
+            found nothing (`crop_not_found`), the units of distances (`unit`) and volumes (`volume_unit`), the number of
+            `channels`, and whether each has a `sigmoid` of its own.
         class_names: Names of the N classes, or of the channels of sigmoids.
         regions: `calibration.json`: bins pooled over cases, by kind, of each region: `top_label` and `classwise`; for
             regions with a closed form `top_label_if_true` and `classwise_if_true`, the bins if the probabilities were

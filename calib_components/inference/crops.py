@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import logging
+import operator
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from monai.data import MetaTensor
+from monai.utils import ensure_tuple
 from scipy.ndimage import center_of_mass, gaussian_filter
 
 from calib_components.errors import InputError
 
 SMOOTHING = 8.0  # pixels: standard deviation of the Gaussian that tells a heart from a few wrong voxels
 CROP = "crop"  # key of the metadata of logits
+NOTHING_FOUND = "Nothing was found in the whole slices, so their centre was segmented"
 
 
 class Crop(NamedTuple):
@@ -26,7 +28,7 @@ class Crop(NamedTuple):
     right: int
     is_found: bool = True  # False if nothing was found, and this is the centre
 
-    def of(self, volume: torch.Tensor) -> torch.Tensor:
+    def cut(self, volume: torch.Tensor) -> torch.Tensor:
         """Return a view of the crop of `(*, H, W, D)`."""
         return volume[..., self.top : self.bottom, self.left : self.right, :]
 
@@ -35,13 +37,10 @@ class Crop(NamedTuple):
         ends = (self.top + self.bottom, self.left + self.right)
         return [round(end / 2 / side, 5) for end, side in zip(ends, slices, strict=True)]
 
-    def describe(self, name: str, slices: Sequence[int], log: logging.Logger) -> None:
-        """Log where the network looked in a scan with slices `(H, W)`."""
-        center = "{},{}".format(*self.center(slices))
-        if self.is_found:
-            log.info("%s: crop_center %s", name, center)
-        else:
-            log.warning("%s: nothing was found in the whole slices, so their centre was segmented. Look at it.", name)
+    def describe(self, slices: Sequence[int]) -> str:
+        """Return where the network looked in slices `(H, W)`, in words."""
+        center = ",".join(map(str, self.center(slices)))
+        return f"crop_center {center}" + ("" if self.is_found else f". {NOTHING_FOUND}")
 
 
 def crop_at(center: Sequence[float], size: Sequence[int], slices: Sequence[int]) -> Crop:
@@ -81,10 +80,18 @@ def find_crop(foreground: torch.Tensor, size: Sequence[int]) -> Crop | None:
     return _inside(starts, size, counts.shape)
 
 
-def check_center(center: Sequence[float] | None) -> None:
+def check_center(center: Any) -> None:
     """Raise `InputError` if a centre is not two shares."""
-    if center is not None and (len(center) != 2 or not all(0 <= share <= 1 for share in center)):
-        raise InputError(f"crop_center must be two shares of a slice's sides, such as .5,.5, got {center}.")
+    if center is None:
+        return
+    shares = [share for share in ensure_tuple(center) if isinstance(share, float | int) and 0 <= share <= 1]
+    if isinstance(center, str | bool) or len(shares) != 2 or len(ensure_tuple(center)) != 2:
+        raise InputError(f"crop_center must be two shares of a slice's sides, such as .5,.5, got {center!r}.")
+
+
+def cut(crop: Crop | None, volume: torch.Tensor) -> torch.Tensor:
+    """Return what the network saw of a volume: the crop, or all of it."""
+    return volume if crop is None else crop.cut(volume)
 
 
 def crop_of(logits: torch.Tensor) -> Crop | None:
@@ -94,5 +101,7 @@ def crop_of(logits: torch.Tensor) -> Crop | None:
 
 
 def _inside(starts: Sequence[int], size: Sequence[int], slices: Sequence[int]) -> Crop:
+    if any(map(operator.gt, size, slices)):
+        raise InputError(f"crop_size: {list(size)} is larger than slices of {list(slices)}.")
     (top, left) = (min(max(start, 0), side - length) for start, length, side in zip(starts, size, slices, strict=True))
     return Crop(top, top + size[0], left, left + size[1])

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from monai.data import MetaTensor
 from monai.inferers import Inferer, SimpleInferer, SlidingWindowInferer
 from monai.utils import convert_to_tensor
@@ -113,23 +112,25 @@ class CropsInferer(Inferer):
     crop around it in a second one. If the first finds nothing, the crop is the centre of the slices.
 
     Args:
-        slices: Runs the network over slices.
+        slices_inferer: Runs the network over slices.
         size: Rows and columns of the crop, at most those of a slice.
         center: Centre of the crop as shares of the sides of a slice, in place of a first pass.
 
     Raises:
-        InputError: `center` is not two shares.
+        InputError: `center` is not two shares; when called: slices are smaller than the crop.
     """
 
-    def __init__(self, slices: SlicesInferer, size: Sequence[int], center: Sequence[float] | None = None) -> None:
+    def __init__(
+        self, slices_inferer: SlicesInferer, size: Sequence[int], center: Sequence[float] | None = None
+    ) -> None:
         super().__init__()
         check_center(center)
-        self.slices, self.size, self.center = slices, size, center
+        self.slices_inferer, self.size, self.center = slices_inferer, size, center
 
     @property
     def agreement(self) -> dict[str, float]:
         """That of `SlicesInferer`, in the crop of the last volume."""
-        return self.slices.agreement
+        return self.slices_inferer.agreement
 
     def __call__(self, inputs: torch.Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> torch.Tensor:
         """Return the logits `(B, N, H, W, D)` of `(B, C, H, W, D)`, on the CPU, in a file if they are many.
@@ -140,12 +141,12 @@ class CropsInferer(Inferer):
         crops, logits = [], None  # logits are (B, D, H, W, N), of which slabs of slices lie together
         for case, volume in enumerate(volumes):
             crop = self._locate(volume, lambda seen: network(seen, *args, **kwargs))
-            seen = self.slices(crop.of(volume)[None], network, *args, **kwargs)[0].movedim(-1, 0)
+            seen = self.slices_inferer(crop.cut(volume)[None], network, *args, **kwargs)[0].movedim(-1, 0)
             if logits is None:
                 logits = scratch((len(volumes), len(seen), seen.shape[1], *volume.shape[1:3]), seen.dtype)
             for number, part in enumerate(seen):
                 logits[case, number, 0], logits[case, number, 1:] = OUTSIDE, 0
-                crop.of(logits[case, number, ..., None])[..., 0] = part
+                crop.cut(logits[case, number, ..., None])[..., 0] = part
                 release(logits)
             crops.append(crop)
         assert logits is not None
@@ -158,19 +159,10 @@ class CropsInferer(Inferer):
         sides = volume.shape[1:3]
         if self.center is not None:
             return crop_at(self.center, self.size, sides)
-        factor = min(
-            length & -length for length in self.size
-        )  # a U-Net may halve the sides as often as those of the crop
-
-        def padded(slices: torch.Tensor) -> torch.Tensor:
-            rows, columns = slices.shape[2:]
-            missing = (0, -columns % factor, 0, -rows % factor)
-            return network(F.pad(slices, missing, mode="replicate"))[..., :rows, :columns]
-
         # Whole slices are larger: fewer at once.
-        batch_size = max(1, self.slices.batch_size * math.prod(self.size) // math.prod(sides))
+        batch_size = max(1, self.slices_inferer.batch_size * math.prod(self.size) // math.prod(sides))
         foreground = torch.zeros(*sides, dtype=torch.int64)
-        for _, logits in self.slices.parts(volume, padded, batch_size, PairwiseDice({})):
+        for _, logits in self.slices_inferer.parts(volume, network, batch_size, PairwiseDice({})):
             foreground += (logits.argmax(1) > 0).sum(0).cpu()
         return find_crop(foreground, self.size) or crop_at((0.5, 0.5), self.size, sides)._replace(is_found=False)
 

@@ -23,13 +23,14 @@ from nibabel import Nifti1Header
 
 from calib_components.data.transforms import file_name
 from calib_components.errors import InputError, check_choice, make_folder, writing
-from calib_components.inference.crops import crop_of
+from calib_components.inference.crops import NOTHING_FOUND, Crop, crop_of
 from calib_components.inference.grid import ImageGrid
 from calib_components.inference.images import MAPS, result_name
 from calib_components.inference.scratch import release, scratch
 from calib_components.metrics.voxels import RANGE_TOLERANCE, SUM_TOLERANCE
 from calib_components.posthoc import find_reference
 from calib_components.quality import Reference, ScanEstimates, describe_scan, draw_slice, write_record
+from calib_components.quality.table import CENTER
 
 log = logging.getLogger(__name__)
 QUALITY = "quality"  # key of an item
@@ -130,11 +131,7 @@ class PredictionMapsd(MapTransform):
                 )
             scan = ScanEstimates(self.structures)
             maps = self._maps(item[key], grid, file_name(image), scan)
-            item[QUALITY] = self._describe(scan, image, maps["label"], grid)
-            if (crop := crop_of(item[key])) is not None:
-                crop.describe(file_name(image), image.shape[1:3], log)
-                item[QUALITY]["crop_center"] = crop.center(image.shape[1:3])
-                item[QUALITY]["reasons"] += [] if crop.is_found else ["nothing was found in the whole slices"]
+            item[QUALITY] = self._describe(scan, image, maps["label"], grid, crop_of(item[key]))
             shown = maps["uncertainty"].float() / self.largest if self.show_uncertainty else maps["label"]
             results = {key: (shown, None), **{MAPS[name]: (maps[name], name != "label") for name in self.save}}
             for name, (values, is_share) in results.items():
@@ -143,7 +140,9 @@ class PredictionMapsd(MapTransform):
                 item[name] = MetaTensor(values, meta=meta)
         return item
 
-    def _describe(self, scan: ScanEstimates, image: MetaTensor, label: torch.Tensor, grid: ImageGrid) -> dict[str, Any]:
+    def _describe(
+        self, scan: ScanEstimates, image: MetaTensor, label: torch.Tensor, grid: ImageGrid, crop: Crop | None
+    ) -> dict[str, Any]:
         """Return the quality of a scan, whose label map is `(1, X, Y, Z)`, with a picture."""
         index = scan.most_uncertain_slice
         grey = grid.slab(image.as_tensor(), index, index + 1, lambda part: part.float())[0, 0]
@@ -153,7 +152,12 @@ class PredictionMapsd(MapTransform):
         stored = torch.empty(0) if self.network is None else find_reference(self.network)
         reference = Reference.from_tensor(stored, [*self.structures])
         agreement = getattr(self.inferer, "agreement", {})
-        return describe_scan(file_name(image), scan.compute(), reference, grid.affine, picture, agreement)
+        record = describe_scan(file_name(image), scan.compute(), reference, grid.affine, picture, agreement)
+        if crop is not None:
+            log.info("%s: %s", file_name(image), crop.describe(image.shape[1:3]))
+            record[CENTER] = crop.center(image.shape[1:3])
+            record["reasons"] += [] if crop.is_found else [NOTHING_FOUND]
+        return record
 
     def _maps(self, logits: torch.Tensor, grid: ImageGrid, file: str, scan: ScanEstimates) -> dict[str, torch.Tensor]:
         """Return the maps `(C, X, Y, Z)`, stored with X first as in a file, and measure the scan in that file."""

@@ -32,7 +32,7 @@ MEASURES = (
 )  # fmt: skip
 Estimates = Mapping[str, StructureEstimate]
 COLUMNS = ("scan", "structure", *MEASURES, "review", "reason")
-AGREEMENT, CENTER = OPTIONAL = ("pairwise_dsc", "crop_center")  # more, where there are any
+AGREEMENT, CENTER = "pairwise_dsc", "crop_center"  # more, where there are any
 
 
 def describe_scan(
@@ -131,10 +131,11 @@ def write_table(output_dir: str | os.PathLike, review: str = "20%", review_below
             with reading(file, "the estimates of a scan"):
                 records.append(json.loads(file.read_text(encoding="utf-8")))
         chosen, text = choose(records, review, review_below), io.StringIO()
-        known = {
-            name for record in chosen for row in (record, *record["rows"]) for name in row if row[name] is not None
-        }
-        columns = (*COLUMNS, *(name for name in OPTIONAL if name in known))
+        columns = [*COLUMNS]
+        if any(row.get(AGREEMENT) is not None for record in chosen for row in record["rows"]):
+            columns.append(AGREEMENT)
+        if any(CENTER in record for record in chosen):
+            columns.append(CENTER)
         table = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
         table.writeheader()
         for record in chosen:

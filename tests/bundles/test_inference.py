@@ -155,7 +155,7 @@ def test_the_crop_lies_around_the_heart(tmp_path: Path) -> None:
     np.testing.assert_allclose(found["shifted"], [(112 + 32) / 224, (112 - 48) / 224], atol=0.06)
     np.testing.assert_allclose(found["wide"], [150 / 250, 250 / 380], atol=0.06)
     assert (found["nothing"], table["review"]["nothing"]) == ([0.5, 0.5], "yes")
-    assert "nothing was found in the whole slices" in table["reason"]["nothing"]
+    assert "Nothing was found in the whole slices" in table["reason"]["nothing"]
     run_bundle(
         ACDC,
         "inference.yaml",

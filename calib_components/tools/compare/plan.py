@@ -36,7 +36,7 @@ SET_PER_CELL = ("bundle_root", "ckpt_dir", "device", "load_path", "loss", "outpu
 # Further options that have no effect on numbers: places, names for display, and who does the work.
 WITHOUT_EFFECT = ("dataset_dir", "datalist", "facts_file", "class_names", "file_suffixes", "cache", *LOADING)
 # What reaches a calibrator, besides the trained network.
-CALIBRATION: Ids = {"split": (), "region": ()}
+CALIBRATION: Ids = {"split": (), "region": (), "crop_center": ()}
 # What a further test set has in common with the data of the training.
 GEOMETRY: Ids = dict.fromkeys(("in_channels", "class_names", "structures", "image_size", "crop_size"), ())
 # Weights with the calibrator; folder of the evaluation with it; of a fold, that of the fit on its own validation split.
@@ -93,6 +93,7 @@ class Protocol:
         _check_overrides(overrides, train, evaluate)
         for_training = {name: value for name, value in overrides.items() if name in train}
         for_evaluation = {name: value for name, value in overrides.items() if name in evaluate}
+        for_fit = for_training | {name: overrides[name] for name in ("crop_center",) if name in overrides}
         own = {**setting.overrides, "seed": seed}
         training = _settings(train, {**self._places, **for_training, **own}, TRAINING)
         evaluation = _settings(evaluate, {**self._places, **for_evaluation}, EVALUATION)
@@ -117,7 +118,7 @@ class Protocol:
             },
             fold=fold,
             folds=self.folds,
-            calibration=self._calibration(for_training, evaluation["split"]),
+            calibration=self._calibration(for_fit, evaluation["split"]),
             evaluate_on={name: self._test_set(evaluate, options) for name, options in further.items()},
             cases=fingerprint_of_cases(datalist, self.dataset_dir),
         )
@@ -143,10 +144,10 @@ class Protocol:
             if settings.folder in having:
                 fit = f"{OWN_FIT if in_folds else SCALED}/temperature.json"
                 path = work / ("model_own_temperature.pt" if in_folds else CALIBRATED)
-                steps.append(step("calibrate", "calibrate", fit, {"calibrated_path": path, **for_training}))
+                steps.append(step("calibrate", "calibrate", fit, {"calibrated_path": path, **for_fit}))
             if in_folds:
                 pool = [str(self.out / one / OWN_FIT) for one in having]
-                options = {"calibrated_path": work / CALIBRATED, "pool": pool, **for_training}
+                options = {"calibrated_path": work / CALIBRATED, "pool": pool, **for_fit}
                 steps.append(step("pool", "calibrate", f"{SCALED}/temperature.json", options, True))
             steps += evaluations("evaluate_temperature", SCALED, in_folds, load_path=work / CALIBRATED)
         return PlannedCell(settings, results, work, steps)

@@ -232,7 +232,8 @@ def _print_notes(sources: Mapping[str, Mapping[str, Any]], facts: Facts) -> None
         print(f"{_such_as(empty, 'case')} without any structure in the label")
     if lost := {name: source["lost"] for name, source in sources.items() if source["lost"]}:
         cropped = ", ".join(facts.class_names[index] for index in sorted(set().union(*lost.values())))
-        print(f"{_such_as([*lost], 'case')} with structures outside the crop or too small for the grid: {cropped}")
+        cases = _such_as([*lost], "case")
+        print(f"{cases} with structures outside of what training sees, or too small for the grid: {cropped}")
     seen = {index for source in sources.values() for index in source["classes"]}
     if unseen := [name for index, name in enumerate(facts.class_names) if index not in seen]:
         print(f"in no label of any case: {', '.join(unseen)}")

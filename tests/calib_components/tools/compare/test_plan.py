@@ -97,7 +97,7 @@ class TestCommands:
         out = data.parent / "out" / "nacl_max"
         assert options_of(cell, "pool")["pool"] == [f"{out}/seed0_fold{fold}/fit" for fold in (0, 1)]
         assert options_of(cell, "train")["datalist"] == str(data / "datalist_fold1.json")
-        assert cell.settings.calibration == {"split": "validation", "region": "all", "folds": 2}
+        assert cell.settings.calibration == {"split": "validation", "region": "all", "crop_center": None, "folds": 2}
         assert cell.settings.patients == {"a_1": "a"}
 
     def test_fold_without_validation_cases_is_not_pooled(self, data: Path) -> None:

@@ -80,7 +80,7 @@ def test_results_are_small_files_and_the_rest_is_apart(data: Path, bundle: Bundl
         "settings.json", "history.csv", "summary.json", "temperature/temperature.json", "temperature/summary.json"
     }  # fmt: skip
     settings = read_settings(cell)
-    assert settings.calibration == {"split": "validation", "region": "all"}
+    assert settings.calibration == {"split": "validation", "region": "all", "crop_center": None}
     assert settings.made_with["torch"] == torch.__version__
     plan = json.loads((out / "plan.json").read_text())
     assert [f"{entry['method']} {entry['seed']}" for entry in plan] == ["nacl 0", "ce_dice 0", "nacl 1", "ce_dice 1"]
@@ -151,7 +151,7 @@ def test_folds_are_pooled_once_all_are_trained(data: Path, bundle: Bundle, capsy
     assert sorted(bundle.ran[3:]) == [
         f"seed0_fold{fold} {name}" for fold in (0, 1) for name in ("evaluate_temperature", "pool")
     ]
-    assert read_settings(first).calibration == {"split": "validation", "region": "all", "folds": 2}
+    assert read_settings(first).calibration == {"split": "validation", "region": "all", "crop_center": None, "folds": 2}
     assert (first / "fit" / "temperature.json").is_file()
 
 

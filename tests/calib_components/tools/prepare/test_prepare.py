@@ -182,7 +182,7 @@ def test_structures_outside_the_crop_are_not_in_no_label(src: Path, out: Path, p
     for file in src.rglob("*_gt.nii.gz"):
         save(file, label)
     shown = prepare(image_size=(224, 224))
-    assert "with structures outside the crop or too small for the grid: left ventricle" in shown
+    assert "with structures outside of what training sees, or too small for the grid: left ventricle" in shown
     assert "in no label of any case: right ventricle\n" in shown
 
 
