@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -34,6 +35,7 @@ from calib_components.metrics import (
 )
 from calib_components.metrics.base import CaseMetric
 from calib_components.metrics.regions import REGIONS
+from tests.helpers import ACDC, make_prepared, make_weights, run_bundle
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 
@@ -124,3 +126,17 @@ def test_metrics_of_masks_are_those_of_the_cpu(metric: Any) -> None:
     masks = F.one_hot(logits.argmax(1), 4).movedim(-1, 1)
     on_cpu, on_gpu = (values_on(device, metric(), masks, y) for device in ("cpu", "cuda"))
     torch.testing.assert_close(on_gpu, on_cpu, rtol=0, atol=1e-6)
+
+
+def test_a_bundle_is_evaluated(tmp_path: Path) -> None:
+    """Logits of an inferer are on the CPU, the cases on the GPU."""
+    data, weights = make_prepared(ACDC, tmp_path / "data"), make_weights(ACDC, tmp_path / "weights")
+    places = {
+        "dataset_dir": str(data),
+        "ckpt_dir": str(weights),
+        "output_dir": str(tmp_path / "eval"),
+        "device": "cuda",
+    }
+    run_bundle(ACDC, "train.yaml", "calibrate.yaml", **places)
+    run_bundle(ACDC, "train.yaml", "evaluate.yaml", **places)
+    assert (tmp_path / "eval" / "cases.csv").is_file()
