@@ -1,4 +1,6 @@
-"""The commands of the package: `python -m calib_components COMMAND ...`, installed as `calib-components`."""
+"""The commands of the package: `python -m calib_components COMMAND ...`, installed as
+`calib-components`.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,10 @@ def main() -> None:
         from calib_components.tools.prepare import prepare_data
         from calib_components.tools.report.report import report_folders
     except ModuleNotFoundError as error:
-        sys.exit(f"calib-components: no module {error.name}. Install the extra: pip install 'WHEEL[bundles]'")
+        sys.exit(
+            f"calib-components: no module {error.name}. Install the extra: pip install"
+            " 'WHEEL[bundles]'"
+        )
     commands: cli.Commands = {
         "prepare_data": prepare_data,
         "compare_losses": compare_losses,

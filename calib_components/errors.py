@@ -1,4 +1,6 @@
-"""The error for unsuitable files, folders and arguments; files and folders are written completely or not at all."""
+"""The error for unsuitable files, folders and arguments; files and folders are written completely
+or not at all.
+"""
 
 from __future__ import annotations
 
@@ -19,16 +21,22 @@ UNFINISHED = ".unfinished-"  # prefix of a file or folder while it is written
 
 
 class InputError(ValueError):
-    """A file, folder or argument is unsuitable. The message is one line, printed without a traceback."""
+    """A file, folder or argument is unsuitable.
+
+    The message is one line, printed without a traceback.
+    """
 
 
 def printable(text: object) -> str:
-    """Return a text as one line: characters that a terminal does not show, such as line breaks, are escaped."""
+    """Return a text as one line: characters that a terminal does not show, such as line breaks, are
+    escaped.
+    """
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
 
 
 def error_line(error: BaseException | None) -> str | None:
-    """Return the message of the first `InputError` among an exception and its causes; None without one.
+    """Return the message of the first `InputError` among an exception and its causes; None without
+    one.
 
     PyTorch passes the exception of a DataLoader's worker on as the text of a traceback.
     """
@@ -40,21 +48,27 @@ def error_line(error: BaseException | None) -> str | None:
 
 
 def root_cause(error: BaseException) -> BaseException:
-    """Return the first `InputError` among an exception and its causes, or the last cause: MONAI wraps them."""
+    """Return the first `InputError` among an exception and its causes, or the last cause: MONAI
+    wraps them.
+    """
     while error.__cause__ is not None and not isinstance(error, InputError):
         error = error.__cause__
     return error
 
 
 def nearest(name: str, known: Iterable[str], dashes: str = "") -> str:
-    """Return a hint at the known name that is most like a misspelt one, `; did you mean ...?`; nothing if none is."""
+    """Return a hint at the known name that is most like a misspelt one, `; did you mean ...?`;
+    nothing if none is.
+    """
     close = difflib.get_close_matches(name, list(known), 1)
     return f"; did you mean {dashes}{close[0]}?" if close else ""
 
 
 @contextmanager
 def reading(file: str | os.PathLike, kind: str = "the file") -> Iterator[Path]:
-    """Turn whatever goes wrong while a file is read into an `InputError` that names it and the `kind` it should be."""
+    """Turn whatever goes wrong while a file is read into an `InputError` that names it and the
+    `kind` it should be.
+    """
     try:
         yield Path(file)
     except InputError:
@@ -65,10 +79,11 @@ def reading(file: str | os.PathLike, kind: str = "the file") -> Iterator[Path]:
 
 @contextmanager
 def writing(path: str | os.PathLike) -> Iterator[Path]:
-    """Write a file or folder completely or not at all, also on a full disk: what is there stays until the new one is.
+    """Write a file or folder completely or not at all, also on a full disk: what is there stays
+    until the new one is.
 
-    The context gives a hidden path beside it, which takes its place at the end. An `OSError` becomes an `InputError`;
-    nothing is left at the hidden path.
+    The context gives a hidden path beside it, which takes its place at the end. An `OSError`
+    becomes an `InputError`; nothing is left at the hidden path.
     """
     target = Path(path)
     unfinished = target.with_name(f"{UNFINISHED}{target.name}")
@@ -95,7 +110,9 @@ def writing_folder(folder: str | os.PathLike) -> Iterator[Path]:
 
 
 def check_writable(name: str, folder: str | os.PathLike) -> None:
-    """Raise `InputError` unless the folder of an argument can be written, or made if it is not there."""
+    """Raise `InputError` unless the folder of an argument can be written, or made if it is not
+    there.
+    """
     path = Path(folder).absolute()
     there = next(place for place in (path, *path.parents) if os.path.lexists(place))
     try:
@@ -113,19 +130,30 @@ def make_folder(folder: str | os.PathLike) -> None:
 
 
 def _reason(error: Exception) -> str:
-    reason = f"{error} is missing" if isinstance(error, KeyError) else getattr(error, "strerror", None) or str(error)
+    reason = (
+        f"{error} is missing"
+        if isinstance(error, KeyError)
+        else getattr(error, "strerror", None) or str(error)
+    )
     return " ".join(reason.split()).rstrip(".") or type(error).__name__
 
 
 def check_output(folder: str | os.PathLike, *markers: str, overwrite: bool = False) -> Path:
-    """Check that a command may write to a folder: it is new, empty or an earlier output, or `overwrite` is set.
+    """Check that a command may write to a folder: it is new, empty or an earlier output, or
+    `overwrite` is set.
 
-    The folder is not created. Every output of the command has the files `markers`, such as `cases.csv`.
+    The folder is not created. Every output of the command has the files `markers`, such as
+    `cases.csv`.
     """
     path = Path(folder)
     if path.exists() and not path.is_dir():
         raise InputError(f"Output folder is a file: {path}.")
-    if path.is_dir() and not overwrite and not all((path / name).exists() for name in markers) and any(path.iterdir()):
+    if (
+        path.is_dir()
+        and not overwrite
+        and not all((path / name).exists() for name in markers)
+        and any(path.iterdir())
+    ):
         raise InputError(f"Output folder is not empty: {path}. Pass --overwrite to write into it.")
     return path
 
@@ -140,7 +168,9 @@ def check_count(name: str, value: Any, lowest: int, highest: float = math.inf) -
     _check_real(name, value, lowest, highest, isinstance(value, numbers.Integral), "an integer")
 
 
-def _check_real(name: str, value: Any, lowest: float, highest: float, is_kind: bool, noun: str) -> None:
+def _check_real(
+    name: str, value: Any, lowest: float, highest: float, is_kind: bool, noun: str
+) -> None:
     if not (is_kind and lowest <= float(value) <= highest and float(value) < math.inf):
         bounds = f"of at least {lowest}" if highest == math.inf else f"from {lowest} to {highest}"
         raise InputError(f"{name} must be {noun} {bounds}, got {value!r}.")

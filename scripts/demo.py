@@ -3,8 +3,8 @@
     scripts/demo            # installs what is missing, and runs this file
     scripts/demo --train    # also trains a network, on few patients
 
-`demo/README.md` says where patients and networks come from. `demo_output` gets evaluations, calibrated weights, maps of
-the test patients and the picture. Run again, all is made anew.
+`demo/README.md` says where patients and networks come from. `demo_output` gets evaluations,
+calibrated weights, maps of the test patients and the picture. Run again, all is made anew.
 """
 
 from __future__ import annotations
@@ -62,7 +62,9 @@ Next, after `. .venv/bin/activate`:
   all measures on one page         python scripts/report.py {out}/evaluations/* --out {out}/report
   predictions of your own network  docs/own_predictions.md
   images and labels of your own    docs/own_data.md"""
-TRAINED_HERE = " The network trained here saw {fitted} patients for {epochs} epochs, far less than the others."
+TRAINED_HERE = (
+    " The network trained here saw {fitted} patients for {epochs} epochs, far less than the others."
+)
 
 
 def demo(out: Path = Path("demo_output"), *, train: bool = False) -> None:
@@ -70,7 +72,8 @@ def demo(out: Path = Path("demo_output"), *, train: bool = False) -> None:
 
     Args:
         out: Folder for all that is made.
-        train: Also train a network with CE + Dice, on the few patients that temperatures are fitted on.
+        train: Also train a network with CE + Dice, on the few patients that temperatures are fitted
+            on.
     """
     make_folder(out)
     terminal, numbers, steps = sys.stdout, itertools.count(1), 3 + 2 * len(NETWORKS) + train
@@ -78,7 +81,8 @@ def demo(out: Path = Path("demo_output"), *, train: bool = False) -> None:
     def show(title: str) -> None:
         print(f"{next(numbers)}/{steps} {title}", file=terminal, flush=True)
 
-    with (out / "log.txt").open("w", buffering=1) as log, contextlib.redirect_stdout(log):  # MONAI prints what it does
+    # MONAI prints what it does
+    with (out / "log.txt").open("w", buffering=1) as log, contextlib.redirect_stdout(log):
         logging.basicConfig(stream=log, level=logging.INFO)
         for module in ("scripts", "workflows"):  # which print to the terminal since their import
             logging.getLogger(f"monai.bundle.{module}").setLevel(logging.ERROR)
@@ -87,7 +91,9 @@ def demo(out: Path = Path("demo_output"), *, train: bool = False) -> None:
         show("Draw the picture")
         draw(results, out)
     print(f"\n{tabulate(results)}")
-    fitted, tested = (len([*(DATA / split / "imagesTr").iterdir()]) for split in ("validation", "testing"))
+    fitted, tested = (
+        len([*(DATA / split / "imagesTr").iterdir()]) for split in ("validation", "testing")
+    )
     trained = TRAINED_HERE.format(fitted=fitted, epochs=EPOCHS) if train else ""
     print(EXPLAINED.format(out=out, fitted=fitted, tested=tested, trained=trained))
 
@@ -97,8 +103,18 @@ def measure(out: Path, train: bool, show: Callable[[str], None]) -> Results:
     data = {split: out / "data" / split for split in ("training", "validation", "testing")}
 
     def calibrate(name: str, trained: Path, **options: Any) -> None:
-        places = {"dataset_dir": data["validation"], "ckpt_dir": trained, "output_dir": out / "weights" / name}
-        run("train", "calibrate", calibrated_path=out / "weights" / name / "model.pt", **places, **options)
+        places = {
+            "dataset_dir": data["validation"],
+            "ckpt_dir": trained,
+            "output_dir": out / "weights" / name,
+        }
+        run(
+            "train",
+            "calibrate",
+            calibrated_path=out / "weights" / name / "model.pt",
+            **places,
+            **options,
+        )
 
     def evaluate(name: str) -> Path:
         places = {"dataset_dir": data["testing"], "ckpt_dir": out / "weights" / name}
@@ -108,7 +124,9 @@ def measure(out: Path, train: bool, show: Callable[[str], None]) -> Results:
     show(f"Prepare real patients. What the steps print is in {out / 'log.txt'}")
     for split in (*["training"] * train, "validation", "testing"):
         source = DATA / ("testing" if split == "testing" else "validation")
-        prepare_data("hippocampus", source, data[split], fractions=[float(name == split) for name in data])
+        prepare_data(
+            "hippocampus", source, data[split], fractions=[float(name == split) for name in data]
+        )
     evaluations = []
     for name, trained in NETWORKS.items():
         show(f"Evaluate {name} as trained")
@@ -120,7 +138,14 @@ def measure(out: Path, train: bool, show: Callable[[str], None]) -> Results:
     if train:
         show(f"Train CE + Dice for {EPOCHS} epochs on {data['training']}, and evaluate it")
         places = {"dataset_dir": data["training"], "ckpt_dir": out / "weights" / TRAINED}
-        run("train", "losses/ce_dice", output_dir=out / "training", max_epochs=EPOCHS, overwrite=True, **places)
+        run(
+            "train",
+            "losses/ce_dice",
+            output_dir=out / "training",
+            max_epochs=EPOCHS,
+            overwrite=True,
+            **places,
+        )
         evaluations.append(evaluate(TRAINED))
     show(f"Segment the test patients with {AFTER}: {out / 'maps'}")
     places = {"dataset_dir": DATA / "testing" / "imagesTr", "ckpt_dir": out / "weights" / AFTER}
@@ -129,10 +154,22 @@ def measure(out: Path, train: bool, show: Callable[[str], None]) -> Results:
 
 
 def run(*configs: str, **options: Any) -> None:
-    """Run the bundle, as `python -m monai.bundle run` does; what it logs goes to the file of the log."""
+    """Run the bundle, as `python -m monai.bundle run` does; what it logs goes to the file of the
+    log.
+    """
     files = [str(BUNDLE / "configs" / f"{name}.yaml") for name in configs]
-    options |= {"config_file": files, "bundle_root": BUNDLE, "logging_file": False, "num_workers": 0}
-    monai.bundle.run(**{name: str(value) if isinstance(value, Path) else value for name, value in options.items()})
+    options |= {
+        "config_file": files,
+        "bundle_root": BUNDLE,
+        "logging_file": False,
+        "num_workers": 0,
+    }
+    monai.bundle.run(
+        **{
+            name: str(value) if isinstance(value, Path) else value
+            for name, value in options.items()
+        }
+    )
 
 
 def tabulate(results: Results) -> str:
@@ -153,18 +190,27 @@ def tabulate(results: Results) -> str:
 
 
 def draw(results: Results, out: Path) -> None:
-    """Draw the case with the median Dice, segmented with a temperature, and reliability without and with it."""
+    """Draw the case with the median Dice, segmented with a temperature, and reliability without and
+    with it.
+    """
     figure = Figure(figsize=(8, 2.4), dpi=200, facecolor="white")
     left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=[1, 1])[0]
-    panels = left.subplots(1, 2, gridspec_kw={"left": 0.01, "right": 0.98, "bottom": 0.02, "top": 0.89, "wspace": 0.05})
+    panels = left.subplots(
+        1, 2, gridspec_kw={"left": 0.01, "right": 0.98, "bottom": 0.02, "top": 0.89, "wspace": 0.05}
+    )
     by_dice = results.groups[Row(AFTER)].sort_values("dsc")["case"]
     draw_case(panels, by_dice.iloc[len(by_dice) // 2], out / "maps")
-    panels = right.subplots(1, 2, gridspec_kw={"left": 0.14, "right": 0.96, "bottom": 0.19, "top": 0.89, "wspace": 0.2})
-    for axes, name, title in zip(panels, (BEFORE, AFTER), ("before", "after a temperature"), strict=True):
+    panels = right.subplots(
+        1, 2, gridspec_kw={"left": 0.14, "right": 0.96, "bottom": 0.19, "top": 0.89, "wspace": 0.2}
+    )
+    for axes, name, title in zip(
+        panels, (BEFORE, AFTER), ("before", "after a temperature"), strict=True
+    ):
         draw_reliability(axes, results.pooled_bins(Row(name), "predicted"), title)
         axes.tick_params(labelleft=axes is panels[0])
     about = (
-        "colours: front and back hippocampus\ndotted: the expert's borders\nred bars: too sure, yellow: not sure enough"
+        "colours: front and back hippocampus\ndotted: the expert's borders\nred bars: too sure,"
+        " yellow: not sure enough"
     )
     left.text(0.01, 0.24, about, fontsize=FONT, va="top")
     panels[0].set_ylabel("right in %", fontsize=FONT, labelpad=2)
@@ -175,7 +221,12 @@ def draw(results: Results, out: Path) -> None:
 def draw_case(panels: NDArray, case: str, maps: Path) -> None:
     """Draw segmentation and uncertainty of the sagittal slice with the most of both structures."""
     data = DATA / "testing"
-    files = [data / "imagesTr" / case, data / "labelsTr" / case, maps / f"{case}_seg", maps / f"{case}_uncertainty"]
+    files = [
+        data / "imagesTr" / case,
+        data / "labelsTr" / case,
+        maps / f"{case}_seg",
+        maps / f"{case}_uncertainty",
+    ]
     volumes = [nib.as_closest_canonical(nib.load(f"{file}.nii.gz")).get_fdata() for file in files]
     x = np.argmax((volumes[1] > 0).sum((1, 2)))
     image, label, prediction, uncertainty = (volume[x].T for volume in volumes)
@@ -184,19 +235,27 @@ def draw_case(panels: NDArray, case: str, maps: Path) -> None:
         axes.set_axis_off()
         axes.set_anchor("N")
     panels[0].imshow(image, cmap="gray", origin="lower", interpolation="bicubic")
-    panels[1].imshow(uncertainty, cmap="inferno", vmin=0, vmax=1, origin="lower", interpolation="bicubic")
+    panels[1].imshow(
+        uncertainty, cmap="inferno", vmin=0, vmax=1, origin="lower", interpolation="bicubic"
+    )
     for k, color in enumerate(COLORS, start=1):
         panels[0].contourf(prediction == k, levels=[0.5, 1], colors=[color], alpha=0.35)
         panels[0].contour(prediction == k, levels=[0.5], colors=[color], linewidths=1.6)
-        panels[0].contour(label == k, levels=[0.5], colors=["white"], linewidths=1, linestyles="dotted")
+        panels[0].contour(
+            label == k, levels=[0.5], colors=["white"], linewidths=1, linestyles="dotted"
+        )
 
 
 def draw_reliability(axes: Axes, bins: CalibrationBins, title: str) -> None:
-    count, confidence, accuracy = (field[0].numpy() for field in (bins.count, bins.confidence, bins.accuracy))
+    count, confidence, accuracy = (
+        field[0].numpy() for field in (bins.count, bins.confidence, bins.accuracy)
+    )
     shown = np.flatnonzero(count > 1e-4 * count.sum())
     width, low = 1 / len(count), np.minimum(accuracy, confidence)
     gap = np.where(accuracy < confidence, OVER, UNDER)
-    bar = partial(axes.bar, shown * width, width=width, align="edge", edgecolor="white", linewidth=0.6)
+    bar = partial(
+        axes.bar, shown * width, width=width, align="edge", edgecolor="white", linewidth=0.6
+    )
     bar(low[shown], color=ACCURACY)
     bar(abs(accuracy - confidence)[shown], bottom=low[shown], color=gap[shown])
     axes.plot([0, 1], [0, 1], color="black", linewidth=1, linestyle="--")

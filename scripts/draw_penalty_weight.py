@@ -1,4 +1,6 @@
-"""Draw docs/penalty_weight.png: the ceiling of NACL's confidence, and what the weight did on each test set."""
+"""Draw docs/penalty_weight.png: the ceiling of NACL's confidence, and what the weight did on each
+test set.
+"""
 
 from __future__ import annotations
 
@@ -34,15 +36,30 @@ def draw_penalty_weight(out: Path = ROOT / "docs" / "penalty_weight.png") -> Non
     left, *others = figure.subplots(1, 4)
     weights = np.linspace(0, 1, 201)
     for num_classes in (2, 4, 8):
-        left.plot(weights, [ceiling(weight, num_classes) for weight in weights], label=f"N = {num_classes}")
+        left.plot(
+            weights,
+            [ceiling(weight, num_classes) for weight in weights],
+            label=f"N = {num_classes}",
+        )
     left.axvline(0.1, color="black", linewidth=1, linestyle="--")
-    left.set(xlabel="penalty_weight", ylabel="Highest confidence", ylim=(0.7, 1), title="Ceiling, N classes")
+    left.set(
+        xlabel="penalty_weight",
+        ylabel="Highest confidence",
+        ylim=(0.7, 1),
+        title="Ceiling, N classes",
+    )
     left.legend(frameon=False)
     found = read_compact(RESULTS)
     for axes, (place, test_set) in zip(others, PLACES.items(), strict=True):
-        bins = [found.pooled_bins(Row(name, test_set=test_set), "predicted") for name in NETWORKS.values()]
+        bins = [
+            found.pooled_bins(Row(name, test_set=test_set), "predicted")
+            for name in NETWORKS.values()
+        ]
         for sums, label in (("confidence_sum", "confidence"), ("num_correct", "accuracy")):
-            means = [(getattr(of_weight, sums).sum() / of_weight.count.sum()).item() for of_weight in bins]
+            means = [
+                (getattr(of_weight, sums).sum() / of_weight.count.sum()).item()
+                for of_weight in bins
+            ]
             axes.plot(list(NETWORKS), means, marker="o", label=label)
         axes.set(xscale="log", ylim=(0.65, 1), xlabel="penalty_weight", title=place)
         axes.set_xticks(list(NETWORKS), [f"{weight:g}" for weight in NETWORKS])

@@ -1,4 +1,6 @@
-"""Draw docs/regions.png: what true probabilities score on the foreground, and temperatures in three regions."""
+"""Draw docs/regions.png: what true probabilities score on the foreground, and temperatures in three
+regions.
+"""
 
 from __future__ import annotations
 
@@ -33,13 +35,34 @@ def draw_regions(out: Path = ROOT / "docs" / "regions.png") -> None:
     assert if_true is not None  # the foreground has a closed form
     width = 1 / bins.count.shape[1]
     center = (np.arange(bins.count.shape[1]) + 0.5) * width
-    shown = bins.count[0] > 0.001 * bins.count.sum()  # the accuracy of the others is that of a few voxels
-    left.bar(center[shown], bins.confidence[0, shown], width, color="lightcoral", edgecolor="white", label="confidence")
-    left.bar(center[shown], bins.accuracy[0, shown], width, color="tab:blue", edgecolor="white", label="accuracy")
+    # The accuracy of the others is that of a few voxels
+    shown = bins.count[0] > 0.001 * bins.count.sum()
+    left.bar(
+        center[shown],
+        bins.confidence[0, shown],
+        width,
+        color="lightcoral",
+        edgecolor="white",
+        label="confidence",
+    )
+    left.bar(
+        center[shown],
+        bins.accuracy[0, shown],
+        width,
+        color="tab:blue",
+        edgecolor="white",
+        label="accuracy",
+    )
     mark = {"marker": "_", "s": 260, "color": "black", "label": "if the probabilities were true"}
     left.scatter(center[shown], if_true.accuracy[0, shown], **mark)
     left.plot([0, 1], [0, 1], color="black", linewidth=1, linestyle="--")
-    left.set(xlim=(0.2, 1), ylim=(0, 1), xlabel="Confidence", ylabel="Accuracy", title="True probabilities, foreground")
+    left.set(
+        xlim=(0.2, 1),
+        ylim=(0, 1),
+        xlabel="Confidence",
+        ylabel="Accuracy",
+        title="True probabilities, foreground",
+    )
     left.legend(loc="upper left", frameon=False, fontsize="small")
 
     temperatures = np.geomspace(0.4, 2.5, 17)  # 1 in the middle
@@ -55,7 +78,12 @@ def draw_regions(out: Path = ROOT / "docs" / "regions.png") -> None:
         label="foreground, if true",
     )
     right.axvline(1, color="black", linewidth=1, linestyle="--")
-    right.set(xscale="log", ylim=(0, 0.45), xlabel="Temperature: overconfident < 1 < underconfident", ylabel="ECE")
+    right.set(
+        xscale="log",
+        ylim=(0, 0.45),
+        xlabel="Temperature: overconfident < 1 < underconfident",
+        ylabel="ECE",
+    )
     right.set_xticks([0.4, 0.6, 1, 1.6, 2.5], labels=["0.4", "0.6", "1", "1.6", "2.5"])
     right.minorticks_off()
     right.set_title("The same logits, divided by a temperature")

@@ -1,4 +1,6 @@
-"""Draw docs/results.png: the NLL over all voxels and where a structure is predicted, of each loss on each test set."""
+"""Draw docs/results.png: the NLL over all voxels and where a structure is predicted, of each loss
+on each test set.
+"""
 
 from __future__ import annotations
 

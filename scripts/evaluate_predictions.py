@@ -1,10 +1,13 @@
-"""Evaluate saved predictions of any model against label maps: is it calibrated, where not, which threshold to take.
+"""Evaluate saved predictions of any model against label maps: is it calibrated, where not, which
+threshold to take.
 
-    python scripts/evaluate_predictions.py PREDICTIONS LABELS --out evaluation --structures RV=1,MYO=2,LV=3
+    python scripts/evaluate_predictions.py PREDICTIONS LABELS --out evaluation --structures
+    RV=1,MYO=2,LV=3
 
-reads the probabilities that a network saved, such as nnU-Net with `--save_probabilities`, and writes one page,
-`evaluation/report/index.html`, and the files that a bundle's evaluation writes. `scripts/report.py A B C` compares such
-folders. Without LABELS, `evaluation/quality.html` shows which predictions to check, from their probabilities alone.
+reads the probabilities that a network saved, such as nnU-Net with `--save_probabilities`, and
+writes one page, `evaluation/report/index.html`, and the files that a bundle's evaluation writes.
+`scripts/report.py A B C` compares such folders. Without LABELS, `evaluation/quality.html` shows
+which predictions to check, from their probabilities alone.
 """
 
 from __future__ import annotations

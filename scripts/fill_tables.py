@@ -2,14 +2,16 @@
 
     python scripts/fill_tables.py [--check]
 
-A table stands between two comments. The first names test sets, measures, methods and what is beside a mean: its
-`interval`, the number that the paper has (`published`), or nothing. `minus METHOD` makes it a table of differences,
-with p-values after Holm's correction. Columns may be sources, too, such as `confidence`:
+A table stands between two comments. The first names test sets, measures, methods and what is beside
+a mean: its `interval`, the number that the paper has (`published`), or nothing. `minus METHOD`
+makes it a table of differences, with p-values after Holm's correction. Columns may be sources, too,
+such as `confidence`:
 
     <!-- table: acdc, lge | dsc, nll_all | nacl, nacl+T | interval -->
     <!-- end of table -->
 
-A comment after a text lists the sources of its percentages and of its numbers with two or more decimals, see `numbers`:
+A comment after a text lists the sources of its percentages and of its numbers with two or more
+decimals, see `numbers`:
 
     On LGE, NACL minus cross-entropy is -0.254 [-0.418, -0.090].
     <!-- from: nacl - cross_entropy lge nll_predicted -->
@@ -33,21 +35,43 @@ from calib_components.metrics.measures import find_column
 from calib_components.tools import cli
 from calib_components.tools.report.data import COMPACT, PUBLISHED
 from calib_components.tools.report.quality import order
-from calib_components.tools.report.statistics import Estimate, holm, mean_with_interval, paired_difference
+from calib_components.tools.report.statistics import (
+    Estimate,
+    holm,
+    mean_with_interval,
+    paired_difference,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ("README.md", "docs/*.md", "bundles/*/docs/README.md")
-FOLDERS = {f"acdc/{name}": "acdc" for name in ("three_seeds", "further", "ensembles", "variants")} | {"chaos": "chaos"}
+FOLDERS = {
+    f"acdc/{name}": "acdc" for name in ("three_seeds", "further", "ensembles", "variants")
+} | {"chaos": "chaos"}
 # Of networks trained on other data; `seen`, the training cases of `few_patients`, is `few_seen`.
-OTHERS = {"hippocampus": "hippocampus", "tuned": "hippocampus", "few_patients": "few", "acdc/travel": "travel"}
+OTHERS = {
+    "hippocampus": "hippocampus",
+    "tuned": "hippocampus",
+    "few_patients": "few",
+    "acdc/travel": "travel",
+}
 TITLES = {
     "acdc": "ACDC", "bssfp": "bSSFP", "lge": "LGE", "chaos": "CHAOS", "hippocampus": "hippocampus",
     "few": "test", "few_seen": "training", "travel": "ACDC and Siemens", "travel_vendor_b": "Philips",
     "travel_bssfp": "bSSFP", "travel_lge": "LGE",
 }  # fmt: skip
 # p-values are corrected over these losses, and L1-ACE if it is compared with CE + Dice.
-LOSSES = ("focal", "entropy_penalty", "label_smoothing", "svls", "mbls", "nacl", "nacl_softmax", "cross_entropy")
-# In 3D, over these against each reference, without and with T, and the main measures together, as the protocol says.
+LOSSES = (
+    "focal",
+    "entropy_penalty",
+    "label_smoothing",
+    "svls",
+    "mbls",
+    "nacl",
+    "nacl_softmax",
+    "cross_entropy",
+)
+# In 3D, over these against each reference, without and with T, and the main measures together, as
+# the protocol says.
 LOSSES_3D = ("cross_entropy", "nacl", "nacl_0.03", "mbls", "svls", "l1_ace")
 FAMILIES: dict[str, dict[str, tuple[str, ...]]] = {
     "hippocampus": {"ce_dice": LOSSES_3D},
@@ -82,7 +106,9 @@ def fill(check: bool = False) -> None:
     for page in [page for pattern in PAGES for page in sorted(ROOT.glob(pattern))]:
         text = page.read_text()
         try:
-            filled = TABLE.sub(lambda found: found[1] + _table(*found[2].split(" | ")) + found[3], text)
+            filled = TABLE.sub(
+                lambda found: found[1] + _table(*found[2].split(" | ")) + found[3], text
+            )
             texts = TEXT.split(filled)
             texts[:-1:3] = map(_text, texts[:-1:3], texts[2::3])
             filled = "".join(part for index, part in enumerate(texts) if index % 3 < 2)
@@ -92,20 +118,28 @@ def fill(check: bool = False) -> None:
             differing = True
             if not check:
                 page.write_text(filled)
-            print(f"{page.relative_to(ROOT)}: {'differs: run scripts/fill_tables.py' if check else 'written'}")
+            print(
+                f"{page.relative_to(ROOT)}:"
+                f" {'differs: run scripts/fill_tables.py' if check else 'written'}"
+            )
     if check and differing:
         sys.exit(1)
 
 
 @functools.cache
 def results(kind: str) -> pd.DataFrame:
-    """Return the cases, bins or temperatures of all folders, by test set and method, such as `nacl+T`."""
+    """Return the cases, bins or temperatures of all folders, by test set and method, such as
+    `nacl+T`.
+    """
     tables = []
     for folder, home in (FOLDERS | OTHERS).items():
         for file in (ROOT / "results" / folder).glob(f"{kind}.csv*"):
             table = pd.read_csv(file, dtype={"test_set": object}).copy()
             if kind == "cases":
-                means = {name: table.filter(regex=f"^{name}_").mean(axis=1) for name in ("dsc", "hd95", "expected_dsc")}
+                means = {
+                    name: table.filter(regex=f"^{name}_").mean(axis=1)
+                    for name in ("dsc", "hd95", "expected_dsc")
+                }
                 table = table.assign(**means, dsc_bias=means["expected_dsc"] - means["dsc"]).copy()
                 if (beside := file.with_name("networks.csv")).is_file():
                     table = table.merge(pd.read_csv(beside).drop(columns="dsc"), how="left")
@@ -119,8 +153,13 @@ def results(kind: str) -> pd.DataFrame:
     if kind == "cases":
         table["pairwise_dsc"] = table.get("pairwise_dsc", np.nan)  # not measured of all
         networks = table.groupby(["test_set", "method", "seed"], group_keys=False)
-        for name, estimate in (("gap_closed", "expected_dsc"), ("agreement_closed", "pairwise_dsc")):
-            table = table.assign(**{name: networks[[estimate, "dsc", "patient"]].apply(_gap_closed)})
+        for name, estimate in (
+            ("gap_closed", "expected_dsc"),
+            ("agreement_closed", "pairwise_dsc"),
+        ):
+            table = table.assign(
+                **{name: networks[[estimate, "dsc", "patient"]].apply(_gap_closed)}
+            )
     return table.set_index(keys[:2]).sort_index()
 
 
@@ -134,9 +173,11 @@ def label_of(method: str) -> str:
 
 
 def _gap_closed(cases: pd.DataFrame) -> pd.Series[float]:
-    """Return pseudo-values of the jackknife over patients, whose mean is the gap that an estimate closes.
+    """Return pseudo-values of the jackknife over patients, whose mean is the gap that an estimate
+    closes.
 
-    With them, this statistic of all scans has intervals and tests as the mean of a measure (Busing et al., 1999).
+    With them, this statistic of all scans has intervals and tests as the mean of a measure (Busing
+    et al., 1999).
 
     Args:
         cases: Estimate, DSC and patient of the scans of a network.
@@ -161,7 +202,9 @@ def mean(method: str, test_set: str, measure: str) -> Estimate:
 @functools.cache
 def difference(method: str, reference: str, test_set: str, measure: str) -> Estimate:
     """Return the difference of two methods; its p-value is not corrected."""
-    (values, patients), (others, _) = (_of_cases(name, test_set, measure) for name in (method, reference))
+    (values, patients), (others, _) = (
+        _of_cases(name, test_set, measure) for name in (method, reference)
+    )
     same = method.split("+")[0] == reference.split("+")[0]
     return paired_difference(values, others, patients, same_seeds=same)
 
@@ -174,7 +217,9 @@ def _of_cases(method: str, test_set: str, measure: str) -> tuple[np.ndarray, lis
 
 
 def predicted(method: str, test_set: str) -> pd.DataFrame:
-    """Return number, sum of confidences and number correct where a structure is predicted, by seed and patient."""
+    """Return number, sum of confidences and number correct where a structure is predicted, by seed
+    and patient.
+    """
     bins = results("bins").loc[(test_set, method)]
     bins = bins[bins["region"] == "predicted"]
     patients = results("cases").loc[(test_set, method)].groupby("case")["patient"].first()
@@ -183,24 +228,34 @@ def predicted(method: str, test_set: str) -> pd.DataFrame:
 
 
 def calibration(method: str, test_set: str) -> Estimate:
-    """Return confidence minus accuracy where a structure is predicted, the mean over patients, with its interval."""
+    """Return confidence minus accuracy where a structure is predicted, the mean over patients, with
+    its interval.
+    """
     by_patient = predicted(method, test_set)
     gaps = ((by_patient["confidence"] - by_patient["correct"]) / by_patient["count"]).unstack()
     return mean_with_interval(gaps, [*gaps])
 
 
 def corrected(method: str, reference: str, test_set: str, measure: str) -> float:
-    """Return the p-value of a difference after Holm's correction: over `FAMILIES`, or a measure of all losses.
+    """Return the p-value of a difference after Holm's correction: over `FAMILIES`, or a measure of
+    all losses.
 
     Against cross-entropy, these are those without a Dice term.
     """
     base, plus, temperature = reference.split("+")[0], *method.partition("+")[1:]
     if test_set in FAMILIES:
         pairs = [(loss, to) for to, losses in FAMILIES[test_set].items() for loss in losses]
-        compared = [(loss + end, to + end, each) for loss, to in pairs for end in ("", "+T") for each in MAIN]
+        compared = [
+            (loss + end, to + end, each)
+            for loss, to in pairs
+            for end in ("", "+T")
+            for each in MAIN
+        ]
     else:
         family = (*LOSSES, "l1_ace") if base == "ce_dice" else LOSSES
-        compared = [(loss + plus + temperature, reference, measure) for loss in family if loss != base]
+        compared = [
+            (loss + plus + temperature, reference, measure) for loss in family if loss != base
+        ]
     p_values = [difference(*pair, test_set, each).p_value for *pair, each in compared]
     return dict(zip(compared, holm(p_values), strict=True))[method, reference, measure]
 
@@ -208,12 +263,13 @@ def corrected(method: str, reference: str, test_set: str, measure: str) -> float
 def numbers(source: str) -> list[str]:
     """Return the numbers of a text from a source.
 
-    `nacl+T lge dsc`: the mean. `nacl - ce_dice lge dsc`: the difference and its interval; after `size`, the difference
-    without its sign; after `p`, its p-value; after `holm`, that corrected. `T nacl acdc`: the lowest and the highest
-    temperature of the seeds. `confidence nacl lge`: mean confidence and accuracy of all voxels where a structure is
-    predicted, in percent. `gap nacl lge`: their difference, the mean over patients, and its interval. `rank nacl lge`:
-    the sum of the ranks by the paper's measures. `ace nacl lge`: a mean of cases; `interval nacl lge ace`: with its
-    interval. `= 0.05`: no result.
+    `nacl+T lge dsc`: the mean. `nacl - ce_dice lge dsc`: the difference and its interval; after
+    `size`, the difference without its sign; after `p`, its p-value; after `holm`, that corrected.
+    `T nacl acdc`: the lowest and the highest temperature of the seeds. `confidence nacl lge`: mean
+    confidence and accuracy of all voxels where a structure is predicted, in percent. `gap nacl
+    lge`: their difference, the mean over patients, and its interval. `rank nacl lge`: the sum of
+    the ranks by the paper's measures. `ace nacl lge`: a mean of cases; `interval nacl lge ace`:
+    with its interval. `= 0.05`: no result.
     """
     match source.split():
         case ["=", *constants]:
@@ -225,19 +281,29 @@ def numbers(source: str) -> list[str]:
             return [f"{end:+.3f}" for end in calibration(method, test_set)[:3]]
         case ["rank" | "paper_rank" as kind, method, test_set]:
             ours = {of: [mean(name, test_set, of).mean for name in TABLE1] for of in PAPER}
-            found = pd.DataFrame(ours, TABLE1) if kind == "rank" else PUBLISHED.loc[test_set].loc[TABLE1]
+            found = (
+                pd.DataFrame(ours, TABLE1)
+                if kind == "rank"
+                else PUBLISHED.loc[test_set].loc[TABLE1]
+            )
             return [f"{(found[PAPER] * [-1, 1, 1, 1]).rank().sum(axis=1)[method]:g}"]
         case ["confidence", method, test_set]:
             count, *sums = predicted(method, test_set).sum()
             return [f"{100 * part / count:.0f}" for part in sums]
-        case ["expected_dsc" | "dsc_bias" | "gap_closed" | "agreement_closed" | "ace" as column, method, test_set]:
+        case [
+            "expected_dsc" | "dsc_bias" | "gap_closed" | "agreement_closed" | "ace" as column,
+            method,
+            test_set,
+        ]:
             return [f"{mean(method, test_set, column).mean:{'+' * (column == 'dsc_bias')}.3f}"]
         case ["interval", *place]:
             return [f"{end:.3f}" for end in mean(*place)[:3]]
         case ["size", method, "-", *rest]:
             return [f"{abs(difference(method, *rest).mean):.3f}"]
         case ["p" | "holm" as kind, method, "-", *rest]:
-            return [f"{difference(method, *rest).p_value if kind == 'p' else corrected(method, *rest):.3f}"]
+            return [
+                f"{difference(method, *rest).p_value if kind == 'p' else corrected(method, *rest):.3f}"
+            ]
         case [method, "-", *rest]:
             return [f"{end:+.3f}" for end in difference(method, *rest)[:3]]
         case [method, test_set, measure]:
@@ -250,7 +316,9 @@ def _text(text: str, sources: str) -> str:
     start = max(0, *(text.rfind(mark) for mark in ("\n\n", "\n- ", "-->")))
     values = [value for source in sources.split("; ") for value in numbers(source)]
     if len(NUMBER.findall(text[start:])) != len(values):
-        raise InputError(f"The sources have {len(values)} numbers, the text has others: {text[start:].strip()}")
+        raise InputError(
+            f"The sources have {len(values)} numbers, the text has others: {text[start:].strip()}"
+        )
     remaining = iter(values)
     return text[:start] + NUMBER.sub(lambda _: next(remaining), text[start:])
 
@@ -260,7 +328,15 @@ def _table(sets: str, measures: str, methods: str, beside: str = "") -> str:
     names, kind, reference = sets.split(", "), *beside.partition(" ")[::2]
     columns = [(name, measure) for name in names for measure in measures.split(", ")]
     several = len(names) > 1
-    lines = [["", *(f"{TITLES[name] * several} {_heading(measure, kind)}".strip() for name, measure in columns)]]
+    lines = [
+        [
+            "",
+            *(
+                f"{TITLES[name] * several} {_heading(measure, kind)}".strip()
+                for name, measure in columns
+            ),
+        ]
+    ]
     lines.append(["---"] * len(lines[0]))
     for method in methods.split(", "):
         cells = [_cell((method, *column), kind, reference) for column in columns]
@@ -276,13 +352,20 @@ def _heading(measure: str, kind: str) -> str:
     if column is None:
         raise KeyError(measure)
     arrow = {"higher": " ↑", "lower": " ↓"}[column.measure.better]
-    return f"{column.measure.title} {column.place}".strip() + " (paper)" * (kind == "published") + arrow
+    return (
+        f"{column.measure.title} {column.place}".strip()
+        + " (paper)" * (kind == "published")
+        + arrow
+    )
 
 
 def _cell(place: tuple[str, str, str], kind: str, reference: str) -> str:
     """Return the cell of a method, test set and measure."""
     if kind == "minus":
-        found, p_value = difference(place[0], reference, *place[1:]), corrected(place[0], reference, *place[1:])
+        found, p_value = (
+            difference(place[0], reference, *place[1:]),
+            corrected(place[0], reference, *place[1:]),
+        )
         p_text = "p < 0.001" if p_value < 0.001 else f"p = {p_value:.3f}"
         text = f"{found.mean:+.3f} [{found.low:+.3f}, {found.high:+.3f}] {p_text}"
         return f"**{text}**" if p_value < 0.05 else text

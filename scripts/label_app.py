@@ -1,7 +1,8 @@
-"""MONAI Label's app for bundles, extended by quality: in answers, and to pick the image with the lowest or the most
-uncertain one.
+"""MONAI Label's app for bundles, extended by quality: in answers, and to pick the image with the
+lowest or the most uncertain one.
 
-`scripts/monai_label` renames the app's own `main.py` to `monaibundle.py` and puts this file in its place.
+`scripts/monai_label` renames the app's own `main.py` to `monaibundle.py` and puts this file in its
+place.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from monailabel.interfaces.tasks.strategy import Strategy
 
 
 class UncertaintyScoring(ScoringMethod):
-    """Scores each image without a label by the mean of its uncertainty map, and by its expected DSC."""
+    """Scores each image without a label by the mean of its uncertainty map, and by its expected
+    DSC.
+    """
 
     def __init__(self, model: InferTask) -> None:
         super().__init__("Mean uncertainty and expected DSC of images without a label")
@@ -29,20 +32,29 @@ class UncertaintyScoring(ScoringMethod):
     def __call__(self, request: dict[str, Any], datastore: Datastore) -> dict[str, int]:
         images, failed = datastore.get_unlabeled_images(), 0
         for image in images:
-            request_map = {"image": datastore.get_image_uri(image), "show_uncertainty": True, "skip_writer": "true"}
+            request_map = {
+                "image": datastore.get_image_uri(image),
+                "show_uncertainty": True,
+                "skip_writer": "true",
+            }
             try:
                 _, data = self.model({**request, **request_map})
             except Exception:  # one unsuitable file must not keep the others from being scored
                 logging.getLogger(__name__).exception("%s: not scored", image)
                 failed += 1
             else:
-                scores = {"uncertainty": float(data["pred"].mean()), "expected_dsc": data["quality"]["estimate"] or 0.0}
+                scores = {
+                    "uncertainty": float(data["pred"].mean()),
+                    "expected_dsc": data["quality"]["estimate"] or 0.0,
+                }
                 datastore.update_image_info(image, scores)
         return {"executed": len(images) - failed, "failed": failed}
 
 
 class Pick(Strategy):
-    """Picks the image without a label that has the highest score, times a sign; images without a score come last."""
+    """Picks the image without a label that has the highest score, times a sign; images without a
+    score come last.
+    """
 
     def __init__(self, text: str, score: str, sign: int) -> None:
         super().__init__(text)
@@ -57,8 +69,12 @@ class Pick(Strategy):
         return {"id": image, self.score: infos[image].get(self.score)}
 
 
-def _with_weights(task: InferTask, post_transforms: Callable[..., Any], data: dict[str, Any]) -> Any:
-    """Give the transforms the network that the server runs, whose weights hold the validation scans."""
+def _with_weights(
+    task: InferTask, post_transforms: Callable[..., Any], data: dict[str, Any]
+) -> Any:
+    """Give the transforms the network that the server runs, whose weights hold the validation
+    scans.
+    """
     transforms = post_transforms(data)
     for transform in transforms:
         if hasattr(transform, "network"):
@@ -66,8 +82,10 @@ def _with_weights(task: InferTask, post_transforms: Callable[..., Any], data: di
     return transforms
 
 
-class BundleApp(monaibundle.MyApp, MONAILabelApp):  # the server looks for a direct subclass of MONAILabelApp
-    """MONAI Label's app for bundles: answers have the `quality` of the scan, and images can be picked by it.
+# The server looks for a direct subclass of MONAILabelApp
+class BundleApp(monaibundle.MyApp, MONAILabelApp):
+    """MONAI Label's app for bundles: answers have the `quality` of the scan, and images can be
+    picked by it.
 
     There are a scoring method called `uncertainty`, and the strategies `uncertainty` and `quality`.
     """
@@ -75,8 +93,11 @@ class BundleApp(monaibundle.MyApp, MONAILabelApp):  # the server looks for a dir
     def init_infers(self) -> dict[str, InferTask]:
         infers = super().init_infers()
         for name in self.models:
-            infers[name].output_json_key = "quality"  # of the item; what is there becomes a part of the answer
-            infers[name].post_transforms = functools.partial(_with_weights, infers[name], infers[name].post_transforms)
+            # Of the item; what is there becomes a part of the answer
+            infers[name].output_json_key = "quality"
+            infers[name].post_transforms = functools.partial(
+                _with_weights, infers[name], infers[name].post_transforms
+            )
         return infers
 
     def init_strategies(self) -> dict[str, Strategy]:

@@ -1,10 +1,13 @@
-"""Segment many images, or evaluate many cases, in shares: on this machine, or as an array of Slurm jobs.
+"""Segment many images, or evaluate many cases, in shares: on this machine, or as an array of Slurm
+jobs.
 
     python scripts/run_cases.py infer BUNDLE --dataset_dir SCANS --output_dir OUT \
       --executor slurm --slurm "{partition: gpu, gpus_per_node: 1, time: 60}" --jobs 50
-    python scripts/run_cases.py evaluate BUNDLE --dataset_dir PREPARED --output_dir EVALUATION --workers 2
+    python scripts/run_cases.py evaluate BUNDLE --dataset_dir PREPARED --output_dir EVALUATION
+    --workers 2
 
-A share is a run of the bundle with `--shard i/n --skip_existing true`. The same command continues an interrupted one.
+A share is a run of the bundle with `--shard i/n --skip_existing true`. The same command continues
+an interrupted one.
 """
 
 from __future__ import annotations
@@ -40,23 +43,26 @@ def run_cases(
     slurm: dict[str, Any] | None = None,
     **overrides: Any,
 ) -> None:
-    """Segment images, or evaluate the network on prepared cases, in shares: side by side, or as an array of Slurm jobs.
+    """Segment images, or evaluate the network on prepared cases, in shares: side by side, or as an
+    array of Slurm jobs.
 
-    Any id of the bundle's inference.yaml, or of its train.yaml and evaluate.yaml, is an option as well, such as
-    --ckpt_dir, --save or --split. The same command continues: images that have their maps, and cases that are measured,
-    are skipped. An image that cannot be segmented ends its share. Of an evaluation, the share that ends last writes the
-    files.
+    Any id of the bundle's inference.yaml, or of its train.yaml and evaluate.yaml, is an option as
+    well, such as --ckpt_dir, --save or --split. The same command continues: images that have their
+    maps, and cases that are measured, are skipped. An image that cannot be segmented ends its
+    share. Of an evaluation, the share that ends last writes the files.
 
     Args:
         command: infer, or evaluate.
         bundle: Folder of the bundle.
-        dataset_dir: infer: one NIfTI file, or a folder of them. evaluate: prepared data, the bundle's or your own.
+        dataset_dir: infer: one NIfTI file, or a folder of them. evaluate: prepared data, the
+            bundle's or your own.
         output_dir: Folder for the maps, or for the files of the evaluation.
         executor: local, or slurm.
         workers: Number of processes on this machine, which share its cores.
         jobs: Number of Slurm jobs.
-        slurm: Parameters of submitit for these jobs, such as "{time: 60, partition: gpu, gpus_per_node: 1}"; time is
-            in minutes, by default 5. "array_parallelism: 4" runs no more than 4 at a time.
+        slurm: Parameters of submitit for these jobs, such as "{time: 60, partition: gpu,
+            gpus_per_node: 1}"; time is in minutes, by default 5. "array_parallelism: 4" runs no
+            more than 4 at a time.
     """
     check_choice("command", command, CONFIGS)
     if given := [name for name in overrides if name in ("bundle_root", "shard", "skip_existing")]:
@@ -64,7 +70,8 @@ def run_cases(
     files = [bundle / "configs" / f"{name}.yaml" for name in CONFIGS[command]]
     places = {"bundle_root": bundle, "dataset_dir": dataset_dir, "output_dir": output_dir}
     options: dict[str, Any] = {name: str(place) for name, place in places.items()}
-    options |= {**json.loads(json.dumps(overrides)), "skip_existing": True}  # lists instead of tuples, as in YAML
+    # Lists instead of tuples, as in YAML
+    options |= {**json.loads(json.dumps(overrides)), "skip_existing": True}
     config = ConfigParser()
     with reading(files[-1], "a configuration of the bundle"):
         config.read_config([str(file) for file in files])
@@ -73,7 +80,10 @@ def run_cases(
     if command == "infer":
         images = config.get_parsed_content("images")
         images.check()
-        total, pattern = len(find_images(images.path, images.file_suffixes)), f"*_{MAPS[images.save[0]]}.nii.gz"
+        total, pattern = (
+            len(find_images(images.path, images.file_suffixes)),
+            f"*_{MAPS[images.save[0]]}.nii.gz",
+        )
     else:
         records = config.get_parsed_content("records")
         total, pattern = len(records.cases), f"{records.folder.name}/*.pt"
@@ -87,7 +97,9 @@ def run_cases(
     shares = {}
     for i in range(1, count + 1):
         typed = [sys.executable, *bundle_command(files, {**options, "shard": f"{i}/{count}"})[1:]]
-        shares[f"share {i} of {count}"] = partial(run_command, typed, logs / f"share_{i}_of_{count}.log")
+        shares[f"share {i} of {count}"] = partial(
+            run_command, typed, logs / f"share_{i}_of_{count}.log"
+        )
     failed = run_jobs(shares, pool, total, lambda: sum(1 for _ in output_dir.glob(pattern)))
     end(f"{count - len(failed)} of {count} shares are finished", failed)
 

@@ -2,10 +2,10 @@
 
     python scripts/sync_bundles.py [--check]
 
-The facts of a data set are one file in `calib_components/tools/prepare`, beside the function that lists its cases.
-`train.yaml` and `inference.yaml` are facts + network + slices or volumes + body, concatenated; `volumes.yaml` is an
-overlay in bundles of slices. All but the facts, `docs/commands.md` too, is the same in every bundle; its source is
-`bundles/common`.
+The facts of a data set are one file in `calib_components/tools/prepare`, beside the function that
+lists its cases. `train.yaml` and `inference.yaml` are facts + network + slices or volumes + body,
+concatenated; `volumes.yaml` is an overlay in bundles of slices. All but the facts,
+`docs/commands.md` too, is the same in every bundle; its source is `bundles/common`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ BUNDLES = {
 }
 KINDS = {2: "slices.yaml", 3: "volumes.yaml"}  # by the dimensions of the network
 BODIES = ("train.yaml", "inference.yaml")
-OF_MR = ("acdc", "hippocampus")  # have perturb.yaml, which is not for CT, nor for images without a background
+# Have perturb.yaml, which is not for CT, nor for images without a background
+OF_MR = ("acdc", "hippocampus")
 COMMANDS = "commands.md"  # of every bundle's docs
 
 
@@ -39,11 +40,25 @@ def sources(dataset: str) -> dict[Path, list[Path]]:
     """Return the generated files of a bundle, each with the files that it joins."""
     configs, facts = ROOT / BUNDLES[dataset] / "configs", FACTS / f"{dataset}.yaml"
     kind = KINDS[yaml.safe_load(facts.read_text())["facts"].get("spatial_dims", 2)]
-    parts = [*BODIES, "network.yaml", KINDS[2], kind, COMMANDS, *["perturb.yaml"] * (dataset not in OF_MR)]
-    overlays = [path for path in COMMON.rglob("*") if path.suffix in (".yaml", ".conf") and path.name not in parts]
+    parts = [
+        *BODIES,
+        "network.yaml",
+        KINDS[2],
+        kind,
+        COMMANDS,
+        *["perturb.yaml"] * (dataset not in OF_MR),
+    ]
+    overlays = [
+        path
+        for path in COMMON.rglob("*")
+        if path.suffix in (".yaml", ".conf") and path.name not in parts
+    ]
     return {
         configs.parent / "docs" / COMMANDS: [COMMON / COMMANDS],
-        **{configs / body: [facts, COMMON / "network.yaml", COMMON / kind, COMMON / body] for body in BODIES},
+        **{
+            configs / body: [facts, COMMON / "network.yaml", COMMON / kind, COMMON / body]
+            for body in BODIES
+        },
         **{configs / path.relative_to(COMMON): [path] for path in overlays},
     }
 
@@ -52,7 +67,8 @@ def sync(check: bool = False) -> None:
     """Write the generated files, and list those that have lost their source.
 
     Args:
-        check: Write nothing, and exit with 1 if a file differs from what would be written or has lost its source.
+        check: Write nothing, and exit with 1 if a file differs from what would be written or has
+            lost its source.
     """
     files = {path: parts for dataset in BUNDLES for path, parts in sources(dataset).items()}
     found = []
@@ -63,13 +79,20 @@ def sync(check: bool = False) -> None:
         text = header + "\n".join(part.read_text() for part in parts)
         if path.is_file() and path.read_text() == text:
             continue
-        found.append(f"{path}: {'differs from its source: run scripts/sync_bundles.py' if check else 'written'}")
+        found.append(
+            f"{path}:"
+            f" {'differs from its source: run scripts/sync_bundles.py' if check else 'written'}"
+        )
         if not check:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text)
     for bundle in BUNDLES.values():
         configs = ROOT / bundle / "configs"
-        present = [path for path in configs.rglob("*") if path.is_file() and path != configs / "metadata.json"]
+        present = [
+            path
+            for path in configs.rglob("*")
+            if path.is_file() and path != configs / "metadata.json"
+        ]
         found += [f"{path}: has no source: delete it" for path in present if path not in files]
     for line in sorted(found):
         print(line)

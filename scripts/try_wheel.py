@@ -1,4 +1,7 @@
-"""What the installed wheel does without the repository. `scripts/release` runs it by the Python that has the wheel."""
+"""What the installed wheel does without the repository.
+
+`scripts/release` runs it by the Python that has the wheel.
+"""
 
 import os
 import re
@@ -19,7 +22,8 @@ folder = Path(calib_components.__file__).parent
 assert folder.is_relative_to(sys.prefix), folder
 assert files("calib_components").joinpath("py.typed").is_file()
 description = cast(Any, metadata("calib-components")).get_payload()
-for code in re.findall(r"^```python\n(.*?)^```", description, re.MULTILINE | re.DOTALL):  # losses and metrics
+# Losses and metrics
+for code in re.findall(r"^```python\n(.*?)^```", description, re.MULTILINE | re.DOTALL):
     exec(code, {})
 logits = torch.randn(1, 3, 64, 64)
 labels = torch.distributions.Categorical(logits=logits.movedim(1, -1)).sample()[:, None]

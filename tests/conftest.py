@@ -14,7 +14,8 @@ from hypothesis import settings
 from calib_components.errors import warn_once
 from tests.helpers import ACDC, run_bundle
 
-settings.register_profile("tests", deadline=None, derandomize=True)  # the same examples, however busy the cores are
+# The same examples, however busy the cores are
+settings.register_profile("tests", deadline=None, derandomize=True)
 settings.load_profile("tests")
 
 
@@ -26,7 +27,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def without_mlflow_in_processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Leave MLflow, which takes a second of every import of MONAI's handlers, out of processes that tests start."""
+    """Leave MLflow, which takes a second of every import of MONAI's handlers, out of processes that
+    tests start.
+    """
     folder = tmp_path_factory.mktemp("without")
     (folder / "mlflow.py").write_text("raise ImportError\n")
     with pytest.MonkeyPatch.context() as patch:
@@ -38,7 +41,8 @@ def without_mlflow_in_processes(tmp_path_factory: pytest.TempPathFactory) -> Ite
 def operators_stay_alive() -> Iterator[None]:
     """Keep operators that PyTorch replaces, as its ONNX exporter does.
 
-    ``torch.jit.script`` looks up builtins by ``id`` and takes an object at the address of a freed one for it.
+    ``torch.jit.script`` looks up builtins by ``id`` and takes an object at the address of a freed
+    one for it.
     """
     register, kept = torch.jit._builtins._register_builtin, []
 
@@ -59,7 +63,9 @@ def warns_again() -> None:
 
 @pytest.fixture(autouse=True)
 def leaves_no_log_handlers() -> Iterator[None]:
-    """Remove what a test, or a library that it imported, added to the root logger: its stream closes with the test."""
+    """Remove what a test, or a library that it imported, added to the root logger: its stream
+    closes with the test.
+    """
     before = logging.root.handlers[:]
     yield
     for handler in logging.root.handlers[:]:
@@ -91,7 +97,14 @@ def prepared(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def trained(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Checkpoints of the ACDC bundle after two epochs on them."""
     out = tmp_path_factory.mktemp("trained")
-    run_bundle(ACDC, "train.yaml", dataset_dir=str(prepared), max_epochs=2, ckpt_dir=str(out), output_dir=str(out))
+    run_bundle(
+        ACDC,
+        "train.yaml",
+        dataset_dir=str(prepared),
+        max_epochs=2,
+        ckpt_dir=str(out),
+        output_dir=str(out),
+    )
     return out
 
 

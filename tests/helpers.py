@@ -1,4 +1,6 @@
-"""What several tests share: places, scripts run as a user runs them, small data sets, and bundles with weights."""
+"""What several tests share: places, scripts run as a user runs them, small data sets, and bundles
+with weights.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +56,9 @@ def make_acdc(root: Path, patients: int = 2, shape: tuple[int, int, int] = (18, 
             image = rng.integers(0, 500, shape).astype(np.int16)
             save(folder / f"patient{i:03d}_frame{frame:02d}.nii.gz", image)
             save(folder / f"patient{i:03d}_frame{frame:02d}_gt.nii.gz", blocks(shape, [1, 2, 3]))
-        (folder / "Info.cfg").write_text(f"ED: 1\nES: 9\nGroup: {['DCM', 'NOR'][i % 2]}\nHeight: 180.0\n")
+        (folder / "Info.cfg").write_text(
+            f"ED: 1\nES: 9\nGroup: {['DCM', 'NOR'][i % 2]}\nHeight: 180.0\n"
+        )
     return root
 
 
@@ -65,11 +69,17 @@ def make_brats(folder: Path, name: str, ending: str = "nii.gz") -> None:
     brain = np.zeros(shape, np.int16)
     brain[1:-3, 2:-2, 1:-1] = 1
     for channel in ("flair", "t1", "t1ce", "t2"):
-        save(folder / f"{name}_{channel}.{ending}", brain * rng.integers(50, 900, shape).astype(np.int16), np.eye(4))
+        save(
+            folder / f"{name}_{channel}.{ending}",
+            brain * rng.integers(50, 900, shape).astype(np.int16),
+            np.eye(4),
+        )
     save(folder / f"{name}_seg.{ending}", blocks(shape, [1, 2, 4]), np.eye(4))
 
 
-def make_flare(root: Path, name: str, body: np.ndarray, label: np.ndarray, affine: np.ndarray) -> None:
+def make_flare(
+    root: Path, name: str, body: np.ndarray, label: np.ndarray, affine: np.ndarray
+) -> None:
     save(root / "TrainingImg" / f"{name}_0000.nii.gz", body, affine)
     save(root / "TrainingMask" / f"{name}.nii.gz", label, affine)
 
@@ -94,7 +104,9 @@ def copy_with_weights(bundle: Path, folder: Path) -> Path:
 
 
 def small_facts(bundle: Path, size: Sequence[int] = SIZE) -> Facts:
-    """Facts of a bundle with slices of that size, all of which the network sees, or patches with that base."""
+    """Facts of a bundle with slices of that size, all of which the network sees, or patches with
+    that base.
+    """
     facts = inference_config(bundle).get_parsed_content("facts")
     if facts.spatial_dims == 3:
         return replace(facts, crop_size=[*size, 8])
@@ -102,7 +114,9 @@ def small_facts(bundle: Path, size: Sequence[int] = SIZE) -> Facts:
 
 
 def make_prepared(bundle: Path, folder: Path, cases: int = 2) -> Path:
-    """Prepared cases of a bundle at 32 x 32, so many of each split: noise with a square of every class."""
+    """Prepared cases of a bundle at 32 x 32, so many of each split: noise with a square of every
+    class.
+    """
     facts = small_facts(bundle)
     rng = np.random.default_rng(0)
     datalist: dict[str, list[dict[str, Any]]] = {}
@@ -114,9 +128,14 @@ def make_prepared(bundle: Path, folder: Path, cases: int = 2) -> Path:
             for k in range(1, facts.num_classes):
                 label[6 * k : 6 * k + 6, 8:20] = k
             channels = (facts.in_channels,) if facts.in_channels > 1 else ()
-            save(folder / case / "image.nii", rng.normal(size=(*label.shape, *channels)).astype(np.float32))
+            save(
+                folder / case / "image.nii",
+                rng.normal(size=(*label.shape, *channels)).astype(np.float32),
+            )
             save(folder / case / "label.nii", label)
-            datalist[split].append({"case": case, "image": f"{case}/image.nii", "label": f"{case}/label.nii"})
+            datalist[split].append(
+                {"case": case, "image": f"{case}/image.nii", "label": f"{case}/label.nii"}
+            )
     write_facts(replace(facts, source=str(folder)), folder)
     (folder / "datalist.json").write_text(json.dumps(datalist))
     return folder
@@ -168,12 +187,16 @@ def refusal(bundle: Path, *configs: str, **override: Any) -> str:
 
 
 def snapshot(folder: Path) -> dict[str, str]:
-    """Return the hash of each file below a folder, and where links point, by their names relative to it."""
+    """Return the hash of each file below a folder, and where links point, by their names relative
+    to it.
+    """
     found = {}
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))
         if path.is_symlink():
             found[name] = f"-> {path.readlink()}"
         else:
-            found[name] = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "folder"
+            found[name] = (
+                hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "folder"
+            )
     return found

@@ -1,4 +1,6 @@
-"""Train, evaluate and infer with the bundle whose name follows `test_` in the name of this file, on made-up cases."""
+"""Train, evaluate and infer with the bundle whose name follows `test_` in the name of this file, on
+made-up cases.
+"""
 
 import json
 import shutil
@@ -29,7 +31,10 @@ class TestBundle(unittest.TestCase):
             image = (100 * label + rng.integers(0, 100, label.shape)).astype(np.int16)
             for name, array in (("images", image), ("labels", label)):
                 (self.folder / "mine" / name).mkdir(parents=True, exist_ok=True)
-                nib.save(nib.Nifti1Image(array, np.eye(4)), self.folder / "mine" / name / f"case{case}.nii.gz")
+                nib.save(
+                    nib.Nifti1Image(array, np.eye(4)),
+                    self.folder / "mine" / name / f"case{case}.nii.gz",
+                )
 
     def tearDown(self):
         sys.path.remove(str(BUNDLE))
@@ -60,10 +65,14 @@ class TestBundle(unittest.TestCase):
         from calib_components.tools.prepare import prepare_data  # of the bundle, or installed
 
         mine, data, dataset = self.folder / "mine", self.folder / "data", BUNDLE.name.split("_")[0]
-        prepare_data("generic", mine, data, self.structures, like=dataset, fractions=(0.5, 0.25, 0.25))
+        prepare_data(
+            "generic", mine, data, self.structures, like=dataset, fractions=(0.5, 0.25, 0.25)
+        )
         self.run_workflow("train", "train.yaml", dataset_dir=str(data), max_epochs=1)
         assert (self.folder / "models" / "model.pt").is_file()
-        assert "cases.csv" in self.run_workflow("train", "train.yaml", "evaluate.yaml", dataset_dir=str(data))
+        assert "cases.csv" in self.run_workflow(
+            "train", "train.yaml", "evaluate.yaml", dataset_dir=str(data)
+        )
         maps = self.run_workflow("infer", "inference.yaml", dataset_dir=str(mine / "images"))
         assert "case3_probability.nii.gz" in maps
 

@@ -1,4 +1,7 @@
-"""The facts of a data set. `facts.yaml` records them beside prepared cases and weights; it is never evaluated."""
+"""The facts of a data set.
+
+`facts.yaml` records them beside prepared cases and weights; it is never evaluated.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,8 @@ import yaml
 from calib_components.errors import InputError, reading, writing
 
 FACTS, DATALIST = "facts.yaml", "datalist.json"  # in a folder of prepared cases
-MULTIPLES = {2: 16, 3: 8}  # of the sides that a network sees, which it halves four times, or three times in 3D
+# Of the sides that a network sees, which it halves four times, or three times in 3D
+MULTIPLES = {2: 16, 3: 8}
 EXAMPLES = {2: "two multiples of 16, such as 192,192", 3: "three multiples of 8, such as 96,96,48"}
 
 
@@ -33,22 +37,28 @@ class Facts:
     """What a data set is.
 
     Attributes:
-        dataset: Data set whose geometry and intensities the cases follow: `acdc`, `flare`, `brats` or `hippocampus`.
+        dataset: Data set whose geometry and intensities the cases follow: `acdc`, `flare`, `brats`
+            or `hippocampus`.
         num_classes: Number of classes, with the background.
         in_channels: Number of channels of an image.
         class_names: Name of each class.
         label_codes: Value of each class in the data set's own label files.
         structures: Class indices of each structure that is scored, by its name.
-        file_suffixes: Suffixes of the files of one image, in the order of its channels; empty if it is a single file.
-        image_size: In-plane size of every slice, in pixels; None if cases keep their own size, for a 3D network.
-        crop_size: What the network sees at once, in pixels: a part of a slice, its centre in training; in 3D, a patch.
-        slice_axis: Axis of the stored image along which the slices lie, 0 to 2; None to find it by the spacing.
-        pixel_size: Smallest and largest in-plane size of a pixel of the training images on the network's grid, in
-            millimetres; None if it is not known.
-        any_orientation: Whether weights were trained on slices in all orientations, or on volumes mirrored left-right;
-            None if it is not known.
+        file_suffixes: Suffixes of the files of one image, in the order of its channels; empty if it
+            is a single file.
+        image_size: In-plane size of every slice, in pixels; None if cases keep their own size, for
+            a 3D network.
+        crop_size: What the network sees at once, in pixels: a part of a slice, its centre in
+            training; in 3D, a patch.
+        slice_axis: Axis of the stored image along which the slices lie, 0 to 2; None to find it by
+            the spacing.
+        pixel_size: Smallest and largest in-plane size of a pixel of the training images on the
+            network's grid, in millimetres; None if it is not known.
+        any_orientation: Whether weights were trained on slices in all orientations, or on volumes
+            mirrored left-right; None if it is not known.
         spatial_dims: 2 for a network of slices, 3 for one of volumes.
-        spacing: Size of voxels that volumes are resampled to, in millimetres; None to leave them as acquired.
+        spacing: Size of voxels that volumes are resampled to, in millimetres; None to leave them as
+            acquired.
         source: Folder that the prepared cases were made from.
         schema_version: Version of this list of facts.
     """
@@ -72,55 +82,83 @@ class Facts:
 
     @classmethod
     def parse(cls, content: Mapping[str, Any], name: str) -> Facts:
-        """Make facts of values, which are from `name`: the content of a file, or the arguments of a bundle.
+        """Make facts of values, which are from `name`: the content of a file, or the arguments of a
+        bundle.
 
         Raises:
             InputError: A fact is unknown or missing, or facts contradict each other.
         """
         if not isinstance(content, Mapping):
-            raise InputError(f"{name}: holds no facts of a data set. Copy the file that prepare_data wrote.")
+            raise InputError(
+                f"{name}: holds no facts of a data set. Copy the file that prepare_data wrote."
+            )
         try:
             facts = cls(**content)
         except TypeError as error:
             raise InputError(f"{name}: not the facts of a data set: {error}.") from error
         if facts.schema_version > cls.schema_version:
-            raise InputError(f"{name}: written by a newer version of calib_components. Update the package.")
+            raise InputError(
+                f"{name}: written by a newer version of calib_components. Update the package."
+            )
         for key in ("class_names", "label_codes"):
-            if len(set(content[key])) != facts.num_classes or len(content[key]) != facts.num_classes:
-                raise InputError(f"{name}: {key} must hold {facts.num_classes} different values, got {content[key]}.")
+            if (
+                len(set(content[key])) != facts.num_classes
+                or len(content[key]) != facts.num_classes
+            ):
+                raise InputError(
+                    f"{name}: {key} must hold {facts.num_classes} different values, got"
+                    f" {content[key]}."
+                )
         if not all(isinstance(code, int) for code in facts.label_codes):
             raise InputError(f"{name}: label_codes must be whole numbers, got {facts.label_codes}.")
         if facts.slice_axis not in (None, 0, 1, 2):
             raise InputError(f"{name}: slice_axis must be 0, 1 or 2, got {facts.slice_axis!r}.")
-        if any(index not in range(facts.num_classes) for classes in facts.structures.values() for index in classes):
-            raise InputError(f"{name}: structures have class indices beyond the {facts.num_classes} classes.")
+        if any(
+            index not in range(facts.num_classes)
+            for classes in facts.structures.values()
+            for index in classes
+        ):
+            raise InputError(
+                f"{name}: structures have class indices beyond the {facts.num_classes} classes."
+            )
         if facts.spatial_dims not in EXAMPLES:
             raise InputError(f"{name}: spatial_dims must be 2 or 3, got {facts.spatial_dims!r}.")
         if facts.image_size is not None or facts.spatial_dims == 2:
             check_size(f"{name}: image_size", facts.image_size)
         check_size(f"{name}: crop_size", facts.crop_size, facts.spatial_dims)
-        if facts.spatial_dims == 2 and any(map(operator.gt, facts.crop_size, facts.image_size or ())):
-            raise InputError(f"{name}: crop_size {facts.crop_size} is larger than image_size {facts.image_size}.")
+        if facts.spatial_dims == 2 and any(
+            map(operator.gt, facts.crop_size, facts.image_size or ())
+        ):
+            raise InputError(
+                f"{name}: crop_size {facts.crop_size} is larger than image_size {facts.image_size}."
+            )
         return facts
 
 
 def check_size(name: str, size: Any, number: int = 2) -> None:
-    """Raise `InputError` unless a size of so many dimensions, given by the argument `name`, suits the networks."""
+    """Raise `InputError` unless a size of so many dimensions, given by the argument `name`, suits
+    the networks.
+    """
     multiple = MULTIPLES[number]
-    if not (isinstance(size, list) and len(size) == number and all(side > 0 == side % multiple for side in size)):
+    if not (
+        isinstance(size, list)
+        and len(size) == number
+        and all(side > 0 == side % multiple for side in size)
+    ):
         raise InputError(f"{name} must be {EXAMPLES[number]}, got {size}.")
 
 
 def read_facts(file: str | os.PathLike, **own: Any) -> Facts:
-    """Read the facts of a folder of prepared cases or of weights; those of the bundle if there is no `facts.yaml`.
+    """Read the facts of a folder of prepared cases or of weights; those of the bundle if there is
+    no `facts.yaml`.
 
     Args:
         file: `facts.yaml`, or a file beside it, such as the weights.
         **own: The facts of the bundle.
 
     Raises:
-        InputError: The file is broken or of a data set with another geometry than the bundle's; or there is none beside
-            a list of cases with other classes.
+        InputError: The file is broken or of a data set with another geometry than the bundle's; or
+            there is none beside a list of cases with other classes.
     """
     default, facts = Facts.parse(own, "facts"), facts_beside(file)
     place = Path(str(file)).with_name(FACTS)
@@ -129,10 +167,15 @@ def read_facts(file: str | os.PathLike, **own: Any) -> Facts:
             listed = list(json.loads(datalist.read_bytes()).get("labels", {}).values())
         if listed and listed != default.class_names:
             others = f"{DATALIST} names other classes than the bundle: {', '.join(listed)}"
-            raise InputError(f"{place}: no such file, and {others}. Copy the file as well, or prepare the data again.")
+            raise InputError(
+                f"{place}: no such file, and {others}. Copy the file as well, or prepare the data"
+                " again."
+            )
     if facts is not None and facts.dataset != default.dataset:
         remedy = f"Use the bundle of {facts.dataset}, or prepare the data again."
-        raise InputError(f"{place}: prepared like {facts.dataset}, the bundle is for {default.dataset}. {remedy}")
+        raise InputError(
+            f"{place}: prepared like {facts.dataset}, the bundle is for {default.dataset}. {remedy}"
+        )
     return facts or default
 
 

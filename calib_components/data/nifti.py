@@ -27,7 +27,8 @@ UNITS = {1: "metres", 3: "micrometres"}  # codes of NIfTI; 2 is millimetres, and
 def files_below(folder: str | os.PathLike) -> Iterator[Path]:
     """List the files in a folder and its subfolders, sorted in each, without hidden ones.
 
-    Links to folders are followed once. A broken link counts as a file. A folder that cannot be read is an `InputError`.
+    Links to folders are followed once. A broken link counts as a file. A folder that cannot be read
+    is an `InputError`.
     """
 
     def refuse(error: OSError) -> None:
@@ -44,27 +45,34 @@ def files_below(folder: str | os.PathLike) -> Iterator[Path]:
 
 
 def open_nifti(file: str | os.PathLike, any_affine: bool = False) -> SpatialImage:
-    """Open a NIfTI file and check its header. The voxels are not read. Of five axes, those of length 1 are dropped.
+    """Open a NIfTI file and check its header. The voxels are not read. Of five axes, those of
+    length 1 are dropped.
 
     Raises:
-        InputError: The file is not NIfTI, is shorter than its header demands, or holds other values than real numbers;
-            or, unless `any_affine`, its affine is not in millimetres, not finite or singular.
+        InputError: The file is not NIfTI, is shorter than its header demands, or holds other values
+            than real numbers; or, unless `any_affine`, its affine is not in millimetres, not finite
+            or singular.
     """
     with reading(file):
         image = cast(SpatialImage, nibabel.load(file))
         dtype, affine, size = image.get_data_dtype(), image.affine, os.path.getsize(file)
     if dtype.kind not in "iuf":
-        raise InputError(f"{file}: values are of type {dtype}. Convert them to one real number per voxel.")
+        raise InputError(
+            f"{file}: values are of type {dtype}. Convert them to one real number per voxel."
+        )
     if not any_affine:
         code = int(cast(Any, image.header)["xyzt_units"]) % 8  # the other bits are the unit of time
         if code in UNITS:
             raise InputError(
-                f"{file}: the header states lengths in {UNITS[code]}. Convert the affine to millimetres, or correct "
-                "xyzt_units."
+                f"{file}: the header states lengths in {UNITS[code]}. Convert the affine to"
+                " millimetres, or correct xyzt_units."
             )
         check_affine(affine, file)
-    demanded = cast(Any, image.dataobj).offset + dtype.itemsize * int(np.prod(image.shape, dtype=np.int64))
-    if size < demanded and str(file).lower().endswith(".nii"):  # the end of a compressed file is found when it is read
+    demanded = cast(Any, image.dataobj).offset + dtype.itemsize * int(
+        np.prod(image.shape, dtype=np.int64)
+    )
+    # The end of a compressed file is found when it is read
+    if size < demanded and str(file).lower().endswith(".nii"):
         raise InputError(f"{file}: file is truncated, {size} of {demanded} bytes. Copy it again.")
     if len(image.shape) > 4:  # such as (X, Y, Z, 1, C), with an axis of time
         shape = (*image.shape[:3], *(length for length in image.shape[3:] if length > 1))
@@ -76,17 +84,20 @@ def open_nifti(file: str | os.PathLike, any_affine: bool = False) -> SpatialImag
 def check_affine(affine: np.ndarray, file: str | os.PathLike) -> None:
     """Raise an `InputError` that names the file unless an affine `(4, 4)` is finite and invertible."""
     if not np.isfinite(affine).all():
-        raise InputError(f"{file}: affine has values that are not finite: {affine[:3].round(3).tolist()}.")
+        raise InputError(
+            f"{file}: affine has values that are not finite: {affine[:3].round(3).tolist()}."
+        )
     lengths = np.linalg.norm(affine[:3, :3], axis=0)
     if lengths.min() == 0 or abs(np.linalg.det(affine[:3, :3] / lengths)) < 1e-3:
         raise InputError(f"{file}: affine is singular: {affine[:3].round(3).tolist()}.")
 
 
 def grid_distance(affine: np.ndarray, other: np.ndarray, shape: Sequence[int]) -> float:
-    """Return how far apart the voxels of two volumes of one shape lie, from the affines `(4, 4)` of both.
+    """Return how far apart the voxels of two volumes of one shape lie, from the affines `(4, 4)` of
+    both.
 
-    This is the largest distance between corresponding corners in millimetres. Distances up to a tenth of the smallest
-    side of a voxel of the other count as 0, since headers are rounded.
+    This is the largest distance between corresponding corners in millimetres. Distances up to a
+    tenth of the smallest side of a voxel of the other count as 0, since headers are rounded.
     """
     corners = np.array(list(np.ndindex(2, 2, 2))) * (np.array(shape[:3]) - 1)
     difference = affine - other
@@ -95,7 +106,8 @@ def grid_distance(affine: np.ndarray, other: np.ndarray, shape: Sequence[int]) -
 
 
 def axes_onto(affine: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """Return the orientation `(3, 2)`, see `nibabel.orientations`, of a volume to a target, from the affines of both.
+    """Return the orientation `(3, 2)`, see `nibabel.orientations`, of a volume to a target, from
+    the affines of both.
 
     It states for each axis the axis of the target along which it lies, and its direction, 1 or -1.
     """
@@ -103,7 +115,9 @@ def axes_onto(affine: np.ndarray, target: np.ndarray) -> np.ndarray:
 
 
 class Grid(NamedTuple):
-    """Where the voxels of a volume lie: its affine `(4, 4)` and its shape; and what messages call it."""
+    """Where the voxels of a volume lie: its affine `(4, 4)` and its shape; and what messages call
+    it.
+    """
 
     affine: np.ndarray
     shape: tuple[int, ...]
@@ -111,13 +125,18 @@ class Grid(NamedTuple):
 
 
 def check_same_grid(file: str | os.PathLike, other: str | os.PathLike) -> None:
-    """Raise `InputError` if the header of a NIfTI file has another shape or affine than that of `other`."""
+    """Raise `InputError` if the header of a NIfTI file has another shape or affine than that of
+    `other`.
+    """
     own, reference = open_nifti(file), open_nifti(other)
-    _check_grids(Grid(own.affine, own.shape[:3], file), Grid(reference.affine, reference.shape[:3], other))
+    _check_grids(
+        Grid(own.affine, own.shape[:3], file), Grid(reference.affine, reference.shape[:3], other)
+    )
 
 
 def turn_onto(own: Grid, other: Grid, remedy: str = "") -> np.ndarray | None:
-    """Return how to reorder and flip the axes of a volume to have the voxels of another; None if it has them.
+    """Return how to reorder and flip the axes of a volume to have the voxels of another; None if it
+    has them.
 
     Raises `InputError` if they lie at other places; `remedy` is what else helps then.
     """
@@ -131,22 +150,28 @@ def turn_onto(own: Grid, other: Grid, remedy: str = "") -> np.ndarray | None:
 
 def _check_grids(own: Grid, other: Grid, remedy: str = "") -> None:
     if own.shape != other.shape:
-        raise InputError(f"{own.name}: shape {own.shape} differs from {other.shape} of {other.name}.")
+        raise InputError(
+            f"{own.name}: shape {own.shape} differs from {other.shape} of {other.name}."
+        )
     if distance := grid_distance(own.affine, other.affine, own.shape):
         raise InputError(
-            f"{own.name}: affine differs from that of {other.name} by up to {distance:.3g} mm. Resample one to the "
-            f"grid of the other{remedy}."
+            f"{own.name}: affine differs from that of {other.name} by up to {distance:.3g} mm."
+            f" Resample one to the grid of the other{remedy}."
         )
 
 
-def read_values(image: SpatialImage, file: str | os.PathLike, nan_to_num: bool = False) -> np.ndarray:
-    """Read the voxels of a file, opened by `open_nifti`, as float32, C-ordered, and on request NaN as 0.
+def read_values(
+    image: SpatialImage, file: str | os.PathLike, nan_to_num: bool = False
+) -> np.ndarray:
+    """Read the voxels of a file, opened by `open_nifti`, as float32, C-ordered, and on request NaN
+    as 0.
 
-    Values beyond the range of float32 become infinite. Slabs are converted one at a time, since nibabel makes float64
-    of integers with a scale factor.
+    Values beyond the range of float32 become infinite. Slabs are converted one at a time, since
+    nibabel makes float64 of integers with a scale factor.
 
     Raises:
-        InputError: The file is truncated, or the checksum of gzip is wrong, which nibabel does not verify.
+        InputError: The file is truncated, or the checksum of gzip is wrong, which nibabel does not
+            verify.
     """
     proxy = cast(Any, image.dataobj)
     with reading(file), ImageOpener(proxy.file_like) as opened:
@@ -165,10 +190,11 @@ def read_values(image: SpatialImage, file: str | os.PathLike, nan_to_num: bool =
 
 
 class NiftiReader(NibabelReader):
-    """MONAI's reader of NIfTI files with the checks of `open_nifti`; values are those of `read_values`.
+    """MONAI's reader of NIfTI files with the checks of `open_nifti`; values are those of
+    `read_values`.
 
-    The affine is that of nibabel. MONAI's reader takes the affine of the qform even where the header marks it as unset.
-    Files of several channels must lie on one grid, see `check_same_grid`.
+    The affine is that of nibabel. MONAI's reader takes the affine of the qform even where the
+    header marks it as unset. Files of several channels must lie on one grid, see `check_same_grid`.
     """
 
     def __init__(self, any_affine: bool = False, nan_to_num: bool = False) -> None:

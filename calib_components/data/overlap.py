@@ -1,6 +1,8 @@
-"""Whether two sets of cases share a patient or a volume: no fit, threshold or test may be on cases seen before.
+"""Whether two sets of cases share a patient or a volume: no fit, threshold or test may be on cases
+seen before.
 
-A case is an item: its name `case`, its `patient` and, where known, the file `image` or the `content_of` its label.
+A case is an item: its name `case`, its `patient` and, where known, the file `image` or the
+    `content_of` its label.
 """
 
 from __future__ import annotations
@@ -13,7 +15,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-HEADER = 352  # bytes before the voxels of an uncompressed NIfTI file, which may state another position
+# Bytes before the voxels of an uncompressed NIfTI file, which may state another position
+HEADER = 352
 SAMPLE = 512  # bytes from the middle of a file that are compared first
 SLAB = 16  # slices that are converted at once
 Items = Sequence[Mapping[str, Any]]
@@ -38,14 +41,18 @@ class Shared(NamedTuple):
 
 
 def find_shared(one: Items, other: Items) -> list[Shared]:
-    """Find the cases of one set that share a volume or a patient with the other; few files are read as a whole."""
+    """Find the cases of one set that share a volume or a patient with the other; few files are read
+    as a whole.
+    """
     patients, alike = {item["patient"]: item for item in reversed(other)}, defaultdict(list)
     for item in other:
         alike[_outline(item)].append(item)
     found = []
     for item in one:
         candidates = alike.get(outline, ()) if (outline := _outline(item)) else ()
-        if same := next((each for each in candidates if _outline(each, True) == _outline(item, True)), None):
+        if same := next(
+            (each for each in candidates if _outline(each, True) == _outline(item, True)), None
+        ):
             found.append(Shared(item, same, True))
         elif item["patient"] in patients:
             found.append(Shared(item, patients[item["patient"]], False))
@@ -53,13 +60,16 @@ def find_shared(one: Items, other: Items) -> list[Shared]:
 
 
 def content_of(label: torch.Tensor) -> str:
-    """Return a hash of the structures along each axis of a label `(1, *S)`; an empty text for one without any.
+    """Return a hash of the structures along each axis of a label `(1, *S)`; an empty text for one
+    without any.
 
     It is the same for copies whose axes are in another order or flipped.
     """
     axes = range(label.ndim - 1)
     slabs = [slab.long() * (slab.long() + 7) for slab in label[0].cpu().split(SLAB, -1)]
-    parts = [[slab.sum([other for other in axes if other != axis]) for slab in slabs] for axis in axes]
+    parts = [
+        [slab.sum([other for other in axes if other != axis]) for slab in slabs] for axis in axes
+    ]
     profiles = [sum(part) for part in parts[:-1]] + [torch.cat(parts[-1])]
     if not profiles[0].any():
         return ""
@@ -68,12 +78,15 @@ def content_of(label: torch.Tensor) -> str:
 
 
 def _outline(item: Mapping[str, Any], whole: bool = False) -> Any:
-    """What equal volumes have in common, and few others, or `whole`, no others; None for one that is not known."""
+    """What equal volumes have in common, and few others, or `whole`, no others; None for one that
+    is not known.
+    """
     if "image" not in item:
         return item.get("content") or None
     try:
         with open(item["image"], "rb") as file:
-            if str(item["image"]).lower().endswith(".gz"):  # ends with a checksum and the size of its content
+            # Ends with a checksum and the size of its content
+            if str(item["image"]).lower().endswith(".gz"):
                 file.seek(-8, os.SEEK_END)
                 return file.read()
             size = os.path.getsize(item["image"])

@@ -10,18 +10,26 @@ from monai.utils import convert_to_tensor
 
 
 class Perturbation:
-    """Change images by random transforms, and restore the mean and standard deviation that preparation gave them.
+    """Change images by random transforms, and restore the mean and standard deviation that
+    preparation gave them.
 
-    The transforms get an image whose lowest value is 0, as that of a scanner. For a 2D network, slices are channels, so
-    that all slices of a volume get the same changes, and nothing happens across them.
+    The transforms get an image whose lowest value is 0, as that of a scanner. For a 2D network,
+    slices are channels, so that all slices of a volume get the same changes, and nothing happens
+    across them.
 
     Args:
-        transforms: Transforms of arrays `(C, *S)` that keep their shape, such as MONAI's `RandBiasField`.
+        transforms: Transforms of arrays `(C, *S)` that keep their shape, such as MONAI's
+            `RandBiasField`.
         spatial_dims: Dimensions of the network, 2 or 3.
         seed: Of what is drawn.
     """
 
-    def __init__(self, transforms: Sequence[Callable[..., torch.Tensor]], spatial_dims: int = 3, seed: int = 0) -> None:
+    def __init__(
+        self,
+        transforms: Sequence[Callable[..., torch.Tensor]],
+        spatial_dims: int = 3,
+        seed: int = 0,
+    ) -> None:
         self.transforms, self.spatial_dims, self.seed = Compose(transforms), spatial_dims, seed
         self.restart()
 

@@ -1,4 +1,6 @@
-"""Transforms of volumes: reading them with checks, and bringing their slices to one position in the array."""
+"""Transforms of volumes: reading them with checks, and bringing their slices to one position in the
+array.
+"""
 
 from __future__ import annotations
 
@@ -12,18 +14,29 @@ import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.data.utils import affine_to_spacing
-from monai.transforms import Compose, InvertibleTransform, LoadImaged, MapLabelValue, MapTransform, Spacing
+from monai.transforms import (
+    Compose,
+    InvertibleTransform,
+    LoadImaged,
+    MapLabelValue,
+    MapTransform,
+    Spacing,
+)
 from monai.utils import ensure_tuple
 
 from calib_components.data.nifti import NiftiReader
 from calib_components.errors import InputError, root_cause
 
-PIXEL_SIZE_FACTOR = 3  # how far off the trained pixel sizes an image may be before there is a warning
+# How far off the trained pixel sizes an image may be before there is a warning
+PIXEL_SIZE_FACTOR = 3
 SAME_SPACING = 1e-3  # relative difference of spacings that are equal up to rounding
 SLAB = 16  # slices whose values are changed at once
 MOST_LABELS = 16  # different whole numbers in a label map; an image has more
-WHOLE = 1e-2  # from a whole number that a label with a scale factor is; an automatic one of bytes rounds by 4 / 255 / 2
-LEAST_CONTRAST = 1e-3  # of the range of a channel, that all but the brightest and darkest 0.1 % of its voxels span
+# From a whole number that a label with a scale factor is; an automatic one of bytes rounds by 4 /
+# 255 / 2
+WHOLE = 1e-2
+# Of the range of a channel, that all but the brightest and darkest 0.1 % of its voxels span
+LEAST_CONTRAST = 1e-3
 MOST_SAMPLED = 2**21  # voxels of a volume that are looked at for the unit of its values
 PADDING = -1500  # Hounsfield units below any tissue and air, whose noise is less than 500
 FAT = -40  # Hounsfield units: fat and air lie below
@@ -33,27 +46,35 @@ Image = TypeVar("Image", bound=torch.Tensor)
 
 def file_name(image: Any) -> str:
     """Return the file that an image was loaded from, for messages; `image` if it is not known."""
-    return str(image.meta.get("filename_or_obj", "image")) if isinstance(image, MetaTensor) else "image"
+    return (
+        str(image.meta.get("filename_or_obj", "image"))
+        if isinstance(image, MetaTensor)
+        else "image"
+    )
 
 
 def slice_axis(spacing: Sequence[float], shape: Sequence[int]) -> int:
-    """Return the axis along which the slices of a volume lie, from the spacing and the number of voxels of each axis.
+    """Return the axis along which the slices of a volume lie, from the spacing and the number of
+    voxels of each axis.
 
-    It is the axis of the largest spacing; of several, the one with the fewest voxels; of several of those, the last. If
-    a single axis has one voxel, it is that axis, whatever the header says.
+    It is the axis of the largest spacing; of several, the one with the fewest voxels; of several of
+    those, the last. If a single axis has one voxel, it is that axis, whatever the header says.
     """
     single = [axis for axis, length in enumerate(shape) if length == 1]
     if len(single) == 1:
         return single[0]
-    widest = [axis for axis, size in enumerate(spacing) if size >= max(spacing) * (1 - SAME_SPACING)]
+    widest = [
+        axis for axis, size in enumerate(spacing) if size >= max(spacing) * (1 - SAME_SPACING)
+    ]
     return min(widest, key=lambda axis: (shape[axis], -axis))
 
 
 class SlicesLastd(MapTransform, InvertibleTransform):
     """Move the axis along which the slices of a volume lie to the last position.
 
-    The other two axes keep their order, and nothing is flipped, so that a volume gives the same array wherever its
-    file has the slices. The affine of a `MetaTensor` follows; without one, the spacing counts as equal.
+    The other two axes keep their order, and nothing is flipped, so that a volume gives the same
+    array wherever its file has the slices. The affine of a `MetaTensor` follows; without one, the
+    spacing counts as equal.
 
     Args:
         keys: Volumes `(C, H, W, D)` on one grid. The first one decides on the axis.
@@ -61,15 +82,19 @@ class SlicesLastd(MapTransform, InvertibleTransform):
         allow_missing_keys: Skip keys that the item lacks.
     """
 
-    def __init__(self, keys: KeysCollection, slice_axis: int | None = None, allow_missing_keys: bool = False) -> None:
+    def __init__(
+        self, keys: KeysCollection, slice_axis: int | None = None, allow_missing_keys: bool = False
+    ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.slice_axis = slice_axis
         self._has_warned = False
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Return the item with each volume as `(C, H, W, D)`, contiguous in memory, D counting the slices.
+        """Return the item with each volume as `(C, H, W, D)`, contiguous in memory, D counting the
+        slices.
 
-        Warn once if the axis that was found is not that of the fewest voxels: a header may have lost its spacing.
+        Warn once if the axis that was found is not that of the fewest voxels: a header may have
+        lost its spacing.
         """
         item = dict(data)
         axis = self.slice_axis
@@ -111,16 +136,17 @@ def _permute(volume: torch.Tensor, order: Sequence[int]) -> torch.Tensor:
 
 
 class LoadVolumed(LoadImaged):
-    """Load the NIfTI files of images as `(C, H, W, D)`, float32; those of several channels are stacked in their order.
+    """Load the NIfTI files of images as `(C, H, W, D)`, float32; those of several channels are
+    stacked in their order.
 
     Args:
-        keys: Entries of the item that are a path, or the paths of all channels. A label, which may well have one value
-            everywhere, is not for this loader.
+        keys: Entries of the item that are a path, or the paths of all channels. A label, which may
+            well have one value everywhere, is not for this loader.
         nan_to_num: Whether NaN is read as 0.
 
     Raises:
-        InputError: When called: a file cannot be read, see `NiftiReader`; has values that are not finite in float32,
-            or is no image, see `check_image`.
+        InputError: When called: a file cannot be read, see `NiftiReader`; has values that are not
+            finite in float32, or is no image, see `check_image`.
     """
 
     def __init__(self, keys: KeysCollection, nan_to_num: bool = False) -> None:
@@ -147,7 +173,9 @@ def looks_like_labels(channel: torch.Tensor) -> bool:
 
 
 def whole(values: torch.Tensor) -> torch.Tensor:
-    """Return the values of a label rounded, if all are whole numbers up to the rounding of a scale factor."""
+    """Return the values of a label rounded, if all are whole numbers up to the rounding of a scale
+    factor.
+    """
     rounded = values.round()
     return rounded if values.numel() and (values - rounded).abs_().max() <= WHOLE else values
 
@@ -178,16 +206,21 @@ class ClassIndicesd(MapTransform):
 
 
 def check_labels(label: torch.Tensor, codes: Sequence[int], file: object) -> None:
-    """Raise an `InputError` that names the file if a label has other values than the codes of the classes."""
+    """Raise an `InputError` that names the file if a label has other values than the codes of the
+    classes.
+    """
     if not torch.isin(label, torch.tensor(codes, dtype=label.dtype, device=label.device)).all():
-        unknown = ", ".join(f"{value:.9g}" for value in np.setdiff1d(label.cpu().numpy(), codes)[:5])
+        unknown = ", ".join(
+            f"{value:.9g}" for value in np.setdiff1d(label.cpu().numpy(), codes)[:5]
+        )
         known = f"the class indices 0 to {codes[-1]}" if isinstance(codes, range) else list(codes)
         raise InputError(f"{file}: label values {unknown} are none of {known}.")
 
 
 def check_finite(image: Image) -> Image:
     """Return the image, or raise an `InputError` that names its file if a value is NaN or infinite."""
-    if image.numel() and not torch.isfinite(torch.stack(torch.aminmax(image))).all():  # without a copy of the image
+    # Without a copy of the image
+    if image.numel() and not torch.isfinite(torch.stack(torch.aminmax(image))).all():
         remedy = " Pass --nan_to_num true if NaN stands for 0." if image.isnan().any() else ""
         count = int((~torch.isfinite(image)).sum())
         raise InputError(f"{file_name(image)}: {count} values are NaN or infinite.{remedy}")
@@ -197,11 +230,15 @@ def check_finite(image: Image) -> Image:
 def check_image(image: Image) -> Image:
     """Return the image `(C, *S)`, or raise an `InputError` that names its file.
 
-    It must be finite, have contrast, and not look like a label map. A channel lacks contrast if all voxels have one
-    value, or all but a few outliers do, compared with the outliers.
+    It must be finite, have contrast, and not look like a label map. A channel lacks contrast if all
+    voxels have one value, or all but a few outliers do, compared with the outliers.
     """
     for index, channel in enumerate(check_finite(image)):
-        where = f"{file_name(image)}: channel {index}" if len(image) > 1 else f"{file_name(image)}: the image"
+        where = (
+            f"{file_name(image)}: channel {index}"
+            if len(image) > 1
+            else f"{file_name(image)}: the image"
+        )
         if channel.numel() == 0:
             raise InputError(f"{where} has no voxel.")
         values = channel.detach().cpu().numpy()
@@ -210,7 +247,10 @@ def check_image(image: Image) -> Image:
             raise InputError(f"{where} has no contrast: all values are {darkest:g}.")
         if bright - dark < LEAST_CONTRAST * (brightest - darkest):
             span = f"{darkest:.3g} to {brightest:.3g}"
-            raise InputError(f"{where} has no contrast: a few outliers span {span}, all other values are the same.")
+            raise InputError(
+                f"{where} has no contrast: a few outliers span {span}, all other values are the"
+                " same."
+            )
         if channel.ndim == 3 and looks_like_labels(channel):
             raise InputError(f"{where} looks like a label map. Move it to another folder.")
     return image
@@ -233,9 +273,10 @@ class CheckHounsfieldd(MapTransform):
             for channel in torch.as_tensor(data[key]).as_subclass(torch.Tensor):
                 if found := _unlike_hounsfield_units(channel):
                     raise InputError(
-                        f"{file_name(data[key])}: values from {channel.min():.6g} to {channel.max():.6g} are not "
-                        f"Hounsfield units of CT: {found}. Apply the rescale slope and intercept of the scan, or pass "
-                        "--ignore_intensity true."
+                        f"{file_name(data[key])}: values from {channel.min():.6g} to"
+                        f" {channel.max():.6g} are not Hounsfield units of CT: {found}. Apply the"
+                        " rescale slope and intercept of the scan, or pass --ignore_intensity"
+                        " true."
                     )
         return dict(data)
 
@@ -245,7 +286,8 @@ def _unlike_hounsfield_units(channel: torch.Tensor) -> str | None:
     step = max(1, math.ceil((channel.numel() / MOST_SAMPLED) ** (1 / 3)))
     sample = channel[::step, ::step, ::step].flatten()
     below = sample[sample < PADDING]
-    seen = sample[(sample >= PADDING) & (sample != 0)]  # neither padding nor a background that was set to 0
+    # Neither padding nor a background that was set to 0
+    seen = sample[(sample >= PADDING) & (sample != 0)]
     body = seen[seen > FAT]
 
     def share(values: torch.Tensor, lowest: float, highest: float) -> float:
@@ -255,25 +297,39 @@ def _unlike_hounsfield_units(channel: torch.Tensor) -> str | None:
     soft, bright = share(body, 20, 300), share(body, 300, math.inf)
     if bright > 0.2:  # more than bone: perhaps raw values, padded with the lowest one
         seen = seen[seen > seen.amin()]
-    air, dark, window = share(seen, -math.inf, -500), share(seen, -math.inf, FAT), share(seen, -160, 240)
-    if (gas := seen[seen < -250]).numel() > 0.01 * len(seen) and (darkest := float(gas.quantile(0.05))) > LIGHTEST_AIR:
+    air, dark, window = (
+        share(seen, -math.inf, -500),
+        share(seen, -math.inf, FAT),
+        share(seen, -160, 240),
+    )
+    if (gas := seen[seen < -250]).numel() > 0.01 * len(seen) and (
+        darkest := float(gas.quantile(0.05))
+    ) > LIGHTEST_AIR:
         return f"air is at {darkest:.0f}, not near -1000"
     if share(seen, -500, -200) > window:  # there is little between lung and fat
         return "fat and soft tissue lie below -200"
     if varied < 0.05 and min(dark, window) > 0.01 and bright < 0.4 and (soft > 0.16 or air > 0.01):
         return None
-    shares = f"{varied:.0%} vary below {PADDING}, {dark:.1%} are below {FAT} (fat, air), {window:.1%} from -160 to 240"
-    return f"{shares}; of those above {FAT}, {soft:.0%} are from 20 to 300 (soft tissue), {bright:.0%} above"
+    shares = (
+        f"{varied:.0%} vary below {PADDING}, {dark:.1%} are below {FAT} (fat, air), {window:.1%}"
+        " from -160 to 240"
+    )
+    return (
+        f"{shares}; of those above {FAT}, {soft:.0%} are from 20 to 300 (soft tissue), {bright:.0%}"
+        " above"
+    )
 
 
 class InSlabsd(MapTransform):
     """Change the values of volumes in place, a slab of slices at a time.
 
-    MONAI's transforms of intensities hold several copies of a volume, which is much for a scan of the whole body.
+    MONAI's transforms of intensities hold several copies of a volume, which is much for a scan of
+    the whole body.
 
     Args:
         keys: Volumes `(C, H, W, D)`, floating point, which are overwritten.
-        transform: Gives each voxel a value that follows from its own alone, such as `ScaleIntensityRange`.
+        transform: Gives each voxel a value that follows from its own alone, such as
+            `ScaleIntensityRange`.
     """
 
     def __init__(self, keys: KeysCollection, transform: Callable) -> None:
@@ -289,7 +345,8 @@ class InSlabsd(MapTransform):
 
 
 class ResampledVolumesd(MapTransform):
-    """Resample volumes to a size of voxels, as MONAI's `Spacingd`, which fails on further entries such as `image_path`.
+    """Resample volumes to a size of voxels, as MONAI's `Spacingd`, which fails on further entries
+    such as `image_path`.
 
     Args:
         keys: Volumes `(C, H, W, D)`, each a `MetaTensor`.
@@ -299,27 +356,41 @@ class ResampledVolumesd(MapTransform):
     """
 
     def __init__(
-        self, keys: KeysCollection, spacing: Sequence[float], mode: Sequence[str], allow_missing_keys: bool = False
+        self,
+        keys: KeysCollection,
+        spacing: Sequence[float],
+        mode: Sequence[str],
+        allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
-        self.resample = {key: Spacing(spacing, mode=own) for key, own in zip(self.keys, mode, strict=True)}
+        self.resample = {
+            key: Spacing(spacing, mode=own) for key, own in zip(self.keys, mode, strict=True)
+        }
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        return {**data, **{key: self.resample[key](data[key]) for key in self.key_iterator(dict(data))}}
+        return {
+            **data,
+            **{key: self.resample[key](data[key]) for key in self.key_iterator(dict(data))},
+        }
 
 
 def has_other_pixels(sizes: Sequence[float], trained_on: Sequence[float]) -> bool:
-    """Return whether pixels, from the smallest size to the largest, are far smaller or larger than those trained on."""
-    return sizes[0] * PIXEL_SIZE_FACTOR < trained_on[0] or sizes[1] > trained_on[1] * PIXEL_SIZE_FACTOR
+    """Return whether pixels, from the smallest size to the largest, are far smaller or larger than
+    those trained on.
+    """
+    return (
+        sizes[0] * PIXEL_SIZE_FACTOR < trained_on[0] or sizes[1] > trained_on[1] * PIXEL_SIZE_FACTOR
+    )
 
 
 class CheckVolumed(MapTransform):
-    """Check a preprocessed volume, and warn if its pixels are unlike those that the network was trained on.
+    """Check a preprocessed volume, and warn if its pixels are unlike those that the network was
+    trained on.
 
     Args:
         keys: Volumes `(C, H, W, D)` on the network's grid.
-        pixel_size: Smallest and largest in-plane size of a pixel of the training images on this grid, in millimetres;
-            None if it is not known.
+        pixel_size: Smallest and largest in-plane size of a pixel of the training images on this
+            grid, in millimetres; None if it is not known.
 
     Raises:
         InputError: When called: see `check_image`.
@@ -343,7 +414,8 @@ class CheckVolumed(MapTransform):
 
 
 class NamedCompose(Compose):
-    """MONAI's `Compose` for an item with an `image`: an `InputError` names its file if a transform refuses it.
+    """MONAI's `Compose` for an item with an `image`: an `InputError` names its file if a transform
+    refuses it.
 
     A transform does so by a `ValueError` or `RuntimeError`; other errors stay as they are.
     """
@@ -358,4 +430,6 @@ class NamedCompose(Compose):
             if not isinstance(cause, RuntimeError | ValueError):
                 raise
             reason = " ".join(str(cause).split())
-            raise InputError(f"{file_name(input_.get('image'))}: image cannot be preprocessed: {reason}") from None
+            raise InputError(
+                f"{file_name(input_.get('image'))}: image cannot be preprocessed: {reason}"
+            ) from None

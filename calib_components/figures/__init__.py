@@ -1,6 +1,8 @@
-"""Figures, drawn from saved results without running a network. Requires matplotlib, unlike losses and metrics.
+"""Figures, drawn from saved results without running a network. Requires matplotlib, unlike losses
+and metrics.
 
-Every function returns a `matplotlib.figure.Figure` without a window: save it with `figure.savefig(path)`.
+Every function returns a `matplotlib.figure.Figure` without a window: save it with
+`figure.savefig(path)`.
 """
 
 from calib_components.figures.overlay import uncertainty_overlay

@@ -12,7 +12,9 @@ from numpy.typing import ArrayLike
 
 from calib_components.figures.style import NAME, TITLE, class_color, literal
 
-TALLEST = 8  # heights of a panel by its width: a slice of 1 x 512 pixels would be a picture of hundreds of megabytes
+# Heights of a panel by its width: a slice of 1 x 512 pixels would be a picture of hundreds of
+# megabytes
+TALLEST = 8
 
 
 def uncertainty_overlay(
@@ -23,22 +25,24 @@ def uncertainty_overlay(
     class_names: Sequence[str],
     title: str = "",
 ) -> Figure:
-    """Draw one slice three times: with contours of the ground truth, contours of the prediction, and the uncertainty.
+    """Draw one slice three times: with contours of the ground truth, contours of the prediction,
+    and the uncertainty.
 
     A slice of less than 2 x 2 pixels has no contours.
 
     Args:
-        image: Grey values `(H, W)`; the first axis points right, the second down. None draws on plain grey. Values that
-            are not finite are drawn as the smallest that is.
+        image: Grey values `(H, W)`; the first axis points right, the second down. None draws on
+            plain grey. Values that are not finite are drawn as the smallest that is.
         label: Class index of the ground truth, `(H, W)`; 0 is background.
         prediction: Predicted class index, `(H, W)`.
         uncertainty: Uncertainty from 0 (certain) to 1, `(H, W)`; None leaves out its panel.
-        class_names: Names of the classes, background first. The legend shows those that are in the slice.
+        class_names: Names of the classes, background first. The legend shows those that are in the
+            slice.
         title: Title of the figure, of one or more lines.
 
     Raises:
-        ValueError: A class in the slice has no name. Voxels to leave out need a class index and a name, such as those
-            of the background.
+        ValueError: A class in the slice has no name. Voxels to leave out need a class index and a
+            name, such as those of the background.
 
     Examples:
         >>> import numpy as np
@@ -54,15 +58,24 @@ def uncertainty_overlay(
     image = np.where(finite, image, image[finite].min() if finite.any() else 0)
     drawn = np.union1d(label[label > 0], prediction[prediction > 0])
     if drawn.size and drawn[-1] >= len(class_names):
-        raise ValueError(f"class_names has {len(class_names)} names, but the slice has class {drawn[-1]}.")
+        raise ValueError(
+            f"class_names has {len(class_names)} names, but the slice has class {drawn[-1]}."
+        )
     names = [literal(class_names[k], NAME) for k in drawn]
     columns = max(1, min(4, TITLE // (max(map(len, names), default=0) + 6)))
     lines = title.count("\n") + 1 + math.ceil(len(names) / columns)
     titles = ["ground truth", "prediction", "uncertainty"][: 2 if uncertainty is None else 3]
     ratio = min(image.shape[0] / image.shape[1], TALLEST)
-    figure = Figure(figsize=(6.4, 5.85 / len(titles) * ratio + 0.45 + 0.2 * lines), dpi=150, layout="constrained")
-    figure.suptitle("\n".join(literal(line, TITLE) for line in title.split("\n")), fontsize="medium")
-    low, high = np.percentile(image, [0.5, 99.5]) if image.any() else (-1, 1)  # nothing to see is grey, not black
+    figure = Figure(
+        figsize=(6.4, 5.85 / len(titles) * ratio + 0.45 + 0.2 * lines),
+        dpi=150,
+        layout="constrained",
+    )
+    figure.suptitle(
+        "\n".join(literal(line, TITLE) for line in title.split("\n")), fontsize="medium"
+    )
+    # Nothing to see is grey, not black
+    low, high = np.percentile(image, [0.5, 99.5]) if image.any() else (-1, 1)
     panels = figure.subplots(1, len(titles))
     for axes, name in zip(panels, titles, strict=True):
         axes.imshow(image, cmap="gray", vmin=low, vmax=high, interpolation="nearest")
@@ -74,8 +87,14 @@ def uncertainty_overlay(
     if uncertainty is not None:
         uncertainty = np.asarray(uncertainty).T
         alpha = np.clip(4 * uncertainty, 0, 0.9)
-        overlay = panels[2].imshow(uncertainty, cmap="inferno", vmin=0, vmax=1, alpha=alpha, interpolation="nearest")
+        overlay = panels[2].imshow(
+            uncertainty, cmap="inferno", vmin=0, vmax=1, alpha=alpha, interpolation="nearest"
+        )
         figure.colorbar(overlay, ax=panels[2], fraction=0.046, pad=0.02, ticks=[0, 0.5, 1])
-    handles = [Patch(color=class_color(k), label=name) for k, name in zip(drawn, names, strict=True)]
-    figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize="small")
+    handles = [
+        Patch(color=class_color(k), label=name) for k, name in zip(drawn, names, strict=True)
+    ]
+    figure.legend(
+        handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize="small"
+    )
     return figure

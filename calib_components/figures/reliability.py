@@ -24,29 +24,34 @@ def reliability_diagram(
     if_true: CalibrationBins | Mapping[str, CalibrationBins] | None = None,
     bands: bool = False,
 ) -> Figure:
-    """Draw accuracy over confidence, and below it the fraction of voxels in each bin, with all cases pooled.
+    """Draw accuracy over confidence, and below it the fraction of voxels in each bin, with all
+    cases pooled.
 
-    Blue plus yellow reaches the mean accuracy of a bin, blue plus red its mean confidence. Bins with less than 0.001 %
-    of the voxels are not drawn, because their accuracy is that of a few voxels. Top-label bins give one panel,
-    classwise bins one panel per class. The title shows the ECE of all voxels in the panel.
+    Blue plus yellow reaches the mean accuracy of a bin, blue plus red its mean confidence. Bins
+    with less than 0.001 % of the voxels are not drawn, because their accuracy is that of a few
+    voxels. Top-label bins give one panel, classwise bins one panel per class. The title shows the
+    ECE of all voxels in the panel.
 
-    Black marks show the accuracy to expect if the probabilities were true, and the title the ECE to expect. In a region
-    chosen by the ground truth, that accuracy is not the mean confidence; `if_true` has it. In a region chosen by the
-    prediction, only sampling is left, and `bands` shows its size. Bands come from resampled labels and assume that
-    voxels are independent; those of one image are not, so deviations are larger.
+    Black marks show the accuracy to expect if the probabilities were true, and the title the ECE to
+    expect. In a region chosen by the ground truth, that accuracy is not the mean confidence;
+    `if_true` has it. In a region chosen by the prediction, only sampling is left, and `bands` shows
+    its size. Bands come from resampled labels and assume that voxels are independent; those of one
+    image are not, so deviations are larger.
 
     Args:
-        bins: Top-label bins `(B, bins)` or classwise bins `(B, N, bins)`, such as the `bins` of a metric; or top-label
-            bins by the title of their panel.
+        bins: Top-label bins `(B, bins)` or classwise bins `(B, N, bins)`, such as the `bins` of a
+            metric; or top-label bins by the title of their panel.
         class_names: Names of the N classes, for classwise bins only; None uses their indices.
-        if_true: Bins if the probabilities were true, in the form of `bins`, such as the `bins_if_true` of a metric. By
-            title, those of some panels are enough.
-        bands: Whether to draw where 95 % of the accuracies of resampled labels are, in panels without `if_true`.
+        if_true: Bins if the probabilities were true, in the form of `bins`, such as the
+            `bins_if_true` of a metric. By title, those of some panels are enough.
+        bands: Whether to draw where 95 % of the accuracies of resampled labels are, in panels
+            without `if_true`.
 
     Raises:
         ValueError: Names are not one for each class, or `if_true` does not match `bins`.
 
-    Source: Broecker and Smith, "Increasing the Reliability of Reliability Diagrams", Weather and Forecasting 22, 2007
+    Source: Broecker and Smith, "Increasing the Reliability of Reliability Diagrams", Weather and
+        Forecasting 22, 2007
     (the bands).
 
     Examples:
@@ -61,7 +66,9 @@ def reliability_diagram(
     expected = {} if if_true is None else _bins_of_panels(if_true, class_names)
     for title, panel in expected.items():
         if title not in panels or panel.count.shape != panels[title].count.shape:
-            raise ValueError(f"if_true must have panels and numbers of bins of bins, {title!r} has not.")
+            raise ValueError(
+                f"if_true must have panels and numbers of bins of bins, {title!r} has not."
+            )
     figure, grid = panel_grid(len(panels), 5, 3, 4.2, height_ratios=[3, 1])
     classwise = isinstance(bins, CalibrationBins) and bins.count.ndim == 3
     legend: dict[str, Artist] = {}
@@ -73,7 +80,9 @@ def reliability_diagram(
         for handle, label in zip(*upper.get_legend_handles_labels(), strict=True):
             legend.setdefault(label, handle)
     columns = min(4 if len(legend) == 4 else 3, 2 * min(len(panels), 5))
-    figure.legend([*legend.values()], [*legend], loc="outside lower center", ncols=columns, frameon=False)
+    figure.legend(
+        [*legend.values()], [*legend], loc="outside lower center", ncols=columns, frameon=False
+    )
     return figure
 
 
@@ -86,14 +95,23 @@ def _bins_of_panels(
     if bins.count.ndim == 2:
         return {"Predicted class": bins.pooled()}
     panels = bins.pooled().per_class()
-    titles = [f"Class {k}" for k in range(len(panels))] if class_names is None else list(class_names)
+    titles = (
+        [f"Class {k}" for k in range(len(panels))] if class_names is None else list(class_names)
+    )
     if len(set(titles)) != len(panels) or len(titles) != len(panels):
-        raise ValueError(f"class_names must have {len(panels)} names, one per class of the bins, got {titles}.")
+        raise ValueError(
+            f"class_names must have {len(panels)} names, one per class of the bins, got {titles}."
+        )
     return dict(zip(titles, panels, strict=True))
 
 
 def _draw_panel(
-    upper: Axes, lower: Axes, bins: CalibrationBins, title: str, if_true: CalibrationBins | None, bands: bool
+    upper: Axes,
+    lower: Axes,
+    bins: CalibrationBins,
+    title: str,
+    if_true: CalibrationBins | None,
+    bands: bool,
 ) -> None:
     share = (bins.count[0].double() / bins.count.sum().clamp(min=1)).cpu().numpy()
     shown, width = np.flatnonzero(share > SMALLEST_SHARE), 1 / len(share)
@@ -105,9 +123,15 @@ def _draw_panel(
     bar: dict[str, Any] = {"width": width, "align": "edge", "edgecolor": "white", "linewidth": 0.5}
     upper.bar(shown * width, accuracy, color="tab:blue", label="accuracy", **bar)
     over, under = np.maximum(confidence - accuracy, 0), np.maximum(accuracy - confidence, 0)
-    upper.bar(shown * width, over, bottom=accuracy, color="lightcoral", label="gap, overconfident", **bar)
-    upper.bar(shown * width, under, bottom=confidence, color="gold", label="gap, underconfident", **bar)
-    upper.plot([0, 1], [0, 1], color="black", linewidth=1, linestyle="--", label="perfect calibration")
+    upper.bar(
+        shown * width, over, bottom=accuracy, color="lightcoral", label="gap, overconfident", **bar
+    )
+    upper.bar(
+        shown * width, under, bottom=confidence, color="gold", label="gap, underconfident", **bar
+    )
+    upper.plot(
+        [0, 1], [0, 1], color="black", linewidth=1, linestyle="--", label="perfect calibration"
+    )
     title += f"\npooled ECE {bins.expected_error().item():.4f}"
     if if_true is not None:
         ends = (shown + 0.15) * width, (shown + 0.85) * width
@@ -116,7 +140,12 @@ def _draw_panel(
     elif bands:
         low, high = map(of_shown, consistency_bands(bins))
         label = "accuracy if true, 95 %\n(independent voxels)"
-        band: dict[str, Any] = {"width": width / 2, "align": "edge", "color": (0, 0, 0, 0.35), "edgecolor": "black"}
+        band: dict[str, Any] = {
+            "width": width / 2,
+            "align": "edge",
+            "color": (0, 0, 0, 0.35),
+            "edgecolor": "black",
+        }
         upper.bar((shown + 0.25) * width, high - low, bottom=low, label=label, **band)
         title += f"\n{resampled_errors(bins).mean().item():.4f} by chance alone"
     upper.set(xlim=(0, 1), ylim=(0, 1), title=title)

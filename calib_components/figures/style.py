@@ -13,7 +13,8 @@ from calib_components.errors import printable
 
 # Characters that fit into a line: of a figure's title, of a panel's, in a legend.
 TITLE, PANEL_TITLE, NAME = 75, 26, 40
-PALETTE = ("#999999", "#e69f00", "#56b4e9", "#cc79a7", "#009e73", "#f0e442", "#d55e00", "#0072b2")  # Okabe and Ito
+# Okabe and Ito
+PALETTE = ("#999999", "#e69f00", "#56b4e9", "#cc79a7", "#009e73", "#f0e442", "#d55e00", "#0072b2")
 
 
 def panel_grid(
@@ -36,7 +37,9 @@ def panel_grid(
     panels: list[list[Axes]] = []
     for i in range(number):
         row, column = divmod(i, columns)
-        panels.append([figure.add_subplot(grid[parts * row + part, column]) for part in range(parts)])
+        panels.append(
+            [figure.add_subplot(grid[parts * row + part, column]) for part in range(parts)]
+        )
     return figure, panels
 
 
@@ -47,12 +50,15 @@ def is_first(axes: Axes) -> bool:
 
 
 def literal(text: str, width: int, lines: int = 1) -> str:
-    """Return a user's text as matplotlib draws it literally, in so many lines of that width; the rest is cut off."""
+    """Return a user's text as matplotlib draws it literally, in so many lines of that width; the
+    rest is cut off.
+    """
     wrapped = textwrap.wrap(printable(text), width)
     if len(wrapped) > lines:
         wrapped[lines - 1 :] = [f"{' '.join(wrapped[lines - 1 :])[: width - 3]}..."]
     literal = "\n".join(wrapped).replace("$", r"\$")  # no mathematics
-    return f" {literal}" if literal.startswith("_") else literal  # which would keep a name out of a legend
+    # Which would keep a name out of a legend
+    return f" {literal}" if literal.startswith("_") else literal
 
 
 def class_color(k: int) -> str:

@@ -24,7 +24,14 @@ from monai.utils import convert_to_tensor
 from calib_components.data.cases import read_datalist
 from calib_components.data.facts import Facts, facts_beside
 from calib_components.data.perturbation import Perturbation
-from calib_components.errors import InputError, check_choice, check_writable, make_folder, reading, writing
+from calib_components.errors import (
+    InputError,
+    check_choice,
+    check_writable,
+    make_folder,
+    reading,
+    writing,
+)
 from calib_components.handlers.evaluation_files import TITLES
 from calib_components.handlers.weights import (
     EXPORT_ENDINGS,
@@ -41,58 +48,82 @@ from calib_components.posthoc.costs import REGIONS, Costs
 from calib_components.quality import Reference, ScanEstimates
 
 log = logging.getLogger(__name__)
-FILES = ("{}.json", "{}_fit.json", "reliability_{}.png")  # by the name of a calibrator; those of others are removed
+# By the name of a calibrator; those of others are removed
+FILES = ("{}.json", "{}_fit.json", "reliability_{}.png")
 COPIES = "changed_copies"  # of each case, in the file of what a fit keeps
 WORSE = 1.1  # times the error before, from which an error after the fit is warned of
 SPLITS = {  # what to know of a fit on a split
-    "training": "The network is more confident on cases that it was trained on: the temperature is too low for others.",
-    "validation": "If these cases chose the epoch of the network, errors on other patients are higher.",
+    "training": (
+        "The network is more confident on cases that it was trained on: the temperature is too low"
+        " for others."
+    ),
+    "validation": (
+        "If these cases chose the epoch of the network, errors on other patients are higher."
+    ),
     "testing": "Results of these weights on the same test cases are no longer independent of them.",
 }
 
 
-def calibration_cases(temperature: float | None, pool: Sequence[Any] | None, **options: Any) -> list[dict[str, Any]]:
-    """Return the cases to fit on, see `read_datalist` for options; none if a temperature or earlier fits are given."""
-    return read_datalist(**options, refuse_trained=True) if temperature is None and pool is None else []
+def calibration_cases(
+    temperature: float | None, pool: Sequence[Any] | None, **options: Any
+) -> list[dict[str, Any]]:
+    """Return the cases to fit on, see `read_datalist` for options; none if a temperature or earlier
+    fits are given.
+    """
+    return (
+        read_datalist(**options, refuse_trained=True)
+        if temperature is None and pool is None
+        else []
+    )
 
 
 @dataclass(eq=False)
 class Calibration:
     """Fit a calibrator to trained weights, and write it into them.
 
-    The network runs over the cases as often as the fit needs, and once more to measure its errors, beside those of what
-    else could be used. Written are, all of them or none:
+    The network runs over the cases as often as the fit needs, and once more to measure its errors,
+    beside those of what else could be used. Written are, all of them or none:
 
-    - the weights, with the calibrator, and the reference of the cases, see `calib_components.quality.Reference`. All
-      else in the file stays; a calibrator without cases removes the reference.
-    - `temperature.json`: the estimate, see `read_estimate`. Files of another calibrator have its name, and do not stay.
-    - `temperature_fit.json`: what the fit keeps of each patient, see `Calibrator.to_dict`, for `pool`.
-    - `reliability_temperature.png`: reliability before and after, over all voxels and the predicted foreground.
+    - the weights, with the calibrator, and the reference of the cases, see
+      `calib_components.quality.Reference`. All else in the file stays; a calibrator without cases
+      removes the reference.
+    - `temperature.json`: the estimate, see `read_estimate`. Files of another calibrator have its
+      name, and do not stay.
+    - `temperature_fit.json`: what the fit keeps of each patient, see `Calibrator.to_dict`, for
+      `pool`.
+    - `reliability_temperature.png`: reliability before and after, over all voxels and the predicted
+      foreground.
 
-    Across several processes, the fit and the errors are those of all cases, and the first process writes.
+    Across several processes, the fit and the errors are those of all cases, and the first process
+    writes.
 
     Args:
-        evaluator: Runs the network over the cases. Items of its batches have the name of their `patient`, those of its
-            output a `label` `(1, *S)` and the logits `pred` `(N, *S)`.
+        evaluator: Runs the network over the cases. Items of its batches have the name of their
+            `patient`, those of its output a `label` `(1, *S)` and the logits `pred` `(N, *S)`.
         network: The network, which carries a calibrator: see `calib_components.posthoc`.
         calibrator: What is fitted, and to which region.
         structures: Class indices of the structures of the reference, by name.
         load_path: Trained weights.
-        calibrated_path: File of the calibrated weights, which may be the same. Another folder gets `facts.yaml`, too.
+        calibrated_path: File of the calibrated weights, which may be the same. Another folder gets
+            `facts.yaml`, too.
         output_dir: Folder of the other files.
         split: Split that the cases are from, for what is said of the fit.
-        temperature: A temperature to write without a fit. The other files, of an earlier fit, are removed.
-        pool: Folders of earlier fits, such as of all folds: one calibrator is fitted to all their patients, each of
-            whom is in one of them, without any case. `temperature_fit.json` stays, and there is no figure.
-        facts: Facts of the data, which are compared with those of the weights; None not to compare them.
-        perturbation: Changes the images that the calibrator is fitted on. Errors are those of the images as they are,
-            and stand beside those of a fit on them.
+        temperature: A temperature to write without a fit. The other files, of an earlier fit, are
+            removed.
+        pool: Folders of earlier fits, such as of all folds: one calibrator is fitted to all their
+            patients, each of whom is in one of them, without any case. `temperature_fit.json`
+            stays, and there is no figure.
+        facts: Facts of the data, which are compared with those of the weights; None not to compare
+            them.
+        perturbation: Changes the images that the calibrator is fitted on. Errors are those of the
+            images as they are, and stand beside those of a fit on them.
         draws: Number of changed copies of each case.
 
     Raises:
-        InputError: From `run`, if the network carries no calibrator, the weights are not suitable (see
-            `WeightsCheckpointLoader`), there are no voxels in the region, an earlier fit is missing or of another
-            region, `calibrated_path` has other weights, or a file cannot be written.
+        InputError: From `run`, if the network carries no calibrator, the weights are not suitable
+            (see `WeightsCheckpointLoader`), there are no voxels in the region, an earlier fit is
+            missing or of another region, `calibrated_path` has other weights, or a file cannot be
+            written.
     """
 
     evaluator: Evaluator
@@ -115,9 +146,14 @@ class Calibration:
         if len(given) > 1:
             raise InputError("temperature: give either a temperature or a pool of fits.")
         if given and "temperature" not in self.calibrator.state():
-            raise InputError(f"{given[0]}: it is of temperatures, not of a {self.calibrator.name}. Leave out one.")
+            raise InputError(
+                f"{given[0]}: it is of temperatures, not of a {self.calibrator.name}. Leave out"
+                " one."
+            )
         if given and self.perturbation is not None:
-            raise InputError(f"{given[0]}: nothing is fitted to changed images then. Leave out perturb.yaml.")
+            raise InputError(
+                f"{given[0]}: nothing is fitted to changed images then. Leave out perturb.yaml."
+            )
         for name in ("load_path", "calibrated_path", "output_dir"):
             setattr(self, name, Path(getattr(self, name)))
 
@@ -127,7 +163,9 @@ class Calibration:
         self._check_places()
         name = self.calibrator.name
         report, fit, figure = FILES
-        files: dict[str, bytes | None] = {file.format(kind): None for kind in KINDS for file in FILES}
+        files: dict[str, bytes | None] = {
+            file.format(kind): None for kind in KINDS for file in FILES
+        }
         scans: list[Any] = []
         if self.temperature is not None:
             self.calibrator.set_state({"temperature": self.temperature})
@@ -141,7 +179,9 @@ class Calibration:
             set_calibrator(self.network, type(self.calibrator)())
             others: dict[str, Calibrator] = {}
             if self.perturbation is not None:
-                unchanged = others["fitted to the images as they are"] = copy.deepcopy(self.calibrator)
+                unchanged = others["fitted to the images as they are"] = copy.deepcopy(
+                    self.calibrator
+                )
                 self._fit(unchanged, None)
                 unchanged.compute()
             self._fit(self.calibrator, self.perturbation)
@@ -157,20 +197,32 @@ class Calibration:
 
     @property
     def _copies(self) -> int:
-        """Number of changed copies of each case that the calibrator is fitted to; 0 if it is fitted to the cases."""
+        """Number of changed copies of each case that the calibrator is fitted to; 0 if it is fitted
+        to the cases.
+        """
         return 0 if self.perturbation is None else self.draws
 
     def _check_places(self) -> None:
         """Find out before the work what would keep the files from being written."""
         check_writable("calibrated_path", self.calibrated_path.parent)
         if self.calibrated_path.exists():
-            own, there = (with_calibrator(file, self.calibrator) for file in (self.load_path, self.calibrated_path))
+            own, there = (
+                with_calibrator(file, self.calibrator)
+                for file in (self.load_path, self.calibrated_path)
+            )
             if own != there:
-                raise InputError(f"calibrated_path: {self.calibrated_path} has other weights. Choose another file.")
+                raise InputError(
+                    f"calibrated_path: {self.calibrated_path} has other weights. Choose another"
+                    " file."
+                )
         check_beside(self.calibrated_path, facts_beside(self.load_path), "calibrated_path")
 
-    def _run_network(self, use: Callable[..., None], perturbation: Perturbation | None = None) -> None:
-        """Run the network over all cases, of changed images if requested; `use` patients, logits, labels and crops."""
+    def _run_network(
+        self, use: Callable[..., None], perturbation: Perturbation | None = None
+    ) -> None:
+        """Run the network over all cases, of changed images if requested; `use` patients, logits,
+        labels and crops.
+        """
 
         def change(engine: Evaluator) -> None:
             assert perturbation is not None
@@ -179,20 +231,26 @@ class Calibration:
 
         def add(engine: Evaluator) -> None:
             for case, output in zip(engine.state.batch, engine.state.output, strict=True):
-                logits, label = (convert_to_tensor(output[key], track_meta=False)[None] for key in ("pred", "label"))
+                logits, label = (
+                    convert_to_tensor(output[key], track_meta=False)[None]
+                    for key in ("pred", "label")
+                )
                 use(case["patient"], logits.float(), label, crop_of(output["pred"]))
 
         with ExitStack() as stack:
             stack.enter_context(self.evaluator.add_event_handler(Events.ITERATION_COMPLETED, add))
             if perturbation is not None:
-                stack.enter_context(self.evaluator.add_event_handler(Events.ITERATION_STARTED, change))
+                stack.enter_context(
+                    self.evaluator.add_event_handler(Events.ITERATION_STARTED, change)
+                )
             self.evaluator.run()
 
     def _fit(self, fit: Calibrator, perturbation: Perturbation | None) -> None:
         """Add all cases to a fit, in as many passes as it needs."""
 
         def use(patient: str, logits: torch.Tensor, label: torch.Tensor, crop: Crop | None) -> None:
-            fit.update(cut(crop, logits), cut(crop, label), patient)  # outside, no calibrator changes anything
+            # Outside, no calibrator changes anything
+            fit.update(cut(crop, logits), cut(crop, label), patient)
 
         for _ in fit.passes():
             if perturbation is not None:
@@ -204,18 +262,29 @@ class Calibration:
         """Compute the fit, and say what it is."""
         estimate: Estimate = self.calibrator.compute()
         if idist.get_rank() == 0:
-            before, after, region = estimate.nll_before, estimate.nll_after, self.calibrator.region.name
+            before, after, region = (
+                estimate.nll_before,
+                estimate.nll_after,
+                self.calibrator.region.name,
+            )
             if self._copies:
-                log.info("Fitted on %d changed copies of each case, which the next lines are about.", self._copies)
+                log.info(
+                    "Fitted on %d changed copies of each case, which the next lines are about.",
+                    self._copies,
+                )
             log.info("%s %s", self.calibrator.name.capitalize(), estimate.summary())
-            log.info("NLL %.4f -> %.4f (region %s, of what the network sees)", before, after, region)
+            log.info(
+                "NLL %.4f -> %.4f (region %s, of what the network sees)", before, after, region
+            )
             log.info("%s", estimate.effect(self.calibrator.region.by_prediction))
             for warning in estimate.warnings():
                 log.warning("%s", warning)
         return estimate
 
     def _measure(self, candidates: Mapping[str, Calibrator], scans: list[Any]) -> dict[str, Costs]:
-        """Return what each calibrator costs on all cases, and list what the one called "after" gives of each scan."""
+        """Return what each calibrator costs on all cases, and list what the one called "after"
+        gives of each scan.
+        """
         costs: dict[str, Costs] = {}
 
         def use(patient: str, logits: torch.Tensor, label: torch.Tensor, crop: Crop | None) -> None:
@@ -229,10 +298,15 @@ class Calibration:
 
         self._run_network(use)
         first, *others = gathered(costs)
-        return {name: sum((part[name] for part in others if part), own) for name, own in first.items()}
+        return {
+            name: sum((part[name] for part in others if part), own) for name, own in first.items()
+        }
 
-    def _measure_scan(self, p: torch.Tensor, label: torch.Tensor, crop: Crop | None) -> list[tuple[float, ...]]:
-        """Return estimated and true DSC, expected and true volume in voxels of each structure of a scan.
+    def _measure_scan(
+        self, p: torch.Tensor, label: torch.Tensor, crop: Crop | None
+    ) -> list[tuple[float, ...]]:
+        """Return estimated and true DSC, expected and true volume in voxels of each structure of a
+        scan.
 
         Args:
             p: Probabilities of what the network saw; elsewhere, all is background.
@@ -242,15 +316,23 @@ class Calibration:
         scan, predicted = ScanEstimates(self.structures), torch.zeros_like(label)
         scan.update(p)
         cut(crop, predicted)[:] = p.argmax(0)
-        masks = [structure_masks(labels, [*self.structures.values()]) for labels in (predicted, label)]
-        dsc, volumes = dice(*(of[None] for of in masks))[0].tolist(), masks[1].flatten(1).sum(1).tolist()
+        masks = [
+            structure_masks(labels, [*self.structures.values()]) for labels in (predicted, label)
+        ]
+        dsc, volumes = (
+            dice(*(of[None] for of in masks))[0].tolist(),
+            masks[1].flatten(1).sum(1).tolist(),
+        )
         found = zip(scan.compute().values(), dsc, volumes, strict=True)
-        return [(own.expected_dsc, true, own.expected_voxels, volume) for own, true, volume in found]
+        return [
+            (own.expected_dsc, true, own.expected_voxels, volume) for own, true, volume in found
+        ]
 
     @idist.one_rank_only()
     def _compare(self, costs: Mapping[str, Costs]) -> bytes:
         """Say what the fit changed, and return the figure of it."""
-        from calib_components.figures import reliability_diagram  # training must not need matplotlib
+        # Training must not need matplotlib
+        from calib_components.figures import reliability_diagram
 
         for name, own in costs.items():
             log.info("%s: %s", name.capitalize(), own.describe())
@@ -259,7 +341,9 @@ class Calibration:
             old, new = (bins[region].expected_error().item() for bins in when.values())
             if new > WORSE * old:
                 title, name = TITLES[region], self.calibrator.name
-                log.warning("The ECE of %s is larger with this %s. It cannot serve all voxels.", title, name)
+                log.warning(
+                    "The ECE of %s is larger with this %s. It cannot serve all voxels.", title, name
+                )
         log.info("%s", SPLITS[self.split])
         panels = {f"{name}, {time}": bins[name] for name in REGIONS for time, bins in when.items()}
         reliability_diagram(panels, bands=True).savefig(content, format="png")
@@ -268,9 +352,18 @@ class Calibration:
     @idist.one_rank_only()
     def _write(self, files: Mapping[str, bytes | None], scans: Sequence[Any]) -> None:
         """Write the weights and the other files, all or none; those without content are removed."""
-        patients, values = zip(*sorted(scans, key=itemgetter(0)), strict=True) if scans else ((), ())
-        reference = Reference.from_scans([*self.structures], patients, values).to_tensor() if scans else None
-        file, content = self.calibrated_path, with_calibrator(self.load_path, self.calibrator, reference)
+        patients, values = (
+            zip(*sorted(scans, key=itemgetter(0)), strict=True) if scans else ((), ())
+        )
+        reference = (
+            Reference.from_scans([*self.structures], patients, values).to_tensor()
+            if scans
+            else None
+        )
+        file, content = (
+            self.calibrated_path,
+            with_calibrator(self.load_path, self.calibrator, reference),
+        )
         is_new = not file.is_file() or file.read_bytes() != content
         with ExitStack() as stack:
             for name, report in files.items():
@@ -281,10 +374,17 @@ class Calibration:
         for name, report in files.items():
             if report is None:
                 (self.output_dir / name).unlink(missing_ok=True)
-        log.info("Wrote the %s and %d scans for comparison into %s", self.calibrator.name, len(scans), file)
+        log.info(
+            "Wrote the %s and %d scans for comparison into %s",
+            self.calibrator.name,
+            len(scans),
+            file,
+        )
         for export in sorted(file.parent.glob(f"{glob.escape(file.stem)}.*")):
             if is_new and export.suffix in EXPORT_ENDINGS:
-                log.warning("%s was made from the weights before calibration. Export it again.", export)
+                log.warning(
+                    "%s was made from the weights before calibration. Export it again.", export
+                )
 
 
 def _encoded(content: Any, **options: Any) -> bytes:
@@ -301,7 +401,10 @@ def _add_fits(folders: Sequence[str | os.PathLike], whole: Calibrator) -> None:
             whole.add(type(whole).from_dict(content))
         copies.add(content.get(COPIES, 0))
         if len(copies) > 1:
-            raise InputError(f"{file}: fitted on other copies of each case than the fits before. Fit all the same way.")
+            raise InputError(
+                f"{file}: fitted on other copies of each case than the fits before. Fit all the"
+                " same way."
+            )
         for patient in content["patients"]:
             if (other := found.setdefault(patient, file)) is not file:
                 raise InputError(f"{file}: patient {patient} is in {other}, too.")

@@ -21,30 +21,45 @@ from monai.utils import set_determinism
 from calib_components.bundle import BEST, LAST, facts_in_use, running_config
 from calib_components.data.cases import SliceDataset
 from calib_components.errors import InputError, make_folder, reading
-from calib_components.handlers.fingerprint import changes, fingerprint, fingerprint_of_cases, fingerprint_of_list
-from calib_components.handlers.weights import check_beside, check_sums, save, serialize, write_weights
+from calib_components.handlers.fingerprint import (
+    changes,
+    fingerprint,
+    fingerprint_of_cases,
+    fingerprint_of_list,
+)
+from calib_components.handlers.weights import (
+    check_beside,
+    check_sums,
+    save,
+    serialize,
+    write_weights,
+)
 from calib_components.posthoc import find_calibrator
 from calib_components.posthoc.network import set_calibrator, unwrapped
 
 log = logging.getLogger(__name__)
-WAIT = 10  # seconds for workers of a training that was killed, which hold its folder a little longer
+# Seconds for workers of a training that was killed, which hold its folder a little longer
+WAIT = 10
 NEVER = -1  # the epoch of the best metric that MONAI's engines start with
 
 
 class TrainingCheckpoint:
     """Save the best weights, and all that a bit-exact continuation needs.
 
-    After each epoch it writes `last.ckpt` (network, optimizer, scheduler, AMP scaler, epoch, best metric so far) and,
-    if the evaluator has just reached its best key metric or has nothing to validate on, `model.pt` (the state dict of
-    the network alone), with the `facts.yaml` of its data. Each file is replaced in one step, so a process that is
-    killed leaves the previous one. (Ignite's `Checkpoint` removes the previous file first.)
+    After each epoch it writes `last.ckpt` (network, optimizer, scheduler, AMP scaler, epoch, best
+    metric so far) and, if the evaluator has just reached its best key metric or has nothing to
+    validate on, `model.pt` (the state dict of the network alone), with the `facts.yaml` of its
+    data. Each file is replaced in one step, so a process that is killed leaves the previous one.
+    (Ignite's `Checkpoint` removes the previous file first.)
 
-    `last.ckpt` also has the fingerprint of the run, see `calib_components.handlers.fingerprint`: a bundle's run with
-    other settings, other data or another number of processes cannot resume from it.
+    `last.ckpt` also has the fingerprint of the run, see `calib_components.handlers.fingerprint`: a
+    bundle's run with other settings, other data or another number of processes cannot resume from
+    it.
 
-    All randomness of an epoch is seeded with `seed` and the number of the epoch, so on a CPU a resumed run ends with
-    the same bits as an uninterrupted one. Workers that stay from epoch to epoch need a `SliceDataset` and a sampler
-    that follows the epoch, such as MONAI's `DistributedSampler`.
+    All randomness of an epoch is seeded with `seed` and the number of the epoch, so on a CPU a
+    resumed run ends with the same bits as an uninterrupted one. Workers that stay from epoch to
+    epoch need a `SliceDataset` and a sampler that follows the epoch, such as MONAI's
+    `DistributedSampler`.
 
     A calibrator of the network, see `calib_components.posthoc`, changes nothing in training.
 
@@ -56,12 +71,14 @@ class TrainingCheckpoint:
         evaluator: The validation engine, whose `best_metric_epoch` says when the metric was best.
         seed: Seed of the whole run.
         resume: Continue from `last.ckpt`. Without that file, start from the beginning.
-        datalist: List of the prepared cases; with what these hold, it is a part of the fingerprint. It need not exist.
+        datalist: List of the prepared cases; with what these hold, it is a part of the fingerprint.
+            It need not exist.
         dataset_dir: Folder of these cases; default: that of the list.
 
     Raises:
-        InputError: At the start of a run that resumes another one, into a folder with weights of other data or while
-            another training writes into it; when weights are no longer finite; or if a file cannot be written.
+        InputError: At the start of a run that resumes another one, into a folder with weights of
+            other data or while another training writes into it; when weights are no longer finite;
+            or if a file cannot be written.
     """
 
     def __init__(
@@ -77,23 +94,36 @@ class TrainingCheckpoint:
         dataset_dir: str | os.PathLike | None = None,
     ) -> None:
         self.best_path, self.last_path = Path(ckpt_dir) / BEST, Path(ckpt_dir) / LAST
-        self.lock = FileLock(Path(ckpt_dir) / ".lock", thread_local=False, is_singleton=True)  # of this process
-        self.network, self.evaluator, self.seed, self.resume = unwrapped(network), evaluator, seed, resume
-        self.stateful: dict[str, Any] = {"network": self.network, "optimizer": optimizer, "lr_scheduler": lr_scheduler}
+        # Of this process
+        self.lock = FileLock(Path(ckpt_dir) / ".lock", thread_local=False, is_singleton=True)
+        self.network, self.evaluator, self.seed, self.resume = (
+            unwrapped(network),
+            evaluator,
+            seed,
+            resume,
+        )
+        self.stateful: dict[str, Any] = {
+            "network": self.network,
+            "optimizer": optimizer,
+            "lr_scheduler": lr_scheduler,
+        }
         config, self.facts = running_config(), None
         if config is not None and "facts" in config:
             self.facts = replace(facts_in_use(config), source="")  # weights travel, folders do not
         self.settings = {
             **(fingerprint(config.get()) if config is not None else {}),
             "data": fingerprint_of_list(Path(datalist)),
-            "cases": fingerprint_of_cases(Path(datalist), Path(dataset_dir or Path(datalist).parent)),
+            "cases": fingerprint_of_cases(
+                Path(datalist), Path(dataset_dir or Path(datalist).parent)
+            ),
             "processes": idist.get_world_size(),
         }
 
     def attach(self, engine: Trainer) -> None:
         """Save after each epoch of the trainer, and resume when it starts."""
         engine.add_event_handler(Events.STARTED, self._start)
-        engine.add_event_handler(Events.EPOCH_STARTED, self._start_epoch)  # after whatever has loaded weights
+        # After whatever has loaded weights
+        engine.add_event_handler(Events.EPOCH_STARTED, self._start_epoch)
         engine.add_event_handler(Events.COMPLETED, lambda: self.lock.release(force=True))
 
     def _start(self, engine: Trainer) -> None:
@@ -103,7 +133,9 @@ class TrainingCheckpoint:
                 self.lock.acquire(WAIT)  # until the end of the run, or of the process
             except Timeout as error:
                 folder = self.best_path.parent
-                raise InputError(f"ckpt_dir: another training writes into {folder}. Choose another folder.") from error
+                raise InputError(
+                    f"ckpt_dir: another training writes into {folder}. Choose another folder."
+                ) from error
         if self.facts is not None:
             check_beside(self.best_path, self.facts, "ckpt_dir")
         if engine.scaler is not None:  # of AMP; MONAI has just created it
@@ -112,7 +144,8 @@ class TrainingCheckpoint:
             self._load(engine)
         elif self.resume:
             log.info("No %s to resume from: starting from the beginning.", self.last_path)
-        # Handlers run in the order in which they were attached; now all others have been, which validate and log.
+        # Handlers run in the order in which they were attached; now all others have been, which
+        # validate and log.
         if engine.has_event_handler(self._save, Events.EPOCH_COMPLETED):
             engine.remove_event_handler(self._save, Events.EPOCH_COMPLETED)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._save)
@@ -120,12 +153,14 @@ class TrainingCheckpoint:
     def _load(self, engine: Trainer) -> None:
         with reading(self.last_path, "a checkpoint of a training"):
             check_sums(self.last_path)
-            checkpoint = torch.load(self.last_path, map_location=engine.state.device, weights_only=True)
+            checkpoint = torch.load(
+                self.last_path, map_location=engine.state.device, weights_only=True
+            )
             before = checkpoint["settings"]
         if differing := changes(before, self.settings):
             raise InputError(
-                f"{self.last_path} is of a run with other settings: {', '.join(differing)}. Set them back, or start "
-                "from the beginning with --resume false --overwrite true."
+                f"{self.last_path} is of a run with other settings: {', '.join(differing)}. Set"
+                " them back, or start from the beginning with --resume false --overwrite true."
             )
         for name, holder in self.stateful.items():
             if name in checkpoint:  # a run that started without AMP has no scaler
@@ -137,7 +172,11 @@ class TrainingCheckpoint:
         log.info("Resuming after epoch %d of %s.", checkpoint["epoch"], self.last_path)
 
     def _start_epoch(self, engine: Trainer) -> None:
-        seed = np.random.SeedSequence((self.seed, engine.state.epoch, idist.get_rank())).generate_state(1).item()
+        seed = (
+            np.random.SeedSequence((self.seed, engine.state.epoch, idist.get_rank()))
+            .generate_state(1)
+            .item()
+        )
         set_determinism(seed)
         dataset = getattr(engine.data_loader, "dataset", None)
         if isinstance(dataset, SliceDataset):
@@ -149,17 +188,22 @@ class TrainingCheckpoint:
 
     def _save(self, engine: Trainer) -> None:
         best, epoch = self.evaluator.state, engine.state.epoch
-        if best.best_metric_epoch != NEVER and (best.best_metric == 0 or math.isnan(best.best_metric)):
-            # Where labels have no structure, the DSC is NaN or 0, of which MONAI would keep the first for ever.
+        if best.best_metric_epoch != NEVER and (
+            best.best_metric == 0 or math.isnan(best.best_metric)
+        ):
+            # Where labels have no structure, the DSC is NaN or 0, of which MONAI would keep the
+            # first for ever.
             best.best_metric_epoch = NEVER
             log.warning("validation: the DSC is %g. model.pt is of this epoch", best.best_metric)
         if idist.get_rank() != 0:
             return
         weights = self.network.state_dict()
-        if not all(values.isfinite().all() for values in weights.values() if values.is_floating_point()):
+        if not all(
+            values.isfinite().all() for values in weights.values() if values.is_floating_point()
+        ):
             raise InputError(
-                f"network: weights are NaN or infinite after epoch {epoch}. The files in {self.best_path.parent} are "
-                "of epochs before. Try a lower --learning_rate."
+                f"network: weights are NaN or infinite after epoch {epoch}. The files in"
+                f" {self.best_path.parent} are of epochs before. Try a lower --learning_rate."
             )
         if best.best_metric_epoch in (epoch, NEVER):
             for name, values in weights.items():  # for machines without a GPU, whatever reads them

@@ -1,7 +1,8 @@
 """An evaluation: each case is measured and recorded, and the records of all cases become the files.
 
-So several processes, GPUs or jobs can measure different cases, an evaluation that was interrupted continues with the
-cases that have no record, and the probabilities may be those of a bundle or anybody's.
+So several processes, GPUs or jobs can measure different cases, an evaluation that was interrupted
+continues with the cases that have no record, and the probabilities may be those of a bundle or
+anybody's.
 """
 
 from __future__ import annotations
@@ -45,27 +46,33 @@ from calib_components.metrics.measures import MEASURES, Case, measure_case
 
 log = logging.getLogger(__name__)
 PER_CASE = ("all", "predicted")  # regions whose bins are kept of each case
-SHOWN = ("dsc", "hd95", "ece_all", "ece_predicted", "ece", "cece", "nll", "brier")  # among the metrics of an engine
+# Among the metrics of an engine
+SHOWN = ("dsc", "hd95", "ece_all", "ece_predicted", "ece", "cece", "nll", "brier")
 
 
 def check_case(item: Mapping[Hashable, Any]) -> Mapping[Hashable, Any]:
-    """Check a case and the network's output before they are measured; a bundle's postprocessing starts with it.
+    """Check a case and the network's output before they are measured; a bundle's postprocessing
+    starts with it.
 
     Args:
-        item: The name of the `case`, its `image` `(C, *S)` and `label` `(1, *S)`, and the logits `pred` `(N, *S)`.
+        item: The name of the `case`, its `image` `(C, *S)` and `label` `(1, *S)`, and the logits
+            `pred` `(N, *S)`.
 
     Returns:
-        The item, with the logits on the device of the label: inferers keep those of large volumes in memory of the CPU.
+        The item, with the logits on the device of the label: inferers keep those of large volumes
+            in memory of the CPU.
 
     Raises:
-        InputError: The image or the logits are not finite, or the label holds other values than the indices of the N
-            classes.
+        InputError: The image or the logits are not finite, or the label holds other values than the
+            indices of the N classes.
     """
     if not item["image"].isfinite().all():
         raise InputError(f"{item['case']}: image has NaN or infinite values.")
     check_labels(item["label"], range(len(item["pred"])), f"{item['case']}: label")
     if not item["pred"].isfinite().all():
-        raise InputError(f"{item['case']}: logits of the network are NaN or infinite. Try --amp false.")
+        raise InputError(
+            f"{item['case']}: logits of the network are NaN or infinite. Try --amp false."
+        )
     if item["pred"].device != item["label"].device:
         return {**item, "pred": item["pred"].to(item["label"].device)}
     return item
@@ -88,11 +95,15 @@ def record_case(
         crop: What the network saw of the slices, if it was not all; the magnitudes are those there.
 
     Returns:
-        The record: the `values` of columns, the structures that only the ground truth (`missed`) or only the prediction
-        (`spurious`) has, the `slice` to draw, the `content_of` the label, and of probabilities also `bins`,
-        `thresholds`, `risk` and `logits`.
+        The record: the `values` of columns, the structures that only the ground truth (`missed`) or
+            only the prediction
+        (`spurious`) has, the `slice` to draw, the `content_of` the label, and of probabilities also
+        `bins`, `thresholds`, `risk` and `logits`.
     """
-    found, true = ({name for name, m in zip(case.structures, mask[0], strict=True) if m.any()} for mask in case.masks)
+    found, true = (
+        {name for name, m in zip(case.structures, mask[0], strict=True) if m.any()}
+        for mask in case.masks
+    )
     record: dict[str, Any] = {
         "values": measure_case(case),
         "missed": [name for name in case.structures if name in true - found],
@@ -102,7 +113,9 @@ def record_case(
     }
     if case.probabilities is not None:
         measured = {region: kinds.items() for region, kinds in case.measured.items()}
-        record["bins"] = {r: {k: v for k, v in of if isinstance(v, CalibrationBins)} for r, of in measured.items()}
+        record["bins"] = {
+            r: {k: v for k, v in of if isinstance(v, CalibrationBins)} for r, of in measured.items()
+        }
         record["thresholds"] = case.structure_measures.thresholds
         record["risk"] = case.risk.coverage, case.risk.risk
         record["temperature"] = 1.0 if case.temperature is None else float(case.temperature)
@@ -113,8 +126,12 @@ def record_case(
     return record
 
 
-def _slice(case: Case, prediction: torch.Tensor, label: torch.Tensor, image: torch.Tensor | None) -> dict[str, Any]:
-    """Maps of the slice with the most foreground, its DSC, and the structures that are missed in it."""
+def _slice(
+    case: Case, prediction: torch.Tensor, label: torch.Tensor, image: torch.Tensor | None
+) -> dict[str, Any]:
+    """Maps of the slice with the most foreground, its DSC, and the structures that are missed in
+    it.
+    """
     foreground = label > 0 if (label > 0).any() else prediction > 0
     index = int(foreground.flatten(0, -2).sum(0).argmax())
     found, true = (masks[..., index] for masks in case.masks)
@@ -124,24 +141,32 @@ def _slice(case: Case, prediction: torch.Tensor, label: torch.Tensor, image: tor
         channels = [torch.stack([1 - q, q]) for q in p] if case.sigmoid else [p]
         uncertainty = torch.stack([normalized_entropy(each)[0] for each in channels]).amax(0)
     return {
-        "image": None if image is None else image[..., index].clone(),  # of a view, the whole volume would be saved
+        # Of a view, the whole volume would be saved
+        "image": None if image is None else image[..., index].clone(),
         "label": label[..., index].int().clone(),
         "prediction": prediction[..., index].int().clone(),
         "uncertainty": uncertainty,
         "dsc": dice(found, true).nanmean().item(),
-        "missed": [name for i, name in enumerate(case.structures) if true[0, i].any() and not found[0, i].any()],
+        "missed": [
+            name
+            for i, name in enumerate(case.structures)
+            if true[0, i].any() and not found[0, i].any()
+        ],
     }
 
 
 class EvaluationRecords:
-    """What is measured of each case, in a file of its own in the output folder until the evaluation is written.
+    """What is measured of each case, in a file of its own in the output folder until the evaluation
+    is written.
 
     A record counts if it has the stamp of this evaluation and is newer than the files of its case.
 
     Args:
         output_dir: Folder of the evaluation.
-        cases: An item for each case, such as those of `read_datalist`: its name `case`, its `patient`, and its files.
-        stamp: Text that differs for other weights or options, see `calib_components.inference.run_stamp`.
+        cases: An item for each case, such as those of `read_datalist`: its name `case`, its
+            `patient`, and its files.
+        stamp: Text that differs for other weights or options, see
+            `calib_components.inference.run_stamp`.
         files: Keys of an item whose values are a file or several.
 
     Raises:
@@ -156,12 +181,20 @@ class EvaluationRecords:
         files: Sequence[str] = ("image", "label"),
     ) -> None:
         self.output_dir, self.folder = Path(output_dir), Path(output_dir) / ".records"
-        self.cases, self.stamp, self.files = {Path(item["case"]).name: item for item in cases}, stamp, files
+        self.cases, self.stamp, self.files = (
+            {Path(item["case"]).name: item for item in cases},
+            stamp,
+            files,
+        )
         for name, count in Counter(Path(item["case"]).name for item in cases).items():
             if count > 1:
-                raise InputError(f"{count} cases are called {name}. Their results would replace each other.")
+                raise InputError(
+                    f"{count} cases are called {name}. Their results would replace each other."
+                )
 
-    def to_measure(self, shard: str | None = None, skip_existing: bool = False) -> list[Mapping[str, Any]]:
+    def to_measure(
+        self, shard: str | None = None, skip_existing: bool = False
+    ) -> list[Mapping[str, Any]]:
         """Return the items of the cases to measure.
 
         Args:
@@ -172,18 +205,23 @@ class EvaluationRecords:
             InputError: `shard` has another form, or is a share without cases.
         """
         if not (names := shard_of([*self.cases], shard)):
-            raise InputError(f"shard {shard} has none of the {len(self.cases)} cases. Use fewer shards.")
+            raise InputError(
+                f"shard {shard} has none of the {len(self.cases)} cases. Use fewer shards."
+            )
         missing = [name for name in names if not (skip_existing and self.has(name))]
         if skip_existing:
             log.info("%d of %d cases have a record.", len(names) - len(missing), len(names))
-        # Without a case, an engine does not run, and nothing would be written: the last case is measured again.
+        # Without a case, an engine does not run, and nothing would be written: the last case is
+        # measured again.
         return [self.cases[name] for name in missing or names[-1:]]
 
     def has(self, case: str) -> bool:
         """Whether a case has a record of this evaluation."""
         if not (file := self._file(case)).is_file():
             return False
-        sources = [source for key in self.files for source in ensure_tuple(self.cases[case].get(key, ()))]
+        sources = [
+            source for key in self.files for source in ensure_tuple(self.cases[case].get(key, ()))
+        ]
         return all(os.stat(source).st_mtime_ns <= file.stat().st_mtime_ns for source in sources)
 
     def write(self, case: str, record: Mapping[str, Any]) -> None:
@@ -218,7 +256,8 @@ def write_evaluation(
 ) -> Mapping[str, Any] | None:
     """Write the files of an evaluation if all cases have a record, and remove the records.
 
-    The files appear together and replace those of an earlier evaluation; other files in the folder stay.
+    The files appear together and replace those of an earlier evaluation; other files in the folder
+    stay.
 
     Args:
         records: The records.
@@ -229,27 +268,38 @@ def write_evaluation(
         check: Is called with all records before the files are written.
 
     Returns:
-        The content of `summary.json`; None if another process has to measure cases, or has written the files.
+        The content of `summary.json`; None if another process has to measure cases, or has written
+        the files.
     """
     cases = [*records.cases]
     make_folder(records.output_dir)
-    # Of two processes that finish at the same time, one writes. The lock stays: another process may wait for it.
+    # Of two processes that finish at the same time, one writes. The lock stays: another process may
+    # wait for it.
     with FileLock(records.output_dir / LOCK):
         if missing := [case for case in cases if not records.has(case)]:
-            message = "%d of %d cases have no record: the process that measures the last one writes the evaluation."
+            message = (
+                "%d of %d cases have no record: the process that measures the last one writes the"
+                " evaluation."
+            )
             log.info(message, len(missing), len(cases))
             return None
         measured = [records.read(case) for case in cases]
         if check is not None:
             check(measured)
         patients = {case: item["patient"] for case, item in records.cases.items()}
-        evaluation = _joined_records(measured, patients, structures, class_names, unit=unit, volume_unit=volume_unit)
+        evaluation = _joined_records(
+            measured, patients, structures, class_names, unit=unit, volume_unit=volume_unit
+        )
         with replacing(records.output_dir) as folder:
             evaluation.write(folder)
             if evaluation.regions:
                 draw_reliability(folder, evaluation)
-            dsc = evaluation.cases.set_index("case")[[f"dsc_{name}" for name in structures]].mean(axis=1)
-            drawn_names = ["background", *class_names] if evaluation.summary.get("sigmoid") else class_names
+            dsc = evaluation.cases.set_index("case")[[f"dsc_{name}" for name in structures]].mean(
+                axis=1
+            )
+            drawn_names = (
+                ["background", *class_names] if evaluation.summary.get("sigmoid") else class_names
+            )
             draw_cases(folder, dsc, [record["slice"] for record in measured], drawn_names)
         records.remove()
     log.info("Wrote the evaluation of %d cases to %s", len(cases), records.output_dir)
@@ -272,34 +322,58 @@ def _joined_records(
             means[measure.name] = table[names].mean(axis=1)
     summary: dict[str, Any] = {"cases": len(records)}
     for name, values in (*means.items(), *table.items()):
-        summary[name] = {"mean": float(values.mean()), "std": float(values.std()), "n": int(values.count())}
+        summary[name] = {
+            "mean": float(values.mean()),
+            "std": float(values.std()),
+            "n": int(values.count()),
+        }
     summary["temperature"] = first.get("temperature", 1.0)
     for kind in ("missed", "spurious"):
-        found = [(case, name) for case, record in zip(patients, records, strict=True) for name in record[kind]]
+        found = [
+            (case, name)
+            for case, record in zip(patients, records, strict=True)
+            for name in record[kind]
+        ]
         summary[kind] = [{"case": case, "structure": name} for case, name in found]
     summary["patients"] = dict(patients)
     if "crop_center" in first:
         by_case = dict(zip(patients, records, strict=True))
         summary["crop_center"] = {case: record["crop_center"] for case, record in by_case.items()}
-        summary["crop_not_found"] = [case for case, record in by_case.items() if not record["is_crop_found"]]
-    summary["labels"] = {case: record["content"] for case, record in zip(patients, records, strict=True)}
+        summary["crop_not_found"] = [
+            case for case, record in by_case.items() if not record["is_crop_found"]
+        ]
+    summary["labels"] = {
+        case: record["content"] for case, record in zip(patients, records, strict=True)
+    }
     by_label = defaultdict(list)
     for case, content in summary["labels"].items():
         by_label[content].append(case)
     for same in (same for content, same in by_label.items() if content and len(same) > 1):
-        log.warning("%d cases have the same label, and each counts: %s.", len(same), ", ".join(same))
-    table.insert(0, "case", pd.Series([*patients], dtype=object))  # names may hold any bytes, pandas' strings may not
+        log.warning(
+            "%d cases have the same label, and each counts: %s.", len(same), ", ".join(same)
+        )
+    # Names may hold any bytes, pandas' strings may not
+    table.insert(0, "case", pd.Series([*patients], dtype=object))
     parts: dict[str, Any] = {}
     if "bins" in first:
         bins: dict[str, dict[str, CalibrationBins]] = defaultdict(dict)
-        for region, kind in ((region, kind) for region, kinds in first["bins"].items() for kind in kinds):
-            bins[region][kind] = CalibrationBins.joined([record["bins"][region][kind] for record in records])
-        regions = {region: {kind: each.pooled() for kind, each in kinds.items()} for region, kinds in bins.items()}
+        for region, kind in (
+            (region, kind) for region, kinds in first["bins"].items() for kind in kinds
+        ):
+            bins[region][kind] = CalibrationBins.joined(
+                [record["bins"][region][kind] for record in records]
+            )
+        regions = {
+            region: {kind: each.pooled() for kind, each in kinds.items()}
+            for region, kinds in bins.items()
+        }
         summary |= {"channels": len(class_names), "sigmoid": first["sigmoid"]}
         for measure in MEASURES:
             for region, kinds in regions.items():
                 if measure.bins in kinds:
-                    summary[f"{measure.column(region)}_pooled"] = kinds[measure.bins].expected_error().item()
+                    summary[f"{measure.column(region)}_pooled"] = (
+                        kinds[measure.bins].expected_error().item()
+                    )
         for region in PER_CASE:
             regions[region]["top_label_per_case"] = bins[region]["top_label"]
         parts = {
@@ -311,30 +385,36 @@ def _joined_records(
             "risk": torch.cat([record["risk"][1] for record in records]).numpy(),
         }
     if "logits" in first:
-        sums, count = (torch.cat([record["logits"][i] for record in records]).sum(0) for i in range(2))
+        sums, count = (
+            torch.cat([record["logits"][i] for record in records]).sum(0) for i in range(2)
+        )
         parts["magnitudes"] = (sums / count[:, None]).numpy()
     return Evaluation(table, summary | units, class_names, **parts)
 
 
 @dataclass(eq=False)
 class EvaluationWriter:
-    """Measure each case that an engine has run on, and write the files of the evaluation when all cases are measured.
+    """Measure each case that an engine has run on, and write the files of the evaluation when all
+    cases are measured.
 
-    The files are those of `Evaluation`. In several processes, each measures its cases, and the first writes. Some means
-    go to `engine.state.metrics`.
+    The files are those of `Evaluation`. In several processes, each measures its cases, and the
+    first writes. Some means go to `engine.state.metrics`.
 
     Args:
         records: The records of the cases.
         structures: Names of the structures and their class indices.
         class_names: Names of the classes, in the order of the network's channels.
-        batch_transform: Gets the names of a batch's cases, or their folders, from `engine.state.batch`.
-        output_transform: Gets their images, probabilities, labels and logits, lists of channel-first volumes, from
-            `engine.state.output`.
-        temperature: By which the logits were divided, a number or a tensor of one element; None is 1.
+        batch_transform: Gets the names of a batch's cases, or their folders, from
+            `engine.state.batch`.
+        output_transform: Gets their images, probabilities, labels and logits, lists of
+            channel-first volumes, from `engine.state.output`.
+        temperature: By which the logits were divided, a number or a tensor of one element; None is
+            1.
 
     Raises:
-        InputError: When it is attached, if a file of the folder would be replaced that no evaluation wrote; during a
-            run, if the folder cannot be written, or a case has another number of channels than there are names.
+        InputError: When it is attached, if a file of the folder would be replaced that no
+            evaluation wrote; during a run, if the folder cannot be written, or a case has another
+            number of channels than there are names.
     """
 
     records: EvaluationRecords
@@ -354,19 +434,30 @@ class EvaluationWriter:
         outputs = self.output_transform(engine.state.output)
         for name, *volumes in zip(self.batch_transform(engine.state.batch), *outputs, strict=True):
             crop = crop_of(volumes[-1])
-            image, probabilities, label, logits = (convert_to_tensor(volume, track_meta=False) for volume in volumes)
+            image, probabilities, label, logits = (
+                convert_to_tensor(volume, track_meta=False) for volume in volumes
+            )
             if len(probabilities) != len(self.class_names):
-                raise InputError(f"class_names has {len(self.class_names)} names for {len(probabilities)} channels.")
-            prediction = probabilities.max(0).indices  # what argmax(0) gives, in a fraction of its time
+                raise InputError(
+                    f"class_names has {len(self.class_names)} names for {len(probabilities)}"
+                    " channels."
+                )
+            # What argmax(0) gives, in a fraction of its time
+            prediction = probabilities.max(0).indices
             temperature = None if self.temperature is None else float(self.temperature)
             case = Case(label, self.structures, probabilities, prediction, temperature=temperature)
             record = record_case(case, prediction, label[0], image[0], logits, crop)
             if crop is not None:
                 log.info("%s: %s", Path(name).name, crop.describe(image.shape[1:3]))
-                record |= {"crop_center": crop.center(image.shape[1:3]), "is_crop_found": crop.is_found}
+                record |= {
+                    "crop_center": crop.center(image.shape[1:3]),
+                    "is_crop_found": crop.is_found,
+                }
             self.records.write(Path(name).name, record)
 
     def _write(self, engine: Engine) -> None:
         idist.barrier()
-        if idist.get_rank() == 0 and (summary := write_evaluation(self.records, [*self.structures], self.class_names)):
+        if idist.get_rank() == 0 and (
+            summary := write_evaluation(self.records, [*self.structures], self.class_names)
+        ):
             engine.state.metrics |= {name: summary[name]["mean"] for name in SHOWN}

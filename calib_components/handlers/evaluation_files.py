@@ -19,48 +19,68 @@ from numpy.typing import NDArray
 from calib_components.errors import InputError, printable, reading
 from calib_components.metrics import CalibrationBins, ThresholdCounts
 
-PICTURES = ("reliability.png", "reliability_classes.png", "cases/best.png", "cases/median.png", "cases/worst.png")
+PICTURES = (
+    "reliability.png",
+    "reliability_classes.png",
+    "cases/best.png",
+    "cases/median.png",
+    "cases/worst.png",
+)
 TABLES = ("cases.csv", "calibration.json", "logits.json", "thresholds.json", "risk_coverage.json")
-FILES = (*TABLES, *PICTURES, "summary.json")  # the summary comes last: where it is, the rest belongs to it
+# The summary comes last: where it is, the rest belongs to it
+FILES = (*TABLES, *PICTURES, "summary.json")
 LOCK = ".records.lock"  # stays where an evaluation was written
-SCHEMA_VERSION = 1  # of the JSON files; those of releases before 0.3 have none and are read as version 1
+# Of the JSON files; those of releases before 0.3 have none and are read as version 1
+SCHEMA_VERSION = 1
 Array = NDArray[np.float64]
 Bins = Mapping[str, CalibrationBins]  # by kind
 # Regions in the reliability diagram: what calibration means first, the paper's last.
-TITLES = {"all": "all voxels", "predicted": "predicted foreground", "foreground": "ground-truth foreground"}
+TITLES = {
+    "all": "all voxels",
+    "predicted": "predicted foreground",
+    "foreground": "ground-truth foreground",
+}
 
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """What the files of an evaluation hold. One of label maps has the first two, one of saved predictions no logits.
+    """What the files of an evaluation hold. One of label maps has the first two, one of saved
+    predictions no logits.
 
-    There are also pictures: `reliability.png`, of the predicted class, over all voxels, the predicted and the
-    ground-truth foreground; `reliability_classes.png`, of each class, over all voxels; and `cases/best.png`,
-    `median.png` and `worst.png`: of the cases ordered by DSC, the slice with the most foreground and its uncertainty.
-    One case has only the best, two have no median.
+    There are also pictures: `reliability.png`, of the predicted class, over all voxels, the
+        predicted and the
+    ground-truth foreground; `reliability_classes.png`, of each class, over all voxels; and
+    `cases/best.png`, `median.png` and `worst.png`: of the cases ordered by DSC, the slice with the
+    most foreground and its uncertainty. One case has only the best, two have no median.
 
     Attributes:
-        cases: `cases.csv`: one row a case, its name `case` and the measures of `calib_components.metrics.measures`, NaN
-            where undefined. `ece`, `cece`, `nll` and `brier` are those of the ground-truth foreground, `ece_REGION` and
-            so on those of each further region. Regions with a closed form have `ece_if_true` and `cece_if_true`, the
-            errors if the probabilities were true; structures have `ece_REGION_resampled`, the mean ECE of drawn labels.
-        summary: `summary.json`: mean, standard deviation over cases and number of cases of every measure, the pooled
-            calibration errors, the temperature that the logits were divided by (1 without), the structures that only
-            the ground truth has (`missed`) or only the prediction (`spurious`), the patient of each case, a hash of its
-            label (`labels`), the centre of the crop that the network saw (`crop_center`) and the cases in which it
-            found nothing (`crop_not_found`), the units of distances (`unit`) and volumes (`volume_unit`), the number of
-            `channels`, and whether each has a `sigmoid` of its own.
+        cases: `cases.csv`: one row a case, its name `case` and the measures of
+            `calib_components.metrics.measures`, NaN where undefined. `ece`, `cece`, `nll` and
+            `brier` are those of the ground-truth foreground, `ece_REGION` and so on those of each
+            further region. Regions with a closed form have `ece_if_true` and `cece_if_true`, the
+            errors if the probabilities were true; structures have `ece_REGION_resampled`, the mean
+            ECE of drawn labels.
+        summary: `summary.json`: mean, standard deviation over cases and number of cases of every
+            measure, the pooled calibration errors, the temperature that the logits were divided by
+            (1 without), the structures that only the ground truth has (`missed`) or only the
+            prediction (`spurious`), the patient of each case, a hash of its label (`labels`), the
+            centre of the crop that the network saw (`crop_center`) and the cases in which it found
+            nothing (`crop_not_found`), the units of distances (`unit`) and volumes (`volume_unit`),
+            the number of `channels`, and whether each has a `sigmoid` of its own.
         class_names: Names of the N classes, or of the channels of sigmoids.
-        regions: `calibration.json`: bins pooled over cases, by kind, of each region: `top_label` and `classwise`; for
-            regions with a closed form `top_label_if_true` and `classwise_if_true`, the bins if the probabilities were
-            true; and for all voxels and the predicted foreground `top_label_per_case`, those of each case.
-        per_case: `calibration.json`: `top_label` and `classwise` bins of each case in the ground-truth foreground.
+        regions: `calibration.json`: bins pooled over cases, by kind, of each region: `top_label`
+            and `classwise`; for regions with a closed form `top_label_if_true` and
+            `classwise_if_true`, the bins if the probabilities were true; and for all voxels and the
+            predicted foreground `top_label_per_case`, those of each case.
+        per_case: `calibration.json`: `top_label` and `classwise` bins of each case in the
+            ground-truth foreground.
         structures: Names of the structures of `thresholds`.
-        thresholds: `thresholds.json`: what is found of each structure if it is where its probability is above a
-            threshold.
+        thresholds: `thresholds.json`: what is found of each structure if it is where its
+            probability is above a threshold.
         coverage: `risk_coverage.json`: shares of the voxels of a case, `(K,)`.
         risk: `risk_coverage.json`: error rates among the most confident shares, `(cases, K)`.
-        magnitudes: `logits.json`: mean magnitudes of the logits, by ground-truth class and channel, `(N, N)`.
+        magnitudes: `logits.json`: mean magnitudes of the logits, by ground-truth class and channel,
+            `(N, N)`.
     """
 
     cases: pd.DataFrame
@@ -75,11 +95,19 @@ class Evaluation:
     magnitudes: Array | None = None
 
     def items(self, patient_pattern: str | None = None) -> list[dict[str, str]]:
-        """Return its cases for `find_shared`, with the patients that a pattern finds in their names, or as recorded."""
+        """Return its cases for `find_shared`, with the patients that a pattern finds in their
+        names, or as recorded.
+        """
         labels, items = self.summary.get("labels", {}), []
         for case, patient in self.summary["patients"].items():
             match = re.search(patient_pattern, case) if patient_pattern else None
-            items.append({"case": case, "patient": match[0] if match else patient, "content": labels.get(case, "")})
+            items.append(
+                {
+                    "case": case,
+                    "patient": match[0] if match else patient,
+                    "content": labels.get(case, ""),
+                }
+            )
         return items
 
     def write(self, folder: Path) -> None:
@@ -90,13 +118,21 @@ class Evaluation:
         if self.thresholds is not None:
             pooled = {kind: bins.pooled() for kind, bins in self.per_case.items()}
             bins = {"per_case": self.per_case, "pooled": pooled, "regions": self.regions}
-            _write_json(folder / "calibration.json", {"class_names": class_names, "cases": cases, **bins})
-            counts = {"structures": list(self.structures), "cases": cases, "counts": self.thresholds}
+            _write_json(
+                folder / "calibration.json", {"class_names": class_names, "cases": cases, **bins}
+            )
+            counts = {
+                "structures": list(self.structures),
+                "cases": cases,
+                "counts": self.thresholds,
+            }
             _write_json(folder / "thresholds.json", counts)
             risk = {"coverage": self.coverage, "cases": cases, "risk": self.risk}
             _write_json(folder / "risk_coverage.json", risk)
         if self.magnitudes is not None:
-            _write_json(folder / "logits.json", {"class_names": class_names, "magnitudes": self.magnitudes})
+            _write_json(
+                folder / "logits.json", {"class_names": class_names, "magnitudes": self.magnitudes}
+            )
 
     @classmethod
     def read(cls, folder: str | os.PathLike) -> Evaluation:
@@ -109,7 +145,11 @@ class Evaluation:
         with reading(folder / "cases.csv", "the cases of an evaluation") as file:
             if not file.read_bytes().endswith(b"\n"):
                 raise ValueError("a table that is cut off in its last line")
-            options = {"na_values": [""], "keep_default_na": False, "encoding_errors": "surrogateescape"}
+            options = {
+                "na_values": [""],
+                "keep_default_na": False,
+                "encoding_errors": "surrogateescape",
+            }
             table = pd.read_csv(file, dtype={"case": object}, **options)
             table = table.astype({name: float for name in table if name != "case"})
         summary = _read_json(folder / "summary.json")
@@ -127,7 +167,11 @@ class Evaluation:
 
 def _write_json(file: Path, content: Mapping[str, Any], indent: int | None = None) -> None:
     def plain(value: Any) -> Any:
-        return value.to_dict() if isinstance(value, CalibrationBins | ThresholdCounts) else value.tolist()
+        return (
+            value.to_dict()
+            if isinstance(value, CalibrationBins | ThresholdCounts)
+            else value.tolist()
+        )
 
     text = json.dumps({"schema_version": SCHEMA_VERSION, **content}, default=plain)
     without_nan = json.loads(text, parse_constant={"NaN": None}.__getitem__)
@@ -145,23 +189,31 @@ def _read_json(file: Path, *names: str) -> dict[str, Any]:
     with reading(file, "a file of an evaluation"):
         content = json.loads(file.read_bytes(), object_hook=tensors)
         if (version := content.get("schema_version", SCHEMA_VERSION)) != SCHEMA_VERSION:
-            raise ValueError(f"one of schema version {version}, which needs another release of calib_components")
+            raise ValueError(
+                f"one of schema version {version}, which needs another release of calib_components"
+            )
         return {name: content[name] for name in names or content}
 
 
 def check_output_dir(folder: Path) -> None:
-    """Raise `InputError` if a folder has a file that an evaluation would replace, and no evaluation wrote it."""
+    """Raise `InputError` if a folder has a file that an evaluation would replace, and no evaluation
+    wrote it.
+    """
     there = [name for name in FILES if (folder / name).is_file()]
     summary = (folder / "summary.json").read_bytes() if "summary.json" in there else b""
     if there and not (folder / LOCK).exists() and b'"missed"' not in summary:
-        raise InputError(f"output_dir: {folder / there[0]} is not of an evaluation. Choose another folder.")
+        raise InputError(
+            f"output_dir: {folder / there[0]} is not of an evaluation. Choose another folder."
+        )
 
 
 @contextmanager
 def replacing(folder: Path) -> Iterator[Path]:
-    """Give a hidden folder for the files of an evaluation, which replace those of an earlier one at the end.
+    """Give a hidden folder for the files of an evaluation, which replace those of an earlier one at
+    the end.
 
-    A process that is killed meanwhile leaves the earlier ones, or files of the new one without its summary.
+    A process that is killed meanwhile leaves the earlier ones, or files of the new one without its
+    summary.
     """
     unfinished = folder / ".unfinished-evaluation"
     try:
@@ -175,13 +227,17 @@ def replacing(folder: Path) -> Iterator[Path]:
             if (unfinished / name).is_file():  # not all pictures are there if few cases have a DSC
                 (unfinished / name).replace(folder / name)
     except OSError as error:
-        raise InputError(f"Evaluation cannot be written to {folder}: {error.strerror or error}.") from error
+        raise InputError(
+            f"Evaluation cannot be written to {folder}: {error.strerror or error}."
+        ) from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def draw_reliability(folder: Path, evaluation: Evaluation) -> None:
-    """Draw `reliability.png`, of the predicted class, and `reliability_classes.png`, of each class over all voxels."""
+    """Draw `reliability.png`, of the predicted class, and `reliability_classes.png`, of each class
+    over all voxels.
+    """
     from calib_components.figures import reliability_diagram  # training must not need matplotlib
 
     regions = {title: evaluation.regions[name] for name, title in TITLES.items()}
@@ -191,10 +247,14 @@ def draw_reliability(folder: Path, evaluation: Evaluation) -> None:
     )
     reliability_diagram(bins, if_true=if_true, bands=True).savefig(folder / "reliability.png")
     classwise = evaluation.regions["all"]["classwise"]
-    reliability_diagram(classwise, evaluation.class_names, bands=True).savefig(folder / "reliability_classes.png")
+    reliability_diagram(classwise, evaluation.class_names, bands=True).savefig(
+        folder / "reliability_classes.png"
+    )
 
 
-def draw_cases(folder: Path, dsc: pd.Series, slices: Sequence[Mapping[str, Any]], class_names: Sequence[str]) -> None:
+def draw_cases(
+    folder: Path, dsc: pd.Series, slices: Sequence[Mapping[str, Any]], class_names: Sequence[str]
+) -> None:
     """Draw `cases/best.png`, `median.png` and `worst.png`.
 
     Args:
@@ -207,13 +267,20 @@ def draw_cases(folder: Path, dsc: pd.Series, slices: Sequence[Mapping[str, Any]]
 
     ordered = dsc.reset_index(drop=True).dropna().sort_values(kind="stable").index
     # Two cases have no median, and one is the best alone: later names win.
-    places = {len(ordered) // 2: "median", 0: "worst", len(ordered) - 1: "best"} if len(ordered) else {}
+    places = (
+        {len(ordered) // 2: "median", 0: "worst", len(ordered) - 1: "best"} if len(ordered) else {}
+    )
     for place, name in places.items():
         number = ordered[place]
         drawn, case = dict(slices[number]), printable(dsc.index[number])
-        title = f"{case}\nDSC {dsc.iloc[number]:.3f} of the volume, {drawn.pop('dsc'):.3f} of this slice"
+        title = (
+            f"{case}\nDSC {dsc.iloc[number]:.3f} of the volume, {drawn.pop('dsc'):.3f} of this"
+            " slice"
+        )
         if missed := drawn.pop("missed"):
             title += f"\nmissed in this slice: {', '.join(missed)}"
-        maps: dict[str, Any] = {key: None if each is None else each.numpy() for key, each in drawn.items()}
+        maps: dict[str, Any] = {
+            key: None if each is None else each.numpy() for key, each in drawn.items()
+        }
         figure = uncertainty_overlay(**maps, class_names=class_names, title=title)
         figure.savefig(folder / "cases" / f"{name}.png")

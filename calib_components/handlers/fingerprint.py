@@ -1,8 +1,9 @@
 """Fingerprint of a run: the settings of a bundle that reach its numbers, as plain data.
 
-Two runs are comparable, and a finished run is still valid, if their fingerprints are equal. Not covered: comments, the
-device, the number of workers, places and the names of helper ids; handlers, `initialize` and `run`; and the content of
-files and the code of classes, of which the names are shown. What prepared cases hold has a fingerprint of its own.
+Two runs are comparable, and a finished run is still valid, if their fingerprints are equal. Not
+covered: comments, the device, the number of workers, places and the names of helper ids; handlers,
+`initialize` and `run`; and the content of files and the code of classes, of which the names are
+shown. What prepared cases hold has a fingerprint of its own.
 """
 
 from __future__ import annotations
@@ -21,25 +22,60 @@ from monai.bundle import ConfigExpression, ConfigParser, ReferenceResolver
 from calib_components.data.cases import CONTENT, SOURCE
 
 INERT = ("_desc_", "_requires_")
-LOADING = ("num_workers", "pin_memory", "persistent_workers", "prefetch_factor", "multiprocessing_context")
+LOADING = (
+    "num_workers",
+    "pin_memory",
+    "persistent_workers",
+    "prefetch_factor",
+    "multiprocessing_context",
+)
 # Ids whose values reach no number: places, and the seed, which is shown once, under its own id.
-BY_NAME = ("bundle_root", "ckpt_dir", "datalist", "dataset_dir", "load_path", "output_dir", "facts_file", "seed")
+BY_NAME = (
+    "bundle_root",
+    "ckpt_dir",
+    "datalist",
+    "dataset_dir",
+    "load_path",
+    "output_dir",
+    "facts_file",
+    "seed",
+)
 # Ids of a bundle, each with the arguments of its component that are left out.
 DATA_AND_NETWORK: Mapping[str, tuple[str, ...]] = {
-    **dict.fromkeys(("num_classes", "in_channels", "label_codes", "structures", "image_size", "crop_size", "amp"), ()),
+    **dict.fromkeys(
+        (
+            "num_classes",
+            "in_channels",
+            "label_codes",
+            "structures",
+            "image_size",
+            "crop_size",
+            "amp",
+        ),
+        (),
+    ),
     **dict.fromkeys(("volume_transforms", "prepare", "network_def", "network"), ()),
     **dict.fromkeys(("validate::preprocessing", "validate::dataset", "validate::inferer"), ()),
     **dict.fromkeys(("validate::postprocessing", "validate::key_metric"), ()),
     "validate::dataloader": LOADING,
 }
-TRAINING: Mapping[str, tuple[str, ...]] = {  # validation selects the weights that are kept; other metrics observe
+# Validation selects the weights that are kept; other metrics observe
+TRAINING: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(("seed", "max_epochs", "batch_size", "learning_rate", "val_interval"), ()),
     **DATA_AND_NETWORK,
-    **dict.fromkeys(("loss", "optimizer", "lr_scheduler", "train::preprocessing", "train::inferer"), ()),
+    **dict.fromkeys(
+        ("loss", "optimizer", "lr_scheduler", "train::preprocessing", "train::inferer"), ()
+    ),
     "validate::evaluator": ("device", "val_handlers", "additional_metrics"),
     "train::dataset": ("cache",),
     "train::dataloader": LOADING,
-    "train::trainer": ("device", "train_handlers", "key_train_metric", "additional_metrics", "metric_cmp_fn"),
+    "train::trainer": (
+        "device",
+        "train_handlers",
+        "key_train_metric",
+        "additional_metrics",
+        "metric_cmp_fn",
+    ),
 }
 EVALUATION: Mapping[str, tuple[str, ...]] = {
     "split": (),
@@ -50,45 +86,68 @@ EVALUATION: Mapping[str, tuple[str, ...]] = {
 }
 
 
-def fingerprint(config: Mapping[str, Any], ids: Mapping[str, tuple[str, ...]] = TRAINING) -> dict[str, Any]:
+def fingerprint(
+    config: Mapping[str, Any], ids: Mapping[str, tuple[str, ...]] = TRAINING
+) -> dict[str, Any]:
     """Return the settings of a run that reach its numbers, as JSON data.
 
-    References and `$` expressions are replaced by their values. A reference to the seed, or to a component that the
-    fingerprint has under its own id, stays, such as `network: "@network"` of a trainer. An expression that needs a
-    component to be built, a place or the seed, or whose value is not plain data, stays as text, together with the
-    values of what it refers to.
+    References and `$` expressions are replaced by their values. A reference to the seed, or to a
+    component that the fingerprint has under its own id, stays, such as `network: "@network"` of a
+    trainer. An expression that needs a component to be built, a place or the seed, or whose value
+    is not plain data, stays as text, together with the values of what it refers to.
 
     Args:
         config: Configuration of a bundle after overrides, as `ConfigParser.get()` returns it.
-        ids: Ids to include, as far as they are there, each with the arguments of its component that are left out.
+        ids: Ids to include, as far as they are there, each with the arguments of its component that
+            are left out.
     """
     parser = ConfigParser(copy.deepcopy(dict(config)))
-    parser.get_parsed_content("imports", default=None)  # parses, and imports the modules that expressions use
+    # Parses, and imports the modules that expressions use
+    parser.get_parsed_content("imports", default=None)
     parser["device"] = "cuda"  # on which the default of `amp` depends
     if "facts" in parser:  # what is read from a file, not which
         parser["facts"] = parser.get_parsed_content("facts")
-    found = {name: _plain(parser[name], parser, ids, left_out) for name, left_out in ids.items() if name in parser}
+    found = {
+        name: _plain(parser[name], parser, ids, left_out)
+        for name, left_out in ids.items()
+        if name in parser
+    }
     return json.loads(json.dumps(found, default=str))
 
 
-def _plain(value: Any, parser: ConfigParser, ids: Mapping[str, Any], left_out: tuple[str, ...] = ()) -> Any:
-    """Return a part of a configuration with the values of references and expressions in their place."""
+def _plain(
+    value: Any, parser: ConfigParser, ids: Mapping[str, Any], left_out: tuple[str, ...] = ()
+) -> Any:
+    """Return a part of a configuration with the values of references and expressions in their
+    place.
+    """
     if isinstance(value, Mapping):
         left_out = INERT + left_out
-        return {key: _plain(part, parser, ids) for key, part in value.items() if key not in left_out}
+        return {
+            key: _plain(part, parser, ids) for key, part in value.items() if key not in left_out
+        }
     if isinstance(value, list | tuple):
         return [_plain(part, parser, ids) for part in value]
     if not isinstance(value, str):
         return value
-    names = [name for name in ReferenceResolver.match_refs_pattern(value) if name in parser and name not in BY_NAME]
+    names = [
+        name
+        for name in ReferenceResolver.match_refs_pattern(value)
+        if name in parser and name not in BY_NAME
+    ]
     referred = {name: _plain(parser[name], parser, ids) for name in names}
-    is_built = {name: re.search(r'"(_target_|\$)', json.dumps(v, default=str)) for name, v in referred.items()}
+    is_built = {
+        name: re.search(r'"(_target_|\$)', json.dumps(v, default=str))
+        for name, v in referred.items()
+    }
     shown = {name: v for name, v in referred.items() if name not in ids or not is_built[name]}
     if not ConfigExpression.is_expression(value):
         return shown.get(value.removeprefix(ReferenceResolver.ref), value)
     try:  # with the settings of components in place of the components
         ready = ReferenceResolver.update_refs_pattern(value, dict(referred))
-        evaluated = ConfigExpression(ready, globals=parser.globals).evaluate({ReferenceResolver._vars: referred})
+        evaluated = ConfigExpression(ready, globals=parser.globals).evaluate(
+            {ReferenceResolver._vars: referred}
+        )
         return json.loads(json.dumps(evaluated))
     except (KeyError, RuntimeError, SyntaxError, TypeError, ValueError):
         shown.pop("device", None)
@@ -96,28 +155,41 @@ def _plain(value: Any, parser: ConfigParser, ids: Mapping[str, Any], left_out: t
 
 
 def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
-    """Return the settings that differ; if some are plain values, those alone, since others are derived from them."""
+    """Return the settings that differ; if some are plain values, those alone, since others are
+    derived from them.
+    """
     names = [name for name in {**one, **other} if one.get(name) != other.get(name)]
-    return [name for name in names if "_target_" not in json.dumps([one.get(name), other.get(name)])] or names
+    return [
+        name for name in names if "_target_" not in json.dumps([one.get(name), other.get(name)])
+    ] or names
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Describe what differs between two runs, such as `learning_rate (0.001, now 0.01)`."""
     names = differing(before, now)
-    texts = [[textwrap.shorten(json.dumps(run.get(name)), 80) for run in (before, now)] for name in names]
+    texts = [
+        [textwrap.shorten(json.dumps(run.get(name)), 80) for run in (before, now)] for name in names
+    ]
     return [f"{name} ({old}, now {new})" for name, (old, new) in zip(names, texts, strict=True)]
 
 
 def fingerprint_of_cases(datalist: Path, folder: Path) -> str | None:
-    """Return the SHA-256 of what the prepared cases of a list hold, as `source.json` of each records it.
+    """Return the SHA-256 of what the prepared cases of a list hold, as `source.json` of each
+    records it.
 
-    Cases that were prepared again to the same voxels have the same. None without a list, or for a case without such a
-    record. Paths in the list are relative to `folder`.
+    Cases that were prepared again to the same voxels have the same. None without a list, or for a
+    case without such a record. Paths in the list are relative to `folder`.
     """
     try:
         splits = json.loads(datalist.read_bytes())
-        images = {item["image"] for name in ("training", "validation", "testing") for item in splits.get(name, ())}
-        sources = [json.loads((folder / image).with_name(SOURCE).read_text()) for image in sorted(images)]
+        images = {
+            item["image"]
+            for name in ("training", "validation", "testing")
+            for item in splits.get(name, ())
+        }
+        sources = [
+            json.loads((folder / image).with_name(SOURCE).read_text()) for image in sorted(images)
+        ]
         return hashlib.sha256("".join(source[CONTENT] for source in sources).encode()).hexdigest()
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return None

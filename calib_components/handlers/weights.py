@@ -1,4 +1,6 @@
-"""Trained weights: read and checked against the network, written with the facts of their data beside them."""
+"""Trained weights: read and checked against the network, written with the facts of their data
+beside them.
+"""
 
 from __future__ import annotations
 
@@ -30,31 +32,48 @@ EXPORT_ENDINGS = (".ts", ".onnx", ".plan")  # by ckpt_export, by onnx_export, an
 
 
 def read_weights(file: str | os.PathLike) -> tuple[Any, dict[str, torch.Tensor]]:
-    """Return the content of a file of trained weights, and a copy of its state dict; no code in it is run.
+    """Return the content of a file of trained weights, and a copy of its state dict; no code in it
+    is run.
 
-    The content is a state dict, or a dictionary that holds one as `model`, as MONAI's `CheckpointSaver` writes it.
-    Values that are NaN or infinite are an error.
+    The content is a state dict, or a dictionary that holds one as `model`, as MONAI's
+    `CheckpointSaver` writes it. Values that are NaN or infinite are an error.
     """
     if not Path(file).exists():
-        raise InputError(f"{file}: no such file of trained weights. Train first, or set --load_path.")
+        raise InputError(
+            f"{file}: no such file of trained weights. Train first, or set --load_path."
+        )
     with reading(file, "trained weights"):
         check_sums(file)
         try:
             content = torch.load(file, map_location="cpu", weights_only=True)
-        except (EOFError, RuntimeError, pickle.UnpicklingError) as error:  # whose messages fill a page
+        except (
+            EOFError,
+            RuntimeError,
+            pickle.UnpicklingError,
+        ) as error:  # whose messages fill a page
             is_script = "TorchScript" in str(error)
-            hint = "a TorchScript file; add configs/inference_ts.yaml" if is_script else "not a file of tensors alone"
+            hint = (
+                "a TorchScript file; add configs/inference_ts.yaml"
+                if is_script
+                else "not a file of tensors alone"
+            )
             raise ValueError(hint) from error
-        weights = content["model"] if isinstance(content, Mapping) and "model" in content else content
+        weights = (
+            content["model"] if isinstance(content, Mapping) and "model" in content else content
+        )
         if isinstance(weights, Mapping) and {"network", "optimizer"} <= weights.keys():
             raise ValueError("it is the state of a training; use model.pt beside it")
-        if broken := [name for name, values in weights.items() if not torch.as_tensor(values).isfinite().all()]:
+        if broken := [
+            name for name, values in weights.items() if not torch.as_tensor(values).isfinite().all()
+        ]:
             raise ValueError(f"values of {broken[0]} are NaN or infinite")
         return content, copy.copy(weights)
 
 
 def check_sums(file: str | os.PathLike) -> None:
-    """Raise `ValueError` if a file of PyTorch is damaged: the checksums in it, which PyTorch does not compare."""
+    """Raise `ValueError` if a file of PyTorch is damaged: the checksums in it, which PyTorch does
+    not compare.
+    """
     if zipfile.is_zipfile(file):  # neither of an old version of PyTorch nor truncated
         with zipfile.ZipFile(file) as parts:
             if (broken := parts.testzip()) is not None:
@@ -65,8 +84,8 @@ def load_weights(network: torch.nn.Module, file: str | os.PathLike) -> None:
     """Load trained weights into a network.
 
     Args:
-        network: The network. A calibrator that it carries becomes that of the weights, or changes nothing if they have
-            none.
+        network: The network. A calibrator that it carries becomes that of the weights, or changes
+            nothing if they have none.
         file: See `read_weights`.
 
     Raises:
@@ -95,7 +114,8 @@ def load_torchscript(file: str | os.PathLike, device: torch.device | str) -> tor
 
 def serialize(state: Mapping[str, Any]) -> memoryview:
     """Return the content of a file that `torch.load` reads; the same state gives the same bytes."""
-    content = io.BytesIO()  # to a file, torch.save hides why writing failed, and writes the file's name into it
+    # To a file, torch.save hides why writing failed, and writes the file's name into it
+    content = io.BytesIO()
     torch.save(state, content)
     return content.getbuffer()
 
@@ -109,9 +129,11 @@ def save(state: Mapping[str, Any], file: Path) -> None:
 def with_calibrator(
     file: str | os.PathLike, calibrator: Calibrator, reference: torch.Tensor | None = None
 ) -> memoryview:
-    """Return the content of a file of weights, see `read_weights`, with another calibrator and all else as it is.
+    """Return the content of a file of weights, see `read_weights`, with another calibrator and all
+    else as it is.
 
-    The reference of the other calibrator, see `calib_components.quality.Reference`, takes the place of any before.
+    The reference of the other calibrator, see `calib_components.quality.Reference`, takes the place
+    of any before.
     """
     content, weights = read_weights(file)
     weights.pop(REFERENCE, None)
@@ -128,14 +150,19 @@ def with_calibrator(
 
 
 def check_beside(file: Path, facts: Facts | None, name: str) -> None:
-    """Raise `InputError` if beside a file to write are weights or cases of other data; `name` is the id of the file."""
+    """Raise `InputError` if beside a file to write are weights or cases of other data; `name` is
+    the id of the file.
+    """
     there, folder = facts_beside(file), file.parent
-    if there is not None and facts is not None and there.any_orientation is None:  # not known: written before
+    # Not known: written before
+    if there is not None and facts is not None and there.any_orientation is None:
         there = replace(there, any_orientation=facts.any_orientation)
     endings = (".pt", *EXPORT_ENDINGS)
     others = [path for path in folder.glob("[!.]*") if path.suffix in endings and path != file]
     if there != facts and (others or facts is None or (folder / DATALIST).exists()):
-        raise InputError(f"{name}: {folder} has weights or cases of other data. Choose another folder.")
+        raise InputError(
+            f"{name}: {folder} has weights or cases of other data. Choose another folder."
+        )
 
 
 def write_weights(file: Path, content: bytes | memoryview, facts: Facts | None, name: str) -> None:
@@ -145,20 +172,22 @@ def write_weights(file: Path, content: bytes | memoryview, facts: Facts | None, 
     with writing(file.resolve()) as unfinished:  # a link stays one
         unfinished.write_bytes(content)
         if facts is not None and facts_beside(file) != facts:
-            file.unlink(missing_ok=True)  # never beside facts of others, even if the process is killed here
+            # Never beside facts of others, even if the process is killed here
+            file.unlink(missing_ok=True)
             write_facts(facts, file.parent)
 
 
 def join_weights(*files: Path, out: Path) -> None:
-    """Join the weights of several networks to those of their ensemble, see `EnsembleUNet`, with their `facts.yaml`.
+    """Join the weights of several networks to those of their ensemble, see `EnsembleUNet`, with
+    their `facts.yaml`.
 
     Args:
         files: The weights of the members, see `read_weights`.
         out: File of the weights of the ensemble.
 
     Raises:
-        InputError: There are fewer than two, one is there twice, the networks, the facts of their data or the lists of
-            cases of their trainings differ, or the new file exists.
+        InputError: There are fewer than two, one is there twice, the networks, the facts of their
+            data or the lists of cases of their trainings differ, or the new file exists.
     """
     if len({file.resolve() for file in files}) < max(2, len(files)):
         raise InputError("files: give the weights of at least two networks, each once.")
@@ -173,11 +202,14 @@ def join_weights(*files: Path, out: Path) -> None:
         weights.pop(REFERENCE, None)  # of this member alone
         shapes = {name: values.shape for name, values in weights.items()}
         common: dict[str, Any] = {"layers or classes": shapes, FACTS: facts_beside(file)}
-        if (state := file.with_name(LAST)).is_file():  # folds are trained on the patients that others are tested on
+        # Folds are trained on the patients that others are tested on
+        if (state := file.with_name(LAST)).is_file():
             common["lists of cases"] = _trained_with(state)[1]
         for what, own in common.items():
             if first.setdefault(what, own) != own:
-                raise InputError(f"{file}: {what} differ from those of another file. Join networks of one split.")
+                raise InputError(
+                    f"{file}: {what} differ from those of another file. Join networks of one split."
+                )
         joined.update({f"members.{number}.{name}": values for name, values in weights.items()})
     write_weights(out, serialize(joined), first[FACTS], "--out")
 
@@ -185,21 +217,24 @@ def join_weights(*files: Path, out: Path) -> None:
 class WeightsCheckpointLoader:
     """Load trained weights into the network when an engine starts, see `load_weights`.
 
-    MONAI's federated learning evaluates other weights: it disables the handlers with `CheckpointLoader` in their name.
+    MONAI's federated learning evaluates other weights: it disables the handlers with
+    `CheckpointLoader` in their name.
 
     Args:
         load_path: File of the weights.
         network: The network.
-        facts: Facts of the data that the network is to run on; None not to compare them with those of the weights, in
-            `facts.yaml` beside them, if there is one.
+        facts: Facts of the data that the network is to run on; None not to compare them with those
+            of the weights, in `facts.yaml` beside them, if there is one.
 
     Raises:
-        InputError: When the engine starts, see `load_weights`; or if the weights were trained on another data set,
-            other classes or channels. There is a warning of other sizes or codes of classes, of no `facts.yaml`, and of
-            a training with another list of the same cases.
+        InputError: When the engine starts, see `load_weights`; or if the weights were trained on
+            another data set, other classes or channels. There is a warning of other sizes or codes
+            of classes, of no `facts.yaml`, and of a training with another list of the same cases.
     """
 
-    def __init__(self, load_path: str | os.PathLike, network: torch.nn.Module, facts: Facts | None = None) -> None:
+    def __init__(
+        self, load_path: str | os.PathLike, network: torch.nn.Module, facts: Facts | None = None
+    ) -> None:
         self.load_path, self.network, self.facts = Path(str(load_path)), network, facts
 
     def attach(self, engine: Engine) -> None:
@@ -210,7 +245,11 @@ class WeightsCheckpointLoader:
         if isinstance(self.network, torch.jit.ScriptModule):  # which holds its weights
             return
         if (trained_on := facts_beside(self.load_path)) is None:
-            log.warning("%s has no %s beside it: whether it suits these images is not checked", self.load_path, FACTS)
+            log.warning(
+                "%s has no %s beside it: whether it suits these images is not checked",
+                self.load_path,
+                FACTS,
+            )
         elif self.facts is not None:
             _compare_facts(trained_on, self.facts, self.load_path)
         if self.facts is not None:
@@ -220,16 +259,30 @@ class WeightsCheckpointLoader:
 
 
 def _compare_facts(trained_on: Facts, data: Facts, file: Path) -> None:
-    """Refuse data that the weights give no right answer on, and warn of data unlike those that they were trained on."""
+    """Refuse data that the weights give no right answer on, and warn of data unlike those that they
+    were trained on.
+    """
     for name in ("dataset", "in_channels", "class_names", "label_codes", "image_size", "crop_size"):
         got, own = getattr(trained_on, name), getattr(data, name)
         if got != own and name in ("dataset", "in_channels", "class_names"):
-            raise InputError(f"{file} was trained on data with {name} {got}, these have {own}. Use other weights.")
+            raise InputError(
+                f"{file} was trained on data with {name} {got}, these have {own}. Use other"
+                " weights."
+            )
         if got != own:
-            log.warning("%s was trained on data with %s %s, these have %s. Compare with care.", file, name, got, own)
+            log.warning(
+                "%s was trained on data with %s %s, these have %s. Compare with care.",
+                file,
+                name,
+                got,
+                own,
+            )
     before, now = trained_on.pixel_size, data.pixel_size
     if before is not None and now is not None and has_other_pixels((now[0], now[1]), before):
-        text = "%s was trained on pixels of %.3g to %.3g mm, these have %.3g to %.3g mm. Do not rely on the results."
+        text = (
+            "%s was trained on pixels of %.3g to %.3g mm, these have %.3g to %.3g mm. Do not rely"
+            " on the results."
+        )
         log.warning(text, file, *before, *now)
 
 
@@ -241,13 +294,20 @@ def _trained_with(state: Path) -> tuple[str | None, str]:
 
 
 def _warn_of_other_split(file: Path) -> None:
-    """Warn of weights whose training, recorded beside them, had another list of the cases that this run has."""
+    """Warn of weights whose training, recorded beside them, had another list of the cases that this
+    run has.
+    """
     config, state = running_config(), file.with_name(LAST)
     if config is None or "datalist" not in config or not state.is_file():
         return
-    datalist, folder = (Path(config.get_parsed_content(name)) for name in ("datalist", "dataset_dir"))
+    datalist, folder = (
+        Path(config.get_parsed_content(name)) for name in ("datalist", "dataset_dir")
+    )
     cases, listed = _trained_with(state)
     same_cases = cases is not None and cases == fingerprint_of_cases(datalist, folder)
     if same_cases and listed != fingerprint_of_list(datalist):
-        text = "%s was trained with another list of the cases in %s. Some of these patients may have been trained on."
+        text = (
+            "%s was trained with another list of the cases in %s. Some of these patients may have"
+            " been trained on."
+        )
         log.warning(text, file, datalist)

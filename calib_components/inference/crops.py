@@ -1,4 +1,6 @@
-"""Where a network that was trained on crops looks in slices: around what it finds in the whole, or a given point."""
+"""Where a network that was trained on crops looks in slices: around what it finds in the whole, or
+a given point.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,8 @@ from scipy.ndimage import center_of_mass, gaussian_filter
 
 from calib_components.errors import InputError
 
-SMOOTHING = 8.0  # pixels: standard deviation of the Gaussian that tells a heart from a few wrong voxels
+# Pixels: standard deviation of the Gaussian that tells a heart from a few wrong voxels
+SMOOTHING = 8.0
 CROP = "crop"  # key of the metadata of logits
 NOTHING_FOUND = "Nothing was found in the whole slices, so their centre was segmented"
 
@@ -33,7 +36,9 @@ class Crop(NamedTuple):
         return volume[..., self.top : self.bottom, self.left : self.right, :]
 
     def center(self, slices: Sequence[int]) -> list[float]:
-        """Return the centre as shares of the sides of slices `(H, W)`, as precise as `crop_at` needs it."""
+        """Return the centre as shares of the sides of slices `(H, W)`, as precise as `crop_at`
+        needs it.
+        """
         ends = (self.top + self.bottom, self.left + self.right)
         return [round(end / 2 / side, 5) for end, side in zip(ends, slices, strict=True)]
 
@@ -51,15 +56,18 @@ def crop_at(center: Sequence[float], size: Sequence[int], slices: Sequence[int])
         size: Rows and columns of the crop.
         slices: Rows and columns of a slice.
     """
-    starts = [share * side - length / 2 for share, length, side in zip(center, size, slices, strict=True)]
+    starts = [
+        share * side - length / 2 for share, length, side in zip(center, size, slices, strict=True)
+    ]
     return _inside([round(start) for start in starts], size, slices)
 
 
 def find_crop(foreground: torch.Tensor, size: Sequence[int]) -> Crop | None:
     """Return the crop around most of the foreground; None without any.
 
-    Its centre is the maximum of the smoothed map at first, and then, twice, the centre of mass of the foreground within
-    the crop: the maximum alone lies at one side of a heart, which cuts the other one where the heart fills the crop.
+    Its centre is the maximum of the smoothed map at first, and then, twice, the centre of mass of
+    the foreground within the crop: the maximum alone lies at one side of a heart, which cuts the
+    other one where the heart fills the crop.
 
     Args:
         foreground: Number of slices in which each pixel is foreground, `(H, W)`.
@@ -84,9 +92,15 @@ def check_center(center: Any) -> None:
     """Raise `InputError` if a centre is not two shares."""
     if center is None:
         return
-    shares = [share for share in ensure_tuple(center) if isinstance(share, float | int) and 0 <= share <= 1]
+    shares = [
+        share
+        for share in ensure_tuple(center)
+        if isinstance(share, float | int) and 0 <= share <= 1
+    ]
     if isinstance(center, str | bool) or len(shares) != 2 or len(ensure_tuple(center)) != 2:
-        raise InputError(f"crop_center must be two shares of a slice's sides, such as .5,.5, got {center!r}.")
+        raise InputError(
+            f"crop_center must be two shares of a slice's sides, such as .5,.5, got {center!r}."
+        )
 
 
 def cut(crop: Crop | None, volume: torch.Tensor) -> torch.Tensor:
@@ -95,7 +109,9 @@ def cut(crop: Crop | None, volume: torch.Tensor) -> torch.Tensor:
 
 
 def crop_of(logits: torch.Tensor) -> Crop | None:
-    """Return the crop that a network saw, from the metadata of its logits `(N, H, W, D)`; None for whole slices."""
+    """Return the crop that a network saw, from the metadata of its logits `(N, H, W, D)`; None for
+    whole slices.
+    """
     values = logits.meta.get(CROP) if isinstance(logits, MetaTensor) else None
     return None if values is None else Crop(*values.tolist())
 
@@ -103,5 +119,8 @@ def crop_of(logits: torch.Tensor) -> Crop | None:
 def _inside(starts: Sequence[int], size: Sequence[int], slices: Sequence[int]) -> Crop:
     if any(map(operator.gt, size, slices)):
         raise InputError(f"crop_size: {list(size)} is larger than slices of {list(slices)}.")
-    (top, left) = (min(max(start, 0), side - length) for start, length, side in zip(starts, size, slices, strict=True))
+    top, left = (
+        min(max(start, 0), side - length)
+        for start, length, side in zip(starts, size, slices, strict=True)
+    )
     return Crop(top, top + size[0], left, left + size[1])

@@ -1,8 +1,9 @@
 """The way back from the network's grid to that of the image, a slab of slices at a time.
 
-All that brings an image to the network's grid moves its axes one by one: reorientation, cropping, padding, resizing.
-MONAI's `Invertd` undoes it with whole volumes in memory. Here each axis of the image has its own steps back, so that a
-slab needs no more of the network's volume than the slices that its own follow from.
+All that brings an image to the network's grid moves its axes one by one: reorientation, cropping,
+padding, resizing. MONAI's `Invertd` undoes it with whole volumes in memory. Here each axis of the
+image has its own steps back, so that a slab needs no more of the network's volume than the slices
+that its own follow from.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ Step = Callable[[torch.Tensor, int], torch.Tensor]  # of images `(*, *, H, W)`, 
 
 
 class _Axis(NamedTuple):
-    """An axis of the image: the axis of the network's grid that it lies along, and the steps back from there."""
+    """An axis of the image: the axis of the network's grid that it lies along, and the steps back
+    from there.
+    """
 
     source: int
     steps: tuple[Step, ...] = ()
@@ -43,8 +46,8 @@ class ImageGrid:
         image: The preprocessed image `(C, H, W, D)`, with MONAI's record of what was done to it.
 
     Raises:
-        InputError: Something else was done than reorientation, cropping, padding, linear resizing and, before that,
-            resampling to another spacing.
+        InputError: Something else was done than reorientation, cropping, padding, linear resizing
+            and, before that, resampling to another spacing.
 
     Attributes:
         shape: Number of voxels along each axis.
@@ -59,12 +62,19 @@ class ImageGrid:
         self.affine = np.asarray(image.meta["original_affine"])
         # Weights `(own, network)` of the network's slices in each slice.
         lengths = [image.shape[1 + axis.source] for axis in self._axes]
-        weights = [axis.apply(torch.eye(n)[None, None], -2)[0, 0] for axis, n in zip(self._axes, lengths, strict=True)]
+        weights = [
+            axis.apply(torch.eye(n)[None, None], -2)[0, 0]
+            for axis, n in zip(self._axes, lengths, strict=True)
+        ]
         self.shape = tuple(len(of_axis) for of_axis in weights)
         self._weights = weights[2]
 
     def slab(
-        self, volume: torch.Tensor, start: int, stop: int, function: Callable[[torch.Tensor], torch.Tensor]
+        self,
+        volume: torch.Tensor,
+        start: int,
+        stop: int,
+        function: Callable[[torch.Tensor], torch.Tensor],
     ) -> torch.Tensor:
         """Bring the slab from `start` to `stop` along the third axis of this grid here.
 
@@ -89,25 +99,39 @@ class ImageGrid:
         return x.apply(y.apply(part, -2), -1)
 
 
-def _undo(operation: Mapping[str, Any], axes: list[_Axis], affine: np.ndarray) -> tuple[list[_Axis], np.ndarray]:
+def _undo(
+    operation: Mapping[str, Any], axes: list[_Axis], affine: np.ndarray
+) -> tuple[list[_Axis], np.ndarray]:
     """Return the axes before an operation was done, and an affine whose axes point where theirs do."""
     name, info = operation["class"], operation["extra_info"]
     if "pad_info" in info:  # of a crop that also padded
         axes, affine = _undo(info["pad_info"], axes, affine)
     if "cropped" in info:
         sizes = np.reshape(info["cropped"], (-1, 2)).tolist()
-        axes = [axis.then(_pad(*pair)) if any(pair) else axis for axis, pair in zip(axes, sizes, strict=True)]
+        axes = [
+            axis.then(_pad(*pair)) if any(pair) else axis
+            for axis, pair in zip(axes, sizes, strict=True)
+        ]
     elif "padded" in info:
         sizes = np.reshape(info["padded"], (-1, 2))[1:].tolist()  # those of channels come first
-        axes = [axis.then(_crop(*pair)) if any(pair) else axis for axis, pair in zip(axes, sizes, strict=True)]
+        axes = [
+            axis.then(_crop(*pair)) if any(pair) else axis
+            for axis, pair in zip(axes, sizes, strict=True)
+        ]
     elif name == "Resize" and info["mode"] in ("linear", "bilinear", "trilinear"):
         lengths, aligned = operation["orig_size"], info["align_corners"] is True
-        axes = [axis.then(_resize(int(length), aligned)) for axis, length in zip(axes, lengths, strict=True)]
+        axes = [
+            axis.then(_resize(int(length), aligned))
+            for axis, length in zip(axes, lengths, strict=True)
+        ]
     elif name == "SpatialResample" and info["mode"] in ("linear", "bilinear", "trilinear"):
         before = np.asarray(info["src_affine"])
         ratios = (np.linalg.norm(before, axis=0) / np.linalg.norm(affine, axis=0))[:3].tolist()
         lengths = [int(length) for length in operation["orig_size"]]
-        axes = [axis.then(_sample(*pair)) for axis, pair in zip(axes, zip(lengths, ratios, strict=True), strict=True)]
+        axes = [
+            axis.then(_sample(*pair))
+            for axis, pair in zip(axes, zip(lengths, ratios, strict=True), strict=True)
+        ]
         affine = before
     elif name == "SlicesLastd":
         order = [0, 1]
@@ -118,16 +142,23 @@ def _undo(operation: Mapping[str, Any], axes: list[_Axis], affine: np.ndarray) -
         turn = axes_onto(affine, before)
         places = [int(to) for to in turn[:, 0]]
         flips = turn[:, 1].tolist()
-        turned = [axis if flip == 1 else axis.then(torch.Tensor.flip) for axis, flip in zip(axes, flips, strict=True)]
+        turned = [
+            axis if flip == 1 else axis.then(torch.Tensor.flip)
+            for axis, flip in zip(axes, flips, strict=True)
+        ]
         axes, affine = [turned[places.index(axis)] for axis in range(3)], before
     else:
         known = "reorientation, crops, padding, linear resizing and resampling"
-        raise InputError(f"volume_transforms: {name} cannot be undone along the axes of an image. Use {known}.")
+        raise InputError(
+            f"volume_transforms: {name} cannot be undone along the axes of an image. Use {known}."
+        )
     return axes, affine
 
 
 def _pad(before: int, after: int) -> Step:
-    return lambda images, dim: F.pad(images, (before, after) if dim == -1 else (0, 0, before, after))
+    return lambda images, dim: F.pad(
+        images, (before, after) if dim == -1 else (0, 0, before, after)
+    )
 
 
 def _crop(before: int, after: int) -> Step:
@@ -153,7 +184,10 @@ def _sample(length: int, ratio: float) -> Step:
         places = (torch.arange(length, dtype=torch.float64) * ratio).clamp(max=last)
         first = places.floor().long()
         share = (places - first).to(images).unflatten(0, (length, 1) if dim == -2 else (1, length))
-        low, high = images.index_select(dim, first), images.index_select(dim, (first + 1).clamp(max=last))
+        low, high = (
+            images.index_select(dim, first),
+            images.index_select(dim, (first + 1).clamp(max=last)),
+        )
         return low.lerp(high, share)
 
     return step

@@ -1,4 +1,6 @@
-"""Inference slice by slice or patch by patch, which need not depend on how images are turned, and in bfloat16."""
+"""Inference slice by slice or patch by patch, which need not depend on how images are turned, and
+in bfloat16.
+"""
 
 from __future__ import annotations
 
@@ -20,20 +22,25 @@ from calib_components.quality.estimates import PairwiseDice, Structures
 
 log = logging.getLogger(__name__)
 Network = Callable[[torch.Tensor], torch.Tensor]
-OUTSIDE = 20.0  # logit of the background where the network is not asked, those of the other classes are 0
+# Logit of the background where the network is not asked, those of the other classes are 0
+OUTSIDE = 20.0
 
 
 class Bfloat16Inferer(SimpleInferer):
-    """Apply a network in mixed precision of bfloat16, on any device; unless `enabled`, as MONAI's `SimpleInferer` does.
+    """Apply a network in mixed precision of bfloat16, on any device; unless `enabled`, as MONAI's
+    `SimpleInferer` does.
 
-    MONAI's engines use float16, on CUDA alone, whose gradients need to be scaled; those of bfloat16 do not.
+    MONAI's engines use float16, on CUDA alone, whose gradients need to be scaled; those of bfloat16
+    do not.
     """
 
     def __init__(self, enabled: bool) -> None:
         super().__init__()
         self.enabled = enabled
 
-    def __call__(self, inputs: torch.Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def __call__(
+        self, inputs: torch.Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> Any:
         if not self.enabled:  # MONAI's own mixed precision stays as it is
             return super().__call__(inputs, network, *args, **kwargs)
         with torch.autocast(inputs.device.type, torch.bfloat16):
@@ -43,9 +50,10 @@ class Bfloat16Inferer(SimpleInferer):
 class SlicesInferer(Inferer):
     """Run a 2D network over the slices of volumes; their logits may be larger than memory.
 
-    Slices are those of the last axis. On request, the logits of a slice are the mean over its flips and quarter turns:
-    square slices are seen in all eight orientations, others in the four that keep their size. For square slices the
-    prediction then turns with the image, equal up to rounding, whatever the network has learnt.
+    Slices are those of the last axis. On request, the logits of a slice are the mean over its flips
+    and quarter turns: square slices are seen in all eight orientations, others in the four that
+    keep their size. For square slices the prediction then turns with the image, equal up to
+    rounding, whatever the network has learnt.
 
     Args:
         batch_size: Number of slices that the network gets at once.
@@ -53,13 +61,16 @@ class SlicesInferer(Inferer):
         structures: Structures whose segmentations in these orientations are compared.
 
     Attributes:
-        agreement: What `PairwiseDice` of the orientations gives for the last volumes; empty if they are not compared.
+        agreement: What `PairwiseDice` of the orientations gives for the last volumes; empty if they
+            are not compared.
 
     Raises:
         InputError: `batch_size` is below 1.
     """
 
-    def __init__(self, batch_size: int, average: bool = False, structures: Structures | None = None) -> None:
+    def __init__(
+        self, batch_size: int, average: bool = False, structures: Structures | None = None
+    ) -> None:
         super().__init__()
         check_count("batch_size", batch_size, 1)
         self.batch_size = batch_size
@@ -67,11 +78,17 @@ class SlicesInferer(Inferer):
         self.structures: Structures = structures or {}
         self.agreement: dict[str, float] = {}
 
-    def __call__(self, inputs: torch.Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Return the logits `(B, N, H, W, D)` of `(B, C, H, W, D)`, on the CPU, in a file if they are many."""
+    def __call__(
+        self, inputs: torch.Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> torch.Tensor:
+        """Return the logits `(B, N, H, W, D)` of `(B, C, H, W, D)`, on the CPU, in a file if they
+        are many.
+        """
         logits, pairs = None, PairwiseDice(self.structures)  # logits are (B, D, N, H, W)
         for case, volume in enumerate(inputs):
-            parts = self.parts(volume, lambda seen: network(seen, *args, **kwargs), self.batch_size, pairs)
+            parts = self.parts(
+                volume, lambda seen: network(seen, *args, **kwargs), self.batch_size, pairs
+            )
             for start, part in parts:
                 if logits is None:
                     dtype = torch.promote_types(part.dtype, torch.float32)
@@ -85,9 +102,13 @@ class SlicesInferer(Inferer):
     def parts(
         self, volume: torch.Tensor, network: Network, batch_size: int, pairs: PairwiseDice
     ) -> Iterator[tuple[int, torch.Tensor]]:
-        """Give the logits `(n, N, H, W)` of a few slices of `(C, H, W, D)` at a time, and the first one's number."""
+        """Give the logits `(n, N, H, W)` of a few slices of `(C, H, W, D)` at a time, and the first
+        one's number.
+        """
         for start in range(0, volume.shape[-1], batch_size):
-            slices = torch.as_tensor(volume[..., start : start + batch_size]).movedim(-1, 0).contiguous()
+            slices = (
+                torch.as_tensor(volume[..., start : start + batch_size]).movedim(-1, 0).contiguous()
+            )
             yield start, self._infer(slices, network, pairs)
 
     def _infer(self, slices: torch.Tensor, network: Network, pairs: PairwiseDice) -> torch.Tensor:
@@ -106,10 +127,12 @@ class SlicesInferer(Inferer):
 
 
 class CropsInferer(Inferer):
-    """Run a 2D network that was trained on crops over slices: find the structures, then segment the crop around them.
+    """Run a 2D network that was trained on crops over slices: find the structures, then segment the
+    crop around them.
 
-    A first pass over the whole slices finds where most of the foreground lies, see `find_crop`; the network sees the
-    crop around it in a second one. If the first finds nothing, the crop is the centre of the slices.
+    A first pass over the whole slices finds where most of the foreground lies, see `find_crop`; the
+    network sees the crop around it in a second one. If the first finds nothing, the crop is the
+    centre of the slices.
 
     Args:
         slices_inferer: Runs the network over slices.
@@ -121,7 +144,10 @@ class CropsInferer(Inferer):
     """
 
     def __init__(
-        self, slices_inferer: SlicesInferer, size: Sequence[int], center: Sequence[float] | None = None
+        self,
+        slices_inferer: SlicesInferer,
+        size: Sequence[int],
+        center: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
         check_center(center)
@@ -132,18 +158,27 @@ class CropsInferer(Inferer):
         """That of `SlicesInferer`, in the crop of the last volume."""
         return self.slices_inferer.agreement
 
-    def __call__(self, inputs: torch.Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Return the logits `(B, N, H, W, D)` of `(B, C, H, W, D)`, on the CPU, in a file if they are many.
+    def __call__(
+        self, inputs: torch.Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> torch.Tensor:
+        """Return the logits `(B, N, H, W, D)` of `(B, C, H, W, D)`, on the CPU, in a file if they
+        are many.
 
-        Outside of the crop, the logit of the background is 20, those of the others 0. The metadata have the crops.
+        Outside of the crop, the logit of the background is 20, those of the others 0. The metadata
+        have the crops.
         """
         volumes = convert_to_tensor(inputs, track_meta=False)
-        crops, logits = [], None  # logits are (B, D, H, W, N), of which slabs of slices lie together
+        # Logits are (B, D, H, W, N), of which slabs of slices lie together
+        crops, logits = [], None
         for case, volume in enumerate(volumes):
             crop = self._locate(volume, lambda seen: network(seen, *args, **kwargs))
-            seen = self.slices_inferer(crop.cut(volume)[None], network, *args, **kwargs)[0].movedim(-1, 0)
+            seen = self.slices_inferer(crop.cut(volume)[None], network, *args, **kwargs)[0].movedim(
+                -1, 0
+            )
             if logits is None:
-                logits = scratch((len(volumes), len(seen), seen.shape[1], *volume.shape[1:3]), seen.dtype)
+                logits = scratch(
+                    (len(volumes), len(seen), seen.shape[1], *volume.shape[1:3]), seen.dtype
+                )
             for number, part in enumerate(seen):
                 logits[case, number, 0], logits[case, number, 1:] = OUTSIDE, 0
                 crop.cut(logits[case, number, ..., None])[..., 0] = part
@@ -160,18 +195,24 @@ class CropsInferer(Inferer):
         if self.center is not None:
             return crop_at(self.center, self.size, sides)
         # Whole slices are larger: fewer at once.
-        batch_size = max(1, self.slices_inferer.batch_size * math.prod(self.size) // math.prod(sides))
+        batch_size = max(
+            1, self.slices_inferer.batch_size * math.prod(self.size) // math.prod(sides)
+        )
         foreground = torch.zeros(*sides, dtype=torch.int64)
         for _, logits in self.slices_inferer.parts(volume, network, batch_size, PairwiseDice({})):
             foreground += (logits.argmax(1) > 0).sum(0).cpu()
-        return find_crop(foreground, self.size) or crop_at((0.5, 0.5), self.size, sides)._replace(is_found=False)
+        return find_crop(foreground, self.size) or crop_at((0.5, 0.5), self.size, sides)._replace(
+            is_found=False
+        )
 
 
 class PatchesInferer(SlidingWindowInferer):
-    """Run a 3D network over patches of volumes that overlap by half, weighted by a Gaussian, see MONAI's base class.
+    """Run a 3D network over patches of volumes that overlap by half, weighted by a Gaussian, see
+    MONAI's base class.
 
-    A volume smaller than a patch is padded with 0; the first one is logged. On request, the logits of a patch are the
-    mean over it and its mirror image along the first axis, left and right. Logits are on the CPU.
+    A volume smaller than a patch is padded with 0; the first one is logged. On request, the logits
+    of a patch are the mean over it and its mirror image along the first axis, left and right.
+    Logits are on the CPU.
 
     Args:
         patch_size: Number of voxels of a patch along each axis.
@@ -184,19 +225,31 @@ class PatchesInferer(SlidingWindowInferer):
 
     def __init__(self, patch_size: Sequence[int], batch_size: int, average: bool = False) -> None:
         check_count("batch_size", batch_size, 1)
-        super().__init__(patch_size, batch_size, overlap=0.5, mode="gaussian", device=torch.device("cpu"))
+        super().__init__(
+            patch_size, batch_size, overlap=0.5, mode="gaussian", device=torch.device("cpu")
+        )
         self.patch_size, self.average, self.is_logged = patch_size, average, False
 
-    def __call__(self, inputs: torch.Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def __call__(
+        self, inputs: torch.Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> Any:
         """Return the logits `(B, N, H, W, D)` of `(B, C, H, W, D)`, on the CPU."""
         if not self.is_logged and any(map(operator.lt, inputs.shape[2:], self.patch_size)):
             self.is_logged = True
             sizes = (" x ".join(map(str, size)) for size in (inputs.shape[2:], self.patch_size))
             log.info("An image of %s voxels is smaller than a patch of %s: padded.", *sizes)
-        return super().__call__(inputs, lambda patches: self._infer(patches, network), *args, **kwargs)
+        return super().__call__(
+            inputs, lambda patches: self._infer(patches, network), *args, **kwargs
+        )
 
-    def _infer(self, patches: torch.Tensor, network: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
-        return (network(patches) + network(patches.flip(2)).flip(2)) / 2 if self.average else network(patches)
+    def _infer(
+        self, patches: torch.Tensor, network: Callable[[torch.Tensor], torch.Tensor]
+    ) -> torch.Tensor:
+        return (
+            (network(patches) + network(patches.flip(2)).flip(2)) / 2
+            if self.average
+            else network(patches)
+        )
 
 
 def volume_inferer(
@@ -210,8 +263,8 @@ def volume_inferer(
     """Return the inferer for what a network sees at once.
 
     Args:
-        crop_size: Rows and columns of a slice, for `SlicesInferer`, or of a smaller crop, for `CropsInferer`; or the
-            three sides of a patch, for `PatchesInferer`.
+        crop_size: Rows and columns of a slice, for `SlicesInferer`, or of a smaller crop, for
+            `CropsInferer`; or the three sides of a patch, for `PatchesInferer`.
         batch_size, average, structures: See these.
         image_size: Rows and columns of a slice.
         crop_center: Where the crop lies, see `CropsInferer`; None to find it.

@@ -1,6 +1,8 @@
-"""The maps that users get of a prediction, on the grid of their image: labels, probabilities and uncertainty.
+"""The maps that users get of a prediction, on the grid of their image: labels, probabilities and
+uncertainty.
 
-They are made and written a slab of slices at a time, so that memory does not grow with the length of a scan.
+They are made and written a slab of slices at a time, so that memory does not grow with the length
+of a scan.
 """
 
 from __future__ import annotations
@@ -29,7 +31,13 @@ from calib_components.inference.images import MAPS, result_name
 from calib_components.inference.scratch import release, scratch
 from calib_components.metrics.voxels import RANGE_TOLERANCE, SUM_TOLERANCE
 from calib_components.posthoc import find_reference
-from calib_components.quality import Reference, ScanEstimates, describe_scan, draw_slice, write_record
+from calib_components.quality import (
+    Reference,
+    ScanEstimates,
+    describe_scan,
+    draw_slice,
+    write_record,
+)
 from calib_components.quality.table import CENTER
 
 log = logging.getLogger(__name__)
@@ -42,9 +50,11 @@ COMPRESSION = 1  # higher levels of gzip take several times as long for a few pe
 
 
 def fill_background(probabilities: torch.Tensor) -> torch.Tensor:
-    """Set the probability of the background, class 0 of `(N, *S)`, to 1 minus the sum of the other classes.
+    """Set the probability of the background, class 0 of `(N, *S)`, to 1 minus the sum of the other
+    classes.
 
-    Resampling to the image's own grid pads with zeros where the network did not see a voxel: there, background gets 1.
+    Resampling to the image's own grid pads with zeros where the network did not see a voxel: there,
+    background gets 1.
 
     Raises:
         InputError: These are not the probabilities of a softmax.
@@ -54,22 +64,27 @@ def fill_background(probabilities: torch.Tensor) -> torch.Tensor:
     if len(structures) == 0 or sums.max() > LARGEST_SUM:
         got = f"The classes sum to {sums.max():.3g}" if len(structures) else "There is one channel"
         raise InputError(
-            f"probabilities are not those of a softmax. {got}. Apply softmax before fill_background; leave it out if "
-            "each channel has a sigmoid."
+            f"probabilities are not those of a softmax. {got}. Apply softmax before"
+            " fill_background; leave it out if each channel has a sigmoid."
         )
     return torch.cat([1 - sums, structures]).clamp(0, 1)
 
 
 def normalized_entropy(probabilities: torch.Tensor) -> torch.Tensor:
-    """Return the entropy over the classes of `(N, *S)`, divided by its largest value log N: `(1, *S)`, from 0 to 1.
+    """Return the entropy over the classes of `(N, *S)`, divided by its largest value log N: `(1,
+    *S)`, from 0 to 1.
 
     Raises an `InputError` if these are not the probabilities of a softmax, or a batch of them.
     """
     off = (probabilities.sum(0) - 1).abs().max()
-    if len(probabilities) < 2 or probabilities.min() < -RANGE_TOLERANCE or not off <= 2 * SUM_TOLERANCE:
+    if (
+        len(probabilities) < 2
+        or probabilities.min() < -RANGE_TOLERANCE
+        or not off <= 2 * SUM_TOLERANCE
+    ):
         raise InputError(
-            "probabilities must be (N, *S) and sum to 1 over the N classes. Apply softmax to logits; give the cases of "
-            "a batch one by one."
+            "probabilities must be (N, *S) and sum to 1 over the N classes. Apply softmax to"
+            " logits; give the cases of a batch one by one."
         )
     largest = torch.log(torch.tensor(float(len(probabilities))))
     return torch.special.entr(probabilities).sum(0, keepdim=True) / largest
@@ -78,9 +93,10 @@ def normalized_entropy(probabilities: torch.Tensor) -> torch.Tensor:
 class PredictionMapsd(MapTransform):
     """Turn a network's logits into the maps that users get, on the image's own grid.
 
-    The item gains the maps of `save`, under the ending of their files: `seg`, the label map; `uncertainty`, the
-    normalised entropy `(1, *S)`; and `probability`, of the background and of each structure, `(1 + structures, *S)`.
-    The last two are integers: 0 to 65535, or 255, for 0 to 1. The key itself becomes the label map. `quality` is what
+    The item gains the maps of `save`, under the ending of their files: `seg`, the label map;
+    `uncertainty`, the normalised entropy `(1, *S)`; and `probability`, of the background and of
+    each structure, `(1 + structures, *S)`. The last two are integers: 0 to 65535, or 255, for 0 to
+    1. The key itself becomes the label map. `quality` is what
     `calib_components.quality.describe_scan` returns.
 
     Args:
@@ -89,13 +105,16 @@ class PredictionMapsd(MapTransform):
         label_codes: Value of each class in the label map.
         save: Maps to make: "label", "uncertainty" and "probability", or some of them.
         bits: Bits of the integers, 16 or 8.
-        show_uncertainty: Let the key itself become the uncertainty instead, for MONAI Label, which shows one map.
-        network: Network whose weights hold the reference of the quality; None for a quality without one.
+        show_uncertainty: Let the key itself become the uncertainty instead, for MONAI Label, which
+            shows one map.
+        network: Network whose weights hold the reference of the quality; None for a quality without
+            one.
         inferer: What made the logits, whose `agreement`, if it has one, is part of the quality.
 
     Raises:
-        InputError: An option has an unsuitable value, the codes do not fit the network's classes, logits are not
-            finite, or the way back to the image's grid is not known, see `calib_components.inference.grid`.
+        InputError: An option has an unsuitable value, the codes do not fit the network's classes,
+            logits are not finite, or the way back to the image's grid is not known, see
+            `calib_components.inference.grid`.
     """
 
     def __init__(
@@ -127,13 +146,21 @@ class PredictionMapsd(MapTransform):
         for key in self.key_iterator(item):
             if len(self.label_codes) != len(item[key]):
                 raise InputError(
-                    f"label_codes: {self.label_codes} are not {len(item[key])} values, one for each class."
+                    f"label_codes: {self.label_codes} are not {len(item[key])} values, one for each"
+                    " class."
                 )
             scan = ScanEstimates(self.structures)
             maps = self._maps(item[key], grid, file_name(image), scan)
             item[QUALITY] = self._describe(scan, image, maps["label"], grid, crop_of(item[key]))
-            shown = maps["uncertainty"].float() / self.largest if self.show_uncertainty else maps["label"]
-            results = {key: (shown, None), **{MAPS[name]: (maps[name], name != "label") for name in self.save}}
+            shown = (
+                maps["uncertainty"].float() / self.largest
+                if self.show_uncertainty
+                else maps["label"]
+            )
+            results = {
+                key: (shown, None),
+                **{MAPS[name]: (maps[name], name != "label") for name in self.save},
+            }
             for name, (values, is_share) in results.items():
                 meta = {**image.meta, "affine": torch.from_numpy(grid.affine)}
                 meta[SLOPE] = 1 / self.largest if is_share else 1.0  # the image's, as read, is NaN
@@ -141,26 +168,40 @@ class PredictionMapsd(MapTransform):
         return item
 
     def _describe(
-        self, scan: ScanEstimates, image: MetaTensor, label: torch.Tensor, grid: ImageGrid, crop: Crop | None
+        self,
+        scan: ScanEstimates,
+        image: MetaTensor,
+        label: torch.Tensor,
+        grid: ImageGrid,
+        crop: Crop | None,
     ) -> dict[str, Any]:
         """Return the quality of a scan, whose label map is `(1, X, Y, Z)`, with a picture."""
         index = scan.most_uncertain_slice
         grey = grid.slab(image.as_tensor(), index, index + 1, lambda part: part.float())[0, 0]
         shown = label[0, :, :, index].T
-        masks = [torch.isin(shown, torch.tensor([self.label_codes[i] for i in of])) for of in self.structures.values()]
+        masks = [
+            torch.isin(shown, torch.tensor([self.label_codes[i] for i in of]))
+            for of in self.structures.values()
+        ]
         picture = draw_slice(grey, torch.stack(masks), grid.affine)
         stored = torch.empty(0) if self.network is None else find_reference(self.network)
         reference = Reference.from_tensor(stored, [*self.structures])
         agreement = getattr(self.inferer, "agreement", {})
-        record = describe_scan(file_name(image), scan.compute(), reference, grid.affine, picture, agreement)
+        record = describe_scan(
+            file_name(image), scan.compute(), reference, grid.affine, picture, agreement
+        )
         if crop is not None:
             log.info("%s: %s", file_name(image), crop.describe(image.shape[1:3]))
             record[CENTER] = crop.center(image.shape[1:3])
             record["reasons"] += [] if crop.is_found else [NOTHING_FOUND]
         return record
 
-    def _maps(self, logits: torch.Tensor, grid: ImageGrid, file: str, scan: ScanEstimates) -> dict[str, torch.Tensor]:
-        """Return the maps `(C, X, Y, Z)`, stored with X first as in a file, and measure the scan in that file."""
+    def _maps(
+        self, logits: torch.Tensor, grid: ImageGrid, file: str, scan: ScanEstimates
+    ) -> dict[str, torch.Tensor]:
+        """Return the maps `(C, X, Y, Z)`, stored with X first as in a file, and measure the scan in
+        that file.
+        """
         fits_a_byte = min(self.label_codes) >= 0 and max(self.label_codes) <= 255
         codes = torch.tensor(self.label_codes, dtype=torch.uint8 if fits_a_byte else torch.int32)
         shape = tuple(reversed(grid.shape))
@@ -174,14 +215,19 @@ class PredictionMapsd(MapTransform):
             stop = min(start + slices, grid.shape[2])
             p = grid.slab(logits, start, stop, lambda part: part.float().softmax(0))
             if not p.sum().isfinite():
-                raise InputError(f"{file}: some logits of the network are NaN or infinite. Try --amp false.")
+                raise InputError(
+                    f"{file}: some logits of the network are NaN or infinite. Try --amp false."
+                )
             p = fill_background(p)
             scan.update(p)
-            maps["label"][:, start:stop] = codes[p.max(0, keepdim=True).indices]  # faster than argmax
+            # Faster than argmax
+            maps["label"][:, start:stop] = codes[p.max(0, keepdim=True).indices]
             if "uncertainty" in maps:
                 maps["uncertainty"][:, start:stop] = self._rounded(normalized_entropy(p))
             if "probability" in maps:
-                of_structures = torch.stack([p[list(classes)].sum(0) for classes in [[0], *self.structures.values()]])
+                of_structures = torch.stack(
+                    [p[list(classes)].sum(0) for classes in [[0], *self.structures.values()]]
+                )
                 maps["probability"][:, start:stop] = self._rounded(of_structures)
             for values in (*maps.values(), logits):
                 release(values)
@@ -192,16 +238,20 @@ class PredictionMapsd(MapTransform):
 
 
 class SaveMapd(SaveImaged):  # MONAI Label leaves out what is a SaveImaged
-    """Save maps as `NAME_KEY.nii.gz`, named after the image; a file appears completely or not at all.
+    """Save maps as `NAME_KEY.nii.gz`, named after the image; a file appears completely or not at
+    all.
 
-    The `quality` of an item goes to `quality/NAME.json`, see `calib_components.quality.write_table`.
+    The `quality` of an item goes to `quality/NAME.json`, see
+    `calib_components.quality.write_table`.
 
     Args:
         keys: The maps, `(C, H, W, D)`; floating point is saved as float32, anything else as it is.
         output_dir: Folder that the files go to; created if it does not exist.
-        file_suffixes: Suffixes of the files of one image, see `calib_components.inference.find_images`.
+        file_suffixes: Suffixes of the files of one image, see
+            `calib_components.inference.find_images`.
         allow_missing_keys: Skip keys that the item lacks.
-        stamp: Text for the field `descrip` of the header, see `calib_components.inference.run_stamp`.
+        stamp: Text for the field `descrip` of the header, see
+            `calib_components.inference.run_stamp`.
 
     Raises:
         InputError: When called: a file cannot be written.
@@ -233,12 +283,18 @@ class SaveMapd(SaveImaged):  # MONAI Label leaves out what is a SaveImaged
         return dict(data)
 
 
-def write_map(file: Path, volume: torch.Tensor, affine: np.ndarray, slope: float = 1.0, stamp: str = "") -> None:
-    """Write a volume `(C, X, Y, Z)` as a compressed NIfTI file, slice by slice; floating point becomes float32."""
+def write_map(
+    file: Path, volume: torch.Tensor, affine: np.ndarray, slope: float = 1.0, stamp: str = ""
+) -> None:
+    """Write a volume `(C, X, Y, Z)` as a compressed NIfTI file, slice by slice; floating point
+    becomes float32.
+    """
     values = volume.cpu().float() if volume.is_floating_point() else volume.cpu()
     header = Nifti1Header()
     header.set_data_dtype(values[:0].numpy().dtype)
-    header.set_data_shape(values.shape[1:] if len(values) == 1 else (*values.shape[1:], len(values)))
+    header.set_data_shape(
+        values.shape[1:] if len(values) == 1 else (*values.shape[1:], len(values))
+    )
     header.set_sform(affine, code=1)
     header.set_qform(affine, code=1)
     header.set_xyzt_units("mm")
@@ -249,5 +305,6 @@ def write_map(file: Path, volume: torch.Tensor, affine: np.ndarray, slope: float
         header.write_to(packed)
         for channel in values:
             for slices in channel.split(max(1, SLAB // channel[..., 0].numel()), dim=2):
-                packed.write(slices.permute(2, 1, 0).contiguous().numpy().data)  # X first in the file
+                # X first in the file
+                packed.write(slices.permute(2, 1, 0).contiguous().numpy().data)
                 release(values)

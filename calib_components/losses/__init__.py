@@ -1,4 +1,6 @@
-"""NACL ("Trust Your Neighbours", MICCAI 2023), the calibration losses that the paper compares it with, and L1-ACE."""
+"""NACL ("Trust Your Neighbours", MICCAI 2023), the calibration losses that the paper compares it
+with, and L1-ACE.
+"""
 
 from calib_components.losses.base import CalibrationLoss
 from calib_components.losses.dice_ce import DiceCELoss

@@ -8,13 +8,16 @@ from torch import Tensor
 from calib_components.errors import check_number
 from calib_components.losses.base import CalibrationLoss, Labels, whole
 
-SMOOTH = 1e-5  # as in MONAI: the overlap of a class that is neither predicted nor present counts as complete
+# As in MONAI: the overlap of a class that is neither predicted nor present counts as complete
+SMOOTH = 1e-5
 
 
 class DiceCELoss(CalibrationLoss):
-    """Cross-entropy plus Dice, `monai.losses.DiceCELoss(to_onehot_y=True, softmax=True)`, which can leave voxels out.
+    """Cross-entropy plus Dice, `monai.losses.DiceCELoss(to_onehot_y=True, softmax=True)`, which can
+    leave voxels out.
 
-    Patches of a 3D network are padded where a volume is smaller, and what a network says of padding must not count.
+    Patches of a 3D network are padded where a volume is smaller, and what a network says of padding
+    must not count.
 
     Shapes and errors are those of `CalibrationLoss`.
 
@@ -30,7 +33,11 @@ class DiceCELoss(CalibrationLoss):
 
     def mean(self, logits: Tensor, labels: Labels) -> Tensor:
         cross_entropy = super().mean(logits, labels)
-        return cross_entropy + self.dice_weight * dice_loss(logits, labels) if self.dice_weight else cross_entropy
+        return (
+            cross_entropy + self.dice_weight * dice_loss(logits, labels)
+            if self.dice_weight
+            else cross_entropy
+        )
 
     def voxel_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         return F.cross_entropy(logits, labels, reduction="none")

@@ -10,7 +10,8 @@ from calib_components.losses.base import CalibrationLoss, Labels, Prepared, Slab
 
 
 class L1ACELoss(CalibrationLoss):
-    """L1 average calibration error (mL1-ACE, hard bins): how far confidence and accuracy differ in each image.
+    """L1 average calibration error (mL1-ACE, hard bins): how far confidence and accuracy differ in
+    each image.
 
     ```python
     p = input.softmax(1).flatten(2)
@@ -22,32 +23,38 @@ class L1ACELoss(CalibrationLoss):
     loss = (error * (y.any(2) | (not ignore_empty_classes))).mean()
     ```
 
-    For each image and class, the predicted probabilities are sorted into bins of equal width. The error is the mean
-    over the bins that are not empty, unweighted, of the difference between the mean probability in the bin (confidence)
-    and the fraction of its voxels that are of the class (accuracy). The loss is the mean over images and classes. The
-    bin of a voxel and the accuracy are constants; the gradient comes from the mean probabilities.
+    For each image and class, the predicted probabilities are sorted into bins of equal width. The
+    error is the mean over the bins that are not empty, unweighted, of the difference between the
+    mean probability in the bin (confidence) and the fraction of its voxels that are of the class
+    (accuracy). The loss is the mean over images and classes. The bin of a voxel and the accuracy
+    are constants; the gradient comes from the mean probabilities.
 
-    This is not a loss to train with alone, since a network that predicts the frequency of each class everywhere has a
-    value of 0. Add it to others, as `L1ACEDiceCELoss` does.
+    This is not a loss to train with alone, since a network that predicts the frequency of each
+    class everywhere has a value of 0. Add it to others, as `L1ACEDiceCELoss` does.
 
-    Source: Barfoot et al., "Average Calibration Losses for Reliable Uncertainty in Medical Image Segmentation", IEEE
-    Transactions on Medical Imaging 2026, <https://arxiv.org/abs/2506.03942>; first in "Average Calibration Error: A
-    Differentiable Loss for Improved Reliability in Image Segmentation", MICCAI 2024,
-    <https://arxiv.org/abs/2403.06759>
+    Source: Barfoot et al., "Average Calibration Losses for Reliable Uncertainty in Medical Image
+        Segmentation", IEEE
+    Transactions on Medical Imaging 2026, <https://arxiv.org/abs/2506.03942>; first in "Average
+    Calibration Error: A Differentiable Loss for Improved Reliability in Image Segmentation", MICCAI
+    2024, <https://arxiv.org/abs/2403.06759>
 
-    Departures from the authors' code: the edges of the bins are `i / num_bins`, as in `CalibrationBins`, where theirs
-    are stretched by 1e-7; sums are float64; one channel with a sigmoid, a choice of classes and class weights are not
-    supported. MONAI's pull request 9092 proposes `HardL1ACELoss(softmax=True, to_onehot_y=True)`, the same loss.
+    Departures from the authors' code: the edges of the bins are `i / num_bins`, as in
+    `CalibrationBins`, where theirs are stretched by 1e-7; sums are float64; one channel with a
+    sigmoid, a choice of classes and class weights are not supported. MONAI's pull request 9092
+    proposes `HardL1ACELoss(softmax=True, to_onehot_y=True)`, the same loss.
 
     Shapes and errors are those of `CalibrationLoss`.
 
     Args:
         num_bins: Number of bins. Default: `20`.
-        ignore_empty_classes: Whether the error of a class that an image does not contain counts as 0. Default: `True`.
+        ignore_empty_classes: Whether the error of a class that an image does not contain counts as
+            0. Default: `True`.
         ignore_index: Label of voxels that do not count, see `CalibrationLoss`. Default: `None`.
     """
 
-    def __init__(self, num_bins: int = 20, ignore_empty_classes: bool = True, ignore_index: int | None = None) -> None:
+    def __init__(
+        self, num_bins: int = 20, ignore_empty_classes: bool = True, ignore_index: int | None = None
+    ) -> None:
         super().__init__(ignore_index)
         check_count("num_bins", num_bins, 1)
         self.num_bins = num_bins
@@ -56,7 +63,8 @@ class L1ACELoss(CalibrationLoss):
     def prepare(self, logits: Tensor, labels: Labels) -> Prepared:
         """Return the factor of each bin, from a first pass over the voxels.
 
-        The gap of a bin is `|sum(p - y)| / count`, which is the sum over its voxels of `p - y` times `sign / count`.
+        The gap of a bin is `|sum(p - y)| / count`, which is the sum over its voxels of `p - y`
+        times `sign / count`.
         """
         shape = (3, *logits.shape[:2], self.num_bins)
         sums = torch.zeros(shape, dtype=torch.float64, device=logits.device)
@@ -65,17 +73,26 @@ class L1ACELoss(CalibrationLoss):
             p = logits[slab].softmax(1)
             y, counted = labels.probabilities(slab, p.dtype), labels.counted(slab, p.dtype)
             excess = p.double() - y
-            ones = torch.ones_like(excess) if counted is None else counted.double().expand_as(excess)
+            ones = (
+                torch.ones_like(excess) if counted is None else counted.double().expand_as(excess)
+            )
             bins, zeros = self._bins(p).flatten(2), torch.zeros_like(sums[0, slab.images])
             parts = [zeros.scatter_add(2, bins, each.flatten(2)) for each in (ones, excess * ones)]
-            return slab.images, torch.stack([*parts, y.flatten(2).sum(2, keepdim=True).expand_as(zeros)])
+            return slab.images, torch.stack(
+                [*parts, y.flatten(2).sum(2, keepdim=True).expand_as(zeros)]
+            )
 
         for images, part in map_slabs(sums_of_slab, logits.shape, logits.device):
             sums[:, images] += part
         count, excess, present = sums
         num_filled = (count > 0).sum(-1, keepdim=True)
         # The mean over the voxels divides by their number; L1-ACE is a mean over the bins.
-        factors = excess.sign() / (count * num_filled).clamp(min=1) * labels.num_counted() / count[..., 0].numel()
+        factors = (
+            excess.sign()
+            / (count * num_filled).clamp(min=1)
+            * labels.num_counted()
+            / count[..., 0].numel()
+        )
         if self.ignore_empty_classes:
             factors = factors * (present > 0)
         factors = factors.to(logits.dtype)

@@ -20,13 +20,16 @@ class L1ACEDiceCELoss(L1ACELoss):
     loss = dice_ce(input, target.unsqueeze(1)) + penalty_weight * l1_ace(input, target)
     ```
 
-    `DiceCELoss` is that of `monai.losses`, with the same weight of 1 for cross-entropy and for Dice.
+    `DiceCELoss` is that of `monai.losses`, with the same weight of 1 for cross-entropy and for
+    Dice.
 
-    Source: Barfoot et al., "Average Calibration Losses for Reliable Uncertainty in Medical Image Segmentation", IEEE
+    Source: Barfoot et al., "Average Calibration Losses for Reliable Uncertainty in Medical Image
+        Segmentation", IEEE
     Transactions on Medical Imaging 2026, <https://arxiv.org/abs/2506.03942>
 
-    Departures from the authors' code: the three weights, equal there too, are 1 instead of 0.33, and Dice has no
-    squares in its denominator, so that the loss differs from `DiceCELoss` in nothing but the added term.
+    Departures from the authors' code: the three weights, equal there too, are 1 instead of 0.33,
+    and Dice has no squares in its denominator, so that the loss differs from `DiceCELoss` in
+    nothing but the added term.
 
     Shapes and errors are those of `CalibrationLoss`.
 

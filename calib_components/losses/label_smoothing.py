@@ -10,19 +10,22 @@ from calib_components.losses.base import CalibrationLoss
 
 
 class LabelSmoothingLoss(CalibrationLoss):
-    """Label smoothing (LS): cross-entropy with a target that spreads `alpha` evenly over all classes.
+    """Label smoothing (LS): cross-entropy with a target that spreads `alpha` evenly over all
+    classes.
 
     ```python
     loss = F.cross_entropy(input, target, label_smoothing=alpha)
     ```
 
-    At each voxel this is `(1 - alpha) * -log s_y + alpha * mean_k(-log s_k)`, with `s = softmax(input)` and the voxel's
-    class `y`.
+    At each voxel this is `(1 - alpha) * -log s_y + alpha * mean_k(-log s_k)`, with `s =
+    softmax(input)` and the voxel's class `y`.
 
-    Source: Szegedy et al., "Rethinking the Inception Architecture for Computer Vision", CVPR 2016, section 7,
+    Source: Szegedy et al., "Rethinking the Inception Architecture for Computer Vision", CVPR 2016,
+        section 7,
     <https://arxiv.org/abs/1512.00567>
 
-    Departures from the paper: none; as there, the smoothing distribution is uniform over the classes.
+    Departures from the paper: none; as there, the smoothing distribution is uniform over the
+        classes.
 
     Shapes and errors are those of `CalibrationLoss`.
 

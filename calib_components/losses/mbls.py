@@ -10,7 +10,8 @@ from calib_components.losses.base import CalibrationLoss
 
 
 class MbLSLoss(CalibrationLoss):
-    """Margin-based label smoothing (MbLS): cross-entropy plus a penalty on logits far below the largest.
+    """Margin-based label smoothing (MbLS): cross-entropy plus a penalty on logits far below the
+    largest.
 
     ```python
     excess = F.relu(input.amax(1, keepdim=True) - input - margin)
@@ -19,21 +20,26 @@ class MbLSLoss(CalibrationLoss):
 
     Differences between logits of up to `margin` are not penalised.
 
-    Source: Liu et al., "The Devil is in the Margin: Margin-Based Label Smoothing for Network Calibration", CVPR 2022,
+    Source: Liu et al., "The Devil is in the Margin: Margin-Based Label Smoothing for Network
+        Calibration", CVPR 2022,
     <https://arxiv.org/abs/2111.15430>
 
-    Departure from the paper: its penalty is the sum over the N classes. Here it is the mean over classes, as in the
+    Departure from the paper: its penalty is the sum over the N classes. Here it is the mean over
+        classes, as in the
     authors' code, so a `penalty_weight` of 0.1 corresponds to 0.1 / N in the paper's equation.
 
     Shapes and errors are those of `CalibrationLoss`.
 
     Args:
-        margin: Largest difference to the largest logit that is not penalised (the paper's m). Default: `5.0`.
+        margin: Largest difference to the largest logit that is not penalised (the paper's m).
+            Default: `5.0`.
         penalty_weight: Weight of the penalty (the paper's lambda). Default: `0.1`.
         ignore_index: Label of voxels that do not count, see `CalibrationLoss`. Default: `None`.
     """
 
-    def __init__(self, margin: float = 5.0, penalty_weight: float = 0.1, ignore_index: int | None = None) -> None:
+    def __init__(
+        self, margin: float = 5.0, penalty_weight: float = 0.1, ignore_index: int | None = None
+    ) -> None:
         super().__init__(ignore_index)
         check_number("margin", margin, 0)
         check_number("penalty_weight", penalty_weight, 0)

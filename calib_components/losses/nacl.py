@@ -11,47 +11,58 @@ from calib_components.losses.priors import PROPORTIONS, Window
 
 
 class NACLLoss(CalibrationLoss):
-    """Neighbor-aware calibration loss (NACL): cross-entropy plus a penalty that keeps the logits near a prior.
+    """Neighbor-aware calibration loss (NACL): cross-entropy plus a penalty that keeps the logits
+    near a prior.
 
     ```python
     prior = neighbor_prior(target, num_classes)
     loss = F.cross_entropy(input, target) + penalty_weight * (prior - input).abs().mean()
     ```
 
-    The prior comes from the labels around each voxel (see `neighbor_prior`). Large logits are what makes a network
-    overconfident; the penalty keeps them from growing far beyond what the neighbourhood supports.
+    The prior comes from the labels around each voxel (see `neighbor_prior`). Large logits are what
+    makes a network overconfident; the penalty keeps them from growing far beyond what the
+    neighbourhood supports.
 
-    Options change these lines as follows: `penalty="l2"` replaces `abs()` by `square()`, `constraint="softmax"`
-    replaces `input` in the penalty by `input.softmax(1)`, and `prior`, `kernel_size`, `sigma` and `padding` are passed
-    to `neighbor_prior`.
+    Options change these lines as follows: `penalty="l2"` replaces `abs()` by `square()`,
+        `constraint="softmax"`
+    replaces `input` in the penalty by `input.softmax(1)`, and `prior`, `kernel_size`, `sigma` and
+    `padding` are passed to `neighbor_prior`.
 
-    The penalty is a ceiling for the confidence. Where the window holds a single class `y`, the loss is smallest at a
-    probability of exactly `1 - penalty_weight / N` of `y` (0.975 for 4 classes and the default weight), with the other
-    logits at 0; as with label smoothing, a network trained to the end is no more confident than that, even where it is
-    always right. This holds for `penalty="l1"` on the logits with the priors `mean` and `gaussian`, as long as
-    `penalty_weight / N < (N - 1) / (e + N - 1)` (a weight below 0.54 for 2 classes); beyond it, the logit of `y` is 1
+    The penalty is a ceiling for the confidence. Where the window holds a single class `y`, the loss
+    is smallest at a probability of exactly `1 - penalty_weight / N` of `y` (0.975 for 4 classes and
+    the default weight), with the other logits at 0; as with label smoothing, a network trained to
+    the end is no more confident than that, even where it is always right. This holds for
+    `penalty="l1"` on the logits with the priors `mean` and `gaussian`, as long as `penalty_weight /
+    N < (N - 1) / (e + N - 1)` (a weight below 0.54 for 2 classes); beyond it, the logit of `y` is 1
     and its probability `e / (e + N - 1)`.
 
-    Source: Murugesan et al., "Trust Your Neighbours: Penalty-Based Constraints for Model Calibration", MICCAI 2023,
+    Source: Murugesan et al., "Trust Your Neighbours: Penalty-Based Constraints for Model
+        Calibration", MICCAI 2023,
     equation 7, <https://arxiv.org/abs/2303.06268>
 
-    Departures from the paper: equation 7 sums the penalty over the N classes. Here it is the mean over classes, as in
-    the authors' code, which produced the paper's tables; a `penalty_weight` of 0.1 corresponds to 0.1 / N in the
-    equation. Beyond the image the labels at the border are repeated, where the authors' code takes background
-    (`padding="background"`).
+    Departures from the paper: equation 7 sums the penalty over the N classes. Here it is the mean
+        over classes, as in
+    the authors' code, which produced the paper's tables; a `penalty_weight` of 0.1 corresponds to
+    0.1 / N in the equation. Beyond the image the labels at the border are repeated, where the
+    authors' code takes background (`padding="background"`).
 
-    Probabilities as target need the prior `mean` or `gaussian`. Shapes and errors are those of `CalibrationLoss`.
+    Probabilities as target need the prior `mean` or `gaussian`. Shapes and errors are those of
+    `CalibrationLoss`.
 
     Args:
-        prior: `"mean"` (the paper's choice), `"gaussian"`, `"max"`, `"min"`, `"median"` or `"mode"`; see
-            `neighbor_prior`. Default: `"mean"`.
+        prior: `"mean"` (the paper's choice), `"gaussian"`, `"max"`, `"min"`, `"median"` or
+            `"mode"`; see `neighbor_prior`. Default: `"mean"`.
         kernel_size: Side length of the window (square or cube) in voxels, odd. Default: `3`.
         sigma: Standard deviation of the prior `"gaussian"` in voxels. Default: `2.0`.
-        penalty: `"l1"` for the absolute value (the paper's choice) or `"l2"` for the square. Default: `"l1"`.
-        constraint: What is kept near the prior, `"logits"` (the paper's choice) or `"softmax"`. Default: `"logits"`.
+        penalty: `"l1"` for the absolute value (the paper's choice) or `"l2"` for the square.
+            Default: `"l1"`.
+        constraint: What is kept near the prior, `"logits"` (the paper's choice) or `"softmax"`.
+            Default: `"logits"`.
         penalty_weight: Weight of the penalty (the paper's lambda). Default: `0.1`.
-        padding: Labels beyond the image, `"replicate"` or `"background"`; see `neighbor_prior`. Default: `"replicate"`.
-        ignore_index: Label of voxels that count neither in the means nor in any window. Default: `None`.
+        padding: Labels beyond the image, `"replicate"` or `"background"`; see `neighbor_prior`.
+            Default: `"replicate"`.
+        ignore_index: Label of voxels that count neither in the means nor in any window. Default:
+            `None`.
 
     Examples:
         >>> import torch

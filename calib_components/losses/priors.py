@@ -1,7 +1,8 @@
-"""Priors of the classes at a voxel from the labels around it, as used by NACL and for the soft labels of SVLS.
+"""Priors of the classes at a voxel from the labels around it, as used by NACL and for the soft
+labels of SVLS.
 
-Priors depend on the labels only, so classes are counted in small integer types, one axis at a time; only results that
-are fractions become floating point.
+Priors depend on the labels only, so classes are counted in small integer types, one axis at a time;
+only results that are fractions become floating point.
 """
 
 from __future__ import annotations
@@ -16,10 +17,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from calib_components.errors import InputError, check_choice, check_count, check_number
-from calib_components.losses.base import Labels, Slab, check_target, classes_like, map_slabs, one_hot, plain
+from calib_components.losses.base import (
+    Labels,
+    Slab,
+    check_target,
+    classes_like,
+    map_slabs,
+    one_hot,
+    plain,
+)
 
 PRIORS = ("mean", "gaussian", "max", "min", "median", "mode")
-PROPORTIONS = ("mean", "gaussian")  # the priors that are proportions of classes; also defined for probabilities
+# The priors that are proportions of classes; also defined for probabilities
+PROPORTIONS = ("mean", "gaussian")
 PADDINGS = ("replicate", "background")
 
 
@@ -32,23 +42,28 @@ def neighbor_prior(
     padding: str = "replicate",
     ignore_index: int | None = None,
 ) -> Tensor:
-    """Prior of each class at each voxel, from the labels in the window around the voxel, itself included.
+    """Prior of each class at each voxel, from the labels in the window around the voxel, itself
+    included.
 
-    `mean` is the proportion of the window with each class; `gaussian` weights the window with the SVLS kernel (see
-    `SVLSLoss`). `max`, `min`, `median` and `mode` are one-hot: the largest, smallest, median and most frequent **class
-    index** in the window, so they depend on how the classes are numbered. Ties of `mode` go to the smallest index, and
-    the median of an even number of voxels is the lower one, as in `torch.mode` and `torch.median`.
+    `mean` is the proportion of the window with each class; `gaussian` weights the window with the
+    SVLS kernel (see `SVLSLoss`). `max`, `min`, `median` and `mode` are one-hot: the largest,
+    smallest, median and most frequent **class index** in the window, so they depend on how the
+    classes are numbered. Ties of `mode` go to the smallest index, and the median of an even number
+    of voxels is the lower one, as in `torch.mode` and `torch.median`.
 
-    Ignored voxels are in no window: proportions are taken over the voxels that count, and sum to 1 at the border and
-    next to ignored voxels too. If the window holds no voxel that counts, the prior is 0 for every class.
+    Ignored voxels are in no window: proportions are taken over the voxels that count, and sum to 1
+        at the border and
+    next to ignored voxels too. If the window holds no voxel that counts, the prior is 0 for every
+    class.
 
-    Source: Murugesan et al., "Trust Your Neighbours: Penalty-Based Constraints for Model Calibration", MICCAI 2023,
+    Source: Murugesan et al., "Trust Your Neighbours: Penalty-Based Constraints for Model
+        Calibration", MICCAI 2023,
     Tables 2 and 3, <https://arxiv.org/abs/2303.06268>
 
     Shape:
-        - target: Class indices, `(B, 1, *S)` or `(B, *S)`; or probabilities, `(B, N, *S)`, with `mean` and `gaussian`.
-          Four dimensions are read as `(B, 1, H, W)` or `(B, N, H, W)` if the second is 1 or N, otherwise as
-          `(B, H, W, D)`.
+        - target: Class indices, `(B, 1, *S)` or `(B, *S)`; or probabilities, `(B, N, *S)`, with
+          `mean` and `gaussian`. Four dimensions are read as `(B, 1, H, W)` or `(B, N, H, W)` if the
+          second is 1 or N, otherwise as `(B, H, W, D)`.
         - output: `(B, N, *S)`, float32 (float64 for float64 probabilities).
 
     Args:
@@ -57,8 +72,9 @@ def neighbor_prior(
         prior: `"mean"`, `"gaussian"`, `"max"`, `"min"`, `"median"` or `"mode"`. Default: `"mean"`.
         kernel_size: Side length of the window (square or cube) in voxels, odd. Default: `3`.
         sigma: Standard deviation of `gaussian` in voxels. Default: `2.0`.
-        padding: Labels beyond the image: `"replicate"` repeats the labels at the border, `"background"` takes class 0,
-            as in the authors' code. `gaussian` always replicates, as it does there. Default: `"replicate"`.
+        padding: Labels beyond the image: `"replicate"` repeats the labels at the border,
+            `"background"` takes class 0, as in the authors' code. `gaussian` always replicates, as
+            it does there. Default: `"replicate"`.
         ignore_index: Label of the voxels to leave out; for class indices only. Default: `None`.
 
     Raises:
@@ -77,14 +93,20 @@ def neighbor_prior(
     if target.ndim == 3 or (target.ndim == 4 and target.shape[1] not in (1, num_classes)):
         target = target.unsqueeze(1)
     if target.ndim not in (4, 5):
-        raise InputError(f"target must be labels of 2D or 3D images, got shape {tuple(target.shape)}.")
+        raise InputError(
+            f"target must be labels of 2D or 3D images, got shape {tuple(target.shape)}."
+        )
     dtype = torch.float64 if target.dtype == torch.float64 else torch.float32
     shape = torch.Size((target.shape[0], num_classes, *target.shape[2:]))
     labels = check_target(target, shape, ignore_index, dtype)
     if labels.are_probabilities and prior not in PROPORTIONS:
-        raise InputError(f"target must hold class indices for the prior {prior!r}, got probabilities.")
+        raise InputError(
+            f"target must hold class indices for the prior {prior!r}, got probabilities."
+        )
     result = torch.empty(shape, dtype=dtype, device=target.device)
-    map_slabs(lambda slab: result[slab].copy_(window.prior(labels, slab, dtype)), shape, target.device)
+    map_slabs(
+        lambda slab: result[slab].copy_(window.prior(labels, slab, dtype)), shape, target.device
+    )
     return result
 
 
@@ -107,10 +129,14 @@ class Window:
         check_number("sigma", self.sigma, 0.1)
 
     def prior(self, labels: Labels, slab: Slab, dtype: torch.dtype) -> Tensor:
-        """The prior in a slab, `(b, N, h, ...)`, from the labels of the slab and of the rows around it."""
+        """The prior in a slab, `(b, N, h, ...)`, from the labels of the slab and of the rows around
+        it.
+        """
         num_classes, values = labels.num_classes, self._padded(labels, slab)
         if self.kind in PROPORTIONS:
-            proportions = self._filter(values if labels.are_probabilities else one_hot(values, num_classes), dtype)
+            proportions = self._filter(
+                values if labels.are_probabilities else one_hot(values, num_classes), dtype
+            )
             if labels.has_ignored:
                 counted = self._filter((values >= 0).to(values.dtype), dtype)
                 proportions.div_(counted.masked_fill_(counted == 0, 1))
@@ -129,7 +155,10 @@ class Window:
         """Values of the labels in a slab and around it, padded beyond the image."""
         radius, values = self.size // 2, labels.values[slab.images]
         first, last = slab.rows.start - radius, slab.rows.stop + radius
-        margins = [(max(-first, 0), max(last - values.shape[2], 0)), *[(radius, radius)] * (values.ndim - 3)]
+        margins = [
+            (max(-first, 0), max(last - values.shape[2], 0)),
+            *[(radius, radius)] * (values.ndim - 3),
+        ]
         values = values[:, :, max(first, 0) : min(last, values.shape[2])]
         if self.padding == "background" and self.kind != "gaussian":
             sizes = [size for margin in reversed(margins) for size in margin]
@@ -159,9 +188,10 @@ def _counts(maps: Tensor, size: int) -> Tensor:
 def _svls_filter(maps: Tensor, size: int, sigma: float, dtype: torch.dtype) -> Tensor:
     """Filter padded maps with the SVLS kernel.
 
-    The kernel is a Gaussian whose centre is replaced by the sum of all its other weights: the voxel itself weighs 0.5,
-    and the voxels around it share the other half. The sum over the voxels around is computed axis by axis, since a
-    Gaussian is separable, and voxels at the same distance on an axis are added first, since it is symmetric.
+    The kernel is a Gaussian whose centre is replaced by the sum of all its other weights: the voxel
+    itself weighs 0.5, and the voxels around it share the other half. The sum over the voxels around
+    is computed axis by axis, since a Gaussian is separable, and voxels at the same distance on an
+    axis are added first, since it is symmetric.
     """
     radius = size // 2
     taps = {i: math.exp(-((i / sigma) ** 2) / 2) for i in range(1, radius + 1)}
@@ -169,7 +199,9 @@ def _svls_filter(maps: Tensor, size: int, sigma: float, dtype: torch.dtype) -> T
     around, weight_around = torch.zeros_like(centres[radius], dtype=dtype), 0.0
     for dim in range(2, maps.ndim):
         if dim > 2:
-            line, centres = (_shifted(part, dim, size) for part in (centres[radius] + around, centres[radius]))
+            line, centres = (
+                _shifted(part, dim, size) for part in (centres[radius] + around, centres[radius])
+            )
             around = _shifted(around, dim, size)[radius]
         for i, tap in taps.items():
             around = torch.add(around, line[radius - i] + line[radius + i], alpha=tap)
@@ -181,12 +213,16 @@ def _mode_class(values: Tensor, size: int, num_classes: int) -> Tensor:
     """Class with the largest count, the smallest of several; N where no voxel counts."""
     counts = _counts(one_hot(values, num_classes), size)
     largest = counts.amax(1, keepdim=True).clamp_(min=1)
-    return num_classes - counts.eq_(largest).mul_(num_classes - classes_like(counts, num_classes)).amax(1, keepdim=True)
+    return num_classes - counts.eq_(largest).mul_(
+        num_classes - classes_like(counts, num_classes)
+    ).amax(1, keepdim=True)
 
 
 def _median_class(values: Tensor, size: int, num_classes: int) -> Tensor:
     """Class at which the cumulative count reaches half of the total; N where no voxel counts."""
-    up_to_class = values.masked_fill(values < 0, num_classes).repeat(1, num_classes, *[1] * (values.ndim - 2))
+    up_to_class = values.masked_fill(values < 0, num_classes).repeat(
+        1, num_classes, *[1] * (values.ndim - 2)
+    )
     cumulative = _counts(up_to_class.le_(classes_like(values, num_classes)), size)
     total = cumulative[:, -1:]
     half = (total - total // 2).clamp_(min=1)

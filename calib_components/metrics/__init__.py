@@ -1,33 +1,57 @@
 """Calibration and segmentation metrics with the conventions of MONAI.
 
-A function takes a batch and returns the value of each case. A metric is called with batches, or lists of channel-first
-cases of any sizes; then `aggregate()` is the mean over cases and `aggregate("none")` the value of each. Values are
-float64. One that is undefined, such as that of a case without voxels, is NaN and left out of every mean.
+A function takes a batch and returns the value of each case. A metric is called with batches, or
+lists of channel-first cases of any sizes; then `aggregate()` is the mean over cases and
+`aggregate("none")` the value of each. Values are float64. One that is undefined, such as that of a
+case without voxels, is NaN and left out of every mean.
 
 These arguments are the same everywhere:
 
-- `y_pred`: Probabilities of any floating-point type, `(B, N, *S)`, with N classes or channels and any number of
-  spatial dimensions.
-- `y`: Ground truth of any type that holds whole numbers: class index `(B, 1, *S)` or one-hot `(B, N, *S)`; for sigmoids
-  0 or 1, `(B, N, *S)`.
+- `y_pred`: Probabilities of any floating-point type, `(B, N, *S)`, with N classes or channels and
+  any number of spatial dimensions.
+- `y`: Ground truth of any type that holds whole numbers: class index `(B, 1, *S)` or one-hot `(B,
+  N, *S)`; for sigmoids 0 or 1, `(B, N, *S)`.
 - `num_bins`: Number of bins of equal width on (0, 1], up to 10,000.
-- `region`: Which voxels count, see `calib_components.metrics.regions`: a `Region`, its name, such as "predicted" or
-  "band(3)", or class indices.
+- `region`: Which voxels count, see `calib_components.metrics.regions`: a `Region`, its name, such
+  as "predicted" or "band(3)", or class indices.
 - `foreground_only`: True is the region "foreground", False is "all".
 - `ignore_index`: Ground-truth value of voxels to leave out; their probabilities are not checked.
-- `sigmoid`: Whether each channel is a binary problem of its own, with a probability from a sigmoid and ground truth 0
-  or 1. One channel always is.
-- `structures`: Class indices by name, such as `{"heart": [1, 2]}`; for sigmoids, the channel of each.
+- `sigmoid`: Whether each channel is a binary problem of its own, with a probability from a sigmoid
+  and ground truth 0 or 1. One channel always is.
+- `structures`: Class indices by name, such as `{"heart": [1, 2]}`; for sigmoids, the channel of
+  each.
 
-These errors, too. `InputError`, a `ValueError`: shapes do not match or hold no voxel, `y_pred` does not hold
+These errors, too. `InputError`, a `ValueError`: shapes do not match or hold no voxel, `y_pred` does
+    not hold
 probabilities, `y` holds invalid labels, or an option has an unsuitable value.
 """
 
-from calib_components.metrics.bins import CalibrationBins, consistency_bands, resampled_errors, smooth_calibration_error
-from calib_components.metrics.calibration import BrierMetric, CalibrationMetric, CECEMetric, ECEMetric, NLLMetric
-from calib_components.metrics.measuring import adaptive_calibration_error, calibration_bins, logit_magnitude_sums
+from calib_components.metrics.bins import (
+    CalibrationBins,
+    consistency_bands,
+    resampled_errors,
+    smooth_calibration_error,
+)
+from calib_components.metrics.calibration import (
+    BrierMetric,
+    CalibrationMetric,
+    CECEMetric,
+    ECEMetric,
+    NLLMetric,
+)
+from calib_components.metrics.measuring import (
+    adaptive_calibration_error,
+    calibration_bins,
+    logit_magnitude_sums,
+)
 from calib_components.metrics.regions import Region
-from calib_components.metrics.segmentation import DSCMetric, HD95Metric, dice, hausdorff_distance_95, structure_masks
+from calib_components.metrics.segmentation import (
+    DSCMetric,
+    HD95Metric,
+    dice,
+    hausdorff_distance_95,
+    structure_masks,
+)
 from calib_components.metrics.selective import RiskCoverage, RiskCoverageMetric, risk_coverage
 from calib_components.metrics.volumes import (
     ExpectedDSCMetric,

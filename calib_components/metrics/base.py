@@ -1,4 +1,6 @@
-"""Bases of metrics, whose values of cases are gathered across processes, and of dataclasses of tensors."""
+"""Bases of metrics, whose values of cases are gathered across processes, and of dataclasses of
+tensors.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ def plain_tensor(value: torch.Tensor) -> torch.Tensor:
 
 
 class CaseTensors:
-    """Base of dataclasses of tensors, whose first dimension is the cases if they have two or more dimensions."""
+    """Base of dataclasses of tensors, whose first dimension is the cases if they have two or more
+    dimensions.
+    """
 
     def to_dict(self) -> dict[str, list]:
         """Return the fields as nested lists, which JSON stores exactly."""
@@ -45,16 +49,17 @@ class CaseTensors:
 class CaseMetric(CumulativeIterationMetric):
     """Base class of the metrics: call it with `(y_pred, y)`, then `aggregate()`, then `reset()`.
 
-    Works as the `metric_fn` of `monai.handlers.IgniteMetricHandler`. Across several processes, the values of all cases
-    are gathered, so every process must have had a case and call `aggregate()`.
+    Works as the `metric_fn` of `monai.handlers.IgniteMetricHandler`. Across several processes, the
+    values of all cases are gathered, so every process must have had a case and call `aggregate()`.
 
     Shape:
-        - y_pred, y: batches `(B, C, *S)`, or lists of channel-first tensors `(C, *S)` whose sizes may differ between
-          cases.
+        - y_pred, y: batches `(B, C, *S)`, or lists of channel-first tensors `(C, *S)` whose sizes
+          may differ between cases.
     """
 
     names: tuple[str, ...] = ()  # of the tensors that `measure` returns, which are attributes
-    source: CaseMetric | None = None  # what stores the tensors of this metric, among others, if not itself
+    # What stores the tensors of this metric, among others, if not itself
+    source: CaseMetric | None = None
     place: int | slice = slice(None)  # of these tensors there
 
     def __getattr__(self, name: str) -> torch.Tensor:
@@ -64,19 +69,26 @@ class CaseMetric(CumulativeIterationMetric):
 
     @abstractmethod
     def measure(self, y_pred: torch.Tensor, y: torch.Tensor) -> torch.Tensor | list[torch.Tensor]:
-        """Compute what is stored of a batch: one or more tensors whose first dimension is the cases."""
+        """Compute what is stored of a batch: one or more tensors whose first dimension is the
+        cases.
+        """
 
     def gathered(self) -> Any:
-        """Return what `measure` computed, concatenated over cases and processes: a tensor or a list of tensors."""
+        """Return what `measure` computed, concatenated over cases and processes: a tensor or a list
+        of tensors.
+        """
         if self.source is not None:
             return self.source.gathered()[self.place]
         values = super().get_buffer()
         if values is None:
-            raise InputError(f"{type(self).__name__} has no case. Call it before aggregate(), in every process.")
+            raise InputError(
+                f"{type(self).__name__} has no case. Call it before aggregate(), in every process."
+            )
         return values
 
     def get_buffer(self) -> torch.Tensor:
-        """Return the value of each case, float64 `(cases,)` or `(cases, structures)`; NaN where it is undefined.
+        """Return the value of each case, float64 `(cases,)` or `(cases, structures)`; NaN where it
+        is undefined.
 
         `IgniteMetricHandler` stores them as the details of the metric.
         """
@@ -86,8 +98,9 @@ class CaseMetric(CumulativeIterationMetric):
         """Reduce the values of the cases; undefined (NaN) values are left out of every mean.
 
         Args:
-            reduction: "mean" averages over the structures of each case, then over cases. "mean_batch" averages over
-                cases only, which leaves one value per structure. "none" returns the value of each case.
+            reduction: "mean" averages over the structures of each case, then over cases.
+                "mean_batch" averages over cases only, which leaves one value per structure. "none"
+                returns the value of each case.
 
         Returns:
             Float64. A mean without any defined value is NaN.
@@ -103,16 +116,26 @@ class CaseMetric(CumulativeIterationMetric):
         check_choice("reduction", reduction, ["mean", "mean_batch", "none"])
         if reduction == "none":
             return values
-        return values.nanmean(0) if reduction == "mean_batch" else values.reshape(len(values), -1).nanmean(1).nanmean()
+        return (
+            values.nanmean(0)
+            if reduction == "mean_batch"
+            else values.reshape(len(values), -1).nanmean(1).nanmean()
+        )
 
-    def _compute_tensor(self, y_pred: torch.Tensor, y: torch.Tensor | None = None, **kwargs: Any) -> TensorOrList:
+    def _compute_tensor(
+        self, y_pred: torch.Tensor, y: torch.Tensor | None = None, **kwargs: Any
+    ) -> TensorOrList:
         if y is None:  # also where it is an array
             raise TypeError("y must be a torch.Tensor")
         return self.measure(plain_tensor(y_pred), plain_tensor(y), **kwargs)
 
-    def _compute_list(self, y_pred: TensorOrList, y: TensorOrList | None = None, **kwargs: Any) -> Any:
+    def _compute_list(
+        self, y_pred: TensorOrList, y: TensorOrList | None = None, **kwargs: Any
+    ) -> Any:
         if y is not None and len(y_pred) != len(y):  # the base class would leave out the rest
             raise InputError(f"y must have as many cases as y_pred, {len(y_pred)}, got {len(y)}.")
         if batched := [tuple(item.shape) for item in y_pred if item.ndim > 4 and len(item) == 1]:
-            raise InputError(f"y_pred: items of lists have no batch axis, (N, *S), got {batched[0]}.")
+            raise InputError(
+                f"y_pred: items of lists have no batch axis, (N, *S), got {batched[0]}."
+            )
         return super()._compute_list(y_pred, y, **kwargs)

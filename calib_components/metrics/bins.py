@@ -1,6 +1,8 @@
-"""Reliability bins, the calibration errors computed from them, also without edges, and how large these are by chance.
+"""Reliability bins, the calibration errors computed from them, also without edges, and how large
+these are by chance.
 
-Counts are int64 and sums float64: float32 sums become inexact from about one million voxels per bin.
+Counts are int64 and sums float64: float32 sums become inexact from about one million voxels per
+    bin.
 """
 
 from __future__ import annotations
@@ -17,19 +19,24 @@ from scipy.stats import binom
 from calib_components.errors import InputError, check_count, check_number
 from calib_components.metrics.base import CaseTensors
 
-FEWEST_BINS = 1000  # of the smooth ECE: a smoothing of 0.001, which a million voxels need, is then one bin wide
+# Of the smooth ECE: a smoothing of 0.001, which a million voxels need, is then one bin wide
+FEWEST_BINS = 1000
 
 
 @dataclass(frozen=True, eq=False)
 class CalibrationBins(CaseTensors):
-    """Reliability bins of one or more cases: all that calibration errors and reliability diagrams need.
+    """Reliability bins of one or more cases: all that calibration errors and reliability diagrams
+    need.
 
-    Bin `i` of `num_bins` holds the probabilities in `(i / num_bins, (i + 1) / num_bins]`; exactly 0 is in the first.
+    Bin `i` of `num_bins` holds the probabilities in `(i / num_bins, (i + 1) / num_bins]`; exactly 0
+    is in the first.
 
-    All fields and properties have shape `(B, num_bins)` for the top label, or `(B, N, num_bins)` for each of N classes.
+    All fields and properties have shape `(B, num_bins)` for the top label, or `(B, N, num_bins)`
+    for each of N classes.
 
     Attributes:
-        count: Number of probabilities, int64; float64 where it is the number expected if the probabilities were true.
+        count: Number of probabilities, int64; float64 where it is the number expected if the
+            probabilities were true.
         confidence_sum: Their sum, float64.
         num_correct: How many of the predictions were correct, float64.
     """
@@ -41,7 +48,9 @@ class CalibrationBins(CaseTensors):
     def __post_init__(self) -> None:
         shapes = [tuple(field.shape) for field in vars(self).values()]
         if len(set(shapes)) > 1 or len(shapes[0]) not in (2, 3):
-            raise InputError(f"Fields of bins must have one shape, (B, bins) or (B, N, bins), got {shapes}.")
+            raise InputError(
+                f"Fields of bins must have one shape, (B, bins) or (B, N, bins), got {shapes}."
+            )
 
     @property
     def confidence(self) -> torch.Tensor:
@@ -57,10 +66,12 @@ class CalibrationBins(CaseTensors):
         """Merge case by case: the bins of two parts of the same cases give the bins of the whole."""
         if self.count.shape != other.count.shape:  # others would broadcast
             raise InputError(
-                f"Bins of shapes {tuple(self.count.shape)} and {tuple(other.count.shape)} cannot be added. "
-                "Pool the cases first with pooled()."
+                f"Bins of shapes {tuple(self.count.shape)} and {tuple(other.count.shape)} cannot be"
+                " added. Pool the cases first with pooled()."
             )
-        return CalibrationBins(*(field + getattr(other, name) for name, field in vars(self).items()))
+        return CalibrationBins(
+            *(field + getattr(other, name) for name, field in vars(self).items())
+        )
 
     def pooled(self) -> CalibrationBins:
         """Sum over cases, as if all voxels belonged to one case, `B = 1`."""
@@ -68,26 +79,34 @@ class CalibrationBins(CaseTensors):
 
     def per_class(self) -> list[CalibrationBins]:
         """Split classwise bins `(B, N, num_bins)` into the bins `(B, num_bins)` of each class."""
-        return [CalibrationBins(*of) for of in zip(*(field.unbind(1) for field in vars(self).values()), strict=True)]
+        return [
+            CalibrationBins(*of)
+            for of in zip(*(field.unbind(1) for field in vars(self).values()), strict=True)
+        ]
 
     def expected_error(self, mean: bool = True) -> torch.Tensor:
-        """Expected calibration error: ECE of top-label bins, CECE (mean over classes) of classwise bins.
+        """Expected calibration error: ECE of top-label bins, CECE (mean over classes) of classwise
+        bins.
 
-        `sum_bins count / total * |confidence - accuracy|`, float64 `(B,)`; NaN for a case without voxels. This holds
-        for the other two errors as well: classwise bins give the mean over classes. Without `mean`, the error of each
-        class, `(B, N)`.
+        `sum_bins count / total * |confidence - accuracy|`, float64 `(B,)`; NaN for a case without
+        voxels. This holds for the other two errors as well: classwise bins give the mean over
+        classes. Without `mean`, the error of each class, `(B, N)`.
         """
         errors = (self.confidence_sum - self.num_correct).abs().sum(-1) / self.count.sum(-1)
         return mean_over_classes(errors) if mean else errors
 
     def average_error(self) -> torch.Tensor:
-        """Average calibration error (ACE), `(B,)`: the mean of `|confidence - accuracy|` over non-empty bins."""
+        """Average calibration error (ACE), `(B,)`: the mean of `|confidence - accuracy|` over
+        non-empty bins.
+        """
         return mean_over_classes(self._gaps().nanmean(-1))
 
     def maximum_error(self) -> torch.Tensor:
         """Maximum calibration error (MCE), `(B,)`: the largest `|confidence - accuracy|` of a bin."""
         gaps = self._gaps()
-        return mean_over_classes(torch.where(gaps.isnan().all(-1), torch.nan, gaps.nan_to_num().amax(-1)))
+        return mean_over_classes(
+            torch.where(gaps.isnan().all(-1), torch.nan, gaps.nan_to_num().amax(-1))
+        )
 
     def _gaps(self) -> torch.Tensor:
         """`|confidence - accuracy|` of each bin; NaN where it is empty."""
@@ -96,68 +115,83 @@ class CalibrationBins(CaseTensors):
 
 def mean_over_classes(errors: torch.Tensor) -> torch.Tensor:
     """Mean of classwise errors `(B, N)`; those of the top label, `(B,)`, as they are."""
-    return errors.nanmean(1) if errors.ndim == 2 else errors  # a channel of sigmoids may have no voxel in the region
+    # A channel of sigmoids may have no voxel in the region
+    return errors.nanmean(1) if errors.ndim == 2 else errors
 
 
-def consistency_bands(bins: CalibrationBins, level: float = 0.95) -> tuple[torch.Tensor, torch.Tensor]:
-    """Range of the accuracy of each bin that is expected by chance if the probabilities are calibrated.
+def consistency_bands(
+    bins: CalibrationBins, level: float = 0.95
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Range of the accuracy of each bin that is expected by chance if the probabilities are
+    calibrated.
 
-    Then the number of correct predictions in a bin is about binomial with its count and mean confidence. This supposes
-    independent voxels; those of one image are not, so the range is too narrow. Meant for regions chosen by the
-    prediction; in others, calibrated probabilities are not on the diagonal.
+    Then the number of correct predictions in a bin is about binomial with its count and mean
+    confidence. This supposes independent voxels; those of one image are not, so the range is too
+    narrow. Meant for regions chosen by the prediction; in others, calibrated probabilities are not
+    on the diagonal.
 
     Args:
         bins: Observed bins; `InputError` if their counts are not whole numbers.
         level: Probability of the range.
 
     Returns:
-        Lower and upper quantiles of the accuracy, float64 in the shape of the bins; NaN where the bin is empty.
+        Lower and upper quantiles of the accuracy, float64 in the shape of the bins; NaN where the
+        bin is empty.
 
-    Source: Broecker and Smith, "Increasing the Reliability of Reliability Diagrams", Weather and Forecasting 22, 2007.
+    Source: Broecker and Smith, "Increasing the Reliability of Reliability Diagrams", Weather and
+        Forecasting 22, 2007.
     """
     check_number("level", level, 0, 1)
     count, probability = _binomial(bins)
     tails = ((1 - level) / 2, (1 + level) / 2)
-    low, high = (count.new_tensor(binom.ppf(tail, count.cpu(), probability.cpu())) / count for tail in tails)
+    low, high = (
+        count.new_tensor(binom.ppf(tail, count.cpu(), probability.cpu())) / count for tail in tails
+    )
     return low, high
 
 
 def resampled_errors(bins: CalibrationBins, draws: int = 1000, seed: int = 0) -> torch.Tensor:
-    """Expected calibration errors `(B, draws)` if the probabilities are calibrated: what chance alone gives.
+    """Expected calibration errors `(B, draws)` if the probabilities are calibrated: what chance
+    alone gives.
 
     The numbers of correct predictions are drawn from the distribution of `consistency_bands`.
     """
     check_count("draws", draws, 1)
     generator = torch.Generator(bins.count.device).manual_seed(seed)
-    drawn = (replace(bins, num_correct=torch.binomial(*_binomial(bins), generator)) for _ in range(draws))
+    drawn = (
+        replace(bins, num_correct=torch.binomial(*_binomial(bins), generator)) for _ in range(draws)
+    )
     return torch.stack([each.expected_error() for each in drawn], 1)
 
 
 def _binomial(bins: CalibrationBins) -> tuple[torch.Tensor, torch.Tensor]:
     """Number of draws and probability of success in each bin."""
     if bins.count.is_floating_point():
-        raise InputError("bins must have whole counts, as observed ones have, got those expected if true.")
+        raise InputError(
+            "bins must have whole counts, as observed ones have, got those expected if true."
+        )
     return bins.count.double(), bins.confidence.nan_to_num().clamp(0, 1)
 
 
 def smooth_calibration_error(bins: CalibrationBins) -> torch.Tensor:
     """Smooth ECE of each case, from many narrow bins.
 
-    With confidences `c_i` and `a_i = 1` where the predicted class is right, else 0, the error at width `s` is
+    With confidences `c_i` and `a_i = 1` where the predicted class is right, else 0, the error at
+    width `s` is
 
         smECE_s = integral over t from 0 to 1 of | mean over i of K_s(t, c_i) (c_i - a_i) |
 
-    where `K_s` is a Gaussian of standard deviation `s`, reflected at 0 and 1 so that its integral over t is 1. A wider
-    Gaussian lets more residuals of opposite sign cancel, so `smECE_s` falls with `s`. The smooth ECE is the value at
-    which width and error are the same, `smECE_s = s`. Where all smoothed residuals have one sign, it is
-    `|mean confidence - accuracy|`.
+    where `K_s` is a Gaussian of standard deviation `s`, reflected at 0 and 1 so that its integral
+    over t is 1. A wider Gaussian lets more residuals of opposite sign cancel, so `smECE_s` falls
+    with `s`. The smooth ECE is the value at which width and error are the same, `smECE_s = s`.
+    Where all smoothed residuals have one sign, it is `|mean confidence - accuracy|`.
 
-    The residuals of a bin are placed at its mean confidence. With 1920 bins, this changed the error by less than
-    0.00005 on simulated predictions of 2000 to 5 million voxels.
+    The residuals of a bin are placed at its mean confidence. With 1920 bins, this changed the error
+    by less than 0.00005 on simulated predictions of 2000 to 5 million voxels.
 
     Args:
-        bins: Top-label bins, at least 1000 of equal width; 1920 are 128 in each of the 15 of the ECE. `bins.pooled()`
-            gives the error of all voxels of all cases.
+        bins: Top-label bins, at least 1000 of equal width; 1920 are 128 in each of the 15 of the
+            ECE. `bins.pooled()` gives the error of all voxels of all cases.
 
     Returns:
         Float64 `(B,)`; NaN for a case without voxels.
@@ -165,7 +199,8 @@ def smooth_calibration_error(bins: CalibrationBins) -> torch.Tensor:
     Raises:
         InputError: These are classwise bins, or too few.
 
-    Source: Blasiok and Nakkiran, "Smooth ECE: Principled Reliability Diagrams via Kernel Smoothing", ICLR 2024.
+    Source: Blasiok and Nakkiran, "Smooth ECE: Principled Reliability Diagrams via Kernel
+        Smoothing", ICLR 2024.
     """
     shape = tuple(bins.count.shape)
     if len(shape) != 2 or shape[1] < FEWEST_BINS:
@@ -180,7 +215,9 @@ def smooth_calibration_error(bins: CalibrationBins) -> torch.Tensor:
     below = position.long().clamp_max(num_bins - 2)
     above_share = position - below
     residual = torch.zeros_like(gap)
-    residual.scatter_add_(1, below, gap * (1 - above_share)).scatter_add_(1, below + 1, gap * above_share)
+    residual.scatter_add_(1, below, gap * (1 - above_share)).scatter_add_(
+        1, below + 1, gap * above_share
+    )
     # Reflected at both ends, residuals are a sum of cosines, whose coefficients a Gaussian scales.
     frequencies = np.pi * np.arange(num_bins)
 
@@ -188,6 +225,7 @@ def smooth_calibration_error(bins: CalibrationBins) -> torch.Tensor:
         return np.abs(idct(coefficients * np.exp(-((frequencies * width) ** 2) / 2))).sum() - width
 
     errors = [
-        brentq(difference, 0, 1, (dct(each),)) if np.isfinite(each).all() else np.nan for each in residual.cpu().numpy()
+        brentq(difference, 0, 1, (dct(each),)) if np.isfinite(each).all() else np.nan
+        for each in residual.cpu().numpy()
     ]
     return gap.new_tensor(errors)

@@ -1,4 +1,6 @@
-"""Calibration errors and proper scoring rules of class probabilities: ECE, CECE, NLL and Brier score."""
+"""Calibration errors and proper scoring rules of class probabilities: ECE, CECE, NLL and Brier
+score.
+"""
 
 from __future__ import annotations
 
@@ -44,12 +46,13 @@ class RegionMetric(CaseMetric):
 
 
 class NLLMetric(RegionMetric):
-    """Negative log-likelihood (NLL): mean over voxels (and channels of sigmoids) of `-log s_y`, in nats.
+    """Negative log-likelihood (NLL): mean over voxels (and channels of sigmoids) of `-log s_y`, in
+    nats.
 
-    `s_y` is the probability of the true class. Those below the smallest normal float32 (87.3 nats), in float16 below
-    half its smallest step (17.3 nats), are replaced by it, so that a single voxel does not make the mean infinite.
-    Likewise, a probability of 1 of a sigmoid in float16 or bfloat16 counts as half a step less (8.3 or 6.2 nats where
-    the truth is 0).
+    `s_y` is the probability of the true class. Those below the smallest normal float32 (87.3 nats),
+    in float16 below half its smallest step (17.3 nats), are replaced by it, so that a single voxel
+    does not make the mean infinite. Likewise, a probability of 1 of a sigmoid in float16 or
+    bfloat16 counts as half a step less (8.3 or 6.2 nats where the truth is 0).
 
     Arguments and errors: see `calib_components.metrics`. The default region is "foreground".
 
@@ -68,10 +71,11 @@ class NLLMetric(RegionMetric):
 class BrierMetric(RegionMetric):
     """Brier score: mean over voxels of `sum_k (s_k - q_k)^2`, from 0 (best) to 2.
 
-    `s` are the probabilities and `q` is the one-hot ground truth. A channel of sigmoids counts as two classes. Used
-    like `NLLMetric`.
+    `s` are the probabilities and `q` is the one-hot ground truth. A channel of sigmoids counts as
+    two classes. Used like `NLLMetric`.
 
-    Source: Brier, "Verification of forecasts expressed in terms of probability", Monthly Weather Review 78, 1950.
+    Source: Brier, "Verification of forecasts expressed in terms of probability", Monthly Weather
+        Review 78, 1950.
     """
 
     measures = ("brier",)
@@ -80,8 +84,8 @@ class BrierMetric(RegionMetric):
 class ECEMetric(RegionMetric):
     """Expected calibration error (ECE) of the predicted class, the top label.
 
-    `sum_bins count / total * |mean confidence - accuracy|`, where the confidence of a voxel is its highest probability.
-    `bins.expected_error()` is the error of all voxels pooled.
+    `sum_bins count / total * |mean confidence - accuracy|`, where the confidence of a voxel is its
+    highest probability. `bins.expected_error()` is the error of all voxels pooled.
 
     Arguments and errors: see `calib_components.metrics`. The default region is "foreground".
 
@@ -112,7 +116,9 @@ class ECEMetric(RegionMetric):
         self.num_bins, self.measures = num_bins, (self.kind, "if_true")
 
     def stored(self, found: Measured) -> list[torch.Tensor]:
-        bins = (found.bins[name] for name in (self.kind, f"{self.kind}_if_true") if name in found.bins)
+        bins = (
+            found.bins[name] for name in (self.kind, f"{self.kind}_if_true") if name in found.bins
+        )
         return [field for each in bins for field in vars(each).values()]
 
     @property
@@ -127,7 +133,8 @@ class ECEMetric(RegionMetric):
 
     @property
     def case_bins_if_true(self) -> CalibrationBins | None:
-        """Bins of each case that are expected if the probabilities are true; None for "band", which has no such form.
+        """Bins of each case that are expected if the probabilities are true; None for "band", which
+        has no such form.
 
         Counts are float64.
         """
@@ -151,25 +158,31 @@ class ECEMetric(RegionMetric):
         return self.reduce(self.case_bins.expected_error(mean=reduction != "mean_batch"), reduction)
 
     def aggregate_if_true(self, reduction: str = "mean") -> torch.Tensor:
-        """Reduce the values that the error would have with many voxels if the probabilities were true.
+        """Reduce the values that the error would have with many voxels if the probabilities were
+        true.
 
-        They are 0 for a region chosen by the prediction, and NaN for "band", where they depend on more than the
-        probabilities, and for a case without voxels in the region. With few voxels, chance adds to them.
+        They are 0 for a region chosen by the prediction, and NaN for "band", where they depend on
+        more than the probabilities, and for a case without voxels in the region. With few voxels,
+        chance adds to them.
         """
         bins, observed = self.case_bins_if_true, self.case_bins.expected_error(mean=False)
         errors = observed * torch.nan if bins is None else bins.expected_error(mean=False)
         errors = errors.where(~observed.isnan(), torch.nan)
-        return self.reduce(errors if reduction == "mean_batch" else mean_over_classes(errors), reduction)
+        return self.reduce(
+            errors if reduction == "mean_batch" else mean_over_classes(errors), reduction
+        )
 
 
 class CECEMetric(ECEMetric):
-    """Classwise expected calibration error (CECE): the mean over all N classes, background included, of their ECE.
+    """Classwise expected calibration error (CECE): the mean over all N classes, background
+    included, of their ECE.
 
-    The ECE of class `k` bins the probability of `k` at every voxel, which is correct where the ground truth is `k`.
-    Arguments, attributes and errors are those of `ECEMetric`; `aggregate("mean_batch")` is the mean over cases of each
-    class, `(N,)`.
+    The ECE of class `k` bins the probability of `k` at every voxel, which is correct where the
+    ground truth is `k`. Arguments, attributes and errors are those of `ECEMetric`;
+    `aggregate("mean_batch")` is the mean over cases of each class, `(N,)`.
 
-    Source: Kull et al., "Beyond temperature scaling: Obtaining well-calibrated multi-class probabilities with Dirichlet
+    Source: Kull et al., "Beyond temperature scaling: Obtaining well-calibrated multi-class
+        probabilities with Dirichlet
     calibration", NeurIPS 2019.
     """
 
@@ -179,9 +192,10 @@ class CECEMetric(ECEMetric):
 class CalibrationMetric(ECEMetric):
     """ECE, CECE, NLL and Brier score from one pass over the voxels, in one region or several.
 
-    The metric itself is an `ECEMetric` of its region: `aggregate()` is the ECE and `bins` are the top-label bins. Its
-    attributes `cece`, `nll` and `brier` are metrics with the values of the same calls, such that `cece.aggregate()` is
-    the CECE. `regions` holds one such metric for each further region.
+    The metric itself is an `ECEMetric` of its region: `aggregate()` is the ECE and `bins` are the
+        top-label bins. Its
+    attributes `cece`, `nll` and `brier` are metrics with the values of the same calls, such that
+    `cece.aggregate()` is the CECE. `regions` holds one such metric for each further region.
 
     `aggregate_if_true()` is the value that the error would have if the probabilities were true, see
     `calib_components.metrics.measuring`.
@@ -189,7 +203,8 @@ class CalibrationMetric(ECEMetric):
     Other arguments and errors: see `calib_components.metrics`.
 
     Args:
-        region: See `calib_components.metrics`; None is "predicted", a region in which true probabilities have no error.
+        region: See `calib_components.metrics`; None is "predicted", a region in which true
+            probabilities have no error.
         regions: Further regions.
 
     Attributes:
@@ -230,7 +245,9 @@ class CalibrationMetric(ECEMetric):
         self.nll = NLLMetric(None, ignore_index, self.region, sigmoid)
         self.brier = BrierMetric(None, ignore_index, self.region, sigmoid)
         names = [value if isinstance(value, str) else Region.parse(value).name for value in regions]
-        further = [CalibrationMetric(num_bins, None, ignore_index, value, sigmoid) for value in regions]
+        further = [
+            CalibrationMetric(num_bins, None, ignore_index, value, sigmoid) for value in regions
+        ]
         self.regions = dict(zip(names, further, strict=True))
         self.parts = [self.cece, self.nll, self.brier]  # metrics whose tensors are stored here
         for metric in self.regions.values():
@@ -240,7 +257,9 @@ class CalibrationMetric(ECEMetric):
 
     def measure(self, y_pred: torch.Tensor, y: torch.Tensor) -> list[torch.Tensor]:
         regions = list(dict.fromkeys(part.region for part in (self, *self.parts)))
-        measured = measure_regions(y_pred, y, regions, self.measures, self.num_bins, self.ignore_index, self.sigmoid)
+        measured = measure_regions(
+            y_pred, y, regions, self.measures, self.num_bins, self.ignore_index, self.sigmoid
+        )
         found = dict(zip(regions, measured, strict=True))
         values = self.stored(found[self.region])
         for part in self.parts:

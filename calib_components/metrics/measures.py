@@ -1,4 +1,5 @@
-"""The table of measures of an evaluation. Columns of `cases.csv`, entries of `summary.json` and headings follow it.
+"""The table of measures of an evaluation. Columns of `cases.csv`, entries of `summary.json` and
+headings follow it.
 
 A new measure is one entry of `MEASURES`.
 """
@@ -38,7 +39,8 @@ class Case:
 
     Args:
         label: Class index, `(1, *S)`; for sigmoids 0 or 1, `(N, *S)`.
-        structures: Class indices by name, such as `{"heart": [1, 2]}`; for sigmoids, the channel of each.
+        structures: Class indices by name, such as `{"heart": [1, 2]}`; for sigmoids, the channel of
+            each.
         probabilities: `(N, *S)`; None for a label map.
         prediction: Predicted class index, `(*S)`; not needed for sigmoids.
         sigmoid: Whether each channel is a binary problem of its own.
@@ -66,7 +68,9 @@ class Case:
         """Call a function of probabilities `(1, N, *S)` and label."""
         assert self.probabilities is not None
         batch = {"y_pred": self.probabilities[None], "y": self.label[None]}
-        return function(*arguments, **batch, ignore_index=self.ignore_index, sigmoid=self.sigmoid, **options)
+        return function(
+            *arguments, **batch, ignore_index=self.ignore_index, sigmoid=self.sigmoid, **options
+        )
 
     def by_structure(self, values: torch.Tensor) -> Values:
         """Values `(1, structures)` by the name of the structure."""
@@ -81,28 +85,49 @@ class Case:
             predicted, true = self.probabilities[channels] > 0.5, self.label[channels] == 1
         else:
             assert self.prediction is not None
-            predicted, true = (structure_masks(of, classes) for of in (self.prediction[None], self.label))
+            predicted, true = (
+                structure_masks(of, classes) for of in (self.prediction[None], self.label)
+            )
         kept = (self.label != (math.nan if self.ignore_index is None else self.ignore_index)).all(0)
         return (predicted & kept)[None], (true & kept)[None]
 
     @cached_property
     def regions(self) -> dict[str, Region]:
-        """`REGIONS` and the structures, by name. Structures are no regions of sigmoids, whose labels are 0 and 1."""
-        structures = {} if self.sigmoid else {f"structure_{name}": list(of) for name, of in self.structures.items()}
-        return {name: Region.parse(of) for name, of in [*zip(REGIONS, REGIONS, strict=True), *structures.items()]}
+        """`REGIONS` and the structures, by name.
+
+        Structures are no regions of sigmoids, whose labels are 0 and 1.
+        """
+        structures = (
+            {}
+            if self.sigmoid
+            else {f"structure_{name}": list(of) for name, of in self.structures.items()}
+        )
+        return {
+            name: Region.parse(of)
+            for name, of in [*zip(REGIONS, REGIONS, strict=True), *structures.items()]
+        }
 
     @cached_property
     def measured(self) -> dict[str, dict[str, Any]]:
         """Bins and scores of each region, see `Measured`, by name."""
-        more = {"temperature": self.temperature, "draws": DRAWS, "lowest": self.lowest, "highest": self.highest}
+        more = {
+            "temperature": self.temperature,
+            "draws": DRAWS,
+            "lowest": self.lowest,
+            "highest": self.highest,
+        }
         kinds = ["top_label", "classwise", "if_true", "nll", "brier"]
         found = self.call(measure_regions, regions=[*self.regions.values()], measures=kinds, **more)
-        return {name: {**of.bins, **of.scores} for name, of in zip(self.regions, found, strict=True)}
+        return {
+            name: {**of.bins, **of.scores} for name, of in zip(self.regions, found, strict=True)
+        }
 
     @cached_property
     def structure_measures(self) -> StructureMeasures:
         """Volumes, expected DSC and counts above thresholds of the structures."""
-        return self.call(measure_structures, structures=self.structures, voxel_volume=self.voxel_volume)
+        return self.call(
+            measure_structures, structures=self.structures, voxel_volume=self.voxel_volume
+        )
 
     @cached_property
     def estimates(self) -> dict[str, StructureEstimate]:
@@ -152,7 +177,9 @@ class Measure:
 
 
 class Column(NamedTuple):
-    """What a column is of: a measure, and a region or structure; "" for a case, and for a mean over structures."""
+    """What a column is of: a measure, and a region or structure; "" for a case, and for a mean over
+    structures.
+    """
 
     measure: Measure
     place: str
@@ -171,7 +198,10 @@ def _region_values(kind: str, case: Case) -> Values:
 def _smooth_ece(case: Case) -> Values:
     regions = [case.regions[name] for name in SMOOTH]
     found = case.call(measure_regions, regions=regions, measures=["top_label"], num_bins=NARROW)
-    return {name: smooth_calibration_error(of.bins["top_label"]).item() for name, of in zip(SMOOTH, found, strict=True)}
+    return {
+        name: smooth_calibration_error(of.bins["top_label"]).item()
+        for name, of in zip(SMOOTH, found, strict=True)
+    }
 
 
 def _structure(field: str) -> Callable[[Case], Values]:
@@ -208,7 +238,9 @@ MEASURES = (
 
 
 def columns(structures: Sequence[str]) -> Iterator[tuple[str, Column]]:
-    """Give the name of every column that an evaluation of these structures can have, in order, and what it is of."""
+    """Give the name of every column that an evaluation of these structures can have, in order, and
+    what it is of.
+    """
     regions = [*REGIONS, *(f"structure_{name}" for name in structures)]
     for measure in MEASURES:
         for place in {"region": regions, "structure": structures, "case": [""]}[measure.scope]:
@@ -216,11 +248,22 @@ def columns(structures: Sequence[str]) -> Iterator[tuple[str, Column]]:
 
 
 def find_column(name: str, structures: Sequence[str]) -> Column | None:
-    """Return what a column is of, or a mean over structures, such as "dsc"; None if it is of no measure."""
-    return {**{measure.name: Column(measure, "") for measure in MEASURES}, **dict(columns(structures))}.get(name)
+    """Return what a column is of, or a mean over structures, such as "dsc"; None if it is of no
+    measure.
+    """
+    return {
+        **{measure.name: Column(measure, "") for measure in MEASURES},
+        **dict(columns(structures)),
+    }.get(name)
 
 
 def measure_case(case: Case) -> dict[str, float]:
-    """Return the value of each column of a case, NaN where it is not defined; of a label map, those of its masks."""
+    """Return the value of each column of a case, NaN where it is not defined; of a label map, those
+    of its masks.
+    """
     measures = [measure for measure in MEASURES if measure.masks or case.probabilities is not None]
-    return {measure.column(place): each for measure in measures for place, each in measure.function(case).items()}
+    return {
+        measure.column(place): each
+        for measure in measures
+        for place, each in measure.function(case).items()
+    }

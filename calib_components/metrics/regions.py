@@ -9,23 +9,26 @@ Regions chosen by the prediction alone:
 
 Regions chosen by the ground truth:
 
-- `foreground`: the ground truth is not background, as in Murugesan et al., "Trust Your Neighbours: Penalty-Based
-  Constraints for Model Calibration", MICCAI 2023.
+- `foreground`: the ground truth is not background, as in Murugesan et al., "Trust Your Neighbours:
+  Penalty-Based Constraints for Model Calibration", MICCAI 2023.
 - `union`: the ground truth or the predicted class is not background.
 - `band(r)`: at most `r` (2) from a face between voxels of different ground-truth classes.
 - a structure: the ground truth is one of some classes.
 
-Ignored voxels are in no region. Distances are from the center of a voxel to the nearest point of a face, in voxels, or
-in mm where a spacing is given: the two voxels at a face are 0.5 voxels from it. A face of an ignored voxel does not
-count. A radius in voxels is the same along all axes, so where slices are thick, whole slices at the ends of a structure
-are in the band; give `spacing` for a radius in mm.
+Ignored voxels are in no region. Distances are from the center of a voxel to the nearest point of a
+face, in voxels, or in mm where a spacing is given: the two voxels at a face are 0.5 voxels from it.
+A face of an ignored voxel does not count. A radius in voxels is the same along all axes, so where
+slices are thick, whole slices at the ends of a structure are in the band; give `spacing` for a
+radius in mm.
 
-A region chosen by the ground truth does not measure calibration. Probabilities are calibrated if, among all voxels with
-probability 0.6 of background, 60 % are background. None of those that are foreground is, so even the true probabilities
-have an error in `foreground`, and less confident ones have a smaller one. Report such an error next to its value if the
-probabilities were true, which is 0 for regions chosen by the prediction.
+A region chosen by the ground truth does not measure calibration. Probabilities are calibrated if,
+among all voxels with probability 0.6 of background, 60 % are background. None of those that are
+foreground is, so even the true probabilities have an error in `foreground`, and less confident ones
+have a smaller one. Report such an error next to its value if the probabilities were true, which is
+0 for regions chosen by the prediction.
 
-Voxels of one image are not independent: errors and their intervals computed as if they were vary more from image to
+Voxels of one image are not independent: errors and their intervals computed as if they were vary
+    more from image to
 image than the number of voxels suggests.
 """
 
@@ -54,9 +57,10 @@ class RegionKind(NamedTuple):
     """What chooses the voxels of a region.
 
     Attributes:
-        mask: Finds the voxels that are in the region, from some voxels and the region. If `own_label`, it is also given
-            labels `(N, 1)`, every class for each voxel, and returns a mask that broadcasts to `(N, voxels)`: which
-            class would put which voxel into the region.
+        mask: Finds the voxels that are in the region, from some voxels and the region. If
+            `own_label`, it is also given labels `(N, 1)`, every class for each voxel, and returns a
+            mask that broadcasts to `(N, voxels)`: which class would put which voxel into the
+            region.
         by_prediction: Whether the prediction alone decides.
         own_label: Whether nothing but the prediction and the label of a voxel itself decide.
         parameter: Default of its parameter, which is at least 0; None without one.
@@ -80,20 +84,29 @@ def _plausible(voxels: Voxels, region: Region) -> torch.Tensor:
 
 def _structure(voxels: Voxels, region: Region) -> torch.Tensor:
     if region.classes[-1] >= len(voxels.values):
-        raise InputError(f"region has class indices {list(region.classes)}, y_pred has 0 to {len(voxels.values) - 1}.")
+        raise InputError(
+            f"region has class indices {list(region.classes)}, y_pred has 0 to"
+            f" {len(voxels.values) - 1}."
+        )
     return functools.reduce(torch.logical_or, [voxels.label == k for k in region.classes])
 
 
 # The regions of an evaluation, the paper's first. A new region is a new entry.
 REGIONS = {
     "foreground": RegionKind(lambda voxels, _: voxels.label != 0, own_label=True),
-    "all": RegionKind(lambda voxels, _: torch.ones_like(voxels.label, dtype=torch.bool), by_prediction=True),
+    "all": RegionKind(
+        lambda voxels, _: torch.ones_like(voxels.label, dtype=torch.bool), by_prediction=True
+    ),
     "predicted": RegionKind(lambda voxels, _: voxels.predicted != 0, by_prediction=True),
     "plausible": RegionKind(_plausible, by_prediction=True, parameter=0.05),
     "predicted_band": RegionKind(
-        lambda voxels, region: voxels.near_face("predicted", region), by_prediction=True, parameter=2.0
+        lambda voxels, region: voxels.near_face("predicted", region),
+        by_prediction=True,
+        parameter=2.0,
     ),
-    "union": RegionKind(lambda voxels, _: (voxels.label != 0) | (voxels.predicted != 0), own_label=True),
+    "union": RegionKind(
+        lambda voxels, _: (voxels.label != 0) | (voxels.predicted != 0), own_label=True
+    ),
     "band": RegionKind(lambda voxels, region: voxels.near_face("label", region), parameter=2.0),
 }
 STRUCTURE = RegionKind(_structure, own_label=True)
@@ -103,14 +116,16 @@ STRUCTURE = RegionKind(_structure, own_label=True)
 class Region:
     """Which voxels of a case count, see the head of `calib_components.metrics.regions`.
 
-    `Region.parse` makes one of a name or of class indices; the constructor is needed only for bands in mm.
+    `Region.parse` makes one of a name or of class indices; the constructor is needed only for bands
+    in mm.
 
     Args:
         kind: A name of `REGIONS`, such as "predicted", or "structure".
-        parameter: Threshold of "plausible" (default 0.05), or radius of a band (default 2) in voxels or in the unit of
-            `spacing`.
+        parameter: Threshold of "plausible" (default 0.05), or radius of a band (default 2) in
+            voxels or in the unit of `spacing`.
         classes: Class indices of a "structure".
-        spacing: Size of a voxel along each spatial axis, such as in mm; None measures in voxels. Only for bands.
+        spacing: Size of a voxel along each spatial axis, such as in mm; None measures in voxels.
+            Only for bands.
 
     Raises:
         InputError: An argument has an unsuitable value.
@@ -139,10 +154,15 @@ class Region:
             raise InputError(f"region {self.kind!r} takes {takes}, got {value}.")
         classes = tuple(sorted({int(k) for k in self.classes}))
         if bool(classes) != (self.kind == "structure"):
-            raise InputError(f"region 'structure' needs class indices, and no other takes them, got {self.kind!r}.")
+            raise InputError(
+                "region 'structure' needs class indices, and no other takes them, got"
+                f" {self.kind!r}."
+            )
         spacing = None if self.spacing is None else tuple(map(float, self.spacing))
         if spacing is not None and not all(0 < size < math.inf for size in spacing):
-            raise InputError(f"spacing must hold a number above 0 for each spatial axis, got {spacing}.")
+            raise InputError(
+                f"spacing must hold a number above 0 for each spatial axis, got {spacing}."
+            )
         for name, field in (("parameter", value), ("classes", classes), ("spacing", spacing)):
             object.__setattr__(self, name, field)
 
@@ -151,8 +171,8 @@ class Region:
         """Return the region that a value describes, or raise `InputError`.
 
         Args:
-            value: A `Region`; a name, which may have a parameter, such as "plausible(0.1)" or "band(3)"; or a class
-                index or a sequence of them: that structure.
+            value: A `Region`; a name, which may have a parameter, such as "plausible(0.1)" or
+                "band(3)"; or a class index or a sequence of them: that structure.
         """
         if isinstance(value, Region):
             return value
@@ -161,32 +181,43 @@ class Region:
                 return cls(found[1], None if found[2] is None else float(found[2]))
         else:
             classes = value if isinstance(value, Sequence) else [value]
-            if classes and all(hasattr(k, "__index__") and not isinstance(k, bool) and k >= 0 for k in classes):
+            if classes and all(
+                hasattr(k, "__index__") and not isinstance(k, bool) and k >= 0 for k in classes
+            ):
                 return cls("structure", classes=tuple(classes))
-        raise InputError(f"region must be one of {', '.join(REGIONS)}, or class indices, got {value!r}.")
+        raise InputError(
+            f"region must be one of {', '.join(REGIONS)}, or class indices, got {value!r}."
+        )
 
     @property
     def name(self) -> str:
-        """Name of the region, different for each: such as "foreground", "band(3)" or "structure_1_2".
+        """Name of the region, different for each: such as "foreground", "band(3)" or
+        "structure_1_2".
 
-        A default parameter is left out. `Region.parse` reads it, except for structures and bands with a spacing, such
-        as "band(3 at 1.5x1.5x10)".
+        A default parameter is left out. `Region.parse` reads it, except for structures and bands
+        with a spacing, such as "band(3 at 1.5x1.5x10)".
         """
         if self.kind == "structure":
             return "_".join(["structure", *map(str, self.classes)])
-        parameter, *sizes = (repr(value).removesuffix(".0") for value in (self.parameter, *(self.spacing or ())))
+        parameter, *sizes = (
+            repr(value).removesuffix(".0") for value in (self.parameter, *(self.spacing or ()))
+        )
         if sizes:
             return f"{self.kind}({parameter} at {'x'.join(sizes)})"
         return self.kind if self.parameter == self._kind.parameter else f"{self.kind}({parameter})"
 
     @property
     def by_prediction(self) -> bool:
-        """Whether the prediction alone decides which voxels count; if so, true probabilities have no error."""
+        """Whether the prediction alone decides which voxels count; if so, true probabilities have
+        no error.
+        """
         return self._kind.by_prediction
 
     @property
     def has_closed_form(self) -> bool:
-        """Whether the prediction and label of a voxel itself decide: the error of true probabilities follows then."""
+        """Whether the prediction and label of a voxel itself decide: the error of true
+        probabilities follows then.
+        """
         return self._kind.own_label
 
     def mask(self, voxels: Voxels) -> torch.Tensor:
@@ -204,37 +235,55 @@ class Region:
 
 
 def choose_region(region: Any, foreground_only: bool | None, default: str = "foreground") -> Region:
-    """Return the region of a metric: `region`, or what `foreground_only` says, or the default if both are None."""
+    """Return the region of a metric: `region`, or what `foreground_only` says, or the default if
+    both are None.
+    """
     if foreground_only is None:
         return Region.parse(default if region is None else region)
     same = Region("foreground" if foreground_only else "all")
     if region is not None and Region.parse(region) != same:
-        raise InputError(f"foreground_only={foreground_only} differs from region={region!r}. Give one of them.")
+        raise InputError(
+            f"foreground_only={foreground_only} differs from region={region!r}. Give one of them."
+        )
     return same
 
 
-def band_mask(classes: torch.Tensor, radius: float, spacing: Sequence[float] | None = None) -> torch.Tensor:
-    """Find the voxels `(*S)` at most `radius` from a face between voxels of different classes `(*S)`.
+def band_mask(
+    classes: torch.Tensor, radius: float, spacing: Sequence[float] | None = None
+) -> torch.Tensor:
+    """Find the voxels `(*S)` at most `radius` from a face between voxels of different classes
+    `(*S)`.
 
-    Exact for any spacing: the distance is from the center of a voxel to the nearest point of the face. A voxel of the
+    Exact for any spacing: the distance is from the center of a voxel to the nearest point of the
+        face. A voxel of the
     class `IGNORED` has no face.
     """
     sizes = (1.0,) * classes.ndim if spacing is None else spacing
     if len(sizes) != classes.ndim:
-        raise InputError(f"spacing must have one value for each of the {classes.ndim} spatial axes, got {spacing}.")
-    reach = [int(min(radius / size + 1, length)) for size, length in zip(sizes, classes.shape, strict=True)]
+        raise InputError(
+            f"spacing must have one value for each of the {classes.ndim} spatial axes, got"
+            f" {spacing}."
+        )
+    reach = [
+        int(min(radius / size + 1, length))
+        for size, length in zip(sizes, classes.shape, strict=True)
+    ]
     limit = radius**2 * (1 + 1e-9)  # so that rounding leaves out no voxel at exactly this distance
     padded = F.pad(classes, [n for n in reversed(reach) for _ in range(2)], value=IGNORED)
-    strides, flat = padded.stride(), padded.flatten()  # in which no step from a face leaves the padding
+    # In which no step from a face leaves the padding
+    strides, flat = padded.stride(), padded.flatten()
     mask = torch.zeros(flat.shape, dtype=torch.bool, device=flat.device)
     for axis, stride in enumerate(strides):
         low, high = flat[:-stride], flat[stride:]
         faces = (low != high) & (low != IGNORED) & (high != IGNORED)  # each at the voxel below it
-        for offset in itertools.product(*(range(-n, n + 1) for n in reach)):  # from the voxel below the face
+        # From the voxel below the face
+        for offset in itertools.product(*(range(-n, n + 1) for n in reach)):
             steps = [max(abs(n) - 0.5, 0) for n in offset]  # a face extends half a voxel
             steps[axis] = abs(offset[axis] - 0.5)
             if sum((n * size) ** 2 for n, size in zip(steps, sizes, strict=True)) <= limit:
                 shift = sum(n * each for n, each in zip(offset, strides, strict=True))
                 start, stop = max(shift, 0), min(len(flat), len(faces) + shift)
                 mask[start:stop] |= faces[start - shift : stop - shift]
-    return mask.view(padded.shape)[tuple(slice(n, n + length) for n, length in zip(reach, classes.shape, strict=True))]
+    return mask.view(padded.shape)[
+        tuple(slice(n, n + length) for n, length in zip(reach, classes.shape, strict=True))
+    ]

@@ -32,7 +32,8 @@ def dice(y_pred: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     Raises:
         InputError: Shapes do not match or hold no voxel, or values are not masks or class indices.
 
-    Source: Dice, "Measures of the amount of ecologic association between species", Ecology 26, 1945.
+    Source: Dice, "Measures of the amount of ecologic association between species", Ecology 26,
+        1945.
 
     Examples:
         >>> import torch
@@ -49,10 +50,10 @@ def hausdorff_distance_95(
 ) -> torch.Tensor:
     """95th percentile of the Hausdorff distance (HD95) of each case and structure.
 
-    The percentile is taken over the distances from each surface to the other, pooled over both directions, as in
-    medpy's `hd95`. MONAI's `HausdorffDistanceMetric(percentile=95)` is another number: the larger of the two directed
-    percentiles. The surface consists of the voxels of the structure that have a face neighbour outside it; everything
-    beyond the image is outside.
+    The percentile is taken over the distances from each surface to the other, pooled over both
+    directions, as in medpy's `hd95`. MONAI's `HausdorffDistanceMetric(percentile=95)` is another
+    number: the larger of the two directed percentiles. The surface consists of the voxels of the
+    structure that have a face neighbour outside it; everything beyond the image is outside.
 
     Args:
         y_pred, y: As in `dice`, with two or three spatial dimensions.
@@ -75,9 +76,14 @@ def hausdorff_distance_95(
     y_pred, y = _masks(y_pred, y)
     sizes = np.ones(y.ndim - 2) if spacing is None else np.asarray(spacing, dtype=float)
     if sizes.shape != (y.ndim - 2,) or not ((sizes > 0) & (sizes < np.inf)).all():
-        raise InputError(f"spacing must have a positive number for each of {y.ndim - 2} spatial axes, got {spacing}.")
+        raise InputError(
+            f"spacing must have a positive number for each of {y.ndim - 2} spatial axes, got"
+            f" {spacing}."
+        )
     if y.ndim not in (4, 5):
-        raise InputError(f"y_pred must have two or three spatial dimensions, got shape {tuple(y_pred.shape)}.")
+        raise InputError(
+            f"y_pred must have two or three spatial dimensions, got shape {tuple(y_pred.shape)}."
+        )
     result = torch.full(y.shape[:2], torch.nan, dtype=torch.float64, device=y.device)
     in_both = (_voxels(y_pred) > 0) & (_voxels(y) > 0)
     for case, structure in in_both.nonzero().tolist():
@@ -92,8 +98,9 @@ def hausdorff_distance_95(
 def _distances(start: np.ndarray, end: np.ndarray, spacing: np.ndarray) -> np.ndarray:
     """Distance of each voxel of the surface `start` to the nearest of `end`."""
     apart = np.argwhere(start & ~end) * spacing  # all others are at no distance
-    # Its time depends on the size of the surfaces, that of a distance transform on the box around them. With these
-    # options the tree takes less time to build, which counts when each point is looked up once.
+    # Its time depends on the size of the surfaces, that of a distance transform on the box around
+    # them. With these options the tree takes less time to build, which counts when each point is
+    # looked up once.
     tree = KDTree(np.argwhere(end) * spacing, leafsize=32, compact_nodes=False, balanced_tree=False)
     return np.concatenate([np.zeros(np.count_nonzero(start & end)), tree.query(apart)[0]])
 
@@ -103,13 +110,15 @@ def structure_masks(label: torch.Tensor, structures: Sequence[Sequence[int]]) ->
 
     Args:
         label: Class index `(1, *S)`.
-        structures: Class indices of each structure. Structures may overlap, as the regions of BraTS do.
+        structures: Class indices of each structure. Structures may overlap, as the regions of BraTS
+            do.
 
     Returns:
         Boolean masks `(len(structures), *S)`.
 
     Raises:
-        InputError: `label` does not have exactly one channel or holds other values than class indices.
+        InputError: `label` does not have exactly one channel or holds other values than class
+            indices.
 
     Examples:
         >>> import torch
@@ -121,11 +130,20 @@ def structure_masks(label: torch.Tensor, structures: Sequence[Sequence[int]]) ->
     """
     label = plain_tensor(label)
     if label.shape[:1] != (1,):
-        raise InputError(f"label must be one map of class indices, (1, *S), got shape {tuple(label.shape)}.")
+        raise InputError(
+            f"label must be one map of class indices, (1, *S), got shape {tuple(label.shape)}."
+        )
     indices = label.long()  # in uint8, class 300 would be 44
     if (indices < 0).any() or (label.is_floating_point() and (indices != label).any()):
-        raise InputError("label must hold class indices, whole numbers of at least 0. Do not interpolate labels.")
-    return torch.cat([torch.isin(indices, torch.tensor(classes, device=indices.device)) for classes in structures])
+        raise InputError(
+            "label must hold class indices, whole numbers of at least 0. Do not interpolate labels."
+        )
+    return torch.cat(
+        [
+            torch.isin(indices, torch.tensor(classes, device=indices.device))
+            for classes in structures
+        ]
+    )
 
 
 def _voxels(mask: torch.Tensor) -> torch.Tensor:
@@ -143,13 +161,15 @@ def _masks(y_pred: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.T
     masks = indices == torch.arange(channels, device=y.device).view(-1, *[1] * (y.ndim - 2))
     if invalid := int((~masks.any(1)).sum()):
         raise InputError(
-            f"y must hold class indices from 0 to {channels - 1}, got other values in {invalid} of {y.numel()} voxels."
+            f"y must hold class indices from 0 to {channels - 1}, got other values in {invalid} of"
+            f" {y.numel()} voxels."
         )
     y_pred = _binary(y_pred, "y_pred")
     if not_one_hot := int((y_pred.sum(1) != 1).sum()):
         raise InputError(
-            f"y_pred must be one-hot because y is a class index, got {not_one_hot} of {y.numel()} voxels in several "
-            "classes or none. For overlapping regions, give y as masks too (see structure_masks)."
+            f"y_pred must be one-hot because y is a class index, got {not_one_hot} of {y.numel()}"
+            " voxels in several classes or none. For overlapping regions, give y as masks too (see"
+            " structure_masks)."
         )
     return y_pred, masks
 
@@ -157,20 +177,23 @@ def _masks(y_pred: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.T
 def _binary(masks: torch.Tensor, name: str) -> torch.Tensor:
     if invalid := int(((masks != 0) & (masks != 1)).sum()):
         raise InputError(
-            f"{name} must hold masks of 0 and 1, got other values in {invalid} of {masks.numel()} elements. "
-            "Give the one-hot encoding of the predicted class."
+            f"{name} must hold masks of 0 and 1, got other values in {invalid} of {masks.numel()}"
+            " elements. Give the one-hot encoding of the predicted class."
         )
     return masks != 0
 
 
 class DSCMetric(CaseMetric):
-    """Dice similarity coefficient (DSC) of each case and structure, see `dice`, which has the same shapes and errors.
+    """Dice similarity coefficient (DSC) of each case and structure, see `dice`, which has the same
+    shapes and errors.
 
-    `aggregate()` averages over the structures of each case, then over cases; `aggregate("mean_batch")` returns the mean
-    of each structure and `aggregate("none")` all values, `(cases, structures)`. A structure in neither prediction nor
-    ground truth is NaN and left out of the means.
+    `aggregate()` averages over the structures of each case, then over cases;
+    `aggregate("mean_batch")` returns the mean of each structure and `aggregate("none")` all values,
+    `(cases, structures)`. A structure in neither prediction nor ground truth is NaN and left out of
+    the means.
 
-    `monai.metrics.DiceMetric` differs: it has other arguments, includes the background by default, and leaves out a
+    `monai.metrics.DiceMetric` differs: it has other arguments, includes the background by default,
+        and leaves out a
     structure that is predicted but not in the ground truth, which is 0 here.
 
     Args:
@@ -190,29 +213,41 @@ class DSCMetric(CaseMetric):
         if self.include_background:
             return y_pred, y
         if y_pred.shape[1] == 1:
-            raise InputError("y_pred has one channel, which is left out as background. Set include_background=True.")
+            raise InputError(
+                "y_pred has one channel, which is left out as background. Set"
+                " include_background=True."
+            )
         if overlap := int((y[:, 0] & y[:, 1:].any(1)).sum()):
             warn_once(
-                f"y has {overlap} voxels of channel 0 in other channels too, but channel 0 is left out as background. "
-                "Set include_background=True if each channel is a structure."
+                f"y has {overlap} voxels of channel 0 in other channels too, but channel 0 is left"
+                " out as background. Set include_background=True if each channel is a structure."
             )
         return y_pred[:, 1:], y[:, 1:]
 
 
 class HD95Metric(DSCMetric):
-    """95th percentile of the Hausdorff distance (HD95) of each case and structure, see `hausdorff_distance_95`.
+    """95th percentile of the Hausdorff distance (HD95) of each case and structure, see
+    `hausdorff_distance_95`.
 
-    Used like `DSCMetric`. A structure that is not in both prediction and ground truth is NaN and left out of the means.
+    Used like `DSCMetric`. A structure that is not in both prediction and ground truth is NaN and
+    left out of the means.
 
     Args:
         include_background: False leaves out channel 0. Set it to True if no channel is background.
-        spacing: Size of a voxel along each spatial axis, such as in mm; None measures in voxels. Cases of another
-            spacing are given theirs in the call, as with MONAI's metrics: `metric(y_pred, y, spacing=(1.5, 1.5))`.
+        spacing: Size of a voxel along each spatial axis, such as in mm; None measures in voxels.
+            Cases of another spacing are given theirs in the call, as with MONAI's metrics:
+            `metric(y_pred, y, spacing=(1.5, 1.5))`.
     """
 
-    def __init__(self, include_background: bool = False, spacing: Sequence[float] | None = None) -> None:
+    def __init__(
+        self, include_background: bool = False, spacing: Sequence[float] | None = None
+    ) -> None:
         super().__init__(include_background)
         self.spacing = spacing
 
-    def measure(self, y_pred: torch.Tensor, y: torch.Tensor, spacing: Sequence[float] | None = None) -> torch.Tensor:
-        return hausdorff_distance_95(*self.chosen(y_pred, y), self.spacing if spacing is None else spacing)
+    def measure(
+        self, y_pred: torch.Tensor, y: torch.Tensor, spacing: Sequence[float] | None = None
+    ) -> torch.Tensor:
+        return hausdorff_distance_95(
+            *self.chosen(y_pred, y), self.spacing if spacing is None else spacing
+        )

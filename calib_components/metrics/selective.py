@@ -13,9 +13,12 @@ from calib_components.metrics.base import CaseMetric
 from calib_components.metrics.regions import Region
 from calib_components.metrics.voxels import Voxels, check_tensors, read_voxels
 
-# 1 %, ... 99 %, then 99.1 %, ... 99.9 %, then 99.91 %, ... 100 %: few voxels are wrong where most are background.
+# 1 %, ... 99 %, then 99.1 %, ... 99.9 %, then 99.91 %, ... 100 %: few voxels are wrong where most
+# are background.
 COVERAGE = torch.tensor(
-    [i / 100 for i in range(1, 100)] + [i / 1000 for i in range(991, 1000)] + [i / 10000 for i in range(9991, 10001)],
+    [i / 100 for i in range(1, 100)]
+    + [i / 1000 for i in range(991, 1000)]
+    + [i / 10000 for i in range(9991, 10001)],
     dtype=torch.float64,
 )
 UNCERTAIN = 0.05  # share of the voxels that are called uncertain
@@ -46,22 +49,25 @@ def risk_coverage(
 ) -> RiskCoverage:
     """Error rate among the most confident voxels of each case, over the share of voxels kept.
 
-    The confidence of a voxel is its highest probability, and it is an error where the predicted class is not the ground
-    truth. `risk` at a coverage `c` is the error rate of the share `c` of voxels with the highest confidence. The area
-    under the curve (AURC) is the mean of the risk over every number of voxels kept, from 1 to all; 0 is best. Where
-    confidences are equal, the values are the mean over all orders of these voxels. `error_share` would be 0.05 if
-    confidence said nothing of errors. Memory grows by about 50 bytes with each different confidence of a case.
+    The confidence of a voxel is its highest probability, and it is an error where the predicted
+    class is not the ground truth. `risk` at a coverage `c` is the error rate of the share `c` of
+    voxels with the highest confidence. The area under the curve (AURC) is the mean of the risk over
+    every number of voxels kept, from 1 to all; 0 is best. Where confidences are equal, the values
+    are the mean over all orders of these voxels. `error_share` would be 0.05 if confidence said
+    nothing of errors. Memory grows by about 50 bytes with each different confidence of a case.
 
     Args:
-        y_pred, y, region, ignore_index, sigmoid: See `calib_components.metrics`. A voxel counts once in each channel of
-            sigmoids.
+        y_pred, y, region, ignore_index, sigmoid: See `calib_components.metrics`. A voxel counts
+            once in each channel of sigmoids.
 
     Returns:
         Float64; NaN for a case without voxels, and `error_share` also for one without errors.
 
-    Sources: El-Yaniv and Wiener, "On the Foundations of Noise-free Selective Classification", JMLR 11, 2010, and
-    Geifman and El-Yaniv, "Selective Classification for Deep Neural Networks", NeurIPS 2017 (the curve). Jaeger et al.,
-    "A Call to Reflect on Evaluation Practices for Failure Detection in Image Classification", ICLR 2023 (the area).
+    Sources: El-Yaniv and Wiener, "On the Foundations of Noise-free Selective Classification", JMLR
+        11, 2010, and
+    Geifman and El-Yaniv, "Selective Classification for Deep Neural Networks", NeurIPS 2017 (the
+    curve). Jaeger et al., "A Call to Reflect on Evaluation Practices for Failure Detection in Image
+    Classification", ICLR 2023 (the area).
 
     Examples:
         >>> import torch
@@ -76,7 +82,9 @@ def risk_coverage(
     """
     y_pred, y = check_tensors(y_pred, y, sigmoid)
     coverage = COVERAGE.to(y_pred.device, copy=True)
-    risk = torch.full((len(y_pred), len(coverage)), torch.nan, dtype=torch.float64, device=y_pred.device)
+    risk = torch.full(
+        (len(y_pred), len(coverage)), torch.nan, dtype=torch.float64, device=y_pred.device
+    )
     aurc, error_share = risk[:, :2].clone().unbind(1)
     voxels = read_voxels(y_pred, y, Region.parse(region), ignore_index, sigmoid)
     for case, parts in itertools.groupby(voxels, lambda part: part.case):
@@ -88,28 +96,40 @@ def _count(parts: Iterable[Voxels], dtype: torch.dtype) -> list[torch.Tensor]:
     """Numbers of voxels and of errors with each confidence, the highest first."""
     found = []
     for voxels in parts:
-        # In the type of y_pred, the probability 1 - p of a sigmoid's background has as few values as p. Read as
-        # integers, positive floats keep their order; the last bit says whether the voxel is wrong.
+        # In the type of y_pred, the probability 1 - p of a sigmoid's background has as few values
+        # as p. Read as integers, positive floats keep their order; the last bit says whether the
+        # voxel is wrong.
         confidence = voxels.confidence.to(dtype)
-        bits = confidence.view(torch.int64) if dtype == torch.float64 else confidence.float().view(torch.int32)
+        bits = (
+            confidence.view(torch.int64)
+            if dtype == torch.float64
+            else confidence.float().view(torch.int32)
+        )
         keys = (2 * bits.long() + (voxels.predicted != voxels.label)).cpu().numpy()
         found.append(np.unique(keys, return_counts=True))
     keys, count = (np.concatenate(each) for each in zip(*found, strict=True))
     _, group = np.unique(keys >> 1, return_inverse=True)
-    return [torch.from_numpy(np.bincount(group, each)[::-1].copy()) for each in (count, count * (keys & 1))]
+    return [
+        torch.from_numpy(np.bincount(group, each)[::-1].copy())
+        for each in (count, count * (keys & 1))
+    ]
 
 
-def _curve(count: torch.Tensor, errors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Risk at each coverage, AURC and share of errors, from the groups of equal confidence `(groups,)`.
+def _curve(
+    count: torch.Tensor, errors: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Risk at each coverage, AURC and share of errors, from the groups of equal confidence
+    `(groups,)`.
 
-    In a random order, the first `k` voxels hold `before + (k - start) * rate` errors on average, where a group with the
-    error rate `rate` begins after `start` voxels with `before` errors.
+    In a random order, the first `k` voxels hold `before + (k - start) * rate` errors on average,
+    where a group with the error rate `rate` begins after `start` voxels with `before` errors.
     """
     end, rate = count.cumsum(0), errors / count
     start, before = end - count, errors.cumsum(0) - errors
     offset = before - start * rate
     voxels, wrong = end[-1], errors.sum()
-    # Sum of offset / k + rate over the k voxels of each group, where those of 1 / k are harmonic numbers.
+    # Sum of offset / k + rate over the k voxels of each group, where those of 1 / k are harmonic
+    # numbers.
     inverses = torch.digamma(end + 1) - torch.digamma(start + 1)
     aurc = (offset * inverses + rate * count).sum() / voxels
 
@@ -125,15 +145,18 @@ def _curve(count: torch.Tensor, errors: torch.Tensor) -> tuple[torch.Tensor, tor
 class RiskCoverageMetric(CaseMetric):
     """Risk-coverage curve of each case and the area under it (AURC), see `risk_coverage`.
 
-    `aggregate()` is the mean AURC over cases and `aggregate("none")` that of each case. A case without voxels is NaN
-    and left out of the mean. The attributes `coverage`, `risk` and `error_share` hold the rest of `RiskCoverage`.
+    `aggregate()` is the mean AURC over cases and `aggregate("none")` that of each case. A case
+    without voxels is NaN and left out of the mean. The attributes `coverage`, `risk` and
+    `error_share` hold the rest of `RiskCoverage`.
 
     Arguments and errors: see `calib_components.metrics`.
     """
 
     names = RiskCoverage._fields[1:]
 
-    def __init__(self, region: Any = "all", ignore_index: int | None = None, sigmoid: bool = False) -> None:
+    def __init__(
+        self, region: Any = "all", ignore_index: int | None = None, sigmoid: bool = False
+    ) -> None:
         super().__init__()
         self.region, self.ignore_index, self.sigmoid = Region.parse(region), ignore_index, sigmoid
         self.coverage = COVERAGE.clone()

@@ -1,6 +1,8 @@
-"""Structures of a case, from their probabilities: volumes, expected DSC, and counts above thresholds.
+"""Structures of a case, from their probabilities: volumes, expected DSC, and counts above
+thresholds.
 
-The probability of a structure is the sum over its classes. With sigmoids, a structure is one channel.
+The probability of a structure is the sum over its classes. With sigmoids, a structure is one
+channel.
 """
 
 from __future__ import annotations
@@ -26,17 +28,20 @@ Structures = Mapping[str, Sequence[int]]
 
 @dataclass(frozen=True, eq=False)
 class ThresholdCounts(CaseTensors):
-    """Numbers of voxels above thresholds, of each case and structure: all that sensitivity, PPV and the like need.
+    """Numbers of voxels above thresholds, of each case and structure: all that sensitivity, PPV and
+    the like need.
 
-    The probability of a structure is compared in the type of `y_pred`, as `p > 0.3` compares in PyTorch and NumPy: a
-    float32 probability of 0.3, which is slightly more, is not above 0.3.
+    The probability of a structure is compared in the type of `y_pred`, as `p > 0.3` compares in
+    PyTorch and NumPy: a float32 probability of 0.3, which is slightly more, is not above 0.3.
 
     Attributes:
         thresholds: 0.01, 0.02, ... 0.99, float64 `(T,)`.
-        true_positive: Number of voxels of the structure above each threshold, int64 `(B, structures, T)`.
+        true_positive: Number of voxels of the structure above each threshold, int64 `(B,
+            structures, T)`.
         predicted: Number of all voxels above each threshold, `(B, structures, T)`.
         true: Number of voxels of the structure, `(B, structures)`.
-        voxels: Number of voxels that are not ignored, `(B, structures)`: channels of sigmoids may differ.
+        voxels: Number of voxels that are not ignored, `(B, structures)`: channels of sigmoids may
+            differ.
     """
 
     thresholds: torch.Tensor
@@ -47,17 +52,22 @@ class ThresholdCounts(CaseTensors):
 
     @property
     def dsc(self) -> torch.Tensor:
-        """Dice similarity coefficient `(B, structures, T)`; NaN for a structure in neither, 0 for one in one only."""
+        """Dice similarity coefficient `(B, structures, T)`; NaN for a structure in neither, 0 for
+        one in one only.
+        """
         return 2 * self.true_positive.double() / (self.predicted + self.true[..., None])
 
     def best(self) -> torch.Tensor:
         """Return the threshold with the highest mean DSC for each structure, `(structures,)`.
 
-        Of thresholds with equal DSC, the one nearest to 0.5. NaN for a structure that is nowhere. A threshold chosen on
-        the cases on which it is reported looks better than it is: choose it on validation cases.
+        Of thresholds with equal DSC, the one nearest to 0.5. NaN for a structure that is nowhere. A
+        threshold chosen on the cases on which it is reported looks better than it is: choose it on
+        validation cases.
         """
         mean = self.dsc.where(self.true[..., None] > 0, torch.nan).nanmean(0).nan_to_num(-1)
-        distance = (self.thresholds - 0.5).abs().masked_fill(mean < mean.amax(-1, keepdim=True), torch.inf)
+        distance = (
+            (self.thresholds - 0.5).abs().masked_fill(mean < mean.amax(-1, keepdim=True), torch.inf)
+        )
         return self.thresholds[distance.argmin(-1)].masked_fill(mean.amax(-1) < 0, torch.nan)
 
 
@@ -65,12 +75,15 @@ class StructureMeasures(NamedTuple):
     """Measures of the structures of each case, see `measure_structures`.
 
     Attributes:
-        expected: Expected volume, the sum of the probabilities; float64 `(B, structures)`, as the next ones.
+        expected: Expected volume, the sum of the probabilities; float64 `(B, structures)`, as the
+            next ones.
         true: Volume of the ground truth.
         low: Volume with `p > 0.95`.
         high: Volume with `p > 0.05`.
-        segmented: Volume where a class of the structure is the most probable one; of sigmoids, where `p > 0.5`.
-        expected_dsc: Expected DSC; 0 if the structure is predicted nowhere, NaN if its probability is 0 everywhere too.
+        segmented: Volume where a class of the structure is the most probable one; of sigmoids,
+            where `p > 0.5`.
+        expected_dsc: Expected DSC; 0 if the structure is predicted nowhere, NaN if its probability
+            is 0 everywhere too.
         thresholds: Counts above thresholds.
     """
 
@@ -93,29 +106,34 @@ def measure_structures(
 ) -> StructureMeasures:
     """Measure the structures of each case.
 
-    The expected volume is the sum of the probabilities over voxels. If they are calibrated in an image, it is that of
-    the ground truth on average, whether voxels are independent or not. Unlike the volume of the predicted class, it
-    counts the many voxels in which a structure is unlikely. The range from `low` to `high` holds the volume with a
-    probability of at least 90 % if all voxels are fully dependent (comonotone): if one random number `u` decides for
-    all of them, and a voxel is in the structure where `p > u`. No other dependence with the same probabilities has a
+    The expected volume is the sum of the probabilities over voxels. If they are calibrated in an
+    image, it is that of the ground truth on average, whether voxels are independent or not. Unlike
+    the volume of the predicted class, it counts the many voxels in which a structure is unlikely.
+    The range from `low` to `high` holds the volume with a probability of at least 90 % if all
+    voxels are fully dependent (comonotone): if one random number `u` decides for all of them, and a
+    voxel is in the structure where `p > u`. No other dependence with the same probabilities has a
     larger variance.
 
-    The expected Dice similarity coefficient (DSC) is an estimate of quality without ground truth: `2 sum_A p / (|A| +
-    sum p)`, where `A` are the voxels whose predicted class is in the structure. This is the ratio of the expected
-    numerator of the DSC of `A` to its expected denominator, if the probabilities are calibrated. Cases in the order of
-    this value show the segmentations to check first.
+    The expected Dice similarity coefficient (DSC) is an estimate of quality without ground truth:
+    `2 sum_A p / (|A| + sum p)`, where `A` are the voxels whose predicted class is in the structure.
+    This is the ratio of the expected numerator of the DSC of `A` to its expected denominator, if
+    the probabilities are calibrated. Cases in the order of this value show the segmentations to
+    check first.
 
     Other arguments and errors: see `calib_components.metrics`.
 
     Args:
-        y: Ground truth; None for what does not depend on it: volumes of the prediction and the expected DSC.
+        y: Ground truth; None for what does not depend on it: volumes of the prediction and the
+            expected DSC.
         voxel_volume: Volume of one voxel, such as in ml; 1 gives numbers of voxels.
 
-    Sources: Popordanoska et al., "On the Relationship Between Calibrated Predictors and Unbiased Volume Estimation",
-    MICCAI 2021 (the expected volume). Dhaene et al., "The concept of comonotonicity in actuarial science and finance:
-    theory", Insurance: Mathematics and Economics 31, 2002 (the range). Li et al., "Estimating Model Performance under
-    Domain Shifts with Class-Specific Confidence Scores", MICCAI 2022 (the expected DSC as an estimate). Borges et al.,
-    "Soft Dice Confidence: A Near-Optimal Confidence Estimator for Selective Prediction in Semantic Segmentation",
+    Sources: Popordanoska et al., "On the Relationship Between Calibrated Predictors and Unbiased
+        Volume Estimation",
+    MICCAI 2021 (the expected volume). Dhaene et al., "The concept of comonotonicity in actuarial
+    science and finance: theory", Insurance: Mathematics and Economics 31, 2002 (the range). Li et
+    al., "Estimating Model Performance under Domain Shifts with Class-Specific Confidence Scores",
+    MICCAI 2022 (the expected DSC as an estimate). Borges et al., "Soft Dice Confidence: A
+    Near-Optimal Confidence Estimator for Selective Prediction in Semantic Segmentation",
     arXiv:2402.10665, 2024 (to order cases).
 
     Examples:
@@ -133,7 +151,8 @@ def measure_structures(
     if y is None:
         if ignore_index is not None:
             raise InputError("ignore_index needs y, which says where it is.")
-        y = torch.zeros_like(y_pred if sigmoid else y_pred[:, :1], dtype=torch.uint8)  # any valid label
+        # Any valid label
+        y = torch.zeros_like(y_pred if sigmoid else y_pred[:, :1], dtype=torch.uint8)
     y_pred, y = check_tensors(y_pred, y, sigmoid)
     shape, channels = (len(y_pred), len(structures)), y_pred.shape[1]
     sigmoid = sigmoid or channels == 1
@@ -142,8 +161,11 @@ def measure_structures(
     edges = thresholds.to(y_pred.dtype).double()
     expected, overlap, segmented = torch.zeros(3, *shape, dtype=torch.float64, device=y_pred.device)
     true, voxels = torch.zeros(2, *shape, dtype=torch.int64, device=y_pred.device)
-    # Number of voxels above exactly so many thresholds; those above none are most of an image, and not needed.
-    above, true_above = torch.zeros(2, *shape, len(edges) + 1, dtype=torch.int64, device=y_pred.device)
+    # Number of voxels above exactly so many thresholds; those above none are most of an image, and
+    # not needed.
+    above, true_above = torch.zeros(
+        2, *shape, len(edges) + 1, dtype=torch.int64, device=y_pred.device
+    )
     for part in read_voxels(y_pred, y, None, ignore_index, sigmoid):
         for number, classes in enumerate(checked.values()):
             if sigmoid and classes != [part.volume.channel]:
@@ -151,7 +173,11 @@ def measure_structures(
             at, rows = (part.case, number), [1] if sigmoid else classes
             is_in = torch.zeros(len(part.p), dtype=torch.bool, device=y.device)
             is_in[rows] = True
-            p, is_true, is_segmented = part.p[rows].sum(0), is_in[part.label], is_in[part.predicted].double()
+            p, is_true, is_segmented = (
+                part.p[rows].sum(0),
+                is_in[part.label],
+                is_in[part.predicted].double(),
+            )
             expected[at] += p.sum()
             overlap[at] += p @ is_segmented
             segmented[at] += is_segmented.sum()
@@ -162,26 +188,36 @@ def measure_structures(
             bins = torch.bucketize(rounded[index], edges)
             above[at] += torch.bincount(bins, minlength=len(edges) + 1)
             true_above[at] += torch.bincount(bins[is_true[index]], minlength=len(edges) + 1)
-    true_positive, predicted = (count[..., 1:].flip(-1).cumsum(-1).flip(-1) for count in (true_above, above))
+    true_positive, predicted = (
+        count[..., 1:].flip(-1).cumsum(-1).flip(-1) for count in (true_above, above)
+    )
     numbers = (expected, true, predicted[..., LOW], predicted[..., HIGH], segmented)
     volumes = (number.double() * float(voxel_volume) for number in numbers)
     counts = ThresholdCounts(thresholds, true_positive, predicted, true, voxels)
     return StructureMeasures(*volumes, expected_dice(overlap, segmented, expected), counts)  # type: ignore[call-arg]
 
 
-def check_structures(structures: Structures, sigmoid: bool = False, channels: float = math.inf) -> dict[str, list[int]]:
-    """Return the class indices of each structure, one each for sigmoids; raise `InputError` if they are not such."""
+def check_structures(
+    structures: Structures, sigmoid: bool = False, channels: float = math.inf
+) -> dict[str, list[int]]:
+    """Return the class indices of each structure, one each for sigmoids; raise `InputError` if they
+    are not such.
+    """
     checked = {name: list(Region.parse(classes).classes) for name, classes in structures.items()}
     for name, classes in checked.items():
         if not classes or classes[-1] >= channels or (sigmoid and len(classes) > 1):
             what = "one channel" if sigmoid else "class indices"
             below = "" if channels == math.inf else f" below {channels}"
-            raise InputError(f"structures: give {what}{below} for {name!r}, got {structures[name]!r}.")
+            raise InputError(
+                f"structures: give {what}{below} for {name!r}, got {structures[name]!r}."
+            )
     return checked
 
 
 class _StructureMetric(CaseMetric):
-    def __init__(self, structures: Structures, ignore_index: int | None = None, sigmoid: bool = False) -> None:
+    def __init__(
+        self, structures: Structures, ignore_index: int | None = None, sigmoid: bool = False
+    ) -> None:
         super().__init__()
         self.structures = check_structures(structures, sigmoid)
         self.ignore_index, self.sigmoid = ignore_index, sigmoid
@@ -190,19 +226,25 @@ class _StructureMetric(CaseMetric):
 class VolumeMetric(_StructureMetric):
     """Expected and true volume of the structures of each case, see `measure_structures`.
 
-    `aggregate()` is the mean over structures, then cases, of the expected volume minus the true one; 0 is without bias.
-    `aggregate("mean_batch")` is the mean of each structure and `aggregate("none")` has all differences, `(cases,
-    structures)`. So have the attributes `expected`, `true`, `low`, `high` and `segmented`.
+    `aggregate()` is the mean over structures, then cases, of the expected volume minus the true
+    one; 0 is without bias. `aggregate("mean_batch")` is the mean of each structure and
+    `aggregate("none")` has all differences, `(cases, structures)`. So have the attributes
+    `expected`, `true`, `low`, `high` and `segmented`.
 
-    The call takes the volume of a voxel of these cases, such as in ml: `metric(y_pred, y, voxel_volume=0.02)`.
+    The call takes the volume of a voxel of these cases, such as in ml: `metric(y_pred, y,
+    voxel_volume=0.02)`.
 
     Arguments and errors: see `calib_components.metrics`.
     """
 
     names = StructureMeasures._fields[:5]
 
-    def measure(self, y_pred: torch.Tensor, y: torch.Tensor, voxel_volume: float = 1.0) -> list[torch.Tensor]:
-        found = measure_structures(y_pred, y, self.structures, self.ignore_index, self.sigmoid, voxel_volume)
+    def measure(
+        self, y_pred: torch.Tensor, y: torch.Tensor, voxel_volume: float = 1.0
+    ) -> list[torch.Tensor]:
+        found = measure_structures(
+            y_pred, y, self.structures, self.ignore_index, self.sigmoid, voxel_volume
+        )
         return [getattr(found, name) for name in self.names]
 
     def get_buffer(self) -> torch.Tensor:
@@ -210,13 +252,16 @@ class VolumeMetric(_StructureMetric):
 
 
 class ExpectedDSCMetric(_StructureMetric):
-    """Dice similarity coefficient (DSC) to expect of the structures of each case, see `measure_structures`.
+    """Dice similarity coefficient (DSC) to expect of the structures of each case, see
+    `measure_structures`.
 
-    It is called with the ground truth, as all metrics are, but uses it only to leave out ignored voxels. Reductions are
-    those of `DSCMetric`.
+    It is called with the ground truth, as all metrics are, but uses it only to leave out ignored
+    voxels. Reductions are those of `DSCMetric`.
 
     Arguments and errors: see `calib_components.metrics`.
     """
 
     def measure(self, y_pred: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        return measure_structures(y_pred, y, self.structures, self.ignore_index, self.sigmoid).expected_dsc
+        return measure_structures(
+            y_pred, y, self.structures, self.ignore_index, self.sigmoid
+        ).expected_dsc

@@ -1,13 +1,16 @@
 """Reading voxels: checks probabilities and labels, and yields the voxels that count in chunks.
 
-Chunks keep the working memory independent of the size of the volume and the number of regions: some 20 MiB on a CPU.
-(A case that is not contiguous in memory is copied. A band takes a few bytes for each voxel of a case.)
+Chunks keep the working memory independent of the size of the volume and the number of regions: some
+20 MiB on a CPU. (A case that is not contiguous in memory is copied. A band takes a few bytes for
+each voxel of a case.)
 
-With `sigmoid`, each channel is a binary problem of its own: it is read like a prediction of two classes, with
+With `sigmoid`, each channel is a binary problem of its own: it is read like a prediction of two
+    classes, with
 probabilities `1 - p` and `p`. One channel alone is always read in this way.
 
-Every voxel that is not ignored must have probabilities in [0, 1] within 1e-5 that sum to 1 within 1e-2 (half precision
-rounds by about this much), and a valid label. Probabilities whose sum is off by more than rounding are divided by it.
+Every voxel that is not ignored must have probabilities in [0, 1] within 1e-5 that sum to 1 within
+1e-2 (half precision rounds by about this much), and a valid label. Probabilities whose sum is off
+by more than rounding are divided by it.
 """
 
 from __future__ import annotations
@@ -38,23 +41,29 @@ class Voxels:
     Attributes:
         volume: The case, or channel of sigmoids, that they are of.
         case: Index of the case.
-        values: Probabilities or logits `(N, voxels)` in float64; `(1 - p, p)` or `(0, l)` for a channel of sigmoids.
+        values: Probabilities or logits `(N, voxels)` in float64; `(1 - p, p)` or `(0, l)` for a
+            channel of sigmoids.
         label: Class indices `(voxels,)`.
     """
 
-    def __init__(self, volume: Volume, index: torch.Tensor | slice, values: torch.Tensor, label: torch.Tensor) -> None:
+    def __init__(
+        self, volume: Volume, index: torch.Tensor | slice, values: torch.Tensor, label: torch.Tensor
+    ) -> None:
         self.volume, self.case = volume, volume.case
         self.values: torch.Tensor = values
         self.label: torch.Tensor = label
         self._index = index
 
     def invalid(self) -> torch.Tensor:
-        """Numbers of values that are no probabilities or finite logits, of sums that are not 1, and of wrong labels.
+        """Numbers of values that are no probabilities or finite logits, of sums that are not 1, and
+        of wrong labels.
 
         Sums that are 1 within the tolerance, but not up to rounding, become 1.
         """
         volume, given = self.volume, self.values[int(self.volume.sigmoid) :]
-        middle, reach = (0.0, torch.finfo(torch.float64).max) if volume.logits else (0.5, 0.5 + RANGE_TOLERANCE)
+        middle, reach = (
+            (0.0, torch.finfo(torch.float64).max) if volume.logits else (0.5, 0.5 + RANGE_TOLERANCE)
+        )
         wrong_values = ~((given - middle).abs() <= reach)  # also NaN
         wrong_labels = (self.label < 0) | (self.label >= len(self.values))
         wrong_sums = torch.zeros_like(wrong_labels)
@@ -90,7 +99,9 @@ class Voxels:
         return self.p.gather(0, self.label[None])[0]
 
     def near_face(self, classes: str, region: Region) -> torch.Tensor:
-        """Mask of the voxels in a band around the faces between different classes, "label" or "predicted"."""
+        """Mask of the voxels in a band around the faces between different classes, "label" or
+        "predicted".
+        """
         return self.volume.band(classes, region)[self._index]
 
     def select(self, mask: torch.Tensor) -> Voxels:
@@ -108,7 +119,9 @@ class Voxels:
 
 @dataclass(eq=False)
 class Volume:
-    """A case, or one channel of sigmoids: values `(N or 1, *S)` and ground truth; see `read_voxels`."""
+    """A case, or one channel of sigmoids: values `(N or 1, *S)` and ground truth; see
+    `read_voxels`.
+    """
 
     case: int
     channel: int
@@ -141,7 +154,9 @@ class Volume:
             part = slice(start, start + step)
             values = self.values[:, part].double()
             if self.sigmoid:
-                values = torch.cat([torch.zeros_like(values) if self.logits else 1 - values, values])
+                values = torch.cat(
+                    [torch.zeros_like(values) if self.logits else 1 - values, values]
+                )
             yield Voxels(self, part, values, _class_index(self.y[:, part]))
 
     def band(self, classes: str, region: Region) -> torch.Tensor:
@@ -153,50 +168,78 @@ class Volume:
                 if self.ignore_index is not None:
                     found = found.masked_fill(voxels.label == self.ignore_index, IGNORED)
                 parts.append(found.to(torch.int8 if len(self.values) < 128 else torch.int32))
-            mask = band_mask(torch.cat(parts).view(self.spatial), region.parameter or 0.0, region.spacing)
+            mask = band_mask(
+                torch.cat(parts).view(self.spatial), region.parameter or 0.0, region.spacing
+            )
             self.bands[classes, region] = mask.flatten()
         return self.bands[classes, region]
 
 
 def check_tensors(
-    y_pred: torch.Tensor, y: torch.Tensor, sigmoid: bool = False, name: str = "y_pred", masks: bool = False
+    y_pred: torch.Tensor,
+    y: torch.Tensor,
+    sigmoid: bool = False,
+    name: str = "y_pred",
+    masks: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Check types and shapes of probabilities, logits or masks and their ground truth; return both as plain tensors.
+    """Check types and shapes of probabilities, logits or masks and their ground truth; return both
+    as plain tensors.
 
-    Arguments are described in `calib_components.metrics`; `name` is that of `y_pred` in errors. This is the one place
-    that checks them.
+    Arguments are described in `calib_components.metrics`; `name` is that of `y_pred` in errors.
+    This is the one place that checks them.
     """
     y_pred, y = plain_tensor(y_pred), plain_tensor(y)
     if not (masks or y_pred.is_floating_point()):
-        raise InputError(f"{name} must be of a floating-point type, got {y_pred.dtype}. The order is {name}, y.")
+        raise InputError(
+            f"{name} must be of a floating-point type, got {y_pred.dtype}. The order is {name}, y."
+        )
     if y_pred.ndim < 3 or y_pred.numel() == 0:
-        raise InputError(f"{name} must have shape (B, N, *S) and at least one voxel, got {tuple(y_pred.shape)}.")
+        raise InputError(
+            f"{name} must have shape (B, N, *S) and at least one voxel, got {tuple(y_pred.shape)}."
+        )
     batch, channels, *spatial = y_pred.shape
     sigmoid = not masks and (sigmoid or channels == 1)
     if y.shape != y_pred.shape and (sigmoid or y.shape != (batch, 1, *spatial)):
         index = f"{(batch, 1, *spatial)} (class index) or "
         shapes = (
-            f"{'' if sigmoid else index}{tuple(y_pred.shape)} ({'0 or 1 in each channel' if sigmoid else 'one-hot'})"
+            f"{'' if sigmoid else index}{tuple(y_pred.shape)}"
+            f" ({'0 or 1 in each channel' if sigmoid else 'one-hot'})"
         )
         hint = " Items of lists have no batch axis, (N, *S)." if channels == 1 else ""
-        raise InputError(f"y must have shape {shapes} to match {name}, (B, N, *S), got {tuple(y.shape)}.{hint}")
+        raise InputError(
+            f"y must have shape {shapes} to match {name}, (B, N, *S), got {tuple(y.shape)}.{hint}"
+        )
     _check_axes(y_pred, y, sigmoid, name)
     return y_pred, y
 
 
 def _check_axes(y_pred: torch.Tensor, y: torch.Tensor, sigmoid: bool, name: str) -> None:
-    """Raise `InputError` if values sum to 1 along an axis that is not that of classes, or has a sigmoid for each."""
+    """Raise `InputError` if values sum to 1 along an axis that is not that of classes, or has a
+    sigmoid for each.
+    """
     if not sigmoid and _is_1(y_pred[..., :1].float().sum(1)):
         return
     if sigmoid and sum_to_1(y_pred, 1):
-        raise InputError(f"{name} sums to 1 over its channels, as a softmax does. Set sigmoid=False.")
+        raise InputError(
+            f"{name} sums to 1 over its channels, as a softmax does. Set sigmoid=False."
+        )
     if y_pred.ndim > 3 and sum_to_1(y_pred, 2):
-        raise InputError(f"{name} has its classes along the third axis. Items of lists have no batch axis, (N, *S).")
-    if y.shape == y_pred.shape and (
-        (sum_to_1(y_pred, 0) and sum_to_1(y, 0))
-        or (y.ndim == 3 and min(y.shape[1:]) > MANY and ((y == 1).sum(1) > 1).any())  # rows of one structure
+        raise InputError(
+            f"{name} has its classes along the third axis. Items of lists have no batch axis, (N,"
+            " *S)."
+        )
+    if (
+        y.shape == y_pred.shape
+        and (
+            (sum_to_1(y_pred, 0) and sum_to_1(y, 0))
+            # Rows of one structure
+            or (y.ndim == 3 and min(y.shape[1:]) > MANY and ((y == 1).sum(1) > 1).any())
+        )
     ):
-        raise InputError(f"{name} has no batch axis: its classes lie along the first one. Give {name}[None], y[None].")
+        raise InputError(
+            f"{name} has no batch axis: its classes lie along the first one. Give {name}[None],"
+            " y[None]."
+        )
 
 
 def sum_to_1(values: torch.Tensor, axis: int) -> bool:
@@ -222,7 +265,8 @@ def read_voxels(
     temperature: float | None = None,
     logits: bool = False,
 ) -> Iterator[Voxels]:
-    """Yield the voxels that are not ignored, chunk by chunk, each of one case, and of one channel for sigmoids.
+    """Yield the voxels that are not ignored, chunk by chunk, each of one case, and of one channel
+    for sigmoids.
 
     If every probability is 0 or 1, there is a warning, once per process.
 
@@ -236,7 +280,8 @@ def read_voxels(
         logits: Whether `y_pred` holds logits.
 
     Raises:
-        InputError: At the end, some values are not probabilities (or not finite logits) or not labels. It counts them.
+        InputError: At the end, some values are not probabilities (or not finite logits) or not
+            labels. It counts them.
     """
     channels = y_pred.shape[1]
     sigmoid = sigmoid or channels == 1
@@ -245,7 +290,9 @@ def read_voxels(
     invalid = torch.zeros(3, dtype=torch.int64, device=y_pred.device)
     for case, k in itertools.product(range(len(y_pred)), range(0, channels, step)):
         values, label = y_pred[case, k : k + step], y[case, k : k + step]
-        for voxels in Volume(case, k, values, label, sigmoid, ignore_index, temperature or 1, logits).chunks():
+        for voxels in Volume(
+            case, k, values, label, sigmoid, ignore_index, temperature or 1, logits
+        ).chunks():
             invalid += voxels.invalid()
             if invalid.any():  # the rest is counted only
                 continue
@@ -254,33 +301,50 @@ def read_voxels(
             if len((selected := voxels if region is None else region.select(voxels)).label) > 0:
                 yield selected
     wrong_values, wrong_sums, wrong_labels = invalid.tolist()
-    among_values, among_voxels = f"of {y_pred.numel()} values", f"of {y_pred.numel() // step} voxels"
+    among_values, among_voxels = (
+        f"of {y_pred.numel()} values",
+        f"of {y_pred.numel() // step} voxels",
+    )
     ignored = "" if ignore_index is None else f" (or ignore_index={ignore_index})"
     if wrong_values and logits:
-        raise InputError(f"logits must be finite, got {wrong_values} {among_values} that are NaN or infinite.")
+        raise InputError(
+            f"logits must be finite, got {wrong_values} {among_values} that are NaN or infinite."
+        )
     if wrong_values:
         remedy = f"Apply {'sigmoid' if sigmoid else 'softmax'} to logits."
-        raise InputError(f"y_pred has {wrong_values} {among_values} that are NaN or outside [0, 1]. {remedy}")
+        raise InputError(
+            f"y_pred has {wrong_values} {among_values} that are NaN or outside [0, 1]. {remedy}"
+        )
     if wrong_sums:
         raise InputError(
-            f"y_pred does not sum to 1 over the classes in {wrong_sums} {among_voxels}. Apply softmax to logits. If "
-            "each channel is a structure of its own, set sigmoid=True. Where a crop was inverted, set the background "
-            "to 1 outside (calib_components.inference.maps.fill_background)."
+            f"y_pred does not sum to 1 over the classes in {wrong_sums} {among_voxels}. Apply"
+            " softmax to logits. If each channel is a structure of its own, set sigmoid=True."
+            " Where a crop was inverted, set the background to 1 outside"
+            " (calib_components.inference.maps.fill_background)."
         )
     if wrong_labels:
-        given = "0 or 1 in each channel" if sigmoid else f"class indices from 0 to {channels - 1} or one-hot"
-        raise InputError(f"y must hold {given}{ignored}, got other values in {wrong_labels} {among_voxels}.")
+        given = (
+            "0 or 1 in each channel"
+            if sigmoid
+            else f"class indices from 0 to {channels - 1} or one-hot"
+        )
+        raise InputError(
+            f"y must hold {given}{ignored}, got other values in {wrong_labels} {among_voxels}."
+        )
     if any_voxel and only_0_and_1:
         warn_once(
-            "y_pred holds only 0 and 1, like a one-hot segmentation, which says nothing of calibration. Give the "
-            f"output of {'sigmoid' if sigmoid else 'softmax'}."
+            "y_pred holds only 0 and 1, like a one-hot segmentation, which says nothing of"
+            f" calibration. Give the output of {'sigmoid' if sigmoid else 'softmax'}."
         )
 
 
 def _class_index(y: torch.Tensor) -> torch.Tensor:
-    """Class index of each voxel, or `INVALID_LABEL`, from class indices `(1, voxels)` or one-hot `(N, voxels)`."""
+    """Class index of each voxel, or `INVALID_LABEL`, from class indices `(1, voxels)` or one-hot
+    `(N, voxels)`.
+    """
     if len(y) > 1:
-        y = y if y.is_floating_point() else y.long()  # PyTorch lacks the maximum of some unsigned types
+        # PyTorch lacks the maximum of some unsigned types
+        y = y if y.is_floating_point() else y.long()
         largest, label = y.max(0)
         return label.masked_fill_((largest != 1) | ((y != 0).sum(0) != 1), INVALID_LABEL)
     label = y[0].long()

@@ -1,4 +1,6 @@
-"""The interface of calibrators: fitted to logits patient by patient, applied to logits, stored as a few tensors."""
+"""The interface of calibrators: fitted to logits patient by patient, applied to logits, stored as a
+few tensors.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,8 @@ from calib_components.metrics.voxels import check_tensors, read_voxels
 
 Array = NDArray[np.float64]
 KINDS: dict[str, type[Calibrator]] = {}  # every calibrator by its name
-CARRIED = "calibrator."  # prefix of its parameters in a network, which the names in a state dict lack
+# Prefix of its parameters in a network, which the names in a state dict lack
+CARRIED = "calibrator."
 
 
 def gathered(own: Any) -> list[Any]:
@@ -32,7 +35,9 @@ def gathered(own: Any) -> list[Any]:
 
 
 class Estimate(ABC):
-    """The report of a fit: a frozen dataclass with these fields among others, and texts for readers."""
+    """The report of a fit: a frozen dataclass with these fields among others, and texts for
+    readers.
+    """
 
     name: ClassVar[str]  # of its calibrator
     nll_before: float
@@ -46,14 +51,18 @@ class Estimate(ABC):
 
     @abstractmethod
     def effect(self, by_prediction: bool = True) -> str:
-        """Return what the fit does to probabilities and, with `Region.by_prediction`, says of the network."""
+        """Return what the fit does to probabilities and, with `Region.by_prediction`, says of the
+        network.
+        """
 
     @abstractmethod
     def warnings(self) -> list[str]:
         """Return what a user should know before relying on the fit, one sentence each."""
 
     def alternatives(self) -> dict[str, Calibrator]:
-        """Return other calibrators, by what they are, whose errors should be reported next to those of this fit."""
+        """Return other calibrators, by what they are, whose errors should be reported next to those
+        of this fit.
+        """
         return {}
 
     def to_dict(self) -> dict[str, Any]:
@@ -70,21 +79,28 @@ def _replaced(value: Any, old: float | None, new: float | None) -> Any:
     """Return dictionaries in dictionaries with NaN or None replaced by the other."""
     if isinstance(value, dict):
         return {name: _replaced(each, old, new) for name, each in value.items()}
-    return new if value is old or (old is not None and isinstance(value, float) and math.isnan(value)) else value
+    return (
+        new
+        if value is old or (old is not None and isinstance(value, float) and math.isnan(value))
+        else value
+    )
 
 
 class Calibrator(torch.nn.Module):
-    """Base class of calibrators: `update` with each batch, then `compute`; applied by calling it on logits.
+    """Base class of calibrators: `update` with each batch, then `compute`; applied by calling it on
+    logits.
 
-    A new calibrator leaves logits as they are. Its parameters are buffers; `set_calibrator` puts them into a network,
-    whose weights and exports then carry them. What is kept of a patient is one row of sums over voxels. Across several
-    processes, `compute` and `to_dict` put the patients of all together, so every process must call them. A subclass has
-    a `name`, the type of its `estimate`, buffers, `forward`, `voxel_sums` and `solve`. One that needs the cases several
-    times overrides `passes`.
+    A new calibrator leaves logits as they are. Its parameters are buffers; `set_calibrator` puts
+    them into a network, whose weights and exports then carry them. What is kept of a patient is one
+    row of sums over voxels. Across several processes, `compute` and `to_dict` put the patients of
+    all together, so every process must call them. A subclass has a `name`, the type of its
+    `estimate`, buffers, `forward`, `voxel_sums` and `solve`. One that needs the cases several times
+    overrides `passes`.
 
     Args:
-        region: The voxels to fit, see `calib_components.metrics.regions`; predictions are those before calibration.
-            Fitted to a region chosen by the ground truth, probabilities are not calibrated.
+        region: The voxels to fit, see `calib_components.metrics.regions`; predictions are those
+            before calibration. Fitted to a region chosen by the ground truth, probabilities are not
+            calibrated.
         ignore_index: Ground-truth value of voxels to leave out; their logits are not checked.
         sigmoid: Whether each channel is a binary problem of its own, as one channel always is.
 
@@ -92,15 +108,19 @@ class Calibrator(torch.nn.Module):
         InputError: The region is unknown.
     """
 
-    name: ClassVar[str]  # of its files: NAME.json is the estimate, NAME_fit.json what is kept of each patient
+    # Of its files: NAME.json is the estimate, NAME_fit.json what is kept of each patient
+    name: ClassVar[str]
     estimate: ClassVar[type[Estimate]]
-    is_affine: ClassVar[bool] = False  # in the logits: then it can become a part of the last layer of a network
+    # In the logits: then it can become a part of the last layer of a network
+    is_affine: ClassVar[bool] = False
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         KINDS[cls.name] = cls
 
-    def __init__(self, region: Any = "all", ignore_index: int | None = None, sigmoid: bool = False) -> None:
+    def __init__(
+        self, region: Any = "all", ignore_index: int | None = None, sigmoid: bool = False
+    ) -> None:
         super().__init__()
         self.region, self.ignore_index, self.sigmoid = Region.parse(region), ignore_index, sigmoid
         self.regions = [self.region]  # that sums are kept of, the one to fit first
@@ -108,20 +128,24 @@ class Calibrator(torch.nn.Module):
 
     @abstractmethod
     def voxel_sums(self, logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-        """Return sums over voxels of logits `(N, voxels)` and class indices `(voxels,)`, float64, `(K,)`.
+        """Return sums over voxels of logits `(N, voxels)` and class indices `(voxels,)`, float64,
+        `(K,)`.
 
         The first is the number of voxels.
         """
 
     @abstractmethod
     def solve(self, names: Sequence[str], rows: Array) -> Estimate:
-        """Set the parameters that fit patients, by their names and rows `(patients, regions, K)`; return the estimate.
+        """Set the parameters that fit patients, by their names and rows `(patients, regions, K)`;
+        return the estimate.
 
         Each patient has voxels in one of the regions, and one of them in the first.
         """
 
     def passes(self) -> Iterator[int]:
-        """Yield once for each pass over the cases that the fit needs; `update` with all of them in each."""
+        """Yield once for each pass over the cases that the fit needs; `update` with all of them in
+        each.
+        """
         yield 0
 
     def state(self) -> dict[str, torch.Tensor]:
@@ -129,7 +153,9 @@ class Calibrator(torch.nn.Module):
         return dict(self.named_buffers())
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Replace the parameters, in place where the shape stays, by a tensor or number for each name in `state()`."""
+        """Replace the parameters, in place where the shape stays, by a tensor or number for each
+        name in `state()`.
+        """
         for name, own in self.state().items():
             values = torch.as_tensor(state[name]).to(own)
             if values.shape == own.shape:
@@ -142,26 +168,33 @@ class Calibrator(torch.nn.Module):
 
         Shape:
             - logits: `(B, N, *S)`, with N classes, or channels of sigmoids.
-            - y: `(B, 1, *S)` class index, or `(B, N, *S)` one-hot; for sigmoids, `(B, N, *S)`, 0 or 1.
+            - y: `(B, 1, *S)` class index, or `(B, N, *S)` one-hot; for sigmoids, `(B, N, *S)`, 0 or
+              1.
 
         Args:
             logits: Output of a network before softmax or sigmoid, of any floating-point type.
             y: Ground truth, of any type that holds whole numbers.
-            group: Name of the patient, or of those of the B cases, which may be spread over batches and processes.
+            group: Name of the patient, or of those of the B cases, which may be spread over batches
+                and processes.
 
         Raises:
-            InputError: Shapes do not match, some logits are NaN or infinite, `y` holds invalid labels, or there are not
-                as many names as cases. Nothing is added then.
+            InputError: Shapes do not match, some logits are NaN or infinite, `y` holds invalid
+                labels, or there are not as many names as cases. Nothing is added then.
         """
         logits, y = check_tensors(logits, y, self.sigmoid, "logits")
         names = [group] * len(logits) if isinstance(group, str) else list(group)
         if len(names) != len(logits):
-            raise InputError(f"group has {len(names)} names for {len(logits)} cases. Give one name for each case.")
+            raise InputError(
+                f"group has {len(names)} names for {len(logits)} cases. Give one name for each"
+                " case."
+            )
         lowest, highest = logits.aminmax()
         if lowest >= 0 and highest <= 1:
             binary = self.sigmoid or logits.shape[1] == 1
             remedy = "p.double().logit(1e-12)" if binary else "p.double().clamp_min(1e-12).log()"
-            warn_once(f"All logits are between 0 and 1. If they are probabilities p, pass {remedy}.")
+            warn_once(
+                f"All logits are between 0 and 1. If they are probabilities p, pass {remedy}."
+            )
         sums: dict[int, torch.Tensor] = {}
         for voxels in read_voxels(logits, y, None, self.ignore_index, self.sigmoid, logits=True):
             selected = (region.select(voxels) for region in self.regions)
@@ -171,29 +204,39 @@ class Calibrator(torch.nn.Module):
             self._add({names[case]: row.cpu().numpy()})
 
     def add(self, other: Calibrator) -> None:
-        """Add the patients of another fit, such as of another process; those of the same name are one.
+        """Add the patients of another fit, such as of another process; those of the same name are
+        one.
 
         Raises:
-            InputError: The other fit has another region, `ignore_index` or `sigmoid`. Nothing is added then.
+            InputError: The other fit has another region, `ignore_index` or `sigmoid`. Nothing is
+                added then.
         """
         if (own := self._options()) != (others := other._options()):
             raise InputError(f"Fits with different options cannot be added: {own} and {others}.")
         self._add(other._rows)
 
     def compute(self) -> Any:
-        """Fit the parameters to all voxels added so far, in all processes, and return the `Estimate`.
+        """Fit the parameters to all voxels added so far, in all processes, and return the
+        `Estimate`.
 
         Raises:
             InputError: No voxel has been added.
         """
         rows = {name: row for name, row in self._gathered().items() if row[:, 0].any()}
         if not any(row[0, 0] > 0 for row in rows.values()):
-            raise InputError(f"There are no voxels in region {self.region.name!r} to fit a {self.name} to.")
+            raise InputError(
+                f"There are no voxels in region {self.region.name!r} to fit a {self.name} to."
+            )
         return self.solve(list(rows), np.array(list(rows.values())))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the options, and the rows of the patients of all processes by their names, as JSON data."""
-        return {**self._options(), "patients": {name: row.tolist() for name, row in self._gathered().items()}}
+        """Return the options, and the rows of the patients of all processes by their names, as JSON
+        data.
+        """
+        return {
+            **self._options(),
+            "patients": {name: row.tolist() for name, row in self._gathered().items()},
+        }
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Calibrator:
@@ -207,7 +250,11 @@ class Calibrator(torch.nn.Module):
         return fit
 
     def _options(self) -> dict[str, Any]:
-        return {"region": asdict(self.region), "ignore_index": self.ignore_index, "sigmoid": self.sigmoid}
+        return {
+            "region": asdict(self.region),
+            "ignore_index": self.ignore_index,
+            "sigmoid": self.sigmoid,
+        }
 
     def _add(self, rows: Mapping[str, Array]) -> None:
         for name, row in rows.items():
@@ -220,6 +267,8 @@ class Calibrator(torch.nn.Module):
             whole._add(rows)
         return dict(sorted(whole._rows.items()))
 
-    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+    def _save_to_state_dict(
+        self, destination: dict[str, Any], prefix: str, keep_vars: bool
+    ) -> None:
         # In the weights of a network, the parameters stand beside those of the network.
         super()._save_to_state_dict(destination, prefix.removesuffix(CARRIED), keep_vars)

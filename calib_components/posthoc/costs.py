@@ -11,7 +11,8 @@ from calib_components.metrics.measuring import measure_regions
 from calib_components.metrics.regions import Region
 from calib_components.metrics.voxels import check_tensors, read_voxels
 
-REGIONS = ("all", "predicted")  # that errors are reported in; what is predicted follows from these probabilities
+# That errors are reported in; what is predicted follows from these probabilities
+REGIONS = ("all", "predicted")
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,12 +30,24 @@ class Costs:
     volumes: torch.Tensor
 
     @classmethod
-    def measure(cls, p: torch.Tensor, y: torch.Tensor, ignore_index: int | None = None, sigmoid: bool = False) -> Costs:
+    def measure(
+        cls,
+        p: torch.Tensor,
+        y: torch.Tensor,
+        ignore_index: int | None = None,
+        sigmoid: bool = False,
+    ) -> Costs:
         """Measure probabilities `(B, N, *S)`. Other arguments: see `calib_components.metrics`."""
         regions = [Region(name) for name in REGIONS]
-        found = measure_regions(p, y, regions, ["top_label", "nll"], ignore_index=ignore_index, sigmoid=sigmoid)
-        bins = {name: each.bins["top_label"].pooled() for name, each in zip(REGIONS, found, strict=True)}
-        nll = torch.stack([(each.scores["nll"] * each.bins["top_label"].count.sum(-1)).nansum() for each in found])
+        found = measure_regions(
+            p, y, regions, ["top_label", "nll"], ignore_index=ignore_index, sigmoid=sigmoid
+        )
+        bins = {
+            name: each.bins["top_label"].pooled() for name, each in zip(REGIONS, found, strict=True)
+        }
+        nll = torch.stack(
+            [(each.scores["nll"] * each.bins["top_label"].count.sum(-1)).nansum() for each in found]
+        )
         volumes = torch.zeros_like(nll)
         for voxels in read_voxels(*check_tensors(p, y, sigmoid), None, ignore_index, sigmoid):
             volumes += torch.stack([(1 - voxels.p[0]).sum(), (voxels.label != 0).sum()])

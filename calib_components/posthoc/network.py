@@ -1,4 +1,6 @@
-"""Networks that carry a calibrator in their weights: whatever reads the weights gives calibrated probabilities."""
+"""Networks that carry a calibrator in their weights: whatever reads the weights gives calibrated
+probabilities.
+"""
 
 from __future__ import annotations
 
@@ -18,10 +20,12 @@ REFERENCE = "reference"  # name of the buffer
 
 
 class Calibrated(torch.nn.Module):
-    """Mixin of networks that carry a calibrator: at first a temperature of 1, afterwards that of the weights they load.
+    """Mixin of networks that carry a calibrator: at first a temperature of 1, afterwards that of
+    the weights they load.
 
-    A state dict has its parameters beside those of the network; one without any loads as one that changes nothing. So
-    is the `reference` of calibrated weights, see `calib_components.quality.Reference`.
+    A state dict has its parameters beside those of the network; one without any loads as one that
+    changes nothing. So is the `reference` of calibrated weights, see
+    `calib_components.quality.Reference`.
     """
 
     __jit_unused_properties__ = ("temperature",)
@@ -47,14 +51,16 @@ class Calibrated(torch.nn.Module):
 class TemperatureScaled(Calibrated):
     """A network whose logits are divided by a temperature, which is a part of its state dict.
 
-    `softmax(logits / T)` is less confident for T > 1 and more confident for T < 1; the predicted class stays. Fit the
-    temperature with `TemperatureScaling`. `set_calibrator` puts any calibrator in its place.
+    `softmax(logits / T)` is less confident for T > 1 and more confident for T < 1; the predicted
+    class stays. Fit the temperature with `TemperatureScaling`. `set_calibrator` puts any calibrator
+    in its place.
 
     Shape:
         - input, output: those of the network.
 
     Args:
-        network: A network that returns logits as one tensor. In the state dict its names have the prefix `network.`.
+        network: A network that returns logits as one tensor. In the state dict its names have the
+            prefix `network.`.
         temperature: The temperature, from 0.001 to 1000.
 
     Raises:
@@ -76,7 +82,8 @@ class TemperatureScaled(Calibrated):
         own = next(itertools.chain(network.parameters(), network.buffers()), None)
         self.calibrator = TemperatureScaling().to(None if own is None else own.device)
         self.calibrator.set_state({"temperature": temperature})
-        # A new module is in training, into which MONAI's `eval_mode` would then put an evaluated network.
+        # A new module is in training, into which MONAI's `eval_mode` would then put an evaluated
+        # network.
         self.training = self.calibrator.training = network.training
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -86,7 +93,8 @@ class TemperatureScaled(Calibrated):
 class TemperatureUNet(Calibrated, UNet):
     """MONAI's `UNet` that carries a calibrator, at first a temperature of 1.
 
-    Arguments and names in the state dict are those of `UNet`, whose weights load, and one name more, `temperature`.
+    Arguments and names in the state dict are those of `UNet`, whose weights load, and one name
+    more, `temperature`.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
@@ -100,16 +108,18 @@ class TemperatureUNet(Calibrated, UNet):
 class EnsembleUNet(Calibrated):
     """Several U-Nets whose probabilities are averaged, as one network: a deep ensemble.
 
-    The output is the logarithm of the mean softmax of the members, calibrated, so that its softmax, at a temperature of
-    1, is that mean. The members have calibrators of their own, which act before the mean. Source: Lakshminarayanan et
-    al., "Simple and Scalable Predictive Uncertainty Estimation using Deep Ensembles", NeurIPS 2017.
+    The output is the logarithm of the mean softmax of the members, calibrated, so that its softmax,
+    at a temperature of 1, is that mean. The members have calibrators of their own, which act before
+    the mean. Source: Lakshminarayanan et al., "Simple and Scalable Predictive Uncertainty
+    Estimation using Deep Ensembles", NeurIPS 2017.
 
     Shape:
         - input, output: those of the members; classes are axis 1 of the output.
 
     Args:
         args: Arguments of `TemperatureUNet`, for each member.
-        members: Number of members, at least 2. `scripts/join_weights.py` joins the weights of as many networks.
+        members: Number of members, at least 2. `scripts/join_weights.py` joins the weights of as
+            many networks.
         options: Further arguments of `TemperatureUNet`, with at least two classes.
 
     Raises:
@@ -119,20 +129,26 @@ class EnsembleUNet(Calibrated):
     def __init__(self, *args: Any, members: int, **options: Any) -> None:
         super().__init__()
         check_count("members", members, 2)
-        self.members = torch.nn.ModuleList(TemperatureUNet(*args, **options) for _ in range(members))
-        check_count("out_channels", self.members[0].out_channels, 2)  # a softmax of one channel is 1 everywhere
+        self.members = torch.nn.ModuleList(
+            TemperatureUNet(*args, **options) for _ in range(members)
+        )
+        # A softmax of one channel is 1 everywhere
+        check_count("out_channels", self.members[0].out_channels, 2)
         self.calibrator = TemperatureScaling()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         logits = self.members[0](x).log_softmax(1)
-        for number, member in enumerate(self.members):  # TorchScript cannot begin a loop at the second
+        # TorchScript cannot begin a loop at the second
+        for number, member in enumerate(self.members):
             if number > 0:
                 logits = logits.logaddexp(member(x).log_softmax(1))
         return self.calibrator(logits - math.log(len(self.members)))
 
 
 def unwrapped(network: torch.nn.Module) -> torch.nn.Module:
-    """Return the network inside of what `torch.compile`, `DataParallel` or `DistributedDataParallel` made of it."""
+    """Return the network inside of what `torch.compile`, `DataParallel` or
+    `DistributedDataParallel` made of it.
+    """
     if isinstance(network, torch.nn.DataParallel | torch.nn.parallel.DistributedDataParallel):
         return unwrapped(network.module)
     inner = getattr(network, "_orig_mod", None)  # of torch.compile
@@ -148,25 +164,33 @@ def find_calibrator(network: torch.nn.Module) -> Calibrator | None:
 def find_temperature(network: torch.nn.Module) -> torch.Tensor | None:
     """Return the temperature that a network carries, scripted or not; None without one.
 
-    It is the buffer itself, whose value changes with the weights, until the network moves to another device or type.
+    It is the buffer itself, whose value changes with the weights, until the network moves to
+    another device or type.
     """
     return _find_buffer(network, f"{CARRIED}temperature")
 
 
 def find_reference(network: torch.nn.Module) -> torch.Tensor:
-    """Return the reference in the weights of a network, scripted or not; an empty tensor without one."""
+    """Return the reference in the weights of a network, scripted or not; an empty tensor without
+    one.
+    """
     found = _find_buffer(network, REFERENCE)
     return torch.empty(0) if found is None else found
 
 
 def _find_buffer(network: torch.nn.Module, name: str) -> torch.Tensor | None:
     own = unwrapped(network)
-    buffers = own.named_buffers() if isinstance(own, torch.jit.ScriptModule) or find_calibrator(own) else ()
+    buffers = (
+        own.named_buffers()
+        if isinstance(own, torch.jit.ScriptModule) or find_calibrator(own)
+        else ()
+    )
     return dict(buffers).get(name)
 
 
 def set_calibrator(network: torch.nn.Module, calibrator: Calibrator) -> None:
-    """Put the parameters of a calibrator into a network; those of a new calibrator undo the calibration.
+    """Put the parameters of a calibrator into a network; those of a new calibrator undo the
+    calibration.
 
     The network loses its reference, which another calibrator gave.
 
@@ -176,7 +200,10 @@ def set_calibrator(network: torch.nn.Module, calibrator: Calibrator) -> None:
     own = find_calibrator(network)
     if own is None:
         name = type(unwrapped(network)).__name__
-        raise InputError(f"{name} carries no calibrator. Use TemperatureUNet, or wrap it: TemperatureScaled(network).")
+        raise InputError(
+            f"{name} carries no calibrator. Use TemperatureUNet, or wrap it:"
+            " TemperatureScaled(network)."
+        )
     if type(own) is not type(calibrator):
         device = next(iter(own.state().values())).device
         own = unwrapped(network).calibrator = type(calibrator)().to(device).train(own.training)

@@ -1,11 +1,12 @@
 """Temperature scaling: one pass over the voxels, and an interval over patients.
 
-With `b = 1 / T`, and logits `l` less the largest of their voxel, the negative log-likelihood of a patient's voxels is
-`L(b) = sum_v [logsumexp_k(b l_vk) - b l_vy]`, which is convex in b, and its derivative is `C - A(b)` with
-`C = -sum_v l_vy` and `A(b) = -sum_v sum_k softmax_k(b l_v) l_vk`, both at least 0. The pass keeps C, and A at 25 values
-of b, four per octave from 1/8 to 8: one row of a table for each patient. The rest is computed from the table. T is
-where `A(b) = C` for the sum of the rows. In between, the logarithm of A is interpolated by a quintic spline: A itself
-may fall by many powers of ten within an octave. Resampled patients are other sums of the same rows.
+With `b = 1 / T`, and logits `l` less the largest of their voxel, the negative log-likelihood of a
+patient's voxels is `L(b) = sum_v [logsumexp_k(b l_vk) - b l_vy]`, which is convex in b, and its
+derivative is `C - A(b)` with `C = -sum_v l_vy` and `A(b) = -sum_v sum_k softmax_k(b l_v) l_vk`,
+both at least 0. The pass keeps C, and A at 25 values of b, four per octave from 1/8 to 8: one row
+of a table for each patient. The rest is computed from the table. T is where `A(b) = C` for the sum
+of the rows. In between, the logarithm of A is interpolated by a quintic spline: A itself may fall
+by many powers of ten within an octave. Resampled patients are other sums of the same rows.
 
 Source: Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, section 4.2.
 """
@@ -31,12 +32,14 @@ LIMITS = 0.001, 1000  # of a given one; further out, logits overflow or vanish
 PER_OCTAVE = 4
 LOG2_B = np.linspace(-math.log2(HIGHEST), -math.log2(LOWEST), 6 * PER_OCTAVE + 1)
 UNSCALED = 3 * PER_OCTAVE  # where b = 1
-SPLINE = make_interp_spline(LOG2_B, np.eye(len(LOG2_B)), k=5)  # of any values at LOG2_B: values @ SPLINE(x)
+# Of any values at LOG2_B: values @ SPLINE(x)
+SPLINE = make_interp_spline(LOG2_B, np.eye(len(LOG2_B)), k=5)
 SMALLEST = 1e-300  # in place of 0, before a logarithm
 
 COMPARED = ("all", "predicted")  # regions whose temperatures every fit gives
 FEWEST_PATIENTS = 6
-DECISIVE = 0.1  # change of log T without a patient, from which it is named if others change T far less
+# Change of log T without a patient, from which it is named if others change T far less
+DECISIVE = 0.1
 LEVEL = 0.95
 RESAMPLES, SIMULATED_RESAMPLES = 10_000, 1_000
 SIMULATIONS = 500  # so that the standard error of a coverage of 95 % is 1 %
@@ -49,20 +52,24 @@ class TemperatureEstimate(Estimate):
 
     Attributes:
         temperature: The temperature T with the lowest NLL, from 1/8 to 8; logits are divided by it.
-        low: Lower end of its 95 % interval: the percentile bootstrap over patients. NaN with one patient.
+        low: Lower end of its 95 % interval: the percentile bootstrap over patients. NaN with one
+            patient.
         high: Upper end.
-        coverage: Share of simulated intervals that hold the true temperature; below 0.95, the interval is too narrow
-            for this number of patients. A simulation draws as many from these patients, with replacement, as if they
-            were the population. NaN with one patient, and where `at_edge`.
+        coverage: Share of simulated intervals that hold the true temperature; below 0.95, the
+            interval is too narrow for this number of patients. A simulation draws as many from
+            these patients, with replacement, as if they were the population. NaN with one patient,
+            and where `at_edge`.
         leave_one_out: The temperature fitted without each patient; empty with one patient.
         nll_before: Mean negative log-likelihood of the voxels at T = 1, in nats.
         nll_after: The same at the fitted temperature.
         patients: Number of patients with at least one voxel.
         voxels: Number of voxels; with sigmoid, those of all channels.
-        at_edge: Whether the NLL has no minimum between 1/8 and 8, so that `temperature` is one of the two.
+        at_edge: Whether the NLL has no minimum between 1/8 and 8, so that `temperature` is one of
+            the two.
         region: Name of the region that it is fitted to.
-        regions: For this region, `all` and `predicted`, by name: the `temperature` fitted there, its interval, `low`
-            to `high`, and the NLL that it costs in each of them, `nll_REGION`. A region without a voxel is left out.
+        regions: For this region, `all` and `predicted`, by name: the `temperature` fitted there,
+            its interval, `low` to `high`, and the NLL that it costs in each of them, `nll_REGION`.
+            A region without a voxel is left out.
     """
 
     name = "temperature"
@@ -84,7 +91,9 @@ class TemperatureEstimate(Estimate):
         if self.patients > 1:
             line += f"; 95 % interval {self.low:.3f} to {self.high:.3f}"
             if not math.isnan(self.coverage):
-                line += f" (held the true temperature in {100 * self.coverage:.0f} % of simulations)"
+                line += (
+                    f" (held the true temperature in {100 * self.coverage:.0f} % of simulations)"
+                )
             if others := self.leave_one_out.values():
                 line += f"; {min(others):.3f} to {max(others):.3f} without one of them"
         return line
@@ -94,19 +103,31 @@ class TemperatureEstimate(Estimate):
         relation, become = f"T {'>' if softer else '<'} 1:", "softer" if softer else "sharper"
         if not by_prediction:
             return f"{relation} the probabilities become {become}."
-        was = "was" if self.low > 1 or self.high < 1 else "may have been"  # the latter also where they are NaN
+        # The latter also where they are NaN
+        was = "was" if self.low > 1 or self.high < 1 else "may have been"
         confident = "overconfident" if softer else "underconfident"
-        return f"{relation} the model {was} {confident} on these patients; its probabilities become {become}."
+        return (
+            f"{relation} the model {was} {confident} on these patients; its probabilities become"
+            f" {become}."
+        )
 
     def warnings(self) -> list[str]:
-        changes = {name: abs(math.log(other / self.temperature)) for name, other in self.leave_one_out.items()}
+        changes = {
+            name: abs(math.log(other / self.temperature))
+            for name, other in self.leave_one_out.items()
+        }
         sentences, edge = [], f"at the edge of its range, {LOWEST:g} to {HIGHEST:g}"
-        if changes and (largest := max(changes.values())) > max(DECISIVE, 3 * np.median([*changes.values()])):
+        if changes and (largest := max(changes.values())) > max(
+            DECISIVE, 3 * np.median([*changes.values()])
+        ):
             name = next(name for name, change in changes.items() if change == largest)
-            sentences.append(f"T is {self.leave_one_out[name]:.2f} without {printable(name)}: look at it first.")
+            sentences.append(
+                f"T is {self.leave_one_out[name]:.2f} without {printable(name)}: look at it first."
+            )
         if self.at_edge:
             sentences.append(
-                f"The temperature, {self.temperature:g}, is {edge}: check that logits and ground truth belong together."
+                f"The temperature, {self.temperature:g}, is {edge}: check that logits and ground"
+                " truth belong together."
             )
         elif self.low <= LOWEST or self.high >= HIGHEST:
             sentences.append(f"The 95 % interval of the temperature ends {edge}: it may be wider.")
@@ -115,7 +136,10 @@ class TemperatureEstimate(Estimate):
             sentences.append(f"The temperature was {fitted}: its interval is not reliable.")
         if self.low <= 1 <= self.high:
             held = f"{self.low:.3f} to {self.high:.3f}"
-            sentences.append(f"The 95 % interval of the temperature, {held}, includes 1: scaling may not be needed.")
+            sentences.append(
+                f"The 95 % interval of the temperature, {held}, includes 1: scaling may not be"
+                " needed."
+            )
         if sentence := self._difference():
             sentences.append(sentence)
         return sentences
@@ -129,16 +153,27 @@ class TemperatureEstimate(Estimate):
         return found
 
     def _difference(self) -> str:
-        """Return what it means that temperatures of regions differ, where their intervals do not overlap."""
+        """Return what it means that temperatures of regions differ, where their intervals do not
+        overlap.
+        """
         first, second = (self.regions.get(name) for name in COMPARED)
-        if not (first and second and (first["high"] < second["low"] or second["high"] < first["low"])):
+        if not (
+            first and second and (first["high"] < second["low"] or second["high"] < first["low"])
+        ):
             return ""
-        found = [f"{own['temperature']:.2f} [{own['low']:.2f}, {own['high']:.2f}]" for own in (first, second)]
-        costs = second["nll_all"] - first["nll_all"], first["nll_predicted"] - second["nll_predicted"]
+        found = [
+            f"{own['temperature']:.2f} [{own['low']:.2f}, {own['high']:.2f}]"
+            for own in (first, second)
+        ]
+        costs = (
+            second["nll_all"] - first["nll_all"],
+            first["nll_predicted"] - second["nll_predicted"],
+        )
         return (
-            f"T is {found[0]} over all voxels, {found[1]} where a structure is predicted: one T cannot serve both. "
-            f"The second costs {costs[0]:.4f} of NLL over all voxels, the first {costs[1]:.4f} where a structure is "
-            "predicted. Fit it to the region whose probabilities you use, or try VectorScaling or ClassBias."
+            f"T is {found[0]} over all voxels, {found[1]} where a structure is predicted: one T"
+            f" cannot serve both. The second costs {costs[0]:.4f} of NLL over all voxels, the first"
+            f" {costs[1]:.4f} where a structure is predicted. Fit it to the region whose"
+            " probabilities you use, or try VectorScaling or ClassBias."
         )
 
     def _number(self) -> str:
@@ -146,13 +181,15 @@ class TemperatureEstimate(Estimate):
 
 
 class TemperatureScaling(Calibrator):
-    """Divides logits by a temperature T, fitted batch by batch; see `Calibrator` for its arguments and use.
+    """Divides logits by a temperature T, fitted batch by batch; see `Calibrator` for its arguments
+    and use.
 
-    T minimizes the mean negative log-likelihood over the voxels of `region`, `softmax(logits / T)` being the
-    probabilities; with `sigmoid`, `sigmoid(logits / T)`, and the mean is over voxels and channels. On random logits its
-    relative error is below 1e-5; it grows to 1 % where almost all voxels are right by one and the same large margin.
-    Fit it on cases that did not train the network. Its interval is from resampling patients, 10 000 times from a fixed
-    seed, because the voxels of a patient are not independent.
+    T minimizes the mean negative log-likelihood over the voxels of `region`, `softmax(logits / T)`
+    being the probabilities; with `sigmoid`, `sigmoid(logits / T)`, and the mean is over voxels and
+    channels. On random logits its relative error is below 1e-5; it grows to 1 % where almost all
+    voxels are right by one and the same large margin. Fit it on cases that did not train the
+    network. Its interval is from resampling patients, 10 000 times from a fixed seed, because the
+    voxels of a patient are not independent.
 
     Examples:
         >>> import torch
@@ -171,7 +208,9 @@ class TemperatureScaling(Calibrator):
     estimate = TemperatureEstimate
     is_affine = True
 
-    def __init__(self, region: Any = "all", ignore_index: int | None = None, sigmoid: bool = False) -> None:
+    def __init__(
+        self, region: Any = "all", ignore_index: int | None = None, sigmoid: bool = False
+    ) -> None:
         super().__init__(region, ignore_index, sigmoid)
         self.regions = [*dict.fromkeys((self.region, *map(Region.parse, COMPARED)))]
         self.register_buffer("temperature", torch.ones(()))
@@ -191,7 +230,8 @@ class TemperatureScaling(Calibrator):
         sums[0], sums[2] = len(label), -true
         for first in range(PER_OCTAVE):
             powers = (logits * 2.0 ** LOG2_B[first]).exp_()
-            for i in range(first, len(LOG2_B), PER_OCTAVE):  # an octave further, exp(2 b l) = exp(b l)^2
+            # An octave further, exp(2 b l) = exp(b l)^2
+            for i in range(first, len(LOG2_B), PER_OCTAVE):
                 total = powers.sum(0)
                 if i == UNSCALED:
                     sums[1] = total.log().sum() - true
@@ -200,7 +240,9 @@ class TemperatureScaling(Calibrator):
         return sums
 
     def solve(self, names: Sequence[str], rows: Array) -> TemperatureEstimate:
-        of_region = {region.name: rows[rows[:, i, 0] > 0, i] for i, region in enumerate(self.regions)}
+        of_region = {
+            region.name: rows[rows[:, i, 0] > 0, i] for i, region in enumerate(self.regions)
+        }
         fits = {name: _fit(own[:, 2:]) for name, own in of_region.items() if len(own)}
         names = [name for name, row in zip(names, rows, strict=True) if row[0, 0] > 0]
         own, (log2_b, low, high) = of_region[self.region.name], fits[self.region.name]
@@ -209,11 +251,21 @@ class TemperatureScaling(Calibrator):
         others: dict[str, float] = {}
         if len(names) > 1:
             coverage = math.nan if at_edge else _coverage(sums, log2_b)
-            without = (1 - np.eye(len(names))) @ sums  # adds up: a difference of sums would lose digits
+            # Adds up: a difference of sums would lose digits
+            without = (1 - np.eye(len(names))) @ sums
             others = dict(zip(names, (2.0 ** -_roots(without)).tolist(), strict=True))
-        before, numbers = float(own[:, 1].sum() / own[:, 0].sum()), (len(names), int(own[:, 0].sum()))
+        before, numbers = (
+            float(own[:, 1].sum() / own[:, 0].sum()),
+            (len(names), int(own[:, 0].sum())),
+        )
         regions = {
-            name: dict(zip(("temperature", "low", "high"), (2.0 ** -fitted[0], *fitted[1:]), strict=True))
+            name: dict(
+                zip(
+                    ("temperature", "low", "high"),
+                    (2.0 ** -fitted[0], *fitted[1:]),
+                    strict=True,
+                )
+            )
             | {f"nll_{other}": _nll(of_region[other], fitted[0]) for other in fits}
             for name, fitted in fits.items()
         }
@@ -223,7 +275,9 @@ class TemperatureScaling(Calibrator):
 
 
 def _expected(sums: Array, log2_b: Array | float) -> Array:
-    """Return A of each row of `sums`, `(..., 1 + len(LOG2_B))`: C and A at `LOG2_B`; at one value, or one for each."""
+    """Return A of each row of `sums`, `(..., 1 + len(LOG2_B))`: C and A at `LOG2_B`; at one value,
+    or one for each.
+    """
     return np.exp((np.log(np.maximum(sums[..., 1:], SMALLEST)) * SPLINE(log2_b)).sum(-1))
 
 
@@ -247,7 +301,8 @@ def _fit(sums: Array) -> tuple[float, float, float]:
 def _nll(rows: Array, log2_b: float) -> float:
     """Return the mean NLL at b of patients whose rows are those of `voxel_sums`."""
     voxels, unscaled, total = rows[:, 0].sum(), rows[:, 1].sum(), rows[:, 2:].sum(0)
-    return max(0.0, float((unscaled + _change(total, log2_b)) / voxels))  # rounded, it may be below 0
+    # Rounded, it may be below 0
+    return max(0.0, float((unscaled + _change(total, log2_b)) / voxels))
 
 
 def _change(total: Array, log2_b: float) -> float:
@@ -259,7 +314,9 @@ def _change(total: Array, log2_b: float) -> float:
 
 
 def _percentiles(values: Any, statistic: Any, resamples: int, batch: int) -> Any:
-    """Return the ends of the percentile interval of resampled values, along the last axis, from a fixed seed."""
+    """Return the ends of the percentile interval of resampled values, along the last axis, from a
+    fixed seed.
+    """
     return bootstrap(
         (values,), statistic, n_resamples=resamples, batch=max(1, batch), vectorized=True, axis=-1,
         confidence_level=LEVEL, method="percentile", random_state=np.random.default_rng(0),
@@ -283,5 +340,6 @@ def _coverage(sums: Array, log2_b: float) -> float:
     drawn = np.random.default_rng(0).integers(number, size=(SIMULATIONS, number))
     gradients = (sums[:, 0] - _expected(sums, log2_b))[drawn]
     low, high = _percentiles(gradients, np.sum, SIMULATED_RESAMPLES, BLOCK // gradients.size)
-    rounding = float(_expected(total, log2_b) - _expected(total, log2_b + 1e-9))  # as much as 1e-9 in log2 b
+    # As much as 1e-9 in log2 b
+    rounding = float(_expected(total, log2_b) - _expected(total, log2_b + 1e-9))
     return float(((low <= rounding) & (high >= -rounding)).mean())

@@ -1,11 +1,12 @@
 """Vector scaling: a scale and a bias for each class, fitted in a few passes over the voxels.
 
-With `c` the logits less their mean over the classes, on which no probability depends, the probabilities are
-`softmax(s c + b)`. Their negative log-likelihood is convex in the parameters `(s, b)`. A pass at some parameters keeps
-its value, gradient and Hessian there, for each patient. The next pass is at the minimum of the quadratic function with
-the sums of all, a step of Newton's method, which is halved where the likelihood got worse. At the minimum, parameters
-of other samples of the same patients are one more step, with other sums of the same rows: so are the interval, and the
-likelihood of patients that are left out of the fit.
+With `c` the logits less their mean over the classes, on which no probability depends, the
+probabilities are `softmax(s c + b)`. Their negative log-likelihood is convex in the parameters `(s,
+b)`. A pass at some parameters keeps its value, gradient and Hessian there, for each patient. The
+next pass is at the minimum of the quadratic function with the sums of all, a step of Newton's
+method, which is halved where the likelihood got worse. At the minimum, parameters of other samples
+of the same patients are one more step, with other sums of the same rows: so are the interval, and
+the likelihood of patients that are left out of the fit.
 
 Source: Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, section 4.2.
 """
@@ -37,10 +38,13 @@ class VectorEstimate(Estimate):
     """Fitted scales and biases, and how far other patients could move them.
 
     Attributes:
-        parameters: The `value` of each scale and bias, and its 95 % interval, `low` to `high`: the percentile bootstrap
-            over patients, by one step of Newton's method for each resample. NaN with one patient.
-        nll_before, nll_after: Mean negative log-likelihood of the voxels without and with them, in nats.
-        nll_left_out: The same of each patient with the parameters of the others, by one step. NaN with one patient.
+        parameters: The `value` of each scale and bias, and its 95 % interval, `low` to `high`: the
+            percentile bootstrap over patients, by one step of Newton's method for each resample.
+            NaN with one patient.
+        nll_before, nll_after: Mean negative log-likelihood of the voxels without and with them, in
+            nats.
+        nll_left_out: The same of each patient with the parameters of the others, by one step. NaN
+            with one patient.
         changed: Number of voxels whose most probable class is another one.
         patients, voxels: Numbers of patients and voxels.
     """
@@ -55,7 +59,10 @@ class VectorEstimate(Estimate):
     voxels: int
 
     def summary(self) -> str:
-        texts = (f"{name} {p['value']:.2f} [{p['low']:.2f}, {p['high']:.2f}]" for name, p in self.parameters.items())
+        texts = (
+            f"{name} {p['value']:.2f} [{p['low']:.2f}, {p['high']:.2f}]"
+            for name, p in self.parameters.items()
+        )
         return f"{', '.join(texts)}, fitted on {self.patients} patients"
 
     def effect(self, by_prediction: bool = True) -> str:
@@ -67,8 +74,13 @@ class VectorEstimate(Estimate):
             FEWEST_PATIENTS * number,
             f"{self.nll_left_out:.4f}, more than {self.nll_before:.4f} without it",
         )
-        few = f"{self.patients} patients, fewer than {fewest}, for {number} parameters: intervals are not reliable."
-        worse = f"The NLL of patients that are left out of the fit is {left_out}. Use a temperature."
+        few = (
+            f"{self.patients} patients, fewer than {fewest}, for {number} parameters: intervals are"
+            " not reliable."
+        )
+        worse = (
+            f"The NLL of patients that are left out of the fit is {left_out}. Use a temperature."
+        )
         found = {few: self.patients < fewest, worse: self.nll_left_out > self.nll_before}
         return [sentence for sentence, is_so in found.items() if is_so]
 
@@ -87,21 +99,25 @@ class _Sums(NamedTuple):
     @classmethod
     def read(cls, rows: Array) -> _Sums:
         classes = round((math.sqrt(9 + 16 * (rows.shape[1] - 4)) - 3) / 8)
-        *numbers, labels, gradient, hessian = np.split(rows, [1, 2, 3, 4, 4 + classes, 4 + 3 * classes], axis=1)
+        *numbers, labels, gradient, hessian = np.split(
+            rows, [1, 2, 3, 4, 4 + classes, 4 + 3 * classes], axis=1
+        )
         hessian = hessian.reshape(len(rows), 2 * classes, 2 * classes)
         voxels, before, nll, changed = (number[:, 0] for number in numbers)
         return cls(voxels, before, nll, changed, labels, gradient, hessian)
 
 
 class VectorScaling(Calibrator):
-    """Multiplies the logits of each class by a scale and adds a bias; see `Calibrator` for its arguments.
+    """Multiplies the logits of each class by a scale and adds a bias; see `Calibrator` for its
+    arguments.
 
-    The logits get a mean of 0 over the classes first. The fit takes about six passes over the cases, and keeps of each
-    patient `4 + 3 N + 4 N^2` numbers, with N classes. Labels may change.
+    The logits get a mean of 0 over the classes first. The fit takes about six passes over the
+    cases, and keeps of each patient `4 + 3 N + 4 N^2` numbers, with N classes. Labels may change.
 
     Raises:
-        InputError: Channels are sigmoids. By `passes`, if a class is no voxel's label, or the fit does not converge, as
-            where the classes are separable. By `compute`, if the cases were not added in each of the `passes`.
+        InputError: Channels are sigmoids. By `passes`, if a class is no voxel's label, or the fit
+            does not converge, as where the classes are separable. By `compute`, if the cases were
+            not added in each of the `passes`.
 
     Examples:
         >>> import torch
@@ -120,10 +136,14 @@ class VectorScaling(Calibrator):
     is_affine = True
     has_scale: ClassVar[bool] = True
 
-    def __init__(self, region: Any = "all", ignore_index: int | None = None, sigmoid: bool = False) -> None:
+    def __init__(
+        self, region: Any = "all", ignore_index: int | None = None, sigmoid: bool = False
+    ) -> None:
         super().__init__(region, ignore_index, sigmoid)
         if sigmoid:
-            raise InputError(f"sigmoid: a {self.name} is of classes that exclude each other. Fit a temperature.")
+            raise InputError(
+                f"sigmoid: a {self.name} is of classes that exclude each other. Fit a temperature."
+            )
         if self.has_scale:
             self.register_buffer("class_scale", torch.ones(1))
         self.register_buffer("class_bias", torch.zeros(1))
@@ -134,7 +154,9 @@ class VectorScaling(Calibrator):
 
     def update(self, logits: torch.Tensor, y: torch.Tensor, group: str | Sequence[str]) -> None:
         if logits.shape[1] == 1:
-            raise InputError(f"logits: one channel is a sigmoid, which has no {self.name}. Fit a temperature.")
+            raise InputError(
+                f"logits: one channel is a sigmoid, which has no {self.name}. Fit a temperature."
+            )
         super().update(logits, y, group)
 
     def passes(self) -> Iterator[int]:
@@ -146,15 +168,27 @@ class VectorScaling(Calibrator):
                 return  # `compute` says so
             sums = _Sums.read(np.array(rows)[:, 0])
             if (absent := np.flatnonzero(sums.labels.sum(0) == 0)).size:
-                raise InputError(f"No voxel has class {absent[0]}, so it has no {self.name}. Fit a temperature.")
+                raise InputError(
+                    f"No voxel has class {absent[0]}, so it has no {self.name}. Fit a temperature."
+                )
             if (nll := sums.nll.sum()) > lowest * (1 + 1e-12):
                 step = step / 2
             else:
                 lowest, start, step = nll, self._values(sums.labels.shape[1]), self._step(sums)
                 if abs(step).max() < TOLERANCE:
                     return
-            self.set_state(dict(zip(("class_scale", "class_bias"), np.split((start + step).ravel(), 2), strict=True)))
-        raise InputError(f"The {self.name} did not converge. The classes may be separable; fit a temperature.")
+            self.set_state(
+                dict(
+                    zip(
+                        ("class_scale", "class_bias"),
+                        np.split((start + step).ravel(), 2),
+                        strict=True,
+                    )
+                )
+            )
+        raise InputError(
+            f"The {self.name} did not converge. The classes may be separable; fit a temperature."
+        )
 
     def voxel_sums(self, logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
         """Return what `_Sums` holds, of these voxels."""
@@ -165,7 +199,8 @@ class VectorScaling(Calibrator):
         nll = [(each.logsumexp(0) - (each * true).sum(0)).sum() for each in (centered, calibrated)]
         changed = (centered.argmax(0) != calibrated.argmax(0)).sum()
         p = calibrated.softmax(0)
-        inputs = torch.stack([centered, torch.ones_like(p)])  # (2, N, V), what scales and biases multiply
+        # (2, N, V), what scales and biases multiply
+        inputs = torch.stack([centered, torch.ones_like(p)])
         gradient = ((p - true) * inputs).sum(-1).flatten()
         weighted = (p * inputs).flatten(0, 1)
         same_class = torch.einsum("inv,jnv,nv->ijn", inputs, inputs, p).diag_embed()  # (2, 2, N, N)
@@ -176,20 +211,34 @@ class VectorScaling(Calibrator):
     def solve(self, names: Sequence[str], rows: Array) -> VectorEstimate:
         sums = _Sums.read(rows[:, 0])
         if abs(self._step(sums)).max() > 10 * TOLERANCE:
-            raise InputError(f"A {self.name} needs several passes: for _ in fit.passes(), update with all cases.")
+            raise InputError(
+                f"A {self.name} needs several passes: for _ in fit.passes(), update with all cases."
+            )
         voxels, classes, patients = sums.voxels.sum(), sums.labels.shape[1], len(rows)
-        values, interval, left_out = self._values(classes), np.full((2, 2 * classes), math.nan), math.nan
+        values, interval, left_out = (
+            self._values(classes),
+            np.full((2, 2 * classes), math.nan),
+            math.nan,
+        )
         if patients > 1:
-            times = np.random.default_rng(0).multinomial(patients, np.full(patients, 1 / patients), RESAMPLES)
+            times = np.random.default_rng(0).multinomial(
+                patients, np.full(patients, 1 / patients), RESAMPLES
+            )
             interval = np.quantile(values + self._step(sums, times), [0.025, 0.975], axis=0)
             steps = self._step(sums, 1 - np.eye(patients))
             curvature = np.einsum("pi,pij,pj->", steps, sums.hessian, steps)
-            left_out = float((sums.nll.sum() + (sums.gradient * steps).sum() + curvature / 2) / voxels)
+            left_out = float(
+                (sums.nll.sum() + (sums.gradient * steps).sum() + curvature / 2) / voxels
+            )
         names = [f"{kind} of class {k}" for kind in ("scale", "bias") for k in range(classes)]
         table = zip(names, np.stack([values, *interval], 1).tolist(), strict=True)
-        parameters = {name: dict(zip(KEYS, own, strict=True)) for name, own in [*table][self._fitted(classes)]}
+        parameters = {
+            name: dict(zip(KEYS, own, strict=True)) for name, own in [*table][self._fitted(classes)]
+        }
         before, after = (float(each.sum() / voxels) for each in (sums.nll_before, sums.nll))
-        return self.estimate(parameters, before, after, left_out, int(sums.changed.sum()), patients, int(voxels))
+        return self.estimate(
+            parameters, before, after, left_out, int(sums.changed.sum()), patients, int(voxels)
+        )
 
     def _step(self, sums: _Sums, times: Any = ONCE) -> Array:
         """Return the step to the minimum for each row of `times` that patients are there."""
@@ -197,7 +246,8 @@ class VectorScaling(Calibrator):
         gradient, hessian = times @ sums.gradient, np.einsum("rp,pij->rij", times, sums.hessian)
         fitted = self._fitted(sums.labels.shape[1])
         steps = np.zeros_like(gradient)
-        inverse = np.linalg.pinv(hessian[:, fitted, fitted], rcond=1e-10, hermitian=True)  # equal biases change nothing
+        # Equal biases change nothing
+        inverse = np.linalg.pinv(hessian[:, fitted, fitted], rcond=1e-10, hermitian=True)
         steps[:, fitted] = -np.einsum("rij,rj->ri", inverse, gradient[:, fitted])
         return steps
 
@@ -211,7 +261,10 @@ class VectorScaling(Calibrator):
 
     def _options(self) -> dict[str, Any]:
         """Rows belong to the parameters that they were summed at."""
-        return {**super()._options(), "state": {name: values.tolist() for name, values in self.state().items()}}
+        return {
+            **super()._options(),
+            "state": {name: values.tolist() for name, values in self.state().items()},
+        }
 
 
 @dataclass(frozen=True)
@@ -222,7 +275,9 @@ class BiasEstimate(VectorEstimate):
 
 
 class ClassBias(VectorScaling):
-    """Adds a bias to the logits of each class, see `VectorScaling`: what corrects structures that are all too large."""
+    """Adds a bias to the logits of each class, see `VectorScaling`: what corrects structures that
+    are all too large.
+    """
 
     name = "bias"
     estimate = BiasEstimate

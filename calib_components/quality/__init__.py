@@ -1,10 +1,16 @@
 """Estimates of the quality of segmentations from their probabilities, without labels.
 
-`ScanEstimates` measures a scan, and `PairwiseDice` how well several segmentations of it agree; `Reference` holds what
-labelled validation scans gave; `describe_scan`, `write_record` and `write_table` make `quality.csv` and `quality.html`.
+`ScanEstimates` measures a scan, and `PairwiseDice` how well several segmentations of it agree;
+`Reference` holds what labelled validation scans gave; `describe_scan`, `write_record` and
+`write_table` make `quality.csv` and `quality.html`.
 """
 
-from calib_components.quality.estimates import PairwiseDice, ScanEstimates, StructureEstimate, mean_estimate
+from calib_components.quality.estimates import (
+    PairwiseDice,
+    ScanEstimates,
+    StructureEstimate,
+    mean_estimate,
+)
 from calib_components.quality.page import draw_slice
 from calib_components.quality.reference import Reference
 from calib_components.quality.table import describe_scan, write_record, write_table

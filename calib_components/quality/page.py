@@ -1,4 +1,6 @@
-"""The page of the estimates of many scans, worst first: one file that needs neither a network nor a library."""
+"""The page of the estimates of many scans, worst first: one file that needs neither a network nor a
+library.
+"""
 
 from __future__ import annotations
 
@@ -22,21 +24,28 @@ def draw_slice(image: ArrayLike, masks: ArrayLike, affine: np.ndarray) -> bytes:
     Args:
         image: Grey values `(Y, X)`.
         masks: Where the structures are predicted, `(structures, Y, X)`.
-        affine: That of the scan, `(4, 4)`, whose first two axes are X and Y. It gives pixels their shape, and turns the
-            patient's right side or front to the left, the front or head to the top.
+        affine: That of the scan, `(4, 4)`, whose first two axes are X and Y. It gives pixels their
+            shape, and turns the patient's right side or front to the left, the front or head to the
+            top.
     """
     from PIL import Image  # comes with matplotlib, which metrics do not need
 
-    layers = np.concatenate([np.nan_to_num(np.asarray(image, float))[None], np.asarray(masks, float)])
+    layers = np.concatenate(
+        [np.nan_to_num(np.asarray(image, float))[None], np.asarray(masks, float)]
+    )
     for axis in (1, 2):
-        if (filled := np.ptp(layers, axis=3 - axis).any(0).nonzero()[0]).size:  # margins of one grey value are left out
+        # Margins of one grey value are left out
+        if (filled := np.ptp(layers, axis=3 - axis).any(0).nonzero()[0]).size:
             layers = layers.take(np.arange(filled[0], filled[-1] + 1), axis)
     axes = affine[:3, 1::-1]  # of rows and columns
-    turned = [axis for axis in (0, 1) if axes[np.abs(axes[:, axis]).argmax(), axis] > 0]  # towards right, front, up
+    # Towards right, front, up
+    turned = [axis for axis in (0, 1) if axes[np.abs(axes[:, axis]).argmax(), axis] > 0]
     layers = np.flip(layers, tuple(1 + axis for axis in turned))
     sizes = np.linalg.norm(axes, axis=0) * layers.shape[1:]
     for axis, length in enumerate(np.maximum(1, sizes * SIDE / sizes.max()).astype(int), start=1):
-        layers = layers.take(((np.arange(length) + 0.5) * layers.shape[axis] / length).astype(int), axis)
+        layers = layers.take(
+            ((np.arange(length) + 0.5) * layers.shape[axis] / length).astype(int), axis
+        )
     low, high = np.percentile(layers[0], [0.5, 99.5])
     pixels = ((layers[0] - low) / max(high - low, 1e-12)).clip(0, 1) * (GREYS - 1)
     for number, mask in enumerate(layers[1:] > 0):
@@ -44,7 +53,10 @@ def draw_slice(image: ArrayLike, masks: ArrayLike, affine: np.ndarray) -> bytes:
         inside = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
         pixels[mask & ~inside] = GREYS + number % len(COLORS)
     picture, content = Image.fromarray(pixels.astype(np.uint8)), io.BytesIO()
-    picture.putpalette(np.linspace(0, 255, GREYS).astype(np.uint8).repeat(3).tobytes() + bytes.fromhex("".join(COLORS)))
+    picture.putpalette(
+        np.linspace(0, 255, GREYS).astype(np.uint8).repeat(3).tobytes()
+        + bytes.fromhex("".join(COLORS))
+    )
     picture.save(content, "PNG")
     return content.getvalue()
 
@@ -66,12 +78,20 @@ CELLS = {  # title, measure and text of each column
 def quality_page(records: Sequence[Mapping[str, Any]]) -> str:
     """Return the page, in HTML, of what `calib_components.quality.table.choose` returned."""
     names = [escape(record["scan"]) for record in records if record["review"] == "yes"]
-    shown = {measure for record in records for row in record["rows"] for measure in row if row[measure] is not None}
+    shown = {
+        measure
+        for record in records
+        for row in record["rows"]
+        for measure in row
+        if row[measure] is not None
+    }
     columns = {title: cell for title, cell in CELLS.items() if cell[0] in shown}
     links = ", ".join(f'<a href="#{name}">{name}</a>' for name in names)
     notes = " ".join(sorted({record["note"] for record in records}))
     cards = "\n".join(_card(record, columns) for record in records)
-    return TEMPLATE.substitute(number=len(names), total=len(records), links=links, notes=notes, cards=cards)
+    return TEMPLATE.substitute(
+        number=len(names), total=len(records), links=links, notes=notes, cards=cards
+    )
 
 
 def _card(record: Mapping[str, Any], columns: Mapping[str, Any]) -> str:
@@ -79,9 +99,15 @@ def _card(record: Mapping[str, Any], columns: Mapping[str, Any]) -> str:
     for number, row in enumerate(record["rows"]):
         cells = ("-" if row[measure] is None else text(row) for measure, text in columns.values())
         mark = f'<i style="background:#{COLORS[number % len(COLORS)]}"></i>'
-        lines.append(f"<tr><th>{mark}{escape(row['structure'])}{''.join(f'<td>{cell}' for cell in cells)}")
+        lines.append(
+            f"<tr><th>{mark}{escape(row['structure'])}{''.join(f'<td>{cell}' for cell in cells)}"
+        )
     name, estimate = escape(record["scan"]), record["estimate"]
-    picture = f'<img loading="lazy" src="data:image/png;base64,{record["picture"]}">' if record["picture"] else ""
+    picture = (
+        f'<img loading="lazy" src="data:image/png;base64,{record["picture"]}">'
+        if record["picture"]
+        else ""
+    )
     text = "No structure" if estimate is None else f"Expected DSC <b>{estimate:.2f}</b>"
     reasons = escape("; ".join(record["reasons"]))
     text += f", {record['place']}" if record["place"] and record["place"] not in reasons else ""

@@ -1,6 +1,8 @@
-"""The estimates of many scans as files: one JSON file a scan, and from all of them `quality.csv` and `quality.html`.
+"""The estimates of many scans as files: one JSON file a scan, and from all of them `quality.csv`
+and `quality.html`.
 
-Each run, shard or restart writes the files of its own scans, and makes the table and the page from all that are there.
+Each run, shard or restart writes the files of its own scans, and makes the table and the page from
+all that are there.
 """
 
 from __future__ import annotations
@@ -49,29 +51,47 @@ def describe_scan(
         name: Name of the scan.
         estimates: Estimates of its structures, see `ScanEstimates`.
         reference: The validation scans in the weights, if there are any.
-        affine: From voxels to mm. Without one, or with the identity, the spacing is lost, and there are no volumes.
+        affine: From voxels to mm. Without one, or with the identity, the spacing is lost, and there
+            are no volumes.
         picture: A PNG, see `draw_slice`.
         agreement: Mean DSC over pairs of segmentations of each structure, see `PairwiseDice`.
     """
     is_lost = affine is None or np.array_equal(affine, np.eye(4))
-    voxel_ml = math.nan if is_lost else float(abs(np.linalg.det(np.asarray(affine)[:3, :3])) / CUBIC_MM)
+    voxel_ml = (
+        math.nan if is_lost else float(abs(np.linalg.det(np.asarray(affine)[:3, :3])) / CUBIC_MM)
+    )
     reasons: list[str] = []
     rows: list[dict[str, Any]] = []
-    among = f", but is in all {len(reference.values)} validation scans" if len(reference.values) else ""
+    among = (
+        f", but is in all {len(reference.values)} validation scans" if len(reference.values) else ""
+    )
     for structure, found in estimates.items():
         values = [math.nan] * 5
         if found.predicted_voxels > 0:
             bound = reference.lower_bound(structure, found.expected_dsc)
-            volumes = (found.expected_voxels, *reference.volume_range(structure, found.expected_voxels))
+            volumes = (
+                found.expected_voxels,
+                *reference.volume_range(structure, found.expected_voxels),
+            )
             values = [found.expected_dsc, bound, *(voxel_ml * volume for volume in volumes)]
         elif structure in reference.always:
             values[0] = 0.0
             reasons.append(f"{structure} is not found{among}")
-        cells = map(_finite, [*values, found.uncertain_share, (agreement or {}).get(structure, math.nan)])
-        rows.append({"structure": structure, **dict(zip((*MEASURES, AGREEMENT), cells, strict=True))})
-    estimate = mean_estimate({key: found.expected_dsc for key, found in estimates.items()}, reference.always)
+        cells = map(
+            _finite, [*values, found.uncertain_share, (agreement or {}).get(structure, math.nan)]
+        )
+        rows.append(
+            {"structure": structure, **dict(zip((*MEASURES, AGREEMENT), cells, strict=True))}
+        )
+    estimate = mean_estimate(
+        {key: found.expected_dsc for key, found in estimates.items()}, reference.always
+    )
     higher, scans = reference.place(estimate)
-    place = f"lower than {'all' if higher == scans else f'{higher} of'} {scans} validation scans" if scans else ""
+    place = (
+        f"lower than {'all' if higher == scans else f'{higher} of'} {scans} validation scans"
+        if scans
+        else ""
+    )
     if math.isnan(estimate):
         place, reasons = "", ["nothing is found"]
     elif 0 < higher == scans:
@@ -94,9 +114,11 @@ def write_record(record: Mapping[str, Any], output_dir: str | os.PathLike) -> No
 def choose(
     records: Sequence[Mapping[str, Any]], review: str = "20%", review_below: float | None = None
 ) -> list[dict[str, Any]]:
-    """Sort the scans, worst first, and add to each whether a person should look at it, `review`, and why, `reasons`.
+    """Sort the scans, worst first, and add to each whether a person should look at it, `review`,
+    and why, `reasons`.
 
-    That is so in any case where a structure is missing or the estimate is lower than those of all validation scans.
+    That is so in any case where a structure is missing or the estimate is lower than those of all
+    validation scans.
 
     Args:
         records: What `describe_scan` returned.
@@ -115,13 +137,19 @@ def choose(
         if not reasons and review_below is not None and (record["estimate"] or 0.0) < review_below:
             reasons = [f"its estimate is below {review_below:g}"]
         elif not reasons and review_below is None and place < number:
-            reasons = [f"it is among the {number} of {len(ordered)} scans with the lowest estimates"]
+            reasons = [
+                f"it is among the {number} of {len(ordered)} scans with the lowest estimates"
+            ]
         chosen.append({**record, "reasons": reasons, "review": "yes" if reasons else "no"})
     return chosen
 
 
-def write_table(output_dir: str | os.PathLike, review: str = "20%", review_below: float | None = None) -> str:
-    """Make `quality.csv` and `quality.html` from the scans in `quality/`, and say so; for the options, see `choose`."""
+def write_table(
+    output_dir: str | os.PathLike, review: str = "20%", review_below: float | None = None
+) -> str:
+    """Make `quality.csv` and `quality.html` from the scans in `quality/`, and say so; for the
+    options, see `choose`.
+    """
     from filelock import FileLock  # metrics must not need it
 
     folder, records = Path(output_dir), []
@@ -145,4 +173,7 @@ def write_table(output_dir: str | os.PathLike, review: str = "20%", review_below
         for name, content in (("quality.csv", text.getvalue()), (PAGE, quality_page(chosen))):
             with writing(folder / name) as unfinished:
                 unfinished.write_text(content, encoding="utf-8")
-    return f"{folder / PAGE}: {sum(scan['review'] == 'yes' for scan in chosen)} of {len(chosen)} segmentations to check"
+    return (
+        f"{folder / PAGE}: {sum(scan['review'] == 'yes' for scan in chosen)} of {len(chosen)}"
+        " segmentations to check"
+    )

@@ -1,4 +1,5 @@
-"""What people run: preparation of data, comparisons of losses, saved predictions, nnU-Net, many cases.
+"""What people run: preparation of data, comparisons of losses, saved predictions, nnU-Net, many
+cases.
 
 Needs the extra `bundles`.
 """

@@ -1,4 +1,6 @@
-"""Command lines: Fire calls functions, whose annotations say how options are read; options of several commands."""
+"""Command lines: Fire calls functions, whose annotations say how options are read; options of
+several commands.
+"""
 
 from __future__ import annotations
 
@@ -23,9 +25,11 @@ Commands = Command | Mapping[str, "Commands"]
 
 
 def run(name: str, commands: Commands) -> None:
-    """Run a command with the arguments of the process. It starts after all of its options were read.
+    """Run a command with the arguments of the process. It starts after all of its options were
+    read.
 
-    An unknown option and an `InputError` or `OSError` end the process with exit code 2; the latter two print one line.
+    An unknown option and an `InputError` or `OSError` end the process with exit code 2; the latter
+    two print one line.
 
     Args:
         name: Name of the command line in messages.
@@ -55,7 +59,9 @@ def _command_words(commands: Commands, words: Sequence[str]) -> list[str]:
 
 
 def _deferred(commands: Commands, chosen: list[Callable[[], None]]) -> Any:
-    """Replace each command by a function that records its call: Fire finds unknown options only after a call."""
+    """Replace each command by a function that records its call: Fire finds unknown options only
+    after a call.
+    """
     if isinstance(commands, Mapping):
         return {name: _deferred(command, chosen) for name, command in commands.items()}
 
@@ -68,19 +74,29 @@ def _deferred(commands: Commands, chosen: list[Callable[[], None]]) -> Any:
     spec = inspect.getfullargspec(commands)
     for option, annotation in get_type_hints(commands).items():
         if option != spec.varkw:  # Fire does not know the values of *arguments by name
-            record = SetParseFn(_reader(option, annotation), *([] if option == spec.varargs else [option]))(record)
+            record = SetParseFn(
+                _reader(option, annotation), *([] if option == spec.varargs else [option])
+            )(record)
     return record
 
 
 def _reader(name: str, annotation: Any) -> Callable[[str], Any]:
     """Return what reads the text of an option."""
-    annotation = get_args(annotation)[0] if get_origin(annotation) in (Union, types.UnionType) else annotation
+    annotation = (
+        get_args(annotation)[0]
+        if get_origin(annotation) in (Union, types.UnionType)
+        else annotation
+    )
     several = get_origin(annotation) is Sequence
     read_one = READERS.get(get_args(annotation)[0] if several else annotation, DefaultParseValue)
 
     def read(text: str) -> Any:
         try:
-            return [read_one(part.strip(" '\"")) for part in text.strip("[]").split(",")] if several else read_one(text)
+            return (
+                [read_one(part.strip(" '\"")) for part in text.strip("[]").split(",")]
+                if several
+                else read_one(text)
+            )
         except (KeyError, ValueError):
             raise InputError(f"--{name}: cannot read {text!r}; see --help.") from None
 
@@ -102,24 +118,35 @@ READERS: Mapping[Any, Callable[[str], Any]] = {  # other annotations: a Python l
 }
 
 
-def parse_structures(texts: Sequence[str], option: str = "--structures") -> dict[str, frozenset[int]]:
-    """Read the label codes of each structure from an option: `name=code`, or `name=code+code` for several."""
+def parse_structures(
+    texts: Sequence[str], option: str = "--structures"
+) -> dict[str, frozenset[int]]:
+    """Read the label codes of each structure from an option: `name=code`, or `name=code+code` for
+    several.
+    """
     if not texts:
         raise InputError(f"{option} names no structure. Pass structures such as liver=1.")
     structures: dict[str, frozenset[int]] = {}
     for text in texts:
         if not (match := re.fullmatch(r"(.*\S.*)=(\d+(?:\+\d+)*)", text)):
-            raise InputError(f"{option}: {text!r} is not name=code or name=code+code, such as WT=1+2+4.")
+            raise InputError(
+                f"{option}: {text!r} is not name=code or name=code+code, such as WT=1+2+4."
+            )
         name, codes = match[1], frozenset(map(int, match[2].split("+")))
         if 0 in codes or name.lower() == "background":
-            raise InputError(f"{option}: {text!r} is the background, which is class 0. Name the structures only.")
+            raise InputError(
+                f"{option}: {text!r} is the background, which is class 0. Name the structures only."
+            )
         if structures.setdefault(name, codes) is not codes:
             raise InputError(f"{option}: {name} occurs twice.")
     return structures
 
 
-def patients_of(cases: Sequence[str], pattern: str | None, option: str = "--patient_pattern") -> dict[str, str]:
-    """Find the patient of each case, by the part of its name that a regular expression matches; None: all of it.
+def patients_of(
+    cases: Sequence[str], pattern: str | None, option: str = "--patient_pattern"
+) -> dict[str, str]:
+    """Find the patient of each case, by the part of its name that a regular expression matches;
+    None: all of it.
 
     Examples:
         >>> patients_of(["patient001_frame01", "patient001_frame12"], r"patient\\d+")

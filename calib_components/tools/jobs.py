@@ -23,7 +23,8 @@ _is_interrupted = threading.Event()
 
 
 def make_executor(name: str, workers: int, folder: Path, slurm: Mapping[str, Any] | None) -> Any:
-    """Return what starts jobs: threads of this process, or submitit, which keeps logs and results in a folder.
+    """Return what starts jobs: threads of this process, or submitit, which keeps logs and results
+    in a folder.
 
     The parameters of jobs on Slurm are those of `submitit.SlurmExecutor.update_parameters`.
     """
@@ -37,7 +38,9 @@ def make_executor(name: str, workers: int, folder: Path, slurm: Mapping[str, Any
         executor = submitit.SlurmExecutor(folder=folder)
         executor.update_parameters(**(slurm or {}))
     except ImportError:
-        raise InputError("--executor slurm needs submitit. Install it: pip install -e '.[slurm]'") from None
+        raise InputError(
+            "--executor slurm needs submitit. Install it: pip install -e '.[slurm]'"
+        ) from None
     except (RuntimeError, TypeError, ValueError) as error:  # no Slurm, or an unknown parameter
         raise InputError(f"--executor slurm: {str(error).splitlines()[0]}") from None
     return executor
@@ -49,16 +52,19 @@ def run_jobs(
     total: int | None = None,
     count_done: Callable[[], int] | None = None,
 ) -> dict[str, str]:
-    """Run jobs by name, say when each has ended, and end all of them on an interrupt; return why some failed, by name.
+    """Run jobs by name, say when each has ended, and end all of them on an interrupt; return why
+    some failed, by name.
 
-    A job returns why it failed, in one line, or None. Slurm gets the jobs as an array. The bar shows the number of
-    jobs, or what `count_done` says of a `total`.
+    A job returns why it failed, in one line, or None. Slurm gets the jobs as an array. The bar
+    shows the number of jobs, or what `count_done` says of a `total`.
     """
     failed = {}
     with executor.batch() if jobs and hasattr(executor, "batch") else contextlib.nullcontext():
         running = {name: executor.submit(job) for name, job in jobs.items()}
     try:
-        with tqdm(total=total or len(jobs), unit="job" if total is None else "case", disable=None) as bar:
+        with tqdm(
+            total=total or len(jobs), unit="job" if total is None else "case", disable=None
+        ) as bar:
             while running:
                 time.sleep(POLL)
                 for name in [name for name, job in running.items() if job.done()]:
@@ -107,5 +113,6 @@ def run_command(command: Sequence[str], log_file: Path) -> str | None:
         lines = [line for line in log.read().splitlines() if line.strip()]
     if code == 0:
         return None
-    raised = [line for line in lines if re.match(r"[\w.]*(Error|Exception): ", line)]  # the cause comes first
+    # The cause comes first
+    raised = [line for line in lines if re.match(r"[\w.]*(Error|Exception): ", line)]
     return f"{(raised[:1] or lines[-1:] or [f'exit code {code}'])[0]}; see {log_file}"

@@ -24,30 +24,47 @@ MOST = 8  # workers by default, since each holds a case in memory
 def count_workers(workers: int | None) -> int:
     """Return a number of workers after a check; by default one per core, at most 8."""
     if workers is None:
-        return min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, MOST)
+        return min(
+            (
+                len(os.sched_getaffinity(0))
+                if hasattr(os, "sched_getaffinity")
+                else os.cpu_count() or 1
+            ),
+            MOST,
+        )
     check_count("--workers", workers, 1)
     return workers
 
 
 def map_cases(
-    function: Callable[[Item], Result], items: Sequence[Item], workers: int | None = None, name: str = "cases"
+    function: Callable[[Item], Result],
+    items: Sequence[Item],
+    workers: int | None = None,
+    name: str = "cases",
 ) -> list[Result]:
-    """Return the result of a function for each item, computed in several processes, with a progress bar on terminals.
+    """Return the result of a function for each item, computed in several processes, with a progress
+    bar on terminals.
 
-    The function is one of a module, or a `functools.partial` of one. With one worker, or one item, this process does it
-    all; see `count_workers` for the default.
+    The function is one of a module, or a `functools.partial` of one. With one worker, or one item,
+    this process does it all; see `count_workers` for the default.
     """
     workers = count_workers(workers)
-    bar = functools.partial(tqdm, desc=name, total=len(items), unit="case", leave=False, disable=None)
+    bar = functools.partial(
+        tqdm, desc=name, total=len(items), unit="case", leave=False, disable=None
+    )
     if min(workers, len(items)) < 2:
         return [function(item) for item in bar(items)]
-    context = multiprocessing.get_context("forkserver")  # a fork of a process with threads of PyTorch may hang
-    context.set_forkserver_preload([getattr(function, "func", function).__module__])  # imported once for all processes
+    # A fork of a process with threads of PyTorch may hang
+    context = multiprocessing.get_context("forkserver")
+    # Imported once for all processes
+    context.set_forkserver_preload([getattr(function, "func", function).__module__])
     pool = ProcessPoolExecutor(min(workers, len(items)), context, _start_worker)
     try:
         return list(bar(pool.map(function, items)))
     except BrokenProcessPool:
-        raise InputError("A worker process died, perhaps for lack of memory. Try fewer --workers.") from None
+        raise InputError(
+            "A worker process died, perhaps for lack of memory. Try fewer --workers."
+        ) from None
     finally:
         pool.shutdown(cancel_futures=True)
 

@@ -21,19 +21,30 @@ STRUCTURES = {"RV": [1], "MYO": [2], "LV": [3]}
 
 
 def heart(size: int, slices: int = 10) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return smooth probabilities of a heart, `(4, size, size, slices)`, and labels that differ at its surfaces."""
+    """Return smooth probabilities of a heart, `(4, size, size, slices)`, and labels that differ at
+    its surfaces.
+    """
     generator = torch.Generator().manual_seed(0)
     axes = (torch.arange(n) - (n - 1) / 2 for n in (size, size, slices))
     rows, columns, along = torch.meshgrid(*axes, indexing="ij")
     taper, radius = 1 - (along / slices) ** 2, torch.hypot(rows, columns)
-    left, wall, right = 18 * taper - radius, 26 * taper - radius, 22 * taper - torch.hypot(rows, (columns + 32) / 0.8)
-    depth = torch.stack([-torch.maximum(wall, right), torch.minimum(right, -wall), torch.minimum(wall, -left), left])
+    left, wall, right = (
+        18 * taper - radius,
+        26 * taper - radius,
+        22 * taper - torch.hypot(rows, (columns + 32) / 0.8),
+    )
+    depth = torch.stack(
+        [-torch.maximum(wall, right), torch.minimum(right, -wall), torch.minimum(wall, -left), left]
+    )
 
     def noise() -> torch.Tensor:
-        coarse = torch.randn(1, 4, *(max(2, n // 8) for n in (size, size, 4 * slices)), generator=generator)
+        coarse = torch.randn(
+            1, 4, *(max(2, n // 8) for n in (size, size, 4 * slices)), generator=generator
+        )
         return F.interpolate(coarse, depth.shape[1:], mode="trilinear")[0]
 
-    logits = 9 * torch.tanh(depth / 6) + 3 * noise()  # a network is not ever more certain far from a surface
+    # A network is not ever more certain far from a surface
+    logits = 9 * torch.tanh(depth / 6) + 3 * noise()
     return logits.softmax(0), (depth + 2 * noise()).argmax(0)
 
 
@@ -42,55 +53,84 @@ def measure(p: torch.Tensor, label: torch.Tensor) -> dict[str, float]:
     return measure_case(Case(label[None], STRUCTURES, p, p.argmax(0)))
 
 
-def measure_as_published(p: torch.Tensor, label: torch.Tensor, everything: bool = True) -> dict[str, Any]:
-    """Return DSC, HD95, ECE, CECE, NLL and Brier score, or everything that published code has, by the same names."""
+def measure_as_published(
+    p: torch.Tensor, label: torch.Tensor, everything: bool = True
+) -> dict[str, Any]:
+    """Return DSC, HD95, ECE, CECE, NLL and Brier score, or everything that published code has, by
+    the same names.
+    """
     of = p.numpy(), label.numpy()
     masks = published.region_masks(*of, STRUCTURES)
     values = published.dice_scores(*of, STRUCTURES) | published.hausdorff_distances(*of, STRUCTURES)
     values |= published.calibration_errors(*of, masks)
     if everything:
         values |= published.smooth_errors(*of, masks) | published.volumes(*of, STRUCTURES)
-        values |= published.expected_dice_scores(of[0], STRUCTURES) | published.risk_and_coverage(*of)
+        values |= published.expected_dice_scores(of[0], STRUCTURES) | published.risk_and_coverage(
+            *of
+        )
     return values
 
 
 def evaluation(
-    device: str = "cpu", rounds: int = 5, threads: int = 2, sizes: Sequence[int] = (144, 224), slices: int = 10
+    device: str = "cpu",
+    rounds: int = 5,
+    threads: int = 2,
+    sizes: Sequence[int] = (144, 224),
+    slices: int = 10,
 ) -> None:
-    """All measures of an evaluation of one ACDC volume, over published code for those that it reports.
+    """All measures of an evaluation of one ACDC volume, over published code for those that it
+    reports.
 
-    Published code reports the DSC, HD95 (as medpy computes it), and ECE, CECE, NLL and Brier score, here in the
-    same ten regions; ratios are over its time for these. The measures of an evaluation also have the values if the
-    probabilities were true and those of drawn labels, which it lacks.
+    Published code reports the DSC, HD95 (as medpy computes it), and ECE, CECE, NLL and Brier score,
+    here in the same ten regions; ratios are over its time for these. The measures of an evaluation
+    also have the values if the probabilities were true and those of drawn labels, which it lacks.
 
-    Memory is the peak of a fresh process by the count of Linux, above what it holds with the case in memory.
+    Memory is the peak of a fresh process by the count of Linux, above what it holds with the case
+    in memory.
 
     Args:
         device: Where the measures run, "cpu" or "cuda"; published code runs on the CPU.
         rounds: How many times each is timed.
         threads: CPU threads for PyTorch.
-        sizes: Rows and columns of the volumes: those that the bundle's network sees, and those of whole slices.
+        sizes: Rows and columns of the volumes: those that the bundle's network sees, and those of
+            whole slices.
         slices: Number of slices.
     """
     set_up(rounds, threads)
     rows: dict[str, Callable[..., Any]] = {
-        "published: DSC, HD95, ECE, CECE, NLL, Brier": partial(measure_as_published, everything=False),
+        "published: DSC, HD95, ECE, CECE, NLL, Brier": partial(
+            measure_as_published, everything=False
+        ),
         "published and NumPy: smooth ECE, volumes, ...": measure_as_published,
         "evaluation": measure,
     }
     for size in sizes:
         case = heart(size, slices)
         on_device = [part.to(device) for part in case]
-        steps = {name: partial(row, *(on_device if row is measure else case)) for name, row in rows.items()}
+        steps = {
+            name: partial(row, *(on_device if row is measure else case))
+            for name, row in rows.items()
+        }
         seconds = interleaved_seconds(steps, rounds, device)
-        print(f"\nevaluation of 4x{size}x{size}x{slices} ({device}, {threads} threads, median of {rounds} rounds)")
+        print(
+            f"\nevaluation of 4x{size}x{size}x{slices} ({device}, {threads} threads, median of"
+            f" {rounds} rounds)"
+        )
         print(f"{'':46}   ratio        ms  peak MiB")
         baseline = next(iter(seconds.values()))
         for name, row in rows.items():
             with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-                mib = pool.submit(_peak_mib, row, size, slices, device if row is measure else "cpu").result()
-            ratio = statistics.median(own / base for own, base in zip(seconds[name], baseline, strict=True))
-            print(f"{name:46}  {ratio:6.2f}  {1e3 * statistics.median(seconds[name]):8.1f}  {mib:8.1f}", flush=True)
+                mib = pool.submit(
+                    _peak_mib, row, size, slices, device if row is measure else "cpu"
+                ).result()
+            ratio = statistics.median(
+                own / base for own, base in zip(seconds[name], baseline, strict=True)
+            )
+            print(
+                f"{name:46}  {ratio:6.2f}  {1e3 * statistics.median(seconds[name]):8.1f} "
+                f" {mib:8.1f}",
+                flush=True,
+            )
 
 
 def _peak_mib(row: Callable[..., Any], size: int, slices: int, device: str) -> float:

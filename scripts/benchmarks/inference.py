@@ -21,7 +21,15 @@ import torch
 from monai.bundle import ConfigWorkflow
 from monai.engines import SupervisedEvaluator
 from monai.inferers import SliceInferer
-from monai.transforms import Activationsd, AsDiscreted, Compose, CopyItemsd, Invertd, Lambdad, SaveImaged
+from monai.transforms import (
+    Activationsd,
+    AsDiscreted,
+    Compose,
+    CopyItemsd,
+    Invertd,
+    Lambdad,
+    SaveImaged,
+)
 
 from calib_components.data.facts import Facts, write_facts
 from calib_components.inference.maps import fill_background, normalized_entropy
@@ -39,8 +47,8 @@ def inference(
 ) -> None:
     """Seconds, peak memory and bytes of an inference through the FLARE bundle, with random weights.
 
-    The volume is blocks of noise in a box of air. Memory is that of the process above what it holds after its imports,
-    by the count of Linux.
+    The volume is blocks of noise in a box of air. Memory is that of the process above what it holds
+    after its imports, by the count of Linux.
 
     Args:
         size: Rows and columns of a slice.
@@ -48,19 +56,28 @@ def inference(
         num_classes: Classes of the network.
         rounds: How many inferences are timed.
         threads: CPU threads for PyTorch.
-        whole: Compare it with MONAI's transforms of whole volumes, which take about 30 MB of memory for each slice of
-            512 x 512 with 5 classes.
-        patch: Side of the patches of a 3D network, through the hippocampus bundle in place of that of FLARE.
+        whole: Compare it with MONAI's transforms of whole volumes, which take about 30 MB of memory
+            for each slice of 512 x 512 with 5 classes.
+        patch: Side of the patches of a 3D network, through the hippocampus bundle in place of that
+            of FLARE.
     """
     set_up(rounds, threads)
-    runs = {"whole volumes": _run_whole, "slabs": ConfigWorkflow.run} if whole else {"slabs": ConfigWorkflow.run}
+    runs = (
+        {"whole volumes": _run_whole, "slabs": ConfigWorkflow.run}
+        if whole
+        else {"slabs": ConfigWorkflow.run}
+    )
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     peaks, written = {}, {}
     with TemporaryDirectory() as folder:
         place = Path(folder)
         _make_volume(place / "images" / "scan.nii.gz", (size, size, slices))
-        bundle = BUNDLES / ("hippocampus_mri_nacl_segmentation" if patch else "flare_ct_nacl_segmentation")
-        copy = shutil.copytree(bundle, place / "bundle", ignore=shutil.ignore_patterns("*.pt", "*.ts"))
+        bundle = BUNDLES / (
+            "hippocampus_mri_nacl_segmentation" if patch else "flare_ct_nacl_segmentation"
+        )
+        copy = shutil.copytree(
+            bundle, place / "bundle", ignore=shutil.ignore_patterns("*.pt", "*.ts")
+        )
         _make_weights(copy, num_classes, patch)
         for _ in range(rounds):
             for name, run in runs.items():
@@ -68,14 +85,22 @@ def inference(
                 with ProcessPoolExecutor(1, get_context("spawn")) as pool:
                     taken, peaks[name] = pool.submit(_measure, run, copy, place, threads).result()
                 seconds[name].append(taken)
-                written[name] = sum(file.stat().st_size for file in (place / "out").iterdir()) / 2**20
+                written[name] = (
+                    sum(file.stat().st_size for file in (place / "out").iterdir()) / 2**20
+                )
                 shutil.rmtree(place / "out")
-    print(f"inference, {size}x{size}x{slices}, {num_classes} classes ({threads} threads, median of {rounds} rounds)")
+    print(
+        f"inference, {size}x{size}x{slices}, {num_classes} classes ({threads} threads, median of"
+        f" {rounds} rounds)"
+    )
     print(f"{'':13}  {'ratio':>5}  {'s':>6}  {'peak MiB':>8}  {'written MiB':>11}")
     baseline = next(iter(seconds.values()))
     for name, own in seconds.items():
         ratio = statistics.median(one / base for one, base in zip(own, baseline, strict=True))
-        print(f"{name:13}  {ratio:5.2f}  {statistics.median(own):6.1f}  {peaks[name]:8.0f}  {written[name]:11.1f}")
+        print(
+            f"{name:13}  {ratio:5.2f}  {statistics.median(own):6.1f}  {peaks[name]:8.0f} "
+            f" {written[name]:11.1f}"
+        )
 
 
 def _make_volume(file: Path, shape: tuple[int, int, int]) -> None:
@@ -97,7 +122,9 @@ def _make_weights(bundle: Path, num_classes: int, patch: int | None) -> None:
         file_suffixes=[], image_size=[192, 192], crop_size=[192, 192],
     )  # fmt: skip
     if patch:
-        facts = replace(facts, dataset="hippocampus", spatial_dims=3, image_size=None, crop_size=[patch] * 3)
+        facts = replace(
+            facts, dataset="hippocampus", spatial_dims=3, image_size=None, crop_size=[patch] * 3
+        )
     write_facts(facts, bundle / "models")
     workflow = _workflow(bundle, bundle)
     torch.manual_seed(0)
@@ -109,7 +136,9 @@ def _workflow(bundle: Path, place: Path) -> Any:
     warnings.simplefilter("ignore")
     folders = {"bundle_root": bundle, "dataset_dir": place / "images", "output_dir": place / "out"}
     options = {"device": "cpu", **{name: str(folder) for name, folder in folders.items()}}
-    workflow = ConfigWorkflow(str(bundle / "configs" / "inference.yaml"), workflow_type="infer", **options)
+    workflow = ConfigWorkflow(
+        str(bundle / "configs" / "inference.yaml"), workflow_type="infer", **options
+    )
     workflow.initialize()
     return workflow
 
@@ -119,13 +148,20 @@ def _run_whole(workflow: ConfigWorkflow) -> None:
     get = workflow.parser.get_parsed_content
 
     def save(key: str, dtype: Any) -> SaveImaged:
-        options = {"output_postfix": key, "output_dtype": dtype, "separate_folder": False, "print_log": False}
+        options = {
+            "output_postfix": key,
+            "output_dtype": dtype,
+            "separate_folder": False,
+            "print_log": False,
+        }
         return SaveImaged(key, output_dir=get("output_dir"), **options)
 
     postprocessing = Compose(
         [
             Activationsd("pred", softmax=True),
-            Invertd("pred", transform=get("preprocessing"), orig_keys="image", nearest_interp=False),
+            Invertd(
+                "pred", transform=get("preprocessing"), orig_keys="image", nearest_interp=False
+            ),
             Lambdad("pred", fill_background),
             CopyItemsd("pred", times=2, names=["seg", "uncertainty"]),
             AsDiscreted("seg", argmax=True),
@@ -139,13 +175,17 @@ def _run_whole(workflow: ConfigWorkflow) -> None:
         device=get("device"),
         val_data_loader=get("dataloader"),
         network=get("network"),
-        inferer=SliceInferer(roi_size=get("crop_size"), sw_batch_size=get("batch_size"), spatial_dim=2),
+        inferer=SliceInferer(
+            roi_size=get("crop_size"), sw_batch_size=get("batch_size"), spatial_dim=2
+        ),
         postprocessing=postprocessing,
         val_handlers=get("handlers")[:1],  # the weights
     ).run()
 
 
-def _measure(run: Callable[[ConfigWorkflow], None], bundle: Path, place: Path, threads: int) -> tuple[float, float]:
+def _measure(
+    run: Callable[[ConfigWorkflow], None], bundle: Path, place: Path, threads: int
+) -> tuple[float, float]:
     torch.set_num_threads(threads)
     start = time.perf_counter()
     mib = peak_resident_mib(lambda: run(_workflow(bundle, place)))

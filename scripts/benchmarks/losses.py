@@ -22,7 +22,8 @@ def _forward_backward(loss: Callable, logits: torch.Tensor, target: torch.Tensor
 
 
 def losses(device: str = "cpu", rounds: int = 15, threads: int = 2) -> None:
-    """Forward and backward of every loss over plain cross-entropy, in 2D, 3D and with many classes, next to MONAI's.
+    """Forward and backward of every loss over plain cross-entropy, in 2D, 3D and with many classes,
+    next to MONAI's.
 
     Args:
         device: Where to run, "cpu" or "cuda".
@@ -38,9 +39,13 @@ def losses(device: str = "cpu", rounds: int = 15, threads: int = 2) -> None:
         steps: dict[str, Step] = {"F.cross_entropy": partial(run, F.cross_entropy)}
         steps |= {f"NACLLoss {prior}": partial(run, NACLLoss(prior=prior)) for prior in PRIORS}
         steps["NACLLoss mean, softmax"] = partial(run, NACLLoss(constraint="softmax"))
-        steps |= {loss.__name__: partial(run, loss()) for loss in LOSSES.values() if loss is not NACLLoss}
+        steps |= {
+            loss.__name__: partial(run, loss()) for loss in LOSSES.values() if loss is not NACLLoss
+        }
         for prior in ("mean", "gaussian"):
-            monai_nacl = monai.losses.NACLLoss(num_classes, len(shape) - 2, kernel_ops=prior).to(device)
+            monai_nacl = monai.losses.NACLLoss(num_classes, len(shape) - 2, kernel_ops=prior).to(
+                device
+            )
             steps[f"monai NACLLoss {prior}"] = partial(run, monai_nacl)
         dice_ce = monai.losses.DiceCELoss(to_onehot_y=True, softmax=True)
         steps["monai DiceCELoss"] = partial(_forward_backward, dice_ce, logits, index.unsqueeze(1))

@@ -22,7 +22,8 @@ STRUCTURES = {
 
 
 def metrics(device: str = "cpu", rounds: int = 5, threads: int = 2) -> None:
-    """Calibration errors of a batch over MONAI's, which is classwise, and HD95 over medpy's, or else MONAI's.
+    """Calibration errors of a batch over MONAI's, which is classwise, and HD95 over medpy's, or
+    else MONAI's.
 
     The peak memory is that of PyTorch's tensors alone, without NumPy's arrays.
 
@@ -37,8 +38,14 @@ def metrics(device: str = "cpu", rounds: int = 5, threads: int = 2) -> None:
         index = torch.randint(shape[1], (shape[0], 1, *shape[2:])).to(device)
         one_hot = F.one_hot(index[:, 0], shape[1]).movedim(-1, 1).float()
         monai_error = monai.metrics.CalibrationErrorMetric(num_bins=15)
-        steps: dict[str, Step] = {"monai CalibrationErrorMetric": partial(_measure, monai_error, p, one_hot)}
-        for metric in (CalibrationMetric(region="all"), ECEMetric(region="all"), CECEMetric(region="all")):
+        steps: dict[str, Step] = {
+            "monai CalibrationErrorMetric": partial(_measure, monai_error, p, one_hot)
+        }
+        for metric in (
+            CalibrationMetric(region="all"),
+            ECEMetric(region="all"),
+            CECEMetric(region="all"),
+        ):
             steps[f"{type(metric).__name__}, all voxels"] = partial(_measure, metric, p, index)
         print_ratios(f"one batch, {'x'.join(map(str, shape))}", steps, rounds, device)
     for name, (size, radii, spacing) in STRUCTURES.items():
@@ -55,14 +62,22 @@ def _measure(metric: Any, probabilities: torch.Tensor, target: torch.Tensor) -> 
 
 def _structure(shape: Sequence[int], radii: Sequence[int], shift: int) -> torch.Tensor:
     """Return the mask of a structure with a wavy surface, `(1, 1, *shape)`."""
-    offsets = torch.meshgrid(*(torch.arange(size) - size // 2 - shift for size in shape), indexing="ij")
-    distance = torch.stack([offset / radius for offset, radius in zip(offsets, radii, strict=True)]).norm(dim=0)
+    offsets = torch.meshgrid(
+        *(torch.arange(size) - size // 2 - shift for size in shape), indexing="ij"
+    )
+    distance = torch.stack(
+        [offset / radius for offset, radius in zip(offsets, radii, strict=True)]
+    ).norm(dim=0)
     waves = torch.stack([torch.sin(offset / (4 + shift)) for offset in offsets]).sum(0)
     return (distance + 0.1 * waves < 1)[None, None]
 
 
 def _hd95_steps(y_pred: torch.Tensor, y: torch.Tensor, spacing: Sequence[float]) -> dict[str, Step]:
-    monai_options: dict[str, Any] = {"include_background": True, "percentile": 95, "spacing": spacing}
+    monai_options: dict[str, Any] = {
+        "include_background": True,
+        "percentile": 95,
+        "spacing": spacing,
+    }
     steps: dict[str, Step] = {
         "monai compute_hausdorff_distance": partial(
             monai.metrics.compute_hausdorff_distance, y_pred, y, **monai_options

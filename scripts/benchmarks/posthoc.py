@@ -35,7 +35,8 @@ def _stream(logits: list[torch.Tensor], y: list[torch.Tensor]) -> float:
 
 
 def posthoc(device: str = "cpu", rounds: int = 5, threads: int = 2, cases: int = 8) -> None:
-    """The streaming fit of a temperature, its interval included, over L-BFGS on the logits of all cases concatenated.
+    """The streaming fit of a temperature, its interval included, over L-BFGS on the logits of all
+    cases concatenated.
 
     Args:
         device: Where to run, "cpu" or "cuda".
@@ -46,10 +47,18 @@ def posthoc(device: str = "cpu", rounds: int = 5, threads: int = 2, cases: int =
     set_up(rounds, threads)
     shape = (1, 4, 144, 144, 10)
     logits = [4 * torch.randn(shape, device=device) for _ in range(cases)]
-    y = [(case / 1.6 - torch.empty_like(case).exponential_().log()).argmax(1, keepdim=True) for case in logits]
+    y = [
+        (case / 1.6 - torch.empty_like(case).exponential_().log()).argmax(1, keepdim=True)
+        for case in logits
+    ]
     steps: dict[str, Step] = {
         "concatenate, L-BFGS": partial(_concatenate_and_minimize, logits, y),
         "TemperatureScaling": partial(_stream, logits, y),
     }
-    print_ratios(f"fit of a temperature, {cases} cases of {'x'.join(map(str, shape[1:]))}", steps, rounds, device)
+    print_ratios(
+        f"fit of a temperature, {cases} cases of {'x'.join(map(str, shape[1:]))}",
+        steps,
+        rounds,
+        device,
+    )
     print("temperatures:", ", ".join(f"{name} {step():.6f}" for name, step in steps.items()))

@@ -1,6 +1,8 @@
-"""The measures of an evaluation as published code computes them: from their definitions, in NumPy and SciPy.
+"""The measures of an evaluation as published code computes them: from their definitions, in NumPy
+and SciPy.
 
-One case at a time: probabilities `(N, *S)` and labels `(*S)`. Each function returns values by the names of the columns
+One case at a time: probabilities `(N, *S)` and labels `(*S)`. Each function returns values by the
+    names of the columns
 of an evaluation, which for the region of the paper, the foreground, have no suffix.
 """
 
@@ -31,14 +33,19 @@ def dice_scores(p: Array, label: Array, structures: Structures) -> dict[str, Any
 def hausdorff_distances(p: Array, label: Array, structures: Structures) -> dict[str, Any]:
     """HD95 in voxels, as medpy computes it."""
     prediction = p.argmax(0)
-    return {f"hd95_{name}": _hd95(np.isin(prediction, k), np.isin(label, k)) for name, k in structures.items()}
+    return {
+        f"hd95_{name}": _hd95(np.isin(prediction, k), np.isin(label, k))
+        for name, k in structures.items()
+    }
 
 
 def _hd95(predicted: Array, true: Array) -> float:
     """95th percentile of the distances between surfaces, by distance transforms."""
     surfaces = [mask & ~ndimage.binary_erosion(mask) for mask in (predicted, true)]
     to_predicted, to_true = (ndimage.distance_transform_edt(~surface) for surface in surfaces)
-    return float(np.percentile(np.concatenate([to_true[surfaces[0]], to_predicted[surfaces[1]]]), 95))
+    return float(
+        np.percentile(np.concatenate([to_true[surfaces[0]], to_predicted[surfaces[1]]]), 95)
+    )
 
 
 def region_masks(p: Array, label: Array, structures: Structures) -> dict[str, Array]:
@@ -60,7 +67,8 @@ def region_masks(p: Array, label: Array, structures: Structures) -> dict[str, Ar
 def _band(classes: Array, radius: int = 2) -> Array:
     """Voxels at most a radius from a face between voxels of different classes."""
     found = np.zeros(classes.shape, bool)
-    offsets = np.abs(np.indices([2 * radius + 1] * classes.ndim) - radius)  # from the voxel below the face
+    # From the voxel below the face
+    offsets = np.abs(np.indices([2 * radius + 1] * classes.ndim) - radius)
     for axis in range(classes.ndim):
         distance = np.maximum(offsets - 0.5, 0)
         distance[axis] = np.abs(np.indices(distance[axis].shape)[axis] - radius - 0.5)
@@ -69,14 +77,18 @@ def _band(classes: Array, radius: int = 2) -> Array:
     return found
 
 
-def calibration_errors(p: Array, label: Array, masks: Mapping[str, Array], num_bins: int = 15) -> dict[str, Any]:
+def calibration_errors(
+    p: Array, label: Array, masks: Mapping[str, Array], num_bins: int = 15
+) -> dict[str, Any]:
     """ECE, CECE, NLL and Brier score in each region."""
     values: dict[str, Any] = {}
     for name, mask in masks.items():
         inside, true = p[:, mask], label[mask]
         one_hot = np.eye(len(p), dtype=p.dtype)[true].T
         values[f"ece{name}"] = _error(inside.max(0), inside.argmax(0) == true, num_bins)
-        values[f"cece{name}"] = np.mean([_error(inside[k], true == k, num_bins) for k in range(len(p))])
+        values[f"cece{name}"] = np.mean(
+            [_error(inside[k], true == k, num_bins) for k in range(len(p))]
+        )
         of_label = np.take_along_axis(inside, true[None], 0)
         values[f"nll{name}"] = -np.log(np.clip(of_label, np.finfo(np.float32).tiny, 1)).mean()
         values[f"brier{name}"] = np.sum((inside - one_hot) ** 2, 0).mean()
@@ -95,16 +107,21 @@ def _error(confidence: Array, correct: Array, num_bins: int) -> float:
 
 
 def smooth_errors(p: Array, label: Array, masks: Mapping[str, Array]) -> dict[str, Any]:
-    """Smooth ECE in the regions of an evaluation: residuals on a grid, smoothed until the error is the width."""
+    """Smooth ECE in the regions of an evaluation: residuals on a grid, smoothed until the error is
+    the width.
+    """
     confidence, residual = p.max(0), p.max(0) - (p.argmax(0) == label)
     values: dict[str, Any] = {}
     for name in ("", "_all", "_predicted"):
         mask = masks[name]
-        on_grid = np.histogram(confidence[mask], 2000, (0, 1), weights=residual[mask])[0] / mask.sum()
+        on_grid = (
+            np.histogram(confidence[mask], 2000, (0, 1), weights=residual[mask])[0] / mask.sum()
+        )
         low, high = 0.0, 1.0
         while high - low > 1e-4:
             width = (low + high) / 2
-            smoothed = ndimage.gaussian_filter1d(on_grid, width * len(on_grid))  # reflects at 0 and 1
+            # Reflects at 0 and 1
+            smoothed = ndimage.gaussian_filter1d(on_grid, width * len(on_grid))
             low, high = (low, width) if np.abs(smoothed).sum() <= width else (width, high)
         values[f"smooth_ece{name}"] = high
     return values
@@ -138,5 +155,7 @@ def expected_dice_scores(p: Array, structures: Structures) -> dict[str, Any]:
     for name, classes in structures.items():
         of_structure, predicted = p[list(classes)].sum(0), np.isin(prediction, classes)
         overlap = of_structure[predicted].sum(dtype=np.float64)
-        scores[f"expected_dsc_{name}"] = 2 * overlap / (predicted.sum() + of_structure.sum(dtype=np.float64))
+        scores[f"expected_dsc_{name}"] = (
+            2 * overlap / (predicted.sum() + of_structure.sum(dtype=np.float64))
+        )
     return scores

@@ -18,17 +18,22 @@ BUNDLES = Path(__file__).resolve().parents[2] / "bundles"  # of the clone
 
 
 def set_up(rounds: int, threads: int) -> None:
-    """Check how often and with how many threads of PyTorch to measure, use so many, and seed what is drawn."""
+    """Check how often and with how many threads of PyTorch to measure, use so many, and seed what
+    is drawn.
+    """
     check_count("rounds", rounds, 1)
     check_count("threads", threads, 1)
     torch.set_num_threads(threads)
     torch.manual_seed(0)
 
 
-def interleaved_seconds(steps: Mapping[str, Step], rounds: int, device: str) -> dict[str, list[float]]:
+def interleaved_seconds(
+    steps: Mapping[str, Step], rounds: int, device: str
+) -> dict[str, list[float]]:
     """Return the seconds of every step once a round, for `rounds` rounds after one warm-up round.
 
-    Whatever slows the machine down for a while then slows every step of those rounds, so ratios within a round hold.
+    Whatever slows the machine down for a while then slows every step of those rounds, so ratios
+    within a round hold.
     """
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for step_round in range(rounds + 1):
@@ -43,7 +48,9 @@ def interleaved_seconds(steps: Mapping[str, Step], rounds: int, device: str) -> 
 
 
 def peak_memory_mib(step: Step, device: str) -> float:
-    """Return how much tensor memory a step needs at its peak, on top of what was allocated before it, in MiB."""
+    """Return how much tensor memory a step needs at its peak, on top of what was allocated before
+    it, in MiB.
+    """
     if device != "cpu":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
@@ -55,13 +62,16 @@ def peak_memory_mib(step: Step, device: str) -> float:
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         step()
     torch.set_num_threads(threads)
-    changes = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    changes = [
+        event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"
+    ]
     changes.sort(key=lambda event: event.start_ns())
     return max(accumulate((event.nbytes() for event in changes), initial=0)) / 2**20
 
 
 def peak_resident_mib(step: Step) -> float:
-    """Return how much memory the process holds at most during a step, by the count of Linux, on top of before, in MiB.
+    """Return how much memory the process holds at most during a step, by the count of Linux, on top
+    of before, in MiB.
 
     It includes what PyTorch, NumPy and files mapped into memory take.
     """
@@ -78,7 +88,9 @@ def _status(name: str) -> int:
 
 
 def print_ratios(title: str, steps: dict[str, Step], rounds: int, device: str) -> None:
-    """Print one row a step: its time (median over rounds) and its peak memory, also over those of the first step."""
+    """Print one row a step: its time (median over rounds) and its peak memory, also over those of
+    the first step.
+    """
     seconds = interleaved_seconds(steps, rounds, device)
     baseline = seconds[next(iter(steps))]
     memory = {name: peak_memory_mib(step, device) for name, step in steps.items()}
@@ -87,6 +99,11 @@ def print_ratios(title: str, steps: dict[str, Step], rounds: int, device: str) -
     print(f"\n{title} ({device}, {torch.get_num_threads()} threads, median of {rounds} rounds)")
     print(f"{'':{width}}  {'ratio':>6}  {'ms':>8}  {'peak MiB':>8}  {'ratio':>6}")
     for name in steps:
-        ratio = statistics.median(own / base for own, base in zip(seconds[name], baseline, strict=True))
+        ratio = statistics.median(
+            own / base for own, base in zip(seconds[name], baseline, strict=True)
+        )
         times = f"{ratio:6.2f}  {1e3 * statistics.median(seconds[name]):8.1f}"
-        print(f"{name:{width}}  {times}  {memory[name]:8.1f}  {memory[name] / baseline_memory:6.2f}", flush=True)
+        print(
+            f"{name:{width}}  {times}  {memory[name]:8.1f}  {memory[name] / baseline_memory:6.2f}",
+            flush=True,
+        )

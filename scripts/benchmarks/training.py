@@ -22,11 +22,14 @@ MODES: dict[str, dict[str, bool]] = {
 }
 
 
-def train(device: str = "cpu", rounds: int = 3, threads: int = 2, slices: int = 1024, size: int = 144) -> None:
-    """An epoch through the ACDC bundle's workflow over one of a bare PyTorch loop, same network and in-memory tensors.
+def train(
+    device: str = "cpu", rounds: int = 3, threads: int = 2, slices: int = 1024, size: int = 144
+) -> None:
+    """An epoch through the ACDC bundle's workflow over one of a bare PyTorch loop, same network and
+    in-memory tensors.
 
-    The bare loop is in float32 and not compiled. The workflow's epoch includes its handlers and its checkpoint, not its
-    validation, which the bare loop lacks.
+    The bare loop is in float32 and not compiled. The workflow's epoch includes its handlers and its
+    checkpoint, not its validation, which the bare loop lacks.
 
     Args:
         device: Where to run, "cpu" or "cuda".
@@ -41,8 +44,12 @@ def train(device: str = "cpu", rounds: int = 3, threads: int = 2, slices: int = 
     labels = torch.randint(4, (slices, 1, size, size), dtype=torch.uint8)
     data = [{"image": i, "label": y} for i, y in zip(images, labels, strict=True)]
     with TemporaryDirectory() as folder:
-        workflows = {name: _trainer(data, Path(folder, name), device, mode) for name, mode in MODES.items()}
-        network = copy.deepcopy(workflows["float32"].network).to(memory_format=torch.contiguous_format)
+        workflows = {
+            name: _trainer(data, Path(folder, name), device, mode) for name, mode in MODES.items()
+        }
+        network = copy.deepcopy(workflows["float32"].network).to(
+            memory_format=torch.contiguous_format
+        )
         optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
         loss_function = workflows["float32"].loss_function
         batch_size = workflows["float32"].data_loader.batch_size
@@ -74,7 +81,9 @@ def _trainer(data: list[dict[str, Any]], folder: Path, device: str, mode: dict[s
         **mode,
     }
     workflow = ConfigWorkflow(
-        str(BUNDLES / "acdc_mri_nacl_segmentation" / "configs" / "train.yaml"), workflow_type="train", **options
+        str(BUNDLES / "acdc_mri_nacl_segmentation" / "configs" / "train.yaml"),
+        workflow_type="train",
+        **options,
     )
     workflow.initialize()
     return workflow.trainer

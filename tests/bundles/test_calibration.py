@@ -15,25 +15,52 @@ from tests.helpers import ACDC, BUNDLES, make_prepared, make_weights, run_bundle
 
 
 def test_evaluation_has_the_nll_of_the_fit(trained: Path, prepared: Path, tmp_path: Path) -> None:
-    folder, fit, evaluation = shutil.copytree(trained, tmp_path / "weights"), tmp_path / "fit", tmp_path / "evaluation"
+    folder, fit, evaluation = (
+        shutil.copytree(trained, tmp_path / "weights"),
+        tmp_path / "fit",
+        tmp_path / "evaluation",
+    )
     places = {"dataset_dir": str(prepared), "ckpt_dir": str(folder)}
     before = snapshot(folder)
     run_bundle(ACDC, "train.yaml", "calibrate.yaml", output_dir=str(fit), **places)
-    assert {name for name, content in snapshot(folder).items() if before.get(name) != content} == {"model.pt"}
-    run_bundle(ACDC, "train.yaml", "evaluate.yaml", output_dir=str(evaluation), split="validation", **places)
+    assert {name for name, content in snapshot(folder).items() if before.get(name) != content} == {
+        "model.pt"
+    }
+    run_bundle(
+        ACDC,
+        "train.yaml",
+        "evaluate.yaml",
+        output_dir=str(evaluation),
+        split="validation",
+        **places,
+    )
     estimate, found = read_estimate(fit), Evaluation.read(evaluation)
     assert estimate.patients == 2
-    nll = np.average(found.cases["nll_all"], weights=found.regions["all"]["top_label_per_case"].count.sum(-1))
+    nll = np.average(
+        found.cases["nll_all"], weights=found.regions["all"]["top_label_per_case"].count.sum(-1)
+    )
     assert nll == pytest.approx(estimate.nll_after, rel=1e-5)
     assert nll < 0.999 * estimate.nll_before
     assert found.summary["temperature"] == np.float32(estimate.temperature)
 
 
-def test_a_fit_on_changed_images_by_another_calibrator(trained: Path, prepared: Path, tmp_path: Path) -> None:
+def test_a_fit_on_changed_images_by_another_calibrator(
+    trained: Path, prepared: Path, tmp_path: Path
+) -> None:
     folder = shutil.copytree(trained, tmp_path / "weights")
-    places = {"dataset_dir": str(prepared), "ckpt_dir": str(folder), "output_dir": str(tmp_path / "fit")}
+    places = {
+        "dataset_dir": str(prepared),
+        "ckpt_dir": str(folder),
+        "output_dir": str(tmp_path / "fit"),
+    }
     files = ("train.yaml", "calibrate.yaml", "perturb.yaml")
-    run_bundle(ACDC, *files, **places, draws=2, **{"calibrator::_target_": "calib_components.posthoc.ClassBias"})
+    run_bundle(
+        ACDC,
+        *files,
+        **places,
+        draws=2,
+        **{"calibrator::_target_": "calib_components.posthoc.ClassBias"},
+    )
     estimate = read_estimate(tmp_path / "fit")
     weights = torch.load(folder / "model.pt", weights_only=True)
     values = [own["value"] for own in estimate.parameters.values()]
@@ -43,14 +70,29 @@ def test_a_fit_on_changed_images_by_another_calibrator(trained: Path, prepared: 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("bundle", [bundle for bundle in BUNDLES if bundle != ACDC], ids=lambda path: path.name)
-def test_every_bundle_calibrates_on_the_split_and_region_that_are_named(bundle: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "bundle", [bundle for bundle in BUNDLES if bundle != ACDC], ids=lambda path: path.name
+)
+def test_every_bundle_calibrates_on_the_split_and_region_that_are_named(
+    bundle: Path, tmp_path: Path
+) -> None:
     make_prepared(bundle, tmp_path / "data")
     make_weights(bundle, tmp_path / "models")
     places = {"dataset_dir": str(tmp_path / "data"), "ckpt_dir": str(tmp_path / "models")}
-    options = {"split": "testing", "region": [1, 2], "calibrated_path": str(tmp_path / "hospital" / "model.pt")}
+    options = {
+        "split": "testing",
+        "region": [1, 2],
+        "calibrated_path": str(tmp_path / "hospital" / "model.pt"),
+    }
     before = snapshot(tmp_path / "models")
-    run_bundle(bundle, "train.yaml", "calibrate.yaml", output_dir=str(tmp_path / "eval"), **places, **options)
+    run_bundle(
+        bundle,
+        "train.yaml",
+        "calibrate.yaml",
+        output_dir=str(tmp_path / "eval"),
+        **places,
+        **options,
+    )
     fit = json.loads((tmp_path / "eval" / "temperature_fit.json").read_text())
     assert fit["region"]["classes"] == [1, 2]
     assert fit["patients"].keys() == {"testing0", "testing1"}

@@ -1,4 +1,6 @@
-"""The files of every bundle: what MONAI expects of them, their source, and what their expressions may hold."""
+"""The files of every bundle: what MONAI expects of them, their source, and what their expressions
+may hold.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ def parser(bundle: Path, *configs: str) -> ConfigParser:
     return parsed
 
 
-@pytest.mark.parametrize("file", sorted(COMMON.rglob("*.yaml")), ids=lambda file: str(file.relative_to(COMMON)))
+@pytest.mark.parametrize(
+    "file", sorted(COMMON.rglob("*.yaml")), ids=lambda file: str(file.relative_to(COMMON))
+)
 def test_expressions_hold_no_logic(file: Path) -> None:
     """Logic belongs in Python: an expression is a call or a look-up, or the choice of a device."""
     expressions = re.findall(r'"(\$(?:[^"\\]|\\.)*)"', json.dumps(yaml.safe_load(file.read_text())))
@@ -57,19 +61,29 @@ def test_defines_the_properties_that_monai_expects(bundle: Path, tmp_path: Path)
 def test_federated_learning_evaluates_its_own_weights(bundle: Path) -> None:
     parsed = parser(bundle, "train.yaml", "evaluate.yaml")
     disable_ckpt_loaders(parsed)
-    disabled = [handler["_target_"] for handler in parsed["validate::handlers"] if handler.get("_disabled_") is True]
+    disabled = [
+        handler["_target_"]
+        for handler in parsed["validate::handlers"]
+        if handler.get("_disabled_") is True
+    ]
     assert disabled == ["calib_components.handlers.WeightsCheckpointLoader"]
 
 
 def test_default_is_the_loss_of_the_weights_and_the_overlay_that_of_the_paper() -> None:
     for bundle, default in ((ACDC, ("logits", 0.1)), (HIPPOCAMPUS, ("logits", 0.03))):
         losses = (
-            parser(bundle, "train.yaml", *more).get_parsed_content("loss") for more in ((), ("losses/nacl.yaml",))
+            parser(bundle, "train.yaml", *more).get_parsed_content("loss")
+            for more in ((), ("losses/nacl.yaml",))
         )
-        assert [(loss.constraint, loss.penalty_weight) for loss in losses] == [default, ("logits", 0.1)]
+        assert [(loss.constraint, loss.penalty_weight) for loss in losses] == [
+            default,
+            ("logits", 0.1),
+        ]
 
 
-@pytest.mark.parametrize("overlay", sorted((COMMON / "losses").iterdir()), ids=lambda file: file.stem)
+@pytest.mark.parametrize(
+    "overlay", sorted((COMMON / "losses").iterdir()), ids=lambda file: file.stem
+)
 def test_overlays_set_a_loss_of_logits_and_labels(overlay: Path) -> None:
     loss = parser(ACDC, "train.yaml", f"losses/{overlay.name}").get_parsed_content("loss")
     assert loss(torch.randn(1, 3, 8, 8), torch.randint(3, (1, 1, 8, 8))).isfinite()
@@ -86,7 +100,9 @@ def test_slices_are_flipped_and_turned_as_any_orientation_says(turned: bool) -> 
 
 @pytest.mark.parametrize("bundle", BUNDLES, ids=lambda path: path.name)
 def test_what_decides_the_weights_is_what_the_pages_say(bundle: Path) -> None:
-    """The epoch of the best DSC is kept, the order of slices follows from the seed, and validation cases calibrate."""
+    """The epoch of the best DSC is kept, the order of slices follows from the seed, and validation
+    cases calibrate.
+    """
     assert parser(bundle, "train.yaml", "calibrate.yaml")["split"] == "validation"
     assert parser(bundle, "train.yaml", "evaluate.yaml")["split"] == "testing"
     parsed = parser(bundle, "train.yaml")

@@ -1,4 +1,6 @@
-"""Inference of the ACDC bundle; what finding, checking and naming images does is in tests of the package."""
+"""Inference of the ACDC bundle; what finding, checking and naming images does is in tests of the
+package.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,17 @@ import torch
 
 from calib_components.handlers.weights import with_calibrator
 from calib_components.posthoc import Calibrator, ClassBias, TemperatureScaling
-from tests.helpers import ACDC, SHARED, SIZE, made_up, make_weights, refusal, run_bundle, save, snapshot
+from tests.helpers import (
+    ACDC,
+    SHARED,
+    SIZE,
+    made_up,
+    make_weights,
+    refusal,
+    run_bundle,
+    save,
+    snapshot,
+)
 from tests.phantoms import AFFINE, GROUPS, draw
 
 STEP = 1.001 / 65535  # of the whole numbers that maps are stored as
@@ -33,7 +45,11 @@ def images(tmp_path: Path) -> Path:
         ("straight", (70, 61, 5), np.diag([1.5, 1.5, 10, 1])),
         ("oblique", (50, 88, 3), [[0, -1.2, 0, 10], [1.2, 0, 0, -20], [0, 0, 8, 5], [0, 0, 0, 1]]),
     ):
-        save(tmp_path / "images" / f"{name}.nii.gz", rng.integers(0, 1000, shape, np.int16), np.array(affine))
+        save(
+            tmp_path / "images" / f"{name}.nii.gz",
+            rng.integers(0, 1000, shape, np.int16),
+            np.array(affine),
+        )
     return tmp_path / "images"
 
 
@@ -42,7 +58,9 @@ def infer(source: Path, weights: Path, out: Path, **override: Any) -> None:
     run_bundle(ACDC, "inference.yaml", **places, **override)
 
 
-def probabilities(array: np.ndarray, affine: np.ndarray, weights: Path, folder: Path, **override: Any) -> np.ndarray:
+def probabilities(
+    array: np.ndarray, affine: np.ndarray, weights: Path, folder: Path, **override: Any
+) -> np.ndarray:
     """The probabilities for an image, `(*S, C)`."""
     save(folder / "scan.nii.gz", array, affine)
     infer(folder / "scan.nii.gz", weights, folder / "out", **override)
@@ -61,21 +79,29 @@ def test_maps_are_on_the_grid_of_each_image(images: Path, weights: Path, tmp_pat
             np.testing.assert_allclose(image.affine, source.affine, atol=1e-5)
         seg, probability, uncertainty = (image.get_fdata() for image in maps)
         assert probability.shape == (*source.shape, 4)
-        np.testing.assert_allclose(probability.sum(-1), 1, atol=2 * STEP)  # four numbers, each rounded by up to a half
+        # Four numbers, each rounded by up to a half
+        np.testing.assert_allclose(probability.sum(-1), 1, atol=2 * STEP)
         of_label = np.take_along_axis(probability, seg[..., None].astype(int), -1)[..., 0]
         np.testing.assert_allclose(of_label, probability.max(-1), atol=STEP)
         entropy = -(probability * np.log(np.maximum(probability, 1e-30))).sum(-1) / np.log(4)
         np.testing.assert_allclose(uncertainty, entropy, atol=1e-4)
         found = table[table["scan"] == name].set_index("structure")
         volume = probability.sum((0, 1, 2)) * abs(np.linalg.det(source.affine)) / 1000
-        assert found.loc[["RV", "MYO", "LV"], "expected_volume_ml"].tolist() == pytest.approx(volume[1:], rel=1e-3)
+        assert found.loc[["RV", "MYO", "LV"], "expected_volume_ml"].tolist() == pytest.approx(
+            volume[1:], rel=1e-3
+        )
     assert "2 segmentations to check" in (tmp_path / "quality.html").read_text()
 
 
 @pytest.mark.parametrize("kind", [TemperatureScaling, ClassBias])
-def test_logits_are_calibrated_as_the_weights_say(kind: type[Calibrator], weights: Path, tmp_path: Path) -> None:
+def test_logits_are_calibrated_as_the_weights_say(
+    kind: type[Calibrator], weights: Path, tmp_path: Path
+) -> None:
     """On the grid of the network; logarithms of the probabilities are logits."""
-    array, affine = np.random.default_rng(0).integers(0, 1000, (64, 64, 2), np.int16), np.diag([1.5, 1.5, 10, 1])
+    array, affine = (
+        np.random.default_rng(0).integers(0, 1000, (64, 64, 2), np.int16),
+        np.diag([1.5, 1.5, 10, 1]),
+    )
     fitted, calibrated = made_up(kind, 4), make_weights(ACDC, tmp_path / "weights", (64, 64))
     (calibrated / "model.pt").write_bytes(with_calibrator(calibrated / "model.pt", fitted))
     plain = torch.from_numpy(probabilities(array, affine, weights, tmp_path / "plain"))
@@ -87,16 +113,24 @@ def test_logits_are_calibrated_as_the_weights_say(kind: type[Calibrator], weight
 @pytest.mark.parametrize(
     ("values", "word"), [(np.ones((20, 20, 6, 5)), "shape"), (np.full((20, 20, 6), np.nan), "NaN")]
 )
-def test_unsuitable_image_is_named_and_has_no_map(values: np.ndarray, word: str, weights: Path, tmp_path: Path) -> None:
+def test_unsuitable_image_is_named_and_has_no_map(
+    values: np.ndarray, word: str, weights: Path, tmp_path: Path
+) -> None:
     save(tmp_path / "scan.nii.gz", values.astype(np.float32))
-    places = {"dataset_dir": str(tmp_path), "ckpt_dir": str(weights), "output_dir": str(tmp_path / "out")}
+    places = {
+        "dataset_dir": str(tmp_path),
+        "ckpt_dir": str(weights),
+        "output_dir": str(tmp_path / "out"),
+    }
     line = refusal(ACDC, "inference.yaml", **places)
     assert "scan.nii.gz: " in line
     assert word in line
     assert not list(tmp_path.glob("out/*"))
 
 
-def test_shards_and_an_interruption_give_the_same_maps(images: Path, weights: Path, tmp_path: Path) -> None:
+def test_shards_and_an_interruption_give_the_same_maps(
+    images: Path, weights: Path, tmp_path: Path
+) -> None:
     whole, shards = tmp_path / "whole", tmp_path / "shards"
     infer(images, weights, whole)
     for shard in ("1/2", "2/2", "2/2"):  # the last one has nothing to do
@@ -109,11 +143,17 @@ def test_shards_and_an_interruption_give_the_same_maps(images: Path, weights: Pa
     infer(images, weights, whole, overwrite=True)
 
 
-def test_outside_the_crop_is_background_and_certain(images: Path, weights: Path, tmp_path: Path) -> None:
+def test_outside_the_crop_is_background_and_certain(
+    images: Path, weights: Path, tmp_path: Path
+) -> None:
     infer(images / "straight.nii.gz", weights, tmp_path, crop_size=[32, 48], crop_center=[0.5, 0.5])
-    seg, uncertainty = (nib.load(tmp_path / f"straight_{kind}.nii.gz").get_fdata() for kind in ("seg", "uncertainty"))
+    seg, uncertainty = (
+        nib.load(tmp_path / f"straight_{kind}.nii.gz").get_fdata()
+        for kind in ("seg", "uncertainty")
+    )
     inside = np.zeros((70, 61, 5), bool)
-    inside[16:54, 6:55] = True  # a half and three quarters of 70 x 61, and the voxel that interpolation adds
+    # A half and three quarters of 70 x 61, and the voxel that interpolation adds
+    inside[16:54, 6:55] = True
     assert (seg[~inside] == 0).all()
     assert (uncertainty[~inside] == 0).all()
     assert (uncertainty[19:51, 9:52] > 0).all()
@@ -124,7 +164,9 @@ def test_the_axis_of_the_slices_in_the_file_changes_nothing(weights: Path, tmp_p
     affine = np.diag([1.5, 1.5, 8, 1])
     expected = probabilities(array, affine, weights, tmp_path / "2")
     for axis, order in ((0, [2, 0, 1]), (1, [0, 2, 1])):
-        found = probabilities(array.transpose(order), affine[:, [*order, 3]], weights, tmp_path / str(axis))
+        found = probabilities(
+            array.transpose(order), affine[:, [*order, 3]], weights, tmp_path / str(axis)
+        )
         np.testing.assert_array_equal(np.moveaxis(found, axis, 2), expected)
 
 
@@ -134,23 +176,41 @@ def test_averaged_over_orientations_the_turn_of_the_slices_changes_nothing(tmp_p
     expected = probabilities(array, affine, weights, tmp_path / "stored", tta=True)
     found = probabilities(np.rot90(array).copy(), affine, weights, tmp_path / "turned", tta=True)
     np.testing.assert_allclose(found, np.rot90(expected), atol=STEP)
-    tables = [pd.read_csv(tmp_path / folder / "out" / "quality.csv")["pairwise_dsc"] for folder in ("stored", "turned")]
+    tables = [
+        pd.read_csv(tmp_path / folder / "out" / "quality.csv")["pairwise_dsc"]
+        for folder in ("stored", "turned")
+    ]
     assert (tables[0].between(0, 0.999) | tables[0].isna()).all()
     np.testing.assert_allclose(*tables, atol=0.01)
 
 
 def test_the_crop_lies_around_the_heart(tmp_path: Path) -> None:
-    """With the shipped weights, also in slices of other sizes; and the centre that was found gives the maps again."""
+    """With the shipped weights, also in slices of other sizes; and the centre that was found gives
+    the maps again.
+    """
     rng = np.random.default_rng(3)
     heart = draw(np.array(GROUPS["DCM"]), (224, 224, 3), np.array([112, 112, 1.5]), rng)[0]
     wide = draw(1.6 * np.array(GROUPS["DCM"]), (250, 380, 3), np.array([150, 250, 1.5]), rng)[0]
     nothing = np.indices((150, 120, 3), np.int16)[0]
-    scans = {"centre": heart, "shifted": np.roll(heart, (32, -48), (0, 1)), "wide": wide, "nothing": nothing}
+    scans = {
+        "centre": heart,
+        "shifted": np.roll(heart, (32, -48), (0, 1)),
+        "wide": wide,
+        "nothing": nothing,
+    }
     for name, array in scans.items():
         save(tmp_path / "images" / f"{name}.nii.gz", array, AFFINE)
-    run_bundle(ACDC, "inference.yaml", dataset_dir=str(tmp_path / "images"), output_dir=str(tmp_path / "maps"))
+    run_bundle(
+        ACDC,
+        "inference.yaml",
+        dataset_dir=str(tmp_path / "images"),
+        output_dir=str(tmp_path / "maps"),
+    )
     table = pd.read_csv(tmp_path / "maps" / "quality.csv").groupby("scan").first()
-    found = {name: [float(share) for share in text.split(",")] for name, text in table["crop_center"].items()}
+    found = {
+        name: [float(share) for share in text.split(",")]
+        for name, text in table["crop_center"].items()
+    }
     np.testing.assert_allclose(found["centre"], [0.5, 0.5], atol=0.06)
     np.testing.assert_allclose(found["shifted"], [(112 + 32) / 224, (112 - 48) / 224], atol=0.06)
     np.testing.assert_allclose(found["wide"], [150 / 250, 250 / 380], atol=0.06)
@@ -163,11 +223,16 @@ def test_the_crop_lies_around_the_heart(tmp_path: Path) -> None:
         output_dir=str(tmp_path / "given"),
         crop_center=found["wide"],
     )
-    first, again = (nib.load(tmp_path / folder / "wide_probability.nii.gz").get_fdata() for folder in ("maps", "given"))
+    first, again = (
+        nib.load(tmp_path / folder / "wide_probability.nii.gz").get_fdata()
+        for folder in ("maps", "given")
+    )
     np.testing.assert_array_equal(first, again)
 
 
-@pytest.mark.skipif(not (SHARED / "data" / "acdc").is_dir(), reason="no real images beside this checkout")
+@pytest.mark.skipif(
+    not (SHARED / "data" / "acdc").is_dir(), reason="no real images beside this checkout"
+)
 def test_a_shifted_heart_is_segmented_as_the_heart_is(tmp_path: Path) -> None:
     file = SHARED / "data" / "acdc" / "training" / "patient042" / "patient042_frame01.nii.gz"
     scan, shift = nib.load(file).get_fdata().astype(np.int16), (40, -40)
@@ -175,7 +240,16 @@ def test_a_shifted_heart_is_segmented_as_the_heart_is(tmp_path: Path) -> None:
     moved = np.roll(moved, shift, (0, 1))[40:-40, 40:-40]
     for name, array in (("stored", scan), ("moved", moved)):
         save(tmp_path / "images" / f"{name}.nii.gz", array, AFFINE)
-    run_bundle(ACDC, "inference.yaml", dataset_dir=str(tmp_path / "images"), output_dir=str(tmp_path / "maps"))
-    stored, moved = (nib.load(tmp_path / "maps" / f"{name}_seg.nii.gz").get_fdata() for name in ("stored", "moved"))
+    run_bundle(
+        ACDC,
+        "inference.yaml",
+        dataset_dir=str(tmp_path / "images"),
+        output_dir=str(tmp_path / "maps"),
+    )
+    stored, moved = (
+        nib.load(tmp_path / "maps" / f"{name}_seg.nii.gz").get_fdata()
+        for name in ("stored", "moved")
+    )
     heart, other = (np.roll(stored, shift, (0, 1)) > 0, moved > 0)
-    assert 2 * (heart & other).sum() > 0.98 * (heart.sum() + other.sum()) > 1000  # the crop may lie a pixel off
+    # The crop may lie a pixel off
+    assert 2 * (heart & other).sum() > 0.98 * (heart.sum() + other.sum()) > 1000

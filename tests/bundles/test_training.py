@@ -44,9 +44,12 @@ def test_training_keeps_best_and_last(trained: Path, prepared: Path) -> None:
     assert last["epoch"] == 2
     assert 0 < last["best_metric"] <= 1
     assert list(trained.glob("events.out.tfevents.*"))
-    # Of several, MONAI Label takes the one with the shortest name, and leaves out what does not fit the network.
+    # Of several, MONAI Label takes the one with the shortest name, and leaves out what does not fit
+    # the network.
     assert [file.name for file in trained.glob("*.pt")] == ["model.pt"]
-    facts, own = (yaml.safe_load((folder / "facts.yaml").read_text()) for folder in (prepared, trained))
+    facts, own = (
+        yaml.safe_load((folder / "facts.yaml").read_text()) for folder in (prepared, trained)
+    )
     assert own == {**facts, "any_orientation": True, "source": ""}  # weights travel, folders do not
     assert facts["source"] != ""
 
@@ -59,15 +62,25 @@ def test_tracking_with_mlflow(prepared: Path, tmp_path: Path) -> None:
     assert {"train_loss", "val_dsc"} <= tracked
 
 
-def test_resuming_with_other_settings_is_refused(trained: Path, prepared: Path, tmp_path: Path) -> None:
+def test_resuming_with_other_settings_is_refused(
+    trained: Path, prepared: Path, tmp_path: Path
+) -> None:
     folder = shutil.copytree(trained, tmp_path / "copied")
     before = snapshot(folder)
-    places = {"dataset_dir": str(prepared), "ckpt_dir": str(folder), "output_dir": str(tmp_path / "log")}
+    places = {
+        "dataset_dir": str(prepared),
+        "ckpt_dir": str(folder),
+        "output_dir": str(tmp_path / "log"),
+    }
     line = refusal(ACDC, "train.yaml", resume=True, max_epochs=2, learning_rate=0.01, **places)
-    assert line.startswith(f"{folder}/last.ckpt is of a run with other settings: learning_rate (0.001, now 0.01)")
+    assert line.startswith(
+        f"{folder}/last.ckpt is of a run with other settings: learning_rate (0.001, now 0.01)"
+    )
     assert snapshot(folder) == before
     places["output_dir"] = str(tmp_path / "none")
-    assert re.match(f"ckpt_dir: {folder} has model.pt. .*--resume true", refusal(ACDC, "train.yaml", **places))
+    assert re.match(
+        f"ckpt_dir: {folder} has model.pt. .*--resume true", refusal(ACDC, "train.yaml", **places)
+    )
     assert (snapshot(folder), (tmp_path / "none").exists()) == (before, False)
 
 
@@ -89,13 +102,20 @@ def test_resumed_training_in_half_precision_and_compiled_ends_with_the_same_bits
     for settings in (last["settings"], last["settings"]["train::trainer"]):
         settings["max_epochs"] = 3  # as if it had been killed
     torch.save(last, tmp_path / "parts" / "last.ckpt")
-    assert_same_training(run(prepared, tmp_path / "parts", max_epochs=3, resume=True, **options), whole)
+    assert_same_training(
+        run(prepared, tmp_path / "parts", max_epochs=3, resume=True, **options), whole
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
-def test_training_killed_at_random_moments_resumes_to_the_same_bits(prepared: Path, tmp_path: Path) -> None:
-    """SIGKILL, which no process can handle, to the training and its worker. Without workers, bits are the same too."""
+def test_training_killed_at_random_moments_resumes_to_the_same_bits(
+    prepared: Path, tmp_path: Path
+) -> None:
+    """SIGKILL, which no process can handle, to the training and its worker.
+
+    Without workers, bits are the same too.
+    """
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     expected = run(prepared, whole, max_epochs=4)
     arguments = {
@@ -103,12 +123,20 @@ def test_training_killed_at_random_moments_resumes_to_the_same_bits(prepared: Pa
         "ckpt_dir": killed, "output_dir": killed, "max_epochs": 4, "num_workers": 1, "device": "cpu",
         "resume": True, "overwrite": True,
     }  # fmt: skip
-    command = [sys.executable, "-m", "monai.bundle", "run", *(f"--{name}={value}" for name, value in arguments.items())]
+    command = [
+        sys.executable,
+        "-m",
+        "monai.bundle",
+        "run",
+        *(f"--{name}={value}" for name, value in arguments.items()),
+    ]
     moments = random.Random(0)
     for moment in ("Engine run", "Complete"):  # the start of the run, or the end of its first epoch
         log = tmp_path / f"{moment}.log"
         with open(log, "w") as output:
-            process = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
+            process = subprocess.Popen(
+                command, stdout=output, stderr=output, start_new_session=True
+            )
         while not re.search(f"SupervisedTrainer - INFO - .*{moment}", log.read_text()):
             assert process.poll() is None, log.read_text()
             time.sleep(0.005)

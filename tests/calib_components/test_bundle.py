@@ -37,7 +37,11 @@ CONFIG = {
     "seed": 0,
     "learning_rate": 0.1,
     "loss": {"_target_": "calib_components.losses.MbLSLoss", "margin": 5.0},
-    "optimizer": {"_target_": "torch.optim.SGD", "params": "$[torch.zeros(1)]", "lr": "@learning_rate"},
+    "optimizer": {
+        "_target_": "torch.optim.SGD",
+        "params": "$[torch.zeros(1)]",
+        "lr": "@learning_rate",
+    },
     "train": {"scheduler": "@optimizer", "trainer": ["@loss", "@train::scheduler"]},
     "run": ["$print(@seed)", "$@train::trainer"],
 }
@@ -98,13 +102,15 @@ def test_ids_without_effect(overrides: dict[str, Any], message: str, tmp_path: P
 
 
 def test_ids_of_the_bundle_need_no_effect(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    config = parser(**{"optimizer::lr": 0.2, "train::schedule": 1})  # nothing refers to learning_rate any more
+    # Nothing refers to learning_rate any more
+    config = parser(**{"optimizer::lr": 0.2, "train::schedule": 1})
     with pytest.raises(InputError, match=r"^learning_rate: "):
         check_ids(config, tmp_path)
     (tmp_path / "train.yaml").write_text("learning_rate: 0.1\ntrain::schedule: 3\n")
     check_ids(config, tmp_path)
     assert caplog.text == ""
-    (tmp_path / "train.yaml").write_text("learning_rate: 0.1\ntrain::schedule: 3\nsplit: testing\n")  # is not loaded
+    # Is not loaded
+    (tmp_path / "train.yaml").write_text("learning_rate: 0.1\ntrain::schedule: 3\nsplit: testing\n")
     check_ids(config, tmp_path)
     assert "learning_rate: no effect here, it is an id of another configuration" in caplog.text
 
@@ -127,7 +133,9 @@ def test_values_that_would_be_taken_for_others(values: dict[str, Any], name: str
 
 def test_options_mean_what_is_typed() -> None:
     loss = {"squared_pred": "False", "weight": "null"}
-    config = ConfigParser({"resume": "TRUE", "image_size": (128, 96), "loss": loss, "output_dir": Path("out")})
+    config = ConfigParser(
+        {"resume": "TRUE", "image_size": (128, 96), "loss": loss, "output_dir": Path("out")}
+    )
     check_values(config)
     assert (config["output_dir"], config["loss::weight"]) == ("out", None)
     assert (config["resume"], config["image_size"]) == (True, [128, 96])
@@ -139,16 +147,35 @@ def test_options_mean_what_is_typed() -> None:
     [
         ("acdc_mri", "inference.yaml", {"num_classes": 5}, "class_names"),
         ("acdc_mri", "inference.yaml", {"facts_file": "facts_2.yaml"}, "facts_file"),
-        ("acdc_mri", "inference.yaml", {"slice_axis": 0, "tta": True}, None),  # its slices lie along one of the file
-        ("acdc_mri", "train.yaml", {"slice_axis": 0}, "slice_axis"),  # it would mislead later inference
+        # Its slices lie along one of the file
+        ("acdc_mri", "inference.yaml", {"slice_axis": 0, "tta": True}, None),
+        # It would mislead later inference
+        ("acdc_mri", "train.yaml", {"slice_axis": 0}, "slice_axis"),
         ("flare_ct", "inference.yaml", {"slice_axis": 0}, "slice_axis"),
         ("flare_ct", "inference.yaml", {"tta": True}, "tta"),
-        ("hippocampus_mri", "train.yaml", {"crop_size": [40, 40]}, "crop_size must be three multiples of 8"),
-        ("hippocampus_mri", "train.yaml", {"spatial_dims": 2}, "are 3D. Give configs/volumes.yaml, too"),
-        ("acdc_mri", "train.yaml", {"network_def::spatial_dims": 3}, "are 3D. Give configs/volumes.yaml, too"),
+        (
+            "hippocampus_mri",
+            "train.yaml",
+            {"crop_size": [40, 40]},
+            "crop_size must be three multiples of 8",
+        ),
+        (
+            "hippocampus_mri",
+            "train.yaml",
+            {"spatial_dims": 2},
+            "are 3D. Give configs/volumes.yaml, too",
+        ),
+        (
+            "acdc_mri",
+            "train.yaml",
+            {"network_def::spatial_dims": 3},
+            "are 3D. Give configs/volumes.yaml, too",
+        ),
     ],
 )
-def test_options_that_contradict_the_facts(bundle: str, file: str, overrides: dict[str, Any], name: str | None) -> None:
+def test_options_that_contradict_the_facts(
+    bundle: str, file: str, overrides: dict[str, Any], name: str | None
+) -> None:
     folder, config = ROOT / "bundles" / f"{bundle}_nacl_segmentation", ConfigParser()
     config.read_config(str(folder / "configs" / file))
     config.update({"bundle_root": str(folder), "device": "cpu", **overrides})
@@ -157,7 +184,9 @@ def test_options_that_contradict_the_facts(bundle: str, file: str, overrides: di
 
 
 def test_the_orientations_that_weights_were_trained_on_decide(tmp_path: Path) -> None:
-    config = ConfigParser({"tta": True, "any_orientation": True, "load_path": str(tmp_path / "model.pt")})
+    config = ConfigParser(
+        {"tta": True, "any_orientation": True, "load_path": str(tmp_path / "model.pt")}
+    )
     check_values(config)
     facts = facts_beside(make_weights(ACDC, tmp_path) / "model.pt")
     assert facts is not None
@@ -196,7 +225,9 @@ class TestTraining:
     def check(self, folder: Path, bundle: Path = ACDC, **overrides: Any) -> None:
         config = ConfigParser()
         config.read_config(str(bundle / "configs" / "train.yaml"))
-        config.update({"bundle_root": str(bundle), "device": "cpu", "ckpt_dir": str(folder), **overrides})
+        config.update(
+            {"bundle_root": str(bundle), "device": "cpu", "ckpt_dir": str(folder), **overrides}
+        )
         check_training(config)
 
     @pytest.mark.parametrize("name", ["model.pt", "last.ckpt"])
@@ -205,10 +236,12 @@ class TestTraining:
         (tmp_path / name).touch()
         with pytest.raises(InputError, match=f"ckpt_dir: .* has {name}.*--overwrite true"):
             self.check(tmp_path)
-        with pytest.raises(InputError) if name == "model.pt" else nullcontext():  # there is nothing to resume
+        # There is nothing to resume
+        with pytest.raises(InputError) if name == "model.pt" else nullcontext():
             self.check(tmp_path, resume=True)
         self.check(tmp_path, overwrite=True)
-        loader = {"_target_": "CheckpointLoader", "load_path": str(tmp_path / "model.pt")}  # as MONAI Label's
+        # As MONAI Label's
+        loader = {"_target_": "CheckpointLoader", "load_path": str(tmp_path / "model.pt")}
         self.check(tmp_path, **{"train::handlers": [loader]})
 
     @pytest.mark.parametrize(
@@ -217,12 +250,20 @@ class TestTraining:
             ({"network_def::channels": [8] * 6}, "network_def: .*strides"),
             ({"network_def::out_channels": 3}, "network_def: gives .* not 4 classes"),
             ({"loss": None}, "loss: TypeError"),
-            ({"loss": {"_target_": "DiceCELoss", "to_onehot_y": True}}, "loss: DiceLoss has no softmax"),
-            ({"loss": {"_target_": "monai.losses.FocalLoss", "to_onehot_y": True}}, "loss: FocalLoss has no softmax"),
+            (
+                {"loss": {"_target_": "DiceCELoss", "to_onehot_y": True}},
+                "loss: DiceLoss has no softmax",
+            ),
+            (
+                {"loss": {"_target_": "monai.losses.FocalLoss", "to_onehot_y": True}},
+                "loss: FocalLoss has no softmax",
+            ),
             ({"loss": {"_target_": "torch.nn.MSELoss", "reduction": "none"}}, "loss: RuntimeError"),
         ],
     )
-    def test_network_and_loss_are_tried(self, overrides: dict[str, Any], message: str, tmp_path: Path) -> None:
+    def test_network_and_loss_are_tried(
+        self, overrides: dict[str, Any], message: str, tmp_path: Path
+    ) -> None:
         with pytest.raises(InputError, match=f"^{message}"):
             self.check(tmp_path, **overrides)
 
@@ -241,7 +282,9 @@ class TestTraining:
                 self.check(tmp_path, HIPPOCAMPUS, loss=loss)
 
 
-@pytest.mark.parametrize(("content", "remedy"), [({"validate": {}}, "multi_gpu_train"), ({}, "Use one")])
+@pytest.mark.parametrize(
+    ("content", "remedy"), [({"validate": {}}, "multi_gpu_train"), ({}, "Use one")]
+)
 def test_processes_that_do_not_share_the_work_are_refused(
     content: dict[str, Any], remedy: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -257,7 +300,9 @@ class TestRun:
     def failure(self, tmp_path: Path, text: str) -> RuntimeError:
         """Run a configuration, and return its exception, which MONAI wraps."""
         (tmp_path / "config.yaml").write_text(text)
-        workflow = ConfigWorkflow(str(tmp_path / "config.yaml"), workflow_type=None, logging_file=False)
+        workflow = ConfigWorkflow(
+            str(tmp_path / "config.yaml"), workflow_type=None, logging_file=False
+        )
         workflow.initialize()
         with pytest.raises(RuntimeError) as error:
             workflow.run()
@@ -276,8 +321,8 @@ class TestRun:
     def test_folders_are_checked_and_not_created(self, tmp_path: Path) -> None:
         (tmp_path / "file").write_text("")
         text = (
-            "out: {}\nthere: {}\nrun:\n- _target_: calib_components.bundle.start_run\n  folders: [out, there]\n"
-            "- $print(@out, @there)\n"
+            "out: {}\nthere: {}\nrun:\n- _target_: calib_components.bundle.start_run\n  folders:"
+            " [out, there]\n- $print(@out, @there)\n"
         ).format(tmp_path / "new" / "deep", tmp_path / "file" / "deep")
         assert str(error_line(self.failure(tmp_path, text))).startswith("there: ")
         assert not (tmp_path / "new").exists()
@@ -291,7 +336,9 @@ def broken(_: Any) -> None:
     raise InputError("case0.nii: the file is truncated.")
 
 
-def test_a_mistake_in_a_transform_is_one_line_and_no_traceback_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_mistake_in_a_transform_is_one_line_and_no_traceback_is_logged(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     """MONAI wraps it, and a worker passes it on as the text of a traceback."""
     caplog.handler.addFilter(_is_no_mistake)
     engine = Engine(lambda *_: None)

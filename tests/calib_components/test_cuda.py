@@ -80,33 +80,44 @@ def test_losses_under_autocast(loss: torch.nn.Module) -> None:
 
 def test_nacl_compiled() -> None:
     logits, target = (tensor.cuda() for tensor in example())
-    torch.testing.assert_close(torch.compile(NACLLoss(), fullgraph=True)(logits, target), NACLLoss()(logits, target))
+    torch.testing.assert_close(
+        torch.compile(NACLLoss(), fullgraph=True)(logits, target), NACLLoss()(logits, target)
+    )
 
 
 def test_label_out_of_range_is_an_error() -> None:
     """In a separate process, since a failed assertion makes the device unusable for the process."""
     code = (
-        "import torch; from calib_components.losses import NACLLoss;"
-        "NACLLoss()(torch.zeros(1, 2, 4, 4).cuda(), torch.full((1, 1, 4, 4), 2).cuda()); torch.cuda.synchronize()"
+        "import torch; from calib_components.losses import NACLLoss;NACLLoss()(torch.zeros(1, 2, 4,"
+        " 4).cuda(), torch.full((1, 1, 4, 4), 2).cuda()); torch.cuda.synchronize()"
     )
     done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
     assert done.returncode != 0
     assert "device-side assert" in done.stderr or "class indices" in done.stderr
 
 
-def values_on(device: str, metric: CaseMetric, y_pred: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+def values_on(
+    device: str, metric: CaseMetric, y_pred: torch.Tensor, y: torch.Tensor
+) -> torch.Tensor:
     metric(y_pred.to(device), y.to(device))
     return metric.aggregate("none").cpu()
 
 
 @pytest.mark.parametrize("deterministic", [False, True])
 @pytest.mark.parametrize("region", [*REGIONS, 1, [2, 3]], ids=str)
-@pytest.mark.parametrize("metric", [ECEMetric, CECEMetric, NLLMetric, BrierMetric, RiskCoverageMetric])
-def test_metrics_of_regions_are_those_of_the_cpu(metric: Any, region: Any, deterministic: bool) -> None:
+@pytest.mark.parametrize(
+    "metric", [ECEMetric, CECEMetric, NLLMetric, BrierMetric, RiskCoverageMetric]
+)
+def test_metrics_of_regions_are_those_of_the_cpu(
+    metric: Any, region: Any, deterministic: bool
+) -> None:
     logits, y = example()
     torch.use_deterministic_algorithms(deterministic)
     try:
-        on_cpu, on_gpu = (values_on(device, metric(region=region), logits.softmax(1), y) for device in ("cpu", "cuda"))
+        on_cpu, on_gpu = (
+            values_on(device, metric(region=region), logits.softmax(1), y)
+            for device in ("cpu", "cuda")
+        )
     finally:
         torch.use_deterministic_algorithms(False)
     torch.testing.assert_close(on_gpu, on_cpu, rtol=0, atol=1e-9, equal_nan=True)
@@ -116,7 +127,9 @@ def test_metrics_of_regions_are_those_of_the_cpu(metric: Any, region: Any, deter
 def test_metrics_of_structures_are_those_of_the_cpu(metric: Any) -> None:
     logits, y = example()
     structures = {"a": [1], "bc": [2, 3]}
-    on_cpu, on_gpu = (values_on(device, metric(structures), logits.softmax(1), y) for device in ("cpu", "cuda"))
+    on_cpu, on_gpu = (
+        values_on(device, metric(structures), logits.softmax(1), y) for device in ("cpu", "cuda")
+    )
     torch.testing.assert_close(on_gpu, on_cpu, rtol=1e-9, atol=1e-9)
 
 

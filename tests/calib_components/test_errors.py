@@ -1,4 +1,6 @@
-"""Files are written whole or not at all, and what keeps them from being read or written is one line."""
+"""Files are written whole or not at all, and what keeps them from being read or written is one
+line.
+"""
 
 from __future__ import annotations
 
@@ -55,9 +57,15 @@ class TestWriting:
         for content in ("old", "new"):
             with writing_folder(tmp_path / "case") as folder:
                 (folder / content).touch()
-        with pytest.raises(InputError, match="case: cannot write"), writing_folder(tmp_path / "case") as folder:
+        with (
+            pytest.raises(InputError, match="case: cannot write"),
+            writing_folder(tmp_path / "case") as folder,
+        ):
             (folder / "absent" / "half").touch()
-        assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")] == ["case", "case/new"]
+        assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")] == [
+            "case",
+            "case/new",
+        ]
 
     @pytest.mark.parametrize("error", [RuntimeError("a bug"), InputError("b is wrong")])
     def test_what_is_no_failed_write_stays_as_it_is(self, error: Exception, tmp_path: Path) -> None:
@@ -69,7 +77,10 @@ class TestWriting:
     def test_places_where_nothing_can_be_are_named(self, tmp_path: Path) -> None:
         (tmp_path / "file").touch()
         for name in ("file/a", "a" * 250, "absent/a"):
-            with pytest.raises(InputError, match=f"{tmp_path / name}: cannot write"), writing(tmp_path / name) as file:
+            with (
+                pytest.raises(InputError, match=f"{tmp_path / name}: cannot write"),
+                writing(tmp_path / name) as file,
+            ):
                 file.write_text("a")
         with pytest.raises(InputError, match="file/a: cannot make"):
             make_folder(tmp_path / "file" / "a")
@@ -81,9 +92,12 @@ class TestWriting:
 
 
 @pytest.mark.parametrize(
-    ("content", "reason"), [(None, "No such file"), ("", "Expecting value"), ("{}", "'a' is missing")]
+    ("content", "reason"),
+    [(None, "No such file"), ("", "Expecting value"), ("{}", "'a' is missing")],
 )
-def test_what_goes_wrong_in_reading_names_the_file(content: str | None, reason: str, tmp_path: Path) -> None:
+def test_what_goes_wrong_in_reading_names_the_file(
+    content: str | None, reason: str, tmp_path: Path
+) -> None:
     if content is not None:
         (tmp_path / "a.json").write_text(content)
     expected = f"a.json: cannot read numbers: {reason}"
@@ -124,7 +138,10 @@ def test_line_of_the_first_input_error_among_causes() -> None:
     wrapped = RuntimeError("failed to run")
     wrapped.__cause__ = InputError("two\nlines")
     assert error_line(wrapped) == "two"
-    worker = RuntimeError("Traceback:\n  File\ncalib_components.errors.InputError: a.nii is broken.\n\nRuntimeError: x")
+    worker = RuntimeError(
+        "Traceback:\n  File\ncalib_components.errors.InputError: a.nii is"
+        " broken.\n\nRuntimeError: x"
+    )
     assert error_line(worker) == "a.nii is broken."
     assert error_line(RuntimeError("another")) is error_line(None) is None
     assert printable("two\nlines") == "two\\nlines"

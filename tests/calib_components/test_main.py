@@ -46,14 +46,21 @@ def test_help_lists_commands_and_options(
 ) -> None:
     assert run(monkeypatch, *command.split(), *(["--help"] if command else [])) == 0
     shown = "".join(capsys.readouterr())
-    assert all(name in shown for name in ([OPTIONS[command]] if command else [name.split()[0] for name in OPTIONS]))
+    assert all(
+        name in shown
+        for name in ([OPTIONS[command]] if command else [name.split()[0] for name in OPTIONS])
+    )
 
 
 @pytest.mark.parametrize(
-    "arguments", ["prepare_data flare absent OUT", "reprot results", "report absent", "report absent --ou x"]
+    "arguments",
+    ["prepare_data flare absent OUT", "reprot results", "report absent", "report absent --ou x"],
 )
 def test_mistakes_end_with_2_and_leave_nothing(
-    arguments: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    arguments: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert run(monkeypatch, *arguments.split()) == 2
@@ -62,7 +69,8 @@ def test_mistakes_end_with_2_and_leave_nothing(
 
 
 def test_missing_extra_is_an_error_of_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Of one module: losses register an operator, and TorchScript keeps the ids of operators that are gone.
+    # Of one module: losses register an operator, and TorchScript keeps the ids of operators that
+    # are gone.
     monkeypatch.delitem(sys.modules, "calib_components.tools.cli", raising=False)
     monkeypatch.delattr("calib_components.tools.cli", raising=False)
     monkeypatch.setitem(sys.modules, "fire", None)

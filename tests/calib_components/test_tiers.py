@@ -11,7 +11,18 @@ import pytest
 import calib_components
 
 PACKAGE = Path(calib_components.__file__).parent
-EXTRAS = {"fire", "filelock", "ignite", "jinja2", "matplotlib", "nibabel", "pandas", "tensorboard", "tqdm", "yaml"}
+EXTRAS = {
+    "fire",
+    "filelock",
+    "ignite",
+    "jinja2",
+    "matplotlib",
+    "nibabel",
+    "pandas",
+    "tensorboard",
+    "tqdm",
+    "yaml",
+}
 
 
 def imported(module: Path) -> Iterator[str]:
@@ -46,4 +57,8 @@ def test_losses_metrics_and_posthoc_need_no_extra() -> None:
 
 @pytest.mark.parametrize("package", ["bundle", "data", "errors", "handlers", "inference"])
 def test_training_needs_neither_matplotlib_nor_the_tools(package: str) -> None:
-    assert needed(package) & {"matplotlib", "fire", "calib_components.tools", "calib_components.figures"} == set()
+    assert (
+        needed(package)
+        & {"matplotlib", "fire", "calib_components.tools", "calib_components.figures"}
+        == set()
+    )

@@ -1,4 +1,5 @@
-"""Claims of the pages about results: the words hold for the tables in `results`, from which the numbers are filled.
+"""Claims of the pages about results: the words hold for the tables in `results`, from which the
+numbers are filled.
 
 `fill_tables.py --check` compares the numbers. Here, each claim in words is recomputed.
 """
@@ -54,14 +55,22 @@ def change(*of: str) -> int:
     return int(np.sign(found.mean)) if corrected(*of) < 0.05 and found.low * found.high > 0 else 0
 
 
-def changes(methods: Iterable[str], reference: str, sets: Iterable[str], measures: Iterable[str]) -> set[int]:
-    return {change(name, reference, *of) for name, *of in itertools.product(methods, sets, measures)}
+def changes(
+    methods: Iterable[str], reference: str, sets: Iterable[str], measures: Iterable[str]
+) -> set[int]:
+    return {
+        change(name, reference, *of) for name, *of in itertools.product(methods, sets, measures)
+    }
 
 
 def lowest(reference: str, test_set: str, measure: str) -> set[str]:
     """Which losses are significantly below the reference."""
     others = LOSSES if reference == CE else (*LOSSES, "l1_ace")
-    return {name for name in others if name != reference and change(name, reference, test_set, measure) < 0}
+    return {
+        name
+        for name in others
+        if name != reference and change(name, reference, test_set, measure) < 0
+    }
 
 
 def sign(*of: str) -> int:
@@ -89,7 +98,9 @@ def gap(method: str, test_set: str) -> int:
 
 
 def together(measures: Iterable[str]) -> set[tuple[str, str]]:
-    """Which penalties differ from cross-entropy on LGE, and in what, corrected over the measures together."""
+    """Which penalties differ from cross-entropy on LGE, and in what, corrected over the measures
+    together.
+    """
     pairs = [*itertools.product(PENALTIES, measures)]
     p_values = holm([difference(name, CE, "lge", measure).p_value for name, measure in pairs])
     return {pair for pair, p_value in zip(pairs, p_values, strict=True) if p_value < 0.05}
@@ -341,11 +352,15 @@ def test_claims_hold(claim: Claim) -> None:
 
 @pytest.mark.parametrize("page", ["results", "evidence", "evidence_3d", "paper"])
 def test_each_number_has_a_source(page: str) -> None:
-    """Numbers with decimals and percentages are in a table, or in a paragraph that says where they are from."""
+    """Numbers with decimals and percentages are in a table, or in a paragraph that says where they
+    are from.
+    """
     *parts, last = TEXT.split(TABLE.sub("", (ROOT / f"docs/{page}.md").read_text()))
     without = [re.split(r"\n\n|\n- ", text) for text in parts[::3]]
     for paragraph in (
-        part for paragraphs in [*(each[:-1] for each in without), last.split("\n\n")] for part in paragraphs
+        part
+        for paragraphs in [*(each[:-1] for each in without), last.split("\n\n")]
+        for part in paragraphs
     ):
         assert not NUMBER.findall(paragraph), paragraph
 
@@ -353,4 +368,7 @@ def test_each_number_has_a_source(page: str) -> None:
 def test_pages_are_short() -> None:
     for page, limit in {"results": 80, "evidence": 150, "evidence_3d": 150, "paper": 150}.items():
         text = TABLE.sub("", (ROOT / f"docs/{page}.md").read_text())
-        assert len([line for line in text.splitlines() if line.strip() and "<!--" not in line]) <= limit
+        assert (
+            len([line for line in text.splitlines() if line.strip() and "<!--" not in line])
+            <= limit
+        )

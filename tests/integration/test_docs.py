@@ -1,8 +1,10 @@
-"""What README, the pages in `docs` and the bundles' pages show runs as it is written, at small sizes.
+"""What README, the pages in `docs` and the bundles' pages show runs as it is written, at small
+sizes.
 
-Bash blocks of a page run one after another in one shell, as a reader pastes them. Python blocks of a page share one
-session, and print the text blocks or, at the end of a line, the comments after them. YAML blocks are MONAI configs,
-separated by comments. Blocks marked `sh` need an account, a network or a server, and do not run here.
+Bash blocks of a page run one after another in one shell, as a reader pastes them. Python blocks of
+a page share one session, and print the text blocks or, at the end of a line, the comments after
+them. YAML blocks are MONAI configs, separated by comments. Blocks marked `sh` need an account, a
+network or a server, and do not run here.
 """
 
 from __future__ import annotations
@@ -59,20 +61,27 @@ SMALL_3D = {
     r"prepare_data\.py \w+": "--workers 1",
     r"monai\.bundle run": "--crop_size [40,56,40] --max_epochs 1 --device cpu --num_workers 0",
 }
-SET_UP = re.compile(r"^python3 -m venv .*$", re.MULTILINE)  # the tests run in an environment that is set up
+# The tests run in an environment that is set up
+SET_UP = re.compile(r"^python3 -m venv .*$", re.MULTILINE)
 
 
 def blocks(page: Path, language: str, sections: list[str] | None = None) -> list[str]:
     """The code blocks of a page, or of some of its sections, in a language."""
     text = page.read_text()
     if sections is not None:
-        of_section = dict(re.findall(r"^## ([^\n]+)\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL))
+        of_section = dict(
+            re.findall(r"^## ([^\n]+)\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
+        )
         text = "".join(of_section[section] for section in sections)
     return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
 
 
-def run(scripts: list[str], folder: Path, places: dict[str, Path], small: dict[str, str] = SMALL) -> str:
-    """Run blocks of commands in one shell, with the reader's folders, and at a small size; return what they print."""
+def run(
+    scripts: list[str], folder: Path, places: dict[str, Path], small: dict[str, str] = SMALL
+) -> str:
+    """Run blocks of commands in one shell, with the reader's folders, and at a small size; return
+    what they print.
+    """
     script = SET_UP.sub("", "".join(scripts))
     for name, place in places.items():
         script = re.sub(rf"(?<![\w/]){name}\b", str(place), script)
@@ -81,7 +90,12 @@ def run(scripts: list[str], folder: Path, places: dict[str, Path], small: dict[s
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     environment = {"OMP_NUM_THREADS": "1", **os.environ, "PATH": path}
     done = subprocess.run(
-        ["bash", "-euxc", script], cwd=folder, env=environment, check=False, capture_output=True, text=True
+        ["bash", "-euxc", script],
+        cwd=folder,
+        env=environment,
+        check=False,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     return done.stdout
@@ -103,7 +117,11 @@ def places(tmp_path: Path, phantoms: Path) -> dict[str, Path]:
     """The reader's folders, by the names that the pages give them."""
     mine, rng = tmp_path / "mine", np.random.default_rng(0)
     for index in range(5):
-        save(mine / "images" / f"scan{index}.nii.gz", rng.integers(-200, 300, (24, 20, 5)).astype(np.int16), np.eye(4))
+        save(
+            mine / "images" / f"scan{index}.nii.gz",
+            rng.integers(-200, 300, (24, 20, 5)).astype(np.int16),
+            np.eye(4),
+        )
         label = np.zeros((24, 20, 5), np.uint8)
         label[4:8, 4:12, 1:-1], label[8:20, 4:12, 1:-1] = 1, 2
         save(mine / "labels" / f"scan{index}.nii.gz", label, np.eye(4))
@@ -120,20 +138,33 @@ def test_commands_of_the_readme(repository: Path, places: dict[str, Path]) -> No
     places |= save_predictions(repository)
     *commands, nnunet = re.findall(r"^\|[^|`]*\| `([^`]+)` \|", README.read_text(), re.MULTILINE)
     assert len(commands) == 5
-    assert nnunet in "\n".join(blocks(ROOT / "docs/nnunet.md", "sh"))  # whose commands run with its page
+    # Whose commands run with its page
+    assert nnunet in "\n".join(blocks(ROOT / "docs/nnunet.md", "sh"))
     install = "".join(blocks(README, "bash"))
     assert install.startswith("scripts/demo ")
     install = install.replace("scripts/demo", "scripts/demo --train")
     printed = run([install, *(f"{command}\n" for command in commands)], repository, places)
-    for row in ("CE + Dice", "CE + Dice with T = 1.49", "NACL", "NACL with T = 0.71", "CE + Dice, trained here"):
+    for row in (
+        "CE + Dice",
+        "CE + Dice with T = 1.49",
+        "NACL",
+        "NACL with T = 0.71",
+        "CE + Dice, trained here",
+    ):
         assert re.search(rf"^{re.escape(row)} +0\.\d+ ", printed, re.MULTILINE)
     for picture in (repository / "demo_output", ROOT / "docs"):  # of the README: that of the demo
         assert 50_000 < (picture / "overview.png").stat().st_size < 300_000
     shares = []
     for name in ("CE + Dice", "CE + Dice with T"):
-        bins = Evaluation.read(repository / "demo_output" / "evaluations" / name).regions["predicted"]["top_label"]
-        shares += [f"{100 * share[0, 13].item():.0f} %" for share in (bins.confidence, bins.accuracy)]
-    caption = "Where the network is {} sure, it is {} right; after a temperature: {} sure, {} right."
+        bins = Evaluation.read(repository / "demo_output" / "evaluations" / name).regions[
+            "predicted"
+        ]["top_label"]
+        shares += [
+            f"{100 * share[0, 13].item():.0f} %" for share in (bins.confidence, bins.accuracy)
+        ]
+    caption = (
+        "Where the network is {} sure, it is {} right; after a temperature: {} sure, {} right."
+    )
     assert caption.format(*shares) in README.read_text()
     assert (repository / "evaluation" / "report" / "index.html").is_file()
     assert (repository / "estimates" / "quality.html").is_file()
@@ -177,26 +208,44 @@ def test_commands_for_own_data(repository: Path, places: dict[str, Path]) -> Non
 
 
 def save_predictions(folder: Path) -> dict[str, Path]:
-    """Predictions as our inference, as nnU-Net and as a network of BraTS's regions save them, and their labels."""
-    names = ("PREDICTIONS", "LABELS", "NNUNET", "REGIONS", "REGION_LABELS", "VALIDATION", "VALIDATION_LABELS")
+    """Predictions as our inference, as nnU-Net and as a network of BraTS's regions save them, and
+    their labels.
+    """
+    names = (
+        "PREDICTIONS",
+        "LABELS",
+        "NNUNET",
+        "REGIONS",
+        "REGION_LABELS",
+        "VALIDATION",
+        "VALIDATION_LABELS",
+    )
     places = {name: folder / name.lower() for name in names}
     for seed in range(2):
         p, name = softmax_of(seed, 4), f"patient{seed}_frame01"
         save_channels_last(places["PREDICTIONS"] / f"{name}_probability.nii.gz", p)
         save_nnunet(places["NNUNET"], name, softmax_of(9 + seed, 4), sitk_properties())
         save_nifti(places["LABELS"] / f"{name}_gt.nii.gz", label_of(seed, (0, 1, 2, 3)))
-        regions = np.concatenate([p[:1], np.random.default_rng(seed).uniform(size=(3, *p.shape[1:])).astype("f4")])
+        regions = np.concatenate(
+            [p[:1], np.random.default_rng(seed).uniform(size=(3, *p.shape[1:])).astype("f4")]
+        )
         save_channels_last(places["REGIONS"] / f"{name}_probability.nii.gz", regions)
         save_nifti(places["REGION_LABELS"] / f"{name}.nii.gz", label_of(seed, (0, 1, 2, 4)))
         name = f"patient1{seed}_frame01"
-        save_channels_last(places["VALIDATION"] / f"{name}_probability.nii.gz", softmax_of(20 + seed, 4))
-        save_nifti(places["VALIDATION_LABELS"] / f"{name}_gt.nii.gz", label_of(20 + seed, (0, 1, 2, 3)))
+        save_channels_last(
+            places["VALIDATION"] / f"{name}_probability.nii.gz", softmax_of(20 + seed, 4)
+        )
+        save_nifti(
+            places["VALIDATION_LABELS"] / f"{name}_gt.nii.gz", label_of(20 + seed, (0, 1, 2, 3))
+        )
     return places
 
 
 @pytest.mark.slow
 def test_commands_for_own_predictions(repository: Path) -> None:
-    printed = run(blocks(ROOT / "docs/own_predictions.md", "bash"), repository, save_predictions(repository))
+    printed = run(
+        blocks(ROOT / "docs/own_predictions.md", "bash"), repository, save_predictions(repository)
+    )
     for name in ("evaluation", "evaluation_validation", "evaluation_nnunet", "evaluation_scaled"):
         assert (repository / name / "report" / "index.html").is_file()
         patients = json.loads((repository / name / "summary.json").read_text())["patients"]
@@ -204,7 +253,9 @@ def test_commands_for_own_predictions(repository: Path) -> None:
         assert patients == {f"{start}{seed}_frame01": f"{start}{seed}" for seed in range(2)}
     assert Evaluation.read(repository / "evaluation_brats").structures == ["ET", "TC", "WT"]
     page = (repository / "evaluation" / "report" / "report.md").read_text()
-    assert re.search(r"Thresholds chosen on the validation cases: RV [01].* \(DSC .* against 0.5\), MYO ", page)
+    assert re.search(
+        r"Thresholds chosen on the validation cases: RV [01].* \(DSC .* against 0.5\), MYO ", page
+    )
     assert "evaluation_nnunet" in (repository / "models_compared" / "report.md").read_text()
     assert "over all voxels, which it is fitted on\n" in printed
     assert f"\nT = {read_estimate(repository / 'scaled').summary()}\n" in printed
@@ -216,23 +267,39 @@ def test_commands_for_own_predictions(repository: Path) -> None:
 def test_commands_for_many_cases(repository: Path, places: dict[str, Path], prepared: Path) -> None:
     """Shares give the files of one run."""
     images = places["ACDC"] / "training" / "patient001"
-    run(blocks(ROOT / "docs/segment.md", "bash"), repository, {"IMAGES": images, "PREPARED": prepared})
+    run(
+        blocks(ROOT / "docs/segment.md", "bash"),
+        repository,
+        {"IMAGES": images, "PREPARED": prepared},
+    )
     whole = {"maps": repository / "maps_of_one_run", "measured": repository / "measured_by_one_run"}
     run_bundle(ACDC, "inference.yaml", dataset_dir=str(images), output_dir=str(whole["maps"]))
-    run_bundle(ACDC, "train.yaml", "evaluate.yaml", dataset_dir=str(prepared), output_dir=str(whole["measured"]))
-    assert (repository / "measured" / "cases.csv").read_bytes() == (whole["measured"] / "cases.csv").read_bytes()
+    run_bundle(
+        ACDC,
+        "train.yaml",
+        "evaluate.yaml",
+        dataset_dir=str(prepared),
+        output_dir=str(whole["measured"]),
+    )
+    assert (repository / "measured" / "cases.csv").read_bytes() == (
+        whole["measured"] / "cases.csv"
+    ).read_bytes()
     assert "quality.csv" in (found := snapshot(repository / "maps"))
     assert {name: found[name] for name in snapshot(whole["maps"])} == snapshot(whole["maps"])
 
 
 @pytest.mark.slow
-def test_commands_of_the_comparison(repository: Path, prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commands_of_the_comparison(
+    repository: Path, prepared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run_bundle = r"monai\.bundle run"
-    monkeypatch.setitem(SMALL, run_bundle, SMALL[run_bundle].replace("[32,32]", "[64,64]"))  # of the prepared cases
+    # Of the prepared cases
+    monkeypatch.setitem(SMALL, run_bundle, SMALL[run_bundle].replace("[32,32]", "[64,64]"))
     one_loss = "--losses nacl --image_size [64,64] --out runs/table1\n"
     table, ensemble = blocks(ROOT / "docs/comparison.md", "bash")
     seeds = ensemble.replace("--losses ce_dice", "--losses nacl --image_size [64,64]")
-    for name, first in (("runs/seeds", "runs/table1"), ("work/ce_dice", "work/nacl")):  # the first seed is trained once
+    # The first seed is trained once
+    for name, first in (("runs/seeds", "runs/table1"), ("work/ce_dice", "work/nacl")):
         assert name in seeds
         seeds = seeds.replace(name, first)
     run([table.replace("--out runs/table1\n", one_loss), seeds], repository, {"PREPARED": prepared})
@@ -242,7 +309,8 @@ def test_commands_of_the_comparison(repository: Path, prepared: Path, monkeypatc
         for folder in ("ensemble/eval", "table1/nacl/seed0", "table1/nacl/seed1")
     ]
     assert means[1] != means[2]
-    assert means[0] < (means[1] + means[2]) / 2  # of a mean of probabilities, by Jensen's inequality
+    # Of a mean of probabilities, by Jensen's inequality
+    assert means[0] < (means[1] + means[2]) / 2
 
 
 def test_commands_of_packaging(repository: Path) -> None:
@@ -270,13 +338,21 @@ def test_commands_of_a_bundle(
     places: dict[str, Path],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    folder, page, commands = repository / "bundles" / bundle.name, *(bundle / "docs" / name for name in BUNDLE_PAGES)
+    folder, page, commands = (
+        repository / "bundles" / bundle.name,
+        *(bundle / "docs" / name for name in BUNDLE_PAGES),
+    )
     (folder / "models" / "model.pt").unlink()
     name, *below = images.split("/")
     places["IMAGES"] = places[name].joinpath(*below)
     data, infer = (blocks(page, "bash", [section]) for section in ("Data", "Inference"))
     small = SMALL_3D if bundle == HIPPOCAMPUS else SMALL
-    run([*data, *blocks(commands, "bash", ["Train", "Calibrate", "Evaluate"]), *infer], folder, places, small)
+    run(
+        [*data, *blocks(commands, "bash", ["Train", "Calibrate", "Evaluate"]), *infer],
+        folder,
+        places,
+        small,
+    )
     assert (folder / "models" / "model.pt").is_file()
     assert (folder / "eval" / "summary.json").is_file()
     assert {f"{case}_{kind}.nii.gz" for kind in ("seg", "probability", "uncertainty")} <= maps(
@@ -299,14 +375,23 @@ def test_pages_of_the_bundles_give_the_same_commands() -> None:
 
 
 def maps(folder: Path) -> dict[str, np.ndarray]:
-    return {file.name: np.asanyarray(nib.load(file).dataobj) for file in sorted(folder.glob("*.nii.gz"))}
+    return {
+        file.name: np.asanyarray(nib.load(file).dataobj) for file in sorted(folder.glob("*.nii.gz"))
+    }
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
-def test_two_processes_and_exports_give_what_one_process_does(repository: Path, places: dict[str, Path]) -> None:
-    """Of five test cases, which two processes cannot share equally, and one validation case, which both validate."""
-    folder, page, commands = repository / "bundles" / ACDC.name, *(ACDC / "docs" / name for name in BUNDLE_PAGES)
+def test_two_processes_and_exports_give_what_one_process_does(
+    repository: Path, places: dict[str, Path]
+) -> None:
+    """Of five test cases, which two processes cannot share equally, and one validation case, which
+    both validate.
+    """
+    folder, page, commands = (
+        repository / "bundles" / ACDC.name,
+        *(ACDC / "docs" / name for name in BUNDLE_PAGES),
+    )
     places["IMAGES"] = places["ACDC"] / "training" / "patient001"
     run(blocks(page, "bash", ["Data"]), folder, places)
     datalist = json.loads((folder / "data" / "datalist.json").read_text())
@@ -317,14 +402,22 @@ def test_two_processes_and_exports_give_what_one_process_does(repository: Path, 
         run_bundle(folder, *configs, image_size=[32, 32], output_dir=str(folder / "one"), **options)
 
     printed = run(blocks(commands, "bash", ["Several GPUs"]), folder, places)
-    assert printed.count("Epoch[1] Complete") == 3  # of training, validation and evaluation, by one of the processes
+    # Of training, validation and evaluation, by one of the processes
+    assert printed.count("Epoch[1] Complete") == 3
     assert printed.count("Wrote the evaluation of 5 cases") == 1
     assert torch.load(folder / "models" / "last.ckpt", weights_only=True)["best_metric_epoch"] == 1
     alone("train.yaml", "evaluate.yaml")
-    cases = [pd.read_csv(folder / name / "cases.csv", index_col="case").sort_index() for name in ("eval", "one")]
+    cases = [
+        pd.read_csv(folder / name / "cases.csv", index_col="case").sort_index()
+        for name in ("eval", "one")
+    ]
     pd.testing.assert_frame_equal(*cases, check_exact=True)
-    summaries = [json.loads((folder / name / "summary.json").read_text()) for name in ("eval", "one")]
-    numbers = [pd.json_normalize(summary).drop(columns=["missed", "spurious"]) for summary in summaries]
+    summaries = [
+        json.loads((folder / name / "summary.json").read_text()) for name in ("eval", "one")
+    ]
+    numbers = [
+        pd.json_normalize(summary).drop(columns=["missed", "spurious"]) for summary in summaries
+    ]
     pd.testing.assert_frame_equal(*numbers, rtol=1e-12)
 
     alone("train.yaml", "calibrate.yaml", temperature=0.5)
@@ -333,20 +426,27 @@ def test_two_processes_and_exports_give_what_one_process_does(repository: Path, 
     # Without a GPU, MONAI warns and goes on with PyTorch.
     device = "cuda" if torch.cuda.is_available() else "cpu"
     inference = {"dataset_dir": str(places["IMAGES"]), "image_size": [32, 32], "device": device}
-    run_bundle(folder, "inference.yaml", "inference_trt.yaml", output_dir=str(folder / "trt"), **inference)
+    run_bundle(
+        folder, "inference.yaml", "inference_trt.yaml", output_dir=str(folder / "trt"), **inference
+    )
     expected = maps(folder / "one")
     for name in ("predictions", "trt"):  # by TorchScript, and by TensorRT
         found = maps(folder / name)
         assert found.keys() == expected.keys()
         for file, values in expected.items():
-            if "seg" in file:  # classes are equal except where two are equally probable up to rounding
+            # Classes are equal except where two are equally probable up to rounding
+            if "seg" in file:
                 assert (found[file] != values).mean() <= 1e-4
             else:
                 np.testing.assert_allclose(found[file], values, rtol=0, atol=1e-4)
     batch = torch.randn(3, 1, 144, 144, generator=torch.Generator().manual_seed(0))
     network = inference_config(folder).get_parsed_content("network_def").eval()
     network.load_state_dict(torch.load(folder / "models" / "model.pt", weights_only=True))
-    session = onnxruntime.InferenceSession(folder / "models" / "model.onnx", providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        folder / "models" / "model.onnx", providers=["CPUExecutionProvider"]
+    )
     (logits,) = session.run(None, {"image": batch.numpy()})
     with torch.no_grad():
-        torch.testing.assert_close(torch.from_numpy(logits).softmax(1), network(batch).softmax(1), rtol=0, atol=1e-4)
+        torch.testing.assert_close(
+            torch.from_numpy(logits).softmax(1), network(batch).softmax(1), rtol=0, atol=1e-4
+        )

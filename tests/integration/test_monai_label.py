@@ -1,4 +1,6 @@
-"""A MONAI Label server with the bundles of ACDC and, in 3D, the hippocampus, asked over HTTP as a viewer does."""
+"""A MONAI Label server with the bundles of ACDC and, in 3D, the hippocampus, asked over HTTP as a
+viewer does.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,9 @@ def server(bundle: Path, studies: Path, home: Path) -> Iterator[str]:
     address, log = f"http://127.0.0.1:{port}", home.with_suffix(".log")
     environment = {**os.environ, "MONAI_LABEL_HOME": str(home)}
     with open(log, "w") as output:
-        process = subprocess.Popen(command, env=environment, stdout=output, stderr=output, start_new_session=True)
+        process = subprocess.Popen(
+            command, env=environment, stdout=output, stderr=output, start_new_session=True
+        )
     try:
         deadline = time.monotonic() + 1200  # the first start installs MONAI Label
         while not answers(address):
@@ -62,7 +66,9 @@ def answers(address: str) -> bool:
 def infer(address: str, model: str, image: str, folder: Path, **params: Any) -> np.ndarray:
     """The map that the server answers with for an image."""
     question = {"params": json.dumps({"device": "cpu", **params})}
-    answer = requests.post(f"{address}/infer/{model}?image={image}&output=image", data=question, timeout=600)
+    answer = requests.post(
+        f"{address}/infer/{model}?image={image}&output=image", data=question, timeout=600
+    )
     assert answer.ok, answer.text
     path = folder / f"answer{len(list(folder.iterdir()))}.nii.gz"
     path.write_bytes(answer.content)
@@ -83,7 +89,9 @@ def put_label(address: str, file: Path) -> None:
 
 def train(address: str, model: str, **options: Any) -> None:
     """Train on the labels of the server, until the end."""
-    answer = requests.post(f"{address}/train/{model}?run_sync=true", json={"device": "cpu", **options}, timeout=600)
+    answer = requests.post(
+        f"{address}/train/{model}?run_sync=true", json={"device": "cpu", **options}, timeout=600
+    )
     assert answer.ok, answer.text
 
 
@@ -102,13 +110,16 @@ def test_infer_label_train_and_infer_again(phantoms: Path, tmp_path: Path) -> No
         name = label.name.replace("_gt", "")
         shutil.copy(label.parent / name, studies)
         shutil.copy(label, labels / name)
-    (studies / "broken.nii.gz").write_bytes(b"not an image")  # must not keep the others from being scored
+    # Must not keep the others from being scored
+    (studies / "broken.nii.gz").write_bytes(b"not an image")
     *names, held_out = sorted(path.name.removesuffix(".nii.gz") for path in labels.iterdir())
     truth = nib.load(labels / f"{held_out}.nii.gz").get_fdata()
 
     bundle = copy_with_weights(ACDC, tmp_path / "source")
     for config in ("train.yaml", "inference.yaml"):
-        content = ConfigParser.load_config_file(bundle / "configs" / config) | {"image_size": [SIZE, SIZE]}
+        content = ConfigParser.load_config_file(bundle / "configs" / config) | {
+            "image_size": [SIZE, SIZE]
+        }
         ConfigParser.export_config_file(content, str(bundle / "configs" / config), "yaml")
     facts = content["facts"]
     model = bundle.name
@@ -122,17 +133,25 @@ def test_infer_label_train_and_infer_again(phantoms: Path, tmp_path: Path) -> No
 
     with server(bundle, studies, tmp_path / "home") as address:
         info = requests.get(f"{address}/info/", timeout=60).json()
-        codes = {name.lower(): code for name, code in zip(facts["class_names"], facts["label_codes"], strict=True)}
+        codes = {
+            name.lower(): code
+            for name, code in zip(facts["class_names"], facts["label_codes"], strict=True)
+        }
         assert info["models"][model]["labels"] | {"background": 0} == codes
         assert model in info["trainers"]
 
         first = infer(address, model, held_out, maps)
         uncertainty = infer(address, model, held_out, maps, show_uncertainty=True)
-        own = (nib.load(bundle / "predictions" / f"{held_out}_{kind}.nii.gz") for kind in ("seg", "uncertainty"))
+        own = (
+            nib.load(bundle / "predictions" / f"{held_out}_{kind}.nii.gz")
+            for kind in ("seg", "uncertainty")
+        )
         np.testing.assert_array_equal(first, next(own).get_fdata())
         # The server uses more threads: what is rounded to 16 bits may differ by a step.
         np.testing.assert_allclose(uncertainty, next(own).get_fdata(), rtol=0, atol=1.1 / 65535)
-        torch.testing.assert_close(calibrator_in(torch.load(served, weights_only=True)).state(), fitted.state())
+        torch.testing.assert_close(
+            calibrator_in(torch.load(served, weights_only=True)).state(), fitted.state()
+        )
 
         question = {"params": json.dumps({"device": "cpu"})}
         answer = requests.post(
@@ -147,19 +166,23 @@ def test_infer_label_train_and_infer_again(phantoms: Path, tmp_path: Path) -> No
         train(address, model, max_epochs=12, val_split=0.2)
         assert dice(infer(address, model, held_out, maps), truth) > dice(first, truth)
         retrained = calibrator_in(torch.load(served, weights_only=True))
-        torch.testing.assert_close(retrained.state(), VectorScaling().state())  # other weights, which need another one
+        # Other weights, which need another one
+        torch.testing.assert_close(retrained.state(), VectorScaling().state())
         # When the server starts again, it takes the one with the shortest name for weights.
         assert [file.name for file in served.parent.glob("*.pt")] == ["model.pt"]
 
         busy = 429  # the server scores by itself as well, after the training
         while True:
-            answer = requests.post(f"{address}/scoring/uncertainty?run_sync=true", json={"device": "cpu"}, timeout=600)
+            answer = requests.post(
+                f"{address}/scoring/uncertainty?run_sync=true", json={"device": "cpu"}, timeout=600
+            )
             if answer.status_code != busy:
                 break
             time.sleep(0.5)
         assert answer.ok, answer.text
         unlabelled = {
-            name: infer(address, model, name, maps, show_uncertainty=True).mean() for name in (names[0], held_out)
+            name: infer(address, model, name, maps, show_uncertainty=True).mean()
+            for name in (names[0], held_out)
         }
         lowest = requests.post(f"{address}/activelearning/quality", json={}, timeout=60).json()
         assert lowest["id"] in unlabelled
@@ -178,9 +201,14 @@ def test_volumes_of_real_patients(tmp_path: Path) -> None:
         (tmp_path / "studies").mkdir(exist_ok=True)
         shutil.copy(source / "imagesTr" / label.name, tmp_path / "studies")
     model, name = HIPPOCAMPUS.name, held_out.name.removesuffix(".nii.gz")
-    options = {"dataset_dir": str(source / "imagesTr" / held_out.name), "output_dir": str(tmp_path / "own")}
+    options = {
+        "dataset_dir": str(source / "imagesTr" / held_out.name),
+        "output_dir": str(tmp_path / "own"),
+    }
     run_bundle(HIPPOCAMPUS, "inference.yaml", **options)
-    truth, own = (nib.load(file).get_fdata() for file in (held_out, tmp_path / "own" / f"{name}_seg.nii.gz"))
+    truth, own = (
+        nib.load(file).get_fdata() for file in (held_out, tmp_path / "own" / f"{name}_seg.nii.gz")
+    )
 
     with server(HIPPOCAMPUS, tmp_path / "studies", tmp_path / "home") as address:
         first = infer(address, model, name, maps)
@@ -191,4 +219,5 @@ def test_volumes_of_real_patients(tmp_path: Path) -> None:
         train(address, model, max_epochs=2, val_split=0.34)
         assert dice(infer(address, model, name, maps), truth) > 0.6
     served = tmp_path / "home" / "monaibundle" / "model" / model / "models" / "model.pt"
-    assert torch.load(served, weights_only=True)["temperature"] == 1  # other weights, which need another one
+    # Other weights, which need another one
+    assert torch.load(served, weights_only=True)["temperature"] == 1

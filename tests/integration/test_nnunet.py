@@ -1,6 +1,8 @@
-"""nnU-Net's own commands with our trainers, as docs/nnunet.md gives them: from a download to the report.
+"""nnU-Net's own commands with our trainers, as docs/nnunet.md gives them: from a download to the
+report.
 
-On 8 patients of ACDC where they are there, on phantoms otherwise; a small network, two folds, two epochs of five steps.
+On 8 patients of ACDC where they are there, on phantoms otherwise; a small network, two folds, two
+epochs of five steps.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ from tests.integration.test_docs import blocks, run
 
 PAGE = ROOT / "docs/nnunet.md"
 PATIENTS, TEST_PATIENTS = 8, 2
-DOCUMENTED, SHORT = "nnUNetTrainerNACLDice", "nnUNetTrainerShort"  # the latter also for nnU-Net's default
+# The latter also for nnU-Net's default
+DOCUMENTED, SHORT = "nnUNetTrainerNACLDice", "nnUNetTrainerShort"
 TRAINER = f"""
 import torch
 from calib_components.tools.nnunet.trainers.loss_trainers import {DOCUMENTED}
@@ -49,7 +52,10 @@ network |= {"n_conv_per_stage": [1] * 4, "n_conv_per_stage_decoder": [1] * 3}
 network |= {name: network[name][:4] for name in ("strides", "kernel_sizes")}
 file.write_text(json.dumps(plans))
 """
-PREDICT = "from nnunetv2.inference.predict_from_raw_data import predict_entry_point_modelfolder as predict; predict()"
+PREDICT = (
+    "from nnunetv2.inference.predict_from_raw_data import predict_entry_point_modelfolder as"
+    " predict; predict()"
+)
 
 
 def probabilities(folder: Path) -> dict[str, np.ndarray]:
@@ -60,7 +66,9 @@ def probabilities(folder: Path) -> dict[str, np.ndarray]:
 
 
 def labels(folder: Path) -> dict[str, np.ndarray]:
-    return {file.name: np.asarray(nib.load(file).dataobj) for file in sorted(folder.glob("*.nii.gz"))}
+    return {
+        file.name: np.asarray(nib.load(file).dataobj) for file in sorted(folder.glob("*.nii.gz"))
+    }
 
 
 def run_page(folder: Path, acdc: Path) -> str:
@@ -73,7 +81,9 @@ def run_page(folder: Path, acdc: Path) -> str:
     (folder / "shrink.py").write_text(SHRINK)
     text = "\n".join(blocks(PAGE, "bash"))
     for pattern, replacement in {
-        r"(nnUNetv2_plan_and_preprocess .*)": r"\1 -np 1 -npfp 1; python shrink.py $nnUNet_preprocessed",
+        r"(nnUNetv2_plan_and_preprocess .*)": (
+            r"\1 -np 1 -npfp 1; python shrink.py $nnUNet_preprocessed"
+        ),
         r"(nnunet trainers\))": rf"\1:{folder / 'trainers'}",
         r"(?<=/)nnUNetTrainer(?=__)": SHORT,
         rf" -tr {DOCUMENTED}": "",
@@ -90,7 +100,9 @@ def run_page(folder: Path, acdc: Path) -> str:
         text, changes = re.subn(pattern, replacement, text)
         assert changes, pattern
     limits = "export nnUNet_n_proc_DA=1 nnUNet_def_n_proc=1\n"  # 0 would stop the planning
-    limits += f"export nnUNet_extTrainer=$(calib-components nnunet trainers):{folder / 'trainers'}\n"
+    limits += (
+        f"export nnUNet_extTrainer=$(calib-components nnunet trainers):{folder / 'trainers'}\n"
+    )
     return run([limits, text], folder, {"ACDC": folder / "ACDC"})
 
 
@@ -99,16 +111,27 @@ def check_files(nnunet: Path, model: Path, printed: str) -> None:
     assert f"T = {estimate.summary()}" in printed
     splits = json.loads((nnunet / "preprocessed/Dataset027_ACDC/splits_final.json").read_text())
     assert set(estimate.leave_one_out) == {case[:10] for fold in splits[:2] for case in fold["val"]}
-    options = {"structures": ["RV=1", "MYO=2", "LV=3"], "patient_pattern": "patient[0-9]+", "workers": 1}
+    options = {
+        "structures": ["RV=1", "MYO=2", "LV=3"],
+        "patient_pattern": "patient[0-9]+",
+        "workers": 1,
+    }
     for name in ("five_folds", "ensemble"):  # as the page evaluates others
         truth = nnunet / "raw" / "Dataset027_ACDC" / "labelsTs"
         evaluate_predictions(nnunet / name, truth, nnunet / f"evaluation_{name}", **options)
-    for name in ("evaluation", "evaluation_calibrated", "evaluation_five_folds", "evaluation_ensemble"):
+    for name in (
+        "evaluation",
+        "evaluation_calibrated",
+        "evaluation_five_folds",
+        "evaluation_ensemble",
+    ):
         assert (nnunet / name / "report" / "index.html").is_file()
         assert len(Evaluation.read(nnunet / name).summary["patients"]) == 2 * TEST_PATIENTS
     plain, scaled = (Evaluation.read(nnunet / f"evaluation{name}") for name in ("", "_calibrated"))
     assert scaled.summary["temperature"] == pytest.approx(estimate.temperature)
-    counts = [found.regions["plausible"]["top_label"].count.sum().item() for found in (plain, scaled)]
+    counts = [
+        found.regions["plausible"]["top_label"].count.sum().item() for found in (plain, scaled)
+    ]
     assert counts[1] == pytest.approx(counts[0], rel=0.01)  # logits are rounded
     assert "evaluation_calibrated" in (nnunet / "report" / "report.md").read_text()
     with zipfile.ZipFile(nnunet / "model.zip") as archive:
@@ -128,14 +151,33 @@ def check_without_this_package(nnunet: Path, model: Path, folder: Path) -> None:
     (site,) = (folder / "lib").glob("python*/site-packages")
     (site / "others.pth").write_text(sysconfig.get_path("purelib"))
     places = {f"nnUNet_{name}": str(nnunet / name) for name in ("raw", "preprocessed", "results")}
-    environment = {"PATH": os.environ["PATH"], "OMP_NUM_THREADS": "1", "nnUNet_def_n_proc": "1", **places}
+    environment = {
+        "PATH": os.environ["PATH"],
+        "OMP_NUM_THREADS": "1",
+        "nnUNet_def_n_proc": "1",
+        **places,
+    }
 
     def run_alone(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
         command = [folder / "bin" / "python", "-c", code, *map(str, arguments)]
-        return subprocess.run(command, cwd=folder, env=environment, check=False, capture_output=True, text=True)
+        return subprocess.run(
+            command, cwd=folder, env=environment, check=False, capture_output=True, text=True
+        )
 
     assert "No module named 'calib_components'" in run_alone("import calib_components").stderr
-    options = ["-f", "0", "-device", "cpu", "-npp", "1", "-nps", "1", "--save_probabilities", "-m", model]
+    options = [
+        "-f",
+        "0",
+        "-device",
+        "cpu",
+        "-npp",
+        "1",
+        "-nps",
+        "1",
+        "--save_probabilities",
+        "-m",
+        model,
+    ]
     options += ["-i", nnunet / "raw" / "Dataset027_ACDC" / "imagesTs", "-o", nnunet / "alone"]
     failed = run_alone(PREDICT, *options)  # with the checkpoint as it was trained
     assert f"Could not find requested nnunet trainer {SHORT}" in failed.stderr

@@ -19,23 +19,36 @@ from tests.helpers import ROOT
 from tests.integration.test_docs import PAGES, blocks
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.stem)
-def test_python(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.stem
+)
+def test_python(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
     monkeypatch.chdir(tmp_path)
     code = "\n".join(blocks(page, "python"))
     exec(code, {})
-    expected = re.findall(r"^print\(.*\)  # (.*)$", code, re.MULTILINE) or "".join(blocks(page, "text")).splitlines()
+    expected = (
+        re.findall(r"^print\(.*\)  # (.*)$", code, re.MULTILINE)
+        or "".join(blocks(page, "text")).splitlines()
+    )
     assert capsys.readouterr().out.splitlines() == expected
     assert [path.name for path in tmp_path.iterdir()] == re.findall(r'savefig\("(.*)"\)', code)
 
 
 def configs(page: Path) -> list[dict]:
     """The configs in the YAML blocks of a page."""
-    parts = [part for block in blocks(page, "yaml") for part in re.split(r"^#.*\n", block, flags=re.MULTILINE)]
+    parts = [
+        part
+        for block in blocks(page, "yaml")
+        for part in re.split(r"^#.*\n", block, flags=re.MULTILINE)
+    ]
     return [yaml.safe_load(part) for part in parts if part]
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "yaml")], ids=lambda page: page.stem)
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if blocks(page, "yaml")], ids=lambda page: page.stem
+)
 def test_yaml(page: Path) -> None:
     for config in configs(page):
         parser = ConfigParser(config)
@@ -49,7 +62,9 @@ def test_yaml(page: Path) -> None:
 
 @pytest.mark.slow
 def test_maps_of_monais_transforms(tmp_path: Path) -> None:
-    """As the page writes them; the network has seen a part of the image, whose axes are stored in another order."""
+    """As the page writes them; the network has seen a part of the image, whose axes are stored in
+    another order.
+    """
     p, affine = softmax_of(0, 3), np.diag([-1.5, 1.25, 8.0, 1.0])[:, [2, 0, 1, 3]]
     save_nifti(tmp_path / "images" / "scan.nii.gz", p[0], affine)
     save_nifti(tmp_path / "labels" / "scan.nii.gz", label_of(0, (0, 1, 2)), affine)
@@ -59,9 +74,13 @@ def test_maps_of_monais_transforms(tmp_path: Path) -> None:
         {"_target_": "Orientationd", "keys": "image", "axcodes": "RAS"},
         {"_target_": "CenterSpatialCropd", "keys": "image", "roi_size": [4, 4, 4]},
     ]
-    parser = ConfigParser(config | {"preprocessing": {"_target_": "Compose", "transforms": loading}})
+    parser = ConfigParser(
+        config | {"preprocessing": {"_target_": "Compose", "transforms": loading}}
+    )
     parser["postprocessing"]["transforms"][-1]["output_dir"] = str(tmp_path / "predictions")
-    item = parser.get_parsed_content("preprocessing")({"image": str(tmp_path / "images" / "scan.nii.gz")})
+    item = parser.get_parsed_content("preprocessing")(
+        {"image": str(tmp_path / "images" / "scan.nii.gz")}
+    )
     item["pred"] = MetaTensor(torch.randn(3, *item["image"].shape[1:]), meta=item["image"].meta)
     parser.get_parsed_content("postprocessing")(item)
     evaluate_predictions(tmp_path / "predictions", tmp_path / "labels", tmp_path / "out")

@@ -1,4 +1,6 @@
-"""The results that are kept under `results/`: published tables, diagrams and metadata follow from their cases."""
+"""The results that are kept under `results/`: published tables, diagrams and metadata follow from
+their cases.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ from scripts.fill_tables import fill
 from tests.helpers import ACDC, BRATS, HIPPOCAMPUS, ROOT, SHARED, run_bundle
 
 DATA, RESULTS = SHARED / "data" / "acdc", ROOT / "results"
-FOLDERS = sorted(file.parent.relative_to(RESULTS).as_posix() for file in RESULTS.rglob("comparison.json"))
+FOLDERS = sorted(
+    file.parent.relative_to(RESULTS).as_posix() for file in RESULTS.rglob("comparison.json")
+)
 SHIPPED = ("acdc/travel", "nacl", 0)  # folder, method and seed of the weights in the ACDC bundle
 SHIPPED_3D = ("hippocampus", "nacl_0.03", 0)
 FLARE = ROOT / "bundles/flare_ct_nacl_segmentation"
@@ -54,7 +58,10 @@ def of_cases(found: Results, prefix: str) -> Results:
 def confidence_and_accuracy(found: Results, row: Row, seed: int | None = None) -> tuple[float, ...]:
     """Where a structure is predicted, in percent, all voxels pooled."""
     bins = found.pooled_bins(row, "predicted", seed)
-    return tuple(100 * (sums.sum() / bins.count.sum()).item() for sums in (bins.confidence_sum, bins.num_correct))
+    return tuple(
+        100 * (sums.sum() / bins.count.sum()).item()
+        for sums in (bins.confidence_sum, bins.num_correct)
+    )
 
 
 def test_results_are_few_and_small_and_hold_no_image() -> None:
@@ -96,21 +103,32 @@ def test_tables_of_calibrators_are_those_of_the_cases() -> None:
     assert (folder / "table.md").read_text() == tabulate(means)
     page = " ".join((ROOT / "docs/posthoc.md").read_text().split())
     assert tabulate_page(means) in (ROOT / "docs/posthoc.md").read_text()
-    mean = means.set_index(["calibrator", "measure", "network", "site"])["mean"].unstack(["network", "site"])
+    mean = means.set_index(["calibrator", "measure", "network", "site"])["mean"].unstack(
+        ["network", "site"]
+    )
     home = [name for name in mean.columns if name[1] == "home"]
     changed, usual = mean.loc["T perturbed"], mean.loc["T"]
-    assert "on all eight sets on which nothing was fitted, the expected DSC came closer to the true one" in page
+    assert (
+        "on all eight sets on which nothing was fitted, the expected DSC came closer to the"
+        " true one" in page
+    )
     others = changed.columns.difference(home)
     assert len(others) == 8
     assert (changed.loc["dsc_bias", others].abs() < usual.loc["dsc_bias", others].abs()).all()
-    assert "the NLL over all voxels was not higher on any of them, and at home it rose by at most 0.0007" in page
+    assert (
+        "the NLL over all voxels was not higher on any of them, and at home it rose by at most"
+        " 0.0007" in page
+    )
     rise = (changed - usual).loc["nll_all"]
     assert rise[others].max() < 5e-5
     assert round(rise[home].max(), 4) == 0.0007
-    text = "on changed images, it lowered the NLL where a structure is predicted of both hippocampus networks; on"
+    text = (
+        "on changed images, it lowered the NLL where a structure is predicted of both hippocampus"
+        " networks; on"
+    )
     assert (
-        f"{text} unchanged ones, it raised that of NACL, and with the eight patients of ACDC, the NLL on bSSFP and"
-        in page
+        f"{text} unchanged ones, it raised that of NACL, and with the eight patients of ACDC, the"
+        " NLL on bSSFP and" in page
     )
     vector = (mean.loc["vector perturbed"] - changed).loc["nll_predicted"]
     assert vector[["hippocampus_ce_dice", "hippocampus_nacl"]].max() < -0.002
@@ -119,20 +137,31 @@ def test_tables_of_calibrators_are_those_of_the_cases() -> None:
         "nll_all", [("acdc_nacl", "bssfp"), ("acdc_nacl", "vendor_a")]
     ].min() > 0.001
     assert "On LGE, the expected DSC is at least .14 too high with each of them" in page
-    assert mean.xs("dsc_bias", level="measure")["acdc_nacl", "lge"].drop("T perturbed twice").min() > 0.14
+    assert (
+        mean.xs("dsc_bias", level="measure")["acdc_nacl", "lge"].drop("T perturbed twice").min()
+        > 0.14
+    )
 
 
 def test_temperature_of_the_scan_is_as_the_page_says() -> None:
     table = pd.read_csv(RESULTS / "calibrators" / "scan_temperature.csv")
     found = table.set_index(["fitted_on", "u", "network", "site"])
     usual = found.loc[("validation", "none")]["dsc_bias"]
-    scan, one = (found.loc["validation and perturbed"].loc[u]["dsc_bias"] for u in ("mean entropy of the scan", "none"))
+    scan, one = (
+        found.loc["validation and perturbed"].loc[u]["dsc_bias"]
+        for u in ("mean entropy of the scan", "none")
+    )
     others = [place for place in usual.index if place[1] not in ("home", "lge")]
     assert len(others) == 7
     assert (one[others].abs() < scan[others].abs()).sum() == 5
     biases = (each["acdc_nacl", "lge"] for each in (usual, scan, one))
     text = " ".join((ROOT / "docs/posthoc.md").read_text().split())
-    assert "({:.3f} to {:.3f}; one `T` of the same scans {:.3f}), but on five of the other sets".format(*biases) in text
+    assert (
+        "({:.3f} to {:.3f}; one `T` of the same scans {:.3f}), but on five of the other sets".format(
+            *biases
+        )
+        in text
+    )
 
 
 def test_picture_is_that_of_the_cases(tmp_path: Path) -> None:
@@ -147,15 +176,22 @@ def test_ece_of_cases_is_that_of_their_bins() -> None:
             count, confidence, correct = found.case_bins(Row(method), region)
             with np.errstate(invalid="ignore"):  # of a case without voxels there
                 errors = np.abs(confidence - correct).sum(2) / count.sum(2)
-            np.testing.assert_allclose(errors, found.values(Row(method), f"ece_{region}"), atol=2e-5)
+            np.testing.assert_allclose(
+                errors, found.values(Row(method), f"ece_{region}"), atol=2e-5
+            )
 
 
 def test_weights_of_the_hippocampus_are_those_that_the_protocol_chooses() -> None:
     nll = table("hippocampus/validation.csv").set_index(["method", "seed"])["nll_predicted"]
     method = nll.groupby("method").mean().loc[["nacl", "nacl_0.03"]].idxmin()
     assert ("hippocampus", method, nll[method].idxmin()) == SHIPPED_3D
-    first = nll.xs(0, level="seed")[["mbls", "mbls_0.3", "nacl_softmax_4.0", "nacl_softmax_1.0", "nacl_0.03", "nacl"]]
-    text = "({:.3f}; {:.3f} with 0.3), and NACL is lowest on the softmax with 4 ({:.3f}; {:.3f} with 1; on the logits "
+    first = nll.xs(0, level="seed")[
+        ["mbls", "mbls_0.3", "nacl_softmax_4.0", "nacl_softmax_1.0", "nacl_0.03", "nacl"]
+    ]
+    text = (
+        "({:.3f}; {:.3f} with 0.3), and NACL is lowest on the softmax with 4 ({:.3f}; {:.3f} with"
+        " 1; on the logits "
+    )
     text = (text + "{:.3f} with 0.03, {:.3f} with 0.1)").format(*first)
     assert text in " ".join((ROOT / "docs/evidence_3d.md").read_text().split())
     assert first["mbls"] < first["mbls_0.3"]
@@ -163,24 +199,35 @@ def test_weights_of_the_hippocampus_are_those_that_the_protocol_chooses() -> Non
 
 
 def test_metadata_of_the_bundles_are_those_of_the_cases() -> None:
-    for bundle, (folder, method, seed), unit in ((ACDC, SHIPPED, "voxels"), (HIPPOCAMPUS, SHIPPED_3D, "mm")):
+    for bundle, (folder, method, seed), unit in (
+        (ACDC, SHIPPED, "voxels"),
+        (HIPPOCAMPUS, SHIPPED_3D, "mm"),
+    ):
         found = results(folder)
         metrics = json.loads((bundle / "configs/metadata.json").read_text())["eval_metrics"]
         names = {"dsc": "dice", "hd95": f"hd95_{unit}", "ece": "ece_ground_truth_foreground"}
         digits = {"dsc": 3, "hd95": 2, "nll_all": 3, "ece_all": 3, "ece_predicted": 3, "ece": 3}
         assert metrics == {
-            f"mean_{names.get(name, name)}": round(found.values(Row(method, "with"), name)[seed].mean(), places)
+            f"mean_{names.get(name, name)}": round(
+                found.values(Row(method, "with"), name)[seed].mean(), places
+            )
             for name, places in digits.items()
         }
     metrics = json.loads((BRATS / "configs/metadata.json").read_text())["eval_metrics"]
     brats = results("brats/leave_one_out")
     expected = {
         f"mean_dice_{name}": np.nanmean(brats.values(Row("nacl"), f"dsc_{short}"))
-        for name, short in (("whole_tumour", "WT"), ("tumour_core", "TC"), ("enhancing_tumour", "ET"))
+        for name, short in (
+            ("whole_tumour", "WT"),
+            ("tumour_core", "TC"),
+            ("enhancing_tumour", "ET"),
+        )
     }
     for name in ("nll_all", "ece_all", "ece_predicted"):
         expected[f"mean_{name}"] = np.nanmean(brats.values(Row("nacl", "with"), name))
-    assert metrics == {f"{name}_leave_one_out": round(float(value), 3) for name, value in expected.items()}
+    assert metrics == {
+        f"{name}_leave_one_out": round(float(value), 3) for name, value in expected.items()
+    }
     metrics = json.loads((FLARE / "configs/metadata.json").read_text())["eval_metrics"]
     mean = results("flare/two_folds").values(Row("nacl"), "dsc").mean()
     assert metrics["mean_dice_of_networks_trained_on_the_other_scan"] == round(mean, 3)
@@ -194,16 +241,25 @@ def test_means_of_forty_new_patients_are_as_the_page_says() -> None:
     for measure in ("dsc", "nll_predicted", "ece_predicted"):
         values = found.values(Row(method, "with"), measure)[seed]
         parts = sums_of_patients(values - values.mean(), patients) * len({*patients}) / len(values)
-        half = stats.t.ppf(0.975, len(parts) - 1) * parts.std(ddof=1) * (1 / len(parts) + 1 / 40) ** 0.5
+        half = (
+            stats.t.ppf(0.975, len(parts) - 1)
+            * parts.std(ddof=1)
+            * (1 / len(parts) + 1 / 40) ** 0.5
+        )
         ends += [values.mean() - half, values.mean() + half]
-    text = "is {:.3f} to {:.3f}, the NLL where a structure is predicted {:.3f} to {:.3f}, and the ECE there {:.3f} to"
+    text = (
+        "is {:.3f} to {:.3f}, the NLL where a structure is predicted {:.3f} to {:.3f}, and the ECE"
+        " there {:.3f} to"
+    )
     assert text.format(*ends) in " ".join((HIPPOCAMPUS / "docs/README.md").read_text().split())
 
 
 @pytest.mark.parametrize(
     ("bundle", "shipped"), [(ACDC, SHIPPED), (HIPPOCAMPUS, SHIPPED_3D)], ids=["acdc", "hippocampus"]
 )
-def test_temperature_of_the_shipped_weights_is_on_their_page(bundle: Path, shipped: tuple[str, str, int]) -> None:
+def test_temperature_of_the_shipped_weights_is_on_their_page(
+    bundle: Path, shipped: tuple[str, str, int]
+) -> None:
     folder, method, seed = shipped
     fits = results(folder).temperatures
     (fit,) = fits[(fits["method"] == method) & (fits["seed"] == seed)].to_dict("records")
@@ -242,7 +298,11 @@ def test_model_card_has_the_means_of_its_weights(
     found, row = of_cases(results(folder), prefix), Row(method, "with", test_set)
     lines = re.findall(r"^\|.*\|$", (bundle / "docs/README.md").read_text(), re.MULTILINE)
     width = 6 if bundle == ACDC else 3
-    cells = {parts[0].strip(): parts for line in lines if len(parts := line.strip("|").split("|")) == width}
+    cells = {
+        parts[0].strip(): parts
+        for line in lines
+        if len(parts := line.strip("|").split("|")) == width
+    }
     expected_dsc = found.groups[row].filter(like="expected_dsc_").mean(axis=1)
     found.groups[row]["expected_dsc"] = expected_dsc
     for title, measure in (
@@ -253,15 +313,23 @@ def test_model_card_has_the_means_of_its_weights(
     ):  # fmt: skip
         if (shown := cells[title][column].strip()) == "the same":
             shown = cells[title][column - 1].strip()
-        mean, low, high = mean_with_interval(found.values(row, measure)[seed], found.patients(test_set))[:3]
-        if_true = f" ({np.nanmean(found.values(row, 'ece_if_true')[seed]):.3f})" if measure == "ece" else ""
+        mean, low, high = mean_with_interval(
+            found.values(row, measure)[seed], found.patients(test_set)
+        )[:3]
+        if_true = (
+            f" ({np.nanmean(found.values(row, 'ece_if_true')[seed]):.3f})"
+            if measure == "ece"
+            else ""
+        )
         assert shown.partition(" [")[0] == f"{mean:.3f}{if_true}"
         ends = [float(end) for end in re.findall(r"(\d\.\d+)[,\]]", shown)]
         np.testing.assert_allclose(
             ends, [low, high], atol=0.003
         )  # of a bootstrap: other draws in other versions of scipy
     confidence, accuracy = confidence_and_accuracy(found, row, seed)
-    (shown,) = (parts[column] for title, parts in cells.items() if title.startswith("confidence / accuracy"))
+    (shown,) = (
+        parts[column] for title, parts in cells.items() if title.startswith("confidence / accuracy")
+    )
     assert shown.strip() == f"{confidence:.0f} / {accuracy:.0f} %"
 
 
@@ -269,14 +337,31 @@ def test_other_means_on_the_page_of_acdc_are_those_of_its_weights() -> None:
     page, (folder, method, seed) = " ".join((ACDC / "docs/README.md").read_text().split()), SHIPPED
 
     def mean(measure: str, test_set: str = "", prefix: str = "") -> float:
-        return float(np.nanmean(of_cases(results(folder), prefix).values(Row(method, "with", test_set), measure)[seed]))
+        return float(
+            np.nanmean(
+                of_cases(results(folder), prefix).values(Row(method, "with", test_set), measure)[
+                    seed
+                ]
+            )
+        )
 
     views = [mean("dsc", f"{vendor}_{size}") for vendor in "ab" for size in (192, 300)]
-    assert "a DSC of {:.3f} and {:.3f} on Siemens, and {:.3f} and {:.3f} on Philips".format(*views) in page
-    for title, *place in (("ACDC", "", "acdc_"), ("Siemens", "", "vendor_a_"), ("Philips", "vendor_b")):
+    assert (
+        "a DSC of {:.3f} and {:.3f} on Siemens, and {:.3f} and {:.3f} on Philips".format(*views)
+        in page
+    )
+    for title, *place in (
+        ("ACDC", "", "acdc_"),
+        ("Siemens", "", "vendor_a_"),
+        ("Philips", "vendor_b"),
+    ):
         for measure, digits in (("dsc", 3), ("hd95", 2)):
             values = [mean(f"{measure}{name}", *place) for name in ("", "_RV", "_MYO", "_LV")]
-            assert f"| {title}, {measure.upper()} | " + " | ".join(f"{value:.{digits}f}" for value in values) in page
+            assert (
+                f"| {title}, {measure.upper()} | "
+                + " | ".join(f"{value:.{digits}f}" for value in values)
+                in page
+            )
     scans = table("acdc/quality/validation.csv.gz")
     dsc = (of_structures(scans, name).mean() for name in ("dsc", "averaged_dsc"))
     assert "on the validation patients from {:.3f} to {:.3f}".format(*dsc) in page
@@ -287,24 +372,39 @@ def test_other_means_on_the_page_of_acdc_are_those_of_its_weights() -> None:
     gaps = []
     for place in PLACES[:5]:
         row = Row(method, "with", place[3])
-        confidence, accuracy = confidence_and_accuracy(of_cases(results(folder), place[4]), row, seed)
+        confidence, accuracy = confidence_and_accuracy(
+            of_cases(results(folder), place[4]), row, seed
+        )
         gaps.append(round(confidence - accuracy))
     assert (gaps[0], min(gaps[1:4]), max(gaps[1:4]), gaps[4]) == (1, 3, 5, 9)
-    assert "by 1 point on ACDC, 3 to 5 on scanners of Siemens (in the training, too) and Philips and on bSSFP" in page
+    assert (
+        "by 1 point on ACDC, 3 to 5 on scanners of Siemens (in the training, too) and Philips and"
+        " on bSSFP" in page
+    )
     assert "of another hospital, and 9 on LGE" in page
     cells = results(folder).cells.set_index(["method", "seed"]).loc[(method, seed)]
     assert f"the epoch ({cells['best_epoch']} of {cells['epochs']})" in page
-    text = "{:.0f} % confident and {:.0f} % right on ACDC, {:.0f} % and {:.0f} % on Philips, and {:.0f} % and {:.0f} %"
+    text = (
+        "{:.0f} % confident and {:.0f} % right on ACDC, {:.0f} % and {:.0f} % on Philips, and"
+        " {:.0f} % and {:.0f} %"
+    )
     assert f"{text} on LGE".format(*shares) in page
     found = results(folder)
     lge, philips = (found.groups[Row(method, "without", name)] for name in ("lge", "vendor_b"))
     expected = [cases.filter(like="expected_dsc_").mean(axis=None) for cases in (lge, philips)]
     nll = lge["nll_predicted"].mean()
-    assert f"the expected DSC is {expected[0]:.3f}, and the NLL where a structure is predicted {nll:.3f}" in page
-    assert f"falls to {expected[1]:.3f}, and the NLL over all voxels rises to {philips['nll_all'].mean():.3f}" in page
+    assert (
+        f"the expected DSC is {expected[0]:.3f}, and the NLL where a structure is predicted"
+        f" {nll:.3f}" in page
+    )
+    assert (
+        f"falls to {expected[1]:.3f}, and the NLL over all voxels rises to"
+        f" {philips['nll_all'].mean():.3f}" in page
+    )
 
 
-ELSEWHERE = ("vendor_b", "lge")  # sets that nothing was trained or fitted on, of the estimates of quality
+# Sets that nothing was trained or fitted on, of the estimates of quality
+ELSEWHERE = ("vendor_b", "lge")
 SCORES = {  # names of the rows, and columns of each structure or of the scan
     "expected DSC": "expected_dsc",
     "mean confidence, predicted voxels": "mean_confidence",
@@ -320,7 +420,9 @@ def of_structures(scans: pd.DataFrame, measure: str) -> np.ndarray:
 
 
 def score(scans: pd.DataFrame, measure: str) -> np.ndarray:
-    """What a scan has for a measure, higher for better scans: a structure that is not predicted counts as 0."""
+    """What a scan has for a measure, higher for better scans: a structure that is not predicted
+    counts as 0.
+    """
     if measure in scans:
         return 1 - scans[measure].to_numpy()
     values = of_structures(scans, measure)
@@ -346,16 +448,24 @@ def quality_rows() -> dict[str, list[str]]:
     for scans in [*home, *others]:
         dsc, patients = of_structures(scans, "dsc"), [*scans["patient"]]
         mean, bad = dsc.mean(1), (dsc.mean(1) < 0.7).sum()
-        texts = {"DSC, true and expected": f"{mean.mean():.3f}, {score(scans, 'expected_dsc').mean():.3f}"}
+        texts = {
+            "DSC, true and expected": (
+                f"{mean.mean():.3f}, {score(scans, 'expected_dsc').mean():.3f}"
+            )
+        }
         for title, measure in SCORES.items():
             found = rank_scans(score(scans, measure), mean, patients)
             texts[f"gap closed: {title}"] = interval(found.gap_closed)
             if measure in ("expected_dsc", "entropy_predicted", "pairwise_dsc"):
                 below = f"{bad or 'no'} scan{'s' if bad > 1 else ''}"
-                texts[f"ROC: {title}"] = f"{interval(found.roc)}, {below}" if bad > 1 else f"{below} below 0.7"
+                texts[f"ROC: {title}"] = (
+                    f"{interval(found.roc)}, {below}" if bad > 1 else f"{below} below 0.7"
+                )
         for number, structure in enumerate(("RV", "MYO", "LV")):
             estimates = scans[f"expected_dsc_{structure}"].to_numpy()
-            texts[f"Spearman: {structure}"] = interval(rank_scans(estimates, dsc[:, number], patients).spearman)
+            texts[f"Spearman: {structure}"] = interval(
+                rank_scans(estimates, dsc[:, number], patients).spearman
+            )
             bounds = [known.lower_bound(structure, x) for x in estimates]
             k, n, low, high = coverage(bounds, scans[f"dsc_{structure}"], patients)
             texts[f"bound holds: {structure}"] = f"{k} of {n} [{low:.2f}, {high:.2f}]"
@@ -366,12 +476,18 @@ def quality_rows() -> dict[str, list[str]]:
 
 def test_table_of_quality_is_that_of_the_scans() -> None:
     """Ends of intervals may differ by a bootstrap with other draws in other versions of scipy."""
-    lines = [line.strip("| ").split(" | ") for line in (ROOT / "docs" / "quality.md").read_text().splitlines()]
+    lines = [
+        line.strip("| ").split(" | ")
+        for line in (ROOT / "docs" / "quality.md").read_text().splitlines()
+    ]
     shown = {title: texts for title, *texts in lines}
     for title, texts in quality_rows().items():
         for here, there in zip(shown[title], texts, strict=True):
             assert re.sub(r"\[.*\]", "", here) == re.sub(r"\[.*\]", "", there), title
-            ends = [[float(end) for end in re.findall(r"(-?\d\.\d+)[,\]]", text)] for text in (here, there)]
+            ends = [
+                [float(end) for end in re.findall(r"(-?\d\.\d+)[,\]]", text)]
+                for text in (here, there)
+            ]
             np.testing.assert_allclose(*ends, atol=0.025, err_msg=title)
 
 
@@ -385,11 +501,23 @@ def test_table_of_quality_is_that_of_the_scans() -> None:
     ],
 )
 def test_differences_of_estimates_elsewhere(measure: str, expected: tuple[float, ...]) -> None:
-    scans = pd.concat([table(f"acdc/quality/{name}.csv.gz").assign(maker=name) for name in ELSEWHERE])
-    dsc, groups = of_structures(scans, "dsc").mean(1), scans.groupby(["maker", "patient"]).ngroup().to_numpy()
+    scans = pd.concat(
+        [table(f"acdc/quality/{name}.csv.gz").assign(maker=name) for name in ELSEWHERE]
+    )
+    dsc, groups = (
+        of_structures(scans, "dsc").mean(1),
+        scans.groupby(["maker", "patient"]).ngroup().to_numpy(),
+    )
     of_patient = [np.flatnonzero(groups == patient) for patient in range(40)]
-    rng, ours, others = np.random.default_rng(0), score(scans, "expected_dsc"), score(scans, measure)
-    draws = [np.arange(60), *(np.concatenate([of_patient[i] for i in rng.integers(0, 40, 40)]) for _ in range(1000))]
+    rng, ours, others = (
+        np.random.default_rng(0),
+        score(scans, "expected_dsc"),
+        score(scans, measure),
+    )
+    draws = [
+        np.arange(60),
+        *(np.concatenate([of_patient[i] for i in rng.integers(0, 40, 40)]) for _ in range(1000)),
+    ]
     found = [order(ours[draw], dsc[draw])[0] - order(others[draw], dsc[draw])[0] for draw in draws]
     text = "({:.2f} [{:.2f}, {:.2f}])"
     page = " ".join((ROOT / "docs/quality.md").read_text().split())
@@ -410,6 +538,11 @@ def test_weights_are_those_of_the_results(tmp_path: Path) -> None:
     expected = of_seeds[of_seeds["seed"] == seed].set_index("case")
     found = Evaluation.read(tmp_path / "eval").cases.set_index("case").add_prefix("acdc_", axis=0)
     assert {*found.index} == {*expected.index}
-    # HD95 does not change continuously with rounding errors; errors of drawn labels are those of other random numbers.
-    names = [name for name in found if name in expected and not name.startswith("hd95") and "resampled" not in name]
+    # HD95 does not change continuously with rounding errors; errors of drawn labels are those of
+    # other random numbers.
+    names = [
+        name
+        for name in found
+        if name in expected and not name.startswith("hd95") and "resampled" not in name
+    ]
     np.testing.assert_allclose(found[names], expected.loc[found.index, names], rtol=1e-3, atol=1e-3)

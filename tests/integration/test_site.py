@@ -22,13 +22,21 @@ PAGES = [
 def test_site_builds_without_warnings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_MKDOCS_2_WARNING", "1")
     monkeypatch.chdir(ROOT)
-    config = mkdocs.config.load_config(str(ROOT / "mkdocs.yml"), strict=True, site_dir=str(tmp_path))
+    config = mkdocs.config.load_config(
+        str(ROOT / "mkdocs.yml"), strict=True, site_dir=str(tmp_path)
+    )
     mkdocs.commands.build.build(config)
     for page in ROOT.joinpath("docs").rglob("*.md"):
         name = page.relative_to(ROOT / "docs").with_suffix("")
-        html = (tmp_path / ("index.html" if name.name == "index" else f"{name}/index.html")).read_text()
-        assert not re.search(r":(?:func|class|meth|mod):", html), f"{page}: markup that the site does not render"
-        assert not re.search(r'<(?:link|script)[^>]*(?:href|src)="(?:https?:)?//', html), f"{page}: fetches elsewhere"
+        html = (
+            tmp_path / ("index.html" if name.name == "index" else f"{name}/index.html")
+        ).read_text()
+        assert not re.search(r":(?:func|class|meth|mod):", html), (
+            f"{page}: markup that the site does not render"
+        )
+        assert not re.search(r'<(?:link|script)[^>]*(?:href|src)="(?:https?:)?//', html), (
+            f"{page}: fetches elsewhere"
+        )
     assert "NACLLoss" in (tmp_path / "api" / "losses" / "index.html").read_text()
 
 

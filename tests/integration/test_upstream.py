@@ -1,4 +1,6 @@
-"""The patches for MONAI in docs/upstream apply to it; the tests that they add fail before and pass after."""
+"""The patches for MONAI in docs/upstream apply to it; the tests that they add fail before and pass
+after.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +50,9 @@ def borders(old: ModuleType, new: ModuleType) -> list[str]:
     found = []
     for shape in ((144, 144), (48, 64, 48), (32, 32, 32)):
         label = torch.zeros(1, *shape, dtype=torch.int64)
-        before, after = (m.NACLLoss(classes=2, dim=len(shape)).get_constr_target(label)[:, 0] for m in (old, new))
+        before, after = (
+            m.NACLLoss(classes=2, dim=len(shape)).get_constr_target(label)[:, 0] for m in (old, new)
+        )
         share, size = 100 * (before < 0.999).float().mean(), " x ".join(map(str, shape))
         found.append(f"| {size} | {share:.1f} % | {before.mean():.3f} | {after.mean():.3f} |")
     return found
@@ -60,7 +64,12 @@ def errors(old: ModuleType, new: ModuleType) -> list[str]:
     p = 0.96 + 0.04 * torch.rand(1, 1, 240, 240, 155, generator=generator)
     y = (torch.rand(p.shape, generator=generator) < p).float()
     before, after = (m.CalibrationErrorMetric(num_bins=20)(p, y).item() for m in (old, new))
-    return [f"| 240 x 240 x 155 | {abs((p.double() - y).mean().item()):.5f} | {before:.5f} | {after:.5f} |"]
+    return [
+        (
+            f"| 240 x 240 x 155 | {abs((p.double() - y).mean().item()):.5f} | {before:.5f} |"
+            f" {after:.5f} |"
+        )
+    ]
 
 
 @pytest.mark.slow
@@ -71,13 +80,17 @@ def test_patches_apply_and_mend(name: str, tmp_path: Path, monkeypatch: pytest.M
     package = module.split("/")[0]
     (tmp_path / "monai" / package).mkdir(parents=True)
     shutil.copy(Path(monai.__file__).parent / module, tmp_path / "monai" / package)
-    subprocess.run(["git", "apply", ROOT / "docs" / "upstream" / f"{name}.patch"], check=True, cwd=tmp_path)
+    subprocess.run(
+        ["git", "apply", ROOT / "docs" / "upstream" / f"{name}.patch"], check=True, cwd=tmp_path
+    )
     tests, failing = failures(load(tmp_path / "tests" / test))
     assert failing == tests == 2
     mended = load(tmp_path / "monai" / module)
     table = {"losses": borders, "metrics": errors}[package]
     page = (ROOT / "docs" / "upstream.md").read_text().splitlines()
-    assert [row for row in table(load(Path(monai.__file__).parent / module), mended) if row not in page] == []
+    assert [
+        row for row in table(load(Path(monai.__file__).parent / module), mended) if row not in page
+    ] == []
     for part in names:
         monkeypatch.setattr(f"monai.{package}.{part}", getattr(mended, part))
     assert failures(load(tmp_path / "tests" / test)) == (2, 0)

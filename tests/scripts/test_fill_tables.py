@@ -28,7 +28,10 @@ SHIFTS = {"focal": 0.01, "nacl": -0.2, "cross_entropy": 0}
 
 def make_cases() -> pd.DataFrame:
     """Four losses, one with its temperature and one on two test sets; three seeds, eight patients."""
-    rows = [*((name, "without", "") for name in LOSSES), *(("ce_dice", end, "") for end in ("without", "with"))]
+    rows = [
+        *((name, "without", "") for name in LOSSES),
+        *(("ce_dice", end, "") for end in ("without", "with")),
+    ]
     keys = [
         (*row, seed, f"case{case}")
         for row in [*rows, ("nacl", "without", "lge")]
@@ -37,14 +40,27 @@ def make_cases() -> pd.DataFrame:
     ]
     table = pd.DataFrame(keys, columns=["method", "temperature", "test_set", "seed", "case"])
     rng = np.random.default_rng(0)
-    values = {name: rng.uniform(0.1, 0.9, len(table)) for name in ("dsc_RV", "dsc_LV", "ece", "ece_if_true")}
+    values = {
+        name: rng.uniform(0.1, 0.9, len(table))
+        for name in ("dsc_RV", "dsc_LV", "ece", "ece_if_true")
+    }
     nll = rng.normal(1 + table["method"].map(SHIFTS).fillna(0), 0.1)
     return table.assign(nll_all=nll, patient=table["case"], fold=0, **values)
 
 
-def cell(method: str, measure: str, temperature: str = "without", test_set: str = "", interval: bool = False) -> str:
+def cell(
+    method: str,
+    measure: str,
+    temperature: str = "without",
+    test_set: str = "",
+    interval: bool = False,
+) -> str:
     """A cell of a table: the mean of a measure of the cases, the value if true, and the interval."""
-    cases = make_cases().set_index(["method", "temperature", "test_set"]).loc[(method, temperature, test_set)]
+    cases = (
+        make_cases()
+        .set_index(["method", "temperature", "test_set"])
+        .loc[(method, temperature, test_set)]
+    )
     dsc = cases.assign(dsc=(cases["dsc_RV"] + cases["dsc_LV"]) / 2)
     values = dsc.set_index(["seed", "case"])[measure].unstack()
     found = mean_with_interval(values, [*values])
@@ -58,7 +74,9 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     folder.mkdir(parents=True)
     (tmp_path / "docs").mkdir()
     (folder / "comparison.json").write_text(json.dumps({"labels": LABELS}))
-    (folder / "temperatures.csv").write_text("method,seed,fold,temperature\nnacl,0,0,0.671\nnacl,1,0,0.685\n")
+    (folder / "temperatures.csv").write_text(
+        "method,seed,fold,temperature\nnacl,0,0,0.671\nnacl,1,0,0.685\n"
+    )
     pd.read_csv(StringIO(BINS)).to_csv(folder / "bins.csv.gz", index=False)
     make_cases().to_csv(folder / "cases.csv.gz", index=False)
     monkeypatch.setattr(fill_tables, "ROOT", tmp_path)
@@ -69,7 +87,12 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def clear() -> None:
-    for cached in (fill_tables.results, fill_tables.label_of, fill_tables.mean, fill_tables.difference):
+    for cached in (
+        fill_tables.results,
+        fill_tables.label_of,
+        fill_tables.mean,
+        fill_tables.difference,
+    ):
         cached.cache_clear()
 
 
@@ -129,11 +152,16 @@ def test_tables(what: str, rows: list[str], root: Path, capsys: pytest.CaptureFi
 
 def test_texts(root: Path) -> None:
     """Numbers of the paragraph before the comment, in their order; other paragraphs stay."""
-    page = page_with(root, "- First: 0.12.\n- DSC 0.10, so 9 % right\n  at T = 0.3 to 1.00.\n  <!-- from: SOURCES -->")
+    page = page_with(
+        root,
+        "- First: 0.12.\n- DSC 0.10, so 9 % right\n  at T = 0.3 to 1.00.\n  <!-- from: SOURCES -->",
+    )
     page.write_text(page.read_text().replace("SOURCES", "nacl lge dsc; = 90; = 1.50"))
     fill()
     dsc = cell("nacl", "dsc", test_set="lge")
-    assert page.read_text().startswith(f"# Page\n\n- First: 0.12.\n- DSC {dsc}, so 90 % right\n  at T = 0.3 to 1.50.\n")
+    assert page.read_text().startswith(
+        f"# Page\n\n- First: 0.12.\n- DSC {dsc}, so 90 % right\n  at T = 0.3 to 1.50.\n"
+    )
     fill(check=True)
 
 
@@ -162,10 +190,17 @@ def test_differences(root: Path) -> None:
 
 
 def test_p_values_are_corrected(root: Path) -> None:
-    p_values = {name: difference(name, "cross_entropy", "acdc", "nll_all").p_value for name in ("focal", "nacl")}
+    p_values = {
+        name: difference(name, "cross_entropy", "acdc", "nll_all").p_value
+        for name in ("focal", "nacl")
+    }
     assert p_values["nacl"] < 0.05 < p_values["focal"]
-    assert corrected("nacl", "cross_entropy", "acdc", "nll_all") == pytest.approx(2 * p_values["nacl"])
-    assert corrected("focal", "cross_entropy", "acdc", "nll_all") == pytest.approx(p_values["focal"])
+    assert corrected("nacl", "cross_entropy", "acdc", "nll_all") == pytest.approx(
+        2 * p_values["nacl"]
+    )
+    assert corrected("focal", "cross_entropy", "acdc", "nll_all") == pytest.approx(
+        p_values["focal"]
+    )
     assert numbers("p nacl - cross_entropy acdc nll_all") == [f"{p_values['nacl']:.3f}"]
     assert numbers("holm nacl - cross_entropy acdc nll_all") == [f"{2 * p_values['nacl']:.3f}"]
 

@@ -1,4 +1,6 @@
-"""What scripts/monai_label does before the server starts, with stand-ins for MONAI Label and a bundle's package."""
+"""What scripts/monai_label does before the server starts, with stand-ins for MONAI Label and a
+bundle's package.
+"""
 
 from __future__ import annotations
 
@@ -39,10 +41,14 @@ def repository(tmp_path: Path) -> Path:
     return folder
 
 
-def serve(repository: Path, bundle: str, here: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+def serve(
+    repository: Path, bundle: str, here: Path, **environment: str
+) -> subprocess.CompletedProcess[str]:
     command = [repository / "scripts" / "monai_label", bundle, "studies"]
     variables = {**os.environ, **environment}
-    return subprocess.run(command, cwd=here, env=variables, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        command, cwd=here, env=variables, capture_output=True, text=True, check=False
+    )
 
 
 def test_a_copy_is_served_until_the_weights_change(repository: Path, tmp_path: Path) -> None:
@@ -57,7 +63,9 @@ def test_a_copy_is_served_until_the_weights_change(repository: Path, tmp_path: P
     for name in ("link", "bundle"):  # copied, and as it is
         done = serve(repository, name, here, MONAI_LABEL_HOME="home")
         assert done.returncode == 0, done.stderr
-        assert done.stdout.startswith(f"start_server --app {here}/home/monaibundle --studies {here}/studies")
+        assert done.stdout.startswith(
+            f"start_server --app {here}/home/monaibundle --studies {here}/studies"
+        )
     served = here / "home" / "monaibundle" / "model" / "bundle"
     assert (served / "data" / "facts.yaml").read_text() == "facts"
     (served / "models" / "model.pt").write_text("trained further")
@@ -65,5 +73,7 @@ def test_a_copy_is_served_until_the_weights_change(repository: Path, tmp_path: P
     (models / "model.pt").write_text("calibrated")
     done = serve(repository, "bundle", here, MONAI_LABEL_HOME="home")
     assert done.returncode == 1
-    assert done.stderr.startswith(f"monai_label: {models}/model.pt has changed since it was copied to {served}")
+    assert done.stderr.startswith(
+        f"monai_label: {models}/model.pt has changed since it was copied to {served}"
+    )
     assert (served / "models" / "model.pt").read_text() == "trained further"

@@ -1,5 +1,5 @@
-"""Packages are complete: they run where only stock MONAI is installed, from data to predictions. They hold nothing
-else, and are the same bytes every time."""
+"""Packages are complete: they run where only stock MONAI is installed, from data to predictions.
+They hold nothing else, and are the same bytes every time."""
 
 from __future__ import annotations
 
@@ -77,7 +77,10 @@ def bundle(tmp_path: Path) -> Path:
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An environment with the wheel, built, checked and tried as for a release."""
     out = tmp_path_factory.mktemp("release")
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    }
     command = ["bash", ROOT / "scripts" / "release", "--offline", out]
     done = subprocess.run(command, check=False, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -112,17 +115,33 @@ def test_runs_where_only_stock_monai_or_the_wheel_is_installed(
     def run(*arguments: object) -> None:
         command = [environment / "bin" / "python", *map(str, arguments)]
         variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-        done = subprocess.run(command, check=False, cwd=empty, env=variables, capture_output=True, text=True)
+        done = subprocess.run(
+            command, check=False, cwd=empty, env=variables, capture_output=True, text=True
+        )
         assert done.returncode == 0, done.stdout + done.stderr
 
     def options(*configs: str, **further: Any) -> dict[str, Any]:
         files = [str(unpacked / "configs" / name) for name in configs]
-        common = {"bundle_root": str(unpacked), "image_size": list(SIZE), "device": "cpu", "num_workers": 0}
+        common = {
+            "bundle_root": str(unpacked),
+            "image_size": list(SIZE),
+            "device": "cpu",
+            "num_workers": 0,
+        }
         return {"config_file": files, **common, **further}
 
     size, fractions = ",".join(map(str, SIZE)), "0.34,0.33,0.33"
     script = unpacked / "scripts" / "prepare_data.py"
-    run(script, "acdc", tmp_path / "download", unpacked / "data", "--image_size", size, "--fractions", fractions)
+    run(
+        script,
+        "acdc",
+        tmp_path / "download",
+        unpacked / "data",
+        "--image_size",
+        size,
+        "--fractions",
+        fractions,
+    )
     runs = [options("train.yaml", max_epochs=1, overwrite=True)]
     if not required:
         runs += [options("train.yaml", "calibrate.yaml"), options("train.yaml", "evaluate.yaml")]
@@ -143,7 +162,12 @@ def test_requires_the_package_in_place_of_a_copy(bundle: Path, tmp_path: Path) -
 
 
 def test_holds_the_bundle_what_it_uses_and_nothing_else(bundle: Path, tmp_path: Path) -> None:
-    left_by_a_run = ("models/last.ckpt", "eval/cases.csv", "predictions/scan_seg.nii.gz", "data/datalist.json")
+    left_by_a_run = (
+        "models/last.ckpt",
+        "eval/cases.csv",
+        "predictions/scan_seg.nii.gz",
+        "data/datalist.json",
+    )
     hidden = ("docs/.DS_Store", "docs/.git/config", "docs/__pycache__/a.pyc")
     for name in (*left_by_a_run, *hidden, "large_files.yml"):
         (bundle / name).parent.mkdir(exist_ok=True)
@@ -152,27 +176,51 @@ def test_holds_the_bundle_what_it_uses_and_nothing_else(bundle: Path, tmp_path: 
     inside = names_in(pack(bundle, tmp_path / "dist"))
     assert inside == sorted(inside)
     assert not {*left_by_a_run, *hidden} & {*inside}
-    at_the_top = {"LICENSE", "calib_components", "configs", "docs", "large_files.yml", "models", "scripts"}
+    at_the_top = {
+        "LICENSE",
+        "calib_components",
+        "configs",
+        "docs",
+        "large_files.yml",
+        "models",
+        "scripts",
+    }
     assert {name.split("/")[0] for name in inside} == at_the_top
     assert {"configs/train.yaml", "configs/losses/nacl.yaml", "docs/README.md"} <= {*inside}
-    assert [name for name in inside if name.startswith("models/")] == ["models/facts.yaml", "models/model.pt"]
+    assert [name for name in inside if name.startswith("models/")] == [
+        "models/facts.yaml",
+        "models/model.pt",
+    ]
     assert {"calib_components/losses/nacl.py", "calib_components/py.typed"} <= {*inside}
     assert [name for name in inside if name.startswith("scripts/")] == ["scripts/prepare_data.py"]
     tools = {name.removeprefix("calib_components/tools/") for name in inside if "/tools/" in name}
     assert {"prepare/acdc.py", "prepare/acdc.yaml"} <= tools
-    assert {name.split("/")[0] for name in tools} == {"__init__.py", "cli.py", "parallel.py", "prepare"}
+    assert {name.split("/")[0] for name in tools} == {
+        "__init__.py",
+        "cli.py",
+        "parallel.py",
+        "prepare",
+    }
 
 
 def test_components_import_no_tools_that_are_left_out() -> None:
     """What the zip has of `tools` is for `prepare_data.py`, and imports nothing beside it."""
     package = ACDC.parents[1] / "calib_components"
-    packed = [file for file in package.rglob("*.py") if "tools" not in file.parts and file.name != "__main__.py"]
+    packed = [
+        file
+        for file in package.rglob("*.py")
+        if "tools" not in file.parts and file.name != "__main__.py"
+    ]
     packed += [
         *(package / "tools" / name for name in ("cli.py", "parallel.py")),
         *(package / "tools").glob("prepare/*.py"),
     ]
     text = "\n".join(file.read_text() for file in packed)
-    assert set(re.findall(r"calib_components\.tools(?:\.| import )(\w+)", text)) <= {"cli", "parallel", "prepare"}
+    assert set(re.findall(r"calib_components\.tools(?:\.| import )(\w+)", text)) <= {
+        "cli",
+        "parallel",
+        "prepare",
+    }
 
 
 def test_same_files_give_the_same_bytes(bundle: Path, tmp_path: Path) -> None:
@@ -180,7 +228,10 @@ def test_same_files_give_the_same_bytes(bundle: Path, tmp_path: Path) -> None:
     shutil.copytree(bundle, other, copy_function=shutil.copyfile)
     os.utime(bundle / "LICENSE", (0, 0))
     (bundle / "LICENSE").chmod(0o600)
-    assert pack(bundle, tmp_path / "dist1").read_bytes() == pack(other, tmp_path / "dist2").read_bytes()
+    assert (
+        pack(bundle, tmp_path / "dist1").read_bytes()
+        == pack(other, tmp_path / "dist2").read_bytes()
+    )
 
 
 @pytest.mark.parametrize(
@@ -212,7 +263,10 @@ def test_an_archive_is_replaced_on_demand(bundle: Path, tmp_path: Path) -> None:
 
 
 def test_a_request_to_the_zoo_has_the_files_of_the_archive(bundle: Path, tmp_path: Path) -> None:
-    models, unpacked = tmp_path / "zoo" / "models", unpack(pack(bundle, tmp_path / "dist"), tmp_path / "unpacked")
+    models, unpacked = (
+        tmp_path / "zoo" / "models",
+        unpack(pack(bundle, tmp_path / "dist"), tmp_path / "unpacked"),
+    )
     for overwrite in (False, True):
         package_bundle(bundle, zoo=tmp_path / "zoo", overwrite=overwrite)
         assert snapshot(models / ACDC.name) == snapshot(unpacked)
@@ -228,8 +282,11 @@ def test_monai_loads_the_network_from_a_local_folder(bundle: Path, tmp_path: Pat
     torch.save(weights, bundle / "models" / "model.pt")
     unpack(pack(bundle, tmp_path / "dist"), tmp_path / "unpacked")
     network = inference_config(bundle).get_parsed_content("network_def")
-    loaded = monai.bundle.load(ACDC.name, model=network, bundle_dir=str(tmp_path / "unpacked"), device="cpu")
-    del weights["reference"]  # monai.bundle.load leaves out what a new network lacks, and serves no quality
+    loaded = monai.bundle.load(
+        ACDC.name, model=network, bundle_dir=str(tmp_path / "unpacked"), device="cpu"
+    )
+    # Monai.bundle.load leaves out what a new network lacks, and serves no quality
+    del weights["reference"]
     torch.testing.assert_close({**loaded.state_dict()}, {**weights}, rtol=0, atol=0)
 
 

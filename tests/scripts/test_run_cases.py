@@ -1,4 +1,6 @@
-"""Shares of many cases: their commands, what runs them, and that their results are those of one run."""
+"""Shares of many cases: their commands, what runs them, and that their results are those of one
+run.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,13 @@ def test_images_are_shared_among_no_more_shares_than_there_are(
     file.with_name("other.nii.gz").write_bytes(file.read_bytes())
     with pytest.raises(SystemExit) as caught:
         run_cases.run_cases(
-            "infer", bundle, dataset_dir=images, output_dir=tmp_path / "1e3", workers=3, save="label", tta=True
+            "infer",
+            bundle,
+            dataset_dir=images,
+            output_dir=tmp_path / "1e3",
+            workers=3,
+            save="label",
+            tta=True,
         )
     assert caught.value.code == 1
     assert sorted(options["shard"] for options in commands) == ["1/2", "2/2"]
@@ -59,7 +67,9 @@ def test_images_are_shared_among_no_more_shares_than_there_are(
 def test_prepared_cases_are_shared(tmp_path: Path, commands: list[dict[str, Any]]) -> None:
     bundle = copy_with_weights(ACDC, tmp_path / "bundle")
     data = make_prepared(ACDC, tmp_path / "data", cases=1)
-    run_cases.run_cases("evaluate", bundle, dataset_dir=data, output_dir=tmp_path / "out", workers=4)
+    run_cases.run_cases(
+        "evaluate", bundle, dataset_dir=data, output_dir=tmp_path / "out", workers=4
+    )
     assert [options["shard"] for options in commands] == ["1/1"]
     assert [Path(file).stem for file in commands[0]["config_file"]] == ["train", "evaluate"]
 
@@ -73,14 +83,23 @@ def test_prepared_cases_are_shared(tmp_path: Path, commands: list[dict[str, Any]
     ],
 )  # fmt: skip
 def test_wrong_arguments_are_refused_before_anything_runs(
-    given: dict[str, Any], word: str, tmp_path: Path, commands: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+    given: dict[str, Any],
+    word: str,
+    tmp_path: Path,
+    commands: list[dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "srun").touch(mode=0o755)
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     images = make_images(ACDC, tmp_path / "images")
     bundle = copy_with_weights(ACDC, tmp_path)
-    options = {"command": "infer", "bundle": bundle, "dataset_dir": images, "output_dir": tmp_path / "out"}
+    options = {
+        "command": "infer",
+        "bundle": bundle,
+        "dataset_dir": images,
+        "output_dir": tmp_path / "out",
+    }
     with pytest.raises(InputError, match=word):
         run_cases.run_cases(**{**options, **given})
     assert commands == []
@@ -91,7 +110,11 @@ class TestJobs:
         def fail() -> str | None:
             raise ValueError("first\nlast")
 
-        works: dict[str, Callable[[], str | None]] = {"a": lambda: None, "b": lambda: "no memory", "c": fail}
+        works: dict[str, Callable[[], str | None]] = {
+            "a": lambda: None,
+            "b": lambda: "no memory",
+            "c": fail,
+        }
         failed = jobs.run_jobs(works, jobs.make_executor("local", 2, Path(), None))
         assert failed == {"b": "no memory", "c": "last"}
 
@@ -100,16 +123,25 @@ class TestJobs:
         log.write_text("ValueError: of an earlier run\n")
         for code, reason in (
             ("print('ok')", None),
-            ("try:\n int('x')\nexcept ValueError as e:\n raise RuntimeError('wrapped') from e", "ValueError: invalid"),
+            (
+                "try:\n int('x')\nexcept ValueError as e:\n raise RuntimeError('wrapped') from e",
+                "ValueError: invalid",
+            ),
             ("import sys; sys.exit('image_size: wrong')", "image_size: wrong"),
             ("import os; os._exit(3)", "exit code 3"),
         ):
             found = jobs.run_command([sys.executable, "-c", code], log)
-            assert found is None if reason is None else str(found).startswith(reason) and str(found).endswith(str(log))
+            assert (
+                found is None
+                if reason is None
+                else str(found).startswith(reason) and str(found).endswith(str(log))
+            )
 
     def test_interrupt_ends_processes_and_starts_no_others(self, tmp_path: Path) -> None:
         def wait() -> str | None:
-            return jobs.run_command([sys.executable, "-c", "import time; time.sleep(600)"], tmp_path / "log")
+            return jobs.run_command(
+                [sys.executable, "-c", "import time; time.sleep(600)"], tmp_path / "log"
+            )
 
         executor = jobs.make_executor("local", 1, tmp_path, None)
 
@@ -126,4 +158,6 @@ class TestJobs:
     def test_jobs_of_submitit(self, tmp_path: Path) -> None:
         """Its executor that runs jobs in this process stands for that of Slurm."""
         executor = submitit.DebugExecutor(tmp_path)
-        assert jobs.run_jobs({"a": lambda: None, "b": lambda: "no GPU"}, executor) == {"b": "no GPU"}
+        assert jobs.run_jobs({"a": lambda: None, "b": lambda: "no GPU"}, executor) == {
+            "b": "no GPU"
+        }

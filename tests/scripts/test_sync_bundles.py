@@ -24,5 +24,7 @@ def test_files_that_differ_are_written(
     assert capsys.readouterr().out == f"{train}: written\n"
     _, _, text = train.read_text().partition("\n")  # after the comment that names the sources
     facts = ROOT / "calib_components" / "tools" / "prepare" / "acdc.yaml"
-    common = [ROOT / "bundles" / "common" / name for name in ("network.yaml", "slices.yaml", "train.yaml")]
+    common = [
+        ROOT / "bundles" / "common" / name for name in ("network.yaml", "slices.yaml", "train.yaml")
+    ]
     assert text == "\n".join(file.read_text() for file in (facts, *common))

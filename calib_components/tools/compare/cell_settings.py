@@ -1,4 +1,6 @@
-"""Files of a comparison that say what was done: `settings.json` of a cell, and `plan.json` with `commands.sh`."""
+"""Files of a comparison that say what was done: `settings.json` of a cell, and `plan.json` with
+`commands.sh`.
+"""
 
 from __future__ import annotations
 
@@ -24,22 +26,28 @@ class CellSettings:
     patients: dict[str, str]  # of each case that is evaluated
     training: dict[str, Any]  # fingerprint
     evaluation: dict[str, Any]  # fingerprint
-    overrides: dict[str, Any]  # options whose effect the fingerprints do not show, as they were given
+    # Options whose effect the fingerprints do not show, as they were given
+    overrides: dict[str, Any]
     commands: list[str] = field(default_factory=list)  # those that trained and evaluated
-    made_with: dict[str, str] = field(default_factory=dict)  # versions and device, once the cell is finished
+    # Versions and device, once the cell is finished
+    made_with: dict[str, str] = field(default_factory=dict)
     fold: int | None = None  # that is evaluated, from 0; None without cross-validation
     folds: int | None = None  # how many
-    # Split and region that the calibrator is fitted on, and the number of folds if it is that of all; empty without a
-    # calibrator, or as long as not all folds are finished.
+    # Split and region that the calibrator is fitted on, and the number of folds if it is that of
+    # all; empty without a calibrator, or as long as not all folds are finished.
     calibration: dict[str, Any] = field(default_factory=dict)
-    # Further test sets by name, each with a `datalist`, `patients` and `cases` as those of the training's data.
+    # Further test sets by name, each with a `datalist`, `patients` and `cases` as those of the
+    # training's data.
     evaluate_on: dict[str, dict[str, Any]] = field(default_factory=dict)
-    cases: str | None = None  # fingerprint of what the prepared cases hold; None where it was not recorded
+    # Fingerprint of what the prepared cases hold; None where it was not recorded
+    cases: str | None = None
 
     @property
     def name(self) -> str:
         """Name in messages."""
-        return f"{self.method}, seed {self.seed}" + ("" if self.fold is None else f", fold {self.fold}")
+        return f"{self.method}, seed {self.seed}" + (
+            "" if self.fold is None else f", fold {self.fold}"
+        )
 
     @property
     def folder(self) -> str:
@@ -47,16 +55,20 @@ class CellSettings:
         return f"{self.method}/seed{self.seed}" + ("" if self.fold is None else f"_fold{self.fold}")
 
     def differences(self, other: CellSettings) -> list[str]:
-        """Return the settings that keep two cells from being compared, or a cell from being continued.
+        """Return the settings that keep two cells from being compared, or a cell from being
+        continued.
 
-        Cells may differ in their seed, their fold and, unless they are of the same method, their loss.
+        Cells may differ in their seed, their fold and, unless they are of the same method, their
+        loss.
         """
         return differing(self._compared_with(other), other._compared_with(self))
 
     def _compared_with(self, other: CellSettings) -> dict[str, Any]:
         """Return what the two have to have in common, as far as it is known of both."""
         parts = (self.training, self.evaluation, self.overrides)
-        compared: dict[str, Any] = {name: [part.get(name) for part in parts] for part in parts for name in part}
+        compared: dict[str, Any] = {
+            name: [part.get(name) for part in parts] for part in parts for name in part
+        }
         compared |= {"seed": None, "bundle": self.bundle, "folds": self.folds}
         if self.method != other.method:
             compared["loss"] = None
@@ -64,7 +76,8 @@ class CellSettings:
             compared["datalist"] = self.datalist
         if None not in (self.cases, other.cases):
             compared["cases"] = self.cases
-        if self.folds is None or (self.calibration and other.calibration):  # that of all folds comes late
+        # That of all folds comes late
+        if self.folds is None or (self.calibration and other.calibration):
             compared["calibration"] = self.calibration
         for name in self.evaluate_on.keys() & other.evaluate_on.keys():
             here, there = self.evaluate_on[name], other.evaluate_on[name]
@@ -86,10 +99,12 @@ def read_settings(folder: Path) -> CellSettings:
 
 
 def add_to_plan(entries: Sequence[dict[str, Any]], folder: Path) -> None:
-    """Add cells to `plan.json`, which tells the report what to expect, and their commands to `commands.sh`.
+    """Add cells to `plan.json`, which tells the report what to expect, and their commands to
+    `commands.sh`.
 
-    They replace all cells of the same methods and seeds, which may have been planned with other folds. An entry has a
-    `method`, a `seed`, perhaps a `fold`, `commands`, and those `of_all_folds`, which follow once all are finished.
+    They replace all cells of the same methods and seeds, which may have been planned with other
+    folds. An entry has a `method`, a `seed`, perhaps a `fold`, `commands`, and those
+    `of_all_folds`, which follow once all are finished.
     """
     planned = {_key(entry) for entry in entries}
     runs = {key[:2] for key in planned}
@@ -99,13 +114,21 @@ def add_to_plan(entries: Sequence[dict[str, Any]], folder: Path) -> None:
             present = json.loads(file.read_text(encoding="utf-8"))
     kept = [entry for entry in present if _key(entry) in planned or _key(entry)[:2] not in runs]
     plan = {_key(entry): entry for entry in [*kept, *entries]}
-    lines = ["# Run these in the folder in which compare_losses was started. To choose a GPU, add --device=cuda:1.\n"]
+    lines = [
+        (
+            "# Run these in the folder in which compare_losses was started. To choose a GPU, add"
+            " --device=cuda:1.\n"
+        )
+    ]
     for part in ("commands", "of_all_folds"):
         for (method, seed, fold), entry in plan.items():
             if entry.get(part):
                 about = f"# {method}, seed {seed}" + ("" if fold is None else f", fold {fold}")
                 lines.append("\n".join([about, *entry[part], ""]))
-    for name, text in (("plan.json", json.dumps(list(plan.values()), indent=1)), ("commands.sh", "\n".join(lines))):
+    for name, text in (
+        ("plan.json", json.dumps(list(plan.values()), indent=1)),
+        ("commands.sh", "\n".join(lines)),
+    ):
         with writing(folder / name) as unfinished:
             unfinished.write_text(text.rstrip() + "\n")
 

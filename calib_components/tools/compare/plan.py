@@ -1,4 +1,7 @@
-"""Planned cells: the commands of each, and the settings that it is made with. Nothing is written here."""
+"""Planned cells: the commands of each, and the settings that it is made with.
+
+Nothing is written here.
+"""
 
 from __future__ import annotations
 
@@ -32,14 +35,35 @@ from calib_components.tools.compare.cell_settings import CellSettings
 from calib_components.tools.compare.settings import Setting
 
 Ids = Mapping[str, tuple[str, ...]]
-SET_PER_CELL = ("bundle_root", "ckpt_dir", "device", "load_path", "loss", "output_dir", "overwrite", "resume", "seed")
+SET_PER_CELL = (
+    "bundle_root",
+    "ckpt_dir",
+    "device",
+    "load_path",
+    "loss",
+    "output_dir",
+    "overwrite",
+    "resume",
+    "seed",
+)
 # Further options that have no effect on numbers: places, names for display, and who does the work.
-WITHOUT_EFFECT = ("dataset_dir", "datalist", "facts_file", "class_names", "file_suffixes", "cache", *LOADING)
+WITHOUT_EFFECT = (
+    "dataset_dir",
+    "datalist",
+    "facts_file",
+    "class_names",
+    "file_suffixes",
+    "cache",
+    *LOADING,
+)
 # What reaches a calibrator, besides the trained network.
 CALIBRATION: Ids = {"split": (), "region": (), "crop_center": ()}
 # What a further test set has in common with the data of the training.
-GEOMETRY: Ids = dict.fromkeys(("in_channels", "class_names", "structures", "image_size", "crop_size"), ())
-# Weights with the calibrator; folder of the evaluation with it; of a fold, that of the fit on its own validation split.
+GEOMETRY: Ids = dict.fromkeys(
+    ("in_channels", "class_names", "structures", "image_size", "crop_size"), ()
+)
+# Weights with the calibrator; folder of the evaluation with it; of a fold, that of the fit on its
+# own validation split.
 CALIBRATED, SCALED, OWN_FIT = "model_calibrated.pt", "temperature", "fit"
 
 
@@ -81,25 +105,41 @@ class Protocol:
     dataset_dir: Path
     out: Path  # folder of the results of all cells
     work: Path  # folder of the work of all cells
-    overrides: Mapping[str, Any] = field(default_factory=dict)  # ids of train.yaml and evaluate.yaml and their values
+    # Ids of train.yaml and evaluate.yaml and their values
+    overrides: Mapping[str, Any] = field(default_factory=dict)
     folds: int | None = None  # None without cross-validation
-    test_sets: Mapping[str, Path] = field(default_factory=dict)  # folders of further prepared test sets
+    # Folders of further prepared test sets
+    test_sets: Mapping[str, Path] = field(default_factory=dict)
 
     def plan_cell(self, setting: Setting, seed: int, fold: int | None = None) -> PlannedCell:
         """Work out the commands of a cell and what it is made with, and check both."""
         datalist = self.datalist(fold)
-        overrides = dict(self.overrides) if fold is None else {**self.overrides, "datalist": str(datalist)}
-        train, evaluate = self._read("train", f"losses/{setting.loss}"), self._read("train", "evaluate")
+        overrides = (
+            dict(self.overrides) if fold is None else {**self.overrides, "datalist": str(datalist)}
+        )
+        train, evaluate = (
+            self._read("train", f"losses/{setting.loss}"),
+            self._read("train", "evaluate"),
+        )
         _check_overrides(overrides, train, evaluate)
         for_training = {name: value for name, value in overrides.items() if name in train}
         for_evaluation = {name: value for name, value in overrides.items() if name in evaluate}
-        for_fit = for_training | {name: overrides[name] for name in ("crop_center",) if name in overrides}
+        for_fit = for_training | {
+            name: overrides[name] for name in ("crop_center",) if name in overrides
+        }
         own = {**setting.overrides, "seed": seed}
         training = _settings(train, {**self._places, **for_training, **own}, TRAINING)
         evaluation = _settings(evaluate, {**self._places, **for_evaluation}, EVALUATION)
-        # A further test set has its own list and facts, and all its cases for testing are evaluated.
-        kept = {name: value for name, value in for_evaluation.items() if name not in ("datalist", "facts_file")}
-        further = {name: {**kept, "dataset_dir": str(place)} for name, place in self.test_sets.items()}
+        # A further test set has its own list and facts, and all its cases for testing are
+        # evaluated.
+        kept = {
+            name: value
+            for name, value in for_evaluation.items()
+            if name not in ("datalist", "facts_file")
+        }
+        further = {
+            name: {**kept, "dataset_dir": str(place)} for name, place in self.test_sets.items()
+        }
         listed = fingerprint_of_list(datalist)
         settings = CellSettings(
             method=setting.name,
@@ -119,37 +159,76 @@ class Protocol:
             fold=fold,
             folds=self.folds,
             calibration=self._calibration(for_fit, evaluation["split"]),
-            evaluate_on={name: self._test_set(evaluate, options) for name, options in further.items()},
+            evaluate_on={
+                name: self._test_set(evaluate, options) for name, options in further.items()
+            },
             cases=fingerprint_of_cases(datalist, self.dataset_dir),
         )
         work, results = self.work / settings.folder, self.out / settings.folder
 
-        def step(name: str, config: str, output: str, options: Mapping[str, Any], late: bool = False) -> Step:
-            options = {**self._places, "ckpt_dir": work, "output_dir": (work / "eval" / output).parent, **options}
+        def step(
+            name: str, config: str, output: str, options: Mapping[str, Any], late: bool = False
+        ) -> Step:
+            options = {
+                **self._places,
+                "ckpt_dir": work,
+                "output_dir": (work / "eval" / output).parent,
+                **options,
+            }
             return Step(name, bundle_command(self._files("train", config), options), output, late)
 
         def evaluations(name: str, folder: str, late: bool, **weights: Path) -> list[Step]:
-            steps = [step(name, "evaluate", str(Path(folder, "summary.json")), {**weights, **for_evaluation}, late)]
+            steps = [
+                step(
+                    name,
+                    "evaluate",
+                    str(Path(folder, "summary.json")),
+                    {**weights, **for_evaluation},
+                    late,
+                )
+            ]
             for test_set, options in further.items():
-                output, options = str(Path(f"on_{test_set}", folder, "summary.json")), {**weights, **options}
-                steps.append(step(f"{name}_on_{test_set}", "evaluate", output, {**options, "split": "testing"}, late))
+                output, options = (
+                    str(Path(f"on_{test_set}", folder, "summary.json")),
+                    {**weights, **options},
+                )
+                steps.append(
+                    step(
+                        f"{name}_on_{test_set}",
+                        "evaluate",
+                        output,
+                        {**options, "split": "testing"},
+                        late,
+                    )
+                )
             return steps
 
         options = {"output_dir": work, "resume": True, "overwrite": True, **for_training, **own}
-        steps = [step("train", f"losses/{setting.loss}", "history.csv", options), *evaluations("evaluate", "", False)]
+        steps = [
+            step("train", f"losses/{setting.loss}", "history.csv", options),
+            *evaluations("evaluate", "", False),
+        ]
         if settings.calibration:
             in_folds = fold is not None
             lists = {replace(settings, fold=one).folder: self.datalist(one) for one in self._folds}
-            having = [one for one, cases in lists.items() if read_patients(cases, settings.calibration["split"])]
+            having = [
+                one
+                for one, cases in lists.items()
+                if read_patients(cases, settings.calibration["split"])
+            ]
             if settings.folder in having:
                 fit = f"{OWN_FIT if in_folds else SCALED}/temperature.json"
                 path = work / ("model_own_temperature.pt" if in_folds else CALIBRATED)
-                steps.append(step("calibrate", "calibrate", fit, {"calibrated_path": path, **for_fit}))
+                steps.append(
+                    step("calibrate", "calibrate", fit, {"calibrated_path": path, **for_fit})
+                )
             if in_folds:
                 pool = [str(self.out / one / OWN_FIT) for one in having]
                 options = {"calibrated_path": work / CALIBRATED, "pool": pool, **for_fit}
                 steps.append(step("pool", "calibrate", f"{SCALED}/temperature.json", options, True))
-            steps += evaluations("evaluate_temperature", SCALED, in_folds, load_path=work / CALIBRATED)
+            steps += evaluations(
+                "evaluate_temperature", SCALED, in_folds, load_path=work / CALIBRATED
+            )
         return PlannedCell(settings, results, work, steps)
 
     @property
@@ -167,14 +246,23 @@ class Protocol:
         return Path(str(self.overrides.get("datalist", self.dataset_dir / "datalist.json")))
 
     def seen_cases(self, test_set: str) -> list[Shared]:
-        """Return cases of a further test set whose patients are called as in the training; its volumes are an error."""
+        """Return cases of a further test set whose patients are called as in the training; its
+        volumes are an error.
+        """
         folder = self.test_sets[test_set]
         lists = [read_lists(self.datalist(fold), self.dataset_dir) for fold in self._folds]
-        seen = [item for listed in lists for split in ("training", "validation") for item in listed[split]]
+        seen = [
+            item
+            for listed in lists
+            for split in ("training", "validation")
+            for item in listed[split]
+        ]
         shared = find_shared(read_lists(folder / "datalist.json", folder)["testing"], seen)
         for pair in shared:
             if pair.is_volume:
-                raise InputError(f"--evaluate_on: {folder} has cases of the training: {pair}. Leave them out.")
+                raise InputError(
+                    f"--evaluate_on: {folder} has cases of the training: {pair}. Leave them out."
+                )
         return shared
 
     def _files(self, *names: str) -> list[Path]:
@@ -187,40 +275,52 @@ class Protocol:
         return parser
 
     def _calibration(self, options: Mapping[str, Any], evaluated: str) -> dict[str, Any]:
-        """Return what the calibrator is fitted on; nothing if there are no cases for it, or these are evaluated."""
+        """Return what the calibrator is fitted on; nothing if there are no cases for it, or these
+        are evaluated.
+        """
         parser = self._read("train", "calibrate")
         parser.update({**self._places, **options})
         calibration = fingerprint(parser.get(), CALIBRATION)
         split = calibration["split"]
-        if split == evaluated or not any(read_patients(self.datalist(fold), split) for fold in self._folds):
+        if split == evaluated or not any(
+            read_patients(self.datalist(fold), split) for fold in self._folds
+        ):
             return {}
         return {**calibration, **({"folds": self.folds} if self.folds else {})}
 
     def _test_set(self, own: ConfigParser, options: Mapping[str, Any]) -> dict[str, Any]:
-        """Return what is recorded of a further test set, and check that it was prepared like the own data."""
+        """Return what is recorded of a further test set, and check that it was prepared like the
+        own data.
+        """
         folder = Path(options["dataset_dir"])
         datalist = folder / "datalist.json"
         here = _settings(self._read("train", "evaluate"), {**self._places, **options}, GEOMETRY)
         if others := differing(fingerprint(own.get(), GEOMETRY), here):
             raise InputError(
-                f"--evaluate_on: {folder} and the data of the training differ in {', '.join(others)}. Prepare it with "
-                "the same options."
+                f"--evaluate_on: {folder} and the data of the training differ in"
+                f" {', '.join(others)}. Prepare it with the same options."
             )
         if not (patients := read_patients(datalist, "testing")):
-            raise InputError(f"{datalist} has no cases for testing. Prepare the data with --fractions 0,0,1.")
+            raise InputError(
+                f"{datalist} has no cases for testing. Prepare the data with --fractions 0,0,1."
+            )
         cases = fingerprint_of_cases(datalist, folder)
         return {"datalist": fingerprint_of_list(datalist), "cases": cases, "patients": patients}
 
 
 def bundle_command(files: Sequence[Path], options: Mapping[str, Any]) -> list[str]:
     """Return a command that runs the configuration files of a bundle with options."""
-    config_file = json.dumps([str(file) for file in files], ensure_ascii=False, separators=(",", ":"))
+    config_file = json.dumps(
+        [str(file) for file in files], ensure_ascii=False, separators=(",", ":")
+    )
     typed = [f"--{name}={_typed(value)}" for name, value in options.items()]
     return ["python", "-m", "monai.bundle", "run", f"--config_file={config_file}", *typed]
 
 
 def _typed(value: Any) -> str:
-    """Return a value as it is typed for Fire: text that Fire would read as something else, such as a number, quoted."""
+    """Return a value as it is typed for Fire: text that Fire would read as something else, such as
+    a number, quoted.
+    """
     text = str(value)
     is_read_otherwise = isinstance(value, str | Path) and DefaultParseValue(text) != text
     return json.dumps(text, ensure_ascii=False) if is_read_otherwise else text
@@ -237,13 +337,20 @@ def _settings(parser: ConfigParser, options: Mapping[str, Any], ids: Ids) -> dic
     return settings
 
 
-def _check_overrides(overrides: Mapping[str, Any], train: ConfigParser, evaluate: ConfigParser) -> None:
+def _check_overrides(
+    overrides: Mapping[str, Any], train: ConfigParser, evaluate: ConfigParser
+) -> None:
     for name in overrides:
         if name.partition("::")[0] in SET_PER_CELL:
-            raise InputError(f"--{name} is set for each cell. Losses are files in configs/losses, named by --losses.")
+            raise InputError(
+                f"--{name} is set for each cell. Losses are files in configs/losses, named by"
+                " --losses."
+            )
         if name not in train and name not in evaluate:
             hint = nearest(name, [*train.get(), *evaluate.get()], "--")
-            raise InputError(f"--{name} is not an id of the bundle's train.yaml or evaluate.yaml{hint}")
+            raise InputError(
+                f"--{name} is not an id of the bundle's train.yaml or evaluate.yaml{hint}"
+            )
 
 
 def _shows(parser: ConfigParser, name: str, ids: Ids) -> bool:
@@ -262,7 +369,9 @@ def read_patients(datalist: Path, split: str) -> dict[str, str]:
 
 @cache  # all cells have few lists; their content is an argument, since a list may change
 def _evaluated_patients(datalist: Path, split: str, folder: Path, content: str) -> dict[str, str]:
-    """Return the patient of each case of a split, none of whom is trained on or, for another split, validated on."""
+    """Return the patient of each case of a split, none of whom is trained on or, for another split,
+    validated on.
+    """
     listed = read_lists(datalist, folder)
     if not listed[split]:
         raise InputError(f"{datalist} has no cases for {split}.")
@@ -270,5 +379,7 @@ def _evaluated_patients(datalist: Path, split: str, folder: Path, content: str) 
         for shared in find_shared(listed[split], listed[other]):
             if other == "training" or not shared.is_volume:
                 raise InputError(f"{datalist}: {shared}, in {split} and in {other}.")
-            logging.getLogger(__name__).warning("%s: %s, in %s and in %s.", datalist, shared, split, other)
+            logging.getLogger(__name__).warning(
+                "%s: %s, in %s and in %s.", datalist, shared, split, other
+            )
     return read_patients(datalist, split)

@@ -1,4 +1,6 @@
-"""Run a comparison: cells side by side on this machine or as Slurm jobs, with what is finished kept."""
+"""Run a comparison: cells side by side on this machine or as Slurm jobs, with what is finished
+kept.
+"""
 
 from __future__ import annotations
 
@@ -26,11 +28,14 @@ from calib_components.tools.compare.settings import choose_settings
 from calib_components.tools.jobs import end, make_executor, run_command, run_jobs
 
 
-def run_cell(cell: PlannedCell, of_all_folds: bool, devices: queue.SimpleQueue[str] | None = None) -> str | None:
-    """Run the steps of a cell that have no results yet, those that need all folds or the others, and add theirs.
+def run_cell(
+    cell: PlannedCell, of_all_folds: bool, devices: queue.SimpleQueue[str] | None = None
+) -> str | None:
+    """Run the steps of a cell that have no results yet, those that need all folds or the others,
+    and add theirs.
 
-    It takes one of the devices that are free, if given, for its time. Another process that runs the cell is waited for.
-    Returns why it failed, in one line, or None.
+    It takes one of the devices that are free, if given, for its time. Another process that runs the
+    cell is waited for. Returns why it failed, in one line, or None.
     """
     device = devices.get() if devices else None
     make_folder(cell.work)
@@ -39,7 +44,11 @@ def run_cell(cell: PlannedCell, of_all_folds: bool, devices: queue.SimpleQueue[s
             steps = cell.unfinished(of_all_folds)
             shutil.rmtree(cell.work / "eval", ignore_errors=True)
             for step in steps:
-                command = [sys.executable, *step.command[1:], *([] if device is None else [f"--device={device}"])]
+                command = [
+                    sys.executable,
+                    *step.command[1:],
+                    *([] if device is None else [f"--device={device}"]),
+                ]
                 if reason := run_command(command, cell.work / f"{step.name}.log"):
                     return f"{step.name} failed: {reason}"
             if steps:
@@ -51,7 +60,9 @@ def run_cell(cell: PlannedCell, of_all_folds: bool, devices: queue.SimpleQueue[s
 
 
 def _publish(cell: PlannedCell, steps: Sequence[Step], device: str | None) -> None:
-    """Add what steps have written to the results of a cell, whose folder is replaced by one with these."""
+    """Add what steps have written to the results of a cell, whose folder is replaced by one with
+    these.
+    """
     used = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     made_with = {
         "calib_components": calib_components.__version__,
@@ -74,7 +85,11 @@ def _publish(cell: PlannedCell, steps: Sequence[Step], device: str | None) -> No
         settings = replace(
             made,
             calibration=cell.settings.calibration if is_scaled else {},
-            evaluate_on={name: data for name, data in test_sets.items() if (folder / f"on_{name}" / last).is_file()},
+            evaluate_on={
+                name: data
+                for name, data in test_sets.items()
+                if (folder / f"on_{name}" / last).is_file()
+            },
             commands=[*made.commands, *(step.shown for step in steps)],
         )
         write_settings(settings, folder)
@@ -83,7 +98,8 @@ def _publish(cell: PlannedCell, steps: Sequence[Step], device: str | None) -> No
 def write_history(work: Path, folder: Path) -> None:
     """Write `history.csv`, a row for each epoch of a training: its seconds, and what was validated.
 
-    A resumed training has several files of TensorBoard; for an epoch in more than one of them, the latest counts.
+    A resumed training has several files of TensorBoard; for an epoch in more than one of them, the
+    latest counts.
     """
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -117,50 +133,64 @@ def compare_losses(
     evaluate_on: Sequence[str] = (),
     **overrides: Any,
 ) -> None:
-    """Train and evaluate every loss with every seed under one protocol, without and with a temperature.
+    """Train and evaluate every loss with every seed under one protocol, without and with a
+    temperature.
 
-    The temperature of each network is fitted on its own validation split, if there is one; with folds, one for all of
-    a run on those of all, once they are trained.
+    The temperature of each network is fitted on its own validation split, if there is one; with
+    folds, one for all of a run on those of all, once they are trained.
 
-    Any id of the bundle's train.yaml and evaluate.yaml is an option as well, such as --max_epochs 10 or
-    --batch_size 8; it applies to every cell.
+    Any id of the bundle's train.yaml and evaluate.yaml is an option as well, such as --max_epochs
+    10 or --batch_size 8; it applies to every cell.
 
     Args:
         bundle: Folder of the bundle.
         dataset_dir: Prepared data, the bundle's or your own.
         out: Folder for the results, which are small enough to keep in git.
-        losses: Presets (table1, table2, table3: those of the paper; tuning: the paper's grids and weights of MbLS
-            and NACL, evaluated on the validation split), settings in them, or files in the bundle's configs/losses;
-            separated by commas.
+        losses: Presets (table1, table2, table3: those of the paper; tuning: the paper's grids and
+            weights of MbLS and NACL, evaluated on the validation split), settings in them, or files
+            in the bundle's configs/losses; separated by commas.
         seeds: Seeds of the trainings, such as 0,1.
-        work: Folder for checkpoints, logs and TensorBoard's files; default: OUT/work, which git ignores.
-        workers: Number of cells that run side by side; default: one, or one for each of the devices. On the CPU, set
-            OMP_NUM_THREADS to the number of cores for each.
+        work: Folder for checkpoints, logs and TensorBoard's files; default: OUT/work, which git
+            ignores.
+        workers: Number of cells that run side by side; default: one, or one for each of the
+            devices. On the CPU, set OMP_NUM_THREADS to the number of cores for each.
         devices: Devices to run on, such as cuda:0,cuda:1; default: the bundle's choice.
-        executor: local, or slurm for one job per cell, and one more per fold for the temperature of all folds.
-        slurm: Parameters of submitit for these jobs, such as "{time: 600, partition: gpu, gpus_per_node: 1}"; time is
-            in minutes, by default 5.
+        executor: local, or slurm for one job per cell, and one more per fold for the temperature of
+            all folds.
+        slurm: Parameters of submitit for these jobs, such as "{time: 600, partition: gpu,
+            gpus_per_node: 1}"; time is in minutes, by default 5.
         datalist: List of the prepared cases; default: datalist.json in dataset_dir.
-        folds: Number of folds of a cross-validation, which prepare_data --folds prepared: every loss and seed is
-            trained and evaluated once for each, and every patient tested once.
-        evaluate_on: Further prepared test sets, such as those of another scanner, as NAME=DIR, separated by commas:
-            every network is evaluated on their testing splits, too. Cells that are finished get those that they lack.
+        folds: Number of folds of a cross-validation, which prepare_data --folds prepared: every
+            loss and seed is trained and evaluated once for each, and every patient tested once.
+        evaluate_on: Further prepared test sets, such as those of another scanner, as NAME=DIR,
+            separated by commas: every network is evaluated on their testing splits, too. Cells that
+            are finished get those that they lack.
     """
     work = out / "work" if work is None else work
     if work.resolve() == out.resolve():
         raise InputError("--work must be another folder than --out.")
-    if folds is not None and (datalist is not None or len([*dataset_dir.glob("datalist_fold*.json")]) != folds):
-        raise InputError(f"--folds {folds} needs the lists of prepare_data --folds {folds}, and no --datalist.")
+    if folds is not None and (
+        datalist is not None or len([*dataset_dir.glob("datalist_fold*.json")]) != folds
+    ):
+        raise InputError(
+            f"--folds {folds} needs the lists of prepare_data --folds {folds}, and no --datalist."
+        )
     overrides = json.loads(json.dumps(overrides))  # lists instead of tuples, as in YAML
     if datalist is not None:
         overrides["datalist"] = str(datalist)
     if "tuning" in losses:
         overrides.setdefault("split", "validation")
-    test_sets = {name: Path(place) for name, _, place in (text.partition("=") for text in evaluate_on)}
+    test_sets = {
+        name: Path(place) for name, _, place in (text.partition("=") for text in evaluate_on)
+    }
     for name, folder in test_sets.items():
-        if not re.fullmatch(r"\w[\w.-]*", name) or folder.resolve() in (dataset_dir.resolve(), Path.cwd()):
+        if not re.fullmatch(r"\w[\w.-]*", name) or folder.resolve() in (
+            dataset_dir.resolve(),
+            Path.cwd(),
+        ):
             raise InputError(
-                f"--evaluate_on must be NAME=DIR, with other data than --dataset_dir, got {name}={folder}."
+                "--evaluate_on must be NAME=DIR, with other data than --dataset_dir, got"
+                f" {name}={folder}."
             )
     protocol = Protocol(bundle, dataset_dir, out, work, overrides, folds, test_sets)
     cells = [
@@ -172,7 +202,9 @@ def compare_losses(
     _check_comparable(cells, out)
     seen = {name: protocol.seen_cases(name) for name in test_sets}
     if devices and executor != "local":
-        raise InputError("--devices: jobs on Slurm get their own devices. Leave the option out, see --slurm.")
+        raise InputError(
+            "--devices: jobs on Slurm get their own devices. Leave the option out, see --slurm."
+        )
     count = workers or len(devices or [None])
     pool = make_executor(executor, count, work / "slurm", slurm)
     is_new = not work.is_dir() or not any(work.iterdir())
@@ -184,24 +216,37 @@ def compare_losses(
         add_to_plan([_plan_entry(cell) for cell in cells], out)
     for cell in cells:
         if not cell.settings.calibration:
-            print(f"{cell.settings.name}: no temperature, since there are no validation cases or these are evaluated")
+            print(
+                f"{cell.settings.name}: no temperature, since there are no validation cases or"
+                " these are evaluated"
+            )
         if not cell.unfinished():
             print(f"{cell.settings.name}: finished before, {cell.results}")
     for name in test_sets:
         if seen[name]:
             number = len({pair.one["patient"] for pair in seen[name]})
-            print(f"{name}: {number} of its patients have names of patients trained or validated on: {seen[name][0]}")
+            print(
+                f"{name}: {number} of its patients have names of patients trained or validated on:"
+                f" {seen[name][0]}"
+            )
     free: queue.SimpleQueue[str] | None = queue.SimpleQueue() if devices else None
     if free and devices:
         for number in range(count):
             free.put(devices[number % len(devices)])
 
     def run(chosen: Sequence[PlannedCell], of_all_folds: bool) -> dict[str, str]:
-        return run_jobs({cell.settings.name: partial(run_cell, cell, of_all_folds, free) for cell in chosen}, pool)
+        return run_jobs(
+            {cell.settings.name: partial(run_cell, cell, of_all_folds, free) for cell in chosen},
+            pool,
+        )
 
     failed = run([cell for cell in cells if cell.unfinished(of_all_folds=False)], False)
     incomplete = {_run_of(cell) for cell in cells if cell.unfinished(of_all_folds=False)}
-    late = [cell for cell in cells if cell.unfinished(of_all_folds=True) and _run_of(cell) not in incomplete]
+    late = [
+        cell
+        for cell in cells
+        if cell.unfinished(of_all_folds=True) and _run_of(cell) not in incomplete
+    ]
     failed |= run(late, True)
     finished = [cell for cell in cells if not cell.unfinished()]
     end(f"{len(finished)} of {len(cells)} cells are finished", failed)
@@ -213,9 +258,13 @@ def _run_of(cell: PlannedCell) -> tuple[str, int]:
 
 
 def _plan_entry(cell: PlannedCell) -> dict[str, Any]:
-    """Return what the plan has of a cell: the commands that made what is finished, and those that are left."""
+    """Return what the plan has of a cell: the commands that made what is finished, and those that
+    are left.
+    """
     made = read_settings(cell.results).commands if cell.results.is_dir() else []
-    left, of_all_folds = ([step.shown for step in cell.unfinished(later)] for later in (False, True))
+    left, of_all_folds = (
+        [step.shown for step in cell.unfinished(later)] for later in (False, True)
+    )
     entry = {"method": cell.settings.method, "seed": cell.settings.seed, "fold": cell.settings.fold}
     entry |= {"commands": [*made, *left], "of_all_folds": of_all_folds or None}
     return {name: value for name, value in entry.items() if value is not None}
@@ -227,11 +276,15 @@ def _check_comparable(cells: Sequence[PlannedCell], out: Path) -> None:
     A file in `configs/losses` can change more than the loss.
     """
     compared = {cells[0].settings.name: cells[0].settings}
-    compared |= {str(file.parent): read_settings(file.parent) for file in sorted(out.glob("*/seed*/settings.json"))}
+    compared |= {
+        str(file.parent): read_settings(file.parent)
+        for file in sorted(out.glob("*/seed*/settings.json"))
+    }
     for settings in (cell.settings for cell in cells):
         for name, other in compared.items():
             if differences := settings.differences(other):
                 raise InputError(
-                    f"{settings.name} and {name} cannot be compared, since they differ in {', '.join(differences)}. "
-                    "Choose another --out, or delete results with other settings."
+                    f"{settings.name} and {name} cannot be compared, since they differ in"
+                    f" {', '.join(differences)}. Choose another --out, or delete results with other"
+                    " settings."
                 )

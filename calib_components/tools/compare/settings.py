@@ -1,4 +1,6 @@
-"""What can be compared: overlays in a bundle's `configs/losses`, variants of them, and presets that name several."""
+"""What can be compared: overlays in a bundle's `configs/losses`, variants of them, and presets that
+name several.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,8 @@ class Setting:
     name: str  # of its folder in the results
     label: str  # in tables and figures
     loss: str  # name of a file in the bundle's configs/losses
-    overrides: dict[str, Any] = field(default_factory=dict)  # ids and their values, where they differ from that file
+    # Ids and their values, where they differ from that file
+    overrides: dict[str, Any] = field(default_factory=dict)
 
 
 LABELS = {  # of overlays, in tables and figures; others are called as their file
@@ -32,12 +35,20 @@ def _overlay(loss: str) -> Setting:
 
 def _variants(base: Setting, argument: str, *values: Any) -> list[Setting]:
     return [
-        Setting(f"{base.name}_{v}", f"{base.label} {v}", base.loss, {**base.overrides, f"loss::{argument}": v})
+        Setting(
+            f"{base.name}_{v}",
+            f"{base.label} {v}",
+            base.loss,
+            {**base.overrides, f"loss::{argument}": v},
+        )
         for v in values
     ]
 
 
-TABLE1 = [_overlay(loss) for loss in ("ce_dice", "focal", "entropy_penalty", "label_smoothing", "svls", "mbls", "nacl")]
+TABLE1 = [
+    _overlay(loss)
+    for loss in ("ce_dice", "focal", "entropy_penalty", "label_smoothing", "svls", "mbls", "nacl")
+]
 _, FOCAL, ECP, LS, SVLS, MBLS, NACL = TABLE1
 NACL_SOFTMAX = _variants(NACL, "constraint", "softmax")[0]
 PRESETS = {
@@ -49,7 +60,8 @@ PRESETS = {
         Setting("nacl_5x5", "NACL 5x5", "nacl", {"loss::kernel_size": 5}),
     ],
     "table3": [NACL, *_variants(NACL, "prior", "gaussian", "max", "min", "median", "mode")],
-    # The paper's grids, and weights of MbLS and NACL. The values of Table 1 are in it under their plain names.
+    # The paper's grids, and weights of MbLS and NACL. The values of Table 1 are in it under their
+    # plain names.
     "tuning": [
         *TABLE1,
         *_variants(FOCAL, "gamma", 1.0, 2.0),
@@ -65,15 +77,28 @@ PRESETS = {
 
 
 def choose_settings(names: Sequence[str], bundle: Path) -> list[Setting]:
-    """Return settings by the names of presets, of settings in them, or of overlays of a bundle; each once, in order."""
-    overlays = {file.stem: _overlay(file.stem) for file in sorted((bundle / "configs" / "losses").glob("*.yaml"))}
-    variants = {setting.name: setting for preset in PRESETS.values() for setting in preset if setting.overrides}
+    """Return settings by the names of presets, of settings in them, or of overlays of a bundle;
+    each once, in order.
+    """
+    overlays = {
+        file.stem: _overlay(file.stem)
+        for file in sorted((bundle / "configs" / "losses").glob("*.yaml"))
+    }
+    variants = {
+        setting.name: setting
+        for preset in PRESETS.values()
+        for setting in preset
+        if setting.overrides
+    }
     known = {**PRESETS, **{name: [setting] for name, setting in (variants | overlays).items()}}
     if both := [name for name in names if name in overlays and name in {**PRESETS, **variants}]:
         file = bundle / "configs" / "losses" / f"{both[0]}.yaml"
-        raise InputError(f"--losses: {both[0]} is a setting of the paper and {file}. Rename the file.")
+        raise InputError(
+            f"--losses: {both[0]} is a setting of the paper and {file}. Rename the file."
+        )
     if unknown := [name for name in names if name not in known]:
         raise InputError(
-            f"--losses: {unknown[0]!r} is unknown{nearest(unknown[0], known)}. See the settings in docs/comparison.md."
+            f"--losses: {unknown[0]!r} is unknown{nearest(unknown[0], known)}. See the settings in"
+            " docs/comparison.md."
         )
     return list({setting.name: setting for name in names for setting in known[name]}.values())

@@ -8,7 +8,8 @@
 | `NnUNetArray` | `NAME.npz` of nnU-Net's `--save_probabilities`, with `NAME.pkl` or `NAME.nii.gz` | `(C, Z, Y, X)` |
 | `PlainArray` | `NAME.npy`, which may have `NAME.nii.gz` beside it | `(C, X, Y, Z)` or `(X, Y, Z)` |
 
-Files are data: nothing in them is ever run, also not in a pickle. A new format of arrays is a class with `header` and
+Files are data: nothing in them is ever run, also not in a pickle. A new format of arrays is a class
+    with `header` and
 `load`, and an entry of `ARRAYS`.
 """
 
@@ -41,13 +42,19 @@ PLAIN = {
     ("__builtin__", "bytes"),
     ("numpy", "dtype"),
     ("numpy", "ndarray"),
-    *((f"numpy.{core}.multiarray", name) for core in ("core", "_core") for name in ("_reconstruct", "scalar")),
+    *(
+        (f"numpy.{core}.multiarray", name)
+        for core in ("core", "_core")
+        for name in ("_reconstruct", "scalar")
+    ),
     *((f"numpy.{core}.numeric", "_frombuffer") for core in ("core", "_core")),
 }
 
 
 class Header(NamedTuple):
-    """The number of channels, 0 for a label map, the shape `(X, Y, Z)`, and the affine; None if no file says it."""
+    """The number of channels, 0 for a label map, the shape `(X, Y, Z)`, and the affine; None if no
+    file says it.
+    """
 
     channels: int
     shape: tuple[int, ...]
@@ -55,7 +62,9 @@ class Header(NamedTuple):
 
 
 class Stored(NamedTuple):
-    """Probabilities `(C, X, Y, Z)`, float32, and what a stored 0 and 1 can have been, for logarithms."""
+    """Probabilities `(C, X, Y, Z)`, float32, and what a stored 0 and 1 can have been, for
+    logarithms.
+    """
 
     values: np.ndarray
     lowest: float
@@ -66,7 +75,8 @@ class Stored(NamedTuple):
 class Prediction(ABC):
     """The one file of a prediction, or a file for each channel. Each format is a subclass.
 
-    The first of `grids` that knows, files beside an array, says where its voxels lie: `.pkl`, NIfTI.
+    The first of `grids` that knows, files beside an array, says where its voxels lie: `.pkl`,
+    NIfTI.
     """
 
     name: str
@@ -75,25 +85,30 @@ class Prediction(ABC):
 
     @abstractmethod
     def header(self) -> Header:
-        """Read what is known before the voxels are; raise `InputError` if the files do not belong together."""
+        """Read what is known before the voxels are; raise `InputError` if the files do not belong
+        together.
+        """
 
     @abstractmethod
     def load(self) -> tuple[np.ndarray, np.dtype, float]:
-        """Read the values `(C, X, Y, Z)`; and the type and the scale factor that they are stored with."""
+        """Read the values `(C, X, Y, Z)`; and the type and the scale factor that they are stored
+        with.
+        """
 
     def probabilities(self, sigmoid: bool, skip: int = 0) -> Stored:
         """Read the probabilities without the first `skip` channels, and check them.
 
-        Values may be beyond [0, 1] by 0.001, and unless each channel has a sigmoid, their sums differ from 1 by 0.01
-        and the rounding of integers. They are then clipped and divided by their sums, so that these are 1 again. A
-        stored 0 can have been half the smallest number above 0 that the file can hold.
+        Values may be beyond [0, 1] by 0.001, and unless each channel has a sigmoid, their sums
+        differ from 1 by 0.01 and the rounding of integers. They are then clipped and divided by
+        their sums, so that these are 1 again. A stored 0 can have been half the smallest number
+        above 0 that the file can hold.
         """
         values, dtype, scale = self.load()
         step = scale if dtype.kind in "iu" else 0.0
         if dtype.kind not in "iuf" or step == 1:
             raise InputError(
-                f"{self.files[0]}: {dtype} values are no probabilities. Save floating-point numbers, or integers "
-                "with a scale factor in the header of a NIfTI file."
+                f"{self.files[0]}: {dtype} values are no probabilities. Save floating-point"
+                " numbers, or integers with a scale factor in the header of a NIfTI file."
             )
         values = np.array(values[skip:], np.float32, order="C")
         _check(values, sigmoid, step, self.files[0])
@@ -109,7 +124,9 @@ class Prediction(ABC):
 
 @dataclass(frozen=True)
 class Nifti(Prediction):
-    """Probabilities in one NIfTI file, the channels along the fourth axis, or a file for each; or a label map."""
+    """Probabilities in one NIfTI file, the channels along the fourth axis, or a file for each; or a
+    label map.
+    """
 
     def header(self) -> Header:
         image, several = open_nifti(self.files[0]), len(self.files) > 1
@@ -126,7 +143,11 @@ class Nifti(Prediction):
         images = [open_nifti(file) for file in self.files]
         parts = [read_values(image, file) for image, file in zip(images, self.files, strict=True)]
         values = np.stack(parts) if parts[0].ndim == 3 else np.moveaxis(parts[0], 3, 0)
-        return values, images[0].get_data_dtype(), max(abs(float(cast(Any, image.dataobj).slope)) for image in images)
+        return (
+            values,
+            images[0].get_data_dtype(),
+            max(abs(float(cast(Any, image.dataobj).slope)) for image in images),
+        )
 
 
 @dataclass(frozen=True)
@@ -142,7 +163,9 @@ class PlainArray(Prediction):
         with reading(self.files[0], ARRAY):
             shape = self.array_shape()
         if len(shape) != 4:
-            raise InputError(f"{self.files[0]}: an array of {len(shape)} axes is no prediction, channels first.")
+            raise InputError(
+                f"{self.files[0]}: an array of {len(shape)} axes is no prediction, channels first."
+            )
         affine = None
         for grid in self.grids:
             if affine is None and grid.suffix.lower() == ".pkl":
@@ -150,7 +173,9 @@ class PlainArray(Prediction):
             elif affine is None:
                 affine, on_grid = open_nifti(grid).affine, open_nifti(grid).shape[:3]
                 if on_grid != shape[1:]:
-                    raise InputError(f"{self.files[0]}: shape {shape[1:]} is not {on_grid} of {grid}.")
+                    raise InputError(
+                        f"{self.files[0]}: shape {shape[1:]} is not {on_grid} of {grid}."
+                    )
         return Header(shape[0], shape[1:], affine)
 
     def load(self) -> tuple[np.ndarray, np.dtype, float]:
@@ -179,11 +204,15 @@ ARRAYS: dict[str, type[PlainArray]] = {".npz": NnUNetArray, ".npy": PlainArray}
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Reads numbers, texts, containers and numeric arrays; for anything else it raises an error and runs nothing."""
+    """Reads numbers, texts, containers and numeric arrays; for anything else it raises an error and
+    runs nothing.
+    """
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in PLAIN:
-            raise pickle.UnpicklingError(f"{module}.{name}, which is no plain value; it was not loaded")
+            raise pickle.UnpicklingError(
+                f"{module}.{name}, which is no plain value; it was not loaded"
+            )
         return super().find_class(module, name)
 
 
@@ -192,14 +221,20 @@ def _affine_of_properties(file: Path) -> np.ndarray | None:
     with reading(file, "the properties of an image that nnU-Net saves") as path:
         properties = _PlainUnpickler(io.BytesIO(path.read_bytes())).load()
         if "nibabel_stuff" in properties:
-            stuff = properties["nibabel_stuff"]  # the array has the axes that the image had for the network
-            affine = np.array(stuff.get("reoriented_affine", stuff["original_affine"]), float).reshape(4, 4)
+            # The array has the axes that the image had for the network
+            stuff = properties["nibabel_stuff"]
+            affine = np.array(
+                stuff.get("reoriented_affine", stuff["original_affine"]), float
+            ).reshape(4, 4)
         elif "sitk_stuff" in properties:
             stuff = properties["sitk_stuff"]
             affine = np.eye(4)
-            affine[:3, :3] = np.reshape(stuff["direction"], (3, 3)) * np.asarray(stuff["spacing"], float)
+            affine[:3, :3] = np.reshape(stuff["direction"], (3, 3)) * np.asarray(
+                stuff["spacing"], float
+            )
             affine[:3, 3] = stuff["origin"]
-            affine = np.diag([-1.0, -1, 1, 1]) @ affine  # ITK's axes point left and back, NIfTI's right and front
+            # ITK's axes point left and back, NIfTI's right and front
+            affine = np.diag([-1.0, -1, 1, 1]) @ affine
         else:
             return None
         check_affine(affine, file)
@@ -213,19 +248,23 @@ def _check(values: np.ndarray, sigmoid: bool, step: float, file: Path) -> None:
         raise InputError(f"{file}: probabilities are NaN or infinite.")
     if low < -SLACK - step / 2 or high > 1 + SLACK + step / 2:
         raise InputError(
-            f"{file}: values from {low:.4g} to {high:.4g} are no probabilities. Apply "
-            f"{'sigmoid' if sigmoid else 'softmax'} to logits, divide percentages by 100, store label maps as integers."
+            f"{file}: values from {low:.4g} to {high:.4g} are no probabilities. Apply"
+            f" {'sigmoid' if sigmoid else 'softmax'} to logits, divide percentages by 100, store"
+            " label maps as integers."
         )
     if sigmoid and sum_to_1(torch.from_numpy(values)[None], 1):
-        raise InputError(f"{file}: channels sum to 1, as classes of a softmax do. Leave --sigmoid out.")
+        raise InputError(
+            f"{file}: channels sum to 1, as classes of a softmax do. Leave --sigmoid out."
+        )
     if not sigmoid:
         sums = values.sum(0)
         low, high = float(sums.min()), float(sums.max())
         slack = min(SUM_SLACK + len(values) * step, 0.5)
         if low < 1 - slack or high > 1 + slack:
             raise InputError(
-                f"{file}: probabilities of {len(values)} classes add up to {low:.4g} to {high:.4g}, not 1. Pass "
-                "--sigmoid if channels are structures. Where nothing was predicted, give the background 1."
+                f"{file}: probabilities of {len(values)} classes add up to {low:.4g} to {high:.4g},"
+                " not 1. Pass --sigmoid if channels are structures. Where nothing was predicted,"
+                " give the background 1."
             )
 
 

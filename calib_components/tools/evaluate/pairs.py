@@ -15,12 +15,25 @@ import torch
 from nibabel.affines import voxel_sizes
 from nibabel.orientations import apply_orientation
 
-from calib_components.data.nifti import LABEL_SUFFIXES, Grid, files_below, open_nifti, read_values, turn_onto
+from calib_components.data.nifti import (
+    LABEL_SUFFIXES,
+    Grid,
+    files_below,
+    open_nifti,
+    read_values,
+    turn_onto,
+)
 from calib_components.data.transforms import looks_like_labels
 from calib_components.errors import InputError
 from calib_components.inference.images import NIFTI
 from calib_components.metrics.measures import Case as MeasuredCase
-from calib_components.tools.evaluate.classes import IGNORED, Classes, label_classes, name_classes, paint
+from calib_components.tools.evaluate.classes import (
+    IGNORED,
+    Classes,
+    label_classes,
+    name_classes,
+    paint,
+)
 from calib_components.tools.evaluate.formats import (
     ARRAYS,
     Header,
@@ -30,7 +43,8 @@ from calib_components.tools.evaluate.formats import (
     read_label_map,
 )
 
-PROBABILITY, UNCERTAINTY = "_probability", "_uncertainty"  # suffixes of what our inference writes, beside _seg
+# Suffixes of what our inference writes, beside _seg
+PROBABILITY, UNCERTAINTY = "_probability", "_uncertainty"
 CUBIC_MM = 1000  # in a millilitre
 SHOWN = 5  # of many values in a message
 
@@ -52,11 +66,12 @@ class Case:
 
 @dataclass(eq=False, kw_only=True)
 class Saved(MeasuredCase):
-    """A prediction and its label as they were saved, to be measured on the voxels of the label, in mm and ml.
+    """A prediction and its label as they were saved, to be measured on the voxels of the label, in
+    mm and ml.
 
     Attributes:
-        prediction: uint8 `(X, Y, Z)`, the most probable class, or the class of a label map. With sigmoid channels, what
-            `paint` makes of those above 0.5.
+        prediction: uint8 `(X, Y, Z)`, the most probable class, or the class of a label map. With
+            sigmoid channels, what `paint` makes of those above 0.5.
         affine: `(4, 4)`, of the label.
         other_codes: Codes in the label file that no structure has; they count as background.
         other_predicted: Likewise, in the file of a prediction that is a label map.
@@ -69,12 +84,14 @@ class Saved(MeasuredCase):
 
 
 def find_cases(predictions: Path, labels: Path | None, warn_left_out: bool = True) -> list[Case]:
-    """Find the predictions of a folder and the label of each, and check shapes and grids by the files' headers.
+    """Find the predictions of a folder and the label of each, and check shapes and grids by the
+    files' headers.
 
-    Labels are NIfTI files called like their predictions, or with `_gt`, `_seg` or `_label` at the end, which
-    predictions may have too; if a folder has such files, only these are labels, so that images may lie beside them.
-    Subfolders are searched too. Labels without a prediction are left out. Axes of a prediction may be in another
-    order or direction than those of its label. None stands for no labels, without which label maps are refused.
+    Labels are NIfTI files called like their predictions, or with `_gt`, `_seg` or `_label` at the
+    end, which predictions may have too; if a folder has such files, only these are labels, so that
+    images may lie beside them. Subfolders are searched too. Labels without a prediction are left
+    out. Axes of a prediction may be in another order or direction than those of its label. None
+    stands for no labels, without which label maps are refused.
 
     The cases are sorted by name.
     """
@@ -82,8 +99,8 @@ def find_cases(predictions: Path, labels: Path | None, warn_left_out: bool = Tru
     found = find_predictions(predictions, label_files)
     if labels is not None and (alone := [name for name in found if name not in label_files]):
         raise InputError(
-            f"{predictions}: no label for {listed(alone)}. Give each prediction a label of the same name in {labels}. "
-            "Number files of channels from 0, without gaps and leading zeros."
+            f"{predictions}: no label for {listed(alone)}. Give each prediction a label of the same"
+            f" name in {labels}. Number files of channels from 0, without gaps and leading zeros."
         )
     if warn_left_out and (left_out := [name for name in label_files if name not in found]):
         message = "%s: %d label(s) without a prediction, left out: %s"
@@ -97,16 +114,22 @@ def find_cases(predictions: Path, labels: Path | None, warn_left_out: bool = Tru
             unknown += header.affine is None
         elif header.channels == 0:
             raise InputError(
-                f"{label} is a label map. Quality is estimated from probabilities: save those, or give labels."
+                f"{label} is a label map. Quality is estimated from probabilities: save those, or"
+                " give labels."
             )
         cases.append(Case(name, prediction, label, header.channels))
         if header.channels != cases[0].channels:
-            first, here = (f"{case.prediction.files[0]} has {case.channels}" for case in (cases[0], cases[-1]))
-            raise InputError(f"{here} channels, {first}. Predictions need the same number; label maps have 0.")
+            first, here = (
+                f"{case.prediction.files[0]} has {case.channels}" for case in (cases[0], cases[-1])
+            )
+            raise InputError(
+                f"{here} channels, {first}. Predictions need the same number; label maps have 0."
+            )
     if unknown:
         logging.getLogger(__name__).warning(
-            "%s: %d prediction(s) without a .pkl or NIfTI file that says where their voxels lie. Their axes may be "
-            "flipped or swapped unnoticed; HD95 and volumes use the labels' grids.",
+            "%s: %d prediction(s) without a .pkl or NIfTI file that says where their voxels lie."
+            " Their axes may be flipped or swapped unnoticed; HD95 and volumes use the labels'"
+            " grids.",
             predictions,
             unknown,
         )
@@ -119,22 +142,34 @@ def listed(values: Sequence[Any]) -> str:
     return ", ".join(map(str, sorted(values)[:SHOWN])) + more
 
 
-def find_predictions(folder: Path, names: Collection[str] = (), join_channels: bool = True) -> dict[str, Prediction]:
+def find_predictions(
+    folder: Path, names: Collection[str] = (), join_channels: bool = True
+) -> dict[str, Prediction]:
     """Find the predictions in a folder and its subfolders, by their names, sorted.
 
-    Uncertainty maps are skipped, and so are label maps beside probabilities of the same name. Two of one name are an
-    error: also NAME and NAME_seg if NAME, maybe the image, has whole numbers. Of `names`, known from the labels, a part
-    may look like a suffix, as of `patient_1`. `NAME_0`, `NAME_1` and so on are channels of one, with `join_channels`.
+    Uncertainty maps are skipped, and so are label maps beside probabilities of the same name. Two
+    of one name are an error: also NAME and NAME_seg if NAME, maybe the image, has whole numbers. Of
+    `names`, known from the labels, a part may look like a suffix, as of `patient_1`. `NAME_0`,
+    `NAME_1` and so on are channels of one, with `join_channels`.
     """
-    candidates: dict[str, list[tuple[int, Prediction]]] = defaultdict(list)  # the lowest number of each name is taken
+    # The lowest number of each name is taken
+    candidates: dict[str, list[tuple[int, Prediction]]] = defaultdict(list)
     files = sorted(files_below(folder))
     used: set[Path] = set()
     for file in files:
         if array := ARRAYS.get(file.suffix):
-            grids = tuple(grid for end in (".pkl", ".nii", ".nii.gz") if (grid := file.with_suffix(end)).is_file())
+            grids = tuple(
+                grid
+                for end in (".pkl", ".nii", ".nii.gz")
+                if (grid := file.with_suffix(end)).is_file()
+            )
             candidates[file.stem].append((0, array(file.stem, (file,), grids)))
             used.update(grids)
-    stems = {file: match[1] for file in files if file not in used and (match := NIFTI.fullmatch(file.name))}
+    stems = {
+        file: match[1]
+        for file in files
+        if file not in used and (match := NIFTI.fullmatch(file.name))
+    }
     for prediction in _channel_files(stems, names) if join_channels else []:
         candidates[prediction.name].append((0, prediction))
         used.update(prediction.files)
@@ -153,7 +188,9 @@ def find_predictions(folder: Path, names: Collection[str] = (), join_channels: b
         (rank, best[name]), *others = sorted(candidates[name], key=lambda candidate: candidate[0])
         if others and others[0][0] == rank:
             both = f"{best[name].files[0]} and {others[0][1].files[0]}"
-            raise InputError(f"Two predictions are called {name}: {both}. If one is the image, move it away.")
+            raise InputError(
+                f"Two predictions are called {name}: {both}. If one is the image, move it away."
+            )
     return best
 
 
@@ -173,17 +210,29 @@ def _channel_files(stems: Mapping[Path, str], names: Collection[str]) -> list[Ni
 def find_labels(folder: Path) -> dict[str, Path]:
     """Find the labels in a folder and its subfolders, by the names of their predictions.
 
-    Files beside those with a suffix of labels are images, unless those of other names are all label maps.
+    Files beside those with a suffix of labels are images, unless those of other names are all label
+    maps.
     """
-    plain = {file: match[1] for file in files_below(folder) if (match := NIFTI.fullmatch(file.name))}
-    suffixed = {file: stem[: stem.rindex("_")] for file, stem in plain.items() if stem.lower().endswith(LABEL_SUFFIXES)}
+    plain = {
+        file: match[1] for file in files_below(folder) if (match := NIFTI.fullmatch(file.name))
+    }
+    suffixed = {
+        file: stem[: stem.rindex("_")]
+        for file, stem in plain.items()
+        if stem.lower().endswith(LABEL_SUFFIXES)
+    }
     plain = {file: stem for file, stem in plain.items() if file not in suffixed}
     alone = [file for file, stem in plain.items() if stem not in suffixed.values()]
     names = suffixed or plain
     if suffixed and alone and all(map(_holds_labels, alone)):
-        names = {**plain, **{file: name for file, name in suffixed.items() if name not in plain.values()}}
+        names = {
+            **plain,
+            **{file: name for file, name in suffixed.items() if name not in plain.values()},
+        }
         stray = [file.name for file in suffixed if file not in names]
-        logging.getLogger(__name__).warning("%s: labels have no suffix, left out: %s", folder, listed(stray) or "none")
+        logging.getLogger(__name__).warning(
+            "%s: labels have no suffix, left out: %s", folder, listed(stray) or "none"
+        )
     if not names:
         raise InputError(f"{folder} holds no labels: no .nii or .nii.gz files.")
     labels: dict[str, Path] = {}
@@ -199,7 +248,9 @@ def _holds_labels(file: Path) -> bool:
 
 
 def turn_of(header: Header, file: Path, label: Grid) -> np.ndarray | None:
-    """Return how to turn the axes of a prediction to those of its label; without an affine, compare their shapes."""
+    """Return how to turn the axes of a prediction to those of its label; without an affine, compare
+    their shapes.
+    """
     if header.affine is not None:
         return turn_onto(Grid(header.affine, header.shape, file), label)
     if header.shape != label.shape:
@@ -224,7 +275,9 @@ def read_case(case: Case, classes: Classes, temperature: float | None = None) ->
     label, other_codes = label_classes(codes, classes, case.label)
     other_predicted: list[int] = []
     if header.channels == 0:
-        values, other_predicted = label_classes(read_label_map(file)[0], replace(classes, ignore_code=None), file)
+        values, other_predicted = label_classes(
+            read_label_map(file)[0], replace(classes, ignore_code=None), file
+        )
         lowest, highest = 0.0, 1.0
     else:
         values, lowest, highest = case.prediction.probabilities(classes.sigmoid, classes.skip)
@@ -233,7 +286,9 @@ def read_case(case: Case, classes: Classes, temperature: float | None = None) ->
     if header.channels == 0:
         prediction = values[0]
     else:
-        prediction = paint(values > 0.5, classes) if classes.sigmoid else values.argmax(0).astype(np.uint8)
+        prediction = (
+            paint(values > 0.5, classes) if classes.sigmoid else values.argmax(0).astype(np.uint8)
+        )
     return Saved(
         label=torch.from_numpy(label),
         structures=classes.structures,

@@ -16,4 +16,8 @@ def print_trainers() -> None:
     print(Path(__file__).parent / "trainers")
 
 
-COMMANDS: dict[str, Command] = {"trainers": print_trainers, "acdc": make_acdc, "calibrate": calibrate_model}
+COMMANDS: dict[str, Command] = {
+    "trainers": print_trainers,
+    "acdc": make_acdc,
+    "calibrate": calibrate_model,
+}

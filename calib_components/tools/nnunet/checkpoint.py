@@ -17,7 +17,8 @@ from calib_components.posthoc import KINDS, Calibrator
 
 LAYER = re.compile(r"decoder\.seg_layers\.\d+\.(weight|bias)")  # gives the logits of one resolution
 TRAINER = "nnUNetTrainer"
-# Numbers of NumPy, which nnU-Net's logger puts into a checkpoint beside weights, as NumPy 1 and 2 call them.
+# Numbers of NumPy, which nnU-Net's logger puts into a checkpoint beside weights, as NumPy 1 and 2
+# call them.
 SCALAR = np.float64(0).__reduce__()[0]
 NUMBERS: list[Any] = [
     np.dtype,
@@ -27,39 +28,57 @@ NUMBERS: list[Any] = [
 
 
 def nnunet_module(name: str) -> ModuleType:
-    """Import a module of nnU-Net, such as `utilities.find_objects`, where it is needed: the import takes seconds."""
+    """Import a module of nnU-Net, such as `utilities.find_objects`, where it is needed: the import
+    takes seconds.
+    """
     try:
         return importlib.import_module(f"nnunetv2.{name}")
     except ModuleNotFoundError as error:
-        raise InputError(f"No module {error.name}. Install the extra: pip install -e '.[nnunet]'") from error
+        raise InputError(
+            f"No module {error.name}. Install the extra: pip install -e '.[nnunet]'"
+        ) from error
 
 
 def read_checkpoint(file: Path) -> dict[str, Any]:
-    """Read a checkpoint of one of nnU-Net's U-Nets: weights, numbers and texts. Nothing in the file is run."""
+    """Read a checkpoint of one of nnU-Net's U-Nets: weights, numbers and texts.
+
+    Nothing in the file is run.
+    """
     with reading(file, "a checkpoint of nnU-Net"), torch.serialization.safe_globals(NUMBERS):
         checkpoint = torch.load(file, map_location="cpu", weights_only=True)
-        weights, _, _ = (dict(checkpoint)[key] for key in ("network_weights", "init_args", "trainer_name"))
+        weights, _, _ = (
+            dict(checkpoint)[key] for key in ("network_weights", "init_args", "trainer_name")
+        )
         has_layers = any(map(LAYER.fullmatch, weights))
     if not has_layers:
-        raise InputError(f"{file}: the network has no layers decoder.seg_layers, which only U-Nets of nnU-Net have.")
+        raise InputError(
+            f"{file}: the network has no layers decoder.seg_layers, which only U-Nets of nnU-Net"
+            " have."
+        )
     if found := {name for kind in KINDS.values() for name in kind().state()} & checkpoint.keys():
-        raise InputError(f"{file} has a {min(found)} already, {checkpoint[min(found)]}. Use the file as trained.")
+        raise InputError(
+            f"{file} has a {min(found)} already, {checkpoint[min(found)]}. Use the file as trained."
+        )
     return checkpoint
 
 
 def scale_checkpoint(checkpoint: Mapping[str, Any], calibrator: Calibrator) -> dict[str, Any]:
-    """Return a checkpoint whose network gives calibrated logits, with nnU-Net alone; the trainer becomes its own.
+    """Return a checkpoint whose network gives calibrated logits, with nnU-Net alone; the trainer
+    becomes its own.
 
-    The calibrator becomes a part of each layer that gives logits, so it must be affine, or there is an `InputError`.
+    The calibrator becomes a part of each layer that gives logits, so it must be affine, or there is
+    an `InputError`.
     """
     if not calibrator.is_affine:
         raise InputError(
-            f"--calibrator: a {calibrator.name} cannot become a part of nnU-Net's layers. Use a temperature."
+            f"--calibrator: a {calibrator.name} cannot become a part of nnU-Net's layers. Use a"
+            " temperature."
         )
     weights = dict(checkpoint["network_weights"])
     for name in filter(LAYER.fullmatch, checkpoint["network_weights"]):
         unit = torch.eye(len(weights[name]), dtype=torch.float64)
-        bias = calibrator(torch.zeros_like(unit))[0]  # of no logit; what a logit of 1 adds is a column of the matrix
+        # Of no logit; what a logit of 1 adds is a column of the matrix
+        bias = calibrator(torch.zeros_like(unit))[0]
         matrix = (calibrator(unit) - bias).T
         scaled = torch.einsum("nk,k...->n...", matrix, weights[name].double())
         weights[name] = (scaled + bias if name.endswith("bias") else scaled).to(weights[name])
@@ -68,9 +87,16 @@ def scale_checkpoint(checkpoint: Mapping[str, Any], calibrator: Calibrator) -> d
 
 
 def check_trainer(file: Path, name: str) -> None:
-    """Check that the trainer of a checkpoint builds its network as nnU-Net's own does, which replaces it."""
+    """Check that the trainer of a checkpoint builds its network as nnU-Net's own does, which
+    replaces it.
+    """
     own = nnunet_module("training.nnUNetTrainer.nnUNetTrainer").nnUNetTrainer
-    with reading(file, f"a trainer that nnU-Net finds, or whose folder nnUNet_extTrainer names, called {name}"):
+    with reading(
+        file,
+        f"a trainer that nnU-Net finds, or whose folder nnUNet_extTrainer names, called {name}",
+    ):
         trainer = nnunet_module("utilities.find_objects").recursive_find_trainer_class_by_name(name)
     if trainer.build_network_architecture is not own.build_network_architecture:
-        raise InputError(f"{file}: {name} builds a network of its own, and cannot be replaced by {TRAINER}.")
+        raise InputError(
+            f"{file}: {name} builds a network of its own, and cannot be replaced by {TRAINER}."
+        )

@@ -11,7 +11,8 @@ LAYOUT = "training/patientNNN/Info.cfg or patientNNN/Info.cfg"
 
 
 def find_cases(src: Path) -> list[Case]:
-    """List two frames of every `patientNNN` in `training` or, if there is no such folder, in `src` itself.
+    """List two frames of every `patientNNN` in `training` or, if there is no such folder, in `src`
+    itself.
 
     Cases are grouped by the diagnosis in `Info.cfg`.
     """
@@ -29,5 +30,9 @@ def find_cases(src: Path) -> list[Case]:
             continue
         for frame in frames:
             images = (nifti_file(folder, frame),)
-            cases.append(Case(frame, patient, info.get("Group", ""), images, nifti_file(folder, frame, "_gt")))
+            cases.append(
+                Case(
+                    frame, patient, info.get("Group", ""), images, nifti_file(folder, frame, "_gt")
+                )
+            )
     return cases

@@ -20,7 +20,9 @@ def find_cases(src: Path) -> list[Case]:
     for file in files_below(src):
         if match := file_name.fullmatch(file.name):
             folder, name = file.parent, match[1]
-            group = next((part for part in folder.relative_to(src).parts if part in ("HGG", "LGG")), "")
+            group = next(
+                (part for part in folder.relative_to(src).parts if part in ("HGG", "LGG")), ""
+            )
             images = tuple(nifti_file(folder, name, suffix) for suffix in suffixes)
             cases[folder, name] = Case(name, name, group, images, nifti_file(folder, name, "_seg"))
     return list(cases.values())

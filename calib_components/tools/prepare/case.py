@@ -52,24 +52,34 @@ DEFAULTS = Options()
 
 
 def require_cases(find_cases: Callable[[Path], list[Case]], src: Path, layout: str) -> list[Case]:
-    """List the cases in a folder by name; raise `InputError` if it is missing, has none, or two of one name."""
+    """List the cases in a folder by name; raise `InputError` if it is missing, has none, or two of
+    one name.
+    """
     if not src.is_dir():
         raise InputError(f"{src}: no such folder.")
     if not (cases := sorted(find_cases(src), key=lambda case: case.name)):
         raise InputError(f"{src}: no cases found. The layout is {layout}.")
     for first, second in itertools.pairwise(cases):
         if first.name == second.name:
-            raise InputError(f"{second.label}: two cases are called {second.name}, see {first.label}. Rename one.")
+            raise InputError(
+                f"{second.label}: two cases are called {second.name}, see {first.label}. Rename"
+                " one."
+            )
     return cases
 
 
 def nifti_file(folder: Path, stem: str, suffix: str = "") -> Path:
-    """Return the NIfTI file of a name and a suffix in any case, or `STEMSUFFIX.nii.gz`, which need not exist."""
+    """Return the NIfTI file of a name and a suffix in any case, or `STEMSUFFIX.nii.gz`, which need
+    not exist.
+    """
     return next(iter(_nifti_files(folder, stem, suffix)), folder / f"{stem}{suffix}.nii.gz")
 
 
 def _nifti_files(folder: Path, stem: str, suffix: str = "") -> list[Path]:
-    files, ending = folder.glob(f"{glob.escape(stem)}*"), re.compile(re.escape(suffix) + NIFTI, re.IGNORECASE)
+    files, ending = (
+        folder.glob(f"{glob.escape(stem)}*"),
+        re.compile(re.escape(suffix) + NIFTI, re.IGNORECASE),
+    )
     return sorted(file for file in files if ending.fullmatch(file.name[len(stem) :]))
 
 
@@ -101,7 +111,9 @@ def names_in(folder: Path, suffix: str = "") -> list[str]:
 
 
 def made_from(case: Case, facts: Facts, options: Options) -> dict[str, Any]:
-    """Return what a case is prepared from now: its files with their sizes and times, and the options."""
+    """Return what a case is prepared from now: its files with their sizes and times, and the
+    options.
+    """
     if case.problem:
         raise InputError(case.problem)
     files = []
@@ -113,8 +125,12 @@ def made_from(case: Case, facts: Facts, options: Options) -> dict[str, Any]:
     return {"files": files, **options._asdict()}
 
 
-def read_done(case: Case, facts: Facts, out: Path, options: Options = DEFAULTS) -> dict[str, Any] | None:
-    """Return what `source.json` records of a case; None unless it is whole and made from the present files."""
+def read_done(
+    case: Case, facts: Facts, out: Path, options: Options = DEFAULTS
+) -> dict[str, Any] | None:
+    """Return what `source.json` records of a case; None unless it is whole and made from the
+    present files.
+    """
     folder = out / case.name
     try:
         source, now = json.loads((folder / SOURCE).read_bytes()), made_from(case, facts, options)
@@ -129,32 +145,48 @@ def transform_case(case: Case, facts: Facts, options: Options = DEFAULTS) -> dic
     """Load a case and bring it to the network's grid.
 
     Returns:
-        `image`, `label` with class indices, and `source`, which `source.json` records: see `made_from`, the files
-        `turned` onto the image, the `classes` in the label, those of them that are `lost` to the network, and the
-        `slice_axis` of the file, if it was looked for.
+        `image`, `label` with class indices, and `source`, which `source.json` records: see
+        `made_from`, the files `turned` onto the image, the `classes` in the label, those of them
+        that are `lost` to the network, and the `slice_axis` of the file, if it was looked for.
     """
-    source = made_from(case, facts, options)  # before the files are read: if one changes, it is made anew
+    # Before the files are read: if one changes, it is made anew
+    source = made_from(case, facts, options)
     data, turned = load_case(case, facts, options)
     classes = data["label"].as_tensor().unique().int().tolist()
     data = volume_transforms(facts, options.ignore_intensity)(data)
     image = check_image(data["image"])
-    axes = [done["extra_info"]["axis"] for done in image.applied_operations if done["class"] == SlicesLastd.__name__]
+    axes = [
+        done["extra_info"]["axis"]
+        for done in image.applied_operations
+        if done["class"] == SlicesLastd.__name__
+    ]
     seen = data["label"].as_tensor()
     if facts.spatial_dims == 2:
         seen = CenterSpatialCrop([*facts.crop_size, -1])(seen)
     lost = [index for index in classes if not (seen == index).any()]
-    source |= {"turned": turned, "classes": classes, "lost": lost, "slice_axis": next(iter(axes), None)}
+    source |= {
+        "turned": turned,
+        "classes": classes,
+        "lost": lost,
+        "slice_axis": next(iter(axes), None),
+    }
     return {**data, "source": source}
 
 
-def load_case(case: Case, facts: Facts, options: Options = DEFAULTS) -> tuple[dict[Any, Any], list[str]]:
+def load_case(
+    case: Case, facts: Facts, options: Options = DEFAULTS
+) -> tuple[dict[Any, Any], list[str]]:
     """Load a case; several images are the channels of one.
 
     Returns:
-        `image` `(C, H, W, D)` and `label` `(1, H, W, D)` with class indices, float32, both on the voxels of the first
-        image; and the names of the files whose axes had to be reordered or flipped for that.
+        `image` `(C, H, W, D)` and `label` `(1, H, W, D)` with class indices, float32, both on the
+        voxels of the first image; and the names of the files whose axes had to be reordered or
+        flipped for that.
     """
-    reader, of_label = (NiftiReader(any_affine, options.nan_to_num) for any_affine in (False, options.ignore_headers))
+    reader, of_label = (
+        NiftiReader(any_affine, options.nan_to_num)
+        for any_affine in (False, options.ignore_headers)
+    )
     first = check_image(_load_volume(case.images[0], reader))
     channels, turned = [first.as_tensor()], []
     for path in (*case.images[1:], case.label):
@@ -175,8 +207,11 @@ def load_case(case: Case, facts: Facts, options: Options = DEFAULTS) -> tuple[di
     return ClassIndicesd("label", facts.label_codes)(item), turned
 
 
-def onto(volume: MetaTensor, image: MetaTensor, ignore_headers: bool = False) -> tuple[MetaTensor, bool]:
-    """Reorder and flip the axes of a volume `(C, H, W, D)` so that its voxels are those of an image `(C, H, W, D)`.
+def onto(
+    volume: MetaTensor, image: MetaTensor, ignore_headers: bool = False
+) -> tuple[MetaTensor, bool]:
+    """Reorder and flip the axes of a volume `(C, H, W, D)` so that its voxels are those of an image
+    `(C, H, W, D)`.
 
     With `ignore_headers`, the voxels are taken for those of the image as they are stored.
 
@@ -185,7 +220,10 @@ def onto(volume: MetaTensor, image: MetaTensor, ignore_headers: bool = False) ->
     """
     name, target = file_name(volume), np.asarray(image.affine)
     affine = target if ignore_headers else np.asarray(volume.affine)
-    own, other = Grid(affine, tuple(volume.shape[1:]), name), Grid(target, tuple(image.shape[1:]), file_name(image))
+    own, other = (
+        Grid(affine, tuple(volume.shape[1:]), name),
+        Grid(target, tuple(image.shape[1:]), file_name(image)),
+    )
     turn = turn_onto(own, other, ", or pass --ignore_headers if the header is wrong")
     array = volume.as_tensor()
     if turn is not None:

@@ -1,4 +1,6 @@
-"""Your own data: `images/NAME.nii.gz` and `labels/NAME.nii.gz`, whose names may have the usual suffixes."""
+"""Your own data: `images/NAME.nii.gz` and `labels/NAME.nii.gz`, whose names may have the usual
+suffixes.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,8 @@ def find_cases(src: Path) -> list[Case]:
     """List every name that has an image in `images` or a label in `labels`, see `find_pairs`."""
     if (src / "imagesTr").is_dir():
         raise InputError(
-            f"{src}: has the layout of the Medical Segmentation Decathlon. Name it msd in place of generic."
+            f"{src}: has the layout of the Medical Segmentation Decathlon. Name it msd in place of"
+            " generic."
         )
     names = names_in(src / "images")
     of_nnunet = bool(names) and all(name.endswith(FIRST_CHANNEL) for name in names)

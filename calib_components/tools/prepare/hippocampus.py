@@ -18,5 +18,7 @@ def find_cases(src: Path) -> list[Case]:
 
 def _with_patient(case: Case) -> Case:
     if not (match := re.fullmatch(r"hippocampus_(\d+)", case.name)):
-        return replace(case, problem=f"{case.label}: not called hippocampus_NNN, which tells the patient.")
+        return replace(
+            case, problem=f"{case.label}: not called hippocampus_NNN, which tells the patient."
+        )
     return replace(case, patient=f"patient{(int(match[1]) + 1) // 2:03d}")

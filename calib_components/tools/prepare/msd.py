@@ -1,4 +1,6 @@
-"""A task of the Medical Segmentation Decathlon: `imagesTr/NAME.nii.gz`, `labelsTr/NAME.nii.gz` and `dataset.json`."""
+"""A task of the Medical Segmentation Decathlon: `imagesTr/NAME.nii.gz`, `labelsTr/NAME.nii.gz` and
+`dataset.json`.
+"""
 
 from __future__ import annotations
 
@@ -18,11 +20,15 @@ def find_cases(src: Path) -> list[Case]:
 
 
 def read_task(src: Path) -> dict[str, Any]:
-    """Return the structures, as `--structures` names them, and the number of channels in `dataset.json`, if there."""
+    """Return the structures, as `--structures` names them, and the number of channels in
+    `dataset.json`, if there.
+    """
     file = src / "dataset.json"
     if not file.is_file():
         return {}
     with reading(file, "the description of a task"):
         task = json.loads(file.read_bytes())
-        structures = [f"{name}={int(code)}" for code, name in task["labels"].items() if int(code) != 0]
+        structures = [
+            f"{name}={int(code)}" for code, name in task["labels"].items() if int(code) != 0
+        ]
         return {"structures": structures, "in_channels": max(1, len(task.get("modality", {})))}

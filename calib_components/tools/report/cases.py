@@ -18,22 +18,33 @@ OF_CASES = ("ece_predicted", "nll_all", "nll_predicted", "missed", "spurious")
 ABOUT = "The lowest DSC comes first. Click a heading to sort by it."
 ABOUT_MEAN = "The order is that of the mean over the columns."
 ABOUT_PICTURES = (
-    "The best, median and worst case by the DSC of the volume: the slice with the most foreground, and the entropy of "
-    "its probabilities, if there are any. Contours have the colours of the classes."
+    "The best, median and worst case by the DSC of the volume: the slice with the most foreground,"
+    " and the entropy of its probabilities, if there are any. Contours have the colours of the"
+    " classes."
 )
 
 
 def pictures_section(results: Results) -> Section:
     """Return the pictures of cases of each method, where they were kept."""
     pictures = []
-    for (name, label), kind in itertools.product(results.labels.items(), ("worst", "median", "best")):
+    for (name, label), kind in itertools.product(
+        results.labels.items(), ("worst", "median", "best")
+    ):
         if (file := results.folders.get(name, Path("nowhere")) / f"cases/{kind}.png").exists():
             pictures.append(Picture(kind, f"{label}: {kind} case", file.read_bytes()))
-    return Section("pictures", "Pictures of cases", ABOUT_PICTURES, pictures=pictures, folded=len(results.labels) > 1)
+    return Section(
+        "pictures",
+        "Pictures of cases",
+        ABOUT_PICTURES,
+        pictures=pictures,
+        folded=len(results.labels) > 1,
+    )
 
 
 def cases_section(results: Results) -> Section:
-    """Return all cases, those with the lowest DSC first: of one method its measures, of several the DSC of each."""
+    """Return all cases, those with the lowest DSC first: of one method its measures, of several the
+    DSC of each.
+    """
     rows = results.rows(temperatures=[WITHOUT])
     patients, caption = results.patients(), ABOUT
     if len(rows) > 1:
@@ -45,7 +56,10 @@ def cases_section(results: Results) -> Section:
             expected, true = expected_and_true(results, rows[0])
             values |= {"expected_dsc": expected, "optimism": expected - true}
         further = [*(f"dsc_{name}" for name in results.structures), *OF_CASES]
-        table = pd.DataFrame(values | {name: results.of_cases(rows[0], name) for name in further if results.has(name)})
+        table = pd.DataFrame(
+            values
+            | {name: results.of_cases(rows[0], name) for name in further if results.has(name)}
+        )
         titles = {name: heading(name, results.structures) for name in table}
     table = table.set_axis(patients.index.rename("case"))
     table = table.iloc[np.argsort(table[[*titles][: len(rows)]].mean(axis=1), kind="stable")]

@@ -1,8 +1,9 @@
-"""What a report is made from: tables of cases, bins, cells and temperatures, and their compact form on disk.
+"""What a report is made from: tables of cases, bins, cells and temperatures, and their compact form
+on disk.
 
-A *method* is a setting of a loss, or one evaluation folder. It is trained with one or more seeds. With
-cross-validation, cases of all folds are joined; on a further test set, where the networks of all folds have the same
-cases, a value is their mean.
+A *method* is a setting of a loss, or one evaluation folder. It is trained with one or more seeds.
+With cross-validation, cases of all folds are joined; on a further test set, where the networks of
+all folds have the same cases, a value is their mean.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ STRUCTURES = {  # that the paper segments in each data set
 }
 # Murugesan et al., "Trust Your Neighbours", MICCAI 2023, Tables 1 to 3.
 PUBLISHED = pd.read_csv(Path(__file__).with_name("published.csv"), index_col=["dataset", "method"])
-FILES = {"cases": ".csv.gz", "bins": ".csv.gz", "cells": ".csv", "temperatures": ".csv"}  # compact tables
+# Compact tables
+FILES = {"cases": ".csv.gz", "bins": ".csv.gz", "cells": ".csv", "temperatures": ".csv"}
 
 
 class Row(NamedTuple):
@@ -50,17 +52,21 @@ class Row(NamedTuple):
 class Results:
     """What was measured.
 
-    Tables of cases and bins begin with method, seed, fold, test set and temperature, those of cells and temperatures
-    with the first three. `about` holds the `labels` of the methods, `split`, `folds`, `unit`, `missing` and others.
+    Tables of cases and bins begin with method, seed, fold, test set and temperature, those of cells
+    and temperatures with the first three. `about` holds the `labels` of the methods, `split`,
+    `folds`, `unit`, `missing` and others.
     """
 
-    cases: pd.DataFrame  # of each: `patient`, numbers of `missed` and `spurious` structures, columns of `cases.csv`
+    # Of each: `patient`, numbers of `missed` and `spurious` structures, columns of `cases.csv`
+    cases: pd.DataFrame
     bins: pd.DataFrame  # of each case and region: sums of each bin
     cells: pd.DataFrame  # of each trained network: what was run; empty for evaluations
     temperatures: pd.DataFrame  # of each fit
     about: dict[str, Any]
-    folders: Mapping[str, Path] = field(default_factory=dict)  # of a method, which may hold pictures
-    evaluations: Mapping[str, Evaluation] = field(default_factory=dict)  # by method, if they are compared
+    # Of a method, which may hold pictures
+    folders: Mapping[str, Path] = field(default_factory=dict)
+    # By method, if they are compared
+    evaluations: Mapping[str, Evaluation] = field(default_factory=dict)
 
     @cached_property
     def groups(self) -> dict[Row, pd.DataFrame]:
@@ -89,7 +95,9 @@ class Results:
     @property
     def labels(self) -> dict[str, str]:
         """Labels of the methods that have results, by name, in their order."""
-        return {name: label for name, label in self.about["labels"].items() if Row(name) in self.groups}
+        return {
+            name: label for name, label in self.about["labels"].items() if Row(name) in self.groups
+        }
 
     @property
     def methods(self) -> list[str]:
@@ -103,7 +111,9 @@ class Results:
 
     @property
     def dataset(self) -> str | None:
-        """The paper's data set with these structures, whatever the images are; None if there is none."""
+        """The paper's data set with these structures, whatever the images are; None if there is
+        none.
+        """
         return next((name for name, known in STRUCTURES.items() if known == self.structures), None)
 
     def has(self, *measures: str) -> bool:
@@ -116,7 +126,11 @@ class Results:
 
     def rows(self, test_set: str = "", temperatures: Sequence[str] = (WITHOUT, WITH)) -> list[Row]:
         """Return the rows of a test set: each method, and below it the method with its temperature."""
-        rows = (Row(name, temperature, test_set) for name in self.methods for temperature in temperatures)
+        rows = (
+            Row(name, temperature, test_set)
+            for name in self.methods
+            for temperature in temperatures
+        )
         return [row for row in rows if row in self.groups]
 
     def patients(self, test_set: str = "") -> pd.Series:
@@ -126,7 +140,9 @@ class Results:
     @cached_property
     def _patients(self) -> dict[str, pd.Series]:
         table = self.cases[["test_set", "case", "patient"]].drop_duplicates()
-        return {name: of_set.set_index("case")["patient"] for name, of_set in table.groupby("test_set")}
+        return {
+            name: of_set.set_index("case")["patient"] for name, of_set in table.groupby("test_set")
+        }
 
     def of_cases(self, row: Row, measure: str) -> Array:
         """Return a measure of each case, `(cases,)`: the mean over the seeds that have a value."""
@@ -134,12 +150,21 @@ class Results:
 
     def record(self, row: Row, measure: str, estimate: Estimate, **keys: Any) -> dict[str, Any]:
         """Return the record of an estimate, see `calib_components.tools.report.tables`."""
-        return {**row._asdict(), "label": self.label(row), **keys, "measure": measure, **estimate._asdict()}
+        return {
+            **row._asdict(),
+            "label": self.label(row),
+            **keys,
+            "measure": measure,
+            **estimate._asdict(),
+        }
 
     def count(self, test_set: str = "") -> str:
         """Return how many patients there are, as text; or cases, if each is its own patient."""
         patients = self.patients(test_set)
-        number, kind = patients.nunique(), "case" if (patients == patients.index).all() else "patient"
+        number, kind = (
+            patients.nunique(),
+            "case" if (patients == patients.index).all() else "patient",
+        )
         return f"{number} {kind}{'s' * (number != 1)}"
 
     def seeds(self, row: Row) -> int:
@@ -151,17 +176,27 @@ class Results:
         return self._by_seed(row, self.groups[row][measure])
 
     def comparable(self, row: Row, measure: str) -> Array:
-        """As `values`, for differences and ranks, which must not reward missing a difficult structure.
+        """As `values`, for differences and ranks, which must not reward missing a difficult
+        structure.
 
-        A case with a missed or spurious structure in any seed has no HD95. The DSC is 1 where there is nothing to find
-        and nothing is found.
+        A case with a missed or spurious structure in any seed has no HD95. The DSC is 1 where there
+        is nothing to find and nothing is found.
         """
         table = self.groups[row]
-        values = self._by_seed(row, table[measure].fillna(1) if measure == "dsc" else table[measure])
+        values = self._by_seed(
+            row, table[measure].fillna(1) if measure == "dsc" else table[measure]
+        )
         if not measure.startswith("hd95"):
             return values
-        defined = [table[[f"{name}_{s}" for s in self.structures]].notna() for name in ("dsc", "hd95")]
-        complete = self._by_seed(row, pd.Series((defined[0].values == defined[1].values).all(1), table.index)) == 1
+        defined = [
+            table[[f"{name}_{s}" for s in self.structures]].notna() for name in ("dsc", "hd95")
+        ]
+        complete = (
+            self._by_seed(
+                row, pd.Series((defined[0].values == defined[1].values).all(1), table.index)
+            )
+            == 1
+        )
         return np.where(complete.all(0), values, np.nan)
 
     def finds_nothing(self, row: Row) -> NDArray[np.bool_]:
@@ -169,7 +204,9 @@ class Results:
         return np.asarray((self._by_seed(row, self.groups[row]["dsc"].isna()) > 0).any(axis=0))
 
     def _by_seed(self, row: Row, column: pd.Series) -> Array:
-        """Return a column as `(seeds, cases)`: the mean over the networks of several folds, where they have a value."""
+        """Return a column as `(seeds, cases)`: the mean over the networks of several folds, where
+        they have a value.
+        """
         table = self.groups[row]
         by_seed = column.astype(float).groupby([table["seed"], table["case"]]).mean().unstack()
         return by_seed.reindex(columns=self.patients(row.test_set).index).to_numpy()
@@ -178,8 +215,12 @@ class Results:
         """Return count, sum of confidences and number correct of each bin, `(seeds, cases, bins)`."""
         names = [name for name in self.bins if name.startswith(SUMS)]
         summed = self.bins_of[row, region].groupby(["seed", "case"])[names].sum()
-        index = pd.MultiIndex.from_product([summed.index.unique("seed"), self.patients(row.test_set).index])
-        values = summed.reindex(index).to_numpy().reshape(len(index.unique(0)), -1, 3, len(names) // 3)
+        index = pd.MultiIndex.from_product(
+            [summed.index.unique("seed"), self.patients(row.test_set).index]
+        )
+        values = (
+            summed.reindex(index).to_numpy().reshape(len(index.unique(0)), -1, 3, len(names) // 3)
+        )
         return tuple(np.moveaxis(values, 2, 0))
 
     def pooled_bins(self, row: Row, region: str, seed: int | None = None) -> CalibrationBins:
@@ -200,7 +241,9 @@ def write_compact(results: Results, folder: Path) -> None:
         table = getattr(results, name)
         if not table.empty:
             with writing(folder / f"{name}{suffix}") as file:
-                compression: Any = {"method": "gzip", "mtime": 0} if suffix.endswith(".gz") else None
+                compression: Any = (
+                    {"method": "gzip", "mtime": 0} if suffix.endswith(".gz") else None
+                )
                 table.to_csv(file, index=False, float_format="%.6g", compression=compression)
     with writing(folder / COMPACT) as file:
         file.write_text(json.dumps(results.about, indent=1) + "\n")
@@ -218,7 +261,8 @@ def read_compact(folder: Path) -> Results:
         if name in ("cases", "bins") or file.exists():
             with reading(file, "a table of compact results"):
                 types = dict.fromkeys(TEXTS, str)
-                table = pd.read_csv(file, dtype=types, keep_default_na=False, na_values=[""])  # a case may be called NA
+                # A case may be called NA
+                table = pd.read_csv(file, dtype=types, keep_default_na=False, na_values=[""])
             texts = table.columns.intersection(TEXTS)
             tables[name] = table.assign(**table[texts].fillna(""))
     with reading(folder / COMPACT, "what compact results are about") as file:

@@ -13,11 +13,15 @@ from calib_components.figures.style import NAME, PALETTE, is_first, literal, pan
 BLUE = PALETTE[-1]
 
 
-def mean_intervals(panels: Mapping[str, ArrayLike], rows: Sequence[str], hollow: Sequence[bool]) -> Figure:
-    """Draw means with their intervals: three panels abreast, each with its own axis and the same rows.
+def mean_intervals(
+    panels: Mapping[str, ArrayLike], rows: Sequence[str], hollow: Sequence[bool]
+) -> Figure:
+    """Draw means with their intervals: three panels abreast, each with its own axis and the same
+    rows.
 
     Args:
-        panels: Means and the ends of their intervals, `(rows, 3)`, by the title of their panel; NaN draws nothing.
+        panels: Means and the ends of their intervals, `(rows, 3)`, by the title of their panel; NaN
+            draws nothing.
         rows: Names of the rows, from above.
         hollow: Whether the mark of a row is hollow, such as those of networks with a temperature.
     """
@@ -25,7 +29,14 @@ def mean_intervals(panels: Mapping[str, ArrayLike], rows: Sequence[str], hollow:
     for (axes,), (title, table) in zip(grid, panels.items(), strict=True):
         for row, (mean, low, high) in enumerate(np.asarray(table, float)):
             axes.plot([low, high], [row, row], color=BLUE, linewidth=1.5)
-            axes.plot(mean, row, "o", color=BLUE, markersize=5, markerfacecolor="white" if hollow[row] else BLUE)
+            axes.plot(
+                mean,
+                row,
+                "o",
+                color=BLUE,
+                markersize=5,
+                markerfacecolor="white" if hollow[row] else BLUE,
+            )
         axes.set_title(title, fontsize="medium")
         names = [literal(name, NAME) for name in rows] if is_first(axes) else [""] * len(rows)
         axes.set_yticks(range(len(rows)), names)

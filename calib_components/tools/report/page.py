@@ -1,4 +1,6 @@
-"""The files of a report: one HTML page, the same tables as Markdown and CSV, and the figures as PNG."""
+"""The files of a report: one HTML page, the same tables as Markdown and CSV, and the figures as
+PNG.
+"""
 
 from __future__ import annotations
 
@@ -45,14 +47,17 @@ class Section:
     name: str  # of its CSV file
     title: str
     caption: str
-    table: pd.DataFrame = field(default_factory=pd.DataFrame)  # of `Cell`, as it is shown; its index names the lines
+    # Of `Cell`, as it is shown; its index names the lines
+    table: pd.DataFrame = field(default_factory=pd.DataFrame)
     records: Sequence[Record] | pd.DataFrame = ()  # all numbers, for the CSV file
     pictures: Sequence[Picture] = ()
     folded: bool = False  # on the page, shown when clicked alone
 
 
 class Answer(NamedTuple):
-    """What a report begins with: its conclusion, and what to do next, as a text and commands in lines."""
+    """What a report begins with: its conclusion, and what to do next, as a text and commands in
+    lines.
+    """
 
     sentences: Sequence[str]
     advice: str = ""
@@ -67,7 +72,9 @@ def to_png(figure: Figure) -> bytes:
 
 
 def _markdown(text: str) -> str:
-    """Return text as Markdown that shows it: a name from a file is neither HTML nor a link, and ends no cell."""
+    """Return text as Markdown that shows it: a name from a file is neither HTML nor a link, and
+    ends no cell.
+    """
     return re.sub("<(?=[a-zA-Z/!?])", "&lt;", text).replace("](", r"]\(").replace("|", r"\|")
 
 
@@ -81,15 +88,21 @@ ENVIRONMENT.filters["md"] = _markdown
 
 
 def write_report(
-    title: str, answer: Answer, notices: Sequence[str], sections: Sequence[Section], out: Path, overwrite: bool = False
+    title: str,
+    answer: Answer,
+    notices: Sequence[str],
+    sections: Sequence[Section],
+    out: Path,
+    overwrite: bool = False,
 ) -> None:
     """Write the files of a report, the page last, and print where it is and what it answers.
 
-    Files of an earlier report are replaced, and removed where the new one lacks them. Pictures of cases are on the page
-    alone.
+    Files of an earlier report are replaced, and removed where the new one lacks them. Pictures of
+    cases are on the page alone.
 
     Raises:
-        InputError: The folder holds other files and `overwrite` is not set, or it cannot be written.
+        InputError: The folder holds other files and `overwrite` is not set, or it cannot be
+            written.
     """
     check_output(out, MARKDOWN, overwrite=overwrite)
     shown: dict[str, Any] = {"title": title, "answer": answer, "notices": notices}
@@ -98,10 +111,14 @@ def write_report(
     files = {f"{picture.name}.png": picture.png for section in kept for picture in section.pictures}
     for section in kept:
         if len(section.records):
-            files[f"{section.name}.csv"] = pd.DataFrame(section.records).to_csv(index=False).encode()
+            files[f"{section.name}.csv"] = (
+                pd.DataFrame(section.records).to_csv(index=False).encode()
+            )
     markdown = ENVIRONMENT.get_template("report.md.jinja").render(**shown, sections=kept)
     files[MARKDOWN] = (re.sub(r"\n{3,}", "\n\n", markdown).strip() + "\n").encode()
-    files[PAGE] = ENVIRONMENT.get_template("page.html.jinja").render(**shown, sections=sections).encode()
+    files[PAGE] = (
+        ENVIRONMENT.get_template("page.html.jinja").render(**shown, sections=sections).encode()
+    )
     earlier = {*out.glob("*.csv"), *out.glob("*.png")} if (out / MARKDOWN).exists() else set()
     make_folder(out)
     for name, content in files.items():

@@ -23,18 +23,26 @@ BAD, SHARE = 0.7, 0.2  # DSC below which a segmentation is bad; share of the sca
 RESAMPLES = 1000
 TITLES = ("gap closed ↑", "ROC ↑", "found in 20 % ↑", "Spearman ↑")  # of the values of a `Ranking`
 ABOUT = (
-    "Whether the probabilities alone order the scans as their DSC does. Gap closed: 1 for the order of the DSC, 0 for "
-    "a random one. ROC: area under the ROC curve for a DSC below 0.7. Found: share of these scans among the 20 % with "
-    "the lowest estimates. Estimates of a scan are means over structures; a structure that should be there and is not "
-    "predicted counts as 0. Intervals are over patients. "
+    "Whether the probabilities alone order the scans as their DSC does. Gap closed: 1 for the order"
+    " of the DSC, 0 for a random one. ROC: area under the ROC curve for a DSC below 0.7. Found:"
+    " share of these scans among the 20 % with the lowest estimates. Estimates of a scan are means"
+    " over structures; a structure that should be there and is not predicted counts as 0. Intervals"
+    " are over patients. "
 )
 TOO_FEW = "There are too few patients for intervals. "
-NOT_SHOWN = "The expected DSC is not shown to order these scans: the interval of the gap closed holds 0. "
+NOT_SHOWN = (
+    "The expected DSC is not shown to order these scans: the interval of the gap closed holds 0. "
+)
 
 
 def reference_of(evaluation: Evaluation, patient_pattern: str | None = None) -> Reference:
-    """Return the reference that an evaluation of validation cases is, of probabilities, for scans of the same model."""
-    names, patients = evaluation.structures, [item["patient"] for item in evaluation.items(patient_pattern)]
+    """Return the reference that an evaluation of validation cases is, of probabilities, for scans
+    of the same model.
+    """
+    names, patients = (
+        evaluation.structures,
+        [item["patient"] for item in evaluation.items(patient_pattern)],
+    )
     measures = ("expected_dsc", "dsc", "expected_volume", "true_volume")
     values = [evaluation.cases[[f"{measure}_{name}" for name in names]] for measure in measures]
     return Reference.from_scans(names, patients, np.stack(values, -1))
@@ -44,9 +52,11 @@ class Ranking(NamedTuple):
     """How estimates order scans, with 95 % intervals over patients; see `rank_scans`.
 
     Attributes:
-        gap_closed: `(random - AURC) / (random - optimal)`: 1 for the order of the DSC, 0 by chance. AURC is the area
-            under the risk-coverage curve: the mean over i of the mean of 1 - DSC of the i best estimates.
-        roc: Area under the ROC curve for DSC below 0.7; NaN where no or every scan is, as the next one.
+        gap_closed: `(random - AURC) / (random - optimal)`: 1 for the order of the DSC, 0 by chance.
+            AURC is the area under the risk-coverage curve: the mean over i of the mean of 1 - DSC
+            of the i best estimates.
+        roc: Area under the ROC curve for DSC below 0.7; NaN where no or every scan is, as the next
+            one.
         found: Share of these scans that are among the 20 % with the lowest estimates.
         spearman: Spearman's rank correlation of estimate and DSC.
     """
@@ -60,12 +70,15 @@ class Ranking(NamedTuple):
 def rank_scans(estimates: ArrayLike, dsc: ArrayLike, patients: Sequence[str]) -> Ranking:
     """Compare estimates, which are higher for better segmentations, with the DSC of the same scans.
 
-    Where estimates are equal, values are the mean over all orders of these scans. Scans without either (NaN) are left
-    out. There are no intervals with fewer than six patients.
+    Where estimates are equal, values are the mean over all orders of these scans. Scans without
+    either (NaN) are left out. There are no intervals with fewer than six patients.
     """
     pair = np.array([estimates, dsc], float)
     defined = ~np.isnan(pair).any(0)
-    pair, (names, index) = pair[:, defined], np.unique(np.asarray(patients)[defined], return_inverse=True)
+    pair, (names, index) = (
+        pair[:, defined],
+        np.unique(np.asarray(patients)[defined], return_inverse=True),
+    )
     scans = [np.flatnonzero(index == patient) for patient in range(len(names))]
 
     ends = np.full((2, len(Ranking._fields)), np.nan)
@@ -99,11 +112,15 @@ def order(estimates: Array, dsc: Array) -> Array:
         return np.array([gap, roc, found, np.corrcoef(ranks, stats.rankdata(dsc))[0, 1]])
 
 
-def coverage(bounds: ArrayLike, dsc: ArrayLike, patients: Sequence[str]) -> tuple[int, int, float, float]:
-    """Count the patients whose DSC is at least its lower bound in all scans; those without either (NaN) are left out.
+def coverage(
+    bounds: ArrayLike, dsc: ArrayLike, patients: Sequence[str]
+) -> tuple[int, int, float, float]:
+    """Count the patients whose DSC is at least its lower bound in all scans; those without either
+    (NaN) are left out.
 
     Returns:
-        Their number, the number of patients, and the 95 % interval of the share (Clopper and Pearson).
+        Their number, the number of patients, and the 95 % interval of the share (Clopper and
+        Pearson).
     """
     bounds, dsc = np.asarray(bounds, float), np.asarray(dsc, float)
     defined = ~np.isnan(bounds + dsc)
@@ -115,28 +132,48 @@ def coverage(bounds: ArrayLike, dsc: ArrayLike, patients: Sequence[str]) -> tupl
 
 
 def quality_section(results: Results, validation: Path | None) -> Section:
-    """Return how well estimates of one network order the scans, and whether the bounds of validation cases hold."""
+    """Return how well estimates of one network order the scans, and whether the bounds of
+    validation cases hold.
+    """
     (tested,), (row, *_) = results.evaluations.values(), results.rows(temperatures=[WITHOUT])
-    known, patients = reference_of(tested if validation is None else Evaluation.read(validation)), results.patients()
+    known, patients = (
+        reference_of(tested if validation is None else Evaluation.read(validation)),
+        results.patients(),
+    )
     expected, true = (
         {name: results.of_cases(row, f"{measure}_{name}") for name in tested.structures}
         for measure in ("expected_dsc", "dsc")
     )
-    confidence = {name: confidence_and_accuracy(results, row, name)[0] for name in tested.structures}
-    estimates: dict[str, Mapping[str, Array]] = {"expected DSC": expected, "mean confidence": confidence}
+    confidence = {
+        name: confidence_and_accuracy(results, row, name)[0] for name in tested.structures
+    }
+    estimates: dict[str, Mapping[str, Array]] = {
+        "expected DSC": expected,
+        "mean confidence": confidence,
+    }
     if results.has(*(f"mean_entropy_{name}" for name in tested.structures)):
-        entropy = {name: results.of_cases(row, f"mean_entropy_{name}") for name in tested.structures}
+        entropy = {
+            name: results.of_cases(row, f"mean_entropy_{name}") for name in tested.structures
+        }
         estimates["1 - mean entropy"] = {name: 1 - values for name, values in entropy.items()}
     dsc, rows = results.of_cases(row, "dsc"), list[tuple[str, str, ArrayLike, Array]]()
     for title, values in estimates.items():
-        scans = (dict(zip(values, scan, strict=True)) for scan in zip(*values.values(), strict=True))
+        scans = (
+            dict(zip(values, scan, strict=True)) for scan in zip(*values.values(), strict=True)
+        )
         rows.append((title, MEAN, [mean_estimate(scan, known.always) for scan in scans], dsc))
     rows += [("expected DSC", name, expected[name], true[name]) for name in tested.structures]
     records: list[dict[str, Any]] = []
     for score, name, own, truth in rows:
-        ranking, keys = rank_scans(own, truth, patients), {"score": score, "structure": name, "unit": "dsc"}
+        ranking, keys = (
+            rank_scans(own, truth, patients),
+            {"score": score, "structure": name, "unit": "dsc"},
+        )
         found = zip(TITLES, ranking, strict=True)
-        records += [results.record(row, column, estimate, **keys, column=column) for column, estimate in found]
+        records += [
+            results.record(row, column, estimate, **keys, column=column)
+            for column, estimate in found
+        ]
     caption = f"{ABOUT}{(dsc < BAD).sum()} of {len(dsc)} scans have a DSC below {BAD}. "
     has_interval = records[0]["low"] is not None and not np.isnan(records[0]["low"])
     caption += NOT_SHOWN * (not records[0]["low"] > 0) if has_interval else TOO_FEW

@@ -30,8 +30,8 @@ REFERENCE = "nacl"
 FEW = 30  # patients
 ABOUT_FEW = "Intervals are somewhat too narrow with few patients."
 ABOUT_SHIFT = (
-    "Of other origin than the training data (shift): {}. Nothing was fitted on these cases. A network can be more "
-    "wrong and surer of it there, and a temperature can help less or do harm."
+    "Of other origin than the training data (shift): {}. Nothing was fitted on these cases. A"
+    " network can be more wrong and surer of it there, and a temperature can help less or do harm."
 )
 
 
@@ -45,27 +45,30 @@ def report_folders(
 ) -> None:
     """Write tables and figures of a comparison of losses, or of one or several evaluations.
 
-    `index.html` is one page that holds all its figures and needs no network. It begins with what the numbers say and
-    what to do next. `report.md` and the CSV files hold the same tables, and the PNG files the figures. Cells that are
-    not finished are named and left out.
+    `index.html` is one page that holds all its figures and needs no network. It begins with what
+    the numbers say and what to do next. `report.md` and the CSV files hold the same tables, and the
+    PNG files the figures. Cells that are not finished are named and left out.
 
     Args:
-        folders: The results folder of compare_losses, or its compact form; or one or several evaluation folders, which
-            are compared on their common cases.
+        folders: The results folder of compare_losses, or its compact form; or one or several
+            evaluation folders, which are compared on their common cases.
         out: Folder for the report.
-        reference: Method, or name of the evaluation folder, that the others are compared with; default: nacl, or the
-            first folder.
-        validation: Evaluation folder of validation cases, on which the thresholds of one network are chosen; default:
-            none are chosen.
-        compact: Folder for a compact form of the results of one comparison; default: none is written.
+        reference: Method, or name of the evaluation folder, that the others are compared with;
+            default: nacl, or the first folder.
+        validation: Evaluation folder of validation cases, on which the thresholds of one network
+            are chosen; default: none are chosen.
+        compact: Folder for a compact form of the results of one comparison; default: none is
+            written.
         overwrite: Whether `out` may hold other files.
 
     Raises:
-        InputError: A file is missing or broken, results cannot be compared, an option is unknown or does not go with
-            these folders, or `out` holds other files or cannot be written.
+        InputError: A file is missing or broken, results cannot be compared, an option is unknown or
+            does not go with these folders, or `out` holds other files or cannot be written.
     """
     if not folders:
-        raise InputError("No folder is given. Give results of compare_losses, or evaluation folders.")
+        raise InputError(
+            "No folder is given. Give results of compare_losses, or evaluation folders."
+        )
     evaluations = any((folder / "cases.csv").exists() for folder in folders)
     if len(folders) > 1 and not evaluations:
         raise InputError("Give the results of one comparison, or evaluation folders.")
@@ -78,7 +81,10 @@ def report_folders(
         names = {label: name for name, label in found.labels.items()}
         check_choice("--reference", reference or next(iter(names)), names)
         reference = names[reference or next(iter(names))]
-        title = f"{'Evaluations compared:' if len(names) > 1 else 'Is it calibrated?'} {', '.join(names)}"
+        title = (
+            f"{'Evaluations compared:' if len(names) > 1 else 'Is it calibrated?'}"
+            f" {', '.join(names)}"
+        )
     else:
         found = read_cells(folders[0])
         if reference is not None:
@@ -106,10 +112,17 @@ def report_folders(
 
 
 def _compared(found: Results, reference: str) -> tuple[Answer, list[Section]]:
-    """Return the answer, and the sections of differences between methods, and without and with a temperature."""
-    answer, sections = Answer([f"No differences: {reference} is not among the finished methods."]), []
+    """Return the answer, and the sections of differences between methods, and without and with a
+    temperature.
+    """
+    answer, sections = (
+        Answer([f"No differences: {reference} is not among the finished methods."]),
+        [],
+    )
     for test_set in found.sets:
-        table = differences(found, pairs_of(found, reference, test_set), [m for m in COMPARED if found.has(m)])
+        table = differences(
+            found, pairs_of(found, reference, test_set), [m for m in COMPARED if found.has(m)]
+        )
         sections += [differences_section(found, table, test_set)] if len(table) else []
         if not test_set and reference in found.methods and len(found.methods) > 1:
             answer = conclude_differences(found, reference, table)
@@ -122,11 +135,14 @@ def _notices(results: Results) -> list[str]:
     notices = list(about.get("notices", []))
     if number < FEWEST_PATIENTS:
         notices.append(
-            f"{number} patient{'s' * (number != 1)}: intervals, tests and marks of the best in tables need "
-            f"{FEWEST_PATIENTS}. Cross-validation (compare_losses --folds) tests every patient."
+            f"{number} patient{'s' * (number != 1)}: intervals, tests and marks of the best in"
+            f" tables need {FEWEST_PATIENTS}. Cross-validation (compare_losses --folds) tests every"
+            " patient."
         )
     elif smallest_p_value(number, 2 * len(REGIONS)) >= SIGNIFICANT:
-        notices.append("Single bins are not tested: sign flips of so few patients cannot reach significance.")
+        notices.append(
+            "Single bins are not tested: sign flips of so few patients cannot reach significance."
+        )
     if FEWEST_PATIENTS <= number < FEW and results.evaluations:
         notices.append(ABOUT_FEW)
     if results.test_sets:

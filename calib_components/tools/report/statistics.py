@@ -1,9 +1,10 @@
 """Means and paired differences over cases, with 95 % intervals and tests.
 
-Cases of a patient depend on each other, so patients are resampled, not cases. With one training of a method, intervals
-are percentiles of a bootstrap over patients, and tests flip the signs of patients: both are about this trained network.
-With several trainings (seeds) of each method, seeds and patients are both random: intervals and tests are those of
-Student's t, see `seeds_and_patients`. Fewer than six patients (`FEWEST_PATIENTS`) have neither. Whether a network is
+Cases of a patient depend on each other, so patients are resampled, not cases. With one training of
+a method, intervals are percentiles of a bootstrap over patients, and tests flip the signs of
+patients: both are about this trained network. With several trainings (seeds) of each method, seeds
+and patients are both random: intervals and tests are those of Student's t, see
+`seeds_and_patients`. Fewer than six patients (`FEWEST_PATIENTS`) have neither. Whether a network is
 calibrated is tested from two patients on, see `calibration_gap`.
 
 Undefined values are NaN. Means leave them out. `patients` are the patient of each case.
@@ -25,11 +26,14 @@ RESAMPLES = 9_999
 SEED = 0  # a report has the same numbers each time it is made
 LEVEL = 0.95
 FEWEST_PATIENTS = 6  # with five, a test by signs cannot go below p = 2 / 2^5 = 0.0625
-PARTS, SPREAD = 5, 0.05  # of `calibration_gap`: they limit the false alarms of simulations, see the tests of `judge`
+# Of `calibration_gap`: they limit the false alarms of simulations, see the tests of `judge`
+PARTS, SPREAD = 5, 0.05
 
 
 class Estimate(NamedTuple):
-    """A mean or another statistic, its 95 % interval, and of a difference the p-value and the number of cases."""
+    """A mean or another statistic, its 95 % interval, and of a difference the p-value and the
+    number of cases.
+    """
 
     mean: float
     low: float = np.nan
@@ -49,7 +53,9 @@ def mean_of_defined(values: ArrayLike, axis: int = 0) -> Array:
 
 
 def sums_of_patients(values: ArrayLike, patients: ArrayLike) -> Array:
-    """Return the sums over the cases of each patient, `(patients, ...)` of `(cases, ...)`; patients in their order."""
+    """Return the sums over the cases of each patient, `(patients, ...)` of `(cases, ...)`; patients
+    in their order.
+    """
     names, index = np.unique(np.asarray(patients), return_inverse=True)
     values = np.asarray(values, float)
     sums = np.zeros((len(names), *values.shape[1:]))
@@ -60,8 +66,8 @@ def sums_of_patients(values: ArrayLike, patients: ArrayLike) -> Array:
 def mean_with_interval(values: ArrayLike, patients: Sequence[str]) -> Estimate:
     """Return the mean over cases and its 95 % interval.
 
-    `values` are `(cases,)`, or `(seeds, cases)` of several trainings. The value of a case is the mean over the seeds
-    that have one; cases without any (NaN) are left out.
+    `values` are `(cases,)`, or `(seeds, cases)` of several trainings. The value of a case is the
+    mean over the seeds that have one; cases without any (NaN) are left out.
     """
     return _compare([np.atleast_2d(np.asarray(values, float))], patients)._replace(p_value=np.nan)
 
@@ -69,11 +75,13 @@ def mean_with_interval(values: ArrayLike, patients: Sequence[str]) -> Estimate:
 def paired_difference(
     values: ArrayLike, reference: ArrayLike, patients: Sequence[str], same_seeds: bool = False
 ) -> Estimate:
-    """Compare two methods on the same cases: the mean of `values - reference`, and the p-value of it being 0.
+    """Compare two methods on the same cases: the mean of `values - reference`, and the p-value of
+    it being 0.
 
-    Both are `(cases,)`, or `(seeds, cases)` of several trainings. Cases where either has no value (NaN) are left out.
-    Where one of the two has a single seed, interval and p-value are over patients alone. `same_seeds` says that both
-    are of the same trained networks, such as without and with a temperature.
+    Both are `(cases,)`, or `(seeds, cases)` of several trainings. Cases where either has no value
+    (NaN) are left out. Where one of the two has a single seed, interval and p-value are over
+    patients alone. `same_seeds` says that both are of the same trained networks, such as without
+    and with a temperature.
     """
     tables = [np.atleast_2d(np.asarray(each, float)) for each in (values, reference)]
     return _compare([tables[0] - tables[1]] if same_seeds else tables, patients, tests=True)
@@ -93,12 +101,16 @@ def _compare(tables: Sequence[Array], patients: Sequence[str], tests: bool = Fal
     if min(map(len, tables)) > 1:
         by_patient = []
         for table, of in zip(tables, of_cases, strict=True):
-            filled = np.where(np.isnan(table), of, table)[:, defined]  # a seed without a value takes that of the others
-            # Linearised contributions of patients to the ratio of sums: those with more cases weigh more.
+            # A seed without a value takes that of the others
+            filled = np.where(np.isnan(table), of, table)[:, defined]
+            # Linearised contributions of patients to the ratio of sums: those with more cases weigh
+            # more.
             sums = sums_of_patients(filled.T - filled.mean(), names).T
             by_patient.append(filled.mean() + sums * sums.shape[1] / cases)
         return Estimate(mean, *seeds_and_patients(mean, by_patient), cases)
-    sums, counts = (sums_of_patients(values, names) for values in (differences[defined], np.ones(cases)))
+    sums, counts = (
+        sums_of_patients(values, names) for values in (differences[defined], np.ones(cases))
+    )
     found = stats.bootstrap(
         (sums, counts),
         lambda sums, counts, axis=-1: sums.sum(axis) / counts.sum(axis),
@@ -114,12 +126,14 @@ def _compare(tables: Sequence[Array], patients: Sequence[str], tests: bool = Fal
 
 
 def seeds_and_patients(mean: float, tables: Sequence[ArrayLike]) -> tuple[float, float, float]:
-    """Return interval and p-value of a mean, or a difference of means, where seeds and patients are both random.
+    """Return interval and p-value of a mean, or a difference of means, where seeds and patients are
+    both random.
 
-    With S seeds and P patients, `s^2` of the means of seeds, of the patients' (differences of) means over seeds, and of
-    the residuals `e` of each table: `se^2 = sum(s_seeds^2 / S) + s_patients^2 / P - sum(s_e^2 / (S P))`, at least the
-    larger of the first two terms. Both contain the residuals, hence the subtraction. Student's t has
-    Welch-Satterthwaite degrees of freedom from S - 1 of each table and P - 1.
+    With S seeds and P patients, `s^2` of the means of seeds, of the patients' (differences of)
+    means over seeds, and of the residuals `e` of each table: `se^2 = sum(s_seeds^2 / S) +
+    s_patients^2 / P - sum(s_e^2 / (S P))`, at least the larger of the first two terms. Both contain
+    the residuals, hence the subtraction. Student's t has Welch-Satterthwaite degrees of freedom
+    from S - 1 of each table and P - 1.
 
     `tables` are `(seeds, patients)`, of one method or of two on the same patients.
     """
@@ -137,7 +151,9 @@ def seeds_and_patients(mean: float, tables: Sequence[ArrayLike]) -> tuple[float,
     variance = max(sum(parts) - residual, parts[-1], sum(parts[:-1]))
     if variance == 0:
         return mean, mean, float(mean == 0)
-    freedom = variance**2 / sum(part**2 / degree for part, degree in zip(parts, degrees, strict=True))
+    freedom = variance**2 / sum(
+        part**2 / degree for part, degree in zip(parts, degrees, strict=True)
+    )
     half = stats.t.ppf((1 + LEVEL) / 2, freedom, scale=variance**0.5)
     p_value = 2 * stats.t.sf(abs(mean), freedom, scale=variance**0.5)
     return float(mean - half), float(mean + half), float(p_value)
@@ -146,12 +162,13 @@ def seeds_and_patients(mean: float, tables: Sequence[ArrayLike]) -> tuple[float,
 def sign_flip_p_value(values: ArrayLike, patients: Sequence[str]) -> float:
     """Test whether the means of several values over cases are all 0, by changing signs of patients.
 
-    The statistic is the sum of the sizes of the means. All values of a patient change sign together, so they may depend
-    on each other. Where a few patients are far off to one side, the test rejects too often: in simulations with a tenth
-    of 16 patients far off, in 15 to 20 % of comparisons.
+    The statistic is the sum of the sizes of the means. All values of a patient change sign
+    together, so they may depend on each other. Where a few patients are far off to one side, the
+    test rejects too often: in simulations with a tenth of 16 patients far off, in 15 to 20 % of
+    comparisons.
 
-    `values` are `(cases, K)`; a case with an undefined value (NaN) is left out. The p-value is exact for up to 13
-    patients, and NaN with fewer than `FEWEST_PATIENTS`.
+    `values` are `(cases, K)`; a case with an undefined value (NaN) is left out. The p-value is
+    exact for up to 13 patients, and NaN with fewer than `FEWEST_PATIENTS`.
 
     Source: Fisher, "The Design of Experiments", 1935.
     """
@@ -179,13 +196,15 @@ def smallest_p_value(patients: int, comparisons: int) -> float:
 
 
 def calibration_gap(confidence: ArrayLike, accuracy: ArrayLike) -> Estimate:
-    """Return the mean of confidence minus accuracy over patients, its 95 % interval, and the p-value of it being 0.
+    """Return the mean of confidence minus accuracy over patients, its 95 % interval, and the
+    p-value of it being 0.
 
-    They are those of Student's t, which alone rejects too often: all patients of a calibrated network can be right
-    where one in twenty is wrong, and so look underconfident with little spread. So p is at least that of t among
-    calibrated patients, drawn as right in some of `PARTS` parts with these confidences; among few patients, a smaller
-    `SPREAD` is no evidence. The interval is that of t: it may exclude 0 where p does not. One patient has neither. Both
-    are `(patients,)`.
+    They are those of Student's t, which alone rejects too often: all patients of a calibrated
+    network can be right where one in twenty is wrong, and so look underconfident with little
+    spread. So p is at least that of t among calibrated patients, drawn as right in some of `PARTS`
+    parts with these confidences; among few patients, a smaller `SPREAD` is no evidence. The
+    interval is that of t: it may exclude 0 where p does not. One patient has neither. Both are
+    `(patients,)`.
     """
     confidence, accuracy = np.asarray(confidence, float).clip(0, 1), np.asarray(accuracy, float)
     mean, count = float(mean_of_defined(confidence - accuracy)), len(confidence)
@@ -203,19 +222,28 @@ def calibration_gap(confidence: ArrayLike, accuracy: ArrayLike) -> Estimate:
 
 
 def bins_p_value(shares: Array) -> float:
-    """Test whether accuracy is confidence in each bin: sign flips of patients, with the guard of `calibration_gap`.
+    """Test whether accuracy is confidence in each bin: sign flips of patients, with the guard of
+    `calibration_gap`.
 
-    For that, right and wrong are exchanged in underconfident bins, so that they do not cancel overconfident ones.
+    For that, right and wrong are exchanged in underconfident bins, so that they do not cancel
+    overconfident ones.
 
-    `shares` are what the voxels of each bin add to 1, confidence and accuracy of a patient, `(3, patients, bins)`.
+    `shares` are what the voxels of each bin add to 1, confidence and accuracy of a patient, `(3,
+    patients, bins)`.
     """
     gaps = shares[1] - shares[2]
     exchanged = np.where(gaps.mean(0) < 0, shares[0] - shares[1:], shares[1:]).sum(2)
-    return max(sign_flip_p_value(gaps, [*map(str, range(len(gaps)))]), calibration_gap(*exchanged).p_value)
+    return max(
+        sign_flip_p_value(gaps, [*map(str, range(len(gaps)))]), calibration_gap(*exchanged).p_value
+    )
 
 
 def holm(p_values: ArrayLike) -> Array:
-    """Return Holm's step-down adjusted p-values of tests that are made together; NaN is a test that was not made."""
+    """Return Holm's step-down adjusted p-values of tests that are made together; NaN is a test that
+    was not made.
+    """
     given = pd.Series(p_values, dtype=float).reset_index(drop=True)
     made = given.dropna().sort_values()
-    return (made * np.arange(len(made), 0, -1)).cummax().clip(upper=1).reindex(given.index).to_numpy()
+    return (
+        (made * np.arange(len(made), 0, -1)).cummax().clip(upper=1).reindex(given.index).to_numpy()
+    )

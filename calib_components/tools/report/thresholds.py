@@ -1,4 +1,6 @@
-"""Thresholds of the probability: what is found of each structure, and the best ones of validation cases."""
+"""Thresholds of the probability: what is found of each structure, and the best ones of validation
+cases.
+"""
 
 from __future__ import annotations
 
@@ -19,31 +21,38 @@ from calib_components.tools.report.tables import Cell, number, with_interval
 SHOWN = ("0.10", "0.25", "0.50", "0.75", "0.90")  # in the table; the CSV file has all
 USUAL = 0.5
 ABOUT = (
-    "A structure is where its probability is above the threshold. Sensitivity, specificity and PPV (positive "
-    "predictive value) are of the voxels of all cases together, DSC is the mean over the cases that have the structure."
+    "A structure is where its probability is above the threshold. Sensitivity, specificity and PPV"
+    " (positive predictive value) are of the voxels of all cases together, DSC is the mean over the"
+    " cases that have the structure."
 )
 ABOUT_CHOICE = (
-    "To choose a threshold, give an evaluation of validation cases with --validation: the best of these test cases "
-    "would be too optimistic."
+    "To choose a threshold, give an evaluation of validation cases with --validation: the best of"
+    " these test cases would be too optimistic."
 )
 
 
 def thresholds_section(results: Results, validation: Path | None) -> tuple[Section, list[str]]:
-    """Return what is found at some thresholds, and a notice where validation cases have names of those under test.
+    """Return what is found at some thresholds, and a notice where validation cases have names of
+    those under test.
 
     Raises:
-        InputError: The folder has no thresholds, or those of other structures, or cases or patients under test.
+        InputError: The folder has no thresholds, or those of other structures, or cases or patients
+            under test.
     """
     (tested,), about, best, notices = results.evaluations.values(), ABOUT_CHOICE, {}, []
     if validation is not None:
         fitted = Evaluation.read(validation)
         if fitted.thresholds is None or tested.thresholds is None:
             raise InputError(
-                f"--validation: {validation} has no thresholds.json. Give an evaluation with probabilities."
+                f"--validation: {validation} has no thresholds.json. Give an evaluation with"
+                " probabilities."
             )
         if {*fitted.structures} != {*tested.structures}:
             names = [", ".join(found.structures) for found in (fitted, tested)]
-            raise InputError(f"--validation: {validation} has the structures {names[0]}, the evaluation {names[1]}.")
+            raise InputError(
+                f"--validation: {validation} has the structures {names[0]}, the evaluation"
+                f" {names[1]}."
+            )
         notices = check_apart(tested.items(), fitted.items(), validation)
         best = dict(zip(fitted.structures, fitted.thresholds.best().tolist(), strict=True))
     counts, tables, parts = tested.thresholds, {}, []
@@ -59,10 +68,14 @@ def thresholds_section(results: Results, validation: Path | None) -> tuple[Secti
             "DSC ↑": dsc.nanmean(0),
         }
         threshold = best.get(name, np.nan)
-        index = [f"{t:.2f}" + " (chosen)" * bool(np.isclose(t, threshold)) for t in counts.thresholds]
+        index = [
+            f"{t:.2f}" + " (chosen)" * bool(np.isclose(t, threshold)) for t in counts.thresholds
+        ]
         tables[name] = pd.DataFrame(measures, index)
         if not np.isnan(threshold):
-            own, usual = (dsc[:, (counts.thresholds - t).abs().argmin()] for t in (threshold, USUAL))
+            own, usual = (
+                dsc[:, (counts.thresholds - t).abs().argmin()] for t in (threshold, USUAL)
+            )
             change = with_interval(paired_difference(own, usual, results.patients()), "dsc", True)
             parts.append(f"{name} {threshold:.2f} (DSC {change} against {USUAL})")
     table = pd.concat(tables, names=["structure", "threshold"])
@@ -70,18 +83,24 @@ def thresholds_section(results: Results, validation: Path | None) -> tuple[Secti
     cells = shown.map(lambda share: Cell(number(share, "aurc" if 0.999 < share < 1 else "dsc")))
     if validation is not None:
         about = f"Thresholds chosen on the validation cases: {', '.join(parts)}."
-    return Section("thresholds", "Thresholds", f"{ABOUT} {about}", cells, table.reset_index()), notices
+    return (
+        Section("thresholds", "Thresholds", f"{ABOUT} {about}", cells, table.reset_index()),
+        notices,
+    )
 
 
 def check_apart(cases: Items, others: Items, folder: Path) -> list[str]:
-    """Refuse thresholds chosen on the cases under test; return a notice where only their names are the same."""
+    """Refuse thresholds chosen on the cases under test; return a notice where only their names are
+    the same.
+    """
     shared = find_shared(cases, others)
     if certain := [pair for pair in shared if not pair.is_only_name]:
         raise InputError(
-            f"--validation: {folder} has {len(certain)} of the cases or patients under test: {certain[0]}. Give an "
-            "evaluation of other patients."
+            f"--validation: {folder} has {len(certain)} of the cases or patients under test:"
+            f" {certain[0]}. Give an evaluation of other patients."
         )
     about = (
-        "of the cases have names of the validation folder, too. If they are the same, thresholds were chosen on them."
+        "of the cases have names of the validation folder, too. If they are the same, thresholds"
+        " were chosen on them."
     )
     return [f"{len(shared)} {about}"] if shared else []

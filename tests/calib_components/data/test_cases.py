@@ -48,11 +48,16 @@ class TestWriteCase:
             assert read[1].dtype == torch.uint8
             assert torch.equal(read[1], label[..., index].byte())
         content = hashlib.sha256(files[0].read_bytes() + files[1].read_bytes()).hexdigest()
-        assert json.loads((tmp_path / "case" / "source.json").read_text()) == {"files": [], "content": content}
+        assert json.loads((tmp_path / "case" / "source.json").read_text()) == {
+            "files": [],
+            "content": content,
+        }
 
     def test_label_that_is_no_byte_and_image_that_is_not_finite(self, tmp_path: Path) -> None:
         image = torch.zeros(1, 4, 4, 2)
-        with pytest.raises(InputError, match="case: label values 256 are none of the class indices 0 to 255"):
+        with pytest.raises(
+            InputError, match="case: label values 256 are none of the class indices 0 to 255"
+        ):
             write_case(tmp_path / "case", image, image + 256, np.eye(4))
         with pytest.raises(InputError, match="NaN or infinite"):
             write_case(tmp_path / "case", image + np.inf, image, np.eye(4))
@@ -66,7 +71,9 @@ class TestReadDatalist:
         return make_prepared(ACDC, tmp_path / "2024")
 
     def read(self, data: Path, split: str = "training", **options: Any) -> list[dict[str, Any]]:
-        return read_datalist(data / "datalist.json", split, data, **{"image_size": SIZE, "in_channels": 1, **options})
+        return read_datalist(
+            data / "datalist.json", split, data, **{"image_size": SIZE, "in_channels": 1, **options}
+        )
 
     def edit(self, data: Path, **changes: Any) -> None:
         content = json.loads((data / "datalist.json").read_text())
@@ -75,7 +82,9 @@ class TestReadDatalist:
     def test_paths_are_absolute(self, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         files = {name: str(data / f"training0/{name}.nii") for name in BOTH}
         assert self.read(data)[0] == {"case": "training0", "patient": "training0", **files}
-        (data / "datalist.json").write_bytes(b"\xef\xbb\xbf" + (data / "datalist.json").read_bytes())
+        (data / "datalist.json").write_bytes(
+            b"\xef\xbb\xbf" + (data / "datalist.json").read_bytes()
+        )
         monkeypatch.chdir(data.parent)  # MONAI passes the folder 2024 as a number
         assert len(read_datalist("2024/datalist.json", "training", 2024, SIZE, 1)) == 2  # type: ignore[arg-type]
 
@@ -104,12 +113,16 @@ class TestReadDatalist:
         ],
         ids=["truncated", "two channels", "label of another depth", "another size"],
     )
-    def test_volume_that_does_not_fit(self, name: str, spoil: Callable[[Path], Any], data: Path) -> None:
+    def test_volume_that_does_not_fit(
+        self, name: str, spoil: Callable[[Path], Any], data: Path
+    ) -> None:
         spoil(data / "training1" / name)
         with pytest.raises(InputError, match=f"training1/{name}: "):
             self.read(data)
 
-    def test_patients_that_are_trained_on_as_well(self, data: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def test_patients_that_are_trained_on_as_well(
+        self, data: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
         content = json.loads((data / "datalist.json").read_text())
         self.read(data, "testing")
         assert caplog.text == ""
@@ -119,14 +132,25 @@ class TestReadDatalist:
         self.read(data, "training")
         assert caplog.text == ""
         self.read(data, "testing")
-        assert "1 of the cases for testing are trained on as well: patient p7 is on both sides" in caplog.text
-        assert "1 of the cases for testing choose the epoch as well: patient p7 is on both sides" in caplog.text
+        assert (
+            "1 of the cases for testing are trained on as well: patient p7 is on both sides"
+            in caplog.text
+        )
+        assert (
+            "1 of the cases for testing choose the epoch as well: patient p7 is on both sides"
+            in caplog.text
+        )
 
-    def test_one_volume_under_two_names_and_a_fit_on_trained_cases(self, data: Path, caplog: Any) -> None:
+    def test_one_volume_under_two_names_and_a_fit_on_trained_cases(
+        self, data: Path, caplog: Any
+    ) -> None:
         shutil.copytree(data / "training1", data / "validation1", dirs_exist_ok=True)
         self.read(data, "validation")
         assert "the same volume is on both sides (validation1 and training1)" in caplog.text
-        with pytest.raises(InputError, match=r"1 of the cases for validation are trained on as well: the same volume"):
+        with pytest.raises(
+            InputError,
+            match=r"1 of the cases for validation are trained on as well: the same volume",
+        ):
             self.read(data, "validation", refuse_trained=True)
         self.read(data, "training", refuse_trained=True)
 
@@ -141,7 +165,10 @@ class TestChangedFiles:
             image, label = rng.normal(size=(1, *SIZE, 3)), rng.integers(0, 4, (1, *SIZE, 3))
             volumes = [torch.from_numpy(volume.astype(np.float32)) for volume in (image, label)]
             write_case(tmp_path / case, *volumes, np.eye(4), {})
-        return [{"case": case, **{key: str(tmp_path / case / f"{key}.nii") for key in BOTH}} for case in "ab"]
+        return [
+            {"case": case, **{key: str(tmp_path / case / f"{key}.nii") for key in BOTH}}
+            for case in "ab"
+        ]
 
     @pytest.mark.parametrize("key", BOTH)
     def test_are_found(self, key: str, items: Items, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,12 +205,19 @@ class TestRawCases:
         name = "patient001_frame01"
         raw = phantoms / "training" / "patient001" / name
         data = [
-            {"case": name, "image": str(prepared / name / "image.nii"), "label": str(prepared / name / "label.nii")},
+            {
+                "case": name,
+                "image": str(prepared / name / "image.nii"),
+                "label": str(prepared / name / "label.nii"),
+            },
             {"image": f"{raw}.nii.gz", "label": f"{raw}_gt.nii.gz"},
         ]
         _, case = CaseDataset(data, prepare, LoadImaged(keys=BOTH, ensure_channel_first=True))
         for key in BOTH:
-            assert Path(case[key].meta["filename_or_obj"]).read_bytes() == Path(data[0][key]).read_bytes()
+            assert (
+                Path(case[key].meta["filename_or_obj"]).read_bytes()
+                == Path(data[0][key]).read_bytes()
+            )
         slices = SliceDataset(data, prepare, [64, 64], LoadSliced(BOTH))
         assert len(slices) == 2 * case["image"].shape[-1]
         assert slices[0]["image"].shape == (1, 64, 64)
@@ -192,7 +226,9 @@ class TestRawCases:
         item = {name: str(tmp_path / f"{name}.nii") for name in BOTH}
         save(tmp_path / "image.nii", np.zeros((4, 4, 2)), np.diag([-1.5, -1.5, 5, 1]))
         save(tmp_path / "label.nii", np.zeros((4, 4, 2)), np.diag([1.5, -1.5, 5, 1]))
-        with pytest.raises(InputError, match=r"label\.nii: affine differs from that of .*image\.nii by up to 9 mm"):
+        with pytest.raises(
+            InputError, match=r"label\.nii: affine differs from that of .*image\.nii by up to 9 mm"
+        ):
             CaseDataset([item], dict)
 
 
@@ -206,10 +242,18 @@ class TestSliceDataset:
         transform = Compose([LoadSliced(BOTH, num_classes=4), RandGaussianNoised("image", prob=1)])
         return lambda cache: SliceDataset(cases, dict, SIZE, transform, cache)
 
-    def test_every_slice_of_every_case(self, dataset: Callable[..., SliceDataset], tmp_path: Path) -> None:
+    def test_every_slice_of_every_case(
+        self, dataset: Callable[..., SliceDataset], tmp_path: Path
+    ) -> None:
         cases = read_datalist(tmp_path / "datalist.json", "training", tmp_path, SIZE, 1)
         items = SliceDataset(cases, dict, SIZE)
-        places = [("training0", 0), ("training0", 1), ("training1", 0), ("training1", 1), ("training1", 2)]
+        places = [
+            ("training0", 0),
+            ("training0", 1),
+            ("training1", 0),
+            ("training1", 1),
+            ("training1", 2),
+        ]
         assert [(item["case"], item["slice"]) for item in items] == places
         for item, (case, index) in zip(items, places, strict=True):
             loaded = LoadSliced(BOTH)(item)
@@ -218,7 +262,9 @@ class TestSliceDataset:
                 np.testing.assert_array_equal(loaded[key][0], volume[..., index])
         with pytest.raises(InputError, match="image_size"):
             SliceDataset(cases, dict, [16, 32])
-        with pytest.raises(InputError, match=r"label\.nii: label values 3 are none of the class indices"):
+        with pytest.raises(
+            InputError, match=r"label\.nii: label values 3 are none of the class indices"
+        ):
             LoadSliced(BOTH, num_classes=3)(items[0])
         with pytest.raises(InputError, match="no case to train on"):
             SliceDataset([], dict, SIZE)
@@ -226,15 +272,21 @@ class TestSliceDataset:
     def test_whole_volumes(self, tmp_path: Path) -> None:
         make_prepared(HIPPOCAMPUS, tmp_path)
         cases = read_datalist(tmp_path / "datalist.json", "training", tmp_path, None, 1)
-        items = SliceDataset(cases, dict, None, LoadSliced(BOTH, num_classes=3), cache=1, spatial_dims=3)
-        assert [item["image"].shape for item in items] == [(1, *SIZE, 7), (1, *SIZE, 8)]  # of their own
+        items = SliceDataset(
+            cases, dict, None, LoadSliced(BOTH, num_classes=3), cache=1, spatial_dims=3
+        )
+        # Of their own
+        assert [item["image"].shape for item in items] == [(1, *SIZE, 7), (1, *SIZE, 8)]
         assert items[1]["label"].dtype == torch.uint8
         save(tmp_path / "training1" / "image.nii", np.zeros(SIZE))
         with pytest.raises(InputError, match=r"image\.nii: shape .* is not that of a volume"):
             read_datalist(tmp_path / "datalist.json", "training", tmp_path, None, 1)
 
-    def test_as_many_as_fit_are_kept(self, dataset: Callable[..., SliceDataset], tmp_path: Path) -> None:
-        kept, read_again = dataset(2.5 * SIZE[0] * SIZE[1] * (4 + 1) / 2**20), dataset(0)  # float32 and a byte
+    def test_as_many_as_fit_are_kept(
+        self, dataset: Callable[..., SliceDataset], tmp_path: Path
+    ) -> None:
+        # Float32 and a byte
+        kept, read_again = dataset(2.5 * SIZE[0] * SIZE[1] * (4 + 1) / 2**20), dataset(0)
         for each in (kept, read_again):
             each.seed_items(7)
         for index in range(len(kept)):
@@ -258,9 +310,12 @@ class TestSliceDataset:
         first, second, again = epochs
         assert all(torch.equal(*pair) for pair in zip(first, again, strict=True))
         assert not any(torch.equal(*pair) for pair in zip(first, second, strict=True))
-        assert not torch.equal(first[0] - first[1], second[0] - second[1])  # noise of its own for each item
+        # Noise of its own for each item
+        assert not torch.equal(first[0] - first[1], second[0] - second[1])
 
-    def test_workers_that_are_not_forked_get_no_cache(self, dataset: Callable[..., SliceDataset]) -> None:
+    def test_workers_that_are_not_forked_get_no_cache(
+        self, dataset: Callable[..., SliceDataset]
+    ) -> None:
         kept = dataset(1)
         assert not torch.equal(kept[0]["image"], kept[0]["image"])  # without a seed, draws go on
         sent = pickle.loads(pickle.dumps(kept))

@@ -30,17 +30,23 @@ def test_written_facts_are_read_back(tmp_path: Path) -> None:
     facts = Facts(**OWN, slice_axis=1, pixel_size=[1.25, 2.0], source="/data/1e3")
     write_facts(facts, tmp_path)
     assert read_facts(tmp_path / FACTS, **OWN) == facts_beside(tmp_path / "model.pt") == facts
-    (tmp_path / FACTS).write_bytes(b"\xef\xbb\xbf" + (tmp_path / FACTS).read_bytes())  # by an editor on Windows
+    # By an editor on Windows
+    (tmp_path / FACTS).write_bytes(b"\xef\xbb\xbf" + (tmp_path / FACTS).read_bytes())
     assert facts_beside(tmp_path / FACTS) == facts
-    (tmp_path / FACTS).write_text(yaml.safe_dump(OWN))  # as version 0.2 wrote it, without a schema_version
+    # As version 0.2 wrote it, without a schema_version
+    (tmp_path / FACTS).write_text(yaml.safe_dump(OWN))
     assert read_facts(tmp_path / FACTS, **OWN) == Facts(**OWN)
 
 
 def test_without_a_file_the_facts_are_those_of_the_bundle(tmp_path: Path) -> None:
-    (tmp_path / "datalist.json").write_text(json.dumps({"labels": dict(enumerate(OWN["class_names"]))}))
+    (tmp_path / "datalist.json").write_text(
+        json.dumps({"labels": dict(enumerate(OWN["class_names"]))})
+    )
     assert read_facts(tmp_path / FACTS, **OWN) == Facts(**OWN)
     (tmp_path / "datalist.json").write_text('{"labels": {"0": "background", "1": "tumour"}}')
-    with pytest.raises(InputError, match=r"facts\.yaml: no such file, and datalist\.json names other classes"):
+    with pytest.raises(
+        InputError, match=r"facts\.yaml: no such file, and datalist\.json names other classes"
+    ):
         read_facts(tmp_path / FACTS, **OWN)
 
 
@@ -64,7 +70,9 @@ def test_without_a_file_the_facts_are_those_of_the_bundle(tmp_path: Path) -> Non
     ],
     ids=str,
 )
-def test_facts_that_contradict_each_other(change: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_facts_that_contradict_each_other(
+    change: dict[str, Any], message: str, tmp_path: Path
+) -> None:
     (tmp_path / FACTS).write_text(yaml.safe_dump({**OWN, **change}))
     with pytest.raises(InputError, match=rf"facts\.yaml: .*{message}"):
         read_facts(tmp_path / FACTS, **OWN)
@@ -79,14 +87,23 @@ def test_file_without_facts(content: str, tmp_path: Path) -> None:
 
 def test_patches_may_be_larger_than_cases_that_keep_their_size() -> None:
     for image_size in (None, [32, 32]):
-        volumes = {"spatial_dims": 3, "image_size": image_size, "crop_size": [40, 48, 96], "spacing": [1, 1, 1.5]}
+        volumes = {
+            "spatial_dims": 3,
+            "image_size": image_size,
+            "crop_size": [40, 48, 96],
+            "spacing": [1, 1, 1.5],
+        }
         assert Facts.parse({**OWN, **volumes}, "facts").crop_size == [40, 48, 96]
 
 
-BOMB = "a: &a [1]\n" + "".join(f"{b}: &{b} [{f'*{a},' * 99}]\n" for a, b in itertools.pairwise("abcdefghijklm"))
+BOMB = "a: &a [1]\n" + "".join(
+    f"{b}: &{b} [{f'*{a},' * 99}]\n" for a, b in itertools.pairwise("abcdefghijklm")
+)
 
 
-@pytest.mark.parametrize("text", ["", "a: [", "dataset: acdc\n", "a: !!python/object/apply:os.getcwd []", BOMB])
+@pytest.mark.parametrize(
+    "text", ["", "a: [", "dataset: acdc\n", "a: !!python/object/apply:os.getcwd []", BOMB]
+)
 def test_broken_file(text: str, tmp_path: Path) -> None:
     (tmp_path / FACTS).write_text(text)
     with pytest.raises(InputError, match=r"facts\.yaml: "):

@@ -12,7 +12,13 @@ import pytest
 from nibabel.affines import from_matvec
 from nibabel.eulerangles import euler2mat
 
-from calib_components.data.nifti import NiftiReader, check_same_grid, files_below, grid_distance, open_nifti
+from calib_components.data.nifti import (
+    NiftiReader,
+    check_same_grid,
+    files_below,
+    grid_distance,
+    open_nifti,
+)
 from calib_components.errors import InputError
 
 OBLIQUE = np.array([[0, -1.5, 0, 3], [1.25, 0, 0, -2], [0, 0, 10, 7], [0, 0, 0, 1]])
@@ -20,12 +26,19 @@ RAMP = np.arange(6 * 5 * 4, dtype=np.int16).reshape(6, 5, 4)
 
 
 def save(file: Path, array: np.ndarray = RAMP, affine: np.ndarray = OBLIQUE, **header: Any) -> Path:
-    """Write a file whose sform and other fields of the header are set as given, where nibabel refuses some."""
+    """Write a file whose sform and other fields of the header are set as given, where nibabel
+    refuses some.
+    """
     nib.Nifti1Image(array, np.eye(4)).to_filename(file)
     with nib.openers.ImageOpener(file) as opened:
         content = opened.read()
     raw = nib.Nifti1Header(content[:348], check=False)
-    for name, value in {"srow_x": affine[0], "srow_y": affine[1], "srow_z": affine[2], **header}.items():
+    for name, value in {
+        "srow_x": affine[0],
+        "srow_y": affine[1],
+        "srow_z": affine[2],
+        **header,
+    }.items():
         raw[name] = value
     content = raw.binaryblock + content[348:]
     file.write_bytes(gzip.compress(content) if file.suffix == ".gz" else content)
@@ -49,7 +62,9 @@ class TestOpenNifti:
         ],
         ids=str,
     )
-    def test_affine_without_meaning(self, header: dict[str, Any], message: str, tmp_path: Path) -> None:
+    def test_affine_without_meaning(
+        self, header: dict[str, Any], message: str, tmp_path: Path
+    ) -> None:
         file = save(tmp_path / "a.nii", **header)
         with pytest.raises(InputError, match=rf"a\.nii: .*{message}"):
             open_nifti(file)
@@ -73,19 +88,25 @@ class TestOpenNifti:
 
     def test_axes_of_length_1_after_the_third_are_dropped_of_five(self, tmp_path: Path) -> None:
         values = np.random.default_rng(0).integers(0, 9, (6, 5, 4, 1, 2)).astype("i2")
-        for shape, kept in ((values.shape, (6, 5, 4, 2)), ((6, 5, 8, 1, 1), (6, 5, 8)), ((6, 5, 8, 1), (6, 5, 8, 1))):
+        for shape, kept in (
+            (values.shape, (6, 5, 4, 2)),
+            ((6, 5, 8, 1, 1), (6, 5, 8)),
+            ((6, 5, 8, 1), (6, 5, 8, 1)),
+        ):
             file = save(tmp_path / "a.nii.gz", values.reshape(shape))
             assert open_nifti(file).shape == kept
             reader = NiftiReader()
             array, meta = reader.get_data(reader.read(file))
             np.testing.assert_array_equal(array, values.reshape(kept))
-            for name in ("affine", "original_affine"):  # of the sform; MONAI's reader takes the qform, which is not set
+            # Of the sform; MONAI's reader takes the qform, which is not set
+            for name in ("affine", "original_affine"):
                 np.testing.assert_array_equal(meta[name], OBLIQUE)
 
 
 class TestGrid:
     def test_rounding_is_no_difference(self) -> None:
-        assert grid_distance(changed(0, 3, 3.124), OBLIQUE, (5, 6, 3)) == 0  # a tenth of 1.25 mm, the smallest side
+        # A tenth of 1.25 mm, the smallest side
+        assert grid_distance(changed(0, 3, 3.124), OBLIQUE, (5, 6, 3)) == 0
         assert grid_distance(changed(0, 3, 3.126), OBLIQUE, (5, 6, 3)) == pytest.approx(0.126)
 
     @pytest.mark.parametrize(
@@ -96,9 +117,16 @@ class TestGrid:
             ((6, 5, 4), from_matvec(euler2mat(z=0.1)) @ OBLIQUE, "affine differs"),
         ],
     )
-    def test_other_grid_is_refused(self, shape: tuple[int, ...], affine: Any, message: str, tmp_path: Path) -> None:
-        image, label = save(tmp_path / "image.nii"), save(tmp_path / "label.nii", np.zeros(shape, "u1"), affine)
-        with pytest.raises(InputError, match=rf"label\.nii: .*{message}.*image\.nii|label\.nii: .*image.*{message}"):
+    def test_other_grid_is_refused(
+        self, shape: tuple[int, ...], affine: Any, message: str, tmp_path: Path
+    ) -> None:
+        image, label = (
+            save(tmp_path / "image.nii"),
+            save(tmp_path / "label.nii", np.zeros(shape, "u1"), affine),
+        )
+        with pytest.raises(
+            InputError, match=rf"label\.nii: .*{message}.*image\.nii|label\.nii: .*image.*{message}"
+        ):
             check_same_grid(label, image)
         check_same_grid(image, image)
 
@@ -109,10 +137,17 @@ class TestNiftiReader:
     ])  # fmt: skip
     @pytest.mark.parametrize("shape", [(5, 4), (5, 4, 35), (4, 35, 3, 2)], ids=str)
     def test_values_are_those_of_nibabel_in_float32(
-        self, dtype: str, slope: float | None, inter: float | None, shape: tuple[int, ...], tmp_path: Path
+        self,
+        dtype: str,
+        slope: float | None,
+        inter: float | None,
+        shape: tuple[int, ...],
+        tmp_path: Path,
     ) -> None:
         stored = np.random.default_rng(0).integers(0, 200, shape).astype(dtype)
-        image = nib.Nifti1Image(stored, np.eye(4), nib.Nifti1Header(endianness=">" if dtype[0] == ">" else "<"))
+        image = nib.Nifti1Image(
+            stored, np.eye(4), nib.Nifti1Header(endianness=">" if dtype[0] == ">" else "<")
+        )
         image.header.set_data_dtype(dtype)
         image.header.set_slope_inter(slope, inter)
         image.to_filename(file := tmp_path / f"scan{'.nii.gz' if inter else '.nii'}")
@@ -125,7 +160,10 @@ class TestNiftiReader:
 
     @pytest.mark.parametrize("spoil", ["cut", "cut inside", "checksum"])
     def test_broken_compressed_file(self, spoil: str, tmp_path: Path) -> None:
-        file = save(tmp_path / "scan.nii.gz", np.random.default_rng(0).integers(0, 2000, (20, 20, 20)).astype("i2"))
+        file = save(
+            tmp_path / "scan.nii.gz",
+            np.random.default_rng(0).integers(0, 2000, (20, 20, 20)).astype("i2"),
+        )
         content = bytearray(file.read_bytes())
         if spoil == "cut":
             del content[-4000:]
@@ -139,7 +177,10 @@ class TestNiftiReader:
             reader.get_data(reader.read(file))
 
     def test_channels_must_lie_on_one_grid_up_to_rounding(self, tmp_path: Path) -> None:
-        first, rounded = save(tmp_path / "a.nii"), save(tmp_path / "b.nii", affine=changed(0, 0, 1e-7))
+        first, rounded = (
+            save(tmp_path / "a.nii"),
+            save(tmp_path / "b.nii", affine=changed(0, 0, 1e-7)),
+        )
         reader = NiftiReader()
         values, meta = reader.get_data(reader.read([first, rounded]))
         assert values.shape == (2, 6, 5, 4)

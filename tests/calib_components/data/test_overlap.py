@@ -26,11 +26,15 @@ def test_volumes_are_found_under_any_name_and_few_files_are_read(
     values = np.random.default_rng(0).random((6, 5, 4, 4), np.float32)
     for index, name in enumerate(["a", "b", "c"]):
         save(tmp_path / f"{name}.{ending}", values[index])
-    nib.load(tmp_path / f"b.{ending}").to_filename(tmp_path / f"renamed.{ending}")  # its name is in a .gz, too
+    # Its name is in a .gz, too
+    nib.load(tmp_path / f"b.{ending}").to_filename(tmp_path / f"renamed.{ending}")
     shutil.copy(tmp_path / f"b.{ending}", tmp_path / f"twin.{ending}")
     if ending == "nii":
         save(tmp_path / "renamed.nii", values[1], np.diag([1, 1, 3.001, 1]))
-    items = {name: item(name, image=tmp_path / f"{name}.{ending}") for name in ("a", "b", "c", "renamed", "twin", "no")}
+    items = {
+        name: item(name, image=tmp_path / f"{name}.{ending}")
+        for name in ("a", "b", "c", "renamed", "twin", "no")
+    }
     read: list[object] = []
     original = overlap._outline
 
@@ -39,7 +43,12 @@ def test_volumes_are_found_under_any_name_and_few_files_are_read(
         return original(item, whole)
 
     monkeypatch.setattr(overlap, "_outline", outline)
-    assert find_shared([items["a"], items["b"], items["no"]], [items["c"], item("d", image=tmp_path / "gone")]) == []
+    assert (
+        find_shared(
+            [items["a"], items["b"], items["no"]], [items["c"], item("d", image=tmp_path / "gone")]
+        )
+        == []
+    )
     assert read == []
     for other in ("renamed", "twin"):
         (found,) = find_shared([items["a"], items["b"]], [items["c"], items[other]])
@@ -49,9 +58,12 @@ def test_volumes_are_found_under_any_name_and_few_files_are_read(
 
 
 def test_patients_and_names() -> None:
-    (found,) = find_shared([item("a_1", "a"), item("b_1", "b")], [item("a_2", "a"), item("c_1", "c")])
+    (found,) = find_shared(
+        [item("a_1", "a"), item("b_1", "b")], [item("a_2", "a"), item("c_1", "c")]
+    )
     assert (str(found), found.is_only_name) == ("patient a is on both sides (a_1 and a_2)", False)
-    (found,) = find_shared([item("1", content="x")], [item("1", content="y")])  # two hospitals may number from 1
+    # Two hospitals may number from 1
+    (found,) = find_shared([item("1", content="x")], [item("1", content="y")])
     assert (str(found), found.is_only_name) == ("patient 1 is on both sides (1)", True)
     (found,) = find_shared([item("1", content="x")], [item("1", content="x")])
     assert (found.is_volume, found.is_only_name) == (True, False)

@@ -70,7 +70,8 @@ class TestSlicesLastd:
         transform = SlicesLastd("image")
         moved = transform({"image": stored})
         assert torch.equal(moved["image"].as_tensor(), torch.arange(180.0).view(2, 5, 6, 3))
-        assert moved["image"].stride() == (90, 18, 3, 1)  # the same order in memory, so that rounding is the same, too
+        # The same order in memory, so that rounding is the same, too
+        assert moved["image"].stride() == (90, 18, 3, 1)
         np.testing.assert_array_equal(moved["image"].affine, OBLIQUE)
         back = transform.inverse(moved)["image"]
         assert torch.equal(back.as_tensor(), stored.as_tensor())
@@ -85,9 +86,13 @@ class TestSlicesLastd:
         moved = SlicesLastd("image", slice_axis=1)({"image": stored})["image"]
         assert torch.equal(moved.as_tensor(), stored.as_tensor().permute(0, 1, 3, 2))
 
-    def test_an_axis_with_more_voxels_than_another_is_spoken_of_once(self, caplog: pytest.LogCaptureFixture) -> None:
+    def test_an_axis_with_more_voxels_than_another_is_spoken_of_once(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
         """Ten slices, whose distance the header has lost."""
-        stack, right = (volume(torch.rand(1, 12, 11, 10), np.diag([1.4, 1.4, side, 1])) for side in (1, 10))
+        stack, right = (
+            volume(torch.rand(1, 12, 11, 10), np.diag([1.4, 1.4, side, 1])) for side in (1, 10)
+        )
         transform = SlicesLastd("image")
         assert transform({"image": right})["image"].shape == (1, 12, 11, 10)
         assert caplog.messages == []
@@ -106,7 +111,9 @@ class TestLoadVolumed:
     @pytest.mark.parametrize("codes", [[0, 1, 2, 4], range(16)], ids=str)
     def test_label_map_among_the_images(self, codes: Sequence[int], tmp_path: Path) -> None:
         array = np.random.default_rng(0).choice(list(codes), (9, 8, 7)).astype(np.int16)
-        with pytest.raises(InputError, match=r"scan_mask\.nii\.gz: the image looks like a label map"):
+        with pytest.raises(
+            InputError, match=r"scan_mask\.nii\.gz: the image looks like a label map"
+        ):
             LoadVolumed("image")({"image": str(save(tmp_path / "scan_mask.nii.gz", array))})
         for image in (array * 0.3, np.arange(17 * 8 * 7).reshape(17, 8, 7).astype(np.int16) // 56):
             LoadVolumed("image")({"image": str(save(tmp_path / "image.nii.gz", image))})
@@ -115,13 +122,17 @@ class TestLoadVolumed:
         array = np.random.default_rng(0).normal(size=(8, 8, 35)).astype(np.float32)
         array[0, :, 20:] = np.nan
         file = str(save(tmp_path / "image.nii", array))
-        with pytest.raises(InputError, match=r"image\.nii: 120 values are NaN .* --nan_to_num true"):
+        with pytest.raises(
+            InputError, match=r"image\.nii: 120 values are NaN .* --nan_to_num true"
+        ):
             LoadVolumed("image")({"image": file})
         image = LoadVolumed("image", nan_to_num=True)({"image": file})["image"]
         np.testing.assert_array_equal(image[0], np.nan_to_num(array))
         array[1, 1, 1] = np.inf
         with pytest.raises(InputError, match=r"1 values are NaN or infinite\.$"):
-            LoadVolumed("image", nan_to_num=True)({"image": str(save(tmp_path / "image.nii", array))})
+            LoadVolumed("image", nan_to_num=True)(
+                {"image": str(save(tmp_path / "image.nii", array))}
+            )
 
     def test_channels_of_one_file_and_of_several(self, tmp_path: Path) -> None:
         array = np.arange(48, dtype=np.int16).reshape(4, 3, 2, 2)
@@ -134,9 +145,15 @@ class TestLoadVolumed:
 
     @pytest.mark.parametrize(
         ("value", "message"),
-        [(math.nan, "1 values are NaN"), (1e39, "1 values are NaN or infinite"), (0, "no contrast")],
+        [
+            (math.nan, "1 values are NaN"),
+            (1e39, "1 values are NaN or infinite"),
+            (0, "no contrast"),
+        ],
     )
-    def test_bad_channel_of_several_is_named(self, value: float, message: str, tmp_path: Path) -> None:
+    def test_bad_channel_of_several_is_named(
+        self, value: float, message: str, tmp_path: Path
+    ) -> None:
         arrays = np.random.default_rng(0).normal(size=(3, 12, 12, 12))
         arrays[1] = 0
         arrays[1, 0, 0, 0] = value  # 1e39 is infinite as float32
@@ -150,16 +167,23 @@ class TestClassIndices:
 
     def test_codes_become_indices(self) -> None:
         label = torch.tensor([[[[0.0, 1, 2, 4]]]])
-        assert ClassIndicesd("label", [0, 1, 2, 4])({"label": label})["label"].flatten().tolist() == [0, 1, 2, 3]
+        assert ClassIndicesd("label", [0, 1, 2, 4])({"label": label})[
+            "label"
+        ].flatten().tolist() == [0, 1, 2, 3]
 
     def test_codes_with_a_scale_factor_are_whole(self) -> None:
-        label = torch.tensor([[[[0.0, 1.000015, 0.99999994, 2.00784, 4]]]])  # automatic scaling of int16 and of bytes
-        assert ClassIndicesd("label", [0, 1, 2, 4])({"label": label})["label"].flatten().tolist() == [0, 1, 1, 2, 3]
+        # Automatic scaling of int16 and of bytes
+        label = torch.tensor([[[[0.0, 1.000015, 0.99999994, 2.00784, 4]]]])
+        assert ClassIndicesd("label", [0, 1, 2, 4])({"label": label})[
+            "label"
+        ].flatten().tolist() == [0, 1, 1, 2, 3]
 
     @pytest.mark.parametrize("value", [3, 0.5, 1.02, math.nan])
     def test_other_code(self, value: float) -> None:
         label = MetaTensor(torch.tensor([[[[0.0, value]]]]), meta={"filename_or_obj": "a_gt.nii"})
-        with pytest.raises(InputError, match=r"a_gt\.nii: label values .* are none of \[0, 1, 2, 4\]"):
+        with pytest.raises(
+            InputError, match=r"a_gt\.nii: label values .* are none of \[0, 1, 2, 4\]"
+        ):
             ClassIndicesd("label", [0, 1, 2, 4])({"label": label})
         with pytest.raises(InputError, match=r"a_gt\.nii: .* are none of the class indices 0 to 2"):
             check_labels(label, range(3), "a_gt.nii")
@@ -168,7 +192,11 @@ class TestClassIndices:
 def body(shape: tuple[int, int, int] = (40, 40, 24)) -> np.ndarray:
     """Air, and in it fat, soft tissue and bone."""
     rng = np.random.default_rng(0)
-    part = np.select([np.indices(shape)[0] >= shape[0] * share for share in (0.9, 0.5, 0.3)], [600, 50, -100], -1000)
+    part = np.select(
+        [np.indices(shape)[0] >= shape[0] * share for share in (0.9, 0.5, 0.3)],
+        [600, 50, -100],
+        -1000,
+    )
     return part + rng.normal(0, 15, shape)
 
 
@@ -177,8 +205,13 @@ GOOD: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "whole numbers": np.round,
     "clipped to the window": lambda v: v.clip(-160, 240),
     "clipped to a wider one": lambda v: v.clip(-1000, 1000),
-    **{f"padded with {p}": lambda v, p=p: np.pad(v, 6, constant_values=p) for p in (-1024, -2000, -3024, -32768)},
-    "padded twice": lambda v: np.pad(np.pad(v.clip(-1024), 9, constant_values=-3024), 1, constant_values=-1024),
+    **{
+        f"padded with {p}": lambda v, p=p: np.pad(v, 6, constant_values=p)
+        for p in (-1024, -2000, -3024, -32768)
+    },
+    "padded twice": lambda v: np.pad(
+        np.pad(v.clip(-1024), 9, constant_values=-3024), 1, constant_values=-1024
+    ),
     "metal": lambda v: np.where(np.indices(v.shape).sum(0) < 9, 30000, v),
     "without air": lambda v: v[12:],
     "small": lambda v: v[17:23, :4, :2],
@@ -220,7 +253,9 @@ def test_hounsfield_units(change: Callable[[np.ndarray], np.ndarray]) -> None:
 def test_values_that_are_no_hounsfield_units(change: Callable[[np.ndarray], np.ndarray]) -> None:
     channels = np.stack([body(), np.resize(change(body()), body().shape)])
     scan = MetaTensor(torch.from_numpy(channels).float(), meta={"filename_or_obj": "scan.nii.gz"})
-    with pytest.raises(InputError, match=r"^scan\.nii\.gz: .* not Hounsfield units .*--ignore_intensity true"):
+    with pytest.raises(
+        InputError, match=r"^scan\.nii\.gz: .* not Hounsfield units .*--ignore_intensity true"
+    ):
         CheckHounsfieldd("image")({"image": scan})
 
 
@@ -253,19 +288,27 @@ def test_contrast() -> None:
         assert check_image(image) is image
     scan = MetaTensor(noise, meta={"filename_or_obj": "scan.nii.gz"})
     scan[1] = -1000
-    with pytest.raises(InputError, match=r"scan\.nii\.gz: channel 1 has no contrast: all values are -1000"):
+    with pytest.raises(
+        InputError, match=r"scan\.nii\.gz: channel 1 has no contrast: all values are -1000"
+    ):
         check_image(scan)
     bright[0, 3, 3, 3] = 3e38
-    with pytest.raises(InputError, match=r"^image: .* no contrast: a few outliers span .* to 3e\+38"):
+    with pytest.raises(
+        InputError, match=r"^image: .* no contrast: a few outliers span .* to 3e\+38"
+    ):
         check_image(bright[:1])
 
 
-@pytest.mark.parametrize(("size", "warned"), [(0.39, True), (0.41, False), (5.9, False), (6.1, True)])
+@pytest.mark.parametrize(
+    ("size", "warned"), [(0.39, True), (0.41, False), (5.9, False), (6.1, True)]
+)
 def test_pixels_unlike_those_of_the_training_are_warned_of(
     size: float, warned: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     image = MetaTensor(
-        torch.rand(1, 4, 4, 3), affine=torch.tensor([size, 1.5, 20, 1]).diag(), meta={"filename_or_obj": "a.nii"}
+        torch.rand(1, 4, 4, 3),
+        affine=torch.tensor([size, 1.5, 20, 1]).diag(),
+        meta={"filename_or_obj": "a.nii"},
     )
     CheckVolumed("image", [1.2, 2.0])({"image": image})
     assert ["a.nii: pixels of" in message for message in caplog.messages] == [True] * warned
@@ -274,12 +317,18 @@ def test_pixels_unlike_those_of_the_training_are_warned_of(
 @pytest.mark.parametrize(
     ("error", "kind", "message"),
     [
-        (ValueError("two\nlines"), InputError, "^scan.nii.gz: image cannot be preprocessed: two lines$"),
+        (
+            ValueError("two\nlines"),
+            InputError,
+            "^scan.nii.gz: image cannot be preprocessed: two lines$",
+        ),
         (InputError("scan.nii.gz: no contrast"), InputError, "^scan.nii.gz: no contrast$"),
         (TypeError("a bug"), RuntimeError, "applying transform"),  # by MONAI
     ],
 )
-def test_file_is_named_if_a_transform_refuses_it(error: Exception, kind: type[Exception], message: str) -> None:
+def test_file_is_named_if_a_transform_refuses_it(
+    error: Exception, kind: type[Exception], message: str
+) -> None:
     def fail(_: torch.Tensor) -> torch.Tensor:
         raise error
 

@@ -13,7 +13,8 @@ from matplotlib.text import Text
 from calib_components.figures import reliability_diagram, uncertainty_overlay
 from calib_components.metrics import CalibrationBins, consistency_bands, resampled_errors
 
-# Class 0: 10 voxels at 0.6, 7 of them correct; 30 at 0.9, 15 of them correct. Class 1: 10 voxels at 0.25, none correct.
+# Class 0: 10 voxels at 0.6, 7 of them correct; 30 at 0.9, 15 of them correct. Class 1: 10 voxels at
+# 0.25, none correct.
 BINS = CalibrationBins(
     count=torch.tensor([[[0, 0, 10, 30], [0, 10, 0, 0]]]),
     confidence_sum=torch.tensor([[[0, 0, 6.0, 27], [0, 2.5, 0, 0]]], dtype=torch.float64),
@@ -46,7 +47,9 @@ def assert_legible(*figures: Figure) -> None:
         assert not any(text._preprocess_math(text.get_text())[1] for text in figure.findobj(Text))
         boxes = [box.get_window_extent() for box in figure.legends]
         assert all(box.x0 >= 0 and box.x1 <= figure.bbox.width for box in boxes)
-        assert not any(box.overlaps(axes.get_window_extent()) for box in boxes for axes in figure.axes)
+        assert not any(
+            box.overlaps(axes.get_window_extent()) for box in boxes for axes in figure.axes
+        )
 
 
 def test_reliability_of_each_class() -> None:
@@ -71,14 +74,25 @@ def test_bins_with_few_voxels_are_not_drawn_but_counted() -> None:
 def test_accuracy_if_true_is_marked_and_bands_are_those_of_resampled_labels() -> None:
     upper = reliability_diagram(TOP_LABEL, if_true=IF_TRUE).axes[0]
     marks = [
-        segment.round(9).tolist() for lines in upper.collections for segment in lines.get_segments() if len(segment)
+        segment.round(9).tolist()
+        for lines in upper.collections
+        for segment in lines.get_segments()
+        if len(segment)
     ]
     assert marks == [[[0.5375, 0.25], [0.7125, 0.25]], [[0.7875, 0.75], [0.9625, 0.75]]]
     assert upper.get_title().endswith("0.2167 if probabilities were true")  # (1.4 + 1.2) / 12
-    without, upper = (reliability_diagram(TOP_LABEL, bands=bands).axes[0] for bands in (False, True))
+    without, upper = (
+        reliability_diagram(TOP_LABEL, bands=bands).axes[0] for bands in (False, True)
+    )
     low, high = consistency_bands(TOP_LABEL)
-    drawn = [(0.5625, low[0, 2], high[0, 2] - low[0, 2]), (0.8125, low[0, 3], high[0, 3] - low[0, 3])]
-    assert bars(upper) == [*bars(without), *(tuple(round(float(value), 9) for value in bar) for bar in drawn)]
+    drawn = [
+        (0.5625, low[0, 2], high[0, 2] - low[0, 2]),
+        (0.8125, low[0, 3], high[0, 3] - low[0, 3]),
+    ]
+    assert bars(upper) == [
+        *bars(without),
+        *(tuple(round(float(value), 9) for value in bar) for bar in drawn),
+    ]
     assert upper.get_title().endswith(f"{resampled_errors(TOP_LABEL).mean():.4f} by chance alone")
 
 
@@ -97,9 +111,14 @@ def test_overlay_draws_each_map_where_it_is() -> None:
     shape = (20, 30)
     label, prediction = np.zeros(shape, np.uint8), np.zeros(shape, np.uint8)
     label[2:5, 20:26], prediction[5:9, 6:12] = 1, 2
-    image, uncertainty = np.random.default_rng(0).normal(size=shape), np.linspace(0, 1, 600).reshape(shape)
+    image, uncertainty = (
+        np.random.default_rng(0).normal(size=shape),
+        np.linspace(0, 1, 600).reshape(shape),
+    )
     image[0, 0] = np.nan
-    figure = uncertainty_overlay(image, label, prediction, uncertainty, ["background", "first", "second"], "a case")
+    figure = uncertainty_overlay(
+        image, label, prediction, uncertainty, ["background", "first", "second"], "a case"
+    )
     panels = figure.axes[:3]
     np.testing.assert_array_equal(panels[0].images[0].get_array()[1:], image.T[1:])
     assert panels[0].images[0].get_array()[0, 0] == np.nanmin(image)
@@ -129,7 +148,10 @@ def test_names_are_drawn_literally_and_nothing_overlaps() -> None:
         (lambda: reliability_diagram(TOP_LABEL, if_true=BINS), "if_true"),
         (lambda: reliability_diagram({"a": TOP_LABEL}, if_true={"b": IF_TRUE}), "if_true"),
         (lambda: reliability_diagram(BINS, ["a", "a"]), "class_names"),
-        (lambda: uncertainty_overlay(None, np.full((8, 8), 2), np.zeros((8, 8)), None, NAMES), "class_names"),
+        (
+            lambda: uncertainty_overlay(None, np.full((8, 8), 2), np.zeros((8, 8)), None, NAMES),
+            "class_names",
+        ),
         (lambda: reliability_diagram({}), "at least one panel"),
     ],
 )

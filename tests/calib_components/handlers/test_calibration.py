@@ -1,4 +1,7 @@
-"""Calibration of trained weights: fitted, and written into them. Whole runs are in tests/bundles."""
+"""Calibration of trained weights: fitted, and written into them.
+
+Whole runs are in tests/bundles.
+"""
 
 from __future__ import annotations
 
@@ -51,14 +54,23 @@ def network() -> TemperatureScaled:
 
 @pytest.fixture(scope="module")
 def cases() -> list[dict[str, Any]]:
-    """Two cases of each patient: images that are logits, and labels drawn from them at the temperature TRUE."""
+    """Two cases of each patient: images that are logits, and labels drawn from them at the
+    temperature TRUE.
+    """
     generator = torch.Generator().manual_seed(0)
     items = []
     for index in range(2 * PATIENTS):
         image = 2 * torch.randn((CLASSES, 12, 10), generator=generator)
         p = (image / TRUE).softmax(0).movedim(0, -1).reshape(-1, CLASSES)
         label = p.multinomial(1, generator=generator).reshape(1, 12, 10)
-        items.append({"case": f"case{index}", "patient": f"patient{index // 2}", "image": image, "label": label})
+        items.append(
+            {
+                "case": f"case{index}",
+                "patient": f"patient{index // 2}",
+                "image": image,
+                "label": label,
+            }
+        )
     return items
 
 
@@ -84,11 +96,20 @@ def calibrate(cases: list[dict[str, Any]], tmp_path: Path) -> Calibrate:
     (tmp_path / "models").mkdir()
     torch.save(network().state_dict(), tmp_path / "models" / "model.pt")
 
-    def run(items: list[dict[str, Any]] = cases, region: Any = "all", **options: Any) -> TemperatureScaled:
+    def run(
+        items: list[dict[str, Any]] = cases, region: Any = "all", **options: Any
+    ) -> TemperatureScaled:
         loader = DataLoader(Dataset(items), batch_size=2)
         scaled, file = network(), tmp_path / "models" / "model.pt"
-        evaluator = SupervisedEvaluator(device=torch.device("cpu"), val_data_loader=loader, network=scaled)
-        given = {"load_path": file, "calibrated_path": file, "output_dir": tmp_path / "out", "network": scaled}
+        evaluator = SupervisedEvaluator(
+            device=torch.device("cpu"), val_data_loader=loader, network=scaled
+        )
+        given = {
+            "load_path": file,
+            "calibrated_path": file,
+            "output_dir": tmp_path / "out",
+            "network": scaled,
+        }
         given |= {"calibrator": TemperatureScaling(region), "structures": STRUCTURES, **options}
         Calibration(evaluator, **given).run()
         return scaled
@@ -106,19 +127,36 @@ def load(folder: Path) -> TemperatureScaled:
     return scaled
 
 
-def check_reference(found: torch.Tensor, cases: list[dict[str, Any]], temperature: torch.Tensor) -> None:
+def check_reference(
+    found: torch.Tensor, cases: list[dict[str, Any]], temperature: torch.Tensor
+) -> None:
     """Compare the reference with what NumPy makes of the cases."""
     for row, case in zip(Reference.from_tensor(found, [*STRUCTURES]).values, cases, strict=True):
-        p, true = (case["image"] / temperature).softmax(0).double().numpy(), case["label"][0].numpy()
+        p, true = (
+            (case["image"] / temperature).softmax(0).double().numpy(),
+            case["label"][0].numpy(),
+        )
         for values, classes in zip(row, STRUCTURES.values(), strict=True):
-            own, mask, is_true = p[classes].sum(0), np.isin(p.argmax(0), classes), np.isin(true, classes)
+            own, mask, is_true = (
+                p[classes].sum(0),
+                np.isin(p.argmax(0), classes),
+                np.isin(true, classes),
+            )
             dsc = 2 * (mask & is_true).sum() / (mask.sum() + is_true.sum())
-            expected = (2 * own[mask].sum() / (mask.sum() + own.sum()), dsc, own.sum(), is_true.sum())
+            expected = (
+                2 * own[mask].sum() / (mask.sum() + own.sum()),
+                dsc,
+                own.sum(),
+                is_true.sum(),
+            )
             np.testing.assert_allclose(values, (int(case["patient"][7:]), *expected), rtol=1e-5)
 
 
 def test_writes_what_the_calibrator_fits_and_nothing_else(
-    calibrate: Calibrate, cases: list[dict[str, Any]], drawn: list[dict[str, CalibrationBins]], tmp_path: Path
+    calibrate: Calibrate,
+    cases: list[dict[str, Any]],
+    drawn: list[dict[str, CalibrationBins]],
+    tmp_path: Path,
 ) -> None:
     before = weights(tmp_path)
     scaled = calibrate()
@@ -128,10 +166,17 @@ def test_writes_what_the_calibrator_fits_and_nothing_else(
     assert estimate == fit.compute()
     assert estimate.low < TRUE < estimate.high
     assert (estimate.patients, estimate.voxels) == (PATIENTS, 2 * PATIENTS * 120)
-    assert json.loads((tmp_path / "out" / "temperature_fit.json").read_text())["patients"] == fit.to_dict()["patients"]
+    assert (
+        json.loads((tmp_path / "out" / "temperature_fit.json").read_text())["patients"]
+        == fit.to_dict()["patients"]
+    )
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == NAMES
     after = weights(tmp_path)
-    assert after.pop("temperature").item() == scaled.temperature.item() == np.float32(estimate.temperature)
+    assert (
+        after.pop("temperature").item()
+        == scaled.temperature.item()
+        == np.float32(estimate.temperature)
+    )
     del before["temperature"]
     assert torch.equal(after["reference"], find_reference(load(tmp_path)))
     check_reference(after.pop("reference"), cases, scaled.temperature)
@@ -159,7 +204,10 @@ class Double:
 
 
 def test_fit_on_changed_images_and_its_price_on_unchanged_ones(
-    calibrate: Calibrate, cases: list[dict[str, Any]], caplog: pytest.LogCaptureFixture, tmp_path: Path
+    calibrate: Calibrate,
+    cases: list[dict[str, Any]],
+    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path,
 ) -> None:
     caplog.set_level("INFO")
     calibrate()
@@ -167,7 +215,11 @@ def test_fit_on_changed_images_and_its_price_on_unchanged_ones(
     calibrate(perturbation=(change := Double()), draws=3)
     estimate = read_estimate(tmp_path / "out")
     assert estimate.temperature == pytest.approx(2 * unchanged.temperature, rel=1e-5)
-    assert (estimate.voxels, estimate.patients, change.restarts) == (3 * unchanged.voxels, PATIENTS, 1)
+    assert (estimate.voxels, estimate.patients, change.restarts) == (
+        3 * unchanged.voxels,
+        PATIENTS,
+        1,
+    )
     images, labels = (torch.stack([case[key] for case in cases]) for key in ("image", "label"))
     for name, temperature in (
         ("After", estimate.temperature),
@@ -185,7 +237,8 @@ def test_other_calibrators_are_fitted_in_several_passes(
     calibrate()
     scaled = calibrate(calibrator=kind())
     names = [f"{kind.name}.json", f"{kind.name}_fit.json", f"reliability_{kind.name}.png"]
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(names)  # nothing of the temperature
+    # Nothing of the temperature
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(names)
     fit = kind()
     for _ in fit.passes():
         for case in cases:
@@ -193,7 +246,10 @@ def test_other_calibrators_are_fitted_in_several_passes(
     found, expected = read_estimate(tmp_path / "out"), fit.compute()
     for name, own in expected.parameters.items():
         assert found.parameters[name] == pytest.approx(own, abs=1e-5)
-    assert (found.nll_left_out, found.changed) == (pytest.approx(expected.nll_left_out), expected.changed)
+    assert (found.nll_left_out, found.changed) == (
+        pytest.approx(expected.nll_left_out),
+        expected.changed,
+    )
     image = cases[0]["image"][None]
     torch.testing.assert_close(scaled(image), fit(image))
     torch.testing.assert_close(load(tmp_path)(image), fit(image))
@@ -227,7 +283,9 @@ def test_warnings_of_the_fit_of_larger_errors_and_of_exports(
     for name in ("model.ts", "model.onnx", "model.pt.plan", "other.ts", "model.txt"):
         (tmp_path / "models" / name).touch()
     calibrate(cases[:2])
-    _, fit, first, second, third = (line.getMessage() for line in caplog.records if line.levelname == "WARNING")
+    _, fit, first, second, third = (
+        line.getMessage() for line in caplog.records if line.levelname == "WARNING"
+    )
     assert [fit] == read_estimate(tmp_path / "out").warnings()
     assert [line.split(" was made")[0] for line in (first, second, third)] == [
         f"{tmp_path}/models/{name}" for name in ("model.onnx", "model.pt.plan", "model.ts")
@@ -245,7 +303,9 @@ def test_another_file_gets_the_facts_of_the_weights(calibrate: Calibrate, tmp_pa
     for _ in range(2):
         calibrate(calibrated_path=file, facts=FACTS)
     assert snapshot(tmp_path / "models") == before
-    assert (file.parent / "facts.yaml").read_bytes() == (tmp_path / "models" / "facts.yaml").read_bytes()
+    assert (file.parent / "facts.yaml").read_bytes() == (
+        tmp_path / "models" / "facts.yaml"
+    ).read_bytes()
     assert torch.load(file, weights_only=True)["temperature"] == pytest.approx(TRUE, abs=0.1)
     link = tmp_path / "models" / "link.pt"
     link.symlink_to("model.pt")
@@ -254,7 +314,9 @@ def test_another_file_gets_the_facts_of_the_weights(calibrate: Calibrate, tmp_pa
     assert weights(tmp_path)["temperature"] == 2
 
 
-def test_full_disk_leaves_all_as_it_was(calibrate: Calibrate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_leaves_all_as_it_was(
+    calibrate: Calibrate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     calibrate()
     torch.save(network().state_dict(), tmp_path / "models" / "model.pt")
     before, write, written = snapshot(tmp_path), Path.write_bytes, []
@@ -283,7 +345,9 @@ def folds(calibrate: Calibrate, cases: list[dict[str, Any]], tmp_path: Path) -> 
 def test_pool_is_fitted_to_the_patients_of_all_without_a_case(
     folds: list[Path], calibrate: Calibrate, tmp_path: Path
 ) -> None:
-    """The fit of each fold stays, so that the next one pools the same; the figure, of another temperature, goes."""
+    """The fit of each fold stays, so that the next one pools the same; the figure, of another
+    temperature, goes.
+    """
     kept = [(folder / "temperature_fit.json").read_bytes() for folder in folds]
     for folder in folds:
         scaled = calibrate([], pool=folds, output_dir=folder)
@@ -291,7 +355,11 @@ def test_pool_is_fitted_to_the_patients_of_all_without_a_case(
     assert [(folder / "temperature_fit.json").read_bytes() for folder in folds] == kept
     pooled, other = (read_estimate(folder) for folder in folds)
     assert pooled == other
-    assert weights(tmp_path)["temperature"].item() == scaled.temperature.item() == np.float32(pooled.temperature)
+    assert (
+        weights(tmp_path)["temperature"].item()
+        == scaled.temperature.item()
+        == np.float32(pooled.temperature)
+    )
     calibrate(output_dir=tmp_path / "whole")
     whole = read_estimate(tmp_path / "whole")
     assert pooled.leave_one_out == pytest.approx(whole.leave_one_out)
@@ -317,17 +385,29 @@ def test_pool_is_fitted_to_the_patients_of_all_without_a_case(
         ({"pool": ["empty"]}, "empty/temperature_fit.json: .*region"),
         ({"pool": []}, "no voxels"),
         ({"pool": ["fold0", "changed"]}, "changed/temperature_fit.json: fitted on other copies"),
-        ({"pool": ["fold0"], "perturbation": Double()}, "pool: nothing is fitted to changed images"),
-        ({"temperature": 1.0, "calibrator": ClassBias()}, "temperature: it is of temperatures, not of a bias"),
+        (
+            {"pool": ["fold0"], "perturbation": Double()},
+            "pool: nothing is fitted to changed images",
+        ),
+        (
+            {"temperature": 1.0, "calibrator": ClassBias()},
+            "temperature: it is of temperatures, not of a bias",
+        ),
     ],
 )
 @pytest.mark.usefixtures("folds")
 def test_mistakes_leave_all_as_it_was(
-    options: dict[str, Any], message: str, calibrate: Calibrate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    options: dict[str, Any],
+    message: str,
+    calibrate: Calibrate,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     write_facts(FACTS, "models")
-    torch.save({**network().state_dict(), "network.weight": torch.ones(3, 3, 1, 1)}, "models/other.pt")
+    torch.save(
+        {**network().state_dict(), "network.weight": torch.ones(3, 3, 1, 1)}, "models/other.pt"
+    )
     Path("models/image.pt").write_bytes(b"an image")
     for folder in ("others", "empty"):
         Path(folder).mkdir()
@@ -344,7 +424,9 @@ def test_mistakes_leave_all_as_it_was(
 
 
 def test_estimate_comes_back_from_its_file(tmp_path: Path) -> None:
-    estimate = TemperatureEstimate(0.7, np.nan, 0.8, 0.9, {"a": 0.65, "b": 0.75}, 0.2, 0.1, 2, 100, False)
+    estimate = TemperatureEstimate(
+        0.7, np.nan, 0.8, 0.9, {"a": 0.65, "b": 0.75}, 0.2, 0.1, 2, 100, False
+    )
     write_estimate(estimate, tmp_path)
     assert str(read_estimate(tmp_path)) == str(estimate)
     assert json.loads((tmp_path / "temperature.json").read_text())["low"] is None
@@ -355,12 +437,22 @@ def test_estimate_comes_back_from_its_file(tmp_path: Path) -> None:
 
 
 def test_cases_are_read_where_they_are_needed(tmp_path: Path) -> None:
-    place: dict[str, Any] = {"file": tmp_path / "datalist.json", "split": "validation", "folder": tmp_path}
+    place: dict[str, Any] = {
+        "file": tmp_path / "datalist.json",
+        "split": "validation",
+        "folder": tmp_path,
+    }
     place |= {"image_size": (32, 32), "in_channels": 1}
-    assert calibration_cases(1.0, None, **place) == calibration_cases(None, ["fold0"], **place) == []
+    assert (
+        calibration_cases(1.0, None, **place) == calibration_cases(None, ["fold0"], **place) == []
+    )
     with pytest.raises(InputError, match=r"datalist.json"):
         calibration_cases(None, None, **place)
     items = [{"case": name, "patient": "p", "image": name, "label": name} for name in "ab"]
-    (tmp_path / "datalist.json").write_text(json.dumps({"training": items[:1], "validation": items[1:]}))
-    with pytest.raises(InputError, match=r"datalist.json: .* trained on as well: patient p is on both sides"):
+    (tmp_path / "datalist.json").write_text(
+        json.dumps({"training": items[:1], "validation": items[1:]})
+    )
+    with pytest.raises(
+        InputError, match=r"datalist.json: .* trained on as well: patient p is on both sides"
+    ):
         calibration_cases(None, None, **place)

@@ -43,11 +43,15 @@ def train(
     scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, [max_epochs // 2])
     best_epoch = options.pop("best_epoch", -1)  # by default, none was validated yet
     evaluator: Any = SimpleNamespace(
-        state=SimpleNamespace(best_metric=options.pop("best_metric", -1), best_metric_epoch=best_epoch)
+        state=SimpleNamespace(
+            best_metric=options.pop("best_metric", -1), best_metric_epoch=best_epoch
+        )
     )
     if change := options.pop("at_epoch_2", None):
         trainer.add_event_handler(Events.EPOCH_STARTED(once=2), change)
-    TrainingCheckpoint(folder, network, optimizer, scheduler, evaluator, seed=0, **options).attach(trainer)
+    TrainingCheckpoint(folder, network, optimizer, scheduler, evaluator, seed=0, **options).attach(
+        trainer
+    )
     if stop_after:
         trainer.add_event_handler(Events.EPOCH_COMPLETED(once=stop_after), stop)
     trainer.run()
@@ -75,12 +79,18 @@ def test_model_is_that_of_the_last_epoch_where_labels_have_no_structure(
 
 
 def test_all_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Momentum, learning rate, the best metric, the scaler of AMP, and a calibrator, which is 1 in training."""
+    """Momentum, learning rate, the best metric, the scaler of AMP, and a calibrator, which is 1 in
+    training.
+    """
     scaler = torch.amp.GradScaler
-    monkeypatch.setattr(torch.cuda.amp, "GradScaler", lambda: scaler("cpu", init_scale=8.0, growth_interval=3))
+    monkeypatch.setattr(
+        torch.cuda.amp, "GradScaler", lambda: scaler("cpu", init_scale=8.0, growth_interval=3)
+    )
     torch.manual_seed(0)
     first, rest = (TemperatureScaled(torch.nn.Linear(1, 1), 0.5) for _ in range(2))
-    whole = train(tmp_path / "whole", amp=True, network=copy.deepcopy(first), best_metric=0.5, best_epoch=1)
+    whole = train(
+        tmp_path / "whole", amp=True, network=copy.deepcopy(first), best_metric=0.5, best_epoch=1
+    )
     assert whole["scaler"]["scale"] == 32  # 8 steps: doubled after the third and the sixth
     train(tmp_path / "parts", amp=True, network=first, best_metric=0.5, best_epoch=1, stop_after=2)
     assert train(tmp_path / "parts", amp=True, network=rest, resume=True) == whole
@@ -95,7 +105,10 @@ def test_calibrator_changes_nothing_in_training_and_what_it_saves(tmp_path: Path
     trained = train(tmp_path / "scaled", network=scaled)["network"]
     assert trained.pop("temperature") == 1
     torch.testing.assert_close(
-        {name.removeprefix("network."): values for name, values in trained.items()}, {**expected}, rtol=0, atol=0
+        {name.removeprefix("network."): values for name, values in trained.items()},
+        {**expected},
+        rtol=0,
+        atol=0,
     )
     assert torch.load(tmp_path / "scaled" / "model.pt", weights_only=True)["temperature"] == 1
 
@@ -123,9 +136,14 @@ def test_a_broken_checkpoint_is_named(tmp_path: Path) -> None:
     train(tmp_path, stop_after=1)
     file = tmp_path / "last.ckpt"
     whole = file.read_bytes()
-    for content, reason in ((whole[:300], "PytorchStreamReader failed"), (b"code", "Weights only load failed")):
+    for content, reason in (
+        (whole[:300], "PytorchStreamReader failed"),
+        (b"code", "Weights only load failed"),
+    ):
         file.write_bytes(content)
-        with pytest.raises(InputError, match=rf"last.ckpt: cannot read a checkpoint of a training: {reason}"):
+        with pytest.raises(
+            InputError, match=rf"last.ckpt: cannot read a checkpoint of a training: {reason}"
+        ):
             train(tmp_path, resume=True)
 
 
@@ -140,12 +158,16 @@ def test_epoch_is_saved_after_all_other_handlers_even_those_attached_later(tmp_p
     assert torch.load(tmp_path / "last.ckpt", weights_only=True)["epoch"] == 1
 
 
-def test_each_process_and_epoch_draws_its_own_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_process_and_epoch_draws_its_own_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     drawn = []
     for rank, epoch in ((0, 1), (1, 1), (0, 2), (0, 1)):
         monkeypatch.setattr("ignite.distributed.get_rank", lambda rank=rank: rank)
         checkpoint = TrainingCheckpoint(tmp_path, torch.nn.Linear(1, 1), None, None, None, seed=0)  # type: ignore[arg-type]
-        checkpoint._start_epoch(SimpleNamespace(state=SimpleNamespace(epoch=epoch), data_loader=None))  # type: ignore[arg-type]
+        checkpoint._start_epoch(
+            SimpleNamespace(state=SimpleNamespace(epoch=epoch), data_loader=None)
+        )  # type: ignore[arg-type]
         drawn.append(torch.rand(1).item())
     assert len({*drawn}) == 3
     assert drawn[0] == drawn[3]
@@ -165,9 +187,14 @@ def test_weights_that_are_no_longer_finite_replace_none(tmp_path: Path) -> None:
     assert torch.load(tmp_path / "model.pt", weights_only=True) == model
 
 
-def test_another_training_in_the_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_training_in_the_folder_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(checkpoint, "WAIT", 0)
-    with FileLock(tmp_path / ".lock"), pytest.raises(InputError, match="ckpt_dir: another training"):
+    with (
+        FileLock(tmp_path / ".lock"),
+        pytest.raises(InputError, match="ckpt_dir: another training"),
+    ):
         train(tmp_path)
     assert not (tmp_path / "last.ckpt").exists()
     with pytest.raises(ZeroDivisionError):

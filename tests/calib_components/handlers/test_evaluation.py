@@ -42,7 +42,13 @@ def example(case: int) -> dict[str, Any]:
     if case == 1:
         logits[1] = -9
     image = torch.randn(1, *label.shape[1:], generator=generator)
-    return {"case": f"/data/case{case}", "image": image, "label": label, "logits": logits, "pred": logits.softmax(0)}
+    return {
+        "case": f"/data/case{case}",
+        "image": image,
+        "label": label,
+        "logits": logits,
+        "pred": logits.softmax(0),
+    }
 
 
 def files(folder: Path) -> set[str]:
@@ -55,12 +61,16 @@ def evaluate(
     folder: Path, items: Sequence[dict[str, Any]], temperature: Any = None, **choice: Any
 ) -> tuple[Engine, list[str]]:
     """Run an engine; return it, and the names of the cases that it measured."""
-    cases = [{"case": item["case"], "patient": f"patient of {Path(item['case']).name}"} for item in items]
+    cases = [
+        {"case": item["case"], "patient": f"patient of {Path(item['case']).name}"} for item in items
+    ]
     records = EvaluationRecords(folder, cases)
     chosen = [case["case"] for case in records.to_measure(**choice)]
     engine = Engine(lambda engine, batch: batch)
     transform = from_engine(["image", "pred", "label", "logits"])
-    EvaluationWriter(records, STRUCTURES, NAMES, from_engine("case"), transform, temperature).attach(engine)
+    EvaluationWriter(
+        records, STRUCTURES, NAMES, from_engine("case"), transform, temperature
+    ).attach(engine)
     engine.run([[item] for item in items if item["case"] in chosen])
     return engine, [Path(case).name for case in chosen]
 
@@ -88,7 +98,10 @@ def evaluation(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An evaluation with all its pictures: this fixture comes before that of the pictures."""
     folder = tmp_path_factory.mktemp("evaluation")
     evaluate(folder, examples())
-    assert all((folder / name).stat().st_size > 20_000 for name in ("reliability.png", "reliability_classes.png"))
+    assert all(
+        (folder / name).stat().st_size > 20_000
+        for name in ("reliability.png", "reliability_classes.png")
+    )
     return folder
 
 
@@ -97,8 +110,18 @@ def test_cases_have_the_columns_of_the_table_and_nothing_else_is_written(evaluat
     found = read(evaluation).cases.set_index("case")
     assert [*found.index] == ["case0", "case1", "case2"]
     assert set(found) <= set(dict(columns([*STRUCTURES])))
-    closed = {"ece_if_true", "ece_union_if_true", "ece_structure_core_if_true", "cece_structure_whole_if_true"}
-    assert closed | {"ece_structure_core_resampled", "smooth_ece_predicted", "dsc_whole", "aurc"} < set(found)
+    closed = {
+        "ece_if_true",
+        "ece_union_if_true",
+        "ece_structure_core_if_true",
+        "cece_structure_whole_if_true",
+    }
+    assert closed | {
+        "ece_structure_core_resampled",
+        "smooth_ece_predicted",
+        "dsc_whole",
+        "aurc",
+    } < set(found)
     assert not any(name.startswith(("ece_all_", "ece_band_i", "ece_union_re")) for name in found)
     assert len(found.columns) == 2 * 2 + 9 * 4 + 4 * 2 + 2 + 3 + 6 * 2 + 2 + 2
     assert np.isnan(found["hd95_core"]).tolist() == [False, True, False]
@@ -111,7 +134,11 @@ def test_table_of_measures() -> None:
         assert measure.column(place) == name
     column = find_column("ece_structure_a_if_true", ["a"])
     assert column is not None
-    assert (column.measure.name, column.place, column.measure.better) == ("ece_if_true", "structure_a", "")
+    assert (column.measure.name, column.place, column.measure.better) == (
+        "ece_if_true",
+        "structure_a",
+        "",
+    )
     assert find_column("dsc", ["a"]).place == ""  # type: ignore[union-attr]
     assert find_column("other", ["a"]) is None
 
@@ -126,11 +153,22 @@ def test_values_are_those_of_the_metrics(temperature: Any, tmp_path: Path) -> No
         y_pred, y = item["pred"][None], item["label"][None]
         measured = measure_regions(y_pred, y, [*regions.values()], kinds, temperature=divided)
         for region, (bins, scores) in zip(regions, measured, strict=True):
-            place = f"_structure_{region}" if region in STRUCTURES else f"_{region}".removesuffix("_foreground")
-            expected = {"ece": bins["top_label"].expected_error(), "cece": bins["classwise"].expected_error(), **scores}
+            place = (
+                f"_structure_{region}"
+                if region in STRUCTURES
+                else f"_{region}".removesuffix("_foreground")
+            )
+            expected = {
+                "ece": bins["top_label"].expected_error(),
+                "cece": bins["classwise"].expected_error(),
+                **scores,
+            }
             for name, value in expected.items():
                 assert found[f"{name}{place}"][i] == pytest.approx(value.item(), abs=1e-12)
-        assert found["expected_volume_core"][i] == measure_structures(y_pred, y, STRUCTURES).expected[0, 0]
+        assert (
+            found["expected_volume_core"][i]
+            == measure_structures(y_pred, y, STRUCTURES).expected[0, 0]
+        )
         p = item["pred"][1][item["pred"][1] > 0.05].double()
         bits = torch.special.entr(torch.stack([p, 1 - p])).sum(0).mean().item() / np.log(2)
         assert found["mean_entropy_core"][i] == pytest.approx(bits, rel=1e-6, nan_ok=True)
@@ -157,17 +195,26 @@ def test_summary_has_statistics_and_what_is_known_of_all_cases(evaluation: Path)
 
 def test_bins_of_regions(evaluation: Path) -> None:
     regions, summary = read(evaluation).regions, read(evaluation).summary
-    y_pred, y = (torch.cat([item[key].flatten(1) for item in examples()], 1)[None] for key in ("pred", "label"))
+    y_pred, y = (
+        torch.cat([item[key].flatten(1) for item in examples()], 1)[None]
+        for key in ("pred", "label")
+    )
     assert list(regions) == [*REGIONS, "structure_core", "structure_whole"]
     for region, kinds in regions.items():
         if "band" not in region:
             classes = STRUCTURES.get(region.removeprefix("structure_"), region)
             for kind, name in (("top_label", "ece"), ("classwise", "cece")):
-                pooled = calibration_bins(y_pred, y, region=classes, classwise=name == "cece").expected_error().item()
+                pooled = (
+                    calibration_bins(y_pred, y, region=classes, classwise=name == "cece")
+                    .expected_error()
+                    .item()
+                )
                 assert kinds[kind].expected_error().item() == pytest.approx(pooled)
                 suffix = "" if region == "foreground" else f"_{region}"
                 assert summary[f"{name}{suffix}_pooled"] == pytest.approx(pooled)
-        assert ("top_label_if_true" in kinds) == (region in ("foreground", "union") or region.startswith("structure"))
+        assert ("top_label_if_true" in kinds) == (
+            region in ("foreground", "union") or region.startswith("structure")
+        )
         assert ("top_label_per_case" in kinds) == (region in ("all", "predicted"))
     assert len(regions["all"]["top_label_per_case"].count) == CASES
     for kind, bins in read(evaluation).per_case.items():
@@ -176,13 +223,19 @@ def test_bins_of_regions(evaluation: Path) -> None:
 
 def test_logits_thresholds_and_risk(evaluation: Path) -> None:
     items, found = examples(), read(evaluation)
-    logits, label = (torch.cat([item[key].flatten(1) for item in items], 1) for key in ("logits", "label"))
+    logits, label = (
+        torch.cat([item[key].flatten(1) for item in items], 1) for key in ("logits", "label")
+    )
     assert found.class_names == NAMES
-    np.testing.assert_allclose(found.magnitudes[2], logits[:, label[0] == 2].abs().double().mean(1), rtol=1e-6)
+    np.testing.assert_allclose(
+        found.magnitudes[2], logits[:, label[0] == 2].abs().double().mean(1), rtol=1e-6
+    )
     half = found.thresholds.thresholds.tolist().index(0.5)
     assert found.structures == [*STRUCTURES]
     assert found.thresholds.predicted[0, 1, half] == ((1 - items[0]["pred"][0]) > 0.5).sum()
-    np.testing.assert_array_equal(found.risk[1], risk_coverage(items[1]["pred"][None], items[1]["label"][None]).risk[0])
+    np.testing.assert_array_equal(
+        found.risk[1], risk_coverage(items[1]["pred"][None], items[1]["label"][None]).risk[0]
+    )
     assert found.coverage[-1] == 1
 
 
@@ -240,7 +293,9 @@ def test_evaluation_that_ends_leaves_the_records_of_another_in_its_folder(tmp_pa
     assert not other.folder.exists()
 
 
-def test_no_name_of_a_case_loses_the_evaluation(tmp_path: Path, drawn: dict[str, list[Any]]) -> None:
+def test_no_name_of_a_case_loses_the_evaluation(
+    tmp_path: Path, drawn: dict[str, list[Any]]
+) -> None:
     names = ["NA", "x$_$y, not UTF-8 \udcff\r\n\tb", "\u5fc3" * 60]  # three pictures are drawn
     evaluate(tmp_path, [{**example(i), "case": name} for i, name in enumerate(names)])
     assert read(tmp_path).cases["case"].tolist() == names
@@ -263,10 +318,14 @@ def test_failure_mixes_no_evaluations_and_loses_no_work(
         return replace(first, *rest, **options)
 
     with monkeypatch.context() as patched:
-        patched.setattr(*((figures, "reliability_diagram") if fails == "drawing" else (Path, "replace")), fail)
+        patched.setattr(
+            *((figures, "reliability_diagram") if fails == "drawing" else (Path, "replace")), fail
+        )
         with pytest.raises(InputError, match="No space left"):
             evaluate(tmp_path, examples(2))
-    now = {name: text for name, text in snapshot(tmp_path).items() if not name.startswith(".records")}
+    now = {
+        name: text for name, text in snapshot(tmp_path).items() if not name.startswith(".records")
+    }
     if fails == "drawing":
         assert now == before
     else:  # files of the new one, and no summary
@@ -286,7 +345,9 @@ def test_failure_mixes_no_evaluations_and_loses_no_work(
         ("thresholds.json", None, "No such file"),
     ],
 )
-def test_broken_file_is_named(name: str, content: str | None, message: str, evaluation: Path, tmp_path: Path) -> None:
+def test_broken_file_is_named(
+    name: str, content: str | None, message: str, evaluation: Path, tmp_path: Path
+) -> None:
     shutil.copytree(evaluation, tmp_path, dirs_exist_ok=True)
     (tmp_path / name).unlink()
     if content is not None:
@@ -301,14 +362,19 @@ def test_measures_without_a_value_are_null_in_json(tmp_path: Path) -> None:
 
     evaluate(tmp_path, [{**example(0), "label": torch.zeros(1, 8, 7, 4)}])
     for name in ("summary.json", "calibration.json", "logits.json"):
-        json.loads((tmp_path / name).read_text(), parse_constant=refuse)  # of NaN, which only Python reads
+        # Of NaN, which only Python reads
+        json.loads((tmp_path / name).read_text(), parse_constant=refuse)
     summary = read(tmp_path).summary
     assert summary["ece_pooled"] is None  # over the foreground, which there is none of
     assert summary["dsc"] == {"mean": 0, "std": None, "n": 1}
 
 
-@pytest.mark.parametrize(("cases", "names"), [(1, ["best"]), (2, ["best", "worst"]), (3, ["best", "median", "worst"])])
-def test_slices_that_are_drawn(cases: int, names: list[str], tmp_path: Path, drawn: dict[str, list[Any]]) -> None:
+@pytest.mark.parametrize(
+    ("cases", "names"), [(1, ["best"]), (2, ["best", "worst"]), (3, ["best", "median", "worst"])]
+)
+def test_slices_that_are_drawn(
+    cases: int, names: list[str], tmp_path: Path, drawn: dict[str, list[Any]]
+) -> None:
     evaluate(tmp_path, examples(cases))
     assert sorted(path.stem for path in (tmp_path / "cases").iterdir()) == names
     found = read(tmp_path).cases
@@ -352,7 +418,9 @@ def test_channels_without_a_name_are_an_error(tmp_path: Path) -> None:
         ("image", lambda image: image + torch.inf, "case0: image"),
     ],
 )
-def test_case_that_cannot_be_measured_is_named(key: str, change: Callable[[Any], Any], message: str) -> None:
+def test_case_that_cannot_be_measured_is_named(
+    key: str, change: Callable[[Any], Any], message: str
+) -> None:
     item = example(0)
     assert check_case(item) is item
     with pytest.raises(InputError, match=message):
@@ -362,4 +430,6 @@ def test_case_that_cannot_be_measured_is_named(key: str, change: Callable[[Any],
 def test_volume_is_shared_also_if_two_cases_hold_it() -> None:
     summary = {"patients": {"a": "a", "b": "b"}, "labels": {"a": "same", "b": "same"}}
     fitted = Evaluation(pd.DataFrame(), summary, ())
-    assert find_shared([{"case": "c", "patient": "c", "content": "same"}], fitted.items())[0].is_volume
+    assert find_shared([{"case": "c", "patient": "c", "content": "same"}], fitted.items())[
+        0
+    ].is_volume

@@ -1,4 +1,6 @@
-"""The settings that make two runs comparable: which changes of a bundle reach the fingerprint, and which do not."""
+"""The settings that make two runs comparable: which changes of a bundle reach the fingerprint, and
+which do not.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,14 @@ from typing import Any
 import pytest
 from monai.bundle import ConfigParser
 
-from calib_components.handlers.fingerprint import BY_NAME, EVALUATION, TRAINING, changes, differing, fingerprint
+from calib_components.handlers.fingerprint import (
+    BY_NAME,
+    EVALUATION,
+    TRAINING,
+    changes,
+    differing,
+    fingerprint,
+)
 from tests.helpers import ACDC, BUNDLES, HIPPOCAMPUS
 
 
@@ -42,7 +51,9 @@ def test_is_plain_data_with_references_to_its_own_ids_alone(bundle: Path) -> Non
     lr, fused = training["optimizer"]["lr"], training["optimizer"]["fused"]
     assert (lr, fused, training["lr_scheduler"]["milestones"]) == (0.001, True, [50])
     layout = "$torch.channels_last_3d" if bundle == HIPPOCAMPUS else "$torch.channels_last"
-    assert training["network"] == {"$@network_def.to(@device, memory_format=@memory_format)": {"memory_format": layout}}
+    assert training["network"] == {
+        "$@network_def.to(@device, memory_format=@memory_format)": {"memory_format": layout}
+    }
     assert fingerprint({**config, "seed": 1}) == {**training, "seed": 1}  # seeds differ in it alone
 
 
@@ -58,11 +69,20 @@ TESTING = "$monai.data.load_decathlon_datalist(@datalist, True, 'testing', @data
         ("loss", {"_target_": "calib_components.losses.FocalLoss"}),
         (f"{TRANSFORMS}::prob", 0.25),
         (f"{TRANSFORMS}::_disabled_", "$@network.training"),
-        ("train::dataloader::sampler", {"_target_": "DistributedSampler", "dataset": "@train::dataset"}),
+        (
+            "train::dataloader::sampler",
+            {"_target_": "DistributedSampler", "dataset": "@train::dataset"},
+        ),
         ("train::dataset::data", TESTING),
         ("validate::evaluator::network", "$@network_def.half()"),
-        ("validate::key_metric::val_dsc::metric_fn::_target_", "calib_components.metrics.HD95Metric"),
-        ("validate::postprocessing::transforms::0", {"_target_": "Lambdad", "func": "$lambda x: x / 2"}),
+        (
+            "validate::key_metric::val_dsc::metric_fn::_target_",
+            "calib_components.metrics.HD95Metric",
+        ),
+        (
+            "validate::postprocessing::transforms::0",
+            {"_target_": "Lambdad", "func": "$lambda x: x / 2"},
+        ),
     ],
 )
 def test_shows_each_setting_that_matters(name: str, value: Any) -> None:
@@ -76,8 +96,15 @@ def test_of_an_evaluation_has_its_split_and_no_training() -> None:
     parser = parse("train.yaml", "evaluate.yaml")
     evaluation = fingerprint(parser.get(), EVALUATION)
     assert evaluation.keys() == EVALUATION.keys()
-    assert (evaluation["split"], evaluation["validate::inferer"]["crop_size"]) == ("testing", [144, 144])
-    for name, value in (("split", "validation"), ("network", "$@network_def.half()"), ("crop_size", [64, 64])):
+    assert (evaluation["split"], evaluation["validate::inferer"]["crop_size"]) == (
+        "testing",
+        [144, 144],
+    )
+    for name, value in (
+        ("split", "validation"),
+        ("network", "$@network_def.half()"),
+        ("crop_size", [64, 64]),
+    ):
         assert fingerprint(changed(parser, name, value), EVALUATION) != evaluation
 
 
@@ -114,8 +141,12 @@ def move_it(parser: ConfigParser) -> None:
     parser["train"]["dataloader"]["persistent_workers"] = "$@num_workers > 0"
 
 
-@pytest.mark.parametrize("change", [reword_expressions, rename_helpers, change_what_only_observes, move_it])
-def test_does_not_show_what_leaves_the_numbers_alone(change: Callable[[ConfigParser], None]) -> None:
+@pytest.mark.parametrize(
+    "change", [reword_expressions, rename_helpers, change_what_only_observes, move_it]
+)
+def test_does_not_show_what_leaves_the_numbers_alone(
+    change: Callable[[ConfigParser], None],
+) -> None:
     parser = parse("train.yaml")
     before, evaluation_before = fingerprint(parser.get()), fingerprint(parser.get(), EVALUATION)
     change(parser)
@@ -124,9 +155,17 @@ def test_does_not_show_what_leaves_the_numbers_alone(change: Callable[[ConfigPar
 
 
 def test_expressions_without_a_plain_value_are_shown_as_they_are_with_what_they_refer_to() -> None:
-    loss = {"_target_": "Loss", "weight": "$torch.ones(@batch_size)", "dtype": "$torch.half", "at": "user@host"}
+    loss = {
+        "_target_": "Loss",
+        "weight": "$torch.ones(@batch_size)",
+        "dtype": "$torch.half",
+        "at": "user@host",
+    }
     config = {"image_size": "$[1,", "crop_size": "$@nothing[0]", "loss": loss, "batch_size": 3}
-    assert fingerprint(config) == {**config, "loss": {**loss, "weight": {loss["weight"]: {"batch_size": 3}}}}
+    assert fingerprint(config) == {
+        **config,
+        "loss": {**loss, "weight": {loss["weight"]: {"batch_size": 3}}},
+    }
 
 
 def test_differences_are_the_plain_settings_that_others_follow_from() -> None:

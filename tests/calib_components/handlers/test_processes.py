@@ -12,8 +12,15 @@ from calib_components.errors import InputError
 from calib_components.handlers import join_process_group, leave_process_group, share_cases
 
 
-def test_joins_the_group_of_torchrun_in_which_the_first_logs(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "localhost", "MASTER_PORT": 0}.items():
+def test_joins_the_group_of_torchrun_in_which_the_first_logs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in {
+        "RANK": 0,
+        "WORLD_SIZE": 1,
+        "MASTER_ADDR": "localhost",
+        "MASTER_PORT": 0,
+    }.items():
         monkeypatch.setenv(name, str(value))
     for _ in range(2):  # a second call changes nothing
         join_process_group("cpu")

@@ -21,15 +21,28 @@ from calib_components.data.facts import Facts, facts_beside, write_facts
 from calib_components.errors import InputError
 from calib_components.handlers import WeightsCheckpointLoader, load_torchscript, load_weights
 from calib_components.handlers.fingerprint import fingerprint_of_cases, fingerprint_of_list
-from calib_components.handlers.weights import join_weights, read_weights, with_calibrator, write_weights
+from calib_components.handlers.weights import (
+    join_weights,
+    read_weights,
+    with_calibrator,
+    write_weights,
+)
 from calib_components.posthoc import EnsembleUNet, TemperatureScaling
 
 DATA = Facts("acdc", 2, 1, ["background", "heart"], [0, 1], {"heart": [1]}, [], [32, 32], [16, 16])
-UNET: dict[str, Any] = {"spatial_dims": 2, "in_channels": 1, "out_channels": 2, "channels": (4, 8), "strides": (2,)}
+UNET: dict[str, Any] = {
+    "spatial_dims": 2,
+    "in_channels": 1,
+    "out_channels": 2,
+    "channels": (4, 8),
+    "strides": (2,),
+}
 
 
 def network(channels: int = 1, classes: int = 2) -> torch.nn.Module:
-    return torch.nn.Sequential(torch.nn.Conv2d(channels, 3, 3), torch.nn.PReLU(), torch.nn.Conv2d(3, classes, 1))
+    return torch.nn.Sequential(
+        torch.nn.Conv2d(channels, 3, 3), torch.nn.PReLU(), torch.nn.Conv2d(3, classes, 1)
+    )
 
 
 def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -77,7 +90,11 @@ def test_weights_that_do_not_fit_are_named(
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 def test_flipped_bits_are_found(tmp_path: Path) -> None:
     """Which PyTorch reads without a word."""
-    file, script, values = tmp_path / "model.pt", tmp_path / "model.ts", torch.full((4096,), 0.1).numpy().tobytes()
+    file, script, values = (
+        tmp_path / "model.pt",
+        tmp_path / "model.ts",
+        torch.full((4096,), 0.1).numpy().tobytes(),
+    )
     torch.save({"weight": torch.full((4096,), 0.1)}, file)
     torch.jit.script(torch.nn.PReLU(4096, init=0.1)).save(script)
     for each in (file, script):
@@ -104,18 +121,25 @@ def test_torchscript_truncated_files_and_each_in_place_of_the_other(tmp_path: Pa
     with pytest.raises(InputError, match="not a file of tensors"):
         load_weights(network(), file)
     for other in (file, tmp_path / "absent.ts"):
-        with pytest.raises(InputError, match=rf"{other.name}: cannot read a TorchScript file") as error:
+        with pytest.raises(
+            InputError, match=rf"{other.name}: cannot read a TorchScript file"
+        ) as error:
             load_torchscript(other, "cpu")
         assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("wrap", [lambda weights: weights, lambda weights: OrderedDict(model=weights, epoch=3)])
+@pytest.mark.parametrize(
+    "wrap", [lambda weights: weights, lambda weights: OrderedDict(model=weights, epoch=3)]
+)
 @pytest.mark.parametrize("before", [{}, {"temperature": torch.tensor(0.5)}])
 def test_calibrator_is_replaced_and_nothing_else(
     before: dict[str, torch.Tensor], wrap: Callable[[Any], Any], tmp_path: Path
 ) -> None:
     """Also not the versions of modules, which PyTorch keeps in an attribute of the state dict."""
-    half, fitted = torch.nn.Sequential(network(), torch.nn.BatchNorm2d(2)).half().state_dict(), TemperatureScaling()
+    half, fitted = (
+        torch.nn.Sequential(network(), torch.nn.BatchNorm2d(2)).half().state_dict(),
+        TemperatureScaling(),
+    )
     half.update(before)
     file = tmp_path / "model.pt"
     torch.save(wrap(half), file)
@@ -123,7 +147,9 @@ def test_calibrator_is_replaced_and_nothing_else(
     once = bytes(with_calibrator(file, fitted))
     file.write_bytes(once)
     written = torch.load(file, weights_only=True)
-    torch.testing.assert_close(written, wrap({**half, "temperature": torch.tensor(0.7)}), rtol=0, atol=0)
+    torch.testing.assert_close(
+        written, wrap({**half, "temperature": torch.tensor(0.7)}), rtol=0, atol=0
+    )
     assert written.get("model", written)._metadata["1"] == {"version": 2}
     assert with_calibrator(file, fitted) == once
 
@@ -131,7 +157,8 @@ def test_calibrator_is_replaced_and_nothing_else(
 class TestFactsOfTheData:
     def load(self, folder: Path, data: Facts | None, **trained_on: Any) -> None:
         trained, other, engine = network(), network(), Engine(lambda *_: None)
-        torch.save({"model": trained.state_dict(), "epoch": 3}, folder / "model.pt")  # as CheckpointSaver writes them
+        # As CheckpointSaver writes them
+        torch.save({"model": trained.state_dict(), "epoch": 3}, folder / "model.pt")
         if trained_on:
             write_facts(replace(DATA, **trained_on), folder)
         WeightsCheckpointLoader(folder / "model.pt", other, data).attach(engine)
@@ -140,9 +167,12 @@ class TestFactsOfTheData:
         torch.testing.assert_close(other.state_dict(), trained.state_dict(), rtol=0, atol=0)
 
     @pytest.mark.parametrize(
-        "trained_on", [{"dataset": "flare"}, {"in_channels": 3}, {"class_names": ["background", "liver"]}]
+        "trained_on",
+        [{"dataset": "flare"}, {"in_channels": 3}, {"class_names": ["background", "liver"]}],
     )
-    def test_others_than_those_of_the_weights_are_refused(self, trained_on: dict[str, Any], tmp_path: Path) -> None:
+    def test_others_than_those_of_the_weights_are_refused(
+        self, trained_on: dict[str, Any], tmp_path: Path
+    ) -> None:
         with pytest.raises(InputError, match=next(iter(trained_on))):
             self.load(tmp_path, DATA, **trained_on)
 
@@ -158,13 +188,21 @@ class TestFactsOfTheData:
         ],
     )
     def test_other_sizes_and_codes_are_warned_of(
-        self, trained_on: dict[str, Any], words: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+        self,
+        trained_on: dict[str, Any],
+        words: list[str],
+        tmp_path: Path,
+        caplog: pytest.LogCaptureFixture,
     ) -> None:
         self.load(tmp_path, replace(DATA, pixel_size=[1.0, 1.5]), **trained_on)
         found = warnings(caplog)
-        assert [word in line for word, line in zip(words, found, strict=True)] == [True] * len(words)
+        assert [word in line for word, line in zip(words, found, strict=True)] == [True] * len(
+            words
+        )
 
-    @pytest.mark.parametrize(("change", "warned"), [("", 0), ("split", 1), ("cases", 0), ("no record", 0)])
+    @pytest.mark.parametrize(
+        ("change", "warned"), [("", 0), ("split", 1), ("cases", 0), ("no record", 0)]
+    )
     def test_another_split_of_the_cases_is_warned_of(
         self,
         change: str,
@@ -180,9 +218,14 @@ class TestFactsOfTheData:
             (tmp_path / case / "source.json").write_text(json.dumps({"content": case}))
         a, b = ({"image": f"{case}/image.nii"} for case in "ab")
         datalist.write_text(json.dumps({"training": [a], "testing": [b]}))
-        settings = {"data": fingerprint_of_list(datalist), "cases": fingerprint_of_cases(datalist, tmp_path)}
+        settings = {
+            "data": fingerprint_of_list(datalist),
+            "cases": fingerprint_of_cases(datalist, tmp_path),
+        }
         if change in ("split", "cases"):
-            datalist.write_text(json.dumps({"training": [b], "testing": [a] if change == "split" else []}))
+            datalist.write_text(
+                json.dumps({"training": [b], "testing": [a] if change == "split" else []})
+            )
         if change != "no record":
             torch.save({"settings": settings}, folder / "last.ckpt")
         config = ConfigParser({"datalist": str(datalist), "dataset_dir": str(tmp_path)})
@@ -199,10 +242,12 @@ def test_facts_go_with_the_weights(tmp_path: Path) -> None:
     write_weights(file, b"others", other, "out")  # weights that are replaced
     assert facts_beside(file) == other
     write_weights(file.with_name("more.pt"), b"weights", other, "out")
-    other = replace(other, any_orientation=False)  # was not known of the others, by an earlier version
+    # Was not known of the others, by an earlier version
+    other = replace(other, any_orientation=False)
     write_weights(file, b"others", other, "out")
     assert facts_beside(file) == other
-    for name, facts in (("model.pt", DATA), ("third.pt", DATA), ("model.pt", None)):  # they would be taken for others
+    # They would be taken for others
+    for name, facts in (("model.pt", DATA), ("third.pt", DATA), ("model.pt", None)):
         with pytest.raises(InputError, match=r"out: .*other data"):
             write_weights(file.with_name(name), b"weights", facts, "out")
     assert file.read_bytes() == b"others"
@@ -215,7 +260,10 @@ def test_facts_go_with_the_weights(tmp_path: Path) -> None:
 
 
 def test_weights_of_an_ensemble_are_joined_if_they_belong_together(tmp_path: Path) -> None:
-    files, out = [tmp_path / f"seed{seed}" / "model.pt" for seed in range(3)], tmp_path / "new/folder/model.pt"
+    files, out = (
+        [tmp_path / f"seed{seed}" / "model.pt" for seed in range(3)],
+        tmp_path / "new/folder/model.pt",
+    )
     networks = [UNet(**UNET).eval() for _ in files]
     weights: list[Any] = [each.state_dict() for each in networks]
     weights[1], weights[2] = (
@@ -229,7 +277,11 @@ def test_weights_of_an_ensemble_are_joined_if_they_belong_together(tmp_path: Pat
     join_weights(*files, out=out)
     ensemble, x = EnsembleUNet(**UNET, members=3).eval(), torch.randn(1, 1, 16, 16)
     load_weights(ensemble, out)
-    probabilities = [networks[0](x).softmax(1), networks[1](x).softmax(1), (networks[2](x) / 2).softmax(1)]
+    probabilities = [
+        networks[0](x).softmax(1),
+        networks[1](x).softmax(1),
+        (networks[2](x) / 2).softmax(1),
+    ]
     torch.testing.assert_close(ensemble(x).softmax(1), sum(probabilities) / 3)
     assert facts_beside(out) == DATA
     with pytest.raises(InputError, match="weights of this network"):
@@ -244,7 +296,10 @@ def test_weights_of_an_ensemble_are_joined_if_they_belong_together(tmp_path: Pat
     refuse("at least two", files[0])
     refuse("each once", *files, files[0])
     for fold, file in enumerate(files):  # of a cross-validation, by the record beside each
-        torch.save({"settings": {"cases": "same", "data": f"list {fold // 2}"}}, file.with_name("last.ckpt"))
+        torch.save(
+            {"settings": {"cases": "same", "data": f"list {fold // 2}"}},
+            file.with_name("last.ckpt"),
+        )
     refuse("lists of cases", *files)
     write_facts(replace(DATA, crop_size=[32, 32]), files[2].parent)
     refuse("facts.yaml", *files)

@@ -19,15 +19,21 @@ sizes = st.tuples(st.integers(1, 12), st.integers(1, 12))
 def counts(rows: int, columns: int, *blobs: tuple[int, int, int]) -> torch.Tensor:
     """A map with a disc of each row, column and radius."""
     y, x = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
-    return sum(((y - row) ** 2 + (x - column) ** 2 <= radius**2).long() for row, column, radius in blobs)
+    return sum(
+        ((y - row) ** 2 + (x - column) ** 2 <= radius**2).long() for row, column, radius in blobs
+    )
 
 
 @given(size=sizes, margins=st.tuples(*[st.integers(0, 15)] * 2), seed=st.integers(0, 99))
 @settings(deadline=None, max_examples=50)
-def test_crop_of_a_turned_map_is_the_turned_crop(size: tuple[int, int], margins: tuple[int, int], seed: int) -> None:
+def test_crop_of_a_turned_map_is_the_turned_crop(
+    size: tuple[int, int], margins: tuple[int, int], seed: int
+) -> None:
     """If as many pixels can be left out on either side."""
     rows, columns = (length + 2 * margin for length, margin in zip(size, margins, strict=True))
-    foreground = 1 + torch.randint(5, (rows, columns), generator=torch.Generator().manual_seed(seed))
+    foreground = 1 + torch.randint(
+        5, (rows, columns), generator=torch.Generator().manual_seed(seed)
+    )
     crop = find_crop(foreground, size)
     assert crop is not None
     top, bottom, left, right, _ = crop
@@ -36,7 +42,12 @@ def test_crop_of_a_turned_map_is_the_turned_crop(size: tuple[int, int], margins:
     assert find_crop(foreground.T, size[::-1]) == Crop(left, right, top, bottom)
 
 
-@given(size=sizes, rows=st.integers(12, 700), columns=st.integers(12, 700), center=st.tuples(*[st.floats(0, 1)] * 2))
+@given(
+    size=sizes,
+    rows=st.integers(12, 700),
+    columns=st.integers(12, 700),
+    center=st.tuples(*[st.floats(0, 1)] * 2),
+)
 def test_a_crop_is_inside_and_its_centre_gives_it_again(
     size: tuple[int, int], rows: int, columns: int, center: tuple[float, float]
 ) -> None:
@@ -63,11 +74,14 @@ def test_foreground_that_fills_the_crop_is_in_it_whole() -> None:
 def test_much_foreground_counts_and_far_voxels_do_not() -> None:
     foreground = 3 * counts(224, 200, (150, 60, 20)) + 9 * counts(224, 200, (10, 190, 2))
     assert find_crop(foreground, (101, 101)) == Crop(100, 201, 10, 111)
-    assert find_crop(counts(224, 200, (5, 199, 9)), (101, 101)) == Crop(0, 101, 99, 200)  # moved inside
+    # Moved inside
+    assert find_crop(counts(224, 200, (5, 199, 9)), (101, 101)) == Crop(0, 101, 99, 200)
     assert find_crop(torch.zeros(224, 200), (101, 101)) is None
 
 
-@pytest.mark.parametrize("center", [(0.5,), (0.5, 1.5), (0.5, float("nan")), (112, 112), 0.5, True, "ab", ["a", "b"]])
+@pytest.mark.parametrize(
+    "center", [(0.5,), (0.5, 1.5), (0.5, float("nan")), (112, 112), 0.5, True, "ab", ["a", "b"]]
+)
 def test_a_centre_is_two_shares(center: Any) -> None:
     with pytest.raises(InputError, match="crop_center must be two shares"):
         check_center(center)
@@ -80,5 +94,7 @@ def test_where_the_network_looked_in_words() -> None:
 
 
 def test_a_crop_larger_than_the_slices_is_refused() -> None:
-    with pytest.raises(InputError, match=r"crop_size: \[144, 144\] is larger than slices of \[112, 200\]"):
+    with pytest.raises(
+        InputError, match=r"crop_size: \[144, 144\] is larger than slices of \[112, 200\]"
+    ):
         crop_at((0.5, 0.5), (144, 144), (112, 200))

@@ -49,13 +49,17 @@ def test_slabs_are_those_of_monai(bundle: Path, affine: str, tmp_path: Path) -> 
     np.testing.assert_array_equal(grid.affine, AFFINES[affine])
     for start, stop in ((0, 20), (0, 1), (7, 13), (19, 20)):
         slab = grid.slab(logits, start, stop, lambda part: part.softmax(0))
-        torch.testing.assert_close(slab.permute(0, 3, 2, 1), expected[..., start:stop], rtol=0, atol=1e-6)
+        torch.testing.assert_close(
+            slab.permute(0, 3, 2, 1), expected[..., start:stop], rtol=0, atol=1e-6
+        )
 
 
 def test_only_the_slices_that_a_slab_needs_are_used(tmp_path: Path) -> None:
     _, image = preprocessed(ACDC, "mirrored", tmp_path)
     seen = []
-    ImageGrid(image).slab(torch.zeros(2, *image.shape[1:]), 3, 5, lambda part: seen.append(part.shape) or part)
+    ImageGrid(image).slab(
+        torch.zeros(2, *image.shape[1:]), 3, 5, lambda part: seen.append(part.shape) or part
+    )
     assert seen == [(2, 2, 224, 224)]
 
 
@@ -71,8 +75,12 @@ def test_each_voxel_comes_back_to_its_place(directions: Any) -> None:
     shape = (5, 4, 3)
     voxels = torch.arange(60.0).view(1, *shape)
     for order, signs in product(permutations(range(3)), product((1, -1), repeat=3)):
-        affine = nib.affines.from_matvec((np.array(directions) @ np.diag([1.5, 1.25, 8.0]))[:, order] * signs)
-        image = Orientation("RAS")(MetaTensor(voxels, affine=affine, meta={"original_affine": affine}))
+        affine = nib.affines.from_matvec(
+            (np.array(directions) @ np.diag([1.5, 1.25, 8.0]))[:, order] * signs
+        )
+        image = Orientation("RAS")(
+            MetaTensor(voxels, affine=affine, meta={"original_affine": affine})
+        )
         slab = ImageGrid(image).slab(image.as_tensor(), 0, 3, lambda part: part)
         assert torch.equal(slab.permute(0, 3, 2, 1), voxels)
 
@@ -83,7 +91,9 @@ def test_volumes_come_back_from_another_spacing(affine: str, spacing: tuple[floa
     """A linear image stays one, except beyond the last voxel of a coarser grid."""
     voxels = torch.cartesian_prod(*(torch.arange(n) for n in (9, 8, 7))).double()
     values = (voxels @ torch.tensor([1.0, 2.0, -3.0]).double()).view(1, 9, 8, 7).float()
-    image = MetaTensor(values, affine=AFFINES[affine], meta={"original_affine": np.array(AFFINES[affine])})
+    image = MetaTensor(
+        values, affine=AFFINES[affine], meta={"original_affine": np.array(AFFINES[affine])}
+    )
     moved = Spacing(spacing)(Orientation("RAS", labels=None)(image))
     slab = ImageGrid(moved).slab(moved.as_tensor(), 0, 7, lambda part: part).permute(0, 3, 2, 1)
     assert slab.shape == values.shape

@@ -27,38 +27,71 @@ def touch(folder: Path, *names: str) -> Path:
 
 def save(path: Path, *shape: int, affine: np.ndarray | None = None, stamp: str = "") -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    image = nib.Nifti1Image(np.ones(shape or (4, 4, 3), np.int16), np.eye(4) if affine is None else affine)
+    image = nib.Nifti1Image(
+        np.ones(shape or (4, 4, 3), np.int16), np.eye(4) if affine is None else affine
+    )
     image.header["descrip"] = stamp.encode()
     nib.save(image, path)
     return path
 
 
 def images_of(folder: Path, **options: object) -> ImageFolder:
-    given = {"path": folder / "in", "in_channels": 1, "file_suffixes": [], "output_dir": folder / "out"}
+    given = {
+        "path": folder / "in",
+        "in_channels": 1,
+        "file_suffixes": [],
+        "output_dir": folder / "out",
+    }
     return ImageFolder(**{**given, **options})  # type: ignore[arg-type]
 
 
 def test_nifti_files_are_found_in_any_case(tmp_path: Path) -> None:
     touch(tmp_path, "b.nii", "a.nii.gz", "sub/C.NII.GZ", "e.f.nii.gz", "two words.nii")
-    touch(tmp_path, "._a.nii.gz", ".hidden.nii", ".nii", "a.nii.gz.part", "notes.txt", ".trash/x.nii")
-    touch(tmp_path, *(f"a{ending}.nii.gz" for ending in ("_gt", "_seg", "_SEG", "_label", "_probability")))
+    touch(
+        tmp_path, "._a.nii.gz", ".hidden.nii", ".nii", "a.nii.gz.part", "notes.txt", ".trash/x.nii"
+    )
+    touch(
+        tmp_path,
+        *(f"a{ending}.nii.gz" for ending in ("_gt", "_seg", "_SEG", "_label", "_probability")),
+    )
     assert {image.name for image in find_images(tmp_path)} == {"a", "b", "C", "e.f", "two words"}
     assert find_images(tmp_path / "b.nii") == [Image("b", (tmp_path / "b.nii",))]
 
 
 def test_files_of_one_image_are_in_the_order_of_its_channels(tmp_path: Path) -> None:
-    touch(tmp_path, *(f"{folder}/x{s}.nii.gz" for folder in "pq" for s in reversed(MODALITIES)), "p/whole.nii")
+    touch(
+        tmp_path,
+        *(f"{folder}/x{s}.nii.gz" for folder in "pq" for s in reversed(MODALITIES)),
+        "p/whole.nii",
+    )
     whole, *split = find_images(tmp_path, MODALITIES)
     assert whole == Image("whole", (tmp_path / "p/whole.nii",))
-    assert split == [Image("x", tuple(tmp_path / f"{f}/x{s}.nii.gz" for s in MODALITIES)) for f in "pq"]
+    assert split == [
+        Image("x", tuple(tmp_path / f"{f}/x{s}.nii.gz" for s in MODALITIES)) for f in "pq"
+    ]
     assert [image.name for image in find_images(tmp_path / "p/x_t1.nii.gz", MODALITIES)] == ["x"]
 
 
 def test_endings_and_capitals_may_differ_within_an_image(tmp_path: Path) -> None:
-    touch(tmp_path, "x_FLAIR.nii", "x_t1.nii.gz", "x_T2.nii.gz", "X_t1.nii", "y_t1.nii", "y_ce_t1.nii", "_t1.nii")
+    touch(
+        tmp_path,
+        "x_FLAIR.nii",
+        "x_t1.nii.gz",
+        "x_T2.nii.gz",
+        "X_t1.nii",
+        "y_t1.nii",
+        "y_ce_t1.nii",
+        "_t1.nii",
+    )
     (image,) = find_images(tmp_path / "x_T2.nii.gz", MODALITIES)
-    assert [file.name for file in image.files] == ["x_FLAIR.nii", "x_t1.nii.gz", "x_t1ce.nii.gz", "x_T2.nii.gz"]
-    names = [image.name for image in find_images(tmp_path, ("_t1", "_ce_t1"))]  # the longest suffix counts
+    assert [file.name for file in image.files] == [
+        "x_FLAIR.nii",
+        "x_t1.nii.gz",
+        "x_t1ce.nii.gz",
+        "x_T2.nii.gz",
+    ]
+    # The longest suffix counts
+    names = [image.name for image in find_images(tmp_path, ("_t1", "_ce_t1"))]
     assert names == ["X", "_t1", "x_FLAIR", "x_T2", "x", "y"]
 
 
@@ -96,7 +129,9 @@ def test_files_of_an_image_share_a_grid(tmp_path: Path) -> None:
         ("b/a.nii", (4, 4, 3), "2 images are called a"),
     ],
 )
-def test_unsuitable_images_are_named(name: str, shape: tuple[int, ...], word: str, tmp_path: Path) -> None:
+def test_unsuitable_images_are_named(
+    name: str, shape: tuple[int, ...], word: str, tmp_path: Path
+) -> None:
     save(tmp_path / "in" / name, *shape)
     if name == "b/a.nii":
         save(tmp_path / "in/a.nii.gz")

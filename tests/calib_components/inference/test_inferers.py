@@ -12,7 +12,12 @@ from monai.inferers import SliceInferer, SlidingWindowInferer
 
 from calib_components.errors import InputError
 from calib_components.inference.crops import crop_of
-from calib_components.inference.inferers import Bfloat16Inferer, PatchesInferer, SlicesInferer, volume_inferer
+from calib_components.inference.inferers import (
+    Bfloat16Inferer,
+    PatchesInferer,
+    SlicesInferer,
+    volume_inferer,
+)
 from calib_components.quality import PairwiseDice
 
 torch.manual_seed(0)
@@ -45,11 +50,20 @@ def test_orientations_are_compared() -> None:
     inferer(volume, NETWORK)
     views = [(flip, quarter) for flip in ([], [2]) for quarter in range(4)]
     turned = [SLICES(volume.flip(flip).rot90(quarter, (2, 3)), NETWORK) for flip, quarter in views]
-    back = [x.rot90(-quarter, (2, 3)).flip(flip) for x, (flip, quarter) in zip(turned, views, strict=True)]
+    back = [
+        x.rot90(-quarter, (2, 3)).flip(flip)
+        for x, (flip, quarter) in zip(turned, views, strict=True)
+    ]
     pairs.update(torch.cat(back).argmax(1))
     assert 0 < inferer.agreement["a"] < 1
     assert inferer.agreement == pytest.approx(pairs.compute())
-    assert volume_inferer((16, 16), 3, structures=structures)(volume, NETWORK).shape == (1, 3, 16, 16, 4)
+    assert volume_inferer((16, 16), 3, structures=structures)(volume, NETWORK).shape == (
+        1,
+        3,
+        16,
+        16,
+        4,
+    )
 
 
 def test_other_slices_are_flipped_only() -> None:
@@ -67,7 +81,9 @@ def test_other_slices_are_flipped_only() -> None:
 
 def test_orientations_in_half_precision_are_added_up_in_single() -> None:
     """Eight times 1000.5 is no number of half precision."""
-    logits = SlicesInferer(3, average=True)(torch.zeros(1, 1, 16, 16, 2), lambda x: torch.full_like(x, 1000.5).half())
+    logits = SlicesInferer(3, average=True)(
+        torch.zeros(1, 1, 16, 16, 2), lambda x: torch.full_like(x, 1000.5).half()
+    )
     torch.testing.assert_close(logits, torch.full((1, 1, 16, 16, 2), 1000.5))
 
 
@@ -85,7 +101,9 @@ class TestCrops:
         return volume
 
     def infer(self, volume: torch.Tensor, network: Any = bright, **options: Any) -> Any:
-        return volume_inferer(self.SIZE, 4, image_size=volume.shape[2:4], **options)(volume, network)
+        return volume_inferer(self.SIZE, 4, image_size=volume.shape[2:4], **options)(
+            volume, network
+        )
 
     def test_a_shifted_volume_gives_the_shifted_logits(self) -> None:
         logits = self.infer(self.make_volume(50, 40))
@@ -98,7 +116,9 @@ class TestCrops:
         outside[40:72, 22:70] = False
         expected = torch.tensor([20.0, 0.0])[:, None, None].expand(2, int(outside.sum()), 3)
         assert torch.equal(logits.as_tensor()[0][:, outside], expected)
-        assert torch.equal(crop.cut(logits.as_tensor()), bright_volume(crop.cut(self.make_volume(50, 40))))
+        assert torch.equal(
+            crop.cut(logits.as_tensor()), bright_volume(crop.cut(self.make_volume(50, 40)))
+        )
 
     def test_of_several_volumes_each_has_its_crop(self) -> None:
         both = torch.cat([self.make_volume(50, 40), self.make_volume(10, 5)])
@@ -126,7 +146,9 @@ class TestCrops:
         self.infer(self.make_volume(50, 40), network)
         assert set(sizes) == {(100, 90), self.SIZE}
 
-    @pytest.mark.parametrize("options", [{"crop_size": (8, 16, 16)}, {"crop_size": (16, 16), "image_size": (16, 16)}])
+    @pytest.mark.parametrize(
+        "options", [{"crop_size": (8, 16, 16)}, {"crop_size": (16, 16), "image_size": (16, 16)}]
+    )
     def test_a_centre_without_a_crop_is_refused(self, options: dict[str, Any]) -> None:
         with pytest.raises(InputError, match="crop_center: the network sees the whole image"):
             volume_inferer(batch_size=2, crop_center=(0.5, 0.5), **options)
@@ -162,7 +184,9 @@ def test_patches_are_those_of_monai_and_mirrored_on_request(
     told = "An image of 5 x 9 x 30 voxels is smaller than a patch of 8 x 16 x 16: padded."
     assert caplog.messages == ([told] if shape[0] == 5 else [])
     assert logits.shape == (1, 3, *shape)
-    torch.testing.assert_close(logits, SlidingWindowInferer((8, 16, 16), 2, 0.5, "gaussian")(volume, network))
+    torch.testing.assert_close(
+        logits, SlidingWindowInferer((8, 16, 16), 2, 0.5, "gaussian")(volume, network)
+    )
     inferer = volume_inferer((8, 16, 16), 2, average=True)
     even = torch.rand(1, 1, 16, 9, 9)  # whose patches mirror each other
     torch.testing.assert_close(inferer(even.flip(2), network), inferer(even, network).flip(2))

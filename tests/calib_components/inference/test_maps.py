@@ -16,7 +16,12 @@ from monai.data import MetaTensor
 
 from calib_components.errors import InputError
 from calib_components.inference import maps as prediction_maps
-from calib_components.inference.maps import PredictionMapsd, SaveMapd, fill_background, normalized_entropy
+from calib_components.inference.maps import (
+    PredictionMapsd,
+    SaveMapd,
+    fill_background,
+    normalized_entropy,
+)
 from calib_components.posthoc import TemperatureScaled
 from calib_components.quality import write_table
 from tests.calib_components.quality.made_up import reference
@@ -27,14 +32,17 @@ MODALITIES = ("_flair", "_t1", "_t1ce", "_t2")
 def make_map(*shape: int, dtype: torch.dtype = torch.float64) -> MetaTensor:
     affine = torch.diag(torch.tensor([2.0, 2, 5, 1], dtype=torch.float64))
     meta = {"filename_or_obj": "in/scan_t1.nii.gz"}
-    return MetaTensor(torch.arange(math.prod(shape)).view(shape).to(dtype), affine=affine, meta=meta)
+    return MetaTensor(
+        torch.arange(math.prod(shape)).view(shape).to(dtype), affine=affine, meta=meta
+    )
 
 
 class TestSaveMapd:
     @pytest.mark.parametrize(
         ("volume", "shape", "stored"),
         [
-            (make_map(1, 4, 3, 1), (4, 3, 1), np.float32),  # one slice stays a volume, as the image is
+            # One slice stays a volume, as the image is
+            (make_map(1, 4, 3, 1), (4, 3, 1), np.float32),
             (make_map(3, 4, 3, 2), (4, 3, 2, 3), np.float32),
             (make_map(1, 10, 10, 5, dtype=torch.int32), (10, 10, 5), np.int32),
         ],
@@ -50,17 +58,22 @@ class TestSaveMapd:
         saved = nib.Nifti1Image.from_filename(file)
         assert saved.shape == shape
         assert saved.get_data_dtype() == stored
-        np.testing.assert_array_equal(saved.get_fdata(), volume.movedim(0, -1).numpy().reshape(shape))
+        np.testing.assert_array_equal(
+            saved.get_fdata(), volume.movedim(0, -1).numpy().reshape(shape)
+        )
         np.testing.assert_array_equal(saved.affine, np.diag([2, 2, 5, 1]))
 
 
-# Three classes, four voxels; the last one was padded with zeros when it was brought to the image's own grid.
+# Three classes, four voxels; the last one was padded with zeros when it was brought to the image's
+# own grid.
 PROBABILITIES = torch.tensor([[0.5, 0.2, 0.0, 0.0], [0.25, 0.2, 1.0, 0.0], [0.25, 0.6, 0.0, 0.0]])
 
 
 def test_background_is_what_the_structures_leave() -> None:
     filled = fill_background(PROBABILITIES)
-    torch.testing.assert_close(filled, torch.tensor([[0.5, 0.2, 0, 1], [0.25, 0.2, 1, 0], [0.25, 0.6, 0, 0]]))
+    torch.testing.assert_close(
+        filled, torch.tensor([[0.5, 0.2, 0, 1], [0.25, 0.2, 1, 0], [0.25, 0.6, 0, 0]])
+    )
     assert fill_background(torch.tensor([[0.0], [0.7], [0.30001]])).min() >= 0
 
 
@@ -72,7 +85,9 @@ def test_channels_of_sigmoids_have_no_background() -> None:
 
 def test_entropy_is_0_for_certainty_and_1_for_ignorance() -> None:
     p = torch.tensor([[1.0, 1 / 3, 0.5], [0.0, 1 / 3, 0.5], [0.0, 1 / 3, 0.0]])
-    torch.testing.assert_close(normalized_entropy(p), torch.tensor([[0, 1, math.log(2) / math.log(3)]]))
+    torch.testing.assert_close(
+        normalized_entropy(p), torch.tensor([[0, 1, math.log(2) / math.log(3)]])
+    )
     for wrong in (LOGITS, p.T[:, :, None].repeat(1, 1, 2), p[None], LOGITS.softmax(0)[:1]):
         with pytest.raises(InputError, match="softmax to logits"):
             normalized_entropy(wrong)
@@ -90,7 +105,11 @@ def of_structures(p: torch.Tensor) -> torch.Tensor:
 def item(logits: torch.Tensor = LOGITS) -> dict[str, Any]:
     """Logits on the grid of their image, which nothing was done to."""
     meta = {"filename_or_obj": "in/scan_t1.nii.gz", "original_affine": AFFINE.numpy()}
-    return {"pred": logits, "image": MetaTensor(torch.zeros(1, *logits.shape[1:]), affine=AFFINE, meta=meta), "id": 7}
+    return {
+        "pred": logits,
+        "image": MetaTensor(torch.zeros(1, *logits.shape[1:]), affine=AFFINE, meta=meta),
+        "id": 7,
+    }
 
 
 @pytest.mark.parametrize("slab", [1, 10**6])
@@ -103,7 +122,10 @@ def test_prediction_maps(
     maps = PredictionMapsd("pred", STRUCTURES, [0, 1, 4], bits=bits)(given)
     assert maps.keys() == {"pred", "image", "id", "seg", "probability", "uncertainty", "quality"}
     filled = fill_background(LOGITS.softmax(0))
-    for name, expected in (("probability", of_structures(filled)), ("uncertainty", normalized_entropy(filled))):
+    for name, expected in (
+        ("probability", of_structures(filled)),
+        ("uncertainty", normalized_entropy(filled)),
+    ):
         assert maps[name].dtype == dtype
         values = maps[name].as_tensor().float() * maps[name].meta["scl_slope"]
         torch.testing.assert_close(values, expected, rtol=0, atol=0.5 / (2**bits - 1) + 1e-6)
@@ -117,14 +139,25 @@ def test_prediction_maps(
     SaveMapd("probability", tmp_path)(maps)
     stored = nib.Nifti1Image.from_filename(tmp_path / "scan_t1_probability.nii.gz")
     assert (stored.get_data_dtype(), stored.shape) == (f"u{bits // 8}", (4, 3, 2, 3))
-    np.testing.assert_allclose(stored.get_fdata(), of_structures(filled).movedim(0, -1), atol=0.6 / (2**bits - 1))
+    np.testing.assert_allclose(
+        stored.get_fdata(), of_structures(filled).movedim(0, -1), atol=0.6 / (2**bits - 1)
+    )
 
 
-@pytest.mark.parametrize(("save", "endings"), [("label", {"seg"}), (["uncertainty", "label"], {"uncertainty", "seg"})])
-def test_only_what_is_asked_for_is_made_and_saved(save: Any, endings: set[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("save", "endings"), [("label", {"seg"}), (["uncertainty", "label"], {"uncertainty", "seg"})]
+)
+def test_only_what_is_asked_for_is_made_and_saved(
+    save: Any, endings: set[str], tmp_path: Path
+) -> None:
     maps = PredictionMapsd("pred", STRUCTURES, [0, 1, 4], save=save)(item())
-    SaveMapd(["seg", "uncertainty", "probability"], tmp_path, MODALITIES, allow_missing_keys=True)(maps)
-    assert {path.name for path in tmp_path.iterdir()} == {*(f"scan_{ending}.nii.gz" for ending in endings), "quality"}
+    SaveMapd(["seg", "uncertainty", "probability"], tmp_path, MODALITIES, allow_missing_keys=True)(
+        maps
+    )
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *(f"scan_{ending}.nii.gz" for ending in endings),
+        "quality",
+    }
 
 
 def test_uncertainty_is_shown_in_place_of_the_label_map() -> None:
@@ -134,14 +167,21 @@ def test_uncertainty_is_shown_in_place_of_the_label_map() -> None:
 
 
 @pytest.mark.parametrize("slab", [1, 10**6])
-def test_the_quality_is_that_of_the_probabilities(slab: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_quality_is_that_of_the_probabilities(
+    slab: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(prediction_maps, "SLAB", slab)
     known = reference(12)
     network = TemperatureScaled(torch.nn.Identity())
     network.load_state_dict({**network.state_dict(), "reference": known.to_tensor()})
-    SaveMapd("seg", tmp_path, MODALITIES)(PredictionMapsd("pred", STRUCTURES, [0, 1, 4], network=network)(item()))
+    SaveMapd("seg", tmp_path, MODALITIES)(
+        PredictionMapsd("pred", STRUCTURES, [0, 1, 4], network=network)(item())
+    )
     write_table(tmp_path)
-    table, filled = pd.read_csv(tmp_path / "quality.csv"), fill_background(LOGITS.softmax(0)).double().numpy()
+    table, filled = (
+        pd.read_csv(tmp_path / "quality.csv"),
+        fill_background(LOGITS.softmax(0)).double().numpy(),
+    )
     assert table[["scan", "structure"]].to_numpy().tolist() == [["scan", "core"], ["scan", "whole"]]
     for row, own, classes in zip(table.itertuples(), ("a", "b"), STRUCTURES.values(), strict=True):
         p, mask = filled[classes].sum(0), np.isin(filled.argmax(0), classes)
@@ -163,10 +203,14 @@ def test_codes_that_a_byte_cannot_hold() -> None:
     assert labels.unique().tolist() == [-1, 0, 300]
 
 
-@pytest.mark.parametrize("options", [{"label_codes": [0, 1]}, {"bits": 12}, {"save": "seg"}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{"label_codes": [0, 1]}, {"bits": 12}, {"save": "seg"}], ids=str
+)
 def test_unsuitable_options(options: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=next(iter(options))):
-        PredictionMapsd(**{"keys": "pred", "structures": STRUCTURES, "label_codes": [0, 1, 4], **options})(item())
+        PredictionMapsd(
+            **{"keys": "pred", "structures": STRUCTURES, "label_codes": [0, 1, 4], **options}
+        )(item())
 
 
 def test_logits_that_are_not_finite() -> None:
@@ -179,14 +223,18 @@ def test_logits_that_are_not_finite() -> None:
 
 def test_the_header_has_the_stamp_and_the_file_no_trace_of_its_time(tmp_path: Path) -> None:
     for folder in ("a", "b"):
-        SaveMapd("seg", tmp_path / folder, stamp="weights 1")(PredictionMapsd("pred", STRUCTURES, [0, 1, 4])(item()))
+        SaveMapd("seg", tmp_path / folder, stamp="weights 1")(
+            PredictionMapsd("pred", STRUCTURES, [0, 1, 4])(item())
+        )
     files = [tmp_path / folder / "scan_t1_seg.nii.gz" for folder in ("a", "b")]
     assert files[0].read_bytes() == files[1].read_bytes()
     assert bytes(nib.load(files[0]).header["descrip"]).startswith(b"weights 1\0")
 
 
 def test_label_map_has_no_scale_factor(tmp_path: Path) -> None:
-    """Whatever the image's header holds: nibabel reads it, NaN in memory, into the image's metadata."""
+    """Whatever the image's header holds: nibabel reads it, NaN in memory, into the image's
+    metadata.
+    """
     given = item()
     given["image"].meta["scl_slope"] = np.array(np.nan, np.float32)
     SaveMapd("seg", tmp_path)(PredictionMapsd("pred", STRUCTURES, [0, 1, 4])(given))

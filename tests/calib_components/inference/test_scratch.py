@@ -15,7 +15,9 @@ from calib_components.inference.scratch import release, scratch
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.uint16])
-def test_values_stay_when_their_memory_goes(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_values_stay_when_their_memory_goes(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(module, "IN_MEMORY", 0)
     tensor = scratch((5, 1000, 7), dtype)
     expected = torch.arange(35000).view(5, 1000, 7).to(dtype)

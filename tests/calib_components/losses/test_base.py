@@ -115,7 +115,9 @@ def test_probabilities_in_place_of_logits_warn_once(loss: torch.nn.Module) -> No
             loss(logits, Y)
 
 
-@pytest.mark.parametrize("name", ["nacl_mean", "nacl_mode", "nacl_median", "svls", "focal", "l1_ace_dice_ce"])
+@pytest.mark.parametrize(
+    "name", ["nacl_mean", "nacl_mode", "nacl_median", "svls", "focal", "l1_ace_dice_ce"]
+)
 def test_compiled_equals_eager(name: str) -> None:
     loss = FORMULAS[name][0](ignore_index=1)
     torch._dynamo.reset()
@@ -130,13 +132,16 @@ def test_compiled_equals_eager(name: str) -> None:
 
 @pytest.mark.slow
 def test_compiled_with_inductor() -> None:
-    """With two threads: an assertion that fails in a parallel loop of compiled code would end the process."""
+    """With two threads: an assertion that fails in a parallel loop of compiled code would end the
+    process.
+    """
     logits, target = (part.repeat(2, 1, 20, 20) for part in example(SHAPES[0]))
     torch._dynamo.reset()
     with num_threads(2):
         compiled = torch.compile(NACLLoss(), fullgraph=True)
         torch.testing.assert_close(
-            value_and_gradient(compiled, logits, target), value_and_gradient(NACLLoss(), logits, target)
+            value_and_gradient(compiled, logits, target),
+            value_and_gradient(NACLLoss(), logits, target),
         )
         with pytest.raises(ValueError, match="class indices must be from 0 to 3"):
             compiled(logits, target + 2)

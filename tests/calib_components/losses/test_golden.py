@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from calib_components.losses import EntropyPenaltyLoss, FocalLoss, LabelSmoothingLoss, MbLSLoss, NACLLoss, SVLSLoss
+from calib_components.losses import (
+    EntropyPenaltyLoss,
+    FocalLoss,
+    LabelSmoothingLoss,
+    MbLSLoss,
+    NACLLoss,
+    SVLSLoss,
+)
 from tests.helpers import SHARED
 
 GOLDEN = SHARED / "golden"
@@ -25,7 +32,13 @@ def loss_of(name: str, padding: str) -> torch.nn.Module:
     kind, *settings = name.split("_")
     if kind == "nacl":
         prior, size, penalty, constraint = settings
-        return NACLLoss(prior=prior, kernel_size=int(size[1:]), penalty=penalty, constraint=constraint, padding=padding)
+        return NACLLoss(
+            prior=prior,
+            kernel_size=int(size[1:]),
+            penalty=penalty,
+            constraint=constraint,
+            padding=padding,
+        )
     if kind == "ce":
         return monai.losses.DiceCELoss(to_onehot_y=True, softmax=True)
     option, loss = {
@@ -44,7 +57,11 @@ def names(file: str) -> list[str]:
 
 @pytest.mark.parametrize(
     ("file", "padding", "name"),
-    [(file, padding, name) for file, padding in FILES for name in (names(file) if GOLDEN.is_dir() else [])],
+    [
+        (file, padding, name)
+        for file, padding in FILES
+        for name in (names(file) if GOLDEN.is_dir() else [])
+    ],
 )
 def test_value_and_gradient(file: str, padding: str, name: str) -> None:
     golden = np.load(GOLDEN / file)

@@ -1,4 +1,6 @@
-"""Every loss equals its formula in plain PyTorch, in value and gradient, for all forms of input and target."""
+"""Every loss equals its formula in plain PyTorch, in value and gradient, for all forms of input and
+target.
+"""
 
 from __future__ import annotations
 
@@ -38,11 +40,20 @@ every_shape = pytest.mark.parametrize("shape", SHAPES, ids=["2d", "3d"])
 
 
 def nacl(
-    x: torch.Tensor, q: torch.Tensor, prior: str = "mean", constraint: str = "logits", power: int = 1, **options: Any
+    x: torch.Tensor,
+    q: torch.Tensor,
+    prior: str = "mean",
+    constraint: str = "logits",
+    power: int = 1,
+    **options: Any,
 ):
-    """Cross-entropy and 0.3 times the mean distance of logits or softmax from the prior; the target is one-hot."""
+    """Cross-entropy and 0.3 times the mean distance of logits or softmax from the prior; the target
+    is one-hot.
+    """
     labels = q if prior in ("mean", "gaussian") else q.argmax(1)
-    difference = neighbor_prior(labels, q.shape[1], prior, **options) - (x if constraint == "logits" else x.softmax(1))
+    difference = neighbor_prior(labels, q.shape[1], prior, **options) - (
+        x if constraint == "logits" else x.softmax(1)
+    )
     return F.cross_entropy(x, q) + 0.3 * (difference.abs() ** power).mean()
 
 
@@ -128,7 +139,9 @@ def one_hot(target: torch.Tensor, num_classes: int) -> torch.Tensor:
     return F.one_hot(target[:, 0], num_classes).movedim(-1, 1).double()
 
 
-def value_and_gradient(loss: Loss, logits: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def value_and_gradient(
+    loss: Loss, logits: torch.Tensor, target: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     logits = logits.detach().requires_grad_()
     value = loss(logits, target)
     return value.detach(), torch.autograd.grad(value, logits)[0]
@@ -144,7 +157,9 @@ def num_threads(number: int) -> Iterator[None]:
 
 def assert_same(loss: Loss, logits: torch.Tensor, target: torch.Tensor, expected: Any) -> None:
     """Value and gradient are expected ones, up to rounding in float64."""
-    torch.testing.assert_close(value_and_gradient(loss, logits, target), expected, rtol=1e-7, atol=1e-7)
+    torch.testing.assert_close(
+        value_and_gradient(loss, logits, target), expected, rtol=1e-7, atol=1e-7
+    )
 
 
 @every_loss
@@ -166,17 +181,31 @@ def test_value_and_gradient_are_those_of_the_formula(name: str, shape: tuple[int
 
 @every_loss
 @every_shape
-def test_all_forms_of_logits_and_class_indices_are_equivalent(name: str, shape: tuple[int, ...]) -> None:
+def test_all_forms_of_logits_and_class_indices_are_equivalent(
+    name: str, shape: tuple[int, ...]
+) -> None:
     logits, target = example(shape)
     loss = FORMULAS[name][0]()
     expected = loss(logits, target)
-    assert (expected.shape, type(loss(MetaTensor(logits), MetaTensor(target)))) == ((), torch.Tensor)
+    assert (expected.shape, type(loss(MetaTensor(logits), MetaTensor(target)))) == (
+        (),
+        torch.Tensor,
+    )
     transposed = target.transpose(-1, -2).contiguous().transpose(-1, -2)
     types = torch.uint8, torch.int16, torch.float64, torch.float16
-    for form in (target[:, 0], *(target.to(dtype) for dtype in types), MetaTensor(target), transposed):
+    for form in (
+        target[:, 0],
+        *(target.to(dtype) for dtype in types),
+        MetaTensor(target),
+        transposed,
+    ):
         torch.testing.assert_close(loss(logits, form), expected)
     layout = torch.channels_last if logits.ndim == 4 else torch.channels_last_3d
-    for form in (MetaTensor(logits), logits.to(memory_format=layout), logits.transpose(-1, -2).clone().mT):
+    for form in (
+        MetaTensor(logits),
+        logits.to(memory_format=layout),
+        logits.transpose(-1, -2).clone().mT,
+    ):
         torch.testing.assert_close(loss(form, target), expected)
 
 
@@ -189,7 +218,9 @@ def test_half_precision_is_computed_in_float32(name: str, dtype: torch.dtype) ->
     assert (value.dtype, gradient.dtype) == (torch.float32, dtype)
     exact, exact_gradient = value_and_gradient(loss, low.double(), target)
     torch.testing.assert_close(value.double(), exact, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(gradient.double(), exact_gradient, rtol=2 * torch.finfo(dtype).eps, atol=1e-6)
+    torch.testing.assert_close(
+        gradient.double(), exact_gradient, rtol=2 * torch.finfo(dtype).eps, atol=1e-6
+    )
     with torch.autocast("cpu", dtype=torch.bfloat16):
         torch.testing.assert_close(loss(low, target), value)
 
@@ -227,7 +258,8 @@ def test_ignored_voxels_affect_neither_value_nor_gradient(name: str) -> None:
     expected, gradient = value_and_gradient(loss, logits, target)
     assert (gradient[..., 3:] == 0).all()
     torch.testing.assert_close(
-        loss(torch.cat([logits[..., :3], torch.full_like(logits[..., 3:], 50.0)], -1), target), expected
+        loss(torch.cat([logits[..., :3], torch.full_like(logits[..., 3:], 50.0)], -1), target),
+        expected,
     )
     if not name.startswith(("nacl", "svls")):  # cropping moves their border
         torch.testing.assert_close(loss(logits[..., :3], target[..., :3]), expected)
@@ -258,13 +290,17 @@ def test_focal_gradient_is_finite_at_probability_one(gamma: float) -> None:
 def test_l1_ace_is_that_of_the_metric(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     logits, labels = example(shape)
     logits, labels[0, 0, :2] = logits.to(dtype), 9
-    bins = calibration_bins(logits.softmax(1), labels, 20, region="all", ignore_index=9, classwise=True)
+    bins = calibration_bins(
+        logits.softmax(1), labels, 20, region="all", ignore_index=9, classwise=True
+    )
     value = L1ACELoss(ignore_empty_classes=False, ignore_index=9)(logits, labels)
     torch.testing.assert_close(value, bins.average_error().mean().to(dtype))
 
 
 def test_a_probability_on_an_edge_is_in_the_bin_below() -> None:
-    """Class 0, which alone is present, has 1/2, 3/4 and 3/4: gaps of 1/2 and 1/4, or of 1/3 if they shared a bin."""
+    """Class 0, which alone is present, has 1/2, 3/4 and 3/4: gaps of 1/2 and 1/4, or of 1/3 if they
+    shared a bin.
+    """
     logits = torch.tensor([[1 / 2, 3 / 4, 3 / 4], [1 / 2, 1 / 4, 1 / 4]]).log()[None, :, None]
     value = L1ACELoss(num_bins=2)(logits, torch.zeros(1, 1, 1, 3))
     assert value.item() == pytest.approx((1 / 2 + 1 / 4) / 2 / 2)
@@ -280,8 +316,12 @@ def test_nacl_is_smallest_at_a_confidence_of_one_less_the_weight_by_the_classes(
     logits[:, 1] = math.log(confidence * (num_classes - 1) / (1 - confidence))
     loss, label = NACLLoss(prior, penalty_weight=weight), torch.ones(1, 1, 3, 3)
     assert value_and_gradient(loss, logits, label)[1][:, 1].abs().max() < 1e-15
-    directions = torch.randn(20, 1, num_classes, 1, 1, generator=torch.Generator().manual_seed(0)).double()
-    assert min(loss(logits + 0.01 * direction, label) for direction in directions) > loss(logits, label)
+    directions = torch.randn(
+        20, 1, num_classes, 1, 1, generator=torch.Generator().manual_seed(0)
+    ).double()
+    assert min(loss(logits + 0.01 * direction, label) for direction in directions) > loss(
+        logits, label
+    )
 
 
 def test_defaults_are_those_of_the_papers() -> None:
@@ -297,4 +337,6 @@ def test_defaults_are_those_of_the_papers() -> None:
         L1ACEDiceCELoss: [1.0, 20, True, None],
     }
     for loss, defaults in table.items():
-        assert [option.default for option in inspect.signature(loss).parameters.values()] == defaults
+        assert [
+            option.default for option in inspect.signature(loss).parameters.values()
+        ] == defaults

@@ -18,7 +18,11 @@ def brute_force_prior(labels, num_classes, prior, kernel_size, sigma, padding, i
     """The definition, voxel by voxel; `labels` is one image, (*S)."""
     radius = kernel_size // 2
     replicate = padding == "replicate" or prior == "gaussian"
-    padded = np.pad(labels, radius, mode="edge") if replicate else np.pad(labels, radius, constant_values=0)
+    padded = (
+        np.pad(labels, radius, mode="edge")
+        if replicate
+        else np.pad(labels, radius, constant_values=0)
+    )
     offsets = np.array(list(itertools.product(range(-radius, radius + 1), repeat=labels.ndim)))
     kernel = np.exp(-(offsets**2).sum(1) / (2 * sigma**2))
     centre = len(kernel) // 2
@@ -32,7 +36,9 @@ def brute_force_prior(labels, num_classes, prior, kernel_size, sigma, padding, i
         if len(window) == 0:
             continue
         if prior in ("mean", "gaussian"):
-            proportion = torch.zeros(num_classes, dtype=torch.float64).index_add(0, window, weights / weights.sum())
+            proportion = torch.zeros(num_classes, dtype=torch.float64).index_add(
+                0, window, weights / weights.sum()
+            )
             expected[(slice(None), *voxel)] = proportion
         else:
             winner = window.mode().values if prior == "mode" else getattr(window, prior)()
@@ -50,14 +56,19 @@ def random_labels(shape, num_classes, ignored_fraction=0.0):
 @pytest.mark.parametrize("prior", PRIORS)
 @pytest.mark.parametrize("padding", PADDINGS)
 @pytest.mark.parametrize("ignored_fraction", [0.0, 0.3, 0.9])
-@pytest.mark.parametrize(("shape", "kernel_size"), [((2, 5, 6), 3), ((1, 6, 4), 5), ((2, 3, 4, 5), 3)])
+@pytest.mark.parametrize(
+    ("shape", "kernel_size"), [((2, 5, 6), 3), ((1, 6, 4), 5), ((2, 3, 4, 5), 3)]
+)
 def test_equals_brute_force(prior, padding, ignored_fraction, shape, kernel_size, monkeypatch):
     monkeypatch.setattr(base, "CPU_SLAB", 1)  # slabs of one row
     labels = random_labels(shape, 4, ignored_fraction)
     ignore_index = IGNORED if ignored_fraction else None
     result = neighbor_prior(torch.tensor(labels), 4, prior, kernel_size, 1.5, padding, ignore_index)
     assert result.dtype == torch.float32
-    expected = [brute_force_prior(image, 4, prior, kernel_size, 1.5, padding, ignore_index) for image in labels]
+    expected = [
+        brute_force_prior(image, 4, prior, kernel_size, 1.5, padding, ignore_index)
+        for image in labels
+    ]
     np.testing.assert_allclose(result, np.stack(expected), atol=1e-6)
 
 

@@ -1,4 +1,6 @@
-"""Regions, and calibration errors in them, by their definitions in numpy: slow, in float64, one case at a time."""
+"""Regions, and calibration errors in them, by their definitions in numpy: slow, in float64, one
+case at a time.
+"""
 
 from __future__ import annotations
 
@@ -14,17 +16,21 @@ BINS = 15
 
 
 def band(classes: Array, radius: float, spacing: Sequence[float] | None = None) -> Array:
-    """Voxels near faces, -1 is ignored: on a grid of half the spacing, a face is the points between two voxels."""
+    """Voxels near faces, -1 is ignored: on a grid of half the spacing, a face is the points between
+    two voxels.
+    """
     near = np.zeros(classes.shape, bool)
     half = np.array(spacing or [1] * classes.ndim) / 2
     for axis in range(classes.ndim):
         low, high = (np.delete(classes, at, axis) for at in (-1, 0))
         fine = np.zeros([2 * n + 1 for n in classes.shape], bool)
-        fine[tuple(slice(2, -2, 2) if a == axis else slice(1, None, 2) for a in range(classes.ndim))] = (
-            (low != high) & (low != -1) & (high != -1)
-        )
+        fine[
+            tuple(slice(2, -2, 2) if a == axis else slice(1, None, 2) for a in range(classes.ndim))
+        ] = (low != high) & (low != -1) & (high != -1)
         for other in set(range(classes.ndim)) - {axis}:  # with its edges
-            fine = binary_dilation(fine, np.ones([3 if a == other else 1 for a in range(classes.ndim)]))
+            fine = binary_dilation(
+                fine, np.ones([3 if a == other else 1 for a in range(classes.ndim)])
+            )
         if fine.any():
             distance = distance_transform_edt(~fine, sampling=half)
             near |= distance[(slice(1, None, 2),) * classes.ndim] <= radius + 1e-9
@@ -32,7 +38,12 @@ def band(classes: Array, radius: float, spacing: Sequence[float] | None = None) 
 
 
 def inside(
-    region: Any, p: Array, label: Array, ignored: Array | None = None, temperature: float = 1.0, radius: float = 2
+    region: Any,
+    p: Array,
+    label: Array,
+    ignored: Array | None = None,
+    temperature: float = 1.0,
+    radius: float = 2,
 ) -> Array:
     """Mask of a region `(*S)` from probabilities `(N, *S)` and labels `(*S)`."""
     ignored = np.zeros(label.shape, bool) if ignored is None else ignored
@@ -46,9 +57,12 @@ def inside(
         mask = band(np.where(ignored, -1, predicted), radius)
     elif isinstance(region, str):
         foreground, found = label != 0, predicted != 0
-        mask = {"all": label == label, "predicted": found, "foreground": foreground, "union": foreground | found}[
-            region
-        ]
+        mask = {
+            "all": label == label,
+            "predicted": found,
+            "foreground": foreground,
+            "union": foreground | found,
+        }[region]
     else:
         mask = np.isin(label, region)
     return mask & ~ignored
@@ -62,7 +76,9 @@ def bin_index(confidence: Array) -> Array:
 def error(index: Array, confidence: Array, event: Array, weight: Array | None = None) -> float:
     """ECE: weights count voxels; a dimension before the voxels repeats them."""
     weight = np.ones(confidence.shape) if weight is None else weight
-    index, confidence, event = (np.broadcast_to(x, weight.shape).ravel() for x in (index, confidence, event))
+    index, confidence, event = (
+        np.broadcast_to(x, weight.shape).ravel() for x in (index, confidence, event)
+    )
     weight = weight.ravel()
     gaps = np.bincount(index, weight * confidence, BINS) - np.bincount(index, weight * event, BINS)
     return float(np.abs(gaps).sum() / weight.sum())
@@ -91,11 +107,17 @@ class Case:
         }
 
     def errors_if_true(self, region: Any) -> dict[str, float]:
-        """ECE and CECE if each label k has probability p_k: every voxel counts for each label, with weight p_k."""
+        """ECE and CECE if each label k has probability p_k: every voxel counts for each label, with
+        weight p_k.
+        """
         classes = np.arange(len(self.p))[:, None]
-        inside_with = [inside(region, self.p, np.full(self.p.shape[1:], k))[self.kept] for k in classes]
+        inside_with = [
+            inside(region, self.p, np.full(self.p.shape[1:], k))[self.kept] for k in classes
+        ]
         weight = np.stack(inside_with) * self.flat
-        of_classes = [error(self.index[j], self.flat[j], classes == j, weight) for j in range(len(classes))]
+        of_classes = [
+            error(self.index[j], self.flat[j], classes == j, weight) for j in range(len(classes))
+        ]
         return {
             "ece": error(self.top_index, self.top, classes == self.predicted, weight),
             "cece": float(np.mean(of_classes)),

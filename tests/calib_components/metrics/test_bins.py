@@ -1,4 +1,6 @@
-"""Calibration bins and the errors computed from them: golden values, cases worked by hand, properties, wrong bins."""
+"""Calibration bins and the errors computed from them: golden values, cases worked by hand,
+properties, wrong bins.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,9 @@ GOLDEN = SHARED / "golden"
 only_0_and_1 = pytest.mark.filterwarnings("ignore:y_pred holds only 0 and 1")
 
 
-def random_case(seed: int, shape: tuple[int, ...] = (1, 4, 9, 7, 5)) -> tuple[torch.Tensor, torch.Tensor]:
+def random_case(
+    seed: int, shape: tuple[int, ...] = (1, 4, 9, 7, 5)
+) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     probabilities = torch.randn(shape, generator=generator).mul(2).softmax(1)
     labels = torch.randint(shape[1], (shape[0], 1, *shape[2:]), generator=generator)
@@ -57,7 +61,9 @@ def golden(name: str) -> tuple[dict[str, np.ndarray], torch.Tensor, torch.Tensor
 def test_ece_and_cece_equal_the_authors(name: str, num_bins: int, voxels: str) -> None:
     values, y_pred, y = golden(name)
     for measure, classwise in (("ece", False), ("cece", True)):
-        bins = calibration_bins(y_pred, y, num_bins, foreground_only=voxels == "foreground", classwise=classwise)
+        bins = calibration_bins(
+            y_pred, y, num_bins, foreground_only=voxels == "foreground", classwise=classwise
+        )
         expected = values[f"{measure}_{voxels}/bins{num_bins}"].item()
         assert bins.expected_error().item() == pytest.approx(expected, abs=1e-6)
 
@@ -82,7 +88,11 @@ def test_top_label_bins_by_hand() -> None:
     assert bins.count.tolist() == [[0, 1, 2, 3]]
     assert bins.confidence_sum.tolist() == [[0, 0.5, 1.375, 2.875]]
     assert bins.num_correct.tolist() == [[0, 0, 1, 2]]
-    assert [field.dtype for field in vars(bins).values()] == [torch.int64, torch.float64, torch.float64]
+    assert [field.dtype for field in vars(bins).values()] == [
+        torch.int64,
+        torch.float64,
+        torch.float64,
+    ]
     assert str(bins.confidence.tolist()) == str([[math.nan, 0.5, 1.375 / 2, 2.875 / 3]])
     assert str(bins.accuracy.tolist()) == str([[math.nan, 0.0, 0.5, 2 / 3]])
     assert bins.expected_error().item() == pytest.approx((0.5 + 0.375 + 0.875) / 6)
@@ -98,14 +108,18 @@ def test_classwise_bins_by_hand() -> None:
     class_errors = ((0.875 + 0.875 + 0.75 + 0) / 6, (0.75 + 0.5 + 0.375 + 0.875) / 6)
     assert bins.expected_error().item() == pytest.approx(sum(class_errors) / 2)
     assert bins.maximum_error().item() == pytest.approx((0.75 + 0.5) / 2)
-    assert [of_class.expected_error().item() for of_class in bins.per_class()] == pytest.approx(class_errors)
+    assert [of_class.expected_error().item() for of_class in bins.per_class()] == pytest.approx(
+        class_errors
+    )
 
 
 def test_foreground_and_ignored_voxels_by_hand() -> None:
     y_pred, y = hand_case()
     assert calibration_bins(y_pred, y, num_bins=4).count.tolist() == [[0, 1, 2, 1]]
     y[..., 3] = 255
-    assert calibration_bins(y_pred, y, num_bins=4, ignore_index=255).count.tolist() == [[0, 1, 1, 1]]
+    assert calibration_bins(y_pred, y, num_bins=4, ignore_index=255).count.tolist() == [
+        [0, 1, 1, 1]
+    ]
     assert calibration_bins(y_pred, hand_case()[1], num_bins=4, ignore_index=1).count.sum() == 0
     of_class_1 = calibration_bins(y_pred, hand_case()[1], num_bins=4, ignore_index=0, region="all")
     assert of_class_1.count.tolist() == [[0, 1, 2, 1]]
@@ -117,7 +131,9 @@ def test_float64_edges_belong_to_the_lower_bin(num_bins: int) -> None:
     for edges in (np.arange(num_bins + 1) / num_bins, np.linspace(0, 1, num_bins + 1)):
         p = torch.from_numpy(edges)
         y = torch.zeros(1, 1, num_bins + 1)
-        bins = calibration_bins(torch.stack([p, 1 - p])[None], y, num_bins, foreground_only=False, classwise=True)
+        bins = calibration_bins(
+            torch.stack([p, 1 - p])[None], y, num_bins, foreground_only=False, classwise=True
+        )
         assert bins.count[0, 0].tolist() == [2] + [1] * (num_bins - 1)
 
 
@@ -127,22 +143,30 @@ def test_bin_of_a_float32_is_exact(num_bins: int, p: float, near_an_edge: bool) 
     if near_an_edge:
         p = float(np.float32(round(p * num_bins) / num_bins))
     y_pred = torch.tensor([p, 1 - p], dtype=torch.float32).view(1, 2, 1)
-    bins = calibration_bins(y_pred, torch.zeros(1, 1, 1), num_bins, foreground_only=False, classwise=True)
+    bins = calibration_bins(
+        y_pred, torch.zeros(1, 1, 1), num_bins, foreground_only=False, classwise=True
+    )
     exact = -(-Fraction(p) * num_bins // 1) - 1  # ceil(p * num_bins) - 1
     assert bins.count[0, 0].argmax().item() == max(exact, 0)
 
 
 @settings(max_examples=20)
 @given(st.integers(0, 10_000), st.permutations(range(5)), st.booleans())
-def test_parts_of_a_volume_in_any_order_add_up_to_the_whole(seed: int, order: list[int], classwise: bool) -> None:
+def test_parts_of_a_volume_in_any_order_add_up_to_the_whole(
+    seed: int, order: list[int], classwise: bool
+) -> None:
     y_pred, y = random_case(seed, (2, 3, 10, 6))
     whole = calibration_bins(y_pred, y, classwise=classwise)
-    parts = [calibration_bins(y_pred[:, :, i::5], y[:, :, i::5], classwise=classwise) for i in order]
+    parts = [
+        calibration_bins(y_pred[:, :, i::5], y[:, :, i::5], classwise=classwise) for i in order
+    ]
     merged = parts[0] + parts[1] + parts[2] + parts[3] + parts[4]
     assert torch.equal(merged.count, whole.count)
     assert torch.equal(merged.num_correct, whole.num_correct)
     torch.testing.assert_close(merged.confidence_sum, whole.confidence_sum, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(merged.expected_error(), whole.expected_error(), rtol=0, atol=1e-14, equal_nan=True)
+    torch.testing.assert_close(
+        merged.expected_error(), whole.expected_error(), rtol=0, atol=1e-14, equal_nan=True
+    )
 
 
 def test_json_is_exact() -> None:
@@ -157,10 +181,14 @@ def test_json_is_exact() -> None:
 def assert_same_bins(actual: CalibrationBins, expected: CalibrationBins) -> None:
     assert torch.equal(actual.count, expected.count)
     assert torch.equal(actual.num_correct, expected.num_correct)
-    torch.testing.assert_close(actual.confidence_sum, expected.confidence_sum, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        actual.confidence_sum, expected.confidence_sum, rtol=1e-12, atol=1e-12
+    )
 
 
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int64, torch.float16, torch.float32, torch.bool])
+@pytest.mark.parametrize(
+    "dtype", [torch.uint8, torch.int16, torch.int64, torch.float16, torch.float32, torch.bool]
+)
 @pytest.mark.parametrize("one_hot", [False, True])
 def test_labels_of_any_type_as_index_or_one_hot(dtype: torch.dtype, one_hot: bool) -> None:
     if one_hot or dtype != torch.bool:
@@ -176,7 +204,9 @@ def test_gradients_metadata_and_memory_layout() -> None:
     assert_same_bins(tracked, expected)
     assert type(tracked.count) is torch.Tensor
     strided = y_pred.to(memory_format=torch.channels_last_3d)
-    assert_same_bins(calibration_bins(strided, y.transpose(2, 4).contiguous().transpose(2, 4)), expected)
+    assert_same_bins(
+        calibration_bins(strided, y.transpose(2, 4).contiguous().transpose(2, 4)), expected
+    )
 
 
 def test_case_without_foreground_is_nan() -> None:
@@ -193,7 +223,9 @@ def test_rounding_errors_are_accepted() -> None:
     y_pred, y = random_case(10, (2, 4, 5, 6))
     assert calibration_bins(y_pred + 5e-6, y).count.sum() == (y > 0).sum()
     one_too_much = torch.tensor([1.000001, 0.0]).view(1, 2, 1)
-    bins = calibration_bins(one_too_much, torch.zeros(1, 1, 1), foreground_only=False, classwise=True)
+    bins = calibration_bins(
+        one_too_much, torch.zeros(1, 1, 1), foreground_only=False, classwise=True
+    )
     assert bins.count[0, :, [0, -1]].tolist() == [[0, 1], [1, 0]]
 
 
@@ -222,7 +254,8 @@ def test_bands_are_binomial_quantiles() -> None:
     low, high = consistency_bands(BINS, level=0.9)
     assert low.isnan().tolist() == high.isnan().tolist() == (COUNT == 0).tolist()
     at = COUNT > 0
-    for found, share in ((low[at], 0.05), (high[at], 0.95)):  # the fewest that so large a share does not exceed
+    # The fewest that so large a share does not exceed
+    for found, share in ((low[at], 0.05), (high[at], 0.95)):
         correct = (found * COUNT[at]).round()
         assert (stats.binom.cdf(correct, COUNT[at], CONFIDENCE[at]) >= share).all()
         assert (stats.binom.cdf(correct - 1, COUNT[at], CONFIDENCE[at]) < share).all()
@@ -235,11 +268,14 @@ def test_resampled_errors_are_those_of_drawn_labels() -> None:
     assert not torch.equal(errors, resampled_errors(BINS, draws=4000, seed=1))
     for i in range(2):
         n, p = COUNT[i].numpy(), CONFIDENCE[i].numpy()
-        # The mean absolute deviation of each binomial; for many voxels, that of the normal distribution.
+        # The mean absolute deviation of each binomial; for many voxels, that of the normal
+        # distribution.
         deviations = [
-            stats.binom(a, b).expect(lambda x, m=a * b: abs(x - m))
-            if a < 1000
-            else np.sqrt(2 / np.pi * a * b * (1 - b))
+            (
+                stats.binom(a, b).expect(lambda x, m=a * b: abs(x - m))
+                if a < 1000
+                else np.sqrt(2 / np.pi * a * b * (1 - b))
+            )
             for a, b in zip(n, p, strict=True)
             if a > 0
         ]
@@ -253,14 +289,18 @@ def test_bands_need_observed_bins_and_a_level() -> None:
         consistency_bands(BINS, level=95)
 
 
-# Volumes on which float32 sums fail: exact values here, next to those of `monai.metrics` for the same input
+# Volumes on which float32 sums fail: exact values here, next to those of `monai.metrics` for the
+# same input
 
 
 def error_of_second_class(p: torch.Tensor, hit: torch.Tensor) -> float:
     """Our error of the probability `p` of class 1, where `hit` says whether the class is true."""
     y_pred = torch.stack([1 - p, p]).unsqueeze(0)
     return (
-        calibration_bins(y_pred, hit[None, None], region="all", classwise=True).per_class()[1].expected_error().item()
+        calibration_bins(y_pred, hit[None, None], region="all", classwise=True)
+        .per_class()[1]
+        .expected_error()
+        .item()
     )
 
 
@@ -278,7 +318,10 @@ def test_calibrated_predictor_on_a_whole_brain(voxels: int) -> None:
     generator = torch.Generator().manual_seed(0)
     p = (3 + 2 * torch.randn(voxels, generator=generator)).sigmoid()
     hit = torch.rand(p.shape, generator=generator) < p
-    residual, index = (p.double() - hit.double()).numpy(), by_definition.bin_index(p.double().numpy())
+    residual, index = (
+        (p.double() - hit.double()).numpy(),
+        by_definition.bin_index(p.double().numpy()),
+    )
     expected = np.abs(np.bincount(index, residual)).sum() / voxels
     assert expected < 0.002
     assert error_of_second_class(p, hit) == pytest.approx(expected, abs=1e-9)
@@ -308,7 +351,10 @@ class LargestTensor(TorchDispatchMode):
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         result = function(*args, **(kwargs or {}))
         for value in tree_leaves(result):
-            if isinstance(value, torch.Tensor) and value.untyped_storage().data_ptr() not in self.given:
+            if (
+                isinstance(value, torch.Tensor)
+                and value.untyped_storage().data_ptr() not in self.given
+            ):
                 self.bytes = max(self.bytes, value.untyped_storage().nbytes())
         return result
 
@@ -317,7 +363,9 @@ class LargestTensor(TorchDispatchMode):
 def test_memory_does_not_grow_with_the_volume_or_the_regions(classes: int, size: int) -> None:
     y_pred = torch.full((1, classes, size, size, size), 1 / classes)
     y = torch.ones(1, 1, size, size, size, dtype=torch.uint8)
-    regions = [Region.parse(region) for region in ("all", "predicted", "plausible", "union", 1, [1, 2, 3])]
+    regions = [
+        Region.parse(region) for region in ("all", "predicted", "plausible", "union", 1, [1, 2, 3])
+    ]
     measures = ["top_label", "classwise", "if_true", "nll", "brier"]
     with LargestTensor(y_pred, y) as largest:
         measure_regions(y_pred, y, regions, measures, draws=1, temperature=1.5)
@@ -332,7 +380,9 @@ def test_more_classes_than_a_byte_holds() -> None:
     y_pred, y = logits.softmax(0)[None], labels.view(1, 1, -1)
     p, label = y_pred[0].numpy(), y[0, 0].numpy()
     expected = by_definition.Case(p, label >= 0).measures(label, label >= 0)
-    assert calibration_bins(y_pred, y, region="all").expected_error().item() == pytest.approx(expected["ece"])
+    assert calibration_bins(y_pred, y, region="all").expected_error().item() == pytest.approx(
+        expected["ece"]
+    )
     for dtype in (torch.int16, torch.uint16, torch.uint32, torch.uint64):
         bins = calibration_bins(y_pred, y.to(dtype), region="all", classwise=True)
         assert bins.expected_error().item() == pytest.approx(expected["cece"])

@@ -1,4 +1,6 @@
-"""The metrics of calibration and their base: batches and lists, reductions, handlers, processes, regions, scores."""
+"""The metrics of calibration and their base: batches and lists, reductions, handlers, processes,
+regions, scores.
+"""
 
 from __future__ import annotations
 
@@ -111,10 +113,16 @@ def test_a_call_that_fails_leaves_no_trace() -> None:
 
 
 def test_default_regions() -> None:
-    """The paper's for its errors; one in which true probabilities have no error where there are several."""
-    assert {metric().region.name for metric in (ECEMetric, CECEMetric, NLLMetric, BrierMetric)} == {"foreground"}
+    """The paper's for its errors; one in which true probabilities have no error where there are
+    several.
+    """
+    assert {metric().region.name for metric in (ECEMetric, CECEMetric, NLLMetric, BrierMetric)} == {
+        "foreground"
+    }
     metric = CalibrationMetric()
-    assert {part.region.name for part in (metric, metric.cece, metric.nll, metric.brier)} == {"predicted"}
+    assert {part.region.name for part in (metric, metric.cece, metric.nll, metric.brier)} == {
+        "predicted"
+    }
     assert CalibrationMetric(foreground_only=True).cece.region.name == "foreground"
 
 
@@ -147,7 +155,9 @@ def test_one_pass_gives_all_measures_of_all_regions() -> None:
     metric = CalibrationMetric(region="union", regions=regions, **options)
     assert list(metric.regions) == ["all", "band(3)", "band(3 at 1x1x2)", "structure_1_2"]
     metric(list(y_pred), list(y))
-    for region, of_region in zip(["union", *regions], [metric, *metric.regions.values()], strict=True):
+    for region, of_region in zip(
+        ["union", *regions], [metric, *metric.regions.values()], strict=True
+    ):
         for kind, part in ((ECEMetric, of_region), (CECEMetric, of_region.cece)):
             alone = kind(region=region, **options)
             alone(y_pred, y)
@@ -238,7 +248,9 @@ def test_probabilities_that_were_rounded_count_as_what_they_can_have_been() -> N
     expected = -(math.log(0.01) + 2 * math.log(0.1) + math.log(1) + math.log(0.5)) / 5
     assert measure(p, y, True) == pytest.approx([expected, 2 * (1 + 1 + 0.95**2 + 0.5**2) / 5])
     p = torch.tensor([[[1.0, 0.0, 0.5], [0.0, 1.0, 0.5]]])  # a softmax has no highest probability
-    assert measure(p, torch.tensor([[[1, 1, 1]]]), False)[0] == pytest.approx(-(math.log(0.01) + math.log(0.5)) / 3)
+    assert measure(p, torch.tensor([[[1, 1, 1]]]), False)[0] == pytest.approx(
+        -(math.log(0.01) + math.log(0.5)) / 3
+    )
 
 
 def test_magnitudes_of_logits_by_numpy() -> None:
@@ -278,6 +290,15 @@ torch.testing.assert_close(found, expected, rtol=0, atol=1e-14)
 
 @pytest.mark.slow
 def test_several_processes_gather_their_cases() -> None:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--no-python"]
-    done = subprocess.run([*launcher, sys.executable, "-c", TWO_RANKS], check=False, capture_output=True, text=True)
+    launcher = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node=2",
+        "--no-python",
+    ]
+    done = subprocess.run(
+        [*launcher, sys.executable, "-c", TWO_RANKS], check=False, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr

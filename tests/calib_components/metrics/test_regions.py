@@ -1,4 +1,6 @@
-"""Regions: names, masks worked by hand, bands, and all measures in all regions against their definitions."""
+"""Regions: names, masks worked by hand, bands, and all measures in all regions against their
+definitions.
+"""
 
 from __future__ import annotations
 
@@ -30,23 +32,37 @@ REGIONS = [*BY_PREDICTION, *CLOSED_FORM, "band"]
 IGNORE = 255
 
 
-def blobs(shape: Sequence[int], seed: int = 0, classes: int = 4, sharpness: float = 8.0) -> torch.Tensor:
-    """Probabilities `(1, N, *S)` in float64: mostly background, one class inside another, with soft borders."""
+def blobs(
+    shape: Sequence[int], seed: int = 0, classes: int = 4, sharpness: float = 8.0
+) -> torch.Tensor:
+    """Probabilities `(1, N, *S)` in float64: mostly background, one class inside another, with soft
+    borders.
+    """
     generator = torch.Generator().manual_seed(seed)
-    axes = torch.meshgrid(*(torch.linspace(-1, 1, n, dtype=torch.float64) for n in shape), indexing="ij")
+    axes = torch.meshgrid(
+        *(torch.linspace(-1, 1, n, dtype=torch.float64) for n in shape), indexing="ij"
+    )
     radius = sum(axis**2 for axis in axes) ** 0.5
-    rings = [sharpness * (0.2 - (radius - 0.2 * (classes - 1 - k)).abs()) for k in range(1, classes)]
+    rings = [
+        sharpness * (0.2 - (radius - 0.2 * (classes - 1 - k)).abs()) for k in range(1, classes)
+    ]
     logits = torch.stack([sharpness * (radius - 0.7), *rings])
-    return (logits + 0.5 * torch.randn(logits.shape, generator=generator, dtype=torch.float64)).softmax(0)[None]
+    return (
+        logits + 0.5 * torch.randn(logits.shape, generator=generator, dtype=torch.float64)
+    ).softmax(0)[None]
 
 
 def draw_labels(p: torch.Tensor, seed: int) -> torch.Tensor:
     """Labels `(B, 1, *S)` from probabilities `(B, N, *S)`."""
-    u = torch.rand(p[:, :1].shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    u = torch.rand(
+        p[:, :1].shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
     return (p.cumsum(1) < u).sum(1, keepdim=True).clamp(max=p.shape[1] - 1)
 
 
-def measured(p: torch.Tensor, y: torch.Tensor, regions: Sequence[Any], **options: Any) -> dict[Any, Measured]:
+def measured(
+    p: torch.Tensor, y: torch.Tensor, regions: Sequence[Any], **options: Any
+) -> dict[Any, Measured]:
     """All measures of regions, in one pass."""
     kinds = ["top_label", "classwise", "if_true", "nll", "brier"]
     found = measure_regions(p, y, [Region.parse(region) for region in regions], kinds, **options)
@@ -54,8 +70,15 @@ def measured(p: torch.Tensor, y: torch.Tensor, regions: Sequence[Any], **options
 
 
 def values_of(found: Measured) -> dict[str, float]:
-    values = {"ece": found.bins["top_label"].expected_error(), "cece": found.bins["classwise"].expected_error()}
-    return {name: value.item() for name, value in {**values, **found.scores}.items() if name != "resampled"}
+    values = {
+        "ece": found.bins["top_label"].expected_error(),
+        "cece": found.bins["classwise"].expected_error(),
+    }
+    return {
+        name: value.item()
+        for name, value in {**values, **found.scores}.items()
+        if name != "resampled"
+    }
 
 
 def values_if_true(found: Measured) -> dict[str, float]:
@@ -74,7 +97,11 @@ def values_if_true(found: Measured) -> dict[str, float]:
         ("plausible(.1)", Region("plausible", 0.1), "plausible(0.1)"),
         ("band(3)", Region("band", 3), "band(3)"),
         ("plausible(1e-05)", Region("plausible", 0.00001), "plausible(1e-05)"),
-        (Region("band", 3, spacing=(1, 1.5, 10)), Region("band", 3.0, (), (1.0, 1.5, 10.0)), "band(3 at 1x1.5x10)"),
+        (
+            Region("band", 3, spacing=(1, 1.5, 10)),
+            Region("band", 3.0, (), (1.0, 1.5, 10.0)),
+            "band(3 at 1x1.5x10)",
+        ),
         (2, Region("structure", classes=(2,)), "structure_2"),
         ([3, 1, 3], Region("structure", classes=(1, 3)), "structure_1_3"),
         (Region("structure", classes=(3, 1)), Region.parse([1, 3]), "structure_1_3"),
@@ -110,8 +137,18 @@ def test_unsuitable_spacing_and_classes() -> None:
 
 def test_what_chooses_the_voxels() -> None:
     regions = {Region.parse(region) for region in REGIONS}
-    assert {r.name for r in regions if r.by_prediction} == {"all", "predicted", "plausible", "predicted_band"}
-    assert {r.name for r in regions if r.has_closed_form} == {"foreground", "union", "structure_1", "structure_2_3"}
+    assert {r.name for r in regions if r.by_prediction} == {
+        "all",
+        "predicted",
+        "plausible",
+        "predicted_band",
+    }
+    assert {r.name for r in regions if r.has_closed_form} == {
+        "foreground",
+        "union",
+        "structure_1",
+        "structure_2_3",
+    }
 
 
 # By hand: two classes, six voxels in a row
@@ -145,14 +182,21 @@ def test_regions_by_hand(region: Any, members: list[int]) -> None:
     assert torch.equal(found.p, HAND_P[0][:, members])
     assert torch.equal(found.label, HAND_Y[0, 0, members])
     of_region = calibration_bins(HAND_P, HAND_Y, region=region)
-    assert of_region.to_dict() == calibration_bins(HAND_P[..., members], HAND_Y[..., members], region="all").to_dict()
+    assert (
+        of_region.to_dict()
+        == calibration_bins(HAND_P[..., members], HAND_Y[..., members], region="all").to_dict()
+    )
 
 
 # Bands
 
 
 @settings(max_examples=60)
-@given(st.integers(0, 10**6), st.lists(st.integers(1, 8), min_size=1, max_size=3), st.sampled_from([0.5, 1.5, 2, 3.7]))
+@given(
+    st.integers(0, 10**6),
+    st.lists(st.integers(1, 8), min_size=1, max_size=3),
+    st.sampled_from([0.5, 1.5, 2, 3.7]),
+)
 def test_band_equals_its_definition(seed: int, shape: list[int], radius: float) -> None:
     rng = np.random.default_rng(seed)
     classes = (rng.random(shape) < 0.1) * rng.integers(1, 3)
@@ -165,25 +209,33 @@ def test_band_equals_its_definition(seed: int, shape: list[int], radius: float) 
 # All measures in all regions
 
 
-def assert_equals_definitions(p: torch.Tensor, y: torch.Tensor, temperature: float | None, tolerance: float) -> None:
+def assert_equals_definitions(
+    p: torch.Tensor, y: torch.Tensor, temperature: float | None, tolerance: float
+) -> None:
     """One pass, with ignored voxels."""
     y = y.clone()
     ignored = torch.rand(y.shape, generator=torch.Generator().manual_seed(9)) < 0.02
     y[ignored] = IGNORE
     p0, label, out = p[0].double().numpy(), y[0, 0].numpy(), ignored[0, 0].numpy()
     case = by_definition.Case(p0, ~out)
-    for region, found in measured(p, y, REGIONS, ignore_index=IGNORE, temperature=temperature).items():
+    for region, found in measured(
+        p, y, REGIONS, ignore_index=IGNORE, temperature=temperature
+    ).items():
         mask = by_definition.inside(region, p0, label, out, temperature or 1)
         assert 0 < mask.sum() == found.bins["top_label"].count.sum()
         assert values_of(found) == pytest.approx(case.measures(label, mask), abs=tolerance)
         if region in CLOSED_FORM:
-            assert values_if_true(found) == pytest.approx(case.errors_if_true(region), abs=tolerance)
+            assert values_if_true(found) == pytest.approx(
+                case.errors_if_true(region), abs=tolerance
+            )
         else:
             assert "top_label_if_true" not in found.bins
 
 
 @pytest.mark.parametrize("shape", [(40, 50), (20, 16, 18)])
-@pytest.mark.parametrize(("temperature", "chunk"), [(None, 500), (0.6, voxels.CPU_CHUNK), (1.7, voxels.CPU_CHUNK)])
+@pytest.mark.parametrize(
+    ("temperature", "chunk"), [(None, 500), (0.6, voxels.CPU_CHUNK), (1.7, voxels.CPU_CHUNK)]
+)
 def test_small_cases(
     shape: tuple[int, ...], temperature: float | None, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -195,7 +247,9 @@ def test_small_cases(
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_sums_of_half_precision(dtype: torch.dtype) -> None:
-    """Probabilities that do not sum to 1, of voxels of any class and of those that are surely background."""
+    """Probabilities that do not sum to 1, of voxels of any class and of those that are surely
+    background.
+    """
     p = blobs((30, 40), sharpness=20)
     half = p.to(dtype)
     sums = half.double().sum(1)
@@ -236,7 +290,9 @@ def resampled(p: torch.Tensor, y: torch.Tensor, draws: int) -> torch.Tensor:
 
 
 def test_small_structures_have_an_error_by_chance() -> None:
-    """Drawn in the pass, against labels drawn here; with a few dozen voxels it is well above the closed form."""
+    """Drawn in the pass, against labels drawn here; with a few dozen voxels it is well above the
+    closed form.
+    """
     p = blobs((24, 24), sharpness=12)
     simulated = ECEMetric(region=3)
     for seed in range(300):
@@ -248,7 +304,9 @@ def test_small_structures_have_an_error_by_chance() -> None:
 
 
 def test_other_labels_are_drawn_for_another_case(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same for a case wherever it comes, others for another case: the mean over cases has less of their chance."""
+    """The same for a case wherever it comes, others for another case: the mean over cases has less
+    of their chance.
+    """
     monkeypatch.setattr(voxels, "CPU_CHUNK", 400)
     p = blobs((12, 12), sharpness=12).repeat(20, 1, 1, 1)
     for case in range(20):  # that differ in voxels far from the structure
@@ -263,10 +321,16 @@ def test_other_labels_are_drawn_for_another_case(monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("chunk", [200, voxels.CPU_CHUNK])
 def test_channels_of_sigmoids(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each channel is a case of two classes; ECE, NLL and Brier score pool them, CECE is their mean."""
+    """Each channel is a case of two classes; ECE, NLL and Brier score pool them, CECE is their
+    mean.
+    """
     monkeypatch.setattr(voxels, "CPU_CHUNK", chunk)
-    foreground = torch.cat([1 - blobs((12, 11, 10), seed, sharpness=14)[:, :1] for seed in range(3)], 1)
-    y = (torch.rand(foreground.shape, generator=torch.Generator().manual_seed(1)) < foreground).int()
+    foreground = torch.cat(
+        [1 - blobs((12, 11, 10), seed, sharpness=14)[:, :1] for seed in range(3)], 1
+    )
+    y = (
+        torch.rand(foreground.shape, generator=torch.Generator().manual_seed(1)) < foreground
+    ).int()
     ignored = torch.rand(y.shape, generator=torch.Generator().manual_seed(2)) < 0.03
     y[ignored] = IGNORE
     regions = [*BY_PREDICTION, "foreground", "union", (1,), (0, 1), "band"]
@@ -277,18 +341,26 @@ def test_channels_of_sigmoids(chunk: int, monkeypatch: pytest.MonkeyPatch) -> No
         channels.append((np.stack([1 - p, p]), y[0, k].numpy(), ignored[0, k].numpy()))
     for region, found in measured(foreground, y, regions, **options).items():
         masks = [by_definition.inside(region, p, label, out, 0.8) for p, label, out in channels]
-        pooled_p = np.concatenate([p[:, mask] for (p, _, _), mask in zip(channels, masks, strict=True)], 1)
-        pooled_y = np.concatenate([label[mask] for (_, label, _), mask in zip(channels, masks, strict=True)])
+        pooled_p = np.concatenate(
+            [p[:, mask] for (p, _, _), mask in zip(channels, masks, strict=True)], 1
+        )
+        pooled_y = np.concatenate(
+            [label[mask] for (_, label, _), mask in zip(channels, masks, strict=True)]
+        )
         everywhere = np.ones(len(pooled_y), bool)
         expected = by_definition.Case(pooled_p, everywhere).measures(pooled_y, everywhere)
         of_channels = []
         for (p, label, _), mask in zip(channels, masks, strict=True):
             confidence = p[1][mask]
-            of_channels.append(by_definition.error(by_definition.bin_index(confidence), confidence, label[mask]))
+            of_channels.append(
+                by_definition.error(by_definition.bin_index(confidence), confidence, label[mask])
+            )
         expected["cece"] = np.mean(of_channels)
         assert values_of(found) == pytest.approx(expected, abs=1e-12)
         assert found.bins["classwise"].count.shape == (1, 3, 15)
         if region in ("foreground", "union", (1,)):
             pooled = np.concatenate([p[:, ~out] for p, _, out in channels], 1)
-            if_true = by_definition.Case(pooled, np.ones(pooled.shape[1], bool)).errors_if_true(region)
+            if_true = by_definition.Case(pooled, np.ones(pooled.shape[1], bool)).errors_if_true(
+                region
+            )
             assert values_if_true(found)["ece"] == pytest.approx(if_true["ece"], abs=1e-12)

@@ -9,7 +9,13 @@ import torch
 from scipy.ndimage import binary_erosion, distance_transform_edt
 
 from calib_components.errors import InputError, warn_once
-from calib_components.metrics import DSCMetric, HD95Metric, dice, hausdorff_distance_95, structure_masks
+from calib_components.metrics import (
+    DSCMetric,
+    HD95Metric,
+    dice,
+    hausdorff_distance_95,
+    structure_masks,
+)
 from tests.helpers import SHARED
 
 GOLDEN = SHARED / "golden"
@@ -42,8 +48,8 @@ def mask(*voxels: int) -> torch.Tensor:
 def test_values_by_hand() -> None:
     # 2 x 1 shared voxel / (2 + 3)
     assert dice(mask(0, 1), mask(1, 2, 3)).item() == pytest.approx(0.4)
-    # From 0 and 9 to 0: 0 and 9; from 0 to them: 0. The 95th percentile of 0, 0, 9 lies at 1.9 of 2 steps: 0.9 x 9.
-    # The larger of the directed percentiles would be 0.95 x 9.
+    # From 0 and 9 to 0: 0 and 9; from 0 to them: 0. The 95th percentile of 0, 0, 9 lies at 1.9 of 2
+    # steps: 0.9 x 9. The larger of the directed percentiles would be 0.95 x 9.
     assert hausdorff_distance_95(mask(0, 9), mask(0)).item() == pytest.approx(8.1)
     assert hausdorff_distance_95(mask(0, 9), mask(0), spacing=(1, 2)).item() == pytest.approx(16.2)
 
@@ -55,8 +61,11 @@ def by_distance_transform(a: np.ndarray, b: np.ndarray, spacing: Sequence[float]
 
 
 @pytest.mark.parametrize("spacing", [None, (1.5, 0.7, 10.0), (2.0, 3.0)])
-@pytest.mark.parametrize("share", [0.02, 0.5, 0.95])  # few voxels far from each other; many, up to the border
-def test_hd95_equals_that_by_distance_transforms(share: float, spacing: tuple[float, ...] | None) -> None:
+# Few voxels far from each other; many, up to the border
+@pytest.mark.parametrize("share", [0.02, 0.5, 0.95])
+def test_hd95_equals_that_by_distance_transforms(
+    share: float, spacing: tuple[float, ...] | None
+) -> None:
     shape = (12, 14) if spacing is not None and len(spacing) == 2 else (9, 14, 7)
     masks = np.random.default_rng(0).random((2, 3, *shape)) < share
     found = hausdorff_distance_95(*torch.from_numpy(masks)[:, None], spacing)[0]
@@ -72,10 +81,14 @@ def test_absent_structures() -> None:
     for metric in (dsc, hd95):
         metric(predicted, true)
     torch.testing.assert_close(
-        dsc.aggregate("none"), torch.tensor([[1, 0, 0, torch.nan]], dtype=torch.float64), equal_nan=True
+        dsc.aggregate("none"),
+        torch.tensor([[1, 0, 0, torch.nan]], dtype=torch.float64),
+        equal_nan=True,
     )
     torch.testing.assert_close(
-        hd95.aggregate("none"), torch.tensor([[0] + [torch.nan] * 3], dtype=torch.float64), equal_nan=True
+        hd95.aggregate("none"),
+        torch.tensor([[0] + [torch.nan] * 3], dtype=torch.float64),
+        equal_nan=True,
     )
     assert dsc.aggregate().item() == pytest.approx(1 / 3)
     assert hd95.aggregate().item() == 0
@@ -100,21 +113,47 @@ def test_a_structure_that_is_left_out_as_background_is_warned_of() -> None:
 
 LABELS = torch.arange(9).view(9, 1).expand(9, 12) // torch.tensor([3, 4])[:, None, None]
 ONE_HOT = torch.nn.functional.one_hot(LABELS, 3).movedim(-1, 1)  # (2, 3, 9, 12)
-MASKS = structure_masks(torch.tensor([[[0, 1, 2, 2]]]), [[1], [2], [1, 2]])[None]  # no channel of the background
+# No channel of the background
+MASKS = structure_masks(torch.tensor([[[0, 1, 2, 2]]]), [[1], [2], [1, 2]])[None]
 
 
 @pytest.mark.parametrize(
     ("y_pred", "y", "message"),
     [
-        (torch.rand(1, 2, 4, 4), torch.zeros(1, 2, 4, 4), "masks of 0 and 1, .* in 32 of 32 elements"),
-        (torch.full((1, 2, 4, 4), torch.nan), torch.zeros(1, 2, 4, 4), "masks of 0 and 1, .* in 32 of 32 elements"),
-        (torch.zeros(1, 2, 4, 4), torch.zeros(1, 2, 4, 5), r"y must have shape \(1, 1, 4, 4\) .* got \(1, 2, 4, 5\)"),
-        (torch.zeros(1, 2, 4, 4), torch.full((1, 1, 4, 4), 2), "class indices from 0 to 1, .* in 16 of 16"),
-        (MASKS, torch.tensor([[[[0, 1, 2, 2]]]]), "y_pred must be one-hot .* 4 of 4 voxels in several classes or none"),
+        (
+            torch.rand(1, 2, 4, 4),
+            torch.zeros(1, 2, 4, 4),
+            "masks of 0 and 1, .* in 32 of 32 elements",
+        ),
+        (
+            torch.full((1, 2, 4, 4), torch.nan),
+            torch.zeros(1, 2, 4, 4),
+            "masks of 0 and 1, .* in 32 of 32 elements",
+        ),
+        (
+            torch.zeros(1, 2, 4, 4),
+            torch.zeros(1, 2, 4, 5),
+            r"y must have shape \(1, 1, 4, 4\) .* got \(1, 2, 4, 5\)",
+        ),
+        (
+            torch.zeros(1, 2, 4, 4),
+            torch.full((1, 1, 4, 4), 2),
+            "class indices from 0 to 1, .* in 16 of 16",
+        ),
+        (
+            MASKS,
+            torch.tensor([[[[0, 1, 2, 2]]]]),
+            "y_pred must be one-hot .* 4 of 4 voxels in several classes or none",
+        ),
         (torch.zeros(4), torch.zeros(4), r"shape \(B, N, \*S\)"),
         (torch.zeros(1, 1, 4), torch.zeros(1, 1, 4), "one channel"),
-        (ONE_HOT[0], ONE_HOT[1], "no batch axis"),  # also of volumes, whose slices would be structures
-        (ONE_HOT[0, :, None].expand(3, 5, 9, 12), ONE_HOT[1, :, None].expand(3, 5, 9, 12), "no batch axis"),
+        # Also of volumes, whose slices would be structures
+        (ONE_HOT[0], ONE_HOT[1], "no batch axis"),
+        (
+            ONE_HOT[0, :, None].expand(3, 5, 9, 12),
+            ONE_HOT[1, :, None].expand(3, 5, 9, 12),
+            "no batch axis",
+        ),
         (ONE_HOT[0, 1:2], ONE_HOT[1, 1:2], "no batch axis"),
         ([ONE_HOT[:1]], [ONE_HOT[1:]], "Items of lists have no batch axis"),
     ],
@@ -143,7 +182,9 @@ def test_spacing_has_one_positive_value_per_axis(spacing: object) -> None:
         HD95Metric(include_background=True, spacing=spacing)(mask(1), mask(1))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("label", [torch.zeros(2, 1, 4), torch.tensor([[0, 0.5, 1]]), torch.tensor([[0, -1, 1]])])
+@pytest.mark.parametrize(
+    "label", [torch.zeros(2, 1, 4), torch.tensor([[0, 0.5, 1]]), torch.tensor([[0, -1, 1]])]
+)
 def test_structures_of_what_is_no_label_map(label: torch.Tensor) -> None:
     """Such as a batch, or a label that was resampled linearly."""
     with pytest.raises(InputError, match="label"):
@@ -152,7 +193,8 @@ def test_structures_of_what_is_no_label_map(label: torch.Tensor) -> None:
 
 def test_more_classes_than_a_byte_holds() -> None:
     y = torch.tensor([[[44, 255, 0]]], dtype=torch.uint8)
-    assert structure_masks(y[0], [[300], [44]]).tolist() == [[False] * 3, [True, False, False]]  # as uint8, 300 is 44
+    # As uint8, 300 is 44
+    assert structure_masks(y[0], [[300], [44]]).tolist() == [[False] * 3, [True, False, False]]
     labels = torch.arange(300).view(1, 1, -1)
     for dtype in (torch.int16, torch.uint16, torch.uint32, torch.uint64):
         assert structure_masks(labels[0].to(dtype), [[299]]).nonzero().tolist() == [[0, 299]]

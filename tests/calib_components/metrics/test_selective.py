@@ -9,7 +9,10 @@ from calib_components.metrics import RiskCoverageMetric, risk_coverage
 
 
 def curve_by_definition(confidence: NDArray, wrong: NDArray) -> NDArray:
-    """Expected error rate of the k most confident voxels, k = 1 ... n, over random orders of equal ones."""
+    """Expected error rate of the k most confident voxels, k = 1 ...
+
+    n, over random orders of equal ones.
+    """
     risks = []
     for k in range(1, len(confidence) + 1):
         last = np.sort(confidence)[::-1][k - 1]
@@ -24,7 +27,9 @@ def example(ties: bool) -> tuple[torch.Tensor, torch.Tensor]:
     if ties:
         y_pred = (8 * y_pred).round() + 1
         y_pred = y_pred / y_pred.sum(1, keepdim=True)
-    return y_pred, torch.multinomial(y_pred.movedim(1, -1).reshape(-1, 3), 1, generator=generator).view(3, 1, 10, 20)
+    return y_pred, torch.multinomial(
+        y_pred.movedim(1, -1).reshape(-1, 3), 1, generator=generator
+    ).view(3, 1, 10, 20)
 
 
 @pytest.mark.parametrize("ties", [False, True])
@@ -36,14 +41,18 @@ def test_by_definition(ties: bool, dtype: torch.dtype, monkeypatch: pytest.Monke
     metric = RiskCoverageMetric()
     metric(y_pred, y)
     for case in range(3):
-        confidence, predicted = (values.flatten().numpy() for values in y_pred[case].double().max(0))
+        confidence, predicted = (
+            values.flatten().numpy() for values in y_pred[case].double().max(0)
+        )
         wrong = predicted != y[case].flatten().numpy()
         assert (len(np.unique(confidence)) < 60) == ties
         risks = curve_by_definition(confidence, wrong)
         assert metric.aggregate("none")[case].item() == pytest.approx(risks.mean(), rel=1e-12)
         for number, coverage in enumerate(metric.coverage.tolist()):
             if (200 * coverage).is_integer():
-                assert metric.risk[case, number].item() == pytest.approx(risks[round(200 * coverage) - 1], rel=1e-9)
+                assert metric.risk[case, number].item() == pytest.approx(
+                    risks[round(200 * coverage) - 1], rel=1e-9
+                )
         share = 1 - risks[189] * 190 / wrong.sum()  # the 10 least confident of 200
         assert metric.error_share[case].item() == pytest.approx(share, rel=1e-9)
     assert metric.aggregate().item() == pytest.approx(metric.aggregate("none").mean().item())

@@ -1,4 +1,6 @@
-"""Smooth and adaptive ECE: their definitions computed directly on voxels, the authors' code, values in closed form."""
+"""Smooth and adaptive ECE: their definitions computed directly on voxels, the authors' code, values
+in closed form.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ def smooth_error(confidence: Array, correct: Array) -> float:
 
 
 def direct_error(confidence: Array, correct: Array) -> float:
-    """By definition: all voxels where they are, a sum over reflections, an integral over t, and a root."""
+    """By definition: all voxels where they are, a sum over reflections, an integral over t, and a
+    root.
+    """
 
     def error(width: float) -> float:
         t = (np.arange(1000) + 0.5) / 1000
@@ -48,13 +52,18 @@ def direct_error(confidence: Array, correct: Array) -> float:
 
 
 def draw(kind: str, number: int) -> tuple[Array, Array]:
-    """Confidences of a calibrated or overconfident prediction, evenly spread over (0.5, 1) or near 1 like a network's.
+    """Confidences of a calibrated or overconfident prediction, evenly spread over (0.5, 1) or near
+    1 like a network's.
 
     Of those near 1, two thirds are above 0.95.
     """
     rng = np.random.default_rng(0)
     spread, calibration = kind.split()
-    p = rng.uniform(0.5, 1, number) if spread == "even" else 1 / (1 + np.exp(-rng.gamma(4, 1, number)))
+    p = (
+        rng.uniform(0.5, 1, number)
+        if spread == "even"
+        else 1 / (1 + np.exp(-rng.gamma(4, 1, number)))
+    )
     power = {"calibrated": 1.0, "overconfident": 0.6}[calibration]
     truth = p**power / (p**power + (1 - p) ** power)
     return p, (rng.uniform(size=number) < truth).astype(float)
@@ -66,7 +75,9 @@ KINDS = ["even calibrated", "even overconfident", "high calibrated", "high overc
 @pytest.mark.parametrize("kind", KINDS)
 def test_equals_its_definition_on_the_voxels(kind: str) -> None:
     confidence, correct = draw(kind, 1000)
-    assert smooth_error(confidence, correct) == pytest.approx(direct_error(confidence, correct), abs=5e-5)
+    assert smooth_error(confidence, correct) == pytest.approx(
+        direct_error(confidence, correct), abs=5e-5
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -74,14 +85,20 @@ def test_equals_the_authors(kind: str) -> None:
     """Their widths are multiples of 1 / 1024, and their integral a sum over 200 points."""
     confidence, correct = draw(kind, 20_000)
     confidence = confidence.clip(max=0.998)  # they count confidences of 1 by half
-    assert smooth_error(confidence, correct) == pytest.approx(relplot.smECE(confidence, correct), abs=1e-3)
+    assert smooth_error(confidence, correct) == pytest.approx(
+        relplot.smECE(confidence, correct), abs=1e-3
+    )
 
 
 def test_cases_and_pooled() -> None:
     parts = [draw(kind, 1000) for kind in KINDS[:2]]
-    y_pred, y = (torch.cat(values) for values in zip(*(as_input(*part) for part in parts), strict=True))
+    y_pred, y = (
+        torch.cat(values) for values in zip(*(as_input(*part) for part in parts), strict=True)
+    )
     bins = calibration_bins(y_pred, y, num_bins=1920, region="all")
-    assert smooth_calibration_error(bins).tolist() == pytest.approx([smooth_error(*part) for part in parts], abs=1e-12)
+    assert smooth_calibration_error(bins).tolist() == pytest.approx(
+        [smooth_error(*part) for part in parts], abs=1e-12
+    )
     together = smooth_error(*(np.concatenate(values) for values in zip(*parts, strict=True)))
     assert smooth_calibration_error(bins.pooled()).item() == pytest.approx(together, abs=1e-12)
 
@@ -92,7 +109,10 @@ def test_errors() -> None:
         torch.randn(2, 3, 8, 7, generator=generator).softmax(1),
         torch.randint(3, (2, 1, 8, 7), generator=generator),
     )
-    for bins in (calibration_bins(y_pred, y), calibration_bins(y_pred, y, num_bins=1920, classwise=True)):
+    for bins in (
+        calibration_bins(y_pred, y),
+        calibration_bins(y_pred, y, num_bins=1920, classwise=True),
+    ):
         with pytest.raises(InputError, match="at least 1000 top-label bins"):
             smooth_calibration_error(bins)
 

@@ -1,4 +1,6 @@
-"""Volumes, expected DSC and counts above thresholds of structures, by numpy, scikit-learn and simulation."""
+"""Volumes, expected DSC and counts above thresholds of structures, by numpy, scikit-learn and
+simulation.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ def softmax_case(*shape: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor
     return y_pred, torch.randint(4, (3, 1, *shape), generator=generator)
 
 
-def assert_same(actual: StructureMeasures, expected: StructureMeasures, number: int | slice = slice(None)) -> None:
+def assert_same(
+    actual: StructureMeasures, expected: StructureMeasures, number: int | slice = slice(None)
+) -> None:
     """All values, or those of one structure."""
     fields = zip(
         [*actual[:-1], *vars(actual.thresholds).values()],
@@ -61,8 +65,12 @@ def test_volumes_by_numpy_and_expected_dsc_by_numpy(seed: int) -> None:
             (volumes.low, rounded > np.float32(0.95)),
             (volumes.high, rounded > np.float32(0.05)),
         ):
-            np.testing.assert_allclose(found[:, number], expected.sum((1, 2, 3)) * sizes, rtol=1e-12)
-        overlap, both = (each.sum((1, 2, 3)) for each in (of_structure * predicted, of_structure + predicted))
+            np.testing.assert_allclose(
+                found[:, number], expected.sum((1, 2, 3)) * sizes, rtol=1e-12
+            )
+        overlap, both = (
+            each.sum((1, 2, 3)) for each in (of_structure * predicted, of_structure + predicted)
+        )
         np.testing.assert_allclose(dsc.aggregate("none")[:, number], 2 * overlap / both, rtol=1e-12)
     torch.testing.assert_close(volumes.aggregate(), (volumes.expected - volumes.true).mean())
     assert_without_labels = measure_structures(y_pred, None, STRUCTURES)
@@ -90,7 +98,9 @@ def test_channels_of_sigmoids_are_problems_of_two_classes() -> None:
         two = torch.stack([1 - p[:, channel], p[:, channel]], 1)
         alone = measure_structures(two, y[:, [channel]], {"x": [1]}, ignore_index=9)
         assert_same(together, alone, slice(number, number + 1))
-        assert_same(measure_structures(p[:, [channel]], y[:, [channel]], {"x": [0]}, ignore_index=9), alone)
+        assert_same(
+            measure_structures(p[:, [channel]], y[:, [channel]], {"x": [0]}, ignore_index=9), alone
+        )
 
 
 @pytest.mark.parametrize(
@@ -112,7 +122,9 @@ def test_unsuitable_options(structures: Any, options: dict[str, Any], message: s
 
 def test_expected_dsc_of_what_is_not_predicted() -> None:
     half = torch.tensor([[[0.5, 0.75, 0.25]]])  # half is not above half
-    assert measure_structures(half, None, {"a": [0]}).expected_dsc.item() == pytest.approx(2 * 0.75 / (1 + 1.5))
+    assert measure_structures(half, None, {"a": [0]}).expected_dsc.item() == pytest.approx(
+        2 * 0.75 / (1 + 1.5)
+    )
     y_pred = torch.tensor([[[0.5, 0.75], [0.25, 0.25], [0.25, 0.0], [0.0, 0.0]]])
     values = measure_structures(y_pred, None, {"possible": [1, 2], "impossible": [3]}).expected_dsc
     assert str(values.tolist()) == "[[0.0, nan]]"
@@ -122,16 +134,22 @@ def test_counts_by_scikit_learn() -> None:
     y_pred, y = softmax_case(9, 8, 7)
     counts = measure_structures(y_pred, y, STRUCTURES).thresholds
     assert counts.thresholds.tolist() == [i / 100 for i in range(1, 100)]
-    assert {field.dtype for name, field in vars(counts).items() if name != "thresholds"} == {torch.int64}
+    assert {field.dtype for name, field in vars(counts).items() if name != "thresholds"} == {
+        torch.int64
+    }
     for number, classes in enumerate(STRUCTURES.values()):
         p = y_pred.double()[:, classes].sum(1).float().flatten(1).numpy()
         truth = np.isin(y.flatten(1), classes)
         for case in range(3):
             for i in range(0, 99, 7):
-                _, fp, fn, tp = sklearn.confusion_matrix(truth[case], p[case] > (i + 1) / 100).ravel()
+                _, fp, fn, tp = sklearn.confusion_matrix(
+                    truth[case], p[case] > (i + 1) / 100
+                ).ravel()
                 assert counts.true_positive[case, number, i] == tp
                 assert counts.predicted[case, number, i] == tp + fp
-                assert counts.dsc[case, number, i].item() == pytest.approx(2 * tp / (2 * tp + fp + fn), rel=1e-12)
+                assert counts.dsc[case, number, i].item() == pytest.approx(
+                    2 * tp / (2 * tp + fp + fn), rel=1e-12
+                )
             assert counts.true[case, number] == truth[case].sum()
     assert counts.voxels.tolist() == [[504, 504]] * 3
     read = ThresholdCounts.from_dict(json.loads(json.dumps(counts.to_dict())))
@@ -148,10 +166,17 @@ def test_a_probability_at_a_threshold_is_not_above_it(dtype: torch.dtype) -> Non
 def test_best_threshold() -> None:
     def counts_of(true_positive: list, predicted: list, true: list) -> ThresholdCounts:
         fields = (torch.tensor(field) for field in (true_positive, predicted, true))
-        return ThresholdCounts(torch.tensor([0.3, 0.5, 0.7]), *fields, torch.full(torch.tensor(true).shape, 10))
+        return ThresholdCounts(
+            torch.tensor([0.3, 0.5, 0.7]), *fields, torch.full(torch.tensor(true).shape, 10)
+        )
 
     # The second case has no such structure, so it has no DSC at any threshold.
-    assert counts_of([[[4, 3, 2]], [[0, 0, 0]]], [[[6, 4, 2]], [[2, 0, 0]]], [[4], [0]]).best() == pytest.approx(0.3)
-    equal = counts_of([[[2, 2, 2], [0, 0, 0], [1, 2, 2]]], [[[2, 2, 2], [0, 0, 0], [2, 3, 2]]], [[2, 0, 2]])
-    assert equal.best()[[0, 2]].tolist() == pytest.approx([0.5, 0.7])  # the nearest to 0.5; the highest
+    assert counts_of(
+        [[[4, 3, 2]], [[0, 0, 0]]], [[[6, 4, 2]], [[2, 0, 0]]], [[4], [0]]
+    ).best() == pytest.approx(0.3)
+    equal = counts_of(
+        [[[2, 2, 2], [0, 0, 0], [1, 2, 2]]], [[[2, 2, 2], [0, 0, 0], [2, 3, 2]]], [[2, 0, 2]]
+    )
+    # The nearest to 0.5; the highest
+    assert equal.best()[[0, 2]].tolist() == pytest.approx([0.5, 0.7])
     assert equal.best()[1].isnan()

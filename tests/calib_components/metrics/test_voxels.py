@@ -45,7 +45,11 @@ ONE_HOT = F.one_hot(Y[:, 0], 4).movedim(-1, 1)
         (P[:, :, 0, 0], Y[:, :, 0, 0], r"y_pred must have shape \(B, N, \*S\)"),
         (P[:, :, :0], Y[:, :, :0], "at least one voxel"),
         (Y, P, "floating-point type"),
-        (P, Y[:, 0], r"y must have shape \(2, 1, 5, 6\) .* to match y_pred, \(B, N, \*S\), got \(2, 5, 6\)"),
+        (
+            P,
+            Y[:, 0],
+            r"y must have shape \(2, 1, 5, 6\) .* to match y_pred, \(B, N, \*S\), got \(2, 5, 6\)",
+        ),
         (P, Y[..., :5], r"got \(2, 1, 5, 5\)"),
         (P, Y[:1], r"got \(1, 1, 5, 6\)"),
         (spoil(P, torch.nan, 3), Y, "y_pred has 3 of 240 values that are NaN or outside"),
@@ -63,7 +67,9 @@ ONE_HOT = F.one_hot(Y[:, 0], 4).movedim(-1, 1)
         (P, ONE_HOT.float() * 0.8 + 0.05, "in 60 of 60"),
     ],
 )
-def test_one_error_reports_the_number_of_invalid_values(y_pred: torch.Tensor, y: torch.Tensor, message: str) -> None:
+def test_one_error_reports_the_number_of_invalid_values(
+    y_pred: torch.Tensor, y: torch.Tensor, message: str
+) -> None:
     for measure in (calibration_bins, adaptive_calibration_error, risk_coverage):
         with pytest.raises(InputError, match=message):
             measure(y_pred, y)
@@ -74,7 +80,11 @@ def test_errors_of_sigmoids() -> None:
         (P, Y, r"y must have shape \(2, 4, 5, 6\) \(0 or 1"),
         (P.log(), ONE_HOT, "of 240 values .* outside .* Apply sigmoid"),
         (spoil(P, torch.nan, 1), ONE_HOT, "has 1 of 240"),
-        (P**2, spoil(ONE_HOT, 254, 1), r"y must hold 0 or 1 in each channel \(or ignore_index=255\), .* in 1 of 240"),
+        (
+            P**2,
+            spoil(ONE_HOT, 254, 1),
+            r"y must hold 0 or 1 in each channel \(or ignore_index=255\), .* in 1 of 240",
+        ),
     ):
         with pytest.raises(InputError, match=message):
             calibration_bins(y_pred, y, sigmoid=True, ignore_index=255)
@@ -98,7 +108,9 @@ def test_ignored_voxels_are_not_checked_and_others_are() -> None:
     y[..., 0], broken[..., 0] = -1, torch.nan
     expected = calibration_bins(P[..., 1:], Y[..., 1:]).to_dict()
     assert calibration_bins(broken, y, ignore_index=-1).to_dict() == expected
-    with pytest.raises(InputError, match=r"from 0 to 3 or one-hot \(or ignore_index=255\).*in 2 of 60"):
+    with pytest.raises(
+        InputError, match=r"from 0 to 3 or one-hot \(or ignore_index=255\).*in 2 of 60"
+    ):
         calibration_bins(P, spoil(spoil(Y, 255, 5), 254, 2), ignore_index=255)
     with pytest.raises(InputError, match="ignore_index=-1"):  # which a byte does not hold
         calibration_bins(P, spoil(Y.byte(), 255, 1), ignore_index=-1)
@@ -124,8 +136,12 @@ def test_a_one_hot_prediction_warns_once() -> None:
 def test_logits_are_read_with_their_region(region: object) -> None:
     logits = torch.randn(2, 4, 6, 5, generator=torch.Generator().manual_seed(0))
     y = torch.randint(4, (2, 1, 6, 5), generator=torch.Generator().manual_seed(1))
-    found = list(read_voxels(*check_tensors(logits, y, name="logits"), Region.parse(region), logits=True))
-    expected = list(read_voxels(*check_tensors(logits.double().softmax(1), y), Region.parse(region)))
+    found = list(
+        read_voxels(*check_tensors(logits, y, name="logits"), Region.parse(region), logits=True)
+    )
+    expected = list(
+        read_voxels(*check_tensors(logits.double().softmax(1), y), Region.parse(region))
+    )
     assert [each.case for each in found] == [each.case for each in expected] == [0, 1]
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a.values.softmax(0), b.p)
@@ -142,16 +158,27 @@ def test_logits_of_one_channel_and_invalid_ones() -> None:
 
 
 SIGMOIDS = torch.rand(2, 3, 5, 6, generator=GENERATOR)
-REGIONS = torch.stack([Y[:, 0] > 0, Y[:, 0] > 1, Y[:, 0] > 2], 1).float() * 0.9 + 0.05  # nested, as those of BraTS
+# Nested, as those of BraTS
+REGIONS = torch.stack([Y[:, 0] > 0, Y[:, 0] > 1, Y[:, 0] > 2], 1).float() * 0.9 + 0.05
 
 
 @pytest.mark.parametrize(
     ("y_pred", "y", "sigmoid", "message"),
     [
-        ([*P[:, None]], [*ONE_HOT[:, None]], False, r"Items of lists have no batch axis, \(N, \*S\)"),
+        (
+            [*P[:, None]],
+            [*ONE_HOT[:, None]],
+            False,
+            r"Items of lists have no batch axis, \(N, \*S\)",
+        ),
         ([*P[:, None]], [*ONE_HOT[:, None]], True, "Items of lists have no batch axis"),
         ([*P[:, None]], [*Y[:, None]], False, "Items of lists have no batch axis"),
-        ([torch.rand(1, 3, 4, 5, 6)], [torch.ones(1, 3, 4, 5, 6)], True, "items of lists have no batch axis"),
+        (
+            [torch.rand(1, 3, 4, 5, 6)],
+            [torch.ones(1, 3, 4, 5, 6)],
+            True,
+            "items of lists have no batch axis",
+        ),
         (P, ONE_HOT, True, "sums to 1 over its channels, as a softmax does. Set sigmoid=False"),
         (P.half(), ONE_HOT, True, "sums to 1 over its channels"),
         (P[0], ONE_HOT[0], False, r"no batch axis.* y_pred\[None\]"),

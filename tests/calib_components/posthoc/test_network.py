@@ -85,7 +85,9 @@ def test_weights_and_exports_carry_the_reference_until_another_calibrator(tmp_pa
 @pytest.mark.parametrize("training", [True, False])
 def test_mode_and_device_of_the_network_stay(training: bool) -> None:
     """What restores the mode of the scaled network must not put an evaluated one into training."""
-    network = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 1, device="meta"), torch.nn.Dropout()).train(training)
+    network = torch.nn.Sequential(
+        torch.nn.Conv2d(1, 2, 1, device="meta"), torch.nn.Dropout()
+    ).train(training)
     scaled = TemperatureScaled(network)
     with eval_mode(scaled):
         assert not any(module.training for module in scaled.modules())
@@ -105,7 +107,9 @@ class TestWeights:
 
     def test_without_a_temperature_load_as_one(self) -> None:
         for network, _ in networks(3):
-            weights = {name: value for name, value in network.state_dict().items() if name != "temperature"}
+            weights = {
+                name: value for name, value in network.state_dict().items() if name != "temperature"
+            }
             network.load_state_dict(weights)
             assert find_temperature(network) == 1
             assert "temperature" not in weights
@@ -119,7 +123,9 @@ def test_found_and_set_inside_of_what_wraps_a_network() -> None:
     for network in (TemperatureUNet(**OPTIONS), torch.nn.Linear(1, 1)):
         wrapped = torch.nn.DataParallel(torch.compile(network, backend="eager"))
         assert find_calibrator(wrapped) is getattr(network, "calibrator", None)
-    set_calibrator(torch.nn.DataParallel(torch.compile(unet := TemperatureUNet(**OPTIONS))), temperature(2))
+    set_calibrator(
+        torch.nn.DataParallel(torch.compile(unet := TemperatureUNet(**OPTIONS))), temperature(2)
+    )
     assert unet.temperature == 2
 
 
@@ -150,11 +156,15 @@ del KINDS["shift"]  # it has no fit
 
 class TestEveryCalibrator:
     @pytest.fixture(params=[*KINDS.values(), Shift], ids=lambda kind: kind.name)
-    def kind(self, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> type[Calibrator]:
+    def kind(
+        self, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+    ) -> type[Calibrator]:
         monkeypatch.setitem(KINDS, request.param.name, request.param)
         return request.param
 
-    def test_is_carried_loaded_exported_and_undone(self, kind: type[Calibrator], tmp_path: Path) -> None:
+    def test_is_carried_loaded_exported_and_undone(
+        self, kind: type[Calibrator], tmp_path: Path
+    ) -> None:
         fitted = made_up(kind, 4)
         (network, plain), _ = networks(1)
         set_calibrator(network, fitted)
@@ -181,8 +191,16 @@ class TestEveryCalibrator:
     def test_onnx(self, kind: type[Calibrator], tmp_path: Path) -> None:
         network = TemperatureScaled(torch.nn.Conv2d(1, 4, 3)).eval()
         set_calibrator(network, made_up(kind, 4))
-        convert_to_onnx(network, [X], filename=tmp_path / "model.onnx", input_names=["x"], output_names=["logits"])
-        session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+        convert_to_onnx(
+            network,
+            [X],
+            filename=tmp_path / "model.onnx",
+            input_names=["x"],
+            output_names=["logits"],
+        )
+        session = onnxruntime.InferenceSession(
+            tmp_path / "model.onnx", providers=["CPUExecutionProvider"]
+        )
         (logits,) = session.run(None, {"x": X.numpy()})
         torch.testing.assert_close(torch.from_numpy(logits), network(X), atol=1e-5, rtol=1e-5)
 
@@ -203,5 +221,6 @@ class TestEnsemble:
     def test_too_few_members_or_classes_are_errors(self) -> None:
         with pytest.raises(InputError, match="members"):
             EnsembleUNet(**OPTIONS, members=1)
-        with pytest.raises(InputError, match="out_channels"):  # the softmax of one channel is 1 everywhere
+        # The softmax of one channel is 1 everywhere
+        with pytest.raises(InputError, match="out_channels"):
             EnsembleUNet(**{**OPTIONS, "out_channels": 1}, members=2)

@@ -28,8 +28,12 @@ NAMES = ["a", "b", "a", "c"]
 SEPARABLE = (torch.tensor([[[2.0, -1.0], [0.0, 0.0]]]), torch.tensor([[[0, 1]]]))
 
 
-def draw(shape: tuple[int, ...], true: float = 1.7, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits, and labels drawn from their probabilities at a temperature; each case is shifted its own way."""
+def draw(
+    shape: tuple[int, ...], true: float = 1.7, seed: int = 0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits, and labels drawn from their probabilities at a temperature; each case is shifted its
+    own way.
+    """
     generator = torch.Generator().manual_seed(seed)
     logits = 3 * torch.randn(shape, generator=generator)
     logits[:, 0] += torch.arange(shape[0]).reshape(-1, *[1] * (len(shape) - 2))
@@ -41,7 +45,9 @@ def minimum(logits: np.ndarray, label: np.ndarray) -> tuple[float, float, float]
     """The temperature of logits `(voxels, N)`, and the NLL at 1 and at the temperature."""
 
     def nll(log_t: float) -> float:
-        return -np.take_along_axis(log_softmax(logits / math.exp(log_t), 1), label[:, None], 1).mean()
+        return -np.take_along_axis(
+            log_softmax(logits / math.exp(log_t), 1), label[:, None], 1
+        ).mean()
 
     found = minimize_scalar(nll, bounds=(-2.1, 2.1), method="bounded", options={"xatol": 1e-10})
     return math.exp(found.x), nll(0), found.fun
@@ -51,13 +57,17 @@ def voxels(logits: torch.Tensor, y: torch.Tensor) -> tuple[np.ndarray, np.ndarra
     return logits.double().movedim(1, -1).flatten(0, -2).numpy(), y.flatten().numpy()
 
 
-def fit(logits: torch.Tensor, y: torch.Tensor, group: Any = "a", **options: Any) -> TemperatureEstimate:
+def fit(
+    logits: torch.Tensor, y: torch.Tensor, group: Any = "a", **options: Any
+) -> TemperatureEstimate:
     scaling = TemperatureScaling(**options)
     scaling.update(logits, y, group)
     return scaling.compute()
 
 
-def assert_agrees(estimate: TemperatureEstimate, expected: tuple[float, float, float], rel: float = 1e-6) -> None:
+def assert_agrees(
+    estimate: TemperatureEstimate, expected: tuple[float, float, float], rel: float = 1e-6
+) -> None:
     actual = (estimate.temperature, estimate.nll_before, estimate.nll_after)
     assert actual == pytest.approx(expected, rel=rel)
 
@@ -74,7 +84,9 @@ def flat(fields: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         if isinstance(value, dict):
             found |= flat(value, f"{prefix}{name}/")
         else:
-            found |= {f"{name} {value}": 1} if isinstance(value, str) else {f"{prefix}{name}": value}
+            found |= (
+                {f"{name} {value}": 1} if isinstance(value, str) else {f"{prefix}{name}": value}
+            )
     return found
 
 
@@ -116,7 +128,10 @@ def test_regions_are_those_of_the_metrics() -> None:
     squares = torch.zeros(1, 1, 12, 12, dtype=torch.long)
     squares[..., 6:] = 1
     logits = draw((1, 2, 12, 12))[0] * torch.tensor([0.3, 1])[:, None, None]
-    assert_agrees(fit(logits, squares, region="band(1)"), minimum(*voxels(logits[..., 5:7], squares[..., 5:7])))
+    assert_agrees(
+        fit(logits, squares, region="band(1)"),
+        minimum(*voxels(logits[..., 5:7], squares[..., 5:7])),
+    )
 
 
 @pytest.mark.parametrize("region", ["all", "predicted", "union"])
@@ -130,14 +145,24 @@ def test_every_fit_compares_all_voxels_with_those_predicted(region: str) -> None
     predicted = all_logits.argmax(1) > 0
     for name, own in estimate.regions.items():
         alone = fit(logits, y, NAMES, region=name)
-        assert [own[key] for key in ("temperature", "low", "high")] == [alone.temperature, alone.low, alone.high]
+        assert [own[key] for key in ("temperature", "low", "high")] == [
+            alone.temperature,
+            alone.low,
+            alone.high,
+        ]
         for other, mask in (("all", slice(None)), ("predicted", predicted)):
             log_p = log_softmax(all_logits[mask] / own["temperature"], 1)
             nll = -np.take_along_axis(log_p, label[mask][:, None], 1).mean()
             assert own[f"nll_{other}"] == pytest.approx(nll, rel=1e-6)
-    others = {name: float(each.state()["temperature"]) for name, each in estimate.alternatives().items()}
-    expected = {name: own["temperature"] for name, own in estimate.regions.items() if name != region}
-    assert others == pytest.approx({f"T of region {name}": value for name, value in expected.items()})
+    others = {
+        name: float(each.state()["temperature"]) for name, each in estimate.alternatives().items()
+    }
+    expected = {
+        name: own["temperature"] for name, own in estimate.regions.items() if name != region
+    }
+    assert others == pytest.approx(
+        {f"T of region {name}": value for name, value in expected.items()}
+    )
 
 
 def test_a_region_without_a_voxel_is_left_out() -> None:
@@ -175,7 +200,9 @@ def test_over_its_range(true: float) -> None:
 
 
 def test_steep_margins() -> None:
-    """Nearly all voxels right by about 60: the derivative falls by many powers of ten within an octave."""
+    """Nearly all voxels right by about 60: the derivative falls by many powers of ten within an
+    octave.
+    """
     gap = torch.from_numpy(np.random.default_rng(0).normal(60, 5, 20_002))
     logits, y = torch.stack([torch.zeros_like(gap), -gap])[None], torch.zeros(1, 1, len(gap)).long()
     y[..., -2:] = 1
@@ -209,7 +236,9 @@ def test_parts_order_and_files_do_not_matter(region: Any, monkeypatch: pytest.Mo
     for part, case in ((second, 3), (second, 2), (first, 0), (first, 1)):
         part.update(logits[case : case + 1], y[case : case + 1], NAMES[case])
     of_second = second.compute()
-    first.add(TemperatureScaling.from_dict(json.loads(json.dumps(second.to_dict(), allow_nan=False))))
+    first.add(
+        TemperatureScaling.from_dict(json.loads(json.dumps(second.to_dict(), allow_nan=False)))
+    )
     assert_same(first.compute(), whole)
     assert second.compute() == of_second
     assert {row.shape for row in first._rows.values()} == {(3, 28)}  # however many voxels
@@ -222,7 +251,9 @@ def test_processes_put_their_patients_together(monkeypatch: pytest.MonkeyPatch) 
     parts[1].update(logits[[1, 2]], y[[1, 2]], ["b", "a"])
     monkeypatch.setattr(dist, "is_initialized", lambda: True)
     monkeypatch.setattr(dist, "get_world_size", lambda: len(parts))
-    monkeypatch.setattr(dist, "all_gather_object", lambda gathered, _: gathered.__setitem__(slice(None), rows))
+    monkeypatch.setattr(
+        dist, "all_gather_object", lambda gathered, _: gathered.__setitem__(slice(None), rows)
+    )
     rows = [part._rows for part in parts]
     estimates = [part.compute() for part in parts]
     assert estimates[0] == estimates[1] == estimates[2]
@@ -230,7 +261,9 @@ def test_processes_put_their_patients_together(monkeypatch: pytest.MonkeyPatch) 
     assert_same(estimates[0], fit(logits, y, NAMES, region="foreground"))
 
 
-@pytest.mark.parametrize("options", [{"region": "foreground"}, {"ignore_index": 3}, {"sigmoid": True}])
+@pytest.mark.parametrize(
+    "options", [{"region": "foreground"}, {"ignore_index": 3}, {"sigmoid": True}]
+)
 def test_fits_with_other_options_cannot_be_added(options: dict[str, Any]) -> None:
     with pytest.raises(InputError, match="different options"):
         TemperatureScaling(**options).add(TemperatureScaling())
@@ -239,18 +272,26 @@ def test_fits_with_other_options_cannot_be_added(options: dict[str, Any]) -> Non
 def test_separable_classes() -> None:
     estimate = fit(*SEPARABLE)
     assert (estimate.temperature, estimate.at_edge) == (1 / 8, True)
-    assert estimate.nll_after == pytest.approx((math.log1p(math.exp(-16)) + math.log1p(math.exp(-8))) / 2, rel=1e-3)
+    assert estimate.nll_after == pytest.approx(
+        (math.log1p(math.exp(-16)) + math.log1p(math.exp(-8))) / 2, rel=1e-3
+    )
     assert "edge" in estimate.warnings()[0]
     y = torch.arange(3).repeat(1, 1, 40)
     perfect = fit(10 * F.one_hot(y[:, 0], 3).movedim(-1, 1).double() - 1, y)
-    assert 0 <= perfect.nll_after < perfect.nll_before  # rounded, the integral is a little more than the NLL before
+    # Rounded, the integral is a little more than the NLL before
+    assert 0 <= perfect.nll_after < perfect.nll_before
 
 
 def test_logits_that_say_nothing() -> None:
     logits, y = SEPARABLE
     for wrong in (-logits - 1, 0 * logits - 1):
         estimate = fit(wrong.repeat(2, 1, 1), y.repeat(2, 1, 1), ["a", "b"])
-        assert (estimate.temperature, estimate.low, estimate.high, estimate.at_edge) == (8, 8, 8, True)
+        assert (estimate.temperature, estimate.low, estimate.high, estimate.at_edge) == (
+            8,
+            8,
+            8,
+            True,
+        )
         assert math.isnan(estimate.coverage)
         assert estimate.leave_one_out == {"a": 8, "b": 8}
 
@@ -269,7 +310,8 @@ def test_patients_without_a_voxel_do_not_count() -> None:
     estimate = fit(logits, y, ["a", "b", "c"], region="foreground")
     assert estimate.patients == 2
     assert estimate.leave_one_out.keys() == {"a", "c"}
-    assert estimate.regions["all"]["temperature"] == fit(logits, y, ["a", "b", "c"]).temperature  # where they do
+    # Where they do
+    assert estimate.regions["all"]["temperature"] == fit(logits, y, ["a", "b", "c"]).temperature
     with pytest.raises(InputError, match="no voxels in region 'foreground'"):
         fit(logits[1:2], y[1:2], region="foreground")
 
@@ -296,7 +338,9 @@ def test_more_voxels_of_the_same_patients_do_not_narrow_the_interval() -> None:
 
 def test_interval_and_coverage_equal_those_of_all_possible_resamples() -> None:
     temperatures_of_patients = np.exp(np.random.default_rng(2).normal(0.5, 0.5, 4))
-    pairs = [draw((1, 3, 8, 8), true, 20_000 + i) for i, true in enumerate(temperatures_of_patients)]
+    pairs = [
+        draw((1, 3, 8, 8), true, 20_000 + i) for i, true in enumerate(temperatures_of_patients)
+    ]
     logits, y = (torch.cat(parts) for parts in zip(*pairs, strict=True))
     own = fit(logits, y, list("abcd"))
     draws = np.array(list(itertools.product(range(4), repeat=4)))
@@ -313,7 +357,8 @@ def test_interval_and_coverage_equal_those_of_all_possible_resamples() -> None:
     differences = [(temperatures(sample) / own.temperature - 1).round(9) for sample in draws]
     covered = [max((each < 0).mean(), (each > 0).mean()) <= 0.975 for each in differences]
     assert np.mean(covered) < 0.9  # few patients: far from 95 %
-    assert own.coverage == pytest.approx(np.mean(covered), abs=0.05)  # 500 samples have a standard error of 2 %
+    # 500 samples have a standard error of 2 %
+    assert own.coverage == pytest.approx(np.mean(covered), abs=0.05)
 
 
 def compared(*fits: tuple[float, ...]) -> dict[str, dict[str, float]]:
@@ -324,7 +369,9 @@ def compared(*fits: tuple[float, ...]) -> dict[str, dict[str, float]]:
 
 
 class TestEstimate:
-    ESTIMATE = TemperatureEstimate(1.1, 0.9, 1.3, 0.874, {"a": 1.0, "b": 1.25}, 0.3, 0.2, 5, 100, False)
+    ESTIMATE = TemperatureEstimate(
+        1.1, 0.9, 1.3, 0.874, {"a": 1.0, "b": 1.25}, 0.3, 0.2, 5, 100, False
+    )
 
     @pytest.mark.parametrize(
         ("changes", "words"),
@@ -332,16 +379,31 @@ class TestEstimate:
             ({}, ["5 patients, fewer than 6", "0.900 to 1.300, includes 1"]),
             ({"patients": 6, "low": 1.01}, []),
             (
-                {"patients": 6, "low": 1.01, "leave_one_out": {"a": 1.12, "b": 1.09, "c": 0.93, "d": 1.11}},
+                {
+                    "patients": 6,
+                    "low": 1.01,
+                    "leave_one_out": {"a": 1.12, "b": 1.09, "c": 0.93, "d": 1.11},
+                },
                 [r"^T is 0\.93 without c: look at it first\.$"],
             ),
             ({"patients": 8, "low": 0.125}, ["ends at the edge", "includes 1"]),
             (
                 {"patients": 8, "low": 1.01, "regions": compared((1.1, 1.0, 1.2), (1.5, 1.3, 1.7))},
-                [r"1\.10 \[1\.00, 1\.20\] over all .* 1\.50 .* costs 0\.0100 .* 0\.0500 where .* ClassBias"],
+                [
+                    (
+                        r"1\.10 \[1\.00, 1\.20\] over all .* 1\.50 .* costs 0\.0100 .* 0\.0500 where .*"
+                        r" ClassBias"
+                    )
+                ],
             ),
-            ({"patients": 8, "low": 1.01, "regions": compared((1.5, 1.3, 1.7), (1.1, 1.0, 1.2))}, ["one T cannot"]),
-            ({"patients": 8, "low": 1.01, "regions": compared((1.1, 1.0, 1.3), (1.5, 1.3, 1.7))}, []),
+            (
+                {"patients": 8, "low": 1.01, "regions": compared((1.5, 1.3, 1.7), (1.1, 1.0, 1.2))},
+                ["one T cannot"],
+            ),
+            (
+                {"patients": 8, "low": 1.01, "regions": compared((1.1, 1.0, 1.3), (1.5, 1.3, 1.7))},
+                [],
+            ),
         ],
     )
     def test_warnings(self, changes: dict[str, Any], words: list[str]) -> None:
@@ -350,16 +412,32 @@ class TestEstimate:
         assert all(re.search(word, warning) for word, warning in zip(words, warnings, strict=True))
 
     def test_summary(self) -> None:
-        for text in ("1.100", "5 patients", "0.900 to 1.300", "87 % of simulations", "1.000 to 1.250"):
+        for text in (
+            "1.100",
+            "5 patients",
+            "0.900 to 1.300",
+            "87 % of simulations",
+            "1.000 to 1.250",
+        ):
             assert text in self.ESTIMATE.summary()
-        one = replace(self.ESTIMATE, low=math.nan, high=math.nan, coverage=math.nan, leave_one_out={}, patients=1)
+        one = replace(
+            self.ESTIMATE,
+            low=math.nan,
+            high=math.nan,
+            coverage=math.nan,
+            leave_one_out={},
+            patients=1,
+        )
         assert one.summary() == "1.100, fitted on 1 patient"
 
     def test_effect(self) -> None:
-        assert re.search("> 1: the model may have been overconfident .* softer", self.ESTIMATE.effect())
+        assert re.search(
+            "> 1: the model may have been overconfident .* softer", self.ESTIMATE.effect()
+        )
         sure = replace(self.ESTIMATE, temperature=0.9, low=0.8, high=0.95)
         assert re.search("< 1: the model was underconfident .* sharper", sure.effect())
-        assert "confident" not in sure.effect(by_prediction=False)  # of voxels that the ground truth chose
+        # Of voxels that the ground truth chose
+        assert "confident" not in sure.effect(by_prediction=False)
 
     def test_json(self) -> None:
         for names in ("a", NAMES):
@@ -372,7 +450,11 @@ def test_after_an_error_nothing_was_added() -> None:
     scaling, (logits, y) = TemperatureScaling(), draw((2, 3, 4, 4))
     broken = logits.clone()
     broken[1, 0, 2, 1:3] = math.nan
-    for arguments, name in (((logits, y + 2, "a"), "y"), ((logits, y, ["a"]), "group"), ((broken, y, "a"), "logits")):
+    for arguments, name in (
+        ((logits, y + 2, "a"), "y"),
+        ((logits, y, ["a"]), "group"),
+        ((broken, y, "a"), "logits"),
+    ):
         with pytest.raises(InputError, match=name):
             scaling.update(*arguments)
         with pytest.raises(InputError, match="no voxels"):
@@ -395,5 +477,7 @@ def test_probabilities_in_place_of_logits_are_warned_of(monkeypatch: pytest.Monk
     assert not said
     fit(logits.softmax(1), y)
     assert said[0].endswith("pass p.double().clamp_min(1e-12).log().")
-    TemperatureScaling(sigmoid=True).update(torch.tensor([[[0.1, 0.6, 0, 1]]]), torch.tensor([[[0, 1, 0, 1]]]), "a")
+    TemperatureScaling(sigmoid=True).update(
+        torch.tensor([[[0.1, 0.6, 0, 1]]]), torch.tensor([[[0, 1, 0, 1]]]), "a"
+    )
     assert said[1].endswith("pass p.double().logit(1e-12).")

@@ -33,7 +33,13 @@ def draw(shape: tuple[int, ...], spread: float = 2.0) -> tuple[torch.Tensor, tor
     return logits, (true + torch.from_numpy(BIAS).view(classes) + noise).argmax(1, keepdim=True)
 
 
-def fit(kind: type[Calibrator], logits: torch.Tensor, y: torch.Tensor, names: Any = NAMES, **options: Any) -> Any:
+def fit(
+    kind: type[Calibrator],
+    logits: torch.Tensor,
+    y: torch.Tensor,
+    names: Any = NAMES,
+    **options: Any,
+) -> Any:
     calibrator = kind(**options)
     for _ in calibrator.passes():
         for case, name in enumerate(names):
@@ -45,17 +51,24 @@ def minimum(
     kind: type[Calibrator], logits: torch.Tensor, y: torch.Tensor, mask: Any = slice(None)
 ) -> tuple[np.ndarray, float]:
     """The parameters of the lowest NLL, scales before biases, and that NLL."""
-    values, label = logits.double().movedim(1, -1).flatten(0, -2).numpy()[mask], y.flatten().numpy()[mask]
+    values, label = (
+        logits.double().movedim(1, -1).flatten(0, -2).numpy()[mask],
+        y.flatten().numpy()[mask],
+    )
     centered, true = values - values.mean(1, keepdims=True), np.eye(values.shape[1])[label]
 
     def nll(theta: np.ndarray) -> tuple[float, np.ndarray]:
         scale, bias = theta.reshape(2, -1)
         log_p = log_softmax(centered * scale + bias, 1)
         residual = np.exp(log_p) - true
-        gradient = np.stack([(residual * centered).mean(0) * (kind is VectorScaling), residual.mean(0)])
+        gradient = np.stack(
+            [(residual * centered).mean(0) * (kind is VectorScaling), residual.mean(0)]
+        )
         return -(log_p * true).sum(1).mean(), gradient.ravel()
 
-    found = minimize(nll, np.repeat([1.0, 0.0], len(true[0])), jac=True, method="BFGS", options={"gtol": 1e-9})
+    found = minimize(
+        nll, np.repeat([1.0, 0.0], len(true[0])), jac=True, method="BFGS", options={"gtol": 1e-9}
+    )
     theta = found.x.reshape(2, -1)
     return np.concatenate([theta[0], theta[1] - theta[1].mean()]), found.fun
 
@@ -65,8 +78,12 @@ def values(estimate: VectorEstimate, key: str = "value") -> list[float]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("dims", "region", "ignore_index"), [(2, "all", None), (2, "predicted", 3), (3, "all", 255)])
-def test_agrees_with_scipy(kind: type[Calibrator], dims: int, region: str, ignore_index: int | None) -> None:
+@pytest.mark.parametrize(
+    ("dims", "region", "ignore_index"), [(2, "all", None), (2, "predicted", 3), (3, "all", 255)]
+)
+def test_agrees_with_scipy(
+    kind: type[Calibrator], dims: int, region: str, ignore_index: int | None
+) -> None:
     logits, y = draw(SHAPES[dims])
     if ignore_index == 255:
         y[:, :, ::3] = 255
@@ -79,12 +96,20 @@ def test_agrees_with_scipy(kind: type[Calibrator], dims: int, region: str, ignor
     calibrator, estimate = fit(kind, logits, y, region=region, ignore_index=ignore_index)
     expected, nll = minimum(kind, logits, y, mask)
     assert values(estimate) == pytest.approx(expected[-len(estimate.parameters) :], abs=1e-4)
-    assert (estimate.nll_after, estimate.patients, estimate.voxels) == (pytest.approx(nll, rel=1e-7), 8, mask.sum())
+    assert (estimate.nll_after, estimate.patients, estimate.voxels) == (
+        pytest.approx(nll, rel=1e-7),
+        8,
+        mask.sum(),
+    )
     own = logits.double().movedim(1, -1).flatten(0, -2)[torch.from_numpy(mask)]
     calibrated = calibrator(own)
     label = y.flatten()[torch.from_numpy(mask)]
-    assert torch.nn.functional.cross_entropy(calibrated, label).item() == pytest.approx(nll, rel=1e-6)
-    assert estimate.nll_before == pytest.approx(torch.nn.functional.cross_entropy(own, label).item())
+    assert torch.nn.functional.cross_entropy(calibrated, label).item() == pytest.approx(
+        nll, rel=1e-6
+    )
+    assert estimate.nll_before == pytest.approx(
+        torch.nn.functional.cross_entropy(own, label).item()
+    )
     assert estimate.changed == (calibrated.argmax(1) != own.argmax(1)).sum() > 0
     assert str(estimate.changed) in estimate.effect()
 
@@ -115,7 +140,9 @@ def test_other_samples_of_the_patients_are_as_refits(kind: type[Calibrator]) -> 
     for own in cases.values():
         others = [i for i in range(len(NAMES)) if i not in own]
         refit, _ = fit(kind, logits[others], y[others], [NAMES[i] for i in others])
-        total += torch.nn.functional.cross_entropy(refit(logits[own]), y[own][:, 0], reduction="sum").item()
+        total += torch.nn.functional.cross_entropy(
+            refit(logits[own]), y[own][:, 0], reduction="sum"
+        ).item()
     assert estimate.nll_left_out == pytest.approx(total / y.numel(), rel=1e-4)
     assert estimate.nll_after < estimate.nll_left_out
     rng = np.random.default_rng(0)
@@ -124,7 +151,8 @@ def test_other_samples_of_the_patients_are_as_refits(kind: type[Calibrator]) -> 
         drawn = [i for name in rng.choice([*cases], len(cases)) for i in cases[name]]
         refits.append(minimum(kind, logits[drawn], y[drawn])[0][-len(estimate.parameters) :])
     half_width = (np.array(values(estimate, "high")) - np.array(values(estimate, "low"))) / 2
-    assert half_width == pytest.approx(1.96 * np.std(refits, axis=0), rel=0.35)  # of 60, known to 10 %
+    # Of 60, known to 10 %
+    assert half_width == pytest.approx(1.96 * np.std(refits, axis=0), rel=0.35)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -19,5 +19,7 @@ def reference(patients: int, scans: int = 1, seed: int = 0) -> Reference:
     estimates, expected = rng.uniform(0.6, 0.99, shape), rng.uniform(500, 2000, shape)
     errors = rng.normal(0, 0.05, shape) + rng.normal(0, 0.05, (patients, 1, 2))
     dsc, true = (estimates + errors).clip(0, 1), expected * rng.uniform(0.7, 1.3, shape)
-    columns = np.broadcast_arrays(np.arange(patients)[:, None, None], estimates, dsc, expected, true)
+    columns = np.broadcast_arrays(
+        np.arange(patients)[:, None, None], estimates, dsc, expected, true
+    )
     return Reference(["a", "b"], np.stack(columns, -1).reshape(-1, 2, 5))

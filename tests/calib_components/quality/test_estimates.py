@@ -26,13 +26,18 @@ def probabilities(seed: int) -> torch.Tensor:
 
 @settings(deadline=None, max_examples=25)
 @given(st.integers(0, 10**6), st.lists(st.integers(1, 4), max_size=4, unique=True))
-def test_estimates_are_those_of_the_definition_however_the_scan_is_cut(seed: int, cuts: list[int]) -> None:
+def test_estimates_are_those_of_the_definition_however_the_scan_is_cut(
+    seed: int, cuts: list[int]
+) -> None:
     p, scan = probabilities(seed), ScanEstimates(STRUCTURES)
     for slab in p.tensor_split(sorted(cuts), dim=1):
         scan.update(slab)
     variance, found = np.zeros(5), scan.compute()
     for name, classes in STRUCTURES.items():
-        own, predicted = p.double().numpy()[classes].sum(0).clip(0, 1), np.isin(p.argmax(0), classes)
+        own, predicted = (
+            p.double().numpy()[classes].sum(0).clip(0, 1),
+            np.isin(p.argmax(0), classes),
+        )
         possible, bits = own > 0.05, (entr(own) + entr(1 - own)) / np.log(2)
         variance += (own * (1 - own) * (p[0] < 0.95).numpy()).sum((1, 2))
         uncertain = 1 - (own > 0.95).sum() / possible.sum()
@@ -52,12 +57,17 @@ def test_estimates_are_those_of_the_metric_that_is_given_labels() -> None:
 
 
 def test_pairwise_dice_is_that_of_scikit_learn() -> None:
-    labels, pairs = torch.randint(4, (3, 6, 5), generator=torch.Generator().manual_seed(0)), PairwiseDice(STRUCTURES)
+    labels, pairs = (
+        torch.randint(4, (3, 6, 5), generator=torch.Generator().manual_seed(0)),
+        PairwiseDice(STRUCTURES),
+    )
     for slab in labels.split(2, 1):
         pairs.update(slab)
     for name, classes in STRUCTURES.items():
         masks = np.isin(labels.flatten(1), classes)
-        expected = np.mean([f1_score(one, other) for one, other in itertools.combinations(masks, 2)])
+        expected = np.mean(
+            [f1_score(one, other) for one, other in itertools.combinations(masks, 2)]
+        )
         assert pairs.compute()[name] == pytest.approx(expected)
     many, other = torch.ones(2, 2, 300, 300, dtype=torch.long), PairwiseDice({"all": [1]})
     many[1, 0] = 0

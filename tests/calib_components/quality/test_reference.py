@@ -1,4 +1,6 @@
-"""The reference of validation scans: its limits by definition, their coverage, and what weights hold of it."""
+"""The reference of validation scans: its limits by definition, their coverage, and what weights
+hold of it.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +18,15 @@ from tests.calib_components.quality.made_up import reference
 @pytest.mark.parametrize(("patients", "scans"), [(9, 1), (12, 3), (40, 2)])
 def test_limits_are_those_of_the_definition(patients: int, scans: int) -> None:
     found = reference(patients, scans)
-    expected, dsc, predicted, true = found.values[:, 1, 1:].reshape(patients, scans, 4).transpose(2, 0, 1)
+    expected, dsc, predicted, true = (
+        found.values[:, 1, 1:].reshape(patients, scans, 4).transpose(2, 0, 1)
+    )
     rank = math.ceil(round(0.9 * (patients + 1), 9)) - 1
     for value in (0.3, 0.8, 0.99):
         q = sorted(((expected - dsc) / (1 - expected)).max(1))[rank]
-        assert found.lower_bound("b", value) == pytest.approx(max(0, value - q * (1 - value)), abs=1e-9)
+        assert found.lower_bound("b", value) == pytest.approx(
+            max(0, value - q * (1 - value)), abs=1e-9
+        )
     q = sorted((abs(predicted - true) / predicted).max(1))[rank]
     assert found.volume_range("b", 500) == pytest.approx((500 * (1 - q), 500 * (1 + q)), abs=1e-6)
 
@@ -34,17 +40,26 @@ def test_fewer_than_nine_patients_give_no_limits() -> None:
 
 def test_a_bound_holds_for_nine_in_ten_exchangeable_patients() -> None:
     held = []
-    for seed in range(5000):  # 19 patients of two scans, and a new one: the bound holds in 18 of 20 cases
+    # 19 patients of two scans, and a new one: the bound holds in 18 of 20 cases
+    for seed in range(5000):
         values = reference(20, scans=2, seed=seed).values
         known = Reference(["a", "b"], values[:-2])
-        held.append(all(dsc >= known.lower_bound("a", expected) for expected, dsc in values[-2:, 0, 1:3]))
+        held.append(
+            all(dsc >= known.lower_bound("a", expected) for expected, dsc in values[-2:, 0, 1:3])
+        )
     assert np.mean(held) == pytest.approx(0.9, abs=0.01)
 
 
 def test_certain_predictions_have_limits_too() -> None:
-    right, wrong, names = [[(1, 1, 1000, 1000)]] * 20, [[(1, 0.2, 1000, 0)]] * 20, [f"p{i}" for i in range(40)]
+    right, wrong, names = (
+        [[(1, 1, 1000, 1000)]] * 20,
+        [[(1, 0.2, 1000, 0)]] * 20,
+        [f"p{i}" for i in range(40)],
+    )
     assert Reference.from_scans(["a"], names[:20], right).lower_bound("a", 1.0) == pytest.approx(1)
-    assert Reference.from_scans(["a"], names, right + wrong).lower_bound("a", 1.0) == pytest.approx(0.2)
+    assert Reference.from_scans(["a"], names, right + wrong).lower_bound("a", 1.0) == pytest.approx(
+        0.2
+    )
 
 
 def test_absent_structures_do_not_count_and_missed_ones_do() -> None:
@@ -59,11 +74,15 @@ def test_absent_structures_do_not_count_and_missed_ones_do() -> None:
 
 
 def test_weights_hold_the_reference() -> None:
-    found = Reference.from_scans(["a", "b"], ["p"], [[(0.9, 0.8, 1000, 9), (math.nan, math.nan, 0, 0)]])
+    found = Reference.from_scans(
+        ["a", "b"], ["p"], [[(0.9, 0.8, 1000, 9), (math.nan, math.nan, 0, 0)]]
+    )
     values = found.to_tensor()
     assert values.dtype == torch.float32  # as a GPU of Apple demands
     assert values.isfinite().all()
-    np.testing.assert_allclose(Reference.from_tensor(values, ["a", "b"]).values, found.values, rtol=1e-7)
+    np.testing.assert_allclose(
+        Reference.from_tensor(values, ["a", "b"]).values, found.values, rtol=1e-7
+    )
     with pytest.raises(InputError, match="has 2 structures, not 3"):
         Reference.from_tensor(values, ["a", "b", "c"])
     empty = Reference.from_tensor(torch.empty(0), ["a", "b"])  # of weights without a reference

@@ -19,7 +19,9 @@ from calib_components.quality.table import choose
 from tests.calib_components.quality.made_up import NO_REFERENCE, estimate, reference
 
 
-def record(name: str, dsc: float, known: Reference = NO_REFERENCE, **options: Any) -> dict[str, Any]:
+def record(
+    name: str, dsc: float, known: Reference = NO_REFERENCE, **options: Any
+) -> dict[str, Any]:
     return describe_scan(name, {"a": estimate(dsc), "b": estimate(dsc)}, known, **options)
 
 
@@ -29,11 +31,15 @@ def test_the_table_has_the_columns_and_numbers_of_each_structure(tmp_path: Path)
     write_record(record("two", 0.8, known, affine=np.eye(4)), tmp_path)  # its spacing is lost
     write_table(tmp_path)
     table = pd.read_csv(tmp_path / "quality.csv")
-    assert ",".join(table.columns) == (
-        "scan,structure,expected_dsc,dsc_lower_bound,expected_volume_ml,volume_low_ml,volume_high_ml,uncertain_share,"
-        "review,reason"
-    )
-    assert table[["scan", "structure"]].to_numpy().tolist() == [["one", "a"], ["one", "b"], ["two", "a"], ["two", "b"]]
+    columns = "scan structure expected_dsc dsc_lower_bound expected_volume_ml volume_low_ml"
+    columns += " volume_high_ml uncertain_share review reason"
+    assert " ".join(table.columns) == columns
+    assert table[["scan", "structure"]].to_numpy().tolist() == [
+        ["one", "a"],
+        ["one", "b"],
+        ["two", "a"],
+        ["two", "b"],
+    ]
     low, high = known.volume_range("b", 1000)
     expected = [0.7, known.lower_bound("b", 0.7), 2, low * 0.002, high * 0.002, 0.25]
     np.testing.assert_allclose(table.iloc[1, 2:8].to_numpy(float), expected, rtol=1e-12)
@@ -45,17 +51,27 @@ def test_missing_structures_and_scans_unlike_the_validation_scans_are_always_rev
     missing = describe_scan("missing", {"a": estimate(0.9), "b": estimate(0, 3, 0)}, known)
     assert missing["estimate"] == pytest.approx(0.45)
     assert missing["reasons"][0] == "b is not found, but is in all 12 validation scans"
-    assert record("other body part", 0.1, known)["reasons"] == ["its estimate is lower than all 12 validation scans"]
+    assert record("other body part", 0.1, known)["reasons"] == [
+        "its estimate is lower than all 12 validation scans"
+    ]
     assert record("good", 0.9, known)["reasons"] == []
     optional = Reference(known.structures, known.values * [1, 1, 1, 1, 0])
     found = describe_scan("without b", {"a": estimate(0.9), "b": estimate(0, 3, 0)}, optional)
     assert (found["estimate"], found["rows"][1]["expected_dsc"]) == (0.9, None)
-    nothing = {"a": estimate(0, 3, 0), "b": estimate(math.nan, 0, 0)._replace(uncertain_share=math.nan)}
+    nothing = {
+        "a": estimate(0, 3, 0),
+        "b": estimate(math.nan, 0, 0)._replace(uncertain_share=math.nan),
+    }
     assert describe_scan("empty", nothing, optional)["reasons"] == ["nothing is found"]
-    assert describe_scan("empty", nothing, NO_REFERENCE)["reasons"] == ["a is not found", "b is not found"]
+    assert describe_scan("empty", nothing, NO_REFERENCE)["reasons"] == [
+        "a is not found",
+        "b is not found",
+    ]
 
 
-@pytest.mark.parametrize(("options", "reviewed"), [({}, 2), ({"review": "25 %"}, 3), ({"review_below": 0.63}, 4)])
+@pytest.mark.parametrize(
+    ("options", "reviewed"), [({}, 2), ({"review": "25 %"}, 3), ({"review_below": 0.63}, 4)]
+)
 def test_the_worst_are_reviewed_and_come_first(options: dict[str, Any], reviewed: int) -> None:
     chosen = choose([record(f"scan{i}", 0.685 - i / 100) for i in range(10)], **options)
     assert [each["scan"] for each in chosen] == [f"scan{i}" for i in reversed(range(10))]
@@ -89,7 +105,10 @@ def test_the_page_is_complete_by_itself_and_shows_names_literally(tmp_path: Path
     picture = draw_slice(np.eye(9), [np.ones((9, 9))], np.eye(4))
     for name, dsc in (("<b>&", 0.5), ("$scan", 0.9)):
         write_record(
-            record(name, dsc, reference(12), affine=np.diag([-1.0, -1.0, 1.0, 1.0]), picture=picture), tmp_path
+            record(
+                name, dsc, reference(12), affine=np.diag([-1.0, -1.0, 1.0, 1.0]), picture=picture
+            ),
+            tmp_path,
         )
     said = write_table(tmp_path, review_below=0.6)
     assert said == f"{tmp_path / 'quality.html'}: 1 of 2 segmentations to check"
@@ -104,7 +123,8 @@ def test_the_page_is_complete_by_itself_and_shows_names_literally(tmp_path: Path
 
 def test_a_picture_is_a_png_with_contours_turned_as_readers_expect() -> None:
     image, mask, scale = np.zeros((20, 40)), np.zeros((20, 40)), 256 / 40
-    mask[2:8, 4:12] = 1  # near the origin: right and back of the patient, if axes point to the left and the front
+    # Near the origin: right and back of the patient, if axes point to the left and the front
+    mask[2:8, 4:12] = 1
     image[::19, ::39] = 1  # the corners: nothing is left out
     content = draw_slice(image, [mask], np.diag([-1.0, 2.0, 5.0, 1.0]))  # 40 mm x 40 mm
     assert content[:8] == b"\x89PNG\r\n\x1a\n"
@@ -116,4 +136,6 @@ def test_a_picture_is_a_png_with_contours_turned_as_readers_expect() -> None:
     assert (columns.min(), columns.max() + 1) == pytest.approx((4 * scale, 12 * scale), abs=1)
     assert (rows.min(), rows.max() + 1) == pytest.approx((256 - 16 * scale, 256 - 4 * scale), abs=1)
     assert (pixels == 0).sum() > 256**2 - 800
-    assert draw_slice(np.pad(image, 9), [np.pad(mask, 9)], np.diag([-1.0, 2.0, 5.0, 1.0])) == content
+    assert (
+        draw_slice(np.pad(image, 9), [np.pad(mask, 9)], np.diag([-1.0, 2.0, 5.0, 1.0])) == content
+    )

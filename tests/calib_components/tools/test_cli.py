@@ -1,4 +1,6 @@
-"""Command lines: options as typed, no work before all of them are known, one line for an InputError."""
+"""Command lines: options as typed, no work before all of them are known, one line for an
+InputError.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +59,9 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> dict[str, Any]:
     return calls[-1]
 
 
-@pytest.mark.parametrize("text", ["2024_11_25", "1e3", "None", "[a]", "True", "a,b", "~", "'quoted'", "x y", "a#b"])
+@pytest.mark.parametrize(
+    "text", ["2024_11_25", "1e3", "None", "[a]", "True", "a,b", "~", "'quoted'", "x y", "a#b"]
+)
 def test_paths_and_text_are_taken_as_typed(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     call = run(monkeypatch, "work", text, "--name", text)
     assert (call["folder"], call["name"]) == (Path(text), text)
@@ -73,20 +77,34 @@ OPTIONS = [
 
 
 @pytest.mark.parametrize(("option", "value"), OPTIONS)
-def test_options_are_read_by_annotation(option: str, value: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_options_are_read_by_annotation(
+    option: str, value: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert run(monkeypatch, "work", "a", option)[option[2:].partition("=")[0]] == value
 
 
 def test_free_options_are_literals(monkeypatch: pytest.MonkeyPatch) -> None:
-    call = run(monkeypatch, "group", "accept", "1e3", "--size=64,64", "--a::b=x.y", "--slurm={time: 5}")
+    call = run(
+        monkeypatch, "group", "accept", "1e3", "--size=64,64", "--a::b=x.y", "--slurm={time: 5}"
+    )
     assert call == {"folder": Path("1e3"), "size": (64, 64), "a::b": "x.y", "slurm": {"time": 5}}
 
 
-WRONG = ["work a --fats", "work a b c d e f g h", "work", "join", "group x", "work a --limit=x", "group accept broken"]
+WRONG = [
+    "work a --fats",
+    "work a b c d e f g h",
+    "work",
+    "join",
+    "group x",
+    "work a --limit=x",
+    "group accept broken",
+]
 
 
 @pytest.mark.parametrize("typed", WRONG)
-def test_mistake_ends_with_2_before_any_work(typed: str, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
+def test_mistake_ends_with_2_before_any_work(
+    typed: str, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
     with pytest.raises(SystemExit) as caught:
         run(monkeypatch, *typed.split())
     assert (caught.value.code, calls) == (2, [])
@@ -108,7 +126,11 @@ def test_structures() -> None:
 
 def test_patients_by_their_names() -> None:
     names = ["a_patient001_frame01", "b_patient001_frame12", "patient002"]
-    assert list(cli.patients_of(names, r"patient\d+").values()) == ["patient001", "patient001", "patient002"]
+    assert list(cli.patients_of(names, r"patient\d+").values()) == [
+        "patient001",
+        "patient001",
+        "patient002",
+    ]
     assert cli.patients_of(names, None) == {name: name for name in names}
     for pattern in (r"frame\d+", "("):
         with pytest.raises(InputError, match="--patient_pattern"):

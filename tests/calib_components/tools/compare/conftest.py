@@ -13,7 +13,10 @@ def write_list(folder: Path, name: str = "datalist.json", **patients: str) -> Pa
     folder.mkdir(exist_ok=True)
     empty: dict[str, str] = dict.fromkeys(("training", "validation", "testing"), "")
     splits = {
-        split: [{"case": f"{p}_1", "patient": p, "image": f"{p}_1.nii", "label": f"{p}_1_gt.nii"} for p in letters]
+        split: [
+            {"case": f"{p}_1", "patient": p, "image": f"{p}_1.nii", "label": f"{p}_1_gt.nii"}
+            for p in letters
+        ]
         for split, letters in {**empty, **patients}.items()
     }
     (folder / name).write_text(json.dumps(splits))

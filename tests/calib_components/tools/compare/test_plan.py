@@ -30,7 +30,9 @@ def plan(
     test_sets: dict[str, Path] | None = None, **overrides: Any,
 ) -> PlannedCell:  # fmt: skip
     out, folds = data.parent / "out", None if fold is None else 2
-    return Protocol(ACDC, data, out, out / "work", overrides, folds, test_sets or {}).plan_cell(setting, seed, fold)
+    return Protocol(ACDC, data, out, out / "work", overrides, folds, test_sets or {}).plan_cell(
+        setting, seed, fold
+    )
 
 
 def options_of(cell: PlannedCell, step: str) -> dict[str, Any]:
@@ -46,20 +48,44 @@ def options_of(cell: PlannedCell, step: str) -> dict[str, Any]:
 class TestCommands:
     def test_are_plain_runs_of_the_bundle(self, data: Path) -> None:
         cell = plan(data, max_epochs=2, image_size=[64, 64], split="testing")
-        assert [step.name for step in cell.steps] == ["train", "evaluate", "calibrate", "evaluate_temperature"]
+        assert [step.name for step in cell.steps] == [
+            "train",
+            "evaluate",
+            "calibrate",
+            "evaluate_temperature",
+        ]
         train, evaluate, calibrate, scaled = (options_of(cell, step.name) for step in cell.steps)
         configs = ACDC / "configs"
-        assert train["config_file"] == [str(configs / "train.yaml"), str(configs / "losses" / "nacl.yaml")]
-        assert evaluate["config_file"] == [str(configs / "train.yaml"), str(configs / "evaluate.yaml")]
-        assert calibrate["config_file"] == [str(configs / "train.yaml"), str(configs / "calibrate.yaml")]
-        assert (train["loss::prior"], train["seed"], train["resume"], train["max_epochs"]) == ("max", 0, True, 2)
+        assert train["config_file"] == [
+            str(configs / "train.yaml"),
+            str(configs / "losses" / "nacl.yaml"),
+        ]
+        assert evaluate["config_file"] == [
+            str(configs / "train.yaml"),
+            str(configs / "evaluate.yaml"),
+        ]
+        assert calibrate["config_file"] == [
+            str(configs / "train.yaml"),
+            str(configs / "calibrate.yaml"),
+        ]
+        assert (train["loss::prior"], train["seed"], train["resume"], train["max_epochs"]) == (
+            "max",
+            0,
+            True,
+            2,
+        )
         assert train["image_size"] == evaluate["image_size"] == [64, 64]
         assert evaluate["split"] == "testing"
         assert "split" not in train  # no such id there
         assert "split" not in calibrate  # that of the evaluation
         assert "load_path" not in evaluate
-        assert train["ckpt_dir"] == calibrate["ckpt_dir"] == str(cell.work)  # the fit reads model.pt
-        assert calibrate["calibrated_path"] == scaled["load_path"] == f"{cell.work}/model_calibrated.pt"
+        # The fit reads model.pt
+        assert train["ckpt_dir"] == calibrate["ckpt_dir"] == str(cell.work)
+        assert (
+            calibrate["calibrated_path"]
+            == scaled["load_path"]
+            == f"{cell.work}/model_calibrated.pt"
+        )
         assert calibrate["output_dir"] == scaled["output_dir"] == f"{cell.work}/eval/temperature"
 
     def test_paths_stay_text(self, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,8 +102,14 @@ class TestCommands:
 
     def test_further_test_set(self, data: Path, scanner: Path) -> None:
         datalist = str(data / "datalist.json")
-        cell = plan(data, test_sets={"b": scanner}, datalist=datalist, split="validation", max_epochs=2)
-        assert [step.output for step in cell.steps] == ["history.csv", "summary.json", "on_b/summary.json"]
+        cell = plan(
+            data, test_sets={"b": scanner}, datalist=datalist, split="validation", max_epochs=2
+        )
+        assert [step.output for step in cell.steps] == [
+            "history.csv",
+            "summary.json",
+            "on_b/summary.json",
+        ]
         cell = plan(data, test_sets={"b": scanner}, datalist=datalist, max_epochs=2)
         plain, scaled = (options_of(cell, f"evaluate{name}_on_b") for name in ("", "_temperature"))
         assert plain["dataset_dir"] == scaled["dataset_dir"] == str(scanner)
@@ -95,9 +127,16 @@ class TestCommands:
             ("evaluate_temperature", True), ("evaluate_temperature_on_b", True),
         ]  # fmt: skip
         out = data.parent / "out" / "nacl_max"
-        assert options_of(cell, "pool")["pool"] == [f"{out}/seed0_fold{fold}/fit" for fold in (0, 1)]
+        assert options_of(cell, "pool")["pool"] == [
+            f"{out}/seed0_fold{fold}/fit" for fold in (0, 1)
+        ]
         assert options_of(cell, "train")["datalist"] == str(data / "datalist_fold1.json")
-        assert cell.settings.calibration == {"split": "validation", "region": "all", "crop_center": None, "folds": 2}
+        assert cell.settings.calibration == {
+            "split": "validation",
+            "region": "all",
+            "crop_center": None,
+            "folds": 2,
+        }
         assert cell.settings.patients == {"a_1": "a"}
 
     def test_fold_without_validation_cases_is_not_pooled(self, data: Path) -> None:
@@ -110,7 +149,10 @@ class TestCommands:
 class TestRefusals:
     @pytest.mark.parametrize(
         ("given", "word"),
-        [({name: 1}, f"--{name}") for name in ("max_epoch", "resume", "device", "loss::prior", "ckpt_dir")]
+        [
+            ({name: 1}, f"--{name}")
+            for name in ("max_epoch", "resume", "device", "loss::prior", "ckpt_dir")
+        ]
         + [({"image_size": [63, 64]}, "image_size")],
     )
     def test_option_that_is_unknown_or_set_per_cell_or_of_no_use(
@@ -136,7 +178,9 @@ class TestRefusals:
         with pytest.raises(InputError, match="testing"):
             plan(data, test_sets={"b": scanner})
 
-    def test_patients_of_a_test_set_that_the_network_has_seen_are_named(self, data: Path, scanner: Path) -> None:
+    def test_patients_of_a_test_set_that_the_network_has_seen_are_named(
+        self, data: Path, scanner: Path
+    ) -> None:
         write_list(scanner, testing="abx")
         protocol = Protocol(ACDC, data, data, data, {}, None, {"b": scanner})
         assert [pair.one["patient"] for pair in protocol.seen_cases("b")] == ["a", "b"]
@@ -150,10 +194,14 @@ class TestRefusals:
         protocol = Protocol(ACDC, data, data, data, {}, None, {"b": scanner})
         assert protocol.seen_cases("b") == []
         shutil.copy(data / "b_1.nii", scanner / "y_1.nii")
-        with pytest.raises(InputError, match=r"--evaluate_on: .*same volume is on both sides \(y_1 and b_1\)"):
+        with pytest.raises(
+            InputError, match=r"--evaluate_on: .*same volume is on both sides \(y_1 and b_1\)"
+        ):
             protocol.seen_cases("b")
         shutil.copy(data / "a_1.nii", data / "c_1.nii")
-        with pytest.raises(InputError, match=r"datalist\.json: the same volume is on both sides \(c_1 and a_1\)"):
+        with pytest.raises(
+            InputError, match=r"datalist\.json: the same volume is on both sides \(c_1 and a_1\)"
+        ):
             plan(data)
 
 
@@ -191,7 +239,8 @@ class TestSettings:
         write_list(data, training="ad", validation="b", testing="c")
         there = plan(data, test_sets={"b": scanner}).settings
         assert set(here.differences(there)) == {"datalist", "test set b"}
-        assert here.differences(plan(data).settings) == ["datalist"]  # a test set that one lacks does not count
+        # A test set that one lacks does not count
+        assert here.differences(plan(data).settings) == ["datalist"]
         assert replace(here, cases="x").differences(replace(here, cases="y")) == ["cases"]
         assert replace(here, cases="x").differences(replace(here, cases=None)) == []
 
@@ -199,17 +248,31 @@ class TestSettings:
         first, second = (plan(data, fold=fold).settings for fold in (0, 1))
         assert first.differences(second) == []
         assert first.differences(replace(second, calibration={})) == []
-        assert first.differences(replace(second, calibration={**second.calibration, "region": "predicted"})) != []
+        assert (
+            first.differences(
+                replace(second, calibration={**second.calibration, "region": "predicted"})
+            )
+            != []
+        )
         assert first.differences(plan(data).settings)[0] == "folds"
 
     def test_plan_keeps_order_and_replaces_runs_with_other_folds(self, tmp_path: Path) -> None:
         def entry(method: str, fold: int | None = None, *commands: str) -> dict[str, Any]:
-            return {"method": method, "seed": 0, **({} if fold is None else {"fold": fold}), "commands": [*commands]}
+            return {
+                "method": method,
+                "seed": 0,
+                **({} if fold is None else {"fold": fold}),
+                "commands": [*commands],
+            }
 
         add_to_plan([entry("a"), entry("b"), entry("c", 0), entry("c", 1)], tmp_path)
         add_to_plan([{**entry("a", None, "do"), "of_all_folds": ["later"]}, entry("c")], tmp_path)
         planned = json.loads((tmp_path / "plan.json").read_text())
-        assert [(one["method"], one.get("fold")) for one in planned] == [("a", None), ("b", None), ("c", None)]
+        assert [(one["method"], one.get("fold")) for one in planned] == [
+            ("a", None),
+            ("b", None),
+            ("c", None),
+        ]
         shown = (tmp_path / "commands.sh").read_text().splitlines()
         assert shown[1:] == ["", "# a, seed 0", "do", "", "# a, seed 0", "later"]
 
@@ -227,8 +290,16 @@ class TestChooseSettings:
         table1 = ["ce_dice", "focal", "entropy_penalty", "label_smoothing", "svls", "mbls", "nacl"]
         assert names("table1") == table1
         assert len(names("tuning")) == 23
-        (bundle / "configs" / "losses" / "mine.yaml").write_text("loss: {_target_: torch.nn.CrossEntropyLoss}\n")
-        assert names("nacl_softmax", "mine", "table2") == ["nacl_softmax", "mine", "nacl", "nacl_l2", "nacl_5x5"]
+        (bundle / "configs" / "losses" / "mine.yaml").write_text(
+            "loss: {_target_: torch.nn.CrossEntropyLoss}\n"
+        )
+        assert names("nacl_softmax", "mine", "table2") == [
+            "nacl_softmax",
+            "mine",
+            "nacl",
+            "nacl_l2",
+            "nacl_5x5",
+        ]
         assert choose_settings(["mine"], bundle) == [Setting("mine", "mine", "mine")]
 
     def test_unknown_names_and_two_meanings_are_refused(self, bundle: Path) -> None:

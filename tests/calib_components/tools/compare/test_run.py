@@ -25,7 +25,9 @@ from tests.helpers import ACDC
 
 
 class Bundle:
-    """Stands for the runs of a bundle: writes the file that each writes last, and fails where it is told to."""
+    """Stands for the runs of a bundle: writes the file that each writes last, and fails where it is
+    told to.
+    """
 
     def __init__(self) -> None:
         self.ran: list[str] = []
@@ -53,7 +55,9 @@ class Bundle:
 def bundle(monkeypatch: pytest.MonkeyPatch) -> Bundle:
     stand_in = Bundle()
     monkeypatch.setattr(module, "run_command", stand_in)
-    monkeypatch.setattr(module, "write_history", lambda _, folder: (folder / "history.csv").write_text("epoch\n1\n"))
+    monkeypatch.setattr(
+        module, "write_history", lambda _, folder: (folder / "history.csv").write_text("epoch\n1\n")
+    )
     monkeypatch.setattr("calib_components.tools.jobs.POLL", 0.01)
     return stand_in
 
@@ -69,7 +73,9 @@ def plan(data: Path) -> PlannedCell:
     return protocol.plan_cell(*choose_settings(["nacl"], ACDC), 0)
 
 
-def test_results_are_small_files_and_the_rest_is_apart(data: Path, bundle: Bundle, capsys: Any) -> None:
+def test_results_are_small_files_and_the_rest_is_apart(
+    data: Path, bundle: Bundle, capsys: Any
+) -> None:
     compare(data, "nacl", "ce_dice", seeds=[0, 1], devices=["cpu", "meta"])
     out = data.parent / "out"
     assert sorted(path.name for path in out.iterdir()) == [
@@ -83,14 +89,21 @@ def test_results_are_small_files_and_the_rest_is_apart(data: Path, bundle: Bundl
     assert settings.calibration == {"split": "validation", "region": "all", "crop_center": None}
     assert settings.made_with["torch"] == torch.__version__
     plan = json.loads((out / "plan.json").read_text())
-    assert [f"{entry['method']} {entry['seed']}" for entry in plan] == ["nacl 0", "ce_dice 0", "nacl 1", "ce_dice 1"]
+    assert [f"{entry['method']} {entry['seed']}" for entry in plan] == [
+        "nacl 0",
+        "ce_dice 0",
+        "nacl 1",
+        "ce_dice 1",
+    ]
     assert plan[2]["commands"] == settings.commands
     assert (out / "work" / ".gitignore").read_text() == "*\n"
     assert {"cpu", "meta"} == set(bundle.devices)
     assert "4 of 4 cells are finished, 0 failed" in capsys.readouterr().out
 
 
-def test_finished_cells_are_skipped_and_a_failed_one_runs_again(data: Path, bundle: Bundle, capsys: Any) -> None:
+def test_finished_cells_are_skipped_and_a_failed_one_runs_again(
+    data: Path, bundle: Bundle, capsys: Any
+) -> None:
     bundle.failing = "seed1 evaluate_temperature"
     with pytest.raises(SystemExit) as caught:
         compare(data, "nacl", seeds=[0, 1])
@@ -99,21 +112,26 @@ def test_finished_cells_are_skipped_and_a_failed_one_runs_again(data: Path, bund
     assert not (data.parent / "out" / "nacl" / "seed1").exists()
     bundle.failing, bundle.ran = "", []
     compare(data, "nacl", seeds=[0, 1])
-    assert bundle.ran == [f"seed1 {name}" for name in ("train", "evaluate", "calibrate", "evaluate_temperature")]
+    assert bundle.ran == [
+        f"seed1 {name}" for name in ("train", "evaluate", "calibrate", "evaluate_temperature")
+    ]
     assert "nacl, seed 0: finished before" in capsys.readouterr().out
 
 
 def test_other_settings_are_refused_before_anything_runs(data: Path, bundle: Bundle) -> None:
     compare(data, "nacl")
     before, bundle.ran = (data.parent / "out" / "plan.json").read_text(), []
-    for losses in (["nacl"], ["ce_dice"]):  # the same cell, and one that could not be compared with it
+    # The same cell, and one that could not be compared with it
+    for losses in (["nacl"], ["ce_dice"]):
         with pytest.raises(InputError, match="max_epochs"):
             compare(data, *losses, max_epochs=3)
     assert bundle.ran == []
     assert (data.parent / "out" / "plan.json").read_text() == before
 
 
-def test_test_set_given_later_is_evaluated_without_training(data: Path, scanner: Path, bundle: Bundle) -> None:
+def test_test_set_given_later_is_evaluated_without_training(
+    data: Path, scanner: Path, bundle: Bundle
+) -> None:
     compare(data, "nacl")
     bundle.ran = []
     bundle.failing = "temperature_on_b"
@@ -151,7 +169,12 @@ def test_folds_are_pooled_once_all_are_trained(data: Path, bundle: Bundle, capsy
     assert sorted(bundle.ran[3:]) == [
         f"seed0_fold{fold} {name}" for fold in (0, 1) for name in ("evaluate_temperature", "pool")
     ]
-    assert read_settings(first).calibration == {"split": "validation", "region": "all", "crop_center": None, "folds": 2}
+    assert read_settings(first).calibration == {
+        "split": "validation",
+        "region": "all",
+        "crop_center": None,
+        "folds": 2,
+    }
     assert (first / "fit" / "temperature.json").is_file()
 
 
@@ -164,10 +187,14 @@ def test_folds_are_pooled_once_all_are_trained(data: Path, bundle: Bundle, capsy
         ({"evaluate_on": ["a/b=scanner"]}, "--evaluate_on"), ({"evaluate_on": ["b=data"]}, "--evaluate_on"),
     ],
 )  # fmt: skip
-def test_wrong_arguments(given: dict[str, Any], word: str, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_arguments(
+    given: dict[str, Any], word: str, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(data.parent)
     with pytest.raises(InputError, match=word):
-        compare_losses(**{"bundle": ACDC, "dataset_dir": data, "out": Path("out"), "losses": ["nacl"], **given})
+        compare_losses(
+            **{"bundle": ACDC, "dataset_dir": data, "out": Path("out"), "losses": ["nacl"], **given}
+        )
     assert not Path("out").exists()
 
 
@@ -178,7 +205,11 @@ def test_tuning_is_evaluated_on_the_validation_split(
     monkeypatch.setitem(PRESETS, "tuning", [svls])
     compare(data, "tuning")
     settings = read_settings(data.parent / "out" / "svls_0.5" / "seed0")
-    assert (settings.evaluation["split"], settings.calibration, settings.patients) == ("validation", {}, {"b_1": "b"})
+    assert (settings.evaluation["split"], settings.calibration, settings.patients) == (
+        "validation",
+        {},
+        {"b_1": "b"},
+    )
 
 
 def test_a_cell_waits_for_another_process_and_finds_it_finished(data: Path, bundle: Bundle) -> None:
@@ -200,7 +231,10 @@ def test_a_cell_waits_for_another_process_and_finds_it_finished(data: Path, bund
 
 def test_what_a_killed_process_left_does_not_count(data: Path, bundle: Bundle) -> None:
     cell = plan(data)
-    left = [cell.work / "eval" / "old.json", cell.results.with_name(".unfinished-seed0") / "old.json"]
+    left = [
+        cell.work / "eval" / "old.json",
+        cell.results.with_name(".unfinished-seed0") / "old.json",
+    ]
     for file in left:
         file.parent.mkdir(parents=True)
         file.touch()

@@ -10,7 +10,9 @@ import nibabel as nib
 import numpy as np
 
 SHAPE = (6, 5, 4)  # unequal, so that no order of axes passes for another
-AFFINE = nib.affines.from_matvec(nib.eulerangles.euler2mat(0.3, 0.2, 0.1) @ np.diag([1.5, 1.25, 8.0]), [-90, 30, 70])
+AFFINE = nib.affines.from_matvec(
+    nib.eulerangles.euler2mat(0.3, 0.2, 0.1) @ np.diag([1.5, 1.25, 8.0]), [-90, 30, 70]
+)
 
 
 class Harmful:
@@ -23,14 +25,18 @@ class Harmful:
         return os.mkdir, (str(self.folder),)
 
 
-def softmax_of(seed: int, channels: int = 3, shape: tuple[int, ...] = SHAPE, scale: float = 2.0) -> np.ndarray:
+def softmax_of(
+    seed: int, channels: int = 3, shape: tuple[int, ...] = SHAPE, scale: float = 2.0
+) -> np.ndarray:
     """Probabilities `(C, X, Y, Z)`, float32."""
     logits = scale * np.random.default_rng(seed).normal(size=(channels, *shape))
     powers = np.exp(logits - logits.max(0))
     return (powers / powers.sum(0)).astype(np.float32)
 
 
-def label_of(seed: int, codes: tuple[int, ...] = (0, 1, 2), shape: tuple[int, ...] = SHAPE) -> np.ndarray:
+def label_of(
+    seed: int, codes: tuple[int, ...] = (0, 1, 2), shape: tuple[int, ...] = SHAPE
+) -> np.ndarray:
     return np.random.default_rng(1000 + seed).choice(codes, shape).astype(np.uint8)
 
 
@@ -54,7 +60,9 @@ def save_rounded(file: Path, p: np.ndarray, dtype: type, slope: float) -> Path:
 
 
 def sitk_properties(affine: np.ndarray = AFFINE) -> dict:
-    """What nnU-Net's SimpleITK reader records of an image: ITK's axes are NIfTI's with the first two reversed."""
+    """What nnU-Net's SimpleITK reader records of an image: ITK's axes are NIfTI's with the first
+    two reversed.
+    """
     lps = np.diag([-1.0, -1, 1, 1]) @ affine
     spacing = np.linalg.norm(lps[:3, :3], axis=0)
     direction = lps[:3, :3] / spacing

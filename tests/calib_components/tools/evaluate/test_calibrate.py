@@ -56,7 +56,9 @@ def label_of_case(labels: Path, case: str) -> np.ndarray:
 
 @pytest.fixture
 def folders(tmp_path: Path) -> Folders:
-    """Probabilities of 14 cases of 7 patients, with twice the logits that their labels were drawn from."""
+    """Probabilities of 14 cases of 7 patients, with twice the logits that their labels were drawn
+    from.
+    """
     for case in CASES:
         p = softmax(logits_of(case), axis=0)
         save_channels_last(tmp_path / "validation" / f"{case}.nii", p.astype(np.float32))
@@ -84,18 +86,27 @@ def test_the_temperature_is_that_of_the_logits_in_a_region(
     assert (estimate.patients, estimate.voxels) == (7, expected.voxels)
     printed = capsys.readouterr().out
     assert f"T = {estimate.summary()}" in printed
-    before, after, *others = re.findall("^(?:before|after|T of .*): (all NLL.*)$", printed, re.MULTILINE)
+    before, after, *others = re.findall(
+        "^(?:before|after|T of .*): (all NLL.*)$", printed, re.MULTILINE
+    )
     logits = torch.stack([torch.from_numpy(logits_of(case)) for case in CASES])
-    labels = torch.stack([torch.from_numpy(label_of_case(folders[1], case))[None] for case in CASES])
+    labels = torch.stack(
+        [torch.from_numpy(label_of_case(folders[1], case))[None] for case in CASES]
+    )
     for line, temperature in ((before, 1), (after, estimate.temperature)):
         assert line == Costs.measure((logits / temperature).softmax(1), labels).describe()
     assert len(others) == (1 if region in ("all", "predicted") else 2)
-    assert f"Next, with the same options: calib-components evaluate_predictions {tmp_path / 'out'} LABELS" in printed
+    assert (
+        f"Next, with the same options: calib-components evaluate_predictions {tmp_path / 'out'}"
+        " LABELS" in printed
+    )
     assert "14 of the 14 predictions to scale belong to patients of the fit" in printed
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_calibrated_maps_have_the_likelihood_that_was_fitted(kind: str, folders: Folders, tmp_path: Path) -> None:
+def test_calibrated_maps_have_the_likelihood_that_was_fitted(
+    kind: str, folders: Folders, tmp_path: Path
+) -> None:
     estimate, likelihoods = calibrate(folders, tmp_path / "out", calibrator=kind), []
     files = sorted([*(f"{case}_probability.nii.gz" for case in CASES), f"{kind}.json"])
     assert sorted(os.listdir(tmp_path / "out")) == files
@@ -113,12 +124,17 @@ def test_calibrated_maps_have_the_likelihood_that_was_fitted(kind: str, folders:
     assert Evaluation.read(tmp_path / "evaluation").summary["nll_all"]["n"] == len(CASES)
 
 
-def test_predictions_of_the_fit_under_other_names_are_noted(folders: Folders, tmp_path: Path, capsys: Any) -> None:
+def test_predictions_of_the_fit_under_other_names_are_noted(
+    folders: Folders, tmp_path: Path, capsys: Any
+) -> None:
     save_channels_last(tmp_path / "test" / "t3.nii", softmax_of(99))
     for index, case in enumerate(CASES[:3]):
         nib.load(folders[0] / f"{case}.nii").to_filename(tmp_path / "test" / f"t{index}.nii")
     calibrate(folders, tmp_path / "out", apply_to=tmp_path / "test")
-    assert "3 of the 4 predictions to scale belong to patients of the fit: the same volume" in capsys.readouterr().out
+    assert (
+        "3 of the 4 predictions to scale belong to patients of the fit: the same volume"
+        in capsys.readouterr().out
+    )
 
 
 def test_arrays_without_a_grid_stay_arrays(folders: Folders, tmp_path: Path) -> None:
@@ -126,7 +142,9 @@ def test_arrays_without_a_grid_stay_arrays(folders: Folders, tmp_path: Path) -> 
         save_nnunet(tmp_path / "arrays", case, softmax(logits_of(case), axis=0), dtype=np.float32)
     estimate = calibrate((tmp_path / "arrays", folders[1]), tmp_path / "out")
     scaled = np.load(tmp_path / "out" / f"{CASES[0]}.npz")["probabilities"].transpose(0, 3, 2, 1)
-    np.testing.assert_allclose(scaled, softmax(logits_of(CASES[0]) / estimate.temperature, axis=0), atol=1e-6)
+    np.testing.assert_allclose(
+        scaled, softmax(logits_of(CASES[0]) / estimate.temperature, axis=0), atol=1e-6
+    )
 
 
 def test_rounded_files_give_nearly_the_temperature_of_the_numbers_that_were_rounded(
@@ -149,7 +167,11 @@ def test_the_plausible_foreground_of_calibrated_maps_is_that_of_before(
         monkeypatch.setattr(figures, name, lambda *_, **__: Figure(figsize=(1, 1), dpi=30))
     predictions, labels, scaled = tmp_path / "predictions", tmp_path / "labels", tmp_path / "scaled"
     for case in CASES[:8:2]:
-        p = softmax_of(CASES.index(case), 2, scale=6.0)[:1] if sigmoid else softmax(logits_of(case), axis=0)
+        p = (
+            softmax_of(CASES.index(case), 2, scale=6.0)[:1]
+            if sigmoid
+            else softmax(logits_of(case), axis=0)
+        )
         save_channels_last(predictions / f"{case}.nii", p.astype(np.float32))
         save_label(labels, case, p, sigmoid)
     estimate = calibrate((predictions, labels), scaled, sigmoid=sigmoid)
@@ -160,13 +182,19 @@ def test_the_plausible_foreground_of_calibrated_maps_is_that_of_before(
         assert Evaluation.read(out).summary["temperature"] == pytest.approx(temperature)
         return int(Evaluation.read(out).regions["plausible"]["top_label"].count.sum())
 
-    before, after = plausible_voxels(predictions, 1.0), plausible_voxels(scaled, estimate.temperature)
-    assert before == pytest.approx(after, abs=1)  # a voxel at the threshold may be rounded to its other side
+    before, after = (
+        plausible_voxels(predictions, 1.0),
+        plausible_voxels(scaled, estimate.temperature),
+    )
+    # A voxel at the threshold may be rounded to its other side
+    assert before == pytest.approx(after, abs=1)
     with pytest.raises(InputError, match=r"temperature\.json"):
         calibrate((scaled, labels), tmp_path / "twice", sigmoid=sigmoid)
 
 
-def test_stored_zeros_that_decide_are_reported(folders: Folders, tmp_path: Path, capsys: Any) -> None:
+def test_stored_zeros_that_decide_are_reported(
+    folders: Folders, tmp_path: Path, capsys: Any
+) -> None:
     """Ten voxels of class 2 are certain background, as outside of a crop: 87.3 nats each."""
     p = np.moveaxis(softmax(logits_of(CASES[3]), axis=0).astype(np.float32), 0, -1)
     chosen = np.argwhere(label_of_case(folders[1], CASES[3]) == 2)[:10]
@@ -175,7 +203,8 @@ def test_stored_zeros_that_decide_are_reported(folders: Folders, tmp_path: Path,
     calibrate(folders, tmp_path / "out")
     assert "10 voxels, in 1 of 14 cases, have a stored probability of 0" in capsys.readouterr().out
     calibrate(folders, tmp_path / "out", region="predicted")
-    assert "stored probability of 0" not in capsys.readouterr().out  # they are predicted to be background
+    # They are predicted to be background
+    assert "stored probability of 0" not in capsys.readouterr().out
 
 
 def test_places_and_files_that_do_not_fit(folders: Folders, tmp_path: Path) -> None:
@@ -185,7 +214,9 @@ def test_places_and_files_that_do_not_fit(folders: Folders, tmp_path: Path) -> N
     save_channels_last(tmp_path / "two" / "x.nii", softmax_of(0, 2))
     save_channels_last(tmp_path / "mine" / "other_probability.nii.gz", softmax_of(0))
     (tmp_path / "mine" / "temperature.json").touch()  # of calibrate.yaml
-    save_channels_last(tmp_path / "maps of another network" / f"{CASES[0]}_probability.nii.gz", softmax_of(0))
+    save_channels_last(
+        tmp_path / "maps of another network" / f"{CASES[0]}_probability.nii.gz", softmax_of(0)
+    )
     for used, options, expected in (
         ((tmp_path / "maps", labels), {"structures": ["a=1"]}, "label map"),
         (folders, {"apply_to": tmp_path / "two"}, "has 2 channels"),

@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 
 from calib_components.errors import InputError
-from calib_components.tools.evaluate.classes import IGNORED, Classes, label_classes, name_classes, paint
+from calib_components.tools.evaluate.classes import (
+    IGNORED,
+    Classes,
+    label_classes,
+    name_classes,
+    paint,
+)
 
 BRATS = ["WT=1+2+4", "TC=1+4", "ET=4"]
 
@@ -30,7 +36,11 @@ BRATS = ["WT=1+2+4", "TC=1+4", "ET=4"]
     ],
 )  # fmt: skip
 def test_classes_of_a_softmax_and_of_label_maps(
-    channels: int, structures: list[str] | None, names: list[str], codes: list[list[int]], expected: dict
+    channels: int,
+    structures: list[str] | None,
+    names: list[str],
+    codes: list[list[int]],
+    expected: dict,
 ) -> None:
     classes = name_classes(channels, structures)
     assert (list(classes.names), [sorted(code) for code in classes.codes]) == (names, codes)
@@ -50,7 +60,12 @@ def test_classes_of_a_softmax_and_of_label_maps(
     ],
 )
 def test_channels_with_a_sigmoid_each(
-    channels: int, structures: list[str] | None, sigmoid: bool, with_background: bool, names: list[str], skip: int
+    channels: int,
+    structures: list[str] | None,
+    sigmoid: bool,
+    with_background: bool,
+    names: list[str],
+    skip: int,
 ) -> None:
     classes = name_classes(channels, structures, sigmoid, with_background=with_background)
     assert (list(classes.names), classes.sigmoid, classes.skip) == (names, True, skip)
@@ -62,10 +77,16 @@ def test_channels_with_a_sigmoid_each(
     [
         ({"channels": 0}, "--structures"),
         ({"channels": 3, "structures": BRATS}, "--sigmoid"),
-        ({"channels": 2, "structures": ["a=1", "b=2"]}, "2 channels are the background and 1 class; .* names 2"),
+        (
+            {"channels": 2, "structures": ["a=1", "b=2"]},
+            "2 channels are the background and 1 class; .* names 2",
+        ),
         ({"channels": 1, "structures": ["a=1", "b=2"]}, "label maps"),
         ({"channels": 4, "structures": BRATS, "sigmoid": True}, "3 names for 4 channels"),
-        ({"channels": 5, "structures": BRATS, "sigmoid": True, "with_background": True}, "5 channels"),
+        (
+            {"channels": 5, "structures": BRATS, "sigmoid": True, "with_background": True},
+            "5 channels",
+        ),
         ({"channels": 3, "structures": []}, "--structures"),
         ({"channels": 3, "ignore_index": 2}, "--ignore_index"),
         ({"channels": 3, "sigmoid": True, "ignore_index": 0}, "--ignore_index"),
@@ -83,17 +104,25 @@ LABEL = np.array([0, 1, 2, 4, 9])
     ("classes", "expected", "others"),
     [
         (name_classes(4, BRATS, ignore_index=9), [[0, 1, 2, 3, IGNORED]], []),
-        (name_classes(3, BRATS, True, 9), [[0, 1, 1, 1, IGNORED], [0, 1, 0, 1, IGNORED], [0, 0, 0, 1, IGNORED]], []),
+        (
+            name_classes(3, BRATS, True, 9),
+            [[0, 1, 1, 1, IGNORED], [0, 1, 0, 1, IGNORED], [0, 0, 0, 1, IGNORED]],
+            [],
+        ),
         (name_classes(1, ["tumour=2+4"]), [[0, 0, 1, 1, 0]], [1, 9]),
         (name_classes(0, ["all=1+2+4+255+256"]), [[0, 1, 1, 1, 0]], [9]),
     ],
 )
-def test_codes_of_labels_become_classes_or_masks(classes: Classes, expected: list, others: list[int]) -> None:
+def test_codes_of_labels_become_classes_or_masks(
+    classes: Classes, expected: list, others: list[int]
+) -> None:
     label, found = label_classes(LABEL, classes, "label")
     assert (label.tolist(), label.dtype, found) == (expected, np.uint8, others)
 
 
-@pytest.mark.parametrize("classes", [name_classes(4, BRATS), name_classes(1), name_classes(3, sigmoid=True)])
+@pytest.mark.parametrize(
+    "classes", [name_classes(4, BRATS), name_classes(1), name_classes(3, sigmoid=True)]
+)
 def test_unknown_label_codes_are_refused(classes: Classes) -> None:
     with pytest.raises(InputError, match=r"label codes .*9 are unknown"):
         label_classes(LABEL, classes, "label")

@@ -1,4 +1,6 @@
-"""Saved predictions evaluated, and compared with what numpy, scipy and scikit-learn compute from the same files."""
+"""Saved predictions evaluated, and compared with what numpy, scipy and scikit-learn compute from
+the same files.
+"""
 
 from __future__ import annotations
 
@@ -63,7 +65,9 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the cases that are measured."""
     names: list[str] = []
     original = evaluate.read_case
-    monkeypatch.setattr(evaluate, "read_case", lambda case, *rest: names.append(case.name) or original(case, *rest))
+    monkeypatch.setattr(
+        evaluate, "read_case", lambda case, *rest: names.append(case.name) or original(case, *rest)
+    )
     return names
 
 
@@ -71,26 +75,45 @@ def dsc(predicted: np.ndarray, true: np.ndarray) -> float:
     return 2 * (predicted & true).sum() / (predicted.sum() + true.sum())
 
 
-def run(predictions: Path, labels: Path, out: Path, **options: Any) -> tuple[list[str], dict[str, np.ndarray]]:
-    evaluate_predictions(predictions, labels, out, **{"structures": STRUCTURES, "workers": 1, **options})
+def run(
+    predictions: Path, labels: Path, out: Path, **options: Any
+) -> tuple[list[str], dict[str, np.ndarray]]:
+    evaluate_predictions(
+        predictions, labels, out, **{"structures": STRUCTURES, "workers": 1, **options}
+    )
     if not (out / "cases.csv").exists():
         return [], {}
     table = Evaluation.read(out).cases
     return table.pop("case").tolist(), {name: values.to_numpy() for name, values in table.items()}
 
 
-def test_measures_are_those_of_numpy_and_scipy(predictions: Path, labels: Path, tmp_path: Path) -> None:
+def test_measures_are_those_of_numpy_and_scipy(
+    predictions: Path, labels: Path, tmp_path: Path
+) -> None:
     cases, columns = run(predictions, labels, tmp_path / "out", patient_pattern=r"p\d")
     assert cases == NAMES
     for i, name in enumerate(cases):
         p = np.moveaxis(nib.load(predictions / f"{name}.nii.gz").get_fdata(), 3, 0)
         label = np.asarray(nib.load(labels / f"{name}_gt.nii.gz").dataobj)
         case = Case(p, np.ones(SHAPE, bool))
-        for region in ("foreground", "all", "predicted", "plausible", "predicted_band", "union", "band"):
+        for region in (
+            "foreground",
+            "all",
+            "predicted",
+            "plausible",
+            "predicted_band",
+            "union",
+            "band",
+        ):
             suffix = "" if region == "foreground" else f"_{region}"
             for measure, value in case.measures(label, inside(region, p, label)).items():
-                assert columns[f"{measure}{suffix}"][i] == pytest.approx(value, abs=1e-6), (measure, region)
-        assert columns["ece_if_true"][i] == pytest.approx(case.errors_if_true("foreground")["ece"], abs=1e-6)
+                assert columns[f"{measure}{suffix}"][i] == pytest.approx(value, abs=1e-6), (
+                    measure,
+                    region,
+                )
+        assert columns["ece_if_true"][i] == pytest.approx(
+            case.errors_if_true("foreground")["ece"], abs=1e-6
+        )
         millilitres = SPACING.prod() / 1000
         for structure, classes in (("a", [1]), ("both", [1, 2])):
             predicted, true = np.isin(p.argmax(0), classes), np.isin(label, classes)
@@ -101,7 +124,9 @@ def test_measures_are_those_of_numpy_and_scipy(predictions: Path, labels: Path, 
                 "expected_volume": p[classes].sum() * millilitres,
             }
             for measure, value in expected.items():
-                assert columns[f"{measure}_{structure}"][i] == pytest.approx(value, abs=1e-6), measure
+                assert columns[f"{measure}_{structure}"][i] == pytest.approx(value, abs=1e-6), (
+                    measure
+                )
     summary = Evaluation.read(tmp_path / "out").summary
     assert summary["patients"] == {"p1_ed": "p1", "p1_es": "p1", "p2_ed": "p2"}
     assert len({*summary["labels"].values()}) == 3
@@ -119,7 +144,9 @@ def test_overlapping_regions_with_a_sigmoid_each(tmp_path: Path) -> None:
     masks = np.stack([np.isin(label, values) for values in codes.values()])
     for name, probability, true in zip(codes, p, masks, strict=True):
         assert columns[f"dsc_{name}"][0] == pytest.approx(dsc(probability > 0.5, true))
-    two_classes = Case(np.stack([1 - p.astype(float).ravel(), p.astype(float).ravel()]), np.ones(p.size, bool))
+    two_classes = Case(
+        np.stack([1 - p.astype(float).ravel(), p.astype(float).ravel()]), np.ones(p.size, bool)
+    )
     measures = two_classes.measures(masks.ravel().astype(int), np.ones(p.size, bool))
     for measure in ("ece", "nll", "brier"):
         assert columns[f"{measure}_all"][0] == pytest.approx(measures[measure], abs=1e-6)
@@ -130,7 +157,9 @@ def test_label_maps_give_the_segmentation_part_only(
     labels: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     for seed, name in enumerate(NAMES):
-        save_nifti(tmp_path / "predictions" / f"{name}.nii.gz", softmax_of(seed).argmax(0).astype(np.uint8))
+        save_nifti(
+            tmp_path / "predictions" / f"{name}.nii.gz", softmax_of(seed).argmax(0).astype(np.uint8)
+        )
     _, columns = run(tmp_path / "predictions", labels, tmp_path / "out", structures=["a=1", "b=7"])
     assert list(columns) == ["dsc_a", "dsc_b", "hd95_a", "hd95_b"]
     files = {file.name for file in (tmp_path / "out").rglob("[!.]*.*")}
@@ -143,20 +172,28 @@ def test_voxels_to_leave_out(tmp_path: Path) -> None:
     label, ignored = label_of(0), np.arange(SHAPE[0])[:, None, None] >= 3 + np.zeros(SHAPE)
     save_nifti(tmp_path / "labels" / "x.nii.gz", np.where(ignored, 9, label).astype(np.uint8))
     save_channels_last(tmp_path / "predictions" / "x.nii.gz", softmax_of(0))
-    _, columns = run(tmp_path / "predictions", tmp_path / "labels", tmp_path / "out", ignore_index=9)
+    _, columns = run(
+        tmp_path / "predictions", tmp_path / "labels", tmp_path / "out", ignore_index=9
+    )
     p = softmax_of(0).astype(float)
     for measure, value in Case(p, ~ignored).measures(label, ~ignored).items():
         assert columns[f"{measure}_all"][0] == pytest.approx(value, abs=1e-6)
-    assert columns["dsc_a"][0] == pytest.approx(dsc((p.argmax(0) == 1) & ~ignored, (label == 1) & ~ignored))
+    assert columns["dsc_a"][0] == pytest.approx(
+        dsc((p.argmax(0) == 1) & ~ignored, (label == 1) & ~ignored)
+    )
 
 
-def test_shards_give_the_cases_of_one_run(predictions: Path, labels: Path, tmp_path: Path, measured: list[str]) -> None:
+def test_shards_give_the_cases_of_one_run(
+    predictions: Path, labels: Path, tmp_path: Path, measured: list[str]
+) -> None:
     for shard in ("2/2", "1/2"):
         assert not (tmp_path / "shards" / "summary.json").exists()
         run(predictions, labels, tmp_path / "shards", shard=shard)
     assert measured == ["p1_es", "p1_ed", "p2_ed"]
     run(predictions, labels, tmp_path / "one")
-    assert (tmp_path / "shards" / "cases.csv").read_bytes() == (tmp_path / "one" / "cases.csv").read_bytes()
+    assert (tmp_path / "shards" / "cases.csv").read_bytes() == (
+        tmp_path / "one" / "cases.csv"
+    ).read_bytes()
 
 
 @pytest.mark.parametrize("change", ["prediction", "image", "calibration", "structures"])
@@ -172,7 +209,8 @@ def test_what_has_not_changed_after_an_interruption_is_kept(
         save_nifti(tmp_path / "images" / f"{name}_0000.nii.gz", 100 * softmax_of(seed)[0])
     options: dict[str, Any] = {"images": tmp_path / "images", "skip_existing": True}
     with monkeypatch.context() as patched:
-        patched.setattr(evaluate, "write_evaluation", lambda *_: None)  # as if it were killed before
+        # As if it were killed before
+        patched.setattr(evaluate, "write_evaluation", lambda *_: None)
         run(predictions, labels, tmp_path / "out", **options)
     measured.clear()
     if change == "prediction":
@@ -181,7 +219,11 @@ def test_what_has_not_changed_after_an_interruption_is_kept(
         save_nifti(tmp_path / "images" / "p1_ed_0000.nii.gz", softmax_of(9)[0])
     elif change == "calibration":
         fit = TemperatureScaling()
-        fit.update(torch.from_numpy(np.log(softmax_of(0)))[None], torch.from_numpy(label_of(0))[None, None], "a")
+        fit.update(
+            torch.from_numpy(np.log(softmax_of(0)))[None],
+            torch.from_numpy(label_of(0))[None, None],
+            "a",
+        )
         write_estimate(fit.compute(), predictions)
     elif change == "structures":
         options["structures"] = ["a=2", "both=1+2"]
@@ -197,7 +239,9 @@ def test_label_maps_of_another_run_are_reported(
 ) -> None:
     for seed, name in enumerate(NAMES):
         save_nnunet(tmp_path / "p", name, softmax_of(seed), sitk_properties())
-        save_nifti(tmp_path / "p" / f"{name}.nii.gz", softmax_of(seed + other).argmax(0).astype(np.uint8))
+        save_nifti(
+            tmp_path / "p" / f"{name}.nii.gz", softmax_of(seed + other).argmax(0).astype(np.uint8)
+        )
     run(tmp_path / "p", labels, tmp_path / "out")
     assert ("not that of the label map beside it" in caplog.text) == (other > 0)
 
@@ -208,13 +252,21 @@ def test_regions_in_another_order_and_headers_without_spacings_are_reported(
     p = np.stack([softmax_of(0)[1], softmax_of(0)[1:].sum(0)])
     save_channels_last(tmp_path / "p" / "x.nii.gz", p, np.eye(4))
     save_nifti(tmp_path / "labels" / "x.nii.gz", label_of(0), np.eye(4))
-    run(tmp_path / "p", tmp_path / "labels", tmp_path / "out", structures=["WT=1+2", "ET=2"], sigmoid=True)
+    run(
+        tmp_path / "p",
+        tmp_path / "labels",
+        tmp_path / "out",
+        structures=["WT=1+2", "ET=2"],
+        sigmoid=True,
+    )
     assert "ET is a part of WT" in caplog.text
     assert "1 x 1 x 1 mm in every header" in caplog.text
 
 
 @pytest.mark.parametrize("channels", [2, 3])
-def test_background_as_the_last_channel_is_refused_and_a_bad_network_is_not(channels: int, tmp_path: Path) -> None:
+def test_background_as_the_last_channel_is_refused_and_a_bad_network_is_not(
+    channels: int, tmp_path: Path
+) -> None:
     rng = np.random.default_rng(0)
     label = np.where(rng.random(SHAPE) < 0.8, 0, rng.integers(1, channels, SHAPE)).astype(np.uint8)
     save_nifti(tmp_path / "labels" / "x.nii.gz", label)
@@ -222,11 +274,17 @@ def test_background_as_the_last_channel_is_refused_and_a_bad_network_is_not(chan
     good = np.moveaxis(0.7 * np.eye(channels)[label] + 0.3 / channels, -1, 0).astype(np.float32)
     good[:, :2] = softmax_of(0, channels)[:, :2]  # a third at random
     save_channels_last(tmp_path / "p" / "x.nii.gz", np.roll(good, -1, axis=0))
-    with pytest.raises(InputError, match=r"x\.nii\.gz: the background seems to be the last channel: .* if it were"):
+    with pytest.raises(
+        InputError, match=r"x\.nii\.gz: the background seems to be the last channel: .* if it were"
+    ):
         run(tmp_path / "p", tmp_path / "labels", tmp_path / "out", **options)
     with pytest.raises(InputError, match="the background seems to be the last channel"):
         calibrate_predictions(
-            tmp_path / "p", tmp_path / "labels", apply_to=tmp_path / "p", out=tmp_path / "T", **options
+            tmp_path / "p",
+            tmp_path / "labels",
+            apply_to=tmp_path / "p",
+            out=tmp_path / "T",
+            **options,
         )
     for bad in (
         good,
@@ -235,24 +293,36 @@ def test_background_as_the_last_channel_is_refused_and_a_bad_network_is_not(chan
         0 * good + good[::-1, :1, :1, :1],
     ):
         save_channels_last(tmp_path / "p" / "x.nii.gz", np.ascontiguousarray(bad))
-        run(tmp_path / "p", tmp_path / "labels", tmp_path / "bad", **options)  # random, mirrored, of one class
+        # Random, mirrored, of one class
+        run(tmp_path / "p", tmp_path / "labels", tmp_path / "bad", **options)
 
 
 def test_images_of_pictures_are_called_like_a_case_or_its_first_channel(tmp_path: Path) -> None:
     for name in ("a", "b_0000"):
         save_nifti(tmp_path / f"{name}.nii.gz", label_of(0))
-    assert {"a", "b", "b_0000"} <= evaluate._find_images(tmp_path, ["a", "b", "b_0000"]).keys()  # maps of b_0000, too
+    # Maps of b_0000, too
+    assert {"a", "b", "b_0000"} <= evaluate._find_images(tmp_path, ["a", "b", "b_0000"]).keys()
 
 
-def test_quality_without_labels_is_that_of_numpy(predictions: Path, labels: Path, tmp_path: Path) -> None:
+def test_quality_without_labels_is_that_of_numpy(
+    predictions: Path, labels: Path, tmp_path: Path
+) -> None:
     for seed in range(9):  # of validation patients, whose limits are those of the definition
-        save_nifti(tmp_path / "other labels" / f"v{seed}.nii.gz", softmax_of(100 + seed).argmax(0).astype(np.uint8))
+        save_nifti(
+            tmp_path / "other labels" / f"v{seed}.nii.gz",
+            softmax_of(100 + seed).argmax(0).astype(np.uint8),
+        )
         save_channels_last(tmp_path / "other" / f"v{seed}.nii.gz", softmax_of(200 + seed))
     run(tmp_path / "other", tmp_path / "other labels", tmp_path / "validation")
     save_nifti(tmp_path / "images" / "p1_ed.nii.gz", np.random.default_rng(0).normal(size=SHAPE))
     options: dict[str, Any] = {"structures": STRUCTURES, "workers": 1, "review": "33%"}
-    evaluate_predictions(predictions, None, tmp_path / "out", validation=tmp_path / "validation", **options)
-    table, fitted = pd.read_csv(tmp_path / "out" / "quality.csv"), Evaluation.read(tmp_path / "validation").cases
+    evaluate_predictions(
+        predictions, None, tmp_path / "out", validation=tmp_path / "validation", **options
+    )
+    table, fitted = (
+        pd.read_csv(tmp_path / "out" / "quality.csv"),
+        Evaluation.read(tmp_path / "validation").cases,
+    )
     expected, true = fitted["expected_dsc_both"], fitted["dsc_both"]
     q = sorted((expected - true) / (1 - expected))[8]
     ranges = fitted["expected_volume_both"], fitted["true_volume_both"]
@@ -260,27 +330,42 @@ def test_quality_without_labels_is_that_of_numpy(predictions: Path, labels: Path
     for name in NAMES:
         p = np.moveaxis(nib.load(predictions / f"{name}.nii.gz").get_fdata(), 3, 0)
         own, mask = p[[1, 2]].sum(0), np.isin(p.argmax(0), [1, 2])
-        value, volume = 2 * own[mask].sum() / (mask.sum() + own.sum()), own.sum() * SPACING.prod() / 1000
-        limits = max(0, value - q * (1 - value)), volume, volume * max(0, 1 - off), volume * (1 + off)
+        value, volume = (
+            2 * own[mask].sum() / (mask.sum() + own.sum()),
+            own.sum() * SPACING.prod() / 1000,
+        )
+        limits = (
+            max(0, value - q * (1 - value)),
+            volume,
+            volume * max(0, 1 - off),
+            volume * (1 + off),
+        )
         (found,) = table[(table["scan"] == name) & (table["structure"] == "both")].to_numpy()
         np.testing.assert_allclose(found[2:7].astype(float), (value, *limits), rtol=1e-5, atol=1e-6)
     assert table["review"].tolist().count("yes") >= len(STRUCTURES)
     save_nnunet(tmp_path / "arrays", "p1_ed", softmax_of(0))  # without a grid: that of its image
-    evaluate_predictions(tmp_path / "arrays", out=tmp_path / "new", images=tmp_path / "images", **options)
+    evaluate_predictions(
+        tmp_path / "arrays", out=tmp_path / "new", images=tmp_path / "images", **options
+    )
     again = pd.read_csv(tmp_path / "new" / "quality.csv")
     assert again["expected_volume_ml"].notna().all()
     assert again["dsc_lower_bound"].isna().all()
     for shard in ("1/2", "2/2"):
         evaluate_predictions(predictions, out=tmp_path / "shards", shard=shard, **options)
-    evaluate_predictions(predictions, out=tmp_path / "new", **options)  # without the scans of an earlier run
-    assert (tmp_path / "new" / "quality.csv").read_bytes() == (tmp_path / "shards" / "quality.csv").read_bytes()
+    # Without the scans of an earlier run
+    evaluate_predictions(predictions, out=tmp_path / "new", **options)
+    assert (tmp_path / "new" / "quality.csv").read_bytes() == (
+        tmp_path / "shards" / "quality.csv"
+    ).read_bytes()
     (tmp_path / "mine" / "quality").mkdir(parents=True)
     with pytest.raises(InputError, match="--overwrite"):
         evaluate_predictions(predictions, out=tmp_path / "mine", **options)
 
 
 def test_label_maps_without_labels_are_refused(labels: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"is a label map\. Quality is estimated from probabilities"):
+    with pytest.raises(
+        InputError, match=r"is a label map\. Quality is estimated from probabilities"
+    ):
         evaluate_predictions(labels, out=tmp_path / "out", structures=STRUCTURES)
     one_hot = np.eye(3)[softmax_of(0).argmax(0)]
     save_nnunet(tmp_path / "one_hot", "a", np.moveaxis(one_hot, -1, 0))
@@ -292,7 +377,9 @@ def test_label_maps_without_labels_are_refused(labels: Path, tmp_path: Path) -> 
         evaluate_predictions(tmp_path / "two", out=tmp_path / "out")
 
 
-def test_places_and_options_that_do_not_fit(predictions: Path, labels: Path, tmp_path: Path) -> None:
+def test_places_and_options_that_do_not_fit(
+    predictions: Path, labels: Path, tmp_path: Path
+) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "summary.json").write_text("{}")  # as nnU-Net has one
     save_nifti(tmp_path / "images" / "p1_ed.nii.gz", label_of(0))

@@ -10,7 +10,13 @@ import numpy as np
 import pytest
 
 from calib_components.errors import InputError
-from calib_components.tools.evaluate.formats import Nifti, NnUNetArray, PlainArray, Prediction, read_label_map
+from calib_components.tools.evaluate.formats import (
+    Nifti,
+    NnUNetArray,
+    PlainArray,
+    Prediction,
+    read_label_map,
+)
 from tests.calib_components.tools.evaluate.made_up import (
     AFFINE,
     SHAPE,
@@ -47,8 +53,15 @@ def test_every_format_gives_the_same_probabilities(tmp_path: Path) -> None:
     everything: dict[str, Prediction] = {
         "4D": nifti(save_channels_last(tmp_path / "case.nii.gz", P)),
         "64 bits": nifti(save_channels_last(tmp_path / "c64.nii", P.astype(np.float64))),
-        "channels": nifti(*(save_nifti(tmp_path / f"case_{index}.nii", channel) for index, channel in enumerate(P))),
-        "npz": nnunet(tmp_path / "a", P, nibabel_properties(original_affine=AFFINE), dtype=np.float32),
+        "channels": nifti(
+            *(
+                save_nifti(tmp_path / f"case_{index}.nii", channel)
+                for index, channel in enumerate(P)
+            )
+        ),
+        "npz": nnunet(
+            tmp_path / "a", P, nibabel_properties(original_affine=AFFINE), dtype=np.float32
+        ),
         "npy": array(tmp_path, P),
     }
     for name, prediction in everything.items():
@@ -67,19 +80,28 @@ def test_three_axes_are_one_channel_and_the_first_can_be_skipped(tmp_path: Path)
     for prediction in (array(tmp_path, P[1]), nifti(save_nifti(tmp_path / "case.nii", P[1]))):
         assert prediction.header().channels == 1
         np.testing.assert_array_equal(prediction.probabilities(sigmoid=True).values, P[1:2])
-    np.testing.assert_array_equal(array(tmp_path, P).probabilities(sigmoid=True, skip=1).values, P[1:])
+    np.testing.assert_array_equal(
+        array(tmp_path, P).probabilities(sigmoid=True, skip=1).values, P[1:]
+    )
 
 
-@pytest.mark.parametrize(("dtype", "slope"), [(np.uint8, 1 / 255), (np.uint16, 1 / 65535), (np.int16, 1 / 32767)])
+@pytest.mark.parametrize(
+    ("dtype", "slope"), [(np.uint8, 1 / 255), (np.uint16, 1 / 65535), (np.int16, 1 / 32767)]
+)
 def test_rounded_probabilities_add_up_again(dtype: type, slope: float, tmp_path: Path) -> None:
     p = softmax_of(1, channels=8)
-    stored = nifti(save_rounded(tmp_path / "case.nii", p, dtype, slope)).probabilities(sigmoid=False)
-    assert (stored.lowest, stored.highest) == pytest.approx((slope / 2, 1 - slope / 2))  # what 0 and 1 can have been
+    stored = nifti(save_rounded(tmp_path / "case.nii", p, dtype, slope)).probabilities(
+        sigmoid=False
+    )
+    # What 0 and 1 can have been
+    assert (stored.lowest, stored.highest) == pytest.approx((slope / 2, 1 - slope / 2))
     rounded = np.rint(p / slope)
     np.testing.assert_allclose(stored.values, rounded / rounded.sum(0), atol=1e-6)
 
 
-def test_values_slightly_beyond_the_range_are_clipped_and_half_precision_has_limits(tmp_path: Path) -> None:
+def test_values_slightly_beyond_the_range_are_clipped_and_half_precision_has_limits(
+    tmp_path: Path,
+) -> None:
     p = np.stack([np.full(SHAPE, 1.0005), np.full(SHAPE, -0.0005)])
     stored = nnunet(tmp_path, p).probabilities(sigmoid=False)
     assert (stored.values[0].min(), stored.values[1].max()) == (1, 0)
@@ -103,7 +125,9 @@ def test_values_slightly_beyond_the_range_are_clipped_and_half_precision_has_lim
         (np.array([[[[{}]]]]), False, "array of numbers"),
     ],
 )
-def test_what_is_no_probability_is_refused(values: np.ndarray, sigmoid: bool, expected: str, tmp_path: Path) -> None:
+def test_what_is_no_probability_is_refused(
+    values: np.ndarray, sigmoid: bool, expected: str, tmp_path: Path
+) -> None:
     prediction = array(tmp_path, values)
     with pytest.raises(InputError, match=f"case.npy.*{expected}"):  # noqa: PT012
         prediction.header()
@@ -132,16 +156,24 @@ def test_wrong_files_are_refused(tmp_path: Path) -> None:
 def test_properties_of_both_readers_give_the_affine(tmp_path: Path) -> None:
     sitk = pytest.importorskip("SimpleITK")
     image = sitk.ReadImage(str(save_nifti(tmp_path / "image.nii", P[0])))
-    theirs = {"spacing": image.GetSpacing(), "origin": image.GetOrigin(), "direction": image.GetDirection()}
+    theirs = {
+        "spacing": image.GetSpacing(),
+        "origin": image.GetOrigin(),
+        "direction": image.GetDirection(),
+    }
     flipped = AFFINE @ np.diag([-1.0, 1, 1, 1])
     for properties, expected in (
         ({"sitk_stuff": theirs}, AFFINE),
         (sitk_properties(), AFFINE),
         (nibabel_properties(original_affine=AFFINE), AFFINE),
-        (nibabel_properties(original_affine=AFFINE, reoriented_affine=flipped), flipped),  # the array's own axes
+        # The array's own axes
+        (nibabel_properties(original_affine=AFFINE, reoriented_affine=flipped), flipped),
     ):
-        np.testing.assert_allclose(nnunet(tmp_path, P, properties).header().affine, expected, atol=1e-4)
-    assert nnunet(tmp_path, P, {"spacing": [1.0, 1.0, 1.0]}).header().affine is None  # this reader records none
+        np.testing.assert_allclose(
+            nnunet(tmp_path, P, properties).header().affine, expected, atol=1e-4
+        )
+    # This reader records none
+    assert nnunet(tmp_path, P, {"spacing": [1.0, 1.0, 1.0]}).header().affine is None
 
 
 def test_a_segmentation_beside_an_array_gives_its_grid(tmp_path: Path) -> None:
@@ -170,9 +202,12 @@ def test_plain_values_of_any_pickle_are_read(protocol: int, tmp_path: Path) -> N
 
 
 def test_label_maps_are_whole_numbers(tmp_path: Path) -> None:
-    codes, _ = read_label_map(save_nifti(tmp_path / "a.nii", label_of(0).astype(np.float32)[..., None]))
+    codes, _ = read_label_map(
+        save_nifti(tmp_path / "a.nii", label_of(0).astype(np.float32)[..., None])
+    )
     np.testing.assert_array_equal(codes, label_of(0))
-    codes, _ = read_label_map(save_nifti(tmp_path / "a.nii", label_of(0) * np.float32(1.000015)))  # by a scale factor
+    # By a scale factor
+    codes, _ = read_label_map(save_nifti(tmp_path / "a.nii", label_of(0) * np.float32(1.000015)))
     np.testing.assert_array_equal(codes, label_of(0))
     for values in (P[0], np.full(SHAPE, np.nan, np.float32), P):
         with pytest.raises(InputError, match=r"a\.nii"):

@@ -1,4 +1,6 @@
-"""Predictions and labels are paired by name, checked by their headers, and read on the voxels of the label."""
+"""Predictions and labels are paired by name, checked by their headers, and read on the voxels of
+the label.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,10 @@ def labels(tmp_path: Path) -> Path:
 
 
 def read_one(
-    root: Path, structures: list[str] | None = None, sigmoid: bool = False, ignore: int | None = None
+    root: Path,
+    structures: list[str] | None = None,
+    sigmoid: bool = False,
+    ignore: int | None = None,
 ) -> Saved:
     cases = find_cases(root / "predictions", root / "labels")
     assert [case.name for case in cases] == ["case"]
@@ -60,7 +65,9 @@ def check_softmax(saved: Saved, p: np.ndarray = P, atol: float = 1e-6) -> None:
     np.testing.assert_allclose(saved.affine, AFFINE, atol=1e-4)
 
 
-def test_a_folder_of_our_inference_and_one_of_images_and_labels(predictions: Path, tmp_path: Path) -> None:
+def test_a_folder_of_our_inference_and_one_of_images_and_labels(
+    predictions: Path, tmp_path: Path
+) -> None:
     save_channels_last(predictions / "case_probability.nii.gz", P)
     save_nifti(predictions / "case_seg.nii.gz", LABEL)
     save_nifti(predictions / "case_uncertainty.nii.gz", P[0])
@@ -76,11 +83,15 @@ def test_a_stray_file_with_a_suffix_among_plain_labels(
     for name in ("case", "other"):
         save_channels_last(predictions / f"{name}_probability.nii.gz", P)
     save_nifti(labels / "case_SEG.nii.gz", 3 - LABEL)
-    save_nifti(labels / "other.nii.gz", np.arange(LABEL.size, dtype=np.int16).reshape(SHAPE))  # an image
+    # An image
+    save_nifti(labels / "other.nii.gz", np.arange(LABEL.size, dtype=np.int16).reshape(SHAPE))
     with pytest.raises(InputError, match="no label for other"):
         find_cases(predictions, labels)
     save_nifti(labels / "other.nii.gz", LABEL)
-    assert [case.label.name for case in find_cases(predictions, labels)] == ["case.nii.gz", "other.nii.gz"]
+    assert [case.label.name for case in find_cases(predictions, labels)] == [
+        "case.nii.gz",
+        "other.nii.gz",
+    ]
     assert "case_SEG.nii.gz" in caplog.text
 
 
@@ -91,10 +102,16 @@ def test_a_folder_of_nnunet(predictions: Path, labels: Path, tmp_path: Path) -> 
     check_softmax(read_one(tmp_path), atol=5e-4)
 
 
-def test_turned_arrays_come_back_to_the_label(predictions: Path, labels: Path, tmp_path: Path) -> None:
-    turned = nib.Nifti1Image(np.moveaxis(P, 0, -1), AFFINE).as_reoriented(np.array([[1, -1], [0, 1], [2, -1]]))
+def test_turned_arrays_come_back_to_the_label(
+    predictions: Path, labels: Path, tmp_path: Path
+) -> None:
+    turned = nib.Nifti1Image(np.moveaxis(P, 0, -1), AFFINE).as_reoriented(
+        np.array([[1, -1], [0, 1], [2, -1]])
+    )
     properties = nibabel_properties(original_affine=AFFINE, reoriented_affine=turned.affine)
-    save_nnunet(predictions, "case", np.moveaxis(turned.get_fdata(), -1, 0), properties, dtype=np.float32)
+    save_nnunet(
+        predictions, "case", np.moveaxis(turned.get_fdata(), -1, 0), properties, dtype=np.float32
+    )
     check_softmax(read_one(tmp_path))
 
 
@@ -107,16 +124,23 @@ def test_a_file_for_each_channel(predictions: Path, labels: Path, tmp_path: Path
         find_cases(predictions, labels)
 
 
-def test_names_that_end_in_a_number_are_names_where_labels_have_them(predictions: Path, tmp_path: Path) -> None:
+def test_names_that_end_in_a_number_are_names_where_labels_have_them(
+    predictions: Path, tmp_path: Path
+) -> None:
     for index in range(2):
         save_nifti(predictions / f"patient_{index}.nii.gz", P[index])
         save_nifti(tmp_path / "labels" / f"patient_{index}.nii.gz", LABEL)
-    assert [case.name for case in find_cases(predictions, tmp_path / "labels")] == ["patient_0", "patient_1"]
+    assert [case.name for case in find_cases(predictions, tmp_path / "labels")] == [
+        "patient_0",
+        "patient_1",
+    ]
     assert list(find_predictions(predictions)) == ["patient"]
 
 
 @pytest.mark.parametrize("suffix", ["gt", "seg", "label"])
-def test_predictions_that_are_called_like_labels_with_a_suffix(suffix: str, predictions: Path, tmp_path: Path) -> None:
+def test_predictions_that_are_called_like_labels_with_a_suffix(
+    suffix: str, predictions: Path, tmp_path: Path
+) -> None:
     save_channels_last(predictions / f"a_{suffix}.nii.gz", P)
     save_nifti(tmp_path / "labels" / f"a_{suffix}.nii.gz", LABEL)
     save_nifti(tmp_path / "labels" / "a.nii.gz", P[0])  # the image
@@ -129,7 +153,8 @@ def test_sigmoid_regions_also_after_the_background(predictions: Path, tmp_path: 
     save_nifti(tmp_path / "labels" / "case.nii.gz", label)
     p = np.random.default_rng(0).random((3, *SHAPE), np.float32)
     structures = ["WT=1+2+4", "TC=1+4", "ET=4"]
-    for name, values in (("case", p), ("case_probability", np.concatenate([p[:1], p]))):  # as our inference writes it
+    # As our inference writes it
+    for name, values in (("case", p), ("case_probability", np.concatenate([p[:1], p]))):
         file = save_channels_last(predictions / f"{name}.nii.gz", values)
         saved = read_one(tmp_path, structures, sigmoid=True)
         assert torch.equal(saved.probabilities, torch.from_numpy(p))
@@ -147,11 +172,15 @@ def test_label_maps_have_no_probabilities(predictions: Path, tmp_path: Path) -> 
     saved = read_one(tmp_path, ["ET=4"], ignore=9)
     assert saved.probabilities is None
     assert torch.equal(saved.prediction, torch.from_numpy((other == 4).astype(np.uint8)))
-    assert torch.equal(saved.label, torch.from_numpy(np.where(LABEL == 2, IGNORED, 0)[None].astype(np.uint8)))
+    assert torch.equal(
+        saved.label, torch.from_numpy(np.where(LABEL == 2, IGNORED, 0)[None].astype(np.uint8))
+    )
     assert (saved.other_codes, saved.other_predicted) == ([1], [1, 2])
 
 
-def test_names_that_do_not_pair(predictions: Path, labels: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_names_that_do_not_pair(
+    predictions: Path, labels: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     save_channels_last(predictions / "case.nii.gz", P)
     save_nifti(labels / "more.nii", LABEL)
     assert len(find_cases(predictions, labels)) == 1  # such as the predictions of one fold

@@ -33,7 +33,12 @@ CASES = {0: ("p1_a", "p1_b", "p2_a"), 1: ("p3_a", "p3_b", "p4_a")}  # of each fo
 def dataset_of(labels: Mapping[str, Any] = LABELS) -> dict[str, Any]:
     """What `dataset.json` says."""
     order = {"regions_class_order": [1, 2]} if labels == REGIONS else {}
-    description = {"channel_names": {"0": "MR"}, "labels": dict(labels), "numTraining": 6, "file_ending": ".nii.gz"}
+    description = {
+        "channel_names": {"0": "MR"},
+        "labels": dict(labels),
+        "numTraining": 6,
+        "file_ending": ".nii.gz",
+    }
     return description | order
 
 
@@ -60,7 +65,9 @@ def plans_of(dimensions: int = 2, architecture: str = "PlainConvUNet") -> dict[s
         "spacing": [1.0] * dimensions,
         "batch_dice": dimensions == 2,
         "architecture": {
-            "network_class_name": f"dynamic_network_architectures.architectures.unet.{architecture}",
+            "network_class_name": (
+                f"dynamic_network_architectures.architectures.unet.{architecture}"
+            ),
             "arch_kwargs": network,
             "_kw_requires_import": ["conv_op", "norm_op", "nonlin"],
         },
@@ -82,7 +89,9 @@ def make_trainer(
     labels: Mapping[str, Any] = LABELS,
     deep_supervision: bool = True,
 ) -> nnUNetTrainer:
-    """A trainer, with network, optimizer and loss, and without data; it needs the variable `nnUNet_results`."""
+    """A trainer, with network, optimizer and loss, and without data; it needs the variable
+    `nnUNet_results`.
+    """
     plans = deepcopy(plans or plans_of())
     (configuration,) = plans["configurations"]
     made = trainer({**plans, "continue_training": False}, configuration, 0, dataset_of(labels), CPU)
@@ -99,8 +108,11 @@ def make_trainer(
     return made
 
 
-def validation_of(case: str, labels: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Probabilities `(C, X, Y, Z)` of a case, the label map that nnU-Net draws of them, and a label.
+def validation_of(
+    case: str, labels: Mapping[str, Any]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Probabilities `(C, X, Y, Z)` of a case, the label map that nnU-Net draws of them, and a
+    label.
 
     Labels are drawn from logits that are half as large, so that T is near 2.
     """
@@ -108,11 +120,14 @@ def validation_of(case: str, labels: Mapping[str, Any]) -> tuple[np.ndarray, np.
     if labels == REGIONS:
         whole = 3 * rng.normal(size=SHAPE)
         logits = np.stack([whole, whole - 3 * np.abs(rng.normal(size=SHAPE))])
-        label = (rng.random(SHAPE) < expit(logits / 2)).sum(0).astype(np.uint8)  # the core lies in the whole
+        # The core lies in the whole
+        label = (rng.random(SHAPE) < expit(logits / 2)).sum(0).astype(np.uint8)
         return expit(logits).astype(np.float32), (logits > 0).sum(0).astype(np.uint8), label
     logits = 3 * rng.normal(size=(3, *SHAPE))
     p = softmax(logits, axis=0).astype(np.float32)
-    label = (rng.random(SHAPE) > np.cumsum(softmax(logits / 2, axis=0), axis=0)).sum(0).astype(np.uint8)
+    label = (
+        (rng.random(SHAPE) > np.cumsum(softmax(logits / 2, axis=0), axis=0)).sum(0).astype(np.uint8)
+    )
     if "ignore" in labels:
         label[:2] = IGNORE
     return p, p.argmax(0).astype(np.uint8), label
@@ -125,7 +140,9 @@ def make_model(
     folds: Sequence[int] = (0, 1),
     trainer: type[nnUNetTrainer] = NACL,
 ) -> Path:
-    """A trained model of `Dataset001_Made`: its folds, each with what it saved of its validation, and the labels."""
+    """A trained model of `Dataset001_Made`: its folds, each with what it saved of its validation,
+    and the labels.
+    """
     made = make_trainer(trainer, labels=labels)
     model = results / NAME / f"{trainer.__name__}__nnUNetPlans__2d"
     for fold in folds:
@@ -134,7 +151,11 @@ def make_model(
         with torch.no_grad():
             for parameter in made.network.parameters():
                 parameter.add_(0.1 * torch.randn_like(parameter))
-        for key, value in (("train_losses", np.float32(0.5)), ("val_losses", np.float64(0.25)), ("lrs", 0.01)):
+        for key, value in (
+            ("train_losses", np.float32(0.5)),
+            ("val_losses", np.float64(0.25)),
+            ("lrs", 0.01),
+        ):
             made.logger.log(key, value, 0)
         made._best_ema = np.float64(0.75)
         made.my_init_kwargs["fold"] = fold
@@ -156,7 +177,8 @@ def changed(one: Any, other: Any, place: str = "") -> set[str]:
         one, other = (dict(enumerate(values)) for values in (one, other))
     if isinstance(one, dict):
         parts = (
-            {key} if key not in one or key not in other else changed(one[key], other[key], key) for key in one | other
+            {key} if key not in one or key not in other else changed(one[key], other[key], key)
+            for key in one | other
         )
         return {f"{place}/{name}" for names in parts for name in names}
     return set() if np.array_equal(one, other) else {place}

@@ -1,4 +1,6 @@
-"""One temperature is fitted on the validations that the folds of a model saved, and written into its checkpoints."""
+"""One temperature is fitted on the validations that the folds of a model saved, and written into
+its checkpoints.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,10 @@ ALL = [*CASES[0], *CASES[1]]
 
 
 def fitted(
-    cases: Sequence[str], labels: Mapping[str, Any] = LABELS, region: str = "all", pattern: str = ".*"
+    cases: Sequence[str],
+    labels: Mapping[str, Any] = LABELS,
+    region: str = "all",
+    pattern: str = ".*",
 ) -> tuple[float, int, int]:
     """The temperature fitted to the logits of the cases, and the numbers of voxels and patients."""
     sigmoid = labels == REGIONS
@@ -46,7 +51,9 @@ def fitted(
     for case in cases:
         p, _, label = validation_of(case, labels)
         truth = np.stack([label > 0, label == 2]) if sigmoid else label[None]
-        logits = torch.from_numpy(p).double().logit() if sigmoid else torch.from_numpy(p).double().log()
+        logits = (
+            torch.from_numpy(p).double().logit() if sigmoid else torch.from_numpy(p).double().log()
+        )
         fit.update(logits[None], torch.from_numpy(truth)[None], re.match(pattern, case)[0])
     estimate = fit.compute()
     return pytest.approx(estimate.temperature, rel=1e-4), estimate.voxels, estimate.patients
@@ -72,24 +79,36 @@ def test_the_temperature_is_fitted_on_all_folds_and_divides_the_logits_of_each(
     estimate = read_estimate(model)
     assert found(model) == fitted(ALL)
     after = snapshot(folders)
-    assert {name: after[name] for name in before} == before  # also checkpoint_final.pth, byte for byte
+    # Also checkpoint_final.pth, byte for byte
+    assert {name: after[name] for name in before} == before
     added = {name.rpartition("__2d/")[2] for name in after.keys() - before.keys()}
-    assert added == {"temperature.json", *(f"fold_{fold}/checkpoint_calibrated.pth" for fold in (0, 1))}
+    assert added == {
+        "temperature.json",
+        *(f"fold_{fold}/checkpoint_calibrated.pth" for fold in (0, 1)),
+    }
     for fold, checkpoint in enumerate(trained):
         with torch.serialization.safe_globals(NUMBERS):
-            calibrated = torch.load(model / f"fold_{fold}" / "checkpoint_calibrated.pth", weights_only=True)
+            calibrated = torch.load(
+                model / f"fold_{fold}" / "checkpoint_calibrated.pth", weights_only=True
+            )
         assert calibrated["temperature"] == pytest.approx(estimate.temperature)
         fit = TemperatureScaling()
         fit.set_state(calibrated)
         assert changed(scale_checkpoint(checkpoint, fit), calibrated) == set()
-    assert f"-d {NAME} -tr nnUNetTrainerNACL -p nnUNetPlans -c 2d -f 0 -chk checkpoint_cal" in capsys.readouterr().out
+    assert (
+        f"-d {NAME} -tr nnUNetTrainerNACL -p nnUNetPlans -c 2d -f 0 -chk checkpoint_cal"
+        in capsys.readouterr().out
+    )
     calibrate_model(model, workers=1)
     assert snapshot(folders) == after  # again gives the same
-    # nnU-Net alone predicts with it, without the trainers of this package; it keeps logits in half precision.
+    # nnU-Net alone predicts with it, without the trainers of this package; it keeps logits in half
+    # precision.
     image = torch.randn(1, 2, 40, 36, generator=torch.Generator().manual_seed(0))
     logits = []
     for name in ("checkpoint_final.pth", "checkpoint_calibrated.pth"):
-        predictor = nnUNetPredictor(use_mirroring=True, perform_everything_on_device=False, device=CPU)
+        predictor = nnUNetPredictor(
+            use_mirroring=True, perform_everything_on_device=False, device=CPU
+        )
         predictor.initialize_from_trained_model_folder(str(model), (0, 1), name)
         monkeypatch.delenv("nnUNet_extTrainer", raising=False)
         logits.append(predictor.predict_logits_from_preprocessed_data(image).float())
@@ -103,12 +122,16 @@ def test_labels_elsewhere_patients_and_a_region(
     (folders / "preprocessed" / NAME / "gt_segmentations").rename(folders / "labels")
     monkeypatch.delenv("nnUNet_preprocessed")
     monkeypatch.chdir(model)
-    calibrate_model(Path(), labels=folders / "labels", region="predicted", patient_pattern=r"p\d", workers=1)
+    calibrate_model(
+        Path(), labels=folders / "labels", region="predicted", patient_pattern=r"p\d", workers=1
+    )
     assert found(model) == fitted(ALL, LABELS, "predicted", r"p\d")
     assert "whether a fold was trained on its validation cases is not checked" in caplog.text
 
 
-def test_one_fold_beside_folders_that_are_none(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_fold_beside_folders_that_are_none(
+    folders: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     model = make_model(folders / "results", folders / "preprocessed", folds=[1])
     (model / "fold_1" / "validation" / "._p3_a.npz").touch()
     for name in ("fold_all", "fold_1_old"):
@@ -120,7 +143,9 @@ def test_one_fold_beside_folders_that_are_none(folders: Path, capsys: pytest.Cap
     assert [file.parent.name for file in model.rglob("checkpoint_calibrated.pth")] == ["fold_1"]
 
 
-@pytest.mark.parametrize("labels", [{**LABELS, "ignore": IGNORE}, REGIONS], ids=["ignored voxels", "regions"])
+@pytest.mark.parametrize(
+    "labels", [{**LABELS, "ignore": IGNORE}, REGIONS], ids=["ignored voxels", "regions"]
+)
 def test_ignored_voxels_and_regions(labels: Mapping[str, Any], folders: Path) -> None:
     trainer = {"trainer": nnUNetTrainer} if labels == REGIONS else {}
     model = make_model(folders / "results", folders / "preprocessed", labels, **trainer)
@@ -145,18 +170,25 @@ def test_voxels_outside_of_the_crop_are_left_out(model: Path, folders: Path) -> 
     assert read_estimate(model) == before
 
 
-@pytest.mark.parametrize("known", ["splits", "labels"])  # without splits, a fold is trained on all other cases
+# Without splits, a fold is trained on all other cases
+@pytest.mark.parametrize("known", ["splits", "labels"])
 def test_a_patient_or_an_image_on_both_sides_of_a_fold(
     known: str, model: Path, folders: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    splits, images = folders / "preprocessed" / NAME / "splits_final.json", folders / "raw" / NAME / "imagesTr"
+    splits, images = (
+        folders / "preprocessed" / NAME / "splits_final.json",
+        folders / "raw" / NAME / "imagesTr",
+    )
     monkeypatch.setenv("nnUNet_raw", str(folders / "raw"))
     for index, case in enumerate(ALL):
         save_nifti(images / f"{case}_0000.nii.gz", np.random.default_rng(index).random((4, 4, 3)))
     if known == "splits":
-        splits.write_text(json.dumps([{"train": CASES[1 - fold], "val": CASES[fold]} for fold in (0, 1)]))
+        splits.write_text(
+            json.dumps([{"train": CASES[1 - fold], "val": CASES[fold]} for fold in (0, 1)])
+        )
     with pytest.raises(
-        InputError, match=r"fold_0 is trained on its validation: patient a is on both sides \(p1_a and p3"
+        InputError,
+        match=r"fold_0 is trained on its validation: patient a is on both sides \(p1_a and p3",
     ):
         calibrate_model(model, patient_pattern="[ab]$", workers=1)
     save_nifti(images / "p4_a_0000.nii.gz", np.random.default_rng(1).random((4, 4, 3)))

@@ -1,4 +1,6 @@
-"""Checkpoints of nnU-Net are read as data, and scaled so that their network's logits are divided by the temperature."""
+"""Checkpoints of nnU-Net are read as data, and scaled so that their network's logits are divided by
+the temperature.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,11 @@ import torch
 
 from calib_components.errors import InputError
 from calib_components.posthoc import Calibrator, TemperatureScaling, VectorScaling
-from calib_components.tools.nnunet.checkpoint import check_trainer, read_checkpoint, scale_checkpoint
+from calib_components.tools.nnunet.checkpoint import (
+    check_trainer,
+    read_checkpoint,
+    scale_checkpoint,
+)
 from tests.calib_components.tools.evaluate.made_up import Harmful
 from tests.calib_components.tools.nnunet.made_up import make_trainer, plans_of
 from tests.helpers import made_up
@@ -20,7 +26,11 @@ from tests.helpers import made_up
 def save_trained(file: Path, **options: Any) -> Any:
     """A checkpoint as nnU-Net writes it, with NumPy's numbers from its logger."""
     trainer = make_trainer(**options)
-    for key, value in (("train_losses", np.float32(0.5)), ("mean_fg_dice", np.float64(0.75)), ("lrs", 0.01)):
+    for key, value in (
+        ("train_losses", np.float32(0.5)),
+        ("mean_fg_dice", np.float64(0.75)),
+        ("lrs", 0.01),
+    ):
         trainer.logger.log(key, value, 0)
     trainer._best_ema = np.float64(0.75)
     trainer.inference_allowed_mirroring_axes = (0, 1)
@@ -41,14 +51,17 @@ def test_a_pickle_that_does_more_than_hold_data_is_not_run(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("change", "word"),
     [
-        ({"network_weights": {"layers.0.weight": torch.ones(1)}}, "seg_layers"),  # of another architecture
+        # Of another architecture
+        ({"network_weights": {"layers.0.weight": torch.ones(1)}}, "seg_layers"),
         ({"network_weights": None}, "checkpoint"),
         ({"temperature": 1.5}, "temperature"),
         ({"class_bias": [1.5, 2]}, "class_bias"),
         (None, "trainer_name"),
     ],
 )
-def test_other_contents_are_refused(change: dict[str, Any] | None, word: str, tmp_path: Path) -> None:
+def test_other_contents_are_refused(
+    change: dict[str, Any] | None, word: str, tmp_path: Path
+) -> None:
     save_trained(tmp_path / "a.pth")
     content = read_checkpoint(tmp_path / "a.pth")
     if change is None:
@@ -67,7 +80,9 @@ def test_logits_of_all_resolutions_are_calibrated(
 ) -> None:
     trainer = save_trained(tmp_path / "a.pth", plans=plans_of(dimensions, architecture))
     network = trainer.network.eval()
-    image = torch.randn(1, 1, *trainer.configuration_manager.patch_size, generator=torch.Generator().manual_seed(5))
+    image = torch.randn(
+        1, 1, *trainer.configuration_manager.patch_size, generator=torch.Generator().manual_seed(5)
+    )
     with torch.no_grad():
         logits = network(image)
         calibrator = made_up(kind, logits[0].shape[1])
@@ -75,13 +90,17 @@ def test_logits_of_all_resolutions_are_calibrated(
         network.load_state_dict(scaled["network_weights"])
         calibrated = network(image)
     assert scaled["trainer_name"] == "nnUNetTrainer"
-    assert {name: scaled[name] for name in calibrator.state()} == {k: v.tolist() for k, v in calibrator.state().items()}
+    assert {name: scaled[name] for name in calibrator.state()} == {
+        k: v.tolist() for k, v in calibrator.state().items()
+    }
     for one, other in zip(logits, calibrated, strict=True):
         assert one.std() > 0.05
         torch.testing.assert_close(other, calibrator(one), atol=1e-5, rtol=1e-5)
 
 
-def test_a_calibrator_that_is_no_layer_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_calibrator_that_is_no_layer_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     save_trained(tmp_path / "a.pth")
     monkeypatch.setattr(VectorScaling, "is_affine", False)
     with pytest.raises(InputError, match="vector cannot become a part"):

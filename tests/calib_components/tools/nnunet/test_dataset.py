@@ -47,19 +47,28 @@ def test_files_description_and_folds(src: Path, folders: Path) -> None:
     label = src / "testing" / "patient102" / "patient102_frame01_gt.nii.gz"
     assert (raw / "labelsTs" / "patient102_frame01.nii.gz").read_bytes() == label.read_bytes()
     compressed = (raw / "imagesTr" / "patient002_frame01_0000.nii.gz").read_bytes()
-    assert gzip.decompress(compressed) == (src / "training" / "patient002" / "patient002_frame01.nii").read_bytes()
+    assert (
+        gzip.decompress(compressed)
+        == (src / "training" / "patient002" / "patient002_frame01.nii").read_bytes()
+    )
     description = json.loads((raw / "dataset.json").read_text())
     assert description["labels"] == {"background": 0, "RV": 1, "MYO": 2, "LV": 3}
     assert (description["numTraining"], description["file_ending"]) == (14, ".nii.gz")
-    folds = json.loads((folders / "preprocessed" / "Dataset027_ACDC" / "splits_final.json").read_text())
+    folds = json.loads(
+        (folders / "preprocessed" / "Dataset027_ACDC" / "splits_final.json").read_text()
+    )
     assert sorted(case for fold in folds for case in fold["val"]) == CASES
     for fold in folds:
         assert sorted(fold["train"] + fold["val"]) == CASES
         assert not {case[:10] for case in fold["train"]} & {case[:10] for case in fold["val"]}
 
 
-@pytest.mark.parametrize("word", ["taken", "patients", "in training and in testing", "label", "nnUNet_raw"])
-def test_what_is_refused(word: str, src: Path, folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "word", ["taken", "patients", "in training and in testing", "label", "nnUNet_raw"]
+)
+def test_what_is_refused(
+    word: str, src: Path, folders: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     training = src / "training"
     if word == "taken":
         (folders / "preprocessed" / "Dataset027_Other").mkdir()

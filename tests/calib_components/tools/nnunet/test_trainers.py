@@ -1,4 +1,6 @@
-"""The trainers' losses against nnU-Net's own and against the definition; what nnU-Net does with the trainers."""
+"""The trainers' losses against nnU-Net's own and against the definition; what nnU-Net does with the
+trainers.
+"""
 
 from __future__ import annotations
 
@@ -47,14 +49,19 @@ def outputs_and_targets(dimensions: int, ignored: float = 0.0) -> tuple[list[Ten
         space = [side, side + 4, side + 2][:dimensions]
         outputs.append((3 * torch.randn(2, 3, *space, generator=generator)).requires_grad_())
         target = torch.randint(3, (2, 1, *space), generator=generator).float()
-        targets.append(target.masked_fill(torch.rand(target.shape, generator=generator) < ignored, IGNORE))
+        targets.append(
+            target.masked_fill(torch.rand(target.shape, generator=generator) < ignored, IGNORE)
+        )
     return outputs, targets
 
 
 def value_and_gradients(loss: Callable[..., Tensor], outputs: Any, targets: Any) -> list[Tensor]:
     value = loss(outputs, targets)
     leaves = outputs if isinstance(outputs, list) else [outputs]
-    return [value.detach(), *torch.autograd.grad(value, leaves, allow_unused=True, materialize_grads=True)]
+    return [
+        value.detach(),
+        *torch.autograd.grad(value, leaves, allow_unused=True, materialize_grads=True),
+    ]
 
 
 @pytest.mark.parametrize("with_dice", [False, True])
@@ -82,16 +89,21 @@ def test_without_a_penalty_the_loss_is_that_of_nnunet(
 
 @pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize(("dimensions", "ignore"), [(2, False), (2, True), (3, True)])
-def test_full_resolution_has_our_loss_and_lower_ones_cross_entropy(name: str, dimensions: int, ignore: bool) -> None:
+def test_full_resolution_has_our_loss_and_lower_ones_cross_entropy(
+    name: str, dimensions: int, ignore: bool
+) -> None:
     labels: Mapping[str, Any] = WITH_IGNORE if ignore else LABELS
     outputs, targets = outputs_and_targets(dimensions, 0.3 * ignore)
     ours = LOSSES[name](ignore_index=IGNORE if ignore else None)
 
     def definition(outputs: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
         lower = F.cross_entropy(outputs[1], targets[1][:, 0].long(), ignore_index=IGNORE)
-        return 2 / 3 * ours(outputs[0], targets[0].long()) + 1 / 3 * lower  # 1, 1/2 and 0, divided by their sum
+        # 1, 1/2 and 0, divided by their sum
+        return 2 / 3 * ours(outputs[0], targets[0].long()) + 1 / 3 * lower
 
-    loss = make_trainer(TRAINERS[f"nnUNetTrainer{name}"], plans_of(dimensions), labels)._build_loss()
+    loss = make_trainer(
+        TRAINERS[f"nnUNetTrainer{name}"], plans_of(dimensions), labels
+    )._build_loss()
     expected = value_and_gradients(definition, outputs, targets)
     for one, other in zip(value_and_gradients(loss, outputs, targets), expected, strict=True):
         torch.testing.assert_close(one, other, atol=1e-6 * float(other.abs().max()), rtol=1e-5)
@@ -113,10 +125,23 @@ def test_regions_are_refused() -> None:
 
 def test_nnunet_finds_each_trainer_and_one_of_five_epochs() -> None:
     names = [*LOSSES, "NACLDice"]
-    assert TRAINERS.keys() == {f"nnUNetTrainer{name}{epochs}" for name in names for epochs in ("", "_5epochs")}
+    assert TRAINERS.keys() == {
+        f"nnUNetTrainer{name}{epochs}" for name in names for epochs in ("", "_5epochs")
+    }
     for name in ("nnUNetTrainerSVLS", "nnUNetTrainerNACLDice_5epochs"):
-        given = {"plans": {**plans_of(), "continue_training": False}, "configuration": "2d", "fold": 3}
-        made = recursive_find_trainer_class_by_name(name)(**given, dataset_json=dataset_of(), device=CPU)
+        given = {
+            "plans": {**plans_of(), "continue_training": False},
+            "configuration": "2d",
+            "fold": 3,
+        }
+        made = recursive_find_trainer_class_by_name(name)(
+            **given, dataset_json=dataset_of(), device=CPU
+        )
         assert (type(made).__name__, made.num_epochs) == (name, 5 if "5" in name else 1000)
-        assert made.my_init_kwargs == {**given, "plans": plans_of(), "dataset_json": dataset_of(), "device": CPU}
+        assert made.my_init_kwargs == {
+            **given,
+            "plans": plans_of(),
+            "dataset_json": dataset_of(),
+            "device": CPU,
+        }
         assert made.output_folder_base.endswith(f"{name}__nnUNetPlans__2d")

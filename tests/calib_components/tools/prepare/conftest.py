@@ -30,7 +30,9 @@ def out(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def prepare(src: Path, out: Path) -> Prepare:
-    """Prepares `src` into `out`, or other folders, at 16 x 32; takes options of the command, and returns its text."""
+    """Prepares `src` into `out`, or other folders, at 16 x 32; takes options of the command, and
+    returns its text.
+    """
 
     def prepare(src: Path = src, out: Path = out, **options: Any) -> str:
         with contextlib.redirect_stdout(io.StringIO()) as text, contextlib.redirect_stderr(text):

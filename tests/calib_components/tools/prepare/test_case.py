@@ -1,4 +1,6 @@
-"""One case: its labels and channels on the voxels of the image, what is refused, and the way to the grid and back."""
+"""One case: its labels and channels on the voxels of the image, what is refused, and the way to the
+grid and back.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ BETWEEN = from_matvec(euler2mat(z=np.pi / 4) @ np.diag([1.5, 1.25, 8.0]))  # bet
 TILT = from_matvec(euler2mat(0.3, 0.2, 0.1) @ np.diag([1.5, 1.25, 8.0]), [-90, 30, 700])
 
 
-def volume(affine: np.ndarray, shape: tuple[int, ...] = SHAPE, name: str = "label.nii") -> MetaTensor:
+def volume(
+    affine: np.ndarray, shape: tuple[int, ...] = SHAPE, name: str = "label.nii"
+) -> MetaTensor:
     values = torch.arange(float(np.prod(shape))).reshape(1, *shape)
     return MetaTensor(values, torch.from_numpy(np.array(affine)), meta={"filename_or_obj": name})
 
@@ -35,10 +39,16 @@ class TestOnto:
     @pytest.mark.parametrize("affine", [TILT, BETWEEN], ids=["tilted", "between"])
     def test_all_48_orientations_are_brought_back(self, affine: np.ndarray) -> None:
         image = nib.Nifti1Image(np.arange(60, dtype=np.uint8).reshape(SHAPE), affine)
-        for order, signs in itertools.product(itertools.permutations(range(3)), itertools.product((1, -1), repeat=3)):
-            stored = image.as_reoriented(np.array([[order.index(axis), signs[axis]] for axis in range(3)]))
+        for order, signs in itertools.product(
+            itertools.permutations(range(3)), itertools.product((1, -1), repeat=3)
+        ):
+            stored = image.as_reoriented(
+                np.array([[order.index(axis), signs[axis]] for axis in range(3)])
+            )
             values = torch.from_numpy(np.array(stored.dataobj, np.float32))[None]
-            label, turned = onto(MetaTensor(values, torch.from_numpy(stored.affine)), volume(affine))
+            label, turned = onto(
+                MetaTensor(values, torch.from_numpy(stored.affine)), volume(affine)
+            )
             assert torch.equal(label.as_tensor(), volume(TILT).as_tensor())
             assert turned == (order != (0, 1, 2) or signs != (1, 1, 1))
 
@@ -52,7 +62,10 @@ class TestOnto:
     )  # fmt: skip
     def test_other_places_are_refused_unless_headers_are_ignored(self, change: np.ndarray) -> None:
         label, image = volume(change @ TILT), volume(TILT, name="image.nii")
-        with pytest.raises(InputError, match=r"label\.nii: affine differs from that of image\.nii .*--ignore_headers"):
+        with pytest.raises(
+            InputError,
+            match=r"label\.nii: affine differs from that of image\.nii .*--ignore_headers",
+        ):
             onto(label, image)
         kept, turned = onto(label, image, ignore_headers=True)
         assert torch.equal(kept.as_tensor(), image.as_tensor())
@@ -85,7 +98,11 @@ def with_nan(array: np.ndarray) -> np.ndarray:
 
 BAD: list[tuple[str, Callable[[Path], Any], str]] = [
     ("image", Path.unlink, "no such file"),
-    ("image", lambda file: save(file.with_name("image.nii"), np.zeros((18, 16, 4))), "image.nii is there as well"),
+    (
+        "image",
+        lambda file: save(file.with_name("image.nii"), np.zeros((18, 16, 4))),
+        "image.nii is there as well",
+    ),
     ("image", lambda file: file.write_bytes(file.read_bytes()[:-100]), ""),
     ("image", changed(lambda v: np.stack([v] * 3, -1)), "3 channel(s) in place of 1"),
     ("label", changed(lambda v: np.stack([v] * 2, -1)), "2 channel(s) in place of 1"),
@@ -94,7 +111,11 @@ BAD: list[tuple[str, Callable[[Path], Any], str]] = [
     ("image", changed(lambda v: v * 0 + 7), "no contrast"),
     ("image", changed(with_nan), "1 values are NaN or infinite"),
     ("label", changed(lambda v: v * 2), "label values 4, 6 are none of [0, 1, 2, 3]"),
-    ("label", lambda file: save(file, np.zeros((18, 16, 4)), from_matvec(np.eye(3), [3, 0, 0]) @ SPACING), "3 mm"),
+    (
+        "label",
+        lambda file: save(file, np.zeros((18, 16, 4)), from_matvec(np.eye(3), [3, 0, 0]) @ SPACING),
+        "3 mm",
+    ),
 ]
 
 
@@ -105,7 +126,9 @@ def test_bad_case_names_its_file(
 ) -> None:
     facts = facts_of_dataset("acdc", case.label.parent, (16, 32))
     if spatial_dims == 3:
-        facts = replace(facts_of_dataset("hippocampus", case.label.parent), label_codes=facts.label_codes)
+        facts = replace(
+            facts_of_dataset("hippocampus", case.label.parent), label_codes=facts.label_codes
+        )
     file = case.label if key == "label" else case.images[0]
     spoil(file)
     with pytest.raises(InputError) as caught:
@@ -125,6 +148,8 @@ def test_channels_of_several_files(case: Case, tmp_path: Path) -> None:
     save(case.label, blocks(values.shape, [1, 2, 4]))
     several = Case("a", "a", images=tuple(files), label=case.label)
     loaded, turned_files = load_case(several, facts)
-    np.testing.assert_array_equal(loaded["image"], np.stack([values + number for number in range(4)]))
+    np.testing.assert_array_equal(
+        loaded["image"], np.stack([values + number for number in range(4)])
+    )
     assert turned_files == ["b.nii"]
     assert loaded["label"].unique().tolist() == [0, 1, 2, 3]

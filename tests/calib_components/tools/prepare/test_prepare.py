@@ -1,4 +1,6 @@
-"""A whole data set: what a second run does, what may not be mixed, and what is refused before anything is written."""
+"""A whole data set: what a second run does, what may not be mixed, and what is refused before
+anything is written.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,9 @@ class TestAgain:
         ],
         ids=["no label", "cut", "label of another depth"],
     )
-    def test_what_is_not_whole_is_made_anew(self, spoil: Callable[[Path], object], out: Path, prepare: Prepare) -> None:
+    def test_what_is_not_whole_is_made_anew(
+        self, spoil: Callable[[Path], object], out: Path, prepare: Prepare
+    ) -> None:
         prepare()
         before, kept = files(out), (out / "patient002_frame01" / "image.nii").stat().st_mtime_ns
         spoil(out / "patient001_frame09")
@@ -56,7 +60,9 @@ class TestAgain:
         assert [path.name for path in out.glob(".*")] == [".lock"]
         assert (out / "patient002_frame01" / "image.nii").stat().st_mtime_ns == kept
 
-    def test_what_has_another_source_is_made_anew(self, src: Path, out: Path, prepare: Prepare) -> None:
+    def test_what_has_another_source_is_made_anew(
+        self, src: Path, out: Path, prepare: Prepare
+    ) -> None:
         prepare()
         before, first = files(out), fingerprint_of_cases(out / "datalist.json", out)
         os.utime(src / "training" / "patient002" / "patient002_frame01.nii.gz")
@@ -65,11 +71,17 @@ class TestAgain:
         file = src / "training" / "patient001" / "patient001_frame09_gt.nii.gz"
         save(file, read(file)[::-1])
         assert f"{out}: 3 case(s) kept, 1 made\n" in prepare()
-        changed = [name for name, content in files(out).items() if content != before[name] and name.endswith(".nii")]
+        changed = [
+            name
+            for name, content in files(out).items()
+            if content != before[name] and name.endswith(".nii")
+        ]
         assert changed == ["patient001_frame09/label.nii"]
         assert fingerprint_of_cases(out / "datalist.json", out) not in (None, first)
 
-    def test_cases_that_the_source_lost_are_named(self, src: Path, out: Path, prepare: Prepare) -> None:
+    def test_cases_that_the_source_lost_are_named(
+        self, src: Path, out: Path, prepare: Prepare
+    ) -> None:
         prepare(fractions=(0, 0, 1))
         shutil.rmtree(src / "training" / "patient002")
         note = "2 prepared case(s), such as patient002_frame01, not in the data set any more"
@@ -79,13 +91,21 @@ class TestAgain:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"image_size": (32, 32)}, r"facts\.yaml: .* prepared with image_size \[16, 32\], not \[32, 32\]"),
+            (
+                {"image_size": (32, 32)},
+                r"facts\.yaml: .* prepared with image_size \[16, 32\], not \[32, 32\]",
+            ),
             ({"src": Path("other")}, r"facts\.yaml: .* prepared with source"),
         ],
         ids=str,
     )
     def test_two_preparations_do_not_mix(
-        self, options: dict[str, Any], message: str, out: Path, prepare: Prepare, monkeypatch: pytest.MonkeyPatch
+        self,
+        options: dict[str, Any],
+        message: str,
+        out: Path,
+        prepare: Prepare,
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         monkeypatch.chdir(out.parent)
         make_acdc(Path("other"))
@@ -99,12 +119,17 @@ class TestAgain:
 class TestOutput:
     def test_another_run_is_refused(self, out: Path, prepare: Prepare) -> None:
         out.mkdir()
-        with FileLock(out / ".lock"), pytest.raises(InputError, match="out: another run writes to this folder"):
+        with (
+            FileLock(out / ".lock"),
+            pytest.raises(InputError, match="out: another run writes to this folder"),
+        ):
             prepare()
         prepare()
 
     @pytest.mark.parametrize("where", ["src", ".", "link/out"])
-    def test_folder_of_the_data_set(self, where: str, src: Path, tmp_path: Path, prepare: Prepare) -> None:
+    def test_folder_of_the_data_set(
+        self, where: str, src: Path, tmp_path: Path, prepare: Prepare
+    ) -> None:
         (tmp_path / "link").symlink_to(src)
         before = files(tmp_path)
         with pytest.raises(InputError, match="holds or lies in that of the data set"):
@@ -119,7 +144,9 @@ class TestOutput:
         assert files(out) == {"thesis.txt": b""}
 
 
-def test_first_bad_case_by_name_ends_the_run_or_all_are_left_out(src: Path, out: Path, prepare: Prepare) -> None:
+def test_first_bad_case_by_name_ends_the_run_or_all_are_left_out(
+    src: Path, out: Path, prepare: Prepare
+) -> None:
     make_acdc(src, patients=3)
     bad = [src / "training" / f"patient00{i}" / f"patient00{i}_frame09_gt.nii.gz" for i in (1, 2)]
     for file in bad:
@@ -129,14 +156,21 @@ def test_first_bad_case_by_name_ends_the_run_or_all_are_left_out(src: Path, out:
     with pytest.raises(InputError, match=rf"^{bad[0]}"):
         prepare(workers=2)
     assert not (out / "datalist.json").exists()
-    skipped = [line for line in prepare(skip_bad=True, fractions=(0, 0, 1)).splitlines() if "skipped" in line]
-    assert [line.startswith(f"skipped: {file}") for line, file in zip(skipped, bad, strict=True)] == [True] * 3
+    skipped = [
+        line
+        for line in prepare(skip_bad=True, fractions=(0, 0, 1)).splitlines()
+        if "skipped" in line
+    ]
+    assert [
+        line.startswith(f"skipped: {file}") for line, file in zip(skipped, bad, strict=True)
+    ] == [True] * 3
     assert listed(out) == ["patient001_frame01", "patient002_frame01"]
 
 
 @pytest.mark.parametrize(
     "given",
-    [{"fractions": (0.7, 0.1, 0.1)}, {"fractions": (1.2, -0.2, 0)}, {"workers": 0}, {"folds": 3}],  # of two patients
+    # Of two patients
+    [{"fractions": (0.7, 0.1, 0.1)}, {"fractions": (1.2, -0.2, 0)}, {"workers": 0}, {"folds": 3}],
     ids=str,
 )
 def test_numbers_without_sense(given: dict[str, Any], out: Path, prepare: Prepare) -> None:
@@ -149,12 +183,16 @@ def test_number_of_workers_changes_nothing(out: Path, prepare: Prepare) -> None:
     prepare()
     prepare(out=out.with_name("other"), workers=3)
     several = files(out.with_name("other"))
-    several["datalist.json"] = several["datalist.json"].replace(b'"name": "other"', b'"name": "out"')
+    several["datalist.json"] = several["datalist.json"].replace(
+        b'"name": "other"', b'"name": "out"'
+    )
     assert several == files(out)
 
 
 def test_what_is_odd_is_noted(src: Path, out: Path, prepare: Prepare) -> None:
-    """One label is stored with other axes, one is empty, none has class 2, and one case lies along axis 0."""
+    """One label is stored with other axes, one is empty, none has class 2, and one case lies along
+    axis 0.
+    """
     for file in src.rglob("*_gt.nii.gz"):
         label = read(file)
         save(file, np.where(label == 2, 0, label) * ("patient002_frame09" not in file.name))
@@ -166,23 +204,33 @@ def test_what_is_odd_is_noted(src: Path, out: Path, prepare: Prepare) -> None:
         shown = prepare()
         for note in (
             f"1 file(s), such as {file.name}, turned onto the voxels of the image",
-            "1 case(s), such as patient002_frame01, with slices along axis 0 of the file, most others along 2",
+            (
+                "1 case(s), such as patient002_frame01, with slices along axis 0 of the file, most"
+                " others along 2"
+            ),
             "1 case(s), such as patient002_frame09, without any structure in the label",
             "in no label of any case: myocardium",
         ):
             assert f"\n{note}" in shown
-    label, *others = (read(out / f"patient00{i}_frame0{j}" / "label.nii") for i, j in ((1, 1), (1, 9), (2, 1)))
+    label, *others = (
+        read(out / f"patient00{i}_frame0{j}" / "label.nii") for i, j in ((1, 1), (1, 9), (2, 1))
+    )
     for other in others:
         np.testing.assert_array_equal(label, other)
 
 
-def test_structures_outside_the_crop_are_not_in_no_label(src: Path, out: Path, prepare: Prepare) -> None:
+def test_structures_outside_the_crop_are_not_in_no_label(
+    src: Path, out: Path, prepare: Prepare
+) -> None:
     label = np.zeros((18, 16, 4), np.uint8)
     label[:3, :, 0], label[8:10, 7:9] = 3, 2  # the network sees 144 of 224 rows
     for file in src.rglob("*_gt.nii.gz"):
         save(file, label)
     shown = prepare(image_size=(224, 224))
-    assert "with structures outside of what training sees, or too small for the grid: left ventricle" in shown
+    assert (
+        "with structures outside of what training sees, or too small for the grid: left ventricle"
+        in shown
+    )
     assert "in no label of any case: right ventricle\n" in shown
 
 
@@ -197,7 +245,9 @@ def test_nan_is_0_on_request(src: Path, out: Path, prepare: Prepare) -> None:
     before = files(out)
     save(file, np.nan_to_num(image))
     assert f"{out}: 0 case(s) kept, 4 made\n" in prepare()
-    assert all(files(out)[name] == content for name, content in before.items() if name.endswith(".nii"))
+    assert all(
+        files(out)[name] == content for name, content in before.items() if name.endswith(".nii")
+    )
 
 
 def test_pixel_size_is_that_of_the_training_cases(src: Path, out: Path, prepare: Prepare) -> None:
@@ -206,4 +256,5 @@ def test_pixel_size_is_that_of_the_training_cases(src: Path, out: Path, prepare:
     prepare(fractions=(0.5, 0, 0.5))
     factor = 2 if "patient002" in listed(out, "training")[0] else 1
     facts = yaml.safe_load((out / "facts.yaml").read_text())
-    assert facts["pixel_size"] == [factor * 0.625, factor * 1.6875]  # 16 x 1.25 mm over 32, 18 x 1.5 mm over 16 pixels
+    # 16 x 1.25 mm over 32, 18 x 1.5 mm over 16 pixels
+    assert facts["pixel_size"] == [factor * 0.625, factor * 1.6875]

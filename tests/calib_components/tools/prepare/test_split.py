@@ -20,7 +20,9 @@ from tests.helpers import make_acdc
 
 
 class TestSplitPatients:
-    groups = st.dictionaries(st.text(min_size=1, max_size=3), st.sampled_from("ABC"), min_size=1, max_size=60)
+    groups = st.dictionaries(
+        st.text(min_size=1, max_size=3), st.sampled_from("ABC"), min_size=1, max_size=60
+    )
     parts = st.tuples(*[st.integers(0, 10)] * 3).filter(any)
 
     @given(groups=groups, parts=parts, seed=st.integers(0, 5))
@@ -35,7 +37,9 @@ class TestSplitPatients:
             members = [patient for patient in splits if splits[patient] == split]
             assert abs(len(members) - fraction * len(groups)) < 1
             for group, size in Counter(groups.values()).items():
-                assert abs(sum(groups[patient] == group for patient in members) - fraction * size) < 2
+                assert (
+                    abs(sum(groups[patient] == group for patient in members) - fraction * size) < 2
+                )
 
 
 class TestFolds:
@@ -82,25 +86,35 @@ class TestDatalist:
             assert len(items) == size
             assert all(Path(item[key]).is_file() for item in items for key in ("image", "label"))
             patients += {item["patient"] for item in items}
-        assert sorted(patients) == sorted({path.name[:10] for path in out.glob("patient*")})  # each in one split
+        # Each in one split
+        assert sorted(patients) == sorted({path.name[:10] for path in out.glob("patient*")})
 
-    def test_one_image_under_two_names_stays_on_one_side(self, src: Path, out: Path, prepare: Prepare) -> None:
+    def test_one_image_under_two_names_stays_on_one_side(
+        self, src: Path, out: Path, prepare: Prepare
+    ) -> None:
         training = src / "training"
         for file in (training / "patient001").glob("*frame01.nii.gz"):  # with another label
             nib.load(file).to_filename(training / "patient002" / file.name.replace("001", "002"))
-        with pytest.raises(InputError, match=r"patient002_frame01/image\.nii hold the same image, one for training"):
+        with pytest.raises(
+            InputError, match=r"patient002_frame01/image\.nii hold the same image, one for training"
+        ):
             prepare(fractions=(0.5, 0, 0.5))
         assert not (out / "datalist.json").exists()
         with pytest.raises(InputError, match="hold the same image"):
             prepare(fractions=(0, 0, 1), folds=2)
         assert "hold the same image" not in prepare(fractions=(0, 0, 1))
-        assert "hold the same image, one for validation" in prepare(out=out.with_name("b"), fractions=(0, 0.5, 0.5))
+        assert "hold the same image, one for validation" in prepare(
+            out=out.with_name("b"), fractions=(0, 0.5, 0.5)
+        )
         prepare(out=out.with_name("c"), fractions=(0.5, 0, 0.5), patient="patient")
 
     def test_no_patient_silently_changes_its_split(self, out: Path, prepare: Prepare) -> None:
         assert "No patient for validation" in prepare(fractions=(1, 0, 0))
         before = (out / "datalist.json").read_bytes()
-        with pytest.raises(InputError, match=r"datalist\.json: patient001_frame01 would move from training to testing"):
+        with pytest.raises(
+            InputError,
+            match=r"datalist\.json: patient001_frame01 would move from training to testing",
+        ):
             prepare(fractions=(0, 0, 1))
         assert (out / "datalist.json").read_bytes() == before
         (out / "datalist.json").unlink()

@@ -38,7 +38,8 @@ def write_evaluation(
 ) -> Path:
     """Write an evaluation whose probabilities are overconfident by `gap` in every case.
 
-    Cases with a lower DSC have a lower expected DSC. `changed` replaces columns, and `summary` entries of summary.json.
+    Cases with a lower DSC have a lower expected DSC. `changed` replaces columns, and `summary`
+    entries of summary.json.
     """
     patient_of = cases_of(8) if patient_of is None else patient_of
     rng, cases = np.random.default_rng(seed), list(patient_of)
@@ -53,11 +54,21 @@ def write_evaluation(
         columns |= {"ece": error, "cece": error / 2, "nll": 4 * error, "brier": 2 * error}
         columns["ece_if_true"] = np.full(n, 0.1)
         for region, share in (("all", 0.25), ("predicted", 1)):
-            columns |= {f"{name}_{region}": share * columns[name] for name in ("ece", "cece", "nll", "brier")}
+            columns |= {
+                f"{name}_{region}": share * columns[name]
+                for name in ("ece", "cece", "nll", "brier")
+            }
         for s in STRUCTURES:
             true = 80 + 2.0 * np.arange(n)  # of a case the same in all folders
-            columns |= {f"true_volume_{s}": true, f"segmented_volume_{s}": true - 1, f"expected_volume_{s}": true + 2}
-            columns |= {f"volume_low_{s}": true - 10, f"volume_high_{s}": true + rng.uniform(-2, 20, n)}
+            columns |= {
+                f"true_volume_{s}": true,
+                f"segmented_volume_{s}": true - 1,
+                f"expected_volume_{s}": true + 2,
+            }
+            columns |= {
+                f"volume_low_{s}": true - 10,
+                f"volume_high_{s}": true + rng.uniform(-2, 20, n),
+            }
             columns[f"expected_dsc_{s}"] = columns[f"dsc_{s}"] + 0.05
         columns |= {"aurc": error / 10, "error_share_5": 0.5 + error}
         count = torch.arange(1000, 16000, 1000).expand(n, -1)
@@ -65,18 +76,33 @@ def write_evaluation(
         correct = (count * (confidence - torch.tensor(gaps.copy())[:, None])).clamp(min=0).double()
         bins = CalibrationBins(count, (count * confidence).double(), correct)
         kinds = dict.fromkeys(("top_label", "classwise"), bins.pooled())
-        regions = {"foreground": kinds, **dict.fromkeys(("all", "predicted"), kinds | {"top_label_per_case": bins})}
-        parts |= {"regions": regions, "per_case": dict.fromkeys(kinds, bins), "magnitudes": rng.uniform(0, 9, (4, 4))}
+        regions = {
+            "foreground": kinds,
+            **dict.fromkeys(("all", "predicted"), kinds | {"top_label_per_case": bins}),
+        }
+        parts |= {
+            "regions": regions,
+            "per_case": dict.fromkeys(kinds, bins),
+            "magnitudes": rng.uniform(0, 9, (4, 4)),
+        }
         thresholds, whole = torch.arange(1, 20) / 20, torch.full((n, len(STRUCTURES)), 1000)
         predicted = (1500 * (1.2 - thresholds)).long().expand(*whole.shape, -1)
         positive = torch.minimum(predicted, whole[..., None]) * 9 // 10
-        parts["thresholds"] = ThresholdCounts(thresholds.double(), positive, predicted, whole, 10 * whole)
+        parts["thresholds"] = ThresholdCounts(
+            thresholds.double(), positive, predicted, whole, 10 * whole
+        )
         coverage = np.linspace(0.05, 1, 20)
         parts |= {"coverage": coverage, "risk": error[:, None] * coverage**2}
         summary = {"channels": len(CLASSES), "sigmoid": False, **summary}
     columns |= {name: np.broadcast_to(values, n) for name, values in (changed or {}).items()}
     table = pd.DataFrame({"case": cases, **columns})
-    known = {"missed": [], "spurious": [], "patients": dict(patient_of), "unit": "mm", "volume_unit": "ml"}
+    known = {
+        "missed": [],
+        "spurious": [],
+        "patients": dict(patient_of),
+        "unit": "mm",
+        "volume_unit": "ml",
+    }
     Evaluation(table, known | summary, CLASSES, structures=STRUCTURES, **parts).write(folder)
     return folder
 
@@ -91,7 +117,10 @@ def write_cell(
     gap: float = 0.08,
     **changed: Any,
 ) -> Path:
-    """Write a cell as compare_losses does; `changed` are settings. With a fold, of two, it has half of the patients."""
+    """Write a cell as compare_losses does; `changed` are settings.
+
+    With a fold, of two, it has half of the patients.
+    """
     cell = folder / method / (f"seed{seed}" if fold is None else f"seed{seed}_fold{fold}")
     own = cases_of(8) if fold is None else cases_of(4, 4 * fold)
     sets = {"": own, **{name: cases_of(6, 20) for name in test_sets}}
@@ -102,11 +131,21 @@ def write_cell(
         if temperature is not None:
             write_evaluation(place / "temperature", patient_of, number, gap / 2)
     if temperature is not None:
-        fit = {"temperature": temperature, "low": 0.9 * temperature, "high": 1.1 * temperature, "coverage": 0.93}
+        fit = {
+            "temperature": temperature,
+            "low": 0.9 * temperature,
+            "high": 1.1 * temperature,
+            "coverage": 0.93,
+        }
         fit |= {"leave_one_out": {}, "nll_before": 0.3, "nll_after": 0.2}
         fit |= {"patients": 7, "voxels": 999, "at_edge": False}
         (cell / "temperature" / "temperature.json").write_text(json.dumps(fit))
-    training = {"seed": seed, "loss": method, "max_epochs": 2, "network_def": {"channels": [16, 32]}}
+    training = {
+        "seed": seed,
+        "loss": method,
+        "max_epochs": 2,
+        "network_def": {"channels": [16, 32]},
+    }
     settings = CellSettings(
         method, LABELS[method], seed, "bundle", f"list {fold}", own, training, {"split": "testing"}, {},
         made_with={"torch": "2.6.1", "device": "cpu"}, fold=fold, folds=None if fold is None else 2,
@@ -122,6 +161,8 @@ def write_comparison(folder: Path, **options: Any) -> Path:
     """Write CE+DSC and NACL with two seeds each; SVLS is planned but not finished."""
     for method, seed in (("ce_dice", 0), ("ce_dice", 1), ("nacl", 0), ("nacl", 1)):
         write_cell(folder, method, seed, gap=0.1 if method == "ce_dice" else 0.02, **options)
-    plan = [{"method": method, "seed": seed, "commands": []} for method in LABELS for seed in (0, 1)]
+    plan = [
+        {"method": method, "seed": seed, "commands": []} for method in LABELS for seed in (0, 1)
+    ]
     (folder / "plan.json").write_text(json.dumps(plan))
     return folder

@@ -18,7 +18,12 @@ from tests.calib_components.tools.report.made_up import PNG
 
 
 def test_text_of_numbers() -> None:
-    assert [number(v, "ece_all") for v in (0.0123, 0.0004, 0.000004, 0)] == ["0.012", "0.0004", "0.00000", "0.000"]
+    assert [number(v, "ece_all") for v in (0.0123, 0.0004, 0.000004, 0)] == [
+        "0.012",
+        "0.0004",
+        "0.00000",
+        "0.000",
+    ]
     assert (number(-0.0001, "dsc", signed=True), number(2.346, "hd95"), number(np.nan, "dsc")) == (
         "-0.0001", "2.35", "n/a",
     )  # fmt: skip
@@ -37,7 +42,10 @@ HOSTILE = "a|b <script>x</script> [link](http://x)"
 def page_of(folder: Path, **options: Any) -> str:
     table = pd.DataFrame({"x": [Cell("1", ["note"], True)]}, pd.Index([HOSTILE], name="label"))
     section = Section("table", HOSTILE, HOSTILE, table, [{"x": 1}])
-    shown = [section, Section("figures", "Figures", "", pictures=[Picture("a picture", "Title", PNG)])]
+    shown = [
+        section,
+        Section("figures", "Figures", "", pictures=[Picture("a picture", "Title", PNG)]),
+    ]
     write_report("Title", Answer([HOSTILE], "Do.", "this"), ["Notice."], shown, folder, **options)
     return (folder / "index.html").read_text()
 
@@ -68,7 +76,11 @@ def test_report_replaces_an_earlier_one_but_no_other_files(tmp_path: Path) -> No
     }
     other = Section("other", "Other", "", pd.DataFrame({"y": [Cell("2")]}, ["a line"]), [{"y": 2}])
     write_report("Title", Answer([]), [], [other], tmp_path / "out")
-    assert {file.name for file in (tmp_path / "out").iterdir()} == {"index.html", "report.md", "other.csv"}
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {
+        "index.html",
+        "report.md",
+        "other.csv",
+    }
     (tmp_path / "notes.txt").write_text("mine")
     (tmp_path / "index.html").write_text("mine, too")
     with pytest.raises(InputError, match="overwrite"):

@@ -31,11 +31,15 @@ def test_values_are_those_of_the_definitions(seed: int, number: int) -> None:
     estimates = np.tanh(dsc + rng.normal(0, 0.2, number))
     found = rank_scans(estimates, dsc, ["one"] * number)
     random, optimal = (1 - dsc).mean(), aurc(dsc, dsc)
-    assert found.gap_closed.mean == pytest.approx((random - aurc(estimates, dsc)) / (random - optimal), abs=1e-9)
+    assert found.gap_closed.mean == pytest.approx(
+        (random - aurc(estimates, dsc)) / (random - optimal), abs=1e-9
+    )
     assert found.roc.mean == pytest.approx(roc_auc_score(dsc < 0.7, -estimates), abs=1e-12)
     assert found.spearman.mean == pytest.approx(spearmanr(estimates, dsc).statistic, abs=1e-12)
     lowest = np.argsort(estimates)[: int(0.2 * number + 0.5)]
-    assert found.found.mean == pytest.approx((dsc[lowest] < 0.7).sum() / (dsc < 0.7).sum(), abs=1e-12)
+    assert found.found.mean == pytest.approx(
+        (dsc[lowest] < 0.7).sum() / (dsc < 0.7).sum(), abs=1e-12
+    )
 
 
 def test_equal_estimates_close_no_gap_and_the_dsc_closes_all() -> None:
@@ -61,7 +65,9 @@ def test_a_bound_has_to_hold_in_all_scans_of_a_patient() -> None:
     assert found == (1, 2, pytest.approx(0.0126, abs=1e-4), pytest.approx(0.9874, abs=1e-4))
 
 
-def test_section_ranks_the_cases_and_counts_the_bounds_of_validation_patients(tmp_path: Path) -> None:
+def test_section_ranks_the_cases_and_counts_the_bounds_of_validation_patients(
+    tmp_path: Path,
+) -> None:
     rng = np.random.default_rng(0)
     estimates = {f"expected_dsc_{s}": rng.uniform(0.3, 0.99, 16) for s in STRUCTURES}
     estimates["expected_dsc_RV"][3] = 0  # not predicted, though it is in every validation case
@@ -72,13 +78,21 @@ def test_section_ranks_the_cases_and_counts_the_bounds_of_validation_patients(tm
     cases, known = (pd.read_csv(folder / "cases.csv") for folder in (tested, fitted))
     dsc, expected = (cases[[f"{m}_{s}" for s in STRUCTURES]] for m in ("dsc", "expected_dsc"))
     found = rank_scans(expected.mean(axis=1), dsc.mean(axis=1), [*cases_of(8).values()])
-    gaps = {(each["score"], each["structure"]): each for each in section.records if each["column"] == "gap closed ↑"}
+    gaps = {
+        (each["score"], each["structure"]): each
+        for each in section.records
+        if each["column"] == "gap closed ↑"
+    }
     record = gaps["expected DSC", "mean of structures"]
     assert (record["mean"], record["low"]) == (found.gap_closed.mean, found.gap_closed.low)
     entropy = 1 - cases[[f"mean_entropy_{s}" for s in STRUCTURES]].mean(axis=1)
     by_entropy = rank_scans(entropy, dsc.mean(axis=1), [*cases_of(8).values()]).gap_closed.mean
     assert gaps["1 - mean entropy", "mean of structures"]["mean"] == pytest.approx(by_entropy)
-    assert {each["score"] for each in section.records} == {"expected DSC", "mean confidence", "1 - mean entropy"}
+    assert {each["score"] for each in section.records} == {
+        "expected DSC",
+        "mean confidence",
+        "1 - mean entropy",
+    }
     assert f"{(dsc.mean(axis=1) < 0.7).sum()} of 16 scans" in section.caption
     assert ("not shown" in section.caption) == (found.gap_closed.low <= 0)
     residuals = (known["expected_dsc_MYO"] - known["dsc_MYO"]) / (1 - known["expected_dsc_MYO"])

@@ -14,7 +14,12 @@ import pytest
 from calib_components.errors import InputError
 from calib_components.tools.report.data import Row, write_compact
 from calib_components.tools.report.readers import read_cells, read_evaluations
-from tests.calib_components.tools.report.made_up import cases_of, write_cell, write_comparison, write_evaluation
+from tests.calib_components.tools.report.made_up import (
+    cases_of,
+    write_cell,
+    write_comparison,
+    write_evaluation,
+)
 
 
 def test_cells_are_read_with_all_conditions(tmp_path: Path) -> None:
@@ -22,15 +27,24 @@ def test_cells_are_read_with_all_conditions(tmp_path: Path) -> None:
     assert found.methods == ["ce_dice", "nacl"]
     assert found.about["missing"] == ["svls, seed 0", "svls, seed 1"]
     assert found.test_sets == ["scanner"]
-    assert [found.label(row) for row in found.rows("scanner")] == ["CE+DSC", "CE+DSC + T", "NACL", "NACL + T"]
+    assert [found.label(row) for row in found.rows("scanner")] == [
+        "CE+DSC",
+        "CE+DSC + T",
+        "NACL",
+        "NACL + T",
+    ]
     assert found.values(Row("nacl", "with", "scanner"), "dsc").shape == (2, 12)
     assert found.count() == "8 patients"
-    assert found.cells[["best_epoch", "best_val_dsc"]].drop_duplicates().values.tolist() == [[2, 0.8]]
+    assert found.cells[["best_epoch", "best_val_dsc"]].drop_duplicates().values.tolist() == [
+        [2, 0.8]
+    ]
     assert found.temperatures["temperature"].tolist() == [0.8] * 4
     table = pd.read_csv(tmp_path / "nacl/seed1/cases.csv")
     mean = (table["dsc_RV"] + table["dsc_MYO"] + table["dsc_LV"]) / 3
     assert found.values(Row("nacl"), "dsc")[1] == pytest.approx(mean.to_numpy())
-    assert found.pooled_bins(Row("nacl"), "all").count.tolist() == [[2 * 16 * 1000 * i for i in range(1, 16)]]
+    assert found.pooled_bins(Row("nacl"), "all").count.tolist() == [
+        [2 * 16 * 1000 * i for i in range(1, 16)]
+    ]
 
 
 def test_compact_form_is_the_same_to_six_digits(tmp_path: Path) -> None:
@@ -42,13 +56,17 @@ def test_compact_form_is_the_same_to_six_digits(tmp_path: Path) -> None:
     again = read_cells(tmp_path / "compact")
     assert again.about == found.about
     for name in ("cases", "bins", "cells", "temperatures"):
-        pd.testing.assert_frame_equal(getattr(found, name), getattr(again, name), check_dtype=False, rtol=1e-5)
+        pd.testing.assert_frame_equal(
+            getattr(found, name), getattr(again, name), check_dtype=False, rtol=1e-5
+        )
     assert sorted(file.name for file in (tmp_path / "compact").iterdir()) == [
         "bins.csv.gz", "cases.csv.gz", "cells.csv", "comparison.json", "temperatures.csv",
     ]  # fmt: skip
 
 
-def test_folds_are_joined_at_home_and_averaged_elsewhere_and_a_run_without_all_is_missing(tmp_path: Path) -> None:
+def test_folds_are_joined_at_home_and_averaged_elsewhere_and_a_run_without_all_is_missing(
+    tmp_path: Path,
+) -> None:
     for method, folds in (("nacl", (0, 1)), ("svls", (0,))):
         for fold in folds:
             write_cell(tmp_path, method, fold=fold, temperature=0.8, test_sets=("scanner",))
@@ -64,11 +82,14 @@ def test_folds_are_joined_at_home_and_averaged_elsewhere_and_a_run_without_all_i
 def test_comparisons_reward_no_miss_and_no_wrong_structure(tmp_path: Path) -> None:
     """A missed structure has no HD95; finding nothing where there is nothing is right."""
     cell, undefined = write_cell(tmp_path, "nacl"), np.where(np.arange(16) == 5, np.nan, 0.5)
-    changed = dict.fromkeys([f"{metric}_{s}" for metric in ("dsc", "hd95") for s in ("RV", "MYO", "LV")], undefined)
+    changed = dict.fromkeys(
+        [f"{metric}_{s}" for metric in ("dsc", "hd95") for s in ("RV", "MYO", "LV")], undefined
+    )
     changed["hd95_RV"] = np.where(np.arange(16) == 3, np.nan, undefined)
     write_evaluation(cell, changed=changed, missed=[{"case": "p01_2", "structure": "RV"}])
     found, row = read_cells(tmp_path), Row("nacl")
-    assert np.flatnonzero(np.isnan(found.values(row, "hd95"))).tolist() == [5]  # the mean of the other structures
+    # The mean of the other structures
+    assert np.flatnonzero(np.isnan(found.values(row, "hd95"))).tolist() == [5]
     assert np.flatnonzero(np.isnan(found.comparable(row, "hd95"))).tolist() == [3, 5]
     assert found.values(row, "missed").tolist() == [[0, 0, 0, 1, *[0] * 12]]
     assert np.isnan(found.values(row, "dsc")[0, 5])
@@ -84,12 +105,21 @@ def change_settings(cell: Path, **changed: Any) -> None:
 TRAINING = {"loss": "svls", "seed": 1, "max_epochs": 3, "network_def": {}}
 REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "another training": (lambda cell: change_settings(cell, training=TRAINING), "max_epochs"),
-    "another split": (lambda cell: change_settings(cell, evaluation={"split": "validation"}), "split"),
+    "another split": (
+        lambda cell: change_settings(cell, evaluation={"split": "validation"}),
+        "split",
+    ),
     "other data": (lambda cell: change_settings(cell, datalist="x"), "datalist"),
     "another bundle": (lambda cell: change_settings(cell, bundle="x"), "bundle"),
     "other cases": (lambda cell: write_evaluation(cell, cases_of(7)), "p07_1"),
-    "another ground truth": (lambda cell: write_evaluation(cell, changed={"true_volume_RV": 7.0}), "ground truth"),
-    "truncated settings": (lambda cell: (cell / "settings.json").write_text('{"method": "svls"'), "settings"),
+    "another ground truth": (
+        lambda cell: write_evaluation(cell, changed={"true_volume_RV": 7.0}),
+        "ground truth",
+    ),
+    "truncated settings": (
+        lambda cell: (cell / "settings.json").write_text('{"method": "svls"'),
+        "settings",
+    ),
     "no summary": (lambda cell: (cell / "summary.json").unlink(), "summary.json"),
 }
 
@@ -119,14 +149,19 @@ def test_evaluations_keep_common_cases_and_columns(tmp_path: Path) -> None:
     assert found.about["labels"] == {"a_eval": "a/eval", "b_eval": "b/eval"}
     assert found.count() == "7 patients"
     assert not found.has("smooth_ece_all")
-    assert ["p07_1, p07_2" in found.about["notices"][0], "smooth_ece_all" in found.about["notices"][1]] == [True, True]
+    assert [
+        "p07_1, p07_2" in found.about["notices"][0],
+        "smooth_ece_all" in found.about["notices"][1],
+    ] == [True, True]
     assert found.case_bins(Row("b_eval"), "all")[0].shape == (1, 14, 15)
 
 
 def test_cases_are_paired_by_name_whatever_their_order(tmp_path: Path) -> None:
     volumes = {f"true_volume_{s}": 80 + 2.0 * np.arange(16)[::-1] for s in ("RV", "MYO", "LV")}
     one = write_evaluation(tmp_path / "a")
-    two = write_evaluation(tmp_path / "b", dict(reversed(cases_of(8).items())), seed=1, changed=volumes)
+    two = write_evaluation(
+        tmp_path / "b", dict(reversed(cases_of(8).items())), seed=1, changed=volumes
+    )
     found = read_evaluations([one, two])
     by_name = pd.read_csv(two / "cases.csv", index_col="case")["nll_all"]
     assert found.values(Row("b"), "nll_all")[0].tolist() == by_name[list(cases_of(8))].tolist()

@@ -41,7 +41,9 @@ def difference(values: np.ndarray, reference: np.ndarray, same_seeds: bool = Fal
 def test_mean_covers_what_a_normal_interval_would() -> None:
     values = np.random.default_rng(0).normal(size=400)
     found, half = mean(values), 1.96 * values.std() / 20
-    assert found[:3] == pytest.approx((values.mean(), values.mean() - half, values.mean() + half), abs=0.1 * half)
+    assert found[:3] == pytest.approx(
+        (values.mean(), values.mean() - half, values.mean() + half), abs=0.1 * half
+    )
     assert mean(np.append(values, [NAN, NAN])) == found
     assert np.isnan(mean(np.array([NAN, NAN])).mean)
 
@@ -60,7 +62,10 @@ def test_cases_of_a_patient_count_as_one(runs: int) -> None:
 
 @pytest.mark.parametrize(("patients", "enough"), [(5, False), (6, True)])
 def test_six_patients_are_needed_however_many_cases(patients: int, enough: bool) -> None:
-    names, values = patients_of(3 * patients, 3), np.random.default_rng(0).uniform(1, 2, size=(2, 3 * patients))
+    names, values = (
+        patients_of(3 * patients, 3),
+        np.random.default_rng(0).uniform(1, 2, size=(2, 3 * patients)),
+    )
     found = [
         mean_with_interval(values[0], names),
         mean_with_interval(values, names),
@@ -77,14 +82,18 @@ def test_difference_is_that_of_common_cases_and_pairs_cases() -> None:
     assert found.cases == 20
     assert difference(values, values)[:4] == (0, 0, 0, 1)
     runs = np.random.default_rng(7).normal(size=(3, 12))
-    assert difference(runs[0], runs[1:]) == difference(runs[0], runs[1:].mean(0))  # one seed: over patients alone
+    # One seed: over patients alone
+    assert difference(runs[0], runs[1:]) == difference(runs[0], runs[1:].mean(0))
 
 
 def oracle(tables: list[np.ndarray]) -> tuple[float, float]:
     """Squared standard error and degrees of freedom, from the formula written out with loops."""
     seeds, patients = [len(t) for t in tables], tables[0].shape[1]
     spread = [np.var([row.mean() for row in t], ddof=1) for t in tables]
-    of_each = [np.mean(tables[0][:, p]) - sum(np.mean(t[:, p]) for t in tables[1:]) for p in range(patients)]
+    of_each = [
+        np.mean(tables[0][:, p]) - sum(np.mean(t[:, p]) for t in tables[1:])
+        for p in range(patients)
+    ]
     of_patients, noise = np.var(of_each, ddof=1), []
     for t in tables:
         total = 0.0
@@ -92,9 +101,15 @@ def oracle(tables: list[np.ndarray]) -> tuple[float, float]:
             total += (t[s, p] - t[s].mean() - t[:, p].mean() + t.mean()) ** 2
         noise.append(total / ((len(t) - 1) * (patients - 1)))
     of_seeds = sum(a / s for a, s in zip(spread, seeds, strict=True))
-    se2 = of_seeds + of_patients / patients - sum(e / (s * patients) for e, s in zip(noise, seeds, strict=True))
+    se2 = (
+        of_seeds
+        + of_patients / patients
+        - sum(e / (s * patients) for e, s in zip(noise, seeds, strict=True))
+    )
     se2 = max(se2, of_patients / patients, of_seeds)
-    terms = [(a / s, s - 1) for a, s in zip(spread, seeds, strict=True)] + [(of_patients / patients, patients - 1)]
+    terms = [(a / s, s - 1) for a, s in zip(spread, seeds, strict=True)] + [
+        (of_patients / patients, patients - 1)
+    ]
     return se2, se2**2 / sum(part**2 / df for part, df in terms)
 
 
@@ -113,7 +128,9 @@ def test_t_interval_is_the_formula(seeds: tuple[int, ...]) -> None:
     assert found[:4] == pytest.approx(expected, nan_ok=True)
 
 
-def test_seeds_are_paired_for_the_same_networks_and_one_without_a_value_takes_the_mean_of_the_others() -> None:
+def test_seeds_are_paired_for_the_same_networks_and_one_without_a_value_takes_the_mean_of_the_others() -> (
+    None
+):
     rng = np.random.default_rng(6)
     runs = rng.normal(size=(3, 1)) + rng.normal(size=(3, 12))
     paired = difference(runs + 0.01 * rng.normal(size=(3, 12)), runs, same_seeds=True)
@@ -124,13 +141,18 @@ def test_seeds_are_paired_for_the_same_networks_and_one_without_a_value_takes_th
 
 
 @pytest.mark.parametrize("effects", [(1, 0.1, 0.5), (0.3, 1, 0.5), (0.2, 1, 0), (0.5, 2, 1)])
-def test_coverage_of_the_t_interval_over_new_trainings_and_patients(effects: tuple[float, float, float]) -> None:
+def test_coverage_of_the_t_interval_over_new_trainings_and_patients(
+    effects: tuple[float, float, float],
+) -> None:
     """Two losses that are equally good, with effects of seeds, patients, and both."""
     found = []
     for draw in range(800):
         rng, (of_seeds, of_patients, of_both) = np.random.default_rng(draw), effects
         people = of_patients * rng.normal(size=16)
-        tables = [of_seeds * rng.normal(size=(3, 1)) + of_both * rng.normal(size=(3, 16)) for _ in range(2)]
+        tables = [
+            of_seeds * rng.normal(size=(3, 1)) + of_both * rng.normal(size=(3, 16))
+            for _ in range(2)
+        ]
         found.append(difference(tables[0] + people, tables[1]))
     covered = np.mean([estimate.low <= 0 <= estimate.high for estimate in found])
     assert 0.93 <= covered <= 0.99
@@ -158,7 +180,8 @@ def test_gap_is_that_of_student_unless_calibrated_patients_look_alike() -> None:
     expected, found = stats.ttest_1samp(gaps, 0), calibration_gap(confidence, confidence - gaps)
     assert found[:3] == pytest.approx((gaps.mean(), *expected.confidence_interval()))
     assert expected.pvalue <= found.p_value < 0.05
-    all_right = calibration_gap(np.full(6, 0.95), np.ones(6))  # as 0.95 ** 30 of them are, with 5 parts each
+    # As 0.95 ** 30 of them are, with 5 parts each
+    all_right = calibration_gap(np.full(6, 0.95), np.ones(6))
     assert all_right.p_value == pytest.approx(2 * 0.95**30, abs=0.02)
     assert all_right.high < 0  # so that "no miscalibration" is not shown either
     assert calibration_gap([0.99] * 6, [0] * 6).p_value < 0.001
@@ -182,7 +205,11 @@ def test_holm_is_the_step_down_procedure(p_values: list[float]) -> None:
 def test_table_1_of_the_paper_ranks_nacl_first() -> None:
     names = ["ce_dice", "focal", "entropy_penalty", "label_smoothing", "svls", "mbls", "nacl"]
     datasets = ("flare", "acdc", "brats")
-    means = PUBLISHED.unstack("dataset").loc[names, [(m, d) for d in datasets for m in PUBLISHED]].to_numpy()
+    means = (
+        PUBLISHED.unstack("dataset")
+        .loc[names, [(m, d) for d in datasets for m in PUBLISHED]]
+        .to_numpy()
+    )
     ranks = ranks_of(means * ([-1, 1, 1, 1] * 3))  # a high DSC is good
     # By hand, CE+DSC: FLARE .846 is 5th, 5.54 4th, .058 7th, .034 3rd; ...
     np.testing.assert_array_equal(ranks[0], [5, 4, 7, 3, 2, 4, 6, 4, 7, 2, 7, 7])
@@ -192,9 +219,11 @@ def test_table_1_of_the_paper_ranks_nacl_first() -> None:
 
 
 def test_undefined_values_rank_last_and_leave_the_means_of_all() -> None:
-    costs = np.array([[[0.1, 2.0], [0.3, NAN]], [[0.2, 2.0], [0.3, NAN]], [[0.4, NAN], [0.2, NAN]]])  # two cases
+    # Two cases
+    costs = np.array([[[0.1, 2.0], [0.3, NAN]], [[0.2, 2.0], [0.3, NAN]], [[0.4, NAN], [0.2, NAN]]])
     expected = [[[1, 1.5], [2.5, NAN]], [[2, 1.5], [2.5, NAN]], [[3, 3], [1, NAN]]]
     np.testing.assert_array_equal(case_ranks(costs), expected)
-    hd95 = [[[2.0], [6.0], [4.0]], [[2.5], [NAN], [4.5]]]  # the second method misses the difficult case
+    # The second method misses the difficult case
+    hd95 = [[[2.0], [6.0], [4.0]], [[2.5], [NAN], [4.5]]]
     np.testing.assert_array_equal(means_over_common_cases(hd95), [[3.0], [3.5]])
     np.testing.assert_array_equal(ranks_of([2.0, NAN, 1.0]), [2, 3, 1])
