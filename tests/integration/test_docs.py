@@ -104,7 +104,9 @@ def run(
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
     """A copy of what the commands use, for them to write into, with an environment that is ready."""
-    for name in ("bundles", "demo", "scripts"):
+    for name in ("bundles", "demo", "scripts", "study/compare"):
+        if not (ROOT / name).is_dir():
+            continue  # the study is absent from a copy of the product alone
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / ".venv" / "bin").mkdir(parents=True)
     for name in ("bin/activate", "ready-bundles"):
@@ -289,6 +291,7 @@ def test_commands_for_many_cases(repository: Path, places: dict[str, Path], prep
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not (ROOT / "study").is_dir(), reason="the comparison is part of the study")
 def test_commands_of_the_comparison(
     repository: Path, prepared: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

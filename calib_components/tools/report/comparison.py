@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from calib_components.figures import reliability_diagram
-from calib_components.tools.report.data import PUBLISHED, WITH, WITHOUT, Results, Row
+from calib_components.tools.report.data import WITH, WITHOUT, Results, Row
 from calib_components.tools.report.figures import mean_intervals
 from calib_components.tools.report.page import Picture, Section, to_png
 from calib_components.tools.report.statistics import (
@@ -84,13 +84,8 @@ def mean_records(
         record["sd_patients"] = float(
             pd.Series(mean_of_defined(values)).groupby(patients.to_numpy()).mean().std()
         )
-        of_paper = (
-            None
-            if row.test_set or results.about.get("split") != "testing"
-            else (results.dataset, row.method)
-        )
-        if row.temperature == WITHOUT and measure in PUBLISHED and of_paper in PUBLISHED.index:
-            record["published"] = PUBLISHED.loc[of_paper, measure]
+        if (row, measure) in results.about.get("published", {}):
+            record["published"] = results.about["published"][row, measure]
         if results.has(f"{measure}_if_true"):
             record["if_true"] = float(mean_of_defined(results.of_cases(row, f"{measure}_if_true")))
         records.append(record)

@@ -8,7 +8,6 @@ all folds have the same cases, a value is their mean.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -20,24 +19,12 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
-from calib_components.errors import make_folder, reading, writing
 from calib_components.handlers.evaluation_files import Evaluation
 from calib_components.metrics import CalibrationBins
 from calib_components.tools.report.statistics import Array, Estimate, mean_of_defined
 
 WITHOUT, WITH = "without", "with"  # a temperature
-TEXTS = ["method", "test_set", "case", "patient", "region", "leave_one_out", "warnings"]  # columns
 SUMS = ("count", "confidence", "correct")
-COMPACT = "comparison.json"
-STRUCTURES = {  # that the paper segments in each data set
-    "flare": ["liver", "kidneys", "spleen", "pancreas"],
-    "acdc": ["RV", "MYO", "LV"],
-    "brats": ["ET", "TC", "WT"],
-}
-# Murugesan et al., "Trust Your Neighbours", MICCAI 2023, Tables 1 to 3.
-PUBLISHED = pd.read_csv(Path(__file__).with_name("published.csv"), index_col=["dataset", "method"])
-# Compact tables
-FILES = {"cases": ".csv.gz", "bins": ".csv.gz", "cells": ".csv", "temperatures": ".csv"}
 
 
 class Row(NamedTuple):
@@ -108,13 +95,6 @@ class Results:
     def structures(self) -> list[str]:
         """Names of the structures."""
         return [name.removeprefix("dsc_") for name in self.cases if name.startswith("dsc_")]
-
-    @property
-    def dataset(self) -> str | None:
-        """The paper's data set with these structures, whatever the images are; None if there is
-        none.
-        """
-        return next((name for name, known in STRUCTURES.items() if known == self.structures), None)
 
     def has(self, *measures: str) -> bool:
         """Return whether all of some measures were measured."""
@@ -229,41 +209,3 @@ class Results:
         sums = (np.nansum(part[chosen], axis=(0, 1))[None] for part in self.case_bins(row, region))
         count, *others = map(torch.from_numpy, sums)
         return CalibrationBins(count.long(), *others)
-
-
-def write_compact(results: Results, folder: Path) -> None:
-    """Write results as five files, from which `read_compact` and `report` give the same tables.
-
-    Numbers have six significant digits.
-    """
-    make_folder(folder)
-    for name, suffix in FILES.items():
-        table = getattr(results, name)
-        if not table.empty:
-            with writing(folder / f"{name}{suffix}") as file:
-                compression: Any = (
-                    {"method": "gzip", "mtime": 0} if suffix.endswith(".gz") else None
-                )
-                table.to_csv(file, index=False, float_format="%.6g", compression=compression)
-    with writing(folder / COMPACT) as file:
-        file.write_text(json.dumps(results.about, indent=1) + "\n")
-
-
-def read_compact(folder: Path) -> Results:
-    """Read what `write_compact` wrote.
-
-    Raises:
-        InputError: A file is missing or broken.
-    """
-    tables = {}
-    for name, suffix in FILES.items():
-        file, tables[name] = folder / f"{name}{suffix}", pd.DataFrame()
-        if name in ("cases", "bins") or file.exists():
-            with reading(file, "a table of compact results"):
-                types = dict.fromkeys(TEXTS, str)
-                # A case may be called NA
-                table = pd.read_csv(file, dtype=types, keep_default_na=False, na_values=[""])
-            texts = table.columns.intersection(TEXTS)
-            tables[name] = table.assign(**table[texts].fillna(""))
-    with reading(folder / COMPACT, "what compact results are about") as file:
-        return Results(**tables, about=json.loads(file.read_bytes()))

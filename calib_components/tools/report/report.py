@@ -1,7 +1,8 @@
-"""The report of a comparison of losses, or of evaluations."""
+"""The report of evaluations."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from calib_components.errors import InputError, check_choice
@@ -16,17 +17,15 @@ from calib_components.tools.report.comparison import (
     reliability_section,
 )
 from calib_components.tools.report.conclusion import conclude_differences, conclude_one
-from calib_components.tools.report.data import Results, write_compact
+from calib_components.tools.report.data import Results
 from calib_components.tools.report.page import Answer, Section, write_report
 from calib_components.tools.report.quality import quality_section
-from calib_components.tools.report.ranks import ranks_sections
-from calib_components.tools.report.readers import read_cells, read_evaluations
+from calib_components.tools.report.readers import read_evaluations
 from calib_components.tools.report.statistics import FEWEST_PATIENTS, smallest_p_value
 from calib_components.tools.report.structures import structures_section
 from calib_components.tools.report.tables import COMPARED, FURTHER, SHOWN, SIGNIFICANT
 from calib_components.tools.report.thresholds import thresholds_section
 
-REFERENCE = "nacl"
 FEW = 30  # patients
 ABOUT_FEW = "Intervals are somewhat too narrow with few patients."
 ABOUT_SHIFT = (
@@ -40,67 +39,58 @@ def report_folders(
     out: Path = Path("report"),
     reference: str | None = None,
     validation: Path | None = None,
-    compact: Path | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Write tables and figures of a comparison of losses, or of one or several evaluations.
+    """Write tables and figures of one or several evaluations.
 
     `index.html` is one page that holds all its figures and needs no network. It begins with what
     the numbers say and what to do next. `report.md` and the CSV files hold the same tables, and the
-    PNG files the figures. Cells that are not finished are named and left out.
+    PNG files the figures.
 
     Args:
-        folders: The results folder of compare_losses, or its compact form; or one or several
-            evaluation folders, which are compared on their common cases.
+        folders: One or several evaluation folders, which are compared on their common cases.
         out: Folder for the report.
-        reference: Method, or name of the evaluation folder, that the others are compared with;
-            default: nacl, or the first folder.
+        reference: Name of the evaluation folder that the others are compared with; default: the
+            first folder.
         validation: Evaluation folder of validation cases, on which the thresholds of one network
             are chosen; default: none are chosen.
-        compact: Folder for a compact form of the results of one comparison; default: none is
-            written.
         overwrite: Whether `out` may hold other files.
 
     Raises:
-        InputError: A file is missing or broken, results cannot be compared, an option is unknown or
-            does not go with these folders, or `out` holds other files or cannot be written.
+        InputError: A file is missing or broken, evaluations cannot be compared, an option is unknown
+            or does not go with these folders, or `out` holds other files or cannot be written.
     """
     if not folders:
-        raise InputError(
-            "No folder is given. Give results of compare_losses, or evaluation folders."
-        )
-    evaluations = any((folder / "cases.csv").exists() for folder in folders)
-    if len(folders) > 1 and not evaluations:
-        raise InputError("Give the results of one comparison, or evaluation folders.")
-    if compact is not None and evaluations:
-        raise InputError("--compact needs the results of a comparison.")
-    if validation is not None and (not evaluations or len(folders) > 1):
+        raise InputError("No folder is given. Give evaluation folders.")
+    if validation is not None and len(folders) > 1:
         raise InputError("--validation needs one evaluation folder, to choose thresholds.")
-    if evaluations:
-        found = read_evaluations(folders)
-        names = {label: name for name, label in found.labels.items()}
-        check_choice("--reference", reference or next(iter(names)), names)
-        reference = names[reference or next(iter(names))]
-        title = (
-            f"{'Evaluations compared:' if len(names) > 1 else 'Is it calibrated?'}"
-            f" {', '.join(names)}"
-        )
-    else:
-        found = read_cells(folders[0])
-        if reference is not None:
-            check_choice("--reference", reference, found.about["planned"])
-        if compact is not None:
-            write_compact(found, compact)
-        data = found.dataset
-        title = f"Losses compared: {data.upper() if data else ', '.join(found.structures)}"
-    notices, ranks = _notices(found), ranks_sections(found)
-    measures = [*SHOWN, *FURTHER] if evaluations else SHOWN
+    found = read_evaluations(folders)
+    names = {label: name for name, label in found.labels.items()}
+    check_choice("--reference", reference or next(iter(names)), names)
+    title = (
+        f"{'Evaluations compared:' if len(names) > 1 else 'Is it calibrated?'} {', '.join(names)}"
+    )
+    write_results(title, found, names[reference or next(iter(names))], validation, out, overwrite)
+
+
+def write_results(
+    title: str,
+    found: Results,
+    reference: str,
+    validation: Path | None,
+    out: Path,
+    overwrite: bool,
+    ranks: Sequence[Section] = (),
+) -> None:
+    """Write the report of results."""
+    notices = _notices(found)
+    measures = [*SHOWN, *FURTHER] if found.evaluations else SHOWN
     means = [means_section(found, measures, test_set) for test_set in found.sets]
     parts = [regions_section(found)] if found.has("ece_predicted") else []
     parts += [reliability_section(found)] if found.has("ece_all") else []
     parts.append(structures_section(found))
     parts += [pictures_section(found), cases_section(found), *means]
-    answer, compared = _compared(found, reference or REFERENCE)
+    answer, compared = _compared(found, reference)
     parts += [*compared, *ranks]
     if len(found.evaluations) == 1 and (found.has("aurc") or validation is not None):
         section, alike = thresholds_section(found, validation)
