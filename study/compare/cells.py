@@ -13,6 +13,12 @@ from typing import Any
 from calib_components.errors import reading, writing
 from calib_components.handlers.fingerprint import differing
 
+Run = tuple[str, int, int | None]  # method, seed and fold
+HEAD = (
+    "# Run these in the folder in which compare_losses was started. To choose a GPU, add"
+    " --device=cuda:1.\n"
+)
+
 
 @dataclass(frozen=True)
 class CellSettings:
@@ -45,14 +51,12 @@ class CellSettings:
     @property
     def name(self) -> str:
         """Name in messages."""
-        return f"{self.method}, seed {self.seed}" + (
-            "" if self.fold is None else f", fold {self.fold}"
-        )
+        return name_run(self.method, self.seed, self.fold)
 
     @property
     def folder(self) -> str:
         """Its folder in those of the results and the work."""
-        return f"{self.method}/seed{self.seed}" + ("" if self.fold is None else f"_fold{self.fold}")
+        return cell_folder(self.method, self.seed, self.fold)
 
     def differences(self, other: CellSettings) -> list[str]:
         """Return the settings that keep two cells from being compared, or a cell from being
@@ -66,9 +70,8 @@ class CellSettings:
     def _compared_with(self, other: CellSettings) -> dict[str, Any]:
         """Return what the two have to have in common, as far as it is known of both."""
         parts = (self.training, self.evaluation, self.overrides)
-        compared: dict[str, Any] = {
-            name: [part.get(name) for part in parts] for part in parts for name in part
-        }
+        names = {name for part in parts for name in part}
+        compared: dict[str, Any] = {name: [part.get(name) for part in parts] for name in names}
         compared |= {"seed": None, "bundle": self.bundle, "folds": self.folds}
         if self.method != other.method:
             compared["loss"] = None
@@ -79,11 +82,28 @@ class CellSettings:
         # That of all folds comes late
         if self.folds is None or (self.calibration and other.calibration):
             compared["calibration"] = self.calibration
+        return compared | self._compared_test_sets(other)
+
+    def _compared_test_sets(self, other: CellSettings) -> dict[str, Any]:
+        """Return what is known of both of each further test set."""
+        compared = {}
         for name in self.evaluate_on.keys() & other.evaluate_on.keys():
             here, there = self.evaluate_on[name], other.evaluate_on[name]
             known = [key for key in here if None not in (here.get(key), there.get(key))]
             compared[f"test set {name}"] = {key: here[key] for key in known}
         return compared
+
+
+def name_run(method: str, seed: int, fold: int | None) -> str:
+    """Return what a cell is called in messages."""
+    name = f"{method}, seed {seed}"
+    return name if fold is None else f"{name}, fold {fold}"
+
+
+def cell_folder(method: str, seed: int, fold: int | None) -> str:
+    """Return the folder of a cell in those of the results and the work."""
+    folder = f"{method}/seed{seed}"
+    return folder if fold is None else f"{folder}_fold{fold}"
 
 
 def write_settings(settings: CellSettings, folder: Path) -> None:
@@ -98,6 +118,14 @@ def read_settings(folder: Path) -> CellSettings:
         return CellSettings(**json.loads(file.read_text(encoding="utf-8")))
 
 
+def read_plan(folder: Path) -> list[dict[str, Any]]:
+    """Return the cells in `plan.json`; none without this file."""
+    if not (folder / "plan.json").exists():
+        return []
+    with reading(folder / "plan.json", "the plan of a comparison") as file:
+        return json.loads(file.read_text(encoding="utf-8"))
+
+
 def add_to_plan(entries: Sequence[dict[str, Any]], folder: Path) -> None:
     """Add cells to `plan.json`, which tells the report what to expect, and their commands to
     `commands.sh`.
@@ -108,30 +136,24 @@ def add_to_plan(entries: Sequence[dict[str, Any]], folder: Path) -> None:
     """
     planned = {_key(entry) for entry in entries}
     runs = {key[:2] for key in planned}
-    present = []
-    if (file := folder / "plan.json").exists():
-        with reading(file, "the plan of a comparison"):
-            present = json.loads(file.read_text(encoding="utf-8"))
+    present = read_plan(folder)
     kept = [entry for entry in present if _key(entry) in planned or _key(entry)[:2] not in runs]
     plan = {_key(entry): entry for entry in [*kept, *entries]}
-    lines = [
-        (
-            "# Run these in the folder in which compare_losses was started. To choose a GPU, add"
-            " --device=cuda:1.\n"
-        )
-    ]
-    for part in ("commands", "of_all_folds"):
-        for (method, seed, fold), entry in plan.items():
-            if entry.get(part):
-                about = f"# {method}, seed {seed}" + ("" if fold is None else f", fold {fold}")
-                lines.append("\n".join([about, *entry[part], ""]))
-    for name, text in (
-        ("plan.json", json.dumps(list(plan.values()), indent=1)),
-        ("commands.sh", "\n".join(lines)),
-    ):
+    files = {"plan.json": json.dumps([*plan.values()], indent=1), "commands.sh": _script(plan)}
+    for name, text in files.items():
         with writing(folder / name) as unfinished:
             unfinished.write_text(text.rstrip() + "\n")
 
 
-def _key(entry: Mapping[str, Any]) -> tuple[str, int, int | None]:
+def _script(plan: Mapping[Run, Mapping[str, Any]]) -> str:
+    """Return the commands of all cells; those that need all folds of a run come last."""
+    blocks = [HEAD]
+    for part in ("commands", "of_all_folds"):
+        for key, entry in plan.items():
+            if entry.get(part):
+                blocks.append("\n".join([f"# {name_run(*key)}", *entry[part], ""]))
+    return "\n".join(blocks)
+
+
+def _key(entry: Mapping[str, Any]) -> Run:
     return entry["method"], entry["seed"], entry.get("fold")

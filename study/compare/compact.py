@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from calib_components.errors import make_folder, reading, writing
-from calib_components.tools.report.data import Results
+from study.compare.data import Comparison
 
 COMPACT = "comparison.json"
 TEXTS = ["method", "test_set", "case", "patient", "region", "leave_one_out", "warnings"]  # columns
@@ -17,25 +17,23 @@ TEXTS = ["method", "test_set", "case", "patient", "region", "leave_one_out", "wa
 FILES = {"cases": ".csv.gz", "bins": ".csv.gz", "cells": ".csv", "temperatures": ".csv"}
 
 
-def write_compact(results: Results, folder: Path) -> None:
-    """Write results as five files, from which `read_compact` and `report` give the same tables.
+def write_compact(comparison: Comparison, folder: Path) -> None:
+    """Write a comparison as five files, from which `read_compact` gives the same tables.
 
     Numbers have six significant digits.
     """
     make_folder(folder)
     for name, suffix in FILES.items():
-        table = getattr(results, name)
+        table = getattr(comparison, name)
         if not table.empty:
             with writing(folder / f"{name}{suffix}") as file:
-                compression: Any = (
-                    {"method": "gzip", "mtime": 0} if suffix.endswith(".gz") else None
-                )
+                compression: Any = {"method": "gzip", "mtime": 0} if suffix == ".csv.gz" else None
                 table.to_csv(file, index=False, float_format="%.6g", compression=compression)
     with writing(folder / COMPACT) as file:
-        file.write_text(json.dumps(results.about, indent=1) + "\n")
+        file.write_text(json.dumps(comparison.about, indent=1) + "\n")
 
 
-def read_compact(folder: Path) -> Results:
+def read_compact(folder: Path) -> Comparison:
     """Read what `write_compact` wrote.
 
     Raises:
@@ -52,4 +50,4 @@ def read_compact(folder: Path) -> Results:
             texts = table.columns.intersection(TEXTS)
             tables[name] = table.assign(**table[texts].fillna(""))
     with reading(folder / COMPACT, "what compact results are about") as file:
-        return Results(**tables, about=json.loads(file.read_bytes()))
+        return Comparison(**tables, about=json.loads(file.read_bytes()))

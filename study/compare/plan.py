@@ -30,7 +30,7 @@ from calib_components.handlers.fingerprint import (
     fingerprint_of_list,
 )
 from calib_components.tools.bundle_command import bundle_command
-from study.compare.cells import CellSettings
+from study.compare.cells import CellSettings, cell_folder
 from study.compare.settings import Setting
 
 Ids = Mapping[str, tuple[str, ...]]
@@ -55,6 +55,7 @@ WITHOUT_EFFECT = (
     "cache",
     *LOADING,
 )
+OF_DATA = ("datalist", "facts_file")
 # What reaches a calibrator, besides the trained network.
 CALIBRATION: Ids = {"split": (), "region": (), "crop_center": ()}
 # What a further test set has in common with the data of the training.
@@ -97,6 +98,16 @@ class PlannedCell:
 
 
 @dataclass(frozen=True)
+class Options:
+    """The options of the runs of a cell."""
+
+    training: Mapping[str, Any]
+    evaluation: Mapping[str, Any]
+    fit: Mapping[str, Any]
+    further: Mapping[str, Mapping[str, Any]]  # of the evaluation of each further test set
+
+
+@dataclass(frozen=True)
 class Protocol:
     """What all cells of a comparison have in common."""
 
@@ -112,123 +123,149 @@ class Protocol:
 
     def plan_cell(self, setting: Setting, seed: int, fold: int | None = None) -> PlannedCell:
         """Work out the commands of a cell and what it is made with, and check both."""
-        datalist = self.datalist(fold)
-        overrides = (
-            dict(self.overrides) if fold is None else {**self.overrides, "datalist": str(datalist)}
-        )
-        train, evaluate = (
-            self._read("train", f"losses/{setting.loss}"),
-            self._read("train", "evaluate"),
-        )
+        train = self._read("train", f"losses/{setting.loss}")
+        evaluate = self._read("train", "evaluate")
+        overrides = dict(self.overrides)
+        if fold is not None:
+            overrides["datalist"] = str(self.datalist(fold))
         _check_overrides(overrides, train, evaluate)
-        for_training = {name: value for name, value in overrides.items() if name in train}
-        for_evaluation = {name: value for name, value in overrides.items() if name in evaluate}
-        for_fit = for_training | {
-            name: overrides[name] for name in ("crop_center",) if name in overrides
-        }
-        own = {**setting.overrides, "seed": seed}
-        training = _settings(train, {**self._places, **for_training, **own}, TRAINING)
-        evaluation = _settings(evaluate, {**self._places, **for_evaluation}, EVALUATION)
+        options = self._options(overrides, train, evaluate, {**setting.overrides, "seed": seed})
+        settings = self._settings(setting, seed, fold, overrides, options, train, evaluate)
+        results, work = self.out / settings.folder, self.work / settings.folder
+        steps = self._steps(setting, settings, options)
+        return PlannedCell(settings, results, work, steps)
+
+    def _options(
+        self,
+        overrides: Mapping[str, Any],
+        train: ConfigParser,
+        evaluate: ConfigParser,
+        own: Mapping[str, Any],
+    ) -> Options:
+        """Return which options each run of the bundle gets, of those that its configs have."""
+        training, evaluation = (
+            {name: value for name, value in overrides.items() if name in parser}
+            for parser in (train, evaluate)
+        )
+        fit = dict(training)
+        if "crop_center" in overrides:
+            fit["crop_center"] = overrides["crop_center"]
         # A further test set has its own list and facts, and all its cases for testing are
         # evaluated.
-        kept = {
-            name: value
-            for name, value in for_evaluation.items()
-            if name not in ("datalist", "facts_file")
-        }
+        kept = {name: value for name, value in evaluation.items() if name not in OF_DATA}
         further = {
             name: {**kept, "dataset_dir": str(place)} for name, place in self.test_sets.items()
         }
-        listed = fingerprint_of_list(datalist)
-        settings = CellSettings(
+        return Options({**training, **own}, evaluation, fit, further)
+
+    def _settings(
+        self,
+        setting: Setting,
+        seed: int,
+        fold: int | None,
+        overrides: Mapping[str, Any],
+        options: Options,
+        train: ConfigParser,
+        evaluate: ConfigParser,
+    ) -> CellSettings:
+        """Return what a cell is made with."""
+        datalist = self.datalist(fold)
+        content = fingerprint_of_list(datalist)
+        training = _fingerprint(train, {**self._places, **options.training}, TRAINING)
+        evaluation = _fingerprint(evaluate, {**self._places, **options.evaluation}, EVALUATION)
+        split = evaluation["split"]
+        return CellSettings(
             method=setting.name,
             label=setting.label,
             seed=seed,
             bundle=self.bundle.resolve().name,
-            datalist=listed,
-            patients=_evaluated_patients(datalist, evaluation["split"], self.dataset_dir, listed),
+            datalist=content,
+            patients=_evaluated_patients(datalist, split, self.dataset_dir, content),
             training=training,
             evaluation=evaluation,
             overrides={
                 name: value
                 for name, value in overrides.items()
                 if name.rpartition("::")[2] not in WITHOUT_EFFECT
-                and not (_shows(train, name, TRAINING) or _shows(evaluate, name, EVALUATION))
+                and not _is_shown(name, train, evaluate)
             },
             fold=fold,
             folds=self.folds,
-            calibration=self._calibration(for_fit, evaluation["split"]),
+            calibration=self._calibration(options.fit, split),
             evaluate_on={
-                name: self._test_set(evaluate, options) for name, options in further.items()
+                name: self._test_set(evaluate, of_set) for name, of_set in options.further.items()
             },
             cases=fingerprint_of_cases(datalist, self.dataset_dir),
         )
-        work, results = self.work / settings.folder, self.out / settings.folder
 
-        def step(
-            name: str, config: str, output: str, options: Mapping[str, Any], late: bool = False
-        ) -> Step:
-            options = {
-                **self._places,
-                "ckpt_dir": work,
-                "output_dir": (work / "eval" / output).parent,
-                **options,
-            }
-            return Step(name, bundle_command(self._files("train", config), options), output, late)
-
-        def evaluations(name: str, folder: str, late: bool, **weights: Path) -> list[Step]:
-            steps = [
-                step(
-                    name,
-                    "evaluate",
-                    str(Path(folder, "summary.json")),
-                    {**weights, **for_evaluation},
-                    late,
-                )
-            ]
-            for test_set, options in further.items():
-                output, options = (
-                    str(Path(f"on_{test_set}", folder, "summary.json")),
-                    {**weights, **options},
-                )
-                steps.append(
-                    step(
-                        f"{name}_on_{test_set}",
-                        "evaluate",
-                        output,
-                        {**options, "split": "testing"},
-                        late,
-                    )
-                )
+    def _steps(self, setting: Setting, settings: CellSettings, options: Options) -> list[Step]:
+        """Return the runs that train, fit the calibrator, and evaluate without and with it."""
+        work = self.work / settings.folder
+        train = {"output_dir": work, "resume": True, "overwrite": True, **options.training}
+        step = self._step(settings, "train", f"losses/{setting.loss}", "history.csv", train)
+        steps = [step, *self._evaluations(settings, "evaluate", "", options)]
+        if not settings.calibration:
             return steps
+        steps += self._fits(settings, options.fit)
+        scaled = replace(
+            options,
+            evaluation={"load_path": work / CALIBRATED, **options.evaluation},
+            further={
+                name: {"load_path": work / CALIBRATED, **of_set}
+                for name, of_set in options.further.items()
+            },
+        )
+        return steps + self._evaluations(settings, "evaluate_temperature", SCALED, scaled)
 
-        options = {"output_dir": work, "resume": True, "overwrite": True, **for_training, **own}
-        steps = [
-            step("train", f"losses/{setting.loss}", "history.csv", options),
-            *evaluations("evaluate", "", False),
+    def _step(
+        self,
+        settings: CellSettings,
+        name: str,
+        config: str,
+        output: str,
+        options: Mapping[str, Any],
+        needs_all_folds: bool = False,
+    ) -> Step:
+        work = self.work / settings.folder
+        places = {**self._places, "ckpt_dir": work, "output_dir": (work / "eval" / output).parent}
+        command = bundle_command(self._files("train", config), {**places, **options})
+        return Step(name, command, output, needs_all_folds)
+
+    def _evaluations(
+        self, settings: CellSettings, name: str, folder: str, options: Options
+    ) -> list[Step]:
+        """Return the runs that evaluate, on the data of the training and on further test sets."""
+        # The calibrator of all folds is fitted once all are trained
+        is_late = settings.fold is not None and folder == SCALED
+        output = str(Path(folder, "summary.json"))
+        steps = [self._step(settings, name, "evaluate", output, options.evaluation, is_late)]
+        for test_set, of_set in options.further.items():
+            output = str(Path(f"on_{test_set}", folder, "summary.json"))
+            given = {**of_set, "split": "testing"}
+            step = f"{name}_on_{test_set}"
+            steps.append(self._step(settings, step, "evaluate", output, given, is_late))
+        return steps
+
+    def _fits(self, settings: CellSettings, options: Mapping[str, Any]) -> list[Step]:
+        """Return the runs that fit the calibrator: that of a fold first, then that of all."""
+        work, in_folds = self.work / settings.folder, settings.fold is not None
+        with_cases = [
+            cell_folder(settings.method, settings.seed, fold)
+            for fold in self._folds
+            if read_patients(self.datalist(fold), settings.calibration["split"])
         ]
-        if settings.calibration:
-            in_folds = fold is not None
-            lists = {replace(settings, fold=one).folder: self.datalist(one) for one in self._folds}
-            having = [
-                one
-                for one, cases in lists.items()
-                if read_patients(cases, settings.calibration["split"])
-            ]
-            if settings.folder in having:
-                fit = f"{OWN_FIT if in_folds else SCALED}/temperature.json"
-                path = work / ("model_own_temperature.pt" if in_folds else CALIBRATED)
-                steps.append(
-                    step("calibrate", "calibrate", fit, {"calibrated_path": path, **for_fit})
-                )
-            if in_folds:
-                pool = [str(self.out / one / OWN_FIT) for one in having]
-                options = {"calibrated_path": work / CALIBRATED, "pool": pool, **for_fit}
-                steps.append(step("pool", "calibrate", f"{SCALED}/temperature.json", options, True))
-            steps += evaluations(
-                "evaluate_temperature", SCALED, in_folds, load_path=work / CALIBRATED
-            )
-        return PlannedCell(settings, results, work, steps)
+        steps = []
+        if settings.folder in with_cases:
+            path = work / ("model_own_temperature.pt" if in_folds else CALIBRATED)
+            output = f"{OWN_FIT if in_folds else SCALED}/temperature.json"
+            given = {"calibrated_path": path, **options}
+            steps.append(self._step(settings, "calibrate", "calibrate", output, given))
+        if in_folds:
+            pool = [str(self.out / folder / OWN_FIT) for folder in with_cases]
+            given = {"calibrated_path": work / CALIBRATED, "pool": pool, **options}
+            output = f"{SCALED}/temperature.json"
+            steps.append(self._step(settings, "pool", "calibrate", output, given, True))
+        return steps
 
     @property
     def _places(self) -> dict[str, Any]:
@@ -281,11 +318,10 @@ class Protocol:
         parser.update({**self._places, **options})
         calibration = fingerprint(parser.get(), CALIBRATION)
         split = calibration["split"]
-        if split == evaluated or not any(
-            read_patients(self.datalist(fold), split) for fold in self._folds
-        ):
+        has_cases = any(read_patients(self.datalist(fold), split) for fold in self._folds)
+        if split == evaluated or not has_cases:
             return {}
-        return {**calibration, **({"folds": self.folds} if self.folds else {})}
+        return {**calibration, "folds": self.folds} if self.folds else calibration
 
     def _test_set(self, own: ConfigParser, options: Mapping[str, Any]) -> dict[str, Any]:
         """Return what is recorded of a further test set, and check that it was prepared like the
@@ -293,7 +329,7 @@ class Protocol:
         """
         folder = Path(options["dataset_dir"])
         datalist = folder / "datalist.json"
-        here = _settings(self._read("train", "evaluate"), {**self._places, **options}, GEOMETRY)
+        here = _fingerprint(self._read("train", "evaluate"), {**self._places, **options}, GEOMETRY)
         if others := differing(fingerprint(own.get(), GEOMETRY), here):
             raise InputError(
                 f"--evaluate_on: {folder} and the data of the training differ in"
@@ -307,7 +343,7 @@ class Protocol:
         return {"datalist": fingerprint_of_list(datalist), "cases": cases, "patients": patients}
 
 
-def _settings(parser: ConfigParser, options: Mapping[str, Any], ids: Ids) -> dict[str, Any]:
+def _fingerprint(parser: ConfigParser, options: Mapping[str, Any], ids: Ids) -> dict[str, Any]:
     """Return the fingerprint of a run with options, whose values are checked."""
     with reading("options", "values that the bundle can use"):  # MONAI wraps what goes wrong
         parser.update(dict(options))
@@ -334,13 +370,15 @@ def _check_overrides(
             )
 
 
-def _shows(parser: ConfigParser, name: str, ids: Ids) -> bool:
-    """Whether a fingerprint shows the value of an id: it changes with it."""
-    if name not in parser:
-        return False
-    changed = ConfigParser(copy.deepcopy(parser.get()))
-    changed[name] = "changed"
-    return fingerprint(changed.get(), ids) != fingerprint(parser.get(), ids)
+def _is_shown(name: str, train: ConfigParser, evaluate: ConfigParser) -> bool:
+    """Return whether a fingerprint shows the value of an id: it changes with it."""
+    for parser, ids in ((train, TRAINING), (evaluate, EVALUATION)):
+        if name in parser:
+            changed = ConfigParser(copy.deepcopy(parser.get()))
+            changed[name] = "changed"
+            if fingerprint(changed.get(), ids) != fingerprint(parser.get(), ids):
+                return True
+    return False
 
 
 def read_patients(datalist: Path, split: str) -> dict[str, str]:
@@ -356,11 +394,11 @@ def _evaluated_patients(datalist: Path, split: str, folder: Path, content: str) 
     listed = read_lists(datalist, folder)
     if not listed[split]:
         raise InputError(f"{datalist} has no cases for {split}.")
-    for other in {"training", "validation"} - {split} if split != "training" else ():
+    others = {"training", "validation"} - {split} if split != "training" else set[str]()
+    for other in sorted(others):
         for shared in find_shared(listed[split], listed[other]):
+            text = f"{datalist}: {shared}, in {split} and in {other}."
             if other == "training" or not shared.is_volume:
-                raise InputError(f"{datalist}: {shared}, in {split} and in {other}.")
-            logging.getLogger(__name__).warning(
-                "%s: %s, in %s and in %s.", datalist, shared, split, other
-            )
+                raise InputError(text)
+            logging.getLogger(__name__).warning(text)
     return read_patients(datalist, split)

@@ -4,12 +4,13 @@ kept.
 
 from __future__ import annotations
 
+import itertools
 import json
 import queue
 import re
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,11 +22,12 @@ import torch
 from filelock import FileLock
 
 import calib_components
+from calib_components.data.overlap import Shared
 from calib_components.errors import InputError, make_folder, writing, writing_folder
 from calib_components.tools.jobs import end, make_executor, run_command, run_jobs
 from study.compare.cells import add_to_plan, read_settings, write_settings
 from study.compare.plan import SCALED, PlannedCell, Protocol, Step
-from study.compare.settings import choose_settings
+from study.compare.settings import Setting, choose_settings
 
 
 def run_cell(
@@ -44,12 +46,7 @@ def run_cell(
             steps = cell.unfinished(of_all_folds)
             shutil.rmtree(cell.work / "eval", ignore_errors=True)
             for step in steps:
-                command = [
-                    sys.executable,
-                    *step.command[1:],
-                    *([] if device is None else [f"--device={device}"]),
-                ]
-                if reason := run_command(command, cell.work / f"{step.name}.log"):
+                if reason := _run_step(step, cell.work, device):
                     return f"{step.name} failed: {reason}"
             if steps:
                 _publish(cell, steps, device)
@@ -57,6 +54,13 @@ def run_cell(
         if devices and device:
             devices.put(device)
     return None
+
+
+def _run_step(step: Step, work: Path, device: str | None) -> str | None:
+    command = [sys.executable, *step.command[1:]]
+    if device is not None:
+        command.append(f"--device={device}")
+    return run_command(command, work / f"{step.name}.log")
 
 
 def _publish(cell: PlannedCell, steps: Sequence[Step], device: str | None) -> None:
@@ -166,54 +170,87 @@ def compare_losses(
             separated by commas: every network is evaluated on their testing splits, too. Cells that
             are finished get those that they lack.
     """
-    work = out / "work" if work is None else work
-    if work.resolve() == out.resolve():
-        raise InputError("--work must be another folder than --out.")
-    if folds is not None and (
-        datalist is not None or len([*dataset_dir.glob("datalist_fold*.json")]) != folds
-    ):
-        raise InputError(
-            f"--folds {folds} needs the lists of prepare_data --folds {folds}, and no --datalist."
-        )
     overrides = json.loads(json.dumps(overrides))  # lists instead of tuples, as in YAML
     if datalist is not None:
         overrides["datalist"] = str(datalist)
     if "tuning" in losses:
-        overrides.setdefault("split", "validation")
-    test_sets = {
-        name: Path(place) for name, _, place in (text.partition("=") for text in evaluate_on)
-    }
-    for name, folder in test_sets.items():
-        if not re.fullmatch(r"\w[\w.-]*", name) or folder.resolve() in (
-            dataset_dir.resolve(),
-            Path.cwd(),
-        ):
-            raise InputError(
-                "--evaluate_on must be NAME=DIR, with other data than --dataset_dir, got"
-                f" {name}={folder}."
-            )
+        overrides = {"split": "validation", **overrides}
+    work = out / "work" if work is None else work
+    _check_places(dataset_dir, out, work, datalist, folds)
+    test_sets = read_test_sets(evaluate_on, dataset_dir)
     protocol = Protocol(bundle, dataset_dir, out, work, overrides, folds, test_sets)
-    cells = [
-        protocol.plan_cell(setting, seed, fold)
-        for seed in dict.fromkeys(seeds)
-        for setting in choose_settings(losses, bundle)
-        for fold in ([None] if folds is None else range(folds))
-    ]
-    _check_comparable(cells, out)
+    cells = plan_cells(protocol, choose_settings(losses, bundle), seeds)
     seen = {name: protocol.seen_cases(name) for name in test_sets}
+    count = _count_workers(workers, devices, executor)
+    pool = make_executor(executor, count, work / "slurm", slurm)
+    _make_folders(out, work)
+    with FileLock(out / ".lock"):
+        add_to_plan([_plan_entry(cell) for cell in cells], out)
+    _print_plan(cells, seen)
+    failed = run_cells(cells, pool, _queue_devices(devices, count))
+    finished = [cell for cell in cells if not cell.unfinished()]
+    end(f"{len(finished)} of {len(cells)} cells are finished", failed)
+
+
+def _count_workers(workers: int | None, devices: Sequence[str] | None, executor: str) -> int:
     if devices and executor != "local":
         raise InputError(
             "--devices: jobs on Slurm get their own devices. Leave the option out, see --slurm."
         )
-    count = workers or len(devices or [None])
-    pool = make_executor(executor, count, work / "slurm", slurm)
+    return workers or len(devices or [None])
+
+
+def _check_places(
+    dataset_dir: Path, out: Path, work: Path, datalist: Path | None, folds: int | None
+) -> None:
+    if work.resolve() == out.resolve():
+        raise InputError("--work must be another folder than --out.")
+    if folds is None:
+        return
+    if datalist is not None or len([*dataset_dir.glob("datalist_fold*.json")]) != folds:
+        raise InputError(
+            f"--folds {folds} needs the lists of prepare_data --folds {folds}, and no --datalist."
+        )
+
+
+def read_test_sets(texts: Sequence[str], dataset_dir: Path) -> dict[str, Path]:
+    """Read the folder of each further test set from `NAME=DIR`."""
+    test_sets = {}
+    for text in texts:
+        name, _, place = text.partition("=")
+        is_own = Path(place).resolve() in (dataset_dir.resolve(), Path.cwd())
+        if is_own or not re.fullmatch(r"\w[\w.-]*", name):
+            raise InputError(
+                "--evaluate_on must be NAME=DIR, with other data than --dataset_dir, got"
+                f" {name}={Path(place)}."
+            )
+        test_sets[name] = Path(place)
+    return test_sets
+
+
+def plan_cells(
+    protocol: Protocol, settings: Sequence[Setting], seeds: Sequence[int]
+) -> list[PlannedCell]:
+    """Return a cell for each seed, setting and fold, which can be compared with what is finished."""
+    folds = [None] if protocol.folds is None else range(protocol.folds)
+    cells = [
+        protocol.plan_cell(setting, seed, fold)
+        for seed, setting, fold in itertools.product(dict.fromkeys(seeds), settings, folds)
+    ]
+    _check_comparable(cells, protocol.out)
+    return cells
+
+
+def _make_folders(out: Path, work: Path) -> None:
     is_new = not work.is_dir() or not any(work.iterdir())
     make_folder(work)
     make_folder(out)
     if is_new:
         (work / ".gitignore").write_text("*\n")
-    with FileLock(out / ".lock"):
-        add_to_plan([_plan_entry(cell) for cell in cells], out)
+
+
+def _print_plan(cells: Sequence[PlannedCell], seen: Mapping[str, Sequence[Shared]]) -> None:
+    """Print what has no temperature, what is finished, and what a test set shares by name."""
     for cell in cells:
         if not cell.settings.calibration:
             print(
@@ -222,34 +259,45 @@ def compare_losses(
             )
         if not cell.unfinished():
             print(f"{cell.settings.name}: finished before, {cell.results}")
-    for name in test_sets:
-        if seen[name]:
-            number = len({pair.one["patient"] for pair in seen[name]})
+    for name, shared in seen.items():
+        if shared:
+            number = len({pair.one["patient"] for pair in shared})
             print(
                 f"{name}: {number} of its patients have names of patients trained or validated on:"
-                f" {seen[name][0]}"
+                f" {shared[0]}"
             )
-    free: queue.SimpleQueue[str] | None = queue.SimpleQueue() if devices else None
-    if free and devices:
-        for number in range(count):
-            free.put(devices[number % len(devices)])
 
-    def run(chosen: Sequence[PlannedCell], of_all_folds: bool) -> dict[str, str]:
-        return run_jobs(
-            {cell.settings.name: partial(run_cell, cell, of_all_folds, free) for cell in chosen},
-            pool,
-        )
 
-    failed = run([cell for cell in cells if cell.unfinished(of_all_folds=False)], False)
+def _queue_devices(devices: Sequence[str] | None, count: int) -> queue.SimpleQueue[str] | None:
+    """Return devices for workers, which take turns on them."""
+    if not devices:
+        return None
+    free: queue.SimpleQueue[str] = queue.SimpleQueue()
+    for number in range(count):
+        free.put(devices[number % len(devices)])
+    return free
+
+
+def run_cells(
+    cells: Sequence[PlannedCell], pool: Any, devices: queue.SimpleQueue[str] | None
+) -> dict[str, str]:
+    """Run what is left of cells: first what each can do alone, then what needs all folds of a run.
+
+    Returns:
+        Why cells failed, by name.
+    """
+
+    def run(of_all_folds: bool, without: set[tuple[str, int]]) -> dict[str, str]:
+        jobs = {
+            cell.settings.name: partial(run_cell, cell, of_all_folds, devices)
+            for cell in cells
+            if cell.unfinished(of_all_folds) and _run_of(cell) not in without
+        }
+        return run_jobs(jobs, pool)
+
+    failed = run(False, set())
     incomplete = {_run_of(cell) for cell in cells if cell.unfinished(of_all_folds=False)}
-    late = [
-        cell
-        for cell in cells
-        if cell.unfinished(of_all_folds=True) and _run_of(cell) not in incomplete
-    ]
-    failed |= run(late, True)
-    finished = [cell for cell in cells if not cell.unfinished()]
-    end(f"{len(finished)} of {len(cells)} cells are finished", failed)
+    return failed | run(True, incomplete)
 
 
 def _run_of(cell: PlannedCell) -> tuple[str, int]:

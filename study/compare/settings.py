@@ -80,25 +80,24 @@ def choose_settings(names: Sequence[str], bundle: Path) -> list[Setting]:
     """Return settings by the names of presets, of settings in them, or of overlays of a bundle;
     each once, in order.
     """
-    overlays = {
-        file.stem: _overlay(file.stem)
-        for file in sorted((bundle / "configs" / "losses").glob("*.yaml"))
-    }
-    variants = {
-        setting.name: setting
+    folder = bundle / "configs" / "losses"
+    overlays = {file.stem: [_overlay(file.stem)] for file in sorted(folder.glob("*.yaml"))}
+    of_paper = {
+        setting.name: [setting]
         for preset in PRESETS.values()
         for setting in preset
         if setting.overrides
-    }
-    known = {**PRESETS, **{name: [setting] for name, setting in (variants | overlays).items()}}
-    if both := [name for name in names if name in overlays and name in {**PRESETS, **variants}]:
-        file = bundle / "configs" / "losses" / f"{both[0]}.yaml"
-        raise InputError(
-            f"--losses: {both[0]} is a setting of the paper and {file}. Rename the file."
-        )
-    if unknown := [name for name in names if name not in known]:
-        raise InputError(
-            f"--losses: {unknown[0]!r} is unknown{nearest(unknown[0], known)}. See the settings in"
-            " docs/comparison.md."
-        )
+    } | PRESETS
+    known = of_paper | overlays
+    for name in names:
+        if name in of_paper and name in overlays:
+            file = folder / f"{name}.yaml"
+            raise InputError(
+                f"--losses: {name} is a setting of the paper and {file}. Rename the file."
+            )
+        if name not in known:
+            raise InputError(
+                f"--losses: {name!r} is unknown{nearest(name, known)}. See the settings in"
+                " docs/comparison.md."
+            )
     return list({setting.name: setting for name in names for setting in known[name]}.values())

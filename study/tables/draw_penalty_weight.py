@@ -15,8 +15,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # for a clone that
 
 from calib_components.errors import writing
 from calib_components.tools.cli import run
-from calib_components.tools.report.data import Row
 from study.compare.compact import read_compact
+from study.compare.data import Row
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "study/results/acdc/variants"

@@ -23,6 +23,7 @@ import functools
 import json
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -34,16 +35,13 @@ from calib_components.errors import InputError
 from calib_components.metrics.measures import find_column
 from calib_components.tools import cli
 from calib_components.tools.report.quality import order
-from calib_components.tools.report.statistics import (
-    Estimate,
-    holm,
-    mean_with_interval,
-    paired_difference,
-)
+from calib_components.tools.report.statistics import Estimate, holm
 from study.compare.compact import COMPACT
 from study.compare.published import PUBLISHED
+from study.compare.statistics import mean_with_interval, paired_difference
 
 ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "study" / "results"
 PAGES = ("README.md", "docs/*.md", "study/pages/*.md", "bundles/*/docs/README.md")
 FOLDERS = {
     f"acdc/{name}": "acdc" for name in ("three_seeds", "further", "ensembles", "variants")
@@ -78,6 +76,7 @@ FAMILIES: dict[str, dict[str, tuple[str, ...]]] = {
     "hippocampus": {"ce_dice": LOSSES_3D},
     "few": {"ce_dice": ("cross_entropy", "nacl", "svls"), "cross_entropy": ("nacl", "svls")},
 }
+CLOSED = {"gap_closed": "expected_dsc", "agreement_closed": "pairwise_dsc"}
 MAIN = ["nll_predicted", "ece_predicted"]
 TABLE = re.compile(r"(<!-- table: (.+?) -->\n)(?:.*\n)*?(<!-- end of table -->)")
 TEXT = re.compile(r"(<!-- from: (.+?) -->)")
@@ -103,28 +102,34 @@ def fill(check: bool = False) -> None:
     Args:
         check: Write nothing, and exit with 1 if a number differs from what would be written.
     """
-    differing = False
+    is_different = False
     for page in [page for pattern in PAGES for page in sorted(ROOT.glob(pattern))]:
         text = page.read_text()
         try:
-            filled = TABLE.sub(
-                lambda found: found[1] + _table(*found[2].split(" | ")) + found[3], text
-            )
-            texts = TEXT.split(filled)
-            texts[:-1:3] = map(_text, texts[:-1:3], texts[2::3])
-            filled = "".join(part for index, part in enumerate(texts) if index % 3 < 2)
+            filled = fill_text(text)
         except KeyError as error:
             raise InputError(f"{page}: {error} is not in the results.") from error
-        if filled != text:
-            differing = True
-            if not check:
-                page.write_text(filled)
-            print(
-                f"{page.relative_to(ROOT)}:"
-                f" {'differs: run study/tables/fill_tables.py' if check else 'written'}"
-            )
-    if check and differing:
+        if filled == text:
+            continue
+        is_different = True
+        name = page.relative_to(ROOT)
+        if check:
+            print(f"{name}: differs: run study/tables/fill_tables.py")
+        else:
+            page.write_text(filled)
+            print(f"{name}: written")
+    if check and is_different:
         sys.exit(1)
+
+
+def fill_text(text: str) -> str:
+    """Return a page with the numbers of the results."""
+    with_tables = TABLE.sub(
+        lambda found: found[1] + _table(*found[2].split(" | ")) + found[3], text
+    )
+    texts = TEXT.split(with_tables)
+    texts[:-1:3] = map(_text, texts[:-1:3], texts[2::3])
+    return "".join(part for index, part in enumerate(texts) if index % 3 < 2)
 
 
 @functools.cache
@@ -132,45 +137,54 @@ def results(kind: str) -> pd.DataFrame:
     """Return the cases, bins or temperatures of all folders, by test set and method, such as
     `nacl+T`.
     """
-    tables = []
-    for folder, home in (FOLDERS | OTHERS).items():
-        for file in (ROOT / "study" / "results" / folder).glob(f"{kind}.csv*"):
-            table = pd.read_csv(file, dtype={"test_set": object}).copy()
-            if kind == "cases":
-                means = {
-                    name: table.filter(regex=f"^{name}_").mean(axis=1)
-                    for name in ("dsc", "hd95", "expected_dsc")
-                }
-                table = table.assign(**means, dsc_bias=means["expected_dsc"] - means["dsc"]).copy()
-                if (beside := file.with_name("networks.csv")).is_file():
-                    table = table.merge(pd.read_csv(beside).drop(columns="dsc"), how="left")
-            table["method"] += table["temperature"].map({"with": "+T"}).fillna("")
-            test_set = table.get("test_set", pd.Series(index=table.index, dtype=object))
-            names = f"{home}_" + test_set if folder in OTHERS else test_set
-            tables.append(table.assign(test_set=names.fillna(home)))
+    tables = [
+        _read(file, folder, home)
+        for folder, home in (FOLDERS | OTHERS).items()
+        for file in (RESULTS / folder).glob(f"{kind}.csv*")
+    ]
     table = pd.concat(tables, ignore_index=True)
     keys = ["test_set", "method", *table.columns.intersection(["seed", "fold", "region", "case"])]
     table = table.drop_duplicates(keys).copy()
     if kind == "cases":
         table["pairwise_dsc"] = table.get("pairwise_dsc", np.nan)  # not measured of all
         networks = table.groupby(["test_set", "method", "seed"], group_keys=False)
-        for name, estimate in (
-            ("gap_closed", "expected_dsc"),
-            ("agreement_closed", "pairwise_dsc"),
-        ):
-            table = table.assign(
-                **{name: networks[[estimate, "dsc", "patient"]].apply(_gap_closed)}
-            )
+        for name, estimate in CLOSED.items():
+            closed = networks[[estimate, "dsc", "patient"]].apply(_gap_closed)
+            table = table.assign(**{name: closed})
     return table.set_index(keys[:2]).sort_index()
+
+
+def _read(file: Path, folder: str, home: str) -> pd.DataFrame:
+    """Return a table of a folder, whose own test set is called as in TITLES."""
+    table = pd.read_csv(file, dtype={"test_set": object}).copy()
+    if file.name.startswith("cases"):
+        table = _with_means(table, file.with_name("networks.csv"))
+    table["method"] += table["temperature"].map({"with": "+T"}).fillna("")
+    test_set = table.get("test_set", pd.Series(index=table.index, dtype=object))
+    names = f"{home}_" + test_set if folder in OTHERS else test_set
+    return table.assign(test_set=names.fillna(home))
+
+
+def _with_means(cases: pd.DataFrame, networks: Path) -> pd.DataFrame:
+    """Return cases with means over structures, and what `measure_networks.py` measured of them."""
+    means = {
+        name: cases.filter(regex=f"^{name}_").mean(axis=1)
+        for name in ("dsc", "hd95", "expected_dsc")
+    }
+    table = cases.assign(**means, dsc_bias=means["expected_dsc"] - means["dsc"]).copy()
+    if networks.is_file():
+        table = table.merge(pd.read_csv(networks).drop(columns="dsc"), how="left")
+    return table
 
 
 @functools.cache
 def label_of(method: str) -> str:
     """Return how a method, such as `nacl+T`, is called in tables."""
     name, temperature, _ = method.partition("+")
-    files = [ROOT / "study" / "results" / folder / COMPACT for folder in FOLDERS | OTHERS]
+    files = [RESULTS / folder / COMPACT for folder in FOLDERS | OTHERS]
     known = [json.loads(file.read_text())["labels"] for file in files if file.is_file()]
-    return next(labels[name] for labels in known if name in labels) + " + T" * bool(temperature)
+    label = next(labels[name] for labels in known if name in labels)
+    return f"{label} + T" if temperature else label
 
 
 def _gap_closed(cases: pd.DataFrame) -> pd.Series[float]:
@@ -272,44 +286,57 @@ def numbers(source: str) -> list[str]:
     the ranks by the paper's measures. `ace nacl lge`: a mean of cases; `interval nacl lge ace`:
     with its interval. `= 0.05`: no result.
     """
-    match source.split():
-        case ["=", *constants]:
-            return constants
-        case ["T", method, home]:
-            fits = results("temperatures").loc[[(home, method.removesuffix("+T"))], "temperature"]
-            return [f"{end:.2f}" for end in sorted({fits.min(), fits.max()})]
-        case ["gap", method, test_set]:
-            return [f"{end:+.3f}" for end in calibration(method, test_set)[:3]]
-        case ["rank" | "paper_rank" as kind, method, test_set]:
-            ours = {of: [mean(name, test_set, of).mean for name in TABLE1] for of in PAPER}
-            found = (
-                pd.DataFrame(ours, TABLE1)
-                if kind == "rank"
-                else PUBLISHED.loc[test_set].loc[TABLE1]
-            )
-            return [f"{(found[PAPER] * [-1, 1, 1, 1]).rank().sum(axis=1)[method]:g}"]
-        case ["confidence", method, test_set]:
-            count, *sums = predicted(method, test_set).sum()
-            return [f"{100 * part / count:.0f}" for part in sums]
-        case [
-            "expected_dsc" | "dsc_bias" | "gap_closed" | "agreement_closed" | "ace" as column,
-            method,
-            test_set,
-        ]:
-            return [f"{mean(method, test_set, column).mean:{'+' * (column == 'dsc_bias')}.3f}"]
-        case ["interval", *place]:
-            return [f"{end:.3f}" for end in mean(*place)[:3]]
-        case ["size", method, "-", *rest]:
-            return [f"{abs(difference(method, *rest).mean):.3f}"]
-        case ["p" | "holm" as kind, method, "-", *rest]:
-            return [
-                f"{difference(method, *rest).p_value if kind == 'p' else corrected(method, *rest):.3f}"
-            ]
-        case [method, "-", *rest]:
-            return [f"{end:+.3f}" for end in difference(method, *rest)[:3]]
-        case [method, test_set, measure]:
-            return [f"{mean(method, test_set, measure).mean:.3f}"]
+    kind, *place = source.split()
+    if kind in NUMBERS:
+        return NUMBERS[kind](*place)
+    if place[:1] == ["-"]:
+        return [f"{end:+.3f}" for end in difference(kind, *place[1:])[:3]]
+    if len(place) == 2:
+        return [f"{mean(kind, *place).mean:.3f}"]
     raise KeyError(source)
+
+
+def _temperatures(method: str, home: str) -> list[str]:
+    fits = results("temperatures").loc[[(home, method.removesuffix("+T"))], "temperature"]
+    return [f"{end:.2f}" for end in sorted({fits.min(), fits.max()})]
+
+
+def _confidence(method: str, test_set: str) -> list[str]:
+    count, *sums = predicted(method, test_set).sum()
+    return [f"{100 * part / count:.0f}" for part in sums]
+
+
+def _sum_of_ranks(means: pd.DataFrame, method: str) -> list[str]:
+    """Return the sum of the ranks by the paper's measures."""
+    return [f"{(means[PAPER] * [-1, 1, 1, 1]).rank().sum(axis=1)[method]:g}"]
+
+
+def _rank(method: str, test_set: str) -> list[str]:
+    means = {of: [mean(name, test_set, of).mean for name in TABLE1] for of in PAPER}
+    return _sum_of_ranks(pd.DataFrame(means, TABLE1), method)
+
+
+def _format_mean(column: str, sign: str = "") -> Callable[[str, str], list[str]]:
+    return lambda method, test_set: [f"{mean(method, test_set, column).mean:{sign}.3f}"]
+
+
+NUMBERS: dict[str, Callable[..., list[str]]] = {  # by the first word of a source
+    "=": lambda *constants: [*constants],
+    "T": _temperatures,
+    "gap": lambda *place: [f"{end:+.3f}" for end in calibration(*place)[:3]],
+    "rank": _rank,
+    "paper_rank": lambda method, name: _sum_of_ranks(PUBLISHED.loc[name].loc[TABLE1], method),
+    "confidence": _confidence,
+    "dsc_bias": _format_mean("dsc_bias", "+"),
+    **{
+        name: _format_mean(name)
+        for name in ("expected_dsc", "gap_closed", "agreement_closed", "ace")
+    },
+    "interval": lambda *place: [f"{end:.3f}" for end in mean(*place)[:3]],
+    "size": lambda method, _, *place: [f"{abs(difference(method, *place).mean):.3f}"],
+    "p": lambda method, _, *place: [f"{difference(method, *place).p_value:.3f}"],
+    "holm": lambda method, _, *place: [f"{corrected(method, *place):.3f}"],
+}
 
 
 def _text(text: str, sources: str) -> str:
@@ -328,17 +355,12 @@ def _table(sets: str, measures: str, methods: str, beside: str = "") -> str:
     """Return a table with a line for each method, and a column for each test set and measure."""
     names, kind, reference = sets.split(", "), *beside.partition(" ")[::2]
     columns = [(name, measure) for name in names for measure in measures.split(", ")]
-    several = len(names) > 1
-    lines = [
-        [
-            "",
-            *(
-                f"{TITLES[name] * several} {_heading(measure, kind)}".strip()
-                for name, measure in columns
-            ),
+    headings = [_heading(measure, kind) for _, measure in columns]
+    if len(names) > 1:
+        headings = [
+            f"{TITLES[name]} {text}" for (name, _), text in zip(columns, headings, strict=True)
         ]
-    ]
-    lines.append(["---"] * len(lines[0]))
+    lines = [["", *headings], ["---"] * (1 + len(headings))]
     for method in methods.split(", "):
         cells = [_cell((method, *column), kind, reference) for column in columns]
         lines.append([label_of(method), *cells])
@@ -352,33 +374,37 @@ def _heading(measure: str, kind: str) -> str:
     column = find_column(measure, [])
     if column is None:
         raise KeyError(measure)
-    arrow = {"higher": " ↑", "lower": " ↓"}[column.measure.better]
-    return (
-        f"{column.measure.title} {column.place}".strip()
-        + " (paper)" * (kind == "published")
-        + arrow
-    )
+    arrow = {"higher": "↑", "lower": "↓"}[column.measure.better]
+    title = f"{column.measure.title} {column.place}".strip()
+    return f"{title} (paper) {arrow}" if kind == "published" else f"{title} {arrow}"
 
 
 def _cell(place: tuple[str, str, str], kind: str, reference: str) -> str:
     """Return the cell of a method, test set and measure."""
+    method, test_set, measure = place
     if kind == "minus":
-        found, p_value = (
-            difference(place[0], reference, *place[1:]),
-            corrected(place[0], reference, *place[1:]),
-        )
-        p_text = "p < 0.001" if p_value < 0.001 else f"p = {p_value:.3f}"
-        text = f"{found.mean:+.3f} [{found.low:+.3f}, {found.high:+.3f}] {p_text}"
-        return f"**{text}**" if p_value < 0.05 else text
-    if place[2] in SOURCES and not (place[2].endswith("_closed") and kind == "interval"):
-        return SOURCES[place[2]][1].join(numbers(f"{place[2]} {place[0]} {place[1]}"))
-    found, digits = mean(*place), 2 if place[2] == "hd95" else 3
-    text, ends = f"{found.mean:.{digits}f}", f" [{found.low:.{digits}f}, {found.high:.{digits}f}]"
+        return _difference_cell(place, reference)
+    if measure in SOURCES and not (measure in CLOSED and kind == "interval"):
+        return SOURCES[measure][1].join(numbers(f"{measure} {method} {test_set}"))
+    estimate, digits = mean(*place), 2 if measure == "hd95" else 3
+    text, low, high = (f"{end:.{digits}f}" for end in estimate[:3])
     if kind == "published":
-        return f"{text} ({PUBLISHED.loc[(place[1], place[0]), place[2]]:.{digits}f})"
-    cases = results("cases").loc[(place[1], place[0])]
-    if_true = f" ({cases[column].mean():.3f})" if (column := f"{place[2]}_if_true") in cases else ""
-    return text + if_true + ends * (kind == "interval")
+        return f"{text} ({PUBLISHED.loc[(test_set, method), measure]:.{digits}f})"
+    cases = results("cases").loc[(test_set, method)]
+    if f"{measure}_if_true" in cases:
+        text = f"{text} ({cases[f'{measure}_if_true'].mean():.3f})"
+    return f"{text} [{low}, {high}]" if kind == "interval" else text
+
+
+def _difference_cell(place: tuple[str, str, str], reference: str) -> str:
+    method, *column = place
+    mean_difference, low, high = (
+        f"{end:+.3f}" for end in difference(method, reference, *column)[:3]
+    )
+    p_value = corrected(method, reference, *column)
+    p_text = "p < 0.001" if p_value < 0.001 else f"p = {p_value:.3f}"
+    text = f"{mean_difference} [{low}, {high}] {p_text}"
+    return f"**{text}**" if p_value < 0.05 else text
 
 
 if __name__ == "__main__":

@@ -80,6 +80,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     pd.read_csv(StringIO(BINS)).to_csv(folder / "bins.csv.gz", index=False)
     make_cases().to_csv(folder / "cases.csv.gz", index=False)
     monkeypatch.setattr(fill_tables, "ROOT", tmp_path)
+    monkeypatch.setattr(fill_tables, "RESULTS", tmp_path / "study" / "results")
     monkeypatch.setattr(fill_tables, "LOSSES", LOSSES)
     clear()
     yield tmp_path

@@ -13,13 +13,13 @@ import fire
 import numpy as np
 import pytest
 import yaml
-from tests.study.compare.conftest import write_list
 
 from calib_components.data.cases import read_lists
 from calib_components.errors import InputError
 from study.compare.cells import CellSettings, add_to_plan, read_settings
 from study.compare.plan import PlannedCell, Protocol
 from study.compare.settings import PRESETS, Setting, choose_settings
+from study.tests.conftest import write_list
 from tests.helpers import ACDC, save
 
 NACL_MAX = next(setting for setting in PRESETS["table3"] if setting.name == "nacl_max")

@@ -8,7 +8,6 @@ import functools
 import itertools
 import json
 import re
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +19,12 @@ from scipy import stats
 from calib_components.handlers import Evaluation
 from calib_components.quality import Reference
 from calib_components.tools.prepare import prepare_data
-from calib_components.tools.report.data import Results, Row
 from calib_components.tools.report.quality import coverage, order, rank_scans
-from calib_components.tools.report.readers import check_same_cases
-from calib_components.tools.report.statistics import mean_with_interval, sums_of_patients
+from calib_components.tools.report.statistics import sums_of_patients
 from study.compare.compact import read_compact
+from study.compare.data import Comparison, Row, check_same_cases, select_cases
 from study.compare.settings import TABLE1
+from study.compare.statistics import mean_with_interval
 from study.tables.calibrators import summarize, tabulate, tabulate_page
 from study.tables.draw_results import draw_results
 from study.tables.fill_tables import fill
@@ -42,7 +41,7 @@ TEST_SETS = ("", "bssfp", "lge")
 
 
 @functools.cache
-def results(folder: str) -> Results:
+def results(folder: str) -> Comparison:
     return read_compact(RESULTS / folder)
 
 
@@ -50,13 +49,9 @@ def table(file: str) -> pd.DataFrame:
     return pd.read_csv(RESULTS / file, dtype={"test_set": object}).fillna({"test_set": ""})
 
 
-def of_cases(found: Results, prefix: str) -> Results:
-    """The results of the cases whose name begins with a prefix."""
-    tables = (each[each["case"].str.startswith(prefix)] for each in (found.cases, found.bins))
-    return replace(found, **dict(zip(("cases", "bins"), tables, strict=True)))
-
-
-def confidence_and_accuracy(found: Results, row: Row, seed: int | None = None) -> tuple[float, ...]:
+def confidence_and_accuracy(
+    found: Comparison, row: Row, seed: int | None = None
+) -> tuple[float, ...]:
     """Where a structure is predicted, in percent, all voxels pooled."""
     bins = found.pooled_bins(row, "predicted", seed)
     return tuple(
@@ -86,10 +81,10 @@ def test_all_networks_have_the_same_cases(folder: str) -> None:
 
 def test_comparison_is_complete() -> None:
     found = results("acdc/three_seeds")
-    assert found.methods == [setting.name for setting in TABLE1]
+    assert [*found.labels] == [setting.name for setting in TABLE1]
     assert {found.seeds(row) for row in found.groups} == {3}
-    assert found.test_sets == ["bssfp", "lge"]
-    assert [len({*found.patients(name)}) for name in TEST_SETS] == [16, 20, 20]
+    assert found.test_sets == ["", "bssfp", "lge"]
+    assert [found.patients[name].nunique() for name in TEST_SETS] == [16, 20, 20]
 
 
 def test_tables_of_the_pages_are_those_of_the_cases(capsys: pytest.CaptureFixture[str]) -> None:
@@ -173,7 +168,7 @@ def test_picture_is_that_of_the_cases(tmp_path: Path) -> None:
 def test_ece_of_cases_is_that_of_their_bins() -> None:
     for folder in ("acdc/three_seeds", "chaos"):
         found = results(folder)
-        for region, method in itertools.product(("all", "predicted"), found.methods):
+        for region, method in itertools.product(("all", "predicted"), found.labels):
             count, confidence, correct = found.case_bins(Row(method), region)
             with np.errstate(invalid="ignore"):  # of a case without voxels there
                 errors = np.abs(confidence - correct).sum(2) / count.sum(2)
@@ -238,7 +233,7 @@ def test_means_of_forty_new_patients_are_as_the_page_says() -> None:
     """The mean of 55 patients, and the spread of the patients' parts of a mean over volumes."""
     folder, method, seed = SHIPPED_3D
     found, ends = results(folder), []
-    patients = found.patients()
+    patients = found.patients[""]
     for measure in ("dsc", "nll_predicted", "ece_predicted"):
         values = found.values(Row(method, "with"), measure)[seed]
         parts = sums_of_patients(values - values.mean(), patients) * len({*patients}) / len(values)
@@ -272,7 +267,7 @@ def test_temperature_of_the_shipped_weights_is_on_their_page(
         start = "acdc_patient"
         names, tested = (
             sorted({name.removeprefix(start) for name in found if name.startswith(start)})
-            for found in (json.loads(fit["leave_one_out"]), results(folder).patients())
+            for found in (json.loads(fit["leave_one_out"]), results(folder).patients[""])
         )
         assert f"{', '.join(tested[:-1])} and {tested[-1]} the test patients" in text
         assert f"{', '.join(names[:-1])} and {names[-1]} were the validation patients" in text
@@ -296,7 +291,7 @@ def test_model_card_has_the_means_of_its_weights(
     bundle: Path, shipped: tuple[str, str, int], column: int, test_set: str, prefix: str
 ) -> None:
     folder, method, seed = shipped
-    found, row = of_cases(results(folder), prefix), Row(method, "with", test_set)
+    found, row = select_cases(results(folder), prefix), Row(method, "with", test_set)
     lines = re.findall(r"^\|.*\|$", (bundle / "docs/README.md").read_text(), re.MULTILINE)
     width = 6 if bundle == ACDC else 3
     cells = {
@@ -315,7 +310,7 @@ def test_model_card_has_the_means_of_its_weights(
         if (shown := cells[title][column].strip()) == "the same":
             shown = cells[title][column - 1].strip()
         mean, low, high = mean_with_interval(
-            found.values(row, measure)[seed], found.patients(test_set)
+            found.values(row, measure)[seed], found.patients[test_set]
         )[:3]
         if_true = (
             f" ({np.nanmean(found.values(row, 'ece_if_true')[seed]):.3f})"
@@ -340,9 +335,9 @@ def test_other_means_on_the_page_of_acdc_are_those_of_its_weights() -> None:
     def mean(measure: str, test_set: str = "", prefix: str = "") -> float:
         return float(
             np.nanmean(
-                of_cases(results(folder), prefix).values(Row(method, "with", test_set), measure)[
-                    seed
-                ]
+                select_cases(results(folder), prefix).values(
+                    Row(method, "with", test_set), measure
+                )[seed]
             )
         )
 
@@ -369,12 +364,12 @@ def test_other_means_on_the_page_of_acdc_are_those_of_its_weights() -> None:
     shares: list[float] = []
     for test_set, prefix in (("", "acdc_"), ("vendor_b", ""), ("lge", "")):
         row = Row(method, "without", test_set)
-        shares += confidence_and_accuracy(of_cases(results(folder), prefix), row, seed)
+        shares += confidence_and_accuracy(select_cases(results(folder), prefix), row, seed)
     gaps = []
     for place in PLACES[:5]:
         row = Row(method, "with", place[3])
         confidence, accuracy = confidence_and_accuracy(
-            of_cases(results(folder), place[4]), row, seed
+            select_cases(results(folder), place[4]), row, seed
         )
         gaps.append(round(confidence - accuracy))
     assert (gaps[0], min(gaps[1:4]), max(gaps[1:4]), gaps[4]) == (1, 3, 5, 9)
@@ -535,7 +530,7 @@ def test_weights_are_those_of_the_results(tmp_path: Path) -> None:
     places = {"dataset_dir": str(tmp_path / "acdc"), "output_dir": str(tmp_path / "eval")}
     run_bundle(ACDC, "train.yaml", "evaluate.yaml", **places)
     folder, method, seed = SHIPPED
-    of_seeds = of_cases(results(folder), "acdc_").groups[Row(method, "with")]
+    of_seeds = select_cases(results(folder), "acdc_").groups[Row(method, "with")]
     expected = of_seeds[of_seeds["seed"] == seed].set_index("case")
     found = Evaluation.read(tmp_path / "eval").cases.set_index("case").add_prefix("acdc_", axis=0)
     assert {*found.index} == {*expected.index}

@@ -1,4 +1,4 @@
-"""Results folders, their compact form and evaluation folders as tables."""
+"""Results folders of comparisons, and their compact form, as tables."""
 
 from __future__ import annotations
 
@@ -12,30 +12,26 @@ import pandas as pd
 import pytest
 
 from calib_components.errors import InputError
-from calib_components.tools.report.data import Row
-from calib_components.tools.report.readers import read_evaluations
 from study.compare.compact import write_compact
+from study.compare.data import Row
 from study.compare.readers import read_cells
 from study.tests.made_up import write_cell, write_comparison
-from tests.calib_components.tools.report.made_up import (
-    cases_of,
-    write_evaluation,
-)
+from tests.calib_components.tools.report.made_up import cases_of, write_evaluation
 
 
 def test_cells_are_read_with_all_conditions(tmp_path: Path) -> None:
     found = read_cells(write_comparison(tmp_path, temperature=0.8, test_sets=("scanner",)))
-    assert found.methods == ["ce_dice", "nacl"]
+    assert [*found.labels] == ["ce_dice", "nacl"]
     assert found.about["missing"] == ["svls, seed 0", "svls, seed 1"]
-    assert found.test_sets == ["scanner"]
+    assert found.test_sets == ["", "scanner"]
     assert [found.label(row) for row in found.rows("scanner")] == [
         "CE+DSC",
-        "CE+DSC + T",
+        "CE+DSC + T (0.80)",
         "NACL",
-        "NACL + T",
+        "NACL + T (0.80)",
     ]
     assert found.values(Row("nacl", "with", "scanner"), "dsc").shape == (2, 12)
-    assert found.count() == "8 patients"
+    assert found.on("").count == "8 patients"
     assert found.cells[["best_epoch", "best_val_dsc"]].drop_duplicates().values.tolist() == [
         [2, 0.8]
     ]
@@ -72,7 +68,7 @@ def test_folds_are_joined_at_home_and_averaged_elsewhere_and_a_run_without_all_i
         for fold in folds:
             write_cell(tmp_path, method, fold=fold, temperature=0.8, test_sets=("scanner",))
     found = read_cells(tmp_path)
-    assert found.methods == ["nacl"]
+    assert [*found.labels] == ["nacl"]
     assert found.about["missing"] == ["svls, seed 0, fold 1"]
     assert found.values(Row("nacl"), "ece_all").shape == (1, 16)
     files = [tmp_path / f"nacl/seed0_fold{fold}/on_scanner/cases.csv" for fold in (0, 1)]
@@ -95,7 +91,17 @@ def test_comparisons_reward_no_miss_and_no_wrong_structure(tmp_path: Path) -> No
     assert found.values(row, "missed").tolist() == [[0, 0, 0, 1, *[0] * 12]]
     assert np.isnan(found.values(row, "dsc")[0, 5])
     assert found.comparable(row, "dsc")[0, 5] == 1
-    assert found.finds_nothing(row).nonzero()[0].tolist() == [5]
+
+
+def test_cases_are_paired_by_name_whatever_their_order(tmp_path: Path) -> None:
+    volumes = {f"true_volume_{s}": 80 + 2.0 * np.arange(16)[::-1] for s in ("RV", "MYO", "LV")}
+    for method in ("svls", "nacl"):
+        cell = write_cell(tmp_path / "cells", method)
+        names = cases_of(8) if method == "svls" else dict(reversed(cases_of(8).items()))
+        write_evaluation(cell, names, changed=volumes if method == "nacl" else None)
+    values = read_cells(tmp_path / "cells").values(Row("svls"), "nll_all")[0]
+    first = pd.read_csv(tmp_path / "cells/svls/seed0/cases.csv", index_col="case")["nll_all"]
+    assert values.tolist() == first[read_cells(tmp_path / "cells").patients[""].index].tolist()
 
 
 def change_settings(cell: Path, **changed: Any) -> None:
@@ -141,71 +147,3 @@ def test_patient_in_two_folds_and_two_temperatures_of_a_run_are_refused(tmp_path
     change_settings(cells[1], patients=cases_of(4))
     with pytest.raises(InputError, match="p00 is in fold 1 and in 0"):
         read_cells(tmp_path)
-
-
-def test_evaluations_keep_common_cases_and_columns(tmp_path: Path) -> None:
-    one = write_evaluation(tmp_path / "a/eval", changed={"smooth_ece_all": 0.1})
-    two = write_evaluation(tmp_path / "b/eval", cases_of(7))
-    found = read_evaluations([one, two])
-    assert found.about["labels"] == {"a_eval": "a/eval", "b_eval": "b/eval"}
-    assert found.count() == "7 patients"
-    assert not found.has("smooth_ece_all")
-    assert [
-        "p07_1, p07_2" in found.about["notices"][0],
-        "smooth_ece_all" in found.about["notices"][1],
-    ] == [True, True]
-    assert found.case_bins(Row("b_eval"), "all")[0].shape == (1, 14, 15)
-
-
-def test_cases_are_paired_by_name_whatever_their_order(tmp_path: Path) -> None:
-    volumes = {f"true_volume_{s}": 80 + 2.0 * np.arange(16)[::-1] for s in ("RV", "MYO", "LV")}
-    one = write_evaluation(tmp_path / "a")
-    two = write_evaluation(
-        tmp_path / "b", dict(reversed(cases_of(8).items())), seed=1, changed=volumes
-    )
-    found = read_evaluations([one, two])
-    by_name = pd.read_csv(two / "cases.csv", index_col="case")["nll_all"]
-    assert found.values(Row("b"), "nll_all")[0].tolist() == by_name[list(cases_of(8))].tolist()
-    for method in ("svls", "nacl"):
-        cell = write_cell(tmp_path / "cells", method)
-        names = cases_of(8) if method == "svls" else dict(reversed(cases_of(8).items()))
-        write_evaluation(cell, names, changed=volumes if method == "nacl" else None)
-    values = read_cells(tmp_path / "cells").values(Row("svls"), "nll_all")[0]
-    first = pd.read_csv(tmp_path / "cells/svls/seed0/cases.csv", index_col="case")["nll_all"]
-    assert values.tolist() == first[read_cells(tmp_path / "cells").patients().index].tolist()
-
-
-def test_patients_are_those_that_a_folder_knows(tmp_path: Path) -> None:
-    known = write_evaluation(tmp_path / "a")
-    own = write_evaluation(tmp_path / "b", {case: case for case in cases_of(8)})
-    found = read_evaluations([own, known])
-    assert found.count() == "8 patients"
-    alone = read_evaluations([own])
-    assert alone.count() == "16 cases"
-    assert "Each case counts as a patient" in alone.about["notices"][0]
-
-
-UNLIKE: dict[str, tuple[dict[str, Any], str]] = {
-    "unit": ({"unit": "voxels"}, "unit"),
-    "channels": ({"sigmoid": True}, "channels"),
-    "patients": ({"patients": dict.fromkeys(cases_of(8), "one")}, "patient"),
-    "cases": ({"patient_of": cases_of(2, first=50)}, "No case"),
-    "ground truth": ({"changed": {"true_volume_LV": 3.0}}, "ground truth"),
-    "structures": ({"changed": {"dsc_aorta": 1.0, "hd95_aorta": 1.0}}, "structures"),
-}
-
-
-@pytest.mark.parametrize("name", UNLIKE)
-def test_evaluations_that_cannot_be_compared_are_refused(name: str, tmp_path: Path) -> None:
-    options, keyword = UNLIKE[name]
-    folders = [write_evaluation(tmp_path / "a"), write_evaluation(tmp_path / "b", **options)]
-    with pytest.raises(InputError, match=keyword):
-        read_evaluations(folders)
-
-
-def test_one_folder_twice_and_a_folder_without_cases_are_refused(tmp_path: Path) -> None:
-    folder = write_evaluation(tmp_path / "a")
-    with pytest.raises(InputError, match="twice"):
-        read_evaluations([folder, folder])
-    with pytest.raises(InputError, match=r"cases\.csv"):
-        read_evaluations([folder, tmp_path])

@@ -1,350 +1,73 @@
-"""Conclusions, sections and pages of reports of made-up numbers."""
+"""Reports of comparisons with made-up numbers."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
-from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
-from scipy import stats
 
 from calib_components.errors import InputError
-from calib_components.handlers.evaluation_files import Evaluation
-from calib_components.tools.report import comparison, statistics
-from calib_components.tools.report.calibration import judge
-from calib_components.tools.report.comparison import (
-    differences,
-    mean_records,
-    means_section,
-    pairs_of,
-)
-from calib_components.tools.report.conclusion import conclude_differences, conclude_one
-from calib_components.tools.report.data import Row
-from calib_components.tools.report.page import Answer
-from calib_components.tools.report.readers import read_evaluations
-from calib_components.tools.report.report import report_folders
-from calib_components.tools.report.statistics import holm, mean_with_interval
-from calib_components.tools.report.structures import confidence_and_accuracy, structures_section
-from calib_components.tools.report.tables import COMPARED
-from calib_components.tools.report.thresholds import check_apart
+from calib_components.tools.report import comparison as module
+from calib_components.tools.report.statistics import holm
+from study.compare import report
+from study.compare.data import Row
 from study.compare.ranks import costs_of
 from study.compare.readers import read_cells
-from study.compare.report import report_comparison
+from study.compare.report import compare_rows, means_section, report_comparison
+from study.compare.statistics import mean_with_interval
 from study.tests.made_up import write_cell, write_comparison
-from tests.calib_components.tools.report.made_up import (
-    PNG,
-    cases_of,
-    write_evaluation,
-)
-
-STRUCTURES = ("RV", "MYO", "LV")
+from tests.calib_components.tools.report.made_up import PNG, write_evaluation
 
 
 @pytest.fixture(autouse=True)
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Figures are made, but not rendered."""
-    monkeypatch.setattr(comparison, "to_png", lambda figure: PNG)
-
-
-def dsc(value: Any) -> dict[str, Any]:
-    return {f"dsc_{name}": value for name in STRUCTURES}
-
-
-OVER = (
-    "^The mean DSC of 8 patients is 0.7.* It is not well calibrated: overconfident where a"
-    " structure is predicted"
-)
-ABOUT_ONE: dict[str, tuple[dict[str, Any], list[str], str]] = {
-    "overconfident": (
-        {"gap": 0.1},
-        [OVER, r"too high on average: expected minus true \+0\.0500"],
-        "configs/calibrate.yaml",
-    ),
-    "slightly": (
-        {"gap": 0.004},
-        ["It is slightly overconfident where a structure is predicted: c"],
-        "configs/calibrate.yaml",
-    ),
-    "underconfident": (
-        {"gap": -0.05},
-        ["not well calibrated: underconfident where"],
-        "configs/calibrate.yaml",
-    ),
-    "with a temperature": ({"gap": 0.1, "temperature": 1.2}, [OVER], "--region predicted"),
-    "nothing shown": (
-        {"gap": np.repeat([0.1, -0.1], 2).tolist() * 4},  # by patients
-        [
-            (
-                "No miscalibration is shown where a structure is predicted: confidence 0.6.*,"
-                " accuracy 0.6"
-            )
-        ],
-        "OTHER_PREDICTIONS",
-    ),
-    "bad segmentation": (
-        {"gap": np.repeat([0.1, -0.1], 2).tolist() * 4, "changed": dsc(0.4)},
-        [
-            (
-                r"is 0.400 \[0.400, 0.400\], which is low. Calibration does not make up for that"
-                r" \(confidence 0.6"
-            )
-        ],
-        "--max_epochs 200",
-    ),
-    "bad and overconfident": (
-        {"changed": dsc(0.4)},
-        ["which is low. It is not well calibrated: over"],
-        "--max_epochs",
-    ),
-    "bins": (
-        {"gap": np.repeat([0.2, -0.2], 2).tolist() * 3, "patient_of": cases_of(6)},
-        [r"Too few patients to tell whether it is calibrated \(confidence"],
-        "MORE_PREDICTIONS",
-    ),
-    "two patients": (
-        {"patient_of": cases_of(2), "gap": 1},
-        ["It is not well calibrated: overconfident .*, accuracy 0.000"],
-        "--max_epochs",
-    ),
-    "one patient": ({"patient_of": cases_of(1)}, ["Too few patients to tell"], "MORE_PREDICTIONS"),
-    "label maps": (
-        {"with_probabilities": False},
-        ["8 patients is 0.7.* is unknown.$"],
-        "PROBABILITIES LABELS",
-    ),
-}
-
-
-@pytest.mark.parametrize("name", ABOUT_ONE)
-def test_answer_about_one_network(name: str, tmp_path: Path) -> None:
-    options, expected, command = ABOUT_ONE[name]
-    answer = conclude_one(read_evaluations([write_evaluation(tmp_path, **options)]))
-    text = " ".join(answer.sentences)
-    assert [pattern for pattern in expected if not re.search(pattern, text)] == []
-    assert len(answer.sentences) <= 3
-    assert command in answer.command
-    (tmp_path / "logits.json").unlink(missing_ok=True)  # saved predictions have none
-    assert conclude_one(read_evaluations([tmp_path])).command.startswith("calib-components ")
-    if "gap" in options and np.isscalar(options["gap"]) and options["gap"] < 1:
-        confidence, accuracy = map(
-            float, re.findall(r"confidence (0\.\d+), accuracy (0\.\d+)", text)[0]
-        )
-        assert confidence - accuracy == pytest.approx(options["gap"], abs=0.002)
-
-
-def test_cases_that_are_much_worse_than_the_others_are_named(tmp_path: Path) -> None:
-    values = np.array([0.8, 0.2, 0.81, 0.79, 0.8, 0.82, 0.38, 0.8])
-    changed = dsc(values) | {f"expected_dsc_{name}": 0.9 for name in STRUCTURES}
-    folder = write_evaluation(tmp_path, {f"c{i}": f"c{i}" for i in range(8)}, changed=changed)
-    named = "Look first at c1 (DSC 0.200, expected 0.900) and c6 (DSC 0.380, expected 0.900)."
-    assert conclude_one(read_evaluations([folder])).sentences[-1] == named
-
-
-def of_blocks(rng: np.random.Generator, patients: int, gap: float) -> list[np.ndarray]:
-    """Shares of two regions of blocks of voxels with one outcome, in patients that are right more
-    or less often.
-    """
-    confidence = 1 / (
-        1 + np.exp(-rng.normal(2.5, 0.8, (patients, 40)) - rng.normal(0, 0.3, (patients, 1)))
-    )
-    outcome = 0.3 * rng.normal(size=(patients, 1)) + 0.95 * rng.normal(size=(patients, 40))
-    right = stats.norm.cdf(outcome) <= confidence - gap
-    voxels = np.stack([np.ones_like(confidence), confidence, right])[..., None]
-    shares = voxels * (np.minimum(confidence * 15, 14).astype(int)[..., None] == np.arange(15))
-    return [shares[:, :, :blocks].mean(2) for blocks in (15, 40)]
-
-
-def of_skewed(rng: np.random.Generator, patients: int, gap: float) -> list[np.ndarray]:
-    """Shares of two regions of one bin: most patients are all right, and a few mostly wrong."""
-    confidence = rng.uniform(0.93, 0.97, patients)
-    accuracy = rng.beta(3 * (confidence - gap), 3 * (1 - confidence + gap))
-    surer = [1 - (1 - share) / 4 for share in (confidence, accuracy)]
-    return [
-        np.stack([np.ones(patients), *shares])[..., None]
-        for shares in ((confidence, accuracy), surer)
-    ]
-
-
-@pytest.mark.parametrize(
-    ("simulated", "patients"),
-    [*product([of_blocks], [2, 3, 6, 8, 12]), (of_skewed, 3), (of_skewed, 6), (of_skewed, 12)],
-)
-def test_calibrated_and_uncalibrated_networks_with_dependent_voxels(
-    simulated: Callable[..., list[np.ndarray]], patients: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(statistics, "RESAMPLES", 999)
-    rng, runs = np.random.default_rng(patients), 150
-
-    def verdicts(gap: float) -> list[list[str]]:
-        return [
-            [verdict for verdict, *_ in judge(simulated(rng, patients, gap))] for _ in range(runs)
-        ]
-
-    assert sum("shown" in found for found in verdicts(0)) <= stats.binom.ppf(0.99, runs, 0.08)
-    if patients in (6, 8):
-        far = [first for first, _ in verdicts(0.25)]
-        # All patients may be of those that are right
-        assert far.count("none") <= (simulated is of_skewed)
-        assert far.count("shown") >= 0.4 * runs * (simulated is of_blocks)
-
-
-def compared(tmp_path: Path, *networks: dict[str, Any], reference: str = "first") -> Answer:
-    """The answer about two networks."""
-    folders = [tmp_path / name for name in ("first", "second")]
-    for seed, (folder, options) in enumerate(zip(folders, networks, strict=True)):
-        write_evaluation(folder, seed=seed, **options)
-    found = read_evaluations(folders)
-    table = differences(found, pairs_of(found, reference), [m for m in COMPARED if found.has(m)])
-    return conclude_differences(found, reference, table)
-
-
-def test_answer_about_two_networks_names_what_is_significant(tmp_path: Path) -> None:
-    over, better = {"gap": 0.1, "changed": dsc(0.8)}, {"gap": 0.02, "changed": dsc(0.81)}
-    first, second, counts, verdict = compared(tmp_path, over, better).sentences
-    assert counts == "Of 16 cases, NLL all is better in 16 and ECE all is better in 16."
-    assert verdict.startswith(
-        "second: It is not well calibrated: overconfident where a structure is predicted"
-    )
-    assert first.startswith(
-        "Higher DSC than first (0.800): second (0.810, +0.0100 [+0.0100, +0.0100], p = "
-    )
-    assert re.match(
-        r"Better NLL or ECE than first: second \(NLL predicted, -0\.3.*; ECE predicted,"
-        r" -0\.0.*; ECE",
-        second,
-    )
-    equal = {"gap": 0.05, "changed": dsc(0.8)}
-    answer = compared(tmp_path, equal, equal)
-    assert answer.sentences[0].startswith(
-        "No DSC is clearly different from that of first (0.800): second (0.800"
-    )
-    assert answer.sentences[1] == "No NLL or ECE differs significantly on these 8 patients."
-    assert "BUNDLE/configs/calibrate.yaml" in answer.command
-
-
-def test_network_that_segments_badly_is_not_praised(tmp_path: Path) -> None:
-    good, bad = {"gap": 0.1, "changed": dsc(0.82)}, {"gap": 0.02, "changed": dsc(0.4)}
-    warning = "A lower NLL or ECE does not make up for a low DSC."
-    answer = compared(tmp_path, good, bad)
-    assert [text.split(" (")[0] for text in answer.sentences[:-1]] == [
-        "Lower DSC than first",
-        warning,
-    ]
-    assert answer.sentences[-1].startswith("first: It is not well calibrated: overconfident")
-    answer = compared(tmp_path, good, bad, reference="second")  # nor is a reference
-    assert [text.split(" (")[0] for text in answer.sentences[:-1]] == [
-        "Higher DSC than second",
-        warning,
-    ]
-    assert answer.sentences[-1].startswith("first: It is not well calibrated: overconfident")
-    table = means_section(
-        read_evaluations([tmp_path / "first", tmp_path / "second"]), ["dsc", "ece_all"]
-    ).table
-    # The lower one is not marked as the best
-    assert [cell.bold for cell in table["ECE all ↓"]] == [False, False]
-    worse = compared(tmp_path, bad, {"gap": 0.1, "changed": dsc(0.4)}).sentences
-    assert worse[1].startswith("Worse NLL or ECE than first: second")
-    assert compared(tmp_path, {"changed": dsc(0.4)}, {"changed": dsc(0.4)}).sentences[-1] == warning
-
-
-def test_nll_of_all_voxels_decides_nothing(tmp_path: Path) -> None:
-    """What easy background decides is in the tables alone."""
-    same = {"gap": 0.05, "changed": dsc(0.8)}
-    lower = {"gap": 0.05, "changed": {**dsc(0.8), "nll_all": 0.01}}
-    assert (
-        compared(tmp_path, same, lower).sentences[1]
-        == "No NLL or ECE differs significantly on these 8 patients."
-    )
-
-
-def test_too_few_patients_for_any_significant_difference_are_named(tmp_path: Path) -> None:
-    networks = [{"patient_of": cases_of(6), "gap": gap, "changed": dsc(0.8)} for gap in (0.1, 0.02)]
-    text = compared(tmp_path, *networks).sentences[1]
-    assert text.endswith(
-        "differs significantly on these 6 patients, and none can: p-values of so few are 0.094 or"
-        " more."
-    )
-
-
-def test_confidence_and_accuracy_of_a_structure_are_those_of_its_predicted_voxels(
-    tmp_path: Path,
-) -> None:
-    """90 voxels are predicted, 72 rightly, with a sum of 81; there are 100 of them, and a sum of 95
-    in all.
-    """
-    volumes = {"segmented_volume_RV": 90.0, "true_volume_RV": 100.0, "expected_volume_RV": 95.0}
-    changed = volumes | {"dsc_RV": 2 * 72 / 190, "expected_dsc_RV": 2 * 81 / 185}
-    found = read_evaluations([write_evaluation(tmp_path, changed=changed)])
-    sure, right = confidence_and_accuracy(found, Row(tmp_path.name), "RV")
-    np.testing.assert_allclose(sure, 0.9)
-    np.testing.assert_allclose(right, 0.8)
-    records = pd.DataFrame(structures_section(found).records).set_index(["structure", "measure"])[
-        "mean"
-    ]
-    assert records["RV"][["confidence", "accuracy", "gap"]].tolist() == pytest.approx(
-        [0.9, 0.8, 0.1]
-    )
-    assert records["MYO", "optimism"] == pytest.approx(0.05)
-    assert records["RV"][["segmented_volume_error", "expected_volume_error"]].tolist() == [-10, -5]
+    for each in (module, report):
+        monkeypatch.setattr(each, "to_png", lambda figure: PNG)
 
 
 def test_differences_are_corrected_over_methods_and_deciding_measures(tmp_path: Path) -> None:
-    write_comparison(tmp_path, temperature=0.8)
-    found = read_cells(tmp_path)
-    table = differences(
-        found, pairs_of(found, "ce_dice"), ["dsc", "nll_predicted", "ece_all", "ece"]
-    )
-    family = table[
-        (table["temperature"] == "without") & (table["reference_temperature"] == "without")
-    ]
-    assert family["measure"].tolist() == ["dsc", "nll_predicted", "ece_all", "ece"]
-    own = family.set_index("measure")
-    assert (
-        own.loc[["dsc", "ece"], "p_value_holm"].tolist()
-        == own.loc[["dsc", "ece"], "p_value"].tolist()
-    )
-    together = own.loc[["nll_predicted", "ece_all"]]
+    found = read_cells(write_comparison(tmp_path, temperature=0.8))
+    table = compare_rows(found, found.on(""), "ce_dice", "")
+    is_plain = (table["name"] == "nacl") & (table["reference"] == "ce_dice")
+    family = table[is_plain].set_index("measure")
+    for alone in ("dsc", "ece"):
+        assert family.loc[alone, "p_value_holm"] == family.loc[alone, "p_value"]
+    together = family.loc[["nll_predicted", "ece_predicted", "ece_all"]]
     assert together["p_value_holm"].tolist() == holm(together["p_value"]).tolist()
     itself = table[table["method"] == table["reference"]]
     # A temperature changes no segmentation
-    assert {*itself["measure"]} == {"nll_predicted", "ece_all", "ece"}
+    assert not {"dsc", "hd95"} & {*itself["measure"]}
     scaled = itself[(itself["method"] == "ce_dice") & (itself["measure"] == "ece_all")].iloc[0]
     pair = [found.values(Row("ce_dice", t), "ece_all") for t in ("with", "without")]
     assert scaled["mean"] == pytest.approx((pair[0] - pair[1]).mean())
     assert scaled["high"] - scaled["low"] < 0.01  # the same networks are paired
 
 
-def test_means_have_published_values_and_those_if_true(tmp_path: Path) -> None:
+def test_means_have_published_values_and_the_spread_over_seeds(tmp_path: Path) -> None:
     found = read_cells(write_comparison(tmp_path))
-    table = pd.DataFrame(mean_records(found, found.rows(), ["ece_all"])).set_index("method")
+    section = means_section(found, found.on(""), "")
+    table = pd.DataFrame(section.records).set_index(["method", "measure"])
     values = found.values(Row("ce_dice"), "ece_all")
-    assert (
-        tuple(table.loc["ce_dice", ["mean", "low", "high"]])
-        == mean_with_interval(values, found.patients())[:3]
-    )
-    assert table.loc["ce_dice", "sd_seeds"] == pytest.approx(values.mean(1).std(ddof=1))
-    assert table.loc["ce_dice", "sd_patients"] == pytest.approx(
-        values.mean(0).reshape(-1, 2).mean(1).std(ddof=1)
-    )
-    section = means_section(found, ["dsc", "absent", "ece", "ece_all"])
-    assert [*section.table] == ["DSC ↑", "ECE foreground ↓", "ECE all ↓", "missed / spurious"]
-    assert [*section.table.iloc[0, 1].notes][-2:] == ["paper 0.137", "0.100 if true"]
+    record = table.loc[("ce_dice", "ece_all")]
+    expected = mean_with_interval(values, found.patients[""])[:3]
+    assert tuple(record[["mean", "low", "high"]]) == expected
+    assert record["sd_seeds"] == pytest.approx(values.mean(1).std(ddof=1))
+    assert record["sd_patients"] == pytest.approx(values.mean(0).reshape(-1, 2).mean(1).std(ddof=1))
+    notes = section.table["ECE foreground ↓"].iloc[0].notes
+    assert [*notes][-2:] == ["paper 0.137", "0.100 if true"]
 
 
 def test_case_with_nothing_to_find_is_ranked_by_dsc_alone(tmp_path: Path) -> None:
     undefined = np.where(np.arange(16) == 5, np.nan, 0.8)
     names = [f"{metric}_{s}" for metric in ("dsc", "hd95") for s in ("RV", "MYO", "LV")]
-    write_evaluation(tmp_path / "right", changed=dict.fromkeys(names, undefined))
-    write_evaluation(
-        tmp_path / "wrong", changed={n: np.where(np.isnan(undefined), 0.0, 0.8) for n in names}
-    )
-    found = read_evaluations([tmp_path / "right", tmp_path / "wrong"])
-    costs = costs_of(found, found.rows(), ["dsc", "ece_all"])
+    for method, values in (("nacl", undefined), ("svls", np.where(np.isnan(undefined), 0, 0.8))):
+        write_evaluation(write_cell(tmp_path, method), changed=dict.fromkeys(names, values))
+    found = read_cells(tmp_path)
+    costs = costs_of(found, [Row("nacl"), Row("svls")], ["dsc", "ece_all"])
     assert costs[:, 5, 0].tolist() == [-1, 0]
     assert np.isnan(costs[:, 5, 1]).all()
 
@@ -385,81 +108,6 @@ def test_report_of_a_comparison(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "reliability_nacl.png").exists()
 
 
-def test_report_of_one_evaluation_with_chosen_thresholds(tmp_path: Path) -> None:
-    tested = write_evaluation(tmp_path / "test")
-    chosen_on = write_evaluation(tmp_path / "val", cases_of(6, first=30))
-    report_folders(tested, out=tmp_path / "out", validation=chosen_on)
-    page = (tmp_path / "out/report.md").read_text()
-    assert page.startswith("# Is it calibrated? test\n\nThe mean DSC of 8 patients is 0.7")
-    assert page.index("'BUNDLE/configs/calibrate.yaml'") < page.index("\n## ")
-    for title in (
-        "Confidence and accuracy",
-        "Structures",
-        "All cases",
-        "Means",
-        "Thresholds",
-        "Does the expected DSC find the bad scans?",
-    ):
-        assert f"\n## {title}\n" in page
-    assert (
-        page.index("\n## Confidence")
-        < page.index("\n## Reliability diagrams, voxels pooled")
-        < page.index("\n## Str")
-    )
-    assert re.search(
-        r"Thresholds chosen on the validation cases: RV 0\.\d\d \(DSC .* against 0.5\), MYO", page
-    )
-    cases = pd.read_csv(tmp_path / "out/all_cases.csv")
-    assert cases["dsc"].is_monotonic_increasing
-    assert (cases["optimism"] - cases["expected_dsc"] + cases["dsc"]).abs().max() < 1e-9
-    table = pd.read_csv(tmp_path / "out/thresholds.csv", index_col=["structure", "threshold"]).loc[
-        ("RV", "0.50")
-    ]
-    # 900 of 1000 voxels, of 1050 that are predicted
-    assert table["sensitivity ↑"] == pytest.approx(0.9)
-    assert table["PPV ↑"] == pytest.approx(900 / 1050, abs=1e-3)
-    assert len(re.findall(r"\| 0\.\d\d \(chosen\)", page)) == 3
-    assert "validation folder, too" not in page
-
-
-def test_thresholds_are_not_chosen_on_cases_under_test(tmp_path: Path) -> None:
-    cases = {case: case for case in cases_of(8)}
-    tested, others = (
-        write_evaluation(tmp_path / "test"),
-        write_evaluation(tmp_path / "val", {"p07_3": "p07_3"}),
-    )
-    items = [Evaluation.read(tested).items(), Evaluation.read(others).items(r"p\d+")]
-    with pytest.raises(InputError, match=r"--validation: .*val has 2 of .*p07_1 and p07_3"):
-        check_apart(*items, tmp_path / "val")
-    with pytest.raises(InputError, match="--validation"):
-        report_folders(tested, out=tmp_path / "out", validation=tested)
-    report_folders(
-        write_evaluation(tested, cases),
-        out=tmp_path / "out",
-        validation=write_evaluation(others, cases),
-    )
-    assert (
-        "16 of the cases have names of the validation folder, too."
-        in (tmp_path / "out/report.md").read_text()
-    )
-
-
-def test_report_of_several_evaluations(tmp_path: Path) -> None:
-    folders = [
-        write_evaluation(tmp_path / name, gap=gap)
-        for name, gap in (("a", 0.1), ("b", 0.02), ("c", 0.1))
-    ]
-    report_folders(*folders, out=tmp_path / "out", reference="b")
-    page = (tmp_path / "out/report.md").read_text()
-    assert page.startswith(
-        "# Evaluations compared: a, b, c\n\nNo DSC is clearly different from that of b"
-    )
-    assert "Worse NLL or ECE than b: a (NLL predicted; ECE predicted; ECE all) and c" in page
-    labels = write_evaluation(tmp_path / "labels", with_probabilities=False)
-    report_folders(labels, folders[0], out=tmp_path / "out")
-    assert "There are no probabilities in common" in (tmp_path / "out/report.md").read_text()
-
-
 def test_report_without_the_reference_says_so(tmp_path: Path) -> None:
     write_cell(tmp_path / "runs", "svls")
     write_cell(tmp_path / "runs", "ce_dice")
@@ -469,31 +117,22 @@ def test_report_without_the_reference_says_so(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("folders", "options", "keyword"),
+    ("folder", "options", "keyword"),
     [
-        (["runs"], {"reference": "ncl"}, "--reference"),
-        (["runs"], {"out": Path("runs")}, "not empty"),
-        (["empty"], {}, "no finished cell"),
-        (["eval"], {"reference": "x"}, "--reference"),
-        (["eval"], {"validation": Path("labels")}, "thresholds.json"),
-        (["eval", "eval2"], {"validation": Path("eval")}, "--validation"),
-        (["eval", "runs"], {}, r"cases\.csv"),
-        (["eval", "eval"], {}, "twice"),
+        ("runs", {"reference": "ncl"}, "--reference"),
+        ("runs", {"out": Path("runs")}, "not empty"),
+        ("empty", {}, "no finished cell"),
     ],
 )
 def test_options_and_folders_that_do_not_fit_are_refused(
-    folders: list[str],
+    folder: str,
     options: dict[str, Any],
     keyword: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    for name in ("eval", "eval2", "labels"):
-        write_evaluation(Path(name), with_probabilities=name != "labels")
-    for name in ("runs", "other", "svls"):
-        write_cell(Path(name), "svls" if name == "svls" else "nacl")
-    command = report_folders if "eval" in folders else report_comparison
+    write_cell(Path("runs"), "nacl")
     with pytest.raises(InputError, match=keyword):
-        command(*map(Path, folders), **options)
+        report_comparison(Path(folder), **options)
     assert not Path("report").exists()
