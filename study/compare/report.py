@@ -27,7 +27,7 @@ from calib_components.tools.report.comparison import (
     tabulate_differences,
     tabulate_means,
 )
-from calib_components.tools.report.conclusion import LOW, conclude_one, describe_differences
+from calib_components.tools.report.conclusion import LOW, describe_differences, describe_one
 from calib_components.tools.report.data import Context
 from calib_components.tools.report.page import Answer, Picture, Section, to_png, write_report
 from calib_components.tools.report.report import size_notices
@@ -245,7 +245,8 @@ def conclude(comparison: Comparison, reference: str) -> Answer:
     """Return what the split that is compared says, and what to do next."""
     plain = comparison.on("", comparison.rows("", [WITHOUT]))
     if len(plain.names) == 1:
-        return Answer(conclude_one(plain).sentences, *_next_step(comparison, *plain.names))
+        sentences, _ = describe_one(plain)
+        return Answer(sentences, *_next_step(comparison, *plain.names))
     if reference not in plain.names:
         return Answer([NO_REFERENCE.format(reference)])
     sentences, best = describe_differences(Context(plain, reference, compare(plain, reference)))

@@ -13,7 +13,7 @@ import pytest
 
 from calib_components.errors import InputError
 from calib_components.tools.report.quality import rank_scans
-from calib_components.tools.report.statistics import mean_with_interval
+from study.compare.statistics import mean_with_interval
 from study.tables import fill_tables
 from study.tables.fill_tables import _gap_closed, corrected, difference, fill, numbers
 

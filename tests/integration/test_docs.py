@@ -188,13 +188,15 @@ def test_commands_for_own_data(repository: Path, places: dict[str, Path]) -> Non
     commands, volumes, compare = blocks(page, "bash")
     assert [volumes] == blocks(page, "bash", ["Volumes"])
     assert "--losses nacl,ce_dice" in compare
-    run([commands, compare.replace("--losses nacl,ce_dice", "--losses nacl")], repository, places)
+    run([commands], repository, places)
     assert (repository / "own" / "eval" / "summary.json").is_file()
     seg = nib.load(repository / "own" / "predictions" / "scan0_seg.nii.gz")
     assert set(np.unique(seg.get_fdata())) <= {0, 1, 2}
-    report = (repository / "runs" / "own" / "report" / "report.md").read_text()
-    assert report.startswith("# Losses compared: liver, tumour\n")
-    assert "paper" not in report
+    if (ROOT / "study").is_dir():  # the comparison is part of it
+        run([compare.replace("--losses nacl,ce_dice", "--losses nacl")], repository, places)
+        report = (repository / "runs" / "own" / "report" / "report.md").read_text()
+        assert report.startswith("# Losses compared: liver, tumour\n")
+        assert "paper" not in report
 
     shutil.rmtree(repository / "own")
     task = shutil.copytree(places["TASK04"], repository / "task")

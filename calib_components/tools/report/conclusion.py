@@ -77,22 +77,25 @@ FIT_AGAIN = (
 
 
 def conclude_one(results: Results) -> Answer:
+    """Return what the one network is like, and what to do next."""
+    sentences, verdict = describe_one(results)
+    return Answer(sentences, *_next_step(results, *results.names, verdict))
+
+
+def describe_one(results: Results) -> tuple[list[str], str]:
     """Return how well the one network segments, whether it is calibrated, and how right its
-    expected DSC is.
+    expected DSC is, in sentences, and the verdict of its calibration.
     """
     (name,) = results.names
     dsc = results.mean(name, "dsc")
-    is_low = dsc.mean < LOW
-    template = MEAN_DSC_IS_LOW if is_low else MEAN_DSC
-    sentences = [template.format(patients=results.count, dsc=with_interval(dsc, "dsc"))]
+    template = MEAN_DSC_IS_LOW if dsc.mean < LOW else MEAN_DSC
+    mean = template.format(patients=results.count, dsc=with_interval(dsc, "dsc"))
+    sentence, optimism, verdict = NO_PROBABILITIES, "", "unknown"
     if results.has("ece_predicted"):
         sentence, verdict = describe_calibration(results, name)
-        sentences += [sentence, _optimism(results, name)]
-    else:
-        sentences.append(NO_PROBABILITIES)
-        verdict = "unknown"
-    sentences.append(_worst_cases(results, name))
-    return Answer([*filter(None, sentences)], *_next_step(results, name, verdict))
+        optimism = _optimism(results, name)
+    sentences = [mean, sentence, optimism, _worst_cases(results, name)]
+    return [*filter(None, sentences)], verdict
 
 
 def _optimism(results: Results, name: str) -> str:

@@ -189,4 +189,4 @@ def derive(cases: pd.DataFrame, structures: Sequence[str]) -> pd.DataFrame:
         }
         for measure, values in of_structures.items():
             derived |= {f"{measure}_{name}": values[:, i] for i, name in enumerate(structures)}
-    return cases.assign(**derived)
+    return pd.concat([cases, pd.DataFrame(derived, index=cases.index)], axis=1)

@@ -389,7 +389,8 @@ def test_a_section_of_the_list_is_on_the_page(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def made_up(context: Context) -> Section:
-        table = pd.DataFrame({"cases": [Cell(str(len(context.results.patients)))]})
+        lines = pd.Index(["all"], name="scans")
+        table = pd.DataFrame({"cases": [Cell(str(len(context.results.patients)))]}, lines)
         return Section("made_up", "Made up", "About it.", table, [{"cases": 16}])
 
     monkeypatch.setattr(report, "SECTIONS", (*report.SECTIONS, made_up, lambda context: None))
