@@ -79,7 +79,7 @@ FIT_AGAIN = (
 def conclude_one(results: Results) -> Answer:
     """Return what the one network is like, and what to do next."""
     sentences, verdict = describe_one(results)
-    return Answer(sentences, *_next_step(results, *results.names, verdict))
+    return Answer(sentences, *_next_step(results, results.names[0], verdict))
 
 
 def describe_one(results: Results) -> tuple[list[str], str]:
