@@ -9,9 +9,15 @@ import sys
 
 def main() -> None:
     """Run a command with the arguments of the process."""
+    if sys.argv[1:2] == ["compare_losses"]:
+        print(
+            "calib-components: compare_losses is in the repository, not in the package: run"
+            " scripts/compare_losses.py there",
+            file=sys.stderr,
+        )
+        sys.exit(2)
     try:
         from calib_components.tools import cli
-        from calib_components.tools.compare import compare_losses
         from calib_components.tools.evaluate import calibrate_predictions, evaluate_predictions
         from calib_components.tools.nnunet import COMMANDS as NNUNET
         from calib_components.tools.prepare import prepare_data
@@ -23,7 +29,6 @@ def main() -> None:
         )
     commands: cli.Commands = {
         "prepare_data": prepare_data,
-        "compare_losses": compare_losses,
         "report": report_folders,
         "evaluate_predictions": evaluate_predictions,
         "calibrate_predictions": calibrate_predictions,

@@ -33,7 +33,7 @@ from calib_components.metrics import CalibrationBins
 from calib_components.tools import cli
 from calib_components.tools.prepare import prepare_data
 from calib_components.tools.report.calibration import judge_regions
-from calib_components.tools.report.data import Results, Row
+from calib_components.tools.report.data import Results
 from calib_components.tools.report.readers import read_evaluations
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -175,8 +175,8 @@ def run(*configs: str, **options: Any) -> None:
 def tabulate(results: Results) -> str:
     """Return the table: a line for each network, of means over patients."""
     lines = {}
-    for name in results.methods:
-        found, cases = judge_regions(results, Row(name))["predicted"], results.groups[Row(name)]
+    for name, cases in results.cases.items():
+        found = judge_regions(results, name)["predicted"]
         low, high = (f"{100 * end:+.1f}" for end in (found.gap.low, found.gap.high))
         temperature = results.evaluations[name].summary["temperature"]
         lines[f"{name} = {temperature:.2f}" if name.endswith("T") else name] = {
@@ -198,15 +198,15 @@ def draw(results: Results, out: Path) -> None:
     panels = left.subplots(
         1, 2, gridspec_kw={"left": 0.01, "right": 0.98, "bottom": 0.02, "top": 0.89, "wspace": 0.05}
     )
-    by_dice = results.groups[Row(AFTER)].sort_values("dsc")["case"]
-    draw_case(panels, by_dice.iloc[len(by_dice) // 2], out / "maps")
+    by_dice = results.cases[AFTER].sort_values("dsc").index
+    draw_case(panels, by_dice[len(by_dice) // 2], out / "maps")
     panels = right.subplots(
         1, 2, gridspec_kw={"left": 0.14, "right": 0.96, "bottom": 0.19, "top": 0.89, "wspace": 0.2}
     )
     for axes, name, title in zip(
         panels, (BEFORE, AFTER), ("before", "after a temperature"), strict=True
     ):
-        draw_reliability(axes, results.pooled_bins(Row(name), "predicted"), title)
+        draw_reliability(axes, results.pooled_bins(name, "predicted"), title)
         axes.tick_params(labelleft=axes is panels[0])
     about = (
         "colours: front and back hippocampus\ndotted: the expert's borders\nred bars: too sure,"

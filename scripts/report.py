@@ -1,6 +1,6 @@
 """Make one page, tables and figures of a comparison of losses, or of any evaluations.
 
-    python scripts/report.py results/acdc/three_seeds --out report --reference ce_dice
+    python scripts/report.py study/results/acdc/three_seeds --out report --reference ce_dice
     python scripts/report.py eval_of_one_network eval_of_another --out report
     python scripts/report.py my_results --out report --compact my_results_in_five_files
 
@@ -13,8 +13,25 @@ CSV files.
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 from calib_components.tools import cli
 from calib_components.tools.report.report import report_folders
 
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def choose_command() -> cli.Command:
+    """Return the report of a comparison of losses, of the study, if its folder is an argument."""
+    if (ROOT / "study").is_dir():
+        sys.path.insert(0, str(ROOT))
+        from study.compare.report import is_comparison, report_comparison
+
+        if any(is_comparison(Path(argument)) for argument in sys.argv[1:]):
+            return report_comparison
+    return report_folders
+
+
 if __name__ == "__main__":
-    cli.run("report", report_folders)
+    cli.run("report", choose_command())

@@ -25,7 +25,7 @@ from calib_components.bundle import read_as_typed
 from calib_components.errors import InputError, check_choice, make_folder, reading
 from calib_components.inference.images import MAPS, find_images
 from calib_components.tools import cli
-from calib_components.tools.compare.plan import bundle_command
+from calib_components.tools.bundle_command import bundle_command
 from calib_components.tools.jobs import end, make_executor, run_command, run_jobs
 
 CONFIGS = {"infer": ["inference"], "evaluate": ["train", "evaluate"]}

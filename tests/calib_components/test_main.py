@@ -13,7 +13,6 @@ from calib_components.__main__ import main
 
 OPTIONS = {
     "prepare_data": "--image_size",
-    "compare_losses": "--seeds",
     "report": "--validation",
     "evaluate_predictions": "--structures",
     "calibrate_predictions": "--apply_to",
@@ -66,6 +65,13 @@ def test_mistakes_end_with_2_and_leave_nothing(
     assert run(monkeypatch, *arguments.split()) == 2
     assert "Traceback" not in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_compare_losses_says_where_it_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, "compare_losses", "bundle", "--seeds", "0,1") == 2
+    assert "scripts/compare_losses.py" in capsys.readouterr().err
 
 
 def test_missing_extra_is_an_error_of_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

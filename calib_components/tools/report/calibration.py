@@ -9,21 +9,20 @@ depend on each other.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from calib_components.tools.report.data import WITHOUT, Results, Row
+from calib_components.tools.report.data import Context, Results
 from calib_components.tools.report.page import Section
 from calib_components.tools.report.statistics import (
-    FEWEST_PATIENTS,
+    MIN_PATIENTS,
     Array,
     Estimate,
     bins_p_value,
     calibration_gap,
     holm,
     mean_of_defined,
-    mean_with_interval,
     smallest_p_value,
     sums_of_patients,
 )
@@ -37,6 +36,7 @@ VERDICTS = {  # from the mildest to what outweighs the others
     "unknown": "{}: too few to tell",
     "shown": "{}",
 }
+MIXED = "too confident in some bins and not confident enough in others"
 ABOUT = (
     "Confidence is the mean probability of the predicted class, accuracy the share of voxels where"
     " it is right. The prediction chooses the voxels of both regions: if it is calibrated, the"
@@ -66,91 +66,87 @@ def judge(regions: Sequence[Array]) -> list[Judgement]:
     both in all regions.
     """
     gaps = [calibration_gap(*shares[1:].sum(2)) for shares in regions]
-    testable = [smallest_p_value(gap.cases, 2 * len(gaps)) < SIGNIFICANT for gap in gaps]
-    of_bins = [
-        bins_p_value(shares) if test else 1.0
-        for shares, test in zip(regions, testable, strict=True)
-    ]
+    of_bins = []
+    for shares, gap in zip(regions, gaps, strict=True):
+        is_testable = smallest_p_value(gap.cases, 2 * len(gaps)) < SIGNIFICANT
+        of_bins.append(bins_p_value(shares) if is_testable else 1.0)
     p_values = holm([*(gap.p_value for gap in gaps), *of_bins]).reshape(2, -1).T
-    judged = []
-    for shares, gap, (p_gap, p_bins) in zip(regions, gaps, p_values, strict=True):
-        p_value, size = (
-            float(np.minimum(p_gap, p_bins)),
-            float(np.abs(mean_of_defined(shares[1] - shares[2])).sum()),
-        )
-        if p_value < SIGNIFICANT:
-            verdict, kind = (
-                "slight" if size < SLIGHT else "shown",
-                f"{'over' if gap.mean > 0 else 'under'}confident",
-            )
-            if not p_gap < SIGNIFICANT or abs(gap.mean) < size / 2:
-                kind = "too confident in some bins and not confident enough in others"
-        else:
-            is_close = gap.low <= 0 <= gap.high and max(-gap.low, gap.high, size) < CLOSE
-            calibrated = gap.cases >= FEWEST_PATIENTS and is_close
-            verdict, kind = (
-                "none" if calibrated else "unknown",
-                f"{gap.cases} patient{'s' * (gap.cases != 1)}",
-            )
-        judged.append(Judgement(verdict, kind, gap._replace(p_value=p_value)))
-    return judged
+    return [_judge(*of_region) for of_region in zip(regions, gaps, p_values, strict=True)]
 
 
-def region_shares(results: Results, row: Row, region: str) -> tuple[Array, int]:
-    """Return what the voxels of each bin add to 1, confidence and accuracy of a patient, and the
-    number of cases.
+def _judge(shares: Array, gap: Estimate, p_values: Array) -> Judgement:
+    """Return what a region says, from corrected p-values of the mean and of the bins."""
+    p_gap, p_bins = p_values
+    p_value = float(np.minimum(p_gap, p_bins))
+    size = float(np.abs(mean_of_defined(shares[1] - shares[2])).sum())
+    gap = gap._replace(p_value=p_value)
+    if p_value >= SIGNIFICANT or np.isnan(p_value):
+        is_close = gap.low <= 0 <= gap.high and max(-gap.low, gap.high, size) < CLOSE
+        verdict = "none" if gap.cases >= MIN_PATIENTS and is_close else "unknown"
+        return Judgement(verdict, "1 patient" if gap.cases == 1 else f"{gap.cases} patients", gap)
+    verdict = "slight" if size < SLIGHT else "shown"
+    is_mixed = not p_gap < SIGNIFICANT or abs(gap.mean) < size / 2
+    if is_mixed:
+        return Judgement(verdict, MIXED, gap)
+    return Judgement(verdict, "overconfident" if gap.mean > 0 else "underconfident", gap)
 
-    The first are means over the cases of a patient that have a voxel in the region, `(3, patients,
-    bins)`.
+
+def patient_shares(results: Results, name: str, region: str) -> tuple[Array, int]:
+    """Return what the voxels of each bin add to 1, confidence and accuracy of a patient.
+
+    Returns:
+        Means over the cases of a patient that have a voxel in the region, `(3, patients, bins)`,
+        and the number of these cases.
     """
-    sums = np.stack(results.case_bins(row, region))
-    total = sums[:1].sum(3, keepdims=True)
-    shares = np.moveaxis(mean_of_defined(sums / np.where(total > 0, total, np.nan), axis=1), 1, 0)
+    shares = np.moveaxis(results.shares(name, region), 1, 0)
     defined = ~np.isnan(shares[:, 0, 0])
-    names = results.patients()[defined]
-    cases = sums_of_patients(np.ones((len(names), 1, 1)), names)
-    return np.moveaxis(sums_of_patients(shares[defined], names) / cases, 0, 1), len(names)
+    patients = results.patients[defined]
+    cases = sums_of_patients(np.ones((len(patients), 1, 1)), patients)
+    return np.moveaxis(sums_of_patients(shares[defined], patients) / cases, 0, 1), len(patients)
 
 
-def judge_regions(results: Results, row: Row) -> dict[str, Judgement]:
-    """Return the judgement of each region that has a voxel: a network may predict no foreground at
-    all.
-    """
-    shares = {region: region_shares(results, row, region) for region in REGIONS}
-    judged = zip(
-        shares.items(), judge([of_region for of_region, _ in shares.values()]), strict=True
+def judge_regions(results: Results, name: str) -> dict[str, Judgement]:
+    """Return the judgement of each region that has a voxel: a network may predict no foreground."""
+    shares = [patient_shares(results, name, region) for region in REGIONS]
+    judgements = judge([of_region for of_region, _ in shares])
+    by_region = {}
+    for region, (of_region, cases), judgement in zip(REGIONS, shares, judgements, strict=True):
+        if cases:
+            confidence, accuracy = of_region[1:].sum(2).mean(1).tolist()
+            by_region[region] = judgement._replace(
+                confidence=confidence, accuracy=accuracy, cases=cases
+            )
+    return by_region
+
+
+def regions_section(context: Context) -> Section | None:
+    """Return confidence and accuracy of each evaluation in both regions, and the judgement."""
+    results = context.results
+    if not results.has("ece_predicted"):
+        return None
+    records: list[dict[str, Any]] = []
+    answers = []
+    for name in results.names:
+        for region, judgement in judge_regions(results, name).items():
+            records += _records(results, name, region, judgement)
+            answers.append(Cell(VERDICTS[judgement.verdict].format(judgement.kind)))
+    index = ["region"] if len(results.names) == 1 else ["label", "region"]
+    table = tabulate(records, index).assign(**{"calibrated?": answers})
+    return Section("regions", "Confidence and accuracy", ABOUT, table, records)
+
+
+def _records(
+    results: Results, name: str, region: str, judgement: Judgement
+) -> list[dict[str, Any]]:
+    keys = {"region": REGIONS[region], "unit": "ece", "p_value_holm": np.nan}
+    confidence, accuracy = (
+        Estimate(mean, cases=judgement.cases) for mean in (judgement.confidence, judgement.accuracy)
     )
-    return {
-        region: judgement._replace(confidence=means[0], accuracy=means[1], cases=cases)
-        for (region, (of_region, cases)), judgement in judged
-        if cases
-        for means in [of_region[1:].sum(2).mean(1).tolist()]
-    }
-
-
-def regions_section(results: Results) -> Section:
-    """Return confidence and accuracy of each method in both regions, and whether it is calibrated."""
-    records, answers = [], []
-    for row in results.rows(temperatures=[WITHOUT]):
-        for region, found in judge_regions(results, row).items():
-            ece = mean_with_interval(results.values(row, f"ece_{region}"), results.patients())
-            keys = {"region": REGIONS[region], "unit": "ece", "p_value_holm": np.nan}
-            for measure, estimate in (
-                ("confidence", found.confidence),
-                ("accuracy", found.accuracy),
-            ):
-                records.append(
-                    results.record(row, measure, Estimate(estimate, cases=found.cases), **keys)
-                )
-            gap = {**keys, "signed": True, "p_value_holm": found.gap.p_value}
-            records.append(results.record(row, "gap", found.gap, **gap))
-            records.append(results.record(row, "ece", ece, **keys, column="ECE of a case"))
-            answers.append(Cell(VERDICTS[found.verdict].format(found.kind)))
-    table = tabulate(records, [*["label"] * (len(results.methods) > 1), "region"])
-    return Section(
-        "regions",
-        "Confidence and accuracy",
-        ABOUT,
-        table.assign(**{"calibrated?": answers}),
-        records,
-    )
+    tested = {**keys, "signed": True, "p_value_holm": judgement.gap.p_value}
+    ece = results.mean(name, f"ece_{region}")
+    return [
+        results.record(name, "confidence", confidence, **keys),
+        results.record(name, "accuracy", accuracy, **keys),
+        results.record(name, "gap", judgement.gap, **tested),
+        results.record(name, "ece", ece, **keys, column="ECE of a case"),
+    ]

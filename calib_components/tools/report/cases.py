@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import itertools
-from pathlib import Path
+from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
 
 from calib_components.errors import printable
-from calib_components.tools.report.data import WITHOUT, Results
+from calib_components.tools.report.data import Context, Results
 from calib_components.tools.report.page import Picture, Section
-from calib_components.tools.report.structures import expected_and_true
 from calib_components.tools.report.tables import Cell, heading, number
 
-OF_CASES = ("ece_predicted", "nll_all", "nll_predicted", "missed", "spurious")
+FURTHER = ("ece_predicted", "nll_all", "nll_predicted", "missed", "spurious")
 ABOUT = "The lowest DSC comes first. Click a heading to sort by it."
 ABOUT_MEAN = "The order is that of the mean over the columns."
 ABOUT_PICTURES = (
@@ -24,49 +22,67 @@ ABOUT_PICTURES = (
 )
 
 
-def pictures_section(results: Results) -> Section:
-    """Return the pictures of cases of each method, where they were kept."""
-    pictures = []
-    for (name, label), kind in itertools.product(
-        results.labels.items(), ("worst", "median", "best")
-    ):
-        if (file := results.folders.get(name, Path("nowhere")) / f"cases/{kind}.png").exists():
-            pictures.append(Picture(kind, f"{label}: {kind} case", file.read_bytes()))
-    return Section(
-        "pictures",
-        "Pictures of cases",
-        ABOUT_PICTURES,
-        pictures=pictures,
-        folded=len(results.labels) > 1,
-    )
+def pictures_section(context: Context) -> Section | None:
+    """Return the pictures of cases of each evaluation, where they were kept."""
+    results = context.results
+    files = {
+        (label, kind): results.folders[name] / "cases" / f"{kind}.png"
+        for name, label in results.labels.items()
+        if name in results.folders
+        for kind in ("worst", "median", "best")
+    }
+    pictures = [
+        Picture(kind, f"{label}: {kind} case", file.read_bytes())
+        for (label, kind), file in files.items()
+        if file.exists()
+    ]
+    is_folded = len(results.names) > 1
+    title = "Pictures of cases"
+    return Section("pictures", title, ABOUT_PICTURES, pictures=pictures, folded=is_folded)
 
 
-def cases_section(results: Results) -> Section:
-    """Return all cases, those with the lowest DSC first: of one method its measures, of several the
-    DSC of each.
+def cases_section(context: Context) -> Section | None:
+    """Return all cases, those with the lowest DSC first.
+
+    Of one evaluation, they have its measures; of several, the DSC of each.
     """
-    rows = results.rows(temperatures=[WITHOUT])
-    patients, caption = results.patients(), ABOUT
-    if len(rows) > 1:
-        table = pd.DataFrame({results.label(row): results.of_cases(row, "dsc") for row in rows})
-        titles, caption = {name: f"DSC {name} ↑" for name in table}, f"{caption} {ABOUT_MEAN}"
+    results, caption = context.results, ABOUT
+    if len(results.names) > 1:
+        caption = f"{ABOUT} {ABOUT_MEAN}"
+        columns = {f"DSC {label} ↑": (name, "dsc") for name, label in results.labels.items()}
+        table = _table(results, columns)
+        names, order = [*results.labels.values()], table.mean(axis=1)
     else:
-        values = {"dsc": results.of_cases(rows[0], "dsc")}
-        if results.has("aurc"):  # it has probabilities
-            expected, true = expected_and_true(results, rows[0])
-            values |= {"expected_dsc": expected, "optimism": expected - true}
-        further = [*(f"dsc_{name}" for name in results.structures), *OF_CASES]
-        table = pd.DataFrame(
-            values
-            | {name: results.of_cases(rows[0], name) for name in further if results.has(name)}
-        )
-        titles = {name: heading(name, results.structures) for name in table}
-    table = table.set_axis(patients.index.rename("case"))
-    table = table.iloc[np.argsort(table[[*titles][: len(rows)]].mean(axis=1), kind="stable")]
-    shown = pd.DataFrame({
-        titles[name]: [Cell(number(value, name if name in OF_CASES else "dsc", name == "optimism")) for value in column]
-        for name, column in table.items()
-    }, index=table.index.map(printable))  # fmt: skip
-    if not (patients == patients.index).all():
-        shown.insert(0, "patient", [Cell(printable(name)) for name in patients[table.index]])
-    return Section("all_cases", "All cases", caption, shown, table.reset_index())
+        columns = _columns(results, *results.names)
+        table = _table(results, columns)
+        names = [measure for _, measure in columns.values()]
+        order = table.iloc[:, 0]  # its DSC
+    table = table.iloc[np.argsort(order, kind="stable")]
+    shown = pd.DataFrame(
+        {title: [_cell(x, columns[title][1]) for x in table[title]] for title in columns},
+        index=table.index.map(printable),
+    )
+    if not (results.patients == results.patients.index).all():
+        patients = results.patients[table.index]
+        shown.insert(0, "patient", [Cell(printable(name)) for name in patients])
+    numbers = table.set_axis(names, axis=1).reset_index()
+    return Section("all_cases", "All cases", caption, shown, numbers)
+
+
+def _columns(results: Results, name: str) -> dict[str, tuple[str, str]]:
+    """Return the measures of one evaluation by their headings."""
+    of_structures = [f"dsc_{structure}" for structure in results.structures]
+    measures = ["dsc", "expected_dsc", "optimism", *of_structures, *FURTHER]
+    shown = [measure for measure in measures if results.has(measure)]
+    return {heading(measure, results.structures): (name, measure) for measure in shown}
+
+
+def _table(results: Results, columns: Mapping[str, tuple[str, str]]) -> pd.DataFrame:
+    """Return values of cases, of evaluations and measures by column."""
+    values = {title: results.values(*place) for title, place in columns.items()}
+    return pd.DataFrame(values, results.patients.index.rename("case"))
+
+
+def _cell(value: float, measure: str) -> Cell:
+    unit = measure if measure in FURTHER else "dsc"
+    return Cell(number(value, unit, signed=measure == "optimism"))

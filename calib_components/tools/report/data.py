@@ -1,269 +1,192 @@
-"""What a report is made from: tables of cases, bins, cells and temperatures, and their compact form
-on disk.
-
-A *method* is a setting of a loss, or one evaluation folder. It is trained with one or more seeds.
-With cross-validation, cases of all folds are joined; on a further test set, where the networks of
-all folds have the same cases, a value is their mean.
-"""
+"""What a report is made from: evaluations of the same cases."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from numpy.typing import NDArray
 
-from calib_components.errors import make_folder, reading, writing
 from calib_components.handlers.evaluation_files import Evaluation
 from calib_components.metrics import CalibrationBins
-from calib_components.tools.report.statistics import Array, Estimate, mean_of_defined
-
-WITHOUT, WITH = "without", "with"  # a temperature
-TEXTS = ["method", "test_set", "case", "patient", "region", "leave_one_out", "warnings"]  # columns
-SUMS = ("count", "confidence", "correct")
-COMPACT = "comparison.json"
-STRUCTURES = {  # that the paper segments in each data set
-    "flare": ["liver", "kidneys", "spleen", "pancreas"],
-    "acdc": ["RV", "MYO", "LV"],
-    "brats": ["ET", "TC", "WT"],
-}
-# Murugesan et al., "Trust Your Neighbours", MICCAI 2023, Tables 1 to 3.
-PUBLISHED = pd.read_csv(Path(__file__).with_name("published.csv"), index_col=["dataset", "method"])
-# Compact tables
-FILES = {"cases": ".csv.gz", "bins": ".csv.gz", "cells": ".csv", "temperatures": ".csv"}
-
-
-class Row(NamedTuple):
-    """A line of a table: a method on a test set, without or with its temperature."""
-
-    method: str
-    temperature: str = WITHOUT
-    test_set: str = ""  # empty for the split that is compared
+from calib_components.tools.report.statistics import (
+    Array,
+    Estimate,
+    mean_of_defined,
+    mean_with_interval,
+    paired_difference,
+)
 
 
 @dataclass(frozen=True, eq=False)
 class Results:
-    """What was measured.
+    """Evaluations of the same cases. Each has a name, by which all mappings are indexed.
 
-    Tables of cases and bins begin with method, seed, fold, test set and temperature, those of cells
-    and temperatures with the first three. `about` holds the `labels` of the methods, `split`,
-    `folds`, `unit`, `missing` and others.
+    Attributes:
+        cases: Measures of each case: the columns of `cases.csv`, numbers of `missed` and `spurious`
+            structures, and what `derive` adds. All have the index of `patients`.
+        bins: Count, sum of confidences and number correct of each case and bin, `(3, cases, bins)`,
+            by region.
+        patients: The patient of each case.
+        labels: What the evaluations are called in tables and figures.
+        structures: Names of the structures.
+        unit: Unit of distances.
+        volume_unit: Unit of volumes.
+        notices: What a reader should know before the numbers.
+        folders: Folders that may hold pictures of cases.
+        evaluations: The files of each.
     """
 
-    # Of each: `patient`, numbers of `missed` and `spurious` structures, columns of `cases.csv`
-    cases: pd.DataFrame
-    bins: pd.DataFrame  # of each case and region: sums of each bin
-    cells: pd.DataFrame  # of each trained network: what was run; empty for evaluations
-    temperatures: pd.DataFrame  # of each fit
-    about: dict[str, Any]
-    # Of a method, which may hold pictures
+    cases: Mapping[str, pd.DataFrame]
+    bins: Mapping[str, Mapping[str, Array]]
+    patients: pd.Series
+    labels: Mapping[str, str]
+    structures: Sequence[str]
+    unit: str
+    volume_unit: str
+    notices: Sequence[str] = ()
     folders: Mapping[str, Path] = field(default_factory=dict)
-    # By method, if they are compared
     evaluations: Mapping[str, Evaluation] = field(default_factory=dict)
 
-    @cached_property
-    def groups(self) -> dict[Row, pd.DataFrame]:
-        """The cases of each row, with the means over structures as columns of their own."""
-        table = self.cases.copy()
-        for measure in ("dsc", "hd95"):
-            table[measure] = table[[f"{measure}_{name}" for name in self.structures]].mean(axis=1)
-        return {Row(*key): group for key, group in table.groupby([*Row._fields], sort=False)}
-
-    @cached_property
-    def bins_of(self) -> dict[tuple[Row, str], pd.DataFrame]:
-        """The bins of each row and region."""
-        groups = self.bins.groupby([*Row._fields, "region"], sort=False)
-        return {(Row(*row), region): group for (*row, region), group in groups}
-
     @property
-    def sets(self) -> list[str]:
-        """Names of the test sets; that of the split that is compared is empty."""
-        return self.cases["test_set"].unique().tolist()
-
-    @property
-    def test_sets(self) -> list[str]:
-        """Names of the further test sets."""
-        return [name for name in self.sets if name]
-
-    @property
-    def labels(self) -> dict[str, str]:
-        """Labels of the methods that have results, by name, in their order."""
-        return {
-            name: label for name, label in self.about["labels"].items() if Row(name) in self.groups
-        }
-
-    @property
-    def methods(self) -> list[str]:
-        """Names of the methods that have results."""
+    def names(self) -> list[str]:
+        """Names of the evaluations."""
         return [*self.labels]
 
     @property
-    def structures(self) -> list[str]:
-        """Names of the structures."""
-        return [name.removeprefix("dsc_") for name in self.cases if name.startswith("dsc_")]
-
-    @property
-    def dataset(self) -> str | None:
-        """The paper's data set with these structures, whatever the images are; None if there is
-        none.
-        """
-        return next((name for name, known in STRUCTURES.items() if known == self.structures), None)
+    def count(self) -> str:
+        """The number of patients as text; of cases, if each is its own patient."""
+        kind = "case" if (self.patients == self.patients.index).all() else "patient"
+        number = self.patients.nunique()
+        return f"1 {kind}" if number == 1 else f"{number} {kind}s"
 
     def has(self, *measures: str) -> bool:
-        """Return whether all of some measures were measured."""
-        return {*measures} <= {*self.cases, "dsc", "hd95"}
+        """Return whether all evaluations have some measures."""
+        return all({*measures} <= {*table} for table in self.cases.values())
 
-    def label(self, row: Row) -> str:
-        """Return the name of a row in tables and figures."""
-        return self.about["labels"][row.method] + " + T" * (row.temperature == WITH)
+    def values(self, name: str, measure: str) -> Array:
+        """Return a measure of each case, `(cases,)`; NaN where it is undefined."""
+        return self.cases[name][measure].to_numpy(float)
 
-    def rows(self, test_set: str = "", temperatures: Sequence[str] = (WITHOUT, WITH)) -> list[Row]:
-        """Return the rows of a test set: each method, and below it the method with its temperature."""
-        rows = (
-            Row(name, temperature, test_set)
-            for name in self.methods
-            for temperature in temperatures
-        )
-        return [row for row in rows if row in self.groups]
+    def mean(self, name: str, measure: str) -> Estimate:
+        """Return the mean of a measure over the cases."""
+        return mean_with_interval(self.values(name, measure), self.patients)
 
-    def patients(self, test_set: str = "") -> pd.Series:
-        """Return the patient of each case of a test set, by case."""
-        return self._patients[test_set]
+    def difference(self, name: str, reference: str, measure: str) -> Estimate:
+        """Return the mean difference of two evaluations on the same cases.
 
-    @cached_property
-    def _patients(self) -> dict[str, pd.Series]:
-        table = self.cases[["test_set", "case", "patient"]].drop_duplicates()
-        return {
-            name: of_set.set_index("case")["patient"] for name, of_set in table.groupby("test_set")
-        }
+        Missing a difficult structure must not be rewarded: a case with a missed or spurious
+        structure has no HD95. The DSC is 1 where there is nothing to find and nothing is found.
+        """
+        here, there = (self._comparable(each, measure) for each in (name, reference))
+        return paired_difference(here, there, self.patients)
 
-    def of_cases(self, row: Row, measure: str) -> Array:
-        """Return a measure of each case, `(cases,)`: the mean over the seeds that have a value."""
-        return mean_of_defined(self.values(row, measure))
+    def _comparable(self, name: str, measure: str) -> Array:
+        if measure == "dsc":
+            return self.values(name, "compared_dsc")
+        values = self.values(name, measure)
+        if measure == "hd95":
+            return np.where(self.values(name, "complete") == 1, values, np.nan)
+        return values
 
-    def record(self, row: Row, measure: str, estimate: Estimate, **keys: Any) -> dict[str, Any]:
+    def shares(self, name: str, region: str) -> Array:
+        """Return what the voxels of each bin add to 1, confidence and accuracy of a case.
+
+        `(3, cases, bins)`; NaN where a case has no voxel in the region.
+        """
+        sums = self.bins[name][region]
+        total = sums[0].sum(1)[:, None]
+        return sums / np.where(total > 0, total, np.nan)
+
+    def pooled_bins(self, name: str, region: str) -> CalibrationBins:
+        """Return the bins of a region, of all cases together, `(1, bins)`."""
+        count, *sums = torch.from_numpy(np.nansum(self.bins[name][region], axis=1))[:, None]
+        return CalibrationBins(count.long(), *sums)
+
+    def keys(self, name: str) -> dict[str, Any]:
+        """Return the columns of CSV files that say which evaluation a record is of."""
+        return {"evaluation": name}
+
+    def record(self, name: str, measure: str, estimate: Estimate, **keys: Any) -> dict[str, Any]:
         """Return the record of an estimate, see `calib_components.tools.report.tables`."""
-        return {
-            **row._asdict(),
-            "label": self.label(row),
-            **keys,
-            "measure": measure,
-            **estimate._asdict(),
+        labels = {"label": self.labels[name], **keys, "measure": measure}
+        return {**self.keys(name), **labels, **estimate._asdict()}
+
+
+@dataclass(frozen=True, eq=False)
+class Context:
+    """What a section of a report is made from.
+
+    Attributes:
+        results: The evaluations.
+        reference: Name of the evaluation that the others are compared with.
+        differences: Those of the others to the reference, see
+            `calib_components.tools.report.comparison.differences`; empty for one evaluation.
+        validation: An evaluation of validation cases, on which thresholds are chosen.
+    """
+
+    results: Results
+    reference: str
+    differences: pd.DataFrame = field(default_factory=pd.DataFrame)
+    validation: Evaluation | None = None
+
+
+def derive(cases: pd.DataFrame, structures: Sequence[str]) -> pd.DataFrame:
+    """Return cases with further columns, which follow from those of `cases.csv`.
+
+    `dsc` and `hd95` are means over structures. `compared_dsc` is 1 where there is nothing to find
+    and nothing is found; `complete` says that no structure is missed or spurious. With
+    probabilities: `expected_dsc`, the mean over the structures that have a DSC, too; `optimism`, by
+    which it is above the DSC; and, of each structure, `optimism`, `confidence` and `accuracy`, the
+    means over the voxels that are predicted as the structure, the errors of segmented and expected
+    volume, and `in_range`, 100 where the true volume is in the range of the probabilities.
+    """
+
+    def by_structure(measure: str) -> Array:
+        return cases[[f"{measure}_{name}" for name in structures]].to_numpy(float)
+
+    dsc, hd95 = by_structure("dsc"), by_structure("hd95")
+    mean_dsc = mean_of_defined(dsc, axis=1)
+    derived = {
+        "dsc": mean_dsc,
+        "hd95": mean_of_defined(hd95, axis=1),
+        "compared_dsc": np.where(np.isnan(mean_dsc), 1, mean_dsc),
+        "complete": (np.isnan(dsc) == np.isnan(hd95)).all(axis=1).astype(float),
+    }
+    if "aurc" in cases:  # it has probabilities
+        expected_dsc, segmented, expected, true, low, high = map(
+            by_structure,
+            (
+                "expected_dsc",
+                "segmented_volume",
+                "expected_volume",
+                "true_volume",
+                "volume_low",
+                "volume_high",
+            ),
+        )
+        optimism = expected_dsc - dsc
+        derived["optimism"] = mean_of_defined(optimism, axis=1)
+        defined = np.where(np.isnan(optimism), np.nan, expected_dsc)
+        derived["expected_dsc"] = mean_of_defined(defined, axis=1)
+        # The numerators of the expected and the true DSC are twice the sum of the probabilities of
+        # the voxels that are predicted as the structure, and twice the number of them that are
+        # right.
+        twice = 2 * np.where(segmented > 0, segmented, np.nan)
+        is_in_range = (low <= true) & (true <= high)
+        is_present = (true > 0) & ~np.isnan(expected)
+        of_structures = {
+            "optimism": optimism,
+            "confidence": expected_dsc * (segmented + expected) / twice,
+            "accuracy": dsc * (segmented + true) / twice,
+            "segmented_volume_error": segmented - true,
+            "expected_volume_error": expected - true,
+            "in_range": np.where(is_present, 100.0 * is_in_range, np.nan),
         }
-
-    def count(self, test_set: str = "") -> str:
-        """Return how many patients there are, as text; or cases, if each is its own patient."""
-        patients = self.patients(test_set)
-        number, kind = (
-            patients.nunique(),
-            "case" if (patients == patients.index).all() else "patient",
-        )
-        return f"{number} {kind}{'s' * (number != 1)}"
-
-    def seeds(self, row: Row) -> int:
-        """Return the number of seeds of a row."""
-        return self.groups[row]["seed"].nunique()
-
-    def values(self, row: Row, measure: str) -> Array:
-        """Return a measure of each seed and case, `(seeds, cases)`; NaN where it is undefined."""
-        return self._by_seed(row, self.groups[row][measure])
-
-    def comparable(self, row: Row, measure: str) -> Array:
-        """As `values`, for differences and ranks, which must not reward missing a difficult
-        structure.
-
-        A case with a missed or spurious structure in any seed has no HD95. The DSC is 1 where there
-        is nothing to find and nothing is found.
-        """
-        table = self.groups[row]
-        values = self._by_seed(
-            row, table[measure].fillna(1) if measure == "dsc" else table[measure]
-        )
-        if not measure.startswith("hd95"):
-            return values
-        defined = [
-            table[[f"{name}_{s}" for s in self.structures]].notna() for name in ("dsc", "hd95")
-        ]
-        complete = (
-            self._by_seed(
-                row, pd.Series((defined[0].values == defined[1].values).all(1), table.index)
-            )
-            == 1
-        )
-        return np.where(complete.all(0), values, np.nan)
-
-    def finds_nothing(self, row: Row) -> NDArray[np.bool_]:
-        """Return whether there is nothing to find in a case and a seed finds nothing, `(cases,)`."""
-        return np.asarray((self._by_seed(row, self.groups[row]["dsc"].isna()) > 0).any(axis=0))
-
-    def _by_seed(self, row: Row, column: pd.Series) -> Array:
-        """Return a column as `(seeds, cases)`: the mean over the networks of several folds, where
-        they have a value.
-        """
-        table = self.groups[row]
-        by_seed = column.astype(float).groupby([table["seed"], table["case"]]).mean().unstack()
-        return by_seed.reindex(columns=self.patients(row.test_set).index).to_numpy()
-
-    def case_bins(self, row: Row, region: str) -> tuple[Array, Array, Array]:
-        """Return count, sum of confidences and number correct of each bin, `(seeds, cases, bins)`."""
-        names = [name for name in self.bins if name.startswith(SUMS)]
-        summed = self.bins_of[row, region].groupby(["seed", "case"])[names].sum()
-        index = pd.MultiIndex.from_product(
-            [summed.index.unique("seed"), self.patients(row.test_set).index]
-        )
-        values = (
-            summed.reindex(index).to_numpy().reshape(len(index.unique(0)), -1, 3, len(names) // 3)
-        )
-        return tuple(np.moveaxis(values, 2, 0))
-
-    def pooled_bins(self, row: Row, region: str, seed: int | None = None) -> CalibrationBins:
-        """Return the bins of a region, of all cases and of one or all seeds together, `(1, bins)`."""
-        chosen = slice(None) if seed is None else [seed]
-        sums = (np.nansum(part[chosen], axis=(0, 1))[None] for part in self.case_bins(row, region))
-        count, *others = map(torch.from_numpy, sums)
-        return CalibrationBins(count.long(), *others)
-
-
-def write_compact(results: Results, folder: Path) -> None:
-    """Write results as five files, from which `read_compact` and `report` give the same tables.
-
-    Numbers have six significant digits.
-    """
-    make_folder(folder)
-    for name, suffix in FILES.items():
-        table = getattr(results, name)
-        if not table.empty:
-            with writing(folder / f"{name}{suffix}") as file:
-                compression: Any = (
-                    {"method": "gzip", "mtime": 0} if suffix.endswith(".gz") else None
-                )
-                table.to_csv(file, index=False, float_format="%.6g", compression=compression)
-    with writing(folder / COMPACT) as file:
-        file.write_text(json.dumps(results.about, indent=1) + "\n")
-
-
-def read_compact(folder: Path) -> Results:
-    """Read what `write_compact` wrote.
-
-    Raises:
-        InputError: A file is missing or broken.
-    """
-    tables = {}
-    for name, suffix in FILES.items():
-        file, tables[name] = folder / f"{name}{suffix}", pd.DataFrame()
-        if name in ("cases", "bins") or file.exists():
-            with reading(file, "a table of compact results"):
-                types = dict.fromkeys(TEXTS, str)
-                # A case may be called NA
-                table = pd.read_csv(file, dtype=types, keep_default_na=False, na_values=[""])
-            texts = table.columns.intersection(TEXTS)
-            tables[name] = table.assign(**table[texts].fillna(""))
-    with reading(folder / COMPACT, "what compact results are about") as file:
-        return Results(**tables, about=json.loads(file.read_bytes()))
+        for measure, values in of_structures.items():
+            derived |= {f"{measure}_{name}": values[:, i] for i, name in enumerate(structures)}
+    return pd.concat([cases, pd.DataFrame(derived, index=cases.index)], axis=1)

@@ -7,7 +7,7 @@ from __future__ import annotations
 import base64
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -105,21 +105,9 @@ def write_report(
             written.
     """
     check_output(out, MARKDOWN, overwrite=overwrite)
-    shown: dict[str, Any] = {"title": title, "answer": answer, "notices": notices}
     sections = [section for section in sections if section.table.size or section.pictures]
-    kept = [section for section in sections if section.name != "pictures"]
-    files = {f"{picture.name}.png": picture.png for section in kept for picture in section.pictures}
-    for section in kept:
-        if len(section.records):
-            files[f"{section.name}.csv"] = (
-                pd.DataFrame(section.records).to_csv(index=False).encode()
-            )
-    markdown = ENVIRONMENT.get_template("report.md.jinja").render(**shown, sections=kept)
-    files[MARKDOWN] = (re.sub(r"\n{3,}", "\n\n", markdown).strip() + "\n").encode()
-    files[PAGE] = (
-        ENVIRONMENT.get_template("page.html.jinja").render(**shown, sections=sections).encode()
-    )
     earlier = {*out.glob("*.csv"), *out.glob("*.png")} if (out / MARKDOWN).exists() else set()
+    files = _render(sections, {"title": title, "answer": answer, "notices": notices})
     make_folder(out)
     for name, content in files.items():
         with writing(out / name) as file:
@@ -130,3 +118,18 @@ def write_report(
     print(*answer.sentences)
     if answer.command:
         print(f"Next: {answer.advice}\n{answer.command}")
+
+
+def _render(sections: Sequence[Section], shown: Mapping[str, Any]) -> dict[str, bytes]:
+    """Return the files of a report by name, the page last."""
+    kept = [section for section in sections if section.name != "pictures"]
+    files = {f"{picture.name}.png": picture.png for section in kept for picture in section.pictures}
+    for section in kept:
+        if len(section.records):
+            table = pd.DataFrame(section.records)
+            files[f"{section.name}.csv"] = table.to_csv(index=False).encode()
+    markdown = ENVIRONMENT.get_template("report.md.jinja").render(**shown, sections=kept)
+    files[MARKDOWN] = (re.sub(r"\n{3,}", "\n\n", markdown).strip() + "\n").encode()
+    page = ENVIRONMENT.get_template("page.html.jinja").render(**shown, sections=sections)
+    files[PAGE] = page.encode()
+    return files

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 from numpy.typing import ArrayLike
 from scipy import stats
 
 from calib_components.handlers.evaluation_files import Evaluation
 from calib_components.quality import Reference, mean_estimate
-from calib_components.tools.report.data import WITHOUT, Results
+from calib_components.tools.report.data import Context, Results
 from calib_components.tools.report.page import Section
-from calib_components.tools.report.statistics import FEWEST_PATIENTS, SEED, Array, Estimate
-from calib_components.tools.report.structures import MEAN, confidence_and_accuracy
+from calib_components.tools.report.statistics import MIN_PATIENTS, SEED, Array, Estimate
+from calib_components.tools.report.structures import MEAN
 from calib_components.tools.report.tables import tabulate
 
 BAD, SHARE = 0.7, 0.2  # DSC below which a segmentation is bad; share of the scans that are reviewed
@@ -29,6 +29,16 @@ ABOUT = (
     " over structures; a structure that should be there and is not predicted counts as 0. Intervals"
     " are over patients. "
 )
+ABOUT_BAD = "{bad} of {scans} scans have a DSC below {limit}. "
+ABOUT_BOUNDS = (
+    "Patients for whom the lower bound of the DSC, at 90 %, holds in every scan: {held}. {note}"
+)
+ESTIMATES = {  # of each structure, by title
+    "expected DSC": "expected_dsc",
+    "mean confidence": "confidence",
+    "1 - mean entropy": "mean_entropy",
+}
+DSC = ("expected_dsc", "dsc")
 TOO_FEW = "There are too few patients for intervals. "
 NOT_SHOWN = (
     "The expected DSC is not shown to order these scans: the interval of the gap closed holds 0. "
@@ -82,7 +92,7 @@ def rank_scans(estimates: ArrayLike, dsc: ArrayLike, patients: Sequence[str]) ->
     scans = [np.flatnonzero(index == patient) for patient in range(len(names))]
 
     ends = np.full((2, len(Ranking._fields)), np.nan)
-    if len(names) >= FEWEST_PATIENTS:
+    if len(names) >= MIN_PATIENTS:
         draws = np.random.default_rng(SEED).integers(len(names), size=(RESAMPLES, len(names)))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # in some draws, no scan is below 0.7
@@ -131,59 +141,71 @@ def coverage(
     return k, n, float(low), float(high)
 
 
-def quality_section(results: Results, validation: Path | None) -> Section:
+def quality_section(context: Context) -> Section | None:
     """Return how well estimates of one network order the scans, and whether the bounds of
     validation cases hold.
     """
-    (tested,), (row, *_) = results.evaluations.values(), results.rows(temperatures=[WITHOUT])
-    known, patients = (
-        reference_of(tested if validation is None else Evaluation.read(validation)),
-        results.patients(),
-    )
-    expected, true = (
-        {name: results.of_cases(row, f"{measure}_{name}") for name in tested.structures}
-        for measure in ("expected_dsc", "dsc")
-    )
-    confidence = {
-        name: confidence_and_accuracy(results, row, name)[0] for name in tested.structures
-    }
-    estimates: dict[str, Mapping[str, Array]] = {
-        "expected DSC": expected,
-        "mean confidence": confidence,
-    }
-    if results.has(*(f"mean_entropy_{name}" for name in tested.structures)):
-        entropy = {
-            name: results.of_cases(row, f"mean_entropy_{name}") for name in tested.structures
-        }
-        estimates["1 - mean entropy"] = {name: 1 - values for name, values in entropy.items()}
-    dsc, rows = results.of_cases(row, "dsc"), list[tuple[str, str, ArrayLike, Array]]()
-    for title, values in estimates.items():
-        scans = (
-            dict(zip(values, scan, strict=True)) for scan in zip(*values.values(), strict=True)
-        )
-        rows.append((title, MEAN, [mean_estimate(scan, known.always) for scan in scans], dsc))
-    rows += [("expected DSC", name, expected[name], true[name]) for name in tested.structures]
+    results, name = context.results, context.reference
+    if len(results.names) > 1 or not results.has("aurc"):
+        return None
+    known = reference_of(context.validation or results.evaluations[name])
+    dsc = results.values(name, "dsc")
     records: list[dict[str, Any]] = []
-    for score, name, own, truth in rows:
-        ranking, keys = (
-            rank_scans(own, truth, patients),
-            {"score": score, "structure": name, "unit": "dsc"},
-        )
-        found = zip(TITLES, ranking, strict=True)
-        records += [
-            results.record(row, column, estimate, **keys, column=column)
-            for column, estimate in found
-        ]
-    caption = f"{ABOUT}{(dsc < BAD).sum()} of {len(dsc)} scans have a DSC below {BAD}. "
-    has_interval = records[0]["low"] is not None and not np.isnan(records[0]["low"])
-    caption += NOT_SHOWN * (not records[0]["low"] > 0) if has_interval else TOO_FEW
-    if validation is not None:
-        held = []
-        for name in tested.structures:
-            bounds = [known.lower_bound(name, value) for value in expected[name]]
-            k, n, low, high = coverage(bounds, true[name], patients)
-            held += [f"{name} {k} of {n} [{low:.2f}, {high:.2f}]"] * (n > 0)
-        text = "Patients for whom the lower bound of the DSC, at 90 %, holds in every scan: {}. {}"
-        caption += text.format(", ".join(held) or "no bound", known.note)
+    for title, values in _estimates(results, name, known).items():
+        records += _rank(results, (title, MEAN), values, dsc)
+    for structure in results.structures:
+        expected, true = (results.values(name, f"{each}_{structure}") for each in DSC)
+        records += _rank(results, ("expected DSC", structure), expected, true)
+    caption = ABOUT + ABOUT_BAD.format(bad=(dsc < BAD).sum(), scans=len(dsc), limit=BAD)
+    caption += _about_interval(records[0]["low"])
+    if context.validation is not None:
+        held = _bounds_that_hold(results, name, known)
+        caption += ABOUT_BOUNDS.format(held=held or "no bound", note=known.note)
     table = tabulate(records, ["score", "structure"])
     return Section("quality", "Does the expected DSC find the bad scans?", caption, table, records)
+
+
+def _about_interval(low: float) -> str:
+    """Return what the lower end of the interval of the gap closed says."""
+    if np.isnan(low):
+        return TOO_FEW
+    return NOT_SHOWN if low <= 0 else ""
+
+
+def _estimates(results: Results, name: str, known: Reference) -> dict[str, Array]:
+    """Return the estimates of each scan by title: means over structures, `(scans,)`."""
+    estimates = {}
+    for title, measure in ESTIMATES.items():
+        if not results.has(*(f"{measure}_{structure}" for structure in results.structures)):
+            continue
+        values = {each: results.values(name, f"{measure}_{each}") for each in results.structures}
+        if measure == "mean_entropy":  # lower for better segmentations
+            values = {structure: 1 - entropy for structure, entropy in values.items()}
+        scans = pd.DataFrame(values).to_dict("records")
+        estimates[title] = np.array([mean_estimate(scan, known.always) for scan in scans])
+    return estimates
+
+
+def _rank(
+    results: Results, place: tuple[str, str], estimates: ArrayLike, dsc: Array
+) -> list[dict[str, Any]]:
+    """Return the records of a score of a structure."""
+    score, structure = place
+    keys = {"score": score, "structure": structure, "unit": "dsc"}
+    ranking = rank_scans(estimates, dsc, results.patients)
+    return [
+        results.record(results.names[0], title, estimate, **keys, column=title)
+        for title, estimate in zip(TITLES, ranking, strict=True)
+    ]
+
+
+def _bounds_that_hold(results: Results, name: str, known: Reference) -> str:
+    """Return for how many patients the lower bound of each structure holds, as text."""
+    held = []
+    for structure in results.structures:
+        expected, true = (results.values(name, f"{each}_{structure}") for each in DSC)
+        bounds = [known.lower_bound(structure, value) for value in expected]
+        k, n, low, high = coverage(bounds, true, results.patients)
+        if n > 0:
+            held.append(f"{structure} {k} of {n} [{low:.2f}, {high:.2f}]")
+    return ", ".join(held)

@@ -1,10 +1,8 @@
 """Means and paired differences over cases, with 95 % intervals and tests.
 
-Cases of a patient depend on each other, so patients are resampled, not cases. With one training of
-a method, intervals are percentiles of a bootstrap over patients, and tests flip the signs of
-patients: both are about this trained network. With several trainings (seeds) of each method, seeds
-and patients are both random: intervals and tests are those of Student's t, see
-`seeds_and_patients`. Fewer than six patients (`FEWEST_PATIENTS`) have neither. Whether a network is
+Cases of a patient depend on each other, so patients are resampled, not cases. Intervals are
+percentiles of a bootstrap over patients, and tests flip the signs of patients: both are about these
+trained networks. Fewer than six patients (`MIN_PATIENTS`) have neither. Whether a network is
 calibrated is tested from two patients on, see `calibration_gap`.
 
 Undefined values are NaN. Means leave them out. `patients` are the patient of each case.
@@ -25,7 +23,7 @@ Array = NDArray[np.float64]
 RESAMPLES = 9_999
 SEED = 0  # a report has the same numbers each time it is made
 LEVEL = 0.95
-FEWEST_PATIENTS = 6  # with five, a test by signs cannot go below p = 2 / 2^5 = 0.0625
+MIN_PATIENTS = 6  # with five, a test by signs cannot go below p = 2 / 2^5 = 0.0625
 # Of `calibration_gap`: they limit the false alarms of simulations, see the tests of `judge`
 PARTS, SPREAD = 5, 0.05
 
@@ -64,54 +62,17 @@ def sums_of_patients(values: ArrayLike, patients: ArrayLike) -> Array:
 
 
 def mean_with_interval(values: ArrayLike, patients: Sequence[str]) -> Estimate:
-    """Return the mean over cases and its 95 % interval.
-
-    `values` are `(cases,)`, or `(seeds, cases)` of several trainings. The value of a case is the
-    mean over the seeds that have one; cases without any (NaN) are left out.
-    """
-    return _compare([np.atleast_2d(np.asarray(values, float))], patients)._replace(p_value=np.nan)
-
-
-def paired_difference(
-    values: ArrayLike, reference: ArrayLike, patients: Sequence[str], same_seeds: bool = False
-) -> Estimate:
-    """Compare two methods on the same cases: the mean of `values - reference`, and the p-value of
-    it being 0.
-
-    Both are `(cases,)`, or `(seeds, cases)` of several trainings. Cases where either has no value
-    (NaN) are left out. Where one of the two has a single seed, interval and p-value are over
-    patients alone. `same_seeds` says that both are of the same trained networks, such as without
-    and with a temperature.
-    """
-    tables = [np.atleast_2d(np.asarray(each, float)) for each in (values, reference)]
-    return _compare([tables[0] - tables[1]] if same_seeds else tables, patients, tests=True)
-
-
-def _compare(tables: Sequence[Array], patients: Sequence[str], tests: bool = False) -> Estimate:
-    """Return the mean of one table `(seeds, cases)`, or the difference of the means of two."""
-    of_cases = [mean_of_defined(table) for table in tables]
-    differences = of_cases[0] - of_cases[1] if len(tables) == 2 else of_cases[0]
-    defined = ~np.isnan(differences)
+    """Return the mean of `(cases,)` and its 95 % interval; undefined cases (NaN) are left out."""
+    values = np.asarray(values, float)
+    defined = ~np.isnan(values)
     cases, names = int(defined.sum()), np.asarray(patients)[defined]
     if cases == 0:
         return Estimate(np.nan)
-    mean = float(differences[defined].mean())
-    if len({*names}) < FEWEST_PATIENTS:
+    mean = float(values[defined].mean())
+    if len({*names}) < MIN_PATIENTS:
         return Estimate(mean, cases=cases)
-    if min(map(len, tables)) > 1:
-        by_patient = []
-        for table, of in zip(tables, of_cases, strict=True):
-            # A seed without a value takes that of the others
-            filled = np.where(np.isnan(table), of, table)[:, defined]
-            # Linearised contributions of patients to the ratio of sums: those with more cases weigh
-            # more.
-            sums = sums_of_patients(filled.T - filled.mean(), names).T
-            by_patient.append(filled.mean() + sums * sums.shape[1] / cases)
-        return Estimate(mean, *seeds_and_patients(mean, by_patient), cases)
-    sums, counts = (
-        sums_of_patients(values, names) for values in (differences[defined], np.ones(cases))
-    )
-    found = stats.bootstrap(
+    sums, counts = (sums_of_patients(each, names) for each in (values[defined], np.ones(cases)))
+    interval = stats.bootstrap(
         (sums, counts),
         lambda sums, counts, axis=-1: sums.sum(axis) / counts.sum(axis),
         n_resamples=RESAMPLES,
@@ -121,42 +82,19 @@ def _compare(tables: Sequence[Array], patients: Sequence[str], tests: bool = Fal
         method="percentile",
         rng=np.random.default_rng(SEED),
     ).confidence_interval
-    p_value = sign_flip_p_value(differences[:, None], patients) if tests else np.nan
-    return Estimate(mean, float(found.low), float(found.high), p_value, cases)
+    return Estimate(mean, float(interval.low), float(interval.high), cases=cases)
 
 
-def seeds_and_patients(mean: float, tables: Sequence[ArrayLike]) -> tuple[float, float, float]:
-    """Return interval and p-value of a mean, or a difference of means, where seeds and patients are
-    both random.
+def paired_difference(values: ArrayLike, reference: ArrayLike, patients: Sequence[str]) -> Estimate:
+    """Compare two evaluations of the same cases, `(cases,)` each.
 
-    With S seeds and P patients, `s^2` of the means of seeds, of the patients' (differences of)
-    means over seeds, and of the residuals `e` of each table: `se^2 = sum(s_seeds^2 / S) +
-    s_patients^2 / P - sum(s_e^2 / (S P))`, at least the larger of the first two terms. Both contain
-    the residuals, hence the subtraction. Student's t has Welch-Satterthwaite degrees of freedom
-    from S - 1 of each table and P - 1.
-
-    `tables` are `(seeds, patients)`, of one method or of two on the same patients.
+    Returns:
+        The mean of `values - reference` over the cases where both are defined, its interval, and
+        the p-value of it being 0.
     """
-    arrays = [np.asarray(table, float) for table in tables]
-    parts, degrees, residual = [], [], 0.0
-    for table in arrays:
-        seeds, patients = table.shape
-        parts.append(table.mean(1).var(ddof=1) / seeds)
-        degrees.append(seeds - 1)
-        left = table - table.mean(0) - table.mean(1, keepdims=True) + table.mean()
-        residual += (left**2).sum() / ((seeds - 1) * (patients - 1)) / (seeds * patients)
-    of_patients = arrays[0].mean(0) - (arrays[1].mean(0) if len(arrays) == 2 else 0)
-    parts.append(of_patients.var(ddof=1) / len(of_patients))
-    degrees.append(len(of_patients) - 1)
-    variance = max(sum(parts) - residual, parts[-1], sum(parts[:-1]))
-    if variance == 0:
-        return mean, mean, float(mean == 0)
-    freedom = variance**2 / sum(
-        part**2 / degree for part, degree in zip(parts, degrees, strict=True)
-    )
-    half = stats.t.ppf((1 + LEVEL) / 2, freedom, scale=variance**0.5)
-    p_value = 2 * stats.t.sf(abs(mean), freedom, scale=variance**0.5)
-    return float(mean - half), float(mean + half), float(p_value)
+    differences = np.asarray(values, float) - np.asarray(reference, float)
+    p_value = sign_flip_p_value(differences[:, None], patients)
+    return mean_with_interval(differences, patients)._replace(p_value=p_value)
 
 
 def sign_flip_p_value(values: ArrayLike, patients: Sequence[str]) -> float:
@@ -168,14 +106,14 @@ def sign_flip_p_value(values: ArrayLike, patients: Sequence[str]) -> float:
     comparisons.
 
     `values` are `(cases, K)`; a case with an undefined value (NaN) is left out. The p-value is
-    exact for up to 13 patients, and NaN with fewer than `FEWEST_PATIENTS`.
+    exact for up to 13 patients, and NaN with fewer than `MIN_PATIENTS`.
 
     Source: Fisher, "The Design of Experiments", 1935.
     """
     values = np.asarray(values, float)
     defined = ~np.isnan(values).any(1)
     sums = sums_of_patients(values[defined], np.asarray(patients)[defined])
-    if len(sums) < FEWEST_PATIENTS:
+    if len(sums) < MIN_PATIENTS:
         return np.nan
     result = stats.permutation_test(
         (np.ones(len(sums)),),

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from calib_components.metrics.measures import find_column
+from calib_components.metrics.measures import columns, find_column
 from calib_components.tools.report.statistics import Estimate
 
 Record = Mapping[Any, Any]
@@ -21,19 +21,27 @@ Record = Mapping[Any, Any]
 # What conclusions are drawn from: easy background does not decide these as it does the NLL of all
 # voxels.
 DECIDING = ("nll_predicted", "ece_predicted", "ece_all")
-RANKED = ("dsc", "hd95", "ece", "cece")  # what the paper reports and ranks by
-TRUSTED = ("dsc", "hd95", "nll_all", *DECIDING)
-COMPARED = (*TRUSTED, "ece", "cece")
-OF_REGIONS = ("ece_all", "ece_predicted", "ece_plausible", "nll_all", "nll_predicted", "brier_all")
-SHOWN = ("dsc", "hd95", *OF_REGIONS, "ece", "cece")
-# Shown of evaluations, too
-FURTHER = ("smooth_ece_all", "smooth_ece_predicted", "aurc", "error_share_5")
+COMPARED = ("dsc", "hd95", "nll_all", *DECIDING, "ece", "cece")
+SHOWN = (
+    "dsc",
+    "hd95",
+    "ece_all",
+    "ece_predicted",
+    "ece_plausible",
+    "nll_all",
+    "nll_predicted",
+    "brier_all",
+    "ece",
+    "cece",
+)
+SHOWN_REGIONS = ("", "all", "predicted")  # of measures that are not in SHOWN
 
 SIGNIFICANT = 0.05
 # Of DSC: a method that loses more is not called better, whether the loss is significant or not
 LOSS = 0.05
+ARROWS = {"higher": "↑", "lower": "↓", "": ""}
 NONE = "n/a"  # in place of a number
-MOST_DIGITS = 5
+MAX_DIGITS = 5
 VOLUMES = ("ml", "voxels")
 # Others have 3
 DIGITS = {"hd95": 2, "mean": 2, "ml": 2, "aurc": 5, "voxels": 0, "missed": 0, "spurious": 0}
@@ -62,7 +70,20 @@ def heading(measure: str, structures: Sequence[str] = (), arrow: bool = True) ->
     if column is None:
         return TITLES.get(measure, measure.replace("_", " "))
     text = f"{column.measure.title} {column.place}".strip()
-    return text + {"higher": " ↑", "lower": " ↓"}.get(column.measure.better, "") * arrow
+    return f"{text} {ARROWS[column.measure.better]}".strip() if arrow else text
+
+
+def further_measures() -> list[str]:
+    """Return the columns of the measures that have a direction and are not in `SHOWN`."""
+    shown = {column.measure.name for name in SHOWN if (column := find_column(name, []))}
+    return [
+        name
+        for name, column in columns([])
+        if column.measure.better
+        and column.measure.scope != "structure"
+        and column.measure.name not in shown
+        and column.place in SHOWN_REGIONS
+    ]
 
 
 def higher_is_better(measure: str) -> bool:
@@ -72,23 +93,30 @@ def higher_is_better(measure: str) -> bool:
 
 
 def number(value: float, measure: str, signed: bool = False) -> str:
-    """Return a number with the digits of its measure or unit; a difference with its sign and one
-    more digit.
+    """Return a number with the digits of its measure or unit.
+
+    A difference has its sign and one more digit.
     """
-    value, column = float(value), find_column(measure, [])
+    value = float(value)
     if math.isnan(value):
         return NONE
     if measure == "percent":
         return f"{value:.1f} %"
-    name = measure if column is None else column.measure.name
-    digits = DIGITS.get(name.partition("_")[0], 3) + (signed and measure not in VOLUMES)
-    if (
-        column is not None
-        and column.measure.scope == "region"
-        and 0 < abs(value) < 0.5 * 10**-digits
-    ):
-        digits = min(MOST_DIGITS, -math.floor(math.log10(abs(value))))  # a small error is not 0
-    return f"{round(value, digits) + 0.0:{'+' * signed}.{digits}f}"  # + 0.0: no -0.000
+    digits = _digits(value, measure)
+    if signed and measure not in VOLUMES:
+        digits += 1
+    sign = "+" if signed else ""
+    return f"{round(value, digits) + 0.0:{sign}.{digits}f}"  # + 0.0: no -0.000
+
+
+def _digits(value: float, measure: str) -> int:
+    column = find_column(measure, [])
+    if column is None:
+        return DIGITS.get(measure, 3)
+    digits = DIGITS.get(column.measure.name.partition("_")[0], 3)
+    if column.measure.scope == "region" and 0 < abs(value) < 0.5 * 10**-digits:
+        return min(MAX_DIGITS, -math.floor(math.log10(abs(value))))  # a small error is not 0
+    return digits
 
 
 def interval(estimate: Estimate, measure: str, signed: bool = False) -> list[str]:
@@ -128,23 +156,14 @@ def estimate_of(record: Record) -> Estimate:
 
 
 def to_cell(record: Record, bold: bool = False) -> Cell:
-    """Return the cell of a record: its number, and as notes its interval, p-value and values to
-    compare with.
-    """
-    estimate, unit, signed = (
-        estimate_of(record),
-        record.get("unit", record["measure"]),
-        record.get("signed", False),
-    )
-    p_value, published, if_true = (
-        record.get(name, np.nan) for name in ("p_value_holm", "published", "if_true")
-    )
-    notes = [*interval(estimate, unit, signed), *p_text(p_value)]
-    notes += [] if np.isnan(published) else [f"paper {number(published, unit)}"]
-    notes += [] if np.isnan(if_true) else [f"{number(if_true, unit)} if true"]
-    return Cell(
-        number(estimate.mean, unit, signed), notes, bool(bold or is_significant(estimate, p_value))
-    )
+    """Return the cell of a record: its number, and as notes its interval, p-value and others."""
+    estimate, unit = estimate_of(record), record.get("unit", record["measure"])
+    signed, p_value = record.get("signed", False), record.get("p_value_holm", np.nan)
+    notes = [*interval(estimate, unit, signed), *p_text(p_value), *record.get("notes", ())]
+    if not np.isnan(record.get("if_true", np.nan)):
+        notes.append(f"{number(record['if_true'], unit)} if true")
+    is_bold = bold or is_significant(estimate, p_value)
+    return Cell(number(estimate.mean, unit, signed), notes, bool(is_bold))
 
 
 def are_best(estimates: Sequence[Estimate], measure: str) -> list[bool]:
@@ -166,19 +185,24 @@ def tabulate(records: Sequence[Record], index: Sequence[str], marked: bool = Fal
     heading of their measure. If `marked`, the best of each column is bold, among the lines that are
     not "unmarked".
     """
-    table = pd.DataFrame({name: [str(record[name]) for record in records] for name in index})
-    table["column"] = [record.get("column") or heading(record["measure"]) for record in records]
-    table["best"] = False
-    for _, column in table[[marked and not record.get("unmarked") for record in records]].groupby(
-        "column"
-    ):
-        found = [records[place] for place in column.index]
-        table.loc[column.index, "best"] = are_best([*map(estimate_of, found)], found[0]["measure"])
-    table["cell"] = [
-        to_cell(record, best) for record, best in zip(records, table["best"], strict=True)
-    ]
-    lines, columns = table.set_index([*index]).index.unique(), table["column"].unique()
-    wide = table.pivot(index=[*index], columns="column", values="cell").reindex(
-        index=lines, columns=columns
-    )
-    return wide.map(lambda cell: cell if isinstance(cell, Cell) else Cell(""))
+    by_column: dict[str, list[Record]] = {}
+    for record in records:
+        column = record.get("column") or heading(record["measure"])
+        by_column.setdefault(column, []).append(record)
+    lines = list(dict.fromkeys(tuple(str(record[name]) for name in index) for record in records))
+    table = pd.DataFrame(lines, columns=[*index])
+    for column, of_column in by_column.items():
+        best = _best(of_column) if marked else [False] * len(of_column)
+        cells = {
+            tuple(str(record[name]) for name in index): to_cell(record, is_best)
+            for record, is_best in zip(of_column, best, strict=True)
+        }
+        table[column] = [cells.get(line, Cell("")) for line in lines]
+    return table.set_index([*index])
+
+
+def _best(records: Sequence[Record]) -> list[bool]:
+    """Return which records of a column are the best of those that may be marked."""
+    marked = [record for record in records if not record.get("unmarked")]
+    best = iter(are_best([*map(estimate_of, marked)], records[0]["measure"]))
+    return [not record.get("unmarked") and next(best) for record in records]

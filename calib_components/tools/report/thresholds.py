@@ -6,20 +6,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import torch
 
 from calib_components.data.overlap import Items, find_shared
 from calib_components.errors import InputError
 from calib_components.handlers.evaluation_files import Evaluation
-from calib_components.tools.report.data import Results
+from calib_components.metrics import ThresholdCounts
+from calib_components.tools.report.data import Context, Results
 from calib_components.tools.report.page import Section
 from calib_components.tools.report.statistics import paired_difference
 from calib_components.tools.report.tables import Cell, number, with_interval
 
 SHOWN = ("0.10", "0.25", "0.50", "0.75", "0.90")  # in the table; the CSV file has all
 USUAL = 0.5
+CHOSEN = " (chosen)"
 ABOUT = (
     "A structure is where its probability is above the threshold. Sensitivity, specificity and PPV"
     " (positive predictive value) are of the voxels of all cases together, DSC is the mean over the"
@@ -31,62 +32,76 @@ ABOUT_CHOICE = (
 )
 
 
-def thresholds_section(results: Results, validation: Path | None) -> tuple[Section, list[str]]:
-    """Return what is found at some thresholds, and a notice where validation cases have names of
-    those under test.
+def read_validation(results: Results, folder: Path) -> tuple[Evaluation, list[str]]:
+    """Read an evaluation of validation cases, to choose the thresholds of the one under test.
+
+    Returns:
+        The evaluation, and a notice where its cases have names of those under test.
 
     Raises:
-        InputError: The folder has no thresholds, or those of other structures, or cases or patients
-            under test.
+        InputError: It has no thresholds, or those of other structures, or cases or patients under
+            test.
     """
-    (tested,), about, best, notices = results.evaluations.values(), ABOUT_CHOICE, {}, []
-    if validation is not None:
-        fitted = Evaluation.read(validation)
-        if fitted.thresholds is None or tested.thresholds is None:
-            raise InputError(
-                f"--validation: {validation} has no thresholds.json. Give an evaluation with"
-                " probabilities."
-            )
-        if {*fitted.structures} != {*tested.structures}:
-            names = [", ".join(found.structures) for found in (fitted, tested)]
-            raise InputError(
-                f"--validation: {validation} has the structures {names[0]}, the evaluation"
-                f" {names[1]}."
-            )
-        notices = check_apart(tested.items(), fitted.items(), validation)
-        best = dict(zip(fitted.structures, fitted.thresholds.best().tolist(), strict=True))
-    counts, tables, parts = tested.thresholds, {}, []
-    assert counts is not None
-    for i, name in enumerate(tested.structures):
+    (tested,), fitted = results.evaluations.values(), Evaluation.read(folder)
+    if fitted.thresholds is None or tested.thresholds is None:
+        raise InputError(
+            f"--validation: {folder} has no thresholds.json. Give an evaluation with probabilities."
+        )
+    if {*fitted.structures} != {*tested.structures}:
+        names = [", ".join(evaluation.structures) for evaluation in (fitted, tested)]
+        raise InputError(
+            f"--validation: {folder} has the structures {names[0]}, the evaluation {names[1]}."
+        )
+    return fitted, check_apart(tested.items(), fitted.items(), folder)
+
+
+def thresholds_section(context: Context) -> Section | None:
+    """Return what is found of each structure at some thresholds, and those that are chosen."""
+    results = context.results
+    counts = next((each.thresholds for each in results.evaluations.values()), None)
+    if len(results.names) > 1 or counts is None:
+        return None
+    best = _best_thresholds(context.validation)
+    tables, chosen, about = {}, [], ABOUT_CHOICE
+    for i, name in enumerate(results.structures):
         dsc = counts.dsc[:, i].where(counts.true[:, i, None] > 0, torch.nan)
-        positive, predicted = counts.true_positive[:, i].sum(0), counts.predicted[:, i].sum(0)
-        true, voxels = counts.true[:, i].sum(), counts.voxels[:, i].sum()
-        measures = {
-            "sensitivity ↑": positive / true,
-            "specificity ↑": 1 - (predicted - positive) / (voxels - true),
-            "PPV ↑": positive / predicted,
-            "DSC ↑": dsc.nanmean(0),
-        }
-        threshold = best.get(name, np.nan)
-        index = [
-            f"{t:.2f}" + " (chosen)" * bool(np.isclose(t, threshold)) for t in counts.thresholds
-        ]
-        tables[name] = pd.DataFrame(measures, index)
-        if not np.isnan(threshold):
-            own, usual = (
-                dsc[:, (counts.thresholds - t).abs().argmin()] for t in (threshold, USUAL)
-            )
-            change = with_interval(paired_difference(own, usual, results.patients()), "dsc", True)
-            parts.append(f"{name} {threshold:.2f} (DSC {change} against {USUAL})")
+        index = [f"{threshold:.2f}" for threshold in counts.thresholds]
+        if name in best:
+            place = int((counts.thresholds - best[name]).abs().argmin())
+            index[place] += CHOSEN
+            usual = dsc[:, (counts.thresholds - USUAL).abs().argmin()]
+            difference = paired_difference(dsc[:, place], usual, results.patients)
+            change = with_interval(difference, "dsc", True)
+            chosen.append(f"{name} {best[name]:.2f} (DSC {change} against {USUAL})")
+        tables[name] = pd.DataFrame(_measures(counts, i) | {"DSC ↑": dsc.nanmean(0)}, index)
+    if chosen:
+        about = f"Thresholds chosen on the validation cases: {', '.join(chosen)}."
     table = pd.concat(tables, names=["structure", "threshold"])
-    shown = table[[threshold[:4] in SHOWN or len(threshold) > 4 for _, threshold in table.index]]
-    cells = shown.map(lambda share: Cell(number(share, "aurc" if 0.999 < share < 1 else "dsc")))
-    if validation is not None:
-        about = f"Thresholds chosen on the validation cases: {', '.join(parts)}."
-    return (
-        Section("thresholds", "Thresholds", f"{ABOUT} {about}", cells, table.reset_index()),
-        notices,
-    )
+    thresholds = table.index.get_level_values("threshold")
+    shown = table[thresholds.str.endswith(CHOSEN) | thresholds.str[:4].isin(SHOWN)].map(_cell)
+    return Section("thresholds", "Thresholds", f"{ABOUT} {about}", shown, table.reset_index())
+
+
+def _best_thresholds(validation: Evaluation | None) -> dict[str, float]:
+    if validation is None or validation.thresholds is None:
+        return {}
+    return dict(zip(validation.structures, validation.thresholds.best().tolist(), strict=True))
+
+
+def _measures(counts: ThresholdCounts, i: int) -> dict[str, torch.Tensor]:
+    """Return the measures of the voxels of all cases together of a structure, by title."""
+    positive, predicted = counts.true_positive[:, i].sum(0), counts.predicted[:, i].sum(0)
+    true, voxels = counts.true[:, i].sum(), counts.voxels[:, i].sum()
+    return {
+        "sensitivity ↑": positive / true,
+        "specificity ↑": 1 - (predicted - positive) / (voxels - true),
+        "PPV ↑": positive / predicted,
+    }
+
+
+def _cell(share: float) -> Cell:
+    is_close_to_1 = 0.999 < share < 1
+    return Cell(number(share, "aurc" if is_close_to_1 else "dsc"))
 
 
 def check_apart(cases: Items, others: Items, folder: Path) -> list[str]:

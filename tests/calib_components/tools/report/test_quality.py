@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 
+from calib_components.handlers.evaluation_files import Evaluation
+from calib_components.tools.report.data import Context
 from calib_components.tools.report.quality import coverage, quality_section, rank_scans
 from calib_components.tools.report.readers import read_evaluations
 from tests.calib_components.tools.report.made_up import STRUCTURES, cases_of, write_evaluation
@@ -74,7 +76,9 @@ def test_section_ranks_the_cases_and_counts_the_bounds_of_validation_patients(
     changed = {**estimates, **{f"mean_entropy_{s}": rng.uniform(0, 1, 16) for s in STRUCTURES}}
     tested = write_evaluation(tmp_path / "test", changed=changed)
     fitted = write_evaluation(tmp_path / "val", cases_of(12, first=30), seed=1)
-    section = quality_section(read_evaluations([tested]), fitted)
+    validation = Evaluation.read(fitted)
+    section = quality_section(Context(read_evaluations([tested]), "test", validation=validation))
+    assert section is not None
     cases, known = (pd.read_csv(folder / "cases.csv") for folder in (tested, fitted))
     dsc, expected = (cases[[f"{m}_{s}" for s in STRUCTURES]] for m in ("dsc", "expected_dsc"))
     found = rank_scans(expected.mean(axis=1), dsc.mean(axis=1), [*cases_of(8).values()])

@@ -15,29 +15,22 @@ from scipy import stats
 
 from calib_components.errors import InputError
 from calib_components.handlers.evaluation_files import Evaluation
-from calib_components.tools.report import comparison, statistics
+from calib_components.metrics import measures
+from calib_components.tools.report import comparison, report, statistics
 from calib_components.tools.report.calibration import judge
-from calib_components.tools.report.comparison import (
-    differences,
-    mean_records,
-    means_section,
-    pairs_of,
-)
-from calib_components.tools.report.conclusion import conclude_differences, conclude_one
-from calib_components.tools.report.data import Row
-from calib_components.tools.report.page import Answer
-from calib_components.tools.report.ranks import costs_of
-from calib_components.tools.report.readers import read_cells, read_evaluations
+from calib_components.tools.report.comparison import compare, mean_records, means_section
+from calib_components.tools.report.conclusion import conclude_one, conclude_several
+from calib_components.tools.report.data import Context
+from calib_components.tools.report.page import Answer, Section
+from calib_components.tools.report.readers import read_evaluations
 from calib_components.tools.report.report import report_folders
 from calib_components.tools.report.statistics import holm, mean_with_interval
-from calib_components.tools.report.structures import confidence_and_accuracy, structures_section
-from calib_components.tools.report.tables import COMPARED
+from calib_components.tools.report.structures import structures_section
+from calib_components.tools.report.tables import Cell
 from calib_components.tools.report.thresholds import check_apart
 from tests.calib_components.tools.report.made_up import (
     PNG,
     cases_of,
-    write_cell,
-    write_comparison,
     write_evaluation,
 )
 
@@ -198,14 +191,12 @@ def compared(tmp_path: Path, *networks: dict[str, Any], reference: str = "first"
     for seed, (folder, options) in enumerate(zip(folders, networks, strict=True)):
         write_evaluation(folder, seed=seed, **options)
     found = read_evaluations(folders)
-    table = differences(found, pairs_of(found, reference), [m for m in COMPARED if found.has(m)])
-    return conclude_differences(found, reference, table)
+    return conclude_several(Context(found, reference, compare(found, reference)))
 
 
 def test_answer_about_two_networks_names_what_is_significant(tmp_path: Path) -> None:
     over, better = {"gap": 0.1, "changed": dsc(0.8)}, {"gap": 0.02, "changed": dsc(0.81)}
-    first, second, counts, verdict = compared(tmp_path, over, better).sentences
-    assert counts == "Of 16 cases, NLL all is better in 16 and ECE all is better in 16."
+    first, second, verdict = compared(tmp_path, over, better).sentences
     assert verdict.startswith(
         "second: It is not well calibrated: overconfident where a structure is predicted"
     )
@@ -241,11 +232,11 @@ def test_network_that_segments_badly_is_not_praised(tmp_path: Path) -> None:
         warning,
     ]
     assert answer.sentences[-1].startswith("first: It is not well calibrated: overconfident")
-    table = means_section(
-        read_evaluations([tmp_path / "first", tmp_path / "second"]), ["dsc", "ece_all"]
-    ).table
+    found = read_evaluations([tmp_path / "first", tmp_path / "second"])
+    section = means_section(Context(found, "first"))
+    assert section is not None
     # The lower one is not marked as the best
-    assert [cell.bold for cell in table["ECE all ↓"]] == [False, False]
+    assert [cell.bold for cell in section.table["ECE all ↓"]] == [False, False]
     worse = compared(tmp_path, bad, {"gap": 0.1, "changed": dsc(0.4)}).sentences
     assert worse[1].startswith("Worse NLL or ECE than first: second")
     assert compared(tmp_path, {"changed": dsc(0.4)}, {"changed": dsc(0.4)}).sentences[-1] == warning
@@ -261,15 +252,6 @@ def test_nll_of_all_voxels_decides_nothing(tmp_path: Path) -> None:
     )
 
 
-def test_too_few_patients_for_any_significant_difference_are_named(tmp_path: Path) -> None:
-    networks = [{"patient_of": cases_of(6), "gap": gap, "changed": dsc(0.8)} for gap in (0.1, 0.02)]
-    text = compared(tmp_path, *networks).sentences[1]
-    assert text.endswith(
-        "differs significantly on these 6 patients, and none can: p-values of so few are 0.094 or"
-        " more."
-    )
-
-
 def test_confidence_and_accuracy_of_a_structure_are_those_of_its_predicted_voxels(
     tmp_path: Path,
 ) -> None:
@@ -279,109 +261,15 @@ def test_confidence_and_accuracy_of_a_structure_are_those_of_its_predicted_voxel
     volumes = {"segmented_volume_RV": 90.0, "true_volume_RV": 100.0, "expected_volume_RV": 95.0}
     changed = volumes | {"dsc_RV": 2 * 72 / 190, "expected_dsc_RV": 2 * 81 / 185}
     found = read_evaluations([write_evaluation(tmp_path, changed=changed)])
-    sure, right = confidence_and_accuracy(found, Row(tmp_path.name), "RV")
-    np.testing.assert_allclose(sure, 0.9)
-    np.testing.assert_allclose(right, 0.8)
-    records = pd.DataFrame(structures_section(found).records).set_index(["structure", "measure"])[
-        "mean"
-    ]
+    np.testing.assert_allclose(found.values(tmp_path.name, "confidence_RV"), 0.9)
+    np.testing.assert_allclose(found.values(tmp_path.name, "accuracy_RV"), 0.8)
+    section = structures_section(Context(found, tmp_path.name))
+    records = pd.DataFrame(section.records).set_index(["structure", "measure"])["mean"]
     assert records["RV"][["confidence", "accuracy", "gap"]].tolist() == pytest.approx(
         [0.9, 0.8, 0.1]
     )
     assert records["MYO", "optimism"] == pytest.approx(0.05)
     assert records["RV"][["segmented_volume_error", "expected_volume_error"]].tolist() == [-10, -5]
-
-
-def test_differences_are_corrected_over_methods_and_deciding_measures(tmp_path: Path) -> None:
-    write_comparison(tmp_path, temperature=0.8)
-    found = read_cells(tmp_path)
-    table = differences(
-        found, pairs_of(found, "ce_dice"), ["dsc", "nll_predicted", "ece_all", "ece"]
-    )
-    family = table[
-        (table["temperature"] == "without") & (table["reference_temperature"] == "without")
-    ]
-    assert family["measure"].tolist() == ["dsc", "nll_predicted", "ece_all", "ece"]
-    own = family.set_index("measure")
-    assert (
-        own.loc[["dsc", "ece"], "p_value_holm"].tolist()
-        == own.loc[["dsc", "ece"], "p_value"].tolist()
-    )
-    together = own.loc[["nll_predicted", "ece_all"]]
-    assert together["p_value_holm"].tolist() == holm(together["p_value"]).tolist()
-    itself = table[table["method"] == table["reference"]]
-    # A temperature changes no segmentation
-    assert {*itself["measure"]} == {"nll_predicted", "ece_all", "ece"}
-    scaled = itself[(itself["method"] == "ce_dice") & (itself["measure"] == "ece_all")].iloc[0]
-    pair = [found.values(Row("ce_dice", t), "ece_all") for t in ("with", "without")]
-    assert scaled["mean"] == pytest.approx((pair[0] - pair[1]).mean())
-    assert scaled["high"] - scaled["low"] < 0.01  # the same networks are paired
-
-
-def test_means_have_published_values_and_those_if_true(tmp_path: Path) -> None:
-    found = read_cells(write_comparison(tmp_path))
-    table = pd.DataFrame(mean_records(found, found.rows(), ["ece_all"])).set_index("method")
-    values = found.values(Row("ce_dice"), "ece_all")
-    assert (
-        tuple(table.loc["ce_dice", ["mean", "low", "high"]])
-        == mean_with_interval(values, found.patients())[:3]
-    )
-    assert table.loc["ce_dice", "sd_seeds"] == pytest.approx(values.mean(1).std(ddof=1))
-    assert table.loc["ce_dice", "sd_patients"] == pytest.approx(
-        values.mean(0).reshape(-1, 2).mean(1).std(ddof=1)
-    )
-    section = means_section(found, ["dsc", "absent", "ece", "ece_all"])
-    assert [*section.table] == ["DSC ↑", "ECE foreground ↓", "ECE all ↓", "missed / spurious"]
-    assert [*section.table.iloc[0, 1].notes][-2:] == ["paper 0.137", "0.100 if true"]
-
-
-def test_case_with_nothing_to_find_is_ranked_by_dsc_alone(tmp_path: Path) -> None:
-    undefined = np.where(np.arange(16) == 5, np.nan, 0.8)
-    names = [f"{metric}_{s}" for metric in ("dsc", "hd95") for s in ("RV", "MYO", "LV")]
-    write_evaluation(tmp_path / "right", changed=dict.fromkeys(names, undefined))
-    write_evaluation(
-        tmp_path / "wrong", changed={n: np.where(np.isnan(undefined), 0.0, 0.8) for n in names}
-    )
-    found = read_evaluations([tmp_path / "right", tmp_path / "wrong"])
-    costs = costs_of(found, found.rows(), ["dsc", "ece_all"])
-    assert costs[:, 5, 0].tolist() == [-1, 0]
-    assert np.isnan(costs[:, 5, 1]).all()
-
-
-def test_report_of_a_comparison(tmp_path: Path) -> None:
-    write_comparison(tmp_path / "runs", temperature=0.8, test_sets=("scanner",))
-    (tmp_path / "runs/nacl/seed0/cases").mkdir()
-    (tmp_path / "runs/nacl/seed0/cases/best.png").write_bytes(PNG)
-    report_folders(
-        tmp_path / "runs", out=tmp_path / "out", reference="ce_dice", compact=tmp_path / "compact"
-    )
-    page = (tmp_path / "out/index.html").read_text()
-    assert (
-        page.index("DSC than")
-        < page.index("ECE than CE+DSC: NACL")
-        < page.index("shift): scanner")
-        < page.index("Means")
-    )
-    assert "Not finished yet: svls, seed 0; svls, seed 1." in page
-    assert "NACL: best case" in page
-    csv = {file.name for file in (tmp_path / "out").glob("*.csv")}
-    assert csv == {
-        "regions.csv", "structures.csv", "all_cases.csv", "means.csv", "means_on_scanner.csv", "differences.csv",
-        "differences_on_scanner.csv", "ranks_paper.csv", "ranks_paper_temperature.csv",
-        "ranks_probabilities.csv", "ranks_probabilities_temperature.csv", "logits.csv",
-    }  # fmt: skip
-    ranks = pd.read_csv(tmp_path / "out/ranks_probabilities.csv", index_col="label")
-    assert (
-        ranks[["sum-rank", "sum-rank scanner"]].sum(axis=1).tolist()
-        == ranks["sum-rank of all"].tolist()
-    )
-    assert {"nll_all", "nll_predicted"} <= {
-        *pd.read_csv(tmp_path / "out/differences.csv")["measure"]
-    }
-    report_folders(tmp_path / "compact", out=tmp_path / "again")
-    first, second = (pd.read_csv(tmp_path / name / "means.csv") for name in ("out", "again"))
-    pd.testing.assert_frame_equal(first, second, rtol=1e-2, atol=1e-5)
-    assert (tmp_path / "out" / "reliability_nacl.png").exists()
 
 
 def test_report_of_one_evaluation_with_chosen_thresholds(tmp_path: Path) -> None:
@@ -454,34 +342,69 @@ def test_report_of_several_evaluations(tmp_path: Path) -> None:
         "# Evaluations compared: a, b, c\n\nNo DSC is clearly different from that of b"
     )
     assert "Worse NLL or ECE than b: a (NLL predicted; ECE predicted; ECE all) and c" in page
-    assert pd.read_csv(tmp_path / "out/ranks_probabilities.csv")["label"].tolist() == [
-        "a",
-        "b",
-        "c",
-    ]
     labels = write_evaluation(tmp_path / "labels", with_probabilities=False)
     report_folders(labels, folders[0], out=tmp_path / "out")
     assert "There are no probabilities in common" in (tmp_path / "out/report.md").read_text()
 
 
-def test_report_without_the_reference_says_so(tmp_path: Path) -> None:
-    write_cell(tmp_path / "runs", "svls")
-    write_cell(tmp_path / "runs", "ce_dice")
-    report_folders(tmp_path / "runs", out=tmp_path / "out")
-    assert "No differences: nacl is not among" in (tmp_path / "out/report.md").read_text()
-    assert not (tmp_path / "out/differences.csv").exists()
+def test_differences_are_corrected_over_evaluations_and_deciding_measures(tmp_path: Path) -> None:
+    names = ("a", "b", "c")
+    found = read_evaluations(
+        [write_evaluation(tmp_path / name, seed=seed) for seed, name in enumerate(names)]
+    )
+    table = compare(found, "a").set_index("measure")
+    assert {*table["name"]} == {"b", "c"}
+    assert {"dsc", "hd95", "nll_all", "nll_predicted", "ece_all"} <= {*table.index}
+    for family in (["dsc"], ["ece"], ["nll_predicted", "ece_predicted", "ece_all"]):
+        together = table.loc[family]
+        assert together["p_value_holm"].tolist() == holm(together["p_value"]).tolist()
+    difference = found.values("b", "ece_all") - found.values("a", "ece_all")
+    assert table.loc["ece_all", "mean"].iloc[0] == pytest.approx(difference.mean())
+
+
+def test_means_have_their_spread_and_the_values_if_true(tmp_path: Path) -> None:
+    found = read_evaluations([write_evaluation(tmp_path / "a")])
+    records = pd.DataFrame(mean_records(found, ["ece_all", "ece"])).set_index("measure")
+    values = found.values("a", "ece_all")
+    expected = mean_with_interval(values, found.patients)[:3]
+    assert tuple(records.loc["ece_all", ["mean", "low", "high"]]) == expected
+    by_patient = values.reshape(-1, 2).mean(1)
+    assert records.loc["ece_all", "sd_patients"] == pytest.approx(by_patient.std(ddof=1))
+    section = means_section(Context(found, "a"))
+    assert section is not None
+    assert {"DSC ↑", "ECE foreground ↓", "missed / spurious", "AURC ↓"} <= {*section.table}
+    assert section.table["ECE foreground ↓"].iloc[0].notes[-1] == "0.100 if true"
+
+
+def test_a_measure_of_the_table_of_measures_is_on_the_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made_up = measures.Measure("made_up", "made up", "lower", "", "case", lambda case: {"": 1.0})
+    monkeypatch.setattr(measures, "MEASURES", (*measures.MEASURES, made_up))
+    report_folders(write_evaluation(tmp_path / "a", changed={"made_up": 0.5}), out=tmp_path / "out")
+    assert "| made up ↓ |" in (tmp_path / "out/report.md").read_text()
+
+
+def test_a_section_of_the_list_is_on_the_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def made_up(context: Context) -> Section:
+        lines = pd.Index(["all"], name="scans")
+        table = pd.DataFrame({"cases": [Cell(str(len(context.results.patients)))]}, lines)
+        return Section("made_up", "Made up", "About it.", table, [{"cases": 16}])
+
+    monkeypatch.setattr(report, "SECTIONS", (*report.SECTIONS, made_up, lambda context: None))
+    report_folders(write_evaluation(tmp_path / "a"), out=tmp_path / "out")
+    assert "\n## Made up\n\nAbout it.\n" in (tmp_path / "out/report.md").read_text()
+    assert pd.read_csv(tmp_path / "out/made_up.csv")["cases"].tolist() == [16]
 
 
 @pytest.mark.parametrize(
     ("folders", "options", "keyword"),
     [
-        (["runs"], {"validation": Path("eval")}, "--validation"),
-        (["runs"], {"reference": "ncl"}, "--reference"),
-        (["runs"], {"out": Path("runs")}, "not empty"),
-        (["empty"], {}, "no finished cell"),
-        (["runs", "other"], {}, "one comparison"),
-        (["eval"], {"compact": Path("x")}, "--compact"),
+        ([], {}, "No folder"),
         (["eval"], {"reference": "x"}, "--reference"),
+        (["eval"], {"out": Path("eval")}, "not empty"),
         (["eval"], {"validation": Path("labels")}, "thresholds.json"),
         (["eval", "eval2"], {"validation": Path("eval")}, "--validation"),
         (["eval", "runs"], {}, r"cases\.csv"),
@@ -498,8 +421,6 @@ def test_options_and_folders_that_do_not_fit_are_refused(
     monkeypatch.chdir(tmp_path)
     for name in ("eval", "eval2", "labels"):
         write_evaluation(Path(name), with_probabilities=name != "labels")
-    for name in ("runs", "other", "svls"):
-        write_cell(Path(name), "svls" if name == "svls" else "nacl")
     with pytest.raises(InputError, match=keyword):
         report_folders(*map(Path, folders), **options)
     assert not Path("report").exists()

@@ -1,5 +1,0 @@
-"""`compare_losses` trains and evaluates losses under one protocol."""
-
-from calib_components.tools.compare.run import compare_losses
-
-__all__ = ["compare_losses"]

@@ -1,0 +1,287 @@
+"""The report of a comparison of losses: the sections of evaluations, for each test set, and ranks."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from calib_components.errors import check_choice
+from calib_components.tools.report.calibration import regions_section
+from calib_components.tools.report.cases import cases_section, pictures_section
+from calib_components.tools.report.comparison import (
+    ABOUT_BEST,
+    ABOUT_COUNTS,
+    ABOUT_DIFFERENCES,
+    ABOUT_MEANS,
+    ABOUT_REGIONS,
+    compare,
+    differences,
+    draw_means,
+    mean_records,
+    reliability_section,
+    tabulate_differences,
+    tabulate_means,
+)
+from calib_components.tools.report.conclusion import LOW, describe_differences, describe_one
+from calib_components.tools.report.data import Context
+from calib_components.tools.report.page import Answer, Picture, Section, to_png, write_report
+from calib_components.tools.report.report import size_notices
+from calib_components.tools.report.statistics import MIN_PATIENTS, mean_of_defined
+from calib_components.tools.report.structures import structures_section
+from calib_components.tools.report.tables import COMPARED, SHOWN, Cell, Record, number
+from study.compare.compact import COMPACT, write_compact
+from study.compare.data import WITH, WITHOUT, Comparison, OneTestSet, Row
+from study.compare.published import PUBLISHED, dataset_of
+from study.compare.ranks import ranks_sections
+from study.compare.readers import read_cells
+
+REFERENCE = "nacl"
+TITLE = "Losses compared: {}"
+# Of the split that is compared, without temperatures
+SECTIONS = (regions_section, structures_section, pictures_section, cases_section)
+ABOUT_TEMPERATURE = (
+    "+ T: logits are divided by a temperature T that was fitted on the validation split. T > 1: the"
+    " network was overconfident there. The segmentation stays the same. "
+)
+ABOUT_FOLDS = (
+    "Folds share one T, fitted on cases that other folds test: results with T are slightly"
+    " optimistic. "
+)
+ABOUT_SEEDS = (
+    "With several seeds, intervals and tests are over seeds and patients (Student's t). With one"
+    " seed, they are over patients alone: about these trained networks, not about another"
+    " training. "
+)
+ABOUT_LOGITS = "Mean magnitude of each logit over the voxels of each ground-truth class."
+ABOUT_SHIFT = (
+    "Of other origin than the training data (shift): {}. Nothing was fitted on these cases. A"
+    " network can be more wrong and surer of it there, and a temperature can help less or do harm."
+)
+CROSS_VALIDATION = "Cross-validation (compare_losses --folds) tests every patient."
+NO_REFERENCE = "No differences: {} is not among the finished methods."
+COMPARE = "python scripts/compare_losses.py BUNDLE --dataset_dir PREPARED --out RESULTS"
+TRAIN = (
+    "python -m monai.bundle run --bundle_root BUNDLE --config_file"
+    " \"['BUNDLE/configs/train.yaml','BUNDLE/configs/losses/LOSS.yaml']\""
+)
+
+
+def is_comparison(folder: Path) -> bool:
+    """Return whether a folder has the results of a comparison, or their compact form."""
+    names = ("plan.json", COMPACT, "*/seed*/settings.json")
+    return not (folder / "cases.csv").exists() and any([*folder.glob(name)] for name in names)
+
+
+def report_comparison(
+    folder: Path,
+    out: Path = Path("report"),
+    reference: str | None = None,
+    compact: Path | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Write tables and figures of a comparison of losses.
+
+    Cells that are not finished are named and left out.
+
+    Args:
+        folder: The results folder of compare_losses, or its compact form.
+        out: Folder for the report.
+        reference: Method that the others are compared with; default: nacl.
+        compact: Folder for a compact form of the results; default: none is written.
+        overwrite: Whether `out` may hold other files.
+
+    Raises:
+        InputError: A file is missing or broken, results cannot be compared, the reference is
+            unknown, or `out` holds other files or cannot be written.
+    """
+    comparison = read_cells(folder)
+    if reference is not None:
+        check_choice("--reference", reference, comparison.about["planned"])
+    if compact is not None:
+        write_compact(comparison, compact)
+    dataset = dataset_of(comparison.structures)
+    title = TITLE.format(dataset.upper() if dataset else ", ".join(comparison.structures))
+    reference = reference or REFERENCE
+    answer = conclude(comparison, reference)
+    sections = [*make_sections(comparison, reference)]
+    write_report(title, answer, make_notices(comparison), sections, out, overwrite)
+
+
+def make_sections(comparison: Comparison, reference: str) -> Iterator[Section]:
+    """Yield the sections of the page in their order."""
+    plain = Context(comparison.on("", comparison.rows("", [WITHOUT])), reference)
+    whole = {test_set: comparison.on(test_set) for test_set in comparison.test_sets}
+    sections: list[Section | None] = [reliability_section(Context(whole[""], reference))]
+    sections += [make(plain) for make in SECTIONS]
+    for test_set, results in whole.items():
+        sections.append(_rename(means_section(comparison, results, test_set), test_set))
+    for test_set, results in whole.items():
+        table = compare_rows(comparison, results, reference, test_set)
+        section = tabulate_differences(table, ABOUT_DIFFERENCES + ABOUT_SEEDS)
+        sections.append(_rename(section, test_set))
+    sections += [*ranks_sections(comparison), logits_section(comparison)]
+    yield from filter(None, sections)
+
+
+def _rename(section: Section | None, test_set: str) -> Section | None:
+    """Return a section with the name of its test set."""
+    if section is None or not test_set:
+        return section
+    pictures = [
+        picture._replace(name=f"{picture.name}_on_{test_set}") for picture in section.pictures
+    ]
+    name, title = f"{section.name}_on_{test_set}", f"{section.title} on {test_set}"
+    return replace(section, name=name, title=title, pictures=pictures)
+
+
+def means_section(comparison: Comparison, results: OneTestSet, test_set: str) -> Section:
+    """Return the means on a test set, with the spread over seeds and the numbers of the paper."""
+    records = mean_records(results, [each for each in SHOWN if results.has(each)])
+    for record in records:
+        row = Row(record["method"], record["temperature"], record["test_set"])
+        values = comparison.values(row, record["measure"])
+        record["seeds"] = len(values)
+        record["sd_seeds"] = float(pd.Series(mean_of_defined(values, axis=1)).std())
+        record["published"] = find_published(comparison, row, record["measure"])
+    caption = ABOUT_MEANS.format(patients=results.count)
+    if len(results.names) > 1:
+        caption += ABOUT_BEST
+    if not test_set:
+        caption += about_comparison(comparison)
+    table = tabulate_means(results, [record | _note(record) for record in records])
+    return Section("means", "Means", caption, table, records, _draw_means(results, records))
+
+
+def _note(record: Record) -> dict[str, Any]:
+    """Return the paper's number as a note of a record."""
+    if record["published"] is None:
+        return {}
+    return {"notes": [f"paper {number(record['published'], record['measure'])}"]}
+
+
+def _draw_means(results: OneTestSet, records: Sequence[Record]) -> list[Picture]:
+    if len(results.names) == 1 or results.patients.nunique() < MIN_PATIENTS:
+        return []
+    scaled = [name for name, row in results.rows.items() if row.temperature == WITH]
+    title = "Means with 95 % intervals; hollow: with temperature"
+    return [Picture("means", title, to_png(draw_means(results, records, hollow=scaled)))]
+
+
+def about_comparison(comparison: Comparison) -> str:
+    """Return what a reader should know of the means of all methods."""
+    parts = [ABOUT_SEEDS, ABOUT_COUNTS]
+    if "ece_all" in comparison.cases:
+        parts.insert(0, ABOUT_REGIONS)
+    if not comparison.temperatures.empty:
+        parts.insert(0, ABOUT_FOLDS if comparison.about.get("folds") else "")
+        parts.insert(0, ABOUT_TEMPERATURE)
+    return "".join(parts)
+
+
+def find_published(comparison: Comparison, row: Row, measure: str) -> float | None:
+    """Return the paper's number for a row; None if it has none."""
+    place = (dataset_of(comparison.structures), row.method)
+    is_published = measure in PUBLISHED and place in PUBLISHED.index
+    is_tested = comparison.about.get("split") == "testing" and row == Row(row.method)
+    return float(PUBLISHED.loc[place, measure]) if is_published and is_tested else None
+
+
+def compare_rows(
+    comparison: Comparison, results: OneTestSet, reference: str, test_set: str
+) -> pd.DataFrame:
+    """Return the differences of all rows to those of the reference, and of each method with its
+    temperature to itself.
+
+    P-values are corrected over the rows with the same temperatures.
+    """
+    measures = [measure for measure in COMPARED if results.has(measure)]
+    rows = comparison.rows(test_set)
+    tables = []
+    for base, other in itertools.product((WITHOUT, WITH), repeat=2):
+        pairs = [
+            (row.name, each.name)
+            for row, each in itertools.product(rows, repeat=2)
+            if row.method != reference == each.method
+            and (each.temperature, row.temperature) == (base, other)
+        ]
+        tables.append(differences(results, pairs, measures))
+    tables.append(_compare_with_themselves(results, rows, measures))
+    return pd.concat([table for table in tables if len(table)] or tables, ignore_index=True)
+
+
+def _compare_with_themselves(
+    results: OneTestSet, rows: Sequence[Row], measures: Sequence[str]
+) -> pd.DataFrame:
+    """Return the differences of methods with their temperature to those without."""
+    scaled = [row for row in rows if row.temperature == WITH]
+    pairs = [(row.name, row._replace(temperature=WITHOUT).name) for row in scaled]
+    # A temperature leaves segmentations as they are
+    probabilities = [measure for measure in measures if measure not in ("dsc", "hd95")]
+    return differences(results, pairs, probabilities)
+
+
+def logits_section(comparison: Comparison) -> Section | None:
+    """Return the mean magnitude of the logits, where it was measured."""
+    magnitudes = comparison.about.get("magnitudes")
+    if not magnitudes:
+        return None
+    names = comparison.about["class_names"]
+    tables = {
+        label: pd.DataFrame(magnitudes[name], names, names)
+        for name, label in comparison.labels.items()
+        if name in magnitudes
+    }
+    table = pd.concat(tables, names=["label", "ground truth"])
+    shown = table.map(lambda value: Cell(number(value, "mean"))).add_prefix("logit of ")
+    return Section("logits", "Magnitude of the logits", ABOUT_LOGITS, shown, table.reset_index())
+
+
+def conclude(comparison: Comparison, reference: str) -> Answer:
+    """Return what the split that is compared says, and what to do next."""
+    plain = comparison.on("", comparison.rows("", [WITHOUT]))
+    if len(plain.names) == 1:
+        sentences, _ = describe_one(plain)
+        return Answer(sentences, *_next_step(comparison, *plain.names))
+    if reference not in plain.names:
+        return Answer([NO_REFERENCE.format(reference)])
+    sentences, best = describe_differences(Context(plain, reference, compare(plain, reference)))
+    return Answer(sentences, *_next_step(comparison, best))
+
+
+def _next_step(comparison: Comparison, best: str) -> tuple[str, str]:
+    """Return what to do next after a comparison, as a text and a command."""
+    if mean_of_defined(comparison.values(Row(best), "dsc").mean(0)) < LOW:
+        text = "Improve the segmentation: train longer (losses without a Dice term need it most)."
+        return text, f"{COMPARE} --max_epochs 200"
+    if comparison.patients[""].nunique() < MIN_PATIENTS:
+        return "Test every patient, by cross-validation.", f"{COMPARE} --folds 5"
+    if min(comparison.seeds(Row(name)) for name in comparison.labels) == 1:
+        text = "Repeat the trainings: one of each does not tell a loss from chance."
+        return text, f"{COMPARE} --seeds 0,1,2"
+    if len(comparison.test_sets) == 1:
+        return "Test patients of another origin.", f"{COMPARE} --evaluate_on OTHER=PREPARED_OTHER"
+    return f"Train with {comparison.labels[best]} on your data.", TRAIN
+
+
+def make_notices(comparison: Comparison) -> list[str]:
+    """Return what a reader should know before the numbers."""
+    about = comparison.about
+    notices: list[str] = []
+    fewest = min(comparison.patients, key=lambda name: comparison.patients[name].nunique())
+    number_of_patients = comparison.patients[fewest].nunique()
+    notices += size_notices(comparison.on(fewest).count, number_of_patients)
+    if number_of_patients < MIN_PATIENTS:
+        notices.append(CROSS_VALIDATION)
+    further: Sequence[Any] = [name for name in comparison.test_sets if name]
+    if further:
+        notices.append(ABOUT_SHIFT.format(", ".join(further)))
+    unfinished = {
+        "Not evaluated with all folds yet": about.get("unfinished_test_sets"),
+        "Not finished yet": about.get("missing"),
+    }
+    return notices + [f"{kind}: {'; '.join(names)}." for kind, names in unfinished.items() if names]
