@@ -8,6 +8,7 @@ from torch import Tensor
 from calib_components.errors import check_choice, check_number
 from calib_components.losses.base import CalibrationLoss, Extras
 from calib_components.losses.priors import PROPORTIONS, Window
+from calib_components.losses.targets import Labels
 
 
 class NACLLoss(CalibrationLoss):

@@ -112,7 +112,7 @@ class TestLoadVolumed:
     def test_label_map_among_the_images(self, codes: Sequence[int], tmp_path: Path) -> None:
         array = np.random.default_rng(0).choice(list(codes), (9, 8, 7)).astype(np.int16)
         with pytest.raises(
-            InputError, match=r"scan_mask\.nii\.gz: the image looks like a label map"
+            InputError, match=r"scan_mask\.nii\.gz: channel 0 looks like a label map"
         ):
             LoadVolumed("image")({"image": str(save(tmp_path / "scan_mask.nii.gz", array))})
         for image in (array * 0.3, np.arange(17 * 8 * 7).reshape(17, 8, 7).astype(np.int16) // 56):
@@ -280,11 +280,7 @@ def test_slabs_equal_the_transform_of_the_whole_volume() -> None:
 
 def test_contrast() -> None:
     noise = torch.rand(2, 20, 20, 20)
-    small = noise[:1] / 100
-    small[0, 4:8, 4:8, 4] = 1  # 0.2 % of the voxels
-    bright = noise.clone()
-    bright[:, 0, 0, 0] = 900
-    for image in (noise, small, bright, noise * 1e-30, noise[:1] - 1e4):
+    for image in (noise, noise * 1e-30, noise[:1] - 1e4):
         assert check_image(image) is image
     scan = MetaTensor(noise, meta={"filename_or_obj": "scan.nii.gz"})
     scan[1] = -1000
@@ -292,11 +288,6 @@ def test_contrast() -> None:
         InputError, match=r"scan\.nii\.gz: channel 1 has no contrast: all values are -1000"
     ):
         check_image(scan)
-    bright[0, 3, 3, 3] = 3e38
-    with pytest.raises(
-        InputError, match=r"^image: .* no contrast: a few outliers span .* to 3e\+38"
-    ):
-        check_image(bright[:1])
 
 
 @pytest.mark.parametrize(
