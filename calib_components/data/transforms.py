@@ -37,7 +37,7 @@ WHOLE = 1e-2
 PADDING = -1500  # Hounsfield units below any tissue and air, whose noise is less than 500
 FAT = -40  # Hounsfield units: fat and air lie below
 SOFT_TISSUE = (-160, 240)  # Hounsfield units
-MIN_SHARE = 0.01  # of the voxels of a scan, for air and fat and for soft tissue
+MIN_DARK, MIN_SOFT = 0.01, 0.1  # shares of the voxels of a scan: air and fat, soft tissue
 Image = TypeVar("Image", bound=torch.Tensor)
 
 
@@ -259,13 +259,14 @@ class CheckHounsfieldd(MapTransform):
                 seen = (channel >= PADDING) & (channel != 0)
                 dark = seen & (channel < FAT)
                 soft = seen & (channel > SOFT_TISSUE[0]) & (channel < SOFT_TISSUE[1])
-                if min(dark.sum(), soft.sum()) <= MIN_SHARE * seen.sum():
+                dark_share, soft_share = (part.sum() / seen.sum() for part in (dark, soft))
+                if not (dark_share > MIN_DARK and soft_share > MIN_SOFT):  # or nothing is seen
                     raise InputError(
                         f"{file_name(data[key])}: values from {channel.min():.6g} to"
-                        f" {channel.max():.6g} are not Hounsfield units of CT, where more than"
-                        f" {MIN_SHARE:.0%} lie below {FAT} (air, fat) and in {SOFT_TISSUE} (soft"
-                        " tissue). Apply the rescale slope and intercept of the scan, or pass"
-                        " --ignore_intensity true."
+                        f" {channel.max():.6g} are not Hounsfield units of CT:"
+                        f" {dark_share:.1%} are below {FAT} (air, fat), {soft_share:.1%} in"
+                        f" {SOFT_TISSUE} (soft tissue). Apply the rescale slope and intercept of"
+                        " the scan, or pass --ignore_intensity true."
                     )
         return dict(data)
 
