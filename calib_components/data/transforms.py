@@ -43,11 +43,8 @@ Image = TypeVar("Image", bound=torch.Tensor)
 
 def file_name(image: Any) -> str:
     """Return the file that an image was loaded from, for messages; `image` if it is not known."""
-    return (
-        str(image.meta.get("filename_or_obj", "image"))
-        if isinstance(image, MetaTensor)
-        else "image"
-    )
+    meta = image.meta if isinstance(image, MetaTensor) else {}
+    return str(meta.get("filename_or_obj", "image"))
 
 
 def slice_axis(spacing: Sequence[float], shape: Sequence[int]) -> int:
@@ -314,15 +311,14 @@ class ResampledVolumesd(MapTransform):
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
-        self.resample = {
-            key: Spacing(spacing, mode=own) for key, own in zip(self.keys, mode, strict=True)
-        }
+        modes = zip(self.keys, mode, strict=True)
+        self.resample = {key: Spacing(spacing, mode=mode_of_key) for key, mode_of_key in modes}
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        return {
-            **data,
-            **{key: self.resample[key](data[key]) for key in self.key_iterator(dict(data))},
-        }
+        item = dict(data)
+        for key in self.key_iterator(item):
+            item[key] = self.resample[key](item[key])
+        return item
 
 
 def has_other_pixels(sizes: Sequence[float], trained_on: Sequence[float]) -> bool:

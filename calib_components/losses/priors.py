@@ -193,7 +193,7 @@ def _svls_filter(maps: Tensor, size: int, sigma: float, dtype: torch.dtype) -> T
     """
     radius = size // 2
     taps = {i: math.exp(-((i / sigma) ** 2) / 2) for i in range(1, radius + 1)}
-    centre, around = maps, torch.zeros_like(maps, dtype=dtype)
+    centre, around = maps, torch.zeros(1, dtype=dtype, device=maps.device).expand(maps.shape)
     for dim in range(2, maps.ndim):
         # The first axis stays in the small type of the labels
         line = _shifted(maps if dim == 2 else centre + around, dim, size)
@@ -208,10 +208,10 @@ def _svls_filter(maps: Tensor, size: int, sigma: float, dtype: torch.dtype) -> T
 def _mode_class(values: Tensor, size: int, num_classes: int) -> Tensor:
     """Class with the largest count, the smallest of several; N where no voxel counts."""
     counts = _counts(one_hot(values, num_classes), size)
-    is_most_frequent = counts.eq(counts.amax(1, keepdim=True).clamp_(min=1))
+    largest = counts.amax(1, keepdim=True).clamp_(min=1)
     # Descending, so that the largest is that of the smallest class
     ranks = num_classes - classes_like(counts, num_classes)
-    return num_classes - is_most_frequent.mul(ranks).amax(1, keepdim=True)
+    return num_classes - counts.eq_(largest).mul_(ranks).amax(1, keepdim=True)
 
 
 def _median_class(values: Tensor, size: int, num_classes: int) -> Tensor:

@@ -124,7 +124,7 @@ def prepare_data(
         )
     cases = _list_cases(dataset, src, patient)
     split = SplitOptions(fractions, folds, seed)
-    split.check(len({case.patient for case in cases}))
+    split.check(cases)
     workers = count_workers(workers)
     with _locked_output(facts, out):
         names = [f"{index} {name}" for index, name in enumerate(facts.class_names)]

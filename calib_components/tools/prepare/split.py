@@ -30,8 +30,8 @@ class SplitOptions:
     folds: int | None = None
     seed: int = 0
 
-    def check(self, num_patients: int) -> None:
-        """Raise `InputError` unless so many patients can be split."""
+    def check(self, cases: Sequence[SourceCase]) -> None:
+        """Raise `InputError` unless the patients of these cases can be split."""
         is_whole = math.isclose(sum(self.fractions), 1, abs_tol=1e-6)
         if len(self.fractions) != 3 or min(self.fractions) < 0 or not is_whole:
             raise InputError(
@@ -39,7 +39,7 @@ class SplitOptions:
                 f" {self.fractions}."
             )
         if self.folds is not None:
-            check_count("folds", self.folds, 2, num_patients)
+            check_count("folds", self.folds, 2, len({case.patient for case in cases}))
 
 
 def split_patients(

@@ -202,9 +202,7 @@ def body(shape: tuple[int, int, int] = (40, 40, 24)) -> np.ndarray:
 
 GOOD: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "as it is": lambda v: v,
-    "whole numbers": np.round,
     "clipped to the window": lambda v: v.clip(-160, 240),
-    "clipped to a wider one": lambda v: v.clip(-1000, 1000),
     **{
         f"padded with {p}": lambda v, p=p: np.pad(v, 6, constant_values=p)
         for p in (-1024, -2000, -3024, -32768)
@@ -218,7 +216,6 @@ GOOD: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "fat and soft tissue": lambda v: v[15:34],
     "outside set to 0": lambda v: np.where(v < -500, 0, v),
     "noise": lambda v: v + np.random.default_rng(1).normal(0, 80, v.shape),
-    "no noise": lambda v: v.round(-2) + 10,
     "outside set to air, no fat": lambda v: np.where(v < 0, -1024, v.clip(0, 90)),
 }
 BAD: dict[str, Callable[[np.ndarray], np.ndarray]] = {
@@ -231,10 +228,8 @@ BAD: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "0 to 1": lambda v: (v.clip(-1000, 1000) + 1000) / 2000,
     "8 bits": lambda v: ((v.clip(-160, 240) + 160) / 400 * 255).round(),
     "z-scores": lambda v: (v - v.mean()) / v.std(),
-    "divided by 1000": lambda v: v / 1000,
     "times 10": lambda v: v * 10,
     "times 10, no air": lambda v: v[12:] * 10,
-    "without fat": lambda v: v.clip(0),
     "MR": lambda v: np.random.default_rng(1).rayleigh(300, v.shape) - 5,
 }
 
