@@ -13,7 +13,6 @@ import atexit
 import hashlib
 import json
 import logging
-import math
 import os
 import shutil
 import sys
@@ -39,8 +38,6 @@ from calib_components.errors import InputError, reading, writing_folder
 
 IMAGE, LABEL, SOURCE = "image.nii", "label.nii", "source.json"
 CONTENT = "content"  # in source.json: SHA-256 of the two files
-# Bytes of images that a training reads whole to compare their hashes, in some 5 s
-MOST_CHECKED = 2**32
 SPLITS = ("training", "validation", "testing")
 Items = Sequence[Mapping[str, Any]]
 Prepare = Callable[[Mapping[str, Any]], Mapping[str, Any]]
@@ -164,42 +161,27 @@ def _with_paths(item: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def _check_apart(listed: Mapping[str, Items], split: str, file: Path, refuse_trained: bool) -> None:
-    for other, seen in {"training": "are trained on", "validation": "choose the epoch"}.items():
+    """Warn of cases that decide on the weights as well, or refuse those that are trained on."""
+    for other, role in (("training", "are trained on"), ("validation", "choose the epoch")):
         if other == split:
-            break
-        if shared := find_shared(listed[split], listed[other]):
-            message = f"{file}: {len(shared)} of the cases for {split} {seen} as well: {shared[0]}."
-            if refuse_trained and other == "training":
-                raise InputError(f"{message} Leave them out of one of the two.")
-            logging.getLogger(__name__).warning("%s", message)
+            return
+        shared = find_shared(listed[split], listed[other])
+        if not shared:
+            continue
+        message = f"{file}: {len(shared)} of the cases for {split} {role} as well: {shared[0]}."
+        if refuse_trained and other == "training":
+            raise InputError(f"{message} Leave them out of one of the two.")
+        logging.getLogger(__name__).warning("%s", message)
 
 
 def _check_size(file: str, shape: Sequence[int], image_size: Sequence[int] | None) -> None:
     if len(shape) < 3:
         raise InputError(f"{file}: shape {tuple(shape)} is not that of a volume.")
     if image_size is not None and tuple(shape[:2]) != tuple(image_size):
-        size = (
-            f"the image_size {list(image_size)}, which must be the size that the cases were"
-            " prepared at"
+        raise InputError(
+            f"{file}: shape {tuple(shape)} is not that of slices of the image_size"
+            f" {list(image_size)}, which must be the size that the cases were prepared at."
         )
-        raise InputError(f"{file}: shape {tuple(shape)} is not that of slices of {size}.")
-
-
-def check_content(item: Mapping[str, Any]) -> None:
-    """Raise `InputError` if the files of a prepared case have changed since, by the hash that
-    `source.json` has.
-    """
-    if (file := Path(item["image"]).with_name(SOURCE)).is_file():
-        content = hashlib.sha256()
-        with reading(file):
-            recorded = json.loads(file.read_bytes()).get(CONTENT)
-            for key in ("image", "label"):
-                content.update(Path(item[key]).read_bytes())
-        if recorded not in (None, content.hexdigest()):
-            raise InputError(
-                f"{file.parent}: files have changed since. Delete the folder, and run prepare_data"
-                " again."
-            )
 
 
 def load_sample(path: str | os.PathLike, index: int | None = None) -> torch.Tensor:
@@ -264,7 +246,7 @@ class CaseDataset(Dataset):
 
     Raises:
         InputError: A raw case has values that are NaN or infinite, or labels of other voxels or
-            with other values; or the files of a prepared case have changed since.
+            with other values.
     """
 
     def __init__(self, data: Items, prepare: Prepare, transform: Callable | None = None) -> None:
@@ -285,9 +267,7 @@ class SliceDataset(CacheDataset):
         spatial_dims: 2 for items that are slices, 3 for whole volumes.
 
     Raises:
-        InputError: There is no case, one has slices of another size, or, unless the images take
-            more than 4 GiB, files of one have changed since it was prepared; see also
-            `CaseDataset`.
+        InputError: There is no case, or one has slices of another size; see also `CaseDataset`.
     """
 
     def __init__(
@@ -300,7 +280,7 @@ class SliceDataset(CacheDataset):
         spatial_dims: int = 2,
     ) -> None:
         samples: list[dict[str, Any]] = []
-        for case in _prepared(data, prepare, MOST_CHECKED):
+        for case in _prepared(data, prepare):
             shape = open_nifti(case["image"]).shape
             _check_size(case["image"], shape, image_size)
             indices = range(shape[2]) if spatial_dims == 2 else [None]
@@ -338,26 +318,18 @@ class SliceDataset(CacheDataset):
         return super()._transform(index)
 
 
-def _prepared(data: Items, prepare: Prepare, most: float = math.inf) -> list[Mapping[str, Any]]:
-    """Return the items with raw cases replaced by prepared ones; of up to `most` bytes of images,
-    check the content.
-    """
+def _prepared(data: Items, prepare: Prepare) -> list[Mapping[str, Any]]:
+    """Return the items with raw cases replaced by prepared ones."""
     items = list(data)
-    ready = [item for item in items if "case" in item]
-    if sum(os.path.getsize(item["image"]) for item in ready) <= most:
-        for item in ready:
-            check_content(item)
-    if raw := [index for index, item in enumerate(items) if "case" not in item]:
-        folder = Path(tempfile.mkdtemp(prefix="cases-"))
-        atexit.register(shutil.rmtree, folder, ignore_errors=True)
-        logging.getLogger(__name__).info("Preparing %d cases in %s.", len(raw), folder)
-        for index in raw:
-            check_same_grid(items[index]["label"], ensure_tuple(items[index]["image"])[0])
-            case, volumes = folder / str(index), prepare(items[index])
-            write_case(case, volumes["image"], volumes["label"], volumes["image"].affine)
-            items[index] = {
-                "case": str(case),
-                "image": str(case / IMAGE),
-                "label": str(case / LABEL),
-            }
+    raw = [index for index, item in enumerate(items) if "case" not in item]
+    if not raw:
+        return items
+    folder = Path(tempfile.mkdtemp(prefix="cases-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    logging.getLogger(__name__).info("Preparing %d cases in %s.", len(raw), folder)
+    for index in raw:
+        check_same_grid(items[index]["label"], ensure_tuple(items[index]["image"])[0])
+        case, volumes = folder / str(index), prepare(items[index])
+        write_case(case, volumes["image"], volumes["label"], volumes["image"].affine)
+        items[index] = {"case": str(case), "image": str(case / IMAGE), "label": str(case / LABEL)}
     return items

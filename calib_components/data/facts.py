@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import operator
 import os
@@ -21,15 +22,6 @@ FACTS, DATALIST = "facts.yaml", "datalist.json"  # in a folder of prepared cases
 # Of the sides that a network sees, which it halves four times, or three times in 3D
 MULTIPLES = {2: 16, 3: 8}
 EXAMPLES = {2: "two multiples of 16, such as 192,192", 3: "three multiples of 8, such as 96,96,48"}
-
-
-class _Loader(yaml.SafeLoader):
-    """Reads YAML without aliases: a few lines of nested ones stand for gigabytes."""
-
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            raise ValueError("it has an alias (*); write the value in its place")
-        return super().compose_node(parent, index)
 
 
 @dataclass(frozen=True)
@@ -100,39 +92,49 @@ class Facts:
             raise InputError(
                 f"{name}: written by a newer version of calib_components. Update the package."
             )
-        for key in ("class_names", "label_codes"):
-            if (
-                len(set(content[key])) != facts.num_classes
-                or len(content[key]) != facts.num_classes
-            ):
-                raise InputError(
-                    f"{name}: {key} must hold {facts.num_classes} different values, got"
-                    f" {content[key]}."
-                )
-        if not all(isinstance(code, int) for code in facts.label_codes):
-            raise InputError(f"{name}: label_codes must be whole numbers, got {facts.label_codes}.")
-        if facts.slice_axis not in (None, 0, 1, 2):
-            raise InputError(f"{name}: slice_axis must be 0, 1 or 2, got {facts.slice_axis!r}.")
-        if any(
-            index not in range(facts.num_classes)
-            for classes in facts.structures.values()
-            for index in classes
-        ):
-            raise InputError(
-                f"{name}: structures have class indices beyond the {facts.num_classes} classes."
-            )
-        if facts.spatial_dims not in EXAMPLES:
-            raise InputError(f"{name}: spatial_dims must be 2 or 3, got {facts.spatial_dims!r}.")
-        if facts.image_size is not None or facts.spatial_dims == 2:
-            check_size(f"{name}: image_size", facts.image_size)
-        check_size(f"{name}: crop_size", facts.crop_size, facts.spatial_dims)
-        if facts.spatial_dims == 2 and any(
-            map(operator.gt, facts.crop_size, facts.image_size or ())
-        ):
-            raise InputError(
-                f"{name}: crop_size {facts.crop_size} is larger than image_size {facts.image_size}."
-            )
+        facts._check(name)
         return facts
+
+    def _check(self, name: str) -> None:
+        classes = range(self.num_classes)
+        for holds, rule in (
+            (
+                len({*self.class_names}) == len(self.class_names) == len(classes),
+                f"class_names must hold {len(classes)} different values, got {self.class_names}",
+            ),
+            (
+                len({*self.label_codes}) == len(self.label_codes) == len(classes),
+                f"label_codes must hold {len(classes)} different values, got {self.label_codes}",
+            ),
+            (
+                {*itertools.chain.from_iterable(self.structures.values())} <= {*classes},
+                f"structures have class indices beyond the {len(classes)} classes",
+            ),
+            (
+                self.slice_axis in (None, 0, 1, 2),
+                f"slice_axis must be 0, 1 or 2, got {self.slice_axis!r}",
+            ),
+            (
+                self.spacing is None or (len(self.spacing) == 3 and min(self.spacing) > 0),
+                f"spacing must be three sizes of voxels in mm, such as 1,1,1.5, got {self.spacing}",
+            ),
+            (
+                self.spatial_dims in MULTIPLES,
+                f"spatial_dims must be 2 or 3, got {self.spatial_dims!r}",
+            ),
+        ):
+            if not holds:
+                raise InputError(f"{name}: {rule}.")
+        self._check_sizes(name)
+
+    def _check_sizes(self, name: str) -> None:
+        if self.image_size is not None or self.spatial_dims == 2:
+            check_size(f"{name}: image_size", self.image_size)
+        check_size(f"{name}: crop_size", self.crop_size, self.spatial_dims)
+        if self.spatial_dims == 2 and any(map(operator.gt, self.crop_size, self.image_size or ())):
+            raise InputError(
+                f"{name}: crop_size {self.crop_size} is larger than image_size {self.image_size}."
+            )
 
 
 def check_size(name: str, size: Any, number: int = 2) -> None:
@@ -148,35 +150,43 @@ def check_size(name: str, size: Any, number: int = 2) -> None:
         raise InputError(f"{name} must be {EXAMPLES[number]}, got {size}.")
 
 
-def read_facts(file: str | os.PathLike, **own: Any) -> Facts:
+def read_facts(file: str | os.PathLike, **bundle: Any) -> Facts:
     """Read the facts of a folder of prepared cases or of weights; those of the bundle if there is
     no `facts.yaml`.
 
     Args:
         file: `facts.yaml`, or a file beside it, such as the weights.
-        **own: The facts of the bundle.
+        **bundle: The facts of the bundle.
 
     Raises:
         InputError: The file is broken or of a data set with another geometry than the bundle's; or
             there is none beside a list of cases with other classes.
     """
-    default, facts = Facts.parse(own, "facts"), facts_beside(file)
+    default, facts = Facts.parse(bundle, "facts"), facts_beside(file)
     place = Path(str(file)).with_name(FACTS)
-    if facts is None and (datalist := place.with_name(DATALIST)).is_file():
-        with reading(datalist):
-            listed = list(json.loads(datalist.read_bytes()).get("labels", {}).values())
-        if listed and listed != default.class_names:
-            others = f"{DATALIST} names other classes than the bundle: {', '.join(listed)}"
-            raise InputError(
-                f"{place}: no such file, and {others}. Copy the file as well, or prepare the data"
-                " again."
-            )
-    if facts is not None and facts.dataset != default.dataset:
-        remedy = f"Use the bundle of {facts.dataset}, or prepare the data again."
+    if facts is None:
+        _check_classes_of_list(place, default)
+        return default
+    if facts.dataset != default.dataset:
         raise InputError(
-            f"{place}: prepared like {facts.dataset}, the bundle is for {default.dataset}. {remedy}"
+            f"{place}: prepared like {facts.dataset}, the bundle is for {default.dataset}. Use the"
+            f" bundle of {facts.dataset}, or prepare the data again."
         )
-    return facts or default
+    return facts
+
+
+def _check_classes_of_list(place: Path, default: Facts) -> None:
+    """Raise `InputError` if the list of cases where facts are missing has other classes."""
+    datalist = place.with_name(DATALIST)
+    if not datalist.is_file():
+        return
+    with reading(datalist):
+        labels = json.loads(datalist.read_bytes()).get("labels", {})
+    if labels and [*labels.values()] != default.class_names:
+        raise InputError(
+            f"{place}: no such file, and {DATALIST} names other classes than the bundle:"
+            f" {', '.join(labels.values())}. Copy the file as well, or prepare the data again."
+        )
 
 
 def facts_beside(file: str | os.PathLike) -> Facts | None:
@@ -185,7 +195,7 @@ def facts_beside(file: str | os.PathLike) -> Facts | None:
     if not file.exists():
         return None
     with reading(file):
-        return Facts.parse(yaml.load(file.read_text(encoding="utf-8"), _Loader), str(file))
+        return Facts.parse(yaml.safe_load(file.read_text(encoding="utf-8")), str(file))
 
 
 def write_facts(facts: Facts, folder: str | os.PathLike) -> None:

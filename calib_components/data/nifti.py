@@ -128,34 +128,37 @@ def check_same_grid(file: str | os.PathLike, other: str | os.PathLike) -> None:
     """Raise `InputError` if the header of a NIfTI file has another shape or affine than that of
     `other`.
     """
-    own, reference = open_nifti(file), open_nifti(other)
-    _check_grids(
-        Grid(own.affine, own.shape[:3], file), Grid(reference.affine, reference.shape[:3], other)
+    grid, target = (
+        Grid(image.affine, image.shape[:3], name)
+        for image, name in ((open_nifti(file), file), (open_nifti(other), other))
     )
+    _check_grids(grid, target)
 
 
-def turn_onto(own: Grid, other: Grid, remedy: str = "") -> np.ndarray | None:
+def turn_onto(grid: Grid, target: Grid, remedy: str = "") -> np.ndarray | None:
     """Return how to reorder and flip the axes of a volume to have the voxels of another; None if it
     has them.
 
     Raises `InputError` if they lie at other places; `remedy` is what else helps then.
     """
-    if own.shape == other.shape and not grid_distance(own.affine, other.affine, own.shape):
+    if grid.shape == target.shape and not grid_distance(grid.affine, target.affine, grid.shape):
         return None
-    turn = axes_onto(own.affine, other.affine)
-    moved = tuple(own.shape[axis] for axis in np.argsort(turn[:, 0]))
-    _check_grids(Grid(own.affine @ inv_ornt_aff(turn, own.shape), moved, own.name), other, remedy)
+    turn = axes_onto(grid.affine, target.affine)
+    shape = tuple(grid.shape[axis] for axis in np.argsort(turn[:, 0]))
+    turned = Grid(grid.affine @ inv_ornt_aff(turn, grid.shape), shape, grid.name)
+    _check_grids(turned, target, remedy)
     return turn
 
 
-def _check_grids(own: Grid, other: Grid, remedy: str = "") -> None:
-    if own.shape != other.shape:
+def _check_grids(grid: Grid, target: Grid, remedy: str = "") -> None:
+    if grid.shape != target.shape:
         raise InputError(
-            f"{own.name}: shape {own.shape} differs from {other.shape} of {other.name}."
+            f"{grid.name}: shape {grid.shape} differs from {target.shape} of {target.name}."
         )
-    if distance := grid_distance(own.affine, other.affine, own.shape):
+    distance = grid_distance(grid.affine, target.affine, grid.shape)
+    if distance:
         raise InputError(
-            f"{own.name}: affine differs from that of {other.name} by up to {distance:.3g} mm."
+            f"{grid.name}: affine differs from that of {target.name} by up to {distance:.3g} mm."
             f" Resample one to the grid of the other{remedy}."
         )
 

@@ -44,19 +44,20 @@ def find_shared(one: Items, other: Items) -> list[Shared]:
     """Find the cases of one set that share a volume or a patient with the other; few files are read
     as a whole.
     """
-    patients, alike = {item["patient"]: item for item in reversed(other)}, defaultdict(list)
+    patients = {item["patient"]: item for item in reversed(other)}
+    alike = defaultdict(list)
     for item in other:
         alike[_outline(item)].append(item)
-    found = []
+    alike.pop(None, None)
+    shared = []
     for item in one:
-        candidates = alike.get(outline, ()) if (outline := _outline(item)) else ()
-        if same := next(
-            (each for each in candidates if _outline(each, True) == _outline(item, True)), None
-        ):
-            found.append(Shared(item, same, True))
+        candidates = alike.get(_outline(item), [])
+        same = [each for each in candidates if _content(each) == _content(item)]
+        if same:
+            shared.append(Shared(item, same[0], True))
         elif item["patient"] in patients:
-            found.append(Shared(item, patients[item["patient"]], False))
-    return found
+            shared.append(Shared(item, patients[item["patient"]], False))
+    return shared
 
 
 def content_of(label: torch.Tensor) -> str:
@@ -67,30 +68,41 @@ def content_of(label: torch.Tensor) -> str:
     """
     axes = range(label.ndim - 1)
     slabs = [slab.long() * (slab.long() + 7) for slab in label[0].cpu().split(SLAB, -1)]
-    parts = [
-        [slab.sum([other for other in axes if other != axis]) for slab in slabs] for axis in axes
-    ]
-    profiles = [sum(part) for part in parts[:-1]] + [torch.cat(parts[-1])]
-    if not profiles[0].any():
+    profiles = []
+    for axis in axes:
+        parts = [slab.sum([other for other in axes if other != axis]) for slab in slabs]
+        profile = torch.cat(parts) if axis == axes[-1] else torch.stack(parts).sum(0)
+        profiles.append(profile.tolist())
+    if not any(profiles[0]):
         return ""
-    turned = sorted(min(each, each[::-1]) for each in (profile.tolist() for profile in profiles))
+    turned = sorted(min(profile, profile[::-1]) for profile in profiles)
     return hashlib.sha256(repr(turned).encode()).hexdigest()
 
 
-def _outline(item: Mapping[str, Any], whole: bool = False) -> Any:
-    """What equal volumes have in common, and few others, or `whole`, no others; None for one that
-    is not known.
-    """
+def _outline(item: Mapping[str, Any]) -> Any:
+    """Return what equal volumes have in common, and few others; None for one that is not known."""
     if "image" not in item:
         return item.get("content") or None
     try:
         with open(item["image"], "rb") as file:
-            # Ends with a checksum and the size of its content
-            if str(item["image"]).lower().endswith(".gz"):
-                file.seek(-8, os.SEEK_END)
+            size = file.seek(0, os.SEEK_END)
+            if _is_compressed(item):  # ends with a checksum and the size of its content
+                file.seek(max(size - 8, 0))
                 return file.read()
-            size = os.path.getsize(item["image"])
-            file.seek(HEADER if whole else size // 2)
-            return hashlib.sha256(file.read()).digest() if whole else (size, file.read(SAMPLE))
+            file.seek(size // 2)
+            return size, file.read(SAMPLE)
     except OSError:
         return None
+
+
+def _content(item: Mapping[str, Any]) -> Any:
+    """Return what only equal volumes have in common, if their outlines are equal."""
+    if "image" not in item or _is_compressed(item):
+        return _outline(item)
+    with open(item["image"], "rb") as file:
+        file.seek(HEADER)
+        return hashlib.sha256(file.read()).digest()
+
+
+def _is_compressed(item: Mapping[str, Any]) -> bool:
+    return str(item["image"]).lower().endswith(".gz")

@@ -6,7 +6,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from calib_components.errors import check_number
-from calib_components.losses.base import CalibrationLoss, Labels, whole
+from calib_components.losses.base import CalibrationLoss
+from calib_components.losses.slabs import whole
+from calib_components.losses.targets import Labels
 
 # As in MONAI: the overlap of a class that is neither predicted nor present counts as complete
 SMOOTH = 1e-5
@@ -32,12 +34,10 @@ class DiceCELoss(CalibrationLoss):
         self.dice_weight = dice_weight
 
     def mean(self, logits: Tensor, labels: Labels) -> Tensor:
-        cross_entropy = super().mean(logits, labels)
-        return (
-            cross_entropy + self.dice_weight * dice_loss(logits, labels)
-            if self.dice_weight
-            else cross_entropy
-        )
+        mean = super().mean(logits, labels)
+        if self.dice_weight:
+            mean = mean + self.dice_weight * dice_loss(logits, labels)
+        return mean
 
     def voxel_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         return F.cross_entropy(logits, labels, reduction="none")
@@ -46,8 +46,7 @@ class DiceCELoss(CalibrationLoss):
 def dice_loss(logits: Tensor, labels: Labels) -> Tensor:
     """`monai.losses.DiceLoss(softmax=True)`, over the voxels that count."""
     slab = whole(logits.shape)
-    p, y = logits.softmax(1), labels.probabilities(slab, logits.dtype)
-    counted = labels.counted(slab, logits.dtype)
-    p = p if counted is None else p * counted
+    p = labels.without_ignored(logits.softmax(1), slab)
+    y = labels.probabilities(slab, logits.dtype)
     overlap, sizes = (p * y).flatten(2).sum(2), (p + y).flatten(2).sum(2)
     return (1 - (2 * overlap + SMOOTH) / (sizes + SMOOTH)).mean()

@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 
 from calib_components.errors import check_count
-from calib_components.losses.base import CalibrationLoss, Labels, Prepared, Slab, map_slabs
+from calib_components.losses.base import CalibrationLoss, Extras
+from calib_components.losses.slabs import Slab, map_slabs
+from calib_components.losses.targets import Labels
 
 
 class L1ACELoss(CalibrationLoss):
@@ -60,48 +62,43 @@ class L1ACELoss(CalibrationLoss):
         self.num_bins = num_bins
         self.ignore_empty_classes = ignore_empty_classes
 
-    def prepare(self, logits: Tensor, labels: Labels) -> Prepared:
-        """Return the factor of each bin, from a first pass over the voxels.
+    def prepare(self, logits: Tensor, labels: Labels) -> Extras:
+        """Return the factor of each bin, `(b, N, num_bins)`, from a first pass over the voxels.
 
         The gap of a bin is `|sum(p - y)| / count`, which is the sum over its voxels of `p - y`
         times `sign / count`.
         """
-        shape = (3, *logits.shape[:2], self.num_bins)
-        sums = torch.zeros(shape, dtype=torch.float64, device=logits.device)
-
-        def sums_of_slab(slab: Slab) -> tuple[slice, Tensor]:
-            p = logits[slab].softmax(1)
-            y, counted = labels.probabilities(slab, p.dtype), labels.counted(slab, p.dtype)
-            excess = p.double() - y
-            ones = (
-                torch.ones_like(excess) if counted is None else counted.double().expand_as(excess)
-            )
-            bins, zeros = self._bins(p).flatten(2), torch.zeros_like(sums[0, slab.images])
-            parts = [zeros.scatter_add(2, bins, each.flatten(2)) for each in (ones, excess * ones)]
-            return slab.images, torch.stack(
-                [*parts, y.flatten(2).sum(2, keepdim=True).expand_as(zeros)]
-            )
-
-        for images, part in map_slabs(sums_of_slab, logits.shape, logits.device):
-            sums[:, images] += part
-        count, excess, present = sums
+        count, excess, present = self._sums_in_bins(logits, labels)
         num_filled = (count > 0).sum(-1, keepdim=True)
-        # The mean over the voxels divides by their number; L1-ACE is a mean over the bins.
-        factors = (
-            excess.sign()
-            / (count * num_filled).clamp(min=1)
-            * labels.num_counted()
-            / count[..., 0].numel()
-        )
+        factors = excess.sign() / (count * num_filled).clamp(min=1)
         if self.ignore_empty_classes:
             factors = factors * (present > 0)
-        factors = factors.to(logits.dtype)
-        return lambda slab: factors[slab.images]
+        # L1-ACE is a mean over images and classes; the mean over the voxels divides by their number
+        factors = (factors.mul(labels.num_counted()) / count[..., 0].numel()).to(logits.dtype)
+        return lambda slab: (factors[slab.images],)
 
     def voxel_loss(self, logits: Tensor, labels: Tensor, factors: Tensor) -> Tensor:
         p = logits.softmax(1)
         factor = factors.gather(2, self._bins(p.detach()).flatten(2)).view_as(p)
         return (factor * (p - labels)).sum(1)
+
+    def _sums_in_bins(self, logits: Tensor, labels: Labels) -> Tensor:
+        """Number of voxels, sum of `p - y` and sum of `y` over all bins, `(3, B, N, num_bins)`."""
+
+        def sums_of_slab(slab: Slab) -> Tensor:
+            shape = (3, *logits.shape[:2], self.num_bins)
+            sums = torch.zeros(shape, dtype=torch.float64, device=logits.device)
+            p = logits[slab].softmax(1)
+            y = labels.probabilities(slab, p.dtype)
+            ones = labels.without_ignored(torch.ones_like(p, dtype=torch.float64), slab)
+            bins = self._bins(p).flatten(2)
+            count, excess, present = sums[:, slab.images]
+            count.scatter_add_(2, bins, ones.flatten(2))
+            excess.scatter_add_(2, bins, ((p.double() - y) * ones).flatten(2))
+            present += y.flatten(2).sum(2, keepdim=True)
+            return sums
+
+        return torch.stack(map_slabs(sums_of_slab, logits.shape, logits.device)).sum(0)
 
     def _bins(self, p: Tensor) -> Tensor:
         """Bin of each probability; of NaN, any bin."""

@@ -6,9 +6,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from calib_components.errors import check_number
-from calib_components.losses.base import Labels
 from calib_components.losses.dice_ce import dice_loss
 from calib_components.losses.l1_ace import L1ACELoss
+from calib_components.losses.targets import Labels
 
 
 class L1ACEDiceCELoss(L1ACELoss):

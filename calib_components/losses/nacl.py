@@ -6,8 +6,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from calib_components.errors import check_choice, check_number
-from calib_components.losses.base import CalibrationLoss, Labels, Prepared
+from calib_components.losses.base import CalibrationLoss, Extras
 from calib_components.losses.priors import PROPORTIONS, Window
+from calib_components.losses.targets import Labels
 
 
 class NACLLoss(CalibrationLoss):
@@ -94,11 +95,12 @@ class NACLLoss(CalibrationLoss):
         self.penalty_weight = penalty_weight
         self.accepts_probabilities = prior in PROPORTIONS
 
-    def prepare(self, logits: Tensor, labels: Labels) -> Prepared:
-        return lambda slab: self.window.prior(labels, slab, logits.dtype)
+    def prepare(self, logits: Tensor, labels: Labels) -> Extras:
+        return lambda slab: (self.window.prior(labels, slab, logits.dtype),)
 
     def voxel_loss(self, logits: Tensor, labels: Tensor, prior: Tensor) -> Tensor:
         cross_entropy = F.cross_entropy(logits, labels, reduction="none")
-        difference = (logits if self.constraint == "logits" else logits.softmax(1)) - prior
+        constrained = logits if self.constraint == "logits" else logits.softmax(1)
+        difference = constrained - prior
         distance = difference.abs() if self.penalty == "l1" else difference.square()
         return cross_entropy + self.penalty_weight / logits.shape[1] * distance.sum(1)

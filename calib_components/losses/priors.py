@@ -17,15 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from calib_components.errors import InputError, check_choice, check_count, check_number
-from calib_components.losses.base import (
-    Labels,
-    Slab,
-    check_target,
-    classes_like,
-    map_slabs,
-    one_hot,
-    plain,
-)
+from calib_components.losses.slabs import Slab, map_slabs
+from calib_components.losses.targets import Labels, check_target, classes_like, one_hot, plain
 
 PRIORS = ("mean", "gaussian", "max", "min", "median", "mode")
 # The priors that are proportions of classes; also defined for probabilities
@@ -104,9 +97,11 @@ def neighbor_prior(
             f"target must hold class indices for the prior {prior!r}, got probabilities."
         )
     result = torch.empty(shape, dtype=dtype, device=target.device)
-    map_slabs(
-        lambda slab: result[slab].copy_(window.prior(labels, slab, dtype)), shape, target.device
-    )
+
+    def write(slab: Slab) -> None:
+        result[slab] = window.prior(labels, slab, dtype)
+
+    map_slabs(write, shape, target.device)
     return result
 
 
@@ -132,33 +127,36 @@ class Window:
         """The prior in a slab, `(b, N, h, ...)`, from the labels of the slab and of the rows around
         it.
         """
-        num_classes, values = labels.num_classes, self._padded(labels, slab)
+        values = self._padded(labels, slab)
         if self.kind in PROPORTIONS:
-            proportions = self._filter(
-                values if labels.are_probabilities else one_hot(values, num_classes), dtype
-            )
-            if labels.has_ignored:
-                counted = self._filter((values >= 0).to(values.dtype), dtype)
-                proportions.div_(counted.masked_fill_(counted == 0, 1))
-            return proportions
+            return self._proportions(values, labels, dtype)
         if self.kind == "max":
             index = _combine(values, self.size, torch.maximum)
         elif self.kind == "min":
-            index = _combine(values.masked_fill(values < 0, num_classes), self.size, torch.minimum)
+            values = values.masked_fill(values < 0, labels.num_classes)
+            index = _combine(values, self.size, torch.minimum)
         elif self.kind == "median":
-            index = _median_class(values, self.size, num_classes)
+            index = _median_class(values, self.size, labels.num_classes)
         else:
-            index = _mode_class(values, self.size, num_classes)
-        return one_hot(index, num_classes).to(dtype)
+            index = _mode_class(values, self.size, labels.num_classes)
+        return one_hot(index, labels.num_classes).to(dtype)
+
+    def _proportions(self, values: Tensor, labels: Labels, dtype: torch.dtype) -> Tensor:
+        """Weighted share of each class among the voxels of a window that count."""
+        if labels.are_probabilities:
+            return self._filter(values, dtype)
+        proportions = self._filter(one_hot(values, labels.num_classes), dtype)
+        if labels.has_ignored:
+            counted = self._filter((values >= 0).to(values.dtype), dtype)
+            proportions.div_(counted.masked_fill_(counted == 0, 1))
+        return proportions
 
     def _padded(self, labels: Labels, slab: Slab) -> Tensor:
         """Values of the labels in a slab and around it, padded beyond the image."""
         radius, values = self.size // 2, labels.values[slab.images]
         first, last = slab.rows.start - radius, slab.rows.stop + radius
-        margins = [
-            (max(-first, 0), max(last - values.shape[2], 0)),
-            *[(radius, radius)] * (values.ndim - 3),
-        ]
+        margins = [(radius, radius)] * (values.ndim - 2)
+        margins[0] = (max(-first, 0), max(last - values.shape[2], 0))
         values = values[:, :, max(first, 0) : min(last, values.shape[2])]
         if self.padding == "background" and self.kind != "gaussian":
             sizes = [size for margin in reversed(margins) for size in margin]
@@ -167,8 +165,8 @@ class Window:
                 padded[:, :1] = F.pad(values[:, :1], sizes, value=1.0)
             return padded
         for dim, (before, after) in enumerate(margins, 2):
-            border = values.narrow(dim, 0, 1), values.narrow(dim, -1, 1)
-            values = torch.cat([border[0]] * before + [values] + [border[1]] * after, dim)
+            first_row, last_row = values.narrow(dim, 0, 1), values.narrow(dim, -1, 1)
+            values = torch.cat([first_row] * before + [values] + [last_row] * after, dim)
         return values
 
     def _filter(self, maps: Tensor, dtype: torch.dtype) -> Tensor:
@@ -189,41 +187,38 @@ def _svls_filter(maps: Tensor, size: int, sigma: float, dtype: torch.dtype) -> T
     """Filter padded maps with the SVLS kernel.
 
     The kernel is a Gaussian whose centre is replaced by the sum of all its other weights: the voxel
-    itself weighs 0.5, and the voxels around it share the other half. The sum over the voxels around
-    is computed axis by axis, since a Gaussian is separable, and voxels at the same distance on an
-    axis are added first, since it is symmetric.
+    itself weighs 0.5, and the voxels around it share the other half. A Gaussian is separable, so
+    the sum is computed axis by axis, for the centre and for what is around it: a difference of the
+    two would lose all digits where the Gaussian is narrow.
     """
     radius = size // 2
     taps = {i: math.exp(-((i / sigma) ** 2) / 2) for i in range(1, radius + 1)}
-    line = centres = _shifted(maps, 2, size)
-    around, weight_around = torch.zeros_like(centres[radius], dtype=dtype), 0.0
+    centre, around = maps, torch.zeros(1, dtype=dtype, device=maps.device).expand(maps.shape)
     for dim in range(2, maps.ndim):
-        if dim > 2:
-            line, centres = (
-                _shifted(part, dim, size) for part in (centres[radius] + around, centres[radius])
-            )
-            around = _shifted(around, dim, size)[radius]
+        # The first axis stays in the small type of the labels
+        line = _shifted(maps if dim == 2 else centre + around, dim, size)
+        centre, around = (_shifted(part, dim, size)[radius] for part in (centre, around))
         for i, tap in taps.items():
             around = torch.add(around, line[radius - i] + line[radius + i], alpha=tap)
-        weight_around += 2 * sum(taps.values()) * (1 + weight_around)
-    return around.mul_(0.5 / weight_around).add_(centres[radius], alpha=0.5)
+    # The sum of the weights of a Gaussian but for its centre, which is 1
+    weight_around = math.expm1((maps.ndim - 2) * math.log1p(2 * sum(taps.values())))
+    return around.mul_(0.5 / weight_around).add_(centre, alpha=0.5)
 
 
 def _mode_class(values: Tensor, size: int, num_classes: int) -> Tensor:
     """Class with the largest count, the smallest of several; N where no voxel counts."""
     counts = _counts(one_hot(values, num_classes), size)
     largest = counts.amax(1, keepdim=True).clamp_(min=1)
-    return num_classes - counts.eq_(largest).mul_(
-        num_classes - classes_like(counts, num_classes)
-    ).amax(1, keepdim=True)
+    # Descending, so that the largest is that of the smallest class
+    ranks = num_classes - classes_like(counts, num_classes)
+    return num_classes - counts.eq_(largest).mul_(ranks).amax(1, keepdim=True)
 
 
 def _median_class(values: Tensor, size: int, num_classes: int) -> Tensor:
     """Class at which the cumulative count reaches half of the total; N where no voxel counts."""
-    up_to_class = values.masked_fill(values < 0, num_classes).repeat(
-        1, num_classes, *[1] * (values.ndim - 2)
-    )
-    cumulative = _counts(up_to_class.le_(classes_like(values, num_classes)), size)
+    values = values.masked_fill(values < 0, num_classes)
+    repeated = values.repeat(1, num_classes, *[1] * (values.ndim - 2))
+    cumulative = _counts(repeated.le_(classes_like(values, num_classes)), size)
     total = cumulative[:, -1:]
     half = (total - total // 2).clamp_(min=1)
     return cumulative.lt_(half).sum(1, keepdim=True, dtype=cumulative.dtype)

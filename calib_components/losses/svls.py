@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from calib_components.losses.base import CalibrationLoss, Labels, Prepared
+from calib_components.losses.base import CalibrationLoss, Extras
 from calib_components.losses.priors import Window
+from calib_components.losses.targets import Labels
 
 
 class SVLSLoss(CalibrationLoss):
@@ -46,8 +47,8 @@ class SVLSLoss(CalibrationLoss):
         super().__init__(ignore_index)
         self.window = Window("gaussian", kernel_size, sigma)
 
-    def prepare(self, logits: Tensor, labels: Labels) -> Prepared:
-        return lambda slab: self.window.prior(labels, slab, logits.dtype)
+    def prepare(self, logits: Tensor, labels: Labels) -> Extras:
+        return lambda slab: (self.window.prior(labels, slab, logits.dtype),)
 
     def voxel_loss(self, logits: Tensor, labels: Tensor, soft_labels: Tensor) -> Tensor:
         return F.cross_entropy(logits, soft_labels, reduction="none")

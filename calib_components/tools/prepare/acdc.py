@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from calib_components.tools.prepare.case import Case, nifti_file
+from calib_components.tools.prepare.case import SourceCase, nifti_file
 
 LAYOUT = "training/patientNNN/Info.cfg or patientNNN/Info.cfg"
 
 
-def find_cases(src: Path) -> list[Case]:
+def find_cases(src: Path) -> list[SourceCase]:
     """List two frames of every `patientNNN` in `training` or, if there is no such folder, in `src`
     itself.
 
@@ -26,13 +26,9 @@ def find_cases(src: Path) -> list[Case]:
             frames = {f"{patient}_frame{int(info[phase]):02d}" for phase in ("ED", "ES")}
         except (OSError, KeyError, ValueError):
             problem = f"{info_file}: cannot read the lines 'ED: FRAME' and 'ES: FRAME'."
-            cases.append(Case(patient, patient, problem=problem))
+            cases.append(SourceCase(patient, patient, problem=problem))
             continue
         for frame in frames:
-            images = (nifti_file(folder, frame),)
-            cases.append(
-                Case(
-                    frame, patient, info.get("Group", ""), images, nifti_file(folder, frame, "_gt")
-                )
-            )
+            image, label = nifti_file(folder, frame), nifti_file(folder, f"{frame}_gt")
+            cases.append(SourceCase(frame, patient, info.get("Group", ""), (image,), label))
     return cases

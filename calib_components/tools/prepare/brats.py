@@ -6,23 +6,22 @@ import re
 from pathlib import Path
 
 from calib_components.data.nifti import files_below
-from calib_components.tools.prepare.case import NIFTI, Case, nifti_file
+from calib_components.tools.prepare.case import SourceCase, nifti_file, nifti_files
 from calib_components.tools.prepare.facts import facts_of_dataset
 
 LAYOUT = "NAME_flair.nii.gz at any depth"
 
 
-def find_cases(src: Path) -> list[Case]:
+def find_cases(src: Path) -> list[SourceCase]:
     """List the cases by their files; the group is HGG or LGG if a folder is called so."""
     suffixes = facts_of_dataset("brats", src).file_suffixes
-    file_name = re.compile(rf"(.+)({'|'.join(suffixes)}|_seg){NIFTI}", re.IGNORECASE)
-    cases = {}
-    for file in files_below(src):
-        if match := file_name.fullmatch(file.name):
-            folder, name = file.parent, match[1]
-            group = next(
-                (part for part in folder.relative_to(src).parts if part in ("HGG", "LGG")), ""
-            )
-            images = tuple(nifti_file(folder, name, suffix) for suffix in suffixes)
-            cases[folder, name] = Case(name, name, group, images, nifti_file(folder, name, "_seg"))
-    return list(cases.values())
+    pattern = re.compile(rf"(.+)({'|'.join(suffixes)}|_seg)")
+    cases = []
+    for folder in sorted({file.parent for file in files_below(src)}):
+        grades = [part for part in folder.relative_to(src).parts if part in ("HGG", "LGG")]
+        matches = [pattern.fullmatch(name) for name in nifti_files(folder)]
+        for name in sorted({match[1] for match in matches if match}):
+            images = tuple(nifti_file(folder, name + suffix) for suffix in suffixes)
+            label = nifti_file(folder, f"{name}_seg")
+            cases.append(SourceCase(name, name, next(iter(grades), ""), images, label))
+    return cases

@@ -1,10 +1,9 @@
-"""The facts of the data sets that have a bundle, and the transforms that bring their volumes to the
-network's grid.
-"""
+"""The facts of the data sets, and the transforms that bring their volumes to the network's grid."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import yaml
 from monai.bundle import ConfigParser
 
-from calib_components.data.facts import Facts, check_size
+from calib_components.data.facts import Facts
 from calib_components.data.transforms import NamedCompose
 from calib_components.errors import InputError, check_count
 
@@ -30,38 +29,51 @@ def facts_of_dataset(
     are found by the spacing.
     """
     config = _config(name)
-    content = {
-        key: value for key, value in config["facts"].items() if key not in ("_target_", "file")
-    }
-    size = list(image_size) if image_size else content["image_size"]
-    if content["image_size"] is None:
-        if image_size:
-            raise InputError(
-                f"image_size is of no use for data like {name}: cases keep their size. See spacing."
-            )
-        content["spacing"] = list(spacing) if spacing else content["spacing"]
-        if len(content["spacing"]) != 3 or min(content["spacing"]) <= 0:
-            raise InputError(
-                "spacing must be three sizes of voxels in mm, such as 1,1,1.5, got"
-                f" {content['spacing']}."
-            )
-    else:
-        if spacing:
-            raise InputError(
-                f"spacing is of no use for data like {name}: slices are brought to one image_size."
-            )
-        check_size("image_size", size)
-        content["crop_size"] = [
-            min(sides) for sides in zip(size, content["crop_size"], strict=True)
-        ]
-    if slice_axis is not None:
-        check_count("slice_axis", slice_axis, 0, 2)
-        if "@slice_axis" not in str(config["volume_transforms"]):
-            raise InputError(
-                f"slice_axis is of no use for data like {name}: their slices are axial."
-            )
-    content |= {"image_size": size, "slice_axis": slice_axis, "source": str(source.resolve())}
-    return Facts.parse(content, f"{name}.yaml")
+    facts = dict(config["facts"])
+    for key in ("_target_", "file"):  # what reads them in a bundle
+        facts.pop(key)
+    for option, value in (
+        ("image_size", image_size and list(image_size)),
+        ("slice_axis", slice_axis),
+        ("spacing", spacing and list(spacing)),
+    ):
+        if value is not None:
+            if f"@{option}" not in str(config["volume_transforms"]):
+                raise InputError(f"{option} is of no use for data like {name}. Leave it out.")
+            facts[option] = value
+    if image_size:
+        sides = zip(image_size, facts["crop_size"], strict=False)
+        facts["crop_size"] = [min(pair) for pair in sides]
+    return Facts.parse({**facts, "source": str(source.resolve())}, f"data like {name}")
+
+
+def with_structures(
+    facts: Facts, structures: Mapping[str, frozenset[int]], in_channels: int
+) -> Facts:
+    """Return the facts of a data set of the user's own, like another one.
+
+    Args:
+        facts: Of the data set that it is like.
+        structures: Values of each structure in the label files.
+        in_channels: Number of channels of an image.
+    """
+    check_count("in_channels", in_channels, 1)
+    codes = sorted({0}.union(*structures.values()))
+    names = {values: name for name, values in structures.items()}
+    class_names = [names.get(frozenset([code]), f"class{code}") for code in codes[1:]]
+    return replace(
+        facts,
+        num_classes=len(codes),
+        in_channels=in_channels,
+        class_names=["background", *class_names],
+        label_codes=codes,
+        structures={
+            name: [codes.index(code) for code in sorted(values)]
+            for name, values in structures.items()
+        },
+        file_suffixes=[],
+        crop_size=facts.image_size or facts.crop_size,
+    )
 
 
 def volume_transforms(facts: Facts, ignore_intensity: bool = False) -> NamedCompose:
@@ -71,11 +83,13 @@ def volume_transforms(facts: Facts, ignore_intensity: bool = False) -> NamedComp
     The transforms are the package's own; of the facts, `image_size`, `slice_axis` and `spacing`
     enter, as values.
     """
-    config: dict[str, Any] = {
-        name: getattr(facts, name) for name in ("image_size", "slice_axis", "spacing")
+    config = {
+        "image_size": facts.image_size,
+        "slice_axis": facts.slice_axis,
+        "spacing": facts.spacing,
+        "ignore_intensity": ignore_intensity,
+        "volume_transforms": _config(facts.dataset)["volume_transforms"],
     }
-    config["ignore_intensity"] = ignore_intensity
-    config["volume_transforms"] = _config(facts.dataset)["volume_transforms"]
     return NamedCompose(ConfigParser(config).get_parsed_content("volume_transforms"))
 
 

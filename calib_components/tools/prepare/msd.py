@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from calib_components.errors import reading
-from calib_components.tools.prepare.case import Case, find_pairs
+from calib_components.tools.prepare.case import SourceCase, find_pairs
 
 LAYOUT = "imagesTr/NAME.nii.gz and labelsTr/NAME.nii.gz"
 
 
-def find_cases(src: Path) -> list[Case]:
+def find_cases(src: Path) -> list[SourceCase]:
     """List every name that has an image in `imagesTr` or a label in `labelsTr`."""
     return find_pairs(src / "imagesTr", src / "labelsTr")
 

@@ -5,10 +5,10 @@ ended.
 from __future__ import annotations
 
 import math
-import operator
 import statistics
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,25 +20,19 @@ from tqdm.contrib.concurrent import thread_map
 from calib_components.data.cases import IMAGE, write_case
 from calib_components.data.facts import FACTS, MULTIPLES, Facts, facts_beside, write_facts
 from calib_components.data.nifti import open_nifti
-from calib_components.errors import (
-    InputError,
-    check_choice,
-    check_count,
-    check_writable,
-    make_folder,
-)
+from calib_components.errors import InputError, check_choice, make_folder
 from calib_components.tools.cli import parse_structures, patients_of
 from calib_components.tools.parallel import count_workers
 from calib_components.tools.prepare import acdc, brats, flare, generic, hippocampus, msd
 from calib_components.tools.prepare.case import (
-    Case,
     Options,
+    SourceCase,
     read_done,
     require_cases,
     transform_case,
 )
-from calib_components.tools.prepare.facts import facts_of_dataset
-from calib_components.tools.prepare.split import write_datalists
+from calib_components.tools.prepare.facts import facts_of_dataset, with_structures
+from calib_components.tools.prepare.split import SplitOptions, write_datalists
 
 # Those with a bundle
 LIKE = {"acdc": acdc, "flare": flare, "brats": brats, "hippocampus": hippocampus}
@@ -118,76 +112,29 @@ def prepare_data(
     """
     check_choice("dataset", dataset, DATASETS)
     check_choice("like", like or "acdc", LIKE)
+    facts = facts_of_dataset(
+        like or OWN.get(dataset, dataset), src, image_size, slice_axis, spacing
+    )
     if dataset in OWN:
-        facts = facts_of_dataset(like or OWN[dataset], src, image_size, slice_axis, spacing)
-        task = msd.read_task(src) if dataset == "msd" else {}
-        if not labels and not structures:
-            structures = task.get("structures")
-        channels = in_channels if in_channels is not None else task.get("in_channels", 1)
-        facts = replace(
-            _own_facts(facts, labels, structures, channels),
-            spacing=list(spacing) if spacing else None,
-        )
-    else:
-        of_generic = {
-            "labels": labels,
-            "structures": structures,
-            "like": like,
-            "in_channels": in_channels,
-        }
-        for name, value in of_generic.items():
-            if value is not None:
-                raise InputError(
-                    f"{name} is an option of the data set generic. Leave it out for {dataset}."
-                )
-        facts = facts_of_dataset(dataset, src, image_size, slice_axis, spacing)
-    cases = require_cases(DATASETS[dataset].find_cases, src, DATASETS[dataset].LAYOUT)
-    if patient is not None:
-        patients = patients_of([case.name for case in cases], patient, "--patient")
-        cases = [replace(case, patient=patients[case.name]) for case in cases]
-    if (
-        len(fractions) != 3
-        or min(fractions) < 0
-        or not math.isclose(sum(fractions), 1, abs_tol=1e-6)
-    ):
+        facts = replace(facts, spacing=list(spacing) if spacing else None)  # else as acquired
+        facts = _with_own_classes(facts, dataset, src, labels, structures, in_channels)
+    elif any((labels, structures, like, in_channels)):
         raise InputError(
-            f"fractions must be three numbers of at least 0 that sum to 1, got {fractions}."
+            f"{dataset}: labels, structures, like and in_channels are options of generic and msd."
         )
-    if folds is not None:
-        check_count("folds", folds, 2, len({case.patient for case in cases}))
+    cases = _list_cases(dataset, src, patient)
+    split = SplitOptions(fractions, folds, seed)
+    split.check(cases)
     workers = count_workers(workers)
-    _check_output(Path(facts.source), out)
-    make_folder(out)
-    check_writable("out", out)
-    try:
-        lock = FileLock(out / ".lock").acquire(timeout=0)
-    except Timeout:
-        raise InputError(
-            f"{out}: another run writes to this folder. Wait for its end, or choose another."
-        ) from None
-    with lock:
-        prepared = {file.parent.name for file in out.glob(f"*/{IMAGE}")}
-        _check_recipe(facts, out) if prepared else write_facts(facts, out)
-        print(
-            "classes:", ", ".join(f"{index} {name}" for index, name in enumerate(facts.class_names))
-        )
+    with _locked_output(facts, out):
+        names = [f"{index} {name}" for index, name in enumerate(facts.class_names)]
+        print("classes:", ", ".join(names))
         options = Options(ignore_headers, ignore_intensity, nan_to_num)
-        sources = _prepare(cases, facts, out, workers, skip_bad, options)
-        _print_notes(sources, facts)
-        if gone := sorted(prepared - {case.name for case in cases}):
-            print(
-                f"{out}: {_such_as(gone, 'prepared case')} not in the data set any more, and not"
-                " listed"
-            )
-        listed = write_datalists(
-            [case for case in cases if case.name in sources], facts, out, fractions, seed, folds
-        )
-        training = [item["case"] for item in listed["training"]]
-        if facts.spatial_dims == 3:
-            facts = replace(
-                facts, crop_size=_patch(facts, out, sources, training, keep=dataset not in OWN)
-            )
-        write_facts(replace(facts, pixel_size=_pixel_size(out, training or sources)), out)
+        sources = _prepare_cases(cases, facts, out, workers, skip_bad, options)
+        _print_notes(sources, facts.class_names)
+        _note_unlisted(cases, out)
+        good = [case for case in cases if case.name in sources]
+        _write_lists_and_facts(good, facts, out, split, dataset in OWN)
     if dataset in OWN and patient is None:
         print(
             "Each case counts as a patient of its own. If some are of the same patient, give"
@@ -195,33 +142,56 @@ def prepare_data(
         )
 
 
-def _own_facts(
-    facts: Facts, labels: Sequence[str] | None, structures: Sequence[str] | None, channels: int
+def _with_own_classes(
+    facts: Facts,
+    dataset: str,
+    src: Path,
+    labels: Sequence[str] | None,
+    structures: Sequence[str] | None,
+    in_channels: int | None,
 ) -> Facts:
+    """Return facts with the classes and channels that the options or the data set state."""
+    task = msd.read_task(src) if dataset == "msd" else {}
+    if in_channels is None:
+        in_channels = task.get("in_channels", 1)
+    if not labels and not structures:
+        structures = task.get("structures")
     if bool(labels) == bool(structures):
-        remedy = (
-            "such as --labels liver,spleen for 1 and 2, or with their values, --structures"
-            " liver=6,spleen=1"
+        raise InputError(
+            "labels: give the names of the structures, such as --labels liver,spleen for 1 and 2,"
+            " or with their values, --structures liver=6,spleen=1."
         )
-        raise InputError(f"labels: give the names of the structures, {remedy}.")
-    numbered = [f"{name}={code}" for code, name in enumerate(labels or [], start=1)]
-    given = parse_structures(numbered, "--labels") if labels else parse_structures(structures or [])
-    codes = sorted({0}.union(*given.values()))
-    names = {of_structure: name for name, of_structure in given.items()}
-    check_count("in_channels", channels, 1)
-    return replace(
-        facts,
-        num_classes=len(codes),
-        in_channels=channels,
-        class_names=[
-            "background",
-            *(names.get(frozenset([code]), f"class{code}") for code in codes[1:]),
-        ],
-        label_codes=codes,
-        structures={name: [codes.index(code) for code in sorted(of)] for name, of in given.items()},
-        file_suffixes=[],
-        crop_size=facts.image_size or facts.crop_size,
-    )
+    if labels:
+        numbered = [f"{name}={value}" for value, name in enumerate(labels, start=1)]
+        return with_structures(facts, parse_structures(numbered, "--labels"), in_channels)
+    return with_structures(facts, parse_structures(structures or []), in_channels)
+
+
+def _list_cases(dataset: str, src: Path, patient: str | None) -> list[SourceCase]:
+    cases = require_cases(DATASETS[dataset].find_cases, src, DATASETS[dataset].LAYOUT)
+    if patient is None:
+        return cases
+    patients = patients_of([case.name for case in cases], patient, "--patient")
+    return [replace(case, patient=patients[case.name]) for case in cases]
+
+
+@contextmanager
+def _locked_output(facts: Facts, out: Path) -> Iterator[None]:
+    """Take the lock of the output folder, which has the facts of the cases that it gets."""
+    _check_output(Path(facts.source), out)
+    make_folder(out)
+    try:
+        lock = FileLock(out / ".lock").acquire(timeout=0)
+    except Timeout:
+        raise InputError(
+            f"{out}: another run writes to this folder. Wait for its end, or choose another."
+        ) from None
+    with lock:
+        if any(out.glob(f"*/{IMAGE}")):
+            _check_recipe(facts, out)
+        else:
+            write_facts(facts, out)
+        yield
 
 
 def _check_output(source: Path, out: Path) -> None:
@@ -231,11 +201,9 @@ def _check_output(source: Path, out: Path) -> None:
         raise InputError(
             f"{out}: the output folder holds or lies in that of the data set. Choose another one."
         )
-    if (
-        out.is_dir()
-        and not (out / FACTS).exists()
-        and any(not path.name.startswith(".") for path in out.iterdir())
-    ):
+    if not out.is_dir() or (out / FACTS).exists():
+        return
+    if any(not path.name.startswith(".") for path in out.iterdir()):
         raise InputError(f"Output folder is not empty: {out}. Choose another one.")
 
 
@@ -250,16 +218,22 @@ def _check_recipe(facts: Facts, out: Path) -> None:
             )
 
 
-def _prepare(
-    cases: Sequence[Case], facts: Facts, out: Path, workers: int, skip_bad: bool, options: Options
-) -> dict[str, Any]:
+def _prepare_cases(
+    cases: Sequence[SourceCase],
+    facts: Facts,
+    out: Path,
+    workers: int,
+    skip_bad: bool,
+    options: Options,
+) -> dict[str, dict[str, Any]]:
     """Prepare what is missing, a thread for each case; return what is recorded of each good case,
     by name.
     """
-    found = {case.name: read_done(case, facts, out, options) for case in cases}
-    missing = [case for case in cases if found[case.name] is None]
+    sources = {case.name: read_done(case, facts, out, options) for case in cases}
+    missing = [case for case in cases if sources[case.name] is None]
 
-    def attempt(case: Case) -> str:
+    def prepare_case(case: SourceCase) -> str:
+        """Return why the case is skipped, or an empty text."""
         try:
             data = transform_case(case, facts, options)
         except InputError as error:
@@ -269,83 +243,91 @@ def _prepare(
         write_case(
             out / case.name, data["image"], data["label"], data["image"].affine, data["source"]
         )
-        found[case.name] = data["source"]
+        sources[case.name] = data["source"]
         return ""
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # the last digits of sums depend on it
     try:
-        problems = thread_map(attempt, missing, max_workers=workers, leave=False, disable=None)
+        problems = thread_map(prepare_case, missing, max_workers=workers, leave=False, disable=None)
     finally:
         torch.set_num_threads(threads)
     for problem in filter(None, problems):
         print(f"skipped: {problem}", file=sys.stderr)
-    good = {name: source for name, source in found.items() if source is not None}
+    good = {name: source for name, source in sources.items() if source is not None}
     if not good:
         raise InputError(f"{out}: there is no good case.")
-    kept = len(cases) - len(missing)
-    print(f"{out}: {kept} case(s) kept, {len(good) - kept} made")
+    num_kept = len(cases) - len(missing)
+    print(f"{out}: {num_kept} case(s) kept, {len(good) - num_kept} made")
     return good
 
 
-def _print_notes(sources: Mapping[str, Mapping[str, Any]], facts: Facts) -> None:
-    """Print what is odd in the prepared cases."""
-    if turned := [file for source in sources.values() for file in source["turned"]]:
-        print(
-            f"{_such_as(turned, 'file')} turned onto the voxels of the image, as the headers state"
-        )
+def _print_notes(sources: Mapping[str, Mapping[str, Any]], class_names: Sequence[str]) -> None:
+    """Print a line for each kind of what is odd in the prepared cases."""
     axes = {name: source["slice_axis"] for name, source in sources.items()}
     usual = statistics.mode(axes.values())
-    if others := [name for name, axis in axes.items() if axis != usual]:
+    others = [name for name, axis in axes.items() if axis != usual]
+    if others:
         print(
             f"{_such_as(others, 'case')} with slices along axis {axes[others[0]]} of the file, most"
             f" others along {usual}; if they show another plane, --slice_axis sets one axis for all"
         )
-    if empty := [name for name, source in sources.items() if source["classes"] == [0]]:
+    empty = [name for name, source in sources.items() if source["classes"] == [0]]
+    if empty:
         print(f"{_such_as(empty, 'case')} without any structure in the label")
-    if lost := {name: source["lost"] for name, source in sources.items() if source["lost"]}:
-        cropped = ", ".join(
-            facts.class_names[index] for index in sorted(set().union(*lost.values()))
-        )
-        cases = _such_as([*lost], "case")
+    _print_notes_of_classes(sources, class_names)
+
+
+def _print_notes_of_classes(
+    sources: Mapping[str, Mapping[str, Any]], class_names: Sequence[str]
+) -> None:
+    lost = {name: source["lost"] for name, source in sources.items() if source["lost"]}
+    if lost:
+        names = [class_names[index] for index in sorted(set().union(*lost.values()))]
         print(
-            f"{cases} with structures outside of what training sees, or too small for the grid:"
-            f" {cropped}"
+            f"{_such_as([*lost], 'case')} with structures outside of what training sees, or too"
+            f" small for the grid: {', '.join(names)}"
         )
-    seen = {index for source in sources.values() for index in source["classes"]}
-    if unseen := [name for index, name in enumerate(facts.class_names) if index not in seen]:
-        print(f"in no label of any case: {', '.join(unseen)}")
+    present = set().union(*(source["classes"] for source in sources.values()))
+    absent = [name for index, name in enumerate(class_names) if index not in present]
+    if absent:
+        print(f"in no label of any case: {', '.join(absent)}")
+
+
+def _note_unlisted(cases: Sequence[SourceCase], out: Path) -> None:
+    prepared = {file.parent.name for file in out.glob(f"*/{IMAGE}")}
+    unlisted = sorted(prepared - {case.name for case in cases})
+    if unlisted:
+        print(
+            f"{out}: {_such_as(unlisted, 'prepared case')} not in the data set any more, and not"
+            " listed"
+        )
+
+
+def _write_lists_and_facts(
+    cases: Sequence[SourceCase], facts: Facts, out: Path, split: SplitOptions, fit_patch: bool
+) -> None:
+    """List prepared cases by split, and record what follows for training: the size of pixels and,
+    if asked to fit it, of a patch.
+    """
+    listed = write_datalists(cases, facts, out, split)
+    names = [item["case"] for item in listed["training"]] or [case.name for case in cases]
+    headers = [open_nifti(out / name / IMAGE).header for name in names]
+    if facts.spatial_dims == 3:
+        if fit_patch:
+            facts = replace(facts, crop_size=_patch([h.get_data_shape()[:3] for h in headers]))
+        print(f"patches of {' x '.join(map(str, facts.crop_size))} voxels (crop_size)")
+    sides = [float(side) for header in headers for side in header.get_zooms()[:2]]
+    pixel_size = [round(min(sides), 4), round(max(sides), 4)]
+    write_facts(replace(facts, pixel_size=pixel_size), out)
+
+
+def _patch(shapes: Sequence[Sequence[int]]) -> list[int]:
+    """Size of a patch that holds each of these volumes, as far as memory allows."""
+    multiple = MULTIPLES[3]
+    largest = [max(sides) for sides in zip(*shapes, strict=True)]
+    return [min(LARGEST_PATCH, math.ceil(side / multiple) * multiple) for side in largest]
 
 
 def _such_as(names: Sequence[str], kind: str) -> str:
     return f"{len(names)} {kind}(s), such as {names[0]},"
-
-
-def _pixel_size(out: Path, names: Iterable[str]) -> list[float]:
-    """The smallest and largest side of a pixel in these cases, in millimetres."""
-    sides = [
-        float(side)
-        for name in names
-        for side in open_nifti(out / name / IMAGE).header.get_zooms()[:2]
-    ]
-    return [round(min(sides), 4), round(max(sides), 4)]
-
-
-def _patch(
-    facts: Facts, out: Path, names: Iterable[str], training: Sequence[str], keep: bool
-) -> list[int]:
-    """The size of a patch: that of the facts, to keep, or one that holds a training case as far as
-    memory allows.
-    """
-    shapes = {name: open_nifti(out / name / IMAGE).shape[:3] for name in names}
-    patch = facts.crop_size
-    if not keep:
-        largest = [max(shapes[name][axis] for name in training or shapes) for axis in range(3)]
-        patch = [min(LARGEST_PATCH, -(-side // MULTIPLES[3]) * MULTIPLES[3]) for side in largest]
-    print(f"patches of {' x '.join(map(str, patch))} voxels (crop_size)")
-    if small := [name for name, shape in shapes.items() if any(map(operator.lt, shape, patch))]:
-        print(
-            f"{_such_as(small, 'case')} smaller than a patch along some axis: padded, which no loss"
-            " or measure counts"
-        )
-    return patch

@@ -8,19 +8,38 @@ import itertools
 import json
 import math
 import random
-from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from calib_components.data.cases import IMAGE, LABEL, SPLITS, read_lists
 from calib_components.data.facts import DATALIST, Facts
 from calib_components.data.overlap import find_shared
-from calib_components.errors import InputError, writing
-from calib_components.tools.prepare.case import Case
+from calib_components.errors import InputError, check_count, writing
+from calib_components.tools.prepare.case import SourceCase
 
 FOLD = "datalist_fold{}.json"  # of cross-validation, numbered from 0
 Listed = dict[str, list[dict[str, str]]]  # the items of each split
+
+
+@dataclass(frozen=True)
+class SplitOptions:
+    """How patients are split; the attributes are options of the command."""
+
+    fractions: Sequence[float] = (0.7, 0.1, 0.2)
+    folds: int | None = None
+    seed: int = 0
+
+    def check(self, cases: Sequence[SourceCase]) -> None:
+        """Raise `InputError` unless the patients of these cases can be split."""
+        is_whole = math.isclose(sum(self.fractions), 1, abs_tol=1e-6)
+        if len(self.fractions) != 3 or min(self.fractions) < 0 or not is_whole:
+            raise InputError(
+                "fractions must be three numbers of at least 0 that sum to 1, got"
+                f" {self.fractions}."
+            )
+        if self.folds is not None:
+            check_count("folds", self.folds, 2, len({case.patient for case in cases}))
 
 
 def split_patients(
@@ -38,17 +57,13 @@ def split_folds(groups: Mapping[str, str], folds: int, seed: int) -> list[dict[s
     others. Of two folds, each trains on all of the other part and selects nothing.
     """
     parts = divide(groups, [1 / folds] * folds, seed)
-    found = []
+    splits = []
     for fold in range(folds):
-        special = {fold: "testing", **({(fold + 1) % folds: "validation"} if folds > 2 else {})}
-        found.append(
-            {
-                patient: special.get(i, "training")
-                for i, part in enumerate(parts)
-                for patient in part
-            }
-        )
-    return found
+        split = dict.fromkeys(groups, "training")
+        if folds > 2:
+            split |= dict.fromkeys(parts[(fold + 1) % folds], "validation")
+        splits.append(split | dict.fromkeys(parts[fold], "testing"))
+    return splits
 
 
 def divide(groups: Mapping[str, str], fractions: Sequence[float], seed: int) -> list[list[str]]:
@@ -79,12 +94,7 @@ def divide(groups: Mapping[str, str], fractions: Sequence[float], seed: int) -> 
 
 
 def write_datalists(
-    cases: Sequence[Case],
-    facts: Facts,
-    out: Path,
-    fractions: Sequence[float],
-    seed: int,
-    folds: int | None,
+    cases: Sequence[SourceCase], facts: Facts, out: Path, options: SplitOptions
 ) -> Listed:
     """Split the patients of prepared cases, write the lists for MONAI, and print what is in each
     split.
@@ -94,54 +104,22 @@ def write_datalists(
     patients. A case that would change the split that it has in a present list is an error.
     """
     groups = {case.patient: case.group for case in cases}
-    present = sorted(out.glob(FOLD.format("*")))
-    if present and not folds:
-        print(
-            f"{present[0]} and {len(present) - 1} more are kept. Give --folds to list the folds"
-            " again."
-        )
-    patients = split_patients(groups, fractions, seed)
-    splits: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
-        DATALIST: ({"fractions": list(fractions)}, patients)
-    }
-    for fold, split in enumerate(split_folds(groups, folds, seed) if folds else []):
-        splits[FOLD.format(fold)] = ({"folds": folds}, split)
-    for name, (_, split) in splits.items():
-        _check_unchanged(out / name, {case.name: split[case.patient] for case in cases})
-    lists = {name: _list_cases(cases, split) for name, (_, split) in splits.items()}
+    patients = split_patients(groups, options.fractions, options.seed)
+    lists = {DATALIST: _list_cases(cases, patients)}
+    if options.folds:
+        for fold, split in enumerate(split_folds(groups, options.folds, options.seed)):
+            lists[FOLD.format(fold)] = _list_cases(cases, split)
+    for name, listed in lists.items():
+        _check_unchanged(out / name, listed)
     for listed in lists.values():
         _check_volumes(listed, out)
     for name, listed in lists.items():
-        datalist = {
-            "name": out.name,
-            "labels": {str(index): label for index, label in enumerate(facts.class_names)},
-            "image_size": facts.image_size,
-            "seed": seed,
-            **splits[name][0],
-            "numTraining": len(listed["training"]),
-            "numValidation": len(listed["validation"]),
-            "numTest": len(listed["testing"]),
-            **listed,
-        }
-        with writing(out / name) as unfinished:
-            unfinished.write_text(json.dumps(datalist, indent=1))
-    listed, count = lists[DATALIST], Counter(patients.values())
-    counts = ", ".join(f"{split} {count[split]} ({len(listed[split])} cases)" for split in SPLITS)
-    print(f"{out}: patients for {counts}")
-    if listed["training"] and not listed["validation"]:
-        print(
-            "No patient for validation: training will keep the weights of its last epoch. See"
-            " --fractions."
-        )
-    if folds:
-        print(
-            f"{out}: {folds} folds, {FOLD.format(0)} to {FOLD.format(folds - 1)}, each patient"
-            " tested in one of them"
-        )
-    return listed
+        _write_list(out / name, listed, facts, options)
+    _print_splits(lists[DATALIST], out, options)
+    return lists[DATALIST]
 
 
-def _list_cases(cases: Sequence[Case], split: Mapping[str, str]) -> Listed:
+def _list_cases(cases: Sequence[SourceCase], split: Mapping[str, str]) -> Listed:
     listed: Listed = {name: [] for name in SPLITS}
     for case in cases:
         image, label = f"{case.name}/{IMAGE}", f"{case.name}/{LABEL}"
@@ -150,36 +128,80 @@ def _list_cases(cases: Sequence[Case], split: Mapping[str, str]) -> Listed:
     return listed
 
 
-def _check_volumes(listed: Listed, out: Path) -> None:
-    """Refuse an image that is trained on and, under the name of another patient, not; name others
-    on two sides.
-    """
-    for one, other in itertools.combinations(SPLITS, 2):
-        sides = (
-            [{**item, "image": out / item["image"]} for item in listed[split]]
-            for split in (one, other)
-        )
-        for first, second, _ in find_shared(*sides):
-            message = (
-                f"{first['image']} and {second['image']} hold the same image, one for {one}, one"
-                f" for {other}."
-            )
-            message += " Remove one from the data set, or let --patient give both the same patient."
-            if one == "training":
-                raise InputError(message)
-            print(message)
-
-
-def _check_unchanged(file: Path, now: Mapping[str, str]) -> None:
+def _check_unchanged(file: Path, listed: Listed) -> None:
     """A model may have been trained on the present split, so no case may silently move to another."""
     if not file.is_file():
         return
-    before = {
-        item["case"]: split for split, items in read_lists(file, Path()).items() for item in items
-    }
+    before, now = _split_by_case(read_lists(file, Path())), _split_by_case(listed)
     for case in sorted(before.keys() & now.keys()):
         if before[case] != now[case]:
             raise InputError(
                 f"{file}: {case} would move from {before[case]} to {now[case]}. Choose another"
                 " folder or, to split again, delete the datalists."
             )
+
+
+def _split_by_case(listed: Listed) -> dict[str, str]:
+    return {item["case"]: split for split, items in listed.items() for item in items}
+
+
+def _check_volumes(listed: Listed, out: Path) -> None:
+    """Refuse an image that is trained on and, under the name of another patient, not; name others
+    on two sides.
+    """
+    items = {
+        split: [{**item, "image": out / item["image"]} for item in listed[split]]
+        for split in SPLITS
+    }
+    for one, other in itertools.combinations(SPLITS, 2):
+        for first, second, _ in find_shared(items[one], items[other]):
+            message = (
+                f"{first['image']} and {second['image']} hold the same image, one for {one}, one"
+                f" for {other}. Remove one from the data set, or let --patient give both the same"
+                " patient."
+            )
+            if one == "training":
+                raise InputError(message)
+            print(message)
+
+
+def _write_list(file: Path, listed: Listed, facts: Facts, options: SplitOptions) -> None:
+    method = (
+        {"fractions": list(options.fractions)}
+        if file.name == DATALIST
+        else {"folds": options.folds}
+    )
+    datalist = {
+        "name": file.parent.name,
+        "labels": {str(index): label for index, label in enumerate(facts.class_names)},
+        "image_size": facts.image_size,
+        "seed": options.seed,
+        **method,
+        "numTraining": len(listed["training"]),
+        "numValidation": len(listed["validation"]),
+        "numTest": len(listed["testing"]),
+        **listed,
+    }
+    with writing(file) as unfinished:
+        unfinished.write_text(json.dumps(datalist, indent=1))
+
+
+def _print_splits(listed: Listed, out: Path, options: SplitOptions) -> None:
+    count = {split: len({item["patient"] for item in listed[split]}) for split in SPLITS}
+    counts = ", ".join(f"{split} {count[split]} ({len(listed[split])} cases)" for split in SPLITS)
+    print(f"{out}: patients for {counts}")
+    if listed["training"] and not listed["validation"]:
+        print(
+            "No patient for validation: training will keep the weights of its last epoch. See"
+            " --fractions."
+        )
+    if options.folds:
+        print(
+            f"{out}: {options.folds} folds, {FOLD.format(0)} to"
+            f" {FOLD.format(options.folds - 1)}, each patient tested in one of them"
+        )
+    elif present := sorted(out.glob(FOLD.format("*"))):
+        print(
+            f"{present[0]} and {len(present) - 1} more are kept. Give --folds to list the folds"
+            " again."
+        )

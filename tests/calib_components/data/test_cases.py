@@ -7,7 +7,6 @@ import json
 import pickle
 import shutil
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +18,13 @@ from monai.bundle import ConfigParser
 from monai.data import DataLoader
 from monai.transforms import Compose, LoadImaged, RandGaussianNoised
 
-from calib_components.data import CaseDataset, LoadSliced, SliceDataset, cases, read_datalist
-from calib_components.data.cases import Items, load_sample, write_case
+from calib_components.data import CaseDataset, LoadSliced, SliceDataset, read_datalist
+from calib_components.data.cases import load_sample, write_case
 from calib_components.errors import InputError
 from tests.helpers import ACDC, HIPPOCAMPUS, SIZE, make_prepared, save
 
 BOTH = ["image", "label"]
+FLIPPED = np.diag([-1.5, 1.5, 8, 1])
 
 
 class TestWriteCase:
@@ -106,12 +106,19 @@ class TestReadDatalist:
     @pytest.mark.parametrize(
         ("name", "spoil"),
         [
+            ("label.nii", lambda file: save(file, np.zeros((*SIZE, 3)), FLIPPED)),
             ("label.nii", lambda file: file.write_bytes(file.read_bytes()[:-1])),
             ("image.nii", lambda file: save(file, np.zeros((*SIZE, 3, 2)))),
             ("label.nii", lambda file: save(file, np.zeros((*SIZE, 4)))),
             ("image.nii", lambda file: save(file, np.zeros((16, 32, 3)))),
         ],
-        ids=["truncated", "two channels", "label of another depth", "another size"],
+        ids=[
+            "saved flipped",
+            "truncated",
+            "two channels",
+            "label of another depth",
+            "another size",
+        ],
     )
     def test_volume_that_does_not_fit(
         self, name: str, spoil: Callable[[Path], Any], data: Path
@@ -153,46 +160,6 @@ class TestReadDatalist:
         ):
             self.read(data, "validation", refuse_trained=True)
         self.read(data, "training", refuse_trained=True)
-
-
-class TestChangedFiles:
-    """Of cases that were written with a hash."""
-
-    @pytest.fixture
-    def items(self, tmp_path: Path) -> list[dict[str, str]]:
-        rng = np.random.default_rng(0)
-        for case in "ab":
-            image, label = rng.normal(size=(1, *SIZE, 3)), rng.integers(0, 4, (1, *SIZE, 3))
-            volumes = [torch.from_numpy(volume.astype(np.float32)) for volume in (image, label)]
-            write_case(tmp_path / case, *volumes, np.eye(4), {})
-        return [
-            {"case": case, **{key: str(tmp_path / case / f"{key}.nii") for key in BOTH}}
-            for case in "ab"
-        ]
-
-    @pytest.mark.parametrize("key", BOTH)
-    def test_are_found(self, key: str, items: Items, monkeypatch: pytest.MonkeyPatch) -> None:
-        file = Path(items[1][key])
-        content = bytearray(file.read_bytes())
-        content[-1000] ^= 1
-        CaseDataset(items, dict)
-        SliceDataset(items, dict, SIZE)
-        file.write_bytes(content)
-        for read in (CaseDataset, partial(SliceDataset, image_size=SIZE)):
-            with pytest.raises(InputError, match="b: files have changed"):
-                read(items, dict)
-        monkeypatch.setattr(cases, "MOST_CHECKED", 1000)
-        assert len(SliceDataset(items, dict, SIZE)) == 6
-        file.with_name("source.json").write_text("{}")  # of an early version
-        CaseDataset(items, dict)
-
-    def test_a_label_that_was_saved_flipped(self, items: Items, tmp_path: Path) -> None:
-        (tmp_path / "datalist.json").write_text(json.dumps({"testing": items}))
-        read_datalist(tmp_path / "datalist.json", "testing", tmp_path, SIZE, 1)
-        label = nib.load(items[0]["label"])
-        nib.save(label.as_reoriented([[0, -1], [1, 1], [2, 1]]), items[0]["label"])
-        with pytest.raises(InputError, match="affine differs"):
-            read_datalist(tmp_path / "datalist.json", "testing", tmp_path, SIZE, 1)
 
 
 class TestRawCases:

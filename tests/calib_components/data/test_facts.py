@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -56,7 +55,7 @@ def test_without_a_file_the_facts_are_those_of_the_bundle(tmp_path: Path) -> Non
         ({"dataset": "flare"}, "prepared like flare, the bundle is for acdc"),
         ({"num_classes": 4}, "class_names must hold 4 different values"),
         ({"label_codes": [0, 1, 1]}, "label_codes must hold 3 different values"),
-        ({"label_codes": [0, 1, "2"]}, "label_codes must be whole numbers"),
+        ({"spacing": [1, 1]}, "spacing must be three sizes of voxels"),
         ({"slice_axis": 7}, "slice_axis must be 0, 1 or 2"),
         ({"structures": {"wall": [3]}}, "structures have class indices beyond the 3 classes"),
         ({"crop_size": [48, 112]}, r"crop_size \[48, 112\] is larger than image_size"),
@@ -96,13 +95,8 @@ def test_patches_may_be_larger_than_cases_that_keep_their_size() -> None:
         assert Facts.parse({**OWN, **volumes}, "facts").crop_size == [40, 48, 96]
 
 
-BOMB = "a: &a [1]\n" + "".join(
-    f"{b}: &{b} [{f'*{a},' * 99}]\n" for a, b in itertools.pairwise("abcdefghijklm")
-)
-
-
 @pytest.mark.parametrize(
-    "text", ["", "a: [", "dataset: acdc\n", "a: !!python/object/apply:os.getcwd []", BOMB]
+    "text", ["", "a: [", "dataset: acdc\n", "a: !!python/object/apply:os.getcwd []"]
 )
 def test_broken_file(text: str, tmp_path: Path) -> None:
     (tmp_path / FACTS).write_text(text)

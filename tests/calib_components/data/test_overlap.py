@@ -36,13 +36,13 @@ def test_volumes_are_found_under_any_name_and_few_files_are_read(
         for name in ("a", "b", "c", "renamed", "twin", "no")
     }
     read: list[object] = []
-    original = overlap._outline
+    original = overlap._content
 
-    def outline(item: dict[str, object], whole: bool = False) -> object:
-        read.extend([item["case"]] * whole)
-        return original(item, whole)
+    def content(item: dict[str, object]) -> object:
+        read.append(item["case"])
+        return original(item)
 
-    monkeypatch.setattr(overlap, "_outline", outline)
+    monkeypatch.setattr(overlap, "_content", content)
     assert (
         find_shared(
             [items["a"], items["b"], items["no"]], [items["c"], item("d", image=tmp_path / "gone")]

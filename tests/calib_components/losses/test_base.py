@@ -22,6 +22,7 @@ from calib_components.losses import (
     SVLSLoss,
     base,
     neighbor_prior,
+    slabs,
 )
 from tests.calib_components.losses.test_losses import (
     FORMULAS,
@@ -151,8 +152,8 @@ def test_each_slab_runs_on_one_thread_and_others_have_as_many_as_before() -> Non
     shape, cpu = torch.Size([2, 4, 300, 300]), torch.device("cpu")
     with num_threads(2):
         for _ in range(2):
-            seen = base.map_slabs(lambda _: torch.get_num_threads(), shape, cpu)
-            assert seen == [1] * len(base.split(shape, base.CPU_SLAB))
+            seen = slabs.map_slabs(lambda _: torch.get_num_threads(), shape, cpu)
+            assert seen == [1] * len(slabs.split(shape, slabs.CPU_SLAB))
             assert torch.get_num_threads() == 2
             with ThreadPoolExecutor() as pool:
                 assert pool.submit(torch.get_num_threads).result() == 2

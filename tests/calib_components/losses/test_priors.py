@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from calib_components.losses import base, neighbor_prior
+from calib_components.losses import neighbor_prior, slabs
 from calib_components.losses.priors import PADDINGS, PRIORS
 
 IGNORED = 255
@@ -60,7 +60,7 @@ def random_labels(shape, num_classes, ignored_fraction=0.0):
     ("shape", "kernel_size"), [((2, 5, 6), 3), ((1, 6, 4), 5), ((2, 3, 4, 5), 3)]
 )
 def test_equals_brute_force(prior, padding, ignored_fraction, shape, kernel_size, monkeypatch):
-    monkeypatch.setattr(base, "CPU_SLAB", 1)  # slabs of one row
+    monkeypatch.setattr(slabs, "CPU_SLAB", 1)  # slabs of one row
     labels = random_labels(shape, 4, ignored_fraction)
     ignore_index = IGNORED if ignored_fraction else None
     result = neighbor_prior(torch.tensor(labels), 4, prior, kernel_size, 1.5, padding, ignore_index)

@@ -203,7 +203,6 @@ def test_what_is_odd_is_noted(src: Path, out: Path, prepare: Prepare) -> None:
     for _ in ("made", "kept"):  # what was found is remembered
         shown = prepare()
         for note in (
-            f"1 file(s), such as {file.name}, turned onto the voxels of the image",
             (
                 "1 case(s), such as patient002_frame01, with slices along axis 0 of the file, most"
                 " others along 2"
