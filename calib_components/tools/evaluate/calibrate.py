@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -30,7 +29,6 @@ from calib_components.tools.evaluate.formats import Reader
 from calib_components.tools.evaluate.pairing import find_pairs, find_predictions
 from calib_components.tools.parallel import map_cases
 
-EVALUATE = "calib-components evaluate_predictions {} LABELS --out evaluation_scaled"
 ENDINGS = (f"{PROBABILITY}.nii.gz", ".npz")  # of calibrated maps: with a grid, and without
 
 
@@ -128,7 +126,6 @@ def calibrate_predictions(
             (out / f"{kind}.json").unlink(missing_ok=True)
     write_estimate(estimate, out)  # where it is, all maps are of it
     print(printable(out))
-    print("Next, with the same options:", EVALUATE.format(shlex.quote(printable(out))))
 
 
 def estimate_of(folder: Path, predictions: Iterable[Reader]) -> Any:

@@ -90,7 +90,8 @@ def name_classes(
       in ascending order: 0, 1, 2, ..., or if the structures name higher ones, 0 and all codes that
       they name.
 
-    Label maps have 0 channels. Without structures, channels are called class1, class2, and so on.
+    Label maps have 0 channels, and need structures. Without them, channels are called class1,
+    class2, and so on.
     `with_background`, files of sigmoids may have the background before them, which is not read
     then.
 
@@ -100,8 +101,6 @@ def name_classes(
         >>> name_classes(3, ["WT=1+2+4", "TC=1+4", "ET=4"], sigmoid=True).names
         ('WT', 'TC', 'ET')
     """
-    if structures is None and channels == 0:
-        raise InputError("Label maps need --structures, such as liver=1,tumour=2.")
     sigmoid = channels == 1 or (sigmoid and channels > 0)
     default = [f"class{code}={code}" for code in range(1, channels + sigmoid)]
     codes_by_name = parse_structures(default if structures is None else structures)
@@ -109,7 +108,7 @@ def name_classes(
         classes = _sigmoid_classes(channels, codes_by_name, with_background)
     else:
         classes = _softmax_classes(channels, codes_by_name)
-    if ignore_index == 0 or any(ignore_index in codes for codes in classes.codes):
+    if ignore_index in Codes([0]).union(*classes.codes):
         raise InputError(f"--ignore_index: {ignore_index} is the label code of a class.")
     others_allowed = channels == 0 or (sigmoid and structures is not None)
     return replace(classes, ignore_code=ignore_index, others_allowed=others_allowed)
@@ -132,7 +131,7 @@ def _sigmoid_classes(
 def _softmax_classes(channels: int, codes_by_name: Mapping[str, Codes]) -> Classes:
     codes = _softmax_codes(channels, codes_by_name)
     # Of structures with the same codes, the first names the class
-    names = {part: name for name, part in reversed(codes_by_name.items())}
+    names = {part: name for name, part in reversed([*codes_by_name.items()])}
     defaults = ["class" + "+".join(map(str, sorted(part))) for part in codes]
     class_names = [names.get(part, default) for part, default in zip(codes, defaults, strict=True)]
     structures = {

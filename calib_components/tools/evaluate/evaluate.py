@@ -215,8 +215,8 @@ def _write(
         counts = [record["agreement"] for record in measured]
         check_background(counts, pairs[0].prediction.files[0])
 
-    structures = [*setting.classes.structures]
+    classes = setting.classes
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"Glyph .* missing from")  # figures show a box for each
-        if write_evaluation(records, structures, setting.classes.names, "mm", "ml", check):
+        if write_evaluation(records, [*classes.structures], classes.names, "mm", "ml", check):
             report_folders(setting.out, out=setting.out / REPORT, validation=validation)

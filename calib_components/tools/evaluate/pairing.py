@@ -76,8 +76,12 @@ def find_pairs(
         pairs = pair_by_name(find_predictions(predictions, readers_by_case), readers_by_case)
         left_out = sorted(readers_by_case.keys() - {pair.name for pair in pairs})
         if left_out:
-            message = "%s: %d label(s) without a prediction, left out: %s"
-            logging.getLogger(__name__).warning(message, labels, len(left_out), listed(left_out))
+            logging.getLogger(__name__).warning(
+                "%s: %d label(s) without a prediction, left out: %s",
+                labels,
+                len(left_out),
+                ", ".join(left_out[:SHOWN]),
+            )
     else:
         pairs = read_pairs(table, predictions, labels)
     check_grids(pairs)
@@ -111,7 +115,7 @@ def pair_by_name(
     unpaired = [name for name in predictions if name not in labels]
     if unpaired:
         raise InputError(
-            f"{predictions[unpaired[0]].files[0]}: no label for {listed(unpaired)}. Give each"
+            f"{predictions[unpaired[0]].files[0]}: no label for {unpaired[0]}. Give each"
             " prediction a label of the same name, or list the pairs in a file for --pairs. Number"
             " files of channels from 0, without gaps and leading zeros."
         )
@@ -133,14 +137,7 @@ def find_predictions(folder: Path, label_names: Collection[str] = ()) -> dict[st
         for reader in readers
         if reader.files[0] not in channel_files
     ]
-    channels = {reader: reader.header().channels for _, reader in (*joined, *single)}
-    with_probabilities = {case for case, reader in (*joined, *single) if channels[reader]}
-    chosen = [
-        (case, reader)
-        for case, reader in (*joined, *single)
-        if channels[reader] or case not in with_probabilities
-    ]
-    return _one_for_each_case(chosen, f"{folder} holds no predictions")
+    return _one_for_each_case(_prefer_probabilities([*joined, *single]), folder)
 
 
 def find_labels(folder: Path) -> dict[str, Reader]:
@@ -151,7 +148,7 @@ def find_labels(folder: Path) -> dict[str, Reader]:
     readers = list_readers(folder)
     with_suffix = [reader for reader in readers if reader.stem.lower().endswith(LABEL_SUFFIXES)]
     labels = [(case_name(reader.stem), reader) for reader in with_suffix or readers]
-    return _one_for_each_case(labels, f"{folder} holds no labels")
+    return _one_for_each_case(labels, folder)
 
 
 def list_readers(folder: Path) -> list[Reader]:
@@ -205,13 +202,6 @@ def find_turn(prediction: Reader, grid: Grid) -> np.ndarray | None:
     return None
 
 
-def listed(names: Sequence[str]) -> str:
-    """Return names as text, the first few of many."""
-    if len(names) <= SHOWN:
-        return ", ".join(names)
-    return f"{', '.join(names[:SHOWN])} and {len(names) - SHOWN} more"
-
-
 def _join_channels(
     readers: Sequence[Reader], label_names: Collection[str]
 ) -> list[tuple[str, Reader]]:
@@ -230,9 +220,19 @@ def _join_channels(
     ]
 
 
-def _one_for_each_case(readers: Iterable[tuple[str, Reader]], message: str) -> dict[str, Reader]:
+def _prefer_probabilities(named_readers: Sequence[tuple[str, Reader]]) -> list[tuple[str, Reader]]:
+    """Leave out label maps of cases that have probabilities, too."""
+    probabilities = [named for named in named_readers if named[1].header().channels > 0]
+    cases = {case for case, _ in probabilities}
+    label_maps = [named for named in named_readers if named[0] not in cases]
+    return [*probabilities, *label_maps]
+
+
+def _one_for_each_case(
+    named_readers: Iterable[tuple[str, Reader]], folder: Path
+) -> dict[str, Reader]:
     reader_by_case: dict[str, Reader] = {}
-    for case, reader in sorted(readers, key=lambda named: named[0]):
+    for case, reader in sorted(named_readers, key=lambda named: named[0]):
         first = reader_by_case.setdefault(case, reader)
         if first is not reader:
             raise InputError(
@@ -240,5 +240,5 @@ def _one_for_each_case(readers: Iterable[tuple[str, Reader]], message: str) -> d
                 " away, or list the pairs in a file for --pairs."
             )
     if not reader_by_case:
-        raise InputError(f"{message}: no file ends in {', '.join(FORMATS)}.")
+        raise InputError(f"{folder}: no file ends in {', '.join(FORMATS)}.")
     return reader_by_case

@@ -159,6 +159,7 @@ def _read_model(model: Path) -> _Model:
         raise InputError(
             f"{model} must be called TRAINER__PLANS__CONFIGURATION, as nnU-Net calls it."
         )
+    trainer, plans_name, configuration = parts
     check_writable("model", model)
     with reading(model / "plans.json", "the plans of nnU-Net") as file:
         plans = json.loads(file.read_bytes())
@@ -176,7 +177,9 @@ def _read_model(model: Path) -> _Model:
         model,
         dict(sorted(folds.items())),
         dataset_name,
-        *parts,
+        trainer,
+        plans_name,
+        configuration,
         structures,
         manager.has_regions,
         manager.ignore_label,

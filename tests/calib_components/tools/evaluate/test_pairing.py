@@ -242,9 +242,9 @@ def test_folders_without_files_are_named(predictions: Path, labels: Path, tmp_pa
     with pytest.raises(InputError, match=r"predictions: cannot read the folder"):
         find_pairs(predictions, labels)
     predictions.mkdir()
-    with pytest.raises(InputError, match="predictions holds no predictions"):
+    with pytest.raises(InputError, match="predictions: no file ends in"):
         find_pairs(predictions, labels)
-    with pytest.raises(InputError, match="predictions holds no labels"):
+    with pytest.raises(InputError, match="predictions: no file ends in"):
         find_pairs(labels, predictions)
     (predictions / "case.nii").symlink_to(tmp_path / "gone")
     with pytest.raises(InputError, match=r"case\.nii"):
