@@ -11,7 +11,7 @@ import torch
 from nibabel.affines import voxel_sizes
 from nibabel.orientations import apply_orientation
 
-from calib_components.data.nifti import Grid, open_nifti, read_values
+from calib_components.data.nifti import Grid, open_nifti, read_values, turn_onto
 from calib_components.errors import InputError
 from calib_components.inference.images import find_images
 from calib_components.metrics.measures import Case
@@ -110,10 +110,14 @@ def find_case_images(folder: Path, cases: Iterable[str]) -> dict[str, Path]:
     return images
 
 
-def read_image(file: Path) -> np.ndarray:
-    """Read the grey values `(X, Y, Z)` of an image, of its first channel."""
+def read_image(file: Path, grid: Grid | None = None) -> np.ndarray:
+    """Read the grey values `(X, Y, Z)` of an image, of its first channel, on a grid whose axes may
+    be in another order; None: on its own.
+    """
     image = open_nifti(file)
-    return read_values(image, file).reshape(*image.shape[:3], -1)[..., 0].copy()
+    values = read_values(image, file).reshape(*image.shape[:3], -1)[..., 0]
+    turn = None if grid is None else turn_onto(Grid(image.affine, values.shape, file), grid)
+    return values.copy() if turn is None else apply_orientation(values, turn).copy()
 
 
 def count_agreement(case: Case) -> list[list[int]]:

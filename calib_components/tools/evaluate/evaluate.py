@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from calib_components.data.nifti import check_same_grid
 from calib_components.errors import InputError, check_output, reading
 from calib_components.handlers.evaluation import EvaluationRecords, record_case, write_evaluation
 from calib_components.handlers.evaluation_files import Evaluation, check_output_dir
@@ -196,8 +195,7 @@ def _measure(
     else:
         drawn = np.where(label[0] == IGNORED, 0, label[0])
     if pair.name in setting.images:
-        check_same_grid(setting.images[pair.name], pair.label.files[0])
-        image = torch.from_numpy(read_image(setting.images[pair.name]))
+        image = torch.from_numpy(read_image(setting.images[pair.name], pair.grid()))
     with reading(pair.prediction.files[0], "a prediction that can be measured"):
         record = record_case(case, case.prediction, torch.from_numpy(drawn), image)
     records.write(pair.name, {**record, "agreement": count_agreement(case)})

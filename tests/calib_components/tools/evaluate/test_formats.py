@@ -35,6 +35,7 @@ TINY = float(np.finfo(np.float32).tiny)
 
 
 def array(folder: Path, values: np.ndarray) -> PlainArray:
+    folder.mkdir(exist_ok=True)
     np.save(folder / "case.npy", values)
     return PlainArray((folder / "case.npy",))
 
@@ -60,7 +61,7 @@ def test_every_format_gives_the_same_probabilities(tmp_path: Path) -> None:
         "npz": nnunet(
             tmp_path / "a", P, nibabel_properties(original_affine=AFFINE), dtype=np.float32
         ),
-        "npy": array(tmp_path, P),
+        "npy": array(tmp_path / "alone", P),
     }
     for name, prediction in everything.items():
         stored, header = prediction.probabilities(sigmoid=False), prediction.header()
