@@ -132,9 +132,8 @@ def estimate_of(folder: Path, predictions: Iterable[Reader]) -> Any:
     """Return the estimate that `calibrate_predictions` wrote beside calibrated maps; None if there
     is none.
     """
-    files = [file for prediction in predictions for file in prediction.files]
-    is_beside = all(file.parent == folder for file in files)
-    if is_beside and any((folder / f"{kind}.json").exists() for kind in KINDS):
+    folders = {file.parent for prediction in predictions for file in prediction.files}
+    if folders == {folder} and any((folder / f"{kind}.json").exists() for kind in KINDS):
         return read_estimate(folder)
     return None
 

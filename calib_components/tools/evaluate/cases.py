@@ -36,12 +36,18 @@ class Setting:
         classes: What the channels of predictions are.
         patients: Patient of each case.
         images: File of the image of each case, for pictures; empty without images.
+        workers: Number of processes.
+        shard: Share of the cases to measure, such as 2/8; None for all.
+        overwrite: Whether the folder may hold other files.
     """
 
     out: Path
     classes: Classes
     patients: Mapping[str, str]
     images: Mapping[str, Path]
+    workers: int | None
+    shard: str | None
+    overwrite: bool
 
     def items(self) -> list[dict[str, str]]:
         """Return the cases as `calib_components.data.overlap` compares them."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +123,9 @@ def evaluate_predictions(
         classes=classes_of([*readers.values()], structures, sigmoid, ignore_index),
         patients=patients_of([*readers], patient_pattern),
         images={} if images is None else find_case_images(images, readers),
+        workers=workers,
+        shard=shard,
+        overwrite=overwrite,
     )
     fitted = None
     if validation is not None:
@@ -130,15 +133,10 @@ def evaluate_predictions(
         fitted = _read_validation(validation, setting, patient_pattern)
     if labels is None:
         reference = None if fitted is None else reference_of(fitted, patient_pattern)
-        estimate_quality(
-            readers, setting, reference, review, review_below, workers, shard, overwrite
-        )
+        estimate_quality(readers, setting, reference, review, review_below)
     else:
         calibration = estimate_of(predictions, readers.values())
-        records = _evaluate_labelled(
-            labelled, setting, calibration, workers, shard, skip_existing, overwrite
-        )
-        _write(records, labelled, setting, validation)
+        _evaluate_labelled(labelled, setting, calibration, validation, skip_existing)
 
 
 def _read_validation(folder: Path, setting: Setting, patient_pattern: str | None) -> Evaluation:
@@ -157,27 +155,30 @@ def _evaluate_labelled(
     pairs: Sequence[LabelledPrediction],
     setting: Setting,
     calibration: Any,
-    workers: int | None,
-    shard: str | None,
+    validation: Path | None,
     skip_existing: bool,
-    overwrite: bool,
-) -> EvaluationRecords:
-    """Measure the cases of this run, each into its record."""
+) -> None:
+    """Measure the cases of this run, and write files and page if all cases are measured."""
+    out, classes = setting.out, setting.classes
     items = [
         {**item, "files": pair.files, "image": setting.images.get(pair.name, [])}
         for item, pair in zip(setting.items(), pairs, strict=True)
     ]
-    stamp = repr((setting.classes, calibration))
-    records = EvaluationRecords(setting.out, items, stamp, files=["files", "image"])
+    records = EvaluationRecords(out, items, repr((classes, calibration)), files=["files", "image"])
     marker = records.folder.name if records.folder.exists() else "cases.csv"
-    check_output(setting.out, marker, overwrite=overwrite)
-    if not overwrite:
-        check_output_dir(setting.out)
-    names = {item["case"] for item in records.to_measure(shard, skip_existing)}
+    check_output(out, marker, overwrite=setting.overwrite)
+    if not setting.overwrite:
+        check_output_dir(out)
+    names = {item["case"] for item in records.to_measure(setting.shard, skip_existing)}
     temperature = getattr(calibration, "temperature", None)  # other calibrators have none
     measure = functools.partial(_measure, setting=setting, records=records, temperature=temperature)
-    map_cases(measure, [pair for pair in pairs if pair.name in names], workers, "evaluate")
-    return records
+    chosen = [pair for pair in pairs if pair.name in names]
+    map_cases(measure, chosen, setting.workers, "evaluate")
+    check = functools.partial(_check_records, file=pairs[0].prediction.files[0])
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph .* missing from")  # figures show a box for each
+        if write_evaluation(records, [*classes.structures], classes.names, "mm", "ml", check):
+            report_folders(out, out=out / REPORT, validation=validation)
 
 
 def _measure(
@@ -201,20 +202,5 @@ def _measure(
     records.write(pair.name, {**record, "agreement": count_agreement(case)})
 
 
-def _write(
-    records: EvaluationRecords,
-    pairs: Sequence[LabelledPrediction],
-    setting: Setting,
-    validation: Path | None,
-) -> None:
-    """Write the files and the page of the evaluation, if all cases have a record."""
-
-    def check(measured: Sequence[Any]) -> None:
-        counts = [record["agreement"] for record in measured]
-        check_background(counts, pairs[0].prediction.files[0])
-
-    classes = setting.classes
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", r"Glyph .* missing from")  # figures show a box for each
-        if write_evaluation(records, [*classes.structures], classes.names, "mm", "ml", check):
-            report_folders(setting.out, out=setting.out / REPORT, validation=validation)
+def _check_records(records: Sequence[Mapping[str, Any]], file: Path) -> None:
+    check_background([record["agreement"] for record in records], file)

@@ -61,7 +61,6 @@ def fit_calibrator(
     candidates = {
         "before": KINDS[kind](region, IGNORED, classes.sigmoid),
         "after": calibrator,
-        **estimate.alternatives(),
     }
     measure = functools.partial(
         _measure_case, candidates=candidates, classes=classes, cropped=cropped

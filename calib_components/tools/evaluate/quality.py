@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -32,9 +31,6 @@ def estimate_quality(
     reference: Reference | None,
     review: str,
     review_below: float | None,
-    workers: int | None,
-    shard: str | None,
-    overwrite: bool,
 ) -> None:
     """Write the table and the page of the quality of predictions.
 
@@ -44,28 +40,22 @@ def estimate_quality(
         reference: Labelled validation cases, which give limits; None without them.
         review: Share of the predictions to list.
         review_below: Expected DSC below which predictions are listed, in place of a share.
-        workers: Number of processes.
-        shard: Share of the predictions to read, such as 2/8; the table has all that were read.
-        overwrite: Whether the folder may hold other files.
     """
     out = setting.out
     choose([], review, review_below)
-    check_output(out, LOCK, overwrite=overwrite)
+    check_output(out, LOCK, overwrite=setting.overwrite)
     make_folder(out / FOLDER)
     (out / LOCK).touch()
     if reference is None:
         reference = Reference.from_tensor(torch.empty(0), [*setting.classes.structures])
     estimate = functools.partial(_estimate_scan, setting=setting, reference=reference)
-    map_cases(estimate, shard_of([*predictions.items()], shard), workers, "estimate")
-    if shard is None:
-        _remove_earlier(out / FOLDER, predictions)
+    scans = shard_of([*predictions.items()], setting.shard)
+    map_cases(estimate, scans, setting.workers, "estimate")
+    if setting.shard is None:
+        for file in (out / FOLDER).glob("*.json"):
+            if file.stem not in predictions:  # of an earlier run
+                file.unlink()
     print(printable(write_table(out, review, review_below)))
-
-
-def _remove_earlier(folder: Path, predictions: Mapping[str, Reader]) -> None:
-    for file in folder.glob("*.json"):
-        if file.stem not in predictions:
-            file.unlink()
 
 
 def _estimate_scan(
