@@ -25,7 +25,13 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 import torch
 
-from calib_components.data.nifti import check_affine, check_same_grid, open_nifti, read_values
+from calib_components.data.nifti import (
+    check_affine,
+    check_same_grid,
+    files_below,
+    open_nifti,
+    read_values,
+)
 from calib_components.data.transforms import whole
 from calib_components.errors import InputError, reading
 from calib_components.metrics.voxels import sum_to_1
@@ -253,7 +259,18 @@ def make_reader(files: Sequence[Path]) -> Reader:
     ending = find_ending(files[0])
     if ending is None:
         raise InputError(f"{files[0]}: unknown format. Known endings: {', '.join(FORMATS)}.")
+    if len(files) > 1 and FORMATS[ending] is not Nifti:
+        raise InputError(f"{files[1]}: only NIfTI files may have one channel each.")
     return FORMATS[ending](tuple(files))
+
+
+def list_readers(folder: Path) -> list[Reader]:
+    """List the volumes of known formats in a folder and its subfolders, without files that only say
+    where the voxels of an array lie.
+    """
+    readers = [make_reader([file]) for file in sorted(files_below(folder)) if find_ending(file)]
+    grid_files = {file for reader in readers for file in reader.grid_files}
+    return [reader for reader in readers if reader.files[0] not in grid_files]
 
 
 class _PlainUnpickler(pickle.Unpickler):

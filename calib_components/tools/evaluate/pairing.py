@@ -12,14 +12,14 @@ from pathlib import Path
 
 import numpy as np
 
-from calib_components.data.nifti import LABEL_SUFFIXES, Grid, files_below, turn_onto
+from calib_components.data.nifti import LABEL_SUFFIXES, Grid, turn_onto
 from calib_components.errors import InputError, reading
 from calib_components.tools.evaluate.classes import PROBABILITY
 from calib_components.tools.evaluate.formats import (
     FORMATS,
     Nifti,
     Reader,
-    find_ending,
+    list_readers,
     make_reader,
 )
 
@@ -96,12 +96,13 @@ def read_pairs(table: Path, predictions: Path, labels: Path) -> list[LabelledPre
     prediction_files: dict[str, list[Path]] = defaultdict(list)
     label_files: dict[str, Path] = {}
     with reading(table, "a table of case, prediction and label") as file:
-        with file.open(newline="") as rows:
-            for row in csv.DictReader(rows):
-                prediction_files[row["case"]].append(predictions / row["prediction"])
-                label_files[row["case"]] = labels / row["label"]
-        if not label_files:
-            raise InputError(f"{table} has no rows.")
+        for row in csv.DictReader(file.read_text(encoding="utf-8-sig").splitlines()):
+            case, label = row["case"], labels / row["label"]
+            if label_files.setdefault(case, label) != label or Path(case).name != case:
+                raise InputError(f"{table}: {case!r} has two labels, or is no file name.")
+            prediction_files[case].append(predictions / row["prediction"])
+    if not label_files:
+        raise InputError(f"{table} has no rows.")
     return [
         LabelledPrediction(case, make_reader(prediction_files[case]), make_reader([file]))
         for case, file in sorted(label_files.items())
@@ -149,15 +150,6 @@ def find_labels(folder: Path) -> dict[str, Reader]:
     with_suffix = [reader for reader in readers if reader.stem.lower().endswith(LABEL_SUFFIXES)]
     labels = [(case_name(reader.stem), reader) for reader in with_suffix or readers]
     return _one_for_each_case(labels, folder)
-
-
-def list_readers(folder: Path) -> list[Reader]:
-    """List the volumes of known formats in a folder and its subfolders, without files that only say
-    where the voxels of an array lie.
-    """
-    readers = [make_reader([file]) for file in sorted(files_below(folder)) if find_ending(file)]
-    grid_files = {file for reader in readers for file in reader.grid_files}
-    return [reader for reader in readers if reader.files[0] not in grid_files]
 
 
 def case_name(stem: str) -> str:

@@ -27,12 +27,9 @@ BRATS = ["WT=1+2+4", "TC=1+4", "ET=4"]
         (2, ["liver=1+2"], ["background", "liver"], [[0], [1, 2]], {"liver": [1]}),
         (4, ["kidney=1+2", "cyst=3"], ["background", "class1", "class2", "cyst"], [[0], [1], [2], [3]],
          {"kidney": [1, 2], "cyst": [3]}),
-        (3, ["whole=1+2", "core=2"], ["background", "class1", "core"], [[0], [1], [2]], {"whole": [1, 2], "core": [2]}),
         (4, BRATS, ["background", "class1", "class2", "ET"], [[0], [1], [2], [4]],
          {"WT": [1, 2, 3], "TC": [1, 3], "ET": [3]}),
         (0, ["a=5", "b=3"], ["background", "b", "a"], [[0], [3], [5]], {"a": [2], "b": [1]}),
-        (0, BRATS, ["background", "class1", "class2", "ET"], [[0], [1], [2], [4]],
-         {"WT": [1, 2, 3], "TC": [1, 3], "ET": [3]}),
     ],
 )  # fmt: skip
 def test_classes_of_a_softmax_and_of_label_maps(

@@ -123,6 +123,8 @@ def test_pairs_from_a_table(predictions: Path, labels: Path, tmp_path: Path) -> 
         ("case,prediction,label", "no rows"),
         ("case,prediction,label\na,b.mha,c.nii", "b.mha: unknown format"),
         ("case,prediction,label\na,b.nii,case.nii.gz", "b.nii"),
+        ("case,prediction,label\na,b.nii,c.nii\na,d.nii,e.nii", "'a' has two labels"),
+        ("case,prediction,label\na,b.npz,c.nii\na,d.npz,c.nii", "d.npz: only NIfTI"),
     ):
         table.write_text(text)
         with pytest.raises(InputError, match=expected):
