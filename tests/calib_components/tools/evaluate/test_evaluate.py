@@ -192,6 +192,18 @@ def test_shards_give_the_cases_of_one_run(
     ).read_bytes()
 
 
+def test_files_of_other_names_are_paired_by_a_table(
+    predictions: Path, labels: Path, tmp_path: Path
+) -> None:
+    table = tmp_path / "pairs.csv"
+    table.write_text("case,prediction,label\nx,p1_ed.nii.gz,p1_es_gt.nii.gz\n")
+    cases, columns = run(predictions, labels, tmp_path / "out", pairs=table)
+    assert cases == ["x"]
+    assert columns["dsc_a"] == pytest.approx(dsc(softmax_of(0).argmax(0) == 1, label_of(1) == 1))
+    with pytest.raises(InputError, match="--pairs needs"):
+        evaluate_predictions(predictions, out=tmp_path / "new", pairs=table)
+
+
 @pytest.mark.parametrize("change", ["prediction", "image", "calibration", "structures"])
 def test_what_has_not_changed_after_an_interruption_is_kept(
     change: str,
