@@ -6,7 +6,7 @@ import functools
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -30,13 +30,6 @@ from calib_components.tools.evaluate.pairing import find_pairs, find_predictions
 from calib_components.tools.parallel import map_cases
 
 ENDINGS = (f"{PROBABILITY}.nii.gz", ".npz")  # of calibrated maps: with a grid, and without
-
-
-class _Target(NamedTuple):
-    """A prediction to calibrate, and the file of its calibrated map."""
-
-    prediction: Reader
-    file: Path
 
 
 def calibrate_predictions(
@@ -68,10 +61,10 @@ def calibrate_predictions(
             .npy.
         labels: Folder of their labels, files of the same names, which may end in _gt, _seg or
             _label.
-        pairs: CSV file with the columns case, prediction and label, relative to the two folders.
-            Default: files of the same name are a pair.
         apply_to: Folder of the predictions to scale, of the same model and format.
         out: Folder for the scaled predictions.
+        pairs: CSV file with the columns case, prediction and label, relative to the two folders.
+            Default: files of the same name are a pair.
         structures: Names and label codes, such as liver=1,tumour=2; WT=1+2+4 is a structure of
             several codes. Default: the channels are label codes 0, 1, 2, and so on.
         sigmoid: Whether each channel is one of these structures, in this order, with a sigmoid of
@@ -103,10 +96,8 @@ def calibrate_predictions(
     target_patients = patients_of([*readers], patient_pattern)
     _refuse_calibrated(predictions, fit_readers.values())
     _refuse_calibrated(apply_to, readers.values())
-    targets = [
-        _Target(reader, out / f"{name}{_map_ending(reader)}") for name, reader in readers.items()
-    ]
-    _check_out(out, (predictions, labels, apply_to), [target.file for target in targets], overwrite)
+    files = [out / f"{name}{_map_ending(reader)}" for name, reader in readers.items()]
+    _check_out(out, (predictions, labels, apply_to), files, overwrite)
     fitted, estimate = fit_calibrator(labelled, classes, fitted_on, patients, workers, calibrator)
     shared = find_shared(_items(readers, target_patients), _items(fit_readers, patients))
     if shared:
@@ -116,12 +107,10 @@ def calibrate_predictions(
         )
     make_folder(out)
     with ExitStack() as stack:
-        unfinished = [
-            _Target(target.prediction, stack.enter_context(writing(target.file)))
-            for target in targets
-        ]
+        unfinished = [stack.enter_context(writing(file)) for file in files]
         apply = functools.partial(_calibrate_file, classes=classes, calibrator=fitted)
-        map_cases(apply, unfinished, workers, "scale")
+        targets = [*zip(readers.values(), unfinished, strict=True)]
+        map_cases(apply, targets, workers, "scale")
         for kind in KINDS:
             (out / f"{kind}.json").unlink(missing_ok=True)
     write_estimate(estimate, out)  # where it is, all maps are of it
@@ -175,11 +164,12 @@ def _items(readers: Mapping[str, Reader], patients: Mapping[str, str]) -> list[d
     ]
 
 
-def _calibrate_file(target: _Target, classes: Classes, calibrator: Calibrator) -> None:
-    logits = to_logits(read_prediction(target.prediction, classes), classes.sigmoid)
+def _calibrate_file(target: tuple[Reader, Path], classes: Classes, calibrator: Calibrator) -> None:
+    prediction, file = target
+    logits = to_logits(read_prediction(prediction, classes), classes.sigmoid)
     p = to_probabilities(calibrator(logits[None]), classes.sigmoid)[0]
-    affine = target.prediction.header().affine
+    affine = prediction.header().affine
     if affine is None:
-        np.savez_compressed(target.file, probabilities=p.permute(0, 3, 2, 1))
+        np.savez_compressed(file, probabilities=p.permute(0, 3, 2, 1))
     else:
-        write_map(target.file, p, affine)
+        write_map(file, p, affine)
